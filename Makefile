@@ -108,7 +108,7 @@ chaos: venv ## Kill workers, nodes and drivers under ten runs: no row may be los
 	$(BIN)/python tests/bench/chaos.py --seeds 10
 
 mutants: venv ## Put small faults into pure parts, count what tests notice: make mutants MUTANTS=gates (hours for all)
-	$(BIN)/python tests/support/mutants.py $(MUTANTS)
+	$(BIN)/python tests/support/runs/mutants.py $(MUTANTS)
 
 clean: ## Remove .venv, the demo's output and caches
 	rm -rf .venv demo-output build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from azureserver import AzureServer, missing_reason
-from cli import SHARING, environment
-from commandserver import CommandServer
-from gcsserver import GCSServer
-from grouped import Grouped
 from hypothesis import settings
-from localserver import LocalServer
-from rayhead import RayHead
-from s3server import S3Server
+from support.runs.cli import SHARING, environment
+from support.runs.grouped import Grouped
+from support.servers.azureserver import AzureServer, missing_reason
+from support.servers.commandserver import CommandServer
+from support.servers.gcsserver import GCSServer
+from support.servers.localserver import LocalServer
+from support.servers.rayhead import RayHead
+from support.servers.s3server import S3Server
 
 from pipeline.core import backoff
 from pipeline.storage.store import Store

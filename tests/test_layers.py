@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from package_source import FILES, NAMES, PACKAGE, folders_of, imported, trees
+from support.runs.package_source import FILES, NAMES, PACKAGE, folders_of, imported, trees
 
 # Lowest first: a file imports from its own folder and from those above its own in this list.
 FOLDERS = (
@@ -36,7 +36,7 @@ HEIGHT = {name: height for height, name in enumerate(FOLDERS)}
 HEIGHT |= {"dataflow": HEIGHT["operations"] - 0.5, "__init__": -1, "__main__": len(FOLDERS)}
 # What the data flow through; what two of them share lies below.
 STAGES = ("sources.reader", "preprocessing.images.images", "inference.predictor", "commit.staging")
-OUTSIDE = {"tests", "jobs", "examples", "conftest", "models", "badfiles"}
+OUTSIDE = {"tests", "jobs", "examples", "conftest", "models", "support"}
 
 PROGRAMS = (
     "__main__",

@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from mutants import LISTED, Accepted, Mutant, judge, outcome_of, results
+from support.runs.mutants import LISTED, Accepted, Mutant, judge, outcome_of, results
 
 ROOT = LISTED.parent.parent
 MUTATED = """

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from package_source import NAMES
+from support.runs.package_source import NAMES
 
 import pipeline
 from pipeline.core.errors import JobError

@@ -25,7 +25,7 @@ from annotated_types import Ge, Gt, Le
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from safetensors.torch import save_file
-from snapshots import make_snapshot
+from support.models.snapshots import make_snapshot
 from torch import nn
 from torchvision.models import mobilenet_v3_small
 

@@ -32,10 +32,11 @@ from disturb import DATE, DRAIN, DRIVER, NODE, WORKER, Broken, Disturbed, Outcom
 from machine import machine, today
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
-from cli import pipeline, write_job
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support/toys"))
 from models import LABELS
-from raynodes import RayNodes
+from support.runs.cli import pipeline, write_job
+from support.servers.raynodes import RayNodes
 
 from pipeline.commands.demo.photos import base_photos
 from pipeline.commit.layout import Layout

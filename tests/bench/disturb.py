@@ -20,9 +20,10 @@ from typing import Any
 
 import psutil
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
-from cli import start
-from raynodes import RayNodes
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support/toys"))
+from support.runs.cli import start
+from support.servers.raynodes import RayNodes
 
 DATE = "2026-11-24"
 WORKER, NODE, DRIVER, DRAIN = "worker", "node", "driver", "drain"

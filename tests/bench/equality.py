@@ -30,7 +30,8 @@ from systems import ROOT
 
 from pipeline.commands.demo.photos import build_images, build_parquet
 
-sys.path.insert(0, str(ROOT / "tests" / "support"))
+sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests/support/toys"))
 from models import LABELS, TRANSFORM
 
 DATE = "2026-11-24"

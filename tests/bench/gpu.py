@@ -36,8 +36,9 @@ from text_batches import text_case
 from torchvision.models import get_model
 from turns import tell
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
-from minilm import Unreachable
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support/toys"))
+from support.models.minilm import Unreachable
 
 from pipeline.commands.demo.photos import build_images
 

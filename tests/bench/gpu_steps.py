@@ -26,9 +26,10 @@ from gpu_hour import FAIL, PASS
 from gpu_hour_models import POISON
 from systems import BENCH, ROOT, Case, Unusable, run_job, run_pipeline, write_weights
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
-from cli import command, environment
-from predicting import images, predictor, rows_of
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support/toys"))
+from support.runs.cli import command, environment
+from support.runs.predicting import images, predictor, rows_of
 
 from pipeline.commands.demo.photos import build_images
 from pipeline.core.errors import JobError
@@ -96,11 +97,17 @@ def races(wanted: argparse.Namespace) -> Said:
     """Predict small batches again and again; the CPU's answer is right."""
     rounds = max(1, round(2.5 * wanted.seconds))
     rows = rows_of(images(500, seed=5))
-    expected = _scores(predictor("predicting:convolved", 8, top_k=5), rows)
+    expected = _scores(predictor("support.runs.predicting:convolved", 8, top_k=5), rows)
     worst: dict[str, float] = {}
 
     def compare(name: str, **model: Any) -> None:
-        on = predictor("predicting:convolved", 8, num_gpus=0 if wanted.cpu else 1, top_k=5, **model)
+        on = predictor(
+            "support.runs.predicting:convolved",
+            8,
+            num_gpus=0 if wanted.cpu else 1,
+            top_k=5,
+            **model,
+        )
         worst[name] = max(float(abs(_scores(on, rows) - expected).max()) for _ in range(rounds))
 
     compare("eager")

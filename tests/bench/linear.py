@@ -30,8 +30,9 @@ import pyarrow.parquet as pq
 from machine import machine, today
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
-from cli import command, environment, working, write_job
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support/toys"))
+from support.runs.cli import command, environment, working, write_job
 
 from pipeline.commands.demo.photos import photo_rows
 

@@ -21,10 +21,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support/toys"))
 
 from models import LABELS, TRANSFORM
-from s3server import S3Server
+from support.servers.s3server import S3Server
 
 from pipeline.commit.plan_store import plan_from_json, plan_to_json
 from pipeline.job.reading.loader import parse_job

@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 import torch
 from torchvision.io import encode_png
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
-from cli import command, environment, working, write_job
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support/toys"))
+from support.runs.cli import command, environment, working, write_job
 
 SAMPLE_EVERY_S = 0.25
 MIB = 2**20

@@ -37,8 +37,9 @@ from peer_model import CORES
 from systems import CHECKOUT, INT8, Case, run, tune, write_weights
 from throughput import MODELS
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
-from cli import environment
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support/toys"))
+from support.runs.cli import environment
 
 from pipeline.commands.demo.photos import build_images
 from pipeline.core.environment import PLAIN_RAY

@@ -19,8 +19,9 @@ from peer_model import steady_rate
 from safetensors.torch import save_file
 from torchvision.models import get_model
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
-from cli import command, environment
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support/toys"))
+from support.runs.cli import command, environment
 
 from pipeline.commit.staging import read_footer
 from pipeline.execution.environment import WORKER_ENVIRONMENT as MALLOC

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import environment
+from support.runs.cli import environment
 
 BENCH = Path(__file__).parent
 

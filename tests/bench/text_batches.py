@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import torch
 from systems import Case
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
-from minilm import fetch_minilm
-from passages import passages, write_passages
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support/toys"))
+from support.inputs.passages import passages, write_passages
+from support.models.minilm import fetch_minilm
 
 from pipeline.core.failures import failure_columns
 from pipeline.core.schema import TEXT

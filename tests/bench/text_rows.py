@@ -30,9 +30,10 @@ from linear import run_measured
 from machine import machine, today
 from systems import staged_slices, steady_of
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
-from cli import write_job
-from snapshots import WORDS, make_snapshot
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support/toys"))
+from support.models.snapshots import WORDS, make_snapshot
+from support.runs.cli import write_job
 
 SIZES = (10_000, 100_000, 1_000_000)
 _GROUP_ROWS = 10_000

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import pipeline
-from published import DAY, publish_rows
+from support.runs.cli import pipeline
+from support.runs.published import DAY, publish_rows
 from typer.main import get_command
 
 from pipeline.commands.app import app

@@ -19,11 +19,11 @@ import duckdb
 import polars as pl
 import pyarrow as pa
 import pytest
-from checkout import PYTHONPATH
-from cli import pipeline, write_job
 from deltalake import DeltaTable
-from published import DAY, Rows, prepare_version, publish_rows, slice_table, snapshot
-from selection import quick_cases
+from support.runs.checkout import PYTHONPATH
+from support.runs.cli import pipeline, write_job
+from support.runs.published import DAY, Rows, prepare_version, publish_rows, slice_table, snapshot
+from support.runs.selection import quick_cases
 
 from pipeline.commands.demo.photos import build_parquet
 from pipeline.commit.layout import Layout
@@ -179,7 +179,7 @@ def test_a_table_asked_for_later_begins_with_what_is_current(usual_store: Store)
 
 PUBLISH = """
 import json, sys
-from published import Rows, publish_rows
+from support.runs.published import Rows, publish_rows
 from pipeline.process.failpoints import reach
 from pipeline.storage.store import Store
 uri, options, rows = json.loads(sys.argv[1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from plan_examples import planned, shard_extents
+from support.runs.plan_examples import planned, shard_extents
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.plan_store import adopt_plan, plan_to_json

@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from published import (
+from support.runs.published import (
     DAY,
     Rows,
     age_files,
@@ -17,7 +17,7 @@ from published import (
     read_part_table,
     snapshot,
 )
-from selection import quick_cases
+from support.runs.selection import quick_cases
 
 from pipeline.commit import publish
 from pipeline.commit.layout import Layout

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pytest
 import toy_package
 import toy_table
-from checkout import PYTHONPATH
 from deltalake import DeltaTable
-from published import DAY, Rows, prepare_version, publish_rows, sink_of, snapshot
+from support.runs.checkout import PYTHONPATH
+from support.runs.published import DAY, Rows, prepare_version, publish_rows, sink_of, snapshot
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, current_manifest
@@ -121,7 +121,7 @@ def test_its_options_arrive_and_wrong_ones_are_refused(store: Store):
 
 PUBLISH = """
 import json, sys
-from published import Rows, publish_rows
+from support.runs.published import Rows, publish_rows
 from pipeline.storage.store import Store
 uri, name = json.loads(sys.argv[1])
 publish_rows(Store(uri), rows=Rows(2), table=name)

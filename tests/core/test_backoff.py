@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from report_examples import BARE, report_of
+from support.runs.report_examples import BARE, report_of
 
 from pipeline.core import backoff
 from pipeline.core.backoff import TRIES, TransientError, retries_taken, with_retries

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from published import DAY, Rows, publish_rows
-from reading import plan_job
-from report_examples import report_of
+from support.runs.published import DAY, Rows, publish_rows
+from support.runs.reading import plan_job
+from support.runs.report_examples import report_of
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import Owner

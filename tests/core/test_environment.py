@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from package_source import FILES, PACKAGE
+from support.runs.package_source import FILES, PACKAGE
 
 from pipeline.core import environment
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli import environment, write_job
+from support.runs.cli import environment, write_job
 
 from pipeline.commands.demo.photos import build_images
 from pipeline.commit.published.read import read_predictions

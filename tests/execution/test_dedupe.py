@@ -8,9 +8,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cli import pipeline, write_job
 from hypothesis import given
 from hypothesis import strategies as st
+from support.runs.cli import pipeline, write_job
 
 from pipeline.commands.demo.photos import build_images
 from pipeline.commit.published.read import read_predictions

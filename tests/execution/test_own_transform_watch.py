@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from predicting import images, predictor, rows_of
+from support.runs.predicting import images, predictor, rows_of
 
 from pipeline.core.causes import AlikeError
 from pipeline.core.failures import Failure, Reason

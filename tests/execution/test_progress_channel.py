@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from cli import environment
+from support.runs.cli import environment
 
 from pipeline.execution.progress_channel import ProgressActor
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import ray
-import rayhead
-from checkout import ROOT
-from cli import environment, pipeline, write_job
+from support.runs.checkout import ROOT
+from support.runs.cli import environment, pipeline, write_job
+from support.servers import rayhead
 
 from pipeline.commands.demo.photos import build_images
 from pipeline.commit.published.read import read_predictions

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cli import pipeline, write_job
-from tiny_tokenizer import make_tokenizer
+from support.models.tiny_tokenizer import make_tokenizer
+from support.runs.cli import pipeline, write_job
 
 from pipeline.commands.demo.photos import build_images
 from pipeline.core.errors import JobError, PipelineError

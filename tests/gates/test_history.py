@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from published import Rows, publish_rows
+from support.runs.published import Rows, publish_rows
 
 from pipeline.commit.layout import Layout, earlier_names
 from pipeline.commit.manifest import Manifest, current_manifest

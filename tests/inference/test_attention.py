@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from snapshots import TEXTS, make_snapshot
+from support.models.snapshots import TEXTS, make_snapshot
 
 from pipeline.inference.devices.device import choose_attention
 from pipeline.inference.runtimes import REGISTRY

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkout import PYTHONPATH
-from fake_device import FakeGpu, installed
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from predicting import (
+from support.faults.fake_device import FakeGpu, installed
+from support.runs.checkout import PYTHONPATH
+from support.runs.predicting import (
     BAD,
     BLACK,
     WHITE,
@@ -121,8 +121,10 @@ def test_what_the_host_takes_to_launch_is_counted_beside_what_the_device_takes(g
 def test_lack_of_memory_costs_no_row(gpu: FakeGpu, room_rows: int):
     gpu._row_bytes, gpu.total_bytes = KIB, room_rows * KIB
     rows = rows_of(images(40))
-    model = predictor("predicting:convolved", 8, num_gpus=1)
-    same(predict(model, rows)[0], predict(predictor("predicting:convolved", 8), rows)[0])
+    model = predictor("support.runs.predicting:convolved", 8, num_gpus=1)
+    same(
+        predict(model, rows)[0], predict(predictor("support.runs.predicting:convolved", 8), rows)[0]
+    )
     assert max(gpu.batches) <= room_rows
 
 
@@ -254,7 +256,8 @@ def test_one_actor_of_a_card_at_a_time_has_a_reference_on_it(gpu: FakeGpu):
 def test_the_host_keeps_no_copy_of_weights_that_are_on_the_device():
     """As workers are started, glibc keeps what is freed."""
     code = (
-        "import os; from fake_device import FakeGpu, installed; from predicting import predictor\n"
+        "import os; from support.faults.fake_device import FakeGpu, installed\n"
+        "from support.runs.predicting import predictor\n"
         "from pipeline.process.memory import taken_bytes\n"
         "with installed(FakeGpu()):\n"
         "    predictor('models:colours', num_gpus=1)\n"
@@ -311,8 +314,10 @@ def test_a_batch_that_fails_leaves_nothing_behind_that_the_next_one_reads(gpu: F
             raise ValueError("raised while the copy to the device is under way")
         return run(compute, on_device)
 
-    model = predictor("predicting:convolved", 8, num_gpus=1)
+    model = predictor("support.runs.predicting:convolved", 8, num_gpus=1)
     gpu.run = fails_at_first
     rows = rows_of(images(30, seed=3))
-    same(predict(model, rows)[0], predict(predictor("predicting:convolved", 8), rows)[0])
+    same(
+        predict(model, rows)[0], predict(predictor("support.runs.predicting:convolved", 8), rows)[0]
+    )
     assert len(launched) > np.ceil(30 / 8)

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import gpu_models
 import numpy as np
 import pytest
-from fake_device import FakeGpu, installed
-from predicting import BLACK, WHITE, images, is_predicted, predict, predictor, rows_of
+from support.faults.fake_device import FakeGpu, installed
+from support.runs.predicting import BLACK, WHITE, images, is_predicted, predict, predictor, rows_of
 
 from pipeline.models.agreement import AgreementLimits
 

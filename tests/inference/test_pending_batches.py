@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_tokenizer import text_settings
+from support.models.tiny_tokenizer import text_settings
 
 from pipeline.core.schema import NUM_TOKENS
 from pipeline.inference.slice_results import Batches, Timer

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from predicting import (
+from support.runs.predicting import (
     BAD,
     BLACK,
     OUTPUTS,
@@ -78,7 +78,7 @@ def plain_loop(module: nn.Module, pixels: np.ndarray, top_k: int = 3) -> list[di
 def test_predictions_equal_a_plain_loop(batch_size: int, bad: list[bool], seed: int):
     pixels = images(len(bad), seed)
     failures = [BAD if is_bad else None for is_bad in bad]
-    model = predictor("predicting:convolved", batch_size, transform=NORMALISED)
+    model = predictor("support.runs.predicting:convolved", batch_size, transform=NORMALISED)
     rows, counters = predict(model, rows_of(pixels, failures))
     expected = plain_loop(Convolved(), pixels)
     for is_bad, row, scores in zip(bad, rows, expected, strict=True):
@@ -138,8 +138,11 @@ NUMBERS = [{"name": "a", "shape": []}, {"name": "b", "shape": []}]
 @pytest.mark.parametrize(
     ("factory", "model"),
     [
-        ("predicting:vectors", {"task": "embed", "embedding_dim": 2, "l2_norm": False}),
-        ("predicting:numbers", {"task": "raw", "outputs": NUMBERS}),
+        (
+            "support.runs.predicting:vectors",
+            {"task": "embed", "embedding_dim": 2, "l2_norm": False},
+        ),
+        ("support.runs.predicting:numbers", {"task": "raw", "outputs": NUMBERS}),
     ],
     ids=["one vector", "two outputs"],
 )
@@ -160,7 +163,7 @@ def test_one_number_that_is_not_finite_costs_its_row_and_no_other(
 
 def test_rows_in_several_chunks_and_with_an_offset_are_the_same_rows():
     rows = rows_of(images(12))
-    model = predictor("predicting:convolved", 5)
+    model = predictor("support.runs.predicting:convolved", 5)
     expected = predict(model, rows)[0]
     assert predict(model, pa.concat_tables([rows.slice(0, 5), rows.slice(5)]))[0] == expected
     found = predict(model, rows.slice(3, 6))[0]
@@ -171,8 +174,10 @@ def test_rows_in_several_chunks_and_with_an_offset_are_the_same_rows():
 
 def test_bfloat16_is_close():
     rows = rows_of(images(40))
-    exact, _ = predict(predictor("predicting:convolved", top_k=5), rows)
-    close, _ = predict(predictor("predicting:convolved", top_k=5, precision="bf16"), rows)
+    exact, _ = predict(predictor("support.runs.predicting:convolved", top_k=5), rows)
+    close, _ = predict(
+        predictor("support.runs.predicting:convolved", top_k=5, precision="bf16"), rows
+    )
     for mine, theirs in zip(close, exact, strict=True):
         assert is_predicted(mine)
         assert scores_of(mine) == pytest.approx(scores_of(theirs), abs=0.02)
@@ -316,8 +321,8 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA de
 def test_the_gpu_predicts_what_the_cpu_predicts(precision: str, tolerance: float):
     failures = [BAD if row % 7 == 0 else None for row in range(100)]
     rows = rows_of(images(100), failures)
-    expected, _ = predict(predictor("predicting:convolved", top_k=5), rows)
-    model = predictor("predicting:convolved", num_gpus=1, top_k=5, precision=precision)
+    expected, _ = predict(predictor("support.runs.predicting:convolved", top_k=5), rows)
+    model = predictor("support.runs.predicting:convolved", num_gpus=1, top_k=5, precision=precision)
     found, _ = predict(model, rows)
     for mine, theirs in zip(found, expected, strict=True):
         assert is_predicted(mine) == is_predicted(theirs)
@@ -329,9 +334,11 @@ def test_the_gpu_predicts_what_the_cpu_predicts(precision: str, tolerance: float
 @needs_gpu
 def test_batches_that_overlap_on_the_gpu_do_not_mix():
     pixels = images(500, seed=5)
-    model = predictor("predicting:convolved", 8, num_gpus=1, top_k=5)
+    model = predictor("support.runs.predicting:convolved", 8, num_gpus=1, top_k=5)
     found, counters = predict(model, rows_of(pixels))
-    expected, _ = predict(predictor("predicting:convolved", 8, top_k=5), rows_of(pixels))
+    expected, _ = predict(
+        predictor("support.runs.predicting:convolved", 8, top_k=5), rows_of(pixels)
+    )
     for mine, theirs in zip(found, expected, strict=True):
         assert scores_of(mine) == pytest.approx(scores_of(theirs), abs=1e-4)
     assert counters["transfer"]["busy_s"] > 0

@@ -13,8 +13,8 @@ from typing import Any
 
 import models
 import numpy as np
-import predicting
 import pytest
+from support.runs import predicting
 
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.figures.counters import Counters
@@ -30,10 +30,10 @@ from pipeline.storage.store import Store
 
 DARK = predicting.images(40) // 2
 BRIGHT, WHITE = DARK + 128, np.full_like(DARK, 255)
-LIKELY = {"factory": "predicting:likely"}
-SIGMOIDS = {"factory": "predicting:likely", "args": {"function": "sigmoid"}}
-LOGITS_OF = {"factory": "predicting:convolved"}
-MIXED = {"factory": "predicting:likely", "args": {"from_level": 0.49}}
+LIKELY = {"factory": "support.runs.predicting:likely"}
+SIGMOIDS = {"factory": "support.runs.predicting:likely", "args": {"function": "sigmoid"}}
+LOGITS_OF = {"factory": "support.runs.predicting:convolved"}
+MIXED = {"factory": "support.runs.predicting:likely", "args": {"from_level": 0.49}}
 """Probabilities of dark images, logits of bright ones."""
 ALL = {"task": "multilabel", "min_score": 0.0}
 
@@ -55,7 +55,7 @@ def predictor(
         "sink": {"uri": "out"},
     }
     job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
-    spec = resolve_model(job.model, job.transform, allow_import=["predicting"])
+    spec = resolve_model(job.model, job.transform, allow_import=["support"])
     return Predictor(
         PredictorConfig(
             spec,
@@ -177,13 +177,15 @@ def test_the_reference_check_uses_what_is_settled(store: Store, precision: str):
 def test_each_head_is_settled_by_itself(store: Store):
     one = {"task": "classify", "labels": models.LABELS, "top_k": 5}
     heads = {"plain": one, "likely": one}
-    rows, counted = predicted(predictor(store, factory="predicting:two", heads=heads), DARK)
+    rows, counted = predicted(
+        predictor(store, factory="support.runs.predicting:two", heads=heads), DARK
+    )
     assert set(SliceFigures.from_json(counted).probable_rows) == {"likely"}
     for row in rows:
         assert row["likely_score"] == pytest.approx(row["plain_score"], abs=1e-6)
     heads = {"plain": {**one, "scores": "probabilities"}, "likely": one}
     with pytest.raises(JobError, match=r"^model\.heads\.plain\.scores: "):
-        predicted(predictor(store, factory="predicting:two", heads=heads), DARK)
+        predicted(predictor(store, factory="support.runs.predicting:two", heads=heads), DARK)
 
 
 def test_golden_rows_and_measurements_see_the_same(store: Store):

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-import several_rows
 from models import LABELS
-from several_rows import INPUTS, PAIR, TITLES, job_of, loop, planned
+from support.inputs import several_rows
+from support.inputs.several_rows import INPUTS, PAIR, TITLES, job_of, loop, planned
 
 from pipeline.core.errors import JobError
 from pipeline.core.figures.counters import Counters

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from predicting import images, predictor, rows_of
+from support.runs.predicting import images, predictor, rows_of
 
 from pipeline.inference import slice_progress
 from pipeline.inference.slice_progress import Send, Slice, add_rows, send_to, start_slice

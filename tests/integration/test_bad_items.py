@@ -15,8 +15,8 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from reading import plan_job
-from shard_columns import read_all, source_of, text
+from support.inputs.shard_columns import read_all, source_of, text
+from support.runs.reading import plan_job
 
 from pipeline.core import backoff
 from pipeline.core.errors import InfraError, JobError

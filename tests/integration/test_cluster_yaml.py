@@ -11,8 +11,8 @@ import jsonschema
 import pytest
 import ray.autoscaler
 import yaml
-from checkout import ROOT
 from ray.autoscaler._private.util import prepare_config, validate_config
+from support.runs.checkout import ROOT
 
 TOKEN = "~/.ray/auth_token"  # made by each user
 

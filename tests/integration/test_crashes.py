@@ -9,9 +9,9 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from cli import pipeline, write_job
 from models import LABELS, SIZE_PX, Colours
 from PIL import Image
+from support.runs.cli import pipeline, write_job
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import current_manifest

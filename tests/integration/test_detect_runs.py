@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from badfiles import encode
-from cli import pipeline, write_job
 from models import LABELS, SIZE_PX, spots
 from PIL import Image
+from support.inputs.badfiles import encode
+from support.runs.cli import pipeline, write_job
 
 from pipeline.commit.published.read import read_predictions
 from pipeline.commit.published.verify import verify_output

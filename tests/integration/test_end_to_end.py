@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from badfiles import MAX_IMAGE_BYTES, MAX_IMAGE_PX, bad_files, mutations
-from cli import TIMEOUT_S, pipeline, start, wait_until, write_job
-from commandserver import CommandServer
 from models import LABELS, TRANSFORM, colours
-from s3server import S3Server
+from support.inputs.badfiles import MAX_IMAGE_BYTES, MAX_IMAGE_PX, bad_files, mutations
+from support.runs.cli import TIMEOUT_S, pipeline, start, wait_until, write_job
+from support.servers.commandserver import CommandServer
+from support.servers.s3server import S3Server
 
 from pipeline.commands.demo.photos import build_images, build_parquet
 from pipeline.commit.layout import Layout

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import environment, write_job
-from endings import Ending, run_all
-from published import publish_rows
+from support.runs.cli import environment, write_job
+from support.runs.endings import Ending, run_all
+from support.runs.published import publish_rows
 from typer.main import get_command
 
 from pipeline.commands.app import app

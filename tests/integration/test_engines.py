@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from published import Rows, publish_rows, slice_table
-from s3server import S3Server
+from support.runs.published import Rows, publish_rows, slice_table
+from support.servers.s3server import S3Server
 
 from pipeline.commit.published.read import read_predictions
 from pipeline.storage.store import Store

@@ -16,10 +16,10 @@ import pytest
 import torch
 import toy_package
 import yaml
-from checkout import PYTHONPATH, ROOT
-from cli import Result, pipeline
 from safetensors.torch import load_file
-from snapshots import make_snapshot
+from support.models.snapshots import make_snapshot
+from support.runs.checkout import PYTHONPATH, ROOT
+from support.runs.cli import Result, pipeline
 
 from pipeline.commands.demo.photos import build_images
 from pipeline.commands.demo.texts import MODEL, build_texts

@@ -7,8 +7,8 @@ import functools
 import re
 
 import pytest
-from checkout import TESTS
-from package_source import imported, trees
+from support.runs.checkout import TESTS
+from support.runs.package_source import imported, trees
 
 from pipeline.core.errors import JobError
 from pipeline.execution.cluster.connect import connect

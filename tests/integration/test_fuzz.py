@@ -22,11 +22,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from badfiles import bad_files
-from cli import Result, pipeline, write_job
-from damage import damaged, damaged_end
-from encoded import base_image, encode
-from tars import Entry, pack
+from support.inputs.badfiles import bad_files
+from support.inputs.damage import damaged, damaged_end
+from support.inputs.encoded import base_image, encode
+from support.inputs.tars import Entry, pack
+from support.runs.cli import Result, pipeline, write_job
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.published.read import read_predictions

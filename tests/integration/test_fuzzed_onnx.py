@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import onnx_files
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cli import environment, write_job
-from damage import damaged
-from forkedcommands import ForkedCommands
 from onnx import TensorProto
-from snapshots import make_snapshot
+from support.inputs.damage import damaged
+from support.models import onnx_files
+from support.models.snapshots import make_snapshot
+from support.runs.cli import environment, write_job
+from support.servers.forkedcommands import ForkedCommands
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from cli import Result, pipeline, write_job
 from PIL import Image
-from published import snapshot
+from support.runs.cli import Result, pipeline, write_job
+from support.runs.published import snapshot
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, current_manifest

@@ -11,15 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import onnx_files
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cli import environment, write_job
-from forkedcommands import Ended, ForkedCommands
-from hostile import HOSTILE, ONNX, QUICK, TOKENIZER
-from snapshots import make_snapshot
-from tiny_tokenizer import make_tokenizer
+from support.inputs.hostile import HOSTILE, ONNX, QUICK, TOKENIZER
+from support.models import onnx_files
+from support.models.snapshots import make_snapshot
+from support.models.tiny_tokenizer import make_tokenizer
+from support.runs.cli import environment, write_job
+from support.servers.forkedcommands import Ended, ForkedCommands
 
 pytestmark = pytest.mark.early
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from checkout import ROOT
+from support.runs.checkout import ROOT
 
 from pipeline.commands.demo.photos import build_parquet
 from pipeline.job.job import Job

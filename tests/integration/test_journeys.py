@@ -21,12 +21,12 @@ import pandas as pd
 import polars as pl
 import pytest
 import torch
-from cli import Result, command, environment, pipeline, wait_until, write_job
-from encoded import base_image, encode
 from models import Colours
 from PIL import features
-from rayhead import RayHead
 from safetensors.torch import save
+from support.inputs.encoded import base_image, encode
+from support.runs.cli import Result, command, environment, pipeline, wait_until, write_job
+from support.servers.rayhead import RayHead
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -17,15 +17,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from badfiles import encode
-from checkout import PYTHONPATH
-from cli import pipeline, write_job
-from jsonl_shards import CODECS
-from localserver import LocalServer
 from models import LABELS, WORDS_OF_LABELS
 from PIL import Image
-from tars import Entry, pack
-from tiny_tokenizer import make_tokenizer
+from support.inputs.badfiles import encode
+from support.inputs.jsonl_shards import CODECS
+from support.inputs.tars import Entry, pack
+from support.models.tiny_tokenizer import make_tokenizer
+from support.runs.checkout import PYTHONPATH
+from support.runs.cli import pipeline, write_job
+from support.servers.localserver import LocalServer
 
 from pipeline.commands.demo.photos import build_images
 from pipeline.commit.published.read import read_predictions

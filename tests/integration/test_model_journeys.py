@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cli import pipeline
 from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
-from snapshots import make_timm
+from support.models.snapshots import make_timm
+from support.runs.cli import pipeline
 
 from pipeline.commands.demo.photos import build_images
 from pipeline.commit.published.read import read_predictions

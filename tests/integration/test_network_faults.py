@@ -10,8 +10,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cli import pipeline, write_job
-from faultproxy import (
+from support.inputs.jsonl_shards import CODECS, lines
+from support.models.snapshots import TEXTS, make_snapshot
+from support.runs.cli import pipeline, write_job
+from support.servers.faultproxy import (
     ERROR_BODY,
     RESET_AFTER,
     RESET_BEFORE,
@@ -21,9 +23,7 @@ from faultproxy import (
     Rule,
     bad_network,
 )
-from jsonl_shards import CODECS, lines
-from s3server import S3Server
-from snapshots import TEXTS, make_snapshot
+from support.servers.s3server import S3Server
 
 from pipeline.commands.demo.photos import build_parquet
 from pipeline.commit.published.read import read_predictions

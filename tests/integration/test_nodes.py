@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from checkout import TESTS
+from support.runs.checkout import TESTS
 
 CHAOS = TESTS / "bench" / "chaos.py"
 NUM_ROWS = 1200

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from cli import command, environment, pipeline, write_job
-from faultproxy import EXPIRED, FaultProxy, Rule
-from s3server import S3Server
+from support.runs.cli import command, environment, pipeline, write_job
+from support.servers.faultproxy import EXPIRED, FaultProxy, Rule
+from support.servers.s3server import S3Server
 
 from pipeline.commands.demo.photos import build_images
 from pipeline.core.errors import InfraError

@@ -7,9 +7,9 @@ from typing import Any
 
 import own_transforms
 import pytest
-from cli import Result, pipeline, write_job
 from models import LABELS
 from PIL import Image
+from support.runs.cli import Result, pipeline, write_job
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import current_manifest

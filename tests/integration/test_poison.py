@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from badfiles import bad_files, base_image, encode, good_odd_files, mutations
-from worker_pixels import in_a_worker
+from support.inputs.badfiles import bad_files, base_image, encode, good_odd_files, mutations
+from support.inputs.worker_pixels import in_a_worker
 
 from pipeline.core.failures import Reason
 

@@ -16,9 +16,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from faultplaces import COPY, CREATE, DELETE, PUT, Bucket, Disk, Point
-from faultproxy import FaultProxy
-from protocol import (
+from support.faults.faultplaces import COPY, CREATE, DELETE, PUT, Bucket, Disk, Point
+from support.runs.protocol import (
     FOLDERS,
     LAYOUT,
     Children,
@@ -29,7 +28,7 @@ from protocol import (
     run_once,
     writer_of,
 )
-from published import (
+from support.runs.published import (
     DAY,
     Rows,
     make_plan,
@@ -39,8 +38,9 @@ from published import (
     slice_table,
     snapshot,
 )
-from s3server import S3Server
-from selection import quick_cases
+from support.runs.selection import quick_cases
+from support.servers.faultproxy import FaultProxy
+from support.servers.s3server import S3Server
 
 from pipeline.commit.layout import staged_name
 from pipeline.commit.manifest import log_numbers

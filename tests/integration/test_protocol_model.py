@@ -32,9 +32,9 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from protocol import KEEP_VERSIONS, LAYOUT, LONG_AGO_S, run_once
-from published import Rows, make_plan, slice_table
-from stepping import Fault, Killed, Program
+from support.runs.protocol import KEEP_VERSIONS, LAYOUT, LONG_AGO_S, run_once
+from support.runs.published import Rows, make_plan, slice_table
+from support.runs.stepping import Fault, Killed, Program
 
 from pipeline.commit.lease import hold_lease
 from pipeline.commit.manifest import Manifest, log_numbers, read_manifest

@@ -16,10 +16,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from checkout import ROOT
-from earlier_partitions import EarlierPartition
-from published import DAY, Rows, prepare_version, publish_rows
-from stepping import Program
+from support.runs.checkout import ROOT
+from support.runs.earlier_partitions import EarlierPartition
+from support.runs.published import DAY, Rows, prepare_version, publish_rows
+from support.runs.stepping import Program
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, Part, current_manifest, log_numbers, read_manifest

@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from checkout import SUPPORT
-from tiny_tokenizer import text_settings
+from support.models.tiny_tokenizer import text_settings
+from support.runs.checkout import SUPPORT
 
 from pipeline.core.arrays import images_to_arrow
 from pipeline.core.cache.node_cache import key_of
@@ -53,7 +53,7 @@ from pipeline.sources.rows import Reader
 from pipeline.sources.units import Unit
 from pipeline.storage.store import Store
 
-CORPUS = SUPPORT / "corpus"
+CORPUS = SUPPORT / "inputs" / "corpus"
 LIMITS = DecodeLimits(max_image_bytes=1_000_000, max_image_px=1_000_000)
 
 EXPECTED: dict[str, tuple[int, str]] = {
@@ -200,7 +200,7 @@ TASKS: dict[str, dict[str, Any]] = {
         "factory": "models:colours", "task": "multilabel", "labels": models.LABELS,
         "min_score": 0.3,
     },
-    "probabilities": {"factory": "predicting:likely", "labels": models.LABELS},
+    "probabilities": {"factory": "support.runs.predicting:likely", "labels": models.LABELS},
     "score": {"factory": "models:redness", "task": "score"},
     "zero_shot": {
         "factory": "models:colours", "task": "zero_shot", "prompts": models.LABELS, "top_k": 2,
@@ -230,7 +230,7 @@ def predicted() -> list[Any]:
             "sink": {"uri": "out"},
         }
         job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
-        spec = resolve_model(job.model, job.transform, allow_import=["models", "predicting"])
+        spec = resolve_model(job.model, job.transform, allow_import=["models", "support"])
         predictor = Predictor(PredictorConfig(spec, 4, 0, 1, pa.schema([])))
         rows = predictor.predict(model_input(10), {})
         # What the input publishes is of area `transform`.

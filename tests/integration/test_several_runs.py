@@ -10,13 +10,13 @@ import numpy as np
 import own_transforms
 import pyarrow.parquet as pq
 import pytest
-import several_rows
 import yaml
-from badfiles import encode
-from cli import pipeline
 from models import LABELS
 from PIL import Image
-from several_rows import INPUTS, PAIR, loop
+from support.inputs import several_rows
+from support.inputs.badfiles import encode
+from support.inputs.several_rows import INPUTS, PAIR, loop
+from support.runs.cli import pipeline
 
 from pipeline.commit.published.read import read_predictions
 

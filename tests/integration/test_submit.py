@@ -15,9 +15,9 @@ from types import SimpleNamespace
 from typing import IO
 
 import pytest
-from cli import pipeline, start, write_job
-from endings import Ending, run_all
-from rayhead import RayHead
+from support.runs.cli import pipeline, start, write_job
+from support.runs.endings import Ending, run_all
+from support.servers.rayhead import RayHead
 
 from pipeline.commands.demo.photos import Built, build_images
 from pipeline.commit.layout import Layout

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cli import pipeline, write_job
+from support.runs.cli import pipeline, write_job
 
 from pipeline.commit.published.read import read_predictions
 from pipeline.commit.published.verify import verify_output

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from earlier_partitions import LAYOUT, EarlierPartition, predict_rows
-from retry_runs import NUM_ROWS, make_partition, write_images, write_parquet
+from support.runs.earlier_partitions import LAYOUT, EarlierPartition, predict_rows
+from support.runs.retry_runs import NUM_ROWS, make_partition, write_images, write_parquet
 
 from pipeline.commit.parts.part_writer import file_metadata
 from pipeline.commit.plan_store import adopt_plan

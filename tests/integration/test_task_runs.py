@@ -9,8 +9,8 @@ import models
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cli import pipeline, write_job
-from snapshots import make_snapshot
+from support.models.snapshots import make_snapshot
+from support.runs.cli import pipeline, write_job
 
 from pipeline.commands.demo.photos import build_images
 from pipeline.commit.layout import Layout

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from checkout import ROOT
-from cli import pipeline
-from onnx_files import image_model, save
-from snapshots import make_snapshot, make_timm
+from support.models.onnx_files import image_model, save
+from support.models.snapshots import make_snapshot, make_timm
+from support.runs.checkout import ROOT
+from support.runs.cli import pipeline
 
 from pipeline.commands.demo.photos import build_images
 from pipeline.commit.published.read import read_predictions

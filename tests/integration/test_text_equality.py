@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from cli import pipeline, write_job
-from minilm import Unreachable, fetch_minilm
-from passages import passages
+from support.inputs.passages import passages
+from support.models.minilm import Unreachable, fetch_minilm
+from support.runs.cli import pipeline, write_job
 
 from pipeline.commit.published.read import read_predictions
 from pipeline.core.failures import failure_columns

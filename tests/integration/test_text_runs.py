@@ -9,10 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cli import Result, pipeline, write_job
-from earlier_partitions import damage, write_same_time
 from models import LABELS, WORDS_OF_LABELS
-from tiny_tokenizer import make_tokenizer
+from support.models.tiny_tokenizer import make_tokenizer
+from support.runs.cli import Result, pipeline, write_job
+from support.runs.earlier_partitions import damage, write_same_time
 from tokenizers import Regex, pre_tokenizers
 
 from pipeline.commit.layout import Layout

@@ -16,10 +16,10 @@ import toy_runtime
 import toy_source
 import toy_table
 import toy_task
-from checkout import PYTHONPATH
-from cli import TIMEOUT_S, Result, environment, write_job
-from commandserver import CommandServer
-from encoded import base_image, png
+from support.inputs.encoded import base_image, png
+from support.runs.checkout import PYTHONPATH
+from support.runs.cli import TIMEOUT_S, Result, environment, write_job
+from support.servers.commandserver import CommandServer
 
 from pipeline.commands.demo.photos import build_images
 from pipeline.commit.layout import Layout

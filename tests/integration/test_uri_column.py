@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from httpserver import WebServer, answer, ok
-from reading import plan_job, read, rows
+from support.runs.reading import plan_job, read, rows
+from support.servers.httpserver import WebServer, answer, ok
 
 from pipeline.core.errors import JobError
 from pipeline.storage.store import Store

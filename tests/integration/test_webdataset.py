@@ -14,10 +14,10 @@ from typing import Any
 import models
 import pyarrow as pa
 import pytest
-from cli import pipeline, write_job
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tars import END_BYTES, Entry, pack
+from support.inputs.tars import END_BYTES, Entry, pack
+from support.runs.cli import pipeline, write_job
 
 from pipeline.commands.demo.photos import build_images
 from pipeline.commit.layout import Layout

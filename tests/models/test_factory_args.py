@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from model_cases import resolve
-from predicting import images, predict, predictor, rows_of
+from support.models.model_cases import resolve
+from support.runs.predicting import images, predict, predictor, rows_of
 
 from pipeline.core.errors import JobError
 from pipeline.job.job import Model

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
-from snapshots import PAIRS, TEXTS, change_json, make_snapshot, make_timm
+from support.models.snapshots import PAIRS, TEXTS, change_json, make_snapshot, make_timm
 
 from pipeline.core.failures import failure_columns
 from pipeline.core.schema import TEXT, TEXT_PAIR

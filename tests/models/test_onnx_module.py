@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx_files
 import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
+from support.models import onnx_files
 
 from pipeline.models.directories.onnx.file import read_onnx_facts
 from pipeline.models.onnx_module import OnnxModule

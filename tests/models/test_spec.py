@@ -18,8 +18,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_cases import LABELS, colours_state, refusal, resolve, saved
 from safetensors.torch import save_file
+from support.models.model_cases import LABELS, colours_state, refusal, resolve, saved
 
 from pipeline.core.errors import JobError
 from pipeline.models.spec import load_module

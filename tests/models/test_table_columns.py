@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx_files
 import pandas as pd
 import pytest
 from onnx import TensorProto, helper
-from onnx_files import FLOAT, INT64, make_model, save, value
-from onnx_tables import predicted
+from support.models import onnx_files
+from support.models.onnx_files import FLOAT, INT64, make_model, save, value
+from support.models.onnx_tables import predicted
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories.onnx.file import read_onnx_facts

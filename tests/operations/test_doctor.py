@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import pipeline, write_job
-from endings import Ending, run_all
+from support.runs.cli import pipeline, write_job
+from support.runs.endings import Ending, run_all
 
 from pipeline.commands.demo.photos import build_images
 from pipeline.operations.doctor import doctor

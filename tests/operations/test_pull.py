@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import Result, pipeline
-from hubserver import COMMIT, OTHER_COMMIT, TOKEN, HubServer
-from s3server import S3Server
+from support.runs.cli import Result, pipeline
+from support.servers.hubserver import COMMIT, OTHER_COMMIT, TOKEN, HubServer
+from support.servers.s3server import S3Server
 
 from pipeline.core import backoff
 from pipeline.core.errors import InfraError, JobError

@@ -14,15 +14,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cli import pipeline, write_job
-from earlier_partitions import LAYOUT, EarlierPartition, damage, write_same_time
-from faultplaces import COPY, CREATE, DELETE, PUT, Bucket, Disk, Point
-from faultproxy import FaultProxy
-from httpserver import WebServer, answer, ok
-from protocol import Children, assert_readable
-from published import DAY
-from s3server import S3Server
-from selection import quick_cases
+from support.faults.faultplaces import COPY, CREATE, DELETE, PUT, Bucket, Disk, Point
+from support.runs.cli import pipeline, write_job
+from support.runs.earlier_partitions import LAYOUT, EarlierPartition, damage, write_same_time
+from support.runs.protocol import Children, assert_readable
+from support.runs.published import DAY
+from support.runs.selection import quick_cases
+from support.servers.faultproxy import FaultProxy
+from support.servers.httpserver import WebServer, answer, ok
+from support.servers.s3server import S3Server
 
 from pipeline.commands.demo.photos import build_images
 from pipeline.commit.manifest import current_manifest, log_numbers

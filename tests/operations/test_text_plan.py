@@ -6,12 +6,12 @@ import io
 from pathlib import Path
 from typing import Any
 
-import onnx_files
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
-from snapshots import TEXTS, make_snapshot
+from support.models import onnx_files
+from support.models.snapshots import TEXTS, make_snapshot
 
 from pipeline.core.errors import JobError
 from pipeline.job.job import Job

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from plan_examples import SPEC
+from support.runs.plan_examples import SPEC
 
 from pipeline.job.reading.loader import parse_job
 from pipeline.planning.plan import Plan, make_plan, what_changed

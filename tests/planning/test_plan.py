@@ -15,10 +15,18 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
-from checkout import PYTHONPATH
 from hypothesis import example, given
 from hypothesis import strategies as st
-from plan_examples import SPEC, example_plan, inputs_of, job, planned, shard_extents, spec_of
+from support.runs.checkout import PYTHONPATH
+from support.runs.plan_examples import (
+    SPEC,
+    example_plan,
+    inputs_of,
+    job,
+    planned,
+    shard_extents,
+    spec_of,
+)
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.plan_store import PLAN_VERSION, adopt_plan, plan_from_json, plan_to_json
@@ -434,7 +442,7 @@ def test_a_stored_plan_never_says_what_is_skipped_now(tmp_path: Path):
 
 
 IN_ANOTHER_PROCESS = """
-import plan_examples
+from support.runs import plan_examples
 plan = plan_examples.example_plan()
 print(plan.fingerprint, [unit.bounds for unit in plan.units])
 """

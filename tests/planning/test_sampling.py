@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from plan_examples import SPEC, job
-from tars import Entry, pack
+from support.inputs.tars import Entry, pack
+from support.runs.plan_examples import SPEC, job
 
 from pipeline.planning.plan import Plan, make_plan
 from pipeline.planning.sampling import sample_rows, sample_units

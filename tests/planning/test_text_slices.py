@@ -7,7 +7,7 @@ import datetime as dt
 from typing import Any
 
 import pytest
-from plan_examples import DOCUMENT, shard_extents
+from support.runs.plan_examples import DOCUMENT, shard_extents
 
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import parse_job

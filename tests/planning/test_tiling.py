@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from plan_examples import planned, shard_extents
+from support.runs.plan_examples import planned, shard_extents
 
 from pipeline.core.errors import InfraError
 from pipeline.core.slices import SliceKey

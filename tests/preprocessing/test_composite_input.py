@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from encoded import base_image, png
-from tiny_tokenizer import text_settings
+from support.inputs.encoded import base_image, png
+from support.models.tiny_tokenizer import text_settings
 from torch import nn
 
 from pipeline.core.errors import JobError

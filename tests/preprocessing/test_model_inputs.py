@@ -14,8 +14,8 @@ import pytest
 import torch
 import toy_input
 import toy_package
-from encoded import base_image, png
-from tiny_tokenizer import text_settings
+from support.inputs.encoded import base_image, png
+from support.models.tiny_tokenizer import text_settings
 
 from pipeline.core import registry
 from pipeline.core.arrays import empty_column

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import environment, write_job
 from hypothesis import example, given
 from hypothesis import strategies as st
-from report_examples import everywhere, report_of
 from rich.text import Text
+from support.runs.cli import environment, write_job
+from support.runs.report_examples import everywhere, report_of
 
 from pipeline.core.printable import joined, printable
 from pipeline.process.screen import LineFormatter, as_lines

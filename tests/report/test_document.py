@@ -5,7 +5,7 @@ import json
 import jsonschema
 import pytest
 from pydantic import ValidationError
-from report_examples import (
+from support.runs.report_examples import (
     BARE,
     CASES,
     FULL,

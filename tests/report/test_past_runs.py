@@ -4,8 +4,8 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from published import put_report
-from report_examples import FULL, Facts, document_of, report_of
+from support.runs.published import put_report
+from support.runs.report_examples import FULL, Facts, document_of, report_of
 
 from pipeline.report.document import Report
 from pipeline.report.history import Recipe, find_past_run

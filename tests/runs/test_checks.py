@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import models
-import onnx_files
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from cli import write_job
 from PIL import Image
-from tiny_tokenizer import make_tokenizer
+from support.models import onnx_files
+from support.models.tiny_tokenizer import make_tokenizer
+from support.runs.cli import write_job
 
 from pipeline.core.errors import JobError
 from pipeline.dataflow import run_job

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from protocol import LAYOUT, compute, new_run, run_once
-from published import Rows, make_plan, run_here, slice_table
+from support.runs.protocol import LAYOUT, compute, new_run, run_once
+from support.runs.published import Rows, make_plan, run_here, slice_table
 
 from pipeline.commit.lease import hold_lease
 from pipeline.commit.manifest import current_manifest, log_numbers

@@ -12,11 +12,11 @@ import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cli import pipeline, write_job
 from onnx import helper, numpy_helper
-from onnx_files import FLOAT, make_model, value
 from PIL import Image
-from tiny_tokenizer import make_tokenizer
+from support.models.onnx_files import FLOAT, make_model, value
+from support.models.tiny_tokenizer import make_tokenizer
+from support.runs.cli import pipeline, write_job
 
 from pipeline.commit.layout import Layout
 from pipeline.core.errors import JobError

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from models import LABELS, TRANSFORM
-from published import DAY, Rows, publish_rows
+from support.runs.published import DAY, Rows, publish_rows
 
 from pipeline.commit.layout import Layout
 from pipeline.core.errors import GateRefused, InfraError, InputMissing, PipelineError, Stopped

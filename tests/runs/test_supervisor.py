@@ -19,9 +19,9 @@ from typing import Any
 
 import psutil
 import pytest
-from cli import command, environment, pipeline, start, wait_until, working, write_job
 from models import LABELS
-from rayhead import RayHead
+from support.runs.cli import command, environment, pipeline, start, wait_until, working, write_job
+from support.servers.rayhead import RayHead
 
 from pipeline.commands.demo.photos import build_images
 from pipeline.commit.published.read import read_predictions

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cli import write_job
-from plan_examples import shard_extents
+from support.runs.cli import write_job
+from support.runs.plan_examples import shard_extents
 
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import read_job

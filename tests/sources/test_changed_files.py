@@ -12,9 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from reading import plan_job
-from tars import files
-from tars import pack as pack_tar
+from support.inputs.tars import files
+from support.inputs.tars import pack as pack_tar
+from support.runs.reading import plan_job
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.plan_store import adopt_plan

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_files
 import onnxruntime
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from shard_columns import features_of, read_all, source_of
+from support.inputs.shard_columns import features_of, read_all, source_of
+from support.models import onnx_files
 from torch import nn
 
 from pipeline.job.source import Source

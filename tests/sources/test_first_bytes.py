@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from encoded import base_image, png
+from support.inputs.encoded import base_image, png
 
 from pipeline.core.errors import JobError
 from pipeline.job.source import Source

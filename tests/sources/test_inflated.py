@@ -12,7 +12,7 @@ import zlib
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jsonl_shards import CODECS, zstd
+from support.inputs.jsonl_shards import CODECS, zstd
 
 from pipeline.sources.inflated import BrokenBehind, opened
 from pipeline.sources.whole_file import Broken

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from faultproxy import DENIED, FaultProxy, Rule
-from s3server import S3Server
+from support.servers.faultproxy import DENIED, FaultProxy, Rule
+from support.servers.s3server import S3Server
 
 from pipeline.core.errors import InputMissing, JobError
 from pipeline.core.failures import Reason

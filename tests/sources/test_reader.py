@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reading import plan_job, read, rows
+from support.runs.reading import plan_job, read, rows
 
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.schema import IMAGE_FIELDS, source_schema

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import toy_package
-from encoded import base_image, png
 from pydantic import ValidationError
+from support.inputs.encoded import base_image, png
 from toy_source import POINTS, TOY_FILES
 
 from pipeline.core import registry

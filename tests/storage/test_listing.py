@@ -12,7 +12,7 @@ import models
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from localserver import LocalServer
+from support.servers.localserver import LocalServer
 
 from pipeline.commit.plan_store import plan_to_json
 from pipeline.core.errors import InfraError

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from gcsfs.core import GCSFileSystem
-from localserver import LocalServer
+from support.servers.localserver import LocalServer
 
 from pipeline.storage.backends import object_store
 from pipeline.storage.interface import FileExpired

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from earlier_partitions import EarlierPartition
 from hypothesis import given
 from hypothesis import strategies as st
+from support.runs.earlier_partitions import EarlierPartition
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, current_manifest

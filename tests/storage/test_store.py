@@ -27,8 +27,8 @@ from typing import ClassVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from azureserver import AzureServer
-from faultproxy import (
+from support.servers.azureserver import AzureServer
+from support.servers.faultproxy import (
     CONFLICT,
     ERROR_BODY,
     RESET_AFTER,
@@ -40,10 +40,10 @@ from faultproxy import (
     FaultProxy,
     Rule,
 )
-from gcsserver import GCSServer
-from localserver import LocalServer
-from ports import free_ports
-from s3server import S3Server
+from support.servers.gcsserver import GCSServer
+from support.servers.localserver import LocalServer
+from support.servers.ports import free_ports
+from support.servers.s3server import S3Server
 
 from pipeline.core.backoff import TRIES, TransientError
 from pipeline.core.errors import InfraError, JobError

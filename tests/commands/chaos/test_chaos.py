@@ -12,10 +12,10 @@ from typing import Any
 import psutil
 import pyarrow as pa
 import pytest
-from cli import pipeline, write_job
-from encoded import base_image, encode
-from jsonl_shards import lines, read_all, source_of
-from tars import Entry, pack
+from support.inputs.encoded import base_image, encode
+from support.inputs.jsonl_shards import lines, read_all, source_of
+from support.inputs.tars import Entry, pack
+from support.runs.cli import pipeline, write_job
 
 from pipeline.commands.chaos.compare import (
     Difference,

@@ -6,9 +6,9 @@ import datetime as dt
 from pathlib import Path
 
 import pytest
-from checkout import ROOT
-from cli import Result, pipeline
-from snapshots import make_snapshot
+from support.models.snapshots import make_snapshot
+from support.runs.checkout import ROOT
+from support.runs.cli import Result, pipeline
 
 from pipeline.commands.demo.demo import build_demo, demo_job
 from pipeline.commands.demo.photos import Built

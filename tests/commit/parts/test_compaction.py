@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from checkout import PYTHONPATH, SUPPORT
-from published import run_here
+from support.runs.checkout import PYTHONPATH, SUPPORT
+from support.runs.published import run_here
 
 from pipeline.commit.parts.compaction import Compacted, Compactor, SizedSlice, compact_slices
 from pipeline.commit.staging import StagingWriter
@@ -168,7 +168,7 @@ def test_an_output_without_predictions_still_has_one_part(tmp_path: Path, num_sl
 PEAK = """
 import resource, sys
 import numpy as np, pyarrow as pa
-from published import run_here
+from support.runs.published import run_here
 from pipeline.commit.parts.compaction import Compactor, compact_slices
 from pipeline.core.failures import failure_columns
 from pipeline.core.schema import prediction_schema, staged_schema

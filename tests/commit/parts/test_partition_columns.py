@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from published import (
+from support.runs.published import (
     DAY,
     Rows,
     prepare_version,

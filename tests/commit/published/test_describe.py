@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from models import LABELS, TRANSFORM
 from PIL import Image
-from published import DAY, Rows, labels_of, publish_rows, put_report, snapshot
-from report_examples import BARE, document_of
 from rich.console import Console
+from support.runs.published import DAY, Rows, labels_of, publish_rows, put_report, snapshot
+from support.runs.report_examples import BARE, document_of
 
 import pipeline
 from pipeline.commit.layout import Layout, staged_name

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from published import (
+from support.runs.published import (
     DAY,
     Rows,
     encode,

@@ -19,8 +19,8 @@ import toy_input
 import toy_package
 import toy_task
 import yaml
-from checkout import ROOT
-from tiny_tokenizer import make_tokenizer
+from support.models.tiny_tokenizer import make_tokenizer
+from support.runs.checkout import ROOT
 
 from pipeline.core import registry
 from pipeline.core.errors import JobError

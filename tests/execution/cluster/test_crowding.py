@@ -6,9 +6,9 @@ import json
 import subprocess
 import sys
 
-import crowding
 import pytest
-from cli import environment
+from support.faults import crowding
+from support.runs.cli import environment
 
 CORES, LATER = 4, 80
 

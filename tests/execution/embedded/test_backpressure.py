@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 
-from cli import environment
+from support.runs.cli import environment
 
 from pipeline.execution.embedded.backpressure import SLICES, SLICES_PER_ACTOR
 

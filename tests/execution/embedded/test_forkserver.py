@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from cli import environment, left_by
+from support.runs.cli import environment, left_by
 
 from pipeline.execution.embedded import forkserver_stub
 from pipeline.execution.embedded.forkserver import ForkServer, fork_workers

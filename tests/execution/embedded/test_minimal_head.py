@@ -8,7 +8,7 @@ import sys
 from types import SimpleNamespace
 
 import psutil
-from cli import environment, left_by
+from support.runs.cli import environment, left_by
 
 from pipeline.execution.embedded.driver_actors import _Called
 from pipeline.execution.embedded.minimal_head import _without

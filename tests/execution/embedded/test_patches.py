@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkout import ROOT
-from cli import environment
+from support.runs.checkout import ROOT
+from support.runs.cli import environment
 
 from pipeline.execution.private_names import NameMissing, look_up
 

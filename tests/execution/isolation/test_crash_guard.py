@@ -15,8 +15,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from badfiles import base_image, encode
-from checkout import PYTHONPATH
 from deadly import (
     CRASH,
     KILL,
@@ -28,6 +26,8 @@ from deadly import (
     double,
     rows_of,
 )
+from support.inputs.badfiles import base_image, encode
+from support.runs.checkout import PYTHONPATH
 
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
 from pipeline.core.figures.counters import Counters, StageCounters

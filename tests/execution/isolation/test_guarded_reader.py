@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deadly import die_over
-from faultproxy import STALL, FaultProxy, Rule
-from reading import plan_job
-from s3server import S3Server
-from tars import files
-from tars import pack as pack_tar
+from support.inputs.tars import files
+from support.inputs.tars import pack as pack_tar
+from support.runs.reading import plan_job
+from support.servers.faultproxy import STALL, FaultProxy, Rule
+from support.servers.s3server import S3Server
 
 from pipeline.core.failures import Reason
 from pipeline.core.figures.counters import merge

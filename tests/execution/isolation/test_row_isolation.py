@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from checkout import PYTHONPATH
 from deadly import (
     ABORT,
     EXIT,
@@ -37,6 +36,7 @@ from deadly import (
     wait_for_end,
     wait_until,
 )
+from support.runs.checkout import PYTHONPATH
 
 from pipeline.core.errors import InfraError
 from pipeline.core.failures import Failure, Reason, failures_of

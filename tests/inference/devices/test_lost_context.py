@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from checkout import PYTHONPATH
-from gpu_worker import BATCH_SIZE, slice_of
-from predicting import predictor, rows_of
+from support.faults.gpu_worker import BATCH_SIZE, slice_of
+from support.runs.checkout import PYTHONPATH
+from support.runs.predicting import predictor, rows_of
 
 from pipeline.execution.ray_options import CALLS_AT_ONCE
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from predicting import images, predict, predictor, rows_of
+from support.runs.predicting import images, predict, predictor, rows_of
 
 
 def num_compiled() -> int:
@@ -12,7 +12,7 @@ def num_compiled() -> int:
 
 
 def test_no_slice_is_compiled_again_for_the_rows_that_it_has():
-    model = predictor("predicting:convolved", batch_size=4, runtime="compile")
+    model = predictor("support.runs.predicting:convolved", batch_size=4, runtime="compile")
     loaded = num_compiled()
     assert loaded, "loading compiles"
     for num_rows in (7, 4, 1, 9, 2):

@@ -99,7 +99,7 @@ def test_the_reference_is_exact_and_what_was_before_comes_back(way: str):
 def test_a_module_that_sets_flags_while_it_is_loaded_does_not_decide(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    from predicting import predictor
+    from support.runs.predicting import predictor
 
     seen: list[list[object]] = []
     forward: Callable[..., torch.Tensor] = __import__("models").Colours.forward
@@ -110,7 +110,7 @@ def test_a_module_that_sets_flags_while_it_is_loaded_does_not_decide(
 
     monkeypatch.setattr("models.Colours.forward", watched)
     monkeypatch.setattr("models.Colours.train", lambda self, mode=True: (set_each(), self)[1])
-    from predicting import images, predict, rows_of
+    from support.runs.predicting import images, predict, rows_of
 
     predict(predictor("models:colours"), rows_of(images(3)))
     assert seen == [wanted(EXACT)]

@@ -13,8 +13,8 @@ import models
 import numpy as np
 import pytest
 import torch
-from cli import pipeline, write_job
-from predicting import PASS_THROUGH, Convolved, images, predict, rows_of
+from support.runs.cli import pipeline, write_job
+from support.runs.predicting import PASS_THROUGH, Convolved, images, predict, rows_of
 
 from pipeline.commands.demo.photos import build_images
 from pipeline.commit.published.garbage import unneeded_models
@@ -49,7 +49,7 @@ def config_of(store: Store, runtime: str = "onnxruntime", sha256: str | None = N
     document = {
         "source": {"uri": "in", "format": "images"},
         "model": {
-            "factory": "predicting:convolved",
+            "factory": "support.runs.predicting:convolved",
             "labels": models.LABELS,
             "runtime": runtime,
             "precision": precision,
@@ -58,7 +58,7 @@ def config_of(store: Store, runtime: str = "onnxruntime", sha256: str | None = N
         "sink": {"uri": "out"},
     }
     job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
-    spec = resolve_model(job.model, job.transform, allow_import=["predicting"])
+    spec = resolve_model(job.model, job.transform, allow_import=["support"])
     spec = replace(spec, artefact_sha256=sha256)
     return PredictorConfig(spec, 8, 0.0, 1, PASS_THROUGH, models=store)
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_files
 import pyarrow as pa
 import pytest
-from predicting import predictor
-from snapshots import TEXTS, make_snapshot
+from support.models import onnx_files
+from support.models.snapshots import TEXTS, make_snapshot
+from support.runs.predicting import predictor
 
 from pipeline.core.failures import failure_columns
 from pipeline.core.schema import TEXT
@@ -172,7 +172,7 @@ def test_a_model_without_a_product_with_a_weight_is_told(tmp_path: Path):
 
 def own_sizes(store: Store, runtime: str) -> PredictorConfig:
     sizes = {"resize": "none", "size_px": None, "resize_px": None, "interpolation": None}
-    config = predictor("predicting:pooled", 4, transform=sizes)._config
+    config = predictor("support.runs.predicting:pooled", 4, transform=sizes)._config
     spec = replace(config.spec, runtime=runtime, precision="int8")
     return replace(config, spec=spec, models=store)
 

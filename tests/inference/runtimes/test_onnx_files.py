@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx_files
 import pytest
 import torch
-from predicting import images
+from support.models import onnx_files
+from support.runs.predicting import images
 
 from pipeline.core.errors import JobError
 from pipeline.inference.runtimes import all_runtimes, runtime_of

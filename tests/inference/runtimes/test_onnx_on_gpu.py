@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_files
 import onnxruntime
 import pytest
 import torch
+from support.models import onnx_files
 
 from pipeline.core.errors import JobError
 from pipeline.inference.runtimes.onnx_binding import bound

@@ -12,9 +12,9 @@ import pytest
 import torch
 import toy_input
 import toy_package
-from checkout import PYTHONPATH
-from predicting import Convolved, images, predict, predictor, rows_of
-from tiny_tokenizer import text_settings
+from support.models.tiny_tokenizer import text_settings
+from support.runs.checkout import PYTHONPATH
+from support.runs.predicting import Convolved, images, predict, predictor, rows_of
 
 from pipeline.core.cache.node_cache import key_of
 from pipeline.core.errors import JobError
@@ -140,8 +140,10 @@ def test_texts_of_any_length_run_or_are_refused_in_words(name: str, tmp_path: Pa
 def test_a_last_batch_that_is_not_full_changes_nothing(name: str):
     require(name)
     rows = rows_of(images(7))
-    expected, _ = predict(predictor("predicting:convolved"), rows)
-    found, _ = predict(predictor("predicting:convolved", batch_size=4, runtime=name), rows)
+    expected, _ = predict(predictor("support.runs.predicting:convolved"), rows)
+    found, _ = predict(
+        predictor("support.runs.predicting:convolved", batch_size=4, runtime=name), rows
+    )
     assert [row["label"] for row in found] == [row["label"] for row in expected]
 
 

@@ -11,8 +11,8 @@ import models
 import numpy as np
 import pytest
 import torch
-from predicting import Convolved, images, predict, predictor, rows_of
-from selection import quick_cases
+from support.runs.predicting import Convolved, images, predict, predictor, rows_of
+from support.runs.selection import quick_cases
 
 from pipeline.core.cache.node_cache import claim
 from pipeline.core.errors import JobError
@@ -98,8 +98,10 @@ def test_a_last_batch_that_is_not_full_changes_nothing(runtime: str, num_rows: i
     if reason:
         pytest.skip(reason)
     rows = rows_of(images(num_rows))
-    expected, _ = predict(predictor("predicting:convolved"), rows)
-    found, _ = predict(predictor("predicting:convolved", batch_size=4, runtime=runtime), rows)
+    expected, _ = predict(predictor("support.runs.predicting:convolved"), rows)
+    found, _ = predict(
+        predictor("support.runs.predicting:convolved", batch_size=4, runtime=runtime), rows
+    )
     assert [row["label"] for row in found] == [row["label"] for row in expected]
     scores = [row["score"] for row in expected]
     np.testing.assert_allclose([row["score"] for row in found], scores, atol=1e-5)
@@ -171,7 +173,7 @@ def test_a_few_rows_are_compared_with_eager_fp32_once():
     lax = AgreementLimits(max_score_diff=0.5, min_cosine=0.0, max_relative_error=1.0)
     counted: dict[str, Any] = {}
     for name, limits in (("strict", strict), ("lax", lax)):
-        model = predictor("predicting:convolved", precision="bf16", limits=limits)
+        model = predictor("support.runs.predicting:convolved", precision="bf16", limits=limits)
         _, first = predict(model, rows)
         _, second = predict(model, rows)
         assert "reference_check" not in second

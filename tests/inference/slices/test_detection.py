@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import detectors
 import pytest
 import torch
-from detector_snapshots import DETECTORS, make_detector
-from detectors import Fitted, Seen
-from snapshots import change_json
+from support.models import detectors
+from support.models.detector_snapshots import DETECTORS, make_detector
+from support.models.detectors import Fitted, Seen
+from support.models.snapshots import change_json
 
 from pipeline.core.errors import JobError
 
@@ -74,8 +74,8 @@ def require_equal(found: torch.Tensor, wanted: Seen) -> None:
 def test_post_processing_of_ones_own_gives_the_boxes_of_a_loop(kind: str):
     module = detectors.yolo_like().eval()
     model = {
-        **{"factory": "detectors:yolo_like", "labels": detectors.LABELS},
-        **{"postprocess": "detectors:decode", "nms_iou": 0.3},
+        **{"factory": "support.models.detectors:yolo_like", "labels": detectors.LABELS},
+        **{"postprocess": "support.models.detectors:decode", "nms_iou": 0.3},
         **{"min_score": 0.6, "max_detections": 300},
     }
     found = agree(
@@ -184,10 +184,10 @@ def test_torchvisions_detectors_give_their_own_boxes(kind: str, tmp_path: Path):
 
 
 def test_an_image_without_detections_is_a_row_and_a_broken_one_is_not():
-    model = {"factory": "detectors:yolo_like", "labels": detectors.LABELS}
+    model = {"factory": "support.models.detectors:yolo_like", "labels": detectors.LABELS}
     spec = detectors.spec_of(
         {**TRANSFORMS["pad"], **detectors.PLAIN},
-        **{**model, "postprocess": "detectors:decode", "min_score": 1.0},
+        **{**model, "postprocess": "support.models.detectors:decode", "min_score": 1.0},
     )
     good, _ = detectors.photo((60, 40), 1, 0)
     whole, broken = detectors.detections(spec, [good, good[:200]])
@@ -200,8 +200,8 @@ def test_an_image_without_detections_is_a_row_and_a_broken_one_is_not():
 def test_a_transform_of_ones_own_is_refused_for_what_cannot_be_undone():
     with pytest.raises(JobError, match=r"task 'detect' undoes the transform"):
         detectors.spec_of(
-            {"factory": "detectors:decode", **detectors.PLAIN},
-            factory="detectors:yolo_like",
+            {"factory": "support.models.detectors:decode", **detectors.PLAIN},
+            factory="support.models.detectors:yolo_like",
             labels=detectors.LABELS,
-            postprocess="detectors:decode",
+            postprocess="support.models.detectors:decode",
         )

@@ -8,7 +8,16 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import torch
-from predicting import BAD, BLACK, WHITE, images, is_predicted, predict, predictor, rows_of
+from support.runs.predicting import (
+    BAD,
+    BLACK,
+    WHITE,
+    images,
+    is_predicted,
+    predict,
+    predictor,
+    rows_of,
+)
 
 from pipeline.core.causes import AlikeError
 from pipeline.core.failures import Failure, Reason

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from badfiles import base_image
-from fake_device import FakeGpu, installed
 from PIL import Image
-from predicting import PASS_THROUGH, Pooled, predict, predictor
+from support.faults.fake_device import FakeGpu, installed
+from support.inputs.badfiles import base_image
+from support.runs.predicting import PASS_THROUGH, Pooled, predict, predictor
 
 from pipeline.core.errors import JobError
 from pipeline.core.failures import failure_columns
@@ -54,7 +54,7 @@ def prepared() -> pa.Table:
     return ImageInput(SPEC).prepare(rows_of(photos()), {}, LIMITS, 2)
 
 
-def own_sizes(factory: str = "predicting:pooled", **options: Any) -> Predictor:
+def own_sizes(factory: str = "support.runs.predicting:pooled", **options: Any) -> Predictor:
     return predictor(factory, transform=OWN_SIZE, **options)
 
 

@@ -10,8 +10,8 @@ from time import monotonic, process_time, sleep
 import numpy as np
 import pyarrow as pa
 import pytest
-from fake_device import FakeGpu, installed
-from predicting import BAD, BLACK, WHITE, config_of, images, predictor, rows_of
+from support.faults.fake_device import FakeGpu, installed
+from support.runs.predicting import BAD, BLACK, WHITE, config_of, images, predictor, rows_of
 
 from pipeline.core.figures.counters import Counters
 from pipeline.core.schema import IMAGE_FIELDS
@@ -164,7 +164,7 @@ def test_one_slice_in_flight_alone_is_compared_with_the_reference(tmp_path: Path
     counted: list[Counters] = [{} for _ in range(8)]
     with installed(FakeGpu(rows_per_s=20_000)) as gpu:
         limits = AgreementLimits(0.02, 0.999, 0.02)
-        model = predictor("predicting:convolved", 8, num_gpus=1, limits=limits)
+        model = predictor("support.runs.predicting:convolved", 8, num_gpus=1, limits=limits)
         with ThreadPoolExecutor(4) as pool, gpu.away():
             done = [pool.submit(model.predict, rows_of(images(30)), each) for each in counted]
             assert all(each.result().column("error").null_count == 30 for each in done)

@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import detectors
 import numpy as np
 import pytest
 import torch
-from detector_snapshots import DETECTORS, as_published, make_detector
-from snapshots import change_json, make_snapshot
+from support.models import detectors
+from support.models.detector_snapshots import DETECTORS, as_published, make_detector
+from support.models.snapshots import change_json, make_snapshot
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories.build import build_module

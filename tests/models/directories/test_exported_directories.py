@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from snapshots import make_snapshot
+from support.models.snapshots import make_snapshot
 
 from pipeline.models.directories.build import build_module
 from pipeline.models.directories.opening import read_facts

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pytest
-from encoded import base_image, png
-from snapshots import make_snapshot, make_timm
+from support.inputs.encoded import base_image, png
+from support.models.snapshots import make_snapshot, make_timm
 
 from pipeline.core.errors import JobError
 from pipeline.core.failures import failure_columns

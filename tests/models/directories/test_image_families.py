@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from snapshots import (
+from support.models.snapshots import (
     VISION_FAMILIES,
     change_json,
     make_snapshot,

@@ -15,7 +15,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from snapshots import VISION_FAMILIES, change_json, make_snapshot, make_timm, write_image_processor
+from support.models.snapshots import (
+    VISION_FAMILIES,
+    change_json,
+    make_snapshot,
+    make_timm,
+    write_image_processor,
+)
 
 from pipeline.commands.demo.photos import photo_rows
 from pipeline.models.directories.build import build_module

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import onnx_files
 import pytest
 from onnx import helper
+from support.models import onnx_files
 
 from pipeline.models.directories.onnx.classes import activation_of
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_files
 import pytest
 import torch
-from s3server import S3Server
+from support.models import onnx_files
+from support.servers.s3server import S3Server
 
 from pipeline.core.errors import JobError
 from pipeline.job.reading.loader import parse_job

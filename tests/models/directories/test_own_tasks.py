@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import toy_package
-from snapshots import make_snapshot
+from support.models.snapshots import make_snapshot
 from toy_task import NAME, Spread
 
 from pipeline.core import registry

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from snapshots import change_json, make_snapshot, make_timm, write_json
+from support.models.snapshots import change_json, make_snapshot, make_timm, write_json
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories.build import build_module

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from s3server import S3Server
 from safetensors.torch import load_file, save_file
-from snapshots import change_json, make_snapshot, write_json
+from support.models.snapshots import change_json, make_snapshot, write_json
+from support.servers.s3server import S3Server
 
 from pipeline.core.cache import eviction as cache_room
 from pipeline.core.cache.cache_folder import cache_folder

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from snapshots import MAX_TOKENS, PAIRS, TEXT_FAMILIES, TEXTS, make_snapshot
+from support.models.snapshots import MAX_TOKENS, PAIRS, TEXT_FAMILIES, TEXTS, make_snapshot
 
 from pipeline.models.directories.build import build_module
 from pipeline.models.directories.opening import read_facts

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from shard_columns import features_of
+from support.inputs.shard_columns import features_of
 
 from pipeline.core.errors import JobError
 from pipeline.models.resolving.column_choice import match_columns

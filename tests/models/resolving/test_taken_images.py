@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import models
-import onnx_files
 import pytest
 import torch
 from safetensors.torch import save_file
-from snapshots import change_json, make_snapshot, make_timm
+from support.models import onnx_files
+from support.models.snapshots import change_json, make_snapshot, make_timm
 
 from pipeline.core.errors import JobError
 from pipeline.job.model import Model

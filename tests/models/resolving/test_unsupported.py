@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from model_cases import resolve
+from support.models.model_cases import resolve
 
 from pipeline.core.errors import JobError
 from pipeline.models.resolving.unsupported import describe_name

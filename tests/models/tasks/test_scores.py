@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_files
 import pytest
-from snapshots import make_snapshot, make_timm
+from support.models import onnx_files
+from support.models.snapshots import make_snapshot, make_timm
 
 from pipeline.core.errors import JobError
 from pipeline.job.reading.loader import parse_job

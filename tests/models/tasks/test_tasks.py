@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from badfiles import base_image, encode
-from checkout import ROOT
-from cli import pipeline, write_job
 from PIL import Image
+from support.inputs.badfiles import base_image, encode
+from support.runs.checkout import ROOT
+from support.runs.cli import pipeline, write_job
 
 from pipeline.commit.published.read import read_predictions
 from pipeline.core.errors import JobError

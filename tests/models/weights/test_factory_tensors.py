@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from cli import pipeline, write_job
-from model_cases import resolve
+from support.models.model_cases import resolve
+from support.runs.cli import pipeline, write_job
 from torch import nn
 
 from pipeline.commands.demo.photos import build_images

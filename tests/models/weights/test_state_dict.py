@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from model_cases import colours_state, refusal, resolve, saved
+from support.models.model_cases import colours_state, refusal, resolve, saved
 from torch import nn
 
 from pipeline.core.errors import JobError

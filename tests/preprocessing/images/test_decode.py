@@ -11,7 +11,8 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from badfiles import (
+from PIL import Image, ImageOps
+from support.inputs.badfiles import (
     MAX_IMAGE_BYTES,
     MAX_IMAGE_PX,
     BadFile,
@@ -20,7 +21,6 @@ from badfiles import (
     encode,
     good_odd_files,
 )
-from PIL import Image, ImageOps
 
 from pipeline.core.failures import Reason
 from pipeline.preprocessing.images.decode import DecodeLimits, Undecodable, decode_image

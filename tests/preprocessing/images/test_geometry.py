@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
-from badfiles import base_image, encode
 from PIL import Image
+from support.inputs.badfiles import base_image, encode
 
 from pipeline.core.failures import Failure, Reason, failure_columns
 from pipeline.core.schema import GEOMETRY, HEIGHT_PX, WIDTH_PX

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from badfiles import _exif
-from encoded import base_image, encode, png_strip, tiff
 from PIL import Image, ImageOps
+from support.inputs.badfiles import _exif
+from support.inputs.encoded import base_image, encode, png_strip, tiff
 
 from pipeline.core.failures import Reason, failure_columns
 from pipeline.core.schema import ERROR, IMAGE_FIELDS, ROW_ID, URI, source_schema

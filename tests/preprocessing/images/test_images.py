@@ -8,9 +8,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from badfiles import MAX_IMAGE_BYTES, MAX_IMAGE_PX, bad_files, base_image, encode, good_odd_files
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.inputs.badfiles import (
+    MAX_IMAGE_BYTES,
+    MAX_IMAGE_PX,
+    bad_files,
+    base_image,
+    encode,
+    good_odd_files,
+)
 
 from pipeline.core.arrays import images_from_arrow
 from pipeline.core.failures import Failure, Reason, failure_columns

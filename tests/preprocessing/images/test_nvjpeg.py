@@ -11,7 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from badfiles import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.inputs.badfiles import (
     MAX_IMAGE_BYTES,
     MAX_IMAGE_PX,
     bad_files,
@@ -20,8 +22,6 @@ from badfiles import (
     good_odd_files,
     mutations,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pipeline.core.arrays import images_from_arrow
 from pipeline.core.errors import JobError

@@ -13,9 +13,9 @@ import own_transforms
 import pyarrow as pa
 import pytest
 import torch
-from badfiles import base_image
-from checkout import ROOT
 from PIL import Image
+from support.inputs.badfiles import base_image
+from support.runs.checkout import ROOT
 from torchvision.transforms import v2
 
 from pipeline.core.arrays import images_from_arrow

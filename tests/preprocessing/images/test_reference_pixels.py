@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from badfiles import MAX_IMAGE_BYTES, MAX_IMAGE_PX, base_image, encode
+from support.inputs.badfiles import MAX_IMAGE_BYTES, MAX_IMAGE_PX, base_image, encode
 
 from pipeline.core.arrays import images_from_arrow, images_to_arrow
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from tiny_tokenizer import make_tokenizer, text_settings
+from support.models.tiny_tokenizer import make_tokenizer, text_settings
 from tokenizers import Regex, pre_tokenizers
 from transformers import BatchEncoding, PreTrainedTokenizerFast
 

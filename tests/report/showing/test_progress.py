@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from cli import environment, write_job
 from hypothesis import given
 from hypothesis import strategies as st
+from support.runs.cli import environment, write_job
 
 from pipeline.execution.progress_channel import ProgressListener
 from pipeline.inference.slice_progress import Rows

@@ -5,7 +5,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from report_examples import CASES, FULL, Facts, everywhere, report_of
+from support.runs.report_examples import CASES, FULL, Facts, everywhere, report_of
 
 from pipeline.core.figures.counters import STAGES, StageCounters
 from pipeline.report.document import to_json

@@ -4,7 +4,7 @@ import json
 
 import jsonschema
 import pytest
-from report_examples import FULL, ROWS, STREAMING_S, Facts, counted, report_of
+from support.runs.report_examples import FULL, ROWS, STREAMING_S, Facts, counted, report_of
 
 from pipeline.core.figures.counters import StageCounters
 from pipeline.core.figures.slice_figures import SliceFigures

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stage_loads import counted, figures_of, load_of
+from support.runs.stage_loads import counted, figures_of, load_of
 
 from pipeline.core.figures.counters import LAUNCH
 from pipeline.report.speed.bottleneck import find_bottleneck

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_examples import FULL, ROWS, STREAMING_S, WALL_S, report_of
+from support.runs.report_examples import FULL, ROWS, STREAMING_S, WALL_S, report_of
 
 from pipeline.core.figures.counters import StageCounters
 from pipeline.report.speed.estimate import estimate

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stage_loads import load_of
+from support.runs.stage_loads import load_of
 
 from pipeline.report.speed.bottleneck import find_bottleneck
 from pipeline.report.speed.forecast import Forecast, make_forecasts

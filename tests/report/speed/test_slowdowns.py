@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from published import put_report
-from report_examples import FULL, Facts, counted, document_of, report_of
+from support.runs.published import put_report
+from support.runs.report_examples import FULL, Facts, counted, document_of, report_of
 
 from pipeline.core.errors import InfraError
 from pipeline.report.document import Report, to_json

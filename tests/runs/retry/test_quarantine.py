@@ -12,9 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from earlier_partitions import LAYOUT, EarlierPartition, content_of, damage, write_same_time
 from models import TRANSFORM
-from retry_runs import (
+from support.runs.earlier_partitions import (
+    LAYOUT,
+    EarlierPartition,
+    content_of,
+    damage,
+    write_same_time,
+)
+from support.runs.retry_runs import (
     NUM_ROWS,
     SOURCES,
     all_ids,
@@ -28,7 +34,7 @@ from retry_runs import (
     write_parquet,
     write_tars,
 )
-from selection import quick_cases
+from support.runs.selection import quick_cases
 
 from pipeline.commit.lease import hold_lease
 from pipeline.commit.manifest import log_numbers

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import toy_package
-from cli import pipeline, write_job
 from hypothesis import given
 from hypothesis import strategies as st
 from models import LABELS
+from support.runs.cli import pipeline, write_job
 
 from pipeline.commands.demo.photos import build_images
 from pipeline.commit.published.read import read_predictions
@@ -323,7 +323,7 @@ def test_images_that_keep_their_sizes_come_out_as_eager_has_them(tmp_path: Path)
     unset = {"size_px": None, "resize_px": None, "interpolation": None}
     found = {}
     for name, way in (("auto", ("auto", "auto")), ("plain", ("eager", "fp32"))):
-        model = {"factory": "predicting:pooled", "labels": LABELS}
+        model = {"factory": "support.runs.predicting:pooled", "labels": LABELS}
         job = write_job(
             tmp_path / f"{name}.yaml",
             source,
@@ -333,7 +333,7 @@ def test_images_that_keep_their_sizes_come_out_as_eager_has_them(tmp_path: Path)
             run={"slice_rows": 16},
             gates={"max_error_pct": 20},
         )
-        given = (job, "--json", "--date", DATE, "--allow-import", "predicting")
+        given = (job, "--json", "--date", DATE, "--allow-import", "support")
         if name == "auto":
             assert pipeline("tune", *given, timeout_s=TUNE_S).code == 0
         done = pipeline("run", *given)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cli import pipeline, write_job
-from snapshots import TEXTS, make_snapshot
+from support.models.snapshots import TEXTS, make_snapshot
+from support.runs.cli import pipeline, write_job
 
 from pipeline.runs.tuning.trials.layout_trials import CPU_TOKENS
 

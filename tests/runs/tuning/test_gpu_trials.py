@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_device import FakeGpu, installed
 from hypothesis import given
 from hypothesis import strategies as st
-from predicting import images, predictor, rows_of
+from support.faults.fake_device import FakeGpu, installed
+from support.runs.predicting import images, predictor, rows_of
 
 from pipeline.inference.devices.accelerator import CONTEXT_BYTES
 from pipeline.inference.devices.device_buffers import DeviceBuffer

@@ -8,8 +8,8 @@ from pathlib import Path
 from time import sleep
 
 import pytest
-from cli import environment, pipeline, write_job
 from models import LABELS
+from support.runs.cli import environment, pipeline, write_job
 
 import pipeline.runs.tuning.beside as beside_module
 from pipeline.commands.demo.photos import build_images

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from shard_columns import read_all, source_of
+from support.inputs.shard_columns import read_all, source_of
 
 from pipeline.core.errors import JobError
 from pipeline.core.schema import ERROR, IMAGE, MESSAGE

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from published import run_here
-from shard_columns import read_all, source_of, text
+from support.inputs.shard_columns import read_all, source_of, text
+from support.runs.published import run_here
 
 from pipeline.commit.parts.compaction import Compacted, Compactor, compact_slices
 from pipeline.commit.parts.partition_columns import compact_by_value

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from reading import plan_job, read_whole
+from support.runs.reading import plan_job, read_whole
 
 from pipeline.core.errors import JobError
 from pipeline.core.schema import (

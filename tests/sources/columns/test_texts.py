@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from shard_columns import read_all, source_of, text
+from support.inputs.shard_columns import read_all, source_of, text
 
 from pipeline.core.errors import JobError
 from pipeline.core.schema import ERROR, MESSAGE, NUM_BYTES, ROW_ID, TEXT, TEXT_PAIR, text_fields

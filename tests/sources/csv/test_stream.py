@@ -12,8 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from encoded import base_image, png
-from jsonl_shards import read, read_all, zstd
+from support.inputs.encoded import base_image, png
+from support.inputs.jsonl_shards import read, read_all, zstd
 
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.schema import ERROR, FEATURES, IMAGE, MESSAGE, ROW_ID, TEXT, TEXT_PAIR

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from jsonl_shards import read_all
+from support.inputs.jsonl_shards import read_all
 
 from pipeline.core.errors import JobError
 from pipeline.core.schema import ERROR

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jsonl_shards import read_all as read_lines
-from jsonl_shards import source_of as lines_of
-from shard_columns import features_of, read_all, source_of
+from support.inputs.jsonl_shards import read_all as read_lines
+from support.inputs.jsonl_shards import source_of as lines_of
+from support.inputs.shard_columns import features_of, read_all, source_of
 
 from pipeline.core.errors import JobError
 from pipeline.sources.features.categories import NONE, find_categories

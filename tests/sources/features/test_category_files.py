@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from shard_columns import features_of, read_all, source_of
+from support.inputs.shard_columns import features_of, read_all, source_of
 
 from pipeline.core.errors import JobError
 from pipeline.job.reading.loader import parse_job

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from reading import read_whole
-from shard_columns import features_of, read_all, source_of, text
+from support.inputs.shard_columns import features_of, read_all, source_of, text
+from support.runs.reading import read_whole
 
 from pipeline.core.errors import JobError
 from pipeline.core.schema import FEATURES

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from badfiles import base_image, encode
-from reading import plan_job, read_whole
+from support.inputs.badfiles import base_image, encode
+from support.runs.reading import plan_job, read_whole
 
 from pipeline.core.arrays import as_array
 from pipeline.core.errors import JobError

@@ -11,8 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from encoded import base_image, png
-from jsonl_shards import CODECS, lines, read, read_all, source_of, zstd
+from support.inputs.encoded import base_image, png
+from support.inputs.jsonl_shards import CODECS, lines, read, read_all, source_of, zstd
 
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.schema import ERROR, FEATURES, IMAGE, MESSAGE, NUM_BYTES, ROW_ID, TEXT, TEXT_PAIR

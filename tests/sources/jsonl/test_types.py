@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from jsonl_shards import CODECS, lines, read_all, source_of
+from support.inputs.jsonl_shards import CODECS, lines, read_all, source_of
 
 from pipeline.commit.plan_store import _fields, _fields_to_json
 from pipeline.core.errors import JobError

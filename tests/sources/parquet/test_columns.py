@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from badfiles import base_image, encode
+from support.inputs.badfiles import base_image, encode
 
 from pipeline.core.errors import JobError
 from pipeline.core.hive_paths import hive_values

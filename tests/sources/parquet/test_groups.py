@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from faultproxy import DENIED, FaultProxy, Rule
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from s3server import S3Server
+from support.servers.faultproxy import DENIED, FaultProxy, Rule
+from support.servers.s3server import S3Server
 
 from pipeline.core.errors import JobError
 from pipeline.job.source import Source

@@ -12,7 +12,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from shard_columns import read_all, source_of
+from support.inputs.shard_columns import read_all, source_of
 
 from pipeline.sources.inputs import list_inputs
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reading import plan_job, read
+from support.runs.reading import plan_job, read
 
 from pipeline.core.figures.counters import Counters
 from pipeline.core.slices import SliceKey

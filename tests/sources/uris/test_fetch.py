@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from httpserver import (
+from support.servers.httpserver import (
     PIECE,
     Answer,
     WebServer,
@@ -30,8 +30,8 @@ from httpserver import (
     redirect,
     reset,
 )
-from localserver import LocalServer
-from ports import free_ports
+from support.servers.localserver import LocalServer
+from support.servers.ports import free_ports
 
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.failures import Reason

@@ -15,7 +15,15 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tars import BLOCK_BYTES, END_BYTES, CountingFile, Entry, files, pack, with_checksum
+from support.inputs.tars import (
+    BLOCK_BYTES,
+    END_BYTES,
+    CountingFile,
+    Entry,
+    files,
+    pack,
+    with_checksum,
+)
 
 from pipeline.sources.webdataset.rows import MAX_VALUE_BYTES, TarRow, TarSpec, iter_rows
 from pipeline.sources.webdataset.tar_archive import MAX_GZIP_BYTES, MAX_INFLATED_BYTES

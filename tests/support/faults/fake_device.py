@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from fake_clock import Clock, ClockCondition, Signal, Turns
 
 from pipeline.inference.devices import device, device_buffers
 from pipeline.inference.devices.accelerator import Compute, Gpu, Used
+from support.faults.fake_clock import Clock, ClockCondition, Signal, Turns
 
 found: FakeGpu | None = None
 """The one that this process has at present."""

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from faultproxy import CUT, RESET_AFTER, FaultProxy, Rule
-from protocol import Children
-from s3server import S3Server
 
 from pipeline.core.environment import FAILPOINT
 from pipeline.process import failpoints
 from pipeline.storage.store import Store
+from support.runs.protocol import Children
+from support.servers.faultproxy import CUT, RESET_AFTER, FaultProxy, Rule
+from support.servers.s3server import S3Server
 
 CREATE, PUT, COPY, DELETE = "create", "put", "copy", "delete"
 

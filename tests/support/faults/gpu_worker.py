@@ -10,8 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from fake_device import FakeGpu, installed
-from predicting import WHITE, config_of, images, rows_of
 
 from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.execution.isolation.attempts import Attempts
@@ -21,6 +19,8 @@ from pipeline.execution.isolation.row_isolation import StagePlan
 from pipeline.execution.predictor_actor import ActorConfig, MemoryShare, _Model
 from pipeline.execution.ray_options import CALLS_AT_ONCE
 from pipeline.execution.stages import PREDICT, SliceWork
+from support.faults.fake_device import FakeGpu, installed
+from support.runs.predicting import WHITE, config_of, images, rows_of
 
 BATCH_SIZE = 8
 _to_its_end = contextlib.ExitStack()

@@ -10,11 +10,11 @@ import struct
 from dataclasses import dataclass
 
 import numpy as np
-from brokenfiles import broken_files
-from encoded import PNG_MAGIC, base_image, chunk, encode, png, png16, png_bomb
 from PIL import Image
 
 from pipeline.core.failures import Reason
+from support.inputs.brokenfiles import broken_files
+from support.inputs.encoded import PNG_MAGIC, base_image, chunk, encode, png, png16, png_bomb
 
 MAX_IMAGE_BYTES = 1024 * 1024
 """`too_many_bytes.jpg` is larger than this; every other file is smaller."""

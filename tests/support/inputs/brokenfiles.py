@@ -13,10 +13,10 @@ import zipfile
 import zlib
 
 import numpy as np
-from encoded import PNG_MAGIC, chunk, encode
 from PIL import Image
 
 from pipeline.core.failures import Reason
+from support.inputs.encoded import PNG_MAGIC, chunk, encode
 
 Broken = dict[str, tuple[str, bytes, Reason]]
 """Name -> kind, data, and the reason that it must get."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from snapshots import change_json, write_json
+from support.models.snapshots import change_json, write_json
 
 GIB = 1 << 30
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -233,7 +233,7 @@ def _onnx_apart(**where: str) -> Callable[[Path, Path], None]:
     """Say of a tensor of the file that it lies elsewhere."""
 
     def change(folder: Path, marker: Path) -> None:
-        import onnx_files
+        from support.models import onnx_files
 
         model = onnx_files.place_apart(onnx_files.text_model(), **where)
         onnx_files.save(model, folder / ONNX)
@@ -242,7 +242,7 @@ def _onnx_apart(**where: str) -> Callable[[Path, Path], None]:
 
 
 def _onnx_linked(folder: Path, marker: Path) -> None:
-    import onnx_files
+    from support.models import onnx_files
 
     onnx_files.save_apart(onnx_files.text_model(), folder / ONNX)
     (folder / "weights.bin").rename(folder.parent / "weights.bin")
@@ -250,8 +250,9 @@ def _onnx_linked(folder: Path, marker: Path) -> None:
 
 
 def _onnx_custom(folder: Path, marker: Path) -> None:
-    import onnx_files
     from onnx import helper
+
+    from support.models import onnx_files
 
     model = onnx_files.text_model()
     model.graph.node.append(helper.make_node("Run", ["sentence"], ["more"], domain="my.ops"))

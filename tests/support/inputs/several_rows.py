@@ -12,9 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from badfiles import encode
 from PIL import Image
-from tiny_tokenizer import make_tokenizer
 
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import parse_job
@@ -25,6 +23,8 @@ from pipeline.sources.inputs import list_inputs
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
 from pipeline.storage.store import Store
+from support.inputs.badfiles import encode
+from support.models.tiny_tokenizer import make_tokenizer
 
 SIZE_PX = models.SIZE_PX
 INPUTS = {

@@ -9,13 +9,13 @@ from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pyarrow as pa
-from badfiles import MAX_IMAGE_BYTES, MAX_IMAGE_PX
 
 from pipeline.core.arrays import images_from_arrow
 from pipeline.core.failures import failure_columns
 from pipeline.preprocessing.images.decode import DecodeLimits
 from pipeline.preprocessing.images.images import preprocess
 from pipeline.preprocessing.images.transform import TransformSpec
+from support.inputs.badfiles import MAX_IMAGE_BYTES, MAX_IMAGE_PX
 
 LIMITS = DecodeLimits(MAX_IMAGE_BYTES, MAX_IMAGE_PX)
 SPEC = TransformSpec(24, 28, "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))

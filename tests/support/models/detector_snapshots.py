@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from snapshots import change_json, write_image_processor, write_model
+from support.models.snapshots import change_json, write_image_processor, write_model
 
 PX = 64
 """Of the processor's config: a square."""

@@ -117,7 +117,7 @@ def spec_of(transform: Mapping[str, Any] | None, **model: Any) -> ModelSpec:
         "sink": {"uri": "out"},
     }
     job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
-    return resolve_model(job.model, job.transform, allow_import=["detectors"])
+    return resolve_model(job.model, job.transform, allow_import=["support"])
 
 
 def rows_of(data: Sequence[bytes]) -> pa.Table:

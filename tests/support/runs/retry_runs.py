@@ -8,10 +8,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from earlier_partitions import EarlierPartition
-from tars import Entry, pack
 
 from pipeline.storage.store import Store
+from support.inputs.tars import Entry, pack
+from support.runs.earlier_partitions import EarlierPartition
 
 NUM_ROWS = 40
 CAMERAS = ("front", "back", None)

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from localserver import LocalServer
+from support.servers.localserver import LocalServer
 
 AZURITE = "azurite@^3.35.0"
 INSTALL_TIMEOUT_S = 240.0

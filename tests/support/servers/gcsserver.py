@@ -9,7 +9,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from localserver import LocalServer
+from support.servers.localserver import LocalServer
 
 
 class GCSServer(LocalServer):

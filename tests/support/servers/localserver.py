@@ -13,10 +13,9 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Self
 
-from ports import free_ports
-
 from pipeline.core.errors import PipelineError
 from pipeline.storage.store import Store
+from support.servers.ports import free_ports
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from checkout import PYTHONPATH
-from ports import free_ports
+
+from support.runs.checkout import PYTHONPATH
+from support.servers.ports import free_ports
 
 BIN = Path(sys.executable).parent
 START_TIMEOUT_S = 90

@@ -16,8 +16,9 @@ import time
 from typing import Any
 
 import psutil
-from checkout import PYTHONPATH
-from ports import free_ports
+
+from support.runs.checkout import PYTHONPATH
+from support.servers.ports import free_ports
 
 _STORE_BYTES = 128 << 20
 _WORKER = "ray::"

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from localserver import LocalServer
+from support.servers.localserver import LocalServer
 
 
 class S3Server(LocalServer):

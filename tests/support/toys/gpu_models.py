@@ -5,9 +5,9 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
-import fake_device
 import models
 import torch
+from support.faults import fake_device
 from torch import nn
 
 

@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pyarrow as pa
 import torch
-from tiny_tokenizer import token_id
+from support.models.tiny_tokenizer import token_id
 from torch import nn
 
 SIZE_PX = 32

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx_files
 import pytest
 import torch
 from onnx import helper, numpy_helper
-from onnx_files import FLOAT, classifier, make_model, save, value
+from support.models import onnx_files
+from support.models.onnx_files import FLOAT, classifier, make_model, save, value
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories.onnx.file import read_onnx_facts

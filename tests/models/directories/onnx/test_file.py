@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import onnx_files
 import pytest
 from onnx import helper
-from onnx_files import FLOAT, INT64, make_model, place_apart, save, save_apart, value
+from support.models import onnx_files
+from support.models.onnx_files import FLOAT, INT64, make_model, place_apart, save, save_apart, value
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories.facts import DirectoryFacts

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx_files
 import pytest
+from support.models import onnx_files
 
 from pipeline.models.directories.onnx.graph import HEAD_BYTES, can_be_onnx
 

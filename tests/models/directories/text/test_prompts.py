@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from snapshots import TEXTS, make_snapshot
+from support.models.snapshots import TEXTS, make_snapshot
 
 from pipeline.core.errors import JobError
 from pipeline.job.text import Text

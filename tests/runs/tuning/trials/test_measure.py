@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import toy_package
-from predicting import images, predictor, rows_of
+from support.runs.predicting import images, predictor, rows_of
 from toy_runtime import NAME, RUNTIME
 
 from pipeline.inference.runtimes import all_runtimes
@@ -25,7 +25,7 @@ def test_a_model_is_opened_before_the_timed_load_only_if_the_node_cache_keeps_it
 ):
     points = {"pipeline.runtimes": {NAME: "toy_runtime:RUNTIME"}}
     monkeypatch.syspath_prepend(toy_package.install(tmp_path / "site", points))
-    config = predictor("predicting:convolved", runtime=NAME)._config
+    config = predictor("support.runs.predicting:convolved", runtime=NAME)._config
     sample = config.spec.input.arrays(rows_of(images(8)))
     monkeypatch.setattr(RUNTIME, "exports", exports)
     before = RUNTIME.num_opened
@@ -35,7 +35,7 @@ def test_a_model_is_opened_before_the_timed_load_only_if_the_node_cache_keeps_it
 
 
 def test_two_that_take_turns_are_told_apart_by_a_clock_of_coarse_ticks():
-    config = predictor("predicting:convolved")._config
+    config = predictor("support.runs.predicting:convolved")._config
     sample = config.spec.input.arrays(rows_of(images(8)))
     now = [0.0]
 
@@ -57,7 +57,7 @@ def test_two_that_take_turns_are_told_apart_by_a_clock_of_coarse_ticks():
 
 
 def test_comparing_in_turns_keeps_each_row_of_each_way_and_times_them_apart():
-    config = predictor("predicting:convolved")._config
+    config = predictor("support.runs.predicting:convolved")._config
     now = [0.0]
 
     class Fake:

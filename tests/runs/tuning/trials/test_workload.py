@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx_files
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_tokenizer import text_settings
+from support.models import onnx_files
+from support.models.tiny_tokenizer import text_settings
 
 from pipeline.core.errors import JobError
 from pipeline.core.schema import NUM_TOKENS, TOKEN_IDS

@@ -1,0 +1,1 @@
+"""Faults on purpose: a device that is not there, clocks, places where a run is ended."""

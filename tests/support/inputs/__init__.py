@@ -1,0 +1,1 @@
+"""Inputs of runs: photos, texts, tables, tars, and all kinds of damaged ones."""

@@ -1,0 +1,1 @@
+"""Model directories and ONNX files with random weights, made from configs."""

@@ -1,0 +1,1 @@
+"""Real servers on loopback, and a Ray of their own: stores, hubs, proxies, clusters."""
