@@ -19,7 +19,7 @@ from pipeline.commit.publish import repair
 from pipeline.commit.staging import StagedSlice, list_staged
 from pipeline.core.slices import SliceKey
 from pipeline.execution import ray_options
-from pipeline.execution.caller import left_as_found, only_run
+from pipeline.execution.caller import one_run_at_a_time, restore_process_state
 from pipeline.execution.cluster.connect import connect
 from pipeline.execution.embedded.backpressure import limit_read_ahead, reserve_less
 from pipeline.execution.predictor_actor import PredictorActor
@@ -27,11 +27,11 @@ from pipeline.execution.tasks import ray_errors
 from pipeline.inference.slice_progress import Channel
 from pipeline.job.job import Job
 from pipeline.models.spec import ModelSpec
-from pipeline.models.weights.factory_tensors import warn
+from pipeline.models.weights.factory_tensors import warn_random_weights
 from pipeline.planning.plan import Plan, what_changed
 from pipeline.planning.tiling import missing_units
-from pipeline.process.failpoints import reach
-from pipeline.process.interrupts import undisturbed
+from pipeline.process.failpoints import failpoint
+from pipeline.process.interrupts import defer_stops
 from pipeline.report.document import Report, RunStatus
 from pipeline.report.showing.progress import Progress
 from pipeline.runs.builders import make_stream
@@ -71,7 +71,7 @@ def run_job(
         PipelineError: With the exit code of what happened. A report is stored for refusals,
             stops and failures too, also unexpected ones, once the store has been found usable.
     """
-    with only_run(), left_as_found(signals=not options.owns_process):
+    with one_run_at_a_time(), restore_process_state(signals=not options.owns_process):
         return _run_job(RunContext.of(job, options), progress, execute or _execute)
 
 
@@ -84,10 +84,10 @@ def _run_job(run: RunContext, progress: Progress, execute: Execute) -> Report:
             with stoppable(run):
                 status = execute(run.with_settled_source(), progress)
         except BaseException as error:
-            with undisturbed():
+            with defer_stops():
                 save_trouble(run, error)
             raise
-        with undisturbed():
+        with defer_stops():
             return save_report(run, status, None)
 
 
@@ -123,7 +123,7 @@ def predict_and_publish(
 ) -> Manifest:
     """Carry out an adopted plan on a cluster; see `finish` for what it returns and raises."""
     if model.kind == "factory" and not model.has_weights:
-        warn(model.name)
+        warn_random_weights(model.name)
     golden = check_before_ray(run, plan, model)
     address = run.options.address
     progress.phase("starting Ray" if address is None else f"connecting to Ray at {address}")
@@ -151,7 +151,7 @@ def _predict_missing(
 
     Raises:
         GateRefused: A gate is certain to refuse; what is finished stays.
-        AlikeError: All rows failed in the model for one cause.
+        SystematicFailure: All rows failed in the model for one cause.
     """
     plan, staged = settled.plan, take_over(run, settled.plan)
     units = missing_units(plan, staged)
@@ -172,7 +172,7 @@ def _predict_missing(
             progress.advance(where, committed.num_rows, committed.num_quarantined)
             if told is None and (told := run.record.scores):
                 progress.phase(told)
-            reach("slice_done")
+            failpoint("slice_done")
             if settled.beside:
                 settled.beside.advance(committed, run.record.elapsed_s, run.record.num_left)
             fail_fast_on_certain_refusal(run, plan)

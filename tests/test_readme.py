@@ -198,7 +198,9 @@ def test_every_reason_is_in_the_table() -> None:
 
 def test_every_reason_to_skip_a_file_is_in_the_table() -> None:
     found = {row[0].strip("`"): row[2] for row in table_below(FAILURES, "## Skipped files")}
-    wanted = {skip.value: "no" if skip in skipped.EXPECTED else "yes" for skip in skipped.Skip}
+    wanted = {
+        skip.value: "no" if skip in skipped.EXPECTED else "yes" for skip in skipped.SkipReason
+    }
     assert found == wanted
 
 

@@ -21,7 +21,7 @@ from pipeline.commands.options import (
 )
 from pipeline.commands.output_commands import gc, inspect, report, rollback, verify
 from pipeline.core.errors import JobError
-from pipeline.process.failpoints import fail_here
+from pipeline.process.failpoints import failpoint_quiet
 from pipeline.process.screen import log_to_stderr
 
 
@@ -34,7 +34,7 @@ def _common(
 ) -> None:
     log_to_stderr(logging.WARNING)
     logging.getLogger("pipeline").setLevel(logging.DEBUG if debug else logging.INFO)
-    fail_here("command")
+    failpoint_quiet("command")
     if version:
         typer.echo(versions())
         raise typer.Exit

@@ -24,7 +24,7 @@ import psutil
 from pipeline.commit.layout import Layout
 from pipeline.core.documents import known_fields
 from pipeline.core.errors import PartitionBusy, PipelineError
-from pipeline.process.failpoints import reach
+from pipeline.process.failpoints import failpoint
 from pipeline.process.life import current
 from pipeline.storage.create_once import CreateOutcome
 from pipeline.storage.store import Store
@@ -107,7 +107,7 @@ def hold_lease(store: Store, layout: Layout, run_id: str, ttl_s: float) -> Itera
     lease = _acquire(store, layout, run_id, ttl_s)
     with current().closing(lease.release):
         try:
-            reach("leased")
+            failpoint("leased")
             lease.start()
             yield lease
         finally:

@@ -120,7 +120,7 @@ def log_numbers(store: Store, layout: Layout) -> list[int]:
     return sorted(int(found[1]) for name in names if (found := _ENTRY_NAME.fullmatch(name)))
 
 
-def strangers_in_log(store: Store, layout: Layout) -> list[str]:
+def unexpected_files_in_log(store: Store, layout: Layout) -> list[str]:
     """List the files beside the log entries that are none."""
     paths = [file.path for file in store.list_files(layout.log)]
     return [path for path in paths if not _ENTRY_NAME.fullmatch(PurePosixPath(path).name)]

@@ -15,8 +15,8 @@ from pipeline.core.errors import InfraError, JobError
 from pipeline.core.failures import Reason
 from pipeline.core.schema import FEATURES, IMAGE_FIELDS, feature_fields
 from pipeline.planning.plan import Plan, schema_to_text
-from pipeline.process.failpoints import reach
-from pipeline.sources.extents import Extent, RowFilter, SliceCut
+from pipeline.process.failpoints import failpoint
+from pipeline.sources.extents import Extent, RowFilter, UncountedPlan
 from pipeline.sources.units import Unit, ctimes_of, with_ctimes
 from pipeline.storage.create_once import CreateOutcome
 from pipeline.storage.store import Store
@@ -37,7 +37,7 @@ def adopt_plan(store: Store, layout: Layout, plan: Plan) -> Plan:
         token = uuid.uuid4().hex
     if store.create_once(path, plan_to_json(plan, token), token) is CreateOutcome.OTHER:
         return _adopted(store.read_bytes(path), plan)
-    reach("planned")
+    failpoint("planned")
     return plan
 
 
@@ -143,17 +143,17 @@ def _rarely(extent: Extent) -> list[Any]:
     return [reason, extent.message] if reason else []
 
 
-def _cut_to_json(cut: SliceCut) -> list[Any]:
+def _cut_to_json(cut: UncountedPlan) -> list[Any]:
     limits = [cut.slice_rows, cut.slice_bytes, cut.max_rows]
     rows = cut.rows
     return limits if rows.only is None else [*limits, rows.only, rows.beyond]
 
 
-def _cut(values: list[Any]) -> SliceCut:
+def _cut(values: list[Any]) -> UncountedPlan:
     slice_rows, slice_bytes, max_rows, *chosen = values
     only, beyond = chosen or (None, None)
     rows = RowFilter(None if only is None else tuple(only), beyond)
-    return SliceCut(slice_rows, slice_bytes, max_rows, rows=rows)
+    return UncountedPlan(slice_rows, slice_bytes, max_rows, rows=rows)
 
 
 def _fields_to_json(fields: pa.Schema) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pipeline.commit.layout import Layout, part_target, renumber
 from pipeline.commit.manifest import Manifest, Part, current_manifest, log_numbers, read_manifest
 from pipeline.commit.tables.base import TableFormat
 from pipeline.core.errors import InfraError, PublishConflict
-from pipeline.process.failpoints import reach
+from pipeline.process.failpoints import failpoint
 from pipeline.storage.create_once import CreateOutcome
 from pipeline.storage.store import Store, StoredFile
 
@@ -43,10 +43,10 @@ def commit(store: Store, layout: Layout, manifest: Manifest, folder: str) -> Man
         quarantine_parts=_targets(manifest.quarantine_parts, "quarantine", layout.quarantine),
     )
     _place(store, folder, manifest.all_parts, placed.all_parts)
-    reach("before_log")
+    failpoint("before_log")
     path = layout.log_entry(manifest.number)
     outcome = store.create_once(path, placed.to_json(), manifest.token)
-    reach("after_log")
+    failpoint("after_log")
     if outcome is not CreateOutcome.OTHER:
         return placed
     winner = read_manifest(store, layout, manifest.number)
@@ -76,14 +76,14 @@ def _place(store: Store, folder: str, parts: Sequence[Part], placed: Sequence[Pa
     try:
         for part, target in zip(parts, placed, strict=True):
             store.copy(f"{folder}/{part.path}", target.path)
-            reach("placed_part")
+            failpoint("placed_part")
     except Exception:
         with contextlib.suppress(Exception):  # the first error is the one to show
             store.delete([target.path for target in placed])
         raise
 
 
-def settle(
+def sync_published_folder(
     store: Store,
     layout: Layout,
     manifest: Manifest,
@@ -142,16 +142,16 @@ def _settle_one(
         store.delete(dead)
     if table is not None:
         table.commit(layout, manifest)
-        reach("after_table")
-    reach("before_current")
-    _announce(store, layout, manifest)
+        failpoint("after_table")
+    failpoint("before_current")
+    _write_success(store, layout, manifest)
     if replaced:
         _retire(store, layout, replaced)
-    reach("retired")
+    failpoint("retired")
     _trim_history(store, layout, keep_versions)
 
 
-def _announce(store: Store, layout: Layout, manifest: Manifest) -> None:
+def _write_success(store: Store, layout: Layout, manifest: Manifest) -> None:
     """Make `current.json` the copy of a manifest, unless another one has become current meanwhile.
 
     Between that look and the write a run can still be suspended, and be late: a local file has no
@@ -162,7 +162,7 @@ def _announce(store: Store, layout: Layout, manifest: Manifest) -> None:
         if log_numbers(store, layout)[-1] != manifest.number:
             return
         store.put(layout.current, data)
-    reach("before_success")
+    failpoint("before_success")
     if _read_or_none(store, layout.success) != b"":
         store.put(layout.success, b"")
 
@@ -203,7 +203,7 @@ def _retire(store: Store, layout: Layout, replaced: Mapping[str, int]) -> None:
     for path, version in replaced.items():
         with contextlib.suppress(FileNotFoundError):  # another run has moved it since
             store.copy(path, f"{layout.history(version)}/{layout.inside(path)}")
-    reach("kept")
+    failpoint("kept")
     store.delete([*replaced])
 
 
@@ -246,8 +246,8 @@ def repair(
     if manifest is None:
         return None
     if is_last and _has_parts_of_later_versions(store, layout, manifest.number):
-        manifest = _restate(store, layout, manifest)
-    settle(store, layout, manifest, keep_versions, table=table)
+        manifest = _republish_as_next(store, layout, manifest)
+    sync_published_folder(store, layout, manifest, keep_versions, table=table)
     return manifest
 
 
@@ -255,7 +255,7 @@ def _has_parts_of_later_versions(store: Store, layout: Layout, number: int) -> b
     return any((part_target(f.path) or 0) > number for f in _published_files(store, layout))
 
 
-def _restate(store: Store, layout: Layout, manifest: Manifest) -> Manifest:
+def _republish_as_next(store: Store, layout: Layout, manifest: Manifest) -> Manifest:
     """Publish what is current under the next number, as it is; return what is current then.
 
     The parts that are in the way may be of a run that is only suspended: as long as it can commit

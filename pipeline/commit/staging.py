@@ -34,7 +34,7 @@ from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.core.hive_paths import without_folder
 from pipeline.core.schema import ERROR, LABEL
 from pipeline.core.slices import SliceKey
-from pipeline.process.failpoints import reach
+from pipeline.process.failpoints import failpoint
 from pipeline.storage.errors import listed_files
 from pipeline.storage.store import Store, StoredFile
 
@@ -137,7 +137,7 @@ class StagingWriter:
             writer.add_key_value_metadata({**self.metadata, _SLICE_META: staged.to_json()})
         encoded, retries = perf_counter(), retries_taken()
         self.store.put(f"{self.folder}/{staged.name}", buffer.getvalue())
-        reach("slice_put")
+        failpoint("slice_put")
         put_s, retries = perf_counter() - encoded, retries_taken() - retries
         add(counters, "write", StageCounters(busy_s=put_s, retries=retries))
         return staged

@@ -49,7 +49,7 @@ class Cause:
         return told
 
 
-class AlikeError(JobError):
+class SystematicFailure(JobError):
     """All rows of the first batches failed for one cause, so no row is at fault."""
 
     def __init__(self, message: str) -> None:
@@ -57,7 +57,7 @@ class AlikeError(JobError):
         self.failed = Cause(Reason.MODEL_ERROR.value, PREDICT)  # attributes survive pickling
 
     @classmethod
-    def of(cls, failed: Cause, where: str = "") -> AlikeError:
+    def of(cls, failed: Cause, where: str = "") -> SystematicFailure:
         """Say how many rows failed, of what; `where` is the place in the user's code."""
         told = f'{failed.reason} "{failed.message}"' + (f" ({where})" if where else "")
         error = cls(
@@ -67,9 +67,9 @@ class AlikeError(JobError):
         error.failed = failed
         return error
 
-    def with_message(self, message: str) -> AlikeError:
+    def with_message(self, message: str) -> SystematicFailure:
         """Return the same error in other words."""
-        error = AlikeError(message)
+        error = SystematicFailure(message)
         error.failed = self.failed
         return error
 
@@ -158,7 +158,7 @@ class Causes:
         return found[:number]
 
 
-def in_words(causes: Sequence[Cause], num_rows: int, shown: int = 3) -> str:
+def format_causes(causes: Sequence[Cause], num_rows: int, shown: int = 3) -> str:
     """Say why rows failed: `20 empty, e.g. 0000.jpg: the image has 0 bytes`; '' if none did.
 
     Args:

@@ -54,7 +54,7 @@ def file_name_of(column: str) -> str:
     return column.removeprefix("_")
 
 
-def part_column(part: str, column: str) -> str:
+def input_column(part: str, column: str) -> str:
     """Return the name in transit of a column of one of several inputs."""
     return f"{PART}{part}_{column}"
 

@@ -22,7 +22,7 @@ _SIGNALS = (*STOPS, signal.SIGALRM)
 
 
 @contextlib.contextmanager
-def only_run() -> Iterator[None]:
+def one_run_at_a_time() -> Iterator[None]:
     """Let the body be the only run of this process, with a life of its own.
 
     Raises:
@@ -40,7 +40,7 @@ def only_run() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def left_as_found(*, signals: bool = False) -> Iterator[None]:
+def restore_process_state(*, signals: bool = False) -> Iterator[None]:
     """Restore after the body what it changes of the process for Ray's sake.
 
     Environment variables, levels of loggers and of their handlers, and warning filters. The

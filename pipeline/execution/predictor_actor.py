@@ -28,7 +28,7 @@ from pipeline.execution.visible_gpus import settle_gpus
 from pipeline.inference.gpu_facts import count_device
 from pipeline.inference.slice_progress import Channel, send_to, start_slice
 from pipeline.inference.slice_results import unpredicted
-from pipeline.inference.slices.first_rows import FirstRows
+from pipeline.inference.slices.first_rows import SystematicFailureDetector
 from pipeline.models.spec import PredictorConfig
 from pipeline.process.liveness import no_limit
 from pipeline.process.memory import node_bytes
@@ -84,7 +84,7 @@ class ActorConfig:
     """Rows that must come out as they are known to before anything else is predicted."""
     writer: StagingWriter | None = None
     """Commits what was predicted; None where tasks do it."""
-    first_rows: FirstRows | None = None
+    first_rows: SystematicFailureDetector | None = None
     """Watches the first rows; None where the cause of what fails is taken to be the row."""
     channel: Channel | None = None
     """Where to tell how far this actor is; None if no progress is shown."""
@@ -202,7 +202,7 @@ class _Model:
         assert preprocessing is not None
         is_compared = predictor is not None and predictor.awaits_reference_check
         if is_compared and preprocessing.input.is_approximate:
-            return preprocessing.compared_step(rows, counters)
+            return preprocessing.step_with_reference(rows, counters)
         return preprocessing(counters, rows)
 
     def predict(self, rows: pa.Table, counters: Counters) -> pa.Table:

@@ -77,7 +77,7 @@ class Preprocessing:
         """Do the same, as a child does it."""
         return self(counters, rows)
 
-    def compared_step(self, rows: pa.Table, counters: Counters) -> pa.Table:
+    def step_with_reference(self, rows: pa.Table, counters: Counters) -> pa.Table:
         """Do the same, and add exact pixels of the rows that eager fp32 is to predict, too."""
         names = pixel_columns(self.input)
         return self(counters, with_reference_pixels(rows, counters, self.exact, names))
@@ -133,7 +133,7 @@ def preprocess_stage(
         for key, counters, rows in unpack(block):
             plan = preprocessing.plan
             if (key.unit, key.start) in compared:
-                plan = replace(plan, here=preprocessing.compared_step)
+                plan = replace(plan, here=preprocessing.step_with_reference)
             marks, fields = attempts_of(run_id), preprocessing.fields
             guard = Guard(work, [plan], marks, row_timeout_s, fields=fields)
             with contextlib.closing(guard):

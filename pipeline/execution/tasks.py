@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pipeline.core.cache.private_files import first_of
 from pipeline.core.errors import InfraError, PipelineError, find_cause
 from pipeline.core.printable import clean_message
-from pipeline.core.user_code.user_errors import SHOW_ALL, tell_remote
+from pipeline.core.user_code.user_errors import SHOW_ALL, describe_remote_error
 from pipeline.execution.isolation.attempts import Attempts
 from pipeline.execution.ray_options import MAX_TASK_RETRIES
 from pipeline.execution.versions import known_errors, session_folder
@@ -70,7 +70,7 @@ def ray_errors() -> Iterator[None]:
                 "finished slices are kept, run again to go on"
             ) from error
         if isinstance(error, exceptions.RayTaskError):
-            raise PipelineError(f"{tell_remote(error)}{SHOW_ALL}") from error
+            raise PipelineError(f"{describe_remote_error(error)}{SHOW_ALL}") from error
         raise
 
 

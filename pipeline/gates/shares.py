@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.core.causes import in_words
+from pipeline.core.causes import format_causes
 from pipeline.gates.gate import Figures, Gate
 from pipeline.gates.history import Past
 from pipeline.gates.results import GateResult, Level, apply_mode, skipped
@@ -52,7 +52,7 @@ class ErrorShare(Gate):
         message = (
             f"{num_quarantined} of {num_rows} rows quarantined, {share:.2f}%; limit {limit:g}%"
         )
-        if words := in_words(figures.causes, num_quarantined):
+        if words := format_causes(figures.causes, num_quarantined):
             message += f" ({words})"
         all_failed = num_quarantined == num_rows and limit < 100
         if num_rows < options.min_rows and not all_failed:
@@ -82,7 +82,7 @@ class ReasonShares(Gate):
             for reason in over or [worst]
         )
         found = [cause for cause in figures.causes if cause.reason in over]
-        if words := in_words(found, sum(reasons.get(reason, 0) for reason in over)):
+        if words := format_causes(found, sum(reasons.get(reason, 0) for reason in over)):
             message += f" ({words})"
         value, limit = shares[worst], caps[worst]
         if num_rows < options.min_rows:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from pipeline.core.cache.node_cache import kept
+from pipeline.core.cache.node_cache import cached_folder
 from pipeline.core.errors import InfraError, JobError
 from pipeline.inference.runtimes.int8 import INT8
 from pipeline.models.directories.onnx.graph import is_external
@@ -45,7 +45,7 @@ def fetch_model(store: Store | None, sha256: str | None) -> bytes:
         (folder / _FILE).write_bytes(data)
 
     try:
-        path = kept(f"{INT8}-{sha256}", fetch) / _FILE
+        path = cached_folder(f"{INT8}-{sha256}", fetch) / _FILE
     except FileNotFoundError:
         raise InfraError(
             f"{store.url(model_path(sha256))}: the calibrated model of this run is gone; put it "

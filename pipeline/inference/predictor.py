@@ -12,7 +12,7 @@ from time import perf_counter
 import numpy as np
 import pyarrow as pa
 
-from pipeline.core.cache.node_cache import claim
+from pipeline.core.cache.node_cache import claim_once_per_node
 from pipeline.core.failures import Failure, Reason, failures_of, without_failure
 from pipeline.core.figures.counters import LAUNCH, Counters, StageCounters, add
 from pipeline.core.figures.slice_figures import Comparison, SliceFigures, Tokens
@@ -23,7 +23,7 @@ from pipeline.inference.devices.device_model import DeviceModel
 from pipeline.inference.exact import NARROW, alone, predict_again, reduced
 from pipeline.inference.settled_scores import count_probable
 from pipeline.inference.slice_results import to_table
-from pipeline.inference.slices.first_rows import FirstRows
+from pipeline.inference.slices.first_rows import SystematicFailureDetector
 from pipeline.inference.slices.slice_run import STAGE, SliceRun
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.spec import PredictorConfig
@@ -44,7 +44,7 @@ class Predictor:
     def __init__(
         self,
         config: PredictorConfig,
-        first: FirstRows | None = None,
+        first: SystematicFailureDetector | None = None,
         *,
         ends_process: bool = False,
     ) -> None:
@@ -77,7 +77,7 @@ class Predictor:
             The rows with the columns of `staged_schema`, in the same order; the input is gone.
 
         Raises:
-            AlikeError: All rows of the first batches failed for one cause.
+            SystematicFailure: All rows of the first batches failed for one cause.
             JobError: Rows contradict what the outputs were settled to be, or a batch of a size
                 that is fixed does not fit into memory.
             InfraError: The GPU has failed.
@@ -138,7 +138,7 @@ class Predictor:
             self._limits = None
         # Each actor with a GPU does it, as cards may be sick, and one per CPU node.
         is_on_gpu = self._model.gpu is not None
-        if is_on_gpu or claim(f"reference-check-{self._config.run_id}"):
+        if is_on_gpu or claim_once_per_node(f"reference-check-{self._config.run_id}"):
             self._compare(chosen, exact, results, limits, counters)
 
     def _compare(

@@ -18,7 +18,7 @@ from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.registry import INPUTS, TASKS
 from pipeline.core.user_code.allowed_imports import import_callable
 from pipeline.core.user_code.own_code import errors_told
-from pipeline.core.user_code.user_errors import SHOW_ALL, tell
+from pipeline.core.user_code.user_errors import SHOW_ALL, describe_user_error
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.directories.opening import directory_module
 from pipeline.models.directories.snapshot import ModelDirectory, local_bytes
@@ -237,7 +237,7 @@ def load_module(spec: ModelSpec, salt: str = "") -> torch.nn.Module:
     except PipelineError:
         raise
     except Exception as error:  # a user's factory may raise anything
-        told = tell(error, spec.name.partition(":")[0])
+        told = describe_user_error(error, spec.name.partition(":")[0])
         raise JobError(f"model {spec.name}: cannot be built: {told}{SHOW_ALL}") from error
     if spec.weights_uri is not None:
         held = read_weights(spec.weights_uri, spec.weights_sha256, spec.storage_options)

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from pipeline.core.cache.node_cache import kept, key_of
+from pipeline.core.cache.node_cache import cached_folder, key_of
 from pipeline.core.errors import InfraError
 from pipeline.preprocessing.images.transform import TransformSpec
 
@@ -37,7 +37,7 @@ def torchvision_facts(name: str) -> dict[str, Any] | None:
         (folder / _FILE).write_text(json.dumps(_ask(name)))
 
     try:
-        folder = kept(key_of(["torchvision facts", 3, name]), write)
+        folder = cached_folder(key_of(["torchvision facts", 3, name]), write)
         return json.loads((folder / _FILE).read_text())  # type: ignore[no-any-return]
     except (OSError, InfraError):
         return _ask(name)  # the node cache is not writable

@@ -25,11 +25,11 @@ from pipeline.operations.jobs import Date, JobLike, load_job, run_options
 from pipeline.planning.plan import Plan
 from pipeline.runs.checks import check_before_ray, check_hardware, check_runtime
 from pipeline.runs.context import RunContext, RunOptions
-from pipeline.runs.one_row import Tried, try_row
+from pipeline.runs.one_row import Preview, preview_row
 from pipeline.runs.prepare import job_model, prepare
 from pipeline.runs.settled_source import settled_source
-from pipeline.runs.sink_below_source import require_apart
-from pipeline.runs.tuning.auto import is_open, opened
+from pipeline.runs.sink_below_source import require_disjoint
+from pipeline.runs.tuning.auto import needs_tuning, opened
 from pipeline.sources.inputs import describe_no_input, list_inputs
 from pipeline.storage.errors import options_named
 from pipeline.storage.store import Store
@@ -118,7 +118,7 @@ def _clock(job: Job) -> Finding:
 
 
 def _source(job: Job) -> str:
-    require_apart(job.source, Store(job.sink.uri, job.sink.storage_options))
+    require_disjoint(job.source, Store(job.sink.uri, job.sink.storage_options))
     source, may_be_empty = settled_source(job), job.gates.allow_empty
     inputs = list_inputs(source, max_extent_rows=_MANY_ROWS, may_be_empty=may_be_empty)
     if not inputs.shards:
@@ -152,10 +152,10 @@ def _golden(run: RunContext, plan: Plan, model: ModelSpec) -> str:
 
 def _one_row(job: Job, planned: Callable[[], tuple[Plan, ModelSpec]]) -> Finding:
     """Try one row from source to prediction; a failure of the model is a warning."""
-    tried: list[Tried] = []
+    tried: list[Preview] = []
 
     def look() -> str:
-        tried.append(try_row(job, *planned()))
+        tried.append(preview_row(job, *planned()))
         return tried[0].found
 
     check = guarded("one row", look)
@@ -168,4 +168,4 @@ def _runtime(job: Job, model: ModelSpec, address: str | None) -> str:
     usable = ", ".join(usable_ways(opened(model), is_on_gpu=is_on_gpu, is_here=address is None))
     if model.takes_fastest:
         return f"{EAGER} {FP32}, or what is known to be the fastest of {usable}"
-    return f"to be measured: {usable}" if is_open(model) else usable
+    return f"to be measured: {usable}" if needs_tuning(model) else usable

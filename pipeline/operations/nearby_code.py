@@ -34,7 +34,7 @@ def require_findable(job: Job, job_path: str) -> None:
                 )
 
 
-def warn_of_what_stays(job: Job, job_path: str) -> None:
+def warn_of_local_code(job: Job, job_path: str) -> None:
     """Warn of code beside the job file, which is not sent to a cluster."""
     for field, target, name in _named(job):
         file = _file_of(name, Path(job_path).parent)

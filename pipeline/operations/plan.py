@@ -26,10 +26,10 @@ from pipeline.report.history import Recipe, find_past_run
 from pipeline.report.speed.estimate import estimate
 from pipeline.runs.checks import check_before_ray, check_hardware
 from pipeline.runs.context import RunContext
-from pipeline.runs.one_row import Tried, try_row
+from pipeline.runs.one_row import Preview, preview_row
 from pipeline.runs.prepare import prepare
 from pipeline.runs.resume import is_published
-from pipeline.runs.tuning.auto import foresee, is_open
+from pipeline.runs.tuning.auto import foresee, needs_tuning
 from pipeline.runs.tuning.choice import Choice
 from pipeline.runs.tuning.selection import as_tried
 from pipeline.sources.feature_names import Vector, vectors_of
@@ -77,7 +77,7 @@ def _describe(run: RunContext, *, tries: bool) -> dict[str, Any]:
     step = _next_step(plan, store, layout, current, job.sink.partition_columns)
     is_needed = step["a_run_would"] != _NOTHING
     cluster = _check(run, plan, model) if is_needed else None
-    tried = try_row(job, plan, model) if tries and is_needed else None
+    tried = preview_row(job, plan, model) if tries and is_needed else None
     choice = foresee(run, plan, model)
     return {
         "partition": layout.name,
@@ -143,7 +143,7 @@ def _estimate(
 ) -> dict[str, Any]:
     model, way = as_tried(model, choice.way), choice.way
     # `auto` and `pipeline tune` choose what the job leaves out.
-    asked = job.model if is_open(model) or way.batch_size or way.batch_tokens else plan
+    asked = job.model if needs_tuning(model) or way.batch_size or way.batch_tokens else plan
     wanted = Recipe(
         name=model.name,
         weights_sha256=model.weights_sha256,
@@ -190,7 +190,7 @@ def shortened(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _model(
-    job: Job, model: ModelSpec, plan: Plan, tried: Tried | None, choice: Choice
+    job: Job, model: ModelSpec, plan: Plan, tried: Preview | None, choice: Choice
 ) -> dict[str, Any]:
     experimental = {"jpeg_decoder": "gpu: experimental, it has never run on a real GPU"}
     task, settings = model.task, model.input.settings() or {}

@@ -19,7 +19,7 @@ from pipeline.core.errors import JobError
 from pipeline.core.hive_paths import partition_types
 from pipeline.dataflow import predict_and_publish, run_job
 from pipeline.job.reading.loader import Overrides
-from pipeline.models.weights.factory_tensors import hand_on
+from pipeline.models.weights.factory_tensors import copy_pin
 from pipeline.operations.jobs import (
     Accepted,
     Date,
@@ -118,7 +118,7 @@ def carry_out(run: RunContext, reasons: frozenset[str], predict: Predict) -> Run
             return _nothing_to_retry(run, work)
         merge = _prepare(run, work)
         plan = replace(adopt_plan(store, layout, work.plan), source_root=inputs.uri)
-        hand_on(store, *(layout.tensors(p.fingerprint) for p in (base.plan, plan)))
+        copy_pin(store, *(layout.tensors(p.fingerprint) for p in (base.plan, plan)))
         _forget_failures(run, plan)
         run.record.planned(plan, model, job.resources.num_gpus)
         manifest = predict(run, plan, model, current, lease, retry=merge)

@@ -9,7 +9,7 @@ from pipeline.execution.submit.output import JobOutput
 from pipeline.gates.results import parse_accepted
 from pipeline.job.reading.loader import read_job
 from pipeline.operations.jobs import Date, read_date
-from pipeline.operations.nearby_code import warn_of_what_stays
+from pipeline.operations.nearby_code import warn_of_local_code
 
 
 def submit(
@@ -46,7 +46,7 @@ def submit(
     """
     parse_accepted(accept)
     day = read_date(date)
-    warn_of_what_stays(read_job(job, date=day, overrides=overrides, is_elsewhere=True), job)
+    warn_of_local_code(read_job(job, date=day, overrides=overrides, is_elsewhere=True), job)
     asked = Submission(job, day, overrides, allow_import, accept, as_json=as_json, quiet=quiet)
     output = JobOutput(write, has_document=as_json)
     try:

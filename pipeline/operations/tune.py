@@ -16,7 +16,7 @@ from pipeline.report.showing.progress import Progress, Silent
 from pipeline.runs.checks import check_before_ray
 from pipeline.runs.context import RunContext
 from pipeline.runs.prepare import prepare
-from pipeline.runs.tuning.auto import is_open
+from pipeline.runs.tuning.auto import needs_tuning
 from pipeline.runs.tuning.auto import tune as measure_ways
 from pipeline.runs.tuning.selection import useful_share
 from pipeline.runs.tuning.trial import Trial
@@ -93,7 +93,7 @@ def _used_by(model: ModelSpec) -> str:
     """Say whose runs take what was chosen, on machines like this and whatever their output is."""
     if model.takes_fastest:
         return "runs of this model whose job says neither model.runtime nor model.precision"
-    runtime, precision = (model.runtime, model.precision) if is_open(model) else (AUTO, AUTO)
+    runtime, precision = (model.runtime, model.precision) if needs_tuning(model) else (AUTO, AUTO)
     return f"runs of this model with model.runtime: {runtime} and model.precision: {precision}"
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pipeline.core.registry import INPUTS, get
 from pipeline.job.job import Job
 from pipeline.preprocessing.model_input import cost_of
-from pipeline.sources.extents import MAX_SLICE_BYTES, Extent, SliceCut
+from pipeline.sources.extents import MAX_SLICE_BYTES, Extent, UncountedPlan
 from pipeline.sources.inputs import Inputs
 from pipeline.sources.source_format import format_of
 from pipeline.sources.units import Unit
@@ -159,7 +159,7 @@ def _uncounted_units(
 ) -> Iterator[Unit]:
     """Make a unit per shard; with a limit one unit of all, as its reader must count the rows."""
     groups = [(extent,) for extent in extents] if limit_rows is None else [tuple(extents)]
-    cut = SliceCut(slice_rows, MAX_SLICE_BYTES, limit_rows)
+    cut = UncountedPlan(slice_rows, MAX_SLICE_BYTES, limit_rows)
     for index, group in enumerate(groups if extents else []):
         yield Unit(index, group, bounds=(), cut=cut)
 

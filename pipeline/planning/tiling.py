@@ -59,7 +59,7 @@ def first_slices(missing: Mapping[Unit, Sequence[int]], number: int) -> frozense
     return frozenset(firsts)
 
 
-def require_tiling(plan: Plan, staged: Staged) -> Slices:
+def require_complete(plan: Plan, staged: Staged) -> Slices:
     """Return all slices in order, each with its part.
 
     Raises:

@@ -1,6 +1,6 @@
 """Several inputs of a row, each as it would be alone; the model gets the tensors of all by name.
 
-In transit the columns of an input have its name before theirs (core/schema.py, `part_column`), and
+In transit the columns of an input have its name before theirs (core/schema.py, `input_column`), and
 each input sees its own columns under their own names. Arrays and tensors are named likewise.
 """
 
@@ -20,7 +20,7 @@ from pipeline.core.errors import JobError
 from pipeline.core.failures import failure_columns, failures_of, of_part
 from pipeline.core.figures.counters import Counters, StageCounters, add
 from pipeline.core.registry import INPUTS, get
-from pipeline.core.schema import ROW_ID, URI, columns_of_part, part_column
+from pipeline.core.schema import ROW_ID, URI, columns_of_part, input_column
 from pipeline.core.user_code.own_code import errors_told
 from pipeline.preprocessing.model_input import (
     FEW_ROWS,
@@ -129,7 +129,7 @@ class CompositeInput:
 
     def fields(self) -> list[pa.Field]:
         return [
-            field.with_name(part_column(name, field.name))
+            field.with_name(input_column(name, field.name))
             for name, part in self.parts
             for field in part.fields()
         ]
@@ -178,7 +178,7 @@ class CompositeInput:
                 if column in published:
                     found[self._published(name, column)] = made.column(column)
                 elif column not in (ROW_ID, URI, *failure_columns([])):
-                    found[part_column(name, column)] = made.column(column)
+                    found[input_column(name, column)] = made.column(column)
         for stage, values in counted.items():
             add(counters, stage, StageCounters.from_dict(values))
         return pa.table({**kept, **found, **failure_columns(failures)})
@@ -258,7 +258,7 @@ class CompositeInput:
         return NormaliseSeveral(parts, [len(tensors) for tensors in self.tensors.values()])
 
 
-def require_taken(seen: Input | CompositeInput, taken: Sequence[str], told: str) -> None:
+def require_every_input_used(seen: Input | CompositeInput, taken: Sequence[str], told: str) -> None:
     """Check that a model takes each of several inputs, of which it may leave out some tensors.
 
     Args:

@@ -22,13 +22,13 @@ _SIGNALS = {
 _reached: Counter[str] = Counter()
 
 
-def reach(name: str) -> None:
+def failpoint(name: str) -> None:
     """Mark a step of a run by name; who watches over the run sees that it got there."""
     note_progress(name)
-    fail_here(name)
+    failpoint_quiet(name)
 
 
-def fail_here(name: str) -> None:
+def failpoint_quiet(name: str) -> None:
     """Mark a place that is no step forward, as the lease's thread gets there by itself, too."""
     wanted = os.environ.get(FAILPOINT)
     if wanted is None:

@@ -29,7 +29,7 @@ class _Stop:
 
     reason: PipelineError | None = None
     num_deferring: int = 0
-    """How many bodies of `undisturbed` there are."""
+    """How many bodies of `defer_stops` there are."""
     thread: int | None = None
     """The thread that may be interrupted, if there is one."""
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -68,7 +68,7 @@ def ignore_stops() -> None:
 
 
 @contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
+def defer_stops() -> Iterator[None]:
     """Let a first signal, or `interrupt`, be noted only: the body is to be done as a whole.
 
     The supervisor of a run limits its time, and a second signal ends the process, as always.
@@ -87,7 +87,7 @@ def reason() -> PipelineError | None:
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[None]:
+def stoppable_body() -> Iterator[None]:
     """Let `interrupt` end the body; it then ends with the reason as its error, as by a signal.
 
     Raises:
@@ -112,7 +112,7 @@ def interruptible() -> Iterator[None]:
 
 
 def interrupt(why: PipelineError) -> None:
-    """End what is `interruptible`, if anything is; the first reason counts."""
+    """End what is `stoppable_body`, if anything is; the first reason counts."""
     stop = _stop()
     with stop.lock:
         if stop.reason is not None or stop.thread is None:

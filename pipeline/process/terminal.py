@@ -116,7 +116,7 @@ def show_error(error: BaseException, code: int) -> int:
 
     Several errors of a job file are a line each, and a list in the document.
     """
-    from pipeline.core.user_code.user_errors import tell
+    from pipeline.core.user_code.user_errors import describe_user_error
 
     package = logging.getLogger("pipeline")
     if package.isEnabledFor(logging.DEBUG) or os.environ.get(DEBUG):
@@ -124,7 +124,11 @@ def show_error(error: BaseException, code: int) -> int:
     message, *errors = (
         [clean_message(line) for line in error.lines]
         if isinstance(error, JobErrors)
-        else [clean_message(str(error) if isinstance(error, PipelineError) else tell(error))]
+        else [
+            clean_message(
+                str(error) if isinstance(error, PipelineError) else describe_user_error(error)
+            )
+        ]
     )
     clear_status()  # it may still be there if a run is ended from outside
     report = getattr(error, "report", None)

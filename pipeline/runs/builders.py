@@ -21,7 +21,7 @@ from pipeline.execution.visible_gpus import without_gpus
 from pipeline.gates.judging import needs_of
 from pipeline.inference.settled_scores import scores_path
 from pipeline.inference.slice_progress import Channel
-from pipeline.inference.slices.first_rows import FirstRows
+from pipeline.inference.slices.first_rows import SystematicFailureDetector
 from pipeline.job.job import Job
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.spec import ModelSpec, PredictorConfig
@@ -160,8 +160,8 @@ def make_writer(run: RunContext, plan: Plan, model: ModelSpec) -> StagingWriter:
     )
 
 
-def first_rows(run: RunContext, plan: Plan) -> FirstRows | None:
+def first_rows(run: RunContext, plan: Plan) -> SystematicFailureDetector | None:
     """Return what ends a run whose first rows all fail; None for a retry, whose rows failed."""
     if run.record.is_retry:
         return None
-    return FirstRows(plan.num_rows, has_predictions=run.record.num_predicted > 0)
+    return SystematicFailureDetector(plan.num_rows, has_predictions=run.record.num_predicted > 0)

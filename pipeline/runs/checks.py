@@ -6,7 +6,7 @@ once a run is connected to it, and by its workers.
 
 from __future__ import annotations
 
-from pipeline.execution.caller import left_as_found
+from pipeline.execution.caller import restore_process_state
 from pipeline.execution.cluster.hardware import embedded_hardware
 from pipeline.execution.cluster.login import log_in
 from pipeline.execution.environment import refuse_autoload
@@ -61,7 +61,7 @@ def check_hardware(job: Job, address: str | None) -> str:
         InfraError: The cluster does not answer.
     """
     if address is not None:
-        with left_as_found():
+        with restore_process_state():
             return log_in(address)
     if job.resources.num_gpus:
         from pipeline.inference.devices.device import require_cuda

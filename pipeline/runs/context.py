@@ -18,7 +18,7 @@ from pipeline.planning.allocation import Allocation
 from pipeline.planning.plan import Plan
 from pipeline.report.recording.recorder import RunRecorder
 from pipeline.runs.settled_source import settled_source
-from pipeline.runs.sink_below_source import require_apart
+from pipeline.runs.sink_below_source import require_disjoint
 from pipeline.storage.store import Store
 
 if TYPE_CHECKING:
@@ -54,12 +54,12 @@ class RunContext:
         """Return the context of a new run of a job; starts nothing, writes nothing.
 
         Raises:
-            JobError: As `require_apart`, before a file is written below the sink.
+            JobError: As `require_disjoint`, before a file is written below the sink.
         """
         layout = Layout(job.sink.partition)
         record = RunRecorder(new_run_id(dt.datetime.now(dt.UTC)), layout.name)
         store = Store(job.sink.uri, job.sink.storage_options)
-        require_apart(job.source, store)
+        require_disjoint(job.source, store)
         return cls(job, options, store, layout, record)
 
     def with_settled_source(self) -> RunContext:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from pipeline.core.causes import AlikeError
+from pipeline.core.causes import SystematicFailure
 from pipeline.core.errors import JobError
 from pipeline.job.source import Source
 from pipeline.sources.feature_names import say_which_features, vectors_of
@@ -28,6 +28,6 @@ def features_told(source: Source, fields: pa.Schema) -> Iterator[None]:
         told = say_which_features(message, vectors_of(source, fields))
         if told == message:
             raise
-        if isinstance(error, AlikeError):
+        if isinstance(error, SystematicFailure):
             raise error.with_message(told) from None
         raise JobError(told) from None

@@ -15,9 +15,9 @@ from pipeline.commit.parts.compaction import Compacted, Compactor, RunTasks, com
 from pipeline.commit.parts.part_writer import file_metadata, package_versions
 from pipeline.commit.parts.partition_columns import compact_by_value
 from pipeline.commit.parts.row_ids import find_duplicates, read_hashes
-from pipeline.commit.publish import commit, settle
+from pipeline.commit.publish import commit, sync_published_folder
 from pipeline.commit.staging import read_footer
-from pipeline.core.causes import MAX_PER_RUN, AlikeError, common_cause, in_words
+from pipeline.core.causes import MAX_PER_RUN, SystematicFailure, common_cause, format_causes
 from pipeline.core.figures.slice_figures import Comparison, Tokenised
 from pipeline.core.hive_paths import partition_types
 from pipeline.core.slices import SliceKey
@@ -27,8 +27,8 @@ from pipeline.gates.history import Past, look_back
 from pipeline.gates.judging import certain_failures, early_refusal, judge, needs_of
 from pipeline.gates.results import GateResult, require_pass
 from pipeline.planning.plan import Plan
-from pipeline.planning.tiling import Slices, require_tiling
-from pipeline.process.failpoints import reach
+from pipeline.planning.tiling import Slices, require_complete
+from pipeline.process.failpoints import failpoint
 from pipeline.runs.context import RunContext
 from pipeline.runs.retry.matching import LabelledDuplicates, Match, match_rows
 from pipeline.runs.retry.readmission import RetryMerge
@@ -69,7 +69,7 @@ def finish(
         InfraError: Slices are missing, or the store failed.
     """
     with run.record.stage("publish") as published, listed_files():
-        slices = require_tiling(plan, staged)
+        slices = require_complete(plan, staged)
         duplicates = _account(run, slices, tasks, retry)
         match = retry and match_rows(retry.replan, run.store, slices, duplicates, tasks)
         if retry and match:
@@ -79,8 +79,8 @@ def finish(
         num_rows = run.record.num_planned
         results = _judge(run, plan, num_rows, base)
         causes = run.record.top_failures()
-        require_pass(results, in_words(causes, run.record.num_quarantined))
-        reach("judged")
+        require_pass(results, format_causes(causes, run.record.num_quarantined))
+        failpoint("judged")
         lease.check()
         number = base.number + 1 if base else 1
         compactor = _compactor(run, plan, number, retry)
@@ -91,10 +91,12 @@ def finish(
             compacted = _compact(compactor, columns, slices, duplicates, tasks)
         manifest = _manifest(run, plan, number, compacted, results)
         manifest = retry.to_manifest(manifest) if retry else manifest
-        reach("compacted")
+        failpoint("compacted")
         lease.check()
         current = commit(run.store, run.layout, manifest, compactor.folder)
-        settle(run.store, run.layout, current, run.job.sink.keep_versions, table=run.table)
+        sync_published_folder(
+            run.store, run.layout, current, run.job.sink.keep_versions, table=run.table
+        )
         published.rows_in = published.rows_out = num_rows
         published.bytes_in = sum(file.size_bytes for _, file in slices)
         published.bytes_out = sum(part.size_bytes for part in manifest.all_parts)
@@ -107,7 +109,7 @@ def _account(
     """Count what is staged by any run; return the rows whose id another row has."""
     run.record.tiled([key for key, _ in slices])
     run.record.recount([(key, file.path) for key, file in slices], partial(read_footer, run.store))
-    reach("tiled")
+    failpoint("tiled")
     return _find_duplicates(run, slices, tasks, retry)
 
 
@@ -137,7 +139,7 @@ def fail_fast_on_certain_refusal(run: RunContext, plan: Plan) -> None:
 
     Raises:
         GateRefused: They are; finished slices stay.
-        AlikeError: They are, for all rows so far failed in the model for one cause.
+        SystematicFailure: They are, for all rows so far failed in the model for one cause.
     """
     record = run.record
     if plan.num_rows is None or record.num_done >= plan.num_rows:
@@ -164,12 +166,13 @@ def require_some_row(run: RunContext) -> None:
     Rows of a retry have failed before, so they prove nothing.
 
     Raises:
-        AlikeError: No row has a prediction, for one cause; a later run computes these slices again.
+        SystematicFailure: No row has a prediction, for one cause; a later run computes these
+            slices again.
     """
     record = run.record
     found = common_cause(record.top_failures(MAX_PER_RUN), record.num_predicted)
     if found is not None and not record.is_retry:
-        raise AlikeError.of(found)
+        raise SystematicFailure.of(found)
 
 
 def _judge(run: RunContext, plan: Plan, num_rows: int, base: Manifest | None) -> list[GateResult]:

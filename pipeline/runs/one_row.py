@@ -22,7 +22,7 @@ from pipeline.core.printable import clean_message
 from pipeline.core.schema import ERROR, MESSAGE, NUM_TOKENS, ROW_ID
 from pipeline.execution.isolation.child_process import Child, ChildExit, ChildResult, Step
 from pipeline.execution.stages import PREDICT, Preprocessing, SliceWork
-from pipeline.inference.slices.first_rows import FirstRows, Raised
+from pipeline.inference.slices.first_rows import RaisedFailure, SystematicFailureDetector
 from pipeline.job.job import Job
 from pipeline.models.spec import ModelSpec, PredictorConfig, load_module
 from pipeline.models.tasks import make_task
@@ -50,7 +50,7 @@ Status = Literal["ok", "warn", "unknown"]
 
 
 @dataclass(frozen=True)
-class Tried:
+class Preview:
     """What trying a row gave, if it was no error."""
 
     status: Status
@@ -114,7 +114,7 @@ class _RowWork:
         return pa.table({"is_random": [is_random], "is_same": [is_same]})
 
 
-class _Places(FirstRows):
+class _Places(SystematicFailureDetector):
     """Notes where in the user's code the last row failed; watches nothing."""
 
     def __init__(self) -> None:
@@ -125,7 +125,7 @@ class _Places(FirstRows):
         self._where = ""
 
     def failed(self, row_id: str, failure: Failure) -> None:
-        self._where = failure.where if isinstance(failure, Raised) else ""
+        self._where = failure.where if isinstance(failure, RaisedFailure) else ""
 
     def check(self) -> None:
         """Let every failure be its row's."""
@@ -139,7 +139,7 @@ class _Places(FirstRows):
         return rows.set_column(rows.column_names.index(MESSAGE), MESSAGE, told)
 
 
-def try_row(job: Job, plan: Plan, model: ModelSpec) -> Tried:
+def preview_row(job: Job, plan: Plan, model: ModelSpec) -> Preview:
     """Try one row from source to prediction; if the first ones are bad, a few others.
 
     Raises:
@@ -212,7 +212,7 @@ def _is_random(child: Child, model: ModelSpec) -> bool:
     return bool(found.rows.column("is_random")[0].as_py())
 
 
-def _first_good(child: Child, model: ModelSpec, num_units: int) -> Tried:
+def _first_good(child: Child, model: ModelSpec, num_units: int) -> Preview:
     """Return what became of the first row that can be predicted.
 
     Raises:
@@ -244,7 +244,7 @@ def _first_good(child: Child, model: ModelSpec, num_units: int) -> Tried:
             told = scores_told(model.task, model.shown_name, found)
             if found and told != scores_told(model.task, model.shown_name):
                 told = f"{told}, if the first rows of a run are as this row (model.scores says it)"
-            return Tried("ok", f"1 row ({row_id}) -> {_describe(predicted, model)}", scores=told)
+            return Preview("ok", f"1 row ({row_id}) -> {_describe(predicted, model)}", scores=told)
         failed = failed or f"row {row_id}: {problem}"
         num_exits += isinstance(predicted, str)
         if num_exits == _MAX_DEATHS:
@@ -253,7 +253,9 @@ def _first_good(child: Child, model: ModelSpec, num_units: int) -> Tried:
         raise JobError(f"the first rows of the source fail in the transform: {failed}")
     if failed:
         raise JobError(f"model {model.name}: fails over the first rows of the source: {failed}")
-    return Tried("unknown", f"no row could be read{unread and f' ({unread})'}; the model was built")
+    return Preview(
+        "unknown", f"no row could be read{unread and f' ({unread})'}; the model was built"
+    )
 
 
 def _rows(child: Child, num_units: int) -> Iterator[pa.Table | str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from pipeline.core.causes import AlikeError
+from pipeline.core.causes import SystematicFailure
 from pipeline.core.errors import GateRefused, PartitionBusy, PipelineError, Stopped
 from pipeline.core.printable import clean_message
 from pipeline.gates.golden import GoldenRefused
@@ -47,7 +47,7 @@ def save_trouble(run: RunContext, error: BaseException) -> None:
         return
     if isinstance(error, GoldenRefused):
         run.record.judged([error.result()])
-    if isinstance(error, AlikeError):
+    if isinstance(error, SystematicFailure):
         run.record.failed_alike(error.failed)
     ours = _as_ours(error)
     try:

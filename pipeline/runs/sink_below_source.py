@@ -15,7 +15,7 @@ from pipeline.storage.store import Store
 from pipeline.storage.uris import options_of, root_path
 
 
-def require_apart(source: Source, sink: Store) -> None:
+def require_disjoint(source: Source, sink: Store) -> None:
     """Make sure that no file of the sink is, or could become, input.
 
     A sink beside the source or above it is fine, as long as its own folders are.

@@ -23,7 +23,7 @@ from pipeline.execution import health
 from pipeline.execution.cluster import in_flight
 from pipeline.job.deadline import seconds_until
 from pipeline.planning.tiling import missing_units
-from pipeline.process.interrupts import interrupt, interruptible, reason
+from pipeline.process.interrupts import interrupt, reason, stoppable_body
 from pipeline.process.keeper import exit_with
 from pipeline.process.life import current, within
 from pipeline.process.liveness import last_progress
@@ -69,7 +69,7 @@ def stoppable(run: RunContext) -> Iterator[None]:
         InfraError: It got no further, or lost its Ray.
     """
     try:
-        with interruptible():
+        with stoppable_body():
             yield
     except PipelineError as error:
         if error is not reason():

@@ -1,7 +1,7 @@
 """Which rows are read: extents of shards, and slices of shards whose row count is unknown.
 
 The plan knows the rows of most shards and cuts them into slices itself. Only reading counts the
-rows of a tar, so its plan holds a `SliceCut`, which the reader follows.
+rows of a tar, so its plan holds a `UncountedPlan`, which the reader follows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Extent:
     version: str
     first_row: int
     num_rows: int
-    """0 for a tar, whose rows only reading counts (`SliceCut`)."""
+    """0 for a tar, whose rows only reading counts (`UncountedPlan`)."""
     row_bytes: float
     """Mean encoded bytes per row; bounds the memory of a slice."""
     reason: Reason | None = None
@@ -100,7 +100,7 @@ ALL_ROWS = RowFilter()
 
 
 @dataclass(frozen=True)
-class SliceCut:
+class UncountedPlan:
     """How the reader cuts an uncounted unit into slices.
 
     The same rows are always cut at the same places: where a slice ends depends only on its own

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import pyarrow as pa
 
-from pipeline.core.schema import columns_of_part, is_feature, part_column
+from pipeline.core.schema import columns_of_part, input_column, is_feature
 from pipeline.job.source import InputKind, Source
 from pipeline.sources.columns.base import InputReader
 from pipeline.sources.columns.images import ImageColumn
@@ -39,7 +39,7 @@ def fields_of_parts(source: Source, fields_of: Callable[[Source], pa.Schema]) ->
     if not source.inputs:
         return fields_of(source)
     return pa.schema(
-        field.with_name(part_column(name, field.name))
+        field.with_name(input_column(name, field.name))
         for name, part in source.parts.items()
         for field in fields_of(part)
     )

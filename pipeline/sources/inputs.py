@@ -19,7 +19,7 @@ from pipeline.sources.globs import compiled, is_glob, reaches_below, split_glob
 from pipeline.sources.source_format import format_of
 from pipeline.storage.errors import options_named
 from pipeline.storage.single_file import read_lines
-from pipeline.storage.skipped import Skip, Skipped, SkipTally, is_utf8, reason_of_name
+from pipeline.storage.skipped import SkipCounter, Skipped, SkipReason, is_utf8, reason_of_name
 from pipeline.storage.store import Store, StoredFile
 
 _STAT_THREADS = 16
@@ -125,7 +125,7 @@ class _Choice:
 
     def __init__(self, suffixes: tuple[str, ...], pattern: str, *, follow_links: bool) -> None:
         self.follow_links = follow_links
-        self.tally = SkipTally()
+        self.tally = SkipCounter()
         self._suffixes, self._pattern = suffixes, pattern
         self._matches = compiled(pattern).match if pattern else None
 
@@ -134,16 +134,16 @@ class _Choice:
             return False
         reason = reason_of_name(file.path)
         if reason is None and not is_utf8(file.path):
-            reason = Skip.NOT_UTF8
+            reason = SkipReason.NOT_UTF8
         if reason is None and not file.path.lower().endswith(self._suffixes):
-            reason = Skip.EXTENSION
+            reason = SkipReason.EXTENSION
         if reason is not None:
             self.tally.add(file.path, reason)
         return reason is None
 
-    def skip(self, path: str, reason: Skip) -> None:
+    def skip(self, path: str, reason: SkipReason) -> None:
         is_meant = not self._matches or self._matches(path) is not None
-        if reason is Skip.LINK_TO_FOLDER and not is_meant:
+        if reason is SkipReason.LINK_TO_FOLDER and not is_meant:
             is_meant = reaches_below(self._pattern, path.split("/"))
         if is_meant:
             self.tally.add(path, reason_of_name(path) or reason)

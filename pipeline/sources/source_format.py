@@ -14,7 +14,7 @@ from pipeline.core.figures.counters import Counters
 from pipeline.core.registry import SOURCES, get
 from pipeline.job.section import Section
 from pipeline.job.source import Source
-from pipeline.sources.extents import Extent, SliceCut
+from pipeline.sources.extents import Extent, UncountedPlan
 from pipeline.sources.rows import Reader, make_rows
 from pipeline.storage.store import Store, StoredFile
 
@@ -73,7 +73,7 @@ class SliceStream(Protocol):
         ...
 
     def take(self) -> pa.Table:
-        """Return the next slice as its `SliceCut` says; without rows only if none are left.
+        """Return the next slice as its `UncountedPlan` says; without rows only if none are left.
 
         Raises:
             InfraError: The store failed, or a shard changed since it was planned.
@@ -183,7 +183,9 @@ class SourceFormat(Protocol):
         """Open counted extents."""
         ...
 
-    def open_slices(self, reader: Reader, extents: Sequence[Extent], cut: SliceCut) -> SliceStream:
+    def open_slices(
+        self, reader: Reader, extents: Sequence[Extent], cut: UncountedPlan
+    ) -> SliceStream:
         """Open uncounted extents."""
         ...
 
@@ -210,7 +212,9 @@ class CountedBeforeReading:
     Options: type[Section] | None = None
     kinds = frozenset[str]()
 
-    def open_slices(self, reader: Reader, extents: Sequence[Extent], cut: SliceCut) -> SliceStream:
+    def open_slices(
+        self, reader: Reader, extents: Sequence[Extent], cut: UncountedPlan
+    ) -> SliceStream:
         """Raise TypeError: the plan cuts counted rows into slices."""
         raise TypeError(f"{type(self).__name__}: its rows are counted before they are read")
 

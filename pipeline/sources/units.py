@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.core.slices import SliceKey
-from pipeline.sources.extents import Extent, SliceCut
+from pipeline.sources.extents import Extent, UncountedPlan
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Unit:
     extents: tuple[Extent, ...]
     bounds: tuple[int, ...]
     """0 = bounds[0] < ... < bounds[-1] = rows of the unit; slice i is [bounds[i], bounds[i+1])."""
-    cut: SliceCut | None = None
+    cut: UncountedPlan | None = None
     """Set if only reading counts the rows; `bounds` is empty then."""
 
     @property

@@ -26,7 +26,7 @@ class Broken(Exception):
 
 
 @contextlib.contextmanager
-def open_whole(store: Store, extent: Extent) -> Iterator[BinaryIO]:
+def open_sequential(store: Store, extent: Extent) -> Iterator[BinaryIO]:
     """Open a shard that is read from its beginning to its end.
 
     Raises:

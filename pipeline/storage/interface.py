@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO, Protocol
 
-from pipeline.storage.skipped import Skip
+from pipeline.storage.skipped import SkipReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ class Choice(Protocol):
         """Tell whether a file is input."""
         ...
 
-    def skip(self, path: str, reason: Skip) -> None:
+    def skip(self, path: str, reason: SkipReason) -> None:
         """Note what is no input, and why."""
         ...
 

@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 from pipeline.core.printable import clean_message
-from pipeline.process.failpoints import fail_here
+from pipeline.process.failpoints import failpoint_quiet
 from pipeline.storage.interface import BadBlock, Choice, FileExpired, StoredFile
-from pipeline.storage.skipped import Skip
+from pipeline.storage.skipped import SkipReason
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class LocalDisk:
                             files.append(_local_file(entry.path, entry.stat()))
                     elif choice is not None:
                         found = _special(entry, follow_links=choice.follow_links)
-                        if isinstance(found, Skip):
+                        if isinstance(found, SkipReason):
                             choice.skip(entry.path[skipped:], found)
                         else:
                             files.append(found)
@@ -102,7 +102,7 @@ class LocalDisk:
 
     def put(self, path: str, data: bytes) -> None:
         with _written_beside(path, data) as temporary:
-            fail_here("mid_put")
+            failpoint_quiet("mid_put")
             os.replace(temporary, path)
 
     def put_file(self, path: str, source: str) -> None:
@@ -179,21 +179,21 @@ def _open_regular(path: str, flags: int) -> int:
     return descriptor
 
 
-def _special(entry: os.DirEntry[str], *, follow_links: bool) -> StoredFile | Skip:
+def _special(entry: os.DirEntry[str], *, follow_links: bool) -> StoredFile | SkipReason:
     """Describe the file behind a link, or say why an entry that is no file is none."""
     if not entry.is_symlink():
-        return Skip.SPECIAL_FILE
+        return SkipReason.SPECIAL_FILE
     if not follow_links:
-        return Skip.LINK
+        return SkipReason.LINK
     try:
         status = os.stat(entry.path)  # of the target: its size and time are the version
     except OSError as error:
         if error.errno not in _LEADS_NOWHERE:
             raise
-        return Skip.BROKEN_LINK
+        return SkipReason.BROKEN_LINK
     if stat.S_ISREG(status.st_mode):
         return _local_file(entry.path, status)
-    return Skip.LINK_TO_FOLDER if stat.S_ISDIR(status.st_mode) else Skip.SPECIAL_FILE
+    return SkipReason.LINK_TO_FOLDER if stat.S_ISDIR(status.st_mode) else SkipReason.SPECIAL_FILE
 
 
 def _local_file(path: str, status: os.stat_result) -> StoredFile:

@@ -28,7 +28,7 @@ _MARKER = re.compile(
 )
 
 
-class Skip(StrEnum):
+class SkipReason(StrEnum):
     """Why a file below the source is no input; the set is closed."""
 
     EXTENSION = "extension"
@@ -42,7 +42,7 @@ class Skip(StrEnum):
     BAD_KEY = "bad_key"
 
 
-EXPECTED: Final = frozenset({Skip.HIDDEN, Skip.MARKER, Skip.LINK})
+EXPECTED: Final = frozenset({SkipReason.HIDDEN, SkipReason.MARKER, SkipReason.LINK})
 """Reasons that are as they should be, which `gates.max_skipped_pct` does not count."""
 
 
@@ -73,7 +73,7 @@ class Skipped:
     def describe(self) -> str:
         """Say in a few words what was left out: `15 .heic, 10 .xmp, 2 hidden`."""
         parts = Counter({_words(name): count for name, count in self.extensions.items()})
-        parts.update({str(r): n for r, n in self.files.items() if r != Skip.EXTENSION})
+        parts.update({str(r): n for r, n in self.files.items() if r != SkipReason.EXTENSION})
         shown = parts.most_common(_SAID if len(parts) > _SAID + 1 else None)
         said = [f"{count} {name}" for name, count in shown]
         rest = parts.total() - sum(count for _, count in shown)
@@ -104,22 +104,22 @@ class Skipped:
         )
 
 
-class SkipTally:
+class SkipCounter:
     """Counts files that are left out, in any order."""
 
     def __init__(self) -> None:
-        self._files: Counter[Skip] = Counter()
-        self._first: dict[Skip, list[str]] = {}
+        self._files: Counter[SkipReason] = Counter()
+        self._first: dict[SkipReason, list[str]] = {}
         self._extensions: Counter[str] = Counter()
 
-    def add(self, path: str, reason: Skip) -> None:
+    def add(self, path: str, reason: SkipReason) -> None:
         """Count a file, relative to the source."""
         self._files[reason] += 1
         names = self._first.setdefault(reason, [])
         if len(names) < FIRST_NAMES or path < names[-1]:
             insort(names, path)
             del names[FIRST_NAMES:]
-        if reason is Skip.EXTENSION:
+        if reason is SkipReason.EXTENSION:
             extension = extension_of(path)
             is_new = extension not in self._extensions
             is_full = is_new and len(self._extensions) >= _MAX_EXTENSIONS
@@ -132,28 +132,28 @@ class SkipTally:
         shown = dict([*named.items()][:_SHOWN_EXTENSIONS])
         others = self._extensions.total() - sum(shown.values())
         return Skipped(
-            {reason: self._files[reason] for reason in Skip if self._files[reason]},
+            {reason: self._files[reason] for reason in SkipReason if self._files[reason]},
             {
                 reason: tuple(map(printable, self._first[reason]))
-                for reason in Skip
+                for reason in SkipReason
                 if self._files[reason]
             },
             shown | ({OTHERS: others} if others else {}),
         )
 
 
-def reason_of_name(path: str) -> Skip | None:
+def reason_of_name(path: str) -> SkipReason | None:
     """Return why a path is left out whatever is there; None if its name speaks for input."""
     if not _is_suspect(path):
         return None
     segments = path.split("/")
     if path.startswith("/") or path.endswith("/") or "\0" in path or {".", ".."} & set(segments):
-        return Skip.BAD_KEY
+        return SkipReason.BAD_KEY
     for segment in segments:
         if segment.startswith("."):
-            return Skip.HIDDEN
+            return SkipReason.HIDDEN
         if _MARKER.fullmatch(segment):
-            return Skip.MARKER
+            return SkipReason.MARKER
     return None
 
 

@@ -28,7 +28,7 @@ from support.runs.selection import quick_cases
 from pipeline.commands.demo.photos import build_parquet
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, current_manifest
-from pipeline.commit.publish import commit, repair, settle
+from pipeline.commit.publish import commit, repair, sync_published_folder
 from pipeline.commit.published.rollback import rollback
 from pipeline.commit.published.verify import verify_output
 from pipeline.commit.tables.delta import Delta
@@ -163,7 +163,7 @@ def test_the_same_again_commits_nothing(usual_store: Store):
     manifest = publish(usual_store, Rows(1))
     before = snapshot(usual_store, "")
     assert publish(usual_store, Rows(1)) == manifest
-    settle(usual_store, LAYOUT, manifest, 2, table=Delta(usual_store))
+    sync_published_folder(usual_store, LAYOUT, manifest, 2, table=Delta(usual_store))
     assert snapshot(usual_store, "") == before
 
 
@@ -180,7 +180,6 @@ def test_a_table_asked_for_later_begins_with_what_is_current(usual_store: Store)
 PUBLISH = """
 import json, sys
 from support.runs.published import Rows, publish_rows
-from pipeline.process.failpoints import reach
 from pipeline.storage.store import Store
 uri, options, rows = json.loads(sys.argv[1])
 rows["kinds"], rows["partition_columns"] = tuple(rows["kinds"]), tuple(rows["partition_columns"])
@@ -256,7 +255,7 @@ def test_of_many_who_commit_the_same_version_one_does(any_store: Store):
             list(pool.map(lambda _: Delta(any_store).commit(LAYOUT, placed), range(4)))  # noqa: B023
         numbers = [info["pipeline.version"] for info in commits_of(table_of(any_store))]
         assert numbers == list(range(1, edition + 1))
-        settle(any_store, LAYOUT, placed, 2, table=Delta(any_store))
+        sync_published_folder(any_store, LAYOUT, placed, 2, table=Delta(any_store))
     assert_exact(any_store, placed, Rows(2), 2)
 
 
@@ -277,7 +276,7 @@ def test_a_checkpoint_still_knows_what_was_committed(usual_store: Store):
     table_of(usual_store).create_checkpoint()
     usual_store.delete([f"predictions/_delta_log/{number:020d}.json" for number in range(1)])
     before = snapshot(usual_store, "")
-    settle(usual_store, LAYOUT, manifest, 2, table=Delta(usual_store))
+    sync_published_folder(usual_store, LAYOUT, manifest, 2, table=Delta(usual_store))
     assert snapshot(usual_store, "") == before
     manifest = publish(usual_store, Rows(2))
     mine = {path for path in named_by(table_of(usual_store)) if path.startswith(DAY)}

@@ -10,7 +10,7 @@ from support.runs.plan_examples import planned, shard_extents
 from pipeline.commit.layout import Layout
 from pipeline.commit.plan_store import adopt_plan, plan_to_json
 from pipeline.storage.create_once import CreateOutcome
-from pipeline.storage.skipped import Skip, Skipped
+from pipeline.storage.skipped import Skipped, SkipReason
 from pipeline.storage.store import Store
 
 
@@ -20,7 +20,7 @@ def test_the_loser_of_a_race_goes_on_with_the_plan_of_the_winner(
     layout = Layout(None)
     extents = shard_extents([[1000]])
     theirs, ours = (planned(extents, run__slice_rows=rows) for rows in (10, 50))
-    ours = replace(ours, skipped=Skipped({Skip.HIDDEN.value: 1}))
+    ours = replace(ours, skipped=Skipped({SkipReason.HIDDEN.value: 1}))
     assert theirs.fingerprint == ours.fingerprint
     assert theirs.units != ours.units
     create_once = Store.create_once

@@ -22,7 +22,7 @@ from support.runs.selection import quick_cases
 from pipeline.commit import publish
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, current_manifest, list_partitions, log_numbers
-from pipeline.commit.publish import commit, repair, settle
+from pipeline.commit.publish import commit, repair, sync_published_folder
 from pipeline.commit.published.garbage import collect_garbage
 from pipeline.commit.published.read import read_predictions
 from pipeline.commit.published.rollback import history_numbers, rollback
@@ -172,7 +172,7 @@ def test_settling_twice_changes_nothing(usual_store: Store):
     publish_rows(usual_store, rows=Rows(1))
     second = publish_rows(usual_store, rows=Rows(2))
     before = snapshot(usual_store, "")
-    settle(usual_store, LAYOUT, second, 2)
+    sync_published_folder(usual_store, LAYOUT, second, 2)
     assert snapshot(usual_store, "") == before
 
 
@@ -181,7 +181,7 @@ def test_of_two_different_versions_the_first_in_the_log_wins_untouched(every_sto
     ours, our_folder = prepare_version(every_store, LAYOUT, Rows(2), 2, "ours")
     theirs, their_folder = prepare_version(every_store, LAYOUT, Rows(3), 2, "theirs")
     winner = commit(every_store, LAYOUT, theirs, their_folder)
-    settle(every_store, LAYOUT, winner, 2)
+    sync_published_folder(every_store, LAYOUT, winner, 2)
     with pytest.raises(PublishConflict, match="run theirs published version 2 meanwhile"):
         commit(every_store, LAYOUT, ours, our_folder)
     assert current_manifest(every_store, LAYOUT) == winner
@@ -212,12 +212,12 @@ def test_settling_leaves_what_a_suspended_run_is_about_to_commit(
             commit(usual_store, LAYOUT, manifest, folder)
     placed = files_of(usual_store) - named_by(first)
     assert len(placed) == len(manifest.all_parts)
-    settle(usual_store, LAYOUT, first, 2)
+    sync_published_folder(usual_store, LAYOUT, first, 2)
     assert files_of(usual_store) == named_by(first) | placed
     # A run that goes on now finds what its entry names.
     resumed = commit(usual_store, LAYOUT, manifest, folder)
     assert named_by(resumed) == placed
-    settle(usual_store, LAYOUT, resumed, 2)
+    sync_published_folder(usual_store, LAYOUT, resumed, 2)
     assert_whole(usual_store, resumed)
 
 
@@ -227,7 +227,7 @@ def test_a_late_run_never_announces_a_version_that_is_replaced(
     first = publish_rows(usual_store, rows=Rows(1))
     usual_store.delete([LAYOUT.current])
     announced: list[int] = []
-    put, announce = Store.put, publish._announce
+    put, announce = Store.put, publish._write_success
 
     def watched(store: Store, path: str, data: bytes) -> None:
         if path == LAYOUT.current:
@@ -242,7 +242,7 @@ def test_a_late_run_never_announces_a_version_that_is_replaced(
 
     monkeypatch.setattr(Store, "put", watched)
     monkeypatch.setattr(publish, "_announce", announce_late)
-    settle(usual_store, LAYOUT, first, 2)
+    sync_published_folder(usual_store, LAYOUT, first, 2)
     assert announced == [1, 2]
     current = current_manifest(usual_store, LAYOUT)
     assert current is not None
@@ -263,7 +263,7 @@ def test_a_late_announcement_is_put_right_by_the_run_that_made_it(
         put(store, path, data)
 
     monkeypatch.setattr(Store, "put", put_late)
-    settle(usual_store, LAYOUT, first, 2)
+    sync_published_folder(usual_store, LAYOUT, first, 2)
     current = current_manifest(usual_store, LAYOUT)
     assert current is not None
     assert current.number == 2
@@ -285,7 +285,7 @@ def test_of_two_equal_versions_the_loser_adopts_the_winner(usual_store: Store):
     winner = commit(usual_store, LAYOUT, theirs, their_folder)
     adopted = commit(usual_store, LAYOUT, ours, our_folder)
     assert adopted == winner
-    settle(usual_store, LAYOUT, adopted, 2)
+    sync_published_folder(usual_store, LAYOUT, adopted, 2)
     assert_whole(usual_store, winner)
 
 

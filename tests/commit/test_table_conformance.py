@@ -21,7 +21,7 @@ from support.runs.published import DAY, Rows, prepare_version, publish_rows, sin
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, current_manifest
-from pipeline.commit.publish import commit, repair, settle
+from pipeline.commit.publish import commit, repair, sync_published_folder
 from pipeline.commit.published.rollback import rollback
 from pipeline.commit.tables import table_of
 from pipeline.core.environment import FAILPOINT
@@ -91,7 +91,7 @@ def test_a_number_is_committed_once_and_an_older_one_never_comes_back(name: str,
     for manifest in (second, first):
         table.commit(LAYOUT, manifest)
         assert snapshot(store, "") == before
-    settle(store, LAYOUT, second, 2, table=table)
+    sync_published_folder(store, LAYOUT, second, 2, table=table)
     assert snapshot(store, "") == before
 
 

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from pipeline.commit.staging import StagedSlice
 from pipeline.core.causes import (
     MAX_PER_SLICE,
-    AlikeError,
     Cause,
     Causes,
+    SystematicFailure,
     causes_of,
     common_cause,
-    in_words,
+    format_causes,
     key_of,
 )
 from pipeline.core.errors import JobError
@@ -137,13 +137,13 @@ def test_a_footer_of_before_counts_by_its_reasons():
 
 def test_causes_in_words_name_a_row_each():
     empty = Cause("empty", "decode", "the image has 0 bytes", 20, "0000.jpg")
-    assert in_words([empty], 20) == "20 empty, e.g. 0000.jpg: the image has 0 bytes"
-    assert in_words([empty], 23).endswith("; 3 others")
-    assert in_words([], 0) == ""
+    assert format_causes([empty], 20) == "20 empty, e.g. 0000.jpg: the image has 0 bytes"
+    assert format_causes([empty], 23).endswith("; 3 others")
+    assert format_causes([], 0) == ""
     vague = [Cause("missing", num_rows=7)]
-    assert in_words(vague, 7) == "7 missing"
+    assert format_causes(vague, 7) == "7 missing"
     long = Cause("empty", "decode", "x" * 500, 1, "a\x1b[31m\nb" * 50, at_least=True)
-    told = in_words([long], 1)
+    told = format_causes([long], 1)
     assert told.startswith("at least 1 empty, e.g. a\\x1b[31m b")
     assert told.isprintable()
     assert len(told) < 250
@@ -170,7 +170,7 @@ def test_the_error_of_rows_that_failed_alike_survives_pickling():
     failed = Cause(
         "model_error", "predict", "RuntimeError: boom", 64, "0.jpg", "RuntimeError: boom"
     )
-    error = pickle.loads(pickle.dumps(AlikeError.of(failed, "net3.py line 27")))
+    error = pickle.loads(pickle.dumps(SystematicFailure.of(failed, "net3.py line 27")))
     assert isinstance(error, JobError)
     assert error.exit_code == 2
     assert error.failed == failed
@@ -189,4 +189,4 @@ def test_one_is_singular(count: int, text: str):
 
 def test_a_single_row_is_not_all_1_rows():
     failed = Cause("model_error", "predict", "boom", 1)
-    assert str(AlikeError.of(failed)).startswith("the only row of the first batches failed")
+    assert str(SystematicFailure.of(failed)).startswith("the only row of the first batches failed")

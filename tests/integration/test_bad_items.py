@@ -23,7 +23,7 @@ from pipeline.core.errors import InfraError, JobError
 from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.job.source import Source
 from pipeline.planning.slicing import SliceSizes, make_units
-from pipeline.sources.extents import SliceCut
+from pipeline.sources.extents import UncountedPlan
 from pipeline.sources.inputs import Inputs, list_inputs
 from pipeline.sources.parquet.footers import _read_footers, is_unreadable
 from pipeline.sources.reader import read_slices
@@ -151,7 +151,7 @@ def test_a_member_name_that_is_no_utf8_costs_at_most_its_row(tmp_path: Path):
     source = Source(uri=str(tmp_path), format="webdataset")
     inputs = list_inputs(source, max_extent_rows=9)
     reader = Reader(Store(inputs.root), source, inputs.pass_through, IMAGE_FIELDS)
-    unit = Unit(0, inputs.extents, (), SliceCut(9, 2**20))
+    unit = Unit(0, inputs.extents, (), UncountedPlan(9, 2**20))
     [(_, _, rows)] = read_slices(reader, unit, frozenset())
     assert rows["row_id"].to_pylist() == ["a.tar/a", r"a.tar/caf\xe9", "a.tar/z"]
     assert rows["error"].null_count == 3

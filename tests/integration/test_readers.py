@@ -23,7 +23,7 @@ from support.runs.stepping import Program
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, Part, current_manifest, log_numbers, read_manifest
-from pipeline.commit.publish import commit, repair, settle
+from pipeline.commit.publish import commit, repair, sync_published_folder
 from pipeline.commit.published.read import read_current
 from pipeline.commit.published.rollback import rollback
 from pipeline.commit.published.verify import verify_output
@@ -259,7 +259,7 @@ def test_a_run_that_was_late_leaves_the_newer_list_as_it_is(tmp_path: Path):
     committed = commit(store, LAYOUT, manifest, folder)
 
     def settle_late(stepped: Store) -> None:
-        settle(stepped, LAYOUT, committed, 2)
+        sync_published_folder(stepped, LAYOUT, committed, 2)
 
     program = Program("late", store.uri, settle_late)
     while not program.pending.endswith("current.json"):  # it is about to look at what is there

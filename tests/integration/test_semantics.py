@@ -46,7 +46,7 @@ from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.model_input import InputSettings, Limits
 from pipeline.preprocessing.texts.text_input import TextInput
 from pipeline.preprocessing.texts.text_settings import TextSettings
-from pipeline.sources.extents import SliceCut
+from pipeline.sources.extents import UncountedPlan
 from pipeline.sources.inputs import list_inputs
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
@@ -319,7 +319,7 @@ def csv_records(folder: Path) -> list[list[dict[str, Any]]]:
 def read_source(source: Source) -> list[dict[str, Any]]:
     inputs = list_inputs(source, max_extent_rows=8)
     reader = Reader(Store(inputs.root), source, inputs.pass_through, inputs.fields)
-    unit = Unit(0, inputs.extents, (), SliceCut(4, 2**20))
+    unit = Unit(0, inputs.extents, (), UncountedPlan(4, 2**20))
     tables = [table for _, _, table in read_slices(reader, unit, frozenset())]
     return [plain(row, inputs.root) for table in tables for row in table.to_pylist()]
 

@@ -17,7 +17,7 @@ from support.runs.retry_runs import NUM_ROWS, make_partition, write_images, writ
 from pipeline.commit.parts.part_writer import file_metadata
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.staging import StagedSlice, StagingWriter, list_staged
-from pipeline.core.causes import AlikeError
+from pipeline.core.causes import SystematicFailure
 from pipeline.core.failures import Failure, Reason
 from pipeline.execution.isolation.row_isolation import fail
 from pipeline.planning.plan import Plan
@@ -127,7 +127,9 @@ def test_rows_that_all_failed_alike_are_a_job_error_whatever_the_gates_allow(tmp
     partition.broken = {"000.jpg", "007.jpg"}
     staged = stage(partition, failed=set(range(NUM_ROWS // SLICE_ROWS)))
     run, _ = count(partition, staged)
-    with pytest.raises(AlikeError, match=r'all 40 rows .*: model_error "RuntimeError: boom 0"'):
+    with pytest.raises(
+        SystematicFailure, match=r'all 40 rows .*: model_error "RuntimeError: boom 0"'
+    ):
         require_some_row(run)
     run, _ = count(partition, stage(partition, failed=set(range(1, NUM_ROWS // SLICE_ROWS))))
     require_some_row(run)
@@ -138,10 +140,10 @@ def test_rows_that_all_failed_alike_are_a_job_error_whatever_the_gates_allow(tmp
 def test_a_gate_that_is_certain_to_refuse_gives_way_to_the_one_cause(tmp_path: Path):
     partition = make_partition(tmp_path, write_images, gates={"max_error_pct": 1.0, "min_rows": 1})
     run, plan = count(partition, stage(partition, failed={0})[:1])
-    with pytest.raises(AlikeError, match="all 4 rows"):
+    with pytest.raises(SystematicFailure, match="all 4 rows"):
         fail_fast_on_certain_refusal(run, plan)
     run.record.retried(entries=4)  # retried rows have failed before
     with pytest.raises(Exception, match=r"certain after 4 of 40 rows") as refused:
         fail_fast_on_certain_refusal(run, plan)
-    assert not isinstance(refused.value, AlikeError)
+    assert not isinstance(refused.value, SystematicFailure)
     assert "4 model_error, e.g. 000.jpg: RuntimeError: boom 0" in str(refused.value)

@@ -33,7 +33,7 @@ from pipeline.job.reading.loader import parse_job
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.operations.plan import plan
 from pipeline.planning.plan import Plan, make_plan
-from pipeline.planning.tiling import done_slices, first_slices, missing_units, require_tiling
+from pipeline.planning.tiling import done_slices, first_slices, missing_units, require_complete
 from pipeline.sources.inputs import list_inputs
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
@@ -165,7 +165,7 @@ def test_whatever_is_staged_the_rest_completes_the_full_read(
     starts = {key.unit: key.start for key in sorted(rest, key=lambda key: -key.start)}
     assert first_slices(missing_units(plan, staged(done)), 99) == frozenset(starts.items())
     both = staged([*rest, *done])
-    tiled = [key for key, _ in require_tiling(plan, both)]
+    tiled = [key for key, _ in require_complete(plan, both)]
     assert sum(key.num_rows for key in tiled) == 72
     assert missing_units(plan, both) == {}
     assert done_slices(plan, both) == tiled

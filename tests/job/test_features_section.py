@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.core.errors import JobError
 from pipeline.job.reading.loader import parse_job
-from pipeline.job.reading.paths import relative_paths
+from pipeline.job.reading.paths import problems_of_relative_paths
 from pipeline.job.source import Source
 
 
@@ -110,6 +110,6 @@ def test_relative_files_of_categories_are_refused_for_another_machine():
         "sink": {"uri": "/out"},
     }
     job = parse_job(document, date=dt.date(2026, 11, 24), origin="job")
-    assert [problem.path for problem in relative_paths(job)] == [
+    assert [problem.path for problem in problems_of_relative_paths(job)] == [
         ("source", "features", 1, "categories"),
     ]

@@ -10,7 +10,7 @@ from support.runs.plan_examples import planned, shard_extents
 from pipeline.core.errors import InfraError
 from pipeline.core.slices import SliceKey
 from pipeline.planning.plan import Plan
-from pipeline.planning.tiling import done_slices, missing_units, require_tiling
+from pipeline.planning.tiling import done_slices, missing_units, require_complete
 from pipeline.storage.store import StoredFile
 
 
@@ -53,9 +53,9 @@ def test_pieces_are_taken_for_their_slice_if_none_is_missing(plan: Plan, data: s
     assert not {(key.unit, key.start) for key in cuts if key not in gone} & missing
     if missing:
         with pytest.raises(InfraError, match="have no staged part"):
-            require_tiling(plan, whole)
+            require_complete(plan, whole)
     else:
-        assert [key for key, _ in require_tiling(plan, whole)] == done_slices(plan, whole)
+        assert [key for key, _ in require_complete(plan, whole)] == done_slices(plan, whole)
 
 
 def _span(key: SliceKey) -> tuple[int, int]:

@@ -41,10 +41,10 @@ from pipeline.planning.plan import (
 )
 from pipeline.planning.slicing import SliceSizes
 from pipeline.planning.tiling import first_slices, missing_units
-from pipeline.sources.extents import MAX_SLICE_BYTES, Extent, RowFilter, SliceCut
+from pipeline.sources.extents import MAX_SLICE_BYTES, Extent, RowFilter, UncountedPlan
 from pipeline.sources.inputs import Inputs
 from pipeline.sources.units import Unit
-from pipeline.storage.skipped import Skip, Skipped
+from pipeline.storage.skipped import Skipped, SkipReason
 from pipeline.storage.store import Store, StoredFile
 
 
@@ -433,7 +433,9 @@ def test_credentials_are_in_no_stored_plan():
 def test_a_stored_plan_never_says_what_is_skipped_now(tmp_path: Path):
     """Two globs without a shard have one fingerprint, so the second adopts the first's plan."""
     store, layout = Store(str(tmp_path)), Layout(None)
-    skipped = Skipped({Skip.EXTENSION: 1}, {Skip.EXTENSION: ("notes.txt",)}, {".txt": 1})
+    skipped = Skipped(
+        {SkipReason.EXTENSION: 1}, {SkipReason.EXTENSION: ("notes.txt",)}, {".txt": 1}
+    )
     first, second = replace(planned([]), skipped=skipped), planned([])
     assert first.fingerprint == second.fingerprint
     assert adopt_plan(store, layout, first).skipped == skipped
@@ -474,7 +476,7 @@ def test_rows_that_are_chosen_of_a_tar_are_counted_as_if_there_were_no_others(
 
 
 def test_slices_of_unknown_rows_usually_have_the_most_rows():
-    units = (Unit(0, (), (), SliceCut(64, 1000)), Unit(1, (), (0, 32, 40)))
+    units = (Unit(0, (), (), UncountedPlan(64, 1000)), Unit(1, (), (0, 32, 40)))
     assert replace(planned([]), units=units).usual_slice_rows() == [64, 32, 8]
 
 
@@ -483,7 +485,7 @@ def test_chosen_rows_survive_the_file_of_a_plan():
     assert (extent.first_row, extent.num_rows) == (3, 4)
     assert extent.piece(1, 2).numbers() == (4, 9)
     assert extent.piece(1, 3).numbers(1) == (9, 30)
-    cut = SliceCut(4, 100, rows=RowFilter((2, 5), 7))
+    cut = UncountedPlan(4, 100, rows=RowFilter((2, 5), 7))
     units = (
         Unit(0, (extent, replace(extent, reason=Reason.BAD_SCHEMA, message="m")), (0, 4, 8)),
         Unit(1, (Extent("t", 9, "v", 0, 0, 0.0),), (), cut),

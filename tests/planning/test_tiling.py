@@ -10,8 +10,8 @@ from support.runs.plan_examples import planned, shard_extents
 from pipeline.core.errors import InfraError
 from pipeline.core.slices import SliceKey
 from pipeline.planning.plan import Plan
-from pipeline.planning.tiling import done_slices, first_slices, missing_units, require_tiling
-from pipeline.sources.extents import SliceCut
+from pipeline.planning.tiling import done_slices, first_slices, missing_units, require_complete
+from pipeline.sources.extents import UncountedPlan
 from pipeline.sources.units import Unit
 from pipeline.storage.store import StoredFile
 
@@ -19,7 +19,9 @@ COUNTED = planned(shard_extents([[10], [10], [10]]), 4, run__slice_rows=4)
 KEYS = [*COUNTED.slices()]
 UNCOUNTED: Plan = replace(
     COUNTED,
-    units=tuple(Unit(unit.index, unit.extents, (), SliceCut(4, 1000)) for unit in COUNTED.units),
+    units=tuple(
+        Unit(unit.index, unit.extents, (), UncountedPlan(4, 1000)) for unit in COUNTED.units
+    ),
 )
 
 
@@ -35,7 +37,7 @@ def test_the_example_has_units_of_several_slices():
 @pytest.mark.parametrize("plan", [COUNTED, UNCOUNTED], ids=["counted", "uncounted"])
 def test_slices_that_tile_every_unit_are_returned_in_order(plan: Plan):
     parts = staged(KEYS[::-1])
-    assert require_tiling(plan, parts) == [(key, parts[key]) for key in KEYS]
+    assert require_complete(plan, parts) == [(key, parts[key]) for key in KEYS]
     assert done_slices(plan, parts) == KEYS
     assert missing_units(plan, parts) == {}
 
@@ -46,7 +48,7 @@ def test_a_slice_without_a_part_is_never_passed_over(plan: Plan, lost: SliceKey)
     parts = staged([key for key in KEYS if key != lost])
     where = rf"1 slices have no staged part \(first: unit {lost.unit}, from row {lost.start} on\)"
     with pytest.raises(InfraError, match=where):
-        require_tiling(plan, parts)
+        require_complete(plan, parts)
     (missing,) = missing_units(plan, parts).items()
     assert missing[0].index == lost.unit
     assert missing[1] == ([lost.start] if plan is COUNTED else [])
@@ -56,14 +58,14 @@ def test_a_slice_without_a_part_is_never_passed_over(plan: Plan, lost: SliceKey)
 def test_all_slices_without_a_part_are_counted_and_the_first_is_named():
     where = rf"{len(KEYS)} slices have no staged part \(first: unit 0, from row 0 on\)"
     with pytest.raises(InfraError, match=where):
-        require_tiling(COUNTED, {})
+        require_complete(COUNTED, {})
     with pytest.raises(InfraError, match=r"3 slices have no staged part \(first: unit 0"):
-        require_tiling(replace(UNCOUNTED, units=UNCOUNTED.units[:3]), {})
+        require_complete(replace(UNCOUNTED, units=UNCOUNTED.units[:3]), {})
 
 
 def test_a_part_of_no_slice_of_a_counted_unit_is_left_out():
     strangers = [SliceKey(0, 1, 4, is_last=False), SliceKey(99, 0, 4, is_last=True)]
-    slices = require_tiling(COUNTED, staged([*KEYS, *strangers]))
+    slices = require_complete(COUNTED, staged([*KEYS, *strangers]))
     assert [key for key, _ in slices] == KEYS
 
 
@@ -93,7 +95,7 @@ def test_an_uncounted_unit_is_complete_only_from_its_first_row_to_a_last_slice(
     keys: list[SliceKey], gap: int
 ):
     with pytest.raises(InfraError, match=f"first: unit 0, from row {gap} on"):
-        require_tiling(ONE_UNIT, staged(keys))
+        require_complete(ONE_UNIT, staged(keys))
     ((unit, starts),) = missing_units(ONE_UNIT, staged(keys)).items()
     assert unit.cut is not None
     assert unit.cut.done == tuple(sorted(keys, key=lambda key: key.start))
@@ -113,14 +115,14 @@ def test_an_uncounted_unit_is_complete_only_from_its_first_row_to_a_last_slice(
     ],
 )
 def test_two_slices_of_one_row_or_rows_behind_a_last_slice_are_refused(keys: list[SliceKey]):
-    for function in (done_slices, missing_units, require_tiling):
+    for function in (done_slices, missing_units, require_complete):
         with pytest.raises(InfraError, match="contradict each other, so s00000"):
             function(ONE_UNIT, staged(keys))
 
 
 def test_an_empty_unit_is_complete_with_its_one_empty_slice():
     only = last(0, 0)
-    assert [key for key, _ in require_tiling(ONE_UNIT, staged([only]))] == [only]
+    assert [key for key, _ in require_complete(ONE_UNIT, staged([only]))] == [only]
 
 
 def test_the_first_missing_slices_are_those_of_as_many_units():

@@ -27,7 +27,7 @@ from pipeline.core.schema import (
     IMAGE,
     IMAGE_FIELDS,
     feature_fields,
-    part_column,
+    input_column,
     source_schema,
     text_fields,
 )
@@ -77,7 +77,7 @@ CASES: dict[str, tuple[pa.Schema, tuple[Callable[[], pa.Array], ...]]] = {
     "toy": (IMAGE_FIELDS, (image_column,)),
     "several": (
         pa.schema(
-            field.with_name(part_column(name, field.name))
+            field.with_name(input_column(name, field.name))
             for name, fields in zip(
                 PARTS, (IMAGE_FIELDS, text_fields(has_pair=False), feature_fields(3)), strict=True
             )

@@ -7,8 +7,8 @@ import threading
 import pytest
 
 from pipeline.core.errors import JobError, Stopped
-from pipeline.execution.caller import only_run
-from pipeline.process.interrupts import interrupt, interruptible, reason
+from pipeline.execution.caller import one_run_at_a_time
+from pipeline.process.interrupts import interrupt, reason, stoppable_body
 from pipeline.process.life import current, new_life
 from pipeline.process.liveness import last_progress, note_progress
 
@@ -49,13 +49,13 @@ def test_close_gives_up_what_is_held_the_newest_first_whatever_fails_or_hangs():
 def test_what_stopped_a_run_does_not_stop_the_next_one_but_its_caller_learns_of_it():
     why = Stopped("deadline reached")
     with new_life():
-        with pytest.raises(Stopped), only_run(), interruptible():  # noqa: PT012
+        with pytest.raises(Stopped), one_run_at_a_time(), stoppable_body():  # noqa: PT012
             note_progress("a step")
             interrupt(why)
             threading.Event().wait(60)
         assert reason() is why
-        with only_run():
+        with one_run_at_a_time():
             assert reason() is None
             assert last_progress() == (0, "nothing yet")
-            with pytest.raises(JobError, match="another run"), only_run():
+            with pytest.raises(JobError, match="another run"), one_run_at_a_time():
                 pass

@@ -24,7 +24,7 @@ from pipeline.job.job import Job
 from pipeline.job.reading.loader import read_job
 from pipeline.report.recording.recorder import RunRecorder
 from pipeline.runs.context import RunContext, RunOptions
-from pipeline.runs.one_row import Tried, try_row
+from pipeline.runs.one_row import Preview, preview_row
 from pipeline.runs.prepare import prepare
 from pipeline.storage.store import Store
 
@@ -48,11 +48,11 @@ def make_job(folder: Path, colours: list[tuple[int, int, int] | bytes], **sectio
     return read_job(path, date=dt.date(2026, 11, 24))
 
 
-def attempt(job: Job) -> Tried:
+def attempt(job: Job) -> Preview:
     layout, store = Layout(job.sink.partition), Store(job.sink.uri)
     options = RunOptions(allow_import=("models",))
     run = RunContext(job, options, store, layout, RunRecorder("r", layout.name))
-    return try_row(job, *prepare(run))
+    return preview_row(job, *prepare(run))
 
 
 def model(factory: str, **fields: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pipeline.core.errors import JobError
 from pipeline.job.reading.loader import parse_job
 from pipeline.job.source import Source
 from pipeline.runs.context import RunContext, RunOptions
-from pipeline.runs.sink_below_source import require_apart
+from pipeline.runs.sink_below_source import require_disjoint
 from pipeline.sources.globs import reaches_below
 from pipeline.storage.store import Store
 
@@ -23,7 +23,7 @@ def source_of(uri: object, **fields: Any) -> Source:
 
 def refused(source: Source, sink: Store) -> bool:
     try:
-        require_apart(source, sink)
+        require_disjoint(source, sink)
     except JobError as error:
         return str(error).startswith("sink.uri = ")
     return False
@@ -121,8 +121,8 @@ def test_a_file_is_no_sink(tmp_path: Path):
     (tmp_path / "f.json").write_text("{}")
     sink = Store(str(tmp_path / "f.json"))
     with pytest.raises(JobError, match=r"^sink.uri = .*f\.json is a file; give a folder$"):
-        require_apart(source_of(tmp_path / "in"), sink)
-    require_apart(source_of(tmp_path / "in"), Store(str(tmp_path / "none")))
+        require_disjoint(source_of(tmp_path / "in"), sink)
+    require_disjoint(source_of(tmp_path / "in"), Store(str(tmp_path / "none")))
 
 
 def test_a_run_is_refused_before_anything_is_written_below_its_sink(tmp_path: Path):

@@ -27,7 +27,7 @@ from pipeline.commands.demo.photos import build_images
 from pipeline.commit.published.read import read_predictions
 from pipeline.core.errors import InfraError, PipelineError, Stopped
 from pipeline.execution.health import HeadAnswers, ProcessesLive
-from pipeline.process.interrupts import STOPS, interrupt, interruptible, reason
+from pipeline.process.interrupts import STOPS, interrupt, reason, stoppable_body
 from pipeline.process.life import new_life
 from pipeline.runs.supervisor import Stall
 from pipeline.storage.store import Store
@@ -87,7 +87,7 @@ def in_a_thread(errors: list[PipelineError]) -> Iterator[None]:
 
     def work() -> None:
         try:
-            with interruptible():
+            with stoppable_body():
                 started.set()
                 while True:
                     time.sleep(0.001)
@@ -119,7 +119,7 @@ def _own_life() -> Iterator[None]:
 def test_the_main_thread_is_interrupted_while_it_waits():
     why = Stopped("deadline reached")
     before = signal.getsignal(signal.SIGALRM)
-    with pytest.raises(Stopped, match="deadline reached"), interruptible():
+    with pytest.raises(Stopped, match="deadline reached"), stoppable_body():
         wait_for(why)
     assert reason() is why
     assert signal.getsignal(signal.SIGALRM) == before
@@ -136,15 +136,15 @@ def test_the_first_reason_counts_and_a_run_is_interrupted_once_and_not_when_done
     interrupt(Stopped("nothing runs"))
     assert reason() is None
     first = Stopped("first")
-    with pytest.raises(Stopped, match="first"), interruptible():
+    with pytest.raises(Stopped, match="first"), stoppable_body():
         wait_for(first, then=lambda: interrupt(InfraError("second")))
     assert reason() is first
 
 
 def test_an_interrupt_from_elsewhere_stays_what_it_is():
-    with pytest.raises(KeyboardInterrupt), interruptible():
+    with pytest.raises(KeyboardInterrupt), stoppable_body():
         raise KeyboardInterrupt
-    with pytest.raises(PipelineError, match="own"), interruptible():
+    with pytest.raises(PipelineError, match="own"), stoppable_body():
         raise PipelineError("own")
 
 

@@ -23,7 +23,7 @@ from pipeline.core.failures import Reason
 from pipeline.core.schema import ERROR, ROW_ID, URI
 from pipeline.job.source import Source
 from pipeline.planning.slicing import SliceSizes, make_units
-from pipeline.sources.extents import SliceCut
+from pipeline.sources.extents import UncountedPlan
 from pipeline.sources.inputs import Inputs, list_inputs
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
@@ -101,7 +101,7 @@ def source(request: pytest.FixtureRequest, tmp_path: Path) -> Source:
 
 def units_of(source: Source, inputs: Inputs, rows: int = 3) -> list[Unit]:
     if format_of(source).counts_rows == "reading":
-        return [Unit(i, (e,), (), SliceCut(rows, 2**30)) for i, e in enumerate(inputs.extents)]
+        return [Unit(i, (e,), (), UncountedPlan(rows, 2**30)) for i, e in enumerate(inputs.extents)]
     return list(make_units(inputs.extents, SliceSizes(rows)))
 
 
@@ -165,7 +165,7 @@ def test_slices_that_are_done_are_passed_over(source: Source):
         if unit.cut is None:
             left = list(read_slices(reader, unit, starts - {key.start}))
         else:
-            cut = SliceCut(2, 2**30, done=(key,))
+            cut = UncountedPlan(2, 2**30, done=(key,))
             left = list(read_slices(reader, Unit(unit.index, unit.extents, (), cut), starts))
         wanted = every[:passed] + every[passed + 1 :]
         assert [key for key, _, _ in left] == [key for key, _, _ in wanted]

@@ -26,9 +26,9 @@ from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
 from pipeline.storage.skipped import (
     FIRST_NAMES,
-    Skip,
+    SkipCounter,
     Skipped,
-    SkipTally,
+    SkipReason,
     extension_of,
     is_utf8,
     printable,
@@ -36,9 +36,11 @@ from pipeline.storage.skipped import (
 )
 from pipeline.storage.store import Store
 
+_BAD_KEYS = ("/x.png", "a/", "a/./b.png", "../b.png", "a/..", "\0")
 
-def tally(*entries: tuple[str, Skip]) -> Skipped:
-    found = SkipTally()
+
+def tally(*entries: tuple[str, SkipReason]) -> Skipped:
+    found = SkipCounter()
     for path, reason in entries:
         found.add(path, reason)
     return found.result()
@@ -59,45 +61,55 @@ def test_a_name_that_is_no_known_marker_speaks_for_input(path: str) -> None:
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
-        (".a.jpg", Skip.HIDDEN),
-        ("a/.cache/b.jpg", Skip.HIDDEN),
-        ("..data/a.jpg", Skip.HIDDEN),
-        (f"x/.tmp-{'0' * 32}", Skip.HIDDEN),
-        *((f"{folder}{name}", Skip.MARKER) for folder in ("", "a/") for name in (
+        (".a.jpg", SkipReason.HIDDEN),
+        ("a/.cache/b.jpg", SkipReason.HIDDEN),
+        ("..data/a.jpg", SkipReason.HIDDEN),
+        (f"x/.tmp-{'0' * 32}", SkipReason.HIDDEN),
+        *((f"{folder}{name}", SkipReason.MARKER) for folder in ("", "a/") for name in (
             *("_SUCCESS", "_SUCCESS.crc", "_metadata", "_common_metadata", "_metadata.crc"),
             *("_delta_log/00000000000000000010.checkpoint.parquet", "_temporary/0/a.parquet"),
             *("_committed_123", "_started_123", "_committed_vacuum123", "_spark_metadata/0"),
             *("_control/all/staging/a.parquet", "__MACOSX/a.jpg", "Thumbs.db", "desktop.ini"),
         )),
-        *((key, Skip.BAD_KEY) for key in ("/x.png", "a/", "a/./b.png", "../b.png", "a/..", "\0")),
+        *((key, SkipReason.BAD_KEY) for key in _BAD_KEYS),
     ],
 )  # fmt: skip
-def test_hidden_names_markers_and_odd_keys_are_told_by_their_names(path: str, reason: Skip) -> None:
+def test_hidden_names_markers_and_odd_keys_are_told_by_their_names(
+    path: str, reason: SkipReason
+) -> None:
     assert reason_of_name(path) == reason
 
 
 def test_every_reason_is_counted_or_expected_and_the_rest_is_said() -> None:
-    found = tally(*((f"{reason}-{i}.x", reason) for reason in Skip for i in range(2)))
-    assert found.total == 2 * len(Skip)
-    assert found.judged == 2 * (len(Skip) - 3), "hidden, marker and link are as they should be"
-    assert not tally(("_SUCCESS", Skip.MARKER), (".a", Skip.HIDDEN), ("b", Skip.LINK)).judged
-    heavy = [(f"{i}.heic", Skip.EXTENSION) for i in range(15)]
-    others = [("a.xmp", Skip.EXTENSION), ("b", Skip.EXTENSION), (".c", Skip.HIDDEN)]
+    found = tally(*((f"{reason}-{i}.x", reason) for reason in SkipReason for i in range(2)))
+    assert found.total == 2 * len(SkipReason)
+    assert found.judged == 2 * (len(SkipReason) - 3), (
+        "hidden, marker and link are as they should be"
+    )
+    assert not tally(
+        ("_SUCCESS", SkipReason.MARKER), (".a", SkipReason.HIDDEN), ("b", SkipReason.LINK)
+    ).judged
+    heavy = [(f"{i}.heic", SkipReason.EXTENSION) for i in range(15)]
+    others = [
+        ("a.xmp", SkipReason.EXTENSION),
+        ("b", SkipReason.EXTENSION),
+        (".c", SkipReason.HIDDEN),
+    ]
     said = tally(*others, *heavy).describe()
     assert said == "15 .heic, 1 without extension, 1 .xmp, 1 hidden"
 
 
 @given(st.permutations(range(12)))
 def test_the_first_names_do_not_depend_on_the_order_of_the_listing(order: list[int]) -> None:
-    found = tally(*((f"{number:02d}.x", Skip.EXTENSION) for number in order))
+    found = tally(*((f"{number:02d}.x", SkipReason.EXTENSION) for number in order))
     assert found.first["extension"] == tuple(f"{number:02d}.x" for number in range(FIRST_NAMES))
 
 
 def test_a_million_skipped_files_take_no_memory() -> None:
-    found = SkipTally()
+    found = SkipCounter()
     tracemalloc.start()
     for number in range(200_000):
-        found.add(f"folder/{number:09d}.{number}", Skip.EXTENSION)
+        found.add(f"folder/{number:09d}.{number}", SkipReason.EXTENSION)
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak_bytes < 2**20
@@ -111,7 +123,7 @@ def test_any_name_becomes_text_and_an_extension(text: str, data: bytes) -> None:
     for name in (text, os.fsdecode(data), "\ud800.x"):
         printable(name).encode()
         extension_of(name).encode()
-        document = tally((name, Skip.EXTENSION), (name, Skip.NOT_UTF8)).to_dict()
+        document = tally((name, SkipReason.EXTENSION), (name, SkipReason.NOT_UTF8)).to_dict()
         json.dumps(document, ensure_ascii=False).encode()
     assert is_utf8(os.fsdecode(data)) == (printable(os.fsdecode(data)) == os.fsdecode(data))
 
@@ -121,7 +133,7 @@ def test_a_latin_1_name_is_shown_with_its_bytes() -> None:
 
 
 def test_what_was_stored_is_read_back_also_what_an_older_version_did_not_know() -> None:
-    found = tally(("a.x", Skip.EXTENSION), ("b", Skip.BAD_KEY))
+    found = tally(("a.x", SkipReason.EXTENSION), ("b", SkipReason.BAD_KEY))
     assert Skipped.from_dict(json.loads(json.dumps(found.to_dict()))) == found
     assert Skipped.from_dict({}) == Skipped()
     newer = {"reasons": [{"reason": "of tomorrow", "files": 2, "first": ["x"]}]}

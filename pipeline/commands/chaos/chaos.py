@@ -50,7 +50,7 @@ from pipeline.job.job import Job
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
-from pipeline.process.interrupts import interruptible
+from pipeline.process.interrupts import stoppable_body
 from pipeline.runs.prepare import job_model
 from pipeline.runs.settled_source import settled_source
 from pipeline.storage.store import Store
@@ -94,7 +94,7 @@ def run_chaos(chaos: Chaos) -> tuple[dict[str, Any], int]:
     lists = (chaos.overrides, chaos.allow_import)
     command = Command(chaos.path, chaos.date.isoformat(), *lists, folder)
     try:
-        with interruptible(), no_process_left(folder):
+        with stoppable_body(), no_process_left(folder):
             document = _try_out(chaos, command)
         is_needed = is_needed or document["status"] != "ok"
     except PipelineError as error:

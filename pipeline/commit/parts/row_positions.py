@@ -75,15 +75,15 @@ def make_positions(first: int, unit: int, start: int, num_rows: int) -> Position
     """
     steps = np.arange(num_rows, dtype=np.int64)
     units = np.full(num_rows, unit, np.int64)
-    return Positions(keys_of(first + steps), units, start + steps, first + steps)
+    return Positions(major_keys(first + steps), units, start + steps, first + steps)
 
 
-def keys_of(ranks: Numbers) -> Numbers:
+def major_keys(ranks: Numbers) -> Numbers:
     """Return the keys, int64 (N,), of rows that a plan counts, by the rows before each."""
     return ranks << _MINOR_BITS
 
 
-def minor_of(keys: Numbers) -> Numbers:
+def ordinal_within_entry(keys: Numbers) -> Numbers:
     """Return, int64 (N,), how many rows before each came in for the same row of a plan."""
     return keys & (MAX_MINOR - 1)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.commit.layout import Layout
-from pipeline.process.failpoints import reach
+from pipeline.process.failpoints import failpoint
 from pipeline.storage.store import PROBES, Store, StoredFile
 
 
@@ -75,7 +75,7 @@ def collect_garbage(store: Store, layout: Layout, *, grace_s: float) -> Garbage:
     ]
     for group in (*dead, leftovers):
         store.delete([path for path, _ in group])
-        reach("mid_gc")
+        failpoint("mid_gc")
     sizes = [size_bytes for group in (*dead, leftovers) for _, size_bytes in group]
     return Garbage(len(sizes), sum(sizes))
 

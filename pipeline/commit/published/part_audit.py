@@ -40,7 +40,7 @@ class FoundPart:
     problem: str = ""
 
 
-def look_at(store: Store, part: Part) -> FoundPart:
+def audit_part(store: Store, part: Part) -> FoundPart:
     """Read a part, whatever is wrong with it.
 
     Raises:

@@ -17,7 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.commit.layout import Layout
-from pipeline.commit.manifest import Manifest, Part, log_numbers, read_manifest, strangers_in_log
+from pipeline.commit.manifest import (
+    Manifest,
+    Part,
+    log_numbers,
+    read_manifest,
+    unexpected_files_in_log,
+)
 from pipeline.commit.parts.part_reader import read_columns
 from pipeline.commit.parts.part_writer import META_PREFIX
 from pipeline.commit.published.part_audit import FoundPart
@@ -57,7 +63,7 @@ def check_log(store: Store, layout: Layout, manifest: Manifest) -> Check:
         problems.append(f"{layout.log_entry(numbers[-1])} says that it is {manifest.number}")
     if manifest.partition != layout.name:
         problems.append(f"the manifest says partition {manifest.partition}, not {layout.name}")
-    problems += [f"{path} is no log entry" for path in strangers_in_log(store, layout)]
+    problems += [f"{path} is no log entry" for path in unexpected_files_in_log(store, layout)]
     return verdict("log", problems, f"entries 1 to {len(numbers)}, of {layout.name}")
 
 

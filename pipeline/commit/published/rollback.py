@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from pipeline.commit.layout import Layout, part_name
 from pipeline.commit.manifest import Manifest, Part, current_manifest, log_numbers, read_manifest
-from pipeline.commit.publish import commit, settle
+from pipeline.commit.publish import commit, sync_published_folder
 from pipeline.commit.tables.base import TableFormat
 from pipeline.core.errors import JobError
 from pipeline.storage.errors import listed_files
@@ -71,7 +71,7 @@ def rollback(
             quarantine_parts=_restage(store, layout, old.quarantine_parts, wanted, folder, version),
         )
         placed = commit(store, layout, manifest, folder)
-    settle(store, layout, placed, keep_versions, table=table)
+    sync_published_folder(store, layout, placed, keep_versions, table=table)
     return placed
 
 

@@ -24,9 +24,9 @@ from pipeline.commit.published.part_audit import (
     BATCH_ROWS,
     FoundPart,
     Hashes,
+    audit_part,
     ids_of,
     join,
-    look_at,
 )
 from pipeline.commit.published.read import locate, require_current
 from pipeline.commit.published.receipt import Check, check_log, check_receipt, linked_files, verdict
@@ -97,8 +97,8 @@ def _check_current(store: Store, layout: Layout) -> tuple[Manifest, list[Check]]
 def _check_version(store: Store, layout: Layout, manifest: Manifest) -> list[Check]:
     """Check one version; if a part cannot be read, what needs all parts is skipped."""
     with ThreadPoolExecutor(_PART_THREADS) as pool:
-        good = list(pool.map(lambda part: look_at(store, part), manifest.parts))
-        bad = list(pool.map(lambda part: look_at(store, part), manifest.quarantine_parts))
+        good = list(pool.map(lambda part: audit_part(store, part), manifest.parts))
+        bad = list(pool.map(lambda part: audit_part(store, part), manifest.quarantine_parts))
     plan, plan_check = _read_plan(store, layout, manifest)
     every = good + bad
     checks = [

@@ -34,7 +34,7 @@ from pipeline.commit.tables.delta_storage import (
 )
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.hive_paths import values_of
-from pipeline.process.failpoints import reach
+from pipeline.process.failpoints import failpoint
 from pipeline.storage.errors import redact, secret_values
 from pipeline.storage.store import Store
 
@@ -78,7 +78,7 @@ class Delta(TableFormat):
             known = table.transaction_version(_app(layout)) if table is not None else None
             if (known or 0) >= manifest.number:
                 return
-            reach("before_table")
+            failpoint("before_table")
             try:
                 _commit_once(store, layout, manifest, table)
             except PipelineError:

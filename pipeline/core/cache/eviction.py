@@ -50,7 +50,7 @@ def use(key: str) -> None:
         keys.add(key)
 
 
-def make_room(num_bytes: int = 0) -> list[str]:
+def evict_for(num_bytes: int = 0) -> list[str]:
     """Remove artefacts that no process uses and none has used for `UNUSED_S`, oldest first.
 
     Only as many as it takes for all, with what is to come, to be within `MAX_BYTES`.

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.cache.cache_folder import CLAIMS, cache_folder, one_at_a_time
-from pipeline.core.cache.eviction import make_room, num_bytes_of, use
+from pipeline.core.cache.eviction import evict_for, num_bytes_of, use
 from pipeline.core.cache.private_files import first_of
 from pipeline.core.semantics import SEMANTICS
 
@@ -68,7 +68,7 @@ def tensors_digest(module: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def kept(key: str, write: Callable[[Path], None]) -> Path:
+def cached_folder(key: str, write: Callable[[Path], None]) -> Path:
     """Return the folder of an artefact, which `write` fills if there is none yet.
 
     It stays until this process ends, and for `UNUSED_S` afterwards.
@@ -90,11 +90,11 @@ def kept(key: str, write: Callable[[Path], None]) -> Path:
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
     if num_bytes_of(folder) >= _LARGE_BYTES:
-        make_room()
+        evict_for()
     return folder
 
 
-def claim(name: str) -> bool:
+def claim_once_per_node(name: str) -> bool:
     """Claim work that one process of this node is to do; False if a running one has it.
 
     Args:

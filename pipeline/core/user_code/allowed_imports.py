@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.core.environment import ALLOW_IMPORT
 from pipeline.core.errors import JobError
-from pipeline.core.user_code.user_errors import tell
+from pipeline.core.user_code.user_errors import describe_user_error
 
 
 def require_allowed(field: str, target: str, allow_import: Sequence[str]) -> None:
@@ -49,7 +49,7 @@ def import_callable(field: str, target: str) -> Callable[..., Any]:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # a user's module may raise anything
-        reason = tell(error, module_name)
+        reason = describe_user_error(error, module_name)
         raise JobError(f"{field} = {target!r}: cannot import: {reason}") from error
     build = getattr(module, attribute, None)
     if not callable(build):
@@ -73,7 +73,7 @@ def source_digest(field: str, target: str) -> str:
     except ModuleNotFoundError:  # what is around it is no package
         found = None
     except Exception as error:  # a user's package may raise anything
-        reason = tell(error, module_name)
+        reason = describe_user_error(error, module_name)
         raise JobError(f"{field} = {target!r}: cannot import: {reason}") from error
     if found is None:
         raise JobError(f"{field} = {target!r}: there is no module {module_name}")

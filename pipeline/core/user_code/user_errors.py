@@ -20,7 +20,7 @@ _LIBRARY = re.compile(r"/(site|dist)-packages/|/lib(64)?/python3|^<")
 _MAX_CHARS = 300
 
 
-def tell(error: BaseException, module: str = "") -> str:
+def describe_user_error(error: BaseException, module: str = "") -> str:
     """Return `RuntimeError: message (net3.py line 27)`; without a place if none is the user's.
 
     Args:
@@ -39,7 +39,7 @@ def failed(field: str, target: str, error: BaseException) -> str:
         error: As it was caught.
     """
     module = target.partition(":")[0]
-    return f"{field} {target} failed: {tell(error, module)}{SHOW_ALL}"
+    return f"{field} {target} failed: {describe_user_error(error, module)}{SHOW_ALL}"
 
 
 def blame(who: str, error: BaseException, module: str, kind: str) -> str:
@@ -62,19 +62,19 @@ def whereabouts(error: BaseException, module: str = "") -> str:
     frames = [(frame.f_code.co_filename, line) for frame, line in walk]
     if isinstance(error, SyntaxError) and error.filename:
         frames.append((error.filename, error.lineno or 0))
-    return place(frames, module)
+    return user_frame(frames, module)
 
 
-def tell_remote(error: BaseException) -> str:
+def describe_remote_error(error: BaseException) -> str:
     """Return the same for an error of a Ray task, whose traceback crosses processes as text."""
     cause = error
     while isinstance(inner := getattr(cause, "cause", None), BaseException):
         cause = inner
     frames = [(name, int(line)) for name, line in _FRAME.findall(_ANSI.sub("", _text_of(error)))]
-    return _line(type(cause).__name__, _text_of(cause), place(frames))
+    return _line(type(cause).__name__, _text_of(cause), user_frame(frames))
 
 
-def place(frames: list[tuple[str, int]], module: str = "") -> str:
+def user_frame(frames: list[tuple[str, int]], module: str = "") -> str:
     """Return file and line of the last frame that is the user's: `net3.py line 27`, or ''.
 
     Args:

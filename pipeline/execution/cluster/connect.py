@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.printable import clean_message
 from pipeline.execution import health
-from pipeline.execution.caller import default_data_context, left_as_found
+from pipeline.execution.caller import default_data_context, restore_process_state
 from pipeline.execution.cluster.hardware import embedded_store_bytes, hardware_of
 from pipeline.execution.cluster.in_flight import ExecutorSeen
 from pipeline.execution.cluster.login import is_let_in
@@ -79,7 +79,7 @@ def connect(address: str | None) -> Iterator[Connection]:
     refuse_autoload()
     started = perf_counter()
     shared = _SHARING.get()
-    with left_as_found(), contextlib.ExitStack() as own:
+    with restore_process_state(), contextlib.ExitStack() as own:
         ray = _initialised(address)
         stays = shared is not None or ray is not None
         is_ours = address is None and (ray is None or bool(shared and shared.is_embedded))
@@ -226,7 +226,7 @@ _SHARING: ContextVar[_Sharing | None] = ContextVar("_SHARING", default=None)
 def share_ray() -> Iterator[None]:
     """Let the runs of the body share one Ray: the first `connect` starts it, leaving stops it."""
     current().part(health.ConnectedRay)  # which the runs find
-    with left_as_found(), contextlib.ExitStack() as stack:
+    with restore_process_state(), contextlib.ExitStack() as stack:
         token = _SHARING.set(_Sharing(stack))
         try:
             yield

@@ -28,7 +28,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.failures import Reason
 from pipeline.core.figures.counters import Counters
 from pipeline.core.printable import clean_message
-from pipeline.core.user_code.user_errors import tell
+from pipeline.core.user_code.user_errors import describe_user_error
 from pipeline.process.liveness import on_input_started
 from pipeline.process.memory import LOOK_S, taken_bytes, told
 from pipeline.process.parent_death import die_with
@@ -241,7 +241,7 @@ def serve(descriptor: int, parent: int) -> None:
         except (EOFError, ConnectionError):
             raise
         except Exception as error:  # noqa: BLE001  # it goes on in the parent
-            pipe.send(PipelineError(tell(error)))
+            pipe.send(PipelineError(describe_user_error(error)))
 
 
 def _to_bytes(rows: pa.Table) -> bytes:

@@ -22,7 +22,7 @@ from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.core.schema import ERROR, ROW_ID
 from pipeline.execution.isolation.attempts import Attempts, Earlier
 from pipeline.execution.isolation.child_process import Child, ChildExit, Work
-from pipeline.execution.isolation.row_isolation import Isolated, StagePlan, fail, failure_of
+from pipeline.execution.isolation.row_isolation import IsolatedRunner, StagePlan, fail, failure_of
 from pipeline.process.liveness import hang_guard
 from pipeline.process.memory import at_most
 
@@ -132,7 +132,7 @@ class Guard:
         rows = fail_poison_rows(earlier, stage, rows, counters, self._fields)
         num_poison = num_good - rows.column(ERROR).null_count
         note = functools.partial(self._attempts.note, name)
-        isolated = Isolated(self._child, note, self._fields)
+        isolated = IsolatedRunner(self._child, note, self._fields)
         for plan in self._plans:
             # A worker that ended while its child worked did not crash: take less, as for memory.
             rows = isolated.run(plan, rows, counters, one_by_one=earlier.end_in_batches)

@@ -24,7 +24,7 @@ from pipeline.core.slices import SliceKey, pack, unpack
 from pipeline.execution.isolation.attempts import Attempts, Earlier
 from pipeline.execution.isolation.child_process import Child, ChildExit, ChildResult, Step
 from pipeline.execution.isolation.crash_guard import GIVE_UP_AFTER, fail_poison_rows, given_up
-from pipeline.execution.isolation.row_isolation import Isolated, StagePlan
+from pipeline.execution.isolation.row_isolation import IsolatedRunner, StagePlan
 from pipeline.process.liveness import hang_guard
 from pipeline.sources.columns.base import STAGE
 from pipeline.sources.extents import Extent
@@ -86,7 +86,7 @@ def read_guarded(
             yield from _read_next_slices(reader, unit, limit_s, earlier)
             return
         with contextlib.closing(Child(UnitReading(reader, unit), limit_s, limit_s)) as child:
-            isolated = Isolated(child, functools.partial(attempts.note, name), _NO_FIELDS)
+            isolated = IsolatedRunner(child, functools.partial(attempts.note, name), _NO_FIELDS)
             extents = _ExtentReader(reader, unit)
             for index, key in enumerate(key for key in unit.slices() if key.start in starts):
                 num_earlier = 0 if index else earlier.exits
@@ -164,7 +164,11 @@ class _ExtentReader:
 
 
 def _read_by_extent(
-    extents: _ExtentReader, key: SliceKey, isolated: Isolated, earlier: Earlier, num_earlier: int
+    extents: _ExtentReader,
+    key: SliceKey,
+    isolated: IsolatedRunner,
+    earlier: Earlier,
+    num_earlier: int,
 ) -> Iterator[pa.Table]:
     """Read a slice extent by extent; yield it packed, in halves if it is too large for memory.
 

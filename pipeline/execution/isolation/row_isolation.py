@@ -34,7 +34,7 @@ class StagePlan:
     """The same in this process; rows that have failed pass it without being touched."""
 
 
-class Isolated:
+class IsolatedRunner:
     """Works on one slice in children, until all of it is done or given up."""
 
     def __init__(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.core.cache.node_cache import kept, key_of
+from pipeline.core.cache.node_cache import cached_folder, key_of
 from pipeline.core.errors import JobError
 from pipeline.inference import output_tree as pytree
 from pipeline.inference.runtimes.inference_module import InferenceModule, Tensors
@@ -107,7 +107,7 @@ class Exporter:
             with torch.no_grad():
                 write(folder, FlatOutputs(self.load()).eval())
 
-        return kept(key, make)
+        return cached_folder(key, make)
 
     @property
     def is_varying(self) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from pipeline.core.errors import JobError
-from pipeline.preprocessing.composite_input import require_taken
+from pipeline.preprocessing.composite_input import require_every_input_used
 from pipeline.preprocessing.model_input import BatchLimits, Input
 
 Tensors = Mapping[str, torch.Tensor]
@@ -49,7 +49,7 @@ class InferenceModule(torch.nn.Module):
         self.normaliser = seen.normaliser(dtype)
         self._names = tuple(seen.slots(BatchLimits(1)))
         self._taken = taken_names(module, self._names)
-        require_taken(seen, self._taken, f"forward of {type(module).__name__}")
+        require_every_input_used(seen, self._taken, f"forward of {type(module).__name__}")
         self._has_layer = layer is not None
         self._caught: Any = None
         if layer is not None:

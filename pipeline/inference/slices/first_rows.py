@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.core.causes import AlikeError, Cause, cause_of
+from pipeline.core.causes import Cause, SystematicFailure, cause_of
 from pipeline.core.failures import Failure, Reason, failures_of
 from pipeline.core.schema import ERROR, ROW_ID
 
@@ -29,7 +29,7 @@ _lock = threading.RLock()
 
 
 @dataclass(frozen=True)
-class Raised(Failure):
+class RaisedFailure(Failure):
     """An error that a model raised for a batch or a row."""
 
     where: str = ""
@@ -38,7 +38,7 @@ class Raised(Failure):
     """The outputs are not as the job declares."""
 
 
-class FirstRows:
+class SystematicFailureDetector:
     """Counts first rows that failed for the same cause; can be pickled."""
 
     def __init__(self, num_rows: int | None, *, has_predictions: bool = False) -> None:
@@ -52,7 +52,7 @@ class FirstRows:
         self._mark: Path | None = None
         self._is_over = False
         self._failed: Cause | None = None
-        self._first: Raised | None = None
+        self._first: RaisedFailure | None = None
 
     def share(self, folder: Path) -> None:
         """Share the end of the watch with actors of this node, by a file in the run's folder."""
@@ -62,7 +62,7 @@ class FirstRows:
         """Note a slice as it comes to the model: rows may all have failed in the user's transform.
 
         Raises:
-            AlikeError: They have, for one cause, and there are enough of them.
+            SystematicFailure: They have, for one cause, and there are enough of them.
         """
         if self._is_over or rows.column(ERROR).null_count:
             return  # what gets past it is for the model to fail or to predict
@@ -75,7 +75,9 @@ class FirstRows:
             return
         row_ids = rows.column(ROW_ID)
         for row, failure in own:
-            self.failed(str(row_ids[row]), Raised(failure.reason, failure.stage, failure.message))
+            self.failed(
+                str(row_ids[row]), RaisedFailure(failure.reason, failure.stage, failure.message)
+            )
         self.check()
 
     def predicted(self) -> None:
@@ -94,7 +96,7 @@ class FirstRows:
                 self._count(cause_of(failure, row_id), failure)
 
     def _count(self, cause: Cause, failure: Failure) -> None:
-        if not isinstance(failure, Raised) or not _is_users(failure):
+        if not isinstance(failure, RaisedFailure) or not _is_users(failure):
             self._is_over = True
         elif self._failed is None or self._first is None:
             self._failed, self._first = cause, failure
@@ -107,7 +109,7 @@ class FirstRows:
         """Check the failures so far, at the end of a batch.
 
         Raises:
-            AlikeError: All rows failed for one cause, and there are enough of them.
+            SystematicFailure: All rows failed for one cause, and there are enough of them.
         """
         with _lock:
             self._check()
@@ -125,7 +127,7 @@ class FirstRows:
         if others and not is_of_outputs:
             self._is_over = True
             return
-        raise AlikeError.of(self._failed, self._first.where)
+        raise SystematicFailure.of(self._failed, self._first.where)
 
 
 def _is_users(failure: Failure) -> bool:
@@ -133,7 +135,7 @@ def _is_users(failure: Failure) -> bool:
     return failure.is_of_own_transform or failure.reason is Reason.MODEL_ERROR
 
 
-def _are_alike(one: Raised, one_key: str, other: Raised, other_key: str) -> bool:
+def _are_alike(one: RaisedFailure, one_key: str, other: RaisedFailure, other_key: str) -> bool:
     if one.is_of_outputs or other.is_of_outputs:  # differing output shapes may be the rows' fault
         return one == other
     return one_key == other_key

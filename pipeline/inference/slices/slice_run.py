@@ -22,7 +22,7 @@ from pipeline.inference.devices.device_buffers import DeviceBuffer
 from pipeline.inference.devices.device_model import DeviceModel
 from pipeline.inference.slice_progress import add_rows
 from pipeline.inference.slice_results import Batches, Timer
-from pipeline.inference.slices.first_rows import FirstRows, Raised
+from pipeline.inference.slices.first_rows import RaisedFailure, SystematicFailureDetector
 from pipeline.models.outputs import OutputError
 from pipeline.models.tasks.base import Arrays
 from pipeline.preprocessing.model_input import Arrays as Inputs
@@ -42,7 +42,7 @@ class SliceRun:
         model: DeviceModel,
         inputs: Inputs,
         row_ids: Sequence[str],
-        first: FirstRows | None,
+        first: SystematicFailureDetector | None,
         *,
         ends_process: bool,
     ) -> None:
@@ -68,7 +68,7 @@ class SliceRun:
         """Predict rows `todo`, a batch in flight per buffer that is free; yield (row, failure).
 
         Raises:
-            AlikeError: All rows of the first batches failed for one cause.
+            SystematicFailure: All rows of the first batches failed for one cause.
             JobError: Rows contradict what the outputs were settled to be.
             OutOfDeviceMemory: A batch of the runtime's one size does not fit into memory.
             InfraError: The GPU has failed.
@@ -207,12 +207,12 @@ class SliceRun:
         """Return why a batch failed, and where in the user's model or task."""
         gpu, spec = self._model.gpu, self._model.config.spec
         if isinstance(error, OutputError):
-            return Raised(Reason.MODEL_ERROR, STAGE, str(error), is_of_outputs=True)
+            return RaisedFailure(Reason.MODEL_ERROR, STAGE, str(error), is_of_outputs=True)
         no_memory = is_out_of_memory(error) if gpu is None else gpu.lacks_memory(error)
         reason = Reason.OUT_OF_MEMORY if no_memory else Reason.MODEL_ERROR
         modules = (spec.name.partition(":")[0], module_of(TASKS, spec.task.kind))
         where = next(filter(None, (whereabouts(error, module) for module in modules)), "")
-        return Raised(reason, STAGE, f"{type(error).__name__}: {error}", where=where)
+        return RaisedFailure(reason, STAGE, f"{type(error).__name__}: {error}", where=where)
 
     def _count_tokens(self, buffer: DeviceBuffer, batch: Rows) -> None:
         seen = self._model.config.spec.input

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from pipeline.core.errors import JobError
 from pipeline.job.job import Job
-from pipeline.job.reading.paths import relative_paths
+from pipeline.job.reading.paths import problems_of_relative_paths
 from pipeline.job.reading.problems import Origin, describe, raise_problems
 from pipeline.job.reading.substitution import Substitution
 from pipeline.job.reading.yaml_reader import Document, parse_value, read_yaml
@@ -82,7 +82,7 @@ def _validated(origin: Origin, date: dt.date, *, is_elsewhere: bool) -> Job:
     except ValidationError as error:
         problems += describe(error, document, substitution.secrets)
     else:
-        problems += relative_paths(job) if is_elsewhere else []
+        problems += problems_of_relative_paths(job) if is_elsewhere else []
     raise_problems(origin, problems)
     return job
 

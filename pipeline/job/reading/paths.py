@@ -24,7 +24,7 @@ PATH_FIELDS: tuple[Path, ...] = (
 _LISTS_OF_PATHS = (("source", "uri_roots"),)
 
 
-def relative_paths(job: Job) -> Iterator[Problem]:
+def problems_of_relative_paths(job: Job) -> Iterator[Problem]:
     """Yield every path of a job that depends on the folder in which it runs."""
     for path, text in _named(job):
         if not text.startswith(("/", "${env:")) and "://" not in text:

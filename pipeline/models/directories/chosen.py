@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
-from pipeline.models.directories.json_files import kind_of, read_object, shown
+from pipeline.models.directories.json_files import kind_of, preview, read_object
 from pipeline.models.directories.library import (
     base_of,
     config_of,
@@ -26,7 +26,7 @@ CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ModelClass:
     """The class that a config names, checked against the weights."""
 
     at: str
@@ -63,7 +63,7 @@ class Chosen:
         }
 
 
-def choose(folder: Path, at: str = "", *, is_encoder: bool = False) -> Chosen:
+def choose(folder: Path, at: str = "", *, is_encoder: bool = False) -> ModelClass:
     """Choose the class that a config names, and check that the weights fit.
 
     Args:
@@ -89,14 +89,14 @@ def choose(folder: Path, at: str = "", *, is_encoder: bool = False) -> Chosen:
             "model of texts or images"
         )
     module = check_fit(built, named, config, headers)
-    return Chosen(at, values, config, named, built, head, module)
+    return ModelClass(at, values, config, named, built, head, module)
 
 
 def _architecture(values: Mapping[str, Any]) -> str:
     found = values.get("architectures")
     if not isinstance(found, list) or len(found) != 1 or not isinstance(found[0], str):
         raise JobError(
-            f"model.path: {CONFIG}: architectures is {shown(found)}, expected a list of one class"
+            f"model.path: {CONFIG}: architectures is {preview(found)}, expected a list of one class"
         )
     return found[0]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.core.errors import JobError
-from pipeline.models.directories.json_files import kind_of, read_object, shown, text
+from pipeline.models.directories.json_files import kind_of, preview, read_object, read_str
 from pipeline.models.directories.text.sentence_transformers import PROMPTS, activation_of
 
 CONFIG = "config.json"
@@ -34,7 +34,7 @@ def labels_of(config: Any, values: Mapping[str, Any]) -> tuple[str, ...]:
     if sorted(named) != sorted(wanted):
         raise JobError(
             f"model.path: {CONFIG}: id2label must name the outputs 0 to {len(named) - 1}, it has "
-            f"{shown(sorted(named))}"
+            f"{preview(sorted(named))}"
         )
     return tuple(named[index] for index in wanted)
 
@@ -55,10 +55,10 @@ def tasks_of(
     """
     if head == "token":
         return ("tokens",)
-    problem = text(values, "problem_type", CONFIG)
+    problem = read_str(values, "problem_type", CONFIG)
     if problem is not None and problem not in _PROBLEMS:
         raise JobError(
-            f"model.path: {CONFIG}: problem_type is {shown(problem)}, expected one of "
+            f"model.path: {CONFIG}: problem_type is {preview(problem)}, expected one of "
             f"{', '.join(_PROBLEMS)}"
         )
     if len(labels) == 1 and problem != "multi_label_classification":
@@ -88,7 +88,7 @@ def score_activation(folder: Any, values: Mapping[str, Any], num_labels: int) ->
             named = activation_of(found, f"{where}: activation_fn")
             if named not in ("identity", "sigmoid"):
                 raise JobError(
-                    f"model.path: {where}: activation_fn is {shown(found)}, expected Sigmoid or "
+                    f"model.path: {where}: activation_fn is {preview(found)}, expected Sigmoid or "
                     "Identity of torch.nn"
                 )
             return named, True

@@ -114,7 +114,7 @@ def kind_of(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def whole(values: Mapping[str, Any], key: str, where: str, least: int = 0) -> int | None:
+def read_int(values: Mapping[str, Any], key: str, where: str, least: int = 0) -> int | None:
     """Return a whole number of an object; None if it is not there.
 
     Raises:
@@ -125,12 +125,13 @@ def whole(values: Mapping[str, Any], key: str, where: str, least: int = 0) -> in
         return None
     if type(value) is not int or value < least:
         raise JobError(
-            f"model.path: {where}: {key} is {shown(value)}, expected a whole number from {least} on"
+            f"model.path: {where}: {key} is {preview(value)}, expected a whole number from "
+            f"{least} on"
         )
     return value
 
 
-def text(values: Mapping[str, Any], key: str, where: str) -> str | None:
+def read_str(values: Mapping[str, Any], key: str, where: str) -> str | None:
     """Return a text of an object; None if it is not there.
 
     Raises:
@@ -142,7 +143,7 @@ def text(values: Mapping[str, Any], key: str, where: str) -> str | None:
     return value
 
 
-def flag(values: Mapping[str, Any], key: str, where: str, default: bool) -> bool:
+def read_bool(values: Mapping[str, Any], key: str, where: str, default: bool) -> bool:
     """Return true or false of an object; the default if it is not there.
 
     Raises:
@@ -154,7 +155,7 @@ def flag(values: Mapping[str, Any], key: str, where: str, default: bool) -> bool
     return default if value is None else value
 
 
-def shown(value: Any) -> str:
+def preview(value: Any) -> str:
     """Return a value of a file as one short printable text."""
     return clean_message(json.dumps(value), _SHOWN_CHARS)
 

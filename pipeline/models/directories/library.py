@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
-from pipeline.models.directories.json_files import shown
+from pipeline.models.directories.json_files import preview
 
 _LAYERS = re.compile(r"(layers?|depths?|blocks|stages)$")
 """Keys that count layers, each of which is a Python object."""
@@ -79,9 +79,9 @@ def config_of(values: Mapping[str, Any], num_tensors: int) -> Any:
 
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         made = values.get("transformers_version")
-        of = f", the directory was made with {shown(made)}" if made else ""
+        of = f", the directory was made with {preview(made)}" if made else ""
         raise JobError(
-            f"model.path: config.json: model_type is {shown(kind)}, which the installed "
+            f"model.path: config.json: model_type is {preview(kind)}, which the installed "
             f"transformers {version('transformers')} does not know{of}; install one that does"
         )
     plain = {key: value for key, value in values.items() if key not in _NOT_TAKEN}
@@ -103,13 +103,13 @@ def _require_no_download(values: Mapping[str, Any]) -> None:
     for name in (values.get("backbone"), own):
         if isinstance(name, str) and not _TIMM_NAME.fullmatch(name):
             raise JobError(
-                f"model.path: config.json: backbone is {shown(name)}, which the library would "
+                f"model.path: config.json: backbone is {preview(name)}, which the library would "
                 "fetch; expected the name of an architecture of timm"
             )
     if values.get("backbone") and not inner and values.get("model_type") not in _NAMES_TIMM:
         raise JobError(
-            f"model.path: config.json: backbone is {shown(values['backbone'])}, which the library "
-            "would look up in the hub; give its numbers as backbone_config"
+            f"model.path: config.json: backbone is {preview(values['backbone'])}, which the "
+            "library would look up in the hub; give its numbers as backbone_config"
         )
 
 

@@ -15,9 +15,9 @@ from pipeline.core.errors import JobError
 from pipeline.models.directories.library import base_of, quiet, refused
 from pipeline.models.directories.tensors import (
     TensorHeader,
+    first_names,
     repeating_tensors,
     require_size,
-    some,
 )
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _require_fit(name: str, found: Mapping[str, Any], unexpected: set[str]) -> N
         for key, held, wanted in found["mismatched_keys"]
     )
     problems = [
-        f"{len(names)} {what} ({some(names)})"
+        f"{len(names)} {what} ({first_names(names)})"
         for names, what in (
             (missing, "missing"),
             (sorted(unexpected), "unexpected"),

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from pipeline.core.cache.node_cache import kept, key_of, versions_of
+from pipeline.core.cache.node_cache import cached_folder, key_of, versions_of
 from pipeline.core.errors import InfraError, JobError
 from pipeline.models.directories.build import build_module
 from pipeline.models.directories.facts import DirectoryFacts, InputKind, TextFacts
@@ -58,7 +58,7 @@ def read_facts(path: Path, wanted: InputKind | None = None) -> DirectoryFacts:
         (folder / _FILE).write_text(json.dumps(facts.to_dict()))
 
     try:
-        folder = kept(
+        folder = cached_folder(
             key_of(["directory facts", _VERSION, _digest(path), wanted], _PACKAGES), write
         )
         values = json.loads((folder / _FILE).read_text())

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.cache.eviction import make_room
-from pipeline.core.cache.node_cache import kept, key_of
+from pipeline.core.cache.eviction import evict_for
+from pipeline.core.cache.node_cache import cached_folder, key_of
 from pipeline.core.errors import InfraError, JobError
 from pipeline.models.directories.contents import choose_files
 from pipeline.models.directories.onnx.choice import SUFFIX, choose_onnx
@@ -64,11 +64,11 @@ def open_directory(
 
     def write(folder: Path) -> None:
         digest = _copy(store, files, folder / _FILES)
-        kept(_key(digest), lambda copy: _move(folder / _FILES, copy / _FILES))
+        cached_folder(_key(digest), lambda copy: _move(folder / _FILES, copy / _FILES))
         shutil.rmtree(folder / _FILES, ignore_errors=True)  # there was a copy of the same
         (folder / _DIGEST).write_text(digest)
 
-    known = kept(key_of(["model directory", store.uri, listing]), write)
+    known = cached_folder(key_of(["model directory", store.uri, listing]), write)
     digest = (known / _DIGEST).read_text()
     directory = ModelDirectory(normalise(uri), digest, store.storage_options)
     return directory, local(directory)
@@ -91,7 +91,7 @@ def local(directory: ModelDirectory) -> Path:
                 f"expected {directory.sha256}"
             )
 
-    return kept(_key(directory.sha256), write) / _FILES
+    return cached_folder(_key(directory.sha256), write) / _FILES
 
 
 def local_bytes(directory: ModelDirectory) -> int:
@@ -121,7 +121,7 @@ def _move(source: Path, target: Path) -> None:
 
 def _copy(store: Store, files: Sequence[StoredFile], folder: Path) -> str:
     """Copy files, and return the digest of all of them."""
-    make_room(sum(file.size_bytes for file in files))
+    evict_for(sum(file.size_bytes for file in files))
     digests = {}
     for file in files:
         target = folder / file.path

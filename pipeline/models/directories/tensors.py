@@ -88,7 +88,8 @@ def _require_equal(named: Mapping[str, str], found: Mapping[str, str]) -> None:
     )
     if other:
         raise JobError(
-            f"model.path: {INDEX} and its files differ: {some(other)}; copy the directory again"
+            f"model.path: {INDEX} and its files differ: {first_names(other)}; copy the directory "
+            "again"
         )
 
 
@@ -108,7 +109,7 @@ def _header(folder: Path, name: str) -> dict[str, TensorHeader]:
     other = sorted(key for key, kind in kinds.items() if kind not in (*_FLOATS, *_WHOLE))
     if other:
         raise JobError(
-            f"model.path: {name} holds tensors of type {kinds[other[0]]} ({some(other)}): "
+            f"model.path: {name} holds tensors of type {kinds[other[0]]} ({first_names(other)}): "
             "quantised weights are not read; take the float weights of this model"
         )
     return {key: TensorHeader(name, shapes[key], kinds[key] in _FLOATS) for key in shapes}
@@ -184,7 +185,7 @@ def require_size(module: torch.nn.Module, headers: Mapping[str, TensorHeader], w
         )
 
 
-def some(names: Sequence[str]) -> str:
+def first_names(names: Sequence[str]) -> str:
     """Return the first names, and how many more there are, for messages."""
     shown = ", ".join(clean_message(name, 120) for name in names[:_SHOWN])
     return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -51,7 +51,7 @@ _FAMILIES = {
 
 
 @dataclass(frozen=True)
-class Card:
+class FoundModel:
     """A model that was found, and what it brings by itself."""
 
     name: str
@@ -71,7 +71,7 @@ class Card:
 
 def find_card(
     model: Model, allow_import: Sequence[str], input_name: str, *, has_pairs: bool
-) -> Card:
+) -> FoundModel:
     """Find what the model section names, without building it.
 
     Args:
@@ -90,7 +90,7 @@ def find_card(
     return _named_card(model.name or "", model)
 
 
-def _directory_card(model: Model, path: str, input_name: str, *, has_pairs: bool) -> Card:
+def _directory_card(model: Model, path: str, input_name: str, *, has_pairs: bool) -> FoundModel:
     directory, facts = open_facts(path, model.storage_options, input_name, model.pooling)
     if has_pairs and _OF_PAIRS in facts.tasks:  # of one output, which may be a number as well
         others = tuple(name for name in facts.tasks if name != _OF_PAIRS)
@@ -105,7 +105,7 @@ def _directory_card(model: Model, path: str, input_name: str, *, has_pairs: bool
         problems = [*model.problems_of(facts.tasks[0])]
         if problems:
             raise JobError(f"model: {'; '.join(problems)}")
-    return Card(
+    return FoundModel(
         name=facts.architecture,
         kind="directory",
         code_sha256=library_digest(facts),
@@ -116,11 +116,11 @@ def _directory_card(model: Model, path: str, input_name: str, *, has_pairs: bool
     )
 
 
-def _named_card(name: str, model: Model) -> Card:
+def _named_card(name: str, model: Model) -> FoundModel:
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         if entry.name == name:
             brought = entry_point_card(name)
-            return Card(
+            return FoundModel(
                 name=brought.name,
                 kind="entry_point",
                 code_sha256=source_digest("model.name", entry.value),
@@ -141,7 +141,7 @@ def _named_card(name: str, model: Model) -> Card:
         )
     _refuse_family(name, facts["family"], model)
     transform = facts["transform"] and TransformSpec.from_dict(facts["transform"])
-    return Card(
+    return FoundModel(
         name=name,
         kind="torchvision",
         code_sha256=hashlib.sha256(f"torchvision {version('torchvision')}".encode()).hexdigest(),
@@ -161,8 +161,10 @@ def _refuse_family(name: str, family: str, model: Model) -> None:
         raise JobError(f"model.name = {name!r}: {told}")
 
 
-def _factory_card(factory: str, args: Mapping[str, Any], allow_import: Sequence[str]) -> Card:
+def _factory_card(factory: str, args: Mapping[str, Any], allow_import: Sequence[str]) -> FoundModel:
     require_allowed("model.factory", factory, allow_import)
     build = import_callable("model.factory", factory)
     check_arguments("model.factory", factory, build, args)
-    return Card(name=factory, kind="factory", code_sha256=source_digest("model.factory", factory))
+    return FoundModel(
+        name=factory, kind="factory", code_sha256=source_digest("model.factory", factory)
+    )

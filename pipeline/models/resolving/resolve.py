@@ -15,11 +15,11 @@ from pipeline.core.registry import INPUTS, get
 from pipeline.core.schema import GEOMETRY
 from pipeline.core.user_code.own_code import errors_told
 from pipeline.job.text import Text
-from pipeline.models.resolving.cards import Card, find_card
+from pipeline.models.resolving.cards import FoundModel, find_card
 from pipeline.models.resolving.taken_images import (
-    Taken,
-    require_taken,
-    taken_by,
+    ImageContract,
+    image_contract,
+    require_image_fits,
     warn_of_convolutions,
 )
 from pipeline.models.resolving.task_choice import choose_task, prompt_texts, task_name
@@ -161,7 +161,7 @@ def _all_of(*steps: Callable[[], Any]) -> list[Any]:
     return found
 
 
-def _weights_uri(card: Card, model: Model) -> str | None:
+def _weights_uri(card: FoundModel, model: Model) -> str | None:
     uri = model.weights or card.weights_path
     if uri is None and card.kind == "torchvision":
         raise JobError(
@@ -184,7 +184,7 @@ def _warn_of_weights(uri: str, storage_options: Mapping[str, Any], chosen: Input
 
 
 def _choose_input(
-    card: Card,
+    card: FoundModel,
     model: Model,
     text: Text,
     name: str,
@@ -204,8 +204,8 @@ def _choose_input(
     if "transform" in taken:
         problem = str(card.facts.settings.get("transform_problem", "")) if card.facts else ""
         merged = choose(card.name, card.transform, transform, problem)
-        seen = taken_by(card.facts) if card.facts else Taken(card.num_channels)
-        require_taken(card.name, seen, merged)
+        seen = image_contract(card.facts) if card.facts else ImageContract(card.num_channels)
+        require_image_fits(card.name, seen, merged)
     chosen = _text(card, model, text) if "text" in taken else None
     with errors_told(INPUTS, name):
         columns = card.facts.columns if card.facts else ()
@@ -215,7 +215,7 @@ def _choose_input(
     return kind.of(settings)
 
 
-def _text(card: Card, model: Model, wanted: Text) -> TextSettings:
+def _text(card: FoundModel, model: Model, wanted: Text) -> TextSettings:
     return choose_text(
         card.name,
         wanted,

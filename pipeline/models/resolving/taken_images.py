@@ -20,7 +20,7 @@ _LENGTH_BYTES = 8
 _MOST_CHANNELS = 4
 
 
-class Taken(NamedTuple):
+class ImageContract(NamedTuple):
     """What a model says of the images that it takes; None: nothing."""
 
     num_channels: int | None = None
@@ -28,13 +28,13 @@ class Taken(NamedTuple):
     width_px: int | None = None
 
 
-def taken_by(facts: DirectoryFacts) -> Taken:
+def image_contract(facts: DirectoryFacts) -> ImageContract:
     """Return what a model directory or an .onnx file says."""
     height, width = facts.settings.get("image_px") or (None, None)
-    return Taken(facts.settings.get("num_channels"), height, width)
+    return ImageContract(facts.settings.get("num_channels"), height, width)
 
 
-def require_taken(name: str, taken: Taken, transform: TransformSpec) -> None:
+def require_image_fits(name: str, taken: ImageContract, transform: TransformSpec) -> None:
     """Refuse a transform whose images the model does not take.
 
     Args:
@@ -67,7 +67,7 @@ def require_taken(name: str, taken: Taken, transform: TransformSpec) -> None:
         )
 
 
-def _refuse_one_size(name: str, taken: Taken) -> None:
+def _refuse_one_size(name: str, taken: ImageContract) -> None:
     """Refuse a model that takes one size for images that keep their sizes."""
     sides = taken.height_px, taken.width_px
     if sides != (None, None):

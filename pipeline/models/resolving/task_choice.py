@@ -13,7 +13,7 @@ from pipeline.core.user_code.own_code import errors_told
 from pipeline.job.model import HEADS
 from pipeline.models.directories.build import require_served
 from pipeline.models.outputs import OutputSpec
-from pipeline.models.resolving.cards import Card
+from pipeline.models.resolving.cards import FoundModel
 from pipeline.models.tasks import task_class
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.models.tasks.scores import choose_scores
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from pipeline.job.model import Model
 
 
-def task_name(model: Model, card: Card) -> str:
+def task_name(model: Model, card: FoundModel) -> str:
     """Return the job's task, otherwise what the model directory serves first."""
     return model.known_task or (card.facts.tasks[0] if card.facts else "classify")
 
 
-def choose_task(model: Model, card: Card, allow_import: Sequence[str]) -> TaskSpec:
+def choose_task(model: Model, card: FoundModel, allow_import: Sequence[str]) -> TaskSpec:
     """Choose the task of a model, with its labels.
 
     Args:

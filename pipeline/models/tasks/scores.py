@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.job.model import Model
-    from pipeline.models.resolving.cards import Card
+    from pipeline.models.resolving.cards import FoundModel
     from pipeline.models.tasks.base import Arrays, Task, TaskSpec
 
 OPEN, LOGITS, PROBABILITIES, SOFTMAX, SIGMOID = (
@@ -41,7 +41,7 @@ ENOUGH_ROWS, _ENOUGH_VALUES = 4, 24
 _FAR = 1e9
 
 
-def choose_scores(model: Model, card: Card, task: type[Task]) -> str:
+def choose_scores(model: Model, card: FoundModel, task: type[Task]) -> str:
     """Return `TaskSpec.scores` of a job's model.
 
     Args:

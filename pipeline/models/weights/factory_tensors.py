@@ -59,7 +59,7 @@ def seeded(name: str, salt: str = "") -> Iterator[None]:
                 torch.cuda.set_rng_state_all(on_gpu)
 
 
-def warn(factory: str) -> None:
+def warn_random_weights(factory: str) -> None:
     """Log a warning that the parameters of a factory's model may be random."""
     log.warning(
         "model.factory = %r without model.weights: parameters that it does not load itself are "
@@ -92,7 +92,7 @@ def pin(store: Store, path: str, module: torch.nn.Module, name: str) -> None:
         )
 
 
-def hand_on(store: Store, source: str, target: str) -> None:
+def copy_pin(store: Store, source: str, target: str) -> None:
     """Copy the pinned digest of an earlier plan to another plan, if there is one."""
     with contextlib.suppress(FileNotFoundError):
         store.put(target, store.read_bytes(source))

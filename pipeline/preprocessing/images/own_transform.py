@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.errors import JobError
 from pipeline.core.failures import OWN_TRANSFORM, Reason
 from pipeline.core.user_code.allowed_imports import check_arguments, import_callable
-from pipeline.core.user_code.user_errors import failed, tell
+from pipeline.core.user_code.user_errors import describe_user_error, failed
 from pipeline.preprocessing.images.transform import TransformSpec, Untransformable
 from pipeline.process.liveness import no_limit
 
@@ -121,7 +121,9 @@ def transform_by(
         with torch.no_grad():
             made = step(image)
     except Exception as error:
-        raise Untransformable(_reason_of(error), _told(spec, tell(error, _module(spec)))) from error
+        raise Untransformable(
+            _reason_of(error), _told(spec, describe_user_error(error, _module(spec)))
+        ) from error
     problem = _problem(made, spec)
     if problem:
         raise Untransformable(Reason.DECODE_ERROR, _told(spec, problem))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.core.cache.node_cache import kept
+from pipeline.core.cache.node_cache import cached_folder
 from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.failures import Reason, RowError
 from pipeline.core.printable import clean_message
@@ -217,7 +217,7 @@ def local_tokenizer(settings: TextSettings) -> Path:
             )
         (folder / _FILE).write_bytes(data)
 
-    return kept(f"tokenizer-{settings.tokenizer_sha256}", fetch) / _FILE
+    return cached_folder(f"tokenizer-{settings.tokenizer_sha256}", fetch) / _FILE
 
 
 def read_tokenizer_bytes(uri: str, storage_options: Mapping[str, Any]) -> bytes:

@@ -19,7 +19,7 @@ from itertools import accumulate, groupby
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.commit.parts.row_positions import MAX_MINOR, minor_of
+from pipeline.commit.parts.row_positions import MAX_MINOR, ordinal_within_entry
 from pipeline.commit.plan_store import plan_to_json
 from pipeline.core.arrays import Numbers
 from pipeline.core.failures import Reason
@@ -29,9 +29,9 @@ from pipeline.job.job import Job
 from pipeline.models.spec import ModelSpec
 from pipeline.planning.plan import Plan, job_extensions, job_semantics
 from pipeline.planning.slicing import SliceSizes, make_units
-from pipeline.runs.retry.quarantine import Base, Chosen
+from pipeline.runs.retry.quarantine import Base, Selection
 from pipeline.runs.retry.shards import as_found, look_up
-from pipeline.sources.extents import MAX_SLICE_BYTES, Extent, RowFilter, SliceCut
+from pipeline.sources.extents import MAX_SLICE_BYTES, Extent, RowFilter, UncountedPlan
 from pipeline.sources.input_columns import are_measured
 from pipeline.sources.source_format import format_of
 from pipeline.sources.units import Unit
@@ -46,7 +46,7 @@ class Replan:
     """What is retried, and which entry each row replaces."""
 
     base: Base
-    chosen: Chosen
+    chosen: Selection
     plan: Plan
     accounts: Plan
     """Of all rows that the next version has."""
@@ -77,13 +77,13 @@ class _Retried:
     """Rows of the quarantine."""
     counts: tuple[int, ...] = ()
     """Rows of each entry, as `Replan.counts`."""
-    cut: SliceCut | None = None
+    cut: UncountedPlan | None = None
     """If only reading counts rows: which of them."""
     num_lost: int = 0
     """Entries whose input is gone, changed, or beyond `run.limit_rows`."""
 
 
-def replan(base: Base, chosen: Chosen, job: Job, model: ModelSpec, inputs: Store) -> Replan:
+def replan(base: Base, chosen: Selection, job: Job, model: ModelSpec, inputs: Store) -> Replan:
     """Make the plan of a retry.
 
     Args:
@@ -105,7 +105,7 @@ def replan(base: Base, chosen: Chosen, job: Job, model: ModelSpec, inputs: Store
 # ---------------------------------------------------------------------------- rows counted before
 
 
-def _replan_extents(base: Base, chosen: Chosen, job: Job, inputs: Store) -> Replan:
+def _replan_extents(base: Base, chosen: Selection, job: Job, inputs: Store) -> Replan:
     pieces = list(_pieces(base, chosen.entries))
     by_path = {piece.extent.path: piece.extent for piece in pieces}
     is_one_row = format_of(job.source).counts_rows == "listing"
@@ -149,7 +149,7 @@ def _pieces(base: Base, entries: Numbers) -> Iterator[_Piece]:
         return extent, row
 
     wanted = base.positions.take(entries)
-    columns = (entries, wanted.units, wanted.rows, minor_of(wanted.keys))
+    columns = (entries, wanted.units, wanted.rows, ordinal_within_entry(wanted.keys))
     rows_of = zip(*(column.tolist() for column in columns), strict=True)
     located = ((entry, *locate(*position)) for entry, *position in rows_of)
     for extent, group in groupby(located, key=lambda found: found[1]):
@@ -257,7 +257,7 @@ def _account(base: Base, readable: Mapping[str, tuple[Extent, ...]]) -> Plan:
 # ---------------------------------------------------------------------------- counted in reading
 
 
-def _replan_uncounted(base: Base, chosen: Chosen, job: Job, inputs: Store) -> Replan:
+def _replan_uncounted(base: Base, chosen: Selection, job: Job, inputs: Store) -> Replan:
     of = {unit.index: unit for unit in base.plan.units}
     numbers = base.positions.units[chosen.entries].tolist()
     needed = [extent for number in dict.fromkeys(numbers) for extent in of[number].extents]
@@ -304,7 +304,7 @@ def _retry_unit(
     rows = base.positions.rows[[entry for entry in kept if not is_rest[entry]]].tolist()
     beyond = int(base.positions.rows[rests[0]]) if rests else None
     slice_rows = SliceSizes.of(job, base.plan.batch_size).most
-    cut = SliceCut(slice_rows, MAX_SLICE_BYTES, rows=RowFilter(tuple(rows), beyond))
+    cut = UncountedPlan(slice_rows, MAX_SLICE_BYTES, rows=RowFilter(tuple(rows), beyond))
     counts = (1,) * len(rows) + (UNKNOWN_ROWS,) * len(rests)
     extents = tuple(as_found(extent, found[extent.path]) for extent in unit.extents)
     return _Retried(path, extents, tuple(kept), counts, cut, num_lost)
@@ -313,7 +313,7 @@ def _retry_unit(
 # ---------------------------------------------------------------------------- both
 
 
-def _kept(chosen: Chosen, retried: Sequence[_Retried]) -> Chosen:
+def _kept(chosen: Selection, retried: Sequence[_Retried]) -> Selection:
     """Return the chosen rows that are retried; the others count as changed."""
     lost = {each.path: None for each in retried if each.num_lost}
     return replace(
@@ -329,7 +329,11 @@ def _counts(retried: Sequence[_Retried]) -> list[int]:
 
 
 def _finish(
-    base: Base, chosen: Chosen, units: tuple[Unit, ...], counts: Sequence[int], accounts: Plan
+    base: Base,
+    chosen: Selection,
+    units: tuple[Unit, ...],
+    counts: Sequence[int],
+    accounts: Plan,
 ) -> Replan:
     plan = replace(
         base.plan,

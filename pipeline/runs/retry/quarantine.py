@@ -65,7 +65,7 @@ class Base:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Selection:
     """Quarantined rows that are to be retried, and why the others are not."""
 
     entries: Numbers
@@ -152,9 +152,9 @@ def _read_part(
     return positions, np.asarray(reasons).astype(np.uint8)
 
 
-def select_entries(base: Base, reasons: frozenset[str]) -> Chosen:
+def select_entries(base: Base, reasons: frozenset[str]) -> Selection:
     """Choose the rows of the quarantine that are there for one of these reasons."""
     is_asked = base.is_there_for(*reasons)
     duplicates = int(base.is_there_for(Reason.DUPLICATE_ID.value).sum())
     num_asked = int(is_asked.sum())
-    return Chosen(np.flatnonzero(is_asked), len(is_asked) - num_asked - duplicates, duplicates)
+    return Selection(np.flatnonzero(is_asked), len(is_asked) - num_asked - duplicates, duplicates)

@@ -72,7 +72,7 @@ def resolve_runtime(
     Raises:
         JobError: No way to run the model is left.
     """
-    if not (is_open(model) or model.takes_fastest or model.input.is_approximate):
+    if not (needs_tuning(model) or model.takes_fastest or model.input.is_approximate):
         return Settled(_with(plan, choices.by_job(model)), model, allocation)
     machines = machines_of(on_cluster=on_cluster)
     tuning = tuning_context(
@@ -107,7 +107,7 @@ def resolve_runtime(
     return Settled(plan, settled, allocation, beside=beside)
 
 
-def is_open(model: ModelSpec) -> bool:
+def needs_tuning(model: ModelSpec) -> bool:
     """Tell whether a job leaves runtime, precision or calibration to `auto`."""
     return AUTO in (model.runtime, model.precision) or model.precision == INT8
 
@@ -123,7 +123,7 @@ def foresee(run: RunContext, plan: Plan, model: ModelSpec) -> Choice:
         path = _choice_path(run, plan, is_here=run.options.address is None)
         return _read_choice(run.store, path)
     except FileNotFoundError:
-        if is_open(model) or model.input.is_approximate:
+        if needs_tuning(model) or model.input.is_approximate:
             text = "a run takes what is known, and measures the rest for a tenth of its time"
             name = f"{model.runtime} {model.precision}"
             return replace(choices.by_job(model), reason="measured", text=f"{name}: {text}")
@@ -264,7 +264,7 @@ def tune(
     A job that says neither runtime nor precision chooses among what computes in fp32; the rest is
     measured for jobs with `auto`.
     """
-    all_open = model if is_open(model) else replace(model, runtime=AUTO, precision=AUTO)
+    all_open = model if needs_tuning(model) else replace(model, runtime=AUTO, precision=AUTO)
     tuning = tuning_context(
         *(run, plan, all_open, hardware, allocation),
         machines=machines_of(on_cluster=on_cluster),

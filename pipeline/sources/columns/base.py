@@ -101,7 +101,7 @@ def fail(
         failures[row] = failures[row] or Failure(reason, STAGE, message, num_bytes=num_bytes)
 
 
-def without_failed(column: pa.Array, failures: Failures) -> pa.Array:
+def null_where_failed(column: pa.Array, failures: Failures) -> pa.Array:
     """Return a column that is null where a row has failed."""
     if not any(failures):
         return column

@@ -20,7 +20,7 @@ from pipeline.sources.columns.base import (
     InShards,
     Place,
     fail,
-    without_failed,
+    null_where_failed,
 )
 
 _BYTES = "bytes"
@@ -68,7 +68,7 @@ class ImageColumn(InShards):
         fail(failures, nulls, Reason.NULL_INPUT, f"{name} is null")
         if self.is_base64:
             images = self._decoded(images, name, failures)
-        return InputRows({IMAGE: without_failed(images, failures)})
+        return InputRows({IMAGE: null_where_failed(images, failures)})
 
     def _decoded(self, images: pa.Array, name: str, failures: Failures) -> pa.Array:
         found: list[bytes | None] = [None] * len(images)

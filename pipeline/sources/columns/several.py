@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from pipeline.core.errors import JobError
 from pipeline.core.failures import of_part
-from pipeline.core.schema import part_column
-from pipeline.sources.columns.base import Failures, InputReader, InputRows, Place, without_failed
+from pipeline.core.schema import input_column
+from pipeline.sources.columns.base import Failures, InputReader, InputRows, Place, null_where_failed
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class SeveralColumns:
 
     def fields(self, schema: pa.Schema | None) -> pa.Schema:
         return pa.schema(
-            field.with_name(part_column(name, field.name))
+            field.with_name(input_column(name, field.name))
             for name, part in self.parts.items()
             for field in part.fields(schema)
         )
@@ -64,7 +64,7 @@ class SeveralColumns:
                 if failures[row] is None and failure is not None:
                     failures[row] = of_part(name, failure)
         columns = {
-            part_column(name, column): _without_failed(values, failures)
+            input_column(name, column): _without_failed(values, failures)
             for name, rows in found.items()
             for column, values in rows.columns.items()
         }
@@ -75,4 +75,4 @@ class SeveralColumns:
 def _without_failed(column: pa.Array, failures: Failures) -> pa.Array:
     """Let no input of a failed row stay, except vectors, which have no nulls."""
     is_vector = pa.types.is_fixed_size_list(column.type)
-    return column if is_vector else without_failed(column, failures)
+    return column if is_vector else null_where_failed(column, failures)

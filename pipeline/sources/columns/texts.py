@@ -19,7 +19,7 @@ from pipeline.sources.columns.base import (
     InputRows,
     InShards,
     Place,
-    without_failed,
+    null_where_failed,
 )
 
 
@@ -52,7 +52,7 @@ class TextColumns(InShards):
             for row, failure in found.items():
                 failures[row] = failures[row] or failure
         return InputRows(
-            {name: without_failed(column, failures) for name, column in columns.items()}
+            {name: null_where_failed(column, failures) for name, column in columns.items()}
         )
 
 

@@ -11,7 +11,7 @@ from pipeline.job.source import Source
 from pipeline.sources.csv.options import CsvOptions
 from pipeline.sources.csv.sample import sample_csv
 from pipeline.sources.csv.stream import CsvStream
-from pipeline.sources.extents import Extent, SliceCut
+from pipeline.sources.extents import Extent, UncountedPlan
 from pipeline.sources.lines.format import LineFormat
 from pipeline.sources.lines.sample import Sample
 from pipeline.sources.rows import Reader
@@ -30,7 +30,9 @@ class Csv(LineFormat):
     def sample(self, store: Store, shards: Sequence[StoredFile], source: Source) -> Sample:
         return sample_csv(store, shards, source, options_of(CsvOptions, source.options))
 
-    def open_slices(self, reader: Reader, extents: Sequence[Extent], cut: SliceCut) -> CsvStream:
+    def open_slices(
+        self, reader: Reader, extents: Sequence[Extent], cut: UncountedPlan
+    ) -> CsvStream:
         options = options_of(CsvOptions, reader.source.options)
         return CsvStream(reader, extents, cut, options)
 

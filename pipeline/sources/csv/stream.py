@@ -15,7 +15,7 @@ from pipeline.sources.columns.base import STAGE, Failures, fail
 from pipeline.sources.columns.pass_through import Problems, cast_column
 from pipeline.sources.csv.options import CsvOptions
 from pipeline.sources.csv.records import Record, Records, read_records, unreadable
-from pipeline.sources.extents import Extent, SliceCut
+from pipeline.sources.extents import Extent, UncountedPlan
 from pipeline.sources.lines.columns import Column, columns_for
 from pipeline.sources.lines.stream import LineStream, max_line_bytes
 from pipeline.sources.rows import Reader
@@ -28,7 +28,7 @@ class CsvStream(LineStream[Records]):
     """The rows of CSV in order; a block of them is read ahead."""
 
     def __init__(
-        self, reader: Reader, extents: Sequence[Extent], cut: SliceCut, options: CsvOptions
+        self, reader: Reader, extents: Sequence[Extent], cut: UncountedPlan, options: CsvOptions
     ) -> None:
         super().__init__(reader, extents, cut, max_record_bytes(reader.source))
         self._options = options

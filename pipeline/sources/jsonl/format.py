@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import Source
-from pipeline.sources.extents import Extent, SliceCut
+from pipeline.sources.extents import Extent, UncountedPlan
 from pipeline.sources.jsonl.sample import sample_jsonl
 from pipeline.sources.jsonl.stream import JsonlStream
 from pipeline.sources.lines.format import LineFormat
@@ -29,7 +29,9 @@ class Jsonl(LineFormat):
     def sample(self, store: Store, shards: Sequence[StoredFile], source: Source) -> Sample:
         return sample_jsonl(store, shards, source)
 
-    def open_slices(self, reader: Reader, extents: Sequence[Extent], cut: SliceCut) -> JsonlStream:
+    def open_slices(
+        self, reader: Reader, extents: Sequence[Extent], cut: UncountedPlan
+    ) -> JsonlStream:
         return JsonlStream(reader, extents, cut)
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from pipeline.job.source import Source
 from pipeline.sources.columns.base import Failures
-from pipeline.sources.extents import Extent, SliceCut
+from pipeline.sources.extents import Extent, UncountedPlan
 from pipeline.sources.jsonl.parse import Parser
 from pipeline.sources.lines.blocks import Block, read_blocks
 from pipeline.sources.lines.columns import columns_for
@@ -23,7 +23,7 @@ _ESCAPED = 6
 class JsonlStream(LineStream[Block]):
     """The rows of JSON lines in order; a block of lines is read ahead."""
 
-    def __init__(self, reader: Reader, extents: Sequence[Extent], cut: SliceCut) -> None:
+    def __init__(self, reader: Reader, extents: Sequence[Extent], cut: UncountedPlan) -> None:
         super().__init__(reader, extents, cut, max_json_bytes(reader.source))
         self._parsers: dict[str, Parser] = {}
 

@@ -21,7 +21,7 @@ from pipeline.sources.columns.pass_through import check_names
 from pipeline.sources.extents import Extent
 from pipeline.sources.input_columns import columns_of, fields_of_parts
 from pipeline.sources.lines.columns import KINDS, role_of
-from pipeline.sources.whole_file import open_whole
+from pipeline.sources.whole_file import open_sequential
 from pipeline.storage.store import Store, StoredFile
 
 SAMPLE_ROWS = 1000
@@ -44,7 +44,7 @@ def first_objects(
         extent = Extent(shard.path, shard.size_bytes, shard.version, 0, 0, 0.0)
         objects: list[Mapping[str, Any]] = []
         size_bytes = 0
-        with open_whole(store, extent) as handle:
+        with open_sequential(store, extent) as handle:
             for value, num_bytes in islice(read(handle, shard.path), SAMPLE_ROWS):
                 if value is not None:
                     objects.append(value)

@@ -17,11 +17,11 @@ from pipeline.core.failures import Failure, Reason
 from pipeline.core.figures.counters import Counters
 from pipeline.job.source import Source
 from pipeline.sources.columns.base import STAGE, Failures
-from pipeline.sources.extents import Extent, SliceCut
+from pipeline.sources.extents import Extent, UncountedPlan
 from pipeline.sources.rows import Reader, changed, require_unchanged
 from pipeline.sources.source_format import failed_shard
 from pipeline.sources.table_rows import to_rows
-from pipeline.sources.whole_file import open_whole
+from pipeline.sources.whole_file import open_sequential
 
 _MIB = 2**20
 _ROOM_BYTES = 8 * _MIB
@@ -68,7 +68,7 @@ class LineStream(ABC, Generic[LinesT]):
     """The rows of lines in order; some lines are read ahead."""
 
     def __init__(
-        self, reader: Reader, extents: Sequence[Extent], cut: SliceCut, max_line_bytes: int
+        self, reader: Reader, extents: Sequence[Extent], cut: UncountedPlan, max_line_bytes: int
     ) -> None:
         self._reader = reader
         self._extents = extents
@@ -158,7 +158,7 @@ class LineStream(ABC, Generic[LinesT]):
         before = 0
         for extent in self._extents:
             self._check_unchanged(extent)
-            with open_whole(store, extent) as handle:
+            with open_sequential(store, extent) as handle:
                 first = 0
                 for lines in self.read_lines(handle, extent.path):
                     if chosen.is_past(before):

@@ -12,7 +12,7 @@ from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import Source
 from pipeline.sources.columns.pass_through import check_names
-from pipeline.sources.extents import Extent, SliceCut
+from pipeline.sources.extents import Extent, UncountedPlan
 from pipeline.sources.rows import Reader
 from pipeline.sources.source_format import CountedByReading, Measured, RowIds
 from pipeline.sources.webdataset.rows import column_type
@@ -48,7 +48,9 @@ class WebDataset(CountedByReading):
         extents = tuple(Extent(s.path, s.size_bytes, s.version, 0, 0, 0.0) for s in shards)
         return Measured(extents, _declare_members(source), fields=IMAGE_FIELDS)
 
-    def open_slices(self, reader: Reader, extents: Sequence[Extent], cut: SliceCut) -> TarStream:
+    def open_slices(
+        self, reader: Reader, extents: Sequence[Extent], cut: UncountedPlan
+    ) -> TarStream:
         return TarStream(reader, extents, cut)
 
 

@@ -10,16 +10,16 @@ import pyarrow as pa
 
 from pipeline.core.figures.counters import Counters
 from pipeline.core.schema import IMAGE
-from pipeline.sources.extents import Extent, SliceCut
+from pipeline.sources.extents import Extent, UncountedPlan
 from pipeline.sources.rows import Reader, changed, make_rows, require_unchanged
 from pipeline.sources.webdataset.rows import TarRow, TarSpec, iter_rows
-from pipeline.sources.whole_file import open_whole
+from pipeline.sources.whole_file import open_sequential
 
 
 class TarStream:
     """The rows of tars in order; one row is read ahead, to know whether more follow."""
 
-    def __init__(self, reader: Reader, extents: Sequence[Extent], cut: SliceCut) -> None:
+    def __init__(self, reader: Reader, extents: Sequence[Extent], cut: UncountedPlan) -> None:
         self._reader = reader
         self._extents = extents
         self._cut = cut
@@ -81,7 +81,7 @@ class TarStream:
         num_rows = 0
         for extent in self._extents:
             self._check_unchanged(extent)
-            with open_whole(store, extent) as handle:
+            with open_sequential(store, extent) as handle:
                 wanted = partial(self._is_wanted, num_rows)
                 for row in iter_rows(handle, spec, size_bytes=extent.size_bytes, is_wanted=wanted):
                     if self._cut.rows.is_past(num_rows):

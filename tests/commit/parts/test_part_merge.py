@@ -17,9 +17,9 @@ from pipeline.commit.parts.compaction import Compactor
 from pipeline.commit.parts.part_merge import Merger, interleave, merge_parts
 from pipeline.commit.parts.row_positions import (
     from_metadata,
-    keys_of,
+    major_keys,
     make_positions,
-    minor_of,
+    ordinal_within_entry,
     read_keys,
     read_positions,
     to_metadata,
@@ -106,8 +106,8 @@ def test_positions_survive_a_file_and_say_where_rows_are(first, unit, start, num
     assert positions.units.tolist() == [unit] * len(positions)
     assert positions.rows.tolist() == list(range(start, start + num_rows, 3))
     assert positions.ranks.tolist() == list(range(first, first + num_rows, 3))
-    assert minor_of(positions.keys + 5).tolist() == [5] * len(positions)
-    assert (keys_of(positions.ranks) == positions.keys).all()
+    assert ordinal_within_entry(positions.keys + 5).tolist() == [5] * len(positions)
+    assert (major_keys(positions.ranks) == positions.keys).all()
 
 
 def test_damaged_places_are_said():

@@ -22,7 +22,7 @@ from pipeline.commit.layout import Layout, part_target
 from pipeline.commit.manifest import Manifest, Part, current_manifest
 from pipeline.commit.parts.compaction import Compactor
 from pipeline.commit.parts.partition_columns import compact_by_value
-from pipeline.commit.publish import commit, settle
+from pipeline.commit.publish import commit, sync_published_folder
 from pipeline.commit.published.describe import describe_output
 from pipeline.commit.published.read import read_predictions
 from pipeline.commit.published.rollback import rollback
@@ -133,7 +133,7 @@ def test_files_of_a_crashed_attempt_are_tidied_up_in_their_folders(usual_store: 
     for part in crashed.parts:
         usual_store.copy(f"{folder}/{part.path}", f"predictions/{DAY}/{part.path.split('/', 1)[1]}")
     ours, our_folder = prepare_version(usual_store, LAYOUT, other, 2, "ours")
-    settle(usual_store, LAYOUT, commit(usual_store, LAYOUT, ours, our_folder), 2)
+    sync_published_folder(usual_store, LAYOUT, commit(usual_store, LAYOUT, ours, our_folder), 2)
     verify(usual_store)
 
 

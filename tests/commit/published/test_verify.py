@@ -25,7 +25,7 @@ from pipeline.commit.layout import Layout, part_name
 from pipeline.commit.manifest import Manifest, Part
 from pipeline.commit.parts.row_ids import hash_ids, sum_hashes
 from pipeline.commit.plan_store import adopt_plan
-from pipeline.commit.publish import commit, settle
+from pipeline.commit.publish import commit, sync_published_folder
 from pipeline.commit.published import verify as verify_module
 from pipeline.commit.published.receipt import Check
 from pipeline.commit.published.verify import verify_output
@@ -318,7 +318,7 @@ def publish_million(store: Store, spoil: Spoil | None = None) -> Manifest:
         parts.append(Part(path, num_rows, len(data), hashlib.sha256(data).hexdigest()))
     manifest = make_manifest(LAYOUT, plan, 1, "r", tuple(parts), ())
     manifest = dataclasses.replace(manifest, row_id_hash=sum_hashes([total]))
-    settle(store, LAYOUT, commit(store, LAYOUT, manifest, "made"), 2)
+    sync_published_folder(store, LAYOUT, commit(store, LAYOUT, manifest, "made"), 2)
     return manifest
 
 

@@ -11,28 +11,28 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core.cache import eviction as cache_room
+from pipeline.core.cache import eviction
 from pipeline.core.cache.cache_folder import cache_folder
-from pipeline.core.cache.eviction import UNUSED_S, make_room, use
-from pipeline.core.cache.node_cache import claim, kept
+from pipeline.core.cache.eviction import UNUSED_S, evict_for, use
+from pipeline.core.cache.node_cache import cached_folder, claim_once_per_node
 
 SIZE = 1000
 USER = """
 import sys
-from pipeline.core.cache.node_cache import kept
-kept(sys.argv[1], lambda folder: None)
+from pipeline.core.cache.node_cache import cached_folder
+cached_folder(sys.argv[1], lambda folder: None)
 print("in use", flush=True)
 sys.stdin.read()
 """
 
 READER = """
 import os
-from pipeline.core.cache.node_cache import kept
+from pipeline.core.cache.node_cache import cached_folder
 
 print("ready", flush=True)
 found = []
 for number in range(150):
-    folder = kept(f"m-{number}", lambda folder: (folder / "weights").touch())
+    folder = cached_folder(f"m-{number}", lambda folder: (folder / "weights").touch())
     os.utime(folder, (1, 1))  # as if it were found long ago
     found.append(folder)
     for each in found:
@@ -43,7 +43,7 @@ for number in range(150):
 @pytest.fixture(autouse=True)
 def _limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(cache_room, "MAX_BYTES", 3 * SIZE)
+    monkeypatch.setattr(eviction, "MAX_BYTES", 3 * SIZE)
 
 
 def write(folder: Path) -> None:
@@ -87,29 +87,29 @@ def names() -> set[str]:
 def test_the_oldest_go_until_there_is_room() -> None:
     for days in (6, 9, 7, 8):
         make(f"m-{days}", days)
-    assert make_room() == ["m-9"]
-    assert make_room(2 * SIZE) == ["m-8", "m-7"]
+    assert evict_for() == ["m-9"]
+    assert evict_for(2 * SIZE) == ["m-8", "m-7"]
     assert names() == {"m-6"}
 
 
 def test_what_fits_stays_however_old_it_is() -> None:
     for days in (100, 200, 300):
         make(f"m-{days}", days)
-    assert make_room() == []
+    assert evict_for() == []
 
 
 def test_what_was_used_lately_stays_however_large_it_is() -> None:
     for days in (1, 2, 3, 4, 4.9):
         make(f"m-{days}", days)
-    assert make_room(100 * SIZE) == []
+    assert evict_for(100 * SIZE) == []
 
 
 def test_artefacts_of_all_kinds_go_and_nothing_else() -> None:
     kinds = ("model-1", "int8-1", "tokenizer-1", "0a1b2c")
     for age, key in enumerate(kinds):
         make(key, 9 - age)
-    assert claim("work")
-    assert make_room(100 * SIZE) == list(kinds)
+    assert claim_once_per_node("work")
+    assert evict_for(100 * SIZE) == list(kinds)
     assert names() == {"claims"}
     assert {path.name for path in (cache_folder() / "claims").iterdir()} == {"work"}
 
@@ -119,38 +119,38 @@ def write_large(folder: Path) -> None:
 
 
 def test_an_artefact_that_is_made_makes_room_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache_room, "MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(eviction, "MAX_BYTES", 1 << 20)
     make("m-9", 9)
-    kept("small", write)
+    cached_folder("small", write)
     assert names() == {"m-9", "small"}
-    kept("large", write_large)
+    cached_folder("large", write_large)
     assert names() == {"small", "large"}
 
 
 def test_what_a_process_uses_stays_until_it_ends(user: subprocess.Popen[str]) -> None:
     for days in (8, 7, 6):
         make(f"m-{days}", days)
-    assert make_room(SIZE) == ["m-8", "m-7"]
+    assert evict_for(SIZE) == ["m-8", "m-7"]
     user.kill()
     user.wait()
-    assert make_room(2 * SIZE) == ["m-9"]
+    assert evict_for(2 * SIZE) == ["m-9"]
     assert names() == {"m-6"}
 
 
 def test_what_this_process_uses_stays_and_was_used_now() -> None:
     for days in (9, 8, 7, 6):
         make(f"m-{days}", days)
-    folder = kept("m-9", write)
+    folder = cached_folder("m-9", write)
     assert folder.stat().st_mtime > time.time() - UNUSED_S
     used(folder, 9)
-    assert make_room(100 * SIZE) == ["m-8", "m-7", "m-6"]
+    assert evict_for(100 * SIZE) == ["m-8", "m-7", "m-6"]
     assert names() == {"m-9"}
 
 
 def test_what_a_process_is_about_to_make_stays() -> None:
     use("m-9")
     make("m-9", 9)
-    assert make_room(100 * SIZE) == []
+    assert evict_for(100 * SIZE) == []
 
 
 def test_nothing_goes_that_was_found() -> None:
@@ -161,14 +161,14 @@ def test_nothing_goes_that_was_found() -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         while process.poll() is None:
-            make_room(100 * SIZE)
+            evict_for(100 * SIZE)
     assert process.returncode == 0
 
 
 def test_what_went_is_made_again() -> None:
     make("m-9", 9)
-    assert make_room(100 * SIZE) == ["m-9"]
-    assert (kept("m-9", write) / "weights").stat().st_size == SIZE
+    assert evict_for(100 * SIZE) == ["m-9"]
+    assert (cached_folder("m-9", write) / "weights").stat().st_size == SIZE
 
 
 def test_the_lists_of_ended_processes_go(user: subprocess.Popen[str]) -> None:
@@ -178,14 +178,14 @@ def test_the_lists_of_ended_processes_go(user: subprocess.Popen[str]) -> None:
     user.kill()
     user.wait()
     make("m-8", 8)
-    make_room(100 * SIZE)
+    evict_for(100 * SIZE)
     assert [path.read_text() for path in lists.iterdir()] == ["m-1\n"]
 
 
 def test_what_a_killed_process_left_unfinished_goes() -> None:
     folder = make(".0123", 0)
-    make_room()
+    evict_for()
     assert folder.exists()
     used(folder, UNUSED_S / 86_400 + 0.001)
-    make_room()
+    evict_for()
     assert not folder.exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.core.cache.cache_folder import cache_folder
-from pipeline.core.cache.node_cache import kept, key_of, versions_of
+from pipeline.core.cache.node_cache import cached_folder, key_of, versions_of
 
 
 def test_what_could_not_be_written_whole_is_not_kept(
@@ -29,11 +29,11 @@ def test_what_could_not_be_written_whole_is_not_kept(
             (folder / name).write_text(name)
 
     with pytest.raises(OSError, match="no space left"):
-        kept("a-model", half)
+        cached_folder("a-model", half)
     before = [path for path in cache_folder().iterdir() if path.is_dir()]
     assert [path.name for path in before if path.name[:1] == "." or path.name == "a-model"] == []
     for _ in range(2):
-        found = kept("a-model", whole)
+        found = cached_folder("a-model", whole)
         assert sorted(path.name for path in found.iterdir()) == ["config", "weights"]
     assert calls == ["half", "whole"]
 

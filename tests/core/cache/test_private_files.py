@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core.cache.node_cache import claim, kept
+from pipeline.core.cache.node_cache import cached_folder, claim_once_per_node
 from pipeline.core.cache.private_files import first_of, open_file, opened
 from pipeline.core.errors import InfraError
 from pipeline.execution.embedded.ray_folder import RayFolder, weakness
@@ -226,15 +226,15 @@ def test_the_cache_of_models_is_taken_from_no_folder_that_others_can_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert claim("a")
+    assert claim_once_per_node("a")
     cache = tmp_path / "batch-inference-pipeline"
     assert {stat.S_IMODE(path.stat().st_mode) for path in (cache, cache / "claims")} == {0o700}
     (cache / "claims").chmod(0o777)
     with pytest.raises(InfraError, match="claims: must be this user's own"):
-        claim("b")
+        claim_once_per_node("b")
     cache.chmod(0o777)
     with pytest.raises(InfraError, match="must be this user's own"):
-        kept("key", lambda folder: None)
+        cached_folder("key", lambda folder: None)
 
 
 @needs_root
@@ -245,7 +245,7 @@ def test_the_cache_may_be_a_link_of_this_user_and_of_no_other(
     (tmp_path / "large-disk").mkdir(mode=0o700)
     link = tmp_path / "batch-inference-pipeline"
     link.symlink_to(tmp_path / "large-disk")
-    assert claim("a")
+    assert claim_once_per_node("a")
     os.chown(link, OTHER_USER, OTHER_USER, follow_symlinks=False)
     with pytest.raises(InfraError, match="no link"):
-        claim("b")
+        claim_once_per_node("b")

@@ -14,7 +14,7 @@ from ray.exceptions import RayTaskError
 
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.user_code.allowed_imports import import_callable
-from pipeline.core.user_code.user_errors import place, tell
+from pipeline.core.user_code.user_errors import describe_user_error, user_frame
 from pipeline.execution.tasks import ray_errors
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
@@ -48,22 +48,24 @@ def test_the_last_frame_of_the_user_is_named_not_that_of_a_library(module):
     name = module("import json\n\ndef run():\n    return json.loads('{')\n")
     error = caught(import_callable("model.factory", f"{name}:run"))
     assert isinstance(error, json.JSONDecodeError)
-    assert tell(error).startswith("JSONDecodeError: Expecting property name")
-    assert tell(error).endswith(f"({LINE} 4)")
+    assert describe_user_error(error).startswith("JSONDecodeError: Expecting property name")
+    assert describe_user_error(error).endswith(f"({LINE} 4)")
 
 
 def test_frames_of_the_package_and_of_libraries_are_not_the_users():
     ours = "/opt/venv/lib/python3.11/site-packages/pipeline/execution/stages.py"
     shipped = "/var/ray/session/py_modules/_ray_pkg_1/pipeline/execution/stages.py"
     torch = "/opt/venv/lib/python3.11/site-packages/torch/nn/module.py"
-    assert place([(ours, 1), (torch, 2), (shipped, 3), ("/usr/lib/python3.12/json.py", 4)]) == ""
-    assert place([("/home/me/net.py", 7), (torch, 2)]) == "net.py line 7"
+    assert (
+        user_frame([(ours, 1), (torch, 2), (shipped, 3), ("/usr/lib/python3.12/json.py", 4)]) == ""
+    )
+    assert user_frame([("/home/me/net.py", 7), (torch, 2)]) == "net.py line 7"
 
 
 def test_an_installed_package_is_the_users_if_the_job_names_it():
     package = "/opt/venv/lib/python3.11/site-packages/mymodels/nets.py"
     torch = "/opt/venv/lib/python3.11/site-packages/torch/nn/module.py"
-    assert place([(package, 5), (torch, 2)], "mymodels.zoo") == "nets.py line 5"
+    assert user_frame([(package, 5), (torch, 2)], "mymodels.zoo") == "nets.py line 5"
 
 
 def test_what_cannot_be_parsed_has_its_own_line(module):
@@ -143,6 +145,8 @@ def test_texts_of_exceptions_become_one_short_line():
         def __str__(self) -> str:
             raise ValueError("not even this")
 
-    assert tell(Silent()) == "Silent"
-    assert tell(ValueError("a\n  b\x1b[31mc" + "x" * 1000)).startswith("ValueError: a bcxxx")
-    assert len(tell(ValueError("x" * 1000))) < 400
+    assert describe_user_error(Silent()) == "Silent"
+    assert describe_user_error(ValueError("a\n  b\x1b[31mc" + "x" * 1000)).startswith(
+        "ValueError: a bcxxx"
+    )
+    assert len(describe_user_error(ValueError("x" * 1000))) < 400

@@ -46,7 +46,7 @@ from pipeline.execution.isolation.child_process import Child, ChildResult
 from pipeline.execution.isolation.row_isolation import (
     MAX_EXITS_IN_A_ROW,
     MAX_STARTS,
-    Isolated,
+    IsolatedRunner,
     StagePlan,
     fail,
 )
@@ -58,9 +58,9 @@ BAD = Failure(Reason.TRUNCATED, "decode", "half of it", "e" * 64, 7)
 
 
 @contextmanager
-def isolating(work: Doubling) -> Iterator[Isolated]:
+def isolating(work: Doubling) -> Iterator[IsolatedRunner]:
     with closing(Child(work, CALL_S, START_S)) as child:
-        yield Isolated(child, lambda stage, row: None, FIELDS)
+        yield IsolatedRunner(child, lambda stage, row: None, FIELDS)
 
 
 def plan(rows_at_once: int) -> StagePlan:
@@ -104,7 +104,7 @@ def test_rows_that_end_processes_are_failed_with_their_reasons_and_the_others_ar
 def test_a_row_that_takes_too_much_memory_is_ended_once_and_says_the_limit(tmp_path: Path) -> None:
     work = Doubling(str(tmp_path / "starts"))
     with closing(Child(work, 60.0, START_S, max_bytes=MAX_BYTES)) as child:
-        isolated = Isolated(child, lambda stage, row: None, FIELDS)
+        isolated = IsolatedRunner(child, lambda stage, row: None, FIELDS)
         found = isolated.run(plan(3), rows_of([1, GROW, 3]), {}, one_by_one=True)
     failures = failures_of(found)
     assert [failure and failure.reason for failure in failures] == [
@@ -135,7 +135,7 @@ def test_a_row_that_ends_its_process_says_over_which_input() -> None:
     values, others = [0, SEGFAULT, 2, 3, KILL], [0, 1, HANG, EXIT, 4]
     rows = rows_of(values).append_column("other", pa.array(others, pa.int64()))
     with closing(Child(TwoInputs(), CALL_S, START_S)) as child:
-        isolated = Isolated(child, lambda stage, row: None, FIELDS)
+        isolated = IsolatedRunner(child, lambda stage, row: None, FIELDS)
         found = isolated.run(StagePlan(STAGE, 1, double_both), rows, {}, one_by_one=True)
     said = [failure and failure.message for failure in failures_of(found)]
     assert said == [
@@ -170,7 +170,7 @@ def test_batches_are_those_of_the_stage_itself() -> None:
     """It takes so many rows that have not failed: of a batch of another size digits may differ."""
     rows = rows_of(range(11), [BAD if index in (1, 2, 6) else None for index in range(11)])
     with closing(Child(Sizing(), CALL_S, START_S)) as child:
-        isolated = Isolated(child, lambda stage, row: None, FIELDS)
+        isolated = IsolatedRunner(child, lambda stage, row: None, FIELDS)
         found = isolated.run(StagePlan(STAGE, 3, size), rows, {}, one_by_one=False)
     good = found.filter(found.column(ERROR).is_null())
     assert good.column("together").to_pylist() == [3] * 6 + [2] * 2
@@ -182,7 +182,7 @@ def test_what_works_is_noted_once_its_child_is_there(tmp_path: Path) -> None:
     for can_start in (False, True):
         work = Doubling(str(tmp_path / "starts"), can_start=can_start)
         with closing(Child(work, CALL_S, START_S)) as child:
-            isolated = Isolated(child, lambda stage, row: notes.append((stage, row)), FIELDS)
+            isolated = IsolatedRunner(child, lambda stage, row: notes.append((stage, row)), FIELDS)
             for one_by_one in (True, False):
                 isolated.run(plan(2), rows_of(range(2)), {}, one_by_one=one_by_one)
     assert notes == [(STAGE, "r0"), (STAGE, "r1"), (STAGE, None)]

@@ -14,7 +14,7 @@ import torch
 from support.runs.predicting import Convolved, images, predict, predictor, rows_of
 from support.runs.selection import quick_cases
 
-from pipeline.core.cache.node_cache import claim
+from pipeline.core.cache.node_cache import claim_once_per_node
 from pipeline.core.errors import JobError
 from pipeline.inference.runtimes import all_runtimes, runtime_of
 from pipeline.inference.runtimes.base import missing_reason
@@ -152,12 +152,12 @@ def test_no_float_model_runs_under_the_name_of_int8():
 
 def test_one_process_of_a_node_has_a_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert claim("a")
-    assert claim("a")  # its own
+    assert claim_once_per_node("a")
+    assert claim_once_per_node("a")  # its own
     other = [
         sys.executable,
         "-c",
-        "from pipeline.core.cache.node_cache import claim; print(claim('a'))",
+        "from pipeline.core.cache import node_cache; print(node_cache.claim_once_per_node('a'))",
     ]
     assert subprocess.check_output(other, text=True).strip() == "False"
     path = tmp_path / "batch-inference-pipeline" / "claims" / "a"

@@ -19,10 +19,10 @@ from support.runs.predicting import (
     rows_of,
 )
 
-from pipeline.core.causes import AlikeError
+from pipeline.core.causes import SystematicFailure
 from pipeline.core.failures import Failure, Reason
 from pipeline.inference.predictor import Predictor
-from pipeline.inference.slices.first_rows import FirstRows, Raised
+from pipeline.inference.slices.first_rows import RaisedFailure, SystematicFailureDetector
 from pipeline.models.outputs import OutputError, OutputSpec
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
@@ -30,15 +30,17 @@ from pipeline.models.tasks.base import TaskSpec
 ENOUGH = 64
 
 
-def watched(factory: str, first: FirstRows, batch_size: int = 32, **model: object) -> Predictor:
+def watched(
+    factory: str, first: SystematicFailureDetector, batch_size: int = 32, **model: object
+) -> Predictor:
     made = predictor(factory, batch_size, **model)
     made._first = first
     return made
 
 
 def test_outputs_of_another_shape_end_the_run_after_the_first_batch():
-    model = watched("failing_models:wrong", FirstRows(10_000))
-    with pytest.raises(AlikeError) as raised:
+    model = watched("failing_models:wrong", SystematicFailureDetector(10_000))
+    with pytest.raises(SystematicFailure) as raised:
         predict(model, rows_of(images(500)))
     assert str(raised.value) == (
         "all 32 rows of the first batches failed alike: model_error "
@@ -49,25 +51,30 @@ def test_outputs_of_another_shape_end_the_run_after_the_first_batch():
 
 
 def test_an_exception_ends_the_run_once_enough_rows_failed_and_names_the_users_line():
-    model = watched("failing_models:raising", FirstRows(10_000))
-    with pytest.raises(AlikeError, match=r'"RuntimeError: mat1 .*" \(failing_models.py line \d+'):
+    model = watched("failing_models:raising", SystematicFailureDetector(10_000))
+    with pytest.raises(
+        SystematicFailure, match=r'"RuntimeError: mat1 .*" \(failing_models.py line \d+'
+    ):
         predict(model, rows_of(images(500)))
-    model = watched("failing_models:raising", FirstRows(10_000))
+    model = watched("failing_models:raising", SystematicFailureDetector(10_000))
     rows, _ = predict(model, rows_of(images(ENOUGH - 1)))
     assert {row["error"] for row in rows} == {"model_error"}
-    with pytest.raises(AlikeError, match=f"all {ENOUGH} rows"):
+    with pytest.raises(SystematicFailure, match=f"all {ENOUGH} rows"):
         predict(model, rows_of(images(1)))
 
 
 @pytest.mark.parametrize("num_rows", [2, 24, ENOUGH])
 def test_of_a_small_run_all_rows_are_enough(num_rows: int):
-    with pytest.raises(AlikeError, match=f"all {num_rows} rows"):
-        predict(watched("failing_models:raising", FirstRows(num_rows)), rows_of(images(num_rows)))
+    with pytest.raises(SystematicFailure, match=f"all {num_rows} rows"):
+        predict(
+            watched("failing_models:raising", SystematicFailureDetector(num_rows)),
+            rows_of(images(num_rows)),
+        )
 
 
 def test_a_single_row_does_not_show_whether_the_row_is_at_fault():
     for factory in ("failing_models:raising", "failing_models:wrong"):
-        rows, _ = predict(watched(factory, FirstRows(1)), rows_of(images(1)))
+        rows, _ = predict(watched(factory, SystematicFailureDetector(1)), rows_of(images(1)))
         assert not is_predicted(rows[0])
 
 
@@ -77,7 +84,9 @@ def test_one_row_with_a_prediction_ends_the_watch(batch_size: int, good_at: int)
     pixels = images(3 * ENOUGH)
     pixels[:] = BLACK
     pixels[good_at] = 128
-    rows, _ = predict(watched("models:fussy", FirstRows(None), batch_size), rows_of(pixels))
+    rows, _ = predict(
+        watched("models:fussy", SystematicFailureDetector(None), batch_size), rows_of(pixels)
+    )
     assert [is_predicted(row) for row in rows] == [n == good_at for n in range(3 * ENOUGH)]
 
 
@@ -85,12 +94,12 @@ def test_a_row_with_another_cause_ends_the_watch():
     pixels = images(2 * ENOUGH)
     pixels[:] = BLACK
     pixels[3] = WHITE  # not finite, but the model did run
-    rows, _ = predict(watched("models:fussy", FirstRows(None)), rows_of(pixels))
+    rows, _ = predict(watched("models:fussy", SystematicFailureDetector(None)), rows_of(pixels))
     assert {row["error"] for row in rows} == {"model_error", "non_finite"}
 
 
 def test_rows_that_never_reach_the_model_say_nothing_of_it():
-    first = FirstRows(None)
+    first = SystematicFailureDetector(None)
     rows, _ = predict(watched("models:colours", first), rows_of(images(100), [BAD] * 100))
     assert not any(is_predicted(row) for row in rows)
     rows, _ = predict(watched("models:colours", first), rows_of(images(100)))
@@ -98,33 +107,35 @@ def test_rows_that_never_reach_the_model_say_nothing_of_it():
 
 
 def test_a_lack_of_memory_is_no_job_error():
-    model = watched("failing_models:starved", FirstRows(100))
+    model = watched("failing_models:starved", SystematicFailureDetector(100))
     rows, _ = predict(model, rows_of(images(100)))
     assert not any(is_predicted(row) for row in rows)
 
 
 def test_memory_that_splitting_cures_is_no_failure():
-    rows, _ = predict(watched("models:hungry", FirstRows(100)), rows_of(images(100)))
+    rows, _ = predict(
+        watched("models:hungry", SystematicFailureDetector(100)), rows_of(images(100))
+    )
     assert all(is_predicted(row) for row in rows)
 
 
 def test_outputs_whose_shape_depends_on_the_row_cost_the_row():
-    model = watched("failing_models:ragged", FirstRows(None))
+    model = watched("failing_models:ragged", SystematicFailureDetector(None))
     rows, _ = predict(model, rows_of(images(100)))
     assert {row["error"] for row in rows} == {"model_error"}
 
 
 def test_predictions_of_an_earlier_run_clear_exceptions_but_no_outputs():
-    first = FirstRows(None, has_predictions=True)
+    first = SystematicFailureDetector(None, has_predictions=True)
     rows, _ = predict(watched("failing_models:raising", first), rows_of(images(2 * ENOUGH)))
     assert {row["error"] for row in rows} == {"model_error"}
-    first = FirstRows(None, has_predictions=True)
-    with pytest.raises(AlikeError):
+    first = SystematicFailureDetector(None, has_predictions=True)
+    with pytest.raises(SystematicFailure):
         predict(watched("failing_models:wrong", first), rows_of(images(2 * ENOUGH)))
 
 
 def test_predictions_of_another_actor_of_the_node_clear_exceptions(tmp_path: Path):
-    fine, failing = FirstRows(None), FirstRows(None)
+    fine, failing = SystematicFailureDetector(None), SystematicFailureDetector(None)
     for first in (fine, failing):
         first.share(tmp_path)
     predict(watched("models:colours", fine), rows_of(images(1)))
@@ -141,12 +152,12 @@ def test_a_list_of_dicts_is_named_as_what_detectors_give():
 
 
 def test_the_watch_goes_to_actors_by_pickling():
-    first = pickle.loads(pickle.dumps(FirstRows(7)))
+    first = pickle.loads(pickle.dumps(SystematicFailureDetector(7)))
     for _ in range(7):
-        first.failed("a", Raised(Reason.MODEL_ERROR, "predict", "RuntimeError: boom"))
-    with pytest.raises(AlikeError, match="all 7 rows"):
+        first.failed("a", RaisedFailure(Reason.MODEL_ERROR, "predict", "RuntimeError: boom"))
+    with pytest.raises(SystematicFailure, match="all 7 rows"):
         first.check()
-    plain = FirstRows(7)
+    plain = SystematicFailureDetector(7)
     for _ in range(7):
         plain.failed("a", Failure(Reason.NON_FINITE, "predict", "output is not finite"))
     plain.check()
@@ -162,26 +173,26 @@ def untransformed(failures: list[Failure | None]) -> pa.Table:
 
 
 def test_rows_that_all_fail_in_the_users_transform_end_the_run():
-    first = FirstRows(10_000)
+    first = SystematicFailureDetector(10_000)
     first.prepared(untransformed([OWN, BAD] * (ENOUGH // 2 - 1)))
-    with pytest.raises(AlikeError) as raised:
+    with pytest.raises(SystematicFailure) as raised:
         first.prepared(untransformed([OWN] * ENOUGH))
     assert raised.value.failed.num_rows == ENOUGH + ENOUGH // 2 - 1
     assert "decode_error \"transform.factory own:make: KeyError: 'a'" in str(raised.value)
     for number in (2, 24):
-        with pytest.raises(AlikeError, match=f"all {number} rows"):
-            FirstRows(number).prepared(untransformed([OWN] * number))
-    FirstRows(1).prepared(untransformed([OWN]))
+        with pytest.raises(SystematicFailure, match=f"all {number} rows"):
+            SystematicFailureDetector(number).prepared(untransformed([OWN] * number))
+    SystematicFailureDetector(1).prepared(untransformed([OWN]))
 
 
 def test_a_row_that_gets_past_the_users_transform_leaves_the_watch_to_the_model():
-    first = FirstRows(None)
+    first = SystematicFailureDetector(None)
     for _ in range(3):
         first.prepared(untransformed([*[OWN] * ENOUGH, None]))
     first.prepared(untransformed([BAD] * ENOUGH))
     other = Failure(Reason.DECODE_ERROR, "transform", "transform.factory own:make: OSError: b")
     first.prepared(untransformed([OWN, other] * ENOUGH))
     first.prepared(untransformed([OWN] * ENOUGH))
-    over = FirstRows(None)
+    over = SystematicFailureDetector(None)
     over.predicted()
     over.prepared(untransformed([OWN] * ENOUGH))

@@ -17,7 +17,7 @@ from support.servers.s3server import S3Server
 
 from pipeline.core.cache import eviction as cache_room
 from pipeline.core.cache.cache_folder import cache_folder
-from pipeline.core.cache.node_cache import kept
+from pipeline.core.cache.node_cache import cached_folder
 from pipeline.core.errors import JobError
 from pipeline.models.directories.build import build_module
 from pipeline.models.directories.opening import read_facts
@@ -117,7 +117,7 @@ def test_a_copy_is_made_once_though_asked_for_twice(path):
     assert again == copy
     assert (again / "model.safetensors").stat().st_ino == inode
     assert [each for each in copy.parent.parent.iterdir() if each.name.startswith(".")] == []
-    assert kept(copy.parent.name, lambda _: None) == copy.parent
+    assert cached_folder(copy.parent.name, lambda _: None) == copy.parent
 
 
 def test_the_links_of_the_hubs_cache_are_followed(path, tmp_path):

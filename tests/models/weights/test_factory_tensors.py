@@ -19,7 +19,7 @@ from pipeline.core.cache.node_cache import tensors_digest
 from pipeline.core.errors import InfraError, JobError
 from pipeline.inference.devices.device import load_runner
 from pipeline.models.spec import PredictorConfig, load_module, load_pinned
-from pipeline.models.weights.factory_tensors import hand_on, pin, seeded
+from pipeline.models.weights.factory_tensors import copy_pin, pin, seeded
 from pipeline.storage.store import Store
 
 PATH = "_control/all/tensors/f.json"
@@ -97,10 +97,10 @@ def test_a_factory_that_no_seed_holds_is_refused_by_the_second_actor_or_a_resume
 
 
 def test_a_retry_keeps_to_the_tensors_of_what_is_published(any_store: Store) -> None:
-    hand_on(any_store, PATH, "none.json")
+    copy_pin(any_store, PATH, "none.json")
     assert not any_store.exists("none.json"), "nothing was pinned, so nothing is copied"
     pin(any_store, PATH, models.Colours(), "m")
-    hand_on(any_store, PATH, "retry.json")
+    copy_pin(any_store, PATH, "retry.json")
     pin(any_store, "retry.json", models.Colours(), "m")
     with pytest.raises(JobError, match="other tensors"):
         pin(any_store, "retry.json", models.Channels(), "m")

@@ -139,7 +139,7 @@ def test_a_model_waits_for_a_slice_with_reference_pixels():
     model.predict(shrinking({}, rows_of(photos(3))), counters)
     assert model.awaits_reference_check
     assert "reference_check" not in counters
-    model.predict(shrinking.compared_step(rows_of(photos(3)), {}), counters)
+    model.predict(shrinking.step_with_reference(rows_of(photos(3)), {}), counters)
     assert not model.awaits_reference_check
     assert counters["reference_check"]["rows_in"] == 3
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.commit.parts.row_positions import keys_of, make_positions
+from pipeline.commit.parts.row_positions import major_keys, make_positions
 from pipeline.runs.retry.matching import Match
 from pipeline.runs.retry.readmission import merge_positions
 
@@ -25,7 +25,7 @@ MATCH = Match(
 def test_the_example_of_six_rows_comes_out_as_it_is_written():
     assert PREDICTED_BEFORE.tolist() == [1, 1, 2]
     merged = merge_positions(POSITIONS, PREDICTED_BEFORE, MATCH, is_tar=False)
-    two, four = keys_of(np.array([2, 4])).tolist()
+    two, four = major_keys(np.array([2, 4])).tolist()
     assert merged.keys.tolist() == [two + 1, four]
     assert merged.ranks.tolist() == [3, 5]
     assert (merged.ranks - np.arange(2)).tolist() == [3, 4]

@@ -19,7 +19,7 @@ from pipeline.core.schema import (
     URI,
     columns_of_part,
     file_name_of,
-    part_column,
+    input_column,
 )
 from pipeline.sources.input_columns import are_measured, columns_of
 
@@ -129,8 +129,8 @@ def test_inexact_numbers_name_the_input(tmp_path: Path) -> None:
 
 def test_columns_go_to_the_input_with_the_longest_name() -> None:
     parts = ("image", "image_2", "image_2_b")
-    columns = [part_column(part, own) for part in parts for own in ("image", "_text")]
+    columns = [input_column(part, own) for part in parts for own in ("image", "_text")]
     for part in parts:
         assert columns_of_part(part, parts, [*columns, "row_id"]) == {
-            part_column(part, own): own for own in ("image", "_text")
+            input_column(part, own): own for own in ("image", "_text")
         }

@@ -22,7 +22,7 @@ from support.runs.reading import plan_job, read
 from pipeline.core.figures.counters import Counters
 from pipeline.core.slices import SliceKey
 from pipeline.planning.plan import Plan
-from pipeline.planning.tiling import require_tiling
+from pipeline.planning.tiling import require_complete
 from pipeline.sources import extents, reader
 from pipeline.sources.parquet import groups as parquet_groups
 from pipeline.sources.parquet import sizes as parquet_sizes
@@ -191,7 +191,7 @@ def test_slices_in_pieces_are_the_rows_of_the_slice(
     assert pa.concat_tables(pieces.values()).equals(pa.concat_tables(whole.values()))
     assert sum(counters["read"]["rows_out"] for counters in counted) == len(sizes)
     done = dict.fromkeys(pieces, StoredFile("", 0, "", None))
-    assert [key for key, _ in require_tiling(plan, done)] == [*pieces]
+    assert [key for key, _ in require_complete(plan, done)] == [*pieces]
     for key, rows in pieces.items():
         assert rows.num_rows == key.num_rows
         assert key.num_rows == 1 or rows.nbytes <= 2 * 300

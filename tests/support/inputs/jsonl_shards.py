@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pipeline.core.slices import SliceKey, pack, unpack
 from pipeline.job.source import Source
-from pipeline.sources.extents import ALL_ROWS, RowFilter, SliceCut
+from pipeline.sources.extents import ALL_ROWS, RowFilter, UncountedPlan
 from pipeline.sources.inputs import list_inputs
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
@@ -62,7 +62,7 @@ def read(
     """Read the shards of a source as one unit, each slice through Ray's form."""
     inputs = list_inputs(source, max_extent_rows=4)
     reader = Reader(Store(inputs.root), source, inputs.pass_through, inputs.fields)
-    cut = SliceCut(slice_rows, slice_bytes, max_rows, tuple(done), rows)
+    cut = UncountedPlan(slice_rows, slice_bytes, max_rows, tuple(done), rows)
     found = []
     for key, counters, table in read_slices(reader, Unit(0, inputs.extents, (), cut), frozenset()):
         assert table.schema.equals(reader.schema)

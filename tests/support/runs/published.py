@@ -27,7 +27,7 @@ from pipeline.commit.parts.part_writer import file_metadata
 from pipeline.commit.parts.partition_columns import compact_by_value
 from pipeline.commit.parts.row_ids import find_duplicates, read_hashes
 from pipeline.commit.plan_store import adopt_plan
-from pipeline.commit.publish import commit, repair, settle
+from pipeline.commit.publish import commit, repair, sync_published_folder
 from pipeline.commit.staging import StagingWriter, list_staged
 from pipeline.commit.tables import table_of
 from pipeline.core.failures import Failure, Reason, failure_columns
@@ -279,7 +279,7 @@ def publish_rows(
     run_id = run_id or f"20261124T0200{number:02d}Z-{uuid.uuid4().hex[:8]}"
     manifest, folder = prepare_version(store, layout, rows, number, run_id)
     placed = commit(store, layout, manifest, folder)
-    settle(store, layout, placed, keep_versions, table=names)
+    sync_published_folder(store, layout, placed, keep_versions, table=names)
     return placed
 
 

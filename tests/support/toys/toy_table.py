@@ -11,7 +11,7 @@ from pipeline.commit.manifest import Manifest
 from pipeline.commit.tables.base import TableFormat
 from pipeline.core.errors import JobError
 from pipeline.job.section import Section
-from pipeline.process.failpoints import reach
+from pipeline.process.failpoints import failpoint
 from pipeline.storage.store import Store
 
 NAME = "part-list"
@@ -44,7 +44,7 @@ class PartList(TableFormat):
         path = f"{self._folder}/{layout.name}/{manifest.number:06d}"
         if self._store.exists(path):
             return
-        reach("before_table")
+        failpoint("before_table")
         self._store.put(path, "\n".join(part.path for part in manifest.parts).encode())
 
 

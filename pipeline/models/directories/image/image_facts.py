@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories import heads
-from pipeline.models.directories.chosen import CONFIG, Chosen, width_of
+from pipeline.models.directories.chosen import CONFIG, ModelClass, width_of
 from pipeline.models.directories.facts import DirectoryFacts, InputKind
 from pipeline.models.directories.image.image_transform import read_transform, told
 from pipeline.models.directories.loading import has_class_token
@@ -34,7 +34,7 @@ FAMILIES = (*_SOFTMAX, *_SIGMOID)
 sigmoids, but for the first ones, which have one more, for no object, and take the softmax."""
 
 
-def image_facts(folder: Path, chosen: Chosen) -> DirectoryFacts:
+def image_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
     """Read the facts of a class that takes images.
 
     Raises:
@@ -70,7 +70,7 @@ def image_facts(folder: Path, chosen: Chosen) -> DirectoryFacts:
     )
 
 
-def tower_facts(folder: Path, chosen: Chosen, wanted: InputKind) -> DirectoryFacts:
+def tower_facts(folder: Path, chosen: ModelClass, wanted: InputKind) -> DirectoryFacts:
     """Read the facts of one tower of a model of images and texts.
 
     Raises:
@@ -117,7 +117,7 @@ def tower_facts(folder: Path, chosen: Chosen, wanted: InputKind) -> DirectoryFac
     )
 
 
-def _detector_labels(chosen: Chosen) -> tuple[tuple[str, ...], str]:
+def _detector_labels(chosen: ModelClass) -> tuple[tuple[str, ...], str]:
     """Return the class names, and what is said of the outputs.
 
     Raises:
@@ -139,7 +139,7 @@ def _detector_labels(chosen: Chosen) -> tuple[tuple[str, ...], str]:
     return labels, f"{len(labels)} labels ({how}), detect"
 
 
-def _poolings(chosen: Chosen) -> list[str]:
+def _poolings(chosen: ModelClass) -> list[str]:
     """Return the ways to one vector per image, the default first."""
     if chosen.built.__name__.endswith("WithProjection"):
         return ["projection"]
@@ -151,7 +151,7 @@ def _poolings(chosen: Chosen) -> list[str]:
 
 
 def _transform(
-    folder: Path, chosen: Chosen, settings: dict[str, Any]
+    folder: Path, chosen: ModelClass, settings: dict[str, Any]
 ) -> tuple[TransformSpec | None, str]:
     """Return the transform and what is said of it; a problem goes into the settings."""
     count = getattr(getattr(chosen.config, "vision_config", chosen.config), "num_channels", None)

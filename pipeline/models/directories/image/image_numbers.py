@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.core.errors import JobError
-from pipeline.models.directories.json_files import shown
+from pipeline.models.directories.json_files import preview
 
 _MAX_PX = 1 << 16
 _MAX_NUMBER = 1e12
@@ -25,7 +25,7 @@ def channels(values: Mapping[str, Any], key: str, where: str, count: int = 3) ->
     found = [found] * count if isinstance(found, int | float) else found
     if not isinstance(found, list) or len(found) != count:
         raise JobError(
-            f"model.path: {where}: {key} is {shown(found)}, expected {_WORDS.get(count, count)}"
+            f"model.path: {where}: {key} is {preview(found)}, expected {_WORDS.get(count, count)}"
         )
     return tuple(number(value, key, where, least=None) for value in found)
 
@@ -43,7 +43,7 @@ def number(value: Any, key: str, where: str, least: float | None = 0.0) -> float
     """
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not abs(value) <= _MAX_NUMBER or (least is not None and value <= least):
-        raise JobError(f"model.path: {where}: {key} is {shown(value)}, expected a number above 0")
+        raise JobError(f"model.path: {where}: {key} is {preview(value)}, expected a number above 0")
     return float(value)
 
 
@@ -56,7 +56,7 @@ def crop_ratio(value: Any, where: str) -> float:
     found = number(value, "crop_pct", where)
     if not _LEAST_RATIO <= found <= 1 / _LEAST_RATIO:
         raise JobError(
-            f"model.path: {where}: crop_pct is {shown(value)}, expected {_LEAST_RATIO} to "
+            f"model.path: {where}: crop_pct is {preview(value)}, expected {_LEAST_RATIO} to "
             f"{1 / _LEAST_RATIO:g}"
         )
     return found
@@ -69,7 +69,7 @@ def whole_px(value: Any, key: str, where: str) -> int:
         JobError: It is something else.
     """
     if type(value) is not int or not 0 < value < _MAX_PX:
-        raise JobError(f"model.path: {where}: {key} is {shown(value)}, expected a whole number")
+        raise JobError(f"model.path: {where}: {key} is {preview(value)}, expected a whole number")
     return value
 
 

@@ -20,7 +20,7 @@ from pipeline.models.directories.image.image_numbers import (
     scaled,
     whole_px,
 )
-from pipeline.models.directories.json_files import flag, read_object, shown
+from pipeline.models.directories.json_files import preview, read_bool, read_object
 from pipeline.preprocessing.images.transform import TransformSpec, sides
 
 PROCESSOR = "preprocessor_config.json"
@@ -104,20 +104,20 @@ def _spec(values: Mapping[str, Any], where: str, num_channels: int | None) -> Tr
         raise _CannotDo(f"the model takes {num_channels} channels; an image has 3, or 1 of gray")
     _refuse_other_steps(values, kind, give)
     sizes = _sizes(values, kind, where, give)
-    if flag(values, "do_pad", where, False):
+    if read_bool(values, "do_pad", where, False):
         pad = values.get("pad_size")
         size_px = sizes["size_px"]
         if pad is not None and (size_px is None or pair(pad) != sides(size_px)):
             raise _CannotDo(
-                f"do_pad fills up to {shown(pad)} after the normalisation; "
+                f"do_pad fills up to {preview(pad)} after the normalisation; "
                 f"{give(pair(pad) or 224, 'pad')} fills up before it"
             )
     resample = values.get("resample")
     interpolation = _FILTERS.get(resample) if isinstance(resample, int) else None
     if sizes["resize"] != "none" and interpolation is None:
         raise _CannotDo(
-            f"resample is {shown(resample)}, expected 0 (nearest), 1 (lanczos), 2 (bilinear) or 3 "
-            f"(bicubic); {give(sizes['size_px'], sizes['resize'])}"
+            f"resample is {preview(resample)}, expected 0 (nearest), 1 (lanczos), 2 (bilinear) or "
+            f"3 (bicubic); {give(sizes['size_px'], sizes['resize'])}"
         )
     is_cropped = sizes["resize"] != "stretch" or sizes["resize_px"] is not None
     is_cropped = is_cropped and sizes["size_px"] is not None
@@ -155,16 +155,16 @@ def _statistics(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return means and standard deviations of pixels that are divided by 255."""
     factor = 1.0
-    if flag(values, "do_rescale", where, True):
+    if read_bool(values, "do_rescale", where, True):
         factor = number(values.get("rescale_factor", 1 / 255), "rescale_factor", where)
     mean, std = (0.0,) * count, (1.0,) * count
-    if flag(values, "do_normalize", where, True):
+    if read_bool(values, "do_normalize", where, True):
         mean = channels(values, "image_mean", where, count)
         std = channels(values, "image_std", where, count)
     if kind.startswith("EfficientNet"):
-        if flag(values, "rescale_offset", where, False):
+        if read_bool(values, "rescale_offset", where, False):
             mean = tuple(value + 1 for value in mean)  # it takes 1 from what is rescaled
-        if flag(values, "include_top", where, True):  # divides by the deviations once more
+        if read_bool(values, "include_top", where, True):  # divides by the deviations once more
             again = channels(values, "image_std", where, count)
             std = tuple(first * second for first, second in zip(std, again, strict=True))
     return scaled(mean, 255 * factor), scaled(std, 255 * factor)
@@ -174,7 +174,7 @@ def _refuse_other_steps(values: Mapping[str, Any], kind: str, give: _Give) -> No
     for key, what in _OTHER_STEPS.items():
         value = values.get(key, key == "do_flip_channel_order" and kind.startswith("MobileViT"))
         if value is True or value not in (None, 0, 1):
-            raise _CannotDo(f"{key} is {shown(value)}, which {what}; {give()}")
+            raise _CannotDo(f"{key} is {preview(value)}, which {what}; {give()}")
     if kind.startswith("Perceiver"):
         raise _CannotDo(f"{kind} crops before it resizes; {give()}")
     if kind.startswith(_NOT_SMOOTHED) and values.get("resample") == _BICUBIC:
@@ -184,7 +184,7 @@ def _refuse_other_steps(values: Mapping[str, Any], kind: str, give: _Give) -> No
 def _sizes(values: Mapping[str, Any], kind: str, where: str, give: _Give) -> dict[str, Any]:
     """Return size_px, resize_px and resize."""
     crop, size = _crop(values, where, give), values.get("size")
-    if not flag(values, "do_resize", where, True):
+    if not read_bool(values, "do_resize", where, True):
         if crop is None:
             raise _CannotDo(f"do_resize is false, so images have any size; {give()}")
         return {"size_px": crop, "resize_px": None, "resize": "none"}
@@ -208,7 +208,7 @@ def _sizes(values: Mapping[str, Any], kind: str, where: str, give: _Give) -> dic
         _require_inside(crop, (shortest, shortest), size, give)
         return {"size_px": crop, "resize_px": shortest, "resize": "shortest"}
     if target is None:
-        raise _CannotDo(f"size is {shown(size)}, expected height and width; {give()}")
+        raise _CannotDo(f"size is {preview(size)}, expected height and width; {give()}")
     if crop is None or crop == target:
         return {"size_px": target, "resize_px": None, "resize": "stretch"}
     _require_inside(crop, target, size, give)
@@ -253,12 +253,12 @@ def _of_its_kind(
 
 def _crop(values: Mapping[str, Any], where: str, give: _Give) -> tuple[int, int] | None:
     """Return (height, width) of the centre crop; None if there is none."""
-    if not flag(values, "do_center_crop", where, False):
+    if not read_bool(values, "do_center_crop", where, False):
         return None
     found = pair(values.get("crop_size"))
     if found is None:
         raise _CannotDo(
-            f"crop_size is {shown(values.get('crop_size'))}, expected height and width; {give()}"
+            f"crop_size is {preview(values.get('crop_size'))}, expected height and width; {give()}"
         )
     return found
 
@@ -272,7 +272,7 @@ def _shortest(size: Any, kind: str, where: str, give: _Give) -> int | None:
     if size.get("longest_edge") or size.get("max_height"):
         largest = size.get("longest_edge") or size.get("max_height")
         raise _CannotDo(
-            f"size {shown(size)} gives images many sizes; "
+            f"size {preview(size)} gives images many sizes; "
             f"{give(whole_px(largest, 'size', where), 'pad')}"
         )
     shortest = size.get("shortest_edge")
@@ -284,7 +284,7 @@ def _require_inside(
 ) -> None:
     if crop[0] > resized[0] or crop[1] > resized[1]:
         raise _CannotDo(
-            f"crop_size {shown(list(crop))} is larger than size {shown(size)}; "
+            f"crop_size {preview(list(crop))} is larger than size {preview(size)}; "
             f"{give(crop, 'stretch')}"
         )
 

@@ -14,7 +14,7 @@ from pipeline.core.printable import clean_message
 from pipeline.models.directories.facts import DirectoryFacts
 from pipeline.models.directories.image.image_numbers import channels, crop_ratio, pair
 from pipeline.models.directories.image.image_transform import make_spec, told
-from pipeline.models.directories.json_files import shown, text, whole
+from pipeline.models.directories.json_files import preview, read_int, read_str
 from pipeline.models.directories.library import check_numbers, require
 from pipeline.models.directories.tensors import read_headers, read_tensors, require_size
 from pipeline.models.weights.state_dict import load_state
@@ -96,32 +96,32 @@ def timm_module(folder: Path, settings: Mapping[str, Any], *, embeds: bool) -> t
 
 
 def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    name = text(values, "architecture", CONFIG) or ""
+    name = read_str(values, "architecture", CONFIG) or ""
     name = name.partition(".")[0]  # what follows is a tag of weights
     import timm
 
     if not _NAME.fullmatch(name) or not timm.is_model(name):
         raise JobError(
-            f"model.path: {CONFIG}: architecture is {shown(values.get('architecture'))}, which the "
-            f"installed timm {version('timm')} does not know"
+            f"model.path: {CONFIG}: architecture is {preview(values.get('architecture'))}, which "
+            f"the installed timm {version('timm')} does not know"
         )
     arguments = dict(_object(values, "model_args"))
     for key in ("num_classes", "global_pool"):
         if values.get(key) is not None:
             arguments[key] = values[key]
     arguments.setdefault("num_classes", _object(values, "pretrained_cfg").get("num_classes"))
-    whole(arguments, "num_classes", CONFIG)
+    read_int(arguments, "num_classes", CONFIG)
     if arguments["num_classes"] is None:
         raise JobError(f"model.path: {CONFIG}: num_classes is missing")
     if arguments.get("in_chans", 3) not in (1, 3):
         raise JobError(
-            f"model.path: {CONFIG}: in_chans is {shown(arguments['in_chans'])}; an image has 3, or "
-            "1 of gray"
+            f"model.path: {CONFIG}: in_chans is {preview(arguments['in_chans'])}; an image has 3, "
+            "or 1 of gray"
         )
     for key, value in arguments.items():
         if key not in _ARGUMENTS and not _is_numbers(value):
             raise JobError(
-                f"model.path: {CONFIG}: model_args has {clean_message(key, 60)}: {shown(value)}; "
+                f"model.path: {CONFIG}: model_args has {clean_message(key, 60)}: {preview(value)}; "
                 "expected numbers"
             )
     check_numbers(arguments)
@@ -131,7 +131,7 @@ def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
 def _object(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     found = values.get(key) or {}
     if not isinstance(found, dict):
-        raise JobError(f"model.path: {CONFIG}: {key} is {shown(found)}, expected an object")
+        raise JobError(f"model.path: {CONFIG}: {key} is {preview(found)}, expected an object")
     return found
 
 
@@ -179,16 +179,16 @@ def _create(settings: Mapping[str, Any]) -> Any:
 def _problem(data: Mapping[str, Any], in_chans: int) -> str | None:
     """Return what in the data configuration the transform cannot do."""
     if data.get("crop_mode") not in (None, "", *_RESIZES):
-        return f"crop_mode is {shown(data['crop_mode'])}, expected {', '.join(_RESIZES)}"
+        return f"crop_mode is {preview(data['crop_mode'])}, expected {', '.join(_RESIZES)}"
     if (data.get("interpolation") or "bicubic") not in tuple(_FILTERS):  # it may be a list
-        return f"interpolation is {shown(data['interpolation'])}, expected {', '.join(_FILTERS)}"
+        return f"interpolation is {preview(data['interpolation'])}, expected {', '.join(_FILTERS)}"
     size = data.get("input_size")
     if isinstance(size, list) and len(size) == 3 and size[0] != in_chans:
-        return f"input_size is {shown(size)}, and the model takes {in_chans} channels"
+        return f"input_size is {preview(size)}, and the model takes {in_chans} channels"
     for key in ("mean", "std"):
         values = data.get(key)
         if isinstance(values, list) and len(values) != in_chans and in_chans != 3:
-            return f"{key} is {shown(values)}, and the model takes {in_chans} channels"
+            return f"{key} is {preview(values)}, and the model takes {in_chans} channels"
     return None
 
 
@@ -198,7 +198,9 @@ def _transform(data: Mapping[str, Any], in_chans: int) -> TransformSpec:
     ratio = crop_ratio(data.get("crop_pct") or 0.875, CONFIG)
     model_px = pair(size[1:]) if isinstance(size, list) else None
     if model_px is None:
-        raise JobError(f"model.path: {CONFIG}: input_size is {shown(size)}, expected three numbers")
+        raise JobError(
+            f"model.path: {CONFIG}: input_size is {preview(size)}, expected three numbers"
+        )
     resize = _RESIZES[data.get("crop_mode") or "center"]
     # A square of `center` becomes one number: the shorter side, rounded as torchvision does.
     aim = tuple(math.floor(side / ratio) for side in model_px)
@@ -230,7 +232,7 @@ def _labels(
 
         info = ImageNetInfo("imagenet-1k")
         found = tuple(str(info.index_to_description(index)) for index in range(num_classes))
-        return found, (f"{CONFIG}: tag {shown(given['tag'])}: the class names of ImageNet-1k",)
+        return found, (f"{CONFIG}: tag {preview(given['tag'])}: the class names of ImageNet-1k",)
     if names is None:
         return tuple(f"LABEL_{index}" for index in range(num_classes)), ()
     is_names = isinstance(names, list) and all(isinstance(each, str) for each in names)

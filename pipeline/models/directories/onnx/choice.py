@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.core.cache.node_cache import kept, key_of
+from pipeline.core.cache.node_cache import cached_folder, key_of
 from pipeline.core.errors import JobError
 from pipeline.models.directories.onnx.graph import (
     MAX_FILE_BYTES,
@@ -45,7 +45,7 @@ def choose_onnx(store: Store, name: str) -> list[StoredFile]:
         (folder / _NAMES).write_text(json.dumps(_external_names(place, store.read_bytes(name))))
 
     key = key_of(["external data", place, found.size_bytes, found.version], ("onnx",))
-    names = json.loads((kept(key, write) / _NAMES).read_text())
+    names = json.loads((cached_folder(key, write) / _NAMES).read_text())
     beside = [_beside(store, name, each) for each in names]
     return sorted([found, *beside], key=lambda file: file.path)
 

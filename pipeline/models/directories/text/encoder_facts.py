@@ -11,9 +11,9 @@ from typing import Any
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories import heads
-from pipeline.models.directories.chosen import CONFIG, Chosen, choose, width_of
+from pipeline.models.directories.chosen import CONFIG, ModelClass, choose, width_of
 from pipeline.models.directories.facts import DirectoryFacts, TextFacts
-from pipeline.models.directories.json_files import flag, read_object, shown, whole
+from pipeline.models.directories.json_files import preview, read_bool, read_int, read_object
 from pipeline.models.directories.text import sentence_transformers as st
 from pipeline.models.directories.text.text_facts import TOKENIZER, prompt_tokens, text_facts
 
@@ -39,7 +39,9 @@ def sentence_transformers_facts(folder: Path) -> DirectoryFacts:
     return _sentence_facts(folder, modules, choose(folder, at, is_encoder=True))
 
 
-def _sentence_facts(folder: Path, modules: list[tuple[str, str]], chosen: Chosen) -> DirectoryFacts:
+def _sentence_facts(
+    folder: Path, modules: list[tuple[str, str]], chosen: ModelClass
+) -> DirectoryFacts:
     at = chosen.at
     prefix, prompts = st.read_prompt(folder)
     pooling = st.read_pooling(folder, modules[1][1])
@@ -80,12 +82,14 @@ def _sentence_facts(folder: Path, modules: list[tuple[str, str]], chosen: Chosen
             f"{at}{CONFIG}: {chosen.named.__name__}, encoder of texts",
             f"{st.MODULES}: pooling {', '.join(steps)}; {dim} numbers per text",
             *said_of(text),
-            *([f"{st.PROMPTS}: before each text {shown(prefix)}"] if prefix else []),
+            *([f"{st.PROMPTS}: before each text {preview(prefix)}"] if prefix else []),
         ),
     )
 
 
-def encoder_facts(folder: Path, chosen: Chosen, *, scores_pairs: bool = False) -> DirectoryFacts:
+def encoder_facts(
+    folder: Path, chosen: ModelClass, *, scores_pairs: bool = False
+) -> DirectoryFacts:
     """Read the facts of a class that takes texts.
 
     Args:
@@ -129,7 +133,7 @@ def encoder_facts(folder: Path, chosen: Chosen, *, scores_pairs: bool = False) -
     )
 
 
-def text_of(folder: Path, chosen: Chosen, prefix: str = "") -> TextFacts:
+def text_of(folder: Path, chosen: ModelClass, prefix: str = "") -> TextFacts:
     """Read how a class's texts are tokenised; raises as `text_facts`."""
     at = chosen.at
     lengths = read_object(folder, at + st.LENGTHS, optional=True)
@@ -137,9 +141,9 @@ def text_of(folder: Path, chosen: Chosen, prefix: str = "") -> TextFacts:
         folder,
         chosen.module,
         at=at if (folder / (at + TOKENIZER)).is_file() else "",
-        max_seq_length=whole(lengths, "max_seq_length", at + st.LENGTHS, 1),
+        max_seq_length=read_int(lengths, "max_seq_length", at + st.LENGTHS, 1),
         prefix=prefix,
-        lowercase=flag(lengths, "do_lower_case", at + st.LENGTHS, False),
+        lowercase=read_bool(lengths, "do_lower_case", at + st.LENGTHS, False),
     )
 
 

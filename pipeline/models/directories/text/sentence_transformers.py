@@ -13,13 +13,13 @@ from typing import Any
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.models.directories.json_files import (
-    flag,
     kind_of,
+    preview,
+    read_bool,
+    read_int,
     read_json,
     read_object,
-    shown,
-    text,
-    whole,
+    read_str,
 )
 
 MODULES = "modules.json"
@@ -75,12 +75,12 @@ def _module(entry: Any) -> tuple[str, str]:
     name = entry.get("type")
     if not isinstance(name, str) or name not in _TYPES:
         raise JobError(
-            f"model.path: {MODULES} names the class {shown(name)}, which is not read; expected "
+            f"model.path: {MODULES} names the class {preview(name)}, which is not read; expected "
             f"{', '.join(_KINDS)} of sentence_transformers"
         )
     path = entry.get("path")
     if not isinstance(path, str) or _leaves(path):
-        raise JobError(f"model.path: {MODULES}: path {shown(path)} is no folder of the directory")
+        raise JobError(f"model.path: {MODULES}: path {preview(path)} is no folder of the directory")
     return _TYPES[name], f"{path.rstrip('/')}/" if path.strip("./") else ""
 
 
@@ -101,7 +101,7 @@ def require_vectors(folder: Path, at: str) -> None:
         found = text_mode.get(key) if isinstance(text_mode, dict) else expected
         if found != expected:
             raise JobError(
-                f"model.path: {where}: {key} of texts is {shown(found)}, expected {expected}"
+                f"model.path: {where}: {key} of texts is {preview(found)}, expected {expected}"
             )
 
 
@@ -116,17 +116,17 @@ def read_pooling(folder: Path, at: str) -> dict[str, Any]:
     mode = values.get("pooling_mode")
     modes = [mode] if isinstance(mode, str) else mode
     if mode is None:
-        modes = [new for old, new in _OLD_KEYS.items() if flag(values, old, where, False)]
+        modes = [new for old, new in _OLD_KEYS.items() if read_bool(values, old, where, False)]
     if not isinstance(modes, list):
-        raise JobError(f"model.path: {where}: pooling_mode is {shown(mode)}, expected a text")
+        raise JobError(f"model.path: {where}: pooling_mode is {preview(mode)}, expected a text")
     for each in modes:
         if each not in MODES:
             raise JobError(
-                f"model.path: {where}: pooling_mode is {shown(each)}, expected {', '.join(MODES)}"
+                f"model.path: {where}: pooling_mode is {preview(each)}, expected {', '.join(MODES)}"
             )
     return {
         "pooling": modes or ["mean"],
-        "include_prompt": flag(values, "include_prompt", where, True),
+        "include_prompt": read_bool(values, "include_prompt", where, True),
     }
 
 
@@ -138,11 +138,11 @@ def read_dense(folder: Path, at: str) -> dict[str, Any]:
     """
     where = f"{at}config.json"
     values = read_object(folder, where)
-    sizes = [whole(values, key, where, 1) for key in ("in_features", "out_features")]
+    sizes = [read_int(values, key, where, 1) for key in ("in_features", "out_features")]
     if None in sizes:
         raise JobError(f"model.path: {where}: in_features and out_features must be given")
-    named = text(values, "activation_function", where) or "torch.nn.modules.activation.Tanh"
-    if flag(values, "use_residual", where, False):
+    named = read_str(values, "activation_function", where) or "torch.nn.modules.activation.Tanh"
+    if read_bool(values, "use_residual", where, False):
         raise JobError(f"model.path: {where}: use_residual is not read")
     _require_of_sentence(values, where)
     return {
@@ -150,7 +150,7 @@ def read_dense(folder: Path, at: str) -> dict[str, Any]:
         "at": at,
         "in_features": sizes[0],
         "out_features": sizes[1],
-        "bias": flag(values, "bias", where, True),
+        "bias": read_bool(values, "bias", where, True),
         "activation": activation_of(named, f"{where}: activation_function"),
     }
 
@@ -166,7 +166,7 @@ def _require_of_sentence(values: Mapping[str, Any], where: str) -> None:
     for key in ("module_input_name", "module_output_name"):
         if values.get(key) not in (None, "sentence_embedding"):
             raise JobError(
-                f"model.path: {where}: {key} is {shown(values[key])}, expected sentence_embedding"
+                f"model.path: {where}: {key} is {preview(values[key])}, expected sentence_embedding"
             )
 
 
@@ -194,10 +194,11 @@ def read_prompt(folder: Path) -> tuple[str, dict[str, str]]:
     prompts = values.get("prompts") or {}
     if not isinstance(prompts, dict) or not all(isinstance(p, str) for p in prompts.values()):
         raise JobError(f"model.path: {PROMPTS}: prompts must be an object of texts")
-    name = text(values, "default_prompt_name", PROMPTS)
+    name = read_str(values, "default_prompt_name", PROMPTS)
     if name is not None and name not in prompts:
         raise JobError(
-            f"model.path: {PROMPTS}: default_prompt_name is {shown(name)}, prompts has no such one"
+            f"model.path: {PROMPTS}: default_prompt_name is {preview(name)}, prompts has no "
+            "such one"
         )
     return ("" if name is None else prompts[name]), prompts
 

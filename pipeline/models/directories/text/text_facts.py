@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.models.directories.facts import TextFacts
-from pipeline.models.directories.json_files import check_size, read_object, whole
+from pipeline.models.directories.json_files import check_size, read_int, read_object
 from pipeline.preprocessing.texts.tokenizer import parse_tokenizer, tokenizer_errors
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def text_facts(
             "capitals; put the normalizer Lowercase into it with the tokenizers library"
         )
     limits = [
-        max_seq_length or whole(settings, "model_max_length", at + CONFIG, 1),
+        max_seq_length or read_int(settings, "model_max_length", at + CONFIG, 1),
         max_positions(module),
     ]
     return TextFacts(

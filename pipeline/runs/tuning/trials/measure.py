@@ -18,7 +18,7 @@ import pyarrow as pa
 from pipeline.core.errors import PipelineError
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import ERROR
-from pipeline.core.user_code.user_errors import tell
+from pipeline.core.user_code.user_errors import describe_user_error
 from pipeline.inference.runtimes import runtime_of
 from pipeline.inference.runtimes.base import emulated_reason
 from pipeline.inference.slice_results import scatter_batch
@@ -175,7 +175,7 @@ def try_batch(config: PredictorConfig, sample: Inputs) -> Trial:
 
 def _failure_texts(error: Exception) -> str:
     is_plain = isinstance(error, PipelineError | OutputError)
-    return clean_message(str(error) if is_plain else tell(error), _PROBLEM_MAX_CHARS)
+    return clean_message(str(error) if is_plain else describe_user_error(error), _PROBLEM_MAX_CHARS)
 
 
 class Workload:
