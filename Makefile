@@ -11,8 +11,9 @@ unexport PYTHONDONTWRITEBYTECODE
 # Which Ray, and which of the tests: any_ray takes minutes, any_ray_short two at most.
 RAY ?= 2.51.2
 ANY_RAY ?= any_ray
-# How many processes run the tests; each has a Ray and servers of its own.
-PROCESSES ?= 2
+# How many processes run the tests; each has a Ray and servers of its own. Tests wait for a third of
+# their time, so three keep two cores busy.
+PROCESSES ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test lint types long bench bench-large bench-startup bench-linear bench-grid bench-gpu gpu-hour bench-detect bench-silent bench-text bench-text-rows bench-tables memory soak chaos mutants clean test-ray test-plain

@@ -235,13 +235,13 @@ def test_a_late_run_never_announces_a_version_that_is_replaced(
         put(store, path, data)
 
     def announce_late(store: Store, layout: Layout, manifest: Manifest) -> None:
-        monkeypatch.setattr(publish, "_announce", announce)
+        monkeypatch.setattr(publish, "_write_success", announce)
         publish_rows(store, rows=Rows(2))  # it repairs version 1 first
         assert announced == [1, 2]
         announce(store, layout, manifest)
 
     monkeypatch.setattr(Store, "put", watched)
-    monkeypatch.setattr(publish, "_announce", announce_late)
+    monkeypatch.setattr(publish, "_write_success", announce_late)
     sync_published_folder(usual_store, LAYOUT, first, 2)
     assert announced == [1, 2]
     current = current_manifest(usual_store, LAYOUT)

@@ -23,7 +23,8 @@ MOST_WORKERS = 4
 
 def test_a_lost_context_costs_exactly_the_row_that_loses_it(tmp_path: Path):
     arguments = ("gpu_models:poisoned", NUM_ROWS, WHITE_ROW, str(tmp_path))
-    command = [sys.executable, "-c", f"import gpu_worker; gpu_worker.main{arguments}"]
+    program = f"from support.faults import gpu_worker; gpu_worker.main{arguments}"
+    command = [sys.executable, "-c", program]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([PYTHONPATH, *sys.path])}
     said: list[str] = []
     for _ in range(MOST_WORKERS):  # as Ray starts an actor again
