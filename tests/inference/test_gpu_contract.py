@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -236,7 +237,11 @@ def is_locked(name: str) -> bool:
         return True
 
 
-def test_one_actor_of_a_card_at_a_time_has_a_reference_on_it(gpu: FakeGpu):
+def test_one_actor_of_a_card_at_a_time_has_a_reference_on_it(
+    gpu: FakeGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # Where the locks lie: other processes of these tests have a stand-in of this name, too.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     model = heavy(100 * KIB, limits=LIMITS, precision="bf16")
     seen: list[tuple[int, bool]] = []
     run, before = gpu.run, gpu.held_bytes
