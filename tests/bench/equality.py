@@ -36,7 +36,7 @@ from models import LABELS, TRANSFORM
 
 DATE = "2026-11-24"
 NUM_PHOTOS, NUM_BAD, NUM_NUMBERS = 60, 5, 500
-_OF_MODELS = ("tests", "tests/support/toys")
+_OF_MODELS = ("tests/support/toys", "tests", "tests/support")
 _PER_RUN = ("run_id",)
 """Columns that differ from run to run."""
 
@@ -211,7 +211,7 @@ def write_job(folder: Path, case: Case, sink: Path) -> str:
 def run(checkout: Path, command: str, job: str, *arguments: str) -> int:
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     # The models are those of the checkout, for they may import its package.
-    folders = (checkout, *(checkout / folder for folder in ("tests/support", *_OF_MODELS)))
+    folders = (checkout, *(checkout / folder for folder in _OF_MODELS))
     environment["PYTHONPATH"] = os.pathsep.join(map(str, folders))
     environment["PIPELINE_ALLOW_IMPORT"] = "models"
     done = subprocess.run(
