@@ -19,8 +19,8 @@ from pipeline.inference.runtimes.choice import usable_ways
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import Overrides
 from pipeline.models.spec import EAGER, FP32, ModelSpec
-from pipeline.operations.doctor_machine import guarded, look_at_machine
-from pipeline.operations.findings import Finding, FindingStatus
+from pipeline.operations.checks.findings import Finding, FindingStatus
+from pipeline.operations.checks.machine import guarded, look_at_machine
 from pipeline.operations.jobs import Date, JobLike, load_job, run_options
 from pipeline.planning.plan import Plan
 from pipeline.runs.checks import check_before_ray, check_hardware, check_runtime

@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
-from pipeline.operations.hub import HubFile, HubRepo, fetch_file, read_repo
+from pipeline.operations.hub.repository import HubFile, HubRepo, fetch_file, read_repo
 from pipeline.storage.store import Store
 
 log = logging.getLogger(__name__)

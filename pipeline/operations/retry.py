@@ -95,7 +95,7 @@ def carry_out(run: RunContext, reasons: frozenset[str], predict: Predict) -> Run
     Args:
         run: The run.
         reasons: Which rows.
-        predict: Predicts the rows of a plan and merges them; see `run.predict_and_publish`.
+        predict: Predicts the rows of a plan and merges them; see `dataflow.predict_and_publish`.
     """
     job, store, layout = run.job, run.store, run.layout
     if current_manifest(store, layout) is None:

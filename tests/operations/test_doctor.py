@@ -14,8 +14,8 @@ from support.runs.cli import pipeline, write_job
 from support.runs.endings import Ending, run_all
 
 from pipeline.commands.demo.photos import build_images
+from pipeline.operations.checks.machine import look_at_access
 from pipeline.operations.doctor import doctor
-from pipeline.operations.doctor_machine import look_at_access
 
 
 def looks(found: dict[str, Any]) -> dict[str, tuple[str, str]]:

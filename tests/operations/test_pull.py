@@ -17,9 +17,9 @@ from support.servers.s3server import S3Server
 
 from pipeline.core import backoff
 from pipeline.core.errors import InfraError, JobError
-from pipeline.operations import hub as hub_files
-from pipeline.operations.hub import read_repo
-from pipeline.operations.hub_request import require_outside
+from pipeline.operations.hub import repository as hub_files
+from pipeline.operations.hub.repository import read_repo
+from pipeline.operations.hub.request import require_outside
 from pipeline.operations.pull import pull
 
 REPO, URI = "org/small", "hf://org/small"

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping
 
 from pipeline.inference.gpu_facts import absence_here, driver_version
-from pipeline.operations.findings import Finding
+from pipeline.operations.checks.findings import Finding
 
 _ASK_S = 20.0
 _NAME, _MODE, _ECC, _MEMORY = (

@@ -27,8 +27,8 @@ from pipeline.execution.embedded.ray_folder import base_folder, weakness
 from pipeline.execution.environment import refuse_autoload
 from pipeline.execution.submit.client import is_loopback
 from pipeline.inference.runtimes import all_runtimes
-from pipeline.operations.doctor_gpu import look_at_gpus
-from pipeline.operations.findings import Finding, FindingStatus
+from pipeline.operations.checks.findings import Finding, FindingStatus
+from pipeline.operations.checks.gpu import look_at_gpus
 
 _GIB = 2**30
 _PACKAGES = ("ray", "torch", "torchvision", "pyarrow", "pandas", "fsspec", "pillow")

@@ -19,7 +19,7 @@ from urllib.parse import quote
 from pipeline.core.backoff import TRIES, TransientError, wait_before_retry, with_retries
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.printable import clean_message
-from pipeline.operations.hub_request import endpoint, hub_errors, requested, within
+from pipeline.operations.hub.request import endpoint, hub_errors, requested, within
 
 log = logging.getLogger(__name__)
 
