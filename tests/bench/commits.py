@@ -1,7 +1,7 @@
 """Hold the speed of this checkout to an older commit: `python tests/bench/commits.py OLD`.
 
-Both run the same jobs over the same photos, texts or rows of a table (`--inputs`), in turn, each in
-its own worktree with the installed packages: `default`, a job that says nothing of how, `auto`,
+Both run the same jobs over the same photos, photos with a detector, texts or rows of a table
+(`--inputs`), in turn, each in its own worktree with the installed packages: `default`, a job that says nothing of how, `auto`,
 with what `pipeline tune` of that commit chose, and `onnxruntime`, one such choice held fixed.
 `whole` is rows/s of the whole process, `streaming` the report's. Prints a line per run, then
 medians, the least and the most, and the ratio of the medians.
@@ -20,7 +20,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from detect import SIZE_PX, write_detector
 from machine import machine, today
+from peer_detect import MIN_SCORE
 from systems import OURS, ROOT, Case, write_weights
 from tables import table_case
 from text_batches import text_case
@@ -73,7 +75,14 @@ def tables(folder: Path, num_rows: int | None, _: str) -> Case:
     return table_case(folder, 100, num_rows or 2_000_000)
 
 
-INPUTS = {"photos": photos, "texts": texts, "tables": tables}
+def detectors(folder: Path, num_rows: int | None, _: str) -> Case:
+    build_images(folder / "images", num_rows or 400, seed=1, num_bad=0)
+    write_detector(folder / "detector", SIZE_PX)
+    model = {"path": str(folder / "detector"), "task": "detect", "min_score": MIN_SCORE}
+    return Case(folder, folder / "images", num_rows or 400, model)
+
+
+INPUTS = {"photos": photos, "detectors": detectors, "texts": texts, "tables": tables}
 
 
 def check_out(folder: Path, commit: str) -> Path:

@@ -25,7 +25,7 @@ from pipeline.commands.demo.photos import build_images
 
 MODEL = "yolos-tiny-320"
 SYSTEMS = ("exact", "fp32", "auto", "loader-detect", "ray-detect")
-_SIZE_PX = 320
+SIZE_PX = 320
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         build_images(folder / "images", wanted.photos, seed=1, num_bad=0)
-        write_detector(folder / "detector", _SIZE_PX)
+        write_detector(folder / "detector", SIZE_PX)
         model = {"path": str(folder / "detector"), "task": "detect", "min_score": MIN_SCORE}
         case = Case(folder, folder / "images", wanted.photos, model)
         tuned = Tuned(case, MODEL, {})
