@@ -1,10 +1,10 @@
 """Hold the speed of this checkout to an older commit: `python tests/bench/commits.py OLD`.
 
 Both run the same jobs over the same photos, photos with a detector, texts or rows of a table
-(`--inputs`), in turn, each in its own worktree with the installed packages: `default`, a job that says nothing of how, `auto`,
-with what `pipeline tune` of that commit chose, and `onnxruntime`, one such choice held fixed.
-`whole` is rows/s of the whole process, `streaming` the report's. Prints a line per run, then
-medians, the least and the most, and the ratio of the medians.
+(`--inputs`), in turn, each in its own worktree with the installed packages: `default`, a job that
+says nothing of how, `auto`, with what `pipeline tune` of that commit chose, and `onnxruntime`, one
+such choice held fixed. `whole` is rows/s of the whole process, `streaming` the report's. Prints a
+line per run, then medians, the least and the most, and the ratio of the medians.
 """
 
 from __future__ import annotations
