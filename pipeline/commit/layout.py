@@ -91,6 +91,24 @@ class Layout:
         return f"{self.staging(fingerprint)}/compacted-{version}"
 
     @property
+    def all_keys(self) -> str:
+        """Folder of the keys of all versions."""
+        return f"{self.control}/keys"
+
+    def keys(self, version: str) -> str:
+        """Return the folder of what a version knows of its rows, so that they can be carried.
+
+        Args:
+            version: As in the names of its parts.
+        """
+        return f"{self.all_keys}/{version}"
+
+    @property
+    def pins(self) -> str:
+        """Folder of the marks that keep versions from being deleted while rows are carried."""
+        return f"{self.control}/pins"
+
+    @property
     def leases(self) -> str:
         """Folder of the leases."""
         return f"{self.control}/lease"

@@ -35,6 +35,8 @@ class Part:
     num_rows: int
     size_bytes: int
     sha256: str
+    row_id_hash: str = ""
+    """Sum of the hashes of its row ids, as `Manifest.row_id_hash`; "" in older manifests."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,11 @@ class Manifest:
     """What the fingerprint is made of, as the plan has it; empty in older manifests."""
     skipped: dict[str, Any] = field(default_factory=dict)
     """JSON form of `skipped.Skipped`: what lay below the source and is no row; {} in old ones."""
+    keys: dict[str, str] = field(default_factory=dict)
+    """Where the keys of this version are, so that later ones can carry its rows: `folder` and the
+    `sha256` of its meta.json; {} if it has none."""
+    carried: dict[str, Any] = field(default_factory=dict)
+    """What was carried over: `rows`, and `from`, the versions; {} if nothing was."""
     version: int = MANIFEST_VERSION
 
     @property

@@ -40,6 +40,12 @@ IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX = "_image_height_px", "_image_width_px"
 """Of the model input, if images keep sizes of their own."""
 
 
+INPUT_HASH = "_input_hash"
+"""128-bit hash of what the model sees of a row, in staged parts of jobs that carry by content."""
+CARRIED_SOURCE, CARRIED_ROW = "_carried_source", "_carried_row"
+"""In staged parts: which earlier version has the prediction of a row, int8, and the number of the
+prediction there, int64; null for a row that is not known."""
+
 PART = "_in_"
 """How columns in transit of one of several inputs begin: `_in_photo_image`, `_in_caption__text`."""
 
