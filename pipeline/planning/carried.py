@@ -59,8 +59,8 @@ class Carried:
     runs: Numbers
     """int64 (K, 5): unit, row, source, first, num_rows."""
     checked: Numbers
-    """int64 (S, 4): unit, row, source, first: rows of the work plan that are computed although their
-    prediction is known, so that it is compared."""
+    """int64 (S, 4): unit, row, source, first: rows of the work plan that are computed although the
+    prediction of each is known, so that it is compared."""
     by_content: bool = False
     """Rows of the work plan are looked up by their content, too, while they are read."""
     figures: Mapping[str, int] = field(default_factory=dict)
