@@ -82,6 +82,8 @@ def plan_to_json(plan: Plan, token: str) -> bytes:
         "row_ids": plan.row_ids,
         "settings": plan.settings,
         "fingerprint_parts": plan.fingerprint_parts,
+        "predictor": plan.predictor,
+        "row_settings": plan.row_settings,
         "shards": list(shards),
         "units": units,
     }
@@ -122,6 +124,8 @@ def plan_from_json(data: bytes, fingerprint: str) -> Plan:
             created_at=document["created_at"],
             settings=document.get("settings", ""),
             fingerprint_parts=document.get("fingerprint_parts", {}),
+            predictor=document.get("predictor", {}),
+            row_settings=document.get("row_settings", ""),
         )
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise InfraError(f"plan {fingerprint[:12]}: the stored plan is damaged: {error}") from None

@@ -37,13 +37,15 @@ class KnownShard:
     """Of the shard, whole."""
     size_bytes: int
     version: str
-    """As `Extent.version`."""
+    """As `Extent.exact_version`: of a local file with its ctime, which no tool can put back."""
     num_rows: int
     """Rows of the shard in that version, predicted or quarantined."""
     first: int
     """How many predictions of that version come before its first row."""
     failed: tuple[int, ...] = ()
     """Numbers in the shard, ascending, of its rows without a prediction."""
+    computed_day: int = 0
+    """Days from 1970 to when the oldest of its predictions was computed."""
 
 
 @dataclass(frozen=True)

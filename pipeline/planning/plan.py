@@ -27,6 +27,7 @@ from pipeline.core.user_code.own_code import code_digest, kind_of
 from pipeline.job.job import Job
 from pipeline.job.model import AUTO
 from pipeline.models.spec import ModelSpec
+from pipeline.planning.predictor import predictor_parts, row_settings
 from pipeline.planning.slicing import units_of
 from pipeline.sources.inputs import Inputs
 from pipeline.sources.source_format import RowIds, format_of
@@ -71,6 +72,10 @@ class Plan:
     """The parts of the fingerprint, so that a later plan can say what changed: digests `inputs`,
     `model` and `settings`, `semantics`, area -> version, and `extensions`, what an installed
     distribution brings -> digest of its code, if there is any."""
+    predictor: dict[str, str] = field(default_factory=dict, compare=False)
+    """What decides the prediction of a row, as `predictor_parts`; {} if that is unknown."""
+    row_settings: str = field(default="", compare=False)
+    """What decides the other columns of a row, as `predictor.row_settings`."""
     twin: str = field(default="", compare=False)
     """Fingerprint of a job that differs only in whether it pins eager fp32; '' if this one does
     neither. What it published in eager fp32 is what this plan would give; not stored with it."""
@@ -141,6 +146,15 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
         created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         settings=settings_digest(job, model),
         fingerprint_parts=parts,
+        predictor=predictor_parts(
+            model, inputs.fields, parts["semantics"], parts.get("extensions", {})
+        ),
+        row_settings=row_settings(
+            job.source.model_dump(mode="json", exclude=_OF_LISTING | {"uri", "files"}),
+            Store(inputs.root).url(""),
+            inputs.pass_through,
+            task_fields,
+        ),
         twin=_twin(parts, model),
         skipped=inputs.skipped,
     )

@@ -1,0 +1,110 @@
+"""What decides the prediction of a row, wherever the row comes from and whatever computes it.
+
+Two runs of one predictor key give a row the same prediction: bit for bit, or, if they differ in
+runtime or batch size, within what the agreement gate allows. Versions of installed libraries are
+not part of it: they are the environment, a change of which has more rows checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.core.schema import OUTPUT_SCHEMA_VERSION
+from pipeline.models.spec import ModelSpec
+
+_OF_RUNTIME = {"runtime", "runtime_options"}
+_OF_LIBRARIES = {"directory", "torchvision"}
+"""Kinds of models whose code is an installed library's."""
+_WORDS = {
+    "weights_sha256": "the weights",
+    "weights_key": "the weights",
+    "name": "the model",
+    "kind": "the model",
+    "args": "the arguments of the model",
+    "code_sha256": "the model's code",
+    "layer": "the layer of the model",
+    "pooling": "the pooling",
+    "precision": "the precision",
+    "transform": "the transform",
+    "task": "the task, its labels or its settings",
+    "semantics": "how this version of the package computes",
+    "extensions": "the code of an extension",
+    "fields": "the types of the input's columns",
+}
+
+
+def predictor_parts(
+    model: ModelSpec, fields: pa.Schema, semantics: Mapping[str, int], extensions: Mapping[str, str]
+) -> dict[str, str]:
+    """Return what decides the prediction of a row: name -> digest; {} if that is unknown.
+
+    Args:
+        model: As the job has it, before a runtime is chosen.
+        fields: The columns of a row's input.
+        semantics: Area -> version of the code that a row goes through.
+        extensions: What installed distributions bring -> digest of their code.
+    """
+    if not model.has_weights:
+        return {}
+    facts = {k: v for k, v in model.to_dict().items() if k not in _OF_RUNTIME}
+    if model.kind in _OF_LIBRARIES:
+        del facts["code_sha256"]
+    facts |= {
+        "semantics": dict(semantics),
+        "extensions": dict(extensions),
+        "fields": [[field.name, str(field.type)] for field in fields],
+    }
+    return {name: _digest(value) for name, value in facts.items()}
+
+
+def predictor_key(parts: Mapping[str, str]) -> str:
+    """Return the digest of `predictor_parts`; '' if they are unknown."""
+    return _digest(dict(parts)) if parts else ""
+
+
+def why_other(
+    then: Mapping[str, Any],
+    now: Mapping[str, Any],
+    *parts: tuple[Mapping[str, Any], Mapping[str, Any]],
+) -> str:
+    """Say which parts of a predictor differ: "the weights, the transform".
+
+    Args:
+        then: The model of a published version, as its manifest has it.
+        now: The model of a plan, likewise.
+        parts: `fingerprint_parts` of both.
+    """
+    ignored = {*_OF_RUNTIME, "precision"}
+    if then.get("kind") in _OF_LIBRARIES:
+        ignored.add("code_sha256")
+    names = [n for n in {**_WORDS, **then, **now} if n not in ignored and then.get(n) != now.get(n)]
+    for before, after in parts:
+        names += [n for n in ("semantics", "extensions") if before.get(n, {}) != after.get(n, {})]
+    words = dict.fromkeys(_WORDS.get(name, name) for name in names)
+    return ", ".join(words) or "the precision, or the types of the input's columns"
+
+
+def row_settings(
+    source: Mapping[str, Any], root: str, pass_through: pa.Schema, task_fields: pa.Schema
+) -> str:
+    """Return a digest of what decides the other columns of a row, and which column the model sees.
+
+    Rows of an unchanged shard are taken over whole only if it is the same.
+
+    Args:
+        source: The job's source section, without what only decides which files are listed.
+        root: URL below which the paths of the shards are.
+        pass_through: Their columns.
+        task_fields: The columns that the task adds.
+    """
+    columns = [[f.name, str(f.type), f.nullable] for f in (*pass_through, *task_fields)]
+    return _digest([OUTPUT_SCHEMA_VERSION, dict(source), root, columns])
+
+
+def _digest(facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
