@@ -39,9 +39,9 @@ from pipeline.runs.checks import check_before_ray
 from pipeline.runs.context import RunContext, RunOptions, Settled
 from pipeline.runs.features_told import features_told
 from pipeline.runs.finish import fail_fast_on_certain_refusal, finish, require_some_row
+from pipeline.runs.merging import Merge
 from pipeline.runs.prepare import prepare
 from pipeline.runs.resume import note_if_published, take_over, tidy_if_free
-from pipeline.runs.retry.readmission import RetryMerge
 from pipeline.runs.save_report import save_report, save_trouble
 from pipeline.runs.settle import settle
 from pipeline.runs.supervisor import stoppable, supervise
@@ -119,7 +119,7 @@ def predict_and_publish(
     base: Manifest | None,
     lease: Lease,
     progress: Progress,
-    retry: RetryMerge | None = None,
+    merge: Merge | None = None,
 ) -> Manifest:
     """Carry out an adopted plan on a cluster; see `finish` for what it returns and raises."""
     if model.kind == "factory" and not model.has_weights:
@@ -130,14 +130,14 @@ def predict_and_publish(
     connected, told = connect(address), features_told(run.job.source, plan.fields)
     with told, connected as (hardware, ray_start_s, on_cluster):
         settled = settle(
-            *(run, plan, model, hardware, retry), on_cluster=on_cluster, say=progress.phase
+            *(run, plan, model, hardware, merge), on_cluster=on_cluster, say=progress.phase
         )
         settled = replace(settled, golden=golden)
         run.record.connected(hardware, settled.allocation, ray_start_s, on_cluster=on_cluster)
         run.record.planned(settled.plan, settled.model, run.job.resources.num_gpus)
         staged = _predict_missing(run, settled, progress)
         progress.phase("checking and publishing")
-        manifest = finish(run, settled.plan, staged, base, lease, retry=retry)
+        manifest = finish(run, settled.plan, staged, base, lease, merge=merge)
         if settled.beside:
             settled.beside.end()
             run.record.tried_beside(settled.beside.text)

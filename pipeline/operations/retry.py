@@ -121,7 +121,7 @@ def carry_out(run: RunContext, reasons: frozenset[str], predict: Predict) -> Run
         copy_pin(store, *(layout.tensors(p.fingerprint) for p in (base.plan, plan)))
         _forget_failures(run, plan)
         run.record.planned(plan, model, job.resources.num_gpus)
-        manifest = predict(run, plan, model, current, lease, retry=merge)
+        manifest = predict(run, plan, model, current, lease, merge=merge)
         run.record.published(manifest, store.url(layout.predictions))
         if manifest.token == current.token:
             log.info("all rows failed again just as before: version %d stays", current.number)

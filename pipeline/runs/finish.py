@@ -6,14 +6,12 @@ import datetime as dt
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 
 from pipeline.commit.lease import Lease
-from pipeline.commit.manifest import Manifest, current_manifest
-from pipeline.commit.parts.compaction import Compacted, Compactor, RunTasks, compact_slices
+from pipeline.commit.manifest import Manifest
+from pipeline.commit.parts.compaction import Compacted, Compactor, RunTasks
 from pipeline.commit.parts.part_writer import file_metadata, package_versions
-from pipeline.commit.parts.partition_columns import compact_by_value
 from pipeline.commit.parts.row_ids import find_duplicates, read_hashes
 from pipeline.commit.publish import commit, sync_published_folder
 from pipeline.commit.staging import read_footer
@@ -30,8 +28,7 @@ from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import Slices, require_complete
 from pipeline.process.failpoints import failpoint
 from pipeline.runs.context import RunContext
-from pipeline.runs.retry.matching import LabelledDuplicates, Match, match_rows
-from pipeline.runs.retry.readmission import RetryMerge
+from pipeline.runs.merging import Alone, LabelledDuplicates, Merge, Merged
 from pipeline.sources.inputs import describe_no_input
 from pipeline.storage.errors import listed_files
 from pipeline.storage.store import StoredFile
@@ -46,7 +43,7 @@ def finish(
     base: Manifest | None,
     lease: Lease,
     tasks: RunTasks = run_tasks,
-    retry: RetryMerge | None = None,
+    merge: Merge | None = None,
 ) -> Manifest:
     """Publish the staged slices of a plan.
 
@@ -57,7 +54,7 @@ def finish(
         base: What is published now; ours becomes the next version.
         lease: Ours; checked before anything is made visible.
         tasks: Runs a function for every tuple of arguments; by default as Ray tasks.
-        retry: What the rows are let into; None publishes them alone.
+        merge: What the rows are put together with; None publishes them alone.
 
     Returns:
         What is current then: `base` itself if a retry changed nothing.
@@ -70,12 +67,12 @@ def finish(
     """
     with run.record.stage("publish") as published, listed_files():
         slices = require_complete(plan, staged)
-        duplicates = _account(run, slices, tasks, retry)
-        match = retry and match_rows(retry.replan, run.store, slices, duplicates, tasks)
-        if retry and match:
-            _account_for_all(run, retry, match)
-            if retry.is_unchanged(run.store, match):
-                return retry.base
+        duplicates = _account(run, slices, tasks, merge)
+        merged: Merged = Alone(slices, duplicates)
+        if merge:
+            merged = merge.begin(run, slices, duplicates, tasks)
+        if merged.unchanged:
+            return merged.unchanged
         num_rows = run.record.num_planned
         results = _judge(run, plan, num_rows, base)
         causes = run.record.top_failures()
@@ -83,14 +80,9 @@ def finish(
         failpoint("judged")
         lease.check()
         number = base.number + 1 if base else 1
-        compactor = _compactor(run, plan, number, retry)
-        columns = run.job.sink.partition_columns
-        if retry and match:
-            compacted = retry.compact(compactor, columns, match, tasks)
-        else:
-            compacted = _compact(compactor, columns, slices, duplicates, tasks)
-        manifest = _manifest(run, plan, number, compacted, results)
-        manifest = retry.to_manifest(manifest) if retry else manifest
+        compactor = _compactor(run, plan, number, merge)
+        compacted = merged.compact(compactor, run.job.sink.partition_columns, tasks)
+        manifest = merged.to_manifest(_manifest(run, plan, number, compacted, results))
         failpoint("compacted")
         lease.check()
         current = commit(run.store, run.layout, manifest, compactor.folder)
@@ -104,32 +96,25 @@ def finish(
 
 
 def _account(
-    run: RunContext, slices: Slices, tasks: RunTasks, retry: RetryMerge | None
+    run: RunContext, slices: Slices, tasks: RunTasks, merge: Merge | None
 ) -> LabelledDuplicates:
     """Count what is staged by any run; return the rows whose id another row has."""
     run.record.tiled([key for key, _ in slices])
     run.record.recount([(key, file.path) for key, file in slices], partial(read_footer, run.store))
     failpoint("tiled")
-    return _find_duplicates(run, slices, tasks, retry)
-
-
-def _account_for_all(run: RunContext, retry: RetryMerge, match: Match) -> None:
-    """Count what is kept with what is staged; what it is kept of must still be published."""
-    retry.require_current(current_manifest(run.store, run.layout))
-    run.record.keep(retry.kept(match))
-    run.record.retried(recovered=match.num_recovered, failed_again=match.num_failed)
+    return _find_duplicates(run, slices, tasks, merge)
 
 
 def _find_duplicates(
-    run: RunContext, slices: Slices, tasks: RunTasks, retry: RetryMerge | None
+    run: RunContext, slices: Slices, tasks: RunTasks, merge: Merge | None
 ) -> LabelledDuplicates:
     if run.job.source.id_column is None:
         return {}  # paths and row numbers are unique by construction
     paths = [(key, file.path) for key, file in slices]
     hashes = tasks(read_hashes, [(run.store, path) for _, path in paths])
     found: LabelledDuplicates = find_duplicates(run.store, paths, hashes)
-    if retry:
-        found = retry.with_published(run.store, slices, found)
+    if merge:
+        found = merge.with_published(run, slices, found, tasks)
     run.record.duplicates(Counter(label for rows in found.values() for _, label in rows))
     return found
 
@@ -208,9 +193,9 @@ def _judge(run: RunContext, plan: Plan, num_rows: int, base: Manifest | None) ->
     return results
 
 
-def _compactor(run: RunContext, plan: Plan, number: int, retry: RetryMerge | None) -> Compactor:
+def _compactor(run: RunContext, plan: Plan, number: int, merge: Merge | None) -> Compactor:
     version = f"{number:06d}-{uuid.uuid4().hex[:12]}"
-    told = replace(plan, fingerprint=retry.base.fingerprint) if retry else plan
+    told = merge.named(plan) if merge else plan
     return Compactor(
         store=run.store,
         folder=run.layout.compacted(plan.fingerprint, version),
@@ -220,20 +205,6 @@ def _compactor(run: RunContext, plan: Plan, number: int, retry: RetryMerge | Non
         metadata=file_metadata(told, run.record.run_id, run.record.figures.devices),
         target_bytes=run.job.sink.target_part_mib * _MIB,
     )
-
-
-def _compact(
-    compactor: Compactor,
-    columns: Sequence[str],
-    slices: Slices,
-    duplicates: LabelledDuplicates,
-    tasks: RunTasks,
-) -> Compacted:
-    sized = [(key, file.path, float(file.size_bytes)) for key, file in slices]
-    repeated = {key: tuple(row for row, _ in rows) for key, rows in duplicates.items()}
-    if columns:
-        return compact_by_value(compactor, columns, sized, repeated, tasks)
-    return compact_slices(compactor, sized, repeated, tasks)
 
 
 def _manifest(

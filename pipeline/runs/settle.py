@@ -10,7 +10,7 @@ from pipeline.planning.allocation import Hardware, allocate
 from pipeline.planning.plan import Plan
 from pipeline.preprocessing.model_input import cost_of
 from pipeline.runs.context import RunContext, Settled
-from pipeline.runs.retry.readmission import RetryMerge
+from pipeline.runs.merging import Merge
 from pipeline.runs.tuning.auto import resolve_runtime
 
 
@@ -19,7 +19,7 @@ def settle(
     plan: Plan,
     model: ModelSpec,
     hardware: Hardware,
-    retry: RetryMerge | None,
+    merge: Merge | None,
     *,
     on_cluster: bool,
     say: Callable[[str], None],
@@ -31,7 +31,7 @@ def settle(
         plan: Its plan, adopted.
         model: As the job has it.
         hardware: What the Ray in use has.
-        retry: What the rows are let into, if they are retried.
+        merge: What the rows are put together with, if they are not published alone.
         on_cluster: That Ray is not one on this machine that this process has started.
         say: Shows what is being tried.
 
@@ -41,13 +41,13 @@ def settle(
     """
     allocation = allocate(run.job.shares, hardware, cost=cost_of(run.job.source))
     settled = resolve_runtime(
-        *(run, retry.named(plan) if retry else plan, model, hardware, allocation),
+        *(run, merge.named(plan) if merge else plan, model, hardware, allocation),
         on_cluster=on_cluster,
-        published=retry.base.model if retry else None,
+        published=merge.published_model if merge else None,
         say=say,
     )
-    if retry:
-        retry.require_same_model(settled.plan)
+    if merge:
+        merge.require_same_model(settled.plan)
     allocation = settled.allocation
     if not run.store.is_object_store:  # after `resolve_runtime`, which may divide the cluster anew
         allocation = allocation.for_local_disk(hardware)

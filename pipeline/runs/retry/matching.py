@@ -17,11 +17,9 @@ from pipeline.core.failures import Reason
 from pipeline.core.schema import ERROR, ROW_ID
 from pipeline.core.slices import SliceKey
 from pipeline.planning.tiling import Slices
+from pipeline.runs.merging import LabelledDuplicates, rows_of
 from pipeline.runs.retry.plan import Replan
 from pipeline.storage.store import Store
-
-LabelledDuplicates = Mapping[SliceKey, tuple[tuple[int, str | None], ...]]
-"""Rows whose id another row has, as `row_ids.find_duplicates` returns them."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ def match_rows(
     outcomes: list[SliceOutcome] = run_tasks(
         read_slice_outcome, [(store, file.path) for _, file in slices]
     )
-    repeated = {key: tuple(row for row, _ in rows) for key, rows in duplicates.items()}
+    repeated = rows_of(duplicates)
     is_good = [outcome.is_good.copy() for outcome in outcomes]
     for (key, _), good in zip(slices, is_good, strict=True):
         good[list(repeated.get(key, ()))] = False

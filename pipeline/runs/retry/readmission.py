@@ -7,14 +7,15 @@ keeps it. The package's docstring has an example.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.commit.layout import Layout
-from pipeline.commit.manifest import Manifest, Part
+from pipeline.commit.manifest import Manifest, Part, current_manifest
 from pipeline.commit.parts.compaction import Compacted, Compactor, RunTasks
 from pipeline.commit.parts.part_merge import NOT_HERE, Insert, Merger, merge_folders, merge_parts
 from pipeline.commit.parts.part_reader import read_batches, read_columns
@@ -28,7 +29,9 @@ from pipeline.core.schema import ERROR, ERROR_STAGE, LABEL, MESSAGE, ROW_ID
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import Slices
 from pipeline.report.recording.rows import KeptRows
-from pipeline.runs.retry.matching import LabelledDuplicates, Match
+from pipeline.runs.context import RunContext
+from pipeline.runs.merging import LabelledDuplicates
+from pipeline.runs.retry.matching import Match, match_rows
 from pipeline.runs.retry.plan import Replan
 from pipeline.storage.skipped import Skipped
 from pipeline.storage.store import Store
@@ -47,6 +50,11 @@ class RetryMerge:
     def base(self) -> Manifest:
         """The version that rows are merged into."""
         return self.replan.base.manifest
+
+    @property
+    def published_model(self) -> Mapping[str, Any]:
+        """The model as it was run for that version."""
+        return self.base.model
 
     def kept(self, match: Match | None = None) -> KeptRows:
         """Return what stays as it is; before anything is matched, all but the chosen rows."""
@@ -100,83 +108,26 @@ class RetryMerge:
                 "meanwhile; nothing was published, run again"
             )
 
-    def is_unchanged(self, store: Store, match: Match) -> bool:
-        """Tell whether all rows failed again, just as they had."""
-        entries = self.replan.chosen.entries
-        if match.num_recovered or not np.array_equal(match.entries, entries):
-            return False
-        old = _failure_texts(
-            store, [part.path for part in self.base.quarantine_parts], "stage", "reason"
-        )
-        new = _failure_texts(store, [file.path for _, file in match.slices], ERROR_STAGE, ERROR)
-        return bool(old.take(pa.array(entries)).equals(new))
-
-    def compact(
-        self,
-        compactor: Compactor,
-        columns: Sequence[str],
-        match: Match,
-        run_tasks: RunTasks,
-    ) -> Compacted:
-        """Write the parts of the next version."""
-        base, types = self.replan.base, self.base.partition_columns
-        merger = Merger(compactor, tuple(columns))
-        here = match.is_admitted
-        before = base.predicted_before[match.entries]
-        keys = base.positions.keys[match.entries] + match.minors
-        good, failed = here & match.is_good, here & ~match.is_good
-        if columns:
-            inserts = _inserts(match, np.where(good, keys, NOT_HERE))
-            parts = merge_folders(merger, self.base.parts, inserts, self.layout, types, run_tasks)
-        else:
-            inserts = _inserts(match, np.where(good, before, NOT_HERE))
-            parts = merge_parts(merger, self.base.parts, inserts, self.layout, run_tasks)
-        is_tar = base.plan.row_ids == "key"
-        positions = merge_positions(base.positions, base.predicted_before, match, is_tar=is_tar)
-        [(quarantine, gone_hash)] = run_tasks(
-            merger.into_quarantine,
-            [(
-                self.base.quarantine_parts,
-                base.positions.keys[match.gone],
-                tuple(_inserts(match, np.where(failed, keys, NOT_HERE))),
-                positions,
-            )],
-        )  # fmt: skip
-        new_hash = int(match.hashes[here].sum(dtype=np.uint64))
-        old_hash = int(self.base.row_id_hash, 16)
-        return compactor.whole(parts, [((), old_hash - gone_hash), (tuple(quarantine), new_hash)])
-
-    def to_manifest(self, manifest: Manifest) -> Manifest:
-        """Say in the manifest of the next version what it consists of.
-
-        Raises:
-            InfraError: The parts do not hold the rows that were counted.
-        """
-        counted = (manifest.num_predicted, manifest.num_quarantined)
-        written = (_num_rows(manifest.parts), _num_rows(manifest.quarantine_parts))
-        if counted != written:
-            raise InfraError(
-                f"partition {self.layout.name}: merged {written[0]} predictions and {written[1]} "
-                f"quarantined rows, expected {counted[0]} and {counted[1]}; nothing was published"
-            )
-        accounts = self.replan.accounts.fingerprint
-        return replace(
-            manifest,
-            fingerprint=self.base.fingerprint,
-            plan=None if accounts == self.base.fingerprint else accounts,
-            retry=self.replan.plan.fingerprint,
-        )
-
     def with_published(
-        self, store: Store, slices: Slices, found: LabelledDuplicates
+        self, run: RunContext, slices: Slices, found: LabelledDuplicates, tasks: RunTasks
     ) -> LabelledDuplicates:
         """Add new rows whose id is published already to duplicates among them themselves."""
-        published = self._published_ids(store, slices)
+        published = self._published_ids(run.store, slices)
         return {
             key: tuple(sorted({*found.get(key, ()), *published.get(key, ())}, key=lambda r: r[0]))
             for key, _ in slices
             if key in found or key in published
         }
+
+    def begin(
+        self, run: RunContext, slices: Slices, duplicates: LabelledDuplicates, tasks: RunTasks
+    ) -> MergedRetry:
+        """Match the rows with entries, and count what is kept, which must still be published."""
+        match = match_rows(self.replan, run.store, slices, duplicates, tasks)
+        self.require_current(current_manifest(run.store, run.layout))
+        run.record.keep(self.kept(match))
+        run.record.retried(recovered=match.num_recovered, failed_again=match.num_failed)
+        return MergedRetry(self, match, run.store)
 
     def _published_ids(self, store: Store, slices: Slices) -> LabelledDuplicates:
         tables = [read_columns(store, file.path, [ROW_ID, ERROR, LABEL]) for _, file in slices]
@@ -197,6 +148,81 @@ class RetryMerge:
             for (key, _), table in zip(slices, tables, strict=True)
             if (rows := tuple(_repeated(table, taken)))
         }
+
+
+@dataclass(frozen=True)
+class MergedRetry:
+    """The rows of a retry, matched with entries of the quarantine."""
+
+    merge: RetryMerge
+    match: Match
+    store: Store
+
+    @property
+    def unchanged(self) -> Manifest | None:
+        """The version that is retried, if all rows failed again just as they had."""
+        match, base = self.match, self.merge.base
+        entries = self.merge.replan.chosen.entries
+        if match.num_recovered or not np.array_equal(match.entries, entries):
+            return None
+        paths = [part.path for part in base.quarantine_parts]
+        old = _failure_texts(self.store, paths, "stage", "reason")
+        staged = [file.path for _, file in match.slices]
+        new = _failure_texts(self.store, staged, ERROR_STAGE, ERROR)
+        return base if old.take(pa.array(entries)).equals(new) else None
+
+    def compact(self, compactor: Compactor, columns: Sequence[str], tasks: RunTasks) -> Compacted:
+        """Write the parts of the next version."""
+        match, base, layout = self.match, self.merge.replan.base, self.merge.layout
+        published = base.manifest
+        merger = Merger(compactor, tuple(columns))
+        here = match.is_admitted
+        before = base.predicted_before[match.entries]
+        keys = base.positions.keys[match.entries] + match.minors
+        good, failed = here & match.is_good, here & ~match.is_good
+        if columns:
+            inserts = _inserts(match, np.where(good, keys, NOT_HERE))
+            types = published.partition_columns
+            parts = merge_folders(merger, published.parts, inserts, layout, types, tasks)
+        else:
+            inserts = _inserts(match, np.where(good, before, NOT_HERE))
+            parts = merge_parts(merger, published.parts, inserts, layout, tasks)
+        is_tar = base.plan.row_ids == "key"
+        positions = merge_positions(base.positions, base.predicted_before, match, is_tar=is_tar)
+        [(quarantine, gone_hash)] = tasks(
+            merger.into_quarantine,
+            [(
+                published.quarantine_parts,
+                base.positions.keys[match.gone],
+                tuple(_inserts(match, np.where(failed, keys, NOT_HERE))),
+                positions,
+            )],
+        )  # fmt: skip
+        new_hash = int(match.hashes[here].sum(dtype=np.uint64))
+        old_hash = int(published.row_id_hash, 16)
+        return compactor.whole(parts, [((), old_hash - gone_hash), (tuple(quarantine), new_hash)])
+
+    def to_manifest(self, manifest: Manifest) -> Manifest:
+        """Say in the manifest of the next version what it consists of.
+
+        Raises:
+            InfraError: The parts do not hold the rows that were counted.
+        """
+        counted = (manifest.num_predicted, manifest.num_quarantined)
+        written = (_num_rows(manifest.parts), _num_rows(manifest.quarantine_parts))
+        if counted != written:
+            raise InfraError(
+                f"partition {self.merge.layout.name}: merged {written[0]} predictions and "
+                f"{written[1]} quarantined rows, expected {counted[0]} and {counted[1]}; nothing "
+                "was published"
+            )
+        accounts = self.merge.replan.accounts.fingerprint
+        return replace(
+            manifest,
+            fingerprint=self.merge.base.fingerprint,
+            plan=None if accounts == self.merge.base.fingerprint else accounts,
+            retry=self.merge.replan.plan.fingerprint,
+        )
 
 
 def merge_positions(

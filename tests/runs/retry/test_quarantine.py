@@ -49,7 +49,7 @@ from pipeline.models.resolving.resolve import resolve_model
 from pipeline.preprocessing.images.image_input import ImageInput
 from pipeline.runs.retry.plan import replan
 from pipeline.runs.retry.quarantine import read_base, read_reasons, select_entries
-from pipeline.runs.retry.readmission import RetryMerge
+from pipeline.runs.retry.readmission import MergedRetry
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
 from pipeline.sources.source_format import format_of
@@ -361,13 +361,13 @@ def test_a_merge_that_loses_rows_publishes_nothing(
     partition.broken = {"004.jpg", "014.jpg"}
     partition.run()
     before = partition.content()
-    compact = RetryMerge.compact
+    compact = MergedRetry.compact
 
     def lose_a_part(*arguments: Any) -> Compacted:
         done = compact(*arguments)
         return replace(done, **{lost: getattr(done, lost)[:-1]})
 
-    monkeypatch.setattr(RetryMerge, "compact", lose_a_part)
+    monkeypatch.setattr(MergedRetry, "compact", lose_a_part)
     partition.broken = {"014.jpg"}
     with pytest.raises(InfraError, match=r"merged \d+ predictions and \d+ quarantined rows, exp"):
         partition.retry()

@@ -124,7 +124,7 @@ class EarlierPartition:
         model: ModelSpec,
         base: Manifest | None,
         lease: Lease,
-        retry: RetryMerge | None = None,
+        merge: RetryMerge | None = None,
     ) -> Manifest:
         """Stage the slices that are missing and publish, as `dataflow.predict_and_publish` does."""
         folder = LAYOUT.staging(plan.fingerprint)
@@ -142,7 +142,7 @@ class EarlierPartition:
                 staged_rows = predict_rows(rows, plan.pass_through, self.broken)
                 run.record.computed(writer.write(key, counters, staged_rows))
                 fail_fast_on_certain_refusal(run, plan)
-        return finish(run, plan, list_staged(self.out, folder), base, lease, run_here, retry)
+        return finish(run, plan, list_staged(self.out, folder), base, lease, run_here, merge)
 
     def current(self) -> Manifest:
         manifest = current_manifest(self.out, LAYOUT)
