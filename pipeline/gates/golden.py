@@ -7,7 +7,7 @@ rows go the way of all rows: decoded, transformed and predicted by what the acto
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -106,9 +106,9 @@ class GoldenRows:
     ) -> list[str]:
         """Return '' for each of the kept rows that agrees."""
         places, task = pa.array(kept), make_task(spec.task)
-        expected, prepared = self.expected.take(places), rows.take(places)
-        score_diff = self._score_diff(spec)
-        return task.golden_differences(expected, found, prepared, self.limits, score_diff)
+        made = pa.table(task.columns(found, np.ones(len(kept), bool), rows.take(places)))
+        limits = replace(self.limits, max_score_diff=self._score_diff(spec))
+        return task.differences(self.expected.take(places), made, limits)
 
     def _score_diff(self, spec: ModelSpec) -> float:
         if self.max_score_diff is not None:

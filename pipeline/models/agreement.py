@@ -6,6 +6,7 @@ their probabilities, the cosine of vectors, or the relative error of numbers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,9 @@ class AgreementLimits:
     min_cosine: float
     max_relative_error: float
     """Relative error as a fraction; see `compare_numbers`."""
+    allows_ties: bool = False
+    """Where batches of other sizes may tip the balance between two labels, or two boxes of an
+    object, either may be published: the same model gives both."""
 
     @classmethod
     def of(cls, gates: Gates) -> AgreementLimits:
@@ -162,7 +166,8 @@ def _relative_errors(
     a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
     """Return float64 (N,): the largest relative error per row of `b` against `a`, (N, ...) each."""
-    a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
+    flat = len(a), math.prod(a.shape[1:])
+    a, b = a.reshape(flat), b.reshape(flat)
     usual = np.sqrt((a**2).mean()) if a.size else 0.0
     scale = np.maximum(np.abs(a), usual)
     errors = np.abs(a - b) / np.where(scale == 0.0, 1.0, scale)

@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.core.schema import LABEL_ID, ROW_ID, TOP_K
+from pipeline.core.schema import ROW_ID
 from pipeline.models.agreement import AgreementLimits
-from pipeline.models.tasks.base import Arrays, Task
+from pipeline.models.tasks.base import Task
 
 _QUARANTINED = "reason"
 
@@ -98,46 +97,17 @@ def _other_values(
     ids = [str(value) for value in before.column(ROW_ID).to_pylist()]
     if before.schema != now.schema:
         return ids
-    differs, near = np.zeros(len(ids), bool), np.zeros(len(ids), bool)
-    numbers: tuple[Arrays, Arrays] = ({}, {})
-    for name in before.column_names:
-        pair = before.column(name).combine_chunks(), now.column(name).combine_chunks()
-        values = zip(*map(_rows, pair), strict=True)
-        if name not in passed and pa.types.is_list(pair[0].type) and name != TOP_K:
-            differs |= ~np.array([task.values_agree(a, b, limits) for a, b in values], bool)
-            continue
-        unequal = np.array([not _same(a, b) for a, b in values], bool)
-        if name not in passed and (name == LABEL_ID or _is_float(pair[0].type)):
-            numbers[0][name], numbers[1][name] = map(_to_array, pair)
-            near |= unequal
-        elif name != TOP_K:  # it follows from the scores, and near ties may change places
-            differs |= unequal
-    if near.any():
-        differs |= near & ~task.compare(*numbers, limits).agrees
+    judged = [field.name for field in task.fields() if field.name not in passed]
+    said = task.differences(before.select(judged), now.select(judged), limits)
+    differs = np.array([bool(each) for each in said], bool)
+    for name in [name for name in before.column_names if name not in judged]:
+        values = zip(*(each.column(name).to_pylist() for each in (before, now)), strict=True)
+        differs |= np.array([not _same(a, b) for a, b in values], bool)
     return [row_id for row_id, is_other in zip(ids, differs.tolist(), strict=True) if is_other]
-
-
-def _rows(column: pa.Array) -> list[Any]:
-    values: list[Any] = column.to_pylist()
-    return values
 
 
 def _same(a: Any, b: Any) -> bool:
     return bool(a == b or (a != a and b != b))  # NaN, in a pass-through column
-
-
-def _is_float(kind: pa.DataType) -> bool:
-    is_list = pa.types.is_fixed_size_list(kind)
-    return _is_float(kind.value_type) if is_list else bool(pa.types.is_floating(kind))
-
-
-def _to_array(column: pa.Array) -> npt.NDArray[Any]:
-    """Return the numbers of a column, (N, size); null is NaN, which agrees with nothing."""
-    num_rows = len(column)
-    while pa.types.is_fixed_size_list(column.type):
-        column = column.flatten()
-    values: npt.NDArray[Any] = column.to_numpy(zero_copy_only=False)
-    return values.reshape(num_rows, -1)
 
 
 def not_quarantined(spoilt: Collection[str], found: Published) -> list[str]:

@@ -20,6 +20,8 @@ SAME_IOU = 0.5
 """From which overlap on two boxes of one label are the same detection."""
 NEAR_IOU = 0.9
 """How much the boxes of one detection must overlap."""
+SAME_PX = 0.5
+"""How far apart the corners of one box may be, however small it is."""
 
 Values = npt.NDArray[Any]
 
@@ -69,7 +71,7 @@ def match(reference: Detections, found: Detections) -> Pairs:
 def overlap(one: Values, other: Values) -> Values:
     """Return the intersection over the union of boxes, (..., 4) each, broadcast.
 
-    Equal boxes overlap wholly, also those without an area.
+    Boxes with all corners within `SAME_PX` overlap wholly, also those with hardly an area.
     """
     one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
     sides = np.minimum(one[..., 2:], other[..., 2:]) - np.maximum(one[..., :2], other[..., :2])
@@ -77,7 +79,7 @@ def overlap(one: Values, other: Values) -> Values:
     areas = [(each[..., 2:] - each[..., :2]).prod(-1) for each in (one, other)]
     union = areas[0] + areas[1] - shared
     share = shared / np.where(union > 0, union, 1.0)
-    return np.where((one == other).all(-1), 1.0, share)
+    return np.where((np.abs(one - other) <= SAME_PX).all(-1), 1.0, share)
 
 
 def compare(

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.models.agreement import Agreement, AgreementLimits, compare_numbers
+from pipeline.models.known_rows import column_differences
 from pipeline.models.outputs import OutputSpec
 
 if TYPE_CHECKING:
@@ -207,12 +208,18 @@ class Task(Protocol):
         """Compare the results of two runs over the same rows, each (N, ...)."""
         return compare_numbers(reference, found, limits)
 
-    def values_agree(self, reference: Any, found: Any, limits: AgreementLimits) -> bool:
-        """Tell whether two published values of one row, of a column of lists, agree.
+    def differences(self, known: pa.Table, found: pa.Table, limits: AgreementLimits) -> list[str]:
+        """Say per row how a prediction differs from what is known of it; '' if they agree.
 
-        Columns of numbers are compared by `compare`.
+        Numbers are compared by `compare`, as results with the names of their columns, and what is
+        off is relative to their usual size: give it many rows at once.
+
+        Args:
+            known: N rows of published columns of the task, or of `parse_golden`.
+            found: The same rows as they are published, none of them null.
+            limits: How far a row may be off.
         """
-        return bool(reference == found)
+        return column_differences(known, found, limits, self.compare)
 
     def measured_columns(self) -> tuple[str, ...]:
         """Return the columns whose histograms are kept for drift; may be empty."""
@@ -230,30 +237,6 @@ class Task(Protocol):
         """
         columns = self.golden_columns()
         return pa.table({name: found.column(name).cast(pa.float64()) for name in columns})
-
-    def golden_arrays(self, expected: pa.Table) -> Arrays:
-        """Return the expected values as results, each (N, ...), as `reduce` would make them."""
-        ...
-
-    def golden_differences(
-        self,
-        expected: pa.Table,
-        found: Arrays,
-        rows: pa.Table,
-        limits: AgreementLimits,
-        max_score_diff: float,
-    ) -> list[str]:
-        """Return per golden row how it differs from the expected values; '' if it agrees.
-
-        Args:
-            expected: N rows of `parse_golden`.
-            found: The results of the same rows, each (N, ...).
-            rows: The same rows as they were prepared.
-            limits: How far a row may be off.
-            max_score_diff: How far a score may be off if the row has no tolerance of its own.
-        """
-        agrees = self.compare(self.golden_arrays(expected), found, limits).agrees
-        return ["" if ok else "other numbers than expected" for ok in agrees]
 
     def describe(self, row: Mapping[str, Any]) -> str:
         """Return a prediction in a few words; `row` maps column -> value."""

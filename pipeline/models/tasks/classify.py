@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,6 +13,7 @@ import pyarrow as pa
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import CLASSIFY_FIELDS, LABEL, LABEL_ID, SCORE, TOP_K
 from pipeline.models.agreement import Agreement, AgreementLimits, compare_labels
+from pipeline.models.known_rows import entry_differences
 from pipeline.models.outputs import require
 from pipeline.models.tasks import scores
 from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec
@@ -88,20 +90,35 @@ class Classify(Task):
                 columns[name] = found.column(name).cast(pa.float64())
         return pa.table(columns)
 
-    def golden_differences(
-        self,
-        expected: pa.Table,
-        found: Arrays,
-        rows: pa.Table,
-        limits: AgreementLimits,
-        max_score_diff: float,
-    ) -> list[str]:
-        names = [self.spec.labels[label_id] for label_id in found[LABEL_ID][:, 0]]
-        scores = [float(score) for score in found[SCORE][:, 0]]
-        return [
-            _difference(row, name, score, max_score_diff)
-            for row, name, score in zip(expected.to_pylist(), names, scores, strict=True)
-        ]
+    def differences(self, known: pa.Table, found: pa.Table, limits: AgreementLimits) -> list[str]:
+        """Compare labels and scores, with ties all of `top_k`: see `_published_difference`."""
+        is_published = limits.allows_ties and TOP_K in known.column_names
+        differ = self._published_difference if is_published else _difference
+        pairs = zip(known.to_pylist(), found.to_pylist(), strict=True)
+        return [differ(a, b, limits.max_score_diff) for a, b in pairs]
+
+    def _published_difference(
+        self, known: Mapping[str, Any], found: Mapping[str, Any], limit: float
+    ) -> str:
+        """Say how two published rows differ; of two labels of one score either may be the best.
+
+        What one side does not list is at most its least score there.
+        """
+        for row in (known, found):
+            best = row[TOP_K][0]
+            if (row[LABEL], row[LABEL_ID]) != (best[LABEL], best[LABEL_ID]):
+                return f"label {row[LABEL]!r} is not the best of top_k, {best[LABEL]!r}"
+        before, now = _listed(known), _listed(found)
+        least = self._least(before), self._least(now)
+        return ", ".join(entry_differences(before, now, least, limit))
+
+    def _least(self, listed: Mapping[str, float]) -> float:
+        """Return the score that a label without an entry has at most."""
+        if len(listed) == len(self.spec.labels):
+            return 0.0
+        least = min(listed.values())
+        adds_up = self.spec.scores != scores.SIGMOID
+        return min(least, max(0.0, 1.0 - sum(listed.values()))) if adds_up else least
 
     def describe(self, row: Mapping[str, Any]) -> str:
         count = len(self.spec.labels)
@@ -109,11 +126,23 @@ class Classify(Task):
         return f'label "{label}" {row[SCORE]:.2f}, {count} outputs, {count} labels'
 
 
-def _difference(row: Mapping[str, Any], name: str, score: float, max_score_diff: float) -> str:
-    wanted, tolerance = row.get(SCORE), row.get(_TOLERANCE)
-    tolerance = max_score_diff if tolerance is None else tolerance
+def _listed(row: Mapping[str, Any]) -> dict[str, float]:
+    """Return label -> score of the best label and of `top_k`."""
+    listed = {entry[LABEL]: entry[SCORE] for entry in row[TOP_K]} | {row[LABEL]: row[SCORE]}
+    return {label: _number(score) for label, score in listed.items()}
+
+
+def _difference(known: Mapping[str, Any], found: Mapping[str, Any], limit: float) -> str:
+    wanted, tolerance = known.get(SCORE), known.get(_TOLERANCE)
+    tolerance = limit if tolerance is None else tolerance
+    score = _number(found[SCORE])
     is_near = wanted is None or abs(wanted - score) <= tolerance
-    if name == row[LABEL] and is_near:
+    if found[LABEL] == known[LABEL] and is_near:
         return ""
-    known = f"{row[LABEL]!r}" + ("" if wanted is None else f" {wanted:.4f}")
-    return f"expected {known}, found {name!r} {score:.4f}"
+    told = f"{known[LABEL]!r}" + ("" if wanted is None else f" {wanted:.4f}")
+    return f"expected {told}, found {found[LABEL]!r} {score:.4f}"
+
+
+def _number(score: float | None) -> float:
+    """Return a score; a null, which no prediction has, is no number and near to none."""
+    return math.nan if score is None else score

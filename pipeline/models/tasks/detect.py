@@ -19,8 +19,8 @@ from pipeline.core.schema import LABEL, LABEL_ID, SCORE
 from pipeline.models.agreement import Agreement, AgreementLimits
 from pipeline.models.detection.box_agreement import (
     NEAR_IOU,
+    SAME_IOU,
     Detections,
-    compare,
     compare_rows,
     match,
 )
@@ -133,9 +133,6 @@ class Detect(Task):
         """Compare by boxes that overlap; see `box_agreement`."""
         return compare_rows(self._rows(reference), self._rows(found), limits)
 
-    def values_agree(self, reference: Any, found: Any, limits: AgreementLimits) -> bool:
-        return compare(self._of_entries(reference), self._of_entries(found), limits)[0]
-
     def _rows(self, arrays: Arrays) -> list[Detections]:
         each = zip(self._boxes(arrays), arrays[SCORE], arrays[LABEL_ID], strict=True)
         return [
@@ -170,35 +167,29 @@ class Detect(Task):
         [field] = self.fields()
         return pa.table({field.name: pa.array(found.column(field.name).to_pylist(), field.type)})
 
-    def golden_differences(
-        self,
-        expected: pa.Table,
-        found: Arrays,
-        rows: pa.Table,
-        limits: AgreementLimits,
-        max_score_diff: float,
-    ) -> list[str]:
-        made = self.columns(found, np.ones(rows.num_rows, bool), rows)[self.column].to_pylist()
-        each = zip(expected.column(self.column).to_pylist(), made, strict=True)
-        return [self._difference(wanted or [], now, max_score_diff) for wanted, now in each]
+    def differences(self, known: pa.Table, found: pa.Table, limits: AgreementLimits) -> list[str]:
+        """Compare by boxes that overlap; see `box_agreement`."""
+        pairs = zip(*(each.column(self.column).to_pylist() for each in (known, found)), strict=True)
+        return [self._difference(a or [], b, limits) for a, b in pairs]
 
     def _difference(
-        self, wanted: list[dict[str, Any]], found: list[dict[str, Any]], tolerance: float
+        self, wanted: list[dict[str, Any]], found: list[dict[str, Any]], limits: AgreementLimits
     ) -> str:
         """Say how the detections of an image differ from what is wanted; '' if they agree."""
         before, now = self._of_entries(wanted), self._of_entries(found)
-        pairs, said = match(before, now), []
+        pairs, limit, said = match(before, now), limits.max_score_diff, []
+        least_iou = SAME_IOU if limits.allows_ties else NEAR_IOU
         for entry, place, iou in zip(wanted, pairs.partner, pairs.iou, strict=True):
             score, other = entry[SCORE], found[place] if place >= 0 else None
             if other is None:
-                is_near = score is not None and score - now.least <= tolerance
+                is_near = score is not None and score - now.least <= limit
             else:
-                is_like = score is None or abs(score - other[SCORE]) <= tolerance
-                is_near = is_like and iou >= NEAR_IOU
+                is_like = score is None or abs(score - other[SCORE]) <= limit
+                is_near = is_like and iou >= least_iou
             if not is_near:
                 said.append(f"expected {self._told(entry)}, found {self._told(other)}")
         for place in np.flatnonzero(pairs.alone):
-            if found[place][SCORE] - before.least > tolerance:
+            if not found[place][SCORE] - before.least <= limit:
                 said.append(f"expected {self._told(None)}, found {self._told(found[place])}")
         return ", ".join(said)
 

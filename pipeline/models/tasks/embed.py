@@ -73,9 +73,6 @@ class Embed(Task):
         kind = pa.list_(pa.float64(), self.spec.embedding_dim)
         return pa.table({EMBEDDING: pa.array(vectors, kind)})
 
-    def golden_arrays(self, expected: pa.Table) -> Arrays:
-        return {EMBEDDING: np.array(expected.column(EMBEDDING).to_pylist(), np.float64)}
-
     def describe(self, row: Mapping[str, Any]) -> str:
         return f"a vector of {self.spec.embedding_dim} numbers"
 

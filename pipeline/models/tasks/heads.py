@@ -92,8 +92,15 @@ class Heads(Task):
         worst = min(agreed, key=lambda each: each.pct).worst
         return Agreement(np.logical_and.reduce([each.agrees for each in agreed]), worst)
 
-    def values_agree(self, reference: Any, found: Any, limits: AgreementLimits) -> bool:
-        return any(task.values_agree(reference, found, limits) for task in self.tasks.values())
+    def differences(self, known: pa.Table, found: pa.Table, limits: AgreementLimits) -> list[str]:
+        by_head = {
+            name: task.differences(_own_columns(name, known), _own_columns(name, found), limits)
+            for name, task in self.tasks.items()
+        }
+        return [
+            "; ".join(f"{name}: {each}" for name, each in zip(by_head, told, strict=True) if each)
+            for told in zip(*by_head.values(), strict=True)
+        ]
 
     def measured_columns(self) -> tuple[str, ...]:
         return tuple(
@@ -117,25 +124,6 @@ class Heads(Task):
                 _column(name, column): parsed.column(column) for column in parsed.column_names
             }
         return pa.table(columns)
-
-    def golden_differences(
-        self,
-        expected: pa.Table,
-        found: Arrays,
-        rows: pa.Table,
-        limits: AgreementLimits,
-        max_score_diff: float,
-    ) -> list[str]:
-        by_head = {
-            name: task.golden_differences(
-                _own_columns(name, expected), _own(name, found), rows, limits, max_score_diff
-            )
-            for name, task in self.tasks.items()
-        }
-        return [
-            "; ".join(f"{name}: {each}" for name, each in zip(by_head, told, strict=True) if each)
-            for told in zip(*by_head.values(), strict=True)
-        ]
 
     def describe(self, row: Mapping[str, Any]) -> str:
         return "; ".join(

@@ -12,6 +12,7 @@ import pyarrow as pa
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import LABEL, LABEL_ID, LABELS, LABELS_FIELD, SCORE
 from pipeline.models.agreement import Agreement, AgreementLimits, compare_kept
+from pipeline.models.known_rows import entry_differences
 from pipeline.models.outputs import require
 from pipeline.models.tasks import scores
 from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec
@@ -73,13 +74,20 @@ class Multilabel(Task):
         """
         return compare_kept(reference[SCORE], found[SCORE], self.spec.min_score, limits)
 
-    def values_agree(self, reference: Any, found: Any, limits: AgreementLimits) -> bool:
-        """Compare entries of a row; of a label that is not there only `min_score` is known."""
-        least, before, now = self.spec.min_score, _scores(reference), _scores(found)
-        return all(
-            abs(before.get(label, least) - now.get(label, least)) <= limits.max_score_diff
-            for label in {**before, **now}
-        )
+    def differences(self, known: pa.Table, found: pa.Table, limits: AgreementLimits) -> list[str]:
+        """Compare entries; of a label that is not there only `min_score` is known."""
+        pairs = zip(*(each.column(LABELS).to_pylist() for each in (known, found)), strict=True)
+        return [", ".join(self._differences(a, b, limits.max_score_diff)) for a, b in pairs]
+
+    def _differences(
+        self, known: list[dict[str, Any]], found: list[dict[str, Any]], limit: float
+    ) -> list[str]:
+        before, now = _scores(known), _scores(found)
+        unknown = [label for label in before if label not in self.spec.labels]
+        said = [f"expected {label!r}, which is no label of the model" for label in unknown]
+        before = {label: before[label] for label in before if label not in unknown}
+        least = (self.spec.min_score, self.spec.min_score)
+        return said + entry_differences(before, now, least, limit)
 
     def measured_columns(self) -> tuple[str, ...]:
         return (LABELS,)
@@ -92,41 +100,6 @@ class Multilabel(Task):
         texts = column.cast(pa.list_(pa.string())).to_pylist()
         entries = [[{LABEL: text} for text in row] for row in texts]
         return pa.table({LABELS: pa.array(entries, LABELS_FIELD.type)})
-
-    def golden_differences(
-        self,
-        expected: pa.Table,
-        found: Arrays,
-        rows: pa.Table,
-        limits: AgreementLimits,
-        max_score_diff: float,
-    ) -> list[str]:
-        return [
-            self._difference(_scores(wanted), of_row, max_score_diff)
-            for wanted, of_row in zip(
-                expected.column(LABELS).to_pylist(), found[SCORE].tolist(), strict=True
-            )
-        ]
-
-    def _difference(
-        self, wanted: Mapping[str, float | None], of_row: list[float], tolerance: float
-    ) -> str:
-        """Say how the scores of a row, (K,), differ from the wanted labels; '' if they agree."""
-        least = self.spec.min_score
-        unknown = [label for label in wanted if label not in self.spec.labels]
-        differences = [f"expected {label!r}, which is no label of the model" for label in unknown]
-        for label, score in zip(self.spec.labels, of_row, strict=True):
-            limit = wanted.get(label, least)
-            is_near = (
-                score >= least - tolerance  # wanted, whatever its score
-                if limit is None
-                else abs(max(limit, least) - max(score, least)) <= tolerance
-            )
-            if not is_near:
-                told = "" if limit is None else f" {limit:.4f}"
-                told = f"{label!r}{told}" if label in wanted else f"no {label!r}"
-                differences.append(f"expected {told}, found {score:.4f}")
-        return ", ".join(differences)
 
     def describe(self, row: Mapping[str, Any]) -> str:
         entries, count = row[LABELS], len(self.spec.labels)

@@ -50,9 +50,5 @@ class Regress(Task):
     def measured_columns(self) -> tuple[str, ...]:
         return self._names()
 
-    def golden_arrays(self, expected: pa.Table) -> Arrays:
-        columns = [expected.column(name).to_pylist() for name in self._names()]
-        return {VALUE: np.stack([np.array(column, np.float64) for column in columns], axis=1)}
-
     def describe(self, row: Mapping[str, Any]) -> str:
         return ", ".join(f"{name} {row[name]:.4g}" for name in self._names())

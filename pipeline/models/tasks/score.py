@@ -46,8 +46,5 @@ class Score(Task):
     def measured_columns(self) -> tuple[str, ...]:
         return (SCORE,)
 
-    def golden_arrays(self, expected: pa.Table) -> Arrays:
-        return {SCORE: np.array(expected.column(SCORE).to_pylist(), np.float64)}
-
     def describe(self, row: Mapping[str, Any]) -> str:
         return f"score {row[SCORE]:.4g}"

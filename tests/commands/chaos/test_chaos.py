@@ -42,6 +42,7 @@ from pipeline.core.errors import JobError
 from pipeline.core.schema import CLASSIFY_FIELDS, QUARANTINE_SCHEMA, prediction_schema
 from pipeline.job.source import Source
 from pipeline.models.agreement import AgreementLimits
+from pipeline.models.outputs import OutputSpec
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.preprocessing.images.decode import DecodeLimits, Undecodable, decode_image
@@ -276,7 +277,11 @@ def published(num_rows: int = 6, **changes: Any) -> Published:
 
 def compare(found: Published) -> Difference:
     return compare_published(
-        published(), found, ["camera"], LIMITS, make_task(TaskSpec("classify"))
+        published(),
+        found,
+        ["camera"],
+        LIMITS,
+        make_task(TaskSpec("classify", labels=("cat", "dog"))),
     )
 
 
@@ -333,7 +338,9 @@ def test_rounding_is_no_change_for_any_task(name: str, kind: Any, near: Any, far
         table = pa.Table.from_pylist(predictions, schema)
         return Published(table, QUARANTINE_SCHEMA.empty_table())
 
-    task = make_task(TaskSpec({"embedding": "embed", "value": "regress"}.get(name, "raw")))
+    outputs = (OutputSpec("grid", (2, 1)),) if name == "grid" else ()
+    kind_of_task = {"embedding": "embed", "value": "regress"}.get(name, "raw")
+    task = make_task(TaskSpec(kind_of_task, outputs=outputs))
     compare = partial(compare_published, rows(first), limits=LIMITS, task=task)
     assert compare(rows(near), []).is_none
     assert compare(rows(far), []) == Difference(changed=["b"])

@@ -152,12 +152,20 @@ def some(*entries: tuple[float, float, str]) -> Detections:
     return Detections(boxes, np.array([score for _, score, _ in entries]), labels, 0.5)
 
 
+def thin(x: float) -> Detections:
+    """One detection that is a hundredth of a pixel wide."""
+    box = np.array([[x, 0.0, x + 0.01, 10.0]])
+    return Detections(box, np.array([0.9]), np.array(["a"], object), 0.5)
+
+
 @pytest.mark.parametrize(
     ("reference", "found", "agrees"),
     [
         (some(), some(), True),
         (some((0, 0.9, "a")), some((0.2, 0.905, "a")), True),
         (some((0, 0.9, "a")), some((2, 0.9, "a")), False),  # overlaps by two thirds
+        (thin(4.0), thin(4.2), True),  # a line of the border, in which there is next to nothing
+        (thin(4.0), thin(5.0), False),
         (some((0, 0.9, "a")), some((0, 0.9, "b")), False),
         (some((0, 0.9, "a")), some((0, 0.8, "a")), False),
         (some((0, 0.9, "a"), (30, 0.505, "a")), some((0, 0.9, "a")), True),  # near min_score

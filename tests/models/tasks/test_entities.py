@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -281,6 +282,7 @@ def test_tokens_agree_by_label_and_score_whatever_stands_behind_them():
 def test_golden_entities_need_places_and_labels_and_are_told_apart():
     task = make_task(TaskSpec("tokens", labels=LABELS))
     arrays = arrays_of(["B-PER", "I-PER", "O", "O"], [0.5, 0.6, 0.8, 0.7])
+    found = pa.table(task.columns(arrays, np.ones(1, bool), ROWS))
 
     def difference(*entities: dict[str, Any]) -> str:
         kind = pa.list_(
@@ -288,7 +290,7 @@ def test_golden_entities_need_places_and_labels_and_are_told_apart():
                        ("score", pa.float64())])
         )  # fmt: skip
         expected = task.parse_golden(pa.table({"entities": pa.array([entities], kind)}))
-        return task.golden_differences(expected, arrays, ROWS, LIMITS, 0.01)[0]
+        return task.differences(expected, found, LIMITS)[0]
 
     ada = {"start": 0, "end": 6, "label": "PER"}
     assert difference(ada) == ""
@@ -303,3 +305,32 @@ def test_outputs_for_fewer_tokens_than_a_row_has_are_no_rows_fault():
     short = {name: values[:, :3] for name, values in arrays_of(["O"] * 4, [0.5] * 4).items()}
     with pytest.raises(OutputError, match=r"output is for 3 tokens, and a row has 6"):
         task.columns(short, np.ones(1, bool), ROWS)
+
+
+@pytest.mark.parametrize(
+    ("known", "found", "agrees"),
+    [
+        ([(0, 6, "PER", 0.9)], [(0, 6, "PER", 0.905)], True),
+        ([(0, 6, "PER", 0.9)], [(0, 6, "PER", 0.7)], False),
+        ([(0, 3, "PER", 0.99), (4, 8, "LOC", 0.5)], [(0, 3, "PER", 0.99)], True),
+        ([(0, 3, "PER", 0.99)], [(0, 8, "PER", 0.75)], True),  # a second token that is as likely O
+        ([(0, 8, "PER", 0.99)], [], False),
+        ([(0, 8, "PER", 0.99)], [(0, 8, "LOC", 0.99)], False),
+        ([], [(0, 8, "LOC", 0.99)], False),
+    ],
+)
+def test_an_entity_may_go_only_where_a_token_has_two_labels_of_one_score(
+    known: list[tuple[Any, ...]], found: list[tuple[Any, ...]], agrees: bool
+):
+    task = make_task(TaskSpec("tokens", labels=LABELS))
+
+    def published(entities: list[tuple[Any, ...]]) -> pa.Table:
+        names = ("start", "end", "label", "score")
+        rows = [dict(zip(names, entity, strict=True)) for entity in entities]
+        return pa.table({"entities": pa.array([rows], task.fields()[0].type)})
+
+    sides = published(known), published(found)
+    [said] = task.differences(*sides, replace(LIMITS, allows_ties=True))
+    assert (said == "") == agrees
+    [strict] = task.differences(*sides, LIMITS)
+    assert strict or len(known) == len(found)

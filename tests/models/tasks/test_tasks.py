@@ -6,6 +6,7 @@ import datetime as dt
 import hashlib
 import io
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from support.runs.cli import pipeline, write_job
 from pipeline.commit.published.read import read_predictions
 from pipeline.core.errors import JobError
 from pipeline.core.failures import Failure, Reason, failure_columns
-from pipeline.core.schema import IMAGE_FIELDS, feature_fields, source_schema
+from pipeline.core.schema import CLASSIFY_FIELDS, IMAGE_FIELDS, feature_fields, source_schema
 from pipeline.inference.predictor import Predictor
 from pipeline.job.reading.loader import parse_job
 from pipeline.models.agreement import AgreementLimits
@@ -114,33 +115,81 @@ def test_labels_agree_where_no_score_is_near_min_score():
 def test_golden_labels_may_be_texts_alone():
     task = make_task(TaskSpec("multilabel", labels=("a", "b", "c"), min_score=0.5))
     expected = task.parse_golden(pa.table({"labels": [["a"], ["b", "a"], ["a", "z"], []]}))
-    found = {"score": np.array([[0.9, 0.1, 0.52]] * 4)}
     limits = AgreementLimits(0.05, 1.0, 0.0)
-    assert task.golden_differences(expected, found, pa.table({}), limits, 0.05) == [
+    assert task.differences(expected, labelled([{"a": 0.9, "c": 0.52}] * 4), limits) == [
         "",
-        "expected 'b', found 0.1000",
+        "expected 'b', found none",
         "expected 'z', which is no label of the model",
         "expected no 'a', found 0.9000",
     ]
     scored = [{"label": "a", "label_id": 0, "score": 0.9}, {"label": "b", "label_id": 1,
               "score": 0.52}]  # fmt: skip
     expected = task.parse_golden(pa.table({"labels": [scored]}))
-    one = {"score": np.array([[0.8, 0.1, 0.1]])}
-    assert task.golden_differences(expected, one, pa.table({}), limits, 0.05) == [
+    assert task.differences(expected, labelled([{"a": 0.8}]), limits) == [
         "expected 'a' 0.9000, found 0.8000"
     ]
+
+
+def labelled(rows: list[dict[str, float]]) -> pa.Table:
+    """Published rows of task multilabel, each label -> score."""
+    entries = [[{"label": label, "score": score} for label, score in row.items()] for row in rows]
+    return pa.table({"labels": entries})
 
 
 def test_published_labels_agree_if_their_scores_do():
     task = make_task(TaskSpec("multilabel", labels=("a", "b"), min_score=0.5))
     limits = AgreementLimits(0.05, 1.0, 0.0)
+    found = labelled([{"a": 0.91, "b": 0.52}, {"a": 0.8}, {"a": 0.9, "b": 0.7}])
+    said = task.differences(labelled([{"a": 0.9}] * 3), found, limits)
+    assert [bool(each) for each in said] == [False, True, True]
 
-    def entries(**scores: float) -> list[dict[str, Any]]:
-        return [{"label": label, "score": score} for label, score in scores.items()]
 
-    assert task.values_agree(entries(a=0.9), entries(a=0.91, b=0.52), limits)
-    assert not task.values_agree(entries(a=0.9), entries(a=0.8), limits)
-    assert not task.values_agree(entries(a=0.9), entries(a=0.9, b=0.7), limits)
+def classified(*tops: dict[str, float], **first: Any) -> pa.Table:
+    """Published rows of task classify, each with its `top_k`; `first` overrides the best."""
+    rows = []
+    for top in tops:
+        entries = [{"label": n, "label_id": "abc".index(n), "score": s} for n, s in top.items()]
+        rows.append({**entries[0], **first, "top_k": entries})
+    return pa.Table.from_pylist(rows, pa.schema(CLASSIFY_FIELDS))
+
+
+@pytest.mark.parametrize(
+    ("top_k", "known", "found", "agrees"),
+    [
+        (2, {"a": 0.41, "b": 0.4}, {"b": 0.41, "a": 0.4}, True),
+        (2, {"a": 0.41, "b": 0.4}, {"a": 0.41, "c": 0.4}, False),
+        (2, {"a": 0.4, "b": 0.31}, {"a": 0.4, "c": 0.3}, True),
+        (2, {"a": 0.8, "b": 0.1}, {"b": 0.8, "a": 0.1}, False),
+        (1, {"a": 0.5}, {"b": 0.49}, True),
+        (1, {"a": 0.9}, {"b": 0.9}, False),
+        (1, {"a": 0.9}, {"a": 0.8}, False),
+        (3, {"a": 0.5, "b": 0.3, "c": 0.2}, {"a": 0.5, "c": 0.26, "b": 0.24}, False),
+    ],
+)
+def test_of_two_labels_that_are_about_as_likely_either_may_be_the_best(
+    top_k: int, known: dict[str, float], found: dict[str, float], agrees: bool
+):
+    task = make_task(TaskSpec("classify", labels=("a", "b", "c"), top_k=top_k))
+    sides, limits = (classified(known), classified(found)), AgreementLimits(0.02, 1.0, 0.0)
+    [said] = task.differences(*sides, replace(limits, allows_ties=True))
+    assert (said == "") == agrees
+    [strict] = task.differences(*sides, limits)
+    assert strict or next(iter(known)) == next(iter(found))
+
+
+@pytest.mark.parametrize(
+    "altered", [{"label": "b"}, {"label_id": 2}, {"score": 0.5}, {"score": None}]
+)
+def test_an_altered_value_of_a_published_row_is_told_by_its_sample(altered: dict[str, Any]):
+    task = make_task(TaskSpec("classify", labels=("a", "b", "c"), top_k=2))
+    limits = AgreementLimits(0.05, 1.0, 0.0, allows_ties=True)
+    good = classified({"a": 0.6, "b": 0.3})
+    assert task.differences(good, good, limits) == [""]
+    for pair in (
+        (classified({"a": 0.6, "b": 0.3}, **altered), good),
+        (good, classified({"a": 0.6, "b": 0.3}, **altered)),
+    ):
+        assert task.differences(*pair, limits) != [""]
 
 
 def test_score_gives_one_number_and_takes_the_activation_of_the_model():

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import pyarrow as pa
 import torch
 
@@ -46,6 +45,3 @@ class Spread(Task):
 
     def measured_columns(self) -> tuple[str, ...]:
         return (NAME,)
-
-    def golden_arrays(self, expected: pa.Table) -> Arrays:
-        return {NAME: np.array(expected.column(NAME).to_pylist(), np.float64)}
