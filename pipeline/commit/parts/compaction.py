@@ -9,7 +9,7 @@ Pure over a store; the caller decides where the groups run (Ray tasks in a run).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from pipeline.commit.layout import part_name
 from pipeline.commit.manifest import Part
 from pipeline.commit.parts.part_writer import PartFormat, PartStream
-from pipeline.commit.parts.row_ids import hash_ids, sum_hashes
+from pipeline.commit.parts.row_ids import sum_of_parts
 from pipeline.commit.parts.row_positions import Positions, make_positions
 from pipeline.commit.staging import StagedSlice, staged_of
 from pipeline.core.failures import Reason
@@ -77,7 +77,6 @@ class SliceRows:
     is_good: npt.NDArray[np.bool_]
     positions: Positions
     """Of all rows."""
-    row_id_hash: int
     size_bytes: float
 
 
@@ -88,7 +87,6 @@ class CompactedGroup:
     index: int
     predictions: tuple[Part, ...]
     quarantine: tuple[Part, ...]
-    row_id_hash: int
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,11 @@ class Compacted:
 
     predictions: tuple[Part, ...]
     quarantine: tuple[Part, ...]
-    row_id_hash: str
+
+    @property
+    def row_id_hash(self) -> str:
+        """Of the manifest."""
+        return sum_of_parts(self.predictions + self.quarantine)
 
 
 @dataclass(frozen=True)
@@ -119,14 +121,12 @@ class Compactor:
         total = None if group.is_last else sum(size for _, _, size in group.slices)
         predictions = self.stream("predictions", group.index, self.schema, total_weight=total)
         quarantine = self.stream("quarantine", group.index, QUARANTINE_SCHEMA)
-        row_id_hash = 0
         for rows in self.read(group):
             predictions.write(rows.good, rows.size_bytes)
             quarantine.write(
                 rows.quarantined, numbers=rows.positions.take(~rows.is_good).to_matrix()
             )
-            row_id_hash += rows.row_id_hash
-        return CompactedGroup(group.index, predictions.close(), quarantine.close(), row_id_hash)
+        return CompactedGroup(group.index, predictions.close(), quarantine.close())
 
     def stream(
         self, folder: str, index: int, schema: pa.Schema, *, total_weight: float | None = None
@@ -151,7 +151,6 @@ class Compactor:
             found = self.store.read_many([path for _, path, _ in some])
             for key, path, size_bytes in some:
                 staged, rows = _decode(found[path], path)
-                ids = hash_ids(rows.column(ROW_ID))
                 rows = _mark_duplicates(rows, group.duplicates.get(key, ()))
                 is_good = pc.is_null(rows.column(ERROR))
                 good, failed = _divided(rows, is_good)
@@ -161,26 +160,15 @@ class Compactor:
                     quarantined=_to_quarantine(failed, staged),
                     is_good=np.asarray(is_good),
                     positions=make_positions(num_before, key.unit, key.start, key.num_rows),
-                    row_id_hash=int(ids.sum(dtype=np.uint64)),
                     size_bytes=size_bytes,
                 )
                 num_before += key.num_rows
 
-    def whole(
-        self,
-        predictions: Sequence[Part],
-        groups: Sequence[tuple[tuple[Part, ...], int]],
-    ) -> Compacted:
-        """Put together what the groups made; an empty partition gets one part with the schema.
-
-        Args:
-            predictions: All parts of predictions.
-            groups: Quarantine parts and the sum of the row id hashes, of each group.
-        """
+    def whole(self, predictions: Sequence[Part], quarantine: Iterable[Part]) -> Compacted:
+        """Put all parts together; an empty partition gets one part with the schema."""
         if not predictions:
             predictions = self.stream("predictions", 0, self.schema).close(at_least_one=True)
-        quarantine = tuple(part for parts, _ in groups for part in parts)
-        return Compacted(tuple(predictions), quarantine, sum_hashes([h for _, h in groups]))
+        return Compacted(tuple(predictions), tuple(quarantine))
 
 
 def compact_slices(
@@ -204,7 +192,7 @@ def compact_slices(
     done: list[CompactedGroup] = run_tasks(compactor.compact, [(group,) for group in groups])
     return compactor.whole(
         [part for group in done for part in group.predictions],
-        [(group.quarantine, group.row_id_hash) for group in done],
+        [part for group in done for part in group.quarantine],
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -31,11 +31,11 @@ from pipeline.commit.parts.partition_columns import (
     RowGroupRef,
     read_piece,
 )
-from pipeline.commit.parts.row_ids import hash_ids
+from pipeline.commit.parts.row_ids import with_hash
 from pipeline.commit.parts.row_positions import Positions, read_keys
 from pipeline.core.arrays import Numbers
 from pipeline.core.hive_paths import values_of, without
-from pipeline.core.schema import QUARANTINE_SCHEMA, ROW_ID
+from pipeline.core.schema import QUARANTINE_SCHEMA
 
 _BATCH_ROWS = 4096
 _COPIES_PER_TASK = 16
@@ -92,7 +92,7 @@ class Merger:
         gone: Numbers,
         inserts: tuple[Insert, ...],
         positions: Positions,
-    ) -> tuple[tuple[Part, ...], int]:
+    ) -> tuple[Part, ...]:
         """Take rows out of the quarantine and merge those that failed into it.
 
         Args:
@@ -100,20 +100,14 @@ class Merger:
             gone: int64 (G,): keys of the rows to leave out.
             inserts: Slices; of each row that did not fail the key is NOT_HERE.
             positions: Of all rows that will be there.
-
-        Returns:
-            The new parts, and the sum of the hashes of the ids that were left out.
         """
         stream = self.compactor.stream("quarantine", 0, QUARANTINE_SCHEMA)
-        gone_hash, num_rows = 0, 0
+        num_rows = 0
 
         def kept() -> Keyed:
-            nonlocal gone_hash
             for part in parts:
                 for rows, keys in self._placed(part, QUARANTINE_SCHEMA):
                     is_gone = np.isin(keys, gone)
-                    ids = hash_ids(rows.column(ROW_ID).filter(pa.array(is_gone)))
-                    gone_hash += int(ids.sum(dtype=np.uint64))
                     yield rows.filter(pa.array(~is_gone)), keys[~is_gone]
 
         for rows, keys in interleave(kept(), self._failed(inserts)):
@@ -121,17 +115,19 @@ class Merger:
             assert np.array_equal(own.keys, keys), "rows are not where they were expected"
             stream.write(rows, numbers=own.to_matrix())
             num_rows += rows.num_rows
-        return stream.close(), gone_hash
+        return stream.close()
 
     def sort(self, index: int, inserts: tuple[Insert, ...]) -> tuple[RowGroupRef, ...]:
         """Sort new rows by value, for `into_folder`."""
         regrouper = Regrouper(self.compactor, self.columns)
         return regrouper.write_sorted(self._good(inserts), index)
 
-    def copy(self, copies: tuple[tuple[str, str], ...]) -> None:
-        """Copy parts as they are."""
-        for source, target in copies:
-            self.compactor.store.copy(source, f"{self.compactor.folder}/{target}")
+    def copy(self, copies: tuple[tuple[Part, str], ...]) -> list[Part]:
+        """Copy parts as they are; return the copies."""
+        store = self.compactor.store
+        for part, target in copies:
+            store.copy(part.path, f"{self.compactor.folder}/{target}")
+        return [replace(with_hash(store, part), path=target) for part, target in copies]
 
     def _numbered(self, part: Part) -> Keyed:
         number = 0
@@ -286,19 +282,18 @@ def _with_copies(
     run_tasks: RunTasks,
 ) -> list[Part]:
     """Put parts together: those that were rewritten, and copies of the others."""
-    whole: list[Part] = []
-    copies: list[tuple[str, str]] = []
+    copies: list[tuple[Part, str]] = []
     for index, part in enumerate(parts):
-        if index in made:
-            whole += made[index]
-            continue
-        folder = layout.inside(part.path).rpartition("/")[0]
-        path = merger.compactor.part_path(folder, index)
-        copies.append((part.path, path))
-        whole.append(Part(path, part.num_rows, part.size_bytes, part.sha256))
+        if index not in made:
+            folder = layout.inside(part.path).rpartition("/")[0]
+            copies.append((part, merger.compactor.part_path(folder, index)))
     chunks = [
         tuple(copies[start : start + _COPIES_PER_TASK])
         for start in range(0, len(copies), _COPIES_PER_TASK)
     ]
-    run_tasks(merger.copy, [(chunk,) for chunk in chunks])
-    return whole
+    copied = (part for some in run_tasks(merger.copy, [(c,) for c in chunks]) for part in some)
+    return [
+        part
+        for index in range(len(parts))
+        for part in (made[index] if index in made else [next(copied)])
+    ]

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.commit.manifest import Part
+from pipeline.commit.parts.row_ids import hash_ids, sum_hashes
 from pipeline.commit.parts.row_positions import to_metadata
 from pipeline.core.arrays import Numbers
 from pipeline.core.schema import ROW_ID
@@ -164,7 +165,7 @@ class PartStream:
         self._total_weight = total_weight
         self._parts: list[Part] = []
         self._open: tuple[io.BytesIO, pq.ParquetWriter] | None = None
-        self._part_rows = 0
+        self._part_rows = self._ids_hash = 0
         self._pending: list[pa.Table] = []
         self._pending_rows = 0
         self._pending_weight = 0.0
@@ -220,6 +221,7 @@ class PartStream:
         self._memory += rows.nbytes
         self._weight += self._pending_weight
         self._part_rows += rows.num_rows
+        self._ids_hash += int(hash_ids(rows.column(ROW_ID)).sum(dtype=np.uint64))
         self._pending, self._pending_rows, self._pending_weight = [], 0, 0.0
         if self._is_full(buffer.tell(), row_group_bytes):
             self._end_part()
@@ -243,8 +245,9 @@ class PartStream:
         path = self._name(len(self._parts))
         self._store.put(f"{self._folder}/{path}", data)
         digest = hashlib.sha256(data).hexdigest()
-        self._parts.append(Part(path, self._part_rows, len(data), digest))
-        self._open, self._part_rows = None, 0
+        ids_hash = sum_hashes([self._ids_hash])
+        self._parts.append(Part(path, self._part_rows, len(data), digest, ids_hash))
+        self._open, self._part_rows, self._ids_hash = None, 0, 0
 
     def _next_numbers(self, num_rows: int) -> Numbers:
         numbers = np.concatenate(self._numbers)

@@ -64,7 +64,6 @@ class SortedGroup:
 
     pieces: tuple[RowGroupRef, ...]
     quarantine: tuple[Part, ...]
-    row_id_hash: int
 
 
 @dataclass(frozen=True)
@@ -89,19 +88,16 @@ class Regrouper:
             GateRefused: There are too many values.
         """
         quarantine = self.compactor.stream("quarantine", group.index, QUARANTINE_SCHEMA)
-        row_id_hash = 0
 
         def good() -> Keyed:
-            nonlocal row_id_hash
             for rows in self.compactor.read(group):
                 quarantine.write(
                     rows.quarantined, numbers=rows.positions.take(~rows.is_good).to_matrix()
                 )
-                row_id_hash += rows.row_id_hash
                 yield rows.good, rows.positions.keys[rows.is_good]
 
         pieces = self.write_sorted(good(), group.index)
-        return SortedGroup(pieces, quarantine.close(), row_id_hash)
+        return SortedGroup(pieces, quarantine.close())
 
     def write_sorted(self, keyed: Keyed, index: int) -> tuple[RowGroupRef, ...]:
         """Write rows sorted by value, one row group per value and file.
@@ -215,7 +211,7 @@ def compact_by_value(
     )
     return compactor.whole(
         [part for parts in written for part in parts],
-        [(group.quarantine, group.row_id_hash) for group in done],
+        [part for group in done for part in group.quarantine],
     )
 
 

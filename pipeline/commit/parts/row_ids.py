@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.commit.manifest import Part
 from pipeline.commit.parts.part_reader import read_columns
 from pipeline.core.schema import ERROR, LABEL, ROW_ID
 from pipeline.core.slices import SliceKey
@@ -32,8 +34,21 @@ def sum_hashes(hashes: Sequence[int]) -> str:
     return f"{sum(hashes) & _HASH_MASK:016x}"
 
 
+def sum_of_parts(parts: Iterable[Part]) -> str:
+    """Add the hashes of all rows of parts that know theirs."""
+    return sum_hashes([int(part.row_id_hash, 16) for part in parts])
+
+
+def with_hash(store: Store, part: Part) -> Part:
+    """Return a published part with the hash of its rows; one of an older version is read for it."""
+    if part.row_id_hash:
+        return part
+    total = int(read_hashes(store, part.path).sum(dtype=np.uint64))
+    return replace(part, row_id_hash=sum_hashes([total]))
+
+
 def read_hashes(store: Store, path: str) -> npt.NDArray[np.uint64]:
-    """Hash the row ids of one staged part, in its order, to uint64 (N,)."""
+    """Hash the row ids of one part, in its order, to uint64 (N,)."""
     return hash_ids(read_columns(store, path, [ROW_ID]).column(ROW_ID))
 
 

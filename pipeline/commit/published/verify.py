@@ -249,7 +249,12 @@ def _check_unique(store: Store, good: Sequence[FoundPart]) -> Check:
 
 def _check_hash(every: Sequence[FoundPart], manifest: Manifest) -> Check:
     total = _sum(join([found.hashes for found in every]))
-    problems = []
+    problems = [
+        f"the row ids of {found.part.path} add up to {own}, the manifest says "
+        f"{found.part.row_id_hash}"
+        for found in every
+        if found.part.row_id_hash not in ("", own := _sum(found.hashes))
+    ]
     if total != manifest.row_id_hash:
         problems.append(f"the row ids add up to {total}, the manifest says {manifest.row_id_hash}")
     return verdict("row_id_hash", problems, f"the row ids add up to {total}")

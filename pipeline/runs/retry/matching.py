@@ -10,11 +10,10 @@ import numpy.typing as npt
 
 from pipeline.commit.parts.compaction import RunTasks
 from pipeline.commit.parts.part_reader import read_columns
-from pipeline.commit.parts.row_ids import hash_ids
 from pipeline.core.arrays import Numbers
 from pipeline.core.errors import InfraError
 from pipeline.core.failures import Reason
-from pipeline.core.schema import ERROR, ROW_ID
+from pipeline.core.schema import ERROR
 from pipeline.core.slices import SliceKey
 from pipeline.planning.tiling import Slices
 from pipeline.runs.merging import LabelledDuplicates, rows_of
@@ -26,8 +25,6 @@ from pipeline.storage.store import Store
 class SliceOutcome:
     """What became of the rows of a slice."""
 
-    hashes: npt.NDArray[np.uint64]
-    """Of their ids."""
     is_good: npt.NDArray[np.bool_]
     ends_in_rest: bool
     """Its last row may stand for the rest of a tar, which cannot be read."""
@@ -43,8 +40,6 @@ class Match:
 
     slices: Slices
     duplicates: Mapping[SliceKey, tuple[int, ...]]
-    hashes: npt.NDArray[np.uint64]
-    """uint64 (M,): of their ids."""
     gone: Numbers
     """Rows of the quarantine that are replaced."""
     entries: Numbers
@@ -98,7 +93,6 @@ def match_rows(
     return Match(
         slices,
         repeated,
-        np.concatenate([np.zeros(0, np.uint64), *(outcome.hashes for outcome in outcomes)]),
         gone,
         entries,
         minors,
@@ -108,11 +102,9 @@ def match_rows(
 
 def read_slice_outcome(store: Store, path: str) -> SliceOutcome:
     """Read what became of the rows of a staged slice."""
-    rows = read_columns(store, path, [ROW_ID, ERROR])
-    ids, errors = rows.column(ROW_ID), rows.column(ERROR)
-    last = errors[-1].as_py() if rows.num_rows else None
-    is_rest = last == Reason.UNREADABLE_SHARD.value
-    return SliceOutcome(hash_ids(ids), np.asarray(errors.is_null()), is_rest)
+    errors = read_columns(store, path, [ERROR]).column(ERROR)
+    last = errors[-1].as_py() if len(errors) else None
+    return SliceOutcome(np.asarray(errors.is_null()), last == Reason.UNREADABLE_SHARD.value)
 
 
 def _match_uncounted(
@@ -139,7 +131,7 @@ def _match_shard(
     own: Numbers, num_only: int, outcomes: Sequence[SliceOutcome], path: str
 ) -> tuple[Numbers, Numbers, Numbers]:
     """Match the rows of one unit: first those that were named, then what follows them."""
-    num_rows = sum(len(outcome.hashes) for outcome in outcomes)
+    num_rows = sum(len(outcome.is_good) for outcome in outcomes)
     if outcomes and outcomes[-1].ends_in_rest and num_rows <= num_only:
         # It breaks off earlier than it did: what was not reached stays as it is.
         reached = own[: num_rows - 1]

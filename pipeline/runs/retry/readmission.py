@@ -189,7 +189,7 @@ class MergedRetry:
             parts = merge_parts(merger, published.parts, inserts, layout, tasks)
         is_tar = base.plan.row_ids == "key"
         positions = merge_positions(base.positions, base.predicted_before, match, is_tar=is_tar)
-        [(quarantine, gone_hash)] = tasks(
+        [quarantine] = tasks(
             merger.into_quarantine,
             [(
                 published.quarantine_parts,
@@ -198,9 +198,7 @@ class MergedRetry:
                 positions,
             )],
         )  # fmt: skip
-        new_hash = int(match.hashes[here].sum(dtype=np.uint64))
-        old_hash = int(published.row_id_hash, 16)
-        return compactor.whole(parts, [((), old_hash - gone_hash), (tuple(quarantine), new_hash)])
+        return compactor.whole(parts, quarantine)
 
     def to_manifest(self, manifest: Manifest) -> Manifest:
         """Say in the manifest of the next version what it consists of.

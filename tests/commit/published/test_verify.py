@@ -213,6 +213,11 @@ def edit_counts(store: Store, manifest: Manifest) -> None:
     edit(store, manifest, **more, num_quarantined=manifest.num_quarantined - 1)
 
 
+def edit_a_hash(store: Store, manifest: Manifest) -> None:
+    first, *rest = manifest.parts
+    edit(store, manifest, parts=(dataclasses.replace(first, row_id_hash="0" * 16), *rest))
+
+
 def add_to_the_log(store: Store, manifest: Manifest) -> None:
     store.put(f"{LAYOUT.log}/abc.json", manifest.to_json())
 
@@ -254,6 +259,7 @@ def delete_the_plan(store: Store, manifest: Manifest) -> None:
         (edit_weights, ["receipt"], "has weights_sha256 abab"),
         (edit_number, ["log"], "0000000001.json says that it is 7"),
         (edit_partition, ["log"], "says partition date=2020-01-01"),
+        (edit_a_hash, ["row_id_hash"], "add up to"),
         (edit_unreadable, ["receipt"], "0 unreadable shards are in quarantine"),
         (edit_counts, ["counts"], "the manifest says 21 + 3 = 24 rows"),
         (edit_gates, ["receipt"], "the gates of the manifest are not those of"),

@@ -14,7 +14,6 @@ PREDICTED_BEFORE = POSITIONS.ranks - np.arange(3)
 MATCH = Match(
     slices=[],
     duplicates={},
-    hashes=np.zeros(3, np.uint64),
     gone=np.array([0, 1]),
     entries=np.array([0, 1, 1]),
     minors=np.array([0, 0, 1]),
@@ -41,7 +40,6 @@ def test_only_the_rest_of_a_tar_moves_the_number_of_the_row():
 
 
 def test_a_row_that_replaces_no_entry_is_left_out():
-    match = Match([], {}, np.zeros(1, np.uint64), np.zeros(0, int), np.array([-1]),
-                  np.array([0]), np.array([False]))  # fmt: skip
+    match = Match([], {}, np.zeros(0, int), np.array([-1]), np.array([0]), np.array([False]))
     merged = merge_positions(POSITIONS, PREDICTED_BEFORE, match, is_tar=True)
     assert np.array_equal(merged.to_matrix(), POSITIONS.to_matrix())

@@ -213,7 +213,7 @@ def _compact(
     groups = cut_groups(sized, rows.slices_per_part, duplicates)
     done = [compactor.compact(group) for group in groups]
     parts = [part for group in done for part in group.predictions]
-    return compactor.whole(parts, [(group.quarantine, group.row_id_hash) for group in done])
+    return compactor.whole(parts, [part for group in done for part in group.quarantine])
 
 
 def _duplicates(
