@@ -28,7 +28,7 @@ from pipeline.inference.slice_progress import Channel
 from pipeline.job.job import Job
 from pipeline.models.spec import ModelSpec
 from pipeline.models.weights.factory_tensors import warn_random_weights
-from pipeline.planning.plan import Plan, what_changed
+from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import missing_units
 from pipeline.process.failpoints import failpoint
 from pipeline.process.interrupts import defer_stops
@@ -44,6 +44,7 @@ from pipeline.runs.prepare import prepare
 from pipeline.runs.resume import note_if_published, take_over, tidy_if_free
 from pipeline.runs.save_report import save_report, save_trouble
 from pipeline.runs.settle import settle
+from pipeline.runs.staleness import why_stale
 from pipeline.runs.supervisor import stoppable, supervise
 from pipeline.sources.units import Unit
 from pipeline.storage.errors import options_named
@@ -104,7 +105,7 @@ def _execute(run: RunContext, progress: Progress) -> RunStatus:
         base = repair(store, layout, job.sink.keep_versions, table=run.table)
         if note_if_published(run, base, plan):
             return "nothing_to_do"
-        if base and (changed := what_changed(base.fingerprint_parts, plan.fingerprint_parts)):
+        if base and (changed := why_stale(store, layout, base, plan)):
             progress.phase(f"version {base.number} is of before a change: {changed}")
         plan = replace(adopt_plan(store, layout, plan), source_root=plan.source_root)
         manifest = predict_and_publish(run, plan, model, base, lease, progress)

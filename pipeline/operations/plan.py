@@ -20,7 +20,7 @@ from pipeline.job.reading.loader import Overrides
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.scores import scores_told
 from pipeline.operations.jobs import Date, JobLike, load_job, run_options
-from pipeline.planning.plan import Plan, what_changed
+from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import done_slices
 from pipeline.report.history import Recipe, find_past_run
 from pipeline.report.speed.estimate import estimate
@@ -29,6 +29,7 @@ from pipeline.runs.context import RunContext
 from pipeline.runs.one_row import Preview, preview_row
 from pipeline.runs.prepare import prepare
 from pipeline.runs.resume import is_published
+from pipeline.runs.staleness import why_stale
 from pipeline.runs.tuning.auto import foresee, needs_tuning
 from pipeline.runs.tuning.choice import Choice
 from pipeline.runs.tuning.selection import as_tried
@@ -62,7 +63,8 @@ def plan(
         PipelineError: As the run itself would, before its first row.
     """
     loaded = load_job(job, date=date, overrides=overrides)
-    run = RunContext.of(loaded, run_options(address, allow_import)).with_settled_source()
+    options = run_options(address, allow_import)
+    run = RunContext.of(loaded, options).with_settled_source()
     return _describe(run, tries=tries)
 
 
@@ -121,7 +123,7 @@ def _next_step(
     staged = list_staged(store, layout.staging(plan.fingerprint))
     done = done_slices(plan, staged)
     action = "publish the first version" if current is None else f"replace version {current.number}"
-    changed = what_changed(current.fingerprint_parts if current else {}, plan.fingerprint_parts)
+    changed = why_stale(store, layout, current, plan) if current and not is_done else ""
     if is_done:
         action = _NOTHING
     elif done:
@@ -130,7 +132,7 @@ def _next_step(
     rows_left = None if num_rows is None else num_rows - sum(key.num_rows for key in done)
     return {
         "a_run_would": action,
-        **({"changed": changed} if changed and not is_done else {}),
+        **({"changed": changed} if changed else {}),
         "units": len(plan.units),
         "slices": None if num_rows is None else sum(1 for _ in plan.slices()),
         "slices_staged": len(done),

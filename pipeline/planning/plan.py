@@ -36,11 +36,6 @@ from pipeline.storage.skipped import Skipped
 from pipeline.storage.store import Store
 
 _USUAL_UNITS = 1_000
-_PARTS = {
-    "inputs": "the input (a name, size or time of a shard)",
-    "model": "the model or what decides its predictions",
-    "settings": "the job's source or row limit",
-}
 # These fields decide which files are listed; the files are digested one by one.
 _OF_LISTING = {"storage_options", "follow_links"}
 
@@ -253,24 +248,6 @@ def job_extensions(job: Job, model: ModelSpec) -> dict[str, str]:
     ]
     digests = {f"{kind_of(group)} {name}": code_digest(group, name) for group, name in named}
     return {which: digest for which, digest in digests.items() if digest}
-
-
-def what_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Return in words which `fingerprint_parts` differ; '' if none do or `before` is unknown."""
-    if not before:
-        return ""
-    changed = [words for part, words in _PARTS.items() if before.get(part) != now.get(part)]
-    then, areas = before.get("semantics", {}), now.get("semantics", {})
-    changed += [
-        f"how this version of the package computes ({area})"
-        for area in sorted({*then, *areas})
-        if then.get(area) != areas.get(area)
-    ]
-    old, new = before.get("extensions", {}), now.get("extensions", {})
-    changed += [
-        f"the code of {which}" for which in sorted({*old, *new}) if old.get(which) != new.get(which)
-    ]
-    return ", ".join(changed)
 
 
 def _digest(facts: Any) -> str:

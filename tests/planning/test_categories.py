@@ -12,7 +12,8 @@ import pytest
 from support.runs.plan_examples import SPEC
 
 from pipeline.job.reading.loader import parse_job
-from pipeline.planning.plan import Plan, make_plan, what_changed
+from pipeline.planning.changes import what_changed
+from pipeline.planning.plan import Plan, make_plan
 from pipeline.sources.features.category_files import with_categories
 from pipeline.sources.inputs import list_inputs
 

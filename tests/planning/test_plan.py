@@ -33,11 +33,11 @@ from pipeline.commit.plan_store import PLAN_VERSION, adopt_plan, plan_from_json,
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.failures import Reason
 from pipeline.models.spec import ModelSpec
+from pipeline.planning.changes import shards_changed, what_changed
 from pipeline.planning.plan import (
     fingerprint_parts,
     job_extensions,
     make_plan,
-    what_changed,
 )
 from pipeline.planning.slicing import SliceSizes
 from pipeline.planning.tiling import first_slices, missing_units
@@ -493,3 +493,27 @@ def test_chosen_rows_survive_the_file_of_a_plan():
     made = make_plan(job(), inputs_of([Extent("a", 9, "v", 0, 50, 1.5)]), SPEC, batch_size=4)
     plan = replace(made, units=units)
     assert plan_from_json(plan_to_json(plan, "token"), plan.fingerprint) == plan
+
+
+def test_shards_that_changed_are_named():
+    extents = shard_extents([[3], [4], [5]], 10.0)
+    new = shard_extents([[3], [4], [5], [6]])[3:]
+    other = [replace(extents[0], version="v2"), extents[1], *new]
+    before, now = planned(extents), planned(other)
+    assert shards_changed(before, now) == (
+        "the input: 1 shard new (s00003.parquet), 1 shard changed (s00000.parquet), "
+        "1 shard gone (s00002.parquet)"
+    )
+    assert shards_changed(before, replace(before, source_root="/new")) == "the input (it was /in)"
+    assert shards_changed(before, before) == "the input: its columns or their types"
+    many = planned(shard_extents([[1]] * 9, 10.0))
+    assert "6 shards new (s00003.parquet, s00004.parquet, s00005.parquet, ...)" in shards_changed(
+        before, many
+    )
+
+
+def test_what_changed_of_a_model_is_named_if_both_are_known():
+    then, now = {"model": "1"}, {"model": "2"}
+    models = ({"weights_sha256": "a", "layer": None}, {"weights_sha256": "b", "layer": None})
+    assert what_changed(then, now, models=models) == "the weights"
+    assert what_changed(then, then, models=models) == ""

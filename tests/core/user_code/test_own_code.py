@@ -35,7 +35,7 @@ from pipeline.job.job import Job
 from pipeline.job.reading.loader import parse_job
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.operations.plan import plan
-from pipeline.planning.plan import what_changed
+from pipeline.planning.changes import what_changed
 from pipeline.runs.builders import make_reader
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.prepare import prepare
