@@ -18,5 +18,6 @@ REGISTRY = {
     "score_drift": "pipeline.gates.drift:SCORES",
     "golden": "pipeline.gates.agreement:GOLDEN",
     "min_agreement_pct": "pipeline.gates.agreement:REFERENCE_CHECK",
+    "carried": "pipeline.gates.carried:CARRIED",
 }
 """In the order in which they are shown."""

@@ -12,6 +12,7 @@ class Constant(Gate):
     """One label and one score, one vector, or the same numbers for all rows."""
 
     name = "constant"
+    judges_computed = True
 
     def is_on(self, options: Gates) -> bool:
         return options.constant.mode != "off"

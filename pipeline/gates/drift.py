@@ -19,6 +19,7 @@ class LabelDrift(Gate):
 
     name = "label_drift"
     needs: frozenset[Need] = frozenset(["history"])
+    judges_computed = True
 
     def is_on(self, options: Gates) -> bool:
         return options.label_drift.mode != "off"
@@ -39,6 +40,7 @@ class ScoreDrift(Gate):
 
     name = "score_drift"
     needs: frozenset[Need] = frozenset(["history"])
+    judges_computed = True
 
     def is_on(self, options: Gates) -> bool:
         return options.score_drift.mode != "off"

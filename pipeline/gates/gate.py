@@ -13,9 +13,9 @@ from pipeline.gates.results import GateResult
 from pipeline.job.gates import Gates
 from pipeline.job.section import Section
 
-Need = Literal["history", "reference_check", "golden"]
+Need = Literal["history", "reference_check", "golden", "carried"]
 """What a run does for a gate only: read earlier partitions; predict rows again by eager fp32;
-predict golden rows."""
+predict golden rows; predict carried rows again."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,16 @@ class Figures:
     """Why there is no input, if there is none."""
     is_limited: bool = False
     """Only the first rows were asked for (`run.limit_rows`)."""
+    num_carried: int = 0
+    """Rows whose predictions are those of earlier versions."""
+    num_checked: int = 0
+    """Such rows that were predicted again."""
+    differing: Sequence[str] = ()
+    """Those of them that differ: id, what was expected and what was found."""
+    computed: Figures | None = None
+    """Of the rows that this run computed, alone, if others are carried: see `computed_alone`."""
+    is_sample: bool = False
+    """These are the computed rows alone: some of the partition's, so chance moves their shares."""
 
 
 class Gate(Protocol):
@@ -65,6 +75,8 @@ class Gate(Protocol):
     needs: frozenset[Need] = frozenset()
     only_worsens: bool = False
     """More rows cannot turn its failure, so that a run may be refused before its end."""
+    judges_computed: bool = False
+    """It judges the computed rows alone as well, if others are carried."""
 
     def is_on(self, options: Any) -> bool:
         """Tell whether the job wants it to judge; if not, nothing is done for its needs."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.core.causes import Cause
 from pipeline.core.errors import GateRefused
 from pipeline.core.registry import GATES, built_in, get
+from pipeline.gates.computed import judge_computed
 from pipeline.gates.gate import Figures, Gate, Need
 from pipeline.gates.history import Past
 from pipeline.gates.results import GateResult, accept, failures, how_to_accept
@@ -38,15 +39,16 @@ def needs_of(section: Gates) -> set[Need]:
 def judge(
     section: Gates, figures: Figures, past: Past, accepted: Mapping[str, str] | None = None
 ) -> list[GateResult]:
-    """Judge a run by all gates.
+    """Judge a run by all gates, some of them twice: see `computed.py`.
 
     Args:
         section: The job's limits.
-        figures: What is staged.
+        figures: What is to be published.
         past: What was published before.
         accepted: Gate -> why its failure is accepted.
     """
-    return accept(_results(gates_of(section), section, figures, past), accepted or {})
+    results = [*_results(gates_of(section), section, figures, past)]
+    return accept(results, accepted or {})
 
 
 def certain_failures(
@@ -71,7 +73,7 @@ def certain_failures(
         return []
     figures = Figures(num_planned, 0, num_quarantined, 0, reasons=reasons, causes=causes)
     gates = [gate for gate in gates_of(section) if gate.only_worsens]
-    results = accept(_results(gates, section, figures, Past()), accepted)
+    results = accept([*_results(gates, section, figures, Past())], accepted)
     return [result for result in results if result.status == "fail"]
 
 
@@ -85,8 +87,12 @@ def early_refusal(failed: list[GateResult], num_done: int, num_planned: int) -> 
 
 def _results(
     gates: Sequence[Gate], section: Gates, figures: Figures, past: Past
-) -> list[GateResult]:
-    return [gate.judge(_options_of(gate, section), figures, past) for gate in gates]
+) -> Iterator[GateResult]:
+    for gate in gates:
+        options, computed = _options_of(gate, section), figures.computed
+        yield gate.judge(options, figures, past)
+        if gate.judges_computed and computed is not None:
+            yield judge_computed(gate, options, section.min_rows, computed, past)
 
 
 def _options_of(gate: Gate, section: Gates) -> Any:

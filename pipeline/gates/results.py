@@ -14,6 +14,8 @@ Level = Literal["pass", "warn", "fail"]
 
 CONSERVATION: Final = "conservation"
 """Rows that are not accounted for are never accepted."""
+COMPUTED: Final = "_computed"
+"""Ends the name of a result about the computed rows alone; the gate's name stands before it."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def parse_accepted(texts: Sequence[str]) -> dict[str, str]:
         if name == CONSERVATION:
             raise JobError(f"--accept {name}: rows that are not accounted for cannot be accepted")
         known = [each for each in names(GATES) if each != CONSERVATION]
-        if name not in known:
+        if name.removesuffix(COMPUTED) not in known:
             raise JobError(f"--accept {name}: no such gate; there are {', '.join(known)}")
         if not reason.strip():
             raise JobError(f"--accept {name}: write {name}=REASON; the reason is recorded")

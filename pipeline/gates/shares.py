@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from pipeline.core.causes import format_causes
 from pipeline.gates.gate import Figures, Gate
 from pipeline.gates.history import Past
@@ -42,19 +44,20 @@ class ErrorShare(Gate):
 
     name = "max_error_pct"
     only_worsens = True
+    judges_computed = True
 
     def judge(self, options: Gates, figures: Figures, past: Past) -> GateResult:
-        name, limit = self.name, options.max_error_pct
+        name, limit = self.name, _limit(figures, options.max_error_pct)
         num_rows, num_quarantined = figures.num_planned, figures.num_quarantined
         if num_rows == 0:
             return GateResult(name, "off", None, limit, "no rows to judge")
         share = 100.0 * num_quarantined / num_rows
         message = (
-            f"{num_quarantined} of {num_rows} rows quarantined, {share:.2f}%; limit {limit:g}%"
+            f"{num_quarantined} of {num_rows} rows quarantined, {share:.2f}%; limit {limit:.4g}%"
         )
         if words := format_causes(figures.causes, num_quarantined):
             message += f" ({words})"
-        all_failed = num_quarantined == num_rows and limit < 100
+        all_failed = num_quarantined == num_rows and options.max_error_pct < 100
         if num_rows < options.min_rows and not all_failed:
             few = f"{message}; not judged below {options.min_rows} rows"
             return GateResult(name, "off", share, limit, few)
@@ -67,10 +70,11 @@ class ReasonShares(Gate):
 
     name = "max_reason_pct"
     only_worsens = True
+    judges_computed = True
 
     def judge(self, options: Gates, figures: Figures, past: Past) -> GateResult:
-        name, caps = self.name, options.max_reason_pct
-        num_rows, reasons = figures.num_planned, figures.reasons
+        caps = {name: _limit(figures, limit) for name, limit in options.max_reason_pct.items()}
+        name, num_rows, reasons = self.name, figures.num_planned, figures.reasons
         if not caps or num_rows == 0:
             return skipped(name, "no reason has a limit" if num_rows else "no rows to judge")
         shares = {reason: 100.0 * reasons.get(reason, 0) / num_rows for reason in caps}
@@ -78,7 +82,7 @@ class ReasonShares(Gate):
         over = [reason for reason in caps if shares[reason] > caps[reason]]
         message = ", ".join(
             f"{reason}: {reasons.get(reason, 0)} of {num_rows} rows, {shares[reason]:.2f}%; "
-            f"limit {caps[reason]:g}%"
+            f"limit {caps[reason]:.4g}%"
             for reason in over or [worst]
         )
         found = [cause for cause in figures.causes if cause.reason in over]
@@ -127,6 +131,16 @@ class TruncatedShare(Gate):
             return GateResult(name, "off", share, limit, few)
         level: Level = "fail" if share > limit else "pass"
         return apply_mode(name, options.truncated_mode, level, share, limit, message)
+
+
+def _limit(figures: Figures, limit_pct: float) -> float:
+    """Return a limit; of some of the rows with a row and three standard deviations for chance."""
+    num_rows = figures.num_planned
+    if not figures.is_sample or not num_rows:
+        return limit_pct
+    share = limit_pct / 100
+    by_chance = 300 * math.sqrt(share * (1 - share) / num_rows) + 100 / num_rows
+    return min(100.0, limit_pct + by_chance)
 
 
 CONSERVATION, NOT_EMPTY = Conservation(), NotEmpty()

@@ -118,6 +118,9 @@ class Gates(Section):
     agreement_mode: Mode = "fail"
     """Highest severity of that comparison before publishing; `off` leaves it out. `auto` chooses
     only what agrees, whatever the mode."""
+    carried_mode: Mode = "fail"
+    """A sample of the carried rows (`run.reuse`) is predicted again, and each must agree: highest
+    severity. `off` leaves the sample out."""
     max_score_diff: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Task `classify`: a row agrees when its best label is the same and the label's probability
     differs by no more than this."""

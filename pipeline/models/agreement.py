@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,6 +38,10 @@ class AgreementLimits:
     def of(cls, gates: Gates) -> AgreementLimits:
         """Return the limits of a job's gates."""
         return cls(gates.max_score_diff, gates.min_cosine, gates.max_relative_error)
+
+    def with_ties(self) -> AgreementLimits:
+        """Return the limits for rows that one model predicts twice, in batches of other sizes."""
+        return replace(self, allows_ties=True)
 
 
 @dataclass(frozen=True)

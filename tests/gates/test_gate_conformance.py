@@ -26,7 +26,8 @@ DOGS = Distribution({"dog": 10_000}, numbers={"score": Numbers(0.4, 0.6, {8: 500
 ALIKE = Distribution({"cat": 10_000}, numbers={"score": Numbers(0.5, 0.5, {10: 10_000})})
 GOOD = Figures(10_000, 10_000, 0, 4, distribution=CATS, num_compared=100, num_agreed=100,
                golden_compared=8, golden_agreed=8, golden_actors=1,
-               num_tokenised=9_000, num_truncated=450)  # fmt: skip
+               num_tokenised=9_000, num_truncated=450, num_carried=8_000,
+               num_checked=16)  # fmt: skip
 PAST = Past((10_000, 10_000), CATS, "date=2026-11-23")
 SECTION = {
     "golden": {"uri": "golden.parquet"},
@@ -64,6 +65,7 @@ CASES = {
     "score_drift": Case({"distribution": DOGS}, {"score_drift": {"mode": "off"}}),
     "golden": Case({"golden_agreed": 7}, {"golden": None}),
     "min_agreement_pct": Case({"num_agreed": 90}, {"agreement_mode": "off"}),
+    "carried": Case({"differing": ["a: expected x, found y"]}, {"carried_mode": "off"}),
     "row_budget": Case(
         {"num_planned": 10_001, "num_predicted": 10_001},
         {"options": {"row_budget": {"max_rows": 10_000, "mode": "off"}}},
@@ -127,7 +129,8 @@ def test_what_it_needs_is_done_only_while_it_is_on(name: str):
     assert results_of(GOOD, section_of(golden=golden))["golden"].status == "off"
     every = ("volume", "label_drift", "score_drift")
     assert needs_of(Gates.model_validate({key: {"mode": "off"} for key in every})) == {
-        "reference_check"
+        "reference_check",
+        "carried",
     }
 
 

@@ -221,7 +221,7 @@ def _published(sink: Path, layout: Layout) -> Published:
 
 
 def _limits(job: Job, report: Mapping[str, Any]) -> AgreementLimits:
-    limits = replace(AgreementLimits.of(job.gates), allows_ties=True)  # batches of other sizes
+    limits = AgreementLimits.of(job.gates).with_ties()
     is_exact = (report.get("model") or {}).get("precision") == "fp32"
     return replace(limits, max_score_diff=EXACT_SCORE_DIFF) if is_exact else limits
 

@@ -1,0 +1,69 @@
+"""Gate on carried rows: a sample of them is predicted again, and must agree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from pipeline.gates.gate import Figures, Gate, Need
+from pipeline.gates.history import Past
+from pipeline.gates.results import GateResult, Level, apply_mode, skipped
+from pipeline.job.gates import Gates
+from pipeline.models.agreement import AgreementLimits
+from pipeline.models.tasks.base import Task
+
+_SHOWN = 3
+
+
+class Carried(Gate):
+    """Rows that are taken over from earlier versions, and predicted again."""
+
+    name = "carried"
+    needs: frozenset[Need] = frozenset(["carried"])
+
+    def is_on(self, options: Gates) -> bool:
+        return options.carried_mode != "off"
+
+    def judge(self, options: Gates, figures: Figures, past: Past) -> GateResult:
+        name, mode, compared = self.name, options.carried_mode, figures.num_checked
+        if mode == "off":
+            return skipped(name, "gates.carried_mode is off")
+        if not figures.num_carried and not compared:
+            return skipped(name, "nothing was carried")
+        if not compared:
+            why = f"none of {figures.num_carried} carried rows could be predicted again"
+            return apply_mode(name, mode, "warn", None, 100.0, why)
+        differing = figures.differing
+        agreed = compared - len(differing)
+        message = f"{agreed} of {compared} carried rows agree when they are predicted again"
+        if differing:
+            more = f"; and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
+            message += (
+                f"; not these: {'; '.join(differing[:_SHOWN])}{more}; with --no-reuse the next run "
+                "predicts all rows"
+            )
+        level: Level = "fail" if differing else "pass"
+        return apply_mode(name, mode, level, 100.0 * agreed / compared, 100.0, message)
+
+
+def differing_rows(
+    task: Task, row_ids: Sequence[str], known: pa.Table, found: pa.Table, limits: AgreementLimits
+) -> list[str]:
+    """Name the carried rows that differ when they are predicted again, each in a line.
+
+    Rows that fail now are not among them: they are in quarantine, and gates of their own judge
+    those.
+
+    Args:
+        task: What the model does.
+        row_ids: Of N rows; all of a run at once, as numbers are compared by their usual size.
+        known: Their task columns in the version that they are carried from.
+        found: Their task columns as they are predicted now.
+        limits: The job's.
+    """
+    said = task.differences(known, found, limits.with_ties())
+    return [f"{row_id}: {each}" for row_id, each in zip(row_ids, said, strict=True) if each]
+
+
+CARRIED = Carried()
