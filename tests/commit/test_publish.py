@@ -15,6 +15,7 @@ from support.runs.published import (
     prepare_version,
     publish_rows,
     read_part_table,
+    sink_of,
     snapshot,
 )
 from support.runs.selection import quick_cases
@@ -27,9 +28,11 @@ from pipeline.commit.published.garbage import collect_garbage
 from pipeline.commit.published.read import read_predictions
 from pipeline.commit.published.rollback import history_numbers, rollback
 from pipeline.commit.published.verify import verify_output
+from pipeline.commit.tables import table_of
 from pipeline.core.environment import FAILPOINT
 from pipeline.core.errors import InfraError, JobError, PublishConflict
 from pipeline.process import failpoints
+from pipeline.storage.create_once import CreateOutcome
 from pipeline.storage.store import PROBES, Store, StoredFile
 
 LAYOUT = Layout(DAY)
@@ -61,6 +64,16 @@ def assert_whole(store: Store, manifest: Manifest) -> None:
 def crash_at(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(failpoints, "_reached", Counter())
     monkeypatch.setenv(FAILPOINT, f"{name}:raise")
+
+
+def suspend_before_the_log(store: Store, monkeypatch: pytest.MonkeyPatch) -> tuple[Manifest, str]:
+    """Place version 2 and do not commit it; return what `commit` needs to go on."""
+    manifest, folder = prepare_version(store, LAYOUT, Rows(2), 2, "suspended")
+    with monkeypatch.context() as patch:
+        crash_at(patch, "before_log")
+        with pytest.raises(RuntimeError, match="before_log"):
+            commit(store, LAYOUT, manifest, folder)
+    return manifest, folder
 
 
 def edition_of(store: Store) -> set[int]:
@@ -205,11 +218,7 @@ def test_settling_leaves_what_a_suspended_run_is_about_to_commit(
     usual_store: Store, monkeypatch: pytest.MonkeyPatch
 ):
     first = publish_rows(usual_store, rows=Rows(1))
-    manifest, folder = prepare_version(usual_store, LAYOUT, Rows(2), 2, "suspended")
-    with monkeypatch.context() as patch:
-        crash_at(patch, "before_log")
-        with pytest.raises(RuntimeError, match="before_log"):
-            commit(usual_store, LAYOUT, manifest, folder)
+    manifest, folder = suspend_before_the_log(usual_store, monkeypatch)
     placed = files_of(usual_store) - named_by(first)
     assert len(placed) == len(manifest.all_parts)
     sync_published_folder(usual_store, LAYOUT, first, 2)
@@ -219,6 +228,48 @@ def test_settling_leaves_what_a_suspended_run_is_about_to_commit(
     assert named_by(resumed) == placed
     sync_published_folder(usual_store, LAYOUT, resumed, 2)
     assert_whole(usual_store, resumed)
+
+
+@pytest.mark.parametrize("table", [None, "delta"])
+def test_what_a_run_of_other_settings_left_behind_goes_although_there_is_nothing_to_do(
+    usual_store: Store, monkeypatch: pytest.MonkeyPatch, table: str | None
+):
+    names = table_of(sink_of(table), usual_store)
+    first = publish_rows(usual_store, rows=Rows(1), table=table)
+    suspended, folder = suspend_before_the_log(usual_store, monkeypatch)
+    repaired = repair(usual_store, LAYOUT, 2, table=names, is_last=True)
+    assert repaired is not None
+    assert (repaired.number, repaired.parts) == (2, first.parts)
+    assert repaired.token not in ("", first.token)
+    assert_whole(usual_store, repaired)
+    # The run was only suspended: its number is taken, and it takes its parts away again.
+    with pytest.raises(PublishConflict):
+        commit(usual_store, LAYOUT, suspended, folder)
+    assert_whole(usual_store, repaired)
+    before = snapshot(usual_store, "")
+    assert repair(usual_store, LAYOUT, 2, table=names, is_last=True) == repaired
+    assert snapshot(usual_store, "") == before
+    assert publish_rows(usual_store, rows=Rows(2), table=table).number == 3
+    assert history_numbers(usual_store, LAYOUT) == [2]
+
+
+def test_a_suspended_run_that_commits_while_it_is_tidied_up_after_has_won(
+    usual_store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    publish_rows(usual_store, rows=Rows(1))
+    suspended, folder = suspend_before_the_log(usual_store, monkeypatch)
+    create_once = Store.create_once
+
+    def create_late(store: Store, path: str, data: bytes, token: str) -> CreateOutcome:
+        monkeypatch.setattr(Store, "create_once", create_once)
+        commit(store, LAYOUT, suspended, folder)
+        return create_once(store, path, data, token)
+
+    monkeypatch.setattr(Store, "create_once", create_late)
+    repaired = repair(usual_store, LAYOUT, 2, is_last=True)
+    assert repaired is not None
+    assert (repaired.number, repaired.run_id) == (2, "suspended")
+    assert_whole(usual_store, repaired)
 
 
 def test_a_late_run_never_announces_a_version_that_is_replaced(

@@ -7,7 +7,6 @@ after the fault, after doing it again, and after what comes late.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -32,9 +31,6 @@ from support.runs.published import (
     DAY,
     Rows,
     make_plan,
-    prepare_version,
-    publish_rows,
-    sink_of,
     slice_table,
     snapshot,
 )
@@ -44,14 +40,9 @@ from support.servers.s3server import S3Server
 
 from pipeline.commit.layout import staged_name
 from pipeline.commit.manifest import log_numbers
-from pipeline.commit.publish import commit, repair
 from pipeline.commit.published.rollback import history_numbers
 from pipeline.commit.published.verify import verify_output
 from pipeline.commit.staging import list_staged
-from pipeline.commit.tables import table_of
-from pipeline.core.environment import FAILPOINT
-from pipeline.core.errors import PipelineError, PublishConflict
-from pipeline.process import failpoints
 from pipeline.storage.store import Store
 
 OLD, NEW, NEXT = Rows(2, num_slices=3), Rows(3, num_slices=4), Rows(4, num_slices=3)
@@ -219,31 +210,3 @@ def test_where_another_attempt_of_a_slice_wins_its_outcome_is_the_one_that_count
     manifest = run_once(store, NEW, make=make).manifest
     assert (manifest.num_predicted, manifest.num_quarantined) == (3 + 3 * 5, 3 + 3 * 1)
     verify_output(store.uri, DAY, {})
-
-
-@pytest.mark.parametrize("table", [None, "delta"])
-def test_what_a_run_of_other_settings_left_behind_goes_although_there_is_nothing_to_do(
-    tmp_path: Path, table: str | None
-):
-    store = Store(str(tmp_path))
-    current = publish_rows(store, rows=OLD, table=table)
-    suspended, folder = prepare_version(store, LAYOUT, NEW, 2, "suspended")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(failpoints, "_reached", Counter())
-        patch.setenv(FAILPOINT, "before_log:raise")
-        with pytest.raises(RuntimeError):
-            commit(store, LAYOUT, suspended, folder)
-    with pytest.raises(PipelineError, match="is no part of version 1"):
-        verify_output(store.uri, DAY, {})
-    repaired = repair(store, LAYOUT, 2, table=table_of(sink_of(table), store), is_last=True)
-    assert repaired is not None
-    assert (repaired.number, repaired.parts) == (2, current.parts)
-    verify_output(store.uri, DAY, {})
-    # The run was only suspended: its number is taken, and it takes its parts away again.
-    with pytest.raises(PublishConflict):
-        commit(store, LAYOUT, suspended, folder)
-    verify_output(store.uri, DAY, {})
-    assert repair(store, LAYOUT, 2, table=table_of(sink_of(table), store), is_last=True) == repaired
-    assert publish_rows(store, rows=NEW, table=table).number == 3
-    verify_output(store.uri, DAY, {})
-    assert history_numbers(store, LAYOUT) == [2]
