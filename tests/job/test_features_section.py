@@ -64,6 +64,7 @@ def test_a_mapping_dumps_what_was_said_of_it_and_categories_as_text():
             "null: zero is the index of the first category; give unknown",
         ),
         ({"column": "p", "categories": ["a"], "null": 3}, "null is a number, and the column has"),
+        ({"column": "p", "read_as": "text", "null": "zero"}, "a text has no value in place of"),
         ({"column": "p", "null": "unknown"}, "null: unknown has no effect without categories"),
         ({"column": "p", "null": "zer"}, r"0\.null = 'zer': .*did you mean zero\?"),
         ({"column": "p", "null": 1e39}, "null is too large for float32"),
@@ -76,6 +77,12 @@ def test_what_is_wrong_is_one_line(entry: Any, words: str):
     with pytest.raises(JobError, match=words) as caught:
         source(entry)
     assert "\n" not in str(caught.value)
+
+
+def test_a_null_in_a_column_of_texts_is_quarantined_whether_that_is_said_or_not():
+    for said in ({}, {"null": "quarantine"}):
+        (found,) = source({"column": "p", "read_as": "text", **said}).features
+        assert (found.null, found.is_text) == (said.get("null"), True)
 
 
 def test_a_field_that_is_gone_is_told_of_one_of_several_inputs():

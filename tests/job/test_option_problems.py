@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import datetime as dt
+from pathlib import Path
 from typing import Any
 
 import pytest
+import toy_input
+import toy_package
 from pydantic import Field
 
 from pipeline.core.errors import JobError
@@ -77,6 +80,30 @@ def test_built_in_ones_have_no_options(section: str, field: str, owner: str):
     if field == "task_options":
         fields["task"] = "classify"
     assert refusal(section, **fields).endswith(f"{field} has no effect with {owner}")
+
+
+def test_options_of_an_installed_input_are_checked_by_what_it_declares(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.syspath_prepend(toy_package.install(tmp_path, toy_input.POINTS))
+    said = refusal("source", input="toy", input_options={"head_bytes": "x"})
+    assert "input_options.head_bytes: Input should be a valid integer" in said
+    said = refusal("source", input="toy", input_options={"tail_bytes": 4})
+    assert "input_options.tail_bytes: Extra inputs are not permitted" in said
+    document = job_with("source", input="toy", input_options={"head_bytes": 4})
+    assert parse_job(document, date=DAY, origin="job").source.input_options == {"head_bytes": 4}
+
+
+def test_a_broken_distribution_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    points = {"pipeline.sources": {"broken": "not_there:Format"}}
+    monkeypatch.syspath_prepend(toy_package.install(tmp_path, points))
+    assert "not_there:Format of toys 1.0 cannot be imported" in refusal("source", format="broken")
+
+
+@pytest.mark.parametrize("name", ["model", "model.", ".name", ""])
+def test_an_override_by_name_needs_a_section_and_a_field(name: str):
+    with pytest.raises(JobError, match=rf"^override {name}: write section\.field=value"):
+        parse_job(JOB, date=DAY, origin="job", overrides={name: 3})
 
 
 def test_a_field_of_another_task_is_refused_without_a_way_that_there_is_not():

@@ -89,6 +89,12 @@ def test_what_has_no_effect_is_refused(fields: dict[str, Any], words: str):
         job_of({"factory": "own_transforms:composed", **PLAIN, **fields})
 
 
+def test_what_changes_nothing_may_stand_beside_a_factory():
+    fields = {"shrink_on_load": False, "jpeg_decoder": "cpu"}
+    job = job_of({"factory": "own_transforms:composed", **PLAIN, **fields})
+    assert (job.transform.shrink_on_load, job.transform.jpeg_decoder) == (False, "cpu")
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [

@@ -36,3 +36,11 @@ def test_what_was_substituted_is_remembered_with_its_place():
     assert filled.secrets.unknown == {("c",)}
     (problem,) = filled.problems
     assert problem.text == "c: ${env:GONE}: environment variable GONE is not set"
+
+
+def test_a_key_with_half_a_character_is_said_and_becomes_text():
+    filled = Substitution(DAY, {})
+    assert filled.apply({"a": {"x\ud800": "${date}", 3: 1}}) == {"a": {"x?": "2026-11-24", 3: 1}}
+    assert [(each.path, each.text) for each in filled.problems] == [
+        (("a",), "a: a key is not UTF-8 text")
+    ]
