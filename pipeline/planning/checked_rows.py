@@ -1,0 +1,129 @@
+"""Choose the carried rows that are predicted again, so that a wrong prediction is found.
+
+Pure and fast, for a billion rows as for ten: it works on runs of rows and draws only what it keeps.
+From each part of a source rows are drawn, at least one: the carried rows of the part are divided
+into stretches of one length, the last may be shorter, and one row is drawn of each. So a part of
+which n rows were to be drawn, and a share s of whose carried rows is wrong, is found with a
+probability of at least 1 - (1 - s)^n; one that is wrong as a whole always. The same seed draws the
+same rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from pipeline.core.arrays import Numbers
+
+LEAST_ROWS = 16
+USUAL_SHARE, RAISED_SHARE = 0.001, 0.01
+"""Of the carried rows; the second after a change of a library that decides predictions."""
+_ENOUGH = 36
+"""So many rows expected by chance are fewer than 16 once in ten thousand times."""
+
+
+def seed_of(fingerprint: str) -> int:
+    """Return the seed of a plan: of the whole one, so that each run of it draws the same rows."""
+    return int(fingerprint[:16], 16)
+
+
+def choose_rows(
+    runs: Numbers, part_rows: Mapping[int, Numbers], share: float, seed: int
+) -> Numbers:
+    """Choose carried rows to predict again.
+
+    Args:
+        runs: int64 (K, 5), as `Carried.runs`.
+        part_rows: Source -> rows of each of its parts, in order of the manifest; of all sources in
+            `runs`.
+        share: Of the carried rows, at least; `LEAST_ROWS` are chosen wherever there are as many.
+        seed: As `seed_of`.
+
+    Returns:
+        int64 (S, 2): source and prediction there, ascending, none twice.
+    """
+    stretches = {
+        source: _Stretches.of(runs[runs[:, 2] == source, 3:])
+        for source in np.unique(runs[:, 2]).tolist()
+    }
+    total = sum(each.num_rows for each in stretches.values())
+    share = max(share, min(1.0, LEAST_ROWS / total)) if total else share
+    chosen = [np.zeros((0, 2), np.int64)]
+    for source, each in stretches.items():
+        ordinals = each.draw(part_rows[source], share, np.random.default_rng([seed, source]))
+        chosen.append(np.stack([np.full(len(ordinals), source), ordinals], axis=1))
+    return np.concatenate(chosen)
+
+
+class _Stretches:
+    """Carried rows of one source, as stretches without overlap; a rank counts them in order."""
+
+    def __init__(self, starts: Numbers, ends: Numbers) -> None:
+        self._starts, self._ends = starts, ends
+        self._ranks = np.concatenate([[0], np.cumsum(ends - starts)])
+        """int64 (M + 1,): rows before each stretch, and all."""
+
+    @classmethod
+    def of(cls, runs: Numbers) -> _Stretches:
+        """Merge runs, int64 (K, 2) of first row and length; what is carried twice counts once."""
+        order = np.argsort(runs[:, 0], kind="stable")
+        starts = runs[order, 0]
+        ends = np.maximum.accumulate(starts + runs[order, 1])
+        is_first = np.concatenate([[True], starts[1:] > ends[:-1]])[: len(starts)]
+        is_last = np.concatenate([is_first[1:], [True]])[: len(starts)]
+        return cls(starts[is_first], ends[is_last])
+
+    @property
+    def num_rows(self) -> int:
+        return int(self._ranks[-1])
+
+    def draw(self, part_rows: Numbers, share: float, random: np.random.Generator) -> Numbers:
+        """Return int64 (S,) ascending: of each part that share of its carried rows, or one."""
+        bounds = self._rank_of(np.concatenate([[0], np.cumsum(part_rows)]))
+        carried = np.diff(bounds)
+        least = np.maximum(1, np.minimum(np.ceil(share * carried).astype(np.int64), carried))
+        length = np.maximum(1, carried // least)
+        drawn = -(-carried // length)
+        part = np.repeat(np.arange(len(carried)), drawn)
+        nth = np.arange(len(part)) - np.repeat(np.cumsum(drawn) - drawn, drawn)
+        start = bounds[part] + nth * length[part]
+        ranks = random.integers(start, np.minimum(start + length[part], bounds[part + 1]))
+        within = np.searchsorted(self._ranks, ranks, "right") - 1
+        return np.asarray(self._starts[within] + ranks - self._ranks[within], np.int64)
+
+    def _rank_of(self, rows: Numbers) -> Numbers:
+        """Return how many carried rows come before each row."""
+        before = np.searchsorted(self._starts, rows, "right")
+        last = np.maximum(before - 1, 0)
+        inside = np.clip(rows - self._starts[last], 0, self._ends[last] - self._starts[last])
+        return np.where(before > 0, self._ranks[last] + inside, 0)
+
+
+def share_by_chance(num_rows: int, share: float) -> float:
+    """Return with which probability each of rows must be drawn where they are not known before.
+
+    Args:
+        num_rows: About how many there will be.
+        share: Of them, in the mean; more where so few rows would not be `LEAST_ROWS`.
+    """
+    return max(share, min(1.0, _ENOUGH / num_rows)) if num_rows else 1.0
+
+
+def is_checked(hashes: np.ndarray, probability: float, seed: int) -> np.ndarray:
+    """Choose rows by the hash of their content, each with a probability; equal rows alike.
+
+    Args:
+        hashes: uint8 (N, 16).
+        probability: As `share_by_chance`.
+        seed: As `seed_of`.
+
+    Returns:
+        bool (N,).
+    """
+    if probability >= 1.0:
+        return np.ones(len(hashes), bool)
+    values = np.ascontiguousarray(hashes).view("<u8").reshape(-1, 2)[:, 1]
+    mixed = (values ^ np.uint64(seed % 2**64)) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
+    return np.asarray((mixed ^ (mixed >> np.uint64(32))) < np.uint64(int(probability * 2**64)))
