@@ -11,7 +11,7 @@ from functools import partial
 from pipeline.commit.lease import Lease
 from pipeline.commit.manifest import Manifest
 from pipeline.commit.parts.compaction import Compacted, Compactor, RunTasks
-from pipeline.commit.parts.part_writer import file_metadata, package_versions
+from pipeline.commit.parts.part_writer import file_metadata
 from pipeline.commit.parts.row_ids import find_duplicates, read_hashes
 from pipeline.commit.publish import commit, sync_published_folder
 from pipeline.commit.staging import read_footer
@@ -19,6 +19,7 @@ from pipeline.core.causes import MAX_PER_RUN, SystematicFailure, common_cause, f
 from pipeline.core.figures.slice_figures import Comparison, Tokenised
 from pipeline.core.hive_paths import partition_types
 from pipeline.core.slices import SliceKey
+from pipeline.core.versions import environment_versions, package_versions
 from pipeline.execution.tasks import run_tasks
 from pipeline.gates.gate import Figures
 from pipeline.gates.history import Past, look_back
@@ -235,7 +236,7 @@ def _manifest(
         gates=tuple(result.to_dict() for result in results),
         distribution=run.record.distribution.to_dict(),
         skipped=run.record.skipped.to_dict(),
-        versions=package_versions(),
+        versions={**package_versions(), **environment_versions()},
         devices=dict(run.record.figures.devices),
         fingerprint_parts=plan.fingerprint_parts,
     )

@@ -8,11 +8,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +23,7 @@ from pipeline.commit.parts.row_ids import hash_ids, sum_hashes
 from pipeline.commit.parts.row_positions import to_metadata
 from pipeline.core.arrays import Numbers
 from pipeline.core.schema import ROW_ID
+from pipeline.core.versions import package_versions
 from pipeline.storage.store import Store
 
 if TYPE_CHECKING:
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
 META_PREFIX = "pipeline."
 """Of what Parquet metadata says of how a part was made."""
-_PACKAGES = ("batch-inference-pipeline", "ray", "torch", "torchvision", "pyarrow", "pillow")
 _ROW_GROUP_ROWS = 65_536
 _ROW_GROUP_BYTES = 32 * 2**20
 """In memory: a reader of one row group needs no more, whatever the columns are."""
@@ -44,11 +42,6 @@ _COUNTED = (
 """Types whose distinct values are counted."""
 _ROW_GROUPS_PER_PART = 8
 """At least so many: a part can end within a sixteenth of where it should."""
-
-
-def package_versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that decide predictions."""
-    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
 
 
 def file_metadata(

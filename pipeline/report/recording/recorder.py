@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from time import perf_counter
 
 from pipeline.commit.manifest import Manifest
-from pipeline.commit.parts.part_writer import package_versions
 from pipeline.commit.staging import StagedSlice
 from pipeline.core.causes import Cause
 from pipeline.core.figures.counters import PREPARED, Counters, Measurement, measure
 from pipeline.core.figures.slice_figures import SliceFigures
+from pipeline.core.versions import environment_versions, package_versions
 from pipeline.gates.results import GateResult
 from pipeline.inference.runtimes.base import math_of
 from pipeline.models.spec import ModelSpec
@@ -230,7 +230,7 @@ class RunRecorder(RowAccounts):
                 LabelCount(label=label, count=num_rows)
                 for label, num_rows in Counter(self.distribution.labels).most_common(_TOP_LABELS)
             ],
-            versions=package_versions(),
+            versions={**package_versions(), **environment_versions()},
             in_flight=self._in_flight,
             retry=self._retry,
         )

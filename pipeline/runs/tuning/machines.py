@@ -6,8 +6,8 @@ import contextlib
 import json
 from collections.abc import Mapping, Sequence
 
-from pipeline.commit.parts.part_writer import package_versions
 from pipeline.core.cache.cpu import describe_processor
+from pipeline.core.versions import package_versions
 from pipeline.execution.cluster.hardware import start_on_workers
 from pipeline.execution.tasks import TaskLost, are_done, give_up, remote, value_if_kept
 from pipeline.inference.runtimes import runtime_versions
