@@ -10,35 +10,33 @@ same rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.core.arrays import Numbers
+
+Mask = npt.NDArray[np.bool_]
 
 LEAST_ROWS = 16
 USUAL_SHARE, RAISED_SHARE = 0.001, 0.01
 """Of the carried rows; the second after a change of a library that decides predictions."""
+_ROUNDING = 1e-6
 _ENOUGH = 36
 """So many rows expected by chance are fewer than 16 once in ten thousand times."""
 
 
-def seed_of(fingerprint: str) -> int:
-    """Return the seed of a plan: of the whole one, so that each run of it draws the same rows."""
-    return int(fingerprint[:16], 16)
-
-
-def choose_rows(
-    runs: Numbers, part_rows: Mapping[int, Numbers], share: float, seed: int
+def choose_checked(
+    runs: Numbers, *, parts: Sequence[Sequence[int]], seed: str, is_thorough: bool = False
 ) -> Numbers:
-    """Choose carried rows to predict again.
+    """Choose carried rows to predict again: 0.1%, at least 16 and one of each part.
 
     Args:
         runs: int64 (K, 5), as `Carried.runs`.
-        part_rows: Source -> rows of each of its parts, in order of the manifest; of all sources in
-            `runs`.
-        share: Of the carried rows, at least; `LEAST_ROWS` are chosen wherever there are as many.
-        seed: As `seed_of`.
+        parts: Of each source the rows of its parts, in the order of the manifest.
+        seed: Fingerprint of the whole plan, so that each run of it draws the same rows.
+        is_thorough: 1% instead, after a change of a library that decides predictions.
 
     Returns:
         int64 (S, 2): source and prediction there, ascending, none twice.
@@ -48,12 +46,21 @@ def choose_rows(
         for source in np.unique(runs[:, 2]).tolist()
     }
     total = sum(each.num_rows for each in stretches.values())
-    share = max(share, min(1.0, LEAST_ROWS / total)) if total else share
+    share = max(_share(is_thorough), min(1.0, LEAST_ROWS / max(1, total)))
     chosen = [np.zeros((0, 2), np.int64)]
     for source, each in stretches.items():
-        ordinals = each.draw(part_rows[source], share, np.random.default_rng([seed, source]))
+        random = np.random.default_rng([_number(seed), source])
+        ordinals = each.draw(np.asarray(parts[source], np.int64), share, random)
         chosen.append(np.stack([np.full(len(ordinals), source), ordinals], axis=1))
     return np.concatenate(chosen)
+
+
+def _share(is_thorough: bool) -> float:
+    return RAISED_SHARE if is_thorough else USUAL_SHARE
+
+
+def _number(seed: str) -> int:
+    return int(seed[:16], 16)
 
 
 class _Stretches:
@@ -82,7 +89,9 @@ class _Stretches:
         """Return int64 (S,) ascending: of each part that share of its carried rows, or one."""
         bounds = self._rank_of(np.concatenate([[0], np.cumsum(part_rows)]))
         carried = np.diff(bounds)
-        least = np.maximum(1, np.minimum(np.ceil(share * carried).astype(np.int64), carried))
+        least = np.maximum(
+            1, np.minimum(np.ceil(share * carried - _ROUNDING).astype(np.int64), carried)
+        )
         length = np.maximum(1, carried // least)
         drawn = -(-carried // length)
         part = np.repeat(np.arange(len(carried)), drawn)
@@ -100,23 +109,23 @@ class _Stretches:
         return np.where(before > 0, self._ranks[last] + inside, 0)
 
 
-def share_by_chance(num_rows: int, share: float) -> float:
-    """Return with which probability each of rows must be drawn where they are not known before.
+def check_probability(num_rows: int, *, is_thorough: bool = False) -> float:
+    """Return with which probability to check a row whose prediction is found while it is read.
 
     Args:
-        num_rows: About how many there will be.
-        share: Of them, in the mean; more where so few rows would not be `LEAST_ROWS`.
+        num_rows: About how many there will be; of few more are checked, so that 16 are.
+        is_thorough: As for `choose_checked`.
     """
-    return max(share, min(1.0, _ENOUGH / num_rows)) if num_rows else 1.0
+    return max(_share(is_thorough), min(1.0, _ENOUGH / max(1, num_rows)))
 
 
-def is_checked(hashes: np.ndarray, probability: float, seed: int) -> np.ndarray:
+def is_checked(hashes: npt.NDArray[np.uint8], probability: float, seed: str) -> Mask:
     """Choose rows by the hash of their content, each with a probability; equal rows alike.
 
     Args:
         hashes: uint8 (N, 16).
-        probability: As `share_by_chance`.
-        seed: As `seed_of`.
+        probability: As `check_probability`.
+        seed: As for `choose_checked`.
 
     Returns:
         bool (N,).
@@ -124,6 +133,6 @@ def is_checked(hashes: np.ndarray, probability: float, seed: int) -> np.ndarray:
     if probability >= 1.0:
         return np.ones(len(hashes), bool)
     values = np.ascontiguousarray(hashes).view("<u8").reshape(-1, 2)[:, 1]
-    mixed = (values ^ np.uint64(seed % 2**64)) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = (values ^ np.uint64(_number(seed))) * np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
-    return np.asarray((mixed ^ (mixed >> np.uint64(32))) < np.uint64(int(probability * 2**64)))
+    return (mixed ^ (mixed >> np.uint64(32))) < np.uint64(int(probability * 2**64))

@@ -16,13 +16,12 @@ from pipeline.planning.checked_rows import (
     LEAST_ROWS,
     RAISED_SHARE,
     USUAL_SHARE,
-    choose_rows,
+    check_probability,
+    choose_checked,
     is_checked,
-    seed_of,
-    share_by_chance,
 )
 
-SEED = seed_of(hashlib.sha256(b"a plan").hexdigest())
+SEED, OTHER = (hashlib.sha256(name).hexdigest() for name in (b"a plan", b"another"))
 
 
 def runs_of(*runs: tuple[int, int, int]) -> Numbers:
@@ -34,93 +33,78 @@ def rows_of(runs: Numbers) -> set[tuple[int, int]]:
     return {(s, row) for _, _, s, first, n in runs.tolist() for row in range(first, first + n)}
 
 
-def parts_of(sizes: dict[int, list[int]]) -> dict[int, Numbers]:
-    return {source: np.array(rows, np.int64) for source, rows in sizes.items()}
-
-
 @st.composite
-def carried(draw: st.DrawFn) -> tuple[Numbers, dict[int, Numbers]]:
+def carried(draw: st.DrawFn) -> tuple[Numbers, list[list[int]]]:
     """Runs of up to three versions, in any order and perhaps twice, and the parts of those."""
-    sizes = draw(
-        st.dictionaries(
-            st.integers(0, 2), st.lists(st.integers(0, 60), min_size=1, max_size=6), min_size=1
-        )
-    )
-    sizes = {source: [*rows, 1] for source, rows in sizes.items()}
+    part = st.lists(st.integers(0, 60), min_size=1, max_size=6)
+    parts = [[*rows, 1] for rows in draw(st.lists(part, min_size=1, max_size=3))]
     runs = []
-    for source in draw(st.lists(st.sampled_from([*sizes]), max_size=8)):
-        first = draw(st.integers(0, sum(sizes[source]) - 1))
-        runs.append((source, first, draw(st.integers(1, sum(sizes[source]) - first))))
-    return runs_of(*runs), parts_of(sizes)
+    for source in draw(st.lists(st.integers(0, len(parts) - 1), max_size=8)):
+        first = draw(st.integers(0, sum(parts[source]) - 1))
+        runs.append((source, first, draw(st.integers(1, sum(parts[source]) - first))))
+    return runs_of(*runs), parts
 
 
-@given(carried(), st.sampled_from([USUAL_SHARE, RAISED_SHARE, 0.3, 1.0]), st.integers(0, 2**64 - 1))
+@given(carried(), st.booleans(), st.sampled_from([SEED, OTHER]))
 def test_they_are_carried_rows_of_every_part_at_least_sixteen_and_at_least_the_share(
-    case: tuple[Numbers, dict[int, Numbers]], share: float, seed: int
+    case: tuple[Numbers, list[list[int]]], is_thorough: bool, seed: str
 ):
     runs, parts = case
     rows = rows_of(runs)
-    chosen = choose_rows(runs, parts, share, seed)
+    chosen = choose_checked(runs, parts=parts, seed=seed, is_thorough=is_thorough)
     pairs = [(source, row) for source, row in chosen.tolist()]
     assert chosen.dtype == np.int64
     assert pairs == sorted(set(pairs))
     assert set(pairs) <= rows
     assert len(pairs) >= min(LEAST_ROWS, len(rows))
-    assert len(pairs) >= share * len(rows)
-    for source, sizes in parts.items():
+    assert len(pairs) >= (RAISED_SHARE if is_thorough else USUAL_SHARE) * len(rows)
+    for source, sizes in enumerate(parts):
         bounds = np.concatenate([[0], np.cumsum(sizes)])
         for begin, end in itertools.pairwise(bounds.tolist()):
             inside = {(source, row) for row in range(begin, end)}
             assert bool(inside & rows) == bool(inside & set(pairs))
-    assert np.array_equal(chosen, choose_rows(runs, parts, share, seed))
+    again = choose_checked(runs, parts=parts, seed=seed, is_thorough=is_thorough)
+    assert np.array_equal(chosen, again)
 
 
-@given(
-    num_rows=st.integers(1, 400),
-    share=st.sampled_from([0.01, 0.05, 0.2]),
-    wrong=st.sets(st.integers(0, 399), min_size=1),
-)
-def test_wrong_rows_of_a_part_are_missed_no_more_often_than_is_said(
-    num_rows: int, share: float, wrong: set[int]
-):
+@given(num_rows=st.integers(1, 4_000), wrong=st.sets(st.integers(0, 3_999), min_size=1))
+def test_wrong_rows_of_a_part_are_missed_no_more_often_than_is_said(num_rows: int, wrong: set[int]):
     """The exact probability: of each stretch one row is drawn, all with the same probability."""
     wrong = {row for row in wrong if row < num_rows}
-    runs, parts = runs_of((0, 0, num_rows)), parts_of({0: [num_rows]})
-    share = max(share, min(1.0, LEAST_ROWS / num_rows))
-    num_asked = int(np.ceil(share * num_rows))
+    num_asked = min(num_rows, max(LEAST_ROWS, -(-num_rows // 100)))
     length = num_rows // num_asked
-    chosen = choose_rows(runs, parts, share, SEED)[:, 1]
+    chosen = choose_checked(
+        runs_of((0, 0, num_rows)), parts=[[num_rows]], seed=SEED, is_thorough=True
+    )
     stretches = [range(at, min(at + length, num_rows)) for at in range(0, num_rows, length)]
-    assert [row // length for row in chosen.tolist()] == [*range(len(stretches))]
+    assert [row // length for row in chosen[:, 1].tolist()] == [*range(len(stretches))]
     missed = np.prod([1 - len(wrong & set(each)) / len(each) for each in stretches])
     assert missed <= (1 - len(wrong) / num_rows) ** num_asked + 1e-12
 
 
 def test_each_row_is_drawn_as_often_as_is_said():
-    runs, parts = runs_of((0, 0, 3_200)), parts_of({0: [3_200]})
-    counts = np.zeros(3_200, int)
-    for seed in range(2_000):
-        counts[choose_rows(runs, parts, USUAL_SHARE, seed)[:, 1]] += 1
-    assert counts.sum() == 2_000 * LEAST_ROWS  # one of 200 rows
-    assert counts.mean() == 10
+    runs, counts = runs_of((0, 0, 3_200)), np.zeros(3_200, int)
+    for number in range(2_000):
+        seed = hashlib.sha256(f"{number}".encode()).hexdigest()
+        counts[choose_checked(runs, parts=[[3_200]], seed=seed)[:, 1]] += 1
+    assert counts.mean() == 10  # each time 16 rows, one of 200
     assert abs(counts - 10).max() < 25
     assert 9 < counts.var() < 11  # as drawn independently: 10 * 199 / 200
 
 
 def test_another_plan_draws_others_and_nothing_carried_draws_nothing():
-    runs, parts = runs_of((0, 0, 10_000)), parts_of({0: [10_000]})
-    one, other = (choose_rows(runs, parts, USUAL_SHARE, seed) for seed in (SEED, SEED + 1))
+    runs = runs_of((0, 0, 10_000))
+    one, other = (choose_checked(runs, parts=[[10_000]], seed=seed) for seed in (SEED, OTHER))
     assert not np.array_equal(one, other)
-    assert choose_rows(runs_of(), {}, USUAL_SHARE, SEED).shape == (0, 2)
+    assert choose_checked(runs_of(), parts=[], seed=SEED).shape == (0, 2)
 
 
 def test_a_hundred_million_rows_take_the_memory_of_those_that_are_drawn():
     firsts = np.arange(100_000, dtype=np.int64) * 1_100
     runs = np.stack([firsts * 0, firsts, firsts * 0, firsts, np.full(len(firsts), 1_000)], axis=1)
-    parts = parts_of({0: [22_000] * 5_000})
     tracemalloc.start()
     try:
-        chosen = choose_rows(runs, parts, RAISED_SHARE, SEED)
+        chosen = choose_checked(runs, parts=[[22_000] * 5_000], seed=SEED, is_thorough=True)
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -139,7 +123,7 @@ def test_rows_are_drawn_by_their_content_with_their_probability(probability: flo
         chosen = is_checked(hashes[order], probability, SEED)
         expected = probability * len(hashes)
         assert abs(chosen.sum() - expected) < 5 * np.sqrt(expected)
-    one, other = (is_checked(hashes, probability, seed) for seed in (SEED, SEED + 1))
+    one, other = (is_checked(hashes, probability, seed) for seed in (SEED, OTHER))
     both = (one & other).sum()
     assert both < 4 * probability**2 * len(hashes) + 10, "another plan draws others"
     pieces = [is_checked(each, probability, SEED) for each in np.array_split(hashes, 7)]
@@ -149,12 +133,13 @@ def test_rows_are_drawn_by_their_content_with_their_probability(probability: flo
 
 @pytest.mark.parametrize("num_rows", [1, 16, 40, 1_000, 30_000])
 def test_of_few_rows_enough_are_drawn_by_chance(num_rows: int):
-    probability = share_by_chance(num_rows, USUAL_SHARE)
-    drawn = [is_checked(hashes_of(num_rows), probability, seed).sum() for seed in range(500)]
+    probability, hashes = check_probability(num_rows), hashes_of(num_rows)
+    seeds = [hashlib.sha256(f"{number}".encode()).hexdigest() for number in range(500)]
+    drawn = [is_checked(hashes, probability, seed).sum() for seed in seeds]
     assert min(drawn) >= min(num_rows, LEAST_ROWS)
 
 
 def test_of_many_rows_the_share_is_drawn():
-    assert share_by_chance(10**8, USUAL_SHARE) == USUAL_SHARE
-    assert share_by_chance(10**8, RAISED_SHARE) == RAISED_SHARE
-    assert share_by_chance(0, USUAL_SHARE) == 1.0
+    assert check_probability(10**8) == USUAL_SHARE
+    assert check_probability(10**8, is_thorough=True) == RAISED_SHARE
+    assert check_probability(0) == 1.0
