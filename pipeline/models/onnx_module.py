@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pipeline.models.directories.facts import OnnxFile
 from pipeline.models.directories.onnx.file import read_onnx_facts, runnable
 from pipeline.models.directories.onnx.graph import ONNX_LOG_LEVEL, external_files, parse_onnx
 from pipeline.models.tasks import task_class
@@ -43,7 +44,7 @@ class OnnxModule(torch.nn.Module):
     def __init__(
         self,
         path: Path,
-        settings: Mapping[str, Any],
+        facts: OnnxFile,
         *,
         outputs: Sequence[str] | None = None,
     ) -> None:
@@ -51,19 +52,18 @@ class OnnxModule(torch.nn.Module):
 
         Args:
             path: The file, as `read_onnx_facts` has accepted it.
-            settings: `settings` of `read_onnx_facts` of the file.
+            facts: What `read_onnx_facts` read of it.
             outputs: The outputs to return, by their names; None: all of them.
         """
         super().__init__()
         self.path = path
-        self.input_names = tuple(each["name"] for each in settings["inputs"])
-        every = [each["name"] for each in settings["outputs"]]
-        self.output_names = tuple(every if outputs is None else outputs)
-        self.is_fixed = settings["batch_size"] is not None
+        self.input_names = tuple(each.name for each in facts.inputs)
+        self.output_names = tuple(facts.output_names if outputs is None else outputs)
+        self.is_fixed = facts.batch_size is not None
         """Whether the file takes one number of rows only."""
-        self._settings = dict(settings)
-        self._dtypes = {each["name"]: each["dtype"] for each in settings["inputs"]}
-        self._flat = {each["name"] for each in settings["inputs"] if len(each["shape"] or ()) == 1}
+        self._facts = facts
+        self._dtypes = {each.name: each.dtype for each in facts.inputs}
+        self._flat = {each.name for each in facts.inputs if each.rank == 1}
         self._engine: Engine | None = None
         self._device_engine: DeviceEngine | None = None
 
@@ -74,27 +74,29 @@ class OnnxModule(torch.nn.Module):
         Raises:
             JobError: The file is refused; see `read_onnx_facts`.
         """
-        module = cls(Path(path), read_onnx_facts(Path(path)).settings, outputs=outputs)
+        facts = read_onnx_facts(Path(path)).module
+        assert isinstance(facts, OnnxFile), "it is a file"
+        module = cls(Path(path), facts, outputs=outputs)
         # So that two actors with other files are told apart, as by tensors of any other module.
         digest = torch.frombuffer(bytearray(_digest(Path(path))), dtype=torch.uint8)
         module.register_buffer(_DIGEST, digest)
         return module
 
     @classmethod
-    def for_task(cls, path: Path, settings: Mapping[str, Any], task: str) -> Self:
+    def for_task(cls, path: Path, facts: OnnxFile, task: str) -> Self:
         """Wrap a file for a task: some take all outputs, the others the scores or the vector."""
         if task_class(task).takes_all_outputs:
-            return cls(path, settings)
-        return cls(path, settings, outputs=[settings["output"]])
+            return cls(path, facts)
+        return cls(path, facts, outputs=[facts.output])
 
     @property
     def has_columns(self) -> bool:
         """Whether it takes columns of a table, which may be strings: no device has those."""
-        return bool(self._settings["columns"])
+        return self._facts.has_columns
 
     def source(self) -> str | bytes:
         """Return what a library opens: the path of the file, or its bytes without a ZipMap."""
-        return runnable(self.path) if self._settings["zipped"] else str(self.path)
+        return runnable(self.path) if self._facts.zipped else str(self.path)
 
     def fixed_shapes(self, batch: Sequence[int]) -> dict[str, list[int]] | None:
         """Return the shapes that the file's inputs have in every batch; None if they differ.
@@ -102,11 +104,11 @@ class OnnxModule(torch.nn.Module):
         Args:
             batch: The shape of the first tensor of a batch: (B, H, W, C), (B, F) or (B, L).
         """
-        num_rows = self._settings["batch_size"] or batch[0]
-        shapes = {each["name"]: each["shape"] or [None, None] for each in self._settings["inputs"]}
-        if "input_ids" in shapes and self._settings["max_tokens"] is None:
+        num_rows = self._facts.batch_size or batch[0]
+        shapes = {each.name: each.shape or (None, None) for each in self._facts.inputs}
+        if "input_ids" in shapes and self._facts.max_tokens is None:
             return None
-        layout = self._settings["layout"]
+        layout = self._facts.layout
         # Of images the axes are named in the file's order, otherwise all are of one length.
         lengths = dict(zip("NHWC", batch, strict=True)) if layout else {}
         others = [lengths[axis] for axis in layout[1:]] if layout else [batch[1]] * len(batch)
@@ -138,10 +140,10 @@ class OnnxModule(torch.nn.Module):
         found = {}
         for name, tensor in tensors.items():
             values = tensor.detach()
-            if self._settings["layout"] == "NHWC":
+            if self._facts.layout == "NHWC":
                 values = values.permute(0, 2, 3, 1)
             array = values.cpu().numpy()
-            if self._settings["columns"]:
+            if self.has_columns:
                 found[name] = self._column(name, array)
                 continue
             array = self._padded(array.astype(self._dtypes[name], copy=False))
@@ -185,7 +187,7 @@ class OnnxModule(torch.nn.Module):
         else:
             arrays = self._run(self.feeds(given), len(first))
             outputs = [torch.from_numpy(array).to(first.device) for array in arrays]
-        if self._settings["max_tokens"] is not None:
+        if self._facts.max_tokens is not None:
             outputs = [self._cut(output, first.shape[1]) for output in outputs]
         if len(outputs) == 1:
             return outputs[0]
@@ -196,7 +198,7 @@ class OnnxModule(torch.nn.Module):
         if self._engine is None:
             self.open()
         assert self._engine is not None, "open() has set it"
-        size = self._settings["batch_size"]
+        size = self._facts.batch_size
         if size is None or size == num_rows:
             return self._engine(feeds)
         pieces = []
@@ -209,12 +211,12 @@ class OnnxModule(torch.nn.Module):
         self, engine: DeviceEngine, given: Mapping[str, torch.Tensor], num_rows: int
     ) -> list[torch.Tensor]:
         """Do what `feeds` and `_run` do, without leaving the device."""
-        fed, size = {}, self._settings["batch_size"]
+        fed, size = {}, self._facts.batch_size
         for name, tensor in given.items():
-            is_turned = self._settings["layout"] == "NHWC"
+            is_turned = self._facts.layout == "NHWC"
             values = tensor.permute(0, 2, 3, 1) if is_turned else tensor
             values = values.to(getattr(torch, self._dtypes[name]))
-            if (wanted := self._settings["max_tokens"]) is not None:
+            if (wanted := self._facts.max_tokens) is not None:
                 missing = max(0, wanted - values.shape[1])
                 values = torch.nn.functional.pad(values, (0, missing))
             fed[name] = values.contiguous()
@@ -228,14 +230,14 @@ class OnnxModule(torch.nn.Module):
 
     def _padded(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Pad token ids (B, L) with zeros to the length that the file takes, if it takes one."""
-        wanted = self._settings["max_tokens"]
+        wanted = self._facts.max_tokens
         if wanted is None or array.shape[1] >= wanted:
             return array
         return np.pad(array, ((0, 0), (0, wanted - array.shape[1])))
 
     def _cut(self, output: torch.Tensor, num_tokens: int) -> torch.Tensor:
         """Take the padding of the token ids off an output per token, (B, L, ...)."""
-        is_per_token = output.ndim > 2 and output.shape[1] == self._settings["max_tokens"]
+        is_per_token = output.ndim > 2 and output.shape[1] == self._facts.max_tokens
         return output[:, :num_tokens] if is_per_token else output
 
     def __getstate__(self) -> dict[str, Any]:

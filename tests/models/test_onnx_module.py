@@ -89,18 +89,18 @@ def test_errors_of_the_library_come_as_they_are(tmp_path: Path):
 
 def test_a_softmax_of_the_file_stays_as_it_is(tmp_path: Path):
     path = onnx_files.save(onnx_files.features_model(softmax=True), tmp_path / "m.onnx")
-    settings = read_onnx_facts(path).settings
+    facts = read_onnx_facts(path).module
     x = torch.rand((3, onnx_files.NUM_FEATURES), generator=SEEDED)
-    plain = OnnxModule.for_task(path, settings, "embed")(x)
+    plain = OnnxModule.for_task(path, facts, "embed")(x)
     torch.testing.assert_close(plain.sum(dim=1), torch.ones(3))
-    torch.testing.assert_close(OnnxModule.for_task(path, settings, "classify")(x), plain)
+    torch.testing.assert_close(OnnxModule.for_task(path, facts, "classify")(x), plain)
 
 
 def test_task_raw_gets_all_outputs_and_the_others_the_first(tmp_path: Path):
     path = onnx_files.save(onnx_files.image_model(), tmp_path / "m.onnx")
-    settings, x = read_onnx_facts(path).settings, torch.zeros((2, 3, 32, 32))
-    assert list(OnnxModule.for_task(path, settings, "raw")(x)) == ["logits", "means"]
-    assert OnnxModule.for_task(path, settings, "classify")(x).shape == (2, 5)
+    facts, x = read_onnx_facts(path).module, torch.zeros((2, 3, 32, 32))
+    assert list(OnnxModule.for_task(path, facts, "raw")(x)) == ["logits", "means"]
+    assert OnnxModule.for_task(path, facts, "classify")(x).shape == (2, 5)
 
 
 def test_it_is_pickled_as_a_path_and_opened_anew(tmp_path: Path):

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
 from pipeline.core.registry import TASKS, built_in
-from pipeline.models.directories.facts import DirectoryFacts, TextFacts
+from pipeline.models.directories.facts import (
+    TOWERS,
+    DenseLayer,
+    DirectoryFacts,
+    LibraryClass,
+    OnnxFile,
+    Pooling,
+    TextFacts,
+    TimmModel,
+)
 from pipeline.models.directories.json_files import read_object
 from pipeline.models.directories.onnx.choice import onnx_file_of
 from pipeline.models.directories.tensors import read_headers, read_tensors
@@ -28,7 +37,7 @@ def build_module(
 
     Args:
         path: The directory.
-        facts: What `read_facts` read of it; `settings["pooling"]` may be replaced by the job's.
+        facts: What `read_facts` read of it; the job may have another pooling.
         task: What the outputs are for.
         args: `model.args`; a directory takes none.
 
@@ -43,11 +52,18 @@ def build_module(
     if args:
         raise JobError(f"model.args: a model directory takes none, got {', '.join(sorted(args))}")
     served = require_served(task.kind, facts)
-    if (file := onnx_file_of(path)) is not None:
+    if isinstance(facts.module, OnnxFile):
         from pipeline.models.onnx_module import OnnxModule
 
-        return OnnxModule.for_task(file, facts.settings, served).eval()
-    module = _module(path, facts, task, served)
+        file = onnx_file_of(path)
+        assert file is not None, "its facts were read"
+        return OnnxModule.for_task(file, facts.module, served).eval()
+    if isinstance(facts.module, TimmModel):
+        from pipeline.models.directories.image.timm_models import timm_module
+
+        module = timm_module(path, facts.module, embeds=served == "embed")
+    else:
+        module = _class_module(path, facts, facts.module, task)
     if task.prompts and facts.text is not None:
         from pipeline.models.directories.text.zero_shot import with_prompts
 
@@ -75,20 +91,29 @@ def _reduced(task: str) -> str:
     return ", ".join(task_class(task).reduces) or "none (`reduces` of its class)"
 
 
-def _module(path: Path, facts: DirectoryFacts, task: TaskSpec, served: str) -> torch.nn.Module:
-    if facts.kind == "timm":
-        from pipeline.models.directories.image.timm_models import timm_module
+def _class_module(
+    path: Path, facts: DirectoryFacts, named: LibraryClass, task: TaskSpec
+) -> torch.nn.Module:
+    from pipeline.models.directories.image.image_modules import DetectorModule, ImageModule
+    from pipeline.models.directories.text.text_modules import Logits, PairModule, TextModule
 
-        return timm_module(path, facts.settings, embeds=served == "embed")
-    if "tower" in facts.settings:
-        return _tower(path, facts, task)
-    return _text_module(path, facts) if facts.input == "text" else _image_module(path, facts)
+    model = _library_module(path, named)
+    if named.head == TOWERS:
+        return _tower(path, facts, task, model)
+    if named.head == "detection":
+        return DetectorModule(model)
+    if facts.text is None:
+        return ImageModule(model, facts.pooling.modes[0] if facts.pooling else "logits")
+    output = _pooled(path, facts.pooling) if facts.pooling else Logits()
+    has_types = "token_type_ids" in facts.text.tensor_names
+    return (PairModule if has_types else TextModule)(model, output)
 
 
-def _tower(path: Path, facts: DirectoryFacts, task: TaskSpec) -> torch.nn.Module:
+def _tower(
+    path: Path, facts: DirectoryFacts, task: TaskSpec, model: torch.nn.Module
+) -> torch.nn.Module:
     from pipeline.models.directories.image.image_modules import ImageTower, ImageZeroShot
 
-    model = _library_module(path, facts.settings)
     if facts.text is not None:
         return _text_tower(model, facts, facts.text)
     if not task.prompts:
@@ -111,67 +136,32 @@ def _text_tower(model: torch.nn.Module, facts: DirectoryFacts, text: TextFacts) 
     return TextTower(model, text.max_tokens if fills else None, text.pad_id)
 
 
-def _image_module(path: Path, facts: DirectoryFacts) -> torch.nn.Module:
-    from pipeline.models.directories.image.image_modules import DetectorModule, ImageModule
-
-    if facts.settings["head"] == "detection":
-        return DetectorModule(_library_module(path, facts.settings))
-    output = facts.settings.get("pooling", "logits")
-    poolings = facts.settings.get("poolings", [output])
-    if output not in poolings:
-        raise JobError(f"model.pooling = {output!r}: expected one of {', '.join(poolings)}")
-    return ImageModule(_library_module(path, facts.settings), output)
-
-
-def _text_module(path: Path, facts: DirectoryFacts) -> torch.nn.Module:
-    from pipeline.models.directories.text.text_modules import Logits, PairModule, TextModule
-
-    assert facts.text is not None, "texts have text facts"
-    model = _library_module(path, facts.settings)
-    output = Logits() if facts.settings["head"] != "none" else _pooled(path, facts.settings)
-    has_types = "token_type_ids" in facts.text.tensor_names
-    return (PairModule if has_types else TextModule)(model, output)
-
-
-def _library_module(path: Path, settings: Mapping[str, Any]) -> torch.nn.Module:
+def _library_module(path: Path, facts: LibraryClass) -> torch.nn.Module:
     from pipeline.models.directories.library import config_of, named_class
     from pipeline.models.directories.loading import load
 
-    folder = path / settings["at"]
+    folder = path / facts.at
     headers = read_headers(folder)
     config = config_of(read_object(folder, CONFIG), len(headers))
-    named = named_class(settings["named"], config)
-    built = named_class(settings["built"], config)
+    named, built = named_class(facts.named, config), named_class(facts.built, config)
     return load(built, named, config, read_tensors(folder, headers))
 
 
-def _pooled(path: Path, settings: Mapping[str, Any]) -> torch.nn.Module:
-    from pipeline.models.directories.text.sentence_transformers import MODES
+def _pooled(path: Path, pooling: Pooling) -> torch.nn.Module:
     from pipeline.models.directories.text.text_modules import Normalize, Pooled
 
-    modes = settings["pooling"]
-    modes = [modes] if isinstance(modes, str) else modes
-    for mode in modes:
-        if mode not in MODES:
-            raise JobError(f"model.pooling = {mode!r}: expected one of {', '.join(MODES)}")
-    layers = [
-        Normalize() if each["layer"] == "normalize" else _dense(path, each)
-        for each in settings["layers"]
-    ]
-    return Pooled(modes, settings["prompt_tokens"], layers)
+    layers = [Normalize() if each == "normalize" else _dense(path, each) for each in pooling.layers]
+    return Pooled(pooling.modes, pooling.prompt_tokens, layers)
 
 
-def _dense(path: Path, settings: Mapping[str, Any]) -> torch.nn.Module:
+def _dense(path: Path, layer: DenseLayer) -> torch.nn.Module:
     from pipeline.models.directories.text.text_modules import Dense
     from pipeline.models.weights.state_dict import load_state
 
-    folder = path / settings["at"]
+    folder = path / layer.at
     module = Dense(
-        settings["in_features"],
-        settings["out_features"],
-        bias=settings["bias"],
-        activation=settings["activation"],
+        layer.in_features, layer.out_features, bias=layer.bias, activation=layer.activation
     )
     tensors = read_tensors(folder, read_headers(folder))
-    load_state(module, tensors, None, f"model.path: {settings['at']}model.safetensors", "Dense")
+    load_state(module, tensors, None, f"model.path: {layer.at}model.safetensors", "Dense")
     return module

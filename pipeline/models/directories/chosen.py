@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
+from pipeline.models.directories.facts import LibraryClass
 from pipeline.models.directories.json_files import kind_of, preview, read_object
 from pipeline.models.directories.library import (
     base_of,
@@ -53,14 +54,10 @@ class ModelClass:
         """Tell whether its first input is a text."""
         return bool(self.built.main_input_name == "input_ids")
 
-    def settings(self) -> dict[str, Any]:
+    @property
+    def facts(self) -> LibraryClass:
         """Return what the builder needs to build the class again."""
-        return {
-            "at": self.at,
-            "named": self.named.__name__,
-            "built": self.built.__name__,
-            "head": self.head,
-        }
+        return LibraryClass(self.at, self.named.__name__, self.built.__name__, self.head)
 
 
 def choose(folder: Path, at: str = "", *, is_encoder: bool = False) -> ModelClass:

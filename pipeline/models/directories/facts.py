@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from pipeline.models.directories.onnx.tensors import TensorFacts
 from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.model_input import TensorColumn
 
 DirectoryKind = Literal["transformers", "sentence_transformers", "timm", "onnx"]
 InputKind = Literal["text", "image", "features"]
+TOWERS = "towers"
+"""Head of a model of images and texts, of which a job takes one side."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,82 @@ class TextFacts:
     """The tensors that the module takes, by name."""
 
 
+class ImageContract(NamedTuple):
+    """What a model says of the images that it takes; None: nothing."""
+
+    num_channels: int | None = None
+    height_px: int | None = None
+    width_px: int | None = None
+
+
+class DenseLayer(NamedTuple):
+    """A dense layer behind the pooling."""
+
+    at: str
+    """Where its weights lie: '' or a folder ending in `/`."""
+    in_features: int
+    out_features: int
+    bias: bool
+    activation: str
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """How the vectors of a text or an image become one."""
+
+    modes: tuple[str, ...]
+    """Several are put together. The job may name another one."""
+    known: tuple[str, ...]
+    """What the job may name."""
+    include_prompt: bool = True
+    prompt_tokens: int = 0
+    """Tokens of the prompt, which are left out; 0: none are."""
+    layers: tuple[DenseLayer | Literal["normalize"], ...] = ()
+
+
+@dataclass(frozen=True)
+class LibraryClass:
+    """A class of the installed transformers."""
+
+    at: str
+    """Where config and weights lie: '' or a folder ending in `/`."""
+    named: str
+    """The class that the config names."""
+    built: str
+    """The class that is built."""
+    head: str
+    """`sequence`, `token`, `image`, `detection`, `none` or `TOWERS`."""
+
+
+@dataclass(frozen=True)
+class TimmModel:
+    """A model of the installed timm."""
+
+    architecture: str
+    arguments: Mapping[str, Any]
+    """Of timm's constructor."""
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """An .onnx file."""
+
+    inputs: tuple[TensorFacts, ...]
+    output_names: tuple[str, ...]
+    output: str
+    """The output that tasks take, if they do not take all."""
+    zipped: tuple[str, ...]
+    """Outputs that are read without their ZipMap."""
+    layout: str | None
+    """Of images, the order of the axes: NCHW or NHWC."""
+    batch_size: int | None
+    """The only number of rows that it takes; None: any."""
+    max_tokens: int | None
+    """The only length of texts that it takes; None: any."""
+    has_columns: bool
+    """Whether each input is a column of a table."""
+
+
 @dataclass(frozen=True)
 class DirectoryFacts:
     """What a directory says; for JSON, and can be pickled."""
@@ -40,11 +119,21 @@ class DirectoryFacts:
     tasks: tuple[str, ...]
     """The tasks that the outputs serve; the first is the default."""
     labels: tuple[str, ...] | None
-    transform: TransformSpec | None
-    text: TextFacts | None
     embedding_dim: int | None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """What the builder needs besides, as JSON; see the kinds' own files."""
+    module: LibraryClass | TimmModel | OnnxFile
+    """What the module is built from."""
+    transform: TransformSpec | None = None
+    transform_problem: str = ""
+    """Why there is no transform."""
+    images: ImageContract = field(default_factory=ImageContract)
+    text: TextFacts | None = None
+    pooling: Pooling | None = None
+    activation: str = "identity"
+    """What task `score` applies to an output."""
+    scores: str | None = None
+    """`sigmoid` if scores of prompts are; None: as the task says."""
+    ends_in: str | None = None
+    """`softmax` or `sigmoid` if the outputs are known to be probabilities."""
     said: tuple[str, ...] = ()
     """What was read, and from which file, a line each."""
 
@@ -56,17 +145,42 @@ class DirectoryFacts:
     @property
     def columns(self) -> tuple[TensorColumn, ...]:
         """Return the columns that an .onnx file takes by their names; () if it takes a vector."""
-        return tuple(TensorColumn(*each) for each in self.settings.get("columns", ()))
+        if not isinstance(self.module, OnnxFile) or not self.module.has_columns:
+            return ()
+        return tuple(TensorColumn(each.name, each.dtype) for each in self.module.inputs)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DirectoryFacts:
         """Return the facts that `to_dict` described, also after a round trip through JSON."""
-        labels, transform, text = values["labels"], values["transform"], values["text"]
+        found = {key: _tuples(value) for key, value in values.items()}
+        transform, text, pooling = values["transform"], found["text"], found["pooling"]
         changed = {
-            "tasks": tuple(values["tasks"]),
-            "labels": None if labels is None else tuple(labels),
+            "module": _module(values["kind"], values["module"]),
             "transform": transform and TransformSpec.from_dict(transform),
-            "text": text and TextFacts(**{**text, "tensor_names": tuple(text["tensor_names"])}),
-            "said": tuple(values["said"]),
+            "images": ImageContract(*found["images"]),
+            "text": text and TextFacts(**text),
+            "pooling": pooling and Pooling(**{**pooling, "layers": _layers(pooling["layers"])}),
         }
-        return cls(**{**values, **changed})
+        return cls(**{**found, **changed})
+
+
+def _module(kind: DirectoryKind, values: Mapping[str, Any]) -> LibraryClass | TimmModel | OnnxFile:
+    if kind == "timm":
+        return TimmModel(**values)
+    found = _tuples(values)
+    if kind == "onnx":
+        return OnnxFile(
+            **{**found, "inputs": tuple(TensorFacts(*each) for each in found["inputs"])}
+        )
+    return LibraryClass(**found)
+
+
+def _layers(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(each if each == "normalize" else DenseLayer(*each) for each in values)
+
+
+def _tuples(value: Any) -> Any:
+    """Return a value of JSON with tuples for lists."""
+    if isinstance(value, dict):
+        return {key: _tuples(each) for key, each in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value

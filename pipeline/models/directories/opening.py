@@ -20,7 +20,7 @@ from pipeline.models.directories.facts import DirectoryFacts, InputKind, TextFac
 from pipeline.models.directories.json_files import is_timm, read_object
 from pipeline.models.directories.onnx.choice import onnx_file_of
 from pipeline.models.directories.snapshot import ModelDirectory, local, open_directory
-from pipeline.models.directories.text.sentence_transformers import MODES, MODULES
+from pipeline.models.directories.text.sentence_transformers import MODULES
 from pipeline.models.directories.text.text_facts import prompt_tokens
 from pipeline.models.tasks.base import TaskSpec
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import torch
 
 CONFIG = "config.json"
-_VERSION = 7
+_VERSION = 8
 """Of what is kept; raise it if the same directory gives other facts."""
 _PACKAGES = ("transformers", "tokenizers", "timm", "onnx", "onnxruntime")
 _FILE = "facts.json"
@@ -131,16 +131,15 @@ def open_facts(
 
 
 def _check_pooling(facts: DirectoryFacts, pooling: str) -> None:
-    own = facts.settings.get("pooling")
+    own = facts.pooling
     if own is None:
         raise JobError(f"model.pooling: has no effect on {facts.architecture}; leave it out")
-    if not isinstance(own, str) and len(own) > 1:
+    if len(own.modes) > 1:
         raise JobError(
-            f"model.pooling: the directory joins {', '.join(own)} to one vector; leave it out"
+            f"model.pooling: the directory joins {', '.join(own.modes)} to one vector; leave it out"
         )
-    known = facts.settings.get("poolings", MODES)
-    if pooling not in known:
-        raise JobError(f"model.pooling = {pooling!r}: expected one of {', '.join(known)}")
+    if pooling not in own.known:
+        raise JobError(f"model.pooling = {pooling!r}: expected one of {', '.join(own.known)}")
 
 
 def library_digest(facts: DirectoryFacts) -> str:
@@ -170,8 +169,8 @@ def directory_module(
     """
     path = local(directory)
     facts = read_facts(path, cast(InputKind, input_name))
-    if pooling is not None:
-        facts = replace(facts, settings={**facts.settings, "pooling": pooling})
+    if pooling is not None and facts.pooling is not None:
+        facts = replace(facts, pooling=replace(facts.pooling, modes=(pooling,)))
     if facts.text is not None and prefix is not None:
         facts = _with_prefix(path, facts, facts.text, prefix)
     return build_module(path, facts, task)
@@ -179,7 +178,8 @@ def directory_module(
 
 def _with_prefix(path: Path, facts: DirectoryFacts, text: TextFacts, prefix: str) -> DirectoryFacts:
     """Replace the directory's prefix; poolings may leave out its tokens, so they are counted."""
-    settings = dict(facts.settings)
-    if not settings.get("include_prompt", True):
-        settings["prompt_tokens"] = prompt_tokens(path / text.tokenizer, prefix) if prefix else 0
-    return replace(facts, text=replace(text, prefix=prefix), settings=settings)
+    pooling = facts.pooling
+    if pooling is not None and not pooling.include_prompt:
+        count = prompt_tokens(path / text.tokenizer, prefix) if prefix else 0
+        pooling = replace(pooling, prompt_tokens=count)
+    return replace(facts, text=replace(text, prefix=prefix), pooling=pooling)

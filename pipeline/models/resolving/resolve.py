@@ -15,10 +15,9 @@ from pipeline.core.registry import INPUTS, get
 from pipeline.core.schema import GEOMETRY
 from pipeline.core.user_code.own_code import errors_told
 from pipeline.job.text import Text
+from pipeline.models.directories.facts import ImageContract
 from pipeline.models.resolving.cards import FoundModel, find_card
 from pipeline.models.resolving.taken_images import (
-    ImageContract,
-    image_contract,
     require_image_fits,
     warn_of_convolutions,
 )
@@ -202,9 +201,9 @@ def _choose_input(
             raise JobError(f"{section}.{field}: has no effect on {where}; leave it out")
     merged = None
     if "transform" in taken:
-        problem = str(card.facts.settings.get("transform_problem", "")) if card.facts else ""
+        problem = card.facts.transform_problem if card.facts else ""
         merged = choose(card.name, card.transform, transform, problem)
-        seen = image_contract(card.facts) if card.facts else ImageContract(card.num_channels)
+        seen = card.facts.images if card.facts else ImageContract(card.num_channels)
         require_image_fits(card.name, seen, merged)
     chosen = _text(card, model, text) if "text" in taken else None
     with errors_told(INPUTS, name):

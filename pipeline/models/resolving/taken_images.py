@@ -5,33 +5,17 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 from pipeline.core.errors import JobError
 from pipeline.job.transform_words import CHANNELS
+from pipeline.models.directories.facts import ImageContract
 from pipeline.preprocessing.images.transform import TransformSpec
-
-if TYPE_CHECKING:
-    from pipeline.models.directories.facts import DirectoryFacts
 
 log = logging.getLogger(__name__)
 
 _LENGTH_BYTES = 8
 _MOST_CHANNELS = 4
-
-
-class ImageContract(NamedTuple):
-    """What a model says of the images that it takes; None: nothing."""
-
-    num_channels: int | None = None
-    height_px: int | None = None
-    width_px: int | None = None
-
-
-def image_contract(facts: DirectoryFacts) -> ImageContract:
-    """Return what a model directory or an .onnx file says."""
-    height, width = facts.settings.get("image_px") or (None, None)
-    return ImageContract(facts.settings.get("num_channels"), height, width)
 
 
 def require_image_fits(name: str, taken: ImageContract, transform: TransformSpec) -> None:

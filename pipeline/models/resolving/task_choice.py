@@ -76,7 +76,7 @@ def choose_task(model: Model, card: FoundModel, allow_import: Sequence[str]) -> 
         postprocess_sha256=code,
         min_score=model.min_score,
         embedding_type=model.embedding_type,
-        activation=str(facts.settings.get("activation", "identity")) if facts else "identity",
+        activation=facts.activation if facts else "identity",
         aggregation=model.aggregation,
         prompts=prompt_texts(model.prompts),
         postprocess_args=model.postprocess_args,

@@ -54,13 +54,13 @@ def choose_scores(model: Model, card: FoundModel, task: type[Task]) -> str:
     """
     if not task.scores_of_logits:
         return LOGITS
-    said = card.facts.settings if card.facts else {}
-    usual = str(said.get("scores") or task.scores_of_logits)
-    is_library = card.kind == "torchvision" or (card.facts and card.facts.kind != "onnx")
+    facts = card.facts
+    usual = (facts and facts.scores) or task.scores_of_logits
+    is_library = card.kind == "torchvision" or (facts and facts.kind != "onnx")
     gives_logits = is_library and model.layer is None
     if model.scores == PROBABILITIES and gives_logits:
         raise JobError(f"model.scores = {model.scores!r}: {card.name} gives logits; leave it out")
-    if model.scores == SIGMOID and model.prompts and card.facts and card.facts.input == "text":
+    if model.scores == SIGMOID and model.prompts and facts and facts.input == "text":
         raise JobError(
             f"model.scores = {model.scores!r}: a text's scores weigh the prompts against each "
             "other: softmax; leave it out"
@@ -69,7 +69,7 @@ def choose_scores(model: Model, card: FoundModel, task: type[Task]) -> str:
         return usual if model.scores == LOGITS else model.scores
     if gives_logits:
         return LOGITS if usual == task.scores_of_logits else usual
-    if model.layer is None and said.get("ends_in") in (SOFTMAX, task.scores_of_logits):
+    if model.layer is None and facts and facts.ends_in in (SOFTMAX, task.scores_of_logits):
         return PROBABILITIES
     return OPEN
 

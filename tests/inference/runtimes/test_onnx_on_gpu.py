@@ -83,7 +83,7 @@ def test_a_session_reads_and_writes_the_memory_of_tensors(tmp_path: Path, num_ro
 
 
 def opened(path: Path, *, on_device: bool) -> OnnxModule:
-    module, session = OnnxModule(path, read_onnx_facts(path).settings), session_of(path)
+    module, session = OnnxModule(path, read_onnx_facts(path).module), session_of(path)
     if on_device:
         module.open_on_device(bound(session, module.output_names, ON_CPU))
     else:
@@ -102,14 +102,14 @@ def assert_same(path: Path, batch: Mapping[str, torch.Tensor]) -> None:
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 def test_images_of_a_file_stay_on_the_device(tmp_path: Path, layout: str):
     path = onnx_files.save(onnx_files.image_model(32, layout=layout), tmp_path / "m.onnx")
-    (name,) = OnnxModule(path, read_onnx_facts(path).settings).input_names
+    (name,) = OnnxModule(path, read_onnx_facts(path).module).input_names
     assert_same(path, {name: torch.rand((5, 3, 32, 32))})
 
 
 @pytest.mark.parametrize("batch_size", ["batch", 1, 3, 5, 9])
 def test_features_of_a_file_stay_on_the_device(tmp_path: Path, batch_size: int | str):
     path = onnx_files.save(onnx_files.features_model(batch_size), tmp_path / "m.onnx")
-    (name,) = OnnxModule(path, read_onnx_facts(path).settings).input_names
+    (name,) = OnnxModule(path, read_onnx_facts(path).module).input_names
     assert_same(path, {name: torch.rand((5, onnx_files.NUM_FEATURES))})
 
 

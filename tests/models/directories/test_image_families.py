@@ -20,7 +20,7 @@ from support.models.snapshots import (
 from pipeline.core.errors import JobError
 from pipeline.models.directories.build import build_module
 from pipeline.models.directories.image.image_transform import read_transform
-from pipeline.models.directories.opening import read_facts
+from pipeline.models.directories.opening import open_facts, read_facts
 from pipeline.models.directories.snapshot import open_directory
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.preprocessing.images.resizing import resize_and_crop
@@ -34,7 +34,7 @@ TEXTS = ["the cat sat", "a long way home by the river"]
 def run(path: Path, task: str, pooling: str | None = None) -> torch.Tensor:
     facts = read_facts(path)
     if pooling is not None:
-        facts = replace(facts, settings={**facts.settings, "pooling": pooling})
+        facts = replace(facts, pooling=replace(facts.pooling, modes=(pooling,)))
     module = build_module(path, facts, TaskSpec(task), {})
     with torch.inference_mode():
         return module(PIXELS)
@@ -73,7 +73,7 @@ def test_an_encoder_of_images_gives_one_vector_each(family, tmp_path):
     torch.testing.assert_close(run(path, "embed"), expected, **CLOSE)
     torch.testing.assert_close(run(path, "embed", "mean"), mean, **CLOSE)
     with pytest.raises(JobError, match=r"model\.pooling = 'lasttoken': expected one of"):
-        run(path, "embed", "lasttoken")
+        open_facts(str(path), {}, "image", "lasttoken")
 
 
 @pytest.mark.parametrize("family", ["clip", "siglip"])
@@ -222,8 +222,8 @@ def test_a_transform_that_cannot_be_says_what_to_give(changes, said, tmp_path):
     change_json(path / "preprocessor_config.json", **changes)
     facts = read_facts(path)
     assert facts.transform is None
-    assert said in facts.settings["transform_problem"]
-    assert "give the fields of transform: size_px: " in facts.settings["transform_problem"]
+    assert said in facts.transform_problem
+    assert "give the fields of transform: size_px: " in facts.transform_problem
     assert any("no transform" in line for line in facts.said)
 
 

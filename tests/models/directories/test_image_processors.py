@@ -148,7 +148,7 @@ def test_pixels_are_those_of_timm(changes: dict, few: list[Image.Image], tmp_pat
     change_cfg(path, changes)
     facts = read_facts(path)
     spec = facts.transform
-    assert spec is not None, facts.settings
+    assert spec is not None, facts.transform_problem
     theirs = create_transform(**resolve_data_config(pretrained_cfg=cfg_of(path)))
     most = max(levels(normalised(image, spec), theirs(image), spec) for image in few)
     assert most <= MAX_PIL_LEVELS + ROUNDING
@@ -192,7 +192,7 @@ def test_what_timm_can_and_the_transform_cannot_is_said(changes: dict, said: str
     change_cfg(path, changes)
     facts = read_facts(path)
     assert facts.transform is None
-    assert said in facts.settings["transform_problem"]
+    assert said in facts.transform_problem
 
 
 @pytest.mark.parametrize(

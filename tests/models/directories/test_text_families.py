@@ -165,7 +165,7 @@ def test_a_cross_encoder_scores_as_the_library_does(family, saved_by, made, tmp_
     facts = read_facts(path)
     assert set(facts.tasks) == {"score", "regress"}
     assert facts.tasks[0] == ("score" if saved_by == "sentence-transformers" else "regress")
-    assert facts.settings["activation"] == "sigmoid"
+    assert facts.activation == "sigmoid"
     logits = run(path, "score", tokens(path, *zip(*PAIRS, strict=True)))
     expected = torch.from_numpy(model.predict([*PAIRS]))
     torch.testing.assert_close(logits.sigmoid()[:, 0], expected, **CLOSE)

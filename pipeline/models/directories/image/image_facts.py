@@ -1,20 +1,20 @@
-"""Facts of snapshots of transformers whose model takes images, or images and texts (two towers).
-
-Settings for the builder, besides those of `Chosen`: `pooling`, how an image becomes one vector:
-`cls` (the first vector), `mean` (of all), `pooler` (the model's own), `projection`, and `poolings`,
-those that the model has; of two towers `tower`, `image` or `text`. `transform_problem` says why
-there is no transform.
-"""
+"""Facts of snapshots of transformers whose model takes images, or images and texts (two towers)."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories import heads
 from pipeline.models.directories.chosen import CONFIG, ModelClass, width_of
-from pipeline.models.directories.facts import DirectoryFacts, InputKind
+from pipeline.models.directories.facts import (
+    TOWERS,
+    DirectoryFacts,
+    ImageContract,
+    InputKind,
+    Pooling,
+)
 from pipeline.models.directories.image.image_transform import read_transform, told
 from pipeline.models.directories.loading import has_class_token
 from pipeline.models.directories.text.encoder_facts import said_of, text_of
@@ -40,8 +40,7 @@ def image_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
     Raises:
         JobError: The directory is refused.
     """
-    settings = chosen.settings()
-    labels, dim = None, None
+    labels, dim, pooling = None, None, None
     if chosen.head == "image":
         labels = heads.labels_of(chosen.config, chosen.values)
         tasks = heads.tasks_of("image", labels, chosen.values, scores_pairs=False)
@@ -50,22 +49,25 @@ def image_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
         labels, what = _detector_labels(chosen)
         tasks = ("detect",)
     else:
-        settings["poolings"] = poolings = _poolings(chosen)
-        settings["pooling"] = poolings[0]
+        poolings = _poolings(chosen)
+        pooling = Pooling(poolings[:1], poolings)
         keys = ("projection_dim",) if poolings[0] == "projection" else ()
         dim = width_of(chosen.config, *keys, "hidden_size", "hidden_sizes")
         tasks, what = ("embed",), f"pooling {poolings[0]}; {dim} numbers per image"
-    transform, said = _transform(folder, chosen, settings)
+    images = _images(chosen)
+    transform, problem, said = _transform(folder, chosen, images)
     return DirectoryFacts(
         kind="transformers",
         architecture=chosen.built.__name__,
         input="image",
         tasks=tasks,
         labels=labels,
-        transform=transform,
-        text=None,
         embedding_dim=dim,
-        settings=settings,
+        module=chosen.facts,
+        transform=transform,
+        transform_problem=problem,
+        images=images,
+        pooling=pooling,
         said=(f"{CONFIG}: {chosen.named.__name__}, {what}", said),
     )
 
@@ -85,13 +87,11 @@ def tower_facts(folder: Path, chosen: ModelClass, wanted: InputKind) -> Director
         *(("projection_size",) if wanted == "text" else ()),
         "hidden_size",
     )
-    settings: dict[str, Any] = {**chosen.settings(), "tower": wanted}
     is_sigmoid = wanted == "image" and _SIGLIP in config.model_type
-    if is_sigmoid:
-        settings["scores"] = "sigmoid"
-    transform, text = None, None
+    transform, problem, text, images = None, "", None, ImageContract()
     if wanted == "image":
-        transform, line = _transform(folder, chosen, settings)
+        images = _images(chosen)
+        transform, problem, line = _transform(folder, chosen, images)
         said: tuple[str, ...] = (line,)
     else:
         text = text_of(folder, chosen)
@@ -105,10 +105,13 @@ def tower_facts(folder: Path, chosen: ModelClass, wanted: InputKind) -> Director
         if wanted == "text" or (folder / (chosen.at + TOKENIZER)).is_file()
         else ("embed",),
         labels=None,
-        transform=transform,
-        text=text,
         embedding_dim=dim,
-        settings=settings,
+        module=replace(chosen.facts, head=TOWERS),
+        transform=transform,
+        transform_problem=problem,
+        images=images,
+        text=text,
+        scores="sigmoid" if is_sigmoid else None,
         said=(
             f"{CONFIG}: {chosen.named.__name__}, {dim} numbers per {wanted}"
             + ("; scores of prompts are sigmoids" if is_sigmoid else ""),
@@ -139,25 +142,30 @@ def _detector_labels(chosen: ModelClass) -> tuple[tuple[str, ...], str]:
     return labels, f"{len(labels)} labels ({how}), detect"
 
 
-def _poolings(chosen: ModelClass) -> list[str]:
-    """Return the ways to one vector per image, the default first."""
+def _poolings(chosen: ModelClass) -> tuple[str, ...]:
+    """Return the ways to one vector per image, the default first.
+
+    `cls` is the first vector, `mean` that of all, `pooler` and `projection` are the model's own.
+    """
     if chosen.built.__name__.endswith("WithProjection"):
-        return ["projection"]
+        return ("projection",)
     if not has_class_token(chosen.built, chosen.config):
-        return ["pooler", "mean"]
+        return "pooler", "mean"
     if chosen.built.__name__.endswith("VisionModel"):
-        return ["pooler", "cls", "mean"]
-    return ["cls", "mean"]
+        return "pooler", "cls", "mean"
+    return "cls", "mean"
+
+
+def _images(chosen: ModelClass) -> ImageContract:
+    config = getattr(chosen.config, "vision_config", chosen.config)
+    return ImageContract(getattr(config, "num_channels", None))
 
 
 def _transform(
-    folder: Path, chosen: ModelClass, settings: dict[str, Any]
-) -> tuple[TransformSpec | None, str]:
-    """Return the transform and what is said of it; a problem goes into the settings."""
-    count = getattr(getattr(chosen.config, "vision_config", chosen.config), "num_channels", None)
-    settings["num_channels"] = count
-    transform, problem, where = read_transform(folder, chosen.at, count)
+    folder: Path, chosen: ModelClass, images: ImageContract
+) -> tuple[TransformSpec | None, str, str]:
+    """Return the transform, '' or why there is none, and what is said of it."""
+    transform, problem, where = read_transform(folder, chosen.at, images.num_channels)
     if transform is None:
-        settings["transform_problem"] = problem
-        return None, f"no transform: {problem}"
-    return transform, f"{where}: {told(transform)}"
+        return None, problem or "", f"no transform: {problem}"
+    return transform, "", f"{where}: {told(transform)}"

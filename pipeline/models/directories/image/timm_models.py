@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
-from pipeline.models.directories.facts import DirectoryFacts
+from pipeline.models.directories.facts import DirectoryFacts, ImageContract, TimmModel
 from pipeline.models.directories.image.image_numbers import channels, crop_ratio, pair
 from pipeline.models.directories.image.image_transform import make_spec, told
 from pipeline.models.directories.json_files import preview, read_int, read_str
@@ -48,33 +48,33 @@ def timm_facts(folder: Path, values: Mapping[str, Any]) -> DirectoryFacts:
         JobError: The directory is refused.
     """
     require("timm")
-    settings = _settings(values)
-    module = _load(folder, settings, is_trial=True)
-    num_classes = settings["arguments"]["num_classes"]
+    found = _model(values)
+    module = _load(folder, found, is_trial=True)
+    num_classes = found.arguments["num_classes"]
     given = _object(values, "pretrained_cfg")
     data = {**given, **{key: values[key] for key in _DATA if key in values}}
-    in_chans = settings["num_channels"] = settings["arguments"].get("in_chans", 3)
+    in_chans = found.arguments.get("in_chans", 3)
     problem = _problem(data, in_chans)
     transform = None if problem else _transform(data, in_chans)
-    if problem:
-        settings["transform_problem"] = f"{CONFIG}: {problem}; give the fields of transform"
+    problem = f"{CONFIG}: {problem}; give the fields of transform" if problem else ""
     labels, said = _labels(values, given, num_classes)
     tasks = ("classify", "multilabel", "embed") if num_classes else ("embed",)
     dim = int(getattr(module, "head_hidden_size", None) or module.num_features)
     return DirectoryFacts(
         kind="timm",
-        architecture=settings["architecture"],
+        architecture=found.architecture,
         input="image",
         tasks=tasks,
         labels=labels,
-        transform=transform,
-        text=None,
         embedding_dim=dim,
-        settings=settings,
+        module=found,
+        transform=transform,
+        transform_problem=problem,
+        images=ImageContract(in_chans),
         said=(
-            f"{CONFIG}: timm {settings['architecture']}, {num_classes} outputs, {dim} numbers "
+            f"{CONFIG}: timm {found.architecture}, {num_classes} outputs, {dim} numbers "
             "per image before them",
-            f"{CONFIG}: {told(transform) if transform else settings['transform_problem']}",
+            f"{CONFIG}: {told(transform) if transform else problem}",
             *said,
         ),
     )
@@ -83,7 +83,7 @@ def timm_facts(folder: Path, values: Mapping[str, Any]) -> DirectoryFacts:
 _DATA = ("input_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
 
 
-def timm_module(folder: Path, settings: Mapping[str, Any], *, embeds: bool) -> torch.nn.Module:
+def timm_module(folder: Path, model: TimmModel, *, embeds: bool) -> torch.nn.Module:
     """Build a model of timm with its weights.
 
     Returns:
@@ -91,11 +91,11 @@ def timm_module(folder: Path, settings: Mapping[str, Any], *, embeds: bool) -> t
     """
     from pipeline.models.directories.image.image_modules import TimmVectors
 
-    module = _load(folder, settings, is_trial=False)
+    module = _load(folder, model, is_trial=False)
     return TimmVectors(module) if embeds else module
 
 
-def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
+def _model(values: Mapping[str, Any]) -> TimmModel:
     name = read_str(values, "architecture", CONFIG) or ""
     name = name.partition(".")[0]  # what follows is a tag of weights
     import timm
@@ -125,7 +125,7 @@ def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
                 "expected numbers"
             )
     check_numbers(arguments)
-    return {"architecture": name, "arguments": arguments}
+    return TimmModel(name, arguments)
 
 
 def _object(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -142,33 +142,33 @@ def _is_numbers(value: Any) -> bool:
     return isinstance(value, bool | int | float)
 
 
-def _load(folder: Path, settings: Mapping[str, Any], *, is_trial: bool) -> Any:
+def _load(folder: Path, model: TimmModel, *, is_trial: bool) -> Any:
     """Build the model and load its tensors; a trial does so without memory."""
     import torch
 
     headers = read_headers(folder)
     with torch.device("meta"):
-        module = _create(settings)
+        module = _create(model)
     require_size(module, headers, CONFIG)
     if is_trial:
         tensors = {
             name: torch.empty(header.shape, device="meta") for name, header in headers.items()
         }
     else:
-        module, tensors = _create(settings), read_tensors(folder, headers)
+        module, tensors = _create(model), read_tensors(folder, headers)
     if all(name.startswith(_WRAPPER) for name in tensors):
         tensors = {name.removeprefix(_WRAPPER): tensor for name, tensor in tensors.items()}
-    what = f"timm's {settings['architecture']}"
+    what = f"timm's {model.architecture}"
     load_state(module, tensors, None, "model.path: model.safetensors", what)
     return module.eval()
 
 
-def _create(settings: Mapping[str, Any]) -> Any:
+def _create(model: TimmModel) -> Any:
     import timm
 
-    name = settings["architecture"]
+    name = model.architecture
     try:
-        return timm.create_model(name, pretrained=False, **settings["arguments"])
+        return timm.create_model(name, pretrained=False, **model.arguments)
     except Exception as error:
         told = clean_message(f"{type(error).__name__}: {error}", 200)
         raise JobError(

@@ -5,13 +5,16 @@ Only the file is read, without its external data, and no session of it is made.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pipeline.models.directories.facts import DirectoryFacts, InputKind
+from pipeline.models.directories.facts import (
+    DirectoryFacts,
+    ImageContract,
+    InputKind,
+    OnnxFile,
+)
 from pipeline.models.directories.onnx.classes import (
     activation_of,
     classes_of,
@@ -60,24 +63,19 @@ def read_onnx_facts(path: Path) -> DirectoryFacts:
     zipped = {} if is_apart else unzip(model)
     inputs, outputs = _inputs(path, model), _outputs(path, model)
     kind, layout = _kind(path, inputs)
-    is_by_name = kind == "features" and not is_vector(inputs)
-    batch_size = _batch_size(path, inputs)
     main = next((each for each in outputs if each.is_float), outputs[0])
     labels = labels_in_metadata(model) or _classes(model, main, zipped)
-    settings = {
-        "inputs": [asdict(each) for each in inputs],
-        "outputs": [asdict(each) for each in outputs],
-        "output": main.name,
-        "zipped": [*zipped],
-        "ends_in": activation_of(model, main.name),
-        "layout": layout,
-        "batch_size": batch_size,
-        "image_px": _image_px(inputs[0], layout) if layout else None,
-        "num_channels": fixed(inputs[0].shape, layout.index("C")) if layout else None,
-        "max_tokens": fixed(inputs[0].shape, 1) if kind == "text" else None,
-        "num_features": fixed(inputs[0].shape, 1) if kind == "features" else None,
-        "columns": [[each.name, each.dtype] for each in inputs] if is_by_name else [],
-    }
+    ends_in = activation_of(model, main.name)
+    file = OnnxFile(
+        inputs=tuple(inputs),
+        output_names=tuple(each.name for each in outputs),
+        output=main.name,
+        zipped=tuple(zipped),
+        layout=layout,
+        batch_size=_batch_size(path, inputs),
+        max_tokens=fixed(inputs[0].shape, 1) if kind == "text" else None,
+        has_columns=kind == "features" and not is_vector(inputs),
+    )
     last = main.shape[-1] if main.shape else None
     return DirectoryFacts(
         kind="onnx",
@@ -85,11 +83,11 @@ def read_onnx_facts(path: Path) -> DirectoryFacts:
         input=kind,
         tasks=_tasks(kind, main, {each.name for each in outputs}),
         labels=labels,
-        transform=None,
-        text=None,
         embedding_dim=last if isinstance(last, int) and len(main.shape or ()) > 1 else None,
-        settings=json.loads(json.dumps(settings)),
-        said=_said(path, inputs, outputs, settings, labels)
+        module=file,
+        images=_images(inputs[0], layout) if layout else ImageContract(),
+        ends_in=ends_in,
+        said=_said(path, file, outputs, ends_in, labels)
         + _said_of_dropped(path, model, outputs, zipped),
     )
 
@@ -167,9 +165,8 @@ def _kind(path: Path, inputs: Sequence[TensorFacts]) -> tuple[InputKind, str | N
     raise refusal(path, f"takes {listed(inputs)}; {_SAYS}")
 
 
-def _image_px(image: TensorFacts, layout: str) -> list[int | None]:
-    """Return height and width of the images; None for one that is not fixed."""
-    return [fixed(image.shape, layout.index(axis)) for axis in "HW"]
+def _images(image: TensorFacts, layout: str) -> ImageContract:
+    return ImageContract(*(fixed(image.shape, layout.index(axis)) for axis in "CHW"))
 
 
 def _batch_size(path: Path, inputs: Sequence[TensorFacts]) -> int | None:
@@ -210,19 +207,19 @@ def _architecture(model: onnx.ModelProto) -> str:
 
 def _said(
     path: Path,
-    inputs: Sequence[TensorFacts],
+    file: OnnxFile,
     outputs: Sequence[TensorFacts],
-    settings: Mapping[str, Any],
+    ends_in: str | None,
     labels: tuple[str, ...] | None,
 ) -> tuple[str, ...]:
     lines = [
-        f"{path.name}: takes {listed(inputs)}",
-        f"{path.name}: gives {listed(outputs)}; tasks take {name_of(settings['output'])}",
+        f"{path.name}: takes {listed(file.inputs)}",
+        f"{path.name}: gives {listed(outputs)}; tasks take {name_of(file.output)}",
     ]
-    if settings["batch_size"] is not None:
-        lines.append(f"{path.name}: takes exactly {settings['batch_size']} rows at once")
-    if settings["ends_in"] is not None:
-        lines.append(f"{path.name}: its output is a {settings['ends_in']} already")
+    if file.batch_size is not None:
+        lines.append(f"{path.name}: takes exactly {file.batch_size} rows at once")
+    if ends_in is not None:
+        lines.append(f"{path.name}: its output is a {ends_in} already")
     if labels is not None:
         lines.append(f"{path.name}: has {len(labels)} class names")
     return tuple(lines)

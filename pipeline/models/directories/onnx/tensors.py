@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.models.directories.onnx.graph import name_of
 from pipeline.preprocessing.model_input import TEXT
@@ -27,8 +26,7 @@ _MAX_AXIS = 2**31 - 1
 """Of a list in Arrow; a longer axis is none that a row could have."""
 
 
-@dataclass(frozen=True)
-class TensorFacts:
+class TensorFacts(NamedTuple):
     """An input or an output of the file."""
 
     name: str

@@ -1,18 +1,15 @@
-"""Facts of directories of texts: a class of transformers, alone or in sentence-transformers.
-
-Settings for the builder, besides those of `Chosen`: for embeddings `pooling`, `include_prompt`,
-`prompt_tokens`, `layers` and `prompts`; for scores `activation`.
-"""
+"""Facts of directories of texts: a class of transformers, alone or in sentence-transformers."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories import heads
 from pipeline.models.directories.chosen import CONFIG, ModelClass, choose, width_of
-from pipeline.models.directories.facts import DirectoryFacts, TextFacts
+from pipeline.models.directories.facts import DenseLayer, DirectoryFacts, Pooling, TextFacts
 from pipeline.models.directories.json_files import preview, read_bool, read_int, read_object
 from pipeline.models.directories.text import sentence_transformers as st
 from pipeline.models.directories.text.text_facts import TOKENIZER, prompt_tokens, text_facts
@@ -43,41 +40,37 @@ def _sentence_facts(
     folder: Path, modules: list[tuple[str, str]], chosen: ModelClass
 ) -> DirectoryFacts:
     at = chosen.at
-    prefix, prompts = st.read_prompt(folder)
+    prefix = st.read_prompt(folder)
     pooling = st.read_pooling(folder, modules[1][1])
     text = text_of(folder, chosen, prefix)
-    dim = width_of(chosen.config, "hidden_size") * len(pooling["pooling"])
-    layers: list[dict[str, Any]] = []
+    dim = width_of(chosen.config, "hidden_size") * len(pooling.modes)
+    layers: list[DenseLayer | Literal["normalize"]] = []
     for kind, place in modules[2:]:
         if kind == "Normalize":
-            layers.append(st.read_normalize(folder, place))
+            st.check_normalize(folder, place)
+            layers.append("normalize")
             continue
-        layers.append(st.read_dense(folder, place))
-        if layers[-1]["in_features"] != dim:
+        layers.append(dense := st.read_dense(folder, place))
+        if dense.in_features != dim:
             raise JobError(
-                f"model.path: {place}{CONFIG}: in_features is {layers[-1]['in_features']}, and "
+                f"model.path: {place}{CONFIG}: in_features is {dense.in_features}, and "
                 f"what comes before gives {dim}"
             )
-        dim = layers[-1]["out_features"]
-    skips = not pooling["include_prompt"] and prefix
+        dim = dense.out_features
+    skips = not pooling.include_prompt and prefix
     num_tokens = prompt_tokens(folder / text.tokenizer, prefix) if skips else 0
-    steps = [" + ".join(pooling["pooling"]), *(each["layer"] for each in layers)]
+    kinds = (each if each == "normalize" else "dense" for each in layers)
+    steps = [" + ".join(pooling.modes), *kinds]
     return DirectoryFacts(
         kind="sentence_transformers",
         architecture=chosen.built.__name__,
         input="text",
         tasks=("embed", "zero_shot"),
         labels=None,
-        transform=None,
-        text=text,
         embedding_dim=dim,
-        settings={
-            **chosen.settings(),
-            **pooling,
-            "prompt_tokens": num_tokens,
-            "layers": layers,
-            "prompts": prompts,
-        },
+        module=chosen.facts,
+        text=text,
+        pooling=replace(pooling, prompt_tokens=num_tokens, layers=tuple(layers)),
         said=(
             f"{at}{CONFIG}: {chosen.named.__name__}, encoder of texts",
             f"{st.MODULES}: pooling {', '.join(steps)}; {dim} numbers per text",
@@ -100,21 +93,19 @@ def encoder_facts(
     Raises:
         JobError: The directory is refused.
     """
-    text = text_of(folder, chosen, st.read_prompt(folder)[0])
-    settings, at = chosen.settings(), chosen.at
+    text = text_of(folder, chosen, st.read_prompt(folder))
+    at = chosen.at
     said: list[str] = [f"{at}{CONFIG}: {chosen.named.__name__}"]
     tasks: tuple[str, ...] = ("embed", "zero_shot")
     labels: tuple[str, ...] | None = None
-    dim: int | None = None
+    dim, pooling, activation = None, None, "identity"
     if chosen.head == "none":
         dim = width_of(chosen.config, "hidden_size")
-        plain = {"pooling": ["mean"], "include_prompt": True, "prompt_tokens": 0, "layers": []}
-        settings.update(plain)
+        pooling = Pooling(("mean",), st.MODES)
         said.append(f"no {st.MODULES}: pooling mean, without normalisation; {dim} numbers per text")
     else:
         labels = heads.labels_of(chosen.config, chosen.values)
         activation, is_named = heads.score_activation(folder, chosen.values, len(labels))
-        settings["activation"] = activation
         tasks = heads.tasks_of(
             chosen.head, labels, chosen.values, scores_pairs=scores_pairs or is_named
         )
@@ -125,10 +116,11 @@ def encoder_facts(
         input="text",
         tasks=tasks,
         labels=labels,
-        transform=None,
-        text=text,
         embedding_dim=dim,
-        settings=settings,
+        module=chosen.facts,
+        text=text,
+        pooling=pooling,
+        activation=activation,
         said=(*said, *said_of(text)),
     )
 

@@ -1,7 +1,7 @@
 """Read the files of a sentence-transformers directory: modules, pooling, dense layers, prompts.
 
 The library's own classes are not used: the few that encoders of texts are made of are described
-here as plain settings, which `text_modules` builds.
+here by their facts, of which `text_modules` are built.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
+from pipeline.models.directories.facts import DenseLayer, Pooling
 from pipeline.models.directories.json_files import (
     kind_of,
     preview,
@@ -105,7 +106,7 @@ def require_vectors(folder: Path, at: str) -> None:
             )
 
 
-def read_pooling(folder: Path, at: str) -> dict[str, Any]:
+def read_pooling(folder: Path, at: str) -> Pooling:
     """Read the settings of a pooling layer.
 
     Raises:
@@ -124,13 +125,11 @@ def read_pooling(folder: Path, at: str) -> dict[str, Any]:
             raise JobError(
                 f"model.path: {where}: pooling_mode is {preview(each)}, expected {', '.join(MODES)}"
             )
-    return {
-        "pooling": modes or ["mean"],
-        "include_prompt": read_bool(values, "include_prompt", where, True),
-    }
+    include_prompt = read_bool(values, "include_prompt", where, True)
+    return Pooling(tuple(modes) or ("mean",), MODES, include_prompt)
 
 
-def read_dense(folder: Path, at: str) -> dict[str, Any]:
+def read_dense(folder: Path, at: str) -> DenseLayer:
     """Read the settings of a dense layer.
 
     Raises:
@@ -138,28 +137,22 @@ def read_dense(folder: Path, at: str) -> dict[str, Any]:
     """
     where = f"{at}config.json"
     values = read_object(folder, where)
-    sizes = [read_int(values, key, where, 1) for key in ("in_features", "out_features")]
-    if None in sizes:
+    width, dim = (read_int(values, f"{end}_features", where, 1) for end in ("in", "out"))
+    if width is None or dim is None:
         raise JobError(f"model.path: {where}: in_features and out_features must be given")
     named = read_str(values, "activation_function", where) or "torch.nn.modules.activation.Tanh"
     if read_bool(values, "use_residual", where, False):
         raise JobError(f"model.path: {where}: use_residual is not read")
     _require_of_sentence(values, where)
-    return {
-        "layer": "dense",
-        "at": at,
-        "in_features": sizes[0],
-        "out_features": sizes[1],
-        "bias": read_bool(values, "bias", where, True),
-        "activation": activation_of(named, f"{where}: activation_function"),
-    }
+    bias = read_bool(values, "bias", where, True)
+    activation = activation_of(named, f"{where}: activation_function")
+    return DenseLayer(at, width, dim, bias, activation)
 
 
-def read_normalize(folder: Path, at: str) -> dict[str, Any]:
-    """Read the settings of a normalisation; old directories have no file for it."""
+def check_normalize(folder: Path, at: str) -> None:
+    """Check the settings of a normalisation; old directories have no file for it."""
     where = f"{at}config.json"
     _require_of_sentence(read_object(folder, where, optional=True), where)
-    return {"layer": "normalize"}
 
 
 def _require_of_sentence(values: Mapping[str, Any], where: str) -> None:
@@ -184,8 +177,8 @@ def activation_of(name: str, where: str) -> str:
     return ACTIVATIONS[name]
 
 
-def read_prompt(folder: Path) -> tuple[str, dict[str, str]]:
-    """Read the prompt put before each text by default, and all prompts by name.
+def read_prompt(folder: Path) -> str:
+    """Read the prompt put before each text by default; '' for none.
 
     Raises:
         JobError: The default prompt is not among them.
@@ -200,7 +193,7 @@ def read_prompt(folder: Path) -> tuple[str, dict[str, str]]:
             f"model.path: {PROMPTS}: default_prompt_name is {preview(name)}, prompts has no "
             "such one"
         )
-    return ("" if name is None else prompts[name]), prompts
+    return "" if name is None else prompts[name]
 
 
 def is_cross_encoder(folder: Path, kinds: Sequence[str]) -> bool:

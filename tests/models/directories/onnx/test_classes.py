@@ -35,7 +35,7 @@ def test_probabilities_in_front_of_a_zipmap_are_those_in_its_maps(tmp_path: Path
     np.testing.assert_array_equal(found.numpy(), expected.astype(np.float32))
     facts = read_onnx_facts(path)
     assert facts.labels == tuple(map(str, names))
-    assert facts.settings["output"] == "output_probability"
+    assert facts.module.output == "output_probability"
     assert "m.onnx: 'output_probability' is read without its ZipMap" in facts.said
 
 

@@ -44,42 +44,41 @@ def passed_on(inputs: list[Any], **more: Any) -> onnx.ModelProto:
 def test_features(tmp_path: Path):
     facts = read(onnx_files.features_model(), tmp_path)
     assert (facts.kind, facts.input, facts.tasks[0]) == ("onnx", "features", "classify")
-    assert (facts.settings["num_features"], facts.embedding_dim) == (6, 5)
-    assert facts.settings["inputs"] == [{"name": "x", "dtype": "float32", "shape": ["batch", 6]}]
-    assert (facts.settings["batch_size"], facts.settings["output"]) == (None, "logits")
+    assert facts.module.inputs == (("x", "float32", ("batch", 6)),)
+    assert facts.embedding_dim == 5
+    assert (facts.module.batch_size, facts.module.output) == (None, "logits")
     assert facts.said == (
         "m.onnx: takes 'x' float32 (batch, 6)",
         "m.onnx: gives 'logits' float32 (batch, 5); tasks take 'logits'",
     )
-    assert json.loads(json.dumps(facts.settings)) == facts.settings
+    assert DirectoryFacts.from_dict(json.loads(json.dumps(facts.to_dict()))) == facts
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 def test_images_have_the_axes_of_either_order(tmp_path: Path, layout: str):
     facts = read(onnx_files.image_model(32, layout=layout), tmp_path)
-    assert (facts.input, facts.settings["layout"]) == ("image", layout)
-    assert (facts.settings["image_px"], facts.transform) == ([32, 32], None)
-    assert facts.settings["num_channels"] == 3
+    assert (facts.input, facts.module.layout) == ("image", layout)
+    assert (facts.images, facts.transform) == ((3, 32, 32), None)
     free = read(onnx_files.image_model("s", layout=layout), tmp_path)
-    assert free.settings["image_px"] == [None, None]
+    assert free.images == (3, None, None)
 
 
 def test_texts(tmp_path: Path):
     facts = read(onnx_files.text_model(), tmp_path)
     assert (facts.input, facts.tasks[0], facts.embedding_dim) == ("text", "embed", 8)
-    assert facts.settings["max_tokens"] is None
-    assert read(onnx_files.text_model(length=16), tmp_path).settings["max_tokens"] == 16
+    assert facts.module.max_tokens is None
+    assert read(onnx_files.text_model(length=16), tmp_path).module.max_tokens == 16
 
 
 def test_a_fixed_number_of_rows_is_said(tmp_path: Path):
     facts = read(onnx_files.features_model(4), tmp_path)
-    assert facts.settings["batch_size"] == 4
+    assert facts.module.batch_size == 4
     assert "m.onnx: takes exactly 4 rows at once" in facts.said
 
 
 def test_a_softmax_at_the_end_is_said(tmp_path: Path):
     facts = read(onnx_files.features_model(softmax=True), tmp_path)
-    assert facts.settings["ends_in"] == "softmax"
+    assert facts.ends_in == "softmax"
     assert "m.onnx: its output is a softmax already" in facts.said
 
 
@@ -105,7 +104,7 @@ def test_class_names_come_from_the_metadata(
 def test_initializers_among_the_inputs_are_no_inputs(tmp_path: Path):
     model = onnx_files.features_model()
     model.graph.input.append(value("w", FLOAT, [6, 8]))
-    assert [each["name"] for each in read(model, tmp_path).settings["inputs"]] == ["x"]
+    assert [each.name for each in read(model, tmp_path).module.inputs] == ["x"]
 
 
 def test_weights_may_lie_beside_the_file(tmp_path: Path):
@@ -274,7 +273,7 @@ def test_outputs_that_are_no_numbers_are_left_out_or_refused(tmp_path: Path):
     model = onnx_files.features_model()
     names = helper.make_tensor_value_info("names", onnx.TensorProto.STRING, ["batch"])
     model.graph.output.insert(0, names)
-    assert [each["name"] for each in read(model, tmp_path).settings["outputs"]] == ["logits"]
+    assert read(model, tmp_path).module.output_names == ("logits",)
     del model.graph.output[1]
     assert "has no output that is a tensor of numbers" in refusal(model, tmp_path)
 
