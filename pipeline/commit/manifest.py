@@ -83,7 +83,7 @@ class Manifest:
     """Where the keys of this version are, so that later ones can carry its rows: `folder` and the
     `sha256` of its meta.json; {} if it has none."""
     carried: dict[str, Any] = field(default_factory=dict)
-    """What was carried over: `rows`, and `from`, the versions; {} if nothing was."""
+    """What was carried over, as the report's section `carried`; {} if nothing was."""
     version: int = MANIFEST_VERSION
 
     @property

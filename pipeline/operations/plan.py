@@ -23,6 +23,7 @@ from pipeline.operations.jobs import Date, JobLike, load_job, run_options
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import done_slices
 from pipeline.report.history import Recipe, find_past_run
+from pipeline.report.recording.carried_rows import first_shards
 from pipeline.report.speed.estimate import estimate
 from pipeline.runs.checks import check_before_ray, check_hardware
 from pipeline.runs.context import RunContext
@@ -181,7 +182,9 @@ def _features(vectors: Mapping[str, Vector]) -> dict[str, Any]:
 
 
 def shortened(document: dict[str, Any]) -> dict[str, Any]:
-    """Return what `describe_plan` has found for a terminal: the first features of long vectors."""
+    """Return what `plan` has found for a terminal: the first features, and the first shards."""
+    if "carried" in document:
+        document = {**document, "carried": first_shards(document["carried"])}
     facts = document["input"]
     if "features" not in facts:
         return document

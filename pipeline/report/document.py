@@ -15,6 +15,7 @@ from pydantic import Field
 
 from pipeline.process.screen import as_lines
 from pipeline.report.sections import (
+    Carried,
     FailedRows,
     Gate,
     Hardware,
@@ -116,6 +117,8 @@ class Report(Section):
     gates: list[Gate] = Field(default_factory=list)
     top_labels: list[LabelCount] = Field(default_factory=list)
     versions: dict[str, str] = Field(default_factory=dict)
+    carried: Carried | None = None
+    """What was taken over from earlier versions; null if that was not asked yet."""
     retry: Retry | None = None
     """Only of `pipeline retry`; `rows` then counts the whole partition, as it is merged."""
     in_flight: list[str] = Field(default_factory=list)

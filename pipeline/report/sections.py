@@ -48,6 +48,9 @@ class Rows(Section):
     """Went through the stages in this run."""
     resumed: int | None = None
     """Taken over, finished, from an earlier run."""
+    carried: int | None = None
+    """Not computed: their predictions are those of an earlier version; null if nothing could be
+    carried over. `total` is computed + resumed + carried."""
     deduplicated: int | None = None
     """Of those computed, rows that got the result of another row of the same bytes; null if the
     job did not ask for it. The stages do not count them."""
@@ -178,6 +181,50 @@ class Retry(Section):
     """Rows that stay because their input is gone or no longer the one that was planned."""
     not_asked: int | None = None
     """Rows that stay because other reasons were asked for."""
+
+
+class CarriedFrom(Section):
+    """A version that predictions are taken from."""
+
+    partition: str
+    version: int
+    rows: int
+    """Found without reading the input; what is found by content comes on top."""
+
+
+class Carried(Section):
+    """Which predictions are those of earlier versions (`run.reuse`), or why none is."""
+
+    rows: int = 0
+    """Whose predictions are taken over."""
+    why_not: str | None = None
+    """Why there are none, or none of the newest version."""
+    looked_at: int = 0
+    """Earlier versions that were looked at."""
+    sources: list[CarriedFrom] = Field(default_factory=list)
+    """The newest first."""
+    new_rows: int | None = None
+    """Rows of shards that the newest source does not have; null where only reading counts them."""
+    changed_rows: int | None = None
+    """Rows of shards that are not as they were then; null likewise."""
+    failed_rows: int | None = None
+    """Rows of unchanged shards that had no prediction, and are computed again."""
+    gone_rows: int | None = None
+    """Rows of shards that are no longer there."""
+    checked_rows: int = 0
+    """Computed although their predictions are known, for the gate `carried`."""
+    content_rows: int | None = None
+    """Of `rows`, those that were read, and known by their content; null if none were looked up."""
+    lookup_failed_rows: int | None = None
+    """Computed because they could not be looked up; null likewise."""
+    changed_libraries: list[str] = Field(default_factory=list)
+    """What decodes, tokenises or computes and has another version than then; more are checked."""
+    copied_parts: int | None = None
+    """Parts that the store copied by itself, so that no byte of them was moved; null before."""
+    copied_bytes: int | None = None
+    reads: int | None = None
+    """Requests for the other rows that are carried."""
+    read_bytes: int | None = None
 
 
 class Gate(Section):

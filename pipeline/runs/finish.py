@@ -6,6 +6,7 @@ import datetime as dt
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 from pipeline.commit.lease import Lease
@@ -21,6 +22,7 @@ from pipeline.core.hive_paths import partition_types
 from pipeline.core.slices import SliceKey
 from pipeline.core.versions import environment_versions, package_versions
 from pipeline.execution.tasks import run_tasks
+from pipeline.gates.computed import computed_alone
 from pipeline.gates.gate import Figures
 from pipeline.gates.history import Past, look_back
 from pipeline.gates.judging import certain_failures, early_refusal, judge, needs_of
@@ -186,6 +188,18 @@ def _judge(run: RunContext, plan: Plan, num_rows: int, base: Manifest | None) ->
         why_empty="" if plan.num_shards else describe_no_input(run.job.source, record.skipped),
         is_limited=run.job.run.limit_rows is not None,
     )
+    carried = record.carried_section
+    if carried is not None and carried.rows:
+        figures = replace(
+            figures,
+            num_carried=carried.rows,
+            num_checked=record.num_checked,
+            differing=record.differing,
+        )
+        num_computed = record.num_done - (carried.content_rows or 0)
+        failed_before = carried.failed_rows or 0
+        alone = computed_alone(figures, num_computed, record.own_distribution, failed_before)
+        figures = replace(figures, computed=alone)
     past = Past()
     if "history" in needs_of(gates):
         past = look_back(run.store, run.layout, base, gates.volume.history_partitions)
@@ -239,4 +253,5 @@ def _manifest(
         versions={**package_versions(), **environment_versions()},
         devices=dict(run.record.figures.devices),
         fingerprint_parts=plan.fingerprint_parts,
+        carried=run.record.carried_facts,
     )

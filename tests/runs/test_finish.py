@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,9 @@ from pipeline.commit.lease import hold_lease
 from pipeline.commit.manifest import current_manifest, log_numbers
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.staging import list_staged
-from pipeline.core.errors import InfraError
+from pipeline.core.errors import GateRefused, InfraError
+from pipeline.core.figures.histograms import Distribution
+from pipeline.report.recording.rows import KeptRows
 from pipeline.runs.finish import finish
 from pipeline.storage.store import Store
 
@@ -33,3 +37,41 @@ def test_a_slice_that_was_deleted_before_the_end_publishes_nothing(lost: int, tm
     # Run again, it computes that slice alone.
     done = run_once(store, rows)
     assert (done.num_computed, log_numbers(store, LAYOUT)) == (rows.rows_per_slice, [1])
+
+
+@pytest.mark.parametrize(
+    ("failed_before", "content_rows", "differing", "refusing"),
+    [
+        (0, None, (), {"max_error_pct_computed"}),
+        (120, None, (), set()),
+        (120, 40, ("a.jpg: expected x, found y",), {"carried"}),
+    ],
+)
+def test_carried_rows_are_judged_with_the_computed_ones_and_those_alone(
+    failed_before: int,
+    content_rows: int | None,
+    differing: tuple[str, ...],
+    refusing: set[str],
+    tmp_path: Path,
+):
+    """Of 240 computed rows each second one failed, which among 10,000 carried ones is little."""
+    store, rows = Store(str(tmp_path)), Rows(num_slices=3, rows_per_slice=80, fail_every=2)
+    plan, run = adopt_plan(store, LAYOUT, make_plan(rows)), new_run(store)
+    gates = run.job.gates.model_copy(update={"max_error_pct": 5.0})
+    run = replace(run, job=run.job.model_copy(update={"gates": gates}))
+    distribution = Distribution({"cat": 10_000})
+    run.record.keep(KeptRows(10_000, {}, distribution, None, plan.fingerprint))
+    run.record.carried(rows=10_000, failed_rows=failed_before, content_rows=content_rows)
+    run.record.checked(16, differing)
+    with hold_lease(store, LAYOUT, run.record.run_id, 60.0) as lease:
+        compute(run, plan, rows, slice_table, {})
+        staged = list_staged(store, LAYOUT.staging(plan.fingerprint))
+        with pytest.raises(GateRefused) if refusing else nullcontext():
+            manifest = finish(run, plan, staged, None, lease, run_here)
+            assert manifest.carried["rows"] == 10_000
+    gates_told = {gate.name: gate for gate in run.record.report("refused", 3).gates}
+    assert {name for name, gate in gates_told.items() if gate.status == "fail"} == refusing
+    computed = 240 - failed_before - (content_rows or 0)
+    alone = gates_told["max_error_pct_computed"].message or ""
+    assert f"{computed} computed rows" in alone
+    assert gates_told["carried"].status == ("fail" if differing else "pass")

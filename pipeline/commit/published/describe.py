@@ -110,6 +110,7 @@ def _describe_version(store: Store, layout: Layout, manifest: Manifest) -> dict[
             _sum_parts("quarantine", manifest.quarantine_parts),
         ],
         "model": manifest.model,
+        "carried": manifest.carried,
         "gates": list(manifest.gates),
         "skipped": manifest.skipped.get("reasons", []),
         "schema": [{"column": field.name, "type": str(field.type)} for field in schema],

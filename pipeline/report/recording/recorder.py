@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter
+from typing import Any
 
 from pipeline.commit.manifest import Manifest
 from pipeline.commit.staging import StagedSlice
@@ -24,6 +25,7 @@ from pipeline.report.document import Report, RunStatus, build_report
 from pipeline.report.recording.placement import Placement
 from pipeline.report.recording.rows import RowAccounts
 from pipeline.report.sections import (
+    Carried,
     Choice,
     FailedRows,
     Gate,
@@ -31,6 +33,7 @@ from pipeline.report.sections import (
     ModelSection,
     Output,
     Retry,
+    Rows,
     SkippedFiles,
 )
 from pipeline.report.sections import Hardware as HardwareSection
@@ -61,6 +64,11 @@ class RunRecorder(RowAccounts):
         self._batch_rates: dict[int, float] = {}
         self._in_flight: list[str] = []
         self._retry: Retry | None = None
+        self._carried: Carried | None = None
+        self.num_checked = 0
+        """Carried rows that were predicted again."""
+        self.differing: tuple[str, ...] = ()
+        """Those of them that differ."""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Measurement]:
@@ -157,6 +165,35 @@ class RunRecorder(RowAccounts):
         """Note which rows a retry is about; the fields are those of `report.Retry`."""
         self._retry = (self._retry or Retry()).but(**figures)
 
+    def carried(self, **figures: Any) -> None:
+        """Note what is carried over; the fields are those of `report.Carried`."""
+        self._carried = (self._carried or Carried()).but(**figures)
+
+    def not_carried(self, why: str, looked_at: int = 0) -> None:
+        """Note why nothing is carried over, whatever was to be.
+
+        Args:
+            why: In a few words.
+            looked_at: Earlier versions that were looked at.
+        """
+        self._carried = Carried(why_not=why, looked_at=looked_at)
+        self.checked(0, ())
+
+    def checked(self, num_rows: int, differing: Sequence[str]) -> None:
+        """Note how many carried rows were predicted again, and those that differ, a line each."""
+        self.num_checked, self.differing = num_rows, tuple(differing)
+
+    @property
+    def carried_section(self) -> Carried | None:
+        """Return what is carried over, as it is known so far."""
+        return self._carried
+
+    @property
+    def carried_facts(self) -> dict[str, Any]:
+        """Return what is carried over, for the manifest; {} if nothing is."""
+        carried = self._carried
+        return carried.model_dump(exclude_none=True) if carried and carried.rows else {}
+
     def judged(self, results: list[GateResult]) -> None:
         """Note the results of the gates."""
         self._gate_results = results
@@ -210,7 +247,7 @@ class RunRecorder(RowAccounts):
             wall_s=self.elapsed_s,
             streaming_wall_s=self._streaming_wall_s,
             price_per_node_hour=price_per_node_hour,
-            rows=self.rows_section().but(
+            rows=self._rows_told().but(
                 deduplicated=deduplicated.num_copied if deduplicated else None
             ),
             slices=self.slices_section(),
@@ -233,6 +270,7 @@ class RunRecorder(RowAccounts):
             versions={**package_versions(), **environment_versions()},
             in_flight=self._in_flight,
             retry=self._retry,
+            carried=self._carried,
         )
         measured = Load(
             figures=self._figures,
@@ -244,6 +282,13 @@ class RunRecorder(RowAccounts):
             batch_rates=self._batch_rates,
         )
         return build_report(stated, measured)
+
+    def _rows_told(self) -> Rows:
+        """Return the section of the report; what is kept of an earlier version is carried."""
+        rows = self.rows_section()
+        if self._carried is None or self._kept is None:
+            return rows
+        return rows.but(resumed=(rows.resumed or 0) - self.num_kept, carried=self.num_kept)
 
     def _fingerprint(self) -> str | None:
         if self._kept is not None:

@@ -230,8 +230,13 @@ class RowAccounts:
     @property
     def distribution(self) -> Distribution:
         """How the predictions are distributed; numbers of duplicate ids are still among them."""
-        own = Distribution(labels=self._labels, numbers=self._numbers)
+        own = self.own_distribution
         return own if self._kept is None else self._kept.distribution + own
+
+    @property
+    def own_distribution(self) -> Distribution:
+        """How the predictions of all committed slices are distributed, without what is kept."""
+        return Distribution(labels=self._labels, numbers=self._numbers)
 
     @property
     def num_predicted(self) -> int:

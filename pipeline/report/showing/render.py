@@ -22,6 +22,7 @@ from pipeline.report.showing.number_format import (
     format_size,
 )
 from pipeline.report.showing.summary import (
+    carried_lines,
     device_lines,
     failure_lines,
     gate_lines,
@@ -62,7 +63,8 @@ def to_html(report: Report) -> str:
         figure=format_figure,
     )
     template = Path(__file__).with_name("report.html.jinja").read_text("utf-8")
-    return environment.from_string(template).render(report=report, notes=retry_lines(report))
+    notes = [*retry_lines(report), *carried_lines(report)]
+    return environment.from_string(template).render(report=report, notes=notes)
 
 
 def render_table(report: Report) -> RenderableType:
@@ -70,7 +72,7 @@ def render_table(report: Report) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    lines = [totals_line(report), *retry_lines(report)]
+    lines = [totals_line(report), *retry_lines(report), *carried_lines(report)]
     if report.status in _BROKEN:  # the verdict and its reason, no advice on speed
         told = [report.error or "", *failure_lines(report), *gate_lines(report), *lines]
         texts = (Text(clean_message(line)) for line in told if line)

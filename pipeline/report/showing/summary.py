@@ -158,6 +158,32 @@ def retry_lines(report: Report) -> list[str]:
     return [f"retried: {', '.join(parts)}"]
 
 
+def carried_lines(report: Report) -> list[str]:
+    """Say in one line what was taken over from earlier versions, or why nothing could be."""
+    carried = report.carried
+    if carried is None:
+        return []
+    if not carried.rows:
+        return [f"nothing carried over: {carried.why_not}"] if carried.looked_at else []
+    versions = [f"{each.partition} version {each.version}" for each in carried.sources]
+    parts = [f"{num_of(carried.rows, 'row')} of {' and '.join(versions)}"]
+    others = {
+        "new": carried.new_rows,
+        "of changed shards": carried.changed_rows,
+        "failed then": carried.failed_rows,
+        "gone": carried.gone_rows,
+        "predicted again to be compared": carried.checked_rows,
+        "could not be looked up": carried.lookup_failed_rows,
+    }
+    parts += [f"{format_count(number)} {what}" for what, number in others.items() if number]
+    if carried.changed_libraries:
+        parts.append(f"more are compared since libraries changed: {carried.changed_libraries[0]}")
+    if carried.copied_bytes or carried.read_bytes:
+        copied, read = format_size(carried.copied_bytes), format_size(carried.read_bytes)
+        parts.append(f"{copied} copied by the store, {read} read")
+    return [f"carried over: {', '.join(parts)}"]
+
+
 def _processes(count: int) -> str:
     return "1 process" if count == 1 else f"{count:,} processes"
 

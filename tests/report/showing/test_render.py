@@ -174,6 +174,30 @@ def test_a_retry_shows_what_became_of_the_quarantine():
     assert said in Page(to_html(report)).text
 
 
+def test_carried_rows_are_told_in_a_line_and_on_the_page():
+    carried = {
+        "rows": 11_000, "looked_at": 2, "new_rows": 5, "changed_rows": 3, "gone_rows": 2,
+        "failed_rows": 0, "checked_rows": 16, "copied_parts": 3, "copied_bytes": 3 << 20,
+        "reads": 4, "read_bytes": 2048, "changed_libraries": ["pillow 12.2.0 -> 13.0.0"],
+        "sources": [{"partition": "date=2026-11-23", "version": 7, "rows": 11_000}],
+    }  # fmt: skip
+    report = report_of(FULL | dict(carried=carried))
+    said = (
+        "carried over: 11,000 rows of date=2026-11-23 version 7, 5 new, 3 of changed shards, "
+        "2 gone, 16 predicted again to be compared, more are compared since libraries changed: "
+        "pillow 12.2.0 -> 13.0.0, 3.0 MiB copied by the store, 2.0 KiB read"
+    )
+    assert said in str(report).replace("\n", " ")
+    page = Page(to_html(report)).text
+    assert said in page
+    assert "Carried over" in page
+    assert "requests for other rows" in page
+    assert "Carried over" not in Page(to_html(report_of())).text
+    nothing = report_of(FULL | dict(carried={"why_not": "the weights changed", "looked_at": 1}))
+    assert "nothing carried over: the weights changed" in str(nothing)
+    assert "why no more" in Page(to_html(nothing)).text
+
+
 def test_a_retry_in_vain_does_not_say_that_there_was_nothing_to_do():
     retry = {"base_version": 2, "entries": 20, "recovered": 0, "failed_again": 20}
     rows = {"total": 100, "predicted": 80, "quarantined": 20}
