@@ -111,7 +111,8 @@ def rows_per_s(
 
 def decode_alone(case: Case, jpeg_decoder: str) -> float:
     """Rows/s of one process that decodes and transforms, with one thread beside the GPU."""
-    spec = resolve_model(Model(**case.model), Transform(jpeg_decoder=jpeg_decoder)).input
+    transform = Transform(jpeg_decoder=jpeg_decoder)
+    spec = resolve_model(Model(**case.model), transform, input_name="image").input
     preprocessing = Preprocessing.of(
         Source(uri=str(case.inputs), format="images"), spec, 1, IMAGE_FIELDS
     )

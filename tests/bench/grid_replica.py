@@ -199,7 +199,7 @@ def _config(model: dict[str, Any], way: Candidate, reference: Path) -> Any:
     from pipeline.storage.store import Store
 
     section = Model(**model, runtime=way.runtime, precision=way.precision)
-    spec = resolve_model(section, Transform())
+    spec = resolve_model(section, Transform(), input_name="image")
     made = _made(reference, way.batch_size)
     if way.precision == INT8 and made.exists():
         spec = replace(spec, artefact_sha256=made.read_text())
@@ -230,7 +230,9 @@ def _write_reference(images: Path, model: dict[str, Any], path: Path) -> None:
     from pipeline.job.transform import Transform
     from pipeline.models.resolving.resolve import resolve_model
 
-    sample = _sample(images, resolve_model(Model(**model), Transform()).input.transform)
+    sample = _sample(
+        images, resolve_model(Model(**model), Transform(), input_name="image").input.transform
+    )
     eager = _predictor(model, Candidate("eager", "fp32", 32, 1, CORES), path)
     np.savez(path, **{_SAMPLE: sample}, **eager.reduce({IMAGE: sample}))
 

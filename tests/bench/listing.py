@@ -29,8 +29,8 @@ from support.servers.s3server import S3Server
 
 from pipeline.commit.plan_store import plan_from_json, plan_to_json
 from pipeline.job.reading.loader import parse_job
-from pipeline.models.resolving.resolve import resolve_model
 from pipeline.planning.plan import make_plan
+from pipeline.runs.prepare import job_model
 from pipeline.sources.inputs import list_inputs
 from pipeline.storage.store import Store
 
@@ -72,7 +72,7 @@ def measure(uri: str, storage_options: dict[str, Any]) -> dict[str, float]:
         "sink": {"uri": "out"},
     }
     job = parse_job(document, date=dt.date(2026, 11, 24), origin="benchmark")
-    spec = resolve_model(job.model, job.transform, allow_import=["models"])
+    spec = job_model(job, ["models"])
     Store(uri, storage_options).exists("nothing")  # connected, imported
     before_mib = peak_mib()
     started = time.perf_counter()

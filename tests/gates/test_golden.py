@@ -26,9 +26,9 @@ from pipeline.inference.predictor import Predictor
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import parse_job
 from pipeline.job.source import Source
-from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec, PredictorConfig
 from pipeline.preprocessing.model_input import Limits
+from pipeline.runs.prepare import job_model
 from pipeline.sources.rows import Reader, make_rows
 from pipeline.storage.store import Store
 
@@ -64,8 +64,7 @@ def job_with(golden: dict[str, Any], **sections: Any) -> Job:
 
 
 def spec_of(job: Job) -> ModelSpec:
-    name = job.source.input_name
-    return resolve_model(job.model, job.transform, job.text, allow_import=ALLOWED, input_name=name)
+    return job_model(job, ALLOWED)
 
 
 def fields_of(job: Job, num_features: int) -> pa.Schema:

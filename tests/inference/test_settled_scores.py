@@ -23,9 +23,9 @@ from pipeline.inference.predictor import Predictor
 from pipeline.inference.settled_scores import scores_path
 from pipeline.job.reading.loader import parse_job
 from pipeline.models.agreement import AgreementLimits
-from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks.scores import LOGITS, PROBABILITIES
+from pipeline.runs.prepare import job_model
 from pipeline.storage.store import Store
 
 DARK = predicting.images(40) // 2
@@ -55,7 +55,7 @@ def predictor(
         "sink": {"uri": "out"},
     }
     job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
-    spec = resolve_model(job.model, job.transform, allow_import=["support"])
+    spec = job_model(job, ["support"])
     return Predictor(
         PredictorConfig(
             spec,

@@ -34,7 +34,6 @@ from pipeline.core.semantics import SEMANTICS, semantics_of
 from pipeline.inference.predictor import Predictor
 from pipeline.job.reading.loader import parse_job
 from pipeline.job.source import Source
-from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
@@ -46,6 +45,7 @@ from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.model_input import InputSettings, Limits
 from pipeline.preprocessing.texts.text_input import TextInput
 from pipeline.preprocessing.texts.text_settings import TextSettings
+from pipeline.runs.prepare import job_model
 from pipeline.sources.extents import UncountedPlan
 from pipeline.sources.inputs import list_inputs
 from pipeline.sources.reader import read_slices
@@ -93,9 +93,7 @@ def read(uri: Path, **fields: Any) -> list[dict[str, Any]]:
     }
     job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
     inputs = list_inputs(job.source, max_extent_rows=8)
-    spec = resolve_model(
-        job.model, job.transform, allow_import=["models"], input_name=job.source.input_name
-    )
+    spec = job_model(job, ["models"])
     plan = make_plan(job, inputs, spec, batch_size=4)
     reader = Reader(Store(plan.source_root), job.source, plan.pass_through, plan.fields)
     return [plain(row, plan.source_root) for row in rows_of(reader, plan)]
@@ -230,7 +228,7 @@ def predicted() -> list[Any]:
             "sink": {"uri": "out"},
         }
         job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
-        spec = resolve_model(job.model, job.transform, allow_import=["models", "support"])
+        spec = job_model(job, ["models", "support"])
         predictor = Predictor(PredictorConfig(spec, 4, 0, 1, pa.schema([])))
         rows = predictor.predict(model_input(10), {})
         # What the input publishes is of area `transform`.

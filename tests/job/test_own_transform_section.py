@@ -12,9 +12,9 @@ import pytest
 from pipeline.core.errors import JobError
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import parse_job
-from pipeline.models.resolving.resolve import resolve_model
 from pipeline.preprocessing.images.image_input import ImageInput
 from pipeline.preprocessing.images.transform import TransformSpec
+from pipeline.runs.prepare import job_model
 
 PLAIN = {"mean": [0.0] * 3, "std": [1.0] * 3}
 
@@ -31,7 +31,7 @@ def job_of(transform: dict[str, Any], **model: Any) -> Job:
 
 def spec_of(transform: dict[str, Any], allowed: str = "own_transforms", **model: Any):
     job = job_of({"factory": "own_transforms:composed", **transform}, **model)
-    found = resolve_model(job.model, job.transform, allow_import=["models", allowed]).input
+    found = job_model(job, ["models", allowed]).input
     assert isinstance(found, ImageInput)
     return found.transform
 
@@ -60,14 +60,14 @@ def test_without_a_size_it_is_the_models_and_otherwise_any():
 
 def test_resize_none_without_a_size_keeps_images_as_they_are():
     job = job_of({"resize": "none", **PLAIN})
-    found = resolve_model(job.model, job.transform, allow_import=["models"]).input
+    found = job_model(job, ["models"]).input
     assert found.settings() == {**TransformSpec.from_dict(found.settings()).to_dict()}
     assert not found.transform.has_one_size
     assert job.transform.may_vary
     assert not job_of({"resize": "none", "size_px": 8, **PLAIN}).transform.may_vary
     wrong = job_of({"resize": "none", "pad_value": 9, **PLAIN})
     with pytest.raises(JobError, match="pad_value has no effect without size_px"):
-        resolve_model(wrong.model, wrong.transform, allow_import=["models"])
+        job_model(wrong, ["models"])
 
 
 @pytest.mark.parametrize(

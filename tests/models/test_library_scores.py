@@ -24,9 +24,9 @@ from pipeline.core.failures import failure_columns
 from pipeline.core.schema import TEXT, TEXT_PAIR
 from pipeline.inference.predictor import Predictor
 from pipeline.job.reading.loader import parse_job
-from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
 from pipeline.preprocessing.model_input import Limits
+from pipeline.runs.prepare import job_model
 
 NAMES = {0: "cold", 1: "warm", 2: "hot"}
 _NLI = {0: "contradiction", 1: "neutral", 2: "entailment"}
@@ -260,9 +260,7 @@ def published(case: Case, path: Path) -> Found:
         source |= {"text_column": "text", **({"text_pair_column": "other"} if is_pair else {})}
     document = {"source": source, "model": {"path": str(path), **case.model}, "sink": {"uri": "o"}}
     job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
-    spec = resolve_model(
-        job.model, job.transform, job.text, input_name=job.source.input_name, has_pairs=is_pair
-    )
+    spec = job_model(job)
     num_rows = len(case.rows)
     if is_image:
         columns = {"image": pa.array(IMAGES, pa.large_binary())}

@@ -23,8 +23,8 @@ from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.inference.predictor import Predictor
 from pipeline.inference.settled_scores import scores_path
 from pipeline.job.reading.loader import parse_job
-from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
+from pipeline.runs.prepare import job_model
 from pipeline.storage.store import Store
 
 NUM_FEATURES, NUM_ROWS = 4, 96
@@ -109,7 +109,7 @@ def predictor(path: Path, store: Store | None = None, **model: Any) -> Predictor
     }
     job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
     fields = pa.schema([pa.field("features", pa.list_(pa.float32(), NUM_FEATURES))])
-    spec = resolve_model(job.model, job.transform, input_name="features").fitted(fields)
+    spec = job_model(job).fitted(fields)
     path_of = scores_path(spec) if store else None
     return Predictor(
         PredictorConfig(spec, 32, 0, 1, pa.schema([]), models=store, scores_path=path_of)

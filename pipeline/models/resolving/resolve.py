@@ -45,8 +45,8 @@ def resolve_model(
     transform: Transform,
     text: Text | None = None,
     *,
+    input_name: str,
     allow_import: Sequence[str] = (),
-    input_name: str = "image",
     has_pairs: bool = False,
     parts: Mapping[str, str] | None = None,
     max_image_px: int | None = None,
@@ -58,9 +58,9 @@ def resolve_model(
         model: The job's model section.
         transform: The job's transform section; its fields win over the model's own.
         text: The job's text section; None: nothing is set. Its fields win likewise.
+        input_name: The registered name of the input.
         allow_import: Prefixes of modules that `factory` may name, beside those of the
             environment variable PIPELINE_ALLOW_IMPORT.
-        input_name: The registered name of the input.
         has_pairs: Whether rows are pairs of texts.
         parts: Several inputs: the name of each -> its registered name.
         max_image_px: How many pixels an image may decode to; None: any number.

@@ -16,8 +16,8 @@ from pipeline.core.errors import JobError
 from pipeline.job.reading.loader import parse_job
 from pipeline.models.directories.opening import open_facts
 from pipeline.models.directories.snapshot import local
-from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec, load_module
+from pipeline.runs.prepare import job_model
 
 LABELS = ["a", "b", "c", "d", "e"]
 
@@ -26,7 +26,7 @@ def resolve(path: Path, **model: Any) -> ModelSpec:
     source = {"uri": "in", "format": "parquet", "features": ["x"]}
     document = {"source": source, "model": {"path": str(path), **model}, "sink": {"uri": "out"}}
     job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
-    return resolve_model(job.model, job.transform, input_name="features")
+    return job_model(job)
 
 
 def refusal(path: Path) -> str:

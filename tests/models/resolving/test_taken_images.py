@@ -29,6 +29,7 @@ def resolve(model: dict[str, Any], transform: dict[str, Any]) -> ModelSpec:
         Model.model_validate_json(json.dumps(model)),
         Transform.model_validate_json(json.dumps(transform)),
         allow_import=["models"],
+        input_name="image",
     )
 
 

@@ -16,9 +16,9 @@ from pipeline.core.figures.histograms import measure_numbers
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import parse_job
 from pipeline.models.outputs import OutputError
-from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import Task
+from pipeline.runs.prepare import job_model
 
 HEADS: dict[str, Any] = {
     "colour": {"task": "classify", "labels": LABELS, "top_k": 2},
@@ -50,7 +50,7 @@ def job_of(**model: Any) -> Job:
 
 def task_of(heads: dict[str, Any]) -> Task:
     job = job_of(heads=heads)
-    return make_task(resolve_model(job.model, job.transform, allow_import=["models"]).task)
+    return make_task(job_model(job, ["models"]).task)
 
 
 def test_columns_have_the_names_of_the_heads_before_theirs() -> None:
@@ -118,6 +118,6 @@ def test_heads_without_labels_are_refused_before_anything_starts() -> None:
 
 def test_jobs_without_heads_keep_their_fingerprints() -> None:
     job = job_of(labels=LABELS)
-    spec = resolve_model(job.model, job.transform, allow_import=["models"])
+    spec = job_model(job, ["models"])
     assert "heads" not in spec.task.to_dict()
     assert task_of(HEADS).spec.to_dict()["heads"][1][0] == "vector"

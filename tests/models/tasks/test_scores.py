@@ -13,10 +13,10 @@ from support.models.snapshots import make_snapshot, make_timm
 
 from pipeline.core.errors import JobError
 from pipeline.job.reading.loader import parse_job
-from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.models.tasks.scores import look_alike, scores_told
+from pipeline.runs.prepare import job_model
 
 FIVE = ["a", "b", "c", "d", "e"]
 PROMPTS = {"task": "zero_shot", "prompts": ["a cat", "a dog"]}
@@ -31,7 +31,7 @@ def resolve(source: dict[str, Any] | None = None, **model: Any) -> ModelSpec:
     source = {"uri": "in", "format": "images", **(source or {})}
     document = {"source": source, "model": model, "sink": {"uri": "out"}}
     job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
-    return resolve_model(job.model, job.transform, job.text, input_name=job.source.input_name)
+    return job_model(job)
 
 
 def of_file(path: Path, **model: Any) -> ModelSpec:

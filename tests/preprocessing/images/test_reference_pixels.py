@@ -21,13 +21,13 @@ from pipeline.execution.stages import Preprocessing
 from pipeline.inference.predictor import Predictor
 from pipeline.job.reading.loader import parse_job
 from pipeline.models.agreement import AgreementLimits
-from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
 from pipeline.preprocessing.images.reference_pixels import (
     NUM_REFERENCE_ROWS,
     choose_reference_rows,
     with_reference_pixels,
 )
+from pipeline.runs.prepare import job_model
 
 SIZE_PX = models.TRANSFORM["size_px"]
 LIMITS = AgreementLimits(0.05, 0.999, 0.01)
@@ -63,7 +63,7 @@ def spec_of(num_gpus: float = 0.0, **transform: Any) -> Any:
         "sink": {"uri": "out"},
     }
     job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
-    return resolve_model(job.model, job.transform, allow_import=["models"])
+    return job_model(job, ["models"])
 
 
 def predictor(spec: Any, num_gpus: float = 0.0) -> Predictor:

@@ -24,9 +24,9 @@ from pipeline.core.schema import staged_schema
 from pipeline.inference.predictor import Predictor
 from pipeline.job.reading.loader import parse_job
 from pipeline.models.detection.boxes import corners
-from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec, PredictorConfig
 from pipeline.preprocessing.model_input import Limits
+from pipeline.runs.prepare import job_model
 
 LABELS = ["none", "cat", "dog"]
 PLAIN = {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
@@ -117,7 +117,7 @@ def spec_of(transform: Mapping[str, Any] | None, **model: Any) -> ModelSpec:
         "sink": {"uri": "out"},
     }
     job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
-    return resolve_model(job.model, job.transform, allow_import=["support"])
+    return job_model(job, ["support"])
 
 
 def rows_of(data: Sequence[bytes]) -> pa.Table:

@@ -20,8 +20,8 @@ from pipeline.core.schema import CLASSIFY_FIELDS, staged_schema
 from pipeline.inference.predictor import Predictor
 from pipeline.job.reading.loader import parse_job
 from pipeline.models.agreement import AgreementLimits
-from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
+from pipeline.runs.prepare import job_model
 
 SIZE_PX = models.SIZE_PX
 PASS_THROUGH = pa.schema([("n", pa.int64())])
@@ -124,7 +124,7 @@ def config_of(
     job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
     allowed = ["models", "support", "failing_models", "gpu_models"]
     return PredictorConfig(
-        spec=resolve_model(job.model, job.transform, allow_import=allowed),
+        spec=job_model(job, allowed),
         batch_size=batch_size,
         num_gpus=num_gpus,
         num_threads=1,
