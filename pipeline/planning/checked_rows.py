@@ -13,11 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from pipeline.core.arrays import Numbers
-
-Mask = npt.NDArray[np.bool_]
 
 LEAST_ROWS = 16
 USUAL_SHARE, RAISED_SHARE = 0.001, 0.01
@@ -112,27 +109,10 @@ class _Stretches:
 def check_probability(num_rows: int, *, is_thorough: bool = False) -> float:
     """Return with which probability to check a row whose prediction is found while it is read.
 
+    Such rows are drawn by their hashes: see `core.drawn_rows`.
+
     Args:
         num_rows: About how many there will be; of few more are checked, so that 16 are.
         is_thorough: As for `choose_checked`.
     """
     return max(_share(is_thorough), min(1.0, _ENOUGH / max(1, num_rows)))
-
-
-def is_checked(hashes: npt.NDArray[np.uint8], probability: float, seed: str) -> Mask:
-    """Choose rows by the hash of their content, each with a probability; equal rows alike.
-
-    Args:
-        hashes: uint8 (N, 16).
-        probability: As `check_probability`.
-        seed: As for `choose_checked`.
-
-    Returns:
-        bool (N,).
-    """
-    if probability >= 1.0:
-        return np.ones(len(hashes), bool)
-    values = np.ascontiguousarray(hashes).view("<u8").reshape(-1, 2)[:, 1]
-    mixed = (values ^ np.uint64(_number(seed))) * np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
-    return (mixed ^ (mixed >> np.uint64(32))) < np.uint64(int(probability * 2**64))

@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core.arrays import Numbers
+from pipeline.core.drawn_rows import are_drawn
 from pipeline.planning.checked_rows import (
     LEAST_ROWS,
     RAISED_SHARE,
     USUAL_SHARE,
     check_probability,
     choose_checked,
-    is_checked,
 )
 
 SEED, OTHER = (hashlib.sha256(name).hexdigest() for name in (b"a plan", b"another"))
@@ -112,30 +112,11 @@ def test_a_hundred_million_rows_take_the_memory_of_those_that_are_drawn():
     assert peak_bytes < 200 * 2**20, "a number of each row would take 763 MiB"
 
 
-def hashes_of(num_rows: int) -> np.ndarray:
-    return np.random.default_rng(5).integers(0, 256, (num_rows, 16), np.uint8)
-
-
-@pytest.mark.parametrize("probability", [USUAL_SHARE, RAISED_SHARE, 0.5])
-def test_rows_are_drawn_by_their_content_with_their_probability(probability: float):
-    hashes = hashes_of(400_000)
-    for order in (slice(None), np.argsort(hashes[:, 0], kind="stable")):
-        chosen = is_checked(hashes[order], probability, SEED)
-        expected = probability * len(hashes)
-        assert abs(chosen.sum() - expected) < 5 * np.sqrt(expected)
-    one, other = (is_checked(hashes, probability, seed) for seed in (SEED, OTHER))
-    both = (one & other).sum()
-    assert both < 4 * probability**2 * len(hashes) + 10, "another plan draws others"
-    pieces = [is_checked(each, probability, SEED) for each in np.array_split(hashes, 7)]
-    assert np.array_equal(np.concatenate(pieces), one)
-    assert is_checked(hashes[:0], probability, SEED).shape == (0,)
-
-
 @pytest.mark.parametrize("num_rows", [1, 16, 40, 1_000, 30_000])
 def test_of_few_rows_enough_are_drawn_by_chance(num_rows: int):
-    probability, hashes = check_probability(num_rows), hashes_of(num_rows)
+    hashes = np.random.default_rng(5).integers(0, 256, (num_rows, 16), np.uint8)
     seeds = [hashlib.sha256(f"{number}".encode()).hexdigest() for number in range(500)]
-    drawn = [is_checked(hashes, probability, seed).sum() for seed in seeds]
+    drawn = [are_drawn(hashes, check_probability(num_rows), seed).sum() for seed in seeds]
     assert min(drawn) >= min(num_rows, LEAST_ROWS)
 
 
