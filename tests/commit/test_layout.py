@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 
 from pipeline.commit.layout import (
     Layout,
+    earlier_names,
     new_run_id,
     parse_staged_name,
     part_name,
     part_target,
+    partition_order,
+    renumber,
     staged_name,
 )
 from pipeline.core.slices import SliceKey
@@ -106,6 +109,13 @@ def test_the_layout_is_that_of_the_contract():
     assert layout.staging("F1") == "_control/date=2026-11-24/staging/F1"
     assert layout.lease(7) == "_control/date=2026-11-24/lease/0000000007.json"
     assert layout.log_entry(7) == "_control/date=2026-11-24/log/0000000007.json"
+    assert layout.heartbeat(7) == "_control/date=2026-11-24/lease/0000000007.hb"
+    assert layout.history(7) == "_control/date=2026-11-24/history/0000000007"
+    assert layout.compacted("F1", "7-a") == "_control/date=2026-11-24/staging/F1/compacted-7-a"
+    assert layout.ctimes("F1", "R1") == "_control/date=2026-11-24/staging/F1/ctimes-R1.json"
+    assert layout.tensors("F1") == "_control/date=2026-11-24/tensors/F1.json"
+    assert layout.keys("7-a") == "_control/date=2026-11-24/keys/7-a"
+    assert layout.pins == "_control/date=2026-11-24/pins"
     whole = Layout(None)
     assert (whole.name, whole.predictions, whole.success) == (
         "all",
@@ -122,6 +132,10 @@ def paths(layout: Layout) -> list[str]:
         layout.report("R", "report.json"),
         layout.current,
         layout.plan(FINGERPRINT),
+        layout.tensors(FINGERPRINT),
+        layout.ctimes(FINGERPRINT, "R"),
+        layout.keys("v"),
+        layout.pins,
         layout.staging(FINGERPRINT),
         layout.compacted(FINGERPRINT, "v"),
         layout.lease(1),
@@ -148,3 +162,47 @@ def test_run_ids_sort_by_time_and_never_repeat():
     assert all(earlier < later for earlier, later in pairwise(ids))
     assert ids[0].startswith("20261231T235958Z-")
     assert len({new_run_id(start) for _ in range(100)}) == 100
+
+
+NAMES = ["date=2026-11-22", "date=2026-11-09", "date=2026-11-24", "day=2026-11-01", "models"]
+
+
+@pytest.mark.parametrize(
+    ("name", "names", "earlier"),
+    [
+        ("date=2026-11-23", NAMES, ["date=2026-11-22", "date=2026-11-09"]),
+        ("date=2026-11-09", NAMES, []),
+        ("all", NAMES, []),
+        ("hour=10", ["hour=9", "hour=11", "hour=2"], ["hour=9", "hour=2"]),
+        ("region=us", ["region=eu", "region=de"], []),
+        ("model=v2", ["model=v1", "model=2"], []),
+    ],
+)
+def test_only_what_has_an_order_has_earlier_partitions(
+    name: str, names: list[str], earlier: list[str]
+):
+    assert earlier_names(name, names) == earlier
+
+
+def test_partitions_sort_by_date_or_number_behind_those_that_have_none():
+    names = ["hour=10", "region=us", "hour=9", "date=2026-11-24", "all", "date=2026-11-09"]
+    assert sorted(names, key=partition_order) == [
+        "all", "region=us", "hour=9", "hour=10", "date=2026-11-09", "date=2026-11-24"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("folder", ["", "predictions/", "predictions/label=a-b/"])
+def test_another_index_keeps_the_folder_and_the_version_of_a_part(folder: str):
+    version = f"000001-{ATTEMPT}"
+    path = f"{folder}{part_name(3, version)}"
+    assert renumber(path, 12) == f"{folder}{part_name(12, version)}"
+
+
+def test_a_path_inside_a_partition_is_that_without_it():
+    layout = Layout("date=2026-11-24")
+    for kind in ("predictions", "quarantine"):
+        assert layout.inside(f"{kind}/date=2026-11-24/label=a/part") == f"{kind}/label=a/part"
+        assert Layout(None).inside(f"{kind}/part") == f"{kind}/part"
+    for path in ("predictions/date=2026-11-25/part", "reports/date=2026-11-24/part"):
+        with pytest.raises(ValueError, match=rf"^{path}: is no part of date=2026-11-24$"):
+            layout.inside(path)

@@ -4,33 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
-import pytest
 from support.runs.published import Rows, publish_rows
 
-from pipeline.commit.layout import Layout, earlier_names
+from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.core.figures.histograms import Distribution
 from pipeline.gates.history import Past, look_back
 from pipeline.storage.store import Store
-
-NAMES = ["date=2026-11-22", "date=2026-11-09", "date=2026-11-24", "day=2026-11-01", "models"]
-
-
-@pytest.mark.parametrize(
-    ("name", "names", "earlier"),
-    [
-        ("date=2026-11-23", NAMES, ["date=2026-11-22", "date=2026-11-09"]),
-        ("date=2026-11-09", NAMES, []),
-        ("all", NAMES, []),
-        ("hour=10", ["hour=9", "hour=11", "hour=2"], ["hour=9", "hour=2"]),
-        ("region=us", ["region=eu", "region=de"], []),
-        ("model=v2", ["model=v1", "model=2"], []),
-    ],
-)
-def test_only_what_has_an_order_has_earlier_partitions(
-    name: str, names: list[str], earlier: list[str]
-):
-    assert earlier_names(name, names) == earlier
 
 
 def past_of(store: Store, partition: str, num_partitions: int = 7) -> Past:
