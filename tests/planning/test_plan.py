@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 import os
 import subprocess
 import sys
@@ -28,9 +27,7 @@ from support.runs.plan_examples import (
     spec_of,
 )
 
-from pipeline.commit.layout import Layout
-from pipeline.commit.plan_store import PLAN_VERSION, adopt_plan, plan_from_json, plan_to_json
-from pipeline.core.errors import InfraError, JobError
+from pipeline.core.errors import JobError
 from pipeline.core.failures import Reason
 from pipeline.models.spec import ModelSpec
 from pipeline.planning.changes import shards_changed, what_changed
@@ -44,8 +41,7 @@ from pipeline.planning.tiling import first_slices, missing_units
 from pipeline.sources.extents import MAX_SLICE_BYTES, Extent, RowFilter, UncountedPlan
 from pipeline.sources.inputs import Inputs
 from pipeline.sources.units import Unit
-from pipeline.storage.skipped import Skipped, SkipReason
-from pipeline.storage.store import Store, StoredFile
+from pipeline.storage.store import StoredFile
 
 
 def rows_of(extents: list[Extent] | tuple[Extent, ...]) -> list[tuple[str, int]]:
@@ -222,62 +218,6 @@ def test_a_plan_says_how_ids_come_to_be(fields: dict[str, object], row_ids: str)
     assert planned(shard_extents([[1]]), **fields).row_ids == row_ids
 
 
-# ---------------------------------------------------------------------------- stored plans
-
-
-def test_a_stored_plan_reads_back_exactly():
-    plan = example_plan()
-    assert plan_from_json(plan_to_json(plan, "token"), plan.fingerprint) == plan
-
-
-@given(groups=EXTENT_ROWS, row_bytes=st.floats(0, 1e12))
-def test_any_plan_reads_back_exactly(groups: list[list[int]], row_bytes: float):
-    plan = planned(shard_extents(groups, row_bytes))
-    assert plan_from_json(plan_to_json(plan, "token"), plan.fingerprint) == plan
-
-
-def test_a_shard_of_many_row_groups_is_stored_once():
-    extents = [replace(e, path="a/rather/long/name/" * 5) for e in shard_extents([[100] * 500])]
-    assert plan_to_json(planned(extents), "t").count(b"a/rather/long/name/" * 5) == 1
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda d: b"not json",
-        lambda d: b"[]",
-        lambda d: json.dumps({k: v for k, v in d.items() if k != "units"}).encode(),
-        lambda d: json.dumps({**d, "fingerprint": "0" * 64}).encode(),
-        lambda d: json.dumps({**d, "shards": []}).encode(),
-        lambda d: json.dumps({**d, "pass_through": "AAAA"}).encode(),
-        lambda d: json.dumps(d).encode()[:-9],
-    ],
-)
-def test_a_damaged_plan_is_refused(damage: Any):
-    plan = example_plan()
-    with pytest.raises(InfraError, match="stored plan is damaged"):
-        plan_from_json(damage(json.loads(plan_to_json(plan, "t"))), plan.fingerprint)
-
-
-def test_a_plan_of_a_newer_version_is_refused():
-    plan = example_plan()
-    document = {**json.loads(plan_to_json(plan, "t")), "version": PLAN_VERSION + 1}
-    with pytest.raises(JobError, match="newer version"):
-        plan_from_json(json.dumps(document).encode(), plan.fingerprint)
-
-
-def test_the_first_plan_of_a_fingerprint_is_adopted_by_the_next(any_store: Store):
-    layout = Layout(None)
-    first = planned(shard_extents([[1000]]), run__slice_rows=10)
-    second = planned(shard_extents([[1000]]), run__slice_rows=50)
-    assert first.fingerprint == second.fingerprint
-    assert first.units != second.units
-    assert adopt_plan(any_store, layout, first) == first
-    assert adopt_plan(any_store, layout, second) == first
-    other = planned(shard_extents([[999]]))
-    assert adopt_plan(any_store, layout, other) == other
-
-
 # ---------------------------------------------------------------------------- fingerprint
 
 EXTENTS = shard_extents([[4, 4], [8]])
@@ -423,26 +363,6 @@ def test_batch_size_and_credentials_of_the_weights_keep_the_fingerprint():
     assert fingerprint(**{**WEIGHTS, "model__weights": COPY}) == OTHER_WORK["weights"]
 
 
-def test_credentials_are_in_no_stored_plan():
-    plan = planned(EXTENTS, source__storage_options={"key": "hunter2"})
-    stored = plan_to_json(plan, "t")
-    assert b"hunter2" not in stored
-    assert b"storage_options" not in stored
-
-
-def test_a_stored_plan_never_says_what_is_skipped_now(tmp_path: Path):
-    """Two globs without a shard have one fingerprint, so the second adopts the first's plan."""
-    store, layout = Store(str(tmp_path)), Layout(None)
-    skipped = Skipped(
-        {SkipReason.EXTENSION: 1}, {SkipReason.EXTENSION: ("notes.txt",)}, {".txt": 1}
-    )
-    first, second = replace(planned([]), skipped=skipped), planned([])
-    assert first.fingerprint == second.fingerprint
-    assert adopt_plan(store, layout, first).skipped == skipped
-    assert adopt_plan(store, layout, second).skipped == Skipped()
-    assert b"notes.txt" not in store.read_bytes(layout.plan(first.fingerprint))
-
-
 IN_ANOTHER_PROCESS = """
 from support.runs import plan_examples
 plan = plan_examples.example_plan()
@@ -478,21 +398,6 @@ def test_rows_that_are_chosen_of_a_tar_are_counted_as_if_there_were_no_others(
 def test_slices_of_unknown_rows_usually_have_the_most_rows():
     units = (Unit(0, (), (), UncountedPlan(64, 1000)), Unit(1, (), (0, 32, 40)))
     assert replace(planned([]), units=units).usual_slice_rows() == [64, 32, 8]
-
-
-def test_chosen_rows_survive_the_file_of_a_plan():
-    extent = Extent("a", 9, "v", 0, 50, 1.5).choose([3, 4, 9, 30])
-    assert (extent.first_row, extent.num_rows) == (3, 4)
-    assert extent.piece(1, 2).numbers() == (4, 9)
-    assert extent.piece(1, 3).numbers(1) == (9, 30)
-    cut = UncountedPlan(4, 100, rows=RowFilter((2, 5), 7))
-    units = (
-        Unit(0, (extent, replace(extent, reason=Reason.BAD_SCHEMA, message="m")), (0, 4, 8)),
-        Unit(1, (Extent("t", 9, "v", 0, 0, 0.0),), (), cut),
-    )
-    made = make_plan(job(), inputs_of([Extent("a", 9, "v", 0, 50, 1.5)]), SPEC, batch_size=4)
-    plan = replace(made, units=units)
-    assert plan_from_json(plan_to_json(plan, "token"), plan.fingerprint) == plan
 
 
 def test_shards_that_changed_are_named():
