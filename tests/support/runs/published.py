@@ -12,7 +12,6 @@ import json
 import os
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.commit.keys.meta import Kind
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, Part
 from pipeline.commit.parts.compaction import Compacted, Compactor, cut_groups
@@ -32,7 +32,7 @@ from pipeline.commit.staging import StagingWriter, list_staged
 from pipeline.commit.tables import table_of
 from pipeline.core.failures import Failure, Reason, failure_columns
 from pipeline.core.hive_paths import partition_types
-from pipeline.core.schema import CLASSIFY_FIELDS, IMAGE_FIELDS, LABEL, staged_schema
+from pipeline.core.schema import CLASSIFY_FIELDS, IMAGE_FIELDS, INPUT_HASH, LABEL, staged_schema
 from pipeline.core.slices import SliceKey
 from pipeline.job.job import Sink
 from pipeline.planning.plan import Plan
@@ -40,6 +40,7 @@ from pipeline.sources.extents import Extent
 from pipeline.sources.source_format import RowIds
 from pipeline.sources.units import Unit
 from pipeline.storage.store import Store
+from support.runs.version_keys import hash_of, run_here, write_version_keys
 
 PASS_THROUGH = pa.schema([pa.field("edition", pa.int32())])
 LABELS = ("cat", "dog", "fox")
@@ -65,6 +66,8 @@ class Rows:
     partition_columns: tuple[str, ...] = ()
     kinds: tuple[str | None, ...] = ()
     """Values of a pass-through column `kind`, in turn; left out: there is no such column."""
+    keys: Kind = "inputs"
+    """What is known of rows; with partition columns nothing is."""
 
     @property
     def pass_through(self) -> pa.Schema:
@@ -157,7 +160,12 @@ def slice_table(rows: Rows, index: int) -> pa.Table:
     if rows.kinds:
         first = index * rows.rows_per_slice
         columns["kind"] = [rows.kinds[(first + row) % len(rows.kinds)] for row in range(len(ids))]
-    return pa.table(columns, schema=staged_schema(list(rows.pass_through), CLASSIFY_FIELDS))
+    table = pa.table(columns, schema=staged_schema(list(rows.pass_through), CLASSIFY_FIELDS))
+    if rows.keys == "content":
+        table = table.append_column(
+            INPUT_HASH, pa.array([hash_of(value) for value in ids], pa.binary(16))
+        )
+    return table
 
 
 def stage_rows(store: Store, layout: Layout, plan: Plan, rows: Rows, run_id: str) -> None:
@@ -187,17 +195,17 @@ def prepare_version(
     )
     done = _compact(compactor, rows, slices, duplicates)
     manifest = make_manifest(layout, plan, number, run_id, done.predictions, done.quarantine)
+    keys = {}
+    if not rows.partition_columns:
+        sized = [(key, path, 1.0) for key, path in slices]
+        keys = write_version_keys(compactor, layout, rows.keys, plan, done, sized, duplicates)
     return dataclasses.replace(
         manifest,
+        keys=keys,
         row_id_hash=done.row_id_hash,
         num_unreadable_shards=rows.unreadable_shards,
         partition_columns=partition_types(rows.partition_columns, schema),
     ), folder
-
-
-def run_here(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """Do what a run does with Ray tasks, one call after the other."""
-    return [function(*arguments) for arguments in calls]
 
 
 def _compact(

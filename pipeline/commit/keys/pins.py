@@ -1,0 +1,48 @@
+"""Pins: marks that keep a version, its parts and its keys, while rows of it are carried.
+
+A run that carries rows of a version makes a mark before it reads them, and removes it when it has
+published. What is not current goes only if no mark names it. A mark of a run that was killed goes
+with the garbage; a run that lasts longer than garbage is left alone makes its marks anew.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+from pipeline.commit.layout import Layout
+from pipeline.storage.store import Store
+
+_NAME = re.compile(r"(\d{10})-[^/]+\.json")
+
+
+def pin(store: Store, layout: Layout, number: int, token: str, by: str) -> None:
+    """Keep a version of a partition; to do it again keeps it for longer.
+
+    What had gone before stays away, so look for it afterwards.
+
+    Args:
+        store: The output.
+        layout: The partition of the version.
+        number: Of the version.
+        token: Of its manifest.
+        by: Who keeps it, unique to the work and good for a file name: a fingerprint, a run's id.
+    """
+    document = {"number": number, "token": token, "by": by}
+    store.put(_path(layout, number, by), json.dumps(document).encode())
+
+
+def unpin(store: Store, layout: Layout, number: int, by: str) -> None:
+    """Let a version go as far as `by` is concerned."""
+    store.delete([_path(layout, number, by)])
+
+
+def pinned(store: Store, layout: Layout) -> set[int]:
+    """Return the numbers of the versions of a partition that must stay."""
+    prefix = f"{layout.pins}/"
+    names = (file.path.removeprefix(prefix) for file in store.list_files(layout.pins))
+    return {int(found[1]) for name in names if (found := _NAME.fullmatch(name))}
+
+
+def _path(layout: Layout, number: int, by: str) -> str:
+    return f"{layout.pins}/{number:010d}-{by}.json"
