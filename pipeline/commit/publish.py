@@ -11,6 +11,8 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from pipeline.commit.keys.pins import pinned
+from pipeline.commit.keys.retention import unneeded_keys
 from pipeline.commit.layout import Layout, part_target, renumber
 from pipeline.commit.manifest import Manifest, Part, current_manifest, log_numbers, read_manifest
 from pipeline.commit.tables.base import TableFormat
@@ -26,8 +28,8 @@ def commit(store: Store, layout: Layout, manifest: Manifest, folder: str) -> Man
     Args:
         store: The sink.
         layout: The partition.
-        manifest: The new manifest; its part paths are relative to `folder`, as
-            `predictions/<name>` and `quarantine/<name>`, with the folders of partition columns
+        manifest: The new manifest; its keys are written. Its part paths are relative to `folder`,
+            as `predictions/<name>` and `quarantine/<name>`, with the folders of partition columns
             before the name. They are numbered here, in their order.
         folder: Where the parts lie now; they are copied, not moved.
 
@@ -51,7 +53,8 @@ def commit(store: Store, layout: Layout, manifest: Manifest, folder: str) -> Man
         return placed
     winner = read_manifest(store, layout, manifest.number)
     # No manifest will ever name our parts, and readers of the folder should not find them.
-    store.delete([part.path for part in placed.all_parts])
+    keys = store.list_files(manifest.keys["folder"]) if manifest.keys else []
+    store.delete([*(part.path for part in placed.all_parts), *(file.path for file in keys)])
     if (winner.fingerprint, winner.retry) != (manifest.fingerprint, manifest.retry):
         raise PublishConflict(
             f"partition {layout.name}: run {winner.run_id} published version {winner.number} "
@@ -96,7 +99,8 @@ def sync_published_folder(
     The order decides what readers find (README.md in this folder): parts of attempts that can
     no longer win are deleted, which no list names; the table names the new parts; `current.json`
     becomes the manifest's copy, and `_SUCCESS` is there; only then do replaced parts, which no list
-    names any more, move to the history, of which `keep_versions` versions stay.
+    names any more, move to the history, of which `keep_versions` versions and the pinned ones
+    stay, with their keys.
 
     A run that was suspended in here may find that it is late: what it wrote of its own version
     (`current.json`, say) is then put right for the one that has become current.
@@ -148,7 +152,11 @@ def _settle_one(
     if replaced:
         _retire(store, layout, replaced)
     failpoint("retired")
-    _trim_history(store, layout, keep_versions)
+    kept = _trim_history(store, layout, keep_versions)
+    unneeded = unneeded_keys(store, layout, manifest, kept)
+    # Those for later numbers are of runs that may yet win.
+    store.delete([file.path for number, file in unneeded if number <= manifest.number])
+    failpoint("trimmed")
 
 
 def _write_success(store: Store, layout: Layout, manifest: Manifest) -> None:
@@ -207,14 +215,19 @@ def _retire(store: Store, layout: Layout, replaced: Mapping[str, int]) -> None:
     store.delete([*replaced])
 
 
-def _trim_history(store: Store, layout: Layout, keep_versions: int) -> None:
+def _trim_history(store: Store, layout: Layout, keep_versions: int) -> list[int]:
+    """Delete all but the newest versions and those that are pinned; return the ones that stay."""
     kept: dict[str, list[str]] = {}
     for file in store.list_files(f"{layout.control}/history"):
         version = file.path.removeprefix(f"{layout.control}/history/").split("/")[0]
         if version.isascii() and version.isdigit():  # not a folder of the history otherwise
             kept.setdefault(version, []).append(file.path)
-    for version in sorted(kept, reverse=True)[keep_versions:]:
-        store.delete(kept[version])
+    old = sorted(kept, reverse=True)[keep_versions:]
+    pins = pinned(store, layout) if old else ()
+    for version in old:
+        if int(version) not in pins:
+            store.delete(kept.pop(version))
+    return [int(version) for version in kept]
 
 
 def _read_or_none(store: Store, path: str) -> bytes | None:

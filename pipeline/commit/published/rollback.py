@@ -6,6 +6,7 @@ import datetime as dt
 import uuid
 from dataclasses import replace
 
+from pipeline.commit.keys.retention import copy_keys
 from pipeline.commit.layout import Layout, part_name
 from pipeline.commit.manifest import Manifest, Part, current_manifest, log_numbers, read_manifest
 from pipeline.commit.publish import commit, sync_published_folder
@@ -67,6 +68,7 @@ def rollback(
             token=uuid.uuid4().hex,
             created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
             restored_from=wanted,
+            keys=copy_keys(store, layout, old, layout.keys(version)),
             parts=_restage(store, layout, old.parts, wanted, folder, version),
             quarantine_parts=_restage(store, layout, old.quarantine_parts, wanted, folder, version),
         )

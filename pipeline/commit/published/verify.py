@@ -20,6 +20,7 @@ from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.commit.parts.row_ids import hash_ids, sum_hashes
 from pipeline.commit.plan_store import plan_from_json
 from pipeline.commit.published.describe import choose_partition
+from pipeline.commit.published.key_check import check_keys
 from pipeline.commit.published.part_audit import (
     BATCH_ROWS,
     FoundPart,
@@ -107,6 +108,7 @@ def _check_version(store: Store, layout: Layout, manifest: Manifest) -> list[Che
         _check_success(store, layout, manifest),
         check_log(store, layout, manifest),
         plan_check,
+        check_keys(store, layout, manifest),
     ]
     if any(found.problem for found in every):
         reason = "not every part can be read"
