@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -134,12 +134,15 @@ def test_a_second_run_is_told_who_holds_the_partition(any_store: Store):
 
 
 def test_partitions_do_not_wait_for_each_other(any_store: Store):
-    with (
-        hold_lease(any_store, LAYOUT, "run-1", 60.0),
-        hold_lease(any_store, Layout("date=2026-11-25"), "run-2", 60.0),
-        hold_lease(any_store, Layout(None), "run-3", 60.0),
-    ):
-        pass
+    layouts = [LAYOUT, Layout("date=2026-11-25"), Layout(None)]
+    with ExitStack() as stack:
+        leases = [
+            stack.enter_context(hold_lease(any_store, layout, f"run-{number}", 60.0))
+            for number, layout in enumerate(layouts)
+        ]
+        for lease in leases:
+            lease.check()
+        assert [lease.epoch for lease in leases] == [1, 1, 1]
 
 
 def test_a_run_that_fails_lets_go(disk: Store):

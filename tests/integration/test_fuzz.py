@@ -87,13 +87,15 @@ def test_damaged_job_files_are_read_or_refused(tmp_path: Path):
     sound = Path(write_job(tmp_path / "sound.yaml", {"uri": "in", "format": "images"}, "out"))
     text = sound.read_bytes()
     path = tmp_path / "damaged.yaml"
-    print(f"seed {SEED}")
+    refusals = []
     for _ in range(500):
         path.write_bytes(damaged_job(text, rng))
         try:
             read_job(str(path), date=TODAY, overrides=[])
-        except JobError:
-            continue
+        except JobError as error:
+            refusals.append(str(error))
+    assert 0 < len(refusals) < 500, f"seed {SEED}"
+    assert [each for each in refusals if "\n" in each] == [], f"seed {SEED}"
 
 
 def test_commands_refuse_damaged_job_files_with_a_documented_code(tmp_path: Path):

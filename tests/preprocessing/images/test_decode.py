@@ -235,7 +235,8 @@ def test_memory_that_runs_out_is_its_own_reason(monkeypatch: pytest.MonkeyPatch)
 def test_decoding_warns_of_nothing_for_an_ordinary_jpeg() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        decode_image(encode(base_image(SEED), "JPEG"), LIMITS)
+        decoded = decode_image(encode(base_image(SEED), "JPEG"), LIMITS)
+    assert decoded.shape == (3, *base_image(SEED).size[::-1])
 
 
 def test_undecodable_survives_pickling() -> None:

@@ -116,13 +116,15 @@ def test_weights_may_lie_beside_the_file(tmp_path: Path):
 def test_operators_that_onnxruntime_brings_and_functions_of_the_file_are_taken(tmp_path: Path):
     node = helper.make_node("Gelu", ["x"], ["out"], domain="com.microsoft")
     ends = [value("x", FLOAT, ["b", 3])], [value("out", FLOAT, ["b", 3])]
-    read(make_model([node], *ends, opsets=[("", 17), ("com.microsoft", 1)]), tmp_path)
+    brought = make_model([node], *ends, opsets=[("", 17), ("com.microsoft", 1)])
+    assert read(brought, tmp_path).module.output_names == ("out",)
     own = helper.make_function(
         "my.ops", "Twice", ["a"], ["b"], [helper.make_node("Add", ["a", "a"], ["b"])],
         [helper.make_opsetid("", 17)],
     )  # fmt: skip
     node = helper.make_node("Twice", ["x"], ["out"], domain="my.ops")
-    read(make_model([node], *ends, functions=[own], opsets=FOREIGN), tmp_path)
+    model = make_model([node], *ends, functions=[own], opsets=FOREIGN)
+    assert read(model, tmp_path).module.output_names == ("out",)
 
 
 def test_a_custom_operator_is_refused_wherever_it_is(tmp_path: Path):
