@@ -90,7 +90,7 @@ def test_embeddings_equal_sentence_transformers(num_rows: int, minilm: Path, tmp
     assert difference.max() <= 1e-5
 
 
-@pytest.mark.slow  # test_model_inputs holds every row to one place in batches
+@pytest.mark.slow  # test_input_conformance holds every row to one place in batches
 def test_embeddings_do_not_depend_on_batches(minilm: Path):
     texts = ["", *passages(40)]
     spec = resolve_model(Model(path=str(minilm)), Transform(), input_name="text")
