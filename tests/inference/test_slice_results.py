@@ -1,13 +1,22 @@
-"""Results of batches of different length come to lie in one array, padded with zeros."""
+"""The batches of a slice: divided by what the rows have, timed, their results put together."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.models.tiny_tokenizer import text_settings
 
-from pipeline.inference.slice_results import scatter_batch
+from pipeline.core.schema import NUM_TOKENS
+from pipeline.inference.slice_results import Batches, Timer, scatter_batch
+from pipeline.preprocessing.model_input import BatchLimits
+from pipeline.preprocessing.texts.text_input import TextInput
+
+LENGTHS = np.array([3, 16, 5, 9, 2, 12, 7], np.int32)
+EACH = np.arange(len(LENGTHS))
 
 
 @given(st.data(), st.sampled_from([(), (3,)]))
@@ -55,3 +64,42 @@ def test_what_a_model_made_of_padding_is_zero():
     assert results["a"].tolist() == [[2.0, 2.0, 2.0], [1.0, 0.0, 0.0]]
     scatter_batch(results, "a", 2, np.array([0]), np.full((1, 2), 5.0), np.array([1]))
     assert results["a"].tolist() == [[5.0, 0.0, 0.0], [1.0, 0.0, 0.0]]
+
+
+def taken(left: Batches, limits: BatchLimits) -> list[list[int]]:
+    found = []
+    while left:
+        found.append(left.take(limits).tolist())
+    return found
+
+
+def test_texts_are_divided_by_their_tokens_and_what_is_left_anew_by_smaller_limits(tmp_path: Path):
+    seen, inputs = TextInput(text_settings(tmp_path)), {NUM_TOKENS: LENGTHS}
+    limits, smaller = BatchLimits(8, 32), BatchLimits(4, 16)
+    left = Batches(seen, inputs, EACH, limits)
+    first = left.take(limits).tolist()
+    rest = taken(left, smaller)
+    assert sorted([*first, *(row for rows in rest for row in rows)]) == EACH.tolist()
+    assert all(len(rows) * LENGTHS[rows].max() <= 16 for rows in rest)
+    others = np.setdiff1d(EACH, first)
+    assert rest == [rows.tolist() for rows in seen.batches(inputs, others, smaller)]
+    assert not left
+
+
+def test_the_same_limits_divide_nothing_anew(tmp_path: Path):
+    seen, inputs, limits = (
+        TextInput(text_settings(tmp_path)),
+        {NUM_TOKENS: LENGTHS},
+        BatchLimits(2, 1000),
+    )
+    once = [rows.tolist() for rows in seen.batches(inputs, EACH, limits)]
+    assert len(once) == 4
+    assert taken(Batches(seen, inputs, EACH, limits), limits) == once
+    assert not Batches(seen, inputs, EACH[:0], limits)
+
+
+def test_seconds_of_batches_add_up():
+    timer = Timer()
+    timer.add(1.0, 10.0, 0.5)
+    timer.add(2.0, 20.0, 0.25)
+    assert (timer.transfer_s, timer.predict_s, timer.launch_s) == (3.0, 30.0, pytest.approx(0.75))

@@ -1,8 +1,8 @@
 """Tables of the predictions beside the Parquet files: one format per file, and all of them by name.
 
 A new format is a file with a class like `delta.Delta`, a line here, and a case in
-tests/commit/tables/test_table_conformance.py; or a class in another distribution with an entry point of
-group `pipeline.tables`. What commits knows the protocol only.
+tests/commit/tables/test_table_conformance.py; or a class in another distribution with an entry
+point of group `pipeline.tables`. What commits knows the protocol only.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How torch.compile is asked on a GPU: with autotuning or without, and by how many processes."""
+"""torch.compile: how it is asked on a GPU, and for which shapes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.runs.predicting import images, predict, predictor, rows_of
 
 from pipeline.inference.runtimes import runtime_of
 
@@ -49,3 +50,17 @@ def test_only_compile_tries_kernels_and_both_take_the_cores_of_the_actor(
     assert torch.equal(runner.run({"image": batch}), batch)
     [kind] = kinds
     assert ("quickly" in kind) is (name == "compile-quick")
+
+
+def num_compiled() -> int:
+    counted: dict[str, int] = torch._dynamo.utils.counters["frames"]
+    return counted["ok"]
+
+
+def test_no_slice_is_compiled_again_for_the_rows_that_it_has():
+    model = predictor("support.runs.predicting:convolved", batch_size=4, runtime="compile")
+    loaded = num_compiled()
+    assert loaded, "loading compiles"
+    for num_rows in (7, 4, 1, 9, 2):
+        predict(model, rows_of(images(num_rows)))
+    assert num_compiled() == loaded

@@ -1,4 +1,4 @@
-"""Classifiers of tables: probabilities in front of a ZipMap, and the names of their columns."""
+"""Classifiers of tables: probabilities in front of a ZipMap, names of columns, the graph's end."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from support.models import onnx_files
 from support.models.onnx_files import FLOAT, classifier, make_model, save, value
 
 from pipeline.core.errors import JobError
+from pipeline.models.directories.onnx.classes import activation_of
 from pipeline.models.directories.onnx.file import read_onnx_facts
 from pipeline.models.onnx_module import OnnxModule
 
+ML = "ai.onnx.ml"
 ROWS = np.random.default_rng(1).normal(size=(7, onnx_files.NUM_FEATURES)).astype(np.float32)
 
 
@@ -102,3 +104,36 @@ def test_a_vector_of_one_number_is_a_regression_first(tmp_path: Path):
         opsets=[("", 11)],
     )
     assert read_onnx_facts(save(model, tmp_path / "m.onnx")).tasks[0] == "regress"
+
+
+def made_by(op_type: str, *, domain: str = "", then: tuple[str, ...] = (), **fields: Any) -> Any:
+    """A graph whose output is what an operator makes, through others."""
+    names = ["raw", *(f"step{index}" for index in range(len(then)))]
+    nodes = [helper.make_node(op_type, ["x"], ["raw"], domain=domain, **fields)]
+    for kind, name, before in zip(then, names[1:], names, strict=False):
+        more = {"to": FLOAT} if kind == "Cast" else {}
+        nodes.append(helper.make_node(kind, [before], [name], **more))
+    shape = ["batch", 2]
+    ends = [value(name, FLOAT, shape) for name in ("x", names[-1])]
+    opsets = (("", onnx_files.OPSET), (ML, 3))
+    return make_model(nodes, ends[:1], ends[1:], opsets=opsets), names[-1]
+
+
+@pytest.mark.parametrize(
+    ("graph", "found"),
+    [
+        (made_by("Softmax"), "softmax"),
+        (made_by("Softmax", then=("Cast", "Identity")), "softmax"),
+        (made_by("Softmax", then=("Neg",)), None),
+        (made_by("Softmax", domain="mine"), None),
+        (made_by("Sigmoid"), "sigmoid"),
+        (made_by("Relu"), None),
+        (made_by("Normalizer", domain=ML, norm="L1"), "softmax"),
+        (made_by("Normalizer", domain=ML, norm="L2"), None),
+        (made_by("LinearClassifier", domain=ML, post_transform="SOFTMAX"), "softmax"),
+        (made_by("LinearClassifier", domain=ML, post_transform="LOGISTIC"), None),
+        (made_by("TreeEnsembleClassifier", domain=ML), None),
+    ],
+)
+def test_what_the_last_operator_that_computes_says(graph: Any, found: str | None):
+    assert activation_of(*graph) == found
