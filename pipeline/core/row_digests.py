@@ -10,7 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.core.arrays import as_array
+from pipeline.core.schema import ERROR
 
+HASH_BYTES = 16
 _LENGTH_BYTES = 8
 _Buffer = Any
 """What hashlib takes: bytes, a pa.Buffer, a contiguous array."""
@@ -35,6 +37,21 @@ def row_digests(rows: pa.Table, names: list[str]) -> Iterator[bytes | None]:
     heads = [_sized(name.encode()) for name in names]
     for values in zip(*columns, strict=True):
         yield None if all(value is None for value in values) else _joined(heads, values)
+
+
+def input_hashes(rows: pa.Table, names: list[str]) -> pa.Array:
+    """Return the first HASH_BYTES of each row's digest, (N,) of fixed-size binary.
+
+    Null for a row that has failed, or without an input.
+
+    Args:
+        rows: N rows with these columns and `error`.
+        names: As `row_digests`.
+    """
+    failed = rows.column(ERROR).is_valid().to_pylist()
+    digests = zip(row_digests(rows, names), failed, strict=True)
+    hashes = (None if digest is None or bad else digest[:HASH_BYTES] for digest, bad in digests)
+    return pa.array(hashes, pa.binary(HASH_BYTES))
 
 
 def num_bytes(rows: pa.Table, names: list[str]) -> int:
@@ -78,7 +95,10 @@ def _buffers(column: pa.ChunkedArray) -> Iterator[_Buffer | None]:
 def _vectors(column: pa.Array) -> Iterator[_Buffer]:
     width = column.type.list_size
     flat = column.values.slice(column.offset * width, len(column) * width)
-    yield from np.ascontiguousarray(flat.to_numpy(zero_copy_only=False)).reshape(-1, width)
+    data = memoryview(pa.py_buffer(np.ascontiguousarray(flat.to_numpy(zero_copy_only=False))))
+    row_bytes = len(data) // max(1, len(column))
+    for start in range(0, len(data), row_bytes or 1):
+        yield data[start : start + row_bytes]
 
 
 _BINARY: tuple[Callable[[pa.DataType], bool], ...] = (

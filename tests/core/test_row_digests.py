@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.row_digests import num_bytes, row_digests
+from pipeline.core.failures import Failure, Reason, failure_columns
+from pipeline.core.row_digests import HASH_BYTES, input_hashes, num_bytes, row_digests
 
 VALUES = st.none() | st.binary(max_size=3)
 
@@ -82,3 +83,21 @@ def test_values_of_other_types_count_too(values: pa.Array) -> None:
     assert first == again
     assert none is None
     assert other not in (None, first)
+
+
+def test_hashes_begin_the_digests_of_rows_that_have_not_failed() -> None:
+    """A vector of a failed row is there, of zeros; an empty text is one, and a null is none."""
+    flat = pa.array([0.0, 1.0, 0.0, 0.0], pa.float32())
+    inputs = {
+        "features": pa.FixedSizeListArray.from_arrays(flat, 1),
+        "_text": pa.array([b"", b"a", b"", None], pa.large_binary()),
+    }
+    failures = [None, None, Failure(Reason.BAD_SCHEMA, "read", "x is text"), None]
+    rows = pa.table({**inputs, **failure_columns(failures)})
+    for names in (["features"], ["_text"], ["features", "_text"]):
+        digests = [digest and digest[:HASH_BYTES] for digest in row_digests(rows, names)]
+        found = input_hashes(rows, names)
+        assert found.type == pa.binary(HASH_BYTES)
+        assert found.to_pylist() == [*digests[:2], None, digests[3]]
+        assert (digests[3] is None) == (names == ["_text"])
+        assert (found[0] == found[3]) == (names == ["features"])
