@@ -36,7 +36,7 @@ from pipeline.planning.plan import (
     job_extensions,
     make_plan,
 )
-from pipeline.planning.slicing import SliceSizes
+from pipeline.planning.slicing import SliceSizes, make_units
 from pipeline.planning.tiling import first_slices, missing_units
 from pipeline.sources.extents import MAX_SLICE_BYTES, Extent, RowFilter, UncountedPlan
 from pipeline.sources.inputs import Inputs
@@ -198,6 +198,30 @@ def test_most_rows_of_a_slice_are_whole_batches_or_what_the_job_says(batch_size:
     assert sizes.most % batch_size == 0
     assert sizes.most == batch_size or 128 <= sizes.most <= 384
     assert SliceSizes.of(job(run__slice_rows=7), batch_size).most == 7
+
+
+@pytest.mark.parametrize(("row_bytes", "most"), [(4e3, 2048), (6e4, 832), (3e6, 16)])
+def test_slices_of_rows_that_are_mostly_known_have_more_of_them_within_the_same_bytes(
+    row_bytes: float, most: int
+):
+    (units,) = [
+        [*make_units(shard_extents([[1] * 20_000], row_bytes), sizes)]
+        for sizes in [SliceSizes.of(job(), 32, are_mostly_known=True)]
+    ]
+    assert units[0].slices()[0].num_rows == most
+    assert most * row_bytes < 1.05 * 48 * 2**20
+    fixed = SliceSizes.of(job(run__slice_rows=7), 32, are_mostly_known=True)
+    assert fixed == SliceSizes.of(job(run__slice_rows=7), 32)
+
+
+@pytest.mark.parametrize("are_mostly_known", [False, True])
+def test_a_tenth_of_the_rows_fill_batches_if_slices_are_made_for_that(are_mostly_known: bool):
+    """Batches are filled from one slice, whose rows that are known reach no model."""
+    sizes = SliceSizes.of(job(), 128, are_mostly_known=are_mostly_known)
+    units = [*make_units(shard_extents([[1] * 40_000], 6e4), sizes)]
+    calls = sum(-(-key.num_rows // 10 // 128) for unit in units for key in unit.slices())
+    best = 40_000 // 10 // 128
+    assert (calls < 2.2 * best) == are_mostly_known
 
 
 def test_nothing_makes_an_empty_plan():
