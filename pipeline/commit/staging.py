@@ -23,6 +23,7 @@ from pipeline.commit.layout import parse_staged_name, staged_name
 from pipeline.commit.parts.part_reader import open_part
 from pipeline.commit.parts.part_writer import META_PREFIX, repetitive_columns
 from pipeline.core.arrays import as_array
+from pipeline.core.aside import num_going_on, put_back
 from pipeline.core.backoff import retries_taken
 from pipeline.core.causes import causes_of
 from pipeline.core.documents import known_fields
@@ -32,7 +33,7 @@ from pipeline.core.figures.counters import Counters, StageCounters, add
 from pipeline.core.figures.histograms import measure_numbers
 from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.core.hive_paths import without_folder
-from pipeline.core.schema import ERROR, LABEL
+from pipeline.core.schema import ERROR, LABEL, RESULT_AT
 from pipeline.core.slices import SliceKey
 from pipeline.process.failpoints import failpoint
 from pipeline.storage.errors import listed_files
@@ -56,6 +57,8 @@ class StagedSlice:
     """JSON form of `histograms.Numbers`, of each number that is counted."""
     causes: list[dict[str, Any]] = field(default_factory=list)
     """JSON form of the most frequent `causes.Cause`; empty in parts of before they were noted."""
+    num_carried: int = 0
+    """Rows whose predictions are taken over from an earlier version."""
 
     @property
     def figures(self) -> SliceFigures:
@@ -95,9 +98,19 @@ class StagingWriter:
     """Columns whose numbers are counted, as `task.measured_columns` names them."""
     folders: tuple[str, ...] = ()
     """Columns whose values become folders (`sink.partition_columns`)."""
+    facts: tuple[str, ...] = ()
+    """Columns of `aside` that parts have, too, where it has them."""
 
-    def write(self, key: SliceKey, counters: Counters, rows: pa.Table) -> StagedSlice:
+    def write(
+        self, key: SliceKey, counters: Counters, rows: pa.Table, aside: pa.Table | None = None
+    ) -> StagedSlice:
         """Commit one slice; rows whose values cannot name folders are quarantined.
+
+        Args:
+            key: The slice.
+            counters: What was measured of it.
+            rows: Predictions and failures, as `staged_schema`; without those that were set aside.
+            aside: As `core.aside.set_aside` made it; None if all rows are there.
 
         Returns:
             What the footer says, plus the seconds and retries that the put itself took.
@@ -105,12 +118,17 @@ class StagingWriter:
         Raises:
             InfraError: The rows are not the slice's (nothing is written), or the store failed.
         """
-        if rows.num_rows != key.num_rows:
+        expected = key.num_rows if aside is None else num_going_on(aside)
+        if rows.num_rows != expected:
             raise InfraError(
                 f"slice {key.unit}-{key.start}-{key.end}: has {rows.num_rows} rows, "
-                f"expected {key.num_rows}; nothing was written, run again"
+                f"expected {expected}; nothing was written, run again"
             )
         started = perf_counter()
+        num_carried = 0
+        if aside is not None:
+            num_carried = aside.column(RESULT_AT).null_count
+            rows = put_back(rows, aside, self.facts)
         rows = quarantine_without_folder(rows, self.folders)
         reasons = _count(rows.column(ERROR))
         labels = _count_labels(rows, self.counted)
@@ -133,6 +151,7 @@ class StagingWriter:
                 counters,
                 numbers,
                 [asdict(cause) for cause in causes_of(rows)],
+                num_carried,
             )
             writer.add_key_value_metadata({**self.metadata, _SLICE_META: staged.to_json()})
         encoded, retries = perf_counter(), retries_taken()

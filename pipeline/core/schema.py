@@ -25,11 +25,11 @@ _FAILURE_FIELDS = [
     pa.field(SHA256, pa.string()),
     pa.field(NUM_BYTES, pa.int64()),
 ]
-# Columns of rows in transit, which no output has: see partition_columns, execution/dedupe,
+# Columns of rows in transit, which no output has: see partition_columns, core/aside,
 # preprocessing/reference_pixels, preprocessing/geometry, sources/parquet and sources/columns/texts.
 # Those of texts are no plain `text`, for jobs pass a column of that name through, also beside a
 # model of texts.
-KEY_COLUMN, DIGEST, EXACT = "_key", "_digest", "_exact_image"
+KEY_COLUMN, RESULT_AT, EXACT = "_key", "_result_at", "_exact_image"
 TEXT, TEXT_PAIR = "_text", "_text_pair"
 TOKEN_IDS, TOKEN_TYPES = "_token_ids", "_token_types"
 OFFSETS, WORD_IDS = "_offsets", "_word_ids"
@@ -44,7 +44,8 @@ INPUT_HASH = "_input_hash"
 """128-bit hash of what the model sees of a row, in staged parts of jobs that carry by content."""
 CARRIED_SOURCE, CARRIED_ROW = "_carried_source", "_carried_row"
 """In staged parts: which earlier version has the prediction of a row, int8, and the number of the
-prediction there, int64; null for a row that is not known."""
+prediction there, int64; null for a row that is not known. The task columns of a known row are
+null, unless it was computed all the same, to be compared."""
 
 PART = "_in_"
 """How columns in transit of one of several inputs begin: `_in_photo_image`, `_in_caption__text`."""
@@ -85,7 +86,10 @@ def columns_of_part(part: str, parts: Iterable[str], columns: Iterable[str]) -> 
 RESERVED_COLUMNS = frozenset(
     [
         KEY_COLUMN,
-        DIGEST,
+        RESULT_AT,
+        INPUT_HASH,
+        CARRIED_SOURCE,
+        CARRIED_ROW,
         EXACT,
         GEOMETRY,
         IMAGE_HEIGHT_PX,

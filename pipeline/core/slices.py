@@ -1,13 +1,15 @@
 """Slices: their keys and pieces, and how a slice travels through Ray as ONE row of a block.
 
 Ray cuts and merges blocks between rows: a slice that is a row cannot be cut or merged. Wrapping
-copies nothing: the rows of the slice are the single value of a list<struct> column.
+copies nothing: the rows of the slice are the single value of a list<struct> column; so are those
+that are set aside (core/aside), where jobs set rows aside.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -50,32 +52,57 @@ class SliceKey:
             piece = first if row < second.start else second
 
 
-def pack(key: SliceKey, counters: dict[str, dict[str, float]], rows: pa.Table) -> pa.Table:
-    """Wrap the rows of a slice as one row: unit, start, end, is_last, counters (JSON), rows."""
-    columns = [as_array(column) for column in rows.columns]
-    struct = pa.StructArray.from_arrays(columns, fields=[*rows.schema])
-    return pa.table(
+class Packed(NamedTuple):
+    """A slice in transit."""
+
+    key: SliceKey
+    counters: dict[str, dict[str, float]]
+    rows: pa.Table
+    aside: pa.Table | None = None
+    """As `core.aside.set_aside` makes it; None where no rows are set aside."""
+
+
+def pack(
+    key: SliceKey,
+    counters: dict[str, dict[str, float]],
+    rows: pa.Table,
+    aside: pa.Table | None = None,
+) -> pa.Table:
+    """Wrap a slice as one row: unit, start, end, is_last, counters (JSON), rows, perhaps aside."""
+    block = pa.table(
         {
             "unit": pa.array([key.unit], pa.int64()),
             "start": pa.array([key.start], pa.int64()),
             "end": pa.array([key.end], pa.int64()),
             "is_last": pa.array([key.is_last], pa.bool_()),
             "counters": pa.array([json.dumps(counters)], pa.string()),
-            "rows": pa.ListArray.from_arrays(pa.array([0, len(struct)], pa.int32()), struct),
+            "rows": _wrapped(rows),
         }
     )
+    return block if aside is None else block.append_column("aside", _wrapped(aside))
 
 
-def unpack(block: pa.Table) -> list[tuple[SliceKey, dict[str, dict[str, float]], pa.Table]]:
+def unpack(block: pa.Table) -> list[Packed]:
     """Undo `pack` for every row of a block; slices come back in order, rows without a copy."""
     slices = []
     for batch in block.to_batches():
-        lists = batch.column("rows")
-        offsets = lists.offsets.to_pylist()
+        aside = batch.column("aside") if "aside" in batch.schema.names else None
         fields = ("unit", "start", "end", "is_last", "counters")
         for index, values in enumerate(batch.select(fields).to_pylist()):
             counters = json.loads(values.pop("counters"))
-            struct = lists.values.slice(offsets[index], offsets[index + 1] - offsets[index])
-            table = pa.Table.from_batches([pa.RecordBatch.from_struct_array(struct)])
-            slices.append((SliceKey(**values), counters, table))
+            rows = _unwrapped(batch.column("rows"), index)
+            beside = None if aside is None else _unwrapped(aside, index)
+            slices.append(Packed(SliceKey(**values), counters, rows, beside))
     return slices
+
+
+def _wrapped(rows: pa.Table) -> pa.ListArray:
+    columns = [as_array(column) for column in rows.columns]
+    struct = pa.StructArray.from_arrays(columns, fields=[*rows.schema])
+    return pa.ListArray.from_arrays(pa.array([0, len(struct)], pa.int32()), struct)
+
+
+def _unwrapped(lists: pa.ListArray, index: int) -> pa.Table:
+    start, end = lists.offsets[index].as_py(), lists.offsets[index + 1].as_py()
+    struct = lists.values.slice(start, end - start)
+    return pa.Table.from_batches([pa.RecordBatch.from_struct_array(struct)])

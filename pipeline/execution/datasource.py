@@ -13,6 +13,7 @@ from ray.data.datasource import Datasource, ReadTask
 from pipeline.execution.isolation.guarded_reader import read_guarded
 from pipeline.execution.tasks import attempts_of
 from pipeline.execution.visible_gpus import no_gpus
+from pipeline.sources.lookup import LookUp
 from pipeline.sources.rows import Reader
 from pipeline.sources.units import Unit
 
@@ -21,12 +22,25 @@ class ShardSource(Datasource):  # type: ignore[misc]  # Ray ships no types that 
     """Reads the slices that have no staged part yet, and only those."""
 
     def __init__(
-        self, reader: Reader, units: Mapping[Unit, Sequence[int]], run_id: str, row_timeout_s: float
+        self,
+        reader: Reader,
+        units: Mapping[Unit, Sequence[int]],
+        run_id: str,
+        row_timeout_s: float,
+        lookup: LookUp | None = None,
     ) -> None:
-        """Take the units to read, each with the first rows of its wanted slices, if known."""
+        """Take what to read.
+
+        Args:
+            reader: How to read.
+            units: Each with the first rows of its wanted slices, if known.
+            run_id: Of the run.
+            row_timeout_s: How long the reading of a row may take.
+            lookup: Sets rows aside that need no model; None: all are computed.
+        """
         super().__init__()
         self._guarded = functools.partial(_read, reader, run_id, row_timeout_s)
-        self._units = units
+        self._units, self._lookup = units, lookup
 
     def get_name(self) -> str:
         return "Shards"
@@ -39,17 +53,26 @@ class ShardSource(Datasource):  # type: ignore[misc]  # Ray ships no types that 
     ) -> list[ReadTask]:
         tasks = []
         for unit, starts in self._units.items():
+            lookup = self._lookup and self._lookup.of_unit(unit.index)
             metadata = BlockMetadata(
                 num_rows=len(starts) or None, size_bytes=None, input_files=None, exec_stats=None
             )
             tasks.append(
-                ReadTask(functools.partial(self._guarded, unit, frozenset(starts)), metadata)
+                ReadTask(
+                    functools.partial(self._guarded, unit, frozenset(starts), lookup), metadata
+                )
             )
         return tasks
 
 
 def _read(
-    reader: Reader, run_id: str, row_timeout_s: float, unit: Unit, starts: frozenset[int]
+    reader: Reader,
+    run_id: str,
+    row_timeout_s: float,
+    unit: Unit,
+    starts: frozenset[int],
+    lookup: LookUp | None,
 ) -> Iterable[pa.Table]:
     with no_gpus():
-        yield from read_guarded(reader, unit, starts, attempts_of(run_id), row_timeout_s)
+        slices = read_guarded(reader, unit, starts, attempts_of(run_id), row_timeout_s)
+        yield from slices if lookup is None else lookup.slices(slices)

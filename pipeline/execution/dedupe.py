@@ -1,9 +1,7 @@
-"""Deduplicate the rows of a slice, and scatter the results of the unique rows to all of them.
+"""Deduplicate rows across slices: an index keeps the results of rows by the hash of their input.
 
-Rows are duplicates if the SHA-256 digests of their input, as the source yields it, are equal.
-Within a slice the first of them is computed; across slices an index keeps the results of earlier
-rows. Each staged part still holds every row of its slice, so a resumed run does not depend on the
-index.
+Within a slice the reader has set copies aside (sources/lookup). Each staged part still holds every
+row of its slice, so a resumed run does not depend on the index.
 """
 
 from __future__ import annotations
@@ -18,8 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.core.row_digests import row_digests
-from pipeline.core.schema import DIGEST, ERROR, ROW_ID, URI
+from pipeline.core.aside import of_rows_going_on
+from pipeline.core.schema import ERROR, INPUT_HASH, ROW_ID, URI
 from pipeline.execution.visible_gpus import settle_gpus
 
 INDEX_MAX_BYTES = 512 << 20
@@ -34,7 +32,7 @@ class Index(Protocol):
         """Look up the results of rows.
 
         Args:
-            digests: SHA-256 digests, 32 bytes each.
+            digests: Hashes of their inputs (`core.row_digests.input_hashes`).
 
         Returns:
             Indices into `digests` of the known ones, ascending, and a table with one row of
@@ -122,100 +120,73 @@ def start_index() -> Any:
     return ray.remote(num_cpus=0, **options)(HiddenIndex).remote()
 
 
-def with_digests(rows: pa.Table, fields: pa.Schema) -> pa.Table:
-    """Add the column DIGEST: SHA-256 of each row's input, null for a row without one.
-
-    Args:
-        rows: The slice as the source yields it.
-        fields: The columns of the source that hold the input.
-    """
-    digests = pa.array(row_digests(rows, fields.names), pa.binary(32))
-    return rows.append_column(DIGEST, digests)
-
-
 @dataclass(frozen=True)
-class Deduplicated:
-    """A slice of N rows, of which M have to be computed."""
+class Found:
+    """M rows, of which the index has the results of some."""
 
     rows: pa.Table
-    """All N rows."""
-    compute: npt.NDArray[np.int64]
-    """(M,): the rows to compute, ascending."""
-    result_of: npt.NDArray[np.int64]
-    """(N,): the result of each row, as its place among the M computed ones, or, from M on, in
-    `known`."""
+    hashes: pa.ChunkedArray
+    """(M,)."""
+    is_known: npt.NDArray[np.bool_]
+    """(M,)."""
     known: pa.Table | None
-    """Results that the index has; None if it has none of this slice."""
+    """The results of those that are, in order; None if there are none."""
 
     @property
-    def num_copied(self) -> int:
-        """Rows that get the result of another row."""
-        return len(self.result_of) - len(self.compute)
+    def num_known(self) -> int:
+        """Rows that get the result of an earlier one."""
+        return int(self.is_known.sum())
 
     def to_compute(self) -> pa.Table:
-        """Return the M rows to compute."""
-        return self.rows.take(pa.array(self.compute)) if self.num_copied else self.rows
+        """Return the other rows."""
+        return self.rows if self.known is None else self.rows.filter(pa.array(~self.is_known))
 
     def scatter(self, computed: pa.Table) -> pa.Table:
-        """Return the staged rows of the whole slice.
+        """Return the staged rows of all M.
 
         Args:
             computed: The staged rows of `to_compute`, in its order.
         """
-        if not self.num_copied:
+        if self.known is None:
             return computed
-        results = computed
-        if self.known is not None:
-            results = pa.concat_tables([computed.select(self.known.column_names), self.known])
-        found = results.take(pa.array(self.result_of))
-        results_of = set(_result_names(computed, self.rows))
+        names = self.known.column_names
+        order = np.argsort(np.argsort(self.is_known, kind="stable"))
+        results = pa.concat_tables([computed.select(names), self.known]).take(pa.array(order))
         columns = {
-            name: (found if name in results_of else self.rows).column(name)
+            name: (results if name in names else self.rows).column(name)
             for name in computed.column_names
         }
         return pa.table(columns, schema=computed.schema)
 
 
-def deduplicate(rows: pa.Table, index: Index) -> Deduplicated:
-    """Find the rows of a slice that have to be computed.
-
-    Failed rows and rows without an input count as unique: their results are never shared.
+def look_up(rows: pa.Table, aside: pa.Table, index: Index) -> Found:
+    """Look up the results of a slice's rows in the index; failed rows are never known.
 
     Args:
-        rows: The slice, with the column DIGEST.
+        rows: The M rows of the slice that were not set aside.
+        aside: What was set aside of it, with the hashes of all rows.
         index: Has the results of earlier slices.
     """
-    digests = rows.column(DIGEST).to_pylist()
-    failed = rows.column(ERROR).is_valid().to_pylist()
-    seen: dict[bytes, int] = {}
-    stands_for = []
-    for row, (digest, has_failed) in enumerate(zip(digests, failed, strict=True)):
-        is_alone = digest is None or has_failed
-        stands_for.append(row if is_alone else seen.setdefault(digest, row))
-    asked = list(seen.items())
-    hits, known = index.lookup([digest for digest, _ in asked])
-    known_at = {asked[hit][1]: position for position, hit in enumerate(hits)}
-    compute = [row for row, first in enumerate(stands_for) if row == first and row not in known_at]
-    computed_at = {row: position for position, row in enumerate(compute)}
-    result_of = [
-        known_at[first] + len(compute) if first in known_at else computed_at[first]
-        for first in stands_for
-    ]
-    return Deduplicated(rows, np.array(compute, np.int64), np.array(result_of, np.int64), known)
+    hashes = of_rows_going_on(aside, INPUT_HASH)
+    asked = np.flatnonzero(hashes.is_valid().to_numpy())
+    hits, known = index.lookup(hashes.drop_null().to_pylist())
+    is_known = np.zeros(rows.num_rows, bool)
+    is_known[asked[hits]] = True
+    return Found(rows, hashes, is_known, known)
 
 
-def remember(unique: Deduplicated, computed: pa.Table, index: Index) -> None:
+def remember(found: Found, computed: pa.Table, index: Index) -> None:
     """Add the predictions of a slice to the index, without those that failed.
 
     Args:
-        unique: The slice.
-        computed: The staged rows of `unique.to_compute`, in its order.
+        found: The slice.
+        computed: The staged rows of `found.to_compute`, in its order.
         index: Gets them.
     """
-    digests = unique.rows.column(DIGEST).take(pa.array(unique.compute))
-    good = pc.and_(digests.is_valid(), computed.column(ERROR).is_null())
-    results = computed.select(_result_names(computed, unique.rows)).filter(good)
-    index.add(digests.filter(good).to_pylist(), results.combine_chunks())
+    hashes = found.hashes.filter(pa.array(~found.is_known))
+    good = pc.and_(hashes.is_valid(), computed.column(ERROR).is_null())
+    results = computed.select(_result_names(computed, found.rows)).filter(good)
+    index.add(hashes.filter(good).to_pylist(), results.combine_chunks())
 
 
 def _result_names(computed: pa.Table, rows: pa.Table) -> list[str]:

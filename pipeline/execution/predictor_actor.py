@@ -15,9 +15,9 @@ from pipeline.commit.staging import StagingWriter
 from pipeline.core.errors import InfraError, PipelineError
 from pipeline.core.figures.counters import Counters, StageCounters, add
 from pipeline.core.figures.slice_figures import Deduplicated, SliceFigures
-from pipeline.core.schema import DIGEST, ERROR
+from pipeline.core.schema import ERROR
 from pipeline.core.slices import SliceKey, pack, unpack
-from pipeline.execution.dedupe import RemoteIndex, deduplicate, remember, with_digests
+from pipeline.execution.dedupe import RemoteIndex, look_up, remember
 from pipeline.execution.environment import set_gpu_allocator
 from pipeline.execution.isolation.attempts import Attempts
 from pipeline.execution.isolation.crash_guard import Guard
@@ -112,7 +112,6 @@ class PredictorActor:
         self._startup, self._telling = startup, threading.Lock()
         self._model = _Model(config, startup)
         self._guard = _guard(config, self._model, attempts)
-        self._fields = config.fields
         self._device = (config.predictor.num_gpus, config.predictor.spec.precision)
         self._index = None if config.index is None else RemoteIndex(config.index)
         self._commit = None if config.writer is None else writer_stage(config.writer)
@@ -139,32 +138,31 @@ class PredictorActor:
             PipelineError: The model could not be loaded, or the store failed.
         """
         packed = []
-        for key, counters, rows in unpack(block):
+        for key, counters, rows, aside in unpack(block):
             with self._telling:
                 for part, entry in self._startup.items():
                     add(counters, part, StageCounters.from_dict(entry))
                 self._startup.clear()
-            predicted = self._predict(key, counters, rows)
+            predicted = self._predict(key, counters, rows, aside)
             count_device(counters, *self._device, rows.num_rows)
-            packed.append(pack(key, counters, predicted))
+            packed.append(pack(key, counters, predicted, aside))
         done = pa.concat_tables(packed)
         return done if self._commit is None else self._commit(done)
 
-    def _predict(self, key: SliceKey, counters: Counters, rows: pa.Table) -> pa.Table:
+    def _predict(
+        self, key: SliceKey, counters: Counters, rows: pa.Table, aside: pa.Table | None
+    ) -> pa.Table:
         if self._failure is not None:
             raise self._failure
         start_slice((key.unit, key.start))
         name = f"predict-{key.unit}-{key.start}"
-        if self._index is None:
+        if self._index is None or aside is None:
             return self._guard.run(name, rows, counters)
-        if DIGEST not in rows.column_names:
-            rows = with_digests(rows, self._fields)
-        unique = deduplicate(rows, self._index)
-        deduplicated = Deduplicated(rows.num_rows, unique.num_copied)
-        SliceFigures(deduplicated=deduplicated).add_to(counters)
-        computed = self._guard.run(name, unique.to_compute(), counters)
-        remember(unique, computed, self._index)
-        return unique.scatter(computed)
+        found = look_up(rows, aside, self._index)
+        SliceFigures(deduplicated=Deduplicated(num_copied=found.num_known)).add_to(counters)
+        computed = self._guard.run(name, found.to_compute(), counters)
+        remember(found, computed, self._index)
+        return found.scatter(computed)
 
 
 class _Model:

@@ -15,10 +15,8 @@ import pyarrow as pa
 from pipeline.commit.staging import StagingWriter
 from pipeline.core.figures.counters import Counters
 from pipeline.core.registry import INPUTS
-from pipeline.core.schema import DIGEST
 from pipeline.core.slices import pack, unpack
 from pipeline.core.user_code.own_code import errors_told
-from pipeline.execution.dedupe import with_digests
 from pipeline.execution.isolation.child_process import Step
 from pipeline.execution.isolation.crash_guard import Guard
 from pipeline.execution.isolation.row_isolation import StagePlan
@@ -46,29 +44,19 @@ class Preprocessing:
     fields: pa.Schema
     """The columns of the source that hold the input."""
     num_threads: int = 1
-    digests: bool = False
-    """Keep the digest of each row's input beside what is made of it."""
 
     @classmethod
     def of(
-        cls,
-        source: Source,
-        seen: Input,
-        num_threads: int,
-        fields: pa.Schema,
-        *,
-        digests: bool = False,
+        cls, source: Source, seen: Input, num_threads: int, fields: pa.Schema
     ) -> Preprocessing | None:
         """Return what a job asks for; None if the input needs no preparing."""
         if not seen.stage_names:
             return None
         limits = (source.max_image_bytes, source.max_image_px)
-        return cls(seen, *limits, fields, num_threads, digests)
+        return cls(seen, *limits, fields, num_threads)
 
     def __call__(self, counters: Counters, rows: pa.Table) -> pa.Table:
         """Prepare the rows of a slice."""
-        if self.digests and DIGEST not in rows.column_names:
-            rows = with_digests(rows, self.fields)
         limits = Limits(self.max_image_bytes, self.max_image_px)
         with errors_told(INPUTS, self.input.name):
             return self.input.prepare(rows, counters, limits, self.num_threads)
@@ -130,7 +118,7 @@ def preprocess_stage(
 
     def stage(block: pa.Table) -> pa.Table:
         work, packed = SliceWork(preprocessing, None), []
-        for key, counters, rows in unpack(block):
+        for key, counters, rows, aside in unpack(block):
             plan = preprocessing.plan
             if (key.unit, key.start) in compared:
                 plan = replace(plan, here=preprocessing.step_with_reference)
@@ -138,7 +126,7 @@ def preprocess_stage(
             guard = Guard(work, [plan], marks, row_timeout_s, fields=fields)
             with contextlib.closing(guard):
                 rows = guard.run(f"decode-{key.unit}-{key.start}", rows, counters)
-            packed.append(pack(key, counters, rows))
+            packed.append(pack(key, counters, rows, aside))
         return pa.concat_tables(packed)
 
     return stage

@@ -148,7 +148,8 @@ class Run(Section):
     """Accept a store without create-once: you promise that no other run writes this partition."""
     dedupe: bool = False
     """Rows whose input has identical bytes (SHA-256) are computed once, as far as memory keeps
-    earlier results; every row gets its prediction. Where tasks decode, they still decode each."""
+    earlier results; every row gets its prediction. Where tasks decode, they still decode a row that
+    has a copy in another slice."""
     price_per_node_hour: Annotated[float, Field(ge=0)] | None = None
     """Price of one node for one hour; the report then says what a million rows cost."""
 

@@ -30,6 +30,7 @@ from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import first_slices
 from pipeline.process.memory import MIB
 from pipeline.runs.context import RunContext, Settled
+from pipeline.sources.lookup import LookUp
 from pipeline.sources.rows import Reader
 from pipeline.sources.units import Unit
 from pipeline.storage.store import Store
@@ -74,9 +75,8 @@ def make_stream(
     source, dedupe = run.job.source, run.job.run.dedupe
     plan, model, allocation = settled.plan, settled.model, settled.allocation
     predictor, writer = predictor_config(run, settled), make_writer(run, plan, model)
-    preprocessing = Preprocessing.of(
-        source, model.input, allocation.decoder_threads, plan.fields, digests=dedupe
-    )
+    threads, names = allocation.decoder_threads, tuple(plan.fields.names)
+    preprocessing = Preprocessing.of(source, model.input, threads, plan.fields)
     in_actor = preprocessing if allocation.decodes_in_actors else None
     in_tasks = None if allocation.decodes_in_actors else preprocessing
     is_compared = predictor.limits is not None and model.input.is_approximate
@@ -84,7 +84,12 @@ def make_stream(
     guarding = (run.record.run_id, run.job.run.row_timeout_s)
     asked_at_s = time() if allocation.min_actors == allocation.max_actors else None
     return StreamParts(
-        ShardSource(make_reader(run.job, plan), units, *guarding),
+        ShardSource(
+            make_reader(run.job, plan),
+            units,
+            *guarding,
+            LookUp(names, merges_copies=True) if dedupe else None,
+        ),
         without_gpus(preprocess_stage(in_tasks, compared, *guarding)) if in_tasks else None,
         ActorConfig(
             predictor,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.commit.staging import StagingWriter, list_staged, read_footer
+from pipeline.core.aside import NO_RESULT, set_aside
 from pipeline.core.errors import InfraError
 from pipeline.core.failures import failure_columns
 from pipeline.core.slices import SliceKey
@@ -38,6 +40,27 @@ def test_a_staged_slice_is_found_by_its_key_and_says_what_it_holds(tmp_path: Pat
     assert [*found] == [key]
     footer = read_footer(store, found[key].path)
     assert (footer.name, footer.num_rows, footer.run_id) == (staged.name, 4, "r")
+
+
+def test_rows_that_were_set_aside_are_staged_in_their_places_and_counted(tmp_path: Path):
+    store, key = Store(str(tmp_path)), SliceKey(7, 10, 14, is_last=False)
+    writer = StagingWriter(store, "staging", "r", "zstd", {}, facts=("fact", "not there"))
+    result_of = np.array([NO_RESULT, 1, 1, NO_RESULT])
+    facts = {"fact": pa.array([4, None, 6, 7]), "other": pa.array([1, 2, 3, 4])}
+    some, aside = set_aside(rows_of(4), result_of, ["row_id"], facts)
+    computed = some.append_column("label", pa.array(["red"]))
+    staged = writer.write(key, {}, computed, aside)
+    assert (staged.num_rows, staged.num_carried, staged.labels) == (4, 2, {"red": 2})
+    assert staged.num_quarantined == 0
+    [path] = list_staged(store, "staging").values()
+    assert read_footer(store, path.path).num_carried == 2
+    found = pq.read_table(tmp_path / path.path)
+    assert found.column_names == [*computed.column_names, "fact"]
+    assert found.column("row_id").to_pylist() == ["r0", "r1", "r2", "r3"]
+    assert found.column("label").to_pylist() == [None, "red", "red", None]
+    assert found.column("fact").to_pylist() == [4, None, 6, 7]
+    with pytest.raises(InfraError, match="slice 7-10-14: has 4 rows, expected 1"):
+        writer.write(key, {}, rows_of(4), aside)
 
 
 def test_of_two_attempts_at_a_slice_the_first_by_name_counts(tmp_path: Path):

@@ -47,8 +47,10 @@ def example_rows(num_rows: int) -> pa.Table:
     ]
     return pa.table(
         {
-            "row_id": [f"r{row}" for row in range(num_rows)],
-            "city": pa.array([f"c{row % 2}" for row in range(num_rows)]).dictionary_encode(),
+            "row_id": pa.array([f"r{row}" for row in range(num_rows)], pa.string()),
+            "city": pa.array(
+                [f"c{row % 2}" for row in range(num_rows)], "string"
+            ).dictionary_encode(),
             "tags": pa.array(
                 [None if row % 2 else ["a"] for row in range(num_rows)], pa.list_(pa.string())
             ),
@@ -61,29 +63,31 @@ def example_rows(num_rows: int) -> pa.Table:
 # ---------------------------------------------------------------------------- packed slices
 
 
-@given(sizes=st.lists(st.integers(1, 20), min_size=1, max_size=5))
-def test_packed_slices_come_out_the_same_and_in_order(sizes: list[int]):
+@given(sizes=st.lists(st.integers(0, 20), min_size=1, max_size=5), has_aside=st.booleans())
+def test_packed_slices_come_out_the_same_and_in_order(sizes: list[int], has_aside: bool):
     packed, expected = [], []
     for index, num_rows in enumerate(sizes):
         key = SliceKey(index, 10 * index, 10 * index + num_rows, is_last=index % 2 == 0)
         counters = {"read": {"rows_in": num_rows, "busy_s": 0.5}}
-        rows = example_rows(num_rows)
-        packed.append(pack(key, counters, rows))
-        expected.append((key, counters, rows))
+        rows, aside = example_rows(num_rows), example_rows(2 * num_rows).select(["row_id", "tags"])
+        packed.append(pack(key, counters, rows, aside if has_aside else None))
+        expected.append((key, counters, rows, aside))
     block = pa.concat_tables(packed)
     assert block.num_rows == len(sizes), "a slice is one row, which Ray cannot cut"
     found = unpack(block)
     assert [entry[:2] for entry in found] == [entry[:2] for entry in expected]
-    for (_, _, mine), (_, _, theirs) in zip(found, expected, strict=True):
+    for (_, _, mine, my_aside), (_, _, theirs, aside) in zip(found, expected, strict=True):
         assert mine.equals(theirs)
         mine.validate(full=True)
+        assert (my_aside is not None) == has_aside
+        assert my_aside is None or my_aside.equals(aside)
 
 
 def test_a_block_cut_by_ray_still_unpacks():
     keys = [SliceKey(0, start, start + 5, is_last=start == 10) for start in (0, 5, 10)]
     block = pa.concat_tables([pack(key, {}, example_rows(5)) for key in keys])
     for index, key in enumerate(keys):
-        ((found, _, rows),) = unpack(block.slice(index, 1))
+        ((found, _, rows, _),) = unpack(block.slice(index, 1))
         assert found == key
         assert rows.equals(example_rows(5))
     assert unpack(block.slice(0, 0)) == []
@@ -96,14 +100,14 @@ def test_slices_of_different_sizes_in_one_chunk_are_told_apart():
     block = pa.concat_tables(packed).combine_chunks()
     for first in range(len(keys)):
         found = unpack(block.slice(first))
-        assert [key for key, _, _ in found] == keys[first:]
-        for key, _, rows in found:
+        assert [key for key, *_ in found] == keys[first:]
+        for key, _, rows, _ in found:
             assert rows.to_pylist() == example_rows(key.num_rows).to_pylist()
 
 
 def test_rows_in_many_chunks_pack_like_rows_in_one():
     rows = pa.concat_tables([example_rows(3), example_rows(4)])
-    ((_, _, found),) = unpack(pack(SliceKey(0, 0, 7, is_last=True), {}, rows))
+    ((_, _, found, _),) = unpack(pack(SliceKey(0, 0, 7, is_last=True), {}, rows))
     assert found.to_pylist() == rows.to_pylist()
 
 
@@ -111,7 +115,7 @@ def test_unpacking_copies_no_pixels():
     rows = pa.table({"image": images_to_arrow(pixels(6, 256))})
     block = pack(SliceKey(0, 0, 6, is_last=True), {}, rows)
     before = pa.total_allocated_bytes()
-    ((_, _, rows),) = unpack(block)
+    ((_, _, rows, _),) = unpack(block)
     images = images_from_arrow(rows.column("image"), (256, 256, 3))
     assert pa.total_allocated_bytes() - before < images.nbytes / 100
     assert not images.flags.writeable

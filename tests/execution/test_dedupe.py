@@ -14,9 +14,12 @@ from support.runs.cli import pipeline, write_job
 
 from pipeline.commands.demo.photos import build_images
 from pipeline.commit.published.read import read_predictions
+from pipeline.core.aside import put_back
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
-from pipeline.core.schema import DIGEST, IMAGE_FIELDS
-from pipeline.execution.dedupe import ResultIndex, deduplicate, remember, with_digests
+from pipeline.core.schema import RESULT_AT
+from pipeline.core.slices import Packed, SliceKey, pack, unpack
+from pipeline.execution.dedupe import ResultIndex, look_up, remember
+from pipeline.sources.lookup import LookUp
 
 pytestmark = pytest.mark.one_ray
 
@@ -24,18 +27,23 @@ pytestmark = pytest.mark.one_ray
 def rows_of(images: list[bytes | None], first: int = 0) -> pa.Table:
     failures = [None if image else Failure(Reason.NULL_INPUT, "read", "") for image in images]
     ids = [f"r{first + i}" for i in range(len(images))]
-    return with_digests(
-        pa.table(
-            {
-                "row_id": ids,
-                "uri": ids,
-                "n": pa.array(range(len(images)), pa.int64()),
-                "image": pa.array(images, pa.large_binary()),
-                **failure_columns(failures),
-            }
-        ),
-        IMAGE_FIELDS,
+    return pa.table(
+        {
+            "row_id": ids,
+            "uri": ids,
+            "n": pa.array(range(len(images)), pa.int64()),
+            "image": pa.array(images, pa.large_binary()),
+            **failure_columns(failures),
+        }
     )
+
+
+def read(rows: pa.Table, names: tuple[str, ...] = ("image",)) -> Packed:
+    """What comes from the reader of a slice: the rows to compute, and those that are set aside."""
+    key = SliceKey(0, 0, rows.num_rows, is_last=True)
+    [block] = LookUp(names, merges_copies=True).slices([pack(key, {}, rows)])
+    [found] = unpack(block)
+    return found
 
 
 class Model:
@@ -64,6 +72,16 @@ class Model:
         )
 
 
+def deduplicated(rows: pa.Table, index: ResultIndex, model: Model) -> pa.Table:
+    """What is staged of a slice."""
+    _, _, some, aside = read(rows)
+    assert aside is not None
+    found = look_up(some, aside, index)
+    computed = model(found.to_compute())
+    remember(found, computed, index)
+    return put_back(found.scatter(computed), aside, [])
+
+
 IMAGES = st.lists(st.none() | st.sampled_from([b"a", b"aa", b"b", b"bbb", b"cccc"]), max_size=9)
 
 
@@ -72,10 +90,7 @@ def test_every_slice_is_what_it_would_be_without(slices: list[list[bytes | None]
     index, model, plain = ResultIndex(max_bytes), Model(), Model()
     for number, images in enumerate(slices):
         rows = rows_of(images, first=100 * number)
-        unique = deduplicate(rows, index)
-        computed = model(unique.to_compute())
-        remember(unique, computed, index)
-        assert unique.scatter(computed).equals(plain(rows))
+        assert deduplicated(rows, index, model).equals(plain(rows))
     if max_bytes == 10**9:
         good = {image for images in slices for image in images if image and image[:1] != b"b"}
         bad = sum(len({i for i in images if i and i[:1] == b"b"}) for images in slices)
@@ -94,21 +109,15 @@ def test_the_index_forgets_the_oldest():
     assert found.column("value").to_pylist() == [7, 2]
 
 
-def test_digests_are_of_the_bytes():
-    rows = rows_of([b"x", b"y", b"x", None])
-    first, other, same, none = rows.column(DIGEST).to_pylist()
-    assert first == same != other
-    assert none is None
-
-
 def test_rows_of_two_texts_are_copies_only_if_both_are_equal():
     texts, pairs = ["a", "a", "ab", "a", None], ["b", "b", "", None, "a"]
     columns = {"text": pa.array(texts, pa.large_string()), "text_pair": pa.array(pairs)}
-    table = pa.table({"row_id": list("12345"), **columns, **failure_columns([None] * 5)})
-    fields = pa.schema([("text", pa.large_string()), ("text_pair", pa.string())])
-    unique = deduplicate(with_digests(table, fields), ResultIndex())
-    assert unique.compute.tolist() == [0, 2, 3, 4]
-    assert unique.result_of.tolist() == [0, 0, 1, 2, 3]
+    ids = {"row_id": list("12345"), "uri": list("12345")}
+    table = pa.table({**ids, **columns, **failure_columns([None] * 5)})
+    found = read(table, ("text", "text_pair"))
+    assert found.rows.column("row_id").to_pylist() == ["1", "3", "4", "5"]
+    assert found.aside is not None
+    assert found.aside.column(RESULT_AT).to_pylist() == [0, 0, 1, 2, 3]
 
 
 def test_a_row_that_failed_before_stands_for_no_other_of_the_same_bytes():
@@ -118,15 +127,12 @@ def test_a_row_that_failed_before_stands_for_no_other_of_the_same_bytes():
     rows = rows.drop_columns([*failure_columns([])])
     rows = pa.table({**{n: rows[n] for n in rows.column_names}, **failure_columns(failures)})
     index, model = ResultIndex(), Model()
-    unique = deduplicate(rows, index)
-    assert unique.compute.tolist() == [0, 1, 3]
-    computed = model(unique.to_compute())
-    found = unique.scatter(computed)
+    found = deduplicated(rows, index, model)
+    assert model.num_computed == 2
     assert found["value"].to_pylist() == [None, 2.0, 2.0, 4.0]
     assert found["error"].to_pylist() == ["bad_schema", None, None, None]
-    remember(unique, computed, index)
-    again = deduplicate(rows_of([b"aa"], first=9), index)
-    assert again.scatter(model(again.to_compute()))["value"].to_pylist() == [2.0]
+    again = deduplicated(rows_of([b"aa"], first=9), index, model)
+    assert (again["value"].to_pylist(), model.num_computed) == ([2.0], 2)
 
 
 @pytest.mark.slow

@@ -69,6 +69,20 @@ class Deduplicated(_Figure):
 
 
 @dataclass(frozen=True)
+class LookedUp(_Figure):
+    """Rows that were looked up by their content in earlier versions."""
+
+    COUNTERS: ClassVar = ("rows_in", "rows_out", "rows_quarantined", "busy_s")
+    num_rows: int = 0
+    num_known: int = 0
+    """Some of them are computed all the same, to be compared."""
+    num_failed: int = 0
+    """Computed because a look-up failed: they may have been known."""
+    busy_s: float = 0.0
+    """With hashing them; part of what the stage `read` took."""
+
+
+@dataclass(frozen=True)
 class GpuDecoded(_Figure):
     """Images of a job that decodes on a GPU."""
 
@@ -99,6 +113,7 @@ _SINGLE: dict[str, tuple[str, type[_Figure]]] = {
     "tokenised": ("truncated", Tokenised),
     "tokens": ("tokens", Tokens),
     "deduplicated": ("dedupe", Deduplicated),
+    "looked_up": ("look_up", LookedUp),
     "gpu_decoded": ("gpu_decode", GpuDecoded),
     "isolated": ("isolated", Isolated),
 }
@@ -124,6 +139,7 @@ class SliceFigures:
     tokenised: Tokenised | None = None
     tokens: Tokens | None = None
     deduplicated: Deduplicated | None = None
+    looked_up: LookedUp | None = None
     gpu_decoded: GpuDecoded | None = None
     isolated: Isolated | None = None
     devices: Mapping[str, int] = field(default_factory=dict)
@@ -131,7 +147,7 @@ class SliceFigures:
     probable_rows: Mapping[str, int] = field(default_factory=dict)
     """Head whose outputs were taken for probabilities -> rows; '' of a task without heads."""
     advice: Mapping[str, int] = field(default_factory=dict)
-    """What an actor has to say of its device, in a line -> 0."""
+    """What a reader or an actor has to say of what it works with, in a line -> 0."""
 
     def __add__(self, other: SliceFigures) -> SliceFigures:
         pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}

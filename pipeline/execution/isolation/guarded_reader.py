@@ -212,7 +212,7 @@ def _read_next_slices(
                 isinstance(found := child.call(_SLICE, _NO_ROWS), ChildResult)
                 and found.rows.num_rows
             ):
-                [(key, counters, rows)] = unpack(found.rows)
+                [(key, counters, rows, _)] = unpack(found.rows)
                 SliceFigures(isolated=IsolatedFigure(dead_processes=num_exits)).add_to(counters)
                 yield pack(key, counters, rows)
                 done.append(key)

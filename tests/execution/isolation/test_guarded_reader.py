@@ -48,7 +48,7 @@ class Case:
         starts = {key.start for key in self.unit.slices()} if self.unit.cut is None else set()
         found = {}
         for packed in read_guarded(self.reader, self.unit, starts, self.attempts, ROW_TIMEOUT_S):
-            [(key, counters, rows)] = unpack(packed)
+            [(key, counters, rows, _)] = unpack(packed)
             found[key] = rows
             assert rows.num_rows == key.num_rows
             self.counters = merge(self.counters, counters)
