@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -21,11 +22,13 @@ import psutil
 import pytest
 
 from pipeline.commit.layout import Layout
-from pipeline.commit.lease import hold_lease
+from pipeline.commit.lease import hold_lease, release_lost
 from pipeline.core.environment import FAILPOINT
-from pipeline.core.errors import GateRefused, PartitionBusy
+from pipeline.core.errors import GateRefused, InfraError, PartitionBusy
 from pipeline.process import failpoints
+from pipeline.process.life import new_life
 from pipeline.process.liveness import last_progress
+from pipeline.storage.create_once import CreateOutcome
 from pipeline.storage.store import Store
 
 LAYOUT = Layout("date=2026-11-24")
@@ -133,6 +136,79 @@ def test_a_second_run_is_told_who_holds_the_partition(any_store: Store):
     assert acquire(any_store) == lease.epoch + 1
 
 
+def test_the_files_of_a_lease_say_who_holds_it_until_it_is_released(disk: Store):
+    def read(path: str) -> dict[str, Any]:
+        return dict(json.loads(disk.read_bytes(path)))
+
+    def renewing() -> list[threading.Thread]:
+        return [each for each in threading.enumerate() if each.name == "lease"]
+
+    with hold_lease(disk, LAYOUT, "run-1", LONG_S) as lease:
+        owner = read(LAYOUT.lease(1))
+        assert owner == asdict(lease.owner)
+        assert (owner["run_id"], owner["host"]) == ("run-1", socket.gethostname())
+        assert (owner["pid"], owner["ttl_s"]) == (os.getpid(), LONG_S)
+        assert read(LAYOUT.heartbeat(1)) == {"run_id": "run-1", "released": False}
+        assert [each.daemon for each in renewing()] == [True], "it keeps no process alive"
+    assert read(LAYOUT.heartbeat(1)) == {"run_id": "run-1", "released": True}
+    assert renewing() == []
+
+
+def test_a_process_that_has_to_end_in_the_body_lets_go(disk: Store):
+    with new_life() as life, hold_lease(disk, LAYOUT, "run-1", LONG_S):
+        life.close(60.0)
+        assert acquire(disk) == 2
+
+
+def test_the_lease_of_a_run_that_is_gone_is_released_and_no_other(disk: Store):
+    release_lost(disk, LAYOUT, "the-silent-run")
+    assert disk.list_files() == []
+    epoch = leave_behind(disk, machine="elsewhere")
+    release_lost(disk, LAYOUT, "another-run")
+    with pytest.raises(PartitionBusy, match="the-silent-run"):
+        acquire(disk)
+    release_lost(disk, LAYOUT, "the-silent-run")
+    assert acquire(disk) == epoch + 1
+
+
+def test_of_two_that_look_at_the_same_time_the_later_one_is_told(
+    disk: Store, monkeypatch: pytest.MonkeyPatch
+):
+    create_once = Store.create_once
+
+    def create_late(store: Store, path: str, data: bytes, token: str) -> CreateOutcome:
+        monkeypatch.setattr(Store, "create_once", create_once)
+        assert acquire(store, "the-other-run") == 1
+        return create_once(store, path, data, token)
+
+    monkeypatch.setattr(Store, "create_once", create_late)
+    with pytest.raises(PartitionBusy, match=rf"^partition {LAYOUT.name}: another run took the"):
+        acquire(disk)
+
+
+def test_without_a_proc_folder_a_process_is_told_by_its_time(
+    disk: Store, monkeypatch: pytest.MonkeyPatch
+):
+    read_text = Path.read_text
+
+    def read(path: Path) -> str:
+        if path.is_relative_to("/proc"):
+            raise FileNotFoundError(path)
+        return read_text(path)
+
+    monkeypatch.setattr(Path, "read_text", read)
+    with hold_lease(disk, LAYOUT, "run-1", LONG_S) as lease:
+        assert lease.owner.machine == f"{socket.gethostname()} {psutil.boot_time()}"
+        assert lease.owner.pid_started == psutil.Process().create_time()
+        with pytest.raises(PartitionBusy, match="run-1"):
+            acquire(disk)
+    epoch = leave_behind(disk, pid_started=lease.owner.pid_started - 1.5)
+    assert acquire(disk) == epoch + 1
+    leave_behind(disk, pid_started=lease.owner.pid_started - 0.5)
+    with pytest.raises(PartitionBusy, match="the-silent-run"):
+        acquire(disk)
+
+
 def test_partitions_do_not_wait_for_each_other(any_store: Store):
     layouts = [LAYOUT, Layout("date=2026-11-25"), Layout(None)]
     with ExitStack() as stack:
@@ -196,6 +272,12 @@ def test_a_beat_from_before_a_clock_was_set_back_counts_only_while_it_is_renewed
     epoch = leave_behind(disk, machine="elsewhere", ttl_s=2.0)
     age(disk, LAYOUT.heartbeat(epoch), -3600)
     assert acquire(disk) == epoch + 1, "it is not renewed"
+
+    leave_behind(disk, machine="elsewhere", ttl_s=121.0)
+    age(disk, LAYOUT.heartbeat(epoch + 2), -3600)
+    with pytest.raises(PartitionBusy, match="renewed 0 s ago"):
+        acquire(disk)  # to watch for it would take more than a minute
+    disk.delete([file.path for file in disk.list_files(LAYOUT.leases)])
 
     with hold_lease(disk, LAYOUT, "run-1", 2.0) as lease:
         owner = {**asdict(lease.owner), "machine": "elsewhere"}
@@ -300,7 +382,26 @@ def test_trouble_with_the_store_does_not_hide_how_the_run_ended(
         hold_lease(disk, LAYOUT, "run-1", LONG_S),
     ):
         end_badly()
-    assert "lease of date=2026-11-24 not released" in caplog.text
+    assert "lease of date=2026-11-24 not released: " in caplog.text
+
+
+def test_a_renewal_that_fails_is_said_and_tried_again(
+    disk: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    put, renewed = Store.put, threading.Event()
+
+    def put_again(store: Store, path: str, data: bytes) -> None:
+        put(store, path, data)
+        renewed.set()
+
+    def fail(store: Store, path: str, data: bytes) -> None:
+        monkeypatch.setattr(Store, "put", put_again)
+        raise InfraError("no way there")
+
+    with caplog.at_level(logging.WARNING), hold_lease(disk, LAYOUT, "run-1", 0.2):
+        monkeypatch.setattr(Store, "put", fail)
+        assert renewed.wait(60)
+    assert "lease of date=2026-11-24 not renewed: no way there" in caplog.text
 
 
 def test_a_renewal_is_no_step_forward(any_store: Store):

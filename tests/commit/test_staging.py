@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.runs.published import Rows, slice_table
 
-from pipeline.commit.staging import StagingWriter, list_staged, read_footer
+from pipeline.commit.staging import (
+    StagedSlice,
+    StagingWriter,
+    encodings,
+    list_staged,
+    quarantine_without_folder,
+    read_footer,
+)
 from pipeline.core.aside import NO_RESULT, set_aside
 from pipeline.core.errors import InfraError
-from pipeline.core.failures import failure_columns
+from pipeline.core.failures import Failure, Reason, failure_columns
+from pipeline.core.figures.counters import Counters, StageCounters
+from pipeline.core.schema import staged_schema
 from pipeline.core.slices import SliceKey
 from pipeline.storage.store import Store
 
@@ -77,3 +89,103 @@ def test_a_part_that_is_not_staged_by_this_pipeline_is_refused(tmp_path: Path):
     pq.write_table(rows_of(4), tmp_path / "x.parquet")
     with pytest.raises(InfraError, match=r"x\.parquet: is not a staged part of this pipeline"):
         read_footer(store, "x.parquet")
+
+
+def test_the_footer_says_what_the_slice_holds_and_what_was_done_for_it(tmp_path: Path):
+    store, key = Store(str(tmp_path)), SliceKey(0, 0, 10, is_last=True)
+    rows = slice_table(Rows(rows_per_slice=10, fail_every=4), 0)
+    writer = StagingWriter(store, "staging", "r", "zstd", {"pipeline.model": "m"}, ("score",))
+    counters: Counters = {"read": StageCounters(10, 10, busy_s=3.0).to_dict()}
+    staged = writer.write(key, counters, rows)
+    path = f"staging/{staged.name}"
+    footer = read_footer(store, path)
+    assert (footer.run_id, footer.num_rows, footer.name) == ("r", 10, staged.name)
+    assert footer.reasons == staged.reasons == {"truncated": 2}
+    assert footer.labels == staged.labels == {"cat": 3, "dog": 2, "fox": 3}
+    assert (footer.num_quarantined, footer.numbers) == (2, staged.numbers)
+    assert [*footer.numbers] == ["score"]
+    (cause,) = footer.causes
+    assert (cause["reason"], cause["stage"], cause["num_rows"]) == ("truncated", "decode", 2)
+    assert footer.counters["read"] == counters["read"]
+    written = StageCounters.from_dict(footer.counters["write"])
+    assert (written.rows_in, written.rows_out, written.rows_quarantined) == (10, 10, 0)
+    assert (written.bytes_in, written.retries) == (rows.nbytes, 0)
+    assert 0 < written.bytes_out < (tmp_path / path).stat().st_size
+    # The footer cannot know how long its own put took.
+    assert staged.counters["write"]["busy_s"] > written.busy_s > 0
+    metadata = pq.read_metadata(tmp_path / path)
+    assert metadata.metadata[b"pipeline.model"] == b"m"
+    assert metadata.row_group(0).column(0).compression == "ZSTD"
+    assert metadata.row_group(0).column(0).statistics is None
+    assert pq.read_table(tmp_path / path).equals(rows)
+
+
+def test_a_footer_with_fields_of_a_newer_version_is_read_without_them():
+    footer = StagedSlice("r", 3, "n", {"timeout": 1}, {"cat": 2})
+    newer = json.dumps({**json.loads(footer.to_json()), "mood": "good"})
+    assert StagedSlice.from_json(newer) == StagedSlice.from_json(footer.to_json()) == footer
+
+
+@pytest.mark.parametrize(
+    ("reasons", "is_without"),
+    [
+        ({"model_error": 4}, True),
+        ({"model_error": 1, "timeout": 3}, True),
+        ({"model_error": 3}, False),
+        ({"timeout": 4}, False),
+        ({}, False),
+    ],
+)
+def test_a_slice_that_one_reason_kept_from_any_prediction_is_told(
+    reasons: dict[str, int], is_without: bool
+):
+    footer = StagedSlice("r", 4, reasons=reasons)
+    assert footer.is_without_predictions_by(Reason.MODEL_ERROR) is is_without
+
+
+def test_without_a_label_of_the_row_those_of_counted_entries_are_counted(tmp_path: Path):
+    entry = pa.struct([("label", pa.string()), ("score", pa.float32())])
+    found = [
+        [{"label": "cat", "score": 0.5}, {"label": "dog", "score": 0.4}],
+        [],
+        None,
+        [{"label": "cat", "score": 0.3}],
+    ]
+    rows = rows_of(4).append_column("labels", pa.array(found, pa.list_(entry)))
+    rows = rows.append_column("size", pa.array([1.0, 2.0, None, 3.0], pa.float32()))
+    rows = rows.append_column("other", pa.array(found, pa.list_(entry)))
+    key, store = SliceKey(0, 0, 4, is_last=True), Store(str(tmp_path))
+    writer = StagingWriter(store, "staging", "r", "zstd", {}, ("size", "labels"))
+    assert writer.write(key, {}, rows).labels == {"cat": 2, "dog": 1}
+    assert StagingWriter(store, "staging", "r", "zstd", {}).write(key, {}, rows).labels == {}
+
+
+def test_whole_numbers_that_hardly_repeat_are_stored_as_differences():
+    columns: dict[str, Any] = {
+        "often": [7] * 50,
+        "rarely": [*range(50)],
+        "text": [f"r{row}" for row in range(50)],
+    }
+    found = encodings(pa.table(columns))
+    assert found["column_encoding"] == {"rarely": "DELTA_BINARY_PACKED"}
+    assert found["use_dictionary"] == ["often"]
+    assert encodings(pa.table({"often": [7] * 50}))["column_encoding"] is None
+
+
+def test_of_a_row_without_folders_the_first_column_is_blamed_and_its_failure_stays():
+    kinds, rooms = ["", "a", "b", "", "c"], ["x" * 300, "y" * 300, "b", "b", None]
+    failures = [None, None, None, Failure(Reason.TIMEOUT, "predict", "too slow"), None]
+    fields = [pa.field("kind", pa.string()), pa.field("room", pa.string())]
+    schema = staged_schema([], fields)
+    columns = {"row_id": [*"01234"], "uri": ["in"] * 5, "kind": kinds, "room": rooms}
+    rows = pa.table({**columns, **failure_columns(failures)}, schema=schema)
+    found = quarantine_without_folder(rows, ("kind", "room"))
+    assert found.schema.equals(schema)
+    assert found["row_id"].to_pylist() == [*"01234"]
+    assert found["kind"].to_pylist() == [None, None, "b", "", "c"]
+    assert found["error"].to_pylist() == ["bad_schema", "bad_schema", None, "timeout", None]
+    assert found["error_stage"].to_pylist()[:4] == ["write", "write", None, "predict"]
+    messages = found["message"].to_pylist()
+    assert messages[0].startswith("kind is empty text")
+    assert messages[1].startswith("room has 300 characters")
+    assert messages[3] == "too slow"
