@@ -1,5 +1,6 @@
 """A partition is replaced whole or not at all, whatever happens in between."""
 
+import datetime as dt
 import json
 import threading
 from collections import Counter
@@ -344,6 +345,8 @@ def test_a_rollback_publishes_the_old_bytes_and_the_next_one_goes_forward(every_
     first, second = (publish_rows(every_store, rows=Rows(edition)) for edition in (1, 2))
     back = rollback(every_store, LAYOUT, "back", keep_versions=2)
     assert (back.number, back.kind, back.restored_from) == (3, "rollback", 1)
+    assert dt.datetime.fromisoformat(back.created_at) > dt.datetime.fromisoformat(second.created_at)
+    assert (back.run_id, len({back.token, first.token, second.token})) == ("back", 3)
     assert back.fingerprint == first.fingerprint
     assert_whole(every_store, back)
     assert [part.sha256 for part in back.all_parts] == [part.sha256 for part in first.all_parts]

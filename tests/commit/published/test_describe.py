@@ -133,10 +133,19 @@ def test_an_output_without_predictions_or_failures_is_described(store: Store, ro
 
 
 def test_what_is_not_published_is_the_users_error(store: Store):
-    with pytest.raises(JobError, match="nothing is published there"):
+    with pytest.raises(JobError, match=f"^{store.uri}: nothing is published there$"):
         describe_output(store.uri, None, {})
-    publish_rows(store)
-    with pytest.raises(JobError, match=f"{NEXT_DAY} is not published"):
+    nothing = f"^{store.uri}: partition {NEXT_DAY} is not published: nothing is published there$"
+    with pytest.raises(JobError, match=nothing):
+        describe_output(store.uri, NEXT_DAY, {})
+    for day in range(10, 15):
+        publish_rows(store, f"date=2026-11-{day}", Rows(num_slices=0))
+    days = ", ".join(f"date=2026-11-{day}" for day in range(10, 15))
+    others = f"^{store.uri}: partition {NEXT_DAY} is not published; {{}} are, name one of them: "
+    with pytest.raises(JobError, match=f"{others.format(5)}{days}$"):
+        describe_output(store.uri, NEXT_DAY, {})
+    publish_rows(store, "date=2026-11-15", Rows(num_slices=0))
+    with pytest.raises(JobError, match=rf"{others.format(6)}{days}, \.\.\.$"):
         describe_output(store.uri, NEXT_DAY, {})
 
 
@@ -168,7 +177,8 @@ def test_a_partition_that_was_refused_is_answered_with_its_last_run(store: Store
 def test_a_lost_part_is_said_to_be_lost(store: Store):
     manifest = publish_rows(store)
     store.delete([manifest.parts[1].path])
-    with pytest.raises(InfraError, match="a part is missing"):
+    said = rf"^{store.uri}: partition {DAY}: a part is missing: .*{manifest.parts[1].path}"
+    with pytest.raises(InfraError, match=said):
         describe_output(store.uri, None, {})
 
 

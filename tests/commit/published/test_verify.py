@@ -5,6 +5,7 @@ import functools
 import hashlib
 import re
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from support.runs.published import (
     put_report,
     read_part_table,
 )
+from support.runs.selection import quick_cases
 
 from pipeline.commit.layout import Layout, part_name
 from pipeline.commit.manifest import Manifest, Part
@@ -38,6 +40,10 @@ from pipeline.storage.store import Store
 
 MILLION = 1_000_000
 LAYOUT = Layout(DAY)
+CHECKS = [
+    *("parts", "folder", "success", "log", "plan", "keys", "rows", "schema"),
+    *("counts", "receipt", "unique_ids", "row_id_hash", "planned_ids"),
+]
 
 
 @pytest.fixture
@@ -77,15 +83,17 @@ def failures(store: Store) -> tuple[list[str], str]:
         Rows(num_slices=0),
         Rows(unreadable_shards=2),
         Rows(row_ids="column", same_id_every=7),
+        Rows(row_ids="key"),
         Rows(row_ids="path", rows_per_slice=1),
     ],
-    ids=["some_fail", "none_fails", "all_fail", "empty", "unreadable", "same_ids", "files"],
+    ids=["some_fail", "none_fails", "all_fail", "empty", "unreadable", "same_ids", "keys", "files"],
 )
 @pytest.mark.parametrize("partition", [DAY, None])
 def test_what_was_published_is_proved(store: Store, rows: Rows, partition: str | None):
     publish_rows(store, partition, rows)
     statuses = verify(store)
-    skipped = {"planned_ids"} if rows.row_ids == "column" else set()
+    assert [*statuses] == CHECKS
+    skipped = {"planned_ids"} if rows.row_ids in ("column", "key") else set()
     assert {name for name, status in statuses.items() if status == "skipped"} == skipped
     assert set(statuses.values()) <= {"pass", "skipped"}
 
@@ -203,9 +211,11 @@ def edit_unreadable(store: Store, manifest: Manifest) -> None:
     edit(store, manifest, num_unreadable_shards=1)
 
 
-def edit_gates(store: Store, manifest: Manifest) -> None:
+def edit_gates(
+    store: Store, manifest: Manifest, field: str = "status", value: object = "warn"
+) -> None:
     put_report(store, DAY, manifest.run_id, {"gates": [dict(gate) for gate in manifest.gates]})
-    edit(store, manifest, gates=({**manifest.gates[0], "status": "warn"},))
+    edit(store, manifest, gates=({**manifest.gates[0], field: value},))
 
 
 def edit_counts(store: Store, manifest: Manifest) -> None:
@@ -261,7 +271,11 @@ def delete_the_plan(store: Store, manifest: Manifest) -> None:
         (edit_partition, ["log"], "says partition date=2020-01-01"),
         (edit_a_hash, ["row_id_hash"], "add up to"),
         (edit_unreadable, ["receipt"], "0 unreadable shards are in quarantine"),
-        (edit_counts, ["counts"], "the manifest says 21 + 3 = 24 rows"),
+        (
+            edit_counts,
+            ["counts"],
+            "counts: 20 predicted + 4 quarantined, the manifest says 21 + 3 = 24 rows",
+        ),
         (edit_gates, ["receipt"], "the gates of the manifest are not those of"),
         (add_to_the_log, ["log"], "abc.json is no log entry"),
         (delete_success, ["success"], "_SUCCESS is missing"),
@@ -279,6 +293,17 @@ def test_damage_is_found_by_its_own_check(
     assert names[0] == expected[0]
     assert set(names) == set(expected)
     assert said in message
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("name", "volume"), ("status", "fail"), ("value", 2), ("limit", 9.0)]
+)
+def test_a_gate_that_was_changed_in_any_way_is_found(store: Store, field: str, value: object):
+    manifest = publish_rows(store)
+    put_report(store, DAY, manifest.run_id, {"gates": [{**manifest.gates[0], "more": "words"}]})
+    assert verify(store)["receipt"] == "pass"
+    edit_gates(store, manifest, field, value)
+    assert failures(store)[0] == ["receipt"]
 
 
 def test_a_flipped_byte_anywhere_in_a_part_is_found(store: Store):
@@ -308,20 +333,20 @@ def test_what_is_not_published_is_the_users_error(store: Store):
 Spoil = Callable[[pa.Table], pa.Table]
 
 
-def publish_million(store: Store, spoil: Spoil | None = None) -> Manifest:
-    """Publish a plan of a million rows in four parts; the third one is spoiled beforehand.
+def publish_spoiled(store: Store, spoil: Spoil | None = None, num_rows: int = MILLION) -> Manifest:
+    """Publish a plan in four parts; the third one is spoiled beforehand.
 
     The manifest describes the spoiled parts truthfully, as a run that loses rows would write it.
     """
-    plan = _million_plan()
+    plan = _plan_of(num_rows)
     adopt_plan(store, LAYOUT, plan)
     parts, total = [], 0
     for index in range(4):
-        data, num_rows, hashes = encoded_quarter(index, spoil if index == 2 else None)
+        data, rows, hashes = encoded_quarter(index, spoil if index == 2 else None, num_rows // 4)
         total += hashes
         path = f"predictions/{part_name(index, '000001-0123456789ab')}"
         store.put(f"made/{path}", data)
-        parts.append(Part(path, num_rows, len(data), hashlib.sha256(data).hexdigest()))
+        parts.append(Part(path, rows, len(data), hashlib.sha256(data).hexdigest()))
     manifest = make_manifest(LAYOUT, plan, 1, "r", tuple(parts), ())
     manifest = dataclasses.replace(manifest, row_id_hash=sum_hashes([total]))
     sync_published_folder(store, LAYOUT, commit(store, LAYOUT, manifest, "made"), 2)
@@ -329,9 +354,9 @@ def publish_million(store: Store, spoil: Spoil | None = None) -> Manifest:
 
 
 @functools.cache
-def encoded_quarter(index: int, spoil: Spoil | None) -> tuple[bytes, int, int]:
+def encoded_quarter(index: int, spoil: Spoil | None, quarter: int) -> tuple[bytes, int, int]:
     """A part, its rows and the sum of their hashes."""
-    quarter, schema = MILLION // 4, prediction_schema([], CLASSIFY_FIELDS)
+    schema = prediction_schema([], CLASSIFY_FIELDS)
     ids = [f"big.parquet#{row}" for row in range(index * quarter, (index + 1) * quarter)]
     table = pa.table({name: pa.nulls(quarter, schema.field(name).type) for name in schema.names})
     table = table.set_column(0, "row_id", pa.array(ids)).set_column(1, "uri", pa.array(ids))
@@ -339,9 +364,9 @@ def encoded_quarter(index: int, spoil: Spoil | None) -> tuple[bytes, int, int]:
     return encode(table.cast(schema)), table.num_rows, int(hash_ids(table.column("row_id")).sum())
 
 
-def _million_plan() -> Plan:
-    extent = Extent("big.parquet", 1, "v", 0, MILLION, 1.0)
-    unit = Unit(0, (extent,), (0, MILLION))
+def _plan_of(num_rows: int) -> Plan:
+    extent = Extent("big.parquet", 1, "v", 0, num_rows, 1.0)
+    unit = Unit(0, (extent,), (0, num_rows))
     return dataclasses.replace(
         make_plan(Rows()), units=(unit,), pass_through=pa.schema([]), num_shards=1
     )
@@ -364,45 +389,40 @@ def swap_one_for_a_stranger(table: pa.Table) -> pa.Table:
     return pa.concat_tables([lose_one(table), stranger])
 
 
+WRONG_ROWS: dict[Spoil, tuple[list[str], str]] = {
+    lose_one: (["counts", "planned_ids"], "{less} rows, planned {rows}"),
+    double_one: (["counts", "unique_ids", "planned_ids"], "{more} rows, planned {rows}"),
+    lose_one_and_double_another: (
+        ["unique_ids", "planned_ids"],
+        "'big.parquet#{doubled}' has two predictions, again in predictions/",
+    ),
+    swap_one_for_a_stranger: (
+        ["planned_ids"],
+        "lost 1, strange 1; first: 'big.parquet#{lost}'",
+    ),
+}
+
+
 @pytest.mark.parametrize(
-    ("spoil", "expected", "said"),
-    [
-        pytest.param(
-            lose_one,
-            ["counts", "planned_ids"],
-            "999999 rows, planned 1000000",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            double_one,
-            ["counts", "unique_ids", "planned_ids"],
-            "1000001 rows, planned 1000000",
-            marks=pytest.mark.slow,
-        ),
-        (
-            lose_one_and_double_another,
-            ["unique_ids", "planned_ids"],
-            "'big.parquet#500007' has two predictions",
-        ),
-        (
-            swap_one_for_a_stranger,
-            ["planned_ids"],
-            "lost 1, strange 1; first: 'big.parquet#500123'",
-        ),
-    ],
-    ids=lambda value: getattr(value, "__name__", ""),
+    ("num_rows", "spoil"),
+    quick_cases(
+        product([1_000, MILLION], WRONG_ROWS),
+        lambda num_rows, spoil: num_rows < MILLION or spoil not in (lose_one, double_one),
+    ),
+    ids=lambda value: "million" if value == MILLION else getattr(value, "__name__", "few"),
 )
-def test_one_wrong_row_in_a_million_is_found_and_named(
-    store: Store, spoil: Spoil, expected: list[str], said: str
-):
-    publish_million(store, spoil)
+def test_one_wrong_row_is_found_and_named(store: Store, num_rows: int, spoil: Spoil):
+    publish_spoiled(store, spoil, num_rows)
+    expected, said = WRONG_ROWS[spoil]
     names, message = failures(store)
     assert names == expected
-    assert said in message
+    first = num_rows // 2
+    numbers = {"rows": num_rows, "less": num_rows - 1, "more": num_rows + 1}
+    assert said.format(**numbers, doubled=first + 7, lost=first + 123) in message
 
 
 def test_one_flipped_bit_beside_a_million_rows_is_found_and_a_sound_million_proved(store: Store):
-    manifest = publish_million(store)
+    manifest = publish_spoiled(store)
     assert {name for name, status in verify(store).items() if status != "pass"} == {"keys"}
     part = manifest.parts[3]
     path = f"{LAYOUT.predictions}/{part.path.removeprefix('predictions/')}"

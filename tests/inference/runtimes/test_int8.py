@@ -17,7 +17,6 @@ from support.runs.cli import pipeline, write_job
 from support.runs.predicting import PASS_THROUGH, Convolved, images, predict, rows_of
 
 from pipeline.commands.demo.photos import build_images
-from pipeline.commit.published.garbage import unneeded_models
 from pipeline.core.errors import InfraError, JobError
 from pipeline.inference.model_store import fetch_model, model_path, store_model
 from pipeline.inference.predictor import Predictor
@@ -194,17 +193,6 @@ def int8_job(folder: Path, **sections: Any) -> str:
     }
     source = {"uri": str(folder / "images"), "format": "images"}
     return write_job(folder / "job.yaml", source, str(folder / "out"), model=model, **sections)
-
-
-def test_models_that_nothing_names_any_more_are_garbage(any_store: Store):
-    named = {"profiles/a.json": "1" * 64, "date=2026-11-24/choice/f.json": "2" * 64}
-    for path, sha256 in named.items():
-        any_store.put(f"_control/{path}", json.dumps({"artefact_sha256": sha256}).encode())
-    for sha256 in (*named.values(), "3" * 64):
-        any_store.put(model_path(sha256), b"model")
-    assert unneeded_models(any_store, grace_s=3600) == []
-    (found,) = unneeded_models(any_store, grace_s=-3600)
-    assert found.path == model_path("3" * 64)
 
 
 @pytest.mark.slow

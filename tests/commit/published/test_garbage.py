@@ -1,0 +1,67 @@
+"""What is collected is what nothing needs any more, and killed in between it is done again."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from support.runs.published import DAY, Rows, age_files, prepare_version, publish_rows, snapshot
+
+from pipeline.commit.layout import Layout
+from pipeline.commit.published.garbage import Garbage, collect_garbage, unneeded_models
+from pipeline.commit.published.verify import verify_output
+from pipeline.core.environment import FAILPOINT
+from pipeline.inference.model_store import model_path
+from pipeline.process import failpoints
+from pipeline.storage.store import Store
+
+LAYOUT = Layout(DAY)
+
+
+def test_models_that_nothing_names_any_more_are_garbage(any_store: Store):
+    assert unneeded_models(any_store, grace_s=-3600) == []
+    named = {"profiles/a.json": "1" * 64, "date=2026-11-24/choice/f.json": "2" * 64}
+    for path, sha256 in named.items():
+        any_store.put(f"_control/{path}", json.dumps({"artefact_sha256": sha256}).encode())
+    for sha256 in (*named.values(), "3" * 64):
+        any_store.put(model_path(sha256), b"model")
+    assert unneeded_models(any_store, grace_s=3600) == []
+    (found,) = unneeded_models(any_store, grace_s=-3600)
+    assert found.path == model_path("3" * 64)
+
+
+def test_what_is_younger_than_the_grace_period_stays(tmp_path: Path):
+    store = Store(str(tmp_path))
+    for edition in (1, 2):
+        prepare_version(store, LAYOUT, Rows(edition), edition, "r")
+    old, young = (snapshot(store, LAYOUT.staging(Rows(edition).fingerprint)) for edition in (1, 2))
+    store.put(f"{LAYOUT.control}/notes.txt", b"no staging")
+    age_files(tmp_path, [*old, f"{LAYOUT.control}/notes.txt"], age_s=7200)
+    age_files(tmp_path, [*young], age_s=3000)
+    num_bytes = sum((tmp_path / path).stat().st_size for path in old)
+    assert collect_garbage(store, LAYOUT, grace_s=3600) == Garbage(len(old), num_bytes)
+    assert snapshot(store, f"{LAYOUT.control}/staging") == young
+    assert store.exists(f"{LAYOUT.control}/notes.txt")
+    assert collect_garbage(store, LAYOUT, grace_s=3600) == Garbage(0, 0)
+
+
+def test_a_collection_that_is_killed_is_finished_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    store = Store(str(tmp_path))
+    for edition in (1, 2):
+        publish_rows(store, rows=Rows(edition))
+    staged = snapshot(store, f"{LAYOUT.control}/staging")
+    with monkeypatch.context() as patch:
+        patch.setattr(failpoints, "_reached", Counter())
+        patch.setenv(FAILPOINT, "mid_gc:raise")
+        with pytest.raises(RuntimeError, match="mid_gc"):
+            collect_garbage(store, LAYOUT, grace_s=-3600)
+    left = snapshot(store, f"{LAYOUT.control}/staging")
+    assert 0 < len(left) < len(staged)
+    verify_output(store.uri, DAY, {})
+    assert collect_garbage(store, LAYOUT, grace_s=-3600).num_files == len(left)
+    assert snapshot(store, f"{LAYOUT.control}/staging") == {}
+    verify_output(store.uri, DAY, {})
