@@ -8,7 +8,6 @@ import pyarrow as pa
 
 from pipeline.core.backoff import BadBlockError
 from pipeline.core.failures import Failure, Reason
-from pipeline.core.figures.counters import Counters
 from pipeline.core.schema import IMAGE, IMAGE_FIELDS
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import Source
@@ -67,7 +66,6 @@ class ImageStream:
         self._reader = reader
         self._extents = extents
         self._next = 0
-        self.counted: Counters = {}
 
     def skip(self, num_rows: int) -> None:
         self._next += num_rows

@@ -65,7 +65,7 @@ def read_extent(reader: Reader, extent: Extent) -> tuple[Counters, pa.Table]:
         with measure(counters, STAGE) as done:
             table = stream.take(extent.num_rows)
             _count(reader, table, done)
-        return counters | stream.counted, table
+        return counters, table
 
 
 def _read_counted(
@@ -89,10 +89,10 @@ def _read_pieces(
     while position < key.end:
         counters: Counters = {}
         with measure(counters, STAGE) as done:
-            pieces, counted = key.pieces_from(position), Counters()
+            pieces = key.pieces_from(position)
             missing = pieces[0].num_rows - (0 if held is None else held.num_rows)
             if missing:
-                taken, counted = stream.take(missing), stream.counted
+                taken = stream.take(missing)
                 if not 0 < taken.num_rows <= missing:
                     raise InfraError(
                         f"slice {key.unit}-{key.start}-{key.end}: {taken.num_rows} rows were read, "
@@ -105,7 +105,7 @@ def _read_pieces(
             table = held.slice(0, piece.num_rows)
             held = held.slice(piece.num_rows) if piece.num_rows < held.num_rows else None
             _count(reader, table, done)
-        yield piece, counters | counted, table
+        yield piece, counters, table
         position = piece.end
         del table  # not kept while the next one is read
 
@@ -142,7 +142,7 @@ def _read_and_cut(
             if table.num_rows == 0 and position:  # the slice before was not the last one
                 raise changed(reader.store, unit.extents[-1])
             key = SliceKey(unit.index, position, position + table.num_rows, is_last)
-            yield key, counters | stream.counted, table
+            yield key, counters, table
             if is_last:
                 return
             position = key.end

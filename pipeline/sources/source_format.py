@@ -10,7 +10,6 @@ import pyarrow as pa
 
 from pipeline.core.arrays import empty_column
 from pipeline.core.failures import Failure, Reason
-from pipeline.core.figures.counters import Counters
 from pipeline.core.registry import SOURCES, get
 from pipeline.job.section import Section
 from pipeline.job.source import Source
@@ -40,11 +39,6 @@ class Measured:
 class RowStream(Protocol):
     """The rows of extents in order, as tables of `reader.schema`."""
 
-    @property
-    def counted(self) -> Counters:
-        """Return the counters of the last `take`, beside those of stage `read`."""
-        ...
-
     def take(self, num_rows: int) -> pa.Table:
         """Return the next `num_rows` rows; an unreadable row has an error.
 
@@ -66,11 +60,6 @@ class RowStream(Protocol):
 
 class SliceStream(Protocol):
     """The rows of uncounted extents in order, cut into slices while they are read."""
-
-    @property
-    def counted(self) -> Counters:
-        """Return the counters of the last `take`, beside those of stage `read`."""
-        ...
 
     def take(self) -> pa.Table:
         """Return the next slice as its `UncountedPlan` says; without rows only if none are left.

@@ -14,7 +14,6 @@ import pyarrow as pa
 
 from pipeline.core.arrays import Numbers
 from pipeline.core.failures import Failure, Reason
-from pipeline.core.figures.counters import Counters
 from pipeline.job.source import Source
 from pipeline.sources.columns.base import STAGE, Failures
 from pipeline.sources.extents import Extent, UncountedPlan
@@ -78,7 +77,6 @@ class LineStream(ABC, Generic[LinesT]):
         """Rows that were taken or skipped."""
         self._blocks = self._read()
         self._ahead: _Ahead[LinesT] | None = None
-        self.counted: Counters = {}
 
     @abstractmethod
     def read_lines(self, handle: BinaryIO, path: str) -> Iterator[LinesT]:

@@ -12,7 +12,6 @@ import pyarrow as pa
 
 from pipeline.core.backoff import BAD_BLOCK, TRIES, BadBlockError, is_bad_block, wait_before_retry
 from pipeline.core.failures import Failure, Reason
-from pipeline.core.figures.counters import Counters
 from pipeline.sources.columns.base import STAGE
 from pipeline.sources.columns.column_path import take_paths
 from pipeline.sources.columns.value_sizes import bounded
@@ -44,7 +43,6 @@ class ParquetStream:
         self._skip = 0
         self._tables: Iterator[pa.Table] | None = None
         self._rest: pa.Table | None = None
-        self.counted: Counters = {}
 
     def skip(self, num_rows: int) -> None:
         while num_rows:

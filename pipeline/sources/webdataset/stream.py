@@ -8,7 +8,6 @@ from functools import partial
 
 import pyarrow as pa
 
-from pipeline.core.figures.counters import Counters
 from pipeline.core.schema import IMAGE
 from pipeline.sources.extents import Extent, UncountedPlan
 from pipeline.sources.rows import Reader, changed, make_rows, require_unchanged
@@ -28,7 +27,6 @@ class TarStream:
         """Rows that were taken or skipped."""
         self._rows = self._read()
         self._ahead: tuple[Extent, TarRow] | None = None
-        self.counted: Counters = {}
 
     def take(self) -> pa.Table:
         """Return the next slice; without rows only if none are left."""

@@ -8,7 +8,6 @@ from itertools import islice
 import pyarrow as pa
 
 from pipeline.core.failures import Failure, Reason
-from pipeline.core.figures.counters import Counters
 from pipeline.core.schema import IMAGE, IMAGE_FIELDS
 from pipeline.job.section import Section
 from pipeline.job.source import Source
@@ -88,7 +87,6 @@ class ToyStream:
     """The rows of extents, one after the other."""
 
     def __init__(self, reader: Reader, extents: Sequence[Extent]) -> None:
-        self.counted: Counters = {}
         self._reader = reader
         self._rows = ((e, index) for e in extents for index in range(e.num_rows))
         self._lines: dict[str, list[str]] = {}
