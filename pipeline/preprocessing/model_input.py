@@ -306,8 +306,3 @@ def bytes_of(inputs: Arrays, rows: Rows) -> int:
 def take_rows(inputs: Arrays, rows: Any) -> dict[str, npt.NDArray[Any]]:
     """Return some rows of arrays (N, ...); `rows` indexes the first axis."""
     return {name: values[rows] for name, values in inputs.items()}
-
-
-def repeat_rows(inputs: Arrays, count: int) -> dict[str, npt.NDArray[Any]]:
-    """Return `count` rows, repeating the N rows in order."""
-    return {name: np.resize(values, (count, *values.shape[1:])) for name, values in inputs.items()}

@@ -38,7 +38,7 @@ from models import LABELS
 from support.runs.cli import pipeline, write_job
 from support.servers.raynodes import RayNodes
 
-from pipeline.commands.demo.photos import base_photos
+from pipeline.commands.demo.photos import load_bases
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import current_manifest
 from pipeline.commit.published.read import read_part, read_predictions
@@ -142,7 +142,7 @@ class Trial:
 
 def make_input(folder: Path, num_rows: int) -> None:
     """Write a shard for every unit: seeded small JPEGs, and some rows that are none."""
-    bases = [Image.fromarray(pixels) for pixels in base_photos().values()]
+    bases = list(load_bases().values())
     folder.mkdir()
     for first in range(0, num_rows, UNIT_ROWS):
         rows = range(first, min(first + UNIT_ROWS, num_rows))

@@ -239,7 +239,7 @@ def _write_reference(images: Path, model: dict[str, Any], path: Path) -> None:
 
 def _sample(images: Path, transform: Any) -> Any:
     from pipeline.preprocessing.images.decode import DecodeLimits, decode_image
-    from pipeline.preprocessing.images.resizing import resize_and_crop_into
+    from pipeline.preprocessing.images.resizing import resize_and_crop
 
     every = files_of(str(images))
     files = random.Random(0).sample(every, min(_SAMPLE_ROWS, len(every)))
@@ -248,7 +248,7 @@ def _sample(images: Path, transform: Any) -> Any:
     limits = DecodeLimits(1 << 30, 1 << 30)
     for row, path in enumerate(files):
         image = decode_image(Path(path).read_bytes(), limits)
-        resize_and_crop_into(image, transform, sample[row])
+        sample[row] = resize_and_crop(image, transform).permute(1, 2, 0).numpy()
     return sample
 
 

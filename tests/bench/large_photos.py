@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pipeline.commands.demo.photos import base_photos
+from pipeline.commands.demo.photos import load_bases
 
 MEGAPIXELS = (6.0, 18.0)
 SHAPES = (4 / 3, 3 / 2, 3 / 4, 2 / 3)
@@ -34,13 +34,13 @@ def build_large(folder: Path, num_photos: int, seed: int) -> None:
 
 def large_photos(num_photos: int, seed: int) -> Iterator[tuple[str, bytes]]:
     """Yield the file name and the JPEG of each photo, which depends on seed and place only."""
-    bases = list(base_photos().items())
+    bases = list(load_bases().items())
     noise = np.random.default_rng(seed).normal(0, _GRAIN_SIGMA, (_GRAIN_PX, _GRAIN_PX, 1))
     grain = noise.round().astype(np.int16)
     for index in range(num_photos):
         name, base = bases[index % len(bases)]
         rng = np.random.default_rng([seed, index])
-        image = _with_grain(_enlarged(Image.fromarray(base), rng), grain, rng)
+        image = _with_grain(_enlarged(base, rng), grain, rng)
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=QUALITY)
         yield f"{name}-{index:04d}.jpg", buffer.getvalue()

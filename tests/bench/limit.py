@@ -69,7 +69,7 @@ def _work(share: _Share, ready: Any, done: Any, go: Any) -> None:
 
     from pipeline.preprocessing.images.decode import DecodeLimits, decode_image
     from pipeline.preprocessing.images.geometry import shrink_factor
-    from pipeline.preprocessing.images.resizing import resize_and_crop_into
+    from pipeline.preprocessing.images.resizing import resize_and_crop
 
     torch.set_num_threads(1)
     runner, spec, buffer = _load(share)
@@ -82,7 +82,7 @@ def _work(share: _Share, ready: Any, done: Any, go: Any) -> None:
     for first in range(0, len(share.files), size):
         for row, path in enumerate(share.files[first : first + size]):
             image = decode_image(Path(path).read_bytes(), limits, shrink)
-            resize_and_crop_into(image, spec, buffer[row].numpy())
+            buffer[row] = resize_and_crop(image, spec).permute(1, 2, 0)
         with torch.inference_mode():
             torch.softmax(runner.run({"image": buffer}).float(), 1).topk(5)
     done.put(time.perf_counter() - started)

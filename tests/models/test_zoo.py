@@ -6,11 +6,12 @@ import subprocess
 import sys
 from importlib.metadata import entry_points
 
+import numpy as np
 import pytest
 import torch
 from torchvision.transforms.v2 import functional as tv
 
-from pipeline.commands.demo.photos import base_photos
+from pipeline.commands.demo.photos import load_bases
 from pipeline.core.errors import JobError
 from pipeline.models.spec import ENTRY_POINT_GROUP, ModelCard
 from pipeline.models.zoo import _unique, efficientnet_lite0
@@ -41,7 +42,7 @@ def prepare(pixels, spec) -> torch.Tensor:
 
 def test_photos_get_the_labels_that_a_person_would_give():
     card = efficientnet_lite0()
-    photos = base_photos()
+    photos = {name: np.asarray(image) for name, image in load_bases().items()}
     batch = torch.stack([prepare(photos[name], card.transform) for name in EXPECTED])
     with torch.inference_mode():
         label_ids = build_with_weights(card)(batch).argmax(dim=1).tolist()

@@ -44,7 +44,6 @@ from pipeline.preprocessing.model_input import (
     bytes_of,
     cost_of,
     num_rows,
-    repeat_rows,
     take_rows,
 )
 
@@ -241,7 +240,6 @@ def test_rows_of_several_arrays_are_taken_together():
         "a": [2, 0],
         "b": [[4, 5], [0, 1]],
     }
-    assert repeat_rows(inputs, 4)["a"].tolist() == [0, 1, 2, 0]
 
 
 def test_rows_without_an_input_have_nulls_or_zeros():

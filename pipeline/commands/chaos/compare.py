@@ -44,11 +44,6 @@ class Difference:
     doubled: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
 
-    @property
-    def is_none(self) -> bool:
-        """Tell whether both published the same."""
-        return not (self.lost or self.doubled or self.changed)
-
 
 def compare_published(
     reference: Published,

@@ -17,7 +17,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
@@ -63,11 +62,6 @@ class Photo:
     width_px: int
     height_px: int
 
-    @property
-    def subject(self) -> str:
-        """What the photo shows: a key of `base_photos()`."""
-        return self.name.partition("-")[0]
-
 
 @dataclass(frozen=True)
 class Built:
@@ -88,15 +82,6 @@ class _Row:
     taken_at: dt.datetime
 
 
-def base_photos() -> dict[str, npt.NDArray[np.uint8]]:
-    """Load the photos that the packages ship: uint8 (H, W, 3), RGB; grey ones have equal channels.
-
-    Raises:
-        JobError: scikit-image or scikit-learn is not installed, or ships no such photo.
-    """
-    return {name: np.asarray(image) for name, image in _load_bases().items()}
-
-
 def photo_rows(num_rows: int, seed: int) -> Iterator[Photo]:
     """Yield seeded crops of the base photos in turn: mostly JPEG, some PNG and WebP.
 
@@ -105,7 +90,7 @@ def photo_rows(num_rows: int, seed: int) -> Iterator[Photo]:
     Raises:
         JobError: scikit-image or scikit-learn is not installed, or ships no such photo.
     """
-    bases = list(_load_bases().items())
+    bases = list(load_bases().items())
     for index in range(num_rows):
         name, base = bases[index % len(bases)]
         rng = np.random.default_rng([seed, index])
@@ -164,7 +149,12 @@ def build_parquet(
     return Built(num_rows, bad)
 
 
-def _load_bases() -> dict[str, Image.Image]:
+def load_bases() -> dict[str, Image.Image]:
+    """Load the photos that the packages ship, by name; grey ones have equal channels.
+
+    Raises:
+        JobError: scikit-image or scikit-learn is not installed, or ships no such photo.
+    """
     bases = {}
     for name, (package, relative) in _SHIPPED.items():
         with Image.open(_package_file(package, relative)) as image:

@@ -12,7 +12,6 @@ import platform
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from pipeline.core.failures import Reason
 from pipeline.preprocessing.images.geometry import Placement, made_px, placement
@@ -67,21 +66,6 @@ def resize_and_crop(
             Reason.OUT_OF_MEMORY if is_memory else Reason.DECODE_ERROR,
             f"resizing the image of {width_px} x {height_px} px failed: {error}",
         ) from error
-
-
-def resize_and_crop_into(
-    image: torch.Tensor, spec: TransformSpec, out: npt.NDArray[np.uint8]
-) -> None:
-    """Write the result of `resize_and_crop` into `out`, channels last.
-
-    Args:
-        image: RGB uint8 (3, H, W).
-        spec: Sizes, filter and channels.
-        out: Writable uint8 (H, W, C).
-    """
-    if out.shape != spec.shape or out.dtype != np.uint8:
-        raise ValueError(f"out is {out.dtype} {out.shape}; it must be uint8 {spec.shape}")
-    np.copyto(out, resize_and_crop(image, spec).permute(1, 2, 0).numpy())
 
 
 def to_gray(image: torch.Tensor) -> torch.Tensor:

@@ -288,7 +288,7 @@ def compare(found: Published) -> Difference:
 def test_equal_results_are_equal_in_any_order_and_within_rounding() -> None:
     found = published(score=0.5002)
     shuffled = found.predictions.take([3, 1, 0, 5, 4, 2])
-    assert compare(Published(shuffled, found.quarantine)).is_none
+    assert compare(Published(shuffled, found.quarantine)) == Difference()
 
 
 @pytest.mark.parametrize(
@@ -342,9 +342,9 @@ def test_rounding_is_no_change_for_any_task(name: str, kind: Any, near: Any, far
     kind_of_task = {"embedding": "embed", "value": "regress"}.get(name, "raw")
     task = make_task(TaskSpec(kind_of_task, outputs=outputs))
     compare = partial(compare_published, rows(first), limits=LIMITS, task=task)
-    assert compare(rows(near), []).is_none
+    assert compare(rows(near), []) == Difference()
     assert compare(rows(far), []) == Difference(changed=["b"])
-    assert compare(rows(near), [name]).is_none == (near == first)
+    assert (compare(rows(near), [name]) == Difference()) == (near == first)
 
 
 def test_spoilt_rows_count_only_if_they_are_quarantined_once() -> None:
