@@ -43,6 +43,7 @@ CHUNK_ROWS = 2**21
 _WHOLE_BYTES = 256 * 1024
 """A slice of fewer is read whole: a request more costs more than what is read for nothing."""
 _READ_FILES = 64
+_NONE = np.zeros(0, np.int64)
 _LAID_BYTES = HASH_BYTES + 4
 """Per row: its hash, and its rank in the chunk."""
 
@@ -70,8 +71,7 @@ class _Runs:
         low = np.searchsorted(rows.ordinals, self.first[runs])
         ends = self.first[runs] + np.diff(self.before)[runs]
         counts = np.searchsorted(rows.ordinals, ends) - low
-        skipped = low - (np.cumsum(counts) - counts)
-        taken = rows.take(np.arange(counts.sum()) + np.repeat(skipped, counts))
+        taken = rows.take(_spans(low, counts))
         moved = self.computed[runs] + self.before[runs] - self.first[runs]
         return Bucket(taken.high, taken.low, taken.ordinals + np.repeat(moved, counts))
 
@@ -98,8 +98,8 @@ class KeyWriter:
     spill_folder: str
     part_rows: tuple[int, ...]
     duplicates: DuplicateRows
-    sources: tuple[VersionKeys | None, ...] = ()
-    """The keys of the versions that rows are carried from; None: it has no hashes."""
+    sources: tuple[VersionKeys, ...] = ()
+    """Of the versions that rows are carried from; those of kind `inputs` have no hashes."""
     num_buckets: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -159,8 +159,6 @@ class KeyWriter:
         """Yield the hashes of carried rows; those of a damaged file are left out."""
         for number in np.unique(runs.source).tolist():
             keys = self.sources[number]
-            if keys is None or not keys.num_buckets:
-                continue
             for theirs in _overlapping(bucket, self.num_buckets, keys.num_buckets):
                 try:
                     rows = read_bucket(keys, theirs)
@@ -216,6 +214,8 @@ def write_buckets(
     slices: Sequence[SizedSlice],
     carried: Numbers,
     run_tasks: RunTasks,
+    *,
+    gone: Numbers = _NONE,
 ) -> dict[str, KeyFile]:
     """Write the hashes of all rows of a version.
 
@@ -224,10 +224,13 @@ def write_buckets(
         slices: The staged slices of the work plan, in order; with a column `schema.INPUT_HASH`.
         carried: int64 (K, 5): `Carried.runs`.
         run_tasks: Calls a function for every tuple of arguments; results in the order of calls.
+        gone: int64 (G,): numbers of carried predictions that go into the quarantine instead,
+            counted over all sources one after the other.
 
     Raises:
         InfraError: The rows are not those of the parts.
     """
+    carried = _without(carried, np.sort(gone), writer.sources)
     at = _rows_before_runs(slices, carried)
     if writer.num_buckets == 1:
         [written] = run_tasks(writer.write_only, [(tuple(slices), at, carried)])
@@ -256,6 +259,32 @@ def _make_runs(computed: Numbers, carried: Numbers) -> _Runs:
     return _Runs(computed, before, carried[:, 2], carried[:, 3])
 
 
+def _without(carried: Numbers, gone: Numbers, sources: Sequence[VersionKeys]) -> Numbers:
+    """Return runs that leave some predictions out, int64 (G,), ascending."""
+    before = np.cumsum([0, *(keys.num_rows for keys in sources)])[carried[:, 2]]
+    starts = before + carried[:, 3]
+    low = np.searchsorted(gone, starts)
+    counts = np.searchsorted(gone, starts + carried[:, 4]) - low
+    # A run with n of them falls into n + 1 pieces.
+    of = np.repeat(np.arange(len(carried)), counts + 1)
+    firsts, ends = starts[of], (starts + carried[:, 4])[of]
+    last = np.cumsum(counts + 1) - 1
+    inner = gone[_spans(low, counts)]
+    firsts[np.delete(np.arange(len(of)), last - counts)] = inner + 1
+    ends[np.delete(np.arange(len(of)), last)] = inner
+    pieces = carried[of]
+    pieces[:, 3], pieces[:, 4] = firsts - before[of], ends - firsts
+    kept: Numbers = pieces[pieces[:, 4] > 0]
+    return kept
+
+
+def _spans(starts: Numbers, counts: Numbers) -> Numbers:
+    """Return start, start + 1, ... for each start and count, one after the other."""
+    skipped = starts - (np.cumsum(counts) - counts)
+    first_rows: Numbers = np.arange(int(counts.sum())) + np.repeat(skipped, counts)
+    return first_rows
+
+
 def _rows_before_runs(slices: Sequence[SizedSlice], carried: Numbers) -> Numbers:
     """Return, int64 (K,), how many rows of the slices come before each run."""
     begins: dict[int, int] = {}
@@ -282,6 +311,8 @@ def _chunks(slices: Sequence[SizedSlice]) -> Iterator[tuple[SizedSlice, ...]]:
 
 def _overlapping(bucket: int, num_buckets: int, theirs: int) -> range:
     """Return which of `theirs` buckets hold the hashes of one of ours."""
+    if not theirs:
+        return range(0)
     if theirs < num_buckets:
         own = bucket // (num_buckets // theirs)
         return range(own, own + 1)

@@ -95,6 +95,7 @@ def make_version(
     cuts: Sequence[int],
     runs: Sequence[Run] = (),
     sources: Sequence[tuple[VersionKeys, Sequence[int | None]]] = (),
+    gone: Sequence[int] = (),
 ) -> tuple[VersionKeys, list[int | None]]:
     """Write the hashes of a version; return its keys, and the content of each prediction."""
     slices = stage(store, rows, cuts)
@@ -111,7 +112,12 @@ def make_version(
                 taken = old[first : first + run.num_rows]
                 unit = int(np.searchsorted(begins, row, "right")) - 1
                 table.append((unit, row - int(begins[unit]), source, first, len(taken)))
-                contents += taken
+                before = sum(keys.num_rows for keys, _ in sources[:source])
+                contents += [
+                    content
+                    for ordinal, content in enumerate(taken, first)
+                    if before + ordinal not in gone
+                ]
         if row < len(rows) and rows[row].fate == "good":
             contents.append(rows[row].content)
     part_rows = [end - start for start, end in cut(len(contents), cuts)]
@@ -127,7 +133,7 @@ def make_version(
         tuple(keys for keys, _ in sources),
     )
     carried = np.array(table, np.int64).reshape(-1, 5) if table else no_runs()
-    files = write_buckets(writer, slices, carried, run_here)
+    files = write_buckets(writer, slices, carried, run_here, gone=np.array(gone, np.int64))
     source = Source(DAY, number, "token")
     buckets = writer.num_buckets
     assert sorted(files) == [bucket_name(bucket) for bucket in range(buckets)]
@@ -150,9 +156,9 @@ def assert_found(keys: VersionKeys, contents: Sequence[int | None]) -> None:
 
 
 @settings(max_examples=40)
-@given(OLD, ROWS, RUNS, NUMBERS, BUCKET_ROWS, BUCKET_ROWS, st.sampled_from([4, 1000]))
+@given(OLD, ROWS, RUNS, NUMBERS, NUMBERS, BUCKET_ROWS, BUCKET_ROWS, st.sampled_from([4, 1000]))
 def test_hashes_of_computed_and_of_carried_rows_lead_to_the_predictions(
-    tmp_path_factory, old, rows, runs, cuts, old_bucket_rows, bucket_rows, chunk_rows
+    tmp_path_factory, old, rows, runs, gone, cuts, old_bucket_rows, bucket_rows, chunk_rows
 ):
     store = Store(str(tmp_path_factory.mktemp("version")))
     with pytest.MonkeyPatch.context() as patch:
@@ -165,7 +171,7 @@ def test_hashes_of_computed_and_of_carried_rows_lead_to_the_predictions(
             for number, contents in enumerate(old)
         ]
         patch.setattr(row_keys, "BUCKET_ROWS", bucket_rows)
-        keys, contents = make_version(store, 9, rows, cuts, runs, sources)
+        keys, contents = make_version(store, 9, rows, cuts, runs, sources, gone)
         for known in [*sources, (keys, contents)]:
             assert_found(*known)
 
