@@ -70,6 +70,25 @@ def test_each_fault_is_shown_as_the_line_that_it_changes(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    ("line", "becomes", "is_wording", "is_lenient"),
+    [
+        ('Check("a", "b", "no plan")', 'Check("a", "b", "NO PLAN")', True, False),
+        ('Check("a", "b", "no plan")', 'Check("a", None, "no plan")', False, False),
+        ('Check("a", "b", "no plan")', 'Check("a", "B", "no plan")', False, False),
+        ("zip(a, b, strict=True)", "zip(a, b, strict=None)", False, True),
+        ("zip(a, b, strict=True)", "zip(a, b, )", False, True),
+        ("zip(a, b, strict=True)", "zip(a, None, strict=True)", False, False),
+        ("f(a, b)", "f(a, )", False, False),
+    ],
+)
+def test_faults_of_words_and_of_checks_that_cannot_fail_are_told_apart(
+    line: str, becomes: str, is_wording: bool, is_lenient: bool
+):
+    mutant = Mutant("x", FILE, line, becomes, "survived")
+    assert (mutant.is_wording, mutant.is_lenient) == (is_wording, is_lenient)
+
+
+@pytest.mark.parametrize(
     ("codes", "accepted", "least_pct", "is_enough", "said"),
     [
         ((1, 0, 1, 1), [], 100, True, "pipeline/gates: 100.0% of 3 killed (3 killed, 1 wording)"),
@@ -92,6 +111,13 @@ def test_a_part_is_fine_only_if_enough_of_its_faults_are_killed(
     is_fine, lines = judge(found(tmp_path, *codes), accepted, least_pct)
     assert is_fine == is_enough
     assert said in "\n".join(lines)
+
+
+def test_a_sample_says_nothing_of_what_was_not_tried(tmp_path: Path):
+    accepted = [ACCEPTED, Accepted(FILE, 'return self.mode != "off"', "no mode is")]
+    is_fine, lines = judge(found(tmp_path, 1, 0, None, None), accepted, 100, is_sample=True)
+    assert is_fine
+    assert lines == ["pipeline/gates: 100.0% of 1 killed (1 killed, 1 wording)"]
 
 
 def test_what_is_listed_is_there_and_has_reasons():

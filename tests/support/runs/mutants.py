@@ -39,7 +39,8 @@ MESSAGE = r"""^\s*[rf]{0,2}(["'])(?=.* ).*\1"""
 _OPTIONS = ("-n0", "-p", "no:cacheprovider", "--hypothesis-profile", "few")
 _DIGITS = "3719046825"
 """A sample of 20 percent are the faults whose number ends in 3 or 7."""
-_TEXT = re.compile(r"""(["'])[^"']* [^"']*\1""")
+_TEXT = re.compile(r"""(["'])[^"']*\1""")
+_STRICT = re.compile(r"(?<=, )(strict=\w+)?(?=\))")
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,14 @@ class Mutant:
     @property
     def is_wording(self) -> bool:
         """Tell whether nothing is changed but a text with a space in it."""
-        return _TEXT.sub("", self.line) == _TEXT.sub("", self.becomes)
+        return _without_wording(self.line) == _without_wording(self.becomes)
+
+    @property
+    def is_lenient(self) -> bool:
+        """Tell whether `zip` no longer checks that lengths are equal, which they always are."""
+        return "strict=True" in self.line and _STRICT.sub("", self.line) == _STRICT.sub(
+            "", self.becomes
+        )
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,10 @@ class Accepted:
             (self.file, self.line) == (mutant.file, mutant.line)
             and self.becomes in (None, mutant.becomes)
         )  # fmt: skip
+
+
+def _without_wording(text: str) -> str:
+    return _TEXT.sub(lambda found: "" if " " in found[0] else found[0], text)
 
 
 def outcome_of(exit_code: int | None) -> str:
@@ -157,15 +169,28 @@ def _functions(mutated: Path) -> dict[str, list[str]]:
 
 
 def judge(
-    mutants: Sequence[Mutant], accepted: Sequence[Accepted], least_pct: float
+    mutants: Sequence[Mutant],
+    accepted: Sequence[Accepted],
+    least_pct: float,
+    *,
+    is_sample: bool = False,
 ) -> tuple[bool, list[str]]:
-    """Return whether enough were killed, and the lines that say so."""
+    """Return whether enough were killed, and the lines that say so.
+
+    Args:
+        mutants: Those that were made.
+        accepted: Survivors that no test need notice; each must be one, unless this is a sample.
+        least_pct: How many of a folder have to be killed.
+        is_sample: Leave out those that were not tried.
+    """
+    if is_sample:
+        mutants = [mutant for mutant in mutants if mutant.outcome != "not run"]
     by_folder = dict[str, Counter[str]]()
     left = []
     for mutant in mutants:
         outcome = mutant.outcome
-        if mutant.is_wording:
-            outcome = "wording"
+        if mutant.is_wording or mutant.is_lenient:
+            outcome = "wording" if mutant.is_wording else "lenient"
         elif outcome in LIVES and any(each.is_of(mutant) for each in accepted):
             outcome = "accepted"
         elif outcome in LIVES:
@@ -173,7 +198,7 @@ def judge(
         by_folder.setdefault(mutant.file.rpartition("/")[0], Counter())[outcome] += 1
     is_enough, lines = True, []
     for folder, counts in by_folder.items():
-        judged = counts.total() - counts["accepted"] - counts["wording"]
+        judged = counts.total() - counts["accepted"] - counts["wording"] - counts["lenient"]
         pct = 100 * (counts["killed"] + counts["timeout"]) / judged if judged else 100.0
         is_enough &= pct >= least_pct and not counts["not run"]
         shown = ", ".join(f"{number} {outcome}" for outcome, number in counts.most_common())
@@ -184,7 +209,7 @@ def judge(
             *(f"  - {x}" for x in mutant.line.split("\n")),
         ]
         lines += [f"  + {x}" for x in mutant.becomes.split("\n")]
-    gone = [*_gone(mutants, accepted)]
+    gone = [] if is_sample else [*_gone(mutants, accepted)]
     return is_enough and not gone, [*lines, *gone]
 
 
@@ -235,10 +260,9 @@ def main() -> int:
             )  # fmt: skip
             if done.returncode:
                 return done.returncode
-        found = results(folder)
-        if given.sample < 100:
-            found = [mutant for mutant in found if mutant.outcome != "not run"]
-        is_fine, lines = judge(found, accepted, listed["least_killed_pct"])
+        is_fine, lines = judge(
+            results(folder), accepted, listed["least_killed_pct"], is_sample=given.sample < 100
+        )
         is_enough &= is_fine
         print(f"\n{part}:", *lines, sep="\n")
     return 0 if is_enough else 1

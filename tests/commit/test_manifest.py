@@ -1,0 +1,155 @@
+"""The manifest reads back exactly, and what is none, or not published, is said in one line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.runs.published import DAY, Rows, publish_rows, put_report
+
+from pipeline.commit.layout import Layout
+from pipeline.commit.manifest import (
+    MANIFEST_VERSION,
+    Manifest,
+    Part,
+    log_numbers,
+    not_published,
+    read_manifest,
+    unexpected_files_in_log,
+)
+from pipeline.core.errors import InfraError, JobError
+from pipeline.storage.store import Store
+
+PART = Part("predictions/p", 2, 10, "ab", "7")
+MANIFEST = Manifest(
+    number=1,
+    kind="publish",
+    partition=DAY,
+    fingerprint="f",
+    run_id="r",
+    token="t",
+    created_at="2026-11-24T02:00:00+00:00",
+    num_rows=3,
+    num_predicted=2,
+    num_quarantined=1,
+    num_unreadable_shards=0,
+    row_id_hash="7",
+    parts=(PART,),
+    quarantine_parts=(replace(PART, path="quarantine/p"),),
+    model={"name": "m"},
+    gates=({"name": "volume"},),
+    partition_columns={"a": "string", "b": "int64"},
+)
+OTHER_DAY = "date=2026-11-25"
+
+
+def changed(**fields: Any) -> bytes:
+    return json.dumps({**json.loads(MANIFEST.to_json()), **fields}).encode()
+
+
+def test_a_manifest_reads_back_exactly(tmp_path: Path):
+    assert Manifest.from_json(MANIFEST.to_json(), "here") == MANIFEST
+    assert [part.path for part in MANIFEST.all_parts] == ["predictions/p", "quarantine/p"]
+    store, layout = Store(str(tmp_path)), Layout(DAY)
+    store.put(layout.log_entry(1), MANIFEST.to_json())
+    assert read_manifest(store, layout, 1) == MANIFEST
+
+
+def test_fields_of_a_newer_version_are_left_out_and_those_of_an_older_one_are_empty():
+    part = {"path": "p", "num_rows": 2, "size_bytes": 10, "sha256": "ab", "mood": "good"}
+    found = Manifest.from_json(changed(parts=[part], mood="good"), "here")
+    assert found == replace(MANIFEST, parts=(Part("p", 2, 10, "ab"),))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"no json",
+        b"[]",
+        b"{}",
+        changed(parts=None),
+        changed(parts=[{"path": "p"}]),
+        changed(gates=1),
+    ],
+)
+def test_what_is_no_manifest_is_refused(data: bytes, tmp_path: Path):
+    with pytest.raises(InfraError, match=r"^here: not a manifest: "):
+        Manifest.from_json(data, "here")
+    store, layout = Store(str(tmp_path)), Layout(DAY)
+    store.put(layout.log_entry(1), data)
+    with pytest.raises(InfraError, match=f"^{store.url(layout.log_entry(1))}: not a manifest: "):
+        read_manifest(store, layout, 1)
+
+
+def test_a_manifest_of_a_newer_version_is_refused():
+    with pytest.raises(JobError, match=r"^here: written by a newer version; upgrade this one$"):
+        Manifest.from_json(changed(version=MANIFEST_VERSION + 1), "here")
+
+
+@pytest.mark.parametrize(
+    ("fingerprint", "columns", "is_of"),
+    [
+        ("f", ["a", "b"], True),
+        ("f", ("a", "b"), True),
+        ("g", ["a", "b"], False),
+        ("f", ["b", "a"], False),
+        ("f", [], False),
+    ],
+)
+def test_a_version_is_of_a_run_with_its_rows_and_its_folders(
+    fingerprint: str, columns: list[str], is_of: bool
+):
+    assert MANIFEST.is_of(fingerprint, columns) is is_of
+
+
+def test_only_numbered_files_are_log_entries(tmp_path: Path):
+    store, layout = Store(str(tmp_path)), Layout(DAY)
+    for name in ("0000000010.json", "0000000009.json", "9.json", "0000000001.json.bak", "notes"):
+        store.put(f"{layout.log}/{name}", b"{}")
+    assert log_numbers(store, layout) == [9, 10]
+    strange = [Path(path).name for path in unexpected_files_in_log(store, layout)]
+    assert sorted(strange) == ["0000000001.json.bak", "9.json", "notes"]
+
+
+@pytest.mark.parametrize(
+    ("report", "said"),
+    [
+        ({"status": "failed", "gates": []}, "its last run, 2-b, failed; pipeline report"),
+        ({"status": "refused", "gates": []}, "its last run, 2-b, was refused; pipeline report"),
+        (
+            {
+                "status": "refused",
+                "gates": [
+                    {"name": "volume", "status": "fail"},
+                    {"name": "mean", "status": "warn"},
+                    {"name": "error", "status": "fail"},
+                ],
+            },
+            "its last run, 2-b, was refused: volume, error; pipeline report",
+        ),
+    ],
+)
+def test_of_a_partition_that_is_not_published_the_last_run_is_told(
+    report: dict[str, Any], said: str, tmp_path: Path
+):
+    store = Store(str(tmp_path))
+    put_report(store, OTHER_DAY, "1-a", {"status": "stopped", "gates": []})
+    put_report(store, OTHER_DAY, "2-b", report)
+    store.put(Layout(OTHER_DAY).report("3-c", "report.html"), b"of a run without the other file")
+    assert str(not_published(store, Layout(OTHER_DAY))) == (
+        f"{store.uri}: partition {OTHER_DAY} is not published; {said} {store.uri} "
+        f"--partition {OTHER_DAY}"
+    )
+
+
+@pytest.mark.parametrize("report", [{}, {"status": "failed", "gates": [{}]}, []])
+def test_a_report_that_tells_nothing_is_passed_over(report: Any, tmp_path: Path):
+    store = Store(str(tmp_path))
+    publish_rows(store, rows=Rows(num_slices=0))
+    put_report(store, OTHER_DAY, "1-a", report)
+    assert str(not_published(store, Layout(OTHER_DAY))) == (
+        f"{store.uri}: partition {OTHER_DAY} is not published; 1 are, name one of them: {DAY}"
+    )
