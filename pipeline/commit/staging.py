@@ -131,7 +131,7 @@ class StagingWriter:
             rows = put_back(rows, aside, self.facts)
         rows = quarantine_without_folder(rows, self.folders)
         reasons = _count(rows.column(ERROR))
-        labels = _count_labels(rows, self.counted)
+        labels = count_labels(rows, self.counted)
         numbers = {k: v.to_dict() for k, v in measure_numbers(rows, self.counted).items()}
         buffer = io.BytesIO()
         how = {**encodings(rows), "compression": self.compression, "write_statistics": False}
@@ -208,7 +208,7 @@ def _count(column: pa.ChunkedArray) -> Counter[str]:
     return Counter({str(entry["values"]): entry["counts"].as_py() for entry in counted})
 
 
-def _count_labels(rows: pa.Table, counted: Sequence[str]) -> Counter[str]:
+def count_labels(rows: pa.Table, counted: Sequence[str]) -> Counter[str]:
     """Count the labels of rows: their own, or those of the entries of a counted column."""
     if LABEL in rows.column_names and pa.types.is_string(rows.column(LABEL).type):
         return _count(rows.column(LABEL))

@@ -28,6 +28,8 @@ from pipeline.commit.parts.row_positions import Positions, make_positions
 from pipeline.commit.staging import StagedSlice, staged_of
 from pipeline.core.failures import Reason
 from pipeline.core.schema import (
+    CARRIED_ROW,
+    CARRIED_SOURCE,
     ERROR,
     ERROR_STAGE,
     MESSAGE,
@@ -40,13 +42,20 @@ from pipeline.core.schema import (
 from pipeline.core.slices import SliceKey
 from pipeline.storage.store import Store
 
-_PARTS_PER_GROUP = 4.5
+PARTS_PER_GROUP = 4.5
 """Enough that a group split evenly has parts within a fifth of the target, whatever is left over:
 three and a half of them make three or four."""
 _READ_FILES, _READ_BYTES = 32, 16 * 2**20
 _SAMPLE_FILES, _SAMPLE_BYTES = 64, 16 * 2**20
 _SAMPLE_MEMORY_BYTES = 256 * 2**20
 _NAMES_PER_GROUP = 100_000
+_KNOWN = [CARRIED_SOURCE, CARRIED_ROW]
+DUPLICATE = {
+    ERROR: Reason.DUPLICATE_ID.value,
+    ERROR_STAGE: "publish",
+    MESSAGE: "an earlier row has the same id",
+}
+"""What a row gets that would have a prediction if its id were another one."""
 
 DuplicateRows = Mapping[SliceKey, tuple[int, ...]]
 """Rows (counted within their slice) whose id an earlier row has."""
@@ -78,6 +87,8 @@ class SliceRows:
     positions: Positions
     """Of all rows."""
     size_bytes: float
+    known: pa.Table | None = None
+    """Of the good ones, if they were looked up: which predictions of earlier versions they have."""
 
 
 @dataclass(frozen=True)
@@ -129,13 +140,27 @@ class Compactor:
         return CompactedGroup(group.index, predictions.close(), quarantine.close())
 
     def stream(
-        self, folder: str, index: int, schema: pa.Schema, *, total_weight: float | None = None
+        self,
+        folder: str,
+        index: int,
+        schema: pa.Schema,
+        *,
+        total_weight: float | None = None,
+        first: int = 0,
     ) -> PartStream:
-        """Start writing parts; `index` keeps their names apart until publishing numbers them."""
+        """Start writing parts; `index` keeps their names apart until publishing numbers them.
+
+        Args:
+            folder: `predictions` or `quarantine`, with the folders of partition columns.
+            index: Of the group that writes them.
+            schema: Of the parts.
+            total_weight: As `PartStream`.
+            first: How many parts the group has before.
+        """
         return PartStream(
             self.store,
             self.folder,
-            lambda nth: self.part_path(folder, index, nth),
+            lambda nth: self.part_path(folder, index, first + nth),
             PartFormat(schema, self.compression, self.metadata, self.target_bytes),
             total_weight=total_weight,
         )
@@ -161,6 +186,7 @@ class Compactor:
                     is_good=np.asarray(is_good),
                     positions=make_positions(num_before, key.unit, key.start, key.num_rows),
                     size_bytes=size_bytes,
+                    known=good.select(_KNOWN) if CARRIED_ROW in good.column_names else None,
                 )
                 num_before += key.num_rows
 
@@ -185,9 +211,9 @@ def compact_slices(
         duplicates: Rows to quarantine, of the slices that have some.
         run_tasks: Calls a function for every tuple of arguments; results in the order of calls.
     """
-    group_bytes = _PARTS_PER_GROUP * compactor.target_bytes
+    group_bytes = PARTS_PER_GROUP * compactor.target_bytes
     if sum(size for _, _, size in slices) > group_bytes:
-        group_bytes /= _shrinkage(compactor, slices)
+        group_bytes /= shrinkage(compactor, slices)
     groups = cut_groups(slices, group_bytes, duplicates)
     done: list[CompactedGroup] = run_tasks(compactor.compact, [(group,) for group in groups])
     return compactor.whole(
@@ -224,7 +250,7 @@ def cut_groups(
     ]
 
 
-def _shrinkage(compactor: Compactor, slices: Sequence[SizedSlice]) -> float:
+def shrinkage(compactor: Compactor, slices: Sequence[SizedSlice]) -> float:
     """Encode slices of the whole input as one row group; return its bytes per staged byte."""
     mean_bytes = max(1.0, sum(size for _, _, size in slices) / len(slices))
     num_sampled = max(1, min(_SAMPLE_FILES, int(_SAMPLE_BYTES / mean_bytes)))
@@ -275,12 +301,7 @@ def _mark_duplicates(rows: pa.Table, duplicates: Sequence[int]) -> pa.Table:
     is_duplicate[list(duplicates)] = True
     # A row that failed for another reason keeps it.
     mask = pc.and_(pa.array(is_duplicate), pc.is_null(rows.column(ERROR)).combine_chunks())
-    values = {
-        ERROR: Reason.DUPLICATE_ID.value,
-        ERROR_STAGE: "publish",
-        MESSAGE: "an earlier row has the same id",
-    }
-    for name, value in values.items():
+    for name, value in DUPLICATE.items():
         index = rows.column_names.index(name)
         changed = pc.if_else(mask, pa.scalar(value), rows.column(name).combine_chunks())
         rows = rows.set_column(index, name, changed)

@@ -166,7 +166,7 @@ class Merger:
 
 def interleave(old: Keyed, new: Keyed) -> Keyed:
     """Merge two streams by key; of equal keys the new row comes first."""
-    left, right = _Rest(old), _Rest(new)
+    left, right = Rest(old), Rest(new)
     while left.fill() and right.fill():
         last = min(left.keys[-1], right.keys[-1])
         is_new_last = right.keys[-1] <= left.keys[-1]
@@ -180,7 +180,7 @@ def interleave(old: Keyed, new: Keyed) -> Keyed:
             yield rest.cut(len(rest.keys))
 
 
-class _Rest:
+class Rest:
     """What is left of a stream."""
 
     def __init__(self, stream: Keyed) -> None:
