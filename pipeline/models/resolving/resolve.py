@@ -116,8 +116,7 @@ def _require_geometry(task: TaskSpec, chosen: Input) -> None:
     """Refuse rows whose places in the original are not known, if the task needs them."""
     if not task_class(task.kind).needs_geometry:
         return
-    settings = chosen.settings() or {}
-    if settings.get("factory"):
+    if isinstance(chosen, ImageInput) and chosen.transform.factory:
         raise JobError(
             f"transform.factory: task {task.kind!r} undoes the transform, and what a factory does "
             "to an image is unknown; take a transform.resize"
