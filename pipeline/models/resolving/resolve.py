@@ -15,7 +15,6 @@ from pipeline.core.registry import INPUTS, get
 from pipeline.core.schema import GEOMETRY
 from pipeline.core.user_code.own_code import errors_told
 from pipeline.job.text import Text
-from pipeline.models.directories.facts import ImageContract
 from pipeline.models.resolving.cards import FoundModel, find_card
 from pipeline.models.resolving.taken_images import (
     require_image_fits,
@@ -202,8 +201,7 @@ def _choose_input(
     if "transform" in taken:
         problem = card.facts.transform_problem if card.facts else ""
         merged = choose(card.name, card.transform, transform, problem)
-        seen = card.facts.images if card.facts else ImageContract(card.num_channels)
-        require_image_fits(card.name, seen, merged)
+        require_image_fits(card.name, card.images, merged)
     chosen = _text(card, model, text) if "text" in taken else None
     with errors_told(INPUTS, name):
         columns = card.facts.columns if card.facts else ()
