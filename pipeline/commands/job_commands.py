@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.commands.again import prepare_end
 from pipeline.commands.options import (
     AcceptOption,
     AddressOption,
@@ -18,6 +19,7 @@ from pipeline.commands.options import (
     JobFile,
     JsonOption,
     NoTryOption,
+    OkExitOption,
     QuietOption,
     SetOption,
     progress_on_terminal,
@@ -33,6 +35,7 @@ def run(
     address: AddressOption = None,
     allow_import: AllowImportOption = None,
     accept: AcceptOption = None,
+    ok_exit: OkExitOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -45,7 +48,7 @@ def run(
 
         report = run_once(
             job,
-            date=date,
+            date=prepare_end(date, ok_exit),
             overrides=set_ or (),
             address=address,
             allow_import=allow_import or (),
@@ -157,6 +160,7 @@ def retry(
     address: AddressOption = None,
     allow_import: AllowImportOption = None,
     accept: AcceptOption = None,
+    ok_exit: OkExitOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -168,7 +172,7 @@ def retry(
         done = run_again(
             job,
             reasons=reason or (),
-            date=date,
+            date=prepare_end(date, ok_exit),
             overrides=set_ or (),
             address=address,
             allow_import=allow_import or (),
@@ -198,7 +202,7 @@ def submit(
         job,
         address,
         write=functools.partial(typer.echo, nl=False, err=as_json or quiet),
-        date=date,
+        date=prepare_end(date),
         overrides=set_ or (),
         allow_import=allow_import or (),
         accept=accept or (),

@@ -77,6 +77,10 @@ JsonOption = Annotated[
 NoTryOption = Annotated[
     bool, typer.Option("--no-try", help="Do not build the model and predict one row.")
 ]
+OkExitOption = Annotated[
+    str | None,
+    typer.Option("--ok-exit", metavar="CODES", help="Exit 0 in place of these, as in 3,4."),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress, no tables.")]
 PartitionOption = Annotated[
     str | None, typer.Option("--partition", metavar="KEY=VALUE", help="Which partition.")

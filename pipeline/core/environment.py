@@ -15,3 +15,6 @@ STORE_WRAPPER = "PIPELINE_STORE_WRAPPER"
 and returns the backend to use; read by `storage/backends`, set by `commands/chaos`."""
 CHAOS_OF = "PIPELINE_CHAOS_OF"
 """Marks the processes of one `pipeline chaos`; read by `commands/chaos/processes`."""
+SUBMITTED = "PIPELINE_SUBMITTED"
+"""The job file is a copy that goes with the cluster's job, so no command here does the same again;
+read by `commands/again`, set by `execution/submit`."""

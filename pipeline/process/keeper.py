@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from pipeline.process.interrupts import STOPS, handle_signals
+from pipeline.process.last_words import say_last_words
 from pipeline.process.parent_death import die_with
 from pipeline.process.will import Will, leave, set_own
 
@@ -52,14 +53,16 @@ def keep(work: Callable[[], NoReturn], lost: Lost) -> NoReturn:
             signal.signal(number, signal.SIG_DFL)
     code, left = os.waitstatus_to_exitcode(status), will.read()
     if "code" not in left:
+        set_own(will)
         lost(code, left)
     os._exit(left["code"])
 
 
 def exit_with(code: int) -> NoReturn:
-    """End the process, all of whose words are said."""
-    leave(code=code)
-    os._exit(code)
+    """End the process, whose result and errors are said; see `say_last_words` for its code."""
+    seen = say_last_words(code)
+    leave(code=seen)
+    os._exit(seen)
 
 
 def _pass_signals_to(child: int, will: Will) -> None:

@@ -186,3 +186,26 @@ def test_a_terminal_is_read_and_ctrl_c_there_is_one_stop():
         _, status = os.waitpid(pid, 0)
         os.close(terminal)
         assert os.waitstatus_to_exitcode(status) == (6 if b"SIGINT" in end else 0)
+
+
+LOST = """
+import os
+from pipeline.process.keeper import exit_with, keep
+from pipeline.process.last_words import prepare_last_words
+
+def work():
+    prepare_last_words("pipeline run it", frozenset({7}))
+    os._exit(1)
+
+keep(work, lambda code, left: exit_with(7))
+"""
+
+
+def test_the_parent_of_a_lost_child_says_its_last_words_and_ends_with_its_code():
+    done = subprocess.run(
+        [sys.executable, "-c", LOST], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stderr.splitlines() == [
+        "exit 0 instead of 7, as --ok-exit says",
+        "the same command again is safe, and goes on from there: pipeline run it",
+    ]

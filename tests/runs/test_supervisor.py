@@ -394,7 +394,7 @@ def test_a_killed_process_of_ray_is_infrastructure_trouble_with_a_report_and_no_
     found[0].kill()
     stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 7, stderr
-    last = stderr.splitlines()[-1]
+    last = stderr.splitlines()[-2]
     assert last.startswith("error: Ray")
     assert "(raylet)" not in stdout + stderr
     document = json.loads(stdout)
@@ -430,8 +430,9 @@ def test_of_a_driver_that_is_killed_its_parent_stores_the_report_and_frees_the_l
     working(process).kill()
     stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 7, stderr
-    (error, told) = (stderr.splitlines()[-1], json.loads(stdout))
+    (error, again), told = stderr.splitlines()[-2:], json.loads(stdout)
     assert error == f"error: {told['error']}"
+    assert again.endswith(f": python -m pipeline run {case.job} --date {DATE} --json")
     assert error.startswith("error: the process of the command ended (SIGKILL, as happens when")
     assert "rows are done" in error
     report = case.report()
@@ -446,7 +447,9 @@ def test_of_a_driver_that_is_killed_its_parent_stores_the_report_and_frees_the_l
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", STOPS)
-def test_a_stopped_run_says_one_line_and_nothing_of_rays(tmp_path: Path, number: signal.Signals):
+def test_a_stopped_run_says_what_happened_how_to_go_on_and_nothing_of_rays(
+    tmp_path: Path, number: signal.Signals
+):
     case = Case(tmp_path, "stuck:slow")
     case.env["RAY_TMPDIR"] = str(tmp_path / "ray")
     process = start("run", case.job, "--date", DATE, "--quiet", env=case.env)
@@ -455,8 +458,10 @@ def test_a_stopped_run_says_one_line_and_nothing_of_rays(tmp_path: Path, number:
     process.send_signal(number)
     stdout, stderr = process.communicate(timeout=120)
     assert (process.returncode, stdout) == (6, "")
-    (line,) = [text for text in stderr.splitlines() if " WARNING model.factory " not in text]
+    lines = [text for text in stderr.splitlines() if " WARNING model.factory " not in text]
+    line, again = lines
     assert line.startswith(f"error: {number.name} received: ")
+    assert again.endswith(f": python -m pipeline run {case.job} --date {DATE} --quiet")
     assert list((tmp_path / "ray").iterdir()) == [], "what was asked for is no failure"
     assert survivors(tree) == []
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.environment import SUBMITTED
 from pipeline.core.errors import InfraError, InputMissing, JobError, PipelineError, Stopped
 from pipeline.execution.submit.client import connect_job_api, one_line, shown_address
 from pipeline.execution.submit.log_follower import GIVE_UP_S, PAUSE_S, Follower
@@ -31,7 +32,7 @@ from pipeline.job.reading.yaml_reader import parse_value
 log = logging.getLogger(__name__)
 
 # Ray's 3 s are too short to write a report and to give the lease back.
-_CLUSTER_ENVIRONMENT = {"RAY_JOB_STOP_WAIT_TIME_S": "30"}
+_CLUSTER_ENVIRONMENT = {"RAY_JOB_STOP_WAIT_TIME_S": "30", SUBMITTED: "1"}
 
 
 @dataclass(frozen=True)

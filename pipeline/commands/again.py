@@ -1,0 +1,66 @@
+"""The end of a command that a scheduler starts: which codes are fine, and how to go on."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import PurePath
+
+from pipeline.core.environment import SUBMITTED
+from pipeline.core.errors import GateRefused, InputMissing, JobError
+from pipeline.core.printable import clean_message, printable
+from pipeline.process.last_words import prepare_last_words
+
+_ALLOWED = range(GateRefused.exit_code, InputMissing.exit_code + 1)
+_HIDDEN = "..."
+
+
+def prepare_end(date: str | None, ok_exit: str | None = None) -> str:
+    """Prepare the last words of a command, and return the date that it is about.
+
+    Args:
+        date: As it was given; the command that goes on tomorrow has to name today.
+        ok_exit: The value of --ok-exit.
+
+    Raises:
+        JobError: That is no list of exit codes which may count as success.
+    """
+    from pipeline.operations.jobs import read_date
+
+    day = read_date(date).isoformat()
+    command = None if os.environ.get(SUBMITTED) else the_same(sys.argv, day)
+    prepare_last_words(command, _codes(ok_exit))
+    return day
+
+
+def _codes(text: str | None) -> frozenset[int]:
+    if text is None:
+        return frozenset()
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isascii() and word.isdigit() and int(word) in _ALLOWED for word in words):
+        raise JobError(
+            f"--ok-exit {text}: write exit codes from {_ALLOWED[0]} to {_ALLOWED[-1]}, as in 3,4"
+        )
+    return frozenset(map(int, words))
+
+
+def the_same(argv: Sequence[str], day: str) -> str:
+    """Return the command that does the same for that day: one printable line, without secrets."""
+    program, *rest = argv
+    name = ["pipeline"] if PurePath(program).name == "pipeline" else ["python", "-m", "pipeline"]
+    shown = [_without_secrets(word) for word in rest]
+    if not any(word == "--date" or word.startswith("--date=") for word in rest):
+        shown += ["--date", day]
+    return printable(shlex.join([*name, *shown]))
+
+
+def _without_secrets(word: str) -> str:
+    from pipeline.storage.errors import redact
+
+    field, separator, value = word.removeprefix("--set=").partition("=")
+    if "storage_options" in field or "storage_options" in value:
+        return word[: word.index(field) + len(field)] + separator + _HIDDEN
+    hidden = redact(word)
+    return word if hidden == clean_message(word, len(hidden)) else hidden

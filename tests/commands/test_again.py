@@ -1,0 +1,103 @@
+"""How a command ends that a scheduler starts: its exit code, and the command that goes on."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from support.runs.cli import Result, write_job
+from support.runs.endings import Ending, run_all
+
+from pipeline.commands.again import prepare_end, the_same
+from pipeline.commands.demo.photos import build_images
+from pipeline.commit.layout import Layout
+from pipeline.commit.lease import hold_lease
+from pipeline.core.errors import JobError
+from pipeline.storage.store import Store
+
+DATE = "2026-11-24"
+AGAIN = "the same command again is safe, and goes on from there: "
+
+
+def job_over(folder: Path) -> str:
+    build_images(folder / "images", 8, seed=3, num_bad=0)
+    source = {"uri": str(folder / "images"), "format": "images"}
+    return write_job(folder / "a job.yaml", source, str(folder / "out"))
+
+
+def run_until_leased(job: str, how: str, *options: str) -> Result:
+    ending = Ending(["run", job, "--json", *options], how and f"leased:{how}")
+    (done,) = run_all([ending], "pipeline.dataflow")
+    return done
+
+
+def test_the_last_line_of_a_run_that_was_stopped_is_the_command_that_goes_on(tmp_path: Path):
+    job = job_over(tmp_path)
+    done = run_until_leased(job, "term", "--set", "model.batch_size=4")
+    assert done.code == done.json["exit_code"] == 6
+    error, last = done.stderr.splitlines()[-2:]
+    assert error == f"error: {done.json['error']}"
+    assert last.startswith(AGAIN)
+    day = re.search(r"date=(\d{4}-\d\d-\d\d)", done.json["report"])
+    assert day is not None
+    told = shlex.split(last.removeprefix(AGAIN))
+    assert told == [
+        *("pipeline", "run", job, "--json", "--set", "model.batch_size=4", "--date", day[1])
+    ]
+
+
+def test_codes_that_a_scheduler_takes_for_success_are_0_outside_and_the_same_inside(
+    tmp_path: Path,
+):
+    job = job_over(tmp_path)
+    busy = ("--date", DATE)
+    with hold_lease(Store(str(tmp_path / "out")), Layout(f"date={DATE}"), "another", 60.0):
+        assert run_until_leased(job, "", *busy).code == 4
+        assert run_until_leased(job, "", *busy, "--ok-exit", "3,6").code == 4
+        fine = run_until_leased(job, "", *busy, "--ok-exit", "3,4")
+    assert (fine.code, fine.json["exit_code"]) == (0, 4)
+    assert fine.stderr.splitlines()[-1] == "exit 0 instead of 4, as --ok-exit says"
+    stopped = run_until_leased(job, "term", *busy, "--ok-exit", "6")
+    assert (stopped.code, stopped.json["exit_code"]) == (0, 6)
+    assert stopped.stderr.splitlines()[-1].startswith(AGAIN)
+
+
+@pytest.mark.parametrize("text", ["", "3,", "0", "1", "2", "9", "3;4", "-3", "three"])
+def test_no_other_code_can_be_fine(text: str):
+    with pytest.raises(JobError, match="write exit codes from 3 to 8, as in 3,4"):
+        prepare_end(DATE, text)
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["run", "a b.yaml"], "run 'a b.yaml' --date 2026-11-24"),
+        (["run", "job.yaml", "--date", "2026-01-01"], "run job.yaml --date 2026-01-01"),
+        (["run", "job.yaml", "--date=2026-01-01"], "run job.yaml --date=2026-01-01"),
+        (["retry", "\x1b[2J.yaml"], r"retry '\x1b[2J.yaml' --date 2026-11-24"),
+        (
+            ["run", "j.yaml", "--set", "sink.storage_options={key: me, secret: hush}"],
+            "run j.yaml --set sink.storage_options=... --date 2026-11-24",
+        ),
+        (
+            ["run", "j.yaml", "--set=source.storage_options.secret=hush"],
+            "run j.yaml --set=source.storage_options.secret=... --date 2026-11-24",
+        ),
+        (
+            ["run", "j.yaml", "--set", "sink={uri: out, storage_options: {secret: hush}}"],
+            "run j.yaml --set sink=... --date 2026-11-24",
+        ),
+        (
+            ["run", "j.yaml", "--set", "source.uri=https://me:hush@host/x?sig=hush"],
+            "run j.yaml --set 'source.uri=https://***@host/x?sig=***' --date 2026-11-24",
+        ),
+    ],
+)
+def test_the_command_is_one_printable_line_with_its_date_and_without_secrets(
+    words: list[str], shown: str
+):
+    assert the_same(["/usr/bin/pipeline", *words], DATE) == f"pipeline {shown}"
+    assert the_same(["pipeline/__main__.py", *words], DATE) == f"python -m pipeline {shown}"
+    assert "hush" not in shown
