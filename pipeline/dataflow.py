@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 
 from pipeline.commit.layout import parse_staged_name
 from pipeline.commit.lease import Lease, hold_lease
@@ -35,6 +36,7 @@ from pipeline.process.interrupts import defer_stops
 from pipeline.report.document import Report, RunStatus
 from pipeline.report.showing.progress import Progress
 from pipeline.runs.builders import make_stream
+from pipeline.runs.carrying import predict_with_reuse
 from pipeline.runs.checks import check_before_ray
 from pipeline.runs.context import RunContext, RunOptions, Settled
 from pipeline.runs.features_told import features_told
@@ -108,7 +110,10 @@ def _execute(run: RunContext, progress: Progress) -> RunStatus:
         if base and (changed := why_stale(store, layout, base, plan)):
             progress.phase(f"version {base.number} is of before a change: {changed}")
         plan = replace(adopt_plan(store, layout, plan), source_root=plan.source_root)
-        manifest = predict_and_publish(run, plan, model, base, lease, progress)
+        predict = partial(
+            predict_and_publish, run, model=model, base=base, lease=lease, progress=progress
+        )
+        manifest = predict_with_reuse(run, plan, model, base, predict, progress.phase)
     run.record.published(manifest, store.url(layout.predictions))
     return "published"
 

@@ -18,6 +18,7 @@ from pipeline.commands.options import (
     DateOption,
     JobFile,
     JsonOption,
+    NoReuseOption,
     NoTryOption,
     OkExitOption,
     QuietOption,
@@ -36,6 +37,7 @@ def run(
     allow_import: AllowImportOption = None,
     accept: AcceptOption = None,
     ok_exit: OkExitOption = None,
+    no_reuse: NoReuseOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -53,6 +55,7 @@ def run(
             address=address,
             allow_import=allow_import or (),
             accept=accept or (),
+            reuse=not no_reuse,
             progress=progress,
             owns_process=True,
         )
@@ -66,6 +69,7 @@ def plan(
     address: AddressOption = None,
     allow_import: AllowImportOption = None,
     no_try: NoTryOption = False,
+    no_reuse: NoReuseOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -80,6 +84,7 @@ def plan(
         address=address,
         allow_import=allow_import or (),
         tries=not no_try,
+        reuse=not no_reuse,
     )
     show(found if as_json else shortened(found), as_json=as_json, quiet=quiet)
 

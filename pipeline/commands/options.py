@@ -61,6 +61,10 @@ AllowImportOption = Annotated[
     list[str] | None,
     typer.Option("--allow-import", metavar="PREFIX", help="Modules model.factory may name."),
 ]
+NoReuseOption = Annotated[
+    bool,
+    typer.Option("--no-reuse", help="Carry nothing over from earlier versions; compute all rows."),
+]
 AcceptOption = Annotated[
     list[str] | None,
     typer.Option(

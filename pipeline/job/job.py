@@ -150,6 +150,14 @@ class Run(Section):
     """Rows whose input has identical bytes (SHA-256) are computed once, as far as memory keeps
     earlier results; every row gets its prediction. Where tasks decode, they still decode a row that
     has a copy in another slice."""
+    reuse: Literal["off", "inputs", "content"] = "inputs"
+    """Which predictions are carried over from earlier versions of this partition and from earlier
+    partitions of the output, if the model and everything else that decides them is the same.
+    `inputs`: those of shards (or loose files) whose path, size and version are unchanged; these are
+    not read. `content`: also those of other rows whose input has the same bytes. Row ids, URIs and
+    pass-through columns are always those of the new input."""
+    reuse_max_age_days: Annotated[float, Field(gt=0)] = 30.0
+    """Predictions that are older are computed again."""
     price_per_node_hour: Annotated[float, Field(ge=0)] | None = None
     """Price of one node for one hour; the report then says what a million rows cost."""
 

@@ -73,6 +73,7 @@ def run_options(
     accept: Accepted = (),
     *,
     owns_process: bool = False,
+    reuse: bool = True,
 ) -> RunOptions:
     """Return what the caller adds to a job.
 
@@ -81,7 +82,7 @@ def run_options(
     """
     if isinstance(accept, Mapping):
         accept = [f"{gate}={reason}" for gate, reason in accept.items()]
-    return RunOptions(address, tuple(allow_import), parse_accepted(accept), owns_process)
+    return RunOptions(address, tuple(allow_import), parse_accepted(accept), owns_process, reuse)
 
 
 def name_of(job: JobLike) -> str:

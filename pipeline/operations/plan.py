@@ -23,13 +23,15 @@ from pipeline.operations.jobs import Date, JobLike, load_job, run_options
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import done_slices
 from pipeline.report.history import Recipe, find_past_run
-from pipeline.report.recording.carried_rows import first_shards
+from pipeline.report.recording.carried_rows import carried_section, first_shards, plan_facts
+from pipeline.report.sections import Carried
 from pipeline.report.speed.estimate import estimate
 from pipeline.runs.checks import check_before_ray, check_hardware
 from pipeline.runs.context import RunContext
 from pipeline.runs.one_row import Preview, preview_row
 from pipeline.runs.prepare import prepare
 from pipeline.runs.resume import is_published
+from pipeline.runs.reuse import Reuse, find_reuse
 from pipeline.runs.staleness import why_stale
 from pipeline.runs.tuning.auto import foresee, needs_tuning
 from pipeline.runs.tuning.choice import Choice
@@ -49,6 +51,7 @@ def plan(
     address: str | None = None,
     allow_import: Sequence[str] = (),
     tries: bool = True,
+    reuse: bool = True,
 ) -> dict[str, Any]:
     """Say what a run of this job would do now; writes nothing.
 
@@ -59,12 +62,13 @@ def plan(
         address: The Ray cluster; None: this machine.
         allow_import: Prefixes of the modules that the job may name.
         tries: Build the model and predict one row, unless there is nothing to do.
+        reuse: As of `run`.
 
     Raises:
         PipelineError: As the run itself would, before its first row.
     """
     loaded = load_job(job, date=date, overrides=overrides)
-    options = run_options(address, allow_import)
+    options = run_options(address, allow_import, reuse=reuse)
     run = RunContext.of(loaded, options).with_settled_source()
     return _describe(run, tries=tries)
 
@@ -77,8 +81,10 @@ def _describe(run: RunContext, *, tries: bool) -> dict[str, Any]:
     if is_known:
         plan = replace(adopt_plan(store, layout, plan), twin=plan.twin)
     current = current_manifest(store, layout)
-    step = _next_step(plan, store, layout, current, job.sink.partition_columns)
-    is_needed = step["a_run_would"] != _NOTHING
+    is_done = is_published(current, plan, job.sink.partition_columns)
+    reuse = Reuse(None) if is_done else find_reuse(run, plan, current)
+    step = _next_step(plan, reuse, store, layout, current, is_done=is_done)
+    is_needed = not is_done
     cluster = _check(run, plan, model) if is_needed else None
     tried = preview_row(job, plan, model) if tries and is_needed else None
     choice = foresee(run, plan, model)
@@ -92,6 +98,7 @@ def _describe(run: RunContext, *, tries: bool) -> dict[str, Any]:
             **_features(vectors_of(job.source, plan.fields)),
         },
         "skipped": plan.skipped.to_dict(),
+        **({} if is_done else {"carried": _carried(reuse)}),
         "model": {
             **_model(job, as_tried(model, choice.way), plan, tried, choice),
             **(_slow(job, as_tried(model, choice.way)) if run.options.address is None else {}),
@@ -114,31 +121,41 @@ def _check(run: RunContext, plan: Plan, model: ModelSpec) -> str | None:
 
 def _next_step(
     plan: Plan,
+    reuse: Reuse,
     store: Store,
     layout: Layout,
     current: Manifest | None,
-    partition_columns: Sequence[str],
+    *,
+    is_done: bool,
 ) -> dict[str, Any]:
     """Say what a run would do now, and how much of it is staged."""
-    is_done = is_published(current, plan, partition_columns)
-    staged = list_staged(store, layout.staging(plan.fingerprint))
-    done = done_slices(plan, staged)
+    work = reuse.division.work if reuse.division else plan
+    staged = list_staged(store, layout.staging(work.fingerprint))
+    done = done_slices(work, staged)
     action = "publish the first version" if current is None else f"replace version {current.number}"
     changed = why_stale(store, layout, current, plan) if current and not is_done else ""
     if is_done:
         action = _NOTHING
     elif done:
         action = f"resume, then {action}"
-    num_rows = plan.num_rows
+    num_rows = work.num_rows
     rows_left = None if num_rows is None else num_rows - sum(key.num_rows for key in done)
     return {
         "a_run_would": action,
         **({"changed": changed} if changed else {}),
-        "units": len(plan.units),
-        "slices": None if num_rows is None else sum(1 for _ in plan.slices()),
+        "units": len(work.units),
+        "slices": None if num_rows is None else sum(1 for _ in work.slices()),
         "slices_staged": len(done),
         "rows_left": 0 if is_done else rows_left,
     }
+
+
+def _carried(reuse: Reuse) -> dict[str, Any]:
+    """Say what would be carried over, in all and of each shard, or why nothing would."""
+    if reuse.division is None:
+        return plan_facts(Carried(why_not=reuse.why_not, looked_at=len(reuse.earlier)))
+    section = carried_section(reuse.division, reuse.environment)
+    return plan_facts(section, reuse.division.shards)
 
 
 def _estimate(
@@ -198,14 +215,14 @@ def _model(
     job: Job, model: ModelSpec, plan: Plan, tried: Preview | None, choice: Choice
 ) -> dict[str, Any]:
     experimental = {"jpeg_decoder": "gpu: experimental, it has never run on a real GPU"}
-    task = model.task
+    task, settings = model.task, model.input.settings() or {}
     return {
         "name": model.name,
         "task": task.kind,
         "labels": len(task.labels) or None,
         "embedding_dim": task.embedding_dim or None,
         "pooling": model.pooling,
-        "max_tokens": model.input.max_tokens,
+        "max_tokens": settings["max_tokens"] if model.input.counts_tokens else None,
         "runtime": model.runtime,
         "precision": model.precision,
         "choice": choice.text,

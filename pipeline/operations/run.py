@@ -19,6 +19,7 @@ def run(
     address: str | None = None,
     allow_import: Sequence[str] = (),
     accept: Accepted = (),
+    reuse: bool = True,
     progress: Progress | None = None,
     owns_process: bool = False,
 ) -> Report:
@@ -33,6 +34,7 @@ def run(
         address: The Ray cluster; None starts a local Ray.
         allow_import: Prefixes of the modules that the job may name.
         accept: Gates whose failure is accepted, with the reason.
+        reuse: Carry rows over from earlier versions as `run.reuse` says; False: compute all.
         progress: Where to show how far it is; None: nowhere.
         owns_process: The process is there for this run only: signals stop the run.
 
@@ -44,6 +46,6 @@ def run(
     """
     progress = progress or Silent()
     loaded = load_job(job, date=date, overrides=overrides)
-    options = run_options(address, allow_import, accept, owns_process=owns_process)
+    options = run_options(address, allow_import, accept, owns_process=owns_process, reuse=reuse)
     progress.phase(f"running {name_of(job)}")
     return run_job(loaded, options, progress)

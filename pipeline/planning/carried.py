@@ -7,6 +7,7 @@ the partition its fingerprint; the *work* plan has those that are computed, in t
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -77,3 +78,8 @@ class Carried:
 def no_runs() -> Numbers:
     """Return int64 (0, 5)."""
     return np.zeros((0, 5), np.int64)
+
+
+def day_of(time: dt.datetime) -> int:
+    """Return the days from 1970 to a time."""
+    return (time.date() - dt.date(1970, 1, 1)).days

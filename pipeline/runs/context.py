@@ -37,6 +37,8 @@ class RunOptions:
     """Gate -> why its failure is accepted."""
     owns_process: bool = False
     """The process is there for this run only: signals stop it, and it may be ended."""
+    reuse: bool = True
+    """Rows are carried over as `run.reuse` says."""
 
 
 @dataclass(frozen=True)

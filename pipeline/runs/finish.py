@@ -31,7 +31,8 @@ from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import Slices, require_complete
 from pipeline.process.failpoints import failpoint
 from pipeline.runs.context import RunContext
-from pipeline.runs.merging import Alone, LabelledDuplicates, Merge, Merged
+from pipeline.runs.keys import write_version_keys
+from pipeline.runs.merging import Alone, Duplicates, Merge, Merged
 from pipeline.sources.inputs import describe_no_input
 from pipeline.storage.errors import listed_files
 from pipeline.storage.store import StoredFile
@@ -71,7 +72,7 @@ def finish(
     with run.record.stage("publish") as published, listed_files():
         slices = require_complete(plan, staged)
         duplicates = _account(run, slices, tasks, merge)
-        merged: Merged = Alone(slices, duplicates)
+        merged: Merged = Alone(plan, slices, duplicates)
         if merge:
             merged = merge.begin(run, slices, duplicates, tasks)
         if merged.unchanged:
@@ -85,7 +86,9 @@ def finish(
         number = base.number + 1 if base else 1
         compactor = _compactor(run, plan, number, merge)
         compacted = merged.compact(compactor, run.job.sink.partition_columns, tasks)
-        manifest = merged.to_manifest(_manifest(run, plan, number, compacted, results))
+        keys = write_version_keys(run, merged.key_facts, compactor, compacted, tasks)
+        manifest = _manifest(run, plan, number, compacted, results)
+        manifest = replace(merged.to_manifest(manifest), keys=keys)
         failpoint("compacted")
         lease.check()
         current = commit(run.store, run.layout, manifest, compactor.folder)
@@ -98,9 +101,7 @@ def finish(
     return current
 
 
-def _account(
-    run: RunContext, slices: Slices, tasks: RunTasks, merge: Merge | None
-) -> LabelledDuplicates:
+def _account(run: RunContext, slices: Slices, tasks: RunTasks, merge: Merge | None) -> Duplicates:
     """Count what is staged by any run; return the rows whose id another row has."""
     run.record.tiled([key for key, _ in slices])
     run.record.recount([(key, file.path) for key, file in slices], partial(read_footer, run.store))
@@ -110,15 +111,16 @@ def _account(
 
 def _find_duplicates(
     run: RunContext, slices: Slices, tasks: RunTasks, merge: Merge | None
-) -> LabelledDuplicates:
+) -> Duplicates:
     if run.job.source.id_column is None:
-        return {}  # paths and row numbers are unique by construction
+        return Duplicates()  # paths and row numbers are unique by construction
     paths = [(key, file.path) for key, file in slices]
     hashes = tasks(read_hashes, [(run.store, path) for _, path in paths])
-    found: LabelledDuplicates = find_duplicates(run.store, paths, hashes)
     if merge:
-        found = merge.with_published(run, slices, found, tasks)
-    run.record.duplicates(Counter(label for rows in found.values() for _, label in rows))
+        found = merge.find_duplicates(run, slices, hashes, tasks)
+    else:
+        found = Duplicates(find_duplicates(run.store, paths, hashes))
+    run.record.duplicates(Counter(label for rows in found.staged.values() for _, label in rows))
     return found
 
 

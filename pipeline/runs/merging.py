@@ -7,28 +7,70 @@ carries rows puts them between those.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.commit.keys.writing import rows_of_units
 from pipeline.commit.manifest import Manifest
 from pipeline.commit.parts.compaction import (
     Compacted,
     Compactor,
     RunTasks,
+    SizedSlice,
     compact_slices,
 )
 from pipeline.commit.parts.partition_columns import compact_by_value
+from pipeline.commit.parts.row_ids import LabelledDuplicates
+from pipeline.core.arrays import Numbers
 from pipeline.core.slices import SliceKey
+from pipeline.planning.carried import no_runs
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import Slices
 from pipeline.runs.context import RunContext
 
-LabelledDuplicates = Mapping[SliceKey, tuple[tuple[int, str | None], ...]]
-"""Rows whose id another row has, as `row_ids.find_duplicates` returns them."""
+Hashes = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Rows that lose their prediction because another one has their id."""
+
+    staged: LabelledDuplicates = field(default_factory=dict)
+    carried: Numbers = field(default_factory=lambda: np.zeros(0, np.int64))
+    """int64 (G,): numbers of carried predictions, as `compact_carried` takes them."""
+
+    @property
+    def rows(self) -> dict[SliceKey, tuple[int, ...]]:
+        """Return the staged rows without their labels."""
+        return {key: tuple(row for row, _ in rows) for key, rows in self.staged.items()}
+
+
+@dataclass(frozen=True)
+class KeyFacts:
+    """What the keys of a version are made from."""
+
+    plan: Plan
+    """All rows."""
+    unit_rows: Numbers
+    """int64 (U,): rows of each of its units."""
+    slices: Slices
+    """What was computed."""
+    runs: Numbers
+    """int64 (K, 5): `Carried.runs`, between them."""
+    days: Mapping[str, int] = field(default_factory=dict)
+    """URI of a shard -> when its carried predictions were computed; of other shards, today."""
 
 
 class Merged(Protocol):
     """The staged rows of a run, all of them, and what they are put together with."""
+
+    @property
+    def key_facts(self) -> KeyFacts | None:
+        """What its keys are made from; None: it gets none."""
+        ...
 
     @property
     def unchanged(self) -> Manifest | None:
@@ -68,14 +110,21 @@ class Merge(Protocol):
         """
         ...
 
-    def with_published(
-        self, run: RunContext, slices: Slices, found: LabelledDuplicates, tasks: RunTasks
-    ) -> LabelledDuplicates:
-        """Add staged rows whose id a published one has to duplicates among them themselves."""
+    def find_duplicates(
+        self, run: RunContext, slices: Slices, hashes: Sequence[Hashes], tasks: RunTasks
+    ) -> Duplicates:
+        """Find the rows, staged or published, whose id another row has that keeps its prediction.
+
+        Args:
+            run: The run.
+            slices: The staged slices, in order.
+            hashes: Of the row ids of each.
+            tasks: Runs a function for every tuple of arguments.
+        """
         ...
 
     def begin(
-        self, run: RunContext, slices: Slices, duplicates: LabelledDuplicates, tasks: RunTasks
+        self, run: RunContext, slices: Slices, duplicates: Duplicates, tasks: RunTasks
     ) -> Merged:
         """Count what the staged rows are put together with; nothing is written yet.
 
@@ -90,23 +139,29 @@ class Merge(Protocol):
 class Alone:
     """Staged rows that are the whole partition."""
 
+    plan: Plan
     slices: Slices
-    duplicates: LabelledDuplicates
+    duplicates: Duplicates
     unchanged: Manifest | None = None
+
+    @property
+    def key_facts(self) -> KeyFacts:
+        """All that is published was computed."""
+        rows = rows_of_units(self.plan, [key for key, _ in self.slices])
+        return KeyFacts(self.plan, np.array(rows, np.int64), self.slices, no_runs())
 
     def compact(self, compactor: Compactor, columns: Sequence[str], tasks: RunTasks) -> Compacted:
         """Write the parts of the version."""
-        sized = [(key, file.path, float(file.size_bytes)) for key, file in self.slices]
-        repeated = rows_of(self.duplicates)
+        slices, duplicates = sized(self.slices), self.duplicates.rows
         if columns:
-            return compact_by_value(compactor, columns, sized, repeated, tasks)
-        return compact_slices(compactor, sized, repeated, tasks)
+            return compact_by_value(compactor, columns, slices, duplicates, tasks)
+        return compact_slices(compactor, slices, duplicates, tasks)
 
     def to_manifest(self, manifest: Manifest) -> Manifest:
         """Return it as it is."""
         return manifest
 
 
-def rows_of(duplicates: LabelledDuplicates) -> dict[SliceKey, tuple[int, ...]]:
-    """Return the rows without their labels."""
-    return {key: tuple(row for row, _ in rows) for key, rows in duplicates.items()}
+def sized(slices: Slices) -> list[SizedSlice]:
+    """Return slices as compaction takes them."""
+    return [(key, file.path, float(file.size_bytes)) for key, file in slices]

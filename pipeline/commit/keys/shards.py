@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -26,11 +26,14 @@ _SCHEMA = pa.schema(
         pa.field("part", pa.int32(), nullable=False),
         pa.field("row", pa.int32(), nullable=False),
         pa.field("failed", pa.list_(pa.int64()), nullable=False),
+        pa.field("computed_day", pa.int32(), nullable=False),
     ]
 )
 _ENCODING = {
     **dict.fromkeys(("uri", "version"), "DELTA_BYTE_ARRAY"),
-    **dict.fromkeys(("size_bytes", "num_rows", "part", "row"), "DELTA_BINARY_PACKED"),
+    **dict.fromkeys(
+        ("size_bytes", "num_rows", "part", "row", "computed_day"), "DELTA_BINARY_PACKED"
+    ),
     "failed.list.element": "DELTA_BINARY_PACKED",
 }
 
@@ -42,6 +45,8 @@ def known_shards(
     unread: Numbers,
     *,
     is_limited: bool,
+    today: int,
+    days: Mapping[str, int],
 ) -> list[KnownShard]:
     """Say of each shard of a version which predictions are of its rows, in input order.
 
@@ -54,6 +59,8 @@ def known_shards(
         failed: int64 (F,), ascending: ranks of the rows without a prediction among all rows.
         unread: Those of them whose reason is `unreadable_shard`.
         is_limited: Whether `run.limit_rows` leaves rows out: then no shard is known.
+        today: Days from 1970 to when what is computed was.
+        days: URI of a shard -> the same of its carried predictions.
     """
     units = plan.units
     if is_limited or any(unit.cut is not None and len(unit.extents) != 1 for unit in units):
@@ -73,12 +80,13 @@ def known_shards(
     root = Store(plan.source_root)
     return [
         KnownShard(
-            root.url(paths[at]),
+            uri := root.url(paths[at]),
             extents[at].size_bytes,
-            extents[at].version,
+            extents[at].exact_version,
             count,
             start - before,
             tuple((failed[before:until] - start).tolist()) if until > before else (),
+            min(today, days.get(uri, today)),
         )
         for at, count, start, before, until, is_left_out in zip(
             *(each.tolist() for each in (begins, num_rows, starts, low, high)),
@@ -117,6 +125,7 @@ def write_shards(
             parts,
             rows,
             pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat),
+            [shard.computed_day for shard in shards],
         ],
         schema=_SCHEMA,
     )
@@ -139,7 +148,8 @@ def read_shards(keys: VersionKeys) -> list[KnownShard]:
         failed = map(tuple, table.column("failed").to_pylist())
     names = ("uri", "size_bytes", "version", "num_rows")
     columns = [table.column(name).to_pylist() for name in names]
-    return list(map(KnownShard, *columns, first.tolist(), failed))
+    days = table.column("computed_day").to_pylist()
+    return list(map(KnownShard, *columns, first.tolist(), failed, days))
 
 
 def encode(table: pa.Table, encoding: dict[str, str], row_group_rows: int = 2**20) -> bytes:

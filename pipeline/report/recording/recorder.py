@@ -186,19 +186,12 @@ class RunRecorder(RowAccounts):
     @property
     def carried_section(self) -> Carried | None:
         """Return what is carried over, as it is known so far."""
-        carried, looked_up = self._carried, self.figures.looked_up
-        if carried is None or looked_up is None:
-            return carried
-        return carried.but(
-            rows=carried.rows + self.num_found,
-            content_rows=self.num_found,
-            lookup_failed_rows=looked_up.num_failed,
-        )
+        return self._carried
 
     @property
     def carried_facts(self) -> dict[str, Any]:
         """Return what is carried over, for the manifest; {} if nothing is."""
-        carried = self.carried_section
+        carried = self._carried
         return carried.model_dump(exclude_none=True) if carried and carried.rows else {}
 
     def judged(self, results: list[GateResult]) -> None:
@@ -230,7 +223,7 @@ class RunRecorder(RowAccounts):
     @property
     def is_retry(self) -> bool:
         """Tell whether rows of a quarantine are retried."""
-        return self._kept is not None or self._retry is not None
+        return self._retry is not None
 
     def report(
         self,
@@ -277,7 +270,7 @@ class RunRecorder(RowAccounts):
             versions={**package_versions(), **environment_versions()},
             in_flight=self._in_flight,
             retry=self._retry,
-            carried=self.carried_section,
+            carried=self._carried,
         )
         measured = Load(
             figures=self._figures,
@@ -295,8 +288,7 @@ class RunRecorder(RowAccounts):
         rows = self.rows_section()
         if self._carried is None or self._kept is None:
             return rows
-        num_carried = self.num_kept + self.num_found
-        return rows.but(resumed=(rows.resumed or 0) - self.num_kept, carried=num_carried)
+        return rows.but(resumed=(rows.resumed or 0) - self.num_kept, carried=self.num_kept)
 
     def _fingerprint(self) -> str | None:
         if self._kept is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.commit.parts.compaction import RunTasks
+from pipeline.commit.parts.compaction import DuplicateRows, RunTasks
 from pipeline.commit.parts.part_reader import read_columns
 from pipeline.core.arrays import Numbers
 from pipeline.core.errors import InfraError
@@ -16,7 +16,6 @@ from pipeline.core.failures import Reason
 from pipeline.core.schema import ERROR
 from pipeline.core.slices import SliceKey
 from pipeline.planning.tiling import Slices
-from pipeline.runs.merging import LabelledDuplicates, rows_of
 from pipeline.runs.retry.plan import Replan
 from pipeline.storage.store import Store
 
@@ -70,7 +69,7 @@ def match_rows(
     replan: Replan,
     store: Store,
     slices: Slices,
-    duplicates: LabelledDuplicates,
+    duplicates: DuplicateRows,
     run_tasks: RunTasks,
 ) -> Match:
     """Find the entry that each row replaces.
@@ -81,10 +80,9 @@ def match_rows(
     outcomes: list[SliceOutcome] = run_tasks(
         read_slice_outcome, [(store, file.path) for _, file in slices]
     )
-    repeated = rows_of(duplicates)
     is_good = [outcome.is_good.copy() for outcome in outcomes]
     for (key, _), good in zip(slices, is_good, strict=True):
-        good[list(repeated.get(key, ()))] = False
+        good[list(duplicates.get(key, ()))] = False
     if replan.base.plan.counts_by_reading:
         entries, minors, gone = _match_uncounted(replan, slices, outcomes)
     else:
@@ -92,7 +90,7 @@ def match_rows(
         entries, minors = np.repeat(gone, replan.counts), _steps(replan.counts)
     return Match(
         slices,
-        repeated,
+        duplicates,
         gone,
         entries,
         minors,

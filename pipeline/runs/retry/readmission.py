@@ -19,7 +19,7 @@ from pipeline.commit.manifest import Manifest, Part, current_manifest
 from pipeline.commit.parts.compaction import Compacted, Compactor, RunTasks
 from pipeline.commit.parts.part_merge import NOT_HERE, Insert, Merger, merge_folders, merge_parts
 from pipeline.commit.parts.part_reader import read_batches, read_columns
-from pipeline.commit.parts.row_ids import hash_ids
+from pipeline.commit.parts.row_ids import LabelledDuplicates, find_duplicates, hash_ids
 from pipeline.commit.parts.row_positions import Positions
 from pipeline.core.arrays import Numbers
 from pipeline.core.errors import InfraError, JobError, PublishConflict
@@ -30,7 +30,7 @@ from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import Slices
 from pipeline.report.recording.rows import KeptRows
 from pipeline.runs.context import RunContext
-from pipeline.runs.merging import LabelledDuplicates
+from pipeline.runs.merging import Duplicates, Hashes
 from pipeline.runs.retry.matching import Match, match_rows
 from pipeline.runs.retry.plan import Replan
 from pipeline.storage.skipped import Skipped
@@ -108,22 +108,24 @@ class RetryMerge:
                 "meanwhile; nothing was published, run again"
             )
 
-    def with_published(
-        self, run: RunContext, slices: Slices, found: LabelledDuplicates, tasks: RunTasks
-    ) -> LabelledDuplicates:
-        """Add new rows whose id is published already to duplicates among them themselves."""
+    def find_duplicates(
+        self, run: RunContext, slices: Slices, hashes: Sequence[Hashes], tasks: RunTasks
+    ) -> Duplicates:
+        """Find new rows whose id is published already, or that another new one before them has."""
+        found = find_duplicates(run.store, [(key, file.path) for key, file in slices], hashes)
         published = self._published_ids(run.store, slices)
-        return {
+        every = {
             key: tuple(sorted({*found.get(key, ()), *published.get(key, ())}, key=lambda r: r[0]))
             for key, _ in slices
             if key in found or key in published
         }
+        return Duplicates(every)
 
     def begin(
-        self, run: RunContext, slices: Slices, duplicates: LabelledDuplicates, tasks: RunTasks
+        self, run: RunContext, slices: Slices, duplicates: Duplicates, tasks: RunTasks
     ) -> MergedRetry:
         """Match the rows with entries, and count what is kept, which must still be published."""
-        match = match_rows(self.replan, run.store, slices, duplicates, tasks)
+        match = match_rows(self.replan, run.store, slices, duplicates.rows, tasks)
         self.require_current(current_manifest(run.store, run.layout))
         run.record.keep(self.kept(match))
         run.record.retried(recovered=match.num_recovered, failed_again=match.num_failed)
@@ -159,6 +161,10 @@ class MergedRetry:
     store: Store
 
     @property
+    def key_facts(self) -> None:
+        """A retry's version has no keys yet."""
+
+    @property
     def unchanged(self) -> Manifest | None:
         """The version that is retried, if all rows failed again just as they had."""
         match, base = self.match, self.merge.base
@@ -187,10 +193,8 @@ class MergedRetry:
         else:
             inserts = _inserts(match, np.where(good, before, NOT_HERE))
             parts = merge_parts(merger, published.parts, inserts, layout, tasks)
-        positions = merge_positions(
-            *(base.positions, base.predicted_before, match),
-            is_counted=not base.plan.counts_by_reading,
-        )
+        is_tar = base.plan.row_ids == "key"
+        positions = merge_positions(base.positions, base.predicted_before, match, is_tar=is_tar)
         [quarantine] = tasks(
             merger.into_quarantine,
             [(
@@ -226,7 +230,7 @@ class MergedRetry:
 
 
 def merge_positions(
-    positions: Positions, predicted_before: Numbers, match: Match, *, is_counted: bool
+    positions: Positions, predicted_before: Numbers, match: Match, *, is_tar: bool
 ) -> Positions:
     """Return positions of the next version's quarantine: entries that stay, and rows that failed.
 
@@ -234,8 +238,7 @@ def merge_positions(
         positions: Of the N entries.
         predicted_before: int64 (N,): predictions before each entry.
         match: The staged rows.
-        is_counted: The plan counts the rows. If only reading does, an entry may stand for the rest
-            of a shard, whose later rows have later numbers.
+        is_tar: An entry may stand for the rest of a tar, whose later rows have later numbers.
 
     Returns:
         Of K rows, ascending by key.
@@ -246,7 +249,7 @@ def merge_positions(
     stays = np.ones(len(positions), bool)
     stays[match.gone] = False
     new = positions.take(match.entries[failed])
-    rows = new.rows if is_counted else new.rows + match.minors[failed]
+    rows = new.rows + match.minors[failed] if is_tar else new.rows
     new = replace(new, keys=keys[failed], rows=rows)
     predicted = np.concatenate([predicted_before[stays], predicted_before[match.entries[failed]]])
     merged = Positions.joined([positions.take(stays), new])

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,7 +82,8 @@ def expected(some: Sequence[Shard]) -> list[KnownShard]:
     for index, shard in enumerate(some):
         failed = tuple(row for row, is_failed in enumerate(shard.failed) if is_failed)
         known = KnownShard(
-            f"/in/s{index}", 100 + index, f"v{index}", len(shard.failed), predicted, failed
+            *(f"/in/s{index}", 100 + index, f"v{index}", len(shard.failed), predicted, failed),
+            computed_day=9 - index % 2,
         )
         predicted += len(shard.failed) - len(failed)
         if not (shard.is_whole or shard.is_cut_off):
@@ -98,7 +100,9 @@ def find(some: Sequence[Shard], plan: Plan, *, is_limited: bool = False) -> list
         for unit in plan.units
     ]
     failed = np.flatnonzero(np.array(flags, bool))
-    return known_shards(plan, rows, failed, np.array(unread, np.int64), is_limited=is_limited)
+    days = {f"/in/s{index}": 8 for index in range(1, len(some), 2)}
+    how: dict[str, Any] = {"is_limited": is_limited, "today": 9, "days": days}
+    return known_shards(plan, rows, failed, np.array(unread, np.int64), **how)
 
 
 NUMBERS = st.lists(st.integers(0, 30), max_size=5)
@@ -119,7 +123,8 @@ def test_of_a_limited_run_no_shard_is_known():
     assert find(some, counted_plan(some, [], []), is_limited=True) == []
     together = plan_of([Unit(0, (Extent("a", 1, "v", 0, 0, 1.0),) * 2, (), UncountedPlan(4, 9))])
     none = np.zeros(0, np.int64)
-    assert known_shards(together, [3], none, none, is_limited=False) == []
+    how: dict[str, Any] = {"is_limited": False, "today": 9, "days": {}}
+    assert known_shards(together, [3], none, none, **how) == []
 
 
 def written(folder: Path, some: list[KnownShard], part_rows: list[int]) -> list[KnownShard]:

@@ -40,7 +40,9 @@ def write_version_keys(
     store, folder = compactor.store, layout.keys(compactor.version)
     failed = read_failed(store, compactor.folder, done.quarantine)
     counts = rows_of_units(plan, [key for key, _, _ in slices])
-    shards = known_shards(plan, counts, failed.ranks, failed.unread, is_limited=False)
+    shards = known_shards(
+        plan, counts, failed.ranks, failed.unread, is_limited=False, today=0, days={}
+    )
     buckets: dict[str, KeyFile] = {}
     if kind == "content":
         part_rows = tuple(part.num_rows for part in done.predictions)

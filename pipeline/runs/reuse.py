@@ -1,0 +1,172 @@
+"""Find what a run can take over from earlier versions, and divide its plan by that.
+
+Out: a `Reuse`: the work that is left, what is carried, and why nothing is if nothing is. Nothing is
+written and no row is read. What cannot be looked up is computed; it never counts as unchanged.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from pipeline.commit.keys.meta import NoKeys, VersionKeys, read_keys
+from pipeline.commit.keys.shards import read_shards
+from pipeline.commit.layout import Layout, earlier_names
+from pipeline.commit.manifest import Manifest, current_manifest, read_manifest
+from pipeline.commit.parts.carried_version import CarriedVersion
+from pipeline.commit.published.rollback import history_numbers
+from pipeline.core.errors import PipelineError
+from pipeline.core.versions import changed_versions, environment_versions
+from pipeline.planning.carried import KnownShard, Source, day_of
+from pipeline.planning.carrying import Division, Known, divide
+from pipeline.planning.checked_rows import choose_checked
+from pipeline.planning.plan import Plan
+from pipeline.planning.predictor import predictor_key, why_other
+from pipeline.planning.slicing import SliceSizes
+from pipeline.runs.context import RunContext
+
+_MOST_SOURCES, _MOST_LOOKED_AT = 4, 8
+_NO_WEIGHTS = "the tensors of the model come from code, so nothing proves that they are the same"
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A version that rows may be taken from."""
+
+    version: CarriedVersion
+    keys: VersionKeys
+    shards: tuple[KnownShard, ...]
+    """() if its row ids and pass-through columns are made otherwise than those of this run."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of the version."""
+        return self.version.manifest
+
+    @property
+    def name(self) -> str:
+        """Return what people call it."""
+        return f"{self.version.layout.name} version {self.manifest.number}"
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """What a run takes over."""
+
+    division: Division | None
+    """None: nothing."""
+    earlier: tuple[Earlier, ...] = ()
+    """The sources, in the order of `division.carried.sources`."""
+    why_not: str = ""
+    """Why nothing is taken over, or not from the newest version."""
+    environment: tuple[str, ...] = ()
+    """Libraries whose version is another one than then."""
+
+
+def find_reuse(run: RunContext, plan: Plan, base: Manifest | None) -> Reuse:
+    """Divide a plan into what is taken over and the work that is left.
+
+    Args:
+        run: The run.
+        plan: All rows.
+        base: What is published of the partition now.
+    """
+    if why := _why_not_at_all(run, plan):
+        return Reuse(None, why_not=why)
+    by_content = run.job.run.reuse == "content"
+    earlier, reasons = _usable(run, plan, base, by_content=by_content)
+    why = "; ".join(reasons) or "nothing earlier is published"
+    if not earlier:
+        return Reuse(None, why_not=why)
+    oldest_day = day_of(dt.datetime.now(dt.UTC)) - run.job.run.reuse_max_age_days
+    has_uris = run.job.source.has_uris  # a shard says nothing of what its URIs lead to
+    known = [
+        Known(
+            Source(one.version.layout.partition, one.manifest.number, one.manifest.token),
+            {s.uri: s for s in one.shards if s.computed_day >= oldest_day and not has_uris},
+        )
+        for one in earlier
+    ]
+    changed = changed_versions(earlier[0].keys.about.environment, environment_versions())
+    parts = [one.keys.part_rows for one in earlier]
+    choose = partial(choose_checked, parts=parts, seed=plan.fingerprint, is_thorough=bool(changed))
+    sizes = SliceSizes.of(run.job, plan.batch_size)
+    division = divide(plan, known, sizes, choose, by_content=by_content)
+    if not division.carried.num_rows and not by_content:
+        if len(division.carried.checked):
+            why = "so few rows are known that all of them are checked"
+        elif not reasons:
+            why = f"no shard is as it was in {earlier[0].name}"
+        return Reuse(None, why_not=why)
+    return Reuse(division, tuple(earlier), "; ".join(reasons), changed)
+
+
+def _why_not_at_all(run: RunContext, plan: Plan) -> str:
+    job = run.job
+    if not run.options.reuse:
+        return "--no-reuse was given"
+    if job.run.reuse == "off":
+        return "run.reuse is off"
+    if job.run.limit_rows is not None:
+        return "run.limit_rows is set"
+    if job.sink.partition_columns:
+        return "sink.partition_columns sorts the rows by value"
+    if job.source.has_uris and job.run.reuse == "inputs":
+        return "a shard does not show what its URIs lead to; run.reuse: content goes by the bytes"
+    return "" if plan.predictor else _NO_WEIGHTS
+
+
+def _usable(
+    run: RunContext, plan: Plan, base: Manifest | None, *, by_content: bool
+) -> tuple[list[Earlier], list[str]]:
+    """Return the versions to take rows from, newest first, and why newer ones are none."""
+    found: list[Earlier] = []
+    reasons: list[str] = []
+    for layout, manifest in _candidates(run, base):
+        name = f"{layout.name} version {manifest.number}"
+        try:
+            keys = read_keys(run.store, layout, manifest)
+            has_same_rows = keys.about.row_settings == plan.row_settings
+            shards = tuple(read_shards(keys)) if has_same_rows else ()
+        except NoKeys as error:
+            reasons.append(str(error))
+            continue
+        except PipelineError as error:
+            reasons.append(f"{name}: its keys cannot be read: {error}")
+            continue
+        if keys.about.predictor_key != predictor_key(plan.predictor):
+            parts = (manifest.fingerprint_parts, plan.fingerprint_parts)
+            reasons.append(f"{name}: {why_other(manifest.model, plan.model, parts)} changed")
+            continue
+        if not has_same_rows and not (by_content and keys.about.kind == "content"):
+            reasons.append(f"{name}: the source section or the columns of the job changed")
+            continue
+        found.append(Earlier(CarriedVersion(layout, manifest), keys, shards))
+        if len(found) == _MOST_SOURCES:
+            break
+    return found, reasons if not found else []
+
+
+def _candidates(run: RunContext, base: Manifest | None) -> Iterator[tuple[Layout, Manifest]]:
+    """Yield what is published of this partition, newest first, then of earlier partitions.
+
+    Versions that a rollback has taken back are left out.
+    """
+    store, layout = run.store, run.layout
+    taken_back: set[int] = set()
+    if base is not None:
+        yield layout, base
+        for number in (base.number, *reversed(history_numbers(store, layout))):
+            if number in taken_back or number > base.number:
+                continue
+            manifest = base if number == base.number else read_manifest(store, layout, number)
+            if manifest.restored_from is not None:
+                taken_back |= set(range(manifest.restored_from + 1, number))
+            if number != base.number:
+                yield layout, manifest
+    for name in earlier_names(layout.name, store.list_folders("_control"))[:_MOST_LOOKED_AT]:
+        earlier = Layout(name)
+        if (current := current_manifest(store, earlier)) is not None:
+            yield earlier, current
