@@ -2,8 +2,8 @@
 
 Raise an area's number when the same input gives another output there. Fingerprints and the node
 cache hold the numbers instead of the source text, so that a comment or a moved file makes nothing
-stale. tests/test_semantics.py holds digests of the outputs over a fixed corpus and fails if they
-change while the number stays.
+stale. tests/integration/test_semantics.py holds digests of the outputs over a fixed corpus and
+fails if they change while the number stays.
 """
 
 from __future__ import annotations

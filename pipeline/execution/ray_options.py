@@ -8,8 +8,8 @@ from pipeline.execution.versions import read_options, with_calls_at_once
 from pipeline.planning.allocation import TASK_CPUS, Allocation
 
 # Preempted tasks are retried, and a slice that crashes its workers is given up earlier
-# (crash_guard.py): more restarts than these end the run, which can be resumed. Ray's defaults are
-# unlimited.
+# (isolation/crash_guard.py): more restarts than these end the run, which can be resumed. Ray's
+# defaults are unlimited.
 MAX_ACTOR_RESTARTS = 50
 MAX_TASK_RETRIES = 20
 CALLS_AT_ONCE = 2

@@ -261,7 +261,9 @@ def _build(spec: ModelSpec) -> torch.nn.Module:
     import torch
 
     if spec.directory is not None:
-        prefix = (spec.input.settings() or {}).get("prefix")
+        from pipeline.preprocessing.texts.text_input import TextInput
+
+        prefix = spec.input.text.prefix if isinstance(spec.input, TextInput) else None
         module = directory_module(spec.directory, spec.input.name, spec.pooling, spec.task, prefix)
     elif spec.kind == "torchvision":
         module = torchvision_module(spec.name, spec.weights_sha256, **_num_classes(spec.task))

@@ -215,14 +215,14 @@ def _model(
     job: Job, model: ModelSpec, plan: Plan, tried: Preview | None, choice: Choice
 ) -> dict[str, Any]:
     experimental = {"jpeg_decoder": "gpu: experimental, it has never run on a real GPU"}
-    task, settings = model.task, model.input.settings() or {}
+    task = model.task
     return {
         "name": model.name,
         "task": task.kind,
         "labels": len(task.labels) or None,
         "embedding_dim": task.embedding_dim or None,
         "pooling": model.pooling,
-        "max_tokens": settings["max_tokens"] if model.input.counts_tokens else None,
+        "max_tokens": model.input.max_tokens,
         "runtime": model.runtime,
         "precision": model.precision,
         "choice": choice.text,

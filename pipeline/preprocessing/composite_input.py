@@ -91,6 +91,10 @@ class CompositeInput:
         return any(part.counts_tokens for _, part in self.parts)
 
     @property
+    def max_tokens(self) -> int | None:
+        return max((p.max_tokens for _, p in self.parts if p.max_tokens is not None), default=None)
+
+    @property
     def semantics(self) -> Mapping[str, int]:
         return {area: number for _, part in self.parts for area, number in part.semantics.items()}
 
@@ -112,11 +116,8 @@ class CompositeInput:
 
     def settings(self) -> dict[str, Any]:
         """Return the settings of each input by its name, and the most tokens of a text."""
-        limits = [
-            (part.settings() or {})["max_tokens"] for _, part in self.parts if part.counts_tokens
-        ]
         told = [[name, part.name, part.settings()] for name, part in self.parts]
-        return {"inputs": told, **({"max_tokens": max(limits)} if limits else {})}
+        return {"inputs": told, **({"max_tokens": self.max_tokens} if self.counts_tokens else {})}
 
     def fitted(self, fields: pa.Schema) -> Self:
         return replace(

@@ -133,6 +133,11 @@ class Input(Protocol):
         ...
 
     @property
+    def max_tokens(self) -> int | None:
+        """Return the most tokens of a row; None if rows have no tokens."""
+        ...
+
+    @property
     def semantics(self) -> Mapping[str, int]:
         """Return area -> version of the code that decides the model input."""
         ...
@@ -243,6 +248,7 @@ class FixedShape:
     """Base of inputs whose rows all have one shape; they publish no columns."""
 
     counts_tokens: ClassVar[bool] = False
+    max_tokens: ClassVar[int | None] = None
     Options: ClassVar[type[Section] | None] = None
 
     def usual_batch(self, *, is_on_gpu: bool) -> BatchLimits:

@@ -1,4 +1,4 @@
-"""The report of a run as one document (report.json); render.py shows it to people.
+"""The report of a run as one document (report.json); showing/render.py shows it to people.
 
 A run states what it knows when it ends, however it ends; its counters decide the rest. What is not
 known is null, never a guess. Callers write the bytes.

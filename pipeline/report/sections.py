@@ -1,4 +1,4 @@
-"""The sections of report.json that a run states as they are; performance.py computes the others."""
+"""The sections of report.json that a run states as they are; speed/ computes the others."""
 
 from __future__ import annotations
 

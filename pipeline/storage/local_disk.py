@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 import errno
-import logging
 import os
 import re
 import shutil
@@ -14,14 +12,10 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
-from pipeline.core.printable import clean_message
 from pipeline.process.failpoints import failpoint_quiet
 from pipeline.storage.interface import BadBlock, Choice, FileExpired, StoredFile
-from pipeline.storage.skipped import SkipReason
+from pipeline.storage.listing.disk_walk import folder_names, local_file, walk
 
-log = logging.getLogger(__name__)
-
-_LEADS_NOWHERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
 _TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{32}$")
 
 
@@ -29,49 +23,17 @@ class LocalDisk:
     """POSIX files. fsspec is not used: its local writes are neither atomic nor synced."""
 
     def list(self, folder: str, choice: Choice | None = None) -> Iterator[Sequence[StoredFile]]:
-        """Yield the files below a folder; without a choice, as of a sink, links are none."""
-        links: list[str] = []
-        skipped = len(folder.rstrip("/")) + 1
-        folders = [folder]
-        while folders:
-            try:
-                entries = os.scandir(folders.pop())
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            files: list[StoredFile] = []
-            with entries:
-                for entry in entries:
-                    if choice is None and entry.is_symlink():
-                        links.append(entry.path)
-                    elif entry.is_dir(follow_symlinks=False):
-                        folders.append(entry.path)
-                    elif entry.is_file(follow_symlinks=False):
-                        with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
-                            files.append(_local_file(entry.path, entry.stat()))
-                    elif choice is not None:
-                        found = _special(entry, follow_links=choice.follow_links)
-                        if isinstance(found, SkipReason):
-                            choice.skip(entry.path[skipped:], found)
-                        else:
-                            files.append(found)
-            yield files
-        if links:
-            first = clean_message(min(links))
-            log.warning("%s: skipped %d symbolic links, as %s", folder, len(links), first)
+        return walk(folder, choice)
 
     def folder_names(self, folder: str) -> Sequence[str]:
-        try:
-            with os.scandir(folder) as entries:
-                return sorted(e.name for e in entries if e.is_dir(follow_symlinks=False))
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+        return folder_names(folder)
 
     def stat(self, path: str) -> StoredFile | None:
         try:
             status = os.stat(path)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        return _local_file(path, status) if stat.S_ISREG(status.st_mode) else None
+        return local_file(path, status) if stat.S_ISREG(status.st_mode) else None
 
     def exists(self, path: str) -> bool:
         try:
@@ -177,28 +139,6 @@ def _open_regular(path: str, flags: int) -> int:
         os.close(descriptor)
         raise FileExpired(errno.ESTALE, "no regular file any more", path)
     return descriptor
-
-
-def _special(entry: os.DirEntry[str], *, follow_links: bool) -> StoredFile | SkipReason:
-    """Describe the file behind a link, or say why an entry that is no file is none."""
-    if not entry.is_symlink():
-        return SkipReason.SPECIAL_FILE
-    if not follow_links:
-        return SkipReason.LINK
-    try:
-        status = os.stat(entry.path)  # of the target: its size and time are the version
-    except OSError as error:
-        if error.errno not in _LEADS_NOWHERE:
-            raise
-        return SkipReason.BROKEN_LINK
-    if stat.S_ISREG(status.st_mode):
-        return _local_file(entry.path, status)
-    return SkipReason.LINK_TO_FOLDER if stat.S_ISDIR(status.st_mode) else SkipReason.SPECIAL_FILE
-
-
-def _local_file(path: str, status: os.stat_result) -> StoredFile:
-    modified = dt.datetime.fromtimestamp(status.st_mtime, dt.UTC)
-    return StoredFile(path, status.st_size, str(status.st_mtime_ns), modified, status.st_ctime_ns)
 
 
 @contextlib.contextmanager

@@ -52,7 +52,7 @@ class Skipped:
 
     files: Mapping[str, int] = field(default_factory=dict)
     first: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """First names per reason, sorted; reasons are those of `Skip`, or of a newer version."""
+    """First names per reason, sorted; reasons are those of `SkipReason`, or of a newer version."""
     extensions: Mapping[str, int] = field(default_factory=dict)
     """Files per extension, of reason `extension`; most first."""
 
@@ -126,7 +126,7 @@ class SkipCounter:
             self._extensions[OTHERS if is_full else extension] += 1
 
     def result(self) -> Skipped:
-        """Return what was counted, reasons in the order of `Skip`."""
+        """Return what was counted, reasons in the order of `SkipReason`."""
         counts = sorted(self._extensions.items(), key=lambda pair: (-pair[1], pair[0]))
         named = {name: count for name, count in counts if name != OTHERS}
         shown = dict([*named.items()][:_SHOWN_EXTENSIONS])

@@ -30,7 +30,8 @@ from pipeline.storage.backends import disk_backend, object_backend, object_store
 from pipeline.storage.create_once import CreateOutcome, create_once
 from pipeline.storage.errors import is_conflict, secret_values, storage_errors, translate
 from pipeline.storage.interface import Backend, Choice, Disk, Page, StoredFile
-from pipeline.storage.listing import FetchPage, collect, folder_names, list_in_parallel
+from pipeline.storage.listing import collect
+from pipeline.storage.listing.object_pages import FetchPage, folder_names, list_in_parallel
 from pipeline.storage.local_disk import is_temporary
 from pipeline.storage.object_store import CheckedFile, RemoteFile
 from pipeline.storage.uris import join, normalise, root_path

@@ -4,7 +4,7 @@ import datetime as dt
 import json
 import threading
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
@@ -62,9 +62,9 @@ def assert_whole(store: Store, manifest: Manifest) -> None:
     verify_output(store.uri, DAY, dict(store.storage_options))
 
 
-def crash_at(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def crash_at(monkeypatch: pytest.MonkeyPatch, name: str, nth: int = 1) -> None:
     monkeypatch.setattr(failpoints, "_reached", Counter())
-    monkeypatch.setenv(FAILPOINT, f"{name}:raise")
+    monkeypatch.setenv(FAILPOINT, f"{name}:raise:{nth}")
 
 
 def suspend_before_the_log(store: Store, monkeypatch: pytest.MonkeyPatch) -> tuple[Manifest, str]:
@@ -167,15 +167,27 @@ def test_a_crash_while_publishing_is_cured_by_doing_it_again(
     assert edition_of(every_store) == {2}
 
 
+@pytest.mark.parametrize(
+    ("crash", "nth", "table"),
+    [
+        ("after_log", 1, None),
+        ("after_table", 2, "delta"),  # the first time it makes sure of version 1
+        ("before_current", 2, None),
+        ("before_success", 2, None),
+        ("kept", 1, None),
+        ("retired", 2, None),
+    ],
+)
 def test_a_crash_after_the_commit_is_tidied_up_by_any_later_run(
-    usual_store: Store, monkeypatch: pytest.MonkeyPatch
+    usual_store: Store, monkeypatch: pytest.MonkeyPatch, crash: str, nth: int, table: str | None
 ):
-    publish_rows(usual_store, rows=Rows(1))
+    names = table_of(sink_of(table), usual_store)
+    publish_rows(usual_store, rows=Rows(1), table=table)
     with monkeypatch.context() as patch:
-        crash_at(patch, "after_log")
-        with pytest.raises(RuntimeError, match="after_log"):
-            publish_rows(usual_store, rows=Rows(2))
-    repaired = repair(usual_store, LAYOUT, 2)
+        crash_at(patch, crash, nth)
+        with pytest.raises(RuntimeError, match=crash):
+            publish_rows(usual_store, rows=Rows(2), table=table)
+    repaired = repair(usual_store, LAYOUT, 2, table=names)
     assert repaired is not None
     assert repaired.number == 2
     assert_whole(usual_store, repaired)
@@ -199,7 +211,8 @@ def test_of_two_different_versions_the_first_in_the_log_wins_untouched(every_sto
     with pytest.raises(PublishConflict, match="run theirs published version 2 meanwhile"):
         commit(every_store, LAYOUT, ours, our_folder)
     assert current_manifest(every_store, LAYOUT) == winner
-    assert digests_of(winner).items() <= snapshot(every_store, *FOLDERS).items()
+    present = snapshot(every_store, *FOLDERS)
+    assert present == {**digests_of(winner), LAYOUT.success: present[LAYOUT.success]}
     assert edition_of(every_store) == {3}
     assert repair(every_store, LAYOUT, 2) == winner
     assert_whole(every_store, winner)
@@ -337,8 +350,18 @@ def test_of_two_equal_versions_the_loser_adopts_the_winner(usual_store: Store):
     winner = commit(usual_store, LAYOUT, theirs, their_folder)
     adopted = commit(usual_store, LAYOUT, ours, our_folder)
     assert adopted == winner
+    assert files_of(usual_store) == named_by(winner)
     sync_published_folder(usual_store, LAYOUT, adopted, 2)
     assert_whole(usual_store, winner)
+
+
+def test_equal_rows_into_which_other_ones_were_merged_are_another_version(usual_store: Store):
+    ours, our_folder = prepare_version(usual_store, LAYOUT, Rows(1), 1, "ours")
+    theirs, their_folder = prepare_version(usual_store, LAYOUT, Rows(1), 1, "theirs")
+    winner = commit(usual_store, LAYOUT, replace(theirs, retry="f" * 64), their_folder)
+    with pytest.raises(PublishConflict, match=rf"^partition {DAY}: run theirs published version 1"):
+        commit(usual_store, LAYOUT, ours, our_folder)
+    assert files_of(usual_store) == named_by(winner)
 
 
 def test_a_rollback_publishes_the_old_bytes_and_the_next_one_goes_forward(every_store: Store):

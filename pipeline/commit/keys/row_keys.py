@@ -27,11 +27,13 @@ from pipeline.commit.keys.bucket import (
     write_bucket,
 )
 from pipeline.commit.keys.meta import KeyFile, NoKeys, VersionKeys, bucket_name
+from pipeline.commit.parts.carried_order import Ranges, put_in_order, steps
 from pipeline.commit.parts.compaction import DuplicateRows, RunTasks, SizedSlice
 from pipeline.commit.parts.part_reader import read_columns
 from pipeline.core.arrays import Numbers, as_array
 from pipeline.core.errors import InfraError
 from pipeline.core.schema import ERROR, INPUT_HASH
+from pipeline.planning.carried import Carried
 from pipeline.process.failpoints import failpoint
 from pipeline.storage.store import Store
 
@@ -56,24 +58,22 @@ class _Runs:
     """int64 (K,): computed predictions before each."""
     before: Numbers
     """int64 (K + 1,): carried predictions before each, and all."""
-    source: Numbers
-    first: Numbers
-    """int64 (K,) both, as in `Carried`."""
+    firsts: Numbers
+    """int64 (K,): number of the first prediction, counted over all sources one after the other."""
 
     def to_ordinals(self, ranks: Numbers) -> Numbers:
         """Return the ordinals of computed predictions, int64 (N,), by their ranks among those."""
         return ranks + self.before[np.searchsorted(self.computed, ranks, "right")]
 
-    def of_source(self, source: int, rows: Bucket) -> Bucket:
-        """Return the rows of a source's bucket that are carried, with their new ordinals."""
-        runs = np.flatnonzero(self.source == source)
-        rows = rows.take(np.argsort(rows.ordinals))
-        low = np.searchsorted(rows.ordinals, self.first[runs])
-        ends = self.first[runs] + np.diff(self.before)[runs]
-        counts = np.searchsorted(rows.ordinals, ends) - low
-        taken = rows.take(_spans(low, counts))
-        moved = self.computed[runs] + self.before[runs] - self.first[runs]
-        return Bucket(taken.high, taken.low, taken.ordinals + np.repeat(moved, counts))
+    def carried(self, high: Numbers, low: Numbers, numbers: Numbers) -> Bucket:
+        """Return those of N hashes that are carried, by the numbers of their predictions."""
+        order = np.argsort(numbers)
+        starts = np.searchsorted(numbers, self.firsts, sorter=order)
+        ends = np.searchsorted(numbers, self.firsts + np.diff(self.before), sorter=order)
+        counts = ends - starts
+        taken = order[np.repeat(starts, counts) + steps(counts)]
+        moved = self.computed + self.before[:-1] - self.firsts
+        return Bucket(high[taken], low[taken], numbers[taken] + np.repeat(moved, counts))
 
 
 @dataclass(frozen=True)
@@ -140,11 +140,11 @@ class KeyWriter:
         return self._write(bucket, found, runs)
 
     def write_only(
-        self, slices: tuple[SizedSlice, ...], runs_at: Numbers, carried: Numbers
+        self, slices: tuple[SizedSlice, ...], runs_at: Numbers, taken: Ranges
     ) -> KeyFile:
-        """Write the only bucket; `carried` are all runs, as `Carried` has them."""
+        """Write the only bucket; arguments as of `lay_down`, with what all the runs take."""
         rows, good = self._read(slices)
-        runs = _make_runs(good[runs_at], carried)
+        runs = _make_runs(good[runs_at], taken)
         self.require_all(int(good[-1]), runs)
         computed = Bucket(rows.high, rows.low, runs.to_ordinals(rows.ordinals))
         return self._write(0, [computed], runs)
@@ -157,8 +157,9 @@ class KeyWriter:
 
     def _carried(self, bucket: int, runs: _Runs) -> Iterator[Bucket]:
         """Yield the hashes of carried rows; those of a damaged file are left out."""
-        for number in np.unique(runs.source).tolist():
-            keys = self.sources[number]
+        ends = np.cumsum([keys.num_rows for keys in self.sources])
+        for source in np.unique(np.searchsorted(ends, runs.firsts, "right")).tolist():
+            keys = self.sources[source]
             for theirs in _overlapping(bucket, self.num_buckets, keys.num_buckets):
                 try:
                     rows = read_bucket(keys, theirs)
@@ -167,7 +168,8 @@ class KeyWriter:
                     continue
                 if keys.num_buckets < self.num_buckets:
                     rows = rows.take(buckets_of(rows.high, self.num_buckets) == bucket)
-                yield runs.of_source(number, rows)
+                numbers = rows.ordinals + int(ends[source] - keys.num_rows)
+                yield runs.carried(rows.high, rows.low, numbers)
 
     def _read(self, slices: Sequence[SizedSlice]) -> tuple[Bucket, Numbers]:
         """Return the hashes of predicted rows with their ranks, and the predictions before each
@@ -212,7 +214,7 @@ class KeyWriter:
 def write_buckets(
     writer: KeyWriter,
     slices: Sequence[SizedSlice],
-    carried: Numbers,
+    runs: Numbers,
     run_tasks: RunTasks,
     *,
     gone: Numbers = _NONE,
@@ -222,7 +224,7 @@ def write_buckets(
     Args:
         writer: Where to and how.
         slices: The staged slices of the work plan, in order; with a column `schema.INPUT_HASH`.
-        carried: int64 (K, 5): `Carried.runs`.
+        runs: int64 (K, 5): what is carried between them, as `Carried` has it.
         run_tasks: Calls a function for every tuple of arguments; results in the order of calls.
         gone: int64 (G,): numbers of carried predictions that go into the quarantine instead,
             counted over all sources one after the other.
@@ -230,10 +232,12 @@ def write_buckets(
     Raises:
         InfraError: The rows are not those of the parts.
     """
-    carried = _without(carried, np.sort(gone), writer.sources)
-    at = _rows_before_runs(slices, carried)
+    placed = put_in_order(slices, Carried((), runs, np.zeros((0, 4), np.int64)), writer.sources)
+    taken = placed.runs.cut(placed.runs.firsts, np.append(gone, gone + 1))
+    taken = taken.take(~np.isin(taken.firsts, gone))
+    at = placed.order.work_before(taken.ranks)
     if writer.num_buckets == 1:
-        [written] = run_tasks(writer.write_only, [(tuple(slices), at, carried)])
+        [written] = run_tasks(writer.write_only, [(tuple(slices), at, taken)])
         return {bucket_name(0): written}
     calls, first = [], 0
     chunks = list(_chunks(slices))
@@ -245,55 +249,17 @@ def write_buckets(
     laid: list[_Laid] = run_tasks(writer.lay_down, calls)
     firsts = np.cumsum([0, *(chunk.num_good for chunk in laid)])
     before = [chunk.good_before + first for chunk, first in zip(laid, firsts, strict=False)]
-    runs = _make_runs(np.concatenate([np.zeros(0, np.int64), *before]), carried)
-    writer.require_all(int(firsts[-1]), runs)
+    all_runs = _make_runs(np.concatenate(before), taken)
+    writer.require_all(int(firsts[-1]), all_runs)
     merged = run_tasks(
-        writer.merge, [(bucket, tuple(laid), runs) for bucket in range(writer.num_buckets)]
+        writer.merge, [(bucket, tuple(laid), all_runs) for bucket in range(writer.num_buckets)]
     )
     return {bucket_name(bucket): written for bucket, written in enumerate(merged)}
 
 
-def _make_runs(computed: Numbers, carried: Numbers) -> _Runs:
-    """Return runs, int64 (K, 5), with the computed predictions before each, int64 (K,)."""
-    before = np.concatenate([np.zeros(1, np.int64), np.cumsum(carried[:, 4])])
-    return _Runs(computed, before, carried[:, 2], carried[:, 3])
-
-
-def _without(carried: Numbers, gone: Numbers, sources: Sequence[VersionKeys]) -> Numbers:
-    """Return runs that leave some predictions out, int64 (G,), ascending."""
-    before = np.cumsum([0, *(keys.num_rows for keys in sources)])[carried[:, 2]]
-    starts = before + carried[:, 3]
-    low = np.searchsorted(gone, starts)
-    counts = np.searchsorted(gone, starts + carried[:, 4]) - low
-    # A run with n of them falls into n + 1 pieces.
-    of = np.repeat(np.arange(len(carried)), counts + 1)
-    firsts, ends = starts[of], (starts + carried[:, 4])[of]
-    last = np.cumsum(counts + 1) - 1
-    inner = gone[_spans(low, counts)]
-    firsts[np.delete(np.arange(len(of)), last - counts)] = inner + 1
-    ends[np.delete(np.arange(len(of)), last)] = inner
-    pieces = carried[of]
-    pieces[:, 3], pieces[:, 4] = firsts - before[of], ends - firsts
-    kept: Numbers = pieces[pieces[:, 4] > 0]
-    return kept
-
-
-def _spans(starts: Numbers, counts: Numbers) -> Numbers:
-    """Return start, start + 1, ... for each start and count, one after the other."""
-    skipped = starts - (np.cumsum(counts) - counts)
-    first_rows: Numbers = np.arange(int(counts.sum())) + np.repeat(skipped, counts)
-    return first_rows
-
-
-def _rows_before_runs(slices: Sequence[SizedSlice], carried: Numbers) -> Numbers:
-    """Return, int64 (K,), how many rows of the slices come before each run."""
-    begins: dict[int, int] = {}
-    rows = 0
-    for key, _, _ in slices:
-        begins.setdefault(key.unit, rows)
-        rows += key.num_rows
-    units, first = np.array([*begins], np.int64), np.array([*begins.values(), rows], np.int64)
-    return first[np.searchsorted(units, carried[:, 0])] + carried[:, 1]
+def _make_runs(computed: Numbers, taken: Ranges) -> _Runs:
+    """Return runs with the computed predictions before each, int64 (K,)."""
+    return _Runs(computed, np.append(0, np.cumsum(taken.counts)), taken.firsts)
 
 
 def _chunks(slices: Sequence[SizedSlice]) -> Iterator[tuple[SizedSlice, ...]]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.commit.parts.carried_version import CarriedVersion, NotReadable, OldRows
+from pipeline.commit.parts.carried_version import NotReadable, OldRows
 from pipeline.commit.parts.compaction import SizedSlice
 from pipeline.core.arrays import Numbers
 from pipeline.core.errors import InfraError
@@ -109,6 +110,15 @@ class Order:
         return Order(self.places[low:high], self.carried[low : high + 1])
 
 
+class Version(Protocol):
+    """What is known of a source here."""
+
+    @property
+    def num_rows(self) -> int:
+        """Predictions of the version."""
+        ...
+
+
 @dataclass(frozen=True)
 class Placed:
     """What a plan carries, put into the order of the input."""
@@ -123,7 +133,7 @@ class Placed:
 
 
 def put_in_order(
-    slices: Sequence[SizedSlice], carried: Carried, versions: Sequence[CarriedVersion]
+    slices: Sequence[SizedSlice], carried: Carried, versions: Sequence[Version]
 ) -> Placed:
     """Find where the runs of a plan go among the work rows.
 

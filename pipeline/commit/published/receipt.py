@@ -80,8 +80,12 @@ def check_receipt(
 
 
 def _models(every: Sequence[FoundPart], manifest: Manifest) -> Iterator[str]:
+    """Compare the model with that of each part; parts that were taken over say what made them."""
     for found in every:
         metadata: Mapping[bytes, bytes] = (found.schema.metadata if found.schema else None) or {}
+        made_for = metadata.get(f"{META_PREFIX}fingerprint".encode(), b"").decode()
+        if manifest.carried and made_for != manifest.fingerprint:
+            continue
         for name, key in _OF_MODEL.items():
             inside = metadata.get(f"{META_PREFIX}{name}".encode())
             said = str(manifest.model.get(key))

@@ -1,6 +1,6 @@
 """Per-node cache of exported models and the like: the first actor makes one, the others load it.
 
-The key of an artefact says everything that it depends on. cache_room.py removes old artefacts that
+The key of an artefact says everything that it depends on. eviction.py removes old artefacts that
 no process uses.
 """
 

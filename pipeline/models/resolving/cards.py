@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
@@ -17,10 +18,9 @@ from pipeline.core.user_code.allowed_imports import (
     require_allowed,
     source_digest,
 )
-from pipeline.models.directories.facts import DirectoryFacts
+from pipeline.models.directories.facts import DirectoryFacts, ImageContract
 from pipeline.models.directories.opening import library_digest, open_facts
 from pipeline.models.directories.snapshot import ModelDirectory
-from pipeline.models.resolving.unsupported import describe_name
 from pipeline.models.spec import ENTRY_POINT_GROUP, Kind, entry_point_card
 from pipeline.models.tasks import task_class
 from pipeline.models.torchvision_catalog import torchvision_facts
@@ -65,8 +65,7 @@ class FoundModel:
     facts: DirectoryFacts | None = None
     """What a model directory says."""
     directory: ModelDirectory | None = None
-    num_channels: int | None = None
-    """Channels of the images that it takes; None: unknown, or the directory says it."""
+    images: ImageContract = field(default_factory=ImageContract)
 
 
 def find_card(
@@ -111,6 +110,7 @@ def _directory_card(model: Model, path: str, input_name: str, *, has_pairs: bool
         code_sha256=library_digest(facts),
         transform=facts.transform,
         labels=facts.labels,
+        images=facts.images,
         facts=facts,
         directory=directory,
     )
@@ -127,7 +127,7 @@ def _named_card(name: str, model: Model) -> FoundModel:
                 transform=brought.transform,
                 labels=brought.labels,
                 weights_path=brought.weights_path,
-                num_channels=brought.num_channels,
+                images=ImageContract(brought.num_channels),
             )
     facts = torchvision_facts(name)
     if facts is None:
@@ -147,8 +147,28 @@ def _named_card(name: str, model: Model) -> FoundModel:
         code_sha256=hashlib.sha256(f"torchvision {version('torchvision')}".encode()).hexdigest(),
         transform=transform,
         labels=tuple(facts["labels"]) if model.labels is None else None,
-        num_channels=3,
+        images=ImageContract(3),
     )
+
+
+def describe_name(name: str) -> str | None:
+    """Return what a name means elsewhere, and how to run that model here; None if unknown."""
+    path = Path(name).expanduser()
+    try:
+        if path.is_dir() or (path.is_file() and path.suffix == ".onnx"):
+            what = "folder" if path.is_dir() else "file"
+            return f"is a {what}: model directories and .onnx files are named by model.path"
+        if path.is_file():
+            return f"is a file. Write model.weights: {name} and name its architecture"
+    except (OSError, ValueError):
+        return None
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        told = clean_message(name)[:200]
+        return (
+            "looks like a name on a model hub, and nothing is downloaded by a run: "
+            f"`pipeline pull hf://{told} FOLDER`, then model.path: FOLDER"
+        )
+    return None
 
 
 def _refuse_family(name: str, family: str, model: Model) -> None:

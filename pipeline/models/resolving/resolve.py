@@ -15,7 +15,6 @@ from pipeline.core.registry import INPUTS, get
 from pipeline.core.schema import GEOMETRY
 from pipeline.core.user_code.own_code import errors_told
 from pipeline.job.text import Text
-from pipeline.models.directories.facts import ImageContract
 from pipeline.models.resolving.cards import FoundModel, find_card
 from pipeline.models.resolving.taken_images import (
     require_image_fits,
@@ -116,8 +115,7 @@ def _require_geometry(task: TaskSpec, chosen: Input) -> None:
     """Refuse rows whose places in the original are not known, if the task needs them."""
     if not task_class(task.kind).needs_geometry:
         return
-    settings = chosen.settings() or {}
-    if settings.get("factory"):
+    if isinstance(chosen, ImageInput) and chosen.transform.factory:
         raise JobError(
             f"transform.factory: task {task.kind!r} undoes the transform, and what a factory does "
             "to an image is unknown; take a transform.resize"
@@ -203,8 +201,7 @@ def _choose_input(
     if "transform" in taken:
         problem = card.facts.transform_problem if card.facts else ""
         merged = choose(card.name, card.transform, transform, problem)
-        seen = card.facts.images if card.facts else ImageContract(card.num_channels)
-        require_image_fits(card.name, seen, merged)
+        require_image_fits(card.name, card.images, merged)
     chosen = _text(card, model, text) if "text" in taken else None
     with errors_told(INPUTS, name):
         columns = card.facts.columns if card.facts else ()

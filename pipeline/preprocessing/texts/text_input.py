@@ -44,6 +44,8 @@ from pipeline.process.liveness import still_alive
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.job.section import Section
+
 STAGE = "tokenize"
 IDS, MASK, TYPES = "input_ids", "attention_mask", "token_type_ids"
 _ROUND_TO = 8
@@ -64,13 +66,17 @@ class TextInput:
     takes: ClassVar[str] = "text"
     counts_tokens: ClassVar[bool] = True
     cost: ClassVar[Cost] = "text"
-    Options: ClassVar[None] = None
+    Options: ClassVar[type[Section] | None] = None
 
     @classmethod
     def of(cls, settings: InputSettings) -> Self:
         if settings.text is None:
             raise ValueError("texts need a tokenizer")
         return cls(settings.text)
+
+    @property
+    def max_tokens(self) -> int:
+        return self.text.max_tokens
 
     @property
     def semantics(self) -> Mapping[str, int]:

@@ -186,12 +186,19 @@ class RunRecorder(RowAccounts):
     @property
     def carried_section(self) -> Carried | None:
         """Return what is carried over, as it is known so far."""
-        return self._carried
+        carried, looked_up = self._carried, self.figures.looked_up
+        if carried is None or looked_up is None:
+            return carried
+        return carried.but(
+            rows=carried.rows + self.num_found,
+            content_rows=self.num_found,
+            lookup_failed_rows=looked_up.num_failed,
+        )
 
     @property
     def carried_facts(self) -> dict[str, Any]:
         """Return what is carried over, for the manifest; {} if nothing is."""
-        carried = self._carried
+        carried = self.carried_section
         return carried.model_dump(exclude_none=True) if carried and carried.rows else {}
 
     def judged(self, results: list[GateResult]) -> None:
@@ -270,7 +277,7 @@ class RunRecorder(RowAccounts):
             versions={**package_versions(), **environment_versions()},
             in_flight=self._in_flight,
             retry=self._retry,
-            carried=self._carried,
+            carried=self.carried_section,
         )
         measured = Load(
             figures=self._figures,
@@ -288,7 +295,8 @@ class RunRecorder(RowAccounts):
         rows = self.rows_section()
         if self._carried is None or self._kept is None:
             return rows
-        return rows.but(resumed=(rows.resumed or 0) - self.num_kept, carried=self.num_kept)
+        num_carried = self.num_kept + self.num_found
+        return rows.but(resumed=(rows.resumed or 0) - self.num_kept, carried=num_carried)
 
     def _fingerprint(self) -> str | None:
         if self._kept is not None:

@@ -22,6 +22,8 @@ from pipeline.storage.skipped import Skipped
 
 Origin = Literal["computed", "resumed"]
 """Committed by this run, or by an earlier one."""
+_FOUND: Literal["found"] = "found"
+"""Of rows of both whose predictions were found by their content in earlier versions."""
 ReadFooter = Callable[[str], StagedSlice]
 _TOP_FAILURES = 5
 _DUPLICATE = Cause(Reason.DUPLICATE_ID.value, "publish", "an earlier row has the same id")
@@ -52,7 +54,7 @@ class RowAccounts:
         """Count anew: the rows of another plan of the same run."""
         self._kept: KeptRows | None = None
         self._alike: Cause | None = None
-        self._rows: Counter[Origin] = Counter()
+        self._rows: Counter[Literal[Origin, "found"]] = Counter()
         self._slices: Counter[Origin] = Counter()
         self._total_rows: int | None = None
         self._total_slices: int | None = None
@@ -72,7 +74,8 @@ class RowAccounts:
 
     def add(self, origin: Origin, staged: StagedSlice) -> None:
         """Count a committed slice."""
-        self._rows[origin] += staged.num_rows
+        self._rows[origin] += staged.num_rows - staged.num_carried
+        self._rows[_FOUND] += staged.num_carried
         self._slices[origin] += 1
         self._count(staged)
 
@@ -194,7 +197,12 @@ class RowAccounts:
     @property
     def num_done(self) -> int:
         """Rows of all committed slices, of this run and of earlier ones."""
-        return self._rows["computed"] + self._rows["resumed"]
+        return self._rows.total()
+
+    @property
+    def num_found(self) -> int:
+        """Rows of them whose predictions were found by their content in earlier versions."""
+        return self._rows[_FOUND]
 
     @property
     def num_left(self) -> int | None:

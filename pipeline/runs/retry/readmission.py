@@ -193,8 +193,10 @@ class MergedRetry:
         else:
             inserts = _inserts(match, np.where(good, before, NOT_HERE))
             parts = merge_parts(merger, published.parts, inserts, layout, tasks)
-        is_tar = base.plan.row_ids == "key"
-        positions = merge_positions(base.positions, base.predicted_before, match, is_tar=is_tar)
+        positions = merge_positions(
+            *(base.positions, base.predicted_before, match),
+            is_counted=not base.plan.counts_by_reading,
+        )
         [quarantine] = tasks(
             merger.into_quarantine,
             [(
@@ -230,7 +232,7 @@ class MergedRetry:
 
 
 def merge_positions(
-    positions: Positions, predicted_before: Numbers, match: Match, *, is_tar: bool
+    positions: Positions, predicted_before: Numbers, match: Match, *, is_counted: bool
 ) -> Positions:
     """Return positions of the next version's quarantine: entries that stay, and rows that failed.
 
@@ -238,7 +240,8 @@ def merge_positions(
         positions: Of the N entries.
         predicted_before: int64 (N,): predictions before each entry.
         match: The staged rows.
-        is_tar: An entry may stand for the rest of a tar, whose later rows have later numbers.
+        is_counted: The plan counts the rows. If only reading does, an entry may stand for the rest
+            of a shard, whose later rows have later numbers.
 
     Returns:
         Of K rows, ascending by key.
@@ -249,7 +252,7 @@ def merge_positions(
     stays = np.ones(len(positions), bool)
     stays[match.gone] = False
     new = positions.take(match.entries[failed])
-    rows = new.rows + match.minors[failed] if is_tar else new.rows
+    rows = new.rows if is_counted else new.rows + match.minors[failed]
     new = replace(new, keys=keys[failed], rows=rows)
     predicted = np.concatenate([predicted_before[stays], predicted_before[match.entries[failed]]])
     merged = Positions.joined([positions.take(stays), new])

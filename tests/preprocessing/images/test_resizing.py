@@ -60,9 +60,8 @@ def test_shortest_equals_torchvision(size, resize_px: int, interpolation: str):
     resize = v2.Resize(resize_px, InterpolationMode(interpolation), antialias=True)
     crop = v2.CenterCrop((spec.height_px, spec.width_px))
     for px in SIZES_PX:
-        assert torch.equal(resize_and_crop(make_image(*px), spec), crop(resize(make_image(*px)))), (
-            px
-        )
+        found = resize_and_crop(make_image(*px), spec)
+        assert torch.equal(found, crop(resize(make_image(*px)))), px
 
 
 @pytest.mark.parametrize("interpolation", FILTERS)

@@ -7,7 +7,9 @@ import pytest
 from support.runs.plan_examples import planned, shard_extents
 
 from pipeline.commit.staging import StagedSlice
+from pipeline.core.figures.counters import Counters
 from pipeline.core.figures.histograms import Distribution
+from pipeline.core.figures.slice_figures import LookedUp, SliceFigures
 from pipeline.planning.carried import Carried, Source
 from pipeline.planning.carrying import Division, ShardRows
 from pipeline.report.recording.carried_rows import carried_section, first_shards, plan_facts
@@ -93,6 +95,22 @@ def test_kept_rows_are_carried_and_not_resumed_and_the_manifest_has_what_is_know
     facts = record.carried_facts
     assert (facts["rows"], facts["copied_bytes"]) == (190, 4096)
     assert None not in facts.values()
+
+
+def test_rows_that_were_found_by_their_content_are_carried_and_not_computed():
+    record = recorder()
+    record.carried(**dict(carried_section(division(by_content=True))))
+    counters = Counters()
+    SliceFigures(looked_up=LookedUp(50, 32, 3)).add_to(counters)
+    for origin, num_carried in (("computed", 20), ("resumed", 10)):
+        staged = StagedSlice("r", 30, counters=counters, num_carried=num_carried)
+        record.add(origin, staged)
+    report = record.report("published", 0)
+    assert (report.rows.computed, report.rows.resumed) == (40 + 10, 7 + 20)
+    assert report.rows.carried == report.carried.rows == 190 + 30
+    assert (report.carried.content_rows, report.carried.lookup_failed_rows) == (30, 6)
+    assert record.carried_facts["rows"] == 220
+    assert record.num_done == 40 + 7 + 60
 
 
 def test_what_could_not_be_carried_after_all_is_no_longer_told():

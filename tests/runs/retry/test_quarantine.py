@@ -30,6 +30,7 @@ from support.runs.retry_runs import (
     whole_partition,
     write_ids,
     write_images,
+    write_lines,
     write_links,
     write_parquet,
     write_tars,
@@ -171,6 +172,29 @@ def test_the_rest_of_a_tar_comes_in_as_far_as_it_can_be_read(tmp_path: Path):
 
     write_same_time(path, data)
     assert partition.retry() == "published"
+    assert partition.content() == (expected, [])
+    verify(partition)
+
+
+@pytest.mark.parametrize("num_bad", [1, 2])
+def test_rows_of_a_rest_that_failed_again_are_retried_by_their_own_numbers(
+    tmp_path: Path, num_bad: int
+):
+    partition = make_partition(tmp_path, write_lines)
+    expected = whole_partition(partition, tmp_path).content()[0]
+    path = Path(partition.inputs) / "j1.jsonl.gz"
+    data = path.read_bytes()
+    write_same_time(path, data[:10] + b"\xff" * (len(data) - 10))
+    partition.run()
+    assert list(partition.failed()) == ["j1.jsonl.gz"]
+    write_same_time(path, data)
+    bad = ["j1.jsonl.gz#3", "j1.jsonl.gz#5"][:num_bad]
+    partition.broken = set(bad)
+    assert partition.retry() == "published"
+    assert list(partition.failed()) == bad
+    partition.broken.clear()
+    assert partition.retry() == "published"
+    assert partition.computed == bad
     assert partition.content() == (expected, [])
     verify(partition)
 

@@ -23,7 +23,7 @@ MATCH = Match(
 
 def test_the_example_of_six_rows_comes_out_as_it_is_written():
     assert PREDICTED_BEFORE.tolist() == [1, 1, 2]
-    merged = merge_positions(POSITIONS, PREDICTED_BEFORE, MATCH, is_tar=False)
+    merged = merge_positions(POSITIONS, PREDICTED_BEFORE, MATCH, is_counted=True)
     two, four = major_keys(np.array([2, 4])).tolist()
     assert merged.keys.tolist() == [two + 1, four]
     assert merged.ranks.tolist() == [3, 5]
@@ -31,15 +31,15 @@ def test_the_example_of_six_rows_comes_out_as_it_is_written():
     assert (MATCH.num_recovered, MATCH.num_failed) == (2, 1)
 
 
-def test_only_the_rest_of_a_tar_moves_the_number_of_the_row():
+def test_only_the_rest_of_a_shard_moves_the_number_of_the_row():
     rows = [
-        merge_positions(POSITIONS, PREDICTED_BEFORE, MATCH, is_tar=is_tar)
-        for is_tar in (False, True)
+        merge_positions(POSITIONS, PREDICTED_BEFORE, MATCH, is_counted=is_counted)
+        for is_counted in (True, False)
     ]
     assert [positions.rows.tolist() for positions in rows] == [[2, 4], [3, 4]]
 
 
 def test_a_row_that_replaces_no_entry_is_left_out():
     match = Match([], {}, np.zeros(0, int), np.array([-1]), np.array([0]), np.array([False]))
-    merged = merge_positions(POSITIONS, PREDICTED_BEFORE, match, is_tar=True)
+    merged = merge_positions(POSITIONS, PREDICTED_BEFORE, match, is_counted=False)
     assert np.array_equal(merged.to_matrix(), POSITIONS.to_matrix())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,6 +68,18 @@ def write_tars(folder: Path) -> dict[str, Any]:
         ]
         (folder / f"t{shard}.tar").write_bytes(pack(entries))
     return {"format": "webdataset", "pass_through": ["cls"]}
+
+
+def write_lines(folder: Path) -> dict[str, Any]:
+    for shard in range(4):
+        lines = [
+            json.dumps({"image": base64.b64encode(image(row)).decode(), "camera": CAMERAS[row % 3]})
+            for row in range(10 * shard, 10 * shard + 10)
+        ]
+        data = gzip.compress("\n".join(lines).encode(), mtime=0)
+        (folder / f"j{shard}.jsonl.gz").write_bytes(data)
+    images = {"image_column": "image", "image_encoding": "base64"}
+    return {"format": "jsonl", "pass_through": ["camera"], **images}
 
 
 SOURCES: list[Callable[[Path], dict[str, Any]]] = [

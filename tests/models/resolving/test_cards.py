@@ -9,7 +9,7 @@ import pytest
 from support.models.model_cases import resolve
 
 from pipeline.core.errors import JobError
-from pipeline.models.resolving.unsupported import describe_name
+from pipeline.models.resolving.cards import describe_name
 from pipeline.models.torchvision_catalog import torchvision_facts
 
 
