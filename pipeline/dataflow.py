@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 
 from pipeline.commit.layout import parse_staged_name
-from pipeline.commit.lease import Lease, hold_lease
+from pipeline.commit.lease import Lease
 from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.publish import repair
@@ -103,7 +103,7 @@ def _execute(run: RunContext, progress: Progress) -> RunStatus:
     if note_if_published(run, current_manifest(store, layout), plan):
         tidy_if_free(run)
         return "nothing_to_do"
-    with hold_lease(store, layout, run.record.run_id, job.run.lease_ttl_s) as lease:
+    with run.held() as lease:
         base = repair(store, layout, job.sink.keep_versions, table=run.table)
         if note_if_published(run, base, plan):
             return "nothing_to_do"

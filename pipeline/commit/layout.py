@@ -125,6 +125,10 @@ class Layout:
         """Path of the file that the holder of a lease renews."""
         return f"{self.leases}/{epoch:010d}.hb"
 
+    def stop(self, epoch: int) -> str:
+        """Path of the file by which the holder of a lease is asked to stop."""
+        return f"{self.leases}/{epoch:010d}.stop"
+
     @property
     def log(self) -> str:
         """Folder of the manifests."""

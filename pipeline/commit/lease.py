@@ -6,25 +6,26 @@ still meet at the create-once log entry. A lease is an epoch: taking over means 
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import logging
-import os
-import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from pipeline.commit.heartbeat import Heartbeat
 from pipeline.commit.layout import Layout
 from pipeline.core.documents import known_fields
-from pipeline.core.errors import PartitionBusy, PipelineError
+from pipeline.core.errors import PartitionBusy, PipelineError, Stopped
+from pipeline.core.printable import clean_message
 from pipeline.process.failpoints import failpoint
+from pipeline.process.identity import ProcessId
+from pipeline.process.interrupts import as_ours, interrupt, reason
 from pipeline.process.life import current
 from pipeline.storage.create_once import CreateOutcome
 from pipeline.storage.store import Store
@@ -34,16 +35,15 @@ _RENEWALS_PER_TTL = 4
 _MAX_WATCH_S = 60.0
 
 
+Tell = Callable[[], Mapping[str, Any]]
+"""Says how far a run is, as fields of `Heartbeat`."""
+
+
 @dataclass(frozen=True)
-class Owner:
-    """Who holds an epoch, with enough to see on the same machine whether its process still runs."""
+class Owner(ProcessId):
+    """Who holds an epoch."""
 
     run_id: str
-    host: str
-    machine: str
-    pid: int
-    pid_started: float
-    """By the monotonic clock."""
     ttl_s: float
     token: str
 
@@ -51,9 +51,18 @@ class Owner:
 class Lease:
     """One epoch of one partition, renewed by a thread until released."""
 
-    def __init__(self, store: Store, layout: Layout, epoch: int, owner: Owner) -> None:
+    def __init__(
+        self,
+        store: Store,
+        layout: Layout,
+        epoch: int,
+        owner: Owner,
+        tell: Tell = dict,
+        before: Heartbeat | None = None,
+    ) -> None:
         self._store, self._layout = store, layout
         self.epoch, self.owner = epoch, owner
+        self._tell, self._before = tell, before or Heartbeat()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
@@ -63,7 +72,7 @@ class Lease:
         Raises:
             PartitionBusy: A later epoch exists.
         """
-        if _latest_epoch(self._store, self._layout) > self.epoch:
+        if latest_epoch(self._store, self._layout) > self.epoch:
             raise PartitionBusy(
                 f"partition {self._layout.name}: another run took over the lease of "
                 f"{self.owner.run_id}; finished slices are kept"
@@ -71,53 +80,112 @@ class Lease:
 
     def start(self) -> None:
         """Begin to renew."""
-        self._beat(released=False)
+        self._beat()
         self._thread.start()
 
-    def release(self) -> None:
-        """Stop renewing; the next run may start at once."""
+    def release(self, error: PipelineError | None = None) -> None:
+        """Stop renewing; the next run may start at once.
+
+        Args:
+            error: What the run ended with; None: it did what it was to do.
+        """
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
+        how = {"exit_code": error.exit_code, "error": clean_message(str(error))} if error else {}
         try:
-            self._beat(released=True)
-        except PipelineError as error:
+            self._beat(**{"released": True, "exit_code": 0, **how})
+        except PipelineError as trouble:
             # No reason to hide how the run ended: the lease ends with this process, or its ttl.
-            log.warning("lease of %s not released: %s", self._layout.name, error)
+            log.warning("lease of %s not released: %s", self._layout.name, trouble)
 
     def _renew(self) -> None:
         while not self._stop.wait(self.owner.ttl_s / _RENEWALS_PER_TTL):
-            try:
-                self._beat(released=False)
-            except PipelineError as error:
-                log.warning("lease of %s not renewed: %s", self._layout.name, error)
+            for step in (self._beat, self._stop_if_asked):
+                try:
+                    step()
+                except PipelineError as error:
+                    log.warning("lease of %s not renewed: %s", self._layout.name, error)
 
-    def _beat(self, *, released: bool) -> None:
-        beat = json.dumps({"run_id": self.owner.run_id, "released": released})
-        self._store.put(self._layout.heartbeat(self.epoch), beat.encode())
+    def _beat(self, **how: Any) -> None:
+        told = self._told()
+        is_same = told.get("fingerprint") and told["fingerprint"] == self._before.fingerprint
+        owner = {name: value for name, value in asdict(self.owner).items() if name != "token"}
+        beat = {
+            "attempt": 1 + ((self._before.attempt or 1) if is_same else 0),
+            **told,
+            "released": False,
+            **owner,
+            "written_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+            **how,
+        }
+        self._store.put(self._layout.heartbeat(self.epoch), json.dumps(beat).encode())
+
+    def _told(self) -> dict[str, Any]:
+        try:
+            return json.loads(json.dumps(dict(self._tell()), allow_nan=False))  # type: ignore[no-any-return]
+        except Exception as error:  # noqa: BLE001  # the lease lives, whatever its run cannot say
+            log.debug("lease of %s: how far it is, is unknown: %s", self._layout.name, error)
+            return {}
+
+    def _stop_if_asked(self) -> None:
+        """End the run, as a signal does, if `ask_to_stop` was called for this epoch."""
+        if reason() is not None:
+            return
+        try:
+            asked = self._store.read_bytes(self._layout.stop(self.epoch))
+        except FileNotFoundError:
+            return
+        interrupt(Stopped(f"pipeline stop{_by(asked)}"))
+
+
+def _by(asked: bytes) -> str:
+    """Say who asked a run to stop, if that is written down."""
+    try:
+        return f" by {clean_message(str(json.loads(asked)['by']))}"
+    except (ValueError, TypeError, KeyError):
+        return ""
+
+
+def ask_to_stop(store: Store, layout: Layout, epoch: int, by: str) -> bool:
+    """Ask the run that holds an epoch to stop; a later one has another epoch, and is not meant.
+
+    Returns:
+        False if it was asked already.
+    """
+    token = uuid.uuid4().hex
+    data = json.dumps({"by": by, "token": token}).encode()
+    return store.create_once(layout.stop(epoch), data, token) is not CreateOutcome.OTHER
 
 
 @contextmanager
-def hold_lease(store: Store, layout: Layout, run_id: str, ttl_s: float) -> Iterator[Lease]:
-    """Hold the partition's lease for the body.
+def hold_lease(
+    store: Store, layout: Layout, run_id: str, ttl_s: float, tell: Tell = dict
+) -> Iterator[Lease]:
+    """Hold the partition's lease for the body; each renewal says how far the run is.
 
     Raises:
         PartitionBusy: A live run holds it.
     """
-    lease = _acquire(store, layout, run_id, ttl_s)
-    with current().closing(lease.release):
+    lease = _acquire(store, layout, run_id, ttl_s, tell)
+    error: PipelineError | None = None
+    with current().closing(lambda: lease.release(reason() or Stopped("it was ended"))):
         try:
             failpoint("leased")
             lease.start()
             yield lease
+        except BaseException as caught:
+            error = as_ours(caught)
+            raise
         finally:
-            lease.release()
+            lease.release(error)
 
 
-def _acquire(store: Store, layout: Layout, run_id: str, ttl_s: float) -> Lease:
-    epoch = _latest_epoch(store, layout)
+def _acquire(store: Store, layout: Layout, run_id: str, ttl_s: float, tell: Tell) -> Lease:
+    epoch, before = latest_epoch(store, layout), None
     if epoch:
-        _require_dead(store, layout, epoch)
+        before = read_heartbeat(store, layout, epoch)
+        _require_dead(store, layout, epoch, before)
     owner = _this_process(run_id, ttl_s)
     data = json.dumps(asdict(owner)).encode()
     if store.create_once(layout.lease(epoch + 1), data, owner.token) is CreateOutcome.OTHER:
@@ -125,30 +193,47 @@ def _acquire(store: Store, layout: Layout, run_id: str, ttl_s: float) -> Lease:
             f"partition {layout.name}: another run took the lease at the same moment; "
             "wait for it to end"
         )
-    return Lease(store, layout, epoch + 1, owner)
+    return Lease(store, layout, epoch + 1, owner, tell, before)
 
 
-def _latest_epoch(store: Store, layout: Layout) -> int:
+def latest_epoch(store: Store, layout: Layout) -> int:
+    """Return the number of the last lease of a partition; 0 if there was none."""
     names = (Path(file.path).name for file in store.list_files(layout.leases))
     return max((int(name[:10]) for name in names if name.endswith(".json")), default=0)
 
 
-def release_lost(store: Store, layout: Layout, run_id: str) -> None:
-    """Release the lease of a run whose process is gone, if it holds it."""
-    epoch = _latest_epoch(store, layout)
+def read_heartbeat(store: Store, layout: Layout, epoch: int) -> Heartbeat:
+    """Return what the holder of an epoch said last; an empty one if that was nothing."""
+    try:
+        return Heartbeat.from_json(store.read_bytes(layout.heartbeat(epoch)))
+    except FileNotFoundError:
+        return Heartbeat()
+
+
+def release_lost(store: Store, layout: Layout, run_id: str, error: PipelineError) -> None:
+    """Release the lease of a run whose process is gone, if it holds it.
+
+    Args:
+        store: The output.
+        layout: The partition.
+        run_id: The run.
+        error: How it ended.
+    """
+    epoch = latest_epoch(store, layout)
     if epoch and (owner := _owner(store, layout, epoch)).run_id == run_id:
-        Lease(store, layout, epoch, owner).release()
+        said = read_heartbeat(store, layout, epoch)
+        Lease(store, layout, epoch, owner, lambda: asdict(said)).release(error)
 
 
 def _owner(store: Store, layout: Layout, epoch: int) -> Owner:
     return Owner(**known_fields(Owner, json.loads(store.read_bytes(layout.lease(epoch)))))
 
 
-def _require_dead(store: Store, layout: Layout, epoch: int) -> None:
+def _require_dead(store: Store, layout: Layout, epoch: int, said: Heartbeat) -> None:
     owner = _owner(store, layout, epoch)
-    beat = store.stat(layout.heartbeat(epoch)) or store.stat(layout.lease(epoch))
-    if _is_released(store, layout, epoch) or _is_dead_here(owner):
+    if said.released or owner.has_ended():
         return
+    beat = store.stat(layout.heartbeat(epoch)) or store.stat(layout.lease(epoch))
     age_s = (store.now() - beat.modified).total_seconds() if beat and beat.modified else owner.ttl_s
     if age_s < -owner.ttl_s and not _beats(store, layout, epoch, owner.ttl_s):
         return  # from before a clock was set back: only watching tells
@@ -174,60 +259,5 @@ def _beats(store: Store, layout: Layout, epoch: int, ttl_s: float) -> bool:
     return False
 
 
-def _is_released(store: Store, layout: Layout, epoch: int) -> bool:
-    try:
-        beat: dict[str, Any] = json.loads(store.read_bytes(layout.heartbeat(epoch)))
-    except FileNotFoundError:
-        return False
-    return bool(beat["released"])
-
-
 def _this_process(run_id: str, ttl_s: float) -> Owner:
-    process = psutil.Process()
-    return Owner(
-        run_id=run_id,
-        host=socket.gethostname(),
-        machine=_machine(),
-        pid=process.pid,
-        pid_started=_started(process),
-        ttl_s=ttl_s,
-        token=uuid.uuid4().hex,
-    )
-
-
-def _machine() -> str:
-    """Identify this boot of this machine and this namespace of process ids."""
-    parts = [socket.gethostname(), str(psutil.boot_time())]
-    try:
-        parts = [
-            socket.gethostname(),
-            Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
-            os.readlink("/proc/self/ns/pid"),
-        ]
-    except OSError:
-        log.debug("no /proc here: the boot time stands for the boot id")
-    return " ".join(parts)
-
-
-def _started(process: psutil.Process) -> float:
-    """Return when a process started, in ticks since the machine's start, if /proc says so.
-
-    psutil's own answer moves when the clock is set: it adds a time of day.
-    """
-    try:
-        stat = Path(f"/proc/{process.pid}/stat").read_text()
-    except OSError:
-        return float(process.create_time())
-    return float(stat.rpartition(")")[2].split()[19])
-
-
-def _is_dead_here(owner: Owner) -> bool:
-    """Tell that the owner was a process of this machine that has ended."""
-    if owner.machine != _machine():
-        return False
-    try:
-        process = psutil.Process(owner.pid)
-        is_other = abs(_started(process) - owner.pid_started) > 1.0
-        return bool(is_other or process.status() == psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return True
+    return Owner(**asdict(ProcessId.own()), run_id=run_id, ttl_s=ttl_s, token=uuid.uuid4().hex)

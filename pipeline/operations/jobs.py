@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import JobError
@@ -72,6 +73,7 @@ def run_options(
     allow_import: Sequence[str],
     accept: Accepted = (),
     *,
+    job: JobLike | None = None,
     owns_process: bool = False,
     reuse: bool = True,
 ) -> RunOptions:
@@ -82,7 +84,9 @@ def run_options(
     """
     if isinstance(accept, Mapping):
         accept = [f"{gate}={reason}" for gate, reason in accept.items()]
-    return RunOptions(address, tuple(allow_import), parse_accepted(accept), owns_process, reuse)
+    name = Path(job).stem if isinstance(job, str | os.PathLike) else None
+    accepted = parse_accepted(accept)
+    return RunOptions(address, tuple(allow_import), accepted, owns_process, reuse, name)
 
 
 def name_of(job: JobLike) -> str:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
-from pipeline.commit.lease import hold_lease
 from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.publish import repair
@@ -78,7 +77,7 @@ def retry(
         PipelineError: As a run of the job.
     """
     progress = progress or Silent()
-    options = run_options(address, allow_import, accept, owns_process=owns_process)
+    options = run_options(address, allow_import, accept, job=job, owns_process=owns_process)
     loaded = load_job(job, date=date, overrides=overrides)
     progress.phase(f"retrying {name_of(job)}")
     wanted = read_reasons(reasons)
@@ -102,7 +101,7 @@ def carry_out(run: RunContext, reasons: frozenset[str], predict: Predict) -> Run
         raise JobError(f"partition {layout.name}: nothing is published, so use `pipeline run`")
     model = job_model(job, run.options.allow_import)
     settings = settings_digest(job, model)
-    with hold_lease(store, layout, run.record.run_id, job.run.lease_ttl_s) as lease:
+    with run.held() as lease:
         current = repair(store, layout, job.sink.keep_versions, table=run.table)
         assert current is not None, "published, as seen above"
         base = read_base(store, layout, current)

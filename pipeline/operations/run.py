@@ -46,6 +46,8 @@ def run(
     """
     progress = progress or Silent()
     loaded = load_job(job, date=date, overrides=overrides)
-    options = run_options(address, allow_import, accept, owns_process=owns_process, reuse=reuse)
+    options = run_options(
+        address, allow_import, accept, job=job, owns_process=owns_process, reuse=reuse
+    )
     progress.phase(f"running {name_of(job)}")
     return run_job(loaded, options, progress)

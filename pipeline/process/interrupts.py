@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from pipeline.core.errors import PipelineError, Stopped
+from pipeline.core.printable import clean_message
 from pipeline.process.life import current, new_life
 from pipeline.process.will import own_will
 
@@ -84,6 +85,15 @@ def defer_stops() -> Iterator[None]:
 def reason() -> PipelineError | None:
     """Return why this process is to stop; None if it is not."""
     return _stop().reason
+
+
+def as_ours(error: BaseException) -> PipelineError:
+    """Return an error with an exit code: why this process stops, or 1 for what is unexpected."""
+    if isinstance(error, PipelineError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return reason() or Stopped("interrupted")
+    return PipelineError(clean_message(f"{type(error).__name__}: {error}"))
 
 
 @contextlib.contextmanager

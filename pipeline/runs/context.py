@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from pipeline.commit.layout import Layout, new_run_id
+from pipeline.commit.lease import Lease, hold_lease
 from pipeline.commit.tables import table_of
 from pipeline.commit.tables.base import TableFormat
 from pipeline.gates.golden import GoldenRows
@@ -17,6 +19,7 @@ from pipeline.models.spec import ModelSpec
 from pipeline.planning.allocation import Allocation
 from pipeline.planning.plan import Plan
 from pipeline.report.recording.recorder import RunRecorder
+from pipeline.report.recording.so_far import SoFar
 from pipeline.runs.settled_source import settled_source
 from pipeline.runs.sink_below_source import require_disjoint
 from pipeline.storage.store import Store
@@ -39,6 +42,8 @@ class RunOptions:
     """The process is there for this run only: signals stop it, and it may be ended."""
     reuse: bool = True
     """Rows are carried over as `run.reuse` says."""
+    job_name: str | None = None
+    """Of the job file, without its ending."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,16 @@ class RunContext:
         """
         source = settled_source(self.job)
         return replace(self, job=self.job.model_copy(update={"source": source}))
+
+    def held(self) -> AbstractContextManager[Lease]:
+        """Hold the partition's lease for the body; it says all the while how far the run is.
+
+        Raises:
+            PartitionBusy: A live run holds it.
+        """
+        tell = SoFar(self.record, self.options.job_name)
+        ttl_s = self.job.run.lease_ttl_s
+        return hold_lease(self.store, self.layout, self.record.run_id, ttl_s, tell)
 
     @cached_property
     def table(self) -> TableFormat | None:

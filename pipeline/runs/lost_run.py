@@ -67,7 +67,7 @@ def end(told: Mapping[str, Any], how: str) -> InfraError:
         f"{how}: {record.left_to_do()}; finished slices are kept, run again to go on"
     )
     within(_STEP_S, lambda: save_trouble(run, error))
-    within(_STEP_S, lambda: release_lost(store, layout, record.run_id))
+    within(_STEP_S, lambda: release_lost(store, layout, record.run_id, error))
     return error
 
 

@@ -8,7 +8,7 @@ from pipeline.core.causes import SystematicFailure
 from pipeline.core.errors import GateRefused, PartitionBusy, PipelineError, Stopped
 from pipeline.core.printable import clean_message
 from pipeline.gates.golden import GoldenRefused
-from pipeline.process.interrupts import reason
+from pipeline.process.interrupts import as_ours
 from pipeline.report.document import Report, RunStatus, to_json
 from pipeline.report.history import compare_with_before
 from pipeline.report.showing.render import to_html
@@ -49,22 +49,13 @@ def save_trouble(run: RunContext, error: BaseException) -> None:
         run.record.judged([error.result()])
     if isinstance(error, SystematicFailure):
         run.record.failed_alike(error.failed)
-    ours = _as_ours(error)
+    ours = as_ours(error)
     try:
         report = save_report(run, _status_of(ours), ours)
     except Exception as further:  # noqa: BLE001  # what made the run fail may make this fail, too
         log.warning("no report: %s", clean_message(f"{type(further).__name__}: {further}"))
     else:
         error.report = report.output.report  # type: ignore[attr-defined]
-
-
-def _as_ours(error: BaseException) -> PipelineError:
-    """Return an error with an exit code; that of an unexpected exception is 1."""
-    if isinstance(error, PipelineError):
-        return error
-    if isinstance(error, KeyboardInterrupt):
-        return reason() or Stopped("interrupted")
-    return PipelineError(clean_message(f"{type(error).__name__}: {error}"))
 
 
 def _status_of(error: PipelineError) -> RunStatus:

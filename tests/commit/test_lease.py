@@ -148,9 +148,12 @@ def test_the_files_of_a_lease_say_who_holds_it_until_it_is_released(disk: Store)
         assert owner == asdict(lease.owner)
         assert (owner["run_id"], owner["host"]) == ("run-1", socket.gethostname())
         assert (owner["pid"], owner["ttl_s"]) == (os.getpid(), LONG_S)
-        assert read(LAYOUT.heartbeat(1)) == {"run_id": "run-1", "released": False}
+        beat = read(LAYOUT.heartbeat(1))
+        assert (beat["run_id"], beat["released"], beat["pid"]) == ("run-1", False, os.getpid())
+        assert owner["token"] not in beat.values()
         assert [each.daemon for each in renewing()] == [True], "it keeps no process alive"
-    assert read(LAYOUT.heartbeat(1)) == {"run_id": "run-1", "released": True}
+    beat = read(LAYOUT.heartbeat(1))
+    assert (beat["run_id"], beat["released"], beat["exit_code"]) == ("run-1", True, 0)
     assert renewing() == []
 
 
@@ -161,13 +164,14 @@ def test_a_process_that_has_to_end_in_the_body_lets_go(disk: Store):
 
 
 def test_the_lease_of_a_run_that_is_gone_is_released_and_no_other(disk: Store):
-    release_lost(disk, LAYOUT, "the-silent-run")
+    lost = InfraError("lost")
+    release_lost(disk, LAYOUT, "the-silent-run", lost)
     assert disk.list_files() == []
     epoch = leave_behind(disk, machine="elsewhere")
-    release_lost(disk, LAYOUT, "another-run")
+    release_lost(disk, LAYOUT, "another-run", lost)
     with pytest.raises(PartitionBusy, match="the-silent-run"):
         acquire(disk)
-    release_lost(disk, LAYOUT, "the-silent-run")
+    release_lost(disk, LAYOUT, "the-silent-run", lost)
     assert acquire(disk) == epoch + 1
 
 
@@ -257,7 +261,7 @@ def test_a_run_that_is_told_to_end_lets_go(disk: Store):
         child.stdin.close()
         child.wait()
     beat = json.loads(disk.read_bytes(LAYOUT.heartbeat(1)))
-    assert beat == {"run_id": "run-of-the-child", "released": True}
+    assert (beat["run_id"], beat["released"], beat["exit_code"]) == ("run-of-the-child", True, 0)
 
 
 def test_another_process_that_got_the_same_pid_is_not_the_owner(disk: Store):

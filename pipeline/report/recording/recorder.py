@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.commit.manifest import Manifest
 from pipeline.commit.staging import StagedSlice
@@ -39,6 +39,7 @@ from pipeline.report.sections import (
 from pipeline.report.sections import Hardware as HardwareSection
 from pipeline.report.speed.limits import Load
 
+Phase = Literal["listing", "starting", "predicting", "publishing"]
 _TOP_LABELS = 10
 _DRIVER_SLOTS = {"list": 1.0, "publish": 1.0}
 
@@ -247,7 +248,7 @@ class RunRecorder(RowAccounts):
             partition=self.partition,
             status=status,
             exit_code=exit_code,
-            fingerprint=self._fingerprint(),
+            fingerprint=self.fingerprint,
             error=error,
             started_at=self.started_at.isoformat(timespec="seconds"),
             finished_at=finished_at.isoformat(timespec="seconds"),
@@ -298,7 +299,23 @@ class RunRecorder(RowAccounts):
         num_carried = self.num_kept + self.num_found
         return rows.but(resumed=(rows.resumed or 0) - self.num_kept, carried=num_carried)
 
-    def _fingerprint(self) -> str | None:
+    @property
+    def fingerprint(self) -> str | None:
+        """Return that of the partition as it will be; None until it is planned."""
         if self._kept is not None:
             return self._kept.fingerprint
         return self._plan.fingerprint if self._plan else None
+
+    @property
+    def phase(self) -> Phase:
+        """Return what the run does now."""
+        if self._plan is None:
+            return "listing"
+        if self._streaming_wall_s is not None or self.num_left == 0:
+            return "publishing"
+        return "predicting" if self._is_begun else "starting"
+
+    @property
+    def failed_gates(self) -> list[str]:
+        """Return the gates that refuse what is to be published."""
+        return [result.name for result in self._gate_results if result.status == "fail"]
