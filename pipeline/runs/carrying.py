@@ -180,7 +180,10 @@ class MergedCarried:
         of = {s.uri: s.computed_day for one in reversed(merge.reuse.earlier) for s in one.shards}
         days = {s.uri: of[s.uri] for s in merge.division.shards if s.carried}
         return KeyFacts(
-            merge.whole, self.unit_rows(), self.slices, merge.division.carried.runs, days
+            *(merge.whole, self.unit_rows(), self.slices, merge.division.carried.runs, days),
+            duplicates=self.duplicates.rows,
+            sources=tuple(earlier.keys for earlier in merge.reuse.earlier),
+            gone=self.duplicates.carried,
         )
 
     def compact(self, compactor: Compactor, columns: Sequence[str], tasks: RunTasks) -> Compacted:

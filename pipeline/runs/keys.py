@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 
-from pipeline.commit.keys.meta import About, Kind
+from pipeline.commit.keys.meta import About, KeyFile, Kind
+from pipeline.commit.keys.row_keys import KeyWriter, write_buckets
 from pipeline.commit.keys.shards import known_shards
 from pipeline.commit.keys.writing import read_failed, write_keys
 from pipeline.commit.parts.compaction import Compacted, Compactor, RunTasks
@@ -12,7 +13,7 @@ from pipeline.core.versions import environment_versions
 from pipeline.planning.carried import day_of
 from pipeline.planning.predictor import predictor_key
 from pipeline.runs.context import RunContext
-from pipeline.runs.merging import KeyFacts
+from pipeline.runs.merging import KeyFacts, sized
 
 
 def write_version_keys(
@@ -43,5 +44,15 @@ def write_version_keys(
         today=day_of(dt.datetime.now(dt.UTC)),
         days=facts.days,
     )
-    folder = run.layout.keys(compactor.version)
-    return write_keys(run.store, folder, about, shards, compacted.predictions, {})
+    folder, parts = run.layout.keys(compactor.version), compacted.predictions
+    buckets: dict[str, KeyFile] = {}
+    if kind == "content":
+        writer = KeyWriter(
+            *(run.store, folder, f"{compactor.folder}/keys"),
+            tuple(part.num_rows for part in parts),
+            facts.duplicates,
+            facts.sources,
+        )
+        slices = sized(facts.slices)
+        buckets = write_buckets(writer, slices, facts.runs, tasks, gone=facts.gone)
+    return write_keys(run.store, folder, about, shards, parts, buckets)

@@ -13,11 +13,13 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.commit.keys.meta import VersionKeys
 from pipeline.commit.keys.writing import rows_of_units
 from pipeline.commit.manifest import Manifest
 from pipeline.commit.parts.compaction import (
     Compacted,
     Compactor,
+    DuplicateRows,
     RunTasks,
     SizedSlice,
     compact_slices,
@@ -62,6 +64,12 @@ class KeyFacts:
     """int64 (K, 5): `Carried.runs`, between them."""
     days: Mapping[str, int] = field(default_factory=dict)
     """URI of a shard -> when its carried predictions were computed; of other shards, today."""
+    duplicates: DuplicateRows = field(default_factory=dict)
+    """Rows of the slices whose id another row has."""
+    sources: tuple[VersionKeys, ...] = ()
+    """The keys of the versions that are carried from, in the order of `runs`."""
+    gone: Numbers = field(default_factory=lambda: np.zeros(0, np.int64))
+    """int64 (G,): carried predictions that lose their id, as `write_buckets` takes them."""
 
 
 class Merged(Protocol):
@@ -148,7 +156,10 @@ class Alone:
     def key_facts(self) -> KeyFacts:
         """All that is published was computed."""
         rows = rows_of_units(self.plan, [key for key, _ in self.slices])
-        return KeyFacts(self.plan, np.array(rows, np.int64), self.slices, no_runs())
+        counts = np.array(rows, np.int64)
+        return KeyFacts(
+            *(self.plan, counts, self.slices, no_runs()), duplicates=self.duplicates.rows
+        )
 
     def compact(self, compactor: Compactor, columns: Sequence[str], tasks: RunTasks) -> Compacted:
         """Write the parts of the version."""

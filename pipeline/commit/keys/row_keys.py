@@ -178,11 +178,13 @@ class KeyWriter:
         for (key, _, _), rows in zip(slices, _read_rows(self.store, slices), strict=True):
             good = np.array(rows.column(ERROR).is_null())
             good[list(self.duplicates.get(key, ()))] = False
-            column = as_array(rows.column(INPUT_HASH))
-            keyed = good & np.asarray(column.is_valid())
-            hashes.append(_bytes_of(column)[keyed])
-            is_keyed.append(keyed)
             is_good.append(good)
+            if INPUT_HASH not in rows.column_names:  # staged by a run without `reuse: content`
+                is_keyed.append(np.zeros(len(good), bool))
+                continue
+            column = as_array(rows.column(INPUT_HASH))
+            is_keyed.append(good & np.asarray(column.is_valid()))
+            hashes.append(_bytes_of(column)[is_keyed[-1]])
         good_before = np.cumsum(np.concatenate([np.zeros(1, bool), *is_good]), dtype=np.int64)
         ranks = good_before[:-1][np.concatenate([np.zeros(0, bool), *is_keyed])]
         return Bucket(*halves(np.concatenate(hashes)), ranks), good_before
@@ -223,7 +225,8 @@ def write_buckets(
 
     Args:
         writer: Where to and how.
-        slices: The staged slices of the work plan, in order; with a column `schema.INPUT_HASH`.
+        slices: The staged slices of the work plan, in order. Rows whose `schema.INPUT_HASH` is null
+            have no key, and slices without that column none at all.
         runs: int64 (K, 5): what is carried between them, as `Carried` has it.
         run_tasks: Calls a function for every tuple of arguments; results in the order of calls.
         gone: int64 (G,): numbers of carried predictions that go into the quarantine instead,

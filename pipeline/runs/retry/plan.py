@@ -53,6 +53,8 @@ class Replan:
     counts: Numbers
     """int64 (E,): rows of each chosen row of the quarantine: 1, or those of its shard, or
     UNKNOWN_ROWS."""
+    is_same_code: bool = True
+    """Whether what computes is of the same semantics as what computed the version."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,9 @@ def replan(base: Base, chosen: Selection, job: Job, model: ModelSpec, inputs: St
     code = {**job_semantics(job, model), **job_extensions(job, model)}
     versions = json.dumps(code, sort_keys=True)
     salt = f"{base.manifest.number} {base.manifest.token} {versions}"
-    return replace(found, plan=_sealed(found.plan, salt))
+    parts = base.plan.fingerprint_parts
+    then = {**parts.get("semantics", {}), **parts.get("extensions", {})}
+    return replace(found, plan=_sealed(found.plan, salt), is_same_code=code == then)
 
 
 # ---------------------------------------------------------------------------- rows counted before

@@ -7,6 +7,7 @@ keeps it. The package's docstring has an example.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.commit.keys.meta import NoKeys, read_keys
+from pipeline.commit.keys.shards import read_shards
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, Part, current_manifest
 from pipeline.commit.parts.compaction import Compacted, Compactor, RunTasks
@@ -30,11 +33,14 @@ from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import Slices
 from pipeline.report.recording.rows import KeptRows
 from pipeline.runs.context import RunContext
-from pipeline.runs.merging import Duplicates, Hashes
+from pipeline.runs.merging import Duplicates, Hashes, KeyFacts
+from pipeline.runs.retry.known_rows import kept_runs, plan_as_predicted, rows_of_units
 from pipeline.runs.retry.matching import Match, match_rows
 from pipeline.runs.retry.plan import Replan
 from pipeline.storage.skipped import Skipped
 from pipeline.storage.store import Store
+
+log = logging.getLogger(__name__)
 
 _ID_ROWS = 65_536
 
@@ -161,8 +167,27 @@ class MergedRetry:
     store: Store
 
     @property
-    def key_facts(self) -> None:
-        """A retry's version has no keys yet."""
+    def key_facts(self) -> KeyFacts | None:
+        """What its keys are made from; None if the version that is retried has none."""
+        replan, match = self.merge.replan, self.match
+        base = replan.base
+        try:
+            keys = read_keys(self.store, self.merge.layout, base.manifest)
+            shards = read_shards(keys)
+        except NoKeys as error:
+            log.info("the retried version gets no keys either: %s", error)
+            return None
+        if not replan.is_same_code:
+            return None  # rows of two predictors
+        return KeyFacts(
+            plan_as_predicted(replan, shards),
+            rows_of_units(replan, match, shards),
+            match.slices,
+            kept_runs(match, base.predicted_before, base.manifest.num_predicted),
+            {shard.uri: shard.computed_day for shard in shards},
+            match.duplicates,
+            (keys,),
+        )
 
     @property
     def unchanged(self) -> Manifest | None:

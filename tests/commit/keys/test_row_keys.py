@@ -83,6 +83,8 @@ def stage(store: Store, rows: Sequence[Row], cuts: Sequence[int]) -> list[SizedS
                 "more": [1.0] * len(own),
             }
         )
+        if all(row.content is None for row in own):
+            table = table.drop_columns([INPUT_HASH])
         store.put(path := f"staged/{unit}", encode(table))
         slices.append((SliceKey(unit, 0, end - start, is_last=True), path, (unit % 2) * 1e6))
     return slices
