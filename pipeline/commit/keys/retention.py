@@ -35,10 +35,12 @@ def unneeded_keys(
             found.setdefault(layout.keys(folder), []).append((int(version[1]), file))
     if current is not None:
         found.pop(current.keys.get("folder", ""), None)
-    if found:
-        numbers = {*kept, *pinned(store, layout)}
-        for number in numbers.intersection(log_numbers(store, layout)):
-            found.pop(read_manifest(store, layout, number).keys.get("folder", ""), None)
+    own, in_history = [files[0][0] for files in found.values()], {*kept}
+    if len({*own}) == len(own) and in_history.issuperset(own):
+        return []  # as mostly: each is of a version in the history, and no manifest is read
+    numbers = in_history | pinned(store, layout)
+    for number in numbers.intersection(log_numbers(store, layout)):
+        found.pop(read_manifest(store, layout, number).keys.get("folder", ""), None)
     return [pair for files in found.values() for pair in files]
 
 
