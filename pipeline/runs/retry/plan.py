@@ -233,14 +233,10 @@ def _again(
     if piece.extent.is_whole_shard:
         return list(extents)
     chosen = [
-        (extent, [n for n in piece.numbers if n in range(extent.first_row, _end(extent))])
+        (extent, [number for number in piece.numbers if number in extent.numbers()])
         for extent in extents
     ]
     return [extent.choose(numbers) for extent, numbers in chosen if numbers]
-
-
-def _end(extent: Extent) -> int:
-    return extent.first_row + extent.num_rows
 
 
 def _account(base: Base, readable: Mapping[str, tuple[Extent, ...]]) -> Plan:
