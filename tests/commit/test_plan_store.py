@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from pipeline.commit.plan_store import PLAN_VERSION, adopt_plan, plan_from_json,
 from pipeline.core.environment import FAILPOINT
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.failures import Reason
+from pipeline.core.schema import IMAGE_FIELDS, feature_fields, text_fields
 from pipeline.planning.plan import Plan
 from pipeline.process import failpoints
 from pipeline.sources.extents import Extent, RowFilter, UncountedPlan
@@ -83,6 +85,21 @@ def test_a_stored_plan_reads_back_exactly():
     document = json.loads(plan_to_json(plan, "token"))
     assert (document["version"], document["token"]) == (PLAN_VERSION, "token")
     assert (document["num_rows"], document["source_root"]) == (plan.num_rows, "/in")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        IMAGE_FIELDS,
+        feature_fields(3),
+        feature_fields(3, ("plan",)),
+        feature_fields(3).with_metadata({"lengths": "2,1"}),
+        text_fields(has_pair=True),
+    ],
+)
+def test_the_input_columns_of_a_stored_plan_are_those_that_it_had(fields: pa.Schema):
+    found = stored(replace(example_plan(), fields=fields)).fields
+    assert found.equals(fields, check_metadata=True)
 
 
 def test_a_stored_plan_of_before_there_were_some_fields_has_them_empty():

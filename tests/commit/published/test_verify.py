@@ -29,7 +29,7 @@ from pipeline.commit.parts.row_ids import hash_ids, sum_hashes
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.publish import commit, sync_published_folder
 from pipeline.commit.published import verify as verify_module
-from pipeline.commit.published.receipt import Check
+from pipeline.commit.published.receipt import Check, check_receipt
 from pipeline.commit.published.verify import verify_output
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.schema import CLASSIFY_FIELDS, prediction_schema
@@ -304,6 +304,19 @@ def test_a_gate_that_was_changed_in_any_way_is_found(store: Store, field: str, v
     assert verify(store)["receipt"] == "pass"
     edit_gates(store, manifest, field, value)
     assert failures(store)[0] == ["receipt"]
+
+
+def test_only_rows_that_stand_for_a_shard_are_counted_as_unreadable_shards(store: Store):
+    rows = Rows(unreadable_shards=1)
+    ids = [f"shard-{rows.num_slices}.parquet", "shard-0.parquet#3", "shard-1.parquet#3"]
+    reasons = ["unreadable_shard", "unreadable_shard", "truncated"]
+    part = Part("quarantine/part", 3, 1, "")
+    store.put(part.path, encode(pa.table({"row_id": ids, "reason": reasons})))
+    manifest = make_manifest(LAYOUT, make_plan(rows), 1, "r", (), (part,))
+    for said, status in ((1, "pass"), (2, "fail"), (0, "fail")):
+        told = dataclasses.replace(manifest, num_unreadable_shards=said)
+        assert check_receipt(store, [], told, make_plan(rows)).status == status
+        assert check_receipt(store, [], told, None).status == "pass"
 
 
 def test_a_flipped_byte_anywhere_in_a_part_is_found(store: Store):
