@@ -26,7 +26,7 @@ from support.runs.selection import quick_cases
 from pipeline.commit.layout import Layout, part_name
 from pipeline.commit.manifest import Manifest, Part
 from pipeline.commit.parts.row_ids import hash_ids, sum_hashes
-from pipeline.commit.plan_store import adopt_plan
+from pipeline.commit.plan_store import adopt_plan, plan_to_json
 from pipeline.commit.publish import commit, sync_published_folder
 from pipeline.commit.published import verify as verify_module
 from pipeline.commit.published.receipt import Check, check_receipt
@@ -34,7 +34,7 @@ from pipeline.commit.published.verify import verify_output
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.schema import CLASSIFY_FIELDS, prediction_schema
 from pipeline.planning.plan import Plan
-from pipeline.sources.extents import Extent
+from pipeline.sources.extents import Extent, UncountedPlan
 from pipeline.sources.units import Unit
 from pipeline.storage.store import Store
 
@@ -92,6 +92,7 @@ def failures(store: Store) -> tuple[list[str], str]:
 def test_what_was_published_is_proved(store: Store, rows: Rows, partition: str | None):
     publish_rows(store, partition, rows)
     statuses = verify(store)
+    assert verify(store, partition or "all") == statuses
     assert [*statuses] == CHECKS
     skipped = {"planned_ids"} if rows.row_ids in ("column", "key") else set()
     assert {name for name, status in statuses.items() if status == "skipped"} == skipped
@@ -102,6 +103,34 @@ def test_a_replaced_version_is_proved_too(store: Store):
     for edition in (1, 2, 3):
         publish_rows(store, rows=Rows(edition))
     assert verify(store)["parts"] == "pass"
+
+
+def test_a_version_without_keys_is_proved_without_them(store: Store):
+    publish_spoiled(store, num_rows=1_000)
+    assert verify(store) == {**dict.fromkeys(CHECKS, "pass"), "keys": "skipped"}
+
+
+def test_rows_that_only_reading_counts_are_proved_without_their_number(store: Store):
+    """As those of a tar; here the stored plan alone is one of such rows."""
+    rows = Rows(unreadable_shards=1)
+    manifest, plan = publish_rows(store, rows=rows), make_plan(rows)
+    unit = dataclasses.replace(plan.units[0], bounds=(), cut=UncountedPlan(10, 1000))
+    uncounted = plan_to_json(dataclasses.replace(plan, units=(unit,)), "t")
+    store.put(LAYOUT.plan(manifest.fingerprint), uncounted)
+    checks = verify_output(store.uri, DAY, {})["checks"]
+    told = {check["name"]: (check["status"], check["message"]) for check in checks}
+    assert told["plan"] == ("pass", "rows unknown until read, of 5 shards")
+    assert told["planned_ids"][0] == "skipped"
+    assert {status for status, _ in told.values()} == {"pass", "skipped"}
+    edit_unreadable(store, manifest, 2)
+    assert failures(store)[0] == ["receipt"]
+
+
+def test_hidden_files_beside_the_parts_are_no_parts(store: Store):
+    part = publish_rows(store).parts[0]
+    path = Path(store.uri) / part.path
+    path.with_name(f".{path.name}.crc").write_bytes(b"of another program")
+    assert verify(store)["folder"] == "pass"
 
 
 def test_a_gap_in_the_log_is_found(store: Store):
@@ -207,8 +236,8 @@ def edit_partition(store: Store, manifest: Manifest) -> None:
     edit(store, manifest, partition="date=2020-01-01")
 
 
-def edit_unreadable(store: Store, manifest: Manifest) -> None:
-    edit(store, manifest, num_unreadable_shards=1)
+def edit_unreadable(store: Store, manifest: Manifest, said: int = 1) -> None:
+    edit(store, manifest, num_unreadable_shards=said)
 
 
 def edit_gates(
@@ -242,6 +271,10 @@ def delete_the_list(store: Store, manifest: Manifest) -> None:
 
 def delete_the_plan(store: Store, manifest: Manifest) -> None:
     store.delete([LAYOUT.plan(manifest.fingerprint)])
+
+
+def damage_the_plan(store: Store, manifest: Manifest) -> None:
+    store.put(LAYOUT.plan(manifest.fingerprint), b"no plan")
 
 
 @pytest.mark.parametrize(
@@ -281,6 +314,7 @@ def delete_the_plan(store: Store, manifest: Manifest) -> None:
         (delete_success, ["success"], "_SUCCESS is missing"),
         (delete_the_list, ["success"], "current.json is missing"),
         (delete_the_plan, ["plan"], "rows in cannot be proved"),
+        (damage_the_plan, ["plan"], "the stored plan is damaged"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
