@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from pipeline.commit.parts.part_writer import file_metadata
 from pipeline.commit.staging import StagingWriter
+from pipeline.core.schema import CARRIED_ROW, CARRIED_SOURCE, INPUT_HASH
 from pipeline.execution.dedupe import start_index
 from pipeline.execution.predictor_actor import ActorConfig, MemoryShare
 from pipeline.execution.stages import Preprocessing, preprocess_stage, writer_stage
@@ -30,6 +31,7 @@ from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import first_slices
 from pipeline.process.memory import MIB
 from pipeline.runs.context import RunContext, Settled
+from pipeline.runs.keys import keeps_hashes
 from pipeline.sources.lookup import LookUp
 from pipeline.sources.rows import Reader
 from pipeline.sources.units import Unit
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
 _COPIES = 4
 """How many times the bytes of its files a model may take while it is loaded: they are read, and
 make tensors, of twice the width if they are float16, and perhaps once more for the module."""
+_FACTS = (INPUT_HASH, CARRIED_SOURCE, CARRIED_ROW)
+"""Columns of staged parts from which the keys of a version are made."""
 _COMPARED_EACH = 2
 """Slices per actor that carry reference pixels if tasks decode; Ray decides which actor gets
 which slice."""
@@ -75,7 +79,7 @@ def make_stream(
     source, dedupe = run.job.source, run.job.run.dedupe
     plan, model, allocation = settled.plan, settled.model, settled.allocation
     predictor, writer = predictor_config(run, settled), make_writer(run, plan, model)
-    threads, names = allocation.decoder_threads, tuple(plan.fields.names)
+    threads = allocation.decoder_threads
     preprocessing = Preprocessing.of(source, model.input, threads, plan.fields)
     in_actor = preprocessing if allocation.decodes_in_actors else None
     in_tasks = None if allocation.decodes_in_actors else preprocessing
@@ -88,7 +92,7 @@ def make_stream(
             make_reader(run.job, plan),
             units,
             *guarding,
-            LookUp(names, merges_copies=True) if dedupe else None,
+            _lookup(run, settled),
         ),
         without_gpus(preprocess_stage(in_tasks, compared, *guarding)) if in_tasks else None,
         ActorConfig(
@@ -106,6 +110,14 @@ def make_stream(
         ),
         None if allocation.writes_in_actors else without_gpus(writer_stage(writer)),
     )
+
+
+def _lookup(run: RunContext, settled: Settled) -> LookUp | None:
+    """Return what hashes rows when they are read: to find them, to keep the hash, or for copies."""
+    job, names = run.job, tuple(settled.plan.fields.names)
+    if settled.lookup is None and not job.run.dedupe and not keeps_hashes(job, settled.plan):
+        return None
+    return replace(settled.lookup or LookUp(names), merges_copies=job.run.dedupe)
 
 
 def predictor_config(run: RunContext, settled: Settled) -> PredictorConfig:
@@ -162,6 +174,7 @@ def make_writer(run: RunContext, plan: Plan, model: ModelSpec) -> StagingWriter:
         metadata=file_metadata(plan, run.record.run_id),
         counted=make_task(model.task).measured_columns(),
         folders=run.job.sink.partition_columns,
+        facts=_FACTS if keeps_hashes(run.job, plan) else (),
     )
 
 

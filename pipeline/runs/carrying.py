@@ -14,8 +14,13 @@ import numpy as np
 from pipeline.commit.keys.pins import pin, unpin
 from pipeline.commit.keys.writing import rows_of_units
 from pipeline.commit.manifest import Manifest
-from pipeline.commit.parts.carried_figures import find_carried_duplicates, measure_carried
+from pipeline.commit.parts.carried_figures import (
+    find_carried_duplicates,
+    measure_carried,
+    measure_found,
+)
 from pipeline.commit.parts.carried_parts import compact_carried
+from pipeline.commit.parts.carried_rows import LookedUp
 from pipeline.commit.parts.carried_version import CarriedVersion, NotReadable
 from pipeline.commit.parts.compaction import Compacted, Compactor, RunTasks
 from pipeline.commit.plan_store import adopt_plan
@@ -39,6 +44,8 @@ from pipeline.runs.checked import compare_checked
 from pipeline.runs.context import RunContext
 from pipeline.runs.merging import Duplicates, Hashes, KeyFacts, sized
 from pipeline.runs.reuse import Reuse, find_reuse
+from pipeline.sources.lookup import LookUp
+from pipeline.storage.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +119,11 @@ class CarriedMerge:
         """The sources, in their order."""
         return [earlier.version for earlier in self.reuse.earlier]
 
+    @property
+    def lookup(self) -> LookUp | None:
+        """What finds rows of the work by their content."""
+        return self.reuse.lookup
+
     def named(self, plan: Plan) -> Plan:
         """Return a plan under the name of the whole one."""
         return replace(plan, fingerprint=self.whole.fingerprint)
@@ -135,6 +147,16 @@ class CarriedMerge:
             self.whole.skipped,
         )
 
+    @property
+    def found_rows(self) -> LookedUp:
+        """Tells which rows of the work were found by their content."""
+        return LookedUp.of(self.versions, self.whole.prediction_schema(), self.own_columns)
+
+    @property
+    def own_columns(self) -> tuple[str, ...]:
+        """The columns that rows found by content have of the new input."""
+        return ROW_ID, URI, *self.whole.pass_through.names
+
     def find_duplicates(
         self, run: RunContext, slices: Slices, hashes: Sequence[Hashes], tasks: RunTasks
     ) -> Duplicates:
@@ -153,12 +175,16 @@ class CarriedMerge:
             *(task.measured_columns(), tasks),
             gone=duplicates.carried,
         )
+        if carried.by_content:
+            found, _, _ = measure_found(
+                *(run.store, versions, sized(slices), duplicates.rows, self.found_rows),
+                *(task.measured_columns(), tasks),
+            )
+            distribution += found
         run.record.keep(self.kept(distribution, len(duplicates.carried)))
         if "carried" in needs_of(run.job.gates):
             limits = AgreementLimits.of(run.job.gates)
-            compared = compare_checked(
-                run.store, task, slices, carried.checked, versions, limits, tasks
-            )
+            compared = compare_checked(run.store, task, slices, carried, versions, limits, tasks)
             run.record.checked(*compared)
         return MergedCarried(self, run, slices, duplicates)
 
@@ -177,14 +203,34 @@ class MergedCarried:
     def key_facts(self) -> KeyFacts:
         """What is known of carried shards, and of those that were computed."""
         merge = self.merge
-        of = {s.uri: s.computed_day for one in reversed(merge.reuse.earlier) for s in one.shards}
-        days = {s.uri: of[s.uri] for s in merge.division.shards if s.carried}
         return KeyFacts(
-            *(merge.whole, self.unit_rows(), self.slices, merge.division.carried.runs, days),
+            *(
+                merge.whole,
+                self.unit_rows(),
+                self.slices,
+                merge.division.carried.runs,
+                self._days(),
+            ),
             duplicates=self.duplicates.rows,
             sources=tuple(earlier.keys for earlier in merge.reuse.earlier),
             gone=self.duplicates.carried,
         )
+
+    def _days(self) -> dict[str, int]:
+        """Return URI of a shard -> when the oldest of its carried predictions was computed."""
+        merge, reuse = self.merge, self.merge.reuse
+        of = {s.uri: s.computed_day for one in reversed(reuse.earlier) for s in one.shards}
+        days = {s.uri: of[s.uri] for s in merge.division.shards if s.carried}
+        found_in = self.run.record.units_with_found_rows
+        if not found_in:
+            return days
+        # Which of them a row was found in is not known, so that the oldest decides.
+        every = [s.computed_day for one in reuse.earlier for s in one.shards]
+        oldest = min(day for day in every if day >= reuse.oldest_day)
+        url = Store(merge.whole.source_root).url
+        units = (merge.division.work.units[index] for index in found_in)
+        found = {url(extent.path): oldest for unit in units for extent in unit.extents}
+        return found | {uri: min(day, found.get(uri, day)) for uri, day in days.items()}
 
     def compact(self, compactor: Compactor, columns: Sequence[str], tasks: RunTasks) -> Compacted:
         """Write the parts of the version, or have the store copy them."""
@@ -195,7 +241,7 @@ class MergedCarried:
             self.duplicates.rows,
             merge.division.carried,
             merge.versions,
-            (ROW_ID, URI, *merge.whole.pass_through.names),
+            merge.own_columns,
             self.unit_rows(),
             tasks,
             gone=self.duplicates.carried,

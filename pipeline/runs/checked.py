@@ -12,10 +12,11 @@ from pipeline.commit.parts.carried_version import CarriedVersion, OldReader, Old
 from pipeline.commit.parts.compaction import RunTasks
 from pipeline.commit.parts.part_reader import read_columns
 from pipeline.core.arrays import Numbers
-from pipeline.core.schema import ERROR, ROW_ID
+from pipeline.core.schema import CARRIED_ROW, CARRIED_SOURCE, ERROR, ROW_ID
 from pipeline.gates.carried import differing_rows
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.tasks.base import Task
+from pipeline.planning.carried import Carried
 from pipeline.planning.tiling import Slices
 from pipeline.storage.store import Store
 
@@ -24,7 +25,7 @@ def compare_checked(
     store: Store,
     task: Task,
     slices: Slices,
-    checked: Numbers,
+    carried: Carried,
     versions: Sequence[CarriedVersion],
     limits: AgreementLimits,
     run_tasks: RunTasks,
@@ -35,7 +36,7 @@ def compare_checked(
         store: The sink.
         task: What the model does.
         slices: Of the work, in order.
-        checked: int64 (S, 4), as `Carried.checked`.
+        carried: What is carried, and which rows were chosen before.
         versions: The sources.
         limits: The job's.
         run_tasks: Calls a function for every tuple of arguments; results in the order of calls.
@@ -48,29 +49,55 @@ def compare_checked(
         NotReadable: A part of an earlier version is gone, or damaged.
     """
     columns = [field.name for field in task.fields()]
-    first_rows = np.array([(key.unit, key.start) for key, _ in slices], np.int64).reshape(-1, 2)
-    # Units and rows are below 2**31 and 2**32: one number orders both.
-    order = first_rows[:, 0] << 32 | first_rows[:, 1]
-    wanted = checked[:, 0] << 32 | checked[:, 1]
-    places = np.searchsorted(order, wanted, "right") - 1
-    calls = []
-    for place in np.unique(places).tolist():
-        rows = checked[places == place, 1] - slices[place][0].start
-        calls.append((store, slices[place][1].path, rows, (ROW_ID, ERROR, *columns)))
-    if not calls:
-        return 0, []
-    staged = pa.concat_tables(run_tasks(read_rows, calls))
     sizes = np.array([version.num_rows for version in versions], np.int64)
-    numbers = (np.cumsum(sizes) - sizes)[checked[:, 2]] + checked[:, 3]
+    firsts, checked = np.cumsum(sizes) - sizes, carried.checked
+    staged = run_tasks(read_rows, _calls(store, slices, checked, (ROW_ID, ERROR, *columns)))
+    numbers = firsts[checked[:, 2]] + checked[:, 3]
+    if carried.by_content:
+        paths = [(store, file.path, tuple(columns)) for _, file in slices]
+        for rows in run_tasks(read_found, paths):
+            source = rows.column(CARRIED_SOURCE).to_numpy()
+            numbers = np.append(numbers, firsts[source] + rows.column(CARRIED_ROW).to_numpy())
+            staged.append(rows.select([ROW_ID, ERROR, *columns]))
+    if not len(numbers):
+        return 0, []
+    found = pa.concat_tables(staged)
     reader = OldReader(store, OldRows.of(versions), pa.schema(task.fields()))
     ascending, at = np.unique(numbers, return_inverse=True)
     known = reader.at(ascending).take(pa.array(at))
-    is_good = pc.is_null(staged.column(ERROR))
-    staged, known = staged.filter(is_good), known.filter(is_good)
-    ids = staged.column(ROW_ID).to_pylist()
-    return len(ids), differing_rows(task, ids, known, staged.select(columns), limits)
+    is_good = pc.is_null(found.column(ERROR))
+    found, known = found.filter(is_good), known.filter(is_good)
+    ids = found.column(ROW_ID).to_pylist()
+    return len(ids), differing_rows(task, ids, known, found.select(columns), limits)
+
+
+def _calls(
+    store: Store, slices: Slices, checked: Numbers, columns: Sequence[str]
+) -> list[tuple[Store, str, Numbers, Sequence[str]]]:
+    """Return, of each slice that has some of the rows, how they are read; in their order."""
+    starts = np.array([(key.unit, key.start) for key, _ in slices], np.int64).reshape(-1, 2)
+    # Units and rows are below 2**31 and 2**32: one number orders both.
+    order, wanted = (each[:, 0] << 32 | each[:, 1] for each in (starts, checked))
+    places = np.searchsorted(order, wanted, "right") - 1
+    calls = []
+    for place in np.unique(places).tolist():
+        key, file = slices[place]
+        calls.append((store, file.path, checked[places == place, 1] - key.start, columns))
+    return calls
 
 
 def read_rows(store: Store, path: str, rows: Numbers, columns: Sequence[str]) -> pa.Table:
     """Read some rows of a staged part."""
     return read_columns(store, path, list(columns)).take(pa.array(rows))
+
+
+def read_found(store: Store, path: str, columns: Sequence[str]) -> pa.Table:
+    """Read the rows of a staged part that were found by their content and computed all the same."""
+    rows = read_columns(store, path, [ROW_ID, ERROR, CARRIED_SOURCE, CARRIED_ROW, *columns])
+    if CARRIED_ROW not in rows.column_names:  # no version was looked up
+        none = pa.nulls(rows.num_rows, pa.int64())
+        rows = rows.append_column(CARRIED_SOURCE, none).append_column(CARRIED_ROW, none)
+    has_own = np.zeros(rows.num_rows, bool)
+    for name in columns:
+        has_own |= np.asarray(rows.column(name).is_valid())
+    return rows.filter(pa.array(has_own & np.asarray(rows.column(CARRIED_ROW).is_valid())))

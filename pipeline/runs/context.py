@@ -22,6 +22,7 @@ from pipeline.report.recording.recorder import RunRecorder
 from pipeline.report.recording.so_far import SoFar
 from pipeline.runs.settled_source import settled_source
 from pipeline.runs.sink_below_source import require_disjoint
+from pipeline.sources.lookup import LookUp
 from pipeline.storage.store import Store
 
 if TYPE_CHECKING:
@@ -104,5 +105,7 @@ class Settled:
     """With the runtime and precision that were chosen."""
     allocation: Allocation
     golden: GoldenRows | None = None
+    lookup: LookUp | None = None
+    """Looks rows up while they are read, or only hashes them; None: neither."""
     beside: Beside | None = None
     """What tries other runtimes while the run goes on."""

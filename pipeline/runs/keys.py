@@ -10,10 +10,27 @@ from pipeline.commit.keys.shards import known_shards
 from pipeline.commit.keys.writing import read_failed, write_keys
 from pipeline.commit.parts.compaction import Compacted, Compactor, RunTasks
 from pipeline.core.versions import environment_versions
+from pipeline.job.job import Job
 from pipeline.planning.carried import day_of
+from pipeline.planning.plan import Plan
 from pipeline.planning.predictor import predictor_key
 from pipeline.runs.context import RunContext
 from pipeline.runs.merging import KeyFacts, sized
+
+
+def keeps_keys(job: Job, plan: Plan) -> bool:
+    """Tell whether versions of a job know their shards, so that rows can be carried from them.
+
+    They do not if what decides predictions is unknown, if not all rows of the shards are in them,
+    or if rows are sorted by value.
+    """
+    is_whole = job.run.limit_rows is None and not job.sink.partition_columns
+    return is_whole and bool(plan.predictor)
+
+
+def keeps_hashes(job: Job, plan: Plan) -> bool:
+    """Tell whether they know the content of their rows as well."""
+    return job.run.reuse == "content" and keeps_keys(job, plan)
 
 
 def write_version_keys(
@@ -26,15 +43,12 @@ def write_version_keys(
     """Write the keys of a version whose parts are written; return what the manifest says of them.
 
     Returns:
-        {} if nothing could be carried from it: what decides its predictions is unknown, not all
-        rows of its shards are in it, or they are sorted by value.
+        {} if it gets none: see `keeps_keys`.
     """
     job = run.job
-    if facts is None or not facts.plan.predictor:
+    if facts is None or not keeps_keys(job, facts.plan):
         return {}
-    if job.run.limit_rows is not None or job.sink.partition_columns:
-        return {}
-    kind: Kind = "content" if job.run.reuse == "content" else "inputs"
+    kind: Kind = "content" if keeps_hashes(job, facts.plan) else "inputs"
     key = predictor_key(facts.plan.predictor)
     about = About(key, facts.plan.row_settings, kind, environment_versions())
     failed = read_failed(run.store, compactor.folder, compacted.quarantine)

@@ -32,6 +32,7 @@ from pipeline.planning.carried import no_runs
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import Slices
 from pipeline.runs.context import RunContext
+from pipeline.sources.lookup import LookUp
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -104,6 +105,11 @@ class Merge(Protocol):
     @property
     def published_model(self) -> Mapping[str, Any] | None:
         """The model as it was run for what they are put into; None: they may be run in any way."""
+        ...
+
+    @property
+    def lookup(self) -> LookUp | None:
+        """What looks rows up by their content while they are read; None: nothing does."""
         ...
 
     def named(self, plan: Plan) -> Plan:

@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+
+from pipeline.commit.keys.key_index import KeyIndex
 from pipeline.commit.keys.meta import NoKeys, VersionKeys, read_keys
 from pipeline.commit.keys.shards import read_shards
 from pipeline.commit.layout import Layout, earlier_names
@@ -21,11 +24,12 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.versions import changed_versions, environment_versions
 from pipeline.planning.carried import KnownShard, Source, day_of
 from pipeline.planning.carrying import Division, Known, divide
-from pipeline.planning.checked_rows import choose_checked
+from pipeline.planning.checked_rows import check_probability, choose_checked
 from pipeline.planning.plan import Plan
 from pipeline.planning.predictor import predictor_key, why_other
 from pipeline.planning.slicing import SliceSizes
 from pipeline.runs.context import RunContext
+from pipeline.sources.lookup import LookUp
 
 _MOST_SOURCES, _MOST_LOOKED_AT = 4, 8
 _NO_WEIGHTS = "the tensors of the model come from code, so nothing proves that they are the same"
@@ -38,12 +42,19 @@ class Earlier:
     version: CarriedVersion
     keys: VersionKeys
     shards: tuple[KnownShard, ...]
-    """() if its row ids and pass-through columns are made otherwise than those of this run."""
+    has_same_rows: bool
+    """Its row ids and pass-through columns are made as those of this run."""
 
     @property
     def manifest(self) -> Manifest:
         """Of the version."""
         return self.version.manifest
+
+    def index(self, oldest_day: float) -> KeyIndex:
+        """Return what finds its rows by their content, but for those of before a day."""
+        old = [s for s in self.shards if s.computed_day < oldest_day]
+        spans = [(s.first, s.first + s.num_rows - len(s.failed)) for s in old]
+        return KeyIndex(self.keys, np.array(spans, np.int64).reshape(-1, 2))
 
     @property
     def name(self) -> str:
@@ -63,6 +74,10 @@ class Reuse:
     """Why nothing is taken over, or not from the newest version."""
     environment: tuple[str, ...] = ()
     """Libraries whose version is another one than then."""
+    lookup: LookUp | None = None
+    """Looks up rows of the work by their content."""
+    oldest_day: float = 0.0
+    """Predictions of before this day, counted from 1970, are not carried."""
 
 
 def find_reuse(run: RunContext, plan: Plan, base: Manifest | None) -> Reuse:
@@ -75,8 +90,9 @@ def find_reuse(run: RunContext, plan: Plan, base: Manifest | None) -> Reuse:
     """
     if why := _why_not_at_all(run, plan):
         return Reuse(None, why_not=why)
-    by_content = run.job.run.reuse == "content"
-    earlier, reasons = _usable(run, plan, base, by_content=by_content)
+    is_asked = run.job.run.reuse == "content"
+    earlier, reasons = _usable(run, plan, base, by_content=is_asked)
+    by_content = is_asked and any(one.keys.num_buckets for one in earlier)
     why = "; ".join(reasons) or "nothing earlier is published"
     if not earlier:
         return Reuse(None, why_not=why)
@@ -85,14 +101,16 @@ def find_reuse(run: RunContext, plan: Plan, base: Manifest | None) -> Reuse:
     known = [
         Known(
             Source(one.version.layout.partition, one.manifest.number, one.manifest.token),
-            {s.uri: s for s in one.shards if s.computed_day >= oldest_day and not has_uris},
+            {s.uri: s for s in one.shards if s.computed_day >= oldest_day}
+            if one.has_same_rows and not has_uris
+            else {},
         )
         for one in earlier
     ]
     changed = changed_versions(earlier[0].keys.about.environment, environment_versions())
     parts = [one.keys.part_rows for one in earlier]
     choose = partial(choose_checked, parts=parts, seed=plan.fingerprint, is_thorough=bool(changed))
-    sizes = SliceSizes.of(run.job, plan.batch_size)
+    sizes = SliceSizes.of(run.job, plan.batch_size, are_mostly_known=by_content)
     division = divide(plan, known, sizes, choose, by_content=by_content)
     if not division.carried.num_rows and not by_content:
         if len(division.carried.checked):
@@ -100,7 +118,21 @@ def find_reuse(run: RunContext, plan: Plan, base: Manifest | None) -> Reuse:
         elif not reasons:
             why = f"no shard is as it was in {earlier[0].name}"
         return Reuse(None, why_not=why)
-    return Reuse(division, tuple(earlier), "; ".join(reasons), changed)
+    lookup = None
+    if by_content:
+        known_rows = sum(one.keys.num_rows for one in earlier)
+        num_rows = min(division.work.num_rows or known_rows, known_rows)
+        indices = [
+            (n, one.index(oldest_day)) for n, one in enumerate(earlier) if one.keys.num_buckets
+        ]
+        lookup = LookUp(
+            tuple(plan.fields.names),
+            tuple(indices),
+            check_probability(num_rows, is_thorough=bool(changed)),
+            plan.fingerprint,
+            division.carried.checked[:, :2],
+        )
+    return Reuse(division, tuple(earlier), "; ".join(reasons), changed, lookup, oldest_day)
 
 
 def _why_not_at_all(run: RunContext, plan: Plan) -> str:
@@ -128,8 +160,7 @@ def _usable(
         name = f"{layout.name} version {manifest.number}"
         try:
             keys = read_keys(run.store, layout, manifest)
-            has_same_rows = keys.about.row_settings == plan.row_settings
-            shards = tuple(read_shards(keys)) if has_same_rows else ()
+            shards = tuple(read_shards(keys))
         except NoKeys as error:
             reasons.append(str(error))
             continue
@@ -140,10 +171,11 @@ def _usable(
             parts = (manifest.fingerprint_parts, plan.fingerprint_parts)
             reasons.append(f"{name}: {why_other(manifest.model, plan.model, parts)} changed")
             continue
-        if not has_same_rows and not (by_content and keys.about.kind == "content"):
+        has_same_rows = keys.about.row_settings == plan.row_settings
+        if not has_same_rows and not (by_content and keys.num_buckets):
             reasons.append(f"{name}: the source section or the columns of the job changed")
             continue
-        found.append(Earlier(CarriedVersion(layout, manifest), keys, shards))
+        found.append(Earlier(CarriedVersion(layout, manifest), keys, shards, has_same_rows))
         if len(found) == _MOST_SOURCES:
             break
     return found, reasons if not found else []

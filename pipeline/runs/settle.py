@@ -52,4 +52,5 @@ def settle(
     if not run.store.is_object_store:  # after `resolve_runtime`, which may divide the cluster anew
         allocation = allocation.for_local_disk(hardware)
     plan = replace(settled.plan, fingerprint=plan.fingerprint)
-    return replace(settled, plan=plan, allocation=allocation)
+    lookup = merge.lookup if merge else None
+    return replace(settled, plan=plan, allocation=allocation, lookup=lookup)

@@ -360,3 +360,85 @@ def test_two_nights_later_the_newest_version_that_knows_a_file_is_taken(tmp_path
     partition.partition = "date=2026-11-26"
     partition.run()
     assert_as_all_computed(partition, tmp_path)
+
+
+def by_content(
+    tmp_path: Path, write: Callable[[Path], dict[str, Any]] = write_images
+) -> EarlierPartition:
+    return nightly(tmp_path, write, run={"reuse": "content"})
+
+
+@pytest.mark.parametrize("write", SOURCES)
+def test_touched_files_of_the_same_content_are_read_and_not_computed(
+    write: Callable[[Path], dict[str, Any]], tmp_path: Path
+):
+    partition = by_content(tmp_path, write)
+    partition.run()
+    for path in Path(partition.inputs).iterdir():
+        os.utime(path)
+    partition.run()
+    assert partition.said
+    assert 16 <= len(partition.computed) < NUM_ROWS
+    assert partition.current().carried["content_rows"] == NUM_ROWS - len(partition.computed)
+    assert_as_all_computed(partition, tmp_path)
+    partition.partition = "date=2026-11-25"
+    partition.run()  # from a version whose rows were found themselves
+    assert_as_all_computed(partition, tmp_path)
+
+
+def test_rows_found_by_content_have_the_other_columns_of_the_new_input(tmp_path: Path):
+    partition = by_content(tmp_path, write_parquet)
+    partition.run()
+    folder = Path(partition.inputs)
+    for path in folder.iterdir():
+        table = pq.read_table(path)
+        cameras = pa.array([f"new {row}" for row in range(table.num_rows)])
+        pq.write_table(table.set_column(1, "camera", cameras), path.with_name(f"x{path.name}"))
+        path.unlink()
+    partition.run()
+    assert len(partition.computed) < NUM_ROWS
+    good, _ = partition.content()
+    assert {row["camera"] for row in good} == {f"new {row}" for row in range(10)}
+    assert_as_all_computed(partition, tmp_path)
+
+
+def test_by_content_moved_copied_and_new_rows_are_told_apart(tmp_path: Path):
+    partition = by_content(tmp_path)
+    partition.broken = {"004.jpg"}
+    partition.run()
+    folder = Path(partition.inputs)
+    for row in range(20, 40):
+        (folder / f"{row:03d}.jpg").rename(folder / f"moved-{row:03d}.jpg")
+    (folder / "copy.jpg").write_bytes(image(7))
+    (folder / "new.jpg").write_bytes(image(700))
+    (folder / "000.jpg").write_bytes(image(701))
+    partition.run()
+    assert {"new.jpg", "000.jpg", "004.jpg"} <= set(partition.computed)
+    assert partition.failed() == {"004.jpg": "decode_error"}
+    assert_as_all_computed(partition, tmp_path)
+
+
+def test_content_is_not_looked_up_in_versions_that_know_none(tmp_path: Path):
+    partition = nightly(tmp_path)
+    partition.run()
+    partition.sections["run"] = {"reuse": "content"}
+    for row in range(2):
+        os.utime(Path(partition.inputs) / f"{row:03d}.jpg")
+    partition.run()
+    assert carried_rows(partition) > 0
+    assert {"000.jpg", "001.jpg"} <= set(partition.computed)
+    assert_as_all_computed(partition, tmp_path)
+
+
+def test_damaged_hashes_cost_time_and_are_counted(tmp_path: Path):
+    partition = by_content(tmp_path)
+    for path in Path(partition.inputs).iterdir():
+        path.write_bytes(os.urandom(16))  # or this node has the hashes already
+    partition.run()
+    damage_keys(partition, "bucket=000.parquet")
+    for path in Path(partition.inputs).iterdir():
+        os.utime(path)
+    partition.run()
+    assert len(partition.computed) == NUM_ROWS
+    assert partition.report()["carried"]["lookup_failed_rows"] == NUM_ROWS
+    assert_as_all_computed(partition, tmp_path)

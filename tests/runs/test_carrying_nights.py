@@ -35,19 +35,21 @@ changes = st.lists(
 )
 
 
-def apply(folder: Path, broken: set[str], change: Change) -> None:
+def apply(folder: Path, broken: set[str], change: Change, nth: int) -> None:
     what, name, number = change
     path, other = folder / name, folder / NAMES[number]
     if what == "write":  # of few contents, so that some are there twice
         path.write_bytes(image(number % 7))
+        broken.discard(name)
     elif what == "delete":
         path.unlink(missing_ok=True)
     elif what == "rename" and path.exists():
         path.rename(other)
+        broken.difference_update({name, NAMES[number]})
     elif what == "touch" and path.exists():
         os.utime(path)
     elif what == "break":  # its new content cannot be decoded until the decoder is mended
-        path.write_bytes(image(100 + number))
+        path.write_bytes(image(1000 + nth))
         broken.add(name)
     elif what == "mend":
         broken.discard(name)
@@ -66,9 +68,10 @@ def apply(folder: Path, broken: set[str], change: Change) -> None:
     nights=st.lists(changes, min_size=NIGHTS, max_size=NIGHTS),
     same_partition=st.booleans(),
     keep_versions=st.integers(1, 3),
+    reuse=st.sampled_from(["inputs", "content"]),
 )
 def test_each_night_is_as_if_all_rows_were_computed(
-    nights: list[list[Change]], same_partition: bool, keep_versions: int
+    nights: list[list[Change]], same_partition: bool, keep_versions: int, reuse: str
 ):
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
@@ -81,11 +84,12 @@ def test_each_night_is_as_if_all_rows_were_computed(
         night.weights = str(root / "weights.pt")
         torch.save(colours_state(), night.weights)
         sink = {"target_part_mib": 1.0, "keep_versions": keep_versions}
-        night.sections = {"sink": sink, "gates": {"allow_empty": True, "max_error_pct": 100.0}}
+        night.sections = {"run": {"reuse": reuse}, "sink": sink}
+        night.sections |= {"gates": {"allow_empty": True, "max_error_pct": 100.0}}
         carried = 0
         for number, todo in enumerate(nights):
-            for change in todo:
-                apply(folder, night.broken, change)
+            for nth, change in enumerate(todo):
+                apply(folder, night.broken, change, 10 * number + nth)
             if number == OTHER_WEIGHTS:
                 torch.save({k: v + 1 for k, v in colours_state().items()}, night.weights)
             if number == OTHER_TRANSFORM:

@@ -28,13 +28,20 @@ class KeyIndex:
     node cache as arrays that processes map into their memory.
     """
 
-    def __init__(self, keys: VersionKeys) -> None:
-        """Name the version; nothing is opened yet."""
+    def __init__(self, keys: VersionKeys, left_out: Numbers | None = None) -> None:
+        """Name the version; nothing is opened yet.
+
+        Args:
+            keys: Of the version.
+            left_out: int64 (M, 2), ascending: first and last + 1 of ordinals that are not to be
+                found; None: all are.
+        """
         self._keys = keys
+        self._left_out = np.zeros((0, 2), np.int64) if left_out is None else left_out
         self._opened: dict[int, Bucket] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return KeyIndex, (self._keys,)
+        return KeyIndex, (self._keys, self._left_out)
 
     def find(self, hashes: npt.NDArray[np.uint8]) -> Numbers:
         """Return the ordinals of rows with these hashes; of equal ones any.
@@ -61,6 +68,9 @@ class KeyIndex:
             for number in np.unique(of).tolist():
                 own = of == number
                 found[block][order[own]] = _look_up(self._bucket(number), high[own], low[own])
+        within = np.searchsorted(self._left_out[:, 0], found, "right") - 1
+        ends = np.append(self._left_out[:, 1], 0)  # at -1: before all of them
+        found[found < ends[within]] = UNKNOWN
         return found
 
     def _bucket(self, number: int) -> Bucket:

@@ -70,6 +70,8 @@ class RowAccounts:
         self._causes = Causes()  # as far as the footers say
         self._labels: Counter[str] = Counter()
         self._numbers: dict[str, Numbers] = {}
+        self.units_with_found_rows: set[int] = set()
+        """Units of the plan with rows whose predictions were found by their content."""
         self._names: dict[SliceKey, str] = {}  # of the attempts that were counted
 
     def add(self, origin: Origin, staged: StagedSlice) -> None:
@@ -83,6 +85,8 @@ class RowAccounts:
         key = parse_staged_name(staged.name)
         if key is not None:
             self._names[key] = staged.name
+            if staged.num_carried:
+                self.units_with_found_rows.add(key.unit)
         self.figures += staged.figures
         numbers = {name: Numbers.from_dict(values) for name, values in staged.numbers.items()}
         self._numbers = sum_numbers(self._numbers, numbers)

@@ -84,6 +84,10 @@ class RetryMerge:
             Skipped.from_dict(self.base.skipped),
         )
 
+    @property
+    def lookup(self) -> None:
+        """Retried rows have no prediction anywhere."""
+
     def named(self, plan: Plan) -> Plan:
         """Return a plan under the name by which it is kept what `auto` meant at first."""
         return replace(plan, fingerprint=self.base.fingerprint)

@@ -22,11 +22,10 @@ import pyarrow as pa
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import Lease, hold_lease
 from pipeline.commit.manifest import Manifest, current_manifest
-from pipeline.commit.parts.part_writer import file_metadata
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.publish import repair
 from pipeline.commit.published.read import read_part
-from pipeline.commit.staging import StagingWriter, list_staged, read_footer
+from pipeline.commit.staging import list_staged, read_footer
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
 from pipeline.core.schema import (
     CLASSIFY_FIELDS,
@@ -36,21 +35,24 @@ from pipeline.core.schema import (
     WIDTH_PX,
     staged_schema,
 )
+from pipeline.core.slices import pack, unpack
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import parse_job
 from pipeline.models.spec import ModelSpec
-from pipeline.models.tasks import make_task
 from pipeline.operations.retry import carry_out
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import done_slices, missing_units
 from pipeline.report.document import RunStatus
 from pipeline.report.recording.recorder import RunRecorder
+from pipeline.runs.builders import make_writer
 from pipeline.runs.carrying import predict_with_reuse
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.finish import fail_fast_on_certain_refusal, finish
+from pipeline.runs.keys import keeps_hashes
 from pipeline.runs.merging import Merge
 from pipeline.runs.prepare import prepare
 from pipeline.runs.retry.quarantine import read_reasons
+from pipeline.sources.lookup import LookUp
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
 from pipeline.storage.store import Store
@@ -152,17 +154,18 @@ class EarlierPartition:
         staged = list_staged(self.out, folder)
         for key in done_slices(plan, staged):
             run.record.resumed(read_footer(self.out, staged[key].path))
-        run_id = run.record.run_id
-        metadata, counted = file_metadata(plan, run_id), make_task(model.task).measured_columns()
-        writer = StagingWriter(self.out, folder, run_id, "zstd", metadata, counted)
-        source = run.job.source
+        writer = make_writer(run, plan, model)
+        source, salt = run.job.source, salt_of(model)
+        lookup = (merge and merge.lookup) or LookUp(tuple(plan.fields.names))
         reader = Reader(Store(plan.source_root), source, plan.pass_through, plan.fields)
         for unit, starts in missing_units(plan, staged).items():
-            for key, counters, rows in read_slices(reader, unit, frozenset(starts)):
+            blocks = (pack(*each) for each in read_slices(reader, unit, frozenset(starts)))
+            if keeps_hashes(run.job, plan):
+                blocks = lookup.of_unit(unit.index).slices(blocks)
+            for key, counters, rows, aside in (each for block in blocks for each in unpack(block)):
                 self.computed += rows.column(ROW_ID).to_pylist()
-                salt = salt_of(model)
                 staged_rows = predict_rows(rows, plan.pass_through, self.broken, salt)
-                run.record.computed(writer.write(key, counters, staged_rows))
+                run.record.computed(writer.write(key, counters, staged_rows, aside))
                 fail_fast_on_certain_refusal(run, plan)
         return finish(run, plan, list_staged(self.out, folder), base, lease, run_here, merge)
 
