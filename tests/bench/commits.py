@@ -108,7 +108,10 @@ def compare(
     for index in range(runs):
         for age, checkout in checkouts.items():
             partition = f"sink.partition=run={index}"
-            report, wall_s = command(checkout, "run", jobs[age], "--quiet", "--set", partition)
+            more = ("--no-reuse",) if (checkout / "pipeline/runs/reuse.py").exists() else ()
+            report, wall_s = command(
+                checkout, "run", jobs[age], "--quiet", "--set", partition, *more
+            )
             rows = report["rows"]["computed"]
             line = {"whole": rows / wall_s, "streaming": report["rows_per_s"]}
             found[f"{name} {age}"].append(line)
