@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from pipeline.operations.plan import plan
     from pipeline.operations.retry import retry
     from pipeline.operations.run import run
+    from pipeline.operations.status import status
+    from pipeline.operations.stop import stop
     from pipeline.operations.tune import tune
     from pipeline.report.document import Report
 
@@ -35,6 +37,8 @@ __all__ = [
     "retry",
     "rollback",
     "run",
+    "status",
+    "stop",
     "tune",
     "verify",
 ]
@@ -49,6 +53,8 @@ _HOMES = {
     "retry": "pipeline.operations.retry",
     "rollback": "pipeline.operations.maintenance",
     "run": "pipeline.operations.run",
+    "status": "pipeline.operations.status",
+    "stop": "pipeline.operations.stop",
     "tune": "pipeline.operations.tune",
     "verify": "pipeline.operations.outputs",
 }

@@ -15,7 +15,9 @@ from support.runs.package_source import NAMES
 import pipeline
 from pipeline.core.errors import JobError
 
-FUNCTIONS = {"gc", "load_job", "plan", "retry", "rollback", "run", "tune", "verify"}
+FUNCTIONS = {
+    *("gc", "load_job", "plan", "retry", "rollback", "run", "status", "stop", "tune", "verify"),
+}
 TYPES = {"Job", "Report"}
 SECTIONS: dict[str, Any] = {
     "source": {"uri": "in", "format": "images"},

@@ -12,7 +12,7 @@ from pipeline.core.errors import JobError
 _MEANT = {
     **dict.fromkeys(["predict", "infer", "exec", "execute", "start", "apply"], "run"),
     **dict.fromkeys(["dry-run", "check", "validate", "explain"], "plan"),
-    **dict.fromkeys(["show", "list", "ls", "status", "info"], "inspect"),
+    **dict.fromkeys(["show", "list", "ls", "info"], "inspect"),
     **dict.fromkeys(["clean", "cleanup", "prune"], "gc"),
     **dict.fromkeys(["download", "fetch"], "pull"),
 }

@@ -16,6 +16,7 @@ from pipeline.commands.options import (
     AddressOption,
     AllowImportOption,
     DateOption,
+    FromOption,
     JobFile,
     JsonOption,
     NoReuseOption,
@@ -23,6 +24,7 @@ from pipeline.commands.options import (
     OkExitOption,
     QuietOption,
     SetOption,
+    ToOption,
     progress_on_terminal,
     show,
     show_report,
@@ -70,6 +72,8 @@ def plan(
     allow_import: AllowImportOption = None,
     no_try: NoTryOption = False,
     no_reuse: NoReuseOption = False,
+    from_: FromOption = None,
+    to: ToOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -84,6 +88,8 @@ def plan(
         address=address,
         allow_import=allow_import or (),
         tries=not no_try,
+        from_=from_,
+        to=to,
         reuse=not no_reuse,
     )
     show(found if as_json else shortened(found), as_json=as_json, quiet=quiet)

@@ -86,6 +86,13 @@ OkExitOption = Annotated[
     typer.Option("--ok-exit", metavar="CODES", help="Exit 0 in place of these, as in 3,4."),
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress, no tables.")]
+FromOption = Annotated[
+    str | None, typer.Option("--from", metavar="YYYY-MM-DD", help="The first of several dates.")
+]
+ToOption = Annotated[
+    str | None,
+    typer.Option("--to", metavar="YYYY-MM-DD", help="The last of them. Of a job: today, UTC."),
+]
 PartitionOption = Annotated[
     str | None, typer.Option("--partition", metavar="KEY=VALUE", help="Which partition.")
 ]

@@ -14,12 +14,14 @@ from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.published.describe import DIGEST_CHARS, version_facts
 from pipeline.commit.staging import list_staged
+from pipeline.core.errors import JobError
 from pipeline.inference.runtimes.base import emulated_reason
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import Overrides
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.scores import scores_told
 from pipeline.operations.jobs import Date, JobLike, load_job, run_options
+from pipeline.operations.status import status_of_job
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import done_slices
 from pipeline.report.history import Recipe, find_past_run
@@ -36,6 +38,7 @@ from pipeline.runs.staleness import why_stale
 from pipeline.runs.tuning.auto import foresee, needs_tuning
 from pipeline.runs.tuning.choice import Choice
 from pipeline.runs.tuning.selection import as_tried
+from pipeline.runs.weeks.overview import Status
 from pipeline.sources.feature_names import Vector, vectors_of
 from pipeline.storage.errors import options_named
 from pipeline.storage.store import Store
@@ -52,8 +55,12 @@ def plan(
     allow_import: Sequence[str] = (),
     tries: bool = True,
     reuse: bool = True,
+    from_: Date = None,
+    to: Date = None,
 ) -> dict[str, Any]:
     """Say what a run of this job would do now; writes nothing.
+
+    Of several dates: how each partition is and what a run of it would do, as `status`.
 
     Args:
         job: A job, the path of a job file, or its sections as a mapping.
@@ -63,10 +70,18 @@ def plan(
         allow_import: Prefixes of the modules that the job may name.
         tries: Build the model and predict one row, unless there is nothing to do.
         reuse: As of `run`.
+        from_: The first of several dates, instead of `date`.
+        to: The last one; None: today in UTC.
 
     Raises:
         PipelineError: As the run itself would, before its first row.
     """
+    if from_ is not None or to is not None:
+        if date is not None:
+            raise JobError("give one date, or the first and the last of several")
+        return status_of_job(
+            job, from_=from_, to=to, overrides=overrides, allow_import=allow_import
+        ).to_dict()
     loaded = load_job(job, date=date, overrides=overrides)
     options = run_options(address, allow_import, reuse=reuse)
     run = RunContext.of(loaded, options).with_settled_source()
@@ -200,6 +215,8 @@ def _features(vectors: Mapping[str, Vector]) -> dict[str, Any]:
 
 def shortened(document: dict[str, Any]) -> dict[str, Any]:
     """Return what `plan` has found for a terminal: the first features, and the first shards."""
+    if "states" in document:
+        return Status.of(document).shown()
     if "carried" in document:
         document = {**document, "carried": first_shards(document["carried"])}
     facts = document["input"]

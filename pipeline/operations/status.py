@@ -1,0 +1,121 @@
+"""`pipeline status`: how the partitions of an output are, read from the output alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.commit.layout import partition_order
+from pipeline.commit.published.read import locate
+from pipeline.core.errors import JobError
+from pipeline.job.job import Job
+from pipeline.job.reading.loader import Overrides
+from pipeline.operations.jobs import Date, JobLike, load_job, read_date, run_options
+from pipeline.runs.weeks.job_survey import days_between, survey_job
+from pipeline.runs.weeks.overview import Status
+from pipeline.runs.weeks.survey import survey
+
+
+def status(
+    sink: JobLike,
+    *,
+    partition: str | None = None,
+    from_: Date = None,
+    to: Date = None,
+    overrides: Overrides = (),
+    allow_import: Sequence[str] = (),
+    storage_options: Mapping[str, Any] | None = None,
+) -> Status:
+    """Say how partitions are: complete, running, refused, interrupted, failed; starts nothing.
+
+    Of a job, instead of an output, also which are missing, and which are stale and why.
+
+    Args:
+        sink: The sink's root or a partition's folder; or a job, as of `run`.
+        partition: Only this one.
+        from_: Only from this date or number on; of a job that has `${date}` it is needed.
+        to: Only up to this date or number, that one included; of a job None is today in UTC.
+        overrides: Fields that are set over those of the job.
+        allow_import: Prefixes of the modules that the job may name.
+        storage_options: fsspec options of the output; a job has its own.
+
+    Raises:
+        JobError: The job is wrong, or what is given does not belong to a job, or to an output.
+        PipelineError: The output, or the list of its partitions, cannot be read.
+    """
+    if is_job(sink):
+        if partition is not None or storage_options:
+            raise JobError("status of a job: its partition and storage_options are in the job")
+        return status_of_job(
+            sink, from_=from_, to=to, overrides=overrides, allow_import=allow_import
+        )
+    if overrides or allow_import:
+        raise JobError(f"{sink}: overrides are for a job, and this is an output")
+    store, found = locate(os.fspath(sink), dict(storage_options or {}))  # type: ignore[arg-type]
+    if partition is None and found is not None and found.partition:
+        partition = found.name
+    first, last = _bound(from_), _bound(to)
+    rows = survey(store, None if partition is None else [partition])
+    if not rows:
+        raise JobError(f"{store.url('')}: no run has worked on anything there")
+    chosen = tuple(each for each in rows if is_between(each.partition, first, last))
+    return Status(store.url(""), chosen)
+
+
+def _bound(given: Date) -> str:
+    text = "" if given is None else str(given)
+    if text and not partition_order(f"={text}")[0]:
+        raise JobError(f"{text}: write a date or a number, as partitions have it")
+    return text
+
+
+def is_job(given: JobLike) -> bool:
+    """Tell a job from the URI of an output."""
+    if isinstance(given, Job | Mapping):
+        return True
+    text = os.fspath(given)
+    return text.endswith((".yaml", ".yml")) and os.path.isfile(text)
+
+
+def is_between(partition: str, first: str, last: str) -> bool:
+    """Tell whether a partition is between two dates or numbers, both included; '': no bound.
+
+    2026-11-24T05 is between 2026-11-24 and 2026-11-24.
+    """
+    if not first and not last:
+        return True
+    is_ordered, value, _ = partition_order(partition)
+    low, high = (partition_order(f"={bound}")[1] for bound in (first, last))
+    return is_ordered and (not first or value >= low) and (not last or value[: len(high)] <= high)
+
+
+def status_of_job(
+    job: JobLike,
+    *,
+    from_: Date,
+    to: Date,
+    overrides: Overrides = (),
+    allow_import: Sequence[str] = (),
+) -> Status:
+    """Say how the partitions of a job are, date by date; see `status`."""
+    options = run_options(None, allow_import, job=job)
+    if isinstance(job, Job):
+        jobs = [load_job(job, overrides=overrides)]
+    else:
+        days = days_between(read_date(from_ if from_ is not None else to), read_date(to))
+        jobs = [load_job(job, date=day, overrides=overrides) for day in days]
+    names = {each.sink.partition for each in jobs}
+    if from_ is None and len(jobs) == 1 and _depends_on_date(job, overrides):
+        raise JobError("which dates? the job has ${date}: give --from YYYY-MM-DD")
+    if len(names) < len(jobs):
+        raise JobError("sink.partition is the same for all dates: write ${date} in it")
+    return Status(jobs[0].sink.uri, tuple(survey_job(each, options) for each in jobs))
+
+
+def _depends_on_date(job: JobLike, overrides: Overrides) -> bool:
+    if isinstance(job, Job):
+        return False
+    days = days_between(read_date("2000-01-01"), read_date("2000-01-02"))
+    one, other = (load_job(job, date=day, overrides=overrides, needs_model=False) for day in days)
+    return one.sink.partition != other.sink.partition

@@ -1,0 +1,72 @@
+"""Say of a partition what only its job knows: missing, stale and why, what a run would do."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pipeline.commit.manifest import current_manifest
+from pipeline.commit.staging import list_staged
+from pipeline.core.errors import InputMissing, JobError, PipelineError
+from pipeline.job.job import Job
+from pipeline.runs.context import RunContext, RunOptions
+from pipeline.runs.prepare import prepare
+from pipeline.runs.resume import is_published
+from pipeline.runs.staleness import why_stale
+from pipeline.runs.weeks.state import PartitionStatus
+from pipeline.runs.weeks.survey import survey
+
+MAX_DAYS = 10_000
+
+
+def days_between(first: dt.date, last: dt.date) -> Sequence[dt.date]:
+    """Return the dates from one to another, both included.
+
+    Raises:
+        JobError: There are none, or so many that it must be a mistake.
+    """
+    num_days = (last - first).days + 1
+    if not 0 < num_days <= MAX_DAYS:
+        raise JobError(f"from {first} to {last}: give at least one date, at most {MAX_DAYS:,}")
+    return [first + dt.timedelta(days=day) for day in range(num_days)]
+
+
+def survey_job(job: Job, options: RunOptions) -> PartitionStatus:
+    """Say how the partition of a job is, and what a run would do; starts nothing, writes nothing.
+
+    Its input is listed and its model resolved, as at the beginning of a run.
+    """
+    run = RunContext.of(job, options)
+    (seen,) = survey(run.store, [run.layout.name])
+    if seen.state == "running":
+        return replace(seen, a_run_would="end with 4: it is running")
+    try:
+        return _compared(run.with_settled_source(), seen)
+    except PipelineError as error:
+        is_missing = isinstance(error, InputMissing)
+        state = "no_input" if is_missing and seen.version is None else seen.state
+        return replace(
+            seen,
+            state=state,
+            why=str(error) if state == "no_input" else seen.why,
+            a_run_would=f"end with {error.exit_code}: {error}",
+        )
+
+
+def _compared(run: RunContext, seen: PartitionStatus) -> PartitionStatus:
+    store, layout = run.store, run.layout
+    plan, _ = prepare(run)
+    current = current_manifest(store, layout)
+    if is_published(current, plan, run.job.sink.partition_columns):
+        return replace(seen, state="complete", why=None, a_run_would="do nothing")
+    would = "publish the first version" if current is None else f"replace version {current.number}"
+    if list_staged(store, layout.staging(plan.fingerprint)):
+        would = f"resume, then {would}"
+    if current is None:
+        state = "missing" if seen.state in ("unpublished", "no_input") else seen.state
+        return replace(seen, state=state, a_run_would=would)
+    changed = why_stale(store, layout, current, plan) or "it was published with other settings"
+    if seen.state != "complete":
+        return replace(seen, a_run_would=f"{would}, which is of before a change: {changed}")
+    return replace(seen, state="stale", why=changed, a_run_would=would)

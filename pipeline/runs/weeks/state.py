@@ -1,0 +1,182 @@
+"""Decide in which state a partition is, from its current version and its last run."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.commit.heartbeat import Heartbeat
+from pipeline.commit.manifest import Manifest
+from pipeline.core.errors import GateRefused, InputMissing, Stopped
+
+State = Literal[
+    "complete",
+    "running",
+    "refused",
+    "interrupted",
+    "failed",
+    "no_input",
+    "unpublished",
+    "unreadable",
+    "missing",
+    "stale",
+]
+"""unpublished: worked on, but nothing came of it. unreadable: what is stored cannot be read. Only a
+job can say of a partition that it is missing or stale."""
+
+_USUAL_TTL_S = 60.0
+"""Where an earlier version of the package wrote the heartbeat, which did not say it."""
+
+
+@dataclass(frozen=True)
+class LastRun:
+    """What is known of the run that worked on a partition last."""
+
+    said: Heartbeat
+    at: dt.datetime | None
+    """When it was heard of last, by the clock of the store."""
+    has_ended: bool
+    """It said so, or its process is gone."""
+
+    def is_live(self, now: dt.datetime) -> bool:
+        """Tell whether it still works, as far as its lease says."""
+        if self.has_ended:
+            return False
+        limit_s = self.said.ttl_s or _USUAL_TTL_S
+        return self.at is None or (now - self.at).total_seconds() < limit_s
+
+
+@dataclass(frozen=True)
+class PartitionStatus:
+    """A partition as it is now; what is unknown is None. Times are ISO 8601, UTC."""
+
+    partition: str
+    state: State
+    why: str | None = None
+    """The gates that refused, the error, how far it came, or what changed: one line."""
+    version: int | None = None
+    published_at: str | None = None
+    rows: int | None = None
+    """Of the version, quarantined ones included."""
+    quarantined: int | None = None
+    carried: int | None = None
+    """Predictions of the version that were taken over from earlier ones."""
+    run_id: str | None = None
+    """Of the last run; with it the rest."""
+    job: str | None = None
+    fingerprint: str | None = None
+    exit_code: int | None = None
+    host: str | None = None
+    pid: int | None = None
+    attempt: int | None = None
+    started_at: str | None = None
+    duration_s: float | None = None
+    phase: str | None = None
+    done_pct: float | None = None
+    rows_per_s: float | None = None
+    eta_s: float | None = None
+    a_run_would: str | None = None
+    """Only if a job was asked."""
+
+
+def status_of(
+    partition: str,
+    manifest: Manifest | None,
+    published: dt.datetime | None,
+    last: LastRun | None,
+    now: dt.datetime,
+) -> PartitionStatus:
+    """Return the state of a partition.
+
+    Args:
+        partition: Its name.
+        manifest: Of its current version.
+        published: When that was published, by the clock of the store.
+        last: Its last run.
+        now: The time.
+    """
+    state = _state(manifest, published, last, now)
+    said = last.said if last else Heartbeat()
+    done_pct = 100 * (said.rows_done or 0) / said.rows if said.rows else None
+    started, seen = _time(said.started_at), _time(said.written_at)
+    return PartitionStatus(
+        partition=partition,
+        state=state,
+        why=_why(state, said, done_pct),
+        version=manifest.number if manifest else None,
+        published_at=manifest.created_at if manifest else None,
+        rows=manifest.num_rows if manifest else None,
+        quarantined=manifest.num_quarantined if manifest else None,
+        carried=_carried(manifest),
+        run_id=said.run_id or None,
+        job=said.job,
+        fingerprint=said.fingerprint,
+        exit_code=said.exit_code,
+        host=said.host or None,
+        pid=said.pid or None,
+        attempt=said.attempt,
+        started_at=said.started_at,
+        duration_s=(seen - started).total_seconds() if seen and started else None,
+        phase=said.phase if state == "running" else None,
+        done_pct=done_pct,
+        rows_per_s=said.rows_per_s if state == "running" else None,
+        eta_s=said.eta_s if state == "running" else None,
+    )
+
+
+def _state(
+    manifest: Manifest | None,
+    published: dt.datetime | None,
+    last: LastRun | None,
+    now: dt.datetime,
+) -> State:
+    if last is not None and last.is_live(now):
+        return "running"
+    code = last.said.exit_code if last else 0
+    is_older = last is None or (published and last.at and last.at < published)
+    if manifest and (code == 0 or is_older or (last and last.said.run_id == manifest.run_id)):
+        return "complete"
+    if last is None or code == 0:
+        return "unpublished"
+    if code == GateRefused.exit_code:
+        return "refused"
+    if code == InputMissing.exit_code:
+        return "no_input"
+    return "interrupted" if code in (None, Stopped.exit_code) else "failed"
+
+
+def _why(state: State, said: Heartbeat, done_pct: float | None) -> str | None:
+    """Say in a line why a partition is not complete."""
+    far = "" if done_pct is None else f"at {done_pct:.0f}%"
+    match state:
+        case "running":
+            rate = "" if said.rows_per_s is None else f"{said.rows_per_s:,.0f} rows/s"
+            where = f"on {said.host}" if said.host else ""
+            return " ".join(filter(None, [said.phase, far, rate, where])) or None
+        case "refused":
+            return (
+                f"gate {', '.join(map(str, said.failed_gates))}"
+                if said.failed_gates
+                else said.error
+            )
+        case "interrupted":
+            return ", ".join(filter(None, [far, said.error or "its process is gone"]))
+        case "failed" | "no_input":
+            return said.error or f"exit {said.exit_code}"
+    return None
+
+
+def _carried(manifest: Manifest | None) -> int | None:
+    if manifest is None:
+        return None
+    rows = manifest.carried.get("rows", 0)
+    return rows if isinstance(rows, int) else None
+
+
+def _time(text: str | None) -> dt.datetime | None:
+    try:
+        found = dt.datetime.fromisoformat(text) if text else None
+    except ValueError:
+        return None
+    return found if found is None or found.tzinfo else found.replace(tzinfo=dt.UTC)

@@ -1,0 +1,102 @@
+"""Real runs, seen from outside before, while and after they work, and stopped from there."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from models import LABELS
+from support.runs.cli import Result, pipeline, start, wait_until, write_job
+
+from pipeline.commands.demo.photos import build_images
+
+pytestmark = pytest.mark.early
+
+DAYS = ["2026-11-22", "2026-11-23", "2026-11-24"]
+NUM_ROWS = 48
+
+
+class Week:
+    """An output, and a job over a folder for each day."""
+
+    def __init__(self, folder: Path, **sections: Any) -> None:
+        self.folder, self.sink = folder, str(folder / "out")
+        for number, day in enumerate(DAYS):
+            build_images(folder / "in" / day, NUM_ROWS, seed=number, num_bad=2)
+        source = {"uri": str(folder / "in" / "${date}"), "format": "images"}
+        sections = {"run": {"slice_rows": 8}, **sections}
+        self.job = write_job(folder / "nightly.yaml", source, self.sink, **sections)
+
+    def run(self, day: str, *options: str) -> Result:
+        return pipeline("run", self.job, "--date", day, "--json", *options)
+
+    def seen(self, day: str, asked: str | None = None) -> dict[str, Any]:
+        """The row of a day, of the output or of the job."""
+        options = () if asked is None else ("--from", day, "--to", day)
+        done = pipeline("status", asked or self.sink, *options, "--json")
+        assert done.code == 0, done.stderr
+        rows: list[dict[str, Any]] = done.json["partitions"]
+        return next(row for row in rows if row["partition"] == f"date={day}")
+
+
+@pytest.mark.one_ray
+def test_a_week_as_it_is_told_beside_what_runs_made_of_it(tmp_path: Path):
+    week = Week(tmp_path)
+    good, refused, missing = DAYS
+    report = week.run(good).json
+    strict = ("--set", "gates.min_rows=10", "--set", "gates.max_error_pct=0.1")
+    assert week.run(refused, *strict).code == 3
+    shutil.rmtree(tmp_path / "in" / missing)
+
+    row = week.seen(good)
+    assert (row["state"], row["version"], row["why"]) == ("complete", 1, None)
+    assert (row["rows"], row["quarantined"], row["carried"]) == (
+        NUM_ROWS,
+        report["rows"]["quarantined"],
+        0,
+    )
+    assert (row["run_id"], row["job"], row["attempt"]) == (report["run_id"], "nightly", 1)
+    assert 0 < row["duration_s"] < report["wall_s"] + 2
+    row = week.seen(refused)
+    assert (row["state"], row["why"], row["version"]) == ("refused", "gate max_error_pct", None)
+
+    assert week.seen(good, week.job)["a_run_would"] == "do nothing"
+    assert week.seen(refused, week.job)["a_run_would"] == "resume, then publish the first version"
+    assert week.seen(missing, week.job)["state"] == "no_input"
+    build_images(tmp_path / "new", 1, seed=9, num_bad=0)
+    (photo,) = (tmp_path / "new").glob("**/*.jpg")
+    shutil.copy(photo, tmp_path / "in" / good / "new.jpg")
+    row = week.seen(good, week.job)
+    assert (row["state"], row["version"]) == ("stale", 1)
+    assert "1 shard new (new.jpg)" in row["why"]
+    assert week.run(good).code == 0
+    assert week.seen(good)["version"] == 2
+
+
+def test_a_run_is_seen_from_outside_stopped_from_there_and_goes_on(tmp_path: Path):
+    model = {"factory": "stuck:slow", "labels": LABELS, "batch_size": 8}
+    week = Week(tmp_path, model=model, run={"slice_rows": 8, "lease_ttl_s": 2.0})
+    day, env = DAYS[0], {"PIPELINE_ALLOW_IMPORT": "stuck"}
+    process = start("run", week.job, "--date", day, env=env)
+    staging = tmp_path / "out" / "_control" / f"date={day}" / "staging"
+    wait_until(lambda: any(staging.rglob("*-*-*.parquet")), process)
+    row = week.seen(day)
+    assert (row["state"], row["pid"] != process.pid, row["attempt"]) == ("running", True, 1)
+    asked = pipeline("stop", week.sink, "--json")
+    assert asked.json["asked"] == row["run_id"]
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 6, stderr
+    error, again = stderr.splitlines()[-2:]
+    assert "pipeline stop by " in error
+    assert again.endswith(f"pipeline run {week.job} --date {day}")
+
+    row = week.seen(day)
+    assert (row["state"], row["exit_code"], row["version"]) == ("interrupted", 6, None)
+    assert 0 < row["done_pct"] < 100
+    done = pipeline("run", week.job, "--date", day, "--json", env=env)
+    assert done.code == 0, done.stderr
+    assert done.json["rows"]["resumed"] >= 8
+    row = week.seen(day)
+    assert (row["state"], row["version"], row["attempt"]) == ("complete", 1, 2)

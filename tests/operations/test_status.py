@@ -1,0 +1,93 @@
+"""Of a job `status` and `plan` also say which dates are missing or stale, and write nothing."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.runs.cli import pipeline as command
+from support.runs.cli import write_job
+from support.runs.published import publish_rows, snapshot
+
+import pipeline
+from pipeline.commands.demo.photos import build_images
+from pipeline.commit.layout import Layout
+from pipeline.commit.lease import hold_lease
+from pipeline.core.errors import JobError
+from pipeline.operations.status import status_of_job
+from pipeline.storage.store import Store
+
+DAYS = ["2026-11-22", "2026-11-23", "2026-11-24"]
+ALLOWED = ["models"]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "out"))
+
+
+def job_over(tmp_path: Path, **sections: Any) -> str:
+    """A job whose input is there for all days but the last one."""
+    for day in DAYS[:-1]:
+        if not (tmp_path / "in" / day).exists():
+            build_images(tmp_path / "in" / day, 4, seed=3, num_bad=0)
+    source = {"uri": str(tmp_path / "in" / "${date}"), "format": "images"}
+    return write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"), **sections)
+
+
+def test_missing_stale_running_and_without_input(tmp_path: Path, store: Store):
+    job = job_over(tmp_path)
+    publish_rows(store, f"date={DAYS[1]}")
+    before = snapshot(store)
+    found = pipeline.status(job, from_=DAYS[0], to=DAYS[-1], allow_import=ALLOWED)
+    told = {each.partition[5:]: (each.state, each.a_run_would) for each in found.partitions}
+    assert told[DAYS[0]] == ("missing", "publish the first version")
+    assert told[DAYS[1]] == ("stale", "replace version 1")
+    assert told[DAYS[2]][0] == "no_input"
+    assert str(told[DAYS[2]][1]).startswith("end with 8: ")
+    assert snapshot(store) == before, "it only looks"
+    assert pipeline.plan(job, from_=DAYS[0], to=DAYS[-1], allow_import=ALLOWED) == found.to_dict()
+    with hold_lease(store, Layout(f"date={DAYS[0]}"), "run-1", 1e6):
+        (one,) = status_of_job(job, from_=DAYS[0], to=DAYS[0], allow_import=ALLOWED).partitions
+    assert (one.state, one.a_run_would) == ("running", "end with 4: it is running")
+
+
+def test_the_commands_show_the_same(tmp_path: Path):
+    job = job_over(tmp_path)
+    dates = ("--from", DAYS[0], "--to", DAYS[-1])
+    planned, looked = (
+        command("plan", job, *dates, "--json"),
+        command("status", job, *dates, "--json"),
+    )
+    assert planned.code == looked.code == 0, planned.stderr
+    assert planned.json == looked.json
+    assert looked.json["states"] == {"missing": 2, "no_input": 1}
+    shown = command("plan", job, *dates)
+    assert "publish the first version" in shown.stdout
+
+
+def test_a_range_of_dates_has_to_make_sense(tmp_path: Path):
+    job = job_over(tmp_path)
+    with pytest.raises(JobError, match=r"which dates\? the job has \$\{date\}: give --from"):
+        pipeline.status(job)
+    with pytest.raises(JobError, match="from 2026-11-24 to 2026-11-22: give at least one date"):
+        pipeline.status(job, from_=DAYS[-1], to=DAYS[0])
+    with pytest.raises(JobError, match="one date, or the first and the last of several"):
+        pipeline.plan(job, date=DAYS[0], from_=DAYS[0])
+    with pytest.raises(JobError, match="its partition and storage_options are in the job"):
+        pipeline.status(job, partition="date=2026-11-24")
+    whole = job_over(tmp_path, sink={"partition": "number=1"})
+    with pytest.raises(JobError, match=r"the same for all dates: write \$\{date\} in it"):
+        pipeline.status(whole, from_=DAYS[0], to=DAYS[1], allow_import=ALLOWED)
+
+
+def test_a_job_without_dates_is_one_row(tmp_path: Path):
+    build_images(tmp_path / "in", 4, seed=3, num_bad=0)
+    source = {"uri": str(tmp_path / "in"), "format": "images"}
+    job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"), sink={"partition": "n=1"})
+    (one,) = pipeline.status(job, allow_import=ALLOWED).partitions
+    assert (one.partition, one.state) == ("n=1", "missing")
+    loaded = pipeline.load_job(job, date=dt.date(2026, 11, 24))
+    assert pipeline.status(loaded, allow_import=ALLOWED).partitions == (one,)

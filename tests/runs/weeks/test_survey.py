@@ -1,0 +1,195 @@
+"""What the output alone tells of its partitions, with two requests for each beside listings."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.runs.published import publish_rows
+
+import pipeline
+from pipeline.commit.layout import Layout
+from pipeline.commit.lease import hold_lease
+from pipeline.core.errors import GateRefused, JobError, PartitionBusy
+from pipeline.operations.status import is_between
+from pipeline.runs.weeks.overview import Status
+from pipeline.runs.weeks.survey import survey
+from pipeline.storage.store import Store
+
+LONG_S = 1e6
+DAYS = [f"date=2026-11-{day}" for day in range(20, 26)]
+TOLD = {"rows": 10, "rows_done": 4, "job": "nightly", "failed_gates": ["label_drift"]}
+
+
+def states(store: Store) -> dict[str, str]:
+    return {each.partition: each.state for each in survey(store)}
+
+
+def run(store: Store, day: str, error: Exception | None = None, run_id: str = "run-9") -> None:
+    """What a run leaves that ends so."""
+    try:
+        with hold_lease(store, Layout(day), run_id, LONG_S, lambda: TOLD):
+            if error:
+                raise error
+            publish_rows(store, day, run_id=run_id)
+    except GateRefused:
+        pass
+
+
+def put_report(store: Store, day: str, run_id: str, code: int, error: str) -> None:
+    report = {"run_id": run_id, "exit_code": code, "error": error, "rows": {}, "gates": []}
+    store.put(Layout(day).report(run_id, "report.json"), json.dumps(report).encode())
+
+
+def make_week(store: Store) -> None:
+    run(store, DAYS[0])
+    run(store, DAYS[1], GateRefused("no"))
+    put_report(store, DAYS[2], "20261124T020000Z-1a2b3c4d", 8, "no folder")
+    publish_rows(store, DAYS[3])
+    with hold_lease(store, Layout(DAYS[4]), "run-9", LONG_S, lambda: TOLD) as lease:
+        beat = store.read_bytes(Layout(DAYS[4]).heartbeat(lease.epoch))
+    # As if its process had been killed: the last words of its lease are those of one at work.
+    lost = {**json.loads(beat), "pid_started": 1.0}
+    store.put(Layout(DAYS[4]).heartbeat(lease.epoch), json.dumps(lost).encode())
+
+
+def test_a_week_is_told_right_and_two_requests_for_a_partition_are_enough(
+    any_store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    make_week(any_store)
+    read, requests = Store.read_bytes, Counter[str]()
+
+    def counted(store: Store, path: str) -> bytes:
+        requests[next(day for day in DAYS if day in path)] += 1
+        return read(store, path)
+
+    with hold_lease(any_store, Layout(DAYS[5]), "run-9", LONG_S, lambda: TOLD):
+        monkeypatch.setattr(Store, "read_bytes", counted)
+        found = {each.partition: each for each in survey(any_store)}
+        monkeypatch.undo()
+    wanted = ["complete", "refused", "no_input", "complete", "interrupted", "running"]
+    assert [found[day].state for day in DAYS] == wanted
+    assert max(requests.values()) <= 2, requests
+    assert found[DAYS[1]].why == "gate label_drift"
+    assert (found[DAYS[2]].why, found[DAYS[2]].version) == ("no folder", None)
+    assert (found[DAYS[4]].done_pct, found[DAYS[5]].done_pct) == (40, 40)
+    assert states(any_store)[DAYS[5]] == "unpublished"
+
+
+def test_a_later_run_that_failed_before_it_had_a_lease_is_the_last_one(tmp_path: Path):
+    store, day = Store(str(tmp_path)), DAYS[0]
+    put_report(store, day, "20000101T000000Z-00000000", 2, "an early one")
+    run(store, day)
+    put_report(store, day, "20000102T000000Z-00000000", 2, "another")
+    assert states(store) == {day: "complete"}
+    put_report(store, day, "29990101T000000Z-00000000", 2, "wrong job")
+    (now,) = survey(store)
+    assert (now.state, now.why, now.version) == ("failed", "wrong job", 1)
+    publish_rows(store, day)
+    store.put(Layout(day).report("29990101T000000Z-00000001", "report.json"), b"[]")
+    assert states(store) == {day: "complete"}, "what another version wrote says nothing"
+
+
+def test_what_an_earlier_version_of_the_package_left_is_understood(tmp_path: Path):
+    store, day = Store(str(tmp_path)), DAYS[0]
+    run(store, day, GateRefused("no"), run_id="20261124T020000Z-1a2b3c4d")
+    old = {"run_id": "20261124T020000Z-1a2b3c4d", "released": True}
+    store.put(Layout(day).heartbeat(1), json.dumps(old).encode())
+    put_report(store, day, "20261124T020000Z-1a2b3c4d", 3, "too few rows")
+    (now,) = survey(store)
+    assert (now.state, now.why) == ("refused", "too few rows")
+
+
+def test_a_partition_that_cannot_be_read_is_told_and_hides_no_other(tmp_path: Path):
+    store = Store(str(tmp_path))
+    for day in DAYS[:2]:
+        run(store, day)
+    store.put(Layout(DAYS[0]).log_entry(2), b"{")
+    assert states(store) == {DAYS[0]: "unreadable", DAYS[1]: "complete"}
+
+
+@pytest.mark.parametrize(
+    ("partition", "first", "last", "is_in"),
+    [
+        ("date=2026-11-24", "", "", True),
+        ("date=2026-11-24", "2026-11-24", "2026-11-24", True),
+        ("hour=2026-11-24T05", "2026-11-24", "2026-11-24", True),
+        ("hour=2026-11-24T05", "2026-11-24T06", "", False),
+        ("date=2026-11-24", "2026-11-25", "", False),
+        ("date=2026-11-24", "", "2026-11-23", False),
+        ("number=10", "9", "11", True),
+        ("country=de", "2026-11-24", "", False),
+        ("all", "", "2026-11-24", False),
+    ],
+)
+def test_bounds_are_dates_or_numbers_and_both_included(
+    partition: str, first: str, last: str, is_in: bool
+):
+    assert is_between(partition, first, last) is is_in
+
+
+def test_the_operation_chooses_shows_and_refuses(tmp_path: Path):
+    store = Store(str(tmp_path))
+    with pytest.raises(JobError, match="no run has worked on anything there"):
+        pipeline.status(store.uri)
+    make_week(store)
+    found = pipeline.status(store.uri, from_=DAYS[1][5:], to=DAYS[3][5:])
+    assert [each.partition for each in found.partitions] == DAYS[1:4]
+    assert found.count() == {"refused": 1, "no_input": 1, "complete": 1}
+    assert Status.of(json.loads(json.dumps(found.to_dict()))) == found
+    assert re.search(rf"{DAYS[1]} +refused +gate label_drift", str(found))
+    (one,) = pipeline.status(store.url(f"predictions/{DAYS[3]}")).partitions
+    assert one.partition == DAYS[3]
+    with pytest.raises(JobError, match="soon: write a date or a number"):
+        pipeline.status(store.uri, from_="soon")
+    with pytest.raises(JobError, match="overrides are for a job"):
+        pipeline.status(store.uri, overrides={"model.top_k": 3})
+
+
+def samples(text: str) -> dict[str, float]:
+    """What Prometheus reads: each line is a comment, or a series and its value."""
+    lines = [line for line in text.splitlines() if not line.startswith("# ")]
+    found: dict[str, Any] = {}
+    for line in lines:
+        match = re.fullmatch(r'([a-z_]+\{(?:[a-z]+="(?:[^"\\]|\\.)*",?)*\}) (-?\d+)', line)
+        assert match is not None, line
+        found[match[1]] = float(match[2])
+    return found
+
+
+def test_prometheus_gets_all_states_and_two_times_and_no_partition(tmp_path: Path):
+    store = Store(str(tmp_path / 'an "output"'))
+    make_week(store)
+    found = samples(pipeline.status(store.uri).to_prometheus())
+    states = {name: value for name, value in found.items() if "state=" in name}
+    assert sum(states.values()) == 5
+    assert states['pipeline_partitions{job="nightly",state="interrupted"}'] == 1
+    assert states['pipeline_partitions{job="nightly",state="stale"}'] == 0
+    last = found['pipeline_last_partition_timestamp_seconds{job="nightly"}']
+    assert last == 1795392000, "2026-11-23, the last one that has a version"
+    assert 'pipeline_last_success_timestamp_seconds{job="nightly"}' in found
+    unnamed = pipeline.status(store.uri, partition=DAYS[3]).to_prometheus()
+    assert 'job="an \\"output\\""' in unnamed
+
+
+def test_stop_asks_the_run_that_is_there_once_and_no_later_one(tmp_path: Path):
+    store, layout = Store(str(tmp_path)), Layout(DAYS[0])
+    assert pipeline.stop(store.uri)["asked"] is None
+    with hold_lease(store, layout, "run-1", LONG_S):
+        found = pipeline.stop(store.uri)
+        assert (found["partition"], found["asked"]) == (DAYS[0], "run-1")
+        assert pipeline.stop(store.uri, partition=DAYS[0])["said"].startswith("it was asked before")
+        assert [file.path for file in store.list_files(layout.leases)][-1] == layout.stop(1)
+        with hold_lease(store, Layout(DAYS[1]), "run-2", LONG_S):
+            with pytest.raises(JobError, match=f"name the partition, .* {DAYS[0]}, {DAYS[1]}"):
+                pipeline.stop(store.uri)
+            assert pipeline.stop(store.uri, partition=DAYS[1])["asked"] == "run-2"
+        with pytest.raises(PartitionBusy), hold_lease(store, layout, "run-3", LONG_S):
+            pass
+    assert pipeline.stop(store.uri)["asked"] is None
+    with hold_lease(store, layout, "run-4", LONG_S):
+        assert not store.exists(layout.stop(2))
