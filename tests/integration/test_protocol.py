@@ -39,7 +39,7 @@ from support.servers.faultproxy import FaultProxy
 from support.servers.s3server import S3Server
 
 from pipeline.commit.layout import staged_name
-from pipeline.commit.manifest import log_numbers
+from pipeline.commit.manifest import log_numbers, read_manifest
 from pipeline.commit.published.rollback import history_numbers
 from pipeline.commit.published.verify import verify_output
 from pipeline.commit.staging import list_staged
@@ -58,6 +58,8 @@ POINTS = (
     Point("slice_put:2", PUT, r"/staging/\w+/000000-\d+-\d+z-"),
     Point("tiled", PUT, r"/compacted-[\w-]+/predictions/"),
     Point("judged", PUT, r"/compacted-[\w-]+/quarantine/"),
+    Point("keys_units", PUT, r"/keys/[\w-]+/units"),
+    Point("keys_written", PUT, r"/keys/[\w-]+/meta"),
     Point("compacted", COPY, PUBLISHED_PREDICTION),
     Point("placed_part", COPY, PUBLISHED_FAILURE),
     Point("before_log", CREATE, r"/log/"),
@@ -132,6 +134,8 @@ def assert_published(
     assert content(store, manifest) == expected
     assert log_numbers(store, LAYOUT) == versions
     assert history_numbers(store, LAYOUT) == versions[-2:-1]
+    kept = {read_manifest(store, LAYOUT, version).keys["folder"] for version in versions[-2:]}
+    assert {file.path.rpartition("/")[0] for file in store.list_files(LAYOUT.all_keys)} == kept
     verify_output(store.uri, DAY, dict(store.storage_options))
 
 

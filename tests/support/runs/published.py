@@ -122,6 +122,8 @@ def make_plan(rows: Rows) -> Plan:
         num_shards=len(extents),
         input_bytes=1000 * len(extents),
         created_at=CREATED_AT,
+        predictor={"model": "made-up"},
+        row_settings="made-up",
     )
 
 
