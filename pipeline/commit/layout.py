@@ -30,6 +30,11 @@ class Layout:
 
     partition: str | None
 
+    @classmethod
+    def named(cls, name: str) -> Layout:
+        """Return the layout of the partition of a name."""
+        return cls(None if name == WHOLE_OUTPUT else name)
+
     @property
     def name(self) -> str:
         """Return the partition's name; an output without partitions is called `all`."""

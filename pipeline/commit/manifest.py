@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipeline.commit.layout import WHOLE_OUTPUT, Layout
+from pipeline.commit.layout import Layout
 from pipeline.core.documents import known_fields
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.printable import clean_message
@@ -148,7 +148,7 @@ def current_manifest(store: Store, layout: Layout) -> Manifest | None:
 def list_partitions(store: Store) -> list[Layout]:
     """List the partitions of an output that have ever been published."""
     names = sorted(store.list_folders("_control"))
-    layouts = [Layout(None if name == WHOLE_OUTPUT else name) for name in names]
+    layouts = [Layout.named(name) for name in names]
     with ThreadPoolExecutor(_THREADS) as pool:  # of each its log: staging may have many files
         numbers = pool.map(partial(log_numbers, store), layouts)
         return [layout for layout, found in zip(layouts, numbers, strict=True) if found]

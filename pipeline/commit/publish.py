@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from pipeline.commit.keys.pins import pinned
+from pipeline.commit.keys.pins import pinned, unpin
 from pipeline.commit.keys.retention import unneeded_keys
 from pipeline.commit.layout import Layout, part_target, renumber
 from pipeline.commit.manifest import Manifest, Part, current_manifest, log_numbers, read_manifest
@@ -152,6 +152,8 @@ def _settle_one(
     if replaced:
         _retire(store, layout, replaced)
     failpoint("retired")
+    for source in manifest.carried.get("sources", ()):
+        unpin(store, Layout.named(source["partition"]), source["version"], manifest.fingerprint)
     kept = _trim_history(store, layout, keep_versions)
     unneeded = unneeded_keys(store, layout, manifest, kept)
     # Those for later numbers are of runs that may yet win.

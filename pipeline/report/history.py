@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline.commit.layout import WHOLE_OUTPUT, Layout
+from pipeline.commit.layout import Layout
 from pipeline.commit.published.read import locate
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.job.model import AUTO
@@ -106,10 +106,7 @@ def _newest_reports(store: Store, partition: str) -> Iterator[Report]:
     looked_at = {*names[-_NEWEST_PARTITIONS:], *({partition} & {*names})}
     runs = [(run, name) for name in looked_at for run in store.list_folders(f"reports/{name}")]
     newest = sorted(runs, reverse=True)[:_NEWEST_RUNS]
-    paths = [
-        Layout(None if name == WHOLE_OUTPUT else name).report(run, "report.json")
-        for run, name in newest
-    ]
+    paths = [Layout.named(name).report(run, "report.json") for run, name in newest]
     found = store.read_many(paths)
     for path in paths:
         data = found[path]

@@ -1,18 +1,21 @@
 """Pins: marks that keep a version, its parts and its keys, while rows of it are carried.
 
-A run that carries rows of a version makes a mark before it reads them, and removes it when it has
-published. What is not current goes only if no mark names it. A mark of a run that was killed goes
-with the garbage; a run that lasts longer than garbage is left alone makes its marks anew.
+A run that carries rows of a version makes a mark before it reads them; whoever brings the published
+folder in line with what the run has published removes it. What is not current goes only if no mark
+names it. A mark of a run that was killed before goes with the garbage.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import re
 
 from pipeline.commit.layout import Layout
+from pipeline.core.errors import PipelineError
 from pipeline.storage.store import Store
 
+log = logging.getLogger(__name__)
 _NAME = re.compile(r"(\d{10})-[^/]+\.json")
 
 
@@ -33,8 +36,11 @@ def pin(store: Store, layout: Layout, number: int, token: str, by: str) -> None:
 
 
 def unpin(store: Store, layout: Layout, number: int, by: str) -> None:
-    """Let a version go as far as `by` is concerned."""
-    store.delete([_path(layout, number, by)])
+    """Let a version go as far as `by` is concerned; a mark that cannot be removed is garbage."""
+    try:
+        store.delete([_path(layout, number, by)])
+    except PipelineError as error:
+        log.warning("version %d of %s is kept for longer: %s", number, layout.name, error)
 
 
 def pinned(store: Store, layout: Layout) -> set[int]:

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.commit.layout import WHOLE_OUTPUT, Layout, partition_order
+from pipeline.commit.layout import Layout, partition_order
 from pipeline.commit.manifest import (
     Manifest,
     Part,
@@ -41,7 +41,7 @@ def choose_partition(store: Store, found: Layout | None, partition: str | None) 
         JobError: None is published.
     """
     if partition is not None:
-        return [Layout(None if partition == WHOLE_OUTPUT else partition)]
+        return [Layout.named(partition)]
     if found is not None and found.partition:
         return [found]
     known = list_partitions(store)
