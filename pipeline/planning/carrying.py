@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from typing import Literal
 
@@ -60,6 +60,8 @@ class Division:
     carried: Carried
     shards: tuple[ShardRows, ...]
     """Those of the whole plan, in order, then those that are gone."""
+    days: Mapping[str, int] = field(default_factory=dict)
+    """URI of a shard that is carried -> when its predictions were computed, as `KnownShard`."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,9 @@ def divide(
         by_content,
     )
     work = replace(work, fingerprint=_fingerprint(plan, carried))
-    return Division(work, carried, (*draft.told(shards, sources), *_gone(shards, sources)))
+    told = (*draft.told(shards, sources), *_gone(shards, sources))
+    days = {shard.uri: shard.known.computed_day for shard in shards if shard.known}
+    return Division(work, carried, told, days)
 
 
 def _shards(plan: Plan, sources: Sequence[Known]) -> Iterator[_Shard]:

@@ -25,7 +25,7 @@ from pipeline.commit.parts.carried_version import CarriedVersion, NotReadable
 from pipeline.commit.parts.compaction import Compacted, Compactor, RunTasks
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.core.arrays import Numbers
-from pipeline.core.errors import InfraError
+from pipeline.core.errors import InfraError, PipelineError
 from pipeline.core.failures import Reason
 from pipeline.core.figures.histograms import Distribution
 from pipeline.core.printable import num_of
@@ -78,10 +78,8 @@ def predict_with_reuse(
             say(f"nothing is carried over: {reuse.why_not}")
         return predict(plan=plan)
     versions = [earlier.version for earlier in reuse.earlier]
-    by = reuse.division.work.fingerprint
-    for version in versions:
-        pin(run.store, version.layout, version.manifest.number, version.manifest.token, by)
     try:
+        _pin(run, versions, plan.fingerprint)
         work = adopt_plan(run.store, run.layout, reuse.division.work)
         work = replace(work, source_root=plan.source_root)
         merge = CarriedMerge(plan, reuse, reuse.division, model.task)
@@ -92,12 +90,30 @@ def predict_with_reuse(
         manifest = predict(plan=work, merge=merge)
     except NotReadable as error:
         log.warning("nothing is carried over, all rows are computed: %s", error)
+        _unpin(run, versions, plan.fingerprint)
         run.record.restart()
         run.record.not_carried(str(error), len(versions))
         manifest = predict(plan=plan)
+    _unpin(run, versions, plan.fingerprint)
+    return manifest
+
+
+def _pin(run: RunContext, versions: Sequence[CarriedVersion], by: str) -> None:
+    """Keep versions while rows of them are carried.
+
+    Raises:
+        NotReadable: A mark cannot be made; so nothing says that the version will stay.
+    """
+    for version in versions:
+        try:
+            pin(run.store, version.layout, version.manifest.number, version.manifest.token, by)
+        except PipelineError as error:
+            raise NotReadable(f"no version can be kept while it is read: {error}") from error
+
+
+def _unpin(run: RunContext, versions: Sequence[CarriedVersion], by: str) -> None:
     for version in versions:
         unpin(run.store, version.layout, version.manifest.number, by)
-    return manifest
 
 
 @dataclass(frozen=True)
@@ -219,8 +235,7 @@ class MergedCarried:
     def _days(self) -> dict[str, int]:
         """Return URI of a shard -> when the oldest of its carried predictions was computed."""
         merge, reuse = self.merge, self.merge.reuse
-        of = {s.uri: s.computed_day for one in reversed(reuse.earlier) for s in one.shards}
-        days = {s.uri: of[s.uri] for s in merge.division.shards if s.carried}
+        days = dict(merge.division.days)
         found_in = self.run.record.units_with_found_rows
         if not found_in:
             return days

@@ -71,6 +71,7 @@ def finish(
     """
     with run.record.stage("publish") as published, listed_files():
         slices = require_complete(plan, staged)
+        lease.check()
         duplicates = _account(run, slices, tasks, merge)
         merged: Merged = Alone(plan, slices, duplicates)
         if merge:
@@ -82,7 +83,6 @@ def finish(
         causes = run.record.top_failures()
         require_pass(results, format_causes(causes, run.record.num_quarantined))
         failpoint("judged")
-        lease.check()
         number = base.number + 1 if base else 1
         compactor = _compactor(run, plan, number, merge)
         compacted = merged.compact(compactor, run.job.sink.partition_columns, tasks)

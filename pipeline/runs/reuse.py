@@ -156,29 +156,46 @@ def _usable(
     """Return the versions to take rows from, newest first, and why newer ones are none."""
     found: list[Earlier] = []
     reasons: list[str] = []
-    for layout, manifest in _candidates(run, base):
+    candidates = _candidates(run, base)
+    while len(found) < _MOST_SOURCES:
+        try:
+            layout, manifest = next(candidates)
+        except StopIteration:
+            break
+        except (PipelineError, FileNotFoundError) as error:
+            reasons.append(f"earlier versions cannot be looked for: {error}")
+            break
         name = f"{layout.name} version {manifest.number}"
         try:
             keys = read_keys(run.store, layout, manifest)
-            shards = tuple(read_shards(keys))
+            why, has_same_rows = _why_other(keys, manifest, plan, by_content=by_content)
+            shards = () if why else tuple(read_shards(keys))
         except NoKeys as error:
             reasons.append(str(error))
             continue
         except PipelineError as error:
             reasons.append(f"{name}: its keys cannot be read: {error}")
             continue
-        if keys.about.predictor_key != predictor_key(plan.predictor):
-            parts = (manifest.fingerprint_parts, plan.fingerprint_parts)
-            reasons.append(f"{name}: {why_other(manifest.model, plan.model, parts)} changed")
-            continue
-        has_same_rows = keys.about.row_settings == plan.row_settings
-        if not has_same_rows and not (by_content and keys.num_buckets):
-            reasons.append(f"{name}: the source section or the columns of the job changed")
+        if why:
+            reasons.append(f"{name}: {why} changed")
             continue
         found.append(Earlier(CarriedVersion(layout, manifest), keys, shards, has_same_rows))
-        if len(found) == _MOST_SOURCES:
-            break
     return found, reasons if not found else []
+
+
+def _why_other(
+    keys: VersionKeys, manifest: Manifest, plan: Plan, *, by_content: bool
+) -> tuple[str, bool]:
+    """Return what changed so that no row of a version can be taken, "" if nothing did; and whether
+    its rows have the columns of this run.
+    """
+    has_same_rows = keys.about.row_settings == plan.row_settings
+    if keys.about.predictor_key != predictor_key(plan.predictor):
+        parts = (manifest.fingerprint_parts, plan.fingerprint_parts)
+        return why_other(manifest.model, plan.model, parts), has_same_rows
+    if not has_same_rows and not (by_content and keys.num_buckets):
+        return "the source section or the columns of the job", has_same_rows
+    return "", has_same_rows
 
 
 def _candidates(run: RunContext, base: Manifest | None) -> Iterator[tuple[Layout, Manifest]]:
@@ -190,13 +207,15 @@ def _candidates(run: RunContext, base: Manifest | None) -> Iterator[tuple[Layout
     taken_back: set[int] = set()
     if base is not None:
         yield layout, base
-        for number in (base.number, *reversed(history_numbers(store, layout))):
-            if number in taken_back or number > base.number:
+        held = history_numbers(store, layout)
+        # Pins may keep a version that was taken back for longer than the one that restored another.
+        for number in range(base.number, min(held, default=base.number) - 1, -1):
+            if number in taken_back:
                 continue
             manifest = base if number == base.number else read_manifest(store, layout, number)
             if manifest.restored_from is not None:
                 taken_back |= set(range(manifest.restored_from + 1, number))
-            if number != base.number:
+            if number != base.number and number in held:
                 yield layout, manifest
     for name in earlier_names(layout.name, store.list_folders("_control"))[:_MOST_LOOKED_AT]:
         earlier = Layout(name)

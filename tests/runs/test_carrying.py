@@ -27,10 +27,11 @@ from support.runs.retry_runs import (
 )
 
 from pipeline.commit.keys.meta import read_keys
+from pipeline.commit.keys.pins import pin
 from pipeline.commit.keys.shards import read_shards
 from pipeline.commit.keys.writing import write_keys
 from pipeline.commit.manifest import log_numbers, read_manifest
-from pipeline.commit.published.rollback import rollback
+from pipeline.commit.published.rollback import history_numbers, rollback
 from pipeline.commit.published.verify import verify_output
 from pipeline.storage.store import Store
 
@@ -263,6 +264,24 @@ def test_rows_of_a_version_that_was_taken_back_are_not_carried(tmp_path: Path):
     assert_as_all_computed(partition, tmp_path)
 
 
+def test_a_version_that_was_taken_back_stays_so_when_only_a_pin_keeps_it(tmp_path: Path):
+    partition = nightly(tmp_path)
+    partition.run()
+    change(partition, [1])
+    taken_back = partition.run()
+    pin(partition.out, partition.layout, taken_back.number, taken_back.token, "another-run")
+    rollback(partition.out, partition.layout, "by-hand", keep_versions=2, to_number=1)
+    partition.sections = {"sink": {"target_part_mib": 1.0, "keep_versions": 0}}
+    change(partition, [2])
+    partition.run()
+    assert history_numbers(partition.out, partition.layout) == [taken_back.number]
+    change(partition, [3])
+    partition.run()
+    sources = partition.current().carried["sources"]
+    assert [source["version"] for source in sources] == [4]
+    assert_as_all_computed(partition, tmp_path)
+
+
 def test_predictions_that_are_too_old_are_computed_again(tmp_path: Path):
     partition = nightly(tmp_path, run={"reuse_max_age_days": 1.5})
     partition.run()
@@ -336,6 +355,47 @@ def age(partition: EarlierPartition, by: dt.timedelta) -> None:
         folder = layout.keys(f"{number:06d}-0123456789ab")
         told = write_keys(store, folder, keys.about, shards, manifest.parts, {})
         store.put(layout.log_entry(number), replace(manifest, keys=told).to_json())
+
+
+def test_a_prediction_grows_older_while_it_is_carried_on(tmp_path: Path):
+    partition = nightly(tmp_path)
+    partition.run()
+    age(partition, dt.timedelta(days=2))
+    (then,) = set(days_of(partition).values())
+    for night in (1, 2):
+        change(partition, [night])
+        partition.run()
+    days = days_of(partition)
+    changed = {days.pop(f"{partition.inputs}/00{night}.jpg") for night in (1, 2)}
+    assert (changed, set(days.values())) == ({then + 2}, {then})
+
+
+def test_a_shard_that_is_as_it_was_long_ago_is_as_old_as_then(tmp_path: Path):
+    """An older version than the newest that knows its name is the one that it is carried from."""
+    partition = nightly(tmp_path)
+    folder = Path(partition.inputs)
+    old, new = folder / "a", tmp_path / "b"
+    for where in (old, new):
+        where.mkdir()
+        for row in range(20):
+            (where / f"{row}.jpg").write_bytes(image(row + 500 * (where == new)))
+    partition.run()
+    age(partition, dt.timedelta(days=2))
+    then = min(days_of(partition).values())
+    for _ in range(2):  # there and back, with the times of the files
+        old.rename(tmp_path / "away")
+        new.rename(old)
+        (tmp_path / "away").rename(new)
+        partition.run()
+    assert len(partition.current().carried["sources"]) == 2
+    assert days_of(partition)[f"{old}/3.jpg"] == then
+    assert_as_all_computed(partition, tmp_path)
+
+
+def days_of(partition: EarlierPartition) -> dict[str, int]:
+    """When the predictions of each shard were computed."""
+    keys = read_keys(partition.out, partition.layout, partition.current())
+    return {shard.uri: shard.computed_day for shard in read_shards(keys)}
 
 
 def test_versions_without_keys_are_computed(tmp_path: Path):

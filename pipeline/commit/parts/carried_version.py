@@ -23,7 +23,7 @@ from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, Part
 from pipeline.commit.parts.partition_columns import Keyed
 from pipeline.core.arrays import Numbers
-from pipeline.core.errors import InfraError
+from pipeline.core.errors import InfraError, PipelineError
 from pipeline.storage.store import Store
 
 _ROW_GROUPS_HELD = 4
@@ -69,19 +69,18 @@ class OldPart:
         """Do something with the part where it lies; it may move at any time.
 
         Raises:
-            NotReadable: It lies nowhere, or its bytes are damaged.
+            NotReadable: It lies nowhere, its bytes are damaged, or the store does not give them.
         """
+        trouble: Exception | None = None
         for path in (self.part.path, self.history):
             try:
                 return act(path)
             except FileNotFoundError:
                 continue
-            except InfraError:
-                if store.exists(path):
-                    raise
-            except (pa.ArrowException, OSError) as error:
-                raise NotReadable(f"{store.url(path)}: cannot be read: {error}") from error
-        raise NotReadable(f"{store.url(self.part.path)}: is gone, also from the history")
+            except (PipelineError, pa.ArrowException, OSError) as error:
+                trouble = error  # it may just be moving
+        why = f"cannot be read: {trouble}" if trouble else "is gone, also from the history"
+        raise NotReadable(f"{store.url(self.part.path)}: {why}") from trouble
 
 
 @dataclass(frozen=True)
@@ -218,10 +217,13 @@ class OldReader:
         if place not in self._held:
             names = self._schema.names
             rows = self._read(part, lambda file: file.read_row_group(group, columns=names))
+            path = self._rows.parts[part].part.path
             if missing := {*names} - {*rows.column_names}:
-                path = self._rows.parts[part].part.path
                 raise NotReadable(f"{self._store.url(path)}: has no column {min(missing)}")
-            self._held[place] = rows.select(names).cast(self._schema)
+            try:
+                self._held[place] = rows.select(names).cast(self._schema)
+            except pa.ArrowException as error:
+                raise NotReadable(f"{self._store.url(path)}: has other types: {error}") from error
             while len(self._held) > _ROW_GROUPS_HELD:
                 self._held.popitem(last=False)
         self._held.move_to_end(place)
