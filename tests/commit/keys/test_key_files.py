@@ -285,6 +285,14 @@ def test_keys_of_an_attempt_that_may_yet_win_wait_for_the_garbage(store: Store):
     assert key_folders(store) == {first.keys["folder"]}
 
 
+def test_keys_of_a_partition_that_was_never_published_go_with_the_garbage(store: Store):
+    prepared, _ = prepare_version(store, LAYOUT, ROWS, 1, "killed")
+    collect_garbage(store, LAYOUT, grace_s=3600.0)
+    assert key_folders(store) == {prepared.keys["folder"]}
+    collect_garbage(store, LAYOUT, grace_s=LONG_AGO_S)
+    assert store.list_files(f"{LAYOUT.control}/keys") == []
+
+
 def test_the_keys_of_the_attempt_that_loses_go_with_its_parts(every_store: Store):
     store = every_store
     publish_rows(store, rows=Rows(1))
