@@ -25,7 +25,7 @@ from pipeline.commit.parts.carried_version import CarriedVersion, NotReadable
 from pipeline.commit.parts.compaction import Compacted, Compactor, RunTasks
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.core.arrays import Numbers
-from pipeline.core.errors import InfraError, PipelineError
+from pipeline.core.errors import PipelineError
 from pipeline.core.failures import Reason
 from pipeline.core.figures.histograms import Distribution
 from pipeline.core.printable import num_of
@@ -42,7 +42,7 @@ from pipeline.report.recording.carried_rows import carried_section
 from pipeline.report.recording.rows import KeptRows
 from pipeline.runs.checked import compare_checked
 from pipeline.runs.context import RunContext
-from pipeline.runs.merging import Duplicates, Hashes, KeyFacts, sized
+from pipeline.runs.merging import Duplicates, Hashes, KeyFacts, require_counted, sized
 from pipeline.runs.reuse import Reuse, find_reuse
 from pipeline.sources.lookup import LookUp
 from pipeline.storage.store import Store
@@ -286,16 +286,6 @@ class MergedCarried:
         Raises:
             InfraError: The parts do not hold the rows that were counted.
         """
-        counted = manifest.num_predicted, manifest.num_quarantined
-        written = tuple(
-            sum(part.num_rows for part in parts)
-            for parts in (manifest.parts, manifest.quarantine_parts)
-        )
-        if counted != written:
-            raise InfraError(
-                f"partition {manifest.partition}: {written[0]} predictions and {written[1]} "
-                f"quarantined rows were put together, expected {counted[0]} and {counted[1]}; "
-                "nothing was published, run again with --no-reuse"
-            )
+        require_counted(manifest, ", run again with --no-reuse")
         carried = self.run.record.carried_facts  # with what was moved
         return replace(manifest, fingerprint=self.merge.whole.fingerprint, carried=carried)

@@ -27,6 +27,7 @@ from pipeline.commit.parts.compaction import (
 from pipeline.commit.parts.partition_columns import compact_by_value
 from pipeline.commit.parts.row_ids import LabelledDuplicates
 from pipeline.core.arrays import Numbers
+from pipeline.core.errors import InfraError
 from pipeline.core.slices import SliceKey
 from pipeline.planning.carried import no_runs
 from pipeline.planning.plan import Plan
@@ -182,3 +183,22 @@ class Alone:
 def sized(slices: Slices) -> list[SizedSlice]:
     """Return slices as compaction takes them."""
     return [(key, file.path, float(file.size_bytes)) for key, file in slices]
+
+
+def require_counted(manifest: Manifest, advice: str = "") -> None:
+    """Make sure that the parts hold the rows that were counted; `advice` ends the message.
+
+    Raises:
+        InfraError: They do not.
+    """
+    counted = (manifest.num_predicted, manifest.num_quarantined)
+    written = tuple(
+        sum(part.num_rows for part in parts)
+        for parts in (manifest.parts, manifest.quarantine_parts)
+    )
+    if counted != written:
+        raise InfraError(
+            f"partition {manifest.partition}: merged {written[0]} predictions and {written[1]} "
+            f"quarantined rows, expected {counted[0]} and {counted[1]}; nothing was published"
+            f"{advice}"
+        )

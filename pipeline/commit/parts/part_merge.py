@@ -1,7 +1,8 @@
-"""Merge rows into published parts at their positions, old and new interleaved, in bounded memory.
+"""Merge rows into published parts by their keys, old and new interleaved, in bounded memory.
 
-Parts that no row comes into are copied as they are. The others are read and written as streams,
-each by one task; with partition columns that is all parts of one value.
+The parts of one value of partition columns, and the quarantine, are each read and written as a
+stream, by one task. Values that no row comes into have their parts copied as they are. Predictions
+in input order need no keys: see `carried_parts.py`.
 """
 
 from __future__ import annotations
@@ -56,22 +57,11 @@ class Insert:
 
 @dataclass(frozen=True)
 class Merger:
-    """Both kinds of merging, of any part; plain enough for Ray."""
+    """Merges rows into a value or the quarantine; plain enough for Ray."""
 
     compactor: Compactor
     columns: tuple[str, ...] = ()
     """Partition columns."""
-
-    def into_part(self, index: int, part: Part, inserts: tuple[Insert, ...]) -> tuple[Part, ...]:
-        """Merge rows into a part; their keys are numbers of its rows."""
-        num_rows = part.num_rows + sum(int((insert.keys != NOT_HERE).sum()) for insert in inserts)
-        stream = self.compactor.stream(
-            "predictions", index, self.compactor.schema, total_weight=float(num_rows)
-        )
-        new = self._good(inserts)
-        for rows, _ in interleave(self._numbered(part), new):
-            stream.write(rows, float(rows.num_rows))
-        return stream.close()
 
     def into_folder(
         self, index: int, folder: str, parts: tuple[Part, ...], pieces: tuple[RowGroupRef, ...]
@@ -128,12 +118,6 @@ class Merger:
         for part, target in copies:
             store.copy(part.path, f"{self.compactor.folder}/{target}")
         return [replace(with_hash(store, part), path=target) for part, target in copies]
-
-    def _numbered(self, part: Part) -> Keyed:
-        number = 0
-        for rows in self._batches(part, self.compactor.schema):
-            yield rows, np.arange(number, number + rows.num_rows)
-            number += rows.num_rows
 
     def _placed(self, part: Part, schema: pa.Schema) -> Keyed:
         with open_part(self.compactor.store, part.path) as opened:
@@ -205,38 +189,6 @@ class Rest:
         return taken
 
 
-def merge_parts(
-    merger: Merger,
-    parts: Sequence[Part],
-    inserts: Sequence[Insert],
-    layout: Layout,
-    run_tasks: RunTasks,
-) -> list[Part]:
-    """Merge rows into the parts of an output without partition columns.
-
-    Args:
-        merger: Where to and how.
-        parts: In input order.
-        inserts: Their keys say before how many of all old predictions each row goes.
-        layout: Of the partition that is published.
-        run_tasks: Calls a function for every tuple of arguments; results in the order of calls.
-    """
-    ends = np.cumsum([part.num_rows for part in parts])
-    calls: dict[int, list[Insert]] = defaultdict(list)
-    for insert in inserts:
-        # After the last row of a part is in that part, so that no part begins with few rows.
-        homes = np.minimum(np.searchsorted(ends, insert.keys, "left"), len(parts) - 1)
-        for home in np.unique(homes[insert.keys != NOT_HERE]).tolist():
-            start = int(ends[home]) - parts[home].num_rows
-            is_here = (homes == home) & (insert.keys != NOT_HERE)
-            keys = np.where(is_here, insert.keys - start, NOT_HERE)
-            calls[home].append(Insert(insert.sized, insert.duplicates, keys))
-    made = run_tasks(
-        merger.into_part, [(home, parts[home], tuple(own)) for home, own in calls.items()]
-    )
-    return _with_copies(merger, parts, dict(zip(calls, made, strict=True)), layout, run_tasks)
-
-
 def merge_folders(
     merger: Merger,
     parts: Sequence[Part],
@@ -267,33 +219,22 @@ def merge_folders(
     )
     new = dict(zip((folder for _, folder in touched), made, strict=True))
     homes = [part for folder in folders if folder not in new for part in old[folder]]
-    copied = iter(_with_copies(merger, homes, {}, layout, run_tasks))
+    copied = _copied(merger, homes, layout, run_tasks)
     whole: list[Part] = []
     for folder in folders:
         whole += new[folder] if folder in new else [next(copied) for _ in old[folder]]
     return whole
 
 
-def _with_copies(
-    merger: Merger,
-    parts: Sequence[Part],
-    made: Mapping[int, tuple[Part, ...]],
-    layout: Layout,
-    run_tasks: RunTasks,
-) -> list[Part]:
-    """Put parts together: those that were rewritten, and copies of the others."""
-    copies: list[tuple[Part, str]] = []
-    for index, part in enumerate(parts):
-        if index not in made:
-            folder = layout.inside(part.path).rpartition("/")[0]
-            copies.append((part, merger.compactor.part_path(folder, index)))
-    chunks = [
-        tuple(copies[start : start + _COPIES_PER_TASK])
-        for start in range(0, len(copies), _COPIES_PER_TASK)
+def _copied(
+    merger: Merger, parts: Sequence[Part], layout: Layout, run_tasks: RunTasks
+) -> Iterator[Part]:
+    """Copy parts; yield the copies."""
+    copies = [
+        (part, merger.compactor.part_path(layout.inside(part.path).rpartition("/")[0], index))
+        for index, part in enumerate(parts)
     ]
-    copied = (part for some in run_tasks(merger.copy, [(c,) for c in chunks]) for part in some)
-    return [
-        part
-        for index in range(len(parts))
-        for part in (made[index] if index in made else [next(copied)])
-    ]
+    starts = range(0, len(copies), _COPIES_PER_TASK)
+    calls = [(tuple(copies[start : start + _COPIES_PER_TASK]),) for start in starts]
+    for some in run_tasks(merger.copy, calls):
+        yield from some

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.commit.parts.carried_order import steps
 from pipeline.commit.parts.compaction import DuplicateRows, RunTasks
 from pipeline.commit.parts.part_reader import read_columns
 from pipeline.core.arrays import Numbers
@@ -87,7 +88,7 @@ def match_rows(
         entries, minors, gone = _match_uncounted(replan, slices, outcomes)
     else:
         gone = replan.chosen.entries
-        entries, minors = np.repeat(gone, replan.counts), _steps(replan.counts)
+        entries, minors = np.repeat(gone, replan.counts), steps(replan.counts)
     return Match(
         slices,
         duplicates,
@@ -142,10 +143,4 @@ def _match_shard(
     counts = np.ones(len(own), np.int64)
     if len(own) > num_only:
         counts[-1] = num_rows - num_only
-    return np.repeat(own, counts), _steps(counts), own
-
-
-def _steps(counts: Numbers) -> Numbers:
-    """Return 0, 1, ... for each count: the numbers of the rows of one place."""
-    starts = np.cumsum(counts) - counts
-    return np.arange(int(counts.sum())) - np.repeat(starts, counts)
+    return np.repeat(own, counts), steps(counts), own

@@ -18,22 +18,25 @@ import pyarrow as pa
 from pipeline.commit.keys.meta import NoKeys, read_keys
 from pipeline.commit.keys.shards import read_shards
 from pipeline.commit.layout import Layout
-from pipeline.commit.manifest import Manifest, Part, current_manifest
+from pipeline.commit.manifest import Manifest, current_manifest
+from pipeline.commit.parts.carried_figures import find_carried_duplicates
+from pipeline.commit.parts.carried_parts import compact_carried
+from pipeline.commit.parts.carried_version import CarriedVersion
 from pipeline.commit.parts.compaction import Compacted, Compactor, RunTasks
-from pipeline.commit.parts.part_merge import NOT_HERE, Insert, Merger, merge_folders, merge_parts
-from pipeline.commit.parts.part_reader import read_batches, read_columns
-from pipeline.commit.parts.row_ids import LabelledDuplicates, find_duplicates, hash_ids
+from pipeline.commit.parts.part_merge import NOT_HERE, Insert, Merger, merge_folders
+from pipeline.commit.parts.part_reader import read_columns
 from pipeline.commit.parts.row_positions import Positions
 from pipeline.core.arrays import Numbers
-from pipeline.core.errors import InfraError, JobError, PublishConflict
+from pipeline.core.errors import JobError, PublishConflict
 from pipeline.core.failures import Reason
 from pipeline.core.figures.histograms import Distribution
-from pipeline.core.schema import ERROR, ERROR_STAGE, LABEL, MESSAGE, ROW_ID
+from pipeline.core.schema import ERROR, ERROR_STAGE, MESSAGE
+from pipeline.planning.carried import Carried, Source
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import Slices
 from pipeline.report.recording.rows import KeptRows
 from pipeline.runs.context import RunContext
-from pipeline.runs.merging import Duplicates, Hashes, KeyFacts
+from pipeline.runs.merging import Duplicates, Hashes, KeyFacts, require_counted, sized
 from pipeline.runs.retry.known_rows import kept_runs, plan_as_predicted, rows_of_units
 from pipeline.runs.retry.matching import Match, match_rows
 from pipeline.runs.retry.plan import Replan
@@ -41,8 +44,6 @@ from pipeline.storage.skipped import Skipped
 from pipeline.storage.store import Store
 
 log = logging.getLogger(__name__)
-
-_ID_ROWS = 65_536
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,16 @@ class RetryMerge:
     def base(self) -> Manifest:
         """The version that rows are merged into."""
         return self.replan.base.manifest
+
+    @property
+    def version(self) -> CarriedVersion:
+        """Likewise, with where it lies."""
+        return CarriedVersion(self.layout, self.base)
+
+    def carried(self, runs: Numbers) -> Carried:
+        """Return all its predictions as carried ones, int64 (K, 5) as `Carried.runs`."""
+        source = Source(self.layout.partition, self.base.number, self.base.token)
+        return Carried((source,), runs, np.zeros((0, 4), np.int64))
 
     @property
     def published_model(self) -> Mapping[str, Any]:
@@ -122,14 +133,11 @@ class RetryMerge:
         self, run: RunContext, slices: Slices, hashes: Sequence[Hashes], tasks: RunTasks
     ) -> Duplicates:
         """Find new rows whose id is published already, or that another new one before them has."""
-        found = find_duplicates(run.store, [(key, file.path) for key, file in slices], hashes)
-        published = self._published_ids(run.store, slices)
-        every = {
-            key: tuple(sorted({*found.get(key, ()), *published.get(key, ())}, key=lambda r: r[0]))
-            for key, _ in slices
-            if key in found or key in published
-        }
-        return Duplicates(every)
+        before_all = self.carried(np.array([[0, 0, 0, 0, self.version.num_rows]]))
+        found, _ = find_carried_duplicates(
+            run.store, sized(slices), hashes, before_all, [self.version], tasks
+        )
+        return Duplicates(found)
 
     def begin(
         self, run: RunContext, slices: Slices, duplicates: Duplicates, tasks: RunTasks
@@ -140,26 +148,6 @@ class RetryMerge:
         run.record.keep(self.kept(match))
         run.record.retried(recovered=match.num_recovered, failed_again=match.num_failed)
         return MergedRetry(self, match, run.store)
-
-    def _published_ids(self, store: Store, slices: Slices) -> LabelledDuplicates:
-        tables = [read_columns(store, file.path, [ROW_ID, ERROR, LABEL]) for _, file in slices]
-        wanted = {
-            value
-            for table in tables
-            for value in table.filter(table.column(ERROR).is_null()).column(ROW_ID).to_pylist()
-        }
-        hashes = hash_ids(pa.array(sorted(wanted), pa.string()))
-        taken: set[str] = set()
-        for part in self.base.parts:
-            for batch in read_batches(store, part.path, [ROW_ID], _ID_ROWS):
-                ids = batch.column(0)
-                suspects = ids.filter(pa.array(np.isin(hash_ids(ids), hashes)))
-                taken |= wanted & set(suspects.to_pylist())
-        return {
-            key: rows
-            for (key, _), table in zip(slices, tables, strict=True)
-            if (rows := tuple(_repeated(table, taken)))
-        }
 
 
 @dataclass(frozen=True)
@@ -212,7 +200,6 @@ class MergedRetry:
         published = base.manifest
         merger = Merger(compactor, tuple(columns))
         here = match.is_admitted
-        before = base.predicted_before[match.entries]
         keys = base.positions.keys[match.entries] + match.minors
         good, failed = here & match.is_good, here & ~match.is_good
         if columns:
@@ -220,8 +207,13 @@ class MergedRetry:
             types = published.partition_columns
             parts = merge_folders(merger, published.parts, inserts, layout, types, tasks)
         else:
-            inserts = _inserts(match, np.where(good, before, NOT_HERE))
-            parts = merge_parts(merger, published.parts, inserts, layout, tasks)
+            slices, versions = sized(match.slices), [self.merge.version]
+            runs = kept_runs(match, base.predicted_before, published.num_predicted)
+            carried = self.merge.carried(runs)
+            compacted, _ = compact_carried(
+                compactor, slices, match.duplicates, carried, versions, (), None, tasks
+            )
+            parts = [*compacted.predictions]
         positions = merge_positions(
             *(base.positions, base.predicted_before, match),
             is_counted=not base.plan.counts_by_reading,
@@ -243,14 +235,7 @@ class MergedRetry:
         Raises:
             InfraError: The parts do not hold the rows that were counted.
         """
-        counted = (manifest.num_predicted, manifest.num_quarantined)
-        written = (_num_rows(manifest.parts), _num_rows(manifest.quarantine_parts))
-        if counted != written:
-            raise InfraError(
-                f"partition {self.merge.layout.name}: merged {written[0]} predictions and "
-                f"{written[1]} quarantined rows, expected {counted[0]} and {counted[1]}; nothing "
-                "was published"
-            )
+        require_counted(manifest)
         accounts = self.merge.replan.accounts.fingerprint
         return replace(
             manifest,
@@ -312,17 +297,3 @@ def _failure_texts(store: Store, paths: Sequence[str], stage: str, reason: str) 
     return pa.concat_tables(
         [pa.table(table.columns, names=texts.names).cast(texts) for table in named]
     ).combine_chunks()
-
-
-def _repeated(table: pa.Table, taken: set[str]) -> list[tuple[int, str | None]]:
-    labels = table.column(LABEL).to_pylist() if LABEL in table.column_names else [""] * len(table)
-    ids, errors = table.column(ROW_ID).to_pylist(), table.column(ERROR).to_pylist()
-    return [
-        (row, labels[row] if errors[row] is None else None)
-        for row, value in enumerate(ids)
-        if value in taken
-    ]
-
-
-def _num_rows(parts: Sequence[Part]) -> int:
-    return sum(part.num_rows for part in parts)

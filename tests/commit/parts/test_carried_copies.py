@@ -74,15 +74,43 @@ def test_an_unchanged_partition_is_copied_byte_by_byte(is_replaced: bool, tmp_pa
     )
 
 
+def test_a_small_part_is_copied_if_it_is_all_there_is(tmp_path: Path):
+    store, calls = Store(str(tmp_path)), []
+    old = publish_shards(store, LAYOUT, 3, SHARDS[:1])
+
+    def run(function, arguments):
+        calls.append((function.__name__, len(arguments)))
+        return run_here(function, arguments)
+
+    compactor = compactor_of(store, "new", target_bytes=1e6)
+    done, traffic = carry(store, divide(SHARDS[:1], frozenset(), [old]), old, compactor, run)
+    [part], [was] = done.predictions, old.version.manifest.parts
+    assert (part.sha256, part.num_rows, part.row_id_hash) == (was.sha256, 10, was.row_id_hash)
+    assert store.read_bytes(f"new/{part.path}") == store.read_bytes(was.path)
+    assert ("are_like", 1) in calls
+    assert traffic.bytes_read < 2**16
+    # With a row that fails behind it, too; with one that does not, both are written together.
+    shards = [*SHARDS[:1], Shard("s00b", (1,))]
+    for broken, num_copied in ((frozenset(["s00b#0"]), 1), (frozenset[str](), 0)):
+        compactor = compactor_of(store, f"new-{num_copied}", target_bytes=1e6)
+        done, traffic = carry(store, divide(shards, broken, [old]), old, compactor)
+        assert (traffic.parts_copied, len(done.predictions)) == (num_copied, 1)
+        assert Content.of(compactor, done) == Content.of(
+            *recompute(store, divide(shards, broken, []))
+        )
+
+
+@pytest.mark.parametrize("with_checked", [False, True])
 def test_rows_that_fail_or_are_checked_within_a_part_do_not_keep_it_from_being_copied(
-    tmp_path: Path,
+    with_checked: bool, tmp_path: Path
 ):
     """What failed goes to the quarantine at its place; what was checked has its old prediction."""
     store = Store(str(tmp_path))
     broken = frozenset(["s00#0", "s01#4", "s05#9", "s11#9"])
     old = publish(store, broken)
-    night = divide(SHARDS, broken, [old], checked=frozenset(["s00#1", "s04#5", "s08#0"]))
-    assert sum(map(len, night.work)) == 7
+    checked = frozenset(["s00#1", "s04#5", "s08#0"]) if with_checked else frozenset[str]()
+    night = divide(SHARDS, broken, [old], checked=checked)
+    assert sum(map(len, night.work)) == 4 + len(checked)
     compactor = compactor_of(store, "new", target_bytes=float(max(sizes(old))))
     done, traffic = carry(store, night, old, compactor)
     assert digests(done.predictions) == digests(old.version.manifest.parts)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,9 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.commit.layout import Layout
-from pipeline.commit.parts.compaction import Compactor
-from pipeline.commit.parts.part_merge import Merger, interleave, merge_parts
+from pipeline.commit.parts.part_merge import interleave
 from pipeline.commit.parts.row_positions import (
     from_metadata,
     major_keys,
@@ -26,8 +22,6 @@ from pipeline.commit.parts.row_positions import (
     to_metadata,
 )
 from pipeline.core.errors import InfraError
-from pipeline.core.schema import ROW_ID
-from pipeline.storage.store import Store
 
 Pieces = list[list[int]]
 
@@ -73,28 +67,6 @@ def test_only_as_much_is_read_ahead_as_is_needed():
     merged = interleave(watched("old", [[1], [2], [3]]), watched("new", [[0] * 9, [0] * 9, [3]]))
     assert next(merged)[0].num_rows == 9
     assert taken == ["old", "new"]
-
-
-def test_a_part_that_no_row_comes_into_is_copied_byte_by_byte(tmp_path: Path):
-    store, layout = Store(str(tmp_path)), Layout("date=1")
-    schema = pa.schema([pa.field(ROW_ID, pa.string(), nullable=False)])
-    compactor = Compactor(store, "new", "000002-" + "a" * 12, schema, "zstd", {}, 1e6)
-    old = Compactor(store, layout.predictions, "000001-" + "b" * 12, schema, "zstd", {}, 1e6)
-    written = old.stream("x", 0, schema)
-    written.write(pa.table({ROW_ID: ["a", "b"]}, schema=schema))
-    [part] = written.close()
-    path = f"{layout.predictions}/{part.path}"
-    of_older_version = replace(part, path=path, row_id_hash="")
-    calls = []
-
-    def run(function, arguments):
-        calls.append((function.__name__, len(arguments)))
-        return [function(*own) for own in arguments]
-
-    [copied] = merge_parts(Merger(compactor), [of_older_version], [], layout, run)
-    assert copied == replace(part, path=copied.path)
-    assert store.read_bytes(f"new/{copied.path}") == store.read_bytes(path)
-    assert calls == [("into_part", 0), ("copy", 1)]
 
 
 @given(st.integers(0, 10**9), st.integers(0, 10**6), st.integers(0, 10**9), st.integers(1, 50))
