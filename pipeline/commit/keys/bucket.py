@@ -88,7 +88,7 @@ def read_bucket(keys: VersionKeys, number: int) -> Bucket:
     """
     name = bucket_name(number)
     # The digest says that these are the bytes that were written, so they can be decoded.
-    table = pq.read_table(pa.BufferReader(keys.read(name))).combine_chunks()
+    table = pq.ParquetFile(pa.BufferReader(keys.read(name))).read().combine_chunks()
     high, low = (np.asarray(table.column(half)) for half in ("k1", "k2"))
     ordinals = to_ordinals(table.column("part"), table.column("row"), keys)
     of_others = buckets_of(high, keys.num_buckets) != number

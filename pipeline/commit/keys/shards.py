@@ -9,10 +9,11 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.commit.keys.meta import UNITS, KeyFile, VersionKeys, part_starts, put_file
-from pipeline.core.arrays import Numbers
+from pipeline.core.arrays import Numbers, as_array
 from pipeline.planning.carried import KnownShard
 from pipeline.planning.plan import Plan
 from pipeline.storage.store import Store
@@ -139,12 +140,12 @@ def read_shards(keys: VersionKeys) -> list[KnownShard]:
         NoKeys: The file is missing or damaged.
         PipelineError: The store failed.
     """
-    table = pq.read_table(pa.BufferReader(keys.read(UNITS))).combine_chunks()
+    table = pq.ParquetFile(pa.BufferReader(keys.read(UNITS))).read()
     first = to_ordinals(table.column("part"), table.column("row"), keys)
     if first is None:
         raise keys.damaged(UNITS)
     failed: Iterable[tuple[int, ...]] = [()] * table.num_rows
-    if table.num_rows and len(pa.compute.list_flatten(table.column("failed"))):
+    if table.num_rows and len(pc.list_flatten(table.column("failed"))):
         failed = map(tuple, table.column("failed").to_pylist())
     names = ("uri", "size_bytes", "version", "num_rows")
     columns = [table.column(name).to_pylist() for name in names]
@@ -174,9 +175,11 @@ def to_places(
     return parts.astype(np.int32), (ordinals - starts[parts]).astype(np.int32)
 
 
-def to_ordinals(parts: pa.Array, rows: pa.Array, keys: VersionKeys) -> Numbers | None:
+def to_ordinals(parts: pa.ChunkedArray, rows: pa.ChunkedArray, keys: VersionKeys) -> Numbers | None:
     """Undo `to_places`: return int64 (N,); None if there are no such rows."""
-    part, row = np.asarray(parts), np.asarray(rows).astype(np.int64)
+    # Arrow's own way to numpy, and its read_table, import pandas, which a run has time for while
+    # Ray starts.
+    part, row = (np.from_dlpack(as_array(each)).astype(np.int64) for each in (parts, rows))
     if len(part) == 0:
         return row
     sizes = np.array(keys.part_rows, np.int64)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
+import subprocess
+import sys
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -14,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.runs.published import DAY, Rows, make_manifest, make_plan
 
-from pipeline.commit.keys.meta import UNITS, About, read_keys, write_meta
+from pipeline.commit.keys.meta import UNITS, About, VersionKeys, read_keys, write_meta
 from pipeline.commit.keys.shards import known_shards, read_shards, write_shards
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Part
@@ -127,8 +130,8 @@ def test_of_a_limited_run_no_shard_is_known():
     assert known_shards(together, [3], none, none, **how) == []
 
 
-def written(folder: Path, some: list[KnownShard], part_rows: list[int]) -> list[KnownShard]:
-    """Write shards and read them back as those of a version with such parts."""
+def keys_of(folder: Path, some: list[KnownShard], part_rows: list[int]) -> VersionKeys:
+    """Write shards as those of a version with such parts."""
     store = Store(str(folder))
     where = LAYOUT.keys("000001-0123456789ab")
     files = {UNITS: write_shards(store, where, some, part_rows)}
@@ -137,7 +140,23 @@ def written(folder: Path, some: list[KnownShard], part_rows: list[int]) -> list[
     manifest = make_manifest(LAYOUT, make_plan(Rows()), 1, "r", parts, ())
     keys = read_keys(store, LAYOUT, dataclasses.replace(manifest, keys=told))
     assert (keys.about, keys.num_rows, keys.num_buckets) == (ABOUT, sum(part_rows), 0)
-    return read_shards(keys)
+    return keys
+
+
+def written(folder: Path, some: list[KnownShard], part_rows: list[int]) -> list[KnownShard]:
+    """Write shards and read them back."""
+    return read_shards(keys_of(folder, some, part_rows))
+
+
+def test_shards_are_read_without_what_ray_has_to_import_anyway(tmp_path: Path):
+    known = expected([Shard([False, True]), Shard([False])])
+    pickled = pickle.dumps(keys_of(tmp_path, known, [2]))
+    program = (
+        "import pickle, sys; from pipeline.commit.keys.shards import read_shards; "
+        f"print(len(read_shards(pickle.loads({pickled!r}))), {{'pandas'}} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.stdout.strip(), done.returncode) == ("2 set()", 0), done.stderr
 
 
 @given(shards(uncounted=True), NUMBERS)
