@@ -114,6 +114,16 @@ class Allocation:
         is_theirs = self.decodes_in_actors and not self.actor_gpus and idle_cpus < 1
         return replace(self, num_writers=0) if is_theirs else self
 
+    def for_slices(self, num_slices: int | None) -> Allocation:
+        """Return the allocation for work of so many slices; None if the number is unknown.
+
+        An actor that gets none would load the model for nothing, and the others wait for it.
+        """
+        if num_slices is None:
+            return self
+        most = max(1, min(self.max_actors, num_slices))
+        return replace(self, max_actors=most, min_actors=min(self.min_actors, most))
+
     @property
     def decoder_threads(self) -> int:
         """Return how many images one decoder decodes at once."""

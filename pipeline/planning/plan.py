@@ -84,6 +84,11 @@ class Plan:
         return None if None in counts else sum(count or 0 for count in counts)
 
     @property
+    def num_slices(self) -> int | None:
+        """Return the slices of all units; None if only reading counts their rows."""
+        return None if self.counts_by_reading else sum(len(u.bounds) - 1 for u in self.units)
+
+    @property
     def counts_by_reading(self) -> bool:
         """Tell whether only reading counts the rows."""
         return any(unit.cut is not None for unit in self.units)

@@ -51,6 +51,7 @@ def settle(
     allocation = settled.allocation
     if not run.store.is_object_store:  # after `resolve_runtime`, which may divide the cluster anew
         allocation = allocation.for_local_disk(hardware)
+    allocation = allocation.for_slices(plan.num_slices)
     plan = replace(settled.plan, fingerprint=plan.fingerprint)
     lookup = merge.lookup if merge else None
     return replace(settled, plan=plan, allocation=allocation, lookup=lookup)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -339,6 +340,18 @@ def test_on_local_disk_actors_that_have_all_cores_write_themselves(
     assert (usual.num_writers, found.num_writers) == (1, writers)
     assert found.writes_in_actors == ("writer" in found.in_actors) == (writers == 0)
     assert ("decoder" in found.in_actors) == found.decodes_in_actors
+
+
+@given(cpus=st.integers(1, 64), slices=st.integers(0, 99), least=st.integers(1, 64))
+def test_there_are_no_more_actors_than_slices_and_nothing_else_changes(
+    cpus: int, slices: int, least: int
+):
+    usual = divide(cpus, min_actors=min(least, cpus))
+    found = usual.for_slices(slices)
+    assert found.max_actors == min(usual.max_actors, max(1, slices))
+    assert 1 <= found.min_actors == min(usual.min_actors, found.max_actors)
+    again = replace(found, max_actors=usual.max_actors, min_actors=usual.min_actors)
+    assert again == usual == usual.for_slices(None)
 
 
 def test_readers_and_writers_grow_with_the_cluster_within_bounds():

@@ -93,7 +93,7 @@ def test_units_tile_the_input_and_slices_tile_their_unit(
         if slice_rows * heaviest <= MAX_SLICE_BYTES and len(slices) > 1:
             assert step == slice_rows
     keys = list(plan.slices())
-    assert len(set(keys)) == len(keys)
+    assert len(set(keys)) == len(keys) == plan.num_slices
     assert plan.usual_slice_rows() == [key.num_rows for key in keys]
 
 
