@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -17,13 +18,21 @@ from typing import Any
 
 from pipeline.commit.heartbeat import Heartbeat
 from pipeline.commit.layout import WHOLE_OUTPUT, Layout, partition_order
-from pipeline.commit.manifest import Manifest, read_manifest
+from pipeline.commit.manifest import Manifest
 from pipeline.core.errors import PipelineError
+from pipeline.core.printable import clean_message
 from pipeline.runs.weeks.state import LastRun, PartitionStatus, status_of
 from pipeline.storage.store import Store, StoredFile
 
 _THREADS = 32
+_READ_AT_ONCE = 500
+"""Partitions: so many manifests are in memory."""
+_ENTRY = re.compile(r"/log/\d{10}\.json$")
+_LEASE = re.compile(r"/lease/\d{10}\.(hb|json)$")
 _OF_RUN_ID = "%Y%m%dT%H%M%SZ"
+
+Data = Mapping[str, bytes | Exception]
+"""What was read, by path."""
 
 
 def survey(store: Store, partitions: Sequence[str] | None = None) -> list[PartitionStatus]:
@@ -37,70 +46,86 @@ def survey(store: Store, partitions: Sequence[str] | None = None) -> list[Partit
     names = partitions
     if names is None:
         names = sorted({*filter(_is_partition, store.list_folders("_control")), *reports})
-    now = dt.datetime.now(dt.UTC)
+    now, found = dt.datetime.now(dt.UTC), list[PartitionStatus]()
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = pool.map(lambda name: look_at(store, name, reports.get(name), now), names)
-        return sorted(found, key=lambda each: partition_order(each.partition))
-
-
-def look_at(
-    store: Store, name: str, report: StoredFile | None, now: dt.datetime
-) -> PartitionStatus:
-    """Say how one partition is.
-
-    Args:
-        store: The output.
-        name: Of the partition.
-        report: That of its newest run.
-        now: The time.
-    """
-    layout = Layout(None if name == WHOLE_OUTPUT else name)
-    try:
-        seen = _Seen.of(store, layout)
-        manifest = read_manifest(store, layout, seen.number) if seen.number else None
-        last = _last_run(store, manifest, seen, report)
-    except PipelineError as error:
-        return PartitionStatus(name, "unreadable", str(error))
-    return status_of(name, manifest, seen.published, last, now)
+        seen = [*pool.map(lambda name: _Seen.of(store, name, reports.get(name)), names)]
+    for begin in range(0, len(seen), _READ_AT_ONCE):
+        some = seen[begin : begin + _READ_AT_ONCE]
+        data = store.read_many([path for each in some for path in each.to_read])
+        more = [each.report.path for each in some if each.report and each.needs_report(data)]
+        data |= store.read_many(more) if more else {}
+        found += [each.status(store, data, now) for each in some]
+    return sorted(found, key=lambda each: partition_order(each.partition))
 
 
 @dataclass(frozen=True)
 class _Seen:
     """What the listings of a partition show."""
 
-    number: int = 0
-    """Of its current version; 0: it has none."""
-    published: dt.datetime | None = None
-    lease: StoredFile | None = None
-    """The newest lease, and what it says."""
-    heartbeat: StoredFile | None = None
+    layout: Layout
+    entry: StoredFile | None
+    """The manifest of its current version."""
+    heard: StoredFile | None
+    """The heartbeat of its newest lease, or else that lease."""
+    report: StoredFile | None
+    """Of its newest run."""
 
     @classmethod
-    def of(cls, store: Store, layout: Layout) -> _Seen:
-        leases = store.list_files(layout.leases)
-        log = [file for file in store.list_files(layout.log) if file.path.endswith(".json")]
-        lease = max((f for f in leases if f.path.endswith(".json")), key=_path, default=None)
-        beat = None
-        if lease is not None:
-            wanted = lease.path.removesuffix(".json") + ".hb"
-            beat = next((file for file in leases if file.path == wanted), None)
-        if not log:
-            return cls(0, None, lease, beat)
-        entry = max(log, key=_path)
-        return cls(int(PurePosixPath(entry.path).stem), entry.modified, lease, beat)
+    def of(cls, store: Store, name: str, report: StoredFile | None) -> _Seen:
+        layout = Layout(None if name == WHOLE_OUTPUT else name)
+        log = [file for file in store.list_files(layout.log) if _ENTRY.search(file.path)]
+        leases = [file for file in store.list_files(layout.leases) if _LEASE.search(file.path)]
+        # By name the heartbeat of a lease comes before the lease, and after those of all others.
+        heard = next((file for file in leases if _stem(file) == _stem(leases[-1])), None)
+        return cls(layout, max(log, key=_path, default=None), heard, report)
+
+    @property
+    def words(self) -> StoredFile | None:
+        """Return what its last run says of itself."""
+        is_later = self.report and self.heard and _began_after(self.report, self.heard)
+        return self.report if is_later or self.heard is None else self.heard
+
+    @property
+    def to_read(self) -> list[str]:
+        """Return the paths of what has to be read of it."""
+        return [file.path for file in (self.entry, self.words) if file is not None]
+
+    def needs_report(self, data: Data) -> bool:
+        """Tell whether its run has ended without saying how, in the words of an earlier version."""
+        if self.heard is None or self.words is not self.heard:
+            return False
+        said = _heartbeat(data[self.heard.path])
+        return said.released and said.exit_code is None
+
+    def status(self, store: Store, data: Data, now: dt.datetime) -> PartitionStatus:
+        """Return what follows from all that was read."""
+        manifest, published = None, None
+        if self.entry is not None:
+            try:
+                bytes_ = _bytes(data[self.entry.path])
+                manifest = Manifest.from_json(bytes_, store.url(self.entry.path))
+            except (PipelineError, OSError) as error:
+                return PartitionStatus(self.layout.name, "unreadable", clean_message(str(error)))
+            published = self.entry.modified
+        return status_of(self.layout.name, manifest, published, self._last_run(data), now)
+
+    def _last_run(self, data: Data) -> LastRun | None:
+        if self.report is not None and self.report.path in data:
+            return _by_report(data[self.report.path], self.report)
+        if self.heard is None:
+            return None
+        said = _heartbeat(data[self.heard.path])
+        return LastRun(said, self.heard.modified, said.released or said.process.has_ended())
 
 
-def _last_run(
-    store: Store, manifest: Manifest | None, seen: _Seen, report: StoredFile | None
-) -> LastRun | None:
-    heard = seen.heartbeat or seen.lease
-    if heard is None or (report is not None and _began_after(report, heard)):
-        return _by_report(store, report)
-    said = Heartbeat.from_json(store.read_bytes(heard.path))
-    is_told = said.exit_code is not None or (manifest and manifest.run_id == said.run_id)
-    if said.released and not is_told and report is not None:
-        return _by_report(store, report)
-    return LastRun(said, heard.modified, said.released or said.process.has_ended())
+def _bytes(found: bytes | Exception) -> bytes:
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def _heartbeat(found: bytes | Exception) -> Heartbeat:
+    return Heartbeat() if isinstance(found, Exception) else Heartbeat.from_json(found)
 
 
 def _began_after(report: StoredFile, heard: StoredFile) -> bool:
@@ -113,16 +138,14 @@ def _began_after(report: StoredFile, heard: StoredFile) -> bool:
     return heard.modified is not None and began > heard.modified
 
 
-def _by_report(store: Store, report: StoredFile | None) -> LastRun | None:
-    if report is None:
-        return None
+def _by_report(found: bytes | Exception, report: StoredFile) -> LastRun | None:
     try:
-        said = json.loads(store.read_bytes(report.path))
+        said = json.loads(_bytes(found))
         rows = said["rows"]
         failed = [str(gate["name"]) for gate in said["gates"] if gate["status"] == "fail"]
         done = [rows.get(name) for name in ("computed", "resumed", "carried")]
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return None  # another version wrote it
+    except (KeyError, TypeError, ValueError, AttributeError, OSError, PipelineError):
+        return None  # another version wrote it, or it is gone
     told: dict[str, Any] = {
         **{name: said.get(name) for name in ("run_id", "exit_code", "error", "fingerprint")},
         "started_at": said.get("started_at"),
@@ -149,6 +172,10 @@ def _newest_reports(store: Store, partitions: Sequence[str] | None) -> dict[str,
 
 def _is_partition(name: str) -> bool:
     return name == WHOLE_OUTPUT or "=" in name
+
+
+def _stem(file: StoredFile) -> str:
+    return PurePosixPath(file.path).stem
 
 
 def _path(file: StoredFile) -> str:

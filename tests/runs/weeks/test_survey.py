@@ -61,18 +61,23 @@ def test_a_week_is_told_right_and_two_requests_for_a_partition_are_enough(
     any_store: Store, monkeypatch: pytest.MonkeyPatch
 ):
     make_week(any_store)
-    read, requests = Store.read_bytes, Counter[str]()
+    read, requests = Store.read_many, Counter[str]()
 
-    def counted(store: Store, path: str) -> bytes:
-        requests[next(day for day in DAYS if day in path)] += 1
-        return read(store, path)
+    def counted(store: Store, paths: list[str]) -> dict[str, bytes | Exception]:
+        requests.update(day for path in paths for day in DAYS if day in path)
+        return read(store, paths)
+
+    def none(store: Store, path: str) -> bytes:
+        raise AssertionError(path)
 
     with hold_lease(any_store, Layout(DAYS[5]), "run-9", LONG_S, lambda: TOLD):
-        monkeypatch.setattr(Store, "read_bytes", counted)
+        monkeypatch.setattr(Store, "read_many", counted)
+        monkeypatch.setattr(Store, "read_bytes", none)
         found = {each.partition: each for each in survey(any_store)}
         monkeypatch.undo()
     wanted = ["complete", "refused", "no_input", "complete", "interrupted", "running"]
     assert [found[day].state for day in DAYS] == wanted
+    assert sorted(requests) == DAYS
     assert max(requests.values()) <= 2, requests
     assert found[DAYS[1]].why == "gate label_drift"
     assert (found[DAYS[2]].why, found[DAYS[2]].version) == ("no folder", None)
