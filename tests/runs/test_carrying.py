@@ -20,8 +20,11 @@ from support.runs.retry_runs import (
     NUM_ROWS,
     image,
     make_partition,
+    write_csv,
     write_ids,
     write_images,
+    write_lines,
+    write_links,
     write_parquet,
     write_tars,
 )
@@ -35,7 +38,9 @@ from pipeline.commit.published.rollback import history_numbers, rollback
 from pipeline.commit.published.verify import verify_output
 from pipeline.storage.store import Store
 
-SOURCES: list[Callable[[Path], dict[str, Any]]] = [write_images, write_parquet, write_tars]
+SOURCES: list[Callable[[Path], dict[str, Any]]] = [
+    *(write_images, write_parquet, write_tars, write_lines, write_csv)
+]
 """Formats whose rows are known by listing, by measuring and by reading."""
 
 
@@ -501,4 +506,23 @@ def test_damaged_hashes_cost_time_and_are_counted(tmp_path: Path):
     partition.run()
     assert len(partition.computed) == NUM_ROWS
     assert partition.report()["carried"]["lookup_failed_rows"] == NUM_ROWS
+    assert_as_all_computed(partition, tmp_path)
+
+
+def test_of_rows_with_uris_the_bytes_that_they_lead_to_decide(tmp_path: Path):
+    partition = nightly(tmp_path, write_links)
+    partition.run()
+    photos = Path(partition.inputs) / "photos"
+    (photos / "3.jpg").write_bytes(image(900))
+    os.utime(Path(partition.inputs) / "s1.parquet")
+    partition.run()
+    assert carried_rows(partition) == 0, "the shard does not show that photo 3 is another one"
+    partition.sections["run"] = {"reuse": "content"}
+    partition.partition = "date=2026-11-25"
+    partition.run()  # keeps the hashes
+    (photos / "5.jpg").write_bytes(image(901))
+    partition.partition = "date=2026-11-26"
+    partition.run()
+    assert carried_rows(partition) > 0
+    assert "s0.parquet#5" in partition.computed
     assert_as_all_computed(partition, tmp_path)
