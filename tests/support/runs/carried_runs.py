@@ -19,7 +19,7 @@ from support.models.model_cases import colours_state
 from support.runs.earlier_partitions import EarlierPartition
 from support.runs.retry_runs import image
 
-YESTERDAY, TODAY = "date=2026-11-24", "date=2026-11-25"
+YESTERDAY, TODAY, TOMORROW = "date=2026-11-24", "date=2026-11-25", "date=2026-11-26"
 FOLDERS = {"a": 40, "b": 16, "c": 16}
 BROKEN = frozenset({"a/003.jpg", "b/001.jpg"})
 KEEP_VERSIONS = 1
@@ -30,14 +30,16 @@ class Inputs:
     """Photos in folders, and the weights of the model."""
 
     folder: Path
+    kind: str = "inputs"
+    """What `run.reuse` says."""
 
     @property
     def photos(self) -> Path:
         return self.folder / "in"
 
     @classmethod
-    def write(cls, folder: Path) -> Inputs:
-        inputs = cls(folder)
+    def write(cls, folder: Path, kind: str = "inputs") -> Inputs:
+        inputs = cls(folder, kind)
         for name, num_files in FOLDERS.items():
             (inputs.photos / name).mkdir(parents=True)
             for number in range(num_files):
@@ -65,6 +67,7 @@ class Inputs:
     ) -> EarlierPartition:
         sink = {"target_part_mib": 0.012, "keep_versions": KEEP_VERSIONS}
         sections["sink"] = {**sink, **sections.get("sink", {})}
+        sections["run"] = {"reuse": self.kind, **sections.get("run", {})}
         weights = str(self.folder / "weights.pt")
         return EarlierPartition(
             *(str(self.photos), store, {"format": "images"}, set(BROKEN), sections, weights),
@@ -79,6 +82,11 @@ class Inputs:
             self.night(store).run()
             with self.without("b"):
                 self.night(store).run()
+
+
+def run_night(inputs: Inputs, store: Store) -> None:
+    """Publish today's next version."""
+    inputs.night(store).run()
 
 
 def pins_left(store: Store) -> set[int]:

@@ -138,7 +138,7 @@ class Children:
     def __init__(self) -> None:
         self._context = multiprocessing.get_context("forkserver")
         # What the steps of a retry import, torch too, would take each child a second or more.
-        self._context.set_forkserver_preload([__name__, "s3fs", "earlier_partitions", "cli"])
+        self._context.set_forkserver_preload([__name__, "s3fs", "support.runs.earlier_partitions"])
         before = os.environ.get("PYTHONPATH", "")
         os.environ["PYTHONPATH"] = os.pathsep.join([PYTHONPATH, before])  # for the first process
         forkserver.ensure_running()
