@@ -190,9 +190,11 @@ class RunRecorder(RowAccounts):
         carried, looked_up = self._carried, self.figures.looked_up
         if carried is None or looked_up is None:
             return carried
+        num_checked = max(0, looked_up.num_known - self.num_found)  # known, and yet computed
         return carried.but(
             rows=carried.rows + self.num_found,
             content_rows=self.num_found,
+            checked_rows=carried.checked_rows + num_checked,
             lookup_failed_rows=looked_up.num_failed,
         )
 

@@ -99,7 +99,8 @@ def test_kept_rows_are_carried_and_not_resumed_and_the_manifest_has_what_is_know
 
 def test_rows_that_were_found_by_their_content_are_carried_and_not_computed():
     record = recorder()
-    record.carried(**dict(carried_section(division(by_content=True))))
+    planned = carried_section(division(by_content=True))
+    record.carried(**dict(planned))
     counters = Counters()
     SliceFigures(looked_up=LookedUp(50, 32, 3)).add_to(counters)
     for origin, num_carried in (("computed", 20), ("resumed", 10)):
@@ -109,6 +110,7 @@ def test_rows_that_were_found_by_their_content_are_carried_and_not_computed():
     assert (report.rows.computed, report.rows.resumed) == (40 + 10, 7 + 20)
     assert report.rows.carried == report.carried.rows == 190 + 30
     assert (report.carried.content_rows, report.carried.lookup_failed_rows) == (30, 6)
+    assert report.carried.checked_rows == planned.checked_rows + 2 * 32 - 30
     assert record.carried_facts["rows"] == 220
     assert record.num_done == 40 + 7 + 60
 
