@@ -14,8 +14,8 @@ run chooses otherwise than another. Each round has an output of its own, and in 
 Seconds are those of the whole process. What `second` and `late` compute is held to what changed,
 and `second` to `full` row for row: ids, order and columns; what the task compares, by its limits.
 As many rows as are carried must be exactly as in `first`. Of `first` also: what share of it
-publishing took, and the bytes of the keys beside those of the predictions; what they cost beside a
-version without keys, `commits.py` shows. The last line is JSON.
+publishing took, and the bytes of the keys beside those of the predictions and of the input. What
+keys cost beside a commit that wrote none, `commits.py` measures. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -167,7 +167,10 @@ class Round:
         self.found["publish_s"] = published["busy_s"]
         keys = (self._outs["kept"] / "_control").glob("*/keys/*/*")
         size = sum(path.stat().st_size for path in keys)
-        self.found["keys_bytes_pct"] = 100 * size / published["bytes_out"]
+        files = (path for path in self._inputs.case.inputs.rglob("*") if path.is_file())
+        read = sum(path.stat().st_size for path in files)
+        self.found["keys_of_output_pct"] = 100 * size / published["bytes_out"]
+        self.found["keys_of_input_pct"] = 100 * size / read
 
     def _compare(self, num_carried: int) -> None:
         """Hold `second` to `full` and to `first`."""
