@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline.core import errors
     from pipeline.job.job import Job
+    from pipeline.operations.backfill import backfill
     from pipeline.operations.jobs import load_job
     from pipeline.operations.maintenance import gc, rollback
     from pipeline.operations.outputs import verify
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Job",
     "Report",
+    "backfill",
     "errors",
     "gc",
     "load_job",
@@ -46,6 +48,7 @@ __all__ = [
 _HOMES = {
     "Job": "pipeline.job.job",
     "Report": "pipeline.report.document",
+    "backfill": "pipeline.operations.backfill",
     "errors": "pipeline.core.errors",
     "gc": "pipeline.operations.maintenance",
     "load_job": "pipeline.operations.jobs",

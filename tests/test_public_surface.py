@@ -16,7 +16,8 @@ import pipeline
 from pipeline.core.errors import JobError
 
 FUNCTIONS = {
-    *("gc", "load_job", "plan", "retry", "rollback", "run", "status", "stop", "tune", "verify"),
+    *("backfill", "gc", "load_job", "plan", "retry", "rollback", "run"),
+    *("status", "stop", "tune", "verify"),
 }
 TYPES = {"Job", "Report"}
 SECTIONS: dict[str, Any] = {

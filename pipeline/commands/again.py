@@ -35,6 +35,26 @@ def prepare_end(date: str | None, ok_exit: str | None = None) -> str:
     return day
 
 
+def prepare_end_of_dates(to: str | None, ok_exit: str | None) -> str:
+    """Prepare the last words of a command about many dates, and return the last of these.
+
+    Whatever one of them ended with, the same command again goes on.
+
+    Args:
+        to: The last date as it was given; the command that goes on tomorrow has to name today.
+        ok_exit: The value of --ok-exit.
+
+    Raises:
+        JobError: As `prepare_end`.
+    """
+    from pipeline.operations.jobs import read_date
+
+    day = read_date(to).isoformat()
+    command = the_same(sys.argv, day, "--to")
+    prepare_last_words(command, _codes(ok_exit), range(1, InputMissing.exit_code + 1))
+    return day
+
+
 def _codes(text: str | None) -> frozenset[int]:
     if text is None:
         return frozenset()
@@ -46,13 +66,13 @@ def _codes(text: str | None) -> frozenset[int]:
     return frozenset(map(int, words))
 
 
-def the_same(argv: Sequence[str], day: str) -> str:
+def the_same(argv: Sequence[str], day: str, option: str = "--date") -> str:
     """Return the command that does the same for that day: one printable line, without secrets."""
     program, *rest = argv
     name = ["pipeline"] if PurePath(program).name == "pipeline" else ["python", "-m", "pipeline"]
     shown = [_without_secrets(word) for word in rest]
-    if not any(word == "--date" or word.startswith("--date=") for word in rest):
-        shown += ["--date", day]
+    if not any(word == option or word.startswith(f"{option}=") for word in rest):
+        shown += [option, day]
     return printable(shlex.join([*name, *shown]))
 
 

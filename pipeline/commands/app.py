@@ -20,7 +20,7 @@ from pipeline.commands.options import (
     versions,
 )
 from pipeline.commands.output_commands import gc, inspect, report, rollback, verify
-from pipeline.commands.week_commands import status, stop
+from pipeline.commands.week_commands import backfill, status, stop
 from pipeline.core.errors import JobError
 from pipeline.process.failpoints import failpoint_quiet
 from pipeline.process.screen import log_to_stderr
@@ -93,6 +93,7 @@ _IN_ORDER = (
     tune,
     golden,
     doctor,
+    backfill,
     status,
     stop,
     report,

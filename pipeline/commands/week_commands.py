@@ -6,16 +6,23 @@ from typing import Annotated
 
 import typer
 
+from pipeline.commands.again import prepare_end_of_dates
 from pipeline.commands.options import (
+    AcceptOption,
+    AddressOption,
     AllowImportOption,
     FromOption,
+    JobFile,
     JsonOption,
+    OkExitOption,
     OutputUri,
     PartitionOption,
+    QuietOption,
     SetOption,
     StorageOption,
     ToOption,
     as_storage_options,
+    progress_on_terminal,
     show,
 )
 
@@ -49,6 +56,51 @@ def status(
         typer.echo(found.to_prometheus(), nl=False)
     else:
         show(found.to_dict() if as_json else found.shown(), as_json=as_json)
+
+
+def backfill(
+    job: JobFile,
+    from_: Annotated[
+        str, typer.Option("--from", metavar="YYYY-MM-DD", help="The first of several dates.")
+    ],
+    to: ToOption = None,
+    only: Annotated[
+        str | None,
+        typer.Option("--only", metavar="[missing|stale|failed|refused]", help="Only such dates."),
+    ] = None,
+    newest_first: Annotated[
+        bool, typer.Option("--newest-first", help="Begin with the last date.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would do.")] = False,
+    set_: SetOption = None,
+    address: AddressOption = None,
+    allow_import: AllowImportOption = None,
+    accept: AcceptOption = None,
+    ok_exit: OkExitOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Run a job for many dates on one Ray; a date that fails does not stop the others."""
+    with progress_on_terminal(quiet=quiet) as progress:
+        progress.phase(f"reading {job}", is_logged=False)
+        from pipeline.operations.backfill import backfill as run_all
+
+        found = run_all(
+            job,
+            from_=from_,
+            to=prepare_end_of_dates(to, ok_exit),
+            only=only,
+            newest_first=newest_first,
+            dry_run=dry_run,
+            overrides=set_ or (),
+            address=address,
+            allow_import=allow_import or (),
+            accept=accept or (),
+            progress=progress,
+            owns_process=True,
+        )
+    show(found.to_dict() if as_json else found.shown(), as_json=as_json, quiet=quiet)
+    raise typer.Exit(found.exit_code)
 
 
 def stop(

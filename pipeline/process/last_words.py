@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Sequence
 
 from pipeline.core.errors import InfraError, Stopped
 from pipeline.process.will import leave, own_will
@@ -11,14 +12,17 @@ from pipeline.process.will import leave, own_will
 _GOES_ON = (Stopped.exit_code, InfraError.exit_code)
 
 
-def prepare_last_words(command: str | None, ok_exits: frozenset[int]) -> None:
+def prepare_last_words(
+    command: str | None, ok_exits: frozenset[int], goes_on: Sequence[int] = _GOES_ON
+) -> None:
     """Keep what the end of this command needs, whichever of its two processes comes to it.
 
     Args:
         command: Does the same again, in one printable line; None: it cannot be said.
         ok_exits: Exit codes that the scheduler takes for success.
+        goes_on: Exit codes after which the command is said.
     """
-    leave(again=command, ok_exits=sorted(ok_exits))
+    leave(again=command, ok_exits=sorted(ok_exits), goes_on=list(goes_on))
 
 
 def say_last_words(code: int) -> int:
@@ -26,7 +30,7 @@ def say_last_words(code: int) -> int:
     will = own_will()
     left = will.read() if will is not None else {}
     is_ok = code in left.get("ok_exits", ())
-    again = left.get("again") if code in _GOES_ON else None
+    again = left.get("again") if code in left.get("goes_on", ()) else None
     with contextlib.suppress(OSError, ValueError):
         if is_ok:
             sys.stderr.write(f"exit 0 instead of {code}, as --ok-exit says\n")

@@ -29,6 +29,10 @@ class Week:
         sections = {"run": {"slice_rows": 8}, **sections}
         self.job = write_job(folder / "nightly.yaml", source, self.sink, **sections)
 
+    def backfill(self, *options: str, env: dict[str, str] | None = None) -> Result:
+        dates = ("--from", DAYS[0], "--to", DAYS[-1])
+        return pipeline("backfill", self.job, *dates, "--json", *options, env=env)
+
     def run(self, day: str, *options: str) -> Result:
         return pipeline("run", self.job, "--date", day, "--json", *options)
 
@@ -100,3 +104,56 @@ def test_a_run_is_seen_from_outside_stopped_from_there_and_goes_on(tmp_path: Pat
     assert done.json["rows"]["resumed"] >= 8
     row = week.seen(day)
     assert (row["state"], row["version"], row["attempt"]) == ("complete", 1, 2)
+
+
+def outcomes(done: Result) -> list[tuple[str, int | None]]:
+    return [(each["outcome"], each["exit_code"]) for each in done.json["dates"]]
+
+
+def test_a_backfill_does_what_it_can_and_the_next_one_what_is_left(tmp_path: Path):
+    week = Week(tmp_path, gates={"min_rows": 10, "max_error_pct": 5.0})
+    for photo in [*(tmp_path / "in" / DAYS[1]).rglob("*.jpg")][:9]:
+        photo.write_bytes(b"no photo")
+    hidden = (tmp_path / "in" / DAYS[2]).rename(tmp_path / "later")
+    first, bad, late = ("publish the first version", None), ("refused", 3), ("no_input", 8)
+    planned = week.backfill("--dry-run")
+    assert planned.code == 0, planned.stderr
+    assert outcomes(planned)[:2] == [first, first]
+    assert outcomes(planned)[2][0].startswith("end with 8: ")
+    assert not (tmp_path / "out").exists()
+
+    done = week.backfill("--ok-exit", "8")
+    assert outcomes(done) == [("published", 0), bad, late]
+    assert done.code == done.json["exit_code"] == 3, "the worst of them"
+    dates = f"--from {DAYS[0]} --to {DAYS[2]}"
+    command = f": python -m pipeline backfill {week.job} {dates} --json --ok-exit 8"
+    assert done.stderr.splitlines()[-1].endswith(command)
+
+    hidden.rename(tmp_path / "in" / DAYS[2])
+    again = week.backfill("--only", "missing", "--newest-first")
+    assert again.code == 0, again.stderr
+    assert outcomes(again) == [("left_out", None), ("left_out", None), ("published", 0)]
+    last = week.backfill()
+    assert outcomes(last) == [("nothing_to_do", 0), bad, ("nothing_to_do", 0)]
+    for day in (DAYS[0], DAYS[2]):
+        assert week.seen(day)["version"] == 1, "computed once"
+
+
+def test_a_stop_ends_the_backfill_and_the_same_command_goes_on(tmp_path: Path):
+    model = {"factory": "stuck:slow", "labels": LABELS, "batch_size": 8}
+    week = Week(tmp_path, model=model, run={"slice_rows": 8, "lease_ttl_s": 2.0})
+    env = {"PIPELINE_ALLOW_IMPORT": "stuck"}
+    options = ("--from", DAYS[0], "--to", DAYS[-1], "--json")
+    process = start("backfill", week.job, *options, env=env)
+    control = tmp_path / "out" / "_control"
+    wait_until(lambda: any(control.glob(f"date={DAYS[1]}/staging/**/*-*-*.parquet")), process)
+    process.terminate()
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 6, stderr
+    stopped = Result(6, stdout, stderr)
+    assert outcomes(stopped) == [("published", 0), ("stopped", 6), ("not_begun", 6)]
+    assert f"pipeline backfill {week.job}" in stderr.splitlines()[-1]
+    done = week.backfill(env=env)
+    assert done.code == 0, done.stderr
+    assert outcomes(done) == [("nothing_to_do", 0), ("published", 0), ("published", 0)]
+    assert week.seen(DAYS[1])["attempt"] == 2
