@@ -142,9 +142,9 @@ def test_keys_of_a_version_that_went_before_they_were_read_carry_nothing(
 @pytest.mark.parametrize(
     "before",
     [
-        r"put _control/date=2026-11-25/staging/",
+        pytest.param(r"put _control/date=2026-11-25/staging/", marks=pytest.mark.slow),
         LOOKS,
-        r"put .*/keys/",
+        pytest.param(r"put .*/keys/", marks=pytest.mark.slow),
         r"copy _control/.*/compacted-",
         r"create .*/log/",
     ],

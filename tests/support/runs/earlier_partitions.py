@@ -157,7 +157,9 @@ class EarlierPartition:
         writer = make_writer(run, plan, model)
         source, salt = run.job.source, salt_of(model)
         lookup = (merge and merge.lookup) or LookUp(tuple(plan.fields.names))
-        reader = Reader(Store(plan.source_root), source, plan.pass_through, plan.fields)
+        reader = Reader(
+            Store(plan.source_root, source.storage_options), source, plan.pass_through, plan.fields
+        )
         for unit, starts in missing_units(plan, staged).items():
             blocks = (pack(*each) for each in read_slices(reader, unit, frozenset(starts)))
             if keeps_hashes(run.job, plan):
