@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +22,13 @@ from pipeline.models.tasks.base import Task
 from pipeline.planning.carried import Carried
 from pipeline.planning.tiling import Slices
 from pipeline.storage.store import Store
+
+_TASK_BYTES, _LEAST_BYTES = 64 * 2**20, 2**20
+"""Of the staged parts that a task reads, and what each counts at least: few and small ones are read
+before a worker is started to read them beside each other."""
+_THREADS = 8
+_Call = tuple[int, tuple[Any, ...]]
+"""Bytes of a staged part, and how it is read."""
 
 
 def compare_checked(
@@ -51,11 +61,12 @@ def compare_checked(
     columns = [field.name for field in task.fields()]
     sizes = np.array([version.num_rows for version in versions], np.int64)
     firsts, checked = np.cumsum(sizes) - sizes, carried.checked
-    staged = run_tasks(read_rows, _calls(store, slices, checked, (ROW_ID, ERROR, *columns)))
+    calls = _calls(store, slices, checked, (ROW_ID, ERROR, *columns))
+    staged = _read(read_rows, calls, run_tasks)
     numbers = firsts[checked[:, 2]] + checked[:, 3]
     if carried.by_content:
-        paths = [(store, file.path, tuple(columns)) for _, file in slices]
-        for rows in run_tasks(read_found, paths):
+        paths = [(file.size_bytes, (store, file.path, tuple(columns))) for _, file in slices]
+        for rows in _read(read_found, paths, run_tasks):
             source = rows.column(CARRIED_SOURCE).to_numpy()
             numbers = np.append(numbers, firsts[source] + rows.column(CARRIED_ROW).to_numpy())
             staged.append(rows.select([ROW_ID, ERROR, *columns]))
@@ -71,19 +82,35 @@ def compare_checked(
     return len(ids), differing_rows(task, ids, known, found.select(columns), limits)
 
 
-def _calls(
-    store: Store, slices: Slices, checked: Numbers, columns: Sequence[str]
-) -> list[tuple[Store, str, Numbers, Sequence[str]]]:
+def _read(
+    read: Callable[..., pa.Table], calls: Sequence[_Call], run_tasks: RunTasks
+) -> list[pa.Table]:
+    """Return what a function reads of staged parts, in the order of calls."""
+    ends = np.cumsum([max(_LEAST_BYTES, size) for size, _ in calls]) // _TASK_BYTES
+    pairs = zip(ends.tolist(), (arguments for _, arguments in calls), strict=True)
+    groups = groupby(pairs, key=lambda pair: pair[0])
+    tasks = [(read, [arguments for _, arguments in group]) for _, group in groups]
+    return [rows for found in run_tasks(read_each, tasks) for rows in found]
+
+
+def _calls(store: Store, slices: Slices, checked: Numbers, columns: Sequence[str]) -> list[_Call]:
     """Return, of each slice that has some of the rows, how they are read; in their order."""
     starts = np.array([(key.unit, key.start) for key, _ in slices], np.int64).reshape(-1, 2)
     # Units and rows are below 2**31 and 2**32: one number orders both.
     order, wanted = (each[:, 0] << 32 | each[:, 1] for each in (starts, checked))
     places = np.searchsorted(order, wanted, "right") - 1
-    calls = []
+    calls: list[_Call] = []
     for place in np.unique(places).tolist():
         key, file = slices[place]
-        calls.append((store, file.path, checked[places == place, 1] - key.start, columns))
+        rows = checked[places == place, 1] - key.start
+        calls.append((file.size_bytes, (store, file.path, rows, columns)))
     return calls
+
+
+def read_each(read: Callable[..., pa.Table], calls: Sequence[tuple[Any, ...]]) -> list[pa.Table]:
+    """Read some staged parts."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(lambda arguments: read(*arguments), calls))
 
 
 def read_rows(store: Store, path: str, rows: Numbers, columns: Sequence[str]) -> pa.Table:
