@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -17,9 +19,17 @@ from pipeline.commit.published.verify import verify_output
 from pipeline.storage.store import Store
 
 
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
-    return Inputs.write(tmp_path_factory.mktemp("inputs"))
+@pytest.fixture(scope="module", params=["inputs", pytest.param("content", marks=pytest.mark.slow)])
+def inputs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    return Inputs.write(tmp_path_factory.mktemp("inputs"), request.param)
+
+
+@pytest.fixture
+def own_cache(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], None]:
+    """Begins with an empty cache of the node, so that hashes are read again."""
+    return lambda: monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +38,9 @@ def before(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("before")
     inputs.publish_earlier(Store(str(folder)))
     inputs.change()
+    if inputs.kind == "content":
+        for path in inputs.photos.glob("[ac]/*.jpg"):
+            os.utime(path)
     return folder
 
 
@@ -82,12 +95,19 @@ def test_rows_come_from_three_versions(
     "turn", [0, *(pytest.param(turn, marks=pytest.mark.slow) for turn in (1, 2, 3))]
 )
 def test_a_look_up_that_fails_computes_the_rows_whichever_it_is(
-    turn: int, inputs: Inputs, before: Path, whole: EarlierPartition, tmp_path: Path
+    turn: int,
+    inputs: Inputs,
+    before: Path,
+    whole: EarlierPartition,
+    tmp_path: Path,
+    own_cache: Callable[[], None],
 ):
     """Each read, copy and pin fails in turn; with another trouble each time."""
+    own_cache()
     at, troubles = LookUps(), get_args(Trouble)
     run_with(inputs, before, tmp_path / "0", at)
     for number in range(1, len(at.done) + 1):
+        own_cache()
         out = tmp_path / str(number)
         look_ups = LookUps(number, troubles[(number + turn) % len(troubles)])
         night, store = run_with(inputs, before, out, look_ups)
