@@ -1,0 +1,81 @@
+"""Whole runs that carry rows: what cannot be read is computed, by the same command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from models import LABELS, TRANSFORM
+from PIL import Image
+from support.models.model_cases import colours_state
+from support.runs.cli import pipeline
+
+NUM_ROWS = 60
+
+
+def write_job(folder: Path) -> str:
+    photos = folder / "in"
+    photos.mkdir()
+    for row in range(NUM_ROWS):
+        colour = (4 * row, 255 - 4 * row, (16 * row) % 256)
+        Image.new("RGB", (24, 24), colour).save(photos / f"{row:03d}.png")
+    torch.save(colours_state(), folder / "weights.pt")
+    job = {
+        "source": {"uri": str(photos), "format": "images"},
+        "model": {
+            "factory": "models:colours",
+            "labels": LABELS,
+            "weights": str(folder / "weights.pt"),
+        },
+        "transform": TRANSFORM,
+        "run": {"slice_rows": 8},
+        "sink": {"uri": str(folder / "out"), "partition": "date=${date}"},
+        "resources": {"max_actors": 1},
+    }
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump(job))
+    return str(path)
+
+
+def predictions(folder: Path, date: str) -> pa.Table:
+    parts = sorted((folder / "out" / "predictions" / f"date={date}").glob("part-*"))
+    return pa.concat_tables([pq.ParquetFile(part).read() for part in parts])
+
+
+def report(folder: Path, date: str) -> dict[str, Any]:
+    found = (folder / "out" / "reports" / f"date={date}").glob("*/report.json")
+    return dict(json.loads(max(found).read_bytes()))
+
+
+@pytest.mark.slow
+def test_a_run_whose_source_cannot_be_read_computes_all_rows(tmp_path: Path) -> None:
+    job = write_job(tmp_path)
+
+    def run(date: str) -> dict[str, Any]:
+        ended = pipeline("run", job, "--date", date, "--allow-import", "models")
+        assert ended.code == 0, ended.stderr
+        return report(tmp_path, date)
+
+    first = run("2026-11-24")
+    assert first["rows"]["computed"] == NUM_ROWS
+    second = run("2026-11-25")
+    assert second["carried"]["rows"] > 0
+    assert second["rows"]["computed"] == NUM_ROWS - second["carried"]["rows"]
+    whole = predictions(tmp_path, "2026-11-24")
+    assert predictions(tmp_path, "2026-11-25").equals(whole)
+
+    for part in (tmp_path / "out" / "predictions").glob("date=*/part-*"):
+        part.rename(tmp_path / part.name)
+    third = run("2026-11-26")
+    assert "is gone" in third["carried"]["why_not"]
+    assert third["rows"]["computed"] == third["rows"]["predicted"] == NUM_ROWS
+    assert third["status"] == "published"
+    assert predictions(tmp_path, "2026-11-26").equals(whole)
+    ended = pipeline("verify", str(tmp_path / "out"), "--partition", "date=2026-11-26")
+    assert ended.code == 0, ended.stdout
