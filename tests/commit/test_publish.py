@@ -369,6 +369,7 @@ def test_a_rollback_publishes_the_old_bytes_and_the_next_one_goes_forward(every_
     back = rollback(every_store, LAYOUT, "back", keep_versions=2)
     assert (back.number, back.kind, back.restored_from) == (3, "rollback", 1)
     assert dt.datetime.fromisoformat(back.created_at) > dt.datetime.fromisoformat(second.created_at)
+    assert back.keys["folder"].startswith(f"{LAYOUT.all_keys}/000003-")
     assert (back.run_id, len({back.token, first.token, second.token})) == ("back", 3)
     assert back.fingerprint == first.fingerprint
     assert_whole(every_store, back)

@@ -96,7 +96,7 @@ def _check_current(store: Store, layout: Layout) -> tuple[Manifest, list[Check]]
 
 
 def _check_version(store: Store, layout: Layout, manifest: Manifest) -> list[Check]:
-    """Check one version; if a part cannot be read, what needs all parts is skipped."""
+    """Check one version; if a part cannot be read, what needs all parts is left out."""
     with ThreadPoolExecutor(_PART_THREADS) as pool:
         good = list(pool.map(lambda part: audit_part(store, part), manifest.parts))
         bad = list(pool.map(lambda part: audit_part(store, part), manifest.quarantine_parts))
@@ -111,17 +111,7 @@ def _check_version(store: Store, layout: Layout, manifest: Manifest) -> list[Che
         check_keys(store, layout, manifest),
     ]
     if any(found.problem for found in every):
-        reason = "not every part can be read"
-        skipped = (
-            "rows",
-            "schema",
-            "counts",
-            "receipt",
-            "unique_ids",
-            "row_id_hash",
-            "planned_ids",
-        )
-        return [*checks, *(Check(name, "skipped", reason) for name in skipped)]
+        return checks
     return [
         *checks,
         _check_rows(every),
@@ -130,14 +120,14 @@ def _check_version(store: Store, layout: Layout, manifest: Manifest) -> list[Che
         check_receipt(store, every, manifest, plan),
         _check_unique(store, good),
         _check_hash(every, manifest),
-        _check_planned(store, every, plan),
+        _check_planned(every, plan),
     ]
 
 
 def _check_parts(every: Sequence[FoundPart]) -> Check:
     problems = []
     for found in every:
-        wanted, what = found.part, ""
+        wanted = found.part
         if found.size_bytes == 0:
             what = found.problem or "is empty"
         elif found.size_bytes != wanted.size_bytes:
@@ -266,7 +256,7 @@ def _sum(hashes: Hashes) -> str:
     return sum_hashes([int(hashes.sum(dtype=np.uint64))])
 
 
-def _check_planned(store: Store, every: Sequence[FoundPart], plan: Plan | None) -> Check:
+def _check_planned(every: Sequence[FoundPart], plan: Plan | None) -> Check:
     if plan is None:
         return Check("planned_ids", "skipped", "there is no plan")
     if plan.row_ids == "column":
@@ -279,7 +269,6 @@ def _check_planned(store: Store, every: Sequence[FoundPart], plan: Plan | None) 
         return Check("planned_ids", "pass", f"{len(planned)} planned rows are there, no other")
     lost, strange = np.setdiff1d(planned, present), np.setdiff1d(present, planned)
     names = [value for ids in _chunks(_planned_ids(plan)) for value in _select(ids, lost[:1])]
-    names += [value for found in every for value in ids_of(store, found, strange[:1])]
     first = f"; first: {names[0]!r}" if names else ""
     message = f"the rows are not the planned ones: lost {len(lost)}, strange {len(strange)}{first}"
     return Check("planned_ids", "fail", message)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from models import LABELS, TRANSFORM
 from PIL import Image
@@ -17,7 +18,7 @@ import pipeline
 from pipeline.commit.layout import Layout, staged_name
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.publish import commit
-from pipeline.commit.published.describe import describe_output
+from pipeline.commit.published.describe import _shown_columns, describe_output
 from pipeline.commit.published.read import read_predictions
 from pipeline.commit.published.verify import verify_output
 from pipeline.core.errors import InfraError, JobError
@@ -180,6 +181,15 @@ def test_a_lost_part_is_said_to_be_lost(store: Store):
     said = rf"^{store.uri}: partition {DAY}: a part is missing: .*{manifest.parts[1].path}"
     with pytest.raises(InfraError, match=said):
         describe_output(store.uri, None, {})
+
+
+def test_of_rows_without_a_label_the_first_plain_columns_are_shown():
+    vector = pa.list_(pa.float32(), 2)
+    names = ["row_id", "uri", "label", *"abcdefg"]
+    fields = [pa.field(name, vector if name == "b" else pa.string()) for name in names]
+    assert _shown_columns(pa.schema(fields)) == ["row_id", "label", "a", "c", "d", "e"]
+    score = pa.field("score", pa.float32())
+    assert _shown_columns(pa.schema([*fields, score])) == ["row_id", "label", "score"]
 
 
 def test_describing_writes_nothing(any_store: Store):

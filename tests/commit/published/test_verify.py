@@ -30,6 +30,7 @@ from pipeline.commit.plan_store import adopt_plan, plan_to_json
 from pipeline.commit.publish import commit, sync_published_folder
 from pipeline.commit.published import verify as verify_module
 from pipeline.commit.published.receipt import Check, check_receipt
+from pipeline.commit.published.rollback import rollback
 from pipeline.commit.published.verify import verify_output
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.schema import CLASSIFY_FIELDS, prediction_schema
@@ -353,6 +354,19 @@ def test_only_rows_that_stand_for_a_shard_are_counted_as_unreadable_shards(store
         assert check_receipt(store, [], told, None).status == "pass"
 
 
+def test_the_gates_of_a_version_that_was_restored_are_those_that_it_had(store: Store):
+    for edition in (1, 2):
+        publish_rows(store, rows=Rows(edition))
+    back = rollback(store, LAYOUT, "r", keep_versions=2)
+    assert verify(store)["receipt"] == "pass"
+    edit(store, back, gates=({**back.gates[0], "status": "warn"},))
+    names, message = failures(store)
+    assert names == ["receipt"]
+    assert "the gates of the manifest are not those of version 1" in message
+    store.delete([LAYOUT.log_entry(1)])
+    assert failures(store)[0] == ["log"]
+
+
 def test_a_flipped_byte_anywhere_in_a_part_is_found(store: Store):
     part = publish_rows(store).parts[0]
     data = store.read_bytes(part.path)
@@ -431,6 +445,11 @@ def lose_one_and_double_another(table: pa.Table) -> pa.Table:
     return pa.concat_tables([lose_one(table), table.slice(7, 1)])
 
 
+def add_a_stranger(table: pa.Table) -> pa.Table:
+    stranger = table.slice(123, 1).set_column(0, "row_id", pa.array(["stranger"]))
+    return pa.concat_tables([table, stranger])
+
+
 def swap_one_for_a_stranger(table: pa.Table) -> pa.Table:
     stranger = table.slice(123, 1).set_column(0, "row_id", pa.array(["stranger"]))
     return pa.concat_tables([lose_one(table), stranger])
@@ -443,6 +462,7 @@ WRONG_ROWS: dict[Spoil, tuple[list[str], str]] = {
         ["unique_ids", "planned_ids"],
         "'big.parquet#{doubled}' has two predictions, again in predictions/",
     ),
+    add_a_stranger: (["counts", "planned_ids"], "{more} rows, planned {rows}"),
     swap_one_for_a_stranger: (
         ["planned_ids"],
         "lost 1, strange 1; first: 'big.parquet#{lost}'",
