@@ -15,7 +15,8 @@ from pipeline.commit.heartbeat import Heartbeat
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import ask_to_stop, hold_lease, read_heartbeat, release_lost
 from pipeline.core.errors import GateRefused, InfraError, PipelineError, Stopped
-from pipeline.process.interrupts import life_of_run, stoppable_body
+from pipeline.process.interrupts import stoppable_body
+from pipeline.process.life import new_life
 from pipeline.storage.store import Store
 
 LAYOUT = Layout("date=2026-11-24")
@@ -122,7 +123,7 @@ def test_what_a_lost_run_said_last_stays_when_its_lease_is_released_for_it(tmp_p
 def run_until_stopped(store: Store, before: Callable[[int], object]) -> PipelineError:
     def run() -> None:
         with (
-            life_of_run(),
+            new_life(),
             stoppable_body(),
             hold_lease(store, LAYOUT, "run-1", SHORT_S) as lease,
         ):
@@ -138,7 +139,7 @@ def test_a_run_that_is_asked_to_stop_ends_as_by_a_signal_and_no_later_one_does(a
     stopped = run_until_stopped(any_store, lambda _: ask_to_stop(any_store, LAYOUT, 1, "me\n@pc"))
     assert str(stopped) == "pipeline stop by me @pc"
     assert (said(any_store).exit_code, said(any_store).error) == (6, str(stopped))
-    with life_of_run(), stoppable_body(), hold_lease(any_store, LAYOUT, "run-2", SHORT_S):
+    with new_life(), stoppable_body(), hold_lease(any_store, LAYOUT, "run-2", SHORT_S):
         first = said(any_store, 2).written_at
         wait_until(lambda: said(any_store, 2).written_at != first)
         assert not ask_to_stop(any_store, LAYOUT, 1, "again")

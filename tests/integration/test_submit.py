@@ -92,7 +92,8 @@ def test_a_submitted_job_runs_on_the_cluster_and_its_log_comes_while_it_runs(
     assert set(ids) | bad == {str(p.relative_to(photos[0])) for p in photos[0].rglob("*.*")}
     mine = ray_head.jobs()[-1]
     assert mine["metadata"] == {"job": "photos", "date": DATE}
-    assert mine["runtime_env"]["env_vars"].keys() == {"RAY_JOB_STOP_WAIT_TIME_S"}
+    variables = {"RAY_JOB_STOP_WAIT_TIME_S", "PIPELINE_SUBMITTED"}
+    assert mine["runtime_env"]["env_vars"].keys() == variables
     assert "not-for-the-job-list" not in json.dumps(ray_head.jobs())
 
 
