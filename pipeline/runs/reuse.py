@@ -10,6 +10,7 @@ import datetime as dt
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 import numpy as np
 
@@ -51,10 +52,14 @@ class Earlier:
         return self.version.manifest
 
     def index(self, oldest_day: float) -> KeyIndex:
-        """Return what finds its rows by their content, but for those of before a day."""
-        old = [s for s in self.shards if s.computed_day < oldest_day]
-        spans = [(s.first, s.first + s.num_rows - len(s.failed)) for s in old]
-        return KeyIndex(self.keys, np.array(spans, np.int64).reshape(-1, 2))
+        """Return what finds its rows by their content, but for those of before a day.
+
+        Nor does it find those of shards that are not known, as no day is known of them.
+        """
+        known = [s for s in self.shards if s.computed_day >= oldest_day]
+        spans = [(s.first, s.first + s.num_rows - len(s.failed)) for s in known]
+        left_out = np.array([0, *chain(*spans), self.keys.num_rows], np.int64).reshape(-1, 2)
+        return KeyIndex(self.keys, left_out[left_out[:, 0] < left_out[:, 1]])
 
     @property
     def name(self) -> str:
