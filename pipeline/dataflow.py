@@ -36,7 +36,7 @@ from pipeline.process.interrupts import defer_stops
 from pipeline.report.document import Report, RunStatus
 from pipeline.report.showing.progress import Progress
 from pipeline.runs.builders import make_stream
-from pipeline.runs.carrying import predict_with_reuse
+from pipeline.runs.carried.merge import predict_with_reuse
 from pipeline.runs.checks import check_before_ray
 from pipeline.runs.context import RunContext, RunOptions, Settled
 from pipeline.runs.features_told import features_told

@@ -28,12 +28,12 @@ from pipeline.report.history import Recipe, find_past_run
 from pipeline.report.recording.carried_rows import carried_section, first_shards, plan_facts
 from pipeline.report.sections import Carried
 from pipeline.report.speed.estimate import estimate
+from pipeline.runs.carried.finding import Reuse, find_reuse
 from pipeline.runs.checks import check_before_ray, check_hardware
 from pipeline.runs.context import RunContext
 from pipeline.runs.one_row import Preview, preview_row
 from pipeline.runs.prepare import prepare
 from pipeline.runs.resume import is_published
-from pipeline.runs.reuse import Reuse, find_reuse
 from pipeline.runs.staleness import why_stale
 from pipeline.runs.tuning.auto import foresee, needs_tuning
 from pipeline.runs.tuning.choice import Choice

@@ -108,7 +108,7 @@ def compare(
     for index in range(runs):
         for age, checkout in checkouts.items():
             partition = f"sink.partition=run={index}"
-            more = ("--no-reuse",) if (checkout / "pipeline/runs/reuse.py").exists() else ()
+            more = ("--no-reuse",) if (checkout / "pipeline/runs/merging.py").exists() else ()
             report, wall_s = command(
                 checkout, "run", jobs[age], "--quiet", "--set", partition, *more
             )

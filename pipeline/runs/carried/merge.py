@@ -40,10 +40,10 @@ from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import Slices
 from pipeline.report.recording.carried_rows import carried_section
 from pipeline.report.recording.rows import KeptRows
-from pipeline.runs.checked import compare_checked
+from pipeline.runs.carried.checked import compare_checked
+from pipeline.runs.carried.finding import Reuse, find_reuse
 from pipeline.runs.context import RunContext
 from pipeline.runs.merging import Duplicates, Hashes, KeyFacts, require_counted, sized
-from pipeline.runs.reuse import Reuse, find_reuse
 from pipeline.sources.lookup import LookUp
 from pipeline.storage.store import Store
 

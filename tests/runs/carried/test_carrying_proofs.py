@@ -165,9 +165,9 @@ def test_another_environment_is_told_and_raises_the_sample(
         asked.append(is_thorough)
         return choose_checked(*arguments, is_thorough=is_thorough, **options)
 
-    monkeypatch.setattr("pipeline.runs.reuse.choose_checked", note)
+    monkeypatch.setattr("pipeline.runs.carried.finding.choose_checked", note)
     other = {**environment_versions(), "pillow": "99.1"}
-    monkeypatch.setattr("pipeline.runs.reuse.environment_versions", lambda: other)
+    monkeypatch.setattr("pipeline.runs.carried.finding.environment_versions", lambda: other)
     night = inputs.night(out)
     night.run()
     assert night.current().carried["changed_libraries"] == [

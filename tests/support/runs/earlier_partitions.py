@@ -45,7 +45,7 @@ from pipeline.planning.tiling import done_slices, missing_units
 from pipeline.report.document import RunStatus
 from pipeline.report.recording.recorder import RunRecorder
 from pipeline.runs.builders import make_writer
-from pipeline.runs.carrying import predict_with_reuse
+from pipeline.runs.carried.merge import predict_with_reuse
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.finish import fail_fast_on_certain_refusal, finish
 from pipeline.runs.keys import keeps_hashes
