@@ -177,6 +177,18 @@ def test_another_environment_is_told_and_raises_the_sample(
     assert_as_all_computed(night, inputs, tmp_path)
 
 
+def test_of_a_version_of_another_predictor_the_shards_are_not_read(inputs: Inputs, out: Store):
+    first = inputs.night(out, YESTERDAY)
+    first.run()
+    out.delete([f"{first.current().keys['folder']}/units.parquet"])
+    night = inputs.night(out, model={"top_k": 2})
+    night.run()
+    why = night.report()["carried"]["why_not"]
+    assert why.endswith("changed")
+    assert "missing" not in why
+    assert len(night.computed) == NUM_ROWS
+
+
 def test_after_a_touch_rows_are_computed_by_inputs_and_carried_by_content(
     inputs: Inputs, out: Store, tmp_path: Path
 ):
