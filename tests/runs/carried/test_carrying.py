@@ -47,7 +47,7 @@ SOURCES: list[Callable[[Path], dict[str, Any]]] = [
 @pytest.fixture(autouse=True)
 def half_of_the_found_rows_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of so few rows that are found by content almost all would be."""
-    monkeypatch.setattr("pipeline.runs.reuse.check_probability", lambda *_, **__: 0.5)
+    monkeypatch.setattr("pipeline.runs.carried.finding.check_probability", lambda *_, **__: 0.5)
 
 
 def nightly(
