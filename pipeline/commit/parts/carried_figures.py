@@ -79,11 +79,11 @@ def measure_carried(
             np.append(first, taken.ends),
             np.append(taken.firsts, first := first + version.num_rows),
         )
-        left = None
-        if (starts >= ends).all() and (starts - ends).sum() < taken.counts.sum():
-            others = joined(Ranges(ends, ends, starts - ends))
-            whole = Distribution.from_dict(version.manifest.distribution)
-            left = whole.without(measured(others))
+        left, whole = None, Distribution.from_dict(version.manifest.distribution)
+        is_less = (starts >= ends).all() and (starts - ends).sum() < taken.counts.sum()
+        # Rows that lost their prediction because of their id are still among the numbers.
+        if is_less and whole.num_counted == version.num_rows:
+            left = whole.without(measured(joined(Ranges(ends, ends, starts - ends))))
         total += measured(taken) if left is None else left
     return total, traffic
 

@@ -217,13 +217,11 @@ class OldReader:
         if place not in self._held:
             names = self._schema.names
             rows = self._read(part, lambda file: file.read_row_group(group, columns=names))
-            path = self._rows.parts[part].part.path
-            if missing := {*names} - {*rows.column_names}:
-                raise NotReadable(f"{self._store.url(path)}: has no column {min(missing)}")
             try:
                 self._held[place] = rows.select(names).cast(self._schema)
-            except pa.ArrowException as error:
-                raise NotReadable(f"{self._store.url(path)}: has other types: {error}") from error
+            except (KeyError, pa.ArrowException) as error:
+                url = self._store.url(self._rows.parts[part].part.path)
+                raise NotReadable(f"{url}: has other columns: {error}") from error
             while len(self._held) > _ROW_GROUPS_HELD:
                 self._held.popitem(last=False)
         self._held.move_to_end(place)

@@ -104,6 +104,13 @@ class Distribution:
     def num_labelled(self) -> int:
         return sum(self.labels.values()) + self.num_other
 
+    @property
+    def num_counted(self) -> int:
+        """How many predictions gave numbers; of lists each entry gives a score, too."""
+        counted = {name: sum(each.counts.values()) for name, each in self.numbers.items()}
+        own = counted.pop(SCORE, 0)
+        return max(counted.values(), default=own)
+
     def __add__(self, other: Distribution) -> Distribution:
         """Sum two partitions, or parts of one."""
         labels = Counter(self.labels)

@@ -75,6 +75,21 @@ def test_carried_predictions_are_measured_by_themselves_or_by_what_is_left_out(
             assert traffic.bytes_read == 0
 
 
+def test_a_version_whose_numbers_count_rows_that_it_does_not_have_is_measured(tmp_path: Path):
+    """Of rows that lost their prediction because of their id."""
+    store = Store(str(tmp_path))
+    old = with_distribution(publish_shards(store, Layout("date=1"), 1, SHARDS))
+    more = {**old.version.manifest.distribution}
+    norm = {**more["numbers"]["norm"]}
+    norm["counts"] = {key: rows + 1 for key, rows in norm["counts"].items()}
+    more["numbers"] = {**more["numbers"], "norm": norm}
+    version = replace(old.version, manifest=replace(old.version.manifest, distribution=more))
+    night = divide(SHARDS, frozenset(), [old])
+    found, traffic = measure_carried(store, [version], night.carried, SCHEMA, COLUMNS, run_here)
+    assert found.to_dict() == old.version.manifest.distribution
+    assert traffic.bytes_read > 0
+
+
 def test_rows_found_by_content_are_measured_where_their_predictions_are(tmp_path: Path):
     store = Store(str(tmp_path))
     old = publish_shards(store, Layout("date=1"), 1, SHARDS, frozenset(), [20, 31])
