@@ -180,7 +180,7 @@ def _whole_parts(ranges: Ranges, old: OldRows) -> list[Whole]:
     starts = np.flatnonzero(np.append(True, ~follows)[: len(ranges)])
     ends = np.append(starts[1:], len(ranges))
     counts = np.diff(np.append(0, np.cumsum(ranges.counts))[np.append(starts, len(ranges))])
-    is_whole = (ranges.firsts == old.starts[part])[starts] & (counts == old.sizes[part[starts]])
+    is_whole = counts == old.sizes[part[starts]]
     return [
         Whole(start, end, old.parts[part[start]])
         for start, end in zip(starts[is_whole].tolist(), ends[is_whole].tolist(), strict=True)

@@ -147,17 +147,16 @@ def _pieces(
         return np.asarray(computed + taken_over)
 
     def cut(start: int, end: int) -> Iterator[Piece]:
-        """Cut [start, end) evenly at marks."""
+        """Cut [start, end) evenly, wherever that is."""
         inside = marks[np.searchsorted(marks, start, "right") : np.searchsorted(marks, end)]
-        at = bytes_before(np.concatenate([[start], inside, [end]])) if start < end else [0.0, 0.0]
+        ranks = np.concatenate([[start], inside, [end]])
+        at = bytes_before(ranks)
         num_pieces = max(1, round((at[-1] - at[0]) / (PARTS_PER_GROUP * target_bytes)))
-        wanted = at[0] + (at[-1] - at[0]) * np.arange(1, num_pieces) / num_pieces
-        chosen = np.unique(np.minimum(np.searchsorted(at, wanted), len(inside)))
-        bounds = [start, *inside[chosen[chosen > 0] - 1].tolist(), end]
-        sizes = np.diff(bytes_before(np.array(bounds)))
-        for (one, other), size in zip(pairwise(bounds), sizes.tolist(), strict=True):
-            if other > one:
-                yield Piece(one, other, size)
+        wanted = np.interp(np.linspace(at[0], at[-1], num_pieces + 1), at, ranks)
+        bounds = np.unique([start, *wanted[1:-1].astype(np.int64), end])
+        sizes = np.diff(bytes_before(bounds))
+        for bound, size in zip(pairwise(bounds.tolist()), sizes.tolist(), strict=True):
+            yield Piece(*bound, size)
 
     start = 0
     for copy in copies:

@@ -65,7 +65,14 @@ def test_an_unchanged_partition_is_copied_byte_by_byte(is_replaced: bool, tmp_pa
     store = Store(str(tmp_path))
     old = publish(store, is_replaced=is_replaced)
     compactor = compactor_of(store, "new", target_bytes=float(max(sizes(old))))
-    done, traffic = carry(store, divide(SHARDS, frozenset(), [old]), old, compactor)
+    calls: list[int] = []
+
+    def run(function, arguments):
+        calls.append(len(arguments))
+        return run_here(function, arguments)
+
+    done, traffic = carry(store, divide(SHARDS, frozenset(), [old]), old, compactor, run)
+    assert calls[-1] == 1, "copies share a task"
     assert digests(done.predictions) == digests(old.version.manifest.parts)
     assert (traffic.parts_copied, traffic.bytes_copied) == (4, sum(sizes(old)))
     assert (
@@ -109,7 +116,7 @@ def test_rows_that_fail_or_are_checked_within_a_part_do_not_keep_it_from_being_c
     broken = frozenset(["s00#0", "s01#4", "s05#9", "s11#9"])
     old = publish(store, broken)
     checked = frozenset(["s00#1", "s04#5", "s08#0"]) if with_checked else frozenset[str]()
-    night = divide(SHARDS, broken, [old], checked=checked)
+    night = divide(SHARDS, broken, [old], checked=checked, unit_rows=1)  # each a slice
     assert sum(map(len, night.work)) == 4 + len(checked)
     compactor = compactor_of(store, "new", target_bytes=float(max(sizes(old))))
     done, traffic = carry(store, night, old, compactor)
@@ -136,6 +143,29 @@ def test_one_new_row_has_only_its_part_written_anew(tmp_path: Path):
     assert Content.of(compactor, done) == Content.of(*recompute(store, night))
     footers = 4 * 2**16
     assert traffic.bytes_read < sizes(old)[1] + footers
+
+
+def test_what_is_written_anew_is_near_its_target_in_all_groups(tmp_path: Path):
+    store = Store(str(tmp_path))
+    shards = [Shard(f"s{n:02d}", tuple(range(900 * n, 900 * n + 900))) for n in range(40)]
+    how = {"compression": "snappy", "row_group_rows": 500}
+    old = publish_shards(store, LAYOUT, 3, shards, cuts=[9000, 9001, 11_000], **how)
+    night = divide(shards, frozenset(), [old], checked=frozenset(["s07#7", "s30#0"]))
+    plain, _ = carry(store, night, old, compactor_of(store, "new"))
+    target = plain.predictions[0].size_bytes / 14.5
+    calls: list[int] = []
+
+    def run(function, arguments):
+        calls.append(len(arguments))
+        return run_here(function, arguments)
+
+    compactor = compactor_of(store, "newer", target_bytes=target)
+    done, traffic = carry(store, night, old, compactor, run)
+    assert traffic.parts_copied == 0
+    assert 3 <= calls[-1] <= 6, "a few groups"
+    found = [part.size_bytes / target for part in done.predictions]
+    assert all(0.88 <= size <= 1.2 for size in found[:-1]), found
+    assert sum(part.num_rows for part in done.predictions) == 36_000
 
 
 @pytest.mark.parametrize("what", ["compression", "column"])

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 import pyarrow as pa
 from support.runs.carried_nights import (
     OWN,
+    SCHEMA,
     Old,
+    Row,
     Shard,
     compactor_of,
     divide,
@@ -16,11 +19,12 @@ from support.runs.carried_nights import (
     stage,
 )
 from support.runs.published import run_here
-from support.servers.faultproxy import FaultProxy
+from support.servers.faultproxy import DELAY, FaultProxy, Rule
 from support.servers.localserver import LocalServer
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.parts.carried_parts import compact_carried
+from pipeline.commit.parts.carried_version import OldPart, OldReader, OldRows
 from pipeline.storage.store import Store
 
 ROWS = 240
@@ -82,3 +86,30 @@ def test_one_row_group_of_a_large_part_is_read_alone(server: LocalServer):
         compact_carried(compactor, [], {}, carried, [version], OWN, None, run_here)
         [part] = version.manifest.parts
         assert proxy.bytes_moved < 2 * 24 * part.size_bytes / part.num_rows + 150_000
+
+
+def test_a_part_may_move_to_the_history_before_any_request(server: LocalServer):
+    direct, layout = server.store(), Layout("date=1")
+    table = predictions([Row(str(n), f"id-{n}", "s", n) for n in range(30)])
+    num_moves = 0
+    while True:
+        version = publish_parts(direct, layout, 1, table, row_group_rows=10)
+        [old] = version.parts()
+        rule = Rule(f"{DELAY}:0", method=".*", path="predictions.*part-", first=num_moves + 1)
+        rule.last = rule.first
+        with FaultProxy(server.endpoint_url, rule) as proxy:
+
+            def move(_: str, old: OldPart = old) -> None:
+                direct.copy(old.part.path, old.history)
+                direct.delete([old.part.path])
+
+            proxy.on_fault = move
+            store = Store(direct.uri, server.options_at(proxy.url))
+            reader = OldReader(store, OldRows.of([version]), SCHEMA)
+            numbers = np.arange(30)
+            assert reader.at(numbers).equals(table)
+        direct.delete([old.history])
+        if not any(action.startswith(DELAY) for _, _, action in proxy.requests):
+            break
+        num_moves += 1
+    assert num_moves > 5

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -87,35 +86,10 @@ def test_only_the_row_groups_and_columns_that_are_needed_are_read(
     assert again.traffic == two.traffic, "row groups that alternate are read once"
 
 
-class Moving(Store):
-    """A store in which a part moves to the history between two reads of it."""
-
-    move: Callable[[str], None]
-
-    def open(self, path: str) -> BinaryIO:
-        self.__dict__["move"](path)
-        return super().open(path)
-
-
-def test_a_part_that_moves_between_two_looks_is_found_in_the_history(
-    version: tuple[Store, CarriedVersion],
-):
-    plain, found = version
-    store, looks = Moving(plain.uri), []
-    at = found.parts()
-
-    def move(path: str) -> None:
-        looks.append(path)
-        if len(looks) == 3:  # its footer and a row group were read
-            for old in at:
-                plain.copy(old.part.path, old.history)
-            plain.delete([old.part.path for old in at])
-
-    store.__dict__["move"] = move
-    assert read(store, OldRows.of([found]), [(0, NUM_ROWS)])[0].equals(TABLE)
-    assert {path.startswith("_control") for path in looks[2:]} == {False, True}
-    replaced = publish_parts(plain, LAYOUT, 1, TABLE, [13, 14, 40], is_replaced=True)
-    assert read(plain, OldRows.of([replaced]), [(5, 50)])[0].equals(TABLE.slice(5, 50))
+def test_a_part_of_a_replaced_version_is_found_in_the_history(tmp_path: Path):
+    store = Store(str(tmp_path))
+    replaced = publish_parts(store, LAYOUT, 1, TABLE, [13, 14, 40], is_replaced=True)
+    assert read(store, OldRows.of([replaced]), [(5, 50)])[0].equals(TABLE.slice(5, 50))
 
 
 def gone(store: Store, path: str, data: bytes) -> None:

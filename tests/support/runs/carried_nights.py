@@ -211,7 +211,7 @@ def divide(
 def look_up(night: Night, olds: Sequence[Old], chosen: Sequence[int], checked: int = 5) -> Night:
     """Let rows of the work be found by their values, of all sources in turn as `chosen` says.
 
-    Every so many that are found are computed all the same.
+    Every so many that are found are computed all the same; theirs are other predictions.
     """
     found: dict[int, list[tuple[int, int]]] = {}
     for source, old in enumerate(olds):
@@ -226,8 +226,9 @@ def look_up(night: Night, olds: Sequence[Old], chosen: Sequence[int], checked: i
             places = found.get(row.value, [])
             at = chosen[nth % len(chosen)] if chosen else 0
             if places and at:
-                known = places[at % len(places)]
-                row = dataclasses.replace(row, known=known, has_own=nth % checked == 0)
+                has_own = nth % checked == 0
+                places = found[min(found)] if has_own else places
+                row = dataclasses.replace(row, known=places[at % len(places)], has_own=has_own)
             nth += 1
             own.append(row)
         work.append(own)
