@@ -38,7 +38,7 @@ POINTS = (
     Point("planned:2", CREATE, r"/plan/"),
     Point("slice_put:2", PUT, r"/staging/\w+/000000-"),
     Point("tiled", PUT, r"/compacted-[\w-]+/predictions/"),
-    Point("judged", COPY, r"/compacted-[\w-]+/predictions/"),
+    Point("judged", PUT, r"/compacted-[\w-]+/predictions/"),
     Point("compacted", PUT, r"/compacted-[\w-]+/quarantine/"),
     Point("placed_part:2", COPY, r"predictions/[^/]+/part-"),
     Point("before_log", CREATE, r"/log/"),
@@ -105,9 +105,9 @@ def retry_into(store: Store, *, before: Before) -> None:
 def faults() -> list[Any]:
     """Each step on a disk; in a bucket the lost answers of the steps that only a retry has."""
     cases = list(product(POINTS, ("exit", "raise", "lost answer"), ["local"]))
-    only_here = ("tiled", "judged", "compacted", "before_log")
+    only_here = ("tiled", "compacted", "before_log")
     cases += [(point, "lost answer", "s3") for point in POINTS if point.name in only_here]
-    return quick_cases(cases, lambda point, _, where: where == "local" or point.name == "judged")
+    return quick_cases(cases, lambda point, _, where: where == "local" or point.name == "tiled")
 
 
 @pytest.mark.parametrize(
