@@ -21,7 +21,7 @@ from pipeline.commit.parts.carried_figures import (
 )
 from pipeline.commit.parts.carried_parts import compact_carried
 from pipeline.commit.parts.carried_rows import LookedUp
-from pipeline.commit.parts.carried_version import CarriedVersion, NotReadable
+from pipeline.commit.parts.carried_version import CarriedVersion, NotReadable, Traffic
 from pipeline.commit.parts.compaction import Compacted, Compactor, RunTasks
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.core.arrays import Numbers
@@ -186,23 +186,23 @@ class CarriedMerge:
     ) -> MergedCarried:
         """Count the carried rows, and compare those that were predicted again."""
         task, carried, versions = make_task(self.task), self.division.carried, self.versions
-        distribution, _ = measure_carried(
+        distribution, moved = measure_carried(
             *(run.store, versions, carried, self.whole.prediction_schema()),
             *(task.measured_columns(), tasks),
             gone=duplicates.carried,
         )
         if carried.by_content:
-            found, _, _ = measure_found(
+            found, _, more = measure_found(
                 *(run.store, versions, sized(slices), duplicates.rows, self.found_rows),
                 *(task.measured_columns(), tasks),
             )
-            distribution += found
+            distribution, moved = distribution + found, moved + more
         run.record.keep(self.kept(distribution, len(duplicates.carried)))
         if "carried" in needs_of(run.job.gates):
             limits = AgreementLimits.of(run.job.gates)
             compared = compare_checked(run.store, task, slices, carried, versions, limits, tasks)
             run.record.checked(*compared)
-        return MergedCarried(self, run, slices, duplicates)
+        return MergedCarried(self, run, slices, duplicates, moved)
 
 
 @dataclass(frozen=True)
@@ -213,6 +213,8 @@ class MergedCarried:
     run: RunContext
     slices: Slices
     duplicates: Duplicates
+    moved: Traffic
+    """What was read of earlier versions to count them."""
     unchanged: Manifest | None = None
 
     @property
@@ -250,7 +252,7 @@ class MergedCarried:
     def compact(self, compactor: Compactor, columns: Sequence[str], tasks: RunTasks) -> Compacted:
         """Write the parts of the version, or have the store copy them."""
         merge = self.merge
-        compacted, traffic = compact_carried(
+        compacted, moved = compact_carried(
             compactor,
             sized(self.slices),
             self.duplicates.rows,
@@ -262,10 +264,10 @@ class MergedCarried:
             gone=self.duplicates.carried,
         )
         self.run.record.carried(
-            copied_parts=traffic.parts_copied,
-            copied_bytes=traffic.bytes_copied,
-            reads=traffic.num_reads,
-            read_bytes=traffic.bytes_read,
+            copied_parts=moved.parts_copied,
+            copied_bytes=moved.bytes_copied,
+            reads=self.moved.num_reads + moved.num_reads,
+            read_bytes=self.moved.bytes_read + moved.bytes_read,
         )
         return compacted
 
