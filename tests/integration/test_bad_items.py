@@ -316,7 +316,7 @@ def test_what_is_half_a_disk_and_half_a_store_is_no_bad_block():
 # ---------------------------------------------------------------------------- names of columns
 
 
-@pytest.mark.parametrize("name", ["_key", "unit", "row", "label", "uri", "_digest"])
+@pytest.mark.parametrize("name", ["_key", "unit", "row", "label", "uri", "_input_hash"])
 def test_reserved_names_are_refused_before_anything_is_read(name: str, tmp_path: Path):
     pq.write_table(pa.table({"image": [b"x"], name: [1]}), tmp_path / "a.parquet")
     with pytest.raises(JobError, match=f"{name} is a column that the output makes"):

@@ -13,7 +13,7 @@ from support.runs import earlier_partitions
 from support.runs.published import run_here
 from support.runs.retry_runs import make_partition, write_images
 
-from pipeline.runs import checked
+from pipeline.runs.carried import checked
 
 
 @pytest.mark.parametrize(("task_bytes", "num_parts"), [(2**26, 64), (2**20, 1), (2**21, 2)])

@@ -14,9 +14,9 @@ from pipeline.core.failures import Reason
 from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import parse_job
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec
 from pipeline.planning.plan import Plan, make_plan
-from pipeline.runs.prepare import job_model
 from pipeline.sources.extents import Extent
 from pipeline.sources.inputs import Inputs
 from pipeline.storage.store import StoredFile
@@ -39,7 +39,9 @@ def job(**fields: object) -> Job:
 
 
 def spec_of(planned: Job) -> ModelSpec:
-    return job_model(planned, ["models"])
+    # Of images, whatever the job reads: its plan is what counts.
+    how: dict[str, Any] = {"allow_import": ["models"], "input_name": "image"}
+    return resolve_model(planned.model, planned.transform, **how)
 
 
 SPEC = spec_of(job())
