@@ -15,8 +15,8 @@ from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.core.slices import SliceKey
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import parse_job
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.planning.plan import Plan, make_plan
-from pipeline.runs.prepare import job_model
 from pipeline.sources.inputs import list_inputs
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
@@ -37,7 +37,9 @@ def plan_job(
     }
     job: Job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
     inputs = list_inputs(job.source, max_extent_rows=slice_rows)
-    model = job_model(job, ["models"])
+    # Of images, whatever the job reads: only its plan is looked at.
+    how: dict[str, Any] = {"allow_import": ["models"], "input_name": "image"}
+    model = resolve_model(job.model, job.transform, **how)
     plan = make_plan(job, inputs, model, batch_size=1)
     store = Store(plan.source_root, job.source.storage_options)
     return Reader(
