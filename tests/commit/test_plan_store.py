@@ -88,18 +88,22 @@ def test_a_stored_plan_reads_back_exactly():
 
 
 @pytest.mark.parametrize(
-    "fields",
+    ("fields", "is_told_by_a_number"),
     [
-        IMAGE_FIELDS,
-        feature_fields(3),
-        feature_fields(3, ("plan",)),
-        feature_fields(3).with_metadata({"lengths": "2,1"}),
-        text_fields(has_pair=True),
+        (IMAGE_FIELDS, True),
+        (feature_fields(3), True),
+        (feature_fields(3, ("plan",)), False),
+        (feature_fields(3).with_metadata({"lengths": "2,1"}), False),
+        (text_fields(has_pair=True), False),
     ],
 )
-def test_the_input_columns_of_a_stored_plan_are_those_that_it_had(fields: pa.Schema):
-    found = stored(replace(example_plan(), fields=fields)).fields
-    assert found.equals(fields, check_metadata=True)
+def test_the_input_columns_of_a_stored_plan_are_those_that_it_had(
+    fields: pa.Schema, is_told_by_a_number: bool
+):
+    plan = replace(example_plan(), fields=fields)
+    assert stored(plan).fields.equals(fields, check_metadata=True)
+    # As of before other columns were told.
+    assert ("input_fields" not in json.loads(plan_to_json(plan, "t"))) == is_told_by_a_number
 
 
 def test_a_stored_plan_of_before_there_were_some_fields_has_them_empty():

@@ -29,7 +29,7 @@ from pipeline.commit.parts.row_ids import hash_ids, sum_hashes
 from pipeline.commit.plan_store import adopt_plan, plan_to_json
 from pipeline.commit.publish import commit, sync_published_folder
 from pipeline.commit.published import verify as verify_module
-from pipeline.commit.published.receipt import Check, check_receipt
+from pipeline.commit.published.receipt import Check, check_receipt, verdict
 from pipeline.commit.published.rollback import rollback
 from pipeline.commit.published.verify import verify_output
 from pipeline.core.errors import InfraError, JobError, PipelineError
@@ -377,6 +377,20 @@ def test_a_flipped_byte_anywhere_in_a_part_is_found(store: Store):
         assert failures(store)[0][0] == "parts"
     store.put(part.path, data)
     assert verify(store)["parts"] == "pass"
+
+
+@pytest.mark.parametrize(
+    ("problems", "status", "message"),
+    [
+        ([], "pass", "fine"),
+        (["a"], "fail", "a"),
+        (["a", "b"], "fail", "a (and 1 more)"),
+        (["a", "b", "c"], "fail", "a (and 2 more)"),
+    ],
+)
+def test_of_several_problems_one_is_told(problems: list[str], status: str, message: str):
+    found = verdict("rows", problems, "fine")
+    assert (found.name, found.status, found.message) == ("rows", status, message)
 
 
 def test_what_is_not_published_is_the_users_error(store: Store):
