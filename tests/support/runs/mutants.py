@@ -103,6 +103,7 @@ def outcome_of(exit_code: int | None) -> str:
 def prepare(part: str, scope: dict[str, Any], only_file: str) -> Path:
     """Copy what a part needs, as it is now, with the settings of mutmut; return the folder."""
     folder = BUILD / part
+    shutil.rmtree(folder / "mutants" / "tests", ignore_errors=True)  # some may have moved since
     for name in COPIED:
         source, target = ROOT / name, folder / name
         if source.is_dir():
