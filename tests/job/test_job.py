@@ -252,6 +252,13 @@ def test_an_error_of_an_override_names_it_and_not_a_line(tmp_path: Path):
     ]
 
 
+def test_an_error_of_a_section_has_its_line_though_a_field_of_it_is_overridden(tmp_path: Path):
+    text = yaml.safe_dump(MINIMAL) + "transform: {args: {a: 1}}\n"
+    line = text.count("\n")
+    said = f"line {line}: transform: args has no effect without factory"
+    assert said in refusal(text, tmp_path, "transform.size_px=64")
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
@@ -469,8 +476,8 @@ def test_what_is_not_a_job_document_is_refused(text: str, words: str, tmp_path: 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path):
     with pytest.raises(JobError, match=r"none\.yaml: cannot read"):
         read_job(str(tmp_path / "none.yaml"), date=DATE)
-    (tmp_path / "latin1.yaml").write_bytes("source: {uri: café}".encode("latin-1"))
-    with pytest.raises(JobError, match=r"latin1\.yaml: cannot read.*line 1 is not UTF-8"):
+    (tmp_path / "latin1.yaml").write_bytes("a: 1\nsource: {uri: café}\n\n\n".encode("latin-1"))
+    with pytest.raises(JobError, match=r"latin1\.yaml: cannot read.*line 2 is not UTF-8"):
         read_job(str(tmp_path / "latin1.yaml"), date=DATE)
 
 
@@ -730,6 +737,14 @@ def test_a_job_is_frozen():
         job.sink = job.sink
     with pytest.raises(ValidationError, match="frozen"):
         job.sink.uri = "elsewhere"
+
+
+@pytest.mark.parametrize("overrides", [{"model.batch_size": 3}, ["model.batch_size=3"]])
+def test_a_document_is_overridden_and_stays_as_it_is(overrides: Any):
+    document = copy.deepcopy(MINIMAL)
+    job = parse_job(document, date=DATE, origin="x", overrides=overrides)
+    assert job.model.batch_size == 3
+    assert document == MINIMAL
 
 
 def test_parsing_does_not_change_the_document():

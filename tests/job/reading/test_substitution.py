@@ -44,3 +44,13 @@ def test_a_key_with_half_a_character_is_said_and_becomes_text():
     assert [(each.path, each.text) for each in filled.problems] == [
         (("a",), "a: a key is not UTF-8 text")
     ]
+
+
+def test_what_is_no_variable_is_shown_unless_it_may_be_a_credential():
+    filled = Substitution(DAY, {})
+    filled.apply({"source": {"uri": "${day}", "storage_options": {"key": "${hunter2}"}}})
+    only = "only ${date} and ${env:NAME} are substituted"
+    assert [each.text for each in filled.problems] == [
+        f"source.uri: ${{day}}: {only}",
+        f"source.storage_options.key: {only}",
+    ]

@@ -1,10 +1,10 @@
-"""Where a value stands in a document, as far as it is there."""
+"""Where a value stands in a document, and what is said of a text that is none."""
 
 from __future__ import annotations
 
 import pytest
 
-from pipeline.job.reading.yaml_reader import Path, parse
+from pipeline.job.reading.yaml_reader import MAX_DEPTH, Path, parse
 
 TEXT = """\
 a:
@@ -31,3 +31,31 @@ def test_a_path_has_the_line_of_the_last_part_that_is_there(
     path: Path, depth: int, line: int | None
 ):
     assert parse(TEXT).line(path) == (depth, line)
+
+
+def test_a_list_in_lists_is_read_down_to_a_depth():
+    deepest = "[" * (MAX_DEPTH - 1) + "1" + "]" * (MAX_DEPTH - 1)
+    assert str(parse(deepest).value) == deepest
+    with pytest.raises(ValueError, match=f"^line 1: nested more than {MAX_DEPTH} deep$"):
+        parse(f"[{deepest}]")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a:\n\t- b", r"^line 2: found character .* \(indent with spaces, not with tabs\)$"),
+        ("a: [1", r"^line 1: expected [^(]*$"),
+        ("a: *x", r"^line 1: .* \(text that begins with \* needs quotes\)$"),
+    ],
+)
+def test_what_is_likely_meant_is_said_beside_what_is_wrong(text: str, said: str):
+    with pytest.raises(ValueError, match=said):
+        parse(text)
+
+
+def test_a_key_that_is_there_twice_is_shown_unless_it_may_be_a_credential():
+    problems = parse("a: {storage_options: {k: 1, k: 2}}\nb: {k: 1, k: 2}").problems
+    assert [(each.text, each.line) for each in problems] == [
+        ("a key is there twice", 1),
+        ("the key k is there twice", 2),
+    ]
