@@ -37,12 +37,12 @@ from pipeline.report.document import Report, RunStatus
 from pipeline.report.showing.progress import Progress
 from pipeline.runs.builders import make_stream
 from pipeline.runs.carried.merge import predict_with_reuse
-from pipeline.runs.checks import check_before_ray
 from pipeline.runs.context import RunContext, RunOptions, Settled
-from pipeline.runs.features_told import features_told
 from pipeline.runs.finish import fail_fast_on_certain_refusal, finish, require_some_row
 from pipeline.runs.merging import Merge
-from pipeline.runs.prepare import prepare
+from pipeline.runs.preparing.checks import check_before_ray
+from pipeline.runs.preparing.features_told import features_told
+from pipeline.runs.preparing.prepare import prepare
 from pipeline.runs.resume import note_if_published, take_over, tidy_if_free
 from pipeline.runs.save_report import save_report, save_trouble
 from pipeline.runs.settle import settle

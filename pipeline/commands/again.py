@@ -1,4 +1,4 @@
-"""The end of a command that a scheduler starts: which codes are fine, and how to go on."""
+"""The options that decide the last lines of a command: `--ok-exit`, and the command line itself."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import PurePath
 from pipeline.core.environment import SUBMITTED
 from pipeline.core.errors import GateRefused, InputMissing, JobError
 from pipeline.core.printable import clean_message, printable
-from pipeline.process.last_words import prepare_last_words
+from pipeline.process.last_lines import prepare_last_lines
 
 _ALLOWED = range(GateRefused.exit_code, InputMissing.exit_code + 1)
 _HIDDEN = "..."
 
 
 def prepare_end(date: str | None, ok_exit: str | None = None) -> str:
-    """Prepare the last words of a command, and return the date that it is about.
+    """Prepare the last lines of a command, and return the date that it is about.
 
     Args:
         date: As it was given; the command that goes on tomorrow has to name today.
@@ -31,12 +31,12 @@ def prepare_end(date: str | None, ok_exit: str | None = None) -> str:
 
     day = read_date(date).isoformat()
     command = None if os.environ.get(SUBMITTED) else the_same(sys.argv, day)
-    prepare_last_words(command, _codes(ok_exit))
+    prepare_last_lines(command, _codes(ok_exit))
     return day
 
 
 def prepare_end_of_dates(to: str | None, ok_exit: str | None) -> str:
-    """Prepare the last words of a command about many dates, and return the last of these.
+    """Prepare the last lines of a command about many dates, and return the last of these.
 
     Whatever one of them ended with, the same command again goes on.
 
@@ -51,7 +51,7 @@ def prepare_end_of_dates(to: str | None, ok_exit: str | None) -> str:
 
     day = read_date(to).isoformat()
     command = the_same(sys.argv, day, "--to")
-    prepare_last_words(command, _codes(ok_exit), range(1, InputMissing.exit_code + 1))
+    prepare_last_lines(command, _codes(ok_exit), range(1, InputMissing.exit_code + 1))
     return day
 
 

@@ -23,7 +23,6 @@ from pipeline.commit.layout import parse_staged_name, staged_name
 from pipeline.commit.parts.part_reader import open_part
 from pipeline.commit.parts.part_writer import META_PREFIX, repetitive_columns
 from pipeline.core.arrays import as_array
-from pipeline.core.aside import num_going_on, put_back
 from pipeline.core.backoff import retries_taken
 from pipeline.core.causes import causes_of
 from pipeline.core.documents import known_fields
@@ -33,6 +32,7 @@ from pipeline.core.figures.counters import Counters, StageCounters, add
 from pipeline.core.figures.histograms import measure_numbers
 from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.core.hive_paths import without_folder
+from pipeline.core.rows.aside import num_going_on, put_back
 from pipeline.core.schema import ERROR, LABEL, RESULT_AT
 from pipeline.core.slices import SliceKey
 from pipeline.process.failpoints import failpoint
@@ -110,7 +110,7 @@ class StagingWriter:
             key: The slice.
             counters: What was measured of it.
             rows: Predictions and failures, as `staged_schema`; without those that were set aside.
-            aside: As `core.aside.set_aside` made it; None if all rows are there.
+            aside: As `core.rows.aside.set_aside` made it; None if all rows are there.
 
         Returns:
             What the footer says, plus the seconds and retries that the put itself took.

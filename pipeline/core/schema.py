@@ -25,7 +25,7 @@ _FAILURE_FIELDS = [
     pa.field(SHA256, pa.string()),
     pa.field(NUM_BYTES, pa.int64()),
 ]
-# Columns of rows in transit, which no output has: see partition_columns, core/aside,
+# Columns of rows in transit, which no output has: see partition_columns, core/rows/aside,
 # preprocessing/reference_pixels, preprocessing/geometry, sources/parquet and sources/columns/texts.
 # Those of texts are no plain `text`, for jobs pass a column of that name through, also beside a
 # model of texts.

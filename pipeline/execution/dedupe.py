@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.core.aside import of_rows_going_on
+from pipeline.core.rows.aside import of_rows_going_on
 from pipeline.core.schema import ERROR, INPUT_HASH, ROW_ID, URI
 from pipeline.execution.visible_gpus import settle_gpus
 
@@ -32,7 +32,7 @@ class Index(Protocol):
         """Look up the results of rows.
 
         Args:
-            digests: Hashes of their inputs (`core.row_digests.input_hashes`).
+            digests: Hashes of their inputs (`core.rows.row_digests.input_hashes`).
 
         Returns:
             Indices into `digests` of the known ones, ascending, and a table with one row of

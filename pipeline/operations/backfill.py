@@ -127,15 +127,15 @@ def backfill(
     if only is not None and only not in ONLY:
         raise JobError(f"only {only}: write one of {', '.join(ONLY)}")
     days = [*days_between(read_date(from_), read_date(to))]
-    jobs = _Jobs(job, overrides)
-    jobs.require_partitions(days)
     options = run_options(address, allow_import, accept, job=job, owns_process=owns_process)
+    dates = _Dates(job, overrides, options, only, progress or Silent(), dry_run)
+    dates.require_partitions(days)
     order = days[::-1] if newest_first else days
     found, todo, is_stopped = list[DateRun](), iter(order), False
     while len(found) < len(order) and not is_stopped:
         with share_ray():
             for day in todo:
-                one, is_stopped = jobs.do(day, options, only, progress or Silent(), is_dry=dry_run)
+                one, is_stopped = dates.do(day)
                 found.append(one)
                 if is_stopped or one.exit_code == InfraError.exit_code:
                     break  # after trouble with Ray the next date gets a new one
@@ -144,11 +144,15 @@ def backfill(
 
 
 @dataclass(frozen=True)
-class _Jobs:
-    """A job for each date."""
+class _Dates:
+    """What is done for each date."""
 
     job: JobLike
     overrides: Overrides
+    options: RunOptions
+    only: str | None
+    progress: Progress
+    is_dry: bool
 
     def of(self, day: dt.date) -> Job:
         return load_job(self.job, date=day, overrides=self.overrides)
@@ -158,15 +162,7 @@ class _Jobs:
         if len(days) > 1 and len({self.of(day).sink.partition for day in days[:2]}) < 2:
             raise JobError("sink.partition is the same for all dates: write ${date} in it")
 
-    def do(
-        self,
-        day: dt.date,
-        options: RunOptions,
-        only: str | None,
-        progress: Progress,
-        *,
-        is_dry: bool,
-    ) -> tuple[DateRun, bool]:
+    def do(self, day: dt.date) -> tuple[DateRun, bool]:
         """Do what there is to do for a date, whatever goes wrong.
 
         Returns:
@@ -174,29 +170,21 @@ class _Jobs:
             when this one was done.
         """
         with new_life():  # what stops or fails in one date is none of the next one's
-            done = self._do(day, options, only, progress, is_dry=is_dry)
+            done = self._do(day)
             is_stopped = done.exit_code == Stopped.exit_code or isinstance(reason(), Stopped)
         return done, is_stopped
 
-    def _do(
-        self,
-        day: dt.date,
-        options: RunOptions,
-        only: str | None,
-        progress: Progress,
-        *,
-        is_dry: bool,
-    ) -> DateRun:
+    def _do(self, day: dt.date) -> DateRun:
         try:
             job = self.of(day)
-            if is_dry or only is not None:
-                seen = survey_job(job, options)
-                if only is not None and seen.state not in ONLY[only]:
+            if self.is_dry or self.only is not None:
+                seen = survey_job(job, self.options)
+                if self.only is not None and seen.state not in ONLY[self.only]:
                     return DateRun(str(day), "left_out")
-                if is_dry:
+                if self.is_dry:
                     return DateRun(str(day), seen.a_run_would or seen.state)
-            progress.phase(f"date {day}")
-            report = run_job(job, options, progress)
+            self.progress.phase(f"date {day}")
+            report = run_job(job, self.options, self.progress)
         except (Exception, KeyboardInterrupt) as caught:  # noqa: BLE001  # the others are to run
             error = as_ours(caught)
             log.warning("date %s: exit %d: %s", day, error.exit_code, error)

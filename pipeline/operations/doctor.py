@@ -23,10 +23,10 @@ from pipeline.operations.checks.findings import Finding, FindingStatus
 from pipeline.operations.checks.machine import guarded, look_at_machine
 from pipeline.operations.jobs import Date, JobLike, load_job, run_options
 from pipeline.planning.plan import Plan
-from pipeline.runs.checks import check_before_ray, check_hardware, check_runtime
 from pipeline.runs.context import RunContext, RunOptions
-from pipeline.runs.one_row import Preview, preview_row
-from pipeline.runs.prepare import job_model, prepare
+from pipeline.runs.preparing.checks import check_before_ray, check_hardware, check_runtime
+from pipeline.runs.preparing.one_row import Preview, preview_row
+from pipeline.runs.preparing.prepare import job_model, prepare
 from pipeline.runs.settled_source import settled_source
 from pipeline.runs.sink_below_source import require_disjoint
 from pipeline.runs.tuning.auto import needs_tuning, opened

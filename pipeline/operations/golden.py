@@ -28,7 +28,7 @@ from pipeline.planning.plan import Plan
 from pipeline.planning.sampling import sample_rows, sample_units
 from pipeline.runs.builders import make_reader, plain_predictor_config
 from pipeline.runs.context import RunContext, RunOptions
-from pipeline.runs.prepare import prepare
+from pipeline.runs.preparing.prepare import prepare
 from pipeline.storage.store import Store
 
 _SAMPLED_PER_ROW = 4

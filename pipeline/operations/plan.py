@@ -29,10 +29,10 @@ from pipeline.report.recording.carried_rows import carried_section, first_shards
 from pipeline.report.sections import Carried
 from pipeline.report.speed.estimate import estimate
 from pipeline.runs.carried.finding import Reuse, find_reuse
-from pipeline.runs.checks import check_before_ray, check_hardware
 from pipeline.runs.context import RunContext
-from pipeline.runs.one_row import Preview, preview_row
-from pipeline.runs.prepare import prepare
+from pipeline.runs.preparing.checks import check_before_ray, check_hardware
+from pipeline.runs.preparing.one_row import Preview, preview_row
+from pipeline.runs.preparing.prepare import prepare
 from pipeline.runs.resume import is_published
 from pipeline.runs.staleness import why_stale
 from pipeline.runs.tuning.auto import foresee, needs_tuning

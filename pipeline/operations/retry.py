@@ -31,7 +31,7 @@ from pipeline.planning.plan import Plan, settings_digest
 from pipeline.report.document import Report, RunStatus
 from pipeline.report.showing.progress import Progress, Silent
 from pipeline.runs.context import RunContext
-from pipeline.runs.prepare import job_model
+from pipeline.runs.preparing.prepare import job_model
 from pipeline.runs.retry.plan import Replan, replan
 from pipeline.runs.retry.quarantine import Base, read_base, read_reasons, select_entries
 from pipeline.runs.retry.readmission import RetryMerge

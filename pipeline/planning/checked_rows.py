@@ -109,7 +109,7 @@ class _Stretches:
 def check_probability(num_rows: int, *, is_thorough: bool = False) -> float:
     """Return with which probability to check a row whose prediction is found while it is read.
 
-    Such rows are drawn by their hashes: see `core.drawn_rows`.
+    Such rows are drawn by their hashes: see `core.rows.drawn_rows`.
 
     Args:
         num_rows: About how many there will be; of few more are checked, so that 16 are.

@@ -17,7 +17,7 @@ from types import FrameType
 from pipeline.core.errors import PipelineError, Stopped
 from pipeline.core.printable import clean_message
 from pipeline.process.life import current, new_life
-from pipeline.process.will import own_will
+from pipeline.process.shared_notes import own_notes
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 """The signals that stop what runs."""
@@ -60,8 +60,8 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
 
 def ignore_stops() -> None:
     """Ignore signals from now on: the work is done and only has to be shown."""
-    if (will := own_will()) is not None:
-        will.is_deaf = True
+    if (notes := own_notes()) is not None:
+        notes.ignores_signals = True
     if threading.current_thread() is threading.main_thread():
         for number in STOPS:
             if signal.getsignal(number) is _on_signal:

@@ -16,9 +16,9 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from pipeline.process.interrupts import STOPS, handle_signals
-from pipeline.process.last_words import say_last_words
+from pipeline.process.last_lines import print_last_lines
 from pipeline.process.parent_death import die_with
-from pipeline.process.will import Will, leave, set_own
+from pipeline.process.shared_notes import SharedNotes, note, set_own
 
 _MEANS = {
     "SIGKILL": "as happens when memory runs out",
@@ -27,7 +27,7 @@ _MEANS = {
 }
 
 Lost = Callable[[int, Mapping[str, Any]], NoReturn]
-"""Says how a child ended, by its exit code (minus a signal) and its will, and ends the parent."""
+"""Says how a child ended, by its exit code (minus a signal) and its notes, and ends the parent."""
 
 
 def keep(work: Callable[[], NoReturn], lost: Lost) -> NoReturn:
@@ -35,42 +35,42 @@ def keep(work: Callable[[], NoReturn], lost: Lost) -> NoReturn:
 
     Call it before anything is imported that starts threads or takes long.
     """
-    will, parent = Will(), os.getpid()
+    notes, parent = SharedNotes(), os.getpid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if ignored, nobody learns how a child ended
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     child = os.fork()
     if child == 0:
         die_with(parent)
-        set_own(will)
+        set_own(notes)
         handle_signals()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         work()
-    _pass_signals_to(child, will)
+    _pass_signals_to(child, notes)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     _, status = os.waitpid(child, 0)
     for number in STOPS:
         if callable(signal.getsignal(number)):
             signal.signal(number, signal.SIG_DFL)
-    code, left = os.waitstatus_to_exitcode(status), will.read()
+    code, left = os.waitstatus_to_exitcode(status), notes.read()
     if "code" not in left:
-        set_own(will)
+        set_own(notes)
         lost(code, left)
     os._exit(left["code"])
 
 
 def exit_with(code: int) -> NoReturn:
-    """End the process, whose result and errors are said; see `say_last_words` for its code."""
-    seen = say_last_words(code)
-    leave(code=seen)
+    """End the process, whose result and errors are said; see `print_last_lines` for its code."""
+    seen = print_last_lines(code)
+    note(code=seen)
     os._exit(seen)
 
 
-def _pass_signals_to(child: int, will: Will) -> None:
+def _pass_signals_to(child: int, notes: SharedNotes) -> None:
     def on_signal(number: int, frame: FrameType | None) -> None:
-        if will.is_deaf:
+        if notes.ignores_signals:
             return
-        if not will.signal:
-            will.signal = number
+        if not notes.signal:
+            notes.signal = number
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, number)
         elif number != signal.SIGHUP:  # which a terminal that closes and its shell send

@@ -1,4 +1,4 @@
-"""What a command says at its very end, for whoever starts it again: a person or a scheduler."""
+"""The last lines that a command prints: the exit code, and the command line that continues it."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ import sys
 from collections.abc import Sequence
 
 from pipeline.core.errors import InfraError, Stopped
-from pipeline.process.will import leave, own_will
+from pipeline.process.shared_notes import note, own_notes
 
 _GOES_ON = (Stopped.exit_code, InfraError.exit_code)
 
 
-def prepare_last_words(
+def prepare_last_lines(
     command: str | None, ok_exits: frozenset[int], goes_on: Sequence[int] = _GOES_ON
 ) -> None:
-    """Keep what the end of this command needs, whichever of its two processes comes to it.
+    """Note what the last lines need; the command or, if it was killed, its parent prints them.
 
     Args:
-        command: Does the same again, in one printable line; None: it cannot be said.
-        ok_exits: Exit codes that the scheduler takes for success.
-        goes_on: Exit codes after which the command is said.
+        command: The command line that continues it, printable; None: there is none.
+        ok_exits: Exit codes for which the process ends with 0.
+        goes_on: Exit codes after which the command line is printed.
     """
-    leave(again=command, ok_exits=sorted(ok_exits), goes_on=list(goes_on))
+    note(again=command, ok_exits=sorted(ok_exits), goes_on=list(goes_on))
 
 
-def say_last_words(code: int) -> int:
-    """Say how a command that was stopped goes on; return the exit code that is shown outside."""
-    will = own_will()
-    left = will.read() if will is not None else {}
+def print_last_lines(code: int) -> int:
+    """Print the last lines; return the exit code with which the process ends."""
+    notes = own_notes()
+    left = notes.read() if notes is not None else {}
     is_ok = code in left.get("ok_exits", ())
     again = left.get("again") if code in left.get("goes_on", ()) else None
     with contextlib.suppress(OSError, ValueError):

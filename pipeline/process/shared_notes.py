@@ -1,7 +1,7 @@
-"""What a command leaves to its parent process, should it end without a word; see `keeper`.
+"""What a command notes for its parent process, which reads it if the command is killed.
 
-Memory that both processes see. Values are lines of JSON that are only added, so that an end in the
-middle of writing loses the last line alone.
+The notes are memory that both processes share (see `keeper`). Values are lines of JSON that are
+only added, so that an end in the middle of writing loses the last line alone.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import Any
 
 _SIZE_BYTES = 16 << 20
 """Of addresses; memory is taken as it is written."""
-_SIGNAL, _IS_DEAF, _LENGTH, _TEXT = 0, 1, 8, 16
+_SIGNAL, _IGNORES_SIGNALS, _LENGTH, _TEXT = 0, 1, 8, 16
 
 
-class Will:
+class SharedNotes:
     """Made before the fork; the child writes, the parent reads when the child has ended."""
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, _SIZE_BYTES)
         self._lock = threading.Lock()
 
-    def leave(self, values: dict[str, Any]) -> None:
-        """Add values by name; those that there is no room for are not left."""
+    def note(self, values: dict[str, Any]) -> None:
+        """Add values by name; those that there is no room for are lost."""
         data = json.dumps(values).encode() + b"\n"
         with self._lock:
             begin = self._end()
@@ -52,30 +52,30 @@ class Will:
         self._memory[_SIGNAL] = number
 
     @property
-    def is_deaf(self) -> bool:
+    def ignores_signals(self) -> bool:
         """Whether signals stop nothing any more: the work is done."""
-        return bool(self._memory[_IS_DEAF])
+        return bool(self._memory[_IGNORES_SIGNALS])
 
-    @is_deaf.setter
-    def is_deaf(self, is_deaf: bool) -> None:
-        self._memory[_IS_DEAF] = is_deaf
-
-
-_own: Will | None = None
+    @ignores_signals.setter
+    def ignores_signals(self, ignores_signals: bool) -> None:
+        self._memory[_IGNORES_SIGNALS] = ignores_signals
 
 
-def own_will() -> Will | None:
-    """Return the will of this process; None: nobody looks after it."""
+_own: SharedNotes | None = None
+
+
+def own_notes() -> SharedNotes | None:
+    """Return the notes of this process; None: it has no parent that reads them."""
     return _own
 
 
-def set_own(will: Will) -> None:
-    """Let this process leave its values to a parent from now on."""
+def set_own(notes: SharedNotes) -> None:
+    """Let this process note its values there from now on."""
     global _own  # of the process, whatever runs in it
-    _own = will
+    _own = notes
 
 
-def leave(**values: Any) -> None:
-    """Leave values by name, JSON; None takes one back. Nothing happens where nobody looks."""
+def note(**values: Any) -> None:
+    """Note values by name, JSON; None takes one back. Without a parent nothing happens."""
     if _own is not None:
-        _own.leave(values)
+        _own.note(values)

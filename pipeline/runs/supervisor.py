@@ -27,8 +27,8 @@ from pipeline.process.interrupts import interrupt, reason, stoppable_body
 from pipeline.process.keeper import exit_with
 from pipeline.process.life import current, within
 from pipeline.process.liveness import last_progress
+from pipeline.process.shared_notes import note, own_notes
 from pipeline.process.terminal import show_error
-from pipeline.process.will import leave, own_will
 from pipeline.runs import lost_run
 from pipeline.runs.context import RunContext
 
@@ -51,13 +51,13 @@ ReportSaver = Callable[[PipelineError], object]
 def supervise(run: RunContext, save_report: ReportSaver) -> Iterator[None]:
     """Watch over the run in the body, whose work is `stoppable`; the rest of it is only timed."""
     watchdog = _Watchdog(run, save_report)
-    leave(run=lost_run.describe(run))
+    note(run=lost_run.describe(run))
     watchdog.start()
     try:
         yield
     finally:
         watchdog.done.set()
-        leave(run=None)
+        note(run=None)
 
 
 @contextlib.contextmanager
@@ -103,7 +103,7 @@ class _Watchdog(threading.Thread):
             now = time.monotonic()
             if self._run.record.plan is not None and not self._has_left_plan:
                 self._has_left_plan = True
-                leave(run=lost_run.describe(self._run))
+                note(run=lost_run.describe(self._run))
             if reason() is not None or _asked_to_stop():
                 self._force_stop(now)
             elif (lost := health.trouble()) is not None:
@@ -148,8 +148,8 @@ class _Watchdog(threading.Thread):
 
 def _asked_to_stop() -> int:
     """Return the signal that our parent got, also if this process cannot handle it; 0: none."""
-    will = own_will()
-    return will.signal if will is not None else 0
+    notes = own_notes()
+    return notes.signal if notes is not None else 0
 
 
 class Stall:

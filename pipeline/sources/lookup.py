@@ -1,8 +1,8 @@
 """Look rows up by their content while they are read: which of them need no model.
 
 Rows that an earlier version has a prediction of, and copies of a row of the same slice if the job
-merges them, are set aside (core/aside). An error of a look-up never means that a row is known: its
-rows are computed, and counted.
+merges them, are set aside (`core/rows/aside.py`). If a look-up fails, its rows are computed, and
+counted.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.core.arrays import Numbers
-from pipeline.core.aside import NO_RESULT, set_aside
-from pipeline.core.drawn_rows import are_drawn
 from pipeline.core.failures import failure_columns
 from pipeline.core.figures.counters import Counters, measure
 from pipeline.core.figures.slice_figures import Deduplicated, LookedUp, SliceFigures
 from pipeline.core.printable import clean_message
-from pipeline.core.row_digests import HASH_BYTES, input_hashes
+from pipeline.core.rows.aside import NO_RESULT, set_aside
+from pipeline.core.rows.drawn_rows import are_drawn
+from pipeline.core.rows.row_digests import HASH_BYTES, input_hashes
 from pipeline.core.schema import CARRIED_ROW, CARRIED_SOURCE, INPUT_HASH
 from pipeline.core.slices import SliceKey, pack, unpack
 from pipeline.sources.columns.base import STAGE
@@ -53,7 +53,7 @@ class LookUp:
     checked_probability: float = 0.0
     """Of each known row: that it is computed all the same, to be compared."""
     seed: str = "0"
-    """As `core.drawn_rows` takes it."""
+    """As `core.rows.drawn_rows` takes it."""
     computed: Numbers = field(default_factory=lambda: np.zeros((0, 2), np.int64))
     """int64 (K, 2): unit and row of rows that are not looked up, ascending: the plan has chosen
     them to be compared."""

@@ -30,7 +30,7 @@ from support.servers.s3server import S3Server
 from pipeline.commit.plan_store import plan_from_json, plan_to_json
 from pipeline.job.reading.loader import parse_job
 from pipeline.planning.plan import make_plan
-from pipeline.runs.prepare import job_model
+from pipeline.runs.preparing.prepare import job_model
 from pipeline.sources.inputs import list_inputs
 from pipeline.storage.store import Store
 

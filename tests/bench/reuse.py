@@ -41,7 +41,7 @@ from pipeline.gates.carried import differing_rows
 from pipeline.job.reading.loader import read_job
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.tasks import make_task
-from pipeline.runs.prepare import job_model
+from pipeline.runs.preparing.prepare import job_model
 
 KINDS, REUSE = ("photos", "tables", "texts"), ("inputs", "content")
 EAGER = {"runtime": "eager", "precision": "fp32"}

@@ -45,7 +45,7 @@ from pipeline.commands.demo.photos import build_images
 from pipeline.core.environment import PLAIN_RAY
 from pipeline.job.reading.loader import read_job
 from pipeline.models.spec import PredictorConfig
-from pipeline.runs.prepare import job_model
+from pipeline.runs.preparing.prepare import job_model
 from pipeline.storage.store import Store
 
 _PHOTOS = 128

@@ -22,11 +22,11 @@ from pipeline.commit.staging import (
     quarantine_without_folder,
     read_footer,
 )
-from pipeline.core.aside import NO_RESULT, set_aside
 from pipeline.core.environment import FAILPOINT
 from pipeline.core.errors import InfraError
 from pipeline.core.failures import Failure, Reason, failure_columns
 from pipeline.core.figures.counters import Counters, StageCounters
+from pipeline.core.rows.aside import NO_RESULT, set_aside
 from pipeline.core.schema import staged_schema
 from pipeline.core.slices import SliceKey
 from pipeline.process import failpoints

@@ -14,8 +14,8 @@ from support.runs.cli import pipeline, write_job
 
 from pipeline.commands.demo.photos import build_images
 from pipeline.commit.published.read import read_predictions
-from pipeline.core.aside import put_back
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
+from pipeline.core.rows.aside import put_back
 from pipeline.core.schema import RESULT_AT
 from pipeline.core.slices import Packed, SliceKey, pack, unpack
 from pipeline.execution.dedupe import ResultIndex, look_up, remember

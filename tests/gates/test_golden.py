@@ -28,7 +28,7 @@ from pipeline.job.reading.loader import parse_job
 from pipeline.job.source import Source
 from pipeline.models.spec import ModelSpec, PredictorConfig
 from pipeline.preprocessing.model_input import Limits
-from pipeline.runs.prepare import job_model
+from pipeline.runs.preparing.prepare import job_model
 from pipeline.sources.rows import Reader, make_rows
 from pipeline.storage.store import Store
 

@@ -25,7 +25,7 @@ from pipeline.job.reading.loader import parse_job
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks.scores import LOGITS, PROBABILITIES
-from pipeline.runs.prepare import job_model
+from pipeline.runs.preparing.prepare import job_model
 from pipeline.storage.store import Store
 
 DARK = predicting.images(40) // 2

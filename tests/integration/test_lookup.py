@@ -18,7 +18,7 @@ from support.runs.cli import environment
 
 from pipeline.commit.staging import StagedSlice, StagingWriter, list_staged
 from pipeline.core.figures.slice_figures import SliceFigures
-from pipeline.core.row_digests import input_hashes
+from pipeline.core.rows.row_digests import input_hashes
 from pipeline.core.schema import CARRIED_ROW, CARRIED_SOURCE, ERROR, INPUT_HASH, ROW_ID
 from pipeline.execution.cluster.connect import connect
 from pipeline.execution.datasource import ShardSource

@@ -45,7 +45,7 @@ from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.model_input import InputSettings, Limits
 from pipeline.preprocessing.texts.text_input import TextInput
 from pipeline.preprocessing.texts.text_settings import TextSettings
-from pipeline.runs.prepare import job_model
+from pipeline.runs.preparing.prepare import job_model
 from pipeline.sources.extents import UncountedPlan
 from pipeline.sources.inputs import list_inputs
 from pipeline.sources.reader import read_slices

@@ -33,7 +33,7 @@ from pipeline.job.reading.loader import parse_job
 from pipeline.operations.plan import plan
 from pipeline.planning.plan import Plan, make_plan
 from pipeline.planning.tiling import done_slices, first_slices, missing_units, require_complete
-from pipeline.runs.prepare import job_model
+from pipeline.runs.preparing.prepare import job_model
 from pipeline.sources.inputs import list_inputs
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader

@@ -14,7 +14,7 @@ from pipeline.job.job import Job
 from pipeline.job.reading.loader import parse_job
 from pipeline.preprocessing.images.image_input import ImageInput
 from pipeline.preprocessing.images.transform import TransformSpec
-from pipeline.runs.prepare import job_model
+from pipeline.runs.preparing.prepare import job_model
 
 PLAIN = {"mean": [0.0] * 3, "std": [1.0] * 3}
 

@@ -26,7 +26,7 @@ from pipeline.inference.predictor import Predictor
 from pipeline.job.reading.loader import parse_job
 from pipeline.models.spec import PredictorConfig
 from pipeline.preprocessing.model_input import Limits
-from pipeline.runs.prepare import job_model
+from pipeline.runs.preparing.prepare import job_model
 
 NAMES = {0: "cold", 1: "warm", 2: "hot"}
 _NLI = {0: "contradiction", 1: "neutral", 2: "entailment"}

@@ -24,7 +24,7 @@ from pipeline.inference.predictor import Predictor
 from pipeline.inference.settled_scores import scores_path
 from pipeline.job.reading.loader import parse_job
 from pipeline.models.spec import PredictorConfig
-from pipeline.runs.prepare import job_model
+from pipeline.runs.preparing.prepare import job_model
 from pipeline.storage.store import Store
 
 NUM_FEATURES, NUM_ROWS = 4, 96

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core.arrays import Numbers
-from pipeline.core.drawn_rows import are_drawn
+from pipeline.core.rows.drawn_rows import are_drawn
 from pipeline.planning.checked_rows import (
     LEAST_ROWS,
     RAISED_SHARE,

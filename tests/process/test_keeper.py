@@ -17,10 +17,10 @@ from pipeline.process.interrupts import STOPS
 
 ENDS_S = 30
 PROGRAM = """
-import os, signal, sys, time
+import os, select, signal, sys, time
 from pipeline.process.interrupts import ignore_stops, reason
 from pipeline.process.keeper import exit_with, keep
-from pipeline.process.will import leave
+from pipeline.process.shared_notes import note
 
 how = sys.argv[1]
 ignored = int(sys.argv[2])
@@ -29,12 +29,15 @@ def say(*words):
     print(*words, flush=True)
 
 def work():
-    leave(run={"name": "first"}, taken_back=1)
-    leave(run={"name": "second"}, taken_back=None)
+    note(run={"name": "first"}, taken_back=1)
+    note(run={"name": "second"}, taken_back=None)
     if how == "done":
         ignore_stops()
     try:
         say(os.getpid())
+        # A signal just before a read that waits is noticed after it: so no wait is long.
+        while not select.select([sys.stdin], [], [], 0.1)[0]:
+            pass
         sys.stdin.readline()
         say("read")
     except KeyboardInterrupt:
@@ -191,17 +194,17 @@ def test_a_terminal_is_read_and_ctrl_c_there_is_one_stop():
 LOST = """
 import os
 from pipeline.process.keeper import exit_with, keep
-from pipeline.process.last_words import prepare_last_words
+from pipeline.process.last_lines import prepare_last_lines
 
 def work():
-    prepare_last_words("pipeline run it", frozenset({7}))
+    prepare_last_lines("pipeline run it", frozenset({7}))
     os._exit(1)
 
 keep(work, lambda code, left: exit_with(7))
 """
 
 
-def test_the_parent_of_a_lost_child_says_its_last_words_and_ends_with_its_code():
+def test_the_parent_of_a_lost_child_prints_its_last_lines_and_ends_with_its_code():
     done = subprocess.run(
         [sys.executable, "-c", LOST], capture_output=True, text=True, timeout=60, check=True
     )

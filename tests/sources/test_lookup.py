@@ -21,11 +21,11 @@ from support.inputs.tars import Entry
 from support.inputs.tars import pack as pack_tar
 from support.runs.reading import read_whole
 
-from pipeline.core.aside import put_back
 from pipeline.core.failures import Failure, Reason, failure_columns
 from pipeline.core.figures.counters import Counters, merge
 from pipeline.core.figures.slice_figures import SliceFigures
-from pipeline.core.row_digests import HASH_BYTES, input_hashes
+from pipeline.core.rows.aside import put_back
+from pipeline.core.rows.row_digests import HASH_BYTES, input_hashes
 from pipeline.core.schema import CARRIED_ROW, CARRIED_SOURCE, INPUT_HASH
 from pipeline.core.slices import SliceKey, pack, unpack
 from pipeline.sources.lookup import LookUp

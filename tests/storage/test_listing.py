@@ -20,7 +20,7 @@ from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.job.job import Job
 from pipeline.job.source import Source
 from pipeline.planning.plan import make_plan
-from pipeline.runs.prepare import job_model
+from pipeline.runs.preparing.prepare import job_model
 from pipeline.sources.extents import Extent
 from pipeline.sources.inputs import Inputs, list_inputs
 from pipeline.storage import listing

@@ -21,7 +21,7 @@ from pipeline.dataflow import run_job
 from pipeline.operations.plan import plan
 from pipeline.report.showing.progress import Silent
 from pipeline.runs.context import RunOptions
-from pipeline.runs.prepare import prepare
+from pipeline.runs.preparing.prepare import prepare
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
 from pipeline.storage.skipped import (

@@ -51,7 +51,7 @@ from pipeline.models.agreement import AgreementLimits
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.process.interrupts import stoppable_body
-from pipeline.runs.prepare import job_model
+from pipeline.runs.preparing.prepare import job_model
 from pipeline.runs.settled_source import settled_source
 from pipeline.storage.store import Store
 

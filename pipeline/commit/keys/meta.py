@@ -20,7 +20,7 @@ from pipeline.storage.store import Store
 
 FORMAT = 1
 HASH = "sha256-128"
-"""The first 16 bytes of `core.row_digests`."""
+"""The first 16 bytes of `core.rows.row_digests`."""
 META, UNITS = "meta.json", "units.parquet"
 
 Kind = Literal["inputs", "content"]

@@ -1,8 +1,8 @@
-"""Pins: marks that keep a version, its parts and its keys, while rows of it are carried.
+"""Pins: files that keep a version, its parts and its keys, while rows of it are carried.
 
-A run that carries rows of a version makes a mark before it reads them; whoever brings the published
-folder in line with what the run has published removes it. What is not current goes only if no mark
-names it. A mark of a run that was killed before goes with the garbage.
+A run writes a pin before it reads a version. The pin is deleted once the run has published: by the
+run, or by the next command that repairs the partition. A version that is not current is deleted
+only if no pin names it. `gc` deletes the pins of runs that were killed before they published.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _NAME = re.compile(r"(\d{10})-[^/]+\.json")
 
 
 def pin(store: Store, layout: Layout, number: int, token: str, by: str) -> None:
-    """Keep a version of a partition; to do it again keeps it for longer.
+    """Keep a version of a partition; done again, it is kept for longer.
 
-    What had gone before stays away, so look for it afterwards.
+    A version may have been deleted before the pin was written, so look for it afterwards.
 
     Args:
         store: The output.
@@ -36,7 +36,7 @@ def pin(store: Store, layout: Layout, number: int, token: str, by: str) -> None:
 
 
 def unpin(store: Store, layout: Layout, number: int, by: str) -> None:
-    """Let a version go as far as `by` is concerned; a mark that cannot be removed is garbage."""
+    """Delete the pin of `by`; one that cannot be deleted is left to `gc`."""
     try:
         store.delete([_path(layout, number, by)])
     except PipelineError as error:

@@ -27,7 +27,7 @@ from pipeline.commit.keys.bucket import (
     write_bucket,
 )
 from pipeline.commit.keys.meta import KeyFile, NoKeys, VersionKeys, bucket_name
-from pipeline.commit.parts.carried_order import Ranges, put_in_order, steps
+from pipeline.commit.parts.carried.order import Ranges, put_in_order, steps
 from pipeline.commit.parts.compaction import DuplicateRows, RunTasks, SizedSlice
 from pipeline.commit.parts.part_reader import read_columns
 from pipeline.core.arrays import Numbers, as_array

@@ -2,7 +2,7 @@
 
 The parts of one value of partition columns, and the quarantine, are each read and written as a
 stream, by one task. Values that no row comes into have their parts copied as they are. Predictions
-in input order need no keys: see `carried_parts.py`.
+in input order need no keys: see `carried/parts.py`.
 """
 
 from __future__ import annotations

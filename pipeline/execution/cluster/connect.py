@@ -58,8 +58,8 @@ from pipeline.planning.allocation import Hardware
 from pipeline.process.interrupts import reason
 from pipeline.process.life import current
 from pipeline.process.liveness import note_progress
+from pipeline.process.shared_notes import note
 from pipeline.process.terminal import native_errors_to, own_signal_handlers
-from pipeline.process.will import leave
 
 log = logging.getLogger(__name__)
 _REACH_S = 10.0
@@ -140,7 +140,7 @@ def _connected(address: str | None) -> Iterator[Any]:
         )
         import ray
 
-        leave(has_ray=True)
+        note(has_ray=True)
         require_supported("this Python has", ray.__version__)
         stack.enter_context(applied(TALK, ray=ray, on_cluster=on_cluster))
         if server is not None and not is_usable(FORK):
@@ -168,7 +168,7 @@ def _ray_folder() -> Iterator[RayFolder]:
     """Make the folder of an embedded Ray, for the body; what went wrong there leaves its logs."""
     folder, keep_logs = RayFolder(), log.isEnabledFor(logging.DEBUG)
     try:
-        leave(ray_folders=list(map(str, folder.folders)))
+        note(ray_folders=list(map(str, folder.folders)))
         with current().closing(partial(folder.end, keep_logs=True)):
             yield folder
     except BaseException as error:
@@ -177,7 +177,7 @@ def _ray_folder() -> Iterator[RayFolder]:
         raise
     finally:
         folder.end(keep_logs=keep_logs)
-        leave(ray_folders=None)
+        note(ray_folders=None)
 
 
 def _connect(

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.commit.parts.carried_version import CarriedVersion, OldReader, OldRows
+from pipeline.commit.parts.carried.version import CarriedVersion, OldReader, OldRows
 from pipeline.commit.parts.compaction import RunTasks
 from pipeline.commit.parts.part_reader import read_columns
 from pipeline.core.arrays import Numbers

@@ -19,7 +19,7 @@ from pipeline.commit.keys.meta import NoKeys, VersionKeys, read_keys
 from pipeline.commit.keys.shards import read_shards
 from pipeline.commit.layout import Layout, earlier_names
 from pipeline.commit.manifest import Manifest, current_manifest, read_manifest
-from pipeline.commit.parts.carried_version import CarriedVersion
+from pipeline.commit.parts.carried.version import CarriedVersion
 from pipeline.commit.published.rollback import history_numbers
 from pipeline.core.errors import PipelineError
 from pipeline.core.versions import changed_versions, environment_versions

@@ -14,14 +14,14 @@ import numpy as np
 from pipeline.commit.keys.pins import pin, unpin
 from pipeline.commit.keys.writing import rows_of_units
 from pipeline.commit.manifest import Manifest
-from pipeline.commit.parts.carried_figures import (
+from pipeline.commit.parts.carried.figures import (
     find_carried_duplicates,
     measure_carried,
     measure_found,
 )
-from pipeline.commit.parts.carried_parts import compact_carried
-from pipeline.commit.parts.carried_rows import LookedUp
-from pipeline.commit.parts.carried_version import CarriedVersion, NotReadable, Traffic
+from pipeline.commit.parts.carried.parts import compact_carried
+from pipeline.commit.parts.carried.rows import LookedUp
+from pipeline.commit.parts.carried.version import CarriedVersion, NotReadable, Traffic
 from pipeline.commit.parts.compaction import Compacted, Compactor, RunTasks
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.core.arrays import Numbers
@@ -102,7 +102,7 @@ def _pin(run: RunContext, versions: Sequence[CarriedVersion], by: str) -> None:
     """Keep versions while rows of them are carried.
 
     Raises:
-        NotReadable: A mark cannot be made; so nothing says that the version will stay.
+        NotReadable: A pin cannot be written, so that the version may be deleted.
     """
     for version in versions:
         try:

@@ -3,7 +3,7 @@
 `quarantine.py` reads what is published and selects entries, `plan.py` plans their rows, of shards
 as `shards.py` finds them now, `matching.py` matches the staged rows with entries, `readmission.py`
 makes the next version, and `known_rows.py` what its keys are made from. It carries all predictions
-of the version over (`commit.parts.carried_parts`) and merges the quarantine;
+of the version over (`commit.parts.carried.parts`) and merges the quarantine;
 `commit.parts.row_positions` says where rows lie in the input.
 
 An example. Shard a has two rows, shard b cannot be read and is one row of the plan, shard c has

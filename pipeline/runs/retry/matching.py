@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.commit.parts.carried_order import steps
+from pipeline.commit.parts.carried.order import steps
 from pipeline.commit.parts.compaction import DuplicateRows, RunTasks
 from pipeline.commit.parts.part_reader import read_columns
 from pipeline.core.arrays import Numbers

@@ -19,9 +19,9 @@ from pipeline.commit.keys.meta import NoKeys, read_keys
 from pipeline.commit.keys.shards import read_shards
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, current_manifest
-from pipeline.commit.parts.carried_figures import find_carried_duplicates
-from pipeline.commit.parts.carried_parts import compact_carried
-from pipeline.commit.parts.carried_version import CarriedVersion
+from pipeline.commit.parts.carried.figures import find_carried_duplicates
+from pipeline.commit.parts.carried.parts import compact_carried
+from pipeline.commit.parts.carried.version import CarriedVersion
 from pipeline.commit.parts.compaction import Compacted, Compactor, RunTasks
 from pipeline.commit.parts.part_merge import NOT_HERE, Insert, Merger, merge_folders
 from pipeline.commit.parts.part_reader import read_columns

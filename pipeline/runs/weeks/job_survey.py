@@ -11,7 +11,7 @@ from pipeline.commit.staging import list_staged
 from pipeline.core.errors import InputMissing, JobError, PipelineError
 from pipeline.job.job import Job
 from pipeline.runs.context import RunContext, RunOptions
-from pipeline.runs.prepare import prepare
+from pipeline.runs.preparing.prepare import prepare
 from pipeline.runs.resume import is_published
 from pipeline.runs.staleness import why_stale
 from pipeline.runs.weeks.state import PartitionStatus

@@ -22,8 +22,8 @@ from support.runs.published import (
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest
-from pipeline.commit.parts.carried_parts import compact_carried
-from pipeline.commit.parts.carried_version import CarriedVersion
+from pipeline.commit.parts.carried.parts import compact_carried
+from pipeline.commit.parts.carried.version import CarriedVersion
 from pipeline.commit.parts.compaction import Compactor
 from pipeline.commit.parts.part_writer import file_metadata
 from pipeline.commit.plan_store import adopt_plan

@@ -29,7 +29,7 @@ from pipeline.report.history import load_report
 from pipeline.report.recording.recorder import RunRecorder
 from pipeline.report.showing.document_table import render_document
 from pipeline.runs.context import RunContext, RunOptions
-from pipeline.runs.prepare import prepare
+from pipeline.runs.preparing.prepare import prepare
 from pipeline.storage.store import Store
 
 NEXT_DAY = "date=2026-11-25"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core.arrays import Numbers
-from pipeline.core.aside import NO_RESULT, num_going_on, of_rows_going_on, put_back, set_aside
+from pipeline.core.rows.aside import NO_RESULT, num_going_on, of_rows_going_on, put_back, set_aside
 
 NAMES = ["row_id", "uri", "city", "tags", "place"]
 

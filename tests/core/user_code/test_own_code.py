@@ -38,7 +38,7 @@ from pipeline.operations.plan import plan
 from pipeline.planning.changes import what_changed
 from pipeline.runs.builders import make_reader
 from pipeline.runs.context import RunContext, RunOptions
-from pipeline.runs.prepare import prepare
+from pipeline.runs.preparing.prepare import prepare
 from pipeline.sources.reader import read_slices
 
 EXAMPLE = (ROOT / "examples" / "text_source" / "csv_texts.py").read_text()

@@ -28,7 +28,7 @@ from pipeline.core.schema import IMAGE, ROW_ID, TEXT, URI
 from pipeline.job.reading.loader import parse_job
 from pipeline.models.spec import load_module
 from pipeline.preprocessing.model_input import Limits
-from pipeline.runs.prepare import job_model
+from pipeline.runs.preparing.prepare import job_model
 
 FEW, MANY = 60, 5_000
 SEED = int(os.environ.get("PIPELINE_FUZZ_SEED") or secrets.randbits(32))

@@ -20,7 +20,7 @@ from pipeline.models.directories.opening import read_facts
 from pipeline.models.spec import load_module
 from pipeline.models.tasks import make_task, served_as
 from pipeline.models.tasks.base import TaskSpec
-from pipeline.runs.prepare import job_model
+from pipeline.runs.preparing.prepare import job_model
 
 
 @pytest.fixture(autouse=True)

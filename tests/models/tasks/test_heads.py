@@ -18,7 +18,7 @@ from pipeline.job.reading.loader import parse_job
 from pipeline.models.outputs import OutputError
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import Task
-from pipeline.runs.prepare import job_model
+from pipeline.runs.preparing.prepare import job_model
 
 HEADS: dict[str, Any] = {
     "colour": {"task": "classify", "labels": LABELS, "top_k": 2},

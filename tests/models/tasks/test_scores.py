@@ -16,7 +16,7 @@ from pipeline.job.reading.loader import parse_job
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.models.tasks.scores import look_alike, scores_told
-from pipeline.runs.prepare import job_model
+from pipeline.runs.preparing.prepare import job_model
 
 FIVE = ["a", "b", "c", "d", "e"]
 PROMPTS = {"task": "zero_shot", "prompts": ["a cat", "a dog"]}

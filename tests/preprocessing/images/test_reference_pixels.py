@@ -27,7 +27,7 @@ from pipeline.preprocessing.images.reference_pixels import (
     choose_reference_rows,
     with_reference_pixels,
 )
-from pipeline.runs.prepare import job_model
+from pipeline.runs.preparing.prepare import job_model
 
 SIZE_PX = models.TRANSFORM["size_px"]
 LIMITS = AgreementLimits(0.05, 0.999, 0.01)

@@ -24,8 +24,8 @@ from pipeline.job.job import Job
 from pipeline.job.reading.loader import read_job
 from pipeline.report.recording.recorder import RunRecorder
 from pipeline.runs.context import RunContext, RunOptions
-from pipeline.runs.one_row import Preview, preview_row
-from pipeline.runs.prepare import prepare
+from pipeline.runs.preparing.one_row import Preview, preview_row
+from pipeline.runs.preparing.prepare import prepare
 from pipeline.storage.store import Store
 
 pytestmark = pytest.mark.one_ray

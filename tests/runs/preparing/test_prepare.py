@@ -18,7 +18,7 @@ from pipeline.job.reading.loader import read_job
 from pipeline.planning.plan import Plan
 from pipeline.planning.slicing import SliceSizes, make_units
 from pipeline.runs.context import RunContext, RunOptions
-from pipeline.runs.prepare import prepare
+from pipeline.runs.preparing.prepare import prepare
 
 
 def job_of(folder: Path, *features: Any, **sections: Any) -> Job:

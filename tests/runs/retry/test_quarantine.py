@@ -47,7 +47,7 @@ from pipeline.core.errors import GateRefused, InfraError, JobError, PartitionBus
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import Source
 from pipeline.preprocessing.images.image_input import ImageInput
-from pipeline.runs.prepare import job_model
+from pipeline.runs.preparing.prepare import job_model
 from pipeline.runs.retry.plan import replan
 from pipeline.runs.retry.quarantine import read_base, read_reasons, select_entries
 from pipeline.runs.retry.readmission import MergedRetry

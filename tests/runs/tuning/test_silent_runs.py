@@ -20,7 +20,7 @@ from pipeline.job.reading.loader import read_job
 from pipeline.models.spec import EAGER, FP32
 from pipeline.planning.allocation import allocate
 from pipeline.runs.context import RunContext, RunOptions
-from pipeline.runs.prepare import prepare
+from pipeline.runs.preparing.prepare import prepare
 from pipeline.runs.tuning.auto import opened, resolve_runtime
 from pipeline.runs.tuning.beside import Beside
 from pipeline.runs.tuning.choice import Choice

@@ -19,7 +19,7 @@ from pipeline.job.job import Job
 from pipeline.job.reading.loader import parse_job
 from pipeline.job.source import Source
 from pipeline.planning.plan import make_plan
-from pipeline.runs.prepare import job_model
+from pipeline.runs.preparing.prepare import job_model
 from pipeline.sources.columns.pass_through import cast_column, declare
 from pipeline.sources.features.vectors import feature_rows
 from pipeline.sources.inputs import Inputs, list_inputs

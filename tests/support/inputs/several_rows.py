@@ -18,7 +18,7 @@ from pipeline.job.job import Job
 from pipeline.job.reading.loader import parse_job
 from pipeline.models.spec import PredictorConfig
 from pipeline.planning.plan import Plan, make_plan
-from pipeline.runs.prepare import job_model
+from pipeline.runs.preparing.prepare import job_model
 from pipeline.sources.inputs import list_inputs
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader

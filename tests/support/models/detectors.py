@@ -26,7 +26,7 @@ from pipeline.job.reading.loader import parse_job
 from pipeline.models.detection.boxes import corners
 from pipeline.models.spec import ModelSpec, PredictorConfig
 from pipeline.preprocessing.model_input import Limits
-from pipeline.runs.prepare import job_model
+from pipeline.runs.preparing.prepare import job_model
 
 LABELS = ["none", "cat", "dog"]
 PLAIN = {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}

@@ -13,7 +13,7 @@ import torch
 from pipeline.core.errors import JobError
 from pipeline.job.reading.loader import parse_job
 from pipeline.models.spec import ModelSpec, load_module
-from pipeline.runs.prepare import job_model
+from pipeline.runs.preparing.prepare import job_model
 
 LABELS = models.LABELS
 

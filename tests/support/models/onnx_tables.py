@@ -12,7 +12,7 @@ from pipeline.inference.predictor import Predictor
 from pipeline.job.reading.loader import parse_job
 from pipeline.runs.builders import make_reader, plain_predictor_config
 from pipeline.runs.context import RunContext, RunOptions
-from pipeline.runs.prepare import prepare
+from pipeline.runs.preparing.prepare import prepare
 from pipeline.sources.reader import read_slices
 
 

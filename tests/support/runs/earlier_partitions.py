@@ -50,7 +50,7 @@ from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.finish import fail_fast_on_certain_refusal, finish
 from pipeline.runs.keys import keeps_hashes
 from pipeline.runs.merging import Merge
-from pipeline.runs.prepare import prepare
+from pipeline.runs.preparing.prepare import prepare
 from pipeline.runs.retry.quarantine import read_reasons
 from pipeline.sources.lookup import LookUp
 from pipeline.sources.reader import read_slices

@@ -21,7 +21,7 @@ from pipeline.inference.predictor import Predictor
 from pipeline.job.reading.loader import parse_job
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.spec import PredictorConfig
-from pipeline.runs.prepare import job_model
+from pipeline.runs.preparing.prepare import job_model
 
 SIZE_PX = models.SIZE_PX
 PASS_THROUGH = pa.schema([("n", pa.int64())])

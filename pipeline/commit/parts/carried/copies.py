@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from pipeline.commit.parts.carried_order import Order, Ranges, bytes_of
-from pipeline.commit.parts.carried_version import OldPart, OldRows, Traffic, open_old
+from pipeline.commit.parts.carried.order import Order, Ranges, bytes_of
+from pipeline.commit.parts.carried.version import OldPart, OldRows, Traffic, open_old
 from pipeline.commit.parts.compaction import Compactor, DuplicateRows, RunTasks, SizedSlice
 from pipeline.commit.parts.part_reader import read_columns
 from pipeline.core.arrays import Numbers

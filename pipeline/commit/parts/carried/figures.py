@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.commit.parts.carried_order import Ranges, joined, put_in_order, steps
-from pipeline.commit.parts.carried_rows import UNKNOWN, LookedUp
-from pipeline.commit.parts.carried_version import CarriedVersion, OldReader, OldRows, Traffic
+from pipeline.commit.parts.carried.order import Ranges, joined, put_in_order, steps
+from pipeline.commit.parts.carried.rows import UNKNOWN, LookedUp
+from pipeline.commit.parts.carried.version import CarriedVersion, OldReader, OldRows, Traffic
 from pipeline.commit.parts.compaction import DuplicateRows, RunTasks, SizedSlice
 from pipeline.commit.parts.part_reader import read_columns
 from pipeline.commit.parts.row_ids import (

@@ -13,9 +13,9 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.commit.parts.carried_copies import Whole, Work
-from pipeline.commit.parts.carried_order import Order, Ranges, bytes_of
-from pipeline.commit.parts.carried_version import OldPart, OldRows
+from pipeline.commit.parts.carried.copies import Whole, Work
+from pipeline.commit.parts.carried.order import Order, Ranges, bytes_of
+from pipeline.commit.parts.carried.version import OldPart, OldRows
 from pipeline.commit.parts.compaction import PARTS_PER_GROUP, DuplicateRows, SizedSlice
 from pipeline.core.arrays import Numbers
 

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.commit.parts.carried_version import NotReadable, OldRows
+from pipeline.commit.parts.carried.version import NotReadable, OldRows
 from pipeline.commit.parts.compaction import SizedSlice
 from pipeline.core.arrays import Numbers
 from pipeline.core.errors import InfraError

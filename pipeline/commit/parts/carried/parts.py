@@ -1,7 +1,7 @@
 """Turn staged slices and predictions of earlier versions into final parts, in input order.
 
 As compaction does with slices alone: the same rows in the same order, and the same quarantine.
-Old parts whose predictions are all taken over are copied by the store (`carried_copies`), of others
+Old parts whose predictions are all taken over are copied by the store (`copies`), of others
 the row groups that are needed are read.
 """
 
@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.commit.manifest import Part
-from pipeline.commit.parts.carried_copies import FailedRows, Work, choose_copies
-from pipeline.commit.parts.carried_groups import CarriedGroup, cut_carried
-from pipeline.commit.parts.carried_order import Ranges, joined, put_in_order
-from pipeline.commit.parts.carried_rows import LookedUp
-from pipeline.commit.parts.carried_version import (
+from pipeline.commit.parts.carried.copies import FailedRows, Work, choose_copies
+from pipeline.commit.parts.carried.groups import CarriedGroup, cut_carried
+from pipeline.commit.parts.carried.order import Ranges, joined, put_in_order
+from pipeline.commit.parts.carried.rows import LookedUp
+from pipeline.commit.parts.carried.version import (
     CarriedVersion,
     OldPart,
     OldReader,

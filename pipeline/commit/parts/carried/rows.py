@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
-from pipeline.commit.parts.carried_version import CarriedVersion, NotReadable, OldReader, OldRows
+from pipeline.commit.parts.carried.version import CarriedVersion, NotReadable, OldReader, OldRows
 from pipeline.commit.parts.compaction import SliceRows
 from pipeline.core.arrays import Numbers
 from pipeline.core.schema import CARRIED_ROW, CARRIED_SOURCE

@@ -26,8 +26,8 @@ from support.runs.published import run_here
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Part
-from pipeline.commit.parts.carried_parts import compact_carried
-from pipeline.commit.parts.carried_version import CarriedVersion, NotReadable, Traffic
+from pipeline.commit.parts.carried.parts import compact_carried
+from pipeline.commit.parts.carried.version import CarriedVersion, NotReadable, Traffic
 from pipeline.commit.parts.compaction import Compacted, Compactor, RunTasks
 from pipeline.storage.store import Store
 

@@ -24,9 +24,9 @@ from support.runs.carried_nights import (
 from support.runs.published import run_here
 
 from pipeline.commit.layout import Layout
-from pipeline.commit.parts.carried_figures import measure_carried, measure_found
-from pipeline.commit.parts.carried_rows import LookedUp
-from pipeline.commit.parts.carried_version import OldReader, OldRows
+from pipeline.commit.parts.carried.figures import measure_carried, measure_found
+from pipeline.commit.parts.carried.rows import LookedUp
+from pipeline.commit.parts.carried.version import OldReader, OldRows
 from pipeline.commit.staging import count_labels
 from pipeline.core.figures.histograms import Distribution, measure_numbers
 from pipeline.storage.store import Store

@@ -15,7 +15,7 @@ import numpy as np, pyarrow as pa
 from support.runs.carried_nights import publish_parts
 from support.runs.published import run_here
 from pipeline.commit.layout import Layout
-from pipeline.commit.parts.carried_parts import compact_carried
+from pipeline.commit.parts.carried.parts import compact_carried
 from pipeline.commit.parts.compaction import Compactor
 from pipeline.commit.staging import StagingWriter
 from pipeline.core.failures import failure_columns

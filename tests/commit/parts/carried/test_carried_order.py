@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from support.runs.carried_nights import SCHEMA, publish_parts
 
 from pipeline.commit.layout import Layout
-from pipeline.commit.parts.carried_order import Order, Ranges, joined, put_in_order
-from pipeline.commit.parts.carried_version import CarriedVersion, NotReadable
+from pipeline.commit.parts.carried.order import Order, Ranges, joined, put_in_order
+from pipeline.commit.parts.carried.version import CarriedVersion, NotReadable
 from pipeline.core.errors import InfraError
 from pipeline.core.slices import SliceKey
 from pipeline.planning.carried import Carried, Source

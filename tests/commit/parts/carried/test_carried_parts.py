@@ -26,9 +26,9 @@ from support.runs.carried_nights import (
 from support.runs.published import run_here
 
 from pipeline.commit.layout import Layout
-from pipeline.commit.parts.carried_figures import find_carried_duplicates
-from pipeline.commit.parts.carried_parts import compact_carried
-from pipeline.commit.parts.carried_version import Traffic
+from pipeline.commit.parts.carried.figures import find_carried_duplicates
+from pipeline.commit.parts.carried.parts import compact_carried
+from pipeline.commit.parts.carried.version import Traffic
 from pipeline.commit.parts.compaction import Compacted, Compactor
 from pipeline.commit.parts.row_ids import read_hashes
 from pipeline.storage.store import Store

@@ -23,8 +23,8 @@ from support.servers.faultproxy import DELAY, FaultProxy, Rule
 from support.servers.localserver import LocalServer
 
 from pipeline.commit.layout import Layout
-from pipeline.commit.parts.carried_parts import compact_carried
-from pipeline.commit.parts.carried_version import OldPart, OldReader, OldRows
+from pipeline.commit.parts.carried.parts import compact_carried
+from pipeline.commit.parts.carried.version import OldPart, OldReader, OldRows
 from pipeline.storage.store import Store
 
 ROWS = 240

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from support.runs.carried_nights import SCHEMA, Row, predictions, publish_parts
 
 from pipeline.commit.layout import Layout
-from pipeline.commit.parts.carried_version import CarriedVersion, NotReadable, OldReader, OldRows
+from pipeline.commit.parts.carried.version import CarriedVersion, NotReadable, OldReader, OldRows
 from pipeline.storage.store import Store
 
 LAYOUT = Layout("date=1")

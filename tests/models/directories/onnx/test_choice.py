@@ -17,7 +17,7 @@ from pipeline.job.reading.loader import parse_job
 from pipeline.models.directories.opening import open_facts
 from pipeline.models.directories.snapshot import local
 from pipeline.models.spec import ModelSpec, load_module
-from pipeline.runs.prepare import job_model
+from pipeline.runs.preparing.prepare import job_model
 
 LABELS = ["a", "b", "c", "d", "e"]
 
