@@ -38,7 +38,9 @@ def _shards(keys: VersionKeys, manifest: Manifest) -> Iterator[str]:
             yield f"{shard.uri} and {other.uri} have the same predictions, by their keys"
     predicted = sum(shard.num_rows - len(shard.failed) for shard in shards)
     is_all = bool(shards) and not manifest.num_unreadable_shards
-    if max(ends, default=0) > keys.num_rows or (is_all and predicted != keys.num_rows):
+    if (last := max(ends, default=0)) > keys.num_rows:
+        yield f"the predictions of the shards end with the {last}th, the parts have {keys.num_rows}"
+    if is_all and predicted != keys.num_rows:
         yield f"the shards have {predicted} predictions by their keys, the parts {keys.num_rows}"
 
 
