@@ -16,7 +16,7 @@ ANY_RAY ?= any_ray
 PROCESSES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types long bench bench-large bench-startup bench-linear bench-grid bench-gpu gpu-hour bench-detect bench-silent bench-text bench-text-rows bench-tables bench-keys bench-reuse memory soak chaos mutants clean test-ray test-plain
+.PHONY: help venv demo test lint types long bench bench-large bench-startup bench-linear bench-grid bench-gpu gpu-hour bench-detect bench-silent bench-text bench-text-rows bench-tables bench-keys bench-reuse memory soak chaos schedulers mutants clean test-ray test-plain
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -111,6 +111,10 @@ memory: venv ## Measure the memory of runs: growing rows, one huge row group (mi
 soak: venv ## Let one run go on for half an hour: memory and open files must not grow
 	$(BIN)/python tests/bench/soak.py --minutes 30
 
+schedulers: venv build/airflow/.installed build/dagster/.installed ## Run the files for schedulers in Airflow 3 and Dagster (minutes, 1 GiB of disk)
+	AIRFLOW=build/airflow/bin/airflow DAGSTER_PYTHON=build/dagster/bin/python \
+		$(BIN)/python -m pytest -n0 -m slow tests/integration/test_schedulers_run.py
+
 chaos: venv ## Kill workers, nodes and drivers under ten runs: no row may be lost (half an hour)
 	$(BIN)/python tests/bench/chaos.py --seeds 10
 
@@ -139,6 +143,17 @@ build/peers/.installed: pyproject.toml | venv
 	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > \
 		"$$(build/peers/bin/python -c 'import site; print(site.getsitepackages()[0])')/below.pth"
 	build/peers/bin/python -m pip install -q 'daft>=0.7.26' 'pyspark>=4.0'
+	@touch $@
+
+# Schedulers have environments of their own: none of them needs this package.
+build/airflow/.installed:
+	$(PYTHON) -m venv build/airflow
+	build/airflow/bin/python -m pip install -q 'apache-airflow>=3.2'
+	@touch $@
+
+build/dagster/.installed:
+	$(PYTHON) -m venv build/dagster
+	build/dagster/bin/python -m pip install -q 'dagster>=1.12'
 	@touch $@
 
 # Another Ray in front of .venv: its console scripts and all that they start take this one.

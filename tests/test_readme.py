@@ -42,7 +42,7 @@ from pipeline.storage import skipped
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = {
     path.relative_to(ROOT).as_posix(): path.read_text("ascii")
-    for folder in ("", "jobs", "pipeline", "pipeline/*", "tests", "examples")
+    for folder in ("", "jobs", "jobs/*", "pipeline", "pipeline/*", "tests", "examples")
     for path in sorted(ROOT.glob(f"{folder}/README.md" if folder else "README.md"))
 }
 README, JOB_FILE = DOCUMENTS["README.md"], DOCUMENTS["jobs/README.md"]

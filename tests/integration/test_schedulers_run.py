@@ -1,0 +1,189 @@
+"""The files for Airflow 3 and Dagster, run by them, each in an environment without this package.
+
+`make schedulers` makes the environments and names them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from models import LABELS
+from support.runs.checkout import PYTHONPATH, ROOT
+from support.runs.cli import pipeline, wait_until, write_job
+
+from pipeline.commands.demo.photos import build_images
+
+FOLDER = ROOT / "jobs" / "schedulers"
+AIRFLOW, DAGSTER = os.environ.get("AIRFLOW"), os.environ.get("DAGSTER_PYTHON")
+DAYS = ["2026-11-23", "2026-11-24"]
+NUM_ROWS = 32
+REFUSED, REFUSING = "2026-11-25", {"gates": {"min_rows": 10, "max_error_pct": 1.0}}
+_TIMEOUT_S = 280
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+class Nights:
+    """A job over a folder for each date, and how a scheduler is told of it."""
+
+    def __init__(self, folder: Path, **sections: Any) -> None:
+        for number, day in enumerate([*DAYS, REFUSED]):
+            num_bad = 8 if day == REFUSED else 0
+            build_images(folder / "in" / day, NUM_ROWS, seed=number, num_bad=num_bad)
+        self.folder, self.sink = folder, folder / "out"
+        source = {"uri": str(folder / "in" / "${date}"), "format": "images"}
+        sections |= {"run": {"slice_rows": 8, "lease_ttl_s": 2.0}, **REFUSING}
+        self.job = write_job(folder / "nightly.yaml", source, str(self.sink), **sections)
+        path = os.pathsep.join([PYTHONPATH, str(ROOT)])
+        inner = [f"PYTHONPATH={path}", "PIPELINE_ALLOW_IMPORT=models,stuck"]
+        self.environment = {
+            **{k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "RAY_"))},
+            "PIPELINE_COMMAND": shlex.join(
+                ["env", *inner, sys.executable, "-m", "pipeline", "run"]
+            ),
+            "PIPELINE_JOB": self.job,
+        }
+
+    def state(self, day: str) -> dict[str, Any]:
+        """What `pipeline status` says of a date."""
+        done = pipeline("status", str(self.sink), "--json")
+        assert done.code == 0, done.stderr
+        rows = {row["partition"]: row for row in done.json["partitions"]}
+        found: dict[str, Any] = rows.get(f"date={day}", {})
+        return found
+
+    def staged(self, day: str) -> list[Path]:
+        return [*(self.sink / "_control" / f"date={day}" / "staging").rglob("*-*-*.parquet")]
+
+
+class Airflow(Nights):
+    """An Airflow with the DAG alone, whose retries come at once."""
+
+    def __init__(self, folder: Path, **sections: Any) -> None:
+        super().__init__(folder, **sections)
+        dags = folder / "dags"
+        dags.mkdir()
+        text = (FOLDER / "airflow_dag.py").read_text()
+        assert "dt.timedelta(minutes=10)" in text
+        text = text.replace("dt.timedelta(minutes=10)", "dt.timedelta(seconds=1)")
+        (dags / "nightly.py").write_text(text)
+        self.environment |= {
+            "AIRFLOW_HOME": str(folder / "airflow"),
+            "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        }
+        self.command("db", "migrate")
+        self.command("dags", "reserialize")
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        assert AIRFLOW is not None
+        return subprocess.Popen(
+            [str(ROOT / AIRFLOW), *arguments],
+            env=self.environment,
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def command(self, *arguments: str) -> tuple[int, str]:
+        with self.start(*arguments) as process:
+            text, _ = process.communicate(timeout=_TIMEOUT_S)
+        return process.returncode, text
+
+    def test(self, day: str) -> tuple[int, str]:
+        return self.command("dags", "test", "nightly", day)
+
+
+@pytest.mark.skipif(AIRFLOW is None, reason="make schedulers installs Airflow")
+def test_airflow_runs_two_dates_once_and_tries_no_refusal_again(tmp_path: Path):
+    nights = Airflow(tmp_path)
+    for day in DAYS:
+        code, text = nights.test(day)
+        assert code == 0, text
+        assert nights.state(day)["version"] == 1, text
+    code, text = nights.test(DAYS[0])
+    assert code == 0, text
+    assert "nothing to do" in text
+    assert nights.state(DAYS[0])["version"] == 1
+
+    code, text = nights.test(REFUSED)
+    assert code != 0
+    assert "exit code 3, which no retry changes" in text
+    assert nights.state(REFUSED)["attempt"] == 1
+    code, text = nights.test("2026-11-26")
+    assert code == 0, text
+    assert "no input" in text
+
+
+@pytest.mark.skipif(AIRFLOW is None, reason="make schedulers installs Airflow")
+@pytest.mark.parametrize("dies", ["worker", "all"])
+def test_a_retry_of_airflow_goes_on_with_what_a_killed_worker_left(tmp_path: Path, dies: str):
+    slow = {"factory": "stuck:slow", "labels": LABELS, "batch_size": 4}
+    nights = Airflow(tmp_path, model=slow)
+    [day, _] = DAYS
+    with nights.start("dags", "test", "nightly", day) as process:
+        wait_until(lambda: bool(nights.staged(day)), process)
+        worker = psutil.Process(process.pid)
+        below = worker.children(recursive=True)
+        worker.send_signal(signal.SIGKILL)
+        if dies == "all":
+            for child in below:
+                if child.is_running():
+                    child.send_signal(signal.SIGKILL)
+    left = nights.state(day)
+    assert left["state"] == ("interrupted" if dies == "all" else "running"), left
+    code, text = nights.test(day)
+    assert code == 0, text
+    after = nights.state(day)
+    assert (after["state"], after["version"], after["rows"]) == ("complete", 1, NUM_ROWS)
+    assert after["attempt"] == (2 if dies == "all" else 1)
+
+
+MATERIALISE = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import dagster as dg
+from dagster_assets import labels
+found = {}
+for day in sys.argv[2:]:
+    done = dg.materialize([labels], partition_key=day, raise_on_error=False)
+    events = done.asset_materializations_for_node("labels")
+    rows = [event.metadata["rows_predicted"].value for event in events]
+    tries = sum(event.event_type_value == "STEP_RESTARTED" for event in done.all_events)
+    found[day] = {"ok": done.success, "rows": rows, "restarts": tries}
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.skipif(DAGSTER is None, reason="make schedulers installs Dagster")
+def test_dagster_materialises_two_partitions_and_fails_a_refusal_at_once(tmp_path: Path):
+    nights = Nights(tmp_path)
+    assert DAGSTER is not None
+    days = [*DAYS, DAYS[0], REFUSED, "2026-11-26"]
+    done = subprocess.run(
+        [str(ROOT / DAGSTER), "-c", MATERIALISE, str(FOLDER), *days],
+        env={**nights.environment, "DAGSTER_HOME": ""},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=_TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    for day in DAYS:
+        assert found[day] == {"ok": True, "rows": [NUM_ROWS], "restarts": 0}
+        assert nights.state(day)["version"] == 1
+    assert found[REFUSED] == {"ok": False, "rows": [], "restarts": 0}
+    assert nights.state(REFUSED)["attempt"] == 1
+    assert found["2026-11-26"] == {"ok": True, "rows": [], "restarts": 0}
