@@ -11,6 +11,7 @@ import typer
 
 from pipeline.commands.command_group import CommandGroup
 from pipeline.commands.job_commands import chaos, doctor, golden, plan, retry, run, submit, tune
+from pipeline.commands.manifest_command import manifest
 from pipeline.commands.options import (
     IncludeOption,
     JsonOption,
@@ -104,6 +105,7 @@ _IN_ORDER = (
     gc,
     pull,
     submit,
+    manifest,
     schema,
     chaos,
     demo,

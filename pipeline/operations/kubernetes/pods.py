@@ -1,0 +1,95 @@
+"""The pods of a manifest: the container of a run, its job file, its secrets, its resources."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from pipeline.operations.kubernetes.asked import DRAIN_S, Asked, JobText
+
+FOLDER = "/etc/pipeline"
+"""Where the job file is, in a pod."""
+CONTAINER = "pipeline"
+_SPILL_GIB = 40
+"""Disk where Ray spills; a node without it gets no such pod."""
+_SHARED_SHARE = 0.3
+"""Of a pod's memory, for Ray's objects."""
+_USER = 1000
+"""`ray`, of Ray's images."""
+
+Document = dict[str, Any]
+
+
+def config_map(job: JobText) -> Document:
+    """Return the document that holds the job file."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": f"{job.name}-job"},
+        "data": {"job.yaml": job.text},
+    }
+
+
+def run_command(asked: Asked, date: str | None, ok_exit: str) -> str:
+    """Return the command of a run, as a shell reads it.
+
+    Args:
+        asked: What the caller asks for.
+        date: What stands behind `--date`, quoted; None leaves it out.
+        ok_exit: Exit codes that end it with 0.
+    """
+    words = ["pipeline", "run", f"{FOLDER}/job.yaml", "--ok-exit", ok_exit]
+    for prefix in asked.allow_import:
+        words += ["--allow-import", prefix]
+    return shlex.join(words) + (f" --date {date}" if date else "")
+
+
+def container(
+    name: str, asked: Asked, *, cpus: int, memory_gib: int, has_gpu: bool = False
+) -> Document:
+    """Return a container of the image; secrets are named in it, never written out."""
+    gpu = {"nvidia.com/gpu": 1} if has_gpu else {}
+    memory = {"memory": f"{memory_gib}Gi", **gpu}
+    requests = {"cpu": cpus, **memory, "ephemeral-storage": f"{_SPILL_GIB}Gi"}
+    found: Document = {
+        "name": name,
+        "image": asked.image,
+        "resources": {"requests": requests, "limits": memory},
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+    }
+    if asked.secrets:
+        found["envFrom"] = [{"secretRef": {"name": secret}} for secret in asked.secrets]
+    return found
+
+
+def pod(job: JobText, main: Document, *, has_job_file: bool = True) -> Document:
+    """Return the spec of a pod around a container.
+
+    Args:
+        job: The job.
+        main: The container.
+        has_job_file: The pod runs the job, and does not only work for it.
+    """
+    spec: Document = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": DRAIN_S,
+        "securityContext": {"runAsNonRoot": True, "runAsUser": _USER, "fsGroup": _USER},
+        "containers": [main],
+    }
+    if has_job_file:
+        _mount(spec, "job", FOLDER, {"configMap": {"name": f"{job.name}-job"}})
+    return spec
+
+
+def share_memory(spec: Document, memory_gib: int) -> Document:
+    """Give a pod, whose default is 64 MiB, shared memory for Ray's objects."""
+    size = f"{int(1024 * _SHARED_SHARE * memory_gib)}Mi"
+    kind = {"emptyDir": {"medium": "Memory", "sizeLimit": size}}
+    return _mount(spec, "shared-memory", "/dev/shm", kind)  # noqa: S108  # Ray's, not ours
+
+
+def _mount(spec: Document, name: str, path: str, kind: Document) -> Document:
+    spec.setdefault("volumes", []).append({"name": name, **kind})
+    mounts = spec["containers"][0].setdefault("volumeMounts", [])
+    mounts.append({"name": name, "mountPath": path})
+    return spec
