@@ -19,6 +19,7 @@ from pipeline.commands.options import (
     FromOption,
     JobFile,
     JsonOption,
+    LogFormatOption,
     NoReuseOption,
     NoTryOption,
     OkExitOption,
@@ -42,6 +43,7 @@ def run(
     no_reuse: NoReuseOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
+    log_format: LogFormatOption = "text",
 ) -> None:
     """Run a job once: predict what is missing, check, publish, report."""
     from pipeline.execution.embedded.forkserver import started_ahead
@@ -103,6 +105,7 @@ def tune(
     allow_import: AllowImportOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
+    log_format: LogFormatOption = "text",
 ) -> None:
     """Measure every way to run the job's model on a sample of its rows, and keep the figures."""
     from pipeline.operations.tune import tune as measure
@@ -174,6 +177,7 @@ def retry(
     ok_exit: OkExitOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
+    log_format: LogFormatOption = "text",
 ) -> None:
     """Run only the quarantined rows again, and merge what now succeeds into the partition."""
     with progress_on_terminal(quiet=quiet) as progress:

@@ -18,6 +18,7 @@ from pipeline.core.errors import InfraError, JobError, PipelineError, Stopped
 from pipeline.process import streams
 from pipeline.process.interrupts import ignore_stops, reason
 from pipeline.process.keeper import exit_with, how_it_ended, keep
+from pipeline.process.screen import write_line
 from pipeline.process.terminal import show_error
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def end(code: int) -> NoReturn:
     if (trouble := streams.trouble()) is not None:
         lost = f"the result cannot be written to stdout ({trouble.strerror})"
         code = code or InfraError.exit_code
-        sys.stderr.write(f"error: {lost}; what the command has done stays done\n")
+        write_line(f"error: {lost}; what the command has done stays done", logging.ERROR)
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.flush()
     logging.shutdown()

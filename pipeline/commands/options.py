@@ -37,6 +37,13 @@ def _refuse_job_file(ctx: typer.Context, uri: str) -> str:
     raise JobError(f"{uri} is a job file; {where}")
 
 
+def _require_format(name: str) -> str:
+    """Refuse what is no format; `process/screen` has read before which one it is."""
+    if name not in ("text", "json"):
+        raise JobError(f"--log-format {name}: write text or json")
+    return name
+
+
 OutputUri = Annotated[
     str,
     typer.Argument(
@@ -84,6 +91,15 @@ NoTryOption = Annotated[
 OkExitOption = Annotated[
     str | None,
     typer.Option("--ok-exit", metavar="CODES", help="Exit 0 in place of these, as in 3,4."),
+]
+LogFormatOption = Annotated[
+    str,
+    typer.Option(
+        "--log-format",
+        metavar="text|json",
+        help="What stderr has: lines, or one JSON object a line.",
+        callback=_require_format,
+    ),
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress, no tables.")]
 FromOption = Annotated[

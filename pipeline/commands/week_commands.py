@@ -14,6 +14,7 @@ from pipeline.commands.options import (
     FromOption,
     JobFile,
     JsonOption,
+    LogFormatOption,
     OkExitOption,
     OutputUri,
     PartitionOption,
@@ -79,6 +80,7 @@ def backfill(
     ok_exit: OkExitOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
+    log_format: LogFormatOption = "text",
 ) -> None:
     """Run a job for many dates on one Ray; a date that fails does not stop the others."""
     with progress_on_terminal(quiet=quiet) as progress:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from pipeline.core.errors import InfraError, Stopped
+from pipeline.process.screen import write_line
 from pipeline.process.shared_notes import note, own_notes
 
 _GOES_ON = (Stopped.exit_code, InfraError.exit_code)
@@ -33,9 +34,9 @@ def print_last_lines(code: int) -> int:
     again = left.get("again") if code in left.get("goes_on", ()) else None
     with contextlib.suppress(OSError, ValueError):
         if is_ok:
-            sys.stderr.write(f"exit 0 instead of {code}, as --ok-exit says\n")
+            write_line(f"exit 0 instead of {code}, as --ok-exit says")
         if again:
-            sys.stderr.write(f"the same command again is safe, and goes on from there: {again}\n")
+            write_line(f"the same command again is safe, and goes on from there: {again}")
         if is_ok or again:
             sys.stderr.flush()
     return 0 if is_ok else code

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import shutil
 import sys
 import threading
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import pairwise
 from typing import TYPE_CHECKING, TextIO
 
 from pipeline.core.printable import printable
@@ -40,11 +43,42 @@ class LineFormatter(logging.Formatter):
         return "\n".join(f"  {printable(line)}" for line in lines)
 
 
+class JsonFormatter(logging.Formatter):
+    """Makes each record one line of JSON, always with the same keys."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
+        error = super().formatException(record.exc_info) if record.exc_info else None
+        return json.dumps({
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": printable(record.getMessage()),
+            "exception": error,
+        })  # fmt: skip
+
+
+def is_json_log() -> bool:
+    """Tell whether the command line asks for JSON; also before, and where, nobody parses it."""
+    words = sys.argv[1:]
+    return "--log-format=json" in words or ("--log-format", "json") in pairwise(words)
+
+
 def log_to_stderr(level: int) -> None:
     """Log to stderr from this level on, a line for each record."""
     handler = _AboveStatus(sys.stderr)
-    handler.setFormatter(LineFormatter())
+    handler.setFormatter(JsonFormatter() if is_json_log() else LineFormatter())
     logging.basicConfig(level=level, handlers=[handler])
+    logging.captureWarnings(is_json_log())
+
+
+def write_line(text: str, level: int = logging.INFO) -> None:
+    """Write a line to stderr that is no record of a log; if logs are JSON, as one."""
+    if is_json_log():
+        text = JsonFormatter().format(
+            logging.LogRecord("pipeline", level, "", 0, text.strip(), None, None)
+        )
+    sys.stderr.write(f"{text}\n")
 
 
 @dataclass
@@ -70,6 +104,8 @@ class _AboveStatus(logging.StreamHandler[TextIO]):
 
 def status_stream() -> TextIO | None:
     """Return a stream whose last line can be overwritten (terminal, notebook); otherwise None."""
+    if is_json_log():
+        return None
     if "ipykernel" in sys.modules:
         return sys.stdout
     return sys.stderr if _is_terminal(sys.stderr) else None
@@ -94,7 +130,12 @@ def clear_status() -> None:
 
 
 def show_rendered(rendered: RenderableType, *, to_stderr: bool = False) -> None:
-    """Show a table or a page, wrapped to the terminal's width if there is a terminal."""
+    """Show a table or a page, wrapped to the terminal's width if there is a terminal.
+
+    Where stderr has JSON only, nothing is shown there.
+    """
+    if to_stderr and is_json_log():
+        return
     from rich.console import Console
 
     stream = sys.stderr if to_stderr else sys.stdout

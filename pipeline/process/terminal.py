@@ -17,7 +17,7 @@ from pipeline.core.environment import DEBUG
 from pipeline.core.errors import JobErrors, PipelineError
 from pipeline.core.printable import clean_message, printable
 from pipeline.process.interrupts import STOPS
-from pipeline.process.screen import clear_status
+from pipeline.process.screen import clear_status, write_line
 
 log = logging.getLogger(__name__)
 
@@ -133,8 +133,10 @@ def show_error(error: BaseException, code: int) -> int:
     clear_status()  # it may still be there if a run is ended from outside
     report = getattr(error, "report", None)
     if report and "--quiet" not in sys.argv:
-        sys.stderr.write(f"report: {printable(report)}\n")
-    sys.stderr.write("\n  ".join([f"error: {message}", *errors]) + "\n")
+        write_line(f"report: {printable(report)}")
+    write_line(f"error: {message}", logging.ERROR)
+    for line in errors:
+        write_line(f"  {line}", logging.ERROR)
     if "--json" in sys.argv:
         document = {"status": "error", "exit_code": code, "error": message, "report": report}
         sys.stdout.write(json.dumps({**document, "errors": errors} if errors else document) + "\n")

@@ -1,0 +1,75 @@
+"""With `--log-format json` every line of stderr is one JSON object, however a command ends."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.runs.cli import Result, write_job
+from support.runs.endings import Ending, run_all
+
+from pipeline.commands.demo.photos import build_images
+from pipeline.commit.layout import Layout
+from pipeline.commit.lease import hold_lease
+from pipeline.process.screen import is_json_log
+from pipeline.storage.store import Store
+
+DATE = "2026-11-24"
+KEYS = ["time", "level", "logger", "message", "exception"]
+
+
+def records(done: Result) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [list(each) for each in found] == [KEYS] * len(found)
+    return found
+
+
+def test_every_line_is_a_record_and_stdout_is_as_ever(tmp_path: Path):
+    build_images(tmp_path / "in", 8, seed=3, num_bad=1)
+    source = {"uri": str(tmp_path / "in"), "format": "images"}
+    job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"))
+    words = ["run", job, "--date", DATE, "--json", "--log-format"]
+    endings = [
+        Ending([*words, "json"], "leased:term"),
+        Ending([*words[:-1], "--log-format=json", "--set", "model.top_q=3"], ""),
+        Ending(["--debug", *words, "json", "--set", "source.uri=nowhere"], ""),
+        Ending([*words, "xml"], ""),
+    ]
+    stopped, wrong, missing, unknown = run_all(endings, "pipeline.dataflow")
+
+    assert stopped.code == stopped.json["exit_code"] == 6
+    told = records(stopped)
+    assert [each["level"] for each in told[-2:]] == ["ERROR", "INFO"]
+    assert told[-2]["message"] == f"error: {stopped.json['error']}"
+    assert told[-1]["message"].startswith("the same command again is safe")
+    assert {each["level"] for each in told[:-2]} <= {"INFO", "WARNING"}
+
+    assert wrong.code == 2
+    assert "top_q" in records(wrong)[-1]["message"]
+    assert missing.code == 8
+    assert any("Traceback" in (each["exception"] or "") for each in records(missing))
+    assert unknown.code == 2
+    assert "error: --log-format xml: write text or json" in unknown.stderr
+
+    with hold_lease(Store(str(tmp_path / "out")), Layout(f"date={DATE}"), "another", 60.0):
+        (busy,) = run_all([Ending([*words, "json", "--ok-exit", "4"], "")], "pipeline.dataflow")
+    assert (busy.code, busy.json["exit_code"]) == (0, 4)
+    assert records(busy)[-1]["message"] == "exit 0 instead of 4, as --ok-exit says"
+
+
+@pytest.mark.parametrize(
+    ("words", "is_json"),
+    [
+        (["run", "j.yaml", "--log-format", "json"], True),
+        (["run", "--log-format=json", "j.yaml"], True),
+        (["run", "json", "--log-format", "text"], False),
+        (["run", "j.yaml", "--json"], False),
+    ],
+)
+def test_the_command_line_is_read_before_it_is_parsed(
+    words: list[str], is_json: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("sys.argv", ["pipeline", *words])
+    assert is_json_log() is is_json
