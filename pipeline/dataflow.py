@@ -82,7 +82,7 @@ def _run_job(run: RunContext, progress: Progress, execute: Execute) -> Report:
     job = run.job
     with options_named("sink.storage_options"):
         run.store.probe(single_writer=job.run.single_writer)
-    with supervise(run, lambda error: save_trouble(run, error)):
+    with supervise(run, lambda error: save_trouble(run, error)), run.exports.during(run):
         try:
             with stoppable(run):
                 status = execute(run.with_settled_source(), progress)

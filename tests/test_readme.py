@@ -36,6 +36,7 @@ from pipeline.core.figures.counters import STAGES
 from pipeline.core.registry import GATES, SOURCES, TASKS, built_in, load
 from pipeline.job.job import Job
 from pipeline.job.source import Source
+from pipeline.report.metrics.families import MEANINGS
 from pipeline.report.speed.limits import GROUPS
 from pipeline.storage import skipped
 
@@ -234,6 +235,12 @@ def test_every_stage_is_in_the_table() -> None:
 def test_every_column_is_in_the_table(heading: str, fields: Any) -> None:
     found = [(row[0].strip("`"), row[1].strip("`")) for row in table_below(OUTPUT, heading)]
     assert found == [(field.name, str(field.type)) for field in fields]
+
+
+def test_every_metric_is_in_the_table() -> None:
+    rows = table_below(REPORT, "## Metrics")
+    names = [row[0].strip("`").removeprefix("pipeline_").removesuffix("_total") for row in rows]
+    assert dict(zip(names, (row[2] for row in rows), strict=True)) == MEANINGS
 
 
 def test_every_command_and_option_is_named() -> None:

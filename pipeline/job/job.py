@@ -14,6 +14,7 @@ from pipeline.core import registry
 from pipeline.job.deadline import seconds_until
 from pipeline.job.extensions import check_options, registered
 from pipeline.job.gates import Gates
+from pipeline.job.metrics import Metrics
 from pipeline.job.model import Model
 from pipeline.job.section import PositiveInt, Section
 from pipeline.job.source import Source
@@ -180,6 +181,7 @@ class Job(Section):
     sink: Sink
     gates: Gates = Gates()
     run: Run = Run()
+    metrics: Metrics = Metrics()
 
     @model_validator(mode="after")
     def _gpu_decodes(self) -> Job:

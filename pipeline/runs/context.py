@@ -20,6 +20,7 @@ from pipeline.planning.allocation import Allocation
 from pipeline.planning.plan import Plan
 from pipeline.report.recording.recorder import RunRecorder
 from pipeline.report.recording.so_far import SoFar
+from pipeline.runs.exports import Exports
 from pipeline.runs.settled_source import settled_source
 from pipeline.runs.sink_below_source import require_disjoint
 from pipeline.sources.lookup import LookUp
@@ -56,6 +57,7 @@ class RunContext:
     store: Store
     layout: Layout
     record: RunRecorder
+    exports: Exports = field(default_factory=Exports)
 
     @classmethod
     def of(cls, job: Job, options: RunOptions) -> RunContext:

@@ -33,6 +33,7 @@ def describe(run: RunContext) -> dict[str, Any]:
     """Return what `end` needs of a run, as JSON."""
     return {
         "job": run.job.model_dump_json(exclude_unset=True),
+        "job_name": run.options.job_name,
         "run_id": run.record.run_id,
         "started_at": run.record.started_at.isoformat(),
         "started_s": run.record.started_s,
@@ -53,7 +54,7 @@ def end(told: Mapping[str, Any], how: str) -> InfraError:
     record.started_at = dt.datetime.fromisoformat(told["started_at"])
     record.started_s = told["started_s"]
     store = Store(job.sink.uri, job.sink.storage_options)
-    run = RunContext(job, RunOptions(), store, layout, record)
+    run = RunContext(job, RunOptions(job_name=told["job_name"]), store, layout, record)
     fingerprint = told["fingerprint"]
     found = within(_STEP_S, lambda: _staged(run, fingerprint)) if fingerprint else None
     if found is not None:

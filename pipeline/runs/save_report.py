@@ -23,10 +23,13 @@ def save_report(run: RunContext, status: RunStatus, error: PipelineError | None)
     report = run.record.report(status, code, str(error) if error else None, price)
     is_stored = status != "nothing_to_do"
     report = _with_places(run, compare_with_before(run.store, report), is_stored=is_stored)
-    if is_stored:
-        path = run.layout.report
-        run.store.put(path(run.record.run_id, "report.json"), to_json(report))
-        run.store.put(path(run.record.run_id, "report.html"), to_html(report).encode())
+    try:
+        if is_stored:
+            path = run.layout.report
+            run.store.put(path(run.record.run_id, "report.json"), to_json(report))
+            run.store.put(path(run.record.run_id, "report.html"), to_html(report).encode())
+    finally:
+        run.exports.end(run, report)
     return report
 
 

@@ -724,7 +724,7 @@ def test_every_field_that_is_a_path_is_known_as_one():
             for kind in (field.annotation, *get_args(field.annotation)):
                 if isinstance(kind, type) and issubclass(kind, BaseModel):
                     yield from fields(kind, (*path, name))
-            if name in names or name.endswith(("_uri", "_path", "_file")):
+            if name in names or name.endswith(("_uri", "_path", "file")):
                 yield (*path, name)
 
     are_names = {("model", "heads", "labels")}

@@ -19,6 +19,7 @@ PATH_FIELDS: tuple[Path, ...] = (
     ("model", "labels"),
     ("sink", "uri"),
     ("gates", "golden", "uri"),
+    ("metrics", "textfile"),
 )
 """Paths or URIs, except lists of `files` (relative to `source.uri`) and of `labels` (names)."""
 _LISTS_OF_PATHS = (("source", "uri_roots"),)

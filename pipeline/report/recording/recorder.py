@@ -61,7 +61,10 @@ class RunRecorder(RowAccounts):
         self._gate_results: list[GateResult] = []
         self._figures = SliceFigures()
         """Of the driver, and of the slices that this run computed."""
+        self._streaming_since_s: float | None = None
         self._streaming_wall_s: float | None = None
+        self.current: Manifest | None = None
+        """What is published, once that is known."""
         self._batch_rates: dict[int, float] = {}
         self._in_flight: list[str] = []
         self._retry: Retry | None = None
@@ -84,11 +87,12 @@ class RunRecorder(RowAccounts):
     @contextmanager
     def streaming(self) -> Iterator[None]:
         """Time from the first read to the last write."""
-        started, self._is_begun = perf_counter(), True
+        since_s, self._is_begun = perf_counter(), True
+        self._streaming_since_s = since_s
         try:
             yield
         finally:
-            self._streaming_wall_s = perf_counter() - started
+            self._streaming_wall_s = perf_counter() - since_s
 
     def planned(self, plan: Plan, model: ModelSpec, num_gpus: float) -> None:
         """Note the plan and the model."""
@@ -135,6 +139,13 @@ class RunRecorder(RowAccounts):
     def on_cluster(self) -> bool:
         """Tell whether the Ray in use is another one than this process has started."""
         return self._placement is not None and self._placement.on_cluster
+
+    @property
+    def streaming_wall_s(self) -> float | None:
+        """Return the seconds from the first read to the last write, or to now; None before."""
+        if self._streaming_wall_s is not None or self._streaming_since_s is None:
+            return self._streaming_wall_s
+        return perf_counter() - self._streaming_since_s
 
     @property
     def elapsed_s(self) -> float:
@@ -220,6 +231,7 @@ class RunRecorder(RowAccounts):
 
     def published(self, manifest: Manifest, uri: str) -> None:
         """Note what is published now."""
+        self.current = manifest
         self._output = Output(
             uri=uri,
             parts=len(manifest.parts),
@@ -255,7 +267,7 @@ class RunRecorder(RowAccounts):
             started_at=self.started_at.isoformat(timespec="seconds"),
             finished_at=finished_at.isoformat(timespec="seconds"),
             wall_s=self.elapsed_s,
-            streaming_wall_s=self._streaming_wall_s,
+            streaming_wall_s=self.streaming_wall_s,
             price_per_node_hour=price_per_node_hour,
             rows=self._rows_told().but(
                 deduplicated=deduplicated.num_copied if deduplicated else None

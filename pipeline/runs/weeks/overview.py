@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 from pipeline.process.screen import as_lines
 from pipeline.report.showing.progress import duration
+from pipeline.runs.exports import folder_name
 from pipeline.runs.weeks.state import PartitionStatus, State
 
 
@@ -50,28 +49,24 @@ class Status:
 
         `absent_over_time` and the two times tell that the night did not run, whatever runs then.
         """
-        labels = f'job="{_escaped(self._name())}"'
-        lines = _head("pipeline_partitions", "Partitions by state.")
-        states = self.count()
-        for state in get_args(State):
-            lines.append(f'pipeline_partitions{{{labels},state="{state}"}} {states.get(state, 0)}')
-        published = [time for each in self.partitions if (time := _time(each.published_at))]
-        days = [day for each in self.partitions if each.version and (day := _day(each.partition))]
-        for name, text, times in (
-            ("last_success", "When a version was published last.", published),
-            ("last_partition", "The last date that has a version.", days),
-        ):
-            if times:
-                metric = f"pipeline_{name}_timestamp_seconds"
-                lines += _head(metric, text)
-                lines.append(f"{metric}{{{labels}}} {max(times).timestamp():.0f}")
-        return "\n".join(lines) + "\n"
+        from pipeline.report.metrics.families import Maker, day_of, instant
+        from pipeline.report.metrics.prometheus import as_text
+
+        made, states = Maker(self._name()), self.count()
+        made.gauge(
+            "partitions", "state", {state: states.get(state, 0) for state in get_args(State)}
+        )
+        published = filter(None, (instant(each.published_at) for each in self.partitions))
+        days = filter(None, (day_of(each.partition) for each in self.partitions if each.version))
+        made.one("last_success_timestamp_seconds", max(published, default=None))
+        made.one("last_partition_timestamp_seconds", max(days, default=None))
+        return as_text(made.families)
 
     def _name(self) -> str:
         """Return the name of the job that ran last, or that of the output's folder."""
         named = [each for each in self.partitions if each.job and each.run_id]
         last = max(named, key=lambda each: each.run_id or "", default=None)
-        return (last.job if last else None) or self.sink.rstrip("/").rpartition("/")[2]
+        return (last.job if last else None) or folder_name(self.sink)
 
 
 def _row(each: PartitionStatus) -> dict[str, Any]:
@@ -90,27 +85,3 @@ def _row(each: PartitionStatus) -> dict[str, Any]:
         "attempt": each.attempt if (each.attempt or 1) > 1 else None,
         "a_run_would": each.a_run_would,
     }
-
-
-def _head(metric: str, text: str) -> list[str]:
-    return [f"# HELP {metric} {text}", f"# TYPE {metric} gauge"]
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
-
-
-def _time(text: str | None) -> dt.datetime | None:
-    return next(_times(text or ""), None)
-
-
-def _day(partition: str) -> dt.datetime | None:
-    return next(_times(partition.partition("=")[2]), None)
-
-
-def _times(text: str) -> Iterator[dt.datetime]:
-    try:
-        found = dt.datetime.fromisoformat(text)
-    except ValueError:
-        return
-    yield found if found.tzinfo else found.replace(tzinfo=dt.UTC)

@@ -6,9 +6,9 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
+from support.runs.exposition import samples
 from support.runs.published import publish_rows
 
 import pipeline
@@ -153,17 +153,6 @@ def test_the_operation_chooses_shows_and_refuses(tmp_path: Path):
         pipeline.status(store.uri, from_="soon")
     with pytest.raises(JobError, match="overrides are for a job"):
         pipeline.status(store.uri, overrides={"model.top_k": 3})
-
-
-def samples(text: str) -> dict[str, float]:
-    """What Prometheus reads: each line is a comment, or a series and its value."""
-    lines = [line for line in text.splitlines() if not line.startswith("# ")]
-    found: dict[str, Any] = {}
-    for line in lines:
-        match = re.fullmatch(r'([a-z_]+\{(?:[a-z]+="(?:[^"\\]|\\.)*",?)*\}) (-?\d+)', line)
-        assert match is not None, line
-        found[match[1]] = float(match[2])
-    return found
 
 
 def test_prometheus_gets_all_states_and_two_times_and_no_partition(tmp_path: Path):

@@ -65,6 +65,11 @@ def reset(exchange: Exchange) -> None:
     exchange.reset()
 
 
+def silent(exchange: Exchange) -> None:
+    """Answer nothing, and keep the connection."""
+    exchange.server.stopping.wait()
+
+
 def endless(head: bytes = b"HTTP/1.1 200 OK\r\n\r\n", piece: bytes = PIECE) -> Answer:
     """Send the head, then pieces as fast as they are taken."""
 
@@ -94,6 +99,8 @@ class WebServer:
         self.scripts: dict[str, list[Answer]] = {}
         self.requests: list[tuple[str, dict[str, str]]] = []
         """Path and headers of each request."""
+        self.bodies: list[bytes] = []
+        """What was posted."""
         self.sent_bytes = 0
         self.most_at_once = 0
         self.stopping = threading.Event()
@@ -168,6 +175,12 @@ class _Handler(BaseHTTPRequestHandler):
         web: WebServer = self.server.web  # type: ignore[attr-defined]
         with web.answering(self.path, dict(self.headers)) as act:
             act(Exchange(web, self.connection))
+
+    def do_POST(self) -> None:
+        """Take the body, and answer as to a GET."""
+        web: WebServer = self.server.web  # type: ignore[attr-defined]
+        web.bodies.append(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+        self.do_GET()
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""

@@ -1,0 +1,133 @@
+"""Export the figures of a run to Prometheus, by its own client: a port, a file, a push gateway."""
+
+from __future__ import annotations
+
+import logging
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from prometheus_client import (
+    CollectorRegistry,
+    generate_latest,
+    pushadd_to_gateway,
+    start_http_server,
+    write_to_textfile,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from pipeline.report.metrics.families import LASTING, Family
+
+log = logging.getLogger(__name__)
+_TIMEOUT_S = 2.0
+_MAX_BYTES = 16 * 2**20
+
+Families = Callable[[], Sequence[Family]]
+
+
+class _Collector:
+    """Gives a registry the metrics as they are when it is asked."""
+
+    def __init__(self, families: Families) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._families():
+            kind = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
+            names = list(family.samples[0][0]) if family.samples else ["job"]
+            metric = kind(family.name, family.text, labels=names)
+            for labels, value in family.samples:
+                metric.add_metric(list(labels.values()), value)
+            yield metric
+
+    def describe(self) -> list[Metric]:
+        """Name nothing beforehand: the registry is asked for all of it."""
+        return []
+
+
+def registry_of(families: Families) -> CollectorRegistry:
+    """Return a registry with nothing but these metrics."""
+    registry = CollectorRegistry()
+    registry.register(_Collector(families))
+    return registry
+
+
+def as_text(families: Sequence[Family]) -> str:
+    """Return the text format of Prometheus."""
+    return generate_latest(registry_of(lambda: families)).decode()
+
+
+class Port:
+    """Answers scrapes while the run works; what it says last is of a moment before the end."""
+
+    def __init__(self, host: str, port: int, families: Families) -> None:
+        self._server, _ = start_http_server(port, host, registry_of(families))
+
+    def update(self) -> None:
+        """Do nothing: scrapes ask by themselves."""
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Lasting:
+    """Keeps the gauges that outlive runs at what they were, if that is higher."""
+
+    def __init__(self, job: str, families: Families) -> None:
+        self._job, self._families = job, families
+        self._floor: dict[str, float] = {}
+
+    def read(self, text: str) -> None:
+        """Take them from the text format of before."""
+        lines = "".join(f"{line}\n" for line in text.splitlines() if line.startswith(LASTING))
+        for metric in text_string_to_metric_families(lines):
+            for sample in metric.samples:
+                if sample.labels.get("job") == self._job:
+                    self._floor[sample.name] = sample.value
+
+    def registry(self) -> CollectorRegistry:
+        labels = {"job": self._job}
+        now = [each.at_least(self._floor, labels) for each in self._families()]
+        return registry_of(lambda: now)
+
+
+class Textfile:
+    """Replaces a file as a whole, for node_exporter's textfile collector."""
+
+    def __init__(self, path: str, job: str, families: Families) -> None:
+        self._path, self._lasting = Path(path), _Lasting(job, families)
+        if self._path.exists():
+            self._lasting.read(self._path.read_text())
+
+    def update(self) -> None:
+        write_to_textfile(str(self._path), self._lasting.registry())
+
+    def close(self) -> None:
+        """Do nothing: no file is open."""
+
+
+class PushGateway:
+    """Pushes to the group of the job; what it holds besides stays."""
+
+    def __init__(self, url: str, job: str, families: Families) -> None:
+        self._url, self._job, self._lasting = url.rstrip("/"), job, _Lasting(job, families)
+        self._is_read = False
+
+    def update(self) -> None:
+        if not self._is_read:
+            self._is_read = True
+            self._read()
+        pushadd_to_gateway(self._url, self._job, self._lasting.registry(), timeout=_TIMEOUT_S)
+
+    def close(self) -> None:
+        """Do nothing: no connection is open."""
+
+    def _read(self) -> None:
+        url = f"{self._url}/metrics"
+        try:
+            with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:  # noqa: S310  # http(s)
+                self._lasting.read(answer.read(_MAX_BYTES).decode())
+        except OSError as error:  # a push adds: what is not pushed again stays as it is there
+            log.debug("%s: %s", url, error)

@@ -1,0 +1,156 @@
+"""Metrics of a run equal its report, and whatever becomes of them, the run feels nothing of it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import socket
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from models import LABELS, TRANSFORM
+from support.runs.cli import pipeline, write_job
+from support.runs.exposition import expected, samples
+from support.runs.published import DAY, Rows, publish_rows
+from support.servers.httpserver import WebServer, ok, silent
+from support.servers.ports import free_ports
+
+from pipeline.commands.demo.photos import build_images
+from pipeline.commit.layout import Layout
+from pipeline.core.errors import InfraError, PartitionBusy
+from pipeline.job.reading.loader import parse_job
+from pipeline.report.document import Report
+from pipeline.report.metrics.figures import RunFigures
+from pipeline.report.metrics.prometheus import Port
+from pipeline.report.recording.recorder import RunRecorder
+from pipeline.runs import lost_run
+from pipeline.runs.context import RunContext, RunOptions
+from pipeline.runs.save_report import save_report, save_trouble
+from pipeline.storage.store import Store
+
+LAST_SUCCESS = 'pipeline_last_success_timestamp_seconds{job="nightly"}'
+LAST_PARTITION = 'pipeline_last_partition_timestamp_seconds{job="nightly"}'
+FAILED = 'pipeline_run_status{job="nightly",status="failed"}'
+DATE = dt.date(2026, 11, 24)
+LATER_S = 4102444800.0
+BEFORE = f"{LAST_SUCCESS} 1e9\n{LAST_SUCCESS.replace('nightly', 'other')} 2e9\nup 1\n"
+
+
+def run_with(folder: Path, **metrics: Any) -> RunContext:
+    document = {
+        "source": {"uri": str(folder / "in"), "format": "images"},
+        "model": {"factory": "models:colours", "labels": LABELS},
+        "transform": TRANSFORM,
+        "sink": {"uri": str(folder / "out"), "partition": DAY},
+        "metrics": metrics,
+    }
+    job = parse_job(document, date=DATE, origin="test")
+    record = RunRecorder("20261124T020000Z-0badcafe", DAY)
+    options = RunOptions(job_name="nightly")
+    return RunContext(job, options, Store(job.sink.uri), Layout(DAY), record)
+
+
+def publish(run: RunContext) -> Report:
+    manifest = publish_rows(run.store, DAY, Rows())
+    run.record.found_published(manifest, run.store.url(run.layout.predictions))
+    return save_report(run, "published", None)
+
+
+@pytest.mark.one_ray
+def test_a_run_goes_on_whatever_becomes_of_its_metrics(tmp_path: Path):
+    build_images(tmp_path / "in", 24, seed=3, num_bad=2)
+    source = {"uri": str(tmp_path / "in"), "format": "images"}
+    textfile = tmp_path / "nightly.prom"
+    textfile.write_text(f"{LAST_PARTITION} {LATER_S}\n")
+    with WebServer() as gateway, socket.create_server(("127.0.0.1", 0)) as taken:
+        gateway.scripts["/metrics"] = gateway.scripts["/metrics/job/nightly"] = [silent]
+        port = taken.getsockname()[1]
+        metrics = {"port": port, "textfile": str(textfile), "push_url": gateway.url()}
+        job = write_job(tmp_path / "nightly.yaml", source, str(tmp_path / "out"), metrics=metrics)
+        done = pipeline("run", job, "--date", "2026-11-24", "--json")
+    assert done.code == 0, done.stderr
+    warned = [line for line in done.stderr.splitlines() if "the run goes on without" in line]
+    assert len(warned) == 2, warned
+    assert f"metrics at 127.0.0.1:{port}: OSError: " in warned[0]
+    assert f"metrics to {gateway.url()}: " in warned[1]
+
+    found, wanted = samples(textfile.read_text()), expected(done.json, "nightly")
+    assert {series: found.get(series) for series in wanted} == wanted
+    assert found['pipeline_rows_total{job="nightly",stage="predict"}'] == 22
+    assert found[LAST_PARTITION] == LATER_S, "a backfill of an older date is no step back"
+    assert found[LAST_SUCCESS] > 1.7e9
+
+
+def test_a_port_answers_with_the_figures_of_the_moment(tmp_path: Path):
+    run, (port,) = run_with(tmp_path), free_ports(1)
+    figures = RunFigures(run.record, "nightly")
+    exporter = Port("127.0.0.1", port, figures.families)
+    try:
+        figures.end(report := publish(run))
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            found = samples(answer.read().decode())
+    finally:
+        exporter.close()
+    wanted = expected(report.model_dump(mode="json"), "nightly")
+    assert {series: found.get(series) for series in wanted} == wanted
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics")
+
+
+def test_a_run_that_fails_says_so_and_leaves_the_time_of_the_last_success(tmp_path: Path):
+    textfile = tmp_path / "nightly.prom"
+    textfile.write_text(BEFORE)
+    with WebServer() as gateway:
+        gateway.scripts["/metrics"] = [ok(BEFORE.encode())]
+        gateway.scripts["/metrics/job/nightly"] = [ok(b"")]
+        run = run_with(tmp_path, textfile=str(textfile), push_url=gateway.url("/"))
+        save_trouble(run, InfraError("the store is down"))
+    for text in (textfile.read_text(), gateway.bodies[-1].decode()):
+        found = samples(text)
+        assert (found[FAILED], found[LAST_SUCCESS]) == (1.0, 1e9)
+        assert LAST_PARTITION not in found
+        assert 'job="other"' not in text
+
+
+def test_the_parent_of_a_killed_process_exports_how_its_run_ended(tmp_path: Path):
+    textfile = tmp_path / "nightly.prom"
+    run = run_with(tmp_path, textfile=str(textfile), port=free_ports(1)[0])
+    lost_run.end(json.loads(json.dumps(lost_run.describe(run))), "its process was killed")
+    assert samples(textfile.read_text())[FAILED] == 1
+
+
+def test_a_run_that_finds_another_at_work_exports_nothing(tmp_path: Path):
+    textfile = tmp_path / "nightly.prom"
+    run = run_with(tmp_path, textfile=str(textfile))
+    with run.exports.during(run):
+        save_trouble(run, PartitionBusy("another run holds it"))
+    assert not textfile.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    run = run_with(tmp_path, textfile="/proc/nightly.prom")
+    with run.exports.during(run):
+        assert publish(run).status == "published"
+    (warned,) = [record.getMessage() for record in caplog.records]
+    assert warned.startswith("metrics to /proc/nightly.prom: ")
+    assert warned.endswith("the run goes on without")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "why"),
+    [
+        ("textfile", "nightly.txt", "names end in .prom"),
+        ("textfile", "s3://bucket/x.prom", "on its own disk"),
+        ("push_url", "gateway:9091", "write http://HOST:PORT"),
+        ("push_url", "http://me:secret@gateway", "without user, password"),
+        ("port", 0, "greater than or equal to 1"),
+    ],
+)
+def test_a_place_that_cannot_be_right_is_refused(tmp_path: Path, field: str, value: Any, why: str):
+    with pytest.raises(Exception, match=why) as caught:
+        run_with(tmp_path, **{field: value})
+    assert "secret" not in str(caught.value)
