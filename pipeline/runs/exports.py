@@ -1,4 +1,4 @@
-"""What a run tells others while it works, and however it has ended: its metrics."""
+"""What a run tells others while it works, and however it has ended: its metrics and lineage."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from pipeline.commit.layout import Layout
 from pipeline.job.metrics import Metrics
 from pipeline.report.document import Report
 from pipeline.report.metrics.exporting import Exporter, Exporting, Planned
 from pipeline.report.metrics.figures import RunFigures
+from pipeline.storage.uris import normalise
 
 if TYPE_CHECKING:
     from pipeline.runs.context import RunContext
 
+_OPENLINEAGE = ("OPENLINEAGE_URL", "OPENLINEAGE_CONFIG", "OPENLINEAGE__TRANSPORT__TYPE")
 _OTLP_ENDPOINTS = ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 
@@ -57,6 +60,7 @@ def _begin(run: RunContext, *, is_live: bool) -> tuple[RunFigures, Exporting] | 
     planned = [
         *_metrics(run.job.metrics, figures, is_live=is_live),
         *_otlp(figures),
+        *_lineage(run, figures),
     ]
     return (figures, Exporting(planned)) if planned else None
 
@@ -99,6 +103,20 @@ def _otlp(figures: RunFigures) -> Iterator[Planned]:
     is_off = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
     if any(named) and not is_off and os.environ.get("OTEL_METRICS_EXPORTER") != "none":
         yield Planned("metrics by OTLP", make)
+
+
+def _lineage(run: RunContext, figures: RunFigures) -> Iterator[Planned]:
+    """Yield what OpenLineage's own variables ask for."""
+
+    def make() -> Exporter:
+        with _needing("openlineage"):
+            from pipeline.report.lineage import Lineage
+        source, predictions = normalise(run.job.source.uri), run.store.url(Layout(None).predictions)
+        return Lineage(figures, source, predictions)
+
+    is_off = os.environ.get("OPENLINEAGE_DISABLED", "").strip().lower() == "true"
+    if any(os.environ.get(name) for name in _OPENLINEAGE) and not is_off:
+        yield Planned("OpenLineage", make, every_s=1.0, ends_within_s=5.0)
 
 
 @contextlib.contextmanager
