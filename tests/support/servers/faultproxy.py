@@ -5,6 +5,7 @@ It forwards requests byte for byte (so that signatures stay valid), one request 
 
 from __future__ import annotations
 
+import contextlib
 import random
 import re
 import socket
@@ -12,7 +13,7 @@ import socketserver
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 from urllib.parse import urlsplit
@@ -45,6 +46,13 @@ TRUNCATE = "truncate"
 ERROR_BODY = "error-body"
 """Answer 200 with an error as its body, as S3 does when a copy fails after it had begun; the server
 never sees the request."""
+
+UNAUTHORIZED = "401"
+"""Answer 401, as a server that asks for a token; it never sees the request."""
+CLOSE = "close"
+"""Close a websocket politely after some frames, as a proxy with a time limit: `close:3`."""
+DROP = "drop"
+"""Drop a websocket in the middle of the next frame after some: `drop:3`."""
 
 _SLOW_DOWN = (
     b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
@@ -124,6 +132,10 @@ class FaultProxy:
         self.rules: tuple[Rule, ...] = rules
         self.on_fault: Callable[[str], None] = lambda action: None
         """Called with the action when one is taken, before either side is told."""
+        self.edit_head: Callable[[bytes], bytes] = lambda head: head
+        """Makes of a request's head, as it came, the one that the server gets."""
+        self.edit_answer: Callable[[bytes], bytes] = lambda answer: answer
+        """Makes of a server's answer one of the same length."""
         self._dice = random.Random(seed)
         self.requests: list[tuple[str, str, str]] = []
         """Method, path and what was done: `forwarded` or the action."""
@@ -150,6 +162,7 @@ class FaultProxy:
             return
         method, path, _ = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ", 2)
         action = self._decide(method, path, head.decode("latin-1").lower())
+        head = self.edit_head(head)
         if action not in ("forwarded", CUT):
             self.on_fault(action)
         if action == RESET_BEFORE:
@@ -158,6 +171,9 @@ class FaultProxy:
         if re.search(rb"(?i)\r\nexpect: *100-continue", head):
             client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
             head = re.sub(rb"(?i)\r\nexpect:[^\r]*", b"", head)
+        if re.search(rb"(?i)\r\nupgrade: *websocket", head) and action not in _OWN_ANSWERS:
+            pass_frames(client, self._upstream, head, action)
+            return
         body = _read_body(stream, head)
         if action in _OWN_ANSWERS:
             client.sendall(_own_answer(method, *_OWN_ANSWERS[action]))
@@ -169,7 +185,7 @@ class FaultProxy:
             self.on_fault(action)
             _reset(client)
             return
-        _answer(client, action, self._forward(head, body))
+        _answer(client, action, self.edit_answer(self._forward(head, body)))
 
     def _decide(self, method: str, path: str, head: str) -> str:
         with self._lock:
@@ -209,6 +225,7 @@ def _answer(client: socket.socket, action: str, answer: bytes) -> None:
 _OWN_ANSWERS = {
     UNAVAILABLE: (b"503 Slow Down", _SLOW_DOWN),
     DENIED: (b"403 Forbidden", _DENIED),
+    UNAUTHORIZED: (b"401 Unauthorized", b"Unauthorized: Missing authentication token"),
     EXPIRED: (b"400 Bad Request", _EXPIRED),
     CONFLICT: (b"409 Conflict", _CONFLICT),
     ERROR_BODY: (b"200 OK", _INTERNAL_ERROR),
@@ -233,6 +250,48 @@ class _Handler(socketserver.StreamRequestHandler):
 
     def handle(self) -> None:
         self.server.proxy.handle(self.connection, self.rfile)
+
+
+def pass_frames(client: socket.socket, upstream: tuple[str, int], head: bytes, action: str) -> None:
+    """Connect a client to the websocket of a server, and pass on what they send, frame by frame."""
+    kind, _, limit = action.partition(":")
+    with socket.create_connection(upstream, _TIMEOUT_S) as server:
+        server.sendall(head)
+        threading.Thread(target=_pump, args=(client, server), daemon=True).start()
+        stream = server.makefile("rb")
+        answer = _read_head(stream)
+        client.sendall(answer)
+        if b" 101 " not in answer.split(b"\r\n", 1)[0]:
+            client.sendall(stream.read())
+            return
+        for number, frame in enumerate(_frames(stream)):
+            if limit and number == int(limit):
+                client.sendall(_CLOSE_FRAME if kind == CLOSE else frame[: len(frame) // 2])
+                if kind == DROP:
+                    client.shutdown(socket.SHUT_RDWR)  # which ends the thread that reads from it
+                    _reset(client)
+                return
+            client.sendall(frame)
+
+
+_CLOSE_FRAME = b"\x88\x02\x03\xe8"
+"""Of a server: 1000, the usual end."""
+
+
+def _pump(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while piece := source.recv(1 << 16):
+            target.sendall(piece)
+
+
+def _frames(stream: BinaryIO) -> Iterator[bytes]:
+    """Yield the frames that a server sends, which are not masked."""
+    while len(start := stream.read(2)) == 2:
+        size, more = start[1] & 0x7F, b""
+        if size > 125:
+            more = stream.read(2 if size == 126 else 8)
+            size = int.from_bytes(more, "big")
+        yield start + more + stream.read(size)
 
 
 def _read_head(stream: BinaryIO) -> bytes:
