@@ -1,0 +1,166 @@
+"""What goes along with a job: its file, and the user's own code, without secrets and caches."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import shutil
+import stat
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.errors import JobError
+from pipeline.core.printable import num_of, printable
+
+log = logging.getLogger(__name__)
+
+MAX_CODE_MIB = 100
+"""The head of a cluster keeps what is sent in its memory, and each node copies it."""
+_IGNORE_FILES = (".gitignore", ".rayignore")
+_NEVER_SENT = (
+    *(".git", ".hg", ".svn", *_IGNORE_FILES),
+    *(".env", ".env.*", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.kdbx", "*.tfstate*"),
+    *("id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", ".ssh", ".gnupg", ".netrc", ".pypirc"),
+    *(".aws", ".azure", ".kube", ".docker", ".config", ".ray", ".git-credentials", ".npmrc"),
+    *("credentials", "credentials.*", "*credentials.json", "service_account*.json"),
+    *("secrets", "secrets.*", "kubeconfig", "auth_token", ".htpasswd"),
+    *("__pycache__", "*.py[co]", ".venv", "venv", "node_modules", ".ipynb_checkpoints", ".tox"),
+    *(".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis", ".coverage", ".DS_Store"),
+)
+_SHOWN = 3
+"""So many names of what is left out are shown."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """A folder that is sent along as the job's working directory."""
+
+    folder: Path
+    code_digest: str
+    """Of the names and bytes of the user's code; '' without any."""
+
+
+@contextlib.contextmanager
+def packed(job_path: str, code: str | None) -> Iterator[Package]:
+    """Yield what goes along with a job.
+
+    Args:
+        job_path: The job file, which keeps its name.
+        code: A folder whose modules the job names, or a wheel; None: none is sent.
+
+    Raises:
+        JobError: The code is none, is too large, or would hide this package.
+    """
+    with tempfile.TemporaryDirectory(prefix="pipeline-submit-") as name:
+        folder = Path(name)
+        digest = "" if code is None else _add_code(Path(code), folder)
+        shutil.copyfile(job_path, folder / Path(job_path).name)
+        yield Package(folder, digest)
+
+
+def _add_code(code: Path, folder: Path) -> str:
+    """Copy the user's code into a folder, and say what it is; return its digest."""
+    if code.is_dir():
+        chosen, left_out = _choose(code)
+        sizes = {name: (code / name).stat().st_size for name in chosen}
+        _require_room(code, sizes)
+        for name in chosen:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(code / name, folder / name)
+    elif code.suffix == ".whl" and zipfile.is_zipfile(code):
+        with zipfile.ZipFile(code) as wheel:
+            files = [each for each in wheel.infolist() if not each.is_dir()]
+            sizes = {each.filename: each.file_size for each in files if _may_go(each.filename)}
+            left_out = [each.filename for each in files if each.filename not in sizes]
+            _require_room(code, sizes)
+            wheel.extractall(folder, sizes)
+    else:
+        raise JobError(f"--code {code}: give a folder of Python modules, or a wheel (.whl)")
+    if (folder / "pipeline").exists() or (folder / "pipeline.py").exists():
+        raise JobError(f"--code {code}: its module `pipeline` would hide this package: rename it")
+    if not sizes:
+        raise JobError(f"--code {code}: nothing in it can be sent")
+    some = ", ".join(printable(name) for name in left_out[:_SHOWN])
+    more = f" and {len(left_out) - _SHOWN:,} more" if len(left_out) > _SHOWN else ""
+    log.info(
+        "of %s go along %s, %s%s",
+        *(code, num_of(len(sizes), "file"), num_of(sum(sizes.values()), "byte")),
+        f"; left out: {some}{more}" if left_out else "",
+    )
+    return _digest(folder)
+
+
+def _choose(root: Path) -> tuple[list[str], list[str]]:
+    """Return the files of a folder that are sent, and what is left out, relative to it.
+
+    As Ray does, a `.gitignore` or `.rayignore` counts for its own folder and those below it. Links
+    are left out: what they lead to may lie elsewhere, or be a secret.
+    """
+    chosen, left_out, rules = list[str](), list[str](), dict[str, list[tuple[str, Any]]]()
+    for folder, folders, files in os.walk(root):
+        place = os.path.relpath(folder, root)
+        inherited = rules.get(os.path.dirname(place) if place != "." else "", [])
+        rules[place if place != "." else ""] = mine = inherited + _rules_of(folder)
+        for name in sorted(folders):
+            path = os.path.join(folder, name)
+            if os.path.islink(path) or not _may_go(name) or _is_ignored(f"{path}/", mine):
+                folders.remove(name)
+                left_out.append(os.path.relpath(path, root))
+        folders.sort()
+        for name in sorted(files):
+            path = os.path.join(folder, name)
+            is_file = stat.S_ISREG(os.lstat(path).st_mode)
+            goes = is_file and _may_go(name) and not _is_ignored(path, mine)
+            (chosen if goes else left_out).append(os.path.relpath(path, root))
+    return chosen, [each for each in left_out if os.path.basename(each) not in _IGNORE_FILES]
+
+
+def _rules_of(folder: str) -> list[tuple[str, Any]]:
+    """Return the folder with the patterns of each of its files of them."""
+    from pathspec import GitIgnoreSpec
+
+    found = []
+    for name in _IGNORE_FILES:
+        with contextlib.suppress(FileNotFoundError):
+            lines = Path(folder, name).read_text(errors="replace").splitlines()
+            found.append((folder, GitIgnoreSpec.from_lines(lines)))
+    return found
+
+
+def _is_ignored(path: str, rules: list[tuple[str, Any]]) -> bool:
+    return any(spec.match_file(path[len(folder) + 1 :]) for folder, spec in rules)
+
+
+def _may_go(name: str) -> bool:
+    """Tell whether no part of a name is that of a secret or a cache."""
+    from fnmatch import fnmatch
+
+    parts = name.lower().split("/")
+    return not any(fnmatch(part, pattern.lower()) for part in parts for pattern in _NEVER_SENT)
+
+
+def _require_room(code: Path, sizes: dict[str, int]) -> None:
+    num_bytes = sum(sizes.values())
+    if num_bytes > MAX_CODE_MIB << 20:
+        largest = max(sizes, key=lambda name: sizes[name])
+        raise JobError(
+            f"--code {code}: {num_bytes / 2**20:,.1f} MiB; at most {MAX_CODE_MIB} MiB are sent. "
+            f"The largest file is {printable(largest)} ({sizes[largest] / 2**20:,.1f} MiB): leave "
+            "out data and weights by a .rayignore"
+        )
+
+
+def _digest(folder: Path) -> str:
+    """Return the digest of all files below a folder."""
+    found = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            found.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\0".encode())
+            found.update(path.read_bytes())
+    return found.hexdigest()
