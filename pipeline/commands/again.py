@@ -35,6 +35,11 @@ def prepare_end(date: str | None, ok_exit: str | None = None) -> str:
     return day
 
 
+def prepare_ok_exit(ok_exit: str | None) -> None:
+    """Prepare the last line of a command that nothing goes on from."""
+    prepare_last_lines(None, _codes(ok_exit))
+
+
 def prepare_end_of_dates(to: str | None, ok_exit: str | None) -> str:
     """Prepare the last lines of a command about many dates, and return the last of these.
 
@@ -50,7 +55,7 @@ def prepare_end_of_dates(to: str | None, ok_exit: str | None) -> str:
     from pipeline.operations.jobs import read_date
 
     day = read_date(to).isoformat()
-    command = the_same(sys.argv, day, "--to")
+    command = None if os.environ.get(SUBMITTED) else the_same(sys.argv, day, "--to")
     prepare_last_lines(command, _codes(ok_exit), range(1, InputMissing.exit_code + 1))
     return day
 

@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
+from pipeline.commands.cluster_commands import attach, logs, submit
 from pipeline.commands.command_group import CommandGroup
-from pipeline.commands.job_commands import chaos, doctor, golden, plan, retry, run, submit, tune
+from pipeline.commands.job_commands import chaos, doctor, golden, plan, retry, run, tune
 from pipeline.commands.manifest_command import manifest
 from pipeline.commands.options import (
     IncludeOption,
@@ -105,6 +106,8 @@ _IN_ORDER = (
     gc,
     pull,
     submit,
+    attach,
+    logs,
     manifest,
     schema,
     chaos,

@@ -5,7 +5,6 @@ Nothing heavy is imported before a command runs.
 
 from __future__ import annotations
 
-import functools
 from typing import Annotated
 
 import typer
@@ -196,37 +195,6 @@ def retry(
             owns_process=True,
         )
     show_report(done, as_json=as_json, quiet=quiet)
-
-
-def submit(
-    job: JobFile,
-    address: Annotated[
-        str, typer.Option("--address", envvar="RAY_ADDRESS", help="Job API, http://HOST:8265.")
-    ],
-    date: DateOption = None,
-    set_: SetOption = None,
-    allow_import: AllowImportOption = None,
-    accept: AcceptOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
-    """Run a job on a Ray cluster through its job API; ends with the job's exit code."""
-    from pipeline.operations.submit import submit as hand_over
-
-    code, document = hand_over(
-        job,
-        address,
-        write=functools.partial(typer.echo, nl=False, err=as_json or quiet),
-        date=prepare_end(date),
-        overrides=set_ or (),
-        allow_import=allow_import or (),
-        accept=accept or (),
-        as_json=as_json,
-        quiet=quiet,
-    )
-    if document:
-        typer.echo(document)
-    raise typer.Exit(code)
 
 
 def chaos(

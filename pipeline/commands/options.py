@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 JobFile = Annotated[str, typer.Argument(metavar="JOB", help="Path of the job file (YAML).")]
 
 
-def _refuse_job_file(ctx: typer.Context, uri: str) -> str:
+def refuse_job_file(command: str | None, uri: str) -> str:
     """Refuse a job file where the output belongs, and say where its output is."""
     if not uri.endswith((".yaml", ".yml")) or not os.path.isfile(uri):
         return uri
@@ -33,8 +33,12 @@ def _refuse_job_file(ctx: typer.Context, uri: str) -> str:
     where = "give its sink.uri"
     if isinstance(output, str):
         shown = clean_message(output)
-        where = f"its output is {shown}: pipeline {ctx.info_name} {shown}"
+        where = f"its output is {shown}: pipeline {command} {shown}"
     raise JobError(f"{uri} is a job file; {where}")
+
+
+def _refuse_job_file(ctx: typer.Context, uri: str) -> str:
+    return refuse_job_file(ctx.info_name, uri)
 
 
 def _require_format(name: str) -> str:
@@ -108,6 +112,14 @@ FromOption = Annotated[
 ToOption = Annotated[
     str | None,
     typer.Option("--to", metavar="YYYY-MM-DD", help="The last of them. Of a job: today, UTC."),
+]
+OnlyOption = Annotated[
+    str | None,
+    typer.Option("--only", metavar="[missing|stale|failed|refused]", help="Only such dates."),
+]
+SubmittedForOption = Annotated[
+    str | None,
+    typer.Option("--date", metavar="YYYY-MM-DD", help="Of a job on a cluster: that for this date."),
 ]
 PartitionOption = Annotated[
     str | None, typer.Option("--partition", metavar="KEY=VALUE", help="Which partition.")

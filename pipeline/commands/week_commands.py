@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, TypeGuard
 
 import typer
 
@@ -16,20 +16,30 @@ from pipeline.commands.options import (
     JsonOption,
     LogFormatOption,
     OkExitOption,
-    OutputUri,
+    OnlyOption,
     PartitionOption,
     QuietOption,
     SetOption,
     StorageOption,
+    SubmittedForOption,
     ToOption,
     as_storage_options,
     progress_on_terminal,
+    refuse_job_file,
     show,
 )
+from pipeline.core.errors import JobError
+
+ClusterOption = Annotated[
+    str | None,
+    typer.Option("--address", help="Of submitted jobs: the job API, http://HOST:8265."),
+]
 
 
 def status(
-    sink: Annotated[str, typer.Argument(metavar="URI|JOB", help="The sink's root, or a job file.")],
+    sink: Annotated[
+        str, typer.Argument(metavar="URI|JOB|ID", help="The sink's root, a job file, or an id.")
+    ],
     partition: PartitionOption = None,
     from_: FromOption = None,
     to: ToOption = None,
@@ -39,9 +49,17 @@ def status(
     prometheus: Annotated[
         bool, typer.Option("--prometheus", help="Text for the node exporter, for cron.")
     ] = False,
+    address: ClusterOption = None,
+    date: SubmittedForOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show how partitions are: complete, running, refused, interrupted; of jobs: missing, stale."""
+    if _is_on_cluster(address, date):
+        from pipeline.operations.submitted import status_of_submitted
+
+        jobs = status_of_submitted(sink, address, date)
+        show({"jobs": jobs}, as_json=as_json)
+        return
     from pipeline.operations.status import status as look
 
     found = look(
@@ -65,10 +83,7 @@ def backfill(
         str, typer.Option("--from", metavar="YYYY-MM-DD", help="The first of several dates.")
     ],
     to: ToOption = None,
-    only: Annotated[
-        str | None,
-        typer.Option("--only", metavar="[missing|stale|failed|refused]", help="Only such dates."),
-    ] = None,
+    only: OnlyOption = None,
     newest_first: Annotated[
         bool, typer.Option("--newest-first", help="Begin with the last date.")
     ] = False,
@@ -106,13 +121,37 @@ def backfill(
 
 
 def stop(
-    uri: OutputUri,
+    uri: Annotated[
+        str,
+        typer.Argument(
+            metavar="URI|ID", help="The sink's root, a partition's folder, or an id; see --address."
+        ),
+    ],
     partition: PartitionOption = None,
     storage_options: StorageOption = None,
+    address: ClusterOption = None,
+    date: SubmittedForOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask the run of a partition to stop, wherever it is; it keeps what is done, ends with 6."""
+    """Ask a run or submitted job to stop, wherever it is; it keeps what is done, ends with 6."""
+    if _is_on_cluster(address, date):
+        from pipeline.operations.submitted import stop_submitted
+
+        show(stop_submitted(uri, address, date), as_json=as_json)
+        return
     from pipeline.operations.stop import stop as ask
 
+    refuse_job_file("stop", uri)
     options = as_storage_options(storage_options)
     show(ask(uri, partition=partition, storage_options=options), as_json=as_json)
+
+
+def _is_on_cluster(address: str | None, date: str | None) -> TypeGuard[str]:
+    """Tell whether submitted jobs are meant.
+
+    Raises:
+        JobError: A date is given without the cluster.
+    """
+    if address is None and date is not None:
+        raise JobError("--date is that of a job on a cluster: give --address http://HOST:8265")
+    return address is not None

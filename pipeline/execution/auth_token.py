@@ -40,6 +40,19 @@ def send_token() -> bool:
     return auth_mode(os.environ) == "token"
 
 
+def authorization() -> dict[str, str]:
+    """Return the header that carries the token, as it is now; {} where none is to be sent.
+
+    Ray reads a token once in a process; one that expires is replaced in its file meanwhile.
+    """
+    if auth_mode(os.environ) != "token":
+        return {}
+    token = os.environ.get("RAY_AUTH_TOKEN", "")
+    with contextlib.suppress(OSError):  # Ray says itself that there is none
+        token = token or token_file(os.environ).read_text()
+    return {"Authorization": f"Bearer {token.strip()}"} if token.strip() else {}
+
+
 def refused_token(where: str) -> str:
     """Say that a cluster refuses the token that was sent, or wants one, and what to set.
 

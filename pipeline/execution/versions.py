@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
 import platform
 import re
 import tempfile
@@ -12,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import JobError
+from pipeline.core.printable import clean_message
 from pipeline.execution.private_names import read
+
+log = logging.getLogger(__name__)
 
 _CALLBACKS = "execution_callbacks"
 _CALLS = "max_concurrent_calls_per_actor"
@@ -116,6 +120,22 @@ def require_supported(where: str, version: str) -> None:
     found = re.match(r"(\d+)\.(\d+)", version)
     if found and (int(found[1]), int(found[2])) < tuple(map(int, OLDEST.split("."))):
         raise JobError(f"{where} Ray {version}, and the pipeline needs Ray {OLDEST} or newer")
+
+
+def note_other_version(where: str, version: str) -> None:
+    """Log that a cluster has another minor version of Ray than this process, if so.
+
+    Args:
+        where: The cluster, as the line begins.
+        version: The cluster's, such as `2.60.0`.
+    """
+    import ray
+
+    if version.split(".")[:2] != ray.__version__.split(".")[:2]:
+        log.info(
+            "%s runs Ray %s, and here is Ray %s: the job runs on the cluster's",
+            *(where, clean_message(version), ray.__version__),
+        )
 
 
 def different_versions(message: str) -> str | None:

@@ -40,8 +40,8 @@ def warn_of_local_code(job: Job, job_path: str) -> None:
         file = _file_of(name, Path(job_path).parent)
         if file is not None:
             log.warning(
-                "%s = %r: %s is not sent along with the job: it must be installed on the cluster's "
-                "nodes",
+                "%s = %r: %s is not sent along with the job: give --code, or install it on the "
+                "cluster's nodes",
                 *(field, target, file),
             )
 

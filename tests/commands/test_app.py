@@ -82,8 +82,9 @@ def test_an_option_means_the_same_in_every_command():
     for command in COMMANDS.values():
         for parameter in command.params:
             for option in parameter.opts:
-                # submit has the address of a job API, rollback goes to a version
-                if option.startswith("--") and option not in ("--address", "--to"):
+                # submit has the address of a job API, rollback goes to a version, and attach
+                # follows a job of a date
+                if option.startswith("--") and option not in ("--address", "--to", "--date"):
                     assert seen.setdefault(option, parameter.help) == parameter.help
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import re
 import shlex
 import signal
 import socket
@@ -11,7 +12,6 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import IO
 
 import pytest
@@ -24,8 +24,9 @@ from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import current_manifest
 from pipeline.commit.published.read import read_predictions
 from pipeline.core.errors import GateRefused, InfraError, PipelineError, Stopped
-from pipeline.execution.submit.job import Submission, _exit_code, error_without_document
+from pipeline.execution.submit.job import error_without_document
 from pipeline.execution.submit.output import JobOutput
+from pipeline.execution.submit.submission import Submission
 from pipeline.storage.store import Store
 
 pytestmark = pytest.mark.early
@@ -91,7 +92,8 @@ def test_a_submitted_job_runs_on_the_cluster_and_its_log_comes_while_it_runs(
     assert len(ids) == 15
     assert set(ids) | bad == {str(p.relative_to(photos[0])) for p in photos[0].rglob("*.*")}
     mine = ray_head.jobs()[-1]
-    assert mine["metadata"] == {"job": "photos", "date": DATE}
+    assert re.fullmatch(rf"photos-{PARTITION}-[0-9a-f]{{8}}-a1", mine["submission_id"])
+    assert mine["metadata"].items() > {"job": "photos", "date": DATE}.items()
     variables = {"RAY_JOB_STOP_WAIT_TIME_S", "PIPELINE_SUBMITTED"}
     assert mine["runtime_env"]["env_vars"].keys() == variables
     assert "not-for-the-job-list" not in json.dumps(ray_head.jobs())
@@ -112,24 +114,21 @@ def test_a_refused_gate_comes_back_as_the_exit_code_and_arguments_pass_the_shell
     assert "not_empty" in done.stdout  # without --json the log, with its table, and no document
     assert '"status"' not in done.stdout + done.stderr
     sent = shlex.split(ray_head.jobs()[-1]["entrypoint"])
-    assert sent[-len(arguments) :] in (arguments, arguments[2:] + arguments[:2])
+    assert sent[-len(arguments) - 1 :] == [*arguments[2:], *arguments[:2], "--json"]
     assert current_manifest(Store(str(tmp_path / "out")), Layout(PARTITION)) is None
-
-
-@pytest.mark.parametrize("kind", [PipelineError, *PipelineError.__subclasses__()])
-def test_every_exit_code_of_the_pipeline_comes_back(kind: type[PipelineError]):
-    details = SimpleNamespace(status="FAILED", driver_exit_code=kind.exit_code, message="")
-    assert _exit_code(details, "job") == kind.exit_code
 
 
 def test_what_is_accepted_goes_along_as_it_was_said():
     accept = ['volume=half; $(a) "day"', "constant='all' black"]
-    asked = Submission("job.yaml", dt.date(2026, 11, 24), ["a.b=1"], ["models"], accept)
+    day, sets = dt.date(2026, 11, 24), (["a.b=1"], ["models"], accept)
+    asked = Submission("-x/job.yaml", day, "all", "{}", *sets)
     command = shlex.split(asked.entrypoint)
-    assert command[-4:] == ["--accept", accept[0], "--accept", accept[1]]
-    assert {"--json", "--quiet"}.isdisjoint(command)
-    short = shlex.split(replace(asked, as_json=True, quiet=True).entrypoint)
-    assert set(short) - set(command) == {"--json", "--quiet"}
+    assert command[3:7] == ["run", "./job.yaml", "--date", DATE]
+    assert command[-5:] == ["--accept", accept[0], "--accept", accept[1], "--json"]
+    assert shlex.split(replace(asked, quiet=True).entrypoint) == [*command, "--quiet"]
+    week = replace(asked, last_date=dt.date(2026, 11, 30), only="missing").entrypoint
+    dates = f"./job.yaml --from {DATE} --to 2026-11-30 --only missing --set"
+    assert f" -m pipeline backfill {dates} " in week
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
@@ -138,7 +137,7 @@ def test_the_document_is_taken_out_of_the_log_wherever_the_log_is_cut(size: int,
     first, document = '{"status": "old"}', '{"status": "published", "rows": {"total": 3}}'
     log = f'Running\n{{"not": "ours"}}\n{{broken\n{first}\nerror: x\n{document}{ending}'
     passed: list[str] = []
-    output = JobOutput(passed.append, has_document=True)
+    output = JobOutput(passed.append)
     for start_at in range(0, len(log), size):
         output.add(log[start_at : start_at + size])
     assert output.end() == document
@@ -278,7 +277,7 @@ def test_what_is_wrong_with_the_job_is_said_before_anything_is_sent(
     assert relative.code == 2
     assert "sink.uri = out is relative; submit runs elsewhere" in relative.json["error"]
     assert beside.code == 7  # it may be installed there
-    assert "nets.py is not sent along with the job: it must be installed" in beside.stderr
+    assert "nets.py is not sent along with the job: give --code" in beside.stderr
     for secret in secrets:
         assert secret.code == 2
         assert "as ${env:NAME}" in secret.stderr

@@ -11,9 +11,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline.core.errors import InfraError, JobError
-from pipeline.core.printable import clean_message
-from pipeline.execution.auth_token import refused_token, send_token
-from pipeline.execution.versions import refused_errors, require_supported
+from pipeline.execution.auth_token import authorization, refused_token, send_token
+from pipeline.execution.submit.retrying import one_line, until_answered
+from pipeline.execution.versions import note_other_version, refused_errors, require_supported
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,9 @@ _TALKATIVE = (
 
 def connect_job_api(address: str) -> Any:
     """Return a client of the job API that has seen the cluster answer.
+
+    Its requests are sent again while that may help, with the token as it is by then; where it does
+    not, they raise InfraError, and RuntimeError where the cluster refuses what they ask.
 
     Raises:
         JobError: The address or the token is wrong, the extra `submit` is missing, or the
@@ -48,22 +51,52 @@ def connect_job_api(address: str) -> Any:
         logging.getLogger(name).setLevel(logging.WARNING)
 
     class Client(JobSubmissionClient):  # type: ignore[misc]  # Ray is not typed
-        """Ray's client, which sets no time limits, with limits on every request."""
+        """Ray's client, which sets no time limits and keeps its first token, with both."""
+
+        is_known = False
+        """The cluster has answered before."""
+        where = shown
+
+        def renew_token(self) -> None:
+            """Send the token that is in its file now: it may expire while a job runs."""
+            self._headers.update(authorization())
 
         def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
-            limits = (_CONNECT_S, _ANSWER_S)
-            answer = super()._do_request(method, endpoint, timeout=limits, **options)
+            def ask() -> Any:
+                self.renew_token()
+                limits = (_CONNECT_S, _ANSWER_S)
+                return ask_once(method, endpoint, timeout=limits, **options)
+
+            ask_once = super()._do_request
+            answer = until_answered(ask, shown, is_known=self.is_known)
             if endpoint == "/api/version" and answer.status_code == _OK:
-                require_supported(f"{shown} runs", answer.json().get("ray_version", ""))
+                version = answer.json().get("ray_version", "")
+                require_supported(f"{shown} runs", version)
+                if not self.is_known:
+                    note_other_version(shown, version)
+                self.is_known = True
             return answer
 
     try:
         with _sole_address(address):
-            return Client(address)
+            return Client(address, headers=authorization())
     except refused_errors():
         raise JobError(refused_token(shown)) from None
     except (OSError, RuntimeError, ValueError, KeyError) as error:
-        raise InfraError(f"{shown}: no Ray job API answers: {one_line(_root(error))}") from None
+        raise InfraError(f"{shown}: no Ray job API answers: {one_line(error)}") from None
+
+
+@contextlib.contextmanager
+def refusals_as_ours(what: str) -> Iterator[None]:
+    """Turn what Ray's client raises in the body, if the cluster refuses a request, into InfraError.
+
+    Args:
+        what: Begins the message.
+    """
+    try:
+        yield
+    except (RuntimeError, OSError, ValueError, TypeError) as error:
+        raise InfraError(f"{what}: {one_line(error)}") from None
 
 
 def shown_address(address: str) -> str:
@@ -118,16 +151,3 @@ def _sole_address(address: str) -> Iterator[None]:
         del os.environ[name]
         if saved is not None:
             os.environ[name] = saved
-
-
-def _root(error: BaseException) -> BaseException:
-    """Return what the HTTP client met first: "connection refused" without three wrappers."""
-    while error.__context__ is not None:
-        error = error.__context__
-    return error
-
-
-def one_line(reason: object) -> str:
-    """Return what went wrong as one printable line."""
-    kind = f"{type(reason).__name__}: " if isinstance(reason, ValueError | KeyError) else ""
-    return clean_message(f"{kind}{reason}")

@@ -1,97 +1,109 @@
 """Run a job on a Ray cluster through its job API, as if it ran here.
 
-The cluster gets the job file and this very package, so that both sides run the same code; what
-the package depends on must be installed there. Nothing of this machine's environment goes along:
-all who may list the cluster's jobs see their command, metadata and environment variables, so
-credentials and `${env:NAME}` are those of the cluster's nodes. Paths in the job file are read
+The cluster gets the job file, the user's code and this very package, so that both sides run the
+same code; what they depend on must be installed there. Nothing of this machine's environment goes
+along: all who may list the cluster's jobs see their command, metadata and environment variables,
+so credentials and `${env:NAME}` are those of the cluster's nodes. Paths in the job file are read
 there as well.
 """
 
 from __future__ import annotations
 
-import datetime as dt
-import json
 import logging
-import shlex
-import shutil
-import tempfile
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.core.environment import SUBMITTED
-from pipeline.core.errors import InfraError, InputMissing, JobError, PipelineError, Stopped
-from pipeline.execution.submit.client import connect_job_api, one_line, shown_address
-from pipeline.execution.submit.log_follower import GIVE_UP_S, PAUSE_S, Follower
-from pipeline.execution.versions import refused_errors
-from pipeline.job.reading.yaml_reader import parse_value
+from pipeline.core.errors import InfraError, PipelineError
+from pipeline.execution.submit.attempts import Attempt, attempts_at, key_of
+from pipeline.execution.submit.client import connect_job_api, refusals_as_ours
+from pipeline.execution.submit.code import Package, packed
+from pipeline.execution.submit.log_follower import PAUSE_S, Follower
+from pipeline.execution.submit.retrying import GIVE_UP_S, one_line
+from pipeline.execution.submit.submission import Submission, refuse_secrets
 
 log = logging.getLogger(__name__)
 
 # Ray's 3 s are too short to write a report and to give the lease back.
 _CLUSTER_ENVIRONMENT = {"RAY_JOB_STOP_WAIT_TIME_S": "30", SUBMITTED: "1"}
+_SUBMITTER = "submitter"
+"""In a job's metadata: which submission started it."""
+START_TIMEOUT_S = 120.0
+"""A driver starts within seconds on a head that has room for it."""
+_SAID_AFTER_S = 10.0
 
 
 @dataclass(frozen=True)
-class Submission:
-    """What is to run on a cluster."""
+class Submitted:
+    """A job on a cluster, and how it is."""
 
-    job_path: str
-    """The job file, on this machine."""
-    date: dt.date
-    """The logical date, the value of `${date}`."""
-    overrides: Sequence[str] = ()
-    """`section.field=value` strings."""
-    allow_import: Sequence[str] = ()
-    """Module prefixes that `model.factory` may name."""
-    accept: Sequence[str] = ()
-    """`GATE=REASON` strings."""
-    as_json: bool = False
-    quiet: bool = False
-
-    @property
-    def entrypoint(self) -> str:
-        """Return the command: one line that a shell takes apart into the same arguments."""
-        command = ["python", "-m", "pipeline", "run", "job.yaml", "--date", self.date.isoformat()]
-        command += ["--json"] * self.as_json + ["--quiet"] * self.quiet
-        for override in self.overrides:
-            command += ["--set", override]
-        for prefix in self.allow_import:
-            command += ["--allow-import", prefix]
-        for text in self.accept:
-            command += ["--accept", text]
-        return shlex.join(command)
+    job_id: str
+    exit_code: int | None
+    """None if it goes on."""
 
 
-def submit_job(asked: Submission, address: str, write: Callable[[str], object]) -> int:
-    """Run a job on a cluster, pass its log on, and return its exit code.
+def submit_job(
+    asked: Submission,
+    address: str,
+    write: Callable[[str], object],
+    *,
+    is_done: Callable[[], bool],
+    detaches: bool,
+    start_timeout_s: float,
+) -> Submitted:
+    """Run a job on a cluster unless it runs there already; pass its log on to its end.
 
     Args:
         asked: The job, and how it is to run.
         address: The cluster's job API, `http://HOST:8265` or `https://...`.
         write: Gets the log piece by piece, while the job runs.
+        is_done: Tells whether an attempt that succeeded has left nothing to do.
+        detaches: Return when its driver has started.
+        start_timeout_s: How long it may be without a driver.
 
     Raises:
         JobError: The address or an override cannot be used, or the extra `submit` is missing.
         InfraError: The cluster does not answer, or could not run the job to its end.
     """
-    _refuse_secrets(asked.overrides)
-    client = connect_job_api(address)
-    job_id = f"pipeline-{uuid.uuid4().hex[:12]}"
-    follower = Follower(client, job_id)
-    try:
-        _send(client, job_id, asked)
-        log.info("job %s runs on %s; its log follows", job_id, shown_address(address))
-        return _exit_code(follower.pass_on(write), job_id)
-    except KeyboardInterrupt:
-        # The id is ours, so that even a job whose submission was cut short can be stopped.
-        log.info("stopping job %s on the cluster", job_id)
-        if not _stop(client, job_id):
-            raise
-        return _exit_code(follower.pass_on(write), job_id)
+    refuse_secrets(asked.overrides)
+    client, submitter = connect_job_api(address), uuid.uuid4().hex
+    with packed(asked.job_path, asked.code) as package:
+        decides = [asked.decides, asked.document, package.code_digest]
+        key = key_of(asked.job_name, asked.partition, decides)
+        job_id, is_new = _choose(client, key, is_done, start_timeout_s)
+        follower = Follower(client, job_id)
+        try:
+            if is_new:
+                is_new = _send(client, job_id, asked, package, submitter)
+            how = "submitted to" if is_new else "is there already, this attaches to it:"
+            log.info("job %s: %s %s", job_id, how, client.where)
+            details = wait_for_driver(client, job_id, start_timeout_s, stops=True)
+            if detaches and not details.status.is_terminal():
+                log.info("pipeline attach %s --address %s follows it", job_id, client.where)
+                return Submitted(job_id, None)
+            return Submitted(job_id, exit_code_of(follower.pass_on(write), job_id))
+        except KeyboardInterrupt:
+            # The id is ours, so that even a job whose submission was cut short can be stopped.
+            if not is_new or _submitter_of(client, job_id) != submitter:
+                log.info("job %s goes on; pipeline stop %s ends it", job_id, job_id)
+                raise
+            log.info("stopping job %s on the cluster", job_id)
+            stop_job(client, job_id)
+            return Submitted(job_id, exit_code_of(follower.pass_on(write), job_id))
+
+
+def attach_to(client: Any, job_id: str, write: Callable[[str], object]) -> Submitted:
+    """Pass the log of a job on to its end, and leave it alone.
+
+    Raises:
+        InfraError: The cluster does not answer, or could not run the job to its end.
+    """
+    wait_for_driver(client, job_id, START_TIMEOUT_S, stops=False)
+    return Submitted(job_id, exit_code_of(Follower(client, job_id).pass_on(write), job_id))
 
 
 def error_without_document(code: int) -> PipelineError:
@@ -102,70 +114,107 @@ def error_without_document(code: int) -> PipelineError:
     )
 
 
-def _refuse_secrets(overrides: Sequence[str]) -> None:
-    for override in overrides:
-        name, _, text = override.partition("=")
-        if "storage_options" in name or "storage_options" in json.dumps(parse_value(text)):
-            raise JobError(
-                f"--set {name}: the cluster would show storage_options to everybody who lists its "
-                "jobs; write them in the job file, as ${env:NAME}"
-            )
+def _choose(
+    client: Any, key: str, is_done: Callable[[], bool], start_timeout_s: float
+) -> tuple[str, bool]:
+    """Return the id of the attempt to follow, and whether it is still to be submitted."""
+    attempts = attempts_at(client, key)
+    if not attempts:
+        return f"{key}-a1", True
+    last = attempts[-1]
+    if last.goes_on(start_timeout_s) or (last.exit_code == 0 and is_done()):
+        return last.job_id, False
+    return f"{key}-a{last.number + 1}", True
 
 
-def _send(client: Any, job_id: str, asked: Submission) -> None:
-    with tempfile.TemporaryDirectory(prefix="pipeline-submit-") as folder:
-        shutil.copyfile(asked.job_path, Path(folder) / "job.yaml")
-        try:
+def _send(client: Any, job_id: str, asked: Submission, package: Package, submitter: str) -> bool:
+    """Submit a job; return False if another submission did so at the same moment."""
+    try:
+        with refusals_as_ours(f"job {job_id}: cannot be submitted"):
             client.submit_job(
                 entrypoint=asked.entrypoint,
                 submission_id=job_id,
                 runtime_env={
-                    "working_dir": folder,
+                    "working_dir": str(package.folder),
                     "py_modules": [str(Path(__file__).parents[2])],
                     "env_vars": dict(_CLUSTER_ENVIRONMENT),
                 },
-                metadata={"job": Path(asked.job_path).stem, "date": asked.date.isoformat()},
+                metadata={"job": asked.job_name, "date": asked.dates, _SUBMITTER: submitter},
             )
-        except Exception as error:
-            if not isinstance(error, (OSError, RuntimeError, *refused_errors())):
-                raise
-            raise InfraError(f"job {job_id}: cannot be submitted: {one_line(error)}") from None
-
-
-def _stop(client: Any, job_id: str) -> bool:
-    """Ask the cluster to stop a job; return False if it has no such job.
-
-    Raises:
-        InfraError: The cluster does not answer: the job may go on.
-    """
-    until = time.monotonic() + GIVE_UP_S
-    try:
-        # A job that is only just starting cannot be stopped yet: Ray says no.
-        while not client.stop_job(job_id) and not client.get_job_status(job_id).is_terminal():
-            if time.monotonic() > until:
-                raise InfraError(f"job {job_id}: does not stop; it may go on")
-            time.sleep(PAUSE_S)
-    except RuntimeError:
-        return False
-    except OSError as error:
-        raise InfraError(
-            f"job {job_id}: cannot be stopped, it may go on: {one_line(error)}"
-        ) from None
+    except InfraError:
+        # Also if the answer was lost and it was sent again: Ray takes an id only once.
+        started_by = _submitter_of(client, job_id)
+        if started_by is None:
+            raise
+        return started_by == submitter
     return True
 
 
-def _exit_code(details: Any, job_id: str) -> int:
+def _submitter_of(client: Any, job_id: str) -> str | None:
+    """Return which submission has started a job; None if there is no such job."""
+    try:
+        details = client.get_job_info(job_id)
+    except RuntimeError:
+        return None
+    return str((details.metadata or {}).get(_SUBMITTER))
+
+
+def wait_for_driver(client: Any, job_id: str, timeout_s: float, *, stops: bool) -> Any:
+    """Wait until a job has a driver, or has ended; return Ray's details of it.
+
+    Args:
+        client: Of `connect_job_api`.
+        job_id: Which job.
+        timeout_s: How long it may take.
+        stops: A job that takes longer is told to stop, so that it does not begin later.
+
+    Raises:
+        InfraError: It takes longer; the next submission is another attempt.
+    """
+    began, is_said = time.monotonic(), False
+    while True:
+        with refusals_as_ours(f"job {job_id}"):
+            details = client.get_job_info(job_id)
+        if details.status.value != "PENDING":
+            return details
+        why, waited_s = one_line(details.message or "it has no driver"), time.monotonic() - began
+        if waited_s > timeout_s:
+            if stops:
+                with refusals_as_ours(f"job {job_id}: cannot be stopped"):
+                    client.stop_job(job_id)
+            raise InfraError(f"job {job_id}: pending for {timeout_s:g} s, no driver starts: {why}")
+        if waited_s > _SAID_AFTER_S and not is_said:
+            log.info("job %s: pending, for at most %g s: %s", job_id, timeout_s, why)
+            is_said = True
+        time.sleep(PAUSE_S)
+
+
+def stop_job(client: Any, job_id: str) -> None:
+    """Ask the cluster to stop a job, and wait until it has ended: it writes its report.
+
+    Raises:
+        InfraError: The cluster does not answer, or the job does not end: it may go on.
+    """
+    until = time.monotonic() + GIVE_UP_S
+    with refusals_as_ours(f"job {job_id}: cannot be stopped, it may go on"):
+        # A job that is only just starting cannot be stopped yet: Ray says no.
+        is_asked = False
+        while not client.get_job_status(job_id).is_terminal():
+            is_asked = is_asked or client.stop_job(job_id)
+            if time.monotonic() > until:
+                raise InfraError(f"job {job_id}: does not stop; it may go on")
+            time.sleep(PAUSE_S)
+
+
+def exit_code_of(details: Any, job_id: str) -> int:
     """Return the exit code of an ended job.
 
     Raises:
         InfraError: It ended without one, or by none of the pipeline's own.
     """
-    if details.status == "SUCCEEDED":
-        return 0
-    if details.status == "STOPPED":
-        return Stopped.exit_code
+    code = Attempt(job_id, job_id, 1, details).exit_code
+    if code is not None:
+        return code
     code = details.driver_exit_code
-    if code in range(PipelineError.exit_code, InputMissing.exit_code + 1):
-        return int(code)
     how = "without an exit code" if code is None else f"with exit code {code}"
     raise InfraError(f"job {job_id}: ended {how}: {one_line(details.message)}")

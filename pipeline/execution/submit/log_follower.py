@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -11,12 +12,14 @@ from queue import SimpleQueue
 from typing import Any
 
 from pipeline.core.errors import InfraError
-from pipeline.execution.submit.client import one_line
+from pipeline.execution.submit.client import refusals_as_ours
+from pipeline.execution.submit.retrying import one_line
+
+log = logging.getLogger(__name__)
 
 # A silent log is asked for again after this long: a dead connection looks like a quiet job.
 _SILENCE_S = 60.0
-PAUSE_S = 2.0
-GIVE_UP_S = 120.0
+PAUSE_S = 1.0
 
 
 @dataclass
@@ -37,7 +40,7 @@ class Follower:
         """Write the log until the job has ended; return Ray's details of the job.
 
         Raises:
-            InfraError: The cluster has not answered for a while.
+            InfraError: The cluster has not answered for a while, or no longer knows the job.
         """
         if self._thread is None:
             self._thread = threading.Thread(target=self._follow, name="follow", daemon=True)
@@ -58,32 +61,22 @@ class Follower:
             self._events.put(error)
 
     def _until_the_end(self) -> Any:
-        """Show the log until the job has ended; return what the cluster says of it then.
+        """Show the log until the job has ended, which only the API says.
 
-        Raises:
-            InfraError: The cluster has not answered for `GIVE_UP_S`.
+        The end of a stream says nothing: a proxy that closes it looks like the end of the job.
         """
         from aiohttp import ClientError
 
-        answered = time.monotonic()
         while True:
-            trouble: Exception | None = None
+            with refusals_as_ours(f"job {self.job_id}: the job may go on"):
+                details = self.client.get_job_info(self.job_id)
+            if details.status.is_terminal():
+                self._show_rest()
+                return details
             try:
                 asyncio.run(self._tail())
             except (ClientError, OSError, RuntimeError) as error:
-                trouble = error
-            try:
-                details = self.client.get_job_info(self.job_id)
-                answered = time.monotonic()
-                if details.status.is_terminal():
-                    return details
-            except (OSError, RuntimeError) as error:
-                trouble = error
-            if time.monotonic() - answered > GIVE_UP_S:
-                raise InfraError(
-                    f"job {self.job_id}: the cluster does not answer, the job may go on: "
-                    f"{one_line(trouble)}"
-                )
+                log.debug("job %s: its log broke off: %s", self.job_id, one_line(error))
             time.sleep(PAUSE_S)
 
     async def _tail(self) -> None:
@@ -96,6 +89,18 @@ class Follower:
                 return
             new = piece[to_skip:]
             to_skip -= len(piece) - len(new)
-            if new:
-                self._num_chars += len(new)
-                self._events.put(new)
+            self._show(new)
+
+    def _show_rest(self) -> None:
+        """Put what the log of an ended job has beyond what was shown."""
+        try:
+            whole = self.client.get_job_logs(self.job_id)
+        except (InfraError, RuntimeError) as error:  # as of a node that is gone
+            log.warning("job %s: no end of its log: %s", self.job_id, one_line(error))
+            return
+        self._show(whole[self._num_chars :])
+
+    def _show(self, new: str) -> None:
+        if new:
+            self._num_chars += len(new)
+            self._events.put(new)

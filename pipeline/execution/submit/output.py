@@ -7,20 +7,17 @@ from collections.abc import Callable
 
 
 class JobOutput:
-    """Passes a log on, and keeps the document of a job that was run with `--json`.
+    """Passes a log on line by line, and keeps the document in it.
 
     The cluster's log is one stream: what the job writes to stdout and stderr, and what Ray adds.
     """
 
-    def __init__(self, write: Callable[[str], object], *, has_document: bool) -> None:
-        self._write, self._has_document = write, has_document
+    def __init__(self, write: Callable[[str], object]) -> None:
+        self._write = write
         self._rest, self._document = "", ""
 
     def add(self, text: str) -> None:
         """Take a piece of the log, of whatever length."""
-        if not self._has_document:
-            self._write(text)
-            return
         *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:
             self._add_line(line)
@@ -41,11 +38,11 @@ class JobOutput:
 
 
 def _is_document(line: str) -> bool:
-    """Tell whether a line is the document of a command: an object with `status`."""
+    """Tell whether a line is the document of a run or, with `dates`, of a backfill."""
     if not line.startswith("{"):
         return False
     try:
         document = json.loads(line)
     except (ValueError, RecursionError):
         return False
-    return isinstance(document, dict) and "status" in document
+    return isinstance(document, dict) and not document.keys().isdisjoint(("status", "dates"))

@@ -1,0 +1,134 @@
+"""The commands for jobs on a cluster, through its job API. Thin, as those of jobs."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.commands.again import prepare_end, prepare_end_of_dates, prepare_ok_exit
+from pipeline.commands.options import (
+    AcceptOption,
+    AllowImportOption,
+    DateOption,
+    FromOption,
+    JobFile,
+    JsonOption,
+    OkExitOption,
+    OnlyOption,
+    QuietOption,
+    SetOption,
+    SubmittedForOption,
+    ToOption,
+    show,
+)
+
+if TYPE_CHECKING:
+    from pipeline.operations.submit import ClusterJob
+
+Api = Annotated[
+    str, typer.Option("--address", envvar="RAY_ADDRESS", help="Job API, http://HOST:8265.")
+]
+Target = Annotated[
+    str, typer.Argument(metavar="ID|JOB", help="Of a submitted job; a job file: its newest.")
+]
+
+
+def submit(
+    job: JobFile,
+    address: Api,
+    date: DateOption = None,
+    from_: FromOption = None,
+    to: ToOption = None,
+    only: OnlyOption = None,
+    set_: SetOption = None,
+    allow_import: AllowImportOption = None,
+    accept: AcceptOption = None,
+    code: Annotated[
+        str | None, typer.Option("--code", metavar="PATH", help="Send this folder, or wheel, too.")
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not wait for its end.")] = False,
+    start_timeout_s: Annotated[
+        float, typer.Option("--start-timeout-s", min=1, help="How long it may be pending.")
+    ] = 120,
+    ok_exit: OkExitOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Run a job, or a backfill, on a Ray cluster; ends with its exit code. Twice is once."""
+    from pipeline.operations.submit import submit as hand_over
+
+    if from_ is None:
+        date = prepare_end(date, ok_exit)
+    else:
+        to = prepare_end_of_dates(to, ok_exit)
+    done = hand_over(
+        job,
+        address,
+        write=_to_terminal(as_json=as_json, quiet=quiet),
+        date=date,
+        from_=from_,
+        to=to,
+        only=only,
+        overrides=set_ or (),
+        allow_import=allow_import or (),
+        accept=accept or (),
+        code=code,
+        detach=detach,
+        start_timeout_s=start_timeout_s,
+        needs_document=as_json,
+        quiet=quiet,
+    )
+    _end(done, as_json=as_json, quiet=quiet)
+
+
+def attach(
+    target: Target,
+    address: Api,
+    date: SubmittedForOption = None,
+    ok_exit: OkExitOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Follow a submitted job to its end, and end with its exit code; it is left alone."""
+    from pipeline.operations.attach import attach as follow
+
+    prepare_ok_exit(ok_exit)
+    write = _to_terminal(as_json=as_json, quiet=quiet)
+    done = follow(target, address, write=write, date=date, needs_document=as_json)
+    _end(done, as_json=as_json, quiet=quiet)
+
+
+def logs(
+    target: Target,
+    address: Api,
+    date: SubmittedForOption = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job ends.")] = False,
+) -> None:
+    """Show the log of a submitted job."""
+    from pipeline.operations.logs import logs as read
+
+    read(target, address, write=functools.partial(typer.echo, nl=False), date=date, follow=follow)
+
+
+def _to_terminal(*, as_json: bool, quiet: bool) -> Callable[[str], Any]:
+    """Return where the log of a job goes: not among results that a program reads."""
+    return functools.partial(typer.echo, nl=False, err=as_json or quiet)
+
+
+def _end(done: ClusterJob, *, as_json: bool, quiet: bool) -> None:
+    """Show what is known of a job, and end with its exit code."""
+    document = json.loads(done.document) if done.document else None
+    if done.exit_code is None:
+        show({"job_id": done.job_id, "state": "running"}, as_json=as_json, quiet=quiet)
+    elif document and as_json:
+        typer.echo(done.document)
+    elif document and "dates" in document:
+        from pipeline.operations.backfill import Backfill, DateRun
+
+        dates = tuple(DateRun(**each) for each in document["dates"])
+        show(Backfill(dates).shown(), as_json=False, quiet=quiet)
+    raise typer.Exit(done.exit_code or 0)

@@ -1,0 +1,132 @@
+"""Which job on a cluster a submission is about: the ids of attempts, and those there were.
+
+An id is `JOB-PARTITION-FINGERPRINT-aN`; its fingerprint is of what is submitted, for what is read
+there may not be readable here. Ray takes an id only once, so that of two submissions at the same
+moment one is refused, and finds the other's job.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.errors import InputMissing, JobError, PipelineError, Stopped
+from pipeline.execution.submit.client import refusals_as_ours
+from pipeline.execution.submit.retrying import one_line
+
+_ID = re.compile(r"(?P<key>.+-[0-9a-f]{8})-a(?P<number>[1-9]\d*)")
+_UNSAFE = re.compile(r"[^A-Za-z0-9._=-]+")
+_MAX_CHARS = 80
+"""Of a name within an id, which becomes a file's name."""
+RAN = range(PipelineError.exit_code, InputMissing.exit_code + 1)
+"""Exit codes other than 0 that are the pipeline's own."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A job that was submitted to a cluster."""
+
+    job_id: str
+    key: str
+    """The id without the number of the attempt."""
+    number: int
+    details: Any
+    """What Ray says of it, a `JobDetails`."""
+
+    @property
+    def status(self) -> str:
+        """Return Ray's word for how it is: PENDING, RUNNING, STOPPED, SUCCEEDED, FAILED."""
+        return str(self.details.status.value)
+
+    @property
+    def exit_code(self) -> int | None:
+        """Return the exit code with which it ended; None if it has none, or has not ended."""
+        if self.status == "STOPPED":
+            return Stopped.exit_code
+        code = self.details.driver_exit_code
+        return 0 if self.status == "SUCCEEDED" else int(code) if code in RAN else None
+
+    def goes_on(self, start_timeout_s: float) -> bool:
+        """Tell whether it runs, or will: one that has had no driver for so long never gets one."""
+        waited_s = time.time() - (self.details.start_time or 0) / 1000
+        return self.status == "RUNNING" or (self.status == "PENDING" and waited_s < start_timeout_s)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return how it is, as `pipeline status` shows it."""
+        metadata = self.details.metadata or {}
+        return {
+            "job_id": self.job_id,
+            "state": self.status.lower(),
+            "exit_code": self.exit_code,
+            "date": metadata.get("date"),
+            "started_at": _moment(self.details.start_time),
+            "ended_at": _moment(self.details.end_time),
+            "message": one_line(self.details.message or ""),
+        }
+
+
+def key_of(job_name: str, partition: str, decides: Sequence[str]) -> str:
+    """Return the id of a submission without the number of its attempt.
+
+    Args:
+        job_name: Of the job file.
+        partition: What is written; of a backfill, its dates.
+        decides: All that makes it another submission.
+    """
+    names = [_UNSAFE.sub("-", name)[:_MAX_CHARS] for name in (job_name, partition)]
+    return "-".join([*names, hashlib.sha256("\0".join(decides).encode()).hexdigest()[:8]])
+
+
+def attempts_at(client: Any, key: str) -> list[Attempt]:
+    """Return the attempts of a key that a cluster knows, by their numbers."""
+    found = [each for each in _all_attempts(client) if each.key == key]
+    return sorted(found, key=lambda each: each.number)
+
+
+def find_attempts(client: Any, target: str, date: str | None = None) -> list[Attempt]:
+    """Return the submissions that someone means, oldest first.
+
+    Args:
+        client: Of `connect_job_api`.
+        target: The id of a job, or the path of a job file.
+        date: Of a job file: only submissions for it, as they were given.
+
+    Raises:
+        JobError: There is none.
+    """
+    found, is_id = _all_attempts(client), _ID.fullmatch(target)
+    if is_id:
+        chosen = [each for each in found if each.job_id == target]
+    else:
+        wanted = {"job": Path(target).stem, **({"date": date} if date else {})}
+        chosen = [each for each in found if wanted.items() <= (each.details.metadata or {}).items()]
+    if not chosen:
+        what = f"job {target}" if is_id else f"job of {target}" + (f" for {date}" if date else "")
+        raise JobError(f"{client.where}: no {what} was submitted there")
+    return sorted(chosen, key=lambda each: each.details.start_time or 0)
+
+
+def find_newest(client: Any, target: str, date: str | None = None) -> Attempt:
+    """Return the newest of `find_attempts`, one that goes on before those that have ended."""
+    found = find_attempts(client, target, date)
+    return sorted(found, key=lambda each: not each.details.status.is_terminal())[-1]
+
+
+def _all_attempts(client: Any) -> list[Attempt]:
+    with refusals_as_ours(f"{client.where}: its jobs cannot be listed"):
+        jobs = client.list_jobs()
+    named = [(job, _ID.fullmatch(job.submission_id or "")) for job in jobs]
+    return [
+        Attempt(match[0], match["key"], int(match["number"]), job) for job, match in named if match
+    ]
+
+
+def _moment(milliseconds: int | None) -> str | None:
+    if not milliseconds:
+        return None
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(milliseconds / 1000))

@@ -1,0 +1,92 @@
+"""What is to run on a cluster: a run or a backfill, as the command that does it there."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.core.errors import JobError
+from pipeline.job.reading.yaml_reader import parse_value
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What is to run on a cluster."""
+
+    job_path: str
+    """The job file, on this machine."""
+    date: dt.date
+    """The logical date, the value of `${date}`; of a backfill the first one."""
+    partition: str
+    """What it writes."""
+    document: str
+    """The job as it was read, for its fingerprint."""
+    overrides: Sequence[str] = ()
+    """`section.field=value` strings."""
+    allow_import: Sequence[str] = ()
+    """Module prefixes that `model.factory` may name."""
+    accept: Sequence[str] = ()
+    """`GATE=REASON` strings."""
+    quiet: bool = False
+    last_date: dt.date | None = None
+    """Of a backfill: one job does all its dates."""
+    only: str | None = None
+    """Of a backfill, as its command has it."""
+    code: str | None = None
+    """The user's own code, on this machine: a folder or a wheel."""
+
+    @property
+    def job_name(self) -> str:
+        """Return the name of the job file."""
+        return Path(self.job_path).stem
+
+    @property
+    def dates(self) -> str:
+        """Return what it is for, as people read it."""
+        return f"{self.date}-to-{self.last_date}" if self.last_date else f"{self.date}"
+
+    @property
+    def decides(self) -> str:
+        """Return the command without what changes only what is shown."""
+        command = ["python", "-m", "pipeline"]
+        job_file = f"./{Path(self.job_path).name}"
+        if self.last_date is None:
+            command += ["run", job_file, "--date", f"{self.date}"]
+        else:
+            command += ["backfill", job_file, "--from", f"{self.date}", "--to", f"{self.last_date}"]
+        command += ["--only", self.only] if self.only else []
+        for option, values in (
+            ("--set", self.overrides),
+            ("--allow-import", self.allow_import),
+            ("--accept", self.accept),
+        ):
+            for value in values:
+                command += [option, value]
+        return shlex.join(command)
+
+    @property
+    def entrypoint(self) -> str:
+        """Return the command: one line that a shell takes apart into the same arguments.
+
+        Always with `--json`: who attaches may want the document.
+        """
+        return f"{self.decides} --json{' --quiet' * self.quiet}"
+
+
+def refuse_secrets(overrides: Sequence[str]) -> None:
+    """Refuse overrides that the cluster would show to all who list its jobs.
+
+    Raises:
+        JobError: One is about storage options.
+    """
+    for override in overrides:
+        name, _, text = override.partition("=")
+        if "storage_options" in name or "storage_options" in json.dumps(parse_value(text)):
+            raise JobError(
+                f"--set {name}: the cluster would show storage_options to everybody who lists its "
+                "jobs; write them in the job file, as ${env:NAME}"
+            )

@@ -1,0 +1,318 @@
+"""Jobs on a cluster between shells: submitted once, found again, stopped, through a bad proxy.
+
+A real Ray head with a token, and a real proxy before it. Where only Ray's side of a job counts, the
+job is a line of shell.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+from support.runs.checkout import PYTHONPATH
+from support.runs.cli import Result, pipeline, start, write_job
+from support.servers.faultproxy import (
+    CLOSE,
+    DROP,
+    ERROR_BODY,
+    RESET_AFTER,
+    RESET_BEFORE,
+    TRUNCATE,
+    UNAUTHORIZED,
+    UNAVAILABLE,
+    FaultProxy,
+    Rule,
+)
+from support.servers.rayhead import RayHead
+
+from pipeline.commands.demo.photos import build_images
+from pipeline.core.errors import JobError
+from pipeline.execution.submit.attempts import find_attempts, find_newest
+from pipeline.execution.submit.client import connect_job_api
+from pipeline.execution.submit.job import attach_to
+
+pytestmark = [pytest.mark.slow, pytest.mark.early]
+
+DATE = "2026-11-24"
+WAIT_S = 120
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    build_images(tmp_path / "photos", 16, seed=3, num_bad=1)
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def trusted(ray_head: RayHead, monkeypatch: pytest.MonkeyPatch) -> RayHead:
+    """The head, which this process is let in by as well."""
+    monkeypatch.setenv("RAY_AUTH_TOKEN", ray_head.secret["RAY_AUTH_TOKEN"])
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    return ray_head
+
+
+SLOW_NETS = """
+import time
+from models import Colours
+
+class Slow(Colours):
+    def forward(self, x):
+        time.sleep(1.0 * len(x))
+        return super().forward(x)
+
+net = Slow
+"""
+
+
+class Night:
+    """A job over photos, and the commands about it, as from a shell that knows the cluster."""
+
+    def __init__(self, head: RayHead, photos: Path, folder: Path, url: str | None = None) -> None:
+        source = {"uri": str(photos), "format": "images"}
+        self.job = write_job(
+            folder / "nightly.yaml", source, str(folder / "out"), run={"slice_rows": 4}
+        )
+        self.address = ("--address", url or head.url)
+        self.env = {**head.secret, "PYTHONUNBUFFERED": "1"}
+        self.arguments = ("submit", self.job, *self.address, "--date", DATE)
+        self.allowed = ("--allow-import", "models")
+
+    def submit(self, *more: str) -> Result:
+        return pipeline(*self.arguments, *self.allowed, *more, env=self.env)
+
+    def ask(self, command: str, *more: str) -> Result:
+        return pipeline(command, *more, *self.address, env=self.env)
+
+    @staticmethod
+    def id_of(text: str) -> str:
+        found = re.search(rf"nightly-date={DATE}-[0-9a-f]{{8}}-a\d+", text)
+        assert found, text
+        return found[0]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < until, "it does not come"
+        time.sleep(0.1)
+
+
+def start_line(head: RayHead, shell: str, name: str) -> str:
+    """Submit a line of shell to the cluster, by Ray's own client, under an id of ours."""
+    client = connect_job_api(head.url)
+    metadata = {"job": name, "date": DATE}
+    job_id: str = client.submit_job(
+        entrypoint=shell, submission_id=f"{name}-{DATE}-12345678-a1", metadata=metadata
+    )
+    return job_id
+
+
+def test_a_night_is_submitted_watched_stopped_submitted_again_and_done(
+    ray_head: RayHead, photos: Path, tmp_path: Path
+):
+    night = Night(ray_head, photos, tmp_path)
+    (code := tmp_path / "code").mkdir()
+    (code / "slow_nets.py").write_text(SLOW_NETS)
+    (code / ".env").write_text("PASSWORD=hunter2")
+    night.env["PYTHONPATH"] = f"{PYTHONPATH}{os.pathsep}{code}"  # of this shell, not of the head
+    slow = ("--code", str(code), "--set", "model.factory=slow_nets:net")
+    slow += ("--allow-import", "slow_nets", "--json")
+    first = night.submit("--detach", *slow)
+    assert first.code == 0, first.stderr
+    job_id = first.json["job_id"]
+    assert first.json == {"job_id": job_id, "state": "running"}
+    assert f"pipeline attach {job_id} --address {ray_head.url}" in first.stderr
+    assert f"of {code} go along 1 file, {len(SLOW_NETS)} bytes; left out: .env" in first.stderr
+
+    watching = start("attach", job_id, *night.address, "--json", env=night.env)
+    again = night.submit("--detach", *slow)  # pressed twice
+    assert again.json == first.json, again.stderr
+    seen = night.ask("status", job_id, "--json").json["jobs"]
+    assert [(each["job_id"], each["state"]) for each in seen] == [(job_id, "running")]
+    stopped = night.ask("stop", night.job, "--date", DATE, "--json")
+    assert stopped.code == 0, stopped.stderr
+    assert (stopped.json["state"], stopped.json["exit_code"]) == ("stopped", 6)
+    stdout, stderr = watching.communicate(timeout=WAIT_S)
+    assert watching.returncode == 6, stdout + stderr
+    assert json.loads(stdout)["exit_code"] == 6
+
+    done = night.submit(*slow)
+    assert done.code == 0, done.stderr
+    assert done.json["rows"]["predicted"] == 15
+    second = job_id[:-1] + "2"
+    assert second in done.stderr
+    log = night.ask("logs", "-f", second)
+    assert log.code == 0
+    assert "published; 16 rows = 15 predicted + 1 quarantined" in " ".join(log.stdout.split())
+    assert '{"status"' not in log.stdout
+
+    finished = night.submit(*slow)  # which starts nothing
+    assert (finished.code, finished.json) == (0, done.json), finished.stderr
+    shown = night.ask("status", night.job, "--json").json["jobs"]
+    mine = [each for each in shown if each["job_id"][:-1] == job_id[:-1]]
+    ends = [(each["state"], each["exit_code"]) for each in mine]
+    assert ends == [("succeeded", 0), ("stopped", 6)]
+
+    build_images(photos / "late", 1, seed=9, num_bad=0)  # the same command now has more to do
+    late = night.submit(*slow)
+    assert late.code == 0, late.stderr
+    assert late.json["rows"]["predicted"] == 16
+    assert job_id[:-1] + "3" in late.stderr
+
+
+def test_two_submissions_at_the_same_moment_are_one_job_through_a_bad_proxy(
+    ray_head: RayHead, photos: Path, tmp_path: Path
+):
+    submits = {"method": "POST", "path": "/api/jobs/$"}
+    rules = [
+        Rule(RESET_AFTER, **submits),  # it is submitted, and the answer is lost
+        Rule(RESET_BEFORE, method="GET", path="/api/version", first=1, last=2),
+        Rule(UNAVAILABLE, method="GET", first=4, last=6),
+        Rule(TRUNCATE, method="GET", path="/api/jobs/", first=2, last=2),
+        Rule(ERROR_BODY, method="GET", path="/api/jobs/[^/]+$", first=3, last=4),
+        Rule(f"{CLOSE}:1", method="GET", path="/logs/tail", first=1, last=1),
+        Rule(f"{DROP}:2", method="GET", path="/logs/tail", first=2, last=2),
+    ]
+    with FaultProxy(ray_head.url, *rules) as proxy:
+        night = Night(ray_head, photos, tmp_path, proxy.url)
+        num_before = len(ray_head.jobs())
+        both = [start(*night.arguments, *night.allowed, "--json", env=night.env) for _ in range(2)]
+        ends = [(*each.communicate(timeout=2 * WAIT_S), each.returncode) for each in both]
+    for stdout, stderr, code in ends:
+        assert code == 0, stdout + stderr
+        assert json.loads(stdout)["rows"]["predicted"] == 15
+        assert stderr.count("published; 16") <= 1
+    assert len({Night.id_of(stderr) for _, stderr, _ in ends}) == 1
+    assert len(ray_head.jobs()) == num_before + 1
+    assert {rule.action for rule in rules} <= {action for _, _, action in proxy.requests}
+
+
+@pytest.mark.parametrize("action", [CLOSE, DROP])
+def test_no_line_of_a_log_is_lost_or_shown_twice(action: str, trusted: RayHead, tmp_path: Path):
+    goes_on = tmp_path / "goes_on"
+    shell = "for i in $(seq 0 59); do echo line $i; done; "
+    shell += f"while [ ! -e {goes_on} ]; do sleep 0.1; done; echo line 60; exit 3"
+    job_id = start_line(trusted, shell, f"count-{action}")
+    rules = [Rule(f"{action}:{num}", method="GET", path="/logs/tail") for num in (1, 2, 1, 3)]
+    seen: list[str] = []
+    with FaultProxy(trusted.url, *rules) as proxy:
+        last = rules[-1].action
+        proxy.on_fault = lambda taken: goes_on.touch() if taken == last else None
+        done = attach_to(connect_job_api(proxy.url), job_id, seen.append)
+    lines = [line for line in "".join(seen).splitlines() if line.startswith("line ")]
+    assert lines == [f"line {number}" for number in range(61)]
+    assert done.exit_code == 3
+    assert [taken for _, _, taken in proxy.requests if taken.startswith(action)] == [
+        rule.action for rule in rules
+    ]
+
+
+def test_a_token_that_expires_is_read_again(
+    trusted: RayHead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    token = trusted.secret["RAY_AUTH_TOKEN"].encode()
+    names = {"first": token, "second": token}
+    job_id = start_line(trusted, "for i in 1 2 3 4 5 6 7 8; do echo $i; sleep 0.5; done", "expires")
+    file = tmp_path / "token"
+    file.write_text("first\n")
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(file))
+    expired = Rule(UNAUTHORIZED, method="GET", head="bearer first", first=1, last=10**9)
+    seen: list[str] = []
+    with FaultProxy(trusted.url) as proxy:
+        # A gateway with short-lived tokens of its own.
+        proxy.edit_head = lambda head: re.sub(
+            rb"Bearer (first|second)", lambda found: b"Bearer " + names[found[1].decode()], head
+        )
+        client = connect_job_api(proxy.url)
+
+        def write(piece: str) -> None:
+            seen.append(piece)
+            proxy.rules = (expired, Rule(f"{CLOSE}:0", method="GET", path="/logs/tail", last=1))
+
+        proxy.on_fault = lambda action: file.write_text(
+            "second" if action == UNAUTHORIZED else file.read_text()
+        )
+        proxy.rules = (Rule(f"{CLOSE}:1", method="GET", path="/logs/tail"),)
+        done = attach_to(client, job_id, write)
+    assert done.exit_code == 0
+    assert [line for line in "".join(seen).splitlines() if line.isdigit()] == [*"12345678"]
+    assert UNAUTHORIZED in {action for _, _, action in proxy.requests}
+
+
+def test_a_job_without_a_driver_is_given_up_and_the_next_submission_is_another_attempt(
+    ray_head: RayHead, photos: Path, tmp_path: Path
+):
+    night = Night(ray_head, photos, tmp_path)
+    (agent,) = [p for p in ray_head.processes() if "runtime_env/agent/main.py" in cmdline(p)]
+    agent.suspend()  # what sets up the job's folder and package
+    try:
+        done = night.submit("--start-timeout-s", "12", "--json")
+    finally:
+        agent.resume()
+    assert done.code == 7, done.stdout + done.stderr
+    assert "pending for 12 s, no driver starts: Job has not started yet" in done.json["error"]
+    assert "runtime environment" in done.json["error"]
+    assert "pending, for at most 12 s" in done.stderr
+    first = Night.id_of(done.stderr)
+    wait_for(lambda: ray_head.jobs()[-1]["status"] in ("STOPPED", "FAILED"))
+    assert ray_head.jobs()[-1]["submission_id"] == first
+    again = night.submit("--json", "--start-timeout-s", "12")
+    assert again.code == 0, again.stderr
+    assert Night.id_of(again.stderr) == f"{first[:-1]}2"
+
+
+def cmdline(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def test_a_backfill_is_one_job_for_all_dates(ray_head: RayHead, photos: Path, tmp_path: Path):
+    night = Night(ray_head, photos, tmp_path)
+    num_before = len(ray_head.jobs())
+    dates = ("--from", "2026-11-23", "--to", DATE)
+    command = ("submit", night.job, *night.address, *dates, *night.allowed)
+    done = pipeline(*command, "--json", env=night.env)
+    assert done.code == 0, done.stdout + done.stderr
+    assert [each["outcome"] for each in done.json["dates"]] == ["published", "published"]
+    assert len(ray_head.jobs()) == num_before + 1
+    again = pipeline(*command, env=night.env)
+    assert again.code == 0, again.stderr
+    assert len(ray_head.jobs()) == num_before + 1  # all is there
+    assert "2026-11-23" in again.stdout
+    assert f"nightly-2026-11-23-to-{DATE}-" in again.stderr
+
+
+def test_another_ray_on_the_cluster_is_said_in_one_line(
+    trusted: RayHead, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.INFO)
+    here = ray.__version__.encode()
+    other = re.sub(rb"\.\d\d\.", b".99.", here)
+    with FaultProxy(trusted.url) as proxy:
+        proxy.edit_answer = lambda answer: answer.replace(
+            b'"ray_version": "' + here, b'"ray_version": "' + other
+        )
+        client = connect_job_api(proxy.url)
+        assert client.list_jobs() is not None
+    (line,) = [each for each in caplog.messages if "and here is Ray" in each]
+    assert line.startswith(f"{proxy.url} runs Ray {other.decode()}, and here is Ray")
+
+
+def test_who_is_not_there_is_named(trusted: RayHead):
+    client = connect_job_api(trusted.url)
+    for target, words in (("none-x-12345678-a1", "no job none-x"), ("j/none.yaml", "no job of j/")):
+        with pytest.raises(JobError, match=words):
+            find_newest(client, target)
+    with pytest.raises(JobError, match=r"for 2026-11-25 was submitted"):
+        find_attempts(client, "none.yaml", "2026-11-25")
