@@ -33,7 +33,7 @@ class Carried(Gate):
             return skipped(name, "nothing was carried")
         if not compared:
             why = f"none of {figures.num_carried} carried rows could be predicted again"
-            return apply_mode(name, mode, "warn", None, 100.0, why)
+            return GateResult(name, "warn", None, 100.0, why)
         differing = figures.differing
         agreed = compared - len(differing)
         message = f"{agreed} of {compared} carried rows agree when they are predicted again"

@@ -595,3 +595,8 @@ def test_texts_that_were_cut_warn_above_their_limit(cut: int, num_rows: int, sta
     figures = Figures(1000, 1000, 0, 4, num_tokenised=num_rows, num_truncated=cut)
     found = {result.name: result for result in judge(Gates(), figures, Past())}
     assert found["max_truncated_pct"].status == status
+
+
+def test_chance_never_lifts_a_limit_above_all_rows():
+    facts: dict[str, object] = {"is_sample": True}
+    assert results_of(9, 10, facts=facts, max_error_pct=99.0)["max_error_pct"].limit == 100.0

@@ -105,6 +105,7 @@ ANSWERS: list[tuple[BaseException, type[PipelineError], str]] = [
     *((answered("Odd", status), TransientError, "answered Odd") for status in (408, 409, 412, 429)),
     *((answered("Odd", status), TransientError, "answered Odd") for status in (301, 500, 503)),
     (ClientError({"ResponseMetadata": {"HTTPStatusCode": 301}}, "x"), JobError, "wrong region"),
+    (ClientError({"Error": {"Code": "NoSuchBucket"}}, "x"), JobError, "no such bucket"),
     (answered("", 503), TransientError, "the store answered 503; run again later"),
     (answered("ThrottlingException", 400), TransientError, "answered ThrottlingException"),
     (answered("SlowDownRead", 400), TransientError, "answered SlowDownRead"),
