@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pipeline.core import errors
     from pipeline.job.job import Job
     from pipeline.operations.backfill import backfill
+    from pipeline.operations.history import history
     from pipeline.operations.jobs import load_job
     from pipeline.operations.maintenance import gc, rollback
     from pipeline.operations.outputs import verify
@@ -34,6 +35,7 @@ __all__ = [
     "backfill",
     "errors",
     "gc",
+    "history",
     "load_job",
     "plan",
     "retry",
@@ -51,6 +53,7 @@ _HOMES = {
     "backfill": "pipeline.operations.backfill",
     "errors": "pipeline.core.errors",
     "gc": "pipeline.operations.maintenance",
+    "history": "pipeline.operations.history",
     "load_job": "pipeline.operations.jobs",
     "plan": "pipeline.operations.plan",
     "retry": "pipeline.operations.retry",

@@ -16,7 +16,7 @@ import pipeline
 from pipeline.core.errors import JobError
 
 FUNCTIONS = {
-    *("backfill", "gc", "load_job", "plan", "retry", "rollback", "run"),
+    *("backfill", "gc", "history", "load_job", "plan", "retry", "rollback", "run"),
     *("status", "stop", "tune", "verify"),
 }
 TYPES = {"Job", "Report"}

@@ -84,6 +84,9 @@ class Manifest:
     `sha256` of its meta.json; {} if it has none."""
     carried: dict[str, Any] = field(default_factory=dict)
     """What was carried over, as the report's section `carried`; {} if nothing was."""
+    speed: dict[str, Any] = field(default_factory=dict)
+    """JSON form of `figures.speed.Speed`, with which later runs are compared; {} if the run
+    computed nothing, and in older manifests."""
     version: int = MANIFEST_VERSION
 
     @property

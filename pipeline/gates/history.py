@@ -13,11 +13,28 @@ from functools import partial
 from pipeline.commit.layout import Layout, earlier_names
 from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.core.figures.histograms import Distribution
+from pipeline.core.figures.speed import Speed
 from pipeline.storage.store import Store
 
 NOTHING_EARLIER = "there is nothing earlier to compare with; this partition is recorded"
 _LOOKED_AT = 32
 _THREADS = 8
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What the manifest of an earlier partition says of its rows."""
+
+    num_rows: int
+    num_quarantined: int
+    speed: Speed | None = None
+    """Of the run that published it; None if that computed nothing, or did not say it."""
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Earlier:
+        """Return what a manifest says."""
+        speed = Speed.from_dict(manifest.speed)
+        return cls(manifest.num_rows, manifest.num_quarantined, speed)
 
 
 @dataclass(frozen=True)
@@ -30,6 +47,8 @@ class Past:
     """Of the last earlier partition that has one, otherwise of the version that is replaced."""
     basis: str = ""
     """Which partition or version that is; empty for none."""
+    earlier: tuple[Earlier, ...] = ()
+    """The earlier partitions, the newest first, at most 32."""
 
 
 def look_back(store: Store, layout: Layout, base: Manifest | None, num_partitions: int) -> Past:
@@ -39,7 +58,7 @@ def look_back(store: Store, layout: Layout, base: Manifest | None, num_partition
         store: The output.
         layout: The partition that is to be published.
         base: What of it is published now.
-        num_partitions: How many of them to count.
+        num_partitions: How many of them `rows` counts.
 
     Raises:
         PipelineError: A manifest cannot be read.
@@ -47,12 +66,13 @@ def look_back(store: Store, layout: Layout, base: Manifest | None, num_partition
     names = earlier_names(layout.name, store.list_folders("_control"))[:_LOOKED_AT]
     with ThreadPoolExecutor(_THREADS) as pool:
         found = pool.map(partial(current_manifest, store), map(Layout, names))
-        earlier = [manifest for manifest in found if manifest is not None][:num_partitions]
-    candidates = [(manifest, manifest.partition) for manifest in earlier]
+        published = [manifest for manifest in found if manifest is not None]
+    earlier = tuple(map(Earlier.of, published))
+    candidates = [(manifest, manifest.partition) for manifest in published[:num_partitions]]
     if base is not None:
         candidates.append((base, f"version {base.number}"))
-    rows = tuple(manifest.num_rows for manifest in earlier)
+    rows = tuple(each.num_rows for each in earlier[:num_partitions])
     for manifest, basis in candidates:
         if manifest.distribution:
-            return Past(rows, Distribution.from_dict(manifest.distribution), basis)
-    return Past(rows)
+            return Past(rows, Distribution.from_dict(manifest.distribution), basis, earlier)
+    return Past(rows, earlier=earlier)

@@ -23,7 +23,7 @@ def gates_of(section: Gates) -> list[Gate]:
     Raises:
         JobError: One of those is not installed here, or broken.
     """
-    return [get(GATES, name) for name in (*built_in(GATES), *section.options)]
+    return [get(GATES, name) for name in dict.fromkeys((*built_in(GATES), *section.options))]
 
 
 def needs_of(section: Gates) -> set[Need]:

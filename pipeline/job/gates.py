@@ -140,8 +140,8 @@ class Gates(Section):
     golden: Golden | None = None
     """Rows whose predictions are known, compared on every actor before it starts."""
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Gates of installed packages (entry points `pipeline.gates`) by name, each with what it asks
-    for; `{}` if that is nothing."""
+    """`regression`, and gates of installed packages (entry points `pipeline.gates`), by name, each
+    with what it asks for; `{}` if that is nothing."""
 
     @field_validator("max_reason_pct")
     @classmethod
@@ -156,9 +156,9 @@ class Gates(Section):
     @classmethod
     def _known_gates(cls, options: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         for name, values in options.items():
-            if name in registry.built_in(registry.GATES):
-                raise ValueError(f"{name} has fields of its own in this section")
             kind = registered(registry.GATES, name).Options
+            if kind is cls:
+                raise ValueError(f"{name} has fields of its own in this section")
             check_options(kind, values, name, f"gate {name!r}")
         return options
 

@@ -6,6 +6,8 @@ Nothing here touches storage, Ray or torch: a job is a frozen value that everybo
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Collection, Sequence
+from statistics import fmean
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -16,7 +18,7 @@ from pipeline.job.extensions import check_options, registered
 from pipeline.job.gates import Gates
 from pipeline.job.metrics import Metrics
 from pipeline.job.model import Model
-from pipeline.job.section import PositiveInt, Section
+from pipeline.job.section import NotNegative, PositiveInt, Section
 from pipeline.job.source import Source
 from pipeline.job.text import Text
 from pipeline.job.transform import Transform
@@ -159,8 +161,23 @@ class Run(Section):
     pass-through columns are always those of the new input."""
     reuse_max_age_days: Annotated[float, Field(gt=0)] = 30.0
     """Predictions that are older are computed again."""
-    price_per_node_hour: Annotated[float, Field(ge=0)] | None = None
-    """Price of one node for one hour; the report then says what a million rows cost."""
+    price_per_node_hour: NotNegative | dict[str, NotNegative] | None = None
+    """Price of one node for one hour; the report then says what a million rows cost. Of several
+    kinds of nodes a price for each, by the value of any label that Ray has of a node: its group
+    (the type in cluster.yaml), accelerator, or an instance type (`{head: 0.1, gpu: 0.8}`)."""
+
+    def price_of(self, nodes: Sequence[Collection[str]]) -> float | None:
+        """Return the price of one node for one hour, the mean if nodes differ; None if unknown.
+
+        Args:
+            nodes: The values of the labels of each node.
+        """
+        price = self.price_per_node_hour
+        if not isinstance(price, dict):
+            return price
+        of_nodes = [next((price[x] for x in labels if x in price), None) for labels in nodes]
+        known = [each for each in of_nodes if each is not None]
+        return fmean(known) if known and len(known) == len(of_nodes) else None
 
     @field_validator("deadline")
     @classmethod

@@ -190,7 +190,9 @@ def _estimate(
     name = Layout(job.sink.partition).name
     past = find_past_run(store, name, wanted.fits)
     past = past or find_past_run(store, name, wanted.fits_unfinished)
-    price, is_published = job.run.price_per_node_hour, step["a_run_would"] == _NOTHING
+    price, is_published = job.run.price_of(()), step["a_run_would"] == _NOTHING
+    if price is None and past is not None and job.run.price_per_node_hour:
+        price = past.price_per_node_hour  # of nodes as that run had them
     found = estimate(past, step["rows_left"], plan.num_rows, price, is_published=is_published)
     return asdict(found)
 

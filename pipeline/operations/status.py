@@ -55,7 +55,7 @@ def status(
     store, found = locate(os.fspath(sink), dict(storage_options or {}))  # type: ignore[arg-type]
     if partition is None and found is not None and found.partition:
         partition = found.name
-    first, last = _bound(from_), _bound(to)
+    first, last = bound_of(from_), bound_of(to)
     rows = survey(store, None if partition is None else [partition])
     if not rows:
         raise JobError(f"{store.url('')}: no run has worked on anything there")
@@ -63,7 +63,12 @@ def status(
     return Status(store.url(""), chosen)
 
 
-def _bound(given: Date) -> str:
+def bound_of(given: Date) -> str:
+    """Return a date or number as partitions have it; '' for None.
+
+    Raises:
+        JobError: It is neither.
+    """
     text = "" if given is None else str(given)
     if text and not partition_order(f"={text}")[0]:
         raise JobError(f"{text}: write a date or a number, as partitions have it")

@@ -45,6 +45,8 @@ class Hardware:
     node_gpus: tuple[float, ...] = ()
     num_without_cpus: int = 0
     """Running nodes beside `num_nodes`: they compute nothing, but cost as much."""
+    node_labels: tuple[frozenset[str], ...] = ()
+    """The values of Ray's labels of each running node, those without CPUs included."""
 
     @property
     def is_one_machine(self) -> bool:

@@ -1,4 +1,4 @@
-"""Reports of earlier runs: load one, find a comparable one, say which stages became slower.
+"""Reports of earlier runs: load some, find a comparable one, say which stages became slower.
 
 Reads few of the stored reports, and writes nothing.
 """
@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline.commit.layout import Layout
+from pipeline.commit.layout import Layout, partition_order
 from pipeline.commit.published.read import locate
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.job.model import AUTO
@@ -32,6 +32,7 @@ MIN_BUSY_S = 1.0
 _ENDED = (("published", 0), ("refused", 3))
 _NEWEST_PARTITIONS = 16
 _NEWEST_RUNS = 16
+"""In all; also the most of one partition."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,42 @@ def _newest_reports(store: Store, partition: str) -> Iterator[Report]:
     looked_at = {*names[-_NEWEST_PARTITIONS:], *({partition} & {*names})}
     runs = [(run, name) for name in looked_at for run in store.list_folders(f"reports/{name}")]
     newest = sorted(runs, reverse=True)[:_NEWEST_RUNS]
-    paths = [Layout.named(name).report(run, "report.json") for run, name in newest]
+    yield from _read(store, [Layout.named(name).report(run, "report.json") for run, name in newest])
+
+
+def read_reports(
+    store: Store, is_wanted: Callable[[str], bool], num_partitions: int
+) -> list[Report]:
+    """Read the newest reports of the last partitions by date or number, at most 16 of each.
+
+    One listing, and a request for each report.
+
+    Args:
+        store: The output.
+        is_wanted: Judges the name of a partition.
+        num_partitions: The most partitions.
+    """
+    runs: dict[str, list[str]] = {}
+    for file in store.list_files("reports"):
+        folder = PurePosixPath(file.path).parent
+        if file.path.endswith("/report.json") and is_wanted(folder.parent.name):
+            runs.setdefault(folder.parent.name, []).append(file.path)
+    last = sorted(runs, key=partition_order)[-num_partitions:]
+    paths = [path for name in last for path in sorted(runs[name])[-_NEWEST_RUNS:]]
+    return [*_read(store, paths)]
+
+
+def past_reports(store: Store, report: Report) -> list[Report]:
+    """Return the newest reports of earlier runs; storage trouble costs them, and one warning."""
+    try:
+        found = [*_newest_reports(store, report.partition)]
+    except PipelineError as error:
+        log.warning("not compared with earlier runs: %s", error)
+        return []
+    return [past for past in found if past.run_id < report.run_id]
+
+
+def _read(store: Store, paths: Sequence[str]) -> Iterator[Report]:
     found = store.read_many(paths)
     for path in paths:
         data = found[path]
@@ -139,24 +175,18 @@ def slower_than_before(report: Report, previous: Report) -> list[SlowerStage]:
     return slower
 
 
-def compare_with_before(store: Store, report: Report) -> Report:
+def compare_with_before(past: Iterable[Report], report: Report) -> Report:
     """Return the report with `slower_than_before`; null if there is nothing to compare with.
 
-    Storage trouble costs the comparison, never the report.
+    Args:
+        past: Reports of earlier runs, the newest first.
+        report: The report.
     """
-    recipe = Recipe.of(report)
+    recipe, had = Recipe.of(report), (report.hardware, report.decode_in)
     if not recipe.fits(report):
         return report
-
-    def is_like_this(past: Report) -> bool:
-        same = (past.hardware, past.decode_in) == (report.hardware, report.decode_in)
-        return same and past.run_id < report.run_id and recipe.fits(past)
-
-    try:
-        previous = find_past_run(store, report.partition, is_like_this)
-    except PipelineError as error:
-        log.warning("not compared with earlier runs: %s", error)
-        return report
+    alike = (each for each in past if recipe.fits(each))
+    previous = next((each for each in alike if (each.hardware, each.decode_in) == had), None)
     if previous is None:
         return report
     return report.but(slower_than_before=slower_than_before(report, previous))
@@ -192,7 +222,7 @@ def load_report(
     except (KeyError, TypeError, ValueError, ValidationError) as error:
         raise InfraError(f"{store.url(path)}: not a report: {_first_line(error)}") from None
     is_known = name == "report.json" or report.slower_than_before is not None
-    return report if is_known else compare_with_before(store, report)
+    return report if is_known else compare_with_before(past_reports(store, report), report)
 
 
 def _find_report(

@@ -189,6 +189,7 @@ def _judge(run: RunContext, plan: Plan, num_rows: int, base: Manifest | None) ->
         num_truncated=texts.num_truncated,
         why_empty="" if plan.num_shards else describe_no_input(run.job.source, record.skipped),
         is_limited=run.job.run.limit_rows is not None,
+        speed=record.speed,
     )
     carried = record.carried_section
     if carried is not None and carried.rows:
@@ -256,4 +257,5 @@ def _manifest(
         devices=dict(run.record.figures.devices),
         fingerprint_parts=plan.fingerprint_parts,
         carried=run.record.carried_facts,
+        speed=run.record.speed.to_dict() if run.record.speed else {},
     )

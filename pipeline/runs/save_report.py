@@ -10,8 +10,9 @@ from pipeline.core.printable import clean_message
 from pipeline.gates.golden import GoldenRefused
 from pipeline.process.interrupts import as_ours
 from pipeline.report.document import Report, RunStatus, to_json
-from pipeline.report.history import compare_with_before
+from pipeline.report.history import compare_with_before, past_reports
 from pipeline.report.showing.render import to_html
+from pipeline.report.showing.trends import trends_of
 from pipeline.runs.context import RunContext
 
 log = logging.getLogger(__name__)
@@ -19,15 +20,18 @@ log = logging.getLogger(__name__)
 
 def save_report(run: RunContext, status: RunStatus, error: PipelineError | None) -> Report:
     """Build the report and store it as report.json and report.html."""
-    code, price = error.exit_code if error else 0, run.job.run.price_per_node_hour
+    code = error.exit_code if error else 0
+    price = run.job.run.price_of(run.record.node_labels)
     report = run.record.report(status, code, str(error) if error else None, price)
     is_stored = status != "nothing_to_do"
-    report = _with_places(run, compare_with_before(run.store, report), is_stored=is_stored)
+    past = past_reports(run.store, report) if is_stored else []
+    report = _with_places(run, compare_with_before(past, report), is_stored=is_stored)
     try:
         if is_stored:
             path = run.layout.report
+            page = to_html(report, trends_of([*past, report]))
             run.store.put(path(run.record.run_id, "report.json"), to_json(report))
-            run.store.put(path(run.record.run_id, "report.html"), to_html(report).encode())
+            run.store.put(path(run.record.run_id, "report.html"), page.encode())
     finally:
         run.exports.end(run, report)
     return report

@@ -8,13 +8,18 @@ from support.runs.report_examples import FULL, Facts, counted, document_of, repo
 
 from pipeline.core.errors import InfraError
 from pipeline.report.document import Report, to_json
-from pipeline.report.history import compare_with_before, slower_than_before
+from pipeline.report.history import compare_with_before, past_reports, slower_than_before
 from pipeline.storage.store import Store
 
 
 def with_busy(run_id: str, **busy: float) -> Facts:
     counters = FULL["counters"] | {stage: counted(busy_s) for stage, busy_s in busy.items()}
     return FULL | dict(run_id=run_id, counters=counters)
+
+
+def compared(store: Store, report: Report) -> Report:
+    """The report beside those that are stored."""
+    return compare_with_before(past_reports(store, report), report)
 
 
 @pytest.mark.parametrize(
@@ -45,10 +50,10 @@ def test_a_run_is_compared_with_the_newest_one_like_it(any_store: Store):
     ):
         put_report(any_store, facts["partition"], facts["run_id"], document_of(facts))
     report = report_of(with_busy("5", decode=24.0))
-    found = compare_with_before(any_store, report)
+    found = compared(any_store, report)
     assert [(one.stage, one.run_id) for one in found.slower_than_before] == [("decode", "2")]
     assert Report.model_validate_json(to_json(found)) == found
-    same = compare_with_before(any_store, report_of(with_busy("5", decode=12.0)))
+    same = compared(any_store, report_of(with_busy("5", decode=12.0)))
     assert same.slower_than_before == []
 
 
@@ -57,13 +62,13 @@ def test_without_a_run_to_compare_with_nothing_is_claimed(
 ):
     store = Store(str(tmp_path))
     report = report_of()
-    assert compare_with_before(store, report).slower_than_before is None
+    assert compared(store, report).slower_than_before is None
     put_report(store, FULL["partition"], "q-0", document_of(with_busy("q-0", decode=1.0)))
     failed = report_of(status="failed", exit_code=7)
-    assert compare_with_before(store, failed).slower_than_before is None
+    assert compared(store, failed).slower_than_before is None
 
     def broken(self, prefix=""):
         raise InfraError("cannot list")
 
     monkeypatch.setattr(Store, "list_folders", broken)
-    assert compare_with_before(store, report) == report
+    assert compared(store, report) == report

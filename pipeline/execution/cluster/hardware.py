@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,11 @@ def embedded_store_bytes() -> int:
 
 def hardware_of(ray: Any) -> Hardware:
     """Return what the cluster has, or may grow to where an autoscaler says so."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return hardware_from(ray.cluster_resources(), nodes, _autoscaler_limits())
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    nodes = [node["Resources"] for node in alive]
+    found = hardware_from(ray.cluster_resources(), nodes, _autoscaler_limits())
+    labels = (frozenset(node.get("Labels", {}).values()) for node in alive)
+    return replace(found, node_labels=tuple(labels))
 
 
 def hardware_from(

@@ -6,6 +6,7 @@ bytes; nothing here touches storage.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,10 +41,16 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from pipeline.report.document import Report
+    from pipeline.report.showing.trends import Trend
 
 
-def to_html(report: Report) -> str:
-    """Render a report as one page that loads nothing: inline CSS and SVG, all values escaped."""
+def to_html(report: Report, trends: Sequence[Trend] = ()) -> str:
+    """Render a report as one page that loads nothing: inline CSS and SVG, all values escaped.
+
+    Args:
+        report: The report.
+        trends: The lines of the last versions.
+    """
     import jinja2
 
     environment = jinja2.Environment(
@@ -64,7 +71,7 @@ def to_html(report: Report) -> str:
     )
     template = Path(__file__).with_name("report.html.jinja").read_text("utf-8")
     notes = [*retry_lines(report), *carried_lines(report)]
-    return environment.from_string(template).render(report=report, notes=notes)
+    return environment.from_string(template).render(report=report, notes=notes, trends=trends)
 
 
 def render_table(report: Report) -> RenderableType:
