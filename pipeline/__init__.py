@@ -3,9 +3,12 @@
     import pipeline
 
     report = pipeline.run("jobs/nightly.yaml", date="2026-11-24", overrides={"model.top_k": 3})
+    night = pipeline.open_output("s3://lake/labels")["2026-11-24"]
+    night.predictions(["row_id", "label", "score"]).to_pandas()
 
-Each function is the command of the same name: the same arguments, the same result, the same errors,
-which have an `exit_code`. Nothing heavy is imported before a name is used.
+Functions of a command's name are the command: the same arguments, the same result, the same errors,
+which have an `exit_code`; a result prints as its summary. Nothing heavy is imported before a name
+is used.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
     from pipeline.operations.maintenance import gc, rollback
     from pipeline.operations.outputs import verify
     from pipeline.operations.plan import plan
+    from pipeline.operations.predict import predict
+    from pipeline.operations.published.output import Output, Partition, open_output
     from pipeline.operations.retry import retry
     from pipeline.operations.run import run
     from pipeline.operations.status import status
@@ -31,13 +36,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Job",
+    "Output",
+    "Partition",
     "Report",
     "backfill",
     "errors",
     "gc",
     "history",
     "load_job",
+    "open_output",
     "plan",
+    "predict",
     "retry",
     "rollback",
     "run",
@@ -49,13 +58,17 @@ __all__ = [
 
 _HOMES = {
     "Job": "pipeline.job.job",
+    "Output": "pipeline.operations.published.output",
+    "Partition": "pipeline.operations.published.output",
     "Report": "pipeline.report.document",
     "backfill": "pipeline.operations.backfill",
     "errors": "pipeline.core.errors",
     "gc": "pipeline.operations.maintenance",
     "history": "pipeline.operations.history",
     "load_job": "pipeline.operations.jobs",
+    "open_output": "pipeline.operations.published.output",
     "plan": "pipeline.operations.plan",
+    "predict": "pipeline.operations.predict",
     "retry": "pipeline.operations.retry",
     "rollback": "pipeline.operations.maintenance",
     "run": "pipeline.operations.run",

@@ -60,6 +60,11 @@ def prepare_end_of_dates(to: str | None, ok_exit: str | None) -> str:
     return day
 
 
+def prepare_end_of_same() -> None:
+    """Prepare the last lines of a command that is about no date."""
+    prepare_last_lines(the_same(sys.argv, "", None), frozenset())
+
+
 def _codes(text: str | None) -> frozenset[int]:
     if text is None:
         return frozenset()
@@ -71,12 +76,12 @@ def _codes(text: str | None) -> frozenset[int]:
     return frozenset(map(int, words))
 
 
-def the_same(argv: Sequence[str], day: str, option: str = "--date") -> str:
+def the_same(argv: Sequence[str], day: str, option: str | None = "--date") -> str:
     """Return the command that does the same for that day: one printable line, without secrets."""
     program, *rest = argv
     name = ["pipeline"] if PurePath(program).name == "pipeline" else ["python", "-m", "pipeline"]
     shown = [_without_secrets(word) for word in rest]
-    if not any(word == option or word.startswith(f"{option}=") for word in rest):
+    if option and not any(word == option or word.startswith(f"{option}=") for word in rest):
         shown += [option, day]
     return printable(shlex.join([*name, *shown]))
 

@@ -11,6 +11,7 @@ import typer
 
 from pipeline.commands.cluster_commands import attach, logs, submit
 from pipeline.commands.command_group import CommandGroup
+from pipeline.commands.first_commands import init, predict
 from pipeline.commands.job_commands import chaos, doctor, golden, plan, retry, run, tune
 from pipeline.commands.manifest_command import manifest
 from pipeline.commands.options import (
@@ -90,6 +91,8 @@ def demo(
 
 
 _IN_ORDER = (
+    predict,
+    init,
     run,
     plan,
     tune,

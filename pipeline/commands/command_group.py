@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 from pipeline.core.errors import JobError
 
 _MEANT = {
-    **dict.fromkeys(["predict", "infer", "exec", "execute", "start", "apply"], "run"),
+    **dict.fromkeys(["infer", "exec", "execute", "start", "apply"], "run"),
     **dict.fromkeys(["dry-run", "check", "validate", "explain"], "plan"),
     **dict.fromkeys(["show", "list", "ls", "info"], "inspect"),
     **dict.fromkeys(["clean", "cleanup", "prune"], "gc"),

@@ -80,7 +80,6 @@ def plan(
 ) -> None:
     """Show what a run would do, and try the model on one row. Writes nothing."""
     from pipeline.operations.plan import plan as describe
-    from pipeline.operations.plan import shortened
 
     found = describe(
         job,
@@ -93,7 +92,7 @@ def plan(
         to=to,
         reuse=not no_reuse,
     )
-    show(found if as_json else shortened(found), as_json=as_json, quiet=quiet)
+    show(found if as_json else found.shown(), as_json=as_json, quiet=quiet)
 
 
 def tune(

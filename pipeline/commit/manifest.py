@@ -87,6 +87,9 @@ class Manifest:
     speed: dict[str, Any] = field(default_factory=dict)
     """JSON form of `figures.speed.Speed`, with which later runs are compared; {} if the run
     computed nothing, and in older manifests."""
+    source: dict[str, Any] = field(default_factory=dict)
+    """How the rows were read: the section `source` of the job without places and options of stores,
+    so that the original of a row can be found; {} in older manifests."""
     version: int = MANIFEST_VERSION
 
     @property

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipeline.core import registry
+from pipeline.core.errors import JobError
 from pipeline.core.user_code.own_code import errors_told
 from pipeline.job.extensions import check_options, registered
 from pipeline.job.features import FeatureEntry, column_of
@@ -174,6 +176,37 @@ class Source(Section):
         return {
             name: self.model_copy(update={"inputs": {}, **values}) for name, values in given.items()
         }
+
+    def as_published(self) -> dict[str, Any]:
+        """Return what finds the original of a row again, for the manifest.
+
+        Neither where the shards are, which the plan says, nor what may hold secrets: storage
+        options, and options of installed packages.
+        """
+        is_own = self.format in registry.built_in(registry.SOURCES)
+        hidden = {"uri", "files", "storage_options", "input_options"}
+        return self.model_dump(
+            mode="json",
+            exclude_defaults=True,
+            exclude=hidden if is_own else hidden | {"options"},
+        )
+
+    @classmethod
+    def from_published(
+        cls, document: Mapping[str, Any], uri: str, storage_options: Mapping[str, Any]
+    ) -> Source:
+        """Return the section that `as_published` told of.
+
+        Raises:
+            JobError: It cannot be one here: its format is not installed, for instance.
+        """
+        fields = {**document, "uri": uri, "storage_options": dict(storage_options)}
+        try:
+            return cls.model_validate_json(json.dumps(fields))
+        except ValidationError as error:
+            found = error.errors(include_url=False)[0]
+            where = ".".join(["source", *map(str, found["loc"])])
+            raise JobError(f"{where}: {found['msg'].removeprefix('Value error, ')}") from None
 
     @property
     def has_uris(self) -> bool:

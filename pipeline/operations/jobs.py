@@ -12,8 +12,10 @@ from pipeline.core.errors import JobError
 from pipeline.gates.results import parse_accepted
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import Overrides, parse_job, read_job
+from pipeline.job.reading.yaml_reader import parse
 from pipeline.operations.nearby_code import require_findable
 from pipeline.runs.context import RunOptions
+from pipeline.storage.single_file import read_file
 
 JobLike = Job | str | os.PathLike[str] | Mapping[str, Any]
 """A job that is loaded, the path of a job file, or a mapping with the sections of one."""
@@ -24,7 +26,12 @@ Accepted = Mapping[str, str] | Sequence[str]
 
 
 def load_job(
-    job: JobLike, *, date: Date = None, overrides: Overrides = (), needs_model: bool = True
+    job: JobLike | None = None,
+    *,
+    date: Date = None,
+    overrides: Overrides = (),
+    needs_model: bool = True,
+    **sections: Mapping[str, Any],
 ) -> Job:
     """Read, substitute and validate a job; one that is loaded is returned as it is.
 
@@ -33,11 +40,16 @@ def load_job(
         date: The value of `${date}`.
         overrides: Fields that are set over those of the job.
         needs_model: Its model will run, so code that it names has to be found.
+        sections: The sections of a job, instead of `job`: `source={...}, model={...}, sink={...}`.
 
     Raises:
         JobError: The file, a field or an override is wrong; says where and what is right. A loaded
             job is given a date or overrides.
     """
+    if (job is None) != bool(sections):
+        raise JobError("give a job, or its sections: source=..., model=..., sink=...")
+    if job is None:
+        job = sections
     if isinstance(job, Job):
         if date is not None or overrides:
             raise JobError("the job is loaded: give date and overrides to load_job")
@@ -46,10 +58,27 @@ def load_job(
     if isinstance(job, Mapping):
         return parse_job(job, date=day, overrides=overrides, origin="the job")
     path = os.fspath(job)
+    if "://" in path:
+        return parse_job(_stored(path), date=day, overrides=overrides, origin=path)
     loaded = read_job(path, date=day, overrides=overrides)
     if needs_model:
         require_findable(loaded, path)
     return loaded
+
+
+def _stored(uri: str) -> Mapping[str, Any]:
+    """Read a job file from an object store.
+
+    Raises:
+        JobError: It cannot be read, or is no mapping in plain YAML.
+    """
+    try:
+        found = parse(read_file(uri, {}, "the job file").decode("utf-8-sig")).value
+    except ValueError as error:
+        raise JobError(f"{uri}: not valid YAML: {error}") from None
+    if not isinstance(found, dict):
+        raise JobError(f"{uri}: a job file is a mapping with source, model and sink")
+    return found
 
 
 def read_date(date: Date) -> dt.date:

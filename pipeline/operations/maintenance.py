@@ -14,10 +14,12 @@ from pipeline.commit.published.rollback import rollback as restore
 from pipeline.commit.tables import table_of
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import Overrides
+from pipeline.operations.found import printed
 from pipeline.operations.jobs import Date, JobLike, load_job
 from pipeline.storage.store import Store
 
 
+@printed
 def rollback(
     job: JobLike, *, to: int | None = None, date: Date = None, overrides: Overrides = ()
 ) -> dict[str, Any]:
@@ -51,6 +53,7 @@ def rollback(
     }
 
 
+@printed
 def gc(
     job: JobLike, *, grace_s: float = 86400.0, date: Date = None, overrides: Overrides = ()
 ) -> dict[str, Any]:

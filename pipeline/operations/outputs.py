@@ -7,10 +7,12 @@ from typing import Any
 
 from pipeline.commit.published.describe import describe_output
 from pipeline.commit.published.verify import verify_output
+from pipeline.operations.found import printed
 from pipeline.report.document import Report
 from pipeline.report.history import load_report
 
 
+@printed
 def inspect(
     uri: str,
     *,
@@ -31,6 +33,7 @@ def inspect(
     return describe_output(uri, partition, dict(storage_options or {}))
 
 
+@printed
 def verify(
     uri: str,
     *,

@@ -20,6 +20,7 @@ from pipeline.job.job import Job
 from pipeline.job.reading.loader import Overrides
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.scores import scores_told
+from pipeline.operations.found import Found
 from pipeline.operations.jobs import Date, JobLike, load_job, run_options
 from pipeline.operations.status import status_of_job
 from pipeline.planning.plan import Plan
@@ -46,6 +47,13 @@ from pipeline.storage.store import Store
 _NOTHING = "nothing: this is published already"
 
 
+class Planned(Found):
+    """What a run would do; printed with the first of many features and shards only."""
+
+    def shown(self) -> dict[str, Any]:
+        return shortened(self)
+
+
 def plan(
     job: JobLike,
     *,
@@ -57,7 +65,7 @@ def plan(
     reuse: bool = True,
     from_: Date = None,
     to: Date = None,
-) -> dict[str, Any]:
+) -> Planned:
     """Say what a run of this job would do now; writes nothing.
 
     Of several dates: how each partition is and what a run of it would do, as `status`.
@@ -79,13 +87,14 @@ def plan(
     if from_ is not None or to is not None:
         if date is not None:
             raise JobError("give one date, or the first and the last of several")
-        return status_of_job(
+        found = status_of_job(
             job, from_=from_, to=to, overrides=overrides, allow_import=allow_import
-        ).to_dict()
+        )
+        return Planned(found.to_dict())
     loaded = load_job(job, date=date, overrides=overrides)
     options = run_options(address, allow_import, reuse=reuse)
     run = RunContext.of(loaded, options).with_settled_source()
-    return _describe(run, tries=tries)
+    return Planned(_describe(run, tries=tries))
 
 
 def _describe(run: RunContext, *, tries: bool) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pipeline.execution.cluster.connect import connect
 from pipeline.job.model import AUTO
 from pipeline.job.reading.loader import Overrides
 from pipeline.models.spec import ModelSpec
+from pipeline.operations.found import printed
 from pipeline.operations.jobs import Date, JobLike, load_job, name_of, run_options
 from pipeline.planning.allocation import allocate
 from pipeline.preprocessing.model_input import cost_of
@@ -23,6 +24,7 @@ from pipeline.runs.tuning.trial import Trial
 from pipeline.storage.errors import options_named
 
 
+@printed
 def tune(
     job: JobLike,
     *,

@@ -131,6 +131,12 @@ class Report(Section):
 
         return as_lines(render_table(self)).rstrip("\n")
 
+    def _repr_html_(self) -> str:
+        """Return the same for a notebook, escaped."""
+        from pipeline.report.showing.notebook import text_html
+
+        return text_html(str(self))
+
 
 def report_schema() -> dict[str, Any]:
     """Return the JSON schema of report.json."""

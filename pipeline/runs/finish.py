@@ -258,4 +258,5 @@ def _manifest(
         fingerprint_parts=plan.fingerprint_parts,
         carried=run.record.carried_facts,
         speed=run.record.speed.to_dict() if run.record.speed else {},
+        source=run.job.source.as_published(),
     )

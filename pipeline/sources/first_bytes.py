@@ -160,7 +160,7 @@ def require_kind(
     """
     first = ""
     for shard in shards[:_SHARDS]:
-        wrong = _wrong_kind(_head(store, shard), form)
+        wrong = _wrong_kind(head_of(store, shard), form)
         if not wrong:
             if first:
                 log.warning("%s; its rows will be quarantined", first)
@@ -170,7 +170,8 @@ def require_kind(
         raise JobError(f"source: {first}")
 
 
-def _head(store: Store, shard: StoredFile) -> bytes:
+def head_of(store: Store, shard: StoredFile) -> bytes:
+    """Return the first 64 KiB of a shard; none if it has vanished, or its disk cannot read it."""
     try:
         with store.open(shard.path) as handle:
             return bytes(handle.read(_HEAD_BYTES))
@@ -187,7 +188,7 @@ def _wrong_kind(head: bytes, form: SourceFormat) -> tuple[Kind, ...]:
     kind = kind_of(head)
     if kind is None or not form.kinds:
         return ()
-    inside = kind_of(_inflated(head, kind))
+    inside = kind_of(inflated(head, kind))
     kinds = (kind,) if inside is None else (kind, inside)
     if {each.name for each in kinds} <= form.kinds:
         return ()
@@ -196,7 +197,7 @@ def _wrong_kind(head: bytes, form: SourceFormat) -> tuple[Kind, ...]:
     return () if is_row and (kind.is_text or not _readers(kinds)) else kinds
 
 
-def _inflated(head: bytes, kind: Kind) -> bytes:
+def inflated(head: bytes, kind: Kind) -> bytes:
     """Return the beginning of what is compressed; b'' if nothing is, or it is damaged."""
     if kind.name not in _INFLATED:
         return b""

@@ -14,7 +14,7 @@ import pipeline
 from pipeline.core.errors import JobError
 from pipeline.job.job import Run
 from pipeline.report.document import Report
-from pipeline.report.partition_history import PartitionWork, Spent, versions_of
+from pipeline.report.partition_history import History, PartitionWork, Spent, versions_of
 from pipeline.report.showing.render import to_html
 from pipeline.report.showing.trends import trends_of
 from pipeline.storage.store import Store
@@ -108,25 +108,31 @@ def test_a_table_of_prices_goes_by_the_labels_of_nodes(price: Any, nodes: Any, e
 
 
 def test_history_reads_the_last_partitions_of_an_output_or_a_job(any_store: Store):
+    def told(path: str = "", **options: Any) -> History:
+        given = any_store.storage_options
+        return pipeline.history(any_store.url(path), storage_options=given, **options)
+
     with pytest.raises(JobError, match="no run has left a report"):
-        pipeline.history(any_store.url(""))
+        told()
     for number, day in enumerate(DAYS):
         report = document_of(FULL, run_id=f"r{number:02d}", partition=day)
         put_report(any_store, day, f"r{number:02d}", report)
     put_report(any_store, DAYS[-1], "r99", {"not": "a report"})
-    found = pipeline.history(any_store.url(""))
+    found = told()
     assert [each.partition for each in found.versions] == DAYS[-14:]
-    few = pipeline.history(any_store.url(""), from_="2026-11-03", to="2026-11-19", last=2)
+    few = told(from_="2026-11-03", to="2026-11-19", last=2)
     assert [each.partition for each in few.versions] == DAYS[17:19]
-    assert [
-        x.partition for x in pipeline.history(any_store.url("predictions/" + DAYS[4])).versions
-    ] == [DAYS[4]]
+    assert [each.partition for each in told(f"predictions/{DAYS[4]}").versions] == [DAYS[4]]
     text = str(found)
     assert all(word in text for word in (DAYS[-1], "useful", "start-up", "cost", "decode"))
     job = {
         "source": {"uri": "in", "format": "images"},
         "model": {"name": "efficientnet-lite0"},
-        "sink": {"uri": any_store.url(""), "partition": "date=${date}"},
+        "sink": {
+            "uri": any_store.url(""),
+            "partition": "date=${date}",
+            "storage_options": any_store.storage_options,
+        },
     }
     assert pipeline.history(job, last=3).to_dict()["versions"] == found.to_dict()["versions"][-3:]
 

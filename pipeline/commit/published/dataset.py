@@ -1,0 +1,156 @@
+"""The parts of published versions as a pyarrow Dataset, by their manifests and on every store.
+
+Nothing is listed: a dataset has the parts that the manifest names, in input order. A version stays
+readable when it is replaced, as long as the history has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, BinaryIO, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.fs as pafs
+from fsspec import AbstractFileSystem
+
+from pipeline.commit.layout import Layout
+from pipeline.commit.manifest import Manifest, Part
+from pipeline.commit.parts.carried.version import OldPart
+from pipeline.commit.parts.part_reader import open_part
+from pipeline.core.hive_paths import hive_values
+from pipeline.core.schema import QUARANTINE_SCHEMA
+from pipeline.storage.store import Store
+
+Kind = Literal["predictions", "quarantine"]
+_FORMAT = ds.ParquetFileFormat()
+
+
+@dataclass(frozen=True)
+class PublishedPart:
+    """A part, where it lies, and the columns that its folders hold."""
+
+    file: OldPart
+    values: Mapping[str, Any]
+    """Column -> value of all its rows, as a pyarrow scalar."""
+
+    @classmethod
+    def of(cls, layout: Layout, manifest: Manifest, part: Part, *, with_key: bool) -> PublishedPart:
+        """Return a part of a version.
+
+        Args:
+            layout: The partition.
+            manifest: The version.
+            part: The part.
+            with_key: The key of the partition is a column, too.
+        """
+        types, found = manifest.partition_columns, hive_values(part.path)
+        values = {
+            name: pa.scalar(found.get(name)).cast(pa.type_for_alias(types[name])) for name in types
+        }
+        if with_key and layout.partition:
+            key, _, value = layout.partition.partition("=")
+            values[key] = pa.scalar(value)
+        history = f"{layout.history(manifest.number)}/{layout.inside(part.path)}"
+        return cls(OldPart(part, history), values)
+
+
+@dataclass(frozen=True)
+class PublishedParts:
+    """Parts of one kind, of one or several versions; a value that pickles."""
+
+    store: Store
+    kind: Kind
+    parts: tuple[PublishedPart, ...]
+
+    @classmethod
+    def of(
+        cls,
+        store: Store,
+        versions: Sequence[tuple[Layout, Manifest]],
+        kind: Kind,
+        *,
+        with_key: bool = False,
+    ) -> PublishedParts:
+        """Return the parts of versions, in order; arguments: `PublishedPart.of`."""
+        is_good = kind == "predictions"
+        parts = (
+            PublishedPart.of(layout, manifest, part, with_key=with_key)
+            for layout, manifest in versions
+            for part in (manifest.parts if is_good else manifest.quarantine_parts)
+        )
+        return cls(store, kind, tuple(parts))
+
+    def only(self, numbers: Sequence[int]) -> PublishedParts:
+        """Return some of the parts, by their places in `parts`."""
+        return replace(self, parts=tuple(self.parts[number] for number in numbers))
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all parts, as the manifests count them."""
+        return sum(each.file.part.num_rows for each in self.parts)
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """The columns, by the last part: those in its file, then those of folders.
+
+        Raises:
+            NotReadable: That part is gone.
+        """
+        if not self.parts:
+            return QUARANTINE_SCHEMA if self.kind == "quarantine" else pa.schema([])
+        last = self.parts[-1]
+        schema = last.file.find(self.store, self._schema_at)
+        for name, value in last.values.items():
+            schema = schema.append(pa.field(name, value.type))
+        return schema.remove_metadata()
+
+    def _schema_at(self, path: str) -> pa.Schema:
+        with open_part(self.store, path) as part:
+            return part.schema_arrow
+
+    def dataset(self) -> ds.Dataset:
+        """Return the rows as a dataset: columns and filters are read as far as needed.
+
+        Reading raises:
+            NotReadable: A part is gone, also from the history.
+        """
+        if not self.parts:
+            return ds.dataset(self.schema.empty_table())
+        files = pafs.PyFileSystem(pafs.FSSpecHandler(_Files(self)))
+        fragments = [
+            _FORMAT.make_fragment(each.file.part.path, files, _expression(each.values))
+            for each in self.parts
+        ]
+        return ds.FileSystemDataset(fragments, self.schema, _FORMAT, files)
+
+
+def _expression(values: Mapping[str, Any]) -> pc.Expression | None:
+    found: pc.Expression | None = None
+    for name, value in values.items():
+        field = pc.field(name)
+        one = field == value if value.is_valid else field.is_null()
+        found = one if found is None else found & one
+    return found
+
+
+class _Files(AbstractFileSystem):  # type: ignore[misc]
+    """The parts as files that can be read, wherever they lie now."""
+
+    cachable = False
+
+    def __init__(self, parts: PublishedParts) -> None:
+        super().__init__()
+        self._store = parts.store
+        self._files = {each.file.part.path: each.file for each in parts.parts}
+
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        """Return name and size, as the manifest has them."""
+        return {"name": path, "size": self._files[path].part.size_bytes, "type": "file"}
+
+    def open(self, path: str, mode: str = "rb", **_: Any) -> BinaryIO:
+        """Open a part for reading."""
+        return self._files[path].find(self._store, self._store.open)

@@ -1,0 +1,75 @@
+"""`pipeline predict`: run a model over an input without a job file; the job is found out."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from shlex import quote
+
+from pipeline.core.errors import JobError
+from pipeline.job.reading.loader import Overrides
+from pipeline.operations.drafting.draft import draft_job
+from pipeline.operations.run import run
+from pipeline.report.document import Report
+from pipeline.report.showing.progress import Progress, Silent
+from pipeline.storage.store import Store
+
+log = logging.getLogger(__name__)
+
+JOB_FILE = "job.yaml"
+
+
+def predict(
+    input: str | os.PathLike[str],
+    *,
+    model: str | os.PathLike[str],
+    to: str | os.PathLike[str],
+    overrides: Overrides = (),
+    address: str | None = None,
+    allow_import: Sequence[str] = (),
+    progress: Progress | None = None,
+    owns_process: bool = False,
+) -> Report:
+    """Predict all rows of an input; format, columns, id and task are found out.
+
+    The job that was made is written beside the output, as `job.yaml`: with `pipeline run` it does
+    the same again, and can be changed.
+
+    Args:
+        input: A folder, a file or a glob.
+        model: A model directory or an .onnx file, the name of an installed model, or a factory.
+        to: Where the output goes.
+        overrides: Fields of the job that are set over those that are found.
+        address: The Ray cluster; None starts a local Ray.
+        allow_import: Prefixes of the modules that the job may name.
+        progress: Where to show how far it is; None: nowhere. What was found is logged.
+        owns_process: As of `run`.
+
+    Raises:
+        JobError: Something is ambiguous: one line with the choices. Or another job is there.
+        PipelineError: As `run`.
+    """
+    progress, root = progress or Silent(), os.fspath(to)
+    draft = draft_job(os.fspath(input), os.fspath(model), root, overrides, allow_import)
+    store, data = Store(root, draft.job.sink.storage_options), draft.text.encode()
+    where = store.url(JOB_FILE)
+    try:
+        before = store.read_bytes(JOB_FILE)
+    except FileNotFoundError:
+        store.put(JOB_FILE, data)
+    else:
+        if before != data:
+            raise JobError(
+                f"{where}: another job is there; `pipeline run {quote(where)}` runs it, or choose "
+                "another place with --to"
+            )
+    for line in (*draft.said, f"job: {where}; the next run is `pipeline run {quote(where)}`"):
+        log.info("%s", line)
+    return run(
+        draft.job,
+        address=address,
+        allow_import=allow_import,
+        progress=progress,
+        owns_process=owns_process,
+    )

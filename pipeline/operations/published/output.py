@@ -1,0 +1,323 @@
+"""An output, its partitions and their versions, as they are published."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.commit.layout import Layout, partition_order
+from pipeline.commit.manifest import Manifest, list_partitions, log_numbers, read_manifest
+from pipeline.commit.published.dataset import Kind, PublishedParts
+from pipeline.commit.published.read import locate, require_current
+from pipeline.commit.published.rollback import history_numbers
+from pipeline.core.errors import JobError
+from pipeline.core.printable import num_of
+from pipeline.core.schema import SCORE
+from pipeline.operations.published.originals import Originals, find_originals
+from pipeline.operations.published.rows import Rows
+from pipeline.report.document import Report
+from pipeline.report.history import load_report
+from pipeline.report.showing.notebook import facts_html, table_html
+from pipeline.storage.store import Store
+
+_LABELS_SHOWN = 10
+
+
+def open_output(
+    url: str | os.PathLike[str],
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+    source_options: Mapping[str, Any] | None = None,
+) -> Output:
+    """Open what is published: rows by the manifest, on every store, without a job and without Ray.
+
+    Args:
+        url: The sink's root, or a partition's folder.
+        storage_options: fsspec options of the output.
+        source_options: fsspec options of the inputs, for the originals of rows; None: those of the
+            output.
+
+    Raises:
+        JobError: Nothing is published there.
+    """
+    store, found = locate(os.fspath(url), dict(storage_options or {}))
+    layouts = [found] if found and found.partition else list_partitions(store)
+    if not layouts:
+        raise JobError(f"{store.url('')}: nothing is published there")
+    options = storage_options if source_options is None else source_options
+    ordered = sorted(layouts, key=lambda layout: partition_order(layout.name))
+    return Output(store, tuple(ordered), dict(options or {}))
+
+
+@dataclass(frozen=True)
+class Output:
+    """What is published at a place: `output["2026-11-24"]`, `output.latest`, or one after another.
+
+    Rows that it gives itself are those of the current versions of all partitions, with the key of
+    the partition as a column; images, texts and the least certain rows are of the latest one.
+    """
+
+    store: Store
+    layouts: tuple[Layout, ...]
+    source_options: Mapping[str, Any]
+
+    @property
+    def url(self) -> str:
+        """The root of the output."""
+        return self.store.url("").rstrip("/")
+
+    @cached_property
+    def partitions(self) -> dict[str, Partition]:
+        """Name -> partition, by date or number, each with its current version of now.
+
+        Raises:
+            InfraError: A manifest cannot be read.
+        """
+        return {layout.name: self._opened(layout) for layout in self.layouts}
+
+    def _opened(self, layout: Layout) -> Partition:
+        manifest = require_current(self.store, layout)
+        return Partition(self.store, layout, manifest, self.source_options)
+
+    @property
+    def latest(self) -> Partition:
+        """The partition with the last date or number."""
+        return self._opened(self.layouts[-1])
+
+    @property
+    def versions(self) -> dict[str, tuple[int, ...]]:
+        """Partition -> numbers of the versions that can be read."""
+        return {name: each.versions for name, each in self.partitions.items()}
+
+    def __getitem__(self, name: str) -> Partition:
+        """Return a partition by its name, `date=2026-11-24`, or by its value alone.
+
+        Raises:
+            JobError: It is not published.
+        """
+        for layout in self.layouts:
+            if name in (layout.name, layout.name.partition("=")[2]):
+                return self._opened(layout)
+        names = ", ".join(layout.name for layout in self.layouts[-5:])
+        raise JobError(f"{self.url}: no partition {name}; the last ones are {names}")
+
+    def __iter__(self) -> Iterator[Partition]:
+        return map(self._opened, self.layouts)
+
+    def __len__(self) -> int:
+        return len(self.layouts)
+
+    def predictions(
+        self, columns: Sequence[str] | None = None, filter: pc.Expression | None = None
+    ) -> Rows:
+        """Return the predictions of all partitions, not read yet; arguments as of a partition."""
+        return self._rows("predictions", columns, filter)
+
+    def quarantine(
+        self, columns: Sequence[str] | None = None, filter: pc.Expression | None = None
+    ) -> Rows:
+        """Return the rows without a prediction, with their reasons; likewise."""
+        return self._rows("quarantine", columns, filter)
+
+    def _rows(
+        self, kind: Kind, columns: Sequence[str] | None, filter: pc.Expression | None
+    ) -> Rows:
+        versions = [(each.layout, each.manifest) for each in self.partitions.values()]
+        parts = PublishedParts.of(self.store, versions, kind, with_key=True)
+        return Rows(parts, None if columns is None else tuple(columns), filter)
+
+    def least_certain(self, number: int = 24) -> pa.Table:
+        """Return the rows of the latest partition with the lowest scores; see `Partition`."""
+        return self.latest.least_certain(number)
+
+    def images(self, rows: Any) -> Originals:
+        """Return the originals of rows of the latest partition; see `Partition`."""
+        return self.latest.images(rows)
+
+    def texts(self, rows: Any) -> list[Any]:
+        """Return the texts of rows of the latest partition; see `Partition`."""
+        return self.latest.texts(rows)
+
+    def __repr__(self) -> str:
+        first, last = self.layouts[0].name, self.layouts[-1].name
+        names = first if first == last else f"{len(self)} partitions, {first} to {last}"
+        return f"{self.url}: {names}; {_model(self.latest.manifest)}"
+
+    def _repr_html_(self) -> str:
+        """Return the last partitions as a table, for a notebook."""
+        last = [self._opened(layout) for layout in reversed(self.layouts[-40:])]
+        names = ("partition", "version", "published", "rows", "quarantined", "model")
+        rows = [
+            (each.name, each.number, each.manifest.created_at, each.manifest.num_rows,
+             each.manifest.num_quarantined, each.manifest.model.get("name"))
+            for each in last
+        ]  # fmt: skip
+        return table_html(names, rows, repr(self))
+
+
+@dataclass(frozen=True)
+class Partition:
+    """One version of a partition; it stays the same when a newer one is published."""
+
+    store: Store
+    layout: Layout
+    manifest: Manifest
+    source_options: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """`date=2026-11-24`; `all` if the output has no partitions."""
+        return self.layout.name
+
+    @property
+    def number(self) -> int:
+        """Of the version."""
+        return self.manifest.number
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """Numbers of the versions that can be read: the current one and those of the history."""
+        current = log_numbers(self.store, self.layout)[-1:]
+        return tuple(sorted({*history_numbers(self.store, self.layout), *current}))
+
+    def version(self, number: int) -> Partition:
+        """Return another version of it.
+
+        Raises:
+            JobError: There is none with that number, or it is no longer kept.
+        """
+        if number not in self.versions:
+            there = ", ".join(map(str, self.versions))
+            raise JobError(f"{self._where}: version {number} is not kept; there are {there}")
+        return replace(self, manifest=read_manifest(self.store, self.layout, number))
+
+    @property
+    def _where(self) -> str:
+        return f"{self.store.url('')}: partition {self.name}"
+
+    @cached_property
+    def report(self) -> Report:
+        """The report of the run that published it.
+
+        Raises:
+            JobError: There is none, as of a version that was rolled back to.
+        """
+        options = dict(self.store.storage_options)
+        return load_report(self.store.url(""), self.name, self.manifest.run_id, options)
+
+    def predictions(
+        self, columns: Sequence[str] | None = None, filter: pc.Expression | None = None
+    ) -> Rows:
+        """Return the predictions, not read yet.
+
+        Args:
+            columns: Which; None: all.
+            filter: Only such rows, as in `pyarrow.compute.field("score") < 0.5`.
+        """
+        return self._rows("predictions", columns, filter)
+
+    def quarantine(
+        self, columns: Sequence[str] | None = None, filter: pc.Expression | None = None
+    ) -> Rows:
+        """Return the rows without a prediction, with their reasons; arguments as above."""
+        return self._rows("quarantine", columns, filter)
+
+    def _rows(
+        self, kind: Kind, columns: Sequence[str] | None, filter: pc.Expression | None
+    ) -> Rows:
+        parts = PublishedParts.of(self.store, [(self.layout, self.manifest)], kind)
+        return Rows(parts, None if columns is None else tuple(columns), filter)
+
+    @property
+    def labels(self) -> Counter[str]:
+        """How many rows have which label, as the manifest counts them; empty for other tasks."""
+        return Counter(self.manifest.distribution.get("labels", {}))
+
+    def least_certain(self, number: int = 24) -> pa.Table:
+        """Return the rows with the lowest scores, the lowest first; all columns.
+
+        Raises:
+            JobError: The task has no score per row.
+        """
+        found = self.predictions()
+        if SCORE not in found.schema.names:
+            raise JobError(f"{self._where}: its rows have no column {SCORE!r} to be ordered by")
+        least = found.schema.empty_table()
+        for batch in found.batches():  # as few rows in memory as are asked for
+            rows = pa.concat_tables([least, pa.Table.from_batches([batch])])
+            order = pc.select_k_unstable(rows, number, sort_keys=[(SCORE, "ascending")])
+            least = rows.take(order)
+        return least
+
+    def images(self, rows: Any) -> Originals:
+        """Return the encoded images that rows were predicted from, where the input has them now.
+
+        Args:
+            rows: A table (pyarrow, pandas or polars) with the columns `row_id` and `uri`, of
+                predictions or of the quarantine; or ids alone, if these tell where rows lie.
+
+        Raises:
+            JobError: The rows are not of this version, or were not predicted from images.
+            InfraError: The input has changed, or cannot be read.
+        """
+        return find_originals(
+            self.store, self.layout, self.manifest, rows, self.source_options, "images"
+        )
+
+    def texts(self, rows: Any) -> list[Any]:
+        """Return the texts that rows were predicted from; of a pair both; None for one that failed.
+
+        Arguments and errors: as `images`.
+        """
+        found = find_originals(
+            self.store, self.layout, self.manifest, rows, self.source_options, "texts"
+        )
+        return [each.text for each in found]
+
+    def __repr__(self) -> str:
+        manifest = self.manifest
+        return (
+            f"{self.name} version {self.number} of {manifest.created_at}: "
+            f"{num_of(manifest.num_rows, 'row')}, {manifest.num_quarantined:,} quarantined; "
+            f"{_model(manifest)}"
+        )
+
+    def _repr_html_(self) -> str:
+        """Return facts, labels, gates that did not pass and the first rows, for a notebook."""
+        manifest = self.manifest
+        facts = {
+            "rows": manifest.num_rows,
+            "quarantined": manifest.num_quarantined,
+            "carried over": manifest.carried.get("rows"),
+            "model": _model(manifest),
+            "published": manifest.created_at,
+            "run": manifest.run_id,
+        }
+        pieces = [facts_html(f"{self.name}, version {self.number}", facts)]
+        if common := self.labels.most_common(_LABELS_SHOWN):
+            pieces.append(table_html(("label", "rows"), common))
+        told = [
+            (gate.get("name"), gate.get("status"), gate.get("message"))
+            for gate in manifest.gates
+            if gate.get("status") not in ("pass", "off")
+        ]
+        if told:
+            pieces.append(table_html(("gate", "status", "why"), told))
+        if manifest.parts:
+            pieces.append(self.predictions()._repr_html_())
+        return "".join(pieces)
+
+
+def _model(manifest: Manifest) -> str:
+    model = manifest.model
+    task = model.get("task", {})
+    kind = task.get("kind") if isinstance(task, dict) else None
+    told = [model.get("name"), kind, model.get("runtime"), model.get("precision")]
+    return ", ".join(str(each) for each in told if each)

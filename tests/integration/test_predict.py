@@ -1,0 +1,51 @@
+"""From a folder to labels without a job file, and on from there with the job that was made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from models import LABELS, TRANSFORM
+from support.runs.cli import pipeline as command
+
+import pipeline
+from pipeline.commands.demo.photos import build_images
+
+NUM_ROWS, NUM_BAD = 24, 2
+SETTINGS = {"model.labels": LABELS, **{f"transform.{name}": v for name, v in TRANSFORM.items()}}
+SET = [
+    word for name, value in SETTINGS.items() for word in ("--set", f"{name}={json.dumps(value)}")
+]
+
+
+@pytest.mark.one_ray
+def test_predict_look_run_again_and_change(tmp_path: Path):
+    photos, out = tmp_path / "photos", tmp_path / "labels"
+    build_images(photos, NUM_ROWS, seed=6, num_bad=NUM_BAD)
+    asked = ("predict", str(photos), "--model", "models:colours", "--to", str(out), *SET, "--json")
+    first = command(*asked)
+    assert first.code == 0, first.stderr
+    assert first.json["rows"]["quarantined"] == NUM_BAD
+    lines = [each for each in first.stderr.splitlines() if " INFO " in each]
+    told = [line.split(" INFO ")[1] for line in lines]
+    told = [line for line in told if line.startswith(("input: ", "model: ", "job: "))]
+    assert [line.split(":")[0] for line in told] == ["input", "model", "job"]
+    assert f"{NUM_ROWS} files of format images" in told[0]
+    assert told[2].endswith(f"the next run is `pipeline run {out}/job.yaml`")
+
+    assert command("run", f"{out}/job.yaml", "--json").json["status"] == "nothing_to_do"
+    assert command(*asked).json["status"] == "nothing_to_do"
+
+    night = pipeline.open_output(out).latest
+    rows = night.least_certain(3)
+    assert [each.problem for each in night.images(rows)] == [None] * 3
+    bad = night.images(night.quarantine())
+    assert [each.data for each in bad] == [Path(each.uri).read_bytes() for each in bad]
+    assert pipeline.history(out).versions[0].rows == NUM_ROWS
+
+    job = out / "job.yaml"
+    job.write_text(job.read_text() + "run: {slice_rows: 8}\n")
+    other = command(*asked)
+    assert other.code == 2
+    assert "another job is there" in other.json["error"]

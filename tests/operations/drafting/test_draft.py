@@ -1,0 +1,197 @@
+"""A job is made of an input and a model; what is ambiguous is one line with the choices."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from support.inputs.encoded import base_image, encode
+from support.inputs.tars import Entry, pack
+from support.models.snapshots import make_snapshot
+
+from pipeline.core.errors import InputMissing, JobError
+from pipeline.job.reading.yaml_reader import parse
+from pipeline.operations.drafting.columns import choose_columns, choose_id
+from pipeline.operations.drafting.draft import Draft, draft_job
+from pipeline.operations.drafting.first_rows import look
+from pipeline.operations.init import init
+from pipeline.operations.jobs import load_job
+
+PNG = encode(base_image(1, 8, 8), "PNG")
+TEXTS = {"id": ["a", "b"], "text": ["one cat", "two cats"], "n": [1, 2]}
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("models") / "encoder"
+    make_snapshot(folder, "bert", pooling="mean", normalize=True)
+    return str(folder)
+
+
+def write(folder: Path, name: str, columns: dict[str, Any]) -> str:
+    """The columns as a file of the format that its name says."""
+    path = folder / name
+    rows = pa.table(columns).to_pylist()
+    if name.endswith(".parquet"):
+        pq.write_table(pa.table(columns), path)
+    elif name.endswith(".jsonl"):
+        path.write_text("\n".join(map(json.dumps, rows)))
+    else:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns, delimiter="\t" if ".tsv" in name else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+    return str(path)
+
+
+def drafted(tmp_path: Path, uri: str, model: str, **overrides: Any) -> Draft:
+    given = {name.replace("__", "."): value for name, value in overrides.items()}
+    return draft_job(uri, model, str(tmp_path / "out"), given)
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.jsonl", "rows.csv", "rows.tsv"])
+def test_texts_of_every_format_need_no_job_file(tmp_path: Path, encoder: str, name: str):
+    draft = drafted(tmp_path, write(tmp_path, name, TEXTS), encoder)
+    source = draft.job.source
+    assert (source.text_column, source.id_column) == ("text", "id")
+    assert source.format == {"tsv": "csv"}.get(name[5:], name[5:])
+    assert load_job(parse(draft.text).value) == draft.job, "the file is the job"
+    assert len(draft.said) == 2
+    assert "task embed" in draft.said[1]
+    assert not any("\n" in line for line in draft.said)
+
+
+def test_what_the_caller_sets_is_in_the_file_too(tmp_path: Path, encoder: str):
+    uri = write(tmp_path, "rows.jsonl", {**TEXTS, "other": ["x y", "y z"]})
+    draft = drafted(
+        tmp_path, uri, encoder, source__text_column="other", gates__volume__mode="off",
+        run__limit_rows=1,
+    )  # fmt: skip
+    assert draft.job.source.text_column == "other"
+    assert draft.job.gates.volume.mode == "off"
+    assert load_job(parse(draft.text).value) == draft.job
+
+
+def test_files_and_tars_of_images_have_no_columns(tmp_path: Path):
+    photos, tars = tmp_path / "photos", tmp_path / "tars"
+    for folder in (photos, tars):
+        folder.mkdir()
+    (photos / "a.png").write_bytes(PNG)
+    (photos / ".hidden").write_bytes(b"x")
+    (tars / "1.tar").write_bytes(pack([Entry("a.png", PNG)]))
+    for folder, form in ((photos, "images"), (tars, "webdataset"), (photos / "a.png", "images")):
+        draft = drafted(tmp_path, str(folder), "efficientnet-lite0")
+        assert (draft.job.source.format, draft.job.model.name) == (form, "efficientnet-lite0")
+
+
+def table(**columns: list[Any]) -> pa.Table:
+    return pa.table(columns)
+
+
+B64 = base64.b64encode(PNG).decode()
+
+
+@pytest.mark.parametrize(
+    ("rows", "takes", "expected"),
+    [
+        (table(a=[PNG], b=[b"no"]), "image", {"image_column": "a"}),
+        (table(a=[{"bytes": PNG, "path": "x"}]), "image", {"image_column": "a"}),
+        (table(a=[None, B64], b=["t", "t"]), "image",
+         {"image_column": "a", "image_encoding": "base64"}),
+        (table(a=["s3://b/1.JPG"], b=["two words"]), "image", {"uri_column": "a"}),
+        (table(a=["1.jpg"], b=["two words"]), "text", {"text_column": "b"}),
+        (table(body=["x"], title=["y"]), "text", {"text_column": "body"}),
+        (table(id=["1"], x=[1.5], y=[2], z=["t"]), "features", {"features": ["x", "y"]}),
+        (table(v=[[1.0, 2.0]], n=[1]), None, {"features": ["v", "n"]}),
+        (table(a=[PNG]), None, {"image_column": "a"}),
+        (table(a=["one text"]), None, {"text_column": "a"}),
+    ],
+)  # fmt: skip
+def test_columns_are_chosen_by_what_they_hold(rows: pa.Table, takes: Any, expected: dict[str, Any]):
+    found = choose_columns(rows, takes)
+    assert {name: value for name, (value, _) in found.items()} == expected
+
+
+@pytest.mark.parametrize(
+    ("rows", "takes", "words"),
+    [
+        (table(a=["x"], b=["y"]), "text", "which column has the text.*source.text_column.*a, b"),
+        (table(a=[PNG], b=[PNG]), "image", "which column has the image.*a, b"),
+        (table(a=["x"]), "image", r"the model takes image, and no column holds .*: there are a \("),
+        (table(a=["x"]), "features", "no column holds numbers"),
+        (table(a=["x"], n=[1]), None, "which columns does the model see"),
+    ],
+)
+def test_what_is_ambiguous_is_one_line(rows: pa.Table, takes: Any, words: str):
+    with pytest.raises(JobError, match=words) as caught:
+        choose_columns(rows, takes)
+    assert "\n" not in str(caught.value)
+
+
+def test_pairs_and_columns_by_name():
+    rows = table(q=["a b"], d=["c d"], n=[1])
+    found = choose_columns(rows, "text", is_pair=True)
+    assert (found["text_column"][0], found["text_pair_column"][0]) == ("q", "d")
+    assert choose_columns(rows, "features", ["n", "q"])["features"][0] == ["n", "q"]
+    with pytest.raises(JobError, match="there is no age; there are q, d, n"):
+        choose_columns(rows, "features", ["n", "age"])
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (table(id=[1, 2]), "id"),
+        (table(customer_id=["a", "b"]), "customer_id"),
+        (table(a_id=["a", "b"], b_id=["a", "b"]), None),
+        (table(id=[1, 1]), None),
+        (table(id=[1.5, 2.5]), None),
+        (table(ID=["a", None]), None),
+        (table(name=["a", "b"]), None),
+    ],
+)
+def test_an_id_is_named_like_one_and_differs(rows: pa.Table, expected: str | None):
+    assert choose_id(rows).get("id_column", (None,))[0] == expected
+
+
+def test_what_lies_there_decides_the_format(tmp_path: Path):
+    with pytest.raises(InputMissing, match="no such file or folder"):
+        look(str(tmp_path / "nowhere"))
+    with pytest.raises(InputMissing, match="holds no files"):
+        look(str(tmp_path))
+    (tmp_path / "notes.docx").write_bytes(b"x")
+    (tmp_path / "more.docx").write_bytes(b"x")
+    with pytest.raises(JobError, match=r"no file that a format reads; there are 2 \.docx"):
+        look(str(tmp_path))
+    write(tmp_path, "rows.jsonl", TEXTS)
+    (tmp_path / "a.png").write_bytes(PNG)
+    with pytest.raises(JobError, match=r"which format\? --set source.format=.*images \(1 file\)"):
+        look(str(tmp_path))
+    assert look(str(tmp_path / "*.jsonl")).format == "jsonl"
+    (tmp_path / "rows.txt").write_text((tmp_path / "rows.jsonl").read_text())
+    assert look(str(tmp_path / "rows.txt")).format == "jsonl"
+
+
+def test_a_file_that_is_broken_is_one_line(tmp_path: Path, encoder: str):
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1 and no footer")
+    with pytest.raises(JobError, match=r"rows\.parquet: cannot be read as parquet"):
+        drafted(tmp_path, str(tmp_path / "rows.parquet"), encoder)
+    with pytest.raises(JobError, match="into a job file; pipeline init"):
+        drafted(tmp_path, "in/${date}", encoder)
+
+
+def test_init_writes_a_file_that_runs_as_it_is_and_none_over_another(tmp_path: Path, encoder: str):
+    uri, job = write(tmp_path, "rows.csv", TEXTS), tmp_path / "job.yaml"
+    found = init(uri, model=encoder, to=str(tmp_path / "out"), job=job)
+    assert found["next"] == f"pipeline run {job}"
+    assert load_job(job).source.text_column == "text"
+    assert "pipeline run" in str(found)
+    comments = [line for line in job.read_text().splitlines() if "  # " in line]
+    assert len(comments) >= 6
+    with pytest.raises(JobError, match="is there already; choose another name with --job"):
+        init(uri, model=encoder, to=str(tmp_path / "out"), job=job)
