@@ -96,7 +96,7 @@ class Model(Section):
     layer: str | None = None
     """The submodule whose output is taken instead of the model's, as `named_modules` calls it."""
     embedding_dim: PositiveInt | None = None
-    """Task `embed`: length of the vector."""
+    """Task `embed`: length of the vector; left out: what the model gives for a row."""
     embedding_type: Literal["float32", "float16"] = "float32"
     """Task `embed`: type of the numbers that are written. A number beyond float16 (65,504) makes
     its row `non_finite`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,8 +17,8 @@ from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.job.model import Model
 
+EMBED = "embed"
 _TYPES = {"float32": pa.float32(), "float16": pa.float16()}
 _LEAST_LENGTH = 1e-12
 """Shorter vectors are divided by this, as in torch."""
@@ -32,15 +32,16 @@ class Embed(Task):
     job_fields: ClassVar[tuple[str, ...]] = ("embedding_dim", "l2_norm", "embedding_type")
 
     def fields(self) -> list[pa.Field]:
+        # Of unknown length only until a row has been predicted: see runs/preparing.
         number = _TYPES[self.spec.embedding_type]
-        return [pa.field(EMBEDDING, pa.list_(number, self.spec.embedding_dim))]
+        return [pa.field(EMBEDDING, pa.list_(number, self.spec.embedding_dim or -1))]
 
     def reduce(self, outputs: Any, num_rows: int) -> dict[str, torch.Tensor]:
         import torch
 
         if isinstance(outputs, torch.Tensor) and outputs.ndim > 2:
             outputs = outputs.flatten(1)  # a pooling layer gives (B, D, 1, 1)
-        shape = (num_rows, self.spec.embedding_dim)
+        shape = (num_rows, self.spec.embedding_dim or _last(outputs))
         told = "model.embedding_dim is {}", "one vector per row"
         vectors = require(outputs, shape, *told).float()
         if self.spec.l2_norm:
@@ -51,16 +52,9 @@ class Embed(Task):
 
     def columns(self, arrays: Arrays, ok: Mask, rows: pa.Table) -> dict[str, pa.Array]:
         values = np.ascontiguousarray(arrays[EMBEDDING], self.spec.embedding_type)
-        flat, size = pa.array(values.reshape(-1)), self.spec.embedding_dim
-        return {EMBEDDING: pa.FixedSizeListArray.from_arrays(flat, size, mask=pa.array(~ok))}
-
-    @classmethod
-    def problems(cls, model: Model) -> Iterator[str]:
-        if model.embedding_dim is None and model.path is None:
-            yield (
-                "task 'embed' needs embedding_dim, the length of its vectors; if it is not known, "
-                "write 1, and `pipeline plan` says what the model gives"
-            )
+        flat, size = pa.array(values.reshape(-1)), values.shape[1]
+        vectors = pa.FixedSizeListArray.from_arrays(flat, size, mask=pa.array(~ok))
+        return {EMBEDDING: vectors.cast(self.fields()[0].type)}
 
     def compare(self, reference: Arrays, found: Arrays, limits: AgreementLimits) -> Agreement:
         return compare_vectors(reference[EMBEDDING], found[EMBEDDING], limits)
@@ -74,7 +68,18 @@ class Embed(Task):
         return pa.table({EMBEDDING: pa.array(vectors, kind)})
 
     def describe(self, row: Mapping[str, Any]) -> str:
-        return f"a vector of {self.spec.embedding_dim} numbers"
+        return f"a vector of {len(row[EMBEDDING])} numbers"
+
+
+def lacks_length(task: TaskSpec) -> bool:
+    """Tell whether the length of vectors is unknown."""
+    is_unknown = task.kind == EMBED and not task.embedding_dim
+    return is_unknown or any(lacks_length(head) for _, head in task.heads)
+
+
+def _last(outputs: Any) -> int:
+    """Return the length of vectors that a model gives."""
+    return int(outputs.shape[-1]) if getattr(outputs, "ndim", 0) else 0
 
 
 def _normalised(vectors: torch.Tensor) -> torch.Tensor:

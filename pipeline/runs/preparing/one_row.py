@@ -59,6 +59,8 @@ class Preview:
     """What the user's own transform makes of a generated image; None: there is none."""
     scores: str | None = None
     """What the model's outputs are, if they are not plainly logits."""
+    predicted: pa.Table | None = None
+    """The row with its prediction; None if no row could be read."""
 
     def __str__(self) -> str:
         return f"{self.status}: {self.found}"
@@ -244,7 +246,8 @@ def _first_good(child: Child, model: ModelSpec, num_units: int) -> Preview:
             told = scores_told(model.task, model.shown_name, found)
             if found and told != scores_told(model.task, model.shown_name):
                 told = f"{told}, if the first rows of a run are as this row (model.scores says it)"
-            return Preview("ok", f"1 row ({row_id}) -> {_describe(predicted, model)}", scores=told)
+            found_row = f"1 row ({row_id}) -> {_describe(predicted, model)}"
+            return Preview("ok", found_row, scores=told, predicted=predicted)
         failed = failed or f"row {row_id}: {problem}"
         num_exits += isinstance(predicted, str)
         if num_exits == _MAX_DEATHS:

@@ -18,6 +18,7 @@ from pipeline.planning.plan import Plan, make_plan
 from pipeline.planning.slicing import SliceSizes
 from pipeline.preprocessing.model_input import FEW_ROWS, BatchLimits
 from pipeline.runs.context import RunContext
+from pipeline.runs.preparing.vector_length import with_lengths
 from pipeline.sources.features.vectors import has_lists
 from pipeline.sources.inputs import Inputs, list_inputs
 
@@ -39,7 +40,7 @@ def prepare(run: RunContext) -> tuple[Plan, ModelSpec]:
             max_extent_rows=SliceSizes.of(job, batch.rows).most,
             may_be_empty=job.gates.allow_empty,
         )
-        model = model.fitted(inputs.fields)
+        model = with_lengths(job, inputs, model.fitted(inputs.fields))
         batch = _fitted_batch(job, model, batch, inputs)
         plan = make_plan(job, inputs, model, batch_size=batch.rows)
         plan = replace(plan, batch_tokens=batch.tokens)

@@ -94,7 +94,6 @@ def test_outputs_that_do_not_fit_name_the_head() -> None:
     ("model", "words"),
     [
         ({"task": "heads"}, "task 'heads' needs heads"),
-        ({"heads": {"a": {"task": "embed"}}}, "heads.a: task 'embed' needs embedding_dim"),
         (
             {"heads": {"a": {"task": "embed", "embedding_dim": 2, "labels": ["x"]}}},
             "heads.a: labels has no effect with task 'embed'",

@@ -419,7 +419,6 @@ def test_a_postprocess_that_breaks_its_contract_is_told_the_contract(
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        ({"task": "embed"}, "embedding_dim"),
         ({"task": "raw"}, "needs outputs"),
         ({"task": "embed", "embedding_dim": 3, "targets": ["x"]}, "targets has no effect"),
         ({"labels": ["a"], "l2_norm": True}, "l2_norm has no effect"),

@@ -76,3 +76,19 @@ def test_lists_may_be_sequences_and_wide_rows_are_bounded_by_bytes(tmp_path: Pat
     assert plan_of(job_of(tmp_path, *wide)).batch_size == 1_024
     own = {"factory": "models:sums", "task": "regress", "targets": ["a", "b"], "batch_size": 7}
     assert plan_of(job_of(tmp_path, "features", model=own)).batch_size == 7
+
+
+def test_the_length_of_vectors_is_measured_if_the_job_does_not_say_it(tmp_path: Path):
+    write(tmp_path, a=[1.0, 2.0])
+
+    def plan_with(**said: int) -> Plan:
+        heads = {name: {"task": "embed", **said} for name in ("one", "other")}
+        return plan_of(job_of(tmp_path, "a", model={"factory": "models:sums", "heads": heads}))
+
+    measured = plan_with()
+    kind = pa.list_(pa.float32(), 2)
+    assert [*measured.task_fields] == [
+        pa.field("one_embedding", kind),
+        pa.field("other_embedding", kind),
+    ]
+    assert measured.fingerprint == plan_with(embedding_dim=2).fingerprint

@@ -1,0 +1,60 @@
+"""Measure how long the vectors of a model are, where neither job nor model says it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from pipeline.core.cache.node_cache import cached_folder, key_of
+from pipeline.core.errors import InfraError, JobError
+from pipeline.job.job import Job
+from pipeline.models.spec import ModelSpec
+from pipeline.models.tasks.base import TaskSpec
+from pipeline.models.tasks.embed import EMBED, lacks_length
+from pipeline.planning.plan import make_plan, schema_to_text
+from pipeline.sources.inputs import Inputs
+
+_FILE = "lengths.json"
+Lengths = dict[str, int]
+"""Column of vectors -> their length."""
+
+
+def with_lengths(job: Job, inputs: Inputs, model: ModelSpec) -> ModelSpec:
+    """Return the model with the lengths of its vectors, as it gives them for a row of the input.
+
+    What was measured is kept per node, so that the model is built for it once.
+
+    Raises:
+        JobError: No row can be predicted.
+    """
+    if not lacks_length(model.task):
+        return model
+
+    def write(folder: Path) -> None:
+        (folder / _FILE).write_text(json.dumps(_measure(job, inputs, model)))
+
+    facts = ["vector length", model.to_dict(), schema_to_text(inputs.fields)]
+    try:
+        found = json.loads((cached_folder(key_of(facts), write) / _FILE).read_text())
+    except (OSError, InfraError):  # the node cache is not writable
+        found = _measure(job, inputs, model)
+    return replace(model, task=_filled(model.task, found, ""))
+
+
+def _measure(job: Job, inputs: Inputs, model: ModelSpec) -> Lengths:
+    from pipeline.runs.preparing.one_row import preview_row
+
+    tried = preview_row(job, make_plan(job, inputs, model, batch_size=1), model)
+    if tried.predicted is None:
+        raise JobError(f"model.embedding_dim: is to be measured, and {tried.found}; give it")
+    [row] = tried.predicted.to_pylist()
+    return {name: len(value) for name, value in row.items() if isinstance(value, list)}
+
+
+def _filled(task: TaskSpec, lengths: Lengths, head: str) -> TaskSpec:
+    if task.kind == EMBED and not task.embedding_dim:
+        name = f"{head}_embedding" if head else "embedding"
+        return replace(task, embedding_dim=lengths[name])
+    heads = tuple((name, _filled(each, lengths, name)) for name, each in task.heads)
+    return replace(task, heads=heads)
