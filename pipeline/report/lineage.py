@@ -30,6 +30,7 @@ from openlineage.client.facet_v2 import (
     output_statistics_output_dataset,
     processing_engine_run,
     schema_dataset,
+    set_producer,
 )
 
 from pipeline.report.document import Report
@@ -59,6 +60,7 @@ class Lineage:
         """
         for name in ("openlineage", "urllib3"):  # one warning is enough
             logging.getLogger(name).setLevel(logging.CRITICAL)
+        set_producer(_PRODUCER)
         self._client = OpenLineageClient()
         self._figures, self._source, self._predictions = figures, source, predictions
         self._has_started = False
