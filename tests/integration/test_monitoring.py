@@ -1,6 +1,6 @@
 """Dashboard and alert rules beside a real Prometheus, which reads real runs.
 
-Debian's packages `prometheus` and `prometheus-node-exporter` have the programs.
+Debian's packages `prometheus`, `-node-exporter` and `-pushgateway` have the programs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ DASHBOARD = json.loads((FOLDER / "dashboard.json").read_text())
 EXPRESSIONS = [
     (panel["title"], target["expr"]) for panel in DASHBOARD["panels"] for target in panel["targets"]
 ]
-DID_NOT_RUN = 'ALERTS{alertname="PipelineDidNotRun",job="nightly",alertstate="firing"}'
+DID_NOT_RUN = 'ALERTS{alertname="PipelineDidNotRun",alertstate="firing"}'
 LAST_SUCCESS = 'pipeline_last_success_timestamp_seconds{job="nightly"'
 NUM_ROWS, TIMEOUT_S = 400, 120.0
 
@@ -41,7 +41,9 @@ NUM_ROWS, TIMEOUT_S = 400, 120.0
 def program(name: str) -> str:
     found = shutil.which(name)
     if found is None:
-        pytest.skip(f"{name} is not installed: Debian's package prometheus has it")
+        pytest.skip(
+            f"{name} is not installed; Debian: prometheus, prometheus-node-exporter, -pushgateway"
+        )
     return found
 
 
@@ -147,8 +149,8 @@ def test_each_rule_has_a_test_and_the_dashboard_is_one_screen_for_any_grafana():
 
 def test_a_real_prometheus_sees_a_run_and_what_it_has_left(tmp_path: Path):
     build_images(tmp_path / "in", NUM_ROWS, seed=5, num_bad=3)
-    exporter = program("prometheus-node-exporter")
-    run_port, node_port = free_ports(2)
+    exporter, gateway = program("prometheus-node-exporter"), program("prometheus-pushgateway")
+    run_port, node_port, gateway_port = free_ports(3)
     textfile = tmp_path / "textfiles" / "nightly.prom"
     textfile.parent.mkdir()
     job = write_job(
@@ -156,14 +158,19 @@ def test_a_real_prometheus_sees_a_run_and_what_it_has_left(tmp_path: Path):
         {"uri": str(tmp_path / "in"), "format": "images"},
         str(tmp_path / "out"),
         run={"slice_rows": 8},
-        metrics={"port": run_port, "textfile": str(textfile)},
+        metrics={
+            "port": run_port,
+            "textfile": str(textfile),
+            "push_url": f"http://127.0.0.1:{gateway_port}",
+        },
     )
     with ExitStack() as stack:
         collect = ["--collector.disable-defaults", "--collector.textfile"]
         where = f"--collector.textfile.directory={textfile.parent}"
         listen = f"--web.listen-address=127.0.0.1:{node_port}"
         stack.enter_context(served([exporter, *collect, where, listen]))
-        ports = {"run": run_port, "node": node_port}
+        stack.enter_context(served([gateway, f"--web.listen-address=127.0.0.1:{gateway_port}"]))
+        ports = {"run": run_port, "node": node_port, "gateway": gateway_port}
         prometheus = stack.enter_context(Prometheus(tmp_path / "prometheus", ports).running())
         words = ("run", job, "--date", "2026-11-24", "--json", "--log-format", "json")
         process = start(*words)
@@ -185,13 +192,15 @@ def test_a_real_prometheus_sees_a_run_and_what_it_has_left(tmp_path: Path):
         wait_for(lambda: prometheus.value(ended) == 1)
         see()
         assert seen == {title for title, _ in EXPRESSIONS}
-        found = {series: prometheus.value(series[:-1] + of_node) for series in wanted}
-        assert found == wanted
-        assert not prometheus.asked(DID_NOT_RUN)
+        for of_source in (of_node, ',instance=""}'):  # a gateway's series have no instance
+            found = {series: prometheus.value(series[:-1] + of_source) for series in wanted}
+            assert found == wanted
 
-        last = prometheus.value(f"{LAST_SUCCESS}{of_node}")
+        # What another job left 27 hours ago; nothing of it runs.
         line = re.compile(rf"^({re.escape(LAST_SUCCESS)}}}) .*$", re.MULTILINE)
-        older, changed = line.subn(rf"\1 {last - 27 * 3600}", textfile.read_text())
+        older, changed = line.subn(rf"\1 {time.time() - 27 * 3600}", textfile.read_text())
         assert changed == 1
-        textfile.write_text(older)
-        wait_for(lambda: prometheus.asked(DID_NOT_RUN))
+        older = older.replace('job="nightly"', 'job="weekly"')
+        textfile.with_name("weekly.prom").write_text(older)
+        fired = wait_for(lambda: prometheus.asked(DID_NOT_RUN))
+        assert [each["metric"]["job"] for each in fired] == ["weekly"]
