@@ -50,11 +50,24 @@ class ObjectStore:
 
     def list_page(self, folder: str, delimited: bool, token: str | None) -> Page:
         """List what is below a folder, a page at a time; delimited: only down to the next `/`."""
+        ask = self.facts.list_page
+        return self._page(folder, lambda *at: ask(self.fs, at[0], at[1], delimited, token))
+
+    def list_after(self, folder: str, path: str) -> Page:
+        """List what is below a folder and sorts after a path; the token is the last such path."""
+        list_after = self.facts.list_after
+        assert list_after is not None, "asked before"
+        bucket, _, key = path.partition("/")
+        page = self._page(folder, lambda *at: list_after(self.fs, at[0], at[1], key))
+        last = None if page.next_token is None else f"{bucket}/{page.next_token}"
+        return Page(page.files, next_token=last)
+
+    def _page(self, folder: str, ask: Callable[[str, str], Page]) -> Page:
         bucket, _, prefix = folder.partition("/")
         # One slash and no more: below `in//` lies something else than below `in/`.
         prefix = f"{prefix}/" if prefix and not prefix.endswith("/") else prefix
         try:
-            page = self.facts.list_page(self.fs, bucket, prefix, delimited, token)
+            page = ask(bucket, prefix)
         except FileNotFoundError as error:
             raise NoSuchBucket(bucket) from error
         # An empty key ending in `/` is a placeholder of a folder.

@@ -20,17 +20,14 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, BinaryIO, TypeVar, cast
 
-from pipeline.core.backoff import (
-    TransientError,
-    retries_taken,
-    with_retries,
-)
+from pipeline.core.backoff import TransientError, retries_taken, with_retries
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.storage.backends import disk_backend, object_backend, object_store
 from pipeline.storage.create_once import CreateOutcome, create_once
 from pipeline.storage.errors import is_conflict, secret_values, storage_errors, translate
 from pipeline.storage.interface import Backend, Choice, Disk, Page, StoredFile
 from pipeline.storage.listing import collect
+from pipeline.storage.listing.many_folders import have_plain_order, list_folders, list_one_by_one
 from pipeline.storage.listing.object_pages import FetchPage, folder_names, list_in_parallel
 from pipeline.storage.local_disk import is_temporary
 from pipeline.storage.object_store import CheckedFile, RemoteFile
@@ -87,6 +84,23 @@ class Store:
             if self.is_object_store:
                 return folder_names(self._fetch_pages(prefix), self._full(prefix))
             return [*self._disk().folder_names(self._full(prefix))]
+
+    def list_small_folders(self, parent: str, folders: Sequence[str]) -> list[StoredFile]:
+        """List all files below many folders of a few files each, sorted by path.
+
+        An object store that can begin a listing anywhere is asked once for the files of many.
+        """
+        backend = object_store(self.uri, self.storage_options) if self.is_object_store else None
+        if backend is None or not backend.facts.list_after or not have_plain_order(folders):
+            return list_one_by_one(self.list_files, folders)
+        below = self._full(parent)
+
+        def fetch(path: str) -> Page:
+            return self._call("list", parent, lambda _: backend.list_after(below, path))
+
+        with self._errors("list", parent):
+            pages = list_folders(fetch, [*map(self._full, folders)])
+            return collect(map(self._relative, pages), self.url(parent))
 
     def list_leftovers(self, prefix: str = "") -> list[StoredFile]:
         """List temporary files that killed writers left on local disk (readers never see them)."""
@@ -196,12 +210,8 @@ class Store:
         """
         if source == target:
             return
-        self._call(
-            "copy",
-            source,
-            lambda at: at.copy(self._full(source), self._full(target)),
-            missing=source,
-        )
+        full = self._full(source), self._full(target)
+        self._call("copy", source, lambda at: at.copy(*full), missing=source)
 
     def delete(self, paths: Sequence[str]) -> None:
         """Delete files; missing ones are fine."""
@@ -268,11 +278,7 @@ class Store:
 
     def _fetch_pages(self, prefix: str) -> FetchPage:
         backend = object_store(self.uri, self.storage_options)
-
-        def fetch(folder: str, delimited: bool, token: str | None) -> Page:
-            return self._call("list", prefix, lambda _: backend.list_page(folder, delimited, token))
-
-        return fetch
+        return lambda *page: self._call("list", prefix, lambda _: backend.list_page(*page))
 
     def _create(self, path: str, data: bytes) -> bool:
         """Return whether the file was created; False if the name is taken, by any writer."""

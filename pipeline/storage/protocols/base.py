@@ -39,6 +39,9 @@ class ObjectProtocol:
     """Names of these two in what `info` returns."""
     read: Mapping[str, Any] = field(default_factory=dict)
     """Options for reading whole objects."""
+    list_after: Callable[[Any, str, str, str], Page] | None = None
+    """file system, bucket, prefix, key -> the page of the keys after that one, whose token is its
+    last key; None: the store cannot begin in the middle."""
     tells_missing_bucket: bool = True
     """Whether each error says if the bucket is missing or only the object."""
 

@@ -45,14 +45,24 @@ def _connect_gcs(options: Mapping[str, Any]) -> Any:
 
 def _list_gcs(fs: Any, bucket: str, prefix: str, delimited: bool, token: str | None) -> Page:
     """Ask for one page of a listing, with generations as versions."""
+    return _page(fs, bucket, prefix, delimiter="/" if delimited else None, pageToken=token)
+
+
+def _list_gcs_after(fs: Any, bucket: str, prefix: str, key: str) -> Page:
+    # An offset is included: the smallest key after another one is that with a zero byte.
+    page = _page(fs, bucket, prefix, startOffset=f"{key}\0")
+    last = page.files[-1].path.removeprefix(f"{bucket}/") if page.next_token else None
+    return Page(page.files, next_token=last)
+
+
+def _page(fs: Any, bucket: str, prefix: str, **more: str | None) -> Page:
     answer = fs.call(
         "GET",
         "b/{}/o",
         bucket,
         json_out=True,
         prefix=prefix or None,
-        delimiter="/" if delimited else None,
-        pageToken=token,
+        **more,
         maxResults=PAGE_KEYS,
         fields="nextPageToken,prefixes,items(name,size,generation,updated)",
     )
@@ -96,6 +106,7 @@ GCS = ObjectProtocol(
     package="gcsfs",
     connect=_connect_gcs,
     list_page=_list_gcs,
+    list_after=_list_gcs_after,
     open=_open_gcs,
     read_version=_read_gcs,
     copy=copy_plainly,
