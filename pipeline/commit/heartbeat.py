@@ -52,6 +52,8 @@ class Heartbeat:
     rows_per_s: float | None = None
     """Of the last minute."""
     eta_s: float | None = None
+    cost: float | None = None
+    """So far, in the currency of `run.price_per_node_hour`."""
     exit_code: int | None = None
     """Once it is released."""
     error: str | None = None

@@ -3,8 +3,8 @@
     python tests/bench/status.py [--store local|s3] [--partitions 1000 10000] [--staged 10]
 
 The output is made first: of each partition a manifest, a lease with its last words, a report and
-staged slices. Aim: 1,000 partitions on a local S3 server within 5 s, two reads for each. The last
-line is JSON.
+staged slices. Aim: 1,000 partitions on a local S3 server within 5 s, two requests for each,
+listings included. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ from pipeline.commit.heartbeat import Heartbeat
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest
 from pipeline.runs.weeks.survey import survey
+from pipeline.storage.interface import Page
+from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.store import Store
 
 PUT_THREADS = 32
@@ -71,22 +73,28 @@ def _put_one(store: Store, like: Manifest, num_staged: int, number: int) -> None
 
 def measure(store: Store) -> dict[str, Any]:
     reads, read = Counter[str](), Store.read_many
+    listings, list_page = Counter[str](), ObjectStore._page
 
     def counted(self: Store, paths: Sequence[str]) -> dict[str, bytes | Exception]:
         reads.update(path.split("/")[1] for path in paths)
         return read(self, paths)
 
+    def listed(self: ObjectStore, folder: str, ask: Any) -> Page:
+        listings[folder] += 1
+        return list_page(self, folder, ask)
+
     survey(store, ["date=1999-01-01"])  # opens connections
-    Store.read_many = counted  # type: ignore[method-assign]
+    Store.read_many, ObjectStore._page = counted, listed  # type: ignore[method-assign]
     begun, cpu = time.perf_counter(), time.process_time()
     found = survey(store)
     wall_s, cpu_s = time.perf_counter() - begun, time.process_time() - cpu
-    Store.read_many = read  # type: ignore[method-assign]
+    Store.read_many, ObjectStore._page = read, list_page  # type: ignore[method-assign]
     states = Counter(each.state for each in found)
     return {
         "wall_s": wall_s,
         "cpu_s": cpu_s,
         "most_reads": max(reads.values()),
+        "requests_per_partition": (reads.total() + listings.total()) / len(found),
         "states": dict(states),
     }
 

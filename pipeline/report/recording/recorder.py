@@ -166,6 +166,13 @@ class RunRecorder(RowAccounts):
             return None
         return placement.speed(rows, wall_s, self._model)
 
+    def cost(self, price_per_node_hour: float | None) -> float | None:
+        """Return what the run has cost so far, in the currency of the price; None if unknown."""
+        if self._placement is None or price_per_node_hour is None:
+            return None
+        nodes = self._placement.hardware_section().nodes or 0
+        return nodes * self.elapsed_s / 3600 * price_per_node_hour
+
     def tried_beside(self, text: str) -> None:
         """Note what became of the runtime that the run tried beside its work."""
         self._model = self._model.but(tried_beside=text or None)

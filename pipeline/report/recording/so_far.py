@@ -12,8 +12,10 @@ from pipeline.report.showing.progress import Rate
 class SoFar:
     """Called at each renewal of the lease; the rate is that of the renewals of the last minute."""
 
-    def __init__(self, record: RunRecorder, job_name: str | None) -> None:
-        self._record, self._job_name = record, job_name
+    def __init__(
+        self, record: RunRecorder, job_name: str | None, price_per_node_hour: float | None
+    ) -> None:
+        self._record, self._job_name, self._price = record, job_name, price_per_node_hour
         self._rate = Rate()
 
     def __call__(self) -> dict[str, Any]:
@@ -34,5 +36,6 @@ class SoFar:
             "slices_done": (slices.computed or 0) + (slices.resumed or 0),
             "rows_per_s": rate,
             "eta_s": left / rate if rate and left is not None else None,
+            "cost": record.cost(self._price),
             "failed_gates": record.failed_gates,
         }

@@ -82,6 +82,7 @@ def _row(each: PartitionStatus) -> dict[str, Any]:
         "quarantined": each.quarantined,
         "carried": each.carried or None,
         "took": None if each.duration_s is None else duration(each.duration_s),
+        "cost": None if each.cost is None else f"{each.cost:,.2f}",
         "attempt": each.attempt if (each.attempt or 1) > 1 else None,
         "a_run_would": each.a_run_would,
     }

@@ -33,18 +33,19 @@ _USUAL_TTL_S = 60.0
 class LastRun:
     """What is known of the run that worked on a partition last."""
 
-    said: Heartbeat
-    at: dt.datetime | None
-    """When it was heard of last, by the clock of the store."""
+    heartbeat: Heartbeat
+    """The last one."""
+    modified: dt.datetime | None
+    """When that was written, by the clock of the store."""
     has_ended: bool
-    """It said so, or its process is gone."""
+    """It has given its lease back, or its process is gone."""
 
     def is_live(self, now: dt.datetime) -> bool:
         """Tell whether it still works, as far as its lease says."""
         if self.has_ended:
             return False
-        limit_s = self.said.ttl_s or _USUAL_TTL_S
-        return self.at is None or (now - self.at).total_seconds() < limit_s
+        limit_s = self.heartbeat.ttl_s or _USUAL_TTL_S
+        return self.modified is None or (now - self.modified).total_seconds() < limit_s
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ class PartitionStatus:
     attempt: int | None = None
     started_at: str | None = None
     duration_s: float | None = None
+    cost: float | None = None
+    """In the currency of `run.price_per_node_hour`."""
     phase: str | None = None
     done_pct: float | None = None
     rows_per_s: float | None = None
@@ -97,31 +100,32 @@ def status_of(
         now: The time.
     """
     state = _state(manifest, published, last, now)
-    said = last.said if last else Heartbeat()
-    done_pct = 100 * (said.rows_done or 0) / said.rows if said.rows else None
-    started, seen = _time(said.started_at), _time(said.written_at)
+    beat = last.heartbeat if last else Heartbeat()
+    done_pct = 100 * (beat.rows_done or 0) / beat.rows if beat.rows else None
+    started, written = _time(beat.started_at), _time(beat.written_at)
     return PartitionStatus(
         partition=partition,
         state=state,
-        why=_why(state, said, done_pct),
+        why=_why(state, beat, done_pct),
         version=manifest.number if manifest else None,
         published_at=manifest.created_at if manifest else None,
         rows=manifest.num_rows if manifest else None,
         quarantined=manifest.num_quarantined if manifest else None,
         carried=_carried(manifest),
-        run_id=said.run_id or None,
-        job=said.job,
-        fingerprint=said.fingerprint,
-        exit_code=said.exit_code,
-        host=said.host or None,
-        pid=said.pid or None,
-        attempt=said.attempt,
-        started_at=said.started_at,
-        duration_s=(seen - started).total_seconds() if seen and started else None,
-        phase=said.phase if state == "running" else None,
+        run_id=beat.run_id or None,
+        job=beat.job,
+        fingerprint=beat.fingerprint,
+        exit_code=beat.exit_code,
+        host=beat.host or None,
+        pid=beat.pid or None,
+        attempt=beat.attempt,
+        started_at=beat.started_at,
+        duration_s=(written - started).total_seconds() if written and started else None,
+        cost=beat.cost,
+        phase=beat.phase if state == "running" else None,
         done_pct=done_pct,
-        rows_per_s=said.rows_per_s if state == "running" else None,
-        eta_s=said.eta_s if state == "running" else None,
+        rows_per_s=beat.rows_per_s if state == "running" else None,
+        eta_s=beat.eta_s if state == "running" else None,
     )
 
 
@@ -133,9 +137,9 @@ def _state(
 ) -> State:
     if last is not None and last.is_live(now):
         return "running"
-    code = last.said.exit_code if last else 0
-    is_older = last is None or (published and last.at and last.at < published)
-    if manifest and (code == 0 or is_older or (last and last.said.run_id == manifest.run_id)):
+    code = last.heartbeat.exit_code if last else 0
+    is_older = last is None or (published and last.modified and last.modified < published)
+    if manifest and (code == 0 or is_older or (last and last.heartbeat.run_id == manifest.run_id)):
         return "complete"
     if last is None or code == 0:
         return "unpublished"
@@ -146,24 +150,24 @@ def _state(
     return "interrupted" if code in (None, Stopped.exit_code) else "failed"
 
 
-def _why(state: State, said: Heartbeat, done_pct: float | None) -> str | None:
+def _why(state: State, beat: Heartbeat, done_pct: float | None) -> str | None:
     """Say in a line why a partition is not complete."""
     far = "" if done_pct is None else f"at {done_pct:.0f}%"
     match state:
         case "running":
-            rate = "" if said.rows_per_s is None else f"{said.rows_per_s:,.0f} rows/s"
-            where = f"on {said.host}" if said.host else ""
-            return " ".join(filter(None, [said.phase, far, rate, where])) or None
+            rate = "" if beat.rows_per_s is None else f"{beat.rows_per_s:,.0f} rows/s"
+            where = f"on {beat.host}" if beat.host else ""
+            return " ".join(filter(None, [beat.phase, far, rate, where])) or None
         case "refused":
             return (
-                f"gate {', '.join(map(str, said.failed_gates))}"
-                if said.failed_gates
-                else said.error
+                f"gate {', '.join(map(str, beat.failed_gates))}"
+                if beat.failed_gates
+                else beat.error
             )
         case "interrupted":
-            return ", ".join(filter(None, [far, said.error or "its process is gone"]))
+            return ", ".join(filter(None, [far, beat.error or "its process is gone"]))
         case "failed" | "no_input":
-            return said.error or f"exit {said.exit_code}"
+            return beat.error or f"exit {beat.exit_code}"
     return None
 
 

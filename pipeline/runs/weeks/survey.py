@@ -1,8 +1,9 @@
 """Read of an output how its partitions are, without its job and without Ray.
 
-Two requests per partition beside listings: its manifest, and what its last run said (the heartbeat
-of its last lease; the report, if a later run ended before it had a lease). A third one only where
-an earlier version of the package wrote the heartbeat, which says nothing there.
+Two requests per partition: its manifest, and what its last run wrote (the last heartbeat of its
+lease; the report, if a later run ended before it had a lease). A third one only where an earlier
+version of the package wrote the heartbeat, which lacks the exit code. Of an object store that can
+begin a listing anywhere a request lists many partitions.
 """
 
 from __future__ import annotations
@@ -47,10 +48,10 @@ def survey(store: Store, partitions: Sequence[str] | None = None) -> list[Partit
     if names is None:
         names = sorted({*filter(_is_partition, store.list_folders("_control")), *reports})
     now, found = dt.datetime.now(dt.UTC), list[PartitionStatus]()
-    with ThreadPoolExecutor(_THREADS) as pool:
-        seen = [*pool.map(lambda name: _Seen.of(store, name, reports.get(name)), names)]
-    for begin in range(0, len(seen), _READ_AT_ONCE):
-        some = seen[begin : begin + _READ_AT_ONCE]
+    control = _control_files(store, names)
+    listed = [_Listed.of(Layout.named(name), control[name], reports.get(name)) for name in names]
+    for begin in range(0, len(listed), _READ_AT_ONCE):
+        some = listed[begin : begin + _READ_AT_ONCE]
         data = store.read_many([path for each in some for path in each.to_read])
         more = [each.report.path for each in some if each.report and each.needs_report(data)]
         data |= store.read_many(more) if more else {}
@@ -59,43 +60,43 @@ def survey(store: Store, partitions: Sequence[str] | None = None) -> list[Partit
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _Listed:
     """What the listings of a partition show."""
 
     layout: Layout
     entry: StoredFile | None
     """The manifest of its current version."""
-    heard: StoredFile | None
-    """The heartbeat of its newest lease, or else that lease."""
+    last_heartbeat: StoredFile | None
+    """Of its newest lease; before the first one that lease itself."""
     report: StoredFile | None
     """Of its newest run."""
 
     @classmethod
-    def of(cls, store: Store, name: str, report: StoredFile | None) -> _Seen:
-        layout = Layout(None if name == WHOLE_OUTPUT else name)
-        log = [file for file in store.list_files(layout.log) if _ENTRY.search(file.path)]
-        leases = [file for file in store.list_files(layout.leases) if _LEASE.search(file.path)]
+    def of(cls, layout: Layout, files: Sequence[StoredFile], report: StoredFile | None) -> _Listed:
+        log = [file for file in files if _ENTRY.search(file.path)]
+        leases = [file for file in files if _LEASE.search(file.path)]
         # By name the heartbeat of a lease comes before the lease, and after those of all others.
-        heard = next((file for file in leases if _stem(file) == _stem(leases[-1])), None)
-        return cls(layout, max(log, key=_path, default=None), heard, report)
+        last = next((file for file in leases if _stem(file) == _stem(leases[-1])), None)
+        return cls(layout, log[-1] if log else None, last, report)
 
     @property
-    def words(self) -> StoredFile | None:
-        """Return what its last run says of itself."""
-        is_later = self.report and self.heard and _began_after(self.report, self.heard)
-        return self.report if is_later or self.heard is None else self.heard
+    def last_run(self) -> StoredFile | None:
+        """Return the file that its last run wrote last."""
+        heartbeat = self.last_heartbeat
+        is_later = self.report and heartbeat and _began_after(self.report, heartbeat)
+        return self.report if is_later or heartbeat is None else heartbeat
 
     @property
     def to_read(self) -> list[str]:
         """Return the paths of what has to be read of it."""
-        return [file.path for file in (self.entry, self.words) if file is not None]
+        return [file.path for file in (self.entry, self.last_run) if file is not None]
 
     def needs_report(self, data: Data) -> bool:
-        """Tell whether its run has ended without saying how, in the words of an earlier version."""
-        if self.heard is None or self.words is not self.heard:
+        """Tell whether its run has ended and, as one of an earlier version, does not say how."""
+        if self.last_heartbeat is None or self.last_run is not self.last_heartbeat:
             return False
-        said = _heartbeat(data[self.heard.path])
-        return said.released and said.exit_code is None
+        heartbeat = _heartbeat(data[self.last_heartbeat.path])
+        return heartbeat.released and heartbeat.exit_code is None
 
     def status(self, store: Store, data: Data, now: dt.datetime) -> PartitionStatus:
         """Return what follows from all that was read."""
@@ -112,10 +113,21 @@ class _Seen:
     def _last_run(self, data: Data) -> LastRun | None:
         if self.report is not None and self.report.path in data:
             return _by_report(data[self.report.path], self.report)
-        if self.heard is None:
+        if self.last_heartbeat is None:
             return None
-        said = _heartbeat(data[self.heard.path])
-        return LastRun(said, self.heard.modified, said.released or said.process.has_ended())
+        heartbeat = _heartbeat(data[self.last_heartbeat.path])
+        has_ended = heartbeat.released or heartbeat.process.has_ended()
+        return LastRun(heartbeat, self.last_heartbeat.modified, has_ended)
+
+
+def _control_files(store: Store, names: Sequence[str]) -> dict[str, list[StoredFile]]:
+    """Return the manifests and leases of partitions, by name, sorted by path."""
+    layouts = [Layout.named(name) for name in names]
+    folders = [folder for each in layouts for folder in (each.log, each.leases)]
+    files: dict[str, list[StoredFile]] = {name: [] for name in names}
+    for file in store.list_small_folders("_control", folders):
+        files[file.path.split("/", 2)[1]].append(file)
+    return files
 
 
 def _bytes(found: bytes | Exception) -> bytes:
@@ -128,33 +140,33 @@ def _heartbeat(found: bytes | Exception) -> Heartbeat:
     return Heartbeat() if isinstance(found, Exception) else Heartbeat.from_json(found)
 
 
-def _began_after(report: StoredFile, heard: StoredFile) -> bool:
-    """Tell whether the run of a report began after another one was heard of for the last time."""
+def _began_after(report: StoredFile, heartbeat: StoredFile) -> bool:
+    """Tell whether the run of a report began after the last heartbeat of another one."""
     stamp = PurePosixPath(report.path).parent.name.partition("-")[0]
     try:
         began = dt.datetime.strptime(stamp, _OF_RUN_ID).replace(tzinfo=dt.UTC)
     except ValueError:
         return False
-    return heard.modified is not None and began > heard.modified
+    return heartbeat.modified is not None and began > heartbeat.modified
 
 
 def _by_report(found: bytes | Exception, report: StoredFile) -> LastRun | None:
     try:
-        said = json.loads(_bytes(found))
-        rows = said["rows"]
-        failed = [str(gate["name"]) for gate in said["gates"] if gate["status"] == "fail"]
+        document = json.loads(_bytes(found))
+        rows = document["rows"]
+        failed = [str(gate["name"]) for gate in document["gates"] if gate["status"] == "fail"]
         done = [rows.get(name) for name in ("computed", "resumed", "carried")]
     except (KeyError, TypeError, ValueError, AttributeError, OSError, PipelineError):
         return None  # another version wrote it, or it is gone
-    told: dict[str, Any] = {
-        **{name: said.get(name) for name in ("run_id", "exit_code", "error", "fingerprint")},
-        "started_at": said.get("started_at"),
-        "written_at": said.get("finished_at"),
+    beat: dict[str, Any] = {
+        **{name: document.get(name) for name in ("run_id", "exit_code", "error", "fingerprint")},
+        "started_at": document.get("started_at"),
+        "written_at": document.get("finished_at"),
         "rows": rows.get("total"),
         "rows_done": sum(number for number in done if isinstance(number, int)),
         "failed_gates": failed,
     }
-    return LastRun(Heartbeat.from_json(json.dumps(told).encode()), report.modified, has_ended=True)
+    return LastRun(Heartbeat.from_json(json.dumps(beat).encode()), report.modified, has_ended=True)
 
 
 def _newest_reports(store: Store, partitions: Sequence[str] | None) -> dict[str, StoredFile]:

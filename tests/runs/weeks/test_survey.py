@@ -1,4 +1,4 @@
-"""What the output alone tells of its partitions, with two requests for each beside listings."""
+"""What the output alone tells of its partitions, with two requests for each."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from pipeline.core.errors import GateRefused, JobError, PartitionBusy
 from pipeline.operations.status import is_between
 from pipeline.runs.weeks.overview import Status
 from pipeline.runs.weeks.survey import survey
+from pipeline.storage.interface import Page
+from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.store import Store
 
 LONG_S = 1e6
@@ -70,7 +72,14 @@ def test_a_week_is_told_right_and_two_requests_for_a_partition_are_enough(
     def none(store: Store, path: str) -> bytes:
         raise AssertionError(path)
 
+    list_pages, listings = ObjectStore._page, list[str]()
+
+    def listed(store: ObjectStore, folder: str, ask: Any) -> Page:
+        listings.append(folder)
+        return list_pages(store, folder, ask)
+
     with hold_lease(any_store, Layout(DAYS[5]), "run-9", LONG_S, lambda: TOLD):
+        monkeypatch.setattr(ObjectStore, "_page", listed)
         monkeypatch.setattr(Store, "read_many", counted)
         monkeypatch.setattr(Store, "read_bytes", none)
         found = {each.partition: each for each in survey(any_store)}
@@ -79,6 +88,7 @@ def test_a_week_is_told_right_and_two_requests_for_a_partition_are_enough(
     assert [found[day].state for day in DAYS] == wanted
     assert sorted(requests) == DAYS
     assert max(requests.values()) <= 2, requests
+    assert len(listings) == (3 if any_store.is_object_store else 0), "of all partitions together"
     assert found[DAYS[1]].why == "gate label_drift"
     assert (found[DAYS[2]].why, found[DAYS[2]].version) == ("no folder", None)
     assert (found[DAYS[4]].done_pct, found[DAYS[5]].done_pct) == (40, 40)
@@ -151,7 +161,7 @@ def test_the_operation_chooses_shows_and_refuses(tmp_path: Path):
     assert one.partition == DAYS[3]
     with pytest.raises(JobError, match="soon: write a date or a number"):
         pipeline.status(store.uri, from_="soon")
-    with pytest.raises(JobError, match="overrides are for a job"):
+    with pytest.raises(JobError, match="overrides and every are for a job"):
         pipeline.status(store.uri, overrides={"model.top_k": 3})
 
 
