@@ -27,9 +27,10 @@ def prepare_end(date: str | None, ok_exit: str | None = None) -> str:
     Raises:
         JobError: That is no list of exit codes which may count as success.
     """
+    from pipeline.job.reading.dates import date_text
     from pipeline.operations.jobs import read_date
 
-    day = read_date(date).isoformat()
+    day = date_text(read_date(date))
     command = None if os.environ.get(SUBMITTED) else the_same(sys.argv, day)
     prepare_last_lines(command, _codes(ok_exit))
     return day
@@ -40,7 +41,7 @@ def prepare_ok_exit(ok_exit: str | None) -> None:
     prepare_last_lines(None, _codes(ok_exit))
 
 
-def prepare_end_of_dates(to: str | None, ok_exit: str | None) -> str:
+def prepare_end_of_dates(to: str | None, ok_exit: str | None, every: str) -> str:
     """Prepare the last lines of a command about many dates, and return the last of these.
 
     Whatever one of them ended with, the same command again goes on.
@@ -48,13 +49,14 @@ def prepare_end_of_dates(to: str | None, ok_exit: str | None) -> str:
     Args:
         to: The last date as it was given; the command that goes on tomorrow has to name today.
         ok_exit: The value of --ok-exit.
+        every: `day` or `hour`.
 
     Raises:
         JobError: As `prepare_end`.
     """
-    from pipeline.operations.jobs import read_date
+    from pipeline.job.reading.dates import date_text, now, parse_date
 
-    day = read_date(to).isoformat()
+    day = date_text(now(every) if to is None else parse_date(to))
     command = None if os.environ.get(SUBMITTED) else the_same(sys.argv, day, "--to")
     prepare_last_lines(command, _codes(ok_exit), range(1, InputMissing.exit_code + 1))
     return day

@@ -14,6 +14,7 @@ from pipeline.commands.options import (
     AcceptOption,
     AllowImportOption,
     DateOption,
+    EveryOption,
     FromOption,
     JobFile,
     JsonOption,
@@ -43,6 +44,7 @@ def submit(
     date: DateOption = None,
     from_: FromOption = None,
     to: ToOption = None,
+    every: EveryOption = "day",
     only: OnlyOption = None,
     set_: SetOption = None,
     allow_import: AllowImportOption = None,
@@ -64,7 +66,7 @@ def submit(
     if from_ is None:
         date = prepare_end(date, ok_exit)
     else:
-        to = prepare_end_of_dates(to, ok_exit)
+        to = prepare_end_of_dates(to, ok_exit, every)
     done = hand_over(
         job,
         address,
@@ -72,6 +74,7 @@ def submit(
         date=date,
         from_=from_,
         to=to,
+        every=every,
         only=only,
         overrides=set_ or (),
         allow_import=allow_import or (),
@@ -127,7 +130,8 @@ def _end(done: ClusterJob, *, as_json: bool, quiet: bool) -> None:
     elif document and as_json:
         typer.echo(done.document)
     elif document and "dates" in document:
-        from pipeline.operations.backfill import Backfill, DateRun
+        from pipeline.operations.backfill import Backfill
+        from pipeline.operations.dates.one_date import DateRun
 
         dates = tuple(DateRun(**each) for each in document["dates"])
         show(Backfill(dates).shown(), as_json=False, quiet=quiet)

@@ -15,6 +15,7 @@ from pipeline.commands.options import (
     AddressOption,
     AllowImportOption,
     DateOption,
+    EveryOption,
     FromOption,
     JobFile,
     JsonOption,
@@ -75,6 +76,7 @@ def plan(
     no_reuse: NoReuseOption = False,
     from_: FromOption = None,
     to: ToOption = None,
+    every: EveryOption = "day",
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -90,6 +92,7 @@ def plan(
         tries=not no_try,
         from_=from_,
         to=to,
+        every=every,
         reuse=not no_reuse,
     )
     show(found if as_json else found.shown(), as_json=as_json, quiet=quiet)

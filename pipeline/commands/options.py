@@ -58,7 +58,9 @@ OutputUri = Annotated[
 ]
 DateOption = Annotated[
     str | None,
-    typer.Option("--date", metavar="YYYY-MM-DD", help="Value of ${date}. Default: today, UTC."),
+    typer.Option(
+        "--date", metavar="YYYY-MM-DD[THH]", help="${date} (and ${hour}). Default: today, UTC."
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -107,11 +109,16 @@ LogFormatOption = Annotated[
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress, no tables.")]
 FromOption = Annotated[
-    str | None, typer.Option("--from", metavar="YYYY-MM-DD", help="The first of several dates.")
+    str | None,
+    typer.Option("--from", metavar="YYYY-MM-DD[THH]", help="The first of several dates."),
 ]
 ToOption = Annotated[
     str | None,
-    typer.Option("--to", metavar="YYYY-MM-DD", help="The last of them. Of a job: today, UTC."),
+    typer.Option("--to", metavar="YYYY-MM-DD[THH]", help="The last of them. Of a job: now, UTC."),
+]
+EveryOption = Annotated[
+    str,
+    typer.Option("--every", metavar="day|hour", help="Of a job: a partition a day, or an hour."),
 ]
 OnlyOption = Annotated[
     str | None,

@@ -11,6 +11,7 @@ from pipeline.commands.options import (
     AcceptOption,
     AddressOption,
     AllowImportOption,
+    EveryOption,
     FromOption,
     JobFile,
     JsonOption,
@@ -43,6 +44,7 @@ def status(
     partition: PartitionOption = None,
     from_: FromOption = None,
     to: ToOption = None,
+    every: EveryOption = "day",
     set_: SetOption = None,
     allow_import: AllowImportOption = None,
     storage_options: StorageOption = None,
@@ -67,6 +69,7 @@ def status(
         partition=partition,
         from_=from_,
         to=to,
+        every=every,
         overrides=set_ or (),
         allow_import=allow_import or (),
         storage_options=as_storage_options(storage_options),
@@ -80,13 +83,17 @@ def status(
 def backfill(
     job: JobFile,
     from_: Annotated[
-        str, typer.Option("--from", metavar="YYYY-MM-DD", help="The first of several dates.")
+        str, typer.Option("--from", metavar="YYYY-MM-DD[THH]", help="The first of several dates.")
     ],
     to: ToOption = None,
+    every: EveryOption = "day",
     only: OnlyOption = None,
     newest_first: Annotated[
         bool, typer.Option("--newest-first", help="Begin with the last date.")
     ] = False,
+    max_active: Annotated[
+        int, typer.Option("--max-active", metavar="N", help="So many dates at a time.")
+    ] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would do.")] = False,
     set_: SetOption = None,
     address: AddressOption = None,
@@ -105,9 +112,11 @@ def backfill(
         found = run_all(
             job,
             from_=from_,
-            to=prepare_end_of_dates(to, ok_exit),
+            to=prepare_end_of_dates(to, ok_exit, every),
+            every=every,
             only=only,
             newest_first=newest_first,
+            max_active=max_active,
             dry_run=dry_run,
             overrides=set_ or (),
             address=address,

@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.core.errors import JobError
 from pipeline.gates.results import parse_accepted
 from pipeline.job.job import Job
+from pipeline.job.reading.dates import dates_between, now, parse_date, whole
 from pipeline.job.reading.loader import Overrides, parse_job, read_job
 from pipeline.job.reading.yaml_reader import parse
 from pipeline.operations.nearby_code import require_findable
@@ -20,7 +21,8 @@ from pipeline.storage.single_file import read_file
 JobLike = Job | str | os.PathLike[str] | Mapping[str, Any]
 """A job that is loaded, the path of a job file, or a mapping with the sections of one."""
 Date = dt.date | str | None
-"""The value of `${date}`, as text `YYYY-MM-DD`; None: today in UTC."""
+"""The value of `${date}`, as text `YYYY-MM-DD`, or with that of `${hour}` `YYYY-MM-DDTHH`; None:
+today in UTC."""
 Accepted = Mapping[str, str] | Sequence[str]
 """Gates whose failure is accepted: name -> reason, or texts `gate=reason`."""
 
@@ -82,19 +84,25 @@ def _stored(uri: str) -> Mapping[str, Any]:
 
 
 def read_date(date: Date) -> dt.date:
-    """Return a logical date; None is today in UTC.
+    """Return the date, or the hour, that a run is for; None is today in UTC.
 
     Raises:
-        JobError: It is not written as YYYY-MM-DD.
+        JobError: It is not written as one.
     """
     if date is None:
-        return dt.datetime.now(dt.UTC).date()
-    if isinstance(date, dt.date):
-        return date
-    try:
-        return dt.date.fromisoformat(date)
-    except ValueError:
-        raise JobError(f"date {date}: write YYYY-MM-DD") from None
+        return now()
+    return whole(date) if isinstance(date, dt.date) else parse_date(date)
+
+
+def read_dates(first: Date, last: Date, every: str = "day") -> Sequence[dt.date]:
+    """Return the dates, or the hours, from one to another; None is today, or this hour, in UTC.
+
+    Raises:
+        JobError: As `dates_between`.
+    """
+    this = now(every)
+    begin, end = (this if each is None else read_date(each) for each in (first, last))
+    return dates_between(begin, end, every)
 
 
 def run_options(

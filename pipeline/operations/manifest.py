@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -103,8 +104,8 @@ def manifest(
         tuple(secrets),
         cron,
         time_zone or "Etc/UTC",
-        None if date is None else read_date(date),
-        None if from_ is None else (read_date(from_), read_date(to)),
+        None if date is None else _day(date),
+        None if from_ is None else (_day(from_), _day(to)),
         workers,
         cpus,
         memory_gib,
@@ -116,6 +117,13 @@ def manifest(
         raise JobError(f"--from {asked.dates[0]} is after --to {asked.dates[1]}")
     documents = (config_map(text), _MADE[chosen](text, asked))
     return Manifest(chosen, dump(documents), documents)
+
+
+def _day(date: Date) -> dt.date:
+    day = read_date(date)
+    if isinstance(day, dt.datetime):
+        raise JobError(f"date {date}: a manifest is for days: write YYYY-MM-DD")
+    return day
 
 
 def _kind(kind: str | None, cron: str | None, from_: Date) -> Kind:

@@ -65,6 +65,7 @@ def plan(
     reuse: bool = True,
     from_: Date = None,
     to: Date = None,
+    every: str = "day",
 ) -> Planned:
     """Say what a run of this job would do now; writes nothing.
 
@@ -79,7 +80,8 @@ def plan(
         tries: Build the model and predict one row, unless there is nothing to do.
         reuse: As of `run`.
         from_: The first of several dates, instead of `date`.
-        to: The last one; None: today in UTC.
+        to: The last one; None: now in UTC.
+        every: `day` or `hour`, of several dates.
 
     Raises:
         PipelineError: As the run itself would, before its first row.
@@ -88,9 +90,11 @@ def plan(
         if date is not None:
             raise JobError("give one date, or the first and the last of several")
         found = status_of_job(
-            job, from_=from_, to=to, overrides=overrides, allow_import=allow_import
+            job, from_=from_, to=to, every=every, overrides=overrides, allow_import=allow_import
         )
         return Planned(found.to_dict())
+    if every != "day":
+        raise JobError("every is for several dates: give the first one, and the last")
     loaded = load_job(job, date=date, overrides=overrides)
     options = run_options(address, allow_import, reuse=reuse)
     run = RunContext.of(loaded, options).with_settled_source()

@@ -11,8 +11,8 @@ from pipeline.commit.published.read import locate
 from pipeline.core.errors import JobError
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import Overrides
-from pipeline.operations.jobs import Date, JobLike, load_job, read_date, run_options
-from pipeline.runs.weeks.job_survey import days_between, survey_job
+from pipeline.operations.jobs import Date, JobLike, load_job, read_date, read_dates, run_options
+from pipeline.runs.weeks.job_survey import survey_job
 from pipeline.runs.weeks.overview import Status
 from pipeline.runs.weeks.survey import survey
 
@@ -23,6 +23,7 @@ def status(
     partition: str | None = None,
     from_: Date = None,
     to: Date = None,
+    every: str = "day",
     overrides: Overrides = (),
     allow_import: Sequence[str] = (),
     storage_options: Mapping[str, Any] | None = None,
@@ -35,7 +36,8 @@ def status(
         sink: The sink's root or a partition's folder; or a job, as of `run`.
         partition: Only this one.
         from_: Only from this date or number on; of a job that has `${date}` it is needed.
-        to: Only up to this date or number, that one included; of a job None is today in UTC.
+        to: Only up to this date or number, that one included; of a job None is now in UTC.
+        every: Of a job: it has a partition for each `day`, or for each `hour`.
         overrides: Fields that are set over those of the job.
         allow_import: Prefixes of the modules that the job may name.
         storage_options: fsspec options of the output; a job has its own.
@@ -48,10 +50,10 @@ def status(
         if partition is not None or storage_options:
             raise JobError("status of a job: its partition and storage_options are in the job")
         return status_of_job(
-            sink, from_=from_, to=to, overrides=overrides, allow_import=allow_import
+            sink, from_=from_, to=to, every=every, overrides=overrides, allow_import=allow_import
         )
-    if overrides or allow_import:
-        raise JobError(f"{sink}: overrides are for a job, and this is an output")
+    if overrides or allow_import or every != "day":
+        raise JobError(f"{sink}: overrides and every are for a job, and this is an output")
     store, found = locate(os.fspath(sink), dict(storage_options or {}))  # type: ignore[arg-type]
     if partition is None and found is not None and found.partition:
         partition = found.name
@@ -100,6 +102,7 @@ def status_of_job(
     *,
     from_: Date,
     to: Date,
+    every: str = "day",
     overrides: Overrides = (),
     allow_import: Sequence[str] = (),
 ) -> Status:
@@ -108,19 +111,25 @@ def status_of_job(
     if isinstance(job, Job):
         jobs = [load_job(job, overrides=overrides)]
     else:
-        days = days_between(read_date(from_ if from_ is not None else to), read_date(to))
+        days = read_dates(from_ if from_ is not None else to, to, every)
         jobs = [load_job(job, date=day, overrides=overrides) for day in days]
     names = {each.sink.partition for each in jobs}
     if from_ is None and len(jobs) == 1 and _depends_on_date(job, overrides):
         raise JobError("which dates? the job has ${date}: give --from YYYY-MM-DD")
     if len(names) < len(jobs):
-        raise JobError("sink.partition is the same for all dates: write ${date} in it")
+        raise same_partition(every)
     return Status(jobs[0].sink.uri, tuple(survey_job(each, options) for each in jobs))
+
+
+def same_partition(every: str) -> JobError:
+    """Say that several dates would replace each other."""
+    needed = "${date}" if every == "day" else "${date}T${hour}"
+    return JobError(f"sink.partition is the same for several dates: write {needed} in it")
 
 
 def _depends_on_date(job: JobLike, overrides: Overrides) -> bool:
     if isinstance(job, Job):
         return False
-    days = days_between(read_date("2000-01-01"), read_date("2000-01-02"))
+    days = read_date("2000-01-01T00"), read_date("2000-01-02T01")
     one, other = (load_job(job, date=day, overrides=overrides, needs_model=False) for day in days)
     return one.sink.partition != other.sink.partition

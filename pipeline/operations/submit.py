@@ -12,11 +12,12 @@ from pipeline.execution.submit.job import START_TIMEOUT_S, error_without_documen
 from pipeline.execution.submit.output import JobOutput
 from pipeline.execution.submit.submission import Submission
 from pipeline.gates.results import parse_accepted
+from pipeline.job.reading.dates import date_text
 from pipeline.job.reading.loader import read_job
-from pipeline.operations.backfill import ONLY
-from pipeline.operations.jobs import Date, load_job, read_date, run_options
+from pipeline.operations.dates.one_date import ONLY
+from pipeline.operations.jobs import Date, load_job, read_date, read_dates, run_options
 from pipeline.operations.nearby_code import warn_of_local_code
-from pipeline.runs.weeks.job_survey import days_between, survey_job
+from pipeline.runs.weeks.job_survey import survey_job
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ def submit(
     date: Date = None,
     from_: Date = None,
     to: Date = None,
+    every: str = "day",
     only: str | None = None,
     overrides: Sequence[str] = (),
     allow_import: Sequence[str] = (),
@@ -62,7 +64,8 @@ def submit(
         write: Gets the job's log, line by line.
         date: The value of `${date}`; None: today in UTC.
         from_: The first date of a backfill, which is one job for all dates; None: a run.
-        to: The last one; None: today in UTC.
+        to: The last one; None: now in UTC.
+        every: It has a partition for each `day`, or for each `hour`.
         only: As of `backfill`.
         overrides: Texts `section.field=value`.
         allow_import: Prefixes of the modules that the job may name.
@@ -78,19 +81,23 @@ def submit(
         PipelineError: The job ended without the document that it was asked for.
     """
     parse_accepted(accept)
-    if from_ is None and (to is not None or only is not None):
-        raise JobError("submit: --to and --only are for a backfill, which has --from")
+    if from_ is None and (to is not None or only is not None or every != "day"):
+        raise JobError("submit: --to, --every and --only are for a backfill, which has --from")
     if from_ is not None and date is not None:
         raise JobError("submit: give --date for a run, or --from and --to for a backfill")
     if only is not None and only not in ONLY:
         raise JobError(f"only {only}: write one of {', '.join(ONLY)}")
-    first = read_date(date if from_ is None else from_)
-    days = [first] if from_ is None else [*days_between(first, read_date(to))]
+    days = [read_date(date)] if from_ is None else read_dates(from_, to, every)
+    first = days[0]
     loaded = read_job(job, date=first, overrides=overrides, is_elsewhere=True)
     if code is None:
         warn_of_local_code(loaded, job)
     last = None if from_ is None else days[-1]
-    partition = (loaded.sink.partition or "all") if last is None else f"{first}-to-{last}"
+    partition = (
+        (loaded.sink.partition or "all")
+        if last is None
+        else f"{date_text(first)}-to-{date_text(last)}"
+    )
     asked = Submission(
         *(job, first, partition, loaded.model_dump_json(), overrides, allow_import, accept),
         quiet=quiet,
@@ -135,7 +142,9 @@ def _has_nothing_to_do(
         for day in days:
             seen = survey_job(load_job(job, date=day, overrides=overrides), options)
             if seen.a_run_would != "do nothing":
-                log.info("%s: it has ended before, but a run would %s", day, seen.a_run_would)
+                log.info(
+                    "%s: it has ended before, but a run would %s", seen.partition, seen.a_run_would
+                )
                 return False
     except PipelineError as error:
         log.info("it has ended before; another attempt will see what there is to do: %s", error)

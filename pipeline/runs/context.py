@@ -87,7 +87,7 @@ class RunContext:
         Raises:
             PartitionBusy: A live run holds it.
         """
-        tell = SoFar(self.record, self.options.job_name, self.job.run.price_per_node_hour)
+        tell = SoFar(self.record, self.options.job_name, self.job.run.price_of)
         ttl_s = self.job.run.lease_ttl_s
         return hold_lease(self.store, self.layout, self.record.run_id, ttl_s, tell)
 

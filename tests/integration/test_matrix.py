@@ -31,7 +31,7 @@ from pipeline.commands.demo.photos import build_images
 from pipeline.commit.published.read import read_predictions
 from pipeline.commit.published.verify import verify_output
 from pipeline.dataflow import run_job
-from pipeline.execution.cluster.connect import share_ray
+from pipeline.execution.cluster.sharing import share_ray
 from pipeline.job.reading.loader import read_job
 from pipeline.report.showing.progress import Silent
 from pipeline.runs.context import RunOptions

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 from models import LABELS
-from support.runs.cli import Result, pipeline, start, wait_until, write_job
+from support.runs.cli import Result, pipeline, start, wait_until
+from support.runs.week import Week, outcomes
 
 from pipeline.commands.demo.photos import build_images
 
@@ -18,36 +18,9 @@ DAYS = ["2026-11-22", "2026-11-23", "2026-11-24"]
 NUM_ROWS = 48
 
 
-class Week:
-    """An output, and a job over a folder for each day."""
-
-    def __init__(self, folder: Path, **sections: Any) -> None:
-        self.folder, self.sink = folder, str(folder / "out")
-        for number, day in enumerate(DAYS):
-            build_images(folder / "in" / day, NUM_ROWS, seed=number, num_bad=2)
-        source = {"uri": str(folder / "in" / "${date}"), "format": "images"}
-        sections = {"run": {"slice_rows": 8}, **sections}
-        self.job = write_job(folder / "nightly.yaml", source, self.sink, **sections)
-
-    def backfill(self, *options: str, env: dict[str, str] | None = None) -> Result:
-        dates = ("--from", DAYS[0], "--to", DAYS[-1])
-        return pipeline("backfill", self.job, *dates, "--json", *options, env=env)
-
-    def run(self, day: str, *options: str) -> Result:
-        return pipeline("run", self.job, "--date", day, "--json", *options)
-
-    def seen(self, day: str, asked: str | None = None) -> dict[str, Any]:
-        """The row of a day, of the output or of the job."""
-        options = () if asked is None else ("--from", day, "--to", day)
-        done = pipeline("status", asked or self.sink, *options, "--json")
-        assert done.code == 0, done.stderr
-        rows: list[dict[str, Any]] = done.json["partitions"]
-        return next(row for row in rows if row["partition"] == f"date={day}")
-
-
 @pytest.mark.one_ray
 def test_a_week_as_it_is_told_beside_what_runs_made_of_it(tmp_path: Path):
-    week = Week(tmp_path)
+    week = Week(tmp_path, DAYS, NUM_ROWS)
     good, refused, missing = DAYS
     report = week.run(good).json
     strict = ("--set", "gates.min_rows=10", "--set", "gates.max_error_pct=0.1")
@@ -81,7 +54,7 @@ def test_a_week_as_it_is_told_beside_what_runs_made_of_it(tmp_path: Path):
 
 def test_a_run_is_seen_from_outside_stopped_from_there_and_goes_on(tmp_path: Path):
     model = {"factory": "stuck:slow", "labels": LABELS, "batch_size": 8}
-    week = Week(tmp_path, model=model, run={"slice_rows": 8, "lease_ttl_s": 2.0})
+    week = Week(tmp_path, DAYS, NUM_ROWS, model=model, run={"slice_rows": 8, "lease_ttl_s": 2.0})
     day, env = DAYS[0], {"PIPELINE_ALLOW_IMPORT": "stuck"}
     process = start("run", week.job, "--date", day, env=env)
     staging = tmp_path / "out" / "_control" / f"date={day}" / "staging"
@@ -106,12 +79,8 @@ def test_a_run_is_seen_from_outside_stopped_from_there_and_goes_on(tmp_path: Pat
     assert (row["state"], row["version"], row["attempt"]) == ("complete", 1, 2)
 
 
-def outcomes(done: Result) -> list[tuple[str, int | None]]:
-    return [(each["outcome"], each["exit_code"]) for each in done.json["dates"]]
-
-
 def test_a_backfill_does_what_it_can_and_the_next_one_what_is_left(tmp_path: Path):
-    week = Week(tmp_path, gates={"min_rows": 10, "max_error_pct": 5.0})
+    week = Week(tmp_path, DAYS, NUM_ROWS, gates={"min_rows": 10, "max_error_pct": 5.0})
     for photo in [*(tmp_path / "in" / DAYS[1]).rglob("*.jpg")][:9]:
         photo.write_bytes(b"no photo")
     hidden = (tmp_path / "in" / DAYS[2]).rename(tmp_path / "later")
@@ -141,7 +110,7 @@ def test_a_backfill_does_what_it_can_and_the_next_one_what_is_left(tmp_path: Pat
 
 def test_a_stop_ends_the_backfill_and_the_same_command_goes_on(tmp_path: Path):
     model = {"factory": "stuck:slow", "labels": LABELS, "batch_size": 8}
-    week = Week(tmp_path, model=model, run={"slice_rows": 8, "lease_ttl_s": 2.0})
+    week = Week(tmp_path, DAYS, NUM_ROWS, model=model, run={"slice_rows": 8, "lease_ttl_s": 2.0})
     env = {"PIPELINE_ALLOW_IMPORT": "stuck"}
     options = ("--from", DAYS[0], "--to", DAYS[-1], "--json")
     process = start("backfill", week.job, *options, env=env)

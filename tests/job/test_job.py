@@ -500,7 +500,7 @@ def test_an_unset_variable_and_any_other_substitution_are_refused(tmp_path: Path
     message = refusal(changed("source.uri", "${env:TEST_NOT_SET}"), tmp_path)
     assert "environment variable TEST_NOT_SET is not set" in message
     message = refusal(changed("source.uri", "in/${today}"), tmp_path)
-    assert "${today}: only ${date} and ${env:NAME}" in message
+    assert "${today}: only ${date}, ${hour} and ${env:NAME}" in message
 
 
 def test_substituted_text_is_not_substituted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

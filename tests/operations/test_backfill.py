@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from contextlib import ExitStack
 from itertools import permutations
 from pathlib import Path
 
@@ -13,7 +15,9 @@ from pipeline.commands.demo.photos import build_images
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import hold_lease
 from pipeline.core.errors import JobError, PipelineError
-from pipeline.operations.backfill import WORST_FIRST, Backfill, DateRun
+from pipeline.operations.backfill import WORST_FIRST, Backfill
+from pipeline.operations.dates.one_date import DateRun
+from pipeline.report.showing.progress import Silent
 from pipeline.storage.store import Store
 
 DAYS = ["2026-11-22", "2026-11-23", "2026-11-24"]
@@ -38,24 +42,69 @@ def test_the_exit_code_is_the_worst_of_all():
     assert of_codes(None, None).exit_code == of_codes().exit_code == 0
 
 
-def test_a_date_that_is_busy_or_without_input_keeps_none_of_the_others(tmp_path: Path):
-    job = job_over(tmp_path)
-    build_images(tmp_path / "in" / DAYS[1], 4, seed=3, num_bad=0)
-    with hold_lease(Store(str(tmp_path / "out")), Layout(f"date={DAYS[1]}"), "another", 1e6):
-        done = pipeline.backfill(job, from_=DAYS[0], to=DAYS[2], allow_import=ALLOWED)
+class EndsTheOther(Silent):
+    """Ends the run that is waited for, and takes the input away."""
+
+    def __init__(self, other: ExitStack, folder: Path) -> None:
+        self.other, self.folder = other, folder
+        self.lines: list[str] = []
+
+    def phase(self, what: str, *, is_logged: bool = True) -> None:
+        self.lines.append(what)
+        if what.startswith("waiting for"):
+            shutil.rmtree(self.folder)
+            self.other.close()
+
+
+@pytest.mark.parametrize("only", [None, "missing"])
+def test_a_date_that_is_busy_is_looked_at_again_once_the_other_run_has_ended(
+    only: str | None, tmp_path: Path
+):
+    job, folder = job_over(tmp_path), tmp_path / "in" / DAYS[1]
+    build_images(folder, 4, seed=3, num_bad=0)
+    store, layout = Store(str(tmp_path / "out")), Layout(f"date={DAYS[1]}")
+    with ExitStack() as other:
+        other.enter_context(hold_lease(store, layout, "another", 1e6))
         seen = pipeline.backfill(
             job, from_=DAYS[0], to=DAYS[2], only="failed", dry_run=True, allow_import=ALLOWED
         )
-    assert [(each.date, each.outcome, each.exit_code) for each in done.dates] == [
-        (DAYS[0], "no_input", 8),
-        (DAYS[1], "busy", 4),
-        (DAYS[2], "no_input", 8),
-    ]
-    assert done.exit_code == 4
-    assert "another" in str(done.dates[1].error)
+        progress = EndsTheOther(other, folder)
+        done = pipeline.backfill(
+            job, from_=DAYS[0], to=DAYS[2], only=only, allow_import=ALLOWED, progress=progress
+        )
     assert [each.outcome for each in seen.dates] == ["left_out"] * 3
-    assert done.to_dict()["dates"][1]["exit_code"] == 4
-    assert [row["outcome"] for row in done.shown()["dates"]] == ["no input", "busy", "no input"]
+    assert progress.lines.count(f"waiting for the other run of {DAYS[1]}") == 1
+    outcome = ("no_input", 8) if only is None else ("left_out", None)
+    assert [(each.date, each.outcome, each.exit_code) for each in done.dates] == [
+        (day, *outcome) for day in DAYS
+    ]
+    assert done.to_dict()["dates"][1]["exit_code"] == done.dates[1].exit_code
+    assert done.shown()["dates"][1]["outcome"] == outcome[0].replace("_", " ")
+
+
+def test_hours_are_dates_of_their_own(tmp_path: Path):
+    source = {"uri": str(tmp_path / "in" / "${date}" / "${hour}"), "format": "images"}
+    partition = {"partition": "hour=${date}T${hour}"}
+    job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"), sink=partition)
+    hours = {"from_": f"{DAYS[0]}T22", "to": f"{DAYS[1]}T01", "every": "hour"}
+    build_images(tmp_path / "in" / DAYS[0] / "23", 4, seed=3, num_bad=0)
+    planned = pipeline.backfill(job, **hours, dry_run=True, allow_import=ALLOWED)
+    names = [f"{DAYS[0]}T22", f"{DAYS[0]}T23", f"{DAYS[1]}T00", f"{DAYS[1]}T01"]
+    assert [each.date for each in planned.dates] == names
+    assert planned.dates[1].outcome == "publish the first version"
+    seen = pipeline.status(job, **hours, allow_import=ALLOWED)
+    assert [each.partition for each in seen.partitions] == [f"hour={name}" for name in names]
+    assert seen.count() == {"no_input": 3, "missing": 1}
+    with pytest.raises(JobError, match=r"\$\{hour\}: which one\? give the date as 2026-11-22T05"):
+        pipeline.backfill(job, from_=DAYS[0], to=DAYS[1], allow_import=ALLOWED)
+    with pytest.raises(JobError, match=r"write \$\{date\}T\$\{hour\} in it"):
+        pipeline.backfill(job_over(tmp_path), **hours, allow_import=ALLOWED)
+    daily = write_job(
+        tmp_path / "job.yaml", source, str(tmp_path / "out"), sink={"partition": "hour=${hour}"}
+    )
+    days = {"from_": DAYS[0], "to": DAYS[1], "every": "hour"}
+    with pytest.raises(JobError, match="the same for several dates"):
+        pipeline.backfill(daily, **days, allow_import=ALLOWED)
 
 
 def test_what_would_make_no_sense_is_refused_before_anything_is_done(tmp_path: Path):
@@ -65,8 +114,10 @@ def test_what_would_make_no_sense_is_refused_before_anything_is_done(tmp_path: P
         pipeline.backfill(loaded, from_=DAYS[0])
     with pytest.raises(JobError, match="only late: write one of missing, stale, failed, refused"):
         pipeline.backfill(job, from_=DAYS[0], only="late")
+    with pytest.raises(JobError, match="max-active 0: write 1 or more"):
+        pipeline.backfill(job, from_=DAYS[0], max_active=0)
     with pytest.raises(JobError, match="give at least one date"):
         pipeline.backfill(job, from_=DAYS[1], to=DAYS[0])
-    with pytest.raises(JobError, match=r"the same for all dates: write \$\{date\} in it"):
+    with pytest.raises(JobError, match=r"the same for several dates: write \$\{date\} in it"):
         pipeline.backfill(job_over(tmp_path, "number=1"), from_=DAYS[0], to=DAYS[1])
     assert not (tmp_path / "out").exists()

@@ -74,12 +74,16 @@ def test_a_range_of_dates_has_to_make_sense(tmp_path: Path):
         pipeline.status(job)
     with pytest.raises(JobError, match="from 2026-11-24 to 2026-11-22: give at least one date"):
         pipeline.status(job, from_=DAYS[-1], to=DAYS[0])
+    with pytest.raises(JobError, match="every is for several dates"):
+        pipeline.plan(job, every="hour")
+    with pytest.raises(JobError, match="every are for a job, and this is an output"):
+        pipeline.status(str(tmp_path / "out"), every="hour")
     with pytest.raises(JobError, match="one date, or the first and the last of several"):
         pipeline.plan(job, date=DAYS[0], from_=DAYS[0])
     with pytest.raises(JobError, match="its partition and storage_options are in the job"):
         pipeline.status(job, partition="date=2026-11-24")
     whole = job_over(tmp_path, sink={"partition": "number=1"})
-    with pytest.raises(JobError, match=r"the same for all dates: write \$\{date\} in it"):
+    with pytest.raises(JobError, match=r"the same for several dates: write \$\{date\} in it"):
         pipeline.status(whole, from_=DAYS[0], to=DAYS[1], allow_import=ALLOWED)
 
 

@@ -47,6 +47,7 @@ from pipeline.core.errors import InfraError, InputMissing, JobError, PipelineErr
 from pipeline.core.schema import QUARANTINE_SCHEMA
 from pipeline.gates.golden import EXACT_SCORE_DIFF
 from pipeline.job.job import Job
+from pipeline.job.reading.dates import date_text
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
@@ -92,7 +93,7 @@ def run_chaos(chaos: Chaos) -> tuple[dict[str, Any], int]:
     started, is_needed = perf_counter(), chaos.keep
     folder = Path(tempfile.mkdtemp(prefix="pipeline-chaos-")).resolve()
     lists = (chaos.overrides, chaos.allow_import)
-    command = Command(chaos.path, chaos.date.isoformat(), *lists, folder)
+    command = Command(chaos.path, date_text(chaos.date), *lists, folder)
     try:
         with stoppable_body(), no_process_left(folder):
             document = _try_out(chaos, command)

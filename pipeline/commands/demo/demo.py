@@ -27,7 +27,7 @@ from pipeline.commit.published.read import read_part
 from pipeline.core.errors import InfraError
 from pipeline.core.printable import printable
 from pipeline.core.schema import EMBEDDING, LABEL, MESSAGE, ROW_ID, SCORE
-from pipeline.execution.cluster.connect import share_ray
+from pipeline.execution.cluster.sharing import share_ray
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import parse_job
 from pipeline.operations.run import run

@@ -12,8 +12,6 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -26,6 +24,7 @@ from pipeline.execution.caller import default_data_context, restore_process_stat
 from pipeline.execution.cluster.hardware import embedded_store_bytes, hardware_of
 from pipeline.execution.cluster.in_flight import ExecutorSeen
 from pipeline.execution.cluster.login import is_let_in
+from pipeline.execution.cluster.sharing import SHARING, RayPart, limit_data
 from pipeline.execution.embedded.forkserver import ForkServer, fork_workers
 from pipeline.execution.embedded.patches import (
     BROKEN,
@@ -78,7 +77,7 @@ def connect(address: str | None) -> Iterator[Connection]:
     """
     refuse_autoload()
     started = perf_counter()
-    shared = _SHARING.get()
+    shared = SHARING.get()
     with restore_process_state(), contextlib.ExitStack() as own:
         ray = _initialised(address)
         stays = shared is not None or ray is not None
@@ -87,16 +86,27 @@ def connect(address: str | None) -> Iterator[Connection]:
             set_embedded()
         else:
             set_remote()
+        part = shared.part if shared else RayPart()
+        joins = is_ours and part.address is not None
         if ray is None:
-            ray = (shared.stack if shared else own).enter_context(_connected(address))
+            opened = _connected(part.address if joins else address, joins=joins)
+            ray = (shared.stack if shared else own).enter_context(opened)
             if shared:
                 shared.is_embedded = is_ours
-        with health.watched(ray, is_ours=is_ours), default_data_context(ray_stays=stays):
+        starts = is_ours and not joins
+        with health.watched(ray, is_ours=starts), default_data_context(ray_stays=stays):
             note_progress("connected to Ray")
             _silence_ray()
             _configure_data()
+            hardware = hardware_of(ray)
+            if part.number > 1:
+                limit_data(ray.cluster_resources(), part.number)
             with applied(*DATA, ray=ray, on_cluster=not is_ours):
-                yield Connection(hardware_of(ray), perf_counter() - started, not is_ours)
+                yield Connection(
+                    hardware.part(part.number),
+                    perf_counter() - started,
+                    not is_ours,
+                )
 
 
 class Connection(NamedTuple):
@@ -106,7 +116,15 @@ class Connection(NamedTuple):
     start_s: float
     """What connecting took, importing Ray included."""
     on_cluster: bool
-    """It is not one that this process has started for its runs alone."""
+    """It is not one that was started for these runs alone."""
+
+
+def connected_address() -> str:
+    """Return HOST:PORT of the head of the Ray that is connected."""
+    import ray
+
+    address: str = ray.get_runtime_context().gcs_address
+    return address
 
 
 def _initialised(address: str | None) -> Any:
@@ -128,9 +146,14 @@ def _initialised(address: str | None) -> Any:
 
 
 @contextlib.contextmanager
-def _connected(address: str | None) -> Iterator[Any]:
-    """Connect to Ray in the body; yields its module."""
-    on_cluster = address is not None
+def _connected(address: str | None, *, joins: bool = False) -> Iterator[Any]:
+    """Connect to Ray in the body; yields its module.
+
+    Args:
+        address: Where it is; None: start one.
+        joins: It is one that another process has started for this one, too.
+    """
+    on_cluster = address is not None and not joins
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(_ray_folder()) if address is None else None
         if folder:
@@ -147,7 +170,7 @@ def _connected(address: str | None) -> Iterator[Any]:
             server.end()
             server = None
         try:
-            _connect(ray, address, server, folder)
+            _connect(ray, address, server, folder, None if joins else _remote_environment())
         except BaseException:
             _end(ray)  # what it has started
             raise
@@ -181,7 +204,11 @@ def _ray_folder() -> Iterator[RayFolder]:
 
 
 def _connect(
-    ray: Any, address: str | None, server: ForkServer | None, folder: RayFolder | None
+    ray: Any,
+    address: str | None,
+    server: ForkServer | None,
+    folder: RayFolder | None,
+    environment: dict[str, Any] | None,
 ) -> None:
     """Connect.
 
@@ -195,7 +222,7 @@ def _connect(
     try:
         # Ray's handler, which ends the process with another code, would be there for seconds.
         with own_signal_handlers(), applied(SIGTERM, ray=ray, on_cluster=address is not None):
-            _init(ray, address, server, folder)
+            _init(ray, address, server, folder, environment)
     except PipelineError:
         raise
     except Exception as error:  # noqa: BLE001  # Ray raises bare ones, too
@@ -209,29 +236,6 @@ def _connect(
 def _import_data() -> None:
     with contextlib.suppress(ImportError):  # what needs it imports it again, and says so
         importlib.import_module("ray.data")
-
-
-@dataclass
-class _Sharing:
-    """The Ray of several runs: what ends it, and whether the first of them has started it."""
-
-    stack: contextlib.ExitStack
-    is_embedded: bool = False
-
-
-_SHARING: ContextVar[_Sharing | None] = ContextVar("_SHARING", default=None)
-
-
-@contextlib.contextmanager
-def share_ray() -> Iterator[None]:
-    """Let the runs of the body share one Ray: the first `connect` starts it, leaving stops it."""
-    current().part(health.ConnectedRay)  # which the runs find
-    with restore_process_state(), contextlib.ExitStack() as stack:
-        token = _SHARING.set(_Sharing(stack))
-        try:
-            yield
-        finally:
-            _SHARING.reset(token)
 
 
 def _configure_data() -> None:
@@ -257,7 +261,11 @@ def _configure_data() -> None:
 
 
 def _init(
-    ray: Any, address: str | None, server: ForkServer | None, folder: RayFolder | None
+    ray: Any,
+    address: str | None,
+    server: ForkServer | None,
+    folder: RayFolder | None,
+    environment: dict[str, Any] | None,
 ) -> None:
     common: dict[str, Any] = {
         "log_to_driver": False,
@@ -266,7 +274,7 @@ def _init(
     }
     if address is not None:
         _reach(address)
-        ray.init(address=address, runtime_env=_remote_environment(), **common)
+        ray.init(address=address, runtime_env=environment, **common)
         return
     # Inside a Ray job RAY_ADDRESS is set and the caller passes it; here a local Ray is meant.
     own: dict[str, Any] = {

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.core.errors import JobError
+from pipeline.job.reading.dates import date_text
 from pipeline.job.reading.yaml_reader import parse_value
 
 
@@ -47,7 +48,8 @@ class Submission:
     @property
     def dates(self) -> str:
         """Return what it is for, as people read it."""
-        return f"{self.date}-to-{self.last_date}" if self.last_date else f"{self.date}"
+        first = date_text(self.date)
+        return first if self.last_date is None else f"{first}-to-{date_text(self.last_date)}"
 
     @property
     def decides(self) -> str:
@@ -55,9 +57,11 @@ class Submission:
         command = ["python", "-m", "pipeline"]
         job_file = f"./{Path(self.job_path).name}"
         if self.last_date is None:
-            command += ["run", job_file, "--date", f"{self.date}"]
+            command += ["run", job_file, "--date", date_text(self.date)]
         else:
-            command += ["backfill", job_file, "--from", f"{self.date}", "--to", f"{self.last_date}"]
+            dates = ("--from", date_text(self.date), "--to", date_text(self.last_date))
+            command += ["backfill", job_file, *dates]
+            command += ["--every", "hour"] if isinstance(self.date, dt.datetime) else []
         command += ["--only", self.only] if self.only else []
         for option, values in (
             ("--set", self.overrides),

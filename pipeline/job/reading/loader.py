@@ -35,7 +35,7 @@ def read_job(
 
     Args:
         path: Path of the YAML file.
-        date: The logical date, the value of `${date}`.
+        date: The value of `${date}`; a `datetime` is that of `${hour}`, too.
         overrides: Fields that are set over those of the file.
         is_elsewhere: Another machine will run it: `${env:NAME}` is left as it is, and relative
             paths are refused.

@@ -1,4 +1,4 @@
-"""Fill `${date}` and `${env:NAME}` into the texts of a job, and remember what is secret."""
+"""Fill `${date}`, `${hour}` and `${env:NAME}` into a job, and remember what is secret."""
 
 from __future__ import annotations
 
@@ -37,9 +37,10 @@ class Secrets:
 
 @dataclass
 class Substitution:
-    """Fills in `${date}` and `${env:NAME}`, and nothing else."""
+    """Fills in `${date}`, `${hour}` and `${env:NAME}`, and nothing else."""
 
     date: dt.date
+    """A `datetime` has an hour, too."""
     environment: Mapping[str, str] | None
     """None leaves `${env:NAME}` as it is."""
     secrets: Secrets = field(default_factory=Secrets)
@@ -81,10 +82,15 @@ class Substitution:
         name = match.group(1)
         variable = name.removeprefix("env:")
         if name == "date":
-            return self._counted(self.date.isoformat())
+            return self._counted(f"{self.date:%Y-%m-%d}")
+        if name == "hour" and isinstance(self.date, dt.datetime):
+            return self._counted(f"{self.date:%H}")
+        if name == "hour":
+            self._wrong(path, f"${{hour}}: which one? give the date as {self.date:%Y-%m-%d}T05")
+            return match.group(0)
         if variable == name:
             shown = "" if "storage_options" in path else f"${{{name:.80}}}: "
-            self._wrong(path, f"{shown}only ${{date}} and ${{env:NAME}} are substituted")
+            self._wrong(path, f"{shown}only ${{date}}, ${{hour}} and ${{env:NAME}} are substituted")
         elif self.environment is not None and variable not in self.environment:
             self._wrong(path, f"${{{name:.80}}}: environment variable {variable:.80} is not set")
         elif self.environment is not None:

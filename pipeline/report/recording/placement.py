@@ -44,6 +44,10 @@ class Placement:
             hardware=f"{has.nodes} nodes, {has.cpus} CPUs, {has.gpus} GPUs {has.gpu_name or ''}",
         )
 
+    def cost(self, elapsed_s: float, price_per_node_hour: float) -> float:
+        """Return what a run has cost so far, in the currency of the price."""
+        return (self.hardware_section().nodes or 0) * elapsed_s / 3600 * price_per_node_hour
+
     def startup_wall_s(self, figures: SliceFigures) -> dict[str, float]:
         """Return the seconds of each part of the start-up.
 

@@ -58,7 +58,7 @@ class RunRecorder(RowAccounts):
         self._model = ModelSection()
         self._spec: ModelSpec | None = None
         self._output = Output()
-        self._placement: Placement | None = None
+        self.placement: Placement | None = None
         self._gate_results: list[GateResult] = []
         self._figures = SliceFigures()
         """Of the driver, and of the slices that this run computed."""
@@ -134,17 +134,17 @@ class RunRecorder(RowAccounts):
         on_cluster: bool = False,
     ) -> None:
         """Note the hardware, and how it is divided."""
-        self._placement = Placement(hardware, allocation, ray_start_s, on_cluster)
+        self.placement = Placement(hardware, allocation, ray_start_s, on_cluster)
 
     @property
     def node_labels(self) -> Sequence[frozenset[str]]:
         """Return the labels of each node; () before there is a Ray."""
-        return self._placement.hardware.node_labels if self._placement else ()
+        return self.placement.hardware.node_labels if self.placement else ()
 
     @property
     def on_cluster(self) -> bool:
         """Tell whether the Ray in use is another one than this process has started."""
-        return self._placement is not None and self._placement.on_cluster
+        return self.placement is not None and self.placement.on_cluster
 
     @property
     def streaming_wall_s(self) -> float | None:
@@ -161,17 +161,10 @@ class RunRecorder(RowAccounts):
     @property
     def speed(self) -> Speed | None:
         """Return how fast the stream was; None before its end, of a retry, or if it had no rows."""
-        wall_s, rows, placement = self._streaming_wall_s, self._rows["computed"], self._placement
+        wall_s, rows, placement = self._streaming_wall_s, self._rows["computed"], self.placement
         if not wall_s or not rows or placement is None or self.is_retry:
             return None
         return placement.speed(rows, wall_s, self._model)
-
-    def cost(self, price_per_node_hour: float | None) -> float | None:
-        """Return what the run has cost so far, in the currency of the price; None if unknown."""
-        if self._placement is None or price_per_node_hour is None:
-            return None
-        nodes = self._placement.hardware_section().nodes or 0
-        return nodes * self.elapsed_s / 3600 * price_per_node_hour
 
     def tried_beside(self, text: str) -> None:
         """Note what became of the runtime that the run tried beside its work."""
@@ -276,7 +269,7 @@ class RunRecorder(RowAccounts):
         price_per_node_hour: float | None = None,
     ) -> Report:
         """Return everything known, as the report."""
-        placement, finished_at = self._placement, dt.datetime.now(dt.UTC)
+        placement, finished_at = self.placement, dt.datetime.now(dt.UTC)
         deduplicated = self._figures.deduplicated
         stated = Report(
             run_id=self.run_id,

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Sequence
 from time import monotonic
 from typing import Any
 
 from pipeline.report.recording.recorder import RunRecorder
 from pipeline.report.showing.progress import Rate
 
+PriceOf = Callable[[Sequence[Collection[str]]], float | None]
+"""The labels of each node -> the price of one node for one hour; None: unknown."""
+
 
 class SoFar:
     """Called at each renewal of the lease; the rate is that of the renewals of the last minute."""
 
     def __init__(
-        self, record: RunRecorder, job_name: str | None, price_per_node_hour: float | None
+        self, record: RunRecorder, job_name: str | None, price_of: PriceOf = lambda _: None
     ) -> None:
-        self._record, self._job_name, self._price = record, job_name, price_per_node_hour
+        self._record, self._job_name, self._price_of = record, job_name, price_of
         self._rate = Rate()
 
     def __call__(self) -> dict[str, Any]:
@@ -36,6 +40,12 @@ class SoFar:
             "slices_done": (slices.computed or 0) + (slices.resumed or 0),
             "rows_per_s": rate,
             "eta_s": left / rate if rate and left is not None else None,
-            "cost": record.cost(self._price),
+            "cost": self._cost(),
             "failed_gates": record.failed_gates,
         }
+
+    def _cost(self) -> float | None:
+        placement, price = self._record.placement, self._price_of(self._record.node_labels)
+        if placement is None or price is None:
+            return None
+        return placement.cost(self._record.elapsed_s, price)

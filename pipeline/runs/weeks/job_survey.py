@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import datetime as dt
-from collections.abc import Sequence
 from dataclasses import replace
 
 from pipeline.commit.manifest import current_manifest
 from pipeline.commit.staging import list_staged
-from pipeline.core.errors import InputMissing, JobError, PipelineError
+from pipeline.core.errors import InputMissing, PipelineError
 from pipeline.job.job import Job
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.preparing.prepare import prepare
@@ -16,20 +14,6 @@ from pipeline.runs.resume import is_published
 from pipeline.runs.staleness import why_stale
 from pipeline.runs.weeks.state import PartitionStatus
 from pipeline.runs.weeks.survey import survey
-
-MAX_DAYS = 10_000
-
-
-def days_between(first: dt.date, last: dt.date) -> Sequence[dt.date]:
-    """Return the dates from one to another, both included.
-
-    Raises:
-        JobError: There are none, or so many that it must be a mistake.
-    """
-    num_days = (last - first).days + 1
-    if not 0 < num_days <= MAX_DAYS:
-        raise JobError(f"from {first} to {last}: give at least one date, at most {MAX_DAYS:,}")
-    return [first + dt.timedelta(days=day) for day in range(num_days)]
 
 
 def survey_job(job: Job, options: RunOptions) -> PartitionStatus:

@@ -38,6 +38,16 @@ def test_what_was_substituted_is_remembered_with_its_place():
     assert problem.text == "c: ${env:GONE}: environment variable GONE is not set"
 
 
+def test_an_hour_is_filled_in_and_missed_where_only_a_date_is_given():
+    text = "hour=${date}T${hour}"
+    five = dt.datetime(2026, 11, 24, 5, tzinfo=dt.UTC)
+    assert Substitution(five, {}).apply(text) == "hour=2026-11-24T05"
+    filled = Substitution(DAY, {})
+    filled.apply({"sink": {"partition": text}})
+    (problem,) = filled.problems
+    assert problem.text == "sink.partition: ${hour}: which one? give the date as 2026-11-24T05"
+
+
 def test_a_key_with_half_a_character_is_said_and_becomes_text():
     filled = Substitution(DAY, {})
     assert filled.apply({"a": {"x\ud800": "${date}", 3: 1}}) == {"a": {"x?": "2026-11-24", 3: 1}}
@@ -49,7 +59,7 @@ def test_a_key_with_half_a_character_is_said_and_becomes_text():
 def test_what_is_no_variable_is_shown_unless_it_may_be_a_credential():
     filled = Substitution(DAY, {})
     filled.apply({"source": {"uri": "${day}", "storage_options": {"key": "${hunter2}"}}})
-    only = "only ${date} and ${env:NAME} are substituted"
+    only = "only ${date}, ${hour} and ${env:NAME} are substituted"
     assert [each.text for each in filled.problems] == [
         f"source.uri: ${{day}}: {only}",
         f"source.storage_options.key: {only}",

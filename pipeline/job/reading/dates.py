@@ -1,0 +1,91 @@
+"""The date that a run is for, or the hour: what `${date}` and `${hour}` are filled from.
+
+A date is a `datetime.date`. An hour is a `datetime.datetime` at its beginning, in UTC.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+
+from pipeline.core.errors import JobError
+
+EVERY = ("day", "hour")
+_MAX = 10_000
+_HOUR = "%Y-%m-%dT%H"
+_STEPS = {"day": dt.timedelta(days=1), "hour": dt.timedelta(hours=1)}
+
+
+def parse_date(text: str) -> dt.date:
+    """Read YYYY-MM-DD as a date, and YYYY-MM-DDTHH as an hour.
+
+    Raises:
+        JobError: It is written otherwise.
+    """
+    for read in (dt.date.fromisoformat, _hour):
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    raise JobError(f"date {text}: write YYYY-MM-DD, or of an hour YYYY-MM-DDTHH")
+
+
+def _hour(text: str) -> dt.date:
+    return dt.datetime.strptime(text, _HOUR).replace(tzinfo=dt.UTC)
+
+
+def date_text(date: dt.date) -> str:
+    """Return the form that `parse_date` reads."""
+    return f"{date:{_HOUR}}" if isinstance(date, dt.datetime) else date.isoformat()
+
+
+def whole(date: dt.date) -> dt.date:
+    """Return a date as it is, and of a time its hour in UTC; one without a zone is in UTC."""
+    if not isinstance(date, dt.datetime):
+        return date
+    moment = date.astimezone(dt.UTC) if date.tzinfo else date.replace(tzinfo=dt.UTC)
+    return moment.replace(minute=0, second=0, microsecond=0)
+
+
+def now(every: str = "day") -> dt.date:
+    """Return today in UTC, or this hour.
+
+    Raises:
+        JobError: It is to be neither.
+    """
+    if every not in EVERY:
+        raise JobError(f"every {every}: write {' or '.join(EVERY)}")
+    moment = dt.datetime.now(dt.UTC)
+    return moment.date() if every == "day" else whole(moment)
+
+
+def dates_between(first: dt.date, last: dt.date, every: str = "day") -> Sequence[dt.date]:
+    """Return the dates from one to another, or the hours, both included.
+
+    Args:
+        first: The first one; of a date its first hour.
+        last: The last one; of a date its last hour.
+        every: `day` or `hour`.
+
+    Raises:
+        JobError: There are none, so many that it must be a mistake, or hours among days.
+    """
+    given = f"from {date_text(first)} to {date_text(last)}"
+    if every == "hour":
+        first, last = _of_day(first, 0), _of_day(last, 23)
+    elif isinstance(first, dt.datetime) or isinstance(last, dt.datetime):
+        raise JobError(f"{given}: hours need every hour (--every hour)")
+    number = (last - first) // _STEPS[every] + 1
+    if not 0 < number <= _MAX:
+        raise JobError(f"{given}: give at least one {_named(every)}, at most {_MAX:,}")
+    return [first + index * _STEPS[every] for index in range(number)]
+
+
+def _named(every: str) -> str:
+    return "date" if every == "day" else every
+
+
+def _of_day(date: dt.date, hour: int) -> dt.datetime:
+    if isinstance(date, dt.datetime):
+        return date
+    return dt.datetime(date.year, date.month, date.day, hour, tzinfo=dt.UTC)
