@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -213,6 +214,34 @@ def test_no_line_of_a_log_is_lost_or_shown_twice(action: str, trusted: RayHead, 
     assert [taken for _, _, taken in proxy.requests if taken.startswith(action)] == [
         rule.action for rule in rules
     ]
+
+
+def test_who_follows_a_job_may_be_killed_or_leave_and_come_back(
+    ray_head: RayHead, trusted: RayHead, photos: Path, tmp_path: Path
+):
+    night, num_before = Night(ray_head, photos, tmp_path), len(ray_head.jobs())
+    killed = start(*night.arguments, *night.allowed, env=night.env)
+    assert killed.stderr is not None
+    line = next(each for each in killed.stderr if "submitted to" in each)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    again = night.submit("--json")
+    assert again.code == 0, again.stderr
+    assert again.json["rows"]["predicted"] == 15
+    assert Night.id_of(again.stderr) == Night.id_of(line)
+    assert len(ray_head.jobs()) == num_before + 1
+
+    goes_on = tmp_path / "goes_on"
+    shell = f"echo begun; while [ ! -e {goes_on} ]; do sleep 0.1; done; exit 3"
+    job_id = start_line(trusted, shell, "left")
+    leaving = start("attach", job_id, *night.address, env=night.env)
+    assert leaving.stdout is not None
+    assert any("begun" in each for each in leaving.stdout)
+    leaving.send_signal(signal.SIGTERM)
+    _, stderr = leaving.communicate(timeout=WAIT_S)
+    assert (leaving.returncode, ray_head.jobs()[-1]["status"]) == (6, "RUNNING"), stderr
+    goes_on.touch()
+    assert night.ask("attach", job_id).code == 3
 
 
 def test_a_token_that_expires_is_read_again(

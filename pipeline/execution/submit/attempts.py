@@ -66,7 +66,8 @@ class Attempt:
             "date": metadata.get("date"),
             "started_at": _moment(self.details.start_time),
             "ended_at": _moment(self.details.end_time),
-            "message": one_line(self.details.message or ""),
+            # Behind these words Ray repeats the end of the log.
+            "message": one_line((self.details.message or "").partition(", last available logs")[0]),
         }
 
 

@@ -35,6 +35,7 @@ _SUBMITTER = "submitter"
 START_TIMEOUT_S = 120.0
 """A driver starts within seconds on a head that has room for it."""
 _SAID_AFTER_S = 10.0
+_GOES_ON = "job %s goes on; pipeline stop %s --address ... ends it"
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,12 @@ def submit_job(
         try:
             if is_new:
                 is_new = _send(client, job_id, asked, package, submitter)
-            how = "submitted to" if is_new else "is there already, this attaches to it:"
+            how = "submitted to" if is_new else "was submitted before to"
             log.info("job %s: %s %s", job_id, how, client.where)
             details = wait_for_driver(client, job_id, start_timeout_s, stops=True)
+            if not is_new:
+                ended = details.status.is_terminal()
+                log.info("job %s: %s", job_id, "has ended" if ended else "this attaches to it")
             if detaches and not details.status.is_terminal():
                 log.info("pipeline attach %s --address %s follows it", job_id, client.where)
                 return Submitted(job_id, None)
@@ -89,7 +93,7 @@ def submit_job(
         except KeyboardInterrupt:
             # The id is ours, so that even a job whose submission was cut short can be stopped.
             if not is_new or _submitter_of(client, job_id) != submitter:
-                log.info("job %s goes on; pipeline stop %s ends it", job_id, job_id)
+                log.info(_GOES_ON, job_id, job_id)
                 raise
             log.info("stopping job %s on the cluster", job_id)
             stop_job(client, job_id)
@@ -102,8 +106,12 @@ def attach_to(client: Any, job_id: str, write: Callable[[str], object]) -> Submi
     Raises:
         InfraError: The cluster does not answer, or could not run the job to its end.
     """
-    wait_for_driver(client, job_id, START_TIMEOUT_S, stops=False)
-    return Submitted(job_id, exit_code_of(Follower(client, job_id).pass_on(write), job_id))
+    try:
+        wait_for_driver(client, job_id, START_TIMEOUT_S, stops=False)
+        return Submitted(job_id, exit_code_of(Follower(client, job_id).pass_on(write), job_id))
+    except KeyboardInterrupt:
+        log.info(_GOES_ON, job_id, job_id)
+        raise
 
 
 def error_without_document(code: int) -> PipelineError:
