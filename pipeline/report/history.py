@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -105,7 +106,10 @@ def _newest_reports(store: Store, partition: str) -> Iterator[Report]:
     """
     names = store.list_folders("reports")
     looked_at = {*names[-_NEWEST_PARTITIONS:], *({partition} & {*names})}
-    runs = [(run, name) for name in looked_at for run in store.list_folders(f"reports/{name}")]
+    folders = [f"reports/{name}" for name in looked_at]
+    with ThreadPoolExecutor(max(1, len(folders))) as pool:
+        listed = [*pool.map(store.list_folders, folders)]
+    runs = [(run, name) for name, found in zip(looked_at, listed, strict=True) for run in found]
     newest = sorted(runs, reverse=True)[:_NEWEST_RUNS]
     yield from _read(store, [Layout.named(name).report(run, "report.json") for run, name in newest])
 

@@ -24,7 +24,8 @@ def save_report(run: RunContext, status: RunStatus, error: PipelineError | None)
     price = run.job.run.price_of(run.record.node_labels)
     report = run.record.report(status, code, str(error) if error else None, price)
     is_stored = status != "nothing_to_do"
-    past = past_reports(run.store, report) if is_stored else []
+    # A run that failed may have failed by its store, which is then asked for no more than it must.
+    past = past_reports(run.store, report) if status in ("published", "refused") else []
     report = _with_places(run, compare_with_before(past, report), is_stored=is_stored)
     try:
         if is_stored:
