@@ -16,7 +16,7 @@ from pipeline.commit.lease import hold_lease
 from pipeline.process.screen import is_json_log
 from pipeline.storage.store import Store
 
-DATE = "2026-11-24"
+BUSY = "2026-11-24"
 KEYS = ["time", "level", "logger", "message", "exception"]
 
 
@@ -30,14 +30,16 @@ def test_every_line_is_a_record_and_stdout_is_as_ever(tmp_path: Path):
     build_images(tmp_path / "in", 8, seed=3, num_bad=1)
     source = {"uri": str(tmp_path / "in"), "format": "images"}
     job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"))
-    words = ["run", job, "--date", DATE, "--json", "--log-format"]
+    words = ["run", job, "--json", "--log-format"]
     endings = [
         Ending([*words, "json"], "leased:term"),
-        Ending([*words[:-1], "--log-format=json", "--set", "model.top_q=3"], ""),
-        Ending(["--debug", *words, "json", "--set", "source.uri=nowhere"], ""),
-        Ending([*words, "xml"], ""),
+        Ending(["run", job, "--log-format=json", "--set", "model.top_q=3"]),
+        Ending(["--debug", *words, "json", "--set", "source.uri=nowhere"]),
+        Ending([*words, "xml"]),
+        Ending([*words, "json", "--date", BUSY, "--ok-exit", "4"]),
     ]
-    stopped, wrong, missing, unknown = run_all(endings, "pipeline.dataflow")
+    with hold_lease(Store(str(tmp_path / "out")), Layout(f"date={BUSY}"), "another", 600.0):
+        stopped, wrong, missing, unknown, busy = run_all(endings, "pipeline.dataflow")
 
     assert stopped.code == stopped.json["exit_code"] == 6
     told = records(stopped)
@@ -53,8 +55,6 @@ def test_every_line_is_a_record_and_stdout_is_as_ever(tmp_path: Path):
     assert unknown.code == 2
     assert "error: --log-format xml: write text or json" in unknown.stderr
 
-    with hold_lease(Store(str(tmp_path / "out")), Layout(f"date={DATE}"), "another", 60.0):
-        (busy,) = run_all([Ending([*words, "json", "--ok-exit", "4"], "")], "pipeline.dataflow")
     assert (busy.code, busy.json["exit_code"]) == (0, 4)
     assert records(busy)[-1]["message"] == "exit 0 instead of 4, as --ok-exit says"
 
