@@ -239,7 +239,8 @@ def test_schema_prints_json(refusal: Refusal):
 @pytest.mark.parametrize("date", ["yesterday", "2026-13-01", "24.11.2026", ""])
 def test_a_wrong_date_is_refused(date: str, refusal: Refusal, tmp_path: Path):
     line = refusal("plan", str(tmp_path / "job.yaml"), "--date", date)
-    assert line == f"error: date {date}: write YYYY-MM-DD".replace("  ", " ")
+    right = "write YYYY-MM-DD, or of an hour YYYY-MM-DDTHH"
+    assert line == f"error: date {date}: {right}".replace("  ", " ")
 
 
 @pytest.mark.parametrize(

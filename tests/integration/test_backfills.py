@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from support.runs.week import Week, outcomes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-DAYS = [f"2026-{month}-{day:02}" for month in ("10", "11") for day in range(1, 21)]
+DAYS = [str(dt.date(2026, 10, 12) + dt.timedelta(days=number)) for number in range(40)]
 KILLED, REFUSED, LATE = DAYS[3], DAYS[7], DAYS[11]
 NUM_ROWS = 16
 
