@@ -114,6 +114,15 @@ def test_a_run_that_fails_says_so_and_leaves_the_time_of_the_last_success(tmp_pa
         assert 'job="other"' not in text
 
 
+def test_the_times_of_a_run_of_another_date_that_ended_meanwhile_stay(tmp_path: Path):
+    textfile = tmp_path / "nightly.prom"
+    run = run_with(tmp_path, textfile=str(textfile))
+    with run.exports.during(run):
+        textfile.write_text(f"{LAST_PARTITION} {LATER_S}\n")
+        publish(run)
+    assert samples(textfile.read_text())[LAST_PARTITION] == LATER_S
+
+
 def test_the_parent_of_a_killed_process_exports_how_its_run_ended(tmp_path: Path):
     textfile = tmp_path / "nightly.prom"
     run = run_with(tmp_path, textfile=str(textfile), port=free_ports(1)[0])

@@ -85,7 +85,8 @@ class _Lasting:
         for metric in text_string_to_metric_families(lines):
             for sample in metric.samples:
                 if sample.labels.get("job") == self._job:
-                    self._floor[sample.name] = sample.value
+                    before = self._floor.get(sample.name, sample.value)
+                    self._floor[sample.name] = max(before, sample.value)
 
     def registry(self) -> CollectorRegistry:
         labels = {"job": self._job}
@@ -98,10 +99,10 @@ class Textfile:
 
     def __init__(self, path: str, job: str, families: Families) -> None:
         self._path, self._lasting = Path(path), _Lasting(job, families)
-        if self._path.exists():
-            self._lasting.read(self._path.read_text())
 
     def update(self) -> None:
+        if self._path.exists():  # written meanwhile by a run of another date, too
+            self._lasting.read(self._path.read_text())
         write_to_textfile(str(self._path), self._lasting.registry())
 
     def close(self) -> None:
@@ -113,12 +114,9 @@ class PushGateway:
 
     def __init__(self, url: str, job: str, families: Families) -> None:
         self._url, self._job, self._lasting = url.rstrip("/"), job, _Lasting(job, families)
-        self._is_read = False
 
     def update(self) -> None:
-        if not self._is_read:
-            self._is_read = True
-            self._read()
+        self._read()
         pushadd_to_gateway(self._url, self._job, self._lasting.registry(), timeout=_TIMEOUT_S)
 
     def close(self) -> None:
