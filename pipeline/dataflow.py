@@ -22,15 +22,16 @@ from pipeline.core.slices import SliceKey
 from pipeline.execution import ray_options
 from pipeline.execution.caller import one_run_at_a_time, restore_process_state
 from pipeline.execution.cluster.connect import connect
+from pipeline.execution.cluster.node_facts import start_asking
 from pipeline.execution.embedded.backpressure import limit_read_ahead, reserve_less
 from pipeline.execution.predictor_actor import PredictorActor
-from pipeline.execution.tasks import ray_errors
+from pipeline.execution.tasks import lost_nodes_blamed, ray_errors
 from pipeline.inference.slice_progress import Channel
 from pipeline.job.job import Job
 from pipeline.models.spec import ModelSpec
 from pipeline.models.weights.factory_tensors import warn_random_weights
 from pipeline.planning.plan import Plan
-from pipeline.planning.tiling import missing_units
+from pipeline.planning.tiling import missing_units, num_left
 from pipeline.process.failpoints import failpoint
 from pipeline.process.interrupts import defer_stops
 from pipeline.report.document import Report, RunStatus
@@ -42,6 +43,7 @@ from pipeline.runs.finish import fail_fast_on_certain_refusal, finish, require_s
 from pipeline.runs.merging import Merge
 from pipeline.runs.preparing.checks import check_before_ray
 from pipeline.runs.preparing.features_told import features_told
+from pipeline.runs.preparing.node_checks import check_nodes
 from pipeline.runs.preparing.prepare import prepare
 from pipeline.runs.resume import note_if_published, take_over, tidy_if_free
 from pipeline.runs.save_report import save_report, save_trouble
@@ -135,9 +137,11 @@ def predict_and_publish(
     progress.phase("starting Ray" if address is None else f"connecting to Ray at {address}")
     connected, told = connect(address), features_told(run.job.source, plan.fields)
     with told, connected as (hardware, ray_start_s, on_cluster):
+        asked = start_asking() if on_cluster else []
         settled = settle(
             *(run, plan, model, hardware, merge), on_cluster=on_cluster, say=progress.phase
         )
+        check_nodes(settled, hardware, asked, on_cluster=on_cluster)
         settled = replace(settled, golden=golden)
         run.record.connected(hardware, settled.allocation, ray_start_s, on_cluster=on_cluster)
         run.record.planned(settled.plan, settled.model, run.job.resources.num_gpus)
@@ -164,6 +168,7 @@ def _predict_missing(
     if not units:
         return staged
     fail_fast_on_certain_refusal(run, plan)
+    settled = replace(settled, allocation=settled.allocation.for_slices(num_left(units)))
     channel = progress.open_channel(run.record.run_id, settled.allocation.max_actors)
     slices, told = stream(run, settled, units, channel), None
     with (
@@ -197,7 +202,7 @@ def stream(
     limit_read_ahead(allocation.max_actors)
     if allocation.reserves_cores:
         reserve_less()
-    with ray_errors():
+    with ray_errors(), lost_nodes_blamed():
         # A row of this dataset is a slice (slices.pack): Ray cannot cut or merge slices.
         dataset = ray.data.read_datasource(parts.source, **ray_options.read(allocation, len(units)))
         if parts.preprocess is not None:

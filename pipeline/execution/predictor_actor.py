@@ -21,6 +21,7 @@ from pipeline.execution.dedupe import RemoteIndex, look_up, remember
 from pipeline.execution.environment import set_gpu_allocator
 from pipeline.execution.isolation.attempts import Attempts
 from pipeline.execution.isolation.crash_guard import Guard
+from pipeline.execution.isolation.replacement import replaced_between_slices
 from pipeline.execution.isolation.row_isolation import StagePlan
 from pipeline.execution.stages import PREDICT, Preprocessing, SliceWork, writer_stage
 from pipeline.execution.tasks import attempts_of
@@ -31,34 +32,17 @@ from pipeline.inference.slice_results import unpredicted
 from pipeline.inference.slices.first_rows import SystematicFailureDetector
 from pipeline.models.spec import PredictorConfig
 from pipeline.process.liveness import no_limit
-from pipeline.process.memory import node_bytes
+from pipeline.process.memory import MemoryShare
 
 if TYPE_CHECKING:
     from pipeline.gates.golden import GoldenRows
     from pipeline.inference.predictor import Predictor
 
-_OF_ACTORS = 0.9
-"""What the actors of a node may take of its memory, all of them together."""
 _MAX_LOADS = 6
 _NOT_LOADED = (
     "model {}: loading it ended its process {} times; the worker's log in Ray's session folder "
     "says where. If that was lack of memory, run fewer actors (resources.max_actors)"
 )
-
-
-@dataclass(frozen=True)
-class MemoryShare:
-    """How much of its node's memory an actor may take."""
-
-    least_bytes: int
-    """So much in any case."""
-    num_actors: int
-    """Of its node."""
-
-    @property
-    def max_bytes(self) -> int:
-        """Return the share of this node."""
-        return max(self.least_bytes, int(_OF_ACTORS * node_bytes() / self.num_actors))
 
 
 @dataclass(frozen=True)
@@ -110,6 +94,7 @@ class PredictorActor:
         if config.first_rows is not None:
             config.first_rows.share(attempts.folder)
         self._startup, self._telling = startup, threading.Lock()
+        self._max_bytes = config.memory.max_bytes
         self._model = _Model(config, startup)
         self._guard = _guard(config, self._model, attempts)
         self._device = (config.predictor.num_gpus, config.predictor.spec.precision)
@@ -137,6 +122,10 @@ class PredictorActor:
         Raises:
             PipelineError: The model could not be loaded, or the store failed.
         """
+        with replaced_between_slices(self._max_bytes):
+            return self._done(block)
+
+    def _done(self, block: pa.Table) -> pa.Table:
         packed = []
         for key, counters, rows, aside in unpack(block):
             with self._telling:

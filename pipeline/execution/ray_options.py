@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.execution.versions import read_options, with_calls_at_once
+from pipeline.execution.versions import actor_pool, read_options, with_calls_at_once
 from pipeline.planning.allocation import TASK_CPUS, Allocation
 
 # Preempted tasks are retried, and a slice that crashes its workers is given up earlier
@@ -41,13 +41,9 @@ def preprocess(allocation: Allocation) -> dict[str, Any]:
 
 def predict(allocation: Allocation) -> dict[str, Any]:
     """Return the options of the actor pool."""
-    from ray.data import ActorPoolStrategy
-
     options = {
         **_ONE_SLICE,
-        "compute": ActorPoolStrategy(
-            min_size=allocation.min_actors, max_size=allocation.max_actors
-        ),
+        "compute": actor_pool(allocation.min_actors, allocation.max_actors),
         "num_cpus": allocation.actor_cpus,
         "num_gpus": allocation.actor_gpus or None,
         "max_restarts": MAX_ACTOR_RESTARTS,

@@ -74,6 +74,42 @@ def ray_errors() -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def lost_nodes_blamed() -> Iterator[None]:
+    """Take what Ray's own code raises after a node was lost in the body for trouble of the cluster.
+
+    Not all of that are errors of Ray: of a node that was preempted in the wrong moment its
+    bookkeeping may raise anything.
+
+    Raises:
+        InfraError: Something was raised, and a node is gone.
+    """
+    import ray
+    from ray import exceptions
+
+    before = _live_nodes()
+    try:
+        yield
+    except (PipelineError, exceptions.RayError, OSError):
+        raise
+    except Exception as error:
+        live = _live_nodes() if ray.is_initialized() else before
+        if not (lost := sorted(before[node] for node in before.keys() - live.keys())):
+            raise
+        reason = clean_message(f"{type(error).__name__}: {error}", 300)
+        raise InfraError(
+            f"Ray lost {', '.join(lost)} and failed ({reason}); finished slices are kept, run "
+            "again to go on"
+        ) from error
+
+
+def _live_nodes() -> dict[str, str]:
+    """Return the id of each node that is up -> its name."""
+    import ray
+
+    return {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+
+
 def attempts_of(run_id: str) -> Attempts:
     """Return the marks of a run on this worker's node; they go with Ray's own temporary files.
 

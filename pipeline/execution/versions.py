@@ -19,6 +19,7 @@ from pipeline.execution.private_names import read
 log = logging.getLogger(__name__)
 
 _CALLBACKS = "execution_callbacks"
+_INITIAL = "initial_size"
 _CALLS = "max_concurrent_calls_per_actor"
 _MISMATCH = re.compile(r"cluster was started with:\s+Ray: (\S+)\s+Python: (\S+)")
 OLDEST = "2.51"
@@ -42,6 +43,19 @@ def read_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return {**plain, **{key: value for key, value in remote.items() if key in known}}
 
 
+def actor_pool(min_size: int, max_size: int) -> Any:
+    """Return a pool of actors that starts with all of them, where this Ray can start it so.
+
+    Otherwise actors come one by one, and stages before them, which start at once, get the nodes.
+    """
+    from ray.data import ActorPoolStrategy
+
+    sizes = {"min_size": min_size, "max_size": max_size}
+    if _INITIAL in inspect.signature(ActorPoolStrategy).parameters:
+        sizes[_INITIAL] = max_size
+    return ActorPoolStrategy(**sizes)
+
+
 def with_calls_at_once(options: Mapping[str, Any], number: int) -> dict[str, Any]:
     """Return the options of an actor pool so that actors run several calls at once.
 
@@ -56,7 +70,8 @@ def with_calls_at_once(options: Mapping[str, Any], number: int) -> dict[str, Any
     known = inspect.signature(type(pool)).parameters
     if "enable_true_multi_threading" not in known:
         return dict(options)
-    sizes = {"min_size": pool.min_size, "max_size": pool.max_size}
+    names = [name for name in ("min_size", "max_size", _INITIAL) if name in known]
+    sizes = {name: getattr(pool, name) for name in names}
     threads: dict[str, Any] = {"enable_true_multi_threading": True}
     if _CALLS in known:
         return {**options, "compute": type(pool)(**sizes, **threads, **{_CALLS: number})}

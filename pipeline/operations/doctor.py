@@ -1,7 +1,7 @@
 """`pipeline doctor`: look at all that a run will need, and say what is wrong and what is right.
 
-Nothing is started and nothing is published; a cluster that is named is logged in to. A check that
-fails ends with the exit code that a run would end with.
+Nothing is published. A cluster that is named is logged in to, and each of its nodes is asked what
+it has. A check that fails ends with the exit code that a run would end with.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from pipeline.core.errors import JobError
-from pipeline.execution.cluster.login import log_in
+from pipeline.core.errors import JobError, PipelineError
+from pipeline.execution.cluster.hardware import embedded_hardware
+from pipeline.execution.cluster.login import LOCAL, log_in
 from pipeline.execution.embedded.patches import describe
 from pipeline.inference.runtimes.choice import usable_ways
 from pipeline.job.job import Job
@@ -21,8 +22,12 @@ from pipeline.job.reading.loader import Overrides
 from pipeline.models.spec import EAGER, FP32, ModelSpec
 from pipeline.operations.checks.findings import Finding, FindingStatus
 from pipeline.operations.checks.machine import guarded, look_at_machine
+from pipeline.operations.checks.nodes import look_at_cluster, look_at_this_node
 from pipeline.operations.jobs import Date, JobLike, load_job, run_options
+from pipeline.planning.allocation import Hardware, allocate
+from pipeline.planning.node_room import Held
 from pipeline.planning.plan import Plan
+from pipeline.preprocessing.model_input import cost_of
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.preparing.checks import check_before_ray, check_hardware, check_runtime
 from pipeline.runs.preparing.one_row import Preview, preview_row
@@ -74,6 +79,9 @@ def _examine(job: Job | None, options: RunOptions, *, tries: bool) -> tuple[dict
     checks.append(guarded("ray patches", describe))
     if job is not None:
         checks += _job(job, options, tries=tries)
+    is_in = any(check.check == "cluster" and check.status == "ok" for check in checks)
+    if is_in and _is_head(address) and checks[-1].check != "nodes":
+        checks.append(look_at_cluster(str(address), None))
     statuses = [check.status for check in checks]
     worst: FindingStatus = "fail" if "fail" in statuses else "warn" if "warn" in statuses else "ok"
     shown = [{k: v for k, v in asdict(check).items() if k != "exit_code"} for check in checks]
@@ -82,6 +90,7 @@ def _examine(job: Job | None, options: RunOptions, *, tries: bool) -> tuple[dict
 
 
 def _job(job: Job, options: RunOptions, *, tries: bool) -> Iterator[Finding]:
+    here = functools.cache(embedded_hardware)
     sink = guarded("sink", lambda: _sink(job))
     yield sink
     if sink.status == "ok":
@@ -95,9 +104,9 @@ def _job(job: Job, options: RunOptions, *, tries: bool) -> Iterator[Finding]:
         spec = found[0]
         yield guarded("runtime", lambda: _runtime(job, spec, options.address))
         if source.status == "ok":
-            yield from _of_plan(job, options, tries=tries)
+            yield from _of_plan(job, options, here, tries=tries)
     if options.address is None:
-        yield guarded("resources", lambda: check_hardware(job, None))
+        yield guarded("resources", lambda: check_hardware(job, None, here))
 
 
 def _sink(job: Job) -> str:
@@ -135,7 +144,9 @@ def _model(job: Job, options: RunOptions, found: list[ModelSpec]) -> str:
     return f"{spec.name}: weights {(spec.weights_sha256 or 'are its own')[:12]}"
 
 
-def _of_plan(job: Job, options: RunOptions, *, tries: bool) -> Iterator[Finding]:
+def _of_plan(
+    job: Job, options: RunOptions, here: Callable[[], Hardware], *, tries: bool
+) -> Iterator[Finding]:
     """Look at what a run checks of its plan before it starts Ray, and try one row."""
     run = RunContext.of(job, options).with_settled_source()
     planned = functools.cache(lambda: prepare(run))
@@ -143,6 +154,24 @@ def _of_plan(job: Job, options: RunOptions, *, tries: bool) -> Iterator[Finding]
         yield guarded("golden rows", lambda: _golden(run, *planned()))
     if tries:
         yield _one_row(run.job, planned)
+
+    def held(hardware: Hardware) -> Held | None:
+        try:
+            plan, model = planned()
+            shares = allocate(job.shares, hardware, cost=cost_of(job.source))
+        except PipelineError:  # which another check says
+            return None
+        return Held.of(plan, model.input, shares.for_slices(plan.num_slices))
+
+    if options.address is None:
+        yield look_at_this_node(here(), held)
+    elif _is_head(options.address):
+        yield look_at_cluster(options.address, held)
+
+
+def _is_head(address: str | None) -> bool:
+    """Tell whether an address is that of a cluster's head: not its job API, nor one Ray finds."""
+    return address is not None and "://" not in address and address not in LOCAL
 
 
 def _golden(run: RunContext, plan: Plan, model: ModelSpec) -> str:

@@ -49,6 +49,13 @@ def missing_units(plan: Plan, staged: Staged) -> dict[Unit, list[int]]:
     return missing
 
 
+def num_left(missing: Mapping[Unit, Sequence[int]]) -> int | None:
+    """Return how many slices are missing; None if only reading counts the rows of a unit."""
+    if any(unit.cut is not None for unit in missing):
+        return None
+    return sum(map(len, missing.values()))
+
+
 def first_slices(missing: Mapping[Unit, Sequence[int]], number: int) -> frozenset[tuple[int, int]]:
     """Return (unit, first row) of the first missing slice of the first `number` units."""
     firsts = set[tuple[int, int]]()

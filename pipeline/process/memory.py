@@ -14,13 +14,31 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 MIB = 1 << 20
 LOOK_S = 0.05
 """How often to look at what a process takes."""
 _OWN = ("RssAnon:", "VmSwap:")
+_OF_WORKERS = 0.9
+"""What the workers of a node may take of its memory, all of them together."""
 _CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+@dataclass(frozen=True)
+class MemoryShare:
+    """How much of its node's memory a worker may take."""
+
+    least_bytes: int
+    """So much in any case."""
+    num_workers: int
+    """Of its node."""
+
+    @property
+    def max_bytes(self) -> int:
+        """Return the share of this node."""
+        return max(self.least_bytes, int(_OF_WORKERS * node_bytes() / self.num_workers))
 
 
 def taken_bytes(pid: int) -> int:

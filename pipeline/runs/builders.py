@@ -16,7 +16,7 @@ from pipeline.commit.parts.part_writer import file_metadata
 from pipeline.commit.staging import StagingWriter
 from pipeline.core.schema import CARRIED_ROW, CARRIED_SOURCE, INPUT_HASH
 from pipeline.execution.dedupe import start_index
-from pipeline.execution.predictor_actor import ActorConfig, MemoryShare
+from pipeline.execution.predictor_actor import ActorConfig
 from pipeline.execution.stages import Preprocessing, preprocess_stage, writer_stage
 from pipeline.execution.visible_gpus import without_gpus
 from pipeline.gates.judging import needs_of
@@ -29,7 +29,7 @@ from pipeline.models.spec import ModelSpec, PredictorConfig
 from pipeline.models.tasks import make_task
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import first_slices
-from pipeline.process.memory import MIB
+from pipeline.process.memory import MIB, MemoryShare
 from pipeline.runs.context import RunContext, Settled
 from pipeline.runs.keys import keeps_hashes
 from pipeline.sources.lookup import LookUp
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 _COPIES = 4
 """How many times the bytes of its files a model may take while it is loaded: they are read, and
 make tensors, of twice the width if they are float16, and perhaps once more for the module."""
+_LEAST_DECODER_BYTES = 1 << 30
 _FACTS = (INPUT_HASH, CARRIED_SOURCE, CARRIED_ROW)
 """Columns of staged parts from which the keys of a version are made."""
 _COMPARED_EACH = 2
@@ -86,6 +87,8 @@ def make_stream(
     is_compared = predictor.limits is not None and model.input.is_approximate
     compared = first_slices(units, _COMPARED_EACH * allocation.max_actors if is_compared else 0)
     guarding = (run.record.run_id, run.job.run.row_timeout_s)
+    share = MemoryShare(_LEAST_DECODER_BYTES, allocation.workers_per_node)
+    decode = preprocess_stage(in_tasks, compared, *guarding, share) if in_tasks else None
     asked_at_s = time() if allocation.min_actors == allocation.max_actors else None
     return StreamParts(
         ShardSource(
@@ -94,7 +97,7 @@ def make_stream(
             *guarding,
             _lookup(run, settled),
         ),
-        without_gpus(preprocess_stage(in_tasks, compared, *guarding)) if in_tasks else None,
+        without_gpus(decode) if decode else None,
         ActorConfig(
             predictor,
             row_timeout_s=run.job.run.row_timeout_s,

@@ -4,10 +4,11 @@ The real command classifies 2,000 small photos with EfficientNet-Lite0, or with 
 finds spots in them, on a Ray of three nodes. At seeded moments five workers and two nodes are
 killed, and the driver, which is then started again. What is published must be what an undisturbed
 run publishes, row by row and in order, and all of it may take three times as long; so where a run
-ends before all blows fell. `--fault drain` takes two nodes away after a notice, `--fault rpc` lets
-one call in five between Ray's processes fail. Nodes have a temporary folder each, as machines have;
-with even seeds they share it, and so know of each other's dead. Prints a line a seed, and JSON
-last; exit 1 where a seed breaks a promise.
+ends before all blows fell. `--fault drain` takes two nodes away after a notice, `--fault change`
+lets a cluster of three lose one, gain one and drain one, `--fault rpc` lets one call in five
+between Ray's processes fail. Nodes have a temporary folder each, as machines have; with even seeds
+they share it, and so know of each other's dead. Prints a line a seed, and JSON last; exit 1 where a
+seed breaks a promise.
 """
 
 from __future__ import annotations
@@ -28,7 +29,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from disturb import DATE, DRAIN, DRIVER, NODE, WORKER, Broken, Disturbed, Outcome
+from disturb import (
+    DATE,
+    DRAIN,
+    DRIVER,
+    GAIN,
+    LOSE,
+    NODE,
+    WORKER,
+    Broken,
+    Disturbed,
+    Outcome,
+)
 from machine import machine, today
 from PIL import Image
 
@@ -44,8 +56,8 @@ from pipeline.commit.manifest import current_manifest
 from pipeline.commit.published.read import read_part, read_predictions
 from pipeline.storage.store import Store
 
-NUM_NODES = 2
-"""Beside the head."""
+NUM_NODES = {"kill": 2, "drain": 2, "change": 3, "rpc": 2}
+"""Fault -> nodes beside the head."""
 UNIT_ROWS = 50
 BAD_EVERY = 160
 SIZE_PX = (120, 240)
@@ -54,7 +66,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "classify": {"model": {"name": "efficientnet-lite0"}, "transform": None},
     "detect": {"model": {"task": "detect", "factory": "models:spots", "labels": LABELS}},
 }
-BLOWS = {"kill": [WORKER] * 5 + [NODE] * 2 + [DRIVER], "drain": [DRAIN] * 2, "rpc": []}
+BLOWS = {"kill": [WORKER] * 5 + [NODE] * 2 + [DRIVER], "drain": [DRAIN] * 2}
+BLOWS |= {"change": [LOSE, GAIN, DRAIN], "rpc": []}
 RPC_FAILURE = "RAY_testing_rpc_failure"
 _FAILS = {"num_failures": 100, "req_failure_prob": 10, "resp_failure_prob": 10}
 FAILING_CALLS = {
@@ -99,7 +112,7 @@ class Trial:
             run={"slice_rows": UNIT_ROWS},
             **MODELS[self.task],
         )
-        with RayNodes(NUM_NODES, share_folder=seed % 2 == 0) as nodes:
+        with RayNodes(NUM_NODES[self.fault], share_folder=seed % 2 == 0) as nodes:
             disturbed = Disturbed(nodes, job, folder / "out", seed)
             try:
                 return disturbed.run(blows, self.num_slices)

@@ -27,6 +27,8 @@ from support.servers.raynodes import RayNodes
 
 DATE = "2026-11-24"
 WORKER, NODE, DRIVER, DRAIN = "worker", "node", "driver", "drain"
+LOSE, GAIN = "lose", "gain"
+"""A node that none replaces, and one more."""
 DRAINED_FOR = 2
 """So many more slices are finished before a node that was given notice is taken away."""
 NOTICE_S = 60.0
@@ -113,13 +115,16 @@ class Disturbed:
             with contextlib.suppress(psutil.NoSuchProcess):
                 self._dice.choice(workers[title]).kill()
             return f"{kind} {title}"
+        elif kind == GAIN:
+            self._nodes.add()
         else:
             node = self._dice.choice(self._nodes.nodes)
             if kind == DRAIN:
                 self._nodes.drain(node, NOTICE_S)
                 self._wait_for_slices(num_staged(self._out) + DRAINED_FOR, "a drained node")
             self._nodes.kill(node)
-            self._nodes.add()
+            if kind != LOSE:
+                self._nodes.add()
         return kind
 
     def _start(self) -> None:

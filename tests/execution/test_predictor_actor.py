@@ -8,8 +8,9 @@ from support.runs.predicting import images, predictor, rows_of
 from pipeline.core.causes import SystematicFailure
 from pipeline.core.failures import Failure, Reason
 from pipeline.core.schema import IMAGE_FIELDS
-from pipeline.execution.predictor_actor import ActorConfig, MemoryShare, _Model
+from pipeline.execution.predictor_actor import ActorConfig, _Model
 from pipeline.inference.slices.first_rows import SystematicFailureDetector
+from pipeline.process.memory import MemoryShare
 
 OWN = Failure(Reason.DECODE_ERROR, "transform", "transform.factory own:make: KeyError: 'a'")
 

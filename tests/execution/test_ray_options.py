@@ -30,6 +30,7 @@ def test_every_stage_asks_ray_for_its_own_share_and_as_many_retries():
     options = ray_options.predict(replace(found, actor_gpus=0.0))
     pool = options.pop("compute")
     assert (pool.min_size, pool.max_size) == (2, 3)
+    assert getattr(pool, "initial_size", 3) == 3  # not one by one, behind the readers
     assert options == {
         "batch_size": 1,
         "batch_format": "pyarrow",

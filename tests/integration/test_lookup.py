@@ -22,9 +22,10 @@ from pipeline.core.rows.row_digests import input_hashes
 from pipeline.core.schema import CARRIED_ROW, CARRIED_SOURCE, ERROR, INPUT_HASH, ROW_ID
 from pipeline.execution.cluster.connect import connect
 from pipeline.execution.datasource import ShardSource
-from pipeline.execution.predictor_actor import ActorConfig, MemoryShare, PredictorActor
+from pipeline.execution.predictor_actor import ActorConfig, PredictorActor
 from pipeline.execution.stages import Preprocessing, preprocess_stage, writer_stage
 from pipeline.job.reading.loader import parse_job
+from pipeline.process.memory import MemoryShare
 from pipeline.sources.lookup import LookUp
 from pipeline.sources.rows import Reader
 from pipeline.storage.store import Store
@@ -122,7 +123,9 @@ class Case:
         how = {"batch_size": None, "batch_format": "pyarrow"}
         dataset = ray.data.read_datasource(source, override_num_blocks=len(units))
         if preprocessing is not None and in_actor is None:
-            stage = preprocess_stage(preprocessing, frozenset(), run_id, TIMEOUT_S)
+            stage = preprocess_stage(
+                preprocessing, frozenset(), run_id, TIMEOUT_S, MemoryShare(2**32, 1)
+            )
             dataset = dataset.map_batches(stage, num_cpus=0.5, **how)  # or Ray makes one task of it
         dataset = dataset.map_batches(
             PredictorActor, fn_constructor_args=[config], concurrency=1, num_cpus=0.75, **how

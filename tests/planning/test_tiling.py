@@ -10,7 +10,13 @@ from support.runs.plan_examples import planned, shard_extents
 from pipeline.core.errors import InfraError
 from pipeline.core.slices import SliceKey
 from pipeline.planning.plan import Plan
-from pipeline.planning.tiling import done_slices, first_slices, missing_units, require_complete
+from pipeline.planning.tiling import (
+    done_slices,
+    first_slices,
+    missing_units,
+    num_left,
+    require_complete,
+)
 from pipeline.sources.extents import UncountedPlan
 from pipeline.sources.units import Unit
 from pipeline.storage.store import StoredFile
@@ -53,6 +59,7 @@ def test_a_slice_without_a_part_is_never_passed_over(plan: Plan, lost: SliceKey)
     assert missing[0].index == lost.unit
     assert missing[1] == ([lost.start] if plan is COUNTED else [])
     assert first_slices(dict([missing]), 9) == {(lost.unit, lost.start)}
+    assert num_left(dict([missing])) == (1 if plan is COUNTED else None)
 
 
 def test_all_slices_without_a_part_are_counted_and_the_first_is_named():

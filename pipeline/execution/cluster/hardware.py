@@ -124,8 +124,21 @@ def _autoscaler_limits() -> dict[str, float]:
     return dict((limits and limits()) or {})
 
 
-def start_on_workers(function: Callable[[], Any]) -> list[Any]:
-    """Start a function on each node that is up and has processors or GPUs."""
+def workers() -> list[dict[str, Any]]:
+    """Return the nodes, as Ray describes them, that are up and have processors or GPUs."""
+    import ray
+
+    return [
+        node
+        for node in ray.nodes()
+        if node["Alive"] and any(node["Resources"].get(name) for name in ("CPU", "GPU"))
+    ]
+
+
+def start_on_workers(
+    function: Callable[[], Any], nodes: Sequence[Mapping[str, Any]] | None = None
+) -> list[Any]:
+    """Start a function on each of some nodes, in their order; None: on all `workers`."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -134,6 +147,5 @@ def start_on_workers(function: Callable[[], Any]) -> list[Any]:
         task.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         ).remote()
-        for node in ray.nodes()
-        if node["Alive"] and any(node["Resources"].get(name) for name in ("CPU", "GPU"))
+        for node in (workers() if nodes is None else nodes)
     ]

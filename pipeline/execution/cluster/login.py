@@ -17,7 +17,7 @@ from pipeline.process.terminal import native_errors_dropped
 log = logging.getLogger(__name__)
 _REACH_S = 10.0
 _TAKES_CONNECTIONS = "its head takes connections; whether it lets us in shows when a run starts"
-_LOCAL = ("auto", "local")
+LOCAL = ("auto", "local")
 """Addresses that Ray finds by itself, and that name no cluster to log in to."""
 
 
@@ -31,7 +31,7 @@ def log_in(address: str) -> str:
         JobError: It does not let us in, or the address is wrong.
         InfraError: Nothing answers.
     """
-    if address in _LOCAL:
+    if address in LOCAL:
         return f"{address}: Ray looks for it when a run starts"
     if "://" in address:
         connect_job_api(address)

@@ -6,6 +6,8 @@ once a run is connected to it, and by its workers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from pipeline.execution.caller import restore_process_state
 from pipeline.execution.cluster.hardware import embedded_hardware
 from pipeline.execution.cluster.login import log_in
@@ -15,7 +17,7 @@ from pipeline.gates.golden_files import read_golden
 from pipeline.inference.runtimes.choice import require_usable
 from pipeline.job.job import Job
 from pipeline.models.spec import ModelSpec
-from pipeline.planning.allocation import allocate
+from pipeline.planning.allocation import Hardware, allocate
 from pipeline.planning.plan import Plan
 from pipeline.preprocessing.model_input import cost_of
 from pipeline.runs.builders import make_reader
@@ -49,12 +51,15 @@ def check_runtime(job: Job, model: ModelSpec, address: str | None) -> None:
     require_usable(model, is_on_gpu=is_on_gpu, is_here=address is None)
 
 
-def check_hardware(job: Job, address: str | None) -> str:
+def check_hardware(
+    job: Job, address: str | None, here: Callable[[], Hardware] = embedded_hardware
+) -> str:
     """Check that the job's actors fit this machine, or that a cluster lets us in; say so in words.
 
     Args:
         job: The job.
         address: Of the cluster, or of its job API; None for an embedded Ray.
+        here: Returns what an embedded Ray has.
 
     Raises:
         JobError: They do not fit, or the cluster wants another token.
@@ -67,7 +72,7 @@ def check_hardware(job: Job, address: str | None) -> str:
         from pipeline.inference.devices.device import require_cuda
 
         require_cuda(job.resources.num_gpus, "the")
-    found = allocate(job.shares, embedded_hardware(), cost=cost_of(job.source))
+    found = allocate(job.shares, here(), cost=cost_of(job.source))
     if job.transform.jpeg_decoder == "gpu":
         from pipeline.preprocessing.images.nvjpeg import gpu_decoder
 

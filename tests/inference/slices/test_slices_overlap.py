@@ -18,11 +18,12 @@ from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.execution.isolation.attempts import Attempts
 from pipeline.execution.isolation.crash_guard import Guard
 from pipeline.execution.isolation.row_isolation import StagePlan
-from pipeline.execution.predictor_actor import ActorConfig, MemoryShare, _Model
+from pipeline.execution.predictor_actor import ActorConfig, _Model
 from pipeline.execution.ray_options import CALLS_AT_ONCE
 from pipeline.execution.stages import PREDICT, SliceWork
 from pipeline.inference.devices.device_buffers import FreeBuffers
 from pipeline.models.agreement import AgreementLimits
+from pipeline.process.memory import MemoryShare
 
 NUM_SLICES, SLICE_ROWS, BATCH_SIZE = 50, 256, 128
 L4_ROWS_PER_S, H100_ROWS_PER_S = 1_000, 6_000

@@ -16,9 +16,10 @@ from pipeline.execution.isolation.attempts import Attempts
 from pipeline.execution.isolation.child_process import Step
 from pipeline.execution.isolation.crash_guard import Guard
 from pipeline.execution.isolation.row_isolation import StagePlan
-from pipeline.execution.predictor_actor import ActorConfig, MemoryShare, _Model
+from pipeline.execution.predictor_actor import ActorConfig, _Model
 from pipeline.execution.ray_options import CALLS_AT_ONCE
 from pipeline.execution.stages import PREDICT, SliceWork
+from pipeline.process.memory import MemoryShare
 from support.faults.fake_device import FakeGpu, installed
 from support.runs.predicting import WHITE, config_of, images, rows_of
 
