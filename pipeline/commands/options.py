@@ -124,6 +124,12 @@ OnlyOption = Annotated[
     str | None,
     typer.Option("--only", metavar="[missing|stale|failed|refused]", help="Only such dates."),
 ]
+NewestFirstOption = Annotated[
+    bool, typer.Option("--newest-first", help="Begin with the last date.")
+]
+MaxActiveOption = Annotated[
+    int, typer.Option("--max-active", metavar="N", min=1, help="So many dates at a time.")
+]
 SubmittedForOption = Annotated[
     str | None,
     typer.Option("--date", metavar="YYYY-MM-DD", help="Of a job on a cluster: that for this date."),

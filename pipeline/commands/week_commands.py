@@ -16,6 +16,8 @@ from pipeline.commands.options import (
     JobFile,
     JsonOption,
     LogFormatOption,
+    MaxActiveOption,
+    NewestFirstOption,
     OkExitOption,
     OnlyOption,
     PartitionOption,
@@ -88,12 +90,8 @@ def backfill(
     to: ToOption = None,
     every: EveryOption = "day",
     only: OnlyOption = None,
-    newest_first: Annotated[
-        bool, typer.Option("--newest-first", help="Begin with the last date.")
-    ] = False,
-    max_active: Annotated[
-        int, typer.Option("--max-active", metavar="N", help="So many dates at a time.")
-    ] = 1,
+    newest_first: NewestFirstOption = False,
+    max_active: MaxActiveOption = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would do.")] = False,
     set_: SetOption = None,
     address: AddressOption = None,

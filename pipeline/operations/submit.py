@@ -43,6 +43,8 @@ def submit(
     to: Date = None,
     every: str = "day",
     only: str | None = None,
+    newest_first: bool = False,
+    max_active: int = 1,
     overrides: Sequence[str] = (),
     allow_import: Sequence[str] = (),
     accept: Sequence[str] = (),
@@ -66,7 +68,9 @@ def submit(
         from_: The first date of a backfill, which is one job for all dates; None: a run.
         to: The last one; None: now in UTC.
         every: It has a partition for each `day`, or for each `hour`.
-        only: As of `backfill`.
+        only: As of `backfill`, and so are the next two.
+        newest_first: Begin with the last date.
+        max_active: How many dates run at a time.
         overrides: Texts `section.field=value`.
         allow_import: Prefixes of the modules that the job may name.
         accept: Texts `gate=reason`.
@@ -81,8 +85,12 @@ def submit(
         PipelineError: The job ended without the document that it was asked for.
     """
     parse_accepted(accept)
-    if from_ is None and (to is not None or only is not None or every != "day"):
-        raise JobError("submit: --to, --every and --only are for a backfill, which has --from")
+    of_backfill = (to, only, every, newest_first, max_active)
+    if from_ is None and of_backfill != (None, None, "day", False, 1):
+        raise JobError(
+            "submit: --to, --every, --only, --newest-first and --max-active are for a backfill, "
+            "which has --from"
+        )
     if from_ is not None and date is not None:
         raise JobError("submit: give --date for a run, or --from and --to for a backfill")
     if only is not None and only not in ONLY:
@@ -103,6 +111,8 @@ def submit(
         quiet=quiet,
         last_date=last,
         only=only,
+        newest_first=newest_first,
+        max_active=max_active,
         code=code,
     )
 

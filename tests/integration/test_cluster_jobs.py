@@ -309,7 +309,7 @@ def cmdline(process: psutil.Process) -> str:
 def test_a_backfill_is_one_job_for_all_dates(ray_head: RayHead, photos: Path, tmp_path: Path):
     night = Night(ray_head, photos, tmp_path)
     num_before = len(ray_head.jobs())
-    dates = ("--from", "2026-11-23", "--to", DATE)
+    dates = ("--from", "2026-11-23", "--to", DATE, "--newest-first")
     command = ("submit", night.job, *night.address, *dates, *night.allowed)
     done = pipeline(*command, "--json", env=night.env)
     assert done.code == 0, done.stdout + done.stderr

@@ -126,9 +126,13 @@ def test_what_is_accepted_goes_along_as_it_was_said():
     assert command[3:7] == ["run", "./job.yaml", "--date", DATE]
     assert command[-5:] == ["--accept", accept[0], "--accept", accept[1], "--json"]
     assert shlex.split(replace(asked, quiet=True).entrypoint) == [*command, "--quiet"]
-    week = replace(asked, last_date=dt.date(2026, 11, 30), only="missing").entrypoint
+    week = replace(asked, last_date=dt.date(2026, 11, 30), only="missing")
     dates = f"./job.yaml --from {DATE} --to 2026-11-30 --only missing --set"
-    assert f" -m pipeline backfill {dates} " in week
+    assert f" -m pipeline backfill {dates} " in week.entrypoint
+    faster = replace(week, newest_first=True, max_active=2)
+    added = set(shlex.split(faster.entrypoint)) - set(shlex.split(week.entrypoint))
+    assert added == {"--newest-first", "--max-active", "2"}
+    assert faster.decides == week.decides
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])

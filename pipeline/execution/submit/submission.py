@@ -36,7 +36,9 @@ class Submission:
     last_date: dt.date | None = None
     """Of a backfill: one job does all its dates."""
     only: str | None = None
-    """Of a backfill, as its command has it."""
+    """Of a backfill, as its command has it, and so are the next two."""
+    newest_first: bool = False
+    max_active: int = 1
     code: str | None = None
     """The user's own code, on this machine: a folder or a wheel."""
 
@@ -53,7 +55,7 @@ class Submission:
 
     @property
     def decides(self) -> str:
-        """Return the command without what changes only what is shown."""
+        """Return the command without what changes nothing in the output."""
         command = ["python", "-m", "pipeline"]
         job_file = f"./{Path(self.job_path).name}"
         if self.last_date is None:
@@ -78,7 +80,9 @@ class Submission:
 
         Always with `--json`: who attaches may want the document.
         """
-        return f"{self.decides} --json{' --quiet' * self.quiet}"
+        active = f" --max-active {self.max_active}" * (self.max_active > 1)
+        order = " --newest-first" * self.newest_first
+        return f"{self.decides}{active}{order} --json{' --quiet' * self.quiet}"
 
 
 def refuse_secrets(overrides: Sequence[str]) -> None:
