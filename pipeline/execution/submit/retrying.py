@@ -62,7 +62,8 @@ def until_answered(ask: Callable[[], Any], shown: str, *, is_known: bool) -> Any
         if is_nowhere or time.monotonic() > give_up:
             what = "does not answer" if is_known else "no Ray job API answers"
             raise InfraError(f"{shown}: {what}: {trouble}")
-        log.debug("%s: try %d: %s", shown, attempt, trouble)
+        level = logging.INFO if attempt == _SLOWEST else logging.DEBUG
+        log.log(level, "%s: try %d, as it may pass: %s", shown, attempt, trouble)
         wait_before_retry(min(attempt, _SLOWEST))
     raise AssertionError("not reached: the loop has no end")
 
