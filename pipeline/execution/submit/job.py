@@ -149,13 +149,14 @@ def _send(client: Any, job_id: str, asked: Submission, package: Package, submitt
                 },
                 metadata={"job": asked.job_name, "date": asked.dates, _SUBMITTER: submitter},
             )
-    except InfraError:
-        # Also if the answer was lost and it was sent again: Ray takes an id only once.
-        started_by = _submitter_of(client, job_id)
-        if started_by is None:
-            raise
-        return started_by == submitter
-    return True
+        return True
+    except InfraError as error:
+        refused = error
+    # Also if the answer was lost and it was sent again: Ray takes an id only once.
+    started_by = _submitter_of(client, job_id)
+    if started_by is None:
+        raise refused
+    return started_by == submitter
 
 
 def _submitter_of(client: Any, job_id: str) -> str | None:
