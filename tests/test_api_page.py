@@ -64,7 +64,7 @@ def told(function: Any, name: str) -> str:
 def signature(function: Any, name: str) -> str:
     given = inspect.signature(function)
     parameters = [each for each in given.parameters.values() if each.name != "self"]
-    shown = str(given.replace(parameters=parameters)).replace("'", "")
+    shown = plain(str(given.replace(parameters=parameters)))
     line = f"{name}{shown}"
     if len(line) <= WIDTH:
         return line
@@ -73,9 +73,14 @@ def signature(function: Any, name: str) -> str:
         if each.kind is each.KEYWORD_ONLY and not is_keyword:
             lines.append("*")
             is_keyword = True
-        lines.append(str(each).replace("'", ""))
-    returned = str(given.return_annotation).replace("'", "")
-    return "\n".join([f"{name}(", *(f"    {each}," for each in lines), f") -> {returned}"])
+        lines.append(plain(str(each)))
+    end = plain(f") -> {given.return_annotation!r}")
+    return "\n".join([f"{name}(", *(f"    {each}," for each in lines), end])
+
+
+def plain(text: str) -> str:
+    """Annotations as they are written: they are texts until they are needed."""
+    return re.sub(r"(: |-> )'([^']*)'", r"\1\2", text)
 
 
 def described(function: Any) -> str:
