@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pipeline.core import errors
     from pipeline.job.job import Job
     from pipeline.operations.backfill import backfill
+    from pipeline.operations.diff import Diff, diff
     from pipeline.operations.history import history
     from pipeline.operations.jobs import load_job
     from pipeline.operations.maintenance import gc, rollback
@@ -35,11 +36,13 @@ if TYPE_CHECKING:
     from pipeline.report.document import Report
 
 __all__ = [
+    "Diff",
     "Job",
     "Output",
     "Partition",
     "Report",
     "backfill",
+    "diff",
     "errors",
     "gc",
     "history",
@@ -57,11 +60,13 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Diff": "pipeline.operations.diff",
     "Job": "pipeline.job.job",
     "Output": "pipeline.operations.published.output",
     "Partition": "pipeline.operations.published.output",
     "Report": "pipeline.report.document",
     "backfill": "pipeline.operations.backfill",
+    "diff": "pipeline.operations.diff",
     "errors": "pipeline.core.errors",
     "gc": "pipeline.operations.maintenance",
     "history": "pipeline.operations.history",

@@ -39,6 +39,7 @@ CLASSES = {
     "Rows": Rows,
     "Originals": Originals,
     "Original": Original,
+    "Diff": pipeline.Diff,
 }
 ELSEWHERE = {
     "Job": "[the job file](../../jobs/README.md), section by section",

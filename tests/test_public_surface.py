@@ -16,11 +16,11 @@ import pipeline
 from pipeline.core.errors import JobError
 
 FUNCTIONS = {
-    *("backfill", "gc", "history", "load_job", "open_output", "plan", "predict"),
+    *("backfill", "diff", "gc", "history", "load_job", "open_output", "plan", "predict"),
     *("retry", "rollback", "run"),
     *("status", "stop", "tune", "verify"),
 }
-TYPES = {"Job", "Output", "Partition", "Report"}
+TYPES = {"Diff", "Job", "Output", "Partition", "Report"}
 SECTIONS: dict[str, Any] = {
     "source": {"uri": "in", "format": "images"},
     "model": {"name": "efficientnet-lite0"},

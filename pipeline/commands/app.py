@@ -22,7 +22,7 @@ from pipeline.commands.options import (
     show,
     versions,
 )
-from pipeline.commands.output_commands import gc, inspect, report, rollback, verify
+from pipeline.commands.output_commands import diff, gc, inspect, report, rollback, verify
 from pipeline.commands.week_commands import backfill, history, status, stop
 from pipeline.core.errors import JobError
 from pipeline.process.failpoints import failpoint_quiet
@@ -104,6 +104,7 @@ _IN_ORDER = (
     history,
     report,
     inspect,
+    diff,
     verify,
     retry,
     rollback,

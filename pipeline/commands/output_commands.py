@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,6 +20,7 @@ from pipeline.commands.options import (
     show,
     show_report,
 )
+from pipeline.core.errors import GateRefused, JobError
 
 
 def report(
@@ -47,6 +49,54 @@ def inspect(
 
     options = as_storage_options(storage_options)
     show(describe(uri, partition=partition, storage_options=options), as_json=as_json)
+
+
+def diff(
+    before: Annotated[
+        str,
+        typer.Argument(
+            metavar="A", help="The sink's root, or a partition's folder; with @3 version 3."
+        ),
+    ],
+    now: Annotated[
+        str | None,
+        typer.Argument(metavar="[B]", help="Likewise. Default: A, beside what was before it."),
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page here.")] = None,
+    rows_to: Annotated[
+        Path | None, typer.Option(help="Write the rows that differ here, as Parquet.")
+    ] = None,
+    tolerance: Annotated[float, typer.Option(help="How far numbers may be off.")] = 0.001,
+    fail_over: Annotated[
+        str | None,
+        typer.Option(metavar="PCT", help="Exit with 3 if more of the rows differ, as 1%."),
+    ] = None,
+    storage_options: StorageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare two published versions row by row: labels, scores, vectors, boxes, rows."""
+    from pipeline.operations.diff import diff as compare
+
+    limit_pct = None if fail_over is None else _percentage(fail_over)
+    options = as_storage_options(storage_options)
+    found = compare(before, now, rows_to=rows_to, tolerance=tolerance, storage_options=options)
+    if html is not None:
+        found.to_html(html)
+    show(found.to_dict() if as_json else found.shown(), as_json=as_json)
+    if limit_pct is not None and found.differing_pct > limit_pct:
+        said = f"{found.differing_pct:.4g}% of the rows differ, more than --fail-over {fail_over}"
+        typer.echo(said, err=True)
+        raise typer.Exit(GateRefused.exit_code)
+
+
+def _percentage(text: str) -> float:
+    try:
+        value = float(text.removesuffix("%"))
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 100:
+        raise JobError(f"--fail-over {text}: write a percentage from 0 to 100, such as 1%")
+    return value
 
 
 def verify(

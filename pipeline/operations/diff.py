@@ -1,0 +1,226 @@
+"""`pipeline diff`: how what was published differs from what was published before."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.commit.layout import Layout, earlier_names
+from pipeline.commit.manifest import current_manifest
+from pipeline.commit.published.diff.comparing import WriteRows, compare_versions
+from pipeline.commit.published.diff.difference import Difference, Mover
+from pipeline.commit.published.diff.joining import Version
+from pipeline.core.errors import JobError
+from pipeline.core.schema import LABEL
+from pipeline.operations.published.output import Partition, open_output
+from pipeline.process.screen import as_lines
+from pipeline.report.showing.document_table import render_document
+from pipeline.report.showing.notebook import facts_html, table_html
+from pipeline.report.showing.pages import page_html
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_KEPT = 100
+_NUMBERED = re.compile(r"(?P<url>.+)@(?P<number>\d+)")
+Place = str | os.PathLike[str] | Partition
+
+
+@dataclass(frozen=True)
+class Diff:
+    """What differs between two versions; it prints as a summary."""
+
+    found: Difference
+
+    @property
+    def summary(self) -> str:
+        """The whole in a line."""
+        return self.found.verdict
+
+    @property
+    def changed_pct(self) -> float:
+        """Rows of which a column differs, of the rows that both versions have."""
+        return self.found.changed_pct
+
+    @property
+    def differing_pct(self) -> float:
+        """Rows that changed, came or went, of the rows of either version."""
+        return self.found.differing_pct
+
+    @property
+    def flips(self) -> list[tuple[str, str, int]]:
+        """Labels before and now, and how many rows went from one to the other."""
+        return self.found.flips(LABEL) if LABEL in self.found.columns else []
+
+    @property
+    def confusion(self) -> pd.DataFrame:
+        """The same as a table: labels before down, labels now across, of rows that changed."""
+        import pandas as pd
+
+        rows = pd.DataFrame(self.flips, columns=["before", "now", "rows"])
+        return rows.pivot_table("rows", "before", "now", "sum", fill_value=0)
+
+    def movers(self, n: int = 24) -> list[Mover]:
+        """Return the rows that differ most, at most 100: id, what it was, what it is."""
+        return list(self.found.largest[:n])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form; of long lists the first entries."""
+        return self.found.to_dict()
+
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Write one page that loads nothing, all values escaped."""
+        Path(path).write_text(page_html(self.summary, self._pieces()), "utf-8")
+
+    def shown(self) -> dict[str, Any]:
+        """Return what a terminal has room for."""
+        document = self.to_dict()
+        columns = document.pop("columns")
+        document["columns"] = [
+            {"column": name, **each} for name, each in columns.items() if each["differing_rows"]
+        ]
+        flips = document.pop("flips")
+        document["flips"] = [
+            {"column": name, "before": before, "now": now, "rows": rows}
+            for name, pairs in flips.items()
+            for before, now, rows in pairs[:10]
+        ]
+        scores = document.pop("label_scores")
+        document["label_scores"] = [
+            {"label": name, **each}
+            for name, each in scores.items()
+            if each["mean_before"] != each["mean_now"]
+        ][:10]
+        document["movers"] = [
+            {"row_id": m.row_id, "before": _short(m.before), "now": _short(m.now)}
+            for m in self.movers(10)
+        ]
+        return document
+
+    def _pieces(self) -> Iterator[str]:
+        shown = self.shown()
+        lists = {name: value for name, value in shown.items() if isinstance(value, list)}
+        rows = shown["rows"]
+        facts = {k: v for k, v in shown.items() if isinstance(v, str | float) and k != "verdict"}
+        yield facts_html("versions", facts)
+        yield facts_html("rows", rows)
+        for reason in ("recovered", "failed"):
+            if shown[reason]:
+                yield facts_html(f"{reason}, by reason", shown[reason])
+        for name, entries in lists.items():
+            if entries and isinstance(entries[0], dict):
+                names = list(dict.fromkeys(key for entry in entries for key in entry))
+                cells = [[entry.get(key) for key in names] for entry in entries]
+                yield table_html(names, cells, name.replace("_", " "))
+
+    def __str__(self) -> str:
+        return as_lines(render_document(self.shown())).rstrip("\n")
+
+    def _repr_html_(self) -> str:
+        return "".join(self._pieces())
+
+
+def diff(
+    before: Place,
+    now: Place | None = None,
+    *,
+    rows_to: str | os.PathLike[str] | None = None,
+    tolerance: float = 0.001,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Diff:
+    """Compare two published versions row by row, by row id; files that both have are not read.
+
+    Args:
+        before: The sink's root (its latest partition), a partition's folder, either with `@3` for
+            version 3, or a partition of `open_output`.
+        now: What it is compared with; None: `before` is compared with what was published before
+            it: the partition before by date or number, otherwise its own version before.
+        rows_to: A local Parquet file that gets each row that differs: `row_id`, `change` and
+            `size`.
+        tolerance: Numbers differ if they are further apart: absolutely up to 1, relatively above.
+            Vectors differ if their cosine is further below 1.
+        storage_options: fsspec options of both outputs.
+
+    Raises:
+        JobError: There is no such version, or row ids are not unique.
+        InfraError: A part is gone, also from the history, or a store failed.
+    """
+    if not 0 <= tolerance < 1:
+        raise JobError(f"tolerance: {tolerance}: it must be at least 0 and below 1")
+    options = dict(storage_options or {})
+    first = _partition_at(before, options)
+    sides = (_before(first), first) if now is None else (first, _partition_at(now, options))
+    versions = [Version(each.store, each.layout, each.manifest) for each in sides]
+    with _writer(rows_to) as write_rows:
+        found = compare_versions(
+            *versions, tolerance=tolerance, num_movers=_KEPT, write_rows=write_rows
+        )
+    return Diff(found)
+
+
+def _partition_at(place: Place, options: Mapping[str, Any]) -> Partition:
+    if isinstance(place, Partition):
+        return place
+    text = os.fspath(place)
+    numbered = _NUMBERED.fullmatch(text)
+    url = numbered["url"] if numbered else text
+    found = open_output(url, storage_options=options).latest
+    return found.version(int(numbered["number"])) if numbered else found
+
+
+def _before(now: Partition) -> Partition:
+    """Return what was published before: the partition before, or else the version before."""
+    for name in earlier_names(now.name, now.store.list_folders("_control")):
+        if (manifest := current_manifest(now.store, Layout(name))) is not None:
+            return replace(now, layout=Layout(name), manifest=manifest)
+    numbers = [number for number in now.versions if number < now.number]
+    if not numbers:
+        where = f"{now.store.url('')}: partition {now.name}, version {now.number}"
+        raise JobError(f"{where}: nothing was published before it; name what to compare it with")
+    return now.version(numbers[-1])
+
+
+@contextmanager
+def _writer(path: str | os.PathLike[str] | None) -> Iterator[WriteRows | None]:
+    """Write a Parquet file, which is there once it is whole."""
+    if path is None:
+        yield None
+        return
+    target = Path(path)
+    draft = target.with_name(f".{target.name}.part")
+    schema = pa.schema([("row_id", pa.string()), ("change", pa.string()), ("size", pa.float64())])
+    try:
+        writer = pq.ParquetWriter(draft, schema, compression="zstd")
+    except OSError as error:
+        raise JobError(f"{target}: cannot be written: {error.strerror or error}") from error
+    try:
+        with writer:
+            yield partial(_append, writer, schema)
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _append(writer: pq.ParquetWriter, schema: pa.Schema, rows: pa.Table) -> None:
+    writer.write_table(rows.cast(schema))
+
+
+def _short(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {_brief(value)}" for name, value in values.items())
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return f"({len(value)})"
+    return str(value)

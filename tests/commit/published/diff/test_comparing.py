@@ -1,0 +1,300 @@
+"""Two versions compared: equal to a naive comparison, whatever the columns and the buckets are."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.runs.published import DAY, Rows, make_manifest, make_plan
+
+from pipeline.commit.layout import Layout
+from pipeline.commit.manifest import Part
+from pipeline.commit.published.diff import joining
+from pipeline.commit.published.diff.comparing import compare_versions
+from pipeline.commit.published.diff.difference import Difference
+from pipeline.commit.published.diff.joining import Version
+from pipeline.core.errors import JobError
+from pipeline.core.schema import CLASSIFY_FIELDS, ENTITIES_FIELD, LABELS_FIELD
+from pipeline.storage.store import Store
+
+LAYOUT = Layout(DAY)
+BOX = pa.struct(
+    [("label", pa.string()), ("score", pa.float32())]
+    + [(name, pa.float32()) for name in ("x_min", "y_min", "x_max", "y_max")]
+)
+LABELS = ("cat", "dog", "fox")
+SCHEMA = pa.schema(
+    [
+        pa.field("row_id", pa.string()),
+        *CLASSIFY_FIELDS,
+        LABELS_FIELD,
+        ENTITIES_FIELD,
+        pa.field("embedding", pa.list_(pa.float32(), 3)),
+        pa.field("price", pa.float32()),
+        pa.field("detections", pa.list_(BOX)),
+    ]
+)
+
+
+def put_part(store: Store, folder: str, table: pa.Table) -> Part:
+    data = io.BytesIO()
+    pq.write_table(table, data)
+    digest = hashlib.sha256(data.getvalue()).hexdigest()
+    path = f"{folder}/{digest}.parquet"
+    store.put(path, data.getvalue())
+    return Part(path, table.num_rows, len(data.getvalue()), digest)
+
+
+def publish(
+    folder: Path, number: int, *tables: pa.Table, failed: dict[str, str] | None = None
+) -> Version:
+    """Write a version whose parts are these tables, and whose quarantine has these reasons."""
+    store = Store(str(folder))
+    parts = tuple(put_part(store, LAYOUT.predictions, table) for table in tables)
+    failed = failed or {}
+    reasons = {"row_id": list(failed), "reason": list(failed.values())}
+    bad = (put_part(store, LAYOUT.quarantine, pa.table(reasons)),) if failed else ()
+    return Version(store, LAYOUT, make_manifest(LAYOUT, make_plan(Rows()), number, "r", parts, bad))
+
+
+def made_row(draw: np.random.Generator, number: int) -> dict[str, Any]:
+    """A row with everything that tasks publish."""
+
+    def entry() -> dict[str, Any]:
+        at = int(draw.integers(3))
+        return {"label": LABELS[at], "label_id": at, "score": round(float(draw.random()), 2)}
+
+    def box() -> dict[str, Any]:
+        x, y, score = (float(each) for each in draw.integers(1, 9, 3))
+        place = {"x_min": x, "y_min": y, "x_max": x + 5, "y_max": y + 5}
+        return {"label": LABELS[int(draw.integers(2))], "score": score / 10, **place}
+
+    def entity() -> dict[str, Any]:
+        start = int(draw.integers(5))
+        return {"start": start, "end": start + 2, "text": "ab", **entry()}
+
+    some = [entry() for _ in range(int(draw.integers(3)))]
+    return {
+        "row_id": f"row-{number}",
+        **entry(),
+        "top_k": some or None,
+        "labels": some,
+        "entities": [entity() for _ in range(int(draw.integers(3)))],
+        "embedding": [float(each) for each in draw.integers(-2, 3, 3)],
+        "price": float(draw.choice([1.0, 1.0005, 250.0, math.nan, math.inf])),
+        "detections": [box() for _ in range(int(draw.integers(3)))],
+    }
+
+
+def table_of(rows: list[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist(rows, SCHEMA)
+
+
+def naive_iou(a: dict[str, Any], b: dict[str, Any]) -> float:
+    width = min(a["x_max"], b["x_max"]) - max(a["x_min"], b["x_min"])
+    height = min(a["y_max"], b["y_max"]) - max(a["y_min"], b["y_min"])
+    shared = max(0.0, width) * max(0.0, height)
+    return shared / (50.0 - shared)
+
+
+def naive_entries(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> tuple[int, int]:
+    """How many entries came or went, and how many stayed."""
+    if any("x_min" in each for each in (*before, *now)):
+        pairs = sorted(
+            ((naive_iou(a, b), -i, -j) for i, a in enumerate(before) for j, b in enumerate(now)
+             if a["label"] == b["label"]), reverse=True,
+        )  # fmt: skip
+        used: tuple[set[int], set[int]] = (set(), set())
+        for overlap, i, j in pairs:
+            if overlap >= 0.5 and i not in used[0] and j not in used[1]:
+                used[0].add(i)
+                used[1].add(j)
+        return len(before) + len(now) - 2 * len(used[0]), len(used[0])
+    sides = (
+        Counter((e["label"], e.get("start"), e.get("end")) for e in side) for side in (before, now)
+    )
+    old, new = sides
+    kept = (old & new).total()
+    return len(before) + len(now) - 2 * kept, kept
+
+
+def naive_cosine(a: list[float], b: list[float]) -> float:
+    if a == b:
+        return 1.0
+    norms = math.hypot(*a) * math.hypot(*b)
+    return sum(x * y for x, y in zip(a, b, strict=True)) / norms if norms else 0.0
+
+
+def naive_number_differs(a: float, b: float, tolerance: float) -> bool:
+    if a == b or (math.isnan(a) and math.isnan(b)):
+        return False
+    if not (math.isfinite(a) and math.isfinite(b)):
+        return True
+    return abs(a - b) / max(1.0, abs(a)) > tolerance
+
+
+def naive(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a comparison finds, in the plainest way."""
+    old, new = ({row["row_id"]: row for row in side} for side in (before, now))
+    both = [(old[key], new[key]) for key in old if key in new]
+    return {
+        "both": len(both),
+        "added": len(new.keys() - old.keys()),
+        "removed": len(old.keys() - new.keys()),
+        "label": sum(a["label"] != b["label"] for a, b in both),
+        "price": sum(naive_number_differs(a["price"], b["price"], 0.001) for a, b in both),
+        "flips": Counter((a["label"], b["label"]) for a, b in both if a["label"] != b["label"]),
+        "cosines": [naive_cosine(a["embedding"], b["embedding"]) for a, b in both],
+        "entities": [naive_entries(a["entities"], b["entities"]) for a, b in both],
+        "labels": [naive_entries(a["labels"], b["labels"]) for a, b in both],
+        "detections": [naive_entries(a["detections"], b["detections"]) for a, b in both],
+    }
+
+
+def compare(before: Version, now: Version, **how: Any) -> Difference:
+    return compare_versions(before, now, **{"tolerance": 0.001, "num_movers": 5, **how})
+
+
+@settings(max_examples=40)
+@given(
+    bucket_rows=st.sampled_from([10**6, 7]),
+    seed=st.integers(0, 2**32 - 1),
+    num_rows=st.integers(0, 30),
+)
+def test_it_finds_what_a_naive_comparison_does(
+    tmp_path_factory: pytest.TempPathFactory, bucket_rows: int, seed: int, num_rows: int
+):
+    draw = np.random.default_rng(seed)
+    before = [made_row(draw, number) for number in range(num_rows)]
+    now = [
+        made_row(draw, number) if draw.random() < 0.5 else before[number]
+        for number in range(num_rows)
+        if draw.random() < 0.8
+    ]
+    now += [made_row(draw, num_rows + number) for number in range(int(draw.integers(4)))]
+    folder = tmp_path_factory.mktemp("diff")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(joining, "_BUCKET_ROWS", bucket_rows)
+        found = compare(
+            publish(folder / "a", 1, table_of(before)), publish(folder / "b", 1, table_of(now))
+        )
+    wanted = naive(before, now)
+    assert (found.both, found.added, found.removed) == tuple(
+        wanted[name] for name in ("both", "added", "removed")
+    )
+    columns = found.columns
+    for name in ("label", "price"):
+        assert columns[name].differing == wanted[name], name
+    assert columns["label"].pairs == wanted["flips"]
+    assert columns["embedding"].sum_diff == pytest.approx(sum(wanted["cosines"]))
+    for name in ("entities", "labels", "detections"):
+        came_or_went = sum(moved for moved, _ in wanted[name])
+        assert columns[name].gone + columns[name].new == came_or_went, name
+        assert columns[name].paired == sum(kept for _, kept in wanted[name]), name
+    if before == now:
+        assert found.is_equal
+        assert found.verdict == f"equal: {num_rows} rows"
+
+
+def rows(*labels: str, score: float = 0.5) -> pa.Table:
+    """Rows of a classifier, numbered from 0."""
+    entries = [
+        {"row_id": f"r{n}", "label": label, "score": score} for n, label in enumerate(labels)
+    ]
+    return pa.Table.from_pylist(entries, SCHEMA)
+
+
+def test_files_that_both_versions_have_are_equal_and_are_not_read(tmp_path: Path):
+    shared, old, new = rows("cat", "dog"), rows("a", "a", "fox"), rows("a", "a", "cat")
+    before = publish(tmp_path, 1, old.slice(2), shared)
+    now = publish(tmp_path, 2, new.slice(2), shared)
+    (tmp_path / now.manifest.parts[1].path).unlink()
+    found = compare(before, now)
+    assert (found.both, found.same_files_rows, found.changed) == (3, 2, 1)
+    assert found.verdict == "1 of 3 rows in both differ (33.33%): label in 1"
+    assert compare(now, now).is_equal
+
+
+def test_rows_that_left_for_the_quarantine_or_came_from_it_are_told_apart(tmp_path: Path):
+    before = publish(tmp_path / "a", 1, rows("cat", "dog").slice(0, 1), failed={"r1": "timeout"})
+    now = publish(tmp_path / "b", 1, rows("cat", "dog").slice(1), failed={"r0": "undecodable"})
+    found = compare(before, now)
+    assert (found.added, found.removed) == (1, 1)
+    assert (dict(found.recovered), dict(found.failed)) == ({"timeout": 1}, {"undecodable": 1})
+    assert found.verdict.endswith("1 added; 1 removed (1 of them in quarantine now)")
+
+
+def test_the_rows_that_differ_most_come_first_and_say_what_they_were(tmp_path: Path):
+    before = publish(tmp_path / "a", 1, rows("cat", "dog", "fox", score=0.5))
+    changed = rows("cat", "dog", "cat", score=0.5).to_pylist()
+    changed[1]["score"] = 0.75
+    found = compare(before, publish(tmp_path / "b", 1, table_of(changed)))
+    assert [mover.row_id for mover in found.largest] == ["r2", "r1"]
+    assert (found.largest[0].before, found.largest[0].now) == ({"label": "fox"}, {"label": "cat"})
+    assert [m.row_id for m in compare(before, publish(tmp_path / "c", 1, table_of(changed)),
+                                      num_movers=1).largest] == ["r2"]  # fmt: skip
+
+
+def test_columns_of_one_side_or_of_other_types_are_named_and_not_compared(tmp_path: Path):
+    one = pa.table({"row_id": ["a"], "score": [1.0], "gone": [1]})
+    other = pa.table({"row_id": ["a"], "score": ["high"], "new": [1]})
+    found = compare(publish(tmp_path / "a", 1, one), publish(tmp_path / "b", 1, other))
+    assert (found.only_before, found.only_now) == (("gone",), ("new",))
+    assert found.other_types == {"score": ("double", "string")}
+    assert not found.is_equal
+    assert "columns that cannot be compared: gone, new, score" in found.verdict
+
+
+def test_the_value_of_a_partition_folder_is_a_column(tmp_path: Path):
+    store = Store(str(tmp_path))
+    sides = []
+    for label in ("cat", "dog"):
+        part = put_part(store, f"{LAYOUT.predictions}/label={label}", pa.table({"row_id": ["a"]}))
+        manifest = dataclasses.replace(
+            make_manifest(LAYOUT, make_plan(Rows()), 1, "r", (part,), ()),
+            partition_columns={"label": "string"},
+        )
+        sides.append(Version(store, LAYOUT, manifest))
+    # The files are equal byte for byte: what tells them apart is where they lie.
+    found = compare(*sides)
+    assert (found.changed, found.columns["label"].pairs) == (1, {("cat", "dog"): 1})
+
+
+def test_ids_that_are_not_unique_cannot_be_matched(tmp_path: Path):
+    twice = pa.table({"row_id": ["a", "a"], "score": [1.0, 2.0]})
+    other = pa.table({"row_id": ["a"], "score": [1.0]})
+    with pytest.raises(JobError, match="several rows have the id 'a'"):
+        compare(publish(tmp_path / "a", 1, twice), publish(tmp_path / "b", 1, other))
+
+
+def test_what_is_null_on_one_side_alone_differs(tmp_path: Path):
+    one = pa.table({"row_id": ["a", "b", "c"], "score": [None, 1.0, None]})
+    other = pa.table({"row_id": ["a", "b", "c"], "score": pa.array([None, None, 2.0])})
+    found = compare(publish(tmp_path / "a", 1, one), publish(tmp_path / "b", 1, other))
+    score = found.columns["score"]
+    assert (score.differing, score.became_null, score.was_null) == (2, 1, 1)
+
+
+def test_each_row_that_differs_is_written_once(tmp_path: Path):
+    before, now = rows("cat", "dog", "fox"), rows("cat", "cat", "fox", "dog").slice(1)
+    written: list[pa.Table] = []
+    compare(
+        publish(tmp_path / "a", 1, before), publish(tmp_path / "b", 1, now),
+        write_rows=written.append,
+    )  # fmt: skip
+    found = pa.concat_tables(written).to_pylist()
+    assert {(each["row_id"], each["change"]) for each in found} == {
+        ("r1", "changed"), ("r3", "added"), ("r0", "removed"),
+    }  # fmt: skip
+    assert len(found) == 3

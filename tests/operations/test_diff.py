@@ -1,0 +1,144 @@
+"""`diff` of what is published: which two versions it takes, and what it shows."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from support.runs.published import Rows, publish_rows
+from typer.testing import CliRunner
+
+import pipeline
+from pipeline.commands.app import app
+from pipeline.core.errors import InfraError, JobError
+from pipeline.storage.store import Store
+
+DAYS = [f"date=2026-11-{day}" for day in (23, 24)]
+OF_CATS, OF_DOGS = Rows(), Rows(edition=2, fail_every=7)
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Two partitions; the later one was published twice."""
+    store = Store(str(tmp_path_factory.mktemp("diff")))
+    publish_rows(store, DAYS[0], OF_CATS)
+    publish_rows(store, DAYS[1], OF_CATS)
+    publish_rows(store, DAYS[1], OF_DOGS)
+    return store
+
+
+def test_an_output_alone_is_compared_with_the_partition_before(output: Store):
+    found = pipeline.diff(output.url(""))
+    assert DAYS[0] in found.found.before
+    assert f"{DAYS[1]} version 2" in found.found.now
+    assert found.summary.startswith(f"{found.found.changed} of {found.found.both} rows in both")
+    assert str(found).split()[:2] == ["verdict", str(found.found.changed)]
+
+
+def test_a_version_is_compared_with_any_other(output: Store):
+    folder = f"{output.url('')}/predictions/{DAYS[1]}"
+    old, new = (
+        pipeline.diff(folder, f"{folder}@1").found,
+        pipeline.diff(f"{folder}@1", folder).found,
+    )
+    assert (old.added, old.removed) == (new.removed, new.added)
+    partitions = pipeline.open_output(output.url(""))
+    first, last = partitions[DAYS[0]], partitions[DAYS[1]]
+    assert pipeline.diff(first, last.version(1)).found.is_equal
+    assert pipeline.diff(first, last).found == pipeline.diff(output.url("")).found
+    recovered = pipeline.diff(first, last).found.recovered
+    assert dict(recovered) == {"truncated": recovered.total()}
+    assert recovered.total() > 0
+
+
+def test_without_a_partition_before_it_is_the_version_before(tmp_path: Path):
+    store = Store(str(tmp_path))
+    publish_rows(store, None, OF_CATS)
+    with pytest.raises(JobError, match="nothing was published before it; name what to compare"):
+        pipeline.diff(str(tmp_path))
+    publish_rows(store, None, OF_DOGS)
+    found = pipeline.diff(tmp_path).found
+    assert ("version 1" in found.before, "version 2" in found.now) == (True, True)
+
+
+def test_rows_that_differ_are_written_whole_or_not_at_all(output: Store, tmp_path: Path):
+    target = tmp_path / "rows.parquet"
+    found = pipeline.diff(output.url(""), rows_to=target).found
+    counted = pq.read_table(target).column("change").value_counts().to_pylist()
+    wanted = {"changed": found.changed, "added": found.added, "removed": found.removed}
+    assert {each["values"]: each["counts"] for each in counted} == {
+        name: rows for name, rows in wanted.items() if rows
+    }
+    with pytest.raises(JobError, match="cannot be written: "):
+        pipeline.diff(output.url(""), rows_to=tmp_path / "none" / "rows.parquet")
+    assert [each.name for each in tmp_path.iterdir()] == ["rows.parquet"]
+
+
+def test_a_part_that_is_gone_is_named_and_nothing_is_written(tmp_path: Path):
+    store = Store(str(tmp_path / "output"))
+    for day, rows in zip(DAYS, (OF_CATS, OF_DOGS), strict=True):
+        publish_rows(store, day, rows)
+    gone = pipeline.open_output(store.url("")).latest.manifest.parts[-1].path
+    Path(store.url(gone)).unlink()
+    with pytest.raises(InfraError, match=r"part-.*parquet: is gone, also from the history"):
+        pipeline.diff(store.url(""), rows_to=tmp_path / "rows.parquet")
+    assert [each.name for each in tmp_path.iterdir()] == ["output"]
+
+
+class Tags(HTMLParser):
+    """The names of all elements of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.add(tag)
+
+
+def test_a_page_and_a_notebook_show_hostile_values_as_text(tmp_path: Path):
+    hostile = "<script>alert(1)</script><img src=x onerror=alert(1)>"
+    store = Store(str(tmp_path / "output"))
+    publish_rows(store, None, Rows(kinds=("a", "b")))
+    publish_rows(store, None, Rows(edition=2, kinds=(hostile, "b")))
+    found = pipeline.diff(store.url(""))
+    found.to_html(tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text("utf-8")
+    for shown in (page, found._repr_html_()):
+        assert Tags(shown).names.isdisjoint({"script", "img", "link", "iframe"})
+        assert "&lt;script&gt;" in shown
+        assert len(shown) < 300_000
+    assert "default-src 'none'" in page
+
+
+def test_the_command_prints_one_document_and_fails_over_a_limit(output: Store, tmp_path: Path):
+    def call(*options: str) -> tuple[int, str, str]:
+        done = CliRunner().invoke(app, ["diff", output.url(""), *options])
+        return done.exit_code, done.stdout, done.stderr
+
+    code, printed, _ = call("--json", "--html", str(tmp_path / "page.html"))
+    document = json.loads(printed)
+    assert (code, (tmp_path / "page.html").exists()) == (0, True)
+    assert document["verdict"] == pipeline.diff(output.url("")).summary
+    limit = f"{document['differing_pct'] - 0.01}%"
+    assert call("--fail-over", "100%")[0] == call("--fail-over", "100")[0] == 0
+    code, _, said = call("--fail-over", limit)
+    assert (code, f"more than --fail-over {limit}" in said) == (3, True)
+
+
+@pytest.mark.parametrize("limit", ["some", "-1", "101%"])
+def test_a_limit_is_a_percentage(output: Store, limit: str):
+    done = CliRunner().invoke(app, ["diff", output.url(""), f"--fail-over={limit}"])
+    assert "write a percentage from 0 to 100" in str(done.exception)
+
+
+def test_a_partition_that_is_not_published_is_named(output: Store):
+    with pytest.raises(JobError):
+        pipeline.diff(f"{output.url('')}/predictions/{DAYS[1]}@7")
+    with pytest.raises(JobError, match="tolerance"):
+        pipeline.diff(output.url(""), tolerance=-1.0)
