@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.commands.demo.photos import build_images
-from support.runs.cli import Result, pipeline, start, write_job
+from support.runs.cli import TIMEOUT_S, Result, pipeline, start, write_job
 
 
 class Week:
@@ -30,7 +30,8 @@ class Week:
         return ("--from", self.days[0], "--to", self.days[-1])
 
     def backfill(self, *options: str, env: dict[str, str] | None = None) -> Result:
-        return pipeline("backfill", self.job, *self.dates, "--json", *options, env=env)
+        arguments = ("backfill", self.job, *self.dates, "--json", *options)
+        return pipeline(*arguments, env=env, timeout_s=TIMEOUT_S * (1 + len(self.days) / 10))
 
     def start(self, *options: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
         return start("backfill", self.job, *self.dates, "--json", *options, env=env)
