@@ -71,7 +71,7 @@ class _Stretches:
     @classmethod
     def of(cls, runs: Numbers) -> _Stretches:
         """Merge runs, int64 (K, 2) of first row and length; what is carried twice counts once."""
-        order = np.argsort(runs[:, 0], kind="stable")
+        order = np.argsort(runs[:, 0])
         starts = runs[order, 0]
         ends = np.maximum.accumulate(starts + runs[order, 1])
         is_first = np.concatenate([[True], starts[1:] > ends[:-1]])[: len(starts)]

@@ -114,7 +114,8 @@ def test_a_stop_reaches_all_dates_at_work_and_the_same_command_goes_on(weeks: We
     wait_until(lambda: len(published(tmp_path / "out")) >= 3, process)
     process.terminate()
     stopped = ended(process)
-    assert stopped.code == 3 if ("refused", 3) in outcomes(stopped) else 6, stopped.stderr
+    worst = 3 if ("refused", 3) in outcomes(stopped) else 6
+    assert stopped.code == worst, stopped.stderr
     assert ("not_begun", 6) in outcomes(stopped)
     assert states(weeks)["running"] == 0
     again = weeks.backfill("--max-active", "2")

@@ -109,7 +109,8 @@ def test_carried_and_computed_rows_are_all_rows_in_input_order(
         seen.append(runs)
         every = [(s, f + i) for _, _, s, f, n in runs.tolist() for i in range(n)]
         chosen = data.draw(st.lists(st.sampled_from(every), max_size=num_checked)) if every else []
-        return np.array(chosen, np.int64).reshape(-1, 2)
+        seen.append(np.array(chosen, np.int64).reshape(-1, 2))
+        return seen[-1]
 
     division = divide(plan, sources, SIZES, choose)
     found, is_carried = put_together(division, sources)
@@ -121,6 +122,7 @@ def test_carried_and_computed_rows_are_all_rows_in_input_order(
     assert {row for row, carried in zip(found, is_carried, strict=True) if carried} <= known
     # A checked row of the work is the row that the source has predicted there.
     units = rows_of(division.work.units)
+    assert len(division.carried.checked) == len(set(map(tuple, seen[1].tolist())))
     for unit, row, source, ordinal in division.carried.checked.tolist():
         assert units[unit][row] == predictions_of(sources[source])[ordinal]
     told = division.shards
@@ -174,6 +176,17 @@ def test_a_shard_that_cannot_be_read_now_is_not_carried():
     assert rows_of(division.work.units) == [[("s00000.parquet", 0)]]
 
 
+def test_carried_rows_that_follow_each_other_are_one_run_and_say_when_they_were_computed():
+    plan = planned(shard_extents([[4], [5]], 10.0))
+    known = known_of(plan, {}, {"s00000.parquet", "s00001.parquet"})
+    dated = [replace(shard, computed_day=n + 7) for n, shard in enumerate(known.shards.values())]
+    division = divide(
+        plan, [replace(known, shards={s.uri: s for s in dated})], SIZES, check_nothing
+    )
+    assert division.carried.runs.tolist() == [[0, 0, 0, 0, 9]]
+    assert division.days == {"/in/s00000.parquet": 7, "/in/s00001.parquet": 8}
+
+
 def test_of_a_tar_only_rows_without_a_prediction_and_checked_ones_are_read():
     plan = planned(shard_extents([[9], [5], [7]], 10.0))
     units = tuple(
@@ -187,6 +200,7 @@ def test_of_a_tar_only_rows_without_a_prediction_and_checked_ones_are_read():
         (0,), (1, 2, 4), None,
     ]  # fmt: skip
     assert [unit.index for unit in division.work.units] == [0, 1, 2]
+    assert division.work.input_bytes == plan.input_bytes
     # Predictions 0-8 are of the first tar, 9 and 10 and 11 of rows 0, 2 and 3 of the second.
     assert division.carried.runs.tolist() == [
         [1, 0, 0, 1, 9],

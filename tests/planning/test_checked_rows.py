@@ -92,6 +92,11 @@ def test_each_row_is_drawn_as_often_as_is_said():
     assert 9 < counts.var() < 11  # as drawn independently: 10 * 199 / 200
 
 
+def test_of_many_small_parts_no_more_is_drawn_than_a_row_of_each():
+    chosen = choose_checked(runs_of((0, 0, 200)), parts=[[10] * 20], seed=SEED, is_thorough=False)
+    assert [row // 10 for row in chosen[:, 1].tolist()] == list(range(20))
+
+
 def test_another_plan_draws_others_and_nothing_carried_draws_nothing():
     runs = runs_of((0, 0, 10_000))
     one, other = (choose_checked(runs, parts=[[10_000]], seed=seed) for seed in (SEED, OTHER))

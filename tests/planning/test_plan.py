@@ -351,6 +351,15 @@ def test_columns_that_pass_through_are_published_with_the_tasks():
     assert {*plan.task_fields.names} < {*published.names}
 
 
+def test_a_plan_keeps_what_is_no_row_and_what_decides_the_other_columns():
+    inputs = inputs_of(shard_extents([[3]]))
+    skipped = replace(inputs.skipped, files={"extension": 7})
+    made = make_plan(job(), replace(inputs, skipped=skipped), SPEC, batch_size=8)
+    assert made.skipped.total == 7
+    other = make_plan(job(source__id_column="key"), inputs, SPEC, batch_size=8)
+    assert (len(made.row_settings), made.row_settings != other.row_settings) == (64, True)
+
+
 def test_no_two_changes_have_the_same_fingerprint():
     assert len(set(OTHER_WORK.values())) == len(OTHER_WORK)
 

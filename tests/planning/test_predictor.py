@@ -77,6 +77,10 @@ def test_semantics_extensions_and_types_of_columns_are_part_of_the_key():
     assert why_other(model, model, ({"semantics": SEMANTICS}, now)) == (
         "how this version of the package computes"
     )
+    same = {"semantics": SEMANTICS}
+    assert why_other(model, {**model, "layer": "x"}, (same, same)) == "the layer of the model"
+    turned = dict(reversed(now["semantics"].items()))
+    assert key_of(WITH_WEIGHTS, semantics=turned) == key_of(WITH_WEIGHTS, **now)
     own = {"extensions": {"task spots": "4" * 64}}
     assert key_of(WITH_WEIGHTS, **own) != key_of(WITH_WEIGHTS)
     assert why_other(model, model, ({}, own)) == "the code of an extension"
