@@ -93,6 +93,7 @@ else:
 """
 
 
+@pytest.mark.slow
 def test_calls_of_an_actor_run_at_once_where_this_ray_can():
     done = subprocess.run(
         [sys.executable, "-c", TWO_CALLS],

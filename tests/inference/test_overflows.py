@@ -72,7 +72,14 @@ def test_in_fp32_nothing_is_predicted_twice(loads: list[int]):
     assert len(loads) == 2
 
 
-@pytest.mark.parametrize("room_kib", [160, 149, 99], ids=["beside", "instead", "on the CPU"])
+@pytest.mark.parametrize(
+    "room_kib",
+    [
+        pytest.param(160, id="beside"),
+        pytest.param(149, id="instead", marks=pytest.mark.slow),
+        pytest.param(99, id="on the CPU", marks=pytest.mark.slow),
+    ],
+)
 def test_the_second_model_finds_a_place_and_stays_only_beside_the_first(
     gpu: FakeGpu, room_kib: int, loads: list[int]
 ):

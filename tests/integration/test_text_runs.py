@@ -143,6 +143,7 @@ def test_bad_texts_are_quarantined_and_odd_ones_predicted(tmp_path: Path) -> Non
 
 
 @pytest.mark.one_ray
+@pytest.mark.slow
 def test_texts_that_a_disk_spoiled_come_in_when_it_is_mended(tmp_path: Path) -> None:
     write_texts(tmp_path / "in", [None if row == 5 else good_text(row) for row in range(24)], 3)
     whole = damage(tmp_path / "in" / "s1.parquet")

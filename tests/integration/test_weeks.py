@@ -19,6 +19,7 @@ NUM_ROWS = 48
 
 
 @pytest.mark.one_ray
+@pytest.mark.slow
 def test_a_week_as_it_is_told_beside_what_runs_made_of_it(tmp_path: Path):
     week = Week(tmp_path, DAYS, NUM_ROWS)
     good, refused, missing = DAYS
@@ -108,6 +109,7 @@ def test_a_backfill_does_what_it_can_and_the_next_one_what_is_left(tmp_path: Pat
         assert week.seen(day)["version"] == 1, "computed once"
 
 
+@pytest.mark.slow
 def test_a_stop_ends_the_backfill_and_the_same_command_goes_on(tmp_path: Path):
     model = {"factory": "stuck:slow", "labels": LABELS, "batch_size": 8}
     week = Week(tmp_path, DAYS, NUM_ROWS, model=model, run={"slice_rows": 8, "lease_ttl_s": 2.0})

@@ -196,6 +196,7 @@ print(len(parts), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_part_however_many_there_are(tmp_path: Path):
     peaks_kib = {}
     for repeats in (25, 150):

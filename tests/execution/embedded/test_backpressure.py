@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 
+import pytest
 from support.runs.cli import environment
 
 from pipeline.execution.embedded.backpressure import SLICES, SLICES_PER_ACTOR
@@ -42,6 +43,7 @@ print(json.dumps({{"rows": sorted(rows), "ahead": max(ahead), "operators": len(f
 """
 
 
+@pytest.mark.slow
 def test_a_stage_is_never_far_ahead_of_the_next_and_all_rows_arrive():
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], env=environment(), capture_output=True, text=True

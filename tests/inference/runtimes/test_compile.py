@@ -57,6 +57,7 @@ def num_compiled() -> int:
     return counted["ok"]
 
 
+@pytest.mark.slow
 def test_no_slice_is_compiled_again_for_the_rows_that_it_has():
     model = predictor("support.runs.predicting:convolved", batch_size=4, runtime="compile")
     loaded = num_compiled()

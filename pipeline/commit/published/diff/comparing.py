@@ -112,6 +112,8 @@ def _compare(found: Difference, pair: tuple[pa.Table, pa.Table]) -> dict[str, Fl
         grouped = pa.table(columns).group_by("label")
         sums_of = [("before", "sum"), ("now", "sum"), ("before", "count")]
         for each in grouped.aggregate(sums_of).to_pylist():
+            if not each["before_count"]:
+                continue
             of_label = found.label_scores.setdefault(str(each["label"]), LabelScores())
             of_label.rows += each["before_count"]
             of_label.sum_before += each["before_sum"] or 0.0

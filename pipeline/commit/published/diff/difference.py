@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.commit.published.diff.columns import ColumnSums
 
-_SHOWN = 20
+_SHOWN, _SHOWN_ENTRIES = 20, 10
 
 
 @dataclass
@@ -134,8 +136,8 @@ class Difference:
             "label_scores": {
                 name: {
                     "rows": each.rows,
-                    "mean_before": each.sum_before / each.rows,
-                    "mean_now": each.sum_now / each.rows,
+                    "mean_before": _plain(each.sum_before / each.rows),
+                    "mean_now": _plain(each.sum_now / each.rows),
                 }
                 for name, each in sorted(
                     self.label_scores.items(),
@@ -143,7 +145,29 @@ class Difference:
                 )[:_SHOWN]
             },
             "movers": [
-                {"row_id": m.row_id, "size": round(m.size, 6), "before": m.before, "now": m.now}
+                {
+                    "row_id": m.row_id,
+                    "size": round(m.size, 6),
+                    "before": _plain(m.before),
+                    "now": _plain(m.now),
+                }
                 for m in self.largest
             ],
         }
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON has it; of long lists the first entries, of bytes the number."""
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_plain(each) for each in value[:_SHOWN_ENTRIES]]
+    if isinstance(value, bytes):
+        return f"{len(value)} bytes"
+    if value is None or isinstance(value, str | int) or _is_finite(value):
+        return value
+    return str(value)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, float) and math.isfinite(value)

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.core.schema import END, LABEL, SCORE, START
+from pipeline.models.tasks.detect import CORNERS
 
-CORNERS = ("x_min", "y_min", "x_max", "y_max")
 MIN_IOU = 0.5
 """Boxes of one label that overlap at least as much are one detection (as PASCAL VOC has it)."""
 

@@ -18,6 +18,7 @@ from pipeline.commit.manifest import Manifest, Part
 from pipeline.commit.parts.carried.version import OldPart
 from pipeline.commit.parts.part_reader import read_columns
 from pipeline.commit.parts.row_ids import hash_ids
+from pipeline.core.arrays import Numbers
 from pipeline.core.errors import JobError
 from pipeline.core.hive_paths import restore, values_of
 from pipeline.core.schema import ROW_ID
@@ -106,7 +107,7 @@ def buckets(before: Version, now: Version, schema: pa.Schema) -> Iterator[Bucket
             yield Bucket(*(side.read(bucket) for side in sides))
 
 
-def match(before: pa.ChunkedArray, now: pa.ChunkedArray, what: str) -> np.ndarray:
+def match(before: pa.ChunkedArray, now: pa.ChunkedArray, what: str) -> Numbers:
     """Return, int64 (M,), which of N rows before each of M rows now is; -1: none.
 
     Args:

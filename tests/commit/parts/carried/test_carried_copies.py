@@ -214,7 +214,14 @@ def nightly(
 
 
 @pytest.mark.parametrize(
-    "where", ["at the end", "at the beginning", "anywhere", "between two parts"]
+    "where",
+    [
+        "anywhere",
+        *(
+            pytest.param(where, marks=pytest.mark.slow)
+            for where in ("at the end", "at the beginning", "between two parts")
+        ),
+    ],
 )
 def test_thirty_nights_of_one_new_row_each_leave_parts_near_their_size(where: str, tmp_path: Path):
     store, rng = Store(str(tmp_path)), np.random.default_rng(3)

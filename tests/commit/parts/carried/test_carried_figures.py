@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.runs.carried_nights import (
@@ -48,6 +49,7 @@ def with_distribution(old: Old) -> Old:
 
 
 @given(st.sets(st.sampled_from(range(8))), st.booleans(), st.sets(st.integers(0, 71), max_size=3))
+@pytest.mark.slow
 def test_carried_predictions_are_measured_by_themselves_or_by_what_is_left_out(
     kept: set[int], tells: bool, gone: set[int]
 ):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from support.runs.checkout import PYTHONPATH, SUPPORT
 
 PEAK = """
@@ -79,6 +80,7 @@ def peak_kib(folder: Path, repeats: int, how: str) -> tuple[int, int]:
     return num_parts, peak
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_what_is_taken_over(tmp_path: Path):
     for how in ("runs", "content"):
         few, low = peak_kib(tmp_path / f"{how}-few", 3, how)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from hypothesis import event, given
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from support.runs.carried_nights import (
     OWN,
@@ -120,6 +120,7 @@ def compact(
     )  # fmt: skip
 
 
+@settings(max_examples=40)
 @given(CASES)
 def test_the_same_rows_and_places_as_of_a_full_recompute(case: Case):
     with TemporaryDirectory() as folder:

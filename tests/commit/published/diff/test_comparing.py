@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 import hashlib
 import io
+import json
 import math
 from collections import Counter
 from pathlib import Path
@@ -284,6 +286,27 @@ def test_what_is_null_on_one_side_alone_differs(tmp_path: Path):
     found = compare(publish(tmp_path / "a", 1, one), publish(tmp_path / "b", 1, other))
     score = found.columns["score"]
     assert (score.differing, score.became_null, score.was_null) == (2, 1, 1)
+
+
+def test_whatever_values_there_are_it_has_a_json_form(tmp_path: Path):
+    odd: dict[str, list[Any]] = {
+        "blob": [b"x" * 100],
+        "at": [dt.datetime(2026, 11, 28, tzinfo=dt.UTC)],
+        "price": [math.inf],
+        "words": [["a"] * 50],
+        "score": [math.nan],
+        "label": ["cat"],
+        "nested": [{"bytes": b"y", "day": dt.date(2026, 11, 28)}],
+    }
+    one = pa.table({"row_id": ["a"], **odd})
+    nothing = {name: pa.nulls(1, one.schema.field(name).type) for name in odd}
+    other = pa.table({"row_id": ["a"], **nothing})
+    sides = publish(tmp_path / "a", 1, one), publish(tmp_path / "b", 1, other)
+    for pair in (sides, sides[::-1]):
+        document = compare(*pair).to_dict()
+        assert json.loads(json.dumps(document, allow_nan=False)) == document
+    before = document["movers"][0]["now"]
+    assert (before["blob"], before["price"], len(before["words"])) == ("100 bytes", "inf", 10)
 
 
 def test_each_row_that_differs_is_written_once(tmp_path: Path):

@@ -187,6 +187,7 @@ def test_an_encoder_compares_the_vectors_of_texts_and_prompts():
                 assert float(found[row, column]) == pytest.approx(7 * float(cosine), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_both_are_exported_with_batches_and_lengths_that_vary():
     tokenizer, model = bert()
     dims = {0: torch.export.Dim("rows", max=64), 1: torch.export.Dim("tokens", max=30)}
