@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
+import ray
+
 from pipeline.process.memory import MIB, give_back, taken_bytes
 
 _OF_BOUND = 0.8
@@ -81,5 +83,12 @@ _PROCESS = Replacement()
 
 
 def replaced_between_slices(max_bytes: int) -> AbstractContextManager[None]:
-    """Work on a slice in the body, as `Replacement.slice` says of this process."""
-    return _PROCESS.slice(max_bytes)
+    """Work on a slice in the body, as `Replacement.slice` says of this process.
+
+    A process that is no worker of Ray's would not come back, so it is left alone.
+    """
+    return _PROCESS.slice(max_bytes) if _is_worker() else contextlib.nullcontext()
+
+
+def _is_worker() -> bool:
+    return ray.is_initialized() and ray.get_runtime_context().get_task_id() is not None

@@ -77,6 +77,21 @@ def test_it_waits_for_the_slices_that_are_in_work():
     assert (done.returncode, done.stdout) == (1, "ended in order\n"), done.stderr
 
 
+NO_WORKER = """
+from pipeline.execution.isolation import replacement
+kept = []
+for mib in (10, 300, 10):
+    with replacement.replaced_between_slices(100 << 20):
+        kept.append(bytearray(b"x" * (mib << 20)))
+print("done")
+"""
+
+
+def test_a_process_that_ray_would_not_start_again_goes_on():
+    done = run(NO_WORKER)
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+
+
 def test_it_is_replaced_before_it_would_be_ended():
     assert _OF_BOUND < 1 < _GROWN
 
