@@ -2,4 +2,12 @@
 
 In: jobs, stores, options as values. Out: a result or an error with its exit code.
 `pipeline.commands` parses and prints, other programs call the same functions.
+
+- First steps: `predict`, `init` (`drafting/` finds out what the job file says), `doctor` (`checks/`).
+- Runs: `run`, `plan`, `tune`, `retry`, `golden`, `pull` (`hub/`); `jobs` reads what all of them take.
+- Weeks: `backfill` (`dates/`), `status`, `stop`, `history`.
+- Clusters: `submit`, `attach`, `logs`, `submitted` (status and stop there), `manifest`
+  (`kubernetes/`).
+- Outputs: `outputs` (inspect, verify, report), `published/` (`open_output`), `diff`, `maintenance`
+  (rollback, gc).
 """

@@ -59,7 +59,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def is_json_log() -> bool:
-    """Tell whether the command line asks for JSON; also before, and where, nobody parses it."""
+    """Tell whether the command line asks for JSON, before its options are parsed."""
     words = sys.argv[1:]
     return "--log-format=json" in words or ("--log-format", "json") in pairwise(words)
 

@@ -28,7 +28,7 @@ class Spent:
     useful: float = 0.0
     """The busiest group of stages worked; listing and publishing included."""
     idle: float = 0.0
-    """Nothing was busy, or nobody knows."""
+    """No stage was busy, or which one was is unknown."""
     startup: float = 0.0
     """Ray started, models were loaded and compiled."""
     repeated: float = 0.0

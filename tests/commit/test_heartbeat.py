@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import pytest
+from deadly import wait_until
 
 from pipeline.commit.heartbeat import Heartbeat
 from pipeline.commit.layout import Layout
@@ -28,13 +28,6 @@ def said(store: Store, epoch: int = 1) -> Heartbeat:
     return read_heartbeat(store, LAYOUT, epoch)
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_each_renewal_says_how_far_the_run_is_and_the_last_one_how_it_ended(any_store: Store):
     done = 0
 
@@ -43,7 +36,7 @@ def test_each_renewal_says_how_far_the_run_is_and_the_last_one_how_it_ended(any_
 
     with suppress(GateRefused), hold_lease(any_store, LAYOUT, "run-1", SHORT_S, tell):
         done = 7
-        wait_until(lambda: said(any_store).rows_done == 7)
+        assert wait_until(lambda: said(any_store).rows_done == 7)
         now = said(any_store)
         assert (now.released, now.rows, now.phase, now.exit_code) == (False, 10, "predicting", None)
         assert not now.process.has_ended()
@@ -141,7 +134,7 @@ def test_a_run_that_is_asked_to_stop_ends_as_by_a_signal_and_no_later_one_does(a
     assert (said(any_store).exit_code, said(any_store).error) == (6, str(stopped))
     with new_life(), stoppable_body(), hold_lease(any_store, LAYOUT, "run-2", SHORT_S):
         first = said(any_store, 2).written_at
-        wait_until(lambda: said(any_store, 2).written_at != first)
+        assert wait_until(lambda: said(any_store, 2).written_at != first)
         assert not ask_to_stop(any_store, LAYOUT, 1, "again")
     assert said(any_store, 2).exit_code == 0
 

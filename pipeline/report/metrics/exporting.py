@@ -1,7 +1,7 @@
 """Exporters work beside a run; what fails in one neither fails nor delays the run.
 
-Each has a thread of its own that nobody waits for while the run works. What fails is one warning
-per exporter; the end is waited for, but not for long.
+Each exporter has a thread of its own, and the run does not wait for it until the run ends: then at
+most two seconds. An exporter that fails logs one warning.
 """
 
 from __future__ import annotations
