@@ -3,8 +3,8 @@
 In: jobs, stores, options as values. Out: a result or an error with its exit code.
 `pipeline.commands` parses and prints, other programs call the same functions.
 
-- First steps: `predict`, `init` (`drafting/` finds out what the job file says), `doctor` (`checks/`).
-- Runs: `run`, `plan`, `tune`, `retry`, `golden`, `pull` (`hub/`); `jobs` reads what all of them take.
+- First steps: `predict`, `init` (`drafting/` makes the job file), `doctor` (`checks/`).
+- Runs: `run`, `plan`, `tune`, `retry`, `golden`, `pull` (`hub/`); `jobs` reads a job.
 - Weeks: `backfill` (`dates/`), `status`, `stop`, `history`.
 - Clusters: `submit`, `attach`, `logs`, `submitted` (status and stop there), `manifest`
   (`kubernetes/`).
