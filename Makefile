@@ -16,7 +16,7 @@ ANY_RAY ?= any_ray
 PROCESSES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types long bench bench-large bench-startup bench-linear bench-grid bench-gpu gpu-hour bench-detect bench-silent bench-text bench-text-rows bench-tables bench-keys bench-reuse memory soak chaos schedulers mutants clean test-ray test-plain
+.PHONY: help venv demo test lint types long bench bench-large bench-startup bench-linear bench-grid bench-gpu gpu-hour bench-detect bench-silent bench-text bench-text-rows bench-tables bench-keys bench-reuse memory soak chaos engines schedulers mutants clean test-ray test-plain
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -115,6 +115,9 @@ schedulers: venv build/airflow/.installed build/dagster/.installed ## Run the fi
 	AIRFLOW=build/airflow/bin/airflow DAGSTER_PYTHON=build/dagster/bin/python \
 		$(BIN)/python -m pytest -n0 -m slow tests/integration/test_schedulers_run.py
 
+engines: venv build/engines/.installed ## Read an output with Spark, Daft and datasets as its card says (minutes, 1 GiB of disk)
+	ENGINES_PYTHON=build/engines/bin/python $(BIN)/python -m pytest -n0 -m slow tests/commit/test_card.py
+
 chaos: venv ## Kill workers, nodes and drivers under ten runs: no row may be lost (half an hour)
 	$(BIN)/python tests/bench/chaos.py --seeds 10
 
@@ -154,6 +157,11 @@ build/airflow/.installed:
 build/dagster/.installed:
 	$(PYTHON) -m venv build/dagster
 	build/dagster/bin/python -m pip install -q 'dagster>=1.12'
+	@touch $@
+
+build/engines/.installed:
+	$(PYTHON) -m venv build/engines
+	build/engines/bin/python -m pip install -q 'pyspark>=4' 'daft>=0.7' 'datasets>=4'
 	@touch $@
 
 # Another Ray in front of .venv: its console scripts and all that they start take this one.

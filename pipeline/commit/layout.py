@@ -12,7 +12,9 @@ from pipeline.core.slices import SliceKey
 
 WHOLE_OUTPUT = "all"
 OUTPUT_FOLDERS = ("predictions", "quarantine", "reports", "_control")
-"""All that a sink has directly below its root."""
+"""The folders that a sink has directly below its root."""
+CARD = "README.md"
+"""The dataset card, beside them."""
 _STAGED_NAME = re.compile(r"(?:^|/)(\d{6,})-(\d{9,})-(\d{9,})(z?)-([0-9a-z]+)\.parquet$")
 _ORDERED = re.compile(r"\d[\d:._TZ-]*")
 """A partition value that is a date or a number."""

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from pipeline.commit.card import write_card
 from pipeline.commit.keys.pins import pinned, unpin
 from pipeline.commit.keys.retention import unneeded_keys
 from pipeline.commit.layout import Layout, part_target, renumber
@@ -159,6 +160,7 @@ def _settle_one(
     # Those for later numbers are of runs that may yet win.
     store.delete([file.path for number, file in unneeded if number <= manifest.number])
     failpoint("trimmed")
+    write_card(store, layout, manifest)
 
 
 def _write_success(store: Store, layout: Layout, manifest: Manifest) -> None:

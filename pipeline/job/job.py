@@ -68,6 +68,17 @@ class Resources(Section):
         return self
 
 
+class Card(Section):
+    """The dataset card, `README.md` in the output: columns, model, counts, how to read it."""
+
+    write: bool = True
+    """Write it at each publication; a `README.md` of your own stays as it is."""
+    license: Annotated[str, Field(pattern=r"^[^\r\n]{1,200}$")] | None = None
+    """Licence of the predictions, such as `cc-by-4.0`."""
+    source: Annotated[str, Field(min_length=1, max_length=10_000)] | None = None
+    """Where the input is from and whose it is, as Markdown."""
+
+
 class Sink(Section):
     """Where the predictions go."""
 
@@ -91,6 +102,8 @@ class Sink(Section):
     """Parquet compression of everything that is written."""
     keep_versions: Annotated[int, Field(ge=0)] = 3
     """How many replaced versions of the partition stay for `pipeline rollback`."""
+    card: Card = Card()
+    """The dataset card."""
     storage_options: dict[str, Any] = Field(default_factory=dict, repr=False)
     """fsspec options (endpoint, credentials); never written to a manifest, report or log."""
 

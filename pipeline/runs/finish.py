@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from pipeline.commit.lease import Lease
 from pipeline.commit.manifest import Manifest
@@ -35,7 +36,7 @@ from pipeline.runs.keys import write_version_keys
 from pipeline.runs.merging import Alone, Duplicates, Merge, Merged
 from pipeline.sources.inputs import describe_no_input
 from pipeline.storage.errors import listed_files
-from pipeline.storage.store import StoredFile
+from pipeline.storage.store import Store, StoredFile
 
 _MIB = 2**20
 
@@ -225,6 +226,13 @@ def _compactor(run: RunContext, plan: Plan, number: int, merge: Merge | None) ->
     )
 
 
+def _card(run: RunContext, plan: Plan) -> dict[str, Any]:
+    """Return what the dataset card says of the job; {} if there is to be none."""
+    card = run.job.sink.card
+    told = card.model_dump(mode="json", exclude={"write"})
+    return {**told, "input": Store(plan.source_root).url("")} if card.write else {}
+
+
 def _manifest(
     run: RunContext,
     plan: Plan,
@@ -259,4 +267,5 @@ def _manifest(
         carried=run.record.carried_facts,
         speed=run.record.speed.to_dict() if run.record.speed else {},
         source=run.job.source.as_published(),
+        card=_card(run, plan),
     )

@@ -23,7 +23,7 @@ from support.servers.commandserver import CommandServer
 from support.servers.s3server import S3Server
 
 from pipeline.commands.demo.photos import build_images, build_parquet
-from pipeline.commit.layout import Layout
+from pipeline.commit.layout import CARD, Layout
 from pipeline.commit.manifest import current_manifest
 from pipeline.commit.plan_store import plan_from_json
 from pipeline.commit.published.read import read_part, read_predictions
@@ -138,6 +138,7 @@ def test_predictions_of_loose_images_equal_a_plain_loop(tmp_path: Path) -> None:
     assert table["row_id"].to_pylist() == sorted(set(files) - set(built.bad))
     assert result.json["rows"]["predicted"] == 21
     assert (result.json["decode_in"], result.json["write_in"]) == ("actors", "actors")
+    assert "| predictions | 21 |" in (tmp_path / "out" / CARD).read_text().splitlines()
     assert_devices_are_named(Store(str(tmp_path / "out")), {processor_name(): 24}, result.json)
     verified = pipeline("verify", str(tmp_path / "out"), "--json")
     assert (verified.code, verified.json["status"]) == (0, "ok"), verified.stderr

@@ -1,0 +1,176 @@
+"""The dataset card: `README.md` beside `predictions/`, written after each publication.
+
+It follows from the manifest, so that a later run, a retry or a rollback can write what a killed run
+has not. It describes the partition that was published last.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+
+import pyarrow as pa
+import yaml
+
+from pipeline.commit.layout import CARD, Layout
+from pipeline.commit.manifest import Manifest
+from pipeline.commit.parts.part_reader import open_part
+from pipeline.core.errors import InfraError, JobError
+from pipeline.core.printable import printable
+from pipeline.storage.store import Store
+
+log = logging.getLogger(__name__)
+
+_LABELS_SHOWN = 5
+_MARK = re.compile(rb"<!-- pipeline card: (\S+) version (\d+) of (\S+) -->\n?\Z")
+"""The last line of a card, which tells one from a file that somebody else has written."""
+_READERS = """\
+```python
+root = {root!r}
+```
+
+One whole version, also while it is replaced by a newer one:
+
+```python
+import pipeline
+rows = pipeline.open_output(root).predictions().to_pandas()
+```
+
+Plain readers of the folder, while nothing is published:
+
+```python
+import pyarrow.dataset as ds
+rows = ds.dataset(f"{{root}}/predictions", partitioning="hive").to_table()
+```
+
+```python
+import duckdb
+rows = duckdb.read_parquet(f"{{root}}/{files}", hive_partitioning=True)
+```
+
+```python
+import polars as pl
+rows = pl.scan_parquet(f"{{root}}/{files}", hive_partitioning=True).collect()
+```
+
+```python
+from pyspark.sql import SparkSession
+rows = SparkSession.builder.getOrCreate().read.parquet(f"{{root}}/predictions")
+```
+
+```python
+import daft
+rows = daft.read_parquet(f"{{root}}/{files}", hive_partitioning=True)
+```
+
+```python
+from datasets import load_dataset
+rows = load_dataset("parquet", data_files=f"{{root}}/{files}", split="train")
+```
+"""
+
+
+def write_card(store: Store, layout: Layout, manifest: Manifest) -> None:
+    """Write the card of a version that is current, unless the one that is there is of a later one.
+
+    A `README.md` that is no card stays as it is. A card is no part of the version: one that cannot
+    be written is a warning.
+    """
+    if not manifest.card:
+        return
+    try:
+        if (known := _known(store)) is None or known > manifest.created_at:
+            return
+        data = card_text(store, layout, manifest).encode()
+        if known != manifest.created_at or store.read_bytes(CARD) != data:
+            store.put(CARD, data)
+    except (JobError, InfraError, FileNotFoundError) as error:
+        log.warning("%s was not written: %s", store.url(CARD), error)
+
+
+def _known(store: Store) -> str | None:
+    """Return when the version of the card was published; '' if there is none.
+
+    None: the file there is none of ours.
+    """
+    try:
+        found = _MARK.search(store.read_bytes(CARD))
+    except FileNotFoundError:
+        return ""
+    return found[3].decode() if found else None
+
+
+def card_text(store: Store, layout: Layout, manifest: Manifest) -> str:
+    """Return the card of a version as Markdown, with a head that the Hugging Face Hub reads.
+
+    Raises:
+        FileNotFoundError: A part of the version is gone.
+    """
+    wanted, files = manifest.card, _files(layout, manifest)
+    head = {"configs": [{"config_name": "default", "data_files": files}]}
+    head |= {"license": wanted["license"]} if wanted.get("license") else {}
+    pieces = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---",
+        f"# Predictions of {_code(str(manifest.model.get('name')))}",
+        "This folder was written by batch inference. The card describes the partition that was "
+        "published last; `pipeline inspect` lists all.",
+        _table(_facts(manifest)),
+        "## Columns of predictions",
+        _table([("column", "type"), *_columns(store, manifest)]),
+        "`quarantine/` has the rows without a prediction, each with its reason.",
+        "## Read it",
+        _READERS.format(root=store.url("").rstrip("/"), files=files).rstrip(),
+    ]
+    if source := [wanted[name] for name in ("input", "source") if wanted.get(name)]:
+        pieces += ["## Source", *source]
+    if wanted.get("license"):
+        pieces += ["## Licence", wanted["license"]]
+    mark = f"{layout.name} version {manifest.number} of {manifest.created_at}"
+    return "\n\n".join([*pieces, f"<!-- pipeline card: {mark} -->\n"])
+
+
+def _files(layout: Layout, manifest: Manifest) -> str:
+    """Return the glob of the parts: none of a Delta log, whose checkpoints are Parquet as well."""
+    if layout.partition is None:
+        return "predictions/*.parquet"
+    below = "**/" if manifest.partition_columns else ""
+    return f"predictions/{layout.partition.partition('=')[0]}=*/{below}*.parquet"
+
+
+def _facts(manifest: Manifest) -> list[tuple[str, str]]:
+    model, labels = manifest.model, manifest.distribution.get("labels") or {}
+    common = sorted(labels.items(), key=lambda pair: (-pair[1], pair[0]))[:_LABELS_SHOWN]
+    task = model.get("task")
+    facts = {
+        "partition": _code(manifest.partition),
+        "version": str(manifest.number),
+        "published": manifest.created_at,
+        "rows": f"{manifest.num_rows:,}",
+        "predictions": f"{manifest.num_predicted:,}",
+        "in quarantine": f"{manifest.num_quarantined:,}",
+        "most common labels": ", ".join(f"{_code(name)} {count:,}" for name, count in common),
+        "task": str(task.get("kind", "")) if isinstance(task, dict) else "",
+        "runtime and precision": f"{model.get('runtime')}, {model.get('precision')}",
+        "SHA-256 of the weights": model.get("weights_sha256") or "",
+        "run": manifest.run_id,
+    }
+    return [("what", "value"), *((name, value) for name, value in facts.items() if value)]
+
+
+def _columns(store: Store, manifest: Manifest) -> list[tuple[str, str]]:
+    fields = pa.schema([])
+    if manifest.parts:
+        with open_part(store, manifest.parts[0].path) as part:
+            fields = part.schema_arrow
+    found = {field.name: str(field.type) for field in fields} | manifest.partition_columns
+    return [(_code(name), _code(kind)) for name, kind in found.items()]
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
+    lines = [f"| {name} | {value} |" for name, value in rows]
+    return "\n".join([lines[0], "|---|---|", *lines[1:]])
+
+
+def _code(text: str) -> str:
+    """Return text as it is, in a cell of a table: no mark of Markdown or HTML has an effect."""
+    return "`{}`".format(printable(text).replace("`", "'").replace("|", r"\|"))
