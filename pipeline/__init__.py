@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pipeline.operations.plan import plan
     from pipeline.operations.predict import predict
     from pipeline.operations.published.output import Output, Partition, open_output
+    from pipeline.operations.reproduce import Reproduced, reproduce
     from pipeline.operations.retry import retry
     from pipeline.operations.run import run
     from pipeline.operations.status import status
@@ -41,6 +42,7 @@ __all__ = [
     "Output",
     "Partition",
     "Report",
+    "Reproduced",
     "backfill",
     "diff",
     "errors",
@@ -50,6 +52,7 @@ __all__ = [
     "open_output",
     "plan",
     "predict",
+    "reproduce",
     "retry",
     "rollback",
     "run",
@@ -65,6 +68,7 @@ _HOMES = {
     "Output": "pipeline.operations.published.output",
     "Partition": "pipeline.operations.published.output",
     "Report": "pipeline.report.document",
+    "Reproduced": "pipeline.operations.reproduce",
     "backfill": "pipeline.operations.backfill",
     "diff": "pipeline.operations.diff",
     "errors": "pipeline.core.errors",
@@ -74,6 +78,7 @@ _HOMES = {
     "open_output": "pipeline.operations.published.output",
     "plan": "pipeline.operations.plan",
     "predict": "pipeline.operations.predict",
+    "reproduce": "pipeline.operations.reproduce",
     "retry": "pipeline.operations.retry",
     "rollback": "pipeline.operations.maintenance",
     "run": "pipeline.operations.run",

@@ -40,6 +40,7 @@ CLASSES = {
     "Originals": Originals,
     "Original": Original,
     "Diff": pipeline.Diff,
+    "Reproduced": pipeline.Reproduced,
 }
 ELSEWHERE = {
     "Job": "[the job file](../../jobs/README.md), section by section",

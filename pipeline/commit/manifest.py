@@ -90,6 +90,9 @@ class Manifest:
     source: dict[str, Any] = field(default_factory=dict)
     """How the rows were read: the section `source` of the job without places and options of stores,
     so that the original of a row can be found; {} in older manifests."""
+    sections: dict[str, Any] = field(default_factory=dict)
+    """How the rows were predicted: the sections `model`, `transform` and `text` of the job, as
+    `Job.as_published` tells them, so that they can be predicted again; {} in older manifests."""
     card: dict[str, Any] = field(default_factory=dict)
     """What the dataset card says beside the rest of this: `license`, `source` and `input`, each a
     text or None; {} if there is to be none, and in older manifests."""

@@ -6,6 +6,7 @@ Nothing here touches storage, Ray or torch: a job is a frozen value that everybo
 from __future__ import annotations
 
 import datetime as dt
+import os
 from collections.abc import Collection, Sequence
 from statistics import fmean
 from typing import Annotated, Any, Literal
@@ -23,6 +24,8 @@ from pipeline.job.source import Source
 from pipeline.job.text import Text
 from pipeline.job.transform import Transform
 
+_LOCAL_PATHS = {"model": ("path", "weights", "labels"), "text": ("tokenizer",)}
+"""Fields of sections that may be local paths."""
 ColumnName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 
 
@@ -231,6 +234,22 @@ class Job(Section):
                 "transform.shrink_on_load has no effect with jpeg_decoder 'gpu'; give one of them"
             )
         return self
+
+    def as_published(self) -> dict[str, Any]:
+        """Return the sections that say how rows are predicted, for the manifest.
+
+        Without options of stores, which may hold secrets; local paths from the root.
+        """
+        given = {"mode": "json", "exclude_unset": True, "exclude": {"storage_options"}}
+        sections = {
+            name: getattr(self, name).model_dump(**given) for name in ("model", "transform", "text")
+        }
+        for name, fields in _LOCAL_PATHS.items():
+            for field in fields:
+                path = sections[name].get(field)
+                if isinstance(path, str) and "://" not in path:
+                    sections[name][field] = os.path.abspath(os.path.expanduser(path))
+        return sections
 
     @property
     def shares(self) -> Resources:

@@ -267,5 +267,6 @@ def _manifest(
         carried=run.record.carried_facts,
         speed=run.record.speed.to_dict() if run.record.speed else {},
         source=run.job.source.as_published(),
+        sections=run.job.as_published(),
         card=_card(run, plan),
     )

@@ -1,14 +1,12 @@
 """Find what rows were predicted from: by the stored plan, read as the run has read it.
 
-A row's id says where it lies (the path of a file, a row of a shard, a key of a tar); if ids are a
-column, its URI names the shard, which is read until they are found. Images behind URIs are fetched
-under the rules of the job.
+Images behind URIs are fetched under the rules of the job.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,13 +17,10 @@ from pipeline.commit.manifest import Manifest
 from pipeline.core.errors import JobError
 from pipeline.core.schema import ERROR, MESSAGE, ROW_ID, URI
 from pipeline.job.source import Source
-from pipeline.planning.plan import Plan
+from pipeline.operations.published.inputs import by_shard, read_rows
 from pipeline.report.showing.notebook import cell
 from pipeline.runs.retry.quarantine import read_plan
-from pipeline.sources.extents import Extent, RowFilter, UncountedPlan
-from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
-from pipeline.sources.units import Unit
 from pipeline.sources.uris.fetch import fetch_many
 from pipeline.sources.uris.policy import policy_of
 from pipeline.storage.store import Store
@@ -33,7 +28,6 @@ from pipeline.storage.store import Store
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_ROWS_AT_ONCE, _BYTES_AT_ONCE = 256, 64 * 2**20
 _THUMBNAILS, _THUMBNAIL_PX, _THUMBNAIL_BYTES = 24, 128, 8_000
 Wanted = Literal["images", "texts"]
 
@@ -133,9 +127,10 @@ def find_originals(
     if source.input_columns.kind == "uri" and plan.row_ids == "column":
         return Originals(_fetched(reader, asked))
     found: dict[str, Original] = {}
-    for extents, ids in _by_shard(reader, plan, asked, where):
-        for row in _read(reader, plan, extents, ids):
-            found[row[ROW_ID]] = _original(row, columns, wanted)
+    for extents, ids in by_shard(reader, plan, asked, where):
+        for rows in read_rows(reader, plan, extents, ids):
+            for row in rows.to_pylist():
+                found[row[ROW_ID]] = _original(row, columns, wanted)
     missing = "is not in the input any more"
     return Originals(
         [found.get(row_id) or Original(row_id, uri, problem=missing) for row_id, uri in asked]
@@ -158,74 +153,6 @@ def _asked(rows: Any) -> list[tuple[str, str]]:
     ids = table.column(ROW_ID).to_pylist()
     uris = table.column(URI).to_pylist() if URI in table.column_names else [""] * len(ids)
     return [*zip(ids, uris, strict=True)]
-
-
-def _by_shard(
-    reader: Reader, plan: Plan, asked: Sequence[tuple[str, str]], where: str
-) -> Iterator[tuple[list[Extent], set[str]]]:
-    """Yield the extents of each shard that has wanted rows, and the ids of these."""
-    extents: dict[str, list[Extent]] = {}
-    for unit in plan.units:
-        for extent in unit.extents:
-            extents.setdefault(extent.path, []).append(extent)
-    by_url = {reader.store.url(path): path for path in extents}
-    ids: dict[str, set[str]] = {}
-    for row_id, uri in asked:
-        path = by_url.get(uri) if plan.row_ids == "column" else _shard_of(plan, row_id, extents)
-        if path is None:
-            hint = "; give a table with the column uri" if not uri else ""
-            raise JobError(f"{where}: row {row_id} is not of its input{hint}")
-        ids.setdefault(path, set()).add(row_id)
-    for path, wanted in ids.items():
-        yield extents[path], wanted
-
-
-def _shard_of(plan: Plan, row_id: str, known: Mapping[str, Any]) -> str | None:
-    """Return the shard that an id names, if it is one of the plan."""
-    if row_id in known:
-        return row_id
-    if plan.row_ids == "path#row":
-        path = row_id.rpartition("#")[0]
-        return path if path in known else None
-    path = row_id
-    while path:  # of a key of a tar, which may have slashes as well
-        path = path.rpartition("/")[0]
-        if path in known:
-            return path
-    return None
-
-
-def _read(
-    reader: Reader, plan: Plan, extents: Sequence[Extent], ids: set[str]
-) -> Iterator[dict[str, Any]]:
-    """Read a shard until all wanted rows are found; yields them."""
-    numbers = None
-    if plan.row_ids == "path#row" and not ids & {extents[0].path}:
-        numbers = sorted(int(row_id.rpartition("#")[2]) for row_id in ids)
-    unit = _unit(plan, extents, numbers)
-    starts = frozenset(unit.bounds[:-1])
-    left = set(ids)
-    for _, _, rows in read_slices(reader, unit, starts):
-        is_wanted = pa.array([row_id in left for row_id in rows.column(ROW_ID).to_pylist()])
-        for row in rows.filter(is_wanted).to_pylist():
-            left.discard(row[ROW_ID])
-            yield row
-        if not left:
-            return
-
-
-def _unit(plan: Plan, extents: Sequence[Extent], numbers: Sequence[int] | None) -> Unit:
-    """Return a unit of the rows with these numbers in the shard; None: of all rows."""
-    if plan.counts_by_reading:
-        rows = RowFilter() if numbers is None else RowFilter(tuple(numbers))
-        cut = UncountedPlan(_ROWS_AT_ONCE, _BYTES_AT_ONCE, rows=rows)
-        return Unit(0, (replace(extents[0], only=None),), (), cut)
-    chosen = list(extents)
-    if numbers is not None:
-        own = [[n for n in numbers if n in each.numbers()] for each in extents]
-        chosen = [each.choose(some) for each, some in zip(extents, own, strict=True) if some]
-    total = sum(each.num_rows for each in chosen)
-    return Unit(0, tuple(chosen), (*range(0, total, _ROWS_AT_ONCE), total))
 
 
 def _original(row: Mapping[str, Any], columns: Sequence[str], wanted: Wanted) -> Original:

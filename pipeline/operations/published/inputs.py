@@ -1,0 +1,106 @@
+"""Read rows of a version's input again: the shards of its stored plan, read as the run has read
+them.
+
+A row's id says where it lies (the path of a file, a row of a shard, a key of a tar); if ids are a
+column, its URI names the shard, which is read until they are found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.core.errors import JobError
+from pipeline.core.schema import ROW_ID
+from pipeline.planning.plan import Plan
+from pipeline.sources.extents import Extent, RowFilter, UncountedPlan
+from pipeline.sources.reader import read_slices
+from pipeline.sources.rows import Reader
+from pipeline.sources.units import Unit
+
+_ROWS_AT_ONCE, _BYTES_AT_ONCE = 256, 64 * 2**20
+
+
+def by_shard(
+    reader: Reader, plan: Plan, asked: Sequence[tuple[str, str]], where: str
+) -> Iterator[tuple[list[Extent], set[str]]]:
+    """Yield the extents of each shard that has wanted rows, and the ids of these.
+
+    Args:
+        reader: The reader of the job.
+        plan: Its plan.
+        asked: Id and URI of rows; the URI names the shard if ids are a column.
+        where: The output and partition, for messages.
+
+    Raises:
+        JobError: A row is of no shard of the plan.
+    """
+    extents: dict[str, list[Extent]] = {}
+    for unit in plan.units:
+        for extent in unit.extents:
+            extents.setdefault(extent.path, []).append(extent)
+    by_url = {reader.store.url(path): path for path in extents}
+    ids: dict[str, set[str]] = {}
+    for row_id, uri in asked:
+        path = by_url.get(uri) if plan.row_ids == "column" else _shard_of(plan, row_id, extents)
+        if path is None:
+            hint = "; give a table with the column uri" if not uri else ""
+            raise JobError(f"{where}: row {row_id} is not of its input{hint}")
+        ids.setdefault(path, set()).add(row_id)
+    for path, wanted in ids.items():
+        yield extents[path], wanted
+
+
+def _shard_of(plan: Plan, row_id: str, known: Mapping[str, Any]) -> str | None:
+    """Return the shard that an id names, if it is one of the plan."""
+    if row_id in known:
+        return row_id
+    if plan.row_ids == "path#row":
+        path = row_id.rpartition("#")[0]
+        return path if path in known else None
+    path = row_id
+    while path:  # of a key of a tar, which may have slashes as well
+        path = path.rpartition("/")[0]
+        if path in known:
+            return path
+    return None
+
+
+def read_rows(
+    reader: Reader, plan: Plan, extents: Sequence[Extent], ids: set[str]
+) -> Iterator[pa.Table]:
+    """Read a shard until all wanted rows are found; yields them as `reader.schema`.
+
+    Raises:
+        InfraError: The shard is no longer what its extents say, or cannot be read.
+    """
+    numbers = None
+    if plan.row_ids == "path#row" and not ids & {extents[0].path}:
+        numbers = sorted(int(row_id.rpartition("#")[2]) for row_id in ids)
+    unit = _unit(plan, extents, numbers)
+    starts = frozenset(unit.bounds[:-1])
+    left = set(ids)
+    for _, _, rows in read_slices(reader, unit, starts):
+        is_wanted = pa.array([row_id in left for row_id in rows.column(ROW_ID).to_pylist()])
+        found = rows.filter(is_wanted)
+        left.difference_update(found.column(ROW_ID).to_pylist())
+        yield found
+        if not left:
+            return
+
+
+def _unit(plan: Plan, extents: Sequence[Extent], numbers: Sequence[int] | None) -> Unit:
+    """Return a unit of the rows with these numbers in the shard; None: of all rows."""
+    if plan.counts_by_reading:
+        rows = RowFilter() if numbers is None else RowFilter(tuple(numbers))
+        cut = UncountedPlan(_ROWS_AT_ONCE, _BYTES_AT_ONCE, rows=rows)
+        return Unit(0, (replace(extents[0], only=None),), (), cut)
+    chosen = list(extents)
+    if numbers is not None:
+        own = [[n for n in numbers if n in each.numbers()] for each in extents]
+        chosen = [each.choose(some) for each, some in zip(extents, own, strict=True) if some]
+    total = sum(each.num_rows for each in chosen)
+    return Unit(0, tuple(chosen), (*range(0, total, _ROWS_AT_ONCE), total))
