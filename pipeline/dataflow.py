@@ -1,6 +1,6 @@
 """One run: the whole way of the data on one screen.
 
-    plan -> source -> preprocess -> Predictor (actor pool) -> sink (staging) -> gates -> publish
+    plan -> source -> preprocess -> engine (actor pool) -> sink (staging) -> gates -> publish
 
 What is here is the order of things; each step lives in the file of its name.
 """

@@ -35,7 +35,12 @@ HEIGHT = {name: height for height, name in enumerate(FOLDERS)}
 # The whole way of the data: it stands between `runs` and `operations`.
 HEIGHT |= {"dataflow": HEIGHT["operations"] - 0.5, "__init__": -1, "__main__": len(FOLDERS)}
 # What the data flow through; what two of them share lies below.
-STAGES = ("sources.reader", "preprocessing.images.images", "inference.predictor", "commit.staging")
+STAGES = (
+    "sources.reader",
+    "preprocessing.images.images",
+    "inference.engines.torch_engine",
+    "commit.staging",
+)
 OUTSIDE = {"tests", "jobs", "examples", "conftest", "models", "support"}
 
 PROGRAMS = (
@@ -49,7 +54,7 @@ PROGRAMS = (
 IN_WORKERS = (
     "execution.predictor_actor",
     "commit.staging",
-    "inference.predictor",
+    "inference.engines.torch_engine",
     "preprocessing.images.images",
 )
 

@@ -20,10 +20,12 @@ from pipeline.core.printable import clean_message
 
 SOURCES, INPUTS = "pipeline.sources", "pipeline.preprocessing"
 TASKS, RUNTIMES = "pipeline.tasks", "pipeline.runtimes"
+ENGINES = "pipeline.engines"
 TABLES, GATES = "pipeline.tables", "pipeline.gates"
 _PACKAGES = {
     TASKS: "pipeline.models.tasks",
     RUNTIMES: "pipeline.inference.runtimes",
+    ENGINES: "pipeline.inference.engines",
     TABLES: "pipeline.commit.tables",
 }
 """Group -> the package with its `REGISTRY`; the others have the name of their package."""

@@ -1,8 +1,7 @@
-"""The stage that is an actor pool: an actor holds one Predictor and predicts slice after slice."""
+"""The stage that is an actor pool: an actor holds one engine and predicts slice after slice."""
 
 from __future__ import annotations
 
-import importlib
 import socket
 import threading
 from dataclasses import dataclass, replace
@@ -15,8 +14,10 @@ from pipeline.commit.staging import StagingWriter
 from pipeline.core.errors import InfraError, PipelineError
 from pipeline.core.figures.counters import Counters, StageCounters, add
 from pipeline.core.figures.slice_figures import Deduplicated, SliceFigures
+from pipeline.core.registry import ENGINES
 from pipeline.core.schema import ERROR
 from pipeline.core.slices import SliceKey, pack, unpack
+from pipeline.core.user_code.own_code import errors_told
 from pipeline.execution.dedupe import RemoteIndex, look_up, remember
 from pipeline.execution.environment import set_gpu_allocator
 from pipeline.execution.isolation.attempts import Attempts
@@ -26,17 +27,19 @@ from pipeline.execution.isolation.row_isolation import StagePlan
 from pipeline.execution.stages import PREDICT, Preprocessing, SliceWork, writer_stage
 from pipeline.execution.tasks import attempts_of
 from pipeline.execution.visible_gpus import settle_gpus
+from pipeline.inference.engines import engine_class, open_engine
+from pipeline.inference.engines.base import Engine
 from pipeline.inference.gpu_facts import count_device
 from pipeline.inference.slice_progress import Channel, send_to, start_slice
 from pipeline.inference.slice_results import unpredicted
 from pipeline.inference.slices.first_rows import SystematicFailureDetector
 from pipeline.models.spec import PredictorConfig
+from pipeline.models.tasks import task_class
 from pipeline.process.liveness import no_limit
 from pipeline.process.memory import MemoryShare
 
 if TYPE_CHECKING:
     from pipeline.gates.golden import GoldenRows
-    from pipeline.inference.predictor import Predictor
 
 _MAX_LOADS = 6
 _NOT_LOADED = (
@@ -50,7 +53,7 @@ class ActorConfig:
     """All that an actor of the pool is made from; it goes to each of them by way of Ray."""
 
     predictor: PredictorConfig
-    """What the Predictor is made from."""
+    """What the engine is made from."""
     row_timeout_s: float
     """How long a batch, or the decoding of a row, may take."""
     memory: MemoryShare
@@ -78,7 +81,7 @@ class PredictorActor:
     """An actor of the pool."""
 
     def __init__(self, config: ActorConfig) -> None:
-        """Import torch and load the model, timing both.
+        """Import what runs the model, and load it, timing both.
 
         A failure is kept and raised at the first call: what an actor's constructor raises
         reaches the driver only as text.
@@ -87,9 +90,6 @@ class PredictorActor:
             set_gpu_allocator()
         startup: Counters = {}
         add(startup, "workers", StageCounters(busy_s=_waited_s(config.asked_at_s)))
-        started = perf_counter()
-        importlib.import_module("pipeline.inference.predictor")
-        add(startup, "imports", StageCounters(busy_s=perf_counter() - started))
         attempts = attempts_of(config.predictor.run_id)
         if config.first_rows is not None:
             config.first_rows.share(attempts.folder)
@@ -103,6 +103,9 @@ class PredictorActor:
         send_to(config.channel)
         self._failure: PipelineError | None = None
         try:
+            started = perf_counter()
+            engine_class(config.predictor.spec)
+            add(startup, "imports", StageCounters(busy_s=perf_counter() - started))
             settle_gpus(config.predictor.num_gpus)
             self._model.load(attempts)
         except PipelineError as error:
@@ -155,12 +158,12 @@ class PredictorActor:
 
 
 class _Model:
-    """The Predictor of an actor: loaded when the actor starts, and again after it made room."""
+    """The engine of an actor: loaded when the actor starts, and again after it made room."""
 
     def __init__(self, config: ActorConfig, startup: Counters) -> None:
         """Take what to load, and the counters that get the seconds it takes."""
         self._config, self._startup = config, startup
-        self._predictor: Predictor | None = None
+        self._predictor: Engine | None = None
         self._loading = threading.Lock()
 
     def load(self, attempts: Attempts) -> None:
@@ -204,20 +207,20 @@ class _Model:
                 with no_limit():
                     self._predictor = self._loaded(replace(config, limits=None))
             predictor = self._predictor
-        return predictor.predict(rows, counters)
+        with errors_told(ENGINES, task_class(config.spec.task.kind).engine):
+            return predictor.predict(rows, counters)
 
     def make_room(self) -> None:
         """Take the model off the GPU: a child that needs the same memory is about to load it."""
         if self._config.predictor.num_gpus and self._predictor is not None:
-            self._predictor.unload()
+            self._predictor.close()
             self._predictor = None
 
-    def _loaded(self, config: PredictorConfig) -> Predictor:
+    def _loaded(self, config: PredictorConfig) -> Engine:
         from pipeline.inference.devices.device import patiently
-        from pipeline.inference.predictor import Predictor
 
         first = self._config.first_rows
-        return patiently(config, lambda: Predictor(config, first, ends_process=True))
+        return patiently(config, lambda: open_engine(config, first, ends_process=True))
 
 
 def _guard(config: ActorConfig, model: _Model, attempts: Attempts) -> Guard:

@@ -22,6 +22,7 @@ from pipeline.execution.isolation.crash_guard import Guard
 from pipeline.execution.isolation.replacement import replaced_between_slices
 from pipeline.execution.isolation.row_isolation import StagePlan
 from pipeline.execution.tasks import attempts_of
+from pipeline.inference.engines import open_engine
 from pipeline.models.spec import PredictorConfig
 from pipeline.preprocessing.images.reference_pixels import pixel_columns, with_reference_pixels
 from pipeline.preprocessing.model_input import Input, Limits
@@ -96,10 +97,9 @@ class SliceWork:
             steps[self.preprocessing.plan.stage] = self.preprocessing.step
         if self.config is not None:
             from pipeline.inference.devices.device import patiently
-            from pipeline.inference.predictor import Predictor
 
             config = replace(self.config, limits=None)
-            steps[PREDICT] = patiently(config, lambda: Predictor(config)).predict
+            steps[PREDICT] = patiently(config, lambda: open_engine(config)).predict
         return steps
 
 

@@ -34,7 +34,7 @@ EXACT_SCORE_DIFF = 0.001
 _SHOWN = 3
 
 Reduce = Callable[[Inputs], Arrays]
-"""Inputs of some rows -> what the task keeps of them (`Predictor.reduce`)."""
+"""Inputs of some rows -> what the task keeps of them (`Engine.reduce`)."""
 
 
 class GoldenRefused(GateRefused):

@@ -1,1 +1,1 @@
-"""Run a model: runtimes, devices, batches."""
+"""Run a model: engines, runtimes, devices, batches."""

@@ -19,6 +19,7 @@ from pipeline.core.errors import JobError
 from pipeline.core.schema import ERROR, LABEL, ROW_ID, SCORE, TOP_K, file_name_of
 from pipeline.execution.stages import Preprocessing
 from pipeline.gates.golden_files import MAX_ROWS
+from pipeline.inference.engines import open_engine
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import Overrides
 from pipeline.models.spec import ModelSpec
@@ -122,13 +123,11 @@ def _sample(job: Job, plan: Plan, num_rows: int) -> pa.Table:
 
 def _predict(job: Job, plan: Plan, model: ModelSpec, rows: pa.Table) -> pa.Table:
     """Return the rows that have a prediction: id, input, and the columns of the task."""
-    from pipeline.inference.predictor import Predictor
-
     batch_size = job.model.batch_size or plan.batch_size
     config = plain_predictor_config(plan, model, batch_size, _THREADS)
     preprocessing = Preprocessing.of(job.source, model.input, _THREADS, plan.fields)
     inputs = rows if preprocessing is None else preprocessing({}, rows)
-    predicted = Predictor(config).predict(inputs, {})
+    predicted = open_engine(config).predict(inputs, {})
     columns = {ROW_ID: rows.column(ROW_ID)}
     columns |= {file_name_of(name): rows.column(name) for name in plan.fields.names}
     names = [*make_task(model.task).golden_columns(), SCORE, TOP_K]

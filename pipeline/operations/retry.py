@@ -1,6 +1,6 @@
 """`pipeline retry`: run only the quarantined rows again, through the ordinary stages.
 
-quarantine -> plan of its rows -> Predictor -> staging -> merge -> gates -> publish
+quarantine -> plan of its rows -> engine -> staging -> merge -> gates -> publish
 """
 
 from __future__ import annotations

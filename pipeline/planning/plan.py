@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.core.errors import JobError
-from pipeline.core.registry import INPUTS, RUNTIMES, SOURCES, TASKS
+from pipeline.core.registry import ENGINES, INPUTS, RUNTIMES, SOURCES, TASKS
 from pipeline.core.schema import (
     CLASSIFY_FIELDS,
     OUTPUT_SCHEMA_VERSION,
@@ -27,6 +27,7 @@ from pipeline.core.user_code.own_code import code_digest, kind_of
 from pipeline.job.job import Job
 from pipeline.job.model import AUTO
 from pipeline.models.spec import ModelSpec
+from pipeline.models.tasks import task_class
 from pipeline.planning.predictor import predictor_parts, row_settings
 from pipeline.planning.slicing import units_of
 from pipeline.sources.inputs import Inputs
@@ -249,6 +250,7 @@ def job_extensions(job: Job, model: ModelSpec) -> dict[str, str]:
         (SOURCES, job.source.format),
         *((INPUTS, name) for name in (model.input.name, *job.source.input_parts.values())),
         *((TASKS, task.kind) for task in (model.task, *dict(model.task.heads).values())),
+        (ENGINES, task_class(model.task.kind).engine),
         *([(RUNTIMES, model.runtime)] if model.runtime != AUTO else []),
     ]
     digests = {f"{kind_of(group)} {name}": code_digest(group, name) for group, name in named}

@@ -26,7 +26,7 @@ from text_batches import Batch, batches_on_device
 from pipeline.core.failures import failure_columns
 from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.execution.stages import Preprocessing
-from pipeline.inference.predictor import Predictor
+from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.job.model import Model
 from pipeline.job.source import Source
 from pipeline.job.transform import Transform
@@ -62,7 +62,7 @@ def alone(
     config = PredictorConfig(
         spec, num_gpus=num_gpus, num_threads=1, pass_through=pa.schema([]), **limits
     )
-    predictor = Predictor(config)
+    predictor = TorchEngine(config)
     batches, facts = batches_on_device(case, config, found["slices"])
     rate = rows_per_s(predictor._model.runner.run, batches, is_on_gpu=num_gpus > 0)
     del predictor, batches

@@ -264,7 +264,7 @@ def layout(wanted: argparse.Namespace) -> Said:
 
 def _classifier(wanted: argparse.Namespace, batch_size: int, precision: str, **model: Any) -> Any:
     """Return the predictor of the wanted classifier, with random weights."""
-    from pipeline.inference.predictor import Predictor
+    from pipeline.inference.engines.torch_engine import TorchEngine
     from pipeline.job.model import Model
     from pipeline.job.transform import Transform
     from pipeline.models.resolving.resolve import resolve_model
@@ -280,7 +280,7 @@ def _classifier(wanted: argparse.Namespace, batch_size: int, precision: str, **m
             num_threads=1,
             pass_through=pa.schema([]),
         )
-        return Predictor(config)
+        return TorchEngine(config)
 
 
 def _noise(found: Any, num_rows: int) -> pa.Table:

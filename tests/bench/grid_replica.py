@@ -184,9 +184,9 @@ def _agreement_pct(predictor: Any, sample: Any, expected: dict[str, Any]) -> flo
 
 
 def _predictor(model: dict[str, Any], way: Candidate, reference: Path) -> Any:
-    from pipeline.inference.predictor import Predictor
+    from pipeline.inference.engines.torch_engine import TorchEngine
 
-    return Predictor(_config(model, way, reference))
+    return TorchEngine(_config(model, way, reference))
 
 
 def _config(model: dict[str, Any], way: Candidate, reference: Path) -> Any:

@@ -167,11 +167,11 @@ def ray_child(num_actors: str) -> None:
 def model_child(path: str) -> None:
     import numpy as np
 
-    from pipeline.inference.predictor import Predictor
+    from pipeline.inference.engines.torch_engine import TorchEngine
 
     config: PredictorConfig = pickle.loads(Path(path).read_bytes())
     slots = config.spec.input.slots(config.limits_of_batch)
-    Predictor(config).reduce(
+    TorchEngine(config).reduce(
         {name: np.zeros(slot.shape, slot.dtype) for name, slot in slots.items()}
     )
     print(time.time())

@@ -22,7 +22,7 @@ from pipeline.execution.stages import Preprocessing
 from pipeline.gates.golden import GoldenRefused, GoldenRows
 from pipeline.gates.golden_files import MAX_BYTES, MAX_ROWS, read_golden
 from pipeline.gates.results import GateResult
-from pipeline.inference.predictor import Predictor
+from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import parse_job
 from pipeline.job.source import Source
@@ -87,7 +87,7 @@ def check(job: Job, rows: GoldenRows, num_features: int = 0) -> Counters:
     preprocess = Preprocessing.of(job.source, spec.input, 1, fields_of(job, num_features))
     counters: Counters = {}
     checked = GoldenRows(**{**vars(rows), "preprocess": preprocess})
-    checked.check(spec, Predictor(config).reduce, "an actor here", counters)
+    checked.check(spec, TorchEngine(config).reduce, "an actor here", counters)
     return counters
 
 
@@ -180,7 +180,7 @@ def test_a_batch_that_is_too_large_is_predicted_row_by_row(folder: Path):
             "preprocess": Preprocessing.of(job.source, spec.input, 1, IMAGE_FIELDS),
         }
     )
-    reduce = Predictor(PredictorConfig(spec, 16, 0, 1, NO_COLUMNS)).reduce
+    reduce = TorchEngine(PredictorConfig(spec, 16, 0, 1, NO_COLUMNS)).reduce
     assert rows.differences(spec, reduce) == []
 
 
@@ -276,7 +276,7 @@ def vectors_of(sections: dict[str, Any], texts: list[str]) -> list[list[float]]:
     columns = {name: pa.array(texts, pa.large_string()) for name in names}
     rows = make_rows(reader, texts, texts, columns, [None] * len(texts))
     prepared = spec.input.prepare(rows, {}, Limits(1, 1))
-    found = Predictor(config).reduce(spec.input.arrays(prepared))
+    found = TorchEngine(config).reduce(spec.input.arrays(prepared))
     vectors: list[list[float]] = found["embedding"].tolist()
     return vectors
 

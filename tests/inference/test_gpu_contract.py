@@ -36,7 +36,7 @@ from pipeline.core.device_errors import OutOfDeviceMemory
 from pipeline.core.errors import InfraError, JobError
 from pipeline.execution.environment import WORKER_ENVIRONMENT
 from pipeline.inference.devices.accelerator import PAUSES_S
-from pipeline.inference.predictor import Predictor
+from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.inference.runtimes.base import Runner
 from pipeline.inference.slices import slice_run
 from pipeline.models.agreement import AgreementLimits
@@ -167,7 +167,7 @@ def test_a_row_that_never_fits_ends_the_worker_and_has_failed_in_a_child(
         predict(model, rows_of(images(3)))
 
 
-def static(model: Predictor) -> Predictor:
+def static(model: TorchEngine) -> TorchEngine:
     """Batches of one size, as of `compile`."""
     model._model._runner = Runner(model._model.runner.run, is_static=True)
     return model
@@ -189,7 +189,7 @@ def test_batches_of_one_size_wait_for_memory_and_then_name_the_batch_size(gpu: F
         predict(model, rows)
 
 
-def heavy(num_bytes: int, **options: Any) -> Predictor:
+def heavy(num_bytes: int, **options: Any) -> TorchEngine:
     """A model of so many bytes in fp32, half as many in bf16."""
     return predictor("gpu_models:heavy", 8, num_gpus=1, args={"num_bytes": num_bytes}, **options)
 

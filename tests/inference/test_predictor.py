@@ -30,7 +30,7 @@ from torch import nn
 
 from pipeline.core.errors import JobError
 from pipeline.inference.devices.device_buffers import DeviceBuffer, FreeBuffers
-from pipeline.inference.predictor import Predictor
+from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.preprocessing.model_input import FixedShape
 
 MEAN, STD = (0.4, 0.45, 0.5), (0.2, 0.25, 0.3)
@@ -94,7 +94,7 @@ def test_predictions_equal_a_plain_loop(batch_size: int, bad: list[bool], seed: 
     assert counters["transfer"]["bytes_in"] == num_good * 3 * SIZE_PX**2
 
 
-def test_every_batch_is_whole_but_the_last(calls: Callable[[Predictor], list[int]]):
+def test_every_batch_is_whole_but_the_last(calls: Callable[[TorchEngine], list[int]]):
     model = predictor("models:colours", 8)
     seen = calls(model)
     failures = [BAD if row % 5 == 0 else None for row in range(30)]
@@ -104,7 +104,7 @@ def test_every_batch_is_whole_but_the_last(calls: Callable[[Predictor], list[int
     assert seen[3:] == [8, 1]
 
 
-def test_rows_that_all_failed_call_no_model(calls: Callable[[Predictor], list[int]]):
+def test_rows_that_all_failed_call_no_model(calls: Callable[[TorchEngine], list[int]]):
     model = predictor("models:colours")
     seen = calls(model)
     rows, _ = predict(model, rows_of(images(4), [BAD] * 4))
@@ -219,7 +219,7 @@ def test_a_row_that_the_model_cannot_take_costs_itself(
 
 
 def test_out_of_memory_halves_the_batch_remembers_and_loses_no_row(
-    calls: Callable[[Predictor], list[int]],
+    calls: Callable[[TorchEngine], list[int]],
 ):
     model = predictor("models:hungry", 32)
     seen = calls(model)
@@ -295,10 +295,10 @@ def test_a_gpu_that_is_not_there_is_named():
 
 
 @pytest.fixture
-def calls() -> Callable[[Predictor], list[int]]:
+def calls() -> Callable[[TorchEngine], list[int]]:
     """Record the number of rows of every later call of a predictor's model."""
 
-    def watch(model: Predictor) -> list[int]:
+    def watch(model: TorchEngine) -> list[int]:
         seen: list[int] = []
         model._model.runner.run.__self__.module.register_forward_pre_hook(
             lambda _, args: seen.append(len(args[0]))

@@ -19,7 +19,7 @@ from support.runs import predicting
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.figures.counters import Counters
 from pipeline.core.figures.slice_figures import SliceFigures
-from pipeline.inference.predictor import Predictor
+from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.inference.settled_scores import scores_path
 from pipeline.job.reading.loader import parse_job
 from pipeline.models.agreement import AgreementLimits
@@ -45,7 +45,7 @@ def store(tmp_path: Path) -> Store:
 
 def predictor(
     store: Store | None, limits: AgreementLimits | None = None, batch_size: int = 8, **model: Any
-) -> Predictor:
+) -> TorchEngine:
     """A predictor of a run into an output; None: what it settles is not stored."""
     labels = {} if "heads" in model else {"labels": models.LABELS}
     document = {
@@ -56,7 +56,7 @@ def predictor(
     }
     job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
     spec = job_model(job, ["support"])
-    return Predictor(
+    return TorchEngine(
         PredictorConfig(
             spec,
             batch_size,
@@ -71,7 +71,7 @@ def predictor(
     )
 
 
-def predicted(model: Predictor, pixels: np.ndarray) -> tuple[list[dict[str, Any]], Counters]:
+def predicted(model: TorchEngine, pixels: np.ndarray) -> tuple[list[dict[str, Any]], Counters]:
     counters: Counters = {}
     table = model.predict(predicting.rows_of(pixels), counters)
     return table.drop_columns(["row_id", "uri", "n"]).to_pylist(), counters
@@ -189,7 +189,7 @@ def test_each_head_is_settled_by_itself(store: Store):
 
 
 def test_golden_rows_and_measurements_see_the_same(store: Store):
-    """`Predictor.reduce` settles as `predict` does, and returns what the task keeps and no more."""
+    """`Engine.reduce` settles as `predict` does, and returns what the task keeps and no more."""
     model = predictor(None, **LIKELY)
     inputs = model._config.spec.input.arrays(predicting.rows_of(DARK))
     reduced = model.reduce(inputs)

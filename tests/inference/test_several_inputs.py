@@ -17,7 +17,7 @@ from pipeline.core.errors import JobError
 from pipeline.core.figures.counters import Counters
 from pipeline.core.schema import ERROR
 from pipeline.execution.stages import Preprocessing
-from pipeline.inference.predictor import Predictor
+from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.runs.tuning.trials.calibration import calibrate
 from pipeline.storage.store import Store
 
@@ -43,7 +43,7 @@ def predicted(job: Any, runtime: str = "eager", batch_size: int = 8) -> tuple[pa
     counters = Counters()
     preprocessing = Preprocessing.of(job.source, config.spec.input, 1, plan.fields)
     assert preprocessing is not None
-    found = Predictor(config).predict(preprocessing(counters, rows), counters)
+    found = TorchEngine(config).predict(preprocessing(counters, rows), counters)
     assert found.column(ERROR).null_count == found.num_rows
     return found, counters
 
@@ -149,7 +149,9 @@ def test_int8_is_calibrated_by_all_inputs(
     sha256, problem = calibrate(config, arrays)
     assert problem == ""
     way = {"runtime": "onnxruntime", "precision": "int8", "artefact_sha256": sha256}
-    found = Predictor(replace(config, spec=replace(config.spec, **way))).reduce(arrays)["embedding"]
+    found = TorchEngine(replace(config, spec=replace(config.spec, **way))).reduce(arrays)[
+        "embedding"
+    ]
     expected = loop("several", columns)
     assert np.abs(found - expected).max() <= INT8_ERROR * np.abs(expected).max()
     assert not np.array_equal(found, expected)
@@ -168,7 +170,7 @@ def test_a_model_that_takes_others_is_refused_when_it_is_loaded(
 ) -> None:
     _, config, _ = planned(job_of(sections, inputs, **model))
     with pytest.raises(JobError) as caught:
-        Predictor(config)
+        TorchEngine(config)
     assert words in str(caught.value)
 
 

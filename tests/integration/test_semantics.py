@@ -31,7 +31,7 @@ from pipeline.core.failures import RowError, failure_columns
 from pipeline.core.registry import INPUTS, SOURCES, built_in, load
 from pipeline.core.schema import OFFSETS, TEXT, TEXT_PAIR, WORD_IDS
 from pipeline.core.semantics import SEMANTICS, semantics_of
-from pipeline.inference.predictor import Predictor
+from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.job.reading.loader import parse_job
 from pipeline.job.source import Source
 from pipeline.models.spec import PredictorConfig
@@ -229,7 +229,7 @@ def predicted() -> list[Any]:
         }
         job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
         spec = job_model(job, ["models", "support"])
-        predictor = Predictor(PredictorConfig(spec, 4, 0, 1, pa.schema([])))
+        predictor = TorchEngine(PredictorConfig(spec, 4, 0, 1, pa.schema([])))
         rows = predictor.predict(model_input(10), {})
         # What the input publishes is of area `transform`.
         rows = rows.drop_columns([field.name for field in spec.input.published_fields()])

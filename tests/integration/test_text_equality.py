@@ -20,7 +20,7 @@ from support.runs.cli import pipeline, write_job
 from pipeline.commit.published.read import read_predictions
 from pipeline.core.failures import failure_columns
 from pipeline.core.schema import TEXT
-from pipeline.inference.predictor import Predictor
+from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.job.model import Model
 from pipeline.job.transform import Transform
 from pipeline.models.resolving.resolve import resolve_model
@@ -158,5 +158,5 @@ def predict(spec: ModelSpec, texts: Sequence[str], limits: BatchLimits) -> npt.N
         {TEXT: pa.array(texts, pa.large_string()), **failure_columns([None] * len(texts))}
     )
     prepared = spec.input.prepare(rows, {}, Limits(1 << 30, 1 << 30))
-    [found] = Predictor(config).reduce(spec.input.arrays(prepared)).values()
+    [found] = TorchEngine(config).reduce(spec.input.arrays(prepared)).values()
     return found

@@ -22,7 +22,7 @@ from support.models.snapshots import PAIRS, TEXTS, change_json, make_snapshot, m
 
 from pipeline.core.failures import failure_columns
 from pipeline.core.schema import TEXT, TEXT_PAIR
-from pipeline.inference.predictor import Predictor
+from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.job.reading.loader import parse_job
 from pipeline.models.spec import PredictorConfig
 from pipeline.preprocessing.model_input import Limits
@@ -282,7 +282,7 @@ def published(case: Case, path: Path) -> Found:
     )
     prepared = spec.input.prepare(rows, {}, Limits(1 << 30, 1 << 30))
     config = PredictorConfig(spec, 2, 0, 1, pa.schema([]), batch_tokens=128)
-    table = Predictor(config).predict(prepared, {})
+    table = TorchEngine(config).predict(prepared, {})
     assert table.column("error").null_count == num_rows, table.column("message")
     return [case.columns(row) for row in table.to_pylist()]
 

@@ -20,7 +20,7 @@ import pytest
 
 from pipeline.core.failures import failure_columns
 from pipeline.core.figures.slice_figures import SliceFigures
-from pipeline.inference.predictor import Predictor
+from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.inference.settled_scores import scores_path
 from pipeline.job.reading.loader import parse_job
 from pipeline.models.spec import PredictorConfig
@@ -100,7 +100,7 @@ def exported(
     return to_onnx(model, X[:1], options=options)
 
 
-def predictor(path: Path, store: Store | None = None, **model: Any) -> Predictor:
+def predictor(path: Path, store: Store | None = None, **model: Any) -> TorchEngine:
     """A predictor of an .onnx file over features; with an output, that of a run."""
     document = {
         "source": {"uri": "in", "format": "parquet", "features": ["a", "b", "c", "d"]},
@@ -111,12 +111,12 @@ def predictor(path: Path, store: Store | None = None, **model: Any) -> Predictor
     fields = pa.schema([pa.field("features", pa.list_(pa.float32(), NUM_FEATURES))])
     spec = job_model(job).fitted(fields)
     path_of = scores_path(spec) if store else None
-    return Predictor(
+    return TorchEngine(
         PredictorConfig(spec, 32, 0, 1, pa.schema([]), models=store, scores_path=path_of)
     )
 
 
-def predictions(found: Predictor, features: np.ndarray) -> tuple[list[dict[str, Any]], set[str]]:
+def predictions(found: TorchEngine, features: np.ndarray) -> tuple[list[dict[str, Any]], set[str]]:
     """Return the rows, and the heads whose outputs were taken for probabilities."""
     counters: dict[str, dict[str, float]] = {}
     rows = pa.table(

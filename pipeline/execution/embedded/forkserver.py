@@ -27,7 +27,7 @@ _MODULES = (
     "ray.data",
     "ray.data._internal.issue_detection",  # what Ray Data sends along with every task needs it
     "pipeline.execution.predictor_actor",
-    "pipeline.inference.predictor",
+    "pipeline.inference.engines.torch_engine",
     "pipeline.preprocessing.images.images",
     "pipeline.execution.datasource",
     "pipeline.commit.staging",

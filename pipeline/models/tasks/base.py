@@ -107,6 +107,8 @@ class Task(Protocol):
 
     Options: ClassVar[type[Section] | None] = None
     """The section that `model.task_options` is parsed as; None if there are no options."""
+    engine: ClassVar[str] = "torch"
+    """The engine that runs its models."""
     runtimes: ClassVar[tuple[str, ...] | None] = None
     """The runtimes that may run its models; None: all."""
     job_fields: ClassVar[tuple[str, ...]] = ()

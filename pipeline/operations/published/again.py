@@ -22,6 +22,7 @@ from pipeline.core.failures import Failure
 from pipeline.core.hive_paths import restore
 from pipeline.core.schema import IMAGE, ROW_ID, URI
 from pipeline.execution.stages import Preprocessing
+from pipeline.inference.engines import open_engine
 from pipeline.inference.runtimes.choice import require_usable
 from pipeline.inference.settled_scores import scores_path
 from pipeline.job.gates import Gates
@@ -225,8 +226,6 @@ def predict(
     Raises:
         JobError: The model cannot be loaded, or has other tensors than the version's.
     """
-    from pipeline.inference.predictor import Predictor
-
     store, pin = partition.store, partition.layout.tensors(plan.fingerprint)
     threads = len(os.sched_getaffinity(0))
     plain = replace(plan, pass_through=pa.schema([]))
@@ -237,7 +236,7 @@ def predict(
         pin=None if spec.has_weights or not store.exists(pin) else pin,
     )
     preprocessing = Preprocessing.of(job.source, spec.input, threads, plan.fields)
-    predictor = Predictor(config)
+    predictor = open_engine(config)
     done = [
         predictor.predict(rows if preprocessing is None else preprocessing({}, rows), {})
         for rows in _cut(tables)

@@ -22,6 +22,7 @@ from pipeline.core.printable import clean_message
 from pipeline.core.schema import ERROR, MESSAGE, NUM_TOKENS, ROW_ID
 from pipeline.execution.isolation.child_process import Child, ChildExit, ChildResult, Step
 from pipeline.execution.stages import PREDICT, Preprocessing, SliceWork
+from pipeline.inference.engines import open_engine
 from pipeline.inference.slices.first_rows import RaisedFailure, SystematicFailureDetector
 from pipeline.job.job import Job
 from pipeline.models.spec import ModelSpec, PredictorConfig, load_module
@@ -77,12 +78,10 @@ class _RowWork:
 
     def open(self) -> Mapping[str, Step]:
         """Load the model."""
-        from pipeline.inference.predictor import Predictor
-
         os.dup2(2, 1)  # what a user's code prints is no result of the command
         steps = SliceWork(self.preprocessing, None).open()
         places = _Places()
-        predictor = Predictor(self.config, places)
+        predictor = open_engine(self.config, places)
         own = {_READ: self._read, _BUILD: self._build, _TRANSFORM: self._transform}
         return {
             **own,

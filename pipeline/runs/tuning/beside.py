@@ -22,6 +22,8 @@ from pipeline.commit.staging import StagedSlice
 from pipeline.core.errors import PipelineError
 from pipeline.core.printable import clean_message
 from pipeline.execution.tasks import TaskLost, are_done, give_up, remote, value_if_kept
+from pipeline.inference.engines import open_engine
+from pipeline.inference.engines.base import Engine
 from pipeline.inference.runtimes import runtime_of
 from pipeline.inference.runtimes.choice import usable_ways
 from pipeline.models.agreement import AgreementLimits
@@ -216,7 +218,6 @@ def try_beside(
     """
     began = time.process_time()
     _limit(began + cpu_s)
-    from pipeline.inference.predictor import Predictor
     from pipeline.planning.sampling import sample_rows
     from pipeline.runs.tuning.trials.measure import Workload, preprocess_rows
 
@@ -227,12 +228,12 @@ def try_beside(
         return (time.process_time() - then) / config.num_threads
 
     try:
-        Predictor(config)  # converts the model, first of all: that is kept
+        open_engine(config)  # converts the model, first of all: that is kept
         sample = preprocess_rows(reader, sample_rows(reader, units, num_rows, seed), spec.input)
-        work, loads, predictors = Workload(config, sample), list[float](), list[Predictor]()
+        work, loads, predictors = Workload(config, sample), list[float](), list[Engine]()
         for each in (spec.as_reference(), spec):
             then = time.process_time()
-            predictors.append(Predictor(replace(config, spec=each)))
+            predictors.append(open_engine(replace(config, spec=each)))
             work.warm_up(predictors[-1])
             loads.append(cpu_s_since(then))
         compared = compared_rows(count_rows(sample), _NUM_COMPARED)

@@ -18,8 +18,8 @@ from support.runs.predicting import PASS_THROUGH, Convolved, images, predict, ro
 
 from pipeline.commands.demo.photos import build_images
 from pipeline.core.errors import InfraError, JobError
+from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.inference.model_store import fetch_model, model_path, store_model
-from pipeline.inference.predictor import Predictor
 from pipeline.inference.runtimes import runtime_of
 from pipeline.inference.runtimes.base import missing_reason
 from pipeline.inference.runtimes.int8 import _channel_scales
@@ -92,8 +92,8 @@ def test_outputs_are_near_those_of_eager_fp32(tmp_path: Path, runtime: str):
     with torch.inference_mode():
         pixels = torch.from_numpy(unseen).permute(0, 3, 1, 2) / 255.0
         expected = Convolved().eval()(pixels).softmax(1).max(1).values.numpy()
-    found, _ = predict(Predictor(config), rows_of(unseen))
-    reference, _ = predict(Predictor(config_of(store, "eager")), rows_of(unseen))
+    found, _ = predict(TorchEngine(config), rows_of(unseen))
+    reference, _ = predict(TorchEngine(config_of(store, "eager")), rows_of(unseen))
     differences = np.abs([row["score"] for row in found] - expected)
     assert differences.max() <= TOLERANCE
     assert [row["label"] for row in found] == [row["label"] for row in reference]
@@ -143,7 +143,7 @@ def test_a_model_that_is_gone_or_was_never_made_is_no_model(tmp_path: Path):
     with pytest.raises(InfraError, match="is gone"):
         fetch_model(store, "0" * 64)
     with pytest.raises(JobError, match="no calibrated model"):
-        Predictor(config_of(store))
+        TorchEngine(config_of(store))
 
 
 def test_a_model_must_not_name_other_files(tmp_path: Path):

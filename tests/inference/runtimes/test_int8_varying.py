@@ -16,8 +16,8 @@ from support.runs.predicting import predictor
 
 from pipeline.core.failures import failure_columns
 from pipeline.core.schema import TEXT
+from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.inference.model_store import fetch_model
-from pipeline.inference.predictor import Predictor
 from pipeline.inference.runtimes import runtime_of
 from pipeline.inference.runtimes.base import missing_reason
 from pipeline.inference.runtimes.int8 import quantise
@@ -80,8 +80,8 @@ def both(config: PredictorConfig, runtime: str, sha256: str) -> tuple[Arrays, Ar
     assert len({(len(b.rows), inputs["num_tokens"][b.rows].max()) for b in batches}) > 3
     exact = replace(config, spec=config.spec.as_reference())
     spec = replace(config.spec, runtime=runtime, artefact_sha256=sha256)
-    found = Predictor(replace(config, spec=spec)).reduce(inputs)
-    return Predictor(exact).reduce(inputs), found
+    found = TorchEngine(replace(config, spec=spec)).reduce(inputs)
+    return TorchEngine(exact).reduce(inputs), found
 
 
 def require(runtime: str) -> None:
@@ -193,8 +193,8 @@ def test_images_that_keep_their_sizes_are_calibrated_in_them(store: Store, runti
     sha256, problem = calibrate(config, photos(0))
     assert problem == ""
     inputs = photos(1)
-    exact = Predictor(replace(config, spec=config.spec.as_reference())).reduce(inputs)
+    exact = TorchEngine(replace(config, spec=config.spec.as_reference())).reduce(inputs)
     spec = replace(config.spec, artefact_sha256=sha256)
-    found = Predictor(replace(config, spec=spec)).reduce(inputs)
+    found = TorchEngine(replace(config, spec=spec)).reduce(inputs)
     assert np.abs(exact["score"] - found["score"]).max() <= MAX_SCORE_DIFF
     assert np.array_equal(exact["label_id"][:, 0], found["label_id"][:, 0])

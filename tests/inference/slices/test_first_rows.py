@@ -21,7 +21,7 @@ from support.runs.predicting import (
 
 from pipeline.core.causes import SystematicFailure
 from pipeline.core.failures import Failure, Reason
-from pipeline.inference.predictor import Predictor
+from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.inference.slices.first_rows import RaisedFailure, SystematicFailureDetector
 from pipeline.models.outputs import OutputError, OutputSpec
 from pipeline.models.tasks import make_task
@@ -32,7 +32,7 @@ ENOUGH = 64
 
 def watched(
     factory: str, first: SystematicFailureDetector, batch_size: int = 32, **model: object
-) -> Predictor:
+) -> TorchEngine:
     made = predictor(factory, batch_size, **model)
     made._first = first
     return made

@@ -18,7 +18,7 @@ from support.runs.predicting import PASS_THROUGH, Pooled, predict, predictor
 from pipeline.core.errors import JobError
 from pipeline.core.failures import failure_columns
 from pipeline.inference.devices.device_buffers import DeviceBuffer, make_device_buffers
-from pipeline.inference.predictor import Predictor
+from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.inference.runtimes import runtime_of
 from pipeline.inference.runtimes.base import missing_reason
 from pipeline.preprocessing.images.decode import DecodeLimits, decode_image
@@ -54,7 +54,7 @@ def prepared() -> pa.Table:
     return ImageInput(SPEC).prepare(rows_of(photos()), {}, LIMITS, 2)
 
 
-def own_sizes(factory: str = "support.runs.predicting:pooled", **options: Any) -> Predictor:
+def own_sizes(factory: str = "support.runs.predicting:pooled", **options: Any) -> TorchEngine:
     return predictor(factory, transform=OWN_SIZE, **options)
 
 

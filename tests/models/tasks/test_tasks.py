@@ -25,7 +25,7 @@ from pipeline.commit.published.read import read_predictions
 from pipeline.core.errors import JobError
 from pipeline.core.failures import Failure, Reason, failure_columns
 from pipeline.core.schema import CLASSIFY_FIELDS, IMAGE_FIELDS, feature_fields, source_schema
-from pipeline.inference.predictor import Predictor
+from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.job.reading.loader import parse_job
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.outputs import OutputSpec
@@ -274,7 +274,7 @@ def test_outputs_of_another_shape_are_named_with_both_shapes(
         make_task(spec).reduce(outputs, 3)
 
 
-def predictor(model: Mapping[str, Any], *, has_features: bool = False) -> Predictor:
+def predictor(model: Mapping[str, Any], *, has_features: bool = False) -> TorchEngine:
     document = {
         "source": {"uri": "in", "format": "images"},
         "model": dict(model),
@@ -288,7 +288,7 @@ def predictor(model: Mapping[str, Any], *, has_features: bool = False) -> Predic
         allow_import=["models"],
         input_name="features" if has_features else "image",
     ).fitted(feature_fields(2))
-    return Predictor(PredictorConfig(spec, 2, 0.0, 1, pa.schema([])))
+    return TorchEngine(PredictorConfig(spec, 2, 0.0, 1, pa.schema([])))
 
 
 def image_rows(num_rows: int) -> pa.Table:

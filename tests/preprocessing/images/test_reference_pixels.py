@@ -18,7 +18,7 @@ from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
 from pipeline.core.figures.counters import Counters
 from pipeline.core.schema import EXACT, IMAGE_FIELDS
 from pipeline.execution.stages import Preprocessing
-from pipeline.inference.predictor import Predictor
+from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.job.reading.loader import parse_job
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.spec import PredictorConfig
@@ -66,9 +66,9 @@ def spec_of(num_gpus: float = 0.0, **transform: Any) -> Any:
     return job_model(job, ["models"])
 
 
-def predictor(spec: Any, num_gpus: float = 0.0) -> Predictor:
+def predictor(spec: Any, num_gpus: float = 0.0) -> TorchEngine:
     config = PredictorConfig(spec, 8, num_gpus, 1, pa.schema([]), limits=LIMITS)
-    return Predictor(replace(config, run_id=f"exact-{np.random.default_rng().bytes(8).hex()}"))
+    return TorchEngine(replace(config, run_id=f"exact-{np.random.default_rng().bytes(8).hex()}"))
 
 
 def exact_column(rows: pa.Table) -> list[bytes | None]:

@@ -1,6 +1,6 @@
 """A stand-in for a CUDA device: streams that work on threads, memory that runs out, lost contexts.
 
-It takes the place of `accelerator.Gpu`, so that the real Predictor, buffers and actor code run on
+It takes the place of `accelerator.Gpu`, so that the real TorchEngine, buffers and actor code run on
 it. Device memory is poisoned until the copy into it has run, and results cannot be read before the
 host has waited for an event behind them. What is launched runs in the thread of its stream and
 takes time of a clock (`fake_clock`) that stands still while the host is at work: so it runs as late

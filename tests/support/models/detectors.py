@@ -21,7 +21,7 @@ from torchvision.transforms.v2 import functional as F
 
 from pipeline.core.failures import failure_columns
 from pipeline.core.schema import staged_schema
-from pipeline.inference.predictor import Predictor
+from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.job.reading.loader import parse_job
 from pipeline.models.detection.boxes import corners
 from pipeline.models.spec import ModelSpec, PredictorConfig
@@ -139,7 +139,7 @@ def detections(spec: ModelSpec, data: Sequence[bytes], batch_size: int = 4) -> l
     config = PredictorConfig(
         spec=spec, batch_size=batch_size, num_gpus=0, num_threads=1, pass_through=empty
     )
-    found = Predictor(config).predict(prepared, {})
+    found = TorchEngine(config).predict(prepared, {})
     assert found.schema == staged_schema([], spec.output_fields())
     found.validate(full=True)
     return found.to_pylist()

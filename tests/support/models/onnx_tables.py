@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.inference.predictor import Predictor
+from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.job.reading.loader import parse_job
 from pipeline.runs.builders import make_reader, plain_predictor_config
 from pipeline.runs.context import RunContext, RunOptions
@@ -36,7 +36,7 @@ def predicted(folder: Path, file: Path, features: list[Any], **more: Any) -> pa.
     job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
     run = RunContext.of(job, RunOptions()).with_settled_source()
     plan, spec = prepare(run)
-    predictor = Predictor(plain_predictor_config(plan, spec, 32, 1))
+    predictor = TorchEngine(plain_predictor_config(plan, spec, 32, 1))
     reader, found = make_reader(run.job, plan), []
     for unit in plan.units:
         for _, _, rows in read_slices(reader, unit, {key.start for key in unit.slices()}):

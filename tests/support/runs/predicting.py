@@ -17,7 +17,7 @@ from pipeline.core.arrays import images_to_arrow
 from pipeline.core.failures import Failure, Reason, failure_columns
 from pipeline.core.figures.counters import Counters
 from pipeline.core.schema import CLASSIFY_FIELDS, staged_schema
-from pipeline.inference.predictor import Predictor
+from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.job.reading.loader import parse_job
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.spec import PredictorConfig
@@ -100,9 +100,9 @@ def numbers() -> nn.Module:
     return Numbers()
 
 
-def predictor(factory: str, batch_size: int = 32, **options: Any) -> Predictor:
+def predictor(factory: str, batch_size: int = 32, **options: Any) -> TorchEngine:
     """Of the same as `config_of`."""
-    return Predictor(config_of(factory, batch_size, **options))
+    return TorchEngine(config_of(factory, batch_size, **options))
 
 
 def config_of(
@@ -155,7 +155,7 @@ def rows_of(pixels: np.ndarray, failures: list[Failure | None] | None = None) ->
     )
 
 
-def predict(model: Predictor, rows: pa.Table) -> tuple[list[dict[str, Any]], Counters]:
+def predict(model: TorchEngine, rows: pa.Table) -> tuple[list[dict[str, Any]], Counters]:
     counters: Counters = {}
     found = model.predict(rows, counters)
     added = [*CLASSIFY_FIELDS, *model._config.spec.input.published_fields()]

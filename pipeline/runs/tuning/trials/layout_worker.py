@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from time import perf_counter, sleep
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 
 from pipeline.execution.stages import Preprocessing
+from pipeline.inference.engines import open_engine
+from pipeline.inference.engines.base import Engine
 from pipeline.models.spec import PredictorConfig
 from pipeline.preprocessing.model_input import Arrays as Inputs
 from pipeline.preprocessing.model_input import take_rows
 from pipeline.runs.tuning.trials.measure import overlapping
 from pipeline.runs.tuning.trials.memory import held_bytes, lack_of_memory, peak_mib
 from pipeline.runs.tuning.trials.workload import run_batches
-
-if TYPE_CHECKING:
-    from pipeline.inference.predictor import Predictor
 
 
 class Worked(NamedTuple):
@@ -37,7 +36,7 @@ class LayoutWorker:
     ) -> None:
         """Say what it does: `predict`, `decode`, or `both` one after the other."""
         self._kind, self._config, self._preprocessing = kind, config, preprocessing
-        self._predictor: Predictor | None = None
+        self._predictor: Engine | None = None
         self._loaded_bytes = 0
 
     def load(self, rows: pa.Table, inputs: Inputs) -> None:
@@ -46,9 +45,7 @@ class LayoutWorker:
         config = self._config
         self._batches = run_batches(config.spec.input, inputs, config.limits_of_batch)
         if self._kind != "decode":
-            from pipeline.inference.predictor import Predictor
-
-            self._predictor = Predictor(self._config)
+            self._predictor = open_engine(self._config)
             self._loaded_bytes = held_bytes(config)
             if config.num_gpus:
                 self._batches = overlapping(self._batches)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import median
 from time import perf_counter
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +18,8 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import ERROR
 from pipeline.core.user_code.user_errors import describe_user_error
+from pipeline.inference.engines import engine_class, open_engine
+from pipeline.inference.engines.base import Engine
 from pipeline.inference.runtimes import runtime_of
 from pipeline.inference.runtimes.base import emulated_reason
 from pipeline.inference.slice_results import scatter_batch
@@ -33,9 +34,6 @@ from pipeline.runs.tuning.trial import Trial
 from pipeline.runs.tuning.trials.memory import held_bytes, lack_of_memory, peak_mib
 from pipeline.runs.tuning.trials.workload import RunBatch, compared_rows, run_batches
 from pipeline.sources.rows import Reader
-
-if TYPE_CHECKING:
-    from pipeline.inference.predictor import Predictor
 
 MEASURE_S = 2.0
 MIN_CALLS = 3
@@ -76,19 +74,18 @@ def try_out(
         best_rows_per_s: The best rate so far.
         for_s: For how long the rate is measured, at least.
     """
-    from pipeline.inference.predictor import Predictor
-
     began = perf_counter()
     trial = Trial(config.spec.runtime, config.spec.precision)
     emulated = emulated_reason(config.spec.precision, is_on_gpu=config.num_gpus > 0)
     if emulated:
         return replace(trial, problem=emulated), {}
     try:
+        engine_class(config.spec)  # imports what runs the model, which is no part of loading it
         work = Workload(config, sample)
         if runtime_of(config.spec.runtime).exports:
-            Predictor(config)  # exported models are kept: no actor pays for it again
+            open_engine(config)  # exported models are kept: no actor pays for it again
         started = perf_counter()
-        predictor = Predictor(config)
+        predictor = open_engine(config)
         work.warm_up(predictor)
         load_s = perf_counter() - started
         rate = work.measure_rate(predictor, HOPELESS * best_rows_per_s, for_s)
@@ -116,10 +113,8 @@ def try_out(
 
 def keep_part(config: PredictorConfig, inputs: Inputs, part: int, num_parts: int) -> Arrays:
     """Return what a way keeps of one of so many parts of the rows."""
-    from pipeline.inference.predictor import Predictor
-
     rows = np.array_split(np.arange(num_rows(inputs)), num_parts)[part]
-    return Predictor(config).reduce(take_rows(inputs, slice(rows[0], rows[-1] + 1)))
+    return open_engine(config).reduce(take_rows(inputs, slice(rows[0], rows[-1] + 1)))
 
 
 def compare_with(
@@ -145,8 +140,6 @@ def compare_with(
 
 def try_batch(config: PredictorConfig, sample: Inputs) -> Trial:
     """Measure rate and memory of one batch size."""
-    from pipeline.inference.predictor import Predictor
-
     spec = config.spec
     trial = Trial(
         spec.runtime,
@@ -154,9 +147,10 @@ def try_batch(config: PredictorConfig, sample: Inputs) -> Trial:
         batch_size=config.batch_size,
         batch_tokens=config.batch_tokens,
     )
-    started = perf_counter()
     try:
-        work, predictor = Workload(config, sample), Predictor(config)
+        engine_class(spec)
+        started = perf_counter()
+        work, predictor = Workload(config, sample), open_engine(config)
         loaded_bytes = held_bytes(config)
         work.warm_up(predictor)
         load_s = perf_counter() - started
@@ -188,12 +182,12 @@ class Workload:
         self._batches = overlapping(batches) if config.num_gpus else batches
         self._config, self._sample = config, sample
 
-    def warm_up(self, predictor: Predictor) -> None:
+    def warm_up(self, predictor: Engine) -> None:
         """Run a batch, which is not timed."""
         predictor.reduce(take_rows(self._sample, self._batches[0].rows))
 
     def measure_rate(
-        self, predictor: Predictor, least_rows_per_s: float, for_s: float = MEASURE_S
+        self, predictor: Engine, least_rows_per_s: float, for_s: float = MEASURE_S
     ) -> float:
         """Return rows/s by the median call of each batch, which other work disturbs least.
 
@@ -217,7 +211,7 @@ class Workload:
         return rate_of(self._batches, calls)
 
     def compare_in_turns(
-        self, predictors: Sequence[Predictor], rows: slice, clock: Callable[[], float]
+        self, predictors: Sequence[Engine], rows: slice, clock: Callable[[], float]
     ) -> tuple[list[Arrays], list[float], int]:
         """Predict rows of the sample with each predictor, batch by batch in turn.
 
@@ -242,7 +236,7 @@ class Workload:
         return kept, spent, sum(len(batch.rows) for batch in batches)
 
     def measure_both(
-        self, predictors: Sequence[Predictor], clock: Callable[[], float], for_s: float
+        self, predictors: Sequence[Engine], clock: Callable[[], float], for_s: float
     ) -> list[float]:
         """Return rows/s of predictors that take turns with the same batches: what disturbs one
         disturbs the other.

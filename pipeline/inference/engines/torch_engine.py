@@ -1,4 +1,4 @@
-"""Predict the prepared rows of a slice: each gets a prediction or a reason.
+"""Engine `torch`: a module of torch, opened by one of the runtimes, batch after batch.
 
 The same code runs on CPU and GPU. Normalisation runs here, on the device.
 """
@@ -20,6 +20,7 @@ from pipeline.core.registry import INPUTS
 from pipeline.core.schema import ERROR, ROW_ID
 from pipeline.core.user_code.own_code import errors_told
 from pipeline.inference.devices.device_model import DeviceModel
+from pipeline.inference.engines.base import Engine
 from pipeline.inference.exact import NARROW, alone, predict_again, reduced
 from pipeline.inference.settled_scores import count_probable
 from pipeline.inference.slice_results import to_table
@@ -38,8 +39,8 @@ _OVERFLOWS = (
 )
 
 
-class Predictor:
-    """One model on one device."""
+class TorchEngine(Engine):
+    """One module on one device."""
 
     def __init__(
         self,
@@ -48,40 +49,12 @@ class Predictor:
         *,
         ends_process: bool = False,
     ) -> None:
-        """Load the model onto its device.
-
-        Args:
-            config: The model, its batches and its device.
-            first: Watches the first rows; None: a failure always counts as its row's fault.
-            ends_process: Whether a row that alone finds no memory on a GPU ends the process, so
-                that a child decides; otherwise the row has failed.
-
-        Raises:
-            JobError: The weights, the layer, the device or the precision cannot be used.
-            OutOfDeviceMemory: A GPU has no room for the model, or for a batch of it.
-            InfraError: The GPU has failed.
-        """
         self._config, self._first, self._ends_process = config, first, ends_process
         self._limits = config.limits
         self._choosing = threading.Lock()
         self._model = DeviceModel(config)
 
     def predict(self, rows: pa.Table, counters: Counters) -> pa.Table:
-        """Predict the rows of one slice that have no error yet.
-
-        Args:
-            rows: The slice, with the columns that the input's `prepare` leaves.
-            counters: Gets the entries `transfer` and `predict`.
-
-        Returns:
-            The rows with the columns of `staged_schema`, in the same order; the input is gone.
-
-        Raises:
-            SystematicFailure: All rows of the first batches failed for one cause.
-            JobError: Rows contradict what the outputs were settled to be, or a batch of a size
-                that is fixed does not fit into memory.
-            InfraError: The GPU has failed.
-        """
         seen = self._config.spec.input
         with errors_told(INPUTS, seen.name):
             inputs = seen.arrays(rows)
@@ -118,7 +91,6 @@ class Predictor:
 
     @property
     def awaits_reference_check(self) -> bool:
-        """Tell whether the reference check takes its rows from the next slice."""
         return self._limits is not None
 
     def _compare_once(
@@ -197,22 +169,8 @@ class Predictor:
             advice = {_OVERFLOWS.format(precision): 0}
             SliceFigures(advice=advice).add_to(counters)
 
-    def unload(self) -> None:
-        """Take the model off its device, for good."""
+    def close(self) -> None:
         self._model.unload()
 
     def reduce(self, inputs: Inputs) -> Arrays:
-        """Return the reduced outputs of rows, without isolating failures.
-
-        Args:
-            inputs: Arrays of `Input.arrays`, each (N, ...).
-
-        Returns:
-            Name -> (N, ...), as `Task.reduce` names them.
-
-        Raises:
-            JobError: Rows contradict what the outputs were settled to be.
-            InfraError: The GPU has failed.
-            Exception: Any error of the model or the device.
-        """
         return reduced(self._model, inputs)

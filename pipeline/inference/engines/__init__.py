@@ -1,0 +1,44 @@
+"""Engines: prepared rows of a slice in, the table of their predictions and failures out.
+
+Begin with `base.py`, the protocol, and `torch_engine.py`. The task of a job says which engine runs
+its models (`Task.engine`). A new engine is a file with a class like `torch_engine.TorchEngine`, a
+line here, and a row in tests/inference/engines/test_engine_conformance.py; or a class in another
+distribution with an entry point of group `pipeline.engines`. Other code opens engines by
+`open_engine`, never by name. Importing this package imports no torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.core.registry import ENGINES, get
+from pipeline.core.user_code.own_code import errors_told
+from pipeline.models.tasks import task_class
+
+if TYPE_CHECKING:
+    from pipeline.inference.engines.base import Engine
+    from pipeline.inference.slices.first_rows import SystematicFailureDetector
+    from pipeline.models.spec import ModelSpec, PredictorConfig
+
+REGISTRY = {"torch": "pipeline.inference.engines.torch_engine:TorchEngine"}
+
+
+def engine_class(spec: ModelSpec) -> type[Engine]:
+    """Return the engine of a model's task; it imports the libraries that it runs models with.
+
+    Raises:
+        JobError: It is unknown here, or its distribution is broken.
+    """
+    found: type[Engine] = get(ENGINES, task_class(spec.task.kind).engine)
+    return found
+
+
+def open_engine(
+    config: PredictorConfig,
+    first: SystematicFailureDetector | None = None,
+    *,
+    ends_process: bool = False,
+) -> Engine:
+    """Load a model onto its device; see `Engine` for arguments and errors."""
+    with errors_told(ENGINES, task_class(config.spec.task.kind).engine):
+        return engine_class(config.spec)(config, first, ends_process=ends_process)

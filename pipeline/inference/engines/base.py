@@ -1,0 +1,88 @@
+"""The protocol of engines: one model on one device, opened, used slice after slice, and closed."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import pyarrow as pa
+
+from pipeline.core.figures.counters import Counters
+from pipeline.inference.slices.first_rows import SystematicFailureDetector
+from pipeline.models.spec import PredictorConfig
+from pipeline.models.tasks.base import Arrays
+from pipeline.preprocessing.model_input import Arrays as Inputs
+
+
+class Engine(Protocol):
+    """What turns prepared rows into predictions.
+
+    A run calls it in its actors, in children that find the rows at fault (`predict` of
+    fewer rows), for golden rows and for trials of `auto` (`reduce`). The reference check is the
+    engine's own: it alone knows how to predict rows a second time, in eager fp32.
+    """
+
+    def __init__(
+        self,
+        config: PredictorConfig,
+        first: SystematicFailureDetector | None = None,
+        *,
+        ends_process: bool = False,
+    ) -> None:
+        """Load the model onto its device.
+
+        Args:
+            config: The model, its batches and its device.
+            first: Watches the first rows; None: a failure always counts as its row's fault.
+            ends_process: Whether a row that alone finds no memory on a GPU ends the process, so
+                that a child decides; otherwise the row has failed.
+
+        Raises:
+            JobError: The weights, the layer, the device or the precision cannot be used.
+            OutOfDeviceMemory: A GPU has no room for the model, or for a batch of it.
+            InfraError: The GPU has failed.
+        """
+        ...
+
+    def predict(self, rows: pa.Table, counters: Counters) -> pa.Table:
+        """Predict the rows of one slice that have no error yet.
+
+        Args:
+            rows: The slice, with the columns that the input's `prepare` leaves.
+            counters: Gets the entries `transfer` and `predict`.
+
+        Returns:
+            The rows with the columns of `staged_schema`, in the same order; the input is gone. Each
+            has a prediction or a failure (`slice_results.to_table`).
+
+        Raises:
+            SystematicFailure: All rows of the first batches failed for one cause.
+            JobError: Rows contradict what the outputs were settled to be, or a batch of a size
+                that is fixed does not fit into memory.
+            InfraError: The GPU has failed.
+        """
+        ...
+
+    def reduce(self, inputs: Inputs) -> Arrays:
+        """Return the reduced outputs of rows, without isolating failures.
+
+        Args:
+            inputs: Arrays of `Input.arrays`, each (N, ...).
+
+        Returns:
+            Name -> (N, ...), as `Task.reduce` names them.
+
+        Raises:
+            JobError: Rows contradict what the outputs were settled to be.
+            InfraError: The GPU has failed.
+            Exception: Any error of the model or the device.
+        """
+        ...
+
+    @property
+    def awaits_reference_check(self) -> bool:
+        """Tell whether the reference check takes its rows from the next slice."""
+        ...
+
+    def close(self) -> None:
+        """Take the model off its device, for good."""
+        ...
