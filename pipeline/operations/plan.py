@@ -181,7 +181,7 @@ def _next_step(
 def _carried(reuse: Reuse) -> dict[str, Any]:
     """Say what would be carried over, in all and of each shard, or why nothing would."""
     if reuse.division is None:
-        return plan_facts(Carried(why_not=reuse.why_not, looked_at=len(reuse.earlier)))
+        return plan_facts(Carried(why_not=reuse.why_not, looked_at=reuse.looked_at))
     section = carried_section(reuse.division, reuse.environment)
     return plan_facts(section, reuse.division.shards)
 

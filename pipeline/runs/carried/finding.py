@@ -22,10 +22,11 @@ from pipeline.commit.manifest import Manifest, current_manifest, read_manifest
 from pipeline.commit.parts.carried.version import CarriedVersion
 from pipeline.commit.published.rollback import history_numbers
 from pipeline.core.errors import PipelineError
+from pipeline.core.printable import num_of
 from pipeline.core.versions import changed_versions, environment_versions
 from pipeline.planning.carried import KnownShard, Source, day_of
 from pipeline.planning.carrying import Division, Known, divide
-from pipeline.planning.checked_rows import check_probability, choose_checked
+from pipeline.planning.checked_rows import LEAST_ROWS, check_probability, choose_checked
 from pipeline.planning.plan import Plan
 from pipeline.planning.predictor import predictor_key, why_other
 from pipeline.planning.slicing import SliceSizes
@@ -77,6 +78,9 @@ class Reuse:
     """The sources, in the order of `division.carried.sources`."""
     why_not: str = ""
     """Why nothing is taken over, or not from the newest version."""
+    looked_at: int = 0
+    """Earlier versions that were looked at. The summary of a run says why nothing is taken over if
+    there are some: of a first run, and where it was asked for, that is no news."""
     environment: tuple[str, ...] = ()
     """Libraries whose version is another one than then."""
     lookup: LookUp | None = None
@@ -94,13 +98,15 @@ def find_reuse(run: RunContext, plan: Plan, base: Manifest | None) -> Reuse:
         base: What is published of the partition now.
     """
     if why := _why_not_at_all(run, plan):
-        return Reuse(None, why_not=why)
+        is_news = base is not None and run.options.reuse and run.job.run.reuse != "off"
+        return Reuse(None, why_not=why, looked_at=int(is_news))
     is_asked = run.job.run.reuse == "content"
     earlier, reasons = _usable(run, plan, base, by_content=is_asked)
     by_content = is_asked and any(one.keys.num_buckets for one in earlier)
     why = "; ".join(reasons) or "nothing earlier is published"
+    looked_at = len(earlier) + len(reasons)
     if not earlier:
-        return Reuse(None, why_not=why)
+        return Reuse(None, why_not=why, looked_at=looked_at)
     oldest_day = day_of(dt.datetime.now(dt.UTC)) - run.job.run.reuse_max_age_days
     has_uris = run.job.source.has_uris  # a shard says nothing of what its URIs lead to
     known = [
@@ -119,10 +125,13 @@ def find_reuse(run: RunContext, plan: Plan, base: Manifest | None) -> Reuse:
     division = divide(plan, known, sizes, choose, by_content=by_content)
     if not division.carried.num_rows and not by_content:
         if len(division.carried.checked):
-            why = "so few rows are known that all of them are checked"
+            why = (
+                f"only {num_of(len(division.carried.checked), 'row')} could be, and of so few all "
+                f"are predicted again (0.1% are, at least {LEAST_ROWS})"
+            )
         elif not reasons:
             why = f"no shard is as it was in {earlier[0].name}"
-        return Reuse(None, why_not=why)
+        return Reuse(None, why_not=why, looked_at=looked_at)
     lookup = None
     if by_content:
         known_rows = sum(one.keys.num_rows for one in earlier)
@@ -137,7 +146,8 @@ def find_reuse(run: RunContext, plan: Plan, base: Manifest | None) -> Reuse:
             plan.fingerprint,
             division.carried.checked[:, :2],
         )
-    return Reuse(division, tuple(earlier), "; ".join(reasons), changed, lookup, oldest_day)
+    why = "; ".join(reasons)
+    return Reuse(division, tuple(earlier), why, looked_at, changed, lookup, oldest_day)
 
 
 def _why_not_at_all(run: RunContext, plan: Plan) -> str:

@@ -73,7 +73,7 @@ def predict_with_reuse(
     """
     reuse = find_reuse(run, plan, base)
     if reuse.division is None:
-        run.record.not_carried(reuse.why_not, len(reuse.earlier))
+        run.record.not_carried(reuse.why_not, reuse.looked_at)
         if base is not None:
             say(f"nothing is carried over: {reuse.why_not}")
         return predict(plan=plan)

@@ -14,6 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from support.models.model_cases import colours_state
 from support.runs.carried_runs import (
     BROKEN,
     FOLDERS,
@@ -187,6 +189,33 @@ def test_of_a_version_of_another_predictor_the_shards_are_not_read(inputs: Input
     assert why.endswith("changed")
     assert "missing" not in why
     assert len(night.computed) == NUM_ROWS
+
+
+@pytest.mark.parametrize(
+    ("sections", "why"),
+    [
+        ({}, "nothing carried over: only 6 rows could be, and of so few all are predicted again"),
+        ({"model": {"top_k": 2}}, f"nothing carried over: {TODAY} version 1: "),
+        ({"run": {"reuse": "off"}}, ""),
+    ],
+)
+def test_a_run_over_few_photos_says_why_nothing_is_carried(
+    sections: dict[str, Any], why: str, out: Store, tmp_path: Path
+):
+    inputs = Inputs(tmp_path)
+    inputs.photos.mkdir()
+    torch.save(colours_state(), tmp_path / "weights.pt")
+    for number in range(6):
+        (inputs.photos / f"{number}.jpg").write_bytes(image(number))
+    first = inputs.night(out)
+    first.run()
+    assert "carried over" not in first.summary()
+    (inputs.photos / "6.jpg").write_bytes(image(6))
+    second = inputs.night(out, **sections)
+    second.run()
+    assert len(second.computed) == 7
+    said = [line for line in second.summary().splitlines() if "carried over" in line]
+    assert [line.strip().startswith(why) for line in said] == ([True] if why else [])
 
 
 def test_after_a_touch_rows_are_computed_by_inputs_and_carried_by_content(

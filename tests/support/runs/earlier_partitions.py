@@ -140,6 +140,11 @@ class EarlierPartition:
         assert self.record is not None
         return self.record.report(self.status, 0).model_dump(mode="json")
 
+    def summary(self) -> str:
+        """What the last run prints."""
+        assert self.record is not None
+        return str(self.record.report("published", 0))
+
     def predict(
         self,
         run: RunContext,
