@@ -33,7 +33,7 @@ from pipeline.models.weights.factory_tensors import warn_random_weights
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import missing_units, num_left
 from pipeline.process.failpoints import failpoint
-from pipeline.process.interrupts import defer_stops
+from pipeline.process.interrupts import defer_stops, stopped_by_ctrl_c
 from pipeline.report.document import Report, RunStatus
 from pipeline.report.showing.progress import Progress
 from pipeline.runs.builders import make_stream
@@ -75,8 +75,10 @@ def run_job(
         JobError: Another run is in progress in this process.
         PipelineError: With the exit code of what happened. A report is stored for refusals,
             stops and failures too, also unexpected ones, once the store has been found usable.
+        Interrupted: Ctrl-C in a caller's program has stopped it.
     """
-    with one_run_at_a_time(), restore_process_state(signals=not options.owns_process):
+    is_callers = not options.owns_process
+    with one_run_at_a_time(), restore_process_state(signals=is_callers), stopped_by_ctrl_c():
         return _run_job(RunContext.of(job, options), progress, execute or _execute)
 
 

@@ -73,6 +73,17 @@ class Stopped(PipelineError):
     exit_code = 6
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C in a caller's Python: the run has ended as one that is `Stopped`; run again to go on.
+
+    A KeyboardInterrupt, so that a loop over runs which goes on after errors ends.
+    """
+
+    exit_code = Stopped.exit_code
+    report: str | None = None
+    """As of `PipelineError`."""
+
+
 class InfraError(PipelineError):
     """Storage or the cluster failed in a way that running again may cure."""
 

@@ -19,7 +19,7 @@ from pipeline.operations.dates.turns import do_all, one_by_one
 from pipeline.operations.dates.workers import several
 from pipeline.operations.jobs import Accepted, Date, JobLike, read_dates, run_options
 from pipeline.operations.status import same_partition
-from pipeline.report.showing.progress import Progress, Silent, duration
+from pipeline.report.showing.progress import Progress, duration, shown_on
 
 WORST_FIRST = (2, 1, 5, 3, 7, 6, 4, 8, 0)
 """Exit codes, the one that asks for a person first."""
@@ -95,7 +95,7 @@ def backfill(
         address: The Ray cluster; None starts one local Ray for all dates.
         allow_import: Prefixes of the modules that the job may name.
         accept: Gates whose failure is accepted, with the reason.
-        progress: Where to show how far it is; None: nowhere.
+        progress: As of `run`.
         owns_process: The process is there for this only.
 
     Raises:
@@ -114,7 +114,8 @@ def backfill(
     _require_partitions(dates, days, every)
     way = several if max_active > 1 and len(days) > 1 and not dry_run else one_by_one
     order = days[::-1] if newest_first else days
-    return Backfill(tuple(do_all(dates, order, way, progress or Silent())))
+    with shown_on(progress) as shown:
+        return Backfill(tuple(do_all(dates, order, way, shown)))
 
 
 def _require_partitions(dates: Dates, days: Sequence[dt.date], every: str) -> None:

@@ -9,10 +9,11 @@ from shlex import quote
 
 from pipeline.core.errors import JobError
 from pipeline.job.reading.loader import Overrides
+from pipeline.job.reading.yaml_reader import parse
 from pipeline.operations.drafting.draft import draft_job
 from pipeline.operations.run import run
 from pipeline.report.document import Report
-from pipeline.report.showing.progress import Progress, Silent
+from pipeline.report.showing.progress import Progress
 from pipeline.storage.store import Store
 
 log = logging.getLogger(__name__)
@@ -43,23 +44,23 @@ def predict(
         overrides: Fields of the job that are set over those that are found.
         address: The Ray cluster; None starts a local Ray.
         allow_import: Prefixes of the modules that the job may name.
-        progress: Where to show how far it is; None: nowhere. What was found is logged.
+        progress: As of `run`. What was found is logged.
         owns_process: As of `run`.
 
     Raises:
         JobError: Something is ambiguous: one line with the choices. Or another job is there.
         PipelineError: As `run`.
     """
-    progress, root = progress or Silent(), os.fspath(to)
+    root = os.fspath(to)
     draft = draft_job(os.fspath(input), os.fspath(model), root, overrides, allow_import)
-    store, data = Store(root, draft.job.sink.storage_options), draft.text.encode()
+    store = Store(root, draft.job.sink.storage_options)
     where = store.url(JOB_FILE)
     try:
         before = store.read_bytes(JOB_FILE)
     except FileNotFoundError:
-        store.put(JOB_FILE, data)
+        store.put(JOB_FILE, draft.text.encode())
     else:
-        if before != data:
+        if not _is_same(before, draft.text):
             raise JobError(
                 f"{where}: another job is there; `pipeline run {quote(where)}` runs it, or choose "
                 "another place with --to"
@@ -73,3 +74,11 @@ def predict(
         progress=progress,
         owns_process=owns_process,
     )
+
+
+def _is_same(before: bytes, text: str) -> bool:
+    """Tell whether two job files say the same; in their comments is how many files there were."""
+    try:
+        return bool(parse(before.decode()).value == parse(text).value)
+    except ValueError:  # it was changed, to something that is no YAML
+        return False

@@ -29,7 +29,7 @@ from pipeline.operations.jobs import (
 )
 from pipeline.planning.plan import Plan, settings_digest
 from pipeline.report.document import Report, RunStatus
-from pipeline.report.showing.progress import Progress, Silent
+from pipeline.report.showing.progress import Progress, shown_on
 from pipeline.runs.context import RunContext
 from pipeline.runs.preparing.prepare import job_model
 from pipeline.runs.retry.plan import Replan, replan
@@ -64,7 +64,7 @@ def retry(
         address: The Ray cluster; None starts a local Ray.
         allow_import: Prefixes of the modules that the job may name.
         accept: Gates whose failure is accepted, with the reason.
-        progress: Where to show how far it is; None: nowhere.
+        progress: As of `run`.
         owns_process: The process is there for this run only.
 
     Returns:
@@ -76,16 +76,16 @@ def retry(
         InputMissing: The input is gone.
         PipelineError: As a run of the job.
     """
-    progress = progress or Silent()
     options = run_options(address, allow_import, accept, job=job, owns_process=owns_process)
     loaded = load_job(job, date=date, overrides=overrides)
-    progress.phase(f"retrying {name_of(job)}")
     wanted = read_reasons(reasons)
 
     def execute(run: RunContext, progress: Progress) -> RunStatus:
         return carry_out(run, wanted, partial(predict_and_publish, progress=progress))
 
-    return run_job(loaded, options, progress, execute)
+    with shown_on(progress) as shown:
+        shown.phase(f"retrying {name_of(job)}")
+        return run_job(loaded, options, shown, execute)
 
 
 def carry_out(run: RunContext, reasons: frozenset[str], predict: Predict) -> RunStatus:

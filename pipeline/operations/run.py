@@ -8,7 +8,7 @@ from pipeline.dataflow import run_job
 from pipeline.job.reading.loader import Overrides
 from pipeline.operations.jobs import Accepted, Date, JobLike, load_job, name_of, run_options
 from pipeline.report.document import Report
-from pipeline.report.showing.progress import Progress, Silent
+from pipeline.report.showing.progress import Progress, shown_on
 
 
 def run(
@@ -35,7 +35,7 @@ def run(
         allow_import: Prefixes of the modules that the job may name.
         accept: Gates whose failure is accepted, with the reason.
         reuse: Carry rows over from earlier versions as `run.reuse` says; False: compute all.
-        progress: Where to show how far it is; None: nowhere.
+        progress: Where to show how far it is; None: in the cell of a notebook, elsewhere nowhere.
         owns_process: The process is there for this run only: signals stop the run.
 
     Returns:
@@ -43,11 +43,13 @@ def run(
 
     Raises:
         PipelineError: With the exit code of what happened; see README.md.
+        Interrupted: Ctrl-C, or the stop of a notebook; what is finished is kept, run again to go
+            on. It is a KeyboardInterrupt with an exit code.
     """
-    progress = progress or Silent()
     loaded = load_job(job, date=date, overrides=overrides)
     options = run_options(
         address, allow_import, accept, job=job, owns_process=owns_process, reuse=reuse
     )
-    progress.phase(f"running {name_of(job)}")
-    return run_job(loaded, options, progress)
+    with shown_on(progress) as shown:
+        shown.phase(f"running {name_of(job)}")
+        return run_job(loaded, options, shown)

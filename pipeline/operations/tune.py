@@ -13,7 +13,7 @@ from pipeline.operations.found import printed
 from pipeline.operations.jobs import Date, JobLike, load_job, name_of, run_options
 from pipeline.planning.allocation import allocate
 from pipeline.preprocessing.model_input import cost_of
-from pipeline.report.showing.progress import Progress, Silent
+from pipeline.report.showing.progress import Progress, shown_on
 from pipeline.runs.context import RunContext
 from pipeline.runs.preparing.checks import check_before_ray
 from pipeline.runs.preparing.prepare import prepare
@@ -45,7 +45,7 @@ def tune(
         overrides: Fields that are set over those of the job.
         address: The Ray cluster; None starts a local Ray.
         allow_import: Prefixes of the modules that the job may name.
-        progress: Where to show what is measured; None: nowhere.
+        progress: As of `run`.
 
     Returns:
         What was tried, and what runs will take.
@@ -53,8 +53,6 @@ def tune(
     Raises:
         JobError: The job is wrong, or nothing that was tried can be used.
     """
-    progress = progress or Silent()
-    progress.phase(f"tuning {name_of(job)}")
     options = run_options(address, allow_import)
     loaded = load_job(job, date=date, overrides=overrides)
     run = RunContext.of(loaded, options).with_settled_source()
@@ -63,11 +61,13 @@ def tune(
         run.store.probe(single_writer=settled.run.single_writer)
     plan, model = prepare(run)
     check_before_ray(run, plan, model)
-    with connect(options.address) as (hardware, _, on_cluster):
-        allocation = allocate(settled.shares, hardware, cost=cost_of(settled.source))
-        profile, chosen = measure_ways(
-            *(run, plan, model, hardware, allocation), on_cluster=on_cluster, say=progress.phase
-        )
+    with shown_on(progress) as shown:
+        shown.phase(f"tuning {name_of(job)}")
+        with connect(options.address) as (hardware, _, on_cluster):
+            allocation = allocate(settled.shares, hardware, cost=cost_of(settled.source))
+            profile, chosen = measure_ways(
+                *(run, plan, model, hardware, allocation), on_cluster=on_cluster, say=shown.phase
+            )
     slice_rows = plan.usual_slice_rows()
     on_gpu = bool(settled.resources.num_gpus)
     rates = [trial.rows_per_s for trial in profile.layouts if _is_same(trial, chosen)]

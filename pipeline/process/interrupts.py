@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import FrameType
 
-from pipeline.core.errors import PipelineError, Stopped
+from pipeline.core.errors import Interrupted, PipelineError, Stopped
 from pipeline.core.printable import clean_message
 from pipeline.process.life import current, new_life
 from pipeline.process.shared_notes import own_notes
@@ -56,6 +56,43 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
         stop.reason = Stopped(f"{signal.Signals(number).name} received")
         if not stop.num_deferring:
             raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def stopped_by_ctrl_c() -> Iterator[None]:
+    """Let Ctrl-C stop what runs in the body of a caller's program; a second one is Python's again.
+
+    Only on the main thread, and if the caller has no handler of its own. Others are not touched.
+
+    Raises:
+        Interrupted: It came.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    has_come = False
+
+    def on_ctrl_c(number: int, frame: FrameType | None) -> None:
+        nonlocal has_come
+        has_come = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _on_signal(number, frame)
+
+    signal.signal(signal.SIGINT, on_ctrl_c)
+    try:
+        yield
+    except Stopped as error:
+        if not has_come:
+            raise
+        interrupted = Interrupted(str(error))
+        interrupted.report = error.report
+        raise interrupted from None
+    else:
+        if has_come:  # while what may not be left half done was done
+            raise Interrupted("interrupted when the run was over; its report is stored")
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def ignore_stops() -> None:

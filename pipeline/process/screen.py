@@ -102,11 +102,17 @@ class _AboveStatus(logging.StreamHandler[TextIO]):
             super().emit(record)
 
 
+def in_notebook() -> bool:
+    """Tell whether this process is the kernel of a notebook."""
+    shell = sys.modules.get("IPython")
+    return "ipykernel" in sys.modules and shell is not None and shell.get_ipython() is not None
+
+
 def status_stream() -> TextIO | None:
     """Return a stream whose last line can be overwritten (terminal, notebook); otherwise None."""
     if is_json_log():
         return None
-    if "ipykernel" in sys.modules:
+    if in_notebook():
         return sys.stdout
     return sys.stderr if _is_terminal(sys.stderr) else None
 

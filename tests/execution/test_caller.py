@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from support.runs.cli import environment, write_job
+from support.runs.cli import environment, pipeline, wait_until, write_job
 
 from pipeline.commands.demo.photos import build_images
 from pipeline.commit.published.read import read_predictions
@@ -40,6 +41,7 @@ from pipeline.core.errors import JobError
 from pipeline.job.reading.loader import read_job
 from pipeline.report.showing.progress import Silent
 from pipeline.dataflow import run_job
+from pipeline.operations.published.output import open_output
 from pipeline.runs.context import RunOptions
 
 def state():
@@ -98,11 +100,15 @@ def first(run, progress):
     return "nothing_to_do"
 
 run_job(job, options, Silent(), first)
+rows = open_output(sys.argv[3]).predictions(["row_id", "date"])
+in_ray = []
+if ray.is_initialized():
+    in_ray = [rows.to_ray().to_pandas().values.tolist(), rows.to_pandas().values.tolist()]
 ticking = [each.name for each in threading.enumerate() if "tick" in each.name]
 alive = ray.is_initialized() and ray.get(ray.remote(lambda: 7).remote())
 print(json.dumps({
     "published": published, "changed": changed, "refused": refused, "alive": alive,
-    "ticking": ticking,
+    "ticking": ticking, "in_ray": in_ray,
     "seen": [{k: [before[k], after[-1][k]] for k in changed}],
 }))
 """
@@ -121,16 +127,61 @@ def test_a_process_is_as_it_was_after_two_runs_and_both_are_published(how: str, 
     source = {"uri": str(tmp_path / "images"), "format": "images"}
     job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"))
     done = subprocess.run(
-        [sys.executable, "-c", CALLER, job, how], env=environment(), capture_output=True, text=True
-    )
+        [sys.executable, "-c", CALLER, job, how, str(tmp_path / "out")],
+        env=environment(), capture_output=True, text=True,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["published"] == ["published"] * 2
     assert found["changed"] == [], found["seen"]
     assert found["alive"] == (7 if how == "initialised" else False)
     assert found["ticking"] == []  # threads of Ray Data's coordinators, one of each run
+    if how == "initialised":  # the rows of an output as a Ray Dataset, on that Ray
+        in_ray, expected = map(sorted, found["in_ray"])
+        assert in_ray == expected
+        assert len(in_ray) == 22
     [refused] = found["refused"]
     assert "another run is in progress in this process" in refused
     for day in (1, 2):
         table = read_predictions(str(tmp_path / "out"), f"date=2026-11-{day:02}")
         assert table.num_rows == 11
+
+
+INTERRUPTED = """
+import sys
+import pipeline
+try:
+    pipeline.run(sys.argv[1], date="2026-11-24", allow_import=["models"])
+except KeyboardInterrupt as error:
+    print(type(error).__name__, error.exit_code, error)
+import ray
+print(ray.is_initialized())
+"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_program_leaves_a_run_that_goes_on(tmp_path: Path):
+    build_images(tmp_path / "images", 600, seed=1, num_bad=0)
+    job = write_job(
+        tmp_path / "job.yaml",
+        {"uri": str(tmp_path / "images"), "format": "images"},
+        str(tmp_path / "out"),
+        model={"factory": "models:slow_colours", "labels": list("abcde")},
+        run={"slice_rows": 64},
+    )
+    program = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, job],
+        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    staged = (tmp_path / "out" / "_control").rglob
+    wait_until(lambda: len(list(staged("staging/**/*.parquet"))) >= 2, program)
+    program.send_signal(signal.SIGINT)
+    out, err = program.communicate(timeout=60)
+    assert program.returncode == 0, err
+    assert "Traceback" not in err
+    said, has_ray = out.splitlines()
+    assert said.startswith("Interrupted 6 SIGINT received: ")
+    assert has_ray == "False"
+    again = pipeline("run", job, "--date", "2026-11-24", "--json").json
+    assert again["rows"]["predicted"] == 600
+    assert again["rows"]["resumed"] >= 128

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
+import signal
 import subprocess
 import sys
 from itertools import cycle, product
@@ -20,8 +22,10 @@ from pipeline.commands.app import app
 from pipeline.commands.demo.photos import build_images
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import hold_lease
+from pipeline.core.errors import Interrupted
 from pipeline.dataflow import run_job
 from pipeline.job.reading.loader import read_job
+from pipeline.process.interrupts import defer_stops
 from pipeline.report.showing.progress import Silent
 from pipeline.runs.context import RunOptions
 from pipeline.storage.store import Store
@@ -144,6 +148,36 @@ def test_whatever_ends_a_run_its_report_is_stored_and_its_lease_free(
     assert words in report["error"]
     with hold_lease(Store(job.sink.uri), Layout(job.sink.partition), "another", 60.0):
         pass
+
+
+@pytest.mark.parametrize("comes", ["while rows are predicted", "while it is published"])
+def test_ctrl_c_in_a_program_ends_its_run_as_a_signal_does_and_is_no_error_to_go_on_after(
+    comes: str, tmp_path: Path
+) -> None:
+    job = read_job(job_over(tmp_path), date=dt.date(2026, 11, 24))
+    is_deferred = comes == "while it is published"
+
+    def press(run: Any, progress: Any) -> Any:
+        with hold_lease(run.store, run.layout, run.record.run_id, 60.0):
+            with defer_stops() if is_deferred else contextlib.nullcontext():
+                signal.raise_signal(signal.SIGINT)
+            return "published"
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(Interrupted) as caught:
+            run_job(job, RunOptions(), Silent(), press)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not isinstance(caught.value, Exception)
+    assert caught.value.exit_code == 6
+    (report,) = reports(tmp_path)
+    if not is_deferred:
+        assert "finished slices are kept, run again to go on" in str(caught.value)
+        assert caught.value.report == report["output"]["report"]
+    assert report["status"] == ("published" if is_deferred else "stopped")
+    assert lease_is_free(tmp_path)
 
 
 def test_a_result_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from models import LABELS, TRANSFORM
+from skl2onnx import to_onnx
+from sklearn.linear_model import LogisticRegression
+from support.inputs.encoded import base_image, encode
+from support.models.snapshots import make_snapshot
 from support.runs.cli import pipeline as command
 
 import pipeline
@@ -17,6 +26,71 @@ SETTINGS = {"model.labels": LABELS, **{f"transform.{name}": v for name, v in TRA
 SET = [
     word for name, value in SETTINGS.items() for word in ("--set", f"{name}={json.dumps(value)}")
 ]
+
+
+LIMIT_S = 120
+WORDS = ["one cat", "two cats", "a dog", "the dog sat", "mat"]
+
+
+def write_photos(folder: Path, *, changed: bool) -> None:
+    build_images(folder, NUM_ROWS, seed=6, num_bad=0)
+    if changed:
+        shutil.copy(next(folder.rglob("*.jpg")), folder / "added.jpg")
+
+
+def write_texts(folder: Path, *, changed: bool) -> None:
+    folder.mkdir(exist_ok=True)
+    texts = [f"{WORDS[row % 5]} {WORDS[row % 3]}" for row in range(NUM_ROWS + changed)]
+    rows = {"id": [*range(len(texts))], "body": texts}
+    pq.write_table(pa.table(rows), folder / "rows.parquet")
+
+
+def write_numbers(folder: Path, *, changed: bool) -> None:
+    folder.mkdir(exist_ok=True)
+    rows = [f"c{row},{row % 7 / 7},{row % 3}" for row in range(NUM_ROWS + changed)]
+    (folder / "rows.csv").write_text("\n".join(["customer_id,fee,age", *rows]))
+
+
+def make_classifier(folder: Path) -> str:
+    make_snapshot(folder, "bert", "sequence", id2label={0: "negative", 1: "positive"})
+    return str(folder)
+
+
+def make_regression(folder: Path) -> str:
+    numbers = np.random.default_rng(1).random((40, 2)).astype(np.float32)
+    fitted = LogisticRegression().fit(numbers, numbers[:, 0] > numbers[:, 1])
+    path = folder.with_suffix(".onnx")
+    path.write_bytes(to_onnx(fitted, numbers[:1]).SerializeToString())
+    return str(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("write", "model"),
+    [
+        (write_photos, lambda _: "efficientnet-lite0"),
+        (write_texts, make_classifier),
+        (write_numbers, make_regression),
+    ],
+    ids=["photos", "texts", "numbers"],
+)
+def test_from_an_empty_folder_predict_look_change_and_compare(
+    write: Callable[..., None], model: Callable[[Path], str], tmp_path: Path
+):
+    """Nothing is said but where the input, the model and the output are."""
+    rows, out = tmp_path / "rows", str(tmp_path / "out")
+    asked = ("predict", str(rows), "--model", model(tmp_path / "model"), "--to", out)
+    for changed in (False, True):
+        write(rows, changed=changed)
+        done = command(*asked, timeout_s=LIMIT_S)
+        assert done.code == 0, done.stderr
+        assert f"published; {NUM_ROWS + changed} rows = " in done.stdout
+    assert "carried over: " in done.stdout, "which rows were, or why none"
+    looked = command("inspect", out, "--json", timeout_s=LIMIT_S).json
+    assert f"{NUM_ROWS + 1}" in json.dumps(looked)
+    compared = command("diff", out, timeout_s=LIMIT_S)
+    assert compared.code == 0, compared.stderr
+    assert "1 added" in compared.stdout.splitlines()[0]
 
 
 @pytest.mark.one_ray
@@ -43,6 +117,11 @@ def test_predict_look_run_again_and_change(tmp_path: Path):
     bad = night.images(night.quarantine())
     assert [each.data for each in bad] == [Path(each.uri).read_bytes() for each in bad]
     assert pipeline.history(out).versions[0].rows == NUM_ROWS
+
+    (photos / "added.png").write_bytes(encode(base_image(3, 40, 40), "PNG"))
+    more = command(*asked)
+    assert more.json["rows"]["predicted"] == NUM_ROWS - NUM_BAD + 1, more.stderr
+    assert more.json["carried"]["looked_at"] or more.json["carried"]["rows"]
 
     job = out / "job.yaml"
     job.write_text(job.read_text() + "run: {slice_rows: 8}\n")

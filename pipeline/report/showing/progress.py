@@ -18,7 +18,7 @@ from typing import Protocol
 
 from pipeline.execution.progress_channel import ProgressListener
 from pipeline.inference.slice_progress import Channel, Rows, Slice
-from pipeline.process.screen import clear_status, show_status, status_stream
+from pipeline.process.screen import clear_status, in_notebook, show_status, status_stream
 
 log = logging.getLogger(__name__)
 WINDOW_S = 60.0
@@ -240,6 +240,23 @@ class TerminalProgress:
     def _log(self, line: str) -> None:
         self._logged = monotonic()
         log.info("%s", line)
+
+
+@contextmanager
+def shown_on(progress: Progress | None) -> Iterator[Progress]:
+    """Give the body where to show how far it is.
+
+    Args:
+        progress: What the caller of an operation gave; None: the cell of a notebook, in others
+            nowhere.
+    """
+    if progress is not None:
+        yield progress
+    elif in_notebook():
+        with TerminalProgress() as cell:
+            yield cell
+    else:
+        yield Silent()
 
 
 def describe(counts: Counts, rows_per_s: float, so_far: str, *, with_bar: bool) -> str:
