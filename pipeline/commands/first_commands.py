@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import typer
 
 from pipeline.commands.again import prepare_end_of_same
+from pipeline.commands.asking import choose, given_or_asked, on_terminal
 from pipeline.commands.options import (
     AddressOption,
     AllowImportOption,
@@ -18,12 +20,12 @@ from pipeline.commands.options import (
     show_report,
 )
 
-Input = Annotated[str, typer.Argument(metavar="INPUT", help="A folder, a file or a glob.")]
-Model = Annotated[
-    str,
-    typer.Option("--model", metavar="M", help="A directory, .onnx, a name, or module:function."),
-]
-To = Annotated[str, typer.Option("--to", metavar="OUT", help="Where the output goes.")]
+_INPUT = "A folder, a file or a glob."
+_MODEL = "A directory, .onnx, a name, or module:function."
+_TO = "Where the output goes."
+Input = Annotated[str, typer.Argument(metavar="INPUT", help=_INPUT)]
+Model = Annotated[str, typer.Option("--model", metavar="M", help=_MODEL)]
+To = Annotated[str, typer.Option("--to", metavar="OUT", help=_TO)]
 
 
 def predict(
@@ -58,17 +60,35 @@ def predict(
 
 
 def init(
-    input_: Input,
-    model: Model,
-    to: To,
+    input_: Annotated[
+        str | None,
+        typer.Argument(metavar="[INPUT]", help=_INPUT),
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", metavar="M", help=_MODEL)] = None,
+    to: Annotated[str | None, typer.Option("--to", metavar="OUT", help=_TO)] = None,
     job: Annotated[str, typer.Option("--job", metavar="FILE", help="To write.")] = "job.yaml",
     set_: SetOption = None,
     allow_import: AllowImportOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the job file that `predict` would run, with a reason behind each line."""
+    """Write the job file that `predict` would run; on a terminal it asks for what is left out."""
+    asks = not as_json and on_terminal()
+    input_ = given_or_asked(input_, "argument INPUT", _INPUT, asks=asks)
+    model = given_or_asked(model, "option --model", _MODEL, asks=asks)
+    to = given_or_asked(to, "option --to", _TO, asks=asks)
+    from pipeline.operations.drafting.first_rows import Ambiguous
     from pipeline.operations.init import init as write
 
-    allowed = allow_import or ()
-    found = write(input_, model=model, to=to, job=job, overrides=set_ or (), allow_import=allowed)
+    allowed, settings = allow_import or (), [*(set_ or ())]
+    while True:
+        try:
+            found = write(
+                input_, model=model, to=to, job=job, overrides=settings, allow_import=allowed
+            )
+        except Ambiguous as error:
+            if not asks:
+                raise
+            settings.append(f"{error.field}={json.dumps(choose(error.field, error.choices))}")
+        else:
+            break
     show(found, as_json=as_json)

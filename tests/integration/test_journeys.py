@@ -6,15 +6,10 @@ job on a cluster; a long run in a terminal that is interrupted.
 
 from __future__ import annotations
 
-import io
 import os
-import pty
 import signal
-import subprocess
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import pandas as pd
@@ -25,7 +20,8 @@ from models import Colours
 from PIL import features
 from safetensors.torch import save
 from support.inputs.encoded import base_image, encode
-from support.runs.cli import Result, command, environment, pipeline, wait_until, write_job
+from support.runs.cli import Result, pipeline, wait_until, write_job
+from support.runs.terminal import Terminal
 from support.servers.rayhead import RayHead
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -227,19 +223,20 @@ def test_a_long_run_in_a_terminal_shows_how_far_it_is_and_goes_on_after_an_inter
     )
     staging = out / "_control"
 
-    shown, process = in_terminal("run", job, "--date", "2026-11-24")
+    terminal = Terminal("run", job, "--date", "2026-11-24")
+    process = terminal.process
     wait_until(lambda: len(list(staging.rglob("staging/**/*.parquet"))) >= 2, process)
     process.send_signal(signal.SIGINT)
     process.wait(timeout=60)
-    text = shown()
+    text = terminal.shown()
     assert process.returncode == 6, text
     assert "raylet" not in text
     assert "Traceback" not in text
     assert "rows/s" in text
 
-    shown, process = in_terminal("run", job, "--date", "2026-11-24")
-    process.wait(timeout=600)
-    assert process.returncode == 0, shown()
+    terminal = Terminal("run", job, "--date", "2026-11-24")
+    terminal.process.wait(timeout=600)
+    assert terminal.process.returncode == 0, terminal.shown()
     report = pipeline("report", str(out), "--partition", "date=2026-11-24", "--json").json
     assert report["rows"]["total"] == rows
     assert report["rows"]["resumed"] >= 128
@@ -248,38 +245,3 @@ def test_a_long_run_in_a_terminal_shows_how_far_it_is_and_goes_on_after_an_inter
     assert piped.code == 0
     assert any("in all" in line for line in piped.stdout.splitlines()), piped.stdout
     assert not [line for line in piped.stdout.splitlines() if line != line.rstrip()]
-
-
-def in_terminal(*arguments: str) -> tuple[Any, subprocess.Popen[bytes]]:
-    """Start a command on a terminal of its own; the first result returns what it has shown."""
-    ours, its = pty.openpty()
-    process = subprocess.Popen(
-        command(*arguments),
-        env=environment({"TERM": "xterm", "COLUMNS": "100"}),
-        stdin=its,
-        stdout=its,
-        stderr=its,
-        start_new_session=True,
-    )
-    os.close(its)
-    buffer = io.BytesIO()
-
-    def read() -> None:
-        while True:
-            try:
-                data = os.read(ours, 65536)
-            except OSError:  # the terminal is closed
-                return
-            if not data:
-                return
-            buffer.write(data)
-
-    thread = threading.Thread(target=read, daemon=True)
-    thread.start()
-
-    def shown() -> str:
-        if process.poll() is not None:
-            thread.join(timeout=10)
-        return buffer.getvalue().decode(errors="replace")
-
-    return shown, process

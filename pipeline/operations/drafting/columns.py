@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.core.errors import JobError
-from pipeline.operations.drafting.first_rows import names_of
+from pipeline.operations.drafting.first_rows import Ambiguous, names_of
 from pipeline.preprocessing.images.image_formats import identify
 from pipeline.sources.columns.arrow_types import is_binary, is_number, is_text
 from pipeline.sources.columns.images import decode_base64
@@ -138,9 +138,8 @@ def _features(rows: pa.Table, names: Sequence[str]) -> Fields:
 
 def _one(found: Sequence[str], field: str, takes: Takes) -> str:
     if len(found) > 1:
-        raise JobError(
-            f"which column has the {takes}? --set source.{field}=... of {names_of(found)}"
-        )
+        question = f"which column has the {takes}"
+        raise Ambiguous.of(question, f"source.{field}", found, names_of(found))
     return found[0]
 
 

@@ -27,6 +27,20 @@ _ROWS = 200
 _BATCH_ROWS = 32
 
 
+class Ambiguous(JobError):
+    """Several answers fit; `field` of the job gives one of `choices`."""
+
+    field: str = ""
+    choices: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, question: str, field: str, choices: Sequence[str], shown: str) -> Ambiguous:
+        """Return the error: one line with the choices, as they are shown."""
+        error = cls(f"{question}? --set {field}=... of {shown}")
+        error.field, error.choices = field, tuple(choices)
+        return error
+
+
 @dataclass(frozen=True)
 class Found:
     """What lies at an input."""
@@ -85,7 +99,7 @@ def look(uri: str, wanted: str | None = None) -> Found:
         raise JobError(f"{uri}: no file that a format reads; there are {there or 'none'}")
     if len(by_format) > 1:
         there = ", ".join(f"{name} ({num_of(len(f), 'file')})" for name, f in by_format.items())
-        raise JobError(f"{uri}: which format? --set source.format=... of {there}")
+        raise Ambiguous.of(f"{uri}: which format", "source.format", [*by_format], there)
     [(name, shards)] = by_format.items()
     return Found(name, store, shards)
 

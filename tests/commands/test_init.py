@@ -1,0 +1,53 @@
+"""`pipeline init` on a terminal asks for what it was not given; elsewhere that is one line."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+from support.models.snapshots import make_snapshot
+from support.runs.cli import pipeline
+from support.runs.terminal import Terminal
+
+from pipeline.operations.jobs import load_job
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A table with two columns of texts, and an encoder."""
+    (tmp_path / "rows.csv").write_text("title,summary\na cat,two cats\na dog,two dogs\n")
+    make_snapshot(tmp_path / "encoder", "bert", pooling="mean", normalize=True)
+    return tmp_path
+
+
+def test_it_asks_for_what_is_missing_and_for_what_is_ambiguous(folder: Path):
+    terminal = Terminal("init", "rows.csv", cwd=str(folder))
+    terminal.answer("--model: ", "\n")
+    terminal.answer("--model: ", "encoder\n")
+    terminal.answer("--to: ", "out\n")
+    terminal.answer("Name or number: ", "3\n")
+    terminal.answer("Name or number: ", "summary\n")
+    assert terminal.process.wait(timeout=60) == 0, terminal.shown()
+    assert "pipeline run job.yaml" in terminal.shown()
+    job = load_job(folder / "job.yaml")
+    assert (job.source.text_column, job.model.path) == ("summary", str(folder / "encoder"))
+    assert job.sink.uri == str(folder / "out")
+
+
+def test_no_answer_writes_nothing(folder: Path):
+    for is_stopped in (False, True):
+        terminal = Terminal("init", "rows.csv", cwd=str(folder))
+        terminal.answer("--model: ", "" if is_stopped else "\x04")
+        if is_stopped:
+            terminal.process.send_signal(signal.SIGINT)
+        code = terminal.process.wait(timeout=60)
+        said = "SIGINT received" if is_stopped else "Missing option --model: nothing was answered"
+        assert (code, said in terminal.shown()) == (6 if is_stopped else 2, True), terminal.shown()
+    assert not (folder / "job.yaml").exists()
+
+
+def test_without_a_terminal_what_is_missing_is_one_line(folder: Path):
+    done = pipeline("init", str(folder / "rows.csv"), "--json")
+    assert done.code == 2
+    assert done.json["error"].startswith("Missing option --model")
