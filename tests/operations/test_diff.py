@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from typer.testing import CliRunner
 
 import pipeline
 from pipeline.commands.app import app
+from pipeline.commit.published.diff.columns import ColumnSums
+from pipeline.commit.published.diff.difference import Difference, LabelScores, Mover
 from pipeline.core.errors import InfraError, JobError
 from pipeline.storage.store import Store
 
@@ -114,6 +117,28 @@ def test_a_page_and_a_notebook_show_hostile_values_as_text(tmp_path: Path):
         assert "&lt;script&gt;" in shown
         assert len(shown) < 300_000
     assert "default-src 'none'" in page
+
+
+def test_the_largest_page_is_below_300_kb():
+    quotes = '"' * 200  # each is six characters when it is escaped
+    columns = {
+        f"{number}{quotes}": ColumnSums(
+            f"{number}{quotes}", "value", differing=5,
+            pairs=Counter({(f"{flip}{quotes}", quotes): 1 for flip in range(1000)}),
+        )
+        for number in range(200)
+    }  # fmt: skip
+    mover = Mover(quotes, 1.0, dict.fromkeys(columns, quotes), dict.fromkeys(columns, quotes))
+    found = pipeline.Diff(
+        Difference(
+            quotes, quotes, 0.001, both=1000, changed=1000, columns=columns, largest=(mover,) * 100,
+            recovered=Counter({quotes: 5}),
+            label_scores={f"{n}{quotes}": LabelScores(1, 0.5, n) for n in range(1000)},
+        )
+    )  # fmt: skip
+    page = found._repr_html_()
+    assert len(page.encode()) < 300_000
+    assert quotes[:80] not in page
 
 
 def test_the_command_prints_one_document_and_fails_over_a_limit(output: Store, tmp_path: Path):

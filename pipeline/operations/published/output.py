@@ -27,7 +27,7 @@ from pipeline.report.history import load_report
 from pipeline.report.showing.notebook import facts_html, table_html
 from pipeline.storage.store import Store
 
-_LABELS_SHOWN = 10
+_LABELS_SHOWN, _PARTITIONS_SHOWN = 10, 40
 
 
 def open_output(
@@ -145,19 +145,28 @@ class Output:
         """Return the texts of rows of the latest partition; see `Partition`."""
         return self.latest.texts(rows)
 
+    @cached_property
+    def _last_shown(self) -> Partition:
+        return self.latest
+
+    @cached_property
+    def _shown(self) -> tuple[Partition, ...]:
+        """The last partitions, the latest first, as they were when they were first shown."""
+        others = self.layouts[-_PARTITIONS_SHOWN:-1]
+        return (self._last_shown, *(self._opened(layout) for layout in reversed(others)))
+
     def __repr__(self) -> str:
         first, last = self.layouts[0].name, self.layouts[-1].name
         names = first if first == last else f"{len(self)} partitions, {first} to {last}"
-        return f"{self.url}: {names}; {_model(self.latest.manifest)}"
+        return f"{self.url}: {names}; {_model(self._last_shown.manifest)}"
 
     def _repr_html_(self) -> str:
-        """Return the last partitions as a table, for a notebook."""
-        last = [self._opened(layout) for layout in reversed(self.layouts[-40:])]
+        """Return the last partitions as a table, for a notebook; the store is asked once."""
         names = ("partition", "version", "published", "rows", "quarantined", "model")
         rows = [
             (each.name, each.number, each.manifest.created_at, each.manifest.num_rows,
              each.manifest.num_quarantined, each.manifest.model.get("name"))
-            for each in last
+            for each in self._shown
         ]  # fmt: skip
         return table_html(names, rows, repr(self))
 
@@ -311,8 +320,13 @@ class Partition:
         if told:
             pieces.append(table_html(("gate", "status", "why"), told))
         if manifest.parts:
-            pieces.append(self.predictions()._repr_html_())
+            pieces.append(self._first_rows)
         return "".join(pieces)
+
+    @cached_property
+    def _first_rows(self) -> str:
+        """A table for a notebook, which asks the store once."""
+        return self.predictions()._repr_html_()
 
 
 def _model(manifest: Manifest) -> str:

@@ -44,6 +44,7 @@ SCHEMA = pa.schema(
         ENTITIES_FIELD,
         pa.field("embedding", pa.list_(pa.float32(), 3)),
         pa.field("price", pa.float32()),
+        pa.field("text", pa.string()),
         pa.field("detections", pa.list_(BOX)),
     ]
 )
@@ -95,6 +96,7 @@ def made_row(draw: np.random.Generator, number: int) -> dict[str, Any]:
         "entities": [entity() for _ in range(int(draw.integers(3)))],
         "embedding": [float(each) for each in draw.integers(-2, 3, 3)],
         "price": float(draw.choice([1.0, 1.0005, 250.0, math.nan, math.inf])),
+        "text": [None, "", "a cat", "two\ncats"][int(draw.integers(4))],
         "detections": [box() for _ in range(int(draw.integers(3)))],
     }
 
@@ -152,6 +154,14 @@ def naive(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> dict[str, 
     both = [(old[key], new[key]) for key in old if key in new]
     return {
         "both": len(both),
+        "text": sum(a["text"] != b["text"] for a, b in both),
+        "score": sum(
+            naive_number_differs(np.float32(a["score"]), np.float32(b["score"]), 0.001)
+            for a, b in both
+        ),
+        "top_k": [
+            naive_entries(a["top_k"], b["top_k"]) for a, b in both if a["top_k"] and b["top_k"]
+        ],
         "added": len(new.keys() - old.keys()),
         "removed": len(old.keys() - new.keys()),
         "label": sum(a["label"] != b["label"] for a, b in both),
@@ -186,6 +196,22 @@ def test_it_finds_what_a_naive_comparison_does(
     ]
     now += [made_row(draw, num_rows + number) for number in range(int(draw.integers(4)))]
     folder = tmp_path_factory.mktemp("diff")
+    assert_as_naive(folder, before, now, bucket_rows)
+
+
+@pytest.mark.slow
+def test_it_finds_what_a_naive_comparison_does_in_100_000_rows(tmp_path: Path):
+    draw = np.random.default_rng(7)
+    before = [made_row(draw, number) for number in range(100_000)]
+    now = [made_row(draw, number) if draw.random() < 0.1 else before[number]
+           for number in range(500, 100_000)]  # fmt: skip
+    now += [made_row(draw, number) for number in range(100_000, 101_000)]
+    assert_as_naive(tmp_path, before, now, bucket_rows=20_000)
+
+
+def assert_as_naive(
+    folder: Path, before: list[dict[str, Any]], now: list[dict[str, Any]], bucket_rows: int
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(joining, "_BUCKET_ROWS", bucket_rows)
         found = compare(
@@ -196,17 +222,17 @@ def test_it_finds_what_a_naive_comparison_does(
         wanted[name] for name in ("both", "added", "removed")
     )
     columns = found.columns
-    for name in ("label", "price"):
+    for name in ("label", "price", "text", "score"):
         assert columns[name].differing == wanted[name], name
     assert columns["label"].pairs == wanted["flips"]
     assert columns["embedding"].sum_diff == pytest.approx(sum(wanted["cosines"]))
-    for name in ("entities", "labels", "detections"):
+    for name in ("entities", "labels", "detections", "top_k"):
         came_or_went = sum(moved for moved, _ in wanted[name])
         assert columns[name].gone + columns[name].new == came_or_went, name
         assert columns[name].paired == sum(kept for _, kept in wanted[name]), name
     if before == now:
         assert found.is_equal
-        assert found.verdict == f"equal: {num_rows} rows"
+        assert found.verdict == f"equal: {len(now)} rows"
 
 
 def rows(*labels: str, score: float = 0.5) -> pa.Table:
