@@ -19,21 +19,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline.core import errors
     from pipeline.job.job import Job
-    from pipeline.operations.backfill import backfill
     from pipeline.operations.diff import Diff, diff
-    from pipeline.operations.history import history
+    from pipeline.operations.first_steps.predict import predict
     from pipeline.operations.jobs import load_job
     from pipeline.operations.maintenance import gc, rollback
     from pipeline.operations.outputs import verify
     from pipeline.operations.plan import plan
-    from pipeline.operations.predict import predict
     from pipeline.operations.published.output import Output, Partition, open_output
     from pipeline.operations.reproduce import Reproduced, reproduce
     from pipeline.operations.retry import retry
     from pipeline.operations.run import run
-    from pipeline.operations.status import status
-    from pipeline.operations.stop import stop
     from pipeline.operations.tune import tune
+    from pipeline.operations.weeks.backfill import backfill
+    from pipeline.operations.weeks.history import history
+    from pipeline.operations.weeks.status import status
+    from pipeline.operations.weeks.stop import stop
     from pipeline.report.document import Report
 
 __all__ = [
@@ -69,21 +69,21 @@ _HOMES = {
     "Partition": "pipeline.operations.published.output",
     "Report": "pipeline.report.document",
     "Reproduced": "pipeline.operations.reproduce",
-    "backfill": "pipeline.operations.backfill",
+    "backfill": "pipeline.operations.weeks.backfill",
     "diff": "pipeline.operations.diff",
     "errors": "pipeline.core.errors",
     "gc": "pipeline.operations.maintenance",
-    "history": "pipeline.operations.history",
+    "history": "pipeline.operations.weeks.history",
     "load_job": "pipeline.operations.jobs",
     "open_output": "pipeline.operations.published.output",
     "plan": "pipeline.operations.plan",
-    "predict": "pipeline.operations.predict",
+    "predict": "pipeline.operations.first_steps.predict",
     "reproduce": "pipeline.operations.reproduce",
     "retry": "pipeline.operations.retry",
     "rollback": "pipeline.operations.maintenance",
     "run": "pipeline.operations.run",
-    "status": "pipeline.operations.status",
-    "stop": "pipeline.operations.stop",
+    "status": "pipeline.operations.weeks.status",
+    "stop": "pipeline.operations.weeks.stop",
     "tune": "pipeline.operations.tune",
     "verify": "pipeline.operations.outputs",
 }

@@ -30,7 +30,7 @@ from pipeline.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.operations.submit import ClusterJob
+    from pipeline.operations.clusters.submit import ClusterJob
 
 Api = Annotated[
     str, typer.Option("--address", envvar="RAY_ADDRESS", help="Job API, http://HOST:8265.")
@@ -65,7 +65,7 @@ def submit(
     quiet: QuietOption = False,
 ) -> None:
     """Run a job, or a backfill, on a Ray cluster; ends with its exit code. Twice is once."""
-    from pipeline.operations.submit import submit as hand_over
+    from pipeline.operations.clusters.submit import submit as hand_over
 
     if from_ is None:
         date = prepare_end(date, ok_exit)
@@ -103,7 +103,7 @@ def attach(
     quiet: QuietOption = False,
 ) -> None:
     """Follow a submitted job to its end, and end with its exit code; it is left alone."""
-    from pipeline.operations.attach import attach as follow
+    from pipeline.operations.clusters.attach import attach as follow
 
     prepare_ok_exit(ok_exit)
     write = _to_terminal(as_json=as_json, quiet=quiet)
@@ -118,7 +118,7 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job ends.")] = False,
 ) -> None:
     """Show the log of a submitted job."""
-    from pipeline.operations.logs import logs as read
+    from pipeline.operations.clusters.logs import logs as read
 
     read(target, address, write=functools.partial(typer.echo, nl=False), date=date, follow=follow)
 
@@ -136,8 +136,8 @@ def _end(done: ClusterJob, *, as_json: bool, quiet: bool) -> None:
     elif document and as_json:
         typer.echo(done.document)
     elif document and "dates" in document:
-        from pipeline.operations.backfill import Backfill
-        from pipeline.operations.dates.one_date import DateRun
+        from pipeline.operations.weeks.backfill import Backfill
+        from pipeline.operations.weeks.one_date import DateRun
 
         dates = tuple(DateRun(**each) for each in document["dates"])
         show(Backfill(dates).shown(), as_json=False, quiet=quiet)

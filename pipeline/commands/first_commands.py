@@ -44,7 +44,7 @@ def predict(
     prepare_end_of_same()
     with progress_on_terminal(quiet=quiet) as progress, started_ahead(address):
         progress.phase(f"looking at {input_}", is_logged=False)
-        from pipeline.operations.predict import predict as run_once
+        from pipeline.operations.first_steps.predict import predict as run_once
 
         report = run_once(
             input_,
@@ -76,8 +76,8 @@ def init(
     input_ = given_or_asked(input_, "argument INPUT", _INPUT, asks=asks)
     model = given_or_asked(model, "option --model", _MODEL, asks=asks)
     to = given_or_asked(to, "option --to", _TO, asks=asks)
-    from pipeline.operations.drafting.first_rows import Ambiguous
-    from pipeline.operations.init import init as write
+    from pipeline.operations.first_steps.first_rows import Ambiguous
+    from pipeline.operations.first_steps.init import init as write
 
     allowed, settings = allow_import or (), [*(set_ or ())]
     while True:

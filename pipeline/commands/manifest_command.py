@@ -64,7 +64,7 @@ def manifest(
     as_json: JsonOption = False,
 ) -> None:
     """Print what runs a job on Kubernetes: Dockerfile, RayJob, CronJob; talks to no cluster."""
-    from pipeline.operations.manifest import manifest as describe
+    from pipeline.operations.clusters.manifest import manifest as describe
 
     found = describe(
         target,

@@ -59,12 +59,12 @@ def status(
 ) -> None:
     """Show how partitions are: complete, running, refused, interrupted; of jobs: missing, stale."""
     if _is_on_cluster(address, date):
-        from pipeline.operations.submitted import status_of_submitted
+        from pipeline.operations.clusters.submitted import status_of_submitted
 
         jobs = status_of_submitted(sink, address, date)
         show({"jobs": jobs}, as_json=as_json)
         return
-    from pipeline.operations.status import status as look
+    from pipeline.operations.weeks.status import status as look
 
     found = look(
         sink,
@@ -105,7 +105,7 @@ def backfill(
     """Run a job for many dates on one Ray; a date that fails does not stop the others."""
     with progress_on_terminal(quiet=quiet) as progress:
         progress.phase(f"reading {job}", is_logged=False)
-        from pipeline.operations.backfill import backfill as run_all
+        from pipeline.operations.weeks.backfill import backfill as run_all
 
         found = run_all(
             job,
@@ -138,7 +138,7 @@ def history(
     as_json: JsonOption = False,
 ) -> None:
     """Show rows, speed, errors, time and cost of the last partitions, by the reports of runs."""
-    from pipeline.operations.history import history as look
+    from pipeline.operations.weeks.history import history as look
 
     found = look(
         sink,
@@ -167,11 +167,11 @@ def stop(
 ) -> None:
     """Ask a run or submitted job to stop, wherever it is; it keeps what is done, ends with 6."""
     if _is_on_cluster(address, date):
-        from pipeline.operations.submitted import stop_submitted
+        from pipeline.operations.clusters.submitted import stop_submitted
 
         show(stop_submitted(uri, address, date), as_json=as_json)
         return
-    from pipeline.operations.stop import stop as ask
+    from pipeline.operations.weeks.stop import stop as ask
 
     refuse_job_file("stop", uri)
     options = as_storage_options(storage_options)

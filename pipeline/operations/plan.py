@@ -22,7 +22,7 @@ from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.scores import scores_told
 from pipeline.operations.found import Found
 from pipeline.operations.jobs import Date, JobLike, load_job, run_options
-from pipeline.operations.status import status_of_job
+from pipeline.operations.weeks.status import status_of_job
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import done_slices
 from pipeline.report.history import Recipe, find_past_run

@@ -130,7 +130,7 @@ def test_the_end_of_a_worker_costs_its_date_alone(weeks: Week, tmp_path: Path):
     workers = [
         each
         for each in working(process).children()
-        if "pipeline.operations.dates.workers" in " ".join(each.cmdline())
+        if "pipeline.operations.weeks.workers" in " ".join(each.cmdline())
     ]
     assert len(workers) == 2
     workers[0].kill()

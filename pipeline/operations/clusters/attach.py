@@ -8,7 +8,7 @@ from pipeline.execution.submit.attempts import find_newest
 from pipeline.execution.submit.client import connect_job_api
 from pipeline.execution.submit.job import attach_to
 from pipeline.execution.submit.output import JobOutput
-from pipeline.operations.submit import ClusterJob, ended
+from pipeline.operations.clusters.submit import ClusterJob, ended
 
 
 def attach(

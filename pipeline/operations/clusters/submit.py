@@ -14,9 +14,9 @@ from pipeline.execution.submit.submission import Submission
 from pipeline.gates.results import parse_accepted
 from pipeline.job.reading.dates import date_text
 from pipeline.job.reading.loader import read_job
-from pipeline.operations.dates.one_date import ONLY
 from pipeline.operations.jobs import Date, load_job, read_date, read_dates, run_options
 from pipeline.operations.nearby_code import warn_of_local_code
+from pipeline.operations.weeks.one_date import ONLY
 from pipeline.runs.weeks.job_survey import survey_job
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.core.errors import JobError
-from pipeline.operations.drafting.first_rows import Ambiguous, names_of
+from pipeline.operations.first_steps.first_rows import Ambiguous, names_of
 from pipeline.preprocessing.images.image_formats import identify
 from pipeline.sources.columns.arrow_types import is_binary, is_number, is_text
 from pipeline.sources.columns.images import decode_base64

@@ -18,14 +18,14 @@ from pipeline.job.job import Job
 from pipeline.job.reading.loader import Overrides
 from pipeline.models.directories.facts import DirectoryFacts, InputKind
 from pipeline.models.directories.opening import open_facts
-from pipeline.operations.drafting.columns import (
+from pipeline.operations.first_steps.columns import (
     Fields,
     Takes,
     choose_columns,
     choose_id,
     holds_images,
 )
-from pipeline.operations.drafting.first_rows import Found, look
+from pipeline.operations.first_steps.first_rows import Found, look
 from pipeline.operations.jobs import load_job
 from pipeline.runs.preparing.prepare import job_model
 

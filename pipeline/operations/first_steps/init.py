@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.core.errors import JobError
 from pipeline.job.reading.loader import Overrides
-from pipeline.operations.drafting.draft import draft_job
+from pipeline.operations.first_steps.draft import draft_job
 from pipeline.operations.found import printed
 
 

@@ -10,7 +10,7 @@ from shlex import quote
 from pipeline.core.errors import JobError
 from pipeline.job.reading.loader import Overrides
 from pipeline.job.reading.yaml_reader import parse
-from pipeline.operations.drafting.draft import draft_job
+from pipeline.operations.first_steps.draft import draft_job
 from pipeline.operations.run import run
 from pipeline.report.document import Report
 from pipeline.report.showing.progress import Progress

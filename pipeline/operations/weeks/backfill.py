@@ -14,11 +14,11 @@ from typing import Any
 from pipeline.core.errors import JobError
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import Overrides
-from pipeline.operations.dates.one_date import ONLY, DateRun, Dates
-from pipeline.operations.dates.turns import do_all, one_by_one
-from pipeline.operations.dates.workers import several
 from pipeline.operations.jobs import Accepted, Date, JobLike, read_dates, run_options
-from pipeline.operations.status import same_partition
+from pipeline.operations.weeks.one_date import ONLY, DateRun, Dates
+from pipeline.operations.weeks.status import same_partition
+from pipeline.operations.weeks.turns import do_all, one_by_one
+from pipeline.operations.weeks.workers import several
 from pipeline.report.showing.progress import Progress, duration, shown_on
 
 WORST_FIRST = (2, 1, 5, 3, 7, 6, 4, 8, 0)

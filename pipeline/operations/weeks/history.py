@@ -10,7 +10,7 @@ from pipeline.commit.published.read import locate
 from pipeline.core.errors import JobError
 from pipeline.job.reading.loader import Overrides
 from pipeline.operations.jobs import Date, JobLike, load_job
-from pipeline.operations.status import bound_of, is_between, is_job
+from pipeline.operations.weeks.status import bound_of, is_between, is_job
 from pipeline.report.history import read_reports
 from pipeline.report.partition_history import History, versions_of
 from pipeline.storage.store import Store

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pipeline.core.errors import InfraError, PartitionBusy, Stopped
 from pipeline.execution.cluster.sharing import share_ray
 from pipeline.job.reading.dates import date_text
-from pipeline.operations.dates.one_date import DateRun, Dates
+from pipeline.operations.weeks.one_date import DateRun, Dates
 from pipeline.process.life import new_life
 from pipeline.report.showing.progress import Progress
 from pipeline.runs.context import RunContext

@@ -23,8 +23,8 @@ from multiprocessing.connection import Connection, wait
 from pipeline.core.errors import InfraError, JobError, Stopped
 from pipeline.execution.cluster.connect import connect, connected_address
 from pipeline.execution.cluster.sharing import RayPart, share_ray
-from pipeline.operations.dates.one_date import DateRun, Dates
-from pipeline.operations.dates.turns import Found, Queue
+from pipeline.operations.weeks.one_date import DateRun, Dates
+from pipeline.operations.weeks.turns import Found, Queue
 from pipeline.planning.allocation import Hardware
 from pipeline.process.interrupts import handle_signals
 from pipeline.process.keeper import how_it_ended
@@ -35,7 +35,7 @@ from pipeline.report.showing.progress import Progress, Silent
 
 _WORKER = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from pipeline.operations.dates.workers import serve; "
+    "from pipeline.operations.weeks.workers import serve; "
     "serve(int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))"
 )
 _END_S = 30.0

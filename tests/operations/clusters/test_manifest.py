@@ -17,8 +17,8 @@ from support.runs.command_lines import parsed
 from pipeline.commands.app import app
 from pipeline.commands.main import _guard
 from pipeline.core.errors import JobError
-from pipeline.operations.kubernetes.asked import KINDS
-from pipeline.operations.manifest import Manifest, manifest
+from pipeline.operations.clusters.kubernetes.asked import KINDS
+from pipeline.operations.clusters.manifest import Manifest, manifest
 
 IMAGE = "registry.example/batch:1"
 OPTIONS: dict[str, dict[str, Any]] = {

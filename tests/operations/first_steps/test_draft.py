@@ -17,10 +17,10 @@ from support.models.snapshots import make_snapshot
 
 from pipeline.core.errors import InputMissing, JobError
 from pipeline.job.reading.yaml_reader import parse
-from pipeline.operations.drafting.columns import choose_columns, choose_id
-from pipeline.operations.drafting.draft import Draft, draft_job
-from pipeline.operations.drafting.first_rows import look
-from pipeline.operations.init import init
+from pipeline.operations.first_steps.columns import choose_columns, choose_id
+from pipeline.operations.first_steps.draft import Draft, draft_job
+from pipeline.operations.first_steps.first_rows import look
+from pipeline.operations.first_steps.init import init
 from pipeline.operations.jobs import load_job
 
 PNG = encode(base_image(1, 8, 8), "PNG")

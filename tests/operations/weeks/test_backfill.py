@@ -15,8 +15,8 @@ from pipeline.commands.demo.photos import build_images
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import hold_lease
 from pipeline.core.errors import JobError, PipelineError
-from pipeline.operations.backfill import WORST_FIRST, Backfill
-from pipeline.operations.dates.one_date import DateRun
+from pipeline.operations.weeks.backfill import WORST_FIRST, Backfill
+from pipeline.operations.weeks.one_date import DateRun
 from pipeline.report.showing.progress import Silent
 from pipeline.storage.store import Store
 

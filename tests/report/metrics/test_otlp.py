@@ -75,7 +75,7 @@ def test_another_protocol_is_an_error_that_says_which_is_there(monkeypatch: pyte
 
 def test_a_run_that_exports_nothing_imports_none_of_the_libraries():
     program = (
-        "import sys, pipeline.dataflow, pipeline.commands.app, pipeline.operations.status;"
+        "import sys, pipeline.dataflow, pipeline.commands.app, pipeline.operations.weeks.status;"
         "names = {'prometheus_client', 'opentelemetry', 'openlineage', 'requests'};"
         "print(sorted(names & set(sys.modules)))"
     )

@@ -16,7 +16,7 @@ import pipeline
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import hold_lease
 from pipeline.core.errors import GateRefused, JobError, PartitionBusy
-from pipeline.operations.status import is_between
+from pipeline.operations.weeks.status import is_between
 from pipeline.runs.weeks.overview import Status
 from pipeline.runs.weeks.survey import survey
 from pipeline.storage.interface import Page

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pipeline.core.errors import GateRefused, JobError, PipelineError, PublishConflict
-from pipeline.operations.kubernetes.asked import Asked, JobText
-from pipeline.operations.kubernetes.pods import (
+from pipeline.operations.clusters.kubernetes.asked import Asked, JobText
+from pipeline.operations.clusters.kubernetes.pods import (
     CONTAINER,
     Document,
     container,

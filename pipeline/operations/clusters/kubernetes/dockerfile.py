@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from importlib import metadata
 
-from pipeline.operations.kubernetes.asked import JobText
+from pipeline.operations.clusters.kubernetes.asked import JobText
 from pipeline.storage.protocols import OBJECT_PROTOCOLS
 
 _RUNTIMES = ("onnxruntime", "openvino", "mnn")

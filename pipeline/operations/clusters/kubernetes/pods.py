@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from pipeline.operations.kubernetes.asked import DRAIN_S, Asked, JobText
+from pipeline.operations.clusters.kubernetes.asked import DRAIN_S, Asked, JobText
 
 FOLDER = "/etc/pipeline"
 """Where the job file is, in a pod."""

@@ -7,8 +7,8 @@ from importlib import metadata
 import yaml
 
 from pipeline.core.environment import SUBMITTED
-from pipeline.operations.kubernetes.asked import DRAIN_S, Asked, JobText
-from pipeline.operations.kubernetes.pods import Document, container, pod, run_command
+from pipeline.operations.clusters.kubernetes.asked import DRAIN_S, Asked, JobText
+from pipeline.operations.clusters.kubernetes.pods import Document, container, pod, run_command
 
 _OK_EXIT = "3,4,5,8"
 """KubeRay starts a new cluster after any code but 0. Of these a new cluster changes nothing."""
