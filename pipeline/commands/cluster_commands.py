@@ -103,7 +103,7 @@ def attach(
     quiet: QuietOption = False,
 ) -> None:
     """Follow a submitted job to its end, and end with its exit code; it is left alone."""
-    from pipeline.operations.clusters.attach import attach as follow
+    from pipeline.operations.clusters.submitted import attach as follow
 
     prepare_ok_exit(ok_exit)
     write = _to_terminal(as_json=as_json, quiet=quiet)
@@ -118,7 +118,7 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job ends.")] = False,
 ) -> None:
     """Show the log of a submitted job."""
-    from pipeline.operations.clusters.logs import logs as read
+    from pipeline.operations.clusters.submitted import logs as read
 
     read(target, address, write=functools.partial(typer.echo, nl=False), date=date, follow=follow)
 

@@ -3,11 +3,10 @@
 In: jobs, stores, options as values. Out: a result or an error with its exit code.
 `pipeline.commands` parses and prints, other programs call the same functions.
 
-- First steps: `predict`, `init` (`drafting/` makes the job file), `doctor` (`checks/`).
+- First steps: `first_steps/` (`predict`, `init`), `doctor` (`checks/`).
 - Runs: `run`, `plan`, `tune`, `retry`, `golden`, `pull` (`hub/`); `jobs` reads a job.
-- Weeks: `backfill` (`dates/`), `status`, `stop`, `history`.
-- Clusters: `submit`, `attach`, `logs`, `submitted` (status and stop there), `manifest`
-  (`kubernetes/`).
+- Weeks: `weeks/` (`backfill`, `status`, `stop`, `history`).
+- Clusters: `clusters/` (`submit`, `attach`, `logs`, `manifest`).
 - Outputs: `outputs` (inspect, verify, report), `published/` (`open_output`), `diff`, `maintenance`
   (rollback, gc).
 """

@@ -1,4 +1,4 @@
-"""Make a job of an input and a model alone: what they say decides the fields.
+"""`predict` and `init`: make a job of an input and a model alone.
 
 In: where the input lies, the model, where predictions go. Out: a `Draft`, with the job's sections,
 its file with a reason behind each line, and three lines for people. Begin with `draft.py`;

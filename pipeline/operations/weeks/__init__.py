@@ -1,5 +1,6 @@
-"""What `backfill` does for each of its dates, one after the other or several at a time.
+"""Commands over the partitions of weeks: `backfill`, `status`, `stop`, `history`.
 
-In: a job with `${date}`, and dates. Out: a `DateRun` for each. Begin with `one_date.py`; `turns.py`
-goes through the dates in this process, `workers.py` in several that share one Ray.
+In: a job with `${date}` and a range of dates, or a sink. Out: a typed result per date or partition.
+Begin with `status.py`, which only reads, then `backfill.py`: `one_date.py` is what it does for a
+date, `turns.py` goes through the dates in this process, `workers.py` in several that share one Ray.
 """
