@@ -137,6 +137,16 @@ class SourceFormat(Protocol):
         """Return where the ids of a job's rows come from."""
         ...
 
+    def first_rows(self, store: Store, shard: StoredFile) -> pa.Table | None:
+        """Return some first rows of a shard with all its columns, for who knows nothing of it.
+
+        None: rows of the format have no columns.
+
+        Raises:
+            ArrowException, OSError: The shard cannot be read as this format.
+        """
+        ...
+
     def measure(
         self, store: Store, shards: Sequence[StoredFile], source: Source, *, max_extent_rows: int
     ) -> Measured:
@@ -179,6 +189,14 @@ class SourceFormat(Protocol):
         ...
 
 
+class WithoutColumns:
+    """Base of formats of whose columns nothing can be said before a job names them."""
+
+    def first_rows(self, store: Store, shard: StoredFile) -> pa.Table | None:
+        """Return None."""
+        return None
+
+
 class MeasuredOnce:
     """Base of formats whose shards are not read when they are listed, so no extent has a reason."""
 
@@ -195,7 +213,7 @@ class MeasuredOnce:
         return {}
 
 
-class CountedBeforeReading:
+class CountedBeforeReading(WithoutColumns):
     """Base of formats whose rows a listing or a footer counts."""
 
     Options: type[Section] | None = None
@@ -211,7 +229,7 @@ class CountedBeforeReading:
         """Accept any section."""
 
 
-class CountedByReading(MeasuredOnce):
+class CountedByReading(MeasuredOnce, WithoutColumns):
     """Base of formats whose rows only reading counts."""
 
     counts_rows: CountsRows = "reading"

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import io
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.json
-import pyarrow.parquet as pq
 
 from pipeline.core.errors import InputMissing, JobError
 from pipeline.core.printable import clean_message, num_of
 from pipeline.core.registry import SOURCES, built_in, load
 from pipeline.job.source import Source
-from pipeline.sources.first_bytes import head_of, inflated, kind_of
+from pipeline.sources.first_bytes import head_of, kind_of
 from pipeline.sources.globs import compiled
 from pipeline.sources.inputs import open_source, require_there
 from pipeline.storage.skipped import reason_of_name
 from pipeline.storage.store import Store, StoredFile
 
 _ROWS = 200
-_BATCH_ROWS = 32
 
 
 class Ambiguous(JobError):
@@ -55,11 +49,10 @@ class Found:
         Raises:
             JobError: The first shard cannot be read as what it is.
         """
-        if self.format not in _READERS:
-            return None
         shard = self.shards[0]
         try:
-            return _READERS[self.format](self.store, shard).slice(0, _ROWS)
+            rows = load(SOURCES, self.format).first_rows(self.store, shard)
+            return None if rows is None else rows.slice(0, _ROWS)
         except (pa.ArrowException, OSError) as error:
             why = clean_message(str(error), 200)
             raise JobError(
@@ -120,36 +113,6 @@ def _files(store: Store, pattern: str) -> tuple[Store, list[StoredFile]]:
         return folder, [single]
     require_there(store)
     raise InputMissing(f"source.uri = {store.url('')}: holds no files; run again when it does")
-
-
-def _read_parquet(store: Store, shard: StoredFile) -> pa.Table:
-    with store.open(shard.path) as handle:
-        file = pq.ParquetFile(handle)
-        batches = file.iter_batches(batch_size=_BATCH_ROWS)
-        first = next(batches, None)
-        schema = file.schema_arrow
-    return schema.empty_table() if first is None else pa.Table.from_batches([first])
-
-
-def _whole_lines(store: Store, shard: StoredFile) -> bytes:
-    head = head_of(store, shard)
-    kind = kind_of(head)
-    text = (inflated(head, kind) if kind else b"") or head
-    return text if len(text) == shard.size_bytes else text[: text.rfind(b"\n") + 1] or text
-
-
-def _read_jsonl(store: Store, shard: StoredFile) -> pa.Table:
-    return pyarrow.json.read_json(io.BytesIO(_whole_lines(store, shard)))
-
-
-def _read_csv(store: Store, shard: StoredFile) -> pa.Table:
-    is_tsv = re.search(r"\.tsv(\.\w+)?$", shard.path.lower()) is not None
-    options = pyarrow.csv.ParseOptions(delimiter="\t" if is_tsv else ",", newlines_in_values=True)
-    return pyarrow.csv.read_csv(io.BytesIO(_whole_lines(store, shard)), parse_options=options)
-
-
-_READERS = {"parquet": _read_parquet, "jsonl": _read_jsonl, "csv": _read_csv}
-"""Formats whose rows have columns."""
 
 
 def names_of(rows: Sequence[str]) -> str:

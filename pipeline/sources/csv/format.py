@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.csv
 
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.extensions import options_of
@@ -29,6 +33,11 @@ class Csv(LineFormat):
 
     def sample(self, store: Store, shards: Sequence[StoredFile], source: Source) -> Sample:
         return sample_csv(store, shards, source, options_of(CsvOptions, source.options))
+
+    def table_of(self, lines: bytes, path: str) -> pa.Table:
+        delimiter = CsvOptions().dialect(path)["delimiter"]
+        options = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+        return pyarrow.csv.read_csv(io.BytesIO(lines), parse_options=options)
 
     def open_slices(
         self, reader: Reader, extents: Sequence[Extent], cut: UncountedPlan

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.json
 
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import Source
@@ -28,6 +32,9 @@ class Jsonl(LineFormat):
 
     def sample(self, store: Store, shards: Sequence[StoredFile], source: Source) -> Sample:
         return sample_jsonl(store, shards, source)
+
+    def table_of(self, lines: bytes, path: str) -> pa.Table:
+        return pyarrow.json.read_json(io.BytesIO(lines))
 
     def open_slices(
         self, reader: Reader, extents: Sequence[Extent], cut: UncountedPlan

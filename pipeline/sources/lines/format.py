@@ -5,8 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import pyarrow as pa
+
 from pipeline.job.source import Source
 from pipeline.sources.extents import Extent
+from pipeline.sources.first_bytes import head_of, inflated, kind_of
 from pipeline.sources.lines.sample import Sample
 from pipeline.sources.source_format import CountedByReading, Measured, RowIds
 from pipeline.sources.uris.policy import policy_of
@@ -29,6 +32,18 @@ class LineFormat(CountedByReading, ABC):
     @abstractmethod
     def sample(self, store: Store, shards: Sequence[StoredFile], source: Source) -> Sample:
         """Return the first lines of the first shard that has some."""
+
+    @abstractmethod
+    def table_of(self, lines: bytes, path: str) -> pa.Table:
+        """Parse whole lines of a shard, whatever columns they have."""
+
+    def first_rows(self, store: Store, shard: StoredFile) -> pa.Table:
+        head = head_of(store, shard)
+        kind = kind_of(head)
+        text = (inflated(head, kind) if kind else b"") or head
+        if len(text) != shard.size_bytes:
+            text = text[: text.rfind(b"\n") + 1] or text
+        return self.table_of(text, shard.path)
 
     def check(self, source: Source) -> None:
         """Refuse images that are not in base64, which text cannot hold."""

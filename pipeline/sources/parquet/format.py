@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import Source
@@ -14,6 +15,8 @@ from pipeline.sources.parquet.stream import ParquetStream
 from pipeline.sources.rows import Reader
 from pipeline.sources.source_format import CountedBeforeReading, CountsRows, Measured, RowIds
 from pipeline.storage.store import Store, StoredFile
+
+_FIRST_ROWS = 32
 
 
 class Parquet(CountedBeforeReading):
@@ -32,6 +35,14 @@ class Parquet(CountedBeforeReading):
             *("text_column", "text_pair_column", "max_text_bytes", "inputs"),
         ]
     )
+
+    def first_rows(self, store: Store, shard: StoredFile) -> pa.Table:
+        """Read no more than a batch: a row group may hold all images of a shard."""
+        with store.open(shard.path) as handle:
+            file = pq.ParquetFile(handle)
+            first = next(file.iter_batches(batch_size=_FIRST_ROWS), None)
+            schema = file.schema_arrow
+        return schema.empty_table() if first is None else pa.Table.from_batches([first])
 
     def row_ids(self, source: Source) -> RowIds:
         return "column" if source.id_column else "path#row"
