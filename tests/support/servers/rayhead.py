@@ -48,7 +48,7 @@ class RayHead:
             gcs, api, agent, *others = free_ports(7)
             self.address = f"127.0.0.1:{gcs}"
             self.url = f"http://127.0.0.1:{api}"
-            with log_path.open("ab") as log:
+            with log_path.open("wb") as log:
                 self._process = psutil.Popen(
                     self._command(gcs, api, agent, others),
                     env=self._environment(),
@@ -56,7 +56,7 @@ class RayHead:
                     stderr=log,
                     start_new_session=True,
                 )
-            if self._wait_for(api, agent):
+            if self._wait_for(log_path, api, agent):
                 return
             self._stop()
         log_tail = log_path.read_text(errors="replace")[-2000:]
@@ -104,10 +104,11 @@ class RayHead:
         found: list[psutil.Process] = self._process.children(recursive=True)
         return found
 
-    def _wait_for(self, *ports: int) -> bool:
+    def _wait_for(self, log_path: Path, *ports: int) -> bool:
+        # Its ports listen before the raylet has registered; a job then finds no node.
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline and self._process.is_running():
-            if all(map(_listens, ports)):
+            if b"Ray runtime started" in log_path.read_bytes() and all(map(_listens, ports)):
                 return True
             with contextlib.suppress(psutil.TimeoutExpired):
                 self._process.wait(timeout=0.1)
