@@ -41,7 +41,7 @@ test: export PYTEST_DEBUG_TEMPROOT := $(shell df -k --output=avail /dev/shm 2>/d
 test long test-ray test-plain: export OMP_WAIT_POLICY := passive
 
 test: venv ## Run the tests
-	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadscope --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadscope --no-loadscope-reorder --max-worker-restart 0
 
 test-ray: venv build/ray-$(RAY)/.installed ## Run the end-to-end tests on another Ray: make test-ray RAY=2.51.2
 	build/ray-$(RAY)/bin/python -m pytest -n0 -m "$(ANY_RAY)"
@@ -57,7 +57,7 @@ types: venv ## Check types
 	$(BIN)/python -m mypy
 
 long: venv ## Run the tests that `make test` leaves out, and properties with new examples (an hour)
-	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadscope --no-loadscope-reorder \
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadscope --no-loadscope-reorder --max-worker-restart 0 \
 		-m "slow or hypothesis" --hypothesis-profile others
 
 bench: venv build/peers/.installed ## Measure rows/s beside peers and the limit (hours)

@@ -69,7 +69,7 @@ def same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
 # ---------------------------------------------------------------------------- streams and buffers
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(
     kinds=st.lists(
         st.sampled_from(["good", "good", "good", "dark", "white", "bad"]), min_size=1, max_size=40
@@ -120,7 +120,7 @@ def test_what_the_host_takes_to_launch_is_counted_beside_what_the_device_takes(g
 
 @pytest.mark.parametrize(
     "room_rows",
-    [1, 9, 16, 100, *(pytest.param(rows, marks=pytest.mark.slow) for rows in (2, 5, 8))],
+    [9, 16, 100, *(pytest.param(rows, marks=pytest.mark.slow) for rows in (1, 2, 5, 8))],
 )
 def test_lack_of_memory_costs_no_row(gpu: FakeGpu, room_rows: int):
     gpu._row_bytes, gpu.total_bytes = KIB, room_rows * KIB
@@ -147,6 +147,7 @@ def test_a_row_alone_waits_for_memory_that_another_holds(gpu: FakeGpu):
     assert gpu.pauses_s == list(PAUSES_S[:2])
 
 
+@pytest.mark.slow
 def test_a_row_that_never_fits_ends_the_worker_and_has_failed_in_a_child(
     gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
 ):

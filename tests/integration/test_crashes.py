@@ -113,6 +113,7 @@ def is_of(process: psutil.Process, folder: Path) -> bool:
 
 
 @pytest.mark.one_ray
+@pytest.mark.slow
 def test_a_model_that_crashes_while_it_is_loaded_ends_the_run(tmp_path: Path) -> None:
     write_images(tmp_path / "images")
     result = run(tmp_path, "models:unloadable", resources={"max_actors": 1})

@@ -79,6 +79,7 @@ def statuses(gates: list[dict[str, Any]] | tuple[dict[str, Any], ...]) -> dict[s
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_partitions_are_passed_warned_of_refused_and_accepted(tmp_path: Path) -> None:
     usual = [RED, GREEN, BLUE]
     make_photos(tmp_path / "in" / "2026-11-20", 96, usual, seed=1)

@@ -82,6 +82,7 @@ def test_one_run_by_toys_of_every_kind(server: CommandServer, tmp_path: Path) ->
     assert pipeline(server, "verify", store.uri, "--partition", "date=2026-11-24").code == 0
 
 
+@pytest.mark.slow
 def test_one_run_by_a_source_and_an_input_of_another_distribution(
     server: CommandServer, tmp_path: Path
 ) -> None:

@@ -149,7 +149,7 @@ def test_a_full_read_gives_every_row_with_its_place(tars: Path):
     }
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=70, deadline=None)
 @given(data=st.data(), slice_rows=st.integers(1, 45), light=st.booleans())
 def test_whatever_is_staged_the_rest_completes_the_full_read(
     tars: Path, data: st.DataObject, slice_rows: int, light: bool

@@ -53,6 +53,7 @@ def test_a_week_as_it_is_told_beside_what_runs_made_of_it(tmp_path: Path):
     assert week.seen(good)["version"] == 2
 
 
+@pytest.mark.slow
 def test_a_run_is_seen_from_outside_stopped_from_there_and_goes_on(tmp_path: Path):
     model = {"factory": "stuck:slow", "labels": LABELS, "batch_size": 8}
     week = Week(tmp_path, DAYS, NUM_ROWS, model=model, run={"slice_rows": 8, "lease_ttl_s": 2.0})
@@ -80,6 +81,7 @@ def test_a_run_is_seen_from_outside_stopped_from_there_and_goes_on(tmp_path: Pat
     assert (row["state"], row["version"], row["attempt"]) == ("complete", 1, 2)
 
 
+@pytest.mark.slow
 def test_a_backfill_does_what_it_can_and_the_next_one_what_is_left(tmp_path: Path):
     week = Week(tmp_path, DAYS, NUM_ROWS, gates={"min_rows": 10, "max_error_pct": 5.0})
     for photo in [*(tmp_path / "in" / DAYS[1]).rglob("*.jpg")][:9]:

@@ -107,7 +107,10 @@ def faults() -> list[Any]:
     cases = list(product(POINTS, ("exit", "raise", "lost answer"), ["local"]))
     only_here = ("tiled", "compacted", "before_log")
     cases += [(point, "lost answer", "s3") for point in POINTS if point.name in only_here]
-    return quick_cases(cases, lambda point, _, where: where == "local" or point.name == "tiled")
+    return quick_cases(
+        cases,
+        lambda point, fault, where: fault == "exit" or (where == "s3" and point.name == "tiled"),
+    )
 
 
 @pytest.mark.parametrize(

@@ -214,7 +214,8 @@ def test_slices_of_rows_that_are_mostly_known_have_more_of_them_within_the_same_
     assert fixed == SliceSizes.of(job(run__slice_rows=7), 32)
 
 
-@pytest.mark.parametrize("are_mostly_known", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("are_mostly_known", [False, True])
 def test_a_tenth_of_the_rows_fill_batches_if_slices_are_made_for_that(are_mostly_known: bool):
     """Batches are filled from one slice, whose rows that are known reach no model."""
     sizes = SliceSizes.of(job(), 128, are_mostly_known=are_mostly_known)

@@ -97,7 +97,7 @@ def test_an_error_is_one_printable_line(capsys: pytest.CaptureFixture[str]) -> N
     assert line.isprintable()
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+@pytest.mark.parametrize("encoding", ["ascii", pytest.param("utf-8", marks=pytest.mark.slow)])
 def test_a_plan_shows_hostile_names_escaped_in_every_encoding(
     encoding: str, tmp_path: Path
 ) -> None:

@@ -14,8 +14,6 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
-import ray
-
 from pipeline.process.memory import MIB, give_back, taken_bytes
 
 _OF_BOUND = 0.8
@@ -91,4 +89,9 @@ def replaced_between_slices(max_bytes: int) -> AbstractContextManager[None]:
 
 
 def _is_worker() -> bool:
-    return ray.is_initialized() and ray.get_runtime_context().get_task_id() is not None
+    ray = sys.modules.get("ray")  # not imported for this: whoever works for Ray has it
+    return (
+        ray is not None
+        and ray.is_initialized()
+        and ray.get_runtime_context().get_task_id() is not None
+    )

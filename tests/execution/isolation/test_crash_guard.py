@@ -217,6 +217,7 @@ def test_a_slice_that_keeps_killing_workers_is_given_up(case: Case) -> None:
     assert (case.num_here, case.work.pids) == (0, [])
 
 
+@pytest.mark.slow
 def test_where_much_has_died_slices_go_to_one_child_from_the_start(case: Case) -> None:
     for number in range(3):
         die_over(case.attempts, f"predict-0-{number}")

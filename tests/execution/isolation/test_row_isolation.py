@@ -67,7 +67,7 @@ def plan(rows_at_once: int) -> StagePlan:
     return StagePlan(STAGE, rows_at_once, double)
 
 
-@pytest.mark.parametrize("one_by_one", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("one_by_one", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_rows_that_end_processes_are_failed_with_their_reasons_and_the_others_are_done(
     one_by_one: bool, tmp_path: Path
 ) -> None:
@@ -177,6 +177,7 @@ def test_batches_are_those_of_the_stage_itself() -> None:
     assert found.column("row_id").equals(rows.column("row_id"))
 
 
+@pytest.mark.slow
 def test_what_works_is_noted_once_its_child_is_there(tmp_path: Path) -> None:
     notes: list[tuple[str, str | None]] = []
     for can_start in (False, True):

@@ -21,6 +21,7 @@ NUM_ROWS, WHITE_ROW = 3 * BATCH_SIZE - 2, BATCH_SIZE + 3
 MOST_WORKERS = 4
 
 
+@pytest.mark.slow
 def test_a_lost_context_costs_exactly_the_row_that_loses_it(tmp_path: Path):
     arguments = ("gpu_models:poisoned", NUM_ROWS, WHITE_ROW, str(tmp_path))
     program = f"from support.faults import gpu_worker; gpu_worker.main{arguments}"

@@ -109,6 +109,7 @@ def quantised_products(data: bytes) -> tuple[int, int, int]:
     return sum(has_int8), sum(results), len(products)
 
 
+@pytest.mark.slow
 def test_of_an_encoder_the_products_with_weights_are_int8(
     store: Store, embedder: tuple[PredictorConfig, str]
 ):

@@ -15,6 +15,7 @@ import toy_package
 from support.models.tiny_tokenizer import text_settings
 from support.runs.checkout import PYTHONPATH
 from support.runs.predicting import Convolved, images, predict, predictor, rows_of
+from support.runs.selection import quick_cases
 
 from pipeline.core.cache.node_cache import key_of
 from pipeline.core.errors import JobError
@@ -30,7 +31,9 @@ from pipeline.preprocessing.model_input import BatchLimits
 from pipeline.preprocessing.texts.text_input import TextInput
 
 NAMES = ("eager", "compile", "compile-quick", "onnxruntime", "openvino", "mnn", "row-by-row")
-ALL = pytest.mark.parametrize("name", NAMES)
+ALL = pytest.mark.parametrize(
+    "name", quick_cases(((name,) for name in NAMES), lambda name: name != "compile")
+)
 SEEDED = torch.Generator().manual_seed(2)
 KNOWN = {"fp32", "tf32", "bf16", "fp16", "int8"}
 SIZE_PX, BATCH = models.SIZE_PX, 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from time import monotonic, process_time, sleep
 
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pytest
 from support.faults.fake_device import FakeGpu, installed
 from support.runs.predicting import BAD, BLACK, WHITE, config_of, images, predictor, rows_of
+from support.runs.selection import quick_cases
 
 from pipeline.core.figures.counters import Counters
 from pipeline.core.schema import IMAGE_FIELDS
@@ -145,8 +147,13 @@ def slices() -> Iterator[pa.Table]:
         yield rows_of(pixels, [BAD if kind == "bad" else None for kind in kinds])
 
 
-@pytest.mark.parametrize("room_rows", [3, 12, 1 << 20], ids=["tight", "less", "enough"])
-@pytest.mark.parametrize("at_once", [1, CALLS_AT_ONCE, 4])
+@pytest.mark.parametrize(
+    ("at_once", "room_rows"),
+    quick_cases(
+        product([1, CALLS_AT_ONCE, 4], [3, 12, 1 << 20]),
+        lambda at_once, room_rows: room_rows > 3 or at_once == 1,
+    ),
+)
 def test_slices_in_flight_do_not_mix_whatever_fails(tmp_path: Path, at_once: int, room_rows: int):
     work = list(slices())
     alone = predictor("models:fussy", 8)

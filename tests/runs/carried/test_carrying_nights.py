@@ -56,7 +56,7 @@ def apply(folder: Path, broken: set[str], change: Change, nth: int) -> None:
 
 
 @settings(
-    max_examples=3,
+    max_examples=2,
     deadline=None,
     suppress_health_check=list(HealthCheck),
     phases=(

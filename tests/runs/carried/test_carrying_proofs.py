@@ -55,7 +55,7 @@ def out(tmp_path: Path) -> Store:
     return Store(str(tmp_path / "out"))
 
 
-@pytest.fixture(params=["inputs", "content"])
+@pytest.fixture(params=["inputs", pytest.param("content", marks=pytest.mark.slow)])
 def inputs(request: pytest.FixtureRequest, tmp_path: Path) -> Inputs:
     return Inputs.write(tmp_path / "inputs", request.param)
 

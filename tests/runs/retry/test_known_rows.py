@@ -63,7 +63,13 @@ def assert_as_run_anew(partition: EarlierPartition, tmp_path: Path) -> None:
     assert {check["name"]: check["status"] for check in found["checks"]}["keys"] == "pass"
 
 
-@pytest.mark.parametrize("write", [write_images, write_parquet, write_ids, write_tars, write_lines])
+@pytest.mark.parametrize(
+    "write",
+    [
+        *(write_parquet, write_lines),
+        *(pytest.param(w, marks=pytest.mark.slow) for w in (write_images, write_ids, write_tars)),
+    ],
+)
 def test_shards_and_rows_that_failed_are_known_after_each_retry(write: Write, tmp_path: Path):
     partition = with_weights(tmp_path, write)
     partition.run()

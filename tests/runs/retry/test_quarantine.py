@@ -66,7 +66,8 @@ def verify(partition: EarlierPartition) -> None:
 @pytest.mark.parametrize(
     ("write", "by"),
     quick_cases(
-        product(SOURCES, [(), ("label",)]), lambda write, by: not by or write is write_parquet
+        product(SOURCES, [(), ("label",)]),
+        lambda write, by: write is (write_parquet if by else write_links),
     ),
     ids=lambda value: getattr(value, "__name__", "by label" if value else "flat"),
 )

@@ -120,7 +120,7 @@ def compact(
     )  # fmt: skip
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(CASES)
 def test_the_same_rows_and_places_as_of_a_full_recompute(case: Case):
     with TemporaryDirectory() as folder:
