@@ -17,10 +17,10 @@ from pipeline.core.errors import JobError
 
 FUNCTIONS = {
     *("backfill", "diff", "gc", "history", "load_job", "open_output", "plan", "predict"),
-    *("retry", "rollback", "run"),
+    *("reproduce", "retry", "rollback", "run"),
     *("status", "stop", "tune", "verify"),
 }
-TYPES = {"Diff", "Job", "Output", "Partition", "Report"}
+TYPES = {"Diff", "Job", "Output", "Partition", "Report", "Reproduced"}
 SECTIONS: dict[str, Any] = {
     "source": {"uri": "in", "format": "images"},
     "model": {"name": "efficientnet-lite0"},
