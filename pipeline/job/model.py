@@ -41,6 +41,15 @@ class Output(Section):
     """Its shape for one row; `[]` is one number."""
 
 
+class Message(Section):
+    """A message of a chat, for task `choices`."""
+
+    role: Literal["system", "user", "assistant"]
+    """Whose it is."""
+    content: str
+    """What it says; one message of all has `{text}`, where the text of a row goes."""
+
+
 class Head(Section):
     """One of several tasks over the outputs of one pass; its fields are those of `model`."""
 
@@ -125,6 +134,21 @@ class Model(Section):
     prompts: tuple[str, ...] | dict[str, str] = ()
     """Task `zero_shot`: a text for each label, or a mapping of label to text. For an NLI model the
     text is the hypothesis, such as `This example is about sport.`"""
+    choices: tuple[str, ...] | dict[str, str] = Field(
+        default=(), exclude_if=lambda value: not value
+    )
+    """Task `choices`: the answers, or a mapping of label to answer. A score is the softmax of the
+    mean log-likelihood of an answer's tokens after the prompt. For an NLI model an answer is the
+    hypothesis, as `prompts` are."""
+    prompt: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Task `choices`: what the model continues with an answer, with `{text}` where the text of a
+    row goes, as in `Review: {text}\\nSentiment:`."""
+    messages: tuple[Message, ...] = Field(default=(), exclude_if=lambda value: not value)
+    """Task `choices`: the same as messages, `{role, content}` each, which the chat template of the
+    model directory writes. It is rendered once, in a sandbox, and never sees a text."""
+    prior_corrected: bool = Field(default=False, exclude_if=lambda value: not value)
+    """Task `choices`: take the mean log-likelihood that an answer has after an empty text off its
+    own, so that an answer that is likely anyway has no advantage."""
     targets: tuple[str, ...] = ()
     """Task `regress`: a column name for each number; left out: one column `value`."""
     outputs: tuple[Output, ...] = ()

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.errors import JobError
 from pipeline.core.registry import TASKS, built_in
 from pipeline.models.directories.facts import (
+    CAUSAL,
+    SEQ2SEQ,
     TOWERS,
     DenseLayer,
     DirectoryFacts,
@@ -23,6 +25,7 @@ from pipeline.models.directories.onnx.choice import onnx_file_of
 from pipeline.models.directories.tensors import read_headers, read_tensors
 from pipeline.models.tasks import served_as, task_class
 from pipeline.models.tasks.base import TaskSpec
+from pipeline.preprocessing.texts.text_settings import TextSettings
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +34,11 @@ CONFIG = "config.json"
 
 
 def build_module(
-    path: Path, facts: DirectoryFacts, task: TaskSpec, args: Mapping[str, Any] | None = None
+    path: Path,
+    facts: DirectoryFacts,
+    task: TaskSpec,
+    args: Mapping[str, Any] | None = None,
+    text: TextSettings | None = None,
 ) -> torch.nn.Module:
     """Build the module of a local directory: float32, on the CPU, in eval mode.
 
@@ -40,6 +47,7 @@ def build_module(
         facts: What `read_facts` read of it; the job may have another pooling.
         task: What the outputs are for.
         args: `model.args`; a directory takes none.
+        text: How the job tokenises its rows; a language model's prompt is a part of it.
 
     Returns:
         Takes the tensors of `facts.text.tensor_names` by name, or `pixels` float (B, 3, H, W),
@@ -64,7 +72,11 @@ def build_module(
         module = timm_module(path, facts.module, embeds=served == "embed")
     else:
         module = _class_module(path, facts, facts.module, task)
-    if task.prompts and facts.text is not None:
+    if isinstance(facts.module, LibraryClass) and facts.module.head in (CAUSAL, SEQ2SEQ):
+        from pipeline.models.directories.text.choices import with_choices
+
+        module = with_choices(facts.module.head, module, task, text)
+    elif task.prompts and facts.text is not None:
         from pipeline.models.directories.text.zero_shot import with_prompts
 
         module = with_prompts(path, facts, module, task.prompts)
@@ -102,6 +114,8 @@ def _class_module(
         return _tower(path, facts, task, model)
     if named.head == "detection":
         return DetectorModule(model)
+    if named.head in (CAUSAL, SEQ2SEQ):
+        return model
     if facts.text is None:
         return ImageModule(model, facts.pooling.modes[0] if facts.pooling else "logits")
     output = _pooled(path, facts.pooling) if facts.pooling else Logits()

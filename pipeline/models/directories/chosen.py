@@ -40,7 +40,7 @@ class ModelClass:
     built: Any
     """The class that is built."""
     head: str
-    """`sequence`, `token`, `image`, `detection` or `none`."""
+    """As `LibraryClass.head`."""
     module: torch.nn.Module
     """An instance of `built`; its numbers mean nothing."""
 

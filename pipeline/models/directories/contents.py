@@ -22,6 +22,7 @@ from pipeline.models.directories.json_files import (
 from pipeline.models.directories.refused import explain
 from pipeline.models.directories.tensors import INDEX, SINGLE, shards_of
 from pipeline.models.directories.text import sentence_transformers as st
+from pipeline.models.directories.text.chat_template import FILE as CHAT
 from pipeline.models.directories.text.text_facts import CONFIG as TOKENIZER_CONFIG
 from pipeline.models.directories.text.text_facts import SPECIAL, TOKENIZER
 from pipeline.storage.interface import StoredFile
@@ -38,6 +39,7 @@ _TRANSFORMER = (
     PROCESSOR,
     BOTH,
     st.LENGTHS,
+    CHAT,
 )
 _TOP = (st.MODULES, st.PROMPTS, *_TRANSFORMER)
 _DENSE = (CONFIG, SINGLE)
@@ -55,6 +57,7 @@ def choose_files(store: Store) -> list[StoredFile]:
     found = _look_up(store, _TOP)
     if st.MODULES in found:
         modules = st.parse_modules(parse_json(_read(store, st.MODULES, found), st.MODULES))
+        found.pop(CHAT, None)  # encoders write no chats
     else:
         modules = [("Transformer", "")]
     found |= _look_up(store, _of_modules(modules))

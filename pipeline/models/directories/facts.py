@@ -14,6 +14,8 @@ DirectoryKind = Literal["transformers", "sentence_transformers", "timm", "onnx"]
 InputKind = Literal["text", "image", "features"]
 TOWERS = "towers"
 """Head of a model of images and texts, of which a job takes one side."""
+CAUSAL, SEQ2SEQ = "causal", "seq2seq"
+"""Heads of language models: one that continues a text, one that answers to it."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class LibraryClass:
     built: str
     """The class that is built."""
     head: str
-    """`sequence`, `token`, `image`, `detection`, `none` or `TOWERS`."""
+    """`sequence`, `token`, `image`, `detection`, `causal`, `seq2seq`, `none` or `TOWERS`."""
 
 
 @dataclass(frozen=True)

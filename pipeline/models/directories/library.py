@@ -153,7 +153,7 @@ def named_class(name: str, config: Any) -> Any:
 
 
 def head_of(cls: Any, config: Any) -> str:
-    """Return `sequence`, `token`, `image`, `detection` for such heads, otherwise `none`."""
+    """Return what a class's head is for, as `LibraryClass.head` names it; otherwise `none`."""
     import transformers
 
     for head, mapping in (
@@ -161,6 +161,8 @@ def head_of(cls: Any, config: Any) -> str:
         ("token", transformers.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING),
         ("image", transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING),
         ("detection", transformers.MODEL_FOR_OBJECT_DETECTION_MAPPING),
+        ("causal", transformers.MODEL_FOR_CAUSAL_LM_MAPPING),
+        ("seq2seq", transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING),
     ):
         if _is_in(cls, mapping, config):
             return head
@@ -190,7 +192,7 @@ def encoder_of(cls: Any, config: Any, *, is_declared: bool) -> Any:
         return base
     raise JobError(
         f"model.path: config.json: architectures names {cls.__name__}, whose outputs are no task "
-        "here; expected an encoder, or a sequence, token or image classification"
+        "here; expected an encoder, a language model, or a classification"
     )
 
 

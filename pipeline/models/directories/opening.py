@@ -16,19 +16,20 @@ from typing import TYPE_CHECKING, Any, cast
 from pipeline.core.cache.node_cache import cached_folder, key_of, versions_of
 from pipeline.core.errors import InfraError, JobError
 from pipeline.models.directories.build import build_module
-from pipeline.models.directories.facts import DirectoryFacts, InputKind, TextFacts
+from pipeline.models.directories.facts import CAUSAL, SEQ2SEQ, DirectoryFacts, InputKind, TextFacts
 from pipeline.models.directories.json_files import is_timm, read_object
 from pipeline.models.directories.onnx.choice import onnx_file_of
 from pipeline.models.directories.snapshot import ModelDirectory, local, open_directory
 from pipeline.models.directories.text.sentence_transformers import MODULES
 from pipeline.models.directories.text.text_facts import prompt_tokens
 from pipeline.models.tasks.base import TaskSpec
+from pipeline.preprocessing.texts.text_settings import TextSettings
 
 if TYPE_CHECKING:
     import torch
 
 CONFIG = "config.json"
-_VERSION = 8
+_VERSION = 9
 """Of what is kept; raise it if the same directory gives other facts."""
 _PACKAGES = ("transformers", "tokenizers", "timm", "onnx", "onnxruntime")
 _FILE = "facts.json"
@@ -100,11 +101,13 @@ def _read(path: Path, wanted: InputKind | None) -> DirectoryFacts:
         return timm_facts(path, values)
     from pipeline.models.directories.chosen import choose
     from pipeline.models.directories.image.image_facts import image_facts, tower_facts
-    from pipeline.models.directories.text.encoder_facts import encoder_facts
+    from pipeline.models.directories.text.encoder_facts import encoder_facts, language_facts
 
     chosen = choose(path)
     if chosen.has_towers:
         return tower_facts(path, chosen, wanted or "image")
+    if chosen.head in (CAUSAL, SEQ2SEQ):
+        return language_facts(path, chosen)
     return encoder_facts(path, chosen) if chosen.takes_text else image_facts(path, chosen)
 
 
@@ -153,7 +156,7 @@ def directory_module(
     input_name: str,
     pooling: str | None,
     task: TaskSpec,
-    prefix: str | None = None,
+    text: TextSettings | None = None,
 ) -> torch.nn.Module:
     """Build the module of a directory from this node's copy; see `build_module`.
 
@@ -162,7 +165,7 @@ def directory_module(
         input_name: What the job's rows are.
         pooling: The job's pooling; None: the directory's.
         task: What the outputs are for.
-        prefix: What is put before each text; None: the directory's.
+        text: How the job tokenises its rows; None: they are no texts.
 
     Raises:
         JobError: The directory changed, does not serve the task, or its weights do not fit.
@@ -171,9 +174,9 @@ def directory_module(
     facts = read_facts(path, cast(InputKind, input_name))
     if pooling is not None and facts.pooling is not None:
         facts = replace(facts, pooling=replace(facts.pooling, modes=(pooling,)))
-    if facts.text is not None and prefix is not None:
-        facts = _with_prefix(path, facts, facts.text, prefix)
-    return build_module(path, facts, task)
+    if facts.text is not None and text is not None:
+        facts = _with_prefix(path, facts, facts.text, text.prefix)
+    return build_module(path, facts, task, text=text)
 
 
 def _with_prefix(path: Path, facts: DirectoryFacts, text: TextFacts, prefix: str) -> DirectoryFacts:

@@ -16,6 +16,7 @@ from pipeline.core.schema import GEOMETRY
 from pipeline.core.user_code.own_code import errors_told
 from pipeline.job.text import Text
 from pipeline.models.resolving.cards import FoundModel, find_card
+from pipeline.models.resolving.prompt_choice import choose_prompt
 from pipeline.models.resolving.taken_images import (
     require_image_fits,
     warn_of_convolutions,
@@ -72,6 +73,8 @@ def resolve_model(
     if parts:
         _require_several(model)
     card = find_card(model, allow_import, input_name, has_pairs=has_pairs)
+    if has_pairs and model.choices:
+        raise JobError("source.text_pair_column: task 'choices' takes one text a row; leave it out")
     choose = partial(choose_transform, allow_import=allow_import, max_image_px=max_image_px)
     weights_uri, chosen, task = _all_of(
         lambda: _weights_uri(card, model),
@@ -212,6 +215,9 @@ def _choose_input(
 
 
 def _text(card: FoundModel, model: Model, wanted: Text) -> TextSettings:
+    prompt = choose_prompt(model, card, wanted)
+    is_nli = bool(card.facts and card.facts.labels)
+    texts = prompt_texts(model.prompts or model.choices)
     return choose_text(
         card.name,
         wanted,
@@ -220,5 +226,7 @@ def _text(card: FoundModel, model: Model, wanted: Text) -> TextSettings:
         model.storage_options,
         has_offsets=task_class(task_name(model, card)).is_per_token,
         # A model with labels of its own reads prompts as hypotheses behind the text.
-        hypotheses_of=prompt_texts(model.prompts) if card.facts and card.facts.labels else (),
+        hypotheses_of=texts if is_nli else (),
+        prompt=prompt,
+        answers=() if is_nli else texts,
     )

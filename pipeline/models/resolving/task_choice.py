@@ -60,6 +60,11 @@ def choose_task(model: Model, card: FoundModel, allow_import: Sequence[str]) -> 
                 f"model.labels: has {len(labels)} names, and {facts.architecture} of model.path "
                 f"has {len(facts.labels)} labels; give as many, or leave model.labels out"
             )
+    if model.prior_corrected and facts is not None and facts.labels:
+        raise JobError(
+            f"model.prior_corrected: has no effect on {facts.architecture}, whose scores are no "
+            "likelihoods; leave it out"
+        )
     code = ""
     if model.postprocess is not None:
         require_allowed("model.postprocess", model.postprocess, allow_import)
@@ -78,7 +83,8 @@ def choose_task(model: Model, card: FoundModel, allow_import: Sequence[str]) -> 
         embedding_type=model.embedding_type,
         activation=facts.activation if facts else "identity",
         aggregation=model.aggregation,
-        prompts=prompt_texts(model.prompts),
+        prompts=prompt_texts(model.prompts or model.choices),
+        prior_corrected=model.prior_corrected,
         postprocess_args=model.postprocess_args,
         max_detections=model.max_detections,
         nms_iou=model.nms_iou,

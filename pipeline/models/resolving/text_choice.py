@@ -10,7 +10,8 @@ from pipeline.core.errors import JobError
 from pipeline.job.text import Text
 from pipeline.models.directories.facts import TextFacts
 from pipeline.models.directories.text.hypotheses import hypotheses, reserved_tokens
-from pipeline.preprocessing.texts.text_settings import TextSettings
+from pipeline.preprocessing.texts.prompts import PromptTokenizer
+from pipeline.preprocessing.texts.text_settings import Prompt, TextSettings
 from pipeline.preprocessing.texts.tokenizer import (
     pad_id_of,
     parse_tokenizer,
@@ -19,6 +20,8 @@ from pipeline.preprocessing.texts.tokenizer import (
 )
 
 _TENSORS = ("input_ids", "attention_mask", "token_type_ids")
+_PROMPT_TOKENS = 4_096
+"""The most tokens of a prompt unless the job says another number: models take up to millions."""
 
 
 def choose_text(
@@ -30,6 +33,8 @@ def choose_text(
     *,
     has_offsets: bool,
     hypotheses_of: Sequence[str] = (),
+    prompt: Prompt | None = None,
+    answers: Sequence[str] = (),
 ) -> TextSettings:
     """Choose the tokenizer and its limits.
 
@@ -41,6 +46,8 @@ def choose_text(
         storage_options: Of the model.
         has_offsets: Whether the task needs the places of tokens in the text.
         hypotheses_of: Prompts that the model puts behind each text; the longest must fit.
+        prompt: What stands around each text; None: nothing.
+        answers: What the model continues a prompt with; the longest must fit.
 
     Raises:
         JobError: There is no tokenizer or limit, or they cannot be used.
@@ -54,32 +61,39 @@ def choose_text(
     tokenizer = parse_tokenizer(f"text.tokenizer = {uri}", data)
     with tokenizer_errors(f"text.tokenizer = {uri}: fails over texts"):
         reserved = reserved_tokens(hypotheses(tokenizer, hypotheses_of))
+        least = tokenizer.num_special_tokens_to_add(is_pair=True) + 2
+        if prompt is not None:
+            prompts = PromptTokenizer(tokenizer, prompt)
+            reserved += max(map(len, prompts.answers(answers)), default=0)
+            least = prompts.num_fixed + 1
+    most = _max_tokens(name, wanted, own, reserved, _PROMPT_TOKENS if prompt else None)
+    if most < least:
+        raise JobError(
+            f"text.max_tokens = {most}: leaves no room for a text beside "
+            f"{'the prompt' if prompt else 'special tokens'}; give {least} or more"
+        )
     return TextSettings(
         tokenizer_uri=uri,
         tokenizer_sha256=hashlib.sha256(data).hexdigest(),
-        max_tokens=_max_tokens(name, wanted, own, tokenizer, reserved),
+        max_tokens=most,
         prefix=wanted.prefix if wanted.prefix is not None else (own.prefix if own else ""),
         pad_id=own.pad_id if own else pad_id_of(tokenizer),
         tensor_names=own.tensor_names if own else _TENSORS,
         has_offsets=has_offsets,
+        prompt=prompt,
         storage_options=storage_options,
     )
 
 
 def _max_tokens(
-    name: str, wanted: Text, own: TextFacts | None, tokenizer: Any, reserved: int
+    name: str, wanted: Text, own: TextFacts | None, reserved: int, usual: int | None
 ) -> int:
-    most = wanted.max_tokens or (own.max_tokens - reserved if own else None)
+    free = own.max_tokens - reserved if own else None
+    most = wanted.max_tokens or (min(free, usual) if free and usual else free)
     if most is None:
         raise JobError(f"text.max_tokens: {name} says no limit; give the most tokens of a row")
     if own and most > own.max_tokens - reserved:
         raise JobError(
             f"text.max_tokens = {most}: {name} takes {own.max_tokens - reserved} at most"
-        )
-    with tokenizer_errors("text.tokenizer: cannot count its special tokens"):
-        least = tokenizer.num_special_tokens_to_add(is_pair=True) + 2
-    if most < least:
-        raise JobError(
-            f"text.max_tokens = {most}: leaves no room beside special tokens; give {least} or more"
         )
     return most

@@ -22,6 +22,7 @@ REGISTRY = {
     "keypoints": "pipeline.models.tasks.keypoints:Keypoints",
     "tokens": "pipeline.models.tasks.tokens:Tokens",
     "zero_shot": "pipeline.models.tasks.zero_shot:ZeroShot",
+    "choices": "pipeline.models.tasks.choices:Choices",
     "heads": "pipeline.models.tasks.heads:Heads",
     "raw": "pipeline.models.tasks.raw:Raw",
 }

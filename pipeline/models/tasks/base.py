@@ -35,7 +35,7 @@ Mask = npt.NDArray[np.bool_]
 
 _ADDED = (
     *("min_score", "embedding_type", "activation", "aggregation", "prompts"),
-    *("max_detections", "nms_iou", "scores"),
+    *("max_detections", "nms_iou", "scores", "prior_corrected"),
 )
 """Fields of `TaskSpec` that its JSON form leaves out if they have their default value."""
 
@@ -64,7 +64,9 @@ class TaskSpec:
     aggregation: str = "simple"
     """Task `tokens`: how tokens become entities."""
     prompts: tuple[str, ...] = ()
-    """Task `zero_shot`: the text of each label, in the order of `labels`."""
+    """Tasks `zero_shot`, `choices`: the text of each label, in the order of `labels`."""
+    prior_corrected: bool = False
+    """Task `choices`: the likelihood of an answer without a text is taken off."""
     postprocess_args: Mapping[str, Any] = field(default_factory=dict)
     """Its arguments, by name: JSON values."""
     max_detections: int = 100
@@ -75,7 +77,7 @@ class TaskSpec:
     heads: tuple[tuple[str, TaskSpec], ...] = ()
     """Task `heads`: name -> what the head does, in the order of the job."""
     scores: str = "logits"
-    """Tasks `classify`, `multilabel`, `zero_shot`: what the outputs are: see `tasks.scores`."""
+    """Tasks that score labels: what the outputs are: see `tasks.scores`."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """The job's `model.task_options`: JSON values."""
 

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.job.section import Section
+    from pipeline.preprocessing.texts.tokenizer import Tokens
 
 STAGE = "tokenize"
 IDS, MASK, TYPES = "input_ids", "attention_mask", "token_type_ids"
@@ -163,12 +164,9 @@ class TextInput:
 
     def _tokenised(self, rows: pa.Table, chosen: Rows) -> pa.Table:
         """Return the columns of `fields` and `published_fields` for some rows."""
-        from pipeline.preprocessing.texts.tokenizer import tokenise
-
         some = rows.select([c for c in (TEXT, TEXT_PAIR) if c in rows.column_names])
         some = some.take(pa.array(chosen, pa.int64()))
-        pairs = some.column(TEXT_PAIR).to_pylist() if self.text.has_pair else None
-        found = tokenise(self.text, some.column(TEXT).to_pylist(), pairs)
+        found = self._tokens_of(some)
         still_alive()
         ends = np.concatenate([[0], np.cumsum(found.counts)]).astype(np.int32)
         columns = {TOKEN_IDS: pa.ListArray.from_arrays(ends, found.ids)}
@@ -180,6 +178,17 @@ class TextInput:
         columns[NUM_TOKENS] = pa.array(found.counts)
         columns[TRUNCATED] = pa.array(found.truncated)
         return pa.table(columns)
+
+    def _tokens_of(self, rows: pa.Table) -> Tokens:
+        texts = rows.column(TEXT).to_pylist()
+        if self.text.prompt is not None:
+            from pipeline.preprocessing.texts.prompts import tokenise_prompts
+
+            return tokenise_prompts(self.text, texts)
+        from pipeline.preprocessing.texts.tokenizer import tokenise
+
+        pairs = rows.column(TEXT_PAIR).to_pylist() if self.text.has_pair else None
+        return tokenise(self.text, texts, pairs)
 
     def arrays(self, rows: pa.Table) -> Arrays:
         """Return `input_ids` (N, L), padded to the longest row, and `num_tokens` (N,), int32."""

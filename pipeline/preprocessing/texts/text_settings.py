@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What stands around the text of a row, for a model that continues it."""
+
+    before: str
+    after: str
+    adds_special: bool = True
+    """Whether the tokenizer adds its special tokens: a chat template has written them itself."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +35,8 @@ class TextSettings:
     """Whether a row is a pair of texts."""
     has_offsets: bool = False
     """Whether the places of tokens in the text are kept, for entities."""
+    prompt: Prompt | None = None
+    """What stands around each text; a longer row is cut at the end of the text."""
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -36,4 +48,5 @@ class TextSettings:
             "pad_id": self.pad_id,
             "tensor_names": list(self.tensor_names),
             "has_pair": self.has_pair,
+            **({"prompt": asdict(self.prompt)} if self.prompt else {}),
         }

@@ -53,7 +53,8 @@ class Tokens(NamedTuple):
     """(T,): the word of each token, -1 for special tokens; empty unless kept."""
 
 
-_NONE = np.zeros(0, np.int32)
+NONE = np.zeros(0, np.int32)
+NO_TYPES = np.zeros(0, np.int8)
 
 
 def tokenise(
@@ -77,20 +78,21 @@ def tokenise(
     batch = given if pairs is None else list(zip(given, pairs, strict=True))
     # The fast form leaves the offsets out.
     encode = tokenizer.encode_batch if settings.has_offsets else tokenizer.encode_batch_fast
-    found = _encoded(encode, batch)
+    found = encoded(encode, batch)
     return Tokens(
-        ids=_joined([each.ids for each in found], np.int32),
-        types=_joined([each.type_ids for each in found] if pairs is not None else [], np.int8),
+        ids=joined([each.ids for each in found], np.int32),
+        types=joined([each.type_ids for each in found] if pairs is not None else [], np.int8),
         counts=np.fromiter((len(each) for each in found), np.int32, len(found)),
         truncated=np.fromiter((bool(each.overflowing) for each in found), np.bool_, len(found)),
-        offsets=_offsets(found, len(prefix)) if settings.has_offsets else _NONE,
+        offsets=_offsets(found, len(prefix)) if settings.has_offsets else NONE,
         word_ids=_word_ids(_rule(path), given, found, len(prefix))
         if settings.has_offsets
-        else _NONE,
+        else NONE,
     )
 
 
-def _encoded(encode: Callable[[Any], list[Encoding]], batch: Sequence[Any]) -> list[Encoding]:
+def encoded(encode: Callable[[Any], list[Encoding]], batch: Sequence[Any]) -> list[Encoding]:
+    """Encode rows; what the library raises becomes a RowError."""
     try:
         return encode(batch)
     except BaseException as error:
@@ -108,7 +110,8 @@ def _is_of_library(error: BaseException) -> bool:
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
-def _joined(values: Sequence[Sequence[int]], dtype: type[Number]) -> npt.NDArray[Number]:
+def joined(values: Sequence[Sequence[int]], dtype: type[Number]) -> npt.NDArray[Number]:
+    """Return the values of all rows, one row after the other."""
     return np.array(list(itertools.chain.from_iterable(values)), dtype)
 
 
@@ -126,7 +129,7 @@ def _word_ids(
         for token, (_, end) in enumerate(each.offsets):
             if end <= num_prefix:
                 row[token] = NO_WORD  # the prefix is no part of the text
-    return _joined(words, np.int32)
+    return joined(words, np.int32)
 
 
 @functools.lru_cache(maxsize=4)

@@ -89,6 +89,10 @@ CASES = {
         TaskSpec("zero_shot", labels=("a", "b", "c", "d"), top_k=2, prompts=("e", "f", "g", "h")),
         DRAWN,
     ),
+    "choices": Case(
+        TaskSpec("choices", labels=("a", "b", "c", "d"), top_k=2, prompts=("e", "f", "g", "h")),
+        -DRAWN,
+    ),
     "raw": Case(TaskSpec("raw", outputs=(OutputSpec("map", (2, 2)),)), DRAWN.reshape(3, 2, 2)),
     "score": Case(TaskSpec("score"), DRAWN[:, 0]),
     "detect": Case(

@@ -142,3 +142,23 @@ def text_of(folder: Path, chosen: ModelClass, prefix: str = "") -> TextFacts:
 def said_of(text: TextFacts) -> tuple[str, ...]:
     """Return what `pipeline plan` says of texts."""
     return (f"{text.tokenizer}: texts of at most {text.max_tokens} tokens",)
+
+
+def language_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
+    """Read the facts of a language model; raises as `encoder_facts`."""
+    text = text_of(folder, chosen)
+    window = getattr(chosen.config, "sliding_window", None)
+    if isinstance(window, int) and getattr(chosen.config, "use_sliding_window", True):
+        # Tokens outside the window would count by their place in a batch, not in their prompt.
+        text = replace(text, max_tokens=min(text.max_tokens, window))
+    return DirectoryFacts(
+        kind="transformers",
+        architecture=chosen.built.__name__,
+        input="text",
+        tasks=("choices",),
+        labels=None,
+        embedding_dim=None,
+        module=chosen.facts,
+        text=text,
+        said=(f"{chosen.at}{CONFIG}: {chosen.named.__name__}, language model", *said_of(text)),
+    )

@@ -1,0 +1,265 @@
+"""Modules of task `choices`: the mean log-likelihood (B, K) of K answers after each prompt.
+
+The keys and values of a prompt are computed once for all answers, and those of the tokens that all
+prompts begin with once for all rows. `forward` takes `input_ids` and `attention_mask`, int64
+(B, L), padded on the right, each row with at least one token.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.core.errors import JobError
+from pipeline.core.printable import clean_message
+from pipeline.models.directories.facts import CAUSAL
+from pipeline.models.tasks.base import TaskSpec
+from pipeline.preprocessing.texts.prompts import prompt_tokenizer
+from pipeline.preprocessing.texts.text_settings import TextSettings
+
+_CHECKED_TOKENS, _CHECKED_ANSWERS, _TOLERANCE = (7, 4), 3, 1e-3
+
+
+class Choices(nn.Module):
+    """Base of both: what to make of log-likelihoods."""
+
+    def __init__(self, model: nn.Module, answers: Sequence[Sequence[int]]) -> None:
+        """Take a model of the library, and the token ids of K answers, at least one each."""
+        super().__init__()
+        self.model = model
+        self.prior: tuple[float, ...] = (0.0,) * len(answers)
+        """Taken off the mean log-likelihood of each answer."""
+        for number, answer in enumerate(answers):
+            self.register_buffer(f"answer_{number}", torch.tensor(answer), persistent=False)
+        self.num_answers = len(answers)
+        taken = inspect.signature(model.forward).parameters
+        self._cache_name = "cache" if "cache" in taken else "past_key_values"
+        self._takes = frozenset(taken)
+
+    def answers(self) -> list[torch.Tensor]:
+        """Return the token ids of each answer, (C,), on the device of the model."""
+        return [self.get_buffer(f"answer_{number}") for number in range(self.num_answers)]
+
+    def means(self, sums: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return float32 (B, K) of the log-likelihoods (B,) of each answer as a whole."""
+        found = [each / len(answer) for each, answer in zip(sums, self.answers(), strict=True)]
+        scores = torch.stack(found, dim=1)
+        return scores - scores.new_tensor(self.prior)
+
+    def run(self, cache: Any, **tensors: Any) -> torch.Tensor:
+        """Run the model with keys and values that it may add to; return its logits (B, T, V)."""
+        options = {self._cache_name: cache, "use_cache": True}
+        found: torch.Tensor = self.model(**tensors, **options).logits
+        return found
+
+
+class CausalChoices(Choices):
+    """Answers that continue the prompt."""
+
+    def __init__(self, model: nn.Module, answers: Sequence[Sequence[int]]) -> None:
+        super().__init__(model, answers)
+        self.shared: tuple[int, ...] = ()
+        """The token ids that prompts begin with."""
+        self._shared_states: list[tuple[torch.Tensor, torch.Tensor]] = []
+        """Of each layer, the keys and values of these tokens, (1, heads, P, size)."""
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Return float32 (B, K)."""
+        cache, lengths = _new_cache(), attention_mask.sum(dim=1, keepdim=True)
+        start, end = self._begin(cache, input_ids, lengths), input_ids.shape[1] - 1
+        if end > start:
+            # All tokens but the last of the longest. What padding adds is masked afterwards.
+            self._pass(cache, input_ids[:, start:end], _places(start, end, input_ids))
+        is_seen = _places(0, end, input_ids) < lengths - 1
+        is_seen = torch.cat([is_seen, is_seen.new_ones((len(is_seen), 1))], dim=1)
+        last = input_ids.gather(1, lengths - 1)
+        first = self._pass(cache, last, lengths - 1, is_seen)[:, -1]
+        states = _states(cache)
+        sums = []
+        for answer in self.answers():
+            total = _likelihoods(first, answer[0])
+            if len(answer) > 1:
+                _restore(cache, states)
+                tokens = answer[:-1].expand(len(input_ids), -1)
+                mask = torch.cat([is_seen, is_seen.new_ones(tokens.shape)], dim=1)
+                places = lengths + torch.arange(tokens.shape[1], device=tokens.device)
+                logits = self._pass(cache, tokens, places, mask, keep=tokens.shape[1])
+                total = total + _likelihoods(logits, answer[1:]).sum(dim=1)
+            sums.append(total)
+        return self.means(sums)
+
+    def plain(self, ids: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
+        """Return the mean log-likelihood of an answer (C,) after a prompt (T,), by one pass."""
+        logits = self.model(input_ids=torch.cat([ids, answer])[None], use_cache=False).logits
+        return _likelihoods(logits[:, len(ids) - 1 : -1], answer).mean()
+
+    def _begin(self, cache: Any, input_ids: torch.Tensor, lengths: torch.Tensor) -> int:
+        """Begin with the keys and values that prompts share; return of how many tokens they are."""
+        size = len(self.shared)
+        if not size or input_ids.shape[1] <= size:
+            return 0
+        shared = torch.tensor(self.shared, device=input_ids.device)
+        if not bool((input_ids[:, :size] == shared).all() & (lengths > size).all()):
+            return 0
+        if not self._shared_states:
+            own = _new_cache()
+            self._pass(own, shared[None], _places(0, size, shared[None]))
+            self._shared_states = _states(own)
+        for number, (keys, values) in enumerate(self._shared_states):
+            rows = len(input_ids)
+            cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), number)
+        return size
+
+    def _pass(
+        self,
+        cache: Any,
+        ids: torch.Tensor,
+        places: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        keep: int = 1,
+    ) -> torch.Tensor:
+        """Return the logits of the last `keep` tokens.
+
+        Args:
+            cache: Keys and values of P tokens.
+            ids: (B, T).
+            places: (B, T), of each token in its prompt.
+            mask: bool (B, P + T): which tokens may be seen; None: all.
+            keep: Of how many tokens; a model that cannot choose gives those of all.
+        """
+        rows, length = ids.shape
+        if mask is None:
+            mask = ids.new_ones((rows, length + cache.get_seq_length()), dtype=torch.bool)
+        options: dict[str, Any] = {"position_ids": places} if "position_ids" in self._takes else {}
+        if "logits_to_keep" in self._takes:
+            options["logits_to_keep"] = keep
+        return self.run(cache, input_ids=ids, attention_mask=mask.long(), **options)
+
+
+class TargetChoices(Choices):
+    """Answers of a decoder to the prompt that an encoder has read."""
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Return float32 (B, K)."""
+        from transformers import EncoderDecoderCache
+
+        encoder: Any = self.model.get_encoder()  # type: ignore[operator]
+        encoded = encoder(input_ids=input_ids, attention_mask=attention_mask)
+        prompt, sums = _new_cache(), []
+        for answer in self.answers():
+            logits = self.run(
+                EncoderDecoderCache(_new_cache(), prompt),
+                encoder_outputs=encoded,
+                attention_mask=attention_mask,
+                decoder_input_ids=self._decoded(answer).expand(len(input_ids), -1),
+            )
+            sums.append(_likelihoods(logits, answer).sum(dim=1))
+        return self.means(sums)
+
+    def plain(self, ids: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
+        """Return the mean log-likelihood of an answer (C,) to a prompt (T,), by one pass."""
+        found = self.model(
+            input_ids=ids[None], decoder_input_ids=self._decoded(answer)[None], use_cache=False
+        )
+        return _likelihoods(found.logits, answer).mean()
+
+    def _decoded(self, answer: torch.Tensor) -> torch.Tensor:
+        config: Any = self.model.config
+        return torch.cat([answer.new_tensor([config.decoder_start_token_id]), answer[:-1]])
+
+
+def with_choices(
+    head: str, model: nn.Module, task: TaskSpec, text: TextSettings | None
+) -> nn.Module:
+    """Return the module that scores the answers of a task.
+
+    Args:
+        head: As `LibraryClass.head`, of a language model.
+        model: Of the library, with this head.
+        task: Its prompts are the answers.
+        text: With the prompt of the job.
+
+    Raises:
+        JobError: Keys and values of the model cannot be shared.
+    """
+    assert text is not None, "the job's rows are texts"
+    tokenizer = prompt_tokenizer(text)
+    module: CausalChoices | TargetChoices
+    if head == CAUSAL:
+        module = CausalChoices(model, tokenizer.answers(task.prompts))
+    else:
+        module = TargetChoices(model, tokenizer.targets(task.prompts))
+    with torch.no_grad():
+        _require_shares(module)
+        if task.prior_corrected:
+            [ids] = tokenizer.prompts([""])
+            prompt = torch.tensor([ids])
+            module.prior = tuple(module(prompt, torch.ones_like(prompt))[0].tolist())
+    if isinstance(module, CausalChoices):
+        module.shared = tuple(tokenizer.shared())
+    return module
+
+
+def _require_shares(module: CausalChoices | TargetChoices) -> None:
+    """Refuse a model whose likelihoods change where keys and values are shared and padded."""
+    name = type(module.model).__name__
+    size = module.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    width = max(_CHECKED_TOKENS)
+    ids = (torch.arange(len(_CHECKED_TOKENS) * width) * 31 % size).view(-1, width)
+    lengths = torch.tensor(_CHECKED_TOKENS)[:, None]
+    mask = (torch.arange(width) < lengths).long()
+    try:
+        found = module(ids, mask)
+        for row, length in enumerate(_CHECKED_TOKENS):
+            for number, answer in enumerate(module.answers()[:_CHECKED_ANSWERS]):
+                off = abs(float(found[row, number] - module.plain(ids[row, :length], answer)))
+                if not off <= _TOLERANCE * max(1.0, abs(float(found[row, number]))):
+                    raise ValueError(f"log-likelihoods are off by {off:.2g}")
+    except Exception as error:
+        told = clean_message(f"{type(error).__name__}: {error}", 200)
+        raise JobError(
+            f"model.task = 'choices': {name} of model.path cannot score answers that share a "
+            f"prompt: {told}; take another model"
+        ) from error
+
+
+def _new_cache() -> Any:
+    from transformers import DynamicCache
+
+    return DynamicCache()
+
+
+def _states(cache: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def _restore(cache: Any, states: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Take off what was added since: adding makes new tensors."""
+    for layer, (keys, values) in zip(cache.layers, states, strict=True):
+        layer.keys, layer.values = keys, values
+
+
+def _places(start: int, end: int, like: torch.Tensor) -> torch.Tensor:
+    """Return the places from start to end for each row of (B, L): int64 (B, end - start)."""
+    return torch.arange(start, end, device=like.device).expand(len(like), -1)
+
+
+def _likelihoods(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Return the log-likelihood of each token.
+
+    Args:
+        logits: (B, V) for one token, otherwise (B, C, V) or longer: the last C are taken.
+        tokens: int64 () or (C,).
+
+    Returns:
+        float32 (B,) or (B, C).
+    """
+    if not tokens.ndim:
+        return _likelihoods(logits[:, None], tokens[None])[:, 0]
+    logits = logits[:, -len(tokens) :].float()
+    chosen = logits.gather(2, tokens.expand(len(logits), -1)[:, :, None])[:, :, 0]
+    return chosen - logits.logsumexp(dim=2)

@@ -1,0 +1,197 @@
+"""Tokenise prompts: the text of a row between constant parts, and it stays text.
+
+Before and after it a prompt may have control tokens, such as those that begin the turn of a role.
+In a text they would be control tokens as well, so a text that has some is tokenised in pieces, none
+of which has a whole one.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.core.failures import Reason, RowError
+from pipeline.preprocessing.texts.text_settings import Prompt, TextSettings
+from pipeline.preprocessing.texts.tokenizer import (
+    NO_TYPES,
+    NONE,
+    Tokens,
+    encoded,
+    joined,
+    local_tokenizer,
+    parse_tokenizer,
+)
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_VARIED = ("", "a", "Zz", "\n", "1", "\u00e9")
+"""Texts whose prompts have in common what all prompts have."""
+
+
+class PromptTokenizer:
+    """The tokenizer of a model, and the prompt of a job."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Prompt) -> None:
+        """Take both; truncation and padding of the tokenizer are switched off."""
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._tokenizer, self._prompt = tokenizer, prompt
+        added = tokenizer.get_added_tokens_decoder().items()
+        unknown = _unknown(tokenizer)
+        self._control = {
+            number: token.content
+            for number, token in added
+            if token.content.strip()
+            and token.content != unknown
+            and (token.special or token.content in prompt.before + prompt.after)
+        }
+        self._before, self._after = self._plain(prompt.before), self._plain(prompt.after)
+        if prompt.adds_special:
+            around = tokenizer.encode("a")
+            first = around.special_tokens_mask.index(0)
+            last = len(around.ids) - around.special_tokens_mask[::-1].index(0)
+            self._before = [*around.ids[:first], *self._before]
+            self._after = [*self._after, *around.ids[last:]]
+        self._num_control = self._count([*self._before, *self._after])
+
+    @property
+    def num_fixed(self) -> int:
+        """Return the tokens of a prompt without a text."""
+        return len(self._before) + len(self._after)
+
+    def prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of the prompt of each text.
+
+        Raises:
+            RowError: The tokenizer fails over one of these texts, or makes control tokens of it.
+        """
+        before, after = self._prompt.before, self._prompt.after
+        encode = functools.partial(
+            self._tokenizer.encode_batch_fast, add_special_tokens=self._prompt.adds_special
+        )
+        found = encoded(encode, [f"{before}{text}{after}" for text in texts])
+        return [
+            each.ids if self._count(each.ids) == self._num_control else self._in_pieces(text)
+            for text, each in zip(texts, found, strict=True)
+        ]
+
+    def cut(self, ids: list[int], max_tokens: int) -> list[int]:
+        """Return a prompt without the end of its text, if it has more tokens than `max_tokens`."""
+        if len(ids) <= max_tokens:
+            return ids
+        end = len(ids) - len(self._after)
+        return [*ids[: max_tokens - len(self._after)], *ids[end:]]
+
+    def shared(self) -> list[int]:
+        """Return the token ids that prompts begin with, whatever their text is."""
+        # The tokens next to a text may be others, so the last one is left out.
+        columns = zip(*self.prompts(_VARIED), strict=False)
+        alike = itertools.takewhile(lambda each: len(set(each)) == 1, columns)
+        return [each[0] for each in alike][:-1]
+
+    def answers(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of answers as they continue a prompt.
+
+        After a word an answer begins with a space, after white space it does not. Its tokens depend
+        on what stands before it.
+        """
+        space = "" if self._prompt.after[-1:].isspace() else " "
+        context = self._prompt.after or "."
+        begin, found = self._plain(context), []
+        for text in texts:
+            whole = self._plain(f"{context}{space}{text}")
+            follows = whole[: len(begin)] == begin and len(whole) > len(begin)
+            found.append(whole[len(begin) :] if follows else self._plain(space + text))
+        return found
+
+    def targets(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of answers by themselves, with the tokenizer's special tokens."""
+        return [self._tokenizer.encode(text).ids for text in texts]
+
+    def _plain(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def _count(self, ids: Sequence[int]) -> int:
+        return sum(each in self._control for each in ids)
+
+    def _in_pieces(self, text: str) -> list[int]:
+        pieces = encoded(
+            functools.partial(self._tokenizer.encode_batch_fast, add_special_tokens=False),
+            _pieces(text, self._control.values()),
+        )
+        ids = [number for piece in pieces for number in piece.ids]
+        if self._count(ids):
+            held = next(self._control[number] for number in ids if number in self._control)
+            raise RowError(
+                Reason.DECODE_ERROR, f"the tokenizer makes the control token {held!r} of the text"
+            )
+        return [*self._before, *ids, *self._after]
+
+
+def tokenise_prompts(settings: TextSettings, texts: Sequence[str]) -> Tokens:
+    """Tokenise the prompts of rows; raises as `tokenizer.tokenise`.
+
+    Args:
+        settings: The tokenizer, the prompt and the limit.
+        texts: (N,).
+    """
+    tokenizer = prompt_tokenizer(settings)
+    whole = tokenizer.prompts(texts)
+    rows = [tokenizer.cut(ids, settings.max_tokens) for ids in whole]
+    return Tokens(
+        ids=joined(rows, np.int32),
+        types=NO_TYPES,
+        counts=np.fromiter(map(len, rows), np.int32, len(rows)),
+        truncated=np.fromiter(
+            (len(ids) > settings.max_tokens for ids in whole), np.bool_, len(rows)
+        ),
+        offsets=NONE,
+        word_ids=NONE,
+    )
+
+
+def prompt_tokenizer(settings: TextSettings) -> PromptTokenizer:
+    """Return the tokenizer of settings with a prompt, from this node's copy.
+
+    Raises:
+        JobError: The tokenizer cannot be read.
+    """
+    assert settings.prompt is not None, "the caller has asked"
+    return _opened(str(local_tokenizer(settings)), settings.prompt)
+
+
+@functools.lru_cache(maxsize=4)
+def _opened(path: str, prompt: Prompt) -> PromptTokenizer:
+    # Cores belong to actors: its own threads would take those of others.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return PromptTokenizer(
+        parse_tokenizer(f"text.tokenizer = {path}", Path(path).read_bytes()), prompt
+    )
+
+
+def _unknown(tokenizer: Tokenizer) -> str | None:
+    """Return the token that stands for what the tokenizer does not know, in any text."""
+    model = json.loads(tokenizer.to_str())["model"]
+    number = model.get("unk_id")
+    found: str | None = model.get("unk_token")
+    return found if number is None else str(model["vocab"][number][0])
+
+
+def _pieces(text: str, words: Iterable[str]) -> list[str]:
+    """Cut a text behind the first character of each of these words, wherever they stand in it."""
+    cuts = {0, len(text)}
+    for word in words:
+        place = text.find(word)
+        while place >= 0:
+            cuts.add(place + 1)
+            place = text.find(word, place + 1)
+    places = sorted(cuts)
+    return [text[a:b] for a, b in itertools.pairwise(places)]

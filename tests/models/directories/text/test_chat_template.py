@@ -1,0 +1,89 @@
+"""Chat templates are rendered as transformers does it, once, in a sandbox with bounds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support.models.choosing import MESSAGES, TEXTS
+from support.models.language_models import CHAT, make_language_model
+from support.models.snapshots import change_json
+
+from pipeline.core.errors import JobError
+from pipeline.models.directories.text.chat_template import FILE, chat_prompt
+
+SAID = [(each["role"], each["content"]) for each in MESSAGES]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_language_model(tmp_path_factory.mktemp("chat") / "m", "llama")
+
+
+def written(folder: Path, template: str) -> Path:
+    folder.mkdir()
+    (folder / FILE).write_text(template)
+    return folder
+
+
+@pytest.mark.parametrize("is_in_config", [False, True])
+def test_a_prompt_is_what_the_library_renders(model: Path, tmp_path: Path, is_in_config: bool):
+    from transformers import AutoTokenizer
+
+    folder = model
+    if is_in_config:
+        folder = tmp_path / "m"
+        folder.mkdir()
+        (folder / "tokenizer_config.json").write_text("{}")
+        change_json(folder / "tokenizer_config.json", chat_template=CHAT)
+    prompt = chat_prompt(folder, SAID)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    for text in TEXTS:
+        messages = [
+            {**each, "content": each["content"].replace("{text}", text, 1)} for each in MESSAGES
+        ]
+        expected = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+        assert prompt.before + text + prompt.after == expected
+
+
+def test_special_tokens_loop_controls_and_generation_marks_are_known(tmp_path: Path):
+    template = (
+        "{{ bos_token }}{% for m in messages %}{% if loop.index > 2 %}{% break %}{% endif %}"
+        "{% generation %}{{ m.content | tojson }}{% endgeneration %}{% endfor %}{{ missing }}"
+    )
+    folder = written(tmp_path / "m", template)
+    (folder / "tokenizer_config.json").write_text('{"bos_token": {"content": "<s>"}}')
+    prompt = chat_prompt(folder, SAID)
+    assert prompt.before == '<s>"Answer in one word.""Is it good or bad? '
+    assert prompt.after == '"'
+    assert not prompt.adds_special
+
+
+HOSTILE = {
+    "{{ ''.__class__.__mro__ }}": "SecurityError",
+    "{{ messages.append(1) }}": "SecurityError",
+    "{{ cycler.__init__.__globals__ }}": "SecurityError|UndefinedError",
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}": "too long",
+    "{% for a in range(99999) %}{{ 'x' * 1000 }}{% endfor %}": "more than 1,048,576",
+    "{{ 'x' * 9999999999 }}": "MemoryError|too much memory",
+    "{{ raise_exception('no system role') }}": "no system role",
+    "{{ strftime_now('%Y') }}": "'strftime_now' is undefined",
+    "{% if %}": "TemplateSyntaxError",
+    "{{ messages[0].content }}": "writes the text 0 times",
+    "{{ messages[1].content }}{{ messages[1].content }}": "writes the text 2 times",
+}
+
+
+@pytest.mark.parametrize("template", HOSTILE)
+def test_a_hostile_template_is_one_line(template: str, tmp_path: Path):
+    with pytest.raises(JobError, match=HOSTILE[template]) as raised:
+        chat_prompt(written(tmp_path / "m", template), SAID)
+    assert "write model.prompt instead" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_directory_without_a_template_is_refused(tmp_path: Path):
+    with pytest.raises(JobError, match="has no chat template"):
+        chat_prompt(tmp_path, SAID)

@@ -1,0 +1,198 @@
+"""Language models score the answers of a job as transformers' own loss does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.models.choosing import (
+    CHOICES,
+    MESSAGES,
+    PROMPT,
+    TEXTS,
+    choosing,
+    predicted,
+    prepared,
+    scores_of,
+)
+from support.models.language_models import (
+    FAMILIES,
+    SEQ2SEQ,
+    library_scores,
+    make_language_model,
+)
+from support.models.snapshots import make_snapshot, write_model
+
+from pipeline.core.errors import JobError
+from pipeline.core.schema import TOKEN_IDS
+from pipeline.models.directories.text.choices import CausalChoices
+from pipeline.models.spec import load_module
+from pipeline.preprocessing.model_input import BatchLimits
+
+LLAMA = "llama"
+
+
+def softmax(values: np.ndarray) -> np.ndarray:
+    found = np.exp(values - values.max(axis=-1, keepdims=True))
+    return found / found.sum(axis=-1, keepdims=True)
+
+
+def library_ids(path: Path, family: str, text: str) -> tuple[list[int], list[list[int]]]:
+    """Return the tokens of a prompt and of the answers, by the library's tokenizer."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    prompt = PROMPT.replace("{text}", text, 1)
+    ids = tokenizer(prompt).input_ids
+    if family in SEQ2SEQ:
+        return ids, [tokenizer(answer).input_ids for answer in CHOICES.values()]
+    whole = [tokenizer(f"{prompt} {answer}").input_ids for answer in CHOICES.values()]
+    assert all(each[: len(ids)] == ids for each in whole)
+    return ids, [each[len(ids) :] for each in whole]
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[pytest.mark.slow] * (name != LLAMA)) for name in FAMILIES]
+)
+def test_scores_are_those_of_the_library(family: str, tmp_path: Path):
+    path = make_language_model(tmp_path / "m", family)
+    spec = choosing(path)
+    rows = prepared(spec, TEXTS)
+    ids = rows.column(TOKEN_IDS).to_pylist()
+    found = predicted(spec, rows)
+    for number, text in enumerate(TEXTS):
+        prompt, answers = library_ids(path, family, text)
+        assert ids[number] == prompt
+        expected = softmax(library_scores(path, prompt, answers))
+        np.testing.assert_allclose(scores_of(found[number]), expected, atol=1e-4)
+        assert found[number]["label"] == [*CHOICES][int(expected.argmax())]
+    assert np.ptp([scores_of(row) for row in found], axis=0).max() > 5e-4  # the text decides
+
+
+@pytest.mark.parametrize("family", [LLAMA, "t5"])
+def test_neither_batches_nor_neighbours_change_a_score(family: str, tmp_path: Path):
+    spec = choosing(make_language_model(tmp_path / "m", family))
+    texts = [*TEXTS, "cat " * 200]
+    rows = prepared(spec, texts)
+    assert rows.column("truncated").to_pylist() == [False] * len(TEXTS) + [True]
+    expected = [scores_of(row) for row in predicted(spec, rows, BatchLimits(1))]
+    for limits in (BatchLimits(3, 64), BatchLimits(64, 4096)):
+        found = [scores_of(row) for row in predicted(spec, rows, limits)]
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    others = prepared(spec, [texts[0], *("dog " * len(text) for text in texts[1:])])
+    [first, *_] = predicted(spec, others, BatchLimits(64, 4096))
+    np.testing.assert_allclose(scores_of(first), expected[0], atol=1e-5)
+
+
+def test_what_all_prompts_begin_with_is_computed_once(tmp_path: Path):
+    spec = choosing(make_language_model(tmp_path / "m", LLAMA), messages=MESSAGES)
+    module = load_module(spec)
+    assert isinstance(module, CausalChoices)
+    inputs = spec.input.arrays(prepared(spec, TEXTS[1:3]))
+    ids = torch.from_numpy(inputs["input_ids"].astype(np.int64))
+    mask = (torch.arange(ids.shape[1]) < torch.tensor(inputs["num_tokens"])[:, None]).long()
+    assert len(module.shared) >= 3
+    assert ids[0, : len(module.shared)].tolist() == [*module.shared]
+    seen: list[int] = []
+    module.model.register_forward_pre_hook(
+        lambda _, __, given: seen.append(given["input_ids"].numel()), with_kwargs=True
+    )
+    with torch.inference_mode():
+        found = module(ids, mask)
+        seen.clear()
+        torch.testing.assert_close(module(ids, mask), found)
+        shared, module.shared = module.shared, ()
+        num_tokens = sum(seen)
+        seen.clear()
+        torch.testing.assert_close(module(ids, mask), found, atol=1e-4, rtol=0)
+    assert num_tokens == sum(seen) - len(shared) * len(ids)
+    # The prompt once, then what follows the first token of each answer.
+    rest = sum(len(answer) - 1 for answer in module.answers())
+    assert sum(seen) == (ids.shape[1] + rest) * len(ids)
+
+
+def test_prior_correction_takes_off_what_an_answer_has_without_a_text(tmp_path: Path):
+    path = make_language_model(tmp_path / "m", LLAMA)
+    plain, corrected = choosing(path), choosing(path, prior_corrected=True)
+    assert plain.to_dict() != corrected.to_dict()
+    rows = prepared(plain, TEXTS)
+    means = np.array([library_scores(path, *library_ids(path, LLAMA, text)) for text in TEXTS])
+    found = [scores_of(row) for row in predicted(corrected, rows)]
+    np.testing.assert_allclose(found, softmax(means - means[0]), atol=1e-4)
+    np.testing.assert_allclose(found[0], [1 / 3] * 3, atol=1e-4)  # of no text
+
+
+@pytest.mark.slow
+def test_an_nli_model_takes_the_prompt_as_premise_and_answers_as_hypotheses(tmp_path: Path):
+    from transformers import pipeline
+
+    labels = {0: "contradiction", 1: "neutral", 2: "entailment"}
+    path = make_snapshot(
+        tmp_path / "m", "bert", "sequence", id2label=labels,
+        label2id={label: number for number, label in labels.items()},
+    )  # fmt: skip
+    spec = choosing(path, prompt="the dog : {text}")
+    texts = ["the cat sat on the mat", "rain in the city"]
+    library = pipeline("zero-shot-classification", model=str(path), device="cpu")
+    for text, row in zip(texts, predicted(spec, prepared(spec, texts)), strict=True):
+        expected = library(f"the dog : {text}", [*CHOICES.values()], hypothesis_template="{}")
+        by_answer = dict(zip(expected["labels"], expected["scores"], strict=True))
+        wanted = [by_answer[answer] for answer in CHOICES.values()]
+        np.testing.assert_allclose(scores_of(row), wanted, atol=1e-5)
+
+
+def test_the_chat_template_and_the_prompt_are_in_the_settings(tmp_path: Path):
+    path = make_language_model(tmp_path / "m", LLAMA)
+    settings = [
+        spec.to_dict()
+        for spec in (
+            choosing(path),
+            choosing(path, prompt=f"{PROMPT} "),
+            choosing(path, prompt="{text}\nSentiment:"),
+            choosing(path, messages=MESSAGES),
+            choosing(make_language_model(tmp_path / "n", LLAMA, chat="{{ messages[1].content }}"),
+                     messages=MESSAGES),
+        )
+    ]  # fmt: skip
+    assert settings[0] == settings[1]  # an answer begins with the space
+    digests = {str(each["transform"]["prompt"]) for each in settings}
+    assert len(digests) == 4
+    assert settings[3]["weights_sha256"] != settings[4]["weights_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("cls", "config"),
+    [
+        ("BertLMHeadModel", {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}),
+        ("MambaForCausalLM", {"hidden_size": 32, "state_size": 4, "expand": 2}),
+    ],
+)
+def test_a_model_that_cannot_share_a_prompt_is_refused(
+    cls: str, config: dict[str, Any], tmp_path: Path
+):
+    import transformers
+
+    path = make_language_model(tmp_path / "m", LLAMA)
+    (path / "model.safetensors").unlink()
+    made = getattr(transformers, cls).config_class(
+        vocab_size=400, num_hidden_layers=2, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        **config,
+    )  # fmt: skip
+    write_model(path, getattr(transformers, cls), made)
+    spec = choosing(path)
+    with pytest.raises(JobError, match=f"{cls} of model.path cannot score answers that share a"):
+        load_module(spec)
+
+
+@pytest.mark.slow
+def test_half_precision_agrees_with_float32(tmp_path: Path):
+    spec = choosing(make_language_model(tmp_path / "m", LLAMA))
+    rows = prepared(spec, TEXTS)
+    expected = [scores_of(row) for row in predicted(spec, rows)]
+    found = [scores_of(row) for row in predicted(replace(spec, precision="bf16"), rows)]
+    np.testing.assert_allclose(found, expected, atol=0.1)
+    assert np.abs(np.array(found) - expected).max() > 0

@@ -1,0 +1,151 @@
+"""Small directories of language models with random weights, and what transformers says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from support.models.snapshots import write_model
+
+MAX_TOKENS = 160
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_SPECIAL = ("<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
+_TEXTS = (
+    "the cat sat on the mat and the dog did not like it at all",
+    "Review: a good film\nSentiment: positive",
+    "Review: a bad film\nSentiment: negative",
+    "system user assistant: Is it good or bad? Answer in one word.",
+)
+_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_SIZES = {
+    **_IDS,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": MAX_TOKENS,
+}
+_GROUPED = {**_SIZES, "num_key_value_heads": 2}
+_BART = {
+    **_IDS,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "max_position_embeddings": MAX_TOKENS,
+    "decoder_start_token_id": 2,
+    "forced_eos_token_id": 2,
+}
+FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    # family: prefix of the library's classes, configuration
+    "llama": ("Llama", {**_GROUPED, "tie_word_embeddings": True}),
+    "qwen2": ("Qwen2", _GROUPED),
+    "mistral": ("Mistral", {**_GROUPED, "sliding_window": 96}),
+    "gemma2": ("Gemma2", {**_GROUPED, "head_dim": 8, "sliding_window": 96}),
+    "gpt2": ("GPT2", {**_IDS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": MAX_TOKENS}),
+    "gpt_neox": ("GPTNeoX", _SIZES),
+    "opt": (
+        "OPT",
+        {**_SIZES, "ffn_dim": 64, "word_embed_proj_dim": 32},
+    ),
+    "bloom": ("Bloom", {**_IDS, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
+    "t5": (
+        "T5",
+        {
+            **_IDS,
+            **{"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4},
+            "decoder_start_token_id": 0,
+        },
+    ),
+    "bart": ("Bart", _BART),
+    "pegasus": ("Pegasus", {**_BART, "decoder_start_token_id": 0}),
+}
+SEQ2SEQ = ("t5", "bart", "pegasus")
+
+
+def make_language_model(folder: Path, family: str, chat: str | None = CHAT, **options: Any) -> Path:
+    """Write a small directory of a family and return its path.
+
+    Args:
+        folder: Made if it is not there.
+        family: One of FAMILIES.
+        chat: Its chat template; None: it has none.
+        options: Of the configuration.
+    """
+    import transformers
+
+    prefix, values = FAMILIES[family]
+    size = _write_tokenizer(folder, ends=family in SEQ2SEQ)
+    config = getattr(transformers, f"{prefix}Config")(vocab_size=size, **{**values, **options})
+    ending = "ForConditionalGeneration" if family in SEQ2SEQ else "ForCausalLM"
+    names = (f"{prefix}{ending}", f"{prefix}LMHeadModel")
+    cls = next(getattr(transformers, name) for name in names if hasattr(transformers, name))
+    write_model(folder, cls, config)
+    if chat is not None:
+        (folder / "chat_template.jinja").write_text(chat)
+    return folder
+
+
+def _write_tokenizer(folder: Path, *, ends: bool) -> int:
+    """Save a byte-level BPE tokenizer, which begins a text with <s>, or ends it with </s>."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=list(_SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_TEXTS * 4, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>" if ends else "<s> $A", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    saved = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=MAX_TOKENS,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        additional_special_tokens=list(_SPECIAL[3:]),
+    )
+    saved.save_pretrained(folder)
+    return tokenizer.get_vocab_size()
+
+
+def library_scores(folder: Path, prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> Any:
+    """Return the mean log-likelihood of each answer by the library's own loss, float64 (K,).
+
+    Args:
+        folder: The directory.
+        prompt: Token ids.
+        answers: Token ids of each.
+    """
+    import numpy as np
+    import torch
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(folder)
+    auto = transformers.AutoModelForCausalLM
+    if config.is_encoder_decoder:
+        auto = transformers.AutoModelForSeq2SeqLM
+    model = auto.from_pretrained(folder, dtype=torch.float32).eval()
+    found = []
+    for answer in answers:
+        ids, labels = list(prompt), list(answer)
+        if not config.is_encoder_decoder:
+            ids, labels = [*ids, *labels], [*[-100] * len(ids), *labels]
+        with torch.inference_mode():
+            loss = model(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss
+        found.append(-float(loss))
+    return np.array(found)
