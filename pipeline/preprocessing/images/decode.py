@@ -29,9 +29,7 @@ import functools
 import importlib.util
 import io
 import math
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,53 +37,30 @@ import numpy as np
 import torch
 
 # The import registers the plugin; otherwise the first WebP makes Pillow import all its plugins.
-from PIL import Image, UnidentifiedImageError, WebPImagePlugin  # noqa: F401
+from PIL import Image, WebPImagePlugin  # noqa: F401
 
 from pipeline.core.failures import Reason
+from pipeline.preprocessing.images.image_checks import (
+    TURNS,
+    DecodeLimits,
+    check_container,
+    check_px,
+    explain,
+    identified,
+    orientation_of,
+)
 from pipeline.preprocessing.images.image_formats import (
     BITS,
     PHOTOMETRIC,
     WHITE_IS_ZERO,
     Undecodable,
-    check_boxes,
-    check_tiff,
     identify,
-    lacks_boxes,
-    not_accepted,
-    prepare_decoder,
     read_tiff,
 )
 from pipeline.preprocessing.images.jpeg_headers import plain_header
-from pipeline.preprocessing.images.transform import MAX_ASPECT_RATIO
 
-_EXIF_ORIENTATION = 0x0112
-# Orientation -> (swap height and width first, then flip these dimensions of (3, H, W)).
-_TURNS: dict[int, tuple[bool, tuple[int, ...]]] = {
-    2: (False, (2,)),
-    3: (False, (1, 2)),
-    4: (False, (1,)),
-    5: (True, ()),
-    6: (True, (2,)),
-    7: (True, (1, 2)),
-    8: (True, (1,)),
-}
-_CUT_WORDS = ("truncated", "incomplete")
-_MEMORY_WORDS = ("out of memory", "allocate memory", "enough memory", "insufficient memory")
-_SOURCE_LINE = re.compile(r"^.*\.cpp:\d+, ")
 RGB = 3
 """`torchvision.io.ImageReadMode.RGB`"""
-
-
-@dataclass(frozen=True)
-class DecodeLimits:
-    """Limits that refuse an image by its size or header, before it is decoded.
-
-    Pillow's own limit against decompression bombs stays in force: an image of more than twice
-    `PIL.Image.MAX_IMAGE_PIXELS` (178,956,970 px) is refused even if `max_image_px` is higher.
-    """
-
-    max_image_bytes: int
-    max_image_px: int
 
 
 Shrink = Callable[[int, int], int]
@@ -122,22 +97,13 @@ def decode_sized(data: bytes, limits: DecodeLimits, shrink: Shrink | None = None
     Raises:
         Undecodable: The bytes are not a whole image of an accepted format within the limits.
     """
-    if not data:
-        raise Undecodable(Reason.EMPTY, "the image has 0 bytes")
-    if len(data) > limits.max_image_bytes:
-        raise Undecodable(
-            Reason.TOO_LARGE,
-            f"the image has {len(data)} bytes, allowed are {limits.max_image_bytes}",
-        )
-    kind = identify(data)
-    if kind is None:
-        raise not_accepted(data)
+    kind = identified(data, limits)
     try:
         return _decode(kind, data, limits, shrink)
     except Undecodable:
         raise
     except Exception as error:
-        raise _explain(error, kind, data) from error
+        raise explain(error, kind, data) from error
 
 
 def plain_jpeg_px(data: bytes, limits: DecodeLimits) -> int | None:
@@ -154,10 +120,10 @@ def plain_jpeg_px(data: bytes, limits: DecodeLimits) -> int | None:
     if header is None:
         return None
     try:
-        _check_px(*header.size_px, limits)
+        check_px(*header.size_px, limits)
         if not header.is_bare:  # Pillow reads what may turn it, which takes as long again
             with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-                if image.mode != "RGB" or _orientation(image) != 1:
+                if image.mode != "RGB" or orientation_of(image) != 1:
                     return None
     except Exception:  # noqa: BLE001  # whatever a malformed header raises
         return None
@@ -166,16 +132,12 @@ def plain_jpeg_px(data: bytes, limits: DecodeLimits) -> int | None:
 
 
 def _decode(kind: str, data: bytes, limits: DecodeLimits, shrink: Shrink | None) -> Decoded:
-    prepare_decoder(kind)
-    if kind == "TIFF":
-        check_tiff(data, limits.max_image_px)
-    if kind in ("AVIF", "HEIF"):
-        check_boxes(data)
+    check_container(kind, data, limits)
     with Image.open(io.BytesIO(data), formats=(kind,)) as image:  # lazy: reads the header only
-        _check_px(*image.size, limits)
+        check_px(*image.size, limits)
         if kind == "JPEG":
-            orientation = _orientation(image)
-            is_turned = orientation in _TURNS and _TURNS[orientation][0]
+            orientation = orientation_of(image)
+            is_turned = orientation in TURNS and TURNS[orientation][0]
             size_px = image.size[::-1] if is_turned else image.size
             scale = shrink(*size_px) if shrink else 1
             # Pillow converts a CMYK draft in another way than torchvision.
@@ -190,7 +152,7 @@ def _decode(kind: str, data: bytes, limits: DecodeLimits, shrink: Shrink | None)
     with Image.open(io.BytesIO(data), formats=(kind,)) as image:
         image.load()
         pixels = _tiff_to_rgb(image, data) if kind == "TIFF" else _to_rgb(image)
-        return _whole(_upright(pixels, _orientation(image)))
+        return _whole(_upright(pixels, orientation_of(image)))
 
 
 def _whole(pixels: torch.Tensor) -> Decoded:
@@ -200,22 +162,6 @@ def _whole(pixels: torch.Tensor) -> Decoded:
 def _size_of(pixels: torch.Tensor) -> tuple[int, int]:
     """Return width and height."""
     return int(pixels.shape[-1]), int(pixels.shape[-2])
-
-
-def _check_px(width_px: int, height_px: int, limits: DecodeLimits) -> None:
-    if width_px * height_px > limits.max_image_px:
-        raise Undecodable(
-            Reason.TOO_LARGE,
-            f"the header says {width_px} x {height_px} = {width_px * height_px} px, "
-            f"allowed are {limits.max_image_px}",
-        )
-    if max(width_px, height_px) > MAX_ASPECT_RATIO * min(width_px, height_px) > 0:
-        # Rows of pixels cost a decoder more than their pixels; `transform` would refuse it anyway.
-        raise Undecodable(
-            Reason.TOO_LARGE,
-            f"the header says {width_px} x {height_px} px, which is too long to resize: one side "
-            f"may be at most {MAX_ASPECT_RATIO} times the other",
-        )
 
 
 def _decode_jpeg(data: bytes) -> torch.Tensor:
@@ -273,60 +219,10 @@ def _tiff_to_rgb(image: Image.Image, data: bytes) -> torch.Tensor:
     return torch.from_numpy(np.repeat(grey[:, :, None], 3, axis=2)).permute(2, 0, 1)
 
 
-def _orientation(image: Image.Image) -> int:
-    """Return the orientation from EXIF or XMP, 1 to 8; 1 (upright) if it cannot be read.
-
-    Broken metadata beside good pixels is common, and viewers show such images as stored.
-    """
-    try:
-        value = image.getexif().get(_EXIF_ORIENTATION)
-        return int(value) if value in _TURNS else 1
-    except MemoryError:
-        raise
-    except Exception:  # noqa: BLE001 - parsing malformed EXIF raises anything
-        return 1
-
-
 def _upright(pixels: torch.Tensor, orientation: int) -> torch.Tensor:
     """Apply an EXIF orientation, 1 to 8, to pixels (3, H, W)."""
     if orientation == 1:
         return pixels
-    swap, flips = _TURNS[orientation]
+    swap, flips = TURNS[orientation]
     turned = torch.flip(pixels.transpose(1, 2) if swap else pixels, flips)
     return turned.permute(1, 2, 0).contiguous().permute(2, 0, 1)
-
-
-def _explain(error: Exception, kind: str, data: bytes) -> Undecodable:
-    """Turn an error of a decoder into a reason and a message of one line."""
-    if isinstance(error, UnidentifiedImageError):  # its own text holds a memory address
-        text = "the header cannot be read"
-    else:
-        lines = str(error).splitlines() or [""]
-        text = _SOURCE_LINE.sub("", lines[0]) or type(error).__name__
-    lowered = text.lower()
-    if isinstance(error, MemoryError) or any(word in lowered for word in _MEMORY_WORDS):
-        reason = Reason.OUT_OF_MEMORY
-    elif isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-        reason = Reason.TOO_LARGE
-    elif any(word in lowered for word in _CUT_WORDS) or _is_cut(kind, data):
-        reason = Reason.TRUNCATED
-    else:
-        reason = Reason.DECODE_ERROR
-    return Undecodable(reason, f"{kind} of {len(data)} bytes: {text}")
-
-
-def _is_cut(kind: str, data: bytes) -> bool:
-    """Tell whether data that failed to decode lack the end that their format prescribes."""
-    if kind == "JPEG":
-        return b"\xff\xd9" not in data
-    if kind == "PNG":
-        return b"IEND" not in data
-    if kind == "GIF":
-        return not data.endswith(b";")
-    if kind in ("AVIF", "HEIF"):
-        return lacks_boxes(data)
-    if kind == "TIFF":
-        return False  # `check_tiff` has found it complete
-    if kind == "WEBP":
-        return len(data) < 8 + int.from_bytes(data[4:8], "little")
-    return len(data) < int.from_bytes(data[2:6], "little")

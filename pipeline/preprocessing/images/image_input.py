@@ -94,7 +94,7 @@ class ImageInput(FixedShape):
     def prepare(
         self, rows: pa.Table, counters: Counters, limits: Limits, num_threads: int = 1
     ) -> pa.Table:
-        from pipeline.preprocessing.images.decode import DecodeLimits
+        from pipeline.preprocessing.images.image_checks import DecodeLimits
         from pipeline.preprocessing.images.images import preprocess
 
         return preprocess(rows, counters, DecodeLimits(*limits), self.transform, num_threads)

@@ -19,8 +19,9 @@ from pipeline.core.failures import Failure, RowError, failure_columns, failures_
 from pipeline.core.figures.counters import Counters, StageCounters, add
 from pipeline.core.figures.slice_figures import GpuDecoded, SliceFigures
 from pipeline.core.schema import IMAGE
-from pipeline.preprocessing.images.decode import Decoded, DecodeLimits, decode_sized
+from pipeline.preprocessing.images.decode import Decoded, decode_sized
 from pipeline.preprocessing.images.geometry import Sizes, most_made_px, shrink_factor
+from pipeline.preprocessing.images.image_checks import DecodeLimits
 from pipeline.preprocessing.images.nvjpeg import Decode, JpegGroups, gpu_decoder
 from pipeline.preprocessing.images.own_transform import step_of, transform_by
 from pipeline.preprocessing.images.pixels import OneSize, Pixels, pixels_of

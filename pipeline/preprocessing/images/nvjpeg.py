@@ -30,7 +30,6 @@ from pipeline.core.figures.counters import StageCounters
 from pipeline.core.printable import clean_message
 from pipeline.preprocessing.images.decode import (
     RGB,
-    DecodeLimits,
     as_tensor,
     decode_image,
     load_image_ops,
@@ -38,6 +37,7 @@ from pipeline.preprocessing.images.decode import (
 )
 from pipeline.preprocessing.images.geometry import Sizes, most_made_px
 from pipeline.preprocessing.images.gpu_trust import Trust, trust_in
+from pipeline.preprocessing.images.image_checks import DecodeLimits
 from pipeline.preprocessing.images.resizing import resize_and_crop
 from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.process.liveness import still_alive
