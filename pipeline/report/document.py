@@ -22,6 +22,7 @@ from pipeline.report.sections import (
     LabelCount,
     ModelSection,
     Output,
+    OverTime,
     Retry,
     Rows,
     Section,
@@ -92,6 +93,8 @@ class Report(Section):
     """Shards that could not be opened: their row count is unknown."""
     skipped: SkippedFiles = SkippedFiles()
     """Files below the source that are no input."""
+    over_time: OverTime | None = None
+    """Null if this run computed no slice."""
     startup: list[StartupPart] = Field(default_factory=list)
     stages: list[Stage] = Field(default_factory=list)
     limits: list[GroupLimit] = Field(default_factory=list)

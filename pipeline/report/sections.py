@@ -103,6 +103,16 @@ class Hardware(Section):
     """Of several kinds all names."""
 
 
+class OverTime(Section):
+    """The stream in bins of equal width, from its begin."""
+
+    bin_s: float
+    rows: list[int]
+    """Rows whose slice was committed in each bin."""
+    actors: list[int]
+    """Actors that had given a slice by the end of each bin."""
+
+
 class Choice(Section):
     """What runs the model, and why."""
 
@@ -158,6 +168,8 @@ class Output(Section):
 
     uri: str | None = None
     """Of the predictions."""
+    version: int | None = None
+    """Number of the version that is published."""
     quarantine: str | None = None
     report: str | None = None
     """Of report.html; report.json lies beside it."""

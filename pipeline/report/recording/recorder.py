@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter
@@ -23,6 +22,7 @@ from pipeline.models.tasks.scores import scores_told
 from pipeline.planning.allocation import Allocation, Hardware
 from pipeline.planning.plan import Plan
 from pipeline.report.document import Report, RunStatus, build_report
+from pipeline.report.recording.over_time import Timeline
 from pipeline.report.recording.placement import Placement
 from pipeline.report.recording.rows import RowAccounts
 from pipeline.report.sections import (
@@ -30,7 +30,6 @@ from pipeline.report.sections import (
     Choice,
     FailedRows,
     Gate,
-    LabelCount,
     ModelSection,
     Output,
     Retry,
@@ -41,7 +40,6 @@ from pipeline.report.sections import Hardware as HardwareSection
 from pipeline.report.speed.limits import Load
 
 Phase = Literal["listing", "starting", "predicting", "publishing"]
-_TOP_LABELS = 10
 _DRIVER_SLOTS = {"list": 1.0, "publish": 1.0}
 
 
@@ -62,6 +60,7 @@ class RunRecorder(RowAccounts):
         self._gate_results: list[GateResult] = []
         self._figures = SliceFigures()
         """Of the driver, and of the slices that this run computed."""
+        self._timeline = Timeline()
         self._streaming_since_s: float | None = None
         self._streaming_wall_s: float | None = None
         self.current: Manifest | None = None
@@ -177,6 +176,7 @@ class RunRecorder(RowAccounts):
     def computed(self, staged: StagedSlice) -> None:
         """Count a slice that this run has committed."""
         self._figures += staged.figures
+        self._timeline.add(self.streaming_wall_s or 0.0, staged)
         self.add("computed", staged)
 
     def resumed(self, staged: StagedSlice) -> None:
@@ -248,6 +248,7 @@ class RunRecorder(RowAccounts):
         self.current = manifest
         self._output = Output(
             uri=uri,
+            version=manifest.number,
             parts=len(manifest.parts),
             bytes=sum(part.size_bytes for part in manifest.parts),
         )
@@ -299,11 +300,9 @@ class RunRecorder(RowAccounts):
             ),
             output=self._output,
             gates=[Gate(**result.to_dict()) for result in self._gate_results],
-            top_labels=[
-                LabelCount(label=label, count=num_rows)
-                for label, num_rows in Counter(self.distribution.labels).most_common(_TOP_LABELS)
-            ],
+            top_labels=self.top_labels(),
             versions={**package_versions(), **environment_versions()},
+            over_time=self._timeline.section(),
             in_flight=self._in_flight,
             retry=self._retry,
             carried=self.carried_section,

@@ -17,7 +17,7 @@ from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.core.printable import num_of
 from pipeline.core.slices import SliceKey
 from pipeline.planning.plan import Plan
-from pipeline.report.sections import Rows, Slices
+from pipeline.report.sections import LabelCount, Rows, Slices
 from pipeline.storage.skipped import Skipped
 
 Origin = Literal["computed", "resumed"]
@@ -26,6 +26,7 @@ _FOUND: Literal["found"] = "found"
 """Of rows of both whose predictions were found by their content in earlier versions."""
 ReadFooter = Callable[[str], StagedSlice]
 _TOP_FAILURES = 5
+_TOP_LABELS = 10
 _DUPLICATE = Cause(Reason.DUPLICATE_ID.value, "publish", "an earlier row has the same id")
 
 
@@ -235,6 +236,11 @@ class RowAccounts:
         """Return the causes of the most failed rows; those of kept rows have no message."""
         causes = self._causes.complete(self.reasons)
         return [self._alike] if self._alike else causes.top(number)
+
+    def top_labels(self) -> list[LabelCount]:
+        """Return the most frequent labels with their rows."""
+        labels = Counter(self.distribution.labels).most_common(_TOP_LABELS)
+        return [LabelCount(label=label, count=num_rows) for label, num_rows in labels]
 
     @property
     def skipped(self) -> Skipped:

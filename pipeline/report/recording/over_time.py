@@ -1,0 +1,47 @@
+"""Rows and actors over the time of a stream, in few bins whatever its length."""
+
+from __future__ import annotations
+
+from pipeline.commit.staging import StagedSlice
+from pipeline.report.sections import OverTime
+
+_BINS = 60
+
+
+class Timeline:
+    """Counts committed slices in at most 60 bins; when they do not suffice, their width doubles."""
+
+    def __init__(self) -> None:
+        """Begin with bins of a second."""
+        self._bin_s = 1.0
+        self._rows: list[int] = []
+        self._actors: list[int] = []
+        """That gave their first slice in a bin."""
+
+    def add(self, elapsed_s: float, staged: StagedSlice) -> None:
+        """Count a slice.
+
+        Args:
+            elapsed_s: Since the stream began.
+            staged: The slice.
+        """
+        while elapsed_s >= self._bin_s * _BINS:
+            self._bin_s *= 2
+            self._rows, self._actors = _halved(self._rows), _halved(self._actors)
+        index = int(elapsed_s / self._bin_s)
+        missing = [0] * (index + 1 - len(self._rows))
+        self._rows += missing
+        self._actors += missing
+        self._rows[index] += staged.num_rows
+        self._actors[index] += "model_load" in staged.figures.stages
+
+    def section(self) -> OverTime | None:
+        """Return the section of the report; None if no slice was computed."""
+        if not self._rows:
+            return None
+        started = [sum(self._actors[: n + 1]) for n in range(len(self._actors))]
+        return OverTime(bin_s=self._bin_s, rows=[*self._rows], actors=started)
+
+
+def _halved(counts: list[int]) -> list[int]:
+    return [sum(counts[n : n + 2]) for n in range(0, len(counts), 2)]

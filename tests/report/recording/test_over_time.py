@@ -1,0 +1,19 @@
+"""Rows over time add up, whatever the length of a stream."""
+
+from pipeline.commit.staging import StagedSlice
+from pipeline.report.recording.over_time import Timeline
+
+FIRST = StagedSlice("r", 10, counters={"model_load": {"busy_s": 1.0}})
+
+
+def test_bins_double_and_lose_no_row():
+    timeline = Timeline()
+    assert timeline.section() is None
+    for second in range(1000):
+        timeline.add(second + 0.5, FIRST if second in (0, 700) else StagedSlice("r", 10))
+    found = timeline.section()
+    assert found is not None
+    assert (found.bin_s, sum(found.rows)) == (32.0, 10_000)
+    assert set(found.rows[:-1]) == {320}
+    assert (found.actors[0], found.actors[21], found.actors[-1]) == (1, 2, 2)
+    assert len(found.rows) == len(found.actors) <= 60
