@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pipeline
-from pipeline.operations.published.originals import Original, Originals
 from pipeline.operations.published.rows import Rows
+from pipeline.runs.samples.originals import Original, Originals
 
 PAGE = Path(pipeline.__file__).parent / "operations" / "README.md"
 HEAD = """# Python

@@ -15,7 +15,7 @@ ERROR, ERROR_STAGE, MESSAGE = "error", "error_stage", "message"
 SHA256, NUM_BYTES = "sha256", "num_bytes"
 LABEL, LABEL_ID, SCORE, TOP_K = "label", "label_id", "score", "top_k"
 EMBEDDING, VALUE = "embedding", "value"
-LABELS, ENTITIES = "labels", "entities"
+LABELS, ENTITIES, DETECTIONS = "labels", "entities", "detections"
 START, END, ENTITY_TEXT = "start", "end", "text"
 
 _FAILURE_FIELDS = [

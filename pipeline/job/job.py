@@ -19,6 +19,7 @@ from pipeline.job.extensions import check_options, registered
 from pipeline.job.gates import Gates
 from pipeline.job.metrics import Metrics
 from pipeline.job.model import Model
+from pipeline.job.report import Report
 from pipeline.job.section import NotNegative, PositiveInt, Section
 from pipeline.job.source import Source
 from pipeline.job.text import Text
@@ -215,6 +216,7 @@ class Job(Section):
     gates: Gates = Gates()
     run: Run = Run()
     metrics: Metrics = Metrics()
+    report: Report = Report()
 
     @model_validator(mode="after")
     def _gpu_decodes(self) -> Job:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.core.printable import clean_message
-from pipeline.core.schema import LABEL, LABEL_ID, SCORE
+from pipeline.core.schema import DETECTIONS, LABEL, LABEL_ID, SCORE
 from pipeline.models.agreement import Agreement, AgreementLimits
 from pipeline.models.detection.box_agreement import (
     NEAR_IOU,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from pipeline.models.detection.boxes import Candidates
 
-DETECTIONS, BOXES = "detections", "boxes"
+BOXES = "boxes"
 CORNERS = ("x_min", "y_min", "x_max", "y_max")
 OF_ANY = (
     pa.field(LABEL, pa.string()),

@@ -31,12 +31,12 @@ from pipeline.job.source import Source
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.spec import FP32, ModelSpec
 from pipeline.models.tasks.base import TaskSpec
-from pipeline.operations.published.inputs import by_shard, read_rows
 from pipeline.operations.published.output import Partition
 from pipeline.planning.plan import Plan
 from pipeline.runs.builders import plain_predictor_config
 from pipeline.runs.preparing.prepare import job_model
 from pipeline.runs.retry.shards import as_found
+from pipeline.runs.samples.inputs import by_shard, read_rows
 from pipeline.sources.extents import Extent
 from pipeline.sources.rows import Reader, make_rows
 from pipeline.sources.uris.fetch import fetch_many

@@ -20,11 +20,11 @@ from pipeline.commit.published.rollback import history_numbers
 from pipeline.core.errors import JobError
 from pipeline.core.printable import num_of
 from pipeline.core.schema import SCORE
-from pipeline.operations.published.originals import Originals, find_originals
 from pipeline.operations.published.rows import Rows
 from pipeline.report.document import Report
 from pipeline.report.history import load_report
 from pipeline.report.showing.notebook import facts_html, table_html
+from pipeline.runs.samples.originals import OriginalFinder, Originals
 from pipeline.storage.store import Store
 
 _LABELS_SHOWN, _PARTITIONS_SHOWN = 10, 40
@@ -276,19 +276,18 @@ class Partition:
             JobError: The rows are not of this version, or were not predicted from images.
             InfraError: The input has changed, or cannot be read.
         """
-        return find_originals(
-            self.store, self.layout, self.manifest, rows, self.source_options, "images"
-        )
+        return self._finder.find(rows, "images")
 
     def texts(self, rows: Any) -> list[Any]:
         """Return the texts that rows were predicted from; of a pair both; None for one that failed.
 
         Arguments and errors: as `images`.
         """
-        found = find_originals(
-            self.store, self.layout, self.manifest, rows, self.source_options, "texts"
-        )
-        return [each.text for each in found]
+        return [each.text for each in self._finder.find(rows, "texts")]
+
+    @property
+    def _finder(self) -> OriginalFinder:
+        return OriginalFinder(self.store, self.layout, self.manifest, self.source_options)
 
     def __repr__(self) -> str:
         manifest = self.manifest

@@ -131,7 +131,8 @@ def write_job(path: Path, source: Mapping[str, Any], sink_uri: str, **sections: 
     Eager torch is pinned unless it does, or says `runtime: None`: what other tests have measured
     changes nothing, and no process tries another runtime if the machine is slow.
 
-    One actor that decodes, as on CPUs, takes least to start; `resources=None` leaves both open.
+    One actor that decodes, as on CPUs, takes least to start; `resources=None` leaves both open. No
+    row is read again for the page of the report.
     """
     job: dict[str, Any] = {
         "source": dict(source),
@@ -139,6 +140,7 @@ def write_job(path: Path, source: Mapping[str, Any], sink_uri: str, **sections: 
         "transform": TRANSFORM,
         "sink": {"uri": sink_uri, "partition": "date=${date}"},
         "resources": {"max_actors": 1, "decode_in": "actors"},
+        "report": {"samples": 0},
     }
     for name, values in sections.items():
         if values is None:

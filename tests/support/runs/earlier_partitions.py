@@ -95,6 +95,7 @@ class EarlierPartition:
             },
             "transform": models.TRANSFORM,
             "gates": {"max_error_pct": 100.0},
+            "report": {"samples": 0},
             **{name: each for name, each in self.sections.items() if name != "model"},
             "run": {"slice_rows": 4, **self.sections.get("run", {})},
             "sink": {**sink, **self.sections.get("sink", {})},

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,6 +28,7 @@ from pipeline.execution.isolation.attempts import Attempts
 from pipeline.execution.isolation.child_process import Step
 from pipeline.execution.stages import Preprocessing
 from pipeline.process.liveness import input_started
+from pipeline.runs.samples.originals import OriginalFinder, Originals
 
 STAGE = "predict"
 FIELDS = pa.schema([pa.field("value", pa.int64())])
@@ -151,6 +153,16 @@ class CrashingDecoder(Preprocessing):
         if any(data.endswith(CRASH) for data in good.column("image").to_pylist()):
             ctypes.string_at(0)
         return super().__call__(counters, rows)
+
+
+@dataclass(frozen=True)
+class DeadlyFinder(OriginalFinder):
+    """The real reading, but that row 3 of a shard crashes it."""
+
+    def find(self, rows: Any, *wanted: Any) -> Originals:
+        if any(row_id.endswith("#3") for row_id in rows.column("row_id").to_pylist()):
+            ctypes.string_at(0)
+        return super().find(rows, *wanted)
 
 
 def die_over(attempts: Attempts, name: str, *notes: tuple[str, str | None]) -> None:

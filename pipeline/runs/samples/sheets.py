@@ -1,0 +1,144 @@
+"""The sheets of a version: which rows, what they were predicted from, what was predicted."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pipeline.core.errors import PipelineError
+from pipeline.core.printable import clean_message
+from pipeline.core.schema import (
+    DETECTIONS,
+    END,
+    ENTITIES,
+    LABEL,
+    LABELS,
+    MESSAGE,
+    ROW_ID,
+    SCORE,
+    START,
+    URI,
+)
+from pipeline.job.source import Source
+from pipeline.report.showing.samples import Box, Mark, Sample, Sheet, sheets_html
+from pipeline.runs.samples.choosing import REASON, Row, choose
+from pipeline.runs.samples.originals import OriginalFinder
+from pipeline.runs.samples.reading import Small, read_small
+
+log = logging.getLogger(__name__)
+
+_CORNERS = ("x_min", "y_min", "x_max", "y_max")
+_NAMED = 3
+
+
+def try_sheets(finder: OriginalFinder, number: int) -> str:
+    """Return the sheets of a version as HTML; what goes wrong is said there, and a warning.
+
+    Args:
+        finder: Of the version.
+        number: The most rows of each sheet; 0: there is none, and nothing is read.
+    """
+    if not number:
+        return ""
+    try:
+        return make_sheets(finder, number)
+    except Exception as error:  # noqa: BLE001  # a version is no worse for lack of its pictures
+        told = error if isinstance(error, PipelineError) else f"{type(error).__name__}: {error}"
+        why = clean_message(f"no sheets of rows: {told}")
+        log.warning("%s", why)
+        return sheets_html((), why)
+
+
+def make_sheets(finder: OriginalFinder, number: int) -> str:
+    """Return the sheets of a version as HTML.
+
+    Raises:
+        PipelineError: A part of the version is gone, or damaged.
+    """
+    chosen = choose(finder.store, finder.layout, finder.manifest, number)
+    most = [row for _, row in chosen.most]
+    small, problem = _originals(finder, [*chosen.least, *most, *chosen.quarantine])
+    first = "Least certain" if chosen.has_scores else "The first rows"
+    if chosen.has_scores and chosen.num_looked_at < sum(p.num_rows for p in finder.manifest.parts):
+        first += f", of the first {chosen.num_looked_at:,} rows"
+    sheets = [
+        Sheet(first, tuple(_sample(row, small) for row in chosen.least)),
+        Sheet("Most certain of each class", tuple(_sample(row, small) for row in most)),
+        Sheet("Quarantine", tuple(_sample(row, small) for row in chosen.quarantine)),
+    ]
+    return sheets_html(sheets, problem)
+
+
+def samples_of(
+    finder: OriginalFinder, rows: Mapping[str, str], said: Mapping[str, str]
+) -> tuple[tuple[Sample, ...], str]:
+    """Return rows beside what they were predicted from, and what is missing, and why.
+
+    Args:
+        finder: Of their version.
+        rows: Id -> URI.
+        said: Id -> what is written below it.
+    """
+    small, problem = _originals(finder, [{ROW_ID: row_id, URI: rows[row_id]} for row_id in rows])
+    none = Small()
+    found = (
+        Sample(row_id, said[row_id], each.picture, each.texts, problem=each.problem)
+        for row_id in rows
+        for each in [small.get(row_id, none)]
+    )
+    return tuple(found), problem
+
+
+def _originals(finder: OriginalFinder, rows: Iterable[Row]) -> tuple[dict[str, Small], str]:
+    """Return what rows were predicted from, and why that is not known."""
+    asked = [(row[ROW_ID], row[URI] or "") for row in rows if row.get(REASON) != "unreadable_shard"]
+    if not asked or _is_table(finder):
+        return {}, ""
+    try:
+        return read_small(finder, asked), ""
+    except PipelineError as error:
+        return {}, clean_message(f"without pictures and texts: {error}")
+
+
+def _is_table(finder: OriginalFinder) -> bool:
+    """Tell whether rows are numbers, which have no other look than their predictions."""
+    document = finder.manifest.source
+    return bool(document) and Source.from_published(document, "input", {}).is_table
+
+
+def _sample(row: Row, small: Mapping[str, Small]) -> Sample:
+    each = small.get(row[ROW_ID], Small())
+    boxes = tuple(Box(*(box[name] for name in _CORNERS)) for box in row.get(DETECTIONS) or ())
+    marks = tuple(
+        Mark(mark[START], mark[END], mark[LABEL] or "") for mark in row.get(ENTITIES) or ()
+    )
+    problem = "" if each.problem and each.problem in _said(row) else each.problem
+    return Sample(row[ROW_ID], _said(row), each.picture, each.texts, boxes, marks, problem)
+
+
+def _said(row: Row) -> str:
+    """Say what was predicted of a row, or why nothing was."""
+    if REASON in row:
+        return f"{row[REASON]}: {row[MESSAGE]}" if row[MESSAGE] else str(row[REASON])
+    for name in (DETECTIONS, ENTITIES, LABELS):
+        if name in row:
+            return _entries(name, row[name] or [])
+    told = [row[name] for name in (LABEL, SCORE) if name in row]
+    if told:
+        return " ".join(map(_value, told))
+    shown = {name: value for name, value in row.items() if name not in (ROW_ID, URI)}
+    return ", ".join(f"{name} {_value(value)}" for name, value in shown.items())
+
+
+def _entries(name: str, entries: list[Mapping[str, Any]]) -> str:
+    if not entries:
+        return f"no {name}"
+    best = sorted(entries, key=lambda entry: -(entry[SCORE] or 0.0))
+    more = f", and {len(best) - _NAMED} more" if len(best) > _NAMED else ""
+    told = (f"{_value(each[LABEL])} {_value(each[SCORE])}" for each in best[:_NAMED])
+    return ", ".join(told) + more
+
+
+def _value(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
