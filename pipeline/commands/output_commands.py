@@ -42,6 +42,10 @@ def report(
 def inspect(
     uri: OutputUri,
     partition: PartitionOption = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page here, with rows beside their input.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=0, help="Rows of each sheet of that page.")] = 8,
     storage_options: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -49,7 +53,8 @@ def inspect(
     from pipeline.operations.outputs import inspect as describe
 
     options = as_storage_options(storage_options)
-    show(describe(uri, partition=partition, storage_options=options), as_json=as_json)
+    found = describe(uri, partition=partition, html=html, samples=samples, storage_options=options)
+    show(found, as_json=as_json)
 
 
 def diff(

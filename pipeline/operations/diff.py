@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from pipeline.commit.published.diff.joining import Version
 from pipeline.core.errors import JobError
 from pipeline.core.schema import LABEL
 from pipeline.operations.published.output import Partition, open_output
+from pipeline.operations.published.pages import movers_html, write_page
 from pipeline.process.screen import as_lines
 from pipeline.report.showing.document_table import render_document
 from pipeline.report.showing.notebook import facts_html, table_html
@@ -40,6 +41,8 @@ class Diff:
     """What differs between two versions; it prints as a summary."""
 
     found: Difference
+    later: Partition | None = field(default=None, repr=False, compare=False)
+    """The later version; with it a page shows what its rows were predicted from."""
 
     @property
     def summary(self) -> str:
@@ -77,9 +80,20 @@ class Diff:
         """Return the JSON form; of long lists the first entries."""
         return self.found.to_dict()
 
-    def to_html(self, path: str | os.PathLike[str]) -> None:
-        """Write one page that loads nothing, all values escaped."""
-        Path(path).write_text(page_html(self.summary, self._pieces()), "utf-8")
+    def to_html(self, path: str | os.PathLike[str], movers: int = 12) -> None:
+        """Write one page that loads nothing, all values escaped.
+
+        Args:
+            path: A local file.
+            movers: Of so many of the rows that differ most it has the pictures or texts that they
+                were predicted from; 0: the input is not read.
+
+        Raises:
+            JobError: It cannot be written.
+        """
+        said = {m.row_id: f"{_short(m.before)} -> {_short(m.now)}" for m in self.movers(movers)}
+        shown = movers_html(self.later, said) if self.later and said else ""
+        write_page(page_html(self.summary, self._pieces(), shown), Path(path))
 
     def shown(self) -> dict[str, Any]:
         """Return what a terminal has room for."""
@@ -164,7 +178,7 @@ def diff(
         found = compare_versions(
             *versions, tolerance=tolerance, num_movers=_KEPT, write_rows=write_rows
         )
-    return Diff(found)
+    return Diff(found, sides[1])
 
 
 def _partition_at(place: Place, options: Mapping[str, Any]) -> Partition:

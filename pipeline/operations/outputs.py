@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pipeline.commit.published.describe import describe_output
@@ -17,6 +19,8 @@ def inspect(
     uri: str,
     *,
     partition: str | None = None,
+    html: str | os.PathLike[str] | None = None,
+    samples: int = 8,
     storage_options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Say what is published: of one partition, or a list of all and the newest one in full.
@@ -24,13 +28,21 @@ def inspect(
     Args:
         uri: The sink's root, or a partition's folder.
         partition: Which partition; None takes all there are.
-        storage_options: fsspec options.
+        html: A local file that gets the same as a page, with rows beside what they were predicted
+            from.
+        samples: The most rows of each sheet of that page; 0: the input is not read.
+        storage_options: fsspec options, for that page those of the input, too.
 
     Raises:
-        JobError: Nothing is published there.
+        JobError: Nothing is published there, or the page cannot be written.
         InfraError: A part that the current manifest names is missing.
     """
-    return describe_output(uri, partition, dict(storage_options or {}))
+    found = describe_output(uri, partition, dict(storage_options or {}))
+    if html is not None:
+        from pipeline.operations.published.pages import inspect_page, write_page
+
+        write_page(inspect_page(found, uri, samples, storage_options or {}), Path(html))
+    return found
 
 
 @printed

@@ -14,6 +14,7 @@ from pipeline.report.history import compare_with_before, past_reports
 from pipeline.report.showing.render import to_html
 from pipeline.report.showing.trends import trends_of
 from pipeline.runs.context import RunContext
+from pipeline.runs.weeks.index_page import try_index
 
 log = logging.getLogger(__name__)
 
@@ -30,12 +31,26 @@ def save_report(run: RunContext, status: RunStatus, error: PipelineError | None)
     try:
         if is_stored:
             path = run.layout.report
-            page = to_html(report, trends_of([*past, report]))
             run.store.put(path(run.record.run_id, "report.json"), to_json(report))
+            page = to_html(report, past, trends_of([*past, report]), _sheets(run, status))
             run.store.put(path(run.record.run_id, "report.html"), page.encode())
+            if status in ("published", "refused"):
+                try_index(run.store)
     finally:
         run.exports.end(run, report)
     return report
+
+
+def _sheets(run: RunContext, status: RunStatus) -> str:
+    """Return rows of what was published beside their input, read as the run has read it."""
+    manifest, number = run.record.current, run.job.report.samples
+    if status != "published" or manifest is None:
+        return ""
+    from pipeline.runs.samples.originals import OriginalFinder  # takes what reads sources along
+    from pipeline.runs.samples.sheets import try_sheets
+
+    options = run.job.source.storage_options
+    return try_sheets(OriginalFinder(run.store, run.layout, manifest, options), number)
 
 
 def _with_places(run: RunContext, report: Report, *, is_stored: bool) -> Report:

@@ -139,11 +139,11 @@ def test_history_reads_the_last_partitions_of_an_output_or_a_job(any_store: Stor
 
 def test_the_page_shows_the_last_fourteen_as_lines(tmp_path: Path):
     past = [run_of(f"{number:02d}", day, wall_s=80.0 + number) for number, day in enumerate(DAYS)]
-    page = to_html(past[-1], trends_of(past))
+    page = to_html(past[-1], (), trends_of(past))
     assert "The last 14 versions" in page
     lines = re.findall(r'polyline class="trend" points="([^"]*)"', page)
     assert {len(line.split()) for line in lines} == {14}
     took = re.search(r'aria-label="(all runs took: [^"]*)"', page)
     assert took is not None
     assert took[1] == "all runs took: 1 min 26 s to 1 min 39 s, now 1 min 39 s"
-    assert "polyline" not in to_html(past[0], trends_of(past[:1])), "one version is no line"
+    assert "polyline" not in to_html(past[0], (), trends_of(past[:1])), "one version is no line"

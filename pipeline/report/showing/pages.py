@@ -2,41 +2,42 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from html import escape
+from pathlib import Path
 
 from pipeline.core.printable import clean_message
 
-_STYLE = """
-:root { --page: #fbfaf8; --ink: #22252b; --soft: #5d626b; --line: #e4e2dc; }
-@media (prefers-color-scheme: dark) {
-  :root { --page: #16181c; --ink: #e2e4e8; --soft: #a4aab4; --line: #2f333a; } }
-body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif;
-  font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
-main { max-width: 62rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
-h1 { font-size: 1.5rem; } h4 { font-size: 1rem; margin: 1.5rem 0 .5rem; }
-div { overflow-x: auto; } table { border-collapse: collapse; width: 100%; margin-bottom: 1rem; }
-th, td { text-align: left; padding: .3rem .75rem .3rem 0; border-top: 1px solid var(--line);
-  vertical-align: top; }
-thead th, caption { color: var(--soft); font-weight: 500; font-size: .86rem; text-align: left; }
-"""
+
+@functools.cache
+def page_style() -> str:
+    """Return the style of all pages: light or dark as the reader has it."""
+    return Path(__file__).with_name("style.css").read_text("ascii")
 
 
-def page_html(title: str, pieces: Iterable[str]) -> str:
-    """Return a page, light or dark as the reader has it.
+def content_policy(body: str) -> str:
+    """Return what a page may load: nothing, or if it has pictures those that are inside it."""
+    pictures = "; img-src data:" if "<img " in body else ""
+    return f"default-src 'none'; style-src 'unsafe-inline'{pictures}"
+
+
+def page_html(title: str, pieces: Iterable[str], sheets: str = "") -> str:
+    """Return a page.
 
     Args:
         title: Plain text.
         pieces: HTML that is escaped already, such as `notebook.table_html` gives.
+        sheets: What comes behind them, as `samples.sheets_html` gives it.
     """
     named = escape(clean_message(title))
-    body = "\n".join(f'<div tabindex="0">{piece}</div>' for piece in pieces)
-    policy = "default-src 'none'; style-src 'unsafe-inline'"
+    sections = (f'<section class="scroll" tabindex="0">{piece}</section>' for piece in pieces)
+    body = "\n".join([*sections, sheets])
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{content_policy(body)}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta name="color-scheme" content="light dark">\n<title>{named}</title>\n'
-        f"<style>{_STYLE}</style>\n</head>\n<body><main>\n<h1>{named}</h1>\n{body}\n</main></body>\n"
-        "</html>\n"
+        f"<style>\n{page_style()}</style>\n</head>\n<body><main>\n<h1>{named}</h1>\n{body}\n"
+        "</main></body>\n</html>\n"
     )

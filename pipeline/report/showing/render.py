@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.printable import clean_message, printable
+from pipeline.report.showing.classes import classes_of
+from pipeline.report.showing.lines import Trend, lines_over_time
 from pipeline.report.showing.number_format import (
     UNKNOWN,
     format_count,
@@ -22,6 +24,7 @@ from pipeline.report.showing.number_format import (
     format_rate,
     format_size,
 )
+from pipeline.report.showing.pages import content_policy, page_style
 from pipeline.report.showing.summary import (
     carried_lines,
     device_lines,
@@ -34,6 +37,7 @@ from pipeline.report.showing.summary import (
     slower_lines,
     text_lines,
     totals_line,
+    why_lines,
 )
 
 if TYPE_CHECKING:
@@ -41,19 +45,27 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from pipeline.report.document import Report
-    from pipeline.report.showing.trends import Trend
 
 
-def to_html(report: Report, trends: Sequence[Trend] = ()) -> str:
+def to_html(
+    report: Report,
+    past: Sequence[Report] = (),
+    trends: Sequence[Trend] = (),
+    sheets: str = "",
+) -> str:
     """Render a report as one page that loads nothing: inline CSS and SVG, all values escaped.
 
     Args:
         report: The report.
+        past: Reports of earlier runs, the newest first.
         trends: The lines of the last versions.
+        sheets: Rows with what they were predicted from, as HTML that is escaped already.
     """
     import jinja2
+    from markupsafe import Markup
 
     environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         finalize=_printable,
@@ -69,9 +81,17 @@ def to_html(report: Report, trends: Sequence[Trend] = ()) -> str:
         plain=format_plain,
         figure=format_figure,
     )
-    template = Path(__file__).with_name("report.html.jinja").read_text("utf-8")
-    notes = [*retry_lines(report), *carried_lines(report)]
-    return environment.from_string(template).render(report=report, notes=notes, trends=trends)
+    return environment.get_template("report.html.jinja").render(
+        report=report,
+        why=why_lines(report),
+        notes=[*retry_lines(report), *carried_lines(report)],
+        classes=classes_of(report, past),
+        trends=trends,
+        time_lines=lines_over_time(report),
+        sheets=Markup(sheets),  # noqa: S704  # escaped where it is made
+        style=Markup(page_style()),  # noqa: S704  # of this package
+        policy=content_policy(sheets),
+    )
 
 
 def render_table(report: Report) -> RenderableType:

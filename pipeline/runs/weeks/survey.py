@@ -46,7 +46,7 @@ def survey(store: Store, partitions: Sequence[str] | None = None) -> list[Partit
     reports = _newest_reports(store, partitions)
     names = partitions
     if names is None:
-        names = sorted({*filter(_is_partition, store.list_folders("_control")), *reports})
+        names = sorted({*filter(is_partition, store.list_folders("_control")), *reports})
     now, found = dt.datetime.now(dt.UTC), list[PartitionStatus]()
     control = _control_files(store, names)
     listed = [_Listed.of(Layout.named(name), control[name], reports.get(name)) for name in names]
@@ -182,7 +182,8 @@ def _newest_reports(store: Store, partitions: Sequence[str] | None) -> dict[str,
     return newest
 
 
-def _is_partition(name: str) -> bool:
+def is_partition(name: str) -> bool:
+    """Tell whether a folder below `_control` is that of a partition."""
     return name == WHOLE_OUTPUT or "=" in name
 
 

@@ -301,3 +301,17 @@ def test_gpus_and_what_they_could_do_faster_are_told_and_a_lone_processor_is_not
     on_cpus = lines("cpu", devices={"Xeon": 5})
     assert not any("computed on" in line for line in on_cpus)
     assert any("computed on Xeon" in x for x in lines("cpu", devices={"Xeon": 5, "Epyc": 5}))
+
+
+def test_the_page_begins_with_the_verdict_and_ends_with_the_speed():
+    over_time = {"bin_s": 2.0, "rows": [10, 30, 20], "actors": [1, 2, 2]}
+    causes = [{"reason": "truncated", "message": "cut", "num_rows": 9, "row_id": "a/b.jpg"}]
+    html = to_html(report_of(over_time=over_time, top_failures=causes))
+    order = ["Verdict", "1 gate passed", "Headline", "Why rows failed", "a/b.jpg", "<h2>Classes",
+             "<h2>Gates", "<h2>Output", "What held it back", "Over time", "Start-up"]  # fmt: skip
+    places = [html.index(text) for text in order]
+    assert places == sorted(places)
+    assert 'aria-label="rows/s over 6.0 s: 5 to 15"' in html
+    refused = to_html(report_of(status="refused", exit_code=3, error="too few rows"))
+    assert refused.index("too few rows") < refused.index("Headline")
+    assert "1 gate passed" not in refused

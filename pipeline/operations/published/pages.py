@@ -1,0 +1,100 @@
+"""Pages of published rows: that of `inspect --html`, and the largest movers of `diff`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+
+from pipeline.commit.layout import Layout
+from pipeline.commit.published.read import locate, require_current
+from pipeline.core.errors import JobError, PipelineError
+from pipeline.core.schema import ROW_ID, URI
+from pipeline.operations.published.output import Partition
+from pipeline.report.showing.notebook import facts_html, table_html
+from pipeline.report.showing.pages import page_html
+from pipeline.report.showing.samples import Sheet, sheets_html
+from pipeline.runs.samples.originals import OriginalFinder
+from pipeline.runs.samples.sheets import samples_of, try_sheets
+from pipeline.runs.weeks.index_page import table
+from pipeline.runs.weeks.survey import survey
+
+
+def inspect_page(
+    document: Mapping[str, Any], uri: str, samples: int, storage_options: Mapping[str, Any]
+) -> str:
+    """Return what `inspect` found as a page, with rows beside what they were predicted from.
+
+    Args:
+        document: As `describe_output` gives it.
+        uri: Of the output.
+        samples: The most rows of each sheet.
+        storage_options: fsspec options of the output and of the input.
+    """
+    options = dict(storage_options)
+    store, _ = locate(uri, options)
+    newest = document.get("newest", document)
+    layout = Layout.named(newest["partition"])
+    manifest = require_current(store, layout)
+    pieces = []
+    if "partitions" in document:
+        pieces.append(table(survey(store), 0, links=False))
+    pieces += _pieces(f"{layout.name}, version {newest['version']}", newest)
+    sheets = try_sheets(OriginalFinder(store, layout, manifest, options), samples)
+    return page_html(store.url("").rstrip("/"), pieces, sheets)
+
+
+def _pieces(title: str, document: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the plain values as a table, then each section."""
+    plain = {
+        name.replace("_", " "): value
+        for name, value in document.items()
+        if not isinstance(value, dict | list)
+    }
+    yield facts_html(title, plain)
+    for name, value in document.items():
+        told = name.replace("_", " ")
+        if isinstance(value, dict) and any(value.values()):
+            yield from _pieces(told, value)
+        elif isinstance(value, list) and value:
+            if isinstance(value[0], dict):
+                names = list(dict.fromkeys(key for entry in value for key in entry))
+                rows = [[entry.get(key) for key in names] for entry in value]
+                yield table_html([each.replace("_", " ") for each in names], rows, told)
+            else:
+                yield facts_html(told, {told: ", ".join(map(str, value))})
+
+
+def movers_html(now: Partition, said: Mapping[str, str]) -> str:
+    """Return rows of a version beside what they were predicted from.
+
+    Args:
+        now: The version.
+        said: Id -> what is written below it.
+    """
+    finder = OriginalFinder(now.store, now.layout, now.manifest, now.source_options)
+    try:
+        uris = dict.fromkeys(said, "")
+        if finder.plan.row_ids == "column":  # such ids do not say where a row lies
+            wanted = pc.field(ROW_ID).isin(list(said))
+            rows = now.predictions([ROW_ID, URI], wanted).to_table()
+            uris |= {row[ROW_ID]: row[URI] for row in rows.to_pylist()}
+        samples, problem = samples_of(finder, uris, said)
+    except PipelineError as error:
+        samples, problem = (), f"without pictures and texts: {error}"
+    is_shown = any(each.picture or each.texts or each.problem for each in samples)
+    return sheets_html([Sheet("Largest movers", samples)] if is_shown else [], problem)
+
+
+def write_page(page: str, path: Path) -> None:
+    """Write a page to a local file.
+
+    Raises:
+        JobError: It cannot be written.
+    """
+    try:
+        path.write_text(page, "utf-8")
+    except OSError as error:
+        raise JobError(f"{path}: cannot be written: {error.strerror or error}") from error
