@@ -31,7 +31,7 @@ def page_html(title: str, pieces: Iterable[str], sheets: str = "") -> str:
         sheets: What comes behind them, as `samples.sheets_html` gives it.
     """
     named = escape(clean_message(title))
-    sections = (f'<section class="scroll" tabindex="0">{piece}</section>' for piece in pieces)
+    sections = (f'<section class="scroll list" tabindex="0">{piece}</section>' for piece in pieces)
     body = "\n".join([*sections, sheets])
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

@@ -113,7 +113,7 @@ def _sample(row: Row, small: Mapping[str, Small]) -> Sample:
     marks = tuple(
         Mark(mark[START], mark[END], mark[LABEL] or "") for mark in row.get(ENTITIES) or ()
     )
-    problem = "" if each.problem and each.problem in _said(row) else each.problem
+    problem = "" if REASON in row else each.problem  # what is said has the reason
     return Sample(row[ROW_ID], _said(row), each.picture, each.texts, boxes, marks, problem)
 
 

@@ -61,7 +61,7 @@ def table(found: Iterable[PartitionStatus], num_earlier: int, *, links: bool) ->
     head = "".join(f"<th>{name}</th>" for name in _HEAD)
     more = f"{num_of(num_earlier, 'earlier partition')}: pipeline status" if num_earlier else ""
     return (
-        f'<table class="list"><caption>{more}</caption><thead><tr>{head}</tr></thead>'
+        f"<table><caption>{more}</caption><thead><tr>{head}</tr></thead>"
         f"<tbody>\n{chr(10).join(rows)}\n</tbody></table>"
     )
 
@@ -77,6 +77,7 @@ def _row(each: PartitionStatus, *, links: bool) -> str:
     took = UNKNOWN if each.duration_s is None else format_duration(each.duration_s)
     values = (
         *(state, cell(each.version), cell(each.published_at), cell(each.rows), quarantined),
-        *(cell(each.carried), took, format_plain(each.cost), cell(each.why or "")),
+        *(cell(each.carried), took, format_plain(each.cost)),
     )
-    return f"<tr><th>{name}</th>{''.join(f'<td>{value}</td>' for value in values)}</tr>"
+    cells = "".join(f'<td class="num">{value}</td>' for value in values)
+    return f"<tr><th>{name}</th>{cells}<td>{cell(each.why or '')}</td></tr>"
