@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from pipeline.commit.published.diff.comparing import WriteRows, compare_versions
 from pipeline.commit.published.diff.difference import Difference, Mover
 from pipeline.commit.published.diff.joining import Version
 from pipeline.core.errors import JobError
+from pipeline.core.printable import clean_message
 from pipeline.core.schema import LABEL
 from pipeline.operations.published.output import Partition, open_output
 from pipeline.operations.published.pages import movers_html, write_page
@@ -36,7 +38,7 @@ _NUMBERED = re.compile(r"(?P<url>.+)@(?P<number>\d+)")
 Place = str | os.PathLike[str] | Partition
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Diff:
     """What differs between two versions; it prints as a summary."""
 
@@ -139,8 +141,12 @@ class Diff:
     def __str__(self) -> str:
         return as_lines(render_document(self.shown())).rstrip("\n")
 
+    def __repr__(self) -> str:
+        return self.summary
+
     def _repr_html_(self) -> str:
-        return "".join(self._pieces())
+        """Return the verdict, and the rest as tables, for a notebook."""
+        return f"<p><b>{escape(clean_message(self.summary))}</b></p>{''.join(self._pieces())}"
 
 
 def diff(
@@ -152,6 +158,8 @@ def diff(
     storage_options: Mapping[str, Any] | None = None,
 ) -> Diff:
     """Compare two published versions row by row, by row id; files that both have are not read.
+
+    Where a row lies (`uri`) is not compared: nights have folders of their own.
 
     Args:
         before: The sink's root (its latest partition), a partition's folder, either with `@3` for

@@ -156,7 +156,9 @@ def as_lines(rendered: RenderableType) -> str:
     from rich.console import Console
 
     page = io.StringIO()
-    console = Console(file=page, width=_NO_WRAP, color_system=None, force_terminal=False)
+    console = Console(
+        file=page, width=_NO_WRAP, color_system=None, force_terminal=False, force_jupyter=False
+    )
     console.print(rendered)
     return "".join(f"{line.rstrip()}\n" for line in page.getvalue().splitlines())
 

@@ -17,10 +17,11 @@ from pipeline.commit.published.diff.difference import Difference, LabelScores, M
 from pipeline.commit.published.diff.joining import REASON, Bucket, Version, buckets, match
 from pipeline.core.arrays import Numbers
 from pipeline.core.hive_paths import restore
-from pipeline.core.schema import LABEL, LABEL_ID, ROW_ID, SCORE
+from pipeline.core.schema import LABEL, LABEL_ID, ROW_ID, SCORE, URI
 
-_LEFT_OUT = (ROW_ID, LABEL_ID)
-"""The id of a row, and the number of a label, which says no more than its name."""
+_LEFT_OUT = (ROW_ID, URI, LABEL_ID)
+"""The id of a row; where it lies, as in the folder of a date; and the number of a label, which says
+no more than its name."""
 WriteRows = Callable[[pa.Table], None]
 
 

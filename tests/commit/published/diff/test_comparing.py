@@ -284,6 +284,12 @@ def test_columns_of_one_side_or_of_other_types_are_named_and_not_compared(tmp_pa
     assert "columns that cannot be compared: gone, new, score" in found.verdict
 
 
+def test_a_row_that_lies_elsewhere_is_the_same(tmp_path: Path):
+    sides = [pa.table({"row_id": ["a"], "uri": [f"in/{day}/a"], "score": [0.5]}) for day in "12"]
+    before, now = (publish(tmp_path / str(n), 1, side) for n, side in enumerate(sides))
+    assert compare(before, now).is_equal
+
+
 def test_the_value_of_a_partition_folder_is_a_column(tmp_path: Path):
     store = Store(str(tmp_path))
     sides = []
