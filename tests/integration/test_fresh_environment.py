@@ -1,0 +1,104 @@
+"""Three lines of Python from an installed wheel, outside of the repository: predict, look, diff."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from support.runs.checkout import ROOT
+
+from pipeline.commands.demo.photos import build_images
+
+NUM_ROWS = 24
+PREDICT = """\
+import pipeline
+print(pipeline.predict("photos", model="efficientnet-lite0", to="labels"))
+print(pipeline.open_output("labels").latest.labels.most_common(1))
+"""
+AGAIN = "import pipeline, sys; assert sys.argv[1] in pipeline.__file__\n" + PREDICT
+DIFF = "print(pipeline.diff('labels'))\n"
+CHANGE = """\
+import pathlib, shutil
+some = next(pathlib.Path("photos").rglob("*.jpg"))
+shutil.copy(some, some.with_name("added.jpg"))
+"""
+IN_A_THREAD = """\
+import threading
+said = []
+def work():
+    said.append(pipeline.predict("photos", model="efficientnet-lite0", to="labels"))
+thread = threading.Thread(target=work)
+thread.start(); thread.join()
+said[0]
+"""
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of a new environment with a wheel of this package; what it needs is this one's."""
+    folder = tmp_path_factory.mktemp("fresh")
+    source = folder / "source"
+    shutil.copytree(ROOT / "pipeline", source / "pipeline")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    how = ["--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
+    subprocess.run([*pip, "wheel", *how, "--wheel-dir", folder, source], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "env"], check=True)
+    [site] = (folder / "env").glob("lib/python*/site-packages")
+    [wheel] = folder.glob("*.whl")
+    subprocess.run([*pip, "install", *how[:3], "--target", site, wheel], check=True)
+    below = [path for path in sys.path if path.endswith("site-packages")]
+    (site / "below.pth").write_text("\n".join(below))
+    return folder / "env" / "bin" / "python"
+
+
+@pytest.fixture
+def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder with photos, and no trace of the repository in the environment."""
+    for name in ("PYTHONPATH", "PIPELINE_ALLOW_IMPORT", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    build_images(tmp_path / "photos", NUM_ROWS, seed=5, num_bad=1)
+    return tmp_path
+
+
+def test_a_program_predicts_looks_and_compares(python: Path, outside: Path):
+    for program in (AGAIN, CHANGE + AGAIN + DIFF):
+        done = subprocess.run(
+            [python, "-c", program, str(python.parents[1])],
+            cwd=outside, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "published" in done.stdout
+    assert "1 added" in done.stdout
+
+
+def test_a_kernel_does_the_same_also_in_a_thread(
+    python: Path, outside: Path, monkeypatch: pytest.MonkeyPatch
+):
+    kernel = outside / "jupyter" / "kernels" / "fresh"
+    kernel.mkdir(parents=True)
+    start = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    (kernel / "kernel.json").write_text(json.dumps({"argv": start, "display_name": "fresh"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(outside / "jupyter"))
+    notebook = nbformat.v4.new_notebook()
+    cells = [PREDICT, CHANGE, IN_A_THREAD, DIFF]
+    notebook.cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
+    client = NotebookClient(
+        notebook, timeout=240, kernel_name="fresh", resources={"metadata": {"path": str(outside)}}
+    )
+    client.execute(env=dict(os.environ))
+    texts = ["".join(o.get("text", "") for o in cell.outputs) for cell in notebook.cells]
+    assert "starting Ray" in texts[0], "the cell shows how far it is"
+    assert f"{NUM_ROWS} rows = {NUM_ROWS - 1} predicted + 1 quarantined" in texts[0]
+    shown = notebook.cells[2].outputs[-1].data["text/html"]
+    assert f"{NUM_ROWS + 1} rows = {NUM_ROWS} predicted + 1 quarantined" in shown
+    assert "1 added" in texts[3]
