@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +60,7 @@ class OpenVino(Runtime):
             openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
 
         structure = exporter.structure()
-        core = openvino.Core()
+        core = _core()
         compiled = core.compile_model(
             exporter.folder("openvino", convert) / "model.xml"
             if calibrated is None
@@ -91,9 +92,7 @@ class OpenVino(Runtime):
     def open_file(
         self, file: OnnxModule, exporter: Exporter, precision: str, num_threads: int
     ) -> bool:
-        import openvino
-
-        core = openvino.Core()
+        core = _core()
         try:
             model = core.read_model(file.source())
         except RuntimeError as error:
@@ -129,10 +128,20 @@ def _options(precision: str, num_threads: int) -> dict[str, Any]:
     }
 
 
-def _has_bf16() -> bool:
+@functools.cache
+def _core() -> Any:
+    """Return the one Core of this process, which stays.
+
+    On CPUs with AMX it gives the thread that makes it a stack for signal handlers, and unmaps that
+    when it goes; if it goes in another thread, the next signal ends the process.
+    """
     import openvino
 
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return openvino.Core()
+
+
+def _has_bf16() -> bool:
+    return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 RUNTIME = OpenVino()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,27 @@ def test_every_runtime_is_tried_here():
     assert {runtime.name for runtime in all_runtimes()} == set(NAMES)
 
 
+GONE = """
+import gc, signal, sys, threading
+import torch
+from pipeline.inference.runtimes.inference_module import InferenceModule
+from pipeline.inference.runtimes.opening import make_runner
+from pipeline.preprocessing.images.image_input import ImageInput
+from pipeline.preprocessing.images.transform import TransformSpec
+from support.runs.predicting import Convolved
+input_ = ImageInput(TransformSpec(8, 8, "bilinear", (0.4, 0.45, 0.5), (0.2, 0.25, 0.3)))
+inner = InferenceModule(Convolved().eval(), input_, torch.float32)
+example = {"image": torch.zeros((4, 8, 8, 3), dtype=torch.uint8)}
+held = [make_runner(sys.argv[1], "fp32", lambda: inner, example, num_threads=1)]
+held[0].run(example)
+thread = threading.Thread(target=lambda: (held.clear(), gc.collect()))
+thread.start()
+thread.join()
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+signal.raise_signal(signal.SIGTERM)
+"""
+
+
 @ALL
 def test_it_says_what_it_runs_where(name: str):
     runtime = runtime_of(name)
@@ -95,6 +117,20 @@ def test_outputs_and_their_structure_are_those_of_eager_fp32(name: str):
             found = runner.run(batch)
         assert runner.is_static == runtime_of(name).is_static
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name", quick_cases(((name,) for name in NAMES[2:6]), lambda name: name == "openvino")
+)
+def test_a_signal_is_handled_when_a_runner_has_gone_in_another_thread(name: str):
+    require(name)
+    done = subprocess.run(
+        [sys.executable, "-c", GONE, name],
+        env={**os.environ, "PYTHONPATH": PYTHONPATH},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
 @ALL
