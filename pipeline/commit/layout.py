@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pipeline.core.slices import SliceKey
 
 WHOLE_OUTPUT = "all"
-OUTPUT_FOLDERS = ("predictions", "quarantine", "reports", "_control")
+CHALLENGER = "challenger"
+"""The folder of a sink that is the output of `model.challenger`, laid out as a sink itself."""
+OUTPUT_FOLDERS = ("predictions", "quarantine", "reports", "_control", CHALLENGER)
 """The folders that a sink has directly below its root."""
 CARD = "README.md"
 """The dataset card, beside them."""

@@ -30,6 +30,7 @@ from pipeline.report.recording.carried_rows import carried_section, first_shards
 from pipeline.report.sections import Carried
 from pipeline.report.speed.estimate import estimate
 from pipeline.runs.carried.finding import Reuse, find_reuse
+from pipeline.runs.challenging import challenger_of
 from pipeline.runs.context import RunContext
 from pipeline.runs.preparing.checks import check_before_ray, check_hardware
 from pipeline.runs.preparing.one_row import Preview, preview_row
@@ -130,6 +131,7 @@ def _describe(run: RunContext, *, tries: bool) -> dict[str, Any]:
         "model": {
             **_model(job, as_tried(model, choice.way), plan, tried, choice),
             **(_slow(job, as_tried(model, choice.way)) if run.options.address is None else {}),
+            **_challenger(run, plan, model),
         },
         "published_now": version_facts(current),
         **({"cluster": cluster} if cluster else {}),
@@ -273,6 +275,17 @@ def _slow(job: Job, model: ModelSpec) -> dict[str, str]:
     """Say why the precision is not fast on this machine; {} if it is."""
     reason = emulated_reason(model.precision, is_on_gpu=bool(job.resources.num_gpus))
     return {"slow": reason} if reason else {}
+
+
+def _challenger(run: RunContext, plan: Plan, model: ModelSpec) -> dict[str, str]:
+    """Say what predicts the same rows, or why it cannot; {} if nothing is to."""
+    if not run.job.model.challenger:
+        return {}
+    try:
+        found = challenger_of(run.job, plan, model, run.options.allow_import)
+    except JobError as error:
+        return {"challenger": f"none: {error}"}
+    return {"challenger": f"{found.shown_name}, {found.runtime} {found.precision}"}
 
 
 def _read_from(line: str) -> dict[str, str]:
