@@ -25,10 +25,9 @@ from pipeline.core.printable import clean_message
 from pipeline.core.schema import LABEL
 from pipeline.operations.published.output import Partition, open_output
 from pipeline.operations.published.pages import movers_html, write_page
-from pipeline.process.screen import as_lines
-from pipeline.report.showing.document_table import render_document
 from pipeline.report.showing.notebook import facts_html, table_html
 from pipeline.report.showing.pages import page_html
+from pipeline.report.showing.printed import Printed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +38,7 @@ Place = str | os.PathLike[str] | Partition
 
 
 @dataclass(frozen=True, repr=False)
-class Diff:
+class Diff(Printed):
     """What differs between two versions; it prints as a summary."""
 
     found: Difference
@@ -137,9 +136,6 @@ class Diff:
                 names = list(dict.fromkeys(key for entry in entries for key in entry))
                 cells = [[entry.get(key) for key in names] for entry in entries]
                 yield table_html(names, cells, name.replace("_", " "))
-
-    def __str__(self) -> str:
-        return as_lines(render_document(self.shown())).rstrip("\n")
 
     def __repr__(self) -> str:
         return self.summary

@@ -6,28 +6,17 @@ import functools
 from collections.abc import Callable
 from typing import Any, ParamSpec
 
-from pipeline.process.screen import as_lines
+from pipeline.report.showing.printed import Printed
 
 P = ParamSpec("P")
 
 
-class Found(dict[str, Any]):
+class Found(Printed, dict[str, Any]):
     """A dict for programs; `print` of it gives tables, without styles."""
 
     def shown(self) -> dict[str, Any]:
         """Return what a terminal has room for."""
         return self
-
-    def __str__(self) -> str:
-        from pipeline.report.showing.document_table import render_document
-
-        return as_lines(render_document(self.shown())).rstrip("\n")
-
-    def _repr_html_(self) -> str:
-        """Return the same for a notebook, escaped."""
-        from pipeline.report.showing.notebook import text_html
-
-        return text_html(str(self))
 
 
 def printed(operation: Callable[P, dict[str, Any]]) -> Callable[P, Found]:

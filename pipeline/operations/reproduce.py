@@ -23,7 +23,6 @@ from pipeline.core.versions import changed_versions, environment_versions
 from pipeline.job.job import Job
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks import make_task
-from pipeline.operations.found import Found
 from pipeline.operations.published.again import (
     Sample,
     Way,
@@ -36,6 +35,7 @@ from pipeline.operations.published.again import (
 from pipeline.operations.published.output import Partition, open_output
 from pipeline.planning.plan import job_extensions, job_semantics
 from pipeline.planning.predictor import why_other
+from pipeline.report.showing.printed import Printed
 from pipeline.runs.retry.quarantine import read_plan
 
 WEIGHTS, INPUT, LIBRARY, PUBLISHED = "weights", "input", "library", "published value"
@@ -57,7 +57,7 @@ class DifferingRow:
 
 
 @dataclass(frozen=True)
-class Reproduced:
+class Reproduced(Printed):
     """Whether a sample of a version comes out when it is predicted again; prints as a summary."""
 
     partition: str
@@ -99,12 +99,6 @@ class Reproduced:
             for row in self.differing[:_SHOWN]
         ]
         return document
-
-    def __str__(self) -> str:
-        return str(Found(self.shown()))
-
-    def _repr_html_(self) -> str:
-        return Found(self.shown())._repr_html_()
 
 
 def reproduce(

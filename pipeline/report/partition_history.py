@@ -11,9 +11,9 @@ from itertools import groupby
 from typing import Any
 
 from pipeline.commit.layout import partition_order
-from pipeline.process.screen import as_lines
 from pipeline.report.document import Report
 from pipeline.report.showing.number_format import format_duration
+from pipeline.report.showing.printed import Printed
 from pipeline.report.speed.limits import CORES
 
 _ONCE = ("list", "publish")
@@ -70,7 +70,7 @@ class PartitionWork:
 
 
 @dataclass(frozen=True)
-class History:
+class History(Printed):
     """The versions of an output, by partition and run."""
 
     sink: str
@@ -93,12 +93,6 @@ class History:
             "cost": [_spent(each, each.cost, _money) for each in self.versions if each.cost],
             "rows_per_s_of_a_busy_slot": stages,
         }
-
-    def __str__(self) -> str:
-        """Return the tables, without styles."""
-        from pipeline.report.showing.document_table import render_document
-
-        return as_lines(render_document(self.shown())).rstrip("\n")
 
 
 def versions_of(

@@ -19,6 +19,7 @@ from pipeline.operations.weeks.one_date import ONLY, DateRun, Dates
 from pipeline.operations.weeks.status import same_partition
 from pipeline.operations.weeks.turns import do_all, one_by_one
 from pipeline.operations.weeks.workers import several
+from pipeline.report.showing.printed import Printed
 from pipeline.report.showing.progress import Progress, duration, shown_on
 
 WORST_FIRST = (2, 1, 5, 3, 7, 6, 4, 8, 0)
@@ -26,7 +27,7 @@ WORST_FIRST = (2, 1, 5, 3, 7, 6, 4, 8, 0)
 
 
 @dataclass(frozen=True)
-class Backfill:
+class Backfill(Printed):
     """What became of all dates, in their order."""
 
     dates: tuple[DateRun, ...]

@@ -6,14 +6,14 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
-from pipeline.process.screen import as_lines
+from pipeline.report.showing.printed import Printed
 from pipeline.report.showing.progress import duration
 from pipeline.runs.exports import folder_name
 from pipeline.runs.weeks.state import PartitionStatus, State
 
 
 @dataclass(frozen=True)
-class Status:
+class Status(Printed):
     """The partitions of an output, by date or number."""
 
     sink: str
@@ -37,12 +37,6 @@ class Status:
     def shown(self) -> dict[str, Any]:
         """Return what a terminal has room for."""
         return {"states": self.count(), "partitions": [*map(_row, self.partitions)]}
-
-    def __str__(self) -> str:
-        """Return the tables, without styles."""
-        from pipeline.report.showing.document_table import render_document
-
-        return as_lines(render_document(self.shown())).rstrip("\n")
 
     def to_prometheus(self) -> str:
         """Return the text that Prometheus' node exporter reads from a file; no partition is named.
