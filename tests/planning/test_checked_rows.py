@@ -97,6 +97,11 @@ def test_of_many_small_parts_no_more_is_drawn_than_a_row_of_each():
     assert [row // 10 for row in chosen[:, 1].tolist()] == list(range(20))
 
 
+def test_of_fewer_than_32_rows_all_are_checked():
+    chosen = [choose_checked(runs_of((0, 0, n)), parts=[[n]], seed=SEED) for n in (16, 31, 32)]
+    assert [*map(len, chosen)] == [16, 31, 16]
+
+
 def test_another_plan_draws_others_and_nothing_carried_draws_nothing():
     runs = runs_of((0, 0, 10_000))
     one, other = (choose_checked(runs, parts=[[10_000]], seed=seed) for seed in (SEED, OTHER))

@@ -26,7 +26,7 @@ from pipeline.core.printable import num_of
 from pipeline.core.versions import changed_versions, environment_versions
 from pipeline.planning.carried import KnownShard, Source, day_of
 from pipeline.planning.carrying import Division, Known, divide
-from pipeline.planning.checked_rows import LEAST_ROWS, check_probability, choose_checked
+from pipeline.planning.checked_rows import check_probability, choose_checked
 from pipeline.planning.plan import Plan
 from pipeline.planning.predictor import predictor_key, why_other
 from pipeline.planning.slicing import SliceSizes
@@ -125,10 +125,8 @@ def find_reuse(run: RunContext, plan: Plan, base: Manifest | None) -> Reuse:
     division = divide(plan, known, sizes, choose, by_content=by_content)
     if not division.carried.num_rows and not by_content:
         if len(division.carried.checked):
-            why = (
-                f"only {num_of(len(division.carried.checked), 'row')} could be, and of so few all "
-                f"are predicted again (0.1% are, at least {LEAST_ROWS})"
-            )
+            few = num_of(len(division.carried.checked), "row")
+            why = f"only {few} could be, and of so few all are predicted again as a check"
         elif not reasons:
             why = f"no shard is as it was in {earlier[0].name}"
         return Reuse(None, why_not=why, looked_at=looked_at)
