@@ -47,6 +47,7 @@ def test_the_last_counts_are_kept_of_so_many_slices() -> None:
 @pytest.mark.parametrize(
     "where", ["this machine", pytest.param("a cluster", marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_the_rows_of_a_slice_under_way_reach_the_driver(
     where: str, request: pytest.FixtureRequest
 ) -> None:

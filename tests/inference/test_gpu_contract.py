@@ -218,7 +218,11 @@ def test_a_model_that_another_leaves_no_room_waits_for_it(gpu: FakeGpu):
     assert all(is_predicted(row) for row in predict(model, rows_of(images(9)))[0])
 
 
-@pytest.mark.parametrize("room_kib", [151, 149, 99], ids=["beside", "instead", "on the CPU"])
+@pytest.mark.parametrize(
+    "room_kib",
+    [pytest.param(151, marks=pytest.mark.slow), pytest.param(149, marks=pytest.mark.slow), 99],
+    ids=["beside", "instead", "on the CPU"],
+)
 def test_the_reference_finds_a_place_and_the_model_is_back_after_it(gpu: FakeGpu, room_kib: int):
     gpu.total_bytes = room_kib * KIB
     model = heavy(100 * KIB, limits=LIMITS, precision="bf16")

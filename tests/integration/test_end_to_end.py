@@ -372,6 +372,7 @@ def predict_colours(files: dict[str, bytes]) -> tuple[dict[str, Any], dict[str, 
 @pytest.mark.parametrize(
     ("num_good", "num_mutations"), [(230, 80), pytest.param(475, 500, marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_hostile_files_are_quarantined_with_reasons_and_a_gate_protects_what_is_published(
     num_good: int, num_mutations: int, tmp_path: Path, model_loads: Path
 ) -> None:

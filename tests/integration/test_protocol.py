@@ -148,9 +148,9 @@ def write_late(store: Store) -> None:
 
 
 def is_quick(point: Point, fault: str, place: str) -> bool:
-    """On a disk every step; in a bucket where a put breaks off, and around the commit."""
-    at_commit = point.name in ("before_log", "after_log") and fault != "raise"
-    return place == "local" or at_commit or (point.name.startswith("mid_put") and fault == "exit")
+    """On a disk every step; in a bucket an answer that is lost around the commit."""
+    at_commit = point.name in ("before_log", "after_log") and fault == "lost answer"
+    return place == "local" or at_commit
 
 
 @pytest.mark.parametrize(

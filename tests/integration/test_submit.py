@@ -177,7 +177,7 @@ def test_a_stopped_submission_stops_the_job_and_a_rerun_is_free_to_go(
     assert done.json["hardware"]["cpus"] == 2.0
 
 
-@pytest.mark.parametrize("command", ["submit", "run"])
+@pytest.mark.parametrize("command", ["submit", pytest.param("run", marks=pytest.mark.slow)])
 def test_an_address_where_nothing_answers_is_infrastructure_trouble(
     command: str, photos: tuple[Path, Built], tmp_path: Path, closed_port: int
 ):

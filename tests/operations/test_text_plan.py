@@ -53,6 +53,7 @@ def test_a_plan_says_what_was_read_from_the_model_directory(tmp_path: Path, dire
     assert "pooling cls" in console.file.getvalue()
 
 
+@pytest.mark.slow
 def test_a_plan_tries_one_text(tmp_path: Path, directory: Path):
     job = job_of(tmp_path, {"path": str(directory), "batch_tokens": 512})
     model = plan(job)["model"]

@@ -200,7 +200,13 @@ def test_most_rows_of_a_slice_are_whole_batches_or_what_the_job_says(batch_size:
     assert SliceSizes.of(job(run__slice_rows=7), batch_size).most == 7
 
 
-@pytest.mark.parametrize(("row_bytes", "most"), [(4e3, 2048), (6e4, 832), (3e6, 16)])
+@pytest.mark.parametrize(
+    ("row_bytes", "most"),
+    [
+        (6e4, 832),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in ((4e3, 2048), (3e6, 16))),
+    ],
+)
 def test_slices_of_rows_that_are_mostly_known_have_more_of_them_within_the_same_bytes(
     row_bytes: float, most: int
 ):

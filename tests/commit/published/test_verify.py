@@ -488,7 +488,7 @@ WRONG_ROWS: dict[Spoil, tuple[list[str], str]] = {
     ("num_rows", "spoil"),
     quick_cases(
         product([1_000, MILLION], WRONG_ROWS),
-        lambda num_rows, spoil: num_rows < MILLION or spoil is swap_one_for_a_stranger,
+        lambda num_rows, spoil: num_rows < MILLION,
     ),
     ids=lambda value: "million" if value == MILLION else getattr(value, "__name__", "few"),
 )
@@ -502,6 +502,7 @@ def test_one_wrong_row_is_found_and_named(store: Store, num_rows: int, spoil: Sp
     assert said.format(**numbers, doubled=first + 7, lost=first + 123) in message
 
 
+@pytest.mark.slow
 def test_one_flipped_bit_beside_a_million_rows_is_found_and_a_sound_million_proved(store: Store):
     manifest = publish_spoiled(store)
     assert {name for name, status in verify(store).items() if status != "pass"} == {"keys"}

@@ -229,6 +229,7 @@ def test_where_much_has_died_slices_go_to_one_child_from_the_start(case: Case) -
     assert case.run([1, SEGFAULT], "predict-0-9")[0] == [None, Reason.NATIVE_CRASH]
 
 
+@pytest.mark.slow
 def test_an_image_that_ends_its_decoder_costs_itself(tmp_path: Path) -> None:
     spec = ImageInput(TransformSpec(24, 28, "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
     images = [encode(base_image(seed), "JPEG") for seed in range(5)]
@@ -277,6 +278,7 @@ with hang_guard(0.5):
 """
 
 
+@pytest.mark.slow
 def test_the_watchdog_ends_what_stands_still_and_nothing_else() -> None:
     done = subprocess.run(
         [sys.executable, "-c", WATCHED],

@@ -189,6 +189,7 @@ def test_what_works_is_noted_once_its_child_is_there(tmp_path: Path) -> None:
     assert notes == [(STAGE, "r0"), (STAGE, "r1"), (STAGE, None)]
 
 
+@pytest.mark.slow
 def test_what_kills_every_child_is_given_up_after_bounded_tries(tmp_path: Path) -> None:
     work = Doubling(str(tmp_path / "starts"))
     with isolating(work) as isolated:

@@ -255,7 +255,9 @@ def decoded_by(decoder: Libjpeg, images: list[bytes]) -> tuple[pa.Table, float]:
     return found, counters["gpu_decode"]["rows_out"]
 
 
-@pytest.mark.parametrize("after", [0, FIRST_ROWS, ONE_IN - 100])
+@pytest.mark.parametrize(
+    "after", [FIRST_ROWS, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, ONE_IN - 100))]
+)
 def test_a_decoder_that_is_wrong_is_found_and_the_cpu_decodes_instead(after: int, caplog):
     decoder, images = Wrong(after, 60), GOOD * (ONE_IN // len(GOOD))
     cpu = preprocess(rows_of(images), {}, LIMITS, SPEC)

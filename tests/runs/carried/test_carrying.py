@@ -28,6 +28,7 @@ from support.runs.retry_runs import (
     write_parquet,
     write_tars,
 )
+from support.runs.selection import quick_cases
 
 from pipeline.commit.keys.meta import read_keys
 from pipeline.commit.keys.pins import pin
@@ -439,7 +440,9 @@ def by_content(
     return nightly(tmp_path, write, run={"reuse": "content"})
 
 
-@pytest.mark.parametrize("write", SOURCES)
+@pytest.mark.parametrize(
+    "write", quick_cases(((write,) for write in SOURCES), lambda write: write is SOURCES[0])
+)
 def test_touched_files_of_the_same_content_are_read_and_not_computed(
     write: Callable[[Path], dict[str, Any]], tmp_path: Path
 ):

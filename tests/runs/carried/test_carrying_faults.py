@@ -94,6 +94,7 @@ def test_rows_come_from_three_versions(
 @pytest.mark.parametrize(
     "turn", [0, *(pytest.param(turn, marks=pytest.mark.slow) for turn in (1, 2, 3))]
 )
+@pytest.mark.slow
 def test_a_look_up_that_fails_computes_the_rows_whichever_it_is(
     turn: int,
     inputs: Inputs,

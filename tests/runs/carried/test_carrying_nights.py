@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 import models
+import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -56,7 +57,7 @@ def apply(folder: Path, broken: set[str], change: Change, nth: int) -> None:
 
 
 @settings(
-    max_examples=2,
+    max_examples=3,
     deadline=None,
     suppress_health_check=list(HealthCheck),
     phases=(
@@ -70,6 +71,7 @@ def apply(folder: Path, broken: set[str], change: Change, nth: int) -> None:
     keep_versions=st.integers(1, 3),
     reuse=st.sampled_from(["inputs", "content"]),
 )
+@pytest.mark.slow
 def test_each_night_is_as_if_all_rows_were_computed(
     nights: list[list[Change]], same_partition: bool, keep_versions: int, reuse: str
 ):

@@ -106,8 +106,16 @@ def test_the_first_text_that_can_be_read_and_does_not_crash_is_shown(tmp_path: P
             ),
             "RuntimeError: boom in my code",
         ),
-        (model("unseeded"), "tensors are other ones each time that it is built"),
-        (model("counting"), "models:counting: cannot be built: KeyError: 'TEST_MODEL_LOADS'"),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (
+                (model("unseeded"), "tensors are other ones each time that it is built"),
+                (
+                    model("counting"),
+                    "models:counting: cannot be built: KeyError: 'TEST_MODEL_LOADS'",
+                ),
+            )
+        ),
     ],
 )
 def test_what_no_row_survives_is_an_error_of_the_job_that_names_the_cause(
@@ -140,6 +148,7 @@ def onnx_job(folder: Path, nodes: list[Any], *initializers: Any, **sections: Any
     return read_job(path, date=dt.date(2026, 11, 24))
 
 
+@pytest.mark.slow
 def test_a_graph_that_takes_more_memory_than_a_trial_may_is_an_error_of_the_job(tmp_path: Path):
     wide = numpy_helper.from_array(np.array([200_000_000, 1, 2]), "wide")  # 3 GiB
     nodes = [
@@ -152,6 +161,7 @@ def test_a_graph_that_takes_more_memory_than_a_trial_may_is_an_error_of_the_job(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_names_in_a_model_file_do_not_reach_the_terminal(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):

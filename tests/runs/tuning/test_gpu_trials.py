@@ -166,7 +166,11 @@ def test_actors_that_fit_their_shares_fit_the_card_together(
 
 @pytest.mark.parametrize(
     ("total_mib", "row_mib", "words"),
-    [(2_000, 1, ""), (620, 2, "an actor needs 6"), (2_000, 200, "OutOfMemoryError")],
+    [
+        (620, 2, "an actor needs 6"),
+        pytest.param(2_000, 1, "", marks=pytest.mark.slow),
+        pytest.param(2_000, 200, "OutOfMemoryError", marks=pytest.mark.slow),
+    ],
 )
 def test_a_batch_size_that_does_not_fit_the_card_is_no_choice(
     total_mib: int, row_mib: int, words: str

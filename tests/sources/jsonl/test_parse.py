@@ -123,7 +123,9 @@ def _raw(kind: pa.DataType) -> pa.DataType:
     return pa.large_binary() if is_text else kind
 
 
-@pytest.mark.parametrize("oddness", [0.0, 0.02, 0.3])
+@pytest.mark.parametrize(
+    "oddness", [0.02, *(pytest.param(each, marks=pytest.mark.slow) for each in (0.0, 0.3))]
+)
 def test_lines_become_the_same_at_once_and_one_by_one(oddness: float):
     dice = random.Random(f"jsonl {oddness}")
     num_at_once = 0

@@ -223,6 +223,7 @@ def nightly(
         ),
     ],
 )
+@pytest.mark.slow
 def test_thirty_nights_of_one_new_row_each_leave_parts_near_their_size(where: str, tmp_path: Path):
     store, rng = Store(str(tmp_path)), np.random.default_rng(3)
     shards = [Shard(f"m{n:04d}", tuple(range(200))) for n in range(0, 40)]
