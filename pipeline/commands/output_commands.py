@@ -42,9 +42,7 @@ def report(
 def inspect(
     uri: OutputUri,
     partition: PartitionOption = None,
-    html: Annotated[
-        Path | None, typer.Option(help="Write a page here, with rows beside their input.")
-    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page here.")] = None,
     samples: Annotated[int, typer.Option(min=0, help="Rows of each sheet of that page.")] = 8,
     storage_options: StorageOption = None,
     as_json: JsonOption = False,

@@ -72,6 +72,8 @@ def stopped_by_ctrl_c() -> Iterator[None]:
         yield
         return
     has_come = False
+    stop = _stop()
+    before = stop.reason
 
     def on_ctrl_c(number: int, frame: FrameType | None) -> None:
         nonlocal has_come
@@ -93,6 +95,8 @@ def stopped_by_ctrl_c() -> Iterator[None]:
             raise Interrupted("interrupted when the run was over; its report is stored")
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        if has_come:
+            stop.reason = before  # the program may go on
 
 
 def ignore_stops() -> None:

@@ -102,7 +102,7 @@ def test_one_thread_loads_and_launches_also_for_other_callers(gpu: FakeGpu):
     model = predictor("models:colours", 8, num_gpus=1)
     with ThreadPoolExecutor(1, "caller") as other, gpu.away():
         other.submit(predict, model, rows_of(images(20))).result()
-    model.unload()
+    model.close()
     predict(predictor("models:colours", 8, num_gpus=1), rows_of(images(20)))
     assert gpu.thread_names == {"gpu_0"}
 

@@ -25,7 +25,7 @@ from pipeline.commit.lease import hold_lease
 from pipeline.core.errors import Interrupted
 from pipeline.dataflow import run_job
 from pipeline.job.reading.loader import read_job
-from pipeline.process.interrupts import defer_stops
+from pipeline.process.interrupts import defer_stops, reason
 from pipeline.report.showing.progress import Silent
 from pipeline.runs.context import RunOptions
 from pipeline.storage.store import Store
@@ -172,6 +172,7 @@ def test_ctrl_c_in_a_program_ends_its_run_as_a_signal_does_and_is_no_error_to_go
         signal.signal(signal.SIGINT, before)
     assert not isinstance(caught.value, Exception)
     assert caught.value.exit_code == 6
+    assert reason() is None, "the next run of the program is not stopped by it"
     (report,) = reports(tmp_path)
     if not is_deferred:
         assert "finished slices are kept, run again to go on" in str(caught.value)

@@ -340,7 +340,7 @@ def test_what_changed_is_named_by_its_part():
 def test_the_code_of_a_runtime_counts_if_it_is_chosen(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("pipeline.planning.plan.code_digest", lambda _, name: f"code of {name}")
     usual = job_extensions(job(), replace(SPEC, runtime="auto"))
-    assert {words.partition(" ")[0] for words in usual} == {"source", "input", "task"}
+    assert {words.partition(" ")[0] for words in usual} == {"source", "input", "task", "engine"}
     assert job_extensions(job(), replace(SPEC, runtime="own")) == {
         **usual, "runtime own": "code of own"
     }  # fmt: skip
