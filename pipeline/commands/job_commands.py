@@ -125,7 +125,7 @@ def tune(
 
 def golden(
     job: JobFile,
-    out: Annotated[str, typer.Option("--out", metavar="URI", help="The .parquet file to write.")],
+    out: Annotated[str, typer.Option("--out", metavar="URI", help="The file to write.")],
     rows: Annotated[int, typer.Option("--rows", min=1, help="How many rows.")] = 32,
     date: DateOption = None,
     set_: SetOption = None,
@@ -142,7 +142,7 @@ def golden(
 
 def promote(
     job: JobFile,
-    out: Annotated[str, typer.Option("--out", metavar="JOB", help="The job file to write.")],
+    out: Annotated[str, typer.Option("--out", metavar="JOB", help="The file to write.")],
     as_json: JsonOption = False,
 ) -> None:
     """Write the job whose model is the challenger of this one."""
