@@ -74,6 +74,7 @@ def compared(output: Path) -> dict[str, Any]:
 
 
 @pytest.mark.one_ray
+@pytest.mark.slow
 def test_what_is_published_is_as_without_it_and_its_own_lies_beside(tmp_path: Path) -> None:
     build(tmp_path / "in")
     run(job(tmp_path, "alone"))

@@ -54,6 +54,7 @@ def test_missing_stale_running_and_without_input(tmp_path: Path, store: Store):
     assert (one.state, one.a_run_would) == ("running", "end with 4: it is running")
 
 
+@pytest.mark.slow
 def test_the_commands_show_the_same(tmp_path: Path):
     job = job_over(tmp_path)
     dates = ("--from", DAYS[0], "--to", DAYS[-1])
