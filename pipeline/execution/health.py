@@ -7,8 +7,10 @@ itself, from a thread of its own.
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,6 +24,11 @@ from pipeline.execution.private_names import read
 from pipeline.process.keeper import how_it_ended
 from pipeline.process.life import current
 
+log = logging.getLogger(__name__)
+
+_EXECUTOR = "StreamingExecutor"
+"""How Ray Data names the threads that execute a Dataset."""
+_STOP_S = 5.0
 _SILENCE_S = 25.0
 _ASK_EVERY_S = 5.0
 _CONNECT_S = 5.0
@@ -166,12 +173,28 @@ def end(ray: Any) -> None:
     """Disconnect from Ray; an embedded one ends, and nothing that it started is left."""
     ours, connected = family(), _connected()
     connected.checks = []
+    _stop_executors()
     try:
         ray.shutdown()
     finally:
         kill(ours)
         _await_end(ours)
         connected.roots = []
+
+
+def _stop_executors() -> None:
+    """Stop what Ray Data still executes, as after a signal.
+
+    A thread of its own schedules it, and Ray (2.51) ends the process of a thread that uses it when
+    it is shut down. Without such threads, or if they are other ones, nothing is done.
+    """
+    for thread in threading.enumerate():
+        if thread.name.startswith(_EXECUTOR) and hasattr(thread, "shutdown"):
+            try:
+                thread.shutdown(force=False)
+            except Exception as error:  # noqa: BLE001  # what it still had to do is of no use now
+                log.debug("%s: %s", thread.name, error)
+            thread.join(_STOP_S)
 
 
 @contextlib.contextmanager

@@ -102,7 +102,8 @@ run_job(job, options, Silent(), first)
 rows = open_output(sys.argv[3]).predictions(["row_id", "date"])
 in_ray = []
 if ray.is_initialized():
-    in_ray = [rows.to_ray().to_pandas().values.tolist(), rows.to_pandas().values.tolist()]
+    from_ray = [[*row.values()] for row in rows.to_ray().take_all()]
+    in_ray = [from_ray, rows.to_pandas().values.tolist()]
 ticking = [each.name for each in threading.enumerate() if "tick" in each.name]
 alive = ray.is_initialized() and ray.get(ray.remote(lambda: 7).remote())
 print(json.dumps({
