@@ -21,7 +21,7 @@ def given_or_asked(value: str | None, name: str, what: str, *, asks: bool) -> st
     """Return a value that was given, or ask for it until there is one.
 
     Raises:
-        JobError: It is missing, and nobody can be asked or answers.
+        JobError: It is missing, and there is no terminal or no answer.
     """
     if value is None and not asks:
         raise JobError(f"Missing {name}. On a terminal it would be asked for.")
@@ -34,7 +34,7 @@ def choose(field: str, choices: Sequence[str]) -> str:
     """Ask for one of several values of a field of the job.
 
     Raises:
-        JobError: Nobody answers.
+        JobError: The input ends without an answer.
     """
     shown = "".join(f"  {number} {printable(each)}\n" for number, each in enumerate(choices, 1))
     numbered = {str(number): each for number, each in enumerate(choices, 1)}

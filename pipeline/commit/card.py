@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 _LABELS_SHOWN = 5
 _MARK = re.compile(rb"<!-- pipeline card: (\S+) version (\d+) of (\S+) -->\n?\Z")
-"""The last line of a card, which tells one from a file that somebody else has written."""
+"""The last line of each card. A README.md without it was written by others, and is kept."""
 _READERS = """\
 ```python
 root = {root!r}

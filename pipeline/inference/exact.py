@@ -28,20 +28,7 @@ NARROW = ("fp16", "bf16")
 
 
 def reduced(model: DeviceModel, inputs: Inputs) -> Arrays:
-    """Return the reduced outputs of rows, without isolating failures.
-
-    Args:
-        model: Is loaded.
-        inputs: Arrays of `Input.arrays`, each (N, ...).
-
-    Returns:
-        Name -> (N, ...), as `Task.reduce` names them.
-
-    Raises:
-        JobError: Rows contradict what the outputs were settled to be.
-        InfraError: The GPU has failed.
-        Exception: Any error of the model or the device.
-    """
+    """Return the reduced outputs of rows as `Engine.reduce` does; `model` is loaded."""
     results = Arrays()
     try:
         for batch in model.each(inputs, results):

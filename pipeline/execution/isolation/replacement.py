@@ -89,7 +89,7 @@ def replaced_between_slices(max_bytes: int) -> AbstractContextManager[None]:
 
 
 def _is_worker() -> bool:
-    ray = sys.modules.get("ray")  # not imported for this: whoever works for Ray has it
+    ray = sys.modules.get("ray")  # a worker of Ray has imported it
     return (
         ray is not None
         and ray.is_initialized()

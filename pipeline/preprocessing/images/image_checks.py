@@ -1,4 +1,4 @@
-"""What is checked of an encoded image around its decoding, whoever decodes it: without torch.
+"""Checks of an encoded image before and after it is decoded, without torch.
 
 In: bytes of a row. Out: `Undecodable` with its reason, for what is refused.
 """

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
 from pipeline.process.screen import as_lines
 
 
-class Printed:
+class Printed(ABC):
     """A result whose text is what its `shown` gives, as tables without styles."""
 
+    @abstractmethod
     def shown(self) -> Mapping[str, Any]:
         """Return what a terminal has room for."""
-        raise NotImplementedError
 
     def __str__(self) -> str:
         from pipeline.report.showing.document_table import render_document
