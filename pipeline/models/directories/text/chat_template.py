@@ -7,9 +7,6 @@ go. So it sees no text, and no text is a part of it.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,14 +14,13 @@ from typing import Any
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.models.directories.json_files import check_size, read_object
-from pipeline.models.directories.text.text_facts import CONFIG, SPECIAL
+from pipeline.models.directories.text.text_facts import CONFIG, SPECIAL, output_of
 from pipeline.models.tasks.choices import PLACE
 from pipeline.preprocessing.texts.text_settings import Prompt
 
 FILE = "chat_template.jinja"
 _MARK = "PlaceOfTheText"
 _PROGRAM = "pipeline.models.directories.text.chat_program"
-_TIMEOUT_S = 30
 _TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -80,24 +76,10 @@ def _special(folder: Path) -> dict[str, str]:
 
 
 def _rendered(given: dict[str, Any]) -> str:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     try:
-        done = subprocess.run(  # noqa: S603  # our own program; the template runs in its sandbox
-            [sys.executable, "-m", _PROGRAM],
-            input=json.dumps(given).encode(),
-            env=environment,
-            capture_output=True,
-            timeout=_TIMEOUT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        told = f"it takes more than {_TIMEOUT_S} s"
-    else:
-        if not done.returncode:
-            return str(json.loads(done.stdout))
-        told = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        if done.returncode < 0:
-            told = "it takes too long or too much memory"
+        return str(json.loads(output_of(["-m", _PROGRAM], json.dumps(given).encode())))
+    except ChildProcessError as error:
+        told = str(error)
     raise JobError(
         f"model.messages: the chat template of model.path fails: {clean_message(told, 200)}; "
         "write model.prompt instead"

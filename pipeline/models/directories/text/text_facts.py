@@ -6,7 +6,7 @@ import inspect
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 TOKENIZER = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
 SPECIAL = "special_tokens_map.json"
-_PROMPT_TIMEOUT_S = 30
+_TIMEOUT_S = 30
 _COUNT = """
 import sys
 from tokenizers import Tokenizer
@@ -36,6 +36,35 @@ print(len(found.ids) - (found.special_tokens_mask[-1:] == [1]))
 """Counts the tokens of standard input, without the special one that closes a text."""
 _DEFAULT_TOKENS = 512
 """For a model and a tokenizer that both name no limit."""
+
+
+def output_of(arguments: Sequence[str], given: bytes) -> bytes:
+    """Return what a Python program of ours prints over data that may make it hang or die.
+
+    Args:
+        arguments: Of the interpreter, in a process of its own.
+        given: Its standard input.
+
+    Raises:
+        ChildProcessError: It failed, or took too long; the message says why.
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    try:
+        done = subprocess.run(  # noqa: S603  # our own code, over data
+            [sys.executable, *arguments],
+            input=given,
+            env=environment,
+            capture_output=True,
+            timeout=_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise ChildProcessError(f"it takes more than {_TIMEOUT_S} s") from None
+    if done.returncode < 0:
+        raise ChildProcessError("it takes too long or too much memory")
+    if done.returncode:
+        raise ChildProcessError(done.stderr.decode(errors="replace").strip().rpartition("\n")[2])
+    return done.stdout
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -56,23 +85,10 @@ def prompt_tokens(path: Path, prompt: str) -> int:
     Raises:
         JobError: The tokenizer fails over it, or takes too long.
     """
-    command = [sys.executable, "-c", _COUNT, str(path)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     try:
-        done = subprocess.run(  # noqa: S603  # our own code, over data
-            command,
-            input=prompt.encode("utf-8", "replace"),
-            env=environment,
-            capture_output=True,
-            timeout=_PROMPT_TIMEOUT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        told = f"it takes more than {_PROMPT_TIMEOUT_S} s"
-    else:
-        if not done.returncode:
-            return int(done.stdout)
-        told = clean_message(done.stderr.decode(errors="replace").strip().rpartition("\n")[2], 120)
+        return int(output_of(["-c", _COUNT, str(path)], prompt.encode("utf-8", "replace")))
+    except ChildProcessError as error:
+        told = clean_message(str(error), 120)
     raise JobError(
         f"model.path: {path.name} fails over the default prompt: {told}; mend its patterns, or "
         "take the prompt out of config_sentence_transformers.json"
