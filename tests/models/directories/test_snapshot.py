@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.models.snapshots import change_json, make_snapshot, write_json
+from support.models.snapshots import change_json, cut_in_two, make_snapshot, write_json
 from support.servers.s3server import S3Server
 
 from pipeline.core.cache import eviction as cache_room
@@ -141,22 +141,9 @@ def test_a_link_to_a_folder_is_refused(path, tmp_path):
         open_directory(str(path))
 
 
-def shard(path: Path) -> dict[str, str]:
-    tensors = load_file(path / "model.safetensors")
-    (path / "model.safetensors").unlink()
-    halves = sorted(tensors)[::2], sorted(tensors)[1::2]
-    where = {}
-    for number, half in enumerate(halves, 1):
-        name = f"model-0000{number}-of-00002.safetensors"
-        save_file({key: tensors[key] for key in half}, path / name)
-        where |= dict.fromkeys(half, name)
-    write_json(path / "model.safetensors.index.json", {"metadata": {}, "weight_map": where})
-    return where
-
-
 def test_shards_give_what_one_file_gives(path):
     expected = embed(path)
-    shard(path)
+    cut_in_two(path)
     _, copy = open_directory(str(path))
     assert len(names(copy)) == len(NAMES) + 2
     assert torch.equal(embed(copy), expected)
@@ -164,7 +151,7 @@ def test_shards_give_what_one_file_gives(path):
 
 def test_an_index_that_differs_from_its_files_is_refused(path):
     index = path / "model.safetensors.index.json"
-    where = shard(path)
+    where = cut_in_two(path)
     first = min(where)
     changed = {key: value for key, value in where.items() if key != first}
     write_json(index, {"weight_map": changed})

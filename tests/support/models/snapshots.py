@@ -315,6 +315,21 @@ def change_json(path: Path, **changes: Any) -> None:
     write_json(path, {key: value for key, value in values.items() if value is not None})
 
 
+def cut_in_two(folder: Path) -> dict[str, str]:
+    """Write the weights of a directory as two shards; return tensor -> file."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    where = {}
+    for number, half in enumerate((sorted(tensors)[::2], sorted(tensors)[1::2]), 1):
+        name = f"model-0000{number}-of-00002.safetensors"
+        save_file({key: tensors[key] for key in half}, folder / name)
+        where |= dict.fromkeys(half, name)
+    write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": where})
+    return where
+
+
 def make_timm(folder: Path, name: str, num_classes: int, **options: Any) -> Path:
     """Write a directory of timm with random weights.
 
