@@ -9,6 +9,9 @@ import pyarrow as pa
 OUTPUT_SCHEMA_VERSION = 1
 
 ROW_ID, URI, IMAGE, FEATURES = "row_id", "uri", "image", "features"
+WIDTHS = b"widths"
+"""Key in the metadata of the field `FEATURES`: a JSON list with the length of each feature that is
+a list, 0 for others; not there if none is."""
 NUM_TOKENS, TRUNCATED = "num_tokens", "truncated"
 WIDTH_PX, HEIGHT_PX = "width_px", "height_px"
 ERROR, ERROR_STAGE, MESSAGE = "error", "error_stage", "message"

@@ -21,11 +21,13 @@ Extension = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 _FIELDS_OF_URIS = ("uri_roots", "uri_base", "http_hosts", "private_hosts", "allow_http")
 _FIELDS_OF_FEATURES = ("null_features", "lossy_features")
 _FIELDS_OF_TEXTS = ("text_pair_column", "max_text_bytes")
-_FIELDS_OF_FORMATS = (
+FIELDS_OF_COLUMNS = (
     *("image_column", "image_encoding", "uri_column", *_FIELDS_OF_URIS),
     *("features", *_FIELDS_OF_FEATURES, "text_column", *_FIELDS_OF_TEXTS, "inputs"),
-    *("id_column", "pass_through", "image_extensions", "casts"),
+    *("id_column", "pass_through", "casts"),
 )
+"""What formats read whose rows have columns."""
+_FIELDS_OF_FORMATS = (*FIELDS_OF_COLUMNS, "image_extensions")
 """What only some formats read; each says which."""
 
 InputKind = Literal["image", "uri", "features", "text", "several"]

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from pipeline.core.printable import clean_message
-from pipeline.core.schema import FEATURES, is_feature
+from pipeline.core.schema import FEATURES, WIDTHS, is_feature
 from pipeline.job.features import FeatureColumn, FeatureEntry, column_of
 from pipeline.job.source import Source
-from pipeline.sources.features.vectors import WIDTHS, categories_of, text_names
+from pipeline.sources.features.vectors import categories_of, text_names
 from pipeline.sources.input_columns import fields_of_part
 
 _SHOWN, _MAX_CHARS = 8, 40

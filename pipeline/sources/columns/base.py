@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -53,6 +53,24 @@ class InputReader(Protocol):
         """Return how many rows at most are read at a time."""
         ...
 
+    @property
+    def has_small_rows(self) -> bool:
+        """Tell whether rows are those of a table, which are best read by whole row groups."""
+        ...
+
+    @property
+    def is_fetched(self) -> bool:
+        """Tell whether the URI of a row is all that finds its input."""
+        ...
+
+    def line_bytes(self, escaped: int) -> int | None:
+        """Return the most bytes of it in a line of text, beside numbers; None: text cannot hold it.
+
+        Args:
+            escaped: As how many bytes the format may write a byte of a text.
+        """
+        ...
+
     def path(self, name: str, kind: pa.DataType) -> str:
         """Return what to read of a column of some type: all of it, or `column.field`."""
         ...
@@ -78,7 +96,18 @@ class InputReader(Protocol):
         ...
 
 
-class InShards:
+class OneKind:
+    """Base of columns of one kind."""
+
+    has_small_rows: ClassVar[bool] = False
+    is_fetched: ClassVar[bool] = False
+
+    def line_bytes(self, escaped: int) -> int | None:
+        """Return 0, as of numbers and names."""
+        return 0
+
+
+class InShards(OneKind):
     """Base of columns that must be in the shards."""
 
     def folder_trouble(self, name: str, value: str | None) -> str:

@@ -40,6 +40,9 @@ class ImageColumn(InShards):
     """Limit of an encoded image; of images in base64 before they are decoded."""
     rows_at_once = 256
 
+    def line_bytes(self, escaped: int) -> int | None:
+        return self.max_bytes * 3 // 2 if self.is_base64 else None
+
     def path(self, name: str, kind: pa.DataType) -> str:
         return f"{name}.{_BYTES}" if pa.types.is_struct(kind) else name
 

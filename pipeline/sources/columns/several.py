@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pyarrow as pa
 
@@ -23,6 +24,9 @@ class SeveralColumns:
     parts: Mapping[str, InputReader]
     """By the names of the inputs, in the order of the job."""
 
+    has_small_rows: ClassVar[bool] = False
+    is_fetched: ClassVar[bool] = False
+
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(name for part in self.parts.values() for name in part.names))
@@ -30,6 +34,9 @@ class SeveralColumns:
     @property
     def rows_at_once(self) -> int:
         return min(part.rows_at_once for part in self.parts.values())
+
+    def line_bytes(self, escaped: int) -> int:
+        return sum(part.line_bytes(escaped) or 0 for part in self.parts.values())
 
     def path(self, name: str, kind: pa.DataType) -> str:
         found = {part.path(name, kind) for part in self.parts.values() if name in part.names}

@@ -33,6 +33,9 @@ class TextColumns(InShards):
     """Limit of a text."""
     rows_at_once = 1024
 
+    def line_bytes(self, escaped: int) -> int:
+        return escaped * self.max_bytes * len(self.names)
+
     def path(self, name: str, kind: pa.DataType) -> str:
         return name
 

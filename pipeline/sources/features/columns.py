@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,17 +16,16 @@ from pipeline.core.arrays import as_array
 from pipeline.core.errors import JobError
 from pipeline.core.failures import Reason
 from pipeline.core.hive_paths import hive_values
-from pipeline.core.schema import FEATURES, IMAGE_FIELDS, TEXT_FEATURE, feature_fields
+from pipeline.core.schema import FEATURES, IMAGE_FIELDS, TEXT_FEATURE, WIDTHS, feature_fields
 from pipeline.job.features import FeatureColumn, FeatureEntry, column_of
 from pipeline.job.source import Source
 from pipeline.sources.columns.arrow_types import is_number, is_text, plain_type
-from pipeline.sources.columns.base import Failures, InputRows, Place, fail
+from pipeline.sources.columns.base import Failures, InputRows, OneKind, Place, fail
 from pipeline.sources.columns.texts import checked_texts
 from pipeline.sources.features.categories import category_trouble
 from pipeline.sources.features.exactness import FeatureRows
 from pipeline.sources.features.times import time_trouble
 from pipeline.sources.features.vectors import (
-    WIDTHS,
     count_features,
     feature_rows,
     features_to_arrow,
@@ -43,12 +43,13 @@ _DATES = "expected numbers: dates and times become features as {{column: {0}, re
 
 
 @dataclass(frozen=True)
-class FeatureColumns:
+class FeatureColumns(OneKind):
     """Numeric columns and fixed-size lists of numbers; others with what becomes of them."""
 
     names: tuple[str, ...]
     source: Source
     rows_at_once = 524_288
+    has_small_rows: ClassVar[bool] = True
 
     def path(self, name: str, kind: pa.DataType) -> str:
         return name

@@ -23,10 +23,6 @@ from pipeline.sources.features.categories import find_categories
 from pipeline.sources.features.exactness import FeatureRows, Piece, Values, is_whole_decimal, judged
 from pipeline.sources.features.times import read_times
 
-WIDTHS = b"widths"
-"""Key in the metadata of the field `FEATURES`: a JSON list with the length of each feature that is
-a list, 0 for others; not there if none is."""
-
 
 def number_type(features: Sequence[FeatureEntry]) -> pa.DataType:
     """Return the type of the vector's numbers: float64 if one of them is declared as such."""

@@ -10,9 +10,8 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from pipeline.core.hive_paths import hive_values
-from pipeline.core.schema import FEATURES
+from pipeline.core.schema import FEATURES, WIDTHS
 from pipeline.job.features import FeatureColumn, FeatureEntry, column_of
-from pipeline.sources.features.vectors import WIDTHS
 from pipeline.sources.input_columns import fields_of_part
 from pipeline.sources.rows import Reader
 
@@ -43,14 +42,13 @@ def columns_for(reader: Reader, path: str) -> list[Column]:
     passed = {field.name: field.type for field in reader.pass_through}
     found: dict[str, Column] = {}
     for part, section in source.parts.items():
-        kind, names = section.input_columns
-        if kind == "features":
+        if section.features:
             fields = fields_of_part(part, source, reader.fields)
             for column in _features(section.features, fields, passed):
                 if column.name not in hive:
                     found.setdefault(column.name, column)
         else:
-            found |= {name: Column(name, "text") for name in names}
+            found |= {name: Column(name, "text") for name in section.input_columns.names}
     if source.id_column and source.id_column not in found:
         found[source.id_column] = Column(source.id_column, "id")
     for name, declared in passed.items():

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from pipeline.job.source import Source
+from pipeline.job.source import FIELDS_OF_COLUMNS, Source
 from pipeline.sources.extents import Extent
 from pipeline.sources.first_bytes import head_of, inflated, kind_of
+from pipeline.sources.input_columns import columns_of
 from pipeline.sources.lines.sample import Sample
 from pipeline.sources.source_format import CountedByReading, Measured, RowIds
 from pipeline.sources.uris.policy import policy_of
@@ -20,14 +21,7 @@ class LineFormat(CountedByReading, ABC):
     """Shards of lines, plain or compressed as a whole by gzip or zstd."""
 
     name: str
-    fields = frozenset(
-        [
-            *("image_column", "image_encoding", "id_column", "casts", "pass_through"),
-            *("uri_column", "uri_roots", "uri_base", "http_hosts", "private_hosts", "allow_http"),
-            *("features", "null_features", "lossy_features"),
-            *("text_column", "text_pair_column", "max_text_bytes", "inputs"),
-        ]
-    )
+    fields = frozenset(FIELDS_OF_COLUMNS)
 
     @abstractmethod
     def sample(self, store: Store, shards: Sequence[StoredFile], source: Source) -> Sample:
@@ -48,7 +42,7 @@ class LineFormat(CountedByReading, ABC):
     def check(self, source: Source) -> None:
         """Refuse images that are not in base64, which text cannot hold."""
         for name, part in source.parts.items():
-            if part.input_columns.kind == "image" and part.image_encoding != "base64":
+            if columns_of(part).line_bytes(1) is None:
                 where = f"input {name!r}: " if name else ""
                 raise ValueError(
                     f"{where}format {self.name!r} holds texts (text_column), features, URIs of "

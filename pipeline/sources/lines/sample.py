@@ -101,12 +101,11 @@ class Sample(ABC):
         return fields_of_parts(self._source, self._fields_of)
 
     def _fields_of(self, part: Source) -> pa.Schema:
-        kind, names = part.input_columns
-        if kind != "features":
-            for name in names:
-                self._require_text(name)
-            return columns_of(part).fields(pa.schema([]))
-        return self._features(part)
+        if part.features:
+            return self._features(part)
+        for name in part.input_columns.names:
+            self._require_text(name)
+        return columns_of(part).fields(pa.schema([]))
 
     def _features(self, part: Source) -> pa.Schema:
         features, columns = part.features, columns_of(part)

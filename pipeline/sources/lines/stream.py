@@ -17,6 +17,7 @@ from pipeline.core.failures import Failure, Reason
 from pipeline.job.source import Source
 from pipeline.sources.columns.base import STAGE, Failures
 from pipeline.sources.extents import Extent, UncountedPlan
+from pipeline.sources.input_columns import columns_of
 from pipeline.sources.rows import Reader, changed, require_unchanged
 from pipeline.sources.source_format import failed_shard
 from pipeline.sources.table_rows import to_rows
@@ -205,11 +206,4 @@ def max_line_bytes(source: Source, escaped: int) -> int:
         source: The job's section.
         escaped: As how many bytes the format may write a byte of a text.
     """
-    return _ROOM_BYTES + sum(_room_bytes(part, escaped) for part in source.parts.values())
-
-
-def _room_bytes(source: Source, escaped: int) -> int:
-    kind, names = source.input_columns
-    if kind == "text":
-        return escaped * source.max_text_bytes * len(names)
-    return source.max_image_bytes * 3 // 2 if kind == "image" else 0
+    return _ROOM_BYTES + (columns_of(source).line_bytes(escaped) or 0)

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.core.semantics import SEMANTICS
-from pipeline.job.source import Source
+from pipeline.job.source import FIELDS_OF_COLUMNS, Source
 from pipeline.sources.extents import Extent
 from pipeline.sources.parquet.footers import measure_again, measure_parquet
 from pipeline.sources.parquet.stream import ParquetStream
@@ -27,14 +27,7 @@ class Parquet(CountedBeforeReading):
     counts_rows: CountsRows = "footer"
     semantics = SEMANTICS["parquet"]
     kinds = frozenset(["Parquet"])
-    fields = frozenset(
-        [
-            *("image_column", "id_column", "casts", "pass_through"),
-            *("uri_column", "uri_roots", "uri_base", "http_hosts", "private_hosts", "allow_http"),
-            *("features", "null_features", "lossy_features", "image_encoding"),
-            *("text_column", "text_pair_column", "max_text_bytes", "inputs"),
-        ]
-    )
+    fields = frozenset(FIELDS_OF_COLUMNS)
 
     def first_rows(self, store: Store, shard: StoredFile) -> pa.Table:
         """Read no more than a batch: a row group may hold all images of a shard."""

@@ -159,7 +159,8 @@ class ParquetStream:
         """Yield the batches of row groups, each with its rows of invalid timestamps -> message."""
         reader = self._reader
         how = _batching(reader, extent, shard.num_rows(groups))
-        few_rows = _FEW_TABLE_ROWS if reader.source.is_table else _FEW_ROWS
+        is_table = columns_of(reader.source).has_small_rows
+        few_rows = _FEW_TABLE_ROWS if is_table else _FEW_ROWS
         safe_rows = shard.rows_within(groups, [*needed.read], how.num_rows, few_rows)
         if safe_rows < how.num_rows:
             how = how._replace(rows_at_once=safe_rows, whole_groups=False)
@@ -185,10 +186,11 @@ class ParquetStream:
 
 def _batching(reader: Reader, extent: Extent, group_rows: int) -> Batching:
     """Return how to read an extent from row groups of so many rows."""
-    is_table = reader.source.is_table
+    columns = columns_of(reader.source)
+    is_table = columns.has_small_rows
     row_bytes = max(extent.row_bytes, _vector_bytes(reader), 1.0)
     fit = int((_TABLE_BATCH_BYTES if is_table else _BATCH_BYTES) / row_bytes)
-    rows = max(1, min(columns_of(reader.source).rows_at_once, fit))
+    rows = max(1, min(columns.rows_at_once, fit))
     # Most slices have a power of two of rows; one that lies in several batches is copied.
     num_rows = 1 << (rows.bit_length() - 1)
     is_mostly_wanted = 2 * extent.num_rows >= group_rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pyarrow as pa
 
@@ -25,6 +26,7 @@ class UriColumn(InShards):
     names: tuple[str, ...]
     source: Source
     rows_at_once = 64
+    is_fetched: ClassVar[bool] = True
 
     def path(self, name: str, kind: pa.DataType) -> str:
         return name
