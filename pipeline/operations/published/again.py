@@ -18,9 +18,8 @@ from pipeline.commit.parts.carried.version import CarriedVersion, OldRows
 from pipeline.commit.parts.part_reader import open_part
 from pipeline.core.cache.cpu import processor_name
 from pipeline.core.errors import InfraError, JobError
-from pipeline.core.failures import Failure
 from pipeline.core.hive_paths import restore
-from pipeline.core.schema import IMAGE, ROW_ID, URI
+from pipeline.core.schema import ROW_ID, URI
 from pipeline.execution.stages import Preprocessing
 from pipeline.inference.engines import open_engine
 from pipeline.inference.runtimes.choice import require_usable
@@ -36,11 +35,9 @@ from pipeline.planning.plan import Plan
 from pipeline.runs.builders import plain_predictor_config
 from pipeline.runs.preparing.prepare import job_model
 from pipeline.runs.retry.shards import as_found
-from pipeline.runs.samples.inputs import by_shard, read_rows
+from pipeline.runs.samples.inputs import are_fetched, by_shard, fetch_rows, read_rows
 from pipeline.sources.extents import Extent
-from pipeline.sources.rows import Reader, make_rows
-from pipeline.sources.uris.fetch import fetch_many
-from pipeline.sources.uris.policy import policy_of
+from pipeline.sources.rows import Reader
 from pipeline.storage.store import Store
 
 _EXACT = AgreementLimits(0.001, 0.99999, 0.001, allows_ties=True)
@@ -183,8 +180,8 @@ def read_inputs(job: Job, plan: Plan, asked: Sequence[tuple[str, str]], where: s
     store = Store(plan.source_root, job.source.storage_options)
     reader = Reader(store, job.source, pa.schema([]), plan.fields)
     found = Inputs([], {})
-    if job.source.input_columns.kind == "uri" and plan.row_ids == "column":
-        found.tables.append(_fetched(reader, asked))
+    if are_fetched(reader, plan):
+        found.tables.append(fetch_rows(reader, asked))
         return found
     for extents, ids in by_shard(reader, plan, asked, where):
         path = extents[0].path
@@ -207,15 +204,6 @@ def read_inputs(job: Job, plan: Plan, asked: Sequence[tuple[str, str]], where: s
 
 def _identity(extent: Extent) -> tuple[int, str]:
     return extent.size_bytes, extent.version
-
-
-def _fetched(reader: Reader, asked: Sequence[tuple[str, str]]) -> pa.Table:
-    uris = [uri for _, uri in asked]
-    fetched = fetch_many(uris, policy_of(reader.source, reader.store.uri))
-    failures = [each.failure and Failure(each.failure[0], "read", each.failure[1])
-                for each in fetched]  # fmt: skip
-    images = {IMAGE: [each.data for each in fetched]}
-    return make_rows(reader, [row_id for row_id, _ in asked], uris, images, failures)
 
 
 def predict(

@@ -14,14 +14,34 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.core.errors import JobError
+from pipeline.core.failures import Failure
 from pipeline.core.schema import ROW_ID
 from pipeline.planning.plan import Plan
+from pipeline.sources.columns.base import STAGE
 from pipeline.sources.extents import Extent, RowFilter, UncountedPlan
+from pipeline.sources.input_columns import columns_of
 from pipeline.sources.reader import read_slices
-from pipeline.sources.rows import Reader
+from pipeline.sources.rows import Reader, make_rows
 from pipeline.sources.units import Unit
+from pipeline.sources.uris.fetch import fetch_many
+from pipeline.sources.uris.policy import policy_of
 
 _ROWS_AT_ONCE, _BYTES_AT_ONCE = 256, 64 * 2**20
+
+
+def are_fetched(reader: Reader, plan: Plan) -> bool:
+    """Tell whether the id and URI of a row find its input without its shard."""
+    return columns_of(reader.source).is_fetched and plan.row_ids == "column"
+
+
+def fetch_rows(reader: Reader, asked: Sequence[tuple[str, str]]) -> pa.Table:
+    """Fetch the input of rows, given as id and URI; returns them as `reader.schema`."""
+    ids, uris = [row_id for row_id, _ in asked], [uri for _, uri in asked]
+    fetched = fetch_many(uris, policy_of(reader.source, reader.store.uri))
+    failures = [each.failure and Failure(each.failure[0], STAGE, each.failure[1])
+                for each in fetched]  # fmt: skip
+    [field] = reader.fields
+    return make_rows(reader, ids, uris, {field.name: [each.data for each in fetched]}, failures)
 
 
 def by_shard(

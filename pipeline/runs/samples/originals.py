@@ -5,7 +5,7 @@ Images behind URIs are fetched under the rules of the job.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -21,10 +21,8 @@ from pipeline.job.source import Source
 from pipeline.planning.plan import Plan
 from pipeline.report.showing.notebook import cell
 from pipeline.runs.retry.quarantine import read_plan
-from pipeline.runs.samples.inputs import by_shard, read_rows
+from pipeline.runs.samples.inputs import are_fetched, by_shard, fetch_rows, read_rows
 from pipeline.sources.rows import Reader
-from pipeline.sources.uris.fetch import fetch_many
-from pipeline.sources.uris.policy import policy_of
 from pipeline.storage.store import Store
 
 if TYPE_CHECKING:
@@ -172,13 +170,16 @@ class OriginalFinder:
         """
         asked, columns = _asked(rows), self.columns(*wanted)
         reader, plan = self.reader, self.plan
-        if reader.source.input_columns.kind == "uri" and plan.row_ids == "column":
-            return Originals(_fetched(reader, asked))
-        found: dict[str, Original] = {}
-        for extents, ids in by_shard(reader, plan, asked, self.where):
-            for some in read_rows(reader, plan, extents, ids):
-                for row in some.to_pylist():
-                    found[row[ROW_ID]] = _original(reader.source, row, columns, plan.fields)
+        if are_fetched(reader, plan):
+            tables: Iterable[pa.Table] = [fetch_rows(reader, asked)]
+        else:
+            shards = by_shard(reader, plan, asked, self.where)
+            tables = (t for extents, ids in shards for t in read_rows(reader, plan, extents, ids))
+        found = {
+            row[ROW_ID]: _original(reader.source, row, columns, plan.fields)
+            for table in tables
+            for row in table.to_pylist()
+        }
         missing = "is not in the input any more"
         return Originals(
             [found.get(row_id) or Original(row_id, uri, problem=missing) for row_id, uri in asked]
@@ -219,23 +220,6 @@ def _original(
         max_image_bytes=source.max_image_bytes,
         max_image_px=source.max_image_px,
     )
-
-
-def _fetched(reader: Reader, asked: Sequence[tuple[str, str]]) -> list[Original]:
-    """Fetch images by their URIs."""
-    policy = policy_of(reader.source, reader.store.uri)
-    fetched = fetch_many([uri for _, uri in asked], policy)
-    return [
-        Original(
-            row_id,
-            uri,
-            data=each.data,
-            problem=None if each.failure is None else f"{each.failure[0]}: {each.failure[1]}",
-            max_image_bytes=reader.source.max_image_bytes,
-            max_image_px=reader.source.max_image_px,
-        )
-        for (row_id, uri), each in zip(asked, fetched, strict=True)
-    ]
 
 
 def _thumbnail(original: Original) -> str:
