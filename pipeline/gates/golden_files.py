@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline.core.errors import JobError
 from pipeline.core.failures import Failure
-from pipeline.core.schema import IMAGE, LABEL, ROW_ID, file_name_of, is_feature
+from pipeline.core.schema import LABEL, ROW_ID, file_name_of, is_feature
 from pipeline.gates.golden import GoldenRows
 from pipeline.job.gates import Gates, Golden
 from pipeline.models.agreement import AgreementLimits
@@ -52,8 +52,8 @@ def read_golden(
     columns = [file_name_of(name) for name in reader.fields.names]
     if golden.uri.endswith(".parquet"):
         found = _read_file(golden)
-    elif columns == [IMAGE]:
-        found = _read_folder(golden, task)
+    elif len(columns) == 1 and pa.types.is_large_binary(reader.fields.types[0]):
+        found = _read_folder(golden, task, columns[0])
     else:
         needed = " and ".join(columns)
         raise JobError(f"{_FIELD} = {golden.uri}: rows of {needed} need a .parquet file")
@@ -138,8 +138,8 @@ def _read_file(golden: Golden) -> pa.Table:
         raise JobError(f"{_FIELD} = {golden.uri}: not a Parquet file: {error}") from None
 
 
-def _read_folder(golden: Golden, task: TaskSpec) -> pa.Table:
-    """Read `<label>/<image file>`."""
+def _read_folder(golden: Golden, task: TaskSpec, column: str) -> pa.Table:
+    """Read `<label>/<file>`; the bytes of files become a column of this name."""
     if not make_task(task).has_golden_folders:
         raise JobError(f"{_FIELD} = {golden.uri}: task {task.kind!r} needs a .parquet file")
     store = Store(golden.uri, golden.storage_options)
@@ -148,12 +148,12 @@ def _read_folder(golden: Golden, task: TaskSpec) -> pa.Table:
     if loose or not 0 < len(paths) <= MAX_ROWS:
         found = f"{loose[0]} lies in no folder" if loose else f"there are {len(paths)} files"
         raise JobError(
-            f"{_FIELD} = {golden.uri}: {found}; write <label>/<image file>, 1 to {MAX_ROWS} files"
+            f"{_FIELD} = {golden.uri}: {found}; write <label>/<file>, 1 to {MAX_ROWS} files"
         )
-    images = store.read_many(paths)
-    for value in images.values():
+    files = store.read_many(paths)
+    for value in files.values():
         if isinstance(value, Exception):
             raise value
     labels = [path.split("/")[0] for path in paths]
-    values = [images[path] for path in paths]
-    return pa.table({ROW_ID: paths, IMAGE: pa.array(values, pa.large_binary()), LABEL: labels})
+    values = [files[path] for path in paths]
+    return pa.table({ROW_ID: paths, column: pa.array(values, pa.large_binary()), LABEL: labels})
