@@ -261,10 +261,7 @@ def _build(spec: ModelSpec) -> torch.nn.Module:
     import torch
 
     if spec.directory is not None:
-        from pipeline.preprocessing.texts.text_input import TextInput
-
-        text = spec.input.text if isinstance(spec.input, TextInput) else None
-        module = directory_module(spec.directory, spec.input.name, spec.pooling, spec.task, text)
+        module = directory_module(spec.directory, spec.input, spec.pooling, spec.task)
     elif spec.kind == "torchvision":
         module = torchvision_module(spec.name, spec.weights_sha256, **_num_classes(spec.task))
     elif spec.kind == "entry_point":

@@ -27,7 +27,7 @@ from pipeline.operations.jobs import Date, JobLike, load_job, run_options
 from pipeline.planning.allocation import Hardware, allocate
 from pipeline.planning.node_room import Held
 from pipeline.planning.plan import Plan
-from pipeline.preprocessing.model_input import cost_of
+from pipeline.preprocessing.input_facts import cost_of
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.preparing.checks import check_before_ray, check_hardware, check_runtime
 from pipeline.runs.preparing.one_row import Preview, preview_row

@@ -12,7 +12,7 @@ from pipeline.models.spec import ModelSpec
 from pipeline.operations.found import printed
 from pipeline.operations.jobs import Date, JobLike, load_job, name_of, run_options
 from pipeline.planning.allocation import allocate
-from pipeline.preprocessing.model_input import cost_of
+from pipeline.preprocessing.input_facts import cost_of
 from pipeline.report.showing.progress import Progress, shown_on
 from pipeline.runs.context import RunContext
 from pipeline.runs.preparing.checks import check_before_ray

@@ -178,11 +178,10 @@ def _task_fields(inputs: Inputs, model: ModelSpec) -> pa.Schema:
     taken = (RESERVED_COLUMNS - own) | set(inputs.pass_through.names)
     clash = [field.name for field in fields if field.name in taken]
     published = {field.name for field in model.input.published_fields()}
-    seen = "row of several inputs" if model.input.name == "several" else model.input.name
     for name in clash:
         if name in published:
             raise JobError(
-                f"source.pass_through: the output has a column {name!r} of every {seen} by itself; "
+                f"source.pass_through: the output has a column {name!r} of every row by itself; "
                 "leave it out"
             )
         raise JobError(f"model: column {name!r} of the outputs is taken; choose another name")

@@ -9,31 +9,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from pipeline.core.registry import INPUTS, get
 from pipeline.job.job import Job
-from pipeline.preprocessing.model_input import cost_of
+from pipeline.preprocessing.input_facts import SliceRows, slice_rows_of
 from pipeline.sources.extents import MAX_SLICE_BYTES, Extent, UncountedPlan
 from pipeline.sources.inputs import Inputs
 from pipeline.sources.source_format import format_of
 from pipeline.sources.units import Unit
 
 _MIB = 1024 * 1024
-_ROWS_NEAR = 256
-_SMALL_ROWS_NEAR, _SMALL_ROW_BYTES = 512, 16 * 1024
-_TEXT_ROWS_NEAR, _MOST_TEXT_ROWS, _TEXT_BYTES_NEAR = 512, 2048, 512 * 1024
-_UNCOUNTED_TEXT_ROWS = 1024
-_UNCOUNTED_SIZED_ROWS, _SIZED_WEIGHT = 64, 3.0
-"""Images that keep their size: the pixels of a slice are in memory at once, ten times the bytes of
-JPEGs. Three times of those are as much as other slices may have."""
 _BYTES_NEAR = 48 * _MIB
-_FEW_ROWS = 64
+_SMALL_ROW_BYTES = 16 * 1024
 _SMALLEST_CPU_BATCH = 8
 _SLICES_LEFT = 4
 _MAX_UNIT_SLICES = 8
 _IF_KNOWN = 4
 _SLICES_PER_UNIT_SLICE = 64
-_MAX_UNITS_PER_ROW_GROUP = 4
-_FEATURE_ROWS, _FEW_FEATURE_ROWS, _UNCOUNTED_FEATURE_ROWS = 524_288, 8_192, 32_768
+_USUAL = SliceRows()
 
 
 @dataclass(frozen=True)
@@ -70,9 +61,9 @@ class SliceSizes:
     """How many times the bytes of a row count."""
     is_fixed: bool = True
     """The job sets `run.slice_rows`: every slice has `most` rows."""
-    few: int = _FEW_ROWS
+    few: int = _USUAL.few
     """Fewest rows per slice towards the end."""
-    max_units: int = _MAX_UNITS_PER_ROW_GROUP
+    max_units: int = _USUAL.max_units
     """Most units that a row group is cut into."""
 
     @classmethod
@@ -86,54 +77,22 @@ class SliceSizes:
         """
         if job.run.slice_rows:
             return cls(job.run.slice_rows)
-        sizes = cls._of_cost(job, batch_size)
-        more = _IF_KNOWN if are_mostly_known else 1
-        return replace(
-            sizes,
-            most=more * sizes.most,
-            most_small=more * sizes.most_small,
-            bytes_near=more * sizes.bytes_near,
-            uncounted=more * sizes.uncounted,
-        )
-
-    @classmethod
-    def _of_cost(cls, job: Job, batch_size: int) -> SliceSizes:
-        cost = cost_of(job.source)
-        # Batches are filled by tokens, so no number of rows is a multiple.
-        if cost == "text":
-            return cls(
-                _TEXT_ROWS_NEAR,
-                most_small=_MOST_TEXT_ROWS,
-                bytes_near=_TEXT_BYTES_NEAR,
-                uncounted=_UNCOUNTED_TEXT_ROWS,
-                is_fixed=False,
-            )
-        if cost == "row":
-            most = _multiple(_FEATURE_ROWS, batch_size)
-            return cls(
-                most,
-                batch_size,
-                batch_size,
-                most,
-                uncounted=_multiple(_UNCOUNTED_FEATURE_ROWS, batch_size),
-                is_fixed=False,
-                few=_FEW_FEATURE_ROWS,
-                max_units=1,
-            )
-        parts = job.source.parts.values()
-        has_images = any(get(INPUTS, part.input_name).takes == "transform" for part in parts)
-        varies = has_images and job.transform.may_vary
+        rows = slice_rows_of(job)
+        size = batch_size if rows.has_batches else 1
         is_open = job.model.batch_size is None and not job.resources.num_gpus
-        smallest = min(batch_size, _SMALLEST_CPU_BATCH) if is_open else batch_size
-        most, small = (_multiple(rows, batch_size) for rows in (_ROWS_NEAR, _SMALL_ROWS_NEAR))
+        more = _IF_KNOWN if are_mostly_known else 1
+        uncounted = _multiple(rows.uncounted, size) if rows.uncounted >= size else rows.uncounted
         return cls(
-            most,
-            batch_size,
-            smallest,
-            small,
-            uncounted=_UNCOUNTED_SIZED_ROWS if varies else 0,
-            weight=_SIZED_WEIGHT if varies else 1.0,
+            more * _multiple(rows.near, size),
+            size,
+            min(size, _SMALLEST_CPU_BATCH) if is_open else size,
+            more * _multiple(rows.small_near, size),
+            more * rows.bytes_near,
+            more * uncounted,
+            rows.weight,
             is_fixed=False,
+            few=rows.few,
+            max_units=rows.max_units,
         )
 
     def at(self, rows_left: int, row_bytes: float) -> int:

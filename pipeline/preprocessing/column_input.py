@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -19,21 +19,16 @@ import pyarrow as pa
 
 from pipeline.core.arrays import as_array, features_from_arrow
 from pipeline.core.errors import JobError
-from pipeline.core.figures.counters import Counters
 from pipeline.core.schema import FEATURES, TEXT_FEATURE
-from pipeline.core.semantics import SEMANTICS
-from pipeline.preprocessing.feature_input import TABLE_ROWS
 from pipeline.preprocessing.model_input import (
     Arrays,
     BatchLimits,
-    Cost,
-    FixedShape,
     InputSettings,
-    Limits,
     Rows,
     Slot,
     TensorColumn,
 )
+from pipeline.preprocessing.table_input import TableInput, batch_of_numbers
 
 if TYPE_CHECKING:
     import torch
@@ -44,37 +39,19 @@ _BATCH_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
-class ColumnInput(FixedShape):
+class ColumnInput(TableInput):
     """A tensor per column: numbers (B, 1) of float32 or float64, texts uint8 (B, bytes)."""
 
     columns: tuple[TensorColumn, ...] = ()
     number: str = "float32"
     """The type of all numbers, whatever the model makes of them."""
-    name: ClassVar[str] = "features"
-    stage_names: ClassVar[tuple[str, ...]] = ()
-    takes: ClassVar[str] = ""
-    cost: ClassVar[Cost] = "row"
 
     @classmethod
     def of(cls, settings: InputSettings) -> Self:
         return cls(tuple(settings.columns))
 
-    @property
-    def semantics(self) -> Mapping[str, int]:
-        return {"features": SEMANTICS["features"]}
-
-    @property
-    def is_approximate(self) -> bool:
-        return False
-
-    def exact(self) -> Self:
-        return self
-
     def usual_batch(self, *, is_on_gpu: bool) -> BatchLimits:
-        return BatchLimits(TABLE_ROWS[is_on_gpu])
-
-    def settings(self) -> None:
-        return None
+        return batch_of_numbers(len(self._numbers), is_on_gpu=is_on_gpu)
 
     def fitted(self, fields: pa.Schema) -> Self:
         """Check that the source has the columns as they are taken.
@@ -102,11 +79,6 @@ class ColumnInput(FixedShape):
         kind = pa.list_(pa.from_numpy_dtype(self.number), len(self._numbers))
         vector = [pa.field(FEATURES, kind)] if self._numbers else []
         return [*vector, *(pa.field(TEXT_FEATURE + name, pa.large_string()) for name in texts)]
-
-    def prepare(
-        self, rows: pa.Table, counters: Counters, limits: Limits, num_threads: int = 1
-    ) -> pa.Table:
-        return rows
 
     def arrays(self, rows: pa.Table) -> Arrays:
         """View numbers as (N, 1), and texts as (N,) of arrays: the bytes of each, read-only."""

@@ -7,7 +7,7 @@ each input sees its own columns under their own names. Arrays and tensors are na
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -22,11 +22,11 @@ from pipeline.core.figures.counters import Counters, StageCounters, add
 from pipeline.core.registry import INPUTS, get
 from pipeline.core.schema import ROW_ID, URI, columns_of_part, input_column
 from pipeline.core.user_code.own_code import errors_told
+from pipeline.preprocessing.input_facts import Columns, Cost, SliceRows
 from pipeline.preprocessing.model_input import (
     FEW_ROWS,
     Arrays,
     BatchLimits,
-    Cost,
     Input,
     InputSettings,
     Limits,
@@ -37,6 +37,8 @@ from pipeline.process.liveness import input_started
 
 if TYPE_CHECKING:
     import torch
+
+    from pipeline.job.job import Job
 
 _ONE_ROW = BatchLimits(1)
 
@@ -54,6 +56,8 @@ class CompositeInput:
     """Name -> input."""
     name: ClassVar[str] = "several"
     takes: ClassVar[str] = ""
+    text: ClassVar[None] = None
+    how_to_name: ClassVar[str] = "takes several inputs: name them with source.inputs"
     Options: ClassVar[None] = None
     cost: ClassVar[Cost] = "image"
     """Of one among several; those of a job have what `cost_of` says."""
@@ -66,6 +70,16 @@ class CompositeInput:
         if twice := [name for name, number in names.items() if number > 1]:
             raise JobError(f"source.inputs: two inputs have a tensor {twice[0]!r}; name one anew")
         return made
+
+    @classmethod
+    def slice_rows(cls, job: Job) -> SliceRows:
+        """Return the usual; `slice_rows_of` asks the inputs."""
+        return SliceRows()
+
+    @classmethod
+    def columns_in(cls, rows: pa.Table, ids: Collection[str]) -> Sequence[Columns]:
+        """Return none: which column is of which input, the job says."""
+        return ()
 
     @cached_property
     def tensors(self) -> Mapping[str, Mapping[str, str]]:

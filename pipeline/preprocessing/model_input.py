@@ -7,33 +7,30 @@ a model with one tensor is called with it by position, a model with several by n
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.core.figures.counters import Counters
-from pipeline.core.registry import INPUTS, get
 from pipeline.preprocessing.images.transform import TransformSpec
+from pipeline.preprocessing.input_facts import Columns, Cost, SliceRows
 from pipeline.preprocessing.texts.text_settings import TextSettings
 
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.job.job import Job
     from pipeline.job.section import Section
-    from pipeline.job.source import Source
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 """Name -> (N, ...), for the same N rows, in the order in which the model takes them. If rows differ
 in shape, (N,) of dtype object: an array per row."""
 TEXT = "text"
 _WIDE = ("float64", "int64", "uint64", "int32", "uint32")
-Cost = Literal["image", "text", "row"]
-"""`image`: decoding a row takes milliseconds; `text`: rows are short, and alike in length in a
-batch; `row`: a row of a table takes microseconds."""
 FEW_ROWS = {False: 32, True: 128}
 """Whether it is on a GPU -> rows of a batch of images."""
 Rows = npt.NDArray[np.intp]
@@ -123,13 +120,35 @@ class Input(Protocol):
     """Whether rows have lengths of their own, so that batches are filled up to a number of
     tokens."""
     cost: ClassVar[Cost]
-    """What takes the time of a row: how many rows a slice has and who reads them goes by it."""
+    """What takes the time of a row: how many tasks read goes by it."""
+    how_to_name: ClassVar[str]
+    """What a model of it takes, and the job's fields that name such columns, for messages."""
     Options: ClassVar[type[Section] | None] = None
     """The section that `source.input_options` is parsed as; None if there are no options."""
 
     @classmethod
-    def of(cls, settings: InputSettings) -> Self:
+    def of(cls, settings: InputSettings) -> Input:
         """Make the input of a job; the settings have the part that it takes."""
+        ...
+
+    @classmethod
+    def slice_rows(cls, job: Job) -> SliceRows:
+        """Return how many rows slices have where this takes most of the time of a row."""
+        ...
+
+    @classmethod
+    def columns_in(cls, rows: pa.Table, ids: Collection[str]) -> Sequence[Columns]:
+        """Return which columns of a shard could hold it, the likeliest field first.
+
+        Args:
+            rows: The first rows, with all columns.
+            ids: Columns whose values name rows.
+        """
+        ...
+
+    @property
+    def text(self) -> TextSettings | None:
+        """Return how rows become tokens, which may be a part of the model; None if they do not."""
         ...
 
     @property
@@ -152,7 +171,7 @@ class Input(Protocol):
         ...
 
     def usual_batch(self, *, is_on_gpu: bool) -> BatchLimits:
-        """Return how large a batch is unless the job says it."""
+        """Return how large a batch is unless the job says it; ask again when it is fitted."""
         ...
 
     def settings(self) -> dict[str, Any] | None:
@@ -249,7 +268,19 @@ class FixedShape:
 
     counts_tokens: ClassVar[bool] = False
     max_tokens: ClassVar[int | None] = None
+    text: ClassVar[TextSettings | None] = None
+    how_to_name: ClassVar[str] = "takes what an installed package prepares"
     Options: ClassVar[type[Section] | None] = None
+
+    @classmethod
+    def slice_rows(cls, job: Job) -> SliceRows:
+        """Return as many as of images."""
+        return SliceRows()
+
+    @classmethod
+    def columns_in(cls, rows: pa.Table, ids: Collection[str]) -> Sequence[Columns]:
+        """Return none: a job names them."""
+        return ()
 
     def usual_batch(self, *, is_on_gpu: bool) -> BatchLimits:
         """Return few rows, as of images."""
@@ -279,14 +310,6 @@ class FixedShape:
             # Mode `clip` writes into the buffer without a temporary; all indices are in range.
             np.take(values, rows, axis=0, out=batch, mode="clip")
         return shapes
-
-
-def cost_of(source: Source) -> Cost:
-    """Return what takes the time of a row of a job: of several inputs images, otherwise texts."""
-    costs: list[Cost] = [get(INPUTS, part.input_name).cost for part in source.parts.values()]
-    if not source.inputs:
-        return costs[0]
-    return "text" if "text" in costs and "image" not in costs else "image"
 
 
 def is_varying(seen: Input) -> bool:

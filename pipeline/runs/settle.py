@@ -8,7 +8,7 @@ from dataclasses import replace
 from pipeline.models.spec import ModelSpec
 from pipeline.planning.allocation import Hardware, allocate
 from pipeline.planning.plan import Plan
-from pipeline.preprocessing.model_input import cost_of
+from pipeline.preprocessing.input_facts import cost_of
 from pipeline.runs.context import RunContext, Settled
 from pipeline.runs.merging import Merge
 from pipeline.runs.tuning.auto import resolve_runtime

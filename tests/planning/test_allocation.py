@@ -21,7 +21,7 @@ from pipeline.planning.allocation import (
     allocate,
     gpu_share,
 )
-from pipeline.preprocessing.model_input import Cost
+from pipeline.preprocessing.input_facts import Cost
 
 ACTORS = st.none() | st.integers(1, 40)
 

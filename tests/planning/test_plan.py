@@ -316,7 +316,7 @@ def test_what_decides_the_predictions_changes_the_fingerprint(change: str):
 
 def test_a_passed_column_with_the_name_of_a_size_is_refused():
     inputs = replace(inputs_of(EXTENTS), pass_through=pa.schema([("width_px", pa.int32())]))
-    with pytest.raises(JobError, match="a column 'width_px' of every image by itself; leave it"):
+    with pytest.raises(JobError, match="a column 'width_px' of every row by itself; leave it"):
         fingerprint(inputs)
 
 

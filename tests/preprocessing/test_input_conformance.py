@@ -35,14 +35,13 @@ from pipeline.inference.runtimes.inference_module import InferenceModule
 from pipeline.job.source import Source
 from pipeline.job.source_input import SourceInput
 from pipeline.preprocessing.images.transform import TransformSpec
+from pipeline.preprocessing.input_facts import Cost, cost_of
 from pipeline.preprocessing.model_input import (
     BatchLimits,
-    Cost,
     Input,
     InputSettings,
     Limits,
     bytes_of,
-    cost_of,
     num_rows,
     take_rows,
 )
@@ -121,6 +120,13 @@ def test_it_says_what_a_row_costs_and_how_large_a_batch_is(seen: Input):
         usual = seen.usual_batch(is_on_gpu=is_on_gpu)
         assert usual.rows >= 1
         assert bool(usual.tokens) == seen.counts_tokens
+
+
+def test_the_columns_that_it_finds_are_there_and_a_job_can_name_them(seen: Input):
+    rows = rows_for(seen)
+    for columns in seen.columns_in(rows, ["row_id", "uri"]):
+        assert {*columns.names} <= {*rows.column_names} - {"row_id", "uri"}
+        assert {columns.field, *columns.more} <= {*Source.model_fields}
 
 
 def test_several_inputs_cost_what_the_slowest_of_them_does():

@@ -11,7 +11,6 @@ from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.model_input import TensorColumn
 
 DirectoryKind = Literal["transformers", "sentence_transformers", "timm", "onnx"]
-InputKind = Literal["text", "image", "features"]
 TOWERS = "towers"
 """Head of a model of images and texts, of which a job takes one side."""
 CAUSAL, SEQ2SEQ = "causal", "seq2seq"
@@ -117,7 +116,8 @@ class DirectoryFacts:
     kind: DirectoryKind
     architecture: str
     """The class, or timm's name, of the installed library."""
-    input: InputKind
+    input: str
+    """The registered name of the input that it takes."""
     tasks: tuple[str, ...]
     """The tasks that the outputs serve; the first is the default."""
     labels: tuple[str, ...] | None

@@ -11,19 +11,19 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from pipeline.core.cache.node_cache import cached_folder, key_of, versions_of
 from pipeline.core.errors import InfraError, JobError
 from pipeline.models.directories.build import build_module
-from pipeline.models.directories.facts import CAUSAL, SEQ2SEQ, DirectoryFacts, InputKind, TextFacts
+from pipeline.models.directories.facts import CAUSAL, SEQ2SEQ, DirectoryFacts, TextFacts
 from pipeline.models.directories.json_files import is_timm, read_object
 from pipeline.models.directories.onnx.choice import onnx_file_of
 from pipeline.models.directories.snapshot import ModelDirectory, local, open_directory
 from pipeline.models.directories.text.sentence_transformers import MODULES
 from pipeline.models.directories.text.text_facts import prompt_tokens
 from pipeline.models.tasks.base import TaskSpec
-from pipeline.preprocessing.texts.text_settings import TextSettings
+from pipeline.preprocessing.model_input import Input
 
 if TYPE_CHECKING:
     import torch
@@ -43,12 +43,12 @@ _LIBRARIES = {
 """Kind of a directory -> the modules whose code is its architecture."""
 
 
-def read_facts(path: Path, wanted: InputKind | None = None) -> DirectoryFacts:
+def read_facts(path: Path, wanted: str | None = None) -> DirectoryFacts:
     """Read what a local model directory says, and check that its weights fit.
 
     Args:
         path: A folder of `snapshot.open_directory`, or any local directory.
-        wanted: What the job's rows are; it chooses between the towers of CLIP and SigLIP.
+        wanted: The registered name of the job's input, which chooses a tower of CLIP and SigLIP.
 
     Raises:
         JobError: The directory is refused; says why, and what would be right.
@@ -82,7 +82,7 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path, wanted: InputKind | None) -> DirectoryFacts:
+def _read(path: Path, wanted: str | None) -> DirectoryFacts:
     if (file := onnx_file_of(path)) is not None:
         from pipeline.models.directories.onnx.file import read_onnx_facts
 
@@ -119,7 +119,7 @@ def open_facts(
     Args:
         uri: The directory.
         storage_options: fsspec options.
-        input_name: What the job's rows are: `text`, `image` or `features`.
+        input_name: The registered name of the job's input.
         pooling: The job's pooling; None: the directory's.
 
     Raises:
@@ -127,7 +127,7 @@ def open_facts(
         InfraError: It cannot be copied.
     """
     directory, path = open_directory(uri, storage_options)
-    facts = read_facts(path, cast(InputKind, input_name))
+    facts = read_facts(path, input_name)
     if pooling is not None:
         _check_pooling(facts, pooling)
     return directory, facts
@@ -152,26 +152,21 @@ def library_digest(facts: DirectoryFacts) -> str:
 
 
 def directory_module(
-    directory: ModelDirectory,
-    input_name: str,
-    pooling: str | None,
-    task: TaskSpec,
-    text: TextSettings | None = None,
+    directory: ModelDirectory, model_input: Input, pooling: str | None, task: TaskSpec
 ) -> torch.nn.Module:
     """Build the module of a directory from this node's copy; see `build_module`.
 
     Args:
         directory: The directory.
-        input_name: What the job's rows are.
+        model_input: What it sees of a row.
         pooling: The job's pooling; None: the directory's.
         task: What the outputs are for.
-        text: How the job tokenises its rows; None: they are no texts.
 
     Raises:
         JobError: The directory changed, does not serve the task, or its weights do not fit.
     """
     path = local(directory)
-    facts = read_facts(path, cast(InputKind, input_name))
+    facts, text = read_facts(path, model_input.name), model_input.text
     if pooling is not None and facts.pooling is not None:
         facts = replace(facts, pooling=replace(facts.pooling, modes=(pooling,)))
     if facts.text is not None and text is not None:

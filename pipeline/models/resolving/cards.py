@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
-from pipeline.core.registry import TASKS, built_in, load
+from pipeline.core.registry import INPUTS, TASKS, built_in, get, load
 from pipeline.core.user_code.allowed_imports import (
     check_arguments,
     import_callable,
@@ -32,12 +32,6 @@ if TYPE_CHECKING:
 _OWN = "model.factory, a function of your own that returns a module (examples/custom_model)"
 _OF_PAIRS = "score"
 """What a directory that serves it is asked for if rows are pairs of texts."""
-_MISFITS = {
-    "text": "takes texts: name their column with source.text_column",
-    "image": "takes images: name them with source.image_column or uri_column, or read image files",
-    "features": "takes numbers: name their columns with source.features",
-}
-"""What a model directory takes, if that is not what the job's rows are."""
 _FAMILIES = {
     "detection": "is a detector: write task {tasks}",
     "video": f"takes clips, and only images are read. To run it: {_OWN} that takes an image",
@@ -95,7 +89,7 @@ def _directory_card(model: Model, path: str, input_name: str, *, has_pairs: bool
         others = tuple(name for name in facts.tasks if name != _OF_PAIRS)
         facts = replace(facts, tasks=(_OF_PAIRS, *others))
     if facts.input != input_name:
-        told = _MISFITS[facts.input]
+        told = get(INPUTS, facts.input).how_to_name
         if facts.columns:
             names = clean_message(", ".join(each.name for each in facts.columns), 400)
             told = f"takes columns by name: source.features: [{names}]"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
 from pipeline.core.registry import INPUTS, get
@@ -29,8 +29,6 @@ from pipeline.models.tasks import task_class
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.models.weights.weights import open_weights, weights_digest
 from pipeline.models.weights.weights_file import WEIGHT_SUFFIXES, check_suffix
-from pipeline.preprocessing.column_input import ColumnInput
-from pipeline.preprocessing.images.image_input import ImageInput
 from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.model_input import Input, InputSettings
 from pipeline.preprocessing.texts.text_settings import TextSettings
@@ -76,7 +74,7 @@ def resolve_model(
     if has_pairs and model.choices:
         raise JobError("source.text_pair_column: task 'choices' takes one text a row; leave it out")
     choose = partial(choose_transform, allow_import=allow_import, max_image_px=max_image_px)
-    weights_uri, chosen, task = _all_of(
+    weights_uri, (chosen, images), task = _all_of(
         lambda: _weights_uri(card, model),
         lambda: _choose_input(
             *(card, model, text or Text(), input_name, parts or {}, transform, choose),
@@ -84,14 +82,14 @@ def resolve_model(
         ),
         lambda: choose_task(model, card, allow_import),
     )
-    _require_geometry(task, chosen)
+    _require_geometry(task, chosen, images)
     weights_sha256 = (
         card.directory.sha256
         if card.directory is not None
         else weights_digest(weights_uri, model.weights_sha256, model.storage_options)
     )
-    if card.kind == "factory" and (weights_uri or "").endswith(".safetensors"):
-        _warn_of_weights(str(weights_uri), model.storage_options, chosen)
+    if images is not None and card.kind == "factory":
+        _warn_of_weights(weights_uri or "", model.storage_options, images)
     return ModelSpec(
         name=card.name,
         kind=card.kind,
@@ -114,17 +112,17 @@ def resolve_model(
     )
 
 
-def _require_geometry(task: TaskSpec, chosen: Input) -> None:
+def _require_geometry(task: TaskSpec, chosen: Input, images: TransformSpec | None) -> None:
     """Refuse rows whose places in the original are not known, if the task needs them."""
     if not task_class(task.kind).needs_geometry:
         return
-    if isinstance(chosen, ImageInput) and chosen.transform.factory:
+    if GEOMETRY not in (field.name for field in chosen.fields()):
+        raise JobError(f"model.task = {task.kind!r}: needs images; the rows are {chosen.name}")
+    if images is not None and images.factory:
         raise JobError(
             f"transform.factory: task {task.kind!r} undoes the transform, and what a factory does "
             "to an image is unknown; take a transform.resize"
         )
-    if GEOMETRY not in (field.name for field in chosen.fields()):
-        raise JobError(f"model.task = {task.kind!r}: needs images; the rows are {chosen.name}")
 
 
 def _require_several(model: Model) -> None:
@@ -177,10 +175,10 @@ def _weights_uri(card: FoundModel, model: Model) -> str | None:
     return uri
 
 
-def _warn_of_weights(uri: str, storage_options: Mapping[str, Any], chosen: Input) -> None:
-    if isinstance(chosen, ImageInput):
+def _warn_of_weights(uri: str, storage_options: Mapping[str, Any], images: TransformSpec) -> None:
+    if uri.endswith(".safetensors"):
         with open_weights(uri, storage_options) as file:
-            warn_of_convolutions(uri, file, chosen.transform)
+            warn_of_convolutions(uri, file, images)
 
 
 def _choose_input(
@@ -192,9 +190,9 @@ def _choose_input(
     transform: Transform,
     choose: Callable[..., TransformSpec],
     options: Mapping[str, Any],
-) -> Input:
-    kind: type[Input] = get(INPUTS, name)
-    taken = {get(INPUTS, part).takes for part in parts.values()} if parts else {kind.takes}
+) -> tuple[Input, TransformSpec | None]:
+    """Return the input, and the transform of its images; None if it has none."""
+    taken = {get(INPUTS, each).takes for each in parts.values() or (name,)}
     for section, given in (("transform", transform), ("text", text)):
         if section not in taken and given.model_fields_set:
             field = sorted(given.model_fields_set)[0]
@@ -206,12 +204,10 @@ def _choose_input(
         merged = choose(card.name, card.transform, transform, problem)
         require_image_fits(card.name, card.images, merged)
     chosen = _text(card, model, text) if "text" in taken else None
-    with errors_told(INPUTS, name):
-        columns = card.facts.columns if card.facts else ()
+    columns = card.facts.columns if card.facts else ()
     settings = InputSettings(merged, chosen, parts, columns, options)
-    if columns:
-        kind = cast(type[Input], ColumnInput)
-    return kind.of(settings)
+    with errors_told(INPUTS, name):
+        return get(INPUTS, name).of(settings), merged
 
 
 def _text(card: FoundModel, model: Model, wanted: Text) -> TextSettings:

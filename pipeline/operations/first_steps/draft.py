@@ -13,17 +13,15 @@ import yaml
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import num_of, printable
-from pipeline.core.registry import INPUTS, get
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import Overrides
-from pipeline.models.directories.facts import DirectoryFacts, InputKind
+from pipeline.models.directories.facts import DirectoryFacts
 from pipeline.models.directories.opening import open_facts
 from pipeline.operations.first_steps.columns import (
     Fields,
-    Takes,
     choose_columns,
     choose_id,
-    holds_images,
+    inputs_in,
 )
 from pipeline.operations.first_steps.first_rows import Found, look
 from pipeline.operations.jobs import load_job
@@ -146,19 +144,19 @@ def _columns(found: Found, model: Fields, given: Mapping[str, Any]) -> Fields:
         return {}
     chosen: Fields = {}
     if not any(f"source.{field}" in given for field in _INPUTS):
-        takes, names, is_pair = _taken(model, "image" if holds_images(rows) else "text")
+        takes, names, is_pair = _taken(model, next(iter(inputs_in(rows)), ""))
         chosen = choose_columns(rows, takes, names, is_pair=is_pair)
     if "source.id_column" not in given:
         chosen |= choose_id(rows)
     return chosen
 
 
-def _taken(model: Fields, side: InputKind) -> tuple[Takes | None, Sequence[str], bool]:
+def _taken(model: Fields, side: str) -> tuple[str | None, Sequence[str], bool]:
     """Return what a model takes, the columns that it takes by name, and whether it takes pairs.
 
     Args:
         model: The field that names it.
-        side: What is wanted of a model of images and texts.
+        side: What the columns hold, for a model of images and texts.
     """
     if "path" in model:
         _, facts = open_facts(model["path"][0], {}, side)
@@ -177,9 +175,8 @@ def _input(found: Found, job: Job) -> str:
     if found.format == "images":
         return f"{what}; a file is a row, its path is the id"
     names = ", ".join(source.input_columns.names) if found.first_rows() is not None else "images"
-    takes = get(INPUTS, source.input_name).takes or source.input_name
     row = source.id_column or "the shard and the row's number"
-    return printable(f"{what}; {takes} of {names}; the id is {row}")[:300]
+    return printable(f"{what}; {source.input_name} of {names}; the id is {row}")[:300]
 
 
 def _text(lines: Lines) -> str:

@@ -7,7 +7,7 @@ size: nothing is padded.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -27,10 +27,10 @@ from pipeline.core.schema import (
 from pipeline.core.semantics import SEMANTICS
 from pipeline.preprocessing.images.geometry import GEOMETRY_TYPE
 from pipeline.preprocessing.images.transform import TransformSpec
+from pipeline.preprocessing.input_facts import Columns, Cost, SliceRows
 from pipeline.preprocessing.model_input import (
     Arrays,
     BatchLimits,
-    Cost,
     FixedShape,
     InputSettings,
     Limits,
@@ -40,6 +40,8 @@ from pipeline.preprocessing.model_input import (
 
 if TYPE_CHECKING:
     import torch
+
+    from pipeline.job.job import Job
 
 
 _TRACED_PX = (96, 128)
@@ -56,12 +58,33 @@ class ImageInput(FixedShape):
     stage_names: ClassVar[tuple[str, ...]] = ("decode", "transform")
     takes: ClassVar[str] = "transform"
     cost: ClassVar[Cost] = "image"
+    how_to_name: ClassVar[str] = (
+        "takes images: name them with source.image_column or uri_column, or read image files"
+    )
 
     @classmethod
     def of(cls, settings: InputSettings) -> Self:
         if settings.transform is None:
             raise ValueError("images need a transform")
         return cls(settings.transform)
+
+    @classmethod
+    def slice_rows(cls, job: Job) -> SliceRows:
+        """Return fewer of images that keep their sizes.
+
+        The pixels of a slice are in memory at once, ten times the bytes of JPEGs. Three times of
+        those are as much as other slices may have.
+        """
+        return SliceRows(uncounted=64, weight=3.0) if job.transform.may_vary else SliceRows()
+
+    @classmethod
+    def columns_in(cls, rows: pa.Table, ids: Collection[str]) -> Sequence[Columns]:
+        """Return the columns of encoded images, of images in base64, and of URIs of images."""
+        from pipeline.preprocessing.images.image_columns import (
+            image_columns,
+        )  # takes pydantic along
+
+        return image_columns(rows)
 
     @property
     def semantics(self) -> Mapping[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -29,10 +29,10 @@ from pipeline.core.schema import (
     WORD_IDS,
 )
 from pipeline.core.semantics import SEMANTICS
+from pipeline.preprocessing.input_facts import Columns, Cost, SliceRows
 from pipeline.preprocessing.model_input import (
     Arrays,
     BatchLimits,
-    Cost,
     InputSettings,
     Limits,
     Rows,
@@ -40,10 +40,12 @@ from pipeline.preprocessing.model_input import (
 )
 from pipeline.preprocessing.texts.text_settings import TextSettings
 from pipeline.process.liveness import still_alive
+from pipeline.sources.columns.arrow_types import is_text
 
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.job.job import Job
     from pipeline.job.section import Section
     from pipeline.preprocessing.texts.tokenizer import Tokens
 
@@ -55,6 +57,7 @@ _LIKE, _PARTS = 0.85, 4
 """Rows of at least this share of the longest row's length are alike; batches of at least a fourth
 of the limit consist of such rows."""
 _ROWS_AT_ONCE = 64
+_USUAL = ("text", "content", "body", "sentence", "document", "passage")
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class TextInput:
     takes: ClassVar[str] = "text"
     counts_tokens: ClassVar[bool] = True
     cost: ClassVar[Cost] = "text"
+    how_to_name: ClassVar[str] = "takes texts: name their column with source.text_column"
     Options: ClassVar[type[Section] | None] = None
 
     @classmethod
@@ -74,6 +78,16 @@ class TextInput:
         if settings.text is None:
             raise ValueError("texts need a tokenizer")
         return cls(settings.text)
+
+    @classmethod
+    def slice_rows(cls, job: Job) -> SliceRows:
+        """Return many, of which no number is a multiple: batches are filled by tokens."""
+        return SliceRows(512, 2_048, bytes_near=512 * 1024, uncounted=1_024, has_batches=False)
+
+    @classmethod
+    def columns_in(cls, rows: pa.Table, ids: Collection[str]) -> Sequence[Columns]:
+        names = [each.name for each in rows.schema if is_text(each.type) and each.name not in ids]
+        return (Columns("text_column", names, usual=_USUAL),)
 
     @property
     def max_tokens(self) -> int:

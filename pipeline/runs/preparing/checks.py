@@ -19,7 +19,7 @@ from pipeline.job.job import Job
 from pipeline.models.spec import ModelSpec
 from pipeline.planning.allocation import Hardware, allocate
 from pipeline.planning.plan import Plan
-from pipeline.preprocessing.model_input import cost_of
+from pipeline.preprocessing.input_facts import cost_of
 from pipeline.runs.builders import make_reader
 from pipeline.runs.context import RunContext
 

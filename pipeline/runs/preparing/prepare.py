@@ -9,23 +9,20 @@ from dataclasses import replace
 from pipeline.core.errors import JobError
 from pipeline.core.hive_paths import partition_types, require_folders
 from pipeline.core.printable import clean_message
-from pipeline.core.schema import FEATURES
 from pipeline.inference.runtimes.int8 import INT8
 from pipeline.job.job import Job
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec
 from pipeline.planning.plan import Plan, make_plan
 from pipeline.planning.slicing import SliceSizes
-from pipeline.preprocessing.model_input import FEW_ROWS, BatchLimits
+from pipeline.preprocessing.model_input import BatchLimits
 from pipeline.runs.context import RunContext
 from pipeline.runs.preparing.vector_length import with_lengths
-from pipeline.sources.features.vectors import has_lists
 from pipeline.sources.inputs import Inputs, list_inputs
 
 log = logging.getLogger(__name__)
 
 _OF_TOKENS = ("max_truncated_pct", "truncated_mode")
-_TABLE_BATCH_BYTES = 16 * 2**20
 
 
 def prepare(run: RunContext) -> tuple[Plan, ModelSpec]:
@@ -33,7 +30,7 @@ def prepare(run: RunContext) -> tuple[Plan, ModelSpec]:
     job = run.job
     model = job_model(job, run.options.allow_import)
     _check_int8(model)
-    batch = _usual_batch(job, model)
+    batch = _batch_limits(job, model)
     with run.record.stage("list") as listed:
         inputs = list_inputs(
             job.source,
@@ -41,7 +38,7 @@ def prepare(run: RunContext) -> tuple[Plan, ModelSpec]:
             may_be_empty=job.gates.allow_empty,
         )
         model = with_lengths(job, inputs, model.fitted(inputs.fields))
-        batch = _fitted_batch(job, model, batch, inputs)
+        batch = _batch_limits(job, model)
         plan = make_plan(job, inputs, model, batch_size=batch.rows)
         plan = replace(plan, batch_tokens=batch.tokens)
         listed.rows_in = listed.rows_out = plan.num_rows or 0
@@ -70,8 +67,11 @@ def job_model(job: Job, allow_import: Sequence[str] = ()) -> ModelSpec:
     )
 
 
-def _usual_batch(job: Job, model: ModelSpec) -> BatchLimits:
-    """Return how large a batch is, as the job says or as is usual on the device."""
+def _batch_limits(job: Job, model: ModelSpec) -> BatchLimits:
+    """Return how large a batch is, as the job says or as is usual on the device.
+
+    Of a fitted input it may be smaller than before.
+    """
     is_on_gpu = bool(job.resources.num_gpus)
     if not model.input.counts_tokens:
         if job.model.batch_tokens is not None:
@@ -99,22 +99,6 @@ def _check_int8(model: ModelSpec) -> None:
             f"model.precision = {INT8!r}: an .onnx file runs as it is, and is not calibrated; give "
             "fp32, bf16 or auto, or name a file that is quantised already, with fp32"
         )
-
-
-def _fitted_batch(job: Job, model: ModelSpec, batch: BatchLimits, inputs: Inputs) -> BatchLimits:
-    """Return a smaller batch for rows of many features, and of lists, which may be sequences."""
-    if model.input.cost != "row" or job.model.batch_size is not None:
-        return batch
-    if FEATURES not in inputs.fields.names:
-        return batch
-    small = FEW_ROWS[bool(job.resources.num_gpus)]
-    if has_lists(job.source, inputs.fields):
-        return BatchLimits(small)
-    row_bytes = 4 * inputs.fields.field(FEATURES).type.list_size
-    rows = batch.rows
-    while rows > small and rows * row_bytes > _TABLE_BATCH_BYTES:
-        rows //= 2
-    return BatchLimits(rows)
 
 
 def _warn_of_skipped(inputs: Inputs) -> None:

@@ -11,7 +11,7 @@ from pipeline.core.errors import InfraError, JobError
 from pipeline.job.job import Job
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.base import TaskSpec
-from pipeline.models.tasks.embed import EMBED, lacks_length
+from pipeline.models.tasks.embed import lacks_length
 from pipeline.planning.plan import make_plan, schema_to_text
 from pipeline.sources.inputs import Inputs
 
@@ -53,7 +53,9 @@ def _measure(job: Job, inputs: Inputs, model: ModelSpec) -> Lengths:
 
 
 def _filled(task: TaskSpec, lengths: Lengths, head: str) -> TaskSpec:
-    if task.kind == EMBED and not task.embedding_dim:
+    if not lacks_length(task):
+        return task
+    if not task.heads:
         name = f"{head}_embedding" if head else "embedding"
         return replace(task, embedding_dim=lengths[name])
     heads = tuple((name, _filled(each, lengths, name)) for name, each in task.heads)

@@ -16,7 +16,6 @@ import pyarrow as pa
 
 from pipeline.core.arrays import as_array
 from pipeline.core.hive_paths import hive_values
-from pipeline.core.schema import FEATURES
 from pipeline.job.features import FeatureColumn, FeatureEntry, column_of
 from pipeline.job.source import Source
 from pipeline.sources.features.categories import find_categories
@@ -58,11 +57,6 @@ def list_widths(source: Source, schema: pa.Schema) -> list[int]:
         kind = schema.field(index).type if index >= 0 else pa.null()
         found.append(kind.list_size if pa.types.is_fixed_size_list(kind) else 0)
     return found
-
-
-def has_lists(source: Source, fields: pa.Schema) -> bool:
-    """Tell whether a feature is a list; `fields` are the columns of the input."""
-    return bool(fields.field(FEATURES).type.list_size > count_features(source, pa.schema([])))
 
 
 def _width(entry: FeatureEntry, list_width: int) -> int:

@@ -16,10 +16,10 @@ from pipeline.core.figures.counters import Counters, measure
 from pipeline.core.schema import IMAGE
 from pipeline.job.extensions import options_of
 from pipeline.job.section import Section
+from pipeline.preprocessing.input_facts import Cost
 from pipeline.preprocessing.model_input import (
     Arrays,
     BatchLimits,
-    Cost,
     FixedShape,
     InputSettings,
     Limits,

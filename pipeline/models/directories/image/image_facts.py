@@ -12,7 +12,6 @@ from pipeline.models.directories.facts import (
     TOWERS,
     DirectoryFacts,
     ImageContract,
-    InputKind,
     Pooling,
 )
 from pipeline.models.directories.image.image_transform import read_transform, told
@@ -72,7 +71,7 @@ def image_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
     )
 
 
-def tower_facts(folder: Path, chosen: ModelClass, wanted: InputKind) -> DirectoryFacts:
+def tower_facts(folder: Path, chosen: ModelClass, wanted: str) -> DirectoryFacts:
     """Read the facts of one tower of a model of images and texts.
 
     Raises:

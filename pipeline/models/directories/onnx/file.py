@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from pipeline.models.directories.facts import (
     DirectoryFacts,
     ImageContract,
-    InputKind,
     OnnxFile,
 )
 from pipeline.models.directories.onnx.classes import (
@@ -144,7 +143,7 @@ def _outputs(path: Path, model: onnx.ModelProto) -> list[TensorFacts]:
     return numbers
 
 
-def _kind(path: Path, inputs: Sequence[TensorFacts]) -> tuple[InputKind, str | None]:
+def _kind(path: Path, inputs: Sequence[TensorFacts]) -> tuple[str, str | None]:
     """Return the input that fits, and of images the order of the axes."""
     first = inputs[0]
     names = {each.name for each in inputs}
@@ -181,7 +180,7 @@ def _batch_size(path: Path, inputs: Sequence[TensorFacts]) -> int | None:
     return next(iter(sizes), None)
 
 
-def _tasks(kind: InputKind, output: TensorFacts, names: set[str]) -> tuple[str, ...]:
+def _tasks(kind: str, output: TensorFacts, names: set[str]) -> tuple[str, ...]:
     if kind == "image" and any(names >= wanted for wanted in _OF_DETECTORS):
         return ("detect", "raw")
     if not output.is_float:
