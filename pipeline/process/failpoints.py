@@ -1,8 +1,8 @@
 """Named points at which a test may end the process, so that every crash window can be entered.
 
 `PIPELINE_FAILPOINT=name:kill` kills the command with SIGKILL there, `name:term`, `name:int`,
-`name:hup` and `name:quit` send it a signal to stop, `name:raise` raises, and `name:kill:3` does so
-the third time. Unset, the cost is one dictionary look-up.
+`name:hup` and `name:quit` send it a signal to end, `name:stop` sends SIGSTOP, `name:raise` raises,
+and `name:kill:3` does so the third time. Unset, the cost is one dictionary look-up.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pipeline.process.shared_notes import own_notes
 _SIGNALS = {
     **{"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT},
     **{"hup": signal.SIGHUP, "quit": signal.SIGQUIT},
+    "stop": signal.SIGSTOP,
 }
 _reached: Counter[str] = Counter()
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,7 +16,7 @@ import yaml
 from models import LABELS, TRANSFORM
 from PIL import Image
 from support.models.model_cases import colours_state
-from support.runs.cli import pipeline
+from support.runs.cli import pipeline, start, wait_until, working
 
 NUM_ROWS = 60
 
@@ -34,7 +36,7 @@ def write_job(folder: Path) -> str:
             "weights": str(folder / "weights.pt"),
         },
         "transform": TRANSFORM,
-        "run": {"slice_rows": 8},
+        "run": {"slice_rows": 8, "lease_ttl_s": 1},
         "sink": {"uri": str(folder / "out"), "partition": "date=${date}"},
         "resources": {"max_actors": 1},
     }
@@ -78,4 +80,32 @@ def test_a_run_whose_source_cannot_be_read_computes_all_rows(tmp_path: Path) -> 
     assert third["status"] == "published"
     assert predictions(tmp_path, "2026-11-26").equals(whole)
     ended = pipeline("verify", str(tmp_path / "out"), "--partition", "date=2026-11-26")
+    assert ended.code == 0, ended.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", ["tiled", "compacted", "before_log", "before_current"])
+def test_a_run_that_stood_still_while_another_published_changes_nothing(
+    step: str, tmp_path: Path
+) -> None:
+    job, allowed = write_job(tmp_path), ("--allow-import", "models")
+    assert pipeline("run", job, "--date", "2026-11-24", *allowed).code == 0
+    second = ("run", job, "--date", "2026-11-25", *allowed)
+    still = start(*second, env={"PIPELINE_FAILPOINT": f"{step}:stop"})
+    try:
+        process = working(still)
+        wait_until(lambda: process.status() == psutil.STATUS_STOPPED, still)
+        while (other := pipeline(*second)).code == 4:  # until the lease has run out
+            pass
+        assert other.code == 0, other.stderr
+        published = predictions(tmp_path, "2026-11-25")
+        process.send_signal(signal.SIGCONT)
+        _, said = still.communicate(timeout=240)
+    finally:
+        still.kill()
+    assert still.returncode in (0, 4, 5), said
+    assert report(tmp_path, "2026-11-25")["carried"]["rows"] > 0
+    assert predictions(tmp_path, "2026-11-25").equals(published)
+    assert published.equals(predictions(tmp_path, "2026-11-24"))
+    ended = pipeline("verify", str(tmp_path / "out"), "--partition", "date=2026-11-25")
     assert ended.code == 0, ended.stdout
