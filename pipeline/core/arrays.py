@@ -113,3 +113,25 @@ def features_from_arrow(column: pa.ChunkedArray | pa.Array) -> npt.NDArray[Any]:
     width = array.type.list_size
     flat = array.values.slice(array.offset * width, len(array) * width)
     return np.asarray(flat.to_numpy(zero_copy_only=False)).reshape(len(array), width)
+
+
+def alike_in_shape(
+    values: npt.NDArray[Any], rows: npt.NDArray[np.intp], max_rows: int, max_size: int
+) -> list[npt.NDArray[np.intp]]:
+    """Divide rows with shapes of their own into batches of one shape, the largest first.
+
+    Args:
+        values: (N,) of arrays.
+        rows: (K,) row numbers.
+        max_rows: Of a batch.
+        max_size: Of a batch of several rows: the product of the first two axes, summed; 0: any.
+    """
+    found: dict[tuple[int, ...], list[int]] = {}
+    for row in rows.tolist():
+        found.setdefault(values[row].shape[:2], []).append(row)
+    batches = []
+    for shape in sorted(found, key=math.prod, reverse=True):
+        most = max_size // max(1, math.prod(shape)) if max_size else max_rows
+        size, alike = min(max_rows, max(1, most)), np.array(found[shape], np.intp)
+        batches += [alike[start : start + size] for start in range(0, len(alike), size)]
+    return batches

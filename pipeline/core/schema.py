@@ -13,7 +13,7 @@ WIDTHS = b"widths"
 """Key in the metadata of the field `FEATURES`: a JSON list with the length of each feature that is
 a list, 0 for others; not there if none is."""
 NUM_TOKENS, TRUNCATED = "num_tokens", "truncated"
-WIDTH_PX, HEIGHT_PX = "width_px", "height_px"
+WIDTH_PX, HEIGHT_PX, DURATION_S = "width_px", "height_px", "duration_s"
 ERROR, ERROR_STAGE, MESSAGE = "error", "error_stage", "message"
 SHA256, NUM_BYTES = "sha256", "num_bytes"
 LABEL, LABEL_ID, SCORE, TOP_K = "label", "label_id", "score", "top_k"
@@ -30,10 +30,11 @@ _FAILURE_FIELDS = [
 ]
 # Columns of rows in transit, which no output has: see partition_columns, core/rows/aside,
 # preprocessing/reference_pixels, preprocessing/geometry, sources/parquet and sources/columns/texts.
-# Those of texts are no plain `text`, for jobs pass a column of that name through, also beside a
-# model of texts.
+# Those of texts and clips are no plain `text` and `audio`, for jobs pass columns of these names
+# through.
 KEY_COLUMN, RESULT_AT, EXACT = "_key", "_result_at", "_exact_image"
 TEXT, TEXT_PAIR = "_text", "_text_pair"
+AUDIO = "_audio"
 TOKEN_IDS, TOKEN_TYPES = "_token_ids", "_token_types"
 OFFSETS, WORD_IDS = "_offsets", "_word_ids"
 TEXT_FEATURE = "_feature_"
@@ -103,6 +104,7 @@ RESERVED_COLUMNS = frozenset(
         FEATURES,
         TEXT,
         TEXT_PAIR,
+        AUDIO,
         TOKEN_IDS,
         TOKEN_TYPES,
         OFFSETS,
@@ -147,6 +149,8 @@ ENTITIES_FIELD = pa.field(
 _FLOAT32 = pa.float32()
 IMAGE_FIELDS = pa.schema([pa.field(IMAGE, pa.large_binary())])
 """What sources of images yield: the encoded image, null if `error` is set."""
+AUDIO_FIELDS = pa.schema([pa.field(AUDIO, pa.large_binary())])
+"""What sources of clips of sound yield, likewise."""
 
 
 def feature_fields(

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 SEMANTICS: Mapping[str, int] = {
     "images": 1,
+    "audio": 1,
     "parquet": 2,
     "jsonl": 2,
     "csv": 1,
@@ -19,13 +20,14 @@ SEMANTICS: Mapping[str, int] = {
     "fetch": 1,
     "decode": 1,
     "transform": 2,
+    "waveform": 1,
     "features": 1,
     "tokenize": 1,
     "predict": 2,
 }
-"""Area -> version. `images`, `parquet`, `jsonl`, `csv`, `webdataset`: rows, ids and values that a
-source yields; `fetch`: what a URI column may name; `predict`: normalisation, export, weights,
-tasks."""
+"""Area -> version. `images`, `audio`, `parquet`, `jsonl`, `csv`, `webdataset`: rows, ids and values
+that a source yields; `fetch`: what a URI column may name; `waveform`: what a clip of sound becomes;
+`predict`: normalisation, export, weights, tasks."""
 
 
 def semantics_of(own: Mapping[str, int], *, has_uris: bool) -> dict[str, int]:

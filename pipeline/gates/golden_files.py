@@ -1,4 +1,4 @@
-"""Read the golden rows of a job: a Parquet file, or a folder of images by label.
+"""Read the golden rows of a job: a Parquet file, or a folder of images or clips by label.
 
 The columns of the file are those of the input (`image`, `features`, `text`, `text_pair`; or each
 column that `source.features` names), the task's, and perhaps `row_id`.

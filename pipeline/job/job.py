@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.core import registry
+from pipeline.job.audio import Audio
 from pipeline.job.deadline import seconds_until
 from pipeline.job.extensions import check_options, registered
 from pipeline.job.gates import Gates
@@ -210,6 +211,7 @@ class Job(Section):
     source: Source
     transform: Transform = Transform()
     text: Text = Text()
+    audio: Audio = Audio()
     model: Model
     resources: Resources = Resources()
     sink: Sink
@@ -248,7 +250,8 @@ class Job(Section):
             "exclude": {"storage_options", "challenger"},
         }
         sections = {
-            name: getattr(self, name).model_dump(**given) for name in ("model", "transform", "text")
+            name: getattr(self, name).model_dump(**given)
+            for name in ("model", "transform", "text", "audio")
         }
         for name, fields in _LOCAL_PATHS.items():
             for field in fields:

@@ -22,24 +22,28 @@ _FIELDS_OF_URIS = ("uri_roots", "uri_base", "http_hosts", "private_hosts", "allo
 _FIELDS_OF_FEATURES = ("null_features", "lossy_features")
 _FIELDS_OF_TEXTS = ("text_pair_column", "max_text_bytes")
 FIELDS_OF_COLUMNS = (
-    *("image_column", "image_encoding", "uri_column", *_FIELDS_OF_URIS),
+    *("image_column", "image_encoding", "audio_column", "audio_encoding"),
+    *("uri_column", *_FIELDS_OF_URIS),
     *("features", *_FIELDS_OF_FEATURES, "text_column", *_FIELDS_OF_TEXTS, "inputs"),
     *("id_column", "pass_through", "casts"),
 )
 """What formats read whose rows have columns."""
-_FIELDS_OF_FORMATS = (*FIELDS_OF_COLUMNS, "image_extensions")
+_FIELDS_OF_FORMATS = (*FIELDS_OF_COLUMNS, "image_extensions", "audio_extensions")
 """What only some formats read; each says which."""
 
-InputKind = Literal["image", "uri", "features", "text", "several"]
+AUDIO = "audio"
+"""The registered name of the input that hears clips of sound."""
+InputKind = Literal["image", "audio", "uri", "features", "text", "several"]
 
 
 class InputColumns(NamedTuple):
     """The columns of a shard that hold the input of a row."""
 
     kind: InputKind
-    """What they hold: encoded images, their URIs, numbers, texts, or several of these."""
+    """What they hold: encoded images or clips of sound, URIs of these, numbers, texts, or several
+    of these."""
     names: tuple[str, ...]
-    """In the order in which the model takes them; one for images and URIs."""
+    """In the order in which the model takes them; one for images, clips and URIs."""
 
 
 class Source(Section):
@@ -49,9 +53,9 @@ class Source(Section):
     """A folder, a file or a glob (`*`, `**`) on local disk or in an object store (`s3://`, `gs://`,
     `az://` or `abfs://`)."""
     format: str
-    """What the shards are: `images`, `parquet`, `jsonl`, `csv` or `webdataset`; [Formats](#formats)
-    has the rules of each, and which of these fields it has. Installed packages may add formats
-    (entry points `pipeline.sources`)."""
+    """What the shards are: `images`, `audio`, `parquet`, `jsonl`, `csv` or `webdataset`;
+    [Formats](#formats) has the rules of each, and which of these fields it has. Installed packages
+    may add formats (entry points `pipeline.sources`)."""
     files: str | tuple[str, ...] | None = None
     """The shards, relative to `uri` (then a folder) and in this order: a list, or the URI of a
     text file with one a line. Left out: everything below `uri` is listed."""
@@ -66,9 +70,17 @@ class Source(Section):
     """How `image_column` holds the image: its bytes, or these in base64, plain or as a URI of the
     form `data:image/jpeg;base64,...`. Whitespace in base64 is left out; anything else that is not
     base64 is quarantined as `decode_error`."""
+    audio_column: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    """The column that holds the encoded [clip of sound](#sound), the model's input instead of an
+    image."""
+    audio_encoding: Literal["binary", "base64"] = Field(
+        default="binary", exclude_if=lambda value: value == "binary"
+    )
+    """How `audio_column` holds the clip: as `image_encoding`."""
     uri_column: str | None = None
     """A text column with the URIs of the images, which are fetched and read instead of
-    `image_column`. Only what the next five fields allow is fetched."""
+    `image_column`; with `input: audio` of clips. Only what the next five fields allow is
+    fetched."""
     uri_roots: tuple[str, ...] = ()
     """Folders and prefixes, besides `uri` itself, below which URIs may point."""
     uri_base: str | None = None
@@ -95,8 +107,8 @@ class Source(Section):
     `forward`, as in `{photo: {image_column: photo}, caption: {text_column: body}}`. A row that
     lacks one is quarantined, and the message names it."""
     input: str | None = Field(default=None, exclude_if=lambda value: value is None)
-    """What the model sees of a row; left out: what the columns hold, which is an image, features or
-    text.
+    """What the model sees of a row; left out: what the columns hold, which is an image, audio,
+    features or text. `audio` says that URIs, and members of a tar, are clips of sound.
     Installed packages may add inputs (entry points `pipeline.preprocessing`)."""
     null_features: Literal["quarantine", "zero", "nan"] = "quarantine"
     """What a null among the features means, where an entry has no `null` of its own: the row is
@@ -118,11 +130,17 @@ class Source(Section):
         *("tif", "tiff", "avif", "heic", "heif"),
     )
     """The image of a key is its member with the first of these that it has."""
+    audio_extensions: tuple[Extension, ...] = Field(
+        default=("wav", "flac", "mp3", "ogg", "opus"),
+        exclude_if=lambda value: value == ("wav", "flac", "mp3", "ogg", "opus"),
+    )
+    """With `input: audio`: the clip of a key is its member with the first of these that it has."""
     casts: dict[str, str] = Field(default_factory=dict)
     """Declared types of pass-through columns (`taken_at: timestamp[us]`), for shards that differ;
     without, the first shard says them. A value that does not fit costs its row."""
     max_image_bytes: PositiveInt = 64 * 1024 * 1024
-    """An encoded image of more bytes is quarantined as `too_large` without being decoded."""
+    """An encoded image, or clip of sound, of more bytes is quarantined as `too_large` without being
+    decoded."""
     max_image_px: PositiveInt = 100_000_000
     """An image of more pixels (width x height) is quarantined as `too_large` from its header; so is
     one that the transform would make larger, if that is more than 16,777,216 pixels, too."""
@@ -211,8 +229,19 @@ class Source(Section):
             raise JobError(f"{where}: {found['msg'].removeprefix('Value error, ')}") from None
 
     @property
+    def is_audio(self) -> bool:
+        """Tell whether rows are clips of sound."""
+        holds = registry.load(registry.SOURCES, self.format).holds
+        return self.audio_column is not None or AUDIO in (self.input, holds)
+
+    @property
+    def extensions(self) -> tuple[str, ...]:
+        """Return those of the members of a tar that hold the input."""
+        return self.audio_extensions if self.is_audio else self.image_extensions
+
+    @property
     def has_uris(self) -> bool:
-        """Tell whether rows name URIs of images, which are fetched."""
+        """Tell whether rows name URIs of images or clips, which are fetched."""
         return any(part.uri_column is not None for part in self.parts.values())
 
     @property
@@ -228,6 +257,8 @@ class Source(Section):
             return InputColumns("text", (self.text_column, *pair))
         if self.uri_column is not None:
             return InputColumns("uri", (self.uri_column,))
+        if self.is_audio:
+            return InputColumns("audio", (self.audio_column or AUDIO,))
         return InputColumns("image", (self.image_column,))
 
     @property
@@ -278,18 +309,24 @@ class Source(Section):
             ValueError: The message names the fields.
         """
         has_image = "image_column" in self.model_fields_set
-        given = (has_image, self.uri_column, self.features, self.text_column, self.inputs)
+        given: list[Any] = [has_image, self.audio_column, self.uri_column]
+        given += [self.features, self.text_column, self.inputs]
         if sum(map(bool, given)) > 1:
             raise ValueError(
-                "give one of image_column, uri_column, features, text_column and inputs"
+                "give one of image_column, audio_column, uri_column, features, text_column and "
+                "inputs"
             )
         if self.inputs and self.input is not None:
             raise ValueError("input has no effect with inputs")
         kind = self.input_columns.kind
+        if self.input == AUDIO and (has_image or kind not in ("audio", "uri")):
+            raise ValueError("input 'audio' needs audio_column or uri_column, or files of clips")
         kinds = {part.input_columns.kind for part in self.parts.values()}
         for names, needed, wanted in (
             (_FIELDS_OF_FEATURES, "features", kind == "features"),
             (_FIELDS_OF_URIS, "uri_column", "uri" in kinds),
+            (("audio_encoding",), "audio_column", self.audio_column is not None),
+            (("audio_extensions",), "input: audio", self.is_audio),
             (("text_pair_column",), "text_column", kind == "text"),
             (("max_text_bytes",), "text_column", "text" in kinds),
         ):

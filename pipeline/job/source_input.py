@@ -11,9 +11,10 @@ from pydantic import Field, model_validator
 from pipeline.job.features import FeatureEntry
 from pipeline.job.section import Section
 
-_KINDS = ("image_column", "uri_column", "text_column", "features")
+_KINDS = ("image_column", "audio_column", "uri_column", "text_column", "features")
 _NEEDS = {
     "image_encoding": "image_column",
+    "audio_encoding": "audio_column",
     "text_pair_column": "text_column",
     "null_features": "features",
     "lossy_features": "features",
@@ -22,13 +23,17 @@ _NEEDS = {
 
 
 class SourceInput(Section):
-    """Which columns hold this input: give one of `image_column`, `uri_column`, `text_column` and
-    `features`."""
+    """Which columns hold this input: give one of `image_column`, `audio_column`, `uri_column`,
+    `text_column` and `features`."""
 
     image_column: str | None = Field(default=None, min_length=1)
     """As `source.image_column`."""
     image_encoding: Literal["binary", "base64"] = "binary"
     """As `source.image_encoding`."""
+    audio_column: str | None = Field(default=None, min_length=1)
+    """As `source.audio_column`."""
+    audio_encoding: Literal["binary", "base64"] = "binary"
+    """As `source.audio_encoding`."""
     uri_column: str | None = Field(default=None, min_length=1)
     """As `source.uri_column`; what may be fetched is said once, in `source`."""
     text_column: str | None = Field(default=None, min_length=1)

@@ -1,4 +1,4 @@
-"""Turn rows into model input: decoded images, features, tokens.
+"""Turn rows into model input: decoded images and clips of sound, features, tokens.
 
 `REGISTRY` names the inputs, each a class of the protocol in model_input.py. To add one, write a
 file and a line here, or declare an entry point of the group `pipeline.preprocessing` in a
@@ -9,6 +9,7 @@ REGISTRY = {
     "image": "pipeline.preprocessing.images.image_input:ImageInput",
     "features": "pipeline.preprocessing.feature_input:FeatureInput",
     "text": "pipeline.preprocessing.texts.text_input:TextInput",
+    "audio": "pipeline.preprocessing.audio.audio_input:AudioInput",
     "several": "pipeline.preprocessing.composite_input:CompositeInput",
 }
 """`source.input` -> where its `Input` is; imported when a job uses it."""

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.core.figures.counters import Counters
+from pipeline.preprocessing.audio.audio_settings import AudioSettings
 from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.input_facts import Columns, Cost, SliceRows
 from pipeline.preprocessing.texts.text_settings import TextSettings
@@ -51,7 +52,8 @@ class BatchLimits(NamedTuple):
     tokens: int = 0
     """Tokens of all rows with the padding, for inputs with `counts_tokens`; 0: only rows count."""
     pixels: int = 0
-    """Pixels of all rows, for images that keep their own size; 0: only rows count."""
+    """Pixels of all images that keep their own size, or samples of all clips of sound; 0: only rows
+    count."""
 
     def halved(self, rows: int) -> BatchLimits:
         """Return the limits after a batch of twice so many rows had no room in memory."""
@@ -86,6 +88,7 @@ class InputSettings:
     """The columns that the model takes as a tensor each, by name; () if it takes one vector."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """The job's `source.input_options`, checked."""
+    audio: AudioSettings | None = None
 
 
 class TensorColumn(NamedTuple):
@@ -115,7 +118,8 @@ class Input(Protocol):
     """The stages that `prepare` counts, in order; empty if it does nothing. A crash in `prepare`
     counts as a failure of the first of them."""
     takes: str
-    """The section of the job file that it takes, `transform` or `text`; '' if it takes none."""
+    """The section of the job file that it takes, `transform`, `text` or `audio`; '' if it takes
+    none."""
     counts_tokens: bool
     """Whether rows have lengths of their own, so that batches are filled up to a number of
     tokens."""

@@ -1,4 +1,4 @@
-"""List shards and read their rows: image files, Parquet, JSON lines, CSV, WebDataset, URIs.
+"""List shards and read their rows: files, Parquet, JSON lines, CSV, WebDataset, URIs.
 
 `REGISTRY` names the source formats, each an object of the protocol in source_format.py. To add
 one, write a file and a line here, or declare an entry point of the group `pipeline.sources` in a
@@ -7,6 +7,7 @@ distribution that is installed on every node.
 
 REGISTRY = {
     "images": "pipeline.sources.image_files:FORMAT",
+    "audio": "pipeline.sources.image_files:AUDIO",
     "parquet": "pipeline.sources.parquet.format:FORMAT",
     "jsonl": "pipeline.sources.jsonl.format:FORMAT",
     "csv": "pipeline.sources.csv.format:FORMAT",

@@ -62,6 +62,10 @@ def _is_orc(head: bytes) -> bool:
     return head.startswith(b"ORC") and b"\0" in head
 
 
+def _is_wav(head: bytes) -> bool:
+    return head[:4] in (b"RIFF", b"RF64") and head[8:12] == b"WAVE"
+
+
 def _is_tar(head: bytes) -> bool:
     """Tell whether the first block is a header whose checksum is right."""
     try:
@@ -127,6 +131,10 @@ KINDS = (
     Kind("Arrow", "ARROW1", _magic(b"ARROW1\0\0")),
     Kind("ORC", "ORC", _is_orc),
     Kind("Avro", "Obj", _magic(b"Obj\x01")),
+    Kind("WAV", "RIFF and WAVE", _is_wav),
+    Kind("FLAC", "fLaC", _magic(b"fLaC")),
+    Kind("Ogg", "OggS", _magic(b"OggS")),
+    Kind("MP3", "ID3", _magic(b"ID3")),
     Kind("a JPEG", "ff d8 ff", _magic(b"\xff\xd8\xff")),
     Kind("a PNG", "89 50 4e 47", _magic(b"\x89PNG\r\n\x1a\n")),
     Kind("JSON lines", "{", _is_json_lines, is_text=True),

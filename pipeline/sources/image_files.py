@@ -1,4 +1,4 @@
-"""Loose image files: each file is one extent of one row."""
+"""Loose files of images or of clips of sound: each file is one extent of one row."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from pipeline.core.backoff import BadBlockError
 from pipeline.core.failures import Failure, Reason
-from pipeline.core.schema import IMAGE, IMAGE_FIELDS
+from pipeline.core.schema import AUDIO_FIELDS, IMAGE_FIELDS
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import Source
 from pipeline.sources.columns.base import STAGE
@@ -17,6 +17,7 @@ from pipeline.sources.rows import Reader, changed, make_rows
 from pipeline.sources.source_format import (
     CountedBeforeReading,
     CountsRows,
+    Holds,
     Measured,
     MeasuredOnce,
     RowIds,
@@ -30,13 +31,15 @@ class ImageFiles(MeasuredOnce, CountedBeforeReading):
     """Loose image files: the listing counts the rows."""
 
     name = "images"
-    suffixes = (
+    suffixes: tuple[str, ...] = (
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"),
         *(".avif", ".tif", ".tiff", ".heic", ".heif"),
     )
     counts_rows: CountsRows = "listing"
     semantics = SEMANTICS["images"]
     kinds = frozenset(["a JPEG", "a PNG"])
+    holds: Holds = "image"
+    rows = IMAGE_FIELDS
     # Accepted without effect, so that one job file serves files and Parquet.
     fields = frozenset(["image_column", "id_column", "casts", "pass_through"])
 
@@ -50,17 +53,29 @@ class ImageFiles(MeasuredOnce, CountedBeforeReading):
         extents = (
             Extent(s.path, s.size_bytes, s.version, 0, 1, float(s.size_bytes)) for s in shards
         )
-        return Measured(tuple(extents), fields=IMAGE_FIELDS)
+        return Measured(tuple(extents), fields=self.rows)
 
-    def open(self, reader: Reader, extents: Sequence[Extent]) -> ImageStream:
-        return ImageStream(reader, extents)
-
-
-FORMAT = ImageFiles()
+    def open(self, reader: Reader, extents: Sequence[Extent]) -> FileStream:
+        return FileStream(reader, extents)
 
 
-class ImageStream:
-    """Reads image files, each of which is one row."""
+class AudioFiles(ImageFiles):
+    """Loose files of clips of sound, listed likewise."""
+
+    name = "audio"
+    suffixes = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus")
+    semantics = SEMANTICS["audio"]
+    kinds = frozenset(["WAV", "FLAC", "Ogg", "MP3"])
+    holds: Holds = "audio"
+    rows = AUDIO_FIELDS
+    fields = frozenset(["audio_column", "id_column", "casts", "pass_through"])
+
+
+FORMAT, AUDIO = ImageFiles(), AudioFiles()
+
+
+class FileStream:
+    """Reads files, each of which is one row."""
 
     def __init__(self, reader: Reader, extents: Sequence[Extent]) -> None:
         self._reader = reader
@@ -86,15 +101,16 @@ class ImageStream:
         limit = self._reader.source.max_image_bytes
         small = {e.path: e.exact_version for e in extents if e.size_bytes <= limit}
         found = self._reader.store.read_many(list(small), small)
-        images: list[bytes | None] = []
+        values: list[bytes | None] = []
         failures: list[Failure | None] = []
         for extent in extents:
             data, failure = self._judge(extent, found.get(extent.path))
-            images.append(data)
+            values.append(data)
             failures.append(failure)
         ids = [extent.path for extent in extents]
         uris = [self._reader.store.url(extent.path) for extent in extents]
-        return make_rows(self._reader, ids, uris, {IMAGE: images}, failures)
+        [name] = self._reader.fields.names
+        return make_rows(self._reader, ids, uris, {name: values}, failures)
 
     def _judge(
         self, extent: Extent, found: bytes | Exception | None

@@ -6,18 +6,28 @@ from collections.abc import Callable, Mapping
 
 import pyarrow as pa
 
-from pipeline.core.schema import columns_of_part, input_column, is_feature
+from pipeline.core.schema import (
+    AUDIO_FIELDS,
+    IMAGE_FIELDS,
+    columns_of_part,
+    input_column,
+    is_feature,
+)
 from pipeline.job.source import InputKind, Source
 from pipeline.sources.columns.base import InputReader
-from pipeline.sources.columns.images import ImageColumn
+from pipeline.sources.columns.images import EncodedColumn
 from pipeline.sources.columns.several import SeveralColumns
 from pipeline.sources.columns.texts import TextColumns
 from pipeline.sources.features.columns import FeatureColumns
 from pipeline.sources.uris.column import UriColumn
 
 _READERS: Mapping[InputKind, Callable[[Source, tuple[str, ...]], InputReader]] = {
-    "image": lambda source, names: ImageColumn(
-        names, source.image_encoding == "base64", source.max_image_bytes
+    "image": lambda source, names: EncodedColumn(
+        names, source.image_encoding == "base64", source.max_image_bytes, "images", IMAGE_FIELDS
+    ),
+    "audio": lambda source, names: EncodedColumn(
+        *(names, source.audio_encoding == "base64", source.max_image_bytes),
+        *("clips of sound", AUDIO_FIELDS),
     ),
     "uri": lambda source, names: UriColumn(names, source),
     "features": lambda source, names: FeatureColumns(names, source),

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline.core.errors import InfraError
 from pipeline.core.failures import Failure, failure_columns
-from pipeline.core.schema import IMAGE, ROW_ID, URI, source_schema
+from pipeline.core.schema import ROW_ID, URI, source_schema
 from pipeline.core.user_code.own_code import ContractError
 from pipeline.job.source import Source
 from pipeline.sources.extents import Extent
@@ -86,7 +86,8 @@ def _require_contract(
             raise ContractError(f"{field.name} must be a pyarrow array of {field.type}")
         wrong = next((v for v in values if not isinstance(v, bytes | None)), None)
         if wrong is not None:
-            what = "images must be bytes" if field.name == IMAGE else "texts must be bytes (UTF-8)"
+            is_text = pa.types.is_large_string(field.type)
+            what = "texts must be bytes (UTF-8)" if is_text else "encoded values must be bytes"
             raise ContractError(f"{what}, {field.name} has a {type(wrong).__name__}")
 
 

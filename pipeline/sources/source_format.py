@@ -22,6 +22,7 @@ RowIds = Literal["path", "path#row", "column", "key"]
 the value of a column, or a key inside the shard."""
 CountsRows = Literal["listing", "footer", "reading"]
 """What counts the rows of a shard."""
+Holds = Literal["image", "audio"]
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,11 @@ class SourceFormat(Protocol):
         ...
 
     @property
+    def holds(self) -> Holds:
+        """Return what the encoded bytes of a row are, if a job does not say it."""
+        ...
+
+    @property
     def kinds(self) -> frozenset[str]:
         """Return the names of the kinds of `first_bytes.KINDS` that its shards are, with those of
         compressed ones; empty: first bytes tell nothing of them."""
@@ -191,6 +197,8 @@ class SourceFormat(Protocol):
 
 class WithoutColumns:
     """Base of formats of whose columns nothing can be said before a job names them."""
+
+    holds: Holds = "image"
 
     def first_rows(self, store: Store, shard: StoredFile) -> pa.Table | None:
         """Return None."""

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from support.inputs.clips import encoded
 from support.models.tiny_tokenizer import text_settings
 from support.runs.checkout import SUPPORT
 
@@ -38,6 +39,9 @@ from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.planning.plan import Plan, make_plan
+from pipeline.preprocessing.audio.audio_settings import NORMALISED, AudioSettings
+from pipeline.preprocessing.audio.decode import decode_clip, resampled
+from pipeline.preprocessing.audio.extractors import extracted
 from pipeline.preprocessing.images.decode import DecodeLimits, decode_image
 from pipeline.preprocessing.images.geometry import geometry
 from pipeline.preprocessing.images.resizing import resize_and_crop
@@ -58,6 +62,7 @@ LIMITS = DecodeLimits(max_image_bytes=1_000_000, max_image_px=1_000_000)
 
 EXPECTED: dict[str, tuple[int, str]] = {
     "images": (1, "530da80b09233517"),
+    "audio": (1, "fd6260b6215c1f50"),
     "parquet": (2, "2a4906d6207b53b2"),
     "jsonl": (2, "d24f3031f83b469e"),
     "csv": (1, "f1f45d10824ed63f"),
@@ -65,6 +70,7 @@ EXPECTED: dict[str, tuple[int, str]] = {
     "fetch": (1, "c8997aac9c610b11"),
     "decode": (1, "b5b8c918f8b1e477"),
     "transform": (2, "c2e105ba690c3d38"),
+    "waveform": (1, "0a9534cfb0a6d087"),
     "features": (1, "cdbf2bc807461cc4"),
     "tokenize": (1, "651f78b1514241b8"),
     "predict": (2, "f2b55628300c39bc"),
@@ -83,13 +89,15 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def read(uri: Path, **fields: Any) -> list[dict[str, Any]]:
     """List, plan and read all rows; without what depends on where the corpus lies."""
     model: dict[str, Any] = {"factory": "models:colours", "labels": models.LABELS}
-    if "features" in fields:
+    sections: dict[str, Any] = {"transform": models.TRANSFORM}
+    if "features" in fields or fields["format"] == "audio":
         model = {"factory": "models:sums", "task": "embed", "embedding_dim": 2}
+        sections = {"audio": {"sample_rate_hz": 8_000}} if fields["format"] == "audio" else {}
     document = {
         "source": {"uri": str(uri), **fields},
         "model": model,
         "sink": {"uri": "out"},
-        **({} if "features" in fields else {"transform": models.TRANSFORM}),
+        **sections,
     }
     job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
     inputs = list_inputs(job.source, max_extent_rows=8)
@@ -136,6 +144,32 @@ def made_image(height_px: int, width_px: int) -> torch.Tensor:
     y, x = np.mgrid[0:height_px, 0:width_px]
     planes = [(7 * x + 3 * y) % 256, (x * y) % 256, (5 * x + 11 * y * y) % 256]
     return torch.from_numpy(np.stack(planes).astype(np.uint8))
+
+
+def made_clip(kind: str, rate_hz: int) -> bytes:
+    """16-bit samples of two channels by integer arithmetic alone, the same everywhere."""
+    time = np.arange(4 * rate_hz // 10)
+    both = np.column_stack([(37 * time) % 20_000 - 10_000, (53 * time) % 16_000 - 8_000])
+    return encoded(both.astype(np.int16), kind, rate_hz)
+
+
+def sounds(folder: Path) -> list[Any]:
+    for name, kind in (("b.wav", "WAV"), ("a.flac", "FLAC")):
+        (folder / name).write_bytes(made_clip(kind, 8_000))
+    (folder / "c.mp3").write_bytes(b"")
+    return read(folder, format="audio")
+
+
+def waveforms() -> list[Any]:
+    """To three digits: soxr and the decoder's floats may differ in the last ones."""
+    found: list[Any] = []
+    for extractor, options in (("", {}), (NORMALISED, {"do_normalize": True})):
+        settings = AudioSettings(16_000, 1.0, extractor, options)
+        for kind, rate_hz in (("WAV", 16_000), ("FLAC", 16_000), ("WAV", 44_100)):
+            clip = decode_clip(made_clip(kind, rate_hz), 10**6, 1.0)
+            samples = extracted(settings, resampled(clip, 16_000))[1_000:5_000:50]
+            found.append([clip.duration_s, *(round(float(each), 2) for each in samples)])
+    return found
 
 
 def transformed() -> list[Any]:
@@ -331,12 +365,14 @@ AREAS: dict[str, Callable[[Path, Path], Any]] = {
         id_column="id",
         pass_through=["taken_at", "camera", "width"],
     ),
+    "audio": lambda images, folder: sounds(folder),
     "jsonl": lambda images, folder: json_lines(folder),
     "csv": lambda images, folder: csv_records(folder),
     "webdataset": lambda images, folder: read(CORPUS / "images.tar", format="webdataset"),
     "fetch": fetched,
     "decode": lambda images, folder: decoded(images),
     "transform": lambda images, folder: transformed(),
+    "waveform": lambda images, folder: waveforms(),
     "features": lambda images, folder: [
         read(CORPUS / "rows.parquet", **FEATURES, null_features=policy)
         for policy in ("quarantine", "zero")

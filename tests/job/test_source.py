@@ -40,10 +40,14 @@ def test_one_place_says_which_columns_hold_the_input(
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"text_column": "x", "features": ("a",)}, "give one of image_column, uri_column, "),
-        ({"text_column": "x", "uri_column": "a"}, "give one of image_column, uri_column, "),
-        ({"text_column": "x", "image_column": "a"}, "give one of image_column, uri_column, "),
-        ({"features": ("x",), "uri_column": "a"}, "give one of image_column, uri_column, "),
+        ({"text_column": "x", "features": ("a",)}, "give one of image_column, audio_column, "),
+        ({"text_column": "x", "uri_column": "a"}, "give one of image_column, audio_column, "),
+        ({"text_column": "x", "image_column": "a"}, "give one of image_column, audio_column, "),
+        ({"audio_column": "x", "uri_column": "a"}, "give one of image_column, audio_column, "),
+        ({"image_column": "x", "input": "audio"}, "needs audio_column or uri_column"),
+        ({"text_column": "x", "input": "audio"}, "needs audio_column or uri_column"),
+        ({"audio_encoding": "base64"}, "has no effect without audio_column"),
+        ({"features": ("x",), "uri_column": "a"}, "give one of image_column, audio_column, "),
         ({"text_pair_column": "x"}, "text_pair_column has no effect without text_column"),
         ({"max_text_bytes": 5}, "max_text_bytes has no effect without text_column"),
         (
@@ -90,10 +94,13 @@ def test_several_inputs_are_sections_of_their_own():
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"inputs": {"a": {}}}, "give one of image_column, uri_column, text_column and features"),
+        (
+            {"inputs": {"a": {}}},
+            "give one of image_column, audio_column, uri_column, text_column and features",
+        ),
         (
             {"inputs": {"a": {"image_column": "x", "text_column": "y"}}},
-            "give one of image_column, uri_column, text_column and features",
+            "give one of image_column, audio_column, uri_column, text_column and features",
         ),
         (
             {"inputs": {"a": {"image_column": "x", "lossy_features": True}}},

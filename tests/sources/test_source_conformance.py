@@ -33,11 +33,17 @@ from pipeline.storage.store import Store
 
 NUM_ROWS = 10
 IMAGE = png(base_image(1))
+CLIP = b"RIFF\x04\0\0\0WAVE"
 
 
 def write_images(folder: Path) -> None:
     for index in range(NUM_ROWS):
         (folder / f"{index}.png").write_bytes(IMAGE)
+
+
+def write_clips(folder: Path) -> None:
+    for index in range(NUM_ROWS):
+        (folder / f"{index}.wav").write_bytes(CLIP)
 
 
 def write_parquet(folder: Path) -> None:
@@ -74,6 +80,7 @@ def write_toys(folder: Path) -> None:
 
 WRITERS: dict[str, Callable[[Path], None]] = {
     "images": write_images,
+    "audio": write_clips,
     "parquet": write_parquet,
     "jsonl": write_jsonl,
     "csv": write_csv,
@@ -142,7 +149,9 @@ def test_all_rows_are_read_under_ids_of_their_own(source: Source):
     assert rows.column(ERROR).null_count == NUM_ROWS
     assert len(set(rows.column(ROW_ID).to_pylist())) == NUM_ROWS
     assert all(uri.startswith(inputs.root) for uri in rows.column(URI).to_pylist())
-    assert rows.column("image").to_pylist() == [IMAGE] * NUM_ROWS
+    [name] = inputs.fields.names
+    wanted = CLIP if source.format == "audio" else IMAGE
+    assert rows.column(name).to_pylist() == [wanted] * NUM_ROWS
 
 
 def test_rows_that_are_counted_before_have_the_planned_ids(source: Source):
@@ -188,7 +197,7 @@ def test_a_broken_shard_costs_its_own_rows(source: Source, tmp_path: Path):
 
 def test_an_unknown_format_is_refused_with_those_that_there_are(tmp_path: Path):
     with pytest.raises(
-        ValidationError, match="'images', 'parquet', 'jsonl', 'csv', 'webdataset' or 'toy'"
+        ValidationError, match="'images', 'audio', 'parquet', 'jsonl', 'csv', 'webdataset' or 'toy'"
     ):
         Source(uri=str(tmp_path), format="avro")
 

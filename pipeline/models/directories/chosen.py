@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 CONFIG = "config.json"
+_CLIPS = ("input_values", "input_features")
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ class ModelClass:
         return bool(self.built.main_input_name == "input_ids")
 
     @property
+    def hears(self) -> bool:
+        """Tell whether its first input is a clip of sound."""
+        return self.built.main_input_name in _CLIPS
+
+    @property
     def facts(self) -> LibraryClass:
         """Return what the builder needs to build the class again."""
         return LibraryClass(self.at, self.named.__name__, self.built.__name__, self.head)
@@ -80,10 +86,10 @@ def choose(folder: Path, at: str = "", *, is_encoder: bool = False) -> ModelClas
         named = named_class(_architecture(values), config)
     head = "none" if is_encoder else head_of(named, config)
     built = named if head != "none" else encoder_of(named, config, is_declared=is_encoder)
-    if built.main_input_name not in ("input_ids", "pixel_values"):
+    if built.main_input_name not in ("input_ids", "pixel_values", *_CLIPS):
         raise JobError(
             f"model.path: {CONFIG}: {named.__name__} takes {built.main_input_name}; expected a "
-            "model of texts or images"
+            "model of texts, images or clips of sound"
         )
     module = check_fit(built, named, config, headers)
     return ModelClass(at, values, config, named, built, head, module)

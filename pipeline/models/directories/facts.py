@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 from pipeline.models.directories.onnx.tensors import TensorFacts
+from pipeline.preprocessing.audio.audio_settings import AudioSettings
 from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.model_input import TensorColumn
 
@@ -77,7 +78,8 @@ class LibraryClass:
     built: str
     """The class that is built."""
     head: str
-    """`sequence`, `token`, `image`, `detection`, `causal`, `seq2seq`, `none` or `TOWERS`."""
+    """`sequence`, `token`, `image`, `audio`, `detection`, `causal`, `seq2seq`, `none` or
+    `TOWERS`."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ class DirectoryFacts:
     """Why there is no transform."""
     images: ImageContract = field(default_factory=ImageContract)
     text: TextFacts | None = None
+    audio: AudioSettings | None = None
     pooling: Pooling | None = None
     activation: str = "identity"
     """What task `score` applies to an output."""
@@ -161,6 +164,7 @@ class DirectoryFacts:
             "transform": transform and TransformSpec.from_dict(transform),
             "images": ImageContract(*found["images"]),
             "text": text and TextFacts(**text),
+            "audio": found["audio"] and AudioSettings(**found["audio"]),
             "pooling": pooling and Pooling(**{**pooling, "layers": _layers(pooling["layers"])}),
         }
         return cls(**{**found, **changed})

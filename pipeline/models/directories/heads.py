@@ -45,7 +45,7 @@ def tasks_of(
     """Return the tasks that the outputs of a head serve, the default first.
 
     Args:
-        head: `sequence`, `token` or `image`.
+        head: `sequence`, `token`, `image` or `audio`.
         labels: The class names.
         values: The config.
         scores_pairs: The directory says that it is a cross-encoder's.
@@ -62,7 +62,7 @@ def tasks_of(
             f"{', '.join(_PROBLEMS)}"
         )
     if len(labels) == 1 and problem != "multi_label_classification":
-        if head == "image":
+        if head in ("image", "audio"):
             return ("regress",)
         return ("score", "regress") if scores_pairs else ("regress", "score")
     if problem == "regression":

@@ -160,6 +160,7 @@ def head_of(cls: Any, config: Any) -> str:
         ("sequence", transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING),
         ("token", transformers.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING),
         ("image", transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING),
+        ("audio", transformers.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING),
         ("detection", transformers.MODEL_FOR_OBJECT_DETECTION_MAPPING),
         ("causal", transformers.MODEL_FOR_CAUSAL_LM_MAPPING),
         ("seq2seq", transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING),

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
 
 CONFIG = "config.json"
-_VERSION = 9
+_VERSION = 10
 """Of what is kept; raise it if the same directory gives other facts."""
 _PACKAGES = ("transformers", "tokenizers", "timm", "onnx", "onnxruntime")
 _FILE = "facts.json"
@@ -104,6 +104,10 @@ def _read(path: Path, wanted: str | None) -> DirectoryFacts:
     from pipeline.models.directories.text.encoder_facts import encoder_facts, language_facts
 
     chosen = choose(path)
+    if chosen.hears:
+        from pipeline.models.directories.audio.audio_facts import audio_facts
+
+        return audio_facts(path, chosen)
     if chosen.has_towers:
         return tower_facts(path, chosen, wanted or "image")
     if chosen.head in (CAUSAL, SEQ2SEQ):

@@ -14,7 +14,9 @@ from pipeline.core.errors import JobError
 from pipeline.core.registry import INPUTS, get
 from pipeline.core.schema import GEOMETRY
 from pipeline.core.user_code.own_code import errors_told
+from pipeline.job.audio import Audio
 from pipeline.job.text import Text
+from pipeline.models.resolving.audio_choice import choose_audio
 from pipeline.models.resolving.cards import FoundModel, find_card
 from pipeline.models.resolving.prompt_choice import choose_prompt
 from pipeline.models.resolving.taken_images import (
@@ -42,6 +44,7 @@ def resolve_model(
     model: Model,
     transform: Transform,
     text: Text | None = None,
+    audio: Audio | None = None,
     *,
     input_name: str,
     allow_import: Sequence[str] = (),
@@ -56,6 +59,7 @@ def resolve_model(
         model: The job's model section.
         transform: The job's transform section; its fields win over the model's own.
         text: The job's text section; None: nothing is set. Its fields win likewise.
+        audio: The job's audio section, likewise.
         input_name: The registered name of the input.
         allow_import: Prefixes of modules that `factory` may name, beside those of the
             environment variable PIPELINE_ALLOW_IMPORT.
@@ -77,7 +81,8 @@ def resolve_model(
     weights_uri, (chosen, images), task = _all_of(
         lambda: _weights_uri(card, model),
         lambda: _choose_input(
-            *(card, model, text or Text(), input_name, parts or {}, transform, choose),
+            *(card, model, text or Text(), audio or Audio(), input_name, parts or {}),
+            *(transform, choose),
             input_options or {},
         ),
         lambda: choose_task(model, card, allow_import),
@@ -185,6 +190,7 @@ def _choose_input(
     card: FoundModel,
     model: Model,
     text: Text,
+    audio: Audio,
     name: str,
     parts: Mapping[str, str],
     transform: Transform,
@@ -193,7 +199,7 @@ def _choose_input(
 ) -> tuple[Input, TransformSpec | None]:
     """Return the input, and the transform of its images; None if it has none."""
     taken = {get(INPUTS, each).takes for each in parts.values() or (name,)}
-    for section, given in (("transform", transform), ("text", text)):
+    for section, given in (("transform", transform), ("text", text), ("audio", audio)):
         if section not in taken and given.model_fields_set:
             field = sorted(given.model_fields_set)[0]
             where = f"inputs {', '.join(parts)}" if parts else f"input {name!r}"
@@ -204,8 +210,11 @@ def _choose_input(
         merged = choose(card.name, card.transform, transform, problem)
         require_image_fits(card.name, card.images, merged)
     chosen = _text(card, model, text) if "text" in taken else None
+    heard = None
+    if "audio" in taken:
+        heard = choose_audio(card.name, audio, card.facts.audio if card.facts else None)
     columns = card.facts.columns if card.facts else ()
-    settings = InputSettings(merged, chosen, parts, columns, options)
+    settings = InputSettings(merged, chosen, parts, columns, options, heard)
     with errors_told(INPUTS, name):
         return get(INPUTS, name).of(settings), merged
 

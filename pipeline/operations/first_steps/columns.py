@@ -99,8 +99,8 @@ def _only_one(rows: pa.Table, known: Mapping[str, Columns]) -> str:
     if len(found) == 1:
         return found[0]
     raise JobError(
-        "which columns does the model see? --set source.image_column, text_column or features; "
-        f"there are {names_of(rows.column_names)}"
+        "which columns does the model see? --set source.image_column, audio_column, text_column or "
+        f"features; there are {names_of(rows.column_names)}"
     )
 
 

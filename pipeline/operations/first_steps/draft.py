@@ -13,6 +13,7 @@ import yaml
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import num_of, printable
+from pipeline.core.registry import SOURCES, load
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import Overrides
 from pipeline.models.directories.facts import DirectoryFacts
@@ -27,7 +28,7 @@ from pipeline.operations.first_steps.first_rows import Found, look
 from pipeline.operations.jobs import load_job
 from pipeline.runs.preparing.prepare import job_model
 
-_INPUTS = ("image_column", "uri_column", "text_column", "features", "inputs")
+_INPUTS = ("image_column", "audio_column", "uri_column", "text_column", "features", "inputs")
 """Fields of `source` that name the input: if the caller sets one, none is chosen."""
 _PAIRS = "score"
 Lines = dict[str, Fields]
@@ -141,7 +142,9 @@ def _model(model: str) -> Fields:
 def _columns(found: Found, model: Fields, given: Mapping[str, Any]) -> Fields:
     rows = found.first_rows()
     if rows is None:
-        return {}
+        is_tar = load(SOURCES, found.format).counts_rows == "reading"
+        hears = is_tar and "source.input" not in given and _taken(model, "image")[0] == "audio"
+        return {"input": ("audio", "the model hears clips of sound")} if hears else {}
     chosen: Fields = {}
     if not any(f"source.{field}" in given for field in _INPUTS):
         takes, names, is_pair = _taken(model, next(iter(inputs_in(rows)), ""))
@@ -172,9 +175,11 @@ def _takes_pairs(facts: DirectoryFacts) -> bool:
 def _input(found: Found, job: Job) -> str:
     source = job.source
     what = f"{num_of(len(found.shards), 'file')} of format {found.format}"
-    if found.format == "images":
+    if load(SOURCES, found.format).counts_rows == "listing":
         return f"{what}; a file is a row, its path is the id"
-    names = ", ".join(source.input_columns.names) if found.first_rows() is not None else "images"
+    names = "clips" if source.is_audio else "images"
+    if found.first_rows() is not None:
+        names = ", ".join(source.input_columns.names)
     row = source.id_column or "the shard and the row's number"
     return printable(f"{what}; {source.input_name} of {names}; the id is {row}")[:300]
 

@@ -11,10 +11,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import numpy as np
 import pyarrow as pa
 
-from pipeline.core.arrays import images_from_arrow, sized_from_arrow
+from pipeline.core.arrays import alike_in_shape, images_from_arrow, sized_from_arrow
 from pipeline.core.figures.counters import Counters
 from pipeline.core.schema import (
     GEOMETRY,
@@ -80,11 +79,13 @@ class ImageInput(FixedShape):
     @classmethod
     def columns_in(cls, rows: pa.Table, ids: Collection[str]) -> Sequence[Columns]:
         """Return the columns of encoded images, of images in base64, and of URIs of images."""
-        from pipeline.preprocessing.images.image_columns import (
-            image_columns,
-        )  # takes pydantic along
+        # These take pydantic along.
+        from pipeline.preprocessing.encoded_columns import encoded_columns
+        from pipeline.preprocessing.images.image_formats import identify
+        from pipeline.sources.image_files import ImageFiles
 
-        return image_columns(rows)
+        suffixes = ImageFiles.suffixes
+        return encoded_columns(rows, "image", lambda value: identify(value) is not None, suffixes)
 
     @property
     def semantics(self) -> Mapping[str, int]:
@@ -136,15 +137,7 @@ class ImageInput(FixedShape):
         """
         if self.transform.has_one_size:
             return super().batches(inputs, rows, limits)
-        found: dict[tuple[int, ...], list[int]] = {}
-        for row in rows.tolist():
-            found.setdefault(inputs[IMAGE][row].shape[:2], []).append(row)
-        batches = []
-        for shape in sorted(found, key=math.prod, reverse=True):
-            most = limits.pixels // max(1, math.prod(shape)) if limits.pixels else limits.rows
-            size, alike = min(limits.rows, max(1, most)), np.array(found[shape], np.intp)
-            batches += [alike[start : start + size] for start in range(0, len(alike), size)]
-        return batches
+        return alike_in_shape(inputs[IMAGE], rows, limits.rows, limits.pixels)
 
     def slots(self, limits: BatchLimits) -> Mapping[str, Slot]:
         if self.transform.has_one_size:

@@ -58,6 +58,7 @@ def job_model(job: Job, allow_import: Sequence[str] = ()) -> ModelSpec:
         job.model,
         job.transform,
         job.text,
+        job.audio,
         allow_import=allow_import,
         input_name=job.source.input_name,
         has_pairs=job.source.text_pair_column is not None,

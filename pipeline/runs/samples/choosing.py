@@ -21,6 +21,7 @@ from pipeline.commit.parts.carried.version import CarriedVersion, OldReader, Old
 from pipeline.commit.published.dataset import PublishedParts
 from pipeline.core.schema import (
     DETECTIONS,
+    DURATION_S,
     ENTITIES,
     LABEL,
     LABELS,
@@ -170,9 +171,9 @@ def _rows(
 ) -> Mapping[int, Row]:
     """Read rows by their numbers, ascending: id, URI and what can be shown of a prediction."""
     folders = set(manifest.partition_columns)
-    shown = [ROW_ID, URI, LABEL, SCORE, *_LISTS]
+    shown = [ROW_ID, URI, LABEL, SCORE, *_LISTS, DURATION_S]
     fields = [field for field in parts.schema if field.name not in folders]
-    if not {*shown[2:]} & {field.name for field in fields}:
+    if not {*shown[2:-1]} & {field.name for field in fields}:
         plain = [field.name for field in fields if not pa.types.is_nested(field.type)]
         shown += [name for name in plain if name not in (ROW_ID, URI)][:_PLAIN_COLUMNS]
     schema = pa.schema([field for field in fields if field.name in shown])

@@ -10,6 +10,7 @@ from pipeline.core.errors import PipelineError
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import (
     DETECTIONS,
+    DURATION_S,
     END,
     ENTITIES,
     LABEL,
@@ -93,7 +94,7 @@ def samples_of(
 def _originals(finder: OriginalFinder, rows: Iterable[Row]) -> tuple[dict[str, Small], str]:
     """Return what rows were predicted from, and why that is not known."""
     asked = [(row[ROW_ID], row[URI] or "") for row in rows if row.get(REASON) != "unreadable_shard"]
-    if not asked or _is_table(finder):
+    if not asked or _has_no_look(finder):
         return {}, ""
     try:
         return read_small(finder, asked), ""
@@ -101,10 +102,11 @@ def _originals(finder: OriginalFinder, rows: Iterable[Row]) -> tuple[dict[str, S
         return {}, clean_message(f"without pictures and texts: {error}")
 
 
-def _is_table(finder: OriginalFinder) -> bool:
-    """Tell whether rows are numbers, which have no other look than their predictions."""
+def _has_no_look(finder: OriginalFinder) -> bool:
+    """Tell whether rows are numbers or clips of sound, of which a page shows predictions alone."""
     document = finder.manifest.source
-    return bool(document) and Source.from_published(document, "input", {}).is_table
+    source = Source.from_published(document, "input", {}) if document else None
+    return source is not None and (source.is_table or source.is_audio)
 
 
 def _sample(row: Row, small: Mapping[str, Small]) -> Sample:
@@ -121,12 +123,13 @@ def _said(row: Row) -> str:
     """Say what was predicted of a row, or why nothing was."""
     if REASON in row:
         return f"{row[REASON]}: {row[MESSAGE]}" if row[MESSAGE] else str(row[REASON])
+    length = f", {row[DURATION_S]:.1f} s" if row.get(DURATION_S) is not None else ""
     for name in (DETECTIONS, ENTITIES, LABELS):
         if name in row:
-            return _entries(name, row[name] or [])
+            return _entries(name, row[name] or []) + length
     told = [row[name] for name in (LABEL, SCORE) if name in row]
     if told:
-        return " ".join(map(_value, told))
+        return " ".join(map(_value, told)) + length
     shown = {name: value for name, value in row.items() if name not in (ROW_ID, URI)}
     return ", ".join(f"{name} {_value(value)}" for name, value in shown.items())
 

@@ -1,4 +1,4 @@
-"""A column of encoded images, as bytes or in base64."""
+"""A column of encoded images or clips of sound, as bytes or in base64."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from pipeline.core.arrays import as_array
 from pipeline.core.failures import Failure, Reason
-from pipeline.core.schema import IMAGE, IMAGE_FIELDS
+from pipeline.core.schema import file_name_of
 from pipeline.sources.columns.arrow_types import is_binary, is_text, plain_type
 from pipeline.sources.columns.base import (
     STAGE,
@@ -31,13 +31,17 @@ _ROOM = 1024
 
 
 @dataclass(frozen=True)
-class ImageColumn(InShards):
+class EncodedColumn(InShards):
     """A binary column, or the field `bytes` of a struct; in base64 also a column of text."""
 
     names: tuple[str, ...]
     is_base64: bool
     max_bytes: int
-    """Limit of an encoded image; of images in base64 before they are decoded."""
+    """Limit of an encoded value; of those in base64 before they are decoded."""
+    what: str
+    """What is encoded, for messages: images, or clips of sound."""
+    target: pa.Schema
+    """The column that rows get."""
     rows_at_once = 256
 
     def line_bytes(self, escaped: int) -> int | None:
@@ -54,15 +58,15 @@ class ImageColumn(InShards):
         if is_binary(kind) or (self.is_base64 and is_text(kind)):
             return ""
         if self.is_base64:
-            return "expected images in base64 as text or binary"
+            return f"expected {self.what} in base64 as text or binary"
         hint = (
-            "; a column of texts is named by text_column, of URIs by uri_column, and images in "
-            "base64 by image_encoding: base64"
+            "; a column of texts is named by text_column, of URIs by uri_column, and "
+            f"{self.what} in base64 by {file_name_of(self.target.names[0])}_encoding: base64"
         )
-        return f"expected encoded images as binary{hint if is_text(kind) else ''}"
+        return f"expected encoded {self.what} as binary{hint if is_text(kind) else ''}"
 
     def fields(self, schema: pa.Schema | None) -> pa.Schema:
-        return IMAGE_FIELDS
+        return self.target
 
     def read(self, table: pa.Table, failures: Failures, place: Place) -> InputRows:
         [name] = self.names
@@ -71,7 +75,7 @@ class ImageColumn(InShards):
         fail(failures, nulls, Reason.NULL_INPUT, f"{name} is null")
         if self.is_base64:
             images = self._decoded(images, name, failures)
-        return InputRows({IMAGE: null_where_failed(images, failures)})
+        return InputRows({self.target.names[0]: null_where_failed(images, failures)})
 
     def _decoded(self, images: pa.Array, name: str, failures: Failures) -> pa.Array:
         found: list[bytes | None] = [None] * len(images)
@@ -95,16 +99,18 @@ def _plain(column: pa.Array) -> pa.Array:
 
 
 def decode_base64(value: memoryview, name: str, max_bytes: int) -> bytes | Failure:
-    """Decode an image in base64, perhaps in a `data:` URI; the size is checked before.
+    """Decode what is in base64, perhaps in a `data:` URI; the size is checked before.
 
     Args:
         value: The text, in ASCII.
         name: Of the column, for messages.
-        max_bytes: Limit of the decoded image.
+        max_bytes: Limit of the decoded value.
     """
     # Twice: base64 adds a third, line ends and a head a little.
     if len(value) > 2 * max_bytes + _ROOM:
-        message = f"{name} has {len(value)} bytes of base64, the limit of an image is {max_bytes}"
+        message = (
+            f"{name} has {len(value)} bytes of base64, the limit of what it holds is {max_bytes}"
+        )
         return Failure(Reason.TOO_LARGE, STAGE, message, num_bytes=len(value))
     if head := _DATA_URI.match(value):
         if not head[1].lower().endswith(b";base64"):

@@ -40,13 +40,14 @@ class LineFormat(CountedByReading, ABC):
         return self.table_of(text, shard.path)
 
     def check(self, source: Source) -> None:
-        """Refuse images that are not in base64, which text cannot hold."""
+        """Refuse images and clips that are not in base64, which text cannot hold."""
         for name, part in source.parts.items():
             if columns_of(part).line_bytes(1) is None:
                 where = f"input {name!r}: " if name else ""
+                kind, what = ("audio", "clips") if part.is_audio else ("image", "images")
                 raise ValueError(
                     f"{where}format {self.name!r} holds texts (text_column), features, URIs of "
-                    "images (uri_column) or images in base64 (image_encoding: base64): name one"
+                    f"{what} (uri_column) or {what} in base64 ({kind}_encoding: base64): name one"
                 )
 
     def row_ids(self, source: Source) -> RowIds:

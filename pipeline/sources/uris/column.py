@@ -1,4 +1,4 @@
-"""A column of URIs of images, which are fetched."""
+"""A column of URIs of images or clips of sound, which are fetched."""
 
 from __future__ import annotations
 
@@ -10,10 +10,16 @@ import pyarrow as pa
 
 from pipeline.core.arrays import as_array
 from pipeline.core.failures import Failure
-from pipeline.core.schema import IMAGE, IMAGE_FIELDS
 from pipeline.job.source import Source
 from pipeline.sources.columns.arrow_types import is_text, plain_type
-from pipeline.sources.columns.base import STAGE, Failures, InputRows, InShards, Place
+from pipeline.sources.columns.base import (
+    STAGE,
+    Failures,
+    InputRows,
+    InShards,
+    Place,
+    encoded_fields,
+)
 from pipeline.sources.rows import binary_array
 from pipeline.sources.uris.fetch import fetch_many
 from pipeline.sources.uris.policy import policy_of
@@ -35,12 +41,13 @@ class UriColumn(InShards):
         return "" if is_text(plain_type(kind)) else "expected URIs as text"
 
     def fields(self, schema: pa.Schema | None) -> pa.Schema:
-        return IMAGE_FIELDS
+        return encoded_fields(self.source)
 
     def read(self, table: pa.Table, failures: Failures, place: Place) -> InputRows:
         given = uri_values(table.column(self.names[0]))
-        images = binary_array(self._fetch(given, failures, place))
-        return InputRows({IMAGE: images}, uris=given)
+        [name] = encoded_fields(self.source).names
+        found = binary_array(self._fetch(given, failures, place))
+        return InputRows({name: found}, uris=given)
 
     def _fetch(
         self, uris: Sequence[str | None], failures: Failures, place: Place
@@ -58,7 +65,7 @@ class UriColumn(InShards):
 
 
 def uri_values(column: pa.ChunkedArray) -> list[str | None]:
-    """Return the URIs of the images; bytes that are not UTF-8 become replacement characters."""
+    """Return the URIs; bytes that are not UTF-8 become replacement characters."""
     given = as_array(column)
     if pa.types.is_dictionary(given.type):
         given = given.dictionary_decode()

@@ -8,9 +8,9 @@ from pathlib import PurePosixPath
 import pyarrow as pa
 
 from pipeline.core.errors import JobError
-from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import Source
+from pipeline.sources.columns.base import encoded_fields
 from pipeline.sources.columns.pass_through import check_names
 from pipeline.sources.extents import Extent, UncountedPlan
 from pipeline.sources.rows import Reader
@@ -31,7 +31,7 @@ class WebDataset(CountedByReading):
     semantics = SEMANTICS["webdataset"]
     # Those that are not read cost their rows, with what to do about it.
     kinds = frozenset(["a tar", "gzip", "bzip2", "xz", "zstd"])
-    fields = frozenset(["image_extensions", "pass_through"])
+    fields = frozenset(["image_extensions", "audio_extensions", "pass_through"])
 
     def row_ids(self, source: Source) -> RowIds:
         return "key"
@@ -46,7 +46,7 @@ class WebDataset(CountedByReading):
         """
         _check_apart(shards)
         extents = tuple(Extent(s.path, s.size_bytes, s.version, 0, 0, 0.0) for s in shards)
-        return Measured(extents, _declare_members(source), fields=IMAGE_FIELDS)
+        return Measured(extents, _declare_members(source), fields=encoded_fields(source))
 
     def open_slices(
         self, reader: Reader, extents: Sequence[Extent], cut: UncountedPlan
@@ -61,13 +61,13 @@ def _declare_members(source: Source) -> pa.Schema:
     """Return the columns that members of tars fill.
 
     Raises:
-        JobError: A name is not an extension, or is that of the image.
+        JobError: A name is not an extension, or is that of the input.
     """
     check_names(source)
     for name in source.pass_through:
-        if name != name.lower() or name.startswith(".") or name in source.image_extensions:
+        if name != name.lower() or name.startswith(".") or name in source.extensions:
             raise JobError(
-                f"source.pass_through: {name!r} is no extension of a member beside the image; "
+                f"source.pass_through: {name!r} is no extension of a member beside the input; "
                 "write it in lower case, without the dot"
             )
     return pa.schema([pa.field(name, column_type(name)) for name in source.pass_through])

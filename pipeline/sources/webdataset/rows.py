@@ -33,10 +33,12 @@ class TarSpec:
     """Which members of a key make its row."""
 
     image_extensions: tuple[str, ...]
-    """The first of these that a key has is its image."""
+    """The first of these that a key has is its image, or clip."""
     pass_through: tuple[str, ...]
     """Extensions of the members whose content goes into columns of that name."""
     max_image_bytes: int
+    what: str = "image"
+    """What a row is, for messages."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class TarRow:
     """Unique in the tar; None for the row that stands for the unreadable rest of the tar."""
     member: str
     image: bytes | None = None
-    """The encoded image; None if the row failed or is not wanted."""
+    """The encoded image or clip; None if the row failed or is not wanted."""
     values: tuple[str | int | None, ...] = ()
     """One per pass-through extension, None if the key has no such member; empty if the row failed
     or is not wanted."""
@@ -238,7 +240,9 @@ class _Group:
             return Failure(Reason.TRUNCATED, STAGE, cut)
         if self._rank == len(self._spec.image_extensions):
             have = ", ".join(list(self._extensions)[:9])
-            return Failure(Reason.MISSING, STAGE, f"no image member; the key has {have}")
+            return Failure(
+                Reason.MISSING, STAGE, f"no {self._spec.what} member; the key has {have}"
+            )
         return next((self._failures[name] for name in sorted(self._failures)), None)
 
 

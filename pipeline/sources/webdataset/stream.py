@@ -8,7 +8,6 @@ from functools import partial
 
 import pyarrow as pa
 
-from pipeline.core.schema import IMAGE
 from pipeline.sources.extents import Extent, UncountedPlan
 from pipeline.sources.rows import Reader, changed, make_rows, require_unchanged
 from pipeline.sources.webdataset.rows import TarRow, TarSpec, iter_rows
@@ -75,7 +74,8 @@ class TarStream:
     def _read(self) -> Generator[tuple[Extent, TarRow], None, None]:
         store, source = self._reader.store, self._reader.source
         names = tuple(self._reader.pass_through.names)
-        spec = TarSpec(source.image_extensions, names, source.max_image_bytes)
+        what = "audio" if source.is_audio else "image"
+        spec = TarSpec(source.extensions, names, source.max_image_bytes, what)
         num_rows = 0
         for extent in self._extents:
             self._check_unchanged(extent)
@@ -115,7 +115,7 @@ class TarStream:
             self._reader,
             [e.path if row.key is None else f"{e.path}/{row.key}" for e, row in taken],
             [urls[e.path] + (f"#{row.member}" if row.key else "") for e, row in taken],
-            {IMAGE: [row.image for _, row in taken]},
+            {self._reader.fields.names[0]: [row.image for _, row in taken]},
             [row.failure for _, row in taken],
             values,
         )

@@ -95,6 +95,8 @@ def table(**columns: list[Any]) -> pa.Table:
 
 
 B64 = base64.b64encode(PNG).decode()
+CLIP = b"RIFF\x04\0\0\0WAVE"
+CLIP_B64 = base64.b64encode(CLIP).decode()
 
 
 @pytest.mark.parametrize(
@@ -110,6 +112,9 @@ B64 = base64.b64encode(PNG).decode()
         (table(id=["1"], x=[1.5], y=[2], z=["t"]), "features", {"features": ["x", "y"]}),
         (table(v=[[1.0, 2.0]], n=[1]), None, {"features": ["v", "n"]}),
         (table(a=[PNG]), None, {"image_column": "a"}),
+        (table(a=[CLIP], b=[PNG]), "audio", {"audio_column": "a"}),
+        (table(a=[CLIP_B64]), None, {"audio_column": "a", "audio_encoding": "base64"}),
+        (table(a=["s3://b/1.WAV"], b=["t t"]), "audio", {"uri_column": "a", "input": "audio"}),
         (table(a=["one text"]), None, {"text_column": "a"}),
     ],
 )  # fmt: skip

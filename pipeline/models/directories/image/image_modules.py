@@ -12,21 +12,22 @@ from torch import nn
 
 
 class ImageModule(nn.Module):
-    """Logits (B, K) or vectors (B, D) of images."""
+    """Logits (B, K) or vectors (B, D) of images, or of clips of sound."""
 
     def __init__(self, model: nn.Module, output: str) -> None:
         """Make the module.
 
         Args:
-            model: A class of transformers that takes `pixel_values`.
+            model: A class of transformers whose only input is its `main_input_name`.
             output: `logits`, `cls`, `mean`, `pooler` or `projection`.
         """
         super().__init__()
         self.model = model
         self.output = output
+        self.takes: str = model.main_input_name  # type: ignore[assignment]
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        found = self.model(pixel_values=pixels)
+        found = self.model(**{self.takes: pixels})
         if self.output == "logits":
             return found.logits  # type: ignore[no-any-return]
         if self.output == "projection":

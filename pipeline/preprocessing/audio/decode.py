@@ -1,0 +1,206 @@
+"""Decode one clip of sound: bytes of WAV, FLAC, MP3 or Ogg to float32 samples, or a reason.
+
+libsndfile decodes (Ogg: Vorbis, Opus), in blocks, and the channels of each block become their mean:
+what the header says of channels, rate and length bounds nothing that is held in memory. A clip that
+is longer than the limit is refused from its header, and otherwise where it passes the limit. Rates
+are changed by soxr at its quality HQ.
+
+Found besides: a WAV, FLAC or Ogg that ends before its header says, and samples that are no numbers.
+Not found: changed bytes within a WAV, an MP3 that is cut between two frames, or an Ogg that is cut
+between two pages.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.core.failures import Reason, RowError
+from pipeline.process.liveness import still_alive
+
+Samples = npt.NDArray[np.float32]
+_KINDS = {"WAV": "WAV", "WAVEX": "WAV", "RF64": "WAV", "FLAC": "FLAC", "OGG": "Ogg", "MP3": "MP3"}
+"""libsndfile's name of a container -> ours."""
+_OTHERS = {
+    b"FORM": "AIFF",
+    b"caff": "CAF",
+    b".snd": "AU",
+    b"#!AM": "AMR",
+    b"\x30\x26\xb2\x75": "WMA",
+    b"\x1a\x45\xdf\xa3": "Matroska or WebM",
+}
+_CONVERT = "convert it: ffmpeg -i IN OUT.flac"
+_BLOCK_VALUES = 1 << 20
+_RATES_HZ = range(1_000, 768_001)
+_UNKNOWN_FRAMES = 1 << 62
+"""From so many on a header means: not known."""
+_STREAMED_BYTES = 0x7FFF_0000
+"""Of the data of a WAV: from so many on its writer did not know the size, as of a pipe."""
+
+
+class Undecodable(RowError):
+    """These bytes are not a clip of an accepted format within the limits."""
+
+
+class Clip(NamedTuple):
+    """A decoded clip."""
+
+    samples: Samples
+    """float32 (T,): the mean of the channels."""
+    rate_hz: int
+
+    @property
+    def duration_s(self) -> float:
+        """Return how long it is."""
+        return len(self.samples) / self.rate_hz
+
+
+def decode_clip(data: bytes, max_bytes: int, max_s: float) -> Clip:
+    """Decode a clip.
+
+    Args:
+        data: The encoded clip.
+        max_bytes: Its limit.
+        max_s: Limit of the decoded clip.
+
+    Raises:
+        Undecodable: The bytes are not a whole clip of an accepted format within the limits.
+    """
+    import soundfile
+
+    if not data:
+        raise Undecodable(Reason.EMPTY, "the clip has 0 bytes")
+    if len(data) > max_bytes:
+        told = f"the clip has {len(data)} bytes, allowed are {max_bytes}"
+        raise Undecodable(Reason.TOO_LARGE, told)
+    kind = identified(data)
+    check_whole(kind, data)
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            if _KINDS.get(file.format) != kind:
+                told = f"begins like {kind} and is {file.format}; {_CONVERT}"
+                raise Undecodable(Reason.UNSUPPORTED_FORMAT, told)
+            return _read(file, kind, max_s)
+    except (soundfile.SoundFileError, RuntimeError, ValueError) as error:
+        told = str(error).rpartition(": ")[2] or type(error).__name__
+        raise Undecodable(Reason.DECODE_ERROR, f"{kind} of {len(data)} bytes: {told}") from error
+
+
+def identified(data: bytes) -> str:
+    """Return the container of a clip by its first bytes: WAV, FLAC, Ogg or MP3.
+
+    Raises:
+        Undecodable: It is another one, or none.
+    """
+    if data[:4] in (b"RIFF", b"RF64") and data[8:12] == b"WAVE":
+        return "WAV"
+    if data.startswith(b"fLaC"):
+        return "FLAC"
+    if data.startswith(b"OggS"):
+        return "Ogg"
+    # ID3, or the header of a frame of layer III.
+    if data.startswith(b"ID3") or (data[:1] == b"\xff" and data[1:2] and data[1] & 0xE6 == 0xE2):
+        return "MP3"
+    named = "MP4 (AAC)" if data[4:8] == b"ftyp" else _OTHERS.get(data[:4])
+    if named:
+        raise Undecodable(Reason.UNSUPPORTED_FORMAT, f"is {named}; {_CONVERT}")
+    told = f"begins with {data[:8].hex(' ')}: neither WAV, FLAC, MP3 nor Ogg"
+    raise Undecodable(Reason.UNIDENTIFIED, told)
+
+
+def is_clip(data: bytes) -> bool:
+    """Tell whether bytes begin as a clip of an accepted container."""
+    try:
+        return bool(identified(data))
+    except Undecodable:
+        return False
+
+
+def check_whole(kind: str, data: bytes) -> None:
+    """Check what the decoder would take for a shorter clip.
+
+    Raises:
+        Undecodable: A WAV or an Ogg ends before its last chunk or page does.
+    """
+    missing = {"WAV": _missing_of_wav, "Ogg": _missing_of_ogg}.get(kind, lambda _: 0)(data)
+    if missing > 0:
+        told = f"{kind} of {len(data)} bytes: {missing} bytes are missing at its end"
+        raise Undecodable(Reason.TRUNCATED, told)
+
+
+def _missing_of_wav(data: bytes) -> int:
+    at = 12
+    while at + 8 <= len(data):
+        size = int.from_bytes(data[at + 4 : at + 8], "little")
+        if data[at : at + 4] == b"data":
+            return at + 8 + size - len(data) if size < _STREAMED_BYTES else 0
+        at += 8 + size + size % 2
+    return at + 8 - len(data)
+
+
+def _missing_of_ogg(data: bytes) -> int:
+    at = data.rfind(b"OggS")
+    if at + 27 > len(data):
+        return at + 27 - len(data)
+    body = at + 27 + data[at + 26]
+    return body + sum(data[at + 27 : body]) - len(data)
+
+
+def _read(file: Any, kind: str, max_s: float) -> Clip:
+    """Read an open file.
+
+    Raises:
+        Undecodable: As `decode_clip`.
+    """
+    rate, told = file.samplerate, file.frames
+    if rate not in _RATES_HZ:
+        raise Undecodable(
+            Reason.UNSUPPORTED_FORMAT,
+            f"the header says {rate} samples a second, expected {_RATES_HZ[0]} to {_RATES_HZ[-1]}",
+        )
+    most, is_known = math.floor(max_s * rate), told < _UNKNOWN_FRAMES
+    if is_known and told > most:
+        raise _too_long(f"the header says {told / rate:.1f} s", max_s)
+    blocks: list[Samples] = []
+    found, step = 0, max(1, _BLOCK_VALUES // file.channels)
+    while found <= most:
+        still_alive()
+        block = file.read(step, dtype="float32", always_2d=True)
+        if not len(block):
+            break
+        blocks.append(block[:, 0] if block.shape[1] == 1 else block.mean(axis=1))
+        found += len(block)
+    if found > most:
+        raise _too_long(f"the clip has more than {most / rate:.1f} s", max_s)
+    if is_known and found < told and kind != "MP3":  # whose length is an estimate
+        raise Undecodable(
+            Reason.TRUNCATED, f"{kind}: the header says {told} samples, {found} could be decoded"
+        )
+    if not found:
+        raise Undecodable(Reason.EMPTY, "the clip has no samples")
+    samples = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+    if not np.isfinite(samples).all():
+        raise Undecodable(Reason.DECODE_ERROR, f"{kind}: has samples that are no finite numbers")
+    return Clip(np.ascontiguousarray(samples), rate)
+
+
+def _too_long(what: str, max_s: float) -> Undecodable:
+    return Undecodable(
+        Reason.TOO_LARGE,
+        f"{what}, allowed are {max_s:g} (audio.max_s); cut it into pieces: ffmpeg -i IN -f segment "
+        f"-segment_time {max_s:g} OUT_%04d.wav",
+    )
+
+
+def resampled(clip: Clip, rate_hz: int) -> Samples:
+    """Return the samples of a clip at another rate, float32 (T * rate_hz / clip.rate_hz,)."""
+    if clip.rate_hz == rate_hz:
+        return clip.samples
+    import soxr
+
+    found: Samples = soxr.resample(clip.samples, clip.rate_hz, rate_hz, quality="HQ")
+    return found

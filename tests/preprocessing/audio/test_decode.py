@@ -1,0 +1,148 @@
+"""Clips become the samples that they hold, or a reason, whatever their headers claim."""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+import pytest
+from support.inputs.clips import RATE_HZ, encoded, tone
+
+from pipeline.core.failures import Reason
+from pipeline.preprocessing.audio.decode import Clip, Undecodable, decode_clip, resampled
+
+MAX_BYTES, MAX_S = 10**6, 2.0
+KINDS = {
+    "wav": {"kind": "WAV"},
+    "wav of floats": {"kind": "WAV", "subtype": "FLOAT"},
+    "wav of 24 bits": {"kind": "WAV", "subtype": "PCM_24"},
+    "wav of another header": {"kind": "WAVEX"},
+    "flac": {"kind": "FLAC"},
+    "mp3": {"kind": "MP3"},
+    "vorbis": {"kind": "OGG", "subtype": "VORBIS"},
+    "opus": {"kind": "OGG", "subtype": "OPUS"},
+}
+LOSSY = ("mp3", "vorbis", "opus")
+
+
+def refusal(data: bytes, max_bytes: int = MAX_BYTES) -> tuple[Reason, str]:
+    with pytest.raises(Undecodable) as caught:
+        decode_clip(data, max_bytes, MAX_S)
+    assert "\n" not in caught.value.message
+    return caught.value.reason, caught.value.message
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_clip_becomes_its_samples(kind: str):
+    samples = tone(1.0)
+    clip = decode_clip(encoded(samples, **KINDS[kind]), MAX_BYTES, MAX_S)
+    assert clip.rate_hz == RATE_HZ
+    assert clip.samples.dtype == np.float32
+    assert clip.duration_s == pytest.approx(1.0, abs=0.1 if kind == "mp3" else 1e-6)
+    if kind not in LOSSY:
+        assert np.abs(clip.samples - samples).max() < 1e-4
+    else:
+        assert np.abs(clip.samples).max() == pytest.approx(np.abs(samples).max(), rel=0.3)
+
+
+def test_channels_become_their_mean():
+    left, right = tone(hz=300), tone(hz=500)
+    both = np.column_stack([left, right])
+    clip = decode_clip(encoded(both, subtype="FLOAT"), MAX_BYTES, MAX_S)
+    assert np.array_equal(clip.samples, both.mean(axis=1))
+
+
+def test_blocks_of_many_channels_join_without_a_seam(monkeypatch: pytest.MonkeyPatch):
+    samples = tone(1.0)
+    monkeypatch.setattr("pipeline.preprocessing.audio.decode._BLOCK_VALUES", 1_000)
+    clip = decode_clip(encoded(samples, subtype="FLOAT"), MAX_BYTES, MAX_S)
+    assert np.array_equal(clip.samples, samples)
+
+
+def test_silence_is_a_clip():
+    clip = decode_clip(encoded(np.zeros(800, np.float32)), MAX_BYTES, MAX_S)
+    assert not clip.samples.any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_longer_clip_is_refused_with_the_recipe(kind: str):
+    reason, message = refusal(encoded(tone(2.5), **KINDS[kind]))
+    assert reason is Reason.TOO_LARGE
+    assert "allowed are 2 (audio.max_s); cut it into pieces: ffmpeg" in message
+
+
+@pytest.mark.parametrize("kind", [name for name in KINDS if name != "mp3"])
+def test_a_clip_that_is_cut_is_never_a_shorter_one(kind: str):
+    """At any byte of the last half; pages of Ogg are whole, and so seen only within the last."""
+    data = encoded(tone(1.0), **KINDS[kind])
+    first = data.rfind(b"OggS") + 4 if data.startswith(b"OggS") else len(data) // 2
+    for end in range(first, len(data), max(1, (len(data) - first) // 20)):
+        assert refusal(data[:end])[0] in (Reason.TRUNCATED, Reason.DECODE_ERROR)
+
+
+def test_a_wav_from_a_pipe_does_not_know_its_size():
+    data = bytearray(encoded(tone()))
+    at = data.index(b"data")
+    data[at + 4 : at + 8] = data[4:8] = b"\xff" * 4
+    clip = decode_clip(bytes(data), MAX_BYTES, MAX_S)
+    assert len(clip.samples) == len(tone())
+
+
+def header_says(rate: int = RATE_HZ, channels: int = 1, size: int = 1000) -> bytes:
+    """A WAV of 1,000 bytes of samples whose header says what it likes."""
+    form = struct.pack("<HHIIHH", 1, channels, rate, rate * 2 % 2**32, 2, 16)
+    head = b"WAVEfmt " + struct.pack("<I", len(form)) + form + b"data" + struct.pack("<I", size)
+    return b"RIFF" + struct.pack("<I", len(head) + size) + head + bytes(1000)
+
+
+def flac_of_hours() -> bytes:
+    """A FLAC whose header says 2^36 - 1 samples."""
+    data = bytearray(encoded(tone(), "FLAC"))
+    data[21] |= 0x0F
+    data[22:26] = b"\xff" * 4
+    return bytes(data)
+
+
+HOSTILE = {
+    "nothing": (b"", Reason.EMPTY, "0 bytes"),
+    "no samples": (encoded(np.zeros(0, np.float32)), Reason.EMPTY, "no samples"),
+    "a text": (b"<html>404</html>", Reason.UNIDENTIFIED, "3c 68 74 6d 6c"),
+    "an MP4": (b"\0\0\0\x20ftypM4A ", Reason.UNSUPPORTED_FORMAT, "MP4"),
+    "an AIFF": (encoded(tone(), "AIFF"), Reason.UNSUPPORTED_FORMAT, "ffmpeg -i IN OUT.flac"),
+    "a header of 10 hours": (flac_of_hours(), Reason.TOO_LARGE, "s, allowed are 2"),
+    "65,535 channels": (header_says(channels=65_535), Reason.DECODE_ERROR, "WAV of"),
+    "no channels": (header_says(channels=0), Reason.DECODE_ERROR, "WAV of"),
+    "2 GHz": (header_says(2_000_000_000), Reason.UNSUPPORTED_FORMAT, "samples a second"),
+    "more than there is": (header_says(size=2_000), Reason.TRUNCATED, "1000 bytes are missing"),
+    "no more than a header": (encoded(tone())[:20], Reason.TRUNCATED, "missing"),
+    "samples that are no numbers": (
+        encoded(np.array([0.0, np.nan, np.inf], np.float32), subtype="FLOAT"),
+        *(Reason.DECODE_ERROR, "no finite numbers"),
+    ),
+    "other bytes": (b"fLaC" + bytes(range(256)), Reason.DECODE_ERROR, "FLAC of 260 bytes"),
+    "other bytes in Ogg": (b"OggS" + bytes(60), Reason.DECODE_ERROR, "Ogg of 64 bytes"),
+    "a page that ends behind the file": (b"OggS" + b"\xff" * 60, Reason.TRUNCATED, "missing"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_what_is_no_clip_gets_its_reason(case: str):
+    data, reason, told = HOSTILE[case]
+    found, message = refusal(data)
+    assert (found, told in message) == (reason, True), message
+
+
+def test_a_clip_of_too_many_bytes_is_not_looked_at():
+    assert refusal(b"RIFF" * 10, max_bytes=20) == (
+        Reason.TOO_LARGE,
+        "the clip has 40 bytes, allowed are 20",
+    )
+
+
+@pytest.mark.parametrize("rate_hz", [8_000, 22_050, 44_100, 48_000])
+def test_a_clip_of_another_rate_sounds_the_same(rate_hz: int):
+    """A tone below all limits is the same tone, but for the ends, where the filter hears less."""
+    found = resampled(Clip(tone(1.0, rate_hz=rate_hz), rate_hz), RATE_HZ)
+    wanted, inner = tone(1.0), slice(400, -400)
+    assert abs(len(found) - len(wanted)) <= 1
+    assert np.abs(found[: len(wanted)] - wanted[: len(found)])[inner].max() < 1e-3

@@ -1,0 +1,75 @@
+"""Small directories of models that hear, with random weights, as the library writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from support.models.snapshots import write_json, write_model
+
+LABELS = ("bark", "bell", "rain")
+_WAVES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "conv_dim": (16, 16, 16),
+    "conv_kernel": (10, 3, 3),
+    "conv_stride": (5, 4, 4),
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+    "classifier_proj_size": 16,
+    "num_feat_extract_layers": 3,
+}
+_NORMALISED = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "feature_size": 1,
+               "sampling_rate": 16_000, "do_normalize": True}  # fmt: skip
+FAMILIES: Mapping[str, tuple[str, str, Mapping[str, Any], Mapping[str, Any]]] = {
+    # family: prefix of the classes, head, configuration, feature extractor
+    "wav2vec2": ("Wav2Vec2", "ForSequenceClassification", _WAVES, _NORMALISED),
+    "wav2vec2 of layer norm": (
+        *("Wav2Vec2", "ForSequenceClassification"),
+        {**_WAVES, "feat_extract_norm": "layer", "do_stable_layer_norm": True},
+        {**_NORMALISED, "return_attention_mask": True},
+    ),
+    "hubert": (
+        *("Hubert", "ForSequenceClassification", _WAVES),
+        {**_NORMALISED, "do_normalize": False},
+    ),
+    "wavlm": ("WavLM", "ForSequenceClassification", _WAVES, _NORMALISED),
+    "ast": (
+        *("AST", "ForAudioClassification"),
+        {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "intermediate_size": 64, "num_mel_bins": 32, "max_length": 128},
+        {"feature_extractor_type": "ASTFeatureExtractor", "num_mel_bins": 32, "max_length": 128,
+         "mean": -4.2, "std": 4.5},
+    ),
+    "whisper": (
+        *("Whisper", "ForAudioClassification"),
+        {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 64,
+         "decoder_layers": 1, "decoder_attention_heads": 4, "decoder_ffn_dim": 64,
+         "num_mel_bins": 16, "max_source_positions": 100, "vocab_size": 60, "pad_token_id": 50,
+         "bos_token_id": 51, "eos_token_id": 52, "decoder_start_token_id": 53},
+        {"feature_extractor_type": "WhisperFeatureExtractor", "feature_size": 16,
+         "chunk_length": 2, "sampling_rate": 16_000, "hop_length": 160, "n_fft": 400},
+    ),
+}  # fmt: skip
+
+
+def make_listener(folder: Path, family: str, head: str | None = None, **options: Any) -> Path:
+    """Write a small directory of a family and return its path.
+
+    Args:
+        folder: Made if it is not there.
+        family: One of FAMILIES.
+        head: Ending of the class's name, such as `Model`; None: a classifier of LABELS.
+        options: Of the configuration.
+    """
+    import transformers
+
+    prefix, classifies, values, extractor = FAMILIES[family]
+    labels = {"id2label": dict(enumerate(LABELS)), "label2id": {n: i for i, n in enumerate(LABELS)}}
+    config = getattr(transformers, f"{prefix}Config")(**{**values, **labels, **options})
+    write_model(folder, getattr(transformers, prefix + (head or classifies)), config)
+    write_json(folder / "preprocessor_config.json", extractor)
+    return folder
