@@ -34,6 +34,9 @@ class Reason(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"
     TIMEOUT = "timeout"
     NATIVE_CRASH = "native_crash"
+    INPUT_TOO_LONG = "input_too_long"
+    OUTPUT_TRUNCATED = "output_truncated"
+    EMPTY_OUTPUT = "empty_output"
     DUPLICATE_ID = "duplicate_id"
 
 

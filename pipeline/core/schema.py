@@ -20,6 +20,8 @@ LABEL, LABEL_ID, SCORE, TOP_K = "label", "label_id", "score", "top_k"
 EMBEDDING, VALUE = "embedding", "value"
 LABELS, ENTITIES, DETECTIONS = "labels", "entities", "detections"
 START, END, ENTITY_TEXT = "start", "end", "text"
+OUTPUT_TEXT, FINISH_REASON, MEAN_LOGPROB = "text", "finish_reason", "mean_logprob"
+NUM_INPUT_TOKENS, NUM_OUTPUT_TOKENS = "num_input_tokens", "num_output_tokens"
 
 _FAILURE_FIELDS = [
     pa.field(ERROR, pa.string()),
@@ -145,6 +147,15 @@ ENTITIES_FIELD = pa.field(
     ),
 )
 """What task `tokens` adds; places are in characters of the text."""
+
+GENERATE_FIELDS = (
+    pa.field(OUTPUT_TEXT, pa.string()),
+    pa.field(NUM_INPUT_TOKENS, pa.int32()),
+    pa.field(NUM_OUTPUT_TOKENS, pa.int32()),
+    pa.field(FINISH_REASON, pa.string()),
+    pa.field(MEAN_LOGPROB, pa.float32()),
+)
+"""What task `generate` adds; the tokens that end a text count."""
 
 _FLOAT32 = pa.float32()
 IMAGE_FIELDS = pa.schema([pa.field(IMAGE, pa.large_binary())])

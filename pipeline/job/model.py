@@ -42,12 +42,25 @@ class Output(Section):
 
 
 class Message(Section):
-    """A message of a chat, for task `choices`."""
+    """A message of a chat, for tasks `choices` and `generate`."""
 
     role: Literal["system", "user", "assistant"]
     """Whose it is."""
     content: str
     """What it says; one message of all has `{text}`, where the text of a row goes."""
+
+
+class Generate(Section):
+    """How task `generate` writes texts."""
+
+    max_new_tokens: Annotated[int, Field(ge=1, le=65_536)] = 128
+    """The most tokens of an output, with those that end it. A prompt that leaves no room for so
+    many is quarantined as `input_too_long`."""
+    stop: tuple[str, ...] = ()
+    """Texts that end an output where the first of them comes; they are no part of it."""
+    invalid: Literal["keep", "quarantine"] = "keep"
+    """What becomes of an output that has `max_new_tokens` without an end, or no text: `keep` writes
+    it with its `finish_reason`; `quarantine` has reasons `output_truncated`, `empty_output`."""
 
 
 class Head(Section):
@@ -142,10 +155,14 @@ class Model(Section):
     hypothesis, as `prompts` are."""
     prompt: str | None = Field(default=None, exclude_if=lambda value: value is None)
     """Task `choices`: what the model continues with an answer, with `{text}` where the text of a
-    row goes, as in `Review: {text}\\nSentiment:`."""
+    row goes, as in `Review: {text}\\nSentiment:`. Task `generate`: what it continues or answers;
+    left out: the text alone."""
     messages: tuple[Message, ...] = Field(default=(), exclude_if=lambda value: not value)
-    """Task `choices`: the same as messages, `{role, content}` each, which the chat template of the
-    model directory writes. It is rendered once, in a sandbox, and never sees a text."""
+    """Tasks `choices`, `generate`: the same as messages, `{role, content}` each, which the chat
+    template of the model directory writes. It is rendered once, in a sandbox, and never sees a
+    text."""
+    generate: Generate = Field(default=Generate(), exclude_if=lambda value: value == Generate())
+    """Task `generate`: how texts are written."""
     prior_corrected: bool = Field(default=False, exclude_if=lambda value: not value)
     """Task `choices`: take the mean log-likelihood that an answer has after an empty text off its
     own, so that an answer that is likely anyway has no advantage."""

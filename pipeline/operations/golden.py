@@ -130,8 +130,14 @@ def _predict(job: Job, plan: Plan, model: ModelSpec, rows: pa.Table) -> pa.Table
     predicted = open_engine(config).predict(inputs, {})
     columns = {ROW_ID: rows.column(ROW_ID)}
     columns |= {file_name_of(name): rows.column(name) for name in plan.fields.names}
-    names = [*make_task(model.task).golden_columns(), SCORE, TOP_K]
-    columns |= {name: predicted.column(name) for name in names if name in predicted.column_names}
+    task = make_task(model.task)
+    own = {shown: name for name, shown in task.golden_names.items()}
+    names = {name: own.get(name, name) for name in (*task.golden_columns(), SCORE, TOP_K)}
+    columns |= {
+        shown: predicted.column(name)
+        for shown, name in names.items()
+        if name in predicted.column_names
+    }
     is_good = predicted.column(ERROR).is_null()
     return pa.table(columns).filter(is_good)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from pipeline.core.registry import TASKS, load
 from pipeline.job.job import Job
 from pipeline.preprocessing.input_facts import SliceRows, slice_rows_of
 from pipeline.sources.extents import MAX_SLICE_BYTES, Extent, UncountedPlan
@@ -25,6 +26,8 @@ _MAX_UNIT_SLICES = 8
 _IF_KNOWN = 4
 _SLICES_PER_UNIT_SLICE = 64
 _USUAL = SliceRows()
+_NEW_TOKENS_NEAR, _FEWEST_WRITTEN = {False: 16_384, True: 131_072}, 16
+"""Tokens that a slice of texts may come to have, on CPU and GPU: about half a minute."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class SliceSizes:
         """
         if job.run.slice_rows:
             return cls(job.run.slice_rows)
-        rows = slice_rows_of(job)
+        rows = _rows_of(job)
         size = batch_size if rows.has_batches else 1
         is_open = job.model.batch_size is None and not job.resources.num_gpus
         more = _IF_KNOWN if are_mostly_known else 1
@@ -115,6 +118,16 @@ class SliceSizes:
         if self.bytes_near and row_bytes > 0:
             return min(self.most_small, max(self.most, self.bytes_near / row_bytes))
         return self.most_small if 0 < row_bytes <= _SMALL_ROW_BYTES else self.most
+
+
+def _rows_of(job: Job) -> SliceRows:
+    """Return how many rows the slices of a job have; of texts that are written, few."""
+    name = job.model.known_task
+    new_tokens = load(TASKS, name).new_tokens(job.model) if name else 0
+    if not new_tokens:
+        return slice_rows_of(job)
+    near = max(_FEWEST_WRITTEN, _NEW_TOKENS_NEAR[bool(job.resources.num_gpus)] // new_tokens)
+    return SliceRows(near, near, few=min(near, _USUAL.few), has_batches=False)
 
 
 def _multiple(rows: float, of: int) -> int:

@@ -49,6 +49,7 @@ from pipeline.report.speed.performance import (
     startup_parts,
 )
 from pipeline.report.speed.texts import Texts, texts_of
+from pipeline.report.speed.written import Written, written_of
 
 REPORT_VERSION: Final = 1
 
@@ -111,6 +112,8 @@ class Report(Section):
     """Null if no GPU was asked to decode."""
     texts: Texts | None = None
     """Null if rows have no tokens."""
+    written: Written | None = None
+    """Null if the model writes no texts."""
     slower_than_before: list[SlowerStage] | None = None
     """Stages that lost more than a fifth of their speed since the last comparable run; null: not
     compared."""
@@ -169,7 +172,7 @@ def build_report(stated: Report, measured: Load) -> Report:
     return stated.but(
         rows_per_s=ratio(rows.computed, load.streaming_wall_s),
         run_rows_per_s=ratio(rows.computed, load.wall_s),
-        cost_per_million_rows=_cost(stated),
+        cost_per_million_rows=_cost_per_million(stated),
         startup=startup_parts(load),
         stages=stages_of(load),
         limits=find_limits(load),
@@ -181,6 +184,7 @@ def build_report(stated: Report, measured: Load) -> Report:
         write_in=_done_in(load, ("write",), "writer"),
         gpu_decode=gpu_decode_of(load),
         texts=texts_of(load),
+        written=written_of(load, _cost(stated)),
     )
 
 
@@ -190,11 +194,16 @@ def _done_in(load: Load, stages: Sequence[str], group: str) -> Literal["actors",
     return "actors" if group in load.in_actors else "tasks"
 
 
+def _cost_per_million(report: Report) -> float | None:
+    cost, rows = _cost(report), report.rows.computed
+    return None if cost is None or not rows else 1e6 * cost / rows
+
+
 def _cost(report: Report) -> float | None:
-    nodes, price, rows = report.hardware.nodes, report.price_per_node_hour, report.rows.computed
-    if nodes is None or report.wall_s is None or price is None or not rows:
+    nodes, price = report.hardware.nodes, report.price_per_node_hour
+    if nodes is None or report.wall_s is None or price is None:
         return None
-    return float(nodes * report.wall_s / 3600 * price / rows * 1e6)
+    return float(nodes * report.wall_s / 3600 * price)
 
 
 def to_json(report: Report) -> bytes:

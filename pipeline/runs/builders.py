@@ -26,7 +26,7 @@ from pipeline.inference.slices.first_rows import SystematicFailureDetector
 from pipeline.job.job import Job
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.spec import ModelSpec, PredictorConfig
-from pipeline.models.tasks import make_task
+from pipeline.models.tasks import make_task, task_class
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import first_slices
 from pipeline.process.memory import MIB, MemoryShare
@@ -163,7 +163,8 @@ def trial_bytes(job: Job, model: ModelSpec) -> int:
 
 def _reference_limits(run: RunContext, model: ModelSpec) -> AgreementLimits | None:
     """Return how near eager fp32 must come to the model; None if nothing is compared with it."""
-    is_same = model.is_reference and not model.input.is_approximate
+    has_way = task_class(model.task.kind).checks_reference
+    is_same = model.is_reference and not model.input.is_approximate and not has_way
     is_needed = not is_same and "reference_check" in needs_of(run.job.gates)
     return AgreementLimits.of(run.job.gates) if is_needed else None
 

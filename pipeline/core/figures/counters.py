@@ -30,6 +30,8 @@ STARTUP_PARTS = ("ray_start", "workers", "imports", "model_load", "compile")
 """`workers`: until the process of an actor is there."""
 LAUNCH = "launch"
 """Rows of batches that a GPU was given; busy seconds are the host's, which gathers and launches."""
+PREFILL = "prefill"
+"""Rows whose prompts a language model has read, and the busy seconds of that."""
 Counters = dict[str, dict[str, float]]
 """JSON form of `SliceFigures`: its entry -> fields of `StageCounters`."""
 

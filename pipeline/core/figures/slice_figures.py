@@ -60,6 +60,21 @@ class Tokens(_Figure):
 
 
 @dataclass(frozen=True)
+class Generated(_Figure):
+    """Texts that a model has written."""
+
+    COUNTERS: ClassVar = ("rows_in", "rows_out", "rows_quarantined", "bytes_out", "busy_s")
+    num_rows: int = 0
+    num_long: int = 0
+    """They have the most tokens, and no end."""
+    num_repeating: int = 0
+    """Of these, they end in the same few tokens again and again."""
+    num_tokens: int = 0
+    busy_s: float = 0.0
+    """Without what the prompts took."""
+
+
+@dataclass(frozen=True)
 class Deduplicated(_Figure):
     """Rows that were looked at for duplicates."""
 
@@ -112,13 +127,19 @@ _SINGLE: dict[str, tuple[str, type[_Figure]]] = {
     "golden": ("golden", Comparison),
     "tokenised": ("truncated", Tokenised),
     "tokens": ("tokens", Tokens),
+    "generated": ("generated", Generated),
     "deduplicated": ("dedupe", Deduplicated),
     "looked_up": ("look_up", LookedUp),
     "gpu_decoded": ("gpu_decode", GpuDecoded),
     "isolated": ("isolated", Isolated),
 }
 """Field -> its entry in the JSON form, and its type."""
-_NAMED = {"devices": "device", "probable_rows": "probabilities", "advice": "advice"}
+_NAMED = {
+    "output_lengths": "output_length",
+    "devices": "device",
+    "probable_rows": "probabilities",
+    "advice": "advice",
+}
 """Field -> its entries in the JSON form; what is counted stands behind a `.`."""
 _FORMER = {"canary": "reference_check"}
 """Entries of older footers."""
@@ -138,10 +159,13 @@ class SliceFigures:
     """How many slices were an actor's first, with golden rows."""
     tokenised: Tokenised | None = None
     tokens: Tokens | None = None
+    generated: Generated | None = None
     deduplicated: Deduplicated | None = None
     looked_up: LookedUp | None = None
     gpu_decoded: GpuDecoded | None = None
     isolated: Isolated | None = None
+    output_lengths: Mapping[str, int] = field(default_factory=dict)
+    """Tokens of an output, in steps of up to 3% -> texts that a model has written."""
     devices: Mapping[str, int] = field(default_factory=dict)
     """Device -> rows that it predicted."""
     probable_rows: Mapping[str, int] = field(default_factory=dict)

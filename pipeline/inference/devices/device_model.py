@@ -76,6 +76,12 @@ class DeviceModel:
             self._runner = None
             raise
 
+    @property
+    def module(self) -> torch.nn.Module:
+        """Return the model itself; torch runs it as it is."""
+        assert self.runner.module is not None, "the task allows no other runtime"
+        return self.runner.module
+
     def _told(self, function: Callable[[], T]) -> T:
         """Call a function as `call` does; what a device raises is told as an error of the job."""
         try:

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from pipeline.inference.slices.first_rows import SystematicFailureDetector
     from pipeline.models.spec import ModelSpec, PredictorConfig
 
-REGISTRY = {"torch": "pipeline.inference.engines.torch_engine:TorchEngine"}
+REGISTRY = {
+    "torch": "pipeline.inference.engines.torch_engine:TorchEngine",
+    "generate": "pipeline.inference.engines.generate_engine:GenerateEngine",
+}
 
 
 def engine_class(spec: ModelSpec) -> type[Engine]:

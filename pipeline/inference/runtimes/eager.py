@@ -24,7 +24,8 @@ class Eager(Runtime):
     def open(
         self, exporter: Exporter, precision: str, num_threads: int, calibrated: bytes | None
     ) -> Runner:
-        return Runner(exporter.load().run, is_static=False)
+        loaded = exporter.load()
+        return Runner(loaded.run, is_static=False, module=loaded.module)
 
 
 RUNTIME = Eager()

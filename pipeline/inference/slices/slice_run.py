@@ -188,7 +188,7 @@ class SliceRun:
         try:
             self._model.start(buffer, self._inputs, batch)
         except Exception as error:  # noqa: BLE001  # any error of a user's model fails its row
-            return self._failure_of(error)
+            return failure_of(error, self._model)
         return None
 
     def _try_finish(self, buffer: DeviceBuffer, batch: Rows) -> Failure | None:
@@ -196,23 +196,12 @@ class SliceRun:
         try:
             self._model.keep(buffer, self._inputs, batch, self.results)
         except Exception as error:  # noqa: BLE001  # a GPU raises errors of the model here
-            return self._failure_of(error)
+            return failure_of(error, self._model)
         self.timer.add(*buffer.busy_s, buffer.launch_s)
         self._count_tokens(buffer, batch)
         still_alive()
         add_rows(len(batch))
         return None
-
-    def _failure_of(self, error: Exception) -> Failure:
-        """Return why a batch failed, and where in the user's model or task."""
-        gpu, spec = self._model.gpu, self._model.config.spec
-        if isinstance(error, OutputError):
-            return RaisedFailure(Reason.MODEL_ERROR, STAGE, str(error), is_of_outputs=True)
-        no_memory = is_out_of_memory(error) if gpu is None else gpu.lacks_memory(error)
-        reason = Reason.OUT_OF_MEMORY if no_memory else Reason.MODEL_ERROR
-        modules = (spec.name.partition(":")[0], module_of(TASKS, spec.task.kind))
-        where = next(filter(None, (whereabouts(error, module) for module in modules)), "")
-        return RaisedFailure(reason, STAGE, f"{type(error).__name__}: {error}", where=where)
 
     def _count_tokens(self, buffer: DeviceBuffer, batch: Rows) -> None:
         seen = self._model.config.spec.input
@@ -220,6 +209,22 @@ class SliceRun:
         if lengths is not None:
             self.timer.num_tokens += int(lengths.sum())
             self.timer.num_padded += seen.num_padded(buffer.shapes)
+
+
+def failure_of(error: Exception, model: DeviceModel) -> RaisedFailure:
+    """Return why a batch failed, and where in the user's model or task.
+
+    Raises:
+        InfraError: The GPU has failed.
+    """
+    gpu, spec = model.gpu, model.config.spec
+    if isinstance(error, OutputError):
+        return RaisedFailure(Reason.MODEL_ERROR, STAGE, str(error), is_of_outputs=True)
+    no_memory = is_out_of_memory(error) if gpu is None else gpu.lacks_memory(error)
+    reason = Reason.OUT_OF_MEMORY if no_memory else Reason.MODEL_ERROR
+    modules = (spec.name.partition(":")[0], module_of(TASKS, spec.task.kind))
+    where = next(filter(None, (whereabouts(error, module) for module in modules)), "")
+    return RaisedFailure(reason, STAGE, f"{type(error).__name__}: {error}", where=where)
 
 
 def _not_finite(results: Arrays, batch: Rows) -> Iterator[tuple[int, Failure]]:

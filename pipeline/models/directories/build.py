@@ -73,9 +73,7 @@ def build_module(
     else:
         module = _class_module(path, facts, facts.module, task)
     if isinstance(facts.module, LibraryClass) and facts.module.head in (CAUSAL, SEQ2SEQ):
-        from pipeline.models.directories.text.choices import with_choices
-
-        module = with_choices(facts.module.head, module, task, text)
+        module = _language_module(facts.module.head, module, task, text)
     elif task.prompts and facts.text is not None:
         from pipeline.models.directories.text.zero_shot import with_prompts
 
@@ -101,6 +99,18 @@ def require_served(task: str, facts: DirectoryFacts) -> str:
 
 def _reduced(task: str) -> str:
     return ", ".join(task_class(task).reduces) or "none (`reduces` of its class)"
+
+
+def _language_module(
+    head: str, model: torch.nn.Module, task: TaskSpec, text: TextSettings | None
+) -> torch.nn.Module:
+    if task.generation is not None:
+        from pipeline.models.directories.text.writing.decoding import with_decoding
+
+        return with_decoding(head, model, task)
+    from pipeline.models.directories.text.choices import with_choices
+
+    return with_choices(head, model, task, text)
 
 
 def _class_module(

@@ -25,6 +25,7 @@ from pipeline.models.directories.text import sentence_transformers as st
 from pipeline.models.directories.text.chat_template import FILE as CHAT
 from pipeline.models.directories.text.text_facts import CONFIG as TOKENIZER_CONFIG
 from pipeline.models.directories.text.text_facts import SPECIAL, TOKENIZER
+from pipeline.models.directories.text.writing.generation_config import FILE as GENERATION
 from pipeline.storage.interface import StoredFile
 from pipeline.storage.store import Store
 
@@ -40,6 +41,7 @@ _TRANSFORMER = (
     BOTH,
     st.LENGTHS,
     CHAT,
+    GENERATION,
 )
 _TOP = (st.MODULES, st.PROMPTS, *_TRANSFORMER)
 _DENSE = (CONFIG, SINGLE)
@@ -57,7 +59,8 @@ def choose_files(store: Store) -> list[StoredFile]:
     found = _look_up(store, _TOP)
     if st.MODULES in found:
         modules = st.parse_modules(parse_json(_read(store, st.MODULES, found), st.MODULES))
-        found.pop(CHAT, None)  # encoders write no chats
+        for name in (CHAT, GENERATION):
+            found.pop(name, None)  # encoders write no texts
     else:
         modules = [("Transformer", "")]
     found |= _look_up(store, _of_modules(modules))

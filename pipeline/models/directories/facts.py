@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 from pipeline.models.directories.onnx.tensors import TensorFacts
+from pipeline.models.generation import Rules
 from pipeline.preprocessing.audio.audio_settings import AudioSettings
 from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.model_input import TensorColumn
@@ -32,6 +33,23 @@ class TextFacts:
     """Token id that fills up a batch, on the right."""
     tensor_names: tuple[str, ...]
     """The tensors that the module takes, by name."""
+    window: int | None = None
+    """Tokens that a layer sees before each; None: all."""
+    shares_places: bool = False
+    """Whether what the model writes counts for `max_tokens`, too."""
+
+
+@dataclass(frozen=True)
+class GenerationFacts:
+    """How a language model writes a text."""
+
+    rules: Rules
+    most_places: int | None
+    """Tokens that a decoder beside an encoder has positions for; None: it names no limit."""
+    problem: str
+    """Why task `generate` is refused; '': it is not."""
+    said: str
+    """What `pipeline plan` says of it."""
 
 
 class ImageContract(NamedTuple):
@@ -135,6 +153,8 @@ class DirectoryFacts:
     pooling: Pooling | None = None
     activation: str = "identity"
     """What task `score` applies to an output."""
+    generation: GenerationFacts | None = None
+    """Of a language model."""
     scores: str | None = None
     """`sigmoid` if scores of prompts are; None: as the task says."""
     ends_in: str | None = None
@@ -159,6 +179,7 @@ class DirectoryFacts:
         """Return the facts that `to_dict` described, also after a round trip through JSON."""
         found = {key: _tuples(value) for key, value in values.items()}
         transform, text, pooling = values["transform"], found["text"], found["pooling"]
+        written = found["generation"]
         changed = {
             "module": _module(values["kind"], values["module"]),
             "transform": transform and TransformSpec.from_dict(transform),
@@ -166,6 +187,8 @@ class DirectoryFacts:
             "text": text and TextFacts(**text),
             "audio": found["audio"] and AudioSettings(**found["audio"]),
             "pooling": pooling and Pooling(**{**pooling, "layers": _layers(pooling["layers"])}),
+            "generation": written
+            and GenerationFacts(**{**written, "rules": Rules(**written["rules"])}),
         }
         return cls(**{**found, **changed})
 

@@ -75,8 +75,9 @@ def resolve_model(
     if parts:
         _require_several(model)
     card = find_card(model, allow_import, input_name, has_pairs=has_pairs)
-    if has_pairs and model.choices:
-        raise JobError("source.text_pair_column: task 'choices' takes one text a row; leave it out")
+    name = task_name(model, card)
+    if has_pairs and (model.choices or task_class(name).new_tokens(model)):
+        raise JobError(f"source.text_pair_column: task {name!r} takes one text a row; leave it out")
     choose = partial(choose_transform, allow_import=allow_import, max_image_px=max_image_px)
     weights_uri, (chosen, images), task = _all_of(
         lambda: _weights_uri(card, model),
@@ -223,15 +224,17 @@ def _text(card: FoundModel, model: Model, wanted: Text) -> TextSettings:
     prompt = choose_prompt(model, card, wanted)
     is_nli = bool(card.facts and card.facts.labels)
     texts = prompt_texts(model.prompts or model.choices)
+    kind = task_class(task_name(model, card))
     return choose_text(
         card.name,
         wanted,
         card.facts.text if card.facts else None,
         card.directory.uri if card.directory else None,
         model.storage_options,
-        has_offsets=task_class(task_name(model, card)).is_per_token,
+        has_offsets=kind.is_per_token,
         # A model with labels of its own reads prompts as hypotheses behind the text.
         hypotheses_of=texts if is_nli else (),
         prompt=prompt,
         answers=() if is_nli else texts,
+        new_tokens=kind.new_tokens(model),
     )

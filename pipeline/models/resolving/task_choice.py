@@ -12,6 +12,7 @@ from pipeline.core.user_code.allowed_imports import require_allowed, source_dige
 from pipeline.core.user_code.own_code import errors_told
 from pipeline.job.model import HEADS
 from pipeline.models.directories.build import require_served
+from pipeline.models.generation import Generation
 from pipeline.models.outputs import OutputSpec
 from pipeline.models.resolving.cards import FoundModel
 from pipeline.models.tasks import task_class
@@ -85,12 +86,32 @@ def choose_task(model: Model, card: FoundModel, allow_import: Sequence[str]) -> 
         aggregation=model.aggregation,
         prompts=prompt_texts(model.prompts or model.choices),
         prior_corrected=model.prior_corrected,
+        generation=_choose_generation(model, card),
         postprocess_args=model.postprocess_args,
         max_detections=model.max_detections,
         nms_iou=model.nms_iou,
         scores=choose_scores(model, card, kind),
         options=model.task_options,
     )
+
+
+def _choose_generation(model: Model, card: FoundModel) -> Generation | None:
+    """Return how a job writes texts; None if its task writes none."""
+    name = task_name(model, card)
+    most = task_class(name).new_tokens(model)
+    if not most:
+        return None
+    facts = card.facts.generation if card.facts else None
+    if facts is None:
+        raise JobError(f"model.task = {name!r}: {card.name} writes no texts; give a language model")
+    if facts.problem:
+        raise JobError(facts.problem)
+    if facts.most_places is not None and most >= facts.most_places:
+        raise JobError(
+            f"model.generate.max_new_tokens = {most}: {card.name} writes {facts.most_places - 1} "
+            "tokens at most"
+        )
+    return Generation(most, model.generate.stop, model.generate.invalid, facts.rules)
 
 
 def prompt_texts(prompts: tuple[str, ...] | dict[str, str]) -> tuple[str, ...]:

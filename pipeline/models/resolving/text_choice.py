@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pipeline.core.errors import JobError
@@ -35,6 +36,7 @@ def choose_text(
     hypotheses_of: Sequence[str] = (),
     prompt: Prompt | None = None,
     answers: Sequence[str] = (),
+    new_tokens: int = 0,
 ) -> TextSettings:
     """Choose the tokenizer and its limits.
 
@@ -48,6 +50,7 @@ def choose_text(
         hypotheses_of: Prompts that the model puts behind each text; the longest must fit.
         prompt: What stands around each text; None: nothing.
         answers: What the model continues a prompt with; the longest must fit.
+        new_tokens: How many tokens the model writes for a row at most; 0: it writes none.
 
     Raises:
         JobError: There is no tokenizer or limit, or they cannot be used.
@@ -66,6 +69,11 @@ def choose_text(
             prompts = PromptTokenizer(tokenizer, prompt)
             reserved += max(map(len, prompts.answers(answers)), default=0)
             least = prompts.num_fixed + 1
+    if own and own.shares_places:
+        reserved += new_tokens
+    if own and own.window and not new_tokens:
+        # Tokens outside the window would count by their place in a batch, not in their prompt.
+        own = replace(own, max_tokens=min(own.max_tokens, own.window))
     most = _max_tokens(name, wanted, own, reserved, _PROMPT_TOKENS if prompt else None)
     if most < least:
         raise JobError(
@@ -81,6 +89,7 @@ def choose_text(
         tensor_names=own.tensor_names if own else _TENSORS,
         has_offsets=has_offsets,
         prompt=prompt,
+        new_tokens=new_tokens,
         storage_options=storage_options,
     )
 

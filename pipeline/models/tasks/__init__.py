@@ -23,6 +23,7 @@ REGISTRY = {
     "tokens": "pipeline.models.tasks.tokens:Tokens",
     "zero_shot": "pipeline.models.tasks.zero_shot:ZeroShot",
     "choices": "pipeline.models.tasks.choices:Choices",
+    "generate": "pipeline.models.tasks.generate:Generate",
     "heads": "pipeline.models.tasks.heads:Heads",
     "raw": "pipeline.models.tasks.raw:Raw",
 }

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.models.agreement import Agreement, AgreementLimits, compare_numbers
+from pipeline.models.generation import Generation
 from pipeline.models.known_rows import column_differences
 from pipeline.models.outputs import OutputSpec
 
@@ -35,7 +36,7 @@ Mask = npt.NDArray[np.bool_]
 
 _ADDED = (
     *("min_score", "embedding_type", "activation", "aggregation", "prompts"),
-    *("max_detections", "nms_iou", "scores", "prior_corrected"),
+    *("max_detections", "nms_iou", "scores", "prior_corrected", "generation"),
 )
 """Fields of `TaskSpec` that its JSON form leaves out if they have their default value."""
 
@@ -67,6 +68,8 @@ class TaskSpec:
     """Tasks `zero_shot`, `choices`: the text of each label, in the order of `labels`."""
     prior_corrected: bool = False
     """Task `choices`: the likelihood of an answer without a text is taken off."""
+    generation: Generation | None = None
+    """Task `generate`: how texts are written."""
     postprocess_args: Mapping[str, Any] = field(default_factory=dict)
     """Its arguments, by name: JSON values."""
     max_detections: int = 100
@@ -130,8 +133,12 @@ class Task(Protocol):
     """Whether the task takes all outputs of an .onnx file as they are, not the first one alone."""
     is_per_token: ClassVar[bool] = False
     """Whether axis 1 of the results is the tokens of a row, (N, L, ...); zeros behind the last."""
+    checks_reference: ClassVar[bool] = False
+    """Whether the reference check compares eager fp32, too: with another way to the same rows."""
     has_golden: ClassVar[bool] = True
     """Whether golden rows can be compared."""
+    golden_names: ClassVar[Mapping[str, str]] = {}
+    """Column -> its name in golden rows, whose input may have that of the column."""
     has_golden_folders: ClassVar[bool] = False
     """Whether golden rows may be a folder with one subfolder of images per label."""
 
@@ -144,6 +151,11 @@ class Task(Protocol):
     def own_labels(cls, model: Model) -> tuple[str, ...]:
         """Return the labels that fields of this task alone give; empty if there are none."""
         return ()
+
+    @classmethod
+    def new_tokens(cls, model: Model) -> int:
+        """Return how many tokens a job's model writes for a row at most; 0: it writes none."""
+        return 0
 
     @property
     def options(self) -> Any:

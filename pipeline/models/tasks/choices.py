@@ -39,10 +39,8 @@ class Choices(Classify):
             yield "choices: an answer is empty"
         if (model.prompt is None) == (not model.messages):
             yield "task 'choices' needs either prompt or messages"
-        texts = [model.prompt or "", *(message.content for message in model.messages)]
-        if sum(text.count(PLACE) for text in texts) != 1:
-            yield f"prompt, messages: must have {PLACE} once, where the text of a row goes"
-        elif model.prompt is not None and not model.prompt.replace(PLACE, "").strip():
+        yield from prompt_problems(model)
+        if model.prompt is not None and not model.prompt.replace(PLACE, "").strip():
             yield f"prompt: must say something beside {PLACE}"
 
     @classmethod
@@ -51,3 +49,10 @@ class Choices(Classify):
 
     def num_outputs(self) -> int | None:
         return None
+
+
+def prompt_problems(model: Model) -> Iterator[str]:
+    """Yield the problems of a job's prompt or messages."""
+    texts = [model.prompt or "", *(message.content for message in model.messages)]
+    if sum(text.count(PLACE) for text in texts) != 1:
+        yield f"prompt, messages: must have {PLACE} once, where the text of a row goes"

@@ -116,6 +116,10 @@ class PromptTokenizer:
         """Return the token ids of answers by themselves, with the tokenizer's special tokens."""
         return [self._tokenizer.encode(text).ids for text in texts]
 
+    def text(self, ids: Sequence[int]) -> str:
+        """Return the text of tokens that a model has written, without control tokens."""
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
     def _plain(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
@@ -145,6 +149,8 @@ def tokenise_prompts(settings: TextSettings, texts: Sequence[str]) -> Tokens:
     """
     tokenizer = prompt_tokenizer(settings)
     whole = tokenizer.prompts(texts)
+    if settings.new_tokens:
+        _require_room(whole, settings)
     rows = [tokenizer.cut(ids, settings.max_tokens) for ids in whole]
     return Tokens(
         ids=joined(rows, np.int32),
@@ -156,6 +162,19 @@ def tokenise_prompts(settings: TextSettings, texts: Sequence[str]) -> Tokens:
         offsets=NONE,
         word_ids=NONE,
     )
+
+
+def _require_room(rows: Sequence[Sequence[int]], settings: TextSettings) -> None:
+    """Refuse prompts that leave no room for what the model writes, or that have no token."""
+    longest, least = max(map(len, rows), default=1), min(map(len, rows), default=1)
+    if longest > settings.max_tokens:
+        raise RowError(
+            Reason.INPUT_TOO_LONG,
+            f"the prompt has {longest} tokens, at most {settings.max_tokens} leave room for "
+            f"{settings.new_tokens} new ones",
+        )
+    if not least:
+        raise RowError(Reason.EMPTY, "the prompt has no tokens")
 
 
 def prompt_tokenizer(settings: TextSettings) -> PromptTokenizer:

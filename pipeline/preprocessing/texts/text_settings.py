@@ -37,6 +37,9 @@ class TextSettings:
     """Whether the places of tokens in the text are kept, for entities."""
     prompt: Prompt | None = None
     """What stands around each text; a longer row is cut at the end of the text."""
+    new_tokens: int = 0
+    """The most tokens that the model writes for a row: then a longer prompt is refused, as each has
+    a place for them behind it. 0: it writes none."""
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -49,4 +52,5 @@ class TextSettings:
             "tensor_names": list(self.tensor_names),
             "has_pair": self.has_pair,
             **({"prompt": asdict(self.prompt)} if self.prompt else {}),
+            **({"new_tokens": self.new_tokens} if self.new_tokens else {}),
         }

@@ -38,6 +38,7 @@ from pipeline.report.showing.summary import (
     text_lines,
     totals_line,
     why_lines,
+    written_lines,
 )
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ def render_table(report: Report) -> RenderableType:
         report.bottleneck.advice,
         *hop_lines(report),
         *text_lines(report),
+        *written_lines(report),
         *scores_lines(report),
         *device_lines(report),
         *slower_lines(report),

@@ -52,6 +52,30 @@ def text_lines(report: Report) -> list[str]:
     return [f"texts: a row has {', '.join(parts)}"]
 
 
+def written_lines(report: Report) -> list[str]:
+    """Say in one line how much was written, how fast, and what it cost."""
+    made = report.written
+    if made is None or not made.output_tokens:
+        return []
+    parts = [
+        f"{format_count(made.input_tokens)} tokens read, {format_count(made.output_tokens)} written"
+    ]
+    if made.prefill_tokens_per_s and made.decode_tokens_per_s:
+        parts.append(
+            f"{format_rate(made.prefill_tokens_per_s)} and "
+            f"{format_rate(made.decode_tokens_per_s)} tokens/s per actor while it did"
+        )
+    parts.append(f"half of the outputs have {made.output_tokens_p50} tokens or fewer")
+    parts.append(f"95% {made.output_tokens_p95} or fewer")
+    if made.length_pct:
+        parts.append(f"{made.length_pct:.2g}% have no end")
+    if made.repeating_pct:
+        parts.append(f"{made.repeating_pct:.2g}% repeat themselves")
+    if made.cost_per_million_tokens is not None:
+        parts.append(f"a million tokens cost {made.cost_per_million_tokens:,.2f}")
+    return [f"outputs: {', '.join(parts)}"]
+
+
 def slower_lines(report: Report) -> list[str]:
     """Say in one line per stage which became slower since the last comparable run."""
     return [

@@ -12,19 +12,26 @@ import pyarrow as pa
 import pytest
 import toy_engine
 import toy_package
+from support.models.choosing import prepared
+from support.models.generating import make_writer, writing
 from support.runs.checkout import PYTHONPATH
-from support.runs.predicting import BAD, PASS_THROUGH, config_of, images, is_predicted, rows_of
+from support.runs.predicting import BAD, PASS_THROUGH, config_of, images, rows_of
 
 from pipeline.core.errors import JobError
+from pipeline.core.failures import Failure, failure_columns
 from pipeline.core.figures.counters import Counters
 from pipeline.core.registry import ENGINES, load, names
-from pipeline.core.schema import CLASSIFY_FIELDS, LABEL_ID, SCORE, staged_schema
+from pipeline.core.schema import LABEL_ID, OUTPUT_TEXT, SCORE, staged_schema
 from pipeline.inference.engines import engine_class, open_engine
 from pipeline.inference.engines.base import Engine
+from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks import task_class
+from pipeline.models.tasks.base import Arrays
+from pipeline.models.tasks.generate import TEXT_BYTES
 
-TASKS = {"torch": "classify", toy_engine.NAME: toy_engine.NAME}
+TASKS = {"torch": "classify", "generate": "generate", toy_engine.NAME: toy_engine.NAME}
 """Engine -> a task that it runs."""
+WRITES = "generate"
 ALL = pytest.mark.parametrize("name", TASKS)
 FACTORY = "support.runs.predicting:convolved"
 TOYS = {
@@ -41,17 +48,61 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(toy_package.install(tmp_path / "site", TOYS))
 
 
-def opened(name: str, **options: Any) -> Engine:
-    return open_engine(config_of(FACTORY, task=TASKS[name], **options))
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("language") / "m"
+    return make_writer(path, "llama")
 
 
-def predicted(engine: Engine, rows: pa.Table) -> list[dict[str, Any]]:
+class Subject:
+    """An engine, and rows for a task that it runs."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self._folder = name, folder
+
+    def config(self, batch_size: int = 32) -> PredictorConfig:
+        if self.name == WRITES:
+            spec = writing(self._folder)
+            return PredictorConfig(spec, batch_size, 0.0, 1, PASS_THROUGH, batch_tokens=512)
+        return config_of(FACTORY, batch_size, task=TASKS[self.name])
+
+    def opened(self, batch_size: int = 32) -> Engine:
+        return open_engine(self.config(batch_size))
+
+    def rows(self, count: int, failures: list[Failure | None] | None = None) -> pa.Table:
+        if self.name != WRITES:
+            return rows_of(images(count), failures)
+        rows = prepared(self.config().spec, ["cat " * (1 + n % 5) + str(n) for n in range(count)])
+        rows = rows.append_column("n", pa.array(range(count), pa.int64()))
+        for name, column in failure_columns(failures or [None] * count).items():
+            rows = rows.set_column(rows.schema.get_field_index(name), name, column)
+        return rows
+
+    def answers(self, found: list[dict[str, Any]]) -> list[Any]:
+        return [row["text" if self.name == WRITES else "label_id"] for row in found]
+
+    def numbers(self, found: list[dict[str, Any]]) -> list[float]:
+        return [row["mean_logprob" if self.name == WRITES else "score"] for row in found]
+
+    def reduced(self, results: Arrays) -> tuple[list[Any], list[float]]:
+        """Return the same of results that are not published."""
+        if self.name != WRITES:
+            return results[LABEL_ID][:, 0].tolist(), results[SCORE][:, 0].tolist()
+        texts = zip(results[OUTPUT_TEXT], results[TEXT_BYTES], strict=True)
+        return [t[:n].tobytes().decode() for t, n in texts], results["mean_logprob"].tolist()
+
+
+@pytest.fixture
+def subject(name: str, folder: Path) -> Subject:
+    return Subject(name, folder)
+
+
+def predicted(subject: Subject, engine: Engine, rows: pa.Table) -> list[dict[str, Any]]:
     """Predict rows; what comes out is complete, in order, and counted."""
     counters: Counters = {}
     found = engine.predict(rows, counters)
     found.validate(full=True)
-    added = [*CLASSIFY_FIELDS, *config_of(FACTORY).spec.input.published_fields()]
-    assert found.schema == staged_schema(list(PASS_THROUGH), added)
+    assert found.schema == staged_schema(list(PASS_THROUGH), subject.config().spec.output_fields())
     assert found.column("row_id").to_pylist() == rows.column("row_id").to_pylist()
     assert found.column("n").to_pylist() == rows.column("n").to_pylist()
     assert counters["predict"]["rows_in"] == rows.column("error").null_count
@@ -66,52 +117,56 @@ def test_every_engine_is_tried_here():
 
 
 @ALL
-def test_it_is_the_one_that_the_task_names(name: str):
-    config = config_of(FACTORY, task=TASKS[name])
+def test_it_is_the_one_that_the_task_names(name: str, subject: Subject):
+    config = subject.config()
     assert task_class(TASKS[name]).engine == name
     assert engine_class(config.spec) is load(ENGINES, name)
     assert isinstance(open_engine(config), load(ENGINES, name))
 
 
 @ALL
-def test_every_row_has_a_prediction_or_keeps_its_failure(name: str):
+def test_every_row_has_a_prediction_or_keeps_its_failure(name: str, subject: Subject):
     failures = [BAD, None, None, BAD, None]
-    found = predicted(opened(name, batch_size=2), rows_of(images(5), failures))
-    assert [is_predicted(row) for row in found] == [False, True, True, False, True]
+    found = predicted(subject, subject.opened(2), subject.rows(5, failures))
+    assert [row["error"] for row in found] == [f and f.reason for f in failures]
+    assert [answer is None for answer in subject.answers(found)] == [bool(f) for f in failures]
     assert found[0]["message"] == BAD.message
-    found = predicted(opened(name), rows_of(images(2), [BAD, BAD]))
-    assert not any(map(is_predicted, found))
+    found = predicted(subject, subject.opened(), subject.rows(2, [BAD, BAD]))
+    assert subject.answers(found) == [None, None]
 
 
 @ALL
-def test_what_is_reduced_is_what_is_published(name: str):
-    engine, rows = opened(name), rows_of(images(5))
-    reduced = engine.reduce(config_of(FACTORY).spec.input.arrays(rows))
-    found = predicted(engine, rows)
-    assert reduced[LABEL_ID][:, 0].tolist() == [row["label_id"] for row in found]
-    assert np.allclose(reduced[SCORE][:, 0], [row["score"] for row in found], atol=1e-6)
+def test_what_is_reduced_is_what_is_published(name: str, subject: Subject):
+    engine, rows = subject.opened(), subject.rows(5)
+    answers, numbers = subject.reduced(engine.reduce(subject.config().spec.input.arrays(rows)))
+    found = predicted(subject, engine, rows)
+    assert answers == subject.answers(found)
+    assert np.allclose(numbers, subject.numbers(found), atol=1e-6)
 
 
 @ALL
-def test_neighbours_change_nothing(name: str):
-    engine, rows = opened(name, batch_size=3), rows_of(images(7))
-    alone = [row for n in range(7) for row in predicted(engine, rows.slice(n, 1))]
-    together = predicted(engine, rows)
-    assert [row["label"] for row in alone] == [row["label"] for row in together]
-    scores = [[row["score"] for row in each] for each in (alone, together)]
-    assert np.allclose(*scores, atol=1e-6)
+def test_neighbours_change_nothing(name: str, subject: Subject):
+    engine, rows = subject.opened(3), subject.rows(7)
+    alone = [row for n in range(7) for row in predicted(subject, engine, rows.slice(n, 1))]
+    together = predicted(subject, engine, rows)
+    assert subject.answers(alone) == subject.answers(together)
+    assert np.allclose(subject.numbers(alone), subject.numbers(together), atol=1e-5)
+
+
+def test_engines_of_one_model_agree(folder: Path):
+    by_engine = []
+    for name in ("torch", toy_engine.NAME):
+        subject = Subject(name, folder)
+        by_engine.append(subject.answers(predicted(subject, subject.opened(), subject.rows(4))))
+    assert by_engine[0] == by_engine[1]
 
 
 @ALL
-def test_engines_agree_and_close(name: str):
-    rows = rows_of(images(4))
-    engine = opened(name)
-    found = predicted(engine, rows)
-    expected = predicted(opened("torch"), rows)
-    assert [row["label"] for row in found] == [row["label"] for row in expected]
+def test_what_is_closed_stays_closed(name: str, subject: Subject):
+    engine = subject.opened()
     assert not engine.awaits_reference_check
     engine.close()
-    engine.close()  # what is closed stays closed
+    engine.close()
 
 
 def test_a_broken_engine_is_one_line():
@@ -126,4 +181,4 @@ def test_finding_an_engine_imports_no_library_that_runs_models():
     )
     env = {"PYTHONPATH": PYTHONPATH}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
-    assert (done.stdout.strip(), done.returncode) == ("set() torch", 0), done.stderr
+    assert (done.stdout.strip(), done.returncode) == ("set() torch generate", 0), done.stderr

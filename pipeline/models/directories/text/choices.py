@@ -7,7 +7,6 @@ prompts begin with once for all rows. `forward` takes `input_ids` and `attention
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +16,12 @@ from torch import nn
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.models.directories.facts import CAUSAL
+from pipeline.models.directories.text.cached_model import (
+    CachedModel,
+    new_cache,
+    places_of,
+    states_of,
+)
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.preprocessing.texts.prompts import prompt_tokenizer
 from pipeline.preprocessing.texts.text_settings import TextSettings
@@ -24,21 +29,17 @@ from pipeline.preprocessing.texts.text_settings import TextSettings
 _CHECKED_TOKENS, _CHECKED_ANSWERS, _TOLERANCE = (7, 4), 3, 1e-3
 
 
-class Choices(nn.Module):
+class Choices(CachedModel):
     """Base of both: what to make of log-likelihoods."""
 
     def __init__(self, model: nn.Module, answers: Sequence[Sequence[int]]) -> None:
         """Take a model of the library, and the token ids of K answers, at least one each."""
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         self.prior: tuple[float, ...] = (0.0,) * len(answers)
         """Taken off the mean log-likelihood of each answer."""
         for number, answer in enumerate(answers):
             self.register_buffer(f"answer_{number}", torch.tensor(answer), persistent=False)
         self.num_answers = len(answers)
-        taken = inspect.signature(model.forward).parameters
-        self._cache_name = "cache" if "cache" in taken else "past_key_values"
-        self._takes = frozenset(taken)
 
     def answers(self) -> list[torch.Tensor]:
         """Return the token ids of each answer, (C,), on the device of the model."""
@@ -49,12 +50,6 @@ class Choices(nn.Module):
         found = [each / len(answer) for each, answer in zip(sums, self.answers(), strict=True)]
         scores = torch.stack(found, dim=1)
         return scores - scores.new_tensor(self.prior)
-
-    def run(self, cache: Any, **tensors: Any) -> torch.Tensor:
-        """Run the model with keys and values that it may add to; return its logits (B, T, V)."""
-        options = {self._cache_name: cache, "use_cache": True}
-        found: torch.Tensor = self.model(**tensors, **options).logits
-        return found
 
 
 class CausalChoices(Choices):
@@ -69,16 +64,16 @@ class CausalChoices(Choices):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Return float32 (B, K)."""
-        cache, lengths = _new_cache(), attention_mask.sum(dim=1, keepdim=True)
+        cache, lengths = new_cache(), attention_mask.sum(dim=1, keepdim=True)
         start, end = self._begin(cache, input_ids, lengths), input_ids.shape[1] - 1
         if end > start:
             # All tokens but the last of the longest. What padding adds is masked afterwards.
-            self._pass(cache, input_ids[:, start:end], _places(start, end, input_ids))
-        is_seen = _places(0, end, input_ids) < lengths - 1
+            self.run_decoder(cache, input_ids[:, start:end], places_of(start, end, input_ids))
+        is_seen = places_of(0, end, input_ids) < lengths - 1
         is_seen = torch.cat([is_seen, is_seen.new_ones((len(is_seen), 1))], dim=1)
         last = input_ids.gather(1, lengths - 1)
-        first = self._pass(cache, last, lengths - 1, is_seen)[:, -1]
-        states = _states(cache)
+        first = self.run_decoder(cache, last, lengths - 1, is_seen)[:, -1]
+        states = states_of(cache)
         sums = []
         for answer in self.answers():
             total = _likelihoods(first, answer[0])
@@ -87,7 +82,7 @@ class CausalChoices(Choices):
                 tokens = answer[:-1].expand(len(input_ids), -1)
                 mask = torch.cat([is_seen, is_seen.new_ones(tokens.shape)], dim=1)
                 places = lengths + torch.arange(tokens.shape[1], device=tokens.device)
-                logits = self._pass(cache, tokens, places, mask, keep=tokens.shape[1])
+                logits = self.run_decoder(cache, tokens, places, mask, keep=tokens.shape[1])
                 total = total + _likelihoods(logits, answer[1:]).sum(dim=1)
             sums.append(total)
         return self.means(sums)
@@ -106,38 +101,13 @@ class CausalChoices(Choices):
         if not bool((input_ids[:, :size] == shared).all() & (lengths > size).all()):
             return 0
         if not self._shared_states:
-            own = _new_cache()
-            self._pass(own, shared[None], _places(0, size, shared[None]))
-            self._shared_states = _states(own)
+            own = new_cache()
+            self.run_decoder(own, shared[None], places_of(0, size, shared[None]))
+            self._shared_states = states_of(own)
         for number, (keys, values) in enumerate(self._shared_states):
             rows = len(input_ids)
             cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), number)
         return size
-
-    def _pass(
-        self,
-        cache: Any,
-        ids: torch.Tensor,
-        places: torch.Tensor,
-        mask: torch.Tensor | None = None,
-        keep: int = 1,
-    ) -> torch.Tensor:
-        """Return the logits of the last `keep` tokens.
-
-        Args:
-            cache: Keys and values of P tokens.
-            ids: (B, T).
-            places: (B, T), of each token in its prompt.
-            mask: bool (B, P + T): which tokens may be seen; None: all.
-            keep: Of how many tokens; a model that cannot choose gives those of all.
-        """
-        rows, length = ids.shape
-        if mask is None:
-            mask = ids.new_ones((rows, length + cache.get_seq_length()), dtype=torch.bool)
-        options: dict[str, Any] = {"position_ids": places} if "position_ids" in self._takes else {}
-        if "logits_to_keep" in self._takes:
-            options["logits_to_keep"] = keep
-        return self.run(cache, input_ids=ids, attention_mask=mask.long(), **options)
 
 
 class TargetChoices(Choices):
@@ -149,10 +119,10 @@ class TargetChoices(Choices):
 
         encoder: Any = self.model.get_encoder()  # type: ignore[operator]
         encoded = encoder(input_ids=input_ids, attention_mask=attention_mask)
-        prompt, sums = _new_cache(), []
+        prompt, sums = new_cache(), []
         for answer in self.answers():
             logits = self.run(
-                EncoderDecoderCache(_new_cache(), prompt),
+                EncoderDecoderCache(new_cache(), prompt),
                 encoder_outputs=encoded,
                 attention_mask=attention_mask,
                 decoder_input_ids=self._decoded(answer).expand(len(input_ids), -1),
@@ -227,25 +197,10 @@ def _require_shares(module: CausalChoices | TargetChoices) -> None:
         ) from error
 
 
-def _new_cache() -> Any:
-    from transformers import DynamicCache
-
-    return DynamicCache()
-
-
-def _states(cache: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return [(layer.keys, layer.values) for layer in cache.layers]
-
-
 def _restore(cache: Any, states: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
     """Take off what was added since: adding makes new tensors."""
     for layer, (keys, values) in zip(cache.layers, states, strict=True):
         layer.keys, layer.values = keys, values
-
-
-def _places(start: int, end: int, like: torch.Tensor) -> torch.Tensor:
-    """Return the places from start to end for each row of (B, L): int64 (B, end - start)."""
-    return torch.arange(start, end, device=like.device).expand(len(like), -1)
 
 
 def _likelihoods(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

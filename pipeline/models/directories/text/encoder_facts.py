@@ -9,10 +9,17 @@ from typing import Literal
 from pipeline.core.errors import JobError
 from pipeline.models.directories import heads
 from pipeline.models.directories.chosen import CONFIG, ModelClass, choose, width_of
-from pipeline.models.directories.facts import DenseLayer, DirectoryFacts, Pooling, TextFacts
+from pipeline.models.directories.facts import (
+    SEQ2SEQ,
+    DenseLayer,
+    DirectoryFacts,
+    Pooling,
+    TextFacts,
+)
 from pipeline.models.directories.json_files import preview, read_bool, read_int, read_object
 from pipeline.models.directories.text import sentence_transformers as st
 from pipeline.models.directories.text.text_facts import TOKENIZER, prompt_tokens, text_facts
+from pipeline.models.directories.text.writing.generation_config import generation_facts
 
 
 def sentence_transformers_facts(folder: Path) -> DirectoryFacts:
@@ -148,17 +155,23 @@ def language_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
     """Read the facts of a language model; raises as `encoder_facts`."""
     text = text_of(folder, chosen)
     window = getattr(chosen.config, "sliding_window", None)
-    if isinstance(window, int) and getattr(chosen.config, "use_sliding_window", True):
-        # Tokens outside the window would count by their place in a batch, not in their prompt.
-        text = replace(text, max_tokens=min(text.max_tokens, window))
+    if not isinstance(window, int) or not getattr(chosen.config, "use_sliding_window", True):
+        window = None
+    text = replace(text, window=window, shares_places=chosen.head != SEQ2SEQ)
+    written = generation_facts(folder, chosen.config, has_encoder=chosen.head == SEQ2SEQ)
     return DirectoryFacts(
         kind="transformers",
         architecture=chosen.built.__name__,
         input="text",
-        tasks=("choices",),
+        tasks=("choices", "generate"),
         labels=None,
         embedding_dim=None,
         module=chosen.facts,
         text=text,
-        said=(f"{chosen.at}{CONFIG}: {chosen.named.__name__}, language model", *said_of(text)),
+        generation=written,
+        said=(
+            f"{chosen.at}{CONFIG}: {chosen.named.__name__}, language model",
+            *said_of(text),
+            written.said,
+        ),
     )

@@ -1,0 +1,296 @@
+"""Engine `generate`: a language model of torch that writes a text for each row, greedily.
+
+The same code runs on CPU and GPU. Rows that fail are found as in other models: those that were in
+the batch are written again in halves.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from time import perf_counter
+from typing import cast
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.core.cache.node_cache import claim_once_per_node
+from pipeline.core.device_errors import end_process
+from pipeline.core.failures import Failure, Reason, failures_of, without_failure
+from pipeline.core.figures.counters import PREFILL, Counters, StageCounters, add
+from pipeline.core.figures.slice_figures import Comparison, Generated, SliceFigures, Tokens
+from pipeline.core.registry import INPUTS
+from pipeline.core.schema import (
+    ERROR,
+    MEAN_LOGPROB,
+    NUM_OUTPUT_TOKENS,
+    NUM_TOKENS,
+    OUTPUT_TEXT,
+    ROW_ID,
+)
+from pipeline.core.user_code.own_code import errors_told
+from pipeline.inference.devices.accelerator import PAUSES_S
+from pipeline.inference.devices.device_model import DeviceModel
+from pipeline.inference.engines.base import Engine
+from pipeline.inference.engines.greedy import (
+    LENGTH,
+    Spent,
+    Writing,
+    is_repeating,
+    text_of,
+)
+from pipeline.inference.engines.rules import Row
+from pipeline.inference.engines.teacher import num_agreed
+from pipeline.inference.exact import alone
+from pipeline.inference.slice_progress import add_rows
+from pipeline.inference.slice_results import to_table
+from pipeline.inference.slices.first_rows import SystematicFailureDetector
+from pipeline.inference.slices.slice_run import STAGE, failure_of
+from pipeline.models.directories.text.writing.decoding import Decoding
+from pipeline.models.generation import QUARANTINE
+from pipeline.models.spec import PredictorConfig
+from pipeline.models.tasks.base import Arrays
+from pipeline.models.tasks.generate import FINISH, TEXT_BYTES
+from pipeline.preprocessing.images.reference_pixels import NUM_REFERENCE_ROWS
+from pipeline.preprocessing.model_input import Arrays as Inputs
+from pipeline.preprocessing.model_input import bytes_of, num_rows
+from pipeline.preprocessing.texts.prompts import prompt_tokenizer
+from pipeline.preprocessing.texts.text_input import IDS, TextInput
+from pipeline.process.liveness import no_limit, still_alive
+
+_LENGTH_BITS = 6
+"""Lengths are counted by so many of their upper bits."""
+
+
+@dataclass
+class _Slice:
+    """The rows of a slice as they end."""
+
+    row_ids: Sequence[str]
+    failures: list[Failure | None]
+    written: dict[int, Row] = field(default_factory=dict)
+    """Place in the slice -> the row."""
+    spent: Spent = field(default_factory=Spent)
+
+
+class GenerateEngine(Engine):
+    """One language model on one device."""
+
+    def __init__(
+        self,
+        config: PredictorConfig,
+        first: SystematicFailureDetector | None = None,
+        *,
+        ends_process: bool = False,
+    ) -> None:
+        self._config, self._first, self._ends_process = config, first, ends_process
+        self._awaits, self._choosing = config.limits is not None, threading.Lock()
+        self._model = DeviceModel(config)
+        assert isinstance(config.spec.input, TextInput), "its rows are texts"
+        assert config.spec.task.generation is not None, "the task writes"
+        self._input, self._generation = config.spec.input, config.spec.task.generation
+        self._decode = prompt_tokenizer(config.spec.input.text).text
+
+    def predict(self, rows: pa.Table, counters: Counters) -> pa.Table:
+        with errors_told(INPUTS, self._input.name):
+            inputs = self._input.arrays(rows)
+        todo = np.flatnonzero(rows.column(ERROR).is_null().to_numpy())
+        held = _Slice(rows.column(ROW_ID), failures_of(rows))
+        started = perf_counter()
+        self._write(_rows_of(inputs, todo.tolist()), held)
+        results = self._results(held.written.values(), rows.num_rows)
+        self._judge(held, results)
+        predict_s = perf_counter() - started
+        is_good = without_failure(held.failures)
+        count_in, num_bytes = len(todo), bytes_of(inputs, todo)
+        failed = int((~is_good[todo]).sum())
+        add(counters, "transfer", StageCounters(count_in, count_in, 0, num_bytes, num_bytes))
+        predicted = StageCounters(count_in, count_in - failed, failed, num_bytes, 0, predict_s)
+        add(counters, STAGE, predicted)
+        self._count(held, counters)
+        self._compare_once(held, counters)
+        task, pass_through = self._model.task, self._config.pass_through
+        published = self._input.published_fields()
+        return to_table(task, pass_through, rows, results, held.failures, published)
+
+    def reduce(self, inputs: Inputs) -> Arrays:
+        count = num_rows(inputs)
+        held = _Slice([""] * count, [None] * count)
+        writing = self._writing(_rows_of(inputs, range(count)), held)
+        while writing:
+            self._keep(self._model.call(writing.advance), held)
+        return self._results(held.written.values(), count)
+
+    @property
+    def awaits_reference_check(self) -> bool:
+        return self._awaits
+
+    def close(self) -> None:
+        self._model.unload()
+
+    def _writing(self, rows: Sequence[Row], held: _Slice) -> Writing:
+        module = cast(Decoding, self._model.module)
+        limits, spent = self._model.limits, held.spent
+        return Writing(module, self._generation, self._decode, rows, limits, spent)
+
+    def _write(self, rows: Sequence[Row], held: _Slice) -> None:
+        """Write rows; those at fault get their failure.
+
+        Raises:
+            SystematicFailure: All rows of the first batches failed for one cause.
+            InfraError: The GPU has failed.
+        """
+        writing = self._writing(rows, held)
+        while writing:
+            try:
+                ended = self._model.call(writing.advance)
+            except Exception as error:  # noqa: BLE001  # any error of a model fails its row
+                failure = failure_of(error, self._model)
+            else:
+                self._keep(ended, held)
+                continue
+            # Outside `except`: the frames of the exception hold the tensors of the batch.
+            left = [*writing.waiting]
+            self._split(writing.abandon(), failure, held)
+            if self._first is not None:
+                self._first.check()
+            writing = self._writing(left, held)  # within limits that may be smaller now
+
+    def _keep(self, ended: Sequence[Row], held: _Slice) -> None:
+        still_alive()
+        if ended and self._first is not None:
+            self._first.predicted()
+        held.written |= {row.number: row for row in ended}
+        add_rows(len(ended))
+
+    def _split(self, rows: Sequence[Row], failure: Failure, held: _Slice) -> None:
+        """Write the rows of a failed batch again, in halves, until those at fault are found."""
+        model, half = self._model, len(rows) // 2
+        if failure.reason is Reason.OUT_OF_MEMORY:
+            model.make_room()
+            if half:
+                model.limits = model.limits.halved(half)
+        if half:
+            self._write(rows[:half], held)
+            self._write(rows[half:], held)
+            return
+        [row] = rows
+        if failure.reason is Reason.OUT_OF_MEMORY and model.gpu is not None:
+            if self._write_later(row, held):
+                return
+            if self._ends_process:
+                row_id = held.row_ids[row.number]
+                end_process(f"{model.gpu.name}: no memory for row {row_id} alone")
+        if self._first is not None:
+            self._first.failed(str(held.row_ids[row.number]), failure)
+        held.failures[row.number] = failure
+
+    def _write_later(self, row: Row, held: _Slice) -> bool:
+        """Try a row again: what holds the memory may give it back. Tell whether it is written."""
+        model = self._model
+        assert model.gpu is not None, "on a CPU nothing gives memory back"
+        for pause_s in PAUSES_S:
+            with no_limit():
+                model.gpu.pause(pause_s)
+            model.make_room()
+            writing = self._writing([row.afresh()], held)
+            try:
+                while writing:
+                    self._keep(model.call(writing.advance), held)
+            except Exception as error:
+                if not model.gpu.lacks_memory(error):
+                    raise
+                continue
+            return True
+        return False
+
+    def _results(self, written: Iterable[Row], count: int) -> Arrays:
+        """Return the results of a slice of so many rows; zeros where nothing was written."""
+        done = [*written]
+        texts = [text_of(row, self._generation, self._decode).encode() for row in done]
+        results: Arrays = {
+            OUTPUT_TEXT: np.zeros((count, max(map(len, texts), default=0)), np.uint8),
+            TEXT_BYTES: np.zeros(count, np.int32),
+            NUM_OUTPUT_TOKENS: np.zeros(count, np.int32),
+            FINISH: np.zeros(count, np.int32),
+            MEAN_LOGPROB: np.zeros(count, np.float32),
+        }
+        for row, text in zip(done, texts, strict=True):
+            place = row.number
+            results[OUTPUT_TEXT][place, : len(text)] = np.frombuffer(text, np.uint8)
+            results[TEXT_BYTES][place] = len(text)
+            results[NUM_OUTPUT_TOKENS][place] = len(row.tokens)
+            results[FINISH][place] = row.finish
+            results[MEAN_LOGPROB][place] = row.logprob / len(row.tokens)
+        return results
+
+    def _judge(self, held: _Slice, results: Arrays) -> None:
+        """Fail rows whose likelihood is no number, and those whose output the job refuses."""
+        refuses, most = self._generation.invalid == QUARANTINE, self._generation.max_new_tokens
+        for place, row in held.written.items():
+            if not np.isfinite(row.logprob):
+                failure = Failure(Reason.NON_FINITE, STAGE, "output is not finite")
+            elif refuses and row.finish == LENGTH:
+                told = f"the output has {most} tokens (generate.max_new_tokens) and no end"
+                failure = Failure(Reason.OUTPUT_TRUNCATED, STAGE, told)
+            elif refuses and not results[TEXT_BYTES][place]:
+                failure = Failure(Reason.EMPTY_OUTPUT, STAGE, "the output has no text")
+            else:
+                continue
+            held.failures[place] = failure
+
+    def _count(self, held: _Slice, counters: Counters) -> None:
+        spent, rows = held.spent, held.written.values()
+        long = [row for row in rows if row.finish == LENGTH]
+        SliceFigures(
+            tokens=Tokens(spent.input_tokens, spent.padded_tokens),
+            generated=Generated(
+                len(rows),
+                len(long),
+                sum(is_repeating(row.tokens) for row in long),
+                spent.output_tokens,
+                spent.decode_s,
+            ),
+            output_lengths=Counter(_length_bin(len(row.tokens)) for row in rows),
+            stages={PREFILL: StageCounters(len(rows), len(rows), busy_s=spent.prefill_s)},
+        ).add_to(counters)
+
+    def _compare_once(self, held: _Slice, counters: Counters) -> None:
+        """Do the reference check on the first slice that has rows for it, and never again."""
+        rows = [row for place, row in held.written.items() if held.failures[place] is None]
+        chosen = sorted(rows, key=lambda row: row.number)[:NUM_REFERENCE_ROWS]
+        with self._choosing:  # another slice in flight may be the first
+            if not chosen or not self._awaits:
+                return
+            self._awaits = False
+        # Each actor with a GPU does it, as cards may be sick, and one per CPU node.
+        is_on_gpu = self._model.gpu is not None
+        if is_on_gpu or claim_once_per_node(f"reference-check-{self._config.run_id}"):
+            started = perf_counter()
+            with no_limit():
+                agreed = self._num_agreed(chosen)
+            checked = Comparison(len(chosen), agreed, perf_counter() - started)
+            SliceFigures(reference_check=checked).add_to(counters)
+
+    def _num_agreed(self, rows: Sequence[Row]) -> int:
+        spec = self._config.spec
+        judge = partial(
+            num_agreed, generation=self._generation, rows=rows, precision=spec.precision
+        )
+        if spec.is_reference:
+            return self._model.call(judge, cast(Decoding, self._model.module))
+        exact = replace(self._config, spec=spec.as_reference(), limits=None)
+        return alone(self._model, exact, lambda model: judge(cast(Decoding, model.module)))
+
+
+def _length_bin(length: int) -> str:
+    shift = max(0, length.bit_length() - _LENGTH_BITS)
+    return str(length >> shift << shift)
+
+
+def _rows_of(inputs: Inputs, places: Sequence[int]) -> list[Row]:
+    ids, counts = inputs[IDS], inputs[NUM_TOKENS]
+    return [Row(place, ids[place, : counts[place]].tolist()) for place in places]

@@ -1,0 +1,47 @@
+"""The reference check of written texts: one pass over a prompt and its output, without a batch.
+
+Greedy tokens are the best of the logits before them. Where two are about as likely, other shapes of
+a batch may tip the balance, so a token must be the best up to what rounding of a type makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from pipeline.inference.engines.rules import AppliedRules, Row
+from pipeline.models.directories.text.writing.decoding import Decoding
+from pipeline.models.generation import Generation
+
+_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_LEAST_GAP, _ROUNDINGS = 0.02, 2.0
+
+
+@torch.inference_mode()
+def num_agreed(
+    module: Decoding, generation: Generation, rows: Sequence[Row], precision: str
+) -> int:
+    """Count rows each of whose tokens is the best, or as good as the best.
+
+    Args:
+        module: Of float32, eager.
+        generation: How the rows were written.
+        rows: Written, and ended.
+        precision: In which they were written.
+    """
+    rules = AppliedRules(generation, module.device)
+    kind = torch.finfo(_TYPES.get(precision, torch.float32))
+    return sum(_agrees(module, rules, row, kind.eps) for row in rows)
+
+
+def _agrees(module: Decoding, rules: AppliedRules, row: Row, eps: float) -> bool:
+    logits = module.plain(row.prompt, row.tokens)
+    limit = _LEAST_GAP + _ROUNDINGS * eps * float(logits.abs().max())
+    seen = Row(row.number, row.prompt)
+    for values, token in zip(logits, row.tokens, strict=True):
+        [allowed] = rules(values[None], [seen])
+        if not float(allowed.max() - allowed[token]) <= limit:
+            return False
+        seen.tokens.append(token)
+    return True

@@ -1,0 +1,68 @@
+"""A language model of the library, run with keys and values of the tokens before."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class CachedModel(nn.Module):
+    """Runs a model whose cache may have any of the names that the library gives it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        taken = inspect.signature(model.forward).parameters
+        self._cache_name = "cache" if "cache" in taken else "past_key_values"
+        self._takes = frozenset(taken)
+
+    def run(self, cache: Any, **tensors: Any) -> torch.Tensor:
+        """Run the model with keys and values that it may add to; return its logits (B, T, V)."""
+        options = {self._cache_name: cache, "use_cache": True}
+        found: torch.Tensor = self.model(**tensors, **options).logits
+        return found
+
+    def run_decoder(
+        self,
+        cache: Any,
+        ids: torch.Tensor,
+        places: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        keep: int = 1,
+    ) -> torch.Tensor:
+        """Return the logits of the last `keep` tokens of a model without an encoder.
+
+        Args:
+            cache: Keys and values of P tokens.
+            ids: (B, T).
+            places: (B, T), of each token in its text.
+            mask: bool (B, P + T): which tokens may be seen; None: all.
+            keep: Of how many tokens; a model that cannot choose gives those of all.
+        """
+        rows, length = ids.shape
+        if mask is None:
+            mask = ids.new_ones((rows, length + cache.get_seq_length()), dtype=torch.bool)
+        options: dict[str, Any] = {"position_ids": places} if "position_ids" in self._takes else {}
+        if "logits_to_keep" in self._takes:
+            options["logits_to_keep"] = keep
+        return self.run(cache, input_ids=ids, attention_mask=mask.long(), **options)
+
+
+def new_cache() -> Any:
+    """Return a cache of the library without keys and values."""
+    from transformers import DynamicCache
+
+    return DynamicCache()
+
+
+def states_of(cache: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return the keys and values of each layer, (B, heads, P, size) each."""
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def places_of(start: int, end: int, like: torch.Tensor) -> torch.Tensor:
+    """Return the places from start to end for each row of (B, L): int64 (B, end - start)."""
+    return torch.arange(start, end, device=like.device).expand(len(like), -1)

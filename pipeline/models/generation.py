@@ -1,0 +1,48 @@
+"""How a language model writes a text: what the job says, and the rules of its directory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+FINISHES = ("eos", "stop", "length")
+"""Why a text ends: the model ends it, a text of the job comes, or it has the most tokens."""
+QUARANTINE = "quarantine"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What decides greedily written tokens beside the logits, as transformers applies it."""
+
+    ends: tuple[int, ...] = ()
+    """Tokens that end a text."""
+    start: int | None = None
+    """The token that the decoder of a model with an encoder begins with."""
+    first: int | None = None
+    """The token that is forced if there is one token before it."""
+    last: tuple[int, ...] = ()
+    """Of these tokens one is forced if a text has the most tokens with it."""
+    min_length: int = 0
+    """Tokens, with those of the prompt or `start`, before which none of `ends` may come."""
+    min_new_tokens: int = 0
+    """The same without them."""
+    banned: tuple[int, ...] = ()
+    banned_first: tuple[int, ...] = ()
+    """Tokens that may not be the first of an output."""
+    banned_words: tuple[tuple[int, ...], ...] = ()
+    """Several tokens in a row that may not come."""
+    repetition_penalty: float = 1.0
+    """Logits of tokens that were there are divided by it if positive, otherwise multiplied."""
+    no_repeat_ngram: int = 0
+    """So many tokens in a row may come once; 0: any."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a job and its model say of the texts to write; for JSON, and can be pickled."""
+
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+    """Texts that end an output, and are no part of it."""
+    invalid: str = "keep"
+    """`quarantine` for outputs that are empty or have the most tokens, or `keep`."""
+    rules: Rules = field(default_factory=Rules)

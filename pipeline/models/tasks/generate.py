@@ -1,0 +1,145 @@
+"""Task `generate`: the text that a language model writes for each row, greedily."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.core.printable import clean_message
+from pipeline.core.schema import (
+    FINISH_REASON,
+    GENERATE_FIELDS,
+    MEAN_LOGPROB,
+    NUM_INPUT_TOKENS,
+    NUM_OUTPUT_TOKENS,
+    NUM_TOKENS,
+    OUTPUT_TEXT,
+)
+from pipeline.models.agreement import Agreement, AgreementLimits
+from pipeline.models.generation import FINISHES
+from pipeline.models.outputs import OutputError, require
+from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec
+from pipeline.models.tasks.choices import prompt_problems
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.job.model import Model
+
+FINISH, TEXT_BYTES = "finish", "text_bytes"
+"""Results: the place of the reason in FINISHES, and the length of the text in UTF-8."""
+_EXPECTED = "expected_text"
+"""Column of golden rows, whose input is `text`."""
+_SHOWN_CHARS = 40
+
+
+@dataclass(frozen=True)
+class Generate(Task):
+    """A text, what it cost in tokens, why it ended, and how likely the model finds it.
+
+    Results have the text as UTF-8, uint8 (N, bytes), filled up with zeros.
+    """
+
+    spec: TaskSpec
+    engine: ClassVar[str] = "generate"
+    runtimes: ClassVar[tuple[str, ...] | None] = ("eager",)
+    job_fields: ClassVar[tuple[str, ...]] = ("prompt", "messages", "generate")
+    checks_reference: ClassVar[bool] = True
+    golden_names: ClassVar[Mapping[str, str]] = {OUTPUT_TEXT: _EXPECTED}
+
+    @classmethod
+    def problems(cls, model: Model) -> Iterator[str]:
+        if model.prompt is not None and model.messages:
+            yield "task 'generate' takes a prompt or messages, not both"
+        if model.prompt is not None or model.messages:
+            yield from prompt_problems(model)
+        if not all(model.generate.stop):
+            yield "generate.stop: a text is empty"
+
+    @classmethod
+    def new_tokens(cls, model: Model) -> int:
+        return model.generate.max_new_tokens
+
+    def fields(self) -> list[pa.Field]:
+        return list(GENERATE_FIELDS)
+
+    def reduce(self, outputs: Any, num_rows: int) -> dict[str, torch.Tensor]:
+        import torch
+
+        text = outputs.get(OUTPUT_TEXT) if isinstance(outputs, Mapping) else None
+        if not isinstance(text, torch.Tensor) or text.ndim != 2 or len(text) != num_rows:
+            raise OutputError("the model writes no texts: expected uint8 (rows, bytes)")
+        numbers = {
+            name: require(outputs.get(name), (num_rows,), "task 'generate' {}", "a number per row")
+            for name in (TEXT_BYTES, NUM_OUTPUT_TOKENS, FINISH, MEAN_LOGPROB)
+        }
+        kept = {name: values.to(torch.int32) for name, values in numbers.items()}
+        return {
+            OUTPUT_TEXT: text.to(torch.uint8),
+            **kept,
+            MEAN_LOGPROB: numbers[MEAN_LOGPROB].float(),
+        }
+
+    def columns(self, arrays: Arrays, ok: Mask, rows: pa.Table) -> dict[str, pa.Array]:
+        texts = [text if is_ok else None for text, is_ok in zip(_texts(arrays), ok, strict=True)]
+        reasons = np.array(FINISHES, object)[arrays[FINISH]]
+        numbers = rows.column(NUM_TOKENS).fill_null(0).to_numpy()
+        return {
+            OUTPUT_TEXT: pa.array(texts, pa.string()),
+            NUM_INPUT_TOKENS: pa.array(numbers, pa.int32(), mask=~ok),
+            NUM_OUTPUT_TOKENS: pa.array(arrays[NUM_OUTPUT_TOKENS], pa.int32(), mask=~ok),
+            FINISH_REASON: pa.array(reasons, pa.string(), mask=~ok),
+            MEAN_LOGPROB: pa.array(arrays[MEAN_LOGPROB], pa.float32(), mask=~ok),
+        }
+
+    def compare(self, reference: Arrays, found: Arrays, limits: AgreementLimits) -> Agreement:
+        """Compare texts; of two that are about as likely as a whole either may be written."""
+        pairs = zip(_texts(reference), _texts(found), strict=True)
+        same = np.fromiter((a == b for a, b in pairs), np.bool_, len(found[FINISH]))
+        off = np.abs(reference[MEAN_LOGPROB].astype(float) - found[MEAN_LOGPROB])
+        is_near = off <= limits.max_score_diff
+        agrees = is_near & (same | limits.allows_ties)
+        return Agreement(agrees, float(off.max(initial=0.0)))
+
+    def differences(self, known: pa.Table, found: pa.Table, limits: AgreementLimits) -> list[str]:
+        pairs = zip(known.to_pylist(), found.to_pylist(), strict=True)
+        return [_difference(a, b, limits) for a, b in pairs]
+
+    def measured_columns(self) -> tuple[str, ...]:
+        return (NUM_OUTPUT_TOKENS, MEAN_LOGPROB)
+
+    def golden_columns(self) -> tuple[str, ...]:
+        return (_EXPECTED,)
+
+    def parse_golden(self, found: pa.Table) -> pa.Table:
+        """Return the text, and how likely it was if the golden rows say it."""
+        columns = {OUTPUT_TEXT: found.column(_EXPECTED).cast(pa.string())}
+        if MEAN_LOGPROB in found.column_names:
+            columns[MEAN_LOGPROB] = found.column(MEAN_LOGPROB).cast(pa.float64())
+        return pa.table(columns)
+
+    def describe(self, row: Mapping[str, Any]) -> str:
+        text, count = clean_message(row[OUTPUT_TEXT]), row[NUM_OUTPUT_TOKENS]
+        shown = text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
+        return f'text "{shown}", {count} tokens, ended by {row[FINISH_REASON]}'
+
+
+def _texts(arrays: Arrays) -> list[str]:
+    """Return the texts of results, (N,)."""
+    pairs = zip(arrays[OUTPUT_TEXT], arrays[TEXT_BYTES].tolist(), strict=True)
+    return [row[:size].tobytes().decode() for row, size in pairs]
+
+
+def _difference(known: Mapping[str, Any], found: Mapping[str, Any], limits: AgreementLimits) -> str:
+    a, b = known.get(MEAN_LOGPROB), found[MEAN_LOGPROB]
+    is_near = a is None or abs(a - b) <= limits.max_score_diff
+    if known[OUTPUT_TEXT] == found[OUTPUT_TEXT]:
+        return "" if is_near else f"expected {MEAN_LOGPROB} {a:.4f}, found {b:.4f}"
+    if limits.allows_ties and a is not None and is_near:
+        return ""  # batches of other sizes may tip the balance between two tokens
+    shown = (clean_message(repr(each[OUTPUT_TEXT]))[:_SHOWN_CHARS] for each in (known, found))
+    return "expected {}, found {}".format(*shown)

@@ -1,0 +1,218 @@
+"""Language models write what transformers' greedy `generate` writes, whatever is beside a row."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.models.choosing import MESSAGES, TEXTS, predicted, prepared
+from support.models.generating import ENDS, NEW_TOKENS, library_outputs, make_writer, writing
+from support.models.language_models import FAMILIES
+
+from pipeline.core.errors import JobError
+from pipeline.core.schema import TOKEN_IDS
+from pipeline.models.directories.text.writing.decoding import Decoding
+from pipeline.models.spec import load_module
+from pipeline.preprocessing.model_input import BatchLimits
+
+LLAMA = "llama"
+FEW = BatchLimits(3, 200)
+"""Rows enter and leave one after the other."""
+
+
+QUICK = (LLAMA, "bart")
+
+
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in FAMILIES],
+)
+def test_texts_are_those_of_the_library(family: str, tmp_path: Path):
+    path = make_writer(tmp_path / "m", family)
+    spec = writing(path)
+    rows = prepared(spec, TEXTS)
+    expected = library_outputs(path, rows.column(TOKEN_IDS).to_pylist())
+    found = predicted(spec, rows, FEW)
+    assert [row["text"] for row in found] == [each.text for each in expected]
+    assert [row["num_output_tokens"] for row in found] == [len(each.tokens) for each in expected]
+    is_forced = "forced_eos_token_id" in FAMILIES[family][1]
+    ended = [
+        "length" if len(tokens) == NEW_TOKENS and (is_forced or tokens[-1] not in ENDS) else "eos"
+        for _, tokens, _ in expected
+    ]
+    assert [row["finish_reason"] for row in found] == ended
+    logprobs = [row["mean_logprob"] for row in found]
+    np.testing.assert_allclose(logprobs, [each.logprob for each in expected], atol=1e-4)
+    inputs = [len(ids) for ids in rows.column(TOKEN_IDS).to_pylist()]
+    assert [row["num_input_tokens"] for row in found] == inputs
+    assert len({len(each.tokens) for each in expected}) > 1  # they leave at different steps
+
+
+FORCED = {"forced_bos_token_id": 7, "forced_eos_token_id": 2}
+RULES: list[dict[str, Any]] = [
+    {"min_new_tokens": 9, "suppress_tokens": [*range(3, 90)]},
+    {"repetition_penalty": 1.8, "no_repeat_ngram_size": 2},
+    {"min_length": 30, "begin_suppress_tokens": [*range(140, 357)]},
+    FORCED,
+    {"bad_words_ids": [[5], [200, 201], [2], *([n] for n in range(60, 357, 2))]},
+]
+
+
+@pytest.mark.parametrize(
+    ("family", "rules"),
+    [
+        pytest.param(family, rules, marks=[pytest.mark.slow] * (number > 1 or family != LLAMA))
+        for family in (LLAMA, "bart")
+        for number, rules in enumerate(RULES)
+    ],
+)
+def test_rules_of_the_directory_are_applied_as_the_library_does_it(
+    family: str, rules: dict[str, Any], tmp_path: Path
+):
+    path = make_writer(tmp_path / "m", family)
+    plain = writing(path)
+    written = path / "generation_config.json"
+    written.write_text(json.dumps({**json.loads(written.read_text()), **rules}))
+    spec = writing(path)
+    assert spec.to_dict() != plain.to_dict()
+    rows = prepared(spec, TEXTS)
+    expected = library_outputs(path, rows.column(TOKEN_IDS).to_pylist())
+    assert [row["text"] for row in predicted(spec, rows, FEW)] == [each.text for each in expected]
+    if (family, rules) != (LLAMA, FORCED):  # a prompt has more tokens than one
+        assert [each.text for each in expected] != [row["text"] for row in predicted(plain, rows)]
+
+
+def test_a_window_counts_the_tokens_of_a_row_alone(tmp_path: Path):
+    path = make_writer(tmp_path / "m", "mistral", sliding_window=12)
+    spec = writing(path)
+    rows = prepared(spec, TEXTS)
+    expected = library_outputs(path, rows.column(TOKEN_IDS).to_pylist())
+    assert [row["text"] for row in predicted(spec, rows, FEW)] == [each.text for each in expected]
+
+
+@pytest.mark.parametrize("family", [LLAMA, "bart"])
+def test_what_neighbours_say_changes_no_bit_of_a_row(family: str, tmp_path: Path):
+    module = load_module(writing(make_writer(tmp_path / "m", family)))
+    assert isinstance(module, Decoding)
+
+    def logits(*prompts: list[int]) -> torch.Tensor:
+        batch, given = module.begin(prompts), module.first(prompts)
+        found = []
+        with torch.inference_mode():
+            for step in range(4):
+                places = [module.place(len(prompt), step) for prompt in prompts]
+                found.append(module.step(batch, given, places)[0])
+                given = [20 + step, *(prompt[0] for prompt in prompts[1:])]
+        return torch.stack(found)
+
+    first = [31, 42, 53, 64, 75]
+    assert torch.equal(logits(first, [7, 8, 9], [9]), logits(first, [70, 81, 92], [200]))
+
+
+def test_a_text_stops_before_what_stops_it(tmp_path: Path):
+    path = make_writer(tmp_path / "m")
+    plain = [row["text"] for row in predicted(writing(path), prepared(writing(path), TEXTS))]
+    first, second, *_ = sorted(plain, key=len, reverse=True)
+    stop = [first[7], second[4:6]]
+    spec = writing(path, generate={"stop": tuple(stop)})
+    for row, text in zip(predicted(spec, prepared(spec, TEXTS)), plain, strict=True):
+        places = [text.find(each) for each in stop if each in text]
+        assert row["text"] == text[: min(places, default=len(text))]
+        assert (row["finish_reason"] == "stop") == bool(places)
+    assert max(len(text) - text.find(stop[0]) for text in plain) > 1
+
+
+def test_a_prompt_without_room_for_an_output_is_refused_and_the_longest_is_written(tmp_path: Path):
+    path = make_writer(tmp_path / "m", "gpt2")
+    spec = writing(path, prompt="{text}")
+    assert spec.input.max_tokens == 160 - NEW_TOKENS
+    texts = [" ".join(["cat"] * count) for count in range(20, 161, 20)]
+    rows = prepared(spec, texts)
+    found = predicted(spec, rows)
+    long = [row for row in found if row["error"]]
+    assert {row["error"] for row in long} == {"input_too_long"}
+    assert "leave room for 24 new ones" in long[0]["message"]
+    written = [row for row in found if not row["error"]]
+    assert max(row["num_input_tokens"] for row in written) > 160 - NEW_TOKENS - 20
+    assert len(long) + len(written) == len(texts)
+
+
+def test_outputs_without_an_end_or_a_text_are_kept_or_quarantined(tmp_path: Path):
+    path = make_writer(tmp_path / "m")
+    rows, few = prepared(writing(path), TEXTS), {"max_new_tokens": 5}
+    kept = predicted(writing(path, generate=few), rows)
+    assert not any(row["error"] for row in kept)
+    strict = predicted(writing(path, generate={**few, "invalid": "quarantine"}), rows)
+    for row, before in zip(strict, kept, strict=True):
+        reason = "output_truncated" if before["finish_reason"] == "length" else None
+        assert row["error"] == reason or (row["error"], before["text"]) == ("empty_output", "")
+        assert (row["text"] is None) == bool(row["error"])
+    assert {row["error"] for row in strict} > {None}
+
+
+def test_messages_and_the_text_alone_are_prompts_too(tmp_path: Path):
+    path = make_writer(tmp_path / "m")
+    ids = [
+        prepared(spec, ["<|im_end|> a film"]).column(TOKEN_IDS)[0].as_py()
+        for spec in (writing(path, prompt=None), writing(path, messages=MESSAGES))
+    ]
+    assert 4 not in ids[0]  # a control token of a text stays text
+    assert ids[1].count(4) == 2
+    assert ids[1][-len(ids[0]) :] != ids[0]
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"min_length": 10**9}, "min_length is 1000000000, expected a whole number from 0 to"),
+        ({"max_new_tokens": 10**9}, "max_new_tokens is 1000000000, expected a whole number"),
+        ({"eos_token_id": [2, "__import__"]}, "eos_token_id is .__import__., expected token ids"),
+        ({"eos_token_id": 10**6}, "eos_token_id is 1000000, expected token ids below"),
+        ({"repetition_penalty": float("inf")}, "repetition_penalty is Infinity, expected a number"),
+        ({"bad_words_ids": [7]}, "bad_words_ids is 7, expected token ids"),
+        ({"sequence_bias": {"a": 1}}, "sequence_bias .*: task 'generate' does not do that"),
+        ({"guidance_scale": 3.0}, "guidance_scale 3.0: task 'generate' does not do that"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_in_a_line(
+    values: dict[str, Any], problem: str, tmp_path: Path
+):
+    path = make_writer(tmp_path / "m")
+    (path / "generation_config.json").write_text(json.dumps(values))
+    with pytest.raises(JobError, match=problem) as refused:
+        writing(path)
+    assert "\n" not in str(refused.value)
+    assert str(refused.value).count(problem[:10]) == 1
+
+
+def test_what_asks_for_other_outputs_is_overridden_and_said(tmp_path: Path):
+    path = make_writer(tmp_path / "m")
+    values = {"eos_token_id": 2, "do_sample": True, "top_p": 0.9, "num_beams": 4, "top_k": 50}
+    (path / "generation_config.json").write_text(json.dumps(values))
+    said = writing(path).said[-1]
+    assert said == (
+        "generation_config.json: ends at 2; greedy, so overridden: do_sample true, num_beams 4, "
+        "top_p 0.9"
+    )
+
+
+def test_the_window_of_a_decoder_limits_its_outputs(tmp_path: Path):
+    path = make_writer(tmp_path / "m", "bart")
+    with pytest.raises(JobError, match=r"max_new_tokens = 160: .* writes 159 tokens at most"):
+        writing(path, generate={"max_new_tokens": 160})
+    with pytest.raises(JobError, match="leaves no room for a text beside"):
+        writing(make_writer(tmp_path / "n", LLAMA), generate={"max_new_tokens": 158})
+
+
+@pytest.mark.slow
+def test_half_precision_is_written_and_agrees_up_to_rounding(tmp_path: Path):
+    spec = writing(make_writer(tmp_path / "m"))
+    rows = prepared(spec, TEXTS)
+    expected = [row["text"] for row in predicted(spec, rows)]
+    found = [row["text"] for row in predicted(replace(spec, precision="bf16"), rows)]
+    assert sum(a[:1] == b[:1] for a, b in zip(expected, found, strict=True)) > len(TEXTS) // 2
