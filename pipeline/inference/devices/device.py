@@ -104,7 +104,8 @@ def example_batch(config: PredictorConfig, device: torch.device) -> tuple[Tensor
 def _small(slot: Slot) -> tuple[int, ...]:
     """Return a small shape for tensors whose shapes vary: exporters only trace it."""
     rows, *others = slot.shape
-    if 1 in slot.varying and len(others) == 1:  # the tokens of a text
+    # The tokens of a text; a model may hear nothing in so few samples.
+    if 1 in slot.varying and len(others) == 1 and slot.dtype != "float32":
         others = [min(others[0], _TRACED_TOKENS)]
     return (min(rows, _TRACED_ROWS) if 0 in slot.varying else rows, *others)
 

@@ -173,7 +173,7 @@ class AudioInput(FixedShape):
         ends = np.cumsum([0, *(0 if each is None else len(each) for each in found)], dtype=np.int64)
         there = [each for each in found if each is not None]
         flat = np.concatenate(there) if there else np.empty(0, np.float32)
-        has_none = pa.array([each is None for each in found])
+        has_none = pa.array([each is None for each in found], pa.bool_())
         return pa.LargeListArray.from_arrays(
             pa.array(ends), pa.array(flat, number), pa.large_list(number), mask=has_none
         )
