@@ -67,7 +67,6 @@ def run_job(
     and DataContext. A Ray that is initialised in it is used and left running.
 
     Args:
-        job: The job.
         options: What the command line adds to it.
         progress: Where to show what it does and how far it is.
         execute: What to do; left out, all of the job.

@@ -214,9 +214,6 @@ def release_lost(store: Store, layout: Layout, run_id: str, error: PipelineError
     """Release the lease of a run whose process is gone, if it holds it.
 
     Args:
-        store: The output.
-        layout: The partition.
-        run_id: The run.
         error: How it ended.
     """
     epoch = latest_epoch(store, layout)

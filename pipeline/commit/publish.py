@@ -27,8 +27,6 @@ def commit(store: Store, layout: Layout, manifest: Manifest, folder: str) -> Man
     """Bring whole parts into the published folder and make them current.
 
     Args:
-        store: The sink.
-        layout: The partition.
         manifest: The new manifest; its keys are written. Its part paths are relative to `folder`,
             as `predictions/<name>` and `quarantine/<name>`, with the folders of partition columns
             before the name. They are numbered here, in their order.
@@ -252,7 +250,6 @@ def repair(
     """Finish what a crashed run left after its commit; return the current manifest.
 
     Args:
-        store: The sink.
         layout: The partition; the caller holds its lease.
         keep_versions: The job's sink.keep_versions.
         table: The table that names the parts, too; None if the job has none.

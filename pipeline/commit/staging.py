@@ -107,7 +107,6 @@ class StagingWriter:
         """Commit one slice; rows whose values cannot name folders are quarantined.
 
         Args:
-            key: The slice.
             counters: What was measured of it.
             rows: Predictions and failures, as `staged_schema`; without those that were set aside.
             aside: As `core.rows.aside.set_aside` made it; None if all rows are there.

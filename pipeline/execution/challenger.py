@@ -57,7 +57,6 @@ class Challenger:
         """Predict and commit a slice; rows that it gives no prediction for are failed rows.
 
         Args:
-            key: The slice.
             prepared: Its rows, as the model itself has got them.
         """
         try:

@@ -32,9 +32,7 @@ class ShardSource(Datasource):  # type: ignore[misc]  # Ray ships no types that 
         """Take what to read.
 
         Args:
-            reader: How to read.
             units: Each with the first rows of its wanted slices, if known.
-            run_id: Of the run.
             row_timeout_s: How long the reading of a row may take.
             lookup: Sets rows aside that need no model; None: all are computed.
         """

@@ -113,9 +113,7 @@ def preprocess_stage(
     """Return the stage of the tasks that decode and transform.
 
     Args:
-        preprocessing: How.
         compared: Unit and first row of the slices that carry exact pixels to the actors.
-        run_id: Of the run.
         row_timeout_s: How long the decoding of a row may take.
         memory: How much memory a process may keep.
     """

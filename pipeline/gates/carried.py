@@ -56,11 +56,9 @@ def differing_rows(
     those.
 
     Args:
-        task: What the model does.
         row_ids: Of N rows; all of a run at once, as numbers are compared by their usual size.
         known: Their task columns in the version that they are carried from.
         found: Their task columns as they are predicted now.
-        limits: The job's.
     """
     said = task.differences(known, found, limits.with_ties())
     return [f"{row_id}: {each}" for row_id, each in zip(row_ids, said, strict=True) if each]

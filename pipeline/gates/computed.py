@@ -55,7 +55,6 @@ def judge_computed(
 
     Args:
         gate: Its `judges_computed` is set.
-        options: Its section.
         least: Of fewer rows nothing is said; at least `LEAST_ROWS`.
         figures: Those of `computed_alone`.
         past: What was published before.

@@ -89,7 +89,6 @@ class Gate(Protocol):
         """Judge a run. Pure: a limit that is reached exactly is kept.
 
         Args:
-            options: Of type `Options`.
             figures: What is staged.
             past: What was published before; empty unless it needs `history`.
         """

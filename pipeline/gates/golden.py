@@ -65,7 +65,6 @@ class GoldenRows:
         """Predict the rows and compare.
 
         Args:
-            spec: What the actor runs.
             reduce: Predicts.
             where: The actor, for the message.
             counters: Gets the figure `golden`.

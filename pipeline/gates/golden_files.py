@@ -38,8 +38,6 @@ def read_golden(
     """Read the golden rows of a job; None where it wants none.
 
     Args:
-        gates: The job's.
-        task: What the model does.
         reader: What rows of this job look like.
         is_accepted: That rows differ is accepted: they are compared, and nothing is refused.
 

@@ -55,7 +55,6 @@ def look_back(store: Store, layout: Layout, base: Manifest | None, num_partition
     """Find the last partitions before this one.
 
     Args:
-        store: The output.
         layout: The partition that is to be published.
         base: What of it is published now.
         num_partitions: How many of them `rows` counts.

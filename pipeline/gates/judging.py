@@ -42,7 +42,6 @@ def judge(
     """Judge a run by all gates, some of them twice: see `computed.py`.
 
     Args:
-        section: The job's limits.
         figures: What is to be published.
         past: What was published before.
         accepted: Gate -> why its failure is accepted.
@@ -62,7 +61,6 @@ def certain_failures(
     """Judge what can only become worse: what fails now fails in the end, whatever the rest gives.
 
     Args:
-        section: The job's limits.
         num_planned: Rows of the plan; None if that is unknown: nothing is certain then.
         num_quarantined: Rows quarantined so far.
         reasons: The same by reason.

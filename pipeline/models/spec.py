@@ -224,7 +224,6 @@ def load_module(spec: ModelSpec, salt: str = "") -> torch.nn.Module:
     """Build the module and load its weights, in eval mode, float32, on the CPU.
 
     Args:
-        spec: The model.
         salt: Draws other random parameters; see `factory_tensors.seeded`.
 
     Raises:

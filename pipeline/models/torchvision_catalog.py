@@ -87,7 +87,6 @@ def torchvision_module(
     Args:
         name: Of torchvision.
         weights_sha256: Digest of the file that will be loaded.
-        options: Of the builder.
     """
     models = _models()
     if "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:

@@ -153,8 +153,6 @@ def allocate(resources: Resources, hardware: Hardware, *, cost: Cost) -> Allocat
     """Divide the cluster between actors and the tasks of the other stages.
 
     Args:
-        resources: What the job says.
-        hardware: What the cluster has.
         cost: What takes the time of a row.
 
     Raises:

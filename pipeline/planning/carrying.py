@@ -232,7 +232,6 @@ def _rows_of(shards: Sequence[_Shard], chosen: Numbers) -> dict[int, list[int]]:
     """Return index of a shard -> numbers of the chosen rows in it.
 
     Args:
-        shards: All of them.
         chosen: int64 (S, 2): source and prediction.
     """
     found: dict[int, list[int]] = {}

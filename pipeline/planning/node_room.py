@@ -68,7 +68,6 @@ class Held:
         """Return what a plan holds, divided as `allocation` says.
 
         Args:
-            plan: The plan.
             seen: What the model sees of a row.
             allocation: Who decodes, and how many there are.
         """

@@ -124,7 +124,6 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
     Args:
         job: The job; only what decides the predictions enters the fingerprint.
         inputs: The result of `list_inputs`.
-        model: The resolved model.
         batch_size: Rows per model call; most slices are a multiple of it.
     """
     task_fields = _task_fields(inputs, model)

@@ -74,7 +74,6 @@ class SliceSizes:
         """Return the slice sizes of a job.
 
         Args:
-            job: The job.
             batch_size: Rows per model call, as known before tuning.
             are_mostly_known: Rows are looked up in an earlier version.
         """

@@ -92,7 +92,6 @@ def find_past_run(
     """Return the newest report that is wanted, of any partition; None if none is.
 
     Args:
-        store: The output.
         partition: Looked at even if its name is not among the last ones.
         is_wanted: Judges a report.
     """
@@ -122,7 +121,6 @@ def read_reports(
     One listing, and a request for each report.
 
     Args:
-        store: The output.
         is_wanted: Judges the name of a partition.
         num_partitions: The most partitions.
     """
@@ -184,7 +182,6 @@ def compare_with_before(past: Iterable[Report], report: Report) -> Report:
 
     Args:
         past: Reports of earlier runs, the newest first.
-        report: The report.
     """
     recipe, had = Recipe.of(report), (report.hardware, report.decode_in)
     if not recipe.fits(report):
@@ -205,7 +202,6 @@ def load_report(
         uri: The sink's root, a partition's folder, or a report.json itself.
         partition: Which partition; None takes the latest run of all.
         run_id: Which run; None takes the latest.
-        storage_options: fsspec options.
 
     Raises:
         JobError: There is no such report, or a newer version of the pipeline wrote it.

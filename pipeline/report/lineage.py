@@ -54,7 +54,6 @@ class Lineage:
         """Connect as the environment says.
 
         Args:
-            figures: Of the run.
             source: What it reads; a path or URI.
             predictions: What it writes; likewise.
         """

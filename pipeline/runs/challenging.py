@@ -111,8 +111,6 @@ class Challenging:
         """Publish its predictions, and compare them with those of the run, which are published.
 
         Args:
-            run: The run.
-            plan: Its plan.
             champion: What it has published.
             tasks: As of `finish`.
 

@@ -53,7 +53,6 @@ def finish(
     """Publish the staged slices of a plan.
 
     Args:
-        run: The run.
         plan: The plan that the slices must tile.
         staged: The winning staged part of every slice.
         base: What is published now; ours becomes the next version.

@@ -131,7 +131,6 @@ class Merge(Protocol):
         """Find the rows, staged or published, whose id another row has that keeps its prediction.
 
         Args:
-            run: The run.
             slices: The staged slices, in order.
             hashes: Of the row ids of each.
             tasks: Runs a function for every tuple of arguments.

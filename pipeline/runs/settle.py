@@ -27,7 +27,6 @@ def settle(
     """Choose what runs the model, and divide the cluster; the golden rows are the caller's.
 
     Args:
-        run: The run.
         plan: Its plan, adopted.
         model: As the job has it.
         hardware: What the Ray in use has.

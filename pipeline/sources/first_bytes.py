@@ -157,7 +157,6 @@ def require_kind(
     A store that may list need not be allowed to read: that fails here, before anything is started.
 
     Args:
-        store: The source.
         shards: In input order.
         form: The format of the job.
         are_named: The job names the shards, whose suffixes then say nothing.

@@ -60,7 +60,6 @@ def fields_of_part(part: str, source: Source, fields: pa.Schema) -> pa.Schema:
 
     Args:
         part: The name of the input, '' of the only one.
-        source: The job's section.
         fields: The columns of all inputs, as readers have them.
     """
     if not part:

@@ -70,7 +70,6 @@ def list_inputs(source: Source, *, max_extent_rows: int, may_be_empty: bool = Fa
     """List the shards under `source.uri` and measure them.
 
     Args:
-        source: The job's source section.
         max_extent_rows: Row groups are joined to extents of up to about this many rows.
         may_be_empty: Take an object-store prefix without objects for an empty folder, not for a
             missing one: the store cannot tell them apart.

@@ -32,8 +32,6 @@ def read_slices(
     """Yield the wanted slices of a unit, in order; one that is too large in pieces.
 
     Args:
-        reader: How to read.
-        unit: What to read.
         wanted_starts: First rows of the slices to read: those without a staged part. Ignored for
             an uncounted unit, whose `cut.done` names the slices that are staged.
 

@@ -46,7 +46,6 @@ def make_rows(
     """Make a table of `reader.schema`.
 
     Args:
-        reader: The reader of the job.
         row_ids: (N,).
         uris: (N,), as they are published.
         inputs: The columns of `reader.fields`, each (N,).

@@ -159,9 +159,7 @@ class SourceFormat(Protocol):
         """Measure listed shards; an unreadable shard is an extent with a reason.
 
         Args:
-            store: The source.
             shards: In input order.
-            source: The job's section.
             max_extent_rows: An extent has up to about this many rows.
 
         Raises:

@@ -32,8 +32,6 @@ def to_rows(
     """Turn rows of a shard into `reader.schema`.
 
     Args:
-        reader: The reader of the job.
-        path: Of the shard.
         numbers: (N,): the rows' numbers in the shard.
         table: N rows with the columns that the job needs.
         failures: (N,): rows that failed before; grows.

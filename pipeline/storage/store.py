@@ -129,7 +129,6 @@ class Store:
         """Read whole files, concurrently in an object store; what failed maps to its error.
 
         Args:
-            paths: Which files.
             versions: The version that each must have, as listed; another one is an InfraError. Of
                 local disk it may be followed by `/` and the ctime.
         """
@@ -189,7 +188,6 @@ class Store:
         if nothing is found. Nothing is ever deleted.
 
         Args:
-            path: What to create.
             data: Its content, which must contain the token.
             token: Unique to this call, so that its own object is recognised.
 

@@ -85,11 +85,7 @@ def run_once(
     """Run the job to its end.
 
     Args:
-        command: What to run.
         changes: Fields of the job that differ, `section.field` -> value.
-        sink: Where it writes.
-        layout: Of the partition.
-        environment: Variables for this run.
         kills: What is killed meanwhile.
         dies_at: The failpoint at which the driver kills itself.
     """

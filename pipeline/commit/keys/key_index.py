@@ -32,7 +32,6 @@ class KeyIndex:
         """Name the version; nothing is opened yet.
 
         Args:
-            keys: Of the version.
             left_out: int64 (M, 2), ascending: first and last + 1 of ordinals that are not to be
                 found; None: all are.
         """

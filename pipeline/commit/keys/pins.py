@@ -25,7 +25,6 @@ def pin(store: Store, layout: Layout, number: int, token: str, by: str) -> None:
     A version may have been deleted before the pin was written, so look for it afterwards.
 
     Args:
-        store: The output.
         layout: The partition of the version.
         number: Of the version.
         token: Of its manifest.

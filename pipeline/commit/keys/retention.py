@@ -20,8 +20,6 @@ def unneeded_keys(
     """Find key files that no version names which is current, in the history or pinned.
 
     Args:
-        store: The output.
-        layout: The partition.
         current: Its current manifest; None: nothing is published.
         kept: The numbers of the versions in the history.
 

@@ -224,7 +224,6 @@ def write_buckets(
     """Write the hashes of all rows of a version.
 
     Args:
-        writer: Where to and how.
         slices: The staged slices of the work plan, in order. Rows whose `schema.INPUT_HASH` is null
             have no key, and slices without that column none at all.
         runs: int64 (K, 5): what is carried between them, as `Carried` has it.

@@ -39,7 +39,6 @@ def read_failed(store: Store, folder: str, parts: Sequence[Part]) -> FailedRows:
     """Read from the parts of the quarantine which rows are there.
 
     Args:
-        store: The sink.
         folder: What the paths of the parts are relative to.
         parts: In input order.
     """
@@ -62,7 +61,6 @@ def rows_of_units(plan: Plan, keys: Sequence[SliceKey]) -> list[int]:
     """Return the rows of each unit of a plan whose slices are all staged.
 
     Args:
-        plan: The plan.
         keys: Of the staged slices.
     """
     ends: dict[int, int] = {}
@@ -84,7 +82,6 @@ def write_keys(
     """Write what is known of the shards, and then the list of all files.
 
     Args:
-        store: The sink.
         folder: `Layout.keys` of the version.
         about: What its predictions depend on.
         shards: As `known_shards` says.

@@ -153,7 +153,6 @@ class Compactor:
         Args:
             folder: `predictions` or `quarantine`, with the folders of partition columns.
             index: Of the group that writes them.
-            schema: Of the parts.
             total_weight: As `PartStream`.
             first: How many parts the group has before.
         """
@@ -206,7 +205,6 @@ def compact_slices(
     """Compact all slices of a run.
 
     Args:
-        compactor: Where to and how.
         slices: In input order.
         duplicates: Rows to quarantine, of the slices that have some.
         run_tasks: Calls a function for every tuple of arguments; results in the order of calls.

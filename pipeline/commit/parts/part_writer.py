@@ -50,7 +50,6 @@ def file_metadata(
     """Return what every part's Parquet metadata says of how it was made.
 
     Args:
-        plan: The plan.
         run_id: Of the run that writes.
         devices: Device -> rows of all parts that it predicted; staged parts count their own.
     """
@@ -145,7 +144,6 @@ class PartStream:
         """Prepare to write.
 
         Args:
-            store: Where to.
             folder: Its folder; the paths of the parts are relative to it.
             name: Path of the n-th part.
             kind: How to write them.

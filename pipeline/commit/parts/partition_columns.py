@@ -188,7 +188,6 @@ def compact_by_value(
     """Compact all slices of a run into folders by the values of columns.
 
     Args:
-        compactor: Where to and how.
         columns: Names of the partition columns, outermost folder first.
         slices: In input order.
         duplicates: Rows to quarantine, of the slices that have some.

@@ -42,8 +42,6 @@ class PublishedPart:
         """Return a part of a version.
 
         Args:
-            layout: The partition.
-            manifest: The version.
             part: The part.
             with_key: The key of the partition is a column, too.
         """

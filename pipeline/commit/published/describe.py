@@ -60,7 +60,6 @@ def describe_output(
     Args:
         uri: The sink's root, or a partition's folder.
         partition: Which partition; None takes all there are.
-        storage_options: fsspec options.
 
     Raises:
         JobError: Nothing is published there.

@@ -18,7 +18,6 @@ def unneeded_models(store: Store, grace_s: float) -> list[StoredFile]:
     """Find calibrated models that nothing names: no profile, and no run's choice.
 
     Args:
-        store: The output.
         grace_s: Younger ones may be named in a moment.
     """
     now = store.now()

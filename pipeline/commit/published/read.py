@@ -43,7 +43,6 @@ def read_predictions(
         uri: The sink's root, or a partition's folder.
         partition: For instance `date=2026-11-24`; None for an output without partitions.
         columns: The columns to read; None reads all.
-        storage_options: fsspec options.
 
     Returns:
         The rows in input order; with `sink.partition_columns` by value, in input order within each,
@@ -71,8 +70,6 @@ def of_current(store: Store, layout: Layout, read: Callable[[Manifest], _Read]) 
     """Return what `read` makes of the current version, also while that is being replaced.
 
     Args:
-        store: The output.
-        layout: The partition.
         read: Reads one whole version. If a part of it is gone (FileNotFoundError), the version was
             replaced meanwhile: it is called again, for the new one.
 

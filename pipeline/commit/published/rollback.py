@@ -28,7 +28,6 @@ def rollback(
     """Publish a replaced version again, as a new version.
 
     Args:
-        store: The sink.
         layout: The partition; the caller holds its lease.
         run_id: Of this command.
         keep_versions: The job's sink.keep_versions.

@@ -50,7 +50,6 @@ def verify_output(
     Args:
         uri: The sink's root, or a partition's folder.
         partition: Which partition; None takes the only one there is.
-        storage_options: fsspec options.
 
     Returns:
         Partition, version, status `ok` and every check.

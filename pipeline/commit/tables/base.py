@@ -30,9 +30,7 @@ class TableFormat(Protocol):
         """Check before a run's work that the table can take what it will make.
 
         Args:
-            layout: The partition.
             partition_columns: Column -> Arrow type of the folders inside the partition.
-            schema: The predictions.
 
         Raises:
             JobError: The extra is missing, the store or a type is not supported, or the table that

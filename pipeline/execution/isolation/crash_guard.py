@@ -105,7 +105,6 @@ class Guard:
 
         Args:
             name: Of the slice among all that this run attempts.
-            rows: The slice.
             counters: Gets what the stages did, and the figure `isolated` if there was need.
         """
         with self._attempts.attempt(name) as earlier, at_most(self._max_bytes):

@@ -62,8 +62,6 @@ def read_guarded(
     """Yield the wanted slices of a unit, packed, as `read_slices` does.
 
     Args:
-        reader: How to read.
-        unit: What to read.
         starts: First rows of the slices to read, as in `read_slices`.
         attempts: The crash marks of this node.
         row_timeout_s: Time limit per row; a slice has `SLICE_LIMITS` times as long.
@@ -174,7 +172,6 @@ def _read_by_extent(
 
     Args:
         extents: Reads the unit of the slice.
-        key: The slice.
         isolated: Lets a child read; pieces that end it are failed.
         earlier: What is known of earlier attempts at the unit.
         num_earlier: Processes that ended in these, to be counted with this slice.

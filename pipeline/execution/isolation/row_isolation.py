@@ -59,7 +59,6 @@ class IsolatedRunner:
         """Do one stage; rows that end the child are failed rows of what is returned.
 
         Args:
-            plan: The stage.
             rows: Those that have failed already stay as they are.
             counters: Gets what the stage did.
             one_by_one: Do not even try batches.

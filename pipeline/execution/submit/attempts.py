@@ -93,7 +93,6 @@ def find_attempts(client: Any, target: str, date: str | None = None) -> list[Att
     """Return the submissions that someone means, oldest first.
 
     Args:
-        client: Of `connect_job_api`.
         target: The id of a job, or the path of a job file.
         date: Of a job file: only submissions for it, as they were given.
 

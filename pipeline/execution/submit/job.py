@@ -172,8 +172,6 @@ def wait_for_driver(client: Any, job_id: str, timeout_s: float, *, stops: bool) 
     """Wait until a job has a driver, or has ended; return Ray's details of it.
 
     Args:
-        client: Of `connect_job_api`.
-        job_id: Which job.
         timeout_s: How long it may take.
         stops: A job that takes longer is told to stop, so that it does not begin later.
 

@@ -89,7 +89,6 @@ class Runtime(Protocol):
         Args:
             exporter: Gives the module, or an exported file of it, and the options of the job.
             precision: One of `precisions`.
-            num_threads: CPU threads.
             calibrated: Precision int8: bytes of the ONNX model that runs instead of the module.
         """
         ...
@@ -103,7 +102,6 @@ class Runtime(Protocol):
             file: The module; normalisation by torch comes before it.
             exporter: Has the example of a batch.
             precision: One of `file_precisions`.
-            num_threads: CPU threads.
 
         Returns:
             Whether B is fixed, as `Runner.is_static` has it.

@@ -66,7 +66,6 @@ def make_runner(
             the node cache has the runtime's form of it.
         example: A full batch on the device: input name -> (B, ...), in the shapes and dtypes of
             `Input.slots`, or a small batch where shapes vary; the values do not matter.
-        num_threads: CPU threads.
         varying: Axes whose sizes differ from batch to batch; None: all batches are like `example`.
         identity: Text that identifies the module's outputs; None: its tensors are digested.
         calibrated: Precision int8: bytes of the checked ONNX model that runs instead.

@@ -49,7 +49,6 @@ class SliceRun:
         """Take a slice.
 
         Args:
-            model: Is loaded.
             inputs: What `Input.arrays` gives of the slice, each (N, ...).
             row_ids: (N,).
             first: Watches the first rows; None: a failure always counts as its row's fault.

@@ -43,7 +43,6 @@ def build_module(
     """Build the module of a local directory: float32, on the CPU, in eval mode.
 
     Args:
-        path: The directory.
         facts: What `read_facts` read of it; the job may have another pooling.
         task: What the outputs are for.
         args: `model.args`; a directory takes none.

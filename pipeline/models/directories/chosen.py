@@ -70,7 +70,6 @@ def choose(folder: Path, at: str = "", *, is_encoder: bool = False) -> ModelClas
     """Choose the class that a config names, and check that the weights fit.
 
     Args:
-        folder: The directory.
         at: Where config and weights lie: '' or a folder ending in `/`.
         is_encoder: Another file says that embeddings are wanted, whatever the head.
 

@@ -175,7 +175,6 @@ def encoder_of(cls: Any, config: Any, *, is_declared: bool) -> Any:
 
     Args:
         cls: The class that `architectures` names.
-        config: Its configuration.
         is_declared: Another file says that the encoder is meant, whatever the head.
 
     Raises:

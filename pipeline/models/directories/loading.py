@@ -54,7 +54,6 @@ def load(cls: Any, named: Any, config: Any, tensors: Mapping[str, torch.Tensor])
     Args:
         cls: What to build.
         named: The class that `architectures` names; its head may be among the tensors.
-        config: The configuration.
         tensors: By name, as in the files; they may become the module's own.
 
     Raises:

@@ -121,8 +121,6 @@ def open_facts(
     """Copy a model directory into the node cache and read what it says.
 
     Args:
-        uri: The directory.
-        storage_options: fsspec options.
         input_name: The registered name of the job's input.
         pooling: The job's pooling; None: the directory's.
 
@@ -161,7 +159,6 @@ def directory_module(
     """Build the module of a directory from this node's copy; see `build_module`.
 
     Args:
-        directory: The directory.
         model_input: What it sees of a row.
         pooling: The job's pooling; None: the directory's.
         task: What the outputs are for.

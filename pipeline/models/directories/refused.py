@@ -55,7 +55,6 @@ def explain(store: Store, at: str, *, has_config: bool, has_weights: bool = Fals
     """Return the error of a directory that lacks config, weights, or tokenizer.
 
     Args:
-        store: The directory.
         at: Where they are looked for: '' or a folder ending in `/`.
         has_config: It has a `config.json`.
         has_weights: It has weights too; the tokenizer is missing.

@@ -76,7 +76,6 @@ def explain_file(store: Store, at: str) -> JobError:
     """Return the error of a file that is no .onnx file, by its name and its first bytes.
 
     Args:
-        store: Where it lies.
         at: Its path below, '' if the store is the file itself.
     """
     place = store.url(at)

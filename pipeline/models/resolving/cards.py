@@ -68,7 +68,6 @@ def find_card(
     """Find what the model section names, without building it.
 
     Args:
-        model: The job's model section.
         allow_import: Prefixes of modules that `factory` may name, beside the environment's.
         input_name: The registered name of the input.
         has_pairs: Whether rows are pairs of texts.

@@ -56,7 +56,6 @@ def resolve_model(
     """Find the model, its transform, labels and weights digest, without building it.
 
     Args:
-        model: The job's model section.
         transform: The job's transform section; its fields win over the model's own.
         text: The job's text section; None: nothing is set. Its fields win likewise.
         audio: The job's audio section, likewise.

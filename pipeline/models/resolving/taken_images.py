@@ -24,7 +24,6 @@ def require_image_fits(name: str, taken: ImageContract, transform: TransformSpec
     Args:
         name: Of the model, for the message.
         taken: What it says.
-        transform: The job's.
 
     Raises:
         JobError: They differ; the message has both numbers.
@@ -75,7 +74,6 @@ def warn_of_convolutions(uri: str, file: BinaryIO, transform: TransformSpec) -> 
     Args:
         uri: The file, for the message.
         file: Open at its start; its header was checked.
-        transform: The job's.
     """
     length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
     shapes = _convolutions(json.loads(file.read(length)))

@@ -33,7 +33,6 @@ def choose_task(model: Model, card: FoundModel, allow_import: Sequence[str]) -> 
     """Choose the task of a model, with its labels.
 
     Args:
-        model: The job's model section.
         card: The model.
         allow_import: Prefixes of modules that `postprocess` may name, beside the environment's.
 

@@ -45,7 +45,6 @@ def choose_text(
         wanted: The job's section.
         own: What the model directory says; None for a model without one.
         folder_uri: The model directory.
-        storage_options: Of the model.
         has_offsets: Whether the task needs the places of tokens in the text.
         hypotheses_of: Prompts that the model puts behind each text; the longest must fit.
         prompt: What stands around each text; None: nothing.

@@ -44,7 +44,6 @@ def preprocess(
         rows: `source_schema`; encoded bytes in `image`.
         counters: Gets the entries `decode` and `transform`; for groups also `gpu_decoded`.
         limits: Size limits, checked before decoding.
-        spec: The model's transform.
         num_threads: Rows decoded at once; decoders and filters release the GIL.
         decode_jpegs: Decodes JPEGs in groups; None: as the spec says.
 

@@ -46,7 +46,6 @@ def classes_of(report: Report, past: Sequence[Report]) -> Classes:
     """Compare the classes of a report with those of up to seven partitions before.
 
     Args:
-        report: The report.
         past: Reports of earlier runs, the newest first.
     """
     now, before = _shares(report), _before(report, past)

@@ -92,7 +92,6 @@ class Progress(Protocol):
         """Open a way for actors to tell how far they are; None if nobody wants to know.
 
         Args:
-            run_id: Of the run.
             num_actors: How many actors there may be.
         """
 

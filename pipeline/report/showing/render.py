@@ -57,7 +57,6 @@ def to_html(
     """Render a report as one page that loads nothing: inline CSS and SVG, all values escaped.
 
     Args:
-        report: The report.
         past: Reports of earlier runs, the newest first.
         trends: The lines of the last versions.
         sheets: Rows with what they were predicted from, as HTML that is escaped already.

@@ -43,12 +43,8 @@ def compare_checked(
     """Compare rows of the work with the predictions that are known of them.
 
     Args:
-        store: The sink.
-        task: What the model does.
         slices: Of the work, in order.
         carried: What is carried, and which rows were chosen before.
-        versions: The sources.
-        limits: The job's.
         run_tasks: Calls a function for every tuple of arguments; results in the order of calls.
 
     Returns:

@@ -93,7 +93,6 @@ def find_reuse(run: RunContext, plan: Plan, base: Manifest | None) -> Reuse:
     """Divide a plan into what is taken over and the work that is left.
 
     Args:
-        run: The run.
         plan: All rows.
         base: What is published of the partition now.
     """

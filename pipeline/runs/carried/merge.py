@@ -66,7 +66,6 @@ def predict_with_reuse(
     Args:
         run: The run, which holds the lease of its partition.
         plan: All rows; adopted.
-        model: What predicts them.
         base: What is published of the partition now.
         predict: Gets `plan`, what is left to do, and `merge`, what it is put together with.
         say: Shows what is carried.

@@ -57,7 +57,6 @@ def check_hardware(
     """Check that the job's actors fit this machine, or that a cluster lets us in; say so in words.
 
     Args:
-        job: The job.
         address: Of the cluster, or of its job API; None for an embedded Ray.
         here: Returns what an embedded Ray has.
 

@@ -18,7 +18,6 @@ def features_told(source: Source, fields: pa.Schema) -> Iterator[None]:
     """Say in errors about the width of a vector which numbers it has, and how many fit.
 
     Args:
-        source: The job's section.
         fields: The columns of the input, as a plan has them.
     """
     try:

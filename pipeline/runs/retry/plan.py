@@ -92,7 +92,6 @@ def replan(base: Base, chosen: Selection, job: Job, model: ModelSpec, inputs: St
         base: What is published.
         chosen: The rows of its quarantine that are asked for.
         job: The job; it asks for what was published.
-        model: Its model.
         inputs: The source.
     """
     make = _replan_uncounted if base.plan.counts_by_reading else _replan_extents
@@ -289,7 +288,6 @@ def _retry_unit(
         base: What is published.
         unit: Of its plan.
         entries: Rows of the quarantine, ascending.
-        job: The job.
         found: The shards that may be read, as they are now.
         is_rest: bool (N,): which rows of the quarantine stand for the rest of a tar.
     """

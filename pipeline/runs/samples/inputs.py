@@ -50,8 +50,6 @@ def by_shard(
     """Yield the extents of each shard that has wanted rows, and the ids of these.
 
     Args:
-        reader: The reader of the job.
-        plan: Its plan.
         asked: Id and URI of rows; the URI names the shard if ids are a column.
         where: The output and partition, for messages.
 

@@ -85,7 +85,6 @@ def read_small(finder: OriginalFinder, rows: Iterable[tuple[str, str]]) -> dict[
     """Read what rows were predicted from; one that cannot be read has the reason.
 
     Args:
-        finder: Of their version.
         rows: Id and URI of each.
 
     Returns:

@@ -37,7 +37,6 @@ def try_sheets(finder: OriginalFinder, number: int) -> str:
     """Return the sheets of a version as HTML; what goes wrong is said there, and a warning.
 
     Args:
-        finder: Of the version.
         number: The most rows of each sheet; 0: there is none, and nothing is read.
     """
     if not number:
@@ -77,7 +76,6 @@ def samples_of(
     """Return rows beside what they were predicted from, and what is missing, and why.
 
     Args:
-        finder: Of their version.
         rows: Id -> URI.
         said: Id -> what is written below it.
     """

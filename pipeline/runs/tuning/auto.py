@@ -60,8 +60,6 @@ def resolve_runtime(
     """Say what runs the model of this plan, and how the cluster is divided for it.
 
     Args:
-        run: The run.
-        plan: Its plan.
         model: As the job has it.
         hardware: What the Ray in use has.
         allocation: The usual division.

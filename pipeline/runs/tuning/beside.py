@@ -205,7 +205,6 @@ def try_beside(
 
     Args:
         config: Of the other runtime.
-        reader: Reads the sample.
         units: What it is read from.
         num_rows: Its rows.
         seed: Which rows these are.

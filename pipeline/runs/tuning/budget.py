@@ -19,7 +19,6 @@ class Budget:
 
         Args:
             is_bounded: Whether a run waits for the answer; `pipeline tune` measures all.
-            clock: Gives seconds.
         """
         self._clock, self._began = clock, clock()
         self.is_bounded = is_bounded

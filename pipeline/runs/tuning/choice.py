@@ -86,7 +86,6 @@ def settled(
     """Return the choice of a job that says neither runtime nor precision.
 
     Args:
-        profile: What is known.
         min_agreement_pct: `gates.min_agreement_pct`.
         num_rows: Rows of the run; None if unknown.
         allocation: How many actors share the rows.

@@ -76,7 +76,6 @@ def choose(
     """Take what ends first, starting up included, among what agrees.
 
     Args:
-        trials: What was measured.
         min_agreement_pct: What agrees less is left out.
         num_rows: Rows of the run; None if unknown: only the rate counts.
         allocation: How many actors share the rows.

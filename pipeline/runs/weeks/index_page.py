@@ -47,7 +47,6 @@ def index_html(url: str, found: Iterable[PartitionStatus], num_earlier: int, *, 
     """Return the page: the last partition first.
 
     Args:
-        url: Of the output.
         found: By date or number.
         num_earlier: How many more there are.
         links: The page lies beside the reports.

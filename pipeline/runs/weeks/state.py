@@ -93,8 +93,6 @@ def status_of(
     """Return the state of a partition.
 
     Args:
-        partition: Its name.
-        manifest: Of its current version.
         published: When that was published, by the clock of the store.
         last: Its last run.
         now: The time.

@@ -40,7 +40,6 @@ def survey(store: Store, partitions: Sequence[str] | None = None) -> list[Partit
     """Say how partitions are, by date or number.
 
     Args:
-        store: The output.
         partitions: Their names; None: all that runs have worked on.
     """
     reports = _newest_reports(store, partitions)

@@ -75,10 +75,8 @@ def pass_through(
     """Take the pass-through columns out of a shard's rows, or out of its path.
 
     Args:
-        fields: The declared columns.
         folders: Those of them whose values become folders.
         table: N rows of the shard.
-        path: Path of the shard.
 
     Returns:
         Name -> column (N,), and row -> message for values that do not fit, which are null.

@@ -43,7 +43,6 @@ def count_features(source: Source, schema: pa.Schema) -> int:
 
     Args:
         source: Names the columns.
-        schema: Of a shard.
     """
     pairs = zip(source.features, list_widths(source, schema), strict=True)
     return sum(_width(entry, width) for entry, width in pairs if not _is_text(entry))

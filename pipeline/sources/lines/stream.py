@@ -203,7 +203,6 @@ def max_line_bytes(source: Source, escaped: int) -> int:
     """Return the limit of a line: room for the largest text or image, and for what is beside it.
 
     Args:
-        source: The job's section.
         escaped: As how many bytes the format may write a byte of a text.
     """
     return _ROOM_BYTES + (columns_of(source).line_bytes(escaped) or 0)

@@ -47,7 +47,6 @@ def needed_columns(source: Source, schema: pa.Schema, leaves: Sequence[str]) -> 
 
     Args:
         source: The job's section; the shard fits it.
-        schema: Of the shard.
         leaves: The paths of the shard's leaf columns, in its order.
     """
     known = with_paths(schema, named_columns(source))

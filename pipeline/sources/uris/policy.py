@@ -192,7 +192,6 @@ def target_of(url: str, policy: FetchPolicy, came_by: str = "") -> Target:
 
     Args:
         url: Absolute.
-        policy: What is allowed.
         came_by: The scheme of the redirect that led here.
     """
     shown = shown_uri(url)

@@ -59,7 +59,6 @@ def _split(fetch: FetchPage, folder: str, flat: Page, below: str) -> _Step:
 
     Args:
         fetch: Asks for a page.
-        folder: What is listed.
         flat: Its first page; a folder whose first page shows no folders is not asked for any.
         below: `folder`, or the folder in it that holds all it has.
     """

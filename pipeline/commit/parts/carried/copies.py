@@ -109,7 +109,6 @@ def choose_copies(
     """Choose parts, in the order of the output.
 
     Args:
-        compactor: How parts are written.
         work: What is computed.
         failed: Tells which of it has no prediction.
         order: Where the work goes.

@@ -49,10 +49,7 @@ def measure_carried(
     """Return how the carried predictions are distributed, without rows found by content.
 
     Args:
-        store: The sink.
-        versions: The sources.
         carried: What is carried.
-        schema: Of the predictions.
         columns: Whose numbers are counted, as `task.measured_columns` names them.
         run_tasks: Calls a function for every tuple of arguments; results in the order of calls.
         gone: int64 (G,): numbers of predictions that are not carried, because of their ids.
@@ -115,8 +112,6 @@ def measure_found(
     """Return how the predictions are distributed that staged rows take over, and their number.
 
     Args:
-        store: The sink.
-        versions: The sources.
         slices: Of the work plan.
         duplicates: Rows of them that have no prediction, because of their ids.
         looked_up: Tells which rows those are.
@@ -177,11 +172,9 @@ def find_carried_duplicates(
     """Find the rows, computed or carried, whose id an earlier row of the input has.
 
     Args:
-        store: The sink.
         slices: Of the work plan, in input order.
         hashes: Of the ids of each, as `read_hashes` returns them.
         carried: What is carried.
-        versions: The sources.
         run_tasks: Calls a function for every tuple of arguments; results in the order of calls.
 
     Returns:

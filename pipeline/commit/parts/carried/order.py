@@ -140,7 +140,6 @@ def put_in_order(
     Args:
         slices: Of the work plan, in input order.
         carried: What is carried.
-        versions: The sources.
 
     Raises:
         InfraError: The runs are not in the order of the input.

@@ -192,11 +192,9 @@ def compact_carried(
     """Compact the slices of a run and what it takes over.
 
     Args:
-        compactor: Where to and how.
         slices: Of the work plan, in input order.
         duplicates: Rows of them to quarantine because of their ids.
         carried: What is taken over.
-        versions: Its sources.
         own: The columns that rows found by content have of the new input.
         unit_rows: int64 (U,): rows of each unit of the whole plan; None: nothing is written to the
             quarantine.

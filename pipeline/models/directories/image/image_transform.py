@@ -69,7 +69,6 @@ def read_transform(
     """Read the transform of a snapshot.
 
     Args:
-        folder: The snapshot.
         at: Where the model's files lie: '' or a folder ending in `/`.
         num_channels: What the model's config says of its input; None: nothing.
 

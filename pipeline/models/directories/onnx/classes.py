@@ -69,7 +69,6 @@ def classes_of(model: onnx.ModelProto, output: str) -> tuple[str, ...] | None:
     of their own, which are no names.
 
     Args:
-        model: The graph.
         output: A tensor (B, K).
     """
     makers = _makers(model)

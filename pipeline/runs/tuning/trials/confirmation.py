@@ -32,7 +32,6 @@ def choose_confirmed(
 
     Args:
         tuning: Where.
-        profile: What was tried.
         wanted: Runtimes and precisions that the job leaves open.
         budget: What the run that waits for the answer may spend.
 

@@ -67,7 +67,6 @@ def try_out(
     """Run the sample one way; what it keeps of each row becomes the next ones' reference.
 
     Args:
-        config: The way.
         sample: Prepared rows, each array (N, ...).
         reference: What eager fp32 keeps of the sample; None if this is eager fp32.
         limits: How far a row may be from the reference.
@@ -192,7 +191,6 @@ class Workload:
         """Return rows/s by the median call of each batch, which other work disturbs least.
 
         Args:
-            predictor: What runs them.
             least_rows_per_s: A lower rate is not measured longer.
             for_s: For how long at least.
         """
@@ -214,11 +212,6 @@ class Workload:
         self, predictors: Sequence[Engine], rows: slice, clock: Callable[[], float]
     ) -> tuple[list[Arrays], list[float], int]:
         """Predict rows of the sample with each predictor, batch by batch in turn.
-
-        Args:
-            predictors: What predicts them.
-            rows: Which rows.
-            clock: Gives seconds.
 
         Returns:
             What each keeps of the rows, the seconds that it took, and how many rows were predicted.
@@ -242,7 +235,6 @@ class Workload:
         disturbs the other.
 
         Args:
-            predictors: What runs them.
             clock: Gives seconds, of which single calls may take too few to be counted.
             for_s: For how long at least.
         """
