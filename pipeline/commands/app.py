@@ -22,15 +22,7 @@ from pipeline.commands.options import (
     show,
     versions,
 )
-from pipeline.commands.output_commands import (
-    diff,
-    gc,
-    inspect,
-    report,
-    reproduce,
-    rollback,
-    verify,
-)
+from pipeline.commands.output_commands import diff, gc, inspect, report, reproduce, rollback, verify
 from pipeline.commands.week_commands import backfill, history, status, stop
 from pipeline.core.errors import JobError
 from pipeline.process.failpoints import failpoint_quiet

@@ -60,10 +60,7 @@ def predict(
 
 
 def init(
-    input_: Annotated[
-        str | None,
-        typer.Argument(metavar="[INPUT]", help=_INPUT),
-    ] = None,
+    input_: Annotated[str | None, typer.Argument(metavar="[INPUT]", help=_INPUT)] = None,
     model: Annotated[str | None, typer.Option("--model", metavar="M", help=_MODEL)] = None,
     to: Annotated[str | None, typer.Option("--to", metavar="OUT", help=_TO)] = None,
     job: Annotated[str, typer.Option("--job", metavar="FILE", help="To write.")] = "job.yaml",

@@ -51,9 +51,7 @@ def _require_format(name: str) -> str:
 OutputUri = Annotated[
     str,
     typer.Argument(
-        metavar="URI",
-        help="The sink's root, or a partition's folder.",
-        callback=_refuse_job_file,
+        metavar="URI", help="The sink's root, or a partition's folder.", callback=_refuse_job_file
     ),
 ]
 DateOption = Annotated[

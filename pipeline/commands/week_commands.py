@@ -34,8 +34,7 @@ from pipeline.commands.options import (
 from pipeline.core.errors import JobError
 
 ClusterOption = Annotated[
-    str | None,
-    typer.Option("--address", help="Of submitted jobs: the job API, http://HOST:8265."),
+    str | None, typer.Option("--address", help="Of submitted jobs: the job API, http://HOST:8265.")
 ]
 
 

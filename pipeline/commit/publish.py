@@ -116,11 +116,7 @@ def sync_published_folder(
 
 
 def _settle_one(
-    store: Store,
-    layout: Layout,
-    manifest: Manifest,
-    keep_versions: int,
-    table: TableFormat | None,
+    store: Store, layout: Layout, manifest: Manifest, keep_versions: int, table: TableFormat | None
 ) -> None:
     """Finish what follows the commit of a version; each step may have been done before.
 

@@ -206,9 +206,7 @@ class Source(Section):
         is_own = self.format in registry.built_in(registry.SOURCES)
         hidden = {"uri", "files", "storage_options", "input_options"}
         return self.model_dump(
-            mode="json",
-            exclude_defaults=True,
-            exclude=hidden if is_own else hidden | {"options"},
+            mode="json", exclude_defaults=True, exclude=hidden if is_own else hidden | {"options"}
         )
 
     @classmethod

@@ -42,11 +42,7 @@ class OnnxModule(torch.nn.Module):
     """
 
     def __init__(
-        self,
-        path: Path,
-        facts: OnnxFile,
-        *,
-        outputs: Sequence[str] | None = None,
+        self, path: Path, facts: OnnxFile, *, outputs: Sequence[str] | None = None
     ) -> None:
         """Wrap a file; nothing is opened yet.
 

@@ -47,10 +47,7 @@ def inspect(
 
 @printed
 def verify(
-    uri: str,
-    *,
-    partition: str | None = None,
-    storage_options: Mapping[str, Any] | None = None,
+    uri: str, *, partition: str | None = None, storage_options: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Prove a published partition: checksums, rows in = predictions + quarantine, ids.
 

@@ -19,14 +19,7 @@ from pipeline.core.hive_paths import partition_types
 from pipeline.dataflow import predict_and_publish, run_job
 from pipeline.job.reading.loader import Overrides
 from pipeline.models.weights.factory_tensors import copy_pin
-from pipeline.operations.jobs import (
-    Accepted,
-    Date,
-    JobLike,
-    load_job,
-    name_of,
-    run_options,
-)
+from pipeline.operations.jobs import Accepted, Date, JobLike, load_job, name_of, run_options
 from pipeline.planning.plan import Plan, settings_digest
 from pipeline.report.document import Report, RunStatus
 from pipeline.report.showing.progress import Progress, shown_on

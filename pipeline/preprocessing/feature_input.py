@@ -12,13 +12,7 @@ from pipeline.core.arrays import features_from_arrow
 from pipeline.core.errors import JobError
 from pipeline.core.schema import FEATURES, TEXT_FEATURE, WIDTHS
 from pipeline.preprocessing.column_input import ColumnInput
-from pipeline.preprocessing.model_input import (
-    FEW_ROWS,
-    Arrays,
-    BatchLimits,
-    InputSettings,
-    Slot,
-)
+from pipeline.preprocessing.model_input import FEW_ROWS, Arrays, BatchLimits, InputSettings, Slot
 from pipeline.preprocessing.table_input import TableInput, batch_of_numbers
 
 if TYPE_CHECKING:

@@ -12,14 +12,7 @@ import uuid
 from typing import Any
 
 from openlineage.client import OpenLineageClient
-from openlineage.client.event_v2 import (
-    InputDataset,
-    Job,
-    OutputDataset,
-    Run,
-    RunEvent,
-    RunState,
-)
+from openlineage.client.event_v2 import InputDataset, Job, OutputDataset, Run, RunEvent, RunState
 from openlineage.client.facet_v2 import (
     data_quality_assertions_dataset,
     dataset_version_dataset,
@@ -134,9 +127,7 @@ class Lineage:
         if report.output.uri is None:
             return OutputDataset(*_name(self._predictions), facets=facets)
         statistics = output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet(
-            rowCount=report.rows.predicted,
-            size=report.output.bytes,
-            fileCount=report.output.parts,
+            rowCount=report.rows.predicted, size=report.output.bytes, fileCount=report.output.parts
         )
         return OutputDataset(
             *_name(self._predictions), facets=facets, outputFacets={"outputStatistics": statistics}

@@ -91,12 +91,7 @@ def make_stream(
     decode = preprocess_stage(in_tasks, compared, *guarding, share) if in_tasks else None
     asked_at_s = time() if allocation.min_actors == allocation.max_actors else None
     return StreamParts(
-        ShardSource(
-            make_reader(run.job, plan),
-            units,
-            *guarding,
-            _lookup(run, settled),
-        ),
+        ShardSource(make_reader(run.job, plan), units, *guarding, _lookup(run, settled)),
         without_gpus(decode) if decode else None,
         ActorConfig(
             predictor,

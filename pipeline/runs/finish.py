@@ -233,11 +233,7 @@ def _card(run: RunContext, plan: Plan) -> dict[str, Any]:
 
 
 def _manifest(
-    run: RunContext,
-    plan: Plan,
-    number: int,
-    compacted: Compacted,
-    results: Sequence[GateResult],
+    run: RunContext, plan: Plan, number: int, compacted: Compacted, results: Sequence[GateResult]
 ) -> Manifest:
     """Return the manifest of a new version; its token is drawn here."""
     return Manifest(

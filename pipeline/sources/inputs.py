@@ -94,12 +94,7 @@ def list_inputs(source: Source, *, max_extent_rows: int, may_be_empty: bool = Fa
 
 
 def _list_shards(
-    store: Store,
-    pattern: str,
-    suffixes: Sequence[str],
-    source: Source,
-    *,
-    may_be_empty: bool,
+    store: Store, pattern: str, suffixes: Sequence[str], source: Source, *, may_be_empty: bool
 ) -> tuple[str, tuple[StoredFile, ...], Skipped]:
     choice = _Choice(tuple(suffixes), pattern, follow_links=source.follow_links)
     shards = tuple(store.list_chosen(choice))

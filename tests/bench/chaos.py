@@ -29,18 +29,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from disturb import (
-    DATE,
-    DRAIN,
-    DRIVER,
-    GAIN,
-    LOSE,
-    NODE,
-    WORKER,
-    Broken,
-    Disturbed,
-    Outcome,
-)
+from disturb import DATE, DRAIN, DRIVER, GAIN, LOSE, NODE, WORKER, Broken, Disturbed, Outcome
 from machine import machine, today
 from PIL import Image
 

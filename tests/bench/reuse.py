@@ -108,10 +108,7 @@ class Round:
         }
         self._jobs = {
             name: case.job(
-                f"{reuse}-{number}-{name}",
-                out,
-                model={**case.model, **EAGER},
-                run={"reuse": reuse},
+                f"{reuse}-{number}-{name}", out, model={**case.model, **EAGER}, run={"reuse": reuse}
             )
             for name, out in self._outs.items()
         }

@@ -49,9 +49,7 @@ def test_the_last_line_of_a_run_that_was_stopped_is_the_command_that_goes_on(tmp
 
 
 @pytest.mark.slow
-def test_codes_that_a_scheduler_takes_for_success_are_0_outside_and_the_same_inside(
-    tmp_path: Path,
-):
+def test_codes_that_a_scheduler_takes_for_success_are_0_outside_and_the_same_inside(tmp_path: Path):
     job = job_over(tmp_path)
     busy = ("--date", DATE)
     with hold_lease(Store(str(tmp_path / "out")), Layout(f"date={DATE}"), "another", 60.0):

@@ -84,8 +84,7 @@ def test_a_run_that_cannot_say_how_far_it_is_keeps_its_lease(told: Any, tmp_path
 
 
 @pytest.mark.parametrize(
-    "data",
-    [b"", b"{", b"[]", b"null", b'{"rows": "ten", "eta_s": 1e999, "pid": null, "new": [1]}'],
+    "data", [b"", b"{", b"[]", b"null", b'{"rows": "ten", "eta_s": 1e999, "pid": null, "new": [1]}']
 )
 def test_a_heartbeat_of_any_other_form_says_nothing_and_stops_nobody(data: bytes, tmp_path: Any):
     store = Store(str(tmp_path))
@@ -115,11 +114,7 @@ def test_what_a_lost_run_said_last_stays_when_its_lease_is_released_for_it(tmp_p
 
 def run_until_stopped(store: Store, before: Callable[[int], object]) -> PipelineError:
     def run() -> None:
-        with (
-            new_life(),
-            stoppable_body(),
-            hold_lease(store, LAYOUT, "run-1", SHORT_S) as lease,
-        ):
+        with new_life(), stoppable_body(), hold_lease(store, LAYOUT, "run-1", SHORT_S) as lease:
             before(lease.epoch)
             threading.Event().wait(60)
 

@@ -7,12 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.execution.auth_token import (
-    make_private_token,
-    refused_token,
-    send_token,
-    token_file,
-)
+from pipeline.execution.auth_token import make_private_token, refused_token, send_token, token_file
 
 
 @pytest.fixture(autouse=True)
@@ -82,11 +77,7 @@ def test_only_a_token_of_the_environment_is_sent_to_a_cluster(
     [
         ({}, False, "wants a token: set RAY_AUTH_TOKEN to that of its head (and RAY_AUTH_MODE=tok"),
         ({}, True, "; that in ~/.ray/auth_token was not sent"),
-        (
-            {"RAY_AUTH_TOKEN": "x" * 64},
-            True,
-            "another token than that of RAY_AUTH_TOKEN: set RAY",
-        ),
+        ({"RAY_AUTH_TOKEN": "x" * 64}, True, "another token than that of RAY_AUTH_TOKEN: set RAY"),
         ({"RAY_AUTH_TOKEN_PATH": "/t"}, False, "than that in /t (RAY_AUTH_TOKEN_PATH): set RAY"),
         ({"RAY_AUTH_MODE": "token"}, True, "than that in ~/.ray/auth_token: set RAY_AUTH_TOKEN to"),
     ],

@@ -271,8 +271,7 @@ def test_nothing_of_a_failed_batch_is_kept_while_its_halves_run():
 
 
 @pytest.mark.parametrize(
-    ("factory", "words"),
-    [("wrong", ["(1, 6)", "(1, 5)"]), ("scalar", ["dict", "(1, 5)"])],
+    ("factory", "words"), [("wrong", ["(1, 6)", "(1, 5)"]), ("scalar", ["dict", "(1, 5)"])]
 )
 def test_a_wrong_output_fails_every_row_and_names_both_shapes(factory: str, words: list[str]):
     rows, counters = predict(predictor(f"failing_models:{factory}", 4), rows_of(images(6)))

@@ -185,12 +185,7 @@ def cases() -> list[tuple[Point, str, str]]:
     ids=lambda value: value.name.replace(":", "-") if isinstance(value, Point) else value,
 )
 def test_a_fault_at_any_step_of_a_run_with_carried_rows_changes_nothing_in_the_end(
-    point: Point,
-    fault: str,
-    place: Disk,
-    inputs: Inputs,
-    whole: EarlierPartition,
-    work_rows: int,
+    point: Point, fault: str, place: Disk, inputs: Inputs, whole: EarlierPartition, work_rows: int
 ):
     store = place.store
     step: Callable[[Store], object] = partial(run_night, inputs)

@@ -30,7 +30,7 @@ COLOURS = (
 )
 """Of the photos; nothing is seen in the grey one."""
 DETECTOR = {
-    **{"task": "detect", "factory": "models:spots", "labels": LABELS, "min_score": MIN_SCORE},
+    **{"task": "detect", "factory": "models:spots", "labels": LABELS, "min_score": MIN_SCORE}
 }
 NUM_ROWS = 28
 Detections = list[dict[str, Any]]

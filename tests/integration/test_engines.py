@@ -105,13 +105,7 @@ def with_polars(folder: str) -> list[dict[str, Any]]:
     return frame.select(COLUMNS).collect().to_dicts()
 
 
-ENGINES = [
-    with_pyarrow,
-    with_pyarrow_parquet,
-    with_pandas,
-    with_duckdb,
-    with_polars,
-]
+ENGINES = [with_pyarrow, with_pyarrow_parquet, with_pandas, with_duckdb, with_polars]
 
 
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.__name__)

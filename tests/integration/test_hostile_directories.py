@@ -63,11 +63,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(commands: ForkedCommands, model: Path, texts: Path, folder: Path) -> Ended:
     source = {"uri": str(texts), "format": "parquet", "text_column": "body"}
     job = write_job(
-        folder / "job.yaml",
-        source,
-        str(folder / "out"),
-        model={"path": str(model)},
-        transform=None,
+        folder / "job.yaml", source, str(folder / "out"), model={"path": str(model)}, transform=None
     )
     nowhere = ("--address", "127.0.0.1:1")
     return commands.run("run", job, "--date", DATE, *nowhere, stderr=folder / "stderr")

@@ -316,10 +316,7 @@ def test_every_row_ends_once_where_it_belongs(
         if kind != "inputs":
             sections["transform"] = None
     job_path = write_job(
-        tmp_path / "job.yaml",
-        {**source, "storage_options": options},
-        store.url("out"),
-        **sections,
+        tmp_path / "job.yaml", {**source, "storage_options": options}, store.url("out"), **sections
     )
     if case == "kill -9":
         # Commands get no token of the environment; the Ray of this process asks for its own.

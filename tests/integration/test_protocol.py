@@ -27,13 +27,7 @@ from support.runs.protocol import (
     run_once,
     writer_of,
 )
-from support.runs.published import (
-    DAY,
-    Rows,
-    make_plan,
-    slice_table,
-    snapshot,
-)
+from support.runs.published import DAY, Rows, make_plan, slice_table, snapshot
 from support.runs.selection import quick_cases
 from support.servers.faultproxy import FaultProxy
 from support.servers.s3server import S3Server

@@ -14,11 +14,7 @@ from pipeline.job.reading.loader import parse_job
 from pipeline.job.reading.yaml_reader import parse_value
 
 START = dt.datetime(2026, 11, 24, 22, 0, 30, tzinfo=dt.UTC)
-JOB = {
-    "source": {"uri": "in", "format": "images"},
-    "model": {"name": "x"},
-    "sink": {"uri": "out"},
-}
+JOB = {"source": {"uri": "in", "format": "images"}, "model": {"name": "x"}, "sink": {"uri": "out"}}
 
 
 @pytest.mark.parametrize(

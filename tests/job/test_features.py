@@ -108,15 +108,12 @@ def test_relative_files_of_categories_are_refused_for_another_machine():
         "source": {
             "uri": "/in",
             "format": "parquet",
-            "features": [
-                {"column": "p", "categories": ["a"]},
-                {"column": "q", "categories": "c"},
-            ],
+            "features": [{"column": "p", "categories": ["a"]}, {"column": "q", "categories": "c"}],
         },
         "model": {"factory": "a:b", "task": "regress"},
         "sink": {"uri": "/out"},
     }
     job = parse_job(document, date=dt.date(2026, 11, 24), origin="job")
     assert [problem.path for problem in problems_of_relative_paths(job)] == [
-        ("source", "features", 1, "categories"),
+        ("source", "features", 1, "categories")
     ]

@@ -21,11 +21,7 @@ START = dt.datetime(2026, 11, 24, 22, 0, 30, 250_000, tzinfo=dt.UTC)
 
 
 def job_of(**model: object) -> Job:
-    document = {
-        "source": {"uri": "in", "format": "images"},
-        "model": model,
-        "sink": {"uri": "out"},
-    }
+    document = {"source": {"uri": "in", "format": "images"}, "model": model, "sink": {"uri": "out"}}
     return parse_job(document, date=DAY, origin="job.yaml")
 
 

@@ -23,11 +23,7 @@ def source(**fields: Any) -> Source:
         ({"uri_column": "x"}, InputColumns("uri", ("x",)), "image"),
         ({"features": ("b", "a")}, InputColumns("features", ("b", "a")), "features"),
         ({"text_column": "x"}, InputColumns("text", ("x",)), "text"),
-        (
-            {"text_column": "x", "text_pair_column": "y"},
-            InputColumns("text", ("x", "y")),
-            "text",
-        ),
+        ({"text_column": "x", "text_pair_column": "y"}, InputColumns("text", ("x", "y")), "text"),
     ],
 )
 def test_one_place_says_which_columns_hold_the_input(

@@ -221,9 +221,7 @@ CASES = {
     },
     **{
         f"{family} embed": Case(
-            made(family, pooling="mean", normalize=True),
-            of_encoder,
-            lambda row: row["embedding"],
+            made(family, pooling="mean", normalize=True), of_encoder, lambda row: row["embedding"]
         )
         for family in ("bert", "mpnet")
     },

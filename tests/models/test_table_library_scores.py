@@ -32,11 +32,7 @@ NUM_FEATURES, NUM_ROWS = 4, 96
 _RNG = np.random.default_rng(0)
 X = _RNG.normal(size=(NUM_ROWS, NUM_FEATURES)).astype(np.float32)
 _SUM = X @ np.array([1.0, 0.5, -0.7, 0.2])
-TARGETS = {
-    "two": (_SUM > 0).astype(int),
-    "three": np.digitize(_SUM, [-0.6, 0.6]),
-    "numbers": _SUM,
-}
+TARGETS = {"two": (_SUM > 0).astype(int), "three": np.digitize(_SUM, [-0.6, 0.6]), "numbers": _SUM}
 
 
 def fitted(name: str, **options: Any) -> Callable[[], Any]:

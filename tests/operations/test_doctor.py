@@ -41,12 +41,7 @@ PROBLEMS = [
     ("source.uri=/nowhere/at/all", "source", 8, "no such file or folder"),
     ("sink.uri=s3://bucket/out", "sink", 7, "127.0.0.1:1"),
     ("model.factory=os:getcwd", "model", 2, "--allow-import"),
-    (
-        "model.factory=models:wants_a_name",
-        "model",
-        2,
-        "needs name, and model.args does",
-    ),
+    ("model.factory=models:wants_a_name", "model", 2, "needs name, and model.args does"),
     ("model.labels=[a, b]", "one row", 2, "the model has 5 outputs, model.labels 2"),
     ("resources.num_gpus=1", "resources", 2, "sees no CUDA device"),
     ("model.precision=fp16", "runtime", 2, "needs a GPU"),

@@ -70,12 +70,7 @@ def test_what_is_handed_out_is_there(
     cost: Cost,
 ):
     least, most = actors
-    fields = {
-        "num_gpus": num_gpus,
-        "num_cpus": num_cpus,
-        "min_actors": least,
-        "max_actors": most,
-    }
+    fields = {"num_gpus": num_gpus, "num_cpus": num_cpus, "min_actors": least, "max_actors": most}
     needed = least or most or 1
     fits = not num_gpus or gpus_used(needed, num_gpus) <= gpus
     if num_cpus or not num_gpus:
@@ -402,11 +397,7 @@ NUMBERS: list[tuple[Hardware, dict[str, Any], tuple[float, ...]]] = [
     (THREE, {"max_actors": 5, "decode_in": "tasks"}, (5, 5, 0.919, 0, 1, 6, 19, 6, 0.916)),
     (GROWS, {"num_gpus": 1.0}, (2, 2, 0.946, 1, 1, 10, 38, 10, 0.937)),
     (CARD_ON_SMALL, {"num_gpus": 0.25}, (4, 4, 0.5, 0.25, 1, 8, 30, 8, 0.933)),
-    (
-        TWO_EACH,
-        {"num_gpus": 1.0, "actors_per_gpu": 3},
-        (12, 12, 0.666, 0.3333, 1, 3, 1, 3, 0.846),
-    ),
+    (TWO_EACH, {"num_gpus": 1.0, "actors_per_gpu": 3}, (12, 12, 0.666, 0.3333, 1, 3, 1, 3, 0.846)),
 ]
 """A cluster, a job, and all that they give: a share changes only if somebody means it to."""
 

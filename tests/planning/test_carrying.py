@@ -202,10 +202,7 @@ def test_of_a_tar_only_rows_without_a_prediction_and_checked_ones_are_read():
     assert [unit.index for unit in division.work.units] == [0, 1, 2]
     assert division.work.input_bytes == plan.input_bytes
     # Predictions 0-8 are of the first tar, 9 and 10 and 11 of rows 0, 2 and 3 of the second.
-    assert division.carried.runs.tolist() == [
-        [1, 0, 0, 1, 9],
-        [1, 2, 0, 11, 1],
-    ]
+    assert division.carried.runs.tolist() == [[1, 0, 0, 1, 9], [1, 2, 0, 11, 1]]
     assert division.carried.checked.tolist() == [[0, 0, 0, 0], [1, 1, 0, 10]]
 
 

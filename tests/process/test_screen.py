@@ -107,9 +107,7 @@ def test_a_plan_shows_hostile_names_escaped_in_every_encoding(
     for name in (f"{hostile}.jpg", f"{hostile}.txt", "\u65e5\u672c.txt", "caf\udce9.txt"):
         (folder / name).write_bytes(b"")
     job = write_job(
-        tmp_path / "job.yaml",
-        {"uri": str(folder), "format": "images"},
-        str(tmp_path / "out"),
+        tmp_path / "job.yaml", {"uri": str(folder), "format": "images"}, str(tmp_path / "out")
     )
     env = environment({"PYTHONIOENCODING": encoding, "LC_ALL": "C"})
     results = []

@@ -61,11 +61,7 @@ def test_every_number_has_the_name_of_its_column(form: str, tmp_path: Path):
 
 def test_several_inputs_have_a_vector_each(tmp_path: Path):
     pq.write_table(pa.table({"a": [1], "b": [2.0], "t": ["x"]}), tmp_path / "a.parquet")
-    inputs = {
-        "x": {"features": ("a",)},
-        "y": {"text_column": "t"},
-        "z": {"features": ("b", "a")},
-    }
+    inputs = {"x": {"features": ("a",)}, "y": {"text_column": "t"}, "z": {"features": ("b", "a")}}
     mine = Source.model_validate_json(
         json.dumps({"uri": str(tmp_path), "format": "parquet", "inputs": inputs})
     )

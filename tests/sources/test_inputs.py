@@ -180,12 +180,7 @@ def test_an_entry_of_any_kind_is_input_or_counted(tmp_path: Path):
     assert found.num_bytes == 1 + 2 + 2, "a link counts as its target"
     unfollowed = listed(source, "images", follow_links=False)
     assert paths(unfollowed) == ["a.jpg"]
-    assert unfollowed.skipped.files == {
-        "hidden": 1,
-        "link": 9,
-        "special_file": 1,
-        "not_utf8": 2,
-    }
+    assert unfollowed.skipped.files == {"hidden": 1, "link": 9, "special_file": 1, "not_utf8": 2}
 
 
 def test_a_link_to_a_folder_that_a_glob_would_look_into_is_counted(tmp_path: Path):

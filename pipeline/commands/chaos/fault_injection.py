@@ -56,10 +56,7 @@ class _Refused(OSError):
 
     def __init__(self) -> None:
         super().__init__("Please reduce your request rate.")
-        self.response = {
-            "Error": {"Code": "SlowDown"},
-            "ResponseMetadata": {"HTTPStatusCode": 503},
-        }
+        self.response = {"Error": {"Code": "SlowDown"}, "ResponseMetadata": {"HTTPStatusCode": 503}}
 
 
 def _broken_off() -> OSError:

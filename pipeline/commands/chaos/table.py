@@ -36,11 +36,7 @@ def fault_rows(
         _row("worker: kill -9", *_killed(runs, "worker")),
         *_drivers(runs),
         *_stores(injected),
-        _row(
-            "inputs: spoilt",
-            num_spoilt,
-            f"quarantined, {num_quarantined:,} of {num_spoilt:,}",
-        ),
+        _row("inputs: spoilt", num_spoilt, f"quarantined, {num_quarantined:,} of {num_spoilt:,}"),
     ]
 
 

@@ -119,12 +119,7 @@ def build_images(folder: Path, num_rows: int, seed: int, num_bad: int) -> Built:
 
 
 def build_parquet(
-    folder: Path,
-    num_rows: int,
-    seed: int,
-    num_shards: int,
-    num_bad: int,
-    row_group_rows: int = 64,
+    folder: Path, num_rows: int, seed: int, num_shards: int, num_bad: int, row_group_rows: int = 64
 ) -> Built:
     """Write num_shards Parquet shards of nearly equal length; num_bad of the rows are bad.
 

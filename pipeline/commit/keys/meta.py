@@ -120,11 +120,7 @@ def put_file(store: Store, folder: str, name: str, data: bytes, num_rows: int) -
 
 
 def write_meta(
-    store: Store,
-    folder: str,
-    about: About,
-    part_rows: Sequence[int],
-    files: Mapping[str, KeyFile],
+    store: Store, folder: str, about: About, part_rows: Sequence[int], files: Mapping[str, KeyFile]
 ) -> dict[str, str]:
     """Write meta.json, the last of the files; return what the manifest says of them."""
     buckets = [name for name in files if name != UNITS]

@@ -201,8 +201,7 @@ def merge_folders(
     groups = cut_groups([insert.sized for insert in inserts], SORT_BYTES, {})
     by_key = {insert.sized[0]: insert for insert in inserts}
     found = run_tasks(
-        merger.sort,
-        [(g.index, tuple(by_key[key] for key, _, _ in g.slices)) for g in groups],
+        merger.sort, [(g.index, tuple(by_key[key] for key, _, _ in g.slices)) for g in groups]
     )
     pieces: dict[str, list[RowGroupRef]] = defaultdict(list)
     for piece in (piece for some in found for piece in some):
@@ -214,8 +213,7 @@ def merge_folders(
     folders = sorted({*old, *pieces})
     touched = [(index, folder) for index, folder in enumerate(folders) if folder in pieces]
     made = run_tasks(
-        merger.into_folder,
-        [(index, f, tuple(old[f]), tuple(pieces[f])) for index, f in touched],
+        merger.into_folder, [(index, f, tuple(old[f]), tuple(pieces[f])) for index, f in touched]
     )
     new = dict(zip((folder for _, folder in touched), made, strict=True))
     homes = [part for folder in folders if folder not in new for part in old[folder]]

@@ -71,9 +71,7 @@ class OtherRows:
 
 
 def find_duplicates(
-    store: Store,
-    slices: Sequence[tuple[SliceKey, str]],
-    hashes: Sequence[npt.NDArray[np.uint64]],
+    store: Store, slices: Sequence[tuple[SliceKey, str]], hashes: Sequence[npt.NDArray[np.uint64]]
 ) -> LabelledDuplicates:
     """Find the staged rows whose id an earlier row has; see `find_repeated`."""
     none = np.zeros(0, np.int64)

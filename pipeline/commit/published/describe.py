@@ -14,11 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.commit.layout import Layout, partition_order
-from pipeline.commit.manifest import (
-    Manifest,
-    Part,
-    list_partitions,
-)
+from pipeline.commit.manifest import Manifest, Part, list_partitions
 from pipeline.commit.parts.part_reader import open_part, read_batches
 from pipeline.commit.published.read import locate, of_current, require_current
 from pipeline.commit.published.rollback import history_numbers

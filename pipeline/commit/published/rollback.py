@@ -85,12 +85,7 @@ def history_numbers(store: Store, layout: Layout) -> list[int]:
 
 
 def _restage(
-    store: Store,
-    layout: Layout,
-    parts: tuple[Part, ...],
-    number: int,
-    folder: str,
-    version: str,
+    store: Store, layout: Layout, parts: tuple[Part, ...], number: int, folder: str, version: str
 ) -> tuple[Part, ...]:
     restaged = []
     for index, part in enumerate(parts):

@@ -102,11 +102,7 @@ def connect(address: str | None) -> Iterator[Connection]:
             if part.number > 1:
                 limit_data(ray.cluster_resources(), part.number)
             with applied(*DATA, ray=ray, on_cluster=not is_ours):
-                yield Connection(
-                    hardware.part(part.number),
-                    perf_counter() - started,
-                    not is_ours,
-                )
+                yield Connection(hardware.part(part.number), perf_counter() - started, not is_ours)
 
 
 class Connection(NamedTuple):

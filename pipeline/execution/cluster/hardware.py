@@ -47,9 +47,7 @@ def hardware_of(ray: Any) -> Hardware:
 
 
 def hardware_from(
-    total: Mapping[str, float],
-    nodes: Sequence[Mapping[str, float]],
-    limits: Mapping[str, float],
+    total: Mapping[str, float], nodes: Sequence[Mapping[str, float]], limits: Mapping[str, float]
 ) -> Hardware:
     """Put together what a cluster has.
 

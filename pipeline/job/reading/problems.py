@@ -54,7 +54,7 @@ _GONE: Mapping[Path, str] = {
 _PATTERN_HINTS: Mapping[Path, str] = {
     ("sink", "partition"): (
         "write key=value, as in date=2026-11-24, of letters, digits and _, in the value also . : -"
-    ),
+    )
 }
 """Fields whose values must match a pattern -> what to write."""
 _CHOICE_HINTS: Mapping[tuple[Path, str], str] = {

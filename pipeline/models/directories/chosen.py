@@ -10,13 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.errors import JobError
 from pipeline.models.directories.facts import LibraryClass
 from pipeline.models.directories.json_files import kind_of, preview, read_object
-from pipeline.models.directories.library import (
-    base_of,
-    config_of,
-    encoder_of,
-    head_of,
-    named_class,
-)
+from pipeline.models.directories.library import base_of, config_of, encoder_of, head_of, named_class
 from pipeline.models.directories.loading import check_fit
 from pipeline.models.directories.tensors import read_headers
 

@@ -13,12 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories.image.image_transform import BOTH, PROCESSOR
-from pipeline.models.directories.json_files import (
-    check_size,
-    is_timm,
-    parse_json,
-    parse_object,
-)
+from pipeline.models.directories.json_files import check_size, is_timm, parse_json, parse_object
 from pipeline.models.directories.refused import explain
 from pipeline.models.directories.tensors import INDEX, SINGLE, shards_of
 from pipeline.models.directories.text import sentence_transformers as st

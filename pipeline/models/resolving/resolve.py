@@ -19,10 +19,7 @@ from pipeline.job.text import Text
 from pipeline.models.resolving.audio_choice import choose_audio
 from pipeline.models.resolving.cards import FoundModel, find_card
 from pipeline.models.resolving.prompt_choice import choose_prompt
-from pipeline.models.resolving.taken_images import (
-    require_image_fits,
-    warn_of_convolutions,
-)
+from pipeline.models.resolving.taken_images import require_image_fits, warn_of_convolutions
 from pipeline.models.resolving.task_choice import choose_task, prompt_texts, task_name
 from pipeline.models.resolving.text_choice import choose_text
 from pipeline.models.resolving.transform_choice import choose_transform

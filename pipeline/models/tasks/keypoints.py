@@ -70,10 +70,7 @@ class Keypoints(Detect):
         )
         offsets = pa.array(np.arange(0, count * each + 1, each, dtype=np.int32))
         entries = pa.StructArray.from_arrays(
-            [
-                *self._labels_and_scores(arrays, places, at),
-                pa.ListArray.from_arrays(offsets, flat),
-            ],
+            [*self._labels_and_scores(arrays, places, at), pa.ListArray.from_arrays(offsets, flat)],
             fields=list(_ENTRY),
         )
         return {self.column: as_lists(entries, places, ok)}

@@ -42,10 +42,7 @@ class Raw(Task):
         named = self._by_name(outputs)
         return {
             output.name: require(
-                named[output.name],
-                (num_rows, *output.shape),
-                "",
-                f"model.outputs {output.name}",
+                named[output.name], (num_rows, *output.shape), "", f"model.outputs {output.name}"
             ).float()
             for output in self.spec.outputs
         }

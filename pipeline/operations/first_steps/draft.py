@@ -18,12 +18,7 @@ from pipeline.job.job import Job
 from pipeline.job.reading.loader import Overrides
 from pipeline.models.directories.facts import DirectoryFacts
 from pipeline.models.directories.opening import open_facts
-from pipeline.operations.first_steps.columns import (
-    Fields,
-    choose_columns,
-    choose_id,
-    inputs_in,
-)
+from pipeline.operations.first_steps.columns import Fields, choose_columns, choose_id, inputs_in
 from pipeline.operations.first_steps.first_rows import Found, look
 from pipeline.operations.jobs import load_job
 from pipeline.runs.preparing.prepare import job_model
@@ -47,11 +42,7 @@ class Draft:
 
 
 def draft_job(
-    uri: str,
-    model: str,
-    to: str,
-    overrides: Overrides = (),
-    allow_import: Sequence[str] = (),
+    uri: str, model: str, to: str, overrides: Overrides = (), allow_import: Sequence[str] = ()
 ) -> Draft:
     """Make a job.
 

@@ -85,11 +85,7 @@ def requested(what: str, url: str, more: Mapping[str, str] | None = None) -> Ite
     """
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-    headers = {
-        **build_hf_headers(token=_token()),
-        "Accept-Encoding": "identity",
-        **(more or {}),
-    }
+    headers = {**build_hf_headers(token=_token()), "Accept-Encoding": "identity", **(more or {})}
     with hub_errors(what):
         client = get_session()
         request = client.build_request("GET", url, headers=headers, timeout=_TIMEOUT_S)

@@ -242,8 +242,7 @@ _WANTED = frozenset(
 def _numbers(data: bytes, at: int, kind: str, count: int) -> Numbers:
     if at + count * int(kind[2]) > len(data):
         raise Undecodable(
-            Reason.TRUNCATED,
-            f"TIFF of {len(data)} bytes: its directory refers to {at} and beyond",
+            Reason.TRUNCATED, f"TIFF of {len(data)} bytes: its directory refers to {at} and beyond"
         )
     return np.frombuffer(data, kind, count, at).astype(np.uint64)
 

@@ -158,10 +158,7 @@ class TransformSpec:
             "args": (dict(self.args), {}),
             "code_sha256": (self.code_sha256, ""),
         }
-        optional = {
-            "resize_px": _as_json(self.resize_px),
-            "interpolation": self.interpolation,
-        }
+        optional = {"resize_px": _as_json(self.resize_px), "interpolation": self.interpolation}
         return {
             "size_px": _as_json(self.size_px),
             **{name: value for name, value in optional.items() if value is not None},

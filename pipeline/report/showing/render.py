@@ -49,10 +49,7 @@ if TYPE_CHECKING:
 
 
 def to_html(
-    report: Report,
-    past: Sequence[Report] = (),
-    trends: Sequence[Trend] = (),
-    sheets: str = "",
+    report: Report, past: Sequence[Report] = (), trends: Sequence[Trend] = (), sheets: str = ""
 ) -> str:
     """Render a report as one page that loads nothing: inline CSS and SVG, all values escaped.
 

@@ -89,10 +89,7 @@ def _startup_bound(
             f"busy {top.utilisation_pct:.0f}% of the streaming time: {way} would help most."
         )
     return BottleneckSection(
-        limit="startup",
-        advice=advice,
-        stage=part,
-        utilisation_pct=top.utilisation_pct,
+        limit="startup", advice=advice, stage=part, utilisation_pct=top.utilisation_pct
     )
 
 
@@ -114,10 +111,7 @@ def _waiting(load: Load, top: GroupLimit, startup_pct: float) -> BottleneckSecti
     else:
         advice = f"{idle}; none of the changes that were looked at would help."
     return BottleneckSection(
-        limit="waiting",
-        advice=advice,
-        stage=top.top_stage,
-        utilisation_pct=top.utilisation_pct,
+        limit="waiting", advice=advice, stage=top.top_stage, utilisation_pct=top.utilisation_pct
     )
 
 

@@ -67,11 +67,7 @@ class Match:
 
 
 def match_rows(
-    replan: Replan,
-    store: Store,
-    slices: Slices,
-    duplicates: DuplicateRows,
-    run_tasks: RunTasks,
+    replan: Replan, store: Store, slices: Slices, duplicates: DuplicateRows, run_tasks: RunTasks
 ) -> Match:
     """Find the entry that each row replaces.
 
@@ -90,12 +86,7 @@ def match_rows(
         gone = replan.chosen.entries
         entries, minors = np.repeat(gone, replan.counts), steps(replan.counts)
     return Match(
-        slices,
-        duplicates,
-        gone,
-        entries,
-        minors,
-        np.concatenate([np.zeros(0, bool), *is_good]),
+        slices, duplicates, gone, entries, minors, np.concatenate([np.zeros(0, bool), *is_good])
     )
 
 

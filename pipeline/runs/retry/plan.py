@@ -327,11 +327,7 @@ def _counts(retried: Sequence[_Retried]) -> list[int]:
 
 
 def _finish(
-    base: Base,
-    chosen: Selection,
-    units: tuple[Unit, ...],
-    counts: Sequence[int],
-    accounts: Plan,
+    base: Base, chosen: Selection, units: tuple[Unit, ...], counts: Sequence[int], accounts: Plan
 ) -> Replan:
     plan = replace(
         base.plan,

@@ -128,10 +128,7 @@ def status_of(
 
 
 def _state(
-    manifest: Manifest | None,
-    published: dt.datetime | None,
-    last: LastRun | None,
-    now: dt.datetime,
+    manifest: Manifest | None, published: dt.datetime | None, last: LastRun | None, now: dt.datetime
 ) -> State:
     if last is not None and last.is_live(now):
         return "running"

@@ -142,10 +142,7 @@ class FeatureColumns(OneKind):
         return "leave the column out"
 
     def _fail_unknown(
-        self,
-        failures: Failures,
-        unknown: Mapping[str, npt.NDArray[np.bool_]],
-        table: pa.Table,
+        self, failures: Failures, unknown: Mapping[str, npt.NDArray[np.bool_]], table: pa.Table
     ) -> None:
         for name, mask in unknown.items():
             is_time = any(getattr(each, "part", None) for each in self._entries(name))

@@ -99,12 +99,7 @@ def _judge_whole(piece: Piece, own: Values, found: FeatureRows) -> None:
 
 
 def _judge_fractions(
-    piece: Piece,
-    own: Values,
-    found: FeatureRows,
-    *,
-    has_integers: bool,
-    is_finite: bool,
+    piece: Piece, own: Values, found: FeatureRows, *, has_integers: bool, is_finite: bool
 ) -> None:
     """Find numbers that are too large for the vectors, and whole ones that they round.
 

@@ -23,10 +23,7 @@ class Jsonl(LineFormat):
     """JSON lines, plain or compressed as a whole by gzip or zstd."""
 
     name = "jsonl"
-    suffixes = (
-        *(".jsonl", ".jsonl.gz", ".jsonl.zst"),
-        *(".ndjson", ".ndjson.gz", ".ndjson.zst"),
-    )
+    suffixes = (*(".jsonl", ".jsonl.gz", ".jsonl.zst"), *(".ndjson", ".ndjson.gz", ".ndjson.zst"))
     semantics = SEMANTICS["jsonl"]
     kinds = frozenset(["JSON lines", "gzip", "zstd"])
 

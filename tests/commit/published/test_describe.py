@@ -65,12 +65,7 @@ def test_a_partition_is_described_as_it_is(any_store: Store):
     found = describe_output(any_store.uri, None, dict(any_store.storage_options))
     assert (found["partition"], found["version"], found["kind"]) == (DAY, 2, "publish")
     assert found["run_id"] == manifest.run_id
-    assert found["rows"] == {
-        "total": 25,
-        "predicted": 20,
-        "quarantined": 5,
-        "unreadable_shards": 1,
-    }
+    assert found["rows"] == {"total": 25, "predicted": 20, "quarantined": 5, "unreadable_shards": 1}
     assert found["parts"] == [
         {"kind": "predictions", "parts": 2, "bytes": sum(p.size_bytes for p in manifest.parts)},
         {
@@ -80,11 +75,7 @@ def test_a_partition_is_described_as_it_is(any_store: Store):
         },
     ]
     assert {label["label"]: label["rows"] for label in found["labels"]} == labels_of(rows)
-    assert found["predictions"][0] == {
-        "row_id": "shard-0.parquet#0",
-        "label": "cat",
-        "score": 0.5,
-    }
+    assert found["predictions"][0] == {"row_id": "shard-0.parquet#0", "label": "cat", "score": 0.5}
     assert len(found["predictions"]) == len(found["quarantine"]) == 5
     assert found["reasons"] == [
         {"reason": "truncated", "rows": 4},
@@ -112,10 +103,7 @@ def test_of_several_partitions_all_are_listed_and_the_last_date_is_shown(store: 
     listed = [(entry["partition"], entry["version"]) for entry in found["partitions"]]
     assert listed == [(DAY, 2), (NEXT_DAY, 1)]
     assert found["newest"]["partition"] == NEXT_DAY  # whichever was published last
-    for uri, partition in (
-        (store.uri, NEXT_DAY),
-        (f"{store.uri}/predictions/{NEXT_DAY}/", None),
-    ):
+    for uri, partition in ((store.uri, NEXT_DAY), (f"{store.uri}/predictions/{NEXT_DAY}/", None)):
         assert describe_output(uri, partition, {})["partition"] == NEXT_DAY
 
 

@@ -477,19 +477,13 @@ WRONG_ROWS: dict[Spoil, tuple[list[str], str]] = {
         "'big.parquet#{doubled}' has two predictions, again in predictions/",
     ),
     add_a_stranger: (["counts", "planned_ids"], "{more} rows, planned {rows}"),
-    swap_one_for_a_stranger: (
-        ["planned_ids"],
-        "lost 1, strange 1; first: 'big.parquet#{lost}'",
-    ),
+    swap_one_for_a_stranger: (["planned_ids"], "lost 1, strange 1; first: 'big.parquet#{lost}'"),
 }
 
 
 @pytest.mark.parametrize(
     ("num_rows", "spoil"),
-    quick_cases(
-        product([1_000, MILLION], WRONG_ROWS),
-        lambda num_rows, spoil: num_rows < MILLION,
-    ),
+    quick_cases(product([1_000, MILLION], WRONG_ROWS), lambda num_rows, spoil: num_rows < MILLION),
     ids=lambda value: "million" if value == MILLION else getattr(value, "__name__", "few"),
 )
 def test_one_wrong_row_is_found_and_named(store: Store, num_rows: int, spoil: Spoil):

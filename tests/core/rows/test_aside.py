@@ -21,8 +21,7 @@ def rows_of(num_rows: int) -> pa.Table:
             "uri": [f"/in/{row}" for row in range(num_rows)],
             "city": pa.array(["a", None, "b"] * num_rows)[:num_rows].dictionary_encode(),
             "tags": pa.array(
-                [[str(row)] if row % 2 else None for row in range(num_rows)],
-                pa.list_(pa.string()),
+                [[str(row)] if row % 2 else None for row in range(num_rows)], pa.list_(pa.string())
             ),
             "place": pa.array(
                 [{"x": row, "y": None} for row in range(num_rows)],

@@ -41,9 +41,7 @@ def test_a_column_counts_with_its_name() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind",
-    [pa.binary(), pa.large_binary(), pa.binary(5), pa.string(), pa.large_string()],
-    ids=str,
+    "kind", [pa.binary(), pa.large_binary(), pa.binary(5), pa.string(), pa.large_string()], ids=str
 )
 def test_one_column_counts_with_its_bytes_alone(kind: pa.DataType) -> None:
     table = pa.table({"x": pa.array(["hallo", None, "hello", "hallo"]).cast(pa.string())})

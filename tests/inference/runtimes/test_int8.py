@@ -173,11 +173,7 @@ def test_calibration_tells_what_failed(tmp_path: Path):
 @pytest.mark.parametrize("runtime", ["eager", "compile"])
 def test_a_job_that_cannot_have_int8_is_told_at_once(runtime: str):
     model = {"name": "resnet18", "runtime": runtime, "precision": "int8"}
-    document = {
-        "source": {"uri": "in", "format": "images"},
-        "model": model,
-        "sink": {"uri": "out"},
-    }
+    document = {"source": {"uri": "in", "format": "images"}, "model": model, "sink": {"uri": "out"}}
     with pytest.raises(JobError, match="needs runtime onnxruntime, openvino or auto"):
         parse_job(document, date=dt.date(2026, 11, 24), origin="test")
 

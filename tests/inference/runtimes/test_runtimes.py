@@ -59,8 +59,7 @@ COMPILE_IN_LONG = [
 
 
 @pytest.mark.parametrize(
-    ("runtime", "precision"),
-    quick_cases(ON_CPU, lambda runtime, precision: runtime != "compile"),
+    ("runtime", "precision"), quick_cases(ON_CPU, lambda runtime, precision: runtime != "compile")
 )
 def test_outputs_are_those_of_eager_fp32(runtime: str, precision: str):
     with torch.inference_mode():

@@ -148,8 +148,7 @@ def test_a_buffer_grows_on_a_gpu_only_while_nothing_reads_the_old_memory():
 
 
 @pytest.mark.parametrize(
-    "runtime",
-    ["onnxruntime", "openvino", "mnn", pytest.param("compile", marks=pytest.mark.slow)],
+    "runtime", ["onnxruntime", "openvino", "mnn", pytest.param("compile", marks=pytest.mark.slow)]
 )
 def test_a_runtime_takes_any_size_or_refuses_in_words(runtime: str):
     if reason := missing_reason(runtime_of(runtime), "fp32", is_on_gpu=False):

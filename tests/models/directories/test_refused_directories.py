@@ -287,11 +287,7 @@ def test_a_vocabulary_without_tokenizer_json_says_how_to_make_one(copy):
         (1, {"path": 3}, "path 3 is no folder of the directory"),
         (1, {"path": "elsewhere"}, "elsewhere/config.json is missing"),
         (1, {"type": "sentence_transformers.models.Normalize"}, "Pooling must follow"),
-        (
-            1,
-            {"type": "sentence_transformers.models.Transformer"},
-            "the first module, and no other",
-        ),
+        (1, {"type": "sentence_transformers.models.Transformer"}, "the first module, and no other"),
     ],
 )
 def test_modules_that_cannot_be_are_refused(index, changes, said, copy):

@@ -68,7 +68,7 @@ def test_a_classifier_has_no_family_and_a_layer_of_a_detector_may_be_taken() -> 
             {"factory": "models:wants_a_name"},
             "model.factory = 'models:wants_a_name': needs name, and model.args does not "
             "have it; it takes name",
-        ),
+        )
     ],
 )
 def test_a_factory_that_needs_arguments_is_told_before_anything_is_built(

@@ -117,5 +117,5 @@ def test_a_section_that_contradicts_itself_is_refused(fields: dict, words: str):
 
 def test_a_section_from_before_is_written_as_before():
     assert list(Transform().model_dump()) == [
-        *("size_px", "resize_px", "interpolation", "mean", "std", "shrink_on_load", "jpeg_decoder"),
+        *("size_px", "resize_px", "interpolation", "mean", "std", "shrink_on_load", "jpeg_decoder")
     ]

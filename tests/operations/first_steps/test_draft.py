@@ -128,11 +128,7 @@ def test_columns_are_chosen_by_what_they_hold(rows: pa.Table, takes: Any, expect
     [
         (table(a=["x"], b=["y"]), "text", "which column has the text.*source.text_column.*a, b"),
         (table(a=[PNG], b=[PNG]), "image", "which column has the image.*a, b"),
-        (
-            table(a=["x"]),
-            "image",
-            r"takes images: .* none is seen in the first rows: .* a \(",
-        ),
+        (table(a=["x"]), "image", r"takes images: .* none is seen in the first rows: .* a \("),
         (table(a=["x"]), "features", "takes numbers: .*source.features; none is seen"),
         (table(a=["x"], n=[1]), None, "which columns does the model see"),
     ],

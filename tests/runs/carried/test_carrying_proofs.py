@@ -16,15 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from support.models.model_cases import colours_state
-from support.runs.carried_runs import (
-    BROKEN,
-    FOLDERS,
-    TODAY,
-    TOMORROW,
-    YESTERDAY,
-    Inputs,
-    pins_left,
-)
+from support.runs.carried_runs import BROKEN, FOLDERS, TODAY, TOMORROW, YESTERDAY, Inputs, pins_left
 from support.runs.earlier_partitions import EarlierPartition
 from support.runs.published import age_files
 from support.runs.retry_runs import image

@@ -138,12 +138,7 @@ def onnx_job(folder: Path, nodes: list[Any], *initializers: Any, **sections: Any
     source = {"uri": str(folder / "in"), "format": "parquet", "features": ["a", "b"]}
     fields = {"path": str(folder / "m.onnx"), "task": "embed"}
     path = write_job(
-        folder / "job.yaml",
-        source,
-        str(folder / "out"),
-        model=fields,
-        transform=None,
-        **sections,
+        folder / "job.yaml", source, str(folder / "out"), model=fields, transform=None, **sections
     )
     return read_job(path, date=dt.date(2026, 11, 24))
 

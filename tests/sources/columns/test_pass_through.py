@@ -88,11 +88,7 @@ VALUES: dict[pa.DataType, Sequence[Any]] = {
     pa.bool8(): [1, None],
     pa.opaque(pa.binary(), "x", "y"): [b"x", None],
 }
-REFUSED = (
-    pa.list_view(pa.string_view()),
-    pa.list_(pa.uuid()),
-    pa.struct([("token", pa.uuid())]),
-)
+REFUSED = (pa.list_view(pa.string_view()), pa.list_(pa.uuid()), pa.struct([("token", pa.uuid())]))
 UNWRITABLE = (
     pa.month_day_nano_interval(),
     pa.run_end_encoded(pa.int32(), pa.string()),

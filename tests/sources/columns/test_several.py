@@ -13,14 +13,7 @@ import pytest
 from support.runs.reading import plan_job, read_whole
 
 from pipeline.core.errors import JobError
-from pipeline.core.schema import (
-    ERROR,
-    MESSAGE,
-    URI,
-    columns_of_part,
-    file_name_of,
-    input_column,
-)
+from pipeline.core.schema import ERROR, MESSAGE, URI, columns_of_part, file_name_of, input_column
 from pipeline.sources.input_columns import are_measured, columns_of
 
 ROWS: list[dict[str, Any]] = [

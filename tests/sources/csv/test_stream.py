@@ -143,11 +143,7 @@ def large_shard(num_rows: int = 300) -> bytes:
 @pytest.mark.parametrize("suffix", CODECS)
 @pytest.mark.parametrize(("slice_rows", "slice_bytes"), [(7, 2**30), (1000, 700), (20, 2000)])
 def test_slices_are_the_same_whichever_are_done(
-    suffix: str,
-    slice_rows: int,
-    slice_bytes: int,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    suffix: str, slice_rows: int, slice_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(blocks, "_BLOCK_BYTES", 5000)
     monkeypatch.setattr(blocks, "_CHUNK_BYTES", 1500)

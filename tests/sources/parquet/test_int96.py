@@ -129,8 +129,7 @@ def test_moments_inside_lists_and_structs_are_checked_too(tmp_path: Path):
     assert found["s"].to_pylist() == [{"t": moment} for moment in MOMENTS[:4]]
     exact = pa.array([dt.datetime(2026, 1, 1), dt.datetime(2026, 1, 2)], pa.timestamp("ns"))
     late = pa.ListArray.from_arrays(
-        pa.array([0, 1, 2], pa.int32()),
-        pa.compute.add(exact, pa.array([0, 1], pa.duration("ns"))),
+        pa.array([0, 1, 2], pa.int32()), pa.compute.add(exact, pa.array([0, 1], pa.duration("ns")))
     )
     table = pa.table({"image": [b"x"] * 2, "ts": late, "s": [1, 2]})
     pq.write_table(table, path, use_deprecated_int96_timestamps=True)

@@ -142,11 +142,7 @@ def test_the_limit_of_bytes_is_the_most_that_is_read():
             Target("https", "2606:4700::1", 443, "/", may_be_private=False),
             "[2606:4700::1]",
         ),
-        (
-            "http://10.0.0.1/",
-            Target("http", "10.0.0.1", 80, "/", may_be_private=True),
-            "10.0.0.1",
-        ),
+        ("http://10.0.0.1/", Target("http", "10.0.0.1", 80, "/", may_be_private=True), "10.0.0.1"),
     ],
 )
 def test_an_allowed_url_has_one_spelling(url: str, target: Target, authority: str):

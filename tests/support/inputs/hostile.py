@@ -377,9 +377,7 @@ HOSTILE: Mapping[str, Case] = {
         "has quantization_config",
     ),
     "a dense layer of 10**12": Case(
-        _change("2_Dense/config.json", in_features=10**6, out_features=10**6),
-        "2_Dense",
-        "sentence",
+        _change("2_Dense/config.json", in_features=10**6, out_features=10**6), "2_Dense", "sentence"
     ),
     "a limit below zero": Case(
         _change(TOKENIZER_CONFIG, model_max_length=-5), "model_max_length is -5"

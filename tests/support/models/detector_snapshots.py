@@ -35,7 +35,7 @@ _GROUPED = {
 }
 _VIT = {"hidden_size": 32, "num_attention_heads": 2}
 _RESNET = {
-    **{"embedding_size": 8, "hidden_sizes": [8] * 4, "depths": [1] * 4, "layer_type": "basic"},
+    **{"embedding_size": 8, "hidden_sizes": [8] * 4, "depths": [1] * 4, "layer_type": "basic"}
 }
 _LAST = ("ResNetConfig", {**_RESNET, "out_features": ["stage4"]})
 _RT = ("RTDetrResNetConfig", {**_RESNET, "out_features": _STAGES})

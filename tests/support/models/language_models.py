@@ -51,10 +51,7 @@ FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "gemma2": ("Gemma2", {**_GROUPED, "head_dim": 8, "sliding_window": 96}),
     "gpt2": ("GPT2", {**_IDS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": MAX_TOKENS}),
     "gpt_neox": ("GPTNeoX", _SIZES),
-    "opt": (
-        "OPT",
-        {**_SIZES, "ffn_dim": 64, "word_embed_proj_dim": 32},
-    ),
+    "opt": ("OPT", {**_SIZES, "ffn_dim": 64, "word_embed_proj_dim": 32}),
     "bloom": ("Bloom", {**_IDS, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
     "t5": (
         "T5",

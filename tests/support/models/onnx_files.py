@@ -88,10 +88,7 @@ def image_model(
     return make_model(
         nodes,
         [value("x", FLOAT, shape)],
-        [
-            value("logits", FLOAT, [batch, NUM_LABELS]),
-            value("means", FLOAT, [batch, WIDTH]),
-        ],
+        [value("logits", FLOAT, [batch, NUM_LABELS]), value("means", FLOAT, [batch, WIDTH])],
         [weights("k", WIDTH, channels, 3, 3), weights("v", WIDTH, NUM_LABELS, seed=1)],
     )
 

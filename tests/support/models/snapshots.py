@@ -11,11 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-TEXTS = (
-    "the cat sat on the mat",
-    "a dog",
-    "rain in the city, and the long way home by the river",
-)
+TEXTS = ("the cat sat on the mat", "a dog", "rain in the city, and the long way home by the river")
 PAIRS = (("the cat", "a dog sat"), ("rain", "the long way home"), ("a", "b"))
 WORDS = (
     *("the", "cat", "sat", "on", "mat", "a", "dog", "rain", "in", "city", "and", "long"),
@@ -57,11 +53,7 @@ TEXT_FAMILIES: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
             "norm_rel_ebd": "layer_norm",
         },
     ),
-    "mpnet": (
-        "MPNet",
-        "roberta",
-        {**_SIZES, "max_position_embeddings": 66, "pad_token_id": 1},
-    ),
+    "mpnet": ("MPNet", "roberta", {**_SIZES, "max_position_embeddings": 66, "pad_token_id": 1}),
     "modernbert": (
         "ModernBert",
         "bert",

@@ -21,12 +21,7 @@ import pyarrow.parquet as pq
 from pipeline.commit.layout import Layout, part_name
 from pipeline.commit.manifest import Manifest, Part
 from pipeline.commit.parts.carried.version import CarriedVersion
-from pipeline.commit.parts.compaction import (
-    Compacted,
-    Compactor,
-    SizedSlice,
-    compact_slices,
-)
+from pipeline.commit.parts.compaction import Compacted, Compactor, SizedSlice, compact_slices
 from pipeline.commit.parts.row_ids import (
     LabelledDuplicates,
     find_duplicates,

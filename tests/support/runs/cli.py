@@ -39,11 +39,7 @@ class Result:
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment of a user: no cluster and no token named, the tests' models importable."""
-    left_out = (
-        "RAY_ADDRESS",
-        "RAY_AUTH",
-        "PIPELINE_FAILPOINT",
-    )
+    left_out = ("RAY_ADDRESS", "RAY_AUTH", "PIPELINE_FAILPOINT")
     env = {k: v for k, v in os.environ.items() if not k.startswith(left_out)}
     env["PYTHONPATH"] = PYTHONPATH
     env["PIPELINE_ALLOW_IMPORT"] = "models"

@@ -27,14 +27,7 @@ from pipeline.commit.publish import repair
 from pipeline.commit.published.read import read_part
 from pipeline.commit.staging import list_staged, read_footer
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
-from pipeline.core.schema import (
-    CLASSIFY_FIELDS,
-    HEIGHT_PX,
-    IMAGE,
-    ROW_ID,
-    WIDTH_PX,
-    staged_schema,
-)
+from pipeline.core.schema import CLASSIFY_FIELDS, HEIGHT_PX, IMAGE, ROW_ID, WIDTH_PX, staged_schema
 from pipeline.core.slices import pack, unpack
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import parse_job

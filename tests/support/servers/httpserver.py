@@ -208,9 +208,7 @@ def make_certificate(folder: Path, *names: str) -> Path:
         .sign(key, hashes.SHA256())
     )
     private = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     path = folder / f"{names[0]}.pem"
     path.write_bytes(private + certificate.public_bytes(serialization.Encoding.PEM))

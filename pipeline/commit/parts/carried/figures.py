@@ -17,12 +17,7 @@ from pipeline.commit.parts.carried.rows import UNKNOWN, LookedUp
 from pipeline.commit.parts.carried.version import CarriedVersion, OldReader, OldRows, Traffic
 from pipeline.commit.parts.compaction import DuplicateRows, RunTasks, SizedSlice
 from pipeline.commit.parts.part_reader import read_columns
-from pipeline.commit.parts.row_ids import (
-    LabelledDuplicates,
-    OtherRows,
-    find_repeated,
-    hash_ids,
-)
+from pipeline.commit.parts.row_ids import LabelledDuplicates, OtherRows, find_repeated, hash_ids
 from pipeline.commit.staging import count_labels
 from pipeline.core.arrays import Numbers
 from pipeline.core.figures.histograms import Distribution, measure_numbers
@@ -86,11 +81,7 @@ def measure_carried(
 
 
 def measure_rows(
-    store: Store,
-    old: OldRows,
-    spans: Ranges,
-    seen: pa.Schema,
-    columns: Sequence[str],
+    store: Store, old: OldRows, spans: Ranges, seen: pa.Schema, columns: Sequence[str]
 ) -> tuple[Distribution, Traffic]:
     """Return how predictions are distributed; `seen` are the columns that this takes."""
     reader = OldReader(store, old, seen)

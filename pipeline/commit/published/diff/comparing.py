@@ -165,11 +165,7 @@ def _keep_largest(
 
 
 def _write(
-    write_rows: WriteRows,
-    bucket: Bucket,
-    gone: Numbers,
-    places: Numbers,
-    sizes: dict[str, Floats],
+    write_rows: WriteRows, bucket: Bucket, gone: Numbers, places: Numbers, sizes: dict[str, Floats]
 ) -> None:
     """Give the rows of a bucket that differ: id, change, size."""
     rows = np.flatnonzero(places >= 0)

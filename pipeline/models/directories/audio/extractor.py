@@ -26,11 +26,7 @@ _CLASSES = (NORMALISED, *SPECTROGRAMS)
 _RATE = ("sampling_rate", 16_000, range(1_000, 768_001))
 _WHOLE = {
     NORMALISED: (_RATE,),
-    _AST: (
-        _RATE,
-        ("num_mel_bins", 128, range(1, 513)),
-        ("max_length", 1_024, range(1, 16_385)),
-    ),
+    _AST: (_RATE, ("num_mel_bins", 128, range(1, 513)), ("max_length", 1_024, range(1, 16_385))),
     _WHISPER: (
         _RATE,
         ("feature_size", 80, range(1, 513)),

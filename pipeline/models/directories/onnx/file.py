@@ -9,11 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.models.directories.facts import (
-    DirectoryFacts,
-    ImageContract,
-    OnnxFile,
-)
+from pipeline.models.directories.facts import DirectoryFacts, ImageContract, OnnxFile
 from pipeline.models.directories.onnx.classes import (
     activation_of,
     classes_of,

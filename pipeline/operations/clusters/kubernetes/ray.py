@@ -76,11 +76,7 @@ def _delete(status: str, after_s: int) -> Document:
 def _cluster(text: JobText, asked: Asked) -> Document:
     head = container("ray-head", asked, cpus=_HEAD_CPUS, memory_gib=_HEAD_GIB)
     worker = container(
-        "ray-worker",
-        asked,
-        cpus=asked.cpus,
-        memory_gib=asked.memory_gib,
-        has_gpu=text.wants_gpu,
+        "ray-worker", asked, cpus=asked.cpus, memory_gib=asked.memory_gib, has_gpu=text.wants_gpu
     )
     number = {key: asked.workers for key in ("replicas", "minReplicas", "maxReplicas")}
     return {

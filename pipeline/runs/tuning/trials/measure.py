@@ -117,10 +117,7 @@ def keep_part(config: PredictorConfig, inputs: Inputs, part: int, num_parts: int
 
 
 def compare_with(
-    config: PredictorConfig,
-    inputs: Inputs,
-    limits: AgreementLimits,
-    *reference: Arrays,
+    config: PredictorConfig, inputs: Inputs, limits: AgreementLimits, *reference: Arrays
 ) -> tuple[float, float]:
     """Compare what a way keeps of rows with what another keeps of them, part after part.
 
@@ -141,10 +138,7 @@ def try_batch(config: PredictorConfig, sample: Inputs) -> Trial:
     """Measure rate and memory of one batch size."""
     spec = config.spec
     trial = Trial(
-        spec.runtime,
-        spec.precision,
-        batch_size=config.batch_size,
-        batch_tokens=config.batch_tokens,
+        spec.runtime, spec.precision, batch_size=config.batch_size, batch_tokens=config.batch_tokens
     )
     try:
         engine_class(spec)

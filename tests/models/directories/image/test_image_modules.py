@@ -155,11 +155,7 @@ def test_a_timm_directory_gives_the_outputs_of_timm(name, tmp_path):
     assert (facts.kind, facts.labels) == ("timm", ("a", "b", "c"))
     assert facts.tasks == ("classify", "multilabel", "embed")
     assert facts.transform == TransformSpec(
-        size_px=32,
-        resize_px=33,
-        interpolation="bicubic",
-        mean=(0.5, 0.4, 0.3),
-        std=(0.2, 0.3, 0.4),
+        size_px=32, resize_px=33, interpolation="bicubic", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)
     )
     theirs = timm.create_model(name, num_classes=3, **options).eval()
     theirs.load_state_dict(load_file(path / "model.safetensors"))

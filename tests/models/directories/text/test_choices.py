@@ -19,12 +19,7 @@ from support.models.choosing import (
     prepared,
     scores_of,
 )
-from support.models.language_models import (
-    FAMILIES,
-    SEQ2SEQ,
-    library_scores,
-    make_language_model,
-)
+from support.models.language_models import FAMILIES, SEQ2SEQ, library_scores, make_language_model
 from support.models.snapshots import make_snapshot, write_model
 
 from pipeline.core.errors import JobError
