@@ -11,7 +11,7 @@ from pathlib import PurePath
 from pipeline.core.environment import SUBMITTED
 from pipeline.core.errors import GateRefused, InputMissing, JobError
 from pipeline.core.printable import clean_message, printable
-from pipeline.process.last_lines import prepare_last_lines
+from pipeline.process.keeper import prepare_last_lines
 
 _ALLOWED = range(GateRefused.exit_code, InputMissing.exit_code + 1)
 _HIDDEN = "..."

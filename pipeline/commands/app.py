@@ -9,11 +9,10 @@ from typing import Annotated
 
 import typer
 
-from pipeline.commands.cluster_commands import attach, logs, submit
+from pipeline.commands.cluster_commands import attach, logs, manifest, submit
 from pipeline.commands.command_group import CommandGroup
 from pipeline.commands.first_commands import init, predict
 from pipeline.commands.job_commands import chaos, doctor, golden, plan, promote, retry, run, tune
-from pipeline.commands.manifest_command import manifest
 from pipeline.commands.options import (
     IncludeOption,
     JsonOption,

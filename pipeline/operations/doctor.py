@@ -20,8 +20,7 @@ from pipeline.inference.runtimes.choice import usable_ways
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import Overrides
 from pipeline.models.spec import EAGER, FP32, ModelSpec
-from pipeline.operations.checks.findings import Finding, FindingStatus
-from pipeline.operations.checks.machine import guarded, look_at_machine
+from pipeline.operations.checks.machine import Finding, FindingStatus, guarded, look_at_machine
 from pipeline.operations.checks.nodes import look_at_cluster, look_at_this_node
 from pipeline.operations.jobs import Date, JobLike, load_job, run_options
 from pipeline.planning.allocation import Hardware, allocate

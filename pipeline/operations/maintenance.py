@@ -14,8 +14,8 @@ from pipeline.commit.published.rollback import rollback as restore
 from pipeline.commit.tables import table_of
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import Overrides
-from pipeline.operations.found import printed
 from pipeline.operations.jobs import Date, JobLike, load_job
+from pipeline.report.showing.printed import printed
 from pipeline.runs.challenging import job_of_challenger
 from pipeline.storage.store import Store
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from pipeline.commit.published.describe import describe_output
 from pipeline.commit.published.verify import verify_output
-from pipeline.operations.found import printed
 from pipeline.report.document import Report
 from pipeline.report.history import load_report
+from pipeline.report.showing.printed import printed
 
 
 @printed

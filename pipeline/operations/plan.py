@@ -20,7 +20,6 @@ from pipeline.job.job import Job
 from pipeline.job.reading.loader import Overrides
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.scores import scores_told
-from pipeline.operations.found import Found
 from pipeline.operations.jobs import Date, JobLike, load_job, run_options
 from pipeline.operations.weeks.status import status_of_job
 from pipeline.planning.plan import Plan
@@ -28,6 +27,7 @@ from pipeline.planning.tiling import done_slices
 from pipeline.report.history import Recipe, find_past_run
 from pipeline.report.recording.carried_rows import carried_section, first_shards, plan_facts
 from pipeline.report.sections import Carried
+from pipeline.report.showing.printed import Found
 from pipeline.report.speed.estimate import estimate
 from pipeline.runs.carried.finding import Reuse, find_reuse
 from pipeline.runs.challenging import challenger_of

@@ -10,8 +10,8 @@ import yaml
 from pipeline.core.errors import JobError
 from pipeline.job.reading.loader import parse_job
 from pipeline.job.reading.yaml_reader import read_yaml
-from pipeline.operations.found import printed
 from pipeline.operations.jobs import read_date
+from pipeline.report.showing.printed import printed
 
 
 @printed

@@ -9,10 +9,10 @@ from pipeline.execution.cluster.connect import connect
 from pipeline.job.model import AUTO
 from pipeline.job.reading.loader import Overrides
 from pipeline.models.spec import ModelSpec
-from pipeline.operations.found import printed
 from pipeline.operations.jobs import Date, JobLike, load_job, name_of, run_options
 from pipeline.planning.allocation import allocate
 from pipeline.preprocessing.input_facts import cost_of
+from pipeline.report.showing.printed import printed
 from pipeline.report.showing.progress import Progress, shown_on
 from pipeline.runs.context import RunContext
 from pipeline.runs.preparing.checks import check_before_ray

@@ -40,6 +40,7 @@ from pipeline.report.speed.performance import (
     SlowerStage,
     Stage,
     StartupPart,
+    Texts,
     bytes_per_row,
     forecasts_of,
     gpu_decode_of,
@@ -47,8 +48,8 @@ from pipeline.report.speed.performance import (
     ratio,
     stages_of,
     startup_parts,
+    texts_of,
 )
-from pipeline.report.speed.texts import Texts, texts_of
 from pipeline.report.speed.written import Written, written_of
 
 REPORT_VERSION: Final = 1

@@ -23,10 +23,9 @@ from pipeline.core.hive_paths import partition_types
 from pipeline.core.slices import SliceKey
 from pipeline.core.versions import environment_versions, package_versions
 from pipeline.execution.tasks import run_tasks
-from pipeline.gates.computed import computed_alone
 from pipeline.gates.gate import Figures
 from pipeline.gates.history import Past, look_back
-from pipeline.gates.judging import certain_failures, early_refusal, judge, needs_of
+from pipeline.gates.judging import certain_failures, computed_alone, early_refusal, judge, needs_of
 from pipeline.gates.results import GateResult, require_pass
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import Slices, require_complete

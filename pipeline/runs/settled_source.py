@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
+from pipeline.core.errors import JobError
+from pipeline.core.printable import clean_message
+from pipeline.job.features import FeatureColumn, FeatureEntry, column_of
 from pipeline.job.job import Job
 from pipeline.job.source import Source
 from pipeline.models.directories.onnx.choice import SUFFIX
 from pipeline.models.directories.opening import open_facts
-from pipeline.models.resolving.column_choice import match_columns
-from pipeline.sources.features.category_files import with_categories
+from pipeline.preprocessing.model_input import TensorColumn
+from pipeline.sources.features.categories import with_categories
 
 
 def settled_source(job: Job) -> Source:
@@ -28,3 +34,61 @@ def settled_source(job: Job) -> Source:
         return source
     features = match_columns(source.features, facts.columns, path.rpartition("/")[2])
     return source.model_copy(update={"features": features})
+
+
+def match_columns(
+    features: Sequence[FeatureEntry], columns: Sequence[TensorColumn], told: str
+) -> tuple[FeatureEntry, ...]:
+    """Return the features in the order of the model's inputs, each as the model takes it.
+
+    Args:
+        features: The job's, in any order.
+        columns: The inputs of the model.
+        told: The model, for messages.
+
+    Raises:
+        JobError: They are not the same names, or a text is wanted where the job makes numbers; has
+            both lists.
+    """
+    names, wanted = [column_of(each) for each in features], [each.name for each in columns]
+    if Counter(names) != Counter(wanted):
+        missing = [name for name in wanted if name not in names]
+        others = [name for name in names if name not in wanted]
+        twice = [name for name, number in Counter(names).items() if number > 1]
+        why = (
+            f"missing: {_listed(missing)}" if missing else "",
+            f"not among its inputs: {_listed(others)}" if others else "",
+            f"named twice: {_listed(twice)}" if twice else "",
+        )
+        raise JobError(
+            f"source.features: {told} takes {_listed(wanted)}, each by its name; the job has "
+            f"{_listed(names)}: {'; '.join(filter(None, why))}"
+        )
+    by_name = dict(zip(names, features, strict=True))
+    return tuple(_as_taken(by_name[each.name], each, told) for each in columns)
+
+
+def _as_taken(entry: FeatureEntry, column: TensorColumn, told: str) -> FeatureEntry:
+    is_plain = isinstance(entry, str) or not (entry.is_category or entry.read_as)
+    if column.is_text:
+        if not is_plain and not (isinstance(entry, FeatureColumn) and entry.is_text):
+            raise JobError(
+                f"source.features: {told} takes {column.name!r} as text, and the job makes numbers "
+                f"of it: name the column alone, {column.name}"
+            )
+        return _read_as(entry, "text")
+    if isinstance(entry, FeatureColumn) and entry.is_text:
+        raise JobError(
+            f"source.features: {told} takes {column.name!r} as {column.dtype}, and the job has "
+            "read_as: text"
+        )
+    return _read_as(entry, "float64") if is_plain and column.is_wide else entry
+
+
+def _read_as(entry: FeatureEntry, how: str) -> FeatureColumn:
+    own = {} if isinstance(entry, str) else entry.model_dump(exclude_unset=True)
+    return FeatureColumn.model_validate({**own, "column": column_of(entry), "read_as": how})
+
+
+def _listed(names: Sequence[str]) -> str:
+    return clean_message(", ".join(names) or "none", 400)

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest
 from pipeline.commit.plan_store import plan_from_json
 from pipeline.core.errors import InfraError
-from pipeline.planning.changes import shards_changed, what_changed
+from pipeline.core.printable import clean_message, num_of
 from pipeline.planning.plan import Plan
+from pipeline.planning.predictor import why_other
 from pipeline.storage.store import Store
+
+_INPUTS = "the input (a name, size or time of a shard)"
+_PARTS = {
+    "inputs": _INPUTS,
+    "model": "the model or what decides its predictions",
+    "settings": "the job's source or row limit",
+}
+_NAMES_SHOWN = 3
 
 
 def why_stale(store: Store, layout: Layout, published: Manifest, plan: Plan) -> str:
@@ -27,3 +39,70 @@ def why_stale(store: Store, layout: Layout, published: Manifest, plan: Plan) -> 
         except (FileNotFoundError, InfraError):
             inputs = ""  # which shards changed is a detail; that some did is known
     return what_changed(before, now, models=(published.model, plan.model), inputs=inputs)
+
+
+def what_changed(
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    *,
+    models: tuple[Mapping[str, Any], Mapping[str, Any]] | None = None,
+    inputs: str = "",
+) -> str:
+    """Return in words which `Plan.fingerprint_parts` differ.
+
+    Args:
+        before: Of what was published; {} if that is unknown.
+        now: Of the plan.
+        models: The model then and now, so that its parts can be named.
+        inputs: What changed of the inputs, if they did, as `shards_changed` says.
+
+    Returns:
+        '' if none differ or `before` is unknown.
+    """
+    if not before:
+        return ""
+    words = _PARTS | ({"inputs": inputs} if inputs else {})
+    if models and (why := why_other(*models)):
+        words["model"] = why
+    changed = [text for part, text in words.items() if before.get(part) != now.get(part)]
+    then, areas = before.get("semantics", {}), now.get("semantics", {})
+    changed += [
+        f"how this version of the package computes ({area})"
+        for area in sorted({*then, *areas})
+        if then.get(area) != areas.get(area)
+    ]
+    old, new = before.get("extensions", {}), now.get("extensions", {})
+    changed += [
+        f"the code of {which}" for which in sorted({*old, *new}) if old.get(which) != new.get(which)
+    ]
+    return ", ".join(changed)
+
+
+def shards_changed(before: Plan, now: Plan) -> str:
+    """Return in words which shards differ: "the input: 5 shards new (a.jpg, b.jpg, ...), 1 gone".
+
+    Returns:
+        What else may differ of the inputs if no shard does: their folder, or their columns.
+    """
+    old, new = _shards(before), _shards(now)
+    if before.source_root != now.source_root:
+        return f"the input (it was {clean_message(before.source_root)})"
+    both = old.keys() & new.keys()
+    told = [
+        _told(new.keys() - old.keys(), "new"),
+        _told((path for path in both if old[path] != new[path]), "changed"),
+        _told(old.keys() - new.keys(), "gone"),
+    ]
+    return "the input: " + (", ".join(filter(None, told)) or "its columns or their types")
+
+
+def _shards(plan: Plan) -> dict[str, tuple[int, str]]:
+    return {e.path: (e.size_bytes, e.version) for unit in plan.units for e in unit.extents}
+
+
+def _told(paths: Iterable[str], state: str) -> str:
+    names = sorted(paths)
+    if not names:
+        return ""
+    shown = ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")
+    return f"{num_of(len(names), 'shard')} {state} ({clean_message(shown)})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,6 +10,8 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from pipeline.core.causes import SystematicFailure
+from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import FEATURES, WIDTHS, is_feature
 from pipeline.job.features import FeatureColumn, FeatureEntry, column_of
@@ -110,3 +113,22 @@ def _names(entry: FeatureEntry, width: int) -> Iterator[tuple[str, int]]:
         yield f"{name}[0..{width - 1}]", width
     else:
         yield name, 1
+
+
+@contextlib.contextmanager
+def features_told(source: Source, fields: pa.Schema) -> Iterator[None]:
+    """Say in errors about the width of a vector which numbers it has, and how many fit.
+
+    Args:
+        fields: The columns of the input, as a plan has them.
+    """
+    try:
+        yield
+    except JobError as error:
+        message = str(error)
+        told = say_which_features(message, vectors_of(source, fields))
+        if told == message:
+            raise
+        if isinstance(error, SystematicFailure):
+            raise error.with_message(told) from None
+        raise JobError(told) from None

@@ -22,7 +22,6 @@ from pipeline.core.figures.counters import Counters, measure
 from pipeline.core.figures.slice_figures import Deduplicated, LookedUp, SliceFigures
 from pipeline.core.printable import clean_message
 from pipeline.core.rows.aside import NO_RESULT, set_aside
-from pipeline.core.rows.drawn_rows import are_drawn
 from pipeline.core.rows.row_digests import HASH_BYTES, input_hashes
 from pipeline.core.schema import CARRIED_ROW, CARRIED_SOURCE, INPUT_HASH
 from pipeline.core.slices import SliceKey, pack, unpack
@@ -32,6 +31,7 @@ Hashes = npt.NDArray[np.uint8]
 """(N, HASH_BYTES)."""
 _UNKNOWN = -1
 _FAILED = "predictions of an earlier version could not be looked up, so rows were computed: {}"
+_WORD_BYTES = 8
 
 
 class Index(Protocol):
@@ -151,3 +151,25 @@ def _merge_copies(hashes: pa.Array, result_of: Numbers) -> int:
     _, first, of_code = np.unique(codes[rows], return_index=True, return_inverse=True)
     result_of[rows] = rows[first[of_code]]
     return len(rows) - len(first)
+
+
+def are_drawn(
+    hashes: npt.NDArray[np.uint8], probability: float, seed: str
+) -> npt.NDArray[np.bool_]:
+    """Draw rows; of equal rows all or none, and for another seed others.
+
+    Args:
+        hashes: uint8 (N, 16).
+        probability: Of each row, from 0 to 1.
+        seed: 16 hexadecimal digits or more: the fingerprint of the whole plan, so that each run of
+            it draws the same rows, and the next partition others.
+
+    Returns:
+        bool (N,).
+    """
+    if probability >= 1.0:
+        return np.ones(len(hashes), bool)
+    words = np.ascontiguousarray(hashes[:, -_WORD_BYTES:]).view("<u8").reshape(-1)
+    mixed = (words ^ np.uint64(int(seed[:16], 16))) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
+    return (mixed ^ (mixed >> np.uint64(32))) < np.uint64(int(probability * 2**64))

@@ -27,8 +27,14 @@ from pipeline.storage.create_once import CreateOutcome, create_once
 from pipeline.storage.errors import is_conflict, secret_values, storage_errors, translate
 from pipeline.storage.interface import Backend, Choice, Disk, Page, StoredFile
 from pipeline.storage.listing import collect
-from pipeline.storage.listing.many_folders import have_plain_order, list_folders, list_one_by_one
-from pipeline.storage.listing.object_pages import FetchPage, folder_names, list_in_parallel
+from pipeline.storage.listing.object_pages import (
+    FetchPage,
+    folder_names,
+    have_plain_order,
+    list_folders,
+    list_in_parallel,
+    list_one_by_one,
+)
 from pipeline.storage.local_disk import is_temporary
 from pipeline.storage.object_store import CheckedFile, RemoteFile
 from pipeline.storage.uris import join, normalise, root_path
@@ -269,7 +275,7 @@ class Store:
             pages = list_in_parallel(self._fetch_pages(prefix), full)
         else:
             pages = self._call("list", prefix, lambda _: self._disk().list(full, choice))
-        takes = _is_named if choice is None else choice.takes
+        takes = choice.takes if choice else lambda file: not file.path.endswith("/")
         relative = map(self._relative, pages)
         with self._errors("list", prefix):
             return collect(([*filter(takes, page)] for page in relative), self.url(prefix))
@@ -340,7 +346,3 @@ class Store:
 
 def _is_open(value: bytes | Exception | None) -> bool:
     return value is None or isinstance(value, TransientError)
-
-
-def _is_named(file: StoredFile) -> bool:
-    return not file.path.endswith("/")

@@ -215,7 +215,7 @@ def _made(reference: Path, batch_size: int) -> Path:
 def _write_calibrated(
     answer: Connection, reference: Path, model: dict[str, Any], batch_size: int
 ) -> None:
-    from pipeline.runs.tuning.trials.calibration import calibrate
+    from pipeline.runs.tuning.trials.runtime_trials import calibrate
 
     sample = dict(np.load(reference))[_SAMPLE]
     config = _config(model, Candidate("onnxruntime", INT8, batch_size, 1, 1), reference)

@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 
 from pipeline.core.errors import GateRefused, JobError
 from pipeline.core.figures.histograms import Distribution, Numbers
-from pipeline.gates.computed import LEAST_ROWS, computed_alone
 from pipeline.gates.gate import Figures
 from pipeline.gates.history import Past
-from pipeline.gates.judging import judge
+from pipeline.gates.judging import LEAST_ROWS, computed_alone, judge
 from pipeline.gates.results import COMPUTED, GateResult, parse_accepted, require_pass
 from pipeline.job.gates import Gates
 

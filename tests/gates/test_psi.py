@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core.figures.histograms import Distribution, Numbers
-from pipeline.gates.psi import compare_labels, compare_numbers
+from pipeline.gates.drift import compare_labels, compare_numbers
 
 COUNTS = st.dictionaries(st.integers(0, 30), st.integers(1, 500), max_size=20)
 

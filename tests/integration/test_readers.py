@@ -27,8 +27,7 @@ from pipeline.commit.publish import commit, repair, sync_published_folder
 from pipeline.commit.published.read import read_current
 from pipeline.commit.published.rollback import rollback
 from pipeline.commit.published.verify import verify_output
-from pipeline.commit.tables.delta import Delta
-from pipeline.commit.tables.delta_storage import open_table
+from pipeline.commit.tables.delta import Delta, open_table
 from pipeline.core.errors import JobError
 from pipeline.storage.store import Store
 

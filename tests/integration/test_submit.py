@@ -25,7 +25,7 @@ from pipeline.commit.manifest import current_manifest
 from pipeline.commit.published.read import read_predictions
 from pipeline.core.errors import GateRefused, InfraError, PipelineError, Stopped
 from pipeline.execution.submit.job import error_without_document
-from pipeline.execution.submit.output import JobOutput
+from pipeline.execution.submit.log_follower import JobOutput
 from pipeline.execution.submit.submission import Submission
 from pipeline.storage.store import Store
 

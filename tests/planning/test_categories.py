@@ -12,9 +12,9 @@ import pytest
 from support.runs.plan_examples import SPEC
 
 from pipeline.job.reading.loader import parse_job
-from pipeline.planning.changes import what_changed
 from pipeline.planning.plan import Plan, make_plan
-from pipeline.sources.features.category_files import with_categories
+from pipeline.runs.staleness import what_changed
+from pipeline.sources.features.categories import with_categories
 from pipeline.sources.inputs import list_inputs
 
 FEATURE = {"column": "kind", "unknown": "own"}

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core.arrays import Numbers
-from pipeline.core.rows.drawn_rows import are_drawn
 from pipeline.planning.checked_rows import (
     LEAST_ROWS,
     RAISED_SHARE,
@@ -20,6 +19,7 @@ from pipeline.planning.checked_rows import (
     check_probability,
     choose_checked,
 )
+from pipeline.sources.lookup import are_drawn
 
 SEED, OTHER = (hashlib.sha256(name).hexdigest() for name in (b"a plan", b"another"))
 

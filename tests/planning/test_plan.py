@@ -30,10 +30,10 @@ from support.runs.plan_examples import (
 from pipeline.core.errors import JobError
 from pipeline.core.failures import Reason
 from pipeline.models.spec import ModelSpec
-from pipeline.planning.changes import shards_changed, what_changed
 from pipeline.planning.plan import fingerprint_parts, job_extensions, make_plan
 from pipeline.planning.slicing import SliceSizes, make_units
 from pipeline.planning.tiling import first_slices, missing_units
+from pipeline.runs.staleness import shards_changed, what_changed
 from pipeline.sources.extents import MAX_SLICE_BYTES, Extent, RowFilter, UncountedPlan
 from pipeline.sources.inputs import Inputs
 from pipeline.sources.units import Unit

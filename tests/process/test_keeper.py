@@ -194,7 +194,7 @@ def test_a_terminal_is_read_and_ctrl_c_there_is_one_stop():
 LOST = """
 import os
 from pipeline.process.keeper import exit_with, keep
-from pipeline.process.last_lines import prepare_last_lines
+from pipeline.process.keeper import prepare_last_lines
 
 def work():
     prepare_last_lines("pipeline run it", frozenset({7}))

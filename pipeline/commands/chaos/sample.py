@@ -19,8 +19,7 @@ from pipeline.core.errors import JobError
 from pipeline.job.source import Source
 from pipeline.sources.image_files import ImageFiles
 from pipeline.sources.inputs import Inputs, list_inputs
-from pipeline.sources.jsonl.format import Jsonl
-from pipeline.sources.jsonl.stream import max_json_bytes, read_json_blocks
+from pipeline.sources.jsonl.format import Jsonl, max_json_bytes, read_json_blocks
 from pipeline.sources.source_format import format_of
 from pipeline.storage.store import Store, StoredFile
 

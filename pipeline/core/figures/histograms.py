@@ -1,4 +1,4 @@
-"""How predictions are distributed: counted slice by slice, summed exactly; gates/psi.py compares.
+"""How predictions are distributed: counted slice by slice, summed exactly; gates/drift.py compares.
 
 Scores of labels are counted in 20 bins of [0, 1]. Other numbers have no natural bins, so they are
 counted by the upper 16 bits of their rounded float32: sign, exponent and 7 bits of the mantissa.

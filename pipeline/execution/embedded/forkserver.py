@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.execution.embedded import forkserver_main, forkserver_stub
-from pipeline.execution.embedded.raylet_command import raylet_command
+from pipeline.execution.embedded.minimal_head import raylet_command
 from pipeline.execution.environment import set_embedded
 from pipeline.execution.private_names import is_plain
 from pipeline.process.life import current

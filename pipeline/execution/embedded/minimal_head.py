@@ -17,7 +17,6 @@ from unittest.mock import patch
 from pipeline.core.errors import InfraError
 from pipeline.execution import health
 from pipeline.execution.embedded import idle_agent
-from pipeline.execution.embedded.raylet_command import raylet_command
 from pipeline.process.parent_death import RAYLET, tied_to
 
 _OPTIONAL = "ray.dashboard.optional_deps"
@@ -28,6 +27,20 @@ _ENVIRONMENT_PORT = re.compile(r"(--runtime[_-]env[_-]agent[_-]port)=\S+")
 _PORTS = range(20_000, 32_768)  # below those that Linux gives to connections
 _REGISTER_S = 30.0
 _LOOK_S = 0.02
+
+
+@contextlib.contextmanager
+def raylet_command(ray: Any, change: Callable[[list[str]], list[str]]) -> Iterator[None]:
+    """Let a raylet be started by a changed command in the body."""
+    own, raylet = ray._private.services.start_ray_process, ray._private.ray_constants
+
+    def start(command: list[str], process_type: str, **named: Any) -> Any:
+        if process_type == raylet.PROCESS_TYPE_RAYLET:
+            command = change(command)
+        return own(command, process_type, **named)
+
+    with patch.object(ray._private.services, "start_ray_process", start):
+        yield
 
 
 @contextlib.contextmanager

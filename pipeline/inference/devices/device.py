@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -17,7 +18,6 @@ from pipeline.core.errors import JobError
 from pipeline.inference.devices.accelerator import Gpu, the_gpu
 from pipeline.inference.gpu_facts import absence_here
 from pipeline.inference.model_store import fetch_model
-from pipeline.inference.rotary import exact_frequencies
 from pipeline.inference.runtimes import runtime_of
 from pipeline.inference.runtimes.base import Runner
 from pipeline.inference.runtimes.export import Exporter, Varying
@@ -33,6 +33,9 @@ _CPU = torch.device("cpu")
 _GIB = 1 << 30
 _TRACED_ROWS, _TRACED_TOKENS = 2, 16
 """Sizes of axes that vary while a model is exported: not 0 or 1, which exporters take as fixed."""
+_FREQUENCIES = "inv_freq"
+_COMPUTES_IN_FP32 = "transformers."
+"""Modules of this library take them as fp32 whatever they are; others may want one dtype."""
 
 
 def gpu_of(num_gpus: float) -> Gpu | None:
@@ -212,3 +215,22 @@ def _calibrated(config: PredictorConfig) -> bytes | None:
     if config.spec.precision != INT8:
         return None
     return fetch_model(config.models, config.spec.artefact_sha256)
+
+
+@contextlib.contextmanager
+def exact_frequencies(module: torch.nn.Module) -> Iterator[None]:
+    """Give a module its frequencies back as they were, after the body has cast and moved it.
+
+    Rounded to bf16 they turn far tokens by wrong angles: of 2,048 tokens through a small encoder
+    the worst vector was about twice as far from that in fp32.
+    """
+    kept = [
+        (part, name, values)
+        for part in module.modules()
+        if type(part).__module__.startswith(_COMPUTES_IN_FP32)
+        for name, values in part.named_buffers(recurse=False)
+        if name.endswith(_FREQUENCIES)
+    ]
+    yield
+    for part, name, values in kept:
+        setattr(part, name, values.to(getattr(part, name).device))

@@ -35,7 +35,13 @@ from pipeline.core.user_code.own_code import errors_told
 from pipeline.inference.devices.accelerator import PAUSES_S
 from pipeline.inference.devices.device_model import DeviceModel
 from pipeline.inference.engines.base import Engine
-from pipeline.inference.engines.greedy import LENGTH, Spent, Writing, is_repeating, text_of
+from pipeline.inference.engines.greedy import (
+    LENGTH,
+    Spent,
+    Writing,
+    is_repeating,
+    text_of,
+)
 from pipeline.inference.engines.rules import Row
 from pipeline.inference.engines.teacher import num_agreed
 from pipeline.inference.exact import alone

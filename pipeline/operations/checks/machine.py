@@ -8,10 +8,13 @@ import platform
 import resource
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 from packaging.requirements import Requirement
@@ -26,10 +29,10 @@ from pipeline.execution.cluster.hardware import embedded_store_bytes
 from pipeline.execution.embedded.ray_folder import base_folder, weakness
 from pipeline.execution.environment import refuse_autoload
 from pipeline.execution.submit.client import is_loopback
+from pipeline.inference.gpu_facts import absence_here, driver_version
 from pipeline.inference.runtimes import all_runtimes
-from pipeline.operations.checks.findings import Finding, FindingStatus
-from pipeline.operations.checks.gpu import look_at_gpus
 
+FindingStatus = Literal["ok", "warn", "fail"]
 _GIB = 2**30
 _PACKAGES = ("ray", "torch", "torchvision", "pyarrow", "pandas", "fsspec", "pillow")
 _OF_MODELS = ("transformers", "tokenizers", "timm", "onnxruntime", "openvino")
@@ -49,6 +52,26 @@ _LEAST_FREE_SHARE = 0.05
 _LEAST_FILES = 4096
 _DISTRIBUTION = "batch-inference-pipeline"
 _DASHBOARD_PORT = 8265
+_ASK_S = 20.0
+_NAME, _MODE, _ECC, _MEMORY = (
+    "name",
+    "compute_mode",
+    "ecc.errors.uncorrected.volatile.total",
+    "memory.total",
+)
+_SHARED, _UNKNOWN = ("Default", ""), "["
+"""Of the modes those that let several processes in; and how `[N/A]` and the like begin."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one look gave."""
+
+    check: str
+    status: FindingStatus
+    found: str
+    """What there is; if it is not right, what would be."""
+    exit_code: int = 0
 
 
 def look_at_machine(address: str | None, *, wants_gpu: bool = False) -> Iterator[Finding]:
@@ -210,3 +233,59 @@ def _dashboard() -> Finding:
                     hint = "if it is Ray's, start the head with --dashboard-host=127.0.0.1"
                     return Finding("dashboard", "warn", f"{found}; {hint}")
     return Finding("dashboard", "ok", f"nothing takes connections at port {_DASHBOARD_PORT}")
+
+
+def look_at_gpus(*, is_wanted: bool) -> Iterator[Finding]:
+    """Look at the GPUs of this machine.
+
+    Args:
+        is_wanted: A job asks for one here.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        found = f"torch {torch.__version__} sees none"
+        if is_wanted or (torch.version.cuda and driver_version()):
+            yield Finding("gpu", "warn", f"{found}: {absence_here()}")
+        else:
+            yield Finding("gpu", "ok", f"{found}: models run on the CPU")
+        return
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    yield Finding("gpu", "ok", f"{', '.join(names)}; driver {driver_version() or 'unknown'}")
+    yield from look_at_cards(_ask_smi)
+
+
+def look_at_cards(ask: Callable[[], list[Mapping[str, str]]]) -> Iterator[Finding]:
+    """Look at what the driver's own tool says of each card; nothing where there is none.
+
+    Args:
+        ask: Returns the facts of each card, as `nvidia-smi` names them.
+    """
+    wrong, cards = [], ask()
+    for number, card in enumerate(cards):
+        mode, errors = card[_MODE], card[_ECC]
+        named = f"GPU {number} ({card[_NAME]})"
+        if mode not in _SHARED and not mode.startswith(_UNKNOWN):
+            hint = "actors that share it, and children that isolate a row, cannot start"
+            wrong.append(f"{named}: compute mode {mode}: {hint}; set Default (nvidia-smi -c 0)")
+        if errors.isdigit() and int(errors):
+            hint = "reset or replace it before a run"
+            wrong.append(f"{named}: {errors} memory errors that were not corrected: {hint}")
+    if wrong:
+        yield Finding("gpu state", "warn", "; ".join(wrong))
+    elif cards:
+        sizes = ", ".join(f"{card[_MEMORY]} MiB" for card in cards)
+        yield Finding("gpu state", "ok", f"{sizes}, open to several processes, no memory errors")
+
+
+def _ask_smi(command: str = "nvidia-smi") -> list[Mapping[str, str]]:
+    fields = (_NAME, _MODE, _ECC, _MEMORY)
+    asked = [command, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(  # noqa: S603  # the driver's own tool
+            asked, capture_output=True, text=True, timeout=_ASK_S, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []  # an image may come without it
+    rows = [[value.strip() for value in line.split(",")] for line in said.splitlines()]
+    return [dict(zip(fields, row, strict=True)) for row in rows if len(row) == len(fields)]

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from pipeline.core.errors import InfraError
 from pipeline.execution.cluster.connect import connect
 from pipeline.execution.cluster.node_facts import answers, start_asking
-from pipeline.operations.checks.findings import Finding
-from pipeline.operations.checks.machine import guarded
+from pipeline.operations.checks.machine import Finding, guarded
 from pipeline.planning.allocation import Hardware
 from pipeline.planning.node_room import Held, NodeFacts, find_shortages, gib
 from pipeline.runs.preparing.node_checks import embedded_node, refuse

@@ -13,8 +13,7 @@ import yaml
 from pipeline.core.errors import JobError
 from pipeline.operations.clusters.kubernetes import batch, ray
 from pipeline.operations.clusters.kubernetes.asked import KINDS, Asked, JobText, Kind, Submission
-from pipeline.operations.clusters.kubernetes.dockerfile import dockerfile
-from pipeline.operations.clusters.kubernetes.pods import Document, config_map
+from pipeline.operations.clusters.kubernetes.pods import Document, config_map, dockerfile
 from pipeline.operations.jobs import Date, read_date
 
 _SECRET_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from pipeline.core.errors import JobError, PipelineError
 from pipeline.execution.submit.job import START_TIMEOUT_S, error_without_document, submit_job
-from pipeline.execution.submit.output import JobOutput
+from pipeline.execution.submit.log_follower import JobOutput
 from pipeline.execution.submit.submission import Submission
 from pipeline.gates.results import parse_accepted
 from pipeline.job.reading.dates import date_text

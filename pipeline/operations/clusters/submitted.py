@@ -14,8 +14,7 @@ from typing import Any
 from pipeline.execution.submit.attempts import find_attempts, find_newest
 from pipeline.execution.submit.client import connect_job_api, refusals_as_ours
 from pipeline.execution.submit.job import START_TIMEOUT_S, attach_to, stop_job, wait_for_driver
-from pipeline.execution.submit.log_follower import Follower
-from pipeline.execution.submit.output import JobOutput
+from pipeline.execution.submit.log_follower import Follower, JobOutput
 from pipeline.operations.clusters.submit import ClusterJob, ended
 
 

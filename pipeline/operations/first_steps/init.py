@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.core.errors import JobError
 from pipeline.job.reading.loader import Overrides
 from pipeline.operations.first_steps.draft import draft_job
-from pipeline.operations.found import printed
+from pipeline.report.showing.printed import printed
 
 
 @printed

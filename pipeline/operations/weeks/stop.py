@@ -12,7 +12,7 @@ from pipeline.commit.layout import WHOLE_OUTPUT, Layout
 from pipeline.commit.lease import ask_to_stop, latest_epoch, read_heartbeat
 from pipeline.commit.published.read import locate
 from pipeline.core.errors import JobError
-from pipeline.operations.found import printed
+from pipeline.report.showing.printed import printed
 from pipeline.runs.weeks.survey import survey
 
 

@@ -6,10 +6,12 @@ import contextlib
 import functools
 import hashlib
 import itertools
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +21,6 @@ from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.failures import Reason, RowError
 from pipeline.core.printable import clean_message
 from pipeline.preprocessing.texts.text_settings import TextSettings
-from pipeline.preprocessing.texts.word_ids import NO_WORD, WordRule
 from pipeline.process.terminal import native_errors_dropped
 from pipeline.storage.single_file import read_file
 from pipeline.storage.store import Store
@@ -34,6 +35,10 @@ _EXTRA = "tokenizers is not installed: the extra `transformers` brings it"
 
 
 Number = TypeVar("Number", np.int8, np.int32)
+NONE = np.zeros(0, np.int32)
+NO_TYPES = np.zeros(0, np.int8)
+NO_WORD = -1
+"""The word of a special token."""
 
 
 class Tokens(NamedTuple):
@@ -51,10 +56,6 @@ class Tokens(NamedTuple):
     """(2 T,): start and end of each token, in characters of the text; empty unless kept."""
     word_ids: npt.NDArray[np.int32]
     """(T,): the word of each token, -1 for special tokens; empty unless kept."""
-
-
-NONE = np.zeros(0, np.int32)
-NO_TYPES = np.zeros(0, np.int8)
 
 
 def tokenise(
@@ -239,3 +240,50 @@ def read_tokenizer_bytes(uri: str, storage_options: Mapping[str, Any]) -> bytes:
             f"text.tokenizer = {uri}: {held.size_bytes:,} bytes, the most is {MAX_BYTES:,}"
         )
     return read_file(uri, storage_options, "text.tokenizer")
+
+
+@dataclass(frozen=True)
+class WordRule:
+    """Which tokens of a text make a word, as transformers' TokenClassificationPipeline decides it.
+
+    Its aggregation by words depends on this, and not on the words of the tokenizer: of a tokenizer
+    that marks pieces (`##ing`), a token is a piece if it is longer or shorter than its place in the
+    text; of others, if there is no space before it.
+    """
+
+    marks_pieces: bool
+    """Whether pieces have a prefix, such as `##`."""
+    unknown_id: int | None
+    """Id of the token for unknown characters, which always begins a word."""
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> Self:
+        """Read the rule from a tokenizer."""
+        model = json.loads(tokenizer.to_str())["model"]
+        unknown = model.get("unk_id")
+        if unknown is None and model.get("unk_token") is not None:
+            unknown = tokenizer.token_to_id(model["unk_token"])
+        return cls(bool(model.get("continuing_subword_prefix")), unknown)
+
+    def word_ids(self, text: str, encoding: Encoding) -> list[int]:
+        """Return the word of each token, counted from 0; `NO_WORD` for special tokens."""
+        found, word = list[int](), NO_WORD
+        for token, number, (start, end), is_special in zip(
+            encoding.tokens,
+            encoding.ids,
+            encoding.offsets,
+            encoding.special_tokens_mask,
+            strict=True,
+        ):
+            if is_special:
+                found.append(NO_WORD)
+                continue
+            if number == self.unknown_id:
+                is_piece = False
+            elif self.marks_pieces:
+                is_piece = len(token) != end - start
+            else:
+                is_piece = start > 0 and " " not in text[start - 1 : start + 1]
+            word += 1 if word == NO_WORD or not is_piece else 0
+            found.append(word)
+        return found

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec
 
 from pipeline.process.screen import as_lines
+
+P = ParamSpec("P")
 
 
 class Printed(ABC):
@@ -26,3 +29,21 @@ class Printed(ABC):
         from pipeline.report.showing.notebook import text_html
 
         return text_html(str(self))
+
+
+class Found(Printed, dict[str, Any]):
+    """A dict for programs; `print` of it gives tables, without styles."""
+
+    def shown(self) -> dict[str, Any]:
+        """Return what a terminal has room for."""
+        return self
+
+
+def printed(operation: Callable[P, dict[str, Any]]) -> Callable[P, Found]:
+    """Let an operation return its dict as `Found`."""
+
+    @functools.wraps(operation)
+    def found(*args: P.args, **kwargs: P.kwargs) -> Found:
+        return Found(operation(*args, **kwargs))
+
+    return found

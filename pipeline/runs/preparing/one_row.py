@@ -31,7 +31,7 @@ from pipeline.models.tasks.scores import scores_told
 from pipeline.planning.plan import Plan
 from pipeline.preprocessing.images.own_transform import own_transform, try_step
 from pipeline.runs.builders import make_reader, plain_predictor_config, trial_bytes
-from pipeline.runs.preparing.features_told import features_told
+from pipeline.sources.feature_names import features_told
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
 from pipeline.sources.units import Unit, only_rows

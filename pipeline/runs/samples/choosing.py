@@ -115,6 +115,9 @@ def choose(store: Store, layout: Layout, manifest: Manifest, number: int) -> Cho
     """Choose rows of a version.
 
     Args:
+        store: The output.
+        layout: The partition.
+        manifest: The version.
         number: The most rows of each kind.
 
     Raises:

@@ -29,11 +29,15 @@ from pipeline.preprocessing.input_facts import cost_of
 from pipeline.runs.context import RunContext, Settled
 from pipeline.runs.tuning import choice as choices
 from pipeline.runs.tuning.beside import Beside
-from pipeline.runs.tuning.budget import Budget
 from pipeline.runs.tuning.choice import Choice
-from pipeline.runs.tuning.machines import machines_of, smallest_gpu
-from pipeline.runs.tuning.profile import Profile, keep_profile, load_profile
-from pipeline.runs.tuning.selection import as_tried, candidates
+from pipeline.runs.tuning.profile import (
+    Profile,
+    keep_profile,
+    load_profile,
+    machines_of,
+    smallest_gpu,
+)
+from pipeline.runs.tuning.selection import Budget, as_tried, candidates
 from pipeline.runs.tuning.trial import Trial
 from pipeline.runs.tuning.trials.confirmation import choose_confirmed
 from pipeline.runs.tuning.trials.context import Sample, TuningContext, tuning_context

@@ -1,27 +1,67 @@
-"""The rows of CSV: what fields of text become in the columns that a job needs."""
+"""The rows of CSV: what fields of text become in the columns that a job needs, and its options."""
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import Field, model_validator
 
 from pipeline.core.failures import Failure, Reason
+from pipeline.job.section import Section
 from pipeline.job.source import Source
 from pipeline.sources.columns.base import STAGE, Failures, fail
 from pipeline.sources.columns.pass_through import Problems, cast_column
-from pipeline.sources.csv.options import CsvOptions
 from pipeline.sources.csv.records import Record, Records, read_records, unreadable
 from pipeline.sources.extents import Extent, UncountedPlan
 from pipeline.sources.lines.columns import Column, columns_for
 from pipeline.sources.lines.stream import LineStream, max_line_bytes
 from pipeline.sources.rows import Reader
 
+Character = Annotated[str, Field(pattern=r"^[^\r\n]$")]
 _ESCAPED = 2
 """CSV may write a quote as two."""
+
+
+class CsvOptions(Section):
+    """How the shards are written."""
+
+    delimiter: Character | None = None
+    """What is between fields: one character; left out, a tab in `.tsv`, otherwise a comma."""
+    quote: Character | None = '"'
+    """What is around fields that hold a delimiter, a quote or a line end; doubled inside them.
+    `null`: quotes are characters like others."""
+    escape: Character | None = None
+    """What takes its meaning from the next character, in quotes and outside; left out: none."""
+    nulls: tuple[str, ...] = ("",)
+    """Fields that are null, quoted or not. `[]`: an empty field is an empty text."""
+    columns: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """The names of the columns, in order, of shards without a header; left out, the first record of
+    each shard has them."""
+
+    @model_validator(mode="after")
+    def _differ(self) -> CsvOptions:
+        given = [self.delimiter or ",", self.quote, self.escape]
+        if len({each for each in given if each}) < sum(map(bool, given)):
+            raise ValueError("delimiter, quote and escape must differ")
+        if self.columns and len(set(self.columns)) < len(self.columns):
+            raise ValueError("columns: name each column once")
+        return self
+
+    def dialect(self, path: str) -> dict[str, Any]:
+        """Return the arguments of `csv.reader` for a shard."""
+        is_tsv = ".tsv" in path.lower().rpartition("/")[2]
+        return {
+            "delimiter": self.delimiter or ("\t" if is_tsv else ","),
+            "quotechar": self.quote,
+            "quoting": csv.QUOTE_NONE if self.quote is None else csv.QUOTE_MINIMAL,
+            "escapechar": self.escape,
+            "strict": True,
+        }
 
 
 class CsvStream(LineStream[Records]):

@@ -1,4 +1,4 @@
-"""List what is stored: `disk_walk` a disk, `object_pages` and `many_folders` a bucket."""
+"""List what is stored: `disk_walk` a disk, `object_pages` a bucket."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from pipeline.core.figures.histograms import (
     measure_numbers,
     sum_numbers,
 )
-from pipeline.gates.psi import compare_labels, compare_numbers
+from pipeline.gates.drift import compare_labels, compare_numbers
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
 

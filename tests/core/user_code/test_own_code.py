@@ -35,10 +35,10 @@ from pipeline.job.job import Job
 from pipeline.job.reading.loader import parse_job
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.operations.plan import plan
-from pipeline.planning.changes import what_changed
 from pipeline.runs.builders import make_reader
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.preparing.prepare import prepare
+from pipeline.runs.staleness import what_changed
 from pipeline.sources.reader import read_slices
 
 EXAMPLE = (ROOT / "examples" / "text_source" / "csv_texts.py").read_text()

@@ -6,7 +6,7 @@ from pipeline.execution.cluster.hardware import hardware_from
 from pipeline.job.job import Resources
 from pipeline.planning.allocation import allocate
 from pipeline.report.recording.placement import Placement
-from pipeline.runs.tuning.machines import least_memory, smallest_gpu
+from pipeline.runs.tuning.profile import least_memory, smallest_gpu
 
 HEAD = {"memory": 1e9, "node:__internal_head__": 1.0}
 L4 = {"CPU": 8.0, "GPU": 1.0, "accelerator_type:L4": 1.0}

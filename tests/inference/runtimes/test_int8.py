@@ -26,7 +26,7 @@ from pipeline.inference.runtimes.int8 import _channel_scales
 from pipeline.job.reading.loader import parse_job
 from pipeline.models.spec import PredictorConfig
 from pipeline.runs.preparing.prepare import job_model
-from pipeline.runs.tuning.trials.calibration import calibrate
+from pipeline.runs.tuning.trials.runtime_trials import calibrate
 from pipeline.storage.store import Store
 
 pytestmark = pytest.mark.one_ray

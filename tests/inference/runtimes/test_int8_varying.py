@@ -26,7 +26,7 @@ from pipeline.job.transform import Transform
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
 from pipeline.preprocessing.model_input import Arrays, Limits
-from pipeline.runs.tuning.trials.calibration import calibrate
+from pipeline.runs.tuning.trials.runtime_trials import calibrate
 from pipeline.runs.tuning.trials.workload import run_batches
 from pipeline.storage.store import Store
 

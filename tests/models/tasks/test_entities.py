@@ -27,7 +27,7 @@ from pipeline.models.agreement import AgreementLimits
 from pipeline.models.outputs import OutputError
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import Arrays, TaskSpec
-from pipeline.preprocessing.texts.word_ids import WordRule
+from pipeline.preprocessing.texts.tokenizer import WordRule
 
 LABELS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC", "MISC", "X-O", "Y-LOC")
 STRATEGIES = ("none", "simple", "first", "average", "max")

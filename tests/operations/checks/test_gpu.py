@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.operations.checks.gpu import _ask_smi, look_at_cards, look_at_gpus
+from pipeline.operations.checks.machine import _ask_smi, look_at_cards, look_at_gpus
 
 
 def tool(folder: Path, *cards: str) -> str:

@@ -18,13 +18,13 @@ from pipeline.planning.allocation import Allocation
 from pipeline.planning.plan import model_digest
 from pipeline.preprocessing.feature_input import FeatureInput
 from pipeline.runs.tuning.beside import expected_left_s
-from pipeline.runs.tuning.budget import Budget
 from pipeline.runs.tuning.choice import Choice, measured, settled
 from pipeline.runs.tuning.profile import Profile
 from pipeline.runs.tuning.selection import (
     LEAST_BUDGET_S,
     MAX_ATTEMPTS,
     SHARE,
+    Budget,
     budget_s,
     expected_s,
     fastest_known,

@@ -24,8 +24,7 @@ from pipeline.runs.preparing.prepare import prepare
 from pipeline.runs.tuning.auto import opened, resolve_runtime
 from pipeline.runs.tuning.beside import Beside
 from pipeline.runs.tuning.choice import Choice
-from pipeline.runs.tuning.machines import machines_of
-from pipeline.runs.tuning.profile import Profile, keep_profile, load_profile
+from pipeline.runs.tuning.profile import Profile, keep_profile, load_profile, machines_of
 from pipeline.runs.tuning.trial import Trial
 from pipeline.runs.tuning.trials.context import TuningContext, tuning_context
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.sources.csv.options import CsvOptions
 from pipeline.sources.csv.records import Records, read_records
+from pipeline.sources.csv.stream import CsvOptions
 from pipeline.sources.lines import blocks
 
 LIMIT = 10**6

@@ -17,7 +17,7 @@ from support.inputs.shard_columns import features_of, read_all, source_of
 from pipeline.core.errors import JobError
 from pipeline.job.reading.loader import parse_job
 from pipeline.job.source import Source
-from pipeline.sources.features.category_files import with_categories
+from pipeline.sources.features.categories import with_categories
 from pipeline.sources.inputs import list_inputs
 
 

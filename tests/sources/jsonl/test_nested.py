@@ -18,8 +18,8 @@ from pipeline.core.arrays import as_array
 from pipeline.core.errors import JobError
 from pipeline.core.schema import ERROR, FEATURES, IMAGE, MESSAGE, TEXT
 from pipeline.sources.inputs import list_inputs
+from pipeline.sources.jsonl.format import read_json_blocks
 from pipeline.sources.jsonl.parse import Parser
-from pipeline.sources.jsonl.stream import read_json_blocks
 from pipeline.sources.lines.columns import Column
 
 PNG = encode(base_image(1), "PNG")

@@ -15,8 +15,8 @@ from pipeline.core.arrays import as_array
 from pipeline.sources.columns.base import Failures
 from pipeline.sources.columns.pass_through import cast_column
 from pipeline.sources.jsonl.columns import from_values
+from pipeline.sources.jsonl.format import read_json_blocks
 from pipeline.sources.jsonl.parse import Parser
-from pipeline.sources.jsonl.stream import read_json_blocks
 from pipeline.sources.lines.blocks import Block
 from pipeline.sources.lines.columns import Column
 

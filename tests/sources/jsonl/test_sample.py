@@ -13,7 +13,7 @@ from pipeline.commit.plan_store import _fields, _fields_to_json
 from pipeline.core.errors import JobError
 from pipeline.core.schema import ERROR, FEATURES, MESSAGE, feature_fields, text_fields
 from pipeline.sources.inputs import Inputs, list_inputs
-from pipeline.sources.jsonl.sample import type_of
+from pipeline.sources.jsonl.format import type_of
 from pipeline.sources.lines.columns import widths_of
 from pipeline.sources.lines.sample import SAMPLE_ROWS
 

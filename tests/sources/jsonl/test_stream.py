@@ -20,8 +20,8 @@ from pipeline.job.source import Source
 from pipeline.sources.columns.base import Failures
 from pipeline.sources.extents import RowFilter
 from pipeline.sources.inputs import list_inputs
+from pipeline.sources.jsonl.format import max_json_bytes
 from pipeline.sources.jsonl.parse import MAX_DEPTH, MAX_VALUES, Parser
-from pipeline.sources.jsonl.stream import max_json_bytes
 from pipeline.sources.lines import blocks as jsonl_lines
 from pipeline.sources.lines.blocks import Block
 

@@ -13,9 +13,8 @@ from dataclasses import replace
 from pipeline.execution.tasks import TaskLost, value_if_kept, value_of
 from pipeline.models.spec import FP32
 from pipeline.planning.allocation import Allocation
-from pipeline.runs.tuning.budget import Budget
 from pipeline.runs.tuning.profile import Profile
-from pipeline.runs.tuning.selection import as_tried, choose, is_usable
+from pipeline.runs.tuning.selection import Budget, as_tried, choose, is_usable
 from pipeline.runs.tuning.trial import Trial
 from pipeline.runs.tuning.trials.context import Sample, TuningContext, lone_task
 

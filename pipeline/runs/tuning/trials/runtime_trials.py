@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
+import numpy.typing as npt
+
 from pipeline.core.errors import JobError
+from pipeline.core.printable import clean_message
 from pipeline.execution.tasks import (
     TaskLost,
     are_done,
@@ -26,11 +29,11 @@ from pipeline.inference.runtimes import runtime_of
 from pipeline.inference.runtimes.base import Device, emulated_reason, missing_reason
 from pipeline.inference.runtimes.int8 import INT8
 from pipeline.job.model import AUTO
-from pipeline.models.spec import EAGER, FP32, ModelSpec
-from pipeline.preprocessing.model_input import is_varying
-from pipeline.runs.tuning.budget import Budget
+from pipeline.models.spec import EAGER, FP32, ModelSpec, PredictorConfig
+from pipeline.preprocessing.model_input import Arrays, is_varying, num_rows, take_rows
 from pipeline.runs.tuning.profile import Profile
 from pipeline.runs.tuning.selection import (
+    Budget,
     candidates,
     expected_s,
     is_usable,
@@ -40,9 +43,11 @@ from pipeline.runs.tuning.selection import (
 )
 from pipeline.runs.tuning.trial import GIVEN_UP, Trial
 from pipeline.runs.tuning.trials.context import Sample, TuningContext, lone_task
+from pipeline.runs.tuning.trials.workload import calibrated_rows, run_batches
 
 _TRIAL_S, _AUTOTUNING_S = 120.0, 900.0
 _RUN_MEASURES_S = 1.0
+_PROBLEM_MAX_CHARS = 200
 
 
 def try_ways(tuning: TuningContext, budget: Budget, known: Profile) -> Profile:
@@ -211,8 +216,6 @@ class _Tries:
         return signed(trial, self._tuning.measured_by)
 
     def _calibrated(self) -> tuple[str, str]:
-        from pipeline.runs.tuning.trials.calibration import calibrate
-
         task = lone_task(self._tuning, calibrate)
         try:
             made: tuple[str, str] = value_if_kept(task.remote(self._tuning.config, self._inputs))
@@ -240,3 +243,44 @@ def signed(trial: Trial, measured_by: str) -> Trial:
     """Note who measured, and when."""
     today = dt.datetime.now(dt.UTC).date().isoformat()
     return replace(trial, measured_by=measured_by, measured_at=today)
+
+
+def calibrate(config: PredictorConfig, sample: Arrays) -> tuple[str, str]:
+    """Make and store the int8 model, by every other row of the sample: the rest stays unseen.
+
+    Args:
+        config: The model, its batches, and the store for the result.
+        sample: Prepared rows, each array (N, ...).
+
+    Returns:
+        Its digest and '', or '' and why there is none.
+    """
+    from pipeline.inference.devices.device import export
+    from pipeline.inference.model_store import store_model
+    from pipeline.inference.runtimes.int8 import missing_reason, quantise
+
+    reason = missing_reason(is_on_gpu=config.num_gpus > 0)
+    if reason or config.models is None:
+        return "", reason or "there is no store for the calibrated model"
+    try:
+        seen = take_rows(sample, calibrated_rows(num_rows(sample)))
+        has_tokens = config.spec.input.counts_tokens
+        made = quantise(export(config), _batches(config, seen), only_products=has_tokens)
+        return store_model(config.models, made), ""
+    except Exception as error:  # noqa: BLE001  # whatever fails, other ways to run are left
+        return "", clean_message(f"{type(error).__name__}: {error}", _PROBLEM_MAX_CHARS)
+
+
+def _batches(config: PredictorConfig, sample: Arrays) -> Iterator[list[npt.NDArray[Any]]]:
+    """Yield the tensors of each batch, (B, ...), in the order in which the model takes them.
+
+    The next batch overwrites them.
+    """
+    from pipeline.inference.devices.device import make_buffer
+    from pipeline.inference.devices.device_buffers import DeviceBuffer
+
+    seen, limits = config.spec.input, config.limits_of_batch
+    buffer = DeviceBuffer(make_buffer(config), seen.gather)
+    for batch in run_batches(seen, sample, limits):
+        for rows in seen.batches(sample, batch.rows, limits):  # several if images keep their sizes
+            yield [tensor.numpy() for tensor in buffer.fill(sample, rows).values()]

@@ -7,7 +7,7 @@ import copy
 import torch
 from transformers import Qwen3Config, Qwen3Model
 
-from pipeline.inference.rotary import exact_frequencies
+from pipeline.inference.devices.device import exact_frequencies
 
 TOKENS, SIZE = 2048, 64
 

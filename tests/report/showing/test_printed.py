@@ -6,11 +6,10 @@ from html import escape
 
 import pytest
 
-from pipeline.operations.found import Found
 from pipeline.operations.weeks.backfill import Backfill
 from pipeline.operations.weeks.one_date import DateRun
 from pipeline.report.partition_history import History
-from pipeline.report.showing.printed import Printed
+from pipeline.report.showing.printed import Found, Printed
 from pipeline.runs.weeks.overview import Status
 from pipeline.runs.weeks.state import PartitionStatus
 

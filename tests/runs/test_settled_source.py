@@ -8,8 +8,8 @@ import pytest
 from support.inputs.shard_columns import features_of
 
 from pipeline.core.errors import JobError
-from pipeline.models.resolving.column_choice import match_columns
 from pipeline.preprocessing.model_input import TensorColumn
+from pipeline.runs.settled_source import match_columns
 
 COLUMNS = (
     TensorColumn("age", "int64"),

@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from pipeline.core.rows.drawn_rows import are_drawn
+from pipeline.sources.lookup import are_drawn
 
 SEED, OTHER = (hashlib.sha256(name).hexdigest() for name in (b"a plan", b"another"))
 
