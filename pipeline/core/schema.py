@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -162,6 +163,28 @@ IMAGE_FIELDS = pa.schema([pa.field(IMAGE, pa.large_binary())])
 """What sources of images yield: the encoded image, null if `error` is set."""
 AUDIO_FIELDS = pa.schema([pa.field(AUDIO, pa.large_binary())])
 """What sources of clips of sound yield, likewise."""
+
+
+class Encoded(NamedTuple):
+    """A kind of files, each of which is the input of a row and is decoded."""
+
+    name: str
+    """The registered name of the input; fields of the job begin with it, as `image_column`."""
+    what: str
+    """Several of them, for messages."""
+    fields: pa.Schema
+    """What sources of them yield."""
+    has_look: bool = True
+    """Whether a page can show one."""
+
+
+ENCODED: Mapping[str, Encoded] = {
+    each.name: each
+    for each in (
+        Encoded("image", "images", IMAGE_FIELDS),
+        Encoded("audio", "clips of sound", AUDIO_FIELDS, has_look=False),
+    )
+}
 
 
 def feature_fields(

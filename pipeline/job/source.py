@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipeline.core import registry
 from pipeline.core.errors import JobError
+from pipeline.core.schema import ENCODED, Encoded
 from pipeline.core.user_code.own_code import errors_told
 from pipeline.job.extensions import check_options, registered
 from pipeline.job.features import FeatureEntry, column_of
@@ -30,18 +31,14 @@ FIELDS_OF_COLUMNS = (
 """What formats read whose rows have columns."""
 _FIELDS_OF_FORMATS = (*FIELDS_OF_COLUMNS, "image_extensions", "audio_extensions")
 """What only some formats read; each says which."""
-
-AUDIO = "audio"
-"""The registered name of the input that hears clips of sound."""
-InputKind = Literal["image", "audio", "uri", "features", "text", "several"]
+_OTHER_COLUMNS = ("uri_column", "features", "text_column", "inputs")
 
 
 class InputColumns(NamedTuple):
     """The columns of a shard that hold the input of a row."""
 
-    kind: InputKind
-    """What they hold: encoded images or clips of sound, URIs of these, numbers, texts, or several
-    of these."""
+    kind: str
+    """What they hold: a name of `ENCODED`, `uri` of such files, `features`, `text` or `several`."""
     names: tuple[str, ...]
     """In the order in which the model takes them; one for images, clips and URIs."""
 
@@ -227,15 +224,18 @@ class Source(Section):
             raise JobError(f"{where}: {found['msg'].removeprefix('Value error, ')}") from None
 
     @property
-    def is_audio(self) -> bool:
-        """Tell whether rows are clips of sound."""
-        holds = registry.load(registry.SOURCES, self.format).holds
-        return self.audio_column is not None or AUDIO in (self.input, holds)
+    def encoded(self) -> Encoded:
+        """Return which files rows are: those of a column, or what input or format say."""
+        named = [kind for kind in ENCODED if f"{kind}_column" in self.model_fields_set]
+        kinds = [kind for kind in named if getattr(self, f"{kind}_column")]
+        kinds += [self.input or "", registry.load(registry.SOURCES, self.format).holds]
+        return next(ENCODED[kind] for kind in kinds if kind in ENCODED)
 
     @property
     def extensions(self) -> tuple[str, ...]:
         """Return those of the members of a tar that hold the input."""
-        return self.audio_extensions if self.is_audio else self.image_extensions
+        found: tuple[str, ...] = getattr(self, f"{self.encoded.name}_extensions")
+        return found
 
     @property
     def has_uris(self) -> bool:
@@ -255,9 +255,8 @@ class Source(Section):
             return InputColumns("text", (self.text_column, *pair))
         if self.uri_column is not None:
             return InputColumns("uri", (self.uri_column,))
-        if self.is_audio:
-            return InputColumns("audio", (self.audio_column or AUDIO,))
-        return InputColumns("image", (self.image_column,))
+        kind = self.encoded.name
+        return InputColumns(kind, (getattr(self, f"{kind}_column") or kind,))
 
     @property
     def is_table(self) -> bool:
@@ -268,7 +267,7 @@ class Source(Section):
     def input_name(self) -> str:
         """Return the registered name of what the model sees of a row."""
         kind = self.input_columns.kind
-        return self.input or ("image" if kind == "uri" else kind)
+        return self.input or (self.encoded.name if kind == "uri" else kind)
 
     @property
     def input_parts(self) -> Mapping[str, str]:
@@ -306,25 +305,29 @@ class Source(Section):
         Raises:
             ValueError: The message names the fields.
         """
-        has_image = "image_column" in self.model_fields_set
-        given: list[Any] = [has_image, self.audio_column, self.uri_column]
-        given += [self.features, self.text_column, self.inputs]
+        encoded = {f"{kind}_column" for kind in ENCODED} & self.model_fields_set
+        given = [getattr(self, name) for name in encoded]
+        given += [self.uri_column, self.features, self.text_column, self.inputs]
         if sum(map(bool, given)) > 1:
-            raise ValueError(
-                "give one of image_column, audio_column, uri_column, features, text_column and "
-                "inputs"
-            )
+            *columns, last = (*(f"{kind}_column" for kind in ENCODED), *_OTHER_COLUMNS)
+            raise ValueError(f"give one of {', '.join(columns)} and {last}")
         if self.inputs and self.input is not None:
             raise ValueError("input has no effect with inputs")
         kind = self.input_columns.kind
-        if self.input == AUDIO and (has_image or kind not in ("audio", "uri")):
-            raise ValueError("input 'audio' needs audio_column or uri_column, or files of clips")
+        if (files := ENCODED.get(self.input or "")) and kind not in (files.name, "uri"):
+            raise ValueError(
+                f"input {files.name!r} needs {files.name}_column or uri_column, or files of "
+                f"{files.what}"
+            )
         kinds = {part.input_columns.kind for part in self.parts.values()}
         for names, needed, wanted in (
             (_FIELDS_OF_FEATURES, "features", kind == "features"),
             (_FIELDS_OF_URIS, "uri_column", "uri" in kinds),
-            (("audio_encoding",), "audio_column", self.audio_column is not None),
-            (("audio_extensions",), "input: audio", self.is_audio),
+            *(((f"{name}_encoding",), f"{name}_column", kind == name) for name in ENCODED),
+            *(
+                ((f"{name}_extensions",), f"input: {name}", self.encoded.name == name)
+                for name in ENCODED
+            ),
             (("text_pair_column",), "text_column", kind == "text"),
             (("max_text_bytes",), "text_column", "text" in kinds),
         ):
@@ -338,5 +341,3 @@ class Source(Section):
                     f"null_features: zero is the first category of {column_of(entry)}, which is an "
                     "index; give it null: quarantine, nan or unknown"
                 )
-        if "image_encoding" in self.model_fields_set and kind != "image":
-            raise ValueError("image_encoding has no effect without image_column")

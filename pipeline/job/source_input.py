@@ -8,13 +8,13 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.core.schema import ENCODED
 from pipeline.job.features import FeatureEntry
 from pipeline.job.section import Section
 
-_KINDS = ("image_column", "audio_column", "uri_column", "text_column", "features")
+_KINDS = (*(f"{kind}_column" for kind in ENCODED), "uri_column", "text_column", "features")
 _NEEDS = {
-    "image_encoding": "image_column",
-    "audio_encoding": "audio_column",
+    **{f"{kind}_encoding": f"{kind}_column" for kind in ENCODED},
     "text_pair_column": "text_column",
     "null_features": "features",
     "lossy_features": "features",

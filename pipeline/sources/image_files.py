@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from pipeline.core.backoff import BadBlockError
 from pipeline.core.failures import Failure, Reason
-from pipeline.core.schema import AUDIO_FIELDS, IMAGE_FIELDS
+from pipeline.core.schema import ENCODED
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import Source
 from pipeline.sources.columns.base import STAGE
@@ -17,7 +17,6 @@ from pipeline.sources.rows import Reader, changed, make_rows
 from pipeline.sources.source_format import (
     CountedBeforeReading,
     CountsRows,
-    Holds,
     Measured,
     MeasuredOnce,
     RowIds,
@@ -38,8 +37,7 @@ class ImageFiles(MeasuredOnce, CountedBeforeReading):
     counts_rows: CountsRows = "listing"
     semantics = SEMANTICS["images"]
     kinds = frozenset(["a JPEG", "a PNG"])
-    holds: Holds = "image"
-    rows = IMAGE_FIELDS
+    holds = "image"
     # Accepted without effect, so that one job file serves files and Parquet.
     fields = frozenset(["image_column", "id_column", "casts", "pass_through"])
 
@@ -53,7 +51,7 @@ class ImageFiles(MeasuredOnce, CountedBeforeReading):
         extents = (
             Extent(s.path, s.size_bytes, s.version, 0, 1, float(s.size_bytes)) for s in shards
         )
-        return Measured(tuple(extents), fields=self.rows)
+        return Measured(tuple(extents), fields=ENCODED[self.holds].fields)
 
     def open(self, reader: Reader, extents: Sequence[Extent]) -> FileStream:
         return FileStream(reader, extents)
@@ -66,8 +64,7 @@ class AudioFiles(ImageFiles):
     suffixes = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus")
     semantics = SEMANTICS["audio"]
     kinds = frozenset(["WAV", "FLAC", "Ogg", "MP3"])
-    holds: Holds = "audio"
-    rows = AUDIO_FIELDS
+    holds = "audio"
     fields = frozenset(["audio_column", "id_column", "casts", "pass_through"])
 
 

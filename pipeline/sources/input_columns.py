@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping
 import pyarrow as pa
 
 from pipeline.core.schema import (
-    AUDIO_FIELDS,
-    IMAGE_FIELDS,
+    ENCODED,
     columns_of_part,
     input_column,
     is_feature,
 )
-from pipeline.job.source import InputKind, Source
+from pipeline.job.source import Source
 from pipeline.sources.columns.base import InputReader
 from pipeline.sources.columns.images import EncodedColumn
 from pipeline.sources.columns.several import SeveralColumns
@@ -21,14 +20,15 @@ from pipeline.sources.columns.texts import TextColumns
 from pipeline.sources.features.columns import FeatureColumns
 from pipeline.sources.uris.column import UriColumn
 
-_READERS: Mapping[InputKind, Callable[[Source, tuple[str, ...]], InputReader]] = {
-    "image": lambda source, names: EncodedColumn(
-        names, source.image_encoding == "base64", source.max_image_bytes, "images", IMAGE_FIELDS
-    ),
-    "audio": lambda source, names: EncodedColumn(
-        *(names, source.audio_encoding == "base64", source.max_image_bytes),
-        *("clips of sound", AUDIO_FIELDS),
-    ),
+
+def _encoded(source: Source, names: tuple[str, ...]) -> InputReader:
+    kind = source.encoded
+    is_base64 = getattr(source, f"{kind.name}_encoding") == "base64"
+    return EncodedColumn(names, is_base64, source.max_image_bytes, kind.what, kind.fields)
+
+
+_READERS: Mapping[str, Callable[[Source, tuple[str, ...]], InputReader]] = {
+    **dict.fromkeys(ENCODED, _encoded),
     "uri": lambda source, names: UriColumn(names, source),
     "features": lambda source, names: FeatureColumns(names, source),
     "text": lambda source, names: TextColumns(names, source.max_text_bytes),

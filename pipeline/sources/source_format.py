@@ -22,7 +22,6 @@ RowIds = Literal["path", "path#row", "column", "key"]
 the value of a column, or a key inside the shard."""
 CountsRows = Literal["listing", "footer", "reading"]
 """What counts the rows of a shard."""
-Holds = Literal["image", "audio"]
 
 
 @dataclass(frozen=True)
@@ -116,8 +115,8 @@ class SourceFormat(Protocol):
         ...
 
     @property
-    def holds(self) -> Holds:
-        """Return what the encoded bytes of a row are, if a job does not say it."""
+    def holds(self) -> str:
+        """Return which of `ENCODED` the files of rows are, if a job does not say it."""
         ...
 
     @property
@@ -196,7 +195,7 @@ class SourceFormat(Protocol):
 class WithoutColumns:
     """Base of formats of whose columns nothing can be said before a job names them."""
 
-    holds: Holds = "image"
+    holds: str = "image"
 
     def first_rows(self, store: Store, shard: StoredFile) -> pa.Table | None:
         """Return None."""

@@ -168,7 +168,7 @@ def _input(found: Found, job: Job) -> str:
     what = f"{num_of(len(found.shards), 'file')} of format {found.format}"
     if load(SOURCES, found.format).counts_rows == "listing":
         return f"{what}; a file is a row, its path is the id"
-    names = "clips" if source.is_audio else "images"
+    names = source.encoded.what
     if found.first_rows() is not None:
         names = ", ".join(source.input_columns.names)
     row = source.id_column or "the shard and the row's number"

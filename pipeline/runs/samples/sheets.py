@@ -104,7 +104,7 @@ def _has_no_look(finder: OriginalFinder) -> bool:
     """Tell whether rows are numbers or clips of sound, of which a page shows predictions alone."""
     document = finder.manifest.source
     source = Source.from_published(document, "input", {}) if document else None
-    return source is not None and (source.is_table or source.is_audio)
+    return source is not None and (source.is_table or not source.encoded.has_look)
 
 
 def _sample(row: Row, small: Mapping[str, Small]) -> Sample:

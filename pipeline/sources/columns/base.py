@@ -14,8 +14,6 @@ import pyarrow as pa
 
 from pipeline.core.arrays import with_nulls
 from pipeline.core.failures import Failure, Reason
-from pipeline.core.schema import AUDIO_FIELDS, IMAGE_FIELDS
-from pipeline.job.source import Source
 
 STAGE = "read"
 Failures = list[Failure | None]
@@ -118,11 +116,6 @@ class InShards(OneKind):
             "is in the names of the folders, which can only be passed through or be features; "
             "write it into the shards"
         )
-
-
-def encoded_fields(source: Source) -> pa.Schema:
-    """Return the column of encoded input: of clips of sound, or of images."""
-    return AUDIO_FIELDS if source.is_audio else IMAGE_FIELDS
 
 
 def fail(

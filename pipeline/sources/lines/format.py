@@ -44,7 +44,7 @@ class LineFormat(CountedByReading, ABC):
         for name, part in source.parts.items():
             if columns_of(part).line_bytes(1) is None:
                 where = f"input {name!r}: " if name else ""
-                kind, what = ("audio", "clips") if part.is_audio else ("image", "images")
+                kind, what, *_ = part.encoded
                 raise ValueError(
                     f"{where}format {self.name!r} holds texts (text_column), features, URIs of "
                     f"{what} (uri_column) or {what} in base64 ({kind}_encoding: base64): name one"

@@ -18,7 +18,6 @@ from pipeline.sources.columns.base import (
     InputRows,
     InShards,
     Place,
-    encoded_fields,
 )
 from pipeline.sources.rows import binary_array
 from pipeline.sources.uris.fetch import fetch_many
@@ -41,11 +40,11 @@ class UriColumn(InShards):
         return "" if is_text(plain_type(kind)) else "expected URIs as text"
 
     def fields(self, schema: pa.Schema | None) -> pa.Schema:
-        return encoded_fields(self.source)
+        return self.source.encoded.fields
 
     def read(self, table: pa.Table, failures: Failures, place: Place) -> InputRows:
         given = uri_values(table.column(self.names[0]))
-        [name] = encoded_fields(self.source).names
+        [name] = self.source.encoded.fields.names
         found = binary_array(self._fetch(given, failures, place))
         return InputRows({name: found}, uris=given)
 

@@ -12,7 +12,6 @@ import pyarrow as pa
 from pipeline.core.errors import JobError
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import Source
-from pipeline.sources.columns.base import encoded_fields
 from pipeline.sources.columns.pass_through import check_names
 from pipeline.sources.extents import Extent, UncountedPlan
 from pipeline.sources.rows import Reader, changed, make_rows, require_unchanged
@@ -82,8 +81,7 @@ class TarStream:
     def _read(self) -> Generator[tuple[Extent, TarRow], None, None]:
         store, source = self._reader.store, self._reader.source
         names = tuple(self._reader.pass_through.names)
-        what = "audio" if source.is_audio else "image"
-        spec = TarSpec(source.extensions, names, source.max_image_bytes, what)
+        spec = TarSpec(source.extensions, names, source.max_image_bytes, source.encoded.name)
         num_rows = 0
         for extent in self._extents:
             self._check_unchanged(extent)
@@ -155,7 +153,7 @@ class WebDataset(CountedByReading):
         """
         _check_apart(shards)
         extents = tuple(Extent(s.path, s.size_bytes, s.version, 0, 0, 0.0) for s in shards)
-        return Measured(extents, _declare_members(source), fields=encoded_fields(source))
+        return Measured(extents, _declare_members(source), fields=source.encoded.fields)
 
     def open_slices(
         self, reader: Reader, extents: Sequence[Extent], cut: UncountedPlan
