@@ -11,9 +11,8 @@ import pyarrow as pa
 from pipeline.core.arrays import features_from_arrow
 from pipeline.core.errors import JobError
 from pipeline.core.schema import FEATURES, TEXT_FEATURE, WIDTHS
-from pipeline.preprocessing.column_input import ColumnInput
+from pipeline.preprocessing.column_input import ColumnInput, TableInput, batch_of_numbers
 from pipeline.preprocessing.model_input import FEW_ROWS, Arrays, BatchLimits, InputSettings, Slot
-from pipeline.preprocessing.table_input import TableInput, batch_of_numbers
 
 if TYPE_CHECKING:
     import torch
