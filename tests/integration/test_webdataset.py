@@ -280,9 +280,9 @@ def test_fewer_rows_than_were_staged_before_is_a_change(tmp_path: Path):
     ("fields", "words"),
     [
         ({"pass_through": ["row_id"]}, "row_id is a column that the output makes"),
-        ({"pass_through": [".cls"]}, "no extension of a member beside the image"),
-        ({"pass_through": ["CLS"]}, "no extension of a member beside the image"),
-        ({"pass_through": ["jpg"]}, "no extension of a member beside the image"),
+        ({"pass_through": [".cls"]}, "no extension of a member beside the input"),
+        ({"pass_through": ["CLS"]}, "no extension of a member beside the input"),
+        ({"pass_through": ["jpg"]}, "no extension of a member beside the input"),
         ({"id_column": "id"}, "id_column has no effect with format 'webdataset'"),
         ({"image_extensions": [".jpg"]}, "image_extensions"),
         ({"format": "images", "image_extensions": ["jpg"]}, "has no effect with format 'images'"),
