@@ -40,16 +40,16 @@ from pipeline.runs.builders import make_stream
 from pipeline.runs.carried.merge import predict_with_reuse
 from pipeline.runs.challenging import publish_left_challenger, with_challenger
 from pipeline.runs.context import RunContext, RunOptions, Settled
-from pipeline.runs.finish import fail_fast_on_certain_refusal, finish, require_some_row
+from pipeline.runs.ending.finish import fail_fast_on_certain_refusal, finish, require_some_row
+from pipeline.runs.ending.save_report import save_report, save_trouble
+from pipeline.runs.ending.supervisor import stoppable, supervise
 from pipeline.runs.merging import Merge
 from pipeline.runs.preparing.checks import check_before_ray
 from pipeline.runs.preparing.node_checks import check_nodes
 from pipeline.runs.preparing.prepare import prepare
 from pipeline.runs.resume import note_if_published, take_over, tidy_if_free
-from pipeline.runs.save_report import save_report, save_trouble
 from pipeline.runs.settle import settle
 from pipeline.runs.staleness import why_stale
-from pipeline.runs.supervisor import stoppable, supervise
 from pipeline.sources.feature_names import features_told
 from pipeline.sources.units import Unit
 from pipeline.storage.errors import options_named

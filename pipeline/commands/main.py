@@ -112,7 +112,7 @@ def _lost(code: int, left: Mapping[str, Any]) -> NoReturn:
 
         keep_only_logs([Path(each) for each in left["ray_folders"]])
     if left.get("run"):
-        from pipeline.runs import lost_run
+        from pipeline.runs.ending import lost_run
 
         try:
             error = lost_run.end(left["run"], how)

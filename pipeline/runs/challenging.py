@@ -44,7 +44,7 @@ from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import require_complete
 from pipeline.runs.builders import make_writer, plain_predictor_config, trial_bytes
 from pipeline.runs.context import RunContext, RunOptions, Settled
-from pipeline.runs.finish import finish
+from pipeline.runs.ending.finish import finish
 from pipeline.runs.preparing.prepare import job_model
 from pipeline.storage.store import StoredFile
 

@@ -57,7 +57,7 @@ from pipeline.preprocessing.images.image_formats import (
     identify,
     read_tiff,
 )
-from pipeline.preprocessing.images.jpeg_headers import plain_header
+from pipeline.preprocessing.images.jpeg.jpeg_headers import plain_header
 
 RGB = 3
 """`torchvision.io.ImageReadMode.RGB`"""

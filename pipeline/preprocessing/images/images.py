@@ -26,7 +26,7 @@ from pipeline.core.schema import IMAGE, IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX
 from pipeline.preprocessing.images.decode import Decoded, decode_sized
 from pipeline.preprocessing.images.geometry import Sizes, most_made_px, shrink_factor
 from pipeline.preprocessing.images.image_checks import DecodeLimits
-from pipeline.preprocessing.images.nvjpeg import Decode, JpegGroups, gpu_decoder
+from pipeline.preprocessing.images.jpeg.nvjpeg import Decode, JpegGroups, gpu_decoder
 from pipeline.preprocessing.images.own_transform import step_of, transform_by
 from pipeline.preprocessing.images.resizing import resize_and_crop
 from pipeline.preprocessing.images.transform import TransformSpec

@@ -22,7 +22,7 @@ from pipeline.planning.tiling import done_slices
 from pipeline.process.life import within
 from pipeline.report.recording.recorder import RunRecorder
 from pipeline.runs.context import RunContext, RunOptions
-from pipeline.runs.save_report import save_trouble
+from pipeline.runs.ending.save_report import save_trouble
 from pipeline.storage.store import Store
 
 _STEP_S = 20.0

@@ -29,8 +29,8 @@ from pipeline.process.life import current, within
 from pipeline.process.liveness import last_progress
 from pipeline.process.shared_notes import note, own_notes
 from pipeline.process.terminal import show_error
-from pipeline.runs import lost_run
 from pipeline.runs.context import RunContext
+from pipeline.runs.ending import lost_run
 
 log = logging.getLogger(__name__)
 

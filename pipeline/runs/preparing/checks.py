@@ -73,7 +73,7 @@ def check_hardware(
         require_cuda(job.resources.num_gpus, "the")
     found = allocate(job.shares, here(), cost=cost_of(job.source))
     if job.transform.jpeg_decoder == "gpu":
-        from pipeline.preprocessing.images.nvjpeg import gpu_decoder
+        from pipeline.preprocessing.images.jpeg.nvjpeg import gpu_decoder
 
         gpu_decoder()
     return f"{found.max_actors} actors of {found.actor_threads} threads fit this machine"

@@ -17,7 +17,7 @@ from pipeline.commit.staging import list_staged
 from pipeline.core.errors import GateRefused, InfraError
 from pipeline.core.figures.histograms import Distribution
 from pipeline.report.recording.rows import KeptRows
-from pipeline.runs.finish import finish
+from pipeline.runs.ending.finish import finish
 from pipeline.storage.store import Store
 
 

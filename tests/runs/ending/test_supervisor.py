@@ -29,7 +29,7 @@ from pipeline.core.errors import InfraError, PipelineError, Stopped
 from pipeline.execution.health import HeadAnswers, ProcessesLive
 from pipeline.process.interrupts import STOPS, interrupt, reason, stoppable_body
 from pipeline.process.life import new_life
-from pipeline.runs.supervisor import Stall
+from pipeline.runs.ending.supervisor import Stall
 from pipeline.storage.store import Store
 
 pytestmark = pytest.mark.early
@@ -62,7 +62,7 @@ from pipeline.job.reading.loader import read_job
 from pipeline.commit.layout import Layout
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.report.recording.recorder import RunRecorder
-from pipeline.runs.supervisor import stoppable, supervise
+from pipeline.runs.ending.supervisor import stoppable, supervise
 from pipeline.storage.store import Store
 
 def work():

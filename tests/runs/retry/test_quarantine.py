@@ -565,7 +565,7 @@ def test_of_two_that_publish_at_once_the_second_does_not_pass_for_the_first(
 
     partition.broken.clear()
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.runs.finish.commit", commit_late)
+        patch.setattr("pipeline.runs.ending.finish.commit", commit_late)
         with pytest.raises(PublishConflict, match="run meanwhile published version 3"):
             partition.retry()
     assert list(partition.failed()) == ["003.jpg", "004.jpg"]

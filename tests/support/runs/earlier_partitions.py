@@ -40,7 +40,7 @@ from pipeline.report.recording.recorder import RunRecorder
 from pipeline.runs.builders import make_writer
 from pipeline.runs.carried.merge import predict_with_reuse
 from pipeline.runs.context import RunContext, RunOptions
-from pipeline.runs.finish import fail_fast_on_certain_refusal, finish
+from pipeline.runs.ending.finish import fail_fast_on_certain_refusal, finish
 from pipeline.runs.keys import keeps_hashes
 from pipeline.runs.merging import Merge
 from pipeline.runs.preparing.prepare import prepare

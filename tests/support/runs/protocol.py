@@ -33,7 +33,7 @@ from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import done_slices
 from pipeline.report.recording.recorder import RunRecorder
 from pipeline.runs.context import RunContext, RunOptions
-from pipeline.runs.finish import finish
+from pipeline.runs.ending.finish import finish
 from pipeline.storage.store import Store, StoredFile
 from support.runs.checkout import PYTHONPATH
 from support.runs.published import DAY, Rows, make_plan, run_here, slice_table

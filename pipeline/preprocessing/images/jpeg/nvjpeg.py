@@ -36,8 +36,8 @@ from pipeline.preprocessing.images.decode import (
     plain_jpeg_px,
 )
 from pipeline.preprocessing.images.geometry import Sizes, most_made_px
-from pipeline.preprocessing.images.gpu_trust import Trust, trust_in
 from pipeline.preprocessing.images.image_checks import DecodeLimits
+from pipeline.preprocessing.images.jpeg.gpu_trust import Trust, trust_in
 from pipeline.preprocessing.images.resizing import resize_and_crop
 from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.process.liveness import still_alive

@@ -35,10 +35,10 @@ from pipeline.preprocessing.images.decode import (
     plain_jpeg_px,
 )
 from pipeline.preprocessing.images.geometry import Sizes
-from pipeline.preprocessing.images.gpu_trust import FIRST_ROWS, ONE_IN, Trust
 from pipeline.preprocessing.images.images import preprocess
-from pipeline.preprocessing.images.jpeg_headers import plain_header
-from pipeline.preprocessing.images.nvjpeg import (
+from pipeline.preprocessing.images.jpeg.gpu_trust import FIRST_ROWS, ONE_IN, Trust
+from pipeline.preprocessing.images.jpeg.jpeg_headers import plain_header
+from pipeline.preprocessing.images.jpeg.nvjpeg import (
     MAX_GROUP_PX,
     MAX_GROUP_ROWS,
     JpegGroups,
