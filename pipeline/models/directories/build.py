@@ -135,8 +135,14 @@ def _class_module(
 def _tower(
     path: Path, facts: DirectoryFacts, task: TaskSpec, model: torch.nn.Module
 ) -> torch.nn.Module:
-    from pipeline.models.directories.image.image_modules import ImageTower, ImageZeroShot
+    from pipeline.models.directories.image.image_modules import (
+        AudioTower,
+        ImageTower,
+        ImageZeroShot,
+    )
 
+    if facts.audio is not None:
+        return AudioTower(model)
     if facts.text is not None:
         return _text_tower(model, facts, facts.text)
     if not task.prompts:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 _CLIPS = ("input_values", "input_features")
+CLAP = "clap"
+"""The model type of two models, of clips and of texts, of which a job takes the first."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class ModelClass:
     @property
     def hears(self) -> bool:
         """Tell whether its first input is a clip of sound."""
-        return self.built.main_input_name in _CLIPS
+        return self.built.main_input_name in _CLIPS or self.config.model_type == CLAP
 
     @property
     def facts(self) -> LibraryClass:

@@ -16,7 +16,7 @@ from pipeline.core.errors import JobError
 USUAL_MAX_S = 30.0
 NORMALISED = "Wav2Vec2FeatureExtractor"
 """The extractor whose features are the samples themselves, normalised or not."""
-SPECTROGRAMS = ("ASTFeatureExtractor", "WhisperFeatureExtractor")
+SPECTROGRAMS = ("ASTFeatureExtractor", "WhisperFeatureExtractor", "ClapFeatureExtractor")
 """Extractors of transformers whose features have one shape, whatever the length of the clip."""
 
 

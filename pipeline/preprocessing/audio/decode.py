@@ -6,8 +6,8 @@ is longer than the limit is refused from its header, and otherwise where it pass
 are changed by soxr at its quality HQ.
 
 Found besides: a WAV, FLAC or Ogg that ends before its header says, and samples that are no numbers.
-Not found: changed bytes within a WAV, an MP3 that is cut between two frames, or an Ogg that is cut
-between two pages.
+Not found: changed bytes within a WAV and most within an MP3, an MP3 that is cut between two frames,
+or an Ogg that is cut between two pages.
 """
 
 from __future__ import annotations
@@ -87,6 +87,8 @@ def decode_clip(data: bytes, max_bytes: int, max_s: float) -> Clip:
             return _read(file, kind, max_s)
     except (soundfile.SoundFileError, RuntimeError, ValueError) as error:
         told = str(error).rpartition(": ")[2] or type(error).__name__
+        if "does not exist" in told:  # what libsndfile says of a stream that it cannot begin with
+            told = "the header cannot be read"
         raise Undecodable(Reason.DECODE_ERROR, f"{kind} of {len(data)} bytes: {told}") from error
 
 

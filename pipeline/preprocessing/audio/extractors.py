@@ -30,7 +30,9 @@ def extracted(settings: AudioSettings, samples: Samples) -> Samples:
     if settings.extractor == NORMALISED:
         return _normalised(samples) if settings.options["do_normalize"] else samples
     extract = _extractor(settings.extractor, json.dumps(settings.options, sort_keys=True))
-    found: Samples = extract(samples).astype(np.float32, copy=False)
+    # Resampling may round up; of what is too long CLAP takes a part by chance.
+    heard = samples[: settings.max_samples]
+    found: Samples = extract(heard).astype(np.float32, copy=False)
     return found
 
 
@@ -51,7 +53,7 @@ def _extractor(name: str, options: str) -> Callable[[Samples], Any]:
     rate = numbers["sampling_rate"]
 
     def extract(samples: Samples) -> Any:
-        [features] = made(samples, sampling_rate=rate, return_tensors="np").values()
-        return features[0]
+        features = made(samples, sampling_rate=rate, return_tensors="np")
+        return features[made.model_input_names[0]][0]
 
     return extract

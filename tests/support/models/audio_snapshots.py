@@ -53,6 +53,19 @@ FAMILIES: Mapping[str, tuple[str, str, Mapping[str, Any], Mapping[str, Any]]] = 
         {"feature_extractor_type": "WhisperFeatureExtractor", "feature_size": 16,
          "chunk_length": 2, "sampling_rate": 16_000, "hop_length": 160, "n_fft": 400},
     ),
+    "clap": (
+        *("Clap", "Model"),
+        {"audio_config": {"patch_embeds_hidden_size": 16, "hidden_size": 32, "depths": [1, 1],
+                          "num_attention_heads": [2, 2], "window_size": 4, "spec_size": 64,
+                          "num_mel_bins": 16, "patch_size": 2, "patch_stride": [2, 2]},
+         "text_config": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+                         "intermediate_size": 32, "vocab_size": 60},
+         "projection_dim": 24},
+        {"feature_extractor_type": "ClapFeatureExtractor", "feature_size": 16, "hop_length": 480,
+         "max_length_s": 2, "sampling_rate": 48_000, "fft_window_size": 1024,
+         "frequency_min": 50, "frequency_max": 14_000, "truncation": "rand_trunc",
+         "padding": "repeatpad"},
+    ),
 }  # fmt: skip
 
 
@@ -68,7 +81,13 @@ def make_listener(folder: Path, family: str, head: str | None = None, **options:
     import transformers
 
     prefix, classifies, values, extractor = FAMILIES[family]
-    labels = {"id2label": dict(enumerate(LABELS)), "label2id": {n: i for i, n in enumerate(LABELS)}}
+    labels: dict[str, Any] = {
+        "id2label": dict(enumerate(LABELS)),
+        "label2id": {n: i for i, n in enumerate(LABELS)},
+    }
+    if family == "clap" and head is not None:  # of one of its two models alone
+        prefix, head = "ClapAudio", head.removeprefix("Audio")
+        values = {**values["audio_config"], "projection_dim": values["projection_dim"]}
     config = getattr(transformers, f"{prefix}Config")(**{**values, **labels, **options})
     write_model(folder, getattr(transformers, prefix + (head or classifies)), config)
     write_json(folder / "preprocessor_config.json", extractor)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories import heads
 from pipeline.models.directories.audio.extractor import read_extractor
-from pipeline.models.directories.chosen import CONFIG, ModelClass, width_of
-from pipeline.models.directories.facts import DirectoryFacts, Pooling
+from pipeline.models.directories.chosen import CLAP, CONFIG, ModelClass, width_of
+from pipeline.models.directories.facts import TOWERS, DirectoryFacts, Pooling
 
 _POOLED = "audio-spectrogram-transformer"
 """The model type that has a vector of the whole clip of its own."""
@@ -20,11 +21,18 @@ def audio_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
     Raises:
         JobError: The directory is refused.
     """
-    labels, dim, pooling = None, None, None
+    labels, dim, pooling, module = None, None, None, chosen.facts
     if chosen.head == "audio":
         labels = heads.labels_of(chosen.config, chosen.values)
         tasks = heads.tasks_of("audio", labels, chosen.values, scores_pairs=False)
         what = f"{len(labels)} outputs, {', '.join(tasks)}"
+    elif chosen.config.model_type.startswith(CLAP):
+        dim = width_of(chosen.config, "projection_dim")
+        tasks, what = ("embed",), f"{dim} numbers per clip"
+        if chosen.config.model_type == CLAP:
+            module = replace(module, head=TOWERS)
+        else:
+            pooling = Pooling(("projection",), ("projection",))
     else:
         if chosen.config.is_encoder_decoder:
             raise JobError(
@@ -43,7 +51,7 @@ def audio_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
         tasks=tasks,
         labels=labels,
         embedding_dim=dim,
-        module=chosen.facts,
+        module=module,
         audio=audio,
         pooling=pooling,
         said=(f"{CONFIG}: {chosen.named.__name__}, {what}", said),

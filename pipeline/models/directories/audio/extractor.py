@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories.chosen import CONFIG, ModelClass
@@ -21,23 +21,57 @@ from pipeline.preprocessing.audio.audio_settings import (
     AudioSettings,
 )
 
-_AST, _WHISPER = SPECTROGRAMS
+_AST, _WHISPER, _CLAP = SPECTROGRAMS
 _CLASSES = (NORMALISED, *SPECTROGRAMS)
-_RATE = ("sampling_rate", 16_000, range(1_000, 768_001))
+_RATES_HZ, _BINS = range(1_000, 768_001), range(1, 513)
+_HOPS, _FRAME, _SECONDS = range(16, 4_097), range(16, 8_193), range(1, 121)
 _WHOLE = {
-    NORMALISED: (_RATE,),
-    _AST: (_RATE, ("num_mel_bins", 128, range(1, 513)), ("max_length", 1_024, range(1, 16_385))),
+    NORMALISED: (("sampling_rate", 16_000, _RATES_HZ), ("feature_size", 1, range(1, 2))),
+    _AST: (
+        ("sampling_rate", 16_000, range(16_000, 16_001)),  # its frames are of 400 samples
+        ("num_mel_bins", 128, _BINS),
+        ("max_length", 1_024, range(1, 16_385)),
+    ),
     _WHISPER: (
-        _RATE,
-        ("feature_size", 80, range(1, 513)),
-        ("hop_length", 160, range(16, 4_097)),
-        ("chunk_length", 30, range(1, 121)),
-        ("n_fft", 400, range(16, 8_193)),
+        ("sampling_rate", 16_000, _RATES_HZ),
+        ("feature_size", 80, _BINS),
+        ("hop_length", 160, _HOPS),
+        ("chunk_length", 30, _SECONDS),
+        ("n_fft", 400, _FRAME),
+    ),
+    _CLAP: (
+        ("sampling_rate", 48_000, _RATES_HZ),
+        ("feature_size", 64, _BINS),
+        ("hop_length", 480, _HOPS),
+        ("max_length_s", 10, _SECONDS),
+        ("fft_window_size", 1_024, _FRAME),
     ),
 }
 """Class -> the whole numbers that it takes: name, the library's default, and what can be."""
-_HOP_S = 0.01
-"""Of AST, from frame to frame."""
+_REAL: Mapping[str, Mapping[str, float]] = {
+    NORMALISED: {},
+    _AST: {"mean": -4.2677393, "std": 4.5689974},
+    _WHISPER: {"padding_value": 0.0},
+    _CLAP: {"frequency_min": 0.0, "frequency_max": 14_000.0},
+}
+_MUST: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
+    NORMALISED: {},
+    _AST: {},
+    _WHISPER: {"dither": (0, None), "padding_side": ("right", None)},
+    _CLAP: {"truncation": ("rand_trunc",), "padding": ("repeatpad", "repeat", "pad")},
+}
+"""Class -> what else decides its features, and the values that are taken."""
+_AST_HOP = 160
+_MAX_NUMBER = 1e6
+
+
+class _Window(NamedTuple):
+    """The features of a clip, if they have one shape."""
+
+    shape: tuple[int, ...]
+    length_s: float
+    config: Mapping[str, Any]
+    """What the model's config must say."""
 
 
 def read_extractor(folder: Path, chosen: ModelClass) -> tuple[AudioSettings, str]:
@@ -57,39 +91,49 @@ def read_extractor(folder: Path, chosen: ModelClass) -> tuple[AudioSettings, str
     options: dict[str, Any] = {
         key: _whole(values, key, usual, may, where) for key, usual, may in _WHOLE[name]
     }
+    options |= {key: _real(values, key, usual, where) for key, usual in _REAL[name].items()}
+    for key, taken in _MUST[name].items():
+        if values.get(key) not in taken:
+            told = " or ".join(map(preview, taken))
+            found = preview(values.get(key))
+            raise JobError(f"model.path: {where}: {key} is {found}, expected {told}")
+    if name == _CLAP:
+        options |= {key: values[key] for key in _MUST[name]}
+    if name in (NORMALISED, _AST):
+        options["do_normalize"] = read_bool(values, "do_normalize", where, True)
     rate = options["sampling_rate"]
     if name == NORMALISED:
-        if values.get("feature_size", 1) != 1:
-            size = preview(values["feature_size"])
-            raise JobError(f"model.path: {where}: feature_size is {size}, expected 1")
-        options["do_normalize"] = read_bool(values, "do_normalize", where, True)
-        made = AudioSettings(rate, USUAL_MAX_S, name, options)
         how = "normalised, " if options["do_normalize"] else ""
-        return made, f"{where}: {rate} Hz, {how}clips of any length"
-    if name == _AST:
-        options["do_normalize"] = read_bool(values, "do_normalize", where, True)
-        options |= {key: _real(values, key, usual, where) for key, usual in _AST_NUMBERS.items()}
-        shape, window_s = (options["max_length"], options["num_mel_bins"]), 0.0
-        window_s = options["max_length"] * _HOP_S
-        _require_as_config(chosen, where, {"num_mel_bins": shape[1], "max_length": shape[0]})
-    else:
-        if values.get("dither") or values.get("padding_side", "right") != "right":
+        told = f"{where}: {rate} Hz, {how}clips of any length"
+        return AudioSettings(rate, USUAL_MAX_S, name, options), told
+    window = _window(name, options)
+    for key, wanted in window.config.items():
+        config = getattr(chosen.config, "audio_config", chosen.config)
+        if (has := getattr(config, key, None)) != wanted:
             raise JobError(
-                f"model.path: {where}: expected no dither, and padding_side right; dither is "
-                f"{preview(values.get('dither'))}, the other {preview(values.get('padding_side'))}"
+                f"model.path: {CONFIG}: {key} is {preview(has)}, and {where} gives {wanted}"
             )
-        options["padding_value"] = _real(values, "padding_value", 0.0, where)
-        window_s = float(options["chunk_length"])
-        shape = (options["feature_size"], options["chunk_length"] * rate // options["hop_length"])
-        _require_as_config(
-            chosen, where, {"num_mel_bins": shape[0], "max_source_positions": shape[1] // 2}
-        )
-    made = AudioSettings(rate, min(USUAL_MAX_S, window_s), name, options, shape)
-    frames = " x ".join(map(str, shape))
-    return made, f"{where}: {rate} Hz, {frames} features of clips up to {window_s:g} s ({name})"
+    length_s, frames = window.length_s, " x ".join(map(str, window.shape))
+    told = f"{where}: {rate} Hz, {frames} features of clips up to {length_s:g} s ({name})"
+    return AudioSettings(rate, min(USUAL_MAX_S, length_s), name, options, window.shape), told
 
 
-_AST_NUMBERS = {"mean": -4.2677393, "std": 4.5689974}
+def _window(name: str, options: Mapping[str, Any]) -> _Window:
+    rate = options["sampling_rate"]
+    if name == _AST:
+        frames, bins = options["max_length"], options["num_mel_bins"]
+        config = {"num_mel_bins": bins, "max_length": frames}
+        return _Window((frames, bins), frames * _AST_HOP / rate, config)
+    bins, hop = options["feature_size"], options["hop_length"]
+    if name == _WHISPER:
+        length_s = options["chunk_length"]
+        frames = length_s * rate // hop
+        config = {"num_mel_bins": bins, "max_source_positions": frames // 2}
+        return _Window((bins, frames), float(length_s), config)
+    length_s = options["max_length_s"]
+    # Where models fuse features, which parts of a clip they hear is chosen by chance.
+    config = {"num_mel_bins": bins, "enable_fusion": False}
+    return _Window((1, length_s * rate // hop + 1, bins), float(length_s), config)
 
 
 def _values(folder: Path, at: str) -> tuple[str, Mapping[str, Any]]:
@@ -110,32 +154,14 @@ def _usual(chosen: ModelClass) -> str | None:
 def _whole(values: Mapping[str, Any], key: str, usual: int, may: range, where: str) -> int:
     found = values.get(key, usual)
     if type(found) is not int or found not in may:
-        raise JobError(
-            f"model.path: {where}: {key} is {preview(found)}, expected a whole number from "
-            f"{may[0]} to {may[-1]}"
-        )
+        told = f"a whole number from {may[0]} to {may[-1]}" if len(may) > 1 else str(may[0])
+        raise JobError(f"model.path: {where}: {key} is {preview(found)}, expected {told}")
     return found
 
 
 def _real(values: Mapping[str, Any], key: str, usual: float, where: str) -> float:
     found = values.get(key, usual)
     is_number = isinstance(found, int | float) and not isinstance(found, bool)
-    if not is_number or not abs(found) < _MOST or (key == "std" and not found):
+    if not is_number or not abs(found) < _MAX_NUMBER or (key == "std" and not found):
         raise JobError(f"model.path: {where}: {key} is {preview(found)}, expected a number")
     return float(found)
-
-
-_MOST = 1e6
-
-
-def _require_as_config(chosen: ModelClass, where: str, wanted: Mapping[str, int]) -> None:
-    """Refuse features of another shape than the model takes.
-
-    Raises:
-        JobError: Names both numbers.
-    """
-    for key, number in wanted.items():
-        if (found := getattr(chosen.config, key, None)) != number:
-            raise JobError(
-                f"model.path: {CONFIG}: {key} is {preview(found)}, and {where} makes {number}"
-            )

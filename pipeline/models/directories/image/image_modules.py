@@ -31,7 +31,8 @@ class ImageModule(nn.Module):
         if self.output == "logits":
             return found.logits  # type: ignore[no-any-return]
         if self.output == "projection":
-            return found.image_embeds  # type: ignore[no-any-return]
+            name = "image_embeds" if self.takes == "pixel_values" else "audio_embeds"
+            return getattr(found, name)  # type: ignore[no-any-return]
         if self.output == "pooler":
             return found.pooler_output.flatten(1)  # type: ignore[no-any-return]
         vectors: torch.Tensor = found.last_hidden_state
@@ -51,6 +52,19 @@ class ImageTower(nn.Module):
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         pooled = self.tower(pixel_values=pixels).pooler_output
         return self.projection(pooled)  # type: ignore[no-any-return]
+
+
+class AudioTower(nn.Module):
+    """Vectors (B, D) of clips of sound, of length 1, in the space that clips and texts share."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.tower: nn.Module = model.audio_model
+        self.projection: nn.Module = model.audio_projection
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        pooled = self.tower(input_features=features).pooler_output
+        return nn.functional.normalize(self.projection(pooled), dim=-1)
 
 
 class ImageZeroShot(nn.Module):
