@@ -1,0 +1,136 @@
+"""The engine that writes: rows at fault, what is counted, and the check by one pass."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from support.models.choosing import prepared
+from support.models.generating import NEW_TOKENS, make_writer, writing
+
+from pipeline.core.causes import SystematicFailure
+from pipeline.core.figures.counters import PREFILL, Counters
+from pipeline.core.figures.slice_figures import SliceFigures
+from pipeline.inference.engines.generate_engine import GenerateEngine
+from pipeline.inference.engines.greedy import is_repeating
+from pipeline.inference.engines.rules import Row
+from pipeline.inference.engines.teacher import num_agreed
+from pipeline.inference.slices.first_rows import SystematicFailureDetector
+from pipeline.models.agreement import AgreementLimits
+from pipeline.models.directories.text.writing.decoding import Decoding
+from pipeline.models.spec import ModelSpec, PredictorConfig
+
+TEXTS = [f"the cat sat on the mat {'and on ' * (n % 4)}{n}" for n in range(12)]
+BAD = 7
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
+    return writing(make_writer(tmp_path_factory.mktemp("language") / "m"))
+
+
+def config_of(spec: ModelSpec, **options: Any) -> PredictorConfig:
+    run_id = uuid.uuid4().hex  # one process of a node compares for a run
+    return PredictorConfig(
+        spec, 5, 0.0, 1, pa.schema([]), batch_tokens=1_000, run_id=run_id, **options
+    )
+
+
+def failing(engine: GenerateEngine, spec: ModelSpec, rows: pa.Table, places: list[int]) -> None:
+    """Let the model raise over batches with the last token of some prompts at their places."""
+    inputs = spec.input.arrays(rows)
+    last = {(inputs["input_ids"][n, c - 1], c - 1) for n, c in enumerate(inputs["num_tokens"])
+            if n in places}  # fmt: skip
+
+    def check(_: Any, __: Any, given: dict[str, Any]) -> None:
+        ids, at = given["input_ids"], given["position_ids"]
+        pairs = zip(ids.flatten().tolist(), at.flatten().tolist(), strict=True)
+        if ids.shape[1] == 1 and last & {*pairs}:
+            raise ValueError("what the text says")
+
+    module = engine._model.module
+    assert isinstance(module, Decoding)
+    module.model.register_forward_pre_hook(check, with_kwargs=True)
+
+
+def test_rows_over_which_the_model_raises_cost_only_themselves(spec: ModelSpec):
+    rows = prepared(spec, [*TEXTS[:BAD], "a film " * 9, *TEXTS[BAD:]])
+    plain = GenerateEngine(config_of(spec)).predict(rows, {}).to_pylist()
+    engine = GenerateEngine(config_of(spec), SystematicFailureDetector(rows.num_rows))
+    failing(engine, spec, rows, [BAD])
+    found = engine.predict(rows, {}).to_pylist()
+    assert [n for n, row in enumerate(found) if row["error"]] == [BAD]
+    assert (found[BAD]["error"], found[BAD]["text"]) == ("model_error", None)
+    assert "ValueError: what the text says" in found[BAD]["message"]
+    expected = [row["text"] for n, row in enumerate(plain) if n != BAD]
+    assert [row["text"] for n, row in enumerate(found) if n != BAD] == expected
+
+
+def test_a_model_that_raises_over_every_row_is_no_rows_fault(spec: ModelSpec):
+    rows = prepared(spec, TEXTS)
+    engine = GenerateEngine(config_of(spec), SystematicFailureDetector(rows.num_rows))
+    failing(engine, spec, rows, [*range(len(TEXTS))])
+    with pytest.raises(SystematicFailure, match="12 rows of the first batches failed alike"):
+        engine.predict(rows, {})
+
+
+def test_tokens_and_lengths_are_counted(spec: ModelSpec):
+    counters: Counters = {}
+    rows = prepared(spec, TEXTS)
+    found = GenerateEngine(config_of(spec)).predict(rows, counters).to_pylist()
+    figures = SliceFigures.from_json(counters)
+    assert figures.generated is not None
+    assert figures.tokens is not None
+    assert figures.generated.num_rows == len(TEXTS)
+    assert figures.generated.num_tokens == sum(row["num_output_tokens"] for row in found)
+    assert figures.tokens.num_tokens == sum(row["num_input_tokens"] for row in found)
+    assert figures.tokens.num_padded >= figures.tokens.num_tokens
+    assert sum(figures.output_lengths.values()) == len(TEXTS)
+    assert {int(each) for each in figures.output_lengths} == {r["num_output_tokens"] for r in found}
+    long = [row for row in found if row["finish_reason"] == "length"]
+    assert figures.generated.num_long == len(long)
+    assert figures.stage(PREFILL).rows_in == len(TEXTS)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_first_slice_is_checked_by_one_pass_of_eager_fp32(spec: ModelSpec, precision: str):
+    limits = AgreementLimits(max_score_diff=0.01, min_cosine=0.999, max_relative_error=0.01)
+    config = config_of(replace(spec, precision=precision), limits=limits)
+    engine = GenerateEngine(config)
+    assert engine.awaits_reference_check
+    checked = []
+    for _ in range(2):
+        counters: Counters = {}
+        engine.predict(prepared(spec, TEXTS), counters)
+        checked.append(SliceFigures.from_json(counters).reference_check)
+        assert not engine.awaits_reference_check
+    assert checked[0] is not None
+    assert checked[0].num_rows == checked[0].num_agreed == len(TEXTS)
+    assert checked[1] is None
+
+
+def test_a_token_that_is_not_the_best_does_not_agree(spec: ModelSpec):
+    engine = GenerateEngine(config_of(spec))
+    module, generation = engine._model.module, spec.task.generation
+    assert isinstance(module, Decoding)
+    assert generation is not None
+    prompt = [1, 40, 50, 60]
+    row = Row(0, prompt)
+    with torch.inference_mode():
+        while len(row.tokens) < NEW_TOKENS:
+            row.tokens.append(int(module.plain(prompt, [*row.tokens, 0])[-1].argmax()))
+    assert num_agreed(module, generation, [row], "fp32") == 1
+    row.tokens[3] = (row.tokens[3] + 1) % 300
+    assert num_agreed(module, generation, [row], "fp32") == 0
+
+
+def test_what_repeats_itself_is_told_from_what_does_not():
+    assert is_repeating([5, *[7] * 24])
+    assert is_repeating([5, *[1, 2, 3] * 9])
+    assert not is_repeating([*range(100)])
+    assert not is_repeating([7] * 10)
+    assert not is_repeating([*range(20)] * 2)
