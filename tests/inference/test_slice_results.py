@@ -5,13 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.models.tiny_tokenizer import text_settings
+from support.runs.plan_examples import SPEC
 
-from pipeline.core.schema import NUM_TOKENS
-from pipeline.inference.slice_results import Batches, Timer, scatter_batch
+from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
+from pipeline.core.schema import NUM_TOKENS, ROW_ID, URI, staged_schema
+from pipeline.inference.slice_results import Batches, Timer, scatter_batch, unpredicted
+from pipeline.models.spec import PredictorConfig
 from pipeline.preprocessing.model_input import BatchLimits
 from pipeline.preprocessing.texts.text_input import TextInput
 
@@ -103,3 +107,15 @@ def test_seconds_of_batches_add_up():
     timer.add(1.0, 10.0, 0.5)
     timer.add(2.0, 20.0, 0.25)
     assert (timer.transfer_s, timer.predict_s, timer.launch_s) == (3.0, 30.0, pytest.approx(0.75))
+
+
+def test_a_slice_of_failed_rows_has_the_columns_of_predictions_and_its_failures():
+    failures = [Failure(Reason.EMPTY, "decode", "no bytes"), Failure(Reason.NULL_INPUT, "read", "")]
+    ids, passed = ["a", "b"], pa.schema([("camera", pa.string())])
+    rows = pa.table({ROW_ID: ids, URI: ids, "camera": ["front", None], **failure_columns(failures)})
+    made = unpredicted(PredictorConfig(SPEC, 4, 0, 1, passed), rows)
+    assert made.schema == staged_schema(list(passed), SPEC.output_fields())
+    copied = [ROW_ID, URI, "camera"]
+    assert made.select(copied).to_pylist() == rows.select(copied).to_pylist()
+    assert failures_of(made) == failures
+    assert all(made[field.name].null_count == 2 for field in SPEC.output_fields())
