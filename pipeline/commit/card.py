@@ -84,7 +84,7 @@ def write_card(store: Store, layout: Layout, manifest: Manifest) -> None:
         data = card_text(store, layout, manifest).encode()
         if known != manifest.created_at or store.read_bytes(CARD) != data:
             store.put(CARD, data)
-    except (JobError, InfraError, FileNotFoundError) as error:
+    except (JobError, InfraError, OSError, pa.ArrowException) as error:
         log.warning("%s was not written: %s", store.url(CARD), error)
 
 

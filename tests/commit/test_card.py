@@ -198,6 +198,16 @@ def test_a_card_that_cannot_be_written_is_a_warning(
     assert f"{CARD} was not written" in caplog.text
 
 
+def test_a_card_whose_part_cannot_be_read_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store(str(tmp_path))
+    manifest = replace(publish_rows(store, DAYS[0]), card=SAID)
+    (tmp_path / manifest.parts[0].path).write_bytes(b"PAR1 no part PAR1")
+    write_card(store, Layout(DAYS[0]), manifest)
+    assert f"{CARD} was not written" in caplog.text
+
+
 def test_labels_of_a_model_have_no_effect_as_markdown(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     hostile = {"labels": {"a|`<b>\n## c": 3}}
