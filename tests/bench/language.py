@@ -1,0 +1,162 @@
+"""Measure what a language model chooses and writes, beside transformers' own ways.
+
+    python tests/bench/language.py MODEL [--tasks choices generate] [--rows 64] [--runs 3]
+
+MODEL is the directory that smollm2.py makes. `choices`: reviews, of which the model says positive
+or negative; the peers write up to three tokens, as people do it. `generate`: questions whose
+answers take 1 to 128 tokens. Batches have 16 rows everywhere. `whole` counts from the start of the
+process to its end, `steady` the work alone: of ours what the report says of streaming. Systems take
+turns. It tells in how many rows the texts of ours and of `loop` are equal: padding on the left
+changes the last digits of the peers, and then sometimes a token. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from machine import machine, today
+from systems import BENCH, Case, environment, run_pipeline
+from turns import spread, tell
+
+from pipeline.commit.published.read import read_predictions
+
+BATCH = 16
+NEW_TOKENS = {"choices": 3, "generate": 128}
+PEERS = ("pipeline", "loop", "sorted")
+ASKED = "Is this review positive or negative? Answer with one word.\n\n"
+_THINGS = ("film", "phone", "hotel", "book", "meal", "game", "song", "chair")
+_SAID = (
+    "was wonderful, I would recommend it to everybody",
+    "broke after two days and nobody answered my letters",
+    "is the best that I have had in years, and it was cheap as well",
+    "made me angry: a waste of money and of a whole evening",
+    "kept me happy through a long and rainy week",
+    "was dull, slow and much too long",
+)
+_QUESTIONS = (
+    "What is the capital of {}? Answer with one word.",
+    "Name three things that people know of {}.",
+    "Write a short story of a child from {}.",
+    "Is {} a country? Answer yes or no.",
+    "Describe the food of {} in two sentences.",
+)
+_PLACES = ("France", "Japan", "Kenya", "Peru", "Norway", "India", "Canada", "Egypt", "Chile")
+
+
+def texts_of(task: str, rows: int) -> list[str]:
+    """Return texts that differ."""
+    if task == "choices":
+        return [
+            f"Day {row}. The {_THINGS[row % len(_THINGS)]} {_SAID[row % len(_SAID)]}."
+            for row in range(rows)
+        ]
+    return [
+        _QUESTIONS[row % len(_QUESTIONS)].format(_PLACES[row % len(_PLACES)])
+        + (f" It is day {row}." if row >= len(_QUESTIONS) * len(_PLACES) else "")
+        for row in range(rows)
+    ]
+
+
+def write_input(folder: Path, task: str, rows: int) -> Path:
+    folder.mkdir(parents=True)
+    texts = texts_of(task, rows)
+    before = ASKED if task == "choices" else ""
+    chats = [json.dumps([{"role": "user", "content": before + text}]) for text in texts]
+    ids = [f"{row:05d}" for row in range(rows)]
+    pq.write_table(pa.table({"id": ids, "text": texts, "chat": chats}), folder / "a.parquet")
+    return folder / "a.parquet"
+
+
+def ours(case: Case, task: str) -> dict[str, Any]:
+    out = case.folder / f"out-{time.time_ns()}"
+    begun = time.perf_counter()
+    report = run_pipeline("run", case.job("job", out))
+    wall_s = time.perf_counter() - begun
+    found = read_predictions(str(out), "all")
+    texts = found["label" if task == "choices" else "text"].to_pylist()
+    tokens = sum(found["num_output_tokens"].to_pylist()) if task == "generate" else len(texts)
+    work_s = report["streaming_wall_s"]
+    return {
+        "rows": len(texts),
+        "tokens": tokens,
+        "wall_s": wall_s,
+        "work_s": work_s,
+        "texts": texts,
+    }
+
+
+def peer(way: str, model: str, file: Path, task: str) -> dict[str, Any]:
+    begun = time.perf_counter()
+    numbers = (str(NEW_TOKENS[task]), str(BATCH))
+    done = subprocess.run(
+        [sys.executable, str(BENCH / "peer_language.py"), way, model, str(file), *numbers],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    )
+    return {**json.loads(done.stdout.splitlines()[-1]), "wall_s": time.perf_counter() - begun}
+
+
+def measure(task: str, model: str, rows: int, runs: int, folder: Path) -> dict[str, Any]:
+    file = write_input(folder / task / "in", task, rows)
+    content = f"{ASKED if task == 'choices' else ''}{{text}}"
+    section: dict[str, Any] = {"messages": [{"role": "user", "content": content}]}
+    if task == "choices":
+        section["choices"] = ["positive", "negative"]
+    else:
+        section["generate"] = {"max_new_tokens": NEW_TOKENS[task], "invalid": "keep"}
+    said = {"path": model, "task": task, "batch_size": BATCH, **section}
+    columns = {"format": "parquet", "text_column": "text", "id_column": "id"}
+    case = Case(folder / task, file.parent, rows, said, columns=columns)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for _ in range(runs):
+        for system in ("ours", *PEERS):
+            one = ours(case, task) if system == "ours" else peer(system, model, file, task)
+            found.setdefault(system, []).append(one)
+            print(task, system, {k: v for k, v in one.items() if k != "texts"}, flush=True)
+    unit = "rows" if task == "choices" else "tokens"
+    result: dict[str, Any] = {
+        system: {
+            f"whole_{unit}_per_s": spread(one[unit] / one["wall_s"] for one in each),
+            f"steady_{unit}_per_s": spread(one[unit] / one["work_s"] for one in each),
+        }
+        for system, each in found.items()
+    }
+    pairs = zip(found["ours"][0]["texts"], found["loop"][0]["texts"], strict=True)
+    if task == "choices":
+        result["equal_rows"] = sum(its.strip().lower().startswith(own) for own, its in pairs)
+    else:
+        result["equal_rows"] = sum(own == its for own, its in pairs)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure a language model.")
+    parser.add_argument("model")
+    parser.add_argument("--tasks", nargs="+", choices=NEW_TOKENS, default=[*NEW_TOKENS])
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        model = str(Path(options.model).resolve())
+        results = {
+            task: measure(task, model, options.rows, options.runs, Path(name))
+            for task in options.tasks
+        }
+    found = {"date": today(), "machine": machine(), "rows": options.rows, "results": results}
+    tell(found, options.out)
+
+
+if __name__ == "__main__":
+    main()
