@@ -13,9 +13,11 @@ from importlib.metadata import PackageNotFoundError, version
 _PACKAGES = ("batch-inference-pipeline", "ray", "torch", "torchvision", "pyarrow", "pillow")
 _ENVIRONMENT = (
     *("pillow", "pillow-heif", "torchvision", "tokenizers", "transformers", "timm"),
+    *("soundfile", "soxr", "torchaudio"),
     *("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "MNN", "numpy", "pyarrow"),
 )
-"""What decodes, tokenises or computes. libjpeg and its like come with Pillow and torchvision."""
+"""What decodes, tokenises or computes. libjpeg and its like come with Pillow and torchvision.
+With torchaudio transformers computes some spectrograms otherwise than without."""
 
 
 def package_versions() -> dict[str, str]:

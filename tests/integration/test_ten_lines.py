@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from support.inputs.clips import encoded, tone
+from support.models.audio_snapshots import make_listener
 from support.models.onnx_files import image_model, save
 from support.models.snapshots import make_snapshot, make_timm
 from support.runs.checkout import ROOT
@@ -48,6 +50,13 @@ def _write_photos(path: Path) -> None:
     build_images(path, NUM_PHOTOS, seed=3, num_bad=NUM_BAD)
 
 
+def _write_clips(path: Path) -> None:
+    path.mkdir(parents=True)
+    for row in range(NUM_PHOTOS):
+        (path / f"{row}.flac").write_bytes(encoded(tone(0.3, 300 + 50 * row), "FLAC"))
+    (path / "bad.wav").write_bytes(b"")
+
+
 def _sentiment(folder: Path) -> None:
     names = {0: "negative", 1: "positive"}
     make_snapshot(folder, "bert", "sequence", id2label=names)
@@ -67,6 +76,10 @@ def _names(folder: Path) -> None:
 
 def _vit(folder: Path) -> None:
     make_snapshot(folder, "vit", "image", num_labels=5)
+
+
+def _hubert(folder: Path) -> None:
+    make_listener(folder, "hubert")
 
 
 def _resnet(folder: Path) -> None:
@@ -104,6 +117,10 @@ CASES = {
     "a CNN of timm": (
         *(EXAMPLES / "classify_images_timm.yaml", _resnet, *PHOTOS),
         *([*LABEL_COLUMNS, *SIZE_COLUMNS], "resnet10t"),
+    ),
+    "a classifier of sound": (
+        *(EXAMPLES / "classify_sound.yaml", _hubert, _write_clips, NUM_PHOTOS),
+        *([*LABEL_COLUMNS, "duration_s"], "16000 Hz, clips of any length"),
     ),
     "an .onnx file": (
         *(EXAMPLES / "classify_images_onnx.yaml", _onnx, *PHOTOS),

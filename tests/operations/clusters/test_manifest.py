@@ -213,6 +213,9 @@ def test_the_image_has_what_the_job_needs_and_nothing_that_is_not_there(job: str
     assert extras[1].split(",") == ["s3", "submit"]
     known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert set(extras[1].split(",")) <= set(known["optional-dependencies"])
+    Path(job).write_text(JOB.replace("format: images", "format: audio"))
+    text = manifest("kubernetes", job, kind="dockerfile").text
+    assert "'.[audio,s3,submit]'" in text
 
 
 @pytest.mark.parametrize(

@@ -135,5 +135,7 @@ def _extras(text: JobText) -> Iterator[str]:
         yield job.model.runtime
     if job.model.name and not job.model.weights:
         yield "demo"
+    if "audio" in {part.input_name for part in job.source.parts.values()}:
+        yield "audio"
     if job.model.path:
         yield from ["onnxruntime"] if job.model.path.endswith(".onnx") else ["transformers", "timm"]
