@@ -95,7 +95,7 @@ def settled(
     way = fastest_known(ways, min_agreement_pct, num_rows, allocation)
     rivals = [each for each in ways if each.precision == FP32 and each.runtime != EAGER]
     if not others:
-        text = "no other runtime that could run it is installed (extras openvino, onnxruntime)"
+        text = "no other runtime that is installed can run it (openvino and onnxruntime are extras)"
     elif way is None or not rivals or all(each.was_given_up for each in rivals):
         text = (
             "nothing else is known of this model here yet; longer runs measure beside their work, "

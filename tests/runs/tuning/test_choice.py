@@ -67,7 +67,7 @@ def test_what_is_known_to_be_faster_is_taken_and_said():
         ((EAGER,), OTHERS, "unknown", "pipeline tune"),
         ((EAGER, LATE), OTHERS, "unknown", "nothing else is known"),
         ((FAST,), OTHERS, "unknown", "nothing else is known"),
-        ((EAGER, FAST), (), "unknown", "no other runtime that could run it is installed"),
+        ((EAGER, FAST), (), "unknown", "no other runtime that is installed can run it"),
         ((EAGER, FAST), ("onnxruntime",), "unknown", "nothing else is known"),
         ((EAGER, replace(FAST, agreement_pct=98.9)), OTHERS, "known", "agrees on 98.9%"),
         ((EAGER, replace(FAST, problem="crashed")), OTHERS, "known", "cannot be used: crashed"),
