@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.commit.parts.part_merge import interleave
 from pipeline.commit.parts.row_positions import (
+    Positions,
     from_metadata,
     major_keys,
     make_positions,
@@ -88,5 +89,17 @@ def test_damaged_places_are_said():
     metadata = {k.encode(): v.encode() for k, v in to_metadata(numbers).items()}
     with pytest.raises(InfraError, match="part-1: the places of its rows are damaged"):
         from_metadata(metadata, 4, "part-1")
+    with pytest.raises(InfraError, match="part-1: the places of its rows are damaged"):
+        read_keys(metadata, 4, "part-1")
     with pytest.raises(KeyError):
         from_metadata({}, 3, "part-1")
+
+
+def test_joined_places_are_exact_beyond_the_whole_numbers_of_float64():
+    some = [make_positions(2**40 + number, number, 2**55 + 1, 2) for number in range(2)]
+    joined = Positions.joined(some)
+    assert joined.rows.tolist() == [2**55 + 1, 2**55 + 2] * 2
+    assert {column.dtype for column in (joined.keys, joined.units, joined.rows, joined.ranks)} == {
+        np.dtype(np.int64)
+    }
+    assert len(Positions.joined([])) == 0

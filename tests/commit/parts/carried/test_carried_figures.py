@@ -48,11 +48,8 @@ def with_distribution(old: Old) -> Old:
     return replace(old, version=replace(old.version, manifest=manifest))
 
 
-@given(st.sets(st.sampled_from(range(8))), st.booleans(), st.sets(st.integers(0, 71), max_size=3))
-@pytest.mark.slow
-def test_carried_predictions_are_measured_by_themselves_or_by_what_is_left_out(
-    kept: set[int], tells: bool, gone: set[int]
-):
+def check_measured(kept: set[int], tells: bool, gone: set[int]) -> None:
+    """Carry some shards of two versions, and compare with what their predictions are like."""
     with TemporaryDirectory() as folder:
         store = Store(folder)
         olds = [
@@ -75,6 +72,23 @@ def test_carried_predictions_are_measured_by_themselves_or_by_what_is_left_out(
         assert found == measured(reader.at(chosen))
         if tells and len(kept) == 8 and not gone:
             assert traffic.bytes_read == 0
+
+
+@pytest.mark.parametrize(
+    ("kept", "tells", "gone"),
+    [({0, 1}, False, set()), ({*range(7)}, True, {5}), ({*range(8)}, True, set())],
+    ids=["by themselves", "by what is left out", "by the manifest"],
+)
+def test_carried_predictions_are_measured(kept: set[int], tells: bool, gone: set[int]):
+    check_measured(kept, tells, gone)
+
+
+@given(st.sets(st.sampled_from(range(8))), st.booleans(), st.sets(st.integers(0, 71), max_size=3))
+@pytest.mark.slow
+def test_carried_predictions_are_measured_by_themselves_or_by_what_is_left_out(
+    kept: set[int], tells: bool, gone: set[int]
+):
+    check_measured(kept, tells, gone)
 
 
 def test_a_version_whose_numbers_count_rows_that_it_does_not_have_is_measured(tmp_path: Path):
