@@ -12,6 +12,7 @@ REGISTRY = {
     "max_reason_pct": "pipeline.gates.shares:REASONS",
     "max_skipped_pct": "pipeline.gates.shares:SKIPPED",
     "max_truncated_pct": "pipeline.gates.shares:TRUNCATED",
+    "max_repeating_pct": "pipeline.gates.shares:REPEATING",
     "volume": "pipeline.gates.volume:VOLUME",
     "constant": "pipeline.gates.constant:CONSTANT",
     "label_drift": "pipeline.gates.drift:LABELS",

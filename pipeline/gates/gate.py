@@ -50,6 +50,10 @@ class Figures:
     """Texts that were turned into tokens, by this run and by those that it resumes."""
     num_truncated: int = 0
     """Those of them that had too many tokens, and were cut."""
+    num_written: int = 0
+    """Texts that a model has written, by this run and by those that it resumes."""
+    num_repeating: int = 0
+    """Those of them that have no end, for they repeat themselves."""
     why_empty: str = ""
     """Why there is no input, if there is none."""
     is_limited: bool = False

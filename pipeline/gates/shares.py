@@ -8,7 +8,7 @@ from pipeline.core.causes import format_causes
 from pipeline.gates.gate import Figures, Gate
 from pipeline.gates.history import Past
 from pipeline.gates.results import GateResult, Level, apply_mode, skipped
-from pipeline.job.gates import Gates
+from pipeline.job.gates import Gates, Mode
 
 
 class Conservation(Gate):
@@ -121,16 +121,37 @@ class TruncatedShare(Gate):
 
     def judge(self, options: Gates, figures: Figures, past: Past) -> GateResult:
         name, limit = self.name, options.max_truncated_pct
-        num_rows, num_cut = figures.num_tokenised, figures.num_truncated
-        if not num_rows:
-            return skipped(name, "no texts to judge")
-        share = 100.0 * num_cut / num_rows
-        message = f"{num_cut} of {num_rows} texts were cut, {share:.2f}%; limit {limit:g}%"
-        if num_rows < options.min_rows:
-            few = f"{message}; not judged below {options.min_rows} rows"
-            return GateResult(name, "off", share, limit, few)
-        level: Level = "fail" if share > limit else "pass"
-        return apply_mode(name, options.truncated_mode, level, share, limit, message)
+        counts = figures.num_truncated, figures.num_tokenised
+        return _share(name, options, options.truncated_mode, limit, counts, "texts were cut")
+
+
+class RepeatingShare(Gate):
+    """Share of written texts that have no end, for they repeat themselves."""
+
+    name = "max_repeating_pct"
+
+    def judge(self, options: Gates, figures: Figures, past: Past) -> GateResult:
+        name, limit = self.name, options.max_repeating_pct
+        counts = figures.num_repeating, figures.num_written
+        return _share(
+            name, options, options.repeating_mode, limit, counts, "outputs repeat themselves"
+        )
+
+
+def _share(
+    name: str, options: Gates, mode: Mode, limit: float, counts: tuple[int, int], what: str
+) -> GateResult:
+    """Judge the share of texts that are so; `counts` has theirs, and that of all."""
+    num_bad, num_rows = counts
+    if not num_rows:
+        return skipped(name, "no texts to judge")
+    share = 100.0 * num_bad / num_rows
+    message = f"{num_bad} of {num_rows} {what}, {share:.2f}%; limit {limit:g}%"
+    if num_rows < options.min_rows:
+        few = f"{message}; not judged below {options.min_rows} rows"
+        return GateResult(name, "off", share, limit, few)
+    level: Level = "fail" if share > limit else "pass"
+    return apply_mode(name, mode, level, share, limit, message)
 
 
 def _limit(figures: Figures, limit_pct: float) -> float:
@@ -145,4 +166,4 @@ def _limit(figures: Figures, limit_pct: float) -> float:
 
 CONSERVATION, NOT_EMPTY = Conservation(), NotEmpty()
 ERRORS, REASONS = ErrorShare(), ReasonShares()
-SKIPPED, TRUNCATED = SkippedShare(), TruncatedShare()
+SKIPPED, TRUNCATED, REPEATING = SkippedShare(), TruncatedShare(), RepeatingShare()

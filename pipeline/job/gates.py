@@ -107,9 +107,15 @@ class Gates(Section):
     so that the model saw only their beginning."""
     truncated_mode: Mode = "warn"
     """Highest severity of `max_truncated_pct`: `off`, `warn` or `fail`."""
+    max_repeating_pct: Percent = 5.0
+    """Task `generate`: refuse when more than this share of the outputs has no end, for they say the
+    same few tokens again and again."""
+    repeating_mode: Mode = "warn"
+    """Highest severity of `max_repeating_pct`: `off`, `warn` or `fail`."""
     min_rows: Annotated[int, Field(ge=0)] = 100
-    """`max_error_pct`, `max_reason_pct`, `max_truncated_pct`, `volume` and `constant` are judged
-    from this many rows on; below, only all rows failing refuses."""
+    """`max_error_pct`, `max_reason_pct`, `max_truncated_pct`, `max_repeating_pct`,
+    `volume` and `constant` are judged from this many rows on; below, only all rows failing
+    refuses."""
     allow_empty: bool = False
     """Publish an empty partition when there are no inputs, instead of refusing."""
     min_agreement_pct: Percent = 99.0

@@ -28,14 +28,15 @@ ALIKE = Distribution({"cat": 10_000}, numbers={"score": Numbers(0.5, 0.5, {10: 1
 FAST = Speed(1_000.0, 60.0, "m", "1 node")
 GOOD = Figures(10_000, 10_000, 0, 4, distribution=CATS, num_compared=100, num_agreed=100,
                golden_compared=8, golden_agreed=8, golden_actors=1,
-               num_tokenised=9_000, num_truncated=450, num_carried=8_000,
-               num_checked=16, speed=FAST)  # fmt: skip
+               num_tokenised=9_000, num_truncated=450, num_written=9_000,
+               num_repeating=450, num_carried=8_000, num_checked=16, speed=FAST)  # fmt: skip
 PAST = Past((10_000, 10_000), CATS, "date=2026-11-23", (Earlier(10_000, 10, FAST),) * 3)
 SECTION = {
     "golden": {"uri": "golden.parquet"},
     "max_reason_pct": {"empty": 1.0},
     "skipped_mode": "fail",
     "truncated_mode": "fail",
+    "repeating_mode": "fail",
     "label_drift": {"mode": "fail"},
     "score_drift": {"mode": "fail"},
     "options": {"regression": {"mode": "fail"}, "row_budget": {"max_rows": 10_000}},
@@ -61,6 +62,7 @@ CASES = {
     ),
     "max_skipped_pct": Case({"num_skipped": 1}, {"skipped_mode": "off"}),
     "max_truncated_pct": Case({"num_truncated": 451}, {"truncated_mode": "off"}),
+    "max_repeating_pct": Case({"num_repeating": 451}, {"repeating_mode": "off"}),
     "volume": Case({"num_planned": 1_000, "num_predicted": 1_000}, {"volume": {"mode": "off"}}),
     "constant": Case({"distribution": ALIKE}, {"constant": {"mode": "off"}}),
     "label_drift": Case({"distribution": DOGS}, {"label_drift": {"mode": "off"}}),

@@ -89,3 +89,15 @@ def test_a_gate_on_tokens_is_refused_for_rows_without_any(tmp_path: Path, field:
     job = job_of(tmp_path, model, gates={field: value}, source=source)
     with pytest.raises(JobError, match=rf"gates\.{field}: is for texts.*'features'; leave it out"):
         plan(job, allow_import=["models"], tries=False)
+
+
+@pytest.mark.parametrize("field", ["max_repeating_pct", "repeating_mode"])
+def test_a_gate_on_outputs_is_refused_for_a_task_that_writes_none(tmp_path: Path, field: str):
+    value: Any = {"max_repeating_pct": 1.0, "repeating_mode": "fail"}[field]
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table({"x": [1.0, 2.0]}), tmp_path / "in" / "rows.parquet")
+    source = {"uri": str(tmp_path / "in"), "format": "parquet", "features": ("x",)}
+    model = {"factory": "models:sums", "labels": ("a", "b")}
+    job = job_of(tmp_path, model, gates={field: value}, source=source)
+    with pytest.raises(JobError, match=rf"gates\.{field}: is for task 'generate'.*'classify'"):
+        plan(job, allow_import=["models"], tries=False)

@@ -18,7 +18,7 @@ from pipeline.commit.parts.row_ids import find_duplicates, read_hashes
 from pipeline.commit.publish import commit, sync_published_folder
 from pipeline.commit.staging import read_footer
 from pipeline.core.causes import MAX_PER_RUN, SystematicFailure, common_cause, format_causes
-from pipeline.core.figures.slice_figures import Comparison, Tokenised
+from pipeline.core.figures.slice_figures import Comparison, Generated, Tokenised
 from pipeline.core.hive_paths import partition_types
 from pipeline.core.slices import SliceKey
 from pipeline.core.versions import environment_versions, package_versions
@@ -169,7 +169,7 @@ def _judge(run: RunContext, plan: Plan, num_rows: int, base: Manifest | None) ->
     record, gates = run.record, run.job.gates
     measured = record.figures
     checked, golden = measured.reference_check or Comparison(), measured.golden or Comparison()
-    texts = measured.tokenised or Tokenised()
+    texts, written = measured.tokenised or Tokenised(), measured.generated or Generated()
     figures = Figures(
         num_planned=num_rows,
         num_predicted=record.num_predicted,
@@ -186,6 +186,8 @@ def _judge(run: RunContext, plan: Plan, num_rows: int, base: Manifest | None) ->
         num_skipped=record.skipped.judged,
         num_tokenised=texts.num_rows,
         num_truncated=texts.num_truncated,
+        num_written=written.num_rows,
+        num_repeating=written.num_repeating,
         why_empty="" if plan.num_shards else describe_no_input(run.job.source, record.skipped),
         is_limited=run.job.run.limit_rows is not None,
         speed=record.speed,

@@ -23,6 +23,7 @@ from pipeline.sources.inputs import Inputs, list_inputs
 log = logging.getLogger(__name__)
 
 _OF_TOKENS = ("max_truncated_pct", "truncated_mode")
+_OF_WRITTEN = ("max_repeating_pct", "repeating_mode")
 
 
 def prepare(run: RunContext) -> tuple[Plan, ModelSpec]:
@@ -83,6 +84,12 @@ def _batch_limits(job: Job, model: ModelSpec) -> BatchLimits:
                     f"gates.{field}: is for texts, and has no effect on input "
                     f"{model.input.name!r}; leave it out"
                 )
+    for field in _OF_WRITTEN:
+        if model.task.generation is None and field in job.gates.model_fields_set:
+            raise JobError(
+                f"gates.{field}: is for task 'generate', and has no effect on task "
+                f"{model.task.kind!r}; leave it out"
+            )
     usual = model.input.usual_batch(is_on_gpu=is_on_gpu)
     return BatchLimits(job.model.batch_size or usual.rows, job.model.batch_tokens or usual.tokens)
 
