@@ -28,6 +28,12 @@ from pipeline.preprocessing.model_input import BatchLimits, InputSettings, Limit
 
 CLIPS = (tone(0.7, 300), tone(0.4, 700), tone(0.7, 1200), np.zeros(4_000, np.float32))
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
+QUICK = ("wav2vec2", "ast", "whisper")
+CLASSIFY = [
+    pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK))
+    for name in FAMILIES
+    if name != "clap"
+]
 
 
 def heard(facts: DirectoryFacts) -> list[tuple[list[int], torch.Tensor]]:
@@ -48,7 +54,7 @@ def heard(facts: DirectoryFacts) -> list[tuple[list[int], torch.Tensor]]:
     return found
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "clap"])
+@pytest.mark.parametrize("family", CLASSIFY)
 def test_scores_are_those_of_the_librarys_pipeline(family: str, tmp_path: Path):
     from transformers import pipeline
 
@@ -86,7 +92,9 @@ def test_vectors_are_those_of_the_librarys_model(family: str, pooling: str, tmp_
             torch.testing.assert_close(module(batch), wanted, **CLOSE)
 
 
-@pytest.mark.parametrize("head", [None, "AudioModelWithProjection"])
+@pytest.mark.parametrize(
+    "head", [None, pytest.param("AudioModelWithProjection", marks=pytest.mark.slow)]
+)
 def test_vectors_of_clap_are_those_of_the_library(head: str | None, tmp_path: Path):
     """Also of a clip that resampling makes a sample too long, of which CLAP would take any part."""
     import transformers
