@@ -325,6 +325,7 @@ def test_the_jobs_of_the_readme_have_at_most_ten_lines() -> None:
     assert max(len(text.splitlines()) for text in jobs.values()) <= 10
 
 
+@pytest.mark.early
 def test_the_marked_commands_run_in_order(tmp_path: Path) -> None:
     """One folder for all of them, as a reader has it after the demo."""
     make_what_a_reader_has(tmp_path)

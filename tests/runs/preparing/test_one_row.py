@@ -70,6 +70,7 @@ def test_the_first_row_that_can_be_read_and_does_not_crash_is_shown(tmp_path: Pa
     assert not (tmp_path / "out").exists(), "nothing is written"
 
 
+@pytest.mark.slow
 def test_the_first_text_that_can_be_read_and_does_not_crash_is_shown(tmp_path: Path) -> None:
     make_tokenizer().save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "in").mkdir()
