@@ -7,6 +7,7 @@ the next token of each row comes into the same column, and what is left of a row
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,21 +30,22 @@ _CHECKED_TOKENS, _CHECKED_STEPS, _TOLERANCE = (7, 4, 1), 3, 1e-3
 Ids = Sequence[Sequence[int]]
 
 
-class Decoding(CachedModel):
+class Decoding(CachedModel, ABC):
     """Base of both: a language model that writes."""
 
+    @abstractmethod
     def begin(self, prompts: Ids) -> Batch:
         """Return the rows of prompts, (G,) of at least one token each, before the first step."""
-        raise NotImplementedError
 
+    @abstractmethod
     def first(self, prompts: Ids) -> list[int]:
         """Return the token that each row gives to its first step."""
-        raise NotImplementedError
 
+    @abstractmethod
     def place(self, num_input: int, num_output: int) -> int:
         """Return the place of the next token of a row with so many tokens of both kinds."""
-        raise NotImplementedError
 
+    @abstractmethod
     def step(self, batch: Batch, tokens: Sequence[int], places: Sequence[int]) -> torch.Tensor:
         """Add a token to each row; return the logits of the next one, float32 (B, V).
 
@@ -52,11 +54,10 @@ class Decoding(CachedModel):
             tokens: (B,).
             places: (B,), of the tokens.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def plain(self, prompt: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
         """Return the logits, float32 (T, V), of the T tokens of an output, by one pass."""
-        raise NotImplementedError
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor
