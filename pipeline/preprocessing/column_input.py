@@ -72,13 +72,6 @@ class TableInput(FixedShape):
     def semantics(self) -> Mapping[str, int]:
         return {"features": SEMANTICS["features"]}
 
-    @property
-    def is_approximate(self) -> bool:
-        return False
-
-    def exact(self) -> Self:
-        return self
-
     def settings(self) -> None:
         return None
 

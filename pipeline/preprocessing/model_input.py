@@ -268,7 +268,7 @@ class Input(Protocol):
 
 
 class FixedShape:
-    """Base of inputs whose rows all have one shape; they publish no columns."""
+    """Base of inputs: rows of one shape, prepared in one way, unless an input says otherwise."""
 
     counts_tokens: ClassVar[bool] = False
     max_tokens: ClassVar[int | None] = None
@@ -285,6 +285,15 @@ class FixedShape:
     def columns_in(cls, rows: pa.Table, ids: Collection[str]) -> Sequence[Columns]:
         """Return none: a job names them."""
         return ()
+
+    @property
+    def is_approximate(self) -> bool:
+        """Return False: rows are prepared in one way."""
+        return False
+
+    def exact(self) -> Self:
+        """Return itself."""
+        return self
 
     def usual_batch(self, *, is_on_gpu: bool) -> BatchLimits:
         """Return few rows, as of images."""

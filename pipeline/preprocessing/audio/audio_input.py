@@ -91,13 +91,6 @@ class AudioInput(FixedShape):
     def semantics(self) -> Mapping[str, int]:
         return {"waveform": SEMANTICS["waveform"]}
 
-    @property
-    def is_approximate(self) -> bool:
-        return False
-
-    def exact(self) -> Self:
-        return self
-
     def usual_batch(self, *, is_on_gpu: bool) -> BatchLimits:
         return BatchLimits(_USUAL_ROWS[is_on_gpu])
 

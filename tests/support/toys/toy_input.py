@@ -59,13 +59,6 @@ class ToyInput(FixedShape):
     def semantics(self) -> Mapping[str, int]:
         return {"toy_input": 1}
 
-    @property
-    def is_approximate(self) -> bool:
-        return False
-
-    def exact(self) -> Self:
-        return self
-
     def settings(self) -> dict[str, Any]:
         return {"input": self.name, "head_bytes": self.head_bytes}
 
