@@ -208,13 +208,15 @@ def _count(column: pa.ChunkedArray) -> Counter[str]:
 
 
 def count_labels(rows: pa.Table, counted: Sequence[str]) -> Counter[str]:
-    """Count the labels of rows: their own, or those of the entries of a counted column."""
+    """Count the labels of rows: their own, or the texts, or labels of entries, of counted columns."""
     if LABEL in rows.column_names and pa.types.is_string(rows.column(LABEL).type):
         return _count(rows.column(LABEL))
     found: Counter[str] = Counter()
     for name in counted:
         kind = rows.column(name).type
-        if pa.types.is_list(kind) and pa.types.is_struct(kind.value_type):
+        if pa.types.is_string(kind):
+            found.update(_count(rows.column(name)))
+        elif pa.types.is_list(kind) and pa.types.is_struct(kind.value_type):
             entries = pc.list_flatten(rows.column(name))
             found.update(pc.struct_field(entries, LABEL).to_pylist())
     return found

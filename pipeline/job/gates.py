@@ -139,7 +139,7 @@ class Gates(Section):
     constant: Constant = Constant()
     """All predictions alike."""
     label_drift: Drift = Drift()
-    """Task `classify`: other labels than in the last earlier partition."""
+    """Other labels than in the last earlier partition; task `generate`: other finish reasons."""
     score_drift: Drift = Drift()
     """Other scores than in the last earlier partition; task `regress`: its numbers, `embed`: length
     and direction of the vectors; not for task `raw`."""

@@ -102,6 +102,8 @@ def test_golden_rows_drift_carried_rows_retry_and_diff(tmp_path: Path):
         assert done.code == 0, done.stderr
     results = {gate["name"]: gate["status"] for gate in done.json["gates"]}
     assert results["golden"] == results["carried"] == "pass"
+    [drift] = [gate for gate in done.json["gates"] if gate["name"] == "label_drift"]
+    assert "labels" in drift["message"], drift  # the reasons why texts ended
     assert done.json["rows"]["carried"]
     compared = pipeline("diff", out, "--json")
     assert compared.code == 0, compared.stderr

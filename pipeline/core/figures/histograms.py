@@ -165,7 +165,7 @@ class Distribution:
 
 
 def measure_numbers(rows: pa.Table, columns: Sequence[str]) -> dict[str, Numbers]:
-    """Count the numbers of the rows that have a prediction.
+    """Count the numbers of the rows that have a prediction; texts are no numbers.
 
     Args:
         rows: A staged slice; rows without a prediction are null in these columns.
@@ -174,7 +174,7 @@ def measure_numbers(rows: pa.Table, columns: Sequence[str]) -> dict[str, Numbers
     found: dict[str, Numbers] = {}
     for place, name in enumerate(columns):
         column = as_array(rows.column(name).drop_null())
-        if not len(column):
+        if not len(column) or pa.types.is_string(column.type):
             continue
         if pa.types.is_fixed_size_list(column.type):
             head = name.removesuffix(EMBEDDING)  # one of several has a name before the column's

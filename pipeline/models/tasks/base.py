@@ -238,7 +238,7 @@ class Task(Protocol):
         return column_differences(known, found, limits, self.compare)
 
     def measured_columns(self) -> tuple[str, ...]:
-        """Return the columns whose histograms are kept for drift; may be empty."""
+        """Return the columns whose histograms are kept for drift; texts count as labels."""
         return ()
 
     def golden_columns(self) -> tuple[str, ...]:

@@ -110,7 +110,7 @@ class Generate(Task):
         return [_difference(a, b, limits) for a, b in pairs]
 
     def measured_columns(self) -> tuple[str, ...]:
-        return (NUM_OUTPUT_TOKENS, MEAN_LOGPROB)
+        return (NUM_OUTPUT_TOKENS, MEAN_LOGPROB, FINISH_REASON)
 
     def golden_columns(self) -> tuple[str, ...]:
         return (_EXPECTED,)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.commit.staging import count_labels
 from pipeline.core.figures.histograms import (
     DIRECTIONS,
     MAX_BINS,
@@ -57,6 +58,7 @@ def of_vectors(vectors: object) -> Distribution:
         (TaskSpec("multilabel"), ("labels",)),
         (TaskSpec("score"), ("score",)),
         (TaskSpec("tokens"), ("entities",)),
+        (TaskSpec("generate"), ("num_output_tokens", "mean_logprob", "finish_reason")),
         (TaskSpec("raw"), ()),
     ],
 )
@@ -94,6 +96,12 @@ def test_of_lists_of_labels_their_length_and_scores_are_counted():
     assert found["num_labels"] == of_values([2.0, 0.0])
     assert found["score"] == of_scores([0.9, 0.52])
     assert list(measure_numbers(table.slice(1), ("labels",))) == ["num_labels"]
+
+
+def test_texts_of_counted_columns_are_labels_and_no_numbers():
+    table = pa.table({"finish_reason": ["eos", "length", None, "eos"]})
+    assert count_labels(table, ("finish_reason",)) == {"eos": 2, "length": 1}
+    assert measure_numbers(table, ("finish_reason",)) == {}
 
 
 def test_scores_without_labels_are_numbers_of_any_size():
