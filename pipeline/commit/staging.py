@@ -208,7 +208,7 @@ def _count(column: pa.ChunkedArray) -> Counter[str]:
 
 
 def count_labels(rows: pa.Table, counted: Sequence[str]) -> Counter[str]:
-    """Count the labels of rows: their own, or the texts, or labels of entries, of counted columns."""
+    """Count the labels of rows: their own, or those of counted columns: texts, or of entries."""
     if LABEL in rows.column_names and pa.types.is_string(rows.column(LABEL).type):
         return _count(rows.column(LABEL))
     found: Counter[str] = Counter()

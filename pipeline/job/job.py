@@ -157,9 +157,10 @@ class Run(Section):
     """Without any progress for so long the run ends with exit 7 and tells what is in flight. Longer
     than the model takes to load and compile, and longer than one slice takes."""
     row_timeout_s: Annotated[float, Field(gt=0)] = 120.0
-    """A worker that so long neither decodes a row nor finishes a batch hangs, and is ended; the row
-    it hung on is then found in child processes, which takes this long twice more, and quarantined
-    as `timeout`. Loading and compiling a model do not count."""
+    """A worker that so long neither decodes a row nor finishes a batch (task `generate`: a token of
+    each row of it, so that long outputs are no hang) hangs, and is ended; the row it hung on is
+    then found in child processes, which takes this long twice more, and quarantined as `timeout`.
+    Loading and compiling a model do not count."""
     trial_mib: PositiveInt = 4096
     """Memory in MiB that the process which tries a row in `plan` and `doctor` may take, beside four
     times the model's files; beyond, the command ends with exit 2. An actor of a run may take as

@@ -6,7 +6,8 @@
   (`faulthandler`), so a decoder or model that never gives Python's lock back is ended, too. Where
   each thread stood goes to standard error. Ray starts the process again, and the next attempt finds
   the marker of the one that did not end.
-- `input_started` tells a parent which of several inputs its child works on.
+- `input_started` tells a parent which of several inputs its child works on, and `still_alive` that
+  it gets on (`tell_parent`).
 """
 
 from __future__ import annotations
@@ -91,6 +92,9 @@ def hang_guard(limit_s: float) -> Iterator[None]:
 
 def still_alive() -> None:
     """Note that this thread gets on; costs next to nothing, also if nothing is guarded."""
+    listener = current().part(_Parent).of_life
+    if listener is not None:
+        listener()
     guards = current().part(_Guards)
     own = guards.by_thread.get(threading.get_ident())
     if own is not None and monotonic() - own.from_s > _REARM_AFTER * own.limit_s:
@@ -135,17 +139,19 @@ def unguarded() -> Iterator[None]:
 
 
 @dataclass
-class _Inputs:
-    listener: Callable[[str], object] | None = None
+class _Parent:
+    of_inputs: Callable[[str], object] | None = None
+    of_life: Callable[[], object] | None = None
 
 
-def on_input_started(listener: Callable[[str], object]) -> None:
-    """Let a function hear of every input that this process begins with."""
-    current().part(_Inputs).listener = listener
+def tell_parent(of_inputs: Callable[[str], object], of_life: Callable[[], object]) -> None:
+    """Let functions hear of every input that this process begins with, and of `still_alive`."""
+    told = current().part(_Parent)
+    told.of_inputs, told.of_life = of_inputs, of_life
 
 
 def input_started(name: str) -> None:
     """Tell that the work on an input, of one row or of several, begins."""
-    listener = current().part(_Inputs).listener
+    listener = current().part(_Parent).of_inputs
     if listener is not None:
         listener(name)

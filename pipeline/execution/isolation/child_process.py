@@ -29,7 +29,7 @@ from pipeline.core.failures import Reason
 from pipeline.core.figures.counters import Counters
 from pipeline.core.printable import clean_message
 from pipeline.core.user_code.user_errors import describe_user_error
-from pipeline.process.liveness import on_input_started
+from pipeline.process.liveness import tell_parent
 from pipeline.process.memory import LOOK_S, taken_bytes, told
 from pipeline.process.parent_death import die_with
 
@@ -44,6 +44,7 @@ _CHILD = (
     "serve(int(sys.argv[2]), int(sys.argv[3]))"
 )
 _LOOK_S = 1.0
+_TELL_S = 0.1
 _LINE_BYTES = 4096
 _END_S = 10.0
 _LEAST_START_S = 60.0
@@ -86,6 +87,11 @@ class _Begun:
     input_name: str
 
 
+@dataclass(frozen=True)
+class _Alive:
+    """Says before an answer that a child gets on."""
+
+
 class Child:
     """Starts a process when it has to, and again after each end; has one at a time."""
 
@@ -102,7 +108,7 @@ class Child:
 
         Args:
             work: What to do.
-            call_s: How long one call may take.
+            call_s: How long one call may take without a step that is `still_alive`.
             start_s: How long a start may take, importing and loading the model; a minute at least.
             max_bytes: How much memory of its own it may take; None: any number.
             is_silent: What it writes, and libraries in it, goes to the debug log, escaped, and not
@@ -169,8 +175,11 @@ class Child:
         until_s, name = monotonic() + limit_s, ""
         try:
             pipe.send(request)
-            while isinstance(answer := self._receive(process, pipe, until_s, limit_s), _Begun):
-                name = answer.input_name
+            while isinstance(
+                answer := self._receive(process, pipe, until_s, limit_s), _Begun | _Alive
+            ):
+                name = answer.input_name if isinstance(answer, _Begun) else name
+                until_s = monotonic() + limit_s if isinstance(answer, _Alive) else until_s
         except (EOFError, ConnectionError):
             answer = self._reap(process)
         if isinstance(answer, PipelineError):
@@ -229,7 +238,7 @@ def serve(descriptor: int, parent: int) -> None:
     with Connection(descriptor) as pipe, contextlib.suppress(EOFError, ConnectionError):
         try:
             steps = pipe.recv().open()
-            on_input_started(lambda name: pipe.send(_Begun(name)))
+            tell_parent(lambda name: pipe.send(_Begun(name)), _telling(pipe))
             pipe.send(None)
             while True:
                 stage, data = pipe.recv()
@@ -242,6 +251,20 @@ def serve(descriptor: int, parent: int) -> None:
             raise
         except Exception as error:  # noqa: BLE001  # it goes on in the parent
             pipe.send(PipelineError(describe_user_error(error)))
+
+
+def _telling(pipe: Connection) -> Callable[[], None]:
+    """Return what tells a parent now and then that this thread, which answers it, gets on."""
+    own, told_s = threading.get_ident(), monotonic()
+
+    def tell() -> None:
+        nonlocal told_s
+        # Another thread's steps are no progress of what the parent waits for.
+        if threading.get_ident() == own and monotonic() - told_s >= _TELL_S:
+            told_s = monotonic()
+            pipe.send(_Alive())
+
+    return tell
 
 
 def _to_bytes(rows: pa.Table) -> bytes:

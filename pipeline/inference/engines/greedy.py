@@ -78,15 +78,19 @@ class Writing:
 
     @torch.inference_mode()
     def advance(self) -> list[Row]:
-        """Let rows enter, write a token for each, and return those that have ended with it.
+        """Let some rows enter, or write a token for each; return those that have ended with it.
+
+        Each call is a step forward that takes about as long as one pass of the model, so that a
+        limit of time is one of steps and not of rows.
 
         Raises:
             Exception: Any error of the model or the device; the rows at fault are among `active`.
         """
-        started = perf_counter()
-        while group := self._entering():
-            self._enter(group)
         began = perf_counter()
+        if group := self._entering():
+            self._enter(group)
+            self._spent.prefill_s += perf_counter() - began
+            return []
         assert self._batch is not None, "a row enters where none is active"
         logits = self._module.step(self._batch, *self._given())
         best = self._rules(logits, self.active).argmax(dim=1)
@@ -100,7 +104,6 @@ class Writing:
                 self._spent.output_tokens += 1
         ended = [row for row in before if row.finish is not None]
         self._leave()
-        self._spent.prefill_s += began - started
         self._spent.decode_s += perf_counter() - began
         return ended
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import uuid
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 import pytest
 import torch
+from slow_writer import STAGE, SlowWriting
 from support.models.choosing import prepared
 from support.models.generating import NEW_TOKENS, make_writer, writing
 
 from pipeline.core.causes import SystematicFailure
 from pipeline.core.figures.counters import PREFILL, Counters
 from pipeline.core.figures.slice_figures import SliceFigures
+from pipeline.execution.isolation.child_process import Child, ChildResult
 from pipeline.inference.engines.generate_engine import GenerateEngine
 from pipeline.inference.engines.greedy import is_repeating
 from pipeline.inference.engines.rules import Row
@@ -94,6 +97,20 @@ def test_tokens_and_lengths_are_counted(spec: ModelSpec):
     long = [row for row in found if row["finish_reason"] == "length"]
     assert figures.generated.num_long == len(long)
     assert figures.stage(PREFILL).rows_in == len(TEXTS)
+
+
+@pytest.mark.slow
+def test_a_long_output_is_no_hang_for_the_limits_count_from_step_to_step(spec: ModelSpec):
+    rows, limit_s, step_s = prepared(spec, TEXTS), 3.0, 0.25
+    expected = GenerateEngine(config_of(spec)).predict(rows, {})
+    longest = max(expected.column("num_output_tokens").to_pylist())
+    assert step_s * longest > 1.5 * limit_s  # as a whole it takes longer than the limits
+    work = SlowWriting(config_of(spec), step_s, limit_s)
+    with closing(Child(work, limit_s, 0.0)) as child:
+        found = child.call(STAGE, rows)
+    assert isinstance(found, ChildResult), found
+    columns = ["text", "num_output_tokens", "finish_reason", "error"]
+    assert found.rows.select(columns) == expected.select(columns)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
