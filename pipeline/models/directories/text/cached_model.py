@@ -18,6 +18,8 @@ class CachedModel(nn.Module):
         taken = inspect.signature(model.forward).parameters
         self._cache_name = "cache" if "cache" in taken else "past_key_values"
         self._takes = frozenset(taken)
+        self.chooses_logits = "logits_to_keep" in taken
+        """Whether it computes the logits of chosen tokens only."""
 
     def run(self, cache: Any, **tensors: Any) -> torch.Tensor:
         """Run the model with keys and values that it may add to; return its logits (B, T, V)."""
@@ -31,22 +33,23 @@ class CachedModel(nn.Module):
         ids: torch.Tensor,
         places: torch.Tensor,
         mask: torch.Tensor | None = None,
-        keep: int = 1,
+        keep: int | torch.Tensor = 1,
     ) -> torch.Tensor:
-        """Return the logits of the last `keep` tokens of a model without an encoder.
+        """Return the logits of some tokens of a model without an encoder.
 
         Args:
             cache: Keys and values of P tokens.
             ids: (B, T).
             places: (B, T), of each token in its text.
             mask: bool (B, P + T): which tokens may be seen; None: all.
-            keep: Of how many tokens; a model that cannot choose gives those of all.
+            keep: Of how many of the last tokens, or of which, int64 (K,), if it `chooses_logits`.
+                A model that cannot choose gives those of all.
         """
         rows, length = ids.shape
         if mask is None:
             mask = ids.new_ones((rows, length + cache.get_seq_length()), dtype=torch.bool)
         options: dict[str, Any] = {"position_ids": places} if "position_ids" in self._takes else {}
-        if "logits_to_keep" in self._takes:
+        if self.chooses_logits:
             options["logits_to_keep"] = keep
         return self.run(cache, input_ids=ids, attention_mask=mask.long(), **options)
 

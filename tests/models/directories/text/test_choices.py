@@ -24,7 +24,7 @@ from support.models.snapshots import make_snapshot, write_model
 
 from pipeline.core.errors import JobError
 from pipeline.core.schema import TOKEN_IDS
-from pipeline.models.directories.text.choices import CausalChoices
+from pipeline.models.directories.text.choices import _MOST_ENDS, CausalChoices
 from pipeline.models.spec import load_module
 from pipeline.preprocessing.model_input import BatchLimits
 
@@ -74,6 +74,8 @@ def test_neither_batches_nor_neighbours_change_a_score(family: str, tmp_path: Pa
     texts = [*TEXTS, "cat " * 200]
     rows = prepared(spec, texts)
     assert rows.column("truncated").to_pylist() == [False] * len(TEXTS) + [True]
+    # Of so many lengths the ends are read by a pass of their own, of few lengths not.
+    assert len({len(ids) for ids in rows.column(TOKEN_IDS).to_pylist()}) > _MOST_ENDS
     expected = [scores_of(row) for row in predicted(spec, rows, BatchLimits(1))]
     for limits in (BatchLimits(3, 64), BatchLimits(64, 4096)):
         found = [scores_of(row) for row in predicted(spec, rows, limits)]
