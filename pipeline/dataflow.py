@@ -213,7 +213,7 @@ def stream(
         dataset = ray.data.read_datasource(parts.source, **ray_options.read(allocation, len(units)))
         if parts.preprocess is not None:
             dataset = dataset.map_batches(parts.preprocess, **ray_options.preprocess(allocation))
-        pool = ray_options.predict(allocation)
+        pool = ray_options.predict(allocation, are_long=settled.model.task.generation is not None)
         dataset = dataset.map_batches(PredictorActor, fn_constructor_args=[parts.actor], **pool)
         if parts.write is not None:
             dataset = dataset.map_batches(parts.write, **ray_options.write(allocation))

@@ -39,11 +39,17 @@ def preprocess(allocation: Allocation) -> dict[str, Any]:
     return _tasks(allocation.num_decoders, allocation.decoder_cpus)
 
 
-def predict(allocation: Allocation) -> dict[str, Any]:
-    """Return the options of the actor pool."""
+def predict(allocation: Allocation, *, are_long: bool = False) -> dict[str, Any]:
+    """Return the options of the actor pool.
+
+    Args:
+        are_long: A slice takes many seconds, as texts that are written do. None is given to an
+            actor then before it can begin it: it would wait there while another actor is idle.
+    """
+    given = (CALLS_AT_ONCE if allocation.actor_gpus else 1) if are_long else None
     options = {
         **_ONE_SLICE,
-        "compute": actor_pool(allocation.min_actors, allocation.max_actors),
+        "compute": actor_pool(allocation.min_actors, allocation.max_actors, given),
         "num_cpus": allocation.actor_cpus,
         "num_gpus": allocation.actor_gpus or None,
         "max_restarts": MAX_ACTOR_RESTARTS,

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 _CALLBACKS = "execution_callbacks"
 _INITIAL = "initial_size"
 _CALLS = "max_concurrent_calls_per_actor"
+_GIVEN = "max_tasks_in_flight_per_actor"
 _MISMATCH = re.compile(r"cluster was started with:\s+Ray: (\S+)\s+Python: (\S+)")
 OLDEST = "2.51"
 """The oldest Ray that is tested."""
@@ -43,16 +44,21 @@ def read_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return {**plain, **{key: value for key, value in remote.items() if key in known}}
 
 
-def actor_pool(min_size: int, max_size: int) -> Any:
+def actor_pool(min_size: int, max_size: int, given: int | None = None) -> Any:
     """Return a pool of actors that starts with all of them, where this Ray can start it so.
 
     Otherwise actors come one by one, and stages before them, which start at once, get the nodes.
+
+    Args:
+        given: Most calls that an actor has or waits to begin; None: as many as is usual.
     """
     from ray.data import ActorPoolStrategy
 
     sizes = {"min_size": min_size, "max_size": max_size}
     if _INITIAL in inspect.signature(ActorPoolStrategy).parameters:
         sizes[_INITIAL] = max_size
+    if given is not None:
+        sizes[_GIVEN] = given
     return ActorPoolStrategy(**sizes)
 
 
@@ -70,7 +76,7 @@ def with_calls_at_once(options: Mapping[str, Any], number: int) -> dict[str, Any
     known = inspect.signature(type(pool)).parameters
     if "enable_true_multi_threading" not in known:
         return dict(options)
-    names = [name for name in ("min_size", "max_size", _INITIAL) if name in known]
+    names = [name for name in ("min_size", "max_size", _INITIAL, _GIVEN) if name in known]
     sizes = {name: getattr(pool, name) for name in names}
     threads: dict[str, Any] = {"enable_true_multi_threading": True}
     if _CALLS in known:

@@ -39,3 +39,10 @@ def test_every_stage_asks_ray_for_its_own_share_and_as_many_retries():
         "max_restarts": ray_options.MAX_ACTOR_RESTARTS,
         "max_task_retries": ray_options.MAX_TASK_RETRIES,
     }
+
+
+def test_of_long_slices_an_actor_gets_no_more_than_it_can_begin():
+    on_cpu = Allocation(2, 3, 0.5, 0.0, 1, 5, 6, 7)
+    for found, given in [(on_cpu, 1), (replace(on_cpu, actor_gpus=1.0), ray_options.CALLS_AT_ONCE)]:
+        pool = ray_options.predict(found, are_long=True)["compute"]
+        assert pool.max_tasks_in_flight_per_actor == given
