@@ -140,7 +140,9 @@ def read_shards(keys: VersionKeys) -> list[KnownShard]:
         NoKeys: The file is missing or damaged.
         PipelineError: The store failed.
     """
-    table = pq.ParquetFile(pa.BufferReader(keys.read(UNITS))).read()
+    # A thread of Arrow's that still holds bytes of Python's while the process ends, aborts it
+    # (apache/arrow#34314).
+    table = pq.ParquetFile(pa.BufferReader(keys.read(UNITS))).read(use_threads=False)
     first = to_ordinals(table.column("part"), table.column("row"), keys)
     if first is None:
         raise keys.damaged(UNITS)

@@ -106,7 +106,7 @@ def type_trouble(kind: pa.DataType) -> str:
         for _ in range(2):  # staged, then published
             buffer = io.BytesIO()
             pq.write_table(pa.concat_tables([rows, rows]), buffer)
-            rows = pq.ParquetFile(pa.BufferReader(buffer.getvalue())).read()
+            rows = pq.ParquetFile(pa.BufferReader(buffer.getvalue())).read(use_threads=False)
             pa.ListArray.from_arrays(pa.array([0, 4], pa.int32()), rows.to_struct_array().chunk(0))
             rows = rows.filter(pa.array([True, False, True, True])).take(pa.array([0, 2]))
         rows.cast(pa.schema([pa.field("column", kind)]))
