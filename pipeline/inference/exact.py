@@ -25,6 +25,10 @@ T = TypeVar("T")
 Work = Callable[[DeviceModel], T]
 NARROW = ("fp16", "bf16")
 """Precisions that hold fewer numbers than fp32: int8 saturates, and tf32 has the range of fp32."""
+OVERFLOWS = (
+    "outputs of some rows are beyond {}, so these rows were predicted once more in fp32: if they "
+    "are many, another model.precision is faster"
+)
 
 
 def reduced(model: DeviceModel, inputs: Inputs) -> Arrays:

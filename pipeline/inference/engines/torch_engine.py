@@ -21,7 +21,7 @@ from pipeline.core.schema import ERROR, ROW_ID
 from pipeline.core.user_code.own_code import errors_told
 from pipeline.inference.devices.device_model import DeviceModel
 from pipeline.inference.engines.base import Engine
-from pipeline.inference.exact import NARROW, alone, predict_again, reduced
+from pipeline.inference.exact import NARROW, OVERFLOWS, alone, predict_again, reduced
 from pipeline.inference.settled_scores import count_probable
 from pipeline.inference.slice_results import to_table
 from pipeline.inference.slices.first_rows import SystematicFailureDetector
@@ -32,11 +32,6 @@ from pipeline.models.tasks.base import Arrays
 from pipeline.preprocessing.images.reference_pixels import choose_reference_rows
 from pipeline.preprocessing.model_input import Arrays as Inputs
 from pipeline.preprocessing.model_input import Rows, bytes_of
-
-_OVERFLOWS = (
-    "outputs of some rows are beyond {}, so these rows were predicted once more in fp32: if they "
-    "are many, another model.precision is faster"
-)
 
 
 class TorchEngine(Engine):
@@ -169,7 +164,7 @@ class TorchEngine(Engine):
         for row in again:
             failures[row] = None
         if len(again):
-            advice = {_OVERFLOWS.format(precision): 0}
+            advice = {OVERFLOWS.format(precision): 0}
             SliceFigures(advice=advice).add_to(counters)
 
     def close(self) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from contextlib import closing, nullcontext
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +26,6 @@ from pipeline.inference.engines.teacher import num_agreed
 from pipeline.inference.slices.first_rows import SystematicFailureDetector
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.directories.text.writing.decoding import Decoding
-from pipeline.models.directories.text.writing.opening import tensors_of
 from pipeline.models.spec import ModelSpec, PredictorConfig
 
 TEXTS = [f"the cat sat on the mat {'and on ' * (n % 4)}{n}" for n in range(12)]
@@ -44,21 +44,36 @@ def config_of(spec: ModelSpec, **options: Any) -> PredictorConfig:
     )
 
 
-def failing(engine: GenerateEngine, spec: ModelSpec, rows: pa.Table, places: list[int]) -> None:
-    """Let the model raise over batches with the last token of some prompts at their places."""
+def meeting(engine: GenerateEngine, spec: ModelSpec, rows: pa.Table, places: list[int],
+            meet: Callable[[Any, int], object]) -> None:  # fmt: skip
+    """Call a function with outputs and a place in the batch where the first token of some rows is
+    looked for."""
     inputs = spec.input.arrays(rows)
     last = {(inputs["input_ids"][n, c - 1], c - 1) for n, c in enumerate(inputs["num_tokens"])
             if n in places}  # fmt: skip
 
-    def check(_: Any, __: Any, given: dict[str, Any]) -> None:
+    def check(_: Any, __: Any, given: dict[str, Any], outputs: Any) -> None:
         ids, at = given["input_ids"], given["position_ids"]
-        pairs = zip(ids.flatten().tolist(), at.flatten().tolist(), strict=True)
-        if ids.shape[1] == 1 and last & {*pairs}:
-            raise ValueError("what the text says")
+        pairs = [*zip(ids.flatten().tolist(), at.flatten().tolist(), strict=True)]
+        for place, pair in enumerate(pairs if ids.shape[1] == 1 else ()):
+            if pair in last:
+                meet(outputs, place)
 
     module = engine._model.module
     assert isinstance(module, Decoding)
-    module.model.register_forward_pre_hook(check, with_kwargs=True)
+    module.model.register_forward_hook(check, with_kwargs=True)
+
+
+def failing(
+    engine: GenerateEngine, spec: ModelSpec, rows: pa.Table, places: list[int],
+    error: type[Exception] = ValueError,
+) -> None:  # fmt: skip
+    """Let the model raise over batches with the first token of some rows."""
+
+    def fail(_: Any, __: int) -> None:
+        raise error("what the text says")
+
+    meeting(engine, spec, rows, places, fail)
 
 
 def test_rows_over_which_the_model_raises_cost_only_themselves(spec: ModelSpec):
@@ -137,17 +152,13 @@ def test_a_token_that_is_not_the_best_does_not_agree(spec: ModelSpec):
     assert isinstance(module, Decoding)
     assert generation is not None
     prompt = [1, 40, 50, 60]
-    row, tensors = Row(0, before=prompt), tensors_of([prompt])
+    row = Row(0, prompt)
     with torch.inference_mode():
         while len(row.tokens) < NEW_TOKENS:
-            row.tokens.append(int(module.plain(tensors, prompt, [*row.tokens, 0])[-1].argmax()))
-
-    def agreed() -> int:
-        return num_agreed(module, generation, [row], "fp32", lambda _: nullcontext(tensors))
-
-    assert agreed() == 1
+            row.tokens.append(int(module.plain(prompt, [*row.tokens, 0])[-1].argmax()))
+    assert num_agreed(module, generation, [row], "fp32") == 1
     row.tokens[3] = (row.tokens[3] + 1) % 300
-    assert agreed() == 0
+    assert num_agreed(module, generation, [row], "fp32") == 0
 
 
 def test_what_repeats_itself_is_told_from_what_does_not():

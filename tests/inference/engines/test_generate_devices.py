@@ -1,0 +1,116 @@
+"""The engine that writes where memory or numbers run out, on a stand-in for a GPU: no good row is
+lost, and a row at fault costs itself alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from inference.engines.test_generate_engine import TEXTS, config_of, meeting
+from support.faults.fake_device import FakeGpu, installed
+from support.models.choosing import prepared
+from support.models.generating import make_writer, writing
+
+from pipeline.core.figures.counters import Counters
+from pipeline.core.figures.slice_figures import SliceFigures
+from pipeline.inference.devices.accelerator import PAUSES_S
+from pipeline.inference.engines.generate_engine import GenerateEngine
+from pipeline.models.directories.text.writing.decoding import Decoding
+from pipeline.models.spec import ModelSpec
+
+BAD, ROOM = 3, 3
+COLUMNS = ["row_id", "text", "num_output_tokens", "finish_reason", "error"]
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
+    return writing(make_writer(tmp_path_factory.mktemp("language") / "m"))
+
+
+@pytest.fixture(scope="module")
+def rows(spec: ModelSpec) -> pa.Table:
+    return prepared(spec, [*TEXTS[:BAD], "a film " * 9, *TEXTS[BAD:6]])
+
+
+@pytest.fixture(scope="module")
+def expected(spec: ModelSpec, rows: pa.Table) -> list[dict[str, Any]]:
+    return written(GenerateEngine(config_of(spec)), rows)
+
+
+@pytest.fixture
+def gpu() -> Iterator[FakeGpu]:
+    with installed(FakeGpu()) as made:
+        yield made
+
+
+def written(engine: GenerateEngine, rows: pa.Table) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = engine.predict(rows, {}).select(COLUMNS).to_pylist()
+    return found
+
+
+def no_memory(*_: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate too much")
+
+
+def before_each_pass(engine: GenerateEngine, hook: Callable[[int], object]) -> None:
+    """Call a function with the number of rows before each pass of the model."""
+    module = engine._model.module
+    assert isinstance(module, Decoding)
+    module.model.register_forward_pre_hook(
+        lambda _, __, given: hook(len(given["input_ids"])), with_kwargs=True
+    )
+
+
+def test_lack_of_memory_in_a_step_halves_the_batch_and_loses_no_row(
+    gpu: FakeGpu, spec: ModelSpec, rows: pa.Table, expected: list[dict[str, Any]]
+):
+    engine = GenerateEngine(replace(config_of(spec), num_gpus=1.0))
+    sizes = list[int]()
+
+    def run(num_rows: int) -> None:
+        sizes.append(num_rows)
+        if num_rows > ROOM:
+            no_memory()
+
+    before_each_pass(engine, run)
+    assert written(engine, rows) == expected
+    assert max(sizes) > ROOM
+    sizes.clear()
+    assert written(engine, rows) == expected  # later slices begin within what there is room for
+    assert max(sizes) <= ROOM
+    assert gpu.pauses_s == []
+
+
+def test_a_row_for_which_there_is_no_memory_alone_costs_itself_alone(
+    gpu: FakeGpu, spec: ModelSpec, rows: pa.Table, expected: list[dict[str, Any]]
+):
+    engine = GenerateEngine(replace(config_of(spec), num_gpus=1.0))
+    meeting(engine, spec, rows, [BAD], no_memory)
+    found = written(engine, rows)
+    assert [n for n, row in enumerate(found) if row["error"]] == [BAD]
+    assert (found[BAD]["error"], found[BAD]["text"]) == ("out_of_memory", None)
+    assert found[:BAD] + found[BAD + 1 :] == expected[:BAD] + expected[BAD + 1 :]
+    assert gpu.pauses_s == [*PAUSES_S]  # others may have held it
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_row_whose_logits_are_not_finite_is_written_in_fp32_or_fails_alone(
+    gpu: FakeGpu, spec: ModelSpec, rows: pa.Table, expected: list[dict[str, Any]], precision: str
+):
+    engine = GenerateEngine(replace(config_of(replace(spec, precision=precision)), num_gpus=1.0))
+    meeting(engine, spec, rows, [BAD], lambda out, place: out.logits[place].fill_(torch.inf))
+    counters: Counters = {}
+    found = engine.predict(rows, counters).select(COLUMNS).to_pylist()
+    advice = SliceFigures.from_json(counters).advice
+    if precision == "fp32":
+        assert [n for n, row in enumerate(found) if row["error"]] == [BAD]
+        assert found[BAD]["error"] == "non_finite"
+        assert not advice
+        return
+    assert found[BAD] == expected[BAD]
+    assert [row["error"] for row in found] == [None] * len(found)
+    assert [line for line in advice if "beyond bf16" in line]
