@@ -147,7 +147,8 @@ class Run(Section):
     slice_rows: PositiveInt | None = None
     """Rows of one slice, the grain of resuming. Left out: whole batches near 256, of rows below
     16 KiB near 512, of large images fewer, of texts 512 to 2,048, of features up to 524,288 and 48
-    MiB; towards the end of the input slices become smaller."""
+    MiB, of texts that a model writes as many as take half a minute; towards the end of the input
+    slices become smaller."""
     lease_ttl_s: Annotated[float, Field(ge=1)] = 60.0
     """A run whose lease was not renewed for so long is taken for dead."""
     deadline: str | None = None

@@ -29,10 +29,12 @@ from pipeline.job.model import AUTO
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks import task_class
 from pipeline.planning.predictor import predictor_parts, row_settings
+from pipeline.planning.probe import Probe
 from pipeline.planning.slicing import units_of
+from pipeline.sources.extents import Extent
 from pipeline.sources.inputs import Inputs
 from pipeline.sources.source_format import RowIds, format_of
-from pipeline.sources.units import Unit, with_ctimes
+from pipeline.sources.units import Unit, ctimes_of, with_ctimes
 from pipeline.storage.skipped import Skipped
 from pipeline.storage.store import Store
 
@@ -77,6 +79,10 @@ class Plan:
     neither. What it published in eager fp32 is what this plan would give; not stored with it."""
     skipped: Skipped = field(default_factory=Skipped)
     """Files below the source that were not inputs when it was listed; not stored with the plan."""
+    probe: Probe | None = None
+    """What tried rows say of how long slices take; None: none were tried."""
+    extents: tuple[Extent, ...] = field(default=(), compare=False, repr=False)
+    """As they were listed, so that slices can be cut anew; not stored with the plan."""
 
     @cached_property
     def num_rows(self) -> int | None:
@@ -133,7 +139,7 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
         fingerprint=_digest(parts),
         source_root=inputs.root,
         units=with_ctimes(
-            units_of(job, inputs, batch_size), {s.path: s.ctime_ns for s in inputs.shards}
+            units_of(job, inputs.extents, batch_size), {s.path: s.ctime_ns for s in inputs.shards}
         ),
         pass_through=inputs.pass_through,
         task_fields=task_fields,
@@ -157,7 +163,14 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
         ),
         twin=_twin(parts, model),
         skipped=inputs.skipped,
+        extents=inputs.extents,
     )
+
+
+def cut_anew(job: Job, plan: Plan, probe: Probe) -> Plan:
+    """Return a plan whose slices take as long as they are to; the fingerprint stays."""
+    units = units_of(job, plan.extents, plan.batch_size, probe)
+    return replace(plan, units=with_ctimes(units, ctimes_of(plan.units)), probe=probe)
 
 
 def settings_digest(job: Job, model: ModelSpec) -> str:

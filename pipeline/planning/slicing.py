@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 from pipeline.core.registry import TASKS, load
 from pipeline.job.job import Job
+from pipeline.planning.probe import Probe
 from pipeline.preprocessing.input_facts import SliceRows, slice_rows_of
 from pipeline.sources.extents import MAX_SLICE_BYTES, Extent, UncountedPlan
-from pipeline.sources.inputs import Inputs
 from pipeline.sources.source_format import format_of
 from pipeline.sources.units import Unit
 
@@ -27,7 +27,7 @@ _IF_KNOWN = 4
 _SLICES_PER_UNIT_SLICE = 64
 _USUAL = SliceRows()
 _NEW_TOKENS_NEAR, _FEWEST_WRITTEN = {False: 16_384, True: 131_072}, 16
-"""Tokens that a slice of texts may come to have, on CPU and GPU: about half a minute."""
+"""Tokens that a slice of texts may come to have, on CPU and GPU, if no rows were tried."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,9 @@ class SliceSizes:
 
     Where most rows are known from earlier versions, few of a slice reach the model, and its batches
     are filled from one slice: slices have four times the rows then, within the same bytes.
+
+    What a text that a model writes takes only trying some tells: slices have as many rows as take
+    half a minute then.
     """
 
     most: int
@@ -70,16 +73,24 @@ class SliceSizes:
     """Most units that a row group is cut into."""
 
     @classmethod
-    def of(cls, job: Job, batch_size: int, *, are_mostly_known: bool = False) -> SliceSizes:
+    def of(
+        cls,
+        job: Job,
+        batch_size: int,
+        *,
+        are_mostly_known: bool = False,
+        probe: Probe | None = None,
+    ) -> SliceSizes:
         """Return the slice sizes of a job.
 
         Args:
             batch_size: Rows per model call, as known before tuning.
             are_mostly_known: Rows are looked up in an earlier version.
+            probe: Of rows that the model writes; None: none were tried.
         """
         if job.run.slice_rows:
             return cls(job.run.slice_rows)
-        rows = _rows_of(job)
+        rows = _rows_of(job, probe)
         size = batch_size if rows.has_batches else 1
         is_open = job.model.batch_size is None and not job.resources.num_gpus
         more = _IF_KNOWN if are_mostly_known else 1
@@ -119,13 +130,16 @@ class SliceSizes:
         return self.most_small if 0 < row_bytes <= _SMALL_ROW_BYTES else self.most
 
 
-def _rows_of(job: Job) -> SliceRows:
+def _rows_of(job: Job, probe: Probe | None) -> SliceRows:
     """Return how many rows the slices of a job have; of texts that are written, few."""
     name = job.model.known_task
     new_tokens = load(TASKS, name).new_tokens(job.model) if name else 0
     if not new_tokens:
         return slice_rows_of(job)
-    near = max(_FEWEST_WRITTEN, _NEW_TOKENS_NEAR[bool(job.resources.num_gpus)] // new_tokens)
+    if probe is not None:
+        near = probe.slice_rows
+    else:
+        near = max(_FEWEST_WRITTEN, _NEW_TOKENS_NEAR[bool(job.resources.num_gpus)] // new_tokens)
     return SliceRows(near, near, few=min(near, _USUAL.few), has_batches=False)
 
 
@@ -134,14 +148,14 @@ def _multiple(rows: float, of: int) -> int:
 
 
 def units_of(
-    job: Job, inputs: Inputs, batch_size: int, *, are_mostly_known: bool = False
+    job: Job, extents: Sequence[Extent], batch_size: int, probe: Probe | None = None
 ) -> Iterator[Unit]:
-    """Cut the inputs of a job into units; the other arguments are those of `SliceSizes.of`."""
-    sizes = SliceSizes.of(job, batch_size, are_mostly_known=are_mostly_known)
+    """Cut the extents of a job, as they were listed; other arguments are those of `SliceSizes`."""
+    sizes = SliceSizes.of(job, batch_size, probe=probe)
     if format_of(job.source).counts_rows == "reading":
         rows = sizes.uncounted or sizes.most
-        return _uncounted_units(inputs.extents, rows, job.run.limit_rows)
-    return make_units(_limit(inputs.extents, job.run.limit_rows), sizes)
+        return _uncounted_units(extents, rows, job.run.limit_rows)
+    return make_units(_limit(extents, job.run.limit_rows), sizes)
 
 
 def _uncounted_units(

@@ -123,7 +123,8 @@ def _replan_extents(base: Base, chosen: Selection, job: Job, inputs: Store) -> R
         and path not in lost
     }  # fmt: skip
     extents = [extent for each in retried for extent in each.extents]
-    units = tuple(make_units(extents, SliceSizes.of(job, base.plan.batch_size)))
+    sizes = SliceSizes.of(job, base.plan.batch_size, probe=base.plan.probe)
+    units = tuple(make_units(extents, sizes))
     return _finish(base, kept, units, _counts(retried), _account(base, readable))
 
 
@@ -301,7 +302,7 @@ def _retry_unit(
     rests = [entry for entry in kept if is_rest[entry]]
     rows = base.positions.rows[[entry for entry in kept if not is_rest[entry]]].tolist()
     beyond = int(base.positions.rows[rests[0]]) if rests else None
-    slice_rows = SliceSizes.of(job, base.plan.batch_size).most
+    slice_rows = SliceSizes.of(job, base.plan.batch_size, probe=base.plan.probe).most
     cut = UncountedPlan(slice_rows, MAX_SLICE_BYTES, rows=RowFilter(tuple(rows), beyond))
     counts = (1,) * len(rows) + (UNKNOWN_ROWS,) * len(rests)
     extents = tuple(as_found(extent, found[extent.path]) for extent in unit.extents)

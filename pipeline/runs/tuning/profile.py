@@ -171,7 +171,7 @@ class Profile:
 
 def load_profile(tuning: TuningContext) -> Profile:
     """Return what is known of this model on these machines; empty if nothing is."""
-    key = _key(tuning)
+    key = key_of(tuning)
     for read in (_read_here, _read_stored) if key else ():
         try:
             profile = Profile.from_dict(json.loads(read(tuning, key)))
@@ -183,7 +183,7 @@ def load_profile(tuning: TuningContext) -> Profile:
 
 def keep_profile(tuning: TuningContext, profile: Profile) -> None:
     """Keep what was measured, for other runs."""
-    key = _key(tuning)
+    key = key_of(tuning)
     if not key:
         return
     data = json.dumps(profile.to_dict()).encode()
@@ -217,7 +217,7 @@ def _is_there(tuning: TuningContext, way: Trial) -> bool:
     return not way.artefact_sha256 or tuning.store.exists(model_path(way.artefact_sha256))
 
 
-def _key(tuning: TuningContext) -> str:
+def key_of(tuning: TuningContext) -> str:
     """Name a profile by all that its figures depend on; '' if the machines are unknown."""
     if not tuning.machines:
         return ""

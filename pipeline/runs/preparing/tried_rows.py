@@ -1,0 +1,116 @@
+"""Try some rows of a model that writes, in a task of Ray: how long they take, and their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import perf_counter
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.core.errors import PipelineError
+from pipeline.core.figures.counters import PREFILL, Counters
+from pipeline.core.figures.slice_figures import SliceFigures
+from pipeline.core.printable import clean_message
+from pipeline.core.schema import NUM_INPUT_TOKENS, NUM_OUTPUT_TOKENS
+from pipeline.core.user_code.user_errors import describe_user_error
+from pipeline.execution.stages import Preprocessing
+from pipeline.inference.engines import open_engine
+from pipeline.inference.engines.base import Engine
+from pipeline.models.spec import PredictorConfig
+from pipeline.planning.probe import SLICE_S, Probe, Spread
+from pipeline.planning.sampling import sample_rows
+from pipeline.process.liveness import hang_guard, no_limit
+from pipeline.sources.rows import Reader
+from pipeline.sources.units import Unit
+
+FIRST_ROWS = 8
+"""They are tried before the others, and alone if they take long."""
+_ENOUGH_S = SLICE_S / 4
+_MAX_CHARS = 200
+Floats = npt.NDArray[np.float64]
+
+
+def try_rows(
+    reader: Reader,
+    sample: tuple[Sequence[Unit], int, int],
+    preprocessing: Preprocessing | None,
+    config: PredictorConfig,
+    row_timeout_s: float,
+    places: tuple[int, int, int],
+) -> Probe | str:
+    """Read, prepare and predict rows as an actor does.
+
+    Args:
+        reader: Reads them.
+        sample: As `sample_rows` takes them: units, number of rows, and seed.
+        preprocessing: As in actors.
+        config: What an actor is made of; it keeps outputs that the job may refuse.
+        row_timeout_s: This process is ended if it gets no further for so long.
+        places: How many actors there may be, nodes, and slices of an actor at once.
+
+    Returns:
+        What they took, or why none could be tried; that is no failure of a run.
+    """
+    units, num_rows, seed = sample
+    try:
+        with hang_guard(row_timeout_s):
+            rows = sample_rows(reader, units, num_rows, seed)
+            if not rows.num_rows:
+                return "none of them could be read"
+            if preprocessing is not None:
+                rows = preprocessing({}, rows)
+            began = perf_counter()
+            with no_limit():
+                engine = open_engine(config)
+            load_s = perf_counter() - began
+            return _tried(engine, rows, config, load_s, places)
+    except Exception as error:  # noqa: BLE001  # a run tells of a model that cannot be used
+        told = str(error) if isinstance(error, PipelineError) else describe_user_error(error)
+        return clean_message(told, _MAX_CHARS)
+
+
+def _tried(
+    engine: Engine,
+    rows: pa.Table,
+    config: PredictorConfig,
+    load_s: float,
+    places: tuple[int, int, int],
+) -> Probe:
+    order = np.random.default_rng(rows.num_rows).permutation(rows.num_rows)
+    inputs, outputs = list[float](), list[float]()
+    for chosen in filter(len, (order[:FIRST_ROWS], order[FIRST_ROWS:])):
+        # A step of a GPU takes as long for a full batch as for a few rows.
+        size = max(len(chosen), config.batch_size if config.num_gpus else 0)
+        counters: Counters = {}
+        began = perf_counter()
+        found = engine.predict(rows.take(pa.array(np.resize(chosen, size))), counters)
+        spent_s = perf_counter() - began
+        read, written = (_tokens(found, name) for name in (NUM_INPUT_TOKENS, NUM_OUTPUT_TOKENS))
+        prefill_s = SliceFigures.from_json(counters).stage(PREFILL).busy_s
+        row_s = _shared(prefill_s, read) + _shared(spent_s - prefill_s, written)
+        inputs += read[: len(chosen)].tolist()
+        outputs += written[: len(chosen)].tolist()
+        if spent_s > _ENOUGH_S:
+            break
+    return Probe(
+        len(inputs),
+        Spread.of(inputs),
+        Spread.of(outputs),
+        Spread.of(row_s[: len(chosen)].tolist()),
+        load_s,
+        *places,
+    )
+
+
+def _tokens(rows: pa.Table, name: str) -> Floats:
+    """Return the tokens of each row, (N,), none of one that has no prediction."""
+    found: Floats = np.asarray(rows.column(name).fill_null(0)).astype(np.float64)
+    return found
+
+
+def _shared(seconds: float, tokens: Floats) -> Floats:
+    """Divide seconds among rows, (N,), by their tokens."""
+    total = tokens.sum()
+    return seconds * (tokens / total if total else np.full(len(tokens), 1 / len(tokens)))

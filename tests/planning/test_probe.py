@@ -1,0 +1,76 @@
+"""Slices by time: as many rows as take half a minute, which the fingerprint knows nothing of."""
+
+from __future__ import annotations
+
+import copy
+import datetime as dt
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.runs.plan_examples import DOCUMENT, job, planned, shard_extents
+
+from pipeline.commit.layout import Layout
+from pipeline.commit.plan_store import adopt_plan, plan_from_json, plan_to_json
+from pipeline.job.job import Job
+from pipeline.job.reading.loader import parse_job
+from pipeline.planning.plan import cut_anew
+from pipeline.planning.probe import Probe, Spread
+from pipeline.planning.slicing import SliceSizes
+from pipeline.storage.store import Store
+
+PROBE = Probe(
+    64, Spread(100.0, 20.0), Spread(50.0, 30.0), Spread(0.25, 0.1), 3.0, 2, 1, 1, "r", "d"
+)
+
+
+def writing_job(**run: object) -> Job:
+    document = copy.deepcopy(DOCUMENT)
+    document["source"] |= {"text_column": "text"}
+    document["model"] = {"path": "m", "task": "generate"}
+    del document["transform"]
+    return parse_job({**document, "run": run}, date=dt.date(2026, 11, 24), origin="test")
+
+
+@pytest.mark.parametrize(
+    ("row_s", "at_once", "rows"),
+    [(0.25, 1, 120), (0.25, 2, 60), (45.0, 1, 1), (600.0, 1, 1), (1e-9, 1, 8_192)],
+)
+def test_a_slice_has_as_many_rows_as_take_half_a_minute(row_s: float, at_once: int, rows: int):
+    probe = replace(PROBE, row_s=Spread(row_s, 0.0), slices_at_once=at_once)
+    assert probe.slice_rows == rows
+    sizes = SliceSizes.of(writing_job(), 64, probe=probe)
+    assert sizes.at(10**6, 100.0) == sizes.most == rows
+    assert SliceSizes.of(writing_job(slice_rows=7), 64, probe=probe).most == 7
+
+
+@given(st.floats(1e-3, 1e3), st.floats(0, 1e3), st.integers(2, 64), st.floats(1, 1e6))
+def test_bounds_are_around_what_is_expected_and_nearer_the_more_rows_were_tried(
+    mean: float, deviation: float, num_rows: int, times: float
+):
+    few = replace(PROBE, num_rows=num_rows).expected(Spread(mean, deviation), times)
+    many = replace(PROBE, num_rows=4 * num_rows).expected(Spread(mean, deviation), times)
+    assert 0 <= few.low <= many.low <= many.value <= many.high <= few.high
+    assert few.value == pytest.approx(mean * times)
+
+
+def test_of_tried_rows_the_mean_and_its_error_are_those_of_statistics():
+    spread = Spread.of([2.0, 4.0, 6.0])
+    assert spread == (4.0, 2.0)
+    found = replace(PROBE, num_rows=3).expected(spread, 10)
+    assert (found.low, found.high) == pytest.approx((40 - 22.6321, 40 + 22.6321), abs=1e-3)
+    assert Spread.of([3.0]) == (3.0, 0.0)
+
+
+def test_a_plan_keeps_its_probe_and_its_slices_whatever_later_runs_find(tmp_path: Path):
+    # Of images, which have no probe: what is cut anew by one has the same rows and fingerprint.
+    plan = planned(shard_extents([[500, 300], [400]]))
+    first, second = (cut_anew(job(), plan, replace(PROBE, load_s=load)) for load in (1.0, 2.0))
+    assert first.fingerprint == plan.fingerprint
+    assert first.units == plan.units
+    assert plan_from_json(plan_to_json(first, "token"), first.fingerprint) == first
+    store, layout = Store(str(tmp_path)), Layout(None)
+    assert adopt_plan(store, layout, first).probe == first.probe
+    assert adopt_plan(store, layout, second).probe == first.probe
