@@ -156,7 +156,8 @@ class Model(Section):
     prompt: str | None = Field(default=None, exclude_if=lambda value: value is None)
     """Task `choices`: what the model continues with an answer, with `{text}` where the text of a
     row goes, as in `Review: {text}\\nSentiment:`. Task `generate`: what it continues or answers;
-    left out: the text alone."""
+    left out: the text alone. A model that writes to clips or images begins with the prompt, which
+    then has no `{text}`."""
     messages: tuple[Message, ...] = Field(default=(), exclude_if=lambda value: not value)
     """Tasks `choices`, `generate`: the same as messages, `{role, content}` each, which the chat
     template of the model directory writes. It is rendered once, in a sandbox, and never sees a
@@ -204,7 +205,8 @@ class Model(Section):
     batch_size: PositiveInt | None = None
     """Rows of one model call; left out: 32 on CPU, 128 on GPU, or with `auto` what `pipeline tune`
     found. Out of memory halves it. Texts: the most rows; left out: 256. Features that are no lists:
-    left out 2,048 on CPU, 16,384 on GPU, fewer if that is more than 16 MiB."""
+    left out 2,048 on CPU, 16,384 on GPU, fewer if that is more than 16 MiB. Clips and images to
+    which a model writes: left out 16 on CPU, 32 on GPU."""
     batch_tokens: PositiveInt | None = None
     """Texts: tokens of one model call, padding included; rows are sorted by length within a slice,
     and batches filled up to this. Left out: 1,024 on CPU, 65,536 on GPU, or with `auto` what

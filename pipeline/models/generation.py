@@ -15,8 +15,12 @@ class Rules:
 
     ends: tuple[int, ...] = ()
     """Tokens that end a text."""
-    start: int | None = None
-    """The token that the decoder of a model with an encoder begins with."""
+    start: tuple[int, ...] = ()
+    """The tokens that the decoder begins with, where the prompt is not of tokens of its own."""
+    languages: tuple[int, ...] = ()
+    """Of these tokens the likeliest comes behind the first of `start`, if there are some."""
+    times_from: int | None = None
+    """Tokens from this number on are times, and no part of a text."""
     first: int | None = None
     """The token that is forced if there is one token before it."""
     last: tuple[int, ...] = ()

@@ -10,6 +10,7 @@ import functools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
 import numpy as np
@@ -23,7 +24,7 @@ from pipeline.inference.devices import device
 from pipeline.inference.devices.accelerator import Gpu
 from pipeline.inference.devices.device_buffers import DeviceBuffer, FreeBuffers, make_device_buffers
 from pipeline.inference.runtimes.base import Runner
-from pipeline.inference.runtimes.inference_module import Tensors
+from pipeline.inference.runtimes.inference_module import InferenceModule, Tensors
 from pipeline.inference.settled_scores import SettledScores
 from pipeline.inference.slice_results import scatter_batch
 from pipeline.models.spec import PredictorConfig
@@ -79,6 +80,10 @@ class DeviceModel:
     @property
     def module(self) -> torch.nn.Module:
         """Return the model itself; torch runs it as it is."""
+        return self._eager.module
+
+    @property
+    def _eager(self) -> InferenceModule:
         assert self.runner.module is not None, "the task allows no other runtime"
         return self.runner.module
 
@@ -124,6 +129,20 @@ class DeviceModel:
         if self.gpu is None:
             return function(*args, **kwargs)
         return self.gpu.call(function, *args, **kwargs)
+
+    @contextmanager
+    def on_device(self, inputs: Inputs, rows: Sequence[int]) -> Iterator[dict[str, torch.Tensor]]:
+        """Have rows as the model itself takes them during the body: name -> (B, ...).
+
+        Args:
+            inputs: The arrays of a slice, each (N, ...).
+            rows: (B,) row numbers in the slice.
+        """
+        with self.buffers.one(self.buffers.ticket()) as buffer:
+            held = buffer.fill(inputs, np.asarray(rows, np.intp))
+            if self.gpu is not None:
+                held = {name: values.to(self.gpu.device) for name, values in held.items()}
+            yield self._eager.prepared(held)
 
     def start(self, buffer: DeviceBuffer, inputs: Inputs, batch: Rows) -> None:
         """Start a batch, without waiting for a GPU.

@@ -1,4 +1,8 @@
-"""Engine `generate`: a language model of torch that writes a text for each row, greedily.
+"""Engine `generate`: a model of torch that writes a text for each row, greedily.
+
+A row may be a text, a clip of sound, an image: its input makes tensors of it, and the module begins
+with them.
+
 
 The same code runs on CPU and GPU. Rows that fail are found as in other models: those that were in
 the batch are written again in halves.
@@ -27,8 +31,8 @@ from pipeline.core.registry import INPUTS
 from pipeline.core.schema import (
     ERROR,
     MEAN_LOGPROB,
+    NUM_INPUT_TOKENS,
     NUM_OUTPUT_TOKENS,
-    NUM_TOKENS,
     OUTPUT_TEXT,
     ROW_ID,
 )
@@ -58,11 +62,11 @@ from pipeline.models.tasks.base import Arrays
 from pipeline.models.tasks.generate import FINISH, TEXT_BYTES
 from pipeline.preprocessing.images.reference_pixels import NUM_REFERENCE_ROWS
 from pipeline.preprocessing.model_input import Arrays as Inputs
-from pipeline.preprocessing.model_input import bytes_of, num_rows
-from pipeline.preprocessing.texts.prompts import prompt_tokenizer
-from pipeline.preprocessing.texts.text_input import IDS, TextInput
+from pipeline.preprocessing.model_input import Rows, bytes_of, num_rows
 from pipeline.process.liveness import no_limit, still_alive
 
+_PREFILL_TOKENS = 4_096
+"""Tokens of prompts, padding included, that are read at once."""
 _LENGTH_BITS = 6
 """Lengths are counted by so many of their upper bits."""
 
@@ -71,6 +75,7 @@ _LENGTH_BITS = 6
 class _Slice:
     """The rows of a slice as they end."""
 
+    inputs: Inputs
     row_ids: Sequence[str]
     failures: list[Failure | None]
     written: dict[int, Row] = field(default_factory=dict)
@@ -91,18 +96,16 @@ class GenerateEngine(Engine):
         self._config, self._first, self._ends_process = config, first, ends_process
         self._awaits, self._choosing = config.limits is not None, threading.Lock()
         self._model = DeviceModel(config)
-        assert isinstance(config.spec.input, TextInput), "its rows are texts"
         assert config.spec.task.generation is not None, "the task writes"
         self._input, self._generation = config.spec.input, config.spec.task.generation
-        self._decode = prompt_tokenizer(config.spec.input.text).text
 
     def predict(self, rows: pa.Table, counters: Counters) -> pa.Table:
         with errors_told(INPUTS, self._input.name):
             inputs = self._input.arrays(rows)
         todo = np.flatnonzero(rows.column(ERROR).is_null().to_numpy())
-        held = _Slice(rows.column(ROW_ID), failures_of(rows))
+        held = _Slice(inputs, rows.column(ROW_ID), failures_of(rows))
         started = perf_counter()
-        self._write(_rows_of(inputs, todo.tolist()), held)
+        self._write(self._rows(inputs, todo), held)
         self._write_overflows(held, counters)
         results = self._results(held.written.values(), rows.num_rows)
         self._judge(held, results)
@@ -121,8 +124,8 @@ class GenerateEngine(Engine):
 
     def reduce(self, inputs: Inputs) -> Arrays:
         count = num_rows(inputs)
-        held = _Slice([""] * count, [None] * count)
-        writing = self._writing(_rows_of(inputs, range(count)), held)
+        held = _Slice(inputs, [""] * count, [None] * count)
+        writing = self._writing(self._rows(inputs, np.arange(count)), held)
         while writing:
             self._keep(self._model.call(writing.advance), held)
         return self._results(held.written.values(), count)
@@ -134,12 +137,25 @@ class GenerateEngine(Engine):
     def close(self) -> None:
         self._model.unload()
 
+    @property
+    def _module(self) -> Decoding:
+        return cast(Decoding, self._model.module)
+
+    def _rows(self, inputs: Inputs, places: Rows) -> list[Row]:
+        found = self._input.lengths(inputs, places)
+        lengths = [0] * len(places) if found is None else found.tolist()
+        return [Row(*each) for each in zip(places.tolist(), lengths, strict=True)]
+
     def _writing(
         self, rows: Sequence[Row], held: _Slice, model: DeviceModel | None = None
     ) -> Writing:
-        model = model or self._model
-        module = cast(Decoding, model.module)
-        return Writing(module, self._generation, self._decode, rows, model.limits, held.spent)
+        model, at = model or self._model, {row.number: row for row in rows}
+        module, limits = cast(Decoding, model.module), model.limits
+        at_once = limits._replace(tokens=min(limits.tokens or _PREFILL_TOKENS, _PREFILL_TOKENS))
+        batches = self._input.batches(held.inputs, np.array([*at], np.intp), at_once)
+        groups = [[at[place] for place in batch.tolist()] for batch in batches]
+        read = partial(model.on_device, held.inputs)
+        return Writing(module, self._generation, read, groups, limits, held.spent)
 
     def _write(self, rows: Sequence[Row], held: _Slice) -> None:
         """Write rows; those at fault get their failure.
@@ -158,7 +174,7 @@ class GenerateEngine(Engine):
                 self._keep(ended, held)
                 continue
             # Outside `except`: the frames of the exception hold the tensors of the batch.
-            left = [*writing.waiting]
+            left = writing.waiting
             self._split(writing.abandon(), failure, held)
             if self._first is not None:
                 self._first.check()
@@ -226,10 +242,11 @@ class GenerateEngine(Engine):
     def _results(self, written: Iterable[Row], count: int) -> Arrays:
         """Return the results of a slice of so many rows; zeros where nothing was written."""
         done = [*written]
-        texts = [text_of(row, self._generation, self._decode).encode() for row in done]
+        texts = [text_of(row, self._generation, self._module.text).encode() for row in done]
         results: Arrays = {
             OUTPUT_TEXT: np.zeros((count, max(map(len, texts), default=0)), np.uint8),
             TEXT_BYTES: np.zeros(count, np.int32),
+            NUM_INPUT_TOKENS: np.zeros(count, np.int32),
             NUM_OUTPUT_TOKENS: np.zeros(count, np.int32),
             FINISH: np.zeros(count, np.int32),
             MEAN_LOGPROB: np.zeros(count, np.float32),
@@ -238,6 +255,7 @@ class GenerateEngine(Engine):
             place = row.number
             results[OUTPUT_TEXT][place, : len(text)] = np.frombuffer(text, np.uint8)
             results[TEXT_BYTES][place] = len(text)
+            results[NUM_INPUT_TOKENS][place] = row.num_input
             results[NUM_OUTPUT_TOKENS][place] = len(row.tokens)
             results[FINISH][place] = row.finish
             results[MEAN_LOGPROB][place] = row.logprob / len(row.tokens)
@@ -287,26 +305,23 @@ class GenerateEngine(Engine):
         if is_on_gpu or claim_once_per_node(f"reference-check-{self._config.run_id}"):
             started = perf_counter()
             with no_limit():
-                agreed = self._num_agreed(chosen)
+                agreed = self._num_agreed(chosen, held.inputs)
             checked = Comparison(len(chosen), agreed, perf_counter() - started)
             SliceFigures(reference_check=checked).add_to(counters)
 
-    def _num_agreed(self, rows: Sequence[Row]) -> int:
+    def _num_agreed(self, rows: Sequence[Row], inputs: Inputs) -> int:
         spec = self._config.spec
-        judge = partial(
-            num_agreed, generation=self._generation, rows=rows, precision=spec.precision
-        )
+
+        def judge(model: DeviceModel) -> int:
+            module, read = cast(Decoding, model.module), partial(model.on_device, inputs)
+            return num_agreed(module, self._generation, rows, spec.precision, read)
+
         if spec.is_reference:
-            return self._model.call(judge, cast(Decoding, self._model.module))
+            return self._model.call(judge, self._model)
         exact = replace(self._config, spec=spec.as_reference(), limits=None)
-        return alone(self._model, exact, lambda model: judge(cast(Decoding, model.module)))
+        return alone(self._model, exact, judge)
 
 
 def _length_bin(length: int) -> str:
     shift = max(0, length.bit_length() - _LENGTH_BITS)
     return str(length >> shift << shift)
-
-
-def _rows_of(inputs: Inputs, places: Sequence[int]) -> list[Row]:
-    ids, counts = inputs[IDS], inputs[NUM_TOKENS]
-    return [Row(place, ids[place, : counts[place]].tolist()) for place in places]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -21,14 +22,14 @@ from pipeline.models.generation import FINISHES, Generation
 from pipeline.preprocessing.model_input import BatchLimits
 
 EOS, STOP, LENGTH = map(FINISHES.index, ("eos", "stop", "length"))
-_PREFILL_TOKENS = 4_096
-"""Tokens of prompts, padding included, that enter at once."""
 _LEAVE_TOGETHER = 8
 """Rows leave when one of so many has ended."""
 _TAIL_TOKENS = 64
 _REPEATED_TOKENS, _MOST_PERIOD, _LEAST_TIMES = 24, 16, 4
 Decode = Callable[[Sequence[int]], str]
 """Tokens -> their text."""
+Read = Callable[[Sequence[int]], AbstractContextManager[Mapping[str, torch.Tensor]]]
+"""Places in the slice -> the tensors of these rows on the device, as the model takes them."""
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Spent:
 
     input_tokens: int = 0
     padded_tokens: int = 0
-    """Of prompts, with the padding."""
+    """Of what the model reads, with the padding."""
     output_tokens: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
@@ -50,31 +51,37 @@ class Writing:
         self,
         module: Decoding,
         generation: Generation,
-        decode: Decode,
-        rows: Iterable[Row],
+        read: Read,
+        groups: Iterable[list[Row]],
         limits: BatchLimits,
         spent: Spent,
     ) -> None:
-        """Take rows; the longest prompts begin.
+        """Take rows.
 
         Args:
             module: On its device, in eval mode.
             generation: How texts are written.
-            decode: Decodes outputs.
-            rows: Nothing is written of them yet.
+            read: Reads rows.
+            groups: Rows that can be read together, in the order in which they enter, the longest of
+                each first. Nothing is written of them yet.
             limits: Rows, and tokens of prompts and outputs, at once.
             spent: Is added to.
         """
         self.active: list[Row] = []
         """The rows of the batch, in its order; some may have ended."""
-        self.waiting = deque(sorted(rows, key=lambda row: -len(row.prompt)))
-        self._module, self._generation, self._decode = module, generation, decode
+        self._groups = deque(groups)
+        self._module, self._generation, self._read = module, generation, read
         self._limits, self._spent = limits, spent
         self._rules = AppliedRules(generation, module.device)
         self._batch: Batch | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.active or self.waiting)
+        return bool(self.active or self._groups)
+
+    @property
+    def waiting(self) -> list[Row]:
+        """Return the rows that have not entered, in order."""
+        return [row for group in self._groups for row in group]
 
     @torch.inference_mode()
     def advance(self) -> list[Row]:
@@ -114,39 +121,37 @@ class Writing:
         return rows
 
     def _entering(self) -> list[Row]:
-        """Take the next rows that there is room for."""
-        group: list[Row] = []
-        most_new = self._generation.max_new_tokens
-        longest = max((len(row.prompt) for row in self.active), default=0)
-        while self.waiting:
-            longest = max(longest, len(self.waiting[0].prompt))
-            num_rows = len(self.active) + len(group) + 1
-            is_full = num_rows > self._limits.rows or (
-                0 < self._limits.tokens < num_rows * (longest + most_new)
-            )
-            # The first of a group has the longest prompt.
-            is_much = group and (len(group) + 1) * len(group[0].prompt) > _PREFILL_TOKENS
-            if (is_full and num_rows > 1) or is_much:
-                break
-            group.append(self.waiting.popleft())
-        return group
+        """Take the next rows that there is room for, and that can be read together."""
+        if not self._groups:
+            return []
+        first = self._groups.popleft()
+        longest = max(row.num_input for row in [*self.active, first[0]])
+        most = self._limits.rows
+        if self._limits.tokens:
+            most = min(most, self._limits.tokens // (longest + self._generation.max_new_tokens))
+        room = max(0 if self.active else 1, most - len(self.active))
+        if first[room:]:
+            self._groups.appendleft(first[room:])
+        return first[:room]
 
     def _enter(self, group: list[Row]) -> None:
         self.active += group  # first of all: they are at fault if it fails
-        prompts = [row.prompt for row in group]
-        begun = self._module.begin(prompts)
-        self._batch = begun if self._batch is None else self._batch.joined(begun)
-        self._spent.input_tokens += sum(map(len, prompts))
-        self._spent.padded_tokens += len(prompts) * max(map(len, prompts))
+        with self._read([row.number for row in group]) as tensors:
+            begun = self._module.begin(tensors)
+        for row, before, num_input in zip(group, begun.before, begun.num_input, strict=True):
+            row.before, row.num_input = before, num_input
+        self._batch = begun.batch if self._batch is None else self._batch.joined(begun.batch)
+        self._spent.input_tokens += sum(begun.num_input)
+        self._spent.padded_tokens += len(group) * max(begun.num_input)
 
     def _given(self) -> tuple[list[int], list[int]]:
         """Return the token that each row gives to the next step, and its place."""
-        tokens = self._module.first([row.prompt for row in self.active])
-        places = [0] * len(tokens)
-        for index, row in enumerate(self.active):
-            if row.finish is None:  # a place behind the last of the model does not exist
-                tokens[index] = row.tokens[-1] if row.tokens else tokens[index]
-                places[index] = self._module.place(len(row.prompt), len(row.tokens))
+        tokens, places = [], []
+        for row in self.active:
+            tokens.append((row.tokens or row.before)[-1])
+            # A place behind the last of the model does not exist.
+            has_ended = row.finish is not None
+            places.append(0 if has_ended else len(row.before) - 1 + len(row.tokens))
         return tokens, places
 
     def _finish_of(self, row: Row, token: int) -> int | None:
@@ -163,11 +168,11 @@ class Writing:
     def _stops(self, tokens: Sequence[int]) -> bool:
         stop = self._generation.stop
         size = max(_TAIL_TOKENS, 2 * max(len(text.encode()) for text in stop))
-        tail = self._decode(tokens[-size:])
+        tail = self._module.text(tokens[-size:])
         if not any(text in tail for text in stop):
             return False
         # The beginning of a tail may be decoded otherwise than within the whole.
-        return len(tokens) <= size or any(text in self._decode(tokens) for text in stop)
+        return len(tokens) <= size or any(text in self._module.text(tokens) for text in stop)
 
     def _leave(self) -> None:
         """Take the rows that have ended out of the batch, if they are enough."""

@@ -18,7 +18,11 @@ class Row:
 
     number: int
     """Its place in the slice."""
-    prompt: Sequence[int]
+    num_input: int = 0
+    """What the model reads of it: tokens of its prompt, or vectors of its encoder; as long as it
+    waits, 0 if only the model knows."""
+    before: Sequence[int] = ()
+    """The tokens of the decoder before its output; none as long as it waits."""
     tokens: list[int] = field(default_factory=list)
     logprob: float = 0.0
     """Sum over the tokens."""
@@ -31,7 +35,7 @@ class Row:
 
     def afresh(self) -> Row:
         """Return the row as it was before anything was written."""
-        return Row(self.number, self.prompt)
+        return Row(self.number, self.num_input)
 
 
 class AppliedRules:
@@ -39,8 +43,9 @@ class AppliedRules:
 
     def __init__(self, generation: Generation, device: torch.device) -> None:
         self._rules, self._most = generation.rules, generation.max_new_tokens
-        # Those alone are the same for each row at any step.
-        self._is_plain = replace(self._rules, ends=(), start=None, banned=()) == Rules()
+        # Those alone are the same for each row at any step, or no rules of a step.
+        rest = replace(self._rules, ends=(), start=(), languages=(), times_from=None, banned=())
+        self._is_plain = rest == Rules()
         self._banned = torch.tensor(self._rules.banned, dtype=torch.int64, device=device)
 
     def __call__(self, logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
@@ -63,7 +68,7 @@ class AppliedRules:
     def _apply(self, logits: torch.Tensor, row: Row) -> None:
         """Change the logits, (V,), of a row in place."""
         rules, num_new = self._rules, len(row.tokens)
-        before = row.prompt if rules.start is None else [rules.start]
+        before = row.before
         length = len(before) + num_new
         if rules.repetition_penalty != 1.0:
             _penalise(logits, [*{*before, *row.tokens}], rules.repetition_penalty)

@@ -1,4 +1,4 @@
-"""The reference check of written texts: one pass over a prompt and its output, without a batch.
+"""The reference check of written texts: one pass over a row and its output, without a batch.
 
 Greedy tokens are the best of the logits before them. Where two are about as likely, other shapes of
 a batch may tip the balance, so a token must be the best up to what rounding of a type makes.
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
+from pipeline.inference.engines.greedy import Read
 from pipeline.inference.engines.rules import AppliedRules, Row
 from pipeline.models.directories.text.writing.decoding import Decoding
 from pipeline.models.generation import Generation
@@ -20,7 +21,7 @@ _LEAST_GAP, _ROUNDINGS = 0.02, 2.0
 
 @torch.inference_mode()
 def num_agreed(
-    module: Decoding, generation: Generation, rows: Sequence[Row], precision: str
+    module: Decoding, generation: Generation, rows: Sequence[Row], precision: str, read: Read
 ) -> int:
     """Count rows each of whose tokens is the best, or as good as the best.
 
@@ -29,16 +30,18 @@ def num_agreed(
         generation: How the rows were written.
         rows: Written, and ended.
         precision: In which they were written.
+        read: Reads rows.
     """
     rules = AppliedRules(generation, module.device)
     kind = torch.finfo(_TYPES.get(precision, torch.float32))
-    return sum(_agrees(module, rules, row, kind.eps) for row in rows)
+    return sum(_agrees(module, rules, row, kind.eps, read) for row in rows)
 
 
-def _agrees(module: Decoding, rules: AppliedRules, row: Row, eps: float) -> bool:
-    logits = module.plain(row.prompt, row.tokens)
+def _agrees(module: Decoding, rules: AppliedRules, row: Row, eps: float, read: Read) -> bool:
+    with read([row.number]) as tensors:
+        logits = module.plain(tensors, row.before, row.tokens)
     limit = _LEAST_GAP + _ROUNDINGS * eps * float(logits.abs().max())
-    seen = Row(row.number, row.prompt)
+    seen = Row(row.number, before=row.before)
     for values, token in zip(logits, row.tokens, strict=True):
         [allowed] = rules(values[None], [seen])
         if not float(allowed.max() - allowed[token]) <= limit:

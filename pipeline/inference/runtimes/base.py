@@ -12,10 +12,8 @@ from pipeline.core.cache.cpu import instruction_sets
 from pipeline.core.errors import JobError
 
 if TYPE_CHECKING:
-    import torch
-
     from pipeline.inference.runtimes.export import Exporter
-    from pipeline.inference.runtimes.inference_module import Tensors
+    from pipeline.inference.runtimes.inference_module import InferenceModule, Tensors
     from pipeline.job.section import Section
     from pipeline.models.onnx_module import OnnxModule
 
@@ -36,8 +34,8 @@ class Runner:
     """Tensors of a batch by name, each (B, ...) on the device -> the outputs of the module."""
     is_static: bool
     """Whether B is fixed: pad the last batch, and drop the outputs of the padding."""
-    module: torch.nn.Module | None = None
-    """The model itself, where torch runs it as it is."""
+    module: InferenceModule | None = None
+    """What runs, where torch runs it as it is."""
 
 
 class Runtime(Protocol):

@@ -25,7 +25,7 @@ class Eager(Runtime):
         self, exporter: Exporter, precision: str, num_threads: int, calibrated: bytes | None
     ) -> Runner:
         loaded = exporter.load()
-        return Runner(loaded.run, is_static=False, module=loaded.module)
+        return Runner(loaded.run, is_static=False, module=loaded)
 
 
 RUNTIME = Eager()

@@ -71,6 +71,10 @@ class InferenceModule(torch.nn.Module):
         caught, self._caught = self._caught, None
         return caught
 
+    def prepared(self, batch: Tensors) -> dict[str, torch.Tensor]:
+        """Return the tensors of a batch as the model takes them, by the names of the input."""
+        return dict(zip(self._names, self.normaliser(*batch.values()), strict=True))
+
     def run(self, batch: Tensors) -> Any:
         """Return the outputs of a batch whose tensors are given by name."""
         return self(*batch.values())

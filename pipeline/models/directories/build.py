@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.errors import JobError
 from pipeline.core.registry import TASKS, built_in
 from pipeline.models.directories.facts import (
-    CAUSAL,
-    SEQ2SEQ,
     TOWERS,
+    WRITERS,
     DenseLayer,
     DirectoryFacts,
     LibraryClass,
@@ -25,7 +24,8 @@ from pipeline.models.directories.onnx.choice import onnx_file_of
 from pipeline.models.directories.tensors import read_headers, read_tensors
 from pipeline.models.tasks import served_as, task_class
 from pipeline.models.tasks.base import TaskSpec
-from pipeline.preprocessing.texts.text_settings import TextSettings
+from pipeline.preprocessing.model_input import Input
+from pipeline.preprocessing.texts.text_settings import Prompt
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,7 @@ def build_module(
     facts: DirectoryFacts,
     task: TaskSpec,
     args: Mapping[str, Any] | None = None,
-    text: TextSettings | None = None,
+    seen: Input | None = None,
 ) -> torch.nn.Module:
     """Build the module of a local directory: float32, on the CPU, in eval mode.
 
@@ -46,7 +46,7 @@ def build_module(
         facts: What `read_facts` read of it; the job may have another pooling.
         task: What the outputs are for.
         args: `model.args`; a directory takes none.
-        text: How the job tokenises its rows; a language model's prompt is a part of it.
+        seen: What a model that writes or chooses sees of a row.
 
     Returns:
         Takes the tensors of `facts.text.tensor_names` by name, or `pixels` float (B, 3, H, W),
@@ -71,8 +71,9 @@ def build_module(
         module = timm_module(path, facts.module, embeds=served == "embed")
     else:
         module = _class_module(path, facts, facts.module, task)
-    if isinstance(facts.module, LibraryClass) and facts.module.head in (CAUSAL, SEQ2SEQ):
-        module = _language_module(facts.module.head, module, task, text)
+    if isinstance(facts.module, LibraryClass) and facts.module.head in WRITERS:
+        assert seen is not None, "a job has an input"
+        module = _language_module(path, facts, facts.module.head, module, task, seen)
     elif task.prompts and facts.text is not None:
         from pipeline.models.directories.text.zero_shot import with_prompts
 
@@ -101,15 +102,26 @@ def _reduced(task: str) -> str:
 
 
 def _language_module(
-    head: str, model: torch.nn.Module, task: TaskSpec, text: TextSettings | None
+    path: Path,
+    facts: DirectoryFacts,
+    head: str,
+    model: torch.nn.Module,
+    task: TaskSpec,
+    seen: Input,
 ) -> torch.nn.Module:
-    if task.generation is not None:
-        from pipeline.models.directories.text.writing.decoding import with_decoding
+    if task.generation is None:
+        from pipeline.models.directories.text.choices import with_choices
 
-        return with_decoding(head, model, task)
-    from pipeline.models.directories.text.choices import with_choices
+        return with_choices(head, model, task, seen.text)
+    from pipeline.models.directories.text.text_facts import load_tokenizer
+    from pipeline.models.directories.text.writing.opening import with_decoding
+    from pipeline.preprocessing.texts.prompts import PromptTokenizer, prompt_tokenizer
 
-    return with_choices(head, model, task, text)
+    if seen.text is not None:
+        return with_decoding(head, model, task, seen, prompt_tokenizer(seen.text).text)
+    assert facts.generation is not None, "the directory writes"
+    tokenizer = load_tokenizer(path / facts.generation.tokenizer)
+    return with_decoding(head, model, task, seen, PromptTokenizer(tokenizer, Prompt("", "")).text)
 
 
 def _class_module(
@@ -123,7 +135,7 @@ def _class_module(
         return _tower(path, facts, task, model)
     if named.head == "detection":
         return DetectorModule(model)
-    if named.head in (CAUSAL, SEQ2SEQ):
+    if named.head in WRITERS:
         return model
     if facts.text is None:
         return ImageModule(model, facts.pooling.modes[0] if facts.pooling else "logits")

@@ -17,6 +17,9 @@ TOWERS = "towers"
 """Head of a model of images and texts, of which a job takes one side."""
 CAUSAL, SEQ2SEQ = "causal", "seq2seq"
 """Heads of language models: one that continues a text, one that answers to it."""
+SPEECH, CAPTION = "speech", "caption"
+"""Heads of models that write down a clip of sound, or write to an image."""
+WRITERS = (CAUSAL, SEQ2SEQ, SPEECH, CAPTION)
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,11 @@ class GenerationFacts:
     """Why task `generate` is refused; '': it is not."""
     said: str
     """What `pipeline plan` says of it."""
+    tokenizer: str = ""
+    """Of a model that reads no text: name of the tokenizer file whose tokens it writes."""
+    is_begun_by_prompt: bool = False
+    """Whether a prompt is all that its decoder begins with; otherwise it comes behind the first
+    token."""
 
 
 class ImageContract(NamedTuple):
@@ -96,8 +104,7 @@ class LibraryClass:
     built: str
     """The class that is built."""
     head: str
-    """`sequence`, `token`, `image`, `audio`, `detection`, `causal`, `seq2seq`, `none` or
-    `TOWERS`."""
+    """`sequence`, `token`, `image`, `audio`, `detection`, one of `WRITERS`, `none` or `TOWERS`."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +161,7 @@ class DirectoryFacts:
     activation: str = "identity"
     """What task `score` applies to an output."""
     generation: GenerationFacts | None = None
-    """Of a language model."""
+    """Of a model that writes."""
     scores: str | None = None
     """`sigmoid` if scores of prompts are; None: as the task says."""
     ends_in: str | None = None

@@ -44,6 +44,15 @@ _ENCODERS = ("ModelWithProjection", "VisionModel", "TextModel", "EncoderModel")
 _WITHOUT_HEAD = ("ForMaskedLM", "ForPreTraining")
 """Endings of classes whose encoder gives embeddings, and whose head is for training."""
 
+_WRITERS = {
+    "BlipForConditionalGeneration": "caption",
+    "GitForCausalLM": "caption",
+    "VisionEncoderDecoderModel": "caption",
+    "MoonshineForConditionalGeneration": "speech",
+    "WhisperForConditionalGeneration": "speech",
+}
+"""Classes that write and read no text, whose own `generate` was read -> their head."""
+
 
 def require(extra: str) -> None:
     """Refuse if the library of an extra is not installed.
@@ -156,6 +165,8 @@ def head_of(cls: Any, config: Any) -> str:
     """Return what a class's head is for, as `LibraryClass.head` names it; otherwise `none`."""
     import transformers
 
+    if cls.__name__ in _WRITERS:
+        return _WRITERS[cls.__name__]
     for head, mapping in (
         ("sequence", transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING),
         ("token", transformers.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING),

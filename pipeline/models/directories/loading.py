@@ -111,12 +111,13 @@ def _require_fit(name: str, found: Mapping[str, Any], unexpected: set[str]) -> N
 def _attention(cls: Any, config: Any) -> str | None:
     """Return which of the library's attentions is loaded: SDPA if the class has it.
 
-    None leaves it to the library: a backbone within the model may lack what the model has.
+    None leaves it to the library: a backbone, encoder or decoder within the model may lack what the
+    model has.
 
     In layers that see a window, padding behind it sees nothing at all; OpenVINO's SDPA makes NaN of
     that, which spreads to the texts. The library's eager attention does not; see `use_sdpa`.
     """
-    if getattr(config, "backbone_config", None) is not None:
+    if any(getattr(config, name, None) is not None for name in ("backbone_config", "encoder")):
         return None
     return "sdpa" if getattr(cls, "_supports_sdpa", False) and not _has_windows(config) else "eager"
 

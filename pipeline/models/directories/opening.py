@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.cache.node_cache import cached_folder, key_of, versions_of
 from pipeline.core.errors import InfraError, JobError
 from pipeline.models.directories.build import build_module
-from pipeline.models.directories.facts import CAUSAL, SEQ2SEQ, DirectoryFacts, TextFacts
+from pipeline.models.directories.facts import CAPTION, CAUSAL, SEQ2SEQ, DirectoryFacts, TextFacts
 from pipeline.models.directories.json_files import is_timm, read_object
 from pipeline.models.directories.onnx.choice import onnx_file_of
 from pipeline.models.directories.snapshot import ModelDirectory, local, open_directory
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
 
 CONFIG = "config.json"
-_VERSION = 14
+_VERSION = 15
 """Of what is kept; raise it if the same directory gives other facts."""
 _PACKAGES = ("transformers", "tokenizers", "timm", "onnx", "onnxruntime")
 _FILE = "facts.json"
@@ -100,7 +100,11 @@ def _read(path: Path, wanted: str | None) -> DirectoryFacts:
 
         return timm_facts(path, values)
     from pipeline.models.directories.chosen import choose
-    from pipeline.models.directories.image.image_facts import image_facts, tower_facts
+    from pipeline.models.directories.image.image_facts import (
+        caption_facts,
+        image_facts,
+        tower_facts,
+    )
     from pipeline.models.directories.text.encoder_facts import encoder_facts, language_facts
 
     chosen = choose(path)
@@ -108,6 +112,8 @@ def _read(path: Path, wanted: str | None) -> DirectoryFacts:
         from pipeline.models.directories.audio.audio_facts import audio_facts
 
         return audio_facts(path, chosen)
+    if chosen.head == CAPTION:
+        return caption_facts(path, chosen)
     if chosen.has_towers:
         return tower_facts(path, chosen, wanted or "image")
     if chosen.head in (CAUSAL, SEQ2SEQ):
@@ -172,7 +178,7 @@ def directory_module(
         facts = replace(facts, pooling=replace(facts.pooling, modes=(pooling,)))
     if facts.text is not None and text is not None:
         facts = _with_prefix(path, facts, facts.text, text.prefix)
-    return build_module(path, facts, task, text=text)
+    return build_module(path, facts, task, seen=model_input)
 
 
 def _with_prefix(path: Path, facts: DirectoryFacts, text: TextFacts, prefix: str) -> DirectoryFacts:

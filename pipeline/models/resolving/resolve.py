@@ -217,10 +217,10 @@ def _choose_input(
 
 
 def _text(card: FoundModel, model: Model, wanted: Text) -> TextSettings:
-    prompt = choose_prompt(model, card, wanted)
+    name = task_name(model, card)
+    prompt, kind = choose_prompt(model, card, name, wanted), task_class(name)
     is_nli = bool(card.facts and card.facts.labels)
     texts = prompt_texts(model.prompts or model.choices)
-    kind = task_class(task_name(model, card))
     return choose_text(
         card.name,
         wanted,

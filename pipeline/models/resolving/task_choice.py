@@ -12,9 +12,11 @@ from pipeline.core.user_code.allowed_imports import require_allowed, source_dige
 from pipeline.core.user_code.own_code import errors_told
 from pipeline.job.model import HEADS
 from pipeline.models.directories.build import require_served
+from pipeline.models.directories.snapshot import local
 from pipeline.models.generation import Generation
 from pipeline.models.outputs import OutputSpec
 from pipeline.models.resolving.cards import FoundModel
+from pipeline.models.resolving.prompt_choice import choose_start
 from pipeline.models.tasks import task_class
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.models.tasks.scores import choose_scores
@@ -105,12 +107,16 @@ def _choose_generation(model: Model, card: FoundModel) -> Generation | None:
         raise JobError(f"model.task = {name!r}: {card.name} writes no texts; give a language model")
     if facts.problem:
         raise JobError(facts.problem)
-    if facts.most_places is not None and most >= facts.most_places:
+    rules = facts.rules
+    if facts.tokenizer and card.directory is not None:
+        rules = choose_start(model, facts, local(card.directory))
+    begins = len(rules.start) + bool(rules.languages)
+    if facts.most_places is not None and most + begins > facts.most_places:
         raise JobError(
-            f"model.generate.max_new_tokens = {most}: {card.name} writes {facts.most_places - 1} "
-            "tokens at most"
+            f"model.generate.max_new_tokens = {most}: {card.name} writes "
+            f"{facts.most_places - begins} tokens at most"
         )
-    return Generation(most, model.generate.stop, model.generate.invalid, facts.rules)
+    return Generation(most, model.generate.stop, model.generate.invalid, rules)
 
 
 def prompt_texts(prompts: tuple[str, ...] | dict[str, str]) -> tuple[str, ...]:

@@ -51,8 +51,8 @@ class Choices(Classify):
         return None
 
 
-def prompt_problems(model: Model) -> Iterator[str]:
-    """Yield the problems of a job's prompt or messages."""
+def prompt_problems(model: Model, least: int = 1) -> Iterator[str]:
+    """Yield the problems of a job's prompt or messages, which need `least` places for a text."""
     texts = [model.prompt or "", *(message.content for message in model.messages)]
-    if sum(text.count(PLACE) for text in texts) != 1:
+    if not least <= sum(text.count(PLACE) for text in texts) <= 1:
         yield f"prompt, messages: must have {PLACE} once, where the text of a row goes"

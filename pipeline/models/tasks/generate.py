@@ -1,4 +1,4 @@
-"""Task `generate`: the text that a language model writes for each row, greedily."""
+"""Task `generate`: the text that a model writes for each row, greedily."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from pipeline.core.schema import (
     MEAN_LOGPROB,
     NUM_INPUT_TOKENS,
     NUM_OUTPUT_TOKENS,
-    NUM_TOKENS,
     OUTPUT_TEXT,
 )
 from pipeline.models.agreement import Agreement, AgreementLimits
@@ -56,7 +55,8 @@ class Generate(Task):
         if model.prompt is not None and model.messages:
             yield "task 'generate' takes a prompt or messages, not both"
         if model.prompt is not None or model.messages:
-            yield from prompt_problems(model)
+            # A model that reads no text begins with the prompt; what reads some is resolved later.
+            yield from prompt_problems(model, least=bool(model.messages))
         if not all(model.generate.stop):
             yield "generate.stop: a text is empty"
 
@@ -75,7 +75,7 @@ class Generate(Task):
             raise OutputError("the model writes no texts: expected uint8 (rows, bytes)")
         numbers = {
             name: require(outputs.get(name), (num_rows,), "task 'generate' {}", "a number per row")
-            for name in (TEXT_BYTES, NUM_OUTPUT_TOKENS, FINISH, MEAN_LOGPROB)
+            for name in (TEXT_BYTES, NUM_INPUT_TOKENS, NUM_OUTPUT_TOKENS, FINISH, MEAN_LOGPROB)
         }
         kept = {name: values.to(torch.int32) for name, values in numbers.items()}
         return {
@@ -87,10 +87,9 @@ class Generate(Task):
     def columns(self, arrays: Arrays, ok: Mask, rows: pa.Table) -> dict[str, pa.Array]:
         texts = [text if is_ok else None for text, is_ok in zip(_texts(arrays), ok, strict=True)]
         reasons = np.array(FINISHES, object)[arrays[FINISH]]
-        numbers = rows.column(NUM_TOKENS).fill_null(0).to_numpy()
         return {
             OUTPUT_TEXT: pa.array(texts, pa.string()),
-            NUM_INPUT_TOKENS: pa.array(numbers, pa.int32(), mask=~ok),
+            NUM_INPUT_TOKENS: pa.array(arrays[NUM_INPUT_TOKENS], pa.int32(), mask=~ok),
             NUM_OUTPUT_TOKENS: pa.array(arrays[NUM_OUTPUT_TOKENS], pa.int32(), mask=~ok),
             FINISH_REASON: pa.array(reasons, pa.string(), mask=~ok),
             MEAN_LOGPROB: pa.array(arrays[MEAN_LOGPROB], pa.float32(), mask=~ok),

@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 
 _OF_TOKENS = ("max_truncated_pct", "truncated_mode")
 _OF_WRITTEN = ("max_repeating_pct", "repeating_mode")
+_WRITTEN_ROWS = {False: 16, True: 32}
+"""Whether it is on a GPU -> rows of a batch that is written to clips or images: a step takes about
+as long for many rows as for one, and each row holds the keys and values of its encoder."""
 
 
 def prepare(run: RunContext) -> tuple[Plan, ModelSpec]:
@@ -91,6 +94,8 @@ def _batch_limits(job: Job, model: ModelSpec) -> BatchLimits:
                 f"{model.task.kind!r}; leave it out"
             )
     usual = model.input.usual_batch(is_on_gpu=is_on_gpu)
+    if model.task.generation is not None and not model.input.counts_tokens:
+        usual = BatchLimits(_WRITTEN_ROWS[is_on_gpu])
     return BatchLimits(job.model.batch_size or usual.rows, job.model.batch_tokens or usual.tokens)
 
 

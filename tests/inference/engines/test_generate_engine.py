@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from pipeline.inference.engines.teacher import num_agreed
 from pipeline.inference.slices.first_rows import SystematicFailureDetector
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.directories.text.writing.decoding import Decoding
+from pipeline.models.directories.text.writing.opening import tensors_of
 from pipeline.models.spec import ModelSpec, PredictorConfig
 
 TEXTS = [f"the cat sat on the mat {'and on ' * (n % 4)}{n}" for n in range(12)]
@@ -64,14 +65,11 @@ def meeting(engine: GenerateEngine, spec: ModelSpec, rows: pa.Table, places: lis
     module.model.register_forward_hook(check, with_kwargs=True)
 
 
-def failing(
-    engine: GenerateEngine, spec: ModelSpec, rows: pa.Table, places: list[int],
-    error: type[Exception] = ValueError,
-) -> None:  # fmt: skip
+def failing(engine: GenerateEngine, spec: ModelSpec, rows: pa.Table, places: list[int]) -> None:
     """Let the model raise over batches with the first token of some rows."""
 
     def fail(_: Any, __: int) -> None:
-        raise error("what the text says")
+        raise ValueError("what the text says")
 
     meeting(engine, spec, rows, places, fail)
 
@@ -152,13 +150,17 @@ def test_a_token_that_is_not_the_best_does_not_agree(spec: ModelSpec):
     assert isinstance(module, Decoding)
     assert generation is not None
     prompt = [1, 40, 50, 60]
-    row = Row(0, prompt)
+    row, tensors = Row(0, before=prompt), tensors_of([prompt])
     with torch.inference_mode():
         while len(row.tokens) < NEW_TOKENS:
-            row.tokens.append(int(module.plain(prompt, [*row.tokens, 0])[-1].argmax()))
-    assert num_agreed(module, generation, [row], "fp32") == 1
+            row.tokens.append(int(module.plain(tensors, prompt, [*row.tokens, 0])[-1].argmax()))
+
+    def agreed() -> int:
+        return num_agreed(module, generation, [row], "fp32", lambda _: nullcontext(tensors))
+
+    assert agreed() == 1
     row.tokens[3] = (row.tokens[3] + 1) % 300
-    assert num_agreed(module, generation, [row], "fp32") == 0
+    assert agreed() == 0
 
 
 def test_what_repeats_itself_is_told_from_what_does_not():

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from pipeline.core.errors import JobError
 from pipeline.core.registry import TASKS, load, names
-from pipeline.core.schema import GEOMETRY, HEIGHT_PX, NUM_TOKENS, OFFSETS, TEXT, WIDTH_PX, WORD_IDS
+from pipeline.core.schema import GEOMETRY, HEIGHT_PX, OFFSETS, TEXT, WIDTH_PX, WORD_IDS
 from pipeline.job.model import Model
 from pipeline.job.reading.loader import parse_job
 from pipeline.models.agreement import AgreementLimits
@@ -74,6 +74,7 @@ def writings_of(drawn: torch.Tensor) -> dict[str, torch.Tensor]:
     return {
         "text": (97 + whole[:, :2] % 26).to(torch.uint8),
         "text_bytes": torch.full_like(whole[:, 0], 2),
+        "num_input_tokens": whole[:, 2].abs(),
         "num_output_tokens": whole[:, 0].abs() + 1,
         "finish": whole[:, 1] % 3,
         "mean_logprob": -drawn[:, 3],
@@ -109,8 +110,7 @@ CASES = {
     "generate": Case(
         TaskSpec("generate", generation=Generation(8)),
         DRAWN,
-        pa.table({NUM_TOKENS: pa.array([3, 4, 5], pa.int32())}),
-        writings_of,
+        outputs_of=writings_of,
     ),
     "raw": Case(TaskSpec("raw", outputs=(OutputSpec("map", (2, 2)),)), DRAWN.reshape(3, 2, 2)),
     "score": Case(TaskSpec("score"), DRAWN[:, 0]),

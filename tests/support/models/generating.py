@@ -25,17 +25,22 @@ def make_writer(folder: Path, family: str = "llama", **options: Any) -> Path:
 
     The norms and biases of random models alone would decide most of what they write.
     """
+    given = {"eos_token_id": [*ENDS], "tie_word_embeddings": False, **options}
+    path = make_language_model(folder, family, **given)
+    plain_norms(path)
+    return path
+
+
+def plain_norms(path: Path) -> None:
+    """Make the norms of a directory's model ones, and its biases zeros."""
     import safetensors.torch
     import torch
 
-    given = {"eos_token_id": [*ENDS], "tie_word_embeddings": False, **options}
-    path = make_language_model(folder, family, **given)
     tensors = safetensors.torch.load_file(path / "model.safetensors")
     for name, values in tensors.items():
         if values.ndim == 1:
             tensors[name] = torch.full_like(values, float(name.endswith("weight")))
     safetensors.torch.save_file(tensors, path / "model.safetensors", {"format": "pt"})
-    return path
 
 
 def writing(

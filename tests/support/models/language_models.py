@@ -79,7 +79,7 @@ def make_language_model(folder: Path, family: str, chat: str | None = CHAT, **op
     import transformers
 
     prefix, values = FAMILIES[family]
-    size = _write_tokenizer(folder, ends=family in SEQ2SEQ)
+    size = write_language_tokenizer(folder, ends=family in SEQ2SEQ)
     config = getattr(transformers, f"{prefix}Config")(vocab_size=size, **{**values, **options})
     ending = "ForConditionalGeneration" if family in SEQ2SEQ else "ForCausalLM"
     names = (f"{prefix}{ending}", f"{prefix}LMHeadModel")
@@ -90,8 +90,19 @@ def make_language_model(folder: Path, family: str, chat: str | None = CHAT, **op
     return folder
 
 
-def _write_tokenizer(folder: Path, *, ends: bool) -> int:
-    """Save a byte-level BPE tokenizer, which begins a text with <s>, or ends it with </s>."""
+def write_language_tokenizer(
+    folder: Path, *, ends: bool = True, control: Sequence[str] = ()
+) -> int:
+    """Save a byte-level BPE tokenizer, which begins a text with <s>, or ends it with </s>.
+
+    Args:
+        folder: Made if it is not there.
+        ends: Whether it ends a text.
+        control: Control tokens that come last.
+
+    Returns:
+        The number of its tokens.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -108,6 +119,7 @@ def _write_tokenizer(folder: Path, *, ends: bool) -> int:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A </s>" if ends else "<s> $A", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
+    tokenizer.add_special_tokens([*control])
     saved = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         model_max_length=MAX_TOKENS,

@@ -9,7 +9,8 @@ from pipeline.core.errors import JobError
 from pipeline.models.directories import heads
 from pipeline.models.directories.audio.extractor import read_extractor
 from pipeline.models.directories.chosen import CLAP, CONFIG, ModelClass, width_of
-from pipeline.models.directories.facts import TOWERS, DirectoryFacts, Pooling
+from pipeline.models.directories.facts import SPEECH, TOWERS, DirectoryFacts, Pooling
+from pipeline.models.directories.text.writing.features import speech_facts
 
 _POOLED = "audio-spectrogram-transformer"
 """The model type that has a vector of the whole clip of its own."""
@@ -21,8 +22,13 @@ def audio_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
     Raises:
         JobError: The directory is refused.
     """
+    tasks: tuple[str, ...]
     labels, dim, pooling, module = None, None, None, chosen.facts
-    if chosen.head == "audio":
+    written = None
+    if chosen.head == SPEECH:
+        written = speech_facts(folder, chosen)
+        tasks, what = ("generate",), "writes what is said"
+    elif chosen.head == "audio":
         labels = heads.labels_of(chosen.config, chosen.values)
         tasks = heads.tasks_of("audio", labels, chosen.values, scores_pairs=False)
         what = f"{len(labels)} outputs, {', '.join(tasks)}"
@@ -54,5 +60,10 @@ def audio_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
         module=module,
         audio=audio,
         pooling=pooling,
-        said=(f"{CONFIG}: {chosen.named.__name__}, {what}", said),
+        generation=written,
+        said=(
+            f"{CONFIG}: {chosen.named.__name__}, {what}",
+            said,
+            *([written.said] if written else []),
+        ),
     )

@@ -13,6 +13,7 @@ from pipeline.models.directories.image.image_transform import read_transform, to
 from pipeline.models.directories.loading import has_class_token
 from pipeline.models.directories.text.encoder_facts import said_of, text_of
 from pipeline.models.directories.text.text_facts import TOKENIZER
+from pipeline.models.directories.text.writing.features import image_generation_facts
 from pipeline.preprocessing.images.transform import TransformSpec
 
 _SIGLIP = "siglip"
@@ -63,6 +64,31 @@ def image_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
         images=images,
         pooling=pooling,
         said=(f"{CONFIG}: {chosen.named.__name__}, {what}", said),
+    )
+
+
+def caption_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
+    """Read the facts of a class that writes to an image.
+
+    Raises:
+        JobError: The directory is refused.
+    """
+    images = _images(chosen)
+    transform, problem, said = _transform(folder, chosen, images)
+    written = image_generation_facts(folder, chosen)
+    return DirectoryFacts(
+        kind="transformers",
+        architecture=chosen.built.__name__,
+        input="image",
+        tasks=("generate",),
+        labels=None,
+        embedding_dim=None,
+        module=chosen.facts,
+        transform=transform,
+        transform_problem=problem,
+        images=images,
+        generation=written,
+        said=(f"{CONFIG}: {chosen.named.__name__}, writes to an image", said, written.said),
     )
 
 
@@ -151,7 +177,8 @@ def _poolings(chosen: ModelClass) -> tuple[str, ...]:
 
 
 def _images(chosen: ModelClass) -> ImageContract:
-    config = getattr(chosen.config, "vision_config", chosen.config)
+    own = chosen.config
+    config = getattr(own, "vision_config", None) or getattr(own, "encoder", None) or own
     return ImageContract(getattr(config, "num_channels", None))
 
 

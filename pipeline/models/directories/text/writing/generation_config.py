@@ -6,7 +6,7 @@ asks for other outputs, such as samples, is overridden, and said.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,11 @@ _NOT_DONE: Mapping[str, tuple[Any, ...]] = {
     "force_words_ids": (),
     "dola_layers": (),
     "remove_invalid_values": (False,),
+    "return_timestamps": (False,),
+    "return_token_timestamps": (False,),
+    "compression_ratio_threshold": (),
+    "logprob_threshold": (),
+    "no_speech_threshold": (),
 }
 """They would change greedy outputs."""
 
@@ -60,27 +65,59 @@ def generation_facts(folder: Path, config: Any, *, has_encoder: bool) -> Generat
         config: The library's configuration of its `config.json`.
         has_encoder: Whether the decoder answers to an encoder.
     """
+
+    def read() -> GenerationFacts:
+        found = reader_of(folder, config)
+        return facts_of(found, config, found.start() if has_encoder else ())
+
+    return or_problem(read)
+
+
+def or_problem(read: Callable[[], GenerationFacts]) -> GenerationFacts:
+    """Return what is read; if that is refused, facts that say why."""
     try:
-        return _facts(folder, config, has_encoder=has_encoder)
+        return read()
     except JobError as error:
         return GenerationFacts(Rules(), None, str(error), f"{FILE}: refused for task 'generate'")
 
 
-def _facts(folder: Path, config: Any, *, has_encoder: bool) -> GenerationFacts:
-    values, where = read_object(folder, FILE, optional=True), FILE
+def reader_of(folder: Path, config: Any) -> Reader:
+    """Return the values of a directory's `generation_config.json`, otherwise of its config."""
+    values: Mapping[str, Any] = read_object(folder, FILE, optional=True)
+    where = FILE
     if not values:
-        from transformers import GenerationConfig
+        values, where = values_of(config), "config.json"
+    return Reader(values, where, config.get_text_config(decoder=True).vocab_size)
 
-        values, where = GenerationConfig.from_model_config(config).to_dict(), "config.json"
-    read = _Reader(values, where, config.get_text_config(decoder=True).vocab_size)
+
+def values_of(config: Any) -> Mapping[str, Any]:
+    """Return what the library makes of a model's configuration where no file says it."""
+    from transformers import GenerationConfig
+
+    found: Mapping[str, Any] = GenerationConfig.from_model_config(config).to_dict()
+    return found
+
+
+def facts_of(read: Reader, config: Any, start: tuple[int, ...], **rules: Any) -> GenerationFacts:
+    """Read the rules.
+
+    Args:
+        read: The values.
+        config: The library's configuration.
+        start: The tokens that a decoder begins with; () if the prompt is of tokens.
+        rules: Further fields of `Rules`.
+
+    Raises:
+        JobError: They are refused.
+    """
+    values, where = read.values, read.where
     ends = read.ids("eos_token_id")
-    start = read.ids("decoder_start_token_id") or read.ids("bos_token_id")
     forced = read.ids("forced_bos_token_id")
     words = [read.checked_ids("bad_words_ids", each) for each in values.get("bad_words_ids") or ()]
     words = [word for word in words if len(word) != 1 or word[0] not in ends]
-    rules = Rules(
+    found = Rules(
         ends=ends,
-        start=start[0] if has_encoder and start else None,
+        start=start,
         first=forced[0] if forced else None,
         last=read.ids("forced_eos_token_id"),
         min_length=read.count("min_length"),
@@ -90,19 +127,17 @@ def _facts(folder: Path, config: Any, *, has_encoder: bool) -> GenerationFacts:
         banned_words=tuple(word for word in words if len(word) > 1),
         repetition_penalty=read.penalty("repetition_penalty"),
         no_repeat_ngram=read.count("no_repeat_ngram_size"),
+        **rules,
     )
     for key in ("max_length", "max_new_tokens"):
         read.count(key)
-    problem = ", ".join(_asked(values, _NOT_DONE))
-    if has_encoder and rules.start is None:
-        problem = "no decoder_start_token_id"
+    if problem := ", ".join(_asked(values, _NOT_DONE)):
+        raise read.problem(problem)
     overridden = tuple(_asked(values, _PLAIN))
     ended = f"ends at {', '.join(map(str, ends))}" if ends else "nothing ends a text"
     beside = f"; greedy, so overridden: {', '.join(overridden)}" if overridden else ""
-    most = _most_places(config) if has_encoder else None
-    if problem:
-        raise JobError(f"model.path: {where}: {problem}: task 'generate' does not do that")
-    return GenerationFacts(rules, most, "", f"{where}: {ended}{beside}")
+    most = _most_places(config) if start else None
+    return GenerationFacts(found, most, "", f"{where}: {ended}{beside}")
 
 
 def _asked(values: Mapping[str, Any], known: Mapping[str, tuple[Any, ...]]) -> Iterator[str]:
@@ -119,20 +154,33 @@ def _most_places(config: Any) -> int | None:
     T5 and its kin have relative positions; what some of them call `n_positions` is no limit.
     """
     text = config.get_text_config(decoder=True)
-    found = getattr(text, "max_position_embeddings", None)
+    found = getattr(text, "max_target_positions", None)
+    found = getattr(text, "max_position_embeddings", None) if found is None else found
     has_any = hasattr(text, "relative_attention_num_buckets")
     return found if isinstance(found, int) and found > 0 and not has_any else None
 
 
-class _Reader:
+class Reader:
     """Reads values, and refuses what they cannot be."""
 
     def __init__(self, values: Mapping[str, Any], where: str, num_tokens: int) -> None:
-        self._values, self._where, self._num_tokens = values, where, num_tokens
+        """Take the values, the name of their file, and how many tokens there are."""
+        self.values, self.where, self._num_tokens = values, where, num_tokens
+
+    def start(self) -> tuple[int, ...]:
+        """Return the token that a decoder beside an encoder begins with.
+
+        Raises:
+            JobError: There is none.
+        """
+        found = self.ids("decoder_start_token_id") or self.ids("bos_token_id")
+        if not found:
+            raise self.problem("no decoder_start_token_id")
+        return found[:1]
 
     def ids(self, key: str) -> tuple[int, ...]:
         """Return a token id or several of them; () if there is none."""
-        found = self._values.get(key)
+        found = self.values.get(key)
         if found is None:
             return ()
         return self.checked_ids(key, found if isinstance(found, list) else [found])
@@ -140,34 +188,37 @@ class _Reader:
     def checked_ids(self, key: str, found: Any) -> tuple[int, ...]:
         """Return a list of token ids as a tuple."""
         if not isinstance(found, list) or len(found) > self._num_tokens:
-            raise self._refused(key, found, "token ids")
+            raise self.refused(key, found, "token ids")
         # -1 stands for none in old files.
         named = [each for each in found if each != -1]
         for each in named:
             if type(each) is not int or not 0 <= each < self._num_tokens:
-                raise self._refused(key, each, f"token ids below {self._num_tokens}")
+                raise self.refused(key, each, f"token ids below {self._num_tokens}")
         return tuple(named)
 
     def count(self, key: str) -> int:
         """Return a number of tokens; 0 if there is none."""
-        found = self._values.get(key)
+        found = self.values.get(key)
         if found is None:
             return 0
         most = _MAX_TOKENS if key.startswith(("min", "no")) else _MAX_NUMBER
         if type(found) is not int or not 0 <= found <= most:
-            raise self._refused(key, found, f"a whole number from 0 to {most}")
+            raise self.refused(key, found, f"a whole number from 0 to {most}")
         return found
 
     def penalty(self, key: str) -> float:
         """Return a positive number; 1 if there is none."""
-        found = self._values.get(key)
+        found = self.values.get(key)
         if found is None:
             return 1.0
         if type(found) not in (int, float) or not 0 < found <= _MAX_PENALTY:
-            raise self._refused(key, found, f"a number above 0, at most {_MAX_PENALTY:g}")
+            raise self.refused(key, found, f"a number above 0, at most {_MAX_PENALTY:g}")
         return float(found)
 
-    def _refused(self, key: str, value: Any, expected: str) -> JobError:
-        return JobError(
-            f"model.path: {self._where}: {key} is {preview(value)}, expected {expected}"
-        )
+    def refused(self, key: str, value: Any, expected: str) -> JobError:
+        """Return the error of a value that cannot be."""
+        return JobError(f"model.path: {self.where}: {key} is {preview(value)}, expected {expected}")
+
+    def problem(self, what: str) -> JobError:
+        """Return the error of what is asked for and not done."""
+        return JobError(f"model.path: {self.where}: {what}: task 'generate' does not do that")

@@ -17,6 +17,7 @@ from support.models.language_models import FAMILIES
 from pipeline.core.errors import JobError
 from pipeline.core.schema import TOKEN_IDS
 from pipeline.models.directories.text.writing.decoding import Decoding
+from pipeline.models.directories.text.writing.opening import tensors_of
 from pipeline.models.spec import load_module
 from pipeline.preprocessing.model_input import BatchLimits
 
@@ -101,12 +102,12 @@ def test_what_neighbours_say_changes_no_bit_of_a_row(family: str, tmp_path: Path
     assert isinstance(module, Decoding)
 
     def logits(*prompts: list[int]) -> torch.Tensor:
-        batch, given = module.begin(prompts), module.first(prompts)
-        found = []
+        begun, found = module.begin(tensors_of(prompts)), []
+        given = [before[-1] for before in begun.before]
         with torch.inference_mode():
             for step in range(4):
-                places = [module.place(len(prompt), step) for prompt in prompts]
-                found.append(module.step(batch, given, places)[0])
+                places = [len(before) - 1 + step for before in begun.before]
+                found.append(module.step(begun.batch, given, places)[0])
                 given = [20 + step, *(prompt[0] for prompt in prompts[1:])]
         return torch.stack(found)
 

@@ -1,0 +1,100 @@
+"""Models that continue their prompt, with an image before it or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from pipeline.models.directories.text.cached_model import new_cache, places_of, states_of
+from pipeline.models.directories.text.writing.batch import Batch
+from pipeline.models.directories.text.writing.decoding import (
+    Begun,
+    Decoding,
+    Tensors,
+    with_column,
+)
+
+
+class CausalDecoding(Decoding):
+    """A model that continues a text."""
+
+    def begin(self, tensors: Tensors) -> Begun:
+        ids, lengths = tensors["input_ids"], tensors["attention_mask"].sum(dim=1)
+        counts = lengths.tolist()
+        before = [row[:count] for row, count in zip(ids.tolist(), counts, strict=True)]
+        # The last token of each is the first step's.
+        width = max(counts) - 1
+        read = ids[:, :width] if width else torch.zeros_like(ids[:, :1])  # of no row
+        columns = places_of(0, read.shape[1], ids) - (read.shape[1] + 1 - lengths)[:, None]
+        cache = new_cache()
+        self.run_decoder(cache, read, places_of(0, read.shape[1], ids))
+        states = states_of(cache)
+        own = [(_shifted(keys, columns), _shifted(values, columns)) for keys, values in states]
+        return Begun(Batch(own, columns >= 0), before, counts)
+
+    def step(self, batch: Batch, tokens: Sequence[int], places: Sequence[int]) -> torch.Tensor:
+        if batch.cache is None:
+            from pipeline.models.directories.text.writing.growing_cache import growing
+
+            batch.cache = growing(batch.own)
+        batch.seen = with_column(batch.seen)
+        ids, at = self.column(tokens), self.column(places)
+        logits = self.run_decoder(batch.cache, ids, at, self.mask(batch.seen))
+        batch.own = states_of(batch.cache)
+        return logits[:, -1].float()
+
+    def plain(self, tensors: Tensors, before: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
+        ids = self.column([*before, *tokens[:-1]]).T
+        logits = self.model(input_ids=ids, use_cache=False).logits
+        answers: torch.Tensor = logits[0, -len(tokens) :]
+        return answers.float()
+
+    def mask(self, seen: torch.Tensor) -> torch.Tensor:
+        """Return which columns, bool (B, P), each row sees, as the model takes it."""
+        return seen
+
+
+class PicturedDecoding(CausalDecoding):
+    """A model that continues tokens which are the same for each row, with an image before them."""
+
+    def __init__(
+        self, model: nn.Module, text: Callable[[Sequence[int]], str], start: Sequence[int]
+    ) -> None:
+        super().__init__(model, text)
+        self.start = list(start)
+
+    def begin(self, tensors: Tensors) -> Begun:
+        [images] = tensors.values()
+        ids = torch.tensor([self.start], device=images.device).expand(len(images), -1)
+        cache = new_cache()
+        self.run(cache, input_ids=ids, pixel_values=images)
+        # The last token is the first step's.
+        own = [(keys[:, :, :-1], values[:, :, :-1]) for keys, values in states_of(cache)]
+        width = own[0][0].shape[2]
+        seen = torch.ones((len(images), width), dtype=torch.bool, device=images.device)
+        before = [self.start] * len(images)
+        return Begun(Batch(own, seen), before, [width + 1 - len(self.start)] * len(images))
+
+    def plain(self, tensors: Tensors, before: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
+        [images] = tensors.values()
+        ids = self.column([*before, *tokens[:-1]]).T
+        logits = self.model(input_ids=ids, pixel_values=images, use_cache=False).logits
+        answers: torch.Tensor = logits[0, -len(tokens) :]
+        return answers.float()
+
+    def mask(self, seen: torch.Tensor) -> torch.Tensor:
+        """Return it as what is added to scores, (B, 1, 1, P): the library takes that as it is.
+
+        To a mask (B, P) it adds columns of images, which here are among the columns already.
+        """
+        dtype = next(self.model.parameters()).dtype
+        unseen = torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
+        return unseen[:, None, None]
+
+
+def _shifted(states: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Return states (B, heads, P, size) of which each column is another one of its row, (B, P)."""
+    index = columns.clamp(min=0)[:, None, :, None]
+    return states.gather(2, index.expand(-1, states.shape[1], -1, states.shape[3]))

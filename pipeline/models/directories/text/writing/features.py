@@ -1,0 +1,165 @@
+"""How models write that read no text: what the decoders of Whisper, TrOCR, BLIP ... begin with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.errors import JobError
+from pipeline.models.directories.chosen import ModelClass
+from pipeline.models.directories.facts import GenerationFacts
+from pipeline.models.directories.json_files import preview
+from pipeline.models.directories.text.text_facts import TOKENIZER, load_tokenizer
+from pipeline.models.directories.text.writing.generation_config import (
+    Reader,
+    facts_of,
+    or_problem,
+    reader_of,
+    values_of,
+)
+
+_TASKS = ("transcribe", "translate")
+_NO_TIMES = "no_timestamps_token_id"
+
+
+def speech_facts(folder: Path, chosen: ModelClass) -> GenerationFacts:
+    """Read how a model writes down clips of sound; what is refused becomes `problem`.
+
+    Raises:
+        JobError: The tokenizer is missing or damaged.
+    """
+    config = chosen.config
+
+    def read() -> GenerationFacts:
+        found = reader_of(folder, config)
+        if config.model_type != "whisper":
+            return facts_of(found, config, found.start())
+        start, languages = _whisper_start(found, config)
+        times = found.ids(_NO_TIMES)
+        facts = facts_of(
+            *(found, config, start), languages=languages, times_from=times[0] + 1 if times else None
+        )
+        spoken = [f"the likeliest of {len(languages)} languages"] if languages else []
+        begins = ", ".join([str(start[0]), *spoken, *map(str, start[1:])])
+        said = f"{facts.said}; begins with {begins}; without timestamps"
+        return replace(facts, said=said, is_begun_by_prompt=True)
+
+    return _with_tokenizer(folder, or_problem(read))
+
+
+def image_generation_facts(folder: Path, chosen: ModelClass) -> GenerationFacts:
+    """Read how a model writes to images; what is refused becomes `problem`.
+
+    Raises:
+        JobError: The tokenizer is missing or damaged.
+    """
+    config = chosen.config
+
+    def read() -> GenerationFacts:
+        if config.model_type == "blip":
+            # The library's own `generate` of it takes no other file, and the end from here.
+            text = config.text_config
+            values = {**values_of(text), "eos_token_id": text.sep_token_id}
+            found = Reader(values, "config.json: text_config", text.vocab_size)
+            return facts_of(found, text, _first(found))
+        found = reader_of(folder, config)
+        if config.model_type == "git":
+            return facts_of(found, config, _first(found))
+        facts = facts_of(found, config, found.start())
+        return replace(facts, is_begun_by_prompt="donut" in config.encoder.model_type)
+
+    return _with_tokenizer(folder, or_problem(read))
+
+
+def _first(read: Reader) -> tuple[int, ...]:
+    """Return the token that a text begins with."""
+    found = read.ids("bos_token_id")
+    if not found:
+        raise read.problem("no bos_token_id")
+    return found[:1]
+
+
+def _with_tokenizer(folder: Path, facts: GenerationFacts) -> GenerationFacts:
+    if not (folder / TOKENIZER).is_file():
+        raise JobError(
+            f"model.path: {TOKENIZER} is missing; save the model's tokenizer there with "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(...) of transformers"
+        )
+    load_tokenizer(folder / TOKENIZER)
+    return replace(facts, tokenizer=TOKENIZER)
+
+
+def _whisper_start(read: Reader, config: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return what Whisper's decoder begins with, and the languages that are tried behind the first.
+
+    As `WhisperGenerationMixin._retrieve_init_tokens` has it: the language and the task that are
+    set, otherwise `forced_decoder_ids`; a language that nothing says is the likeliest.
+    """
+    values, [start] = read.values, read.start()
+    task, language = values.get("task"), values.get("language")
+    known = _ids_of(read, "lang_to_id")
+    places: dict[int, int | None] = {}
+    if task is None and language is None:
+        places = _forced(read, values.get("forced_decoder_ids"))
+        places = places or _forced(read, getattr(config, "forced_decoder_ids", None))
+    spoken, languages = places.pop(1, None), tuple[int, ...]()
+    if language is not None:
+        spoken = known.get(_language(language))
+        if spoken is None:
+            raise read.problem(f"language {preview(language)}, which lang_to_id does not have")
+    elif spoken is None:
+        languages = tuple(known.values())
+    found = [start, *([] if spoken is None else [spoken])]
+    found += [number for number in places.values() if number is not None]
+    tasks = _ids_of(read, "task_to_id")
+    if task is not None:
+        if task not in _TASKS or task not in tasks:
+            raise read.problem(f"task {preview(task)}, which task_to_id does not have")
+        found.append(tasks[task])
+    elif language is not None and tasks and not {*found} & {*tasks.values()}:
+        if _TASKS[0] not in tasks:
+            raise read.problem(f"task_to_id without {_TASKS[0]}")
+        found.append(tasks[_TASKS[0]])
+    for number in read.ids(_NO_TIMES):
+        found += [number] * (found[-1] != number)
+    return tuple(found), languages
+
+
+def _language(name: Any) -> str:
+    """Return a key of `lang_to_id`, `<|en|>`, of that or of `en` or `english`."""
+    from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
+    plain = str(name).lower()
+    return plain if plain.startswith("<|") else f"<|{TO_LANGUAGE_CODE.get(plain, plain)}|>"
+
+
+def _ids_of(read: Reader, key: str) -> Mapping[str, int]:
+    """Return token ids by name; {} if there are none."""
+    found = read.values.get(key)
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise read.refused(key, found, "token ids by name")
+    read.checked_ids(key, [*found.values()])
+    return found
+
+
+def _forced(read: Reader, found: Any) -> dict[int, int | None]:
+    """Return place -> token of `forced_decoder_ids`, [place, token or null] each, from place 1 on.
+
+    As in the library, those that begin at another place are left aside.
+    """
+    key = "forced_decoder_ids"
+    if not found:
+        return {}
+    pairs = found if isinstance(found, list) else [found]
+    if not all(isinstance(each, list | tuple) and len(each) == 2 for each in pairs):
+        raise read.refused(key, found, "a list of [place, token]")
+    read.checked_ids(key, [number for _, number in pairs if number is not None])
+    if pairs[0][0] != 1:
+        return {}
+    if [place for place, _ in pairs] != [*range(1, len(pairs) + 1)]:
+        raise read.refused(key, found, "places from 1 on, one after the other")
+    return dict(pairs)

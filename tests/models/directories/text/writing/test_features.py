@@ -1,0 +1,258 @@
+"""Models that write to clips and images write what transformers' greedy `generate` writes."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from support.models.choosing import predicted
+from support.models.feature_writers import (
+    CLIPS,
+    PICTURES,
+    SPEECH,
+    feature_writing,
+    images,
+    library_texts,
+    make_feature_writer,
+    prepared_features,
+)
+from support.models.snapshots import change_json
+
+from pipeline.core.errors import JobError
+from pipeline.core.figures.counters import Counters
+from pipeline.core.figures.slice_figures import SliceFigures
+from pipeline.inference.engines.generate_engine import GenerateEngine
+from pipeline.inference.slices.first_rows import SystematicFailureDetector
+from pipeline.models.agreement import AgreementLimits
+from pipeline.models.directories.text.writing.decoding import Decoding
+from pipeline.models.spec import ModelSpec, PredictorConfig
+from pipeline.preprocessing.model_input import BatchLimits
+
+FEW = BatchLimits(3)
+"""Rows enter and leave one after the other."""
+QUICK = ("whisper", "trocr")
+ALL = [pytest.param(f, marks=[pytest.mark.slow] * (f not in QUICK)) for f in (*SPEECH, *PICTURES)]
+LIMITS = AgreementLimits(max_score_diff=0.01, min_cosine=0.999, max_relative_error=0.01)
+NUM_INPUT = {"whisper": {100}, "moonshine": {15, 27, 40, 52}, "donut": {16}}
+"""Vectors of an encoder; of other images 16 patches and a class."""
+
+
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return cache(lambda family: make_feature_writer(tmp_path_factory.mktemp("m") / "m", family))
+
+
+def data_of(family: str) -> Sequence[bytes]:
+    return CLIPS if family in SPEECH else images()
+
+
+def require_equal(path: Path, spec: ModelSpec, data: Sequence[bytes], **options: Any) -> list[str]:
+    """Compare what a job writes to rows with what the library does, and return it."""
+    rows = prepared_features(spec, data)
+    expected = library_texts(path, spec, rows, **options)
+    found = predicted(spec, rows, FEW)
+    assert [row["error"] for row in found] == [None] * len(data)
+    assert [row["text"] for row in found] == [each.text for each in expected]
+    assert [row["num_output_tokens"] for row in found] == [len(each.tokens) for each in expected]
+    logprobs = [row["mean_logprob"] for row in found]
+    np.testing.assert_allclose(logprobs, [each.logprob for each in expected], atol=1e-4)
+    return [each.text for each in expected]
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_texts_are_those_of_the_library(family: str, folder_of: Any):
+    path = folder_of(family)
+    spec = feature_writing(path)
+    texts = require_equal(path, spec, data_of(family))
+    assert len({*texts}) > 2  # the model looks at its input
+    found = predicted(spec, prepared_features(spec, data_of(family)), FEW)
+    assert {row["num_input_tokens"] for row in found} == NUM_INPUT.get(family, {17})
+    assert {row["finish_reason"] for row in found} <= {"eos", "length"}
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_what_neighbours_are_changes_no_bit_of_a_row(family: str, folder_of: Any):
+    spec = feature_writing(folder_of(family))
+    engine = GenerateEngine(PredictorConfig(spec, 8, 0.0, 1, pa.schema([])))
+    module, model = engine._model.module, engine._model
+    assert isinstance(module, Decoding)
+    rows = prepared_features(spec, [data_of(family)[n] for n in (0, 2, 2, 0)])
+    inputs = spec.input.arrays(rows)
+
+    def logits(*numbers: int) -> torch.Tensor:
+        with torch.inference_mode(), model.on_device(inputs, numbers) as tensors:
+            begun, found = module.begin(tensors), []
+            given = [before[-1] for before in begun.before]
+            for step in range(4):
+                places = [len(before) - 1 + step for before in begun.before]
+                found.append(module.step(begun.batch, given, places)[0])
+                given = [20 + step] * len(given)
+        return torch.stack(found)
+
+    assert torch.equal(logits(0, 1, 2), logits(0, 3, 0))
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_the_first_slice_is_checked_by_one_pass(family: str, folder_of: Any):
+    spec, counters = feature_writing(folder_of(family)), Counters()
+    config = PredictorConfig(spec, 4, 0.0, 1, pa.schema([]), LIMITS, uuid.uuid4().hex)
+    rows = prepared_features(spec, data_of(family))
+    GenerateEngine(config).predict(rows, counters)
+    checked = SliceFigures.from_json(counters).reference_check
+    assert checked is not None
+    assert checked.num_rows == checked.num_agreed == rows.num_rows
+
+
+@pytest.mark.parametrize("family", ["whisper", "git"])
+def test_a_row_over_which_the_model_raises_costs_only_itself(family: str, folder_of: Any):
+    spec = feature_writing(folder_of(family))
+    rows = prepared_features(spec, data_of(family))
+    [values] = spec.input.arrays(rows).values()
+    [bad] = spec.input.normaliser(torch.float32)(torch.from_numpy(np.array(values[3]))[None])
+    detector = SystematicFailureDetector(rows.num_rows)
+    engine = GenerateEngine(PredictorConfig(spec, 4, 0.0, 1, pa.schema([])), detector)
+    plain = engine.predict(rows, {}).to_pylist()
+
+    def check(_: Any, given: Any, named: Any) -> None:
+        for each in (*given, *named.values()):
+            is_like = isinstance(each, torch.Tensor) and each.shape[1:] == bad.shape[1:]
+            if is_like and (each == bad).flatten(1).all(1).any():
+                raise ValueError("what the row shows")
+
+    module = engine._model.module
+    part = module.model.model.encoder if family == "whisper" else module.model.git.image_encoder  # type: ignore[union-attr]
+    part.register_forward_pre_hook(check, with_kwargs=True)  # type: ignore[union-attr]
+    found = engine.predict(rows, {}).to_pylist()
+    assert [n for n, row in enumerate(found) if row["error"]] == [3]
+    assert "ValueError: what the row shows" in found[3]["message"]
+    others = [row["text"] for n, row in enumerate(plain) if n != 3]
+    assert [row["text"] for n, row in enumerate(found) if n != 3] == others
+
+
+SIZE = 363
+"""Tokens of the tokenizer; the last ones are `feature_writers.CONTROL`."""
+START, EN, DE, TRANSCRIBE, TRANSLATE, NO_TIMES = range(SIZE - 6, SIZE)
+WHISPERS: dict[str, tuple[dict[str, Any], str]] = {
+    "language": ({"language": "de"}, f"{START}, {DE}, {TRANSCRIBE}, {NO_TIMES}"),
+    "name of a language": ({"language": "English", "task": "translate"},
+                           f"{START}, {EN}, {TRANSLATE}, {NO_TIMES}"),
+    "task": ({"task": "translate"},
+             f"{START}, the likeliest of 2 languages, {TRANSLATE}, {NO_TIMES}"),
+    "forced": ({"forced_decoder_ids": [[1, DE], [2, TRANSLATE], [3, NO_TIMES]]},
+               f"{START}, {DE}, {TRANSLATE}, {NO_TIMES}"),
+    "one language": ({"forced_decoder_ids": [[1, NO_TIMES]], "lang_to_id": None,
+                      "task_to_id": None, "is_multilingual": False}, f"{START}, {NO_TIMES}"),
+    "old": ({"no_timestamps_token_id": None, "forced_decoder_ids": None},
+            f"{START}, the likeliest of 2 languages"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(name, marks=[pytest.mark.slow] * (name != "task")) for name in WHISPERS]
+)
+def test_whisper_begins_as_its_directory_says(case: str, tmp_path: Path):
+    values, begins = WHISPERS[case]
+    path = make_feature_writer(tmp_path / "m", "whisper")
+    change_json(path / "generation_config.json", **values)
+    spec = feature_writing(path)
+    assert f"{begins}; without timestamps" in spec.said[-1]
+    require_equal(path, spec, CLIPS)
+
+
+@pytest.mark.slow
+def test_times_that_whisper_writes_are_no_part_of_a_text(folder_of: Any, tmp_path: Path):
+    for file in folder_of("whisper").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    plain = feature_writing(tmp_path)
+    change_json(tmp_path / "generation_config.json", no_timestamps_token_id=200, eos_token_id=2)
+    spec, most = feature_writing(tmp_path), []
+    rows = prepared_features(spec, CLIPS)
+    # One call writes all of a clip: the library cuts it where it has times.
+    expected = library_texts(tmp_path, spec, rows, force_unique_generate_call=True)
+    found = predicted(spec, rows, FEW)
+    engine = GenerateEngine(PredictorConfig(plain, 4, 0.0, 1, pa.schema([])))
+    for row, wanted in zip(found, expected, strict=True):
+        text = engine._module.text([each for each in wanted.tokens if each <= 200])
+        assert (row["text"], row["num_output_tokens"]) == (text, len(wanted.tokens))
+        most.append(max(wanted.tokens))
+    assert max(most) > 200
+
+
+@pytest.mark.parametrize(
+    ("family", "prompt", "start"),
+    [
+        ("whisper", "<|start|><|de|><|translate|><|notimestamps|>",
+         [START, DE, TRANSLATE, NO_TIMES]),
+        pytest.param("moonshine", "the cat", None, marks=pytest.mark.slow),
+        pytest.param("trocr", "the cat", None, marks=pytest.mark.slow),
+        pytest.param("donut", "the cat", None, marks=pytest.mark.slow),
+        pytest.param("blip", "the cat", None, marks=pytest.mark.slow),
+        pytest.param("git", "the cat", None, marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
+def test_a_prompt_is_what_the_decoder_begins_with(
+    family: str, prompt: str, start: list[int] | None, folder_of: Any
+):
+    path = folder_of(family)
+    spec = feature_writing(path, prompt=prompt)
+    assert spec.to_dict() != feature_writing(path).to_dict()
+    assert spec.task.generation is not None
+    begins = [*spec.task.generation.rules.start]
+    if start is None:
+        assert (begins[0] == 1) == (family != "donut")
+        assert len(begins) > 2 - (family == "donut")
+    else:
+        assert begins == start
+    given = torch.tensor([begins])
+    if family == "blip":  # it takes off what ends the text of a prompt
+        given = torch.cat([given, torch.tensor([[2]])], dim=1)
+    name = "input_ids" if family in ("blip", "git") else "decoder_input_ids"
+    require_equal(path, spec, data_of(family), **{name: given})
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"return_timestamps": True}, "return_timestamps true: task 'generate' does not do that"),
+        ({"language": "Klingon"}, r"language \"Klingon\", which lang_to_id does not have"),
+        ({"task": "sing"}, r"task \"sing\", which task_to_id does not have"),
+        ({"lang_to_id": {"<|en|>": 10**7}}, "lang_to_id is 10000000, expected token ids below"),
+        ({"forced_decoder_ids": [[1, 5], [3, 5]]}, "expected places from 1 on"),
+        ({"forced_decoder_ids": [7]}, r"expected a list of \[place, token\]"),
+        ({"no_speech_threshold": 0.6}, "no_speech_threshold 0.6: task"),
+        ({"decoder_start_token_id": None, "bos_token_id": None}, "no decoder_start_token_id"),
+    ],
+)
+def test_what_whisper_cannot_do_here_is_refused_in_a_line(
+    values: dict[str, Any], problem: str, folder_of: Any, tmp_path: Path
+):
+    for file in folder_of("whisper").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    change_json(tmp_path / "generation_config.json", **values)
+    with pytest.raises(JobError, match=problem) as refused:
+        feature_writing(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+def test_what_a_model_that_reads_no_text_cannot_have_is_refused(folder_of: Any, tmp_path: Path):
+    path = folder_of("whisper")
+    with pytest.raises(JobError, match=r"model\.prompt: the model reads no text"):
+        feature_writing(path, prompt="Say {text}")
+    messages = ({"role": "user", "content": "Say {text}"},)
+    with pytest.raises(JobError, match=r"model\.messages: the model reads no text"):
+        feature_writing(path, messages=messages)
+    most = 64 - 4
+    with pytest.raises(JobError, match=rf"max_new_tokens = {most + 1}: .* writes {most} tokens"):
+        feature_writing(path, {"max_new_tokens": most + 1})
+    for file in path.iterdir():
+        if file.name != "tokenizer.json":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(JobError, match=r"tokenizer\.json is missing; save the model's tokenizer"):
+        feature_writing(tmp_path)

@@ -1,0 +1,200 @@
+"""Small directories of models that write to clips and images, and what transformers writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from pipeline.core.failures import failure_columns
+from pipeline.core.schema import AUDIO, IMAGE
+from pipeline.job.audio import Audio
+from pipeline.job.model import Generate, Model
+from pipeline.job.transform import Transform
+from pipeline.models.resolving.resolve import resolve_model
+from pipeline.models.spec import ModelSpec
+from pipeline.preprocessing.model_input import Limits
+from support.inputs.clips import encoded, tone
+from support.inputs.encoded import encode
+from support.models.audio_snapshots import FAMILIES as HEARD
+from support.models.generating import ENDS, NEW_TOKENS, Written, plain_norms
+from support.models.language_models import write_language_tokenizer
+from support.models.snapshots import write_image_processor, write_json, write_model
+
+CONTROL = ("<|start|>", "<|en|>", "<|de|>", "<|transcribe|>", "<|translate|>", "<|notimestamps|>")
+"""Of Whisper, the last tokens of its tokenizer."""
+LANGUAGES = ("<|en|>", "<|de|>")
+_SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+          "intermediate_size": 64}  # fmt: skip
+_VIT = {**_SIZES, "model_type": "vit", "image_size": 32, "patch_size": 8}
+_TROCR = {
+    "model_type": "trocr", "d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4,
+    "decoder_ffn_dim": 64, "max_position_embeddings": 64, "cross_attention_hidden_size": 32,
+}  # fmt: skip
+_DECODERS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
+    # family: encoder, decoder
+    "trocr": (_VIT, _TROCR),
+    "vit and gpt2": ({**_VIT, "hidden_size": 16}, {
+        "model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}),
+    "vit and bert": (_VIT, {"model_type": "bert", **_SIZES, "max_position_embeddings": 64}),
+    "donut": (
+        {"model_type": "donut-swin", "image_size": [32, 32], "patch_size": 4, "embed_dim": 16,
+         "depths": [1, 1], "num_heads": [2, 2], "window_size": 2},
+        {"model_type": "mbart", "d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4,
+         "decoder_ffn_dim": 64, "max_position_embeddings": 64, "add_final_layer_norm": True},
+    ),
+}  # fmt: skip
+SPEECH = ("whisper", "moonshine")
+PICTURES = (*_DECODERS, "blip", "git")
+
+
+def make_feature_writer(folder: Path, family: str, **generation: Any) -> Path:
+    """Write a small directory of a family and return its path.
+
+    Args:
+        folder: Made if it is not there.
+        family: One of SPEECH or PICTURES.
+        generation: More values of `generation_config.json`.
+    """
+    import transformers
+
+    size = write_language_tokenizer(folder, control=CONTROL if family == "whisper" else ())
+    named = {"bos_token_id": 1, "eos_token_id": [*ENDS], "pad_token_id": 0}
+    ids = {"vocab_size": size, **named, "eos_token_id": 2}
+    name, values = _config_of(family, ids)
+    if family == "whisper":
+        named |= whisper_tokens(size)
+    elif family in _DECODERS or family == "moonshine":
+        named["decoder_start_token_id"] = 1
+    cls = getattr(transformers, name)
+    write_model(folder, cls, cls.config_class(**values))
+    plain_norms(folder)
+    write_json(folder / "generation_config.json", {**named, **generation})
+    if family == "whisper":
+        write_json(folder / "preprocessor_config.json", HEARD["whisper"][3])
+    elif family == "moonshine":
+        extractor = {**HEARD["hubert"][3]}
+        write_json(folder / "preprocessor_config.json", extractor)
+    else:
+        write_image_processor(folder)
+    return folder
+
+
+def whisper_tokens(size: int) -> dict[str, Any]:
+    """Return what Whisper's `generation_config.json` says of CONTROL, of so many tokens."""
+    start, *languages, transcribe, translate, no_times = range(size - len(CONTROL), size)
+    return {
+        "decoder_start_token_id": start,
+        "lang_to_id": dict(zip(LANGUAGES, languages, strict=True)),
+        "task_to_id": {"transcribe": transcribe, "translate": translate},
+        "forced_decoder_ids": [[1, None], [2, transcribe]],
+        "no_timestamps_token_id": no_times,
+        "is_multilingual": True,
+        "return_timestamps": False,
+        "begin_suppress_tokens": [2],
+        "suppress_tokens": [*range(40, 60)],
+    }
+
+
+def _config_of(family: str, ids: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the name of a class, and the values of its configuration."""
+    if family == "whisper":
+        sizes = {**HEARD["whisper"][2], "decoder_layers": 2, "max_target_positions": 64}
+        return "WhisperForConditionalGeneration", {**sizes, **ids}
+    if family == "moonshine":
+        sizes = {"hidden_size": 32, "intermediate_size": 64, "encoder_num_hidden_layers": 2,
+                 "decoder_num_hidden_layers": 2, "encoder_num_attention_heads": 4,
+                 "decoder_num_attention_heads": 4, "max_position_embeddings": 64}  # fmt: skip
+        return "MoonshineForConditionalGeneration", {**sizes, **ids}
+    if family == "blip":
+        text = {**_SIZES, **ids, "max_position_embeddings": 64, "encoder_hidden_size": 32,
+                "sep_token_id": 2, "projection_dim": 16}  # fmt: skip
+        vision = {**_SIZES, "image_size": 32, "patch_size": 8, "projection_dim": 16}
+        values = {"text_config": text, "vision_config": vision, "projection_dim": 16}
+        return "BlipForConditionalGeneration", values
+    if family == "git":
+        vision = {**_SIZES, "image_size": 32, "patch_size": 8}
+        return "GitForCausalLM", {**_SIZES, **ids, "max_position_embeddings": 64,
+                                  "vision_config": vision}  # fmt: skip
+    encoder, decoder = _DECODERS[family]
+    decoder = {**decoder, **ids, "is_decoder": True, "add_cross_attention": True}
+    return "VisionEncoderDecoderModel", {
+        "encoder": dict(encoder), "decoder": decoder, "decoder_start_token_id": 1,
+        "pad_token_id": 0,
+    }  # fmt: skip
+
+
+def feature_writing(
+    path: Path, generate: Mapping[str, Any] | None = None, **model: Any
+) -> ModelSpec:
+    """Return the model of a job over clips, or over images."""
+    options = Generate(**{"max_new_tokens": NEW_TOKENS, **(generate or {})})
+    section = Model(path=str(path), task="generate", generate=options, **model)
+    hears = (path / "generation_config.json").exists() and _hears(path)
+    return resolve_model(
+        section, Transform(), audio=Audio(), input_name="audio" if hears else "image"
+    )
+
+
+def _hears(path: Path) -> bool:
+    return "feature_extractor_type" in (path / "preprocessor_config.json").read_text()
+
+
+CLIPS = tuple(
+    encoded(tone(duration_s, hz), subtype="FLOAT")
+    for duration_s, hz in ((0.7, 300), (0.4, 700), (0.7, 1_200), (1.3, 90), (0.4, 2_500), (1.0, 50))
+)
+
+
+def images(count: int = 6) -> tuple[bytes, ...]:
+    """PNGs of 40 x 36 pixels, no two alike."""
+    drawn = np.random.default_rng(5)
+    pixels = drawn.integers(0, 255, (count, 3, 3, 3), np.uint8).repeat(12, 1).repeat(14, 2)
+    return tuple(encode(Image.fromarray(each), "PNG") for each in pixels)
+
+
+def prepared_features(spec: ModelSpec, data: Sequence[bytes]) -> pa.Table:
+    """Return encoded clips or images as a slice of prepared rows."""
+    ids = [str(number) for number in range(len(data))]
+    name = AUDIO if spec.input.name == "audio" else IMAGE
+    columns = {"row_id": ids, "uri": ids, name: pa.array(data, pa.large_binary())}
+    rows = pa.table({**columns, **failure_columns([None] * len(data))})
+    return spec.input.prepare(rows, {}, Limits(10**6, 10**6))
+
+
+def library_texts(folder: Path, spec: ModelSpec, rows: pa.Table, **options: Any) -> list[Written]:
+    """Write to prepared rows with the library's own `generate`, one by one.
+
+    Args:
+        folder: The directory.
+        spec: Its input makes the features.
+        rows: Of `prepared_features`.
+        options: Of `generate`, such as `decoder_input_ids`.
+    """
+    import json
+
+    import torch
+    import transformers
+
+    [name] = json.loads((folder / "config.json").read_text())["architectures"]
+    model = getattr(transformers, name).from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    normaliser, found = spec.input.normaliser(torch.float32), []
+    [values] = spec.input.arrays(rows).values()
+    takes = model.main_input_name if spec.input.name == "audio" else "pixel_values"
+    for each in values:
+        [features] = normaliser(torch.from_numpy(np.array(each))[None])
+        given = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "num_beams": 1, **options}
+        done = model.generate(
+            **{takes: features}, return_dict_in_generate=True, output_logits=True, **given
+        )
+        tokens = done.sequences[0, -len(done.logits) :].tolist()
+        pairs = zip(done.logits, tokens, strict=True)
+        scores = [logits[0].log_softmax(0)[token] for logits, token in pairs]
+        text = tokenizer.decode(tokens, skip_special_tokens=True)
+        found.append(Written(text, tokens, float(np.mean(scores))))
+    return found
