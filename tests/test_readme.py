@@ -85,6 +85,7 @@ def _tables(model: Any, shown: set[Any]) -> Iterator[str]:
     """Yield the table of a section, and those below it; what is in `shown` stands there already."""
     lines = ["| field | type | default | meaning |", "|---|---|---|---|"]
     for name, field in model.model_fields.items():
+        name = field.alias or name
         meaning = " ".join((field.description or "").split())
         lines.append(f"| `{name}` | {field_type(field)} | {field_default(field)} | {meaning} |")
     yield "\n".join(lines)

@@ -36,6 +36,7 @@ class Reason(StrEnum):
     NATIVE_CRASH = "native_crash"
     INPUT_TOO_LONG = "input_too_long"
     OUTPUT_TRUNCATED = "output_truncated"
+    OUTPUT_INVALID = "output_invalid"
     EMPTY_OUTPUT = "empty_output"
     DUPLICATE_ID = "duplicate_id"
 

@@ -13,11 +13,11 @@ from importlib.metadata import PackageNotFoundError, version
 _PACKAGES = ("batch-inference-pipeline", "ray", "torch", "torchvision", "pyarrow", "pillow")
 _ENVIRONMENT = (
     *("pillow", "pillow-heif", "torchvision", "tokenizers", "transformers", "timm"),
-    *("soundfile", "soxr", "torchaudio"),
+    *("soundfile", "soxr", "torchaudio", "llguidance"),
     *("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "MNN", "numpy", "pyarrow"),
 )
-"""What decodes, tokenises or computes. libjpeg and its like come with Pillow and torchvision.
-With torchaudio transformers computes some spectrograms otherwise than without."""
+"""What decodes, tokenises, computes or says which tokens may come. libjpeg and its like come with
+Pillow and torchvision. With torchaudio transformers computes some spectrograms otherwise."""
 
 
 def package_versions() -> dict[str, str]:

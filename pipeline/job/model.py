@@ -60,7 +60,14 @@ class Generate(Section):
     """Texts that end an output where the first of them comes; they are no part of it."""
     invalid: Literal["keep", "quarantine"] = "keep"
     """What becomes of an output that has `max_new_tokens` without an end, or no text: `keep` writes
-    it with its `finish_reason`; `quarantine` has reasons `output_truncated`, `empty_output`."""
+    it with its `finish_reason`; `quarantine` has reasons `output_truncated`, `empty_output`. With
+    `schema` a row without a record is always in quarantine."""
+    schema_: dict[str, JsonValue] | str | None = Field(
+        default=None, alias="schema", exclude_if=lambda value: value is None
+    )
+    """Outputs are records of this JSON schema: the schema itself, or the URI of a `.json` file. Its
+    properties become typed columns. See [Records](#records-by-a-schema). Needs the extra
+    `schema`."""
 
 
 class Head(Section):

@@ -49,4 +49,6 @@ class Generation:
     """Texts that end an output, and are no part of it."""
     invalid: str = "keep"
     """`quarantine` for outputs that are empty or have the most tokens, or `keep`."""
+    schema: str = ""
+    """Outputs are records of this canonical JSON schema; '': they are texts."""
     rules: Rules = field(default_factory=Rules)

@@ -718,12 +718,14 @@ def test_uris_absolute_paths_and_variables_of_the_cluster_are_fine_on_another_ma
 def test_every_field_that_is_a_path_is_known_as_one():
     """A new field that holds a path joins PATH_FIELDS, or is named here with the reason."""
     names = {"uri", "files", "path", "weights", "labels", "uri_roots", "uri_base", "tokenizer"}
+    names |= {"schema"}
 
     def fields(model: type[BaseModel], path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
         for name, field in model.model_fields.items():
             for kind in (field.annotation, *get_args(field.annotation)):
                 if isinstance(kind, type) and issubclass(kind, BaseModel):
                     yield from fields(kind, (*path, name))
+            name = field.alias or name
             if name in names or name.endswith(("_uri", "_path", "file")):
                 yield (*path, name)
 

@@ -57,6 +57,8 @@ from pipeline.inference.slices.first_rows import SystematicFailureDetector
 from pipeline.inference.slices.slice_run import STAGE, failure_of
 from pipeline.models.directories.text.writing.decoding import Decoding
 from pipeline.models.generation import QUARANTINE
+from pipeline.models.records.reading import read_record
+from pipeline.models.records.subset import record_of
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks.base import Arrays
 from pipeline.models.tasks.generate import FINISH, TEXT_BYTES
@@ -264,17 +266,32 @@ class GenerateEngine(Engine):
     def _judge(self, held: _Slice, results: Arrays) -> None:
         """Fail rows whose likelihood is no number, and those whose output the job refuses."""
         refuses, most = self._generation.invalid == QUARANTINE, self._generation.max_new_tokens
+        has_records = bool(self._generation.schema)
         for place, row in held.written.items():
             if not np.isfinite(row.logprob):
                 failure = Failure(Reason.NON_FINITE, STAGE, "output is not finite")
-            elif refuses and row.finish == LENGTH:
+            elif (refuses or has_records) and row.finish == LENGTH:
                 told = f"the output has {most} tokens (generate.max_new_tokens) and no end"
                 failure = Failure(Reason.OUTPUT_TRUNCATED, STAGE, told)
+            elif has_records and (problem := self._problem_of(row)):
+                told = f"the output is no record of generate.schema: {problem}"
+                failure = Failure(Reason.OUTPUT_INVALID, STAGE, told)
             elif refuses and not results[TEXT_BYTES][place]:
                 failure = Failure(Reason.EMPTY_OUTPUT, STAGE, "the output has no text")
             else:
                 continue
             held.failures[place] = failure
+
+    def _problem_of(self, row: Row) -> str:
+        """Return why an output is no record; '': it is one."""
+        if row.matcher is not None and row.matcher.problem:
+            return row.matcher.problem
+        text = text_of(row, self._generation, self._module.text)
+        try:
+            read_record(record_of(self._generation.schema), text)
+        except ValueError as error:
+            return str(error)
+        return ""
 
     def _count(self, held: _Slice, counters: Counters) -> None:
         spent, rows = held.spent, held.written.values()

@@ -72,7 +72,7 @@ class Writing:
         self._groups = deque(groups)
         self._module, self._generation, self._read = module, generation, read
         self._limits, self._spent = limits, spent
-        self._rules = AppliedRules(generation, module.device)
+        self._rules = AppliedRules(generation, module.device, module.grammar)
         self._batch: Batch | None = None
 
     def __bool__(self) -> bool:
@@ -156,6 +156,8 @@ class Writing:
 
     def _finish_of(self, row: Row, token: int) -> int | None:
         """Return why a row ends with its last token; None if it goes on."""
+        if (matcher := self._rules.matcher(row)) is not None and matcher.is_done:
+            return STOP
         is_last = len(row.tokens) >= self._generation.max_new_tokens
         # Where there is no more room, rules may force an end.
         if token in self._generation.rules.ends and not (is_last and self._generation.rules.last):

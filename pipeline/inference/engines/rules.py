@@ -1,4 +1,5 @@
-"""The rules of a language model's directory, applied to logits as transformers does it."""
+"""What decides the next token beside logits: a directory's rules, as transformers has them, and the
+grammar of records."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from pipeline.models.generation import Generation, Rules
+from pipeline.models.records.grammar import Grammar, Matcher
 
 _NEVER = float("-inf")
 
@@ -32,6 +34,8 @@ class Row:
     """Some tokens in a row of its history -> those that came behind them."""
     num_noted: int = 0
     """Tokens of its history that are in `followers`."""
+    matcher: Matcher | None = None
+    """Its record so far; None: nothing of it was asked for."""
 
     def afresh(self) -> Row:
         """Return the row as it was before anything was written."""
@@ -41,7 +45,11 @@ class Row:
 class AppliedRules:
     """Rules, with tensors on a device."""
 
-    def __init__(self, generation: Generation, device: torch.device) -> None:
+    def __init__(
+        self, generation: Generation, device: torch.device, grammar: Grammar | None = None
+    ) -> None:
+        """Take rules, and the grammar of records; None: outputs are texts."""
+        self._grammar, self._device = grammar, device
         self._rules, self._most = generation.rules, generation.max_new_tokens
         # Those alone are the same for each row at any step, or no rules of a step.
         rest = replace(self._rules, ends=(), start=(), languages=(), times_from=None, banned=())
@@ -56,14 +64,48 @@ class AppliedRules:
             rows: (B,); of rows that have ended the result means nothing.
         """
         if self._is_plain and not len(self._banned):
-            return logits
+            return self._within_records(logits, logits, rows)
         found = logits.clone()
         if not self._is_plain:
             for values, row in zip(found, rows, strict=True):
                 if row.finish is None:
                     self._apply(values, row)
         found[:, self._banned] = _NEVER
-        return found
+        return self._within_records(found, logits, rows)
+
+    def matcher(self, row: Row) -> Matcher | None:
+        """Return the record of a row as far as it is written; None: it is a text."""
+        if self._grammar is None:
+            return None
+        if row.matcher is None:
+            row.matcher = self._grammar.begin()
+        # What the directory forces first is no part of the record.
+        row.matcher.take(row.tokens[int(self._is_forced(row, 0)) :])
+        return row.matcher
+
+    def _is_forced(self, row: Row, num_new: int) -> bool:
+        """Tell whether the directory forces the token behind so many new ones."""
+        return self._rules.first is not None and len(row.before) + num_new == 1
+
+    def _within_records(
+        self, found: torch.Tensor, logits: torch.Tensor, rows: Sequence[Row]
+    ) -> torch.Tensor:
+        """Return logits, (B, V), with those alone that a record may go on with.
+
+        Where rules forbid all of them, they give way: otherwise a row would have no record.
+        """
+        if self._grammar is None:
+            return found
+        matchers = [
+            None if row.finish is not None or self._is_forced(row, len(row.tokens))
+            else self.matcher(row)
+            for row in rows
+        ]  # fmt: skip
+        mask = self._grammar.mask(matchers, found.shape[1])
+        may_come = torch.from_numpy(mask).to(self._device)
+        kept = torch.where(may_come, found, _NEVER)
+        has_none = kept.max(dim=1, keepdim=True).values == _NEVER
+        return torch.where(has_none & may_come, logits, kept)
 
     def _apply(self, logits: torch.Tensor, row: Row) -> None:
         """Change the logits, (V,), of a row in place."""
@@ -76,12 +118,12 @@ class AppliedRules:
             logits[[*self._repeating(row, [*before, *row.tokens])]] = _NEVER
         if length < rules.min_length or num_new < rules.min_new_tokens:
             logits[[*rules.ends]] = _NEVER
-        if rules.first is not None and length == 1:
+        if rules.first is not None and self._is_forced(row, num_new):
             _force(logits, [rules.first])
-        if rules.last and num_new == self._most - 1:
+        if rules.last and num_new == self._most - 1 and self._grammar is None:
             _force(logits, [*rules.last])
         # Behind a token that is forced comes the first that is chosen.
-        if num_new == int(rules.first is not None and len(before) == 1):
+        if num_new == int(self._is_forced(row, 0)):
             logits[[*rules.banned_first]] = _NEVER
 
     def _repeating(self, row: Row, history: list[int]) -> set[int]:

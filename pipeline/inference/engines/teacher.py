@@ -1,7 +1,8 @@
 """The reference check of written texts: one pass over a row and its output, without a batch.
 
 Greedy tokens are the best of the logits before them. Where two are about as likely, other shapes of
-a batch may tip the balance, so a token must be the best up to what rounding of a type makes.
+a batch may tip the balance, so a token must be the best up to what rounding of a type makes. Of
+records it must be the best of those that may come.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def num_agreed(
         precision: In which they were written.
         read: Reads rows.
     """
-    rules = AppliedRules(generation, module.device)
+    rules = AppliedRules(generation, module.device, module.grammar)
     kind = torch.finfo(_TYPES.get(precision, torch.float32))
     return sum(_agrees(module, rules, row, kind.eps, read) for row in rows)
 

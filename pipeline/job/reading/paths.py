@@ -17,11 +17,13 @@ PATH_FIELDS: tuple[Path, ...] = (
     ("model", "path"),
     ("model", "weights"),
     ("model", "labels"),
+    ("model", "generate", "schema"),
     ("sink", "uri"),
     ("gates", "golden", "uri"),
     ("metrics", "textfile"),
 )
-"""Paths or URIs, except lists of `files` (relative to `source.uri`) and of `labels` (names)."""
+"""Paths or URIs, except lists of `files` (relative to `source.uri`) and of `labels` (names), and a
+schema that is given itself."""
 _LISTS_OF_PATHS = (("source", "uri_roots"),)
 
 
@@ -44,7 +46,8 @@ def _named(job: Job) -> Iterator[tuple[Path, str]]:
     for field in PATH_FIELDS:
         value: Any = job
         for name in field:
-            value = getattr(value, str(name), None)
+            # Models of pydantic have a method of that name.
+            value = getattr(value, "schema_" if name == "schema" else str(name), None)
         if isinstance(value, str):
             yield field, value
         elif value and field in _LISTS_OF_PATHS:

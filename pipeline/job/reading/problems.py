@@ -256,7 +256,8 @@ def _section_of(path: Path) -> tuple[str, list[str]]:
         kinds = _flat(field.annotation) if field else ()
         sections = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
         model = sections[0] if sections else model  # a name that the job gives, of an input
-    return ".".join(names), list(model.model_fields)
+    fields = model.model_fields.items()
+    return ".".join(names), [field.alias or name for name, field in fields]
 
 
 def _flat(annotation: Any) -> Iterator[Any]:

@@ -25,7 +25,6 @@ from pipeline.models.directories.tensors import read_headers, read_tensors
 from pipeline.models.tasks import served_as, task_class
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.preprocessing.model_input import Input
-from pipeline.preprocessing.texts.text_settings import Prompt
 
 if TYPE_CHECKING:
     import torch
@@ -113,15 +112,10 @@ def _language_module(
         from pipeline.models.directories.text.choices import with_choices
 
         return with_choices(head, model, task, seen.text)
-    from pipeline.models.directories.text.text_facts import load_tokenizer
+    from pipeline.models.directories.text.text_facts import output_tokenizer
     from pipeline.models.directories.text.writing.opening import with_decoding
-    from pipeline.preprocessing.texts.prompts import PromptTokenizer, prompt_tokenizer
 
-    if seen.text is not None:
-        return with_decoding(head, model, task, seen, prompt_tokenizer(seen.text).text)
-    assert facts.generation is not None, "the directory writes"
-    tokenizer = load_tokenizer(path / facts.generation.tokenizer)
-    return with_decoding(head, model, task, seen, PromptTokenizer(tokenizer, Prompt("", "")).text)
+    return with_decoding(head, model, task, seen, output_tokenizer(path, facts, seen))
 
 
 def _class_module(

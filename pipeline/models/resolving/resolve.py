@@ -16,6 +16,10 @@ from pipeline.core.schema import GEOMETRY
 from pipeline.core.user_code.own_code import errors_told
 from pipeline.job.audio import Audio
 from pipeline.job.text import Text
+from pipeline.models.directories.snapshot import local
+from pipeline.models.directories.text.text_facts import output_tokenizer
+from pipeline.models.generation import Generation
+from pipeline.models.records.grammar import Grammar
 from pipeline.models.resolving.audio_choice import choose_audio
 from pipeline.models.resolving.cards import FoundModel, find_card
 from pipeline.models.resolving.prompt_choice import choose_prompt
@@ -85,6 +89,8 @@ def resolve_model(
         lambda: choose_task(model, card, allow_import),
     )
     _require_geometry(task, chosen, images)
+    if task.generation is not None and task.generation.schema:
+        _require_writable(task.generation, card, chosen)
     weights_sha256 = (
         card.directory.sha256
         if card.directory is not None
@@ -125,6 +131,13 @@ def _require_geometry(task: TaskSpec, chosen: Input, images: TransformSpec | Non
             f"transform.factory: task {task.kind!r} undoes the transform, and what a factory does "
             "to an image is unknown; take a transform.resize"
         )
+
+
+def _require_writable(generation: Generation, card: FoundModel, chosen: Input) -> None:
+    """Refuse records that a model cannot write, before it is loaded."""
+    assert card.facts is not None, "a directory writes"
+    assert card.directory is not None, "likewise"
+    Grammar.of(generation, output_tokenizer(local(card.directory), card.facts, chosen))
 
 
 def _require_several(model: Model) -> None:

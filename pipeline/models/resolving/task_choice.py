@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.core.errors import JobError
+from pipeline.core.printable import clean_message
 from pipeline.core.registry import TASKS
 from pipeline.core.user_code.allowed_imports import require_allowed, source_digest
 from pipeline.core.user_code.own_code import errors_told
@@ -15,6 +16,8 @@ from pipeline.models.directories.build import require_served
 from pipeline.models.directories.snapshot import local
 from pipeline.models.generation import Generation
 from pipeline.models.outputs import OutputSpec
+from pipeline.models.records.grammar import require_grammars
+from pipeline.models.records.subset import SchemaError, canonical
 from pipeline.models.resolving.cards import FoundModel
 from pipeline.models.resolving.prompt_choice import choose_start
 from pipeline.models.tasks import task_class
@@ -116,7 +119,31 @@ def _choose_generation(model: Model, card: FoundModel) -> Generation | None:
             f"model.generate.max_new_tokens = {most}: {card.name} writes "
             f"{facts.most_places - begins} tokens at most"
         )
-    return Generation(most, model.generate.stop, model.generate.invalid, rules)
+    schema = record_schema(model)
+    return Generation(most, model.generate.stop, model.generate.invalid, schema, rules)
+
+
+def record_schema(model: Model) -> str:
+    """Return the canonical schema of a job's records; '' if it has none.
+
+    Raises:
+        JobError: It cannot be read, or is not in the subset.
+    """
+    given, field = model.generate.schema_, "model.generate.schema"
+    if given is None:
+        return ""
+    require_grammars()
+    if isinstance(given, str):
+        field = f"{field} = {given}"
+        data = read_file(given, model.storage_options, "model.generate.schema")
+        try:
+            given = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise JobError(f"{field}: is no JSON: {clean_message(str(error), 200)}") from None
+    try:
+        return canonical(given)
+    except SchemaError as error:
+        raise JobError(f"{field}: {error}") from None
 
 
 def prompt_texts(prompts: tuple[str, ...] | dict[str, str]) -> tuple[str, ...]:

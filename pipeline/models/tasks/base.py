@@ -93,6 +93,8 @@ class TaskSpec:
         for name in ("postprocess_args", "options"):
             if not values[name]:
                 del values[name]  # plans and manifests made before it look the same
+        if self.generation is not None and (schema := values["generation"].pop("schema")):
+            values["generation"]["schema_sha256"] = hashlib.sha256(schema.encode()).hexdigest()
         values["num_labels"] = len(labels)
         values["labels_sha256"] = hashlib.sha256("\n".join(labels).encode()).hexdigest()
         if values["scores"] == "open":

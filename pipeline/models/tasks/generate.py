@@ -19,14 +19,18 @@ from pipeline.core.schema import (
     OUTPUT_TEXT,
 )
 from pipeline.models.agreement import Agreement, AgreementLimits
-from pipeline.models.generation import FINISHES
+from pipeline.models.generation import FINISHES, QUARANTINE
 from pipeline.models.outputs import OutputError, require
+from pipeline.models.records.node import Node
+from pipeline.models.records.reading import columns_of, fields_of, measured_of
+from pipeline.models.records.subset import SchemaError, canonical, record_of
 from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec
 from pipeline.models.tasks.choices import prompt_problems
 
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.job.model import Generate as GenerateSection
     from pipeline.job.model import Model
 
 FINISH, TEXT_BYTES = "finish", "text_bytes"
@@ -39,6 +43,8 @@ _SHOWN_CHARS = 40
 @dataclass(frozen=True)
 class Generate(Task):
     """A text, what it cost in tokens, why it ended, and how likely the model finds it.
+
+    With a schema texts are records, whose values are columns, too.
 
     Results have the text as UTF-8, uint8 (N, bytes), filled up with zeros.
     """
@@ -59,13 +65,20 @@ class Generate(Task):
             yield from prompt_problems(model, least=bool(model.messages))
         if not all(model.generate.stop):
             yield "generate.stop: a text is empty"
+        if model.generate.schema_ is not None:
+            yield from _record_problems(model.generate)
 
     @classmethod
     def new_tokens(cls, model: Model) -> int:
         return model.generate.max_new_tokens
 
+    @property
+    def _record(self) -> Node | None:
+        schema = self.spec.generation.schema if self.spec.generation else ""
+        return record_of(schema) if schema else None
+
     def fields(self) -> list[pa.Field]:
-        return list(GENERATE_FIELDS)
+        return [*GENERATE_FIELDS, *fields_of(self._record)]
 
     def reduce(self, outputs: Any, num_rows: int) -> dict[str, torch.Tensor]:
         import torch
@@ -93,6 +106,7 @@ class Generate(Task):
             NUM_OUTPUT_TOKENS: pa.array(arrays[NUM_OUTPUT_TOKENS], pa.int32(), mask=~ok),
             FINISH_REASON: pa.array(reasons, pa.string(), mask=~ok),
             MEAN_LOGPROB: pa.array(arrays[MEAN_LOGPROB], pa.float32(), mask=~ok),
+            **columns_of(self._record, texts),
         }
 
     def compare(self, reference: Arrays, found: Arrays, limits: AgreementLimits) -> Agreement:
@@ -109,7 +123,8 @@ class Generate(Task):
         return [_difference(a, b, limits) for a, b in pairs]
 
     def measured_columns(self) -> tuple[str, ...]:
-        return (NUM_OUTPUT_TOKENS, MEAN_LOGPROB, FINISH_REASON)
+        counted = measured_of(self._record) if self._record else (FINISH_REASON,)
+        return (NUM_OUTPUT_TOKENS, MEAN_LOGPROB, *counted)
 
     def golden_columns(self) -> tuple[str, ...]:
         return (_EXPECTED,)
@@ -125,6 +140,22 @@ class Generate(Task):
         text, count = clean_message(row[OUTPUT_TEXT]), row[NUM_OUTPUT_TOKENS]
         shown = text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
         return f'text "{shown}", {count} tokens, ended by {row[FINISH_REASON]}'
+
+
+def _record_problems(section: GenerateSection) -> Iterator[str]:
+    """Yield the problems of a job whose outputs are records."""
+    if section.stop:
+        yield "generate.stop has no effect with generate.schema: a record ends where it is complete"
+    if "invalid" in section.model_fields_set and section.invalid != QUARANTINE:
+        yield (
+            f"generate.invalid = {section.invalid!r} has no effect with generate.schema: a row "
+            "without a record is in quarantine"
+        )
+    if isinstance(section.schema_, dict):
+        try:
+            canonical(section.schema_)
+        except SchemaError as error:
+            yield f"generate.schema: {error}"
 
 
 def _texts(arrays: Arrays) -> list[str]:

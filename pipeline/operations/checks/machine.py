@@ -46,6 +46,7 @@ _EXTRAS = {
     "timm": "timm",
     "pull": "huggingface_hub",
     "audio": "soundfile",
+    "schema": "llguidance",
 }
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd")
 _LEAST_FREE_SHARE = 0.05

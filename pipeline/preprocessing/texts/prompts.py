@@ -120,6 +120,10 @@ class PromptTokenizer:
         """Return the text of tokens that a model has written, without control tokens."""
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
+    def to_json(self) -> str:
+        """Return the content of its tokenizer.json."""
+        return str(self._tokenizer.to_str())
+
     def _plain(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 

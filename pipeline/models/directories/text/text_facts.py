@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
-from pipeline.models.directories.facts import TextFacts
+from pipeline.models.directories.facts import DirectoryFacts, TextFacts
 from pipeline.models.directories.json_files import check_size, read_int, read_object
+from pipeline.preprocessing.model_input import Input
+from pipeline.preprocessing.texts.prompts import PromptTokenizer, prompt_tokenizer
+from pipeline.preprocessing.texts.text_settings import Prompt
 from pipeline.preprocessing.texts.tokenizer import parse_tokenizer, tokenizer_errors
 
 if TYPE_CHECKING:
@@ -75,6 +78,23 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """
     check_size(TOKENIZER, path.stat().st_size, path.name)
     return parse_tokenizer(f"model.path: {path.name}", path.read_bytes())
+
+
+def output_tokenizer(path: Path, facts: DirectoryFacts, seen: Input) -> PromptTokenizer:
+    """Return the tokenizer of what a language model writes.
+
+    Args:
+        path: The directory.
+        facts: Of it.
+        seen: What the model sees of a row.
+
+    Raises:
+        JobError: It cannot be read.
+    """
+    if seen.text is not None:
+        return prompt_tokenizer(seen.text)
+    assert facts.generation is not None, "the directory writes"
+    return PromptTokenizer(load_tokenizer(path / facts.generation.tokenizer), Prompt("", ""))
 
 
 def prompt_tokens(path: Path, prompt: str) -> int:

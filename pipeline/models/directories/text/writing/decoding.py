@@ -15,6 +15,7 @@ from torch import nn
 
 from pipeline.models.directories.text.cached_model import CachedModel
 from pipeline.models.directories.text.writing.batch import Batch
+from pipeline.models.records.grammar import Grammar
 
 Tensors = Mapping[str, torch.Tensor]
 """Some rows as the model takes them, by the names of the input: name -> (B, ...)."""
@@ -37,6 +38,8 @@ class Decoding(CachedModel, ABC):
         """Take the library's model, or its decoder, and what makes a text of its tokens."""
         super().__init__(model)
         self.text = text
+        self.grammar: Grammar | None = None
+        """Of the records that it writes; None: it writes texts."""
 
     @abstractmethod
     def begin(self, tensors: Tensors) -> Begun:

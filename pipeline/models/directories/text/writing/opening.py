@@ -19,8 +19,10 @@ from pipeline.models.directories.text.writing.target import (
     TargetDecoding,
 )
 from pipeline.models.generation import Rules
+from pipeline.models.records.grammar import Grammar
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.preprocessing.model_input import BatchLimits, Input
+from pipeline.preprocessing.texts.prompts import PromptTokenizer
 
 _CHECKED_TOKENS, _CHECKED_STEPS, _TOLERANCE = (7, 4, 1), 3, 1e-3
 _FEATURES = 2
@@ -29,7 +31,9 @@ Text = Callable[[Sequence[int]], str]
 """Tokens -> their text."""
 
 
-def with_decoding(head: str, model: nn.Module, task: TaskSpec, seen: Input, text: Text) -> Decoding:
+def with_decoding(
+    head: str, model: nn.Module, task: TaskSpec, seen: Input, tokenizer: PromptTokenizer
+) -> Decoding:
     """Return the module that writes for a task.
 
     Args:
@@ -37,13 +41,14 @@ def with_decoding(head: str, model: nn.Module, task: TaskSpec, seen: Input, text
         model: Of the library, with this head.
         task: Its rules say what the decoder begins with.
         seen: What the model sees of a row.
-        text: Makes a text of tokens that the model has written.
+        tokenizer: Makes a text of tokens that the model has written.
 
     Raises:
         JobError: Rows of the model cannot begin at different steps.
     """
     assert task.generation is not None, "the task writes"
     rules = task.generation.rules
+    text: Text = tokenizer.text
     if rules.times_from is not None:
         text = _without(text, rules.times_from)
     module: Decoding
@@ -53,6 +58,7 @@ def with_decoding(head: str, model: nn.Module, task: TaskSpec, seen: Input, text
         module = _pictured(model, text, rules)
     else:
         module = (HeardDecoding if head == SPEECH else TargetDecoding)(model, text, rules)
+    module.grammar = Grammar.of(task.generation, tokenizer)
     with torch.no_grad():
         count = len(_CHECKED_TOKENS) if seen.counts_tokens else _FEATURES
         _require_rows_alone(module, type(model).__name__, _examples(module, seen), count)
