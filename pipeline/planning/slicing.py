@@ -132,15 +132,18 @@ class SliceSizes:
 
 def _rows_of(job: Job, probe: Probe | None) -> SliceRows:
     """Return how many rows the slices of a job have; of texts that are written, few."""
-    name = job.model.known_task
+    name, rows = job.model.known_task, slice_rows_of(job)
     new_tokens = load(TASKS, name).new_tokens(job.model) if name else 0
-    if not new_tokens:
-        return slice_rows_of(job)
     if probe is not None:
         near = probe.slice_rows
-    else:
+    elif new_tokens:
         near = max(_FEWEST_WRITTEN, _NEW_TOKENS_NEAR[bool(job.resources.num_gpus)] // new_tokens)
-    return SliceRows(near, near, few=min(near, _USUAL.few), has_batches=False)
+    else:
+        return rows
+    if rows.has_batches:  # clips and images take far more memory than texts
+        near = min(near, rows.small_near)
+    few = min(near, _USUAL.few)
+    return SliceRows(near, near, few=few, has_batches=False, weight=rows.weight)
 
 
 def _multiple(rows: float, of: int) -> int:

@@ -65,12 +65,27 @@ def test_of_tried_rows_the_mean_and_its_error_are_those_of_statistics():
 
 
 def test_a_plan_keeps_its_probe_and_its_slices_whatever_later_runs_find(tmp_path: Path):
-    # Of images, which have no probe: what is cut anew by one has the same rows and fingerprint.
+    # What is cut anew by a probe has the same rows and fingerprint.
     plan = planned(shard_extents([[500, 300], [400]]))
     first, second = (cut_anew(job(), plan, replace(PROBE, load_s=load)) for load in (1.0, 2.0))
     assert first.fingerprint == plan.fingerprint
-    assert first.units == plan.units
+    assert first.units == second.units
+    assert sum(unit.num_rows for unit in first.units) == plan.num_rows
     assert plan_from_json(plan_to_json(first, "token"), first.fingerprint) == first
     store, layout = Store(str(tmp_path)), Layout(None)
     assert adopt_plan(store, layout, first).probe == first.probe
     assert adopt_plan(store, layout, second).probe == first.probe
+
+
+@pytest.mark.parametrize(("source", "most"), [({}, 512), ({"input": "audio"}, 128)])
+def test_slices_of_clips_and_images_fit_into_memory(source: dict[str, str], most: int):
+    """Also where the task is left to the model: that rows were tried says that it writes."""
+    document = copy.deepcopy(DOCUMENT)
+    document["source"] |= {"uri_column": "at", **source}
+    document["source"].pop("image_column", None)
+    document["model"] = {"path": "m"}
+    del document["transform"]
+    job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
+    quick = replace(PROBE, row_s=Spread(0.005, 0.001))
+    assert SliceSizes.of(job, 16, probe=quick).most == most
+    assert SliceSizes.of(job, 16, probe=PROBE).most == 120
