@@ -78,9 +78,11 @@ class Load:
 
     @property
     def tokens_per_row(self) -> float | None:
-        """Tokens of a predicted row, without padding; None if rows have none."""
+        """Tokens of a predicted text, without padding; None if rows are no texts."""
         tokens, rows = self.figures.tokens, self.figures.stage("predict").rows_out
-        return tokens.num_tokens / rows if tokens and tokens.num_tokens and rows else None
+        if self.figures.tokenised is None or tokens is None or not rows:
+            return None
+        return tokens.num_tokens / rows if tokens.num_tokens else None
 
     @property
     def launch_pct(self) -> float:
