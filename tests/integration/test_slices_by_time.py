@@ -70,7 +70,7 @@ def resumed(job: str, killed: Plan) -> Result:
 def test_a_killed_run_goes_on_with_the_slices_of_its_plan(job: str, killed: Plan, resumed: Result):
     out = Path(job).parent / "out"
     assert killed.probe is not None
-    assert killed.probe.num_rows == min(64, NUM_ROWS // 8)
+    assert killed.probe.num_rows == min(64, NUM_ROWS // 10)
     assert TRIES not in resumed.stderr
     assert stored_plan(out).units == killed.units
     slices = resumed.json["slices"]
@@ -124,7 +124,7 @@ def test_a_plan_tries_rows_only_if_it_is_asked(job: str, tmp_path: Path):
     probed = pipeline("plan", job, *at, "--probe")
     assert probed.code == 0, probed.stderr
     assert probed.json["forecast"]["rows"] == NUM_ROWS
-    assert probed.json["forecast"]["tried_rows"] == min(64, NUM_ROWS // 8)
+    assert probed.json["forecast"]["tried_rows"] == min(64, NUM_ROWS // 10)
     assert probed.json["fingerprint"] == asked["fingerprint"]
     assert not [*tmp_path.iterdir()]
 

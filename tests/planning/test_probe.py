@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import datetime as dt
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,8 +60,11 @@ def test_bounds_are_around_what_is_expected_and_nearer_the_more_rows_were_tried(
 def test_of_tried_rows_the_mean_and_its_error_are_those_of_statistics():
     spread = Spread.of([2.0, 4.0, 6.0])
     assert spread == (4.0, 2.0)
-    found = replace(PROBE, num_rows=3).expected(spread, 10)
-    assert (found.low, found.high) == pytest.approx((40 - 22.6321, 40 + 22.6321), abs=1e-3)
+    found = PROBE.expected(spread, 10)
+    # Of 64 rows the quantile of Student's t is 1.998, of 8 it is 2.365.
+    assert found.high - 40 == pytest.approx(10 * 1.998 * 2 / 8, rel=0.02)
+    few = replace(PROBE, num_rows=8).expected(spread, 10)
+    assert few.high - 40 == pytest.approx(10 * 2.365 * 2 / math.sqrt(8), rel=0.02)
     assert Spread.of([3.0]) == (3.0, 0.0)
 
 

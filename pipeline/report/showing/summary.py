@@ -100,7 +100,7 @@ def forecast_words(found: Probed) -> str:
     ]
     if found.cost is not None:
         parts.append(f"cost {told(found.cost, format_rate)}")
-    return f"{', '.join(parts)}; 95%, normal, by {num_of(found.tried_rows, 'row')}"
+    return f"{', '.join(parts)}; 95%, Student's t, by {num_of(found.tried_rows, 'row')}"
 
 
 def slower_lines(report: Report) -> list[str]:

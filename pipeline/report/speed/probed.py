@@ -16,7 +16,7 @@ class Interval(Section):
 
 class Probed(Section):
     """What the rows of a run will take, by some that were tried; the bounds are those of chance,
-    of which rows were tried, by a normal distribution."""
+    of which rows were tried, by Student's t distribution."""
 
     tried_rows: int
     rows: int

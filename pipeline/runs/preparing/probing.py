@@ -35,8 +35,10 @@ from pipeline.runs.tuning.profile import key_of, machines_of
 from pipeline.runs.tuning.selection import as_tried
 from pipeline.runs.tuning.trials.context import TuningContext, lone_task, tuning_context
 
-_NUM_ROWS, _ONE_OF = 64, 8
-"""So many rows are tried, but not more than a share of all."""
+_NUM_ROWS, _ONE_OF = 64, 10
+"""So many rows are tried, but not more than a share of what an actor gets."""
+_LEAST_ROWS = 64
+"""Of fewer none are tried."""
 _MAX_AGE_DAYS = 30
 Say = Callable[[str], None]
 
@@ -61,12 +63,15 @@ def sliced_by_time(run: RunContext, plan: Plan, model: ModelSpec, say: Say) -> I
         yield plan
 
 
-def num_to_try(plan: Plan, model: ModelSpec) -> int:
+def num_to_try(plan: Plan, model: ModelSpec, num_actors: int = 1) -> int:
     """Return how many rows to try; 0 if the model writes nothing, or there are too few."""
+    num_rows = plan.num_rows
     if model.task.generation is None or not plan.units:
         return 0
-    found = _NUM_ROWS if plan.num_rows is None else min(_NUM_ROWS, plan.num_rows // _ONE_OF)
-    return found if found >= FIRST_ROWS else 0
+    if num_rows is None:
+        return _NUM_ROWS
+    found = min(_NUM_ROWS, max(FIRST_ROWS, num_rows // (_ONE_OF * num_actors)))
+    return found if num_rows >= _LEAST_ROWS else 0
 
 
 def find_probe(
@@ -91,7 +96,7 @@ def find_probe(
         if known := _known(tuning):
             say(f"slices by the rows that run {known.measured_by} tried on {known.measured_at}")
             return known
-        num_rows = num_to_try(plan, model)
+        num_rows = num_to_try(plan, model, tuning.allocation.max_actors)
         say(f"trying {num_rows} rows, for slices of half a minute")
         found = _tried(tuning, num_rows)
     if isinstance(found, str):

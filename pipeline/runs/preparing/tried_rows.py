@@ -27,7 +27,7 @@ from pipeline.sources.units import Unit
 
 FIRST_ROWS = 8
 """They are tried before the others, and alone if they take long."""
-_ENOUGH_S = SLICE_S / 4
+
 _MAX_CHARS = 200
 Floats = npt.NDArray[np.float64]
 
@@ -92,7 +92,7 @@ def _tried(
         row_s = _shared(prefill_s, read) + _shared(spent_s - prefill_s, written)
         inputs += read[: len(chosen)].tolist()
         outputs += written[: len(chosen)].tolist()
-        if spent_s > _ENOUGH_S:
+        if spent_s > SLICE_S:
             break
     return Probe(
         len(inputs),

@@ -26,7 +26,7 @@ def interval(found: Interval | None) -> tuple[float, float, float]:
 
 def test_minutes_are_the_loading_and_the_rows_of_each_actor_and_nodes_cost_by_them():
     found = probed(PROBE, ROWS, 40, 3.0)
-    off = 1.96 * 0.2 / 8
+    off = (1.96 + 2.6 / 63) * 0.2 / 8
     minutes = [(6 + ROWS / 4 * row_s) / 60 for row_s in (0.5, 0.5 - off, 0.5 + off)]
     assert interval(found.minutes) == pytest.approx(minutes)
     assert interval(found.cost) == pytest.approx([2 * 3.0 * each / 60 for each in minutes])
@@ -46,7 +46,7 @@ def test_terminal_and_page_say_it_beside_what_it_came_to():
     forecast = probed(PROBE, ROWS, 40, 3.0)
     assert forecast_words(forecast) == (
         "2 min 36 s (2 min 21 s to 2 min 51 s), 120,000 (120,000 to 120,000) tokens read, 60,000 "
-        "(50,592 to 69,408) written, cost 0.26 (0.235 to 0.285); 95%, normal, by 64 rows"
+        "(50,394 to 69,606) written, cost 0.26 (0.235 to 0.285); 95%, Student's t, by 64 rows"
     )
     report = build_report(report_of(FULL).but(forecast=forecast), Load())
     jsonschema.validate(json.loads(to_json(report)), report_schema())
