@@ -58,6 +58,11 @@ class GenerationFacts:
     is_begun_by_prompt: bool = False
     """Whether a prompt is all that its decoder begins with; otherwise it comes behind the first
     token."""
+    image_token: int | None = None
+    """The token that stands for the image in a prompt; None: none does, and there may be no
+    prompt."""
+    num_image_tokens: int = 0
+    """So many of them, one after the other, are an image."""
 
 
 class ImageContract(NamedTuple):

@@ -47,6 +47,7 @@ _WITHOUT_HEAD = ("ForMaskedLM", "ForPreTraining")
 _WRITERS = {
     "BlipForConditionalGeneration": "caption",
     "GitForCausalLM": "caption",
+    "LlavaForConditionalGeneration": "caption",
     "VisionEncoderDecoderModel": "caption",
     "MoonshineForConditionalGeneration": "speech",
     "WhisperForConditionalGeneration": "speech",

@@ -39,13 +39,20 @@ def choose_start(model: Model, facts: GenerationFacts, folder: Path) -> Rules:
     """
     if model.messages:
         raise JobError("model.messages: the model reads no text; give model.prompt instead")
-    if model.prompt is None:
+    if model.prompt is None and facts.image_token is None:
         return facts.rules
-    if PLACE in model.prompt:
+    prompt = model.prompt or ""
+    if PLACE in prompt:
         raise JobError(f"model.prompt: the model reads no text, so that {PLACE} has no effect")
     tokenizer = load_tokenizer(folder / facts.tokenizer)
     with tokenizer_errors("model.prompt: the tokenizer fails over it"):
-        ids = tokenizer.encode(model.prompt, add_special_tokens=False).ids
+        ids = tokenizer.encode(prompt, add_special_tokens=False).ids
+    if facts.image_token is not None:
+        if ids.count(facts.image_token) != 1:
+            name = tokenizer.id_to_token(facts.image_token)
+            raise JobError(f"model.prompt: must have {name} once, where the image goes")
+        place = ids.index(facts.image_token)
+        ids[place : place + 1] = [facts.image_token] * facts.num_image_tokens
     if not ids:
         raise JobError("model.prompt: has no tokens; leave it out")
     first = facts.rules.start[:1]

@@ -49,7 +49,9 @@ _DECODERS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     ),
 }  # fmt: skip
 SPEECH = ("whisper", "moonshine")
-PICTURES = (*_DECODERS, "blip", "git")
+PICTURES = (*_DECODERS, "blip", "git", "llava")
+LOOK = "Review: <image>\nSentiment:"
+"""A prompt for LLaVA, which needs one."""
 
 
 def make_feature_writer(folder: Path, family: str, **generation: Any) -> Path:
@@ -62,7 +64,8 @@ def make_feature_writer(folder: Path, family: str, **generation: Any) -> Path:
     """
     import transformers
 
-    size = write_language_tokenizer(folder, control=CONTROL if family == "whisper" else ())
+    control = {"whisper": CONTROL, "llava": ("<image>",)}.get(family, ())
+    size = write_language_tokenizer(folder, ends=family != "llava", control=control)
     named = {"bos_token_id": 1, "eos_token_id": [*ENDS], "pad_token_id": 0}
     ids = {"vocab_size": size, **named, "eos_token_id": 2}
     name, values = _config_of(family, ids)
@@ -120,6 +123,14 @@ def _config_of(family: str, ids: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         vision = {**_SIZES, "image_size": 32, "patch_size": 8}
         return "GitForCausalLM", {**_SIZES, **ids, "max_position_embeddings": 64,
                                   "vision_config": vision}  # fmt: skip
+    if family == "llava":
+        vision = {**_SIZES, "model_type": "clip_vision_model", "image_size": 32, "patch_size": 8}
+        text = {**_SIZES, **ids, "model_type": "llama", "max_position_embeddings": 96}
+        values = {"vision_config": vision, "text_config": text}
+        return "LlavaForConditionalGeneration", {
+            **values,
+            "image_token_index": ids["vocab_size"] - 1,
+        }
     encoder, decoder = _DECODERS[family]
     decoder = {**decoder, **ids, "is_decoder": True, "add_cross_attention": True}
     return "VisionEncoderDecoderModel", {
@@ -133,6 +144,8 @@ def feature_writing(
 ) -> ModelSpec:
     """Return the model of a job over clips, or over images."""
     options = Generate(**{"max_new_tokens": NEW_TOKENS, **(generate or {})})
+    if "llava" in (path / "config.json").read_text():
+        model = {"prompt": LOOK, **model}
     section = Model(path=str(path), task="generate", generate=options, **model)
     hears = (path / "generation_config.json").exists() and _hears(path)
     return resolve_model(
@@ -189,6 +202,9 @@ def library_texts(folder: Path, spec: ModelSpec, rows: pa.Table, **options: Any)
     for each in values:
         [features] = normaliser(torch.from_numpy(np.array(each))[None])
         given = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "num_beams": 1, **options}
+        if "Llava" in name:
+            assert spec.task.generation is not None
+            given["input_ids"] = torch.tensor([spec.task.generation.rules.start])
         done = model.generate(
             **{takes: features}, return_dict_in_generate=True, output_logits=True, **given
         )

@@ -1,4 +1,4 @@
-"""Models that continue their prompt, with an image before it or not."""
+"""Models that continue their prompt, with an image before it, in it, or none."""
 
 from __future__ import annotations
 
@@ -57,25 +57,49 @@ class CausalDecoding(Decoding):
 
 
 class PicturedDecoding(CausalDecoding):
-    """A model that continues tokens which are the same for each row, with an image before them."""
+    """A model that continues tokens which are the same for each row, an image among them."""
 
     def __init__(
         self, model: nn.Module, text: Callable[[Sequence[int]], str], start: Sequence[int]
     ) -> None:
+        """Take a model, what makes a text of its tokens, and the tokens.
+
+        Args:
+            model: Takes `input_ids` and `pixel_values`.
+            text: Makes a text of tokens.
+            start: As many of them stand for the image as it has vectors, unless it comes before.
+        """
         super().__init__(model, text)
         self.start = list(start)
 
     def begin(self, tensors: Tensors) -> Begun:
         [images] = tensors.values()
-        ids = torch.tensor([self.start], device=images.device).expand(len(images), -1)
-        cache = new_cache()
+        cache, rows = new_cache(), len(images)
+        ids = self.column(self.start).T.expand(rows, -1)
         self.run(cache, input_ids=ids, pixel_values=images)
         # The last token is the first step's.
         own = [(keys[:, :, :-1], values[:, :, :-1]) for keys, values in states_of(cache)]
         width = own[0][0].shape[2]
-        seen = torch.ones((len(images), width), dtype=torch.bool, device=images.device)
-        before = [self.start] * len(images)
-        return Begun(Batch(own, seen), before, [width + 1 - len(self.start)] * len(images))
+        seen = torch.ones((rows, width), dtype=torch.bool, device=images.device)
+        return Begun(Batch(own, seen), [self.start] * rows, [self.num_read(width + 1)] * rows)
+
+    def plain(self, tensors: Tensors, before: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
+        # An output may have the token that stands for an image, so it is no part of that pass.
+        batch, cache = self.begin(tensors).batch, new_cache()
+        for number, (keys, values) in enumerate(batch.own):
+            cache.update(keys, values, number)
+        ids = self.column([before[-1], *tokens[:-1]]).T
+        first = len(before) - 1
+        places = places_of(first, first + len(tokens), ids)
+        return self.run_decoder(cache, ids, places, keep=len(tokens))[0].float()
+
+    def num_read(self, columns: int) -> int:
+        """Return what is read of a row, of so many columns of keys and values."""
+        return columns
+
+
+class ImageFirstDecoding(PicturedDecoding):
+    """The same of GIT, whose images come before all tokens and are none of them."""
 
     def plain(self, tensors: Tensors, before: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
         [images] = tensors.values()
@@ -83,6 +107,10 @@ class PicturedDecoding(CausalDecoding):
         logits = self.model(input_ids=ids, pixel_values=images, use_cache=False).logits
         answers: torch.Tensor = logits[0, -len(tokens) :]
         return answers.float()
+
+    def num_read(self, columns: int) -> int:
+        """Return the vectors of the image."""
+        return columns - len(self.start)
 
     def mask(self, seen: torch.Tensor) -> torch.Tensor:
         """Return it as what is added to scores, (B, 1, 1, P): the library takes that as it is.

@@ -15,6 +15,7 @@ from pipeline.models.directories.text.text_facts import TOKENIZER, load_tokenize
 from pipeline.models.directories.text.writing.generation_config import (
     Reader,
     facts_of,
+    most_places,
     or_problem,
     reader_of,
     values_of,
@@ -31,6 +32,7 @@ def speech_facts(folder: Path, chosen: ModelClass) -> GenerationFacts:
         JobError: The tokenizer is missing or damaged.
     """
     config = chosen.config
+    _require_tokenizer(folder)
 
     def read() -> GenerationFacts:
         found = reader_of(folder, config)
@@ -46,7 +48,7 @@ def speech_facts(folder: Path, chosen: ModelClass) -> GenerationFacts:
         said = f"{facts.said}; begins with {begins}; without timestamps"
         return replace(facts, said=said, is_begun_by_prompt=True)
 
-    return _with_tokenizer(folder, or_problem(read))
+    return replace(or_problem(read), tokenizer=TOKENIZER)
 
 
 def image_generation_facts(folder: Path, chosen: ModelClass) -> GenerationFacts:
@@ -56,6 +58,8 @@ def image_generation_facts(folder: Path, chosen: ModelClass) -> GenerationFacts:
         JobError: The tokenizer is missing or damaged.
     """
     config = chosen.config
+
+    _require_tokenizer(folder)
 
     def read() -> GenerationFacts:
         if config.model_type == "blip":
@@ -67,10 +71,28 @@ def image_generation_facts(folder: Path, chosen: ModelClass) -> GenerationFacts:
         found = reader_of(folder, config)
         if config.model_type == "git":
             return facts_of(found, config, _first(found))
+        if config.model_type == "llava":
+            return _llava(folder, found, config)
         facts = facts_of(found, config, found.start())
         return replace(facts, is_begun_by_prompt="donut" in config.encoder.model_type)
 
-    return _with_tokenizer(folder, or_problem(read))
+    return replace(or_problem(read), tokenizer=TOKENIZER)
+
+
+def _llava(folder: Path, read: Reader, config: Any) -> GenerationFacts:
+    """Return how LLaVA writes: the image is among the tokens of the prompt, behind what the
+    tokenizer begins a text with."""
+    around = load_tokenizer(folder / TOKENIZER).encode("a")
+    begins = around.ids[: around.special_tokens_mask.index(0)]
+    facts = facts_of(read, config, tuple(begins))
+    [token] = read.checked_ids("image_token_index", [config.image_token_index])
+    vision = config.vision_config
+    # CLIP has the vector of a class beside those of the patches; the first vector is left out.
+    count = (vision.image_size // vision.patch_size) ** 2 + ("clip" in vision.model_type)
+    count -= config.vision_feature_select_strategy == "default"
+    said = f"{facts.said}; {count} tokens of the prompt are the image"
+    most = most_places(config)
+    return replace(facts, most_places=most, said=said, image_token=token, num_image_tokens=count)
 
 
 def _first(read: Reader) -> tuple[int, ...]:
@@ -81,14 +103,13 @@ def _first(read: Reader) -> tuple[int, ...]:
     return found[:1]
 
 
-def _with_tokenizer(folder: Path, facts: GenerationFacts) -> GenerationFacts:
+def _require_tokenizer(folder: Path) -> None:
     if not (folder / TOKENIZER).is_file():
         raise JobError(
             f"model.path: {TOKENIZER} is missing; save the model's tokenizer there with "
             "AutoTokenizer.from_pretrained(...).save_pretrained(...) of transformers"
         )
     load_tokenizer(folder / TOKENIZER)
-    return replace(facts, tokenizer=TOKENIZER)
 
 
 def _whisper_start(read: Reader, config: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -136,7 +136,7 @@ def facts_of(read: Reader, config: Any, start: tuple[int, ...], **rules: Any) ->
     overridden = tuple(_asked(values, _PLAIN))
     ended = f"ends at {', '.join(map(str, ends))}" if ends else "nothing ends a text"
     beside = f"; greedy, so overridden: {', '.join(overridden)}" if overridden else ""
-    most = _most_places(config) if start else None
+    most = most_places(config) if start else None
     return GenerationFacts(found, most, "", f"{where}: {ended}{beside}")
 
 
@@ -148,7 +148,7 @@ def _asked(values: Mapping[str, Any], known: Mapping[str, tuple[Any, ...]]) -> I
             yield f"{key} {preview(value)}"
 
 
-def _most_places(config: Any) -> int | None:
+def most_places(config: Any) -> int | None:
     """Return for how many tokens the decoder of a model with an encoder has positions, if it says.
 
     T5 and its kin have relative positions; what some of them call `n_positions` is no limit.

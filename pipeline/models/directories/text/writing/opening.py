@@ -11,7 +11,11 @@ from torch import nn
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.models.directories.facts import CAPTION, CAUSAL, SPEECH
-from pipeline.models.directories.text.writing.causal import CausalDecoding, PicturedDecoding
+from pipeline.models.directories.text.writing.causal import (
+    CausalDecoding,
+    ImageFirstDecoding,
+    PicturedDecoding,
+)
 from pipeline.models.directories.text.writing.decoding import Decoding, Tensors
 from pipeline.models.directories.text.writing.target import (
     HeardDecoding,
@@ -71,6 +75,8 @@ def _without(text: Text, times_from: int) -> Text:
 
 def _pictured(model: Any, text: Text, rules: Rules) -> Decoding:
     if hasattr(model, "git"):
+        return ImageFirstDecoding(model, text, rules.start)
+    if hasattr(model, "lm_head"):  # LLaVA
         return PicturedDecoding(model, text, rules.start)
     if hasattr(model, "text_decoder"):  # BLIP
         return SeenDecoding(model.text_decoder, text, rules, model.vision_model)

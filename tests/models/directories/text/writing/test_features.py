@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Sequence
 from functools import cache
@@ -40,8 +41,8 @@ FEW = BatchLimits(3)
 QUICK = ("whisper", "trocr")
 ALL = [pytest.param(f, marks=[pytest.mark.slow] * (f not in QUICK)) for f in (*SPEECH, *PICTURES)]
 LIMITS = AgreementLimits(max_score_diff=0.01, min_cosine=0.999, max_relative_error=0.01)
-NUM_INPUT = {"whisper": {100}, "moonshine": {15, 27, 40, 52}, "donut": {16}}
-"""Vectors of an encoder; of other images 16 patches and a class."""
+NUM_INPUT = {"whisper": {100}, "moonshine": {15, 27, 40, 52}, "donut": {16}, "llava": {23}}
+"""Vectors of an encoder; of other images 16 patches and a class. Of LLaVA tokens of the prompt."""
 
 
 @pytest.fixture(scope="module")
@@ -256,3 +257,35 @@ def test_what_a_model_that_reads_no_text_cannot_have_is_refused(folder_of: Any, 
             (tmp_path / file.name).write_bytes(file.read_bytes())
     with pytest.raises(JobError, match=r"tokenizer\.json is missing; save the model's tokenizer"):
         feature_writing(tmp_path)
+
+
+def test_an_image_is_where_the_prompt_has_its_token(folder_of: Any):
+    path = folder_of("llava")
+    spec = feature_writing(path)
+    assert spec.task.generation is not None
+    start = spec.task.generation.rules.start
+    token = max(start)
+    assert (start[0], start.count(token)) == (1, 16)
+    assert "16 tokens of the prompt are the image" in spec.said[-1]
+    for prompt in (None, "Say something", "<image> or <image>"):
+        with pytest.raises(JobError, match=r"model\.prompt: must have <image> once"):
+            feature_writing(path, prompt=prompt)
+    with pytest.raises(JobError, match=r"max_new_tokens = 74: .* writes 73 tokens at most"):
+        feature_writing(path, {"max_new_tokens": 74})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["whisper", "donut", "llava"])
+def test_records_of_a_schema_are_written_to_clips_and_images_too(family: str, folder_of: Any):
+    pytest.importorskip("llguidance")
+    properties = {"kind": {"enum": ["bill", "letter"]}, "is_signed": {"type": "boolean"}}
+    schema = {"type": "object", "properties": properties, "required": [*properties]}
+    path = folder_of(family)
+    spec = feature_writing(path, {"schema": schema, "max_new_tokens": 40})
+    for row in predicted(spec, prepared_features(spec, data_of(family)), FEW):
+        if row["error"]:
+            assert row["error"] == "output_truncated"
+            continue
+        record = json.loads(row["text"])
+        assert {name: row[name] for name in properties} == record
+        assert record["kind"] in properties["kind"]["enum"]
