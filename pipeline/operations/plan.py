@@ -30,7 +30,7 @@ from pipeline.report.recording.carried_rows import carried_section, first_shards
 from pipeline.report.sections import Carried
 from pipeline.report.showing.printed import Found
 from pipeline.report.showing.summary import forecast_words
-from pipeline.report.speed.estimate import estimate
+from pipeline.report.speed.estimate import NO_BASIS, estimate
 from pipeline.report.speed.probed import probed
 from pipeline.runs.carried.finding import Reuse, find_reuse
 from pipeline.runs.challenging import challenger_of
@@ -245,6 +245,8 @@ def _estimate(
     if price is None and past is not None and job.run.price_per_node_hour:
         price = past.price_per_node_hour  # of nodes as that run had them
     found = estimate(past, step["rows_left"], plan.num_rows, price, is_published=is_published)
+    if found.basis == NO_BASIS and plan.probe is not None:
+        found = replace(found, basis="no run of this model is on record here: see the forecast")
     return asdict(found)
 
 

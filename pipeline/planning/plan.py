@@ -82,7 +82,7 @@ class Plan:
     probe: Probe | None = None
     """What tried rows say of how long slices take; None: none were tried."""
     extents: tuple[Extent, ...] = field(default=(), compare=False, repr=False)
-    """As they were listed, so that slices can be cut anew; not stored with the plan."""
+    """As they were listed, for `cut_anew`; of a model that writes, and not stored with the plan."""
 
     @cached_property
     def num_rows(self) -> int | None:
@@ -163,7 +163,7 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
         ),
         twin=_twin(parts, model),
         skipped=inputs.skipped,
-        extents=inputs.extents,
+        extents=inputs.extents if model.task.generation else (),
     )
 
 

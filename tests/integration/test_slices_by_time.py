@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from integration.test_generate_runs import job_of
@@ -35,9 +37,17 @@ def without_slice_rows(job: str, **run: Any) -> str:
     return job
 
 
-def stored_plan(out: Path, date: str = DATE) -> Plan:
-    [path] = (out / "_control" / f"date={date}" / "plan").iterdir()
+def plans(out: Path, date: str = DATE) -> list[Path]:
+    return [*(out / "_control" / f"date={date}" / "plan").iterdir()]
+
+
+def read_plan(path: Path) -> Plan:
     return plan_from_json(path.read_bytes(), path.stem)
+
+
+def stored_plan(out: Path, date: str = DATE) -> Plan:
+    [path] = plans(out, date)
+    return read_plan(path)
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +156,24 @@ def test_on_a_cluster_they_are_tried_there(job: str, tmp_path: Path, ray_head: R
     probe = stored_plan(tmp_path).probe
     assert probe is not None
     assert done.json["forecast"]["tried_rows"] == probe.num_rows
+
+
+def test_a_retry_has_slices_by_the_same_probe(job: str, resumed: Result):
+    out, at = Path(job).parent / "out", ("--date", DATE, "--json")
+    retried = pipeline("retry", job, *at)
+    assert retried.code == 0, retried.stderr
+    assert TRIES not in retried.stderr
+    first, *others = {read_plan(path).probe for path in plans(out)}
+    assert len(plans(out)) == 2
+    assert first is not None
+    assert not others
+
+
+def test_rows_that_cannot_be_tried_are_no_failure_of_the_run(tmp_path: Path):
+    job = without_slice_rows(job_of(tmp_path, ["a film"]))
+    rows = {"id": [str(n) for n in range(100)], "body": pa.nulls(100, pa.string())}
+    pq.write_table(pa.table(rows), tmp_path / "in" / "a.parquet")
+    done = run(job)
+    assert "so slices have a number of tokens: none of them could be read" in done.stderr
+    assert done.code == 3, done.stderr  # as without it: no row has a prediction
+    assert "max_error_pct" in done.stderr

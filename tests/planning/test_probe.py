@@ -70,7 +70,8 @@ def test_of_tried_rows_the_mean_and_its_error_are_those_of_statistics():
 
 def test_a_plan_keeps_its_probe_and_its_slices_whatever_later_runs_find(tmp_path: Path):
     # What is cut anew by a probe has the same rows and fingerprint.
-    plan = planned(shard_extents([[500, 300], [400]]))
+    extents = shard_extents([[500, 300], [400]])
+    plan = replace(planned(extents), extents=tuple(extents))
     first, second = (cut_anew(job(), plan, replace(PROBE, load_s=load)) for load in (1.0, 2.0))
     assert first.fingerprint == plan.fingerprint
     assert first.units == second.units
