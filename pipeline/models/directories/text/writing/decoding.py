@@ -80,7 +80,7 @@ class Decoding(CachedModel, ABC):
         return {
             "text": logits.new_zeros((len(logits), 0), dtype=torch.uint8),
             "text_bytes": 0 * ones,
-            "num_input_tokens": torch.tensor(begun.num_input, dtype=torch.int32),
+            "num_input_tokens": ones * torch.tensor(begun.num_input, device=ones.device),
             "num_output_tokens": ones,
             "finish": 2 * ones,
             "mean_logprob": best.values - logits.logsumexp(dim=1),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from support.faults.fake_device import FakeGpu, installed
 from support.models.choosing import predicted
 from support.models.feature_writers import (
     CLIPS,
@@ -289,3 +292,35 @@ def test_records_of_a_schema_are_written_to_clips_and_images_too(family: str, fo
         record = json.loads(row["text"])
         assert {name: row[name] for name in properties} == record
         assert record["kind"] in properties["kind"]["enum"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [*SPEECH, *PICTURES])
+def test_half_precision_on_a_stand_in_for_a_gpu_holds_the_check(family: str, folder_of: Any):
+    spec = feature_writing(folder_of(family))
+    rows = prepared_features(spec, data_of(family))
+    plain = predicted(spec, rows, FEW)
+    config = PredictorConfig(spec, 4, 1.0, 1, pa.schema([]), LIMITS, uuid.uuid4().hex)
+    with installed(FakeGpu()):
+        found = GenerateEngine(config).predict(rows, {}).to_pylist()
+        assert [row["text"] for row in found] == [row["text"] for row in plain]
+        counters = Counters()
+        half = replace(config, spec=replace(spec, precision="bf16"), run_id=uuid.uuid4().hex)
+        assert None not in GenerateEngine(half).predict(rows, counters)["text"].to_pylist()
+    checked = SliceFigures.from_json(counters).reference_check
+    assert checked is not None
+    assert checked.num_rows == rows.num_rows
+    assert checked.num_agreed >= rows.num_rows - 1  # rounding adds up in layers of random weights
+
+
+@pytest.mark.slow
+def test_an_encoder_needs_no_layer_that_no_decoder_looks_at(folder_of: Any, tmp_path: Path):
+    """As published files of TrOCR have none, which the library fills up with random numbers."""
+    path = folder_of("trocr")
+    for file in path.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(path / "model.safetensors")
+    kept = {name: each for name, each in tensors.items() if "pooler" not in name}
+    assert len(kept) == len(tensors) - 2
+    save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
+    require_equal(tmp_path, feature_writing(tmp_path), data_of("trocr"))
