@@ -94,6 +94,8 @@ def test_what_it_publishes_is_what_an_undisturbed_run_publishes(job: str, resume
     whole = pipeline("run", job, "--date", DATE, "--set", f"sink.uri={other}", "--json")
     assert whole.code == 0, whole.stderr
     assert TRIES in whole.stderr
+    parts = [[part["part"] for part in done.json["startup"]] for done in (whole, resumed)]
+    assert ["tried_rows" in each for each in parts] == [True, False]
     both = [read_predictions(uri, f"date={DATE}") for uri in (str(out), other)]
     columns = ["row_id", "text", "finish_reason", "num_input_tokens", "num_output_tokens"]
     assert both[0].select(columns) == both[1].select(columns)

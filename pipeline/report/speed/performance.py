@@ -16,7 +16,7 @@ from pipeline.report.speed.limits import Load, utilisation_pct
 
 
 class StartupPart(Section):
-    """One reason why the first row had to wait."""
+    """One reason why the first row had to wait, as in `STARTUP_PARTS`."""
 
     part: str
     wall_s: float | None

@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from pipeline.core.figures.counters import TRIED_ROWS
 from pipeline.execution.cluster.connect import connect
 from pipeline.execution.cluster.hardware import embedded_hardware
 from pipeline.execution.cluster.sharing import SHARING, share_ray
@@ -55,7 +56,8 @@ def sliced_by_time(run: RunContext, plan: Plan, model: ModelSpec, say: Say) -> I
         if is_open and not run.store.exists(run.layout.plan(plan.fingerprint)):
             if run.options.address is None and SHARING.get() is None:
                 stack.enter_context(share_ray())
-            probe = find_probe(run, plan, model, say)
+            with run.record.stage(TRIED_ROWS):
+                probe = find_probe(run, plan, model, say)
             if isinstance(probe, str):
                 say(f"no rows were tried, so slices have a number of tokens: {probe}")
             else:
