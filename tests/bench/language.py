@@ -2,12 +2,13 @@
 
     python tests/bench/language.py MODEL [--tasks choices generate] [--rows 64] [--runs 3]
 
-MODEL is the directory that smollm2.py makes. `choices`: reviews, of which the model says positive
-or negative; the peers write up to three tokens, as people do it. `generate`: questions whose
-answers take 1 to 128 tokens. Batches have 16 rows everywhere. `whole` counts from the start of the
-process to its end, `steady` the work alone: of ours what the report says of streaming. Systems take
-turns. It tells in how many rows the texts of ours and of `loop` are equal: padding on the left
-changes the last digits of the peers, and then sometimes a token. The last line is JSON.
+MODEL is the directory that `make build/smollm2/config.json` makes. `choices`: reviews, of which the
+model says positive or negative; the peers write up to three tokens, as people do it. `generate`:
+questions whose answers take 1 to 128 tokens. Batches have 16 rows everywhere. `whole` counts from
+the start of the process to its end, `steady` the work alone: of ours what the report says of
+streaming. Systems take turns. It tells in how many rows the texts of ours and of `loop` are equal:
+padding on the left changes the last digits of the peers, and then sometimes a token. The last line
+is JSON.
 """
 
 from __future__ import annotations

