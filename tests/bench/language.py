@@ -3,12 +3,12 @@
     python tests/bench/language.py MODEL [--tasks choices generate] [--rows 64] [--runs 3]
 
 MODEL is the directory that `make build/smollm2/config.json` makes. `choices`: reviews, of which the
-model says positive or negative; the peers write up to three tokens, as people do it. `generate`:
-questions whose answers take 1 to 128 tokens. Batches have 16 rows everywhere. `whole` counts from
-the start of the process to its end, `steady` the work alone: of ours what the report says of
-streaming. Systems take turns. It tells in how many rows the texts of ours and of `loop` are equal:
-padding on the left changes the last digits of the peers, and then sometimes a token. The last line
-is JSON.
+model says positive or negative; two peers write up to three tokens, as people do it, and `scores`
+scores both answers. `generate`: questions whose answers take 1 to 128 tokens. Batches have 16 rows
+everywhere. `whole` counts from the start of the process to its end, `steady` the work alone: of
+ours what the report says of streaming. Systems take turns. It tells in how many rows the answers of
+ours and of `scores`, or the texts of ours and of `loop`, are equal: padding on the left changes the
+last digits of the peers, and then sometimes a token. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from pipeline.commit.published.read import read_predictions
 
 BATCH = 16
 NEW_TOKENS = {"choices": 3, "generate": 128}
-PEERS = ("pipeline", "loop", "sorted")
+PEERS = {"choices": ("pipeline", "loop", "scores"), "generate": ("pipeline", "loop", "sorted")}
+ANSWERS = ["positive", "negative"]
 ASKED = "Is this review positive or negative? Answer with one word.\n\n"
 _THINGS = ("film", "phone", "hotel", "book", "meal", "game", "song", "chair")
 _SAID = (
@@ -73,7 +74,8 @@ def write_input(folder: Path, task: str, rows: int) -> Path:
     before = ASKED if task == "choices" else ""
     chats = [json.dumps([{"role": "user", "content": before + text}]) for text in texts]
     ids = [f"{row:05d}" for row in range(rows)]
-    pq.write_table(pa.table({"id": ids, "text": texts, "chat": chats}), folder / "a.parquet")
+    columns = {"id": ids, "text": texts, "chat": chats, "answers": [ANSWERS] * rows}
+    pq.write_table(pa.table(columns), folder / "a.parquet")
     return folder / "a.parquet"
 
 
@@ -113,7 +115,7 @@ def measure(task: str, model: str, rows: int, runs: int, folder: Path) -> dict[s
     content = f"{ASKED if task == 'choices' else ''}{{text}}"
     section: dict[str, Any] = {"messages": [{"role": "user", "content": content}]}
     if task == "choices":
-        section["choices"] = ["positive", "negative"]
+        section["choices"] = ANSWERS
     else:
         section["generate"] = {"max_new_tokens": NEW_TOKENS[task], "invalid": "keep"}
     said = {"path": model, "task": task, "batch_size": BATCH, **section}
@@ -121,7 +123,7 @@ def measure(task: str, model: str, rows: int, runs: int, folder: Path) -> dict[s
     case = Case(folder / task, file.parent, rows, said, columns=columns)
     found: dict[str, list[dict[str, Any]]] = {}
     for _ in range(runs):
-        for system in ("ours", *PEERS):
+        for system in ("ours", *PEERS[task]):
             one = ours(case, task) if system == "ours" else peer(system, model, file, task)
             found.setdefault(system, []).append(one)
             print(task, system, {k: v for k, v in one.items() if k != "texts"}, flush=True)
@@ -133,11 +135,9 @@ def measure(task: str, model: str, rows: int, runs: int, folder: Path) -> dict[s
         }
         for system, each in found.items()
     }
-    pairs = zip(found["ours"][0]["texts"], found["loop"][0]["texts"], strict=True)
-    if task == "choices":
-        result["equal_rows"] = sum(its.strip().lower().startswith(own) for own, its in pairs)
-    else:
-        result["equal_rows"] = sum(own == its for own, its in pairs)
+    same = found["scores" if task == "choices" else "loop"][0]
+    pairs = zip(found["ours"][0]["texts"], same["texts"], strict=True)
+    result["equal_rows"] = sum(own == its for own, its in pairs)
     return result
 
 

@@ -2,8 +2,9 @@
 
 `python tests/bench/peer_language.py WAY MODEL PARQUET NEW_TOKENS BATCH`: `pipeline` is its
 `pipeline("text-generation")`, `loop` its `generate` over batches, padded on the left, and
-`sorted` the same over prompts sorted by length. The last line is JSON: rows, tokens, the seconds
-of the work and the texts.
+`sorted` the same over prompts sorted by length. `scores` is how one scores answers with the library:
+a batch of prompts, each with one of the answers behind it; PARQUET's column `answers` has those. The
+last line is JSON: rows, tokens, the seconds of the work and the texts.
 """
 
 from __future__ import annotations
@@ -49,15 +50,45 @@ def texts_of(
             yield row, tokenizer.decode(tokens[:ends]), len(tokens[:ends])
 
 
+def scored(
+    model: Any, tokenizer: Any, chats: Sequence[Any], answers: Sequence[Sequence[str]], batch: int
+) -> Iterator[tuple[int, str, int]]:
+    """Yield row, the answer with the greatest mean log-likelihood, and 1."""
+    tokenizer.padding_side = "right"
+    pairs = [
+        (row, answer, tokenizer.apply_chat_template(chat, add_generation_prompt=True))
+        for row, (chat, some) in enumerate(zip(chats, answers, strict=True))
+        for answer in some
+    ]
+    found: dict[int, dict[str, float]] = {}
+    for start in range(0, len(pairs), batch):
+        some = pairs[start : start + batch]
+        prompts = [each["input_ids"] for _, _, each in some]
+        ends = [tokenizer(answer)["input_ids"] for _, answer, _ in some]
+        whole = [a + b for a, b in zip(prompts, ends, strict=True)]
+        logits = model(**tokenizer.pad({"input_ids": whole}, return_tensors="pt")).logits
+        for number, (row, answer, _) in enumerate(some):
+            size, end = len(prompts[number]), torch.tensor(ends[number])
+            own = logits[number, size - 1 : size - 1 + len(end)].log_softmax(1)
+            found.setdefault(row, {})[answer] = float(own.gather(1, end[:, None]).mean())
+    for row, by_answer in found.items():
+        yield row, max(by_answer, key=by_answer.__getitem__), 1
+
+
 def main() -> None:
     way, path, file, new_tokens, batch = sys.argv[1:]
     torch.set_num_threads(CORES)
     tokenizer = transformers.AutoTokenizer.from_pretrained(path, padding_side="left")
     model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-    chats = [json.loads(each) for each in pq.read_table(file)["chat"].to_pylist()]
+    table = pq.read_table(file)
+    chats = [json.loads(each) for each in table["chat"].to_pylist()]
     begun = time.perf_counter()
     with torch.inference_mode():
-        found = list(texts_of(way, model, tokenizer, chats, int(new_tokens), int(batch)))
+        if way == "scores":
+            answers = table["answers"].to_pylist()
+            found = list(scored(model, tokenizer, chats, answers, int(batch)))
+        else:
+            found = list(texts_of(way, model, tokenizer, chats, int(new_tokens), int(batch)))
     took_s = time.perf_counter() - begun
     texts = [text for _, text, _ in sorted(found)]
     tokens = sum(count for _, _, count in found)
