@@ -1,10 +1,10 @@
 """Peers of a language model, one process each: the ways that transformers itself offers.
 
 `python tests/bench/peer_language.py WAY MODEL PARQUET NEW_TOKENS BATCH`: `pipeline` is its
-`pipeline("text-generation")`, `loop` its `generate` over batches, padded on the left, and
-`sorted` the same over prompts sorted by length. `scores` is how one scores answers with the library:
-a batch of prompts, each with one of the answers behind it; PARQUET's column `answers` has those. The
-last line is JSON: rows, tokens, the seconds of the work and the texts.
+`pipeline("text-generation")`, `loop` its `generate` over batches, padded on the left, and `sorted`
+the same over prompts sorted by length. `scores` is how one scores answers with the library: a batch
+of prompts, each with one of the answers behind it; PARQUET's column `answers` has those. The last
+line is JSON: rows, tokens, the seconds of the work and the texts.
 """
 
 from __future__ import annotations
