@@ -49,7 +49,9 @@ class AppliedRules:
         self, generation: Generation, device: torch.device, grammar: Grammar | None = None
     ) -> None:
         """Take rules, and the grammar of records; None: outputs are texts."""
-        self._grammar, self._device = grammar, device
+        self._grammar = grammar
+        self._room: torch.Tensor | None = None
+        self._never = torch.tensor(_NEVER, device=device)
         self._rules, self._most = generation.rules, generation.max_new_tokens
         # Those alone are the same for each row at any step, or no rules of a step.
         rest = replace(self._rules, ends=(), start=(), languages=(), times_from=None, banned=())
@@ -57,7 +59,7 @@ class AppliedRules:
         self._banned = torch.tensor(self._rules.banned, dtype=torch.int64, device=device)
 
     def __call__(self, logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
-        """Return the logits whose best are the next tokens, float32 (B, V).
+        """Return the logits whose best are the next tokens, float32 (B, V), until the next call.
 
         Args:
             logits: Float32 (B, V), of the model; they stay as they are.
@@ -102,10 +104,18 @@ class AppliedRules:
             for row in rows
         ]  # fmt: skip
         mask = self._grammar.mask(matchers, found.shape[1])
-        may_come = torch.from_numpy(mask).to(self._device)
-        kept = torch.where(may_come, found, _NEVER)
-        has_none = kept.max(dim=1, keepdim=True).values == _NEVER
-        return torch.where(has_none & may_come, logits, kept)
+        may_come = torch.from_numpy(mask).to(self._never.device)
+        kept = torch.where(may_come, found, self._never, out=self._room_of(found))
+        has_none = kept.amax(dim=1) == _NEVER
+        if has_none.any():
+            kept[has_none] = torch.where(may_come, logits, self._never)[has_none]
+        return kept
+
+    def _room_of(self, found: torch.Tensor) -> torch.Tensor:
+        """Return room for logits, (B, V): new memory for each step would take longer to come."""
+        if self._room is None or len(self._room) < len(found):
+            self._room = torch.empty_like(found)
+        return self._room[: len(found)]
 
     def _apply(self, logits: torch.Tensor, row: Row) -> None:
         """Change the logits, (V,), of a row in place."""

@@ -33,11 +33,12 @@ _ANY = np.uint32(0xFFFFFFFF)
 _LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 1_000_000,
     "max_grammar_size": 100_000,
-    "max_lexer_states": 250_000,
+    "max_lexer_states": 400_000,
     "verbose_errors": False,
 }
-"""Of the library: what compiling may take, and what is kept of a schema while records are written.
-They bound time and memory whatever a schema says; schemas of the subset stay far below."""
+"""Of the library: what compiling may take, and what all records together keep of a schema while
+they are written, half a KiB each. A character of a string of limited length takes up to 16 of
+these states, one of an enum up to 2, so that schemas of the subset have fewer."""
 
 
 def require_grammars() -> None:
