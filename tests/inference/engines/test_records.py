@@ -15,6 +15,14 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from support.models.choosing import TEXTS, predicted, prepared
+from support.models.feature_writers import (
+    CLIPS,
+    SPEECH,
+    feature_writing,
+    images,
+    make_feature_writer,
+    prepared_features,
+)
 from support.models.generating import make_writer, writing
 from support.models.record_schemas import REVIEW, SCHEMAS
 
@@ -32,6 +40,11 @@ FEW = BatchLimits(3, 300)
 MANY = [*TEXTS, '"}]', "<|im_end|>", "{}", "cat " * 20]
 RULES = {"no_repeat_ngram_size": 2, "repetition_penalty": 1.3, "suppress_tokens": [*range(90, 99)],
          "min_new_tokens": 9, "begin_suppress_tokens": [*range(5, 200)]}  # fmt: skip
+SHORT: dict[str, Any] = {
+    "type": "object",
+    "properties": {"kind": {"enum": ["a", "b"]}, "named": {"type": "string", "maxLength": 9}},
+    "required": ["kind", "named"],
+}
 OPEN = {"type": "object", "properties": {"x": {"type": "string"}}, "required": ["x"]}
 
 
@@ -74,6 +87,24 @@ def test_each_row_has_a_record_or_a_reason(family: str, rules: dict[str, Any], t
     engine = engine_of(spec)
     written = [row for row in written_by(engine, rows).values() if row.matcher.is_done]
     assert len(written) == sum(row["error"] is None for row in found)
+    assert engine._num_agreed(written, engine._input.arrays(rows)) == len(written)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [*SPEECH, "trocr", "blip", "git"])
+def test_clips_and_images_have_records_too(family: str, tmp_path: Path):
+    path = make_feature_writer(tmp_path / "m", family, eos_token_id=[2])
+    spec = feature_writing(path, {"max_new_tokens": 50, "schema": SHORT})
+    rows = prepared_features(spec, CLIPS if family in SPEECH else images())
+    found = predicted(spec, rows, BatchLimits(3))
+    for row in found:
+        assert row["error"] in (None, "output_truncated")
+        if row["error"] is None:
+            assert {name: row[name] for name in SHORT["properties"]} == json.loads(row["text"])
+    assert sum(row["error"] is None for row in found) > len(found) // 2
+    engine = engine_of(spec)
+    held = written_by(engine, rows)
+    written = [held[n] for n, row in enumerate(found) if row["error"] is None]
     assert engine._num_agreed(written, engine._input.arrays(rows)) == len(written)
 
 
