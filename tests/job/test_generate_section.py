@@ -1,0 +1,80 @@
+"""The job's `model.generate.schema`: given itself or by its path, and what is refused beside it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.models.record_schemas import REVIEW
+
+from pipeline.core.errors import JobError
+from pipeline.job.job import Job
+from pipeline.job.reading.loader import parse_job, read_job
+
+DATE = dt.date(2026, 11, 24)
+
+
+def document(**generate: Any) -> dict[str, Any]:
+    return {
+        "source": {"uri": "s3://b/in", "format": "parquet", "text_column": "body"},
+        "model": {"path": "s3://b/m", "task": "generate", "generate": generate},
+        "sink": {"uri": "s3://b/out"},
+    }
+
+
+@pytest.mark.parametrize("schema", [REVIEW, "s3://b/review.json"])
+def test_it_survives_the_way_to_another_machine(schema: Any):
+    job = parse_job(document(schema=schema), date=DATE, origin="here")
+    assert job.model.generate.schema_ == schema
+    sent = json.loads(job.model_dump_json(exclude_unset=True))
+    assert sent["model"]["generate"] == {"schema": schema}
+    again = parse_job(sent, date=DATE, origin="there")
+    assert again == job
+    assert [*again.model.generate.model_dump()["schema"]] == [*schema]  # the order counts
+    plain = parse_job(document(max_new_tokens=9), date=DATE, origin="here")
+    assert "schema" not in plain.model.generate.model_dump()
+
+
+def test_the_schema_of_jobs_names_it():
+    properties = Job.model_json_schema()["$defs"]["Generate"]["properties"]
+    assert "schema" in properties
+    assert "schema_" not in properties
+
+
+@pytest.mark.parametrize(
+    ("generate", "problem"),
+    [
+        ("{schema: s.json, stop: ['}']}", "generate.stop has no effect with generate.schema"),
+        ("{schema: s.json, invalid: keep}", "generate.invalid = 'keep' has no effect with"),
+        ("{schema: {type: object, properties: {a: {type: string, format: date}}}}",
+         'generate.schema: properties.a: "format" is not done here'),
+        ("{schema: {type: object, properties: {a: {type: [string, null]}}}}",
+         "null is a text in quotes there"),
+        ("{schema: [a]}", "model.generate.schema: Input should be an object"),
+        ("{shema: s.json}", "model.generate.shema: unknown key, did you mean schema?"),
+        ("{schema_: s.json}", "model.generate.schema_: unknown key, did you mean schema?"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_one_line_with_its_place(generate: str, problem: str, tmp_path: Path):
+    job = tmp_path / "job.yaml"
+    job.write_text(
+        "source: {uri: s3://b/in, format: parquet, text_column: body}\n"
+        f"model:\n  path: s3://b/m\n  task: generate\n  generate: {generate}\n"
+        "sink: {uri: s3://b/out}\n"
+    )
+    with pytest.raises(JobError) as refused:
+        read_job(str(job), date=DATE)
+    assert problem in str(refused.value)
+    assert ": line " in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_quarantine_may_be_said_and_a_relative_path_stays_here(tmp_path: Path):
+    given = document(schema="s.json", invalid="quarantine")
+    assert parse_job(given, date=DATE, origin="here").model.generate.invalid == "quarantine"
+    (tmp_path / "job.yaml").write_text(json.dumps(given))
+    with pytest.raises(JobError, match=r"model\.generate\.schema = s\.json is relative"):
+        read_job(str(tmp_path / "job.yaml"), date=DATE, is_elsewhere=True)
