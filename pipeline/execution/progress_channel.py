@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.inference.slice_progress import EVERY_S, Rows, Send, Slice
+from pipeline.process.liveness import note_progress
 
 _ACTORS_PER_S = 100
 """Most messages per second at the actor: with more senders, each sends less often."""
@@ -27,18 +28,21 @@ class ProgressActor:
         """Take the number of slices to keep."""
         self._most = most
         self._rows: dict[Slice, int] = {}
+        self._num_told = 0
 
     def put(self, rows: Rows) -> None:
         """Note the finished rows of slices."""
+        self._num_told += 1
         for key, num_rows in rows.items():
             self._rows.pop(key, None)
             self._rows[key] = num_rows
         while len(self._rows) > self._most:
             del self._rows[next(iter(self._rows))]
 
-    def read(self) -> Rows:
-        """Return all counts that are kept, so that a lost answer does no harm."""
-        return dict(self._rows)
+    def read(self) -> tuple[Rows, int]:
+        """Return all counts that are kept, so that a lost answer does no harm, and how often actors
+        told some: within a long row the counts stay the same."""
+        return dict(self._rows), self._num_told
 
 
 @dataclass(frozen=True)
@@ -101,23 +105,30 @@ class ProgressListener:
         self._most = _MOST_NOTES * num_actors
         self._actor: Any = None
         self._asked: Any = None
+        self._num_told = 0
 
     def read(self) -> Rows:
-        """Return the counts so far; {} if Ray does not answer in time."""
+        """Return the counts so far; {} if Ray does not answer in time.
+
+        That actors told some shows that the run gets on, however long a slice takes.
+        """
         import ray
         from ray.exceptions import GetTimeoutError
 
+        found: Rows
         try:
             if self._actor is None:
                 options = {"name": self.channel.name, "num_cpus": 0}
                 self._actor = ray.remote(**options)(ProgressActor).remote(self._most)
             self._asked = self._asked or self._actor.read.remote()
-            found: Rows = ray.get(self._asked, timeout=_ANSWER_S)
+            found, num_told = ray.get(self._asked, timeout=_ANSWER_S)
         except GetTimeoutError:  # it is still starting: ask again later
             return {}
         except Exception:  # noqa: BLE001  # only for display; the run itself reports the error
-            found = {}
-        self._asked = None
+            found, num_told = {}, self._num_told
+        if num_told != self._num_told:
+            note_progress("rows or tokens within slices")
+        self._asked, self._num_told = None, num_told
         return found
 
     def close(self) -> None:
