@@ -23,6 +23,7 @@ from pipeline.models.directories.text.writing.generation_config import (
 
 _TASKS = ("transcribe", "translate")
 _NO_TIMES = "no_timestamps_token_id"
+_MOST_PLACES = 1 << 20
 
 
 def speech_facts(folder: Path, chosen: ModelClass) -> GenerationFacts:
@@ -86,12 +87,16 @@ def _llava(folder: Path, read: Reader, config: Any) -> GenerationFacts:
     begins = around.ids[: around.special_tokens_mask.index(0)]
     facts = facts_of(read, config, tuple(begins))
     [token] = read.checked_ids("image_token_index", [config.image_token_index])
-    vision = config.vision_config
+    vision, most = config.vision_config, most_places(config) or _MOST_PLACES
+    sizes: list[Any] = [getattr(vision, name, None) for name in ("image_size", "patch_size")]
+    if not all(type(size) is int and size > 0 for size in sizes):
+        raise read.problem(f"vision_config: an image of {preview(sizes[0])} px")
     # CLIP has the vector of a class beside those of the patches; the first vector is left out.
-    count = (vision.image_size // vision.patch_size) ** 2 + ("clip" in vision.model_type)
+    count = (sizes[0] // sizes[1]) ** 2 + ("clip" in vision.model_type)
     count -= config.vision_feature_select_strategy == "default"
+    if not 0 < count < most:
+        raise read.problem(f"vision_config: an image of {count} tokens, beside {most} places")
     said = f"{facts.said}; {count} tokens of the prompt are the image"
-    most = most_places(config)
     return replace(facts, most_places=most, said=said, image_token=token, num_image_tokens=count)
 
 

@@ -35,7 +35,9 @@ from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.inference.engines.generate_engine import GenerateEngine
 from pipeline.inference.slices.first_rows import SystematicFailureDetector
 from pipeline.models.agreement import AgreementLimits
+from pipeline.models.directories.chosen import choose
 from pipeline.models.directories.text.writing.decoding import Decoding
+from pipeline.models.directories.text.writing.features import image_generation_facts
 from pipeline.models.spec import ModelSpec, PredictorConfig
 from pipeline.preprocessing.model_input import BatchLimits
 
@@ -324,3 +326,20 @@ def test_an_encoder_needs_no_layer_that_no_decoder_looks_at(folder_of: Any, tmp_
     assert len(kept) == len(tensors) - 2
     save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
     require_equal(tmp_path, feature_writing(tmp_path), data_of("trocr"))
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"image_size": 2**30}, "an image of 18014398509481984 tokens, beside 96 places"),
+        ({"image_size": [32, 32]}, "an image of [32, 32] px"),
+    ],
+)
+def test_an_image_of_endless_tokens_is_refused(
+    values: dict[str, Any], problem: str, monkeypatch: pytest.MonkeyPatch, folder_of: Any
+):
+    path = folder_of("llava")
+    chosen = choose(path)
+    for name, value in values.items():
+        monkeypatch.setattr(chosen.config.vision_config, name, value)
+    assert problem in image_generation_facts(path, chosen).problem
