@@ -164,7 +164,7 @@ def _with_probe(
         if probe is None:
             return plan
     elif not num_to_try(plan, model):
-        why = "is for a model that writes texts, over 64 rows or more"
+        why = "is for a model that writes, over 64 rows or more (64 KiB if they are not counted)"
         raise JobError(f"plan --probe: it {why}; leave it out")
     elif isinstance(found := find_probe(run, plan, model, log.info, keeps=False), str):
         raise JobError(f"plan --probe: no rows could be tried: {found}")

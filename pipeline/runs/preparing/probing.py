@@ -38,8 +38,8 @@ from pipeline.runs.tuning.trials.context import TuningContext, lone_task, tuning
 
 _NUM_ROWS, _ONE_OF = 64, 10
 """So many rows are tried, but not more than a share of what an actor gets."""
-_LEAST_ROWS = 64
-"""Of fewer none are tried."""
+_LEAST_ROWS, _LEAST_BYTES = 64, 64 * 1024
+"""Of fewer none are tried: of rows, and of shards whose rows only reading counts."""
 _MAX_AGE_DAYS = 30
 Say = Callable[[str], None]
 
@@ -71,7 +71,8 @@ def num_to_try(plan: Plan, model: ModelSpec, num_actors: int = 1) -> int:
     if model.task.generation is None or not plan.units:
         return 0
     if num_rows is None:
-        return _NUM_ROWS
+        num_bytes = sum(extent.size_bytes for unit in plan.units for extent in unit.extents)
+        return _NUM_ROWS if num_bytes >= _LEAST_BYTES else 0
     found = min(_NUM_ROWS, max(FIRST_ROWS, num_rows // (_ONE_OF * num_actors)))
     return found if num_rows >= _LEAST_ROWS else 0
 
