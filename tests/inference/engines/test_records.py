@@ -48,11 +48,20 @@ SHORT: dict[str, Any] = {
 OPEN = {"type": "object", "properties": {"x": {"type": "string"}}, "required": ["x"]}
 
 
-def spec_of(folder: Path, family: str, rules: dict[str, Any], schema: Any = REVIEW) -> ModelSpec:
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_writer(tmp_path_factory.mktemp("writes") / "m", eos_token_id=[2])
+
+
+def recording(path: Path, schema: Any = REVIEW) -> ModelSpec:
+    return writing(path, generate={"max_new_tokens": NEW, "schema": schema})
+
+
+def ruled(folder: Path, family: str, rules: dict[str, Any]) -> ModelSpec:
     path = make_writer(folder, family, eos_token_id=[2])
     file = path / "generation_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **rules}))
-    return writing(path, generate={"max_new_tokens": NEW, "schema": schema})
+    return recording(path)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +76,7 @@ def spec_of(folder: Path, family: str, rules: dict[str, Any], schema: Any = REVI
     ],
 )
 def test_each_row_has_a_record_or_a_reason(family: str, rules: dict[str, Any], tmp_path: Path):
-    spec = spec_of(tmp_path / "m", family, rules)
+    spec = ruled(tmp_path / "m", family, rules)
     rows = prepared(spec, MANY)
     found = predicted(spec, rows, BatchLimits(64, 10_000))
     validator = jsonschema.Draft202012Validator(REVIEW)
@@ -133,7 +142,7 @@ def test_any_schema_gives_valid_records_or_reasons(schema: dict[str, Any]):
 @cache
 def any_engine() -> GenerateEngine:
     with tempfile.TemporaryDirectory() as folder:
-        return engine_of(spec_of(Path(folder) / "m", "llama", {}))
+        return engine_of(recording(make_writer(Path(folder) / "m", eos_token_id=[2])))
 
 
 def engine_of(spec: ModelSpec) -> GenerateEngine:
@@ -148,8 +157,8 @@ def written_by(engine: GenerateEngine, table: pa.Table) -> dict[int, Any]:
     return held.written
 
 
-def test_the_check_knows_which_tokens_may_come(tmp_path: Path):
-    engine = engine_of(spec_of(tmp_path / "m", "llama", {}))
+def test_the_check_knows_which_tokens_may_come(llama: Path):
+    engine = engine_of(recording(llama))
     rows = prepared(engine._config.spec, ["a good film"])
     inputs, module = engine._input.arrays(rows), engine._module
     row = written_by(engine, rows)[0]
@@ -167,12 +176,12 @@ def test_the_check_knows_which_tokens_may_come(tmp_path: Path):
     assert engine._num_agreed([row], inputs) == 0  # the model alone writes something else
 
 
-def test_what_has_no_end_or_is_no_record_has_its_reason(tmp_path: Path):
-    spec = spec_of(tmp_path / "m", "llama", {}, OPEN)
+def test_what_has_no_end_or_is_no_record_has_its_reason(llama: Path):
+    spec = recording(llama, OPEN)
     long = [row for row in predicted(spec, prepared(spec, MANY[:5])) if row["error"]]
     assert {row["error"] for row in long} == {"output_truncated"}
     assert "generate.max_new_tokens) and no end" in long[0]["message"]
-    engine = engine_of(spec_of(tmp_path / "n", "llama", {}))
+    engine = engine_of(recording(llama))
     rows = prepared(engine._config.spec, MANY[:5])
     before, text = engine.predict(rows, {}).to_pylist(), engine._module.text
     engine._module.text = lambda tokens: text(tokens).replace("stars", "stairs")
@@ -182,12 +191,11 @@ def test_what_has_no_end_or_is_no_record_has_its_reason(tmp_path: Path):
         assert row["stars"] is None
 
 
-def test_columns_and_fingerprint_are_those_of_the_schema(tmp_path: Path):
-    path = make_writer(tmp_path / "m", eos_token_id=[2])
+def test_columns_and_fingerprint_are_those_of_the_schema(llama: Path, tmp_path: Path):
     file = tmp_path / "review.json"
     file.write_text(json.dumps(REVIEW, indent=2))
     inline, by_path, other, texts = (
-        writing(path, generate={"schema": schema}) for schema in (REVIEW, str(file), OPEN, None)
+        writing(llama, generate={"schema": schema}) for schema in (REVIEW, str(file), OPEN, None)
     )
     assert inline.to_dict() == by_path.to_dict()
     assert len({json.dumps(each.to_dict()) for each in (inline, other, texts)}) == 3
@@ -212,11 +220,10 @@ def test_columns_and_fingerprint_are_those_of_the_schema(tmp_path: Path):
     ],
 )  # fmt: skip
 def test_a_file_that_is_no_schema_is_refused_in_a_line(
-    content: str | None, problem: str, tmp_path: Path
+    content: str | None, problem: str, llama: Path, tmp_path: Path
 ):
-    path = make_writer(tmp_path / "m")
     if content is not None:
         (tmp_path / "s.json").write_text(content)
     with pytest.raises(JobError, match=problem) as refused:
-        writing(path, generate={"schema": str(tmp_path / "s.json")})
+        recording(llama, str(tmp_path / "s.json"))
     assert str(refused.value).isprintable()
