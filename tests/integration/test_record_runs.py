@@ -169,5 +169,5 @@ def test_a_schema_that_is_refused_is_one_line_before_a_model_is_loaded(tmp_path:
     for verb in ("plan", "run"):
         done = pipeline(verb, job, "--date", "2026-11-24")
         assert done.code == 2
-        assert "generate.schema: properties.a: " in done.stderr
+        assert 'generate.schema: properties.a: "pattern" is not done here' in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr

@@ -26,6 +26,7 @@ MAX_DEPTH, MAX_NODES, MAX_VALUES = 8, 256, 1_024
 time; values of all of its enums."""
 MAX_LENGTH, MAX_ITEMS = 8_192, 1_024
 """Characters and items that a schema counts, over all of its strings and arrays."""
+_MAX_REFS = 32
 MAX_NUMBER, _MAX_DECIMALS = (1 << 53) - 1, 9
 _ANNOTATIONS = frozenset(
     ("$comment", "$id", "$schema", "default", "deprecated", "description", "examples", "title")
@@ -59,7 +60,9 @@ def canonical(given: Any) -> str:
     Raises:
         SchemaError: It is not in the subset.
     """
+    _require_short(given)
     schema = _Reader(given).root().schema()
+    _require_short(schema)  # references may stand for much more
     return json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
 
 
@@ -70,7 +73,7 @@ def record_of(schema: str) -> Node:
 
 
 class _Reader:
-    """Reads one schema, and counts what it has read: references may stand for much more."""
+    """Reads one schema, and counts what it has read."""
 
     def __init__(self, given: Any) -> None:
         self._given = given
@@ -79,12 +82,6 @@ class _Reader:
 
     def root(self) -> Node:
         given = self._given
-        try:
-            num_chars = len(json.dumps(given))
-        except (TypeError, ValueError, RecursionError):
-            raise SchemaError("is no JSON, or is nested too deep") from None
-        if num_chars > MAX_CHARS:
-            raise SchemaError(f"has {num_chars:,} characters, at most {MAX_CHARS:,} are read")
         if not isinstance(given, dict):
             raise SchemaError("expected a mapping, the JSON schema of an object")
         for section in _DEFINITIONS:
@@ -108,17 +105,19 @@ class _Reader:
         Args:
             given: The schema.
             place: Where it stands.
-            refs: The references by which it was reached.
+            refs: The references by which it was reached; '' stands for an anyOf.
             depth: In how many others it stands.
         """
-        self._count(place, depth)
         if not isinstance(given, dict):
             _refuse(place, "expected a mapping, the schema of a value")
+        if len(refs) > _MAX_REFS:
+            _refuse(place, f"more than {_MAX_REFS} of $ref and anyOf lead here")
         asked = {key: value for key, value in given.items() if key not in _ANNOTATIONS}
         if "$ref" in asked:
             return self._referred(asked, place, refs, depth)
         if "anyOf" in asked:
             return self._or_null(asked, place, refs, depth)
+        self._count(place, depth)
         node = _typed(asked, place)
         if "enum" in asked or "const" in asked:
             return self._with_values(node, asked, place)
@@ -154,7 +153,7 @@ class _Reader:
         others = [each for each in options if each != NULL] if isinstance(options, list) else []
         if len(asked) > 1 or len(others) != 1 or len(options) != 2:
             _refuse(place, "anyOf is done for one schema and {type: 'null'} alone")
-        return replace(self._node(others[0], place, refs, depth), is_nullable=True)
+        return replace(self._node(others[0], place, (*refs, ""), depth), is_nullable=True)
 
     def _with_values(self, node: Node, asked: Mapping[str, Any], place: str) -> Node:
         """Return a node with the only values that it may have."""
@@ -233,6 +232,15 @@ class _Reader:
         return replace(node, fields=tuple(fields), required=frozenset(required))
 
 
+def _require_short(schema: Any) -> None:
+    try:
+        num_chars = len(json.dumps(schema, ensure_ascii=False))
+    except (TypeError, ValueError, RecursionError):
+        raise SchemaError("is no JSON, or is nested too deep") from None
+    if num_chars > MAX_CHARS:
+        raise SchemaError(f"has {num_chars:,} characters, at most {MAX_CHARS:,} are read")
+
+
 def _typed(asked: Mapping[str, Any], place: str) -> Node:
     """Return a value of which only the type is known; refuse keywords that it cannot have."""
     given = asked.get("type", [])
@@ -240,6 +248,9 @@ def _typed(asked: Mapping[str, Any], place: str) -> Node:
     if "type" not in asked and ("enum" in asked or "const" in asked):
         kind = _KINDS.get(type(asked.get("const", "")))
         types = [kind, *(["null"] if _has_null(asked) else [])]
+    if not types and asked:
+        first = _shown(next(iter(asked)))
+        _refuse(place, f"{first} is not done here; a value has a type, an enum or a const")
     kinds = [each for each in types if each != "null"]
     if len(kinds) != 1 or len(types) > 2 or not _KEYWORDS.keys() & {str(each) for each in kinds}:
         hint = "; null is a text in quotes there" if None in types else ""
