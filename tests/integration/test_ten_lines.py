@@ -14,6 +14,7 @@ import pytest
 import yaml
 from support.inputs.clips import encoded, tone
 from support.models.audio_snapshots import make_listener
+from support.models.feature_writers import make_feature_writer
 from support.models.onnx_files import image_model, save
 from support.models.snapshots import make_snapshot, make_timm
 from support.runs.checkout import ROOT
@@ -26,6 +27,9 @@ EXAMPLES = ROOT / "examples" / "model_directories"
 NUM_ROWS, NUM_PHOTOS, NUM_BAD = 12, 6, 1
 TEXT_COLUMNS = ["num_tokens", "truncated"]
 SIZE_COLUMNS = ["width_px", "height_px"]
+WRITTEN_COLUMNS = [
+    *("text", "num_input_tokens", "num_output_tokens", "finish_reason", "mean_logprob"),
+]
 LABEL_COLUMNS = ["label", "label_id", "score", "top_k"]
 
 
@@ -82,6 +86,10 @@ def _hubert(folder: Path) -> None:
     make_listener(folder, "hubert")
 
 
+def _whisper(folder: Path) -> None:
+    make_feature_writer(folder, "whisper")
+
+
 def _resnet(folder: Path) -> None:
     make_timm(folder, "resnet10t", 4, label_names=["cat", "dog", "fox", "owl"])
 
@@ -122,6 +130,10 @@ CASES = {
         *(EXAMPLES / "classify_sound.yaml", _hubert, _write_clips, NUM_PHOTOS),
         *([*LABEL_COLUMNS, "duration_s"], "16000 Hz, clips of any length"),
     ),
+    "a model that writes down what is said": (
+        *(EXAMPLES / "transcribe.yaml", _whisper, _write_clips, NUM_PHOTOS),
+        *([*WRITTEN_COLUMNS, "duration_s"], "without timestamps"),
+    ),
     "an .onnx file": (
         *(EXAMPLES / "classify_images_onnx.yaml", _onnx, *PHOTOS),
         *([*LABEL_COLUMNS, *SIZE_COLUMNS], "tasks take 'logits'"),
@@ -133,7 +145,11 @@ CASES = {
 }
 """What the model is -> job file, how model and rows are made, rows predicted, columns, said."""
 SLOW = {*CASES} - {"a sentence-transformers encoder", "an .onnx file"}
-"""Each takes the way of another case; the plans of all are made in the usual run."""
+"""Each takes the way of another case; the plans of nearly all are made in the usual run."""
+PLANS = [
+    pytest.param(kind, marks=[pytest.mark.slow] * (kind == "a model that writes down what is said"))
+    for kind in CASES
+]
 WHOLE = [pytest.param(kind, marks=[pytest.mark.slow] * (kind in SLOW)) for kind in CASES]
 
 
@@ -160,7 +176,7 @@ def test_every_example_is_a_case():
 
 
 @pytest.mark.one_ray
-@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.parametrize("kind", PLANS)
 def test_a_plan_says_what_was_read_from_the_directory(kind: str, tmp_path: Path):
     path, *_, said = CASES[kind]
     plan = pipeline("plan", str(path), *_placed(kind, tmp_path), "--no-try")

@@ -106,7 +106,7 @@ def whisper_tokens(size: int) -> dict[str, Any]:
 def _config_of(family: str, ids: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """Return the name of a class, and the values of its configuration."""
     if family == "whisper":
-        sizes = {**HEARD["whisper"][2], "decoder_layers": 2, "max_target_positions": 64}
+        sizes = {**HEARD["whisper"][2], "decoder_layers": 2, "max_target_positions": 256}
         return "WhisperForConditionalGeneration", {**sizes, **ids}
     if family == "moonshine":
         sizes = {"hidden_size": 32, "intermediate_size": 64, "encoder_num_hidden_layers": 2,

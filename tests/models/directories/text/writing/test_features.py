@@ -254,7 +254,7 @@ def test_what_a_model_that_reads_no_text_cannot_have_is_refused(folder_of: Any, 
     messages = ({"role": "user", "content": "Say {text}"},)
     with pytest.raises(JobError, match=r"model\.messages: the model reads no text"):
         feature_writing(path, messages=messages)
-    most = 64 - 4
+    most = 256 - 4
     with pytest.raises(JobError, match=rf"max_new_tokens = {most + 1}: .* writes {most} tokens"):
         feature_writing(path, {"max_new_tokens": most + 1})
     for file in path.iterdir():
