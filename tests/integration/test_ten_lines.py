@@ -144,7 +144,7 @@ CASES = {
     ),
 }
 """What the model is -> job file, how model and rows are made, rows predicted, columns, said."""
-SLOW = {*CASES} - {"a sentence-transformers encoder", "an .onnx file"}
+SLOW = {*CASES} - {"an .onnx file"}
 """Each takes the way of another case; the plans of nearly all are made in the usual run."""
 PLANS = [
     pytest.param(kind, marks=[pytest.mark.slow] * (kind == "a model that writes down what is said"))

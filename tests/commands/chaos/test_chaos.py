@@ -399,6 +399,7 @@ def is_of(process: psutil.Process, folder: Path) -> bool:
     return (process.info["environ"] or {}).get(MARK) == str(folder)
 
 
+@pytest.mark.slow
 def test_a_job_that_cannot_run_at_all_says_so_with_its_own_exit_code(tmp_path: Path) -> None:
     build_images(tmp_path / "in", 24, seed=1, num_bad=0)
     source = {"uri": str(tmp_path / "in"), "format": "images"}

@@ -77,6 +77,7 @@ def test_the_first_attempt_runs_here_and_leaves_nothing(case: Case) -> None:
     assert list(case.attempts.folder.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_slice_in_a_child_has_the_room_of_all_others(tmp_path: Path) -> None:
     attempts, log = Attempts(tmp_path / "marks"), list[str]()
     inside, may_end = threading.Semaphore(0), threading.Event()
@@ -142,6 +143,7 @@ def test_a_row_that_two_workers_were_killed_over_alone_ran_out_of_memory(case: C
     assert counters["isolated"]["retries"] == 4  # and no child: that row was not tried any more
 
 
+@pytest.mark.slow
 def test_workers_that_die_over_batches_twice_have_their_rows_taken_one_by_one(
     tmp_path: Path,
 ) -> None:

@@ -131,6 +131,7 @@ def test_what_a_silent_child_writes_is_one_printable_line_of_the_debug_log(
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_a_row_that_ends_its_process_says_over_which_input() -> None:
     values, others = [0, SEGFAULT, 2, 3, KILL], [0, 1, HANG, EXIT, 4]
     rows = rows_of(values).append_column("other", pa.array(others, pa.int64()))

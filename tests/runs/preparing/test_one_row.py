@@ -189,6 +189,7 @@ def test_a_crash_or_a_hang_in_native_code_is_a_finding_and_no_end_of_the_command
         attempt(make_job(tmp_path, [colour], model=model(factory), run={"row_timeout_s": 3}))
 
 
+@pytest.mark.slow
 def test_an_exception_of_the_users_model_is_told_with_file_and_line(tmp_path: Path) -> None:
     told = r"model_error: ValueError: too dark to look at \(models.py line \d+\)$"
     with pytest.raises(JobError, match=told):
@@ -214,6 +215,7 @@ def test_features_go_the_whole_way_too(tmp_path: Path) -> None:
     assert str(found) == "ok: 1 row (a.parquet#1) -> total 5, largest 3"
 
 
+@pytest.mark.slow
 def test_a_vector_that_does_not_fit_is_told_with_both_lengths_and_its_names(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     pq.write_table(pa.table({"a": [1.0, 2.0], "b": ["x", "y"]}), tmp_path / "in" / "a.parquet")
