@@ -163,8 +163,8 @@ class Model(Section):
     prompt: str | None = Field(default=None, exclude_if=lambda value: value is None)
     """Task `choices`: what the model continues with an answer, with `{text}` where the text of a
     row goes, as in `Review: {text}\\nSentiment:`. Task `generate`: what it continues or answers;
-    left out: the text alone. A model that writes to clips or images begins with the prompt, which
-    then has no `{text}`."""
+    left out: the text alone. For clips and images it is what the model begins with, without
+    `{text}`; LLaVA needs `<image>` in it."""
     messages: tuple[Message, ...] = Field(default=(), exclude_if=lambda value: not value)
     """Tasks `choices`, `generate`: the same as messages, `{role, content}` each, which the chat
     template of the model directory writes. It is rendered once, in a sandbox, and never sees a

@@ -109,9 +109,9 @@ def _language_module(
     seen: Input,
 ) -> torch.nn.Module:
     if task.generation is None:
-        from pipeline.models.directories.text.choices import with_choices
+        from pipeline.models.directories.text.choices_opening import with_choices
 
-        return with_choices(head, model, task, seen.text)
+        return with_choices(head, model, task, seen)
     from pipeline.models.directories.text.text_facts import output_tokenizer
     from pipeline.models.directories.text.writing.opening import with_decoding
 

@@ -5,6 +5,7 @@ A model that reads no text begins with the prompt.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from pipeline.models.generation import Rules
 from pipeline.models.resolving.cards import FoundModel
 from pipeline.models.tasks import task_class
 from pipeline.models.tasks.choices import PLACE
+from pipeline.preprocessing.texts.prompts import PromptTokenizer
 from pipeline.preprocessing.texts.text_settings import Prompt
 from pipeline.preprocessing.texts.tokenizer import tokenizer_errors
 
@@ -41,7 +43,7 @@ def choose_start(model: Model, facts: GenerationFacts, folder: Path) -> Rules:
         raise JobError("model.messages: the model reads no text; give model.prompt instead")
     if model.prompt is None and facts.image_token is None:
         return facts.rules
-    prompt = model.prompt or ""
+    prompt = _plain_prompt(model)
     if PLACE in prompt:
         raise JobError(f"model.prompt: the model reads no text, so that {PLACE} has no effect")
     tokenizer = load_tokenizer(folder / facts.tokenizer)
@@ -58,6 +60,55 @@ def choose_start(model: Model, facts: GenerationFacts, folder: Path) -> Rules:
     first = facts.rules.start[:1]
     is_whole = facts.is_begun_by_prompt or ids[:1] == [*first]
     return replace(facts.rules, start=(*(() if is_whole else first), *ids), languages=())
+
+
+def choose_answers(
+    model: Model, card: FoundModel, texts: Sequence[str]
+) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+    """Return the tokens that answers about an image continue, and those of each answer.
+
+    Args:
+        model: The job's section.
+        card: The model.
+        texts: The job's answers.
+
+    Returns:
+        Token ids; () and () if there are no answers, or if the model reads texts.
+
+    Raises:
+        JobError: As `choose_start`, or the model has no places for them, or an answer has an image.
+    """
+    facts = card.facts.generation if card.facts else None
+    if not texts or facts is None or facts.image_token is None:
+        return (), ()
+    if model.prior_corrected:
+        raise JobError(
+            "model.prior_corrected: takes off what an answer has after an empty text, and no image "
+            "is empty; leave it out"
+        )
+    assert card.directory is not None, "only a directory has such facts"
+    folder = local(card.directory)
+    start = choose_start(model, facts, folder).start
+    prompt = Prompt("", _plain_prompt(model))
+    tokenizer = PromptTokenizer(load_tokenizer(folder / facts.tokenizer), prompt)
+    with tokenizer_errors("model.choices: the tokenizer fails over it"):
+        answers = tuple(map(tuple, tokenizer.answers(texts)))
+    for text, answer in zip(texts, answers, strict=True):
+        if facts.image_token in answer:
+            raise JobError(f"model.choices: {text!r} has the token that stands for the image")
+    longest = max(map(len, answers))
+    if facts.most_places is not None and len(start) + longest > facts.most_places:
+        raise JobError(
+            f"model.prompt: has {len(start)} tokens and the longest answer {longest}; {card.name} "
+            f"takes {facts.most_places} at most"
+        )
+    return start, answers
+
+
+def _plain_prompt(model: Model) -> str:
+    """Return the prompt of a model that reads no text."""
+    prompt = model.prompt or ""
+    return prompt.rstrip(" ") if model.choices else prompt  # an answer begins with the space
 
 
 def choose_prompt(model: Model, card: FoundModel, task: str, text: Text) -> Prompt | None:

@@ -39,7 +39,8 @@ class Choices(Classify):
             yield "choices: an answer is empty"
         if (model.prompt is None) == (not model.messages):
             yield "task 'choices' needs either prompt or messages"
-        yield from prompt_problems(model)
+        # Whether the rows are texts, so that a prompt has a place for them, is resolved later.
+        yield from prompt_problems(model, least=bool(model.messages))
         if model.prompt is not None and not model.prompt.replace(PLACE, "").strip():
             yield f"prompt: must say something beside {PLACE}"
 
@@ -51,7 +52,7 @@ class Choices(Classify):
         return None
 
 
-def prompt_problems(model: Model, least: int = 1) -> Iterator[str]:
+def prompt_problems(model: Model, least: int) -> Iterator[str]:
     """Yield the problems of a job's prompt or messages, which need `least` places for a text."""
     texts = [model.prompt or "", *(message.content for message in model.messages)]
     if not least <= sum(text.count(PLACE) for text in texts) <= 1:

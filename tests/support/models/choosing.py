@@ -36,13 +36,15 @@ TEXTS = (
 )
 
 
-def choosing(path: Path, text: Text | None = None, **model: Any) -> ModelSpec:
+def choosing(
+    path: Path, text: Text | None = None, input_name: str = "text", **model: Any
+) -> ModelSpec:
     """Return the model of a job; PROMPT and CHOICES unless it says others."""
     fields = {"path": str(path), "task": "choices", "choices": CHOICES, **model}
     if "messages" not in fields:
         fields.setdefault("prompt", PROMPT)
     fields["messages"] = tuple(fields.get("messages", ()))
-    return resolve_model(Model(**fields), Transform(), text, input_name="text")
+    return resolve_model(Model(**fields), Transform(), text, input_name=input_name)
 
 
 def prepared(spec: ModelSpec, texts: Sequence[str]) -> pa.Table:

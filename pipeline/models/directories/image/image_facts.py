@@ -80,7 +80,8 @@ def caption_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
         kind="transformers",
         architecture=chosen.built.__name__,
         input="image",
-        tasks=("generate",),
+        # Answers can be scored behind an image that is among the tokens of the prompt.
+        tasks=("generate", "choices") if written.image_token is not None else ("generate",),
         labels=None,
         embedding_dim=None,
         module=chosen.facts,

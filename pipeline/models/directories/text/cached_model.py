@@ -34,6 +34,7 @@ class CachedModel(nn.Module):
         places: torch.Tensor,
         mask: torch.Tensor | None = None,
         keep: int | torch.Tensor = 1,
+        **features: torch.Tensor,
     ) -> torch.Tensor:
         """Return the logits of some tokens of a model without an encoder.
 
@@ -45,6 +46,7 @@ class CachedModel(nn.Module):
                 (B, 1, T, P + T).
             keep: Of how many of the last tokens, or of which, int64 (K,), if it `chooses_logits`.
                 A model that cannot choose gives those of all.
+            features: What the model reads beside them, such as `pixel_values`.
         """
         rows, length = ids.shape
         if mask is None:
@@ -53,7 +55,7 @@ class CachedModel(nn.Module):
         options: dict[str, Any] = {"position_ids": places} if "position_ids" in self._takes else {}
         if self.chooses_logits:
             options["logits_to_keep"] = keep
-        return self.run(cache, input_ids=ids, attention_mask=mask, **options)
+        return self.run(cache, input_ids=ids, attention_mask=mask, **options, **features)
 
 
 def new_cache() -> Any:

@@ -1,38 +1,32 @@
 """Modules of task `choices`: the mean log-likelihood (B, K) of K answers after each prompt.
 
 The keys and values of a prompt are computed once for all answers, and those of the tokens that all
-prompts begin with once for all rows. `forward` takes `input_ids` and `attention_mask`, int64
-(B, L), padded on the right, each row with at least one token.
+prompts begin with once for all rows. `forward` of a model that reads texts takes `input_ids` and
+`attention_mask`, int64 (B, L), padded on the right, each row with at least one token.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from pipeline.core.errors import JobError
-from pipeline.core.printable import clean_message
-from pipeline.models.directories.facts import CAUSAL
 from pipeline.models.directories.text.cached_model import (
     CachedModel,
     new_cache,
     places_of,
     states_of,
 )
-from pipeline.models.tasks.base import TaskSpec
-from pipeline.preprocessing.texts.prompts import prompt_tokenizer
-from pipeline.preprocessing.texts.text_settings import TextSettings
 
-_CHECKED_TOKENS, _CHECKED_ROWS, _CHECKED_ANSWERS, _TOLERANCE = (7, 4, 6, 5, 3), 2, 3, 1e-3
 _MOST_ENDS = 4
 """Most lengths of prompts in a batch whose last logits are taken from one pass."""
 
 
-class Choices(CachedModel):
-    """Base of both: what to make of log-likelihoods."""
+class Choices(CachedModel, ABC):
+    """Base of all: what to make of log-likelihoods."""
 
     def __init__(self, model: nn.Module, answers: Sequence[Sequence[int]]) -> None:
         """Take a model of the library, and the token ids of K answers, at least one each."""
@@ -42,6 +36,15 @@ class Choices(CachedModel):
         for number, answer in enumerate(answers):
             self.register_buffer(f"answer_{number}", torch.tensor(answer), persistent=False)
         self.num_answers = len(answers)
+
+    @abstractmethod
+    def plain(self, row: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
+        """Return the mean log-likelihood of an answer (C,) to a row, by one pass.
+
+        Args:
+            row: The tokens of its prompt (T,), or its image (3, H, W), normalised.
+            answer: int64 (C,).
+        """
 
     def answers(self) -> list[torch.Tensor]:
         """Return the token ids of each answer, (C,), on the device of the model."""
@@ -54,8 +57,44 @@ class Choices(CachedModel):
         return scores - scores.new_tensor(self.prior)
 
 
-class CausalChoices(Choices):
-    """Answers that continue the prompt."""
+class ContinuedChoices(Choices):
+    """Answers that continue what was read before."""
+
+    def scored(
+        self, cache: Any, first: torch.Tensor, is_seen: torch.Tensor, lengths: torch.Tensor
+    ) -> torch.Tensor:
+        """Return float32 (B, K).
+
+        Args:
+            cache: Keys and values of P tokens before the answers.
+            first: (B, V), the logits behind them.
+            is_seen: bool (B, P), which of them are of the row.
+            lengths: int64 (B, 1), how many.
+        """
+        states, sums = states_of(cache), []
+        for answer in self.answers():
+            total = _likelihoods(first, answer[0])
+            if len(answer) > 1:
+                _restore(cache, states)
+                tokens = answer[:-1].expand(len(first), -1)
+                mask = torch.cat([is_seen, is_seen.new_ones(tokens.shape)], dim=1)
+                places = lengths + torch.arange(tokens.shape[1], device=tokens.device)
+                logits = self.run_decoder(cache, tokens, places, mask, keep=tokens.shape[1])
+                total = total + _likelihoods(logits, answer[1:]).sum(dim=1)
+            sums.append(total)
+        return self.means(sums)
+
+    def at_once(
+        self, before: torch.Tensor, answer: torch.Tensor, **features: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the mean log-likelihood of an answer (C,) after tokens (T,), by one pass."""
+        ids = torch.cat([before, answer])[None]
+        logits = self.model(input_ids=ids, use_cache=False, **features).logits
+        return _likelihoods(logits[:, len(before) - 1 : -1], answer).mean()
+
+
+class CausalChoices(ContinuedChoices):
+    """Answers that continue a prompt with the text of a row."""
 
     def __init__(self, model: nn.Module, answers: Sequence[Sequence[int]]) -> None:
         super().__init__(model, answers)
@@ -69,24 +108,10 @@ class CausalChoices(Choices):
         cache, lengths = new_cache(), attention_mask.sum(dim=1, keepdim=True)
         input_ids = input_ids[:, : int(lengths.max())]
         first, is_seen = self._read(cache, input_ids, lengths)
-        states = states_of(cache)
-        sums = []
-        for answer in self.answers():
-            total = _likelihoods(first, answer[0])
-            if len(answer) > 1:
-                _restore(cache, states)
-                tokens = answer[:-1].expand(len(input_ids), -1)
-                mask = torch.cat([is_seen, is_seen.new_ones(tokens.shape)], dim=1)
-                places = lengths + torch.arange(tokens.shape[1], device=tokens.device)
-                logits = self.run_decoder(cache, tokens, places, mask, keep=tokens.shape[1])
-                total = total + _likelihoods(logits, answer[1:]).sum(dim=1)
-            sums.append(total)
-        return self.means(sums)
+        return self.scored(cache, first, is_seen, lengths)
 
-    def plain(self, ids: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
-        """Return the mean log-likelihood of an answer (C,) after a prompt (T,), by one pass."""
-        logits = self.model(input_ids=torch.cat([ids, answer])[None], use_cache=False).logits
-        return _likelihoods(logits[:, len(ids) - 1 : -1], answer).mean()
+    def plain(self, row: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
+        return self.at_once(row, answer)
 
     def _read(
         self, cache: Any, input_ids: torch.Tensor, lengths: torch.Tensor
@@ -129,6 +154,32 @@ class CausalChoices(Choices):
         return size
 
 
+class PicturedChoices(ContinuedChoices):
+    """Answers that continue tokens which are the same for each row, its image among them."""
+
+    def __init__(
+        self, model: nn.Module, answers: Sequence[Sequence[int]], start: Sequence[int]
+    ) -> None:
+        """Take a model that reads `pixel_values`, too, the answers, and the tokens before them.
+
+        As many of `start` stand for the image as it has vectors.
+        """
+        super().__init__(model, answers)
+        self.register_buffer("start", torch.tensor(start), persistent=False)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return float32 (B, K) of images (B, 3, H, W), normalised."""
+        cache, rows = new_cache(), len(pixels)
+        ids = self.get_buffer("start").expand(rows, -1)
+        places = places_of(0, ids.shape[1], ids)
+        logits = self.run_decoder(cache, ids, places, pixel_values=pixels)
+        is_seen = torch.ones_like(ids, dtype=torch.bool)
+        return self.scored(cache, logits[:, -1], is_seen, places[:, -1:] + 1)
+
+    def plain(self, row: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
+        return self.at_once(self.get_buffer("start"), answer, pixel_values=row[None])
+
+
 class TargetChoices(Choices):
     """Answers of a decoder to the prompt that an encoder has read."""
 
@@ -149,75 +200,15 @@ class TargetChoices(Choices):
             sums.append(_likelihoods(logits, answer).sum(dim=1))
         return self.means(sums)
 
-    def plain(self, ids: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
-        """Return the mean log-likelihood of an answer (C,) to a prompt (T,), by one pass."""
+    def plain(self, row: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
         found = self.model(
-            input_ids=ids[None], decoder_input_ids=self._decoded(answer)[None], use_cache=False
+            input_ids=row[None], decoder_input_ids=self._decoded(answer)[None], use_cache=False
         )
         return _likelihoods(found.logits, answer).mean()
 
     def _decoded(self, answer: torch.Tensor) -> torch.Tensor:
         config: Any = self.model.config
         return torch.cat([answer.new_tensor([config.decoder_start_token_id]), answer[:-1]])
-
-
-def with_choices(
-    head: str, model: nn.Module, task: TaskSpec, text: TextSettings | None
-) -> nn.Module:
-    """Return the module that scores the answers of a task.
-
-    Args:
-        head: As `LibraryClass.head`, of a language model.
-        model: Of the library, with this head.
-        task: Its prompts are the answers.
-        text: With the prompt of the job.
-
-    Raises:
-        JobError: Keys and values of the model cannot be shared.
-    """
-    assert text is not None, "the job's rows are texts"
-    tokenizer = prompt_tokenizer(text)
-    module: CausalChoices | TargetChoices
-    if head == CAUSAL:
-        module = CausalChoices(model, tokenizer.answers(task.prompts))
-    else:
-        module = TargetChoices(model, tokenizer.targets(task.prompts))
-    with torch.no_grad():
-        _require_shares(module)
-        if task.prior_corrected:
-            [ids] = tokenizer.prompts([""])
-            prompt = torch.tensor([ids])
-            module.prior = tuple(module(prompt, torch.ones_like(prompt))[0].tolist())
-    if isinstance(module, CausalChoices):
-        module.shared = tuple(tokenizer.shared())
-    return module
-
-
-def _require_shares(module: CausalChoices | TargetChoices) -> None:
-    """Refuse a model whose likelihoods change where keys and values are shared and padded."""
-    name = type(module.model).__name__
-    size = module.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
-    width = max(_CHECKED_TOKENS)
-    ids = (torch.arange(len(_CHECKED_TOKENS) * width) * 31 % size).view(-1, width)
-    lengths = torch.tensor(_CHECKED_TOKENS)[:, None]
-    mask = (torch.arange(width) < lengths).long()
-    some = slice(_CHECKED_ROWS)
-    try:
-        # Of a few lengths and of many, which are read otherwise.
-        found = torch.stack([module(ids[some], mask[some]), module(ids, mask)[some]])
-        for row in range(_CHECKED_ROWS):
-            prompt = ids[row, : _CHECKED_TOKENS[row]]
-            for number, answer in enumerate(module.answers()[:_CHECKED_ANSWERS]):
-                expected = module.plain(prompt, answer)
-                off = float((found[:, row, number] - expected).abs().max())
-                if not off <= _TOLERANCE * max(1.0, abs(float(expected))):
-                    raise ValueError(f"log-likelihoods are off by {off:.2g}")
-    except Exception as error:
-        told = clean_message(f"{type(error).__name__}: {error}", 200)
-        raise JobError(
-            f"model.task = 'choices': {name} of model.path cannot score answers that share a "
-            f"prompt: {told}; take another model"
-        ) from error
 
 
 def _restore(cache: Any, states: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:

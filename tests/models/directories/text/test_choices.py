@@ -161,6 +161,12 @@ def test_the_chat_template_and_the_prompt_are_in_the_settings(tmp_path: Path):
     assert settings[3]["weights_sha256"] != settings[4]["weights_sha256"]
 
 
+def test_a_prompt_without_a_place_for_the_text_is_refused(tmp_path: Path):
+    path = make_language_model(tmp_path / "m", LLAMA)
+    with pytest.raises(JobError, match=r"model\.prompt: must have \{text\} once"):
+        choosing(path, prompt="Is it so?")
+
+
 @pytest.mark.parametrize(
     ("cls", "config"),
     [

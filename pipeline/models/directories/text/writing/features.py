@@ -85,7 +85,9 @@ def _llava(folder: Path, read: Reader, config: Any) -> GenerationFacts:
     tokenizer begins a text with."""
     around = load_tokenizer(folder / TOKENIZER).encode("a")
     begins = around.ids[: around.special_tokens_mask.index(0)]
-    facts = facts_of(read, config, tuple(begins))
+    # Where the image goes does not depend on what is refused for task `generate`.
+    facts = or_problem(lambda: facts_of(read, config, ()))
+    facts = replace(facts, rules=replace(facts.rules, start=tuple(begins)))
     [token] = read.checked_ids("image_token_index", [config.image_token_index])
     vision, most = config.vision_config, most_places(config) or _MOST_PLACES
     sizes: list[Any] = [getattr(vision, name, None) for name in ("image_size", "patch_size")]

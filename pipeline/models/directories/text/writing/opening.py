@@ -11,6 +11,7 @@ from torch import nn
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.models.directories.facts import CAPTION, CAUSAL, SPEECH
+from pipeline.models.directories.text.drawn_features import drawn_features
 from pipeline.models.directories.text.writing.causal import (
     CausalDecoding,
     ImageFirstDecoding,
@@ -25,7 +26,7 @@ from pipeline.models.directories.text.writing.target import (
 from pipeline.models.generation import Rules
 from pipeline.models.records.grammar import Grammar
 from pipeline.models.tasks.base import TaskSpec
-from pipeline.preprocessing.model_input import BatchLimits, Input
+from pipeline.preprocessing.model_input import Input
 from pipeline.preprocessing.texts.prompts import PromptTokenizer
 
 _CHECKED_TOKENS, _CHECKED_STEPS, _TOLERANCE = (7, 4, 1), 3, 1e-3
@@ -101,11 +102,7 @@ def _examples(module: Decoding, seen: Input) -> Callable[[Sequence[int]], Tensor
             for row, length in enumerate(_CHECKED_TOKENS)
         ]
         return lambda rows: tensors_of([prompts[row] for row in rows])
-    [(name, slot)] = seen.slots(BatchLimits(1)).items()
-    one = torch.ones((1, *slot.shape[1:]), dtype=getattr(torch, slot.dtype))
-    [prepared] = seen.normaliser(torch.float32)(one)
-    drawn = torch.Generator().manual_seed(0)
-    values = torch.randn((_FEATURES, *prepared.shape[1:]), generator=drawn)
+    name, values = drawn_features(seen, _FEATURES)
     return lambda rows: {name: values[[*rows]]}
 
 
