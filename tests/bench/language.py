@@ -1,6 +1,7 @@
 """Measure what a language model chooses and writes, beside transformers' own ways.
 
     python tests/bench/language.py MODEL [--tasks choices generate] [--rows 64] [--runs 3]
+        [--precision bf16]
 
 MODEL is the directory that `make build/smollm2/config.json` makes. `choices`: reviews, of which the
 model says positive or negative; two peers write up to three tokens, as people do it, and `scores`
@@ -34,6 +35,7 @@ BATCH = 16
 NEW_TOKENS = {"choices": 3, "generate": 128}
 PEERS = {"choices": ("pipeline", "loop", "scores"), "generate": ("pipeline", "loop", "sorted")}
 ANSWERS = ["positive", "negative"]
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 ASKED = "Is this review positive or negative? Answer with one word.\n\n"
 _THINGS = ("film", "phone", "hotel", "book", "meal", "game", "song", "chair")
 _SAID = (
@@ -97,9 +99,9 @@ def ours(case: Case, task: str) -> dict[str, Any]:
     }
 
 
-def peer(way: str, model: str, file: Path, task: str) -> dict[str, Any]:
+def peer(way: str, model: str, file: Path, task: str, precision: str) -> dict[str, Any]:
     begun = time.perf_counter()
-    numbers = (str(NEW_TOKENS[task]), str(BATCH))
+    numbers = (str(NEW_TOKENS[task]), str(BATCH), DTYPES[precision])
     done = subprocess.run(
         [sys.executable, str(BENCH / "peer_language.py"), way, model, str(file), *numbers],
         env=environment(),
@@ -110,7 +112,9 @@ def peer(way: str, model: str, file: Path, task: str) -> dict[str, Any]:
     return {**json.loads(done.stdout.splitlines()[-1]), "wall_s": time.perf_counter() - begun}
 
 
-def measure(task: str, model: str, rows: int, runs: int, folder: Path) -> dict[str, Any]:
+def measure(
+    task: str, model: str, rows: int, runs: int, precision: str, folder: Path
+) -> dict[str, Any]:
     file = write_input(folder / task / "in", task, rows)
     content = f"{ASKED if task == 'choices' else ''}{{text}}"
     section: dict[str, Any] = {"messages": [{"role": "user", "content": content}]}
@@ -118,13 +122,16 @@ def measure(task: str, model: str, rows: int, runs: int, folder: Path) -> dict[s
         section["choices"] = ANSWERS
     else:
         section["generate"] = {"max_new_tokens": NEW_TOKENS[task], "invalid": "keep"}
-    said = {"path": model, "task": task, "batch_size": BATCH, **section}
+    said = {"path": model, "task": task, "batch_size": BATCH, "precision": precision}
     columns = {"format": "parquet", "text_column": "text", "id_column": "id"}
+    said |= section
     case = Case(folder / task, file.parent, rows, said, columns=columns)
     found: dict[str, list[dict[str, Any]]] = {}
     for _ in range(runs):
         for system in ("ours", *PEERS[task]):
-            one = ours(case, task) if system == "ours" else peer(system, model, file, task)
+            one = (
+                ours(case, task) if system == "ours" else peer(system, model, file, task, precision)
+            )
             found.setdefault(system, []).append(one)
             print(task, system, {k: v for k, v in one.items() if k != "texts"}, flush=True)
     unit = "rows" if task == "choices" else "tokens"
@@ -147,15 +154,17 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=NEW_TOKENS, default=[*NEW_TOKENS])
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--precision", choices=DTYPES, default="fp32")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         model = str(Path(options.model).resolve())
         results = {
-            task: measure(task, model, options.rows, options.runs, Path(name))
+            task: measure(task, model, options.rows, options.runs, options.precision, Path(name))
             for task in options.tasks
         }
     found = {"date": today(), "machine": machine(), "rows": options.rows, "results": results}
+    found["precision"] = options.precision
     tell(found, options.out)
 
 

@@ -1,6 +1,6 @@
 """Peers of a language model, one process each: the ways that transformers itself offers.
 
-`python tests/bench/peer_language.py WAY MODEL PARQUET NEW_TOKENS BATCH`: `pipeline` is its
+`python tests/bench/peer_language.py WAY MODEL PARQUET NEW_TOKENS BATCH DTYPE`: `pipeline` is its
 `pipeline("text-generation")`, `loop` its `generate` over batches, padded on the left, and `sorted`
 the same over prompts sorted by length. `scores` is how one scores answers with the library: a batch
 of prompts, each with one of the answers behind it; PARQUET's column `answers` has those. The last
@@ -69,17 +69,18 @@ def scored(
         logits = model(**tokenizer.pad({"input_ids": whole}, return_tensors="pt")).logits
         for number, (row, answer, _) in enumerate(some):
             size, end = len(prompts[number]), torch.tensor(ends[number])
-            own = logits[number, size - 1 : size - 1 + len(end)].log_softmax(1)
+            own = logits[number, size - 1 : size - 1 + len(end)].float().log_softmax(1)
             found.setdefault(row, {})[answer] = float(own.gather(1, end[:, None]).mean())
     for row, by_answer in found.items():
         yield row, max(by_answer, key=by_answer.__getitem__), 1
 
 
 def main() -> None:
-    way, path, file, new_tokens, batch = sys.argv[1:]
+    way, path, file, new_tokens, batch, dtype = sys.argv[1:]
     torch.set_num_threads(CORES)
     tokenizer = transformers.AutoTokenizer.from_pretrained(path, padding_side="left")
-    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
+    model = loaded.eval()
     table = pq.read_table(file)
     chats = [json.loads(each) for each in table["chat"].to_pylist()]
     begun = time.perf_counter()
