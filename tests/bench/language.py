@@ -7,7 +7,7 @@ MODEL is the directory that `make build/smollm2/config.json` makes. `choices`: r
 model says positive or negative; two peers write up to three tokens, as people do it, and `scores`
 scores both answers. `generate`: questions whose answers take 1 to 128 tokens. Batches have 16 rows
 everywhere. `whole` counts from the start of the process to its end, `steady` the work alone: of
-ours what the report says of streaming. Systems take turns. It tells in how many rows the answers of
+ours as in the second half of the rows. Systems take turns. It tells in how many rows the answers of
 ours and of `scores`, or the texts of ours and of `loop`, are equal: padding on the left changes the
 last digits of the peers, and then sometimes a token. The last line is JSON.
 """
@@ -26,7 +26,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from machine import machine, today
-from systems import BENCH, Case, environment, run_pipeline
+from systems import BENCH, Case, environment, run_pipeline, staged_slices, steady_of
 from turns import spread, tell
 
 from pipeline.commit.published.read import read_predictions
@@ -89,12 +89,12 @@ def ours(case: Case, task: str) -> dict[str, Any]:
     found = read_predictions(str(out), "all")
     texts = found["label" if task == "choices" else "text"].to_pylist()
     tokens = sum(found["num_output_tokens"].to_pylist()) if task == "generate" else len(texts)
-    work_s = report["streaming_wall_s"]
+    steady = steady_of(staged_slices(out)) or len(texts) / report["streaming_wall_s"]
     return {
         "rows": len(texts),
         "tokens": tokens,
         "wall_s": wall_s,
-        "work_s": work_s,
+        "work_s": len(texts) / steady,
         "texts": texts,
     }
 
