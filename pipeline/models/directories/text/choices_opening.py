@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from pipeline.core.errors import JobError
-from pipeline.core.printable import clean_message
 from pipeline.models.directories.facts import CAPTION, CAUSAL
+from pipeline.models.directories.text.cached_model import refused_for
 from pipeline.models.directories.text.choices import (
     CausalChoices,
     Choices,
@@ -85,7 +84,7 @@ def _require_shares(
         rows: What `plain` takes of the first rows of each.
     """
     name = type(module.model).__name__
-    try:
+    with refused_for("choices", name, "score answers that share a prompt"):
         found = torch.stack([module(*batch)[: len(rows)] for batch in batches])
         for row, prompt in enumerate(rows):
             for number, answer in enumerate(module.answers()[:_CHECKED_ANSWERS]):
@@ -93,9 +92,3 @@ def _require_shares(
                 off = float((found[:, row, number] - expected).abs().max())
                 if not off <= _TOLERANCE * max(1.0, abs(float(expected))):
                     raise ValueError(f"log-likelihoods are off by {off:.2g}")
-    except Exception as error:
-        told = clean_message(f"{type(error).__name__}: {error}", 200)
-        raise JobError(
-            f"model.task = 'choices': {name} of model.path cannot score answers that share a "
-            f"prompt: {told}; take another model"
-        ) from error

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.core.errors import JobError
-from pipeline.core.printable import clean_message
 from pipeline.models.directories.facts import CAPTION, CAUSAL, SPEECH
+from pipeline.models.directories.text.cached_model import refused_for
 from pipeline.models.directories.text.drawn_features import drawn_features
 from pipeline.models.directories.text.writing.causal import (
     CausalDecoding,
@@ -117,7 +116,7 @@ def _require_rows_alone(
     """Refuse a model whose logits change where rows begin at different steps and leave."""
     size, last = _num_tokens(module), count - 1
     output = [(17 * n + 5) % size for n in range(2 * _CHECKED_STEPS)]
-    try:
+    with refused_for("generate", name, "write rows that begin at different steps"):
         begun, late = module.begin(examples(range(last))), module.begin(examples([last]))
         before = [*begun.before, *late.before]
         expected = [module.plain(examples([row]), ids, output) for row, ids in enumerate(before)]
@@ -135,9 +134,3 @@ def _require_rows_alone(
                 if not off <= _TOLERANCE * max(1.0, float(wanted.abs().max())):
                     raise ValueError(f"logits are off by {off:.2g}")
                 steps[row] += 1
-    except Exception as error:
-        told = clean_message(f"{type(error).__name__}: {error}", 200)
-        raise JobError(
-            f"model.task = 'generate': {name} of model.path cannot write rows that begin at "
-            f"different steps: {told}; take another model"
-        ) from error
