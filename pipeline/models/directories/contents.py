@@ -12,8 +12,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.core.errors import JobError
-from pipeline.models.directories.image.image_transform import BOTH, PROCESSOR
-from pipeline.models.directories.json_files import check_size, is_timm, parse_json, parse_object
+from pipeline.models.directories.image.image_transform import PROCESSOR
+from pipeline.models.directories.json_files import (
+    BOTH,
+    check_size,
+    is_timm,
+    parse_json,
+    parse_object,
+)
 from pipeline.models.directories.refused import explain
 from pipeline.models.directories.tensors import INDEX, SINGLE, shards_of
 from pipeline.models.directories.text import sentence_transformers as st

@@ -11,6 +11,8 @@ from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.preprocessing.texts.tokenizer import MAX_BYTES
 
+BOTH = "processor_config.json"
+"""Newer releases put the processors of images, clips and texts into one file."""
 MAX_CONFIG_BYTES = 1 << 20
 MAX_INDEX_BYTES = 16 << 20
 _SHOWN_CHARS = 80

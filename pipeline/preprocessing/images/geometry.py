@@ -53,10 +53,25 @@ def placement(spec: TransformSpec, width_px: int, height_px: int) -> Placement:
 
 
 def made_px(spec: TransformSpec, width_px: int, height_px: int) -> int:
-    """Return the pixels of the larger of two: the resized image, and the model input."""
+    """Return the pixels of the largest of what is made: resized images, and the model input."""
     at = placement(spec, width_px, height_px)
     input_px = 0 if spec.size_px is None else spec.height_px * spec.width_px
-    return max(at.height_px * at.width_px, input_px)
+    first_height_px, first_width_px = first_size(spec, width_px, height_px) or (0, 0)
+    return max(at.height_px * at.width_px, input_px, first_height_px * first_width_px)
+
+
+def first_size(spec: TransformSpec, width_px: int, height_px: int) -> tuple[int, int] | None:
+    """Return (height, width) of an image before it is stretched; None: it is as it was.
+
+    As Idefics3 of transformers: `_resize_output_size_rescale_to_max_len`.
+    """
+    longest_px = spec.first_longest_px
+    if longest_px is None:
+        return None
+    ratio = width_px / height_px
+    shorter_px = int(longest_px / ratio if width_px >= height_px else longest_px * ratio)
+    shorter_px = max(1, shorter_px + shorter_px % 2)
+    return (shorter_px, longest_px) if width_px >= height_px else (longest_px, shorter_px)
 
 
 def least_made_px(spec: TransformSpec) -> int:

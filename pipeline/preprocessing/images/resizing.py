@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.core.failures import Reason
-from pipeline.preprocessing.images.geometry import Placement, made_px, placement
+from pipeline.preprocessing.images.geometry import Placement, first_size, made_px, placement
 from pipeline.preprocessing.images.transform import MAX_ASPECT_RATIO, TransformSpec, Untransformable
 
 if TYPE_CHECKING:
@@ -58,6 +58,9 @@ def resize_and_crop(
         place = placement(spec, width_px, height_px)
         if spec.channels == "gray":
             image = to_gray(image)
+        first = first_size(spec, width_px, height_px)
+        if first is not None:
+            image = _resize(image, first, spec)
         return _put(_resize(image, (place.height_px, place.width_px), spec), place, spec)
     except (MemoryError, RuntimeError) as error:
         # torch has no error class for lack of CPU memory, and bugs at degenerate sizes.

@@ -12,8 +12,14 @@ from typing import Any, NamedTuple
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories.chosen import CONFIG, ModelClass
-from pipeline.models.directories.image.image_transform import BOTH, PROCESSOR
-from pipeline.models.directories.json_files import preview, read_bool, read_object, read_str
+from pipeline.models.directories.image.image_transform import PROCESSOR
+from pipeline.models.directories.json_files import (
+    BOTH,
+    preview,
+    read_bool,
+    read_object,
+    read_str,
+)
 from pipeline.preprocessing.audio.audio_settings import (
     NORMALISED,
     SPECTROGRAMS,

@@ -9,7 +9,8 @@ from pipeline.core.errors import JobError
 from pipeline.models.directories import heads
 from pipeline.models.directories.chosen import CONFIG, ModelClass, width_of
 from pipeline.models.directories.facts import TOWERS, DirectoryFacts, ImageContract, Pooling
-from pipeline.models.directories.image.image_transform import read_transform, told
+from pipeline.models.directories.image.image_transform import read_transform
+from pipeline.models.directories.image.told import told
 from pipeline.models.directories.loading import has_class_token
 from pipeline.models.directories.text.encoder_facts import said_of, text_of
 from pipeline.models.directories.text.text_facts import TOKENIZER

@@ -20,12 +20,10 @@ from pipeline.models.directories.image.image_numbers import (
     scaled,
     whole_px,
 )
-from pipeline.models.directories.json_files import preview, read_bool, read_object
+from pipeline.models.directories.json_files import BOTH, preview, read_bool, read_object
 from pipeline.preprocessing.images.transform import TransformSpec, sides
 
 PROCESSOR = "preprocessor_config.json"
-BOTH = "processor_config.json"
-"""Newer releases put the processors of images and texts into one file."""
 _FILTERS = {0: "nearest-exact", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 """Numbers of Pillow, whose nearest is that of torchvision's `nearest-exact`."""
 _BICUBIC = 3
@@ -46,6 +44,10 @@ _LONGEST_PX = 1333
 """Of the longer side, in configs from before there was `longest_edge`."""
 _NOT_SMOOTHED = ("RfDetr",)
 """Processors that do not smooth what they shrink, as nearly all do."""
+_OF_TILES = ("Idefics3", "SmolVLM")
+"""Processors that stretch an image to a square, or cut it into several, after a first resize."""
+_MOST_TILED_PX = 4096
+"""Of the first resize, which they shrink further."""
 _OTHER_STEPS = {
     "do_flip_channel_order": "swaps red and blue",
     "do_color_quantize": "turns colours into numbers of clusters",
@@ -98,11 +100,16 @@ def _spec(values: Mapping[str, Any], where: str, num_channels: int | None) -> Tr
     kind = str(values.get("image_processor_type") or values.get("feature_extractor_type") or "")
     is_gray = num_channels == 1 or (num_channels is None and _has_one_mean(values))
     mean, std = _statistics(values, kind, where, 1 if is_gray else 3)
-    give = _Give(mean, std)
+    resample = values.get("resample")
+    interpolation = _FILTERS.get(resample) if isinstance(resample, int) else None
+    give = _Give(mean, std, interpolation or "bilinear")
     if num_channels not in (None, 1, 3):
         raise _CannotDo(f"the model takes {num_channels} channels; an image has 3, or 1 of gray")
     _refuse_other_steps(values, kind, give)
-    sizes = _sizes(values, kind, where, give)
+    if kind.startswith(_OF_TILES):
+        sizes = _one_tile(values, where, give)
+    else:
+        sizes = _sizes(values, kind, where, give)
     if read_bool(values, "do_pad", where, False):
         pad = values.get("pad_size")
         size_px = sizes["size_px"]
@@ -111,8 +118,6 @@ def _spec(values: Mapping[str, Any], where: str, num_channels: int | None) -> Tr
                 f"do_pad fills up to {preview(pad)} after the normalisation; "
                 f"{give(pair(pad) or 224, 'pad')} fills up before it"
             )
-    resample = values.get("resample")
-    interpolation = _FILTERS.get(resample) if isinstance(resample, int) else None
     if sizes["resize"] != "none" and interpolation is None:
         raise _CannotDo(
             f"resample is {preview(resample)}, expected 0 (nearest), 1 (lanczos), 2 (bilinear) or "
@@ -214,6 +219,29 @@ def _sizes(values: Mapping[str, Any], kind: str, where: str, give: _Give) -> dic
     return {"size_px": crop, "resize_px": target, "resize": "stretch"}
 
 
+def _one_tile(values: Mapping[str, Any], where: str, give: _Give) -> dict[str, Any]:
+    """Return the sizes of a processor that may make several images of one, and does not."""
+    side_px = _longest_edge(values, "max_image_size", where)
+    if read_bool(values, "do_image_splitting", where, True):
+        raise _CannotDo(
+            "do_image_splitting is true, which cuts an image into several; to show the model the "
+            f"whole image as one, {give(side_px, 'stretch')}"
+        )
+    found = {"size_px": side_px, "resize_px": None, "resize": "stretch"}
+    if not read_bool(values, "do_resize", where, True):
+        return found
+    first_px = _longest_edge(values, "size", where)
+    if first_px > _MOST_TILED_PX:
+        raise _CannotDo(f"size is above {_MOST_TILED_PX} px; {give(side_px, 'stretch')}")
+    return {**found, "first_longest_px": first_px}
+
+
+def _longest_edge(values: Mapping[str, Any], key: str, where: str) -> int:
+    found = values.get(key)
+    edge = found.get("longest_edge") if isinstance(found, dict) else None
+    return whole_px(edge, f"longest_edge of {key}", where)
+
+
 def _within(values: Mapping[str, Any], kind: str, where: str) -> tuple[int, int] | None:
     """Return what the shorter side becomes and the most of the longer one, as for detectors.
 
@@ -291,47 +319,16 @@ def _require_inside(
 class _Give:
     """Says which fields a job can give instead."""
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, mean: Sequence[float], std: Sequence[float], interpolation: str) -> None:
+        self._interpolation = interpolation
         self._statistics = f"mean: {_short(mean)}, std: {_short(std)}"
 
     def __call__(self, size: int | Sequence[int] = 224, resize: str = "shortest") -> str:
         side = size if isinstance(size, int) else [*size]
         how = f"resize_px: {side}" if resize == "shortest" else f"resize: {resize}"
-        filtered = "" if resize == "none" else "interpolation: bilinear, "
+        filtered = "" if resize == "none" else f"interpolation: {self._interpolation}, "
         return f"give the fields of transform: size_px: {side}, {how}, {filtered}{self._statistics}"
 
 
 def _short(values: Sequence[float]) -> list[float]:
     return [round(value, 6) for value in values]
-
-
-def told(spec: TransformSpec) -> str:
-    """Say in words what a transform does."""
-    size, aim = _px(spec.size_px), _px(spec.size_px if spec.resize_px is None else spec.resize_px)
-    steps = {
-        "shortest": f"resized to {aim} ({spec.interpolation})",
-        "stretch": f"stretched to {aim} ({spec.interpolation})",
-        "pad": f"fitted into {aim} ({spec.interpolation})",
-        "none": "not resized",
-    }[spec.resize]
-    if spec.keeps_shape and isinstance(spec.resize_px, tuple):
-        shorter, longest = spec.resize_px
-        steps = (
-            f"shorter side resized to {shorter} px, the longer to {longest} px at most "
-            f"({spec.interpolation})"
-        )
-        if spec.multiple_px > 1:
-            steps += f", both cut to multiples of {spec.multiple_px} px"
-    elif spec.resize == "pad":
-        steps += f", padded to {size}"
-    elif spec.resize_px is not None or spec.resize == "none":
-        steps += f", centre crop of {size}"
-    if not spec.antialias:
-        steps += ", without antialiasing"
-    return f"{steps}, gray" if spec.channels == "gray" else steps
-
-
-def _px(size: int | tuple[int, int] | None) -> str:
-    if size is None:
-        return "their own size"
-    return f"{size} px" if isinstance(size, int) else f"{size[0]} x {size[1]} px"

@@ -13,7 +13,8 @@ from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.models.directories.facts import DirectoryFacts, ImageContract, TimmModel
 from pipeline.models.directories.image.image_numbers import channels, crop_ratio, pair
-from pipeline.models.directories.image.image_transform import make_spec, told
+from pipeline.models.directories.image.image_transform import make_spec
+from pipeline.models.directories.image.told import told
 from pipeline.models.directories.json_files import preview, read_int, read_str
 from pipeline.models.directories.library import check_numbers, require
 from pipeline.models.directories.tensors import read_headers, read_tensors, require_size

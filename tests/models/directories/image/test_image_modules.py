@@ -198,6 +198,9 @@ def test_the_transform_is_that_of_the_processor(changes, tmp_path):
     torch.testing.assert_close((pixels - mean) / std, expected, atol=1.1 * step, rtol=0)
 
 
+SPLIT = {"image_processor_type": "SmolVLMImageProcessor", "max_image_size": {"longest_edge": 33}}
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -211,6 +214,7 @@ def test_the_transform_is_that_of_the_processor(changes, tmp_path):
         ({"do_pad": True, "pad_size": {"height": 64, "width": 64}}, "after the normalisation"),
         ({"do_flip_channel_order": True}, "swaps red and blue"),
         ({"image_processor_type": "PerceiverImageProcessor"}, "crops before it resizes"),
+        (SPLIT, "the whole image as one, give the fields of transform: size_px: 33"),
     ],
 )
 def test_a_transform_that_cannot_be_says_what_to_give(changes, said, tmp_path):

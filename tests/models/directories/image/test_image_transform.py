@@ -25,7 +25,8 @@ from support.models.snapshots import (
 
 from pipeline.commands.demo.photos import photo_rows
 from pipeline.models.directories.build import build_module
-from pipeline.models.directories.image.image_transform import read_transform, told
+from pipeline.models.directories.image.image_transform import read_transform
+from pipeline.models.directories.image.told import told
 from pipeline.models.directories.opening import read_facts
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.preprocessing.images.resizing import resize_and_crop
@@ -39,6 +40,11 @@ ROUNDING = 0.01
 NUM_PHOTOS, MANY_PHOTOS = 12, 500
 
 _NO_CROP = {"do_center_crop": None, "crop_size": None}
+
+_ONE_TILE = {
+    **{"size": {"longest_edge": 90}, "max_image_size": {"longest_edge": 33}, "resample": 1},
+    **{"do_image_splitting": False, "do_pad": True},
+}
 
 
 def stretched(height: int = 32, width: int = 32, **more: Any) -> dict[str, Any]:
@@ -68,6 +74,11 @@ CASES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "efficientnet": ("EfficientNet", stretched(include_top=True, rescale_offset=True)),
     "d_fine": ("RTDetr", stretched(64, 48, resample=2, do_normalize=False, do_convert_rgb=None)),
     "rf_detr": ("RfDetr", stretched(64, 48, resample=2, do_pad=True)),
+    **{
+        f"{kind}, {number}": (kind, {**_NO_CROP, **_ONE_TILE, **more})
+        for kind in ("Idefics3", "SmolVLM")
+        for number, more in enumerate([{}, {"do_resize": False}])
+    },
     **{
         f"{kind}, edges": (kind, {"size": edges, "resample": 2, **_NO_CROP})
         for kind in ("Detr", "ConditionalDetr", "DeformableDetr", "RTDetr", "RfDetr", "Yolos")
@@ -121,7 +132,8 @@ def test_pixels_are_those_of_the_processor(case: str, few: list[Image.Image], tm
         theirs, furthest = processor(kind, tmp_path, backend), 0.0
         for image in few:
             picture = image.convert("L") if spec.channels == "gray" else image
-            expected = theirs(picture, return_tensors="pt")["pixel_values"][0]
+            found = theirs(picture, return_tensors="pt")["pixel_values"]
+            expected = found.flatten(0, -4)[0]  # those of tiles have an axis more
             furthest = max(furthest, levels(normalised(image, spec), expected, spec))
         assert furthest <= most + ROUNDING, backend
 
