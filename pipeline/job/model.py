@@ -47,7 +47,8 @@ class Message(Section):
     role: Literal["system", "user", "assistant"]
     """Whose it is."""
     content: str
-    """What it says; one message of all has `{text}`, where the text of a row goes."""
+    """What it says; one message of all has `{text}`, where the text of a row goes, or `<image>`,
+    where its image goes."""
 
 
 class Generate(Section):
@@ -164,11 +165,11 @@ class Model(Section):
     """Task `choices`: what the model continues with an answer, with `{text}` where the text of a
     row goes, as in `Review: {text}\\nSentiment:`. Task `generate`: what it continues or answers;
     left out: the text alone. For clips and images it is what the model begins with, without
-    `{text}`; LLaVA needs `<image>` in it."""
+    `{text}`; LLaVA, Idefics3 and SmolVLM need `<image>` in it."""
     messages: tuple[Message, ...] = Field(default=(), exclude_if=lambda value: not value)
     """Tasks `choices`, `generate`: the same as messages, `{role, content}` each, which the chat
     template of the model directory writes. It is rendered once, in a sandbox, and never sees a
-    text."""
+    text. Over images only for models that need `<image>`."""
     generate: Generate = Field(default=Generate(), exclude_if=lambda value: value == Generate())
     """Task `generate`: how texts are written."""
     prior_corrected: bool = Field(default=False, exclude_if=lambda value: not value)

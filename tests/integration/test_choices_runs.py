@@ -95,8 +95,14 @@ def test_golden_rows_drift_and_diff_are_those_of_labels(tmp_path: Path):
     assert other.code == 3, other.stderr  # golden rows come out otherwise
 
 
-def test_a_vision_model_judges_images(tmp_path: Path):
-    make_feature_writer(tmp_path / "model", "llava")
+ASKED = {"role": "user", "content": "<image>Is it good or bad?"}
+
+
+@pytest.mark.parametrize(
+    ("family", "question"), [("llava", {"prompt": LOOK}), ("smolvlm", {"messages": [ASKED]})]
+)
+def test_a_vision_model_judges_images(family: str, question: dict[str, Any], tmp_path: Path):
+    make_feature_writer(tmp_path / "model", family)
     files = {f"{number}.png": data for number, data in enumerate(images(7))}
     (tmp_path / "in").mkdir()
     for name, data in {**files, "cut.png": files["0.png"][:60]}.items():
@@ -106,7 +112,7 @@ def test_a_vision_model_judges_images(tmp_path: Path):
         tmp_path / "job.yaml",
         {"uri": str(tmp_path / "in"), "format": "images"},
         str(tmp_path / "out"),
-        model={**model, "prompt": LOOK, "batch_size": 4},
+        model={**model, **question, "batch_size": 4},
         transform=None,
         gates={"max_error_pct": 50.0},
     )

@@ -24,6 +24,7 @@ from pipeline.models.directories.refused import explain
 from pipeline.models.directories.tensors import INDEX, SINGLE, shards_of
 from pipeline.models.directories.text import sentence_transformers as st
 from pipeline.models.directories.text.chat_template import FILE as CHAT
+from pipeline.models.directories.text.chat_template import LEGACY as LEGACY_CHAT
 from pipeline.models.directories.text.text_facts import CONFIG as TOKENIZER_CONFIG
 from pipeline.models.directories.text.text_facts import SPECIAL, TOKENIZER
 from pipeline.models.directories.text.writing.generation_config import FILE as GENERATION
@@ -42,6 +43,7 @@ _TRANSFORMER = (
     BOTH,
     st.LENGTHS,
     CHAT,
+    LEGACY_CHAT,
     GENERATION,
 )
 _TOP = (st.MODULES, st.PROMPTS, *_TRANSFORMER)
@@ -60,7 +62,7 @@ def choose_files(store: Store) -> list[StoredFile]:
     found = _look_up(store, _TOP)
     if st.MODULES in found:
         modules = st.parse_modules(parse_json(_read(store, st.MODULES, found), st.MODULES))
-        for name in (CHAT, GENERATION):
+        for name in (CHAT, LEGACY_CHAT, GENERATION):
             found.pop(name, None)  # encoders write no texts
     else:
         modules = [("Transformer", "")]

@@ -58,11 +58,13 @@ class GenerationFacts:
     is_begun_by_prompt: bool = False
     """Whether a prompt is all that its decoder begins with; otherwise it comes behind the first
     token."""
-    image_token: int | None = None
-    """The token that stands for the image in a prompt; None: none does, and there may be no
+    image_mark: str = ""
+    """The token that stands for the image in a prompt; '': none does, and there may be no
     prompt."""
-    num_image_tokens: int = 0
-    """So many of them, one after the other, are an image."""
+    image_text: str = ""
+    """What becomes of it before the prompt is tokenised."""
+    image_px: int | None = None
+    """The side of the image."""
 
 
 class ImageContract(NamedTuple):

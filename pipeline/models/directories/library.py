@@ -47,7 +47,9 @@ _WITHOUT_HEAD = ("ForMaskedLM", "ForPreTraining")
 _WRITERS = {
     "BlipForConditionalGeneration": "caption",
     "GitForCausalLM": "caption",
+    "Idefics3ForConditionalGeneration": "caption",
     "LlavaForConditionalGeneration": "caption",
+    "SmolVLMForConditionalGeneration": "caption",
     "VisionEncoderDecoderModel": "caption",
     "MoonshineForConditionalGeneration": "speech",
     "WhisperForConditionalGeneration": "speech",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pipeline.core.errors import JobError
 from pipeline.models.directories.facts import GenerationFacts
 from pipeline.models.directories.snapshot import local
-from pipeline.models.directories.text.chat_template import chat_prompt
+from pipeline.models.directories.text.chat_template import chat_prompt, image_prompt
 from pipeline.models.directories.text.text_facts import load_tokenizer
 from pipeline.models.generation import Rules
 from pipeline.models.resolving.cards import FoundModel
@@ -24,6 +24,8 @@ from pipeline.preprocessing.texts.text_settings import Prompt
 from pipeline.preprocessing.texts.tokenizer import tokenizer_errors
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
     from pipeline.job.model import Model
     from pipeline.job.text import Text
 
@@ -37,24 +39,22 @@ def choose_start(model: Model, facts: GenerationFacts, folder: Path) -> Rules:
         folder: The directory.
 
     Raises:
-        JobError: It has messages, or a place for a text.
+        JobError: It has messages and there is no place for an image, or a place for a text.
     """
-    if model.messages:
-        raise JobError("model.messages: the model reads no text; give model.prompt instead")
-    if model.prompt is None and facts.image_token is None:
+    if model.prompt is None and not model.messages and not facts.image_mark:
         return facts.rules
-    prompt = _plain_prompt(model)
-    if PLACE in prompt:
-        raise JobError(f"model.prompt: the model reads no text, so that {PLACE} has no effect")
     tokenizer = load_tokenizer(folder / facts.tokenizer)
+    return _begun(facts, tokenizer, _plain_prompt(model, facts, folder))
+
+
+def _begun(facts: GenerationFacts, tokenizer: Tokenizer, prompt: str) -> Rules:
+    """Return the rules, begun with a prompt."""
+    if facts.image_mark:
+        prompt = prompt.replace(facts.image_mark, facts.image_text)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     with tokenizer_errors("model.prompt: the tokenizer fails over it"):
         ids = tokenizer.encode(prompt, add_special_tokens=False).ids
-    if facts.image_token is not None:
-        if ids.count(facts.image_token) != 1:
-            name = tokenizer.id_to_token(facts.image_token)
-            raise JobError(f"model.prompt: must have {name} once, where the image goes")
-        place = ids.index(facts.image_token)
-        ids[place : place + 1] = [facts.image_token] * facts.num_image_tokens
     if not ids:
         raise JobError("model.prompt: has no tokens; leave it out")
     first = facts.rules.start[:1]
@@ -79,7 +79,7 @@ def choose_answers(
         JobError: As `choose_start`, or the model has no places for them, or an answer has an image.
     """
     facts = card.facts.generation if card.facts else None
-    if not texts or facts is None or facts.image_token is None:
+    if not texts or facts is None or not facts.image_mark:
         return (), ()
     if model.prior_corrected:
         raise JobError(
@@ -88,13 +88,13 @@ def choose_answers(
         )
     assert card.directory is not None, "only a directory has such facts"
     folder = local(card.directory)
-    start = choose_start(model, facts, folder).start
-    prompt = Prompt("", _plain_prompt(model))
-    tokenizer = PromptTokenizer(load_tokenizer(folder / facts.tokenizer), prompt)
+    tokenizer = load_tokenizer(folder / facts.tokenizer)
+    prompt = _plain_prompt(model, facts, folder)
+    start = _begun(facts, tokenizer, prompt).start
     with tokenizer_errors("model.choices: the tokenizer fails over it"):
-        answers = tuple(map(tuple, tokenizer.answers(texts)))
-    for text, answer in zip(texts, answers, strict=True):
-        if facts.image_token in answer:
+        answers = tuple(map(tuple, PromptTokenizer(tokenizer, Prompt("", prompt)).answers(texts)))
+    for text in texts:
+        if facts.image_mark in text:
             raise JobError(f"model.choices: {text!r} has the token that stands for the image")
     longest = max(map(len, answers))
     if facts.most_places is not None and len(start) + longest > facts.most_places:
@@ -105,10 +105,22 @@ def choose_answers(
     return start, answers
 
 
-def _plain_prompt(model: Model) -> str:
-    """Return the prompt of a model that reads no text."""
-    prompt = model.prompt or ""
-    return prompt.rstrip(" ") if model.choices else prompt  # an answer begins with the space
+def _plain_prompt(model: Model, facts: GenerationFacts, folder: Path) -> str:
+    """Return the text that a model which reads none begins with; an image is one token there."""
+    texts = [model.prompt or "", *(each.content for each in model.messages)]
+    if any(PLACE in text for text in texts):
+        field = "messages" if model.messages else "prompt"
+        raise JobError(f"model.{field}: the model reads no text, so that {PLACE} has no effect")
+    if not facts.image_mark:
+        if model.messages:
+            raise JobError("model.messages: the model reads no text; give model.prompt instead")
+        return texts[0]
+    if model.messages:
+        messages = [(each.role, each.content) for each in model.messages]
+        return image_prompt(folder, messages, facts.image_mark)
+    if texts[0].count(facts.image_mark) != 1:
+        raise JobError(f"model.prompt: must have {facts.image_mark} once, where the image goes")
+    return texts[0].rstrip(" ") if model.choices else texts[0]  # an answer begins with the space
 
 
 def choose_prompt(model: Model, card: FoundModel, task: str, text: Text) -> Prompt | None:
@@ -122,8 +134,11 @@ def choose_prompt(model: Model, card: FoundModel, task: str, text: Text) -> Prom
         return None
     if card.directory is None:
         raise JobError(f"model.task = {task!r}: needs model.path, and the model is {card.name}")
-    if not model.messages and model.prompt is not None and PLACE not in model.prompt:
-        raise JobError(f"model.prompt: must have {PLACE} once, where the text of a row goes")
+    given, field = [PLACE if model.prompt is None else model.prompt], "prompt"
+    if model.messages:
+        given, field = [each.content for each in model.messages], "messages"
+    if not any(PLACE in each for each in given):
+        raise JobError(f"model.{field}: must have {PLACE} once, where the text of a row goes")
     if text.prefix:
         raise JobError("text.prefix: has no effect beside a prompt; write it into the prompt")
     if model.messages:

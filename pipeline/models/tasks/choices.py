@@ -40,7 +40,7 @@ class Choices(Classify):
         if (model.prompt is None) == (not model.messages):
             yield "task 'choices' needs either prompt or messages"
         # Whether the rows are texts, so that a prompt has a place for them, is resolved later.
-        yield from prompt_problems(model, least=bool(model.messages))
+        yield from prompt_problems(model)
         if model.prompt is not None and not model.prompt.replace(PLACE, "").strip():
             yield f"prompt: must say something beside {PLACE}"
 
@@ -52,8 +52,8 @@ class Choices(Classify):
         return None
 
 
-def prompt_problems(model: Model, least: int) -> Iterator[str]:
-    """Yield the problems of a job's prompt or messages, which need `least` places for a text."""
+def prompt_problems(model: Model) -> Iterator[str]:
+    """Yield the problems of a job's prompt or messages, with one place for a text at most."""
     texts = [model.prompt or "", *(message.content for message in model.messages)]
-    if not least <= sum(text.count(PLACE) for text in texts) <= 1:
+    if sum(text.count(PLACE) for text in texts) > 1:
         yield f"prompt, messages: must have {PLACE} once, where the text of a row goes"

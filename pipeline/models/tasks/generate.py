@@ -60,9 +60,8 @@ class Generate(Task):
     def problems(cls, model: Model) -> Iterator[str]:
         if model.prompt is not None and model.messages:
             yield "task 'generate' takes a prompt or messages, not both"
-        if model.prompt is not None or model.messages:
-            # A model that reads no text begins with the prompt; what reads some is resolved later.
-            yield from prompt_problems(model, least=bool(model.messages))
+        # A model that reads no text begins with the prompt; what reads some is resolved later.
+        yield from prompt_problems(model)
         if not all(model.generate.stop):
             yield "generate.stop: a text is empty"
         if model.generate.schema_ is not None:

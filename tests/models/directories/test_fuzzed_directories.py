@@ -63,6 +63,7 @@ NLI = {"id2label": {0: "entailment", 1: "neutral", 2: "contradiction"}}
 PROMPTS = {"task": "zero_shot", "prompts": ["the cat", "a dog"]}
 WRITES = {"task": "generate", "generate": {"max_new_tokens": 8}}
 ASKS = {**WRITES, "prompt": LOOK}
+CHATS = {**WRITES, "messages": [{"role": "user", "content": "<image>the cat"}]}
 KINDS: dict[str, Kind] = {
     "sentences": Kind(
         lambda folder: make_snapshot(
@@ -81,8 +82,9 @@ KINDS: dict[str, Kind] = {
     "speech": Kind(lambda folder: make_feature_writer(folder, "whisper"), AUDIO, WRITES),
     "captions": Kind(lambda folder: make_feature_writer(folder, "donut"), IMAGE, WRITES),
     "looks": Kind(lambda folder: make_feature_writer(folder, "llava"), IMAGE, ASKS),
+    "tiles": Kind(lambda folder: make_feature_writer(folder, "idefics3"), IMAGE, CHATS),
 }  # fmt: skip
-WRITERS = ("speech", "captions", "looks")
+WRITERS = ("speech", "captions", "looks", "tiles")
 """They take longer, and have the long form to themselves."""
 Sound = Callable[[str], Path]
 """Kind -> its directory, as it was made."""

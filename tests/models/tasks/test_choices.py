@@ -16,7 +16,6 @@ WHOLE: dict[str, Any] = {
     "prompt": "Is it so? {text}",
 }
 ASKED = (Message(role="user", content="Is it so? {text}"),)
-UNASKED = (Message(role="user", content="Is it so?"),)
 
 
 @pytest.mark.parametrize(
@@ -28,7 +27,6 @@ UNASKED = (Message(role="user", content="Is it so?"),)
         ({"choices": {"good": "yes", "bad": " "}}, "choices: an answer is empty"),
         ({"prompt": None}, "needs either prompt or messages"),
         ({"messages": ASKED}, "needs either prompt or messages"),
-        ({"prompt": None, "messages": UNASKED}, r"must have \{text\} once"),
         ({"prompt": "{text} {text}"}, r"must have \{text\} once"),
         ({"prompt": " {text}\n"}, r"must say something beside \{text\}"),
         ({"prompt": None, "messages": ASKED * 2}, r"must have \{text\} once"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,12 @@ from support.inputs.encoded import encode
 from support.models.audio_snapshots import FAMILIES as HEARD
 from support.models.generating import ENDS, NEW_TOKENS, Written, plain_norms
 from support.models.language_models import write_language_tokenizer
-from support.models.snapshots import write_image_processor, write_json, write_model
+from support.models.snapshots import (
+    write_image_processor,
+    write_json,
+    write_model,
+    write_tiling_processor,
+)
 
 CONTROL = ("<|start|>", "<|en|>", "<|de|>", "<|transcribe|>", "<|translate|>", "<|notimestamps|>")
 """Of Whisper, the last tokens of its tokenizer."""
@@ -49,9 +55,18 @@ _DECODERS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     ),
 }  # fmt: skip
 SPEECH = ("whisper", "moonshine")
-PICTURES = (*_DECODERS, "blip", "git", "llava")
+_TILED = {"idefics3": "Idefics3", "smolvlm": "SmolVLM"}
+_MARKS = ("<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<image>")
+LOOKERS = {"llava": ("<image>",), **dict.fromkeys(_TILED, _MARKS)}
+"""Models with an image in their prompt, which they need -> their control tokens."""
+PICTURES = (*_DECODERS, "blip", "git", *LOOKERS)
 LOOK = "Review: <image>\nSentiment:"
-"""A prompt for LLaVA, which needs one."""
+LOOK_CHAT = (
+    "{% for message in messages %}{{ message.role.upper() }}:{% for part in message.content %}"
+    "{% if part.type == 'image' %}<image>\n{% else %} {{ part.text }}{% endif %}{% endfor %}\n"
+    "{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+"""As that of LLaVA."""
 
 
 def make_feature_writer(folder: Path, family: str, **generation: Any) -> Path:
@@ -64,8 +79,8 @@ def make_feature_writer(folder: Path, family: str, **generation: Any) -> Path:
     """
     import transformers
 
-    control = {"whisper": CONTROL, "llava": ("<image>",)}.get(family, ())
-    size = write_language_tokenizer(folder, ends=family != "llava", control=control)
+    control = {"whisper": CONTROL, **LOOKERS}.get(family, ())
+    size = write_language_tokenizer(folder, ends=family not in LOOKERS, control=control)
     named = {"bos_token_id": 1, "eos_token_id": [*ENDS], "pad_token_id": 0}
     ids = {"vocab_size": size, **named, "eos_token_id": 2}
     name, values = _config_of(family, ids)
@@ -82,8 +97,12 @@ def make_feature_writer(folder: Path, family: str, **generation: Any) -> Path:
     elif family == "moonshine":
         extractor = {**HEARD["hubert"][3]}
         write_json(folder / "preprocessor_config.json", extractor)
+    elif family in _TILED:
+        write_tiling_processor(folder, _TILED[family])
     else:
         write_image_processor(folder)
+    if family in LOOKERS:
+        (folder / "chat_template.jinja").write_text(LOOK_CHAT)
     return folder
 
 
@@ -131,6 +150,13 @@ def _config_of(family: str, ids: dict[str, Any]) -> tuple[str, dict[str, Any]]:
             **values,
             "image_token_index": ids["vocab_size"] - 1,
         }
+    if family in _TILED:
+        vision = {**_SIZES, "image_size": 32, "patch_size": 4}
+        text = {**_SIZES, **ids, "model_type": "llama", "max_position_embeddings": 96}
+        return f"{_TILED[family]}ForConditionalGeneration", {
+            "vision_config": vision, "text_config": text, "scale_factor": 2,
+            "image_token_id": ids["vocab_size"] - 1,
+        }  # fmt: skip
     encoder, decoder = _DECODERS[family]
     decoder = {**decoder, **ids, "is_decoder": True, "add_cross_attention": True}
     return "VisionEncoderDecoderModel", {
@@ -144,13 +170,38 @@ def feature_writing(
 ) -> ModelSpec:
     """Return the model of a job over clips, or over images."""
     options = Generate(**{"max_new_tokens": NEW_TOKENS, **(generate or {})})
-    if "llava" in (path / "config.json").read_text():
+    if _family_of(path) in LOOKERS and "messages" not in model:
         model = {"prompt": LOOK, **model}
     section = Model(path=str(path), task="generate", generate=options, **model)
     hears = (path / "generation_config.json").exists() and _hears(path)
     return resolve_model(
         section, Transform(), audio=Audio(), input_name="audio" if hears else "image"
     )
+
+
+def _family_of(path: Path) -> str:
+    return str(json.loads((path / "config.json").read_text())["model_type"])
+
+
+def pixels_of(folder: Path, features: Any) -> Any:
+    """Return normalised images (B, 3, H, W) as the library's class takes them."""
+    return features[:, None] if _family_of(folder) in _TILED else features
+
+
+def library_prompt(folder: Path, prompt: str, messages: Sequence[Any] = ()) -> list[int]:
+    """Return the tokens of a prompt with an image, or of messages, by the library's processor."""
+    import transformers
+
+    images = transformers.AutoImageProcessor.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    if _family_of(folder) in _TILED:  # that of SmolVLM needs one more package, and writes the same
+        processor = transformers.Idefics3Processor(images, tokenizer, image_seq_len=16)
+    else:
+        processor = transformers.LlavaProcessor(images, tokenizer, 8, "default", None, "<image>", 1)
+    processor.chat_template = (folder / "chat_template.jinja").read_text()
+    if messages:
+        prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
+    return list(processor(images=Image.new("RGB", (40, 36)), text=prompt)["input_ids"][0])
 
 
 def _hears(path: Path) -> bool:
@@ -188,8 +239,6 @@ def library_texts(folder: Path, spec: ModelSpec, rows: pa.Table, **options: Any)
         rows: Of `prepared_features`.
         options: Of `generate`, such as `decoder_input_ids`.
     """
-    import json
-
     import torch
     import transformers
 
@@ -202,7 +251,8 @@ def library_texts(folder: Path, spec: ModelSpec, rows: pa.Table, **options: Any)
     for each in values:
         [features] = normaliser(torch.from_numpy(np.array(each))[None])
         given = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "num_beams": 1, **options}
-        if "Llava" in name:
+        if _family_of(folder) in LOOKERS:
+            features = pixels_of(folder, features)
             assert spec.task.generation is not None
             given["input_ids"] = torch.tensor([spec.task.generation.rules.start])
         done = model.generate(

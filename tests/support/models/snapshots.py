@@ -196,6 +196,22 @@ def write_image_processor(folder: Path, **changes: Any) -> None:
     write_json(folder / "preprocessor_config.json", values | changes)
 
 
+def write_tiling_processor(folder: Path, kind: str, **changes: Any) -> None:
+    """Write one that resizes the longer side to 48 px, then stretches to 32 px.
+
+    Args:
+        folder: Made if it is not there.
+        kind: `Idefics3` or `SmolVLM`.
+        changes: Other values.
+    """
+    values = {
+        **{"size": {"longest_edge": 48}, "max_image_size": {"longest_edge": 32}, "resample": 1},
+        **{"do_image_splitting": False, "do_pad": True, "do_center_crop": None, "crop_size": None},
+        "image_processor_type": f"{kind}ImageProcessor",
+    }
+    write_image_processor(folder, **values | changes)
+
+
 _SENTENCE = ("dense", "normalize", "prompts", "default_prompt", "include_prompt", "max_seq_length")
 
 

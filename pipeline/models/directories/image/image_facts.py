@@ -74,15 +74,15 @@ def caption_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
     Raises:
         JobError: The directory is refused.
     """
-    images = _images(chosen)
-    transform, problem, said = _transform(folder, chosen, images)
     written = image_generation_facts(folder, chosen)
+    images = _images(chosen)._replace(height_px=written.image_px, width_px=written.image_px)
+    transform, problem, said = _transform(folder, chosen, images)
     return DirectoryFacts(
         kind="transformers",
         architecture=chosen.built.__name__,
         input="image",
         # Answers can be scored behind an image that is among the tokens of the prompt.
-        tasks=("generate", "choices") if written.image_token is not None else ("generate",),
+        tasks=("generate", "choices") if written.image_mark else ("generate",),
         labels=None,
         embedding_dim=None,
         module=chosen.facts,

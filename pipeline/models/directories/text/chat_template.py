@@ -1,7 +1,8 @@
 """What the chat template of a model directory puts around the text of a row.
 
 The template is rendered once, in a process of its own (`chat_program.py`), with a mark where texts
-go. So it sees no text, and no text is a part of it.
+go. So it sees no text, and no text is a part of it. Messages about an image are lists of parts, of
+which one stands for the image.
 """
 
 from __future__ import annotations
@@ -13,12 +14,17 @@ from typing import Any
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
-from pipeline.models.directories.json_files import check_size, read_object
+from pipeline.models.directories.json_files import BOTH, check_size, preview, read_object
 from pipeline.models.directories.text.text_facts import CONFIG, SPECIAL, output_of
 from pipeline.models.tasks.choices import PLACE
 from pipeline.preprocessing.texts.text_settings import Prompt
 
 FILE = "chat_template.jinja"
+LEGACY = "chat_template.json"
+"""Where processors of images and texts once had it."""
+_OF_TEXTS = (FILE, CONFIG)
+_OF_IMAGES = (BOTH, LEGACY, FILE, CONFIG)
+"""Files that have it, in the order of the library's tokenizer, and of its processor."""
 _MARK = "PlaceOfTheText"
 _PROGRAM = "pipeline.models.directories.text.chat_program"
 _TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -36,8 +42,7 @@ def chat_prompt(folder: Path, messages: Sequence[tuple[str, str]]) -> Prompt:
             write each message once.
     """
     said = [{"role": role, "content": content.replace(PLACE, _MARK)} for role, content in messages]
-    given = {"template": _template(folder), "messages": said, "tokens": _special(folder)}
-    before, *after = _rendered(given).split(_MARK)
+    before, *after = _rendered(folder, _OF_TEXTS, said).split(_MARK)
     if len(after) != 1:
         raise JobError(
             f"model.messages: the chat template of model.path writes the text {len(after)} times, "
@@ -46,21 +51,64 @@ def chat_prompt(folder: Path, messages: Sequence[tuple[str, str]]) -> Prompt:
     return Prompt(before, after[0], adds_special=False)
 
 
-def _template(folder: Path) -> str:
-    file = folder / FILE
-    if file.is_file():
-        check_size(FILE, file.stat().st_size, FILE)
-        return file.read_text("utf-8", errors="replace")
-    found: Any = read_object(folder, CONFIG, optional=True).get("chat_template")
-    if isinstance(found, list):
-        named = [each for each in found if isinstance(each, dict) and each.get("name") == "default"]
-        found = named[0].get("template") if named else None
-    if not isinstance(found, str):
+def image_prompt(folder: Path, messages: Sequence[tuple[str, str]], image: str) -> str:
+    """Render messages about an image with the chat template of a directory.
+
+    Args:
+        folder: The directory.
+        messages: Role and content of each.
+        image: What stands for the image in a content, once, and in what the template writes.
+
+    Raises:
+        JobError: As `chat_prompt`; or no content, or several, have the image.
+    """
+    if sum(content.count(image) for _, content in messages) != 1:
+        raise JobError(f"model.messages: must have {image} once, where the image goes")
+    parts = [_parts(content, image) for _, content in messages]
+    said = [
+        {"role": role, "content": each} for (role, _), each in zip(messages, parts, strict=True)
+    ]
+    found = _rendered(folder, _OF_IMAGES, said)
+    texts = [part["text"] for each in parts for part in each if "text" in part]
+    missing = [text for text in texts if text.strip() not in found]
+    if missing or found.count(image) != 1:
+        what = f"no {preview(missing[0])}" if missing else f"{image} {found.count(image)} times"
         raise JobError(
-            f"model.messages: model.path has no chat template ({FILE}, or chat_template in "
-            f"{CONFIG}); write model.prompt instead"
+            f"model.messages: the chat template of model.path writes {what}, expected each part "
+            "once; write model.prompt instead"
         )
     return found
+
+
+def _parts(content: str, image: str) -> list[dict[str, str]]:
+    """Return the parts of a content as transformers has them, without empty texts."""
+    before, mark, behind = content.partition(image)
+    found = [{"type": "text", "text": before}] if before else []
+    found += [{"type": "image"}] if mark else []
+    return found + ([{"type": "text", "text": behind}] if behind else [])
+
+
+def _template(folder: Path, names: Sequence[str]) -> str:
+    for name in names:
+        if name == FILE:
+            file = folder / name
+            if file.is_file():
+                check_size(name, file.stat().st_size, name)
+                return file.read_text("utf-8", errors="replace")
+            continue
+        found: Any = read_object(folder, name, optional=True).get("chat_template")
+        if isinstance(found, list):  # of names and templates
+            named = [each for each in found if isinstance(each, dict)]
+            found = [each.get("template") for each in named if each.get("name") == "default"]
+            found = found[0] if found else None
+        elif isinstance(found, dict):
+            found = found.get("default")
+        if isinstance(found, str):
+            return found
+    told = ", ".join(name if name == FILE else f"chat_template in {name}" for name in names)
+    raise JobError(
+        f"model.messages: model.path has no chat template ({told}); write model.prompt instead"
+    )
 
 
 def _special(folder: Path) -> dict[str, str]:
@@ -75,7 +123,10 @@ def _special(folder: Path) -> dict[str, str]:
     return found
 
 
-def _rendered(given: dict[str, Any]) -> str:
+def _rendered(folder: Path, names: Sequence[str], messages: Sequence[Any]) -> str:
+    """Return what the template of the first file that has one writes."""
+    template, tokens = _template(folder, names), _special(folder)
+    given = {"template": template, "messages": messages, "tokens": tokens}
     try:
         return str(json.loads(output_of(["-m", _PROGRAM], json.dumps(given).encode())))
     except ChildProcessError as error:

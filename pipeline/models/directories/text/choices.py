@@ -20,6 +20,7 @@ from pipeline.models.directories.text.cached_model import (
     places_of,
     states_of,
 )
+from pipeline.models.directories.text.writing.pictured import pixel_values
 
 _MOST_ENDS = 4
 """Most lengths of prompts in a batch whose last logits are taken from one pass."""
@@ -172,12 +173,14 @@ class PicturedChoices(ContinuedChoices):
         cache, rows = new_cache(), len(pixels)
         ids = self.get_buffer("start").expand(rows, -1)
         places = places_of(0, ids.shape[1], ids)
-        logits = self.run_decoder(cache, ids, places, pixel_values=pixels)
+        seen = pixel_values(self.model, pixels)
+        logits = self.run_decoder(cache, ids, places, pixel_values=seen)
         is_seen = torch.ones_like(ids, dtype=torch.bool)
         return self.scored(cache, logits[:, -1], is_seen, places[:, -1:] + 1)
 
     def plain(self, row: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
-        return self.at_once(self.get_buffer("start"), answer, pixel_values=row[None])
+        seen = pixel_values(self.model, row[None])
+        return self.at_once(self.get_buffer("start"), answer, pixel_values=seen)
 
 
 class TargetChoices(Choices):

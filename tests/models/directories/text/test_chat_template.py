@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from support.models.language_models import CHAT, make_language_model
 from support.models.snapshots import change_json
 
 from pipeline.core.errors import JobError
-from pipeline.models.directories.text.chat_template import FILE, chat_prompt
+from pipeline.models.directories.text.chat_template import FILE, LEGACY, chat_prompt, image_prompt
 
 SAID = [(each["role"], each["content"]) for each in MESSAGES]
 
@@ -82,6 +83,41 @@ def test_a_hostile_template_is_one_line(template: str, tmp_path: Path):
         chat_prompt(written(tmp_path / "m", template), SAID)
     assert "write model.prompt instead" in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+ABOUT = [("system", "Be short."), ("user", "Look: <image>What is it?")]
+PARTS = (
+    "{% for m in messages %}{% for p in m.content %}{{ p.text or '<image>' }}|{% endfor %}"
+    "{% endfor %}"
+)
+
+
+def test_a_content_becomes_the_parts_that_its_image_divides(tmp_path: Path):
+    folder = written(tmp_path / "m", PARTS)
+    assert image_prompt(folder, ABOUT, "<image>") == "Be short.|Look: |<image>|What is it?|"
+    for number, name in enumerate(("tokenizer_config.json", LEGACY, "processor_config.json")):
+        (folder / name).write_text(json.dumps({"chat_template": f"{number}{PARTS}"}))
+        # That of a tokenizer comes last, those of a processor first.
+        begins = str(number) if number else "Be"
+        assert image_prompt(folder, ABOUT, "<image>").startswith(begins)
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        (PARTS.replace("<image>", ""), "writes <image> 0 times"),
+        (PARTS + "<image>", "writes <image> 2 times"),
+        ("<image>{{ messages[1].content[2].text }}", 'writes no "Be short\\."'),
+        ("{{ messages[0].content + '' }}", "TypeError"),
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", "writes <image> 0 times"),
+    ],
+)
+def test_a_template_without_a_place_for_the_image_is_refused(
+    template: str, told: str, tmp_path: Path
+):
+    with pytest.raises(JobError, match=told) as raised:
+        image_prompt(written(tmp_path / "m", template), ABOUT, "<image>")
+    assert "write model.prompt instead" in str(raised.value)
 
 
 def test_a_directory_without_a_template_is_refused(tmp_path: Path):

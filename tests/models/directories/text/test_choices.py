@@ -165,6 +165,8 @@ def test_a_prompt_without_a_place_for_the_text_is_refused(tmp_path: Path):
     path = make_language_model(tmp_path / "m", LLAMA)
     with pytest.raises(JobError, match=r"model\.prompt: must have \{text\} once"):
         choosing(path, prompt="Is it so?")
+    with pytest.raises(JobError, match=r"model\.messages: must have \{text\} once"):
+        choosing(path, messages=[{"role": "user", "content": "Is it so?"}])
 
 
 @pytest.mark.parametrize(

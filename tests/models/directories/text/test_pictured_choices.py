@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,16 @@ import pytest
 import torch
 import transformers
 from support.models.choosing import CHOICES, MESSAGES, choosing, predicted, scores_of
-from support.models.feature_writers import LOOK, images, make_feature_writer, prepared_features
+from support.models.feature_writers import (
+    LOOK,
+    LOOKERS,
+    feature_writing,
+    images,
+    library_prompt,
+    make_feature_writer,
+    pixels_of,
+    prepared_features,
+)
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories.text.choices import PicturedChoices
@@ -25,31 +34,44 @@ ANSWERS = dict(zip(CHOICES, ("positive", "not at all good", "neither good nor ba
 looking = partial(choosing, input_name="image", prompt=LOOK, choices=ANSWERS)
 
 
+SAID = (
+    {"role": "system", "content": "Answer in one word."},
+    {"role": "user", "content": "<image>Is it good or bad?"},
+)
+TILED = [pytest.param(name, marks=pytest.mark.slow) for name in LOOKERS if name != "llava"]
+
+
 @pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_feature_writer(tmp_path_factory.mktemp("m") / "m", "llava")
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return cache(lambda family: make_feature_writer(tmp_path_factory.mktemp("m") / "m", family))
+
+
+@pytest.fixture(scope="module")
+def path(folder_of: Any) -> Path:
+    return folder_of("llava")
 
 
 def library_scores(path: Path, prompt: str, pixels: torch.Tensor) -> np.ndarray:
     """Return the softmax (B, 3) of mean log-likelihoods, by a pass for each image and answer."""
-    model = transformers.LlavaForConditionalGeneration.from_pretrained(path, dtype=torch.float32)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-    whole = prompt.replace("<image>", "<image>" * NUM_PATCHES)
+    model = transformers.AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32)
     means = torch.empty(len(pixels), len(ANSWERS))
-    begins = len(tokenizer(whole).input_ids)
+    begins = len(library_prompt(path, prompt))
     for place, answer in enumerate(ANSWERS.values()):
-        ids = torch.tensor([tokenizer(f"{whole} {answer}").input_ids])
+        ids = torch.tensor([library_prompt(path, f"{prompt} {answer}")])
         labels = ids.clone()
         labels[:, :begins] = -100
         for row, each in enumerate(pixels):
             with torch.inference_mode():
-                loss = model.eval()(input_ids=ids, pixel_values=each[None], labels=labels).loss
+                values = pixels_of(path, each[None])
+                loss = model.eval()(input_ids=ids, pixel_values=values, labels=labels).loss
             means[row, place] = -loss
     return means.softmax(dim=1).numpy()
 
 
+@pytest.mark.parametrize("family", ["llava", *TILED])
 @pytest.mark.parametrize("prompt", [LOOK, pytest.param("<image>", marks=pytest.mark.slow)])
-def test_scores_are_those_of_the_library(prompt: str, path: Path):
+def test_scores_are_those_of_the_library(prompt: str, family: str, folder_of: Any):
+    path = folder_of(family)
     spec = looking(path, prompt=prompt)
     one, *several = map(len, spec.task.answers)
     assert one == 1 < min(several)
@@ -63,8 +85,9 @@ def test_scores_are_those_of_the_library(prompt: str, path: Path):
     assert np.ptp(expected, axis=0).max() > 5e-4  # the image decides
 
 
-def test_neither_batches_nor_neighbours_change_a_score(path: Path):
-    spec, data = looking(path), images()
+@pytest.mark.parametrize("family", ["llava", *TILED])
+def test_neither_batches_nor_neighbours_change_a_score(family: str, folder_of: Any):
+    spec, data = looking(folder_of(family)), images()
     alone = predicted(spec, prepared_features(spec, data), BatchLimits(1))
     order = (3, 0, 3, 3, 5, 1)
     rows = prepared_features(spec, [data[number] for number in order])
@@ -96,7 +119,8 @@ def test_the_prompt_is_in_the_settings(path: Path):
     [
         ({"prompt": "Sentiment:"}, r"model\.prompt: must have <image> once"),
         ({"prompt": "<image> {text}"}, r"model\.prompt: the model reads no text, so that \{text\}"),
-        ({"prompt": None, "messages": MESSAGES}, r"model\.messages: the model reads no text"),
+        ({"prompt": None, "messages": MESSAGES}, r"model\.messages: the model reads no text, so"),
+        ({"prompt": None, "messages": SAID[:1]}, r"model\.messages: must have <image> once"),
         ({"prompt": "<image>" + " cat" * 99}, r"model\.prompt: has \d+ tokens .* takes 96 at most"),
         ({"choices": ("yes", "<image>")}, r"model\.choices: '<image>' has the token that stands"),
         ({"prior_corrected": True}, r"model\.prior_corrected: takes off .* no image is empty"),
@@ -108,6 +132,23 @@ def test_a_job_that_does_not_fit_is_told_what_would_be_right(
     with pytest.raises(JobError, match=problem) as refused:
         looking(path, **model)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("family", ["llava", *TILED])
+def test_prompts_and_messages_are_those_of_the_processor(family: str, folder_of: Any):
+    path = folder_of(family)
+    assert [*looking(path).task.start] == library_prompt(path, LOOK)
+    parts = [{"type": "image"}, {"type": "text", "text": "Is it good or bad?"}]
+    system = [{"type": "text", "text": "Answer in one word."}]
+    expected = library_prompt(
+        path, "", [{"role": "system", "content": system}, {"role": "user", "content": parts}]
+    )
+    spec = looking(path, prompt=None, messages=SAID)
+    assert [*spec.task.start] == expected
+    assert spec.task.answers == looking(path).task.answers
+    writing = feature_writing(path, messages=SAID).task.generation
+    assert writing is not None
+    assert [*writing.rules.start] == expected
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from pipeline.models.directories.text.writing.decoding import (
     Tensors,
     with_column,
 )
+from pipeline.models.directories.text.writing.pictured import pixel_values
 
 
 class CausalDecoding(Decoding):
@@ -76,7 +77,7 @@ class PicturedDecoding(CausalDecoding):
         [images] = tensors.values()
         cache, rows = new_cache(), len(images)
         ids = self.column(self.start).T.expand(rows, -1)
-        self.run(cache, input_ids=ids, pixel_values=images)
+        self.run(cache, input_ids=ids, pixel_values=pixel_values(self.model, images))
         # The last token is the first step's.
         own = [(keys[:, :, :-1], values[:, :, :-1]) for keys, values in states_of(cache)]
         width = own[0][0].shape[2]

@@ -15,15 +15,14 @@ from pipeline.models.directories.text.text_facts import TOKENIZER, load_tokenize
 from pipeline.models.directories.text.writing.generation_config import (
     Reader,
     facts_of,
-    most_places,
     or_problem,
     reader_of,
     values_of,
 )
+from pipeline.models.directories.text.writing.pictured import FAMILIES, pictured_facts
 
 _TASKS = ("transcribe", "translate")
 _NO_TIMES = "no_timestamps_token_id"
-_MOST_PLACES = 1 << 20
 
 
 def speech_facts(folder: Path, chosen: ModelClass) -> GenerationFacts:
@@ -72,34 +71,12 @@ def image_generation_facts(folder: Path, chosen: ModelClass) -> GenerationFacts:
         found = reader_of(folder, config)
         if config.model_type == "git":
             return facts_of(found, config, _first(found))
-        if config.model_type == "llava":
-            return _llava(folder, found, config)
+        if config.model_type in FAMILIES:
+            return pictured_facts(folder, found, config)
         facts = facts_of(found, config, found.start())
         return replace(facts, is_begun_by_prompt="donut" in config.encoder.model_type)
 
     return replace(or_problem(read), tokenizer=TOKENIZER)
-
-
-def _llava(folder: Path, read: Reader, config: Any) -> GenerationFacts:
-    """Return how LLaVA writes: the image is among the tokens of the prompt, behind what the
-    tokenizer begins a text with."""
-    around = load_tokenizer(folder / TOKENIZER).encode("a")
-    begins = around.ids[: around.special_tokens_mask.index(0)]
-    # Where the image goes does not depend on what is refused for task `generate`.
-    facts = or_problem(lambda: facts_of(read, config, ()))
-    facts = replace(facts, rules=replace(facts.rules, start=tuple(begins)))
-    [token] = read.checked_ids("image_token_index", [config.image_token_index])
-    vision, most = config.vision_config, most_places(config) or _MOST_PLACES
-    sizes: list[Any] = [getattr(vision, name, None) for name in ("image_size", "patch_size")]
-    if not all(type(size) is int and size > 0 for size in sizes):
-        raise read.problem(f"vision_config: an image of {preview(sizes[0])} px")
-    # CLIP has the vector of a class beside those of the patches; the first vector is left out.
-    count = (sizes[0] // sizes[1]) ** 2 + ("clip" in vision.model_type)
-    count -= config.vision_feature_select_strategy == "default"
-    if not 0 < count < most:
-        raise read.problem(f"vision_config: an image of {count} tokens, beside {most} places")
-    said = f"{facts.said}; {count} tokens of the prompt are the image"
-    return replace(facts, most_places=most, said=said, image_token=token, num_image_tokens=count)
 
 
 def _first(read: Reader) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from pipeline.models.directories.text.writing.causal import (
     PicturedDecoding,
 )
 from pipeline.models.directories.text.writing.decoding import Decoding, Tensors
+from pipeline.models.directories.text.writing.pictured import FAMILIES
 from pipeline.models.directories.text.writing.target import (
     HeardDecoding,
     SeenDecoding,
@@ -74,10 +75,10 @@ def _without(text: Text, times_from: int) -> Text:
 
 
 def _pictured(model: Any, text: Text, rules: Rules) -> Decoding:
+    if model.config.model_type in FAMILIES:
+        return PicturedDecoding(model, text, rules.start)
     if hasattr(model, "git"):
         return ImageFirstDecoding(model, text, rules.start)
-    if hasattr(model, "lm_head"):  # LLaVA
-        return PicturedDecoding(model, text, rules.start)
     if hasattr(model, "text_decoder"):  # BLIP
         return SeenDecoding(model.text_decoder, text, rules, model.vision_model)
     projection = getattr(model, "enc_to_dec_proj", None)

@@ -46,8 +46,15 @@ FEW = BatchLimits(3)
 QUICK = ("whisper", "trocr")
 ALL = [pytest.param(f, marks=[pytest.mark.slow] * (f not in QUICK)) for f in (*SPEECH, *PICTURES)]
 LIMITS = AgreementLimits(max_score_diff=0.01, min_cosine=0.999, max_relative_error=0.01)
-NUM_INPUT = {"whisper": {100}, "moonshine": {15, 27, 40, 52}, "donut": {16}, "llava": {23}}
-"""Vectors of an encoder; of other images 16 patches and a class. Of LLaVA tokens of the prompt."""
+NUM_INPUT = {
+    "whisper": {100},
+    "moonshine": {15, 27, 40, 52},
+    "donut": {16},
+    "llava": {23},
+    "idefics3": {26},
+    "smolvlm": {26},
+}
+"""Vectors of an encoder; of other images 16 patches and a class. Or tokens of the prompt."""
 
 
 @pytest.fixture(scope="module")
@@ -280,7 +287,7 @@ def test_an_image_is_where_the_prompt_has_its_token(folder_of: Any):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["whisper", "donut", "llava"])
+@pytest.mark.parametrize("family", ["whisper", "donut", "llava", "smolvlm"])
 def test_records_of_a_schema_are_written_to_clips_and_images_too(family: str, folder_of: Any):
     pytest.importorskip("llguidance")
     properties = {"kind": {"enum": ["bill", "letter"]}, "is_signed": {"type": "boolean"}}
@@ -332,7 +339,7 @@ def test_an_encoder_needs_no_layer_that_no_decoder_looks_at(folder_of: Any, tmp_
     ("values", "problem"),
     [
         ({"image_size": 2**30}, "an image of 18014398509481984 tokens, beside 96 places"),
-        ({"image_size": [32, 32]}, "an image of [32, 32] px"),
+        ({"image_size": [32, 32]}, "an image of [32, 32] px in patches of 8 px"),
     ],
 )
 def test_an_image_of_endless_tokens_is_refused(
