@@ -12,6 +12,7 @@ from dataclasses import astuple, dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
 from pipeline.core.figures.counters import Counters, StageCounters, add
+from pipeline.core.printable import num_of
 
 
 @dataclass(frozen=True)
@@ -171,11 +172,18 @@ class SliceFigures:
     probable_rows: Mapping[str, int] = field(default_factory=dict)
     """Head whose outputs were taken for probabilities -> rows; '' of a task without heads."""
     advice: Mapping[str, int] = field(default_factory=dict)
-    """What a reader or an actor has to say of what it works with, in a line -> 0."""
+    """What a reader or an actor has to say of what it works with, in a line -> rows that it counts
+    with it, or 0."""
 
     def __add__(self, other: SliceFigures) -> SliceFigures:
         pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
         return SliceFigures(**{name: _sum(*pair) for name, pair in pairs.items()})
+
+    @property
+    def advice_told(self) -> list[str]:
+        """Return the lines of advice, with the rows of those that count some."""
+        told = self.advice.items()
+        return [f"{line}: {num_of(rows, 'row')}" if rows else line for line, rows in told]
 
     def stage(self, name: str) -> StageCounters:
         """Return what a stage did; nothing, if it was not measured."""

@@ -3,9 +3,8 @@
 A row may be a text, a clip of sound, an image: its input makes tensors of it, and the module begins
 with them.
 
-
-The same code runs on CPU and GPU. Rows that fail are found as in other models: those that were in
-the batch are written again in halves.
+The same code runs on CPU and GPU; on CUDA the library may write instead: see `continuous.py`. Rows
+that fail are found as in other models: those that were in the batch are written again in halves.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from time import perf_counter
 from typing import cast
@@ -40,13 +39,8 @@ from pipeline.core.user_code.own_code import errors_told
 from pipeline.inference.devices.accelerator import PAUSES_S
 from pipeline.inference.devices.device_model import DeviceModel
 from pipeline.inference.engines.base import Engine
-from pipeline.inference.engines.greedy import (
-    LENGTH,
-    Spent,
-    Writing,
-    is_repeating,
-    text_of,
-)
+from pipeline.inference.engines.continuous import Continuous
+from pipeline.inference.engines.greedy import LENGTH, Slice, Writing, is_repeating, text_of
 from pipeline.inference.engines.overflows import write_again
 from pipeline.inference.engines.rules import Row
 from pipeline.inference.engines.teacher import num_agreed
@@ -73,18 +67,6 @@ _LENGTH_BITS = 6
 """Lengths are counted by so many of their upper bits."""
 
 
-@dataclass
-class _Slice:
-    """The rows of a slice as they end."""
-
-    inputs: Inputs
-    row_ids: Sequence[str]
-    failures: list[Failure | None]
-    written: dict[int, Row] = field(default_factory=dict)
-    """Place in the slice -> the row."""
-    spent: Spent = field(default_factory=Spent)
-
-
 class GenerateEngine(Engine):
     """One language model on one device."""
 
@@ -100,14 +82,21 @@ class GenerateEngine(Engine):
         self._model = DeviceModel(config)
         assert config.spec.task.generation is not None, "the task writes"
         self._input, self._generation = config.spec.input, config.spec.task.generation
+        own = self._write, self._keep
+        # Only an actor has a process that may end over what no test has tried on its card.
+        is_actor = ends_process
+        self._continuous = Continuous(self._model, self._generation, own) if is_actor else None
 
     def predict(self, rows: pa.Table, counters: Counters) -> pa.Table:
         with errors_told(INPUTS, self._input.name):
             inputs = self._input.arrays(rows)
         todo = np.flatnonzero(rows.column(ERROR).is_null().to_numpy())
-        held = _Slice(inputs, rows.column(ROW_ID), failures_of(rows))
+        held = Slice(inputs, rows.column(ROW_ID), failures_of(rows))
         started = perf_counter()
-        self._write(self._rows(inputs, todo), held)
+        if self._continuous is None:
+            self._write(self._rows(inputs, todo), held)
+        else:
+            self._continuous.write(self._rows(inputs, todo), held, counters)
         self._write_overflows(held, counters)
         results = self._results(held.written.values(), rows.num_rows)
         self._judge(held, results)
@@ -126,7 +115,7 @@ class GenerateEngine(Engine):
 
     def reduce(self, inputs: Inputs) -> Arrays:
         count = num_rows(inputs)
-        held = _Slice(inputs, [""] * count, [None] * count)
+        held = Slice(inputs, [""] * count, [None] * count)
         writing = self._writing(self._rows(inputs, np.arange(count)), held)
         while writing:
             self._keep(self._model.call(writing.advance), held)
@@ -149,7 +138,7 @@ class GenerateEngine(Engine):
         return [Row(*each) for each in zip(places.tolist(), lengths, strict=True)]
 
     def _writing(
-        self, rows: Sequence[Row], held: _Slice, model: DeviceModel | None = None
+        self, rows: Sequence[Row], held: Slice, model: DeviceModel | None = None
     ) -> Writing:
         model, at = model or self._model, {row.number: row for row in rows}
         module, limits = cast(Decoding, model.module), model.limits
@@ -159,7 +148,7 @@ class GenerateEngine(Engine):
         read = partial(model.on_device, held.inputs)
         return Writing(module, self._generation, read, groups, limits, held.spent)
 
-    def _write(self, rows: Sequence[Row], held: _Slice) -> None:
+    def _write(self, rows: Sequence[Row], held: Slice) -> None:
         """Write rows; those at fault get their failure.
 
         Raises:
@@ -182,14 +171,14 @@ class GenerateEngine(Engine):
                 self._first.check()
             writing = self._writing(left, held)  # within limits that may be smaller now
 
-    def _keep(self, ended: Sequence[Row], held: _Slice) -> None:
+    def _keep(self, ended: Sequence[Row], held: Slice) -> None:
         still_alive()
         if ended and self._first is not None:
             self._first.predicted()
         held.written |= {row.number: row for row in ended}
         add_rows(len(ended))
 
-    def _split(self, rows: Sequence[Row], failure: Failure, held: _Slice) -> None:
+    def _split(self, rows: Sequence[Row], failure: Failure, held: Slice) -> None:
         """Write the rows of a failed batch again, in halves, until those at fault are found."""
         model, half = self._model, len(rows) // 2
         if failure.reason is Reason.OUT_OF_MEMORY:
@@ -211,7 +200,7 @@ class GenerateEngine(Engine):
             self._first.failed(str(held.row_ids[row.number]), failure)
         held.failures[row.number] = failure
 
-    def _write_later(self, row: Row, held: _Slice) -> bool:
+    def _write_later(self, row: Row, held: Slice) -> bool:
         """Try a row again: what holds the memory may give it back. Tell whether it is written."""
         model = self._model
         assert model.gpu is not None, "on a CPU nothing gives memory back"
@@ -230,7 +219,7 @@ class GenerateEngine(Engine):
             return True
         return False
 
-    def _write_overflows(self, held: _Slice, counters: Counters) -> None:
+    def _write_overflows(self, held: Slice, counters: Counters) -> None:
         """Write rows once more, in eager fp32, whose logits a narrower type could not hold."""
         spec = self._config.spec
         rows = [row for row in held.written.values() if not math.isfinite(row.logprob)]
@@ -263,7 +252,7 @@ class GenerateEngine(Engine):
             results[MEAN_LOGPROB][place] = row.logprob / len(row.tokens)
         return results
 
-    def _judge(self, held: _Slice, results: Arrays) -> None:
+    def _judge(self, held: Slice, results: Arrays) -> None:
         """Fail rows whose likelihood is no number, and those whose output the job refuses."""
         refuses, most = self._generation.invalid == QUARANTINE, self._generation.max_new_tokens
         has_records = bool(self._generation.schema)
@@ -293,7 +282,7 @@ class GenerateEngine(Engine):
             return str(error)
         return ""
 
-    def _count(self, held: _Slice, counters: Counters) -> None:
+    def _count(self, held: Slice, counters: Counters) -> None:
         spent, rows = held.spent, held.written.values()
         long = [row for row in rows if row.finish == LENGTH]
         SliceFigures(
@@ -309,7 +298,7 @@ class GenerateEngine(Engine):
             stages={PREFILL: StageCounters(len(rows), len(rows), busy_s=spent.prefill_s)},
         ).add_to(counters)
 
-    def _compare_once(self, held: _Slice, counters: Counters) -> None:
+    def _compare_once(self, held: Slice, counters: Counters) -> None:
         """Do the reference check on the first slice that has rows for it, and never again."""
         rows = [row for place, row in held.written.items() if held.failures[place] is None]
         chosen = sorted(rows, key=lambda row: row.number)[:NUM_REFERENCE_ROWS]

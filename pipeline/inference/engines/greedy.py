@@ -10,15 +10,17 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 
 import torch
 
+from pipeline.core.failures import Failure
 from pipeline.inference.engines.rules import AppliedRules, Row
 from pipeline.models.directories.text.writing.batch import Batch
 from pipeline.models.directories.text.writing.decoding import Decoding
 from pipeline.models.generation import FINISHES, Generation
+from pipeline.preprocessing.model_input import Arrays as Inputs
 from pipeline.preprocessing.model_input import BatchLimits
 
 EOS, STOP, LENGTH = map(FINISHES.index, ("eos", "stop", "length"))
@@ -42,6 +44,18 @@ class Spent:
     output_tokens: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
+
+
+@dataclass
+class Slice:
+    """The rows of a slice as they end."""
+
+    inputs: Inputs
+    row_ids: Sequence[str]
+    failures: list[Failure | None]
+    written: dict[int, Row] = field(default_factory=dict)
+    """Place in the slice -> the row."""
+    spent: Spent = field(default_factory=Spent)
 
 
 class Writing:
