@@ -24,6 +24,8 @@ from pipeline.models.generation import Generation
 from pipeline.preprocessing.model_input import BatchLimits
 
 _POLL_S, _STILL_S, _STOP_S = 1.0, 60.0, 60.0
+_MOST_PASSES = 4
+"""A row ends within so many passes for each token of the longest, output and all, and each row."""
 _PAGE_TOKENS = 256
 """Keys and values are kept in pages of so many tokens: flash attention takes no smaller ones."""
 _PASS_TOKENS = 4_096
@@ -126,19 +128,24 @@ def _attending(model: Any, attention: str) -> Iterator[None]:
 def _gather(
     manager: Any, waiting: dict[str, Prompted], generation: Generation, still_s: float
 ) -> str:
-    problem, passes, since_s = "", -1, monotonic()
+    problem, passes, ended_at, since_s = "", -1, 0, monotonic()
+    longest = max(len(each.prompt) for each in waiting.values())
+    most = _MOST_PASSES * (longest + generation.max_new_tokens + len(waiting))
     while waiting:
         done = manager.get_result(timeout=min(_POLL_S, still_s))
-        if done is not None and done.is_finished():
-            each = waiting.pop(done.request_id)
-            problem = problem or done.error or _take(each, done, generation)
-        if not manager.is_running() and done is None:
-            return problem or "its thread ended before the rows did"
         # The first pass, before which there is no number, allocates the cache.
-        if (number := getattr(manager, "current_batch", -1)) != passes or done is not None:
+        number = getattr(manager, "current_batch", -1)
+        if done is not None and done.is_finished():
+            each, ended_at = waiting.pop(done.request_id), number
+            problem = problem or done.error or _take(each, done, generation)
+        if done is not None or number != passes:
             passes, since_s = number, monotonic()
+        elif not manager.is_running():
+            return problem or "its thread ended before the rows did"
         elif monotonic() - since_s > still_s:
             return problem or f"it stood still for {still_s:.0f} s"
+        if number - ended_at > most:
+            return problem or f"no row ended in {most:,} passes"
     return problem
 
 

@@ -93,6 +93,7 @@ def test_texts_and_likelihoods_are_those_of_own_batches(family: str, tmp_path: P
         assert told == [f"{TAKEN}: {by_library} rows"]
 
 
+@SLOW
 def test_two_slices_of_an_actor_share_its_gpu_and_neither_disturbs_the_other(spec: ModelSpec):
     expected = GenerateEngine(config_of(spec)).predict(prepared(spec, TEXTS), {}).to_pylist()
     with installed(FakeGpu()):
@@ -164,27 +165,35 @@ def test_rows_that_the_library_does_not_write_are_written_by_own_batches_and_cou
     assert later.startswith(NOT_TAKEN.format(""))
 
 
-def test_a_request_that_gets_lost_ends_the_session_and_not_the_others(spec: ModelSpec):
+@pytest.mark.parametrize(
+    ("is_lost", "reason"), [(True, "it stood still"), (False, "no row ended in 120 passes")]
+)
+def test_a_request_that_never_ends_ends_the_session_and_costs_no_other_row(
+    spec: ModelSpec, is_lost: bool, reason: str
+):
     engine = asking(spec)
     model: Any = cast(Decoding, engine._model.module).model
     begin = model.init_continuous_batching
 
-    def losing_one(*args: Any) -> Any:
+    def begin_with_faults(*args: Any) -> Any:
         manager = begin(*args)
         add = manager.add_request
 
-        def add_request(ids: list[int], name: str, *others: Any, **options: Any) -> None:
-            add(ids, name, *others, **options)
-            if name == "1":
+        def add_request(ids: list[int], name: str, most: int, eos_token_id: list[int]) -> None:
+            is_bad = name == "1"
+            if is_bad and not is_lost:
+                most, eos_token_id = 1_000_000, [-1]
+            add(ids, name, most, eos_token_id=eos_token_id)
+            if is_bad and is_lost:
                 manager.cancel_request(name)  # no result tells of it
 
         manager.add_request = add_request
         return manager
 
-    model.init_continuous_batching = losing_one
+    model.init_continuous_batching = begin_with_faults
     rows = [Prompted(Row(n), [5 + n, 40, 50]) for n in range(3)]
     problem = write_rows(model, engine._generation, rows, BatchLimits(3), "sdpa", still_s=0.5)
-    assert problem.startswith("it stood still")
+    assert problem.startswith(reason)
     assert [each.row.finish is None for each in rows] == [False, True, False]
 
 

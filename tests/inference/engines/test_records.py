@@ -27,7 +27,8 @@ from support.models.generating import make_writer, writing
 from support.models.record_schemas import REVIEW, SCHEMAS
 
 from pipeline.core.errors import JobError
-from pipeline.inference.engines.generate_engine import GenerateEngine, _Slice
+from pipeline.inference.engines.generate_engine import GenerateEngine
+from pipeline.inference.engines.greedy import Slice
 from pipeline.models.records.grammar import Grammar
 from pipeline.models.records.subset import canonical
 from pipeline.models.spec import ModelSpec, PredictorConfig
@@ -152,7 +153,7 @@ def engine_of(spec: ModelSpec) -> GenerateEngine:
 def written_by(engine: GenerateEngine, table: pa.Table) -> dict[int, Any]:
     """Write the rows of a slice; return them as they have ended."""
     inputs = engine._input.arrays(table)
-    held = _Slice(inputs, [""] * table.num_rows, [None] * table.num_rows)
+    held = Slice(inputs, [""] * table.num_rows, [None] * table.num_rows)
     engine._write(engine._rows(inputs, np.arange(table.num_rows)), held)
     return held.written
 
