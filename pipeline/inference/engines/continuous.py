@@ -118,8 +118,8 @@ class Continuous:
         if not hasattr(transformers, "ContinuousBatchingConfig"):
             return "the installed transformers is too old for it"
         if not self._attention:
-            # By SDPA each row looks at the tokens of all: on a CPU it takes 1.1 (16 rows at once) to
-            # 1.7 times (64) as long as own batches, and on CUDA the library then has no graphs.
+            # By SDPA each row looks at the tokens of all: on a CPU it takes 1.1 times (16 rows at
+            # once) to 1.7 times (64) as long as own batches, and on CUDA the library has no graphs.
             return "it is tried with flash attention alone, which is not installed"
         return None
 
