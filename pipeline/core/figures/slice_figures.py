@@ -14,6 +14,8 @@ from typing import Any, ClassVar, Self
 from pipeline.core.figures.counters import Counters, StageCounters, add
 from pipeline.core.printable import num_of
 
+_TIMES_MEAN = 4
+
 
 @dataclass(frozen=True)
 class _Figure:
@@ -76,6 +78,41 @@ class Generated(_Figure):
 
 
 @dataclass(frozen=True)
+class Steps(_Figure):
+    """Steps of a model that writes: each has a place for each row of its batch."""
+
+    COUNTERS: ClassVar = ("rows_in", "rows_out", "rows_quarantined", "bytes_in", "busy_s")
+    num_steps: int = 0
+    num_places: int = 0
+    """Sum over the steps; those of rows that have ended and not left are among them."""
+    num_squared: int = 0
+    """Sum of their squares."""
+    place_us: int = 0
+    """Sum of places times microseconds."""
+    busy_s: float = 0.0
+
+    @classmethod
+    def one(cls, num_places: int, took_s: float) -> Steps:
+        """Return that of one step."""
+        return cls(1, num_places, num_places**2, round(1e6 * num_places * took_s), took_s)
+
+    def row_s(self, num_places: int) -> float:
+        """Return what a place takes in a step of so many, by least squares over those that were.
+
+        A step is taken to last a time, and another one for each place; beyond four times the mean
+        that is not known.
+        """
+        if not self.num_steps:
+            return 0.0
+        mean, mean_s = self.num_places / self.num_steps, self.busy_s / self.num_steps
+        spread = self.num_squared / self.num_steps - mean**2
+        slope = (self.place_us / 1e6 / self.num_steps - mean * mean_s) / spread if spread else 0.0
+        place_s = min(max(slope, 0.0), mean_s / mean) if spread else mean_s / mean
+        num_places = max(1, min(num_places, round(_TIMES_MEAN * mean)))
+        return (mean_s + place_s * (num_places - mean)) / num_places
+
+
+@dataclass(frozen=True)
 class Deduplicated(_Figure):
     """Rows that were looked at for duplicates."""
 
@@ -129,6 +166,7 @@ _SINGLE: dict[str, tuple[str, type[_Figure]]] = {
     "tokenised": ("truncated", Tokenised),
     "tokens": ("tokens", Tokens),
     "generated": ("generated", Generated),
+    "steps": ("steps", Steps),
     "deduplicated": ("dedupe", Deduplicated),
     "looked_up": ("look_up", LookedUp),
     "gpu_decoded": ("gpu_decode", GpuDecoded),
@@ -161,6 +199,7 @@ class SliceFigures:
     tokenised: Tokenised | None = None
     tokens: Tokens | None = None
     generated: Generated | None = None
+    steps: Steps | None = None
     deduplicated: Deduplicated | None = None
     looked_up: LookedUp | None = None
     gpu_decoded: GpuDecoded | None = None

@@ -292,8 +292,9 @@ class GenerateEngine(Engine):
                 len(long),
                 sum(is_repeating(row.tokens) for row in long),
                 spent.output_tokens,
-                spent.decode_s,
+                spent.steps.busy_s,
             ),
+            steps=spent.steps,
             output_lengths=Counter(_length_bin(len(row.tokens)) for row in rows),
             stages={PREFILL: StageCounters(len(rows), len(rows), busy_s=spent.prefill_s)},
         ).add_to(counters)

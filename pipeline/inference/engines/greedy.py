@@ -16,6 +16,7 @@ from time import perf_counter
 import torch
 
 from pipeline.core.failures import Failure
+from pipeline.core.figures.slice_figures import Steps
 from pipeline.inference.engines.rules import AppliedRules, Row
 from pipeline.models.directories.text.writing.batch import Batch
 from pipeline.models.directories.text.writing.decoding import Decoding
@@ -44,6 +45,8 @@ class Spent:
     output_tokens: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
+    steps: Steps = field(default_factory=Steps)
+    """Of own batches."""
 
 
 @dataclass
@@ -124,8 +127,11 @@ class Writing:
                 row.finish = self._finish_of(row, token)
                 self._spent.output_tokens += 1
         ended = [row for row in before if row.finish is not None]
+        num_places = len(self.active)
         self._leave()
-        self._spent.decode_s += perf_counter() - began
+        took_s = perf_counter() - began
+        self._spent.decode_s += took_s
+        self._spent.steps += Steps.one(num_places, took_s)
         return ended
 
     def abandon(self) -> list[Row]:

@@ -68,6 +68,10 @@ def written_lines(report: Report) -> list[str]:
             f"{format_rate(made.prefill_tokens_per_s)} and "
             f"{format_rate(made.decode_tokens_per_s)} tokens/s per actor while it did"
         )
+    if made.rows_per_step and made.decode_padding_pct is not None:
+        parts.append(
+            f"{made.rows_per_step:.1f} rows at a step, {made.decode_padding_pct:.2g}% of them ended"
+        )
     parts.append(f"half of the outputs have {made.output_tokens_p50} tokens or fewer")
     parts.append(f"95% {made.output_tokens_p95} or fewer")
     if made.length_pct:

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Mapping
 
 from pipeline.core.figures.counters import PREFILL
-from pipeline.core.figures.slice_figures import Tokens
+from pipeline.core.figures.slice_figures import Steps, Tokens
 from pipeline.report.sections import Section
 from pipeline.report.speed.limits import Load
 from pipeline.report.speed.performance import ratio
@@ -23,6 +23,10 @@ class Written(Section):
     """Tokens of prompts over the busy seconds of actors that read them."""
     decode_tokens_per_s: float | None
     """Tokens of outputs over the busy seconds of actors that wrote them."""
+    rows_per_step: float | None
+    """Of a batch, in the mean over the steps that write a token of each."""
+    decode_padding_pct: float | None
+    """Share of these rows that had ended already; they leave together with others."""
     output_tokens_p50: int | None
     """Half of the outputs are not longer; up to 3%."""
     output_tokens_p95: int | None
@@ -46,12 +50,16 @@ def written_of(load: Load, cost: float | None) -> Written | None:
         return None
     read = (load.figures.tokens or Tokens()).num_tokens
     shares = [ratio(number, made.num_rows) for number in (made.num_long, made.num_repeating)]
+    steps = load.figures.steps or Steps()
+    used = ratio(made.num_tokens, steps.num_places)
     a_token = None if cost is None else ratio(cost, read + made.num_tokens)
     return Written(
         input_tokens=read,
         output_tokens=made.num_tokens,
         prefill_tokens_per_s=ratio(read, load.figures.stage(PREFILL).busy_s),
         decode_tokens_per_s=ratio(made.num_tokens, made.busy_s),
+        rows_per_step=ratio(steps.num_places, steps.num_steps),
+        decode_padding_pct=None if used is None else 100 * (1 - used),
         output_tokens_p50=_quantile(load.figures.output_lengths, 0.5),
         output_tokens_p95=_quantile(load.figures.output_lengths, 0.95),
         length_pct=None if shares[0] is None else 100 * shares[0],

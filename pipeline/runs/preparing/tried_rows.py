@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.figures.counters import PREFILL, Counters
-from pipeline.core.figures.slice_figures import SliceFigures
+from pipeline.core.figures.slice_figures import SliceFigures, Steps, Tokens
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import NUM_INPUT_TOKENS, NUM_OUTPUT_TOKENS
 from pipeline.core.user_code.user_errors import describe_user_error
@@ -79,38 +79,57 @@ def _tried(
     places: tuple[int, int, int],
 ) -> Probe:
     order = np.random.default_rng(rows.num_rows).permutation(rows.num_rows)
-    inputs, outputs = list[float](), list[float]()
-    for chosen in filter(len, (order[:FIRST_ROWS], order[FIRST_ROWS:])):
+    are_few = rows.num_rows < 2 * FIRST_ROWS
+    figures, tried, spent_s = SliceFigures(), list[pa.Table](), 0.0
+    num_rows = 0
+    for chosen in [order] if are_few else (order[:FIRST_ROWS], order[FIRST_ROWS:]):
         # A step of a GPU takes as long for a full batch as for a few rows.
         size = max(len(chosen), config.batch_size if config.num_gpus else 0)
         counters: Counters = {}
         began = perf_counter()
         found = engine.predict(rows.take(pa.array(np.resize(chosen, size))), counters)
-        spent_s = perf_counter() - began
-        read, written = (_tokens(found, name) for name in (NUM_INPUT_TOKENS, NUM_OUTPUT_TOKENS))
-        prefill_s = SliceFigures.from_json(counters).stage(PREFILL).busy_s
-        row_s = _shared(prefill_s, read) + _shared(spent_s - prefill_s, written)
-        inputs += read[: len(chosen)].tolist()
-        outputs += written[: len(chosen)].tolist()
+        spent_s += perf_counter() - began
+        figures += SliceFigures.from_json(counters)
+        tried.append(found.slice(0, len(chosen)))
+        num_rows += size
         if spent_s > SLICE_S:
             break
-    return Probe(
-        len(inputs),
-        Spread.of(inputs),
-        Spread.of(outputs),
-        Spread.of(row_s[: len(chosen)].tolist()),
-        load_s,
-        *places,
-    )
+    table = pa.concat_tables(tried)
+    read, written = (_tokens(table, name) for name in (NUM_INPUT_TOKENS, NUM_OUTPUT_TOKENS))
+    row_s = _row_s(figures, (read, written), spent_s, num_rows, config)
+    of_read, of_written, of_row_s = (Spread.of(each.tolist()) for each in (read, written, row_s))
+    return Probe(table.num_rows, of_read, of_written, of_row_s, load_s, *places)
+
+
+def _row_s(
+    figures: SliceFigures,
+    tokens: tuple[Floats, Floats],
+    spent_s: float,
+    num_rows: int,
+    config: PredictorConfig,
+) -> Floats:
+    """Return what rows take, (N,), in batches that are as full as those of a slice.
+
+    Args:
+        figures: Of all that was computed.
+        tokens: Read and written of each of the N rows.
+        spent_s: By all of `num_rows` rows, in which some of the N are repeated.
+        num_rows: At least N.
+        config: Says how large batches are.
+    """
+    read, written = tokens
+    steps, num_read = figures.steps or Steps(), (figures.tokens or Tokens()).num_tokens
+    prefill_s = figures.stage(PREFILL).busy_s
+    other_s = (spent_s - prefill_s - steps.busy_s) / num_rows
+    read_s = prefill_s / num_read if num_read else 0.0
+    assert config.spec.task.generation is not None, "it writes"
+    limits, longest = config.limits_of_batch, config.spec.task.generation.max_new_tokens
+    longest += int(read.max())
+    places = min(limits.rows, limits.tokens // longest) if limits.tokens else limits.rows
+    return other_s + read_s * read + steps.row_s(max(1, places)) * written
 
 
 def _tokens(rows: pa.Table, name: str) -> Floats:
     """Return the tokens of each row, (N,), none of one that has no prediction."""
     found: Floats = np.asarray(rows.column(name).fill_null(0)).astype(np.float64)
     return found
-
-
-def _shared(seconds: float, tokens: Floats) -> Floats:
-    """Divide seconds among rows, (N,), by their tokens."""
-    total = tokens.sum()
-    return seconds * (tokens / total if total else np.full(len(tokens), 1 / len(tokens)))

@@ -10,7 +10,7 @@ import pytest
 from support.runs.report_examples import FULL, ROWS, WALL_S, report_of
 
 from pipeline.core.figures.counters import PREFILL, Counters, StageCounters
-from pipeline.core.figures.slice_figures import Generated, SliceFigures, Tokenised, Tokens
+from pipeline.core.figures.slice_figures import Generated, SliceFigures, Steps, Tokenised, Tokens
 from pipeline.report.document import report_schema, to_json
 from pipeline.report.showing.render import to_html
 
@@ -24,6 +24,7 @@ def facts(**options: Any) -> dict[str, Any]:
         stages={PREFILL: StageCounters(ROWS, ROWS, busy_s=10.0)},
         tokens=Tokens(READ, READ + 9),
         generated=Generated(ROWS, LONG, REPEATING, WRITTEN, 30.0),
+        steps=Steps(25_000, 400_000, 6_500_000, 0, 30.0),
         output_lengths=LENGTHS,
     ).add_to(counters)
     return {**FULL, "counters": counters, **options}
@@ -37,6 +38,8 @@ def test_tokens_speed_lengths_and_cost_follow_from_the_counters():
         "output_tokens": WRITTEN,
         "prefill_tokens_per_s": pytest.approx(READ / 10),
         "decode_tokens_per_s": pytest.approx(WRITTEN / 30),
+        "rows_per_step": 16.0,
+        "decode_padding_pct": pytest.approx(25.0),
         "output_tokens_p50": 30,
         "output_tokens_p95": 30,
         "length_pct": pytest.approx(100 * LONG / ROWS),
@@ -51,6 +54,7 @@ def test_a_terminal_and_the_page_say_it():
     for words in (
         "900,000 tokens read, 300,000 written",
         "90,000 and 10,000 tokens/s per actor",
+        "16.0 rows at a step, 25% of them ended",
         "half of the outputs have 30 tokens or fewer, 95% 30 or fewer",
         "1% have no end",
         "0.5% repeat themselves",
