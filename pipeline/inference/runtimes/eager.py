@@ -24,7 +24,12 @@ class Eager(Runtime):
     def open(
         self, exporter: Exporter, precision: str, num_threads: int, calibrated: bytes | None
     ) -> Runner:
+        from pipeline.inference.runtimes.packed_linear import pack_linear_layers
+
         loaded = exporter.load()
+        is_on_gpu = any(tensor.is_cuda for tensor in exporter.example.values())
+        if not is_on_gpu and getattr(loaded.module, "packs_linear_layers", False):
+            pack_linear_layers(loaded.module, lambda: loaded.run(exporter.example))
         return Runner(loaded.run, is_static=False, module=loaded)
 
 

@@ -17,6 +17,9 @@ from pipeline.core.printable import clean_message
 class CachedModel(nn.Module):
     """Runs a model whose cache may have any of the names that the library gives it."""
 
+    packs_linear_layers = True
+    """Its steps have few rows; read by the runtime `eager`."""
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model

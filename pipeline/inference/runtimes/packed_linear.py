@@ -1,0 +1,96 @@
+"""Linear layers whose weights are laid out once as oneDNN reads them, on a CPU.
+
+torch multiplies by a weight as it lies, or lays it out again in each call. Where a layer gets few
+rows, as in the steps of a model that writes, that takes as long as the rest. torch's functions for
+it have private names; without one of them, or if a layer gives something else by them, layers stay
+as they are.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+log = logging.getLogger(__name__)
+_PRIVATE = "_reorder_linear_weight", "_linear_pointwise"
+_ROWS_NEAR = 512
+"""The layout depends on the rows of a call; this one is the fastest, or nearly, for 1 to 512."""
+_TRIED_ROWS = 4
+_ROUNDINGS = 64
+
+
+class PackedLinear(nn.Module):
+    """A linear layer: (..., I) -> (..., O)."""
+
+    def __init__(self, layer: nn.Linear, pack: Callable[..., Any], run: Callable[..., Any]) -> None:
+        super().__init__()
+        self.bias = layer.bias
+        self.weight: torch.Tensor = pack(layer.weight.detach(), _ROWS_NEAR)
+        """Opaque (O, I); models ask it for its dtype."""
+        self._run = run
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self._run(values, self.weight, self.bias, "none", [], "")
+        return found
+
+    def plain(self) -> nn.Linear:
+        """Return the layer as torch has it."""
+        outputs, inputs = self.weight.shape
+        with torch.device("meta"):
+            layer = nn.Linear(inputs, outputs, bias=self.bias is not None)
+        layer.weight = nn.Parameter(self.weight.to_dense(), requires_grad=False)
+        layer.bias = self.bias
+        return layer.eval()
+
+
+def pack_linear_layers(module: nn.Module, run: Callable[[], object]) -> bool:
+    """Replace the linear layers of a module in place; each has its weight once, before and after.
+
+    Args:
+        module: On the CPU.
+        run: Runs it on some rows.
+
+    Returns:
+        Whether they are replaced: it runs, and each gives what it gave, up to rounding.
+    """
+    layers = [each for each in _places(module) if type(getattr(*each)) is nn.Linear]
+    try:
+        functions = [getattr(torch.ops.mkldnn, name) for name in _PRIVATE]
+        with torch.inference_mode():
+            for parent, name in layers:
+                setattr(parent, name, _packed(getattr(parent, name), *functions))
+            run()
+    except Exception as error:  # noqa: BLE001  # by private names torch may raise anything
+        log.debug("linear layers stay as torch has them: %s", error)
+        for parent, name in layers:
+            if isinstance(layer := getattr(parent, name), PackedLinear):
+                setattr(parent, name, layer.plain())
+        return False
+    return True
+
+
+def _places(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """Yield each child of each module: its parent and its name."""
+    for parent in module.modules():
+        for name, _ in parent.named_children():
+            yield parent, name
+
+
+def _packed(layer: nn.Linear, pack: Callable[..., Any], run: Callable[..., Any]) -> PackedLinear:
+    """Return a layer packed.
+
+    Raises:
+        ValueError: It gives something else then.
+    """
+    packed = PackedLinear(layer, pack, run)
+    drawn = torch.Generator().manual_seed(0)
+    values = torch.randn((_TRIED_ROWS, layer.in_features), generator=drawn).to(layer.weight.dtype)
+    expected, found = layer(values).float(), packed(values).float()
+    limit = _ROUNDINGS * torch.finfo(layer.weight.dtype).eps * expected.abs().max()
+    if not (found - expected).abs().max() <= limit:
+        raise ValueError(f"a layer {layer.in_features} x {layer.out_features} gives something else")
+    return packed
