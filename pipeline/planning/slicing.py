@@ -6,6 +6,7 @@ Both are cut by rows, so that many small shards share a unit and a huge one beco
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -123,6 +124,18 @@ class SliceSizes:
             return _multiple(rows, self.batch_size)
         return min(self.batch_size, _multiple(rows, self.smallest))
 
+    def divided(self, num_rows: int, num_actors: int) -> SliceSizes:
+        """Return sizes that are smaller, if need be, so that all actors get as many slices.
+
+        Slices of half a minute are few, and the last one alone would keep the others waiting.
+        """
+        if self.is_fixed or not num_rows:
+            return self
+        rounds = math.ceil(num_rows / (self.most * num_actors))
+        most = math.ceil(num_rows / (rounds * num_actors))
+        few = most if rounds <= _SLICES_LEFT else min(self.few, most)
+        return replace(self, most=most, most_small=min(self.most_small, most), few=few)
+
     def _near(self, row_bytes: float) -> float:
         """Return the rows of a slice in the middle of the input."""
         if self.bytes_near and row_bytes > 0:
@@ -158,7 +171,10 @@ def units_of(
     if format_of(job.source).counts_rows == "reading":
         rows = sizes.uncounted or sizes.most
         return _uncounted_units(extents, rows, job.run.limit_rows)
-    return make_units(_limit(extents, job.run.limit_rows), sizes)
+    limited = _limit(extents, job.run.limit_rows)
+    if probe is not None:
+        sizes = sizes.divided(sum(extent.num_rows for extent in limited), probe.num_actors)
+    return make_units(limited, sizes)
 
 
 def _uncounted_units(

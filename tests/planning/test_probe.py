@@ -19,7 +19,7 @@ from pipeline.job.job import Job
 from pipeline.job.reading.loader import parse_job
 from pipeline.planning.plan import cut_anew
 from pipeline.planning.probe import Probe, Spread
-from pipeline.planning.slicing import SliceSizes
+from pipeline.planning.slicing import SliceSizes, units_of
 from pipeline.storage.store import Store
 
 PROBE = Probe(
@@ -94,3 +94,23 @@ def test_slices_of_clips_and_images_fit_into_memory(source: dict[str, str], most
     quick = replace(PROBE, row_s=Spread(0.005, 0.001))
     assert SliceSizes.of(job, 16, probe=quick).most == most
     assert SliceSizes.of(job, 16, probe=PROBE).most == 120
+
+
+@given(st.integers(1, 2_000), st.integers(1, 8), st.floats(0.01, 10))
+def test_no_actor_gets_a_slice_more_than_another_where_slices_are_few(
+    num_rows: int, num_actors: int, row_s: float
+):
+    probe = replace(PROBE, row_s=Spread(row_s, 0.0), num_actors=num_actors)
+    units = [*units_of(writing_job(), shard_extents([[num_rows]]), 16, probe)]
+    rows = [key.num_rows for unit in units for key in unit.slices()]
+    assert sum(rows) == num_rows
+    assert max(rows) <= probe.slice_rows
+    rounds = math.ceil(num_rows / (probe.slice_rows * num_actors))
+    if rounds <= 4:
+        assert len(rows) <= num_actors * rounds
+        assert len({*rows[:-1]}) <= 1
+
+
+def test_slices_that_the_job_sizes_stay():
+    fixed = SliceSizes.of(writing_job(slice_rows=50), 16, probe=PROBE)
+    assert fixed.divided(70, 2) == fixed
