@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 log = logging.getLogger(__name__)
-_PRIVATE = "_reorder_linear_weight", "_linear_pointwise"
+PRIVATE = "_reorder_linear_weight", "_linear_pointwise"
 _ROWS_NEAR = 512
 """The layout depends on the rows of a call; this one is the fastest, or nearly, for 1 to 512."""
 _TRIED_ROWS = 4
@@ -59,7 +59,7 @@ def pack_linear_layers(module: nn.Module, run: Callable[[], object]) -> bool:
     """
     layers = [each for each in _places(module) if type(getattr(*each)) is nn.Linear]
     try:
-        functions = [getattr(torch.ops.mkldnn, name) for name in _PRIVATE]
+        functions = [getattr(torch.ops.mkldnn, name) for name in PRIVATE]
         with torch.inference_mode():
             for parent, name in layers:
                 setattr(parent, name, _packed(getattr(parent, name), *functions))
