@@ -1,11 +1,12 @@
 """Measure what a language model chooses and writes, beside transformers' own ways.
 
     python tests/bench/language.py MODEL [--tasks choices generate] [--rows 64] [--runs 3]
-        [--precision bf16]
+        [--precision bf16] [--examples] [--peers loop]
 
 MODEL is the directory that `make build/smollm2/config.json` makes. `choices`: reviews, of which the
 model says positive or negative; two peers write up to three tokens, as people do it, and `scores`
-scores both answers. `generate`: questions whose answers take 1 to 128 tokens. Batches have 16 rows
+scores both answers. With `--examples` what is meant and four reviews with their answers stand
+before each. `generate`: questions whose answers take 1 to 128 tokens. Batches have 16 rows
 everywhere. `whole` counts from the start of the process to its end, `steady` the work alone: of
 ours as in the second half of the rows. Systems take turns. It tells in how many rows the answers of
 ours and of `scores`, or the texts of ours and of `loop`, are equal: padding on the left changes the
@@ -37,6 +38,15 @@ PEERS = {"choices": ("pipeline", "loop", "scores"), "generate": ("pipeline", "lo
 ANSWERS = ["positive", "negative"]
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 ASKED = "Is this review positive or negative? Answer with one word.\n\n"
+EXAMPLES = (
+    "A review is positive if its author would buy the thing again, and negative otherwise. What "
+    "matters is how it ends, and not a word of praise or blame on the way.\n\n"
+    "Review: I did not expect much, and now I take it everywhere. Answer: positive\n"
+    "Review: It looked fine in the shop, and fell apart on the way home. Answer: negative\n"
+    "Review: The box was torn, but what was in it is perfect. Answer: positive\n"
+    "Review: Everybody told me to go, and I wish that I had not. Answer: negative\n\n"
+)
+"""They stand before what is asked, with `--examples`."""
 _THINGS = ("film", "phone", "hotel", "book", "meal", "game", "song", "chair")
 _SAID = (
     "was wonderful, I would recommend it to everybody",
@@ -70,10 +80,9 @@ def texts_of(task: str, rows: int) -> list[str]:
     ]
 
 
-def write_input(folder: Path, task: str, rows: int) -> Path:
+def write_input(folder: Path, task: str, rows: int, before: str = "") -> Path:
     folder.mkdir(parents=True)
     texts = texts_of(task, rows)
-    before = ASKED if task == "choices" else ""
     chats = [json.dumps([{"role": "user", "content": before + text}]) for text in texts]
     ids = [f"{row:05d}" for row in range(rows)]
     columns = {"id": ids, "text": texts, "chat": chats, "answers": [ANSWERS] * rows}
@@ -112,11 +121,13 @@ def peer(way: str, model: str, file: Path, task: str, precision: str) -> dict[st
     return {**json.loads(done.stdout.splitlines()[-1]), "wall_s": time.perf_counter() - begun}
 
 
-def measure(
-    task: str, model: str, rows: int, runs: int, precision: str, folder: Path
-) -> dict[str, Any]:
-    file = write_input(folder / task / "in", task, rows)
-    content = f"{ASKED if task == 'choices' else ''}{{text}}"
+def measure(task: str, model: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    rows, precision = options.rows, options.precision
+    before = ASKED if task == "choices" else ""
+    if task == "choices" and options.examples:
+        before = EXAMPLES + ASKED
+    file = write_input(folder / task / "in", task, rows, before)
+    content = f"{before}{{text}}"
     section: dict[str, Any] = {"messages": [{"role": "user", "content": content}]}
     if task == "choices":
         section["choices"] = ANSWERS
@@ -127,8 +138,9 @@ def measure(
     said |= section
     case = Case(folder / task, file.parent, rows, said, columns=columns)
     found: dict[str, list[dict[str, Any]]] = {}
-    for _ in range(runs):
-        for system in ("ours", *PEERS[task]):
+    peers = [each for each in PEERS[task] if each in (options.peers or PEERS[task])]
+    for _ in range(options.runs):
+        for system in ("ours", *peers):
             one = (
                 ours(case, task) if system == "ours" else peer(system, model, file, task, precision)
             )
@@ -142,9 +154,9 @@ def measure(
         }
         for system, each in found.items()
     }
-    same = found["scores" if task == "choices" else "loop"][0]
-    pairs = zip(found["ours"][0]["texts"], same["texts"], strict=True)
-    result["equal_rows"] = sum(own == its for own, its in pairs)
+    if same := found.get("scores" if task == "choices" else "loop"):
+        pairs = zip(found["ours"][0]["texts"], same[0]["texts"], strict=True)
+        result["equal_rows"] = sum(own == its for own, its in pairs)
     return result
 
 
@@ -155,16 +167,15 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--precision", choices=DTYPES, default="fp32")
+    parser.add_argument("--examples", action="store_true")
+    parser.add_argument("--peers", nargs="+")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         model = str(Path(options.model).resolve())
-        results = {
-            task: measure(task, model, options.rows, options.runs, options.precision, Path(name))
-            for task in options.tasks
-        }
+        results = {task: measure(task, model, options, Path(name)) for task in options.tasks}
     found = {"date": today(), "machine": machine(), "rows": options.rows, "results": results}
-    found["precision"] = options.precision
+    found |= {"precision": options.precision, "examples": options.examples}
     tell(found, options.out)
 
 
