@@ -133,7 +133,7 @@ class SliceSizes:
             return self
         rounds = math.ceil(num_rows / (self.most * num_actors))
         most = math.ceil(num_rows / (rounds * num_actors))
-        few = most if rounds <= _SLICES_LEFT else min(self.few, most)
+        few = math.ceil(most / math.ceil(most / self.few))
         return replace(self, most=most, most_small=min(self.most_small, most), few=few)
 
     def _near(self, row_bytes: float) -> float:
