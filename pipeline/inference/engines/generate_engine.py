@@ -292,7 +292,7 @@ class GenerateEngine(Engine):
                 len(long),
                 sum(is_repeating(row.tokens) for row in long),
                 spent.output_tokens,
-                spent.steps.busy_s,
+                spent.decode_s,
             ),
             steps=spent.steps,
             output_lengths=Counter(_length_bin(len(row.tokens)) for row in rows),
