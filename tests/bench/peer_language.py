@@ -4,7 +4,7 @@
 `pipeline("text-generation")`, `loop` its `generate` over batches, padded on the left, and `sorted`
 the same over prompts sorted by length. `scores` is how one scores answers with the library: a batch
 of prompts, each with one of the answers behind it; PARQUET's column `answers` has those. The last
-line is JSON: rows, tokens, the seconds of the work and the texts.
+line is JSON: rows, tokens (the end of a text is one), the seconds of the work and the texts.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def texts_of(
         options = {"max_new_tokens": new_tokens, "do_sample": False, "return_full_text": False}
         for row, found in enumerate(write(prompts, batch_size=batch, **options)):
             text = found[0]["generated_text"]
-            yield row, text, len(tokenizer(text, add_special_tokens=False)["input_ids"])
+            size = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+            yield row, text, min(size + 1, new_tokens)
         return
     order = range(len(prompts))
     if way == "sorted":
@@ -44,10 +45,9 @@ def texts_of(
         given = tokenizer([prompts[row] for row in rows], return_tensors="pt", padding=True)
         made = model.generate(**given, max_new_tokens=new_tokens, do_sample=False)
         for row, tokens in zip(rows, made[:, given["input_ids"].shape[1] :].tolist(), strict=True):
-            ends = (
-                tokens.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in tokens else None
-            )
-            yield row, tokenizer.decode(tokens[:ends]), len(tokens[:ends])
+            has_end = tokenizer.eos_token_id in tokens
+            size = tokens.index(tokenizer.eos_token_id) if has_end else len(tokens)
+            yield row, tokenizer.decode(tokens[:size]), size + has_end
 
 
 def scored(
