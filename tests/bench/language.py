@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--precision", choices=DTYPES, default="fp32")
     parser.add_argument("--examples", action="store_true")
-    parser.add_argument("--peers", nargs="+")
+    parser.add_argument("--peers", nargs="+", choices=sorted({*sum(PEERS.values(), ())}))
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
