@@ -48,7 +48,9 @@ class PackedLinear(nn.Module):
 
 
 def pack_linear_layers(module: nn.Module, run: Callable[[], object]) -> bool:
-    """Replace the linear layers of a module in place; each has its weight once, before and after.
+    """Replace the linear layers of a module in place.
+
+    A weight is held once, as before, unless another layer shares it, as an embedding may.
 
     Args:
         module: On the CPU.
