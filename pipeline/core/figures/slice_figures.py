@@ -14,7 +14,8 @@ from typing import Any, ClassVar, Self
 from pipeline.core.figures.counters import Counters, StageCounters, add
 from pipeline.core.printable import num_of
 
-_TIMES_MEAN = 4
+_MOST_TIMES = 4
+"""What a step takes is estimated for at most so many times the mean rows of those measured."""
 
 
 @dataclass(frozen=True)
@@ -79,16 +80,16 @@ class Generated(_Figure):
 
 @dataclass(frozen=True)
 class Steps(_Figure):
-    """Steps of a model that writes: each has a place for each row of its batch."""
+    """Steps of a model that writes, each of which adds a token to every row of its batch."""
 
     COUNTERS: ClassVar = ("rows_in", "rows_out", "rows_quarantined", "bytes_in", "busy_s")
     num_steps: int = 0
     num_places: int = 0
-    """Sum over the steps; those of rows that have ended and not left are among them."""
+    """Sum of the rows of each step, with those that had ended and were still in the batch."""
     num_squared: int = 0
-    """Sum of their squares."""
+    """Sum of the squares of these."""
     place_us: int = 0
-    """Sum of places times microseconds."""
+    """Sum of the rows of each step times its microseconds."""
     busy_s: float = 0.0
 
     @classmethod
@@ -97,10 +98,9 @@ class Steps(_Figure):
         return cls(1, num_places, num_places**2, round(1e6 * num_places * took_s), took_s)
 
     def row_s(self, num_places: int) -> float:
-        """Return what a place takes in a step of so many, by least squares over those that were.
+        """Return the seconds of a step of so many rows, divided by them.
 
-        A step is taken to last a time, and another one for each place; beyond four times the mean
-        that is not known.
+        A step is taken to last a fixed time, and the same time more for each row, by least squares.
         """
         if not self.num_steps:
             return 0.0
@@ -108,7 +108,7 @@ class Steps(_Figure):
         spread = self.num_squared / self.num_steps - mean**2
         slope = (self.place_us / 1e6 / self.num_steps - mean * mean_s) / spread if spread else 0.0
         place_s = min(max(slope, 0.0), mean_s / mean) if spread else mean_s / mean
-        num_places = max(1, min(num_places, round(_TIMES_MEAN * mean)))
+        num_places = max(1, min(num_places, round(_MOST_TIMES * mean)))
         return (mean_s + place_s * (num_places - mean)) / num_places
 
 

@@ -27,8 +27,7 @@ class Eager(Runtime):
         from pipeline.inference.runtimes.packed_linear import pack_linear_layers
 
         loaded = exporter.load()
-        is_on_gpu = any(tensor.is_cuda for tensor in exporter.example.values())
-        if not is_on_gpu and getattr(loaded.module, "packs_linear_layers", False):
+        if not exporter.is_on_gpu and getattr(loaded.module, "packs_linear_layers", False):
             pack_linear_layers(loaded.module, lambda: loaded.run(exporter.example))
         return Runner(loaded.run, is_static=False, module=loaded)
 

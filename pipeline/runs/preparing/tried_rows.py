@@ -26,7 +26,7 @@ from pipeline.sources.rows import Reader
 from pipeline.sources.units import Unit
 
 FIRST_ROWS = 8
-"""They are tried before the others, and alone if they take long."""
+"""They are tried before the others, and alone if they take long; fewer than 16 rows at once."""
 
 _MAX_CHARS = 200
 Floats = npt.NDArray[np.float64]
