@@ -38,7 +38,6 @@ from pipeline.report.document import Report, RunStatus
 from pipeline.report.showing.progress import Progress
 from pipeline.runs.builders import make_stream
 from pipeline.runs.carried.merge import predict_with_reuse
-from pipeline.runs.challenging import publish_left_challenger, with_challenger
 from pipeline.runs.context import RunContext, RunOptions, Settled
 from pipeline.runs.ending.finish import fail_fast_on_certain_refusal, finish, require_some_row
 from pipeline.runs.ending.save_report import save_report, save_trouble
@@ -108,7 +107,6 @@ def _execute(run: RunContext, progress: Progress) -> RunStatus:
     current = current_manifest(store, layout)
     if current and note_if_published(run, current, plan):
         tidy_if_free(run)
-        publish_left_challenger(run, plan, model, current, progress.phase)
         return "nothing_to_do"
     with run.held() as lease:
         base = repair(store, layout, job.sink.keep_versions, table=run.table)
@@ -148,14 +146,12 @@ def predict_and_publish(
             *(run, plan, model, hardware, merge), on_cluster=on_cluster, say=progress.phase
         )
         check_nodes(settled, hardware, asked, on_cluster=on_cluster)
-        settled = with_challenger(run, replace(settled, golden=golden))
+        settled = replace(settled, golden=golden)
         run.record.connected(hardware, settled.allocation, ray_start_s, on_cluster=on_cluster)
         run.record.planned(settled.plan, settled.model, run.job.resources.num_gpus)
         staged = _predict_missing(run, settled, progress)
         progress.phase("checking and publishing")
         manifest = finish(run, settled.plan, staged, base, lease, merge=merge)
-        if settled.challenging:
-            progress.phase(settled.challenging.publish(run, settled.plan, manifest))
         if settled.beside:
             settled.beside.end()
             run.record.tried_beside(settled.beside.text)

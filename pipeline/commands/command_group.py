@@ -17,6 +17,10 @@ _MEANT = {
     **dict.fromkeys(["download", "fetch"], "pull"),
 }
 """What people type -> the command that does it."""
+_GONE = {
+    "promote": "write the other model into the job file itself; pipeline diff compares two outputs",
+}
+"""Commands that there were -> what to do instead."""
 _DRY_RUN = ("--dry-run", "--dryrun", "--check", "--plan")
 
 
@@ -35,9 +39,11 @@ class CommandGroup(TyperGroup):
         """Return the command that the arguments name.
 
         Raises:
-            JobError: It is another name for a command, or an option that has one value is given
-                twice.
+            JobError: It is gone, or another name for a command, or an option that has one value is
+                given twice.
         """
+        if args and (instead := _GONE.get(args[0])):
+            raise JobError(f"pipeline {args[0]} is gone: {instead}")
         if args and args[0] not in self.commands and (meant := _MEANT.get(args[0])):
             raise JobError(f"No such command {args[0]!r}. Did you mean {meant!r}?")
         found = super().resolve_command(ctx, args)

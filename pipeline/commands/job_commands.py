@@ -143,17 +143,6 @@ def golden(
     show(found, as_json=as_json)
 
 
-def promote(
-    job: JobFile,
-    out: Annotated[str, typer.Option("--out", metavar="JOB", help="The file to write.")],
-    as_json: JsonOption = False,
-) -> None:
-    """Write the job whose model is the challenger of this one."""
-    from pipeline.operations.promote import promote as write
-
-    show(write(job, out), as_json=as_json)
-
-
 def doctor(
     job: Annotated[str | None, typer.Argument(metavar="[JOB]", help="Also what it needs.")] = None,
     date: DateOption = None,

@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from pipeline.core.slices import SliceKey
 
 WHOLE_OUTPUT = "all"
-CHALLENGER = "challenger"
-"""The folder of a sink that is the output of `model.challenger`, laid out as a sink itself."""
-OUTPUT_FOLDERS = ("predictions", "quarantine", "reports", "_control", CHALLENGER)
+OUTPUT_FOLDERS = ("predictions", "quarantine", "reports", "_control")
 """The folders that a sink has directly below its root."""
 CARD = "README.md"
 """The dataset card, beside them."""

@@ -18,7 +18,6 @@ from pipeline.core.registry import ENGINES
 from pipeline.core.schema import ERROR
 from pipeline.core.slices import SliceKey, pack, unpack
 from pipeline.core.user_code.own_code import errors_told
-from pipeline.execution.challenger import Challenger, ChallengerConfig
 from pipeline.execution.dedupe import RemoteIndex, look_up, remember
 from pipeline.execution.environment import set_gpu_allocator
 from pipeline.execution.isolation.attempts import Attempts
@@ -76,8 +75,6 @@ class ActorConfig:
     """Watches the first rows; None where the cause of what fails is taken to be the row."""
     channel: Channel | None = None
     """Where to tell how far this actor is; None if no progress is shown."""
-    challenger: ChallengerConfig | None = None
-    """Another model that predicts the same rows, once they are committed; None: there is none."""
 
 
 class PredictorActor:
@@ -103,7 +100,6 @@ class PredictorActor:
         self._device = (config.predictor.num_gpus, config.predictor.spec.precision)
         self._index = None if config.index is None else RemoteIndex(config.index)
         self._commit = None if config.writer is None else writer_stage(config.writer)
-        self._challenger = Challenger(config.challenger) if config.challenger else None
         send_to(config.channel)
         self._failure: PipelineError | None = None
         try:
@@ -133,7 +129,7 @@ class PredictorActor:
             return self._done(block)
 
     def _done(self, block: pa.Table) -> pa.Table:
-        packed, prepared = [], list[tuple[SliceKey, pa.Table]]()
+        packed = []
         for key, counters, rows, aside in unpack(block):
             with self._telling:
                 for part, entry in self._startup.items():
@@ -142,14 +138,8 @@ class PredictorActor:
             predicted = self._predict(key, counters, rows, aside)
             count_device(counters, *self._device, rows.num_rows)
             packed.append(pack(key, counters, predicted, aside))
-            if self._model.prepared is not None:
-                prepared.append((key, self._model.prepared))
         done = pa.concat_tables(packed)
-        done = done if self._commit is None else self._commit(done)
-        if self._challenger is not None:
-            for key, rows in prepared:
-                self._challenger.predict(key, rows)
-        return done
+        return done if self._commit is None else self._commit(done)
 
     def _predict(
         self, key: SliceKey, counters: Counters, rows: pa.Table, aside: pa.Table | None
@@ -157,7 +147,6 @@ class PredictorActor:
         if self._failure is not None:
             raise self._failure
         start_slice((key.unit, key.start))
-        self._model.prepared = None
         name = f"predict-{key.unit}-{key.start}"
         if self._index is None or aside is None:
             return self._guard.run(name, rows, counters)
@@ -174,9 +163,6 @@ class _Model:
     def __init__(self, config: ActorConfig, startup: Counters) -> None:
         """Take what to load, and the counters that get the seconds it takes."""
         self._config, self._startup = config, startup
-        self.prepared: pa.Table | None = None
-        """The rows of the last slice as the model got them, for a challenger; None if another
-        process has predicted them."""
         self._predictor: Engine | None = None
         self._loading = threading.Lock()
 
@@ -212,8 +198,6 @@ class _Model:
     def predict(self, rows: pa.Table, counters: Counters) -> pa.Table:
         """Predict rows; those that have failed before pass."""
         config, first = self._config.predictor, self._config.first_rows
-        if self._config.challenger is not None:
-            self.prepared = rows
         if first is not None:
             first.prepared(rows)
         if not rows.column(ERROR).null_count:

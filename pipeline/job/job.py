@@ -250,7 +250,7 @@ class Job(Section):
         given = {
             "mode": "json",
             "exclude_unset": True,
-            "exclude": {"storage_options", "challenger"},
+            "exclude": {"storage_options"},
         }
         sections = {
             name: getattr(self, name).model_dump(**given)
@@ -269,19 +269,6 @@ class Job(Section):
         is_on_gpu = self.transform.jpeg_decoder == "gpu"
         changes = {"decode_in": "actors"} if is_on_gpu else {}
         return self.resources.model_copy(update=changes)
-
-    @model_validator(mode="after")
-    def _challenger_gets_all_rows(self) -> Job:
-        if not self.model.challenger:
-            return self
-        for is_set, told in (
-            (self.resources.num_gpus, "resources.num_gpus: it predicts on CPUs"),
-            (self.run.dedupe, "run.dedupe: it predicts every row"),
-            (self.run.reuse == "content", "run.reuse 'content': it predicts whole slices"),
-        ):
-            if is_set:
-                raise ValueError(f"model.challenger does not go with {told}; leave one of them out")
-        return self
 
     @model_validator(mode="after")
     def _golden_is_comparable(self) -> Job:

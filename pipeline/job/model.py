@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from pipeline.core import registry
-from pipeline.job.extensions import option_problems, options_of, registered
+from pipeline.job.extensions import option_problems, registered
 from pipeline.job.section import PositiveInt, Section
 
 HEADS = "heads"
@@ -219,18 +219,8 @@ class Model(Section):
     """Texts: tokens of one model call, padding included; rows are sorted by length within a slice,
     and batches filled up to this. Left out: 1,024 on CPU, 65,536 on GPU, or with `auto` what
     `pipeline tune` found. Out of memory halves it."""
-    challenger: dict[str, Any] = Field(
-        default_factory=dict, exclude_if=lambda value: not value, repr=False
-    )
-    """Another section `model`, whose model predicts the same prepared rows after this one, into
-    `challenger/` of the sink: see [A challenger](#a-challenger)."""
     storage_options: dict[str, Any] = Field(default_factory=dict, repr=False)
     """fsspec options for the weights and labels; never written anywhere."""
-
-    @property
-    def challenger_model(self) -> Model | None:
-        """Return the challenger's section; None if there is none."""
-        return options_of(Model, self.challenger) if self.challenger else None
 
     @field_validator("task")
     @classmethod
@@ -288,11 +278,6 @@ class Model(Section):
         )
         if self.known_task is not None:
             problems += self.problems_of(self.known_task)
-        if self.challenger:
-            given = self.challenger
-            problems += option_problems(Model, given, "challenger", "model")
-            if "challenger" in given:
-                problems.append("challenger.challenger: one is enough")
         if problems:
             raise ValueError("; ".join(problems))
         return self

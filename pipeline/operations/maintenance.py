@@ -16,7 +16,6 @@ from pipeline.job.job import Job
 from pipeline.job.reading.loader import Overrides
 from pipeline.operations.jobs import Date, JobLike, load_job
 from pipeline.report.showing.printed import printed
-from pipeline.runs.challenging import job_of_challenger
 from pipeline.storage.store import Store
 
 
@@ -60,8 +59,6 @@ def gc(
 ) -> dict[str, Any]:
     """Delete staged slices of the job's partition that no unfinished run can need any more.
 
-    Those of its challenger as well.
-
     Args:
         job: A job, the path of a job file, or its sections as a mapping.
         grace_s: What is younger than this stays.
@@ -72,16 +69,15 @@ def gc(
         PartitionBusy: A run holds the partition.
     """
     loaded = load_job(job, date=date, overrides=overrides, needs_model=False)
-    jobs = [loaded, *([job_of_challenger(loaded)] if loaded.model.challenger else [])]
-    num_files = num_bytes = 0
-    for each in jobs:
-        with _held(each) as (store, layout, _):
-            garbage = collect_garbage(store, layout, grace_s=grace_s)
-            models = unneeded_models(store, grace_s)
-            store.delete([file.path for file in models])
-        num_files += garbage.num_files + len(models)
-        num_bytes += garbage.num_bytes + sum(file.size_bytes for file in models)
-    return {"partition": layout.name, "deleted_files": num_files, "deleted_bytes": num_bytes}
+    with _held(loaded) as (store, layout, _):
+        garbage = collect_garbage(store, layout, grace_s=grace_s)
+        models = unneeded_models(store, grace_s)
+        store.delete([file.path for file in models])
+    return {
+        "partition": layout.name,
+        "deleted_files": garbage.num_files + len(models),
+        "deleted_bytes": garbage.num_bytes + sum(file.size_bytes for file in models),
+    }
 
 
 @contextlib.contextmanager

@@ -33,7 +33,6 @@ from pipeline.report.showing.summary import forecast_words
 from pipeline.report.speed.estimate import NO_BASIS, estimate
 from pipeline.report.speed.probed import probed
 from pipeline.runs.carried.finding import Reuse, find_reuse
-from pipeline.runs.challenging import challenger_of
 from pipeline.runs.context import RunContext
 from pipeline.runs.preparing.checks import check_before_ray, check_hardware
 from pipeline.runs.preparing.one_row import Preview, preview_row
@@ -144,7 +143,6 @@ def _describe(run: RunContext, *, tries: bool, probes: bool) -> dict[str, Any]:
         "model": {
             **_model(job, as_tried(model, choice.way), plan, tried, choice),
             **(_slow(job, as_tried(model, choice.way)) if run.options.address is None else {}),
-            **_challenger(run, plan, model),
         },
         "published_now": version_facts(current),
         **({"cluster": cluster} if cluster else {}),
@@ -328,17 +326,6 @@ def _slow(job: Job, model: ModelSpec) -> dict[str, str]:
     """Say why the precision is not fast on this machine; {} if it is."""
     reason = emulated_reason(model.precision, is_on_gpu=bool(job.resources.num_gpus))
     return {"slow": reason} if reason else {}
-
-
-def _challenger(run: RunContext, plan: Plan, model: ModelSpec) -> dict[str, str]:
-    """Say what predicts the same rows, or why it cannot; {} if nothing is to."""
-    if not run.job.model.challenger:
-        return {}
-    try:
-        found = challenger_of(run.job, plan, model, run.options.allow_import)
-    except JobError as error:
-        return {"challenger": f"none: {error}"}
-    return {"challenger": f"{found.shown_name}, {found.runtime} {found.precision}"}
 
 
 def _read_from(line: str) -> dict[str, str]:

@@ -105,7 +105,6 @@ def make_stream(
             writer=writer if allocation.writes_in_actors else None,
             first_rows=first_rows(run, plan),
             channel=channel,
-            challenger=settled.challenging.config(settled) if settled.challenging else None,
         ),
         None if allocation.writes_in_actors else without_gpus(writer_stage(writer)),
     )

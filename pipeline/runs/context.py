@@ -27,7 +27,6 @@ from pipeline.sources.lookup import LookUp
 from pipeline.storage.store import Store
 
 if TYPE_CHECKING:
-    from pipeline.runs.challenging import Challenging
     from pipeline.runs.tuning.beside import Beside
 
 
@@ -112,5 +111,3 @@ class Settled:
     """Looks rows up while they are read, or only hashes them; None: neither."""
     beside: Beside | None = None
     """What tries other runtimes while the run goes on."""
-    challenging: Challenging | None = None
-    """Another model that predicts the same rows."""

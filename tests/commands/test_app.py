@@ -138,6 +138,11 @@ def test_an_option_of_one_value_is_not_given_twice(
     [
         (["infer", "j.yaml"], "No such command 'infer'. Did you mean 'run'?"),
         (["dry-run", "j.yaml"], "No such command 'dry-run'. Did you mean 'plan'?"),
+        (
+            ["promote", "j.yaml", "--out", "new.yaml"],
+            "pipeline promote is gone: write the other model into the job file itself; pipeline "
+            "diff compares two outputs",
+        ),
         (["inspekt", "out"], "No such command 'inspekt'. Did you mean 'inspect'?"),
         (
             ["run", "j.yaml", "--dry-run"],

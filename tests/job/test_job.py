@@ -134,6 +134,13 @@ def test_an_unknown_key_of_any_section_is_named_beside_the_allowed_ones(tmp_path
     )
 
 
+@pytest.mark.parametrize(
+    ("field", "instead"), [("model.challenger", "run the same job with --set model.path")]
+)
+def test_a_field_that_is_gone_says_what_to_do_instead(field: str, instead: str, tmp_path: Path):
+    assert f"{field}: is gone; {instead}" in refusal(changed(field, {"path": "m"}), tmp_path)
+
+
 @pytest.mark.parametrize("missing", ["source", "model", "sink", "source.uri", "source.format"])
 def test_what_is_missing_is_named(missing: str, tmp_path: Path):
     document = copy.deepcopy(MINIMAL)

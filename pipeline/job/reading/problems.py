@@ -43,6 +43,10 @@ _HINTS: Mapping[Path, str] = {
 }
 """Settings that have no field -> what to use instead."""
 _GONE: Mapping[Path, str] = {
+    ("model", "challenger"): (
+        "is gone; run the same job with --set model.path=... --set sink.uri=OTHER, and compare "
+        "with pipeline diff"
+    ),
     ("source", "features", "vocabulary"): (
         "is gone, since a model must see the categories that it was trained with: save their list "
         "in the training code, as in json.dump(values, open('plans.json', 'w')), and give "
