@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.commands.cluster_commands import attach, logs, manifest, submit
+from pipeline.commands.cluster_commands import attach, logs, submit
 from pipeline.commands.command_group import CommandGroup
 from pipeline.commands.first_commands import init, predict
 from pipeline.commands.job_commands import chaos, doctor, golden, plan, retry, run, tune
@@ -113,7 +113,6 @@ _IN_ORDER = (
     submit,
     attach,
     logs,
-    manifest,
     schema,
     chaos,
     demo,

@@ -18,6 +18,7 @@ _MEANT = {
 }
 """What people type -> the command that does it."""
 _GONE = {
+    "manifest": "copy the files of jobs/schedulers/kubernetes",
     "promote": "write the other model into the job file itself; pipeline diff compares two outputs",
 }
 """Commands that there were -> what to do instead."""

@@ -145,6 +145,10 @@ def test_an_option_of_one_value_is_not_given_twice(
         ),
         (["inspekt", "out"], "No such command 'inspekt'. Did you mean 'inspect'?"),
         (
+            ["manifest", "kubernetes", "j.yaml", "--cron", "@daily"],
+            "pipeline manifest is gone: copy the files of jobs/schedulers/kubernetes",
+        ),
+        (
             ["run", "j.yaml", "--dry-run"],
             "No such option: --dry-run; pipeline plan JOB shows what a run would do",
         ),

@@ -1,0 +1,100 @@
+"""The files for Kubernetes: as the schemas of KubeRay say, and what they start is a run."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from functools import cache
+from typing import Any
+
+import pytest
+import yaml
+from support.runs import kuberay
+from support.runs.checkout import ROOT
+from support.runs.command_lines import parsed
+
+FOLDER = ROOT / "jobs" / "schedulers" / "kubernetes"
+IMAGE = (FOLDER / "Dockerfile").read_text()
+NEEDS_SCHEMAS = pytest.mark.skipif(kuberay.folder() is None, reason="KubeRay's schemas are data")
+
+
+@cache
+def document(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((FOLDER / name).read_text())
+    return found
+
+
+def pod_specs(value: Any) -> list[dict[str, Any]]:
+    """The specs of all pods in a document."""
+    if isinstance(value, list):
+        return [spec for each in value for spec in pod_specs(each)]
+    if not isinstance(value, dict):
+        return []
+    return [value] if "containers" in value else pod_specs([*value.values()])
+
+
+def cron_job() -> dict[str, Any]:
+    found: dict[str, Any] = document("cron_job.yaml")["spec"]["jobTemplate"]["spec"]
+    return found
+
+
+@NEEDS_SCHEMAS
+def test_the_ray_job_is_as_kuberays_schema_and_operator_say():
+    found = document("ray_job.yaml")
+    assert kuberay.problems(found) == []
+    kuberay.require_rules(found["spec"])
+    [problem] = kuberay.problems({**found, "spec": {**found["spec"], "backofLimit": 1}})
+    assert "backofLimit" in problem
+
+
+@NEEDS_SCHEMAS
+def test_the_pod_of_the_cron_job_is_as_the_schema_of_a_pod_says():
+    assert kuberay.problems_of_pod(cron_job()["template"]) == []
+
+
+def test_what_is_started_is_a_run_of_the_job_that_is_mounted_for_a_date():
+    [pod] = pod_specs(document("cron_job.yaml"))
+    night = parsed(pod["containers"][0]["command"][-1].replace("$(date -u -d yesterday +%F)", "D"))
+    ray_job = document("ray_job.yaml")
+    once = parsed(ray_job["spec"]["entrypoint"])
+    assert (night["command"], night["date"], night["ok_exit"]) == ("run", "D", "8")
+    assert (once["command"], once["ok_exit"]) == ("run", "3,4,5,8")
+    assert ray_job["metadata"]["name"].endswith(once["date"])
+    head = ray_job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    for spec, run in ((pod, night), (head, once)):
+        mounts = {each["mountPath"]: each["name"] for each in spec["containers"][0]["volumeMounts"]}
+        folder, name = run["job"].rsplit("/", 1)
+        volumes = {each["name"]: each for each in spec["volumes"]}
+        assert name == "job.yaml"
+        assert volumes[mounts[folder]]["configMap"] == {"name": "nightly"}
+
+
+@pytest.mark.parametrize("name", ["cron_job.yaml", "ray_job.yaml"])
+def test_pods_have_bounded_processors_and_no_secret_in_clear(name: str):
+    for spec in pod_specs(document(name)):
+        [container] = spec["containers"]
+        assert "env" not in container
+        assert container["envFrom"] == [{"secretRef": {"name": "lake"}}]
+        resources = container["resources"]
+        assert resources["limits"]["cpu"] == resources["requests"]["cpu"]
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["restartPolicy"] == "Never"
+
+
+def test_what_no_retry_changes_is_not_tried_again():
+    fail, ignore = cron_job()["podFailurePolicy"]["rules"]
+    assert fail["onExitCodes"]["values"] == [1, 2, 3, 5]
+    [pod] = pod_specs(cron_job())
+    assert fail["onExitCodes"]["containerName"] == pod["containers"][0]["name"]
+    assert ignore["onPodConditions"] == [{"type": "DisruptionTarget"}]
+
+
+def test_the_image_has_the_ray_of_the_job_and_nothing_that_is_not_there():
+    version = document("ray_job.yaml")["spec"]["rayClusterSpec"]["rayVersion"]
+    assert set(re.findall(r"\d+\.\d+\.\d+", IMAGE)) == {version}
+    for names in re.findall(r"^COPY \S+ (.+) \S+$", IMAGE, re.M):
+        assert all((ROOT / name).exists() for name in names.split())
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = re.search(r"'\.\[([^]]*)\]'", IMAGE)
+    assert extras is not None
+    assert set(extras[1].split(",")) <= set(known)
