@@ -207,9 +207,9 @@ class Model(Section):
     `pooler`. Left out: what the directory says, otherwise `mean`."""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16", "int8"] = "fp32"
     """Arithmetic of the model; scores are always float32. `tf32` and `fp16` need a GPU. A row
-    whose output `bf16` or `fp16` cannot hold is predicted once more in fp32. `int8` is for
-    onnxruntime and openvino on the CPU, calibrated on rows of the job and used only if it agrees.
-    `auto` measures, as above."""
+    whose output `bf16` or `fp16` cannot hold is `non_finite`. `int8` is for onnxruntime and
+    openvino on the CPU, calibrated on rows of the job and used only if it agrees. `auto` measures,
+    as above."""
     batch_size: PositiveInt | None = None
     """Rows of one model call; left out: 32 on CPU, 128 on GPU, or with `auto` what `pipeline tune`
     found. Out of memory halves it. Texts: the most rows; left out: 256. Features that are no lists:

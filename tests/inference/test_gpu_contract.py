@@ -107,6 +107,28 @@ def test_one_thread_loads_and_launches_also_for_other_callers(gpu: FakeGpu):
     assert gpu.thread_names == {"gpu_0"}
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_row_whose_output_is_not_finite_fails_alone(gpu: FakeGpu, precision: str):
+    pixels = images(20)
+    pixels[[3, 11]] = WHITE
+    rows, _ = predict(
+        predictor("models:fussy", 8, num_gpus=1, precision=precision), rows_of(pixels)
+    )
+    failed = {n: row["message"] for n, row in enumerate(rows) if not is_predicted(row)}
+    assert failed == dict.fromkeys((3, 11), slice_run.not_finite(precision).message)
+
+
+@pytest.mark.parametrize(
+    ("precision", "wider"),
+    [("fp32", ""), ("bf16", "precision fp32"), ("fp16", "precision bf16 or fp32")],
+)
+def test_what_is_not_finite_names_the_types_that_hold_more(precision: str, wider: str):
+    failure = slice_run.not_finite(precision)
+    assert failure.reason.value == "non_finite"
+    assert wider in failure.message
+    assert ("precision" in failure.message) == bool(wider)
+
+
 def test_what_the_host_takes_to_launch_is_counted_beside_what_the_device_takes(gpu: FakeGpu):
     rows = rows_of(images(20))
     _, counters = predict(predictor("models:colours", 8, num_gpus=1), rows)

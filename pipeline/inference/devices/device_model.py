@@ -57,8 +57,6 @@ class DeviceModel:
         torch.set_num_threads(config.num_threads)
         self.scores = SettledScores(config)
         self.task = make_task(config.spec.task)
-        self.beside: DeviceModel | None = None
-        """Eager fp32 on the same device, kept while there is room."""
         self._runner: Runner | None = None
         self._settling = threading.Lock()
         self.buffers = self._told(self._make_buffers)
@@ -104,13 +102,12 @@ class DeviceModel:
 
     def unload(self) -> None:
         """Take the model off its device."""
-        self._runner = self.beside = None
+        self._runner = None
         if self.gpu is not None:
             self.call(self.gpu.forget)
 
     def make_room(self) -> None:
         """Give back memory that no batch needs."""
-        self.beside = None
         if self.gpu is not None:
             self.call(self.gpu.release)
 

@@ -9,7 +9,6 @@ that fail are found as in other models: those that were in the batch are written
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -41,14 +40,13 @@ from pipeline.inference.devices.device_model import DeviceModel
 from pipeline.inference.engines.base import Engine
 from pipeline.inference.engines.continuous import Continuous
 from pipeline.inference.engines.greedy import LENGTH, Slice, Writing, is_repeating, text_of
-from pipeline.inference.engines.overflows import write_again
 from pipeline.inference.engines.rules import Row
 from pipeline.inference.engines.teacher import num_agreed
-from pipeline.inference.exact import NARROW, OVERFLOWS, alone
+from pipeline.inference.exact import alone
 from pipeline.inference.slice_progress import add_rows
 from pipeline.inference.slice_results import to_table
 from pipeline.inference.slices.first_rows import SystematicFailureDetector
-from pipeline.inference.slices.slice_run import STAGE, failure_of
+from pipeline.inference.slices.slice_run import STAGE, failure_of, not_finite
 from pipeline.models.directories.text.writing.decoding import Decoding
 from pipeline.models.generation import QUARANTINE
 from pipeline.models.records.reading import read_record
@@ -97,7 +95,6 @@ class GenerateEngine(Engine):
             self._write(self._rows(inputs, todo), held)
         else:
             self._continuous.write(self._rows(inputs, todo), held, counters)
-        self._write_overflows(held, counters)
         results = self._results(held.written.values(), rows.num_rows)
         self._judge(held, results)
         predict_s = perf_counter() - started
@@ -137,10 +134,8 @@ class GenerateEngine(Engine):
         lengths = [0] * len(places) if found is None else found.tolist()
         return [Row(*each) for each in zip(places.tolist(), lengths, strict=True)]
 
-    def _writing(
-        self, rows: Sequence[Row], held: Slice, model: DeviceModel | None = None
-    ) -> Writing:
-        model, at = model or self._model, {row.number: row for row in rows}
+    def _writing(self, rows: Sequence[Row], held: Slice) -> Writing:
+        model, at = self._model, {row.number: row for row in rows}
         module, limits = cast(Decoding, model.module), model.limits
         at_once = limits._replace(tokens=min(limits.tokens or _PREFILL_TOKENS, _PREFILL_TOKENS))
         batches = self._input.batches(held.inputs, np.array([*at], np.intp), at_once)
@@ -219,17 +214,6 @@ class GenerateEngine(Engine):
             return True
         return False
 
-    def _write_overflows(self, held: Slice, counters: Counters) -> None:
-        """Write rows once more, in eager fp32, whose logits a narrower type could not hold."""
-        spec = self._config.spec
-        rows = [row for row in held.written.values() if not math.isfinite(row.logprob)]
-        if spec.precision not in NARROW or not rows:
-            return
-        again = write_again(self._model, rows, lambda model, some: self._writing(some, held, model))
-        held.written |= {row.number: row for row in again}
-        if again:
-            SliceFigures(advice={OVERFLOWS.format(spec.precision): 0}).add_to(counters)
-
     def _results(self, written: Iterable[Row], count: int) -> Arrays:
         """Return the results of a slice of so many rows; zeros where nothing was written."""
         done = [*written]
@@ -258,7 +242,7 @@ class GenerateEngine(Engine):
         has_records = bool(self._generation.schema)
         for place, row in held.written.items():
             if not np.isfinite(row.logprob):
-                failure = Failure(Reason.NON_FINITE, STAGE, "output is not finite")
+                failure = not_finite(self._config.spec.precision)
             elif (refuses or has_records) and row.finish == LENGTH:
                 told = f"the output has {most} tokens (generate.max_new_tokens) and no end"
                 failure = Failure(Reason.OUTPUT_TRUNCATED, STAGE, told)

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.core.cache.node_cache import claim_once_per_node
-from pipeline.core.failures import Failure, Reason, failures_of, without_failure
+from pipeline.core.failures import failures_of, without_failure
 from pipeline.core.figures.counters import LAUNCH, Counters, StageCounters, add
 from pipeline.core.figures.slice_figures import Comparison, SliceFigures, Tokens
 from pipeline.core.registry import INPUTS
@@ -21,7 +21,7 @@ from pipeline.core.schema import ERROR, ROW_ID
 from pipeline.core.user_code.own_code import errors_told
 from pipeline.inference.devices.device_model import DeviceModel
 from pipeline.inference.engines.base import Engine
-from pipeline.inference.exact import NARROW, OVERFLOWS, alone, predict_again, reduced
+from pipeline.inference.exact import alone, reduced
 from pipeline.inference.settled_scores import count_probable
 from pipeline.inference.slice_results import to_table
 from pipeline.inference.slices.first_rows import SystematicFailureDetector
@@ -64,8 +64,6 @@ class TorchEngine(Engine):
         ok = np.flatnonzero(without_failure(failures))
         if self._limits is not None:
             self._compare_once(rows, inputs, ok, run.results, self._limits, counters)
-        # Afterwards: eager fp32 would be compared with itself.
-        self._predict_overflows(inputs, todo, run, failures, counters)
         is_good = without_failure(failures)
         failed = int((~is_good[todo]).sum())
         count_in, num_bytes = len(todo), bytes_of(inputs, todo)
@@ -136,36 +134,6 @@ class TorchEngine(Engine):
         agreed = int(self._model.task.compare(reference, found, limits).agrees.sum())
         checked = Comparison(len(rows), agreed, perf_counter() - started)
         SliceFigures(reference_check=checked).add_to(counters)
-
-    def _predict_overflows(
-        self,
-        inputs: Inputs,
-        todo: Rows,
-        run: SliceRun,
-        failures: list[Failure | None],
-        counters: Counters,
-    ) -> None:
-        """Predict rows once more in eager fp32 whose outputs a narrower type could not hold.
-
-        Args:
-            inputs: What the model saw, each (N, ...).
-            todo: The rows of the run.
-            run: Has been run.
-            failures: (N,); that of a row which is predicted now becomes None.
-            counters: Gets a line of advice if there is such a row.
-        """
-        precision = self._config.spec.precision
-        infinite = [row for row in todo if (f := failures[row]) and f.reason is Reason.NON_FINITE]
-        if precision not in NARROW or not infinite:
-            return
-        started = perf_counter()
-        again = predict_again(self._model, inputs, np.array(infinite), run.results)
-        run.timer.predict_s += perf_counter() - started
-        for row in again:
-            failures[row] = None
-        if len(again):
-            advice = {OVERFLOWS.format(precision): 0}
-            SliceFigures(advice=advice).add_to(counters)
 
     def close(self) -> None:
         self._model.unload()

@@ -30,6 +30,10 @@ from pipeline.preprocessing.model_input import Rows
 from pipeline.process.liveness import no_limit, still_alive
 
 STAGE = "predict"
+_WIDER = {
+    "fp16": " in fp16: model.precision bf16 or fp32 holds larger numbers",
+    "bf16": " in bf16: model.precision fp32 holds more numbers",
+}
 InFlight = deque[tuple[DeviceBuffer, Rows]]
 """Batches that have been started, the oldest first."""
 
@@ -123,7 +127,9 @@ class SliceRun:
         if self._first is not None:
             self._first.predicted()
         self._model.settle(self.results, batch, self._row_ids, self.counted)
-        yield from _not_finite(self.results, batch)
+        failure = not_finite(self._model.config.spec.precision)
+        for row in batch[~_are_finite(self.results, batch)]:
+            yield int(row), failure
 
     def _split(self, batch: Rows, failure: Failure) -> Iterator[tuple[int, Failure]]:
         """Halve a failed batch until the rows at fault are found; yield them."""
@@ -226,12 +232,12 @@ def failure_of(error: Exception, model: DeviceModel) -> RaisedFailure:
     return RaisedFailure(reason, STAGE, f"{type(error).__name__}: {error}", where=where)
 
 
-def _not_finite(results: Arrays, batch: Rows) -> Iterator[tuple[int, Failure]]:
-    for row in batch[~are_finite(results, batch)]:
-        yield int(row), Failure(Reason.NON_FINITE, STAGE, "output is not finite")
+def not_finite(precision: str) -> Failure:
+    """Return the failure of a row whose output is not finite, which a wider type may hold."""
+    return Failure(Reason.NON_FINITE, STAGE, f"output is not finite{_WIDER.get(precision, '')}")
 
 
-def are_finite(results: Arrays, batch: Rows) -> npt.NDArray[np.bool_]:
+def _are_finite(results: Arrays, batch: Rows) -> npt.NDArray[np.bool_]:
     """Return which rows of a batch have finite results only, bool (B,)."""
     ok = np.ones(len(batch), bool)
     for values in results.values():

@@ -40,29 +40,6 @@ class Heavy(models.Colours):
         return super().to(*where, **options)
 
 
-class Brimming(Heavy):
-    """Gives of a white image what fp32 holds and bf16 does not, of a black one what neither does.
-
-    Raises an error over several images in fp32 of which one is black.
-    """
-
-    def __init__(self, num_bytes: int) -> None:
-        super().__init__(num_bytes)
-        loads.append(num_bytes)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        level = x.mean(dim=(1, 2, 3))
-        is_black = level == 0
-        if x.dtype == torch.float32 and is_black.any() and len(x) > 1:
-            raise ValueError("not together with others")
-        beyond = level * 2 * 1.7e38 * 0 + torch.where(is_black, torch.inf, 0) * 0
-        return super().forward(x) + beyond[:, None]
-
-
-loads: list[int] = []
-"""The bytes of those that have been made."""
-
-
 class Wide(models.Colours):
     """Has 256 MiB of numbers in fp32, which it does not use."""
 
@@ -73,10 +50,6 @@ class Wide(models.Colours):
 
 def wide() -> nn.Module:
     return Wide()
-
-
-def brimming(num_bytes: int = 0) -> nn.Module:
-    return Brimming(num_bytes)
 
 
 def poisoned() -> nn.Module:
