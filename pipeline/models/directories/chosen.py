@@ -12,6 +12,7 @@ from pipeline.models.directories.facts import LibraryClass
 from pipeline.models.directories.json_files import kind_of, preview, read_object
 from pipeline.models.directories.library import base_of, config_of, encoder_of, head_of, named_class
 from pipeline.models.directories.loading import check_fit
+from pipeline.models.directories.other_inputs import require_one_input
 from pipeline.models.directories.tensors import read_headers
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def choose(folder: Path, at: str = "", *, is_encoder: bool = False) -> ModelClas
             f"model.path: {CONFIG}: {named.__name__} takes {built.main_input_name}; expected a "
             "model of texts, images or clips of sound"
         )
+    require_one_input(built, config, head)
     module = check_fit(built, named, config, headers)
     return ModelClass(at, values, config, named, built, head, module)
 

@@ -20,7 +20,7 @@ from pipeline.models.directories.json_files import (
     parse_json,
     parse_object,
 )
-from pipeline.models.directories.refused import explain
+from pipeline.models.directories.refused import ADAPTER, MERGE, explain
 from pipeline.models.directories.tensors import INDEX, SINGLE, shards_of
 from pipeline.models.directories.text import sentence_transformers as st
 from pipeline.models.directories.text.chat_template import FILE as CHAT
@@ -36,6 +36,7 @@ _TRANSFORMER = (
     CONFIG,
     SINGLE,
     INDEX,
+    ADAPTER,
     TOKENIZER,
     TOKENIZER_CONFIG,
     SPECIAL,
@@ -70,6 +71,11 @@ def choose_files(store: Store) -> list[StoredFile]:
     at = modules[0][1]
     if at + CONFIG not in found or not {at + SINGLE, at + INDEX} & found.keys():
         raise explain(store, at, has_config=at + CONFIG in found)
+    if at + ADAPTER in found:
+        raise JobError(
+            f"model.path = {store.url(at)}: {ADAPTER} is of an adapter (LoRA) beside the weights, "
+            f"which would not be applied: {MERGE}; or take the file away if the weights have it"
+        )
     config = parse_object(_read(store, at + CONFIG, found), at + CONFIG)
     if at + TOKENIZER_CONFIG in found:
         parse_object(_read(store, at + TOKENIZER_CONFIG, found), at + TOKENIZER_CONFIG)

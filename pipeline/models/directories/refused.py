@@ -18,13 +18,14 @@ _TO_SAFETENSORS = (
     "convert it where you trust it: load it with the class of its library, then save_pretrained "
     f"writes safetensors, as in {_AGAIN} with the class that config.json names"
 )
+ADAPTER = "adapter_config.json"
+MERGE = "merge it with peft: model.merge_and_unload().save_pretrained(NEW)"
 _BY_NAME = {
     "MLmodel": "is an MLflow model, which can run code when it is loaded; take the directory that "
     "was logged in it, with config.json and safetensors",
     "saved_model.pb": "is a TensorFlow SavedModel, which is not read; take the PyTorch weights of "
     "this model as safetensors",
-    "adapter_config.json": "is an adapter (LoRA), not a model; merge it with peft: "
-    "model.merge_and_unload().save_pretrained(NEW)",
+    ADAPTER: f"is an adapter (LoRA), not a model; {MERGE}",
     "model_index.json": "is a diffusers pipeline, which is not read",
 }
 _CODE = "which can run code when it is loaded"

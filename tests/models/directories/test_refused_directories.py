@@ -110,6 +110,15 @@ def test_other_formats_are_refused_by_name(name, said, has_config, copy):
     assert said in found
 
 
+@pytest.mark.parametrize("kind", ["sequence", "sentence", "timm"])
+def test_an_adapter_beside_the_weights_is_refused_for_it_would_not_be_applied(kind, copy):
+    path = copy(kind)
+    (path / "adapter_config.json").write_text("{}")
+    said = refusal(path)
+    assert "adapter_config.json is of an adapter (LoRA) beside the weights" in said
+    assert "model.merge_and_unload().save_pretrained(NEW)" in said
+
+
 def test_what_is_no_directory_of_a_model_says_what_it_has(tmp_path, copy):
     assert "no such directory" in refusal(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()

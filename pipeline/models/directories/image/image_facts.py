@@ -104,6 +104,8 @@ def tower_facts(folder: Path, chosen: ModelClass, wanted: str) -> DirectoryFacts
         raise JobError(f"model.path: {chosen.named.__name__} takes images or texts, not {wanted}")
     config = chosen.config
     dim = width_of(config, "projection_dim") if hasattr(config, "projection_dim") else None
+    if not hasattr(chosen.module, tower := f"{'vision' if wanted == 'image' else 'text'}_model"):
+        raise JobError(f"model.path: {CONFIG}: {chosen.named.__name__} has no {tower} to take")
     dim = dim or width_of(
         getattr(config, f"{'vision' if wanted == 'image' else 'text'}_config"),
         *(("projection_size",) if wanted == "text" else ()),
@@ -172,7 +174,8 @@ def _poolings(chosen: ModelClass) -> tuple[str, ...]:
     if chosen.built.__name__.endswith("WithProjection"):
         return ("projection",)
     if not has_class_token(chosen.built, chosen.config):
-        return "pooler", "mean"
+        has_pooler = getattr(chosen.module, "pooler", chosen.module) is not None
+        return ("pooler", "mean") if has_pooler else ("mean",)
     if chosen.built.__name__.endswith("VisionModel"):
         return "pooler", "cls", "mean"
     return "cls", "mean"

@@ -1,0 +1,108 @@
+"""A class that needs more of a row than its main input is refused; one that does not is taken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from support.models.snapshots import change_json, make_snapshot, write_image_processor, write_model
+
+from pipeline.core.errors import JobError
+from pipeline.models.directories.build import build_module
+from pipeline.models.directories.library import encoder_of, head_of
+from pipeline.models.directories.opening import read_facts
+from pipeline.models.directories.other_inputs import require_one_input
+from pipeline.models.tasks.base import TaskSpec
+
+SMALL = {
+    **{"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4},
+    **{"intermediate_size": 64, "image_size": 32, "patch_size": 8},
+}
+
+
+def judge(name: str) -> None:
+    named = getattr(transformers, name)
+    config = named.config_class()
+    head = head_of(named, config)
+    built = named if head != "none" else encoder_of(named, config, is_declared=False)
+    require_one_input(built, config, head)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("LayoutLMForTokenClassification", "than input_ids, which a directory gets: bbox; model.f"),
+        ("LayoutLMv2ForSequenceClassification", "bbox, image"),
+        ("LayoutLMv3ForTokenClassification", "bbox, pixel_values"),
+        ("MarkupLMForSequenceClassification", "xpath_subs_seq, xpath_tags_seq"),
+        ("LukeForSequenceClassification", "entity_ids"),
+        ("RoCBertModel", "input_pronunciation_ids, input_shape_ids"),
+        ("TapasForSequenceClassification", "rows and columns of a table"),
+        ("VisualBertModel", "visual_embeds"),
+        ("ViltModel", "pixel_values"),
+        ("VideoMAEModel", "than pixel_values, which a directory gets: num_frames images"),
+        ("SamModel", "input_boxes, input_points"),
+        ("GroundingDinoModel", "input_ids"),
+        ("Siglip2ForImageClassification", "spatial_shapes"),
+        ("ViTMAEModel", "its vectors are random; put mask_ratio 0 into config.json"),
+        ("ViTMAEForPreTraining", "mask_ratio is 0.75"),
+    ],
+)
+def test_what_a_class_takes_besides_its_main_input_is_named(name, said):
+    with pytest.raises(JobError, match=f"config.json: {name.split('For')[0]}") as caught:
+        judge(name)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("BertForSequenceClassification", "Gemma3ForSequenceClassification", "BartModel"),
+        *("XLNetModel", "LongformerModel", "T5EncoderModel", "DetrForObjectDetection"),
+        *(
+            "CLIPModel",
+            "ClapModel",
+            "BlipForConditionalGeneration",
+            "LlavaForConditionalGeneration",
+        ),
+        *("HieraForPreTraining", "ViTModel", "Wav2Vec2Model", "WhisperForConditionalGeneration"),
+    ],
+)
+def test_optional_inputs_that_change_nothing_are_no_reason(name):
+    judge(name)
+
+
+def test_a_directory_of_such_a_class_is_refused(tmp_path):
+    path = make_snapshot(tmp_path, "bert")
+    config = transformers.LayoutLMConfig(**SMALL, vocab_size=200)
+    write_model(path, transformers.LayoutLMForTokenClassification, config)
+    with pytest.raises(JobError, match="LayoutLMForTokenClassification takes more of a row"):
+        read_facts(path)
+
+
+def embed(path: Path, pixels: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        return build_module(path, read_facts(path), TaskSpec("embed"))(pixels)
+
+
+def test_vectors_of_a_masked_autoencoder_are_whole_images_if_nothing_is_hidden(tmp_path):
+    write_image_processor(tmp_path)
+    write_model(tmp_path, transformers.ViTMAEModel, transformers.ViTMAEConfig(**SMALL))
+    change_json(tmp_path / "config.json", mask_ratio=0.0)
+    pixels = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(embed(tmp_path, pixels), embed(tmp_path, pixels))
+
+
+def test_a_model_of_images_without_class_token_and_pooler_gives_the_mean(tmp_path):
+    write_image_processor(tmp_path)
+    write_model(tmp_path, transformers.IJepaModel, transformers.IJepaConfig(**SMALL))
+    facts = read_facts(tmp_path)
+    assert facts.pooling is not None
+    assert (facts.pooling.modes, facts.pooling.known) == (("mean",), ("mean",))
+    pixels = torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        model = transformers.IJepaModel.from_pretrained(tmp_path)
+        expected = model(pixels).last_hidden_state.mean(1)
+    torch.testing.assert_close(embed(tmp_path, pixels), expected)
