@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from pipeline.operations.outputs import verify
     from pipeline.operations.plan import plan
     from pipeline.operations.published.output import Output, Partition, open_output
-    from pipeline.operations.reproduce import Reproduced, reproduce
     from pipeline.operations.retry import retry
     from pipeline.operations.run import run
     from pipeline.operations.tune import tune
@@ -42,7 +41,6 @@ __all__ = [
     "Output",
     "Partition",
     "Report",
-    "Reproduced",
     "backfill",
     "diff",
     "errors",
@@ -52,7 +50,6 @@ __all__ = [
     "open_output",
     "plan",
     "predict",
-    "reproduce",
     "retry",
     "rollback",
     "run",
@@ -68,7 +65,6 @@ _HOMES = {
     "Output": "pipeline.operations.published.output",
     "Partition": "pipeline.operations.published.output",
     "Report": "pipeline.report.document",
-    "Reproduced": "pipeline.operations.reproduce",
     "backfill": "pipeline.operations.weeks.backfill",
     "diff": "pipeline.operations.diff",
     "errors": "pipeline.core.errors",
@@ -78,7 +74,6 @@ _HOMES = {
     "open_output": "pipeline.operations.published.output",
     "plan": "pipeline.operations.plan",
     "predict": "pipeline.operations.first_steps.predict",
-    "reproduce": "pipeline.operations.reproduce",
     "retry": "pipeline.operations.retry",
     "rollback": "pipeline.operations.maintenance",
     "run": "pipeline.operations.run",

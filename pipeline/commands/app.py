@@ -21,7 +21,7 @@ from pipeline.commands.options import (
     show,
     versions,
 )
-from pipeline.commands.output_commands import diff, gc, inspect, report, reproduce, rollback, verify
+from pipeline.commands.output_commands import diff, gc, inspect, report, rollback, verify
 from pipeline.commands.week_commands import backfill, history, status, stop
 from pipeline.core.errors import JobError
 from pipeline.process.failpoints import failpoint_quiet
@@ -105,7 +105,6 @@ _IN_ORDER = (
     inspect,
     diff,
     verify,
-    reproduce,
     retry,
     rollback,
     gc,

@@ -20,6 +20,8 @@ _MEANT = {
 _GONE = {
     "manifest": "copy the files of jobs/schedulers/kubernetes",
     "promote": "write the other model into the job file itself; pipeline diff compares two outputs",
+    "reproduce": "run the job with --set run.limit_rows=64 --set sink.uri=OTHER, then pipeline "
+    "diff OUT OTHER",
 }
 """Commands that there were -> what to do instead."""
 _DRY_RUN = ("--dry-run", "--dryrun", "--check", "--plan")

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from pipeline.commands.options import (
-    AllowImportOption,
     DateOption,
     JobFile,
     JsonOption,
@@ -21,7 +20,7 @@ from pipeline.commands.options import (
     show,
     show_report,
 )
-from pipeline.core.errors import GateRefused, JobError, PipelineError
+from pipeline.core.errors import GateRefused, JobError
 
 
 def report(
@@ -116,29 +115,6 @@ def verify(
     options = as_storage_options(storage_options)
     found = prove(uri, partition=partition, storage_options=options)
     show(found, as_json=as_json, quiet=quiet)
-
-
-def reproduce(
-    uri: OutputUri,
-    sample: Annotated[int, typer.Option(min=1, help="How many rows; the same each time.")] = 64,
-    partition: PartitionOption = None,
-    allow_import: AllowImportOption = None,
-    storage_options: StorageOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Predict some published rows again; exit 1 if they do not come out, with what differs."""
-    from pipeline.operations.reproduce import reproduce as predict_again
-
-    found = predict_again(
-        uri,
-        sample=sample,
-        partition=partition,
-        allow_import=allow_import or (),
-        storage_options=as_storage_options(storage_options),
-    )
-    show(found.to_dict() if as_json else found.shown(), as_json=as_json)
-    if not found.comes_out:
-        raise typer.Exit(PipelineError.exit_code)
 
 
 def rollback(

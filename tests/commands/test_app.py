@@ -149,6 +149,11 @@ def test_an_option_of_one_value_is_not_given_twice(
             "pipeline manifest is gone: copy the files of jobs/schedulers/kubernetes",
         ),
         (
+            ["reproduce", "out", "--sample", "4"],
+            "pipeline reproduce is gone: run the job with --set run.limit_rows=64 --set "
+            "sink.uri=OTHER, then pipeline diff OUT OTHER",
+        ),
+        (
             ["run", "j.yaml", "--dry-run"],
             "No such option: --dry-run; pipeline plan JOB shows what a run would do",
         ),
