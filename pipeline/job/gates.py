@@ -80,8 +80,7 @@ class Golden(Section):
     actor predicts anything else."""
     max_score_diff: Annotated[float, Field(ge=0, le=1)] | None = None
     """Task `classify`: how far a score may be from the file's; left out: 0.001 for precision fp32,
-    `gates.max_score_diff` for others, with `shrink_on_load` and with `jpeg_decoder` `gpu`. A column
-    `tolerance` wins."""
+    `gates.max_score_diff` for others and with `shrink_on_load`. A column `tolerance` wins."""
     storage_options: dict[str, Any] = Field(default_factory=dict, repr=False)
     """fsspec options for the golden rows; never written anywhere."""
 

@@ -223,25 +223,6 @@ class Job(Section):
     metrics: Metrics = Metrics()
     report: Report = Report()
 
-    @model_validator(mode="after")
-    def _gpu_decodes(self) -> Job:
-        if self.transform.jpeg_decoder != "gpu":
-            return self
-        if not self.resources.num_gpus:
-            raise ValueError(
-                "transform.jpeg_decoder 'gpu' decodes on the model's GPU; give resources.num_gpus"
-            )
-        if self.resources.decode_in == "tasks":
-            raise ValueError(
-                "transform.jpeg_decoder 'gpu' decodes in the model actors, which hold the GPU; "
-                "resources.decode_in 'tasks' has to be 'actors' or left out"
-            )
-        if self.transform.shrink_on_load:
-            raise ValueError(
-                "transform.shrink_on_load has no effect with jpeg_decoder 'gpu'; give one of them"
-            )
-        return self
-
     def as_published(self) -> dict[str, Any]:
         """Return the sections that say how rows are predicted, for the manifest.
 
@@ -262,13 +243,6 @@ class Job(Section):
                 if isinstance(path, str) and "://" not in path:
                     sections[name][field] = os.path.abspath(os.path.expanduser(path))
         return sections
-
-    @property
-    def shares(self) -> Resources:
-        """Return the resources as they are divided: who decodes on a GPU has to hold it."""
-        is_on_gpu = self.transform.jpeg_decoder == "gpu"
-        changes = {"decode_in": "actors"} if is_on_gpu else {}
-        return self.resources.model_copy(update=changes)
 
     @model_validator(mode="after")
     def _golden_is_comparable(self) -> Job:

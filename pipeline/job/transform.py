@@ -64,11 +64,6 @@ class Transform(Section):
     """Let the JPEG decoder itself halve large photos, as often as twice the resized size is left:
     far faster, and other pixels. The run measures first whether its predictions agree (see
     `gates`)."""
-    jpeg_decoder: Literal["cpu", "gpu"] | None = None
-    """What decodes JPEGs; left out: `cpu`. `gpu`: the model's GPU, with nvJPEG; its pixels are a
-    little different, which is measured as for `shrink_on_load`. What nvJPEG does not take (other
-    formats, grey, CMYK, turned by EXIF, damaged) is decoded on the CPU as ever. Experimental:
-    `gpu` has never run on a real GPU."""
 
     @property
     def may_vary(self) -> bool:

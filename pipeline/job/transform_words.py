@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 RESIZES = ("shortest", "stretch", "pad", "none")
 INTERPOLATIONS = ("nearest", "nearest-exact", "bilinear", "bicubic", "lanczos")
-JPEG_DECODERS = ("cpu", "gpu")
 CROP_STARTS = ("round", "floor")
 CHANNELS: Mapping[str, int] = {"rgb": 3, "gray": 1}
 """Name of the channels -> how many."""
@@ -20,8 +19,7 @@ ONLY_WITH: Mapping[str, tuple[str, ...]] = {
 """Field -> the kinds of `resize` with which it has an effect; the other fields always have one."""
 
 REPLACED_BY_FACTORY = (
-    *("resize", "resize_px", "interpolation", "pad_value", "channels"),
-    *("shrink_on_load", "jpeg_decoder"),
+    *("resize", "resize_px", "interpolation", "pad_value", "channels", "shrink_on_load"),
 )
 """Fields that have no effect with a `factory`, which does with a decoded image what they say."""
 MAX_CHANNELS = 4

@@ -157,7 +157,7 @@ def _of_plan(
     def held(hardware: Hardware) -> Held | None:
         try:
             plan, model = planned()
-            shares = allocate(job.shares, hardware, cost=cost_of(job.source))
+            shares = allocate(job.resources, hardware, cost=cost_of(job.source))
         except PipelineError:  # which another check says
             return None
         return Held.of(plan, model.input, shares.for_slices(plan.num_slices))

@@ -299,7 +299,6 @@ def shortened(document: dict[str, Any]) -> dict[str, Any]:
 def _model(
     job: Job, model: ModelSpec, plan: Plan, tried: Preview | None, choice: Choice
 ) -> dict[str, Any]:
-    experimental = {"jpeg_decoder": "gpu: experimental, it has never run on a real GPU"}
     task = model.task
     return {
         "name": model.name,
@@ -314,7 +313,6 @@ def _model(
         "weights_sha256": (model.weights_sha256 or "")[:DIGEST_CHARS] or None,
         "batch_size": plan.batch_size,
         "batch_tokens": plan.batch_tokens or None,
-        **(experimental if job.transform.jpeg_decoder == "gpu" else {}),
         "scores": tried.scores if tried else scores_told(task, model.shown_name),
         "transform": None if tried is None else tried.transform,
         "tried": None if tried is None else str(tried),

@@ -64,7 +64,7 @@ def tune(
     with shown_on(progress) as shown:
         shown.phase(f"tuning {name_of(job)}")
         with connect(options.address) as (hardware, _, on_cluster):
-            allocation = allocate(settled.shares, hardware, cost=cost_of(settled.source))
+            allocation = allocate(settled.resources, hardware, cost=cost_of(settled.source))
             profile, chosen = measure_ways(
                 *(run, plan, model, hardware, allocation), on_cluster=on_cluster, say=shown.phase
             )

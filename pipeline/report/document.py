@@ -35,7 +35,6 @@ from pipeline.report.speed.limits import GroupLimit, Load, find_limits
 from pipeline.report.speed.performance import (
     BytesPerRow,
     ForecastSection,
-    GpuDecode,
     Isolation,
     SlowerStage,
     Stage,
@@ -43,7 +42,6 @@ from pipeline.report.speed.performance import (
     Texts,
     bytes_per_row,
     forecasts_of,
-    gpu_decode_of,
     isolation_of,
     ratio,
     stages_of,
@@ -110,7 +108,6 @@ class Report(Section):
     """Where images were decoded, or texts tokenised; null if none were, or if that is unknown."""
     write_in: Literal["actors", "tasks"] | None = None
     """Where slices were written; null if none were, or if that is unknown."""
-    gpu_decode: GpuDecode | None = None
     """Null if no GPU was asked to decode."""
     texts: Texts | None = None
     """Null if rows have no tokens."""
@@ -186,7 +183,6 @@ def build_report(stated: Report, measured: Load) -> Report:
         isolation=isolation_of(load),
         decode_in=_done_in(load, load.prepared, "decoder"),
         write_in=_done_in(load, ("write",), "writer"),
-        gpu_decode=gpu_decode_of(load),
         texts=texts_of(load),
         written=written_of(load, _cost(stated)),
     )

@@ -38,7 +38,7 @@ def settle(
         JobError: No runtime can run the model, or retried rows would be predicted otherwise than
             the published ones.
     """
-    allocation = allocate(run.job.shares, hardware, cost=cost_of(run.job.source))
+    allocation = allocate(run.job.resources, hardware, cost=cost_of(run.job.source))
     settled = resolve_runtime(
         *(run, merge.named(plan) if merge else plan, model, hardware, allocation),
         on_cluster=on_cluster,

@@ -6,10 +6,9 @@ rows/s of the model alone, its batches on the device already, and of one decoder
 the pipeline in the second half of its rows, and its share of what is possible: the model alone, or
 all decoders if that is less; for which share of that half the card had nothing to compute; the
 processor seconds of the whole machine; and how busy the card was, as nvidia-smi says. Texts are in
-the same batches either way, sorted by length within a slice. With `--decode` photos are measured
-twice, with JPEGs decoded on the CPU and by nvJPEG. With `--peers` Ray Data as its documentation has
-it and Daft run classifiers of photos on the same device in fp32 and bf16. Prints lines, then JSON,
-whose `skipped` says what failed, and why; `--page` writes a page of it, too.
+the same batches either way, sorted by length within a slice. With `--peers` Ray Data as its
+documentation has it and Daft run classifiers of photos on the same device in fp32 and bf16. Prints
+lines, then JSON, whose `skipped` says what failed, and why; `--page` writes a page of it, too.
 """
 
 from __future__ import annotations
@@ -52,34 +51,30 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 _DECISION, _SPREAD = 10.0, 0.05
 
 
-def measure(
-    case: Case, runtime: str, precision: str, num_gpus: float, jpeg_decoder: str
-) -> dict[str, Any]:
+def measure(case: Case, runtime: str, precision: str, num_gpus: float) -> dict[str, Any]:
     """Run the pipeline once with one actor, and what it is held to by itself."""
     has_photos = case.columns["format"] == "images"
-    decoded = decode_alone(case, jpeg_decoder) if has_photos else None
+    decoded = decode_alone(case) if has_photos else None
     watch = Watch(is_gpu=num_gpus > 0)
     found = run_job(
         case,
-        f"{runtime}-{precision}-{jpeg_decoder}",
+        f"{runtime}-{precision}",
         {
             "model": {**case.model, "runtime": runtime, "precision": precision},
             "resources": {"num_gpus": num_gpus, "max_actors": 1},
-            "transform": {"jpeg_decoder": jpeg_decoder} if jpeg_decoder != "cpu" else {},
         },
     )
     watched, steady = watch.stop(), found["steady"]
     model_alone = alone(case, runtime, precision, num_gpus, found)
     in_memory = model_alone.pop("rows_per_s")
-    # A decoder on the card is in the actor; those on the CPU have all cores but the actor's.
-    decoders = 1 if jpeg_decoder != "cpu" or not num_gpus else max(1, (os.cpu_count() or 1) - 1)
+    # Beside a card decoders have all cores but the actor's.
+    decoders = max(1, (os.cpu_count() or 1) - 1) if num_gpus else 1
     possible = in_memory if decoded is None else min(in_memory, decoders * decoded)
     line = {
         "model": case.folder.name,
         "system": "ours",
         "runtime": runtime,
         "precision": precision,
-        "jpeg_decoder": jpeg_decoder,
         "decoded_rows_per_s": decoded and round(decoded, 1),
         "in_memory_rows_per_s": round(in_memory, 1),
         "whole_rows_per_s": round(found["whole"], 1),
@@ -176,11 +171,11 @@ def main() -> None:
             except Unreachable as error:
                 skip(skipped, model, error)
                 continue
-            for runtime, precision, decoder in ways(wanted, case):
+            for runtime, precision in ways(wanted):
                 try:
-                    found = measure(case, runtime, precision, 0.0 if wanted.cpu else 1.0, decoder)
+                    found = measure(case, runtime, precision, 0.0 if wanted.cpu else 1.0)
                 except Unusable as error:
-                    skip(skipped, f"{model} {runtime} {precision} {decoder}", error)
+                    skip(skipped, f"{model} {runtime} {precision}", error)
                     continue
                 results.append(found)
             for system, precision in peers(wanted, case):
@@ -211,20 +206,17 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--detector-px", type=int, default=DETECTOR_PX, help="sides of its images")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--cpu", action="store_true", help="try the script without a GPU")
-    parser.add_argument("--decode", action="store_true", help="measure nvJPEG beside libjpeg")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=[], help="measure these too")
     parser.add_argument("--out", type=Path, help="also write the JSON line to this file")
     parser.add_argument("--page", type=Path, help="also write a page of it to this file")
     return parser.parse_args()
 
 
-def ways(wanted: argparse.Namespace, case: Case) -> Iterator[tuple[str, str, str]]:
-    """Yield runtime, precision and decoder of JPEGs."""
-    both = wanted.decode and not wanted.cpu and case.columns["format"] == "images"
+def ways(wanted: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """Yield runtime and precision."""
     yield from itertools.product(
         ("eager", "compile") if wanted.compile else ("eager",),
         ("fp32",) if wanted.cpu else PRECISIONS,
-        ("cpu", "gpu") if both else ("cpu",),
     )
 
 

@@ -109,10 +109,9 @@ def rows_per_s(
     return count * sum(len(next(iter(batch.values()))) for batch in batches) / seconds
 
 
-def decode_alone(case: Case, jpeg_decoder: str) -> float:
+def decode_alone(case: Case) -> float:
     """Rows/s of one process that decodes and transforms, with one thread beside the GPU."""
-    transform = Transform(jpeg_decoder=jpeg_decoder)
-    spec = resolve_model(Model(**case.model), transform, input_name="image").input
+    spec = resolve_model(Model(**case.model), Transform(), input_name="image").input
     preprocessing = Preprocessing.of(
         Source(uri=str(case.inputs), format="images"), spec, 1, IMAGE_FIELDS
     )

@@ -28,7 +28,6 @@ STEPS: dict[str, tuple[float, str]] = {
     "memory": (8, "lack of memory costs time, and a model that is too large is named"),
     "alone": (20, "share of the model alone that the pipeline reaches"),
     "gaps": (12, "idle share of the card by the rows of a slice, and with two actors"),
-    "nvjpeg": (12, "rows/s with JPEGs decoded on the card"),
     "layout": (8, "fp32 beside TF32, channels last and cudnn.benchmark"),
 }
 """Name -> minutes that it may take, and what it shows; `gpu_steps.py` has a function of each."""

@@ -50,10 +50,7 @@ def page_lines(document: dict[str, Any]) -> Iterator[str]:
 
 
 def _named(line: dict[str, Any]) -> str:
-    decoder = ", nvJPEG" if line.get("jpeg_decoder") == "gpu" else ""
-    return (
-        " ".join(filter(None, (line["system"], line.get("runtime"), line["precision"]))) + decoder
-    )
+    return " ".join(filter(None, (line["system"], line.get("runtime"), line["precision"])))
 
 
 def _cells(line: dict[str, Any]) -> Iterator[str]:

@@ -193,12 +193,6 @@ def alone(wanted: argparse.Namespace) -> Said:
     return FIGURE, _bench(wanted, [wanted.model], "share_of_possible")
 
 
-def nvjpeg(wanted: argparse.Namespace) -> Said:
-    if wanted.cpu:
-        return NOT_HERE, "needs a card"
-    return FIGURE, _bench(wanted, [wanted.model, "--decode"], "decoded_rows_per_s")
-
-
 def _bench(wanted: argparse.Namespace, arguments: list[str], figure: str) -> str:
     """Run gpu.py, and return its steady rows/s and another figure of each way."""
     program = [sys.executable, str(BENCH / "gpu.py"), *arguments, "--rows", str(wanted.rows)]
@@ -208,7 +202,7 @@ def _bench(wanted: argparse.Namespace, arguments: list[str], figure: str) -> str
         sys.exit((done.stderr.strip() or "gpu.py failed").splitlines()[-1])
     document = json.loads(done.stdout.splitlines()[-1])
     told = [
-        f"{line['precision']} {line['jpeg_decoder']} {line['steady_rows_per_s']} rows/s, "
+        f"{line['precision']} {line['steady_rows_per_s']} rows/s, "
         f"{figure} {line[figure]}, idle {line['idle_pct']}%"
         for line in document["results"]
     ]
@@ -296,8 +290,7 @@ def _noise(found: Any, num_rows: int) -> pa.Table:
 
 
 STEPS: dict[str, Callable[[argparse.Namespace], Said]] = {
-    each.__name__: each
-    for each in (facts, tests, sticky, races, spin, memory, alone, gaps, nvjpeg, layout)
+    each.__name__: each for each in (facts, tests, sticky, races, spin, memory, alone, gaps, layout)
 }
 
 

@@ -23,7 +23,6 @@ from pipeline.job.job import Job
 from pipeline.job.reading import yaml_reader
 from pipeline.job.reading.loader import parse_job, read_job
 from pipeline.job.reading.paths import PATH_FIELDS
-from pipeline.planning.allocation import Hardware, allocate
 
 DATE = dt.date(2026, 11, 24)
 SECRET = "hunter2-hunter2"
@@ -167,40 +166,6 @@ def test_fields_must_fit_together(field: str, value: object, words: str, tmp_pat
     document = changed(field, value)
     document.setdefault("resources", {})["max_actors"] = 2
     assert words in refusal(document, tmp_path)
-
-
-ON_GPU = {"transform": {"jpeg_decoder": "gpu"}, "resources": {"num_gpus": 1}}
-
-
-@pytest.mark.parametrize(
-    ("sections", "words"),
-    [
-        ({"resources": {}}, "decodes on the model's GPU; give resources.num_gpus"),
-        ({"resources": {"num_gpus": 1, "decode_in": "tasks"}}, "has to be 'actors' or left out"),
-        ({"transform": {"jpeg_decoder": "gpu", "shrink_on_load": True}}, "give one of them"),
-        ({"transform": {"jpeg_decoder": "cuda"}}, "transform.jpeg_decoder = 'cuda'"),
-    ],
-)
-def test_a_gpu_decoder_that_cannot_be_is_refused(
-    sections: dict[str, Any], words: str, tmp_path: Path
-):
-    message = refusal({**MINIMAL, **ON_GPU, **sections}, tmp_path)
-    assert words in message
-    assert "\n" not in message
-
-
-@pytest.mark.parametrize("decode_in", ["auto", "actors"])
-def test_who_decodes_on_a_gpu_is_the_actor_that_holds_it(decode_in: str, tmp_path: Path):
-    resources = {"num_gpus": 0.5, "decode_in": decode_in}
-    job = load({**MINIMAL, **ON_GPU, "resources": resources}, tmp_path)
-    assert job.shares == job.resources.model_copy(update={"decode_in": "actors"})
-    assert load(MINIMAL, tmp_path).shares.decode_in == "auto"
-    found = allocate(job.shares, Hardware(1, 16, 1), cost="image")
-    assert found.decodes_in_actors
-    assert (
-        not allocate(job.resources, Hardware(1, 16, 1), cost="image").decodes_in_actors
-        or decode_in != "auto"
-    )
 
 
 @pytest.mark.parametrize(

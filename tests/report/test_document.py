@@ -181,11 +181,3 @@ def test_what_had_to_be_isolated_is_counted_and_nothing_is_zero():
     assert report["isolation"] == {"dead_processes": 5, "rows": 256, "quarantined": 2}
     assert [stage["stage"] for stage in report["stages"]] == list(STAGES)
     assert set(document_of()["isolation"].values()) == {0}
-
-
-def test_who_decoded_is_said_if_a_gpu_was_asked_to():
-    decoded = StageCounters(2000, 1988).to_dict()
-    facts = FULL | dict(counters={**FULL["counters"], "gpu_decode": decoded})
-    report = document_of(facts)
-    assert report["gpu_decode"] == {"on_gpu": 1988, "on_cpu": 12}
-    assert document_of()["gpu_decode"] is None

@@ -136,15 +136,6 @@ class LookedUp(_Figure):
 
 
 @dataclass(frozen=True)
-class GpuDecoded(_Figure):
-    """Images of a job that decodes on a GPU."""
-
-    num_rows: int = 0
-    num_on_gpu: int = 0
-    """The CPU decoded the others."""
-
-
-@dataclass(frozen=True)
 class Isolated(_Figure):
     """Rows that were worked on in a child process after workers crashed on their slice."""
 
@@ -169,7 +160,6 @@ _SINGLE: dict[str, tuple[str, type[_Figure]]] = {
     "steps": ("steps", Steps),
     "deduplicated": ("dedupe", Deduplicated),
     "looked_up": ("look_up", LookedUp),
-    "gpu_decoded": ("gpu_decode", GpuDecoded),
     "isolated": ("isolated", Isolated),
 }
 """Field -> its entry in the JSON form, and its type."""
@@ -202,7 +192,6 @@ class SliceFigures:
     steps: Steps | None = None
     deduplicated: Deduplicated | None = None
     looked_up: LookedUp | None = None
-    gpu_decoded: GpuDecoded | None = None
     isolated: Isolated | None = None
     output_lengths: Mapping[str, int] = field(default_factory=dict)
     """Tokens of an output, in steps of up to 3% -> texts that a model has written."""

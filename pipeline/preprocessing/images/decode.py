@@ -28,7 +28,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import io
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -54,10 +53,8 @@ from pipeline.preprocessing.images.image_formats import (
     PHOTOMETRIC,
     WHITE_IS_ZERO,
     Undecodable,
-    identify,
     read_tiff,
 )
-from pipeline.preprocessing.images.jpeg.jpeg_headers import plain_header
 
 RGB = 3
 """`torchvision.io.ImageReadMode.RGB`"""
@@ -106,31 +103,6 @@ def decode_sized(data: bytes, limits: DecodeLimits, shrink: Shrink | None = None
         raise explain(error, kind, data) from error
 
 
-def plain_jpeg_px(data: bytes, limits: DecodeLimits) -> int | None:
-    """Return the pixel count of an image that every JPEG decoder decodes as `decode_image` does.
-
-    Never raises: `decode_image` finds the reason for other images and other data.
-
-    Returns:
-        Width x height of a whole, upright YCbCr JPEG within the limits; otherwise None.
-    """
-    if len(data) > limits.max_image_bytes or identify(data) != "JPEG":
-        return None
-    header = plain_header(data)
-    if header is None:
-        return None
-    try:
-        check_px(*header.size_px, limits)
-        if not header.is_bare:  # Pillow reads what may turn it, which takes as long again
-            with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-                if image.mode != "RGB" or orientation_of(image) != 1:
-                    return None
-    except Exception:  # noqa: BLE001  # whatever a malformed header raises
-        return None
-    num_px = math.prod(header.size_px)
-    return num_px if num_px <= 2 * (Image.MAX_IMAGE_PIXELS or num_px) else None
-
-
 def _decode(kind: str, data: bytes, limits: DecodeLimits, shrink: Shrink | None) -> Decoded:
     check_container(kind, data, limits)
     with Image.open(io.BytesIO(data), formats=(kind,)) as image:  # lazy: reads the header only
@@ -166,22 +138,22 @@ def _size_of(pixels: torch.Tensor) -> tuple[int, int]:
 
 def _decode_jpeg(data: bytes) -> torch.Tensor:
     # torch warns about read-only memory; copying the encoded bytes costs 1 % of decoding them.
-    return _jpeg_decoder()(as_tensor(data), RGB)
+    return _jpeg_decoder()(_as_tensor(data), RGB)
 
 
-def as_tensor(data: bytes) -> torch.Tensor:
+def _as_tensor(data: bytes) -> torch.Tensor:
     """Return a copy of encoded bytes as uint8 (L,)."""
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
 @functools.cache
 def _jpeg_decoder() -> Callable[[torch.Tensor, int], torch.Tensor]:
-    load_image_ops()
+    _load_image_ops()
     decoder: Callable[[torch.Tensor, int], torch.Tensor] = torch.ops.image.decode_jpeg
     return decoder
 
 
-def load_image_ops() -> None:
+def _load_image_ops() -> None:
     """Load only torchvision's decoders: importing all of torchvision takes 1.2 s per worker."""
     found = importlib.util.find_spec("torchvision")
     folders = found.submodule_search_locations if found else None

@@ -93,7 +93,7 @@ class ImageInput(FixedShape):
 
     @property
     def is_approximate(self) -> bool:
-        return self.transform.changes_pixels
+        return self.transform.shrink_on_load
 
     def exact(self) -> Self:
         return replace(self, transform=self.transform.exact())

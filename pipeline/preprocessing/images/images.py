@@ -1,6 +1,6 @@
 """Turn encoded images into model input: decode and transform those of a slice.
 
-It works row by row, so that no full-size image outlives its row; on a GPU group by group.
+It works row by row, so that no full-size image outlives its row.
 """
 
 from __future__ import annotations
@@ -21,12 +21,10 @@ import torch
 from pipeline.core.arrays import images_to_arrow, sized_to_arrow
 from pipeline.core.failures import Failure, RowError, failure_columns, failures_of
 from pipeline.core.figures.counters import Counters, StageCounters, add
-from pipeline.core.figures.slice_figures import GpuDecoded, SliceFigures
 from pipeline.core.schema import IMAGE, IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX
 from pipeline.preprocessing.images.decode import Decoded, decode_sized
 from pipeline.preprocessing.images.geometry import Sizes, most_made_px, shrink_factor
 from pipeline.preprocessing.images.image_checks import DecodeLimits
-from pipeline.preprocessing.images.jpeg.nvjpeg import Decode, JpegGroups, gpu_decoder
 from pipeline.preprocessing.images.own_transform import step_of, transform_by
 from pipeline.preprocessing.images.resizing import resize_and_crop
 from pipeline.preprocessing.images.transform import TransformSpec
@@ -39,39 +37,26 @@ def preprocess(
     limits: DecodeLimits,
     spec: TransformSpec,
     num_threads: int = 1,
-    decode_jpegs: Decode | None = None,
 ) -> pa.Table:
     """Decode and transform the images of a slice.
 
     Args:
         rows: `source_schema`; encoded bytes in `image`.
-        counters: Gets the entries `decode` and `transform`; for groups also `gpu_decoded`.
+        counters: Gets the entries `decode` and `transform`.
         limits: Size limits, checked before decoding.
         num_threads: Rows decoded at once; decoders and filters release the GIL.
-        decode_jpegs: Decodes JPEGs in groups; None: as the spec says.
 
     Returns:
         The same rows with `image` as fixed-size binary, uint8 (H, W, C), zeros where `error` is
         set, or as the columns of `OwnSizes`; and with the columns of `Sizes`.
 
     Raises:
-        JobError: The spec says `gpu`, and there is no GPU decoder here; or the user's own
-            transform cannot be made.
+        JobError: The user's own transform cannot be made.
     """
     pixels, sizes = pixels_of(spec, rows.num_rows), Sizes(rows.num_rows)
     failures = failures_of(rows)
     todo = [index for index, failure in enumerate(failures) if failure is None]
     encoded = rows.column(IMAGE)
-    if decode_jpegs is None and spec.decodes_on_gpu:
-        decode_jpegs = gpu_decoder()
-    if decode_jpegs is not None and isinstance(pixels, OneSize):
-        groups = JpegGroups(encoded, pixels.images, sizes, limits, spec, decode_jpegs)
-        left = groups.work(todo)
-        decoded = GpuDecoded(len(todo), len(todo) - len(left))
-        SliceFigures(gpu_decoded=decoded).add_to(counters)
-        todo = left
-        add(counters, "decode", groups.decoded)
-        add(counters, "transform", groups.transformed)
     shares = [
         _Share(encoded, pixels, sizes, failures, limits, spec, _maker(spec, limits, thread))
         for thread in range(num_threads)

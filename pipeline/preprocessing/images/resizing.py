@@ -2,8 +2,7 @@
 
 The pixels are those of torchvision's v2 transforms on the same tensor, bit for bit: `Resize`, with
 antialiasing unless the model's own transform has none, then `CenterCrop`, or `Pad` to the wanted
-size; lanczos is Pillow's. A GPU has no filter for bytes: there the same filter runs in float32 and
-rounds.
+size; lanczos is Pillow's.
 """
 
 from __future__ import annotations
@@ -20,9 +19,6 @@ from pipeline.preprocessing.images.transform import MAX_ASPECT_RATIO, TransformS
 if TYPE_CHECKING:
     import torch
 
-_GRAY = (19595, 38470, 7471)
-"""What Pillow's mode L takes of red, green and blue, in 65,536ths (ITU-R 601)."""
-
 
 def resize_and_crop(
     image: torch.Tensor, spec: TransformSpec, max_px: int | None = None
@@ -30,12 +26,12 @@ def resize_and_crop(
     """Make an image the model's size: resize it, then crop the centre or fill up around it.
 
     Args:
-        image: RGB uint8 (3, H, W), on any device.
+        image: RGB uint8 (3, H, W).
         spec: Sizes, filter and channels.
         max_px: The most pixels of the resized image, and of the result; None: any number.
 
     Returns:
-        uint8 (C, H, W) on the same device; if nothing is filled up, a view of the resized image.
+        uint8 (C, H, W); if nothing is filled up, a view of the resized image.
 
     Raises:
         Untransformable: One side is more than MAX_ASPECT_RATIO times the other, too many pixels
@@ -74,14 +70,10 @@ def resize_and_crop(
 def to_gray(image: torch.Tensor) -> torch.Tensor:
     """Turn RGB uint8 (3, H, W) into gray uint8 (1, H, W), as Pillow's `convert("L")`."""
     import torch
+    from PIL import Image
 
-    if image.device.type == "cpu":
-        from PIL import Image
-
-        pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-        return torch.from_numpy(np.array(Image.fromarray(pixels).convert("L")))[None]
-    shares = torch.tensor(_GRAY, device=image.device, dtype=torch.int32)[:, None, None]
-    return (((image * shares).sum(0, keepdim=True) + (1 << 15)) >> 16).to(torch.uint8)
+    pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    return torch.from_numpy(np.array(Image.fromarray(pixels).convert("L")))[None]
 
 
 def _put(resized: torch.Tensor, place: Placement, spec: TransformSpec) -> torch.Tensor:
@@ -95,7 +87,7 @@ def _put(resized: torch.Tensor, place: Placement, spec: TransformSpec) -> torch.
     if window.shape[-2:] == (spec.height_px, spec.width_px):
         return window
     values = spec.pad_value if isinstance(spec.pad_value, tuple) else (spec.pad_value,)
-    fill = torch.tensor(values, dtype=torch.uint8, device=resized.device)
+    fill = torch.tensor(values, dtype=torch.uint8)
     out = fill.expand(*spec.shape[:2], spec.num_channels).clone().permute(2, 0, 1)
     top, left = max(0, place.top_px), max(0, place.left_px)
     out[:, top : top + window.shape[-2], left : left + window.shape[-1]] = window
@@ -116,7 +108,7 @@ def _resize(image: torch.Tensor, wanted: tuple[int, int], spec: TransformSpec) -
         batch = batch.as_strided(batch.shape, (image.numel(), *image.stride()))
     if spec.interpolation in ("nearest", "nearest-exact"):
         return torch.nn.functional.interpolate(batch, size=wanted, mode=spec.interpolation)[0]
-    is_native = image.device.type == "cpu" and (spec.interpolation == "bicubic" or _resizes_uint8())
+    is_native = spec.interpolation == "bicubic" or _resizes_uint8()
     resized = torch.nn.functional.interpolate(
         batch if is_native else batch.float(),
         size=wanted,
@@ -131,7 +123,7 @@ def _lanczos(image: torch.Tensor, wanted: tuple[int, int]) -> torch.Tensor:
     import torch
     from PIL import Image
 
-    pixels = np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())
+    pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
     picture = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
     resized = np.array(picture.resize(wanted[::-1], Image.Resampling.LANCZOS))
     return torch.from_numpy(resized.reshape(*wanted, -1)).permute(2, 0, 1)

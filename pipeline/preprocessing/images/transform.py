@@ -15,7 +15,6 @@ from pipeline.job.transform_words import (
     CHANNELS,
     CROP_STARTS,
     INTERPOLATIONS,
-    JPEG_DECODERS,
     MAX_CHANNELS,
     ONLY_WITH,
     REPLACED_BY_FACTORY,
@@ -51,8 +50,6 @@ class TransformSpec:
     """Channel standard deviations in [0, 1], divided by on the device."""
     shrink_on_load: bool = False
     """Let the JPEG decoder halve large photos, down to twice the resized size at least."""
-    jpeg_decoder: str = "cpu"
-    """`cpu` (libjpeg) or `gpu` (nvJPEG, for plain JPEGs)."""
     resize: str = "shortest"
     """One of RESIZES.
 
@@ -131,19 +128,9 @@ class TransformSpec:
             raise ValueError("images keep their sizes, so there is no size of the model input")
         return sides(self.size_px)
 
-    @property
-    def decodes_on_gpu(self) -> bool:
-        """Tell whether a GPU decodes the plain JPEGs."""
-        return self.jpeg_decoder == "gpu"
-
-    @property
-    def changes_pixels(self) -> bool:
-        """Tell whether pixels may differ from libjpeg's at full size."""
-        return self.shrink_on_load or self.decodes_on_gpu
-
     def exact(self) -> TransformSpec:
-        """Return the same transform with libjpeg at full size."""
-        return replace(self, shrink_on_load=False, jpeg_decoder="cpu")
+        """Return the same transform, of JPEGs at full size."""
+        return replace(self, shrink_on_load=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values; equal specs give equal JSON.
@@ -169,7 +156,6 @@ class TransformSpec:
             "mean": [float(value) for value in self.mean],
             "std": [float(value) for value in self.std],
             "shrink_on_load": self.shrink_on_load,
-            "jpeg_decoder": self.jpeg_decoder,
             **{name: value for name, (value, usual) in later.items() if value != usual},
         }
 
@@ -205,7 +191,6 @@ def _problems(spec: TransformSpec) -> Iterator[str]:
     for name, value, choices in (
         ("resize", spec.resize, RESIZES),
         ("channels", spec.channels, tuple(CHANNELS)),
-        ("jpeg_decoder", spec.jpeg_decoder, JPEG_DECODERS),
         ("crop_start", spec.crop_start, CROP_STARTS),
         *([("interpolation", spec.interpolation, INTERPOLATIONS)] if spec.interpolation else []),
     ):
@@ -214,8 +199,6 @@ def _problems(spec: TransformSpec) -> Iterator[str]:
     yield from _size_problems(spec)
     if spec.size_px is None and spec.pad_value:
         yield "pad_value has no effect without size_px"
-    if spec.size_px is None and spec.decodes_on_gpu:
-        yield "jpeg_decoder 'gpu' needs size_px: images of their own sizes are decoded on the CPU"
     if spec.factory is not None:
         yield from _factory_problems(spec)
     count = spec.num_channels
@@ -227,8 +210,6 @@ def _problems(spec: TransformSpec) -> Iterator[str]:
     pads = spec.pad_value if isinstance(spec.pad_value, tuple) else (spec.pad_value,) * count
     if len(pads) != count or not all(0 <= value <= 255 for value in pads):
         yield f"pad_value is {_as_json(spec.pad_value)}; it must be 0 to 255, or {count} of these"
-    if spec.decodes_on_gpu and spec.interpolation == "lanczos":
-        yield "jpeg_decoder 'gpu' cannot resize by lanczos; take bicubic, or set it to cpu"
 
 
 def _size_problems(spec: TransformSpec) -> Iterator[str]:

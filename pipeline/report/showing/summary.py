@@ -173,7 +173,7 @@ def why_lines(report: Report) -> list[str]:
 
 def totals_line(report: Report) -> str:
     """Sum up rows, rates, time and cost of a run in one line."""
-    slices, isolation, decoded = report.slices, report.isolation, report.gpu_decode
+    slices, isolation = report.slices, report.isolation
     is_vain = report.status == "nothing_to_do" and report.retry and report.retry.entries
     status = "nothing has changed" if is_vain else report.status.replace("_", " ")
     parts = [status, *_row_totals(report.status, report.rows)]
@@ -183,11 +183,6 @@ def totals_line(report: Report) -> str:
         parts.append(
             f"{_processes(isolation.dead_processes)} crashed, "
             f"{num_of(isolation.rows, 'row')} isolated"
-        )
-    if decoded:
-        parts.append(
-            f"{format_count(decoded.on_gpu)} images decoded on the GPU, "
-            f"{format_count(decoded.on_cpu)} on the CPU"
         )
     if slices.resumed:
         parts.append(

@@ -77,15 +77,6 @@ class Isolation(Section):
     """Rows that ended the process that worked on them."""
 
 
-class GpuDecode(Section):
-    """Who decoded the images of a run with `transform.jpeg_decoder: gpu`; of this run."""
-
-    on_gpu: int
-    on_cpu: int
-    """Other formats, JPEGs that are grey, CMYK or turned, and all that failed, on the GPU or at
-    all."""
-
-
 class BytesPerRow(Section):
     """Bytes of a row on its way, each over the rows that went that far."""
 
@@ -175,14 +166,6 @@ def isolation_of(load: Load) -> Isolation:
         rows=isolated.num_rows,
         quarantined=isolated.num_quarantined,
     )
-
-
-def gpu_decode_of(load: Load) -> GpuDecode | None:
-    """Say who decoded; None if no GPU was asked to."""
-    decoded = load.figures.gpu_decoded
-    if decoded is None:
-        return None
-    return GpuDecode(on_gpu=decoded.num_on_gpu, on_cpu=decoded.num_rows - decoded.num_on_gpu)
 
 
 def bytes_per_row(load: Load) -> BytesPerRow:

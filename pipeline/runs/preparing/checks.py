@@ -71,9 +71,5 @@ def check_hardware(
         from pipeline.inference.devices.device import require_cuda
 
         require_cuda(job.resources.num_gpus, "the")
-    found = allocate(job.shares, here(), cost=cost_of(job.source))
-    if job.transform.jpeg_decoder == "gpu":
-        from pipeline.preprocessing.images.jpeg.nvjpeg import gpu_decoder
-
-        gpu_decoder()
+    found = allocate(job.resources, here(), cost=cost_of(job.source))
     return f"{found.max_actors} actors of {found.actor_threads} threads fit this machine"

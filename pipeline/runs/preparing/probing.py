@@ -127,7 +127,7 @@ def _tuning(
     way = foresee(run, plan, model).way
     is_open = AUTO in (way.runtime, way.precision)  # it is chosen later, and hardly slower
     settled = model.as_reference() if is_open else as_tried(model, way)
-    allocation = allocate(run.job.shares, hardware, cost=cost_of(run.job.source))
+    allocation = allocate(run.job.resources, hardware, cost=cost_of(run.job.source))
     machines = machines_of(on_cluster=on_cluster)
     return tuning_context(
         *(run, plan, settled, hardware, allocation), machines=machines, on_cluster=on_cluster

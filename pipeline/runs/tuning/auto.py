@@ -140,7 +140,7 @@ def foresee(run: RunContext, plan: Plan, model: ModelSpec) -> Choice:
     hardware = embedded_hardware()
     tuning = tuning_context(
         *(run, plan, opened(model), hardware),
-        allocate(run.job.shares, hardware, cost=cost_of(run.job.source)),
+        allocate(run.job.resources, hardware, cost=cost_of(run.job.source)),
         machines=machines_of(on_cluster=False),
     )
     return _settle(tuning, load_profile(tuning))
@@ -189,7 +189,7 @@ def _divide(
     way = chosen.way
     if not way.threads:
         return allocation
-    resources, cost = run.job.shares, cost_of(run.job.source)
+    resources, cost = run.job.resources, cost_of(run.job.source)
     if run.job.resources.num_gpus:
         share = {"actors_per_gpu": way.actors}
         return allocate(resources.model_copy(update=share), hardware, cost=cost)

@@ -235,7 +235,6 @@ def test_a_stored_report_is_compared_with_the_one_before(store: Store):
 
 def test_a_report_of_before_there_were_predictions_can_be_read(store: Store):
     new = ("predictions", "bytes_per_row", "decode_in", "write_in", "slower_than_before")
-    new += ("gpu_decode",)
     old = {name: value for name, value in report_of("1-a").items() if name not in new}
     put_report(store, DAY, "1-a", old)
     assert load_report(store.uri, None, None, {}) == Report(**report_of("1-a"))
@@ -326,13 +325,6 @@ def test_a_plan_says_what_is_to_be_done_and_writes_nothing(job: Job, store: Stor
     assert "no run of this model over 100 rows or more is on record" in found["estimate"]["basis"]
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert "publish the first version" in shown(found)
-
-
-def test_a_plan_says_that_nvjpeg_is_experimental(job: Job):
-    assert "jpeg_decoder" not in planned(job)["model"]
-    on_gpu = job.transform.model_copy(update={"jpeg_decoder": "gpu"})
-    found = planned(job.model_copy(update={"transform": on_gpu}))
-    assert found["model"]["jpeg_decoder"].startswith("gpu: experimental")
 
 
 def test_a_plan_counts_the_slices_that_are_staged(job: Job, store: Store):

@@ -9,7 +9,6 @@ from pipeline.core.figures.counters import STAGES, Counters, StageCounters
 from pipeline.core.figures.slice_figures import (
     Comparison,
     Deduplicated,
-    GpuDecoded,
     Isolated,
     LookedUp,
     SliceFigures,
@@ -29,7 +28,6 @@ FOOTER = """{
  "look_up": {"rows_in": 4, "rows_out": 2, "rows_quarantined": 1, "busy_s": 0.5},
  "truncated": {"rows_in": 3, "rows_out": 1},
  "tokens": {"rows_in": 20, "rows_out": 24},
- "gpu_decode": {"rows_in": 3, "rows_out": 2},
  "isolated": {"rows_in": 4, "rows_out": 3, "rows_quarantined": 1, "retries": 2, "busy_s": 3.0},
  "probabilities": {"rows_in": 2, "rows_out": 2},
  "probabilities.colour": {"rows_in": 2, "rows_out": 2},
@@ -51,7 +49,6 @@ FIGURES = SliceFigures(
     tokens=Tokens(20, 24),
     deduplicated=Deduplicated(4, 1),
     looked_up=LookedUp(4, 2, 1, 0.5),
-    gpu_decoded=GpuDecoded(3, 2),
     isolated=Isolated(4, 1, 2, 3.0),
     devices={"Xeon, 2.4 GHz": 4},
     probable_rows={"": 2, "colour": 2},

@@ -10,7 +10,6 @@ import models
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 from support.inputs.badfiles import MAX_IMAGE_BYTES, MAX_IMAGE_PX, base_image, encode
 
 from pipeline.core.arrays import images_from_arrow, images_to_arrow
@@ -32,7 +31,6 @@ from pipeline.runs.preparing.prepare import job_model
 SIZE_PX = models.TRANSFORM["size_px"]
 LIMITS = AgreementLimits(0.05, 0.999, 0.01)
 FAILED = Failure(Reason.NULL_INPUT, "read", "image is null")
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 
 
 def photos(number: int, side_px: int = 300) -> list[bytes]:
@@ -159,15 +157,3 @@ def test_a_decoder_that_changes_colours_is_caught(is_same: bool, agreed: int):
     assert not model.awaits_reference_check
     checked = counters["reference_check"]
     assert (checked["rows_in"], checked["rows_out"]) == (4, agreed)
-
-
-@pytest.mark.gpu
-@needs_gpu
-def test_what_nvjpeg_decodes_agrees_with_reference_pixels():
-    spec = spec_of(1.0, jpeg_decoder="gpu")
-    on_gpu = Preprocessing(spec.input, MAX_IMAGE_BYTES, MAX_IMAGE_PX, IMAGE_FIELDS)
-    counters: Counters = {}
-    rows = with_reference_pixels(rows_of(photos(20)), counters, on_gpu.exact)
-    predictor(spec, 1.0).predict(on_gpu({}, rows), counters)
-    checked = counters["reference_check"]
-    assert checked["rows_in"] == checked["rows_out"] == NUM_REFERENCE_ROWS

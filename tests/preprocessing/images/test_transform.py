@@ -116,7 +116,6 @@ def test_what_torch_refuses_costs_the_row_and_not_the_run() -> None:
         ({"interpolation": "cubic"}, "bilinear, bicubic"),
         ({"std": (0.2, 0.0, 0.2)}, "above 0"),
         ({"mean": (0.5,)}, "3 values"),
-        ({"jpeg_decoder": "cuda"}, "cpu, gpu"),
         ({"resize": "squash"}, "shortest, stretch, pad, none"),
         ({"resize": "none"}, "no effect with resize 'none'"),
         ({"pad_value": 3}, "pad_value has no effect with resize 'shortest'"),
@@ -127,7 +126,6 @@ def test_what_torch_refuses_costs_the_row_and_not_the_run() -> None:
         ({"size_px": None, "resize_px": None, "resize": "stretch"}, "needs size_px"),
         ({"resize_px": None}, "needs resize_px"),
         ({"resize_px": (24, 23)}, r"resize_px is \[24, 23\]"),
-        ({"jpeg_decoder": "gpu", "interpolation": "lanczos"}, "cannot resize by lanczos"),
     ],
 )
 def test_impossible_specs_are_refused(change: dict, message: str) -> None:
@@ -152,7 +150,6 @@ def test_the_json_of_the_transforms_of_before_is_as_it_was():
         "mean": [*MEAN],
         "std": [*STD],
         "shrink_on_load": False,
-        "jpeg_decoder": "cpu",
     }
 
 
@@ -181,19 +178,11 @@ def test_two_equal_sides_are_one_number() -> None:
 
 def test_exact_turns_off_all_that_changes_pixels_and_nothing_else() -> None:
     spec = make_spec()
-    assert not spec.changes_pixels
     assert spec.exact() == spec
-    for change in ({"shrink_on_load": True}, {"jpeg_decoder": "gpu"}):
-        changed = TransformSpec.from_dict({**spec.to_dict(), **change})
-        assert changed.changes_pixels
-        assert changed.exact() == spec
-        assert TransformSpec.from_dict(changed.to_dict()) == changed
-
-
-def test_a_spec_of_before_there_was_a_choice_decodes_on_the_cpu() -> None:
-    values = make_spec().to_dict()
-    del values["jpeg_decoder"]
-    assert not TransformSpec.from_dict(values).decodes_on_gpu
+    changed = TransformSpec.from_dict({**spec.to_dict(), "shrink_on_load": True})
+    assert changed != spec
+    assert changed.exact() == spec
+    assert TransformSpec.from_dict(changed.to_dict()) == changed
 
 
 def test_what_a_float_filter_overshoots_is_no_other_colour() -> None:

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from support.runs.report_examples import CASES, FULL, Facts, everywhere, report_of
 
-from pipeline.core.figures.counters import STAGES, StageCounters
+from pipeline.core.figures.counters import STAGES
 from pipeline.report.document import to_json
 from pipeline.report.showing.render import to_html
 
@@ -229,16 +229,6 @@ def test_a_run_that_was_stopped_claims_no_more_rows_than_it_has():
     rows = FULL["rows"] | {"predicted": 5000, "quarantined": 1}
     stopped = FULL | dict(status="stopped", exit_code=6, rows=rows)
     assert "5,000 predicted + 1 quarantined of 12,003 rows" in str(report_of(stopped))
-
-
-def test_who_decoded_is_shown_if_a_gpu_was_asked_to():
-    counters = {**FULL["counters"], "gpu_decode": StageCounters(2000, 1988).to_dict()}
-    report = report_of(counters=counters)
-    assert "1,988 images decoded on the GPU, 12 on the CPU" in str(report)
-    assert "decoded on the GPU" not in str(report_of())
-    page = Page(to_html(report)).text
-    assert re.search(r"decoded on the GPU\s*1,988\s*decoded on the CPU\s*12\b", page)
-    assert "decoded on the" not in Page(to_html(report_of())).text
 
 
 FAILED_ROWS = {

@@ -112,7 +112,7 @@ def test_plan_refuses_more_than_this_machine_has(
         plan(job, allow_import=OPTIONS.allow_import, tries=False)
     # A run divides what its Ray has by the same function; see test_allocation.py.
     with pytest.raises(JobError) as of_run:
-        allocate(job.shares, embedded_hardware(), cost="image")
+        allocate(job.resources, embedded_hardware(), cost="image")
     assert str(of_run.value) == str(caught.value)
 
 

@@ -47,7 +47,7 @@ def tuning_of(job: str) -> TuningContext:
     run = RunContext.of(loaded, RunOptions(allow_import=("models",)))
     plan, model = prepare(run)
     here = embedded_hardware()
-    allocation = allocate(run.job.shares, here, cost="image")
+    allocation = allocate(run.job.resources, here, cost="image")
     machines = machines_of(on_cluster=False)
     return tuning_context(run, plan, opened(model), here, allocation, machines=machines)
 

@@ -137,7 +137,7 @@ def _try_sharing(
             batch_tokens=batch.tokens,
             actors=actors,
             threads=tuning.allocation.actor_threads,
-            decode_in="actors" if tuning.job.shares.decode_in == "actors" else "tasks",
+            decode_in="actors" if tuning.job.resources.decode_in == "actors" else "tasks",
         )
         trial = _try_layout(tuning, sample, spec, wanted, _AHEAD * best if best else None)
         trials.append(trial)
