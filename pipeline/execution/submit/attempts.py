@@ -12,12 +12,12 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import InputMissing, JobError, PipelineError, Stopped
 from pipeline.execution.submit.client import refusals_as_ours
 from pipeline.execution.submit.retrying import one_line
+from pipeline.execution.submit.submission import identify
 
 _ID = re.compile(r"(?P<key>.+-[0-9a-f]{8})-a(?P<number>[1-9]\d*)")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._=-]+")
@@ -97,13 +97,13 @@ def find_attempts(client: Any, target: str, date: str | None = None) -> list[Att
         date: Of a job file: only submissions for it, as they were given.
 
     Raises:
-        JobError: There is none.
+        JobError: There is none, or the job file cannot be read.
     """
     found, is_id = _all_attempts(client), _ID.fullmatch(target)
     if is_id:
         chosen = [each for each in found if each.job_id == target]
     else:
-        wanted = {"job": Path(target).stem, **({"date": date} if date else {})}
+        wanted = {**identify(target), **({"date": date} if date else {})}
         chosen = [each for each in found if wanted.items() <= (each.details.metadata or {}).items()]
     if not chosen:
         what = f"job {target}" if is_id else f"job of {target}" + (f" for {date}" if date else "")
@@ -112,9 +112,17 @@ def find_attempts(client: Any, target: str, date: str | None = None) -> list[Att
 
 
 def find_newest(client: Any, target: str, date: str | None = None) -> Attempt:
-    """Return the newest of `find_attempts`, one that goes on before those that have ended."""
+    """Return the one of `find_attempts` that goes on, or else the newest.
+
+    Raises:
+        JobError: Several go on, or as `find_attempts`.
+    """
     found = find_attempts(client, target, date)
-    return sorted(found, key=lambda each: not each.details.status.is_terminal())[-1]
+    active = [each for each in found if not each.details.status.is_terminal()]
+    if len(active) > 1:
+        ids = ", ".join(each.job_id for each in active)
+        raise JobError(f"{client.where}: {len(active)} jobs of {target} go on: give one of {ids}")
+    return (active or found)[-1]
 
 
 def _all_attempts(client: Any) -> list[Attempt]:

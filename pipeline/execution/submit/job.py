@@ -24,7 +24,7 @@ from pipeline.execution.submit.client import connect_job_api, refusals_as_ours
 from pipeline.execution.submit.code import Package, packed
 from pipeline.execution.submit.log_follower import PAUSE_S, Follower
 from pipeline.execution.submit.retrying import GIVE_UP_S, one_line
-from pipeline.execution.submit.submission import Submission, refuse_secrets
+from pipeline.execution.submit.submission import Submission, identify, refuse_secrets
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def submit_job(
     client, submitter = connect_job_api(address), uuid.uuid4().hex
     with packed(asked.job_path, asked.code) as package:
         decides = [asked.decides, asked.document, package.code_digest]
-        key = key_of(asked.job_name, asked.partition, decides)
+        key = key_of(Path(asked.job_path).stem, asked.partition, decides)
         job_id, is_new = _choose(client, key, is_done, start_timeout_s)
         follower = Follower(client, job_id)
         try:
@@ -137,6 +137,7 @@ def _choose(
 
 def _send(client: Any, job_id: str, asked: Submission, package: Package, submitter: str) -> bool:
     """Submit a job; return False if another submission did so at the same moment."""
+    metadata = {**identify(asked.job_path), "date": asked.dates, _SUBMITTER: submitter}
     try:
         with refusals_as_ours(f"job {job_id}: cannot be submitted"):
             client.submit_job(
@@ -147,7 +148,7 @@ def _send(client: Any, job_id: str, asked: Submission, package: Package, submitt
                     "py_modules": [str(Path(__file__).parents[2])],
                     "env_vars": dict(_CLUSTER_ENVIRONMENT),
                 },
-                metadata={"job": asked.job_name, "date": asked.dates, _SUBMITTER: submitter},
+                metadata=metadata,
             )
         return True
     except InfraError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import json
 import shlex
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from pipeline.core.errors import JobError
 from pipeline.job.reading.dates import date_text
-from pipeline.job.reading.yaml_reader import parse_value
+from pipeline.job.reading.yaml_reader import parse_value, read_yaml
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,6 @@ class Submission:
     max_active: int = 1
     code: str | None = None
     """The user's own code, on this machine: a folder or a wheel."""
-
-    @property
-    def job_name(self) -> str:
-        """Return the name of the job file."""
-        return Path(self.job_path).stem
 
     @property
     def dates(self) -> str:
@@ -83,6 +79,22 @@ class Submission:
         active = f" --max-active {self.max_active}" * (self.max_active > 1)
         order = " --newest-first" * self.newest_first
         return f"{self.decides}{active}{order} --json{' --quiet' * self.quiet}"
+
+
+def identify(job_path: str) -> dict[str, str]:
+    """Return what the cluster keeps of a job file, to find its submissions: its name and its sink.
+
+    Files of several teams may have one name; outputs they do not share. The sink is the one that is
+    written in the file, whatever an override makes of it.
+
+    Raises:
+        JobError: The file cannot be read, or is no mapping in plain YAML.
+    """
+    sink = read_yaml(job_path).value.get("sink")
+    uri = sink.get("uri") if isinstance(sink, dict) else sink
+    # A digest, as all who may list the jobs see it.
+    digest = hashlib.sha256(json.dumps(uri).encode()).hexdigest()[:16]
+    return {"job": Path(job_path).stem, "sink": digest}
 
 
 def refuse_secrets(overrides: Sequence[str]) -> None:

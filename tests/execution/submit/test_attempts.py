@@ -5,12 +5,22 @@ from __future__ import annotations
 import itertools
 import re
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pipeline.execution.submit.attempts import Attempt, key_of
+from pipeline.core.errors import JobError
+from pipeline.execution.submit.attempts import (
+    Attempt,
+    attempts_at,
+    find_attempts,
+    find_newest,
+    key_of,
+)
+from pipeline.execution.submit.job import _choose
+from pipeline.execution.submit.submission import identify
 
 
 def attempt(status: str, started_s_ago: float = 0.0, code: int | None = None) -> Attempt:
@@ -51,3 +61,70 @@ def test_exit_codes_are_those_of_the_run():
     for unknown in (None, -9, 127, 137):
         assert attempt("FAILED", code=unknown).exit_code is None
     assert attempt("RUNNING").exit_code is None
+
+
+class ListedJobs:
+    """A job API that only lists, in the order of texts as Ray does."""
+
+    where = "http://head"
+
+    def __init__(self) -> None:
+        self.jobs: list[Any] = []
+
+    def add(self, job_id: str, status: str, started_s_ago: float = 0.0, **metadata: str) -> None:
+        details = attempt(status, started_s_ago).details
+        details.submission_id, details.metadata = job_id, metadata
+        details.status.is_terminal = lambda: status not in ("PENDING", "RUNNING")
+        self.jobs = sorted([*self.jobs, details], key=lambda each: str(each.submission_id))
+
+    def list_jobs(self) -> list[Any]:
+        return self.jobs
+
+
+def test_attempts_are_in_the_order_of_their_numbers_and_the_next_one_is_new():
+    client, key = ListedJobs(), "a-b-12345678"
+    assert _choose(client, key, lambda: True, 60) == (f"{key}-a1", True)
+    for number in range(1, 11):
+        client.add(f"{key}-a{number}", "FAILED")
+    client.add("a-b-00000000-a99", "RUNNING")
+    assert [each.number for each in attempts_at(client, key)] == [*range(1, 11)]
+    assert _choose(client, key, lambda: True, 60) == (f"{key}-a11", True)
+    client.add(f"{key}-a11", "SUCCEEDED")
+    assert _choose(client, key, lambda: True, 60) == (f"{key}-a11", False)
+    assert _choose(client, key, lambda: False, 60) == (f"{key}-a12", True)
+    client.add(f"{key}-a12", "PENDING", 5)
+    assert _choose(client, key, lambda: False, 60) == (f"{key}-a12", False)
+    assert _choose(client, key, lambda: False, 4) == (f"{key}-a13", True)
+
+
+@pytest.fixture
+def teams(tmp_path: Path) -> dict[str, str]:
+    """Job files of one name with two outputs."""
+    found = {}
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (path := tmp_path / name / "nightly.yaml").write_text(f"sink: {{uri: 's3://{name}/out'}}\n")
+        found[name] = str(path)
+    return found
+
+
+def test_a_job_file_means_its_own_submissions_and_not_those_of_another_of_that_name(
+    teams: dict[str, str],
+):
+    client = ListedJobs()
+    for name, path in teams.items():
+        for number, date in enumerate(("2026-11-24", "2026-11-25"), 1):
+            known = {**identify(path), "date": date}
+            client.add(f"{name}-{date}-12345678-a1", "SUCCEEDED", 60 / number, **known)
+    assert find_newest(client, teams["a"]).job_id == "a-2026-11-25-12345678-a1"
+    assert find_newest(client, teams["b"], "2026-11-24").job_id == "b-2026-11-24-12345678-a1"
+    client.add("a-x-12345678-a1", "RUNNING", 600, **identify(teams["a"]))
+    assert find_newest(client, teams["a"]).job_id == "a-x-12345678-a1"
+    assert find_newest(client, teams["b"]).job_id == "b-2026-11-25-12345678-a1"
+    client.add("a-y-12345678-a1", "PENDING", **identify(teams["a"]))
+    with pytest.raises(JobError, match="give one of a-x-12345678-a1, a-y-12345678-a1"):
+        find_newest(client, teams["a"])
+    with pytest.raises(JobError, match=r"no job of .* for 2026-11-26 was submitted"):
+        find_attempts(client, teams["b"], "2026-11-26")
+    with pytest.raises(JobError, match="cannot read the job file"):
+        find_newest(client, "typo.yaml")
