@@ -24,15 +24,20 @@ MAX_CODE_MIB = 100
 """The head of a cluster keeps what is sent in its memory, and each node copies it."""
 _IGNORE_FILES = (".gitignore", ".rayignore")
 _NEVER_SENT = (
-    *(".git", ".hg", ".svn", *_IGNORE_FILES),
-    *(".env", ".env.*", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.kdbx", "*.tfstate*"),
-    *("id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", ".ssh", ".gnupg", ".netrc", ".pypirc"),
-    *(".aws", ".azure", ".kube", ".docker", ".config", ".ray", ".git-credentials", ".npmrc"),
-    *("credentials", "credentials.*", "*credentials.json", "service_account*.json"),
-    *("secrets", "secrets.*", "kubeconfig", "auth_token", ".htpasswd"),
-    *("__pycache__", "*.py[co]", ".venv", "venv", "node_modules", ".ipynb_checkpoints", ".tox"),
-    *(".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis", ".coverage", ".DS_Store"),
+    *(".[!.]*", "..?*"),
+    *("*.env", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.kdbx", "*.ppk", "*.keytab"),
+    *("*.tfstate*", "*.tfvars*", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*"),
+    *("credentials", "credentials.*", "secret", "secret.*", "secrets", "secrets.*"),
+    *("service_account*.json", "key.json", "*[-_]key.json", "kubeconfig", "rclone.conf"),
+    *("__pycache__", "*.py[co]", "venv", "node_modules"),
 )
+_SENT_AS_MODULE = (
+    *("*secret*", "*credential*", "*creds*", "auth_token"),
+    *("token", "token.*", "*[-_]token", "*[-_]token.*"),
+)
+"""Secrets by their names as well, but in a module the name is that of what the code is about."""
+_SHOWN_SENT = 10
+"""So many names of what is sent are shown, modules last."""
 _SHOWN = 3
 """So many names of what is left out are shown."""
 
@@ -68,6 +73,9 @@ def _add_code(code: Path, folder: Path) -> str:
     """Copy the user's code into a folder, and say what it is; return its digest."""
     if code.is_dir():
         chosen, left_out = _choose(code)
+        for name in chosen:
+            if not name.isascii() and name != os.fsencode(name).decode(errors="replace"):
+                raise JobError(f"--code {code}: the file name {name!a} is not UTF-8: rename it")
         sizes = {name: (code / name).stat().st_size for name in chosen}
         _require_room(code, sizes)
         for name in chosen:
@@ -86,14 +94,19 @@ def _add_code(code: Path, folder: Path) -> str:
         raise JobError(f"--code {code}: its module `pipeline` would hide this package: rename it")
     if not sizes:
         raise JobError(f"--code {code}: nothing in it can be sent")
-    some = ", ".join(printable(name) for name in left_out[:_SHOWN])
-    more = f" and {len(left_out) - _SHOWN:,} more" if len(left_out) > _SHOWN else ""
+    sent = sorted(sizes, key=lambda name: name.endswith(".py"))
     log.info(
-        "of %s go along %s, %s%s",
+        "of %s go along %s, %s: %s%s",
         *(code, num_of(len(sizes), "file"), num_of(sum(sizes.values()), "byte")),
-        f"; left out: {some}{more}" if left_out else "",
+        _some(sent, _SHOWN_SENT),
+        f"; left out: {_some(left_out, _SHOWN)}" if left_out else "",
     )
     return _digest(folder)
+
+
+def _some(names: list[str], most: int) -> str:
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(printable(name) for name in names[:most]) + more
 
 
 def _choose(root: Path) -> tuple[list[str], list[str]]:
@@ -142,7 +155,8 @@ def _may_go(name: str) -> bool:
     from fnmatch import fnmatch
 
     parts = name.lower().split("/")
-    return not any(fnmatch(part, pattern.lower()) for part in parts for pattern in _NEVER_SENT)
+    patterns = _NEVER_SENT + (() if name.endswith(".py") else _SENT_AS_MODULE)
+    return not any(fnmatch(part, pattern) for part in parts for pattern in patterns)
 
 
 def _require_room(code: Path, sizes: dict[str, int]) -> None:

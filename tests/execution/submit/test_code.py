@@ -14,14 +14,22 @@ from pipeline.execution.submit import code as code_module
 from pipeline.execution.submit.code import packed
 
 GOES = {"nets.py": "x = 1", "lib/__init__.py": "", "lib/labels.json": "[]", "keep/data.txt": "1"}
+GOES |= {"lib/token_secrets_reader.py": "", "lib/tokenizer.json": "{}", "added_tokens.json": "{}"}
 SECRETS = (
-    ".env",
-    ".env.local",
-    "lib/key.pem",
-    "credentials",
-    ".aws/config",
-    "lib/ID_RSA",
-    ".netrc",
+    *(
+        ".env",
+        ".env.local",
+        ".envrc",
+        ".netrc",
+        ".pgpass",
+        ".my.cnf",
+        ".vault-token",
+        ".aws/config",
+    ),
+    *(".bash_history", "lib/key.pem", "lib/ID_RSA", "key.ppk", "client.keytab", "prod.env"),
+    *("terraform.tfvars", "rclone.conf", "kubeconfig", "credentials", "aws_credentials"),
+    *("deep/creds.json", "gcp-key.json", "service_account-1.json", "secret.yaml", "secrets.py"),
+    *("my-secrets.yaml", "a.secret.toml", "token.txt", "hub_token", "lib/api-token.json"),
 )
 CACHES = (".git/config", "__pycache__/nets.cpython-311.pyc", "lib/old.pyc", ".venv/bin/python")
 IGNORED = ("build/x.bin", "lib/weights.bin", "lib/tmp/a.txt", "notes.txt")
@@ -64,8 +72,19 @@ def test_code_goes_without_secrets_caches_links_and_what_is_ignored(
     assert sent(job, tree) == {**GOES, "nightly.yaml": "sink: {uri: /out}\n"}
     (line,) = [each for each in caplog.messages if "go along" in each]
     num_bytes = sum(map(len, GOES.values()))
-    assert f"{len(GOES)} files, {num_bytes} bytes; left out: " in line
-    assert "secret" not in line.replace(str(tree), "")
+    assert f"{len(GOES)} files, {num_bytes} bytes: " in line
+    going, left_out = line.split("; left out: ")
+    assert all(name in going for name in GOES)
+    assert ".aws" in left_out
+
+
+def test_a_file_name_that_is_no_text_is_named_in_one_line(job: str, tree: Path):
+    (tree / "l\N{LATIN SMALL LETTER E WITH ACUTE}.py").write_text("x = 1")
+    (tree / os.fsdecode(b"x\xff.py")).write_text("x = 1")
+    with pytest.raises(JobError, match=r"file name 'x\\udcff.py' is not UTF-8"):
+        sent(job, tree)
+    (tree / os.fsdecode(b"x\xff.py")).rename(tree / os.fsdecode(b".x\xff.py"))
+    assert "l\N{LATIN SMALL LETTER E WITH ACUTE}.py" in sent(job, tree)
 
 
 def test_a_wheel_goes_as_it_would_be_installed(job: str, tmp_path: Path):
