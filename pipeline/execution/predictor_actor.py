@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipeline.commit.staging import StagingWriter
 from pipeline.core.errors import InfraError, PipelineError
 from pipeline.core.figures.counters import Counters, StageCounters, add
-from pipeline.core.figures.slice_figures import Deduplicated, SliceFigures
+from pipeline.core.figures.slice_figures import Comparison, Deduplicated, SliceFigures
 from pipeline.core.registry import ENGINES
 from pipeline.core.schema import ERROR
 from pipeline.core.slices import SliceKey, pack, unpack
@@ -136,6 +136,7 @@ class PredictorActor:
                     add(counters, part, StageCounters.from_dict(entry))
                 self._startup.clear()
             predicted = self._predict(key, counters, rows, aside)
+            self._model.count_unchecked(predicted, counters)
             count_device(counters, *self._device, rows.num_rows)
             packed.append(pack(key, counters, predicted, aside))
         done = pa.concat_tables(packed)
@@ -163,6 +164,8 @@ class _Model:
     def __init__(self, config: ActorConfig, startup: Counters) -> None:
         """Take what to load, and the counters that get the seconds it takes."""
         self._config, self._startup = config, startup
+        self._limits = config.predictor.limits
+        """How far rows may be from eager fp32; None once the reference check was made."""
         self._predictor: Engine | None = None
         self._loading = threading.Lock()
 
@@ -186,12 +189,22 @@ class _Model:
                 golden.check(config.spec, predictor.reduce, where, self._startup)
             self._predictor = predictor
 
+    @property
+    def _awaits_check(self) -> bool:
+        """Tell whether the reference check is still to be made in this actor."""
+        predictor = self._predictor
+        return self._limits is not None and (predictor is None or predictor.awaits_reference_check)
+
+    def count_unchecked(self, predicted: pa.Table, counters: Counters) -> None:
+        """Note in a slice with predictions that the check is still to be made: a gate asks."""
+        if self._awaits_check and predicted.column(ERROR).null_count:
+            SliceFigures(reference_check=Comparison()).add_to(counters)
+
     def preprocess(self, rows: pa.Table, counters: Counters) -> pa.Table:
         """Decode and transform rows; add exact pixels while rows are compared with eager fp32."""
-        preprocessing, predictor = self._config.preprocessing, self._predictor
+        preprocessing = self._config.preprocessing
         assert preprocessing is not None
-        is_compared = predictor is not None and predictor.awaits_reference_check
-        if is_compared and preprocessing.input.is_approximate:
+        if self._awaits_check and preprocessing.input.is_approximate:
             return preprocessing.step_with_reference(rows, counters)
         return preprocessing(counters, rows)
 
@@ -205,7 +218,7 @@ class _Model:
         with self._loading:
             if self._predictor is None:
                 with no_limit():
-                    self._predictor = self._loaded(replace(config, limits=None))
+                    self._predictor = self._loaded(replace(config, limits=self._limits))
             predictor = self._predictor
         with errors_told(ENGINES, task_class(config.spec.task.kind).engine):
             return predictor.predict(rows, counters)
@@ -213,6 +226,8 @@ class _Model:
     def make_room(self) -> None:
         """Take the model off the GPU: a child that needs the same memory is about to load it."""
         if self._config.predictor.num_gpus and self._predictor is not None:
+            if not self._predictor.awaits_reference_check:
+                self._limits = None
             self._predictor.close()
             self._predictor = None
 

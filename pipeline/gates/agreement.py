@@ -44,6 +44,9 @@ class ReferenceCheck(Gate):
     def judge(self, options: Gates, figures: Figures, past: Past) -> GateResult:
         name, limit = self.name, options.min_agreement_pct
         num_compared, num_agreed = figures.num_compared, figures.num_agreed
+        if num_compared == 0 and figures.awaits_comparison:
+            why = "no row was compared with eager fp32, although some were to be"
+            return apply_mode(name, options.agreement_mode, "fail", None, limit, why)
         if num_compared == 0:
             return GateResult(name, "off", None, limit, "nothing was to be compared")
         share = 100.0 * num_agreed / num_compared

@@ -39,6 +39,8 @@ class Figures:
     """Rows that eager fp32 predicted once more."""
     num_agreed: int = 0
     """Those of them that agreed."""
+    awaits_comparison: bool = False
+    """Rows were predicted by an actor that was to compare some, and had not done so."""
     golden_compared: int = 0
     """Golden rows, once per actor."""
     golden_agreed: int = 0

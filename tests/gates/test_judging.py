@@ -254,6 +254,14 @@ def test_of_several_rows_that_were_compared_one_may_differ_and_no_more_below_the
     assert found.value == (100 * agreed / compared if compared else None)
 
 
+@pytest.mark.parametrize(("mode", "status"), [("off", "off"), ("warn", "warn"), ("fail", "fail")])
+def test_rows_that_were_to_be_compared_and_were_not_are_refused(mode: str, status: str):
+    facts: dict[str, object] = {"awaits_comparison": True}
+    found = results_of(0, 1000, facts=facts, agreement_mode=mode)["min_agreement_pct"]
+    assert (found.status, found.value) == (status, None)
+    assert "no row was compared with eager fp32" in found.message
+
+
 def earlier(*rows: int) -> Past:
     return Past(rows=rows)
 

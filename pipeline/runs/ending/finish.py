@@ -179,6 +179,7 @@ def _judge(run: RunContext, plan: Plan, num_rows: int, base: Manifest | None) ->
         causes=record.top_failures(),
         num_compared=checked.num_rows,
         num_agreed=checked.num_agreed,
+        awaits_comparison=measured.reference_check is not None and not checked.num_rows,
         golden_compared=golden.num_rows,
         golden_agreed=golden.num_agreed,
         golden_actors=measured.golden_actors,
