@@ -33,14 +33,14 @@ def reduced(model: DeviceModel, inputs: Inputs) -> Arrays:
 
 
 def alone(model: DeviceModel, config: PredictorConfig, work: Work[T]) -> T:
-    """Do work with eager fp32, beside no other batch and no other reference.
+    """Do work with eager fp32, beside no other slice and no other reference.
 
-    In the thread of a GPU: no batch of another slice is launched meanwhile, with other flags or
-    without its model. Where the GPU has no room for both models, it is there instead of the own
-    one; where it alone is too large, the CPU does the work.
+    On a GPU slices in flight end first and others begin later: none holds the model while it is
+    off its device. Where the GPU has no room for both models, the reference is there instead of
+    the own one; where it alone is too large, the CPU does the work.
 
     Args:
-        model: The own model, on its device again afterwards.
+        model: The own model, of whose slices this thread works on one; on its device afterwards.
         config: Of eager fp32.
         work: May be done more than once.
     """
@@ -53,7 +53,10 @@ def alone(model: DeviceModel, config: PredictorConfig, work: Work[T]) -> T:
     with no_limit():
         if gpu is None:
             return there()
-        with one_at_a_time(f"reference-check-{gpu.key}"):  # of all actors that share the card
+        with (
+            model.turns.alone(within_slice=True),
+            one_at_a_time(f"reference-check-{gpu.key}"),  # of all actors that share the card
+        ):
             return gpu.call(model.restored, there)
 
 

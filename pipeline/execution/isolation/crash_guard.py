@@ -7,10 +7,8 @@ failed rows.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter
 
 import pyarrow as pa
@@ -23,6 +21,7 @@ from pipeline.core.schema import ERROR, ROW_ID
 from pipeline.execution.isolation.attempts import Attempts, Earlier
 from pipeline.execution.isolation.child_process import Child, ChildExit, Work
 from pipeline.execution.isolation.row_isolation import IsolatedRunner, StagePlan, fail, failure_of
+from pipeline.inference.devices.turns import Turns
 from pipeline.process.liveness import hang_guard
 from pipeline.process.memory import at_most
 
@@ -31,43 +30,6 @@ GIVE_UP_AFTER = 12
 memory explain."""
 _START_LIMITS = 10
 """Loading a model may take so many times as long as a row."""
-
-
-class _Turns:
-    """Slices are worked on here side by side, and in a child alone: it needs the room of all."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._num_here = self._num_waiting = 0
-        self._is_alone = False
-
-    @contextlib.contextmanager
-    def here(self) -> Iterator[None]:
-        """Wait until no slice is in a child, or is to be."""
-        with self._changed:
-            self._changed.wait_for(lambda: not (self._is_alone or self._num_waiting))
-            self._num_here += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._num_here -= 1
-                self._changed.notify_all()
-
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Wait until no other slice is worked on."""
-        with self._changed:
-            self._num_waiting += 1
-            self._changed.wait_for(lambda: not (self._is_alone or self._num_here))
-            self._num_waiting -= 1
-            self._is_alone = True
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._is_alone = False
-                self._changed.notify_all()
 
 
 class Guard:
@@ -97,7 +59,7 @@ class Guard:
         """
         self._fields, self._max_bytes = fields, max_bytes
         self._plans, self._attempts, self._release = plans, attempts, release
-        self._limit_s, self._turns = row_timeout_s, _Turns()
+        self._limit_s, self._turns = row_timeout_s, Turns()
         self._child = Child(work, row_timeout_s, _START_LIMITS * row_timeout_s, max_bytes=max_bytes)
 
     def run(self, name: str, rows: pa.Table, counters: Counters) -> pa.Table:

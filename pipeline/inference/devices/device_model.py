@@ -23,6 +23,7 @@ from pipeline.inference import output_tree as pytree
 from pipeline.inference.devices import device
 from pipeline.inference.devices.accelerator import Gpu
 from pipeline.inference.devices.device_buffers import DeviceBuffer, FreeBuffers, make_device_buffers
+from pipeline.inference.devices.turns import Turns
 from pipeline.inference.runtimes.base import Runner
 from pipeline.inference.runtimes.inference_module import InferenceModule, Tensors
 from pipeline.inference.settled_scores import SettledScores
@@ -59,6 +60,8 @@ class DeviceModel:
         self.task = make_task(config.spec.task)
         self._runner: Runner | None = None
         self._settling = threading.Lock()
+        self.turns = Turns()
+        """Of the slices in flight and of what takes the model off its device meanwhile."""
         self.buffers = self._told(self._make_buffers)
         self.load()
 

@@ -86,6 +86,10 @@ class GenerateEngine(Engine):
         self._continuous = Continuous(self._model, self._generation, own) if is_actor else None
 
     def predict(self, rows: pa.Table, counters: Counters) -> pa.Table:
+        with self._model.turns.here():
+            return self._predict(rows, counters)
+
+    def _predict(self, rows: pa.Table, counters: Counters) -> pa.Table:
         with errors_told(INPUTS, self._input.name):
             inputs = self._input.arrays(rows)
         todo = np.flatnonzero(rows.column(ERROR).is_null().to_numpy())

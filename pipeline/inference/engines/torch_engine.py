@@ -50,6 +50,10 @@ class TorchEngine(Engine):
         self._model = DeviceModel(config)
 
     def predict(self, rows: pa.Table, counters: Counters) -> pa.Table:
+        with self._model.turns.here():
+            return self._predict(rows, counters)
+
+    def _predict(self, rows: pa.Table, counters: Counters) -> pa.Table:
         seen = self._config.spec.input
         with errors_told(INPUTS, seen.name):
             inputs = seen.arrays(rows)

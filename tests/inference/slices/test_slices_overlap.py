@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
+from threading import Condition
 from time import monotonic, process_time, sleep
 
 import numpy as np
@@ -24,6 +26,7 @@ from pipeline.execution.predictor_actor import ActorConfig, _Model
 from pipeline.execution.ray_options import CALLS_AT_ONCE
 from pipeline.execution.stages import PREDICT, SliceWork
 from pipeline.inference.devices.device_buffers import FreeBuffers
+from pipeline.inference.devices.turns import Turns
 from pipeline.models.agreement import AgreementLimits
 from pipeline.process.memory import MemoryShare
 
@@ -170,6 +173,76 @@ def test_slices_in_flight_do_not_mix_whatever_fails(tmp_path: Path, at_once: int
             assert mine.column(name).to_pylist() == theirs.column(name).to_pylist()
         ours, others = mine.column("score").to_pylist(), theirs.column("score").to_pylist()
         assert ours == [other and pytest.approx(other, abs=1e-5) for other in others]
+
+
+class NotedTurns(Turns):
+    """Notes when a slice wants to begin, and whether one is worked on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_begun, self.changed = 0, Condition()
+
+    @contextmanager
+    def here(self) -> Iterator[None]:
+        with self.changed:
+            self.num_begun += 1
+            self.changed.notify_all()
+        with super().here():
+            yield
+
+    def wait_for(self, num_begun: int) -> None:
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.num_begun >= num_begun, WAIT_S)
+
+
+@pytest.mark.parametrize("num_rows", [1, 20])
+def test_a_slice_that_comes_while_the_model_is_off_the_card_waits_for_it(num_rows: int):
+    kib, rows = 1 << 10, rows_of(images(num_rows))
+    with installed(FakeGpu(total_bytes=149 << 10)) as gpu:  # too little for both models
+        args, limits = {"num_bytes": 100 * kib}, AgreementLimits(0.1, 0.99, 0.1)
+        options = {"num_gpus": 1, "args": args, "limits": limits, "precision": "bf16"}
+        model = predictor("gpu_models:heavy", 8, **options)
+        model._model.turns = turns = NotedTurns()
+        unload = model._model.unload
+
+        def unload_while_another_comes() -> None:
+            unload()
+            coming.append(pool.submit(model.predict, rows, {}))
+            turns.wait_for(2)
+
+        coming = list[Future[pa.Table]]()
+        model._model.unload = unload_while_another_comes
+        counters: Counters = {}
+        with ThreadPoolExecutor(2) as pool, gpu.away():
+            first = pool.submit(model.predict, rows_of(images(20)), counters).result()
+            [second] = [each.result() for each in coming]
+        assert counters["reference_check"]["rows_in"] > 0
+    assert first.column("error").null_count == 20
+    assert second.column("error").null_count == num_rows
+
+
+def test_what_is_done_alone_waits_for_the_slices_that_hold_the_model():
+    turns, order = NotedTurns(), list[str]()
+
+    def slice_of(name: str) -> None:
+        with turns.here():
+            order.append(name)
+
+    def compared() -> None:
+        with turns.here(), turns.alone(within_slice=True):
+            order.append("alone")
+            later.append(pool.submit(slice_of, "later"))
+            turns.wait_for(3)
+
+    later = list[Future[None]]()
+    with ThreadPoolExecutor(3) as pool:
+        with turns.here():
+            done = pool.submit(compared)
+            until(lambda: turns._num_waiting == 1)
+            order.append("earlier")
+        done.result(WAIT_S)
+        later[0].result(WAIT_S)
+    assert order == ["earlier", "alone", "later"]
 
 
 def test_one_slice_in_flight_alone_is_compared_with_the_reference(tmp_path: Path):

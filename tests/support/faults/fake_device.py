@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.inference.devices import device, device_buffers
+from pipeline.inference.devices import device, device_buffers, turns
 from pipeline.inference.devices.accelerator import Compute, Gpu, Used
 from support.faults.fake_clock import Clock, ClockCondition, Signal, Turns
 
@@ -361,13 +361,14 @@ def poisoned(tensor: torch.Tensor) -> torch.Tensor:
 def installed(gpu: FakeGpu) -> Iterator[FakeGpu]:
     """Let the code of this process find this GPU; this thread is its host."""
     global found
-    real = device.gpu_of, device_buffers.Condition
+    real = device.gpu_of, device_buffers.Condition, turns.Condition
     found, device.gpu_of = gpu, lambda num_gpus: gpu if num_gpus else None
     device_buffers.Condition = lambda: ClockCondition(gpu.clock, lambda: gpu.is_host)
+    turns.Condition = device_buffers.Condition
     try:
         with gpu.host():
             yield gpu
     finally:
-        device.gpu_of, device_buffers.Condition = real
+        device.gpu_of, device_buffers.Condition, turns.Condition = real
         found = None
         gpu.close()
