@@ -6,7 +6,7 @@ import contextlib
 import io
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -117,8 +117,10 @@ def open_parquet(handle: BinaryIO, *, int96_unit: str = UNIT, **options: Any) ->
 
 
 def _read_footers(store: Store, shards: Sequence[StoredFile], source: Source) -> list[_Footer]:
+    schemas: dict[pa.Schema, pa.Schema] = {}  # of 1,000 columns one takes half a MiB
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-        return list(pool.map(lambda shard: _read_footer(store, shard, source), shards))
+        footers = pool.map(lambda shard: _read_footer(store, shard, source), shards)
+        return [replace(f, schema=schemas.setdefault(f.schema, f.schema)) for f in footers]
 
 
 def _read_footer(store: Store, shard: StoredFile, source: Source) -> _Footer:
@@ -174,15 +176,12 @@ def _judge_footer(parquet: pq.ParquetFile, source: Source) -> _Footer:
     return _Footer(tuple(rows), tuple(sizes), schema)
 
 
-class _Reached(Exception):
-    """Arrow has accepted the columns of the footer, and asks for their bytes."""
-
-
 class _NoBytes(io.RawIOBase):
     """A file with a size and without bytes."""
 
     def __init__(self) -> None:
         self._position = 0
+        self.was_read = False
 
     def readable(self) -> bool:
         return True
@@ -198,7 +197,8 @@ class _NoBytes(io.RawIOBase):
         return self._position
 
     def read(self, size: int = -1, /) -> bytes:
-        raise _Reached
+        self.was_read = True
+        return b""  # an exception would stay, with all that its traceback refers to, inside Arrow
 
 
 def _require_chunks(metadata: pq.FileMetaData, columns: Sequence[str]) -> None:
@@ -211,11 +211,15 @@ def _require_chunks(metadata: pq.FileMetaData, columns: Sequence[str]) -> None:
     """
     if not metadata.num_row_groups or not columns:
         return
-    parquet = pq.ParquetFile(_NoBytes(), metadata=metadata, pre_buffer=True)
-    with contextlib.suppress(_Reached):
+    handle = _NoBytes()
+    parquet = pq.ParquetFile(handle, metadata=metadata, pre_buffer=True)
+    try:
         parquet.read_row_groups(
             range(metadata.num_row_groups), columns=[*columns], use_threads=False
         )
+    except (pa.ArrowException, OSError):
+        if not handle.was_read:  # Arrow asks for bytes once it has accepted all chunks
+            raise
 
 
 def _declare(
