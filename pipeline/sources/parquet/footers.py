@@ -155,7 +155,8 @@ def _judge_footer(parquet: pq.ParquetFile, source: Source) -> _Footer:
     """
     metadata, schema = parquet.metadata, parquet.schema_arrow
     schema.remove_metadata().to_string()  # raises if a name is not UTF-8, at any depth
-    leaves = [parquet.schema.column(index) for index in range(len(parquet.schema))]
+    # `metadata.schema` refers to its metadata and back: they stay until garbage is collected.
+    leaves = [*pq.ParquetSchema(metadata)]
     wanted, names = {*named_columns(source)}, [leaf.path for leaf in leaves]
     for path in paths_of(wanted, schema).values():
         wanted |= {*leaf_paths(path, schema, names)}
