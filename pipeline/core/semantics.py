@@ -20,7 +20,7 @@ SEMANTICS: Mapping[str, int] = {
     "fetch": 1,
     "decode": 1,
     "transform": 2,
-    "waveform": 1,
+    "waveform": 2,
     "features": 1,
     "tokenize": 1,
     "predict": 3,

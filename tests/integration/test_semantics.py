@@ -70,7 +70,7 @@ EXPECTED: dict[str, tuple[int, str]] = {
     "fetch": (1, "c8997aac9c610b11"),
     "decode": (1, "b5b8c918f8b1e477"),
     "transform": (2, "c2e105ba690c3d38"),
-    "waveform": (1, "0a9534cfb0a6d087"),
+    "waveform": (2, "0a9534cfb0a6d087"),
     "features": (1, "cdbf2bc807461cc4"),
     "tokenize": (1, "651f78b1514241b8"),
     "predict": (3, "f2b55628300c39bc"),

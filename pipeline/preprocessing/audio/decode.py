@@ -5,21 +5,23 @@ what the header says of channels, rate and length bounds nothing that is held in
 is longer than the limit is refused from its header, and otherwise where it passes the limit. Rates
 are changed by soxr at its quality HQ.
 
-Found besides: a WAV, FLAC or Ogg that ends before its header says, and samples that are no numbers.
-Not found: changed bytes within a WAV and most within an MP3, an MP3 that is cut between two frames,
-or an Ogg that is cut between two pages.
+Found besides: a file that ends before its header says, joined files, of which libsndfile decodes
+the first, and samples that are no numbers. Not found: changed bytes within a WAV and most within an
+MP3, an MP3 without a tag that is cut between two frames, or an Ogg that is cut between two pages.
 """
 
 from __future__ import annotations
 
 import io
 import math
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.core.failures import Reason, RowError
+from pipeline.preprocessing.audio.mp3 import counted
 from pipeline.process.liveness import still_alive
 
 Samples = npt.NDArray[np.float32]
@@ -40,6 +42,16 @@ _UNKNOWN_FRAMES = 1 << 62
 """From so many on a header means: not known."""
 _STREAMED_BYTES = 0x7FFF_0000
 """Of the data of a WAV: from so many on its writer did not know the size, as of a pipe."""
+
+_MAX_CHUNKS = 1_000
+"""Of a WAV: libsndfile takes a second for 100,000."""
+_BEGINS = {
+    "FLAC": re.compile(rb"fLaC[\x00\x80]\x00\x00\x22"),
+    "Ogg": re.compile(rb"OggS\x00[\x02\x03\x06\x07]"),
+}
+"""How a stream begins: the marker and the first block's header, or a page with its flags."""
+_END_SAMPLES = 2 * 1152
+"""Of an MP3: two frames that its tag counts and that are not there, as some encoders have it."""
 
 
 class Undecodable(RowError):
@@ -79,6 +91,8 @@ def decode_clip(data: bytes, max_bytes: int, max_s: float) -> Clip:
         raise Undecodable(Reason.TOO_LARGE, told)
     kind = identified(data)
     check_whole(kind, data)
+    if kind == "MP3":
+        data = _counted_mp3(data)
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             if _KINDS.get(file.format) != kind:
@@ -126,22 +140,46 @@ def check_whole(kind: str, data: bytes) -> None:
     """Check what the decoder would take for a shorter clip.
 
     Raises:
-        Undecodable: A WAV or an Ogg ends before its last chunk or page does.
+        Undecodable: A WAV or an Ogg ends before its last chunk or page does, or a FLAC or Ogg has
+            another stream behind its first.
     """
     missing = {"WAV": _missing_of_wav, "Ogg": _missing_of_ogg}.get(kind, lambda _: 0)(data)
     if missing > 0:
         told = f"{kind} of {len(data)} bytes: {missing} bytes are missing at its end"
         raise Undecodable(Reason.TRUNCATED, told)
+    if kind in _BEGINS and len(_BEGINS[kind].findall(data)) > 1:
+        raise _joined(kind, "a second stream begins within it")
+
+
+def _joined(kind: str, why: str) -> Undecodable:
+    return Undecodable(
+        Reason.UNSUPPORTED_FORMAT,
+        f"{kind}: {why}, as in files that are joined, of which only the first would be decoded; "
+        + _CONVERT,
+    )
+
+
+def _counted_mp3(data: bytes) -> bytes:
+    mp3 = counted(data)
+    if not mp3.num_frames:
+        told = f"MP3 of {len(data)} bytes: has no frames, or frames of free bitrate; {_CONVERT}"
+        raise Undecodable(Reason.UNSUPPORTED_FORMAT, told)
+    if mp3.num_frames > mp3.num_told:
+        raise _joined("MP3", f"its tag says {mp3.num_told} frames, it has {mp3.num_frames}")
+    return mp3.data
 
 
 def _missing_of_wav(data: bytes) -> int:
     at = 12
-    while at + 8 <= len(data):
+    for _ in range(_MAX_CHUNKS):
+        if at + 8 > len(data):
+            return at + 8 - len(data)
         size = int.from_bytes(data[at + 4 : at + 8], "little")
         if data[at : at + 4] == b"data":
             return at + 8 + size - len(data) if size < _STREAMED_BYTES else 0
         at += 8 + size + size % 2
-    return at + 8 - len(data)
+    told = f"WAV of {len(data)} bytes: more than {_MAX_CHUNKS} chunks before its samples"
+    raise Undecodable(Reason.UNSUPPORTED_FORMAT, f"{told}; {_CONVERT}")
 
 
 def _missing_of_ogg(data: bytes) -> int:
@@ -178,7 +216,7 @@ def _read(file: Any, kind: str, max_s: float) -> Clip:
         found += len(block)
     if found > most:
         raise _too_long(f"the clip has more than {most / rate:.1f} s", max_s)
-    if is_known and found < told and kind != "MP3":  # whose length is an estimate
+    if is_known and found < told - (_END_SAMPLES if kind == "MP3" else 0):
         raise Undecodable(
             Reason.TRUNCATED, f"{kind}: the header says {told} samples, {found} could be decoded"
         )

@@ -9,7 +9,7 @@ import pytest
 from support.inputs.clips import RATE_HZ, encoded, tone
 
 from pipeline.core.failures import Reason
-from pipeline.preprocessing.audio.decode import Clip, Undecodable, decode_clip, resampled
+from pipeline.preprocessing.audio.decode import Clip, Undecodable, _read, decode_clip, resampled
 
 MAX_BYTES, MAX_S = 10**6, 2.0
 KINDS = {
@@ -80,6 +80,53 @@ def test_a_clip_that_is_cut_is_never_a_shorter_one(kind: str):
         assert refusal(data[:end])[0] in (Reason.TRUNCATED, Reason.DECODE_ERROR)
 
 
+class Endless:
+    """An open file of silence, as soundfile shows one of unknown length."""
+
+    samplerate, channels, frames = 500_000, 1, 2**62
+
+    def __init__(self) -> None:
+        self.num_read = 0
+
+    def read(self, num_frames: int, **_: object) -> object:
+        self.num_read += num_frames
+        return np.zeros((num_frames if self.num_read < 10**7 else 0, 1), np.float32)
+
+
+@pytest.mark.parametrize("kind", [name for name in KINDS if "wav" not in name])
+@pytest.mark.parametrize("tag", [b"", b"ID3\4\0\0\0\0\2\0" + bytes(256)])
+def test_joined_clips_are_never_their_first_one(kind: str, tag: bytes):
+    one, other = encoded(tone(0.3), **KINDS[kind]), encoded(tone(0.2, 600.0), **KINDS[kind])
+    reason, message = refusal(one + tag + other)
+    assert reason is Reason.UNSUPPORTED_FORMAT
+    assert "files that are joined" in message
+
+
+def test_an_mp3_is_whole_whatever_its_frames_say_of_its_length():
+    """Quiet frames are small: by their size, the loud ones behind them would be left out."""
+    loud = np.random.default_rng(0).normal(scale=0.3, size=RATE_HZ).astype(np.float32)
+    data = encoded(np.concatenate([np.zeros_like(loud), loud]), "MP3")
+    with_tag = decode_clip(data, MAX_BYTES, MAX_S)
+    assert len(with_tag.samples) == 2 * RATE_HZ
+
+    untagged = data[data.index(b"\xff\xf3", 1) :]  # the tag is the first frame
+    pictured = b"ID3\4\0\0\0\0\0\x40" + b"\xff\xd8\xff\xe0" * 16 + untagged + b"TAG" + bytes(125)
+    for clip in (decode_clip(each, MAX_BYTES, 3.0) for each in (untagged, pictured)):
+        assert 2.0 <= clip.duration_s < 2.2
+        begin = len(clip.samples) - RATE_HZ
+        assert np.abs(clip.samples[begin + 4000 :]).mean() > 0.05
+
+    assert refusal(data[: len(data) // 2])[0] is Reason.TRUNCATED
+
+
+def test_a_clip_that_passes_the_limit_is_not_read_on():
+    """Nothing in its header tells how long it is."""
+    file = Endless()
+    with pytest.raises(Undecodable, match=r"more than 2\.0 s"):
+        _read(file, "Ogg", MAX_S)
+    assert file.num_read < 3 * file.samplerate
+
+
 def test_a_wav_from_a_pipe_does_not_know_its_size():
     data = bytearray(encoded(tone()))
     at = data.index(b"data")
@@ -114,6 +161,11 @@ HOSTILE = {
     "no channels": (header_says(channels=0), Reason.DECODE_ERROR, "WAV of"),
     "2 GHz": (header_says(2_000_000_000), Reason.UNSUPPORTED_FORMAT, "samples a second"),
     "more than there is": (header_says(size=2_000), Reason.TRUNCATED, "1000 bytes are missing"),
+    "more chunks than any has": (
+        encoded(tone())[:12] + b"junk\0\0\0\0" * 1_000 + encoded(tone())[12:],
+        *(Reason.UNSUPPORTED_FORMAT, "more than 1000 chunks before its samples"),
+    ),
+    "no frames": (b"ID3" + bytes(60), Reason.UNSUPPORTED_FORMAT, "has no frames"),
     "no more than a header": (encoded(tone())[:20], Reason.TRUNCATED, "missing"),
     "samples that are no numbers": (
         encoded(np.array([0.0, np.nan, np.inf], np.float32), subtype="FLOAT"),
