@@ -3,8 +3,8 @@
 A row may be a text, a clip of sound, an image: its input makes tensors of it, and the module begins
 with them.
 
-The same code runs on CPU and GPU; on CUDA the library may write instead: see `continuous.py`. Rows
-that fail are found as in other models: those that were in the batch are written again in halves.
+The same code runs on CPU and GPU. Rows that fail are found as in other models: those that were in
+the batch are written again in halves.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ from pipeline.core.user_code.own_code import errors_told
 from pipeline.inference.devices.accelerator import PAUSES_S
 from pipeline.inference.devices.device_model import DeviceModel
 from pipeline.inference.engines.base import Engine
-from pipeline.inference.engines.continuous import Continuous
 from pipeline.inference.engines.greedy import LENGTH, Slice, Writing, is_repeating, text_of
 from pipeline.inference.engines.rules import Row
 from pipeline.inference.engines.teacher import num_agreed
@@ -80,10 +79,6 @@ class GenerateEngine(Engine):
         self._model = DeviceModel(config)
         assert config.spec.task.generation is not None, "the task writes"
         self._input, self._generation = config.spec.input, config.spec.task.generation
-        own = self._write, self._keep
-        # Only an actor has a process that may end over what no test has tried on its card.
-        is_actor = ends_process
-        self._continuous = Continuous(self._model, self._generation, own) if is_actor else None
 
     def predict(self, rows: pa.Table, counters: Counters) -> pa.Table:
         with self._model.turns.here():
@@ -95,10 +90,7 @@ class GenerateEngine(Engine):
         todo = np.flatnonzero(rows.column(ERROR).is_null().to_numpy())
         held = Slice(inputs, rows.column(ROW_ID), failures_of(rows))
         started = perf_counter()
-        if self._continuous is None:
-            self._write(self._rows(inputs, todo), held)
-        else:
-            self._continuous.write(self._rows(inputs, todo), held, counters)
+        self._write(self._rows(inputs, todo), held)
         results = self._results(held.written.values(), rows.num_rows)
         self._judge(held, results)
         predict_s = perf_counter() - started

@@ -46,7 +46,6 @@ class Spent:
     prefill_s: float = 0.0
     decode_s: float = 0.0
     steps: Steps = field(default_factory=Steps)
-    """Of own batches."""
 
 
 @dataclass
