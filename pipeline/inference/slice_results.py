@@ -18,7 +18,7 @@ from pipeline.core.schema import ROW_ID, URI, staged_schema
 from pipeline.core.user_code.own_code import ContractError, errors_told
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks import make_task
-from pipeline.models.tasks.base import Arrays, Task
+from pipeline.models.tasks.base import Arrays, Mask, Task
 from pipeline.preprocessing.model_input import Arrays as Inputs
 from pipeline.preprocessing.model_input import BatchLimits, Input, Rows
 
@@ -104,20 +104,33 @@ def to_table(
     pass_through: pa.Schema,
     rows: pa.Table,
     results: Arrays,
+    is_done: Mask,
     failures: Sequence[Failure | None],
     published: Sequence[pa.Field] = (),
 ) -> pa.Table:
     """Return the rows with the columns of `staged_schema`, in the same order.
+
+    Every engine makes its table here, so a row that it has lost is published by none.
 
     Args:
         task: Makes the columns of the results.
         pass_through: The columns to copy.
         rows: The slice of N rows that was predicted.
         results: The reduced outputs, name -> (N, ...); empty if no row was predicted.
+        is_done: (N,): the rows whose outputs are in `results`.
         failures: (N,); None for a row with a prediction.
         published: Further columns to copy, null if rows were never prepared:
             `Input.published_fields`.
+
+    Raises:
+        RuntimeError: A row has neither outputs nor a failure.
     """
+    lost = np.flatnonzero(~is_done & without_failure(failures))
+    if len(lost):
+        raise RuntimeError(
+            f"the engine lost {len(lost)} of {rows.num_rows} rows of a slice, which have neither a "
+            f"prediction nor a failure, the first of them {rows.column(ROW_ID)[int(lost[0])]}"
+        )
     with errors_told(TASKS, task.spec.kind):
         return _to_table(task, pass_through, rows, results, failures, published)
 
@@ -155,6 +168,7 @@ def unpredicted(config: PredictorConfig, rows: pa.Table) -> pa.Table:
     """Return a slice of failed rows with the columns of `to_table`; needs no model."""
     spec = config.spec
     published = spec.input.published_fields()
+    none = np.zeros(rows.num_rows, np.bool_)
     return to_table(
-        make_task(spec.task), config.pass_through, rows, {}, failures_of(rows), published
+        make_task(spec.task), config.pass_through, rows, {}, none, failures_of(rows), published
     )

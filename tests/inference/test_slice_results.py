@@ -14,8 +14,15 @@ from support.runs.plan_examples import SPEC
 
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
 from pipeline.core.schema import NUM_TOKENS, ROW_ID, URI, staged_schema
-from pipeline.inference.slice_results import Batches, Timer, scatter_batch, unpredicted
+from pipeline.inference.slice_results import (
+    Batches,
+    Timer,
+    scatter_batch,
+    to_table,
+    unpredicted,
+)
 from pipeline.models.spec import PredictorConfig
+from pipeline.models.tasks import make_task
 from pipeline.preprocessing.model_input import BatchLimits
 from pipeline.preprocessing.texts.text_input import TextInput
 
@@ -107,6 +114,14 @@ def test_seconds_of_batches_add_up():
     timer.add(1.0, 10.0, 0.5)
     timer.add(2.0, 20.0, 0.25)
     assert (timer.transfer_s, timer.predict_s, timer.launch_s) == (3.0, 30.0, pytest.approx(0.75))
+
+
+def test_a_row_without_a_prediction_and_without_a_failure_makes_no_table():
+    ids, failures = ["a", "b", "c"], [Failure(Reason.EMPTY, "decode", "no bytes"), None, None]
+    rows = pa.table({ROW_ID: ids, URI: ids, **failure_columns(failures)})
+    done = np.array([False, True, False])
+    with pytest.raises(RuntimeError, match=r"lost 1 of 3 rows .* the first of them c"):
+        to_table(make_task(SPEC.task), pa.schema([]), rows, {}, done, failures)
 
 
 def test_a_slice_of_failed_rows_has_the_columns_of_predictions_and_its_failures():

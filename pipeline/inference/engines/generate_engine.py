@@ -9,9 +9,8 @@ the batch are written again in halves.
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from time import perf_counter
@@ -20,11 +19,10 @@ from typing import cast
 import numpy as np
 import pyarrow as pa
 
-from pipeline.core.cache.node_cache import claim_once_per_node
 from pipeline.core.device_errors import end_process
 from pipeline.core.failures import Failure, Reason, failures_of, without_failure
 from pipeline.core.figures.counters import PREFILL, Counters, StageCounters, add
-from pipeline.core.figures.slice_figures import Comparison, Generated, SliceFigures, Tokens
+from pipeline.core.figures.slice_figures import Generated, SliceFigures, Tokens
 from pipeline.core.registry import INPUTS
 from pipeline.core.schema import (
     ERROR,
@@ -39,6 +37,7 @@ from pipeline.inference.devices.accelerator import PAUSES_S
 from pipeline.inference.devices.device_model import DeviceModel
 from pipeline.inference.engines.base import Engine
 from pipeline.inference.engines.greedy import LENGTH, Slice, Writing, is_repeating, text_of
+from pipeline.inference.engines.reference_check import ReferenceCheck
 from pipeline.inference.engines.rules import Row
 from pipeline.inference.engines.teacher import num_agreed
 from pipeline.inference.exact import alone
@@ -56,6 +55,7 @@ from pipeline.models.tasks.generate import FINISH, TEXT_BYTES
 from pipeline.preprocessing.images.reference_pixels import NUM_REFERENCE_ROWS
 from pipeline.preprocessing.model_input import Arrays as Inputs
 from pipeline.preprocessing.model_input import Rows, bytes_of, num_rows
+from pipeline.preprocessing.texts.tokenizer import is_of_library
 from pipeline.process.liveness import no_limit, still_alive
 
 _PREFILL_TOKENS = 4_096
@@ -75,8 +75,8 @@ class GenerateEngine(Engine):
         ends_process: bool = False,
     ) -> None:
         self._config, self._first, self._ends_process = config, first, ends_process
-        self._awaits, self._choosing = config.limits is not None, threading.Lock()
         self._model = DeviceModel(config)
+        self._check = ReferenceCheck(self._model)
         assert config.spec.task.generation is not None, "the task writes"
         self._input, self._generation = config.spec.input, config.spec.task.generation
 
@@ -91,8 +91,9 @@ class GenerateEngine(Engine):
         held = Slice(inputs, rows.column(ROW_ID), failures_of(rows))
         started = perf_counter()
         self._write(self._rows(inputs, todo), held)
-        results = self._results(held.written.values(), rows.num_rows)
-        self._judge(held, results)
+        texts = self._texts(held)
+        results = self._results(held, texts)
+        self._judge(held, texts)
         predict_s = perf_counter() - started
         is_good = without_failure(held.failures)
         count_in, num_bytes = len(todo), bytes_of(inputs, todo)
@@ -101,10 +102,13 @@ class GenerateEngine(Engine):
         predicted = StageCounters(count_in, count_in - failed, failed, num_bytes, 0, predict_s)
         add(counters, STAGE, predicted)
         self._count(held, counters)
-        self._compare_once(held, counters)
+        compared = self._compared(held)
+        count_agreeing = partial(self._num_agreed, compared, inputs)
+        self._check.make_once(len(compared), count_agreeing, counters)
         task, pass_through = self._model.task, self._config.pass_through
-        published = self._input.published_fields()
-        return to_table(task, pass_through, rows, results, held.failures, published)
+        published, is_done = self._input.published_fields(), np.zeros(rows.num_rows, np.bool_)
+        is_done[[*held.written]] = True
+        return to_table(task, pass_through, rows, results, is_done, held.failures, published)
 
     def reduce(self, inputs: Inputs) -> Arrays:
         count = num_rows(inputs)
@@ -112,11 +116,12 @@ class GenerateEngine(Engine):
         writing = self._writing(self._rows(inputs, np.arange(count)), held)
         while writing:
             self._keep(self._model.call(writing.advance), held)
-        return self._results(held.written.values(), count)
+        assert len(held.written) == count, "every row is written"
+        return self._results(held, {n: self._text_of(row) for n, row in held.written.items()})
 
     @property
     def awaits_reference_check(self) -> bool:
-        return self._awaits
+        return self._check.is_awaited
 
     def close(self) -> None:
         self._model.unload()
@@ -146,21 +151,43 @@ class GenerateEngine(Engine):
             SystematicFailure: All rows of the first batches failed for one cause.
             InfraError: The GPU has failed.
         """
+        failure, at_fault = self._try(rows, held)
+        while failure is not None:
+            self._split(at_fault, failure, held)
+            if self._first is not None:
+                self._first.check()
+            rows = self._left(rows, held)
+            failure, at_fault = self._try(rows, held)  # within limits that may be smaller now
+
+    def _try(self, rows: Sequence[Row], held: Slice) -> tuple[Failure | None, list[Row]]:
+        """Write rows, until all are written or an error comes; return it, and the rows at fault."""
         writing = self._writing(rows, held)
         while writing:
             try:
                 ended = self._model.call(writing.advance)
-            except Exception as error:  # noqa: BLE001  # any error of a model fails its row
+            except BaseException as error:  # any error of a model fails its row
+                if not is_of_library(error):
+                    raise
                 failure = failure_of(error, self._model)
-            else:
-                self._keep(ended, held)
-                continue
-            # Outside `except`: the frames of the exception hold the tensors of the batch.
-            left = writing.waiting
-            self._split(writing.abandon(), failure, held)
-            if self._first is not None:
-                self._first.check()
-            writing = self._writing(left, held)  # within limits that may be smaller now
+                break
+            self._keep(ended, held)
+        else:
+            return None, []
+        # Outside `except`: the frames of the exception hold the tensors of the batch.
+        active = {row.number for row in writing.active}
+        left = self._left(rows, held)
+        return failure, [row for row in left if row.number in active] or left
+
+    def _left(self, rows: Sequence[Row], held: Slice) -> list[Row]:
+        """Return the rows that are neither written nor failed, as they were at first.
+
+        It asks nothing else, so that no row is lost whatever an error has left behind.
+        """
+        return [
+            row.afresh()
+            for row in rows
+            if row.number not in held.written and held.failures[row.number] is None
+        ]
 
     def _keep(self, ended: Sequence[Row], held: Slice) -> None:
         still_alive()
@@ -182,48 +209,60 @@ class GenerateEngine(Engine):
             return
         [row] = rows
         if failure.reason is Reason.OUT_OF_MEMORY and model.gpu is not None:
-            if self._write_later(row, held):
+            later = self._write_later(row, held)
+            if later is None:
                 return
-            if self._ends_process:
+            failure = later
+            if failure.reason is Reason.OUT_OF_MEMORY and self._ends_process:
                 row_id = held.row_ids[row.number]
                 end_process(f"{model.gpu.name}: no memory for row {row_id} alone")
         if self._first is not None:
             self._first.failed(str(held.row_ids[row.number]), failure)
         held.failures[row.number] = failure
 
-    def _write_later(self, row: Row, held: Slice) -> bool:
-        """Try a row again: what holds the memory may give it back. Tell whether it is written."""
-        model = self._model
+    def _write_later(self, row: Row, held: Slice) -> Failure | None:
+        """Try a row again: what holds the memory may give it back. Return why it failed in the end;
+        None if it is written."""
+        model, failure = self._model, None
         assert model.gpu is not None, "on a CPU nothing gives memory back"
         for pause_s in PAUSES_S:
             with no_limit():
                 model.gpu.pause(pause_s)
             model.make_room()
-            writing = self._writing([row.afresh()], held)
-            try:
-                while writing:
-                    self._keep(model.call(writing.advance), held)
-            except Exception as error:
-                if not model.gpu.lacks_memory(error):
-                    raise
-                continue
-            return True
-        return False
+            failure, _ = self._try([row.afresh()], held)
+            if failure is None or failure.reason is not Reason.OUT_OF_MEMORY:
+                break
+        return failure
 
-    def _results(self, written: Iterable[Row], count: int) -> Arrays:
-        """Return the results of a slice of so many rows; zeros where nothing was written."""
-        done = [*written]
-        texts = [text_of(row, self._generation, self._module.text).encode() for row in done]
+    def _texts(self, held: Slice) -> dict[int, str]:
+        """Return the texts of the rows that are written; one that has none fails."""
+        found = dict[int, str]()
+        for place, row in held.written.items():
+            try:
+                found[place] = self._text_of(row)
+            except BaseException as error:  # a panic of the tokenizer is no Exception
+                if not is_of_library(error):
+                    raise
+                held.failures[place] = failure_of(error, self._model)
+        return found
+
+    def _text_of(self, row: Row) -> str:
+        return text_of(row, self._generation, self._module.text)
+
+    def _results(self, held: Slice, texts: Mapping[int, str]) -> Arrays:
+        """Return the results of a slice; zeros where there is no text."""
+        count, encoded = len(held.failures), {n: text.encode() for n, text in texts.items()}
+        longest = max(map(len, encoded.values()), default=0)
         results: Arrays = {
-            OUTPUT_TEXT: np.zeros((count, max(map(len, texts), default=0)), np.uint8),
+            OUTPUT_TEXT: np.zeros((count, longest), np.uint8),
             TEXT_BYTES: np.zeros(count, np.int32),
             NUM_INPUT_TOKENS: np.zeros(count, np.int32),
             NUM_OUTPUT_TOKENS: np.zeros(count, np.int32),
             FINISH: np.zeros(count, np.int32),
             MEAN_LOGPROB: np.zeros(count, np.float32),
         }
-        for row, text in zip(done, texts, strict=True):
-            place = row.number
+        for place, text in encoded.items():
+            row = held.written[place]
             results[OUTPUT_TEXT][place, : len(text)] = np.frombuffer(text, np.uint8)
             results[TEXT_BYTES][place] = len(text)
             results[NUM_INPUT_TOKENS][place] = row.num_input
@@ -232,30 +271,30 @@ class GenerateEngine(Engine):
             results[MEAN_LOGPROB][place] = row.logprob / len(row.tokens)
         return results
 
-    def _judge(self, held: Slice, results: Arrays) -> None:
+    def _judge(self, held: Slice, texts: Mapping[int, str]) -> None:
         """Fail rows whose likelihood is no number, and those whose output the job refuses."""
         refuses, most = self._generation.invalid == QUARANTINE, self._generation.max_new_tokens
         has_records = bool(self._generation.schema)
-        for place, row in held.written.items():
+        for place, text in texts.items():
+            row = held.written[place]
             if not np.isfinite(row.logprob):
                 failure = not_finite(self._config.spec.precision)
             elif (refuses or has_records) and row.finish == LENGTH:
                 told = f"the output has {most} tokens (generate.max_new_tokens) and no end"
                 failure = Failure(Reason.OUTPUT_TRUNCATED, STAGE, told)
-            elif has_records and (problem := self._problem_of(row)):
+            elif has_records and (problem := self._problem_of(row, text)):
                 told = f"the output is no record of generate.schema: {problem}"
                 failure = Failure(Reason.OUTPUT_INVALID, STAGE, told)
-            elif refuses and not results[TEXT_BYTES][place]:
+            elif refuses and not text:
                 failure = Failure(Reason.EMPTY_OUTPUT, STAGE, "the output has no text")
             else:
                 continue
             held.failures[place] = failure
 
-    def _problem_of(self, row: Row) -> str:
+    def _problem_of(self, row: Row, text: str) -> str:
         """Return why an output is no record; '': it is one."""
         if row.matcher is not None and row.matcher.problem:
             return row.matcher.problem
-        text = text_of(row, self._generation, self._module.text)
         try:
             read_record(record_of(self._generation.schema), text)
         except ValueError as error:
@@ -279,22 +318,10 @@ class GenerateEngine(Engine):
             stages={PREFILL: StageCounters(len(rows), len(rows), busy_s=spent.prefill_s)},
         ).add_to(counters)
 
-    def _compare_once(self, held: Slice, counters: Counters) -> None:
-        """Do the reference check on the first slice that has rows for it, and never again."""
+    def _compared(self, held: Slice) -> list[Row]:
+        """Return the rows for the reference check."""
         rows = [row for place, row in held.written.items() if held.failures[place] is None]
-        chosen = sorted(rows, key=lambda row: row.number)[:NUM_REFERENCE_ROWS]
-        with self._choosing:  # another slice in flight may be the first
-            if not chosen or not self._awaits:
-                return
-            self._awaits = False
-        # Each actor with a GPU does it, as cards may be sick, and one per CPU node.
-        is_on_gpu = self._model.gpu is not None
-        if is_on_gpu or claim_once_per_node(f"reference-check-{self._config.run_id}"):
-            started = perf_counter()
-            with no_limit():
-                agreed = self._num_agreed(chosen, held.inputs)
-            checked = Comparison(len(chosen), agreed, perf_counter() - started)
-            SliceFigures(reference_check=checked).add_to(counters)
+        return sorted(rows, key=lambda row: row.number)[:NUM_REFERENCE_ROWS]
 
     def _num_agreed(self, rows: Sequence[Row], inputs: Inputs) -> int:
         spec = self._config.spec
@@ -304,7 +331,8 @@ class GenerateEngine(Engine):
             return num_agreed(module, self._generation, rows, spec.precision, read)
 
         if spec.is_reference:
-            return self._model.call(judge, self._model)
+            with no_limit():
+                return self._model.call(judge, self._model)
         exact = replace(self._config, spec=spec.as_reference(), limits=None)
         return alone(self._model, exact, judge)
 

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from time import perf_counter
 
 import torch
@@ -84,20 +85,20 @@ class Writing:
             spent: Is added to.
         """
         self.active: list[Row] = []
-        """The rows of the batch, in its order; some may have ended."""
+        """The rows of the batch, in its order, those of the last step that have ended among them;
+        after an error the rows at fault."""
         self._groups = deque(groups)
         self._module, self._generation, self._read = module, generation, read
         self._limits, self._spent = limits, spent
-        self._rules = AppliedRules(generation, module.device, module.grammar)
         self._batch: Batch | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.active or self._groups)
+        return bool(self._groups) or any(row.finish is None for row in self.active)
 
-    @property
-    def waiting(self) -> list[Row]:
-        """Return the rows that have not entered, in order."""
-        return [row for group in self._groups for row in group]
+    @cached_property
+    def _rules(self) -> AppliedRules:
+        # In the first step, whose rows are at fault if the device has no room for them.
+        return AppliedRules(self._generation, self._module.device, self._module.grammar)
 
     @torch.inference_mode()
     def advance(self) -> list[Row]:
@@ -107,12 +108,16 @@ class Writing:
         limit of time is one of steps and not of rows.
 
         Raises:
-            Exception: Any error of the model or the device; the rows at fault are among `active`.
+            Exception: Any error of the model or the device; the rows at fault are among `active`,
+                and nothing can be written with this object any more.
         """
         began = perf_counter()
+        self._leave()
         if group := self._entering():
+            reads = perf_counter()
             self._enter(group)
-            self._spent.prefill_s += perf_counter() - began
+            self._spent.decode_s += reads - began
+            self._spent.prefill_s += perf_counter() - reads
             return []
         assert self._batch is not None, "a row enters where none is active"
         logits = self._module.step(self._batch, *self._given())
@@ -126,35 +131,28 @@ class Writing:
                 row.finish = self._finish_of(row, token)
                 self._spent.output_tokens += 1
         ended = [row for row in before if row.finish is not None]
-        num_places = len(self.active)
-        self._leave()
         took_s = perf_counter() - began
         self._spent.decode_s += took_s
-        self._spent.steps += Steps.one(num_places, took_s)
+        self._spent.steps += Steps.one(len(self.active), took_s)
         return ended
 
-    def abandon(self) -> list[Row]:
-        """Empty the batch; return its rows that have not ended, as they were at first."""
-        rows = [row.afresh() for row in self.active if row.finish is None]
-        self.active, self._batch = [], None
-        return rows
-
     def _entering(self) -> list[Row]:
-        """Take the next rows that there is room for, and that can be read together."""
+        """Return the next rows that there is room for, and that can be read together."""
         if not self._groups:
             return []
-        first = self._groups.popleft()
+        first = self._groups[0]
         longest = max(row.num_input for row in [*self.active, first[0]])
         most = self._limits.rows
         if self._limits.tokens:
             most = min(most, self._limits.tokens // (longest + self._generation.max_new_tokens))
-        room = max(0 if self.active else 1, most - len(self.active))
-        if first[room:]:
-            self._groups.appendleft(first[room:])
-        return first[:room]
+        return first[: max(0 if self.active else 1, most - len(self.active))]
 
     def _enter(self, group: list[Row]) -> None:
         self.active += group  # first of all: they are at fault if it fails
+        if len(group) < len(self._groups[0]):
+            self._groups[0] = self._groups[0][len(group) :]
+        else:
+            self._groups.popleft()
         with self._read([row.number for row in group]) as tensors:
             begun = self._module.begin(tensors)
         for row, before, num_input in zip(group, begun.before, begun.num_input, strict=True):
@@ -201,9 +199,9 @@ class Writing:
         num_ended = len(self.active) - len(left)
         if not num_ended or num_ended * _LEAVE_TOGETHER < len(self.active):
             return
-        self.active = [self.active[index] for index in left]
         assert self._batch is not None
         self._batch = self._batch.kept(left) if left else None
+        self.active = [self.active[index] for index in left]
 
 
 def text_of(row: Row, generation: Generation, decode: Decode) -> str:

@@ -5,22 +5,21 @@ The same code runs on CPU and GPU. Normalisation runs here, on the device.
 
 from __future__ import annotations
 
-import threading
 from dataclasses import replace
-from time import perf_counter
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.core.cache.node_cache import claim_once_per_node
 from pipeline.core.failures import failures_of, without_failure
 from pipeline.core.figures.counters import LAUNCH, Counters, StageCounters, add
-from pipeline.core.figures.slice_figures import Comparison, SliceFigures, Tokens
+from pipeline.core.figures.slice_figures import SliceFigures, Tokens
 from pipeline.core.registry import INPUTS
 from pipeline.core.schema import ERROR, ROW_ID
 from pipeline.core.user_code.own_code import errors_told
 from pipeline.inference.devices.device_model import DeviceModel
 from pipeline.inference.engines.base import Engine
+from pipeline.inference.engines.reference_check import ReferenceCheck
 from pipeline.inference.exact import alone, reduced
 from pipeline.inference.settled_scores import count_probable
 from pipeline.inference.slice_results import to_table
@@ -45,9 +44,8 @@ class TorchEngine(Engine):
         ends_process: bool = False,
     ) -> None:
         self._config, self._first, self._ends_process = config, first, ends_process
-        self._limits = config.limits
-        self._choosing = threading.Lock()
         self._model = DeviceModel(config)
+        self._check = ReferenceCheck(self._model)
 
     def predict(self, rows: pa.Table, counters: Counters) -> pa.Table:
         with self._model.turns.here():
@@ -66,8 +64,10 @@ class TorchEngine(Engine):
         for index, failure in run.run(todo):
             failures[index] = failure
         ok = np.flatnonzero(without_failure(failures))
-        if self._limits is not None:
-            self._compare_once(rows, inputs, ok, run.results, self._limits, counters)
+        if self._check.is_awaited and (limits := self._config.limits) is not None:
+            compared, exact = choose_reference_rows(rows, seen, inputs, ok)
+            count_agreeing = partial(self._num_agreeing, compared, exact, run.results, limits)
+            self._check.make_once(len(compared), count_agreeing, counters)
         is_good = without_failure(failures)
         failed = int((~is_good[todo]).sum())
         count_in, num_bytes = len(todo), bytes_of(inputs, todo)
@@ -84,44 +84,16 @@ class TorchEngine(Engine):
             SliceFigures(tokens=tokens).add_to(counters)
         count_probable(run.counted, counters)
         pass_through, task = self._config.pass_through, self._model.task
-        return to_table(task, pass_through, rows, run.results, failures, seen.published_fields())
+        published, results = seen.published_fields(), run.results
+        return to_table(task, pass_through, rows, results, run.is_done, failures, published)
 
     @property
     def awaits_reference_check(self) -> bool:
-        return self._limits is not None
+        return self._check.is_awaited
 
-    def _compare_once(
-        self,
-        rows: pa.Table,
-        inputs: Inputs,
-        ok: Rows,
-        results: Arrays,
-        limits: AgreementLimits,
-        counters: Counters,
-    ) -> None:
-        """Do the reference check on the first slice that has rows for it, and never again."""
-        chosen, exact = choose_reference_rows(rows, self._config.spec.input, inputs, ok)
-        with self._choosing:  # another slice in flight may be the first
-            if not len(chosen) or self._limits is None:
-                return
-            self._limits = None
-        # Each actor with a GPU does it, as cards may be sick, and one per CPU node.
-        is_on_gpu = self._model.gpu is not None
-        if is_on_gpu or claim_once_per_node(f"reference-check-{self._config.run_id}"):
-            try:
-                self._compare(chosen, exact, results, limits, counters)
-            except BaseException:
-                self._limits = limits  # the next slice is compared
-                raise
-
-    def _compare(
-        self,
-        rows: Rows,
-        inputs: Inputs,
-        results: Arrays,
-        limits: AgreementLimits,
-        counters: Counters,
-    ) -> None:
+    def _num_agreeing(
+        self, rows: Rows, inputs: Inputs, results: Arrays, limits: AgreementLimits
+    ) -> int:
         """Predict rows again with eager fp32, and count those that agree.
 
         Args:
@@ -129,9 +101,7 @@ class TorchEngine(Engine):
             inputs: What the reference sees of them, each (K, ...).
             results: What the task kept of the slice, each (N, ...).
             limits: How far a row may be from the reference.
-            counters: Gets the figure `reference_check`.
         """
-        started = perf_counter()
         spec = replace(self._config.spec.as_reference(), task=self._model.task.spec)
         config = replace(self._config, spec=spec, batch_size=len(rows), limits=None)
         if spec == self._config.spec and self._model.gpu is None:
@@ -139,9 +109,7 @@ class TorchEngine(Engine):
         else:
             reference = alone(self._model, config, lambda exact: reduced(exact, inputs))
         found = {name: values[rows] for name, values in results.items()}
-        agreed = int(self._model.task.compare(reference, found, limits).agrees.sum())
-        checked = Comparison(len(rows), agreed, perf_counter() - started)
-        SliceFigures(reference_check=checked).add_to(counters)
+        return int(self._model.task.compare(reference, found, limits).agrees.sum())
 
     def close(self) -> None:
         self._model.unload()

@@ -63,6 +63,8 @@ class SliceRun:
         self._first, self._ends_process = first, ends_process
         self.results: Arrays = {}
         """What the task keeps of the rows, name -> (N, ...)."""
+        self.is_done = np.zeros(len(row_ids), np.bool_)
+        """(N,): the rows that are in `results`."""
         self.timer, self._ticket = Timer(), model.buffers.ticket()
         self.counted: dict[str, int] = {}
         """Rows per head whose outputs were taken for probabilities."""
@@ -127,6 +129,7 @@ class SliceRun:
         if self._first is not None:
             self._first.predicted()
         self._model.settle(self.results, batch, self._row_ids, self.counted)
+        self.is_done[batch] = True
         failure = not_finite(self._model.config.spec.precision)
         for row in batch[~_are_finite(self.results, batch)]:
             yield int(row), failure
@@ -216,7 +219,7 @@ class SliceRun:
             self.timer.num_padded += seen.num_padded(buffer.shapes)
 
 
-def failure_of(error: Exception, model: DeviceModel) -> RaisedFailure:
+def failure_of(error: BaseException, model: DeviceModel) -> RaisedFailure:
     """Return why a batch failed, and where in the user's model or task.
 
     Raises:

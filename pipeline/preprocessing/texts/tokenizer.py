@@ -97,14 +97,14 @@ def encoded(encode: Callable[[Any], list[Encoding]], batch: Sequence[Any]) -> li
     try:
         return encode(batch)
     except BaseException as error:
-        if not _is_of_library(error):
+        if not is_of_library(error):
             raise
         message = f"the tokenizer fails: {clean_message(f'{error}', 200)}"
         raise RowError(Reason.DECODE_ERROR, message) from None
 
 
-def _is_of_library(error: BaseException) -> bool:
-    """Tell whether an error is one of the library, and no interrupt.
+def is_of_library(error: BaseException) -> bool:
+    """Tell whether an error is one of a library, and no interrupt.
 
     A panic of its Rust code, as over a pattern that backtracks without end, is no Exception.
     """
@@ -191,7 +191,7 @@ def tokenizer_errors(told: str) -> Iterator[None]:
     except PipelineError:
         raise
     except BaseException as error:
-        if not _is_of_library(error):
+        if not is_of_library(error):
             raise
         raise JobError(f"{told}: {clean_message(f'{error}', 200)}") from None
 

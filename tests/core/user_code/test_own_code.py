@@ -190,7 +190,7 @@ def test_columns_that_an_own_task_does_not_declare_are_told(
     task = toy_task.Spread(TaskSpec(toy_task.NAME))
     rows = pa.table({ROW_ID: ["a"], URI: ["a"]})
     with pytest.raises(JobError, match=f"^task 'spread'.*: {words}"):
-        to_table(task, pa.schema([]), rows, {"spread": np.zeros(1)}, [None])
+        to_table(task, pa.schema([]), rows, {"spread": np.zeros(1)}, np.ones(1, bool), [None])
 
 
 def test_an_error_of_an_own_input_is_one_line_with_file_and_line(

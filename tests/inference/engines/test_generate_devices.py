@@ -95,6 +95,23 @@ def test_a_row_for_which_there_is_no_memory_alone_costs_itself_alone(
     assert gpu.pauses_s == [*PAUSES_S]  # others may have held it
 
 
+def test_a_row_that_lacks_memory_and_then_fails_otherwise_costs_itself_alone(
+    gpu: FakeGpu, spec: ModelSpec, rows: pa.Table, expected: list[dict[str, Any]]
+):
+    engine = GenerateEngine(replace(config_of(spec), num_gpus=1.0))
+
+    def fail(*_: object) -> None:
+        if gpu.pauses_s:
+            raise ValueError("what the text says")
+        no_memory()
+
+    meeting(engine, spec, rows, [BAD], fail)
+    found = written(engine, rows)
+    assert [n for n, row in enumerate(found) if row["error"]] == [BAD]
+    assert found[BAD]["error"] == "model_error"
+    assert len(gpu.pauses_s) == 1
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_row_whose_logits_are_not_finite_fails_alone(
     gpu: FakeGpu, spec: ModelSpec, rows: pa.Table, precision: str

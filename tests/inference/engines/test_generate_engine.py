@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -142,6 +142,50 @@ def test_the_first_slice_is_checked_by_one_pass_of_eager_fp32(spec: ModelSpec, p
     assert checked[0] is not None
     assert checked[0].num_rows == checked[0].num_agreed == len(TEXTS)
     assert checked[1] is None
+
+
+def test_a_check_that_fails_is_made_with_the_next_slice(spec: ModelSpec):
+    limits = AgreementLimits(max_score_diff=0.01, min_cosine=0.999, max_relative_error=0.01)
+    engine = GenerateEngine(config_of(spec, limits=limits))
+    module = engine._model.module
+    assert isinstance(module, Decoding)
+    rows, plain = prepared(spec, TEXTS), module.plain
+
+    def lack_memory(*_: object) -> torch.Tensor:
+        module.plain = plain  # type: ignore[method-assign]
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    module.plain = lack_memory  # type: ignore[assignment, method-assign]
+    with pytest.raises(torch.OutOfMemoryError):
+        engine.predict(rows, {})
+    counters: Counters = {}
+    assert engine.awaits_reference_check
+    engine.predict(rows, counters)
+    assert SliceFigures.from_json(counters).reference_check
+
+
+class PanicException(BaseException):
+    """As tokenizers raises it."""
+
+
+def test_a_row_whose_tokens_are_no_text_costs_itself_alone(spec: ModelSpec):
+    engine, rows = GenerateEngine(config_of(spec)), prepared(spec, TEXTS)
+    expected = engine.predict(rows, {}).to_pylist()
+    bad = max(range(len(TEXTS)), key=lambda n: len(expected[n]["text"]))
+    module = engine._model.module
+    assert isinstance(module, Decoding)
+    text = module.text
+
+    def decode(tokens: Sequence[int]) -> str:
+        if text(tokens) == expected[bad]["text"]:
+            raise PanicException("no text")
+        return text(tokens)
+
+    module.text = decode
+    found = engine.predict(rows, {}).to_pylist()
+    assert found[bad]["error"] == "model_error"
+    assert "PanicException: no text" in found[bad]["message"]
+    assert found[:bad] + found[bad + 1 :] == expected[:bad] + expected[bad + 1 :]
 
 
 def test_a_token_that_is_not_the_best_does_not_agree(spec: ModelSpec):

@@ -20,7 +20,7 @@ from pipeline.commit.parts.compaction import Compacted, Compactor, compact_slice
 from pipeline.commit.parts.partition_columns import compact_by_value
 from pipeline.commit.staging import StagingWriter, list_staged
 from pipeline.core.errors import JobError
-from pipeline.core.failures import failures_of
+from pipeline.core.failures import failures_of, without_failure
 from pipeline.core.hive_paths import restore
 from pipeline.core.schema import CLASSIFY_FIELDS, LABEL_ID, SCORE, prediction_schema
 from pipeline.core.slices import SliceKey
@@ -110,7 +110,7 @@ def publish(store: Store, fields: pa.Schema, tables: Sequence[pa.Table], by: Seq
             SCORE: np.ones((table.num_rows, 1), np.float32),
             LABEL_ID: np.zeros((table.num_rows, 1), np.int32),
         }
-        rows = to_table(task, fields, table, results, failures)
+        rows = to_table(task, fields, table, results, without_failure(failures), failures)
         end = start + table.num_rows
         writer.write(SliceKey(0, start, end, is_last=table is tables[-1]), {}, rows)
         start = end

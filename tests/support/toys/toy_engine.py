@@ -50,7 +50,12 @@ class OneByOne(Engine):
         for stage in ("transfer", "predict"):
             add(counters, stage, StageCounters(len(todo), len(todo)))
         published = seen.published_fields()
-        return to_table(self._task, self._config.pass_through, rows, results, failures, published)
+        task, pass_through, is_done = (
+            self._task,
+            self._config.pass_through,
+            without_failure(failures),
+        )
+        return to_table(task, pass_through, rows, results, is_done, failures, published)
 
     def reduce(self, inputs: Inputs) -> Arrays:
         found = [self._reduce_one(take_rows(inputs, [row])) for row in range(num_rows(inputs))]
