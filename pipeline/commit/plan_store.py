@@ -45,7 +45,7 @@ def adopt_plan(store: Store, layout: Layout, plan: Plan) -> Plan:
 def _adopted(data: bytes, plan: Plan) -> Plan:
     stored = plan_from_json(data, plan.fingerprint)
     units = with_ctimes(stored.units, ctimes_of(plan.units))
-    return replace(stored, units=units, skipped=plan.skipped)
+    return replace(stored, units=units, skipped=plan.skipped, ctimes_sha256=plan.ctimes_sha256)
 
 
 def plan_to_json(plan: Plan, token: str) -> bytes:

@@ -52,9 +52,6 @@ def differing_rows(
 ) -> list[str]:
     """Name the carried rows that differ when they are predicted again, each in a line.
 
-    Rows that fail now are not among them: they are in quarantine, and gates of their own judge
-    those.
-
     Args:
         row_ids: Of N rows; all of a run at once, as numbers are compared by their usual size.
         known: Their task columns in the version that they are carried from.

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.core.errors import JobError
@@ -41,6 +42,8 @@ from pipeline.storage.store import Store
 _USUAL_UNITS = 1_000
 # These fields decide which files are listed; the files are digested one by one.
 _OF_LISTING = {"storage_options", "follow_links"}
+_OF_DECODING = {"max_image_bytes", "max_image_px"}
+"""Limits that are applied to a row after it was looked up by its content."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,9 @@ class Plan:
     twin: str = field(default="", compare=False)
     """Fingerprint of a job that differs only in whether it pins eager fp32; '' if this one does
     neither. What it published in eager fp32 is what this plan would give; not stored with it."""
+    ctimes_sha256: str = field(default="", compare=False)
+    """Digest of when local shards were changed in any way, as listed; '' if no store says that. Not
+    part of the fingerprint, as copies of a file differ in it, and not stored with the plan."""
     skipped: Skipped = field(default_factory=Skipped)
     """Files below the source that were not inputs when it was listed; not stored with the plan."""
     probe: Probe | None = None
@@ -153,7 +159,11 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
         settings=settings_digest(job, model),
         fingerprint_parts=parts,
         predictor=predictor_parts(
-            model, inputs.fields, parts["semantics"], parts.get("extensions", {})
+            model,
+            inputs.fields,
+            parts["semantics"],
+            parts.get("extensions", {}),
+            job.source.model_dump(include=_OF_DECODING),
         ),
         row_settings=row_settings(
             job.source.model_dump(mode="json", exclude=_OF_LISTING | {"uri", "files"}),
@@ -162,6 +172,7 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
             task_fields,
         ),
         twin=_twin(parts, model),
+        ctimes_sha256=_ctimes_sha256(inputs),
         skipped=inputs.skipped,
         extents=inputs.extents if model.task.generation else (),
     )
@@ -266,6 +277,11 @@ def job_extensions(job: Job, model: ModelSpec) -> dict[str, str]:
     ]
     digests = {f"{kind_of(group)} {name}": code_digest(group, name) for group, name in named}
     return {which: digest for which, digest in digests.items() if digest}
+
+
+def _ctimes_sha256(inputs: Inputs) -> str:
+    ctimes_ns = np.fromiter((shard.ctime_ns for shard in inputs.shards), "<i8", len(inputs.shards))
+    return hashlib.sha256(ctimes_ns.tobytes()).hexdigest() if ctimes_ns.any() else ""
 
 
 def _digest(facts: Any) -> str:

@@ -39,8 +39,17 @@ _WORDS = {
 }
 
 
+_NOT_IN_MANIFEST = (
+    "the precision, the types of the input's columns, or source.max_image_bytes or max_image_px"
+)
+
+
 def predictor_parts(
-    model: ModelSpec, fields: pa.Schema, semantics: Mapping[str, int], extensions: Mapping[str, str]
+    model: ModelSpec,
+    fields: pa.Schema,
+    semantics: Mapping[str, int],
+    extensions: Mapping[str, str],
+    limits: Mapping[str, int],
 ) -> dict[str, str]:
     """Return what decides the prediction of a row: name -> digest; {} if that is unknown.
 
@@ -49,6 +58,7 @@ def predictor_parts(
         fields: The columns of a row's input.
         semantics: Area -> version of the code that a row goes through.
         extensions: What installed distributions bring -> digest of their code.
+        limits: Fields of the job -> the most that an input may have when it is decoded.
     """
     if not model.has_weights:
         return {}
@@ -60,6 +70,7 @@ def predictor_parts(
     facts |= {
         "semantics": dict(semantics),
         "extensions": dict(extensions),
+        "limits": dict(limits),
         "fields": [[field.name, str(field.type)] for field in fields],
     }
     return {name: _digest(value) for name, value in facts.items()}
@@ -89,7 +100,7 @@ def why_other(
     for before, after in parts:
         names += [n for n in ("semantics", "extensions") if before.get(n, {}) != after.get(n, {})]
     words = dict.fromkeys(_WORDS.get(name, name) for name in names)
-    return ", ".join(words) or "the precision, or the types of the input's columns"
+    return ", ".join(words) or _NOT_IN_MANIFEST
 
 
 def row_settings(

@@ -91,12 +91,18 @@ class _Seen:
 
 def is_published(manifest: Manifest | None, plan: Plan, partition_columns: Sequence[str]) -> bool:
     """Tell whether a version holds just what the plan would give."""
-    if manifest is None:
+    if manifest is None or is_written_anew(manifest, plan):
         return False
     if manifest.is_of(plan.fingerprint, partition_columns):
         return True
     is_exact = (manifest.model.get("runtime"), manifest.model.get("precision")) == (EAGER, FP32)
     return is_exact and bool(plan.twin) and manifest.is_of(plan.twin, partition_columns)
+
+
+def is_written_anew(manifest: Manifest, plan: Plan) -> bool:
+    """Tell whether a local shard was changed since, although its size and time may be the same."""
+    then, now = manifest.ctimes_sha256, plan.ctimes_sha256
+    return bool(then and now) and then != now
 
 
 def note_if_published(run: RunContext, manifest: Manifest | None, plan: Plan) -> bool:

@@ -12,6 +12,7 @@ from pipeline.core.errors import InfraError
 from pipeline.core.printable import clean_message, num_of
 from pipeline.planning.plan import Plan
 from pipeline.planning.predictor import why_other
+from pipeline.runs.resume import is_written_anew
 from pipeline.storage.store import Store
 
 _INPUTS = "the input (a name, size or time of a shard)"
@@ -21,6 +22,7 @@ _PARTS = {
     "settings": "the job's source or row limit",
 }
 _NAMES_SHOWN = 3
+_WRITTEN_ANEW = "a shard was written anew, or its name or rights changed (its ctime is another one)"
 
 
 def why_stale(store: Store, layout: Layout, published: Manifest, plan: Plan) -> str:
@@ -38,7 +40,8 @@ def why_stale(store: Store, layout: Layout, published: Manifest, plan: Plan) -> 
             inputs = shards_changed(plan_from_json(data, fingerprint), plan)
         except (FileNotFoundError, InfraError):
             inputs = ""  # which shards changed is a detail; that some did is known
-    return what_changed(before, now, models=(published.model, plan.model), inputs=inputs)
+    changed = what_changed(before, now, models=(published.model, plan.model), inputs=inputs)
+    return changed or (_WRITTEN_ANEW if is_written_anew(published, plan) else "")
 
 
 def what_changed(

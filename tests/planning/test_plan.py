@@ -316,6 +316,16 @@ def test_a_passed_column_with_the_name_of_a_size_is_refused():
         fingerprint(inputs)
 
 
+@pytest.mark.parametrize("field", ["max_image_px", "max_image_bytes"])
+def test_a_limit_of_decoding_is_part_of_what_decides_predictions(field: str):
+    model = replace(SPEC, weights_uri="w.safetensors", weights_sha256="1" * 64)
+    usual, lower = (
+        make_plan(each, inputs_of(EXTENTS), model, batch_size=8)
+        for each in (job(), job(**{f"source__{field}": 1000}))
+    )
+    assert usual.predictor != lower.predictor
+
+
 def test_what_changed_is_named_by_its_part():
     then = fingerprint_parts(job(), inputs_of(EXTENTS), SPEC)
     touched = replace(inputs_of(EXTENTS), shards=inputs_of(EXTENTS).shards[:1])

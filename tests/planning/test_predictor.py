@@ -18,7 +18,7 @@ SEMANTICS = {"decode": 1, "predict": 2}
 
 
 def key_of(model: ModelSpec, fields: pa.Schema = IMAGE_FIELDS, **others: Any) -> str:
-    how = {"semantics": SEMANTICS, "extensions": {}, **others}
+    how = {"semantics": SEMANTICS, "extensions": {}, "limits": {}, **others}
     return predictor_key(predictor_parts(model, fields, **how))
 
 
@@ -61,7 +61,8 @@ def test_what_decides_no_prediction_leaves_the_key(other: ModelSpec):
         ),
         (
             replace(WITH_WEIGHTS, precision="bf16"),
-            "the precision, or the types of the input's columns",
+            "the precision, the types of the input's columns, or source.max_image_bytes or "
+            "max_image_px",
         ),
     ],
 )

@@ -15,6 +15,7 @@ from pipeline.commit.parts.carried.version import CarriedVersion, OldReader, Old
 from pipeline.commit.parts.compaction import RunTasks
 from pipeline.commit.parts.part_reader import read_columns
 from pipeline.core.arrays import Numbers
+from pipeline.core.failures import Reason
 from pipeline.core.schema import CARRIED_ROW, CARRIED_SOURCE, ERROR, ROW_ID
 from pipeline.gates.carried import differing_rows
 from pipeline.models.agreement import AgreementLimits
@@ -27,6 +28,14 @@ _TASK_BYTES, _LEAST_BYTES = 64 * 2**20, 2**20
 """Of the staged parts that a task reads, and what each counts at least: few and small ones are read
 before a worker is started to read them beside each other."""
 _THREADS = 8
+_OF_THE_MOMENT = [
+    Reason.UNREADABLE_SHARD,
+    Reason.MISSING,
+    Reason.UNREACHABLE,
+    Reason.OUT_OF_MEMORY,
+    Reason.TIMEOUT,
+    Reason.NATIVE_CRASH,
+]
 _Call = tuple[int, tuple[Any, ...]]
 """Bytes of a staged part, and how it is read."""
 
@@ -48,8 +57,8 @@ def compare_checked(
         run_tasks: Calls a function for every tuple of arguments; results in the order of calls.
 
     Returns:
-        How many rows were compared, those that failed now left out; and the ones that differ, a
-        line each.
+        How many rows were compared; and the ones that differ, a line each. Those that fail now for
+        what may be of this machine or moment are left out: gates of failed rows judge them.
 
     Raises:
         NotReadable: A part of an earlier version is gone, or damaged.
@@ -72,10 +81,14 @@ def compare_checked(
     reader = OldReader(store, OldRows.of(versions), pa.schema(task.fields()))
     ascending, at = np.unique(numbers, return_inverse=True)
     known = reader.at(ascending).take(pa.array(at))
-    is_good = pc.is_null(found.column(ERROR))
+    errors = found.column(ERROR)
+    is_good, is_of_moment = pc.is_null(errors), pc.is_in(errors, pa.array(_OF_THE_MOMENT))
+    failed = found.filter(pc.invert(pc.or_(is_good, is_of_moment))).select([ROW_ID, ERROR])
+    lines = [f"{row[ROW_ID]}: is in quarantine now: {row[ERROR]}" for row in failed.to_pylist()]
     found, known = found.filter(is_good), known.filter(is_good)
     ids = found.column(ROW_ID).to_pylist()
-    return len(ids), differing_rows(task, ids, known, found.select(columns), limits)
+    lines += differing_rows(task, ids, known, found.select(columns), limits)
+    return len(ids) + failed.num_rows, lines
 
 
 def _read(
@@ -120,7 +133,7 @@ def read_found(store: Store, path: str, columns: Sequence[str]) -> pa.Table:
     if CARRIED_ROW not in rows.column_names:  # no version was looked up
         none = pa.nulls(rows.num_rows, pa.int64())
         rows = rows.append_column(CARRIED_SOURCE, none).append_column(CARRIED_ROW, none)
-    has_own = np.zeros(rows.num_rows, bool)
+    has_own = np.asarray(rows.column(ERROR).is_valid())
     for name in columns:
-        has_own |= np.asarray(rows.column(name).is_valid())
+        has_own = has_own | np.asarray(rows.column(name).is_valid())
     return rows.filter(pa.array(has_own & np.asarray(rows.column(CARRIED_ROW).is_valid())))

@@ -44,6 +44,7 @@ class Earlier:
     version: CarriedVersion
     keys: VersionKeys
     shards: tuple[KnownShard, ...]
+    """Those whose predictions are not too old to be carried, nor of a day to come."""
     has_same_rows: bool
     """Its row ids and pass-through columns are made as those of this run."""
 
@@ -52,13 +53,9 @@ class Earlier:
         """Of the version."""
         return self.version.manifest
 
-    def index(self, oldest_day: float) -> KeyIndex:
-        """Return what finds its rows by their content, but for those of before a day.
-
-        Nor does it find those of shards that are not known, as no day is known of them.
-        """
-        known = [s for s in self.shards if s.computed_day >= oldest_day]
-        spans = [(s.first, s.first + s.num_rows - len(s.failed)) for s in known]
+    def index(self) -> KeyIndex:
+        """Return what finds its rows by their content, but for those of other shards."""
+        spans = [(s.first, s.first + s.num_rows - len(s.failed)) for s in self.shards]
         left_out = np.array([0, *chain(*spans), self.keys.num_rows], np.int64).reshape(-1, 2)
         return KeyIndex(self.keys, left_out[left_out[:, 0] < left_out[:, 1]])
 
@@ -85,8 +82,6 @@ class Reuse:
     """Libraries whose version is another one than then."""
     lookup: LookUp | None = None
     """Looks up rows of the work by their content."""
-    oldest_day: float = 0.0
-    """Predictions of before this day, counted from 1970, are not carried."""
 
 
 def find_reuse(run: RunContext, plan: Plan, base: Manifest | None) -> Reuse:
@@ -106,14 +101,11 @@ def find_reuse(run: RunContext, plan: Plan, base: Manifest | None) -> Reuse:
     looked_at = len(earlier) + len(reasons)
     if not earlier:
         return Reuse(None, why_not=why, looked_at=looked_at)
-    oldest_day = day_of(dt.datetime.now(dt.UTC)) - run.job.run.reuse_max_age_days
     has_uris = run.job.source.has_uris  # a shard says nothing of what its URIs lead to
     known = [
         Known(
             Source(one.version.layout.partition, one.manifest.number, one.manifest.token),
-            {s.uri: s for s in one.shards if s.computed_day >= oldest_day}
-            if one.has_same_rows and not has_uris
-            else {},
+            {s.uri: s for s in one.shards} if one.has_same_rows and not has_uris else {},
         )
         for one in earlier
     ]
@@ -133,9 +125,7 @@ def find_reuse(run: RunContext, plan: Plan, base: Manifest | None) -> Reuse:
     if by_content:
         known_rows = sum(one.keys.num_rows for one in earlier)
         num_rows = min(division.work.num_rows or known_rows, known_rows)
-        indices = [
-            (n, one.index(oldest_day)) for n, one in enumerate(earlier) if one.keys.num_buckets
-        ]
+        indices = [(n, one.index()) for n, one in enumerate(earlier) if one.keys.num_buckets]
         lookup = LookUp(
             tuple(plan.fields.names),
             tuple(indices),
@@ -144,7 +134,7 @@ def find_reuse(run: RunContext, plan: Plan, base: Manifest | None) -> Reuse:
             division.carried.checked[:, :2],
         )
     why = "; ".join(reasons)
-    return Reuse(division, tuple(earlier), why, looked_at, changed, lookup, oldest_day)
+    return Reuse(division, tuple(earlier), why, looked_at, changed, lookup)
 
 
 def _why_not_at_all(run: RunContext, plan: Plan) -> str:
@@ -169,6 +159,8 @@ def _usable(
     found: list[Earlier] = []
     reasons: list[str] = []
     candidates = _candidates(run, base)
+    today = day_of(dt.datetime.now(dt.UTC))
+    oldest = today - run.job.run.reuse_max_age_days
     while len(found) < _MOST_SOURCES:
         try:
             layout, manifest = next(candidates)
@@ -181,7 +173,9 @@ def _usable(
         try:
             keys = read_keys(run.store, layout, manifest)
             why, has_same_rows = _why_other(keys, manifest, plan, by_content=by_content)
-            shards = () if why else tuple(read_shards(keys))
+            known = () if why else read_shards(keys)
+            # A day to come is of a clock that was wrong, and would never be too old.
+            shards = tuple(shard for shard in known if oldest <= shard.computed_day <= today)
         except NoKeys as error:
             reasons.append(str(error))
             continue

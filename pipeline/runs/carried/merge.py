@@ -241,8 +241,7 @@ class MergedCarried:
         if not found_in:
             return days
         # Which of them a row was found in is not known, so that the oldest decides.
-        every = [s.computed_day for one in reuse.earlier for s in one.shards]
-        oldest = min(day for day in every if day >= reuse.oldest_day)
+        oldest = min(shard.computed_day for one in reuse.earlier for shard in one.shards)
         url = Store(merge.whole.source_root).url
         units = (merge.division.work.units[index] for index in found_in)
         found = {url(extent.path): oldest for unit in units for extent in unit.extents}

@@ -261,6 +261,7 @@ def _manifest(
         versions={**package_versions(), **environment_versions()},
         devices=dict(run.record.figures.devices),
         fingerprint_parts=plan.fingerprint_parts,
+        ctimes_sha256=plan.ctimes_sha256,
         carried=run.record.carried_facts,
         speed=run.record.speed.to_dict() if run.record.speed else {},
         source=run.job.source.as_published(),

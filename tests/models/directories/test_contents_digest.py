@@ -31,7 +31,7 @@ def path(made: Path, tmp_path: Path) -> Path:
 def key_of(path: Path) -> tuple[str, str]:
     """Return the predictor key of a directory, and the digest of its files."""
     spec = resolve_model(Model(path=str(path)), Transform(), input_name="text")
-    parts = predictor_parts(spec, text_fields(has_pair=False), {}, {})
+    parts = predictor_parts(spec, text_fields(has_pair=False), {}, {}, {})
     return predictor_key(parts), str(spec.weights_sha256)
 
 

@@ -162,7 +162,10 @@ def test_of_shards_only_those_that_changed_are_read(
     assert_as_all_computed(partition, tmp_path)
 
 
-def test_a_file_that_was_replaced_with_its_size_and_time_kept_is_computed(tmp_path: Path):
+@pytest.mark.parametrize("is_alone", [False, True], ids=["beside a new one", "alone"])
+def test_a_file_that_was_replaced_with_its_size_and_time_kept_is_computed(
+    is_alone: bool, tmp_path: Path
+):
     partition = nightly(tmp_path)
     partition.run()
     path = Path(partition.inputs) / "005.jpg"
@@ -172,9 +175,13 @@ def test_a_file_that_was_replaced_with_its_size_and_time_kept_is_computed(tmp_pa
     os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
     other.rename(path)
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
-    (Path(partition.inputs) / "900.jpg").write_bytes(image(900))
+    if not is_alone:
+        (Path(partition.inputs) / "900.jpg").write_bytes(image(900))
     partition.run()
     assert "005.jpg" in partition.computed
+    assert carried_rows(partition) > 0
+    version = partition.current().number
+    assert partition.run().number == version, "nothing to do"
     assert_as_all_computed(partition, tmp_path)
 
 
@@ -294,13 +301,14 @@ def test_a_version_that_was_taken_back_stays_so_when_only_a_pin_keeps_it(tmp_pat
     assert_as_all_computed(partition, tmp_path)
 
 
-def test_predictions_that_are_too_old_are_computed_again(tmp_path: Path):
+@pytest.mark.parametrize("days", [2, -1], ids=["too old", "of a day to come"])
+def test_predictions_of_another_time_are_computed_again(days: int, tmp_path: Path):
     partition = nightly(tmp_path, run={"reuse_max_age_days": 1.5})
     partition.run()
     change(partition, [1])
     partition.run()
     assert carried_rows(partition) > 0
-    age(partition, dt.timedelta(days=2))
+    age(partition, dt.timedelta(days=days))
     change(partition, [2])
     partition.run()
     assert carried_rows(partition) == 0

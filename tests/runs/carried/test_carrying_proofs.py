@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from support.models.model_cases import colours_state
+from support.runs import earlier_partitions
 from support.runs.carried_runs import BROKEN, FOLDERS, TODAY, TOMORROW, YESTERDAY, Inputs, pins_left
 from support.runs.earlier_partitions import EarlierPartition
 from support.runs.published import age_files
@@ -29,6 +30,7 @@ from pipeline.commit.published.verify import verify_output
 from pipeline.core.arrays import Numbers
 from pipeline.core.environment import FAILPOINT
 from pipeline.core.errors import GateRefused
+from pipeline.core.failures import Failure, Reason
 from pipeline.core.versions import environment_versions
 from pipeline.planning.checked_rows import choose_checked
 from pipeline.process import failpoints
@@ -114,6 +116,27 @@ def test_an_altered_prediction_is_found_refused_and_mended_without_reuse(
     last.run()
     assert last.current().carried["sources"][0]["partition"] == TODAY
     assert_as_all_computed(last, inputs, tmp_path)
+
+
+@pytest.mark.parametrize("reason", [Reason.TOO_LARGE, Reason.TIMEOUT])
+def test_a_checked_row_that_is_in_quarantine_now_differs_unless_the_moment_may_be_why(
+    reason: Reason, inputs: Inputs, out: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    inputs.night(out, YESTERDAY).run()
+    if inputs.kind == "content":
+        touch(inputs)
+    shutil.copytree(out.uri, tmp_path / "try")
+    trial = inputs.night(Store(str(tmp_path / "try")))
+    trial.run()
+    row = min({*trial.computed} - BROKEN)
+    night = inputs.night(out)
+    night.broken = {*night.broken, row}
+    monkeypatch.setattr(earlier_partitions, "Failure", lambda _, *told: Failure(reason, *told))
+    if reason == Reason.TIMEOUT:
+        night.run()
+        return
+    with pytest.raises(GateRefused, match=f"carried.*{row}: is in quarantine now: too_large"):
+        night.run()
 
 
 def test_where_the_job_lets_the_gate_warn_the_altered_row_is_named_all_the_same(

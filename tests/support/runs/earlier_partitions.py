@@ -44,6 +44,7 @@ from pipeline.runs.ending.finish import fail_fast_on_certain_refusal, finish
 from pipeline.runs.keys import keeps_hashes
 from pipeline.runs.merging import Merge
 from pipeline.runs.preparing.prepare import prepare
+from pipeline.runs.resume import is_published
 from pipeline.runs.retry.quarantine import read_reasons
 from pipeline.sources.lookup import LookUp
 from pipeline.sources.reader import read_slices
@@ -117,7 +118,7 @@ class EarlierPartition:
         columns = run.job.sink.partition_columns
         with hold_lease(self.out, run.layout, run.record.run_id, 60.0) as lease:
             base = repair(self.out, run.layout, run.job.sink.keep_versions, table=run.table)
-            if base is not None and base.is_of(plan.fingerprint, columns):
+            if base is not None and is_published(base, plan, columns):
                 return base
             plan = replace(adopt_plan(self.out, run.layout, plan), source_root=plan.source_root)
             predict = partial(self.predict, run, model=model, base=base, lease=lease)
