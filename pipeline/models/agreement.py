@@ -44,6 +44,10 @@ class AgreementLimits:
         return replace(self, allows_ties=True)
 
 
+SAME = AgreementLimits(0.001, 0.99999, 0.001, allows_ties=True)
+"""Of one model in fp32 over the same row, whatever the batch or the machine."""
+
+
 @dataclass(frozen=True)
 class Agreement:
     """The comparison of two runs over the same N rows."""

@@ -236,6 +236,10 @@ class CompositeInput:
             found = [batch for each in found for batch in part.batches(own, each, limits)]
         return found
 
+    def padding_trial(self) -> tuple[Arrays, Self] | None:
+        """Return None: its batches go by several inputs."""
+        return None
+
     def lengths(self, inputs: Arrays, rows: Rows) -> npt.NDArray[np.int32] | None:
         """Return the tokens of all texts of each row."""
         found = [part.lengths(self._own(name, inputs), rows) for name, part in self.parts]

@@ -229,6 +229,15 @@ class Input(Protocol):
         """
         ...
 
+    def padding_trial(self) -> tuple[Arrays, Self] | None:
+        """Return rows to try whether padding matters, and this input without padding.
+
+        Returns:
+            The arrays of a short row and a long one, and the input whose batches consist of rows of
+            one length; None if batches are not padded, or cannot be without.
+        """
+        ...
+
     def lengths(self, inputs: Arrays, rows: Rows) -> npt.NDArray[np.int32] | None:
         """Return the tokens of each row, (K,), without padding; None if rows have no tokens."""
         ...
@@ -306,6 +315,10 @@ class FixedShape:
     def batches(self, inputs: Arrays, rows: Rows, limits: BatchLimits) -> list[Rows]:
         """Return the rows in order, `limits.rows` at a time."""
         return [rows[i : i + limits.rows] for i in range(0, len(rows), limits.rows)]
+
+    def padding_trial(self) -> tuple[Arrays, Self] | None:
+        """Return None: rows are not padded."""
+        return None
 
     def lengths(self, inputs: Arrays, rows: Rows) -> npt.NDArray[np.int32] | None:
         """Return None: rows have no tokens."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import ParamSpec, TypeVar
 
 import numpy as np
@@ -32,7 +33,7 @@ from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import Arrays
 from pipeline.preprocessing.model_input import Arrays as Inputs
-from pipeline.preprocessing.model_input import Rows, num_rows
+from pipeline.preprocessing.model_input import Input, Rows, num_rows
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -108,6 +109,10 @@ class DeviceModel:
         self._runner = None
         if self.gpu is not None:
             self.call(self.gpu.forget)
+
+    def take_input(self, seen: Input) -> None:
+        """Divide rows into batches as another form of the same input does."""
+        self.config = replace(self.config, spec=replace(self.config.spec, input=seen))
 
     def make_room(self) -> None:
         """Give back memory that no batch needs."""
@@ -206,7 +211,10 @@ class DeviceModel:
 
     def _make_buffers(self) -> FreeBuffers:
         make_buffer = functools.partial(device.make_buffer, self.config, self.gpu)
-        return make_device_buffers(make_buffer, self.config.spec.input.gather, self.gpu)
+        return make_device_buffers(make_buffer, self._gather, self.gpu)
+
+    def _gather(self, inputs: Inputs, rows: Rows, buffers: Inputs) -> Mapping[str, tuple[int, ...]]:
+        return self.config.spec.input.gather(inputs, rows, buffers)
 
     def _load(self) -> None:
         config, gpu = self.config, self.gpu

@@ -21,6 +21,7 @@ from pipeline.inference.devices.device_model import DeviceModel
 from pipeline.inference.engines.base import Engine
 from pipeline.inference.engines.reference_check import ReferenceCheck
 from pipeline.inference.exact import alone, reduced
+from pipeline.inference.own_rows import ONE_LENGTH, leave_out_padding, require_own
 from pipeline.inference.settled_scores import count_probable
 from pipeline.inference.slice_results import to_table
 from pipeline.inference.slices.first_rows import SystematicFailureDetector
@@ -43,8 +44,10 @@ class TorchEngine(Engine):
         *,
         ends_process: bool = False,
     ) -> None:
-        self._config, self._first, self._ends_process = config, first, ends_process
+        self._first, self._ends_process = first, ends_process
         self._model = DeviceModel(config)
+        self._has_own_rows, self._is_unpadded = False, leave_out_padding(self._model)
+        self._config = self._model.config
         self._check = ReferenceCheck(self._model)
 
     def predict(self, rows: pa.Table, counters: Counters) -> pa.Table:
@@ -64,6 +67,9 @@ class TorchEngine(Engine):
         for index, failure in run.run(todo):
             failures[index] = failure
         ok = np.flatnonzero(without_failure(failures))
+        if not self._has_own_rows and len(ok):
+            require_own(self._model, inputs, run.results, ok, rows.column(ROW_ID))
+            self._has_own_rows = len(ok) > 1  # one row has no neighbours
         if self._check.is_awaited and (limits := self._config.limits) is not None:
             compared, exact = choose_reference_rows(rows, seen, inputs, ok)
             count_agreeing = partial(self._num_agreeing, compared, exact, run.results, limits)
@@ -82,6 +88,8 @@ class TorchEngine(Engine):
         if run.timer.num_tokens:
             tokens = Tokens(run.timer.num_tokens, run.timer.num_padded)
             SliceFigures(tokens=tokens).add_to(counters)
+        if self._is_unpadded:
+            SliceFigures(advice={ONE_LENGTH: 0}).add_to(counters)
         count_probable(run.counted, counters)
         pass_through, task = self._config.pass_through, self._model.task
         published, results = seen.published_fields(), run.results

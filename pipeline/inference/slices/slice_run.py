@@ -131,7 +131,7 @@ class SliceRun:
         self._model.settle(self.results, batch, self._row_ids, self.counted)
         self.is_done[batch] = True
         failure = not_finite(self._model.config.spec.precision)
-        for row in batch[~_are_finite(self.results, batch)]:
+        for row in batch[~are_finite(self.results, batch)]:
             yield int(row), failure
 
     def _split(self, batch: Rows, failure: Failure) -> Iterator[tuple[int, Failure]]:
@@ -240,7 +240,7 @@ def not_finite(precision: str) -> Failure:
     return Failure(Reason.NON_FINITE, STAGE, f"output is not finite{_WIDER.get(precision, '')}")
 
 
-def _are_finite(results: Arrays, batch: Rows) -> npt.NDArray[np.bool_]:
+def are_finite(results: Arrays, batch: Rows) -> npt.NDArray[np.bool_]:
     """Return which rows of a batch have finite results only, bool (B,)."""
     ok = np.ones(len(batch), bool)
     for values in results.values():

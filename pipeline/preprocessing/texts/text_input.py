@@ -57,6 +57,7 @@ _LIKE, _PARTS = 0.85, 4
 """Rows of at least this share of the longest row's length are alike; batches of at least a fourth
 of the limit consist of such rows."""
 _ROWS_AT_ONCE = 64
+_TRIED = ("a", "one, two and three; " * 6)
 _USUAL = ("text", "content", "body", "sentence", "document", "passage")
 
 
@@ -65,6 +66,8 @@ class TextInput:
     """`input_ids`, `attention_mask`, and `token_type_ids` for pairs; each (B, L), int64."""
 
     text: TextSettings
+    is_padded: bool = True
+    """Whether a batch may have rows of several lengths."""
     name: ClassVar[str] = "text"
     stage_names: ClassVar[tuple[str, ...]] = (STAGE,)
     takes: ClassVar[str] = "text"
@@ -228,12 +231,22 @@ class TextInput:
             longest = self._width(int(lengths[first]))
             fitting = max(1, limits.tokens // longest) if limits.tokens else limits.rows
             last = first + min(fitting, limits.rows)
-            alike = first + int((lengths[first:last] >= _LIKE * longest).sum())
+            least = _LIKE * longest if self.is_padded else lengths[first]
+            alike = first + int((lengths[first:last] >= least).sum())
             enough = first + max(1, -(-limits.tokens // (_PARTS * longest)))
-            last = min(last, max(alike, enough))
+            last = min(last, max(alike, enough) if self.is_padded else alike)
             found.append(order[first:last])
             first = last
         return found
+
+    def padding_trial(self) -> tuple[Arrays, Self] | None:
+        texts = pa.array(_TRIED)
+        rows = pa.table({TEXT: texts, **({TEXT_PAIR: texts} if self.text.has_pair else {})})
+        try:
+            found = self.arrays(self._tokenised(rows, np.arange(2)))
+        except RowError:  # the rows of the source will tell
+            return None
+        return found, replace(self, is_padded=False)
 
     def lengths(self, inputs: Arrays, rows: Rows) -> npt.NDArray[np.int32]:
         found: npt.NDArray[np.int32] = inputs[NUM_TOKENS][rows]
@@ -250,6 +263,8 @@ class TextInput:
 
     def _width(self, length: int) -> int:
         """Return what rows of a length are padded to; never more than the model takes."""
+        if not self.is_padded:
+            return max(1, length)
         return min(max(1, -(-length // _ROUND_TO)) * _ROUND_TO, self.text.max_tokens)
 
     @property

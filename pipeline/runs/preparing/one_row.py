@@ -241,11 +241,13 @@ def _first_good(child: Child, model: ModelSpec, num_units: int) -> Preview:
         problem = predicted if isinstance(predicted, str) else _problem(predicted)
         if not problem:
             assert not isinstance(predicted, str), "has no problem"
-            found = set(SliceFigures.from_json(counters).probable_rows)
+            figures = SliceFigures.from_json(counters)
+            found = set(figures.probable_rows)
             told = scores_told(model.task, model.shown_name, found)
             if found and told != scores_told(model.task, model.shown_name):
                 told = f"{told}, if the first rows of a run are as this row (model.scores says it)"
-            found_row = f"1 row ({row_id}) -> {_describe(predicted, model)}"
+            described = f"1 row ({row_id}) -> {_describe(predicted, model)}"
+            found_row = "; ".join([described, *figures.advice_told])
             return Preview("ok", found_row, scores=told, predicted=predicted)
         failed = failed or f"row {row_id}: {problem}"
         num_exits += isinstance(predicted, str)

@@ -1,0 +1,114 @@
+"""Check that a prediction is a function of its row: not of chance, padding or other rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pipeline.core.errors import JobError, PipelineError
+from pipeline.core.printable import clean_message
+from pipeline.inference.devices.device_model import DeviceModel
+from pipeline.inference.exact import reduced
+from pipeline.inference.slices.slice_run import are_finite
+from pipeline.models.agreement import SAME, AgreementLimits
+from pipeline.models.tasks.base import Arrays
+from pipeline.preprocessing.model_input import Arrays as Inputs
+from pipeline.preprocessing.model_input import Rows, num_rows, take_rows
+from pipeline.process.liveness import still_alive
+
+ONE_LENGTH = (
+    "padding changes what the model gives for a text, so its batches are of texts of one length"
+)
+_PADDING = AgreementLimits(2e-5, 1 - 1e-7, 1e-4, allows_ties=True)
+"""Tighter than what is refused: a text that is easy to judge hides what padding does to others."""
+_NARROW = AgreementLimits(0.05, 0.999, 0.05, allows_ties=True)
+"""Of precisions other than fp32, which round in other ways in batches of other sizes."""
+
+
+def leave_out_padding(model: DeviceModel) -> bool:
+    """Have batches without padding from now on, if padding changes what the model gives.
+
+    Rows that are made here decide it, so that all actors decide alike.
+    """
+    padded = model.config.spec.input
+    trial = padded.padding_trial()
+    if trial is None:
+        return False
+    rows, unpadded = trial
+    try:
+        found = _given(model, rows)
+        model.take_input(unpadded)
+        expected = _given(model, rows)
+        # What is not finite without padding says nothing of it.
+        is_known = are_finite(expected, np.arange(num_rows(rows))).all()
+        limits = _limits(model, _PADDING)
+        is_same = not is_known or model.task.compare(expected, found, limits).agrees.all()
+    except PipelineError:
+        raise
+    except Exception as error:  # noqa: BLE001  # what a model cannot do, its rows will tell
+        if model.gpu is not None:
+            model.gpu.lacks_memory(error)  # ends the process if its context is lost
+        is_same = True
+    if is_same:
+        model.take_input(padded)
+    return not is_same
+
+
+def require_own(
+    model: DeviceModel, inputs: Inputs, results: Arrays, ok: Rows, row_ids: Sequence[object]
+) -> None:
+    """Predict the first and the last row of a slice again, without the others, and compare.
+
+    Args:
+        model: Has predicted the slice.
+        inputs: What it saw, each (N, ...).
+        results: What the task kept, each (N, ...).
+        ok: The rows that were predicted, ascending, at least one.
+        row_ids: (N,).
+
+    Raises:
+        JobError: A row has another prediction then.
+        InfraError: The GPU has failed.
+    """
+    ends, limits = np.unique(ok[[0, -1]]), _limits(model, SAME)
+    # Batches of one size are dear: there both are in one.
+    for rows in [ends] if model.runner.is_static else [ends[:1], ends[1:]]:
+        if not len(rows):
+            continue
+        some, given = take_rows(inputs, rows), take_rows(results, rows)
+        names = " and ".join(clean_message(str(row_ids[row])) for row in rows)
+        told = f"model {model.config.spec.name}: predicted again, {names} "
+        still_alive()
+        try:
+            found = reduced(model, some)
+            if model.task.compare(found, given, limits).agrees.all():
+                continue
+            again = reduced(model, some)
+        except PipelineError:
+            raise
+        except Exception as error:
+            cause = clean_message(f"{type(error).__name__}: {error}")
+            raise JobError(f"{told}failed without the other rows of the batch: {cause}") from error
+        is_known = are_finite(found, np.arange(len(rows))).all()
+        if is_known and not model.task.compare(found, again, limits).agrees.all():
+            raise JobError(
+                f"{told}came out otherwise each time: the model is not deterministic; it must draw "
+                "no random numbers, as dropout and random masks do"
+            )
+        padding = " or on padding" if model.config.spec.input.counts_tokens else ""
+        raise JobError(
+            f"{told}came out otherwise without the other rows of the batch: the model depends on "
+            f"them{padding}; it must treat each row by itself"
+        )
+
+
+def _given(model: DeviceModel, rows: Inputs) -> Arrays:
+    results: Arrays = {}
+    for _ in model.each(rows, results):
+        pass
+    return results
+
+
+def _limits(model: DeviceModel, exact: AgreementLimits) -> AgreementLimits:
+    return exact if model.config.spec.precision == "fp32" else _NARROW
