@@ -15,7 +15,7 @@ SEMANTICS: Mapping[str, int] = {
     "audio": 1,
     "parquet": 2,
     "jsonl": 2,
-    "csv": 1,
+    "csv": 2,
     "webdataset": 1,
     "fetch": 1,
     "decode": 1,

@@ -65,7 +65,7 @@ EXPECTED: dict[str, tuple[int, str]] = {
     "audio": (1, "fd6260b6215c1f50"),
     "parquet": (2, "2a4906d6207b53b2"),
     "jsonl": (2, "d24f3031f83b469e"),
-    "csv": (1, "f1f45d10824ed63f"),
+    "csv": (2, "f1f45d10824ed63f"),
     "webdataset": (1, "fd3ae8a88977ed57"),
     "fetch": (1, "c8997aac9c610b11"),
     "decode": (1, "b5b8c918f8b1e477"),

@@ -1,13 +1,14 @@
 """The records of a CSV shard, as Python's `csv` reads them in its strict mode, in batches.
 
-A record that cannot be parsed ends with the line that shows it; the next line begins a new one. So
-does the line behind one in which a record grows too large, as from a quote that nothing closes: no
-more than that is held.
+A record that cannot be parsed ends with the line that shows it; the next line begins a new one. A
+record that grows too large is not held: nothing tells where the next one begins, unless it is one
+line without quotes.
 """
 
 from __future__ import annotations
 
 import csv
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import StringIO
@@ -61,9 +62,10 @@ def read_records(handle: BinaryIO, max_bytes: int, dialect: Mapping[str, Any]) -
         max_bytes: A record with more is not held in memory.
         dialect: Arguments of `csv.reader`.
     """
-    # A limit of the whole process, which is only ever raised.
-    csv.field_size_limit(max(csv.field_size_limit(), max_bytes))
-    lines = _Lines(read_blocks(handle, max_bytes, "CSV", with_blank=True), max_bytes)
+    csv.field_size_limit(sys.maxsize)  # the process has one, and jobs differ: records are limited
+    marks = "".join(dialect[name] or "" for name in ("quotechar", "escapechar"))
+    blocks = read_blocks(handle, max_bytes, "CSV", with_blank=True, marks=marks)
+    lines = _Lines(blocks, max_bytes)
     batch = _Batch(lines)
     reader, before = csv.reader(chain.from_iterable(lines), **dialect), 0
     num_blocks = 0
@@ -91,7 +93,7 @@ def read_records(handle: BinaryIO, max_bytes: int, dialect: Mapping[str, Any]) -
 
 
 class _TooLargeError(Exception):
-    """A record has more bytes than the limit."""
+    """A line, which is a record, has more bytes than the limit."""
 
 
 class _Lines:
@@ -114,8 +116,10 @@ class _Lines:
         return self
 
     def __next__(self) -> Iterator[str]:
+        endless = f"from line {self.end + 1} on: a record of more than {self._max_bytes} bytes"
         if self.sizes[self.end - self.first :].sum() > self._max_bytes:
-            raise _TooLargeError
+            raise Broken(f"{endless}, or a quote that nothing closes")
+        is_within_record = self.num_lines > self.end
         block = next(self._blocks)
         if block.broken:
             raise Broken(block.broken)
@@ -123,6 +127,8 @@ class _Lines:
         self.num_lines += len(block)
         self.sizes = np.concatenate([self.sizes, block.sizes])
         if block.sizes[0] and not len(block.line(0)):  # a line that was not held
+            if is_within_record or block.has_marks:
+                raise Broken(f"{endless}, with quotes, whose end is not looked for")
             raise _TooLargeError
         data = block.data[block.starts[0] : block.ends[-1]]
         try:

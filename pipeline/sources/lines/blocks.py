@@ -38,6 +38,8 @@ class Block:
     """int64 (N,): of each line in the shard, from 1, blank lines included."""
     broken: str = ""
     """If set, this is one row that stands for the rest of the shard."""
+    has_marks: bool = False
+    """Whether a line that was too long has some of the marks that were asked for."""
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -54,7 +56,7 @@ class Block:
 
 
 def read_blocks(
-    handle: BinaryIO, max_line_bytes: int, what: str, *, with_blank: bool = False
+    handle: BinaryIO, max_line_bytes: int, what: str, *, with_blank: bool = False, marks: str = ""
 ) -> Iterator[Block]:
     """Yield all lines of a shard in order; where blocks end depends on the shard alone.
 
@@ -63,8 +65,9 @@ def read_blocks(
         max_line_bytes: A longer line is not held in memory.
         what: What the shard should be, for messages.
         with_blank: Yield blank lines, too.
+        marks: Characters; a line that is too long tells whether it has one.
     """
-    lines = _Lines(max_line_bytes, with_blank=with_blank)
+    lines = _Lines(max_line_bytes, with_blank=with_blank, marks=marks)
     try:
         read = opened(handle)
         head = read(_CHUNK_BYTES)
@@ -85,9 +88,12 @@ def read_blocks(
 class _Lines:
     """Cuts chunks into blocks of whole lines."""
 
-    def __init__(self, max_line_bytes: int, *, with_blank: bool) -> None:
+    def __init__(self, max_line_bytes: int, *, with_blank: bool, marks: str) -> None:
         self._max_bytes = max_line_bytes
         self._with_blank = with_blank
+        self._marks = marks.encode()
+        self._has_marks = False
+        """Whether what is no longer held has a byte of a mark."""
         self._held: list[bytes] = []
         """What was read and not handed on."""
         self._num_searched = 0
@@ -102,7 +108,7 @@ class _Lines:
         """Take more bytes; yield the lines that are whole, once they are many."""
         if self._dropped_bytes:
             end = chunk.find(b"\n") + 1
-            self._dropped_bytes += end or len(chunk)
+            self._drop(chunk[: end or len(chunk)])
             if not end:
                 return
             yield self._too_long()
@@ -112,8 +118,13 @@ class _Lines:
         if self._held_bytes >= _BLOCK_BYTES:
             yield from self.whole()
         if self._held_bytes > self._max_bytes + _BLOCK_BYTES:
-            self._dropped_bytes, self._held, self._held_bytes = self._held_bytes, [], 0
-            self._num_searched = 0
+            for held in self._held:
+                self._drop(held)
+            self._held, self._held_bytes, self._num_searched = [], 0, 0
+
+    def _drop(self, data: bytes) -> None:
+        self._dropped_bytes += len(data)
+        self._has_marks = self._has_marks or any(mark in data for mark in self._marks)
 
     def whole(self) -> Iterator[Block]:
         """Yield the whole lines that are held."""
@@ -137,9 +148,10 @@ class _Lines:
 
     def _too_long(self) -> Block:
         nothing = np.zeros(1, np.int64)
-        block = Block(b"", nothing, nothing, nothing + self._dropped_bytes, nothing + self.number)
+        sizes, numbers = nothing + self._dropped_bytes, nothing + self.number
+        block = Block(b"", nothing, nothing, sizes, numbers, has_marks=self._has_marks)
         self.number += 1
-        self._dropped_bytes = 0
+        self._dropped_bytes, self._has_marks = 0, False
         return block
 
     def _block(self, data: bytes) -> Iterator[Block]:

@@ -107,25 +107,37 @@ def test_a_line_that_is_not_utf8_costs_itself():
 
 
 @pytest.mark.usefixtures("_small_blocks")
-@pytest.mark.parametrize("quote", [b"", b'"'])
-def test_what_no_quote_closes_is_not_held(quote: bytes):
-    """The line that is too long, or the lines up to the limit, are one record."""
-    before, long = b"a,b\nx,1\n", quote + b"z" * 300 + b"\n"
-    data = before + long + b"y,2\n" * 50
-    found = records(data, limit=100)
+def test_a_line_that_is_too_long_costs_itself():
+    before, long = b"a,b\nx,1\n", b"z" * 300 + b"\n"
+    found = records(before + long + b"y,2\n" * 50, limit=100)
     assert all(sum(map(len, batch.fields[0])) <= 100 for batch in found)
     sizes = [size for batch in found for size in batch.sizes.tolist()]
     assert sizes == [4, 4, len(long), *[4] * 50]
 
 
 @pytest.mark.usefixtures("_small_blocks")
-def test_lines_behind_the_limit_are_records_again():
-    found = records(b'a,b\n"x,1\n' + b"y,2\n" * 60 + b'"', limit=100)
-    sizes = [size for batch in found for size in batch.sizes.tolist()]
-    [large] = [size for size in sizes if size > 100]
-    assert large < 100 + 4 * 12
-    assert sum(sizes) == 4 + 5 + 4 * 60 + 1
-    assert fields(b'a,b\n"x,1\n' + b"y,2\n" * 60 + b'"', limit=100)[2] == ["y", "2"]
+@pytest.mark.parametrize(
+    "large",
+    [
+        b'"' + b"z,1\n" * 50 + b'",1\n',
+        b'"' + b"z,1\n" * 50,
+        b'"' + b"z" * 300 + b'",1\n',
+        b'"z\n' + b"z" * 300 + b'",1\n',
+    ],
+)
+def test_behind_a_quoted_record_that_is_too_large_nothing_is_taken_for_rows(large: bytes):
+    [*before, last] = records(b"a,b\nx,1\n" + large + b"y,2\n" * 50, limit=100)
+    assert [fields for batch in before for fields in batch.fields] == [["a", "b"], ["x", "1"]]
+    assert (len(last), last.numbers.tolist()) == (1, [3])
+    assert last.broken.startswith("from line 3 on: a record of more than 100 bytes, ")
+
+
+def test_a_shard_reads_the_same_whatever_was_read_before():
+    data = b'a,b\n"' + b"z,1\n" * 50_000 + b'",1\ny,2\n'
+    first = fields(data, limit=100_000)
+    fields(data, limit=10**6)
+    assert [len(first), first[2]] == [3, ["y", "2"]]
+    assert fields(data, limit=100_000) == first
 
 
 @pytest.mark.usefixtures("_small_blocks")
