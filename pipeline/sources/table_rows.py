@@ -10,7 +10,6 @@ import pyarrow.compute as pc
 
 from pipeline.core.arrays import as_array
 from pipeline.core.failures import Reason
-from pipeline.core.printable import clean_message
 from pipeline.sources.columns.arrow_types import is_text
 from pipeline.sources.columns.base import Failures, Place, fail
 from pipeline.sources.columns.pass_through import pass_through
@@ -61,7 +60,7 @@ def to_rows(
     url = reader.store.url(path)
     uris = pa.repeat(pa.scalar(url, pa.string()), table.num_rows)
     if own.uris is not None:
-        given = [clean_message(published_uri(uri)) if uri else url for uri in own.uris]
+        given = [published_uri(uri) if uri else url for uri in own.uris]
         uris = pa.array(given, pa.string())
     return make_rows(reader, ids, uris, own.columns, failures, passed)
 

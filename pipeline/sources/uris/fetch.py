@@ -132,7 +132,9 @@ def _follow_links(root: str, path: str, missing: RowError) -> tuple[str, str]:
     """Follow symbolic links to a regular file; they must not leave the root."""
     real_root, real = os.path.realpath(root), os.path.realpath(os.path.join(root, path))
     if os.path.commonpath([real_root, real]) != real_root:
-        raise RowError(Reason.FORBIDDEN_URI, f"{path}: a symbolic link that leaves its root")
+        raise RowError(
+            Reason.FORBIDDEN_URI, f"{shown_uri(path)}: a symbolic link that leaves its root"
+        )
     try:
         is_file = stat.S_ISREG(os.stat(real).st_mode)
     except OSError as error:

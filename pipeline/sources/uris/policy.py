@@ -19,6 +19,8 @@ _HOST_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 _NUMERIC_NAME = re.compile(r"(.*\.)?([0-9]+|0x[0-9a-f]*)")
 CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 URI_MAX_CHARS, _SHOWN_MAX_CHARS = 8192, 200
+_RELATIVE_QUERY = re.compile(r"\?|#(?=[^/]*=)")
+"""A query, or a fragment that may hold a value; `photo#1.jpg` is a name."""
 PATH_SAFE = "%/:=&~+!$,;'@()*"
 WEB_PORTS = {"http": 80, "https": 443}
 
@@ -126,7 +128,8 @@ def policy_of(source: Source, root: str) -> FetchPolicy:
 def published_uri(uri: str) -> str:
     """Return a URI as it is published: without user, password, query and fragment.
 
-    Those of presigned URLs are credentials.
+    Those of presigned URLs are credentials. What no row may name is not published in full: `data:`
+    texts, and those that are too long.
     """
     if uri.startswith("//"):
         return "//..."
@@ -135,7 +138,12 @@ def published_uri(uri: str) -> str:
         # Up to the last `@`: a password may have slashes and question marks in it.
         rest = f"***@{rest.rpartition('@')[2]}" if "@" in rest else rest
         rest = re.split("[?#]", rest)[0]
-    return f"{scheme}{separator}{rest}"
+        return f"{scheme}{separator}{rest}"[:URI_MAX_CHARS]
+    if opaque := SCHEME.match(uri):
+        return f"{opaque[0]}..."
+    if not uri.startswith("/"):
+        uri = _RELATIVE_QUERY.split(uri)[0]
+    return uri[:URI_MAX_CHARS]
 
 
 def shown_uri(uri: str) -> str:

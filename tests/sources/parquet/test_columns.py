@@ -197,3 +197,15 @@ def test_extension_types_are_copied_as_what_they_are_stored_as():
         JobError, match=r"'token' of s\.parquet is list.*extension types is not copied"
     ):
         declare(source, pa.schema([pa.field("token", pa.list_(pa.uuid()))]), "s.parquet")
+
+
+def test_uris_are_published_as_the_input_has_them(tmp_path: Path) -> None:
+    names = ["two  spaces .jpg", "/".join(["d" * 100] * 6) + "/a.png"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(PNG)
+    pq.write_table(pa.table({"at": names}), tmp_path / "0.parquet")
+
+    rows = read_all(job_of(tmp_path / "0.parquet", uri_column="at", uri_base=str(tmp_path)))
+
+    assert rows["uri"].to_pylist() == names

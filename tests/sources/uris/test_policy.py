@@ -188,6 +188,11 @@ def test_no_redirect_leads_from_https_to_http():
         ("//me:pass@h/x", "//..."),
         ("/a/b?c", "/a/b?c"),
         ("a.jpg", "a.jpg"),
+        ("a.jpg?sig=s", "a.jpg"),
+        ("./a:b.jpg#token=s", "./a:b.jpg"),
+        ("a#1.jpg", "a#1.jpg"),
+        ("data:image/png;base64,c2VjcmV0", "data:..."),
+        ("s3://b/two  spaces\n.jpg", "s3://b/two  spaces\n.jpg"),
     ],
 )
 def test_a_uri_is_published_without_what_may_be_a_credential(uri: str, published: str):
