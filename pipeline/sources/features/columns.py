@@ -79,6 +79,11 @@ class FeatureColumns(OneKind):
         return pa.schema(told if field.name == FEATURES else field for field in fields)
 
     def read(self, table: pa.Table, failures: Failures, place: Place) -> InputRows:
+        for name, value in hive_values(place.path).items():
+            is_here = name in self._by_name and name not in table.column_names
+            if is_here and (trouble := self.folder_trouble(name, value)):
+                message = f"column {name!r} {trouble}"
+                fail(failures, range(table.num_rows), Reason.BAD_SCHEMA, message)
         found = self._features(table, failures, place)
         vector = {FEATURES: features_to_arrow(found.values)} if found.values.shape[1] else {}
         texts = {

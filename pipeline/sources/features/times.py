@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.job.features import FeatureColumn, Part
-from pipeline.sources.columns.arrow_types import is_text
+from pipeline.sources.columns.arrow_types import is_text, plain_type
 
 Mask = npt.NDArray[np.bool_]
 _UNITS_PER_S = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
@@ -31,6 +31,7 @@ _PARTS: Mapping[Part, Callable[[pa.Array], pa.Array]] = {
 
 def time_trouble(kind: pa.DataType, part: Part) -> str:
     """Return why columns of a type have no such number, or ''."""
+    kind = plain_type(kind)
     if is_text(kind) or pa.types.is_timestamp(kind):
         return ""
     if pa.types.is_date(kind):
@@ -44,12 +45,14 @@ def read_times(column: pa.Array, entry: FeatureColumn) -> tuple[pa.Array, Mask]:
     """Return int64 (N,), null where there is none; and bool (N,): texts that are no date or time.
 
     Args:
-        column: (N,) dates, times or ISO 8601 texts.
+        column: (N,) dates, times or ISO 8601 texts, or a dictionary of them.
         entry: Says what becomes of them.
     """
     part = entry.part
     assert part is not None, "declared as a date or time"
     is_bad = np.zeros(len(column), np.bool_)
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
     if is_text(column.type):
         column, is_bad = _parsed(column)
     if part in _PARTS:

@@ -230,3 +230,17 @@ def test_whole_numbers_beyond_float32_end_the_run(tmp_path: Path):
     (tmp_path / "a.csv").write_text("n\n1\n16777217\n")
     with pytest.raises(JobError, match=r"n holds 16777217 in a\.csv, which float32 rounds"):
         read_all(Source(uri=str(tmp_path), format="csv", features=("n",)))
+
+
+@pytest.mark.parametrize("null_features", ["quarantine", "zero"])
+def test_a_folder_that_is_no_number_costs_the_rows_of_its_shard(
+    null_features: str, tmp_path: Path
+) -> None:
+    for name in ("size=1", "size=unknown"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.csv").write_bytes(b"age\n30\n40\n")
+    features = {"text_column": None, "features": ("age", "size"), "null_features": null_features}
+    rows = read_all(source_of(tmp_path, **features))
+    assert column(rows, FEATURES)[:2] == [[30.0, 1.0], [40.0, 1.0]]
+    assert column(rows, ERROR) == [None, None, "bad_schema", "bad_schema"]
+    assert column(rows, MESSAGE)[2].startswith("column 'size' is 'unknown' in the names of the")
