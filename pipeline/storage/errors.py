@@ -309,8 +309,8 @@ def secret_values(options: Mapping[str, Any]) -> list[str]:
         elif name == "connection_string" and isinstance(value, str):
             # A message may hold a part of it; its key ends in `=`, so that a pair is cut but once.
             pairs = dict(pair.partition("=")[::2] for pair in value.split(";"))
-            secrets = (v for k, v in pairs.items() if k in ("AccountKey", "SharedAccessSignature"))
-            found += [value, *secrets]
+            keys = ("AccountKey", "SharedAccessSignature")
+            found += [each for each in (value, *map(pairs.get, keys)) if each]
         elif isinstance(value, str) and len(value) >= 4 and name not in _PUBLIC_OPTIONS:
             found += [] if value in _NO_SECRETS else [value]
     return found

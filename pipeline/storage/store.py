@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any, BinaryIO, TypeVar, cast
 
 from pipeline.core.backoff import TransientError, retries_taken, with_retries
-from pipeline.core.errors import InfraError, JobError, PipelineError
+from pipeline.core.errors import InfraError, JobError
 from pipeline.storage.backends import disk_backend, object_backend, object_store
 from pipeline.storage.create_once import CreateOutcome, create_once
 from pipeline.storage.errors import is_conflict, secret_values, storage_errors, translate
@@ -240,14 +240,9 @@ class Store:
         """
         path = f"{PROBES}/create-{uuid.uuid4().hex}"
         first, second = uuid.uuid4().hex, uuid.uuid4().hex
-        try:
-            self.create_once(path, first.encode(), first)
-            refused = self.create_once(path, second.encode(), second) is CreateOutcome.OTHER
-        except InfraError:  # it may be there; the first error is shown
-            with contextlib.suppress(PipelineError):
-                self.delete([path])
-            raise
-        self.delete([path])
+        self.create_once(path, first.encode(), first)
+        refused = self.create_once(path, second.encode(), second) is CreateOutcome.OTHER
+        self.delete([path])  # `gc` takes what a store that fails keeps
         if not refused and not single_writer:
             raise JobError(
                 f"{self.url()}: this store ignores If-None-Match, so two runs could publish at "
@@ -260,11 +255,9 @@ class Store:
         It costs a small put: there is no other way to ask for the time.
         """
         path = f"{PROBES}/clock-{uuid.uuid4().hex}"
-        try:
-            self.put(path, b"?")
-            found = self.stat(path)
-        finally:
-            self.delete([path])
+        self.put(path, b"?")
+        found = self.stat(path)
+        self.delete([path])  # `gc` takes what a store that fails keeps
         if found is None or found.modified is None:
             raise InfraError(f"{self.url(path)}: was put, but the store does not show its time")
         return found.modified

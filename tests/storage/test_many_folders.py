@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import bisect
+import datetime as dt
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -69,3 +71,27 @@ def test_names_that_servers_sort_in_two_ways_are_listed_one_by_one(every_store: 
     found = every_store.list_small_folders("c", [path.rpartition("/")[0] for path in paths])
     assert sorted(file.path for file in found) == sorted(paths)
     assert every_store.list_small_folders("c", []) == []
+
+
+class Answers:
+    """A file system that gives one answer after the other to the requests of its protocol."""
+
+    def __init__(self, *answers: dict[str, Any]) -> None:
+        self._answers = [*answers]
+
+    def call(self, *_: object, **__: object) -> dict[str, Any]:
+        return self._answers.pop(0)
+
+    call_s3 = call
+
+
+@pytest.mark.parametrize("list_after", [gcs._list_gcs_after, s3._list_s3_after])
+def test_a_page_without_files_is_not_the_last_one(list_after: Any) -> None:
+    day = dt.datetime(2026, 11, 24, tzinfo=dt.UTC)
+    item = {"name": "c/2", "size": "1", "generation": "1", "updated": day.isoformat()}
+    content = {"Key": "c/2", "Size": 1, "ETag": "v", "LastModified": day}
+    more = {"nextPageToken": "t", "NextContinuationToken": "t"}
+    fs = Answers(more, {"items": [item], "Contents": [content], **more})
+    page = list_after(fs, "b", "c/", "c/1")
+    assert ([file.path for file in page.files], page.next_token) == (["b/c/2"], "c/2")
+    assert list_after(Answers({}), "b", "c/", "c/2").files == []

@@ -635,6 +635,20 @@ def test_local_roots_are_absolute_and_alike(
     assert Store("/").url("etc") == "/etc"
 
 
+def test_what_could_not_be_put_is_not_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That would be tried again and again where a store is down."""
+    deleted: list[object] = []
+    monkeypatch.setattr(Store, "delete", lambda _, paths: deleted.append(paths))
+    (tmp_path / "file").write_text("x")
+    store = Store(str(tmp_path / "file"))
+    for act in (store.now, lambda: store.probe(single_writer=False)):
+        with pytest.raises(JobError, match="file"):
+            act()
+    assert deleted == []
+
+
 def test_a_file_in_the_way_is_the_users_to_cure(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     store = Store(str(tmp_path / "file"))

@@ -39,9 +39,24 @@ def one_at_a_time(name: str, *, waits: bool = True) -> Iterator[None]:
         BlockingIOError: A process is at it, and this one does not wait.
     """
     path = cache_folder() / f"{name}.lock"
+    while (descriptor := _locked(path, waits=waits)) is None:
+        pass
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # whoever waits for it looks whether it is still there
+        os.close(descriptor)
+
+
+def _locked(path: Path, *, waits: bool) -> int | None:
+    """Open and lock a file; None if it was removed meanwhile."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
-        yield
-    finally:
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+    except BaseException:
         os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None

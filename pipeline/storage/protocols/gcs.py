@@ -51,6 +51,8 @@ def _list_gcs(fs: Any, bucket: str, prefix: str, delimited: bool, token: str | N
 def _list_gcs_after(fs: Any, bucket: str, prefix: str, key: str) -> Page:
     # An offset is included: the smallest key after another one is that with a zero byte.
     page = _page(fs, bucket, prefix, startOffset=f"{key}\0")
+    while page.next_token and not page.files:  # the API allows empty pages
+        page = _page(fs, bucket, prefix, startOffset=f"{key}\0", pageToken=page.next_token)
     last = page.files[-1].path.removeprefix(f"{bucket}/") if page.next_token else None
     return Page(page.files, next_token=last)
 

@@ -61,6 +61,8 @@ def _list_s3(fs: Any, bucket: str, prefix: str, delimited: bool, token: str | No
 
 def _list_s3_after(fs: Any, bucket: str, prefix: str, key: str) -> Page:
     page = _page(fs, bucket, prefix, {"StartAfter": key})
+    while page.next_token and not page.files:
+        page = _page(fs, bucket, prefix, {"ContinuationToken": page.next_token})
     last = page.files[-1].path.removeprefix(f"{bucket}/") if page.next_token else None
     return Page(page.files, next_token=last)
 

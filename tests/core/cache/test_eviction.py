@@ -189,3 +189,9 @@ def test_what_a_killed_process_left_unfinished_goes() -> None:
     used(folder, UNUSED_S / 86_400 + 0.001)
     evict_for()
     assert not folder.exists()
+
+
+def test_no_locks_are_left_behind() -> None:
+    for number in range(3):
+        cached_folder(f"m-{number}", write)
+    assert [each.name for each in cache_folder().glob("*.lock")] == []
