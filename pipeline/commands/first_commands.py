@@ -46,7 +46,6 @@ def predict(
 
     prepare_end_of_same()
     with progress_on_terminal(quiet=quiet) as progress, started_ahead(address):
-        progress.phase(f"looking at {input_}", is_logged=False)
         from pipeline.operations.first_steps.predict import predict as run_once
 
         report = run_once(

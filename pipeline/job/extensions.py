@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
@@ -14,6 +15,8 @@ from pipeline.core.errors import JobError
 from pipeline.job.section import Section
 
 SectionT = TypeVar("SectionT", bound=Section)
+_MEANT = {"sep": "delimiter", "separator": "delimiter", "quotechar": "quote", "names": "columns"}
+"""What other readers call an option -> its name here."""
 
 
 def registered(group: str, name: str, also: tuple[str, ...] = ()) -> Any:
@@ -72,4 +75,13 @@ def option_problems(
     except ValidationError as error:
         for each in error.errors(include_url=False):
             message = each["msg"].removeprefix("Value error, ")
+            if each["type"] == "extra_forbidden":
+                message = f"unknown key, {_known(str(each['loc'][-1]), section)}"
             yield f"{'.'.join([field, *map(str, each['loc'])])}: {message}"
+
+
+def _known(name: str, section: type[Section]) -> str:
+    """Return which option was meant, or which there are."""
+    fields = [*section.model_fields]
+    near = difflib.get_close_matches(_MEANT.get(name, name), fields, n=1)
+    return f"did you mean {near[0]}?" if near else f"allowed are {', '.join(fields)}"

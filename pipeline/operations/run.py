@@ -35,7 +35,8 @@ def run(
         allow_import: Prefixes of the modules that the job may name.
         accept: Gates whose failure is accepted, with the reason.
         reuse: Carry rows over from earlier versions as `run.reuse` says; False: compute all.
-        progress: Where to show how far it is; None: in the cell of a notebook, elsewhere nowhere.
+        progress: Where to show how far it is; None: in the cell of a notebook or on a terminal,
+            elsewhere nowhere.
         owns_process: The process is there for this run only: signals stop the run.
 
     Returns:

@@ -26,13 +26,15 @@ class FeatureInput(TableInput):
     """F; 0 until the shards are known."""
     has_lists: bool = False
     """Whether some of them are a list of the shards."""
+    num_taken: int | None = None
+    """How many the model takes; None: it does not say."""
 
     @classmethod
     def of(cls, settings: InputSettings) -> TableInput:
         """Make the input; that of columns if the model takes each by its name."""
         if settings.columns:
             return ColumnInput.of(settings)
-        return cls()
+        return cls(num_taken=settings.num_features)
 
     def usual_batch(self, *, is_on_gpu: bool) -> BatchLimits:
         """Return fewer of many features, and of lists, which may be sequences."""
@@ -54,6 +56,11 @@ class FeatureInput(TableInput):
             raise JobError(
                 "source.features: read_as: float64 is for a model that takes each column by its "
                 "name, and this one takes a vector of float32"
+            )
+        if self.num_taken not in (None, vector.type.list_size):
+            raise JobError(
+                f"source.features: the columns make {vector.type.list_size} numbers a row, the "
+                f"model takes {self.num_taken}"
             )
         has_lists = WIDTHS in (vector.metadata or {})
         return replace(self, num_features=vector.type.list_size, has_lists=has_lists)

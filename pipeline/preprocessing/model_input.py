@@ -89,6 +89,8 @@ class InputSettings:
     options: Mapping[str, Any] = field(default_factory=dict)
     """The job's `source.input_options`, checked."""
     audio: AudioSettings | None = None
+    num_features: int | None = None
+    """How many numbers the model takes as one vector; None: it does not say."""
 
 
 class TensorColumn(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol, cast
+from typing import Literal, NamedTuple, Protocol, cast
 
 import pyarrow as pa
 
@@ -34,6 +34,17 @@ class Measured:
     """The declared types of the pass-through columns."""
     fields: pa.Schema = field(kw_only=True)
     """The columns of a row's input, with the types of the shards."""
+
+
+class FirstRows(NamedTuple):
+    """Some first rows of a shard, for who knows nothing of it."""
+
+    rows: pa.Table
+    """With all columns, in the shard's order."""
+    trouble: str = ""
+    """What is wrong with lines among them that are no rows; or why there are no rows."""
+    doubt: str = ""
+    """Why the names of the columns may be none, and what to do; ''."""
 
 
 class RowStream(Protocol):
@@ -142,13 +153,17 @@ class SourceFormat(Protocol):
         """Return where the ids of a job's rows come from."""
         ...
 
-    def first_rows(self, store: Store, shard: StoredFile) -> pa.Table | None:
-        """Return some first rows of a shard with all its columns, for who knows nothing of it.
+    def first_rows(self, store: Store, shard: StoredFile, source: Source) -> FirstRows | None:
+        """Return some first rows of a shard as a run would read them.
 
         None: rows of the format have no columns.
 
+        Args:
+            source: The job's section, without the columns.
+
         Raises:
-            ArrowException, OSError: The shard cannot be read as this format.
+            JobError: The shard is written otherwise than `source.options` say.
+            ArrowException, OSError: It cannot be read as this format.
         """
         ...
 
@@ -197,7 +212,7 @@ class WithoutColumns:
 
     holds: str = "image"
 
-    def first_rows(self, store: Store, shard: StoredFile) -> pa.Table | None:
+    def first_rows(self, store: Store, shard: StoredFile, source: Source) -> FirstRows | None:
         """Return None."""
         return None
 

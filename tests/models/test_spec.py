@@ -169,7 +169,9 @@ def test_a_torchvision_name_needs_weights_because_nothing_is_downloaded():
 
 def test_an_unknown_name_is_refused_beside_those_that_are_installed():
     message = refusal(name="no-such-model")
-    assert "'no-such-model': neither an installed model (efficientnet-lite0" in message
+    assert (
+        "'no-such-model': no such folder or file, no installed model (efficientnet-lite0" in message
+    )
 
 
 def test_all_that_a_torchvision_name_lacks_is_said_at_once():

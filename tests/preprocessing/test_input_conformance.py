@@ -158,7 +158,7 @@ def test_its_options_arrive_and_decide_the_model_input():
     made = toy_input.ToyInput.of(InputSettings(options=source.input_options))
     assert made.slots(BatchLimits(1))["head"].shape == (1, 2)
     assert made.settings() != toy_input.ToyInput.of(InputSettings()).settings()
-    with pytest.raises(ValueError, match=r"input_options\.bytes: Extra inputs"):
+    with pytest.raises(ValueError, match=r"input_options\.bytes: unknown key"):
         Source(uri="in", format="images", input="toy", input_options={"bytes": 2})
     with pytest.raises(ValueError, match="input_options has no effect with input 'image'"):
         Source(uri="in", format="images", input_options={"head_bytes": 2})

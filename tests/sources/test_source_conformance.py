@@ -204,7 +204,7 @@ def test_an_unknown_format_is_refused_with_those_that_there_are(tmp_path: Path):
 
 def test_options_are_those_of_the_format(tmp_path: Path):
     assert Source(uri="in", format="toy", options={"prefix": "0x"}).options == {"prefix": "0x"}
-    with pytest.raises(ValidationError, match=r"options\.prefx: Extra inputs"):
+    with pytest.raises(ValidationError, match=r"options\.prefx: unknown key"):
         Source(uri="in", format="toy", options={"prefx": "0x"})
     with pytest.raises(ValidationError, match="options has no effect with format 'images'"):
         Source(uri="in", format="images", options={"prefix": "0x"})

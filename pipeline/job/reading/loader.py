@@ -49,7 +49,7 @@ def read_job(
             f"--set source.uri={quote(path)} --set sink.uri=out"
         )
     document = read_yaml(path)
-    origin = Origin(path, document, _apply(overrides, document.value))
+    origin = Origin(path, document, apply_overrides(overrides, document.value))
     return _validated(origin, date, is_elsewhere=is_elsewhere)
 
 
@@ -62,7 +62,7 @@ def parse_job(
         JobError: A field is wrong.
     """
     value = copy.deepcopy(dict(document)) if overrides else dict(document)
-    found = Origin(origin, Document(value), _apply(overrides, value))
+    found = Origin(origin, Document(value), apply_overrides(overrides, value))
     return _validated(found, date, is_elsewhere=False)
 
 
@@ -87,10 +87,23 @@ def _validated(origin: Origin, date: dt.date, *, is_elsewhere: bool) -> Job:
     return job
 
 
-def _apply(overrides: Overrides, document: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
-    """Set fields of a document, and return their paths."""
-    given = [*overrides.items()] if isinstance(overrides, Mapping) else map(_parsed, overrides)
+def apply_overrides(overrides: Overrides, document: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
+    """Set fields of a document, and return their paths.
+
+    Raises:
+        JobError: As `parse_overrides`, or a field is in what is no section.
+    """
+    given = parse_overrides(overrides).items()
     return tuple(_set(document, name, value) for name, value in given)
+
+
+def parse_overrides(overrides: Overrides) -> dict[str, Any]:
+    """Return the fields that are set over those of a job, by their names.
+
+    Raises:
+        JobError: A text is no `section.field=value`, or its value no YAML.
+    """
+    return dict(overrides if isinstance(overrides, Mapping) else map(_parsed, overrides))
 
 
 def _parsed(override: str) -> tuple[str, Any]:
@@ -102,7 +115,10 @@ def _parsed(override: str) -> tuple[str, Any]:
     try:
         return name.strip(), parse_value(text)
     except ValueError as error:
-        raise JobError(f"--set {name}: the value is not valid YAML: {error}") from None
+        in_quotes = f"--set '{name}=\"...\"'"
+        raise JobError(
+            f"--set {name}: the value is not valid YAML: {error}; put a text in quotes: {in_quotes}"
+        ) from None
 
 
 def _set(document: dict[str, Any], name: str, value: Any) -> tuple[str, ...]:

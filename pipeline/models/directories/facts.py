@@ -188,6 +188,15 @@ class DirectoryFacts:
             return ()
         return tuple(TensorColumn(each.name, each.dtype) for each in self.module.inputs)
 
+    @property
+    def num_features(self) -> int | None:
+        """Return how many numbers an .onnx file takes as one vector; None if it does not say."""
+        if not isinstance(self.module, OnnxFile) or self.input != "features" or self.columns:
+            return None
+        shape = self.module.inputs[0].shape
+        width = shape[1] if shape and len(shape) > 1 else None
+        return width if isinstance(width, int) else None
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DirectoryFacts:
         """Return the facts that `to_dict` described, also after a round trip through JSON."""

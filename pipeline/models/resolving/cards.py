@@ -124,14 +124,7 @@ def _named_card(name: str, model: Model) -> FoundModel:
             )
     facts = torchvision_facts(name)
     if facts is None:
-        elsewhere = describe_name(name)
-        if elsewhere is not None:
-            raise JobError(f"model.name = {name!r}: {elsewhere}")
-        ours = sorted(entry.name for entry in entry_points(group=ENTRY_POINT_GROUP))
-        raise JobError(
-            f"model.name = {name!r}: neither an installed model ({', '.join(ours) or 'none'}) "
-            "nor a torchvision one"
-        )
+        raise _unknown(name)
     _refuse_family(name, facts["family"], model)
     transform = facts["transform"] and TransformSpec.from_dict(facts["transform"])
     return FoundModel(
@@ -142,6 +135,28 @@ def _named_card(name: str, model: Model) -> FoundModel:
         labels=tuple(facts["labels"]) if model.labels is None else None,
         images=ImageContract(3),
     )
+
+
+def require_installed(name: str) -> None:
+    """Require that a name is that of an installed model.
+
+    Raises:
+        JobError: It is not, and says what else it may be.
+    """
+    if name not in _installed() and torchvision_facts(name) is None:
+        raise _unknown(name)
+
+
+def _installed() -> list[str]:
+    return sorted(entry.name for entry in entry_points(group=ENTRY_POINT_GROUP))
+
+
+def _unknown(name: str) -> JobError:
+    elsewhere = describe_name(name) or (
+        f"no such folder or file, no installed model ({', '.join(_installed()) or 'none'}), and no "
+        "torchvision one; `pipeline pull hf://ORG/NAME FOLDER` copies one of a hub"
+    )
+    return JobError(f"model.name = {clean_message(name)!r:.300}: {elsewhere}")
 
 
 def describe_name(name: str) -> str | None:
@@ -158,8 +173,8 @@ def describe_name(name: str) -> str | None:
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         told = clean_message(name)[:200]
         return (
-            "looks like a name on a model hub, and nothing is downloaded by a run: "
-            f"`pipeline pull hf://{told} FOLDER`, then model.path: FOLDER"
+            "no such folder or file, and no installed model; of a model hub nothing is downloaded "
+            f"by a run: `pipeline pull hf://{told} FOLDER`, then model.path: FOLDER"
         )
     return None
 

@@ -223,8 +223,10 @@ def _choose_input(
     heard = None
     if "audio" in taken:
         heard = choose_audio(card.name, audio, card.facts.audio if card.facts else None)
-    columns = card.facts.columns if card.facts else ()
-    settings = InputSettings(merged, chosen, parts, columns, options, heard)
+    columns, num_features = (
+        (card.facts.columns, card.facts.num_features) if card.facts else ((), None)
+    )
+    settings = InputSettings(merged, chosen, parts, columns, options, heard, num_features)
     with errors_told(INPUTS, name):
         return get(INPUTS, name).of(settings), merged
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
@@ -18,10 +19,21 @@ Fields = dict[str, tuple[Any, str]]
 """Field of `source` -> its value, and why."""
 
 _IDS = ("row_id", "id", "uuid", "key")
+_LIKE_ID = re.compile(
+    r"(.*[_ .-])?(id|key|uuid|guid|no|nr|number|code|ref)|customer|client|user|account|order|sku",
+    re.IGNORECASE,
+)
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?")
+_LIKE_NUMBER = re.compile(r"\s*[-+(]?[$\u20ac\u00a3]?\s*[0-9][0-9.,'\s]*[%$\u20ac\u00a3)]?\s*")
 
 
 def choose_columns(
-    rows: pa.Table, takes: str | None, names: Sequence[str] = (), *, is_pair: bool = False
+    rows: pa.Table,
+    takes: str | None,
+    names: Sequence[str] = (),
+    *,
+    is_pair: bool = False,
+    num_features: int | None = None,
 ) -> Fields:
     """Choose the columns of the input.
 
@@ -30,9 +42,11 @@ def choose_columns(
         takes: The registered name of what the model takes; None: that is not known.
         names: The columns that it takes by name, if it does.
         is_pair: It judges pairs of texts.
+        num_features: How many numbers it takes without names; None: that is not known.
 
     Raises:
-        JobError: No column fits, or several do: one line with the choices.
+        JobError: No column fits, or several do, or which are its numbers could only be guessed: one
+            line with the choices.
     """
     if names:
         return _by_name(rows, names)
@@ -44,9 +58,10 @@ def choose_columns(
     if found is None:
         raise JobError(
             f"the model {get(INPUTS, takes).how_to_name}; none is seen in the first rows: there "
-            f"are {names_of([f'{field.name} ({field.type})' for field in rows.schema])}"
+            f"are {names_of(described(rows))}"
         )
     if found.takes_all:
+        _require_all(rows, found.names, num_features)
         return {found.field: ([*found.names], f"all with {takes}, in this order")}
     usual = [name for name in found.names if name.lower() in found.usual]
     if len(usual) == 1 < len(found.names):
@@ -65,15 +80,68 @@ def choose_id(rows: pa.Table) -> Fields:
     by_name = {name.lower(): name for name in rows.column_names}
     ends = [name for name in rows.column_names if name.lower().endswith("_id")]
     found = next((by_name[name] for name in _IDS if name in by_name), None)
-    if found is None and len(ends) == 1:
-        [found] = ends
-    if found is None:
+    for likely in (ends, [name for name in rows.column_names if _may_be_id(rows, name)]):
+        if found is None and len(likely) == 1:
+            [found] = likely
+    if found is None or not _may_be_id(rows, found, by_name=False):
         return {}
-    values, kind = rows.column(found), rows.schema.field(found).type
-    is_id = is_text(kind) or pa.types.is_integer(kind)
-    if not is_id or values.null_count or pc.count_distinct(values).as_py() < len(values):
+    values = rows.column(found)
+    if values.null_count or pc.count_distinct(values).as_py() < len(values):
         return {}
     return {"id_column": (found, "names a row; without it, the shard and its number do")}
+
+
+def _may_be_id(rows: pa.Table, name: str, *, by_name: bool = True) -> bool:
+    kind = rows.schema.field(name).type
+    is_named = not by_name or _LIKE_ID.fullmatch(name) is not None
+    return is_named and (is_text(kind) or pa.types.is_integer(kind))
+
+
+def described(rows: pa.Table, names: Sequence[str] | None = None) -> list[str]:
+    """Return columns with what they hold, as in `spent (text like numbers, "1,100.50")`."""
+    return [
+        f"{name} ({_kind(rows.column(name))})"
+        for name in (rows.column_names if names is None else names)
+    ]
+
+
+def _kind(values: pa.ChunkedArray) -> str:
+    if not is_text(values.type):
+        return str(values.type)
+    texts = [text for text in values.to_pylist() if text]
+    if 2 * sum(map(bool, map(_LIKE_NUMBER.fullmatch, texts))) < max(len(texts), 1):
+        return "text"
+    odd = next((text for text in texts if not _NUMBER.fullmatch(text)), texts[0])
+    return f'text among numbers, "{odd:.40}"'
+
+
+def _require_all(rows: pa.Table, names: Sequence[str], num_features: int | None) -> None:
+    """Require that all columns are numbers of the model, which has no names for them.
+
+    Raises:
+        JobError: They are not as many as it takes, or some are no numbers, or an id.
+    """
+    ids = [name for name, _ in choose_id(rows).values()]
+    others = [name for name in rows.column_names if name not in (*names, *ids)]
+    doubtful = [name for name in names if _may_be_id(rows, name)]
+    size = sum(_width(rows.column(name)) for name in names)
+    is_clear = len(names) == 1 if num_features is None else size == num_features
+    if is_clear and not others and not doubtful:
+        return
+    told = f"; {names_of(doubtful)} may be an id (source.id_column)" if doubtful else ""
+    told += f"; no numbers are {names_of(described(rows, others))}" if others else ""
+    raise JobError(
+        f"the model takes {num_features or 'some'} numbers without names: which columns, in which "
+        f"order? --set source.features=[...] of {names_of(names)}{told}"
+    )
+
+
+def _width(values: pa.ChunkedArray) -> int:
+    """Return how many numbers a column gives to a row."""
+    if pa.types.is_fixed_size_list(values.type):
+        return int(values.type.list_size)
+    first = next((value for value in values.to_pylist() if value is not None), None)
+    return len(first) if isinstance(first, list) else 1
 
 
 def inputs_in(rows: pa.Table) -> Mapping[str, Columns]:

@@ -13,19 +13,28 @@ import yaml
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import num_of, printable
-from pipeline.core.registry import SOURCES, load
+from pipeline.core.registry import INPUTS, SOURCES, get, load
 from pipeline.job.job import Job
-from pipeline.job.reading.loader import Overrides
+from pipeline.job.reading.loader import Overrides, apply_overrides, parse_overrides
 from pipeline.models.directories.facts import DirectoryFacts
 from pipeline.models.directories.opening import open_facts
-from pipeline.operations.first_steps.columns import Fields, choose_columns, choose_id, inputs_in
-from pipeline.operations.first_steps.first_rows import Found, look
+from pipeline.models.resolving.cards import require_installed
+from pipeline.operations.first_steps.columns import (
+    Fields,
+    choose_columns,
+    choose_id,
+    described,
+    inputs_in,
+)
+from pipeline.operations.first_steps.first_rows import Found, look, names_of
 from pipeline.operations.jobs import load_job
 from pipeline.runs.preparing.prepare import job_model
 
 _INPUTS = ("image_column", "audio_column", "uri_column", "text_column", "features", "inputs")
 """Fields of `source` that name the input: if the caller sets one, none is chosen."""
-_PAIRS = "score"
+_PAIRS, _OTHERS = "score", "fits as well"
+MARK = "# Made of the input and the model by `pipeline predict` or `pipeline init`. All fields:"
+"""The first line of a job file that was made."""
 Lines = dict[str, Fields]
 """Section -> its fields, each with its value and why."""
 
@@ -61,14 +70,17 @@ def draft_job(
     for text in (uri, model, to):
         if "${" in text:
             raise JobError(f"{text}: write ${{...}} into a job file; pipeline init makes one")
-    given = _given(overrides)
-    found = look(uri, given.get("source.format"))
+    known: dict[str, Any] = {}
+    apply_overrides(overrides, known)
+    given = parse_overrides(overrides)
+    named = _model(model)
+    found = look(uri, known.get("source", {}))
     lines: Lines = {
         "source": {
             "uri": (_absolute(uri), num_of(len(found.shards), "file")),
             "format": (found.format, "by the names of the files"),
         },
-        "model": _model(model),
+        "model": named,
         "sink": {"uri": (_absolute(to), "predictions, quarantine and reports")},
     }
     lines["source"] |= _columns(found, lines["model"], given)
@@ -85,20 +97,8 @@ def draft_job(
     said = f"{spec.shown_name}, task {spec.task.kind}{labels}{size}"
     first = next(iter(lines["model"]))
     lines["model"][first] = (lines["model"][first][0], said)
-    return Draft(job, _text(lines), (f"input: {_input(found, job)}", f"model: {printable(said)}"))
-
-
-def _given(overrides: Overrides) -> dict[str, Any]:
-    """Return the fields that the caller sets, by their names."""
-    from pipeline.job.reading.yaml_reader import parse_value
-
-    if isinstance(overrides, Mapping):
-        return dict(overrides)
-    pairs = (text.partition("=") for text in overrides)
-    try:
-        return {name.strip(): parse_value(value) for name, _, value in pairs}
-    except ValueError as error:
-        raise JobError(f"--set: the value is not valid YAML: {error}") from None
+    looked = _input(found, job, lines["source"])
+    return Draft(job, _text(lines), (*looked, f"model: {printable(said)}"))
 
 
 def _set(lines: Lines, path: Sequence[str], value: Any) -> None:
@@ -122,63 +122,97 @@ def _absolute(uri: str) -> str:
 
 
 def _model(model: str) -> Fields:
-    """Return the field that names a model, by what it looks like."""
+    """Return the field that names a model, by what it looks like.
+
+    Raises:
+        JobError: It is no path, and nothing that is installed.
+    """
     if "://" in model or Path(model).exists() or model.endswith(".onnx"):
         return {"path": (_absolute(model), "")}
     if ":" in model:
         return {"factory": (model, "")}
+    require_installed(model)
     return {"name": (model, "")}
 
 
 def _columns(found: Found, model: Fields, given: Mapping[str, Any]) -> Fields:
-    rows = found.first_rows()
-    if rows is None:
-        is_tar = load(SOURCES, found.format).counts_rows == "reading"
-        hears = is_tar and "source.input" not in given and _taken(model, "image")[0] == "audio"
-        return {"input": ("audio", "the model hears clips of sound")} if hears else {}
-    chosen: Fields = {}
-    if not any(f"source.{field}" in given for field in _INPUTS):
-        takes, names, is_pair = _taken(model, next(iter(inputs_in(rows)), ""))
-        chosen = choose_columns(rows, takes, names, is_pair=is_pair)
+    if found.first is None:
+        return {} if "source.input" in given else _of_files(found, model)
+    rows, chosen = found.first.rows, Fields()
+    if not any(name.split(".")[1] in _INPUTS for name in given if name.startswith("source.")):
+        if found.first.doubt:
+            raise JobError(f"{found.store.url('')}: {found.first.doubt}")
+        facts = _facts(model, next(iter(inputs_in(rows)), ""))
+        names = tuple(each.name for each in facts.columns) if facts else ()
+        chosen = choose_columns(
+            rows,
+            facts.input if facts else "image" if "name" in model else None,
+            names,
+            is_pair=facts is not None and facts.input == "text" and facts.tasks[:1] == (_PAIRS,),
+            num_features=facts.num_features if facts else None,
+        )
     if "source.id_column" not in given:
         chosen |= choose_id(rows)
     return chosen
 
 
-def _taken(model: Fields, side: str) -> tuple[str | None, Sequence[str], bool]:
-    """Return what a model takes, the columns that it takes by name, and whether it takes pairs.
+def _of_files(found: Found, model: Fields) -> Fields:
+    """Return what a job says of rows that are files.
+
+    Raises:
+        JobError: The model takes something else.
+    """
+    facts, form = _facts(model, "image"), load(SOURCES, found.format)
+    takes = facts.input if facts else form.holds
+    if takes == "audio" and form.counts_rows == "reading":
+        return {"input": ("audio", "the model hears clips of sound")}
+    if takes != form.holds:
+        what = get(INPUTS, takes).how_to_name.partition(":")[0]
+        files = num_of(len(found.shards), "file")
+        raise JobError(f"the model {what}, and {found.source.uri} is {files} of {found.format}")
+    return {}
+
+
+def _facts(model: Fields, side: str) -> DirectoryFacts | None:
+    """Return what a model directory or an .onnx file says; None of models that are named.
 
     Args:
         model: The field that names it.
         side: What the columns hold, for a model of images and texts.
     """
-    if "path" in model:
-        _, facts = open_facts(model["path"][0], {}, side)
-        names = tuple(each.name for each in facts.columns)
-        return facts.input, names, _takes_pairs(facts)
-    return ("image" if "name" in model else None), (), False
+    return open_facts(model["path"][0], {}, side)[1] if "path" in model else None
 
 
-def _takes_pairs(facts: DirectoryFacts) -> bool:
-    return facts.input == "text" and facts.tasks[:1] == (_PAIRS,)
+def _input(found: Found, job: Job, why: Fields) -> tuple[str, ...]:
+    """Say in a line each what the input is, which columns are left out, which rows cannot be read.
 
-
-def _input(found: Found, job: Job) -> str:
+    Args:
+        why: The fields of `source`, each with the reason for its value.
+    """
     source = job.source
-    what = f"{num_of(len(found.shards), 'file')} of format {found.format}"
+    what = f"input: {num_of(len(found.shards), 'file')} of format {found.format}"
     if load(SOURCES, found.format).counts_rows == "listing":
-        return f"{what}; a file is a row, its path is the id"
-    names = source.encoded.what
-    if found.first_rows() is not None:
-        names = ", ".join(source.input_columns.names)
+        return (f"{what}; a file is a row, its path is the id",)
     row = source.id_column or "the shard and the row's number"
-    return printable(f"{what}; {source.input_name} of {names}; the id is {row}")[:300]
+    if found.first is None:
+        return (f"{what}; {source.input_name} of {source.encoded.what}; the id is {row}",)
+    names, rows = source.input_columns.names, found.first.rows
+    others = [reason for _, reason in why.values() if reason.startswith(_OTHERS)]
+    shown = "; ".join([", ".join(names), *others])
+    used = {*names, *source.pass_through, source.id_column}
+    left = [name for name in rows.column_names if name not in used]
+    lines = [f"{what}; {source.input_name} of {shown}; the id is {row}"]
+    if left:
+        lines.append(f"left out: {names_of(described(rows, left))}")
+    if found.first.trouble:
+        lines.append(f"cannot be read: {found.first.trouble}")
+    return tuple(printable(line)[:300] for line in lines)
 
 
 def _text(lines: Lines) -> str:
     """Return the job file."""
     written = [
-        "# Made of the input and the model by `pipeline predict` or `pipeline init`. All fields:",
+        MARK,
         "# `pipeline schema job`. `pipeline plan` says what a run of this would do.",
     ]
     for section, fields in lines.items():

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any
 
 import pyarrow as pa
 
 from pipeline.core.errors import InputMissing, JobError
 from pipeline.core.printable import clean_message, num_of
-from pipeline.core.registry import SOURCES, built_in, load
+from pipeline.core.registry import SOURCES, built_in, load, names
+from pipeline.job.extensions import check_options
 from pipeline.job.source import Source
 from pipeline.sources.first_bytes import head_of, kind_of
 from pipeline.sources.globs import compiled
 from pipeline.sources.inputs import open_source, require_there
+from pipeline.sources.source_format import FirstRows
 from pipeline.storage.skipped import reason_of_name
 from pipeline.storage.store import Store, StoredFile
 
-_ROWS = 200
+_ROWS, _SHARDS = 200, 16
 
 
 class Ambiguous(JobError):
@@ -39,40 +44,60 @@ class Ambiguous(JobError):
 class Found:
     """What lies at an input."""
 
-    format: str
+    source: Source
+    """Without the columns."""
     store: Store
     shards: tuple[StoredFile, ...]
 
-    def first_rows(self) -> pa.Table | None:
+    @property
+    def format(self) -> str:
+        """Return the name of the format."""
+        return self.source.format
+
+    @cached_property
+    def first(self) -> FirstRows | None:
         """Return the first rows with all their columns; None of formats whose rows have no columns.
 
+        They are those of the first shard that has some.
+
         Raises:
-            JobError: The first shard cannot be read as what it is.
+            JobError: A shard cannot be read as what it is, or none of the first has rows.
         """
-        shard = self.shards[0]
-        try:
-            rows = load(SOURCES, self.format).first_rows(self.store, shard)
-            return None if rows is None else rows.slice(0, _ROWS)
-        except (pa.ArrowException, OSError) as error:
-            why = clean_message(str(error), 200)
-            raise JobError(
-                f"{self.store.url(shard.path)}: cannot be read as {self.format}: {why}; write a "
-                "job file, jobs/README.md has its fields"
-            ) from None
+        troubles = []
+        for shard in self.shards[:_SHARDS]:
+            where = self.store.url(shard.path)
+            found: FirstRows | None
+            try:
+                found = load(SOURCES, self.format).first_rows(self.store, shard, self.source)
+            except JobError as error:
+                raise JobError(f"{where}: {error}") from None
+            except (pa.ArrowException, OSError) as error:
+                why = clean_message(str(error), 200)
+                raise JobError(f"{where}: cannot be read as {self.format}: {why}") from None
+            if found is None:
+                return None
+            if len(found.rows):
+                return found._replace(rows=found.rows.slice(0, _ROWS))
+            troubles.append(f"{where}: {found.trouble}")
+        raise JobError(troubles[0])
 
 
-def look(uri: str, wanted: str | None = None) -> Found:
+def look(uri: str, given: Mapping[str, Any] = MappingProxyType({})) -> Found:
     """Find the format of an input by the names of its files, of a single file by its first bytes.
 
     Args:
         uri: A folder, a file or a glob.
-        wanted: The format, if it is known.
+        given: Fields of `source` that are known: the format, its options, those of the storage.
 
     Raises:
         InputMissing: There is nothing.
-        JobError: No format reads it, or several do.
+        JobError: No format reads it, or several do; or the options are not of the format.
     """
-    store, pattern = open_source(Source(uri=uri, format="images"))
+    wanted = given.get("format")
+    storage_options = given.get("storage_options", {})
+    store, pattern = open_source(
+        Source.model_construct(None, uri=uri, format="images", storage_options=storage_options)
+    )
     store, files = _files(store, pattern)
     forms = {name: load(SOURCES, name) for name in built_in(SOURCES)}
     by_format = {
@@ -85,7 +110,7 @@ def look(uri: str, wanted: str | None = None) -> Found:
         fits = [name for name, form in forms.items() if kind and kind.name in form.kinds]
         by_format = {name: tuple(files) for name in fits[:1]}
     if wanted is not None:
-        return Found(wanted, store, by_format.get(wanted, tuple(files)))
+        by_format = {wanted: by_format.get(wanted, tuple(files))}
     if not by_format:
         kinds = Counter(f".{file.path.rpartition('.')[2]}"[:12] for file in files)
         there = ", ".join(f"{number} {suffix}" for suffix, number in kinds.most_common(3))
@@ -94,7 +119,17 @@ def look(uri: str, wanted: str | None = None) -> Found:
         there = ", ".join(f"{name} ({num_of(len(f), 'file')})" for name, f in by_format.items())
         raise Ambiguous.of(f"{uri}: which format", "source.format", [*by_format], there)
     [(name, shards)] = by_format.items()
-    return Found(name, store, shards)
+    options = given.get("options", {})
+    try:
+        check_options(load(SOURCES, name).Options, options, "source.options", f"format {name!r}")
+    except KeyError:
+        raise JobError(
+            f"source.format = {name!r}: expected one of {', '.join(names(SOURCES))}"
+        ) from None
+    except ValueError as error:
+        raise JobError(str(error)) from None
+    source = Source.model_construct(None, uri=uri, format=name, options=options)
+    return Found(source, store, shards)
 
 
 def _files(store: Store, pattern: str) -> tuple[Store, list[StoredFile]]:
@@ -104,8 +139,10 @@ def _files(store: Store, pattern: str) -> tuple[Store, list[StoredFile]]:
         for file in store.list_files()
         if reason_of_name(file.path) is None and (matches is None or matches(file.path))
     ]
-    if files or pattern:
+    if files:
         return store, files
+    if pattern:
+        raise InputMissing(f"source.uri = {store.url(pattern)}: matches no file")
     parent, _, name = store.uri.rpartition("/")
     folder = Store(parent or "/", store.storage_options)
     single = folder.stat(name) if name and not parent.endswith("/") else None

@@ -41,7 +41,9 @@ def init(
         with open(path, "x", encoding="utf-8") as file:
             file.write(draft.text)
     except FileExistsError:
-        raise JobError(f"{path}: is there already; choose another name with --job") from None
+        raise JobError(
+            f"{path}: is there already; choose another name (--job; in Python job=)"
+        ) from None
     except OSError as error:
         raise JobError(f"{path}: cannot be written: {error.strerror}") from None
     return {"job": path, "found": [*draft.said], "next": f"pipeline run {path}"}

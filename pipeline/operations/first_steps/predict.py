@@ -7,13 +7,15 @@ import os
 from collections.abc import Sequence
 from shlex import quote
 
+from pipeline.commit.manifest import list_partitions
 from pipeline.core.errors import JobError
 from pipeline.job.reading.loader import Overrides
 from pipeline.job.reading.yaml_reader import parse
-from pipeline.operations.first_steps.draft import draft_job
+from pipeline.operations.first_steps.draft import MARK, draft_job
 from pipeline.operations.run import run
 from pipeline.report.document import Report
-from pipeline.report.showing.progress import Progress
+from pipeline.report.showing.progress import Progress, shown_on
+from pipeline.runs.sink_below_source import require_disjoint
 from pipeline.storage.store import Store
 
 log = logging.getLogger(__name__)
@@ -52,28 +54,45 @@ def predict(
         PipelineError: As `run`.
     """
     root = os.fspath(to)
-    draft = draft_job(os.fspath(input), os.fspath(model), root, overrides, allow_import)
-    store = Store(root, draft.job.sink.storage_options)
+    with shown_on(progress) as shown:
+        shown.phase(f"looking at {os.fspath(input)}", is_logged=False)
+        draft = draft_job(os.fspath(input), os.fspath(model), root, overrides, allow_import)
+        store = Store(root, draft.job.sink.storage_options)
+        require_disjoint(draft.job.source, store)
+        _write(store, draft.text)
+        where = store.url(JOB_FILE)
+        for line in (*draft.said, f"job: {where}; the next run is `pipeline run {quote(where)}`"):
+            log.info("%s", line)
+        return run(
+            draft.job,
+            address=address,
+            allow_import=allow_import,
+            progress=shown,
+            owns_process=owns_process,
+        )
+
+
+def _write(store: Store, text: str) -> None:
+    """Write the job file, also in place of that of a `predict` that has published nothing.
+
+    Raises:
+        JobError: Another job is there.
+    """
     where = store.url(JOB_FILE)
     try:
         before = store.read_bytes(JOB_FILE)
     except FileNotFoundError:
-        store.put(JOB_FILE, draft.text.encode())
-    else:
-        if not _is_same(before, draft.text):
-            raise JobError(
-                f"{where}: another job is there; `pipeline run {quote(where)}` runs it, or choose "
-                "another place with --to"
-            )
-    for line in (*draft.said, f"job: {where}; the next run is `pipeline run {quote(where)}`"):
-        log.info("%s", line)
-    return run(
-        draft.job,
-        address=address,
-        allow_import=allow_import,
-        progress=progress,
-        owns_process=owns_process,
-    )
+        store.put(JOB_FILE, text.encode())
+        return
+    if _is_same(before, text):
+        return
+    if not before.startswith(MARK.encode()) or list_partitions(store):
+        raise JobError(
+            f"{where}: another job is there; `pipeline run {quote(where)}` runs it, or choose "
+            "another place (--to; in Python to=)"
+        )
+    log.info("%s: replaces the job of a predict that published nothing", where)
+    store.put(JOB_FILE, text.encode())
 
 
 def _is_same(before: bytes, text: str) -> bool:

@@ -246,14 +246,14 @@ def shown_on(progress: Progress | None) -> Iterator[Progress]:
     """Give the body where to show how far it is.
 
     Args:
-        progress: What the caller of an operation gave; None: the cell of a notebook, in others
-            nowhere.
+        progress: What the caller of an operation gave; None: the cell of a notebook or the
+            terminal, elsewhere nowhere.
     """
     if progress is not None:
         yield progress
-    elif in_notebook():
-        with TerminalProgress() as cell:
-            yield cell
+    elif in_notebook() or status_stream() is not None:
+        with TerminalProgress() as shown:
+            yield shown
     else:
         yield Silent()
 

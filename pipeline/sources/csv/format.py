@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
-import io
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import pyarrow as pa
-import pyarrow.csv
+import pyarrow.compute as pc
 
+from pipeline.core.errors import JobError
+from pipeline.core.printable import clean_message
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.extensions import options_of
 from pipeline.job.section import Section
 from pipeline.job.source import Source
-from pipeline.sources.csv.stream import CsvOptions, CsvStream, max_record_bytes, read_named
+from pipeline.sources.columns.arrow_types import is_number
+from pipeline.sources.csv.records import NOT_UTF8, read_records
+from pipeline.sources.csv.stream import (
+    CsvOptions,
+    CsvStream,
+    max_record_bytes,
+    read_named,
+    record_trouble,
+)
 from pipeline.sources.extents import Extent, UncountedPlan
 from pipeline.sources.features.vectors import number_of
-from pipeline.sources.lines.format import LineFormat
+from pipeline.sources.lines.format import NO_ROWS, LineFormat
 from pipeline.sources.lines.sample import Sample, first_objects
 from pipeline.sources.rows import Reader
+from pipeline.sources.source_format import FirstRows
+from pipeline.sources.whole_file import open_sequential
 from pipeline.storage.store import Store, StoredFile
 
 _BOOL = re.compile(r"true|false", re.IGNORECASE)
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,18})")
 _FRACTION = re.compile(r"-?((0|[1-9][0-9]*)(\.[0-9]*)?(e[+-]?[0-9]+)?|inf|nan)", re.IGNORECASE)
 _INT64 = range(-(2**63), 2**63)
+_DELIMITERS = ";\t|,"
 
 
 def sample_csv(
@@ -34,12 +47,15 @@ def sample_csv(
     """Return the first records of the first shard that has some."""
     max_bytes, nulls = max_record_bytes(source), frozenset(options.nulls)
 
-    def read(handle: BinaryIO, path: str) -> Iterator[tuple[Mapping[str, Any] | None, int]]:
+    def read(handle: BinaryIO, path: str) -> Iterator[tuple[Mapping[str, Any] | str, int]]:
         for records in read_named(handle, path, max_bytes, options):
             names = records.names
-            for fields, num_bytes in zip(records.fields, records.sizes.tolist(), strict=True):
-                if isinstance(fields, str) or len(fields) != len(names):
-                    yield None, num_bytes
+            for row, (fields, num_bytes) in enumerate(
+                zip(records.fields, records.sizes.tolist(), strict=True)
+            ):
+                if records.broken or (trouble := record_trouble(fields, len(names))):
+                    where = f"line {records.numbers[row]} "
+                    yield records.broken or where + trouble, num_bytes
                     continue
                 pairs = zip(names, fields, strict=True)
                 yield {name: None if text in nulls else text for name, text in pairs}, num_bytes
@@ -49,6 +65,11 @@ def sample_csv(
 
 class _CsvSample(Sample):
     """Records of texts."""
+
+    def column(self, values: Sequence[Any]) -> pa.Array:
+        given = [value for value in values if value is not None]
+        kind = self.type_of(given) if given else pa.null()
+        return pc.cast(pa.array(values, pa.string()), kind)
 
     def type_of(self, values: Sequence[Any]) -> pa.DataType:
         """Return the type that all values spell; a number with zeros before it is text."""
@@ -81,16 +102,58 @@ class Csv(LineFormat):
     def sample(self, store: Store, shards: Sequence[StoredFile], source: Source) -> Sample:
         return sample_csv(store, shards, source, options_of(CsvOptions, source.options))
 
-    def table_of(self, lines: bytes, path: str) -> pa.Table:
-        delimiter = CsvOptions().dialect(path)["delimiter"]
-        options = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-        return pyarrow.csv.read_csv(io.BytesIO(lines), parse_options=options)
+    def first_rows(self, store: Store, shard: StoredFile, source: Source) -> FirstRows:
+        options = options_of(CsvOptions, source.options)
+        if options.delimiter is None:
+            _require_delimiter(_header(store, shard, source, options))
+        found = super().first_rows(store, shard, source)
+        if NOT_UTF8 in found.trouble:
+            cure = "`iconv -f latin1 -t utf-8` makes UTF-8 of Latin-1"
+            found = found._replace(trouble=f"{found.trouble} ({cure})")
+        if found.trouble == NO_ROWS and not options.columns:
+            return found._replace(trouble=f"{NO_ROWS} but a header")
+        numbers = [each.name for each in found.rows.schema if is_number(each.type)]
+        if options.columns or not numbers or not all(map(_FRACTION.fullmatch, numbers)):
+            return found
+        names = clean_message(", ".join(found.rows.column_names), 200)
+        return found._replace(
+            doubt=f"its header ({names}) looks like a row: name the columns with --set "
+            "source.options.columns=[...], or if it is a header the input with --set "
+            "source.features=[...] or source.text_column=..."
+        )
 
     def open_slices(
         self, reader: Reader, extents: Sequence[Extent], cut: UncountedPlan
     ) -> CsvStream:
         options = options_of(CsvOptions, reader.source.options)
         return CsvStream(reader, extents, cut, options)
+
+
+def _header(store: Store, shard: StoredFile, source: Source, options: CsvOptions) -> Sequence[str]:
+    """Return the fields of the first record; none if it cannot be read."""
+    extent = Extent(shard.path, shard.size_bytes, shard.version, 0, 0, 0.0)
+    with open_sequential(store, extent) as handle:
+        dialect = options.dialect(shard.path)
+        for records in read_records(handle, max_record_bytes(source), dialect):
+            first = records.fields[0]
+            return () if isinstance(first, str) else first
+    return ()
+
+
+def _require_delimiter(header: Sequence[str]) -> None:
+    """Refuse a header of one column that holds what others write between columns.
+
+    Raises:
+        JobError: Says how to name the delimiter.
+    """
+    for other in _DELIMITERS if len(header) == 1 else "":
+        if other in header[0]:
+            name = clean_message(header[0], 80)
+            shown = json.dumps(other)
+            raise JobError(
+                f"its one column {name!r} looks like delimiter {shown}: --set "
+                f"'source.options.delimiter={shown}'"
+            )
 
 
 FORMAT = Csv()

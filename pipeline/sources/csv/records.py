@@ -23,7 +23,7 @@ from pipeline.sources.whole_file import Broken
 
 Record = Sequence[str] | str
 """The fields; or, as one text, why there are none."""
-_NOT_UTF8 = "is not UTF-8"
+NOT_UTF8 = "is not UTF-8"
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class _Batch:
         """Add a record, and the number of lines up to its end."""
         if fields:
             if self._lines.has_bad_bytes and not _is_utf8(fields):
-                fields = _NOT_UTF8
+                fields = NOT_UTF8
             self._fields.append(fields)
             self._begins.append(self._lines.end)
             self._ends.append(end)

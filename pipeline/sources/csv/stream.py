@@ -22,7 +22,7 @@ from pipeline.sources.lines.columns import Column, columns_for
 from pipeline.sources.lines.stream import LineStream, max_line_bytes
 from pipeline.sources.rows import Reader
 
-Character = Annotated[str, Field(pattern=r"^[^\r\n]$")]
+Character = Annotated[str, Field(max_length=1, pattern=r"^[^\r\n]$")]
 _ESCAPED = 2
 """CSV may write a quote as two."""
 
@@ -103,7 +103,7 @@ class CsvStream(LineStream[Records]):
         if size_bytes > self._max_line_bytes:
             message = f"{where} has {size_bytes} bytes, the limit is {self._max_line_bytes}"
             return Failure(Reason.TOO_LARGE, STAGE, message, num_bytes=size_bytes)
-        if trouble := _record_trouble(fields, len(lines.names)):
+        if trouble := record_trouble(fields, len(lines.names)):
             return Failure(Reason.DECODE_ERROR, STAGE, f"{where} {trouble}", num_bytes=size_bytes)
         return None
 
@@ -140,7 +140,8 @@ def _trouble(names: Sequence[str], needed: Sequence[str]) -> str:
     return ""
 
 
-def _record_trouble(fields: Record, num_columns: int) -> str:
+def record_trouble(fields: Record, num_columns: int) -> str:
+    """Return why a record is no row, or ''."""
     if isinstance(fields, str):
         return fields
     if len(fields) != num_columns:

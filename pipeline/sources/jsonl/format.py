@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import pyarrow as pa
-import pyarrow.json
 
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import Source
@@ -59,12 +57,15 @@ def sample_jsonl(store: Store, shards: Sequence[StoredFile], source: Source) -> 
     """Return the first lines of the first shard in which a line is an object."""
     max_bytes = max_json_bytes(source)
 
-    def read(handle: BinaryIO, path: str) -> Iterator[tuple[Mapping[str, Any] | None, int]]:
+    def read(handle: BinaryIO, path: str) -> Iterator[tuple[Mapping[str, Any] | str, int]]:
         for block in read_json_blocks(handle, max_bytes):
             for row in range(len(block)):
-                if block.sizes[row] <= max_bytes:
-                    line = block.line(row)
-                    yield _object(line), len(line)
+                if block.broken:
+                    yield block.broken, 0
+                elif block.sizes[row] <= max_bytes:
+                    line, found = block.line(row), _object(block.line(row))
+                    bad = f"line {block.numbers[row]} is no JSON object"
+                    yield bad if found is None else found, len(line)
 
     return _JsonSample(source, *first_objects(store, shards, read))
 
@@ -79,6 +80,13 @@ def _object(line: bytes) -> Mapping[str, Any] | None:
 
 class _JsonSample(Sample):
     """Objects."""
+
+    def column(self, values: Sequence[Any]) -> pa.Array:
+        try:
+            return pa.array(values)
+        except (pa.ArrowException, OverflowError):  # of several kinds: a text may be among them
+            texts = [value if isinstance(value, str) else None for value in values]
+            return pa.array(texts, pa.string() if any(texts) else pa.null())
 
     def type_of(self, values: Sequence[Any]) -> pa.DataType:
         return type_of(values)
@@ -132,9 +140,6 @@ class Jsonl(LineFormat):
 
     def sample(self, store: Store, shards: Sequence[StoredFile], source: Source) -> Sample:
         return sample_jsonl(store, shards, source)
-
-    def table_of(self, lines: bytes, path: str) -> pa.Table:
-        return pyarrow.json.read_json(io.BytesIO(lines))
 
     def open_slices(
         self, reader: Reader, extents: Sequence[Extent], cut: UncountedPlan

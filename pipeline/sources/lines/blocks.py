@@ -72,7 +72,10 @@ def read_blocks(
         read = opened(handle)
         head = read(_CHUNK_BYTES)
         if 0 in head[:4]:  # how UTF-16 and UTF-32 begin, and no text in UTF-8
-            raise Broken(f"not {what} in UTF-8: a byte 0 among the first four")
+            raise Broken(
+                f"not {what} in UTF-8: a byte 0 among the first four, as in UTF-16 "
+                "(`iconv -f utf-16 -t utf-8` makes UTF-8 of it)"
+            )
         chunk = head.removeprefix(_BOM)
         while chunk:
             yield from lines.add(chunk)

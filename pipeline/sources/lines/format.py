@@ -5,16 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-import pyarrow as pa
-
 from pipeline.job.source import FIELDS_OF_COLUMNS, Source
 from pipeline.sources.extents import Extent
-from pipeline.sources.first_bytes import head_of, inflated, kind_of
 from pipeline.sources.input_columns import columns_of
 from pipeline.sources.lines.sample import Sample
-from pipeline.sources.source_format import CountedByReading, Measured, RowIds
+from pipeline.sources.source_format import CountedByReading, FirstRows, Measured, RowIds
 from pipeline.sources.uris.policy import policy_of
 from pipeline.storage.store import Store, StoredFile
+
+NO_ROWS = "has no rows"
 
 
 class LineFormat(CountedByReading, ABC):
@@ -27,17 +26,11 @@ class LineFormat(CountedByReading, ABC):
     def sample(self, store: Store, shards: Sequence[StoredFile], source: Source) -> Sample:
         """Return the first lines of the first shard that has some."""
 
-    @abstractmethod
-    def table_of(self, lines: bytes, path: str) -> pa.Table:
-        """Parse whole lines of a shard, whatever columns they have."""
-
-    def first_rows(self, store: Store, shard: StoredFile) -> pa.Table:
-        head = head_of(store, shard)
-        kind = kind_of(head)
-        text = (inflated(head, kind) if kind else b"") or head
-        if len(text) != shard.size_bytes:
-            text = text[: text.rfind(b"\n") + 1] or text
-        return self.table_of(text, shard.path)
+    def first_rows(self, store: Store, shard: StoredFile, source: Source) -> FirstRows:
+        sample = self.sample(store, [shard], source)
+        rows, trouble = sample.rows(), sample.trouble
+        empty = NO_ROWS if shard.size_bytes else "is empty"
+        return FirstRows(rows, trouble if len(rows) or trouble else empty)
 
     def check(self, source: Source) -> None:
         """Refuse images and clips that are not in base64, which text cannot hold."""

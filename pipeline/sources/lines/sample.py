@@ -28,40 +28,66 @@ SAMPLE_ROWS = 1000
 _SAMPLE_BYTES = 16 * 2**20
 _SAMPLE_SHARDS = 16
 Objects = Sequence[Mapping[str, Any]]
-ReadObjects = Callable[[BinaryIO, str], Iterable[tuple[Mapping[str, Any] | None, int]]]
-"""Of the handle and path of a shard: the columns of each line by name, None of a bad line, and the
-line's bytes."""
+ReadObjects = Callable[[BinaryIO, str], Iterable[tuple[Mapping[str, Any] | str, int]]]
+"""Of the handle and path of a shard: the columns of each line by name, of a bad line what is wrong
+with it, and the line's bytes."""
 
 
 def first_objects(
     store: Store, shards: Sequence[StoredFile], read: ReadObjects
-) -> tuple[str, Objects]:
+) -> tuple[str, Objects, Sequence[str]]:
     """Return the path of the first shard of which a line can be read, and its first lines.
 
-    One of the first 16 shards counts; without such a line, nothing is returned.
+    One of the first 16 shards counts; without such a line, path and lines are empty. Last comes
+    what is wrong with bad lines on the way.
     """
+    troubles: list[str] = []
     for shard in shards[:_SAMPLE_SHARDS]:
         extent = Extent(shard.path, shard.size_bytes, shard.version, 0, 0, 0.0)
         objects: list[Mapping[str, Any]] = []
         size_bytes = 0
         with open_sequential(store, extent) as handle:
             for value, num_bytes in islice(read(handle, shard.path), SAMPLE_ROWS):
-                if value is not None:
+                if isinstance(value, str):
+                    troubles.append(value)
+                else:
                     objects.append(value)
                 size_bytes += num_bytes
                 if size_bytes > _SAMPLE_BYTES:
                     break
         if objects:
-            return shard.path, objects
-    return "", ()
+            return shard.path, objects, troubles
+    return "", (), troubles
 
 
 class Sample(ABC):
     """The first lines of a shard, each a mapping of its columns; a format says what values are."""
 
-    def __init__(self, source: Source, path: str, objects: Objects) -> None:
+    def __init__(
+        self, source: Source, path: str, objects: Objects, troubles: Sequence[str] = ()
+    ) -> None:
         self._source, self._path, self._objects = source, path, objects
+        self._troubles = troubles
         self._names = sorted({name for each in objects for name in each})
+
+    @property
+    def trouble(self) -> str:
+        """Say how many lines cannot be read, and why the first one; '' if all can be."""
+        number = len(self._troubles)
+        if not number:
+            return ""
+        return f"{number} of its first {number + len(self._objects)} rows: {self._troubles[0]}"
+
+    def rows(self) -> pa.Table:
+        """Return the lines with all their columns, in the order in which lines have them."""
+        names = dict.fromkeys(name for each in self._objects for name in each)
+        return pa.table(
+            {name: self.column([each.get(name) for each in self._objects]) for name in names}
+        )
+
+    @abstractmethod
+    def column(self, values: Sequence[Any]) -> pa.Array:
+        """Return values of a column, some of them None, with the type that they have."""
 
     @abstractmethod
     def type_of(self, values: Sequence[Any]) -> pa.DataType:

@@ -13,7 +13,13 @@ from pipeline.sources.extents import Extent
 from pipeline.sources.parquet.footers import measure_again, measure_parquet
 from pipeline.sources.parquet.stream import ParquetStream
 from pipeline.sources.rows import Reader
-from pipeline.sources.source_format import CountedBeforeReading, CountsRows, Measured, RowIds
+from pipeline.sources.source_format import (
+    CountedBeforeReading,
+    CountsRows,
+    FirstRows,
+    Measured,
+    RowIds,
+)
 from pipeline.storage.store import Store, StoredFile
 
 _FIRST_ROWS = 32
@@ -29,13 +35,14 @@ class Parquet(CountedBeforeReading):
     kinds = frozenset(["Parquet"])
     fields = frozenset(FIELDS_OF_COLUMNS)
 
-    def first_rows(self, store: Store, shard: StoredFile) -> pa.Table:
+    def first_rows(self, store: Store, shard: StoredFile, source: Source) -> FirstRows:
         """Read no more than a batch: a row group may hold all images of a shard."""
         with store.open(shard.path) as handle:
             file = pq.ParquetFile(handle)
             first = next(file.iter_batches(batch_size=_FIRST_ROWS), None)
             schema = file.schema_arrow
-        return schema.empty_table() if first is None else pa.Table.from_batches([first])
+        rows = schema.empty_table() if first is None else pa.Table.from_batches([first])
+        return FirstRows(rows, "" if len(rows) else "has no rows")
 
     def row_ids(self, source: Source) -> RowIds:
         return "column" if source.id_column else "path#row"

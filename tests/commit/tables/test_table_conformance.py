@@ -112,7 +112,7 @@ def test_its_options_arrive_and_wrong_ones_are_refused(store: Store):
     assert table is not None
     table.commit(LAYOUT, publish_rows(store, DAY, Rows(1)))
     assert store.exists(f"predictions/_lists/{LAYOUT.name}/000001")
-    with pytest.raises(ValueError, match=r"table_options\.place: Extra inputs"):
+    with pytest.raises(ValueError, match=r"table_options\.place: unknown key"):
         sink_of("part-list", place="x")
     with pytest.raises(ValueError, match="table_options has no effect with table 'delta'"):
         sink_of("delta", place="x")

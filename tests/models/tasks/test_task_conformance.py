@@ -346,7 +346,7 @@ def test_its_options_arrive_and_decide_the_predictions():
     torch.testing.assert_close(found["spread"], 2 * once["spread"])
     assert spec.to_dict() != plain.to_dict()
     assert "options" not in plain.to_dict()
-    with pytest.raises(ValueError, match=r"task_options\.factr: Extra inputs"):
+    with pytest.raises(ValueError, match=r"task_options\.factr: unknown key"):
         Model(name="alexnet", weights="w.pth", task="spread", task_options={"factr": 2.0})
     with pytest.raises(ValueError, match="task_options has no effect with task 'embed'"):
         Model(name="alexnet", weights="w.pth", task="embed", task_options={"factor": 2.0})

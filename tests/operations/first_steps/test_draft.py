@@ -21,6 +21,7 @@ from pipeline.operations.first_steps.columns import choose_columns, choose_id
 from pipeline.operations.first_steps.draft import Draft, draft_job
 from pipeline.operations.first_steps.first_rows import look
 from pipeline.operations.first_steps.init import init
+from pipeline.operations.first_steps.predict import predict
 from pipeline.operations.jobs import load_job
 
 PNG = encode(base_image(1, 8, 8), "PNG")
@@ -62,8 +63,9 @@ def test_texts_of_every_format_need_no_job_file(tmp_path: Path, encoder: str, na
     assert (source.text_column, source.id_column) == ("text", "id")
     assert source.format == {"tsv": "csv"}.get(name[5:], name[5:])
     assert load_job(parse(draft.text).value) == draft.job, "the file is the job"
-    assert len(draft.said) == 2
-    assert "task embed" in draft.said[1]
+    assert [line.partition(":")[0] for line in draft.said] == ["input", "left out", "model"]
+    assert draft.said[1].startswith("left out: n (int")
+    assert "task embed" in draft.said[2]
     assert not any("\n" in line for line in draft.said)
 
 
@@ -109,8 +111,8 @@ CLIP_B64 = base64.b64encode(CLIP).decode()
         (table(a=["s3://b/1.JPG"], b=["two words"]), "image", {"uri_column": "a"}),
         (table(a=["1.jpg"], b=["two words"]), "text", {"text_column": "b"}),
         (table(body=["x"], title=["y"]), "text", {"text_column": "body"}),
-        (table(id=["1"], x=[1.5], y=[2], z=["t"]), "features", {"features": ["x", "y"]}),
-        (table(v=[[1.0, 2.0]], n=[1]), None, {"features": ["v", "n"]}),
+        (table(id=["1"], x=[1.5]), "features", {"features": ["x"]}),
+        (table(v=[[1.0, 2.0]]), None, {"features": ["v"]}),
         (table(a=[PNG]), None, {"image_column": "a"}),
         (table(a=[CLIP], b=[PNG]), "audio", {"audio_column": "a"}),
         (table(a=[CLIP_B64]), None, {"audio_column": "a", "audio_encoding": "base64"}),
@@ -131,6 +133,7 @@ def test_columns_are_chosen_by_what_they_hold(rows: pa.Table, takes: Any, expect
         (table(a=["x"]), "image", r"takes images: .* none is seen in the first rows: .* a \("),
         (table(a=["x"]), "features", "takes numbers: .*source.features; none is seen"),
         (table(a=["x"], n=[1]), None, "which columns does the model see"),
+        (table(x=[1.5], y=[2]), "features", r"some numbers .* in which order.* of x, y$"),
     ],
 )
 def test_what_is_ambiguous_is_one_line(rows: pa.Table, takes: Any, words: str):
@@ -158,6 +161,10 @@ def test_pairs_and_columns_by_name():
         (table(id=[1.5, 2.5]), None),
         (table(ID=["a", None]), None),
         (table(name=["a", "b"]), None),
+        (table(customer=["001", "002"], n=[1, 2]), "customer"),
+        (table(customer=[7, 9]), "customer"),
+        (table(customer=[7, 7]), None),
+        (table(order_no=["a", "b"], user=["a", "b"]), None),
     ],
 )
 def test_an_id_is_named_like_one_and_differs(rows: pa.Table, expected: str | None):
@@ -169,6 +176,9 @@ def test_what_lies_there_decides_the_format(tmp_path: Path):
         look(str(tmp_path / "nowhere"))
     with pytest.raises(InputMissing, match="holds no files"):
         look(str(tmp_path))
+    for given in ({}, {"format": "parquet"}):
+        with pytest.raises(InputMissing, match="matches no file"):
+            look(str(tmp_path / "*.parquet"), given)
     (tmp_path / "notes.docx").write_bytes(b"x")
     (tmp_path / "more.docx").write_bytes(b"x")
     with pytest.raises(JobError, match=r"no file that a format reads; there are 2 \.docx"):
@@ -190,6 +200,35 @@ def test_a_file_that_is_broken_is_one_line(tmp_path: Path, encoder: str):
         drafted(tmp_path, "in/${date}", encoder)
 
 
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (
+            "models/smoll",
+            r"'models/smoll': no such folder or file.*pipeline pull hf://models/smoll",
+        ),
+        ("churn/v2/model", "no such folder or file, no installed model .*pipeline pull hf://"),
+        ("distilbert-base-uncased", "no such folder or file, no installed model"),
+    ],
+)
+@pytest.mark.parametrize("name", ["rows.jsonl", "photo.png", "nowhere"])
+def test_a_model_that_is_nowhere_is_told_whatever_the_input_is(
+    tmp_path: Path, model: str, words: str, name: str
+):
+    write(tmp_path, "rows.jsonl", TEXTS)
+    (tmp_path / "photo.png").write_bytes(PNG)
+    with pytest.raises(JobError, match=words):
+        drafted(tmp_path, str(tmp_path / name), model)
+
+
+def test_photos_for_a_model_of_texts_are_no_columns(tmp_path: Path, encoder: str):
+    (tmp_path / "a.png").write_bytes(PNG)
+    with pytest.raises(JobError, match=r"takes texts, and .*a\.png is 1 file of images$"):
+        drafted(tmp_path, str(tmp_path / "a.png"), encoder)
+    with pytest.raises(JobError, match=r"--set model.prompt: .*'model.prompt=\"...\"'"):
+        draft_job(str(tmp_path), encoder, "out", ["model.prompt=Review: {body} Mood:"])
+
+
 def test_init_writes_a_file_that_runs_as_it_is_and_none_over_another(tmp_path: Path, encoder: str):
     uri, job = write(tmp_path, "rows.csv", TEXTS), tmp_path / "job.yaml"
     found = init(uri, model=encoder, to=str(tmp_path / "out"), job=job)
@@ -198,5 +237,21 @@ def test_init_writes_a_file_that_runs_as_it_is_and_none_over_another(tmp_path: P
     assert "pipeline run" in str(found)
     comments = [line for line in job.read_text().splitlines() if "  # " in line]
     assert len(comments) >= 6
-    with pytest.raises(JobError, match="is there already; choose another name with --job"):
+    with pytest.raises(JobError, match="is there already; choose another name"):
         init(uri, model=encoder, to=str(tmp_path / "out"), job=job)
+
+
+def test_a_predict_that_failed_bars_nothing_and_leaves_nothing_in_its_input(
+    tmp_path: Path, encoder: str
+):
+    uri, out = write(tmp_path, "rows.jsonl", TEXTS), tmp_path / "out"
+    for column in ("wrong", "other"):
+        with pytest.raises(JobError, match=f"no column '{column}'"):
+            predict(uri, model=encoder, to=out, overrides={"source.text_column": column})
+        assert load_job(out / "job.yaml").source.text_column == column
+    (out / "job.yaml").write_text("source: {}")
+    with pytest.raises(JobError, match=r"another job is there; .*choose another place \(--to; in"):
+        predict(uri, model=encoder, to=out)
+    with pytest.raises(JobError, match=r"lies in what source\.uri"):
+        predict(tmp_path, model=encoder, to=tmp_path, overrides={"source.format": "jsonl"})
+    assert not (tmp_path / "job.yaml").exists()
