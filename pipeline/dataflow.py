@@ -25,6 +25,7 @@ from pipeline.execution.cluster.connect import connect
 from pipeline.execution.cluster.node_facts import start_asking
 from pipeline.execution.embedded.backpressure import limit_read_ahead, reserve_less
 from pipeline.execution.predictor_actor import PredictorActor
+from pipeline.execution.progress_channel import ProgressListener
 from pipeline.execution.tasks import lost_nodes_blamed, ray_errors
 from pipeline.inference.slice_progress import Channel
 from pipeline.job.job import Job
@@ -174,10 +175,11 @@ def _predict_missing(
     fail_fast_on_certain_refusal(run, plan)
     settled = replace(settled, allocation=settled.allocation.for_slices(num_left(units)))
     foresee_rows(run, settled, num_left(units), progress.phase)
-    channel = progress.open_channel(run.record.run_id, settled.allocation.max_actors)
-    slices, told = stream(run, settled, units, channel), None
+    listener = ProgressListener(run.record.run_id, settled.allocation.max_actors)
+    slices, told = stream(run, settled, units, listener.channel), None
     with (
-        progress.rows(plan.num_rows, done=run.record.num_done),
+        listener,
+        progress.rows(plan.num_rows, done=run.record.num_done, under_way=listener),
         run.record.streaming(),
         closing(slices),
     ):

@@ -74,7 +74,7 @@ class ActorConfig:
     first_rows: SystematicFailureDetector | None = None
     """Watches the first rows; None where the cause of what fails is taken to be the row."""
     channel: Channel | None = None
-    """Where to tell how far this actor is; None if no progress is shown."""
+    """Where to tell how far this actor is; None: to nobody."""
 
 
 class PredictorActor:

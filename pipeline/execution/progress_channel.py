@@ -1,7 +1,8 @@
 """Bring the progress within slices from the actors to the driver, by a Ray actor without CPUs.
 
 The driver starts it after some seconds of a run. Lost messages do no harm: a slice counts when it
-is committed, and then its messages are dropped.
+is committed, and then its messages are dropped. The watchdog needs them, too: so it is started
+whether the run shows its progress or not.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.execution.cluster import in_flight
 from pipeline.inference.slice_progress import EVERY_S, Rows, Send, Slice
 from pipeline.process.liveness import note_progress
 
@@ -93,44 +95,71 @@ class _Sender:
 
 
 class ProgressListener:
-    """The driver's end: starts the actor at the first call of `read`, then asks it."""
+    """The driver's end: a thread of it listens during the body, whether a display asks or not.
+
+    That actors send something shows that the run gets on, however long a slice takes.
+    """
 
     starts_after_s = 5.0
-    """`read` is not called earlier: a short run should not wait for another process."""
+    """A short run should not wait for another process."""
 
     def __init__(self, run_id: str, num_actors: int) -> None:
         """Take the run, and how many actors may send."""
         every_s = max(EVERY_S, num_actors / _ACTORS_PER_S)
         self.channel = ProgressChannel(f"pipeline-progress-{run_id}", every_s)
+        self.rows: Rows = {}
+        """The newest counts."""
+        self.actors = ""
+        """What keeps actors from their work; empty if nothing is known to."""
         self._most = _MOST_NOTES * num_actors
         self._actor: Any = None
         self._asked: Any = None
         self._num_told = 0
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._listen, name="progress-listener", daemon=True)
 
-    def read(self) -> Rows:
-        """Return the counts so far; {} if Ray does not answer in time.
+    def __enter__(self) -> ProgressListener:
+        """Listen from now on."""
+        self._thread.start()
+        return self
 
-        That actors told some shows that the run gets on, however long a slice takes.
-        """
+    def __exit__(self, *_: object) -> None:
+        """Ask Ray nothing any more, and release the actor."""
+        self._is_over.set()
+        self._thread.join(2 * _ANSWER_S)
+        self._actor = self._asked = None
+
+    def _listen(self) -> None:
+        pause_s = self.starts_after_s
+        while not self._is_over.wait(pause_s):
+            pause_s = EVERY_S
+            self.read()
+
+    def read(self) -> None:
+        """Ask for the counts so far and for the actors, and note progress."""
+        # Only for display and watchdog: the run itself reports errors.
+        with contextlib.suppress(Exception):
+            found, num_told = self._answer()
+            self.rows = found
+            if num_told != self._num_told:
+                note_progress("rows or tokens within slices")
+            self._num_told = num_told
+        with contextlib.suppress(Exception):
+            self.actors = in_flight.actors_in_trouble()
+
+    def _answer(self) -> tuple[Rows, int]:
+        """Return what the actor has; raises if Ray does not answer in time."""
         import ray
         from ray.exceptions import GetTimeoutError
 
-        found: Rows
+        if self._actor is None:
+            options = {"name": self.channel.name, "num_cpus": 0}
+            self._actor = ray.remote(**options)(ProgressActor).remote(self._most)
+        self._asked = self._asked or self._actor.read.remote()
+        asked, self._asked = self._asked, None
         try:
-            if self._actor is None:
-                options = {"name": self.channel.name, "num_cpus": 0}
-                self._actor = ray.remote(**options)(ProgressActor).remote(self._most)
-            self._asked = self._asked or self._actor.read.remote()
-            found, num_told = ray.get(self._asked, timeout=_ANSWER_S)
-        except GetTimeoutError:  # it is still starting: ask again later
-            return {}
-        except Exception:  # noqa: BLE001  # only for display; the run itself reports the error
-            found, num_told = {}, self._num_told
-        if num_told != self._num_told:
-            note_progress("rows or tokens within slices")
-        self._asked, self._num_told = None, num_told
+            found: tuple[Rows, int] = ray.get(asked, timeout=_ANSWER_S)
+        except GetTimeoutError:  # it is still starting: wait for the same answer later
+            self._asked = asked
+            raise
         return found
-
-    def close(self) -> None:
-        """Release the actor."""
-        self._actor = self._asked = None

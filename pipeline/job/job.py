@@ -156,8 +156,8 @@ class Run(Section):
     time from the start, `90m`, `2h` or `1h30m`."""
     stall_s: Annotated[float, Field(ge=1)] = 1800.0
     """Without any progress for so long the run ends with exit 7 and tells what is in flight. Longer
-    than the model takes to load and compile, and longer than a batch takes, or a token of task
-    `generate`; where no progress is shown (a run in Python), longer than one slice."""
+    than the model takes to load and compile, and than a batch takes, or a token of task
+    `generate`."""
     row_timeout_s: Annotated[float, Field(gt=0)] = 120.0
     """A worker that so long neither decodes a row nor finishes a batch (task `generate`: a token of
     each row of it, so that long outputs are no hang) hangs, and is ended; the row it hung on is

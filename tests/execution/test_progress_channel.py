@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from typing import Any
 
 import pytest
 from support.runs.cli import environment
 
-from pipeline.execution.progress_channel import ProgressActor
+from pipeline.execution.cluster.in_flight import told_of_pool
+from pipeline.execution.progress_channel import ProgressActor, ProgressListener
+from pipeline.inference.slice_progress import Rows
+from pipeline.process.liveness import last_progress
+from pipeline.report.showing.progress import Silent
 
 RUN = """
 import sys, time
@@ -32,16 +38,64 @@ class Actor:
 listener = ProgressListener("run-1", 1)
 actor = ray.remote(num_cpus=0)(Actor).remote()
 print(ray.get(actor.work.remote(listener.channel), timeout=60))
-found, until = {}, time.monotonic() + 60
-while not found and time.monotonic() < until:  # the actor that keeps counts starts only now
-    found = listener.read()
-print(found)
+until = time.monotonic() + 60
+while not listener.rows and time.monotonic() < until:  # the actor that keeps counts starts only now
+    listener.read()
+print(listener.rows)
 count, until = last_progress()[0], time.monotonic() + 60
 while last_progress()[0] == count and time.monotonic() < until:
     ray.get(actor.step.remote(), timeout=60)
-    found = listener.read()
-print(found, last_progress()[1])
+    listener.read()
+print(listener.rows, last_progress()[1])
 """
+
+
+class Told(ProgressListener):
+    """Is answered by no Ray: each time actors have sent once more."""
+
+    starts_after_s = 0.0
+
+    def __init__(self) -> None:
+        super().__init__("run", 1)
+        self.num_answers, self.answered = 0, threading.Event()
+
+    def _answer(self) -> tuple[Rows, int]:
+        if self.num_answers:
+            self.answered.set()
+        self.num_answers += 1
+        return {(0, 0): 7}, self.num_answers
+
+
+def test_a_run_that_shows_nothing_is_seen_to_get_on_within_a_slice() -> None:
+    before, listener = last_progress()[0], Told()
+    with listener, Silent().rows(100, done=0, under_way=listener):
+        assert listener.answered.wait(20)
+    assert last_progress()[0] > before
+    assert "within slices" in last_progress()[1]
+    assert listener.rows == {(0, 0): 7}
+
+
+def actor(state: str, restarts: int = 0, address: str = "10.0.0.1") -> dict[str, Any]:
+    facts = {"State": state, "NumRestarts": restarts, "Address": {"IPAddress": address}}
+    return {"ActorClassName": "MapWorker(MapBatches(PredictorActor))", **facts}
+
+
+@pytest.mark.parametrize(
+    ("actors", "told"),
+    [
+        ([], ""),
+        ([actor("ALIVE"), actor("PENDING_CREATION")], ""),  # it loads the model
+        ([actor("ALIVE"), actor("PENDING_CREATION", 0, "")], "1 of 2 actors wait for cores or mem"),
+        ([actor("ALIVE", 3), actor("PENDING_CREATION", 1)], "were started anew: 4 times so far"),
+        ([{**actor("RESTARTING", 9, ""), "ActorClassName": "ProgressActor"}], ""),
+    ],
+)
+def test_actors_that_wait_or_start_again_are_told_of(
+    actors: list[dict[str, Any]], told: str
+) -> None:
+    found = told_of_pool(actors)
+    assert told in found
+    assert bool(told) == bool(found)
 
 
 def test_the_last_counts_are_kept_of_so_many_slices() -> None:

@@ -10,7 +10,7 @@ import sys
 import threading
 import traceback
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,6 +110,37 @@ def actors() -> list[str]:
         for a in alive[:_MAX_ACTORS]
     ]
     return lines + [f"{len(alive) - _MAX_ACTORS} more actors"] * (len(alive) > _MAX_ACTORS)
+
+
+def actors_in_trouble() -> str:
+    """Say that actors of this run's pool wait or were started anew; '' if none is known to.
+
+    May wait for Ray's head.
+    """
+    import ray
+
+    actor_table = read("actors")
+    if actor_table is None or not ray.is_initialized():  # asking would start one
+        return ""
+    job_id = ray.get_runtime_context().get_job_id()
+    return told_of_pool([each for each in actor_table(None).values() if each["JobID"] == job_id])
+
+
+def told_of_pool(actors: Sequence[Mapping[str, Any]]) -> str:
+    """Return what `actors_in_trouble` says of the actors of a job, as Ray's table has them."""
+    pool = [each for each in actors if "MapWorker" in each["ActorClassName"]]
+    waiting = [
+        each
+        for each in pool
+        if each["State"] not in ("ALIVE", "DEAD") and not each["Address"]["IPAddress"]
+    ]
+    num_restarts = sum(int(each["NumRestarts"]) for each in pool)
+    told = []
+    if waiting:
+        told.append(f"{len(waiting)} of {len(pool)} actors wait for cores or memory")
+    if num_restarts:
+        told.append(f"actors' processes ended and were started anew: {num_restarts} times so far")
+    return "; ".join(told)
 
 
 def stacks() -> Iterator[str]:

@@ -16,8 +16,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Protocol
 
-from pipeline.execution.progress_channel import ProgressListener
-from pipeline.inference.slice_progress import Channel, Rows, Slice
+from pipeline.inference.slice_progress import Rows, Slice
 from pipeline.process.screen import clear_status, in_notebook, show_status, status_stream
 
 log = logging.getLogger(__name__)
@@ -82,23 +81,33 @@ class Rate:
         return (last - first) / (last_s - first_s) if last_s > first_s else None
 
 
+class UnderWay(Protocol):
+    """What the actors of a run report before their slices are committed."""
+
+    @property
+    def rows(self) -> Rows:
+        """Return the rows of slices under way that are done."""
+
+    @property
+    def actors(self) -> str:
+        """Return what keeps actors from their work; empty if nothing is known to."""
+
+
 class Progress(Protocol):
     """Where a run says what it does and how far it is."""
 
     def phase(self, what: str, *, is_logged: bool = True) -> None:
         """Say what the run does now; `is_logged`: also where there is no terminal."""
 
-    def open_channel(self, run_id: str, num_actors: int) -> Channel | None:
-        """Open a way for actors to tell how far they are; None if nobody wants to know.
+    def rows(
+        self, total: int | None, *, done: int, under_way: UnderWay | None = None
+    ) -> AbstractContextManager[None]:
+        """Show the body's progress.
 
         Args:
-            num_actors: How many actors there may be.
-        """
-
-    def rows(self, total: int | None, *, done: int) -> AbstractContextManager[None]:
-        """Show the body's progress; `done` rows were finished by an earlier run.
-
-        No total means that it is unknown before all is read.
+            total: Of the plan; None: unknown before all is read.
+            done: Were finished by an earlier run.
+            under_way: What actors report, if they do.
         """
 
     def advance(self, key: Slice, num_rows: int, num_quarantined: int) -> None:
@@ -111,11 +120,9 @@ class Silent:
     def phase(self, what: str, *, is_logged: bool = True) -> None:
         """Say nothing."""
 
-    def open_channel(self, run_id: str, num_actors: int) -> Channel | None:
-        """Return None: actors need not tell."""
-        return None
-
-    def rows(self, total: int | None, *, done: int) -> AbstractContextManager[None]:
+    def rows(
+        self, total: int | None, *, done: int, under_way: UnderWay | None = None
+    ) -> AbstractContextManager[None]:
         """Return a context that does nothing."""
         return nullcontext()
 
@@ -128,13 +135,12 @@ class TerminalProgress:
 
     def __init__(self) -> None:
         self._stream = status_stream()
-        self._lock, self._reading = threading.Lock(), threading.Lock()
+        self._lock = threading.Lock()
         self._phase = ""
         self._counts: Counts | None = None
         self._rate = Rate()
-        self._listener: ProgressListener | None = None
+        self._under_way: UnderWay | None = None
         self._started = self._logged = monotonic()
-        self._streaming_since = 0.0
         self._thread: threading.Thread | None = None
         self._is_over = threading.Event()
 
@@ -169,13 +175,10 @@ class TerminalProgress:
         elif self._thread is not None:
             show_status(self.line(), self._stream)
 
-    def open_channel(self, run_id: str, num_actors: int) -> Channel | None:
-        """Open a way for actors to tell how far they are."""
-        self._listener = ProgressListener(run_id, num_actors)
-        return self._listener.channel
-
     @contextmanager
-    def rows(self, total: int | None, *, done: int) -> Iterator[None]:
+    def rows(
+        self, total: int | None, *, done: int, under_way: UnderWay | None = None
+    ) -> Iterator[None]:
         """Show the body's progress."""
         if total is None:
             self.phase("loading the model; how many rows there are is unknown until they are read")
@@ -184,15 +187,13 @@ class TerminalProgress:
         with self._lock:
             self._counts, self._rate = Counts(total, done), Rate()
             self._rate.add(monotonic(), done)
-            self._streaming_since = monotonic()
+            self._under_way = under_way
         try:
             with nullcontext() if self._thread is not None else self:
                 yield
         finally:
-            with self._reading, self._lock:
-                listener, self._listener, self._counts = self._listener, None, None
-                if listener is not None:
-                    listener.close()
+            with self._lock:
+                self._under_way = self._counts = None
 
     def advance(self, key: Slice, num_rows: int, num_quarantined: int) -> None:
         """Count the rows of one committed slice: its unit and first row, and how many."""
@@ -206,7 +207,8 @@ class TerminalProgress:
         with self._lock:
             counts, rate = self._counts, self._rate.rows_per_s
             if counts is None or rate is None:
-                return f"{self._phase}, {so_far} so far"
+                trouble = self._under_way.actors if self._under_way else ""
+                return "; ".join(filter(None, (self._phase, trouble))) + f", {so_far} so far"
             return describe(counts, rate, so_far, with_bar=self._stream is not None)
 
     def _show(self) -> None:
@@ -224,17 +226,10 @@ class TerminalProgress:
                 self._log(self.line())
 
     def _look(self) -> None:
-        with self._reading:
-            listener, counts = self._listener, self._counts
-            if counts is None:
-                return
-            rows: Rows = {}
-            since_s = monotonic() - self._streaming_since
-            if listener is not None and since_s >= listener.starts_after_s:
-                rows = listener.read()
-            with self._lock:
-                counts.told(rows)
-                self._rate.add(monotonic(), counts.rows)
+        with self._lock:
+            if self._counts is not None:
+                self._counts.told(self._under_way.rows if self._under_way else {})
+                self._rate.add(monotonic(), self._counts.rows)
 
     def _log(self, line: str) -> None:
         self._logged = monotonic()

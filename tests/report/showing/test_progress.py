@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.runs.cli import environment, write_job
 
-from pipeline.execution.progress_channel import ProgressListener
 from pipeline.inference.slice_progress import Rows
 from pipeline.process import screen
 from pipeline.report.showing.progress import (
@@ -102,24 +102,20 @@ def test_durations_are_said_as_people_say_them(seconds: float, words: str) -> No
     assert duration(seconds) == words
 
 
-class Told(ProgressListener):
-    """What actors have told of, without Ray."""
+@dataclass
+class Reports:
+    """What actors report, without Ray."""
 
-    starts_after_s = 0.0
-
-    def __init__(self) -> None:
-        super().__init__("run", 1)
-        self.rows: Rows = {}
-
-    def read(self) -> Rows:
-        return self.rows
+    rows: Rows = field(default_factory=dict)
+    actors: str = ""
 
 
 def test_batches_move_the_progress_before_any_slice_is_committed() -> None:
-    progress, told = TerminalProgress(), Told()
-    progress._listener = told
-    with progress.rows(1000, done=0):
+    progress, told = TerminalProgress(), Reports()
+    with progress.rows(1000, done=0, under_way=told):
         assert progress.line().startswith("loading the model; 1,000 of 1,000 rows")
+        told.actors = "2 of 2 actors wait"
+        assert "computed; 2 of 2 actors wait, 0 s so far" in progress.line()
         progress._look()
         told.rows = {(0, 0): 320}
         progress._look()
@@ -136,7 +132,6 @@ def test_phases_are_log_lines_and_quiet_says_nothing(caplog: pytest.LogCaptureFi
             progress.phase("starting Ray")
         quiet = Silent()
         quiet.phase("hidden")
-        assert quiet.open_channel("run", 1) is None
         with quiet.rows(10, done=0):
             quiet.advance((0, 0), 10, 0)
     assert [record.getMessage() for record in caplog.records] == ["starting Ray"]
