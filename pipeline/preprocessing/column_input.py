@@ -22,7 +22,7 @@ from pipeline.core.errors import JobError
 from pipeline.core.figures.counters import Counters
 from pipeline.core.schema import FEATURES, TEXT_FEATURE
 from pipeline.core.semantics import SEMANTICS
-from pipeline.preprocessing.input_facts import Columns, Cost, SliceRows
+from pipeline.preprocessing.input_facts import Columns, Cost, SliceRows, TensorColumn
 from pipeline.preprocessing.model_input import (
     FEW_ROWS,
     Arrays,
@@ -32,7 +32,6 @@ from pipeline.preprocessing.model_input import (
     Limits,
     Rows,
     Slot,
-    TensorColumn,
 )
 from pipeline.sources.columns.arrow_types import is_number
 

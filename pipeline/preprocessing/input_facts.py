@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from pipeline.job.source import Source
     from pipeline.preprocessing.model_input import Input
 
+TEXT = "text"
+_WIDE = ("float64", "int64", "uint64", "int32", "uint32")
 Cost = Literal["row", "text", "image"]
 """The costliest last. `row`: a row of a table takes microseconds; `text`: rows are short, and alike
 in length in a batch; `image`: decoding a row takes milliseconds."""
@@ -51,6 +53,24 @@ class Columns(NamedTuple):
     """Names by which one of several columns is chosen."""
     takes_all: bool = False
     """Whether the input is all of the columns, and not one of them."""
+
+
+class TensorColumn(NamedTuple):
+    """A column that the model takes as a tensor (B, 1) of its name."""
+
+    name: str
+    dtype: str
+    """Of the model's tensor, as numpy names it; of texts `TEXT`."""
+
+    @property
+    def is_text(self) -> bool:
+        """Tell whether it is a text."""
+        return self.dtype == TEXT
+
+    @property
+    def is_wide(self) -> bool:
+        """Tell whether float32 cannot hold all of its numbers."""
+        return self.dtype in _WIDE
 
 
 def cost_of(source: Source) -> Cost:

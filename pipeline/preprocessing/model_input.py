@@ -18,7 +18,7 @@ import pyarrow as pa
 from pipeline.core.figures.counters import Counters
 from pipeline.preprocessing.audio.audio_settings import AudioSettings
 from pipeline.preprocessing.images.transform import TransformSpec
-from pipeline.preprocessing.input_facts import Columns, Cost, SliceRows
+from pipeline.preprocessing.input_facts import Columns, Cost, SliceRows, TensorColumn
 from pipeline.preprocessing.texts.text_settings import TextSettings
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 Arrays = Mapping[str, npt.NDArray[Any]]
 """Name -> (N, ...), for the same N rows, in the order in which the model takes them. If rows differ
 in shape, (N,) of dtype object: an array per row."""
-TEXT = "text"
-_WIDE = ("float64", "int64", "uint64", "int32", "uint32")
 FEW_ROWS = {False: 32, True: 128}
 """Whether it is on a GPU -> rows of a batch of images."""
 Rows = npt.NDArray[np.intp]
@@ -91,24 +89,6 @@ class InputSettings:
     audio: AudioSettings | None = None
     num_features: int | None = None
     """How many numbers the model takes as one vector; None: it does not say."""
-
-
-class TensorColumn(NamedTuple):
-    """A column that the model takes as a tensor (B, 1) of its name."""
-
-    name: str
-    dtype: str
-    """Of the model's tensor, as numpy names it; of texts `TEXT`."""
-
-    @property
-    def is_text(self) -> bool:
-        """Tell whether it is a text."""
-        return self.dtype == TEXT
-
-    @property
-    def is_wide(self) -> bool:
-        """Tell whether float32 cannot hold all of its numbers."""
-        return self.dtype in _WIDE
 
 
 class Input(Protocol):

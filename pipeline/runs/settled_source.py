@@ -12,7 +12,7 @@ from pipeline.job.job import Job
 from pipeline.job.source import Source
 from pipeline.models.directories.onnx.choice import SUFFIX
 from pipeline.models.directories.opening import open_facts
-from pipeline.preprocessing.model_input import TensorColumn
+from pipeline.preprocessing.input_facts import TensorColumn
 from pipeline.sources.features.categories import with_categories
 
 

@@ -17,7 +17,8 @@ from pipeline.inference.devices.device_buffers import DeviceBuffer
 from pipeline.inference.runtimes.inference_module import InferenceModule
 from pipeline.preprocessing.column_input import ColumnInput, texts_of
 from pipeline.preprocessing.feature_input import FeatureInput
-from pipeline.preprocessing.model_input import BatchLimits, InputSettings, TensorColumn
+from pipeline.preprocessing.input_facts import TensorColumn
+from pipeline.preprocessing.model_input import BatchLimits, InputSettings
 
 COLUMNS = (
     TensorColumn("age", "int64"),

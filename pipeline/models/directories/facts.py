@@ -10,7 +10,7 @@ from pipeline.models.directories.onnx.tensors import TensorFacts
 from pipeline.models.generation import Rules
 from pipeline.preprocessing.audio.audio_settings import AudioSettings
 from pipeline.preprocessing.images.transform import TransformSpec
-from pipeline.preprocessing.model_input import TensorColumn
+from pipeline.preprocessing.input_facts import TensorColumn
 
 DirectoryKind = Literal["transformers", "sentence_transformers", "timm", "onnx"]
 TOWERS = "towers"

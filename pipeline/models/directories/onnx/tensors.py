@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.models.directories.onnx.graph import name_of
-from pipeline.preprocessing.model_input import TEXT
+from pipeline.preprocessing.input_facts import TEXT
 
 if TYPE_CHECKING:
     import onnx
