@@ -163,7 +163,7 @@ def _write_success(store: Store, layout: Layout, manifest: Manifest) -> None:
     Between that look and the write a run can still be suspended, and be late: a local file has no
     write that depends on what is there. The run itself then puts it right, or else the next one.
     """
-    data = manifest.to_json()
+    data = store.read_bytes(layout.log_entry(manifest.number))
     if _read_or_none(store, layout.current) != data:
         if log_numbers(store, layout)[-1] != manifest.number:
             return

@@ -6,6 +6,7 @@ import datetime as dt
 import json
 import socket
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from support.servers.ports import free_ports
 
 from pipeline.commands.demo.photos import build_images
 from pipeline.commit.layout import Layout
+from pipeline.commit.published.verify import verify_output
 from pipeline.core.errors import InfraError, PartitionBusy
 from pipeline.job.reading.loader import parse_job
 from pipeline.report.document import Report
@@ -129,6 +131,15 @@ def test_the_parent_of_a_killed_process_exports_how_its_run_ended(tmp_path: Path
     run = run_with(tmp_path, textfile=str(textfile), port=free_ports(1)[0])
     lost_run.end(json.loads(json.dumps(lost_run.describe(run))), "its process was killed")
     assert samples(textfile.read_text())[FAILED] == 1
+
+
+def test_of_a_process_that_was_killed_after_its_commit_it_says_what_is_published(tmp_path: Path):
+    run = run_with(tmp_path)
+    run = replace(run, record=RunRecorder(publish_rows(run.store, DAY, Rows()).run_id, DAY))
+    error = lost_run.end(json.loads(json.dumps(lost_run.describe(run))), "killed")
+    assert str(error) == "killed: version 1 is published; run again to finish what follows"
+    assert run.store.list_files("reports") == []
+    assert verify_output(run.store.uri, DAY, {})["status"] == "ok"
 
 
 def test_a_run_that_finds_another_at_work_exports_nothing(tmp_path: Path):

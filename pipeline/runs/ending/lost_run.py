@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import release_lost
+from pipeline.commit.manifest import current_manifest
 from pipeline.commit.plan_store import plan_from_json
 from pipeline.commit.staging import StagedSlice, list_staged, read_footer
 from pipeline.core.errors import InfraError
@@ -56,6 +57,14 @@ def end(told: Mapping[str, Any], how: str) -> InfraError:
     store = Store(job.sink.uri, job.sink.storage_options)
     run = RunContext(job, RunOptions(job_name=told["job_name"]), store, layout, record)
     fingerprint = told["fingerprint"]
+    current = within(_STEP_S, lambda: current_manifest(store, layout))
+    if current is not None and current.run_id == record.run_id:
+        # A report of a failed run would contradict the log; the next run tidies up.
+        error = InfraError(
+            f"{how}: version {current.number} is published; run again to finish what follows"
+        )
+        within(_STEP_S, lambda: release_lost(store, layout, record.run_id, error))
+        return error
     found = within(_STEP_S, lambda: _staged(run, fingerprint)) if fingerprint else None
     if found is not None:
         plan, footers = found

@@ -92,7 +92,7 @@ class _Watchdog(threading.Thread):
         self._stall = Stall(run.job.run.stall_s)
         self._stopping_since: float | None = None
         self._has_killed_ray = False
-        self._has_left_plan = False
+        self._left_plan: str | None = None
         deadline = run.job.run.deadline
         left_s = seconds_until(deadline, dt.datetime.now(dt.UTC)) if deadline else float("inf")
         self._deadline_at = time.monotonic() + left_s
@@ -101,8 +101,9 @@ class _Watchdog(threading.Thread):
         """Look twice per second until the run is done."""
         while not self.done.wait(_TICK_S):
             now = time.monotonic()
-            if self._run.record.plan is not None and not self._has_left_plan:
-                self._has_left_plan = True
+            plan = self._run.record.plan
+            if plan is not None and plan.fingerprint != self._left_plan:
+                self._left_plan = plan.fingerprint
                 note(run=lost_run.describe(self._run))
             if reason() is not None or _asked_to_stop():
                 self._force_stop(now)

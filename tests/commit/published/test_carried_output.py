@@ -15,7 +15,6 @@ from support.runs.published import (
     make_manifest,
     make_plan,
     publish_rows,
-    read_part_table,
     run_here,
     slice_table,
 )
@@ -33,7 +32,6 @@ from pipeline.commit.published.read import read_predictions
 from pipeline.commit.published.rollback import rollback
 from pipeline.commit.published.verify import verify_output
 from pipeline.commit.staging import StagingWriter
-from pipeline.core.errors import PipelineError
 from pipeline.core.slices import SliceKey
 from pipeline.planning.carried import Carried, Source
 from pipeline.storage.store import Store
@@ -133,14 +131,3 @@ def test_parts_of_the_version_that_is_replaced_and_of_one_that_was(store: Store)
     assert [p.sha256 for p in back.parts] == [p.sha256 for p in old.parts]
     assert rollback(store, layout, "r", keep_versions=4, to_number=3).carried["rows"] == 20
     prove(store, DAY)
-
-
-def test_a_model_that_was_edited_in_is_found_in_the_parts_that_the_version_made(store: Store):
-    old = publish_rows(store, YESTERDAY, OLD)
-    placed = publish_more(store, Layout(DAY), CarriedVersion(Layout(YESTERDAY), old))
-    data = dataclasses.replace(placed, model={**placed.model, "name": "better"}).to_json()
-    store.put(Layout(DAY).log_entry(1), data)
-    store.put(Layout(DAY).current, data)
-    with pytest.raises(PipelineError, match=r"receipt: \S+part-00002\S+ has model another-name"):
-        verify_output(store.uri, DAY, {})
-    assert read_part_table(store, placed.parts[2]).num_rows == 5
