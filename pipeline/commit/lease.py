@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import logging
+import re
 import threading
 import time
 import uuid
@@ -32,6 +33,7 @@ from pipeline.storage.store import Store
 
 log = logging.getLogger(__name__)
 _RENEWALS_PER_TTL = 4
+_LEASE = re.compile(r"(\d{10})\.json")
 _MAX_WATCH_S = 60.0
 
 
@@ -198,8 +200,8 @@ def _acquire(store: Store, layout: Layout, run_id: str, ttl_s: float, tell: Tell
 
 def latest_epoch(store: Store, layout: Layout) -> int:
     """Return the number of the last lease of a partition; 0 if there was none."""
-    names = (Path(file.path).name for file in store.list_files(layout.leases))
-    return max((int(name[:10]) for name in names if name.endswith(".json")), default=0)
+    found = (_LEASE.fullmatch(Path(file.path).name) for file in store.list_files(layout.leases))
+    return max((int(each[1]) for each in found if each), default=0)
 
 
 def read_heartbeat(store: Store, layout: Layout, epoch: int) -> Heartbeat:

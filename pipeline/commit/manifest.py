@@ -27,6 +27,10 @@ _THREADS = 16
 _ENTRY_NAME = re.compile(r"(\d{10})\.json")
 
 
+class NotAManifest(InfraError):
+    """A log entry is damaged."""
+
+
 @dataclass(frozen=True)
 class Part:
     """One published Parquet file; the path is relative to `sink.uri`."""
@@ -120,7 +124,7 @@ class Manifest:
         """Read a manifest.
 
         Raises:
-            InfraError: The bytes are not a manifest.
+            NotAManifest: The bytes are none.
             JobError: A newer version of the pipeline wrote it.
         """
         try:
@@ -131,8 +135,8 @@ class Manifest:
                 document[name] = tuple(Part(**known_fields(Part, p)) for p in document[name])
             document["gates"] = tuple(document["gates"])
             return cls(**known_fields(cls, document))
-        except (KeyError, ValueError, TypeError) as error:
-            raise InfraError(f"{where}: not a manifest: {error}") from None
+        except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise NotAManifest(f"{where}: not a manifest: {error}") from None
 
 
 def log_numbers(store: Store, layout: Layout) -> list[int]:

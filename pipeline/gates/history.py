@@ -6,15 +6,19 @@ does not. One manifest per partition is read, and it holds all that is compared.
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
 from pipeline.commit.layout import Layout, earlier_names
-from pipeline.commit.manifest import Manifest, current_manifest
+from pipeline.commit.manifest import Manifest, NotAManifest, current_manifest
+from pipeline.core.errors import JobError
 from pipeline.core.figures.histograms import Distribution
 from pipeline.core.figures.speed import Speed
 from pipeline.storage.store import Store
+
+log = logging.getLogger(__name__)
 
 NOTHING_EARLIER = "there is nothing earlier to compare with; this partition is recorded"
 _LOOKED_AT = 32
@@ -51,6 +55,14 @@ class Past:
     """The earlier partitions, the newest first, at most 32."""
 
 
+def _current_or_none(store: Store, layout: Layout) -> Manifest | None:
+    try:
+        return current_manifest(store, layout)
+    except (NotAManifest, JobError) as error:
+        log.warning("%s is not compared with: %s", layout.name, error)
+        return None
+
+
 def look_back(store: Store, layout: Layout, base: Manifest | None, num_partitions: int) -> Past:
     """Find the last partitions before this one.
 
@@ -59,12 +71,15 @@ def look_back(store: Store, layout: Layout, base: Manifest | None, num_partition
         base: What of it is published now.
         num_partitions: How many of them `rows` counts.
 
+    A partition whose manifest is damaged, or of a newer version of the package, counts as unknown:
+    a warning names it.
+
     Raises:
-        PipelineError: A manifest cannot be read.
+        PipelineError: The store failed.
     """
     names = earlier_names(layout.name, store.list_folders("_control"))[:_LOOKED_AT]
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = pool.map(partial(current_manifest, store), map(Layout, names))
+        found = pool.map(partial(_current_or_none, store), map(Layout, names))
         published = [manifest for manifest in found if manifest is not None]
     earlier = tuple(map(Earlier.of, published))
     candidates = [(manifest, manifest.partition) for manifest in published[:num_partitions]]

@@ -98,7 +98,7 @@ def needs_of(section: Gates) -> set[Need]:
 def judge(
     section: Gates, figures: Figures, past: Past, accepted: Mapping[str, str] | None = None
 ) -> list[GateResult]:
-    """Judge a run by all gates, some of them twice: see `computed.py`.
+    """Judge a run by all gates, some of them twice: see `judge_computed`.
 
     Args:
         figures: What is to be published.

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal
 
 from pipeline.core.errors import GateRefused, JobError
-from pipeline.core.registry import GATES, names
+from pipeline.core.registry import GATES, get, names
 
 Status = Literal["pass", "warn", "fail", "off", "accepted"]
 Level = Literal["pass", "warn", "fail"]
@@ -66,7 +66,8 @@ def parse_accepted(texts: Sequence[str]) -> dict[str, str]:
         if name == CONSERVATION:
             raise JobError(f"--accept {name}: rows that are not accounted for cannot be accepted")
         known = [each for each in names(GATES) if each != CONSERVATION]
-        if name.removesuffix(COMPUTED) not in known:
+        gate = name.removesuffix(COMPUTED)
+        if gate not in known or (gate != name and not get(GATES, gate).judges_computed):
             raise JobError(f"--accept {name}: no such gate; there are {', '.join(known)}")
         if not reason.strip():
             raise JobError(f"--accept {name}: write {name}=REASON; the reason is recorded")

@@ -8,8 +8,7 @@ the partition its fingerprint; the *work* plan has those that are computed, in t
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -66,8 +65,6 @@ class Carried:
     prediction of each is known, so that it is compared."""
     by_content: bool = False
     """Rows of the work plan are looked up by their content, too, while they are read."""
-    figures: Mapping[str, int] = field(default_factory=dict)
-    """`rows_carried`, `rows_new`, `rows_changed`, `rows_gone`, as far as the listing tells."""
 
     @property
     def num_rows(self) -> int:

@@ -101,9 +101,9 @@ def find_past_run(
 def _newest_reports(store: Store, partition: str) -> Iterator[Report]:
     """Yield the newest reports, newest first: few names are listed, fewer reports are read.
 
-    Partitions are dates as a rule, so the last by name are the newest; run ids sort by time.
+    The last partitions by date or number are the newest; run ids sort by time.
     """
-    names = store.list_folders("reports")
+    names = sorted(store.list_folders("reports"), key=partition_order)
     looked_at = {*names[-_NEWEST_PARTITIONS:], *({partition} & {*names})}
     folders = [f"reports/{name}" for name in looked_at]
     with ThreadPoolExecutor(max(1, len(folders))) as pool:

@@ -136,6 +136,11 @@ def test_a_second_run_is_told_who_holds_the_partition(any_store: Store):
     assert acquire(any_store) == lease.epoch + 1
 
 
+def test_files_beside_the_leases_are_none(disk: Store):
+    disk.put(f"{LAYOUT.leases}/old.json", b"{}")
+    assert acquire(disk) == 1
+
+
 def test_the_files_of_a_lease_say_who_holds_it_until_it_is_released(disk: Store):
     def read(path: str) -> dict[str, Any]:
         return dict(json.loads(disk.read_bytes(path)))

@@ -169,4 +169,6 @@ def test_what_is_accepted_of_the_computed_rows_is_accepted_of_them_alone():
     with pytest.raises(JobError, match="no such gate"):
         parse_accepted(["label_drift_alone=why"])
     with pytest.raises(JobError, match="no such gate"):
+        parse_accepted(["volume_computed=why"])
+    with pytest.raises(JobError, match="no such gate"):
         parse_accepted(["conservation_computed=why"])

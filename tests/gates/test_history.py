@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
+import pytest
 from support.runs.published import Rows, publish_rows
 
 from pipeline.commit.layout import Layout
@@ -31,6 +33,18 @@ def test_the_last_partitions_are_found_newest_first(any_store: Store):
     assert past_of(any_store, "date=2026-11-07", 2).rows == (30, 24)
     assert past_of(any_store, "date=2026-11-03").rows == (12, 6)
     assert past_of(any_store, "date=2026-11-01") == Past()
+
+
+@pytest.mark.parametrize("entry", [b"null", b"{", b'{"version": 1}', b"[" * 100_000])
+def test_a_partition_whose_manifest_is_damaged_is_unknown(
+    entry: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    store = Store(str(tmp_path))
+    for day in (1, 2):
+        publish(store, f"date=2026-11-0{day}", Rows(num_slices=day))
+    store.put("_control/date=2026-11-02/log/0000000001.json", entry)
+    assert past_of(store, "date=2026-11-03").rows == (6,)
+    assert "date=2026-11-02 is not compared with" in caplog.text
 
 
 def with_distribution(store: Store, partition: str, **labels: int) -> None:

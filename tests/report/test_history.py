@@ -32,6 +32,17 @@ def test_the_newest_run_of_any_partition_is_found(any_store: Store):
     assert found_in(any_store) == "3"
 
 
+def test_the_newest_partitions_are_those_of_the_highest_numbers(tmp_path: Path):
+    store = Store(str(tmp_path))
+    for number in range(90, 110):
+        keep(store, f"batch={number}", f"{number:03d}")
+    assert found_in(store) == "109"
+    store.delete(
+        [file.path for n in range(104, 110) for file in store.list_files(f"reports/batch={n}")]
+    )
+    assert found_in(store) == "103"
+
+
 def report_with(**changes) -> Report:
     return report_of(FACTS, **changes)
 

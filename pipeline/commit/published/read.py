@@ -21,13 +21,16 @@ _Read = TypeVar("_Read")
 def locate(uri: str, storage_options: dict[str, Any] | None = None) -> tuple[Store, Layout | None]:
     """Find the output that a URI points into, and the partition if it names one.
 
-    Accepts the sink's root, and a partition's folder under `predictions/`.
+    Accepts the sink's root, also if it is called `predictions`, and a partition's folder under
+    `predictions/`.
     """
     trimmed = uri.rstrip("/")
     head, separator, tail = trimmed.rpartition("/predictions")
-    if separator and (not tail or (tail.startswith("/") and "/" not in tail[1:])):
+    whole = Store(trimmed, storage_options or {})
+    is_root = separator and not tail and whole.list_folders("_control")
+    if separator and not is_root and (not tail or (tail.startswith("/") and "/" not in tail[1:])):
         return Store(head, storage_options or {}), Layout(tail[1:] or None)
-    return Store(trimmed, storage_options or {}), None
+    return whole, None
 
 
 def read_predictions(

@@ -77,8 +77,8 @@ def _shard_of(plan: Plan, row_id: str, known: Mapping[str, Any]) -> str | None:
     if row_id in known:
         return row_id
     if plan.row_ids == "path#row":
-        path = row_id.rpartition("#")[0]
-        return path if path in known else None
+        path, _, number = row_id.rpartition("#")
+        return path if path in known and number.isdecimal() else None
     path = row_id
     while path:  # of a key of a tar, which may have slashes as well
         path = path.rpartition("/")[0]

@@ -139,7 +139,7 @@ class OriginalFinder:
             raise JobError(
                 f"{self.where}: its version does not say how its input was read; run it again"
             )
-        return read_plan(self.store, self.layout, self.manifest.fingerprint)
+        return read_plan(self.store, self.layout, self.manifest.plan or self.manifest.fingerprint)
 
     @cached_property
     def reader(self) -> Reader:
@@ -193,7 +193,7 @@ def _asked(rows: Any) -> list[tuple[str, str]]:
         table = rows.to_table()
     elif hasattr(rows, "to_arrow"):
         table = rows.to_arrow()
-    elif hasattr(rows, "iloc"):
+    elif hasattr(rows, "iloc") and hasattr(rows, "columns"):  # a Series is ids alone
         table = pa.Table.from_pandas(rows, preserve_index=False)
     if not isinstance(table, pa.Table):
         return [(str(row_id), "") for row_id in rows]

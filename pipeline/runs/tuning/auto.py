@@ -210,6 +210,8 @@ def _choose(
     if published is not None:
         named = ("runtime", "precision", "artefact_sha256")
         return choices.begun(*(published.get(name) or "" for name in named)), profile
+    if not tuning.plan.units:
+        return choices.by_job(replace(model, runtime=EAGER, precision=FP32)), profile
     if not model.takes_fastest:
         return _measure(tuning, profile)
     if any(run.store.list_files(run.layout.staging(tuning.plan.fingerprint))):

@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from urllib.parse import quote
 
 from pipeline.commit.layout import Layout, partition_order
-from pipeline.core.errors import PipelineError
 from pipeline.core.printable import clean_message, num_of
 from pipeline.report.showing.notebook import cell
 from pipeline.report.showing.number_format import UNKNOWN, format_duration, format_plain
@@ -39,8 +38,9 @@ def try_index(store: Store) -> None:
         found = survey(store, names[-_SHOWN:])
         page = index_html(store.url(""), found, len(names) - len(found), links=True)
         store.put(INDEX, page.encode())
-    except (PipelineError, OSError, ValueError) as error:
-        log.warning("%s is not written: %s", store.url(INDEX), clean_message(str(error)))
+    except Exception as error:  # noqa: BLE001  # what is published is published
+        told = clean_message(f"{type(error).__name__}: {error}")
+        log.warning("%s is not written: %s", store.url(INDEX), told)
 
 
 def index_html(url: str, found: Iterable[PartitionStatus], num_earlier: int, *, links: bool) -> str:

@@ -32,6 +32,14 @@ def test_a_uri_is_an_output_or_one_of_its_partitions(uri: str, root: str, layout
     assert locate(uri) == (Store(root, {}), layout)
 
 
+def test_an_output_may_be_called_predictions(tmp_path: Path):
+    store = Store(str(tmp_path / "predictions"))
+    publish_rows(store)
+    assert locate(store.uri)[0] == store
+    assert locate(f"{store.uri}/predictions")[0] == store
+    assert locate(f"{store.uri}/predictions/{DAY}") == (store, Layout(DAY))
+
+
 def test_columns_are_read_in_the_order_that_is_asked_for(tmp_path: Path):
     store = Store(str(tmp_path))
     publish_rows(store, rows=Rows(partition_columns=("kind",), kinds=("a", "b")))

@@ -143,8 +143,20 @@ def test_originals_are_what_was_read_in_the_order_of_the_rows(tmp_path: Path, ca
 def test_ids_alone_do_if_they_say_where_rows_lie(tmp_path: Path):
     night = Night(tmp_path, "parquet")
     assert night.partition.images(["1.parquet#5"])[0].data == image(305)
-    with pytest.raises(JobError, match=r"row 9\.parquet#5 is not of its input"):
-        night.partition.images(["9.parquet#5"])
+    ids = night.some([0, 1]).to_pandas()["row_id"]
+    assert night.partition.images(ids)[1].data == image(1)
+    for row_id in ("9.parquet#5", "1.parquet#x"):
+        with pytest.raises(JobError, match=f"row {row_id} is not of its input"):
+            night.partition.images([row_id])
+
+
+def test_after_a_retry_the_plan_of_all_rows_is_the_one_that_says_where_they_lie(tmp_path: Path):
+    night = Night(tmp_path, "parquet")
+    manifest = night.partition.manifest
+    night.partition = replace(
+        night.partition, manifest=replace(manifest, plan=manifest.fingerprint, fingerprint="first")
+    )
+    assert night.partition.images(["1.parquet#5"])[0].data == image(305)
 
 
 def test_an_input_that_is_gone_or_changed_is_said(tmp_path: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+from dataclasses import replace
 from pathlib import Path
 from time import sleep
 
@@ -163,6 +164,16 @@ def test_a_run_whose_tenth_is_too_short_says_so_and_tries_nothing(tuning: Tuning
     beside.end()
     assert beside.text.startswith("too short to try openvino")
     assert load_profile(tuning) == Profile()
+
+
+def test_without_a_row_nothing_is_measured(tuning: TuningContext, tmp_path: Path) -> None:
+    sections = ["model.runtime=auto"]
+    job = read_job(str(tmp_path / "job.yaml"), date=dt.date(2026, 11, 24), overrides=sections)
+    run = RunContext.of(job, RunOptions(allow_import=("models",)))
+    plan, model = prepare(run)
+    empty = replace(plan, units=(), fingerprint="e" * 64)
+    found = resolve_runtime(run, empty, model, tuning.hardware, tuning.allocation)
+    assert (found.model.runtime, found.model.precision) == (EAGER, FP32)
 
 
 def test_what_was_chosen_on_another_device_is_chosen_anew_where_it_cannot_run_and_told(
