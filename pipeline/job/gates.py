@@ -103,7 +103,7 @@ class Gates(Section):
     """Highest severity of `max_skipped_pct`: `off`, `warn` or `fail`."""
     max_truncated_pct: Percent = 5.0
     """Texts: refuse when more than this share of the rows had more tokens than `text.max_tokens`,
-    so that the model saw only their beginning."""
+    so that the model saw a part of them."""
     truncated_mode: Mode = "warn"
     """Highest severity of `max_truncated_pct`: `off`, `warn` or `fail`."""
     max_repeating_pct: Percent = 5.0

@@ -40,6 +40,8 @@ class TextFacts:
     """Tokens that a layer sees before each; None: all."""
     shares_places: bool = False
     """Whether what the model writes counts for `max_tokens`, too."""
+    cuts_start: bool = False
+    """Whether a longer text loses its start, not its end."""
 
 
 @dataclass(frozen=True)

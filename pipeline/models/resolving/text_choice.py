@@ -89,6 +89,7 @@ def choose_text(
         has_offsets=has_offsets,
         prompt=prompt,
         new_tokens=new_tokens,
+        cuts_start=bool(own and own.cuts_start and prompt is None and not wanted.tokenizer),
         storage_options=storage_options,
     )
 

@@ -40,6 +40,8 @@ class TextSettings:
     new_tokens: int = 0
     """The most tokens that the model writes for a row: then a longer prompt is refused, as each has
     a place for them behind it. 0: it writes none."""
+    cuts_start: bool = False
+    """Whether a longer row loses the start of a text, not its end."""
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -53,4 +55,5 @@ class TextSettings:
             "has_pair": self.has_pair,
             **({"prompt": asdict(self.prompt)} if self.prompt else {}),
             **({"new_tokens": self.new_tokens} if self.new_tokens else {}),
+            **({"cuts_start": True} if self.cuts_start else {}),
         }

@@ -73,7 +73,7 @@ def tokenise(
         RowError: It fails over one of these texts.
     """
     path = str(local_tokenizer(settings))
-    tokenizer = _opened(path, settings.max_tokens)
+    tokenizer = _opened(path, settings.max_tokens, cuts_start=settings.cuts_start)
     prefix = settings.prefix
     given = [prefix + text for text in texts] if prefix else list(texts)
     batch = given if pairs is None else list(zip(given, pairs, strict=True))
@@ -140,13 +140,14 @@ def _rule(path: str) -> WordRule:
 
 
 @functools.lru_cache(maxsize=4)
-def _opened(path: str, max_tokens: int) -> Tokenizer:
+def _opened(path: str, max_tokens: int, *, cuts_start: bool) -> Tokenizer:
     """Return the tokenizer of this process, cut to `max_tokens` and without padding."""
     # Cores belong to actors: its own threads would take those of others.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     tokenizer = _read(path)
     with tokenizer_errors(f"text.tokenizer = {path}: cannot cut texts to {max_tokens} tokens"):
-        tokenizer.enable_truncation(max_tokens, strategy="longest_first")
+        side = "left" if cuts_start else "right"
+        tokenizer.enable_truncation(max_tokens, strategy="longest_first", direction=side)
         tokenizer.no_padding()
     return tokenizer
 

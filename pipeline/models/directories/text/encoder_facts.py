@@ -148,7 +148,8 @@ def text_of(folder: Path, chosen: ModelClass, prefix: str = "") -> TextFacts:
 
 def said_of(text: TextFacts) -> tuple[str, ...]:
     """Return what `pipeline plan` says of texts."""
-    return (f"{text.tokenizer}: texts of at most {text.max_tokens} tokens",)
+    cut = "; longer ones lose their start" if text.cuts_start else ""
+    return (f"{text.tokenizer}: texts of at most {text.max_tokens} tokens{cut}",)
 
 
 def language_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:

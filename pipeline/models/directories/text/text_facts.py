@@ -14,6 +14,7 @@ from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.models.directories.facts import DirectoryFacts, TextFacts
 from pipeline.models.directories.json_files import check_size, read_int, read_object
+from pipeline.models.directories.text.tokenizer_config import require_agreement
 from pipeline.preprocessing.model_input import Input
 from pipeline.preprocessing.texts.prompts import PromptTokenizer, prompt_tokenizer
 from pipeline.preprocessing.texts.text_settings import Prompt
@@ -137,10 +138,12 @@ def text_facts(
     Raises:
         JobError: A file is missing or damaged.
     """
+    config: Any = module.config
     settings = read_object(folder, at + CONFIG, optional=True)
     tokenizer = load_tokenizer(folder / (at + TOKENIZER))
     with tokenizer_errors(f"model.path: {at}{TOKENIZER}: its normaliser fails"):
         keeps_case = lowercase and _keeps_case(tokenizer)
+        require_agreement(settings, config.model_type, tokenizer, at)
     if keeps_case:
         raise JobError(
             "model.path: sentence_bert_config.json says do_lower_case, and tokenizer.json keeps "
@@ -156,7 +159,13 @@ def text_facts(
         prefix=prefix,
         pad_id=_pad_id(folder, at, settings, tokenizer, module),
         tensor_names=tensor_names(module),
+        cuts_start=_cuts_start(settings, tokenizer),
     )
+
+
+def _cuts_start(settings: Mapping[str, Any], tokenizer: Tokenizer) -> bool:
+    own = (tokenizer.truncation or {}).get("direction")
+    return str(settings.get("truncation_side") or own).lower() == "left"
 
 
 def max_positions(module: torch.nn.Module) -> int | None:
