@@ -10,6 +10,7 @@ import hashlib
 import json
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import InfraError, JobError
@@ -32,7 +33,6 @@ from pipeline.models.tasks.scores import (
     look_alike,
     scored_parts,
     take_outputs,
-    with_scores,
 )
 from pipeline.preprocessing.model_input import Rows
 from pipeline.storage.create_once import CreateOutcome
@@ -79,7 +79,7 @@ class SettledScores:
                 the batch become those of what is settled.
             rows: (B,) the batch's rows.
             row_ids: (N,) of the slice; may be empty.
-            counted: Gets the rows per head whose outputs were taken for probabilities.
+            counted: Gets the rows whose outputs were taken for probabilities.
 
         Raises:
             JobError: Rows contradict what is settled, or are too few to settle it.
@@ -108,12 +108,12 @@ class SettledScores:
             found = self._agree(self._config.scores_path, prefix, found, len(off))
             if found is None:
                 raise JobError(
-                    f"{_field(prefix)}: the first outputs lie within [0, 1], and {len(off)} rows "
+                    f"model.scores: the first outputs lie within [0, 1], and {len(off)} rows "
                     f"are too few to tell logits from probabilities; write {LOGITS!r} or "
                     f"{PROBABILITIES!r}"
                 )
         if found is not None:
-            self.task = with_scores(self.task, prefix, found)
+            self.task = replace(self.task, scores=found)
         return found or PROBABILITIES
 
     def _agree(self, folder: str, prefix: str, found: str | None, num_rows: int) -> str | None:
@@ -139,7 +139,7 @@ class SettledScores:
             raise InfraError(f"{store.url(path)}: damaged: scores {kept!r}")
         if (found, kept) == (PROBABILITIES, LOGITS) and num_rows >= ENOUGH_ROWS:
             raise JobError(
-                f"{_field(prefix)}: {num_rows} rows of outputs look like probabilities, and the "
+                f"model.scores: {num_rows} rows of outputs look like probabilities, and the "
                 f"first rows of this model gave logits; write {LOGITS!r} or {PROBABILITIES!r}"
             )
         return str(kept)
@@ -155,20 +155,16 @@ class SettledScores:
         must = "lie within [0, 1]" + (" and add up to 1" if _adds_up(part) else "")
         says = "those of the first rows do" if prefix in self._open else "the job or the file says"
         raise JobError(
-            f"{_field(prefix)}: the outputs of row {named} are no probabilities, as {says}: they "
+            f"model.scores: the outputs of row {named} are no probabilities, as {says}: they "
             f"do not {must} (off by {float(off[row]):.3g}); write {LOGITS!r} if they are logits"
         )
 
 
 def count_probable(counted: Mapping[str, int], counters: Counters) -> None:
-    """Count the rows per head whose outputs were taken for probabilities."""
+    """Count the rows whose outputs were taken for probabilities."""
     rows = {prefix.rstrip("."): num_rows for prefix, num_rows in counted.items()}
     SliceFigures(probable_rows=rows).add_to(counters)
 
 
 def _adds_up(part: TaskSpec) -> bool:
     return task_class(part.kind).scores_of_logits == SOFTMAX
-
-
-def _field(prefix: str) -> str:
-    return f"model.heads.{prefix}scores" if prefix else "model.scores"

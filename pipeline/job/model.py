@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -12,9 +11,6 @@ from pipeline.core import registry
 from pipeline.job.extensions import option_problems, registered
 from pipeline.job.section import PositiveInt, Section
 
-HEADS = "heads"
-"""The task of a model with several."""
-_HEAD_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 AUTO = "auto"
 """Runtime, precision or layout: the run measures, and takes the fastest that agrees."""
 
@@ -69,29 +65,6 @@ class Generate(Section):
     """Outputs are records of this JSON schema: the schema itself, or the URI of a `.json` file. Its
     properties become typed columns. See [Records](#records-by-a-schema). Needs the extra
     `schema`."""
-
-
-class Head(Section):
-    """One of several tasks over the outputs of one pass; its fields are those of `model`."""
-
-    task: Literal["classify", "multilabel", "embed", "regress", "score"]
-    """What to make of the output."""
-    labels: tuple[str, ...] | None = None
-    """Class names, one for each output."""
-    top_k: PositiveInt = 5
-    """As `model.top_k`."""
-    min_score: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """As `model.min_score`."""
-    embedding_dim: PositiveInt | None = None
-    """As `model.embedding_dim`."""
-    embedding_type: Literal["float32", "float16"] = "float32"
-    """As `model.embedding_type`."""
-    l2_norm: bool = False
-    """As `model.l2_norm`."""
-    targets: tuple[str, ...] = ()
-    """As `model.targets`."""
-    scores: Scores = Field(default=None, exclude_if=lambda value: value is None)
-    """As `model.scores`."""
 
 
 class Model(Section):
@@ -179,10 +152,6 @@ class Model(Section):
     """Task `regress`: a column name for each number; left out: one column `value`."""
     outputs: tuple[Output, ...] = ()
     """Task `raw`: the outputs to keep, in the model's order or by its names."""
-    heads: dict[str, Head] = Field(default_factory=dict)
-    """Several tasks in one pass, by the names of the model's outputs (or in their order), as in
-    `{colour: {task: classify, labels: [...]}, vector: {task: embed, embedding_dim: 8}}`. Columns
-    have the head's name before theirs: `colour_label`. Then `task` is left out."""
     postprocess: str | None = None
     """Task `raw`: `package.module:callable` whose result turns outputs into declared columns. Task
     `detect`: its result turns outputs into boxes, scores and label ids."""
@@ -232,15 +201,7 @@ class Model(Section):
     @property
     def known_task(self) -> str | None:
         """Return the task; None if the model directory says it."""
-        if self.heads and self.task is None:
-            return HEADS
         return self.task or (None if self.path else "classify")
-
-    def of_head(self, name: str) -> Model:
-        """Return what this section is for one of its heads alone."""
-        head = self.heads[name]
-        given = {field: getattr(head, field) for field in head.model_fields_set}
-        return self.model_copy(update={"heads": {}, **given})
 
     @property
     def is_pinned(self) -> bool:
@@ -290,12 +251,6 @@ class Model(Section):
         for owner in registry.built_in(registry.TASKS):
             for field in registry.load(registry.TASKS, owner).job_fields:
                 owners.setdefault(field, []).append(repr(owner))
-        for name in self.heads if task == HEADS else ():
-            part = self.of_head(name)
-            if not _HEAD_NAME.fullmatch(name):
-                yield f"heads: {name!r} is no name of columns: ASCII letters, digits and _"
-            problems = part.problems_of(str(part.task))
-            yield from (f"heads.{name}: {problem}" for problem in problems)
         for field, tasks in owners.items():
             if field in self.model_fields_set and getattr(self, field) and field not in own:
                 can_be_null = type(self).model_fields[field].default is None

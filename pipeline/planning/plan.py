@@ -271,7 +271,7 @@ def job_extensions(job: Job, model: ModelSpec) -> dict[str, str]:
     named = [
         (SOURCES, job.source.format),
         *((INPUTS, name) for name in (model.input.name, *job.source.input_parts.values())),
-        *((TASKS, task.kind) for task in (model.task, *dict(model.task.heads).values())),
+        (TASKS, model.task.kind),
         (ENGINES, task_class(model.task.kind).engine),
         *([(RUNTIMES, model.runtime)] if model.runtime != AUTO else []),
     ]

@@ -47,10 +47,9 @@ def predictor(
     store: Store | None, limits: AgreementLimits | None = None, batch_size: int = 8, **model: Any
 ) -> TorchEngine:
     """A predictor of a run into an output; None: what it settles is not stored."""
-    labels = {} if "heads" in model else {"labels": models.LABELS}
     document = {
         "source": {"uri": "in", "format": "images"},
-        "model": {**labels, **model},
+        "model": {"labels": models.LABELS, **model},
         "transform": models.TRANSFORM,
         "sink": {"uri": "out"},
     }
@@ -172,20 +171,6 @@ def test_the_reference_check_uses_what_is_settled(store: Store, precision: str):
     model = predictor(store, limits, **LIKELY, precision=precision)
     counted = predicted(model, DARK)[1]["reference_check"]
     assert counted["rows_in"] == counted["rows_out"] > 0
-
-
-def test_each_head_is_settled_by_itself(store: Store):
-    one = {"task": "classify", "labels": models.LABELS, "top_k": 5}
-    heads = {"plain": one, "likely": one}
-    rows, counted = predicted(
-        predictor(store, factory="support.runs.predicting:two", heads=heads), DARK
-    )
-    assert set(SliceFigures.from_json(counted).probable_rows) == {"likely"}
-    for row in rows:
-        assert row["likely_score"] == pytest.approx(row["plain_score"], abs=1e-6)
-    heads = {"plain": {**one, "scores": "probabilities"}, "likely": one}
-    with pytest.raises(JobError, match=r"^model\.heads\.plain\.scores: "):
-        predicted(predictor(store, factory="support.runs.predicting:two", heads=heads), DARK)
 
 
 def test_golden_rows_and_measurements_see_the_same(store: Store):

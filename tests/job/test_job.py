@@ -134,10 +134,21 @@ def test_an_unknown_key_of_any_section_is_named_beside_the_allowed_ones(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("field", "instead"), [("model.challenger", "run the same job with --set model.path")]
+    ("field", "instead"),
+    [
+        ("model.challenger", "run the same job with --set model.path"),
+        ("model.heads", "several outputs are task raw with outputs, and a postprocess"),
+    ],
 )
 def test_a_field_that_is_gone_says_what_to_do_instead(field: str, instead: str, tmp_path: Path):
     assert f"{field}: is gone; {instead}" in refusal(changed(field, {"path": "m"}), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("task", "instead"), [("heads", "several outputs are task raw with outputs")]
+)
+def test_a_task_that_is_gone_says_what_to_do_instead(task: str, instead: str, tmp_path: Path):
+    assert f"; {task} is gone; {instead}" in refusal(changed("model.task", task), tmp_path)
 
 
 @pytest.mark.parametrize("missing", ["source", "model", "sink", "source.uri", "source.format"])
@@ -701,8 +712,7 @@ def test_every_field_that_is_a_path_is_known_as_one():
             if name in names or name.endswith(("_uri", "_path", "file")):
                 yield (*path, name)
 
-    are_names = {("model", "heads", "labels")}
-    assert set(fields(Job, ())) == set(PATH_FIELDS) | are_names
+    assert set(fields(Job, ())) == set(PATH_FIELDS)
 
 
 def test_a_job_is_frozen():
@@ -738,6 +748,6 @@ def test_the_json_schema_describes_every_field_and_refuses_unknown_ones():
         for field, entry in definition["properties"].items():
             assert entry.get("description"), f"{name}.{field} has no docstring"
     referenced = {entry["$ref"].rsplit("/", 1)[1] for entry in schema["properties"].values()}
-    nested = {"Output", "Head", "SourceInput", "Volume", "Constant", "Drift", "Golden"}
+    nested = {"Output", "SourceInput", "Volume", "Constant", "Drift", "Golden"}
     nested |= {"Card", "FeatureColumn", "Message", "Generate"}
     assert referenced | nested == set(schema["$defs"])

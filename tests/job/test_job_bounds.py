@@ -89,27 +89,3 @@ def test_a_gate_of_another_distribution_gets_what_the_job_gives_it():
     gates = Gates.model_construct(options={"mine": {"most": 3}})
     assert gates.own("mine", Own).most == 3
     assert gates.own("other", Own).most == 1
-
-
-def test_a_head_has_its_own_fields_and_the_others_of_the_section():
-    heads = {
-        "colour": {"task": "classify", "labels": ["red", "blue"], "top_k": 1},
-        "size": {"task": "regress"},
-    }
-    model = job_of(name="tiny", task="heads", heads=heads, batch_size=4).model
-    colour, size = model.of_head("colour"), model.of_head("size")
-    assert (colour.task, colour.labels, colour.top_k) == ("classify", ("red", "blue"), 1)
-    assert (size.task, size.labels) == ("regress", None)
-    assert colour.batch_size == size.batch_size == 4
-    assert not colour.heads
-
-
-def test_the_trouble_of_one_head_is_told_with_its_name_alone():
-    heads = {
-        "colour": {"task": "classify", "labels": ["red", "blue"]},
-        "size": {"task": "regress", "top_k": 2},
-    }
-    with pytest.raises(JobError) as caught:
-        job_of(name="tiny", task="heads", heads=heads)
-    assert "heads.size: top_k has no effect with task 'regress'" in str(caught.value)
-    assert "heads.colour" not in str(caught.value)

@@ -198,7 +198,7 @@ class SliceFigures:
     devices: Mapping[str, int] = field(default_factory=dict)
     """Device -> rows that it predicted."""
     probable_rows: Mapping[str, int] = field(default_factory=dict)
-    """Head whose outputs were taken for probabilities -> rows; '' of a task without heads."""
+    """'' -> rows whose outputs were taken for probabilities."""
     advice: Mapping[str, int] = field(default_factory=dict)
     """What a reader or an actor has to say of what it works with, in a line -> rows that it counts
     with it, or 0."""

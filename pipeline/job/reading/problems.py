@@ -31,6 +31,7 @@ _ARGUMENTS = "the arguments of a factory are model.args"
 _DIRECTORY = "a model directory is named by model.path"
 _TEXTS = "texts lie in a column of Parquet or of lines, which source.text_column names"
 _FACTORY_ARGUMENTS = ("factory_args", "factory_kwargs", "kwargs")
+_SEVERAL = "several outputs are task raw with outputs, and a postprocess that makes columns of them"
 _KINDS: Mapping[str, type] = {"str": str, "tuple": list}
 """How pydantic calls a type of several: what it is in a document."""
 _HINTS: Mapping[Path, str] = {
@@ -47,6 +48,7 @@ _GONE: Mapping[Path, str] = {
         "is gone; run the same job with --set model.path=... --set sink.uri=OTHER, and compare "
         "with pipeline diff"
     ),
+    ("model", "heads"): f"is gone; {_SEVERAL}",
     ("source", "features", "vocabulary"): (
         "is gone, since a model must see the categories that it was trained with: save their list "
         "in the training code, as in json.dump(values, open('plans.json', 'w')), and give "
@@ -76,6 +78,7 @@ _CHOICE_HINTS: Mapping[tuple[Path, str], str] = {
         ],
         "boxes are task detect",
     ),
+    (("model", "task"), "heads"): f"heads is gone; {_SEVERAL}",
 }
 
 

@@ -11,7 +11,6 @@ from pipeline.core.printable import clean_message
 from pipeline.core.registry import TASKS
 from pipeline.core.user_code.allowed_imports import require_allowed, source_digest
 from pipeline.core.user_code.own_code import errors_told
-from pipeline.job.model import HEADS
 from pipeline.models.directories.build import require_served
 from pipeline.models.directories.snapshot import local
 from pipeline.models.generation import Generation
@@ -45,9 +44,6 @@ def choose_task(model: Model, card: FoundModel, allow_import: Sequence[str]) -> 
         JobError: The model does not serve the task, or there are no labels for it.
     """
     name, facts = task_name(model, card), card.facts
-    if name == HEADS:
-        parts = {head: choose_task(model.of_head(head), card, allow_import) for head in model.heads}
-        return TaskSpec(HEADS, heads=tuple(parts.items()))
     kind = task_class(name)
     if facts is not None:
         require_served(name, facts)

@@ -24,7 +24,6 @@ REGISTRY = {
     "zero_shot": "pipeline.models.tasks.zero_shot:ZeroShot",
     "choices": "pipeline.models.tasks.choices:Choices",
     "generate": "pipeline.models.tasks.generate:Generate",
-    "heads": "pipeline.models.tasks.heads:Heads",
     "raw": "pipeline.models.tasks.raw:Raw",
 }
 

@@ -82,8 +82,6 @@ class TaskSpec:
     nms_iou: float | None = None
     """Task `detect`: of boxes of one label that overlap more than this the best is kept; None: all
     are."""
-    heads: tuple[tuple[str, TaskSpec], ...] = ()
-    """Task `heads`: name -> what the head does, in the order of the job."""
     scores: str = "logits"
     """Tasks that score labels: what the outputs are: see `tasks.scores`."""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -92,9 +90,7 @@ class TaskSpec:
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form for fingerprints and manifests; labels as a digest."""
         values = asdict(self)
-        labels, _ = values.pop("labels"), values.pop("heads")
-        if self.heads:
-            values["heads"] = [[name, head.to_dict()] for name, head in self.heads]
+        labels = values.pop("labels")
         for name in ("postprocess_args", "options"):
             if not values[name]:
                 del values[name]  # plans and manifests made before it look the same

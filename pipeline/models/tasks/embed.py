@@ -73,8 +73,7 @@ class Embed(Task):
 
 def lacks_length(task: TaskSpec) -> bool:
     """Tell whether the length of vectors is unknown."""
-    is_unknown = task.kind == EMBED and not task.embedding_dim
-    return is_unknown or any(lacks_length(head) for _, head in task.heads)
+    return task.kind == EMBED and not task.embedding_dim
 
 
 def _last(outputs: Any) -> int:

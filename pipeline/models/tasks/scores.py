@@ -9,7 +9,6 @@ keeps what they decided.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -129,14 +128,9 @@ def look_alike(off: Any, num_labels: int, *, adds_up: bool) -> bool | None:
 
 
 def scored_parts(spec: TaskSpec) -> Iterator[tuple[str, TaskSpec]]:
-    """Yield the parts of a task whose outputs the first rows judge, or that must be probabilities.
-
-    Yields:
-        The prefix of the names of its results, '' of a task without heads, and its spec.
-    """
-    for prefix, part in [(f"{name}.", head) for name, head in spec.heads] or [("", spec)]:
-        if part.scores in (OPEN, PROBABILITIES):
-            yield prefix, part
+    """Yield '' and the task if its outputs are judged by the first rows, or are probabilities."""
+    if spec.scores in (OPEN, PROBABILITIES):
+        yield "", spec
 
 
 def scores_told(spec: TaskSpec, name: str, taken: Collection[str] = ()) -> str | None:
@@ -145,31 +139,18 @@ def scores_told(spec: TaskSpec, name: str, taken: Collection[str] = ()) -> str |
     Args:
         spec: The task.
         name: Of the model.
-        taken: Heads, '' of a task without, whose outputs the first rows showed to be probabilities.
+        taken: Has '' if the first rows showed that the outputs are probabilities.
     """
     from pipeline.models.tasks import task_class
 
-    told = []
-    for head, part in spec.heads or [("", spec)]:
-        of_head = f" in head {head}" if head else ""
-        if part.scores == PROBABILITIES or (part.scores == OPEN and head in taken):
-            adds_up = task_class(part.kind).scores_of_logits == SOFTMAX
-            how = "every row adds up to 1" if adds_up else "all lie within [0, 1]"
-            told.append(f"gives probabilities{of_head} ({how}): taken as they are")
-        elif part.scores == SIGMOID:
-            told.append(f"gives logits{of_head}: scores are their sigmoids")
-    return f"{clean_message(name)} {', '.join(told)}" if told else None
-
-
-def with_scores(spec: TaskSpec, prefix: str, scores: str) -> TaskSpec:
-    """Return a task whose part of this prefix has its scores settled."""
-    if not spec.heads:
-        return replace(spec, scores=scores)
-    heads = [
-        (name, replace(head, scores=scores) if f"{name}." == prefix else head)
-        for name, head in spec.heads
-    ]
-    return replace(spec, heads=tuple(heads))
+    told = None
+    if spec.scores == PROBABILITIES or (spec.scores == OPEN and "" in taken):
+        adds_up = task_class(spec.kind).scores_of_logits == SOFTMAX
+        how = "every row adds up to 1" if adds_up else "all lie within [0, 1]"
+        told = f"gives probabilities ({how}): taken as they are"
+    elif spec.scores == SIGMOID:
+        told = "gives logits: scores are their sigmoids"
+    return f"{clean_message(name)} {told}" if told else None
 
 
 def take_outputs(results: Arrays, prefix: str, rows: Any) -> None:

@@ -8,16 +8,14 @@ from pathlib import Path
 
 from pipeline.core.cache.node_cache import cached_folder, key_of
 from pipeline.core.errors import InfraError, JobError
+from pipeline.core.schema import EMBEDDING
 from pipeline.job.job import Job
 from pipeline.models.spec import ModelSpec
-from pipeline.models.tasks.base import TaskSpec
 from pipeline.models.tasks.embed import lacks_length
 from pipeline.planning.plan import make_plan, schema_to_text
 from pipeline.sources.inputs import Inputs
 
-_FILE = "lengths.json"
-Lengths = dict[str, int]
-"""Column of vectors -> their length."""
+_FILE = "length.json"
 
 
 def with_lengths(job: Job, inputs: Inputs, model: ModelSpec) -> ModelSpec:
@@ -39,24 +37,14 @@ def with_lengths(job: Job, inputs: Inputs, model: ModelSpec) -> ModelSpec:
         found = json.loads((cached_folder(key_of(facts), write) / _FILE).read_text())
     except (OSError, InfraError):  # the node cache is not writable
         found = _measure(job, inputs, model)
-    return replace(model, task=_filled(model.task, found, ""))
+    return replace(model, task=replace(model.task, embedding_dim=found))
 
 
-def _measure(job: Job, inputs: Inputs, model: ModelSpec) -> Lengths:
+def _measure(job: Job, inputs: Inputs, model: ModelSpec) -> int:
     from pipeline.runs.preparing.one_row import preview_row
 
     tried = preview_row(job, make_plan(job, inputs, model, batch_size=1), model)
     if tried.predicted is None:
         raise JobError(f"model.embedding_dim: is to be measured, and {tried.found}; give it")
     [row] = tried.predicted.to_pylist()
-    return {name: len(value) for name, value in row.items() if isinstance(value, list)}
-
-
-def _filled(task: TaskSpec, lengths: Lengths, head: str) -> TaskSpec:
-    if not lacks_length(task):
-        return task
-    if not task.heads:
-        name = f"{head}_embedding" if head else "embedding"
-        return replace(task, embedding_dim=lengths[name])
-    heads = tuple((name, _filled(each, lengths, name)) for name, each in task.heads)
-    return replace(task, heads=heads)
+    return len(row[EMBEDDING])

@@ -126,17 +126,6 @@ CASES = {
         IMAGES,
         points_of,
     ),
-    "heads": Case(
-        TaskSpec(
-            "heads",
-            heads=(
-                ("a", TaskSpec("classify", labels=("a", "b", "c", "d"), top_k=2)),
-                ("b", TaskSpec("embed", embedding_dim=4)),
-                ("c", TaskSpec("multilabel", labels=("a", "b", "c", "d"))),
-            ),
-        ),
-        DRAWN,
-    ),
     "spread": Case(TaskSpec("spread"), DRAWN),
 }
 ALL = pytest.mark.parametrize("name", CASES)

@@ -82,13 +82,10 @@ def test_the_length_of_vectors_is_measured_if_the_job_does_not_say_it(tmp_path: 
     write(tmp_path, a=[1.0, 2.0])
 
     def plan_with(**said: int) -> Plan:
-        heads = {name: {"task": "embed", **said} for name in ("one", "other")}
-        return plan_of(job_of(tmp_path, "a", model={"factory": "models:sums", "heads": heads}))
+        model = {"factory": "models:sums", "task": "embed", **said}
+        return plan_of(job_of(tmp_path, "a", model=model))
 
     measured = plan_with()
     kind = pa.list_(pa.float32(), 2)
-    assert [*measured.task_fields] == [
-        pa.field("one_embedding", kind),
-        pa.field("other_embedding", kind),
-    ]
+    assert [*measured.task_fields] == [pa.field("embedding", kind)]
     assert measured.fingerprint == plan_with(embedding_dim=2).fingerprint

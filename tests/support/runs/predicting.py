@@ -207,22 +207,6 @@ def likely(function: str = "softmax", from_level: float = 1e9) -> nn.Module:
     return Likely(function, from_level)
 
 
-class Two(nn.Module):
-    """Logits by the name `plain` and their softmax by the name `likely`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = Convolved()
-
-    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        logits = self.net(x)
-        return {"plain": logits, "likely": torch.softmax(logits, 1)}
-
-
-def two() -> nn.Module:
-    return Two()
-
-
 class Impure(Convolved):
     """Adds noise, or the mean of the batch, to what the small net gives: no function of a row."""
 
