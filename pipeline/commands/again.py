@@ -12,6 +12,7 @@ from pipeline.core.environment import SUBMITTED
 from pipeline.core.errors import GateRefused, InputMissing, JobError
 from pipeline.core.printable import clean_message, printable
 from pipeline.process.keeper import prepare_last_lines
+from pipeline.process.shared_notes import note
 
 _ALLOWED = range(GateRefused.exit_code, InputMissing.exit_code + 1)
 _HIDDEN = "..."
@@ -44,8 +45,6 @@ def prepare_ok_exit(ok_exit: str | None) -> None:
 def prepare_end_of_dates(to: str | None, ok_exit: str | None, every: str) -> str:
     """Prepare the last lines of a command about many dates, and return the last of these.
 
-    Whatever one of them ended with, the same command again goes on.
-
     Args:
         to: The last date as it was given; the command that goes on tomorrow has to name today.
         ok_exit: The value of --ok-exit.
@@ -58,8 +57,13 @@ def prepare_end_of_dates(to: str | None, ok_exit: str | None, every: str) -> str
 
     day = date_text(now(every) if to is None else parse_date(to))
     command = None if os.environ.get(SUBMITTED) else the_same(sys.argv, day, "--to")
-    prepare_last_lines(command, _codes(ok_exit), range(1, InputMissing.exit_code + 1))
+    prepare_last_lines(command, _codes(ok_exit))
     return day
+
+
+def goes_on_with_dates() -> None:
+    """Note that dates were begun: whatever one ended with, the same command again goes on."""
+    note(goes_on=[*range(1, InputMissing.exit_code + 1)])
 
 
 def prepare_end_of_same() -> None:

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.commands.again import prepare_end, prepare_end_of_dates, prepare_ok_exit
+from pipeline.commands.again import (
+    goes_on_with_dates,
+    prepare_end,
+    prepare_end_of_dates,
+    prepare_ok_exit,
+)
 from pipeline.commands.options import (
     AcceptOption,
     AllowImportOption,
@@ -91,6 +96,8 @@ def submit(
         needs_document=as_json,
         quiet=quiet,
     )
+    if from_ is not None:
+        goes_on_with_dates()
     _end(done, as_json=as_json, quiet=quiet)
 
 

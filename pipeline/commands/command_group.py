@@ -24,7 +24,14 @@ _GONE = {
     "diff OUT OTHER",
 }
 """Commands that there were -> what to do instead."""
-_DRY_RUN = ("--dry-run", "--dryrun", "--check", "--plan")
+_INSTEAD = {
+    **dict.fromkeys(
+        ["--dry-run", "--dryrun", "--check", "--plan"],
+        "; pipeline plan JOB shows what a run would do",
+    ),
+    "--partition": "; the partition of a job is that of --date",
+}
+"""Options that a command does not have -> what to add to the error."""
 
 
 class CommandGroup(TyperGroup):
@@ -60,8 +67,7 @@ class CommandGroup(TyperGroup):
 
 def hint_of(error: BaseException) -> str:
     """Return what to add to an error of the parser; '' if it says all."""
-    is_dry = getattr(error, "option_name", "") in _DRY_RUN
-    return "; pipeline plan JOB shows what a run would do" if is_dry else ""
+    return _INSTEAD.get(getattr(error, "option_name", ""), "")
 
 
 def _refuse_repeated(order: list[Any]) -> None:

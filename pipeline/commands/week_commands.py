@@ -6,7 +6,7 @@ from typing import Annotated, TypeGuard
 
 import typer
 
-from pipeline.commands.again import prepare_end_of_dates
+from pipeline.commands.again import goes_on_with_dates, prepare_end_of_dates
 from pipeline.commands.options import (
     AcceptOption,
     AddressOption,
@@ -65,6 +65,8 @@ def status(
         return
     from pipeline.operations.weeks.status import status as look
 
+    if prometheus and as_json:
+        raise JobError("status: give --prometheus or --json, not both")
     found = look(
         sink,
         partition=partition,
@@ -122,6 +124,7 @@ def backfill(
             progress=progress,
             owns_process=True,
         )
+    goes_on_with_dates()
     show(found.to_dict() if as_json else found.shown(), as_json=as_json, quiet=quiet)
     raise typer.Exit(found.exit_code)
 

@@ -64,12 +64,15 @@ def refused_token(where: str) -> str:
         told = f"{where}: the cluster wants a token: {head} (and RAY_AUTH_MODE=token for ray start)"
         is_there = token_file(os.environ).exists()
         return f"{told}; that in ~/.ray/auth_token was not sent" if is_there else told
+    path = token_file(os.environ)
     if os.environ.get("RAY_AUTH_TOKEN"):
         sent = "that of RAY_AUTH_TOKEN"
     elif os.environ.get("RAY_AUTH_TOKEN_PATH"):
-        sent = f"that in {token_file(os.environ)} (RAY_AUTH_TOKEN_PATH)"
+        sent = f"that in {path} (RAY_AUTH_TOKEN_PATH)"
     else:
         sent = "that in ~/.ray/auth_token"
+    if not os.environ.get("RAY_AUTH_TOKEN") and not path.is_file():
+        return f"{where}: the cluster wants a token, and there is no {path}: {head}"
     return f"{where}: the cluster wants another token than {sent}: {head}"
 
 

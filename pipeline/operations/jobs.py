@@ -117,8 +117,13 @@ def run_options(
     """Return what the caller adds to a job.
 
     Raises:
-        JobError: A gate is unknown, or has no reason.
+        JobError: A gate is unknown, or has no reason; or the address is a URL.
     """
+    if address is not None and "://" in address:
+        raise JobError(
+            f"--address {address}: write HOST:PORT of the cluster's head (its port is 6379 by "
+            "default); http:// is for `pipeline submit`"
+        )
     if isinstance(accept, Mapping):
         accept = [f"{gate}={reason}" for gate, reason in accept.items()]
     name = Path(job).stem if isinstance(job, str | os.PathLike) else None

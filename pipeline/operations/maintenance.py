@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,8 +16,11 @@ from pipeline.commit.tables import table_of
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import Overrides
 from pipeline.operations.jobs import Date, JobLike, load_job
+from pipeline.operations.weeks.status import depends_on_date
 from pipeline.report.showing.printed import printed
 from pipeline.storage.store import Store
+
+log = logging.getLogger(__name__)
 
 
 @printed
@@ -45,6 +49,11 @@ def rollback(
             to_number=to,
             table=table_of(loaded.sink, store),
         )
+    log.warning(
+        "%s: the next run of this job publishes version %d from its inputs, unless they and the "
+        "job are those of version %d: change the job first, or stop its scheduler",
+        *(layout.name, manifest.number + 1, manifest.restored_from),
+    )
     return {
         "partition": layout.name,
         "version": manifest.number,
@@ -69,6 +78,8 @@ def gc(
         PartitionBusy: A run holds the partition.
     """
     loaded = load_job(job, date=date, overrides=overrides, needs_model=False)
+    if date is None and depends_on_date(job, overrides):
+        log.info("%s: gc looks at this partition only; --date names another", loaded.sink.partition)
     with _held(loaded) as (store, layout, _):
         garbage = collect_garbage(store, layout, grace_s=grace_s)
         models = unneeded_models(store, grace_s)

@@ -9,18 +9,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
 
+from pipeline.core.printable import clean_message
 from pipeline.core.schema import OUTPUT_SCHEMA_VERSION
 from pipeline.models.directories.contents_digest import contents_sha256
 from pipeline.models.spec import ModelSpec
 
-_OF_RUNTIME = {"runtime", "runtime_options"}
+_OF_RUNTIME = {"runtime", "runtime_options", "choice"}
 _OF_LIBRARIES = {"directory", "torchvision"}
 """Kinds of models whose code is an installed library's."""
+_SECTIONS = {"task": "model", "transform": "transform"}
+"""What has settings of its own -> the section of the job that has them."""
+_SETTINGS = {
+    "name": "model.task",
+    "num_labels": "the labels",
+    "labels_sha256": "the labels",
+}
+"""Settings of a task that are no field of that name."""
 _WORDS = {
     "weights_sha256": "the weights",
     "weights_key": "the weights",
@@ -31,8 +40,6 @@ _WORDS = {
     "layer": "the layer of the model",
     "pooling": "the pooling",
     "precision": "the precision",
-    "transform": "the transform",
-    "task": "the task, its labels or its settings",
     "semantics": "how this version of the package computes",
     "extensions": "the code of an extension",
     "fields": "the types of the input's columns",
@@ -99,8 +106,23 @@ def why_other(
     names = [n for n in {**_WORDS, **then, **now} if n not in ignored and then.get(n) != now.get(n)]
     for before, after in parts:
         names += [n for n in ("semantics", "extensions") if before.get(n, {}) != after.get(n, {})]
-    words = dict.fromkeys(_WORDS.get(name, name) for name in names)
+    words = dict.fromkeys(w for n in names for w in _in_words(n, then.get(n), now.get(n)))
     return ", ".join(words) or _NOT_IN_MANIFEST
+
+
+def _in_words(name: str, before: Any, after: Any) -> Iterator[str]:
+    """Yield what differs in a part of a predictor: `model.top_k 3 -> 5`."""
+    section = _SECTIONS.get(name)
+    if section is None or not (isinstance(before, Mapping) and isinstance(after, Mapping)):
+        yield _WORDS.get(name, f"the {name}")
+        return
+    for key in {**before, **after}:
+        old, new = (each.get(key, "default") for each in (before, after))
+        if old == new:
+            continue
+        is_shown = all(isinstance(each, str | int | float | None) for each in (old, new))
+        change = "" if not is_shown or key.endswith("_sha256") else f" {old} -> {new}"
+        yield _SETTINGS.get(key) or clean_message(f"{section}.{key}{change}")
 
 
 def row_settings(

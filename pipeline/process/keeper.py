@@ -55,7 +55,7 @@ def print_last_lines(code: int) -> int:
         if is_ok:
             write_line(f"exit 0 instead of {code}, as --ok-exit says")
         if again:
-            write_line(f"the same command again is safe, and goes on from there: {again}")
+            write_line(f"the same command again is safe, and keeps what is done: {again}")
         if is_ok or again:
             sys.stderr.flush()
     return 0 if is_ok else code

@@ -18,7 +18,7 @@ from pipeline.core.errors import JobError
 from pipeline.storage.store import Store
 
 DATE = "2026-11-24"
-AGAIN = "the same command again is safe, and goes on from there: "
+AGAIN = "the same command again is safe, and keeps what is done: "
 
 
 def job_over(folder: Path) -> str:

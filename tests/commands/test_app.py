@@ -250,7 +250,7 @@ def test_schema_prints_json(refusal: Refusal):
     assert refusal("schema", "nope") == "error: schema nope: write job or report"
 
 
-@pytest.mark.parametrize("date", ["yesterday", "2026-13-01", "24.11.2026", ""])
+@pytest.mark.parametrize("date", ["yesterday", "2026-1-1", "24.11.2026", ""])
 def test_a_wrong_date_is_refused(date: str, refusal: Refusal, tmp_path: Path):
     line = refusal("plan", str(tmp_path / "job.yaml"), "--date", date)
     right = "write YYYY-MM-DD, or of an hour YYYY-MM-DDTHH"
@@ -272,6 +272,9 @@ def test_a_wrong_date_is_refused(date: str, refusal: Refusal, tmp_path: Path):
         (["run", "none.yaml", "--accept", "conservation=x"], "none.yaml: cannot read"),
         (["golden", "none.yaml"], "Missing option '--out'"),
         (["run", "none.yaml"], "none.yaml: cannot read the job file"),
+        (["rollback", "j.yaml", "--partition", "a=1"], "the partition of a job is that of --date"),
+        (["status", "out", "--prometheus", "--json"], "give --prometheus or --json, not both"),
+        (["attach", "x", "--address", "ftp://x"], "wrong; write that of its job API, http://HOST"),
         (["run", "two\nlines.yaml"], "two lines.yaml: cannot read the job file"),
     ],
 )
@@ -303,6 +306,12 @@ def test_a_gate_is_accepted_by_name_and_with_a_reason(refusal: Refusal, tmp_path
         assert line.endswith("rows that are not accounted for cannot be accepted")
         assert "no such gate; there are not_empty" in refusal(*command, "--accept", "colour=red")
         assert "write volume=REASON" in refusal(*command, "--accept", "volume= ")
+    line = refusal("run", str(path), "--address", "http://head:8265")
+    assert "write HOST:PORT of the cluster's head" in line
+    line = refusal("run", str(path), "--set", "source.options.tabel=x")
+    assert "--set: source: options has no effect" in line
+    (tmp_path / "_control").mkdir()
+    assert "is an output, a job file is needed" in refusal("rollback", str(tmp_path))
 
 
 @pytest.mark.parametrize("error", [errors.PipelineError, *errors.PipelineError.__subclasses__()])

@@ -78,7 +78,8 @@ def test_only_a_token_of_the_environment_is_sent_to_a_cluster(
         ({}, False, "wants a token: set RAY_AUTH_TOKEN to that of its head (and RAY_AUTH_MODE=tok"),
         ({}, True, "; that in ~/.ray/auth_token was not sent"),
         ({"RAY_AUTH_TOKEN": "x" * 64}, True, "another token than that of RAY_AUTH_TOKEN: set RAY"),
-        ({"RAY_AUTH_TOKEN_PATH": "/t"}, False, "than that in /t (RAY_AUTH_TOKEN_PATH): set RAY"),
+        ({"RAY_AUTH_TOKEN_PATH": "/t"}, False, "wants a token, and there is no /t: set RAY_AUTH_"),
+        ({"RAY_AUTH_TOKEN_PATH": __file__}, False, ".py (RAY_AUTH_TOKEN_PATH): set RAY_AUTH_TOKEN"),
         ({"RAY_AUTH_MODE": "token"}, True, "than that in ~/.ray/auth_token: set RAY_AUTH_TOKEN to"),
     ],
 )

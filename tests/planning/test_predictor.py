@@ -49,15 +49,15 @@ def test_what_decides_no_prediction_leaves_the_key(other: ModelSpec):
         (replace(WITH_WEIGHTS, pooling="mean"), "the pooling"),
         (
             replace(WITH_WEIGHTS, task=replace(WITH_WEIGHTS.task, labels=("b", "a"))),
-            "the task, its labels or its settings",
+            "the labels",
         ),
         (
             replace(WITH_WEIGHTS, task=replace(WITH_WEIGHTS.task, top_k=1)),
-            "the task, its labels or its settings",
+            "model.top_k 2 -> 1",
         ),
         (
             replace(WITH_WEIGHTS, task=replace(WITH_WEIGHTS.task, min_score=0.25)),
-            "the task, its labels or its settings",
+            "model.min_score default -> 0.25",
         ),
         (
             replace(WITH_WEIGHTS, precision="bf16"),

@@ -296,14 +296,9 @@ def _reach(address: str) -> None:
     """Check that a head listens at `HOST:PORT` and lets us in; Ray finds what `auto` means.
 
     Raises:
-        JobError: The address is a URL, or the cluster wants another token.
+        JobError: The cluster wants another token.
         OSError: Nothing listens there.
     """
-    if "://" in address:
-        raise JobError(
-            f"--address {address}: write HOST:PORT of the cluster's head (its port is 6379 by "
-            "default); http:// is for `pipeline submit`"
-        )
     host, _, port = address.rpartition(":")
     if port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_S).close()

@@ -6,12 +6,14 @@ A date is a `datetime.date`. An hour is a `datetime.datetime` at its beginning, 
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections.abc import Sequence
 
 from pipeline.core.errors import JobError
 
 EVERY = ("day", "hour")
 _MAX = 10_000
+_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2})?")
 _HOUR = "%Y-%m-%dT%H"
 _STEPS = {"day": dt.timedelta(days=1), "hour": dt.timedelta(hours=1)}
 
@@ -27,6 +29,8 @@ def parse_date(text: str) -> dt.date:
             return read(text)
         except ValueError:
             continue
+    if _DAY.fullmatch(text):
+        raise JobError(f"date {text}: there is no such {'hour' if 'T' in text else 'day'}")
     raise JobError(f"date {text}: write YYYY-MM-DD, or of an hour YYYY-MM-DDTHH")
 
 
@@ -76,13 +80,11 @@ def dates_between(first: dt.date, last: dt.date, every: str = "day") -> Sequence
     elif isinstance(first, dt.datetime) or isinstance(last, dt.datetime):
         raise JobError(f"{given}: hours need every hour (--every hour)")
     number = (last - first) // _STEPS[every] + 1
-    if not 0 < number <= _MAX:
-        raise JobError(f"{given}: give at least one {_named(every)}, at most {_MAX:,}")
+    if number < 1:
+        raise JobError(f"{given}: --from is after --to")
+    if number > _MAX:
+        raise JobError(f"{given}: give at most {_MAX:,} {'dates' if every == 'day' else 'hours'}")
     return [first + index * _STEPS[every] for index in range(number)]
-
-
-def _named(every: str) -> str:
-    return "date" if every == "day" else every
 
 
 def _of_day(date: dt.date, hour: int) -> dt.datetime:

@@ -43,6 +43,8 @@ def read_job(
     Raises:
         JobError: The file, a field or an override is wrong; says where and what is right.
     """
+    if Path(path, "_control").is_dir():
+        raise JobError(f"{path} is an output, a job file is needed: the one that writes it")
     if Path(path).is_dir():
         raise JobError(
             f"{path} is a folder, a job file is needed: pipeline run jobs/classify_images.yaml "

@@ -99,10 +99,21 @@ class Origin:
         is_override = any(path[: len(each)] == each for each in self.overrides)
         if depth < len(path):
             is_override |= any(each[: len(path)] == path for each in self.overrides)
+        is_override |= any(self._is_about(each, problem) for each in self.overrides)
         if problem.line is None and is_override:
             return _LAST_LINE, "--set: "
         line = problem.line or line
         return (0, "") if line is None else (line, f"line {line}: ")
+
+    def _is_about(self, override: Path, problem: Problem) -> bool:
+        """Tell whether the problem of a section names a field that only an override has set."""
+        depth, rest = len(problem.path), override[len(problem.path) :]
+        if override[:depth] != problem.path or not rest:
+            return False
+        num_written = self.document.line(override)[0]
+        if num_written == len(override):
+            return False
+        return str(override[max(num_written, depth)]) in re.findall(r"\w+", problem.text)
 
 
 def raise_problems(origin: Origin, problems: Iterable[Problem]) -> None:

@@ -14,7 +14,7 @@ from pipeline.job.reading.loader import Overrides
 from pipeline.operations.jobs import Date, JobLike, load_job, read_date, read_dates, run_options
 from pipeline.runs.weeks.job_survey import survey_job
 from pipeline.runs.weeks.overview import Status
-from pipeline.runs.weeks.survey import survey
+from pipeline.runs.weeks.survey import survey_output
 
 
 def status(
@@ -43,7 +43,8 @@ def status(
         storage_options: fsspec options of the output; a job has its own.
 
     Raises:
-        JobError: The job is wrong, or what is given does not belong to a job, or to an output.
+        JobError: The job is wrong, no run has worked there, or what is given does not belong to a
+            job, or to an output.
         PipelineError: The output, or the list of its partitions, cannot be read.
     """
     if is_job(sink):
@@ -58,9 +59,7 @@ def status(
     if partition is None and found is not None and found.partition:
         partition = found.name
     first, last = bound_of(from_), bound_of(to)
-    rows = survey(store, None if partition is None else [partition])
-    if not rows:
-        raise JobError(f"{store.url('')}: no run has worked on anything there")
+    rows = survey_output(store, partition)
     chosen = tuple(each for each in rows if is_between(each.partition, first, last))
     return Status(store.url(""), chosen)
 
@@ -114,7 +113,7 @@ def status_of_job(
         days = read_dates(from_ if from_ is not None else to, to, every)
         jobs = [load_job(job, date=day, overrides=overrides) for day in days]
     names = {each.sink.partition for each in jobs}
-    if from_ is None and len(jobs) == 1 and _depends_on_date(job, overrides):
+    if from_ is None and len(jobs) == 1 and depends_on_date(job, overrides):
         raise JobError("which dates? the job has ${date}: give --from YYYY-MM-DD")
     if len(names) < len(jobs):
         raise same_partition(every)
@@ -127,7 +126,8 @@ def same_partition(every: str) -> JobError:
     return JobError(f"sink.partition is the same for several dates: write {needed} in it")
 
 
-def _depends_on_date(job: JobLike, overrides: Overrides) -> bool:
+def depends_on_date(job: JobLike, overrides: Overrides) -> bool:
+    """Tell whether the partition of a job is another one each day."""
     if isinstance(job, Job):
         return False
     days = read_date("2000-01-01T00"), read_date("2000-01-02T01")

@@ -13,7 +13,7 @@ from pipeline.commit.lease import ask_to_stop, latest_epoch, read_heartbeat
 from pipeline.commit.published.read import locate
 from pipeline.core.errors import JobError
 from pipeline.report.showing.printed import printed
-from pipeline.runs.weeks.survey import survey
+from pipeline.runs.weeks.survey import survey_output
 
 
 @printed
@@ -33,13 +33,13 @@ def stop(
         The partition, and the run that was asked, None if nothing runs.
 
     Raises:
-        JobError: Runs work on several partitions and none is named.
+        JobError: No run has worked there, or runs work on several partitions and none is named.
         InfraError: The output cannot be read or written.
     """
     store, found = locate(sink, dict(storage_options or {}))
     if partition is None and found is not None and found.partition:
         partition = found.name
-    rows = survey(store, None if partition is None else [partition])
+    rows = survey_output(store, partition)
     running = [each for each in rows if each.state == "running"]
     if len(running) > 1:
         names = ", ".join(each.partition for each in running)

@@ -66,6 +66,9 @@ class Status(Printed):
 def _row(each: PartitionStatus) -> dict[str, Any]:
     since = f"since {each.started_at}" if each.state == "running" and each.started_at else ""
     left = "" if each.eta_s is None else f"{duration(each.eta_s)} left"
+    would = each.a_run_would
+    if would and each.why:
+        would = would.removesuffix(f": {each.why}")
     why = ", ".join(filter(None, [each.why, since, left]))
     return {
         "partition": each.partition,
@@ -78,5 +81,5 @@ def _row(each: PartitionStatus) -> dict[str, Any]:
         "took": None if each.duration_s is None else duration(each.duration_s),
         "cost": None if each.cost is None else f"{each.cost:,.2f}",
         "attempt": each.attempt if (each.attempt or 1) > 1 else None,
-        "a_run_would": each.a_run_would,
+        "a_run_would": would,
     }

@@ -20,7 +20,7 @@ from typing import Any
 from pipeline.commit.heartbeat import Heartbeat
 from pipeline.commit.layout import WHOLE_OUTPUT, Layout, partition_order
 from pipeline.commit.manifest import Manifest
-from pipeline.core.errors import PipelineError
+from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.printable import clean_message
 from pipeline.runs.weeks.state import LastRun, PartitionStatus, status_of
 from pipeline.storage.store import Store, StoredFile
@@ -56,6 +56,20 @@ def survey(store: Store, partitions: Sequence[str] | None = None) -> list[Partit
         data |= store.read_many(more) if more else {}
         found += [each.status(store, data, now) for each in some]
     return sorted(found, key=lambda each: partition_order(each.partition))
+
+
+def survey_output(store: Store, partition: str | None = None) -> list[PartitionStatus]:
+    """Say how the partitions of an output are, or one of them.
+
+    Raises:
+        JobError: No run has worked there: the name is wrong.
+    """
+    rows = survey(store, None if partition is None else [partition])
+    if partition is not None and rows[0].state == "unpublished" and not rows[0].run_id:
+        rows = rows if _control_files(store, [partition])[partition] else []
+    if not rows:
+        raise JobError(f"{store.url('')}: no run has worked on {partition or 'anything'} there")
+    return rows
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ def test_what_would_make_no_sense_is_refused_before_anything_is_done(tmp_path: P
         pipeline.backfill(job, from_=DAYS[0], only="late")
     with pytest.raises(JobError, match="max-active 0: write 1 or more"):
         pipeline.backfill(job, from_=DAYS[0], max_active=0)
-    with pytest.raises(JobError, match="give at least one date"):
+    with pytest.raises(JobError, match="--from is after --to"):
         pipeline.backfill(job, from_=DAYS[1], to=DAYS[0])
     with pytest.raises(JobError, match=r"the same for several dates: write \$\{date\} in it"):
         pipeline.backfill(job_over(tmp_path, "number=1"), from_=DAYS[0], to=DAYS[1])

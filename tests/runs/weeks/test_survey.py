@@ -183,8 +183,12 @@ def test_prometheus_gets_all_states_and_two_times_and_no_partition(tmp_path: Pat
 
 def test_stop_asks_the_run_that_is_there_once_and_no_later_one(tmp_path: Path):
     store, layout = Store(str(tmp_path)), Layout(DAYS[0])
-    assert pipeline.stop(store.uri)["asked"] is None
+    with pytest.raises(JobError, match="no run has worked on anything there"):
+        pipeline.stop(store.uri)
     with hold_lease(store, layout, "run-1", LONG_S):
+        for ask in (pipeline.stop, pipeline.status):
+            with pytest.raises(JobError, match="no run has worked on 2026-11-24 there"):
+                ask(store.uri, partition="2026-11-24")
         found = pipeline.stop(store.uri)
         assert (found["partition"], found["asked"]) == (DAYS[0], "run-1")
         assert pipeline.stop(store.uri, partition=DAYS[0])["said"].startswith("it was asked before")
