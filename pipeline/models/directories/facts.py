@@ -36,8 +36,6 @@ class TextFacts:
     """Token id that fills up a batch, on the right."""
     tensor_names: tuple[str, ...]
     """The tensors that the module takes, by name."""
-    window: int | None = None
-    """Tokens that a layer sees before each; None: all."""
     shares_places: bool = False
     """Whether what the model writes counts for `max_tokens`, too."""
     cuts_start: bool = False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from pipeline.core.errors import JobError
@@ -70,9 +69,11 @@ def choose_text(
             least = prompts.num_fixed + 1
     if own and own.shares_places:
         reserved += new_tokens
-    if own and own.window and not new_tokens:
-        # Tokens outside the window would count by their place in a batch, not in their prompt.
-        own = replace(own, max_tokens=min(own.max_tokens, own.window))
+        if new_tokens and own.max_tokens - reserved < least:
+            raise JobError(
+                f"model.generate.max_new_tokens = {new_tokens}: leaves no room for a text; {name} "
+                f"takes {own.max_tokens} tokens, {least} or more of them before the output"
+            )
     most = _max_tokens(name, wanted, own, reserved, _PROMPT_TOKENS if prompt else None)
     if most < least:
         raise JobError(

@@ -49,6 +49,10 @@ FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "qwen2": ("Qwen2", _GROUPED),
     "mistral": ("Mistral", {**_GROUPED, "sliding_window": 96}),
     "gemma2": ("Gemma2", {**_GROUPED, "head_dim": 8, "sliding_window": 96}),
+    "gemma3": (
+        "Gemma3",
+        {**_GROUPED, "head_dim": 8, "sliding_window": 96, "sliding_window_pattern": 2},
+    ),
     "gpt2": ("GPT2", {**_IDS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": MAX_TOKENS}),
     "gpt_neox": ("GPTNeoX", _SIZES),
     "opt": ("OPT", {**_SIZES, "ffn_dim": 64, "word_embed_proj_dim": 32}),
@@ -80,7 +84,9 @@ def make_language_model(folder: Path, family: str, chat: str | None = CHAT, **op
 
     prefix, values = FAMILIES[family]
     size = write_language_tokenizer(folder, ends=family in SEQ2SEQ)
-    config = getattr(transformers, f"{prefix}Config")(vocab_size=size, **{**values, **options})
+    is_part = hasattr(transformers, f"{prefix}TextConfig")
+    config_name = f"{prefix}TextConfig" if is_part else f"{prefix}Config"
+    config = getattr(transformers, config_name)(vocab_size=size, **{**values, **options})
     ending = "ForConditionalGeneration" if family in SEQ2SEQ else "ForCausalLM"
     names = (f"{prefix}{ending}", f"{prefix}LMHeadModel")
     cls = next(getattr(transformers, name) for name in names if hasattr(transformers, name))

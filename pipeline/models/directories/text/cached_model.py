@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -98,6 +98,18 @@ def new_cache() -> Any:
 def states_of(cache: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return the keys and values of each layer, (B, heads, P, size) each."""
     return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def moved(
+    states: Sequence[tuple[torch.Tensor, torch.Tensor]], columns: torch.Tensor
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return keys and values of which each column is another one of its row, (B, P)."""
+    index = columns.clamp(min=0)[:, None, :, None]
+
+    def of(part: torch.Tensor) -> torch.Tensor:
+        return part.gather(2, index.expand(-1, part.shape[1], -1, part.shape[3]))
+
+    return [(of(keys), of(values)) for keys, values in states]
 
 
 def places_of(start: int, end: int, like: torch.Tensor) -> torch.Tensor:

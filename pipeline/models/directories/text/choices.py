@@ -16,6 +16,7 @@ from torch import nn
 
 from pipeline.models.directories.text.cached_model import (
     CachedModel,
+    moved,
     new_cache,
     places_of,
     states_of,
@@ -101,6 +102,8 @@ class CausalChoices(ContinuedChoices):
         super().__init__(model, answers)
         self.shared: tuple[int, ...] = ()
         """The token ids that prompts begin with."""
+        self._window = _window(model)
+        self._longest = max(map(len, answers))
         self._shared_states: list[tuple[torch.Tensor, torch.Tensor]] = []
         """Of each layer, the keys and values of these tokens, (1, heads, P, size)."""
 
@@ -130,12 +133,32 @@ class CausalChoices(ContinuedChoices):
         if is_one_pass:  # what padding adds is masked afterwards
             logits = self.run_decoder(cache, read, places, keep=ends - start)
             place = torch.searchsorted(ends, lengths - 1)[:, :, None]
-            return logits.gather(1, place.expand(-1, -1, logits.shape[2]))[:, 0], is_seen
+            first = logits.gather(1, place.expand(-1, -1, logits.shape[2]))[:, 0]
+            return first, self._joined(cache, is_seen)
         if end > start:
             self.run_decoder(cache, read, places)
+            is_seen = self._joined(cache, is_seen)
         is_seen = torch.cat([is_seen, is_seen.new_ones((len(is_seen), 1))], dim=1)
         last = input_ids.gather(1, lengths - 1)
         return self.run_decoder(cache, last, lengths - 1, is_seen)[:, -1], is_seen
+
+    def _joined(self, cache: Any, is_seen: torch.Tensor) -> torch.Tensor:
+        """Move what was read of each row next to what follows, if padding between them counts.
+
+        Args:
+            cache: Of P tokens of each row.
+            is_seen: bool (B, P), which of them are of the row; the first ones.
+
+        Returns:
+            The same of the columns as they are now.
+        """
+        is_whole = self._window is None or is_seen.shape[1] + self._longest <= self._window
+        if is_whole or bool(is_seen.all()):
+            return is_seen
+        missing = is_seen.shape[1] - is_seen.sum(dim=1, keepdim=True)
+        columns = places_of(0, is_seen.shape[1], is_seen) - missing
+        _restore(cache, moved(states_of(cache), columns))
+        return columns >= 0
 
     def _begin(self, cache: Any, input_ids: torch.Tensor, lengths: torch.Tensor) -> int:
         """Begin with the keys and values that prompts share; return of how many tokens they are."""
@@ -212,6 +235,14 @@ class TargetChoices(Choices):
     def _decoded(self, answer: torch.Tensor) -> torch.Tensor:
         config: Any = self.model.config
         return torch.cat([answer.new_tensor([config.decoder_start_token_id]), answer[:-1]])
+
+
+def _window(model: nn.Module) -> int | None:
+    """Return how many columns before a token its layers see at least; None: all."""
+    config: Any = model.config
+    text = config.get_text_config()
+    sizes = [getattr(text, name, None) for name in ("sliding_window", "window_size")]
+    return min((size for size in sizes if isinstance(size, int)), default=None)
 
 
 def _restore(cache: Any, states: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:

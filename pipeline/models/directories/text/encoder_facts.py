@@ -154,11 +154,7 @@ def said_of(text: TextFacts) -> tuple[str, ...]:
 
 def language_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
     """Read the facts of a language model; raises as `encoder_facts`."""
-    text = text_of(folder, chosen)
-    window = getattr(chosen.config, "sliding_window", None)
-    if not isinstance(window, int) or not getattr(chosen.config, "use_sliding_window", True):
-        window = None
-    text = replace(text, window=window, shares_places=chosen.head != SEQ2SEQ)
+    text = replace(text_of(folder, chosen), shares_places=chosen.head != SEQ2SEQ)
     written = generation_facts(folder, chosen.config, has_encoder=chosen.head == SEQ2SEQ)
     return DirectoryFacts(
         kind="transformers",

@@ -28,7 +28,7 @@ from pipeline.models.directories.text.choices import _MOST_ENDS, CausalChoices
 from pipeline.models.spec import load_module
 from pipeline.preprocessing.model_input import BatchLimits
 
-LLAMA = "llama"
+LLAMA, SLOW = "llama", pytest.mark.slow
 
 
 def softmax(values: np.ndarray) -> np.ndarray:
@@ -66,6 +66,20 @@ def test_scores_are_those_of_the_library(family: str, tmp_path: Path):
         np.testing.assert_allclose(scores_of(found[number]), expected, atol=1e-4)
         assert found[number]["label"] == [*CHOICES][int(expected.argmax())]
     assert np.ptp([scores_of(row) for row in found], axis=0).max() > 5e-4  # the text decides
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3", pytest.param("mistral", marks=SLOW)])
+@pytest.mark.parametrize("count", [2, 7], ids=["ends in one pass", "ends apart"])
+def test_a_prompt_beyond_the_window_is_read_whole(family: str, count: int, tmp_path: Path):
+    path = make_language_model(tmp_path / "m", family, sliding_window=16)
+    spec = choosing(path)
+    texts = [f"{'and the dog ' * (4 * n)} {n}" for n in range(count)]
+    rows = prepared(spec, texts)
+    assert not any(rows.column("truncated").to_pylist())
+    found = predicted(spec, rows, BatchLimits(64, 4096))
+    for text, row in zip(texts, found, strict=True):
+        expected = softmax(library_scores(path, *library_ids(path, family, text)))
+        np.testing.assert_allclose(scores_of(row), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", [LLAMA, "t5"])

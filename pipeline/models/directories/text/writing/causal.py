@@ -7,7 +7,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from pipeline.models.directories.text.cached_model import new_cache, places_of, states_of
+from pipeline.models.directories.text.cached_model import (
+    moved,
+    new_cache,
+    places_of,
+    states_of,
+)
 from pipeline.models.directories.text.writing.batch import Batch
 from pipeline.models.directories.text.writing.decoding import (
     Begun,
@@ -31,8 +36,7 @@ class CausalDecoding(Decoding):
         columns = places_of(0, read.shape[1], ids) - (read.shape[1] + 1 - lengths)[:, None]
         cache = new_cache()
         self.run_decoder(cache, read, places_of(0, read.shape[1], ids))
-        states = states_of(cache)
-        own = [(_shifted(keys, columns), _shifted(values, columns)) for keys, values in states]
+        own = moved(states_of(cache), columns)
         return Begun(Batch(own, columns >= 0), before, counts)
 
     def step(self, batch: Batch, tokens: Sequence[int], places: Sequence[int]) -> torch.Tensor:
@@ -121,9 +125,3 @@ class ImageFirstDecoding(PicturedDecoding):
         dtype = next(self.model.parameters()).dtype
         unseen = torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
         return unseen[:, None, None]
-
-
-def _shifted(states: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """Return states (B, heads, P, size) of which each column is another one of its row, (B, P)."""
-    index = columns.clamp(min=0)[:, None, :, None]
-    return states.gather(2, index.expand(-1, states.shape[1], -1, states.shape[3]))

@@ -176,6 +176,7 @@ def test_messages_and_the_text_alone_are_prompts_too(tmp_path: Path):
         ({"eos_token_id": 10**6}, "eos_token_id is 1000000, expected token ids below"),
         ({"repetition_penalty": float("inf")}, "repetition_penalty is Infinity, expected a number"),
         ({"bad_words_ids": [7]}, "bad_words_ids is 7, expected token ids"),
+        ({"bad_words_ids": 7}, "bad_words_ids is 7, expected a list"),
         ({"sequence_bias": {"a": 1}}, "sequence_bias .*: task 'generate' does not do that"),
         ({"guidance_scale": 3.0}, "guidance_scale 3.0: task 'generate' does not do that"),
     ],
@@ -206,8 +207,11 @@ def test_the_window_of_a_decoder_limits_its_outputs(tmp_path: Path):
     path = make_writer(tmp_path / "m", "bart")
     with pytest.raises(JobError, match=r"max_new_tokens = 160: .* writes 159 tokens at most"):
         writing(path, generate={"max_new_tokens": 160})
-    with pytest.raises(JobError, match="leaves no room for a text beside"):
-        writing(make_writer(tmp_path / "n", LLAMA), generate={"max_new_tokens": 158})
+    llama = make_writer(tmp_path / "n", LLAMA)
+    for most in (158, 4096):
+        problem = rf"model\.generate\.max_new_tokens = {most}: leaves no room for a text"
+        with pytest.raises(JobError, match=problem):
+            writing(llama, generate={"max_new_tokens": most})
 
 
 @pytest.mark.slow
