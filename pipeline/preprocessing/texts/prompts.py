@@ -27,6 +27,7 @@ from pipeline.preprocessing.texts.tokenizer import (
     joined,
     local_tokenizer,
     parse_tokenizer,
+    special_around,
 )
 
 if TYPE_CHECKING:
@@ -55,11 +56,8 @@ class PromptTokenizer:
         }
         self._before, self._after = self._plain(prompt.before), self._plain(prompt.after)
         if prompt.adds_special:
-            around = tokenizer.encode("a")
-            first = around.special_tokens_mask.index(0)
-            last = len(around.ids) - around.special_tokens_mask[::-1].index(0)
-            self._before = [*around.ids[:first], *self._before]
-            self._after = [*self._after, *around.ids[last:]]
+            begins, ends = special_around(tokenizer)
+            self._before, self._after = [*begins, *self._before], [*self._after, *ends]
         self._num_control = self._count([*self._before, *self._after])
 
     @property

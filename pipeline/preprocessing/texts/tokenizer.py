@@ -197,6 +197,24 @@ def tokenizer_errors(told: str) -> Iterator[None]:
         raise JobError(f"{told}: {clean_message(f'{error}', 200)}") from None
 
 
+def special_around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """Return the ids of the special tokens before and after a text.
+
+    Truncation and padding of the tokenizer are switched off: padding is no part of a text.
+
+    Raises:
+        JobError: It makes no token of a text.
+    """
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    found = tokenizer.encode("a")
+    is_special = found.special_tokens_mask
+    if 0 not in is_special:
+        raise JobError(f"{_FILE}: makes no token of the text 'a', expected one or more")
+    last = len(is_special) - is_special[::-1].index(0)
+    return found.ids[: is_special.index(0)], found.ids[last:]
+
+
 def pad_id_of(tokenizer: Tokenizer) -> int:
     """Return the id that a tokenizer pads with; 0 if it names none."""
     padding = tokenizer.padding

@@ -19,20 +19,26 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 _CPU_S, _MAX_BYTES, _MAX_CHARS = 5, 1 << 30, 1 << 20
 _GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 """Marks for training, which change nothing of the text."""
+_ADDRESS = re.compile(r"\bat 0x[0-9a-f]+>", re.IGNORECASE)
 
 
 def render(template: str, messages: list[Any], tokens: Mapping[str, str]) -> str:
     """Render a template as transformers does, with a prompt for the assistant's turn at the end.
 
-    A template cannot ask for the time: the same job must give the same prompts.
+    A template can ask for nothing that differs from run to run, such as the time or chance: the
+    same job must give the same prompts.
 
     Raises:
-        TemplateError: It fails, reads what the sandbox does not show, or writes too much.
+        TemplateError: It fails, reads what the sandbox does not show, writes too much, or an
+            address of memory.
     """
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = _to_json
+    del environment.filters["random"]
+    for name in ("lipsum", "cycler", "joiner"):
+        del environment.globals[name]
     environment.globals["raise_exception"] = _refuse
     parsed = environment.from_string(_GENERATION.sub("", template))
     found, num_chars = [], 0
@@ -41,7 +47,10 @@ def render(template: str, messages: list[Any], tokens: Mapping[str, str]) -> str
         num_chars += len(piece)
         if num_chars > _MAX_CHARS:
             raise TemplateError(f"it writes more than {_MAX_CHARS:,} characters")
-    return "".join(found)
+    text = "".join(found)
+    if _ADDRESS.search(text):
+        raise TemplateError("it writes an address of memory, which differs from run to run")
+    return text
 
 
 def _to_json(value: Any, indent: int | None = None, **_: Any) -> str:

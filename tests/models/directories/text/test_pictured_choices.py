@@ -22,6 +22,7 @@ from support.models.feature_writers import (
     pixels_of,
     prepared_features,
 )
+from tokenizers import Tokenizer, normalizers
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories.text.choices import PicturedChoices
@@ -149,6 +150,19 @@ def test_prompts_and_messages_are_those_of_the_processor(family: str, folder_of:
     writing = feature_writing(path, messages=SAID).task.generation
     assert writing is not None
     assert [*writing.rules.start] == expected
+
+
+def test_padding_that_a_tokenizer_was_saved_with_is_no_part_of_a_prompt(tmp_path: Path):
+    path = make_feature_writer(tmp_path / "m", "llava")
+    tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+    expected = feature_writing(path).task.generation
+    tokenizer.enable_padding(direction="left", pad_id=2, length=6)
+    tokenizer.save(str(path / "tokenizer.json"))
+    assert feature_writing(path).task.generation == expected
+    tokenizer.normalizer = normalizers.Replace("a", "")
+    tokenizer.save(str(path / "tokenizer.json"))
+    with pytest.raises(JobError, match="makes no token of the text 'a'"):
+        feature_writing(path)
 
 
 @pytest.mark.slow

@@ -113,7 +113,7 @@ def facts_of(read: Reader, config: Any, start: tuple[int, ...], **rules: Any) ->
     values, where = read.values, read.where
     ends = read.ids("eos_token_id")
     forced = read.ids("forced_bos_token_id")
-    words = [read.checked_ids("bad_words_ids", each) for each in values.get("bad_words_ids") or ()]
+    words = [read.checked_ids("bad_words_ids", each) for each in read.listed("bad_words_ids")]
     words = [word for word in words if len(word) != 1 or word[0] not in ends]
     found = Rules(
         ends=ends,
@@ -184,6 +184,13 @@ class Reader:
         if found is None:
             return ()
         return self.checked_ids(key, found if isinstance(found, list) else [found])
+
+    def listed(self, key: str) -> list[Any]:
+        """Return a list; [] if there is none."""
+        found = self.values.get(key)
+        if not isinstance(found, list | None):
+            raise self.refused(key, found, "a list")
+        return found or []
 
     def checked_ids(self, key: str, found: Any) -> tuple[int, ...]:
         """Return a list of token ids as a tuple."""

@@ -23,6 +23,7 @@ from pipeline.models.directories.text.writing.generation_config import (
     most_places,
     or_problem,
 )
+from pipeline.preprocessing.texts.tokenizer import special_around
 
 _CONFIG = "config.json"
 _MOST_PLACES = 1 << 20
@@ -72,8 +73,7 @@ def pictured_facts(folder: Path, read: Reader, config: Any) -> GenerationFacts:
         JobError: The configuration is of no such image, or the tokenizer has no token for it.
     """
     family, tokenizer = FAMILIES[config.model_type], load_tokenizer(folder / TOKENIZER)
-    around = tokenizer.encode("a")
-    begins = around.ids[: around.special_tokens_mask.index(0)]
+    begins, _ = special_around(tokenizer)
     # Where the image goes does not depend on what is refused for task `generate`.
     facts = or_problem(lambda: facts_of(read, config, ()))
     token, vision = config.image_token_id, config.vision_config
