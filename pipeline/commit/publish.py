@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import uuid
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from pipeline.commit.card import write_card
@@ -21,6 +22,8 @@ from pipeline.core.errors import InfraError, PublishConflict
 from pipeline.process.failpoints import failpoint
 from pipeline.storage.create_once import CreateOutcome
 from pipeline.storage.store import Store, StoredFile
+
+_COPY_THREADS = 16
 
 
 def commit(store: Store, layout: Layout, manifest: Manifest, folder: str) -> Manifest:
@@ -75,13 +78,16 @@ def _place(store: Store, folder: str, parts: Sequence[Part], placed: Sequence[Pa
     The names are of this attempt alone, and no log entry has them yet, so nothing else can need
     what is deleted. What a killed run placed stays until the next one.
     """
+    sources, targets = ([f"{folder}/{p.path}" for p in parts], [p.path for p in placed])
+    num_threads = _COPY_THREADS if store.is_object_store else 1
     try:
-        for part, target in zip(parts, placed, strict=True):
-            store.copy(f"{folder}/{part.path}", target.path)
-            failpoint("placed_part")
+        # Before parts are deleted no copy goes on: leaving the pool waits for those that do.
+        with ThreadPoolExecutor(num_threads) as pool:
+            for _ in pool.map(store.copy, sources, targets):
+                failpoint("placed_part")
     except Exception:
         with contextlib.suppress(Exception):  # the first error is the one to show
-            store.delete([target.path for target in placed])
+            store.delete(targets)
         raise
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import accumulate
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.runs.plan_examples import planned, shard_extents
@@ -166,8 +167,10 @@ def test_what_is_gone_and_what_is_new_is_told():
     }
 
 
-def test_a_shard_that_cannot_be_read_now_is_not_carried():
-    extents = shard_extents([[4], [5]], 10.0)
+@pytest.mark.parametrize("num_rows", [4, 1])
+def test_a_shard_that_cannot_be_read_now_is_not_carried(num_rows: int):
+    """It stands as one row, which may be as many as it had."""
+    extents = shard_extents([[num_rows], [5]], 10.0)
     plan = planned(extents)
     known = known_of(plan, {}, {"s00000.parquet", "s00001.parquet"})
     unread = replace(extents[0], num_rows=1, reason=Reason.UNREADABLE_SHARD, message="no footer")

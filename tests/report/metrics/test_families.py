@@ -75,3 +75,11 @@ def test_names_units_and_both_formats_are_prometheus_own():
     }
     for name in MEANINGS:
         assert not name.endswith(("_total", "_s", "_ms", "_pct", "_mib"))
+
+
+@pytest.mark.parametrize(("sample", "found"), [(5.0, 7.0), (9.0, 9.0), (None, 7.0)])
+def test_a_gauge_that_outlives_its_run_never_becomes_less(sample: float | None, found: float):
+    samples = () if sample is None else (({}, sample),)
+    family = Family("last", "gauge", "The last one.", samples)
+    assert family.at_least({"last": 7.0}, {}).samples == (({}, found),)
+    assert family.at_least({"other": 7.0}, {}) == family

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -108,7 +109,15 @@ def with_damaged_rows(store: Store, path: str, data: bytes) -> None:
     store.put(path, data[:4] + b"\xff" * (len(data) // 2) + data[4 + len(data) // 2 :])
 
 
-@pytest.mark.parametrize("harm", [gone, cut, without_footer, with_damaged_rows])
+def with_more_bytes(store: Store, path: str, data: bytes) -> None:
+    """The same rows, as another writer has them."""
+    table = pq.read_table(pa.BufferReader(data))
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="none")
+    store.put(path, sink.getvalue().to_pybytes())
+
+
+@pytest.mark.parametrize("harm", [gone, cut, without_footer, with_damaged_rows, with_more_bytes])
 def test_a_part_that_is_gone_or_damaged_cannot_be_read(
     harm: Callable[[Store, str, bytes], None], version: tuple[Store, CarriedVersion]
 ):
