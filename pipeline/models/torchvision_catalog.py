@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import inspect
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,24 +21,24 @@ if TYPE_CHECKING:
     import torch
 
 _FILE = "facts.json"
-_WITHOUT_EPS = {
-    "fasterrcnn_resnet50_fpn": "258fb6c6",
-    "keypointrcnn_resnet50_fpn": "fc266e95",
-    "maskrcnn_resnet50_fpn": "bf2d0c1e",
-    "retinanet_resnet50_fpn": "eeacb38b",
-}
-"""Detector -> how the SHA-256 of torchvision's own weights begins that were trained with a batch
-normalisation without an epsilon; torchvision takes it away when it loads them."""
+_DIGEST = re.compile(r"[-_]([0-9a-f]{8,})\.pth$")
+"""In the address of weights: how their SHA-256 begins."""
+_WITHOUT_EPS = "COCO_V1"
+"""Weights that detectors of `overwrite_eps` were trained to with a batch normalisation without an
+epsilon; torchvision takes it away when it loads them."""
 
 
 def torchvision_facts(name: str) -> dict[str, Any] | None:
-    """Return `transform` (a dict, or None), `labels` and `family` of a model; None if unknown."""
+    """Return `family` of a model and its own `weights`, the first published first; None if unknown.
+
+    Weights have `name`, `sha256` (how it begins), `transform` (a dict, or None) and `labels`.
+    """
 
     def write(folder: Path) -> None:
         (folder / _FILE).write_text(json.dumps(_ask(name)))
 
     try:
-        folder = cached_folder(key_of(["torchvision facts", 3, name]), write)
+        folder = cached_folder(key_of(["torchvision facts", 4, name]), write)
         return json.loads((folder / _FILE).read_text())  # type: ignore[no-any-return]
     except (OSError, InfraError):
         return _ask(name)  # the node cache is not writable
@@ -47,13 +48,23 @@ def _ask(name: str) -> dict[str, Any] | None:
     models = _models()
     if name not in models.list_models():
         return None
-    default = next(iter(models.get_model_weights(name)), None)
-    transform = _transform(default.transforms()) if default else None
-    return {
-        "transform": transform and transform.to_dict(),
-        "labels": list(default.meta.get("categories", ())) if default else [],
-        "family": _family(models.get_model_builder(name)),
-    }
+    weights = []
+    for each in models.get_model_weights(name):
+        transform = _transform(each.transforms())
+        weights.append(
+            {
+                "name": each.name,
+                "sha256": _digest(each),
+                "transform": transform and transform.to_dict(),
+                "labels": list(each.meta.get("categories", ())),
+            }
+        )
+    return {"weights": weights, "family": _family(models.get_model_builder(name))}
+
+
+def _digest(weights: Any) -> str:
+    found = _DIGEST.search(weights.url)
+    return found[1] if found else "unknown"
 
 
 def _family(builder: Any) -> str:
@@ -92,7 +103,11 @@ def torchvision_module(
     if "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
         options["weights_backbone"] = None
     module: torch.nn.Module = models.get_model(name, weights=None, **options)
-    if (weights_sha256 or "").startswith(_WITHOUT_EPS.get(name, " ")):
+    builder = inspect.unwrap(models.get_model_builder(name))
+    own = [_digest(each) for each in models.get_model_weights(name) if each.name == _WITHOUT_EPS]
+    if "overwrite_eps" in builder.__code__.co_names and (weights_sha256 or "").startswith(
+        tuple(own)
+    ):
         _set_eps(module, 0.0)
     return module
 

@@ -64,6 +64,23 @@ def test_a_state_dict_loads_equal_from_pt_and_safetensors(tmp_path: Path):
             assert torch.equal(loaded(image), module(image))
 
 
+@pytest.mark.parametrize(
+    ("begins", "resize_px", "said"),
+    [
+        ("0676ba61", 256, "IMAGENET1K_V1"),
+        ("11ad3fa6", 232, "IMAGENET1K_V2"),
+        ("12345678", 256, "IMAGENET1K_V1; model.weights are others: give transform"),
+    ],
+)
+def test_the_transform_of_torchvision_is_that_of_the_weights(
+    begins: str, resize_px: int, said: str, tmp_path: Path
+):
+    path = saved(tmp_path / "w.pth", colours_state())
+    spec = resolve(name="resnet50", weights=path, weights_sha256=begins + "0" * 56, transform={})
+    assert spec.input.transform.resize_px == resize_px
+    assert spec.said[0].startswith(f"torchvision: transform and labels of {said}")
+
+
 def test_weights_replace_those_of_the_factory(tmp_path: Path):
     loaded = load_module(resolve(weights=saved(tmp_path / "w.pth", colours_state())))
     assert torch.equal(loaded.state_dict()["head.bias"], torch.arange(5.0))

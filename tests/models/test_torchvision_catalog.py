@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from pipeline.models.torchvision_catalog import torchvision_facts, torchvision_module
@@ -35,13 +36,32 @@ def test_a_model_is_built_without_the_compiler_which_is_there_when_it_is_wanted(
 
 
 def test_a_detector_is_built_without_a_download_and_as_torchvision_would_load_its_own_weights():
-    name, of_coco = "fasterrcnn_resnet50_fpn", f"258fb6c6{'0' * 56}"
-    for digest, eps in ((of_coco, 0.0), ("1" * 64, 1e-5)):
+    name = "fasterrcnn_resnet50_fpn"
+    for digest, eps in ((f"258fb6c6{'0' * 56}", 0.0), ("1" * 64, 1e-5), (None, 1e-5)):
         module = torchvision_module(name, digest, num_classes=3)
         norms = [each for each in module.modules() if isinstance(each, torch.nn.BatchNorm2d)]
         assert {each.eps for each in norms} == {eps}
     facts = torchvision_facts(name)
     assert facts is not None
     assert facts["family"] == "detection"
-    assert facts["labels"][:2] == ["__background__", "person"]
-    assert (facts["transform"]["resize"], facts["transform"]["size_px"]) == ("none", None)
+    [coco] = facts["weights"]
+    assert coco["sha256"] == "258fb6c6"
+    assert coco["labels"][:2] == ["__background__", "person"]
+    assert (coco["transform"]["resize"], coco["transform"]["size_px"]) == ("none", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "begins", "is_without_eps"),
+    [
+        ("keypointrcnn_resnet50_fpn", "fc266e95", True),
+        ("maskrcnn_resnet50_fpn", "bf2d0c1e", True),
+        ("retinanet_resnet50_fpn", "eeacb38b", True),
+        ("fasterrcnn_resnet50_fpn_v2", "dd69338a", False),
+    ],
+)
+def test_detectors_have_no_epsilon_just_where_torchvision_takes_it_from_its_weights(
+    name: str, begins: str, is_without_eps: bool
+):
+    module = torchvision_module(name, begins + "0" * 56)
+    eps = {each.eps for each in module.modules() if isinstance(each, torch.nn.BatchNorm2d)}
+    assert (eps == {0.0}) == is_without_eps

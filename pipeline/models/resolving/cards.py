@@ -60,6 +60,8 @@ class FoundModel:
     """What a model directory says."""
     directory: ModelDirectory | None = None
     images: ImageContract = field(default_factory=ImageContract)
+    said: tuple[str, ...] = ()
+    """What was read, and from where, a line each."""
 
 
 def find_card(
@@ -106,6 +108,7 @@ def _directory_card(model: Model, path: str, input_name: str, *, has_pairs: bool
         images=facts.images,
         facts=facts,
         directory=directory,
+        said=facts.said,
     )
 
 
@@ -126,14 +129,32 @@ def _named_card(name: str, model: Model) -> FoundModel:
     if facts is None:
         raise _unknown(name)
     _refuse_family(name, facts["family"], model)
-    transform = facts["transform"] and TransformSpec.from_dict(facts["transform"])
-    return FoundModel(
+    found = FoundModel(
         name=name,
         kind="torchvision",
         code_sha256=hashlib.sha256(f"torchvision {version('torchvision')}".encode()).hexdigest(),
-        transform=transform,
-        labels=tuple(facts["labels"]) if model.labels is None else None,
         images=ImageContract(3),
+    )
+    return of_weights(found, model, None)
+
+
+def of_weights(card: FoundModel, model: Model, sha256: str | None) -> FoundModel:
+    """Return a model of torchvision with transform and labels of the weights of a digest.
+
+    Weights that torchvision does not publish have those that it published first for the model.
+    """
+    facts = torchvision_facts(card.name)
+    if facts is None or not facts["weights"]:
+        return card
+    own = next((e for e in facts["weights"] if (sha256 or "").startswith(e["sha256"])), None)
+    weights = own or facts["weights"][0]
+    others = "" if own else "; model.weights are others: give transform if theirs is another"
+    transform = weights["transform"] and TransformSpec.from_dict(weights["transform"])
+    return replace(
+        card,
+        transform=transform,
+        labels=tuple(weights["labels"]) if model.labels is None else None,
+        said=(f"torchvision: transform and labels of {weights['name']}{others}",),
     )
 
 

@@ -21,7 +21,7 @@ from pipeline.models.directories.text.text_facts import output_tokenizer
 from pipeline.models.generation import Generation
 from pipeline.models.records.grammar import Grammar
 from pipeline.models.resolving.audio_choice import choose_audio
-from pipeline.models.resolving.cards import FoundModel, find_card
+from pipeline.models.resolving.cards import FoundModel, find_card, of_weights
 from pipeline.models.resolving.prompt_choice import choose_prompt
 from pipeline.models.resolving.taken_images import require_image_fits, warn_of_convolutions
 from pipeline.models.resolving.task_choice import choose_task, prompt_texts, task_name
@@ -75,6 +75,10 @@ def resolve_model(
     if parts:
         _require_several(model)
     card = find_card(model, allow_import, input_name, has_pairs=has_pairs)
+    weights_sha256 = None
+    if card.kind == "torchvision" and (model.weights or "").endswith(tuple(WEIGHT_SUFFIXES)):
+        weights_sha256 = weights_digest(model.weights, model.weights_sha256, model.storage_options)
+        card = of_weights(card, model, weights_sha256)
     name = task_name(model, card)
     if has_pairs and (model.choices or task_class(name).new_tokens(model)):
         raise JobError(f"source.text_pair_column: task {name!r} takes one text a row; leave it out")
@@ -91,11 +95,10 @@ def resolve_model(
     _require_geometry(task, chosen, images)
     if task.generation is not None and task.generation.schema:
         _require_writable(task.generation, card, chosen)
-    weights_sha256 = (
-        card.directory.sha256
-        if card.directory is not None
-        else weights_digest(weights_uri, model.weights_sha256, model.storage_options)
-    )
+    if card.directory is not None:
+        weights_sha256 = card.directory.sha256
+    elif weights_sha256 is None:
+        weights_sha256 = weights_digest(weights_uri, model.weights_sha256, model.storage_options)
     if images is not None and card.kind == "factory":
         _warn_of_weights(weights_uri or "", model.storage_options, images)
     return ModelSpec(
@@ -116,7 +119,7 @@ def resolve_model(
         directory=card.directory,
         pooling=model.pooling,
         runtime_options=model.runtime_options,
-        said=card.facts.said if card.facts else (),
+        said=card.said,
     )
 
 
