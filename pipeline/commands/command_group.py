@@ -29,6 +29,7 @@ _INSTEAD = {
         ["--dry-run", "--dryrun", "--check", "--plan"],
         "; pipeline plan JOB shows what a run would do",
     ),
+    "--max-active": " (it is gone): start the same backfill in two shells",
     "--partition": "; the partition of a job is that of --date",
 }
 """Options that a command does not have -> what to add to the error."""

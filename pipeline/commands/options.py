@@ -131,9 +131,6 @@ OnlyOption = Annotated[
 NewestFirstOption = Annotated[
     bool, typer.Option("--newest-first", help="Begin with the last date.")
 ]
-MaxActiveOption = Annotated[
-    int, typer.Option("--max-active", metavar="N", min=1, help="So many dates at a time.")
-]
 SubmittedForOption = Annotated[
     str | None,
     typer.Option("--date", metavar="YYYY-MM-DD", help="Of a job on a cluster: that for this date."),

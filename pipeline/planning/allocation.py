@@ -53,18 +53,6 @@ class Hardware:
         """Tell whether there is one node with CPUs, and none will be added."""
         return self.num_nodes == 1 and self.cpus <= (sum(self.node_cpus) or self.cpus)
 
-    def part(self, number: int) -> Hardware:
-        """Return what each of several runs gets that share it."""
-        if number == 1:
-            return self
-        return replace(
-            self,
-            cpus=self.cpus / number,
-            gpus=self.gpus / number,
-            node_cpus=tuple(each / number for each in self.node_cpus),
-            node_gpus=tuple(each / number for each in self.node_gpus),
-        )
-
     @property
     def gpu_name(self) -> str | None:
         """Return the names of all kinds of GPUs; None if they are unknown."""

@@ -1,6 +1,6 @@
 """Measure a backfill of many small dates beside as many single runs.
 
-    python tests/bench/backfill.py [MODEL] [--dates 40] [--max-active 1 2] [--single 40]
+    python tests/bench/backfill.py [MODEL] [--dates 40] [--single 40]
 
 Each system has an output of its own. Aim: forty dates at least three times as fast as forty runs.
 `date_s` are the seconds that a date of a backfill takes beyond starting Ray: (all - one) / (n - 1).
@@ -35,7 +35,6 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default="mobilenet_v3_large")
     parser.add_argument("--dates", type=int, default=40)
     parser.add_argument("--photos", type=int, default=32, help="Of each date.")
-    parser.add_argument("--max-active", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--single", type=int, default=40, help="How many single runs.")
     options = parser.parse_args()
     days = [str(FIRST + dt.timedelta(days=number)) for number in range(options.dates)]
@@ -47,11 +46,10 @@ def main() -> None:
             folder, folder / "in/${date}", options.photos, write_weights(folder, options.model)
         )
         results = [single(case, days[: options.single])] if options.single else []
-        for number in options.max_active:
-            one, whole = (backfill(case, few, number) for few in (days[:1], days))
-            per_date_s = (whole["wall_s"] - one["wall_s"]) / max(1, len(days) - 1)
-            results.append({**whole, "date_s": round(per_date_s, 2)})
-            print(results[-1], flush=True)
+        one, whole = (backfill(case, few) for few in (days[:1], days))
+        per_date_s = (whole["wall_s"] - one["wall_s"]) / max(1, len(days) - 1)
+        results.append({**whole, "date_s": round(per_date_s, 2)})
+        print(results[-1], flush=True)
     if results[0]["system"] == "single":
         each_s = results[0]["wall_s"] / options.single
         for result in results[1:]:
@@ -74,16 +72,15 @@ def single(case: Case, days: list[str]) -> dict[str, Any]:
     return result
 
 
-def backfill(case: Case, days: list[str], max_active: int) -> dict[str, Any]:
-    job = job_of(case, f"backfill-{max_active}-{len(days)}")
-    dates = ("--from", days[0], "--to", days[-1], "--max-active", str(max_active))
+def backfill(case: Case, days: list[str]) -> dict[str, Any]:
+    job = job_of(case, f"backfill-{len(days)}")
+    dates = ("--from", days[0], "--to", days[-1])
     begun = time.perf_counter()
     done = pipeline("backfill", job, *dates, "--json", timeout_s=3600)
     wall_s = time.perf_counter() - begun
     assert done.code == 0, done.stderr
     assert {each["outcome"] for each in done.json["dates"]} == {"published"}
-    system = f"backfill, {max_active} at a time"
-    return {"system": system, "dates": len(days), "wall_s": wall_s}
+    return {"system": "backfill", "dates": len(days), "wall_s": wall_s}
 
 
 if __name__ == "__main__":

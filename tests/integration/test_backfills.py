@@ -76,7 +76,7 @@ def test_forty_dates_two_kills_and_two_backfills_at_once(weeks: Week, tmp_path: 
     killed = states(weeks)
     assert (killed["running"], killed["complete"]) == (0, len(after_kill))
 
-    both = [weeks.start(), weeks.start("--max-active", "2")]
+    both = [weeks.start(), weeks.start("--newest-first")]
     done = [*map(ended, both)]
     assert [each.code for each in done] == [3, 3], [each.stderr for each in done]
     for each in done:
@@ -110,7 +110,7 @@ def test_forty_dates_two_kills_and_two_backfills_at_once(weeks: Week, tmp_path: 
 
 
 def test_a_stop_reaches_all_dates_at_work_and_the_same_command_goes_on(weeks: Week, tmp_path: Path):
-    process = weeks.start("--max-active", "2")
+    process = weeks.start()
     wait_until(lambda: len(published(tmp_path / "out")) >= 3, process)
     process.terminate()
     stopped = ended(process)
@@ -118,32 +118,7 @@ def test_a_stop_reaches_all_dates_at_work_and_the_same_command_goes_on(weeks: We
     assert stopped.code == worst, stopped.stderr
     assert ("not_begun", 6) in outcomes(stopped)
     assert states(weeks)["running"] == 0
-    again = weeks.backfill("--max-active", "2")
+    again = weeks.backfill()
     assert again.code == 3, again.stderr
     assert Counter(outcomes(again))[("nothing_to_do", 0)] >= 3
     assert states(weeks)["complete"] == 38
-
-
-def test_the_end_of_a_worker_costs_its_date_alone(weeks: Week, tmp_path: Path):
-    process = weeks.start("--max-active", "2")
-    wait_until(lambda: len(published(tmp_path / "out")) >= 1, process)
-    workers = [
-        each
-        for each in working(process).children()
-        if "pipeline.operations.weeks.workers" in " ".join(each.cmdline())
-    ]
-    assert len(workers) == 2
-    workers[0].kill()
-    done = ended(process)
-    by_day = dict(zip(DAYS, outcomes(done), strict=True))
-    failed = [day for day, outcome in by_day.items() if outcome == ("failed", 7)]
-    assert len(failed) == 1, done.stderr
-    assert done.code == 3
-    assert Counter(by_day.values())[("published", 0)] == 37
-    assert weeks.run(failed[0]).code == 0
-
-
-def test_more_dates_at_a_time_than_processors_are_refused(weeks: Week):
-    done = weeks.backfill("--max-active", "1000")
-    assert done.code == 2
-    assert "max-active 1000: this Ray has" in done.json["error"]

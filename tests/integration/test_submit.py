@@ -129,9 +129,9 @@ def test_what_is_accepted_goes_along_as_it_was_said():
     week = replace(asked, last_date=dt.date(2026, 11, 30), only="missing")
     dates = f"./job.yaml --from {DATE} --to 2026-11-30 --only missing --set"
     assert f" -m pipeline backfill {dates} " in week.entrypoint
-    faster = replace(week, newest_first=True, max_active=2)
+    faster = replace(week, newest_first=True)
     added = set(shlex.split(faster.entrypoint)) - set(shlex.split(week.entrypoint))
-    assert added == {"--newest-first", "--max-active", "2"}
+    assert added == {"--newest-first"}
     assert faster.decides == week.decides
 
 

@@ -24,7 +24,7 @@ from pipeline.execution.caller import default_data_context, restore_process_stat
 from pipeline.execution.cluster.hardware import embedded_store_bytes, hardware_of
 from pipeline.execution.cluster.in_flight import ExecutorSeen
 from pipeline.execution.cluster.login import is_let_in
-from pipeline.execution.cluster.sharing import SHARING, RayPart, limit_data
+from pipeline.execution.cluster.sharing import SHARING
 from pipeline.execution.embedded.forkserver import ForkServer, fork_workers
 from pipeline.execution.embedded.patches import (
     BROKEN,
@@ -86,23 +86,17 @@ def connect(address: str | None) -> Iterator[Connection]:
             set_embedded()
         else:
             set_remote()
-        part = shared.part if shared else RayPart()
-        joins = is_ours and part.address is not None
         if ray is None:
-            opened = _connected(part.address if joins else address, joins=joins)
-            ray = (shared.stack if shared else own).enter_context(opened)
+            ray = (shared.stack if shared else own).enter_context(_connected(address))
             if shared:
                 shared.is_embedded = is_ours
-        starts = is_ours and not joins
-        with health.watched(ray, is_ours=starts), default_data_context(ray_stays=stays):
+        with health.watched(ray, is_ours=is_ours), default_data_context(ray_stays=stays):
             note_progress("connected to Ray")
             _silence_ray()
             _configure_data()
             hardware = hardware_of(ray)
-            if part.number > 1:
-                limit_data(ray.cluster_resources(), part.number)
             with applied(*DATA, ray=ray, on_cluster=not is_ours):
-                yield Connection(hardware.part(part.number), perf_counter() - started, not is_ours)
+                yield Connection(hardware, perf_counter() - started, not is_ours)
 
 
 class Connection(NamedTuple):
@@ -113,14 +107,6 @@ class Connection(NamedTuple):
     """What connecting took, importing Ray included."""
     on_cluster: bool
     """It is not one that was started for these runs alone."""
-
-
-def connected_address() -> str:
-    """Return HOST:PORT of the head of the Ray that is connected."""
-    import ray
-
-    address: str = ray.get_runtime_context().gcs_address
-    return address
 
 
 def _initialised(address: str | None) -> Any:
@@ -142,14 +128,12 @@ def _initialised(address: str | None) -> Any:
 
 
 @contextlib.contextmanager
-def _connected(address: str | None, *, joins: bool = False) -> Iterator[Any]:
+def _connected(address: str | None) -> Iterator[Any]:
     """Connect to Ray in the body; yields its module.
 
     Args:
         address: Where it is; None: start one.
-        joins: It is one that another process has started for this one, too.
     """
-    on_cluster = address is not None and not joins
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(_ray_folder()) if address is None else None
         if folder:
@@ -161,12 +145,12 @@ def _connected(address: str | None, *, joins: bool = False) -> Iterator[Any]:
 
         note(has_ray=True)
         require_supported("this Python has", ray.__version__)
-        stack.enter_context(applied(TALK, ray=ray, on_cluster=on_cluster))
+        stack.enter_context(applied(TALK, ray=ray, on_cluster=address is not None))
         if server is not None and not is_usable(FORK):
             server.end()
             server = None
         try:
-            _connect(ray, address, server, folder, None if joins else _remote_environment())
+            _connect(ray, address, server, folder)
         except BaseException:
             _end(ray)  # what it has started
             raise
@@ -204,7 +188,6 @@ def _connect(
     address: str | None,
     server: ForkServer | None,
     folder: RayFolder | None,
-    environment: dict[str, Any] | None,
 ) -> None:
     """Connect.
 
@@ -218,7 +201,7 @@ def _connect(
     try:
         # Ray's handler, which ends the process with another code, would be there for seconds.
         with own_signal_handlers(), applied(SIGTERM, ray=ray, on_cluster=address is not None):
-            _init(ray, address, server, folder, environment)
+            _init(ray, address, server, folder)
     except PipelineError:
         raise
     except Exception as error:  # noqa: BLE001  # Ray raises bare ones, too
@@ -261,7 +244,6 @@ def _init(
     address: str | None,
     server: ForkServer | None,
     folder: RayFolder | None,
-    environment: dict[str, Any] | None,
 ) -> None:
     common: dict[str, Any] = {
         "log_to_driver": False,
@@ -270,7 +252,7 @@ def _init(
     }
     if address is not None:
         _reach(address)
-        ray.init(address=address, runtime_env=environment, **common)
+        ray.init(address=address, runtime_env=_remote_environment(), **common)
         return
     # Inside a Ray job RAY_ADDRESS is set and the caller passes it; here a local Ray is meant.
     own: dict[str, Any] = {

@@ -37,9 +37,8 @@ class Submission:
     last_date: dt.date | None = None
     """Of a backfill: one job does all its dates."""
     only: str | None = None
-    """Of a backfill, as its command has it, and so are the next two."""
+    """Of a backfill, as its command has it, and so is the next one."""
     newest_first: bool = False
-    max_active: int = 1
     code: str | None = None
     """The user's own code, on this machine: a folder or a wheel."""
 
@@ -76,9 +75,8 @@ class Submission:
 
         Always with `--json`: who attaches may want the document.
         """
-        active = f" --max-active {self.max_active}" * (self.max_active > 1)
         order = " --newest-first" * self.newest_first
-        return f"{self.decides}{active}{order} --json{' --quiet' * self.quiet}"
+        return f"{self.decides}{order} --json{' --quiet' * self.quiet}"
 
 
 def identify(job_path: str) -> dict[str, str]:

@@ -44,7 +44,6 @@ def submit(
     every: str = "day",
     only: str | None = None,
     newest_first: bool = False,
-    max_active: int = 1,
     overrides: Sequence[str] = (),
     allow_import: Sequence[str] = (),
     accept: Sequence[str] = (),
@@ -68,9 +67,8 @@ def submit(
         from_: The first date of a backfill, which is one job for all dates; None: a run.
         to: The last one; None: now in UTC.
         every: It has a partition for each `day`, or for each `hour`.
-        only: As of `backfill`, and so are the next two.
+        only: As of `backfill`, and so is the next one.
         newest_first: Begin with the last date.
-        max_active: How many dates run at a time.
         overrides: Texts `section.field=value`.
         allow_import: Prefixes of the modules that the job may name.
         accept: Texts `gate=reason`.
@@ -85,11 +83,10 @@ def submit(
         PipelineError: The job ended without the document that it was asked for.
     """
     parse_accepted(accept)
-    of_backfill = (to, only, every, newest_first, max_active)
-    if from_ is None and of_backfill != (None, None, "day", False, 1):
+    of_backfill = (to, only, every, newest_first)
+    if from_ is None and of_backfill != (None, None, "day", False):
         raise JobError(
-            "submit: --to, --every, --only, --newest-first and --max-active are for a backfill, "
-            "which has --from"
+            "submit: --to, --every, --only and --newest-first are for a backfill, which has --from"
         )
     if from_ is not None and date is not None:
         raise JobError("submit: give --date for a run, or --from and --to for a backfill")
@@ -112,7 +109,6 @@ def submit(
         last_date=last,
         only=only,
         newest_first=newest_first,
-        max_active=max_active,
         code=code,
     )
 

@@ -2,5 +2,5 @@
 
 In: a job with `${date}` and a range of dates, or a sink. Out: a typed result per date or partition.
 Begin with `status.py`, which only reads, then `backfill.py`: `one_date.py` is what it does for a
-date, `turns.py` goes through the dates in this process, `workers.py` in several that share one Ray.
+date, `turns.py` goes through the dates.
 """

@@ -17,8 +17,7 @@ from pipeline.job.reading.loader import Overrides
 from pipeline.operations.jobs import Accepted, Date, JobLike, read_dates, run_options
 from pipeline.operations.weeks.one_date import ONLY, DateRun, Dates
 from pipeline.operations.weeks.status import same_partition
-from pipeline.operations.weeks.turns import do_all, one_by_one
-from pipeline.operations.weeks.workers import several
+from pipeline.operations.weeks.turns import do_all
 from pipeline.report.showing.printed import Printed
 from pipeline.report.showing.progress import Progress, duration, shown_on
 
@@ -67,7 +66,6 @@ def backfill(
     every: str = "day",
     only: str | None = None,
     newest_first: bool = False,
-    max_active: int = 1,
     dry_run: bool = False,
     overrides: Overrides = (),
     address: str | None = None,
@@ -90,7 +88,6 @@ def backfill(
         only: Only dates that are `missing`, `stale`, `failed` or `refused`; None: all, of which
             those that are published already cost next to nothing.
         newest_first: Begin with the last date.
-        max_active: How many dates run at a time; each gets the same part of the Ray.
         dry_run: Only say what would be done.
         overrides: As of `run`, and so are the others.
         address: The Ray cluster; None starts one local Ray for all dates.
@@ -100,23 +97,19 @@ def backfill(
         owns_process: The process is there for this only.
 
     Raises:
-        JobError: The range or what is to be done only is wrong, dates share a partition, or the Ray
-            is too small for `max_active`.
+        JobError: The range or what is to be done only is wrong, or dates share a partition.
     """
     if isinstance(job, Job):
         raise JobError("the job is loaded: give its file or mapping, for ${date} is in it")
     if only is not None and only not in ONLY:
         raise JobError(f"only {only}: write one of {', '.join(ONLY)}")
-    if max_active < 1:
-        raise JobError(f"max-active {max_active}: write 1 or more")
     days = read_dates(from_, to, every)
     options = run_options(address, allow_import, accept, job=job, owns_process=owns_process)
-    dates = Dates(job, overrides, options, only, dry_run, max_active)
+    dates = Dates(job, overrides, options, only, dry_run)
     _require_partitions(dates, days, every)
-    way = several if max_active > 1 and len(days) > 1 and not dry_run else one_by_one
     order = days[::-1] if newest_first else days
     with shown_on(progress) as shown:
-        return Backfill(tuple(do_all(dates, order, way, shown)))
+        return Backfill(tuple(do_all(dates, order, shown)))
 
 
 def _require_partitions(dates: Dates, days: Sequence[dt.date], every: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import logging
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.core.errors import PartitionBusy, PipelineError, Stopped
 from pipeline.dataflow import run_job
@@ -55,7 +54,7 @@ class DateRun:
 
 @dataclass(frozen=True)
 class Dates:
-    """A job with `${date}`, and what is to be done for each date; can be pickled."""
+    """A job with `${date}`, and what is to be done for each date."""
 
     job: JobLike
     overrides: Overrides
@@ -63,21 +62,10 @@ class Dates:
     only: str | None = None
     """A key of `ONLY`."""
     is_dry: bool = False
-    max_active: int = 1
-    """How many dates share the Ray at a time."""
 
     def of(self, day: dt.date) -> Job:
-        """Return the job of a date; what a node costs is shared by those at work."""
-        job = load_job(self.job, date=day, overrides=self.overrides)
-        price = job.run.price_per_node_hour
-        if price is None or self.max_active == 1:
-            return job
-        if isinstance(price, dict):
-            part: Any = {kind: each / self.max_active for kind, each in price.items()}
-        else:
-            part = price / self.max_active
-        run = job.run.model_copy(update={"price_per_node_hour": part})
-        return job.model_copy(update={"run": run})
+        """Return the job of a date."""
+        return load_job(self.job, date=day, overrides=self.overrides)
 
     def do(self, day: dt.date, progress: Progress) -> tuple[DateRun, bool]:
         """Do what there is to do for a date.

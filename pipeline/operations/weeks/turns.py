@@ -1,8 +1,7 @@
 """Go through all dates; those that other runs work on are looked at again when these have ended.
 
-A way through them, in this process (`one_by_one`) or in several (`workers.several`), takes dates
-from the front of a queue until that is empty, a stop, or trouble with Ray, after which the others
-get a new one.
+`one_by_one` takes dates from the front of a queue until that is empty, a stop, or trouble with Ray,
+after which the others get a new one.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from pipeline.core.errors import InfraError, PartitionBusy, Stopped
 from pipeline.execution.cluster.sharing import share_ray
@@ -25,12 +24,10 @@ _LOOK_S = 2.0
 
 Queue = deque[dt.date]
 Found = dict[dt.date, DateRun]
-Way = Callable[[Dates, Queue, Found, Progress], bool]
-"""Fills `Found`; returns whether a stop ended it."""
 
 
 def one_by_one(dates: Dates, left: Queue, found: Found, progress: Progress) -> bool:
-    """Do one date after the other, on one Ray."""
+    """Do one date after the other, on one Ray; return whether a stop ended it."""
     with share_ray():
         while left:
             day = left.popleft()
@@ -40,11 +37,11 @@ def one_by_one(dates: Dates, left: Queue, found: Found, progress: Progress) -> b
     return False
 
 
-def do_all(dates: Dates, order: Sequence[dt.date], way: Way, progress: Progress) -> list[DateRun]:
+def do_all(dates: Dates, order: Sequence[dt.date], progress: Progress) -> list[DateRun]:
     """Do what there is to do for all dates, and return what became of them, by date."""
     left, found, is_stopped = deque(order), Found(), False
     while left and not is_stopped:
-        is_stopped = way(dates, left, found, progress)
+        is_stopped = one_by_one(dates, left, found, progress)
         if not left and not is_stopped:
             busy = [day for day in order if found[day].exit_code == PartitionBusy.exit_code]
             is_stopped = bool(busy) and _await_one(dates, busy, left, progress)

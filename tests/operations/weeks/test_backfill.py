@@ -114,8 +114,6 @@ def test_what_would_make_no_sense_is_refused_before_anything_is_done(tmp_path: P
         pipeline.backfill(loaded, from_=DAYS[0])
     with pytest.raises(JobError, match="only late: write one of missing, stale, failed, refused"):
         pipeline.backfill(job, from_=DAYS[0], only="late")
-    with pytest.raises(JobError, match="max-active 0: write 1 or more"):
-        pipeline.backfill(job, from_=DAYS[0], max_active=0)
     with pytest.raises(JobError, match="--from is after --to"):
         pipeline.backfill(job, from_=DAYS[1], to=DAYS[0])
     with pytest.raises(JobError, match=r"the same for several dates: write \$\{date\} in it"):
