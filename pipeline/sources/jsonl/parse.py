@@ -19,10 +19,9 @@ import pyarrow.json
 from pipeline.core.arrays import as_array
 from pipeline.core.failures import Failure, Reason
 from pipeline.sources.columns.base import STAGE, Failures
-from pipeline.sources.columns.column_path import paths_of, take_paths, value_at
+from pipeline.sources.columns.column_path import value_at
 from pipeline.sources.columns.pass_through import Problems
 from pipeline.sources.jsonl.columns import described, from_plain, from_values, plain_type
-from pipeline.sources.jsonl.nested import Nesting
 from pipeline.sources.lines.blocks import BLANK, Block
 from pipeline.sources.lines.columns import Column
 
@@ -47,7 +46,7 @@ class Parser:
         plain = pa.schema([(column.name, plain_type(column)) for column in columns])
         whole = pa.schema([(f.name, pa.int64() if f.name in ids else f.type) for f in plain])
         self._schemas = [plain, whole] if ids else [plain]
-        self._nesting = Nesting(plain.names)
+        self._may_be_nested = any("." in name or "[" in name for name in plain.names)
 
     def parse(self, block: Block) -> tuple[pa.Table, Failures]:
         """Return the columns of the lines, null where a line or a value is bad, and the failures.
@@ -71,10 +70,7 @@ class Parser:
     def _parse_at_once(self, block: Block) -> pa.Table | None:
         """Return the columns as Arrow parses them; None if a line needs a closer look."""
         data = block.data[block.starts[0] : block.ends[-1]]
-        if not self._is_plain(block, data):
-            return None
-        nested = self._nesting.names_in(data)
-        if nested is None:
+        if self._may_be_nested or not self._is_plain(block, data):
             return None
         for schema in self._schemas:
             try:
@@ -82,8 +78,7 @@ class Parser:
                     pa.BufferReader(data),
                     pa.json.ReadOptions(use_threads=False, block_size=len(data) + 1),
                     pa.json.ParseOptions(
-                        explicit_schema=self._nesting.schema(schema, nested),
-                        unexpected_field_behavior="ignore",
+                        explicit_schema=schema, unexpected_field_behavior="ignore"
                     ),
                 )
             except pa.ArrowException:
@@ -92,7 +87,6 @@ class Parser:
                 self._schemas.reverse()
             if table.num_rows != len(block):
                 return None
-            table = take_paths(table, paths_of(nested, table.schema))
             return None if _has_infinity(table) else table
         return None
 

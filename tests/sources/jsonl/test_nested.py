@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,9 @@ import pytest
 from support.inputs.badfiles import base_image, encode
 from support.runs.reading import plan_job, read_whole
 
-from pipeline.core.arrays import as_array
 from pipeline.core.errors import JobError
 from pipeline.core.schema import ERROR, FEATURES, IMAGE, MESSAGE, TEXT
 from pipeline.sources.inputs import list_inputs
-from pipeline.sources.jsonl.format import read_json_blocks
-from pipeline.sources.jsonl.parse import Parser
-from pipeline.sources.lines.columns import Column
 
 PNG = encode(base_image(1), "PNG")
 ROWS: list[dict[str, Any]] = [
@@ -151,39 +146,3 @@ def test_only_the_leaves_that_are_needed_count_and_are_read(tmp_path: Path) -> N
     of_text = list_inputs(reader.source, max_extent_rows=3).extents[0].row_bytes
     reader, _ = plan_job(tmp_path, 3, image_column="photo.bytes")
     assert 0 < of_text < list_inputs(reader.source, max_extent_rows=3).extents[0].row_bytes
-
-
-LINES = [
-    b'{"a": {"b": "x"}, "l": [{"n": 1.5}, {"n": 2}]}',
-    b'{"a": null, "l": []}',
-    b'{"a": {"b": "\\u00e4", "c": [1]}}',
-    b'{"l": null, "z": 1}',
-    b'{"a": {"c": 1}, "l": [{}]}',
-]
-ODD_LINES = [
-    b'{"a.b": "own", "l": [{"n": 1}]}',
-    b'{"a.b": "own", "a": {"b": "nested"}}',
-    b'{"a": 7, "l": [{"n": 1}]}',
-    b'{"a": {"b": 7}, "l": {"n": 1}}',
-    b'{"a": {"b": "x", "b": "y"}}',
-    b'{"a\\u002eb": "own", "a": {"b": "x"}}',
-    b'{"l": [{"n": 1}, "x"]}',
-]
-
-
-@pytest.mark.parametrize("number", range(len(ODD_LINES) + 1))
-def test_lines_become_the_same_at_once_and_one_by_one(number: int) -> None:
-    columns = [Column("a.b", "text"), Column("l[0].n", "number"), Column("z", "pass", pa.int64())]
-    lines = [*LINES, *ODD_LINES[:number][-1:]]
-    whole = next(iter(read_json_blocks(io.BytesIO(b"\n".join(lines)), 10**6)))
-    table, failures = Parser(columns, 10**6).parse(whole)
-    if not number:
-        assert Parser(columns, 10**6)._parse_at_once(whole) is not None
-    for row, line in enumerate(lines):
-        # A line that is odd beside it lets Arrow look at none.
-        both = next(iter(read_json_blocks(io.BytesIO(line + b'\n{"a.b": 1, "a": 2}'), 10**6)))
-        assert Parser(columns, 10**6)._parse_at_once(both) is None
-        alone, failed = Parser(columns, 10**6).parse(both)
-        assert failures[row] == failed[0]
-        for name in alone.column_names:
-            assert as_array(table.column(name))[row] == as_array(alone.column(name))[0], name
