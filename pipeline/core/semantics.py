@@ -14,7 +14,7 @@ SEMANTICS: Mapping[str, int] = {
     "images": 1,
     "audio": 1,
     "parquet": 2,
-    "jsonl": 2,
+    "jsonl": 3,
     "csv": 2,
     "webdataset": 1,
     "fetch": 1,

@@ -1,15 +1,13 @@
-"""The content of a compressed shard, with all that is before damage, wherever that is.
+"""The content of a compressed shard, up to the block of input in which damage is.
 
-Decoders take damage of one byte for that of all they were given at once. So where one fails, it is
-given the same once more, in ever smaller pieces. The same bytes always give the same content.
+The same bytes always give the same content, for blocks begin at the same places.
 """
 
 from __future__ import annotations
 
-import contextlib
 import zlib
-from collections.abc import Callable
-from typing import Any, BinaryIO, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
@@ -20,14 +18,12 @@ _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _SKIPPABLE = b"\x2a\x4d\x18"
 """Behind a byte 0x50 to 0x5f: a frame without content, with which a zstd may begin."""
 _INPUT_BYTES = 2**16
-_STEPS = (1024, 1)
-"""Bytes that are asked of a decoder of zstd at once, behind damage; any number before."""
 
 
 def opened(handle: BinaryIO) -> Callable[[int], bytes]:
     """Return a function that reads up to so many bytes of a file or its content, b'' at the end.
 
-    It raises `Broken` if the next byte of the content is damaged.
+    It raises `Broken` if the next block of the content is damaged.
 
     Args:
         handle: The file, at its beginning; must be seekable.
@@ -35,171 +31,90 @@ def opened(handle: BinaryIO) -> Callable[[int], bytes]:
     head = handle.read(4)
     handle.seek(0)
     if head.startswith(_GZIP):
-        return _Content("gzip", _Gzip(handle)).read
+        return _Content(_gunzipped(handle)).read
     is_skippable = head[1:] == _SKIPPABLE and head[0] >> 4 == 5
     if head == _ZSTD or is_skippable:
-        return _Content("zstd", _Zstd(handle)).read
+        return _Content(_unzstd(handle)).read
     return handle.read
 
 
-class BrokenBehind(Broken):
-    """All of the content was read; what is behind it is none."""
-
-
-class _Decoder(Protocol):
-    damage: str
-    """Why nothing follows; '' as long as something may."""
-    is_whole: bool
-    """Damage is not in the content, but behind it."""
-
-    def some(self, num_bytes: int) -> bytes:
-        """Return some of the next bytes, b'' at the end and at damage."""
-        ...
-
-
 class _Content:
-    """What a decoder makes of a file, as many bytes at once as are wanted."""
+    """As many bytes of some pieces at once as are wanted."""
 
-    def __init__(self, codec: str, decoder: _Decoder) -> None:
-        self._codec, self._decoder = codec, decoder
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._rest = b""
+        self._damage: Broken | None = None
 
     def read(self, num_bytes: int) -> bytes:
-        pieces: list[bytes] = []
-        left = num_bytes
-        while left > 0 and (piece := self._decoder.some(left)):
-            pieces.append(piece)
-            left -= len(piece)
-        if self._decoder.damage and not pieces:
-            message = f"damaged {self._codec}: {self._decoder.damage}"
-            raise (BrokenBehind if self._decoder.is_whole else Broken)(message)
-        return b"".join(pieces)
-
-
-class _Gzip:
-    """Members one after the other. Zeros behind one, with which tapes are filled up, are none."""
-
-    def __init__(self, handle: BinaryIO) -> None:
-        self._handle = handle
-        self._member: Any = None
-        self._input = b""
-        """What was read and not inflated."""
-        self.damage, self.is_whole = "", False
-
-    def some(self, num_bytes: int) -> bytes:
-        while not self.damage:
-            if self._member is None and not self._begin():
-                return b""
-            if self._member is not None and (found := self._inflate(num_bytes)):
-                return found
-        return b""
-
-    def _begin(self) -> bool:
-        """Begin the next member, or note damage; tell whether there are bytes at all."""
-        while not (rest := self._input.lstrip(b"\0")):
-            self._input = self._handle.read(_INPUT_BYTES)
-            if not self._input:
-                return False
-        self._input = rest if len(rest) > 1 else rest + self._handle.read(1)
-        if self._input.startswith(_GZIP):
-            self._member = zlib.decompressobj(16 + zlib.MAX_WBITS)
-        else:
-            self.damage, self.is_whole = "other bytes are behind its end", True
-        return True
-
-    def _inflate(self, num_bytes: int) -> bytes:
-        self._input = self._input or self._handle.read(_INPUT_BYTES)
-        is_at_end, before = not self._input, self._member.copy()
-        try:
-            found: bytes = self._member.decompress(self._input, num_bytes)
-        except zlib.error as error:
-            self.damage = str(error)
-            return _before_damage(before, self._input)
-        if self._member.eof:
-            self._input, self._member = self._member.unused_data, None
-        else:
-            self._input = self._member.unconsumed_tail
-            if is_at_end and not found:
-                self.damage = "it ends too early"
-        return found
-
-
-def _before_damage(member: Any, data: bytes) -> bytes:
-    found: list[bytes] = []
-    with contextlib.suppress(zlib.error):
-        for place in range(len(data)):
-            found.append(member.decompress(data[place : place + 1]))  # kept if the next one raises
-    return b"".join(found)
-
-
-class _Zstd:
-    """Frames one after the other, which Arrow decodes."""
-
-    is_whole = False
-
-    def __init__(self, handle: BinaryIO) -> None:
-        self._handle = handle
-        self._steps = iter(_STEPS)
-        self._step: int | None = None
-        self._num_read = 0
-        self.damage = ""
-        self._open(None)
-
-    def _open(self, careful_from: int | None) -> None:
-        self._handle.seek(0)
-        self._raw = _Pieces(self._handle, careful_from)
-        self._stream = pa.CompressedInputStream(pa.PythonFile(self._raw, mode="r"), "zstd")
-
-    def some(self, num_bytes: int) -> bytes:
-        while not self.damage:
+        found = [self._rest]
+        left = num_bytes - len(self._rest)
+        while left > 0 and self._damage is None:
             try:
-                data: bytes = self._stream.read(min(num_bytes, self._step or num_bytes))
-            except (PipelineError, Broken):
-                raise
-            except (pa.ArrowException, OSError) as error:
-                if isinstance(error, OSError) and error.errno is not None:
-                    raise
-                self._take_smaller_steps(str(error))
-            else:
-                self._num_read += len(data)
-                return data
-        return b""
-
-    def _take_smaller_steps(self, damage: str) -> None:
-        """Go back to where the decoder did not fail yet; note the damage if steps were smallest."""
-        self._step = next(self._steps, None)
-        if self._step is None:
-            self.damage = damage
-            return
-        self._open(self._raw.last)
-        left = self._num_read
-        while left:
-            piece = self._stream.read(min(left, _INPUT_BYTES))
-            if not piece:  # written to meanwhile, as is found where its version is looked at
-                self.damage = damage
-                return
+                piece = next(self._pieces, b"")
+            except Broken as error:
+                self._damage = error
+                break
+            if not piece:
+                break
+            found.append(piece)
             left -= len(piece)
+        data = b"".join(found)
+        if not data and self._damage is not None:
+            raise self._damage
+        data, self._rest = data[:num_bytes], data[num_bytes:]
+        return data
 
 
-class _Pieces:
-    """A file as Arrow reads it, from some place on byte by byte."""
+def _gunzipped(handle: BinaryIO) -> Iterator[bytes]:
+    """Yield the content of members one after the other; zeros behind one fill up tapes."""
+    data = handle.read(_INPUT_BYTES)
+    while data:
+        data = data if len(data) > 1 else data + handle.read(1)
+        if not data.startswith(_GZIP):
+            raise Broken("damaged gzip: other bytes are behind its end")
+        member: Any = zlib.decompressobj(16 + zlib.MAX_WBITS)
+        while not member.eof:
+            try:
+                piece = member.decompress(data, _INPUT_BYTES)
+            except zlib.error as error:
+                raise Broken(f"damaged gzip: {error}") from error
+            if piece:
+                yield piece
+            data = member.unconsumed_tail
+            if not data and not piece and not member.eof:
+                data = handle.read(_INPUT_BYTES)
+                if not data:
+                    raise Broken("damaged gzip: it ends too early")
+        data = member.unused_data
+        while not (data := data.lstrip(b"\0")) and (data := handle.read(_INPUT_BYTES)):
+            pass
+
+
+def _unzstd(handle: BinaryIO) -> Iterator[bytes]:
+    """Yield the content of frames one after the other, which Arrow decodes."""
+    stream = pa.CompressedInputStream(pa.PythonFile(_Open(handle), mode="r"), "zstd")
+    while True:
+        try:
+            piece: bytes = stream.read(_INPUT_BYTES)
+        except (PipelineError, Broken):
+            raise
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise Broken(f"damaged zstd: {error}") from error
+        if not piece:
+            return
+        yield piece
+
+
+class _Open:
+    """A file that Arrow does not close: who opened it does."""
 
     closed = False
 
+    def __init__(self, handle: BinaryIO) -> None:
+        self.read = handle.read
+
     def close(self) -> None:
-        """Do nothing: who opened the file closes it."""
-
-    def __init__(self, handle: BinaryIO, careful_from: int | None) -> None:
-        self._handle, self._careful_from = handle, careful_from
-        self._at = self.last = 0
-        """`last` is where the piece begins over which a decoder fails, if it does."""
-
-    def read(self, num_bytes: int) -> bytes:
-        if self._careful_from is None:
-            self.last = self._at
-        else:
-            self.last = self._careful_from
-            before = self._careful_from - self._at
-            num_bytes = min(num_bytes, before) if before > 0 else 1
-        data = self._handle.read(num_bytes)
-        self._at += len(data)
-        return data
+        """Do nothing."""

@@ -13,7 +13,7 @@ from typing import BinaryIO
 import numpy as np
 
 from pipeline.core.arrays import Numbers
-from pipeline.sources.inflated import BrokenBehind, opened
+from pipeline.sources.inflated import opened
 from pipeline.sources.whole_file import Broken
 
 _CHUNK_BYTES = 2**18
@@ -81,7 +81,7 @@ def read_blocks(
             yield from lines.add(chunk)
             chunk = read(_CHUNK_BYTES)
     except Broken as error:
-        yield from lines.last() if isinstance(error, BrokenBehind) else lines.whole()
+        yield from lines.whole()
         one = np.zeros(1, np.int64)
         yield Block(b"", one, one, one, one + lines.number, str(error))
         return

