@@ -13,7 +13,7 @@ from collections.abc import Mapping
 SEMANTICS: Mapping[str, int] = {
     "images": 1,
     "audio": 1,
-    "parquet": 2,
+    "parquet": 3,
     "jsonl": 3,
     "csv": 2,
     "webdataset": 1,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +25,6 @@ def to_rows(
     numbers: Sequence[int],
     table: pa.Table,
     failures: Failures,
-    problems: Mapping[int, str],
     *,
     has_integers: bool = True,
 ) -> pa.Table:
@@ -35,7 +34,6 @@ def to_rows(
         numbers: (N,): the rows' numbers in the shard.
         table: N rows with the columns that the job needs.
         failures: (N,): rows that failed before; grows.
-        problems: Row -> message about a value that cannot be passed through.
         has_integers: Whether the shard tells whole numbers from fractions.
 
     Raises:
@@ -53,7 +51,7 @@ def to_rows(
             message = f"{source.id_column} is not UTF-8: {text}"
             fail(failures, [row], Reason.UNIDENTIFIED, message)
     passed, found = pass_through(reader.pass_through, reader.folders, table, path)
-    for row, message in {**found, **problems}.items():
+    for row, message in found.items():
         fail(failures, [row], Reason.BAD_SCHEMA, message)
     place = Place(reader.store.uri, path, has_integers)
     own = columns_of(source).read(table, failures, place)

@@ -63,7 +63,7 @@ LIMITS = DecodeLimits(max_image_bytes=1_000_000, max_image_px=1_000_000)
 EXPECTED: dict[str, tuple[int, str]] = {
     "images": (1, "530da80b09233517"),
     "audio": (1, "fd6260b6215c1f50"),
-    "parquet": (2, "2a4906d6207b53b2"),
+    "parquet": (3, "2a4906d6207b53b2"),
     "jsonl": (3, "d24f3031f83b469e"),
     "csv": (2, "f1f45d10824ed63f"),
     "webdataset": (1, "fd3ae8a88977ed57"),

@@ -191,9 +191,7 @@ class LineStream(ABC, Generic[LinesT]):
             )
             return failed_shard(self._reader, extent, failure)
         table, failures = self.parse(ahead.lines, extent.path)
-        return to_rows(
-            self._reader, extent.path, ahead.rows, table, failures, {}, has_integers=False
-        )
+        return to_rows(self._reader, extent.path, ahead.rows, table, failures, has_integers=False)
 
     def _no_rows(self) -> pa.Table:
         return self._reader.schema.empty_table()

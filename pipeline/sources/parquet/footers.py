@@ -21,11 +21,11 @@ from pipeline.sources.columns.pass_through import check_names, declare, type_pro
 from pipeline.sources.extents import Extent
 from pipeline.sources.input_columns import columns_of
 from pipeline.sources.parquet.columns import named_columns, schema_problem
-from pipeline.sources.parquet.int96 import UNIT
 from pipeline.sources.uris.policy import policy_of
 from pipeline.storage.store import Store, StoredFile
 
 _FOOTER_THREADS = 16
+_INT96_UNIT = "us"
 _LARGEST = 2**62
 _BUFFER_BYTES, _BATCH_ROWS = 1 << 20, 65_536
 
@@ -106,14 +106,17 @@ def arrow_errors() -> Iterator[None]:
         raise pa.ArrowInvalid(f"damaged: {type(error).__name__}: {error}") from error
 
 
-def open_parquet(handle: BinaryIO, *, int96_unit: str = UNIT, **options: Any) -> pq.ParquetFile:
+def open_parquet(handle: BinaryIO, **options: Any) -> pq.ParquetFile:
     """Open a shard; `options` are those of `pyarrow.parquet.ParquetFile`.
+
+    INT96, of 64 bits of nanoseconds and 32 of days, is read in the unit that holds the years that
+    others write; nanoseconds would wrap around silently beyond 2262.
 
     Raises:
         pa.ArrowException: It is broken.
     """
     with arrow_errors():
-        return pq.ParquetFile(handle, coerce_int96_timestamp_unit=int96_unit, **options)
+        return pq.ParquetFile(handle, coerce_int96_timestamp_unit=_INT96_UNIT, **options)
 
 
 def _read_footers(store: Store, shards: Sequence[StoredFile], source: Source) -> list[_Footer]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
@@ -16,7 +16,6 @@ from pipeline.core.arrays import Numbers
 from pipeline.sources.extents import Extent
 from pipeline.sources.parquet.footers import arrow_errors, open_parquet
 from pipeline.sources.parquet.groups import Batching, group_batches
-from pipeline.sources.parquet.int96 import UNIT
 from pipeline.sources.parquet.sizes import rows_within
 from pipeline.sources.rows import require_unchanged
 from pipeline.storage.store import Store
@@ -50,8 +49,6 @@ class Shard:
     for_whole_groups: pq.ParquetFile
     """The same; of an object store it reads many columns with one request."""
     group_ends: Numbers
-    opened: contextlib.ExitStack
-    """Closes what is opened later."""
 
     def groups_with(self, numbers: Sequence[int]) -> Iterator[tuple[list[int], int]]:
         """Yield the row groups that hold some rows: runs of neighbours, each with its first row.
@@ -93,23 +90,13 @@ class Shard:
         """Return how many rows of some row groups may be in memory at once; see parquet_sizes."""
 
         def as_dictionaries(leaves: Sequence[str]) -> pq.ParquetFile:
-            handle = self.opened.enter_context(self.store.open(self.path))
+            handle = opened.enter_context(self.store.open(self.path))
             return _open(self.store, handle, self.parquet.metadata, read_dictionary=[*leaves])
 
-        with arrow_errors():
+        with contextlib.ExitStack() as opened, arrow_errors():
             return rows_within(
                 self.parquet, self.handle, as_dictionaries, groups, columns, num_rows, few_rows
             )
-
-    def again(
-        self, int96_unit: str, groups: Sequence[int], columns: Sequence[str], how: Batching
-    ) -> Iterator[pa.RecordBatch]:
-        """Yield the same rows again, with INT96 in another unit."""
-        handle = self.opened.enter_context(self.store.open(self.path))
-        parquet = _open(self.store, handle, self.parquet.metadata, int96_unit)
-        for_whole_groups = _open_for_whole_groups(self.store, handle, parquet, int96_unit)
-        other = replace(self, parquet=parquet, for_whole_groups=for_whole_groups)
-        yield from other.batches(groups, columns, how)
 
 
 @contextlib.contextmanager
@@ -121,8 +108,7 @@ def open_shard(store: Store, extent: Extent) -> Iterator[Shard]:
         InfraError: It has changed since it was planned.
         pa.ArrowException: It is broken.
     """
-    with contextlib.ExitStack() as opened:
-        handle = opened.enter_context(store.open(extent.path))
+    with store.open(extent.path) as handle:
         # After opening, which pins the version of an object: the checked version is the one read.
         require_unchanged(store, extent)
         key = (store.uri, extent.path, extent.size_bytes, extent.version)
@@ -135,21 +121,19 @@ def open_shard(store: Store, extent: Extent) -> Iterator[Shard]:
             _last_footer.clear()
             _last_footer[key] = known
         for_whole_groups = _open_for_whole_groups(store, handle, parquet)
-        yield Shard(store, extent.path, handle, parquet, for_whole_groups, known.group_ends, opened)
+        yield Shard(store, extent.path, handle, parquet, for_whole_groups, known.group_ends)
 
 
 def _open(
     store: Store,
     handle: BinaryIO,
     metadata: pq.FileMetaData | None,
-    int96_unit: str = UNIT,
     read_dictionary: Sequence[str] | None = None,
 ) -> pq.ParquetFile:
     # No pre_buffer: it would hold whole column chunks, 2 GB for a huge row group.
     return open_parquet(
         handle,
         metadata=metadata,
-        int96_unit=int96_unit,
         read_dictionary=read_dictionary,
         buffer_size=_REMOTE_BUFFER_BYTES if store.is_object_store else _LOCAL_BUFFER_BYTES,
         pre_buffer=False,
@@ -157,11 +141,11 @@ def _open(
 
 
 def _open_for_whole_groups(
-    store: Store, handle: BinaryIO, parquet: pq.ParquetFile, int96_unit: str = UNIT
+    store: Store, handle: BinaryIO, parquet: pq.ParquetFile
 ) -> pq.ParquetFile:
     if not store.is_object_store:
         return parquet
-    return open_parquet(handle, metadata=parquet.metadata, int96_unit=int96_unit, pre_buffer=True)
+    return open_parquet(handle, metadata=parquet.metadata, pre_buffer=True)
 
 
 def _parse(parquet: pq.ParquetFile) -> _Footer:

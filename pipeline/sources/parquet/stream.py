@@ -20,7 +20,6 @@ from pipeline.sources.input_columns import columns_of
 from pipeline.sources.parquet.columns import Needed, needed_columns
 from pipeline.sources.parquet.footers import is_unreadable
 from pipeline.sources.parquet.groups import Batching
-from pipeline.sources.parquet.int96 import Int96Reader, Moments, int96_columns
 from pipeline.sources.parquet.shard import Shard, open_shard
 from pipeline.sources.parquet.sizes import MAX_BATCH_BYTES
 from pipeline.sources.rows import Reader, changed, require_unchanged
@@ -135,28 +134,23 @@ class ParquetStream:
             )
             numbers = extent.numbers(skip)
             for groups, position in shard.groups_with(numbers):
-                for batch, problems in self._batches(shard, extent, groups, needed):
+                for batch in self._batches(shard, extent, groups, needed):
                     begin = bisect_left(numbers, position)
                     end = bisect_left(numbers, position + batch.num_rows)
                     if begin < end:
                         own = numbers[begin:end]
-                        failed = {
-                            index: problems[number - position]
-                            for index, number in enumerate(own if problems else ())
-                            if number - position in problems
-                        }
                         rows = take_paths(_take(batch, own, position), needed.paths)
-                        yield to_rows(
-                            self._reader, extent.path, own, rows, [None] * len(own), failed
-                        )
+                        yield to_rows(self._reader, extent.path, own, rows, [None] * len(own))
                         del rows  # not kept while the next ones are read
                     position += batch.num_rows
                     del batch
+                    if position > numbers[-1]:
+                        return
 
     def _batches(
         self, shard: Shard, extent: Extent, groups: Sequence[int], needed: Needed
-    ) -> Iterator[tuple[pa.RecordBatch, dict[int, str]]]:
-        """Yield the batches of row groups, each with its rows of invalid timestamps -> message."""
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the batches of row groups."""
         reader = self._reader
         how = _batching(reader, extent, shard.num_rows(groups))
         is_table = columns_of(reader.source).has_small_rows
@@ -164,23 +158,12 @@ class ParquetStream:
         safe_rows = shard.rows_within(groups, [*needed.read], how.num_rows, few_rows)
         if safe_rows < how.num_rows:
             how = how._replace(rows_at_once=safe_rows, whole_groups=False)
-        times: Int96Reader | None = None
-        if only := int96_columns(shard.parquet, [*needed.read]):
-            as_ns = [f.name for f in reader.pass_through if str(f.type).startswith("timestamp[ns")]
-            columns = {needed.read[name] for name in only}
-            only = [name for name, column in needed.read.items() if column in columns]
-            times = Int96Reader(
-                [*dict.fromkeys(needed.read[name] for name in only)],
-                as_ns,
-                lambda unit: shard.again(unit, groups, only, how),
-            )
         for batch in shard.batches(groups, [*needed.read], how):
             for piece in bounded(batch, MAX_BATCH_BYTES):
-                checked = times.check(piece) if times else Moments(piece, {})
                 if not reader.store.is_object_store:  # an object cannot change under an open file
                     self._require_unchanged(extent)
-                yield checked.rows, checked.problems
-                del piece, checked  # not kept while the next one is read
+                yield piece
+                del piece  # not kept while the next one is read
             del batch
 
 

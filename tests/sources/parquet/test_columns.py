@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from pipeline.runs.preparing.prepare import job_model
 from pipeline.sources.columns.pass_through import cast_column, declare
 from pipeline.sources.features.vectors import feature_rows
 from pipeline.sources.inputs import Inputs, list_inputs
+from pipeline.sources.parquet.groups import group_batches
+from pipeline.sources.parquet.stream import ParquetStream
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
 from pipeline.storage.store import Store
@@ -209,3 +212,27 @@ def test_uris_are_published_as_the_input_has_them(tmp_path: Path) -> None:
     rows = read_all(job_of(tmp_path / "0.parquet", uri_column="at", uri_base=str(tmp_path)))
 
     assert rows["uri"].to_pylist() == names
+
+
+def test_nothing_is_read_behind_the_last_row_that_is_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_read = 0
+
+    def counted(*args: Any) -> Iterator[pa.RecordBatch]:
+        nonlocal num_read
+        for batch in group_batches(*args):
+            num_read += batch.num_rows
+            yield batch
+
+    for name in "ab":
+        pq.write_table(pa.table({"n": range(1_000_000)}), tmp_path / f"{name}.parquet")
+    job = job_of(tmp_path, features=["n"])
+    inputs = list_inputs(job.source, max_extent_rows=1_000_000)
+    reader = Reader(Store(inputs.root), job.source, inputs.pass_through, inputs.fields)
+    monkeypatch.setattr("pipeline.sources.parquet.shard.group_batches", counted)
+    stream = ParquetStream(reader, [extent.choose([5, 9]) for extent in inputs.extents])
+    assert stream.take(4)["row_id"].to_pylist() == [
+        f"{x}.parquet#{n}" for x in "ab" for n in (5, 9)
+    ]
+    assert num_read < 1_500_000
