@@ -1,11 +1,4 @@
-"""The rows of row groups, in batches: streamed, or group by group where these fit into memory.
-
-Arrow's batches keep a decoder, and the dictionary, of every column until a row group ends. Of
-1,000 columns of float32, 62,500 rows in each row group, that is 780 MiB, and 170,000 rows/s on one
-core; a hundred columns after the other, with all rows of a group, take 500 MiB and make 320,000.
-Of larger row groups the numbers themselves weigh more: 500,000 rows take 2.9 GiB either way, and
-if the numbers repeat themselves, streaming 250,000 rows takes 0.5 GiB instead of 1.4.
-"""
+"""The rows of row groups, in batches."""
 
 from __future__ import annotations
 
@@ -15,12 +8,9 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-_COLUMNS_AT_ONCE = 100
-_SMALL_BYTES = 32 << 20
-"""Smaller row groups are read with all columns at once, by few requests to an object store."""
 _JOINED_BYTES = 16 << 20
-_WHOLE_BYTES = 512 << 20
-"""Row groups of more bytes are streamed."""
+_BUFFERED_BYTES = 512 << 20
+"""Row groups of more bytes are read from an object store column by column."""
 
 
 class Batching(NamedTuple):
@@ -30,15 +20,15 @@ class Batching(NamedTuple):
     """Rows of a batch, at most."""
     row_bytes: float
     """Bytes of a row in memory, about."""
-    whole_groups: bool
-    """Read row groups that fit into memory before the first batch of them is cut."""
+    few_requests: bool
+    """Read row groups that fit into memory from an object store by few requests."""
     rows_at_once: int | None = None
     """Rows that Arrow reads at once, if these may be large; joined to batches as bytes allow."""
 
 
 def group_batches(
     parquet: pq.ParquetFile,
-    for_whole_groups: pq.ParquetFile,
+    buffered: pq.ParquetFile | None,
     groups: Sequence[int],
     columns: Sequence[str],
     how: Batching,
@@ -49,30 +39,20 @@ def group_batches(
     threads take 1.4 times the CPU time.
 
     Args:
-        parquet: The shard, to stream.
-        for_whole_groups: The shard, to read whole row groups.
+        parquet: The shard.
+        buffered: The same, in an object store, by few requests for what is asked for at once.
         groups: The row groups, ascending.
         columns: What to read; a column inside another one has a dot.
         how: How to put them into batches.
     """
-    # A dot may also be in a name, which Arrow then finds twice.
-    if not how.whole_groups or any("." in name for name in columns):
-        if how.rows_at_once is None:
-            yield from _stream(parquet, groups, columns, how.num_rows)
-        else:
-            yield from _joined(_stream(parquet, groups, columns, how.rows_at_once), how.num_rows)
-        return
-    for run, num_rows in _runs(parquet.metadata, groups, how.num_rows):
-        num_bytes = num_rows * how.row_bytes
-        if num_bytes > _WHOLE_BYTES:
-            yield from _stream(parquet, run, columns, how.num_rows)
-            continue
-        at_once = len(columns) if num_bytes <= _SMALL_BYTES else _COLUMNS_AT_ONCE
-        try:
-            batches = iter(_read(for_whole_groups, run, columns, at_once).to_batches(how.num_rows))
-        except (pa.ArrowException, OSError):  # rows before the damage can be streamed
-            batches = _stream(parquet, run, columns, how.num_rows)
-        yield from batches
+    if how.rows_at_once is not None:
+        yield from _joined(_stream(parquet, groups, columns, how.rows_at_once), how.num_rows)
+    elif buffered is None or not how.few_requests:
+        yield from _stream(parquet, groups, columns, how.num_rows)
+    else:
+        for run, num_rows in _runs(parquet.metadata, groups, how.num_rows):
+            file = buffered if num_rows * how.row_bytes <= _BUFFERED_BYTES else parquet
+            yield from _stream(file, run, columns, how.num_rows)
 
 
 def _stream(
@@ -124,18 +104,3 @@ def _runs(
         run_rows += own
     if run:
         yield run, run_rows
-
-
-def _read(
-    parquet: pq.ParquetFile, groups: Sequence[int], columns: Sequence[str], at_once: int
-) -> pa.Table:
-    pieces = [
-        parquet.read_row_groups(
-            [*groups], columns=[*columns[start : start + at_once]], use_threads=False
-        )
-        for start in range(0, len(columns), at_once)
-    ]
-    arrays = [column for piece in pieces for column in piece.columns]
-    return pa.Table.from_arrays(
-        arrays, schema=pa.schema(f for piece in pieces for f in piece.schema)
-    )

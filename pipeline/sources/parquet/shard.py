@@ -46,8 +46,8 @@ class Shard:
     path: str
     handle: BinaryIO
     parquet: pq.ParquetFile
-    for_whole_groups: pq.ParquetFile
-    """The same; of an object store it reads many columns with one request."""
+    buffered: pq.ParquetFile | None
+    """The same, in an object store: it reads many columns with one request."""
     group_ends: Numbers
 
     def groups_with(self, numbers: Sequence[int]) -> Iterator[tuple[list[int], int]]:
@@ -82,7 +82,7 @@ class Shard:
     ) -> Iterator[pa.RecordBatch]:
         """Yield the rows of some row groups."""
         with arrow_errors():
-            yield from group_batches(self.parquet, self.for_whole_groups, groups, columns, how)
+            yield from group_batches(self.parquet, self.buffered, groups, columns, how)
 
     def rows_within(
         self, groups: Sequence[int], columns: Sequence[str], num_rows: int, few_rows: int
@@ -120,8 +120,10 @@ def open_shard(store: Store, extent: Extent) -> Iterator[Shard]:
                 require_unchanged(store, extent)
             _last_footer.clear()
             _last_footer[key] = known
-        for_whole_groups = _open_for_whole_groups(store, handle, parquet)
-        yield Shard(store, extent.path, handle, parquet, for_whole_groups, known.group_ends)
+        buffered = None
+        if store.is_object_store:
+            buffered = open_parquet(handle, metadata=parquet.metadata, pre_buffer=True)
+        yield Shard(store, extent.path, handle, parquet, buffered, known.group_ends)
 
 
 def _open(
@@ -138,14 +140,6 @@ def _open(
         buffer_size=_REMOTE_BUFFER_BYTES if store.is_object_store else _LOCAL_BUFFER_BYTES,
         pre_buffer=False,
     )
-
-
-def _open_for_whole_groups(
-    store: Store, handle: BinaryIO, parquet: pq.ParquetFile
-) -> pq.ParquetFile:
-    if not store.is_object_store:
-        return parquet
-    return open_parquet(handle, metadata=parquet.metadata, pre_buffer=True)
 
 
 def _parse(parquet: pq.ParquetFile) -> _Footer:

@@ -157,7 +157,7 @@ class ParquetStream:
         few_rows = _FEW_TABLE_ROWS if is_table else _FEW_ROWS
         safe_rows = shard.rows_within(groups, [*needed.read], how.num_rows, few_rows)
         if safe_rows < how.num_rows:
-            how = how._replace(rows_at_once=safe_rows, whole_groups=False)
+            how = how._replace(rows_at_once=safe_rows, few_requests=False)
         for batch in shard.batches(groups, [*needed.read], how):
             for piece in bounded(batch, MAX_BATCH_BYTES):
                 if not reader.store.is_object_store:  # an object cannot change under an open file
@@ -177,7 +177,7 @@ def _batching(reader: Reader, extent: Extent, group_rows: int) -> Batching:
     # Most slices have a power of two of rows; one that lies in several batches is copied.
     num_rows = 1 << (rows.bit_length() - 1)
     is_mostly_wanted = 2 * extent.num_rows >= group_rows
-    return Batching(num_rows, row_bytes, whole_groups=is_table and is_mostly_wanted)
+    return Batching(num_rows, row_bytes, few_requests=is_table and is_mostly_wanted)
 
 
 def _vector_bytes(reader: Reader) -> int:

@@ -1,4 +1,4 @@
-"""Row groups read whole or streamed are the same rows; whole ones take few requests."""
+"""Row groups are the same rows however they are read; an object store takes few requests."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def joined(batches: Sequence[pa.RecordBatch], columns: Sequence[str]) -> pa.Tabl
     | st.just([*NAMES, "id", "pair", "at"]),
     num_rows=st.integers(1, 200),
     row_bytes=st.sampled_from([1.0, 1e6, 1e8]),
-    whole_groups=st.booleans(),
+    few_requests=st.booleans(),
 )
 def test_any_way_of_reading_gives_the_rows_of_the_row_groups(
     shard: pq.ParquetFile,
@@ -74,10 +74,10 @@ def test_any_way_of_reading_gives_the_rows_of_the_row_groups(
     columns: list[str],
     num_rows: int,
     row_bytes: float,
-    whole_groups: bool,
+    few_requests: bool,
 ):
-    # A megabyte a row makes them large enough for some columns at a time, a hundred for a stream.
-    how = Batching(num_rows, row_bytes, whole_groups)
+    # A hundred megabytes a row make them too large to be held.
+    how = Batching(num_rows, row_bytes, few_requests)
     batches = [*group_batches(shard, shard, sorted(groups), columns, how)]
     assert all(0 < batch.num_rows <= num_rows for batch in batches)
     expected = shard.read_row_groups(sorted(groups), columns=columns)
@@ -85,7 +85,7 @@ def test_any_way_of_reading_gives_the_rows_of_the_row_groups(
 
 
 def test_fields_of_a_column_are_read_beside_whole_columns(shard: pq.ParquetFile):
-    how = Batching(50, 1.0, whole_groups=True)
+    how = Batching(50, 1.0, few_requests=True)
     batches = [*group_batches(shard, shard, [0, 1], ["f0", "at.x"], how)]
     assert joined(batches, ["at"]).column("at").to_pylist() == [{"x": row} for row in range(47)]
 
@@ -110,24 +110,24 @@ def test_a_wide_row_group_of_an_object_store_takes_few_requests(
 ):
     proxy, store, extent = in_bucket
     requests = {}
-    for whole_groups in (True, False):
+    for few_requests in (True, False):
         proxy.requests.clear()
         with open_shard(store, extent) as shard:
-            batches = [*shard.batches([0], NAMES, Batching(500, 1.0, whole_groups))]
-        requests[whole_groups] = sum(method == "GET" for method, _, _ in proxy.requests)
+            batches = [*shard.batches([0], NAMES, Batching(500, 1.0, few_requests))]
+        requests[few_requests] = sum(method == "GET" for method, _, _ in proxy.requests)
         assert joined(batches, NAMES).equals(table(2000).select(NAMES))
     assert requests[True] <= 3 < NUM_COLUMNS <= requests[False]
 
 
-@pytest.mark.parametrize("whole_groups", [True, False])
+@pytest.mark.parametrize("few_requests", [True, False])
 def test_a_store_that_fails_is_not_taken_for_a_broken_shard(
-    whole_groups: bool, in_bucket: tuple[FaultProxy, Store, Extent]
+    few_requests: bool, in_bucket: tuple[FaultProxy, Store, Extent]
 ):
     proxy, store, extent = in_bucket
     with open_shard(store, extent) as shard:
         proxy.rules = (Rule(DENIED, "GET", last=999),)
         with pytest.raises(JobError, match=r"a\.parquet: access denied"):
-            list(shard.batches([0], NAMES, Batching(500, 1.0, whole_groups)))
+            list(shard.batches([0], NAMES, Batching(500, 1.0, few_requests)))
 
 
 def test_rows_before_damage_are_read(tmp_path: Path):

@@ -111,10 +111,10 @@ def test_joined_batches_are_the_same_rows(
     buffer = io.BytesIO()
     pq.write_table(rows, buffer, row_group_size=17)
     shard = pq.ParquetFile(buffer)
-    how = Batching(num_rows, 1.0, whole_groups=False, rows_at_once=rows_at_once)
+    how = Batching(num_rows, 1.0, few_requests=False, rows_at_once=rows_at_once)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parquet_groups, "_JOINED_BYTES", joined_bytes)
-        batches = [*group_batches(shard, shard, range(shard.num_row_groups), ["t"], how)]
+        batches = [*group_batches(shard, None, range(shard.num_row_groups), ["t"], how)]
     assert pa.Table.from_batches(batches).equals(rows)
     for batch in batches:
         assert batch.num_rows <= max(num_rows, rows_at_once)
