@@ -17,7 +17,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.core import errors
+    from pipeline import errors
     from pipeline.job.job import Job
     from pipeline.operations.diff import Diff, diff
     from pipeline.operations.first_steps.predict import predict
@@ -67,7 +67,7 @@ _HOMES = {
     "Report": "pipeline.report.document",
     "backfill": "pipeline.operations.weeks.backfill",
     "diff": "pipeline.operations.diff",
-    "errors": "pipeline.core.errors",
+    "errors": "pipeline.errors",
     "gc": "pipeline.operations.maintenance",
     "history": "pipeline.operations.weeks.history",
     "load_job": "pipeline.operations.jobs",

@@ -34,6 +34,7 @@ FOLDERS = (
 HEIGHT = {name: height for height, name in enumerate(FOLDERS)}
 # The whole way of the data: it stands between `runs` and `operations`.
 HEIGHT |= {"dataflow": HEIGHT["operations"] - 0.5, "__init__": -1, "__main__": len(FOLDERS)}
+HEIGHT |= {"errors": HEIGHT["core"] + 0.5}
 # What the data flow through; what two of them share lies below.
 STAGES = (
     "sources.reader",
@@ -130,7 +131,8 @@ def test_the_package_has_these_folders_and_every_folder_says_what_it_is_for():
     folders = {path.name for path in PACKAGE.iterdir() if path.is_dir()} - {"__pycache__"}
     assert folders == set(FOLDERS)
     files = {path.name for path in PACKAGE.iterdir() if path.is_file()}
-    assert files <= {"__init__.py", "__main__.py", "dataflow.py", "py.typed", "README.md"}
+    known = {"__init__.py", "__main__.py", "dataflow.py", "errors.py", "py.typed", "README.md"}
+    assert files <= known
     for path in PACKAGE.rglob("__init__.py"):
         assert ast.get_docstring(ast.parse(path.read_text())), path
 

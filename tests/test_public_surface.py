@@ -13,7 +13,9 @@ import pytest
 from support.runs.package_source import NAMES
 
 import pipeline
+from pipeline.core import errors as core_errors
 from pipeline.core.errors import JobError
+from pipeline.errors import PipelineError
 
 FUNCTIONS = {
     *("backfill", "diff", "gc", "history", "load_job", "open_output", "plan", "predict"),
@@ -84,6 +86,28 @@ def test_a_job_is_a_path_a_mapping_or_a_job(tmp_path: Path):
     assert (loaded.model.top_k, loaded.sink.uri) == (3, "out/2026-11-24")
     assert pipeline.load_job(loaded) is loaded
     assert "top_k" not in SECTIONS["model"], "the caller's mapping stays as it was"
+
+
+NO_PATHS: tuple[Any, ...] = (5, 0.5, [], b"x.yaml", "a\0", "a" * 5_000, object(), {1: 2})
+
+
+@pytest.mark.parametrize("given", NO_PATHS, ids=lambda each: ascii(each)[:8])
+def test_what_is_no_job_and_no_output_is_an_error_of_ours(given: Any):
+    for function in (pipeline.load_job, pipeline.run, pipeline.plan):
+        with pytest.raises(PipelineError):
+            function(given)
+    if not isinstance(given, dict):
+        for look in (pipeline.open_output, pipeline.verify, pipeline.status, pipeline.diff):
+            with pytest.raises(PipelineError) as caught:
+                look(given)
+            assert "\n" not in str(caught.value)
+
+
+def test_errors_are_a_module_with_every_error():
+    own = {name for name, each in vars(core_errors).items()
+           if isinstance(each, type) and each.__module__ == core_errors.__name__}  # fmt: skip
+    assert set(pipeline.errors.__all__) == own
+    assert pipeline.errors.PipelineError is PipelineError
 
 
 def test_wrong_arguments_are_one_line():

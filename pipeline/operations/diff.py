@@ -188,9 +188,9 @@ def diff(
 def _partition_at(place: Place, options: Mapping[str, Any]) -> Partition:
     if isinstance(place, Partition):
         return place
-    text = os.fspath(place)
-    numbered = _NUMBERED.fullmatch(text)
-    url = numbered["url"] if numbered else text
+    is_path = isinstance(place, str | os.PathLike)
+    numbered = _NUMBERED.fullmatch(os.fspath(place)) if is_path else None
+    url = numbered["url"] if numbered else place
     found = open_output(url, storage_options=options).latest
     return found.version(int(numbered["number"])) if numbered else found
 
@@ -214,6 +214,8 @@ def _writer(path: str | os.PathLike[str] | None) -> Iterator[WriteRows | None]:
         yield None
         return
     target = Path(path)
+    if target.is_dir():
+        raise JobError(f"{target}: is a folder; give a file")
     draft = target.with_name(f".{target.name}.part")
     schema = pa.schema([("row_id", pa.string()), ("change", pa.string()), ("size", pa.float64())])
     try:

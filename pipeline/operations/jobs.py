@@ -59,7 +59,9 @@ def load_job(
     day = read_date(date)
     if isinstance(job, Mapping):
         return parse_job(job, date=day, overrides=overrides, origin="the job")
-    path = os.fspath(job)
+    if not isinstance(job, str | os.PathLike):
+        raise JobError(f"a job is a path or a mapping of sections, not of {type(job).__name__}")
+    path = str(os.fspath(job))
     if "://" in path:
         return parse_job(_stored(path), date=day, overrides=overrides, origin=path)
     loaded = read_job(path, date=day, overrides=overrides)

@@ -77,6 +77,8 @@ def test_rows_that_differ_are_written_whole_or_not_at_all(output: Store, tmp_pat
     }
     with pytest.raises(JobError, match="cannot be written: "):
         pipeline.diff(output.url(""), rows_to=tmp_path / "none" / "rows.parquet")
+    with pytest.raises(JobError, match="is a folder; give a file"):
+        pipeline.diff(output.url(""), rows_to=tmp_path)
     assert [each.name for each in tmp_path.iterdir()] == ["rows.parquet"]
 
 

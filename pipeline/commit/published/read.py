@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -10,21 +11,30 @@ import pyarrow as pa
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, Part, current_manifest, not_published
 from pipeline.commit.parts.part_reader import read_columns
-from pipeline.core.errors import InfraError
+from pipeline.core.errors import InfraError, JobError
 from pipeline.core.hive_paths import restore
+from pipeline.core.printable import clean_message
 from pipeline.storage.store import Store
 
 _READ_TRIES = 5
 _Read = TypeVar("_Read")
 
 
-def locate(uri: str, storage_options: dict[str, Any] | None = None) -> tuple[Store, Layout | None]:
+def locate(
+    uri: str | os.PathLike[str], storage_options: dict[str, Any] | None = None
+) -> tuple[Store, Layout | None]:
     """Find the output that a URI points into, and the partition if it names one.
 
     Accepts the sink's root, also if it is called `predictions`, and a partition's folder under
     `predictions/`.
+
+    Raises:
+        JobError: It is no path or URI.
     """
-    trimmed = uri.rstrip("/")
+    text = os.fspath(uri) if isinstance(uri, str | os.PathLike) else uri
+    if not isinstance(text, str) or "\0" in text:
+        raise JobError(f"{clean_message(repr(uri), 80)}: no place of an output; give a path or URI")
+    trimmed = text.rstrip("/")
     head, separator, tail = trimmed.rpartition("/predictions")
     whole = Store(trimmed, storage_options or {})
     is_root = separator and not tail and whole.list_folders("_control")

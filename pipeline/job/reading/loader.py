@@ -10,7 +10,6 @@ import datetime as dt
 import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from shlex import quote
 from typing import Any
 
@@ -43,9 +42,9 @@ def read_job(
     Raises:
         JobError: The file, a field or an override is wrong; says where and what is right.
     """
-    if Path(path, "_control").is_dir():
+    if os.path.isdir(os.path.join(path, "_control")):
         raise JobError(f"{path} is an output, a job file is needed: the one that writes it")
-    if Path(path).is_dir():
+    if os.path.isdir(path):
         raise JobError(
             f"{path} is a folder, a job file is needed: pipeline run jobs/classify_images.yaml "
             f"--set source.uri={quote(path)} --set sink.uri=out"
@@ -82,7 +81,7 @@ def _validated(origin: Origin, date: dt.date, *, is_elsewhere: bool) -> Job:
     try:
         job = Job.model_validate_json(text)
     except ValidationError as error:
-        problems += describe(error, document, substitution.secrets)
+        problems += describe(error, json.loads(text), substitution.secrets)
     else:
         problems += problems_of_relative_paths(job) if is_elsewhere else []
     raise_problems(origin, problems)

@@ -6,7 +6,6 @@ import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -127,7 +126,7 @@ def _model(model: str) -> Fields:
     Raises:
         JobError: It is no path, and nothing that is installed.
     """
-    if "://" in model or Path(model).exists() or model.endswith(".onnx"):
+    if "://" in model or os.path.exists(model) or model.endswith(".onnx"):
         return {"path": (_absolute(model), "")}
     if ":" in model:
         return {"factory": (model, "")}

@@ -47,7 +47,7 @@ def open_output(
     Raises:
         JobError: Nothing is published there.
     """
-    store, found = locate(os.fspath(url), dict(storage_options or {}))
+    store, found = locate(url, dict(storage_options or {}))
     layouts = [found] if found and found.partition else list_partitions(store)
     if not layouts:
         raise JobError(f"{store.url('')}: nothing is published there")

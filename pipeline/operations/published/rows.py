@@ -30,6 +30,13 @@ class Rows:
     columns: tuple[str, ...] | None = None
     filter: pc.Expression | None = None
 
+    def __post_init__(self) -> None:
+        if self.filter is not None and not isinstance(self.filter, pc.Expression):
+            raise JobError(
+                f"filter: {type(self.filter).__name__} is no expression of pyarrow; write "
+                'pyarrow.compute.field("score") > 0.5'
+            )
+
     @property
     def dataset(self) -> ds.Dataset:
         """The pyarrow Dataset of all rows that fit the filter, with all columns."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,7 +50,7 @@ def history(
     else:
         if overrides:
             raise JobError(f"{sink}: overrides are for a job, and this is an output")
-        store, found = locate(os.fspath(sink), dict(storage_options or {}))  # type: ignore[arg-type]
+        store, found = locate(sink, dict(storage_options or {}))  # type: ignore[arg-type]
     if partition is None and found is not None and found.partition:
         partition = found.name
     first, end = bound_of(from_), bound_of(to)

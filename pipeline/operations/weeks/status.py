@@ -55,7 +55,7 @@ def status(
         )
     if overrides or allow_import or every != "day":
         raise JobError(f"{sink}: overrides and every are for a job, and this is an output")
-    store, found = locate(os.fspath(sink), dict(storage_options or {}))  # type: ignore[arg-type]
+    store, found = locate(sink, dict(storage_options or {}))  # type: ignore[arg-type]
     if partition is None and found is not None and found.partition:
         partition = found.name
     first, last = bound_of(from_), bound_of(to)
@@ -80,7 +80,7 @@ def is_job(given: JobLike) -> bool:
     """Tell a job from the URI of an output."""
     if isinstance(given, Job | Mapping):
         return True
-    text = os.fspath(given)
+    text = os.fspath(given) if isinstance(given, str | os.PathLike) else ""
     return text.endswith((".yaml", ".yml")) and os.path.isfile(text)
 
 

@@ -52,6 +52,9 @@ def test_a_version_is_read_whole_and_only_what_is_asked_for(every_store: Store):
     assert set(night.quarantine(["reason"]).to_table().column(0).to_pylist()) == {"truncated"}
     with pytest.raises(JobError, match="no column 'lable'; there are row_id"):
         night.predictions(["lable"]).to_table()
+    for filters in ("score > 0.5", ("score", ">", 0.5), [("score", ">", 0.5)]):
+        with pytest.raises(JobError, match=r'is no expression .*field\("score"\) > 0\.5'):
+            night.predictions(filter=filters)
 
 
 def test_other_libraries_get_the_same_rows(tmp_path: Path):

@@ -284,6 +284,48 @@ def test_columns_of_one_side_or_of_other_types_are_named_and_not_compared(tmp_pa
     assert "columns that cannot be compared: gone, new, score" in found.verdict
 
 
+@pytest.mark.parametrize(
+    ("labels", "verdict"),
+    [
+        (("cat",), "0 of 1 rows in both differ (0.00%); 1 removed"),
+        (("cat", "dog", "fox"), "0 of 2 rows in both differ (0.00%); 1 added"),
+        (("cat", "fox"), "1 of 2 rows in both differ (50.00%): label in 1"),
+    ],
+)
+def test_rows_that_only_came_or_went_or_changed_are_a_difference(
+    tmp_path: Path, labels: tuple[str, ...], verdict: str
+):
+    before = publish(tmp_path / "a", 1, rows("cat", "dog"))
+    found = compare(before, publish(tmp_path / "b", 1, rows(*labels)))
+    assert (found.is_equal, found.verdict) == (False, verdict)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "differs"),
+    [
+        (0.0100, 0.0105, False),
+        (0.0100, 0.0111, True),
+        (-0.0005, 0.0004, False),
+        (100.0, 100.05, False),
+        (100.0, 100.11, True),
+        (-100.0, -99.95, False),
+    ],
+)
+def test_the_tolerance_is_absolute_up_to_1_and_relative_above(
+    tmp_path: Path, before: float, now: float, differs: bool
+):
+    sides = [pa.table({"row_id": ["a"], "price": [value]}) for value in (before, now)]
+    found = compare(*(publish(tmp_path / str(n), 1, side) for n, side in enumerate(sides)))
+    assert found.tolerance == 0.001
+    assert found.is_equal == (not differs)
+
+
+def test_outputs_with_no_row_in_common_are_told(tmp_path: Path):
+    one, other = (pa.table({"row_id": [name], "score": [0.5]}) for name in "ab")
+    found = compare(publish(tmp_path / "a", 1, one), publish(tmp_path / "b", 1, other))
+    assert found.verdict == "no row id is in both; 1 added; 1 removed"
+
+
 def test_a_row_that_lies_elsewhere_is_the_same(tmp_path: Path):
     sides = [pa.table({"row_id": ["a"], "uri": [f"in/{day}/a"], "score": [0.5]}) for day in "12"]
     before, now = (publish(tmp_path / str(n), 1, side) for n, side in enumerate(sides))
