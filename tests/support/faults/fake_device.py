@@ -4,7 +4,8 @@ It takes the place of `accelerator.Gpu`, so that the real TorchEngine, buffers a
 it. Device memory is poisoned until the copy into it has run, and results cannot be read before the
 host has waited for an event behind them. What is launched runs in the thread of its stream and
 takes time of a clock (`fake_clock`) that stands still while the host is at work: so it runs as late
-as it may.
+as it may. With `watches_calls` what else is computed in its thread, as texts are, takes
+its memory, loses the context by an index beyond a table, and finds a context that is lost.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ import functools
 import math
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from pipeline.inference.devices import device, device_buffers, turns
 from pipeline.inference.devices.accelerator import Compute, Gpu, Used
@@ -144,6 +148,49 @@ class FakeResults(Mapping[str, torch.Tensor]):
         return len(self._read())
 
 
+class Operations(TorchDispatchMode):
+    """What operations of torch in the thread of a GPU do to it."""
+
+    def __init__(self, gpu: FakeGpu) -> None:
+        super().__init__()
+        self._gpu, self._num_views = gpu, dict[int, int]()
+        """Address of memory -> tensors that refer to it."""
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self._gpu.check()
+        given = {each.untyped_storage().data_ptr() for each in _tensors((args, kwargs))}
+        try:
+            made = operation(*args, **(kwargs or {}))
+        except IndexError as error:
+            self._gpu.lose(error)
+        for tensor in _tensors(made):
+            self._count(tensor, given)
+        return made
+
+    def _count(self, tensor: torch.Tensor, given: set[int]) -> None:
+        storage = tensor.untyped_storage()
+        address, num_bytes = storage.data_ptr(), storage.nbytes()
+        if not num_bytes or (address in given and address not in self._num_views):
+            return  # of the model, or of the host
+        if address not in self._num_views:
+            self._gpu.hold(num_bytes)
+            self._num_views[address] = 0
+        self._num_views[address] += 1
+        weakref.finalize(tensor, self._forget, address, num_bytes)
+
+    def _forget(self, address: int, num_bytes: int) -> None:
+        self._num_views[address] -= 1
+        if not self._num_views[address]:
+            del self._num_views[address]
+            self._gpu.give_back(num_bytes)
+
+
+def _tensors(tree: Any) -> list[torch.Tensor]:
+    return [each for each in tree_leaves(tree) if isinstance(each, torch.Tensor)]
+
+
 class FakeGpu(Gpu):
     """A GPU whose kernels are computed by this machine's CPU."""
 
@@ -155,6 +202,7 @@ class FakeGpu(Gpu):
         launch_s: float = 0.0,
         total_bytes: int = 1 << 40,
         row_bytes: int = 1,
+        watches_calls: bool = False,
     ) -> None:
         """Make one.
 
@@ -164,6 +212,7 @@ class FakeGpu(Gpu):
             launch_s: How long the host takes to launch a batch.
             total_bytes: Its memory.
             row_bytes: What each row of a batch takes of it while it is computed.
+            watches_calls: Whether tensors that its thread makes take memory, too.
         """
         self.device, self.name = torch.device("cpu"), "Fake L4"
         self.key = "fake"
@@ -173,6 +222,7 @@ class FakeGpu(Gpu):
         self._rows_per_s, self._copy_s = rows_per_s, copy_s
         self._launch_s, self._row_bytes = launch_s, row_bytes
         self.total_bytes, self.held_bytes, self.most_bytes = total_bytes, 0, 0
+        self.share, self._watches_calls = 1.0, watches_calls
         self.lost: Exception | None = None
         self.thread_names: set[str] = set()
         """Of the threads that launched work."""
@@ -228,8 +278,17 @@ class FakeGpu(Gpu):
             self._serves_host = is_host
             return super().call(function, *args, **kwargs)
 
+    def _run_there(self, function: Callable[[], Any]) -> Any:
+        with Operations(self) if self._watches_calls else contextlib.nullcontext():
+            return super()._run_there(function)
+
     def take(self, share: float) -> None:
         self.share = share
+
+    def lose(self, error: BaseException) -> NoReturn:
+        """Lose the context, as kernels do that read beyond a table."""
+        self.lost = RuntimeError("CUDA error: device-side assert triggered")
+        raise self.lost from error
 
     def check(self) -> None:
         """Raise what has lost the context, if anything has."""
@@ -296,9 +355,13 @@ class FakeGpu(Gpu):
                     results.fill(compute(on_device))
                 self.batches.append(num_rows)
             except Exception as error:  # noqa: BLE001  # as a device: it shows later
+                is_beyond = isinstance(error, IndexError) and "out of range" in str(error)
+                with contextlib.suppress(RuntimeError):
+                    if is_beyond:
+                        self.lose(error)
                 if "CUDA error" in str(error):
                     self.lost = error
-                results.error = error
+                results.error = self.lost or error
 
         results.number = self.current.put(work, num_rows / self._rows_per_s)
         self.current.mark(lambda: self.give_back(num_rows * self._row_bytes))
@@ -311,7 +374,7 @@ class FakeGpu(Gpu):
             torch.OutOfMemoryError: There is not enough.
         """
         with self._memory:
-            if self.held_bytes + num_bytes > self.total_bytes:
+            if self.held_bytes + num_bytes > self.share * self.total_bytes:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate too much")
             self.held_bytes += num_bytes
             self.most_bytes = max(self.most_bytes, self.held_bytes)
@@ -333,9 +396,11 @@ class FakeGpu(Gpu):
         self.synchronize()
 
     def memory_bytes(self) -> tuple[int, int]:
+        self.check()
         return self.total_bytes - self.held_bytes, self.total_bytes
 
     def used_bytes(self) -> Used:
+        self.check()
         return Used(self.held_bytes, self.most_bytes, self.most_bytes)
 
     def kernels_told(self) -> str:
@@ -362,7 +427,13 @@ def installed(gpu: FakeGpu) -> Iterator[FakeGpu]:
     """Let the code of this process find this GPU; this thread is its host."""
     global found
     real = device.gpu_of, device_buffers.Condition, turns.Condition
-    found, device.gpu_of = gpu, lambda num_gpus: gpu if num_gpus else None
+
+    def gpu_of(num_gpus: float) -> FakeGpu | None:
+        if num_gpus:
+            gpu.call(gpu.take, num_gpus)
+        return gpu if num_gpus else None
+
+    found, device.gpu_of = gpu, gpu_of
     device_buffers.Condition = lambda: ClockCondition(gpu.clock, lambda: gpu.is_host)
     turns.Condition = device_buffers.Condition
     try:
