@@ -172,6 +172,8 @@ _NAMED = {
 """Field -> its entries in the JSON form; what is counted stands behind a `.`."""
 _FORMER = {"canary": "reference_check"}
 """Entries of older footers."""
+FIGURE_NAMES = frozenset((*(entry for entry, _ in _SINGLE.values()), *_NAMED.values(), *_FORMER))
+"""Entries that no stage can have for its name."""
 
 
 @dataclass(frozen=True)

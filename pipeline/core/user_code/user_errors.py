@@ -15,6 +15,8 @@ SHOW_ALL = "; --debug shows all"
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _FRAME = re.compile(r'^\s*File "([^"]+)", line (\d+)', re.MULTILINE)
 _OWN = Path(__file__).parents[2]
+_SHIPPED = re.compile(rf"/(site-packages|dist-packages|py_modules/[^/]+)/{_OWN.name}/")
+"""This package where it is installed on another node, or where Ray has put it."""
 _LIBRARY = re.compile(r"/(site|dist)-packages/|/lib(64)?/python3|^<")
 """Of Python and of packages, on whatever machine."""
 _MAX_CHARS = 300
@@ -88,8 +90,7 @@ def user_frame(frames: list[tuple[str, int]], module: str = "") -> str:
 
 
 def _is_users(path: str, module: str) -> bool:
-    _, is_below, own = path.rpartition(f"/{_OWN.name}/")
-    if is_below and (_OWN / own).exists():
+    if Path(path).is_relative_to(_OWN) or _SHIPPED.search(path):
         return False
     name = Path(path).name
     top = module.partition(".")[0]

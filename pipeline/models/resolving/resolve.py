@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
+from pipeline.core.figures.slice_figures import FIGURE_NAMES
 from pipeline.core.registry import INPUTS, get
 from pipeline.core.schema import GEOMETRY
 from pipeline.core.user_code.own_code import errors_told
@@ -231,7 +232,19 @@ def _choose_input(
     )
     settings = InputSettings(merged, chosen, parts, columns, options, heard, num_features)
     with errors_told(INPUTS, name):
-        return get(INPUTS, name).of(settings), merged
+        found = get(INPUTS, name).of(settings)
+        require_stage_names(found)
+    return found, merged
+
+
+def require_stage_names(found: Input) -> None:
+    """Refuse an installed input whose stages would be read as figures of other things."""
+    for stage in found.stage_names:
+        if stage.partition(".")[0] in FIGURE_NAMES:
+            raise JobError(
+                f"input {found.name!r}: its stage {stage!r} has the name of a figure; its "
+                f"distribution must call it otherwise than {', '.join(sorted(FIGURE_NAMES))}"
+            )
 
 
 def _text(card: FoundModel, model: Model, wanted: Text) -> TextSettings:

@@ -33,6 +33,7 @@ from pipeline.execution.stages import Preprocessing
 from pipeline.inference.slice_results import to_table
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import parse_job
+from pipeline.models.resolving.resolve import require_stage_names
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.operations.plan import plan
 from pipeline.runs.builders import make_reader
@@ -227,3 +228,17 @@ def test_the_job_of_the_example_is_short_and_names_what_is_there():
         f'{job["source"]["format"]} = "csv_texts:FORMAT"'
         in (ROOT / "examples" / "text_source" / "pyproject.toml").read_text()
     )
+
+
+@pytest.mark.parametrize("group", [*registry._PACKAGES, SOURCES, registry.INPUTS, registry.GATES])
+def test_every_group_of_the_registry_has_a_word(group: str):
+    assert own_code.kind_of(group).isalpha()
+
+
+@pytest.mark.parametrize("stage", ["tokens", "golden", "device.cpu", "canary"])
+def test_an_input_whose_stage_has_the_name_of_a_figure_is_refused(
+    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(toy_input.ToyInput, "stage_names", (stage,))
+    with pytest.raises(JobError, match=f"its stage '{stage}' has the name of a figure"):
+        require_stage_names(toy_input.ToyInput())

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from ray.exceptions import RayTaskError
 
+import pipeline
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.user_code.allowed_imports import import_callable
 from pipeline.core.user_code.user_errors import describe_user_error, user_frame
@@ -60,6 +61,8 @@ def test_frames_of_the_package_and_of_libraries_are_not_the_users():
         user_frame([(ours, 1), (torch, 2), (shipped, 3), ("/usr/lib/python3.12/json.py", 4)]) == ""
     )
     assert user_frame([("/home/me/net.py", 7), (torch, 2)]) == "net.py line 7"
+    assert user_frame([(str(Path(pipeline.__file__).parent / "models" / "spec.py"), 7)]) == ""
+    assert user_frame([("/home/me/pipeline/models/spec.py", 7)]) == "spec.py line 7"
 
 
 def test_an_installed_package_is_the_users_if_the_job_names_it():
