@@ -208,6 +208,13 @@ def _task_fields(inputs: Inputs, model: ModelSpec) -> pa.Schema:
                 "leave it out"
             )
         raise JobError(f"model: column {name!r} of the outputs is taken; choose another name")
+    names = [field.name for field in fields]
+    for name in names:
+        if names.count(name) > 1:
+            raise JobError(
+                f"model: {names.count(name)} columns of the outputs are called {name!r}; give each "
+                "a name of its own (targets, outputs, or the schema of postprocess)"
+            )
     return pa.schema(fields)
 
 

@@ -15,24 +15,13 @@ from pipeline.core.user_code.user_errors import failed
 from pipeline.models.tasks.base import Arrays, Mask
 
 
-def fields_of(factory: str, args: Mapping[str, Any]) -> list[pa.Field]:
-    """Return the columns that a post-processing step declares.
-
-    Raises:
-        JobError: The step cannot be imported, or has no Arrow schema.
-    """
-    return list(load_postprocess(factory, args).schema)
-
-
-def postprocessed(
-    factory: str, args: Mapping[str, Any], arrays: Arrays, ok: Mask
-) -> dict[str, pa.Array]:
+def postprocessed(factory: str, step: Postprocess, arrays: Arrays, ok: Mask) -> dict[str, pa.Array]:
     """Make the declared columns (N,) of raw outputs, each (N, ...); null for rows that are not ok.
 
     Raises:
         JobError: The step raises, or gives other columns than it declares.
     """
-    step, num_rows = load_postprocess(factory, args), int(ok.sum())
+    num_rows = int(ok.sum())
     try:
         made = step({key: values[ok] for key, values in arrays.items()})
     except Exception as error:  # a user's code may raise anything

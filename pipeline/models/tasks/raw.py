@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 
 from pipeline.models.outputs import OutputError, nested, nested_type, require
 from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec
-from pipeline.models.tasks.postprocess import fields_of, postprocessed
+from pipeline.models.tasks.postprocess import Postprocess, load_postprocess, postprocessed
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +36,7 @@ class Raw(Task):
 
     def fields(self) -> list[pa.Field]:
         if self.spec.postprocess is not None:
-            return fields_of(self.spec.postprocess, self.spec.postprocess_args)
+            return list(self._step.schema)
         return [pa.field(output.name, nested_type(output.shape)) for output in self.spec.outputs]
 
     def reduce(self, outputs: Any, num_rows: int) -> dict[str, torch.Tensor]:
@@ -49,8 +50,13 @@ class Raw(Task):
 
     def columns(self, arrays: Arrays, ok: Mask, rows: pa.Table) -> dict[str, pa.Array]:
         if self.spec.postprocess is not None:
-            return postprocessed(self.spec.postprocess, self.spec.postprocess_args, arrays, ok)
+            return postprocessed(self.spec.postprocess, self._step, arrays, ok)
         return {output.name: nested(arrays[output.name], ok) for output in self.spec.outputs}
+
+    @cached_property
+    def _step(self) -> Postprocess:
+        assert self.spec.postprocess is not None, "callers check it"
+        return load_postprocess(self.spec.postprocess, self.spec.postprocess_args)
 
     def _by_name(self, outputs: Any) -> Mapping[str, Any]:
         """Match outputs to declared names: by key of a dict, otherwise by position."""

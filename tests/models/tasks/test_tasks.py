@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import importlib
 import io
 from collections.abc import Mapping
 from dataclasses import replace
@@ -385,6 +386,26 @@ def test_the_example_of_points_gives_lists_of_any_length(
         None,
         [],
     ]
+
+
+def test_a_postprocess_is_built_once_for_all_slices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "counted_step.py").write_text(
+        "import pyarrow as pa\nBUILT = []\n"
+        "class Step:\n"
+        "    schema = pa.schema({'n': pa.float32()})\n"
+        "    def __init__(self): BUILT.append(1)\n"
+        "    def __call__(self, outputs): return {'n': outputs['heat'][:, 0]}\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    outputs = (OutputSpec("heat", (1,)),)
+    task = make_task(TaskSpec("raw", outputs=outputs, postprocess="counted_step:Step"))
+    for _ in range(2):
+        assert [field.name for field in task.fields()] == ["n"]
+        found = task.columns({"heat": np.ones((3, 1), np.float32)}, OK, pa.table({}))
+        assert found["n"].to_pylist() == [1.0, None, 1.0]
+    assert importlib.import_module("counted_step").BUILT == [1]
 
 
 @pytest.mark.parametrize(

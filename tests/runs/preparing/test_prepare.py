@@ -13,6 +13,7 @@ import pytest
 from support.runs.cli import write_job
 from support.runs.plan_examples import shard_extents
 
+from pipeline.core.errors import JobError
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import read_job
 from pipeline.planning.plan import Plan
@@ -89,3 +90,18 @@ def test_the_length_of_vectors_is_measured_if_the_job_does_not_say_it(tmp_path: 
     kind = pa.list_(pa.float32(), 2)
     assert [*measured.task_fields] == [pa.field("embedding", kind)]
     assert measured.fingerprint == plan_with(embedding_dim=2).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ({"task": "regress", "targets": ["price", "price"]}, "price"),
+        ({"task": "raw", "outputs": [{"shape": [2]}, {"shape": [2]}]}, "output"),
+    ],
+)
+def test_columns_of_one_name_are_refused_before_the_run(
+    model: dict[str, Any], name: str, tmp_path: Path
+):
+    write(tmp_path, a=[1.0, 2.0])
+    with pytest.raises(JobError, match=f"2 columns of the outputs are called '{name}'"):
+        plan_of(job_of(tmp_path, "a", model={"factory": "models:sums", **model}))
