@@ -53,6 +53,10 @@ class Generate(Section):
     max_new_tokens: Annotated[int, Field(ge=1, le=65_536)] = 128
     """The most tokens of an output, with those that end it. A prompt that leaves no room for so
     many is quarantined as `input_too_long`."""
+    language: str | None = None
+    """Of a model that translates into several: the language of its outputs, as its tokenizer names
+    it (`deu_Latn` of NLLB, `de` of M2M100, `de_DE` of mBART-50). Left out: that of the directory's
+    `generation_config.json`."""
     stop: tuple[str, ...] = ()
     """Texts that end an output where the first of them comes; they are no part of it."""
     invalid: Literal["keep", "quarantine"] = "keep"

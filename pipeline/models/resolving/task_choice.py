@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pipeline.core.errors import JobError
@@ -13,7 +15,8 @@ from pipeline.core.user_code.allowed_imports import require_allowed, source_dige
 from pipeline.core.user_code.own_code import errors_told
 from pipeline.models.directories.build import require_served
 from pipeline.models.directories.snapshot import local
-from pipeline.models.generation import Generation
+from pipeline.models.directories.text.text_facts import load_tokenizer
+from pipeline.models.generation import Generation, Rules
 from pipeline.models.outputs import OutputSpec
 from pipeline.models.records.grammar import require_grammars
 from pipeline.models.records.subset import SchemaError, canonical
@@ -26,6 +29,11 @@ from pipeline.storage.single_file import read_file
 
 if TYPE_CHECKING:
     from pipeline.job.model import Model
+
+
+_LANGUAGE = re.compile(r"[a-z]{2,3}(_[A-Za-z]{2,4})?|__[a-z]{2,3}__")
+"""Tokens of languages: `deu_Latn`, `de_DE`, `__de__`."""
+_SHOWN_LANGUAGES = 4
 
 
 def task_name(model: Model, card: FoundModel) -> str:
@@ -112,6 +120,7 @@ def _choose_generation(model: Model, card: FoundModel) -> Generation | None:
     rules = facts.rules
     if facts.tokenizer and card.directory is not None:
         rules = choose_start(model, facts, local(card.directory))
+    rules = _in_language(rules, model, card)
     begins = len(rules.start) + bool(rules.languages)
     if facts.most_places is not None and most + begins > facts.most_places:
         raise JobError(
@@ -120,6 +129,41 @@ def _choose_generation(model: Model, card: FoundModel) -> Generation | None:
         )
     schema = record_schema(model)
     return Generation(most, model.generate.stop, model.generate.invalid, schema, rules)
+
+
+def _in_language(rules: Rules, model: Model, card: FoundModel) -> Rules:
+    """Return rules by which outputs are in the job's language.
+
+    As in the library its token is forced behind the first one of the decoder, or is the first if
+    the directory has a language there.
+
+    Raises:
+        JobError: The model has no token of it, or takes none.
+    """
+    wanted, text = model.generate.language, card.facts.text if card.facts else None
+    if wanted is None:
+        return rules
+    field = f"model.generate.language = {wanted!r}"
+    if text is None or not rules.start or card.directory is None:
+        raise JobError(
+            f"{field}: has no effect on {card.name}, which is told its language by the prompt; "
+            "write it into model.prompt"
+        )
+    tokenizer = load_tokenizer(local(card.directory) / text.tokenizer)
+    added = tokenizer.get_added_tokens_decoder().items()
+    languages = {
+        token.content.strip("_"): number
+        for number, token in added
+        if token.special and _LANGUAGE.fullmatch(token.content)
+    }
+    number = languages.get(wanted.strip("_"))
+    if number is None:
+        some = ", ".join([*languages][:_SHOWN_LANGUAGES])
+        right = f"expected one of {len(languages)} such as {some}" if some else "leave it out"
+        raise JobError(f"{field}: the tokenizer of {card.name} has no such language; {right}")
+    if rules.start[0] in languages.values():
+        return replace(rules, start=(number, *rules.start[1:]))
+    return replace(rules, first=number)
 
 
 def record_schema(model: Model) -> str:

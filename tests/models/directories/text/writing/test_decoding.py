@@ -88,6 +88,55 @@ def test_rules_of_the_directory_are_applied_as_the_library_does_it(
         assert [each.text for each in expected] != [row["text"] for row in predicted(plain, rows)]
 
 
+def with_languages(folder: Path, **options: Any) -> Path:
+    """Write a directory of BART with tokens of two languages."""
+    file = make_writer(folder, "bart", **options) / "tokenizer.json"
+    text = file.read_text().replace("<|im_start|>", "deu_Latn")
+    file.write_text(text.replace("<|im_end|>", "__fr__"))
+    return folder
+
+
+@pytest.mark.parametrize(("language", "token"), [("deu_Latn", 3), ("fr", 4), ("__fr__", 4)])
+def test_outputs_are_in_the_language_of_the_job_as_the_library_forces_it(
+    language: str, token: int, tmp_path: Path
+):
+    path = with_languages(tmp_path / "m")
+    spec = writing(path, generate={"language": language})
+    assert spec.to_dict() != writing(path).to_dict()
+    rows = prepared(spec, TEXTS[:3])
+    prompts = rows.column(TOKEN_IDS).to_pylist()
+    expected = library_outputs(path, prompts, forced_bos_token_id=token)
+    assert [row["text"] for row in predicted(spec, rows)] == [each.text for each in expected]
+
+
+def test_a_decoder_that_begins_with_a_language_begins_with_that_of_the_job(tmp_path: Path):
+    path = with_languages(tmp_path / "m", decoder_start_token_id=3)  # as mBART-25
+    found = writing(path, generate={"language": "fr"}).task.generation
+    assert found is not None
+    assert (found.rules.start, found.rules.first) == ((4,), None)
+
+
+@pytest.mark.parametrize(
+    ("family", "problem"),
+    [
+        ("llama", "'de': has no effect on LlamaForCausalLM, which is told its language by the"),
+        ("t5", "'de': the tokenizer of T5.* has no such language; leave it out"),
+        ("languages", "'de': .* no such language; expected one of 2 such as deu_Latn, fr"),
+    ],
+)
+def test_a_language_that_a_model_does_not_know_is_refused(
+    family: str, problem: str, tmp_path: Path
+):
+    path = tmp_path / "m"
+    if family == "languages":
+        with_languages(path)
+    else:
+        make_writer(path, family)
+    with pytest.raises(JobError, match=rf"model\.generate\.language = {problem}") as refused:
+        writing(path, generate={"language": "de"})
+    assert "\n" not in str(refused.value)
+
+
 def test_a_window_counts_the_tokens_of_a_row_alone(tmp_path: Path):
     path = make_writer(tmp_path / "m", "mistral", sliding_window=12)
     spec = writing(path)
