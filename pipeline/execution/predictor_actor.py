@@ -91,6 +91,7 @@ class PredictorActor:
         startup: Counters = {}
         add(startup, "workers", StageCounters(busy_s=_waited_s(config.asked_at_s)))
         attempts = attempts_of(config.predictor.run_id)
+        attempts.forget_old_runs()
         if config.first_rows is not None:
             config.first_rows.share(attempts.folder)
         self._startup, self._telling = startup, threading.Lock()

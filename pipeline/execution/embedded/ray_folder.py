@@ -50,7 +50,8 @@ class RayFolder:
         self.folders: list[Path] = []
         try:
             base.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _sweep(base)
+            for place in {base, Path(_SYSTEM)}:  # links to folders of long names lie in the latter
+                _sweep(place)
             folder = self._make(base)
             with opened(folder) as inside:
                 flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
@@ -132,6 +133,9 @@ def _sweep(base: Path) -> None:
 
 def _is_ended(folder: Path) -> bool:
     with opened(folder) as inside:
+        if (link := folder / _RAY).is_symlink():
+            target = Path(os.readlink(link)).parent
+            return not target.exists() or _is_ended(target)
         lock = os.open(_LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=inside)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

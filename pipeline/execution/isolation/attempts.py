@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from pathlib import Path
 
 from pipeline.core.cache.private_files import open_file, opened
 
+_KEPT_S = 7 * 86_400.0
 _UNSAFE_FROM = 3
 _ENDED_AT = 2
 _POISON = "poison"
@@ -50,6 +53,13 @@ class Attempts:
 
     folder: Path
     """On this node, of this run alone."""
+
+    def forget_old_runs(self) -> None:
+        """Remove the marks of runs on this node that no attempt has touched for a week."""
+        for other in self.folder.parent.iterdir():
+            with contextlib.suppress(OSError):
+                if time.time() - other.lstat().st_mtime > _KEPT_S:
+                    shutil.rmtree(other)
 
     @contextlib.contextmanager
     def attempt(self, name: str) -> Iterator[Earlier]:

@@ -14,6 +14,7 @@ import pytest
 from pipeline.core.cache.node_cache import cached_folder, claim_once_per_node
 from pipeline.core.cache.private_files import first_of, open_file, opened
 from pipeline.core.errors import InfraError
+from pipeline.execution.embedded import ray_folder
 from pipeline.execution.embedded.ray_folder import RayFolder, weakness
 from pipeline.execution.isolation.attempts import Attempts, Earlier
 from pipeline.execution.tasks import attempts_in
@@ -129,6 +130,15 @@ def test_marks_of_another_user_are_not_believed_whose_ever_folder_took_the_name(
     assert stat.S_IMODE((system / planted.parent.name).stat().st_mode) == 0o700
 
 
+def test_marks_of_runs_that_ended_long_ago_are_removed(tmp_path: Path):
+    runs = [attempts_in([tmp_path], name) for name in ("old", "other", "own")]
+    for run in runs:
+        run.mark_poison("slice")
+    os.utime(runs[0].folder, (0, 0))
+    runs[2].forget_old_runs()
+    assert [run.folder.exists() for run in runs] == [False, True, True]
+
+
 @pytest.mark.parametrize("umask", [0, 0o077])
 def test_rays_folder_is_private_whatever_the_umask(base: Path, umask: int):
     before = os.umask(umask)
@@ -189,6 +199,21 @@ def test_the_paths_of_rays_sockets_are_short_enough_wherever_its_files_lie(
     folder.end(keep_logs=False)
     assert list(named.iterdir()) == []
     assert not folder.path.parent.exists()
+
+
+def test_the_short_link_of_a_killed_run_is_swept_away_and_no_others(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(ray_folder, "_SYSTEM", str(base))
+    monkeypatch.setenv("RAY_TMPDIR", str(base / ("x" * 90)))
+    killed, running = RayFolder(), RayFolder()
+    os.close(killed._lock)
+    links = [each.path.parent for each in (killed, running)]
+    for folder in [*links, *killed.folders, *running.folders]:
+        os.utime(folder, (0, 0))
+    RayFolder().end(keep_logs=False)
+    assert [link.exists() for link in links] == [False, True]
+    running.end(keep_logs=False)
 
 
 def test_a_place_that_others_could_exchange_the_folder_in_is_said(base: Path):
