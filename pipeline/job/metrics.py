@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Annotated
-from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
@@ -21,8 +20,6 @@ class Metrics(Section):
     textfile: str | None = None
     """A file, `*.prom`, in the folder of node_exporter's textfile collector; it stays when the run
     has ended. A job each has its own."""
-    push_url: str | None = None
-    """URL of a push gateway, without `/metrics`. The group is that of the job, not of a run."""
 
     @field_validator("textfile")
     @classmethod
@@ -30,15 +27,3 @@ class Metrics(Section):
         if path is not None and (not path.endswith(".prom") or "://" in path):
             raise ValueError("node_exporter reads files on its own disk whose names end in .prom")
         return path
-
-    @field_validator("push_url")
-    @classmethod
-    def _is_plain(cls, url: str | None) -> str | None:
-        if url is None:
-            return None
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("write http://HOST:PORT or https://HOST:PORT")
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError("write it without user, password, query and fragment")
-        return url

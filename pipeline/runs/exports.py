@@ -1,25 +1,19 @@
-"""What a run tells others while it works, and however it has ended: its metrics and lineage."""
+"""What a run tells others while it works, and however it has ended: its metrics."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pipeline.commit.layout import Layout
 from pipeline.job.metrics import Metrics
 from pipeline.report.document import Report
 from pipeline.report.metrics.exporting import Exporter, Exporting, Planned
 from pipeline.report.metrics.figures import RunFigures
-from pipeline.storage.uris import normalise
 
 if TYPE_CHECKING:
     from pipeline.runs.context import RunContext
-
-_OPENLINEAGE = ("OPENLINEAGE_URL", "OPENLINEAGE_CONFIG", "OPENLINEAGE__TRANSPORT__TYPE")
-_OTLP_ENDPOINTS = ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 
 class Exports:
@@ -57,11 +51,7 @@ class Exports:
 
 def _begin(run: RunContext, *, is_live: bool) -> tuple[RunFigures, Exporting] | None:
     figures = RunFigures(run.record, run.options.job_name or folder_name(run.job.sink.uri))
-    planned = [
-        *_metrics(run.job.metrics, figures, is_live=is_live),
-        *_otlp(figures),
-        *_lineage(run, figures),
-    ]
+    planned = [*_metrics(run.job.metrics, figures, is_live=is_live)]
     return (figures, Exporting(planned)) if planned else None
 
 
@@ -78,54 +68,10 @@ def _metrics(wanted: Metrics, figures: RunFigures, *, is_live: bool) -> Iterator
 
         return Textfile(wanted.textfile or "", figures.job, figures.families)
 
-    def push() -> Exporter:
-        from pipeline.report.metrics.prometheus import PushGateway
-
-        return PushGateway(wanted.push_url or "", figures.job, figures.families)
-
     if wanted.port is not None and is_live:
         yield Planned(f"metrics at {wanted.host}:{wanted.port}", port)
     if wanted.textfile is not None:
         yield Planned(f"metrics to {wanted.textfile}", textfile)
-    if wanted.push_url is not None:
-        yield Planned(f"metrics to {wanted.push_url}", push)
-
-
-def _otlp(figures: RunFigures) -> Iterator[Planned]:
-    """Yield what OpenTelemetry's own variables ask for."""
-
-    def make() -> Exporter:
-        with _needing("otlp"):
-            from pipeline.report.metrics.otlp import Otlp
-        return Otlp(figures.job, figures.families)
-
-    named = [os.environ.get(name) for name in _OTLP_ENDPOINTS]
-    is_off = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
-    if any(named) and not is_off and os.environ.get("OTEL_METRICS_EXPORTER") != "none":
-        yield Planned("metrics by OTLP", make)
-
-
-def _lineage(run: RunContext, figures: RunFigures) -> Iterator[Planned]:
-    """Yield what OpenLineage's own variables ask for."""
-
-    def make() -> Exporter:
-        with _needing("openlineage"):
-            from pipeline.report.lineage import Lineage
-        source, predictions = normalise(run.job.source.uri), run.store.url(Layout(None).predictions)
-        return Lineage(figures, source, predictions)
-
-    is_off = os.environ.get("OPENLINEAGE_DISABLED", "").strip().lower() == "true"
-    if any(os.environ.get(name) for name in _OPENLINEAGE) and not is_off:
-        yield Planned("OpenLineage", make, every_s=1.0, ends_within_s=5.0)
-
-
-@contextlib.contextmanager
-def _needing(extra: str) -> Iterator[None]:
-    try:
-        yield
-    except ImportError as error:
-        advice = f"pip install 'batch-inference-pipeline[{extra}]'"
-        raise ImportError(f"{error}; it needs the extra: {advice}") from None
 
 
 def folder_name(uri: str) -> str:

@@ -1,6 +1,6 @@
 """Dashboard and alert rules beside a real Prometheus, which reads real runs.
 
-Debian's packages `prometheus`, `-node-exporter` and `-pushgateway` have the programs.
+Debian's packages `prometheus` and `-node-exporter` have the programs.
 """
 
 from __future__ import annotations
@@ -41,9 +41,7 @@ NUM_ROWS, TIMEOUT_S = 400, 120.0
 def program(name: str) -> str:
     found = shutil.which(name)
     if found is None:
-        pytest.skip(
-            f"{name} is not installed; Debian: prometheus, prometheus-node-exporter, -pushgateway"
-        )
+        pytest.skip(f"{name} is not installed; Debian: prometheus, prometheus-node-exporter")
     return found
 
 
@@ -149,8 +147,8 @@ def test_each_rule_has_a_test_and_the_dashboard_is_one_screen_for_any_grafana():
 
 def test_a_real_prometheus_sees_a_run_and_what_it_has_left(tmp_path: Path):
     build_images(tmp_path / "in", NUM_ROWS, seed=5, num_bad=3)
-    exporter, gateway = program("prometheus-node-exporter"), program("prometheus-pushgateway")
-    run_port, node_port, gateway_port = free_ports(3)
+    exporter = program("prometheus-node-exporter")
+    run_port, node_port = free_ports(2)
     textfile = tmp_path / "textfiles" / "nightly.prom"
     textfile.parent.mkdir()
     job = write_job(
@@ -158,19 +156,14 @@ def test_a_real_prometheus_sees_a_run_and_what_it_has_left(tmp_path: Path):
         {"uri": str(tmp_path / "in"), "format": "images"},
         str(tmp_path / "out"),
         run={"slice_rows": 8},
-        metrics={
-            "port": run_port,
-            "textfile": str(textfile),
-            "push_url": f"http://127.0.0.1:{gateway_port}",
-        },
+        metrics={"port": run_port, "textfile": str(textfile)},
     )
     with ExitStack() as stack:
         collect = ["--collector.disable-defaults", "--collector.textfile"]
         where = f"--collector.textfile.directory={textfile.parent}"
         listen = f"--web.listen-address=127.0.0.1:{node_port}"
         stack.enter_context(served([exporter, *collect, where, listen]))
-        stack.enter_context(served([gateway, f"--web.listen-address=127.0.0.1:{gateway_port}"]))
-        ports = {"run": run_port, "node": node_port, "gateway": gateway_port}
+        ports = {"run": run_port, "node": node_port}
         prometheus = stack.enter_context(Prometheus(tmp_path / "prometheus", ports).running())
         words = ("run", job, "--date", "2026-11-24", "--json", "--log-format", "json")
         process = start(*words)
@@ -192,9 +185,8 @@ def test_a_real_prometheus_sees_a_run_and_what_it_has_left(tmp_path: Path):
         wait_for(lambda: prometheus.value(ended) == 1)
         see()
         assert seen == {title for title, _ in EXPRESSIONS}
-        for of_source in (of_node, ',instance=""}'):  # a gateway's series have no instance
-            found = {series: prometheus.value(series[:-1] + of_source) for series in wanted}
-            assert found == wanted
+        found = {series: prometheus.value(series[:-1] + of_node) for series in wanted}
+        assert found == wanted
 
         # What another job left 27 hours ago; nothing of it runs.
         line = re.compile(rf"^({re.escape(LAST_SUCCESS)}}}) .*$", re.MULTILINE)

@@ -137,6 +137,7 @@ def test_an_unknown_key_of_any_section_is_named_beside_the_allowed_ones(tmp_path
     ("field", "instead"),
     [
         ("model.challenger", "run the same job with --set model.path"),
+        ("metrics.push_url", "let Prometheus scrape"),
         ("model.heads", "several outputs are task raw with outputs, and a postprocess"),
     ],
 )

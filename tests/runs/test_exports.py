@@ -15,7 +15,6 @@ from models import LABELS, TRANSFORM
 from support.runs.cli import pipeline, write_job
 from support.runs.exposition import expected, samples
 from support.runs.published import DAY, Rows, publish_rows
-from support.servers.httpserver import WebServer, ok, silent
 from support.servers.ports import free_ports
 
 from pipeline.commands.demo.photos import build_images
@@ -67,17 +66,15 @@ def test_a_run_goes_on_whatever_becomes_of_its_metrics(tmp_path: Path):
     source = {"uri": str(tmp_path / "in"), "format": "images"}
     textfile = tmp_path / "nightly.prom"
     textfile.write_text(f"{LAST_PARTITION} {LATER_S}\n")
-    with WebServer() as gateway, socket.create_server(("127.0.0.1", 0)) as taken:
-        gateway.scripts["/metrics"] = gateway.scripts["/metrics/job/nightly"] = [silent]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        metrics = {"port": port, "textfile": str(textfile), "push_url": gateway.url()}
+        metrics = {"port": port, "textfile": str(textfile)}
         job = write_job(tmp_path / "nightly.yaml", source, str(tmp_path / "out"), metrics=metrics)
         done = pipeline("run", job, "--date", "2026-11-24", "--json")
     assert done.code == 0, done.stderr
     warned = [line for line in done.stderr.splitlines() if "the run goes on without" in line]
-    at_port, to_gateway = sorted(line[line.index("metrics") :] for line in warned)
+    (at_port,) = (line[line.index("metrics") :] for line in warned)
     assert at_port.startswith(f"metrics at 127.0.0.1:{port}: OSError: ")
-    assert to_gateway.startswith(f"metrics to {gateway.url()}: ")
 
     found, wanted = samples(textfile.read_text()), expected(done.json, "nightly")
     assert {series: found.get(series) for series in wanted} == wanted
@@ -105,16 +102,11 @@ def test_a_port_answers_with_the_figures_of_the_moment(tmp_path: Path):
 def test_a_run_that_fails_says_so_and_leaves_the_time_of_the_last_success(tmp_path: Path):
     textfile = tmp_path / "nightly.prom"
     textfile.write_text(BEFORE)
-    with WebServer() as gateway:
-        gateway.scripts["/metrics"] = [ok(BEFORE.encode())]
-        gateway.scripts["/metrics/job/nightly"] = [ok(b"")]
-        run = run_with(tmp_path, textfile=str(textfile), push_url=gateway.url("/"))
-        save_trouble(run, InfraError("the store is down"))
-    for text in (textfile.read_text(), gateway.bodies[-1].decode()):
-        found = samples(text)
-        assert (found[FAILED], found[LAST_SUCCESS]) == (1.0, 1e9)
-        assert LAST_PARTITION not in found
-        assert 'job="other"' not in text
+    save_trouble(run_with(tmp_path, textfile=str(textfile)), InfraError("the store is down"))
+    found = samples(text := textfile.read_text())
+    assert (found[FAILED], found[LAST_SUCCESS]) == (1.0, 1e9)
+    assert LAST_PARTITION not in found
+    assert 'job="other"' not in text
 
 
 def test_the_times_of_a_run_of_another_date_that_ended_meanwhile_stay(tmp_path: Path):
@@ -166,8 +158,6 @@ def test_a_folder_that_cannot_be_written_is_one_warning(
     [
         ("textfile", "nightly.txt", "names end in .prom"),
         ("textfile", "s3://bucket/x.prom", "on its own disk"),
-        ("push_url", "gateway:9091", "write http://HOST:PORT"),
-        ("push_url", "http://me:secret@gateway", "without user, password"),
         ("port", 0, "greater than or equal to 1"),
     ],
 )

@@ -44,6 +44,9 @@ _HINTS: Mapping[Path, str] = {
 }
 """Settings that have no field -> what to use instead."""
 _GONE: Mapping[Path, str] = {
+    ("metrics", "push_url"): (
+        "is gone; let Prometheus scrape metrics.port, or give metrics.textfile"
+    ),
     ("model", "challenger"): (
         "is gone; run the same job with --set model.path=... --set sink.uri=OTHER, and compare "
         "with pipeline diff"

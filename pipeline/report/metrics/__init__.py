@@ -1,4 +1,4 @@
-"""The figures of a run for those who watch many: Prometheus and OpenTelemetry.
+"""The figures of a run for those who watch many: Prometheus.
 
 Enters: what the recorder knows, as the report that it would make now; at the end the report itself.
 Leaves: a port, a file, pushes. Begin with `families.py` (what each metric means) and `exporting.py`

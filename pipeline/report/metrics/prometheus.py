@@ -1,16 +1,13 @@
-"""Export the figures of a run to Prometheus, by its own client: a port, a file, a push gateway."""
+"""Export the figures of a run to Prometheus, by its own client: a port or a file."""
 
 from __future__ import annotations
 
-import logging
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from prometheus_client import (
     CollectorRegistry,
     generate_latest,
-    pushadd_to_gateway,
     start_http_server,
     write_to_textfile,
 )
@@ -18,10 +15,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.report.metrics.families import LASTING, Family
-
-log = logging.getLogger(__name__)
-_TIMEOUT_S = 2.0
-_MAX_BYTES = 16 * 2**20
 
 Families = Callable[[], Sequence[Family]]
 
@@ -72,60 +65,30 @@ class Port:
         self._server.server_close()
 
 
-class _Lasting:
-    """Keeps the gauges that outlive runs at what they were, if that is higher."""
+class Textfile:
+    """Replaces a file as a whole, for node_exporter's textfile collector.
 
-    def __init__(self, job: str, families: Families) -> None:
-        self._job, self._families = job, families
+    Gauges that outlive runs stay at what they were, if that is higher.
+    """
+
+    def __init__(self, path: str, job: str, families: Families) -> None:
+        self._path, self._job, self._families = Path(path), job, families
         self._floor: dict[str, float] = {}
 
-    def read(self, text: str) -> None:
-        """Take them from the text format of before."""
+    def update(self) -> None:
+        if self._path.exists():  # written meanwhile by a run of another date, too
+            self._read(self._path.read_text())
+        labels = {"job": self._job}
+        now = [each.at_least(self._floor, labels) for each in self._families()]
+        write_to_textfile(str(self._path), registry_of(lambda: now))
+
+    def close(self) -> None:
+        """Do nothing: no file is open."""
+
+    def _read(self, text: str) -> None:
         lines = "".join(f"{line}\n" for line in text.splitlines() if line.startswith(LASTING))
         for metric in text_string_to_metric_families(lines):
             for sample in metric.samples:
                 if sample.labels.get("job") == self._job:
                     before = self._floor.get(sample.name, sample.value)
                     self._floor[sample.name] = max(before, sample.value)
-
-    def registry(self) -> CollectorRegistry:
-        labels = {"job": self._job}
-        now = [each.at_least(self._floor, labels) for each in self._families()]
-        return registry_of(lambda: now)
-
-
-class Textfile:
-    """Replaces a file as a whole, for node_exporter's textfile collector."""
-
-    def __init__(self, path: str, job: str, families: Families) -> None:
-        self._path, self._lasting = Path(path), _Lasting(job, families)
-
-    def update(self) -> None:
-        if self._path.exists():  # written meanwhile by a run of another date, too
-            self._lasting.read(self._path.read_text())
-        write_to_textfile(str(self._path), self._lasting.registry())
-
-    def close(self) -> None:
-        """Do nothing: no file is open."""
-
-
-class PushGateway:
-    """Pushes to the group of the job; what it holds besides stays."""
-
-    def __init__(self, url: str, job: str, families: Families) -> None:
-        self._url, self._job, self._lasting = url.rstrip("/"), job, _Lasting(job, families)
-
-    def update(self) -> None:
-        self._read()
-        pushadd_to_gateway(self._url, self._job, self._lasting.registry(), timeout=_TIMEOUT_S)
-
-    def close(self) -> None:
-        """Do nothing: no connection is open."""
-
-    def _read(self) -> None:
-        url = f"{self._url}/metrics"
-        try:
-            with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:  # noqa: S310  # http(s)
-                self._lasting.read(answer.read(_MAX_BYTES).decode())
-        except OSError as error:  # a push adds: what is not pushed again stays as it is there
-            log.debug("%s: %s", url, error)
