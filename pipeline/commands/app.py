@@ -12,7 +12,7 @@ import typer
 from pipeline.commands.cluster_commands import attach, logs, submit
 from pipeline.commands.command_group import CommandGroup
 from pipeline.commands.first_commands import init, predict
-from pipeline.commands.job_commands import chaos, doctor, golden, plan, retry, run, tune
+from pipeline.commands.job_commands import doctor, golden, plan, retry, run, tune
 from pipeline.commands.options import (
     IncludeOption,
     JsonOption,
@@ -113,7 +113,6 @@ _IN_ORDER = (
     attach,
     logs,
     schema,
-    chaos,
     demo,
 )
 

@@ -200,25 +200,3 @@ def retry(
             owns_process=True,
         )
     show_report(done, as_json=as_json, quiet=quiet)
-
-
-def chaos(
-    job: JobFile,
-    seed: Annotated[int, typer.Option("--seed", help="Same seed, same faults.")] = 1,
-    rows: Annotated[int, typer.Option("--rows", min=20, help="How many rows.")] = 200,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep the scratch folder.")] = False,
-    date: DateOption = None,
-    set_: SetOption = None,
-    allow_import: AllowImportOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Run the job over a copy of some rows, kill it and spoil its store, and count what is lost."""
-    from pipeline.commands.chaos.chaos import Chaos, run_chaos
-    from pipeline.operations.jobs import load_job, read_date
-
-    lists = (tuple(set_ or ()), tuple(allow_import or ()))
-    loaded = load_job(job, date=date, overrides=set_ or ())
-    asked = Chaos(loaded, job, read_date(date), *lists, rows, seed, keep)
-    found, code = run_chaos(asked)
-    show(found, as_json=as_json)
-    raise typer.Exit(code)

@@ -9,12 +9,7 @@ DEBUG = "PIPELINE_DEBUG"
 PLAIN_RAY = "PIPELINE_PLAIN_RAY"
 """Private names of Ray are left alone; read by `execution/private_names`."""
 FAILPOINT = "PIPELINE_FAILPOINT"
-"""Where a test ends the process; read by `process/failpoints`, set by `commands/chaos`, too."""
-STORE_WRAPPER = "PIPELINE_STORE_WRAPPER"
-"""`module:function:argument`: the function gets each backend of a store, its root and the argument,
-and returns the backend to use; read by `storage/backends`, set by `commands/chaos`."""
-CHAOS_OF = "PIPELINE_CHAOS_OF"
-"""Marks the processes of one `pipeline chaos`; read by `commands/chaos/processes`."""
+"""Where a test ends the process; read by `process/failpoints`."""
 SUBMITTED = "PIPELINE_SUBMITTED"
 """The job file is a copy that goes with the cluster's job, so no command here does the same again;
 read by `commands/again`, set by `execution/submit`."""

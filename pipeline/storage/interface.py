@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO, Protocol
 
@@ -113,16 +113,4 @@ class Choice(Protocol):
 
     def skip(self, path: str, reason: SkipReason) -> None:
         """Note what is no input, and why."""
-        ...
-
-
-class Disk(Backend, Protocol):
-    """Local disk, which can list itself whole."""
-
-    def list(self, folder: str, choice: Choice | None = None) -> Iterator[Sequence[StoredFile]]:
-        """Yield the files below a folder, some at a time; `choice` says which."""
-        ...
-
-    def folder_names(self, folder: str) -> Sequence[str]:
-        """Return the names of the folders in a folder."""
         ...

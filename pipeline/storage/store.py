@@ -22,10 +22,10 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from pipeline.core.backoff import TransientError, retries_taken, with_retries
 from pipeline.core.errors import InfraError, JobError
-from pipeline.storage.backends import disk_backend, object_backend, object_store
+from pipeline.storage.backends import object_store
 from pipeline.storage.create_once import CreateOutcome, create_once
 from pipeline.storage.errors import is_conflict, secret_values, storage_errors, translate
-from pipeline.storage.interface import Backend, Choice, Disk, Page, StoredFile
+from pipeline.storage.interface import Backend, Choice, Page, StoredFile
 from pipeline.storage.listing import collect
 from pipeline.storage.listing.object_pages import (
     FetchPage,
@@ -35,7 +35,7 @@ from pipeline.storage.listing.object_pages import (
     list_in_parallel,
     list_one_by_one,
 )
-from pipeline.storage.local_disk import is_temporary
+from pipeline.storage.local_disk import LocalDisk, is_temporary
 from pipeline.storage.object_store import CheckedFile, RemoteFile
 from pipeline.storage.uris import join, normalise, root_path
 
@@ -318,11 +318,11 @@ class Store:
 
     def _backend(self) -> Backend:
         if self.is_object_store:
-            return object_backend(self.uri, self.storage_options)
+            return object_store(self.uri, self.storage_options)
         return self._disk()
 
-    def _disk(self) -> Disk:
-        return disk_backend(self.uri)
+    def _disk(self) -> LocalDisk:
+        return LocalDisk()
 
     def _secrets(self) -> list[str]:
         return secret_values(self.storage_options)

@@ -1,4 +1,4 @@
-"""Detection through the real command: rows that are retried, and chaos."""
+"""Detection through the real command: rows that are retried, and kills."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from models import LABELS, SIZE_PX, spots
 from PIL import Image
 from support.inputs.badfiles import encode
 from support.runs.cli import pipeline, write_job
+from support.runs.kills import require_same_after_kills
 
 from pipeline.commit.published.read import read_predictions
 from pipeline.commit.published.verify import verify_output
@@ -117,16 +118,10 @@ def test_photos_that_are_mended_bring_their_detections(tmp_path: Path) -> None:
     assert (again.code, again.json["status"]) == (0, "nothing_to_do"), again.stderr
 
 
-def test_chaos_makes_no_difference_to_detections(tmp_path: Path) -> None:
+def test_kills_make_no_difference_to_detections(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for row in range(80):
         (tmp_path / "in" / f"r{row:02d}.png").write_bytes(photo(row))
     source = {"uri": str(tmp_path / "in"), "format": "images"}
     job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"), model=DETECTOR)
-    done = pipeline("chaos", job, "--rows", "60", "--seed", "7", *AT, timeout_s=600)
-    assert done.code == 0, done.stderr + done.stdout
-    found = done.json
-    assert (found["status"], found["lost"], found["doubled"], found["changed"]) == ("ok", 0, 0, 0)
-    assert found["spoilt"] >= 5
-    injected = {row["fault"]: row["injected"] for row in found["faults"]}
-    assert injected["together"] > 5, injected
+    require_same_after_kills(job, tmp_path, *AT[:2])

@@ -1,4 +1,4 @@
-"""Texts through the real command: bad ones, deadly ones, retried ones, damage and chaos."""
+"""Texts through the real command: bad ones, deadly ones, retried ones, damage and kills."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from models import LABELS, WORDS_OF_LABELS
 from support.models.tiny_tokenizer import make_tokenizer
 from support.runs.cli import Result, pipeline, write_job
 from support.runs.earlier_partitions import damage, write_same_time
+from support.runs.kills import require_same_after_kills
 from tokenizers import Regex, pre_tokenizers
 
 from pipeline.commit.layout import Layout
@@ -235,14 +236,6 @@ def test_a_tokenizer_that_never_ends_is_no_endless_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_chaos_makes_no_difference_to_texts(tmp_path: Path) -> None:
+def test_kills_make_no_difference_to_texts(tmp_path: Path) -> None:
     write_texts(tmp_path / "in", [good_text(row) for row in range(80)], 4)
-    done = pipeline(
-        *("chaos", job_of(tmp_path), "--rows", "60", "--date", DATE, "--seed", "7", "--json"),
-        timeout_s=600,
-    )
-    assert done.code == 0, done.stderr + done.stdout
-    document = done.json
-    assert (document["status"], document["lost"], document["doubled"]) == ("ok", 0, 0)
-    assert document["spoilt"] == 3
-    assert document["changed"] == 0
+    require_same_after_kills(job_of(tmp_path), tmp_path, "--date", DATE)
