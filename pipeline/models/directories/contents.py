@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories.image.image_transform import PROCESSOR
@@ -20,6 +21,7 @@ from pipeline.models.directories.json_files import (
     parse_json,
     parse_object,
 )
+from pipeline.models.directories.library import OWN_CODE
 from pipeline.models.directories.refused import ADAPTER, MERGE, explain
 from pipeline.models.directories.tensors import INDEX, SINGLE, shards_of
 from pipeline.models.directories.text import sentence_transformers as st
@@ -46,6 +48,10 @@ _TRANSFORMER = (
     CHAT,
     LEGACY_CHAT,
     GENERATION,
+)
+_OF_SERIES = (
+    *("autoformer", "informer", "patchtsmixer", "patchtst", "timesfm", "timesfm2_5"),
+    *("time_series_transformer", "tinytimemixer"),
 )
 _TOP = (st.MODULES, st.PROMPTS, *_TRANSFORMER)
 _DENSE = (CONFIG, SINGLE)
@@ -79,6 +85,7 @@ def choose_files(store: Store) -> list[StoredFile]:
     config = parse_object(_read(store, at + CONFIG, found), at + CONFIG)
     if at + TOKENIZER_CONFIG in found:
         parse_object(_read(store, at + TOKENIZER_CONFIG, found), at + TOKENIZER_CONFIG)
+    _refuse_series(config)
     is_for_images = is_timm(config) or bool({at + PROCESSOR, at + BOTH} & found.keys())
     if not is_for_images and not {TOKENIZER, at + TOKENIZER} & found.keys():
         raise explain(store, at, has_config=True, has_weights=True)
@@ -88,6 +95,15 @@ def choose_files(store: Store) -> list[StoredFile]:
         found |= _shards(store, at, found)
     _require_no_links(store, found)
     return [found[path] for path in sorted(found)]
+
+
+def _refuse_series(config: Mapping[str, Any]) -> None:
+    """Refuse models of time series, which have no tokenizer and no processor."""
+    if config.get("model_type") in _OF_SERIES or "chronos_config" in config:
+        raise JobError(
+            "model.path: config.json is of a model of time series, which is not read; "
+            f"source.features of one list, and {OWN_CODE}"
+        )
 
 
 def _of_modules(modules: Iterable[tuple[str, str]]) -> Iterator[str]:

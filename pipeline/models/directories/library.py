@@ -44,6 +44,19 @@ _ENCODERS = ("ModelWithProjection", "VisionModel", "TextModel", "EncoderModel")
 _WITHOUT_HEAD = ("ForMaskedLM", "ForPreTraining")
 """Endings of classes whose encoder gives embeddings, and whose head is for training."""
 
+OWN_CODE = "model.factory runs any module, with task raw, outputs and a postprocess"
+_ELSEWHERE = {
+    "HF_ColBERT": "gives a vector for each token (late interaction), which is no task here",
+    "model2vec": "is a table of static vectors, which transformers has no class for",
+}
+"""Classes and model types of other libraries -> what they are."""
+_NEARBY = {
+    "ForCTC": "; speech is written down by Whisper or Moonshine",
+    "ForQuestionAnswering": "; answers are written by a language model, task generate",
+    "ForZeroShotObjectDetection": "; detectors of fixed labels serve detect",
+}
+"""Endings of classes -> what of the same use is read."""
+
 _WRITERS = {
     "BlipForConditionalGeneration": "caption",
     "GitForCausalLM": "caption",
@@ -90,6 +103,8 @@ def config_of(values: Mapping[str, Any], num_tensors: int) -> Any:
     from transformers import CONFIG_MAPPING
 
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        if kind in _ELSEWHERE:
+            raise JobError(f"model.path: config.json: {kind} {_ELSEWHERE[kind]}; {OWN_CODE}")
         made = values.get("transformers_version")
         of = f", the directory was made with {preview(made)}" if made else ""
         raise JobError(
@@ -156,6 +171,8 @@ def named_class(name: str, config: Any) -> Any:
 
     found = getattr(transformers, name, None) if name.isidentifier() else None
     is_model = inspect.isclass(found) and issubclass(found, transformers.PreTrainedModel)
+    if name in _ELSEWHERE:
+        raise JobError(f"model.path: config.json: {name} {_ELSEWHERE[name]}; {OWN_CODE}")
     if found is None or not is_model or found.config_class is not type(config):
         raise JobError(
             f"model.path: config.json: architectures names {clean_message(name, 80)!r}, which is "
@@ -206,8 +223,13 @@ def encoder_of(cls: Any, config: Any, *, is_declared: bool) -> Any:
         return base
     raise JobError(
         f"model.path: config.json: architectures names {cls.__name__}, whose outputs are no task "
-        "here; expected an encoder, a language model, or a classification"
+        f"here; expected an encoder, a language model, or a classification{_nearby(cls)}; "
+        f"{OWN_CODE}"
     )
+
+
+def _nearby(cls: Any) -> str:
+    return next((text for end, text in _NEARBY.items() if cls.__name__.endswith(end)), "")
 
 
 def base_of(config: Any) -> Any:

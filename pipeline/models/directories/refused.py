@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
+from pipeline.models.directories.library import OWN_CODE
 from pipeline.models.directories.refused_files import explain_file
 from pipeline.storage.backends import object_store
 from pipeline.storage.errors import secret_values, storage_errors
@@ -27,6 +28,8 @@ _BY_NAME = {
     "this model as safetensors",
     ADAPTER: f"is an adapter (LoRA), not a model; {MERGE}",
     "model_index.json": "is a diffusers pipeline, which is not read",
+    "gliner_config.json": f"is of GLiNER, whose class is in no library that is read; {OWN_CODE}",
+    "config.cfg": f"is a spaCy pipeline, which is not read; {OWN_CODE}",
 }
 _CODE = "which can run code when it is loaded"
 _PICKLE = f"a pickle, {_CODE}; {_TO_SAFETENSORS}"
@@ -41,6 +44,14 @@ _BY_SUFFIX = {
     ".msgpack": f"a Flax model, which is not read; {_TAKE}",
     ".onnx": "an ONNX file: name the file itself in model.path",
 }
+_NEVER_FAST = {
+    ("source.spm",): "and save_pretrained writes none for MarianTokenizer of transformers",
+    ("sentencepiece.bpe.model", "vocab.json"): (
+        "and save_pretrained writes none for M2M100Tokenizer of transformers"
+    ),
+    ("tekken.json",): "only Mistral's own tekken.json, which is not read",
+}
+"""Files of tokenizers for which the library writes no tokenizer.json -> what to say of it."""
 _VOCABULARIES = (
     "vocab.txt",
     "vocab.json",
@@ -84,6 +95,11 @@ def explain(store: Store, at: str, *, has_config: bool, has_weights: bool = Fals
 
 
 def _without_tokenizer(names: list[str]) -> str:
+    for own, told in _NEVER_FAST.items():
+        if set(own) <= set(names):
+            return (
+                f"has no tokenizer.json, {told}: take a snapshot that has one, or make it yourself"
+            )
     old = [name for name in _VOCABULARIES if name in names]
     if not old:
         return (

@@ -36,6 +36,7 @@ _BY_SUFFIX = {
     **dict.fromkeys((".joblib", ".pkl", ".pickle"), _PICKLE),
     ".cbm": _CATBOOST,
     ".ubj": _XGBOOST,
+    ".gguf": "is GGUF, which is not read: name the folder of its float weights as safetensors",
     **dict.fromkeys((".safetensors", ".pt", ".pth", ".bin", ".ckpt"), _WEIGHTS),
 }
 _BY_HEAD = (

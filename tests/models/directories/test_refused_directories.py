@@ -95,6 +95,8 @@ def test_a_pickle_is_refused_under_every_name(name, copy, tmp_path):
         ("saved_model.pb", "is a TensorFlow SavedModel"),
         ("adapter_config.json", "is an adapter (LoRA)"),
         ("model_index.json", "is a diffusers pipeline"),
+        ("gliner_config.json", "is of GLiNER"),
+        ("config.cfg", "is a spaCy pipeline"),
         ("model.onnx", "name the file itself in model.path"),
     ],
 )
@@ -108,6 +110,28 @@ def test_other_formats_are_refused_by_name(name, said, has_config, copy):
     found = refusal(path)
     assert name in found
     assert said in found
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("source.spm", "target.spm", "vocab.json"), "none for MarianTokenizer of transformers"),
+        (("sentencepiece.bpe.model", "vocab.json"), "none for M2M100Tokenizer of transformers"),
+        (("tekken.json",), "Mistral's own tekken.json, which is not read"),
+        (("vocab.txt",), "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"),
+    ],
+)
+def test_what_becomes_of_a_tokenizer_without_its_file_is_said(names, said, copy):
+    path = copy()
+    (path / "tokenizer.json").unlink()
+    for name in names:
+        (path / name).write_text("{}")
+    assert said in refusal(path)
+
+
+def test_a_file_of_gguf_is_told_as_such(tmp_path):
+    (tmp_path / "model-q4.gguf").write_bytes(b"GGUF")
+    assert "model-q4.gguf is GGUF, which is not read" in refusal(tmp_path / "model-q4.gguf")
 
 
 @pytest.mark.parametrize("kind", ["sequence", "sentence", "timm"])
@@ -152,6 +176,12 @@ def test_code_of_the_directory_is_refused(name, nested, copy):
         ({"model_type": "roberta"}, "architectures names 'BertForSequenceClassification'"),
         ({"architectures": ["os"]}, "architectures names 'os', which is no model of type bert"),
         ({"architectures": ["BertForQuestionAnswering"]}, "whose outputs are no task here"),
+        ({"architectures": ["BertForQuestionAnswering"]}, "written by a language model, task gen"),
+        ({"architectures": ["BertForMultipleChoice"]}, "model.factory runs any module, with task"),
+        ({"architectures": ["HF_ColBERT"]}, "HF_ColBERT gives a vector for each token"),
+        ({"model_type": "model2vec"}, "model2vec is a table of static vectors"),
+        ({"model_type": "patchtst"}, "is of a model of time series, which is not read"),
+        ({"model_type": "t5", "chronos_config": {}}, "is of a model of time series"),
         ({"architectures": []}, "architectures is [], expected a list of one class"),
         ({"quantization_config": {"bits": 4}}, "quantised weights are not read"),
         ({"num_hidden_layers": 1_000_000}, "num_hidden_layers is 1000000, at most"),

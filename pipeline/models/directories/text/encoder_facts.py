@@ -110,6 +110,9 @@ def encoder_facts(
         dim = width_of(chosen.config, "hidden_size")
         pooling = Pooling(("mean",), st.MODES)
         said.append(f"no {st.MODULES}: pooling mean, without normalisation; {dim} numbers per text")
+        if chosen.named is not chosen.built:
+            name = chosen.named.__name__
+            said.append(f"{at}{CONFIG}: the head of {name} is not used: no sparse vectors (SPLADE)")
     else:
         labels = heads.labels_of(chosen.config, chosen.values)
         activation, is_named = heads.score_activation(folder, chosen.values, len(labels))
