@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import re
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,10 +31,8 @@ _SHARDS = 3
 _TAR_BLOCK = 512
 _BOM = b"\xef\xbb\xbf"
 _MIN_LINES = 2
-_LIST_OF_OBJECTS = re.compile(rb"\s*\[\s*\{")
 _INFLATED = ("gzip", "zstd")
 """Kinds, and Arrow's names, of what is looked into."""
-_TO_ROWS, _DECOMPRESS = "write its rows as Parquet or JSON lines", "decompress it"
 
 
 @dataclass(frozen=True)
@@ -48,18 +45,11 @@ class Kind:
     """What it begins with, for messages."""
     fits: Callable[[bytes], bool]
     """Of the first bytes of a file: whether it certainly is one."""
-    advice: str = _TO_ROWS
-    """What to do with one if no format reads it."""
     is_text: bool = False
 
 
 def _magic(*magics: bytes) -> Callable[[bytes], bool]:
     return lambda head: head.startswith(magics)
-
-
-def _is_orc(head: bytes) -> bool:
-    """Tell whether it begins like ORC and is no text, as a header that begins with ORC would be."""
-    return head.startswith(b"ORC") and b"\0" in head
 
 
 def _is_wav(head: bytes) -> bool:
@@ -94,17 +84,6 @@ def _is_json_lines(head: bytes) -> bool:
     return bool(lines) and all(isinstance(_parsed(line), dict) for line in lines[:_MIN_LINES])
 
 
-def _is_json_document(head: bytes) -> bool:
-    """Tell whether a text is one object or list of objects: no line is an object by itself."""
-    lines = _lines(head)
-    if any(isinstance(_parsed(line), dict) for line in lines):
-        return False
-    if len(lines) >= _MIN_LINES and lines[0].removeprefix(_BOM).strip() in (b"{", b"["):
-        return True
-    is_list = _LIST_OF_OBJECTS.match(head.removeprefix(_BOM)) is not None
-    return is_list and (len(lines) < _MIN_LINES or _parsed(lines[0]) is None)
-
-
 def _is_csv(head: bytes) -> bool:
     """Tell whether all lines have the same number of fields, two or more, and none is JSON."""
     lines = _lines(head)
@@ -123,14 +102,8 @@ def _is_csv(head: bytes) -> bool:
 KINDS = (
     Kind("Parquet", "PAR1", _magic(b"PAR1", b"PARE")),
     Kind("a tar", "the header of a tar", _is_tar),
-    Kind("gzip", "1f 8b", _magic(b"\x1f\x8b\x08"), _DECOMPRESS),
-    Kind("zstd", "28 b5 2f fd", _magic(b"\x28\xb5\x2f\xfd"), _DECOMPRESS),
-    Kind("bzip2", "BZh", _magic(b"BZh"), _DECOMPRESS),
-    Kind("xz", "fd 37 7a 58 5a", _magic(b"\xfd7zXZ\0"), _DECOMPRESS),
-    Kind("a zip", "PK", _magic(b"PK\x03\x04"), "unpack it"),
-    Kind("Arrow", "ARROW1", _magic(b"ARROW1\0\0")),
-    Kind("ORC", "ORC", _is_orc),
-    Kind("Avro", "Obj", _magic(b"Obj\x01")),
+    Kind("gzip", "1f 8b", _magic(b"\x1f\x8b\x08")),
+    Kind("zstd", "28 b5 2f fd", _magic(b"\x28\xb5\x2f\xfd")),
     Kind("WAV", "RIFF and WAVE", _is_wav),
     Kind("FLAC", "fLaC", _magic(b"fLaC")),
     Kind("Ogg", "OggS", _magic(b"OggS")),
@@ -138,7 +111,6 @@ KINDS = (
     Kind("a JPEG", "ff d8 ff", _magic(b"\xff\xd8\xff")),
     Kind("a PNG", "89 50 4e 47", _magic(b"\x89PNG\r\n\x1a\n")),
     Kind("JSON lines", "{", _is_json_lines, is_text=True),
-    Kind("one JSON document", "JSON", _is_json_document, "write one object a line", is_text=True),
     Kind("CSV", "fields and lines of text", _is_csv, is_text=True),
 )
 """The first that fits is what a file is."""
@@ -217,7 +189,7 @@ def inflated(head: bytes, kind: Kind) -> bytes:
 
 def _readers(kinds: Sequence[Kind]) -> list[SourceFormat]:
     """Return the formats that read a file; none if only its compression is known."""
-    if kinds[-1].advice == _DECOMPRESS:
+    if kinds[-1].name in _INFLATED:
         return []
     known = {kind.name for kind in kinds}
     return [form for _, form in usable(SOURCES) if known <= form.kinds]
@@ -228,7 +200,7 @@ def _told(shard: StoredFile, kinds: Sequence[Kind], *, are_named: bool) -> str:
     inflated = f", once its {kinds[0].name} is inflated," if is_inside else ""
     what = f"{clean_message(shard.path)} begins{inflated} with {kind.begins}: it is {kind.name}"
     if not (readers := _readers(kinds)):
-        return f"{what}; {kind.advice}"
+        return f"{what}; decompress it"
     form = readers[0]
     renamed = ""
     if not are_named and not shard.path.lower().endswith(form.suffixes):

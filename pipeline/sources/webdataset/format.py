@@ -137,7 +137,7 @@ class WebDataset(CountedByReading):
     )
     semantics = SEMANTICS["webdataset"]
     # Those that are not read cost their rows, with what to do about it.
-    kinds = frozenset(["a tar", "gzip", "bzip2", "xz", "zstd"])
+    kinds = frozenset(["a tar", "gzip", "zstd"])
     fields = frozenset(["image_extensions", "audio_extensions", "pass_through"])
 
     def row_ids(self, source: Source) -> RowIds:
