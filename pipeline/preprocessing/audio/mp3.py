@@ -33,12 +33,15 @@ class Mp3(NamedTuple):
 
 
 def counted(data: bytes) -> Mp3:
-    """Return an MP3 with its own tag, if that counts the frames, otherwise with one that does."""
+    """Return an MP3 with its own tag, if that counts the frames, otherwise with one that does.
+
+    Its tags ID3 are left out: libsndfile takes two for another format.
+    """
     first = 0
     while data[first : first + 3] == b"ID3":
         size = [byte & 0x7F for byte in data[first + 6 : first + 10]]
         first += 10 + sum(byte << 7 * place for place, byte in enumerate(reversed(size)))
-    first = _next_frame(data, first)
+    first = _next_frame(data, first, is_first=True)
     if first < 0:
         return Mp3(data, 0, 0)
     begin, num_told = first, 0
@@ -49,8 +52,8 @@ def counted(data: bytes) -> Mp3:
             num_told = int.from_bytes(data[tag + 8 : tag + 12], "big")
     num_frames = _count(data, begin)
     if num_told:
-        return Mp3(data, num_frames, num_told)
-    return Mp3(data[:first] + _tag(data, first, num_frames) + data[begin:], num_frames, num_frames)
+        return Mp3(data[first:], num_frames, num_told)
+    return Mp3(_tag(data, first, num_frames) + data[begin:], num_frames, num_frames)
 
 
 def _size(data: bytes, at: int) -> int:
@@ -62,13 +65,16 @@ def _size(data: bytes, at: int) -> int:
     return factor * kbps[bitrate] // _RATES_HZ[version][rate] + (data[at + 2] >> 1 & 1)
 
 
-def _next_frame(data: bytes, at: int) -> int:
-    """Return where the next three frames in a row, or the last ones, begin; -1 if none do."""
+def _next_frame(data: bytes, at: int, *, is_first: bool = False) -> int:
+    """Return where the next three frames in a row begin, -1 if none do.
+
+    Of a short clip, which has fewer, the first frames may be the last ones.
+    """
     for found in _HEADER.finditer(data, at):
         end, num_frames = found.start(), 0
         while num_frames < 3 and (size := _size(data, end)):
             end, num_frames = end + size, num_frames + 1
-        if num_frames == 3 or (num_frames and end >= len(data)):
+        if num_frames == 3 or (is_first and num_frames and end >= len(data)):
             return found.start()
     return -1
 

@@ -110,12 +110,15 @@ def test_an_mp3_is_whole_whatever_its_frames_say_of_its_length():
     assert len(with_tag.samples) == 2 * RATE_HZ
 
     untagged = data[data.index(b"\xff\xf3", 1) :]  # the tag is the first frame
-    pictured = b"ID3\4\0\0\0\0\0\x40" + b"\xff\xd8\xff\xe0" * 16 + untagged + b"TAG" + bytes(125)
+    pictured = b"ID3\4\0\0\0\0\0\x40" + b"\xff\xd8\xff\xe0" * 16
+    pictured = pictured * 2 + untagged + b"TAG" + bytes(125)
     for clip in (decode_clip(each, MAX_BYTES, 3.0) for each in (untagged, pictured)):
         assert 2.0 <= clip.duration_s < 2.2
         begin = len(clip.samples) - RATE_HZ
         assert np.abs(clip.samples[begin + 4000 :]).mean() > 0.05
 
+    cover = data + b"APETAGEX" + b"\xff\xfb\x90\x00" + bytes(range(256)) + b"\xff\xfb\x90\x00.."
+    assert np.array_equal(decode_clip(cover, MAX_BYTES, MAX_S).samples, with_tag.samples)
     assert refusal(data[: len(data) // 2])[0] is Reason.TRUNCATED
 
 
