@@ -6,19 +6,18 @@ import socket
 import threading
 from dataclasses import dataclass, replace
 from time import perf_counter, time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from pipeline.commit.staging import StagingWriter
 from pipeline.core.errors import InfraError, PipelineError
 from pipeline.core.figures.counters import Counters, StageCounters, add
-from pipeline.core.figures.slice_figures import Comparison, Deduplicated, SliceFigures
+from pipeline.core.figures.slice_figures import Comparison, SliceFigures
 from pipeline.core.registry import ENGINES
 from pipeline.core.schema import ERROR
 from pipeline.core.slices import SliceKey, pack, unpack
 from pipeline.core.user_code.own_code import errors_told
-from pipeline.execution.dedupe import RemoteIndex, look_up, remember
 from pipeline.execution.environment import set_gpu_allocator
 from pipeline.execution.isolation.attempts import Attempts
 from pipeline.execution.isolation.crash_guard import Guard
@@ -62,8 +61,6 @@ class ActorConfig:
     """The columns of the source that hold the input."""
     preprocessing: Preprocessing | None = None
     """How to decode what comes; None where tasks have done it already."""
-    index: Any = None
-    """Handle of the Ray actor that knows earlier results; None without `run.dedupe`."""
     asked_at_s: float | None = None
     """The driver's clock, seconds since 1970, when it asked for actors; None if the pool may
     grow."""
@@ -99,7 +96,6 @@ class PredictorActor:
         self._model = _Model(config, startup)
         self._guard = _guard(config, self._model, attempts)
         self._device = (config.predictor.num_gpus, config.predictor.spec.precision)
-        self._index = None if config.index is None else RemoteIndex(config.index)
         self._commit = None if config.writer is None else writer_stage(config.writer)
         send_to(config.channel)
         self._failure: PipelineError | None = None
@@ -136,27 +132,18 @@ class PredictorActor:
                 for part, entry in self._startup.items():
                     add(counters, part, StageCounters.from_dict(entry))
                 self._startup.clear()
-            predicted = self._predict(key, counters, rows, aside)
+            predicted = self._predict(key, counters, rows)
             self._model.count_unchecked(predicted, counters)
             count_device(counters, *self._device, rows.num_rows)
             packed.append(pack(key, counters, predicted, aside))
         done = pa.concat_tables(packed)
         return done if self._commit is None else self._commit(done)
 
-    def _predict(
-        self, key: SliceKey, counters: Counters, rows: pa.Table, aside: pa.Table | None
-    ) -> pa.Table:
+    def _predict(self, key: SliceKey, counters: Counters, rows: pa.Table) -> pa.Table:
         if self._failure is not None:
             raise self._failure
         start_slice((key.unit, key.start))
-        name = f"predict-{key.unit}-{key.start}"
-        if self._index is None or aside is None:
-            return self._guard.run(name, rows, counters)
-        found = look_up(rows, aside, self._index)
-        SliceFigures(deduplicated=Deduplicated(num_copied=found.num_known)).add_to(counters)
-        computed = self._guard.run(name, found.to_compute(), counters)
-        remember(found, computed, self._index)
-        return found.scatter(computed)
+        return self._guard.run(f"predict-{key.unit}-{key.start}", rows, counters)
 
 
 class _Model:

@@ -170,10 +170,6 @@ class Run(Section):
     quarantined as `out_of_memory`."""
     single_writer: bool = False
     """Accept a store without create-once: you promise that no other run writes this partition."""
-    dedupe: bool = False
-    """Rows whose input has identical bytes (SHA-256) are computed once, as far as memory keeps
-    earlier results; every row gets its prediction. Where tasks decode, they still decode a row that
-    has a copy in another slice."""
     reuse: Literal["off", "inputs", "content"] = "inputs"
     """Which predictions are carried over from earlier versions of this partition and from earlier
     partitions of the output, if the model and everything else that decides them is the same.

@@ -51,9 +51,6 @@ class Rows(Section):
     carried: int | None = None
     """Not computed: their predictions are those of an earlier version; null if nothing could be
     carried over. `total` is computed + resumed + carried."""
-    deduplicated: int | None = None
-    """Of those computed, rows that got the result of another row of the same bytes; null if the
-    job did not ask for it. The stages do not count them."""
     left: int | None = None
     """Not computed yet when the run ended; null if unknown."""
 

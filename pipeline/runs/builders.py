@@ -15,7 +15,6 @@ import pyarrow as pa
 from pipeline.commit.parts.part_writer import file_metadata
 from pipeline.commit.staging import StagingWriter
 from pipeline.core.schema import CARRIED_ROW, CARRIED_SOURCE, INPUT_HASH
-from pipeline.execution.dedupe import start_index
 from pipeline.execution.predictor_actor import ActorConfig
 from pipeline.execution.stages import Preprocessing, preprocess_stage, writer_stage
 from pipeline.execution.visible_gpus import without_gpus
@@ -77,7 +76,7 @@ def make_stream(
     """Return the parts that compute the slices of `units`, given as unit -> starts of slices."""
     from pipeline.execution.datasource import ShardSource
 
-    source, dedupe = run.job.source, run.job.run.dedupe
+    source = run.job.source
     plan, model, allocation = settled.plan, settled.model, settled.allocation
     predictor, writer = predictor_config(run, settled), make_writer(run, plan, model)
     threads = allocation.decoder_threads
@@ -99,7 +98,6 @@ def make_stream(
             memory=MemoryShare(trial_bytes(run.job, model), allocation.actors_per_node),
             fields=plan.fields,
             preprocessing=in_actor,
-            index=start_index() if dedupe else None,
             asked_at_s=asked_at_s,
             golden=settled.golden and replace(settled.golden, preprocess=preprocessing),
             writer=writer if allocation.writes_in_actors else None,
@@ -111,11 +109,11 @@ def make_stream(
 
 
 def _lookup(run: RunContext, settled: Settled) -> LookUp | None:
-    """Return what hashes rows when they are read: to find them, to keep the hash, or for copies."""
+    """Return what hashes rows when they are read: to find them, or to keep the hash."""
     job, names = run.job, tuple(settled.plan.fields.names)
-    if settled.lookup is None and not job.run.dedupe and not keeps_hashes(job, settled.plan):
+    if settled.lookup is None and not keeps_hashes(job, settled.plan):
         return None
-    return replace(settled.lookup or LookUp(names), merges_copies=job.run.dedupe)
+    return settled.lookup or LookUp(names)
 
 
 def predictor_config(run: RunContext, settled: Settled) -> PredictorConfig:

@@ -19,7 +19,7 @@ import pyarrow as pa
 from pipeline.core.arrays import Numbers
 from pipeline.core.failures import failure_columns
 from pipeline.core.figures.counters import Counters, measure
-from pipeline.core.figures.slice_figures import Deduplicated, LookedUp, SliceFigures
+from pipeline.core.figures.slice_figures import LookedUp, SliceFigures
 from pipeline.core.printable import clean_message
 from pipeline.core.rows.aside import NO_RESULT, set_aside
 from pipeline.core.rows.row_digests import HASH_BYTES, input_hashes
@@ -57,8 +57,6 @@ class LookUp:
     computed: Numbers = field(default_factory=lambda: np.zeros((0, 2), np.int64))
     """int64 (K, 2): unit and row of rows that are not looked up, ascending: the plan has chosen
     them to be compared."""
-    merges_copies: bool = False
-    """Rows of a slice with one content are computed once (`run.dedupe`)."""
 
     def of_unit(self, unit: int) -> LookUp:
         """Return what is done with the rows of one unit."""
@@ -103,9 +101,6 @@ class LookUp:
             num_known = int(is_known.sum())
             figure = LookedUp(len(asked), num_known, num_failed, perf_counter() - started)
             SliceFigures(looked_up=figure).add_to(counters)
-        if self.merges_copies:
-            num_copies = _merge_copies(hashes, result_of)
-            SliceFigures(deduplicated=Deduplicated(rows.num_rows, num_copies)).add_to(counters)
         apart = {*self.names, *failure_columns([])}
         staged = [name for name in rows.column_names if name not in apart]
         return set_aside(rows, result_of, staged, facts)
@@ -139,18 +134,6 @@ class LookUp:
         """Return which rows of a slice are not looked up, (L,)."""
         rows: Numbers = self.computed[self.computed[:, 0] == key.unit, 1] - key.start
         return rows[(rows >= 0) & (rows < key.num_rows)]
-
-
-def _merge_copies(hashes: pa.Array, result_of: Numbers) -> int:
-    """Let rows have the result of the first with their hash, in place; return how many do.
-
-    Rows that need no model, and those without a hash, are left alone.
-    """
-    codes = hashes.dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False)
-    rows = np.flatnonzero((codes >= 0) & (result_of != NO_RESULT))
-    _, first, of_code = np.unique(codes[rows], return_index=True, return_inverse=True)
-    result_of[rows] = rows[first[of_code]]
-    return len(rows) - len(first)
 
 
 def are_drawn(

@@ -122,7 +122,6 @@ def cases(inputs: Path) -> Iterator[Case]:
     brightest = {"task": "raw", "outputs": [means], "postprocess": "models:brightest"}
     yield Case("postprocess", images, {"model": channels | brightest})
     yield Case("columns as folders", images, {"sink": {"partition_columns": ["label"]}})
-    yield Case("deduplicated", images, {"run": {"dedupe": True}})
     yield Case("delta", images, {"sink": {"table": "delta"}}, (("run",), ("run",)))
     again = ("run", "--set", "model.top_k=2")
     yield Case("replaced and rolled back", images, {}, (("run",), again, ("rollback",), again))

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import pytest
 
-from pipeline.execution.dedupe import HiddenIndex
 from pipeline.execution.tasks import _call
 from pipeline.execution.visible_gpus import VISIBLE, mismatch, no_gpus, settle_gpus, without_gpus
 
@@ -79,8 +78,6 @@ def test_tasks_of_plain_functions_and_the_index_see_no_gpu(monkeypatch: pytest.M
     monkeypatch.setenv(VISIBLE, "0,1")
     assert _call(visible, ()) == ""
     assert visible() == "0,1"
-    HiddenIndex()
-    assert visible() == ""
 
 
 def test_an_actor_on_the_cpu_sees_no_gpu(monkeypatch: pytest.MonkeyPatch):

@@ -355,7 +355,7 @@ source: {uri: in, format: images}
 model: {name: x, labels: [yes, no, on, off, y, n, No, 2026-11-24, 16:30, 1_000, 12e, +, .]}
 sink: {uri: out, storage_options: {a: [010, 0o10, 0x10, 1e3, -.5, .inf, true, False, null, ~]}}
 gates: {error_mode: off}
-run: {dedupe: true}
+run: {single_writer: true}
 """
     job = load(text, tmp_path, "gates.reason_mode=off", "gates.volume={mode: off}")
     assert job.model.labels == (
@@ -367,9 +367,9 @@ run: {dedupe: true}
     assert [type(value) for value in job.sink.storage_options["a"]] == list(map(type, values))
     gates = job.gates
     assert (gates.error_mode, gates.reason_mode, gates.volume.mode) == ("off", "off", "off")
-    assert job.run.dedupe is True
+    assert job.run.single_writer is True
     for wrong in ("yes", "on", "1", "'true'"):
-        assert "run.dedupe" in refusal(MINIMAL, tmp_path, f"run.dedupe={wrong}")
+        assert "run.single_writer" in refusal(MINIMAL, tmp_path, f"run.single_writer={wrong}")
 
 
 def test_json_is_a_job_file_and_its_escapes_are_characters(tmp_path: Path):

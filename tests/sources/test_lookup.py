@@ -82,22 +82,17 @@ def looked_up(
     texts=st.lists(st.none() | st.sampled_from(TEXTS), max_size=12),
     newer=st.sets(st.sampled_from(TEXTS)),
     older=st.sets(st.sampled_from(TEXTS)),
-    merges_copies=st.booleans(),
 )
 def test_the_model_sees_what_no_version_knows_and_every_row_is_staged(
-    texts: list[bytes | None], newer: set[bytes], older: set[bytes], merges_copies: bool
+    texts: list[bytes | None], newer: set[bytes], older: set[bytes]
 ):
     known = {number: sorted(each) for number, each in ((3, newer), (0, older))}
     indices = tuple((number, KnownRows.of(hashes_of(each))) for number, each in known.items())
-    lookup = LookUp(("_text",), indices, merges_copies=merges_copies)
+    lookup = LookUp(("_text",), indices)
     computed, back, counters = looked_up(lookup, texts)
     new = [text for text in texts if text not in newer | older]
-    copies = [each for place, each in enumerate(new) if each is not None and each in new[:place]]
     seen = [text for text in computed.column("_text").to_pylist() if text is not None]
-    if merges_copies:
-        assert seen == [*dict.fromkeys(text for text in new if text is not None)]
-    else:
-        assert seen == [text for text in new if text is not None]
+    assert seen == [text for text in new if text is not None]
     own = ["row_id", "uri", "n"]
     assert back.select(own).equals(rows_of(texts).select(own))
     for text, row in zip(texts, back.to_pylist(), strict=True):
@@ -118,10 +113,6 @@ def test_the_model_sees_what_no_version_knows_and_every_row_is_staged(
     assert figures.looked_up.num_rows == len(asked)
     assert figures.looked_up.num_known == len(asked) - len([t for t in new if t is not None])
     assert figures.looked_up.num_failed == 0
-    assert (figures.deduplicated is not None) == merges_copies
-    if figures.deduplicated is not None:
-        assert figures.deduplicated.num_rows == len(texts)
-        assert figures.deduplicated.num_copied == len(copies)
 
 
 def test_the_hash_of_an_image_is_of_its_bytes_however_they_come(tmp_path: Path):

@@ -113,15 +113,6 @@ class Steps(_Figure):
 
 
 @dataclass(frozen=True)
-class Deduplicated(_Figure):
-    """Rows that were looked at for duplicates."""
-
-    num_rows: int = 0
-    num_copied: int = 0
-    """Not computed again."""
-
-
-@dataclass(frozen=True)
 class LookedUp(_Figure):
     """Rows that were looked up by their content in earlier versions."""
 
@@ -158,7 +149,6 @@ _SINGLE: dict[str, tuple[str, type[_Figure]]] = {
     "tokens": ("tokens", Tokens),
     "generated": ("generated", Generated),
     "steps": ("steps", Steps),
-    "deduplicated": ("dedupe", Deduplicated),
     "looked_up": ("look_up", LookedUp),
     "isolated": ("isolated", Isolated),
 }
@@ -192,7 +182,6 @@ class SliceFigures:
     tokens: Tokens | None = None
     generated: Generated | None = None
     steps: Steps | None = None
-    deduplicated: Deduplicated | None = None
     looked_up: LookedUp | None = None
     isolated: Isolated | None = None
     output_lengths: Mapping[str, int] = field(default_factory=dict)

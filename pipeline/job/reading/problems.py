@@ -52,6 +52,10 @@ _GONE: Mapping[Path, str] = {
         "with pipeline diff"
     ),
     ("model", "heads"): f"is gone; {_SEVERAL}",
+    ("run", "dedupe"): (
+        "is gone; run.reuse: content finds equal rows of earlier versions, and a table with copies "
+        "is best made distinct before it is read"
+    ),
     ("source", "features", "vocabulary"): (
         "is gone, since a model must see the categories that it was trained with: save their list "
         "in the training code, as in json.dump(values, open('plans.json', 'w')), and give "

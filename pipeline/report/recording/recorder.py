@@ -271,7 +271,6 @@ class RunRecorder(RowAccounts):
     ) -> Report:
         """Return everything known, as the report."""
         placement, finished_at = self.placement, dt.datetime.now(dt.UTC)
-        deduplicated = self._figures.deduplicated
         stated = Report(
             run_id=self.run_id,
             partition=self.partition,
@@ -284,9 +283,7 @@ class RunRecorder(RowAccounts):
             wall_s=self.elapsed_s,
             streaming_wall_s=self.streaming_wall_s,
             price_per_node_hour=price_per_node_hour,
-            rows=self._rows_told().but(
-                deduplicated=deduplicated.num_copied if deduplicated else None
-            ),
+            rows=self._rows_told(),
             slices=self.slices_section(),
             reasons=dict(self.reasons),
             top_failures=[FailedRows(**cause.to_dict()) for cause in self.top_failures()],

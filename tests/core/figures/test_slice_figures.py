@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from pipeline.core.figures.counters import STAGES, Counters, StageCounters
 from pipeline.core.figures.slice_figures import (
     Comparison,
-    Deduplicated,
     Isolated,
     LookedUp,
     SliceFigures,
@@ -24,7 +23,6 @@ FOOTER = """{
  "model_load": {"busy_s": 2.0},
  "canary": {"rows_in": 2, "rows_out": 1, "busy_s": 0.75},
  "golden": {"rows_in": 8, "rows_out": 7, "busy_s": 1.5},
- "dedupe": {"rows_in": 4, "rows_out": 1},
  "look_up": {"rows_in": 4, "rows_out": 2, "rows_quarantined": 1, "busy_s": 0.5},
  "truncated": {"rows_in": 3, "rows_out": 1},
  "tokens": {"rows_in": 20, "rows_out": 24},
@@ -47,7 +45,6 @@ FIGURES = SliceFigures(
     golden_actors=1,
     tokenised=Tokenised(3, 1),
     tokens=Tokens(20, 24),
-    deduplicated=Deduplicated(4, 1),
     looked_up=LookedUp(4, 2, 1, 0.5),
     isolated=Isolated(4, 1, 2, 3.0),
     devices={"Xeon, 2.4 GHz": 4},
