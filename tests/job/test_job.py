@@ -146,7 +146,11 @@ def test_a_field_that_is_gone_says_what_to_do_instead(field: str, instead: str, 
 
 
 @pytest.mark.parametrize(
-    ("task", "instead"), [("heads", "several outputs are task raw with outputs")]
+    ("task", "instead"),
+    [
+        ("heads", "several outputs are task raw with outputs"),
+        ("keypoints", "points are task raw of a factory"),
+    ],
 )
 def test_a_task_that_is_gone_says_what_to_do_instead(task: str, instead: str, tmp_path: Path):
     assert f"; {task} is gone; {instead}" in refusal(changed("model.task", task), tmp_path)

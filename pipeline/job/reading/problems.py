@@ -86,6 +86,10 @@ _CHOICE_HINTS: Mapping[tuple[Path, str], str] = {
         "boxes are task detect",
     ),
     (("model", "task"), "heads"): f"heads is gone; {_SEVERAL}",
+    (("model", "task"), "keypoints"): (
+        "keypoints is gone; points are task raw of a factory that returns them as tensors of one "
+        "shape, and a postprocess"
+    ),
 }
 
 

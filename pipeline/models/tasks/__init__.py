@@ -19,7 +19,6 @@ REGISTRY = {
     "regress": "pipeline.models.tasks.regress:Regress",
     "score": "pipeline.models.tasks.score:Score",
     "detect": "pipeline.models.tasks.detect:Detect",
-    "keypoints": "pipeline.models.tasks.keypoints:Keypoints",
     "tokens": "pipeline.models.tasks.tokens:Tokens",
     "zero_shot": "pipeline.models.tasks.zero_shot:ZeroShot",
     "choices": "pipeline.models.tasks.choices:Choices",

@@ -36,13 +36,13 @@ if TYPE_CHECKING:
 
 BOXES = "boxes"
 CORNERS = ("x_min", "y_min", "x_max", "y_max")
-OF_ANY = (
-    pa.field(LABEL, pa.string()),
-    pa.field(LABEL_ID, pa.int32()),
-    pa.field(SCORE, pa.float32()),
+_ENTRY = pa.struct(
+    [
+        pa.field(LABEL, pa.string()),
+        pa.field(LABEL_ID, pa.int32()),
+        *(pa.field(name, pa.float32()) for name in (SCORE, *CORNERS)),
+    ]
 )
-"""Fields of an entry, whatever is detected."""
-_ENTRY = pa.struct([*OF_ANY, *(pa.field(name, pa.float32()) for name in CORNERS)])
 _DESCRIBED = 3
 
 
@@ -59,7 +59,6 @@ class Detect(Task):
     needs_geometry: ClassVar[bool] = True
     serves: ClassVar[tuple[str, ...]] = ("detection",)
     takes_all_outputs: ClassVar[bool] = True
-    column: ClassVar[str] = DETECTIONS
 
     def fields(self) -> list[pa.Field]:
         if self.spec.postprocess is not None:
@@ -121,7 +120,7 @@ class Detect(Task):
         return {DETECTIONS: as_lists(entries, places, ok)}
 
     def _labels_and_scores(self, arrays: Arrays, places: Any, at: Any) -> list[pa.Array]:
-        """Return the columns of `OF_ANY` for the entries `at`, (E,), of rows `places`."""
+        """Return labels, their ids and scores of the entries `at`, (E,), of rows `places`."""
         ids = pa.array(arrays[LABEL_ID][places, at].astype(np.int32))
         names = pa.array(self.spec.labels, pa.string()).take(ids)
         return [names, ids, pa.array(arrays[SCORE][places, at].astype(np.float32))]
@@ -134,14 +133,14 @@ class Detect(Task):
         return compare_rows(self._rows(reference), self._rows(found), limits)
 
     def _rows(self, arrays: Arrays) -> list[Detections]:
-        each = zip(self._boxes(arrays), arrays[SCORE], arrays[LABEL_ID], strict=True)
+        each = zip(arrays[BOXES], arrays[SCORE], arrays[LABEL_ID], strict=True)
         return [
             self._detections(boxes[scores != 0], scores[scores != 0], ids[scores != 0])
             for boxes, scores, ids in each
         ]
 
     def _of_entries(self, entries: Sequence[Mapping[str, Any]]) -> Detections:
-        boxes = np.array([self._box(entry) for entry in entries], np.float64).reshape(-1, 4)
+        boxes = np.array([_corners(entry) for entry in entries], np.float64).reshape(-1, 4)
         labels = np.array([entry[LABEL] for entry in entries], object)
         return self._detections(boxes, np.array([e[SCORE] for e in entries], np.float64), labels)
 
@@ -150,17 +149,9 @@ class Detect(Task):
         least = max(self.spec.min_score, float(scores[-1])) if is_full else self.spec.min_score
         return Detections(boxes, scores, labels, least)
 
-    def _boxes(self, arrays: Arrays) -> Any:
-        """Return the boxes, (N, M, 4), by which detections are compared."""
-        return arrays[BOXES]
-
-    def _box(self, entry: Mapping[str, Any]) -> list[float]:
-        """Return the corners by which an entry is compared."""
-        return [entry[name] for name in CORNERS]
-
     def measured_columns(self) -> tuple[str, ...]:
         """Return the column: the number of detections per image is counted, and their scores."""
-        return (self.column,)
+        return (DETECTIONS,)
 
     def parse_golden(self, found: pa.Table) -> pa.Table:
         """Return the entries; those without a score may have any from `min_score` on."""
@@ -169,7 +160,7 @@ class Detect(Task):
 
     def differences(self, known: pa.Table, found: pa.Table, limits: AgreementLimits) -> list[str]:
         """Compare by boxes that overlap; see `box_agreement`."""
-        pairs = zip(*(each.column(self.column).to_pylist() for each in (known, found)), strict=True)
+        pairs = zip(*(each.column(DETECTIONS).to_pylist() for each in (known, found)), strict=True)
         return [self._difference(a or [], b, limits) for a, b in pairs]
 
     def _difference(
@@ -197,16 +188,20 @@ class Detect(Task):
         if entry is None:
             return "none"
         score = "" if entry[SCORE] is None else f" {entry[SCORE]:.4f}"
-        corners = ", ".join(f"{value:.0f}" for value in self._box(entry))
+        corners = ", ".join(f"{value:.0f}" for value in _corners(entry))
         return f"{clean_message(str(entry[LABEL]))!r}{score} at {corners}"
 
     def describe(self, row: Mapping[str, Any]) -> str:
-        entries, count = row[self.column], len(self.spec.labels)
+        entries, count = row[DETECTIONS], len(self.spec.labels)
         if not entries:
-            return f"no {self.column} from score {self.spec.min_score:g} on, {count} labels"
+            return f"no {DETECTIONS} from score {self.spec.min_score:g} on, {count} labels"
         shown = [f'"{clean_message(e[LABEL])}" {e[SCORE]:.2f}' for e in entries[:_DESCRIBED]]
         more = f" and {len(entries) - _DESCRIBED} more" if len(entries) > _DESCRIBED else ""
-        return f"{self.column} {', '.join(shown)}{more}, {count} labels"
+        return f"{DETECTIONS} {', '.join(shown)}{more}, {count} labels"
+
+
+def _corners(entry: Mapping[str, Any]) -> list[float]:
+    return [entry[name] for name in CORNERS]
 
 
 def as_lists(entries: pa.Array, places: Any, ok: Mask) -> pa.Array:

@@ -81,18 +81,6 @@ def writings_of(drawn: torch.Tensor) -> dict[str, torch.Tensor]:
     }
 
 
-def points_of(drawn: torch.Tensor) -> list[dict[str, torch.Tensor]]:
-    """Return the same detections with the corners of their boxes as keypoints."""
-    return [
-        {
-            **each,
-            "keypoints": torch.nn.functional.pad(each["boxes"].reshape(2, 2, 2), (0, 1), value=1),
-            "keypoints_scores": each["scores"][:, None].expand(2, 2),
-        }
-        for each in boxes_of(drawn)
-    ]
-
-
 CASES = {
     "classify": Case(TaskSpec("classify", labels=("a", "b", "c", "d"), top_k=2), DRAWN),
     "multilabel": Case(TaskSpec("multilabel", labels=("a", "b", "c", "d")), DRAWN - 0.3),
@@ -119,12 +107,6 @@ CASES = {
         DRAWN,
         IMAGES,
         boxes_of,
-    ),
-    "keypoints": Case(
-        TaskSpec("keypoints", labels=("a", "b", "c"), min_score=0.0, max_detections=3),
-        DRAWN,
-        IMAGES,
-        points_of,
     ),
     "spread": Case(TaskSpec("spread"), DRAWN),
 }
