@@ -21,6 +21,9 @@ from pipeline.runs.samples.sheets import samples_of, try_sheets
 from pipeline.runs.weeks.index_page import table
 from pipeline.runs.weeks.survey import survey
 
+_FIRST = ("labels", "reasons", "predictions", "quarantine")
+"""What a page says before the pictures, beside the rows; ids and hashes come behind them."""
+
 
 def inspect_page(
     document: Mapping[str, Any], uri: str, samples: int, storage_options: Mapping[str, Any]
@@ -41,9 +44,11 @@ def inspect_page(
     pieces = []
     if "partitions" in document:
         pieces.append(table(survey(store), 0, links=False))
-    pieces += _pieces(f"{layout.name}, version {newest['version']}", newest)
+    first = {**newest["rows"], **{name: newest[name] for name in _FIRST}}
+    pieces += _pieces(f"{layout.name}, version {newest['version']}", first)
     sheets = try_sheets(OriginalFinder(store, layout, manifest, options), samples)
-    return page_html(store.url("").rstrip("/"), pieces, sheets)
+    others = {name: value for name, value in newest.items() if name not in ("rows", *_FIRST)}
+    return page_html(store.url("").rstrip("/"), pieces, sheets, _pieces("how it was made", others))
 
 
 def _pieces(title: str, document: Mapping[str, Any]) -> Iterator[str]:

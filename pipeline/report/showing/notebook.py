@@ -47,7 +47,7 @@ def facts_html(title: str, facts: Mapping[str, Any]) -> str:
     rows = "".join(
         f"<tr><th>{cell(name)}</th><td>{cell(value)}</td></tr>"
         for name, value in facts.items()
-        if value not in (None, "", 0)
+        if value not in (None, "")
     )
     return f"<h4>{cell(title)}</h4><table><tbody>{rows}</tbody></table>"
 

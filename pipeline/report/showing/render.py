@@ -6,6 +6,7 @@ bytes; nothing here touches storage.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,6 +204,11 @@ class Classes:
     shares: tuple[ClassShare, ...]
     beside: str
     """What they are compared with; '' if there is nothing."""
+
+    @property
+    def has_ids(self) -> bool:
+        """Tell whether a class id stands behind a name, as in `missile (657)`."""
+        return any(re.search(r" \(\d+\)$", each.label) for each in self.shares)
 
     @property
     def most_pct(self) -> float:

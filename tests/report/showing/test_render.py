@@ -5,7 +5,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from support.runs.report_examples import CASES, FULL, Facts, everywhere, report_of
+from support.runs.report_examples import BARE, CASES, FULL, Facts, everywhere, report_of
 
 from pipeline.core.figures.counters import STAGES
 from pipeline.report.document import to_json
@@ -89,6 +89,17 @@ def test_control_characters_reach_neither_terminal_nor_page(facts: Facts):
         assert all(c.isprintable() or c == "\n" for c in shown)
     to_html(report).encode("utf-8")
     assert json.loads(to_json(report))["output"]["uri"] == facts["output"]["uri"]
+
+
+def test_the_page_breaks_names_of_gates_between_words_and_says_what_is_not_plain():
+    html = to_html(report_of())
+    name = next(each.name for each in report_of().gates if "_" in each.name)
+    assert f"<th>{name.replace('_', '_<wbr>')}</th>" in html
+    assert "the cost needs run.price_per_node_hour" not in html
+    assert "the cost needs run.price_per_node_hour" in to_html(report_of(BARE["published"]))
+    classes = [{"label": f"missile{each}", "count": 2} for each in ("", " (657)")]
+    named = to_html(report_of({**FULL, "top_labels": classes}))
+    assert "the class id: several classes have that name" in named
 
 
 def test_the_terminal_shows_stages_advice_and_totals():
