@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -177,3 +178,18 @@ def test_the_first_word_comes_before_the_heavy_imports(tmp_path: Path) -> None:
     first, logged = done.stdout.splitlines()
     assert first == f"reading {job} []"  # on a terminal
     assert logged == f"running {job} ['pyarrow']"  # in a log only once the job is known to be right
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_script_on_a_terminal_sees_how_far_it_is(is_terminal: bool):
+    ours, theirs = os.openpty() if is_terminal else os.pipe()
+    program = (
+        "from pipeline.report.showing.progress import shown_on\n"
+        "with shown_on(None) as shown: shown.phase('looking at rows', is_logged=False)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], stderr=theirs, check=True)
+    os.close(theirs)
+    said = os.read(ours, 4096)
+    os.close(ours)
+    assert done.returncode == 0
+    assert (b"looking at rows" in said) == is_terminal
