@@ -16,7 +16,6 @@ import pyarrow as pa
 
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import OUTPUT_SCHEMA_VERSION
-from pipeline.models.directories.contents_digest import contents_sha256
 from pipeline.models.spec import ModelSpec
 
 _OF_RUNTIME = {"runtime", "runtime_options", "choice"}
@@ -72,8 +71,6 @@ def predictor_parts(
     facts = {k: v for k, v in model.to_dict().items() if k not in _OF_RUNTIME}
     if model.kind in _OF_LIBRARIES:
         del facts["code_sha256"]
-    if model.directory is not None:  # the same tensors in other files predict the same
-        facts["weights_sha256"] = contents_sha256(model.directory)
     facts |= {
         "semantics": dict(semantics),
         "extensions": dict(extensions),
