@@ -22,7 +22,7 @@ from pipeline.core.slices import SliceKey
 from pipeline.execution import ray_options
 from pipeline.execution.caller import one_run_at_a_time, restore_process_state
 from pipeline.execution.cluster.connect import connect
-from pipeline.execution.cluster.node_facts import start_asking
+from pipeline.execution.cluster.node_versions import ray_versions, require_one_version
 from pipeline.execution.embedded.backpressure import limit_read_ahead, reserve_less
 from pipeline.execution.predictor_actor import PredictorActor
 from pipeline.execution.progress_channel import ProgressListener
@@ -45,7 +45,6 @@ from pipeline.runs.ending.save_report import save_report, save_trouble
 from pipeline.runs.ending.supervisor import stoppable, supervise
 from pipeline.runs.merging import Merge
 from pipeline.runs.preparing.checks import check_before_ray
-from pipeline.runs.preparing.node_checks import check_nodes
 from pipeline.runs.preparing.prepare import prepare
 from pipeline.runs.preparing.probing import foresee_rows, sliced_by_time
 from pipeline.runs.resume import note_if_published, take_over, tidy_if_free
@@ -142,11 +141,11 @@ def predict_and_publish(
     progress.phase("starting Ray" if address is None else f"connecting to Ray at {address}")
     connected, told = connect(address), features_told(run.job.source, plan.fields)
     with told, connected as (hardware, ray_start_s, on_cluster):
-        asked = start_asking() if on_cluster else []
+        if on_cluster:
+            require_one_version(ray_versions())
         settled = settle(
             *(run, plan, model, hardware, merge), on_cluster=on_cluster, say=progress.phase
         )
-        check_nodes(settled, hardware, asked, on_cluster=on_cluster)
         settled = replace(settled, golden=golden)
         run.record.connected(hardware, settled.allocation, ray_start_s, on_cluster=on_cluster)
         run.record.planned(settled.plan, settled.model, run.job.resources.num_gpus)

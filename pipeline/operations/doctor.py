@@ -12,21 +12,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from pipeline.core.errors import JobError, PipelineError
+from pipeline.core.errors import InfraError, JobError
+from pipeline.execution.cluster.connect import connect
 from pipeline.execution.cluster.hardware import embedded_hardware
 from pipeline.execution.cluster.login import LOCAL, log_in
+from pipeline.execution.cluster.node_versions import ray_versions, require_one_version
 from pipeline.execution.embedded.patches import describe
 from pipeline.inference.runtimes.choice import usable_ways
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import Overrides
 from pipeline.models.spec import EAGER, FP32, ModelSpec
 from pipeline.operations.checks.machine import Finding, FindingStatus, guarded, look_at_machine
-from pipeline.operations.checks.nodes import look_at_cluster, look_at_this_node
 from pipeline.operations.jobs import Date, JobLike, load_job, run_options
-from pipeline.planning.allocation import Hardware, allocate
-from pipeline.planning.node_room import Held
 from pipeline.planning.plan import Plan
-from pipeline.preprocessing.input_facts import cost_of
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.preparing.checks import check_before_ray, check_hardware, check_runtime
 from pipeline.runs.preparing.one_row import Preview, preview_row
@@ -79,8 +77,9 @@ def _examine(job: Job | None, options: RunOptions, *, tries: bool) -> tuple[dict
     if job is not None:
         checks += _job(job, options, tries=tries)
     is_in = any(check.check == "cluster" and check.status == "ok" for check in checks)
-    if is_in and _is_head(address) and checks[-1].check != "nodes":
-        checks.append(look_at_cluster(str(address), None))
+    # Not its job API, nor one that Ray finds.
+    if is_in and address is not None and "://" not in address and address not in LOCAL:
+        checks.append(guarded("nodes", lambda: _nodes(address)))
     statuses = [check.status for check in checks]
     worst: FindingStatus = "fail" if "fail" in statuses else "warn" if "warn" in statuses else "ok"
     shown = [{k: v for k, v in asdict(check).items() if k != "exit_code"} for check in checks]
@@ -103,7 +102,7 @@ def _job(job: Job, options: RunOptions, *, tries: bool) -> Iterator[Finding]:
         spec = found[0]
         yield guarded("runtime", lambda: _runtime(job, spec, options.address))
         if source.status == "ok":
-            yield from _of_plan(job, options, here, tries=tries)
+            yield from _of_plan(job, options, tries=tries)
     if options.address is None:
         yield guarded("resources", lambda: check_hardware(job, None, here))
 
@@ -143,9 +142,7 @@ def _model(job: Job, options: RunOptions, found: list[ModelSpec]) -> str:
     return f"{spec.name}: weights {(spec.weights_sha256 or 'are its own')[:12]}"
 
 
-def _of_plan(
-    job: Job, options: RunOptions, here: Callable[[], Hardware], *, tries: bool
-) -> Iterator[Finding]:
+def _of_plan(job: Job, options: RunOptions, *, tries: bool) -> Iterator[Finding]:
     """Look at what a run checks of its plan before it starts Ray, and try one row."""
     run = RunContext.of(job, options).with_settled_source()
     planned = functools.cache(lambda: prepare(run))
@@ -154,23 +151,15 @@ def _of_plan(
     if tries:
         yield _one_row(run.job, planned)
 
-    def held(hardware: Hardware) -> Held | None:
-        try:
-            plan, model = planned()
-            shares = allocate(job.resources, hardware, cost=cost_of(job.source))
-        except PipelineError:  # which another check says
-            return None
-        return Held.of(plan, model.input, shares.for_slices(plan.num_slices))
 
-    if options.address is None:
-        yield look_at_this_node(here(), held)
-    elif _is_head(options.address):
-        yield look_at_cluster(options.address, held)
-
-
-def _is_head(address: str | None) -> bool:
-    """Tell whether an address is that of a cluster's head: not its job API, nor one Ray finds."""
-    return address is not None and "://" not in address and address not in LOCAL
+def _nodes(address: str) -> str:
+    """Ask the nodes of a cluster for their Ray."""
+    with connect(address):
+        versions = ray_versions()
+    if not versions:
+        raise InfraError(f"Ray at {address}: no node that computes has answered")
+    require_one_version(versions)
+    return f"{len(versions)} nodes, Ray {versions[0][1]}"
 
 
 def _golden(run: RunContext, plan: Plan, model: ModelSpec) -> str:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from support.runs.checkout import TESTS
-from support.runs.cli import environment, write_job
-
-from pipeline.commands.demo.photos import build_images
+from support.runs.cli import environment
 
 CHAOS = TESTS / "bench" / "chaos.py"
 NUM_ROWS = 1200
@@ -62,69 +58,6 @@ def test_no_fault_of_a_cluster_changes_what_is_published(fault: str, task: str):
     missed = len(seed["missed"]) if task == "detect" else 0
     assert len(seed["blows"]) + missed == num_blows
     assert missed <= num_blows // 2
-
-
-# In a process that has not used Ray: a head, a node that computes, and what the commands say there.
-ON_A_NODE = """
-import json, sys
-from support.runs.cli import pipeline
-from support.servers.raynodes import RayNodes
-with RayNodes(1) as nodes:
-    address = nodes.environment["RAY_ADDRESS"]
-    found = []
-    for command in json.loads(sys.argv[1]):
-        done = pipeline(*command, env=nodes.environment)
-        found.append([done.code, done.stdout, done.stderr])
-print(json.dumps(found))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_a_node_short_of_object_store_is_refused_before_the_first_row(tmp_path: Path):
-    build_images(tmp_path / "in", 80, seed=1, num_bad=0)
-    source = {"uri": str(tmp_path / "in"), "format": "images"}
-    resources = {"decode_in": "tasks"}
-    size = {"size_px": 1024, "resize_px": 1024}
-    job = write_job(
-        tmp_path / "job.yaml",
-        source,
-        str(tmp_path / "out"),
-        transform=size,
-        resources=resources,
-        run={"slice_rows": 64},
-    )
-    encoded = ("--set", "resources.decode_in=actors")  # a hundredth of the bytes cross the store
-    commands = [
-        ("run", job, "--json", "--quiet"),
-        ("doctor", job, "--json", "--no-try"),
-        ("doctor", "--json"),
-        ("run", job, "--json", "--quiet", *encoded),
-    ]
-    done = subprocess.run(
-        [sys.executable, "-c", ON_A_NODE, json.dumps(commands)],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=550,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    refused, examined, bare, fits = json.loads(done.stdout.splitlines()[-1])
-    assert refused[0] == 7, refused
-    error = json.loads(refused[1].splitlines()[-1])["error"]
-    needed_bytes = 64 * 1024 * 1024 * 3  # a slice, as it crosses the store
-    asked = re.search(r"object store has 128\.0 MiB.*--object-store-memory=(\d+)", str(error))
-    assert asked is not None, error
-    assert int(asked[1]) >= 4 * needed_bytes
-
-    assert examined[0] == 7, examined
-    nodes = {check["check"]: check for check in json.loads(examined[1])["checks"]}["nodes"]
-    assert nodes["status"] == "fail"
-    assert asked[0] in nodes["found"]
-    assert bare[0] == 0, bare
-    assert {c["check"]: c["status"] for c in json.loads(bare[1])["checks"]}["nodes"] != "fail"
-    assert fits[0] == 0, fits
 
 
 # Something of Ray's own raises, with a node lost before and without.

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
+from pipeline.core.errors import InfraError
 from pipeline.execution.cluster.hardware import hardware_from
+from pipeline.execution.cluster.node_versions import require_one_version
 from pipeline.job.job import Resources
 from pipeline.planning.allocation import allocate
 from pipeline.report.recording.placement import Placement
@@ -42,3 +46,10 @@ def test_what_is_measured_is_measured_on_the_card_of_the_least_memory():
     assert least_memory({}) is None
     assert smallest_gpu(["L4"], 1.0) is None
     assert smallest_gpu(["L4", "T4"], 0.0) is None
+
+
+def test_nodes_of_several_versions_of_ray_are_refused_and_named() -> None:
+    nodes = [("one", "2.60.0"), ("three", "2.60.0")]
+    require_one_version(nodes)
+    with pytest.raises(InfraError, match=r"2\.59\.1 on two, 2\.60\.0 on one three\): install one"):
+        require_one_version([*nodes, ("two", "2.59.1")])
