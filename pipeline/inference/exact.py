@@ -29,7 +29,7 @@ def reduced(model: DeviceModel, inputs: Inputs) -> Arrays:
         if model.gpu is not None:
             model.gpu.lacks_memory(error)  # ends the process if its context is lost
         raise
-    return without_outputs(results)
+    return without_outputs(results, model.config.spec.task)
 
 
 def alone(model: DeviceModel, config: PredictorConfig, work: Work[T]) -> T:

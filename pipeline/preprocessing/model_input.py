@@ -212,11 +212,9 @@ class Input(Protocol):
         ...
 
     def padding_trial(self) -> tuple[Arrays, Self] | None:
-        """Return rows to try whether padding matters, and this input without padding.
+        """Return a short row and a long one, and this input with batches of rows of one length.
 
-        Returns:
-            The arrays of a short row and a long one, and the input whose batches consist of rows of
-            one length; None if batches are not padded, or cannot be without.
+        None if batches are not padded, or cannot be without.
         """
         ...
 

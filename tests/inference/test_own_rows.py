@@ -124,14 +124,19 @@ def test_models_that_are_no_function_of_a_row_are_refused(of: str, told: str, ru
         if of != "mean":
             pytest.skip("noise is exported as it is drawn once, and batches have one size")
     model = predictor(
-        "support.runs.predicting:impure", 8, args={"of": of}, runtime=runtime, top_k=1
+        *("support.runs.predicting:impure", 8),
+        checks_rows=True,
+        args={"of": of},
+        runtime=runtime,
+        top_k=1,
     )
     with pytest.raises(JobError, match=told):
         predict(model, rows_of(images(12)))
 
 
 def test_a_row_that_comes_alone_is_checked_again_among_others():
-    model = predictor("support.runs.predicting:impure", 8, args={"of": "mean"}, top_k=1)
+    mean = {"of": "mean"}
+    model = predictor("support.runs.predicting:impure", 8, checks_rows=True, args=mean, top_k=1)
     predict(model, rows_of(images(1)))
     with pytest.raises(JobError, match="depends on them"):
         predict(model, rows_of(images(12)))

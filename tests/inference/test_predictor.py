@@ -96,7 +96,6 @@ def test_predictions_equal_a_plain_loop(batch_size: int, bad: list[bool], seed: 
 
 def test_every_batch_is_whole_but_the_last(calls: Callable[[TorchEngine], list[int]]):
     model = predictor("models:colours", 8)
-    predict(model, rows_of(images(2)))  # whose rows are predicted again
     seen = calls(model)
     failures = [BAD if row % 5 == 0 else None for row in range(30)]
     predict(model, rows_of(images(30), failures))

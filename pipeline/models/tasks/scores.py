@@ -158,13 +158,10 @@ def take_outputs(results: Arrays, prefix: str, rows: Any) -> None:
     results[prefix + SCORE][rows] = results[prefix + OUTPUT][rows]
 
 
-def without_outputs(results: Arrays) -> Arrays:
-    """Return results without what only settling needs."""
-    return {
-        name: values
-        for name, values in results.items()
-        if name.rpartition(".")[2] not in (OUTPUT, OFF)
-    }
+def without_outputs(results: Arrays, spec: TaskSpec) -> Arrays:
+    """Return results of a task, as it began, without what only settling needs."""
+    beside = {prefix + name for prefix, _ in scored_parts(spec) for name in (OUTPUT, OFF)}
+    return {name: values for name, values in results.items() if name not in beside}
 
 
 def are_finite(scores: Any) -> Any:

@@ -100,9 +100,13 @@ def numbers() -> nn.Module:
     return Numbers()
 
 
-def predictor(factory: str, batch_size: int = 32, **options: Any) -> TorchEngine:
-    """Of the same as `config_of`."""
-    return TorchEngine(config_of(factory, batch_size, **options))
+def predictor(
+    factory: str, batch_size: int = 32, *, checks_rows: bool = False, **options: Any
+) -> TorchEngine:
+    """Of the same as `config_of`; makes batches of slices alone, unless it checks rows."""
+    found = TorchEngine(config_of(factory, batch_size, **options))
+    found._has_own_rows = not checks_rows
+    return found
 
 
 def config_of(
