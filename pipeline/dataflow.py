@@ -23,6 +23,7 @@ from pipeline.execution import ray_options
 from pipeline.execution.caller import one_run_at_a_time, restore_process_state
 from pipeline.execution.cluster.connect import connect
 from pipeline.execution.cluster.node_versions import ray_versions, require_one_version
+from pipeline.execution.cluster.sharing import is_started
 from pipeline.execution.embedded.backpressure import limit_read_ahead, reserve_less
 from pipeline.execution.predictor_actor import PredictorActor
 from pipeline.execution.progress_channel import ProgressListener
@@ -138,7 +139,8 @@ def predict_and_publish(
         warn_random_weights(model.name)
     golden = check_before_ray(run, plan, model)
     address = run.options.address
-    progress.phase("starting Ray" if address is None else f"connecting to Ray at {address}")
+    if not is_started():
+        progress.phase("starting Ray" if address is None else f"connecting to Ray at {address}")
     connected, told = connect(address), features_told(run.job.source, plan.fields)
     with told, connected as (hardware, ray_start_s, on_cluster):
         if on_cluster:

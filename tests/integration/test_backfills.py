@@ -120,5 +120,6 @@ def test_a_stop_reaches_all_dates_at_work_and_the_same_command_goes_on(weeks: We
     assert states(weeks)["running"] == 0
     again = weeks.backfill()
     assert again.code == 3, again.stderr
+    assert sum(line.endswith("starting Ray") for line in again.stderr.splitlines()) == 1
     assert Counter(outcomes(again))[("nothing_to_do", 0)] >= 3
     assert states(weeks)["complete"] == 38

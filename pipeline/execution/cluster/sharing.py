@@ -33,3 +33,9 @@ def share_ray() -> Iterator[None]:
             yield
         finally:
             SHARING.reset(token)
+
+
+def is_started() -> bool:
+    """Tell whether an earlier run of the body of `share_ray` has started a Ray."""
+    shared = SHARING.get()
+    return shared is not None and shared.is_embedded
