@@ -18,8 +18,6 @@ _WIDE = ("float64", "int64", "uint64", "int32", "uint32")
 Cost = Literal["row", "text", "image"]
 """The costliest last. `row`: a row of a table takes microseconds; `text`: rows are short, and alike
 in length in a batch; `image`: decoding a row takes milliseconds."""
-TEXT = "text"
-_WIDE = ("float64", "int64", "uint64", "int32", "uint32")
 
 
 class SliceRows(NamedTuple):
@@ -95,21 +93,3 @@ def slice_rows_of(job: Job) -> SliceRows:
 
 def _kinds_of(source: Source) -> list[type[Input]]:
     return [get(INPUTS, part.input_name) for part in source.parts.values()]
-
-
-class TensorColumn(NamedTuple):
-    """A column that the model takes as a tensor (B, 1) of its name."""
-
-    name: str
-    dtype: str
-    """Of the model's tensor, as numpy names it; of texts `TEXT`."""
-
-    @property
-    def is_text(self) -> bool:
-        """Tell whether it is a text."""
-        return self.dtype == TEXT
-
-    @property
-    def is_wide(self) -> bool:
-        """Tell whether float32 cannot hold all of its numbers."""
-        return self.dtype in _WIDE
