@@ -21,7 +21,6 @@ from pipeline.core.user_code.own_code import errors_told
 from pipeline.execution.environment import set_gpu_allocator
 from pipeline.execution.isolation.attempts import Attempts
 from pipeline.execution.isolation.crash_guard import Guard
-from pipeline.execution.isolation.replacement import replaced_between_slices
 from pipeline.execution.isolation.row_isolation import StagePlan
 from pipeline.execution.stages import PREDICT, Preprocessing, SliceWork, writer_stage
 from pipeline.execution.tasks import attempts_of
@@ -92,7 +91,6 @@ class PredictorActor:
         if config.first_rows is not None:
             config.first_rows.share(attempts.folder)
         self._startup, self._telling = startup, threading.Lock()
-        self._max_bytes = config.memory.max_bytes
         self._model = _Model(config, startup)
         self._guard = _guard(config, self._model, attempts)
         self._device = (config.predictor.num_gpus, config.predictor.spec.precision)
@@ -122,10 +120,6 @@ class PredictorActor:
         Raises:
             PipelineError: The model could not be loaded, or the store failed.
         """
-        with replaced_between_slices(self._max_bytes):
-            return self._done(block)
-
-    def _done(self, block: pa.Table) -> pa.Table:
         packed = []
         for key, counters, rows, aside in unpack(block):
             with self._telling:

@@ -19,14 +19,12 @@ from pipeline.core.slices import pack, unpack
 from pipeline.core.user_code.own_code import errors_told
 from pipeline.execution.isolation.child_process import Step
 from pipeline.execution.isolation.crash_guard import Guard
-from pipeline.execution.isolation.replacement import replaced_between_slices
 from pipeline.execution.isolation.row_isolation import StagePlan
 from pipeline.execution.tasks import attempts_of
 from pipeline.inference.engines import open_engine
 from pipeline.models.spec import PredictorConfig
 from pipeline.preprocessing.images.reference_pixels import pixel_columns, with_reference_pixels
 from pipeline.preprocessing.model_input import Input, Limits
-from pipeline.process.memory import MemoryShare
 
 if TYPE_CHECKING:
     from pipeline.job.source import Source
@@ -108,21 +106,15 @@ def preprocess_stage(
     compared: Collection[tuple[int, int]],
     run_id: str,
     row_timeout_s: float,
-    memory: MemoryShare,
 ) -> Stage:
     """Return the stage of the tasks that decode and transform.
 
     Args:
         compared: Unit and first row of the slices that carry exact pixels to the actors.
         row_timeout_s: How long the decoding of a row may take.
-        memory: How much memory a process may keep.
     """
 
     def stage(block: pa.Table) -> pa.Table:
-        with replaced_between_slices(memory.max_bytes):
-            return done(block)
-
-    def done(block: pa.Table) -> pa.Table:
         work, packed = SliceWork(preprocessing, None), []
         for key, counters, rows, aside in unpack(block):
             plan = preprocessing.plan

@@ -86,11 +86,6 @@ class Allocation:
         return -(-self.max_actors // self.num_nodes)
 
     @property
-    def workers_per_node(self) -> int:
-        """Return how many actors and decoders a node has at most, if they are spread evenly."""
-        return -(-(self.max_actors + self.num_decoders) // self.num_nodes)
-
-    @property
     def decodes_in_actors(self) -> bool:
         """Tell whether the actors decode."""
         return self.num_decoders == 0

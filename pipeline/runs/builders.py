@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 _COPIES = 4
 """How many times the bytes of its files a model may take while it is loaded: they are read, and
 make tensors, of twice the width if they are float16, and perhaps once more for the module."""
-_LEAST_DECODER_BYTES = 1 << 30
 _FACTS = (INPUT_HASH, CARRIED_SOURCE, CARRIED_ROW)
 """Columns of staged parts from which the keys of a version are made."""
 _COMPARED_EACH = 2
@@ -86,8 +85,7 @@ def make_stream(
     is_compared = predictor.limits is not None and model.input.is_approximate
     compared = first_slices(units, _COMPARED_EACH * allocation.max_actors if is_compared else 0)
     guarding = (run.record.run_id, run.job.run.row_timeout_s)
-    share = MemoryShare(_LEAST_DECODER_BYTES, allocation.workers_per_node)
-    decode = preprocess_stage(in_tasks, compared, *guarding, share) if in_tasks else None
+    decode = preprocess_stage(in_tasks, compared, *guarding) if in_tasks else None
     asked_at_s = time() if allocation.min_actors == allocation.max_actors else None
     return StreamParts(
         ShardSource(make_reader(run.job, plan), units, *guarding, _lookup(run, settled)),

@@ -123,9 +123,7 @@ class Case:
         how = {"batch_size": None, "batch_format": "pyarrow"}
         dataset = ray.data.read_datasource(source, override_num_blocks=len(units))
         if preprocessing is not None and in_actor is None:
-            stage = preprocess_stage(
-                preprocessing, frozenset(), run_id, TIMEOUT_S, MemoryShare(2**32, 1)
-            )
+            stage = preprocess_stage(preprocessing, frozenset(), run_id, TIMEOUT_S)
             dataset = dataset.map_batches(stage, num_cpus=0.5, **how)  # or Ray makes one task of it
         dataset = dataset.map_batches(
             PredictorActor, fn_constructor_args=[config], concurrency=1, num_cpus=0.75, **how
