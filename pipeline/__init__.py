@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from pipeline.operations.run import run
     from pipeline.operations.tune import tune
     from pipeline.operations.weeks.backfill import backfill
-    from pipeline.operations.weeks.history import history
     from pipeline.operations.weeks.status import status
     from pipeline.operations.weeks.stop import stop
     from pipeline.report.document import Report
@@ -45,7 +44,6 @@ __all__ = [
     "diff",
     "errors",
     "gc",
-    "history",
     "load_job",
     "open_output",
     "plan",
@@ -69,7 +67,6 @@ _HOMES = {
     "diff": "pipeline.operations.diff",
     "errors": "pipeline.errors",
     "gc": "pipeline.operations.maintenance",
-    "history": "pipeline.operations.weeks.history",
     "load_job": "pipeline.operations.jobs",
     "open_output": "pipeline.operations.published.output",
     "plan": "pipeline.operations.plan",

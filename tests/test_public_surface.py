@@ -18,7 +18,7 @@ from pipeline.core.errors import JobError
 from pipeline.errors import PipelineError
 
 FUNCTIONS = {
-    *("backfill", "diff", "gc", "history", "load_job", "open_output", "plan", "predict"),
+    *("backfill", "diff", "gc", "load_job", "open_output", "plan", "predict"),
     *("retry", "rollback", "run", "status", "stop", "tune", "verify"),
 }
 TYPES = {"Diff", "Job", "Output", "Partition", "Report"}

@@ -22,7 +22,7 @@ from pipeline.commands.options import (
     versions,
 )
 from pipeline.commands.output_commands import diff, gc, inspect, report, rollback, verify
-from pipeline.commands.week_commands import backfill, history, status, stop
+from pipeline.commands.week_commands import backfill, status, stop
 from pipeline.core.errors import JobError
 from pipeline.process.failpoints import failpoint_quiet
 from pipeline.process.screen import log_to_stderr
@@ -100,7 +100,6 @@ _IN_ORDER = (
     backfill,
     status,
     stop,
-    history,
     report,
     inspect,
     diff,

@@ -126,31 +126,6 @@ def backfill(
     raise typer.Exit(found.exit_code)
 
 
-def history(
-    sink: Annotated[str, typer.Argument(metavar="URI|JOB", help="The sink's root, or a job file.")],
-    partition: PartitionOption = None,
-    from_: FromOption = None,
-    to: ToOption = None,
-    last: Annotated[int, typer.Option("--last", min=1, help="The most partitions.")] = 14,
-    set_: SetOption = None,
-    storage_options: StorageOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Show rows, speed, errors, time and cost of the last partitions, by the reports of runs."""
-    from pipeline.operations.weeks.history import history as look
-
-    found = look(
-        sink,
-        partition=partition,
-        from_=from_,
-        to=to,
-        last=last,
-        overrides=set_ or (),
-        storage_options=as_storage_options(storage_options),
-    )
-    show(found.to_dict() if as_json else found.shown(), as_json=as_json)
-
-
 def stop(
     uri: Annotated[
         str,

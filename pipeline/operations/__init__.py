@@ -5,7 +5,7 @@ In: jobs, stores, options as values. Out: a result or an error with its exit cod
 
 - First steps: `first_steps/` (`predict`, `init`), `doctor` (`checks/`).
 - Runs: `run`, `plan`, `tune`, `retry`, `golden`, `pull` (`hub/`); `jobs` reads a job.
-- Weeks: `weeks/` (`backfill`, `status`, `stop`, `history`).
+- Weeks: `weeks/` (`backfill`, `status`, `stop`).
 - Clusters: `clusters/` (`submit`, `attach`, `logs`, `manifest`).
 - Outputs: `outputs` (inspect, verify, report), `published/` (`open_output`), `diff`, `maintenance`
   (rollback, gc).

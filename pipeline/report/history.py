@@ -113,27 +113,6 @@ def _newest_reports(store: Store, partition: str) -> Iterator[Report]:
     yield from _read(store, [Layout.named(name).report(run, "report.json") for run, name in newest])
 
 
-def read_reports(
-    store: Store, is_wanted: Callable[[str], bool], num_partitions: int
-) -> list[Report]:
-    """Read the newest reports of the last partitions by date or number, at most 16 of each.
-
-    One listing, and a request for each report.
-
-    Args:
-        is_wanted: Judges the name of a partition.
-        num_partitions: The most partitions.
-    """
-    runs: dict[str, list[str]] = {}
-    for file in store.list_files("reports"):
-        folder = PurePosixPath(file.path).parent
-        if file.path.endswith("/report.json") and is_wanted(folder.parent.name):
-            runs.setdefault(folder.parent.name, []).append(file.path)
-    last = sorted(runs, key=partition_order)[-num_partitions:]
-    paths = [path for name in last for path in sorted(runs[name])[-_NEWEST_RUNS:]]
-    return [*_read(store, paths)]
-
-
 def past_reports(store: Store, report: Report) -> list[Report]:
     """Return the newest reports of earlier runs; storage trouble costs them, and one warning."""
     try:

@@ -143,6 +143,11 @@ def test_an_option_of_one_value_is_not_given_twice(
             "pipeline promote is gone: write the other model into the job file itself; pipeline "
             "diff compares two outputs",
         ),
+        (
+            ["history", "out"],
+            "pipeline history is gone: report.html shows the last fourteen versions, status all "
+            "partitions",
+        ),
         (["inspekt", "out"], "No such command 'inspekt'. Did you mean 'inspect'?"),
         (
             ["manifest", "kubernetes", "j.yaml", "--cron", "@daily"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from pipeline.report.partition_history import PartitionWork, versions_of
+from pipeline.commit.layout import partition_order
 from pipeline.report.showing.lines import Trend, points_of
 from pipeline.report.showing.number_format import (
     format_count,
@@ -19,21 +19,22 @@ if TYPE_CHECKING:
     from pipeline.report.document import Report
 
 _SHOWN = 14
-_Figure = Callable[[PartitionWork], float | None]
+_Figure = Callable[["Report"], float | None]
 _FIGURES: dict[str, tuple[_Figure, Callable[[float], str]]] = {
-    "rows": (lambda each: each.rows, format_count),
-    "quarantined": (lambda each: each.errors_pct, format_pct),
-    "carried over": (lambda each: each.carried_pct, format_pct),
-    "rows/s while streaming": (lambda each: each.rows_per_s, format_rate),
-    "all runs took": (lambda each: each.seconds.total, format_duration),
-    "cost": (lambda each: each.cost.total if each.cost else None, format_plain),
+    "rows": (lambda run: run.rows.total, format_count),
+    "quarantined": (lambda run: _pct(run.rows.quarantined, run.rows.total), format_pct),
+    "carried over": (lambda run: _pct(run.rows.carried, run.rows.total), format_pct),
+    "rows/s while streaming": (lambda run: run.rows_per_s, format_rate),
+    "the run took": (lambda run: run.wall_s, format_duration),
+    "cost of a million rows": (lambda run: run.cost_per_million_rows, format_plain),
 }
 
 
 def trends_of(reports: Iterable[Report]) -> list[Trend]:
     """Return the lines of the last fourteen versions; [] if there are fewer than two."""
-    versions = versions_of(reports)[-_SHOWN:]
-    found = []
+    published = [report for report in reports if report.status == "published"]
+    published.sort(key=lambda run: (partition_order(run.partition), run.run_id))
+    versions, found = published[-_SHOWN:], []
     for name, (figure, told) in _FIGURES.items():
         values = [figure(each) for each in versions]
         known = [value for value in values if value is not None]
@@ -41,3 +42,7 @@ def trends_of(reports: Iterable[Report]) -> list[Trend]:
             shown = (told(known[-1]), told(min(known)), told(max(known)))
             found.append(Trend(name, len(versions), *shown, points_of(values)))
     return found
+
+
+def _pct(part: int | None, whole: int | None) -> float | None:
+    return 100 * part / whole if part is not None and whole else None

@@ -8,7 +8,6 @@ import pytest
 
 from pipeline.operations.weeks.backfill import Backfill
 from pipeline.operations.weeks.one_date import DateRun
-from pipeline.report.partition_history import History
 from pipeline.report.showing.printed import Found, Printed
 from pipeline.runs.weeks.overview import Status
 from pipeline.runs.weeks.state import PartitionStatus
@@ -22,7 +21,6 @@ HOSTILE = "<img src=x onerror=alert(1)>"
         (Found(why=HOSTILE, rows=3), ("why", HOSTILE)),
         (Backfill((DateRun("2026-11-24", "failed", 1, error=HOSTILE),)), ("failed", HOSTILE)),
         (Status("out", (PartitionStatus("date=2026-11-24", "failed", HOSTILE),)), ("failed",)),
-        (History("out", ()), ()),
     ],
     ids=lambda value: type(value).__name__,
 )
