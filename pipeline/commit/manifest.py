@@ -82,7 +82,7 @@ class Manifest:
     fingerprint_parts: dict[str, Any] = field(default_factory=dict)
     """What the fingerprint is made of, as the plan has it; empty in older manifests."""
     ctimes_sha256: str = ""
-    """As the plan has it, of the listing whose shards were read; of a retry that of its base."""
+    """As the plan has it, of the listing whose shards were read; '' if unknown, as of a retry."""
     skipped: dict[str, Any] = field(default_factory=dict)
     """JSON form of `skipped.Skipped`: what lay below the source and is no row; {} in old ones."""
     keys: dict[str, str] = field(default_factory=dict)

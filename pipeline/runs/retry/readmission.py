@@ -242,7 +242,7 @@ class MergedRetry:
             fingerprint=self.merge.base.fingerprint,
             plan=None if accounts == self.merge.base.fingerprint else accounts,
             retry=self.merge.replan.plan.fingerprint,
-            ctimes_sha256=self.merge.base.ctimes_sha256,
+            ctimes_sha256="",  # a run would adopt the first plan, and lose what was mended
         )
 
 
