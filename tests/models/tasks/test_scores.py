@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from support.models import onnx_files
 from support.models.snapshots import make_snapshot, make_timm
 
@@ -15,7 +17,14 @@ from pipeline.core.errors import JobError
 from pipeline.job.reading.loader import parse_job
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.base import TaskSpec
-from pipeline.models.tasks.scores import look_alike, scores_told
+from pipeline.models.tasks.scores import (
+    LOGITS,
+    PROBABILITIES,
+    SIGMOID,
+    look_alike,
+    of_outputs,
+    scores_told,
+)
 from pipeline.runs.preparing.prepare import job_model
 
 FIVE = ["a", "b", "c", "d", "e"]
@@ -133,3 +142,14 @@ def test_a_line_says_what_outputs_are():
     assert (
         scores_told(many, "m") == "m gives probabilities (all lie within [0, 1]): taken as they are"
     )
+
+
+@pytest.mark.parametrize("are", [PROBABILITIES, LOGITS])
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+def test_a_row_with_one_output_that_is_not_finite_has_no_finite_best(are: str, bad: float):
+    outputs = torch.tensor([[0.3, bad, 0.2], [0.3, 0.5, 0.2]])
+    found, _ = of_outputs(outputs, are, SIGMOID)
+    assert not found[0].isfinite().all()
+    assert found[1].isfinite().all()
+    if are == PROBABILITIES:
+        assert found[0].isnan().all()  # whichever is the best
