@@ -16,7 +16,7 @@ ANY_RAY ?= any_ray
 PROCESSES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types long bench bench-large bench-startup bench-linear bench-grid bench-gpu gpu-hour bench-detect bench-silent bench-text bench-text-rows bench-language bench-transcripts bench-tables bench-keys bench-reuse memory soak chaos engines schedulers mutants clean test-ray test-plain
+.PHONY: help venv demo test lint types long bench bench-large bench-startup bench-linear bench-grid bench-gpu gpu-hour bench-detect bench-silent bench-text bench-text-rows bench-language bench-transcripts bench-tables bench-keys bench-reuse reach memory soak chaos engines schedulers mutants clean test-ray test-plain
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -109,6 +109,9 @@ bench-keys: venv ## Measure row keys, written and looked up: 1,000,000 and 10,00
 
 bench-reuse: venv ## Measure a second run over 90% unchanged photos, rows and texts (an hour)
 	$(BIN)/python tests/bench/reuse.py --out build/bench-reuse.json
+
+reach: venv ## Hold every class of transformers that is taken to the library itself (hours)
+	$(BIN)/python tests/bench/reach.py --out build/reach.json --page build/reach.md
 
 memory: venv ## Measure the memory of runs: growing rows, one huge row group (minutes, 2 GiB of disk)
 	$(BIN)/python tests/bench/memory.py 2000 20000
