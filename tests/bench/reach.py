@@ -142,7 +142,8 @@ def small_config(cls: Any, size: int) -> Any:
             if isinstance(value, dict) and name.endswith("_config"):
                 found[name] = {**sizes(value), "model_type": value.get("model_type")}
             elif name in SIZES and value is not None:
-                found[name] = SIZES[name]
+                is_one = isinstance(value, list | tuple) and isinstance(SIZES[name], int)
+                found[name] = [SIZES[name]] * len(value) if is_one else SIZES[name]
         if "vocab_size" in values:
             found["vocab_size"] = size
         return found
