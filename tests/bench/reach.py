@@ -231,11 +231,12 @@ def of_library(spec: ModelSpec, cls: Any, folder: Path, prepared: pa.Table) -> l
     for row in range(prepared.num_rows):
         if counts is not None:
             ids = torch.from_numpy(inputs["input_ids"][row, : counts[row]].astype(np.int64))[None]
-            given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            given = seen = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         else:
-            [values] = take_rows(inputs, [row]).values()
+            [(slot, values)] = take_rows(inputs, [row]).items()
             tensor = np.stack(values) if values.dtype == object else values
-            [ready] = normalise(torch.from_numpy(tensor.copy()))
+            seen = {slot: torch.from_numpy(tensor.copy())}  # as the task gets it
+            [ready] = normalise(*seen.values())
             given = {cls.main_input_name: ready}
         with torch.inference_mode():
             if spec.task.kind == "generate":
@@ -244,9 +245,7 @@ def of_library(spec: ModelSpec, cls: Any, folder: Path, prepared: pa.Table) -> l
                 found.append(_chosen(folder, given["input_ids"][0].tolist(), spec))
             else:
                 outputs = _outputs(spec, model(**given), given)
-                found.append(
-                    {n: v.numpy() for n, v in task.reduce_batch(outputs, 1, given).items()}
-                )
+                found.append({n: v.numpy() for n, v in task.reduce_batch(outputs, 1, seen).items()})
     return found
 
 
