@@ -71,12 +71,25 @@ def compare_labels(
 
     Args:
         label_ids: Of reference and candidate, integers (N, k) each; column 0 is the best label.
-        scores: Of reference and candidate, probabilities in [0, 1], float (N, k) each.
-        limits: Uses `max_score_diff`.
+        scores: Of reference and candidate, probabilities in [0, 1], float (N, k) each, descending.
+        limits: Uses `max_score_diff`, and `allows_ties`: of labels with like scores on both sides
+            either may be the best.
     """
+    a, b = (_plain(each) for each in scores)
     same = label_ids[0][:, 0] == label_ids[1][:, 0]
-    differences = np.abs(_plain(scores[0])[:, 0] - _plain(scores[1])[:, 0])
+    if limits.allows_ties:
+        same |= _score_of(label_ids[0][:, :1], label_ids[1], b) >= b[:, 0] - limits.max_score_diff
+    differences = np.abs(a[:, 0] - b[:, 0])
     return Agreement(same & (differences <= limits.max_score_diff), _worst(differences, np.max))
+
+
+def _score_of(
+    wanted: Values, label_ids: Values, scores: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Return the score (N,) of a label (N, 1); of one that is not listed the most it can have."""
+    is_listed = label_ids == wanted
+    score = np.where(is_listed, scores, 0.0).sum(axis=1)
+    return np.where(is_listed.any(axis=1), score, scores[:, -1])
 
 
 def compare_kept(

@@ -31,6 +31,17 @@ def test_a_row_needs_the_same_label_and_nearly_the_same_score():
     assert compare("classify", reference, reference).worst == 0.0
 
 
+def test_where_ties_are_allowed_either_of_two_labels_of_one_score_may_be_the_best():
+    task, ties = make_task(TaskSpec("classify")), LIMITS.with_ties()
+    reference = classified([1, 1, 1, 1], [0.5, 0.5, 0.5, 0.5])
+    candidate = {
+        "label_id": np.array([[2, 1], [2, 1], [2, 3], [2, 1]], np.int32),
+        "score": np.array([[0.5, 0.48], [0.5, 0.4], [0.5, 0.2], [0.7, 0.69]], np.float32),
+    }
+    found = [task.compare(reference, candidate, each).agrees.tolist() for each in (ties, LIMITS)]
+    assert found == [[True, False, False, False], [False] * 4]
+
+
 def test_vectors_agree_by_their_direction():
     reference = {"embedding": np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0], [0.0, 0.0]])}
     candidate = {"embedding": np.array([[2.0, 0.1], [0.5, 0.5], [0.0, 0.0], [0.0, 1.0]])}
