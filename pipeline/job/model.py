@@ -136,8 +136,7 @@ class Model(Section):
         default=(), exclude_if=lambda value: not value
     )
     """Task `choices`: the answers, or a mapping of label to answer. A score is the softmax of the
-    mean log-likelihood of an answer's tokens after the prompt. For an NLI model an answer is the
-    hypothesis, as `prompts` are."""
+    mean log-likelihood of an answer's tokens after the prompt."""
     prompt: str | None = Field(default=None, exclude_if=lambda value: value is None)
     """Task `choices`: what the model continues with an answer, with `{text}` where the text of a
     row goes, as in `Review: {text}\\nSentiment:`. Task `generate`: what it continues or answers;

@@ -89,6 +89,9 @@ def require_served(task: str, facts: DirectoryFacts) -> str:
     found = served_as(task, facts.tasks)
     if found is None:
         hint = "" if task in built_in(TASKS) else f", and the task reduces {_reduced(task)}"
+        for other, way in task_class(task).instead.items():
+            if other in facts.tasks:
+                hint = f"; take task {other!r}, {way}"
         raise JobError(
             f"model.task = {task!r}: {facts.architecture} of model.path serves "
             f"{', '.join(facts.tasks)}{hint}"

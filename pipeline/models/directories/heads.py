@@ -69,7 +69,7 @@ def tasks_of(
         return ("regress",)
     found = _PROBLEMS[problem or "single_label_classification"]
     entails = any(name.lower().startswith(_ENTAILS) for name in labels)
-    return (*found, "zero_shot", "choices") if head == "sequence" and entails else found
+    return (*found, "zero_shot") if head == "sequence" and entails else found
 
 
 def score_activation(folder: Any, values: Mapping[str, Any], num_labels: int) -> tuple[str, bool]:

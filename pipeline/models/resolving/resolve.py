@@ -250,8 +250,6 @@ def require_stage_names(found: Input) -> None:
 def _text(card: FoundModel, model: Model, wanted: Text) -> TextSettings:
     name = task_name(model, card)
     prompt, kind = choose_prompt(model, card, name, wanted), task_class(name)
-    is_nli = bool(card.facts and card.facts.labels)
-    texts = prompt_texts(model.prompts or model.choices)
     return choose_text(
         card.name,
         wanted,
@@ -260,8 +258,8 @@ def _text(card: FoundModel, model: Model, wanted: Text) -> TextSettings:
         model.storage_options,
         has_offsets=kind.is_per_token,
         # A model with labels of its own reads prompts as hypotheses behind the text.
-        hypotheses_of=texts if is_nli else (),
+        hypotheses_of=prompt_texts(model.prompts) if card.facts and card.facts.labels else (),
         prompt=prompt,
-        answers=() if is_nli else texts,
+        answers=prompt_texts(model.choices),
         new_tokens=kind.new_tokens(model),
     )

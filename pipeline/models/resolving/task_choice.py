@@ -69,11 +69,6 @@ def choose_task(model: Model, card: FoundModel, allow_import: Sequence[str]) -> 
                 f"model.labels: has {len(labels)} names, and {facts.architecture} of model.path "
                 f"has {len(facts.labels)} labels; give as many, or leave model.labels out"
             )
-    if model.prior_corrected and facts is not None and facts.labels:
-        raise JobError(
-            f"model.prior_corrected: has no effect on {facts.architecture}, whose scores are no "
-            "likelihoods; leave it out"
-        )
     start, answers = choose_answers(model, card, prompt_texts(model.choices))
     code = ""
     if model.postprocess is not None:

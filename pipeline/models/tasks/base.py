@@ -132,6 +132,8 @@ class Task(Protocol):
     reduces: ClassVar[tuple[str, ...]] = ()
     """Built-in tasks whose outputs it takes, the best first: a model directory that serves one of
     them serves this one, with the same outputs. Not needed by a task that directories name."""
+    instead: ClassVar[Mapping[str, str]] = {}
+    """Tasks of directories that do not serve this one -> how they answer the same question."""
     takes_all_outputs: ClassVar[bool] = False
     """Whether the task takes all outputs of an .onnx file as they are, not the first one alone."""
     is_per_token: ClassVar[bool] = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -25,6 +25,9 @@ class Choices(Classify):
     )
     needs_labels: ClassVar[bool] = False
     labels_field: ClassVar[str] = "model.choices"
+    instead: ClassVar[Mapping[str, str]] = {
+        "zero_shot": "with the answers as model.prompts",
+    }
 
     @classmethod
     def problems(cls, model: Model) -> Iterator[str]:

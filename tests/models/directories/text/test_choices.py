@@ -137,23 +137,11 @@ def test_prior_correction_takes_off_what_an_answer_has_without_a_text(tmp_path: 
     np.testing.assert_allclose(found[0], [1 / 3] * 3, atol=1e-4)  # of no text
 
 
-@pytest.mark.slow
-def test_an_nli_model_takes_the_prompt_as_premise_and_answers_as_hypotheses(tmp_path: Path):
-    from transformers import pipeline
-
-    labels = {0: "contradiction", 1: "neutral", 2: "entailment"}
-    path = make_snapshot(
-        tmp_path / "m", "bert", "sequence", id2label=labels,
-        label2id={label: number for number, label in labels.items()},
-    )  # fmt: skip
-    spec = choosing(path, prompt="the dog : {text}")
-    texts = ["the cat sat on the mat", "rain in the city"]
-    library = pipeline("zero-shot-classification", model=str(path), device="cpu")
-    for text, row in zip(texts, predicted(spec, prepared(spec, texts)), strict=True):
-        expected = library(f"the dog : {text}", [*CHOICES.values()], hypothesis_template="{}")
-        by_answer = dict(zip(expected["labels"], expected["scores"], strict=True))
-        wanted = [by_answer[answer] for answer in CHOICES.values()]
-        np.testing.assert_allclose(scores_of(row), wanted, atol=1e-5)
+def test_a_model_that_scores_no_answers_is_refused_with_the_task_that_does(tmp_path: Path):
+    labels = {0: "contradiction", 1: "entailment"}
+    path = make_snapshot(tmp_path / "m", "bert", "sequence", id2label=labels)
+    with pytest.raises(JobError, match=r"take task 'zero_shot', with the answers as model\.prompts"):
+        choosing(path)
 
 
 def test_the_chat_template_and_the_prompt_are_in_the_settings(tmp_path: Path):
