@@ -61,19 +61,9 @@ def refused_token(where: str) -> str:
     """
     head = "set RAY_AUTH_TOKEN to that of its head"
     if auth_mode(os.environ) != "token":
-        told = f"{where}: the cluster wants a token: {head} (and RAY_AUTH_MODE=token for ray start)"
-        is_there = token_file(os.environ).exists()
-        return f"{told}; that in ~/.ray/auth_token was not sent" if is_there else told
-    path = token_file(os.environ)
-    if os.environ.get("RAY_AUTH_TOKEN"):
-        sent = "that of RAY_AUTH_TOKEN"
-    elif os.environ.get("RAY_AUTH_TOKEN_PATH"):
-        sent = f"that in {path} (RAY_AUTH_TOKEN_PATH)"
-    else:
-        sent = "that in ~/.ray/auth_token"
-    if not os.environ.get("RAY_AUTH_TOKEN") and not path.is_file():
-        return f"{where}: the cluster wants a token, and there is no {path}: {head}"
-    return f"{where}: the cluster wants another token than {sent}: {head}"
+        return f"{where}: the cluster wants a token: {head} (and RAY_AUTH_MODE=token for ray start)"
+    sent = "RAY_AUTH_TOKEN, of RAY_AUTH_TOKEN_PATH or in ~/.ray/auth_token"
+    return f"{where}: the cluster wants another token than that of {sent}: {head}"
 
 
 def make_private_token() -> None:

@@ -12,7 +12,6 @@ from pipeline.core.errors import InfraError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 _UNTOUCHED = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
-_CARD, _PART = "GPU-", "MIG-"
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
@@ -51,7 +50,7 @@ def settle_gpus(num_gpus: float) -> None:
     """Let the process of an actor see the GPU that Ray gave it, and none if it gave none.
 
     Raises:
-        InfraError: Torch sees others than Ray gave; with one line of what would be right.
+        InfraError: Torch sees more than Ray gave; with one line of what would be right.
     """
     if not num_gpus:
         os.environ[VISIBLE] = ""
@@ -61,54 +60,22 @@ def settle_gpus(num_gpus: float) -> None:
 
     from pipeline.inference.devices.accelerator import the_gpu
 
-    seen = the_gpu().call(_seen) if torch.cuda.is_available() else []
+    num_seen = the_gpu().call(torch.cuda.device_count) if torch.cuda.is_available() else 0
     given = [str(each) for each in ray.get_runtime_context().get_accelerator_ids().get("GPU", [])]
-    if seen and (reason := mismatch(given, os.environ.get(VISIBLE), seen)):
+    if reason := too_many_reason(given, num_seen):
         raise InfraError(reason)
 
 
-def _seen() -> list[str]:
-    import torch
-
-    cards = range(torch.cuda.device_count())
-    return [str(getattr(torch.cuda.get_device_properties(card), "uuid", "")) for card in cards]
-
-
-def mismatch(given: Sequence[str], visible: str | None, seen: Sequence[str]) -> str:
-    """Return why the cards that torch sees are not those that Ray gave, or ''.
+def too_many_reason(given: Sequence[str], num_seen: int) -> str:
+    """Return why an actor would compute on a GPU that is not its own, or ''.
 
     Args:
-        given: What Ray gave: numbers, or UUIDs of cards or of their parts (MIG).
-        visible: `CUDA_VISIBLE_DEVICES` of this process; None: it is not set.
-        seen: The UUIDs of the devices that torch sees, in order; '' if it does not tell one.
+        given: What Ray gave; an old Ray may not tell.
+        num_seen: How many devices torch sees.
     """
-    if not given:  # an old Ray may not tell
+    if not given or num_seen <= len(given):
         return ""
-    named = f"Ray gave this actor GPU {', '.join(given)}"
-    if len(seen) > len(given):
-        return (
-            f"{named}, and torch sees {len(seen)} GPUs ({VISIBLE} is {visible!r}), of which every "
-            f"actor would take the first: unset {_UNTOUCHED} where Ray is started"
-        )
-    if visible is not None and _listed(visible) != [*given]:
-        return (
-            f"{named}, and {VISIBLE} of its process is {visible!r}: another program has set it; "
-            "start Ray where that names all GPUs of the node, and let nothing set it afterwards"
-        )
-    for wanted, found in zip(given, seen, strict=False):
-        # Of a part CUDA may tell the UUID of its card; numbers are those of Ray's node.
-        if wanted.startswith(_CARD) and found and not _is_of(wanted, found):
-            return (
-                f"{named}, and torch computes on {_CARD}{found.removeprefix(_CARD)}: start Ray "
-                "where all GPUs of the node are visible"
-            )
-    return ""
-
-
-def _listed(visible: str) -> list[str]:
-    return [each.strip() for each in visible.split(",") if each.strip()]
-
-
-def _is_of(wanted: str, found: str) -> bool:
-    """Tell whether a UUID, of which the beginning is enough, is that of a card."""
-    return found.removeprefix(_CARD).lower().startswith(wanted.removeprefix(_CARD).lower())
+    return (
+        f"Ray gave this actor GPU {', '.join(given)}, and torch sees {num_seen} GPUs, of which "
+        f"every actor would take the first: unset {_UNTOUCHED} where Ray is started"
+    )

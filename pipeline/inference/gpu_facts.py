@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import functools
-import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.core.cache.cpu import processor_name
 from pipeline.core.figures.counters import Counters
 from pipeline.core.figures.slice_figures import SliceFigures
-from pipeline.core.printable import clean_message
 
 _DRIVER = Path("/proc/driver/nvidia/version")
-_LEAST_DRIVERS = {12: 525, 13: 580}
-"""CUDA -> the first branch of drivers that runs it."""
 _TF32, _BF16 = (8, 0), "bf16"
-_MAX_CHARS = 120
 
 
 class Card(NamedTuple):
@@ -112,38 +106,19 @@ def driver_version(file: Path = _DRIVER) -> str | None:
     return found[1] if found else None
 
 
-def absence_reason(
-    built_for: str | None,
-    said: str = "",
-    file: Path = _DRIVER,
-    environment: Mapping[str, str] = os.environ,
-) -> str:
+def absence_reason(built_for: str | None, driver: str | None) -> str:
     """Return why torch sees no GPU here, and what would be right.
 
     Args:
         built_for: `torch.version.cuda`.
-        said: What CUDA says of it itself.
-        file: Where the driver tells its version.
-        environment: May hide devices.
+        driver: The version of the NVIDIA driver; None: there is none.
     """
-    driver = driver_version(file)
     if built_for is None:
         return "it is built for the CPU; install a CUDA build"
-    needed = f"it is built for CUDA {built_for}"
-    if driver is None:
-        return f"{needed}, and there is no NVIDIA driver here; install one"
-    least = _LEAST_DRIVERS.get(int(built_for.split(".")[0]))
-    if least and int(driver.split(".")[0]) < least:
-        return (
-            f"{needed}, which needs a driver of {least} or later, and here is {driver}; update it, "
-            "or install torch for an older CUDA"
-        )
-    visible = environment.get("CUDA_VISIBLE_DEVICES")
-    hidden = "" if visible is None else f" (CUDA_VISIBLE_DEVICES is {visible!r})"
-    told = f"; CUDA says {clean_message(said, _MAX_CHARS)!r}" if said else ""
+    here = f"driver {driver} is here" if driver else "no NVIDIA driver is here"
     return (
-        f"{needed}, and driver {driver} is here, but gives no device{hidden}{told}; give this "
-        "process or container one"
+        f"it is built for CUDA {built_for}, and {here}; install a driver for this CUDA, and give "
+        "this process or container a device"
     )
 
 
@@ -151,10 +126,4 @@ def absence_here() -> str:
     """Return why torch sees no GPU in this process."""
     import torch
 
-    said = ""
-    if torch.version.cuda is not None:
-        try:
-            torch.cuda.init()  # type: ignore[no-untyped-call]
-        except (RuntimeError, AssertionError) as error:
-            said = str(error).split("\n")[0]
-    return absence_reason(torch.version.cuda, said)
+    return absence_reason(torch.version.cuda, driver_version())

@@ -191,14 +191,12 @@ def test_an_address_where_nothing_answers_is_infrastructure_trouble(
 
 WRONG = "f" * 64
 NONE_SENT = "the cluster wants a token: set RAY_AUTH_TOKEN to that of its head (and RAY_AUTH_MODE="
-OF_VARIABLE = "the cluster wants another token than that of RAY_AUTH_TOKEN: set RAY_AUTH_TOKEN to"
-OF_FILE = "the cluster wants another token than that in ~/.ray/auth_token: set RAY_AUTH_TOKEN to"
-NOT_SENT = "for ray start); that in ~/.ray/auth_token was not sent"
+OTHER = "the cluster wants another token than that of RAY_AUTH_TOKEN, of RAY_AUTH_TOKEN_PATH or in"
 TOKENS = [
     ({}, False, NONE_SENT),
-    ({"RAY_AUTH_TOKEN": WRONG}, False, OF_VARIABLE),
-    ({}, True, NOT_SENT),
-    ({"RAY_AUTH_MODE": "token"}, True, OF_FILE),
+    ({"RAY_AUTH_TOKEN": WRONG}, False, OTHER),
+    ({}, True, NONE_SENT),
+    ({"RAY_AUTH_MODE": "token"}, True, OTHER),
 ]
 """The environment, whether ~/.ray/auth_token has another one, and what is said."""
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import io
-import re
-import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +19,6 @@ if TYPE_CHECKING:
     from pipeline.models.onnx_module import OnnxModule
 
 _CUDA = "CUDAExecutionProvider"
-_CUDA_LIBRARY = "capi/libonnxruntime_providers_cuda.so"
-_NOT_FOUND = re.compile(r"^\s*(\S+) => not found$", re.MULTILINE)
-_LDD_S = 20.0
 
 
 class OnnxRuntime(Runtime):
@@ -42,10 +36,9 @@ class OnnxRuntime(Runtime):
             return ""
         import onnxruntime
 
-        providers = onnxruntime.get_available_providers()
-        if _CUDA in providers:
-            _load_libraries(onnxruntime)
-        return provider_reason(providers, Path(onnxruntime.__file__).parent / _CUDA_LIBRARY)
+        if _CUDA in onnxruntime.get_available_providers():
+            return ""  # where its libraries are missing, opening a session says so
+        return "this onnxruntime has no CUDA provider: install onnxruntime-gpu"
 
     def open(
         self, exporter: Exporter, precision: str, num_threads: int, calibrated: bytes | None
@@ -112,52 +105,6 @@ def cuda_options(device: int, stream: int, share: float, total_bytes: int) -> di
         # Otherwise what it reserves doubles each time.
         options["arena_extend_strategy"] = "kSameAsRequested"
     return options
-
-
-def provider_reason(providers: Sequence[str], library: Path) -> str:
-    """Return why onnxruntime cannot use a GPU here, or ''; nothing is run on one.
-
-    Args:
-        providers: Those that it was built with.
-        library: Where its CUDA provider lies.
-    """
-    if _CUDA not in providers:
-        return "this onnxruntime has no CUDA provider: install onnxruntime-gpu"
-    if library.exists() and (absent := _absent_libraries(library)):
-        return (
-            f"the CUDA provider of onnxruntime needs {', '.join(absent)}, which "
-            f"{'is' if len(absent) == 1 else 'are'} not here: install an onnxruntime-gpu for "
-            f"{_cuda_of_torch()}"
-        )
-    return ""
-
-
-def _absent_libraries(library: Path) -> list[str]:
-    """Return what a library needs and the loader does not find, as `ldd` says; [] without it.
-
-    It is not loaded itself: onnxruntime wants to be the first that does. Of what it needs, the rest
-    may be in this process already, or lie beside it.
-    """
-    try:
-        said = subprocess.run(  # noqa: S603  # a library of an installed package
-            ["ldd", str(library)],  # noqa: S607
-            capture_output=True,
-            text=True,
-            timeout=_LDD_S,
-            check=True,
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []  # opening a session tells, too, only later
-    found = _NOT_FOUND.findall(said)
-    return [name for name in found if not (library.parent / name).exists() and not _loads(name)]
-
-
-def _loads(name: str) -> bool:
-    try:
-        ctypes.CDLL(name)
-    except OSError:
-        return False
-    return True
 
 
 def require_on_gpu(session: Any) -> None:

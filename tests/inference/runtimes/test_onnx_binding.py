@@ -14,7 +14,7 @@ from support.models import onnx_files
 
 from pipeline.core.errors import JobError
 from pipeline.inference.runtimes.onnx_binding import bound
-from pipeline.inference.runtimes.onnx_runtime import cuda_options, provider_reason, require_on_gpu
+from pipeline.inference.runtimes.onnx_runtime import cuda_options, require_on_gpu
 from pipeline.models.directories.onnx.file import read_onnx_facts
 from pipeline.models.onnx_module import OnnxModule
 
@@ -38,21 +38,6 @@ def test_a_session_that_fell_back_to_the_cpu_is_refused():
     with pytest.raises(JobError, match=r"CUDA provider could not be opened.*the GPU is idle") as e:
         require_on_gpu(Opened(CPU))
     assert "\n" not in str(e.value)
-
-
-def test_a_provider_whose_libraries_are_absent_is_no_provider(tmp_path: Path):
-    library = tmp_path / "libonnxruntime_providers_cuda.so"
-    assert "no CUDA provider" in provider_reason([CPU], library)
-    compiled = (path.read_bytes() for path in Path(np.__file__).parent.rglob("*.so"))
-    ours = next(each for each in compiled if b"\0libc.so.6\0" in each)
-    library.write_bytes(ours)
-    assert provider_reason([CUDA, CPU], library) == ""
-    library.write_bytes(ours.replace(b"libc.so.6\0", b"libq.so.6\0"))
-    assert "needs libq.so.6, which is not here" in provider_reason([CUDA, CPU], library)
-    (tmp_path / "libq.so.6").touch()  # it may be loaded from beside
-    assert provider_reason([CUDA, CPU], library) == ""
-    library.write_bytes(b"\xcf\xfa\xed\xfe of a Mac")
-    assert provider_reason([CUDA, CPU], library) == ""
 
 
 def test_fp32_is_fp32_and_an_actor_that_shares_a_card_keeps_to_its_share():
