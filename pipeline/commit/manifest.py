@@ -90,9 +90,6 @@ class Manifest:
     `sha256` of its meta.json; {} if it has none."""
     carried: dict[str, Any] = field(default_factory=dict)
     """What was carried over, as the report's section `carried`; {} if nothing was."""
-    speed: dict[str, Any] = field(default_factory=dict)
-    """JSON form of `figures.speed.Speed`, with which later runs are compared; {} if the run
-    computed nothing, and in older manifests."""
     source: dict[str, Any] = field(default_factory=dict)
     """How the rows were read: the section `source` of the job without places and options of stores,
     so that the original of a row can be found; {} in older manifests."""

@@ -20,6 +20,5 @@ REGISTRY = {
     "golden": "pipeline.gates.agreement:GOLDEN",
     "min_agreement_pct": "pipeline.gates.agreement:REFERENCE_CHECK",
     "carried": "pipeline.gates.carried:CARRIED",
-    "regression": "pipeline.gates.regression:REGRESSION",
 }
 """In the order in which they are shown."""

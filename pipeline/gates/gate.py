@@ -8,7 +8,6 @@ from typing import Any, Literal, Protocol
 
 from pipeline.core.causes import Cause
 from pipeline.core.figures.histograms import Distribution
-from pipeline.core.figures.speed import Speed
 from pipeline.gates.history import Past
 from pipeline.gates.results import GateResult
 from pipeline.job.gates import Gates
@@ -66,8 +65,6 @@ class Figures:
     """Such rows that were predicted again."""
     differing: Sequence[str] = ()
     """Those of them that differ: id, what was expected and what was found."""
-    speed: Speed | None = None
-    """Of this run; None if it computed nothing."""
     computed: Figures | None = None
     """Of the rows that this run computed, alone, if others are carried: see `computed_alone`."""
     is_sample: bool = False

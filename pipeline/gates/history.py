@@ -15,7 +15,6 @@ from pipeline.commit.layout import Layout, earlier_names
 from pipeline.commit.manifest import Manifest, NotAManifest, current_manifest
 from pipeline.core.errors import JobError
 from pipeline.core.figures.histograms import Distribution
-from pipeline.core.figures.speed import Speed
 from pipeline.storage.store import Store
 
 log = logging.getLogger(__name__)
@@ -23,22 +22,6 @@ log = logging.getLogger(__name__)
 NOTHING_EARLIER = "there is nothing earlier to compare with; this partition is recorded"
 _LOOKED_AT = 32
 _THREADS = 8
-
-
-@dataclass(frozen=True)
-class Earlier:
-    """What the manifest of an earlier partition says of its rows."""
-
-    num_rows: int
-    num_quarantined: int
-    speed: Speed | None = None
-    """Of the run that published it; None if that computed nothing, or did not say it."""
-
-    @classmethod
-    def of(cls, manifest: Manifest) -> Earlier:
-        """Return what a manifest says."""
-        speed = Speed.from_dict(manifest.speed)
-        return cls(manifest.num_rows, manifest.num_quarantined, speed)
 
 
 @dataclass(frozen=True)
@@ -51,8 +34,6 @@ class Past:
     """Of the last earlier partition that has one, otherwise of the version that is replaced."""
     basis: str = ""
     """Which partition or version that is; empty for none."""
-    earlier: tuple[Earlier, ...] = ()
-    """The earlier partitions, the newest first, at most 32."""
 
 
 def _current_or_none(store: Store, layout: Layout) -> Manifest | None:
@@ -81,12 +62,12 @@ def look_back(store: Store, layout: Layout, base: Manifest | None, num_partition
     with ThreadPoolExecutor(_THREADS) as pool:
         found = pool.map(partial(_current_or_none, store), map(Layout, names))
         published = [manifest for manifest in found if manifest is not None]
-    earlier = tuple(map(Earlier.of, published))
-    candidates = [(manifest, manifest.partition) for manifest in published[:num_partitions]]
+    last = published[:num_partitions]
+    candidates = [(manifest, manifest.partition) for manifest in last]
     if base is not None:
         candidates.append((base, f"version {base.number}"))
-    rows = tuple(each.num_rows for each in earlier[:num_partitions])
+    rows = tuple(each.num_rows for each in last)
     for manifest, basis in candidates:
         if manifest.distribution:
-            return Past(rows, Distribution.from_dict(manifest.distribution), basis, earlier)
-    return Past(rows, earlier=earlier)
+            return Past(rows, Distribution.from_dict(manifest.distribution), basis)
+    return Past(rows)

@@ -18,6 +18,10 @@ from pipeline.job.extensions import SectionT, check_options, options_of, registe
 from pipeline.job.section import NotNegative, Percent, PositiveInt, Section
 
 Mode = Literal["off", "warn", "fail"]
+_REGRESSION = (
+    "regression is gone; the report names what is slower than in earlier runs, and "
+    "max_error_pct limits failures"
+)
 
 
 class Volume(Section):
@@ -145,8 +149,8 @@ class Gates(Section):
     golden: Golden | None = None
     """Rows whose predictions are known, compared on every actor before it starts."""
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """`regression`, and gates of installed packages (entry points `pipeline.gates`), by name, each
-    with what it asks for; `{}` if that is nothing."""
+    """Gates of installed packages (entry points `pipeline.gates`), by name, each with what it asks
+    for; `{}` if that is nothing."""
 
     @field_validator("max_reason_pct")
     @classmethod
@@ -161,6 +165,8 @@ class Gates(Section):
     @classmethod
     def _known_gates(cls, options: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         for name, values in options.items():
+            if name == "regression":
+                raise ValueError(_REGRESSION)
             kind = registered(registry.GATES, name).Options
             if kind is cls:
                 raise ValueError(f"{name} has fields of its own in this section")

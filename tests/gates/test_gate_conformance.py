@@ -13,10 +13,9 @@ import toy_package
 
 from pipeline.core.errors import GateRefused, JobError
 from pipeline.core.figures.histograms import Distribution, Numbers
-from pipeline.core.figures.speed import Speed
 from pipeline.core.registry import GATES, load, names
 from pipeline.gates.gate import Figures, Gate
-from pipeline.gates.history import Earlier, Past
+from pipeline.gates.history import Past
 from pipeline.gates.judging import certain_failures, gates_of, judge, needs_of
 from pipeline.gates.results import CONSERVATION, GateResult, parse_accepted, require_pass
 from pipeline.job.gates import Gates
@@ -25,12 +24,11 @@ from pipeline.job.reading.loader import parse_job
 CATS = Distribution({"cat": 10_000}, numbers={"score": Numbers(0.1, 0.9, {2: 5000, 18: 5000})})
 DOGS = Distribution({"dog": 10_000}, numbers={"score": Numbers(0.4, 0.6, {8: 5000, 11: 5000})})
 ALIKE = Distribution({"cat": 10_000}, numbers={"score": Numbers(0.5, 0.5, {10: 10_000})})
-FAST = Speed(1_000.0, 60.0, "m", "1 node")
 GOOD = Figures(10_000, 10_000, 0, 4, distribution=CATS, num_compared=100, num_agreed=100,
                golden_compared=8, golden_agreed=8, golden_actors=1,
                num_tokenised=9_000, num_truncated=450, num_written=9_000,
-               num_repeating=450, num_carried=8_000, num_checked=16, speed=FAST)  # fmt: skip
-PAST = Past((10_000, 10_000), CATS, "date=2026-11-23", (Earlier(10_000, 10, FAST),) * 3)
+               num_repeating=450, num_carried=8_000, num_checked=16)  # fmt: skip
+PAST = Past((10_000, 10_000), CATS, "date=2026-11-23")
 SECTION = {
     "golden": {"uri": "golden.parquet"},
     "max_reason_pct": {"empty": 1.0},
@@ -39,7 +37,7 @@ SECTION = {
     "repeating_mode": "fail",
     "label_drift": {"mode": "fail"},
     "score_drift": {"mode": "fail"},
-    "options": {"regression": {"mode": "fail"}, "row_budget": {"max_rows": 10_000}},
+    "options": {"row_budget": {"max_rows": 10_000}},
 }
 
 
@@ -70,9 +68,6 @@ CASES = {
     "golden": Case({"golden_agreed": 7}, {"golden": None}),
     "min_agreement_pct": Case({"num_agreed": 90}, {"agreement_mode": "off"}),
     "carried": Case({"differing": ["a: expected x, found y"]}, {"carried_mode": "off"}),
-    "regression": Case(
-        {"speed": replace(FAST, rows_per_s=699.0)}, {"options": {"regression": {"mode": "off"}}}
-    ),
     "row_budget": Case(
         {"num_planned": 10_001, "num_predicted": 10_001},
         {"options": {"row_budget": {"max_rows": 10_000, "mode": "off"}}},
@@ -140,8 +135,7 @@ def test_what_it_needs_is_done_only_while_it_is_on(name: str):
     assert "golden" not in needs_of(section_of(golden=golden))
     assert results_of(GOOD, section_of(golden=golden))["golden"].status == "off"
     off = {"mode": "off"}
-    every = {"volume": off, "label_drift": off, "score_drift": off}
-    section = Gates.model_validate({**every, "options": {"regression": off}})
+    section = Gates.model_validate({"volume": off, "label_drift": off, "score_drift": off})
     assert needs_of(section) == {"reference_check", "carried"}
 
 
@@ -173,6 +167,7 @@ def test_a_failure_can_be_accepted_with_a_reason_unless_rows_are_missing(name: s
         ({"row_budget": {}}, r"row_budget\.max_rows: Field required"),
         ({"row_budget": {"max_rows": 1, "min": 2}}, r"row_budget\.min: unknown key"),
         ({"volume": {}}, "volume has fields of its own"),
+        ({"regression": {}}, "gates.options: regression is gone; the report names what is slower"),
         ({"other": {}}, "'score_drift'.*'broken' or 'row_budget'"),
         ({"broken": {}}, r"toy_gate:NOTHING of toys 1\.0 cannot be imported"),
     ],

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 
 from pipeline.core.figures.counters import TRIED_ROWS
 from pipeline.core.figures.slice_figures import SliceFigures
-from pipeline.core.figures.speed import Speed
 from pipeline.planning.allocation import Allocation, Hardware
 from pipeline.report.sections import Hardware as HardwareSection
-from pipeline.report.sections import ModelSection
 
 _ACTOR_START = ("workers", "imports", "model_load")
 
@@ -33,16 +31,6 @@ class Placement:
             cpus=hardware.cpus,
             gpus=hardware.gpus,
             gpu_name=hardware.gpu_name,
-        )
-
-    def speed(self, num_rows: int, wall_s: float, model: ModelSection) -> Speed:
-        """Return how fast a stream was: rows over the seconds from its first read to its end."""
-        has = self.hardware_section()
-        return Speed(
-            rows_per_s=num_rows / wall_s,
-            streaming_s=wall_s,
-            model=f"{model.name}, {model.runtime}, {model.precision}",
-            hardware=f"{has.nodes} nodes, {has.cpus} CPUs, {has.gpus} GPUs {has.gpu_name or ''}",
         )
 
     def cost(self, elapsed_s: float, price_per_node_hour: float) -> float:

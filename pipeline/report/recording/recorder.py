@@ -13,7 +13,6 @@ from pipeline.commit.staging import StagedSlice
 from pipeline.core.causes import Cause
 from pipeline.core.figures.counters import PREPARED, Counters, Measurement, measure
 from pipeline.core.figures.slice_figures import SliceFigures
-from pipeline.core.figures.speed import Speed
 from pipeline.core.versions import environment_versions, package_versions
 from pipeline.gates.results import GateResult
 from pipeline.inference.runtimes.base import math_of
@@ -156,14 +155,6 @@ class RunRecorder(RowAccounts):
     def elapsed_s(self) -> float:
         """Return the seconds since the run began."""
         return perf_counter() - self.started_s
-
-    @property
-    def speed(self) -> Speed | None:
-        """Return how fast the stream was; None before its end, of a retry, or if it had no rows."""
-        wall_s, rows, placement = self._streaming_wall_s, self._rows["computed"], self.placement
-        if not wall_s or not rows or placement is None or self.is_retry:
-            return None
-        return placement.speed(rows, wall_s, self._model)
 
     def tried_beside(self, text: str) -> None:
         """Note what became of the runtime that the run tried beside its work."""

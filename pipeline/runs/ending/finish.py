@@ -191,7 +191,6 @@ def _judge(run: RunContext, plan: Plan, num_rows: int, base: Manifest | None) ->
         num_repeating=written.num_repeating,
         why_empty="" if plan.num_shards else describe_no_input(run.job.source, record.skipped),
         is_limited=run.job.run.limit_rows is not None,
-        speed=record.speed,
     )
     carried = record.carried_section
     if carried is not None and carried.rows:
@@ -263,7 +262,6 @@ def _manifest(
         fingerprint_parts=plan.fingerprint_parts,
         ctimes_sha256=plan.ctimes_sha256,
         carried=run.record.carried_facts,
-        speed=run.record.speed.to_dict() if run.record.speed else {},
         source=run.job.source.as_published(),
         sections=run.job.as_published(),
         card=_card(run, plan),
