@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.models.choosing import CHOICES, MESSAGES, TEXTS
-from support.models.feature_writers import LOOK, images, make_feature_writer
 from support.models.language_models import make_language_model
 from support.runs.cli import pipeline, write_job
 
@@ -93,42 +92,6 @@ def test_golden_rows_drift_and_diff_are_those_of_labels(tmp_path: Path):
     other = pipeline("run", job, "--date", "2026-11-26", "--set", "model.prior_corrected=true",
                      "--set", f"gates.golden.uri={golden}", "--json")  # fmt: skip
     assert other.code == 3, other.stderr  # golden rows come out otherwise
-
-
-ASKED = {"role": "user", "content": "<image>Is it good or bad?"}
-
-
-@pytest.mark.parametrize(
-    ("family", "question"), [("llava", {"prompt": LOOK}), ("smolvlm", {"messages": [ASKED]})]
-)
-def test_a_vision_model_judges_images(family: str, question: dict[str, Any], tmp_path: Path):
-    make_feature_writer(tmp_path / "model", family)
-    files = {f"{number}.png": data for number, data in enumerate(images(7))}
-    (tmp_path / "in").mkdir()
-    for name, data in {**files, "cut.png": files["0.png"][:60]}.items():
-        (tmp_path / "in" / name).write_bytes(data)
-    model = {"path": str(tmp_path / "model"), "task": "choices", "choices": CHOICES}
-    job = write_job(
-        tmp_path / "job.yaml",
-        {"uri": str(tmp_path / "in"), "format": "images"},
-        str(tmp_path / "out"),
-        model={**model, **question, "batch_size": 4},
-        transform=None,
-        gates={"max_error_pct": 50.0},
-    )
-    asked = ("--date", "2026-11-24", "--json")
-    assert pipeline("plan", job, *asked).json["model"]["tried"].startswith("ok: ")
-    done = pipeline("run", job, *asked)
-    assert done.code == 0, done.stderr
-    found = read_predictions(str(tmp_path / "out"), "date=2026-11-24")
-    assert sorted(found["row_id"].to_pylist()) == sorted(files)
-    tops = found["top_k"].to_pylist()
-    assert all({each["label"] for each in top} == {*CHOICES} for top in tops)
-    assert len({top[0]["score"] for top in tops}) == len(files)
-    [lost] = (tmp_path / "out" / "quarantine").rglob("*.parquet")
-    assert pq.read_table(lost)["row_id"].to_pylist() == ["cut.png"]
-    assert pipeline("run", job, *asked).json["status"] == "nothing_to_do"
-    assert pipeline("verify", str(tmp_path / "out")).code == 0
 
 
 def answers(out: Path, date: str) -> dict[str, tuple[str, float]]:

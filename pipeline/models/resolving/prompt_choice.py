@@ -5,7 +5,6 @@ A model that reads no text begins with the prompt.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,13 +18,10 @@ from pipeline.models.generation import Rules
 from pipeline.models.resolving.cards import FoundModel
 from pipeline.models.tasks import task_class
 from pipeline.models.tasks.choices import PLACE
-from pipeline.preprocessing.texts.prompts import PromptTokenizer
 from pipeline.preprocessing.texts.text_settings import Prompt
 from pipeline.preprocessing.texts.tokenizer import tokenizer_errors
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
     from pipeline.job.model import Model
     from pipeline.job.text import Text
 
@@ -44,11 +40,7 @@ def choose_start(model: Model, facts: GenerationFacts, folder: Path) -> Rules:
     if model.prompt is None and not model.messages and not facts.image_mark:
         return facts.rules
     tokenizer = load_tokenizer(folder / facts.tokenizer)
-    return _begun(facts, tokenizer, _plain_prompt(model, facts, folder))
-
-
-def _begun(facts: GenerationFacts, tokenizer: Tokenizer, prompt: str) -> Rules:
-    """Return the rules, begun with a prompt."""
+    prompt = _plain_prompt(model, facts, folder)
     if facts.image_mark:
         prompt = prompt.replace(facts.image_mark, facts.image_text)
     tokenizer.no_truncation()
@@ -60,49 +52,6 @@ def _begun(facts: GenerationFacts, tokenizer: Tokenizer, prompt: str) -> Rules:
     first = facts.rules.start[:1]
     is_whole = facts.is_begun_by_prompt or ids[:1] == [*first]
     return replace(facts.rules, start=(*(() if is_whole else first), *ids), languages=())
-
-
-def choose_answers(
-    model: Model, card: FoundModel, texts: Sequence[str]
-) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
-    """Return the tokens that answers about an image continue, and those of each answer.
-
-    Args:
-        model: The job's section.
-        card: The model.
-        texts: The job's answers.
-
-    Returns:
-        Token ids; () and () if there are no answers, or if the model reads texts.
-
-    Raises:
-        JobError: As `choose_start`, or the model has no places for them, or an answer has an image.
-    """
-    facts = card.facts.generation if card.facts else None
-    if not texts or facts is None or not facts.image_mark:
-        return (), ()
-    if model.prior_corrected:
-        raise JobError(
-            "model.prior_corrected: takes off what an answer has after an empty text, and no image "
-            "is empty; leave it out"
-        )
-    assert card.directory is not None, "only a directory has such facts"
-    folder = local(card.directory)
-    tokenizer = load_tokenizer(folder / facts.tokenizer)
-    prompt = _plain_prompt(model, facts, folder)
-    start = _begun(facts, tokenizer, prompt).start
-    with tokenizer_errors("model.choices: the tokenizer fails over it"):
-        answers = tuple(map(tuple, PromptTokenizer(tokenizer, Prompt("", prompt)).answers(texts)))
-    for text in texts:
-        if facts.image_mark in text:
-            raise JobError(f"model.choices: {text!r} has the token that stands for the image")
-    longest = max(map(len, answers))
-    if facts.most_places is not None and len(start) + longest > facts.most_places:
-        raise JobError(
-            f"model.prompt: has {len(start)} tokens and the longest answer {longest}; {card.name} "
-            f"takes {facts.most_places} at most"
-        )
-    return start, answers
 
 
 def _plain_prompt(model: Model, facts: GenerationFacts, folder: Path) -> str:
@@ -120,7 +69,7 @@ def _plain_prompt(model: Model, facts: GenerationFacts, folder: Path) -> str:
         return image_prompt(folder, messages, facts.image_mark)
     if texts[0].count(facts.image_mark) != 1:
         raise JobError(f"model.prompt: must have {facts.image_mark} once, where the image goes")
-    return texts[0].rstrip(" ") if model.choices else texts[0]  # an answer begins with the space
+    return texts[0]
 
 
 def choose_prompt(model: Model, card: FoundModel, task: str, text: Text) -> Prompt | None:

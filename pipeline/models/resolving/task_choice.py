@@ -21,7 +21,7 @@ from pipeline.models.outputs import OutputSpec
 from pipeline.models.records.grammar import require_grammars
 from pipeline.models.records.subset import SchemaError, canonical
 from pipeline.models.resolving.cards import FoundModel
-from pipeline.models.resolving.prompt_choice import choose_answers, choose_start
+from pipeline.models.resolving.prompt_choice import choose_start
 from pipeline.models.tasks import task_class
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.models.tasks.scores import choose_scores
@@ -69,7 +69,6 @@ def choose_task(model: Model, card: FoundModel, allow_import: Sequence[str]) -> 
                 f"model.labels: has {len(labels)} names, and {facts.architecture} of model.path "
                 f"has {len(facts.labels)} labels; give as many, or leave model.labels out"
             )
-    start, answers = choose_answers(model, card, prompt_texts(model.choices))
     code = ""
     if model.postprocess is not None:
         require_allowed("model.postprocess", model.postprocess, allow_import)
@@ -90,8 +89,6 @@ def choose_task(model: Model, card: FoundModel, allow_import: Sequence[str]) -> 
         aggregation=model.aggregation,
         prompts=prompt_texts(model.prompts or model.choices),
         prior_corrected=model.prior_corrected,
-        start=start,
-        answers=answers,
         generation=_choose_generation(model, card),
         postprocess_args=model.postprocess_args,
         max_detections=model.max_detections,

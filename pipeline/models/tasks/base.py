@@ -37,7 +37,6 @@ Mask = npt.NDArray[np.bool_]
 _ADDED = (
     *("min_score", "embedding_type", "activation", "aggregation", "prompts"),
     *("max_detections", "nms_iou", "scores", "prior_corrected", "generation"),
-    *("start", "answers"),
 )
 """Fields of `TaskSpec` that its JSON form leaves out if they have their default value."""
 
@@ -69,10 +68,6 @@ class TaskSpec:
     """Tasks `zero_shot`, `choices`: the text of each label, in the order of `labels`."""
     prior_corrected: bool = False
     """Task `choices`: the likelihood of an answer without a text is taken off."""
-    start: tuple[int, ...] = ()
-    """Task `choices` over images: the tokens that answers continue, with those of the image."""
-    answers: tuple[tuple[int, ...], ...] = ()
-    """Likewise: the tokens of each of `prompts`."""
     generation: Generation | None = None
     """Task `generate`: how texts are written."""
     postprocess_args: Mapping[str, Any] = field(default_factory=dict)

@@ -26,6 +26,7 @@ class Choices(Classify):
     needs_labels: ClassVar[bool] = False
     labels_field: ClassVar[str] = "model.choices"
     instead: ClassVar[Mapping[str, str]] = {
+        "generate": "with the answers as the enum of a property of model.generate.schema",
         "zero_shot": "with the answers as model.prompts",
     }
 

@@ -81,8 +81,7 @@ def caption_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
         kind="transformers",
         architecture=chosen.built.__name__,
         input="image",
-        # Answers can be scored behind an image that is among the tokens of the prompt.
-        tasks=("generate", "choices") if written.image_mark else ("generate",),
+        tasks=("generate",),
         labels=None,
         embedding_dim=None,
         module=chosen.facts,

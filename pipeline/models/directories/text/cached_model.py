@@ -42,7 +42,6 @@ class CachedModel(nn.Module):
         places: torch.Tensor,
         mask: torch.Tensor | None = None,
         keep: int | torch.Tensor = 1,
-        **features: torch.Tensor,
     ) -> torch.Tensor:
         """Return the logits of some tokens of a model without an encoder.
 
@@ -54,7 +53,6 @@ class CachedModel(nn.Module):
                 (B, 1, T, P + T).
             keep: Of how many of the last tokens, or of which, int64 (K,), if it `chooses_logits`.
                 A model that cannot choose gives those of all.
-            features: What the model reads beside them, such as `pixel_values`.
         """
         rows, length = ids.shape
         if mask is None:
@@ -63,7 +61,7 @@ class CachedModel(nn.Module):
         options: dict[str, Any] = {"position_ids": places} if "position_ids" in self._takes else {}
         if self.chooses_logits:
             options["logits_to_keep"] = keep
-        return self.run(cache, input_ids=ids, attention_mask=mask, **options, **features)
+        return self.run(cache, input_ids=ids, attention_mask=mask, **options)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
 """Modules of task `choices`: the mean log-likelihood (B, K) of K answers after each prompt.
 
 The keys and values of a prompt are computed once for all answers, and those of the tokens that all
-prompts begin with once for all rows. `forward` of a model that reads texts takes `input_ids` and
-`attention_mask`, int64 (B, L), padded on the right, each row with at least one token.
+prompts begin with once for all rows. `forward` takes `input_ids` and `attention_mask`, int64
+(B, L), padded on the right, each row with at least one token.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from pipeline.models.directories.text.cached_model import (
     places_of,
     states_of,
 )
-from pipeline.models.directories.text.writing.pictured import pixel_values
 
 _MOST_ENDS = 4
 """Most lengths of prompts in a batch whose last logits are taken from one pass."""
@@ -41,12 +40,7 @@ class Choices(CachedModel, ABC):
 
     @abstractmethod
     def plain(self, row: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
-        """Return the mean log-likelihood of an answer (C,) to a row, by one pass.
-
-        Args:
-            row: The tokens of its prompt (T,), or its image (3, H, W), normalised.
-            answer: int64 (C,).
-        """
+        """Return the mean log-likelihood of an answer (C,) to a prompt (T,), by one pass."""
 
     def answers(self) -> list[torch.Tensor]:
         """Return the token ids of each answer, (C,), on the device of the model."""
@@ -59,43 +53,7 @@ class Choices(CachedModel, ABC):
         return scores - scores.new_tensor(self.prior)
 
 
-class ContinuedChoices(Choices):
-    """Answers that continue what was read before."""
-
-    def scored(
-        self, cache: Any, first: torch.Tensor, is_seen: torch.Tensor, lengths: torch.Tensor
-    ) -> torch.Tensor:
-        """Return float32 (B, K).
-
-        Args:
-            cache: Keys and values of P tokens before the answers.
-            first: (B, V), the logits behind them.
-            is_seen: bool (B, P), which of them are of the row.
-            lengths: int64 (B, 1), how many.
-        """
-        states, sums = states_of(cache), []
-        for answer in self.answers():
-            total = _likelihoods(first, answer[0])
-            if len(answer) > 1:
-                _restore(cache, states)
-                tokens = answer[:-1].expand(len(first), -1)
-                mask = torch.cat([is_seen, is_seen.new_ones(tokens.shape)], dim=1)
-                places = lengths + torch.arange(tokens.shape[1], device=tokens.device)
-                logits = self.run_decoder(cache, tokens, places, mask, keep=tokens.shape[1])
-                total = total + _likelihoods(logits, answer[1:]).sum(dim=1)
-            sums.append(total)
-        return self.means(sums)
-
-    def at_once(
-        self, before: torch.Tensor, answer: torch.Tensor, **features: torch.Tensor
-    ) -> torch.Tensor:
-        """Return the mean log-likelihood of an answer (C,) after tokens (T,), by one pass."""
-        ids = torch.cat([before, answer])[None]
-        logits = self.model(input_ids=ids, use_cache=False, **features).logits
-        return _likelihoods(logits[:, len(before) - 1 : -1], answer).mean()
-
-
-class CausalChoices(ContinuedChoices):
+class CausalChoices(Choices):
     """Answers that continue a prompt with the text of a row."""
 
     def __init__(self, model: nn.Module, answers: Sequence[Sequence[int]]) -> None:
@@ -112,10 +70,23 @@ class CausalChoices(ContinuedChoices):
         cache, lengths = new_cache(), attention_mask.sum(dim=1, keepdim=True)
         input_ids = input_ids[:, : int(lengths.max())]
         first, is_seen = self._read(cache, input_ids, lengths)
-        return self.scored(cache, first, is_seen, lengths)
+        states, sums = states_of(cache), []
+        for answer in self.answers():
+            total = _likelihoods(first, answer[0])
+            if len(answer) > 1:
+                _restore(cache, states)
+                tokens = answer[:-1].expand(len(first), -1)
+                mask = torch.cat([is_seen, is_seen.new_ones(tokens.shape)], dim=1)
+                places = lengths + torch.arange(tokens.shape[1], device=tokens.device)
+                logits = self.run_decoder(cache, tokens, places, mask, keep=tokens.shape[1])
+                total = total + _likelihoods(logits, answer[1:]).sum(dim=1)
+            sums.append(total)
+        return self.means(sums)
 
     def plain(self, row: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
-        return self.at_once(row, answer)
+        ids = torch.cat([row, answer])[None]
+        logits = self.model(input_ids=ids, use_cache=False).logits
+        return _likelihoods(logits[:, len(row) - 1 : -1], answer).mean()
 
     def _read(
         self, cache: Any, input_ids: torch.Tensor, lengths: torch.Tensor
@@ -176,34 +147,6 @@ class CausalChoices(ContinuedChoices):
             rows = len(input_ids)
             cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), number)
         return size
-
-
-class PicturedChoices(ContinuedChoices):
-    """Answers that continue tokens which are the same for each row, its image among them."""
-
-    def __init__(
-        self, model: nn.Module, answers: Sequence[Sequence[int]], start: Sequence[int]
-    ) -> None:
-        """Take a model that reads `pixel_values`, too, the answers, and the tokens before them.
-
-        As many of `start` stand for the image as it has vectors.
-        """
-        super().__init__(model, answers)
-        self.register_buffer("start", torch.tensor(start), persistent=False)
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return float32 (B, K) of images (B, 3, H, W), normalised."""
-        cache, rows = new_cache(), len(pixels)
-        ids = self.get_buffer("start").expand(rows, -1)
-        places = places_of(0, ids.shape[1], ids)
-        seen = pixel_values(self.model, pixels)
-        logits = self.run_decoder(cache, ids, places, pixel_values=seen)
-        is_seen = torch.ones_like(ids, dtype=torch.bool)
-        return self.scored(cache, logits[:, -1], is_seen, places[:, -1:] + 1)
-
-    def plain(self, row: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
-        seen = pixel_values(self.model, row[None])
-        return self.at_once(self.get_buffer("start"), answer, pixel_values=seen)
 
 
 class TargetChoices(Choices):

@@ -7,15 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from pipeline.models.directories.facts import CAPTION, CAUSAL
+from pipeline.models.directories.facts import CAUSAL
 from pipeline.models.directories.text.cached_model import refused_for
-from pipeline.models.directories.text.choices import (
-    CausalChoices,
-    Choices,
-    PicturedChoices,
-    TargetChoices,
-)
-from pipeline.models.directories.text.drawn_features import drawn_features
+from pipeline.models.directories.text.choices import CausalChoices, Choices, TargetChoices
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.preprocessing.model_input import Input
 from pipeline.preprocessing.texts.prompts import prompt_tokenizer
@@ -31,16 +25,11 @@ def with_choices(head: str, model: nn.Module, task: TaskSpec, seen: Input) -> Ch
         head: As `LibraryClass.head`, of a model that writes.
         model: Of the library, with this head.
         task: Its prompts are the answers.
-        seen: What the model sees of a row: a text in the prompt of the job, or an image.
+        seen: What the model sees of a row.
 
     Raises:
         JobError: Keys and values of the model cannot be shared.
     """
-    if head == CAPTION:
-        pictured = PicturedChoices(model, task.answers, task.start)
-        _, images = drawn_features(seen, _CHECKED_ROWS)
-        _require_shares(pictured, [(images,)], [*images])
-        return pictured
     assert seen.text is not None, "the job's rows are texts"
     tokenizer = prompt_tokenizer(seen.text)
     module: CausalChoices | TargetChoices

@@ -19,6 +19,7 @@ from support.models.choosing import (
     prepared,
     scores_of,
 )
+from support.models.feature_writers import LOOK, make_feature_writer
 from support.models.language_models import FAMILIES, SEQ2SEQ, library_scores, make_language_model
 from support.models.snapshots import make_snapshot, write_model
 
@@ -139,9 +140,12 @@ def test_prior_correction_takes_off_what_an_answer_has_without_a_text(tmp_path: 
 
 def test_a_model_that_scores_no_answers_is_refused_with_the_task_that_does(tmp_path: Path):
     labels = {0: "contradiction", 1: "entailment"}
-    path = make_snapshot(tmp_path / "m", "bert", "sequence", id2label=labels)
-    with pytest.raises(JobError, match=r"take task 'zero_shot', with the answers as model\.prompts"):
-        choosing(path)
+    nli = make_snapshot(tmp_path / "nli", "bert", "sequence", id2label=labels)
+    with pytest.raises(JobError, match=r"take task 'zero_shot', with the answers as model\.pro"):
+        choosing(nli)
+    llava = make_feature_writer(tmp_path / "llava", "llava")
+    with pytest.raises(JobError, match=r"'generate', with the answers as the enum .*\.schema$"):
+        choosing(llava, input_name="image", prompt=LOOK)
 
 
 def test_the_chat_template_and_the_prompt_are_in_the_settings(tmp_path: Path):

@@ -21,7 +21,6 @@ from pipeline.models.directories.text.writing.generation_config import (
     Reader,
     facts_of,
     most_places,
-    or_problem,
 )
 from pipeline.preprocessing.texts.tokenizer import special_around
 
@@ -74,8 +73,7 @@ def pictured_facts(folder: Path, read: Reader, config: Any) -> GenerationFacts:
     """
     family, tokenizer = FAMILIES[config.model_type], load_tokenizer(folder / TOKENIZER)
     begins, _ = special_around(tokenizer)
-    # Where the image goes does not depend on what is refused for task `generate`.
-    facts = or_problem(lambda: facts_of(read, config, ()))
+    facts = facts_of(read, config, ())
     token, vision = config.image_token_id, config.vision_config
     is_token = type(token) is int and 0 <= token < tokenizer.get_vocab_size()
     name = tokenizer.id_to_token(token) if is_token else None

@@ -19,15 +19,19 @@ from support.faults.fake_device import FakeGpu, installed
 from support.models.choosing import predicted
 from support.models.feature_writers import (
     CLIPS,
+    LOOK,
+    LOOKERS,
     PICTURES,
     SPEECH,
     feature_writing,
     images,
+    library_prompt,
     library_texts,
     make_feature_writer,
     prepared_features,
 )
 from support.models.snapshots import change_json
+from tokenizers import Tokenizer, normalizers
 
 from pipeline.core.errors import JobError
 from pipeline.core.figures.counters import Counters
@@ -45,6 +49,10 @@ FEW = BatchLimits(3)
 """Rows enter and leave one after the other."""
 QUICK = ("whisper", "trocr")
 ALL = [pytest.param(f, marks=[pytest.mark.slow] * (f not in QUICK)) for f in (*SPEECH, *PICTURES)]
+CHAT = (
+    {"role": "system", "content": "Answer in one word."},
+    {"role": "user", "content": "<image>Is it good or bad?"},
+)
 LIMITS = AgreementLimits(max_score_diff=0.01, min_cosine=0.999, max_relative_error=0.01)
 NUM_INPUT = {
     "whisper": {100},
@@ -282,8 +290,39 @@ def test_an_image_is_where_the_prompt_has_its_token(folder_of: Any):
     for prompt in (None, "Say something", "<image> or <image>"):
         with pytest.raises(JobError, match=r"model\.prompt: must have <image> once"):
             feature_writing(path, prompt=prompt)
+    with pytest.raises(JobError, match=r"model\.prompt: the model reads no text, so that \{text\}"):
+        feature_writing(path, prompt="<image> {text}")
+    with pytest.raises(JobError, match=r"model\.messages: must have <image> once"):
+        feature_writing(path, messages=CHAT[:1])
     with pytest.raises(JobError, match=r"max_new_tokens = 74: .* writes 73 tokens at most"):
         feature_writing(path, {"max_new_tokens": 74})
+
+
+@pytest.mark.parametrize("family", [each for each in ALL if each.values[0] in LOOKERS])
+def test_prompts_and_messages_are_those_of_the_processor(family: str, folder_of: Any):
+    path = folder_of(family)
+    parts = [{"type": "image"}, {"type": "text", "text": "Is it good or bad?"}]
+    system = [{"type": "text", "text": "Answer in one word."}]
+    chat = [{"role": "system", "content": system}, {"role": "user", "content": parts}]
+    for spec, expected in (
+        (feature_writing(path), library_prompt(path, LOOK)),
+        (feature_writing(path, messages=CHAT), library_prompt(path, "", chat)),
+    ):
+        assert spec.task.generation is not None
+        assert [*spec.task.generation.rules.start] == expected
+
+
+def test_padding_that_a_tokenizer_was_saved_with_is_no_part_of_a_prompt(tmp_path: Path):
+    path = make_feature_writer(tmp_path / "m", "llava")
+    tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+    expected = feature_writing(path).task.generation
+    tokenizer.enable_padding(direction="left", pad_id=2, length=6)
+    tokenizer.save(str(path / "tokenizer.json"))
+    assert feature_writing(path).task.generation == expected
+    tokenizer.normalizer = normalizers.Replace("a", "")
+    tokenizer.save(str(path / "tokenizer.json"))
+    with pytest.raises(JobError, match="makes no token of the text 'a'"):
+        feature_writing(path)
 
 
 @pytest.mark.slow
