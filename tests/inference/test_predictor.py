@@ -329,6 +329,12 @@ def test_the_gpu_predicts_what_the_cpu_predicts(precision: str, tolerance: float
             assert scores_of(mine) == pytest.approx(scores_of(theirs), abs=tolerance)
 
 
+def test_a_module_with_weights_of_five_dimensions_predicts_images():
+    rows = rows_of(images(3))
+    with_clips = predict(predictor("support.runs.predicting:of_clips_too"), rows)[0]
+    assert with_clips == predict(predictor("support.runs.predicting:convolved"), rows)[0]
+
+
 @pytest.mark.gpu
 @needs_gpu
 def test_batches_that_overlap_on_the_gpu_do_not_mix():

@@ -29,6 +29,7 @@ from pipeline.preprocessing.model_input import Slot
 from pipeline.process.memory import give_back
 
 T = TypeVar("T")
+_IMAGE_DIMS = 4
 _CPU = torch.device("cpu")
 _GIB = 1 << 30
 _TRACED_ROWS, _TRACED_TOKENS = 2, 16
@@ -161,8 +162,10 @@ def _load(config: PredictorConfig, gpu: Gpu | None) -> InferenceModule:
     else:
         _move(module, spec, kind, gpu)
         give_back()  # the same weights on the host
-    # torch's stubs of Module.to do not know memory_format.
-    module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    # Not by Module.to, which refuses the weights of three-dimensional convolutions.
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.dim() == _IMAGE_DIMS:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
     try:
         args = f" {json.dumps(dict(spec.args), sort_keys=True)}" if spec.args else ""
         identity = f"{spec.name} {spec.code_sha256}{args}"

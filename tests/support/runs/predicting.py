@@ -49,6 +49,13 @@ def convolved() -> nn.Module:
     return Convolved()
 
 
+def of_clips_too() -> nn.Module:
+    """With weights of a convolution over time, which images do not pass through."""
+    module = Convolved()
+    module.clips = nn.Conv3d(3, 8, 2)
+    return module
+
+
 class Pooled(nn.Module):
     """A small net with seeded weights that takes images of any size."""
 
