@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,18 @@ from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.schema import ROW_ID, URI
 from pipeline.operations.published.output import Partition
 from pipeline.report.showing.notebook import facts_html, table_html
+from pipeline.report.showing.number_format import format_duration
 from pipeline.report.showing.pages import page_html
 from pipeline.report.showing.samples import Sheet, sheets_html
 from pipeline.runs.samples.originals import OriginalFinder
 from pipeline.runs.samples.sheets import samples_of, try_sheets
-from pipeline.runs.weeks.index_page import table
+from pipeline.runs.weeks.state import PartitionStatus
 from pipeline.runs.weeks.survey import survey
 
 _FIRST = ("labels", "reasons", "predictions", "quarantine")
 """What a page says before the pictures, beside the rows; ids and hashes come behind them."""
+_OF_PARTITIONS = ("partition", "state", "version", "published", "rows", "quarantined",
+                  "carried over", "took", "cost", "why")  # fmt: skip
 
 
 def inspect_page(
@@ -43,12 +46,22 @@ def inspect_page(
     manifest = require_current(store, layout)
     pieces = []
     if "partitions" in document:
-        pieces.append(table(survey(store), 0, links=False))
+        pieces.append(_partitions_html(survey(store)))
     first = {**newest["rows"], **{name: newest[name] for name in _FIRST}}
     pieces += _pieces(f"{layout.name}, version {newest['version']}", first)
     sheets = try_sheets(OriginalFinder(store, layout, manifest, options), samples)
     others = {name: value for name, value in newest.items() if name not in ("rows", *_FIRST)}
     return page_html(store.url("").rstrip("/"), pieces, sheets, _pieces("how it was made", others))
+
+
+def _partitions_html(found: Iterable[PartitionStatus]) -> str:
+    rows = [
+        (each.partition, each.state, each.version, each.published_at, each.rows, each.quarantined,
+         each.carried, None if each.duration_s is None else format_duration(each.duration_s),
+         each.cost, each.why)
+        for each in found
+    ]  # fmt: skip
+    return table_html(_OF_PARTITIONS, rows[::-1], "the last partition first")
 
 
 def _pieces(title: str, document: Mapping[str, Any]) -> Iterator[str]:

@@ -14,7 +14,6 @@ from pipeline.report.history import compare_with_before, past_reports
 from pipeline.report.showing.render import to_html
 from pipeline.report.showing.trends import trends_of
 from pipeline.runs.context import RunContext
-from pipeline.runs.weeks.index_page import try_index
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +33,6 @@ def save_report(run: RunContext, status: RunStatus, error: PipelineError | None)
             run.store.put(path(run.record.run_id, "report.json"), to_json(report))
             page = to_html(report, past, trends_of([*past, report]), _sheets(run, status))
             run.store.put(path(run.record.run_id, "report.html"), page.encode())
-            if status in ("published", "refused"):
-                try_index(run.store)
     finally:
         run.exports.end(run, report)
     return report

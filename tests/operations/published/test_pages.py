@@ -1,27 +1,22 @@
-"""Pages of `inspect` and `diff` show the rows that they speak of, and index all partitions."""
+"""Pages of `inspect` and `diff` show the rows that they speak of."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import unquote
 
 import pytest
 from support.inputs.encoded import base_image, encode
-from support.runs.published import Rows, publish_rows, put_report
-from support.runs.report_examples import document_of
+from support.runs.published import Rows, publish_rows
 from support.runs.sampled import publish_over
 from typer.testing import CliRunner
 
 import pipeline
 from pipeline.commands.app import app
-from pipeline.commit.layout import Layout
 from pipeline.core.errors import JobError
 from pipeline.operations.diff import Diff
 from pipeline.operations.outputs import inspect
 from pipeline.operations.published.output import Partition
-from pipeline.runs.weeks.index_page import INDEX, try_index
 from pipeline.storage.store import Store
 
 PHOTO = encode(base_image(3, 40, 30), "PNG")
@@ -56,7 +51,9 @@ def test_a_page_of_inspect_says_what_the_command_says(tmp_path: Path):
     done = CliRunner().invoke(app, ["inspect", store.url(""), "--html", str(page), "--json"])
     assert done.exit_code == 0, done.output
     text = page.read_text("utf-8")
-    for words in ("date=2026-11-23", "date=2026-11-24, version 1", "made-up", "Quarantine"):
+    first, last = (text.index(f"<td>date=2026-11-{day}</td><td>complete</td>") for day in (23, 24))
+    assert last < first
+    for words in ("date=2026-11-24, version 1", "made-up", "Quarantine"):
         assert words in text
     assert "does not say how its input was read" in text
     assert "<th>unreadable shards</th><td>0</td>" in text, "what is zero is said, too"
@@ -64,25 +61,3 @@ def test_a_page_of_inspect_says_what_the_command_says(tmp_path: Path):
     assert places == sorted(places), "what was predicted, pictures, then ids and hashes"
     inspect(store.url(""), html=page, samples=0)
     assert "Quarantine" not in page.read_text("utf-8")
-
-
-def test_the_index_links_to_the_report_of_each_partition(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-):
-    store = Store(str(tmp_path / "out"))
-    for day in range(1, 4):
-        partition = f"date=2026-11-{day:02d}"
-        manifest = publish_rows(store, partition)
-        report = document_of(partition=partition, run_id=manifest.run_id)
-        put_report(store, partition, manifest.run_id, report)
-        store.put(Layout(partition).report(manifest.run_id, "report.html"), b"page")
-    try_index(store)
-    page = store.read_bytes(INDEX).decode()
-    links = re.findall('href="([^"]*)"', page)
-    assert len(links) == 3
-    assert all((tmp_path / "out" / "reports" / link).is_file() for link in map(unquote, links))
-    assert "2026-11-03" in links[0]
-    (tmp_path / "out" / INDEX).unlink()
-    (tmp_path / "out" / INDEX).mkdir()
-    try_index(store)
-    assert "index.html is not written: " in caplog.text

@@ -24,8 +24,6 @@ from pipeline.report.showing.render import to_html
 from pipeline.report.showing.samples import Box, Mark, Picture, Sample, Sheet, sheets_html
 from pipeline.report.showing.trends import trends_of
 from pipeline.runs.samples.sheets import try_sheets
-from pipeline.runs.weeks.index_page import index_html
-from pipeline.runs.weeks.state import PartitionStatus
 from pipeline.storage.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not PROGRAM, reason="no chromium is installed")]
@@ -153,18 +151,6 @@ def inspected(folder: Path) -> str:
     return (folder / "inspect.html").read_text("utf-8")
 
 
-def index(folder: Path) -> str:
-    states = ("complete", "refused", "running", "interrupted", "unreadable")
-    found = [
-        PartitionStatus(f"date=2026-11-{n:02d}", states[n % 5], HOSTILE if n % 5 else None,  # type: ignore[arg-type]
-                        n, f"2026-11-{n:02d}T02:00:00+00:00", 12_000 + n, n, 10_000, f"run-{n}",
-                        duration_s=61.5 * n, cost=0.25)
-        for n in range(1, 29)
-    ]  # fmt: skip
-    found.append(PartitionStatus(LONG, "complete", run_id=f"../{HOSTILE}"))
-    return index_html(f"s3://bucket/{HOSTILE}", found, 700, links=True)
-
-
 PAGES: dict[str, Callable[[Path], str]] = {
     "report": report_page,
     "hostile": lambda folder: to_html(report_of(everywhere(HOSTILE)), (), (), sheets()),
@@ -176,7 +162,6 @@ PAGES: dict[str, Callable[[Path], str]] = {
     "diff": diff_page,
     "1,000 classes": thousand_classes,
     "inspect": inspected,
-    "index": index,
 }
 
 
