@@ -11,10 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.commit.published.diff.entries import match_entries, score_of
 from pipeline.commit.published.diff.equality import Mask, as_mask, equal_rows, list_lengths
-from pipeline.core.arrays import Numbers, as_array
-from pipeline.core.schema import SCORE
+from pipeline.core.arrays import as_array
 
 Kind = Literal["value", "number", "vector", "entries"]
 Floats = npt.NDArray[np.float64]
@@ -35,14 +33,10 @@ class ColumnSums:
     compared: int = 0
     """Rows with a value on both sides."""
     sum_diff: float = 0.0
-    """Of numbers: now minus before. Of vectors: cosines. Of entries: of the scores of pairs."""
+    """Of numbers: now minus before. Of vectors: cosines."""
     sum_abs_diff: float = 0.0
     max_abs_diff: float = 0.0
     min_cosine: float = 1.0
-    paired: int = 0
-    """Of entries: those on both sides."""
-    gone: int = 0
-    new: int = 0
     pairs: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Of values: before, now -> rows, where they differ."""
     other_pairs: int = 0
@@ -62,11 +56,6 @@ class ColumnSums:
         if self.kind == "vector" and self.compared:
             found["mean_cosine"] = self.sum_diff / self.compared
             found["min_cosine"] = self.min_cosine
-        if self.kind == "entries":
-            found |= {"paired": self.paired, "gone": self.gone, "new": self.new}
-            if self.paired:
-                found["mean_score_shift"] = self.sum_diff / self.paired
-                found["max_score_diff"] = self.max_abs_diff
         return found
 
 
@@ -131,18 +120,26 @@ def _values(sums: ColumnSums, one: pa.Array, other: pa.Array, _: float) -> tuple
 def _numbers(
     sums: ColumnSums, one: pa.Array, other: pa.Array, tolerance: float
 ) -> tuple[Mask, Floats]:
+    diff, size = _differences(one, other)
+    sums.sum_diff += float(diff.sum())
+    sums.sum_abs_diff += float(np.abs(diff).sum())
+    sums.max_abs_diff = max(sums.max_abs_diff, float(np.abs(diff).max()))
+    return size > tolerance, size
+
+
+def _differences(one: pa.Array, other: pa.Array) -> tuple[Floats, Floats]:
+    """Return now minus before, 0 where either is no finite number, and the size of that.
+
+    The size is absolute up to 1, relative above; 1 where only one is a finite number.
+    """
     before, now = (np.asarray(each, np.float64) for each in (one, other))
     with np.errstate(invalid="ignore"):
         diff = np.where(equal_rows(one, other), 0.0, now - before)
-    is_odd = ~np.isfinite(diff)  # one of them is no finite number
+    is_odd = ~np.isfinite(diff)
     diff[is_odd] = 0.0
-    size = np.abs(diff)
-    sums.sum_diff += float(diff.sum())
-    sums.sum_abs_diff += float(size.sum())
-    sums.max_abs_diff = max(sums.max_abs_diff, float(size.max()))
-    size /= np.maximum(1.0, np.nan_to_num(np.abs(before), posinf=1.0))
+    size = np.abs(diff) / np.maximum(1.0, np.nan_to_num(np.abs(before), posinf=1.0))
     size[is_odd] = 1.0
-    return size > tolerance, size
+    return diff, size
 
 
 def _vectors(
@@ -169,57 +166,22 @@ def _vectors(
 
 
 def _entries(
-    sums: ColumnSums, one: pa.Array, other: pa.Array, tolerance: float
+    _: ColumnSums, one: pa.Array, other: pa.Array, tolerance: float
 ) -> tuple[Mask, Floats]:
-    """Rows of which nothing differs but scores need no matching, and most rows are such."""
-    is_equal = equal_rows(one, other)
-    sums.paired += int(pc.sum(pc.list_value_length(one.filter(pa.array(is_equal)))).as_py() or 0)
-    size = np.zeros(len(one))
-    rows = np.flatnonzero(~is_equal)
-    rows = _with_other_entries(sums, one, other, rows, size)
-    lists = (each.take(pa.array(rows)).to_pylist() for each in (one, other))
-    for row, before, now in zip(rows.tolist(), *lists, strict=True):
-        pairs, gone, new = match_entries(before, now)
-        shifts = [score_of(b) - score_of(a) for a, b in pairs]
-        largest = max(map(abs, shifts), default=0.0)
-        sums.paired += len(pairs)
-        sums.gone += len(gone)
-        sums.new += len(new)
-        sums.sum_diff += sum(shifts)
-        sums.max_abs_diff = max(sums.max_abs_diff, largest)
-        size[row] = len(gone) + len(new) + largest
+    """Lists differ by 1, or if of one length and alike but for numbers, by as much as these do."""
+    size = np.where(equal_rows(one, other), 0.0, 1.0)
+    lengths = list_lengths(one)
+    rows = np.flatnonzero((size > 0) & (lengths == list_lengths(other)) & (lengths > 0))
+    if len(rows):
+        before, now = (each.take(pa.array(rows)).flatten() for each in (one, other))
+        sizes = [np.where(equal_rows(before.is_null(), now.is_null()), 0.0, 1.0)]
+        for pair in zip(before.flatten(), now.flatten(), strict=True):
+            is_number = pa.types.is_floating(pair[0].type)
+            found = _differences(*pair)[1] if is_number else np.where(equal_rows(*pair), 0.0, 1.0)
+            sizes.append(found)
+        starts = np.cumsum(lengths[rows]) - lengths[rows]
+        size[rows] = np.maximum.reduceat(np.max(sizes, axis=0), starts)
     return size > tolerance, size
-
-
-def _with_other_entries(
-    sums: ColumnSums, one: pa.Array, other: pa.Array, rows: Numbers, size: Floats
-) -> Numbers:
-    """Compare the scores of those rows whose entries are the same; return the other rows."""
-    names = [field.name for field in one.type.value_type]
-    if SCORE not in names or not len(rows):
-        return rows
-    sides = [each.take(pa.array(rows)) for each in (one, other)]
-    lengths = list_lengths(sides[0])
-    kept = np.flatnonzero((lengths == list_lengths(sides[1])) & (lengths > 0))
-    if not len(kept):
-        return rows
-    flat = (side.take(pa.array(kept)).flatten().flatten() for side in sides)
-    entries = [dict(zip(names, each, strict=True)) for each in flat]
-    starts = np.cumsum(lengths[kept]) - lengths[kept]
-    same = np.ones(int(lengths[kept].sum()), bool)
-    for name in names:
-        if name != SCORE:
-            same &= equal_rows(entries[0][name], entries[1][name])
-    is_same = np.logical_and.reduceat(same, starts)
-    scores = (np.asarray(pc.fill_null(each[SCORE], 0.0), np.float64) for each in entries)
-    before, now = scores
-    shifts = (now - before)[np.repeat(is_same, lengths[kept])]
-    largest = np.maximum.reduceat(np.abs(now - before), starts)[is_same]
-    size[rows[kept[is_same]]] = largest
-    sums.paired += len(shifts)
-    sums.sum_diff += float(shifts.sum())
-    sums.max_abs_diff = max(sums.max_abs_diff, float(largest.max(initial=0.0)))
-    return np.delete(rows, kept[is_same])
 
 
 def _is_list(kind: pa.DataType) -> bool:

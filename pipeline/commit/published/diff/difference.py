@@ -28,8 +28,8 @@ class Mover:
 
     row_id: str
     size: float
-    """The sum over its columns: 1 for another value, the difference of numbers, 1 - cosine of
-    vectors, the number of entries that came or went."""
+    """The sum over its columns: 1 for another value or list, the difference of numbers, 1 - cosine
+    of vectors, the largest difference of numbers in lists that are alike otherwise."""
     before: dict[str, Any]
     """Values of the columns that differ."""
     now: dict[str, Any]
