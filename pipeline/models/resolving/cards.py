@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from pipeline.job.model import Model
 
 _OWN = "model.factory, a function of your own that returns a module (examples/custom_model)"
+_OF_GRIDS = ("raw", "detect")
+"""Tasks of an .onnx file over images with one output (B, N, M), as YOLO of ultralytics has."""
 _OF_PAIRS = "score"
 """What a directory that serves it is asked for if rows are pairs of texts."""
 _FAMILIES = {
@@ -95,6 +97,8 @@ def _directory_card(model: Model, path: str, input_name: str, *, has_pairs: bool
             names = clean_message(", ".join(each.name for each in facts.columns), 400)
             told = f"takes columns by name: source.features: [{names}]"
         raise JobError(f"model.path = {path}: {told}")
+    if facts.tasks == _OF_GRIDS and not model.postprocess:
+        _refuse_grid(model, facts)
     if model.task is None:
         problems = [*model.problems_of(facts.tasks[0])]
         if problems:
@@ -110,6 +114,20 @@ def _directory_card(model: Model, path: str, input_name: str, *, has_pairs: bool
         directory=directory,
         said=facts.said,
     )
+
+
+def _refuse_grid(model: Model, facts: DirectoryFacts) -> None:
+    """Refuse an .onnx file over images whose only output may be boxes in a layout of its own.
+
+    Raises:
+        JobError: The job neither declares the output nor reads boxes out of it.
+    """
+    if model.task == _OF_GRIDS[1] or (model.task is None and not model.outputs):
+        raise JobError(
+            f"model.path: {facts.said[1]}; it is no boxes as task 'detect' reads them: export the "
+            "model with outputs boxes and scores, or logits and pred_boxes, or name a "
+            "model.postprocess that makes them; or take task 'raw' with model.outputs"
+        )
 
 
 def _named_card(name: str, model: Model) -> FoundModel:

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from onnx import helper
 from support.models.model_cases import resolve
+from support.models.onnx_files import FLOAT, INT64, make_model, save, value
 
 from pipeline.core.errors import JobError
 from pipeline.models.resolving.cards import describe_name
@@ -50,6 +52,21 @@ def test_torchvisions_other_models_say_at_once_all_that_is_missing(name: str, wo
     facts = torchvision_facts(name)
     assert facts is not None
     assert facts["family"]
+
+
+@pytest.mark.parametrize("fields", [{}, {"task": "detect", "labels": ["cat"]}])
+def test_an_onnx_file_with_boxes_in_one_tensor_is_refused_with_what_reads_it(
+    fields: dict[str, Any], tmp_path: Path
+) -> None:
+    node = helper.make_node("Reshape", ["images", "shape"], ["output0"])
+    shape = helper.make_tensor("shape", INT64, [3], [0, 3, -1])
+    image = value("images", FLOAT, ["batch", 3, 32, 32])
+    boxes = value("output0", FLOAT, ["batch", 3, 1024])
+    path = str(save(make_model([node], [image], [boxes], [shape]), tmp_path / "yolo.onnx"))
+    message = refusal(name=None, path=path, **{"labels": None, "task": None, **fields})
+    assert "yolo.onnx: gives 'output0' float32 (batch, 3, 1024)" in message
+    assert "export the model with outputs boxes and scores" in message
+    assert "take task 'raw' with model.outputs" in message
 
 
 def test_a_classifier_has_no_family_and_a_layer_of_a_detector_may_be_taken() -> None:
