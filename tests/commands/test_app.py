@@ -148,6 +148,11 @@ def test_an_option_of_one_value_is_not_given_twice(
             "pipeline history is gone: report.html shows the last fourteen versions, status all "
             "partitions",
         ),
+        (
+            ["demo", "somewhere", "--rows", "40"],
+            "pipeline demo is gone: python examples/demo.py, or make demo, in a checkout of the "
+            "package",
+        ),
         (["inspekt", "out"], "No such command 'inspekt'. Did you mean 'inspect'?"),
         (
             ["manifest", "kubernetes", "j.yaml", "--cron", "@daily"],

@@ -1,15 +1,13 @@
-"""The job files in jobs/: they load as they are and fit what the demo writes."""
+"""The job files in jobs/: they load as they are, and no two write to the same place."""
 
 from __future__ import annotations
 
 import datetime as dt
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 from support.runs.checkout import ROOT
 
-from pipeline.commands.demo.photos import build_parquet
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import read_job
 
@@ -39,12 +37,3 @@ def test_no_two_job_files_write_to_the_same_place():
 
 def test_the_partition_of_the_dag_is_its_logical_date():
     assert load("nightly.yaml").sink.partition == "date=2026-11-24"
-
-
-@pytest.mark.parametrize("name", ["classify_parquet.yaml", "nightly.yaml"])
-def test_the_columns_that_a_job_names_are_those_of_the_demo_shards(name: str, tmp_path: Path):
-    build_parquet(tmp_path, 2, seed=0, num_shards=1, num_bad=0)
-    columns = set(pq.read_schema(tmp_path / "shard-00000.parquet").names)
-    source = load(name).source
-    assert source.id_column is not None
-    assert {source.image_column, source.id_column, *source.pass_through} <= columns

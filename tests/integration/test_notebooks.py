@@ -7,18 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from nbclient import NotebookClient
+from support.inputs.passages import passages
 from support.models.snapshots import make_snapshot
 from support.runs.checkout import PYTHONPATH, ROOT
 from support.runs.cli import pipeline
 
 from pipeline.commands.demo.photos import build_images
-from pipeline.commands.demo.texts import MODEL, build_texts
 
 EXAMPLES = ROOT / "examples"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
 NUM_ROWS, NUM_BAD = 24, 2
+MODEL = "models/all-MiniLM-L6-v2"
 
 
 def execute(name: str, environment: dict[str, str]) -> str:
@@ -93,13 +96,15 @@ def test_two_models_are_compared_row_by_row(tmp_path: Path):
 @pytest.mark.one_ray
 @pytest.mark.slow
 def test_the_texts_nearest_to_a_question_are_shown(tmp_path: Path):
-    texts = build_texts(tmp_path / "input" / "texts", NUM_ROWS)
+    (tmp_path / "input" / "texts").mkdir(parents=True)
+    texts = {"id": range(NUM_ROWS), "text": passages(NUM_ROWS)}
+    pq.write_table(pa.table(texts), tmp_path / "input" / "texts" / "passages.parquet")
     make_snapshot(tmp_path / MODEL, "bert", pooling="mean", normalize=True)
     places = {"source.uri": "input/texts", "model.path": MODEL, "sink.uri": "output/texts"}
     options = [f"{field}={tmp_path / place}" for field, place in places.items()]
     arguments = [word for option in options for word in ("--set", option)]
     done = pipeline("run", str(ROOT / "jobs" / "embed_texts.yaml"), *arguments, "--json")
     assert done.code == 0, done.stderr
-    assert done.json["rows"]["predicted"] == len(texts)
+    assert done.json["rows"]["predicted"] == NUM_ROWS
     shown = execute("nearest_texts", {"PIPELINE_FOLDER": str(tmp_path)})
     assert shown.count("unpack a compressed archive") >= 3
