@@ -25,12 +25,12 @@ from annotated_types import Ge, Gt, Le
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from safetensors.torch import save_file
+from support.inputs.photos import build_images
 from support.models.snapshots import make_snapshot
 from torch import nn
 from torchvision.models import mobilenet_v3_small
 
 from pipeline.commands.app import app
-from pipeline.commands.demo.photos import build_images
 from pipeline.core import errors, failures, schema
 from pipeline.core.figures.counters import STAGES
 from pipeline.core.registry import GATES, SOURCES, TASKS, built_in, load

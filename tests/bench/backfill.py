@@ -23,9 +23,8 @@ from systems import Case, write_weights
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "support/toys"))
+from support.inputs.photos import build_images
 from support.runs.cli import pipeline
-
-from pipeline.commands.demo.photos import build_images
 
 FIRST = dt.date(2026, 1, 1)
 

@@ -36,10 +36,10 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "support/toys"))
 from models import LABELS
+from support.inputs.photos import load_bases
 from support.runs.cli import pipeline, write_job
 from support.servers.raynodes import RayNodes
 
-from pipeline.commands.demo.photos import load_bases
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import current_manifest
 from pipeline.commit.published.read import read_part, read_predictions

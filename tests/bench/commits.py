@@ -27,7 +27,8 @@ from systems import OURS, ROOT, Case, write_weights
 from tables import table_case
 from text_batches import text_case
 
-from pipeline.commands.demo.photos import build_images
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from support.inputs.photos import build_images
 
 BENCH = Path(__file__).parent
 KINDS = ("default", "auto", "onnxruntime")

@@ -11,6 +11,7 @@ one JSON line, which `--out` writes to a file too; results.py makes a page of it
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from systems import OURS, Case, run_job, run_peer, sections_of
 from tuned import Tuned
 from turns import in_turn, summarise, tell, usable
 
-from pipeline.commands.demo.photos import build_images
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from support.inputs.photos import build_images
 
 MODEL = "yolos-tiny-320"
 SYSTEMS = ("exact", "fp32", "auto", "loader-detect", "ray-detect")

@@ -26,9 +26,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 from commits import check_out, git
+from support.inputs.photos import build_images, build_parquet
 from systems import ROOT
-
-from pipeline.commands.demo.photos import build_images, build_parquet
 
 sys.path.insert(0, str(ROOT / "tests"))
 sys.path.insert(0, str(ROOT / "tests/support/toys"))

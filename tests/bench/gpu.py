@@ -37,9 +37,8 @@ from turns import tell
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "support/toys"))
+from support.inputs.photos import build_images
 from support.models.minilm import Unreachable
-
-from pipeline.commands.demo.photos import build_images
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 MINILM, DETECTOR = "minilm", "detector"

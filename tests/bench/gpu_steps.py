@@ -28,10 +28,10 @@ from systems import BENCH, ROOT, Case, Unusable, run_job, run_pipeline, write_we
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "support/toys"))
+from support.inputs.photos import build_images
 from support.runs.cli import command, environment
 from support.runs.predicting import images, predictor, rows_of
 
-from pipeline.commands.demo.photos import build_images
 from pipeline.core.errors import JobError
 
 FIGURE, NOT_HERE = "figure", "not here"

@@ -24,9 +24,11 @@ from machine import machine, today
 from peer_model import CORES
 from systems import MALLOC, Case, tune, write_weights
 
-from pipeline.commands.demo.photos import build_images
 from pipeline.inference.runtimes import all_runtimes, runtime_of
 from pipeline.inference.runtimes.int8 import INT8
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from support.inputs.photos import build_images
 
 BATCH_SIZES = (8, 16, 32, 64, 128)
 NUM_PHOTOS = 512

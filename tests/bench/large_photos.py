@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-
-from pipeline.commands.demo.photos import load_bases
+from support.inputs.photos import load_bases
 
 MEGAPIXELS = (6.0, 18.0)
 SHAPES = (4 / 3, 3 / 2, 3 / 4, 2 / 3)

@@ -32,9 +32,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "support/toys"))
+from support.inputs.photos import photo_rows
 from support.runs.cli import command, environment, working, write_job
-
-from pipeline.commands.demo.photos import photo_rows
 
 SIZES = (1_000, 10_000, 100_000)
 NUM_PHOTOS = 16

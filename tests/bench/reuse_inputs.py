@@ -22,9 +22,8 @@ from tables_model import mlp
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.inputs.passages import passages
+from support.inputs.photos import build_images
 from support.models.minilm import fetch_minilm
-
-from pipeline.commands.demo.photos import build_images
 
 SHARE = 10
 """One row in so many changes."""

@@ -32,9 +32,8 @@ from machine import machine, today
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "support/toys"))
+from support.inputs.photos import photo_rows
 from support.runs.cli import command, environment, working, write_job
-
-from pipeline.commands.demo.photos import photo_rows
 
 NUM_PHOTOS, GROUP_ROWS = 16, 512
 EVERY_S = 5.0

@@ -39,9 +39,9 @@ from throughput import MODELS
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "support/toys"))
+from support.inputs.photos import build_images
 from support.runs.cli import environment
 
-from pipeline.commands.demo.photos import build_images
 from pipeline.core.environment import PLAIN_RAY
 from pipeline.job.reading.loader import read_job
 from pipeline.models.spec import PredictorConfig

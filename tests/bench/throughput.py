@@ -19,16 +19,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from large_photos import build_large
 from machine import machine, today
 from systems import LIMITS, OURS, Case, Unusable, run, tune, write_weights
 from turns import in_turn, summarise, tell, usable
 
-from pipeline.commands.demo.photos import build_images
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from large_photos import build_large
+from support.inputs.photos import build_images
 
 MODELS = ("efficientnet-lite0", "mobilenet_v3_large", "resnet18")
 PEERS = ("loader", "ray", "daft", "spark")

@@ -7,11 +7,11 @@ import shlex
 from pathlib import Path
 
 import pytest
+from support.inputs.photos import build_images
 from support.runs.cli import Result, write_job
 from support.runs.endings import Ending, run_all
 
 from pipeline.commands.again import prepare_end, the_same
-from pipeline.commands.demo.photos import build_images
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import hold_lease
 from pipeline.core.errors import JobError

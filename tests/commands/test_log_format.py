@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.inputs.photos import build_images
 from support.runs.cli import Result, write_job
 from support.runs.endings import Ending, run_all
 
-from pipeline.commands.demo.photos import build_images
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import hold_lease
 from pipeline.process.screen import is_json_log

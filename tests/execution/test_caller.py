@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.inputs.photos import build_images
 from support.runs.cli import environment, pipeline, write_job
 
-from pipeline.commands.demo.photos import build_images
 from pipeline.commit.published.read import read_predictions
 
 CALLER = """

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import ray
+from support.inputs.photos import build_images
 from support.runs.checkout import ROOT
 from support.runs.cli import environment, pipeline, write_job
 from support.servers import rayhead
 
-from pipeline.commands.demo.photos import build_images
 from pipeline.commit.published.read import read_predictions
 from pipeline.core.errors import JobError
 from pipeline.execution.versions import different_versions, known_errors, require_supported

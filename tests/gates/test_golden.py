@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.inputs.photos import build_images
 from support.models.tiny_tokenizer import make_tokenizer
 from support.runs.cli import pipeline, write_job
 
-from pipeline.commands.demo.photos import build_images
 from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.figures.counters import Counters
 from pipeline.core.schema import IMAGE_FIELDS, feature_fields, text_fields

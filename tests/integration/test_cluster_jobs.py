@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
+from support.inputs.photos import build_images
 from support.runs.checkout import PYTHONPATH
 from support.runs.cli import Result, pipeline, start, write_job
 from support.servers.faultproxy import (
@@ -34,7 +35,6 @@ from support.servers.faultproxy import (
 )
 from support.servers.rayhead import RayHead
 
-from pipeline.commands.demo.photos import build_images
 from pipeline.core.errors import JobError
 from pipeline.execution.submit.attempts import find_newest
 from pipeline.execution.submit.client import connect_job_api

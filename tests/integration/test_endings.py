@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.inputs.photos import build_images
 from support.runs.cli import environment, write_job
 from support.runs.endings import Ending, run_all
 from support.runs.published import publish_rows
 from typer.main import get_command
 
 from pipeline.commands.app import app
-from pipeline.commands.demo.photos import build_images
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import hold_lease
 from pipeline.core.errors import Interrupted

@@ -17,11 +17,11 @@ import torch
 import toy_package
 import yaml
 from safetensors.torch import load_file
+from support.inputs.photos import build_images
 from support.models.snapshots import make_snapshot
 from support.runs.checkout import PYTHONPATH, ROOT
 from support.runs.cli import Result, environment, pipeline
 
-from pipeline.commands.demo.photos import build_images
 from pipeline.commit.published.read import read_predictions
 from pipeline.models.zoo import efficientnet_lite0
 from pipeline.preprocessing.images.transform import TransformSpec

@@ -12,9 +12,8 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from support.inputs.photos import build_images
 from support.runs.checkout import ROOT
-
-from pipeline.commands.demo.photos import build_images
 
 NUM_ROWS = 24
 PREDICT = """\

@@ -21,13 +21,13 @@ from models import LABELS, WORDS_OF_LABELS
 from PIL import Image
 from support.inputs.badfiles import encode
 from support.inputs.jsonl_shards import CODECS
+from support.inputs.photos import build_images
 from support.inputs.tars import Entry, pack
 from support.models.tiny_tokenizer import make_tokenizer
 from support.runs.checkout import PYTHONPATH
 from support.runs.cli import pipeline, write_job
 from support.servers.localserver import LocalServer
 
-from pipeline.commands.demo.photos import build_images
 from pipeline.commit.published.read import read_predictions
 from pipeline.commit.published.verify import verify_output
 from pipeline.dataflow import run_job

@@ -14,10 +14,10 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
+from support.inputs.photos import build_images
 from support.models.snapshots import make_timm
 from support.runs.cli import pipeline
 
-from pipeline.commands.demo.photos import build_images
 from pipeline.commit.published.read import read_predictions
 
 pytestmark = pytest.mark.slow

@@ -20,11 +20,10 @@ from typing import Any
 
 import pytest
 import yaml
+from support.inputs.photos import build_images
 from support.runs.cli import start, write_job
 from support.runs.exposition import expected
 from support.servers.ports import free_ports
-
-from pipeline.commands.demo.photos import build_images
 
 pytestmark = pytest.mark.slow
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.inputs.jsonl_shards import CODECS, lines
+from support.inputs.photos import build_parquet
 from support.models.snapshots import TEXTS, make_snapshot
 from support.runs.cli import pipeline, write_job
 from support.servers.faultproxy import (
@@ -25,7 +26,6 @@ from support.servers.faultproxy import (
 )
 from support.servers.s3server import S3Server
 
-from pipeline.commands.demo.photos import build_parquet
 from pipeline.commit.published.read import read_predictions
 from pipeline.commit.published.verify import verify_output
 from pipeline.storage.store import Store

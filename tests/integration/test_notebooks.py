@@ -12,11 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from nbclient import NotebookClient
 from support.inputs.passages import passages
+from support.inputs.photos import build_images
 from support.models.snapshots import make_snapshot
 from support.runs.checkout import PYTHONPATH, ROOT
 from support.runs.cli import pipeline
-
-from pipeline.commands.demo.photos import build_images
 
 EXAMPLES = ROOT / "examples"
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from support.inputs.photos import build_images
 from support.runs.cli import command, environment, pipeline, write_job
 from support.servers.faultproxy import EXPIRED, FaultProxy, Rule
 from support.servers.s3server import S3Server
 
-from pipeline.commands.demo.photos import build_images
 from pipeline.core.errors import InfraError
 from pipeline.execution.tasks import ray_errors
 

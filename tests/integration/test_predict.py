@@ -15,11 +15,11 @@ from models import LABELS, TRANSFORM
 from skl2onnx import to_onnx
 from sklearn.linear_model import LogisticRegression
 from support.inputs.encoded import base_image, encode
+from support.inputs.photos import build_images
 from support.models.snapshots import make_snapshot
 from support.runs.cli import pipeline as command
 
 import pipeline
-from pipeline.commands.demo.photos import build_images
 
 NUM_ROWS, NUM_BAD = 24, 2
 SETTINGS = {"model.labels": LABELS, **{f"transform.{name}": v for name, v in TRANSFORM.items()}}

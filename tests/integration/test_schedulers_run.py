@@ -17,10 +17,9 @@ from typing import Any
 import psutil
 import pytest
 from models import LABELS
+from support.inputs.photos import build_images
 from support.runs.checkout import PYTHONPATH, ROOT
 from support.runs.cli import pipeline, wait_until, write_job
-
-from pipeline.commands.demo.photos import build_images
 
 FOLDER = ROOT / "jobs" / "schedulers"
 AIRFLOW, DAGSTER = os.environ.get("AIRFLOW"), os.environ.get("DAGSTER_PYTHON")

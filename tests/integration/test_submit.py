@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+from support.inputs.photos import Built, build_images
 from support.runs.cli import pipeline, start, write_job
 from support.runs.endings import Ending, run_all
 from support.servers.rayhead import RayHead
 
-from pipeline.commands.demo.photos import Built, build_images
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import current_manifest
 from pipeline.commit.published.read import read_predictions

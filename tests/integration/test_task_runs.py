@@ -9,10 +9,10 @@ import models
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.inputs.photos import build_images
 from support.models.snapshots import make_snapshot
 from support.runs.cli import pipeline, write_job
 
-from pipeline.commands.demo.photos import build_images
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import current_manifest
 from pipeline.commit.published.read import read_predictions

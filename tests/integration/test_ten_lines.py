@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from support.inputs.clips import encoded, tone
+from support.inputs.photos import build_images
 from support.models.audio_snapshots import make_listener
 from support.models.feature_writers import make_feature_writer
 from support.models.onnx_files import image_model, save
@@ -20,7 +21,6 @@ from support.models.snapshots import make_snapshot, make_timm
 from support.runs.checkout import ROOT
 from support.runs.cli import pipeline
 
-from pipeline.commands.demo.photos import build_images
 from pipeline.commit.published.read import read_predictions
 
 EXAMPLES = ROOT / "examples" / "model_directories"

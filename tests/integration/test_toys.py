@@ -17,11 +17,11 @@ import toy_source
 import toy_table
 import toy_task
 from support.inputs.encoded import base_image, png
+from support.inputs.photos import build_images
 from support.runs.checkout import PYTHONPATH
 from support.runs.cli import TIMEOUT_S, Result, environment, write_job
 from support.servers.commandserver import CommandServer
 
-from pipeline.commands.demo.photos import build_images
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import current_manifest
 from pipeline.commit.published.read import read_part

@@ -16,10 +16,10 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.inputs.photos import build_images
 from support.inputs.tars import END_BYTES, Entry, pack
 from support.runs.cli import pipeline, write_job
 
-from pipeline.commands.demo.photos import build_images
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import current_manifest
 from pipeline.commit.plan_store import plan_from_json, plan_to_json

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 from models import LABELS
+from support.inputs.photos import build_images
 from support.runs.cli import Result, pipeline, start, wait_until
 from support.runs.week import Week, outcomes
-
-from pipeline.commands.demo.photos import build_images
 
 pytestmark = pytest.mark.early
 

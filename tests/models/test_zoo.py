@@ -9,9 +9,9 @@ from importlib.metadata import entry_points
 import numpy as np
 import pytest
 import torch
+from support.inputs.photos import load_bases
 from torchvision.transforms.v2 import functional as tv
 
-from pipeline.commands.demo.photos import load_bases
 from pipeline.core.errors import JobError
 from pipeline.models.spec import ENTRY_POINT_GROUP, ModelCard
 from pipeline.models.zoo import _unique, efficientnet_lite0

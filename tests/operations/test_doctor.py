@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.inputs.photos import build_images
 from support.runs.cli import pipeline, write_job
 from support.runs.endings import Ending, run_all
 
-from pipeline.commands.demo.photos import build_images
 from pipeline.operations.checks.machine import look_at_access
 from pipeline.operations.doctor import doctor
 

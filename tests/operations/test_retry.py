@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.faults.faultplaces import COPY, CREATE, DELETE, PUT, Bucket, Disk, Point
+from support.inputs.photos import build_images
 from support.runs.cli import pipeline, write_job
 from support.runs.earlier_partitions import LAYOUT, EarlierPartition, damage, write_same_time
 from support.runs.protocol import Children, assert_readable
@@ -24,7 +25,6 @@ from support.servers.faultproxy import FaultProxy
 from support.servers.httpserver import WebServer, answer, ok
 from support.servers.s3server import S3Server
 
-from pipeline.commands.demo.photos import build_images
 from pipeline.commit.manifest import current_manifest, log_numbers
 from pipeline.commit.published.read import read_predictions
 from pipeline.commit.published.rollback import history_numbers

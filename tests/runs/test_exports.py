@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 from models import LABELS, TRANSFORM
+from support.inputs.photos import build_images
 from support.runs.cli import pipeline, write_job
 from support.runs.exposition import expected, samples
 from support.runs.published import DAY, Rows, publish_rows
 from support.servers.ports import free_ports
 
-from pipeline.commands.demo.photos import build_images
 from pipeline.commit.layout import Layout
 from pipeline.commit.published.verify import verify_output
 from pipeline.core.errors import InfraError, PartitionBusy

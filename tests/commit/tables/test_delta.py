@@ -20,12 +20,12 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
+from support.inputs.photos import build_parquet
 from support.runs.checkout import PYTHONPATH
 from support.runs.cli import pipeline, write_job
 from support.runs.published import DAY, Rows, prepare_version, publish_rows, slice_table, snapshot
 from support.runs.selection import quick_cases
 
-from pipeline.commands.demo.photos import build_parquet
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.commit.publish import commit, repair, sync_published_folder

@@ -13,10 +13,10 @@ import models
 import numpy as np
 import pytest
 import torch
+from support.inputs.photos import build_images
 from support.runs.cli import pipeline, write_job
 from support.runs.predicting import PASS_THROUGH, Convolved, images, predict, rows_of
 
-from pipeline.commands.demo.photos import build_images
 from pipeline.core.errors import InfraError, JobError
 from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.inference.model_store import fetch_model, model_path, store_model

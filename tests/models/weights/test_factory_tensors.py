@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from support.inputs.photos import build_images
 from support.models.model_cases import resolve
 from support.runs.cli import pipeline, write_job
 from torch import nn
 
-from pipeline.commands.demo.photos import build_images
 from pipeline.core.cache.node_cache import tensors_digest
 from pipeline.core.errors import InfraError, JobError
 from pipeline.inference.devices.device import load_runner

@@ -8,10 +8,10 @@ from itertools import permutations
 from pathlib import Path
 
 import pytest
+from support.inputs.photos import build_images
 from support.runs.cli import write_job
 
 import pipeline
-from pipeline.commands.demo.photos import build_images
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import hold_lease
 from pipeline.core.errors import JobError, PipelineError

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.inputs.photos import build_images
 from support.runs.cli import pipeline as command
 from support.runs.cli import write_job
 from support.runs.published import publish_rows, snapshot
 
 import pipeline
-from pipeline.commands.demo.photos import build_images
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import hold_lease
 from pipeline.core.errors import JobError

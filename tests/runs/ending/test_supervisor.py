@@ -20,10 +20,10 @@ from typing import Any
 import psutil
 import pytest
 from models import LABELS
+from support.inputs.photos import build_images
 from support.runs.cli import command, environment, pipeline, start, wait_until, working, write_job
 from support.servers.rayhead import RayHead
 
-from pipeline.commands.demo.photos import build_images
 from pipeline.commit.published.read import read_predictions
 from pipeline.core.errors import InfraError, PipelineError, Stopped
 from pipeline.execution.health import HeadAnswers, ProcessesLive

@@ -14,9 +14,9 @@ import toy_package
 from hypothesis import given
 from hypothesis import strategies as st
 from models import LABELS
+from support.inputs.photos import build_images
 from support.runs.cli import pipeline, write_job
 
-from pipeline.commands.demo.photos import build_images
 from pipeline.commit.published.read import read_predictions
 from pipeline.core.cache.cache_folder import PROFILES, cache_folder
 from pipeline.core.cache.cpu import describe_processor, instruction_sets

@@ -10,10 +10,10 @@ from time import sleep
 
 import pytest
 from models import LABELS
+from support.inputs.photos import build_images
 from support.runs.cli import environment, pipeline, write_job
 
 import pipeline.runs.tuning.beside as beside_module
-from pipeline.commands.demo.photos import build_images
 from pipeline.commit.staging import StagedSlice
 from pipeline.execution.cluster.connect import connect
 from pipeline.execution.cluster.hardware import embedded_hardware

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.commands.demo.photos import build_images
+from support.inputs.photos import build_images
 from support.runs.cli import TIMEOUT_S, Result, pipeline, start, write_job
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.inputs.photos import photo_rows
 from support.models.snapshots import (
     VISION_FAMILIES,
     change_json,
@@ -23,7 +24,6 @@ from support.models.snapshots import (
     write_image_processor,
 )
 
-from pipeline.commands.demo.photos import photo_rows
 from pipeline.models.directories.build import build_module
 from pipeline.models.directories.image.image_transform import read_transform
 from pipeline.models.directories.image.told import told
