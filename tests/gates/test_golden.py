@@ -432,7 +432,7 @@ def test_no_golden_rows_are_read_where_none_are_wanted():
 
 
 def test_the_command_writes_rows_that_agree_with_themselves(tmp_path: Path):
-    built = build_images(tmp_path / "images", 60, seed=21, num_bad=3)
+    bad = build_images(tmp_path / "images", 60, seed=21, num_bad=3)
     job_path = write_job(
         tmp_path / "job.yaml",
         {"uri": str(tmp_path / "images"), "format": "images"},
@@ -446,7 +446,7 @@ def test_the_command_writes_rows_that_agree_with_themselves(tmp_path: Path):
     assert not (tmp_path / "out").exists(), "it writes nothing but its file"
     table = pq.read_table(out)
     assert table.column_names == ["row_id", "image", "label", "score"]
-    assert not set(table["row_id"].to_pylist()) & set(built.bad)
+    assert not set(table["row_id"].to_pylist()) & set(bad)
     assert done.json["labels"] == len(set(table["label"].to_pylist())) > 1
     job = job_with({"uri": out})
     assert check(job, load_rows(job))["golden"]["rows_out"] == 9

@@ -117,7 +117,7 @@ def assert_devices_are_named(store: Store, devices: dict[str, int], report: dict
 @pytest.mark.any_ray_short
 @pytest.mark.one_ray
 def test_predictions_of_loose_images_equal_a_plain_loop(tmp_path: Path) -> None:
-    built = build_images(tmp_path / "images", 24, seed=3, num_bad=3)
+    bad = build_images(tmp_path / "images", 24, seed=3, num_bad=3)
     job = write_job(
         tmp_path / "job.yaml",
         {"uri": str(tmp_path / "images"), "format": "images"},
@@ -135,7 +135,7 @@ def test_predictions_of_loose_images_equal_a_plain_loop(tmp_path: Path) -> None:
     }
     table = read_predictions(str(tmp_path / "out"), PARTITION)
     assert_same_predictions(by_id(table), predict_plainly(files))
-    assert table["row_id"].to_pylist() == sorted(set(files) - set(built.bad))
+    assert table["row_id"].to_pylist() == sorted(set(files) - set(bad))
     assert result.json["rows"]["predicted"] == 21
     assert (result.json["decode_in"], result.json["write_in"]) == ("actors", "actors")
     assert "| predictions | 21 |" in (tmp_path / "out" / CARD).read_text().splitlines()
@@ -148,9 +148,7 @@ def test_predictions_of_loose_images_equal_a_plain_loop(tmp_path: Path) -> None:
 @pytest.mark.any_ray
 @pytest.mark.one_ray
 def test_parquet_on_s3_keeps_ids_and_pass_through_columns(tmp_path: Path, s3: S3Server) -> None:
-    built = build_parquet(
-        tmp_path / "shards", 30, seed=4, num_shards=3, num_bad=3, row_group_rows=4
-    )
+    bad = build_parquet(tmp_path / "shards", 30, seed=4, num_shards=3, num_bad=3, row_group_rows=4)
     root = f"e2e-{uuid.uuid4().hex}"
     store = Store(s3.uri(root), s3.storage_options)
     images: dict[str, bytes] = {}
@@ -180,12 +178,12 @@ def test_parquet_on_s3_keeps_ids_and_pass_through_columns(tmp_path: Path, s3: S3
     assert result.json["write_in"] == "tasks", "an actor would wait for the store"
     out = Store(s3.uri(f"{root}/out"), s3.storage_options)
     table = read_predictions(out.uri, PARTITION, storage_options=s3.storage_options)
-    good = {name: data for name, data in images.items() if name not in built.bad}
+    good = {name: data for name, data in images.items() if name not in bad}
     assert_same_predictions(by_id(table), predict_plainly(good))
     assert table["camera"].to_pylist() == [cameras[i] for i in table["row_id"].to_pylist()]
     quarantine = quarantine_of(out)
     reasons = zip(quarantine["row_id"].to_pylist(), quarantine["reason"].to_pylist(), strict=True)
-    assert dict(reasons) == {name: reason.value for name, reason in built.bad.items()}
+    assert dict(reasons) == {name: reason.value for name, reason in bad.items()}
     secrets = [s3.access_key, s3.secret_key]
     for file in out.list_files():
         text = out.read_bytes(file.path)

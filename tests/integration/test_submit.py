@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-from support.inputs.photos import Built, build_images
+from support.inputs.photos import build_images
 from support.runs.cli import pipeline, start, write_job
 from support.runs.endings import Ending, run_all
 from support.servers.rayhead import RayHead
@@ -24,6 +24,7 @@ from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import current_manifest
 from pipeline.commit.published.read import read_predictions
 from pipeline.core.errors import GateRefused, InfraError, PipelineError, Stopped
+from pipeline.core.failures import Reason
 from pipeline.execution.submit.job import error_without_document
 from pipeline.execution.submit.log_follower import JobOutput
 from pipeline.execution.submit.submission import Submission
@@ -36,7 +37,7 @@ PARTITION = f"date={DATE}"
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Built]:
+def photos(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Reason]]:
     folder = tmp_path_factory.mktemp("photos")
     return folder, build_images(folder, 16, seed=3, num_bad=1)
 
@@ -49,7 +50,7 @@ def closed_port() -> Iterator[int]:
         yield taken.getsockname()[1]
 
 
-def photo_job(tmp_path: Path, photos: tuple[Path, Built], **sections: object) -> str:
+def photo_job(tmp_path: Path, photos: tuple[Path, dict[str, Reason]], **sections: object) -> str:
     source = {"uri": str(photos[0]), "format": "images"}
     return write_job(tmp_path / "photos.yaml", source, str(tmp_path / "out"), **sections)
 
@@ -65,7 +66,7 @@ def wait_for_log(process: subprocess.Popen[str], stream: IO[str] | None) -> None
 
 @pytest.mark.any_ray
 def test_a_submitted_job_runs_on_the_cluster_and_its_log_comes_while_it_runs(
-    ray_head: RayHead, photos: tuple[Path, Built], tmp_path: Path, closed_port: int
+    ray_head: RayHead, photos: tuple[Path, dict[str, Reason]], tmp_path: Path, closed_port: int
 ):
     job = photo_job(tmp_path, photos, run={"slice_rows": 8})
     env = {
@@ -87,7 +88,7 @@ def test_a_submitted_job_runs_on_the_cluster_and_its_log_comes_while_it_runs(
     document = json.loads(stdout)  # and nothing else is on stdout
     assert (document["status"], document["rows"]["total"]) == ("published", 16)
     assert "published; 16 rows = 15 predicted + 1 quarantined" in " ".join(stderr.split())
-    bad = set(photos[1].bad)
+    bad = set(photos[1])
     ids = read_predictions(store.url(), PARTITION).column("row_id").to_pylist()
     assert len(ids) == 15
     assert set(ids) | bad == {str(p.relative_to(photos[0])) for p in photos[0].rglob("*.*")}
@@ -101,7 +102,7 @@ def test_a_submitted_job_runs_on_the_cluster_and_its_log_comes_while_it_runs(
 
 @pytest.mark.slow
 def test_a_refused_gate_comes_back_as_the_exit_code_and_arguments_pass_the_shell_unharmed(
-    ray_head: RayHead, photos: tuple[Path, Built], tmp_path: Path
+    ray_head: RayHead, photos: tuple[Path, dict[str, Reason]], tmp_path: Path
 ):
     empty = tmp_path / 'it\'s "$HOME" $(false); `false` &'
     empty.mkdir()
@@ -157,7 +158,7 @@ def test_a_job_that_left_no_document_is_an_error_with_its_own_code():
 
 @pytest.mark.slow
 def test_a_stopped_submission_stops_the_job_and_a_rerun_is_free_to_go(
-    ray_head: RayHead, photos: tuple[Path, Built], tmp_path: Path
+    ray_head: RayHead, photos: tuple[Path, dict[str, Reason]], tmp_path: Path
 ):
     job = photo_job(tmp_path, photos)
     arguments = (job, "--date", DATE, "--allow-import", "models")
@@ -179,7 +180,7 @@ def test_a_stopped_submission_stops_the_job_and_a_rerun_is_free_to_go(
 
 @pytest.mark.parametrize("command", ["submit", pytest.param("run", marks=pytest.mark.slow)])
 def test_an_address_where_nothing_answers_is_infrastructure_trouble(
-    command: str, photos: tuple[Path, Built], tmp_path: Path, closed_port: int
+    command: str, photos: tuple[Path, dict[str, Reason]], tmp_path: Path, closed_port: int
 ):
     job = photo_job(tmp_path, photos)
     address = f"{'http://' if command == 'submit' else ''}127.0.0.1:{closed_port}"
@@ -208,7 +209,7 @@ def test_a_token_that_the_cluster_does_not_know_is_the_users_mistake(
     has_file: bool,
     words: str,
     ray_head: RayHead,
-    photos: tuple[Path, Built],
+    photos: tuple[Path, dict[str, Reason]],
     tmp_path: Path,
 ):
     job, home = photo_job(tmp_path, photos), tmp_path / "home"
@@ -237,7 +238,7 @@ def test_a_token_that_the_cluster_does_not_know_is_the_users_mistake(
 
 @pytest.mark.slow
 def test_a_right_token_lets_doctor_and_plan_in(
-    ray_head: RayHead, photos: tuple[Path, Built], tmp_path: Path
+    ray_head: RayHead, photos: tuple[Path, dict[str, Reason]], tmp_path: Path
 ):
     looked = pipeline("doctor", "--address", ray_head.address, "--json", env=ray_head.secret)
     assert looked.code == 0, looked.stdout
@@ -248,7 +249,7 @@ def test_a_right_token_lets_doctor_and_plan_in(
 
 
 def test_another_kind_of_address_is_refused_with_the_right_form(
-    photos: tuple[Path, Built], tmp_path: Path
+    photos: tuple[Path, dict[str, Reason]], tmp_path: Path
 ):
     addresses = ("127.0.0.1:8265", "ray://127.0.0.1:10001", "auto", "http://", "http://h:port")
     job = photo_job(tmp_path, photos)
@@ -261,7 +262,7 @@ def test_another_kind_of_address_is_refused_with_the_right_form(
 
 
 def test_what_is_wrong_with_the_job_is_said_before_anything_is_sent(
-    photos: tuple[Path, Built], tmp_path: Path, closed_port: int
+    photos: tuple[Path, dict[str, Reason]], tmp_path: Path, closed_port: int
 ):
     job = photo_job(tmp_path, photos)
     nowhere = ("--address", f"http://127.0.0.1:{closed_port}")

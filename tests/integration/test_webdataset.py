@@ -343,11 +343,11 @@ def quarantine_of(store: Store) -> dict[str, str]:
 @pytest.mark.slow
 def test_a_job_over_tars_survives_kill_9_and_predicts_like_loose_files(tmp_path: Path) -> None:
     loose = tmp_path / "loose"
-    built = build_images(loose, 70, seed=21, num_bad=3)
+    bad = build_images(loose, 70, seed=21, num_bad=3)
     photos = {
         str(path.relative_to(loose)): path.read_bytes()
         for path in sorted(loose.rglob("*.*"))
-        if str(path.relative_to(loose)) not in built.bad
+        if str(path.relative_to(loose)) not in bad
     }
     folder = tmp_path / "tars"
     folder.mkdir()

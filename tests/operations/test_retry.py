@@ -165,9 +165,9 @@ def quarantine_of(out: Path) -> dict[str, str]:
 @pytest.mark.one_ray
 def test_images_that_a_disk_spoiled_come_in_when_it_is_mended(tmp_path: Path) -> None:
     folder, out = tmp_path / "images", tmp_path / "out"
-    built = build_images(folder, 40, seed=8, num_bad=2)
+    bad = build_images(folder, 40, seed=8, num_bad=2)
     names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*.*"))
-    spoiled = [name for name in names if name not in built.bad][5:20:5]
+    spoiled = [name for name in names if name not in bad][5:20:5]
     twin = "zz-twin.jpg"
     shutil.copy(folder / spoiled[0], folder / twin)
     kept = {name: damage(folder / name) for name in spoiled}
@@ -187,9 +187,9 @@ def test_images_that_a_disk_spoiled_come_in_when_it_is_mended(tmp_path: Path) ->
     assert found == {"entries": 5, "recovered": 3, "failed_again": 2}
     rows = done.json["rows"]
     assert (rows["total"], rows["predicted"], rows["computed"], rows["resumed"]) == (41, 39, 5, 36)
-    assert quarantine_of(out) == {name: reason.value for name, reason in built.bad.items()}
+    assert quarantine_of(out) == {name: reason.value for name, reason in bad.items()}
     table = read_predictions(str(out), DAY)
-    assert table["row_id"].to_pylist() == [n for n in [*names, twin] if n not in built.bad]
+    assert table["row_id"].to_pylist() == [n for n in [*names, twin] if n not in bad]
     by_id = {row["row_id"]: (row["label"], row["score"]) for row in table.to_pylist()}
     assert by_id[spoiled[0]] == by_id[twin]
     verify_output(str(out), DAY, {})
