@@ -40,7 +40,7 @@ class Part:
     size_bytes: int
     sha256: str
     row_id_hash: str = ""
-    """Sum of the hashes of its row ids, as `Manifest.row_id_hash`; "" in older manifests."""
+    """Sum of the hashes of its row ids, as `Manifest.row_id_hash`."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,11 @@ class Manifest:
     distribution: dict[str, Any] = field(default_factory=dict)
     """JSON form of `histograms.Distribution`, with which later partitions are compared."""
     fingerprint_parts: dict[str, Any] = field(default_factory=dict)
-    """What the fingerprint is made of, as the plan has it; empty in older manifests."""
+    """What the fingerprint is made of, as the plan has it."""
     ctimes_sha256: str = ""
     """As the plan has it, of the listing whose shards were read; '' if unknown, as of a retry."""
     skipped: dict[str, Any] = field(default_factory=dict)
-    """JSON form of `skipped.Skipped`: what lay below the source and is no row; {} in old ones."""
+    """JSON form of `skipped.Skipped`: what lay below the source and is no row."""
     keys: dict[str, str] = field(default_factory=dict)
     """Where the keys of this version are, so that later ones can carry its rows: `folder` and the
     `sha256` of its meta.json; {} if it has none."""
@@ -92,13 +92,13 @@ class Manifest:
     """What was carried over, as the report's section `carried`; {} if nothing was."""
     source: dict[str, Any] = field(default_factory=dict)
     """How the rows were read: the section `source` of the job without places and options of stores,
-    so that the original of a row can be found; {} in older manifests."""
+    so that the original of a row can be found."""
     sections: dict[str, Any] = field(default_factory=dict)
     """How the rows were predicted: the sections `model`, `transform` and `text` of the job, as
-    `Job.as_published` tells them, so that they can be predicted again; {} in older manifests."""
+    `Job.as_published` tells them, so that they can be predicted again."""
     card: dict[str, Any] = field(default_factory=dict)
     """What the dataset card says beside the rest of this: `license`, `source` and `input`, each a
-    text or None; {} if there is to be none, and in older manifests."""
+    text or None; {} if there is to be none."""
     version: int = MANIFEST_VERSION
 
     @property

@@ -49,14 +49,14 @@ class StagedSlice:
     run_id: str
     num_rows: int
     name: str = ""
-    """Of its file; empty in parts of before it was noted."""
+    """Of its file."""
     reasons: dict[str, int] = field(default_factory=dict)
     labels: dict[str, int] = field(default_factory=dict)
     counters: Counters = field(default_factory=dict)
     numbers: dict[str, dict[str, Any]] = field(default_factory=dict)
     """JSON form of `histograms.Numbers`, of each number that is counted."""
     causes: list[dict[str, Any]] = field(default_factory=list)
-    """JSON form of the most frequent `causes.Cause`; empty in parts of before they were noted."""
+    """JSON form of the most frequent `causes.Cause`."""
     num_carried: int = 0
     """Rows whose predictions are taken over from an earlier version."""
 

@@ -99,7 +99,7 @@ def carry_out(run: RunContext, reasons: frozenset[str], predict: Predict) -> Run
         assert current is not None, "published, as seen above"
         base = read_base(store, layout, current)
         model = model.fitted(base.plan.fields)
-        is_same = base.plan.settings in (settings, "")  # older plans do not say
+        is_same = base.plan.settings == settings
         is_same &= base.plan.task_fields.names == [field.name for field in model.output_fields()]
         inputs = _require_same_job(run, base, is_same=is_same)
         require_there(inputs)

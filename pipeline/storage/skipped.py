@@ -95,7 +95,7 @@ class Skipped:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Skipped:
-        """Read that form back; an empty one, of older manifests, is nothing."""
+        """Read that form back; an empty one is nothing."""
         reasons = document.get("reasons", [])
         return cls(
             {each["reason"]: each["files"] for each in reasons},

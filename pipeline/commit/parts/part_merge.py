@@ -32,7 +32,6 @@ from pipeline.commit.parts.partition_columns import (
     RowGroupRef,
     read_piece,
 )
-from pipeline.commit.parts.row_ids import with_hash
 from pipeline.commit.parts.row_positions import Positions, read_keys
 from pipeline.core.arrays import Numbers
 from pipeline.core.hive_paths import values_of, without
@@ -117,7 +116,7 @@ class Merger:
         store = self.compactor.store
         for part, target in copies:
             store.copy(part.path, f"{self.compactor.folder}/{target}")
-        return [replace(with_hash(store, part), path=target) for part, target in copies]
+        return [replace(part, path=target) for part, target in copies]
 
     def _placed(self, part: Part, schema: pa.Schema) -> Keyed:
         with open_part(self.compactor.store, part.path) as opened:

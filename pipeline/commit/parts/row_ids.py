@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -41,14 +41,6 @@ def sum_hashes(hashes: Sequence[int]) -> str:
 def sum_of_parts(parts: Iterable[Part]) -> str:
     """Add the hashes of all rows of parts that know theirs."""
     return sum_hashes([int(part.row_id_hash, 16) for part in parts])
-
-
-def with_hash(store: Store, part: Part) -> Part:
-    """Return a published part with the hash of its rows; one of an older version is read for it."""
-    if part.row_id_hash:
-        return part
-    total = int(read_hashes(store, part.path).sum(dtype=np.uint64))
-    return replace(part, row_id_hash=sum_hashes([total]))
 
 
 def read_hashes(store: Store, path: str) -> npt.NDArray[np.uint64]:

@@ -101,16 +101,15 @@ def from_metadata(metadata: Mapping[bytes, bytes] | None, num_rows: int, path: s
     """Undo `to_metadata`: return int64 (N, C).
 
     Raises:
-        KeyError: There is nothing: an older version wrote the file.
-        InfraError: It is damaged.
+        InfraError: It is damaged, or there is nothing.
     """
     found = metadata or {}
-    packed, columns = found[METADATA.encode()], found[_COLUMNS.encode()]
     try:
+        packed, columns = found[METADATA.encode()], found[_COLUMNS.encode()]
         planes = np.frombuffer(zlib.decompress(base64.b64decode(packed)), np.uint8)
         flat = np.ascontiguousarray(planes.reshape(8, -1).T).view("<i8")
         steps = flat.reshape(int(columns), num_rows).T
-    except (ValueError, zlib.error) as error:
+    except (KeyError, ValueError, zlib.error) as error:
         raise InfraError(f"{path}: the places of its rows are damaged: {error}") from None
     return np.cumsum(steps, axis=0, dtype=np.int64)
 

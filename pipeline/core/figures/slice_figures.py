@@ -160,9 +160,7 @@ _NAMED = {
     "advice": "advice",
 }
 """Field -> its entries in the JSON form; what is counted stands behind a `.`."""
-_FORMER = {"canary": "reference_check"}
-"""Entries of older footers."""
-FIGURE_NAMES = frozenset((*(entry for entry, _ in _SINGLE.values()), *_NAMED.values(), *_FORMER))
+FIGURE_NAMES = frozenset((*(entry for entry, _ in _SINGLE.values()), *_NAMED.values()))
 """Entries that no stage can have for its name."""
 
 
@@ -229,7 +227,7 @@ class SliceFigures:
         Raises:
             PipelineError: As `StageCounters.from_dict`.
         """
-        did = {_FORMER.get(n, n): StageCounters.from_dict(v) for n, v in counters.items()}
+        did = {n: StageCounters.from_dict(v) for n, v in counters.items()}
         found: dict[str, Any] = {
             name: kind.of(did.pop(entry)) for name, (entry, kind) in _SINGLE.items() if entry in did
         }

@@ -28,10 +28,6 @@ REASONS = tuple(reason.value for reason in Reason)
 RETRIED = tuple(reason.value for reason in Reason if reason is not Reason.DUPLICATE_ID)
 """Reasons whose rows may be retried. Of rows with one id only the first is ever predicted."""
 _PART_THREADS = 8
-_NO_POSITIONS = (
-    "partition {}: version {} was published before retries were possible: it does not say where "
-    "its rows lie; `pipeline run` publishes it anew once its inputs, settings or model change"
-)
 
 
 @dataclass(frozen=True)
@@ -114,7 +110,7 @@ def read_base(store: Store, layout: Layout, manifest: Manifest) -> Base:
         JobError: It was published before the positions of rows were kept.
     """
     with ThreadPoolExecutor(_PART_THREADS) as pool:
-        found = list(pool.map(lambda p: _read_part(store, p, manifest), manifest.quarantine_parts))
+        found = list(pool.map(lambda p: _read_part(store, p), manifest.quarantine_parts))
     plan = read_plan(store, layout, manifest.fingerprint)
     return Base(
         manifest,
@@ -138,15 +134,10 @@ def read_plan(store: Store, layout: Layout, fingerprint: str) -> Plan:
         raise InfraError(f"{store.url(path)}: is missing, so the rows are unknown") from None
 
 
-def _read_part(
-    store: Store, part: Part, manifest: Manifest
-) -> tuple[Positions, npt.NDArray[np.uint8]]:
+def _read_part(store: Store, part: Part) -> tuple[Positions, npt.NDArray[np.uint8]]:
     with open_part(store, part.path) as file:
         reasons = pc.index_in(file.read(columns=["reason"]).column(0), pa.array(REASONS))
-        try:
-            positions = read_positions(file.metadata.metadata, part.num_rows, part.path)
-        except KeyError:
-            raise JobError(_NO_POSITIONS.format(manifest.partition, manifest.number)) from None
+        positions = read_positions(file.metadata.metadata, part.num_rows, part.path)
     if reasons.null_count:
         raise JobError(f"{part.path}: written by a newer version; upgrade this one")
     return positions, np.asarray(reasons).astype(np.uint8)

@@ -91,7 +91,7 @@ def test_damaged_places_are_said():
         from_metadata(metadata, 4, "part-1")
     with pytest.raises(InfraError, match="part-1: the places of its rows are damaged"):
         read_keys(metadata, 4, "part-1")
-    with pytest.raises(KeyError):
+    with pytest.raises(InfraError, match="part-1: the places of its rows are damaged"):
         from_metadata({}, 3, "part-1")
 
 

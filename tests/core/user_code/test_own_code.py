@@ -235,7 +235,7 @@ def test_every_group_of_the_registry_has_a_word(group: str):
     assert own_code.kind_of(group).isalpha()
 
 
-@pytest.mark.parametrize("stage", ["tokens", "golden", "device.cpu", "canary"])
+@pytest.mark.parametrize("stage", ["tokens", "golden", "device.cpu"])
 def test_an_input_whose_stage_has_the_name_of_a_figure_is_refused(
     stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -512,17 +512,6 @@ def test_what_is_staged_is_taken_over_only_if_its_own_code_is_the_same(
     assert len(set(found)) == 3
 
 
-def test_a_version_from_before_places_were_kept_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    partition = make_partition(tmp_path, write_images)
-    partition.broken = {"003.jpg"}
-    monkeypatch.setattr("pipeline.commit.parts.part_writer.to_metadata", lambda numbers: {})
-    partition.run()
-    with pytest.raises(JobError, match="was published before retries were possible"):
-        partition.retry()
-
-
 def test_a_partition_that_changes_meanwhile_stays_as_it_became(tmp_path: Path):
     partition = make_partition(tmp_path, write_images, sink={"keep_versions": 2})
     partition.broken = {"003.jpg", "004.jpg"}

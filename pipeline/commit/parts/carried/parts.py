@@ -39,7 +39,6 @@ from pipeline.commit.parts.compaction import (
 from pipeline.commit.parts.part_merge import Rest, interleave
 from pipeline.commit.parts.part_writer import META_PREFIX
 from pipeline.commit.parts.partition_columns import Keyed
-from pipeline.commit.parts.row_ids import with_hash
 from pipeline.commit.parts.row_positions import Positions, major_keys
 from pipeline.core.arrays import Numbers
 from pipeline.core.errors import InfraError
@@ -92,8 +91,7 @@ class CarriedCompactor:
     def _copy(self, old: OldPart, index: int, nth: int) -> Part:
         store, path = self.compactor.store, self.compactor.part_path("predictions", index, nth)
         old.find(store, lambda at: store.copy(at, f"{self.compactor.folder}/{path}"))
-        there = replace(old.part, path=f"{self.compactor.folder}/{path}")
-        return replace(with_hash(store, there), path=path)
+        return replace(old.part, path=path)
 
 
 class _Task:
