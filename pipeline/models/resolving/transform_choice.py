@@ -121,9 +121,7 @@ def _still_valid(base: Mapping[str, Any], given: Mapping[str, Any], kind: str) -
     gone = {field for field, kinds in ONLY_WITH.items() if kind not in kinds}
     gets_size = base.get("size_px") is None and "size_px" in given
     if kind != base.get("resize", "shortest") or gets_size:
-        gone |= {"resize_px", "multiple_px", "first_longest_px"}
-    if kind == "none" or "interpolation" in given:
-        gone.add("antialias")
+        gone.add("resize_px")
     channels = given.get("channels")
     if channels and len(base.get("mean", ())) != CHANNELS[channels]:
         gone |= {"mean", "std", "pad_value"}

@@ -56,22 +56,7 @@ def made_px(spec: TransformSpec, width_px: int, height_px: int) -> int:
     """Return the pixels of the largest of what is made: resized images, and the model input."""
     at = placement(spec, width_px, height_px)
     input_px = 0 if spec.size_px is None else spec.height_px * spec.width_px
-    first_height_px, first_width_px = first_size(spec, width_px, height_px) or (0, 0)
-    return max(at.height_px * at.width_px, input_px, first_height_px * first_width_px)
-
-
-def first_size(spec: TransformSpec, width_px: int, height_px: int) -> tuple[int, int] | None:
-    """Return (height, width) of an image before it is stretched; None: it is as it was.
-
-    As Idefics3 of transformers: `_resize_output_size_rescale_to_max_len`.
-    """
-    longest_px = spec.first_longest_px
-    if longest_px is None:
-        return None
-    ratio = width_px / height_px
-    shorter_px = int(longest_px / ratio if width_px >= height_px else longest_px * ratio)
-    shorter_px = max(1, shorter_px + shorter_px % 2)
-    return (shorter_px, longest_px) if width_px >= height_px else (longest_px, shorter_px)
+    return max(at.height_px * at.width_px, input_px)
 
 
 def least_made_px(spec: TransformSpec) -> int:
@@ -121,7 +106,7 @@ def _resized(spec: TransformSpec, width_px: int, height_px: int) -> tuple[int, i
     if spec.resize == "none" or wanted is None:
         return height_px, width_px
     if spec.keeps_shape and isinstance(wanted, tuple):
-        return _within(height_px, width_px, *wanted, spec.multiple_px)
+        return _within(height_px, width_px, *wanted)
     if spec.resize == "shortest" and isinstance(wanted, int):  # as torchvision: it rounds down
         long_px = int(wanted * max(height_px, width_px) / min(height_px, width_px))
         return (long_px, wanted) if width_px <= height_px else (wanted, long_px)
@@ -134,23 +119,18 @@ def _resized(spec: TransformSpec, width_px: int, height_px: int) -> tuple[int, i
     return max(1, round(height_px / ratio)), max(1, round(width_px / ratio))
 
 
-def _within(
-    height_px: int, width_px: int, shorter_px: int, longest_px: int, multiple_px: int
-) -> tuple[int, int]:
+def _within(height_px: int, width_px: int, shorter_px: int, longest_px: int) -> tuple[int, int]:
     """Return (height, width) with one shorter side, unless the longer one is then too long.
 
-    As the detectors of transformers: `get_size_with_aspect_ratio`; with multiples of pixels as
-    YOLOS: `get_size_with_aspect_ratio_yolos`.
+    As the detectors of transformers: `get_size_with_aspect_ratio`.
     """
     short, long = sorted((height_px, width_px))
     exact: float = shorter_px
     if long / short * shorter_px > longest_px:
         exact = longest_px * short / long
         shorter_px = max(1, round(exact))
-    is_there = short == shorter_px and (multiple_px == 1 or height_px <= width_px)
-    longer_px = long if is_there else int(exact * long / short)
-    size = (longer_px, shorter_px) if width_px < height_px else (shorter_px, longer_px)
-    return size[0] - size[0] % multiple_px, size[1] - size[1] % multiple_px
+    longer_px = long if short == shorter_px else int(exact * long / short)
+    return (longer_px, shorter_px) if width_px < height_px else (shorter_px, longer_px)
 
 
 def _centred(length_px: int, wanted_px: int, crop_start: str) -> int:

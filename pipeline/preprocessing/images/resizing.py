@@ -1,7 +1,7 @@
 """Resize one decoded image, and crop or pad it to the model's input size; uint8 in, uint8 out.
 
 The pixels are those of torchvision's v2 transforms on the same tensor, bit for bit: `Resize`, with
-antialiasing unless the model's own transform has none, then `CenterCrop`, or `Pad` to the wanted
+antialiasing, then `CenterCrop`, or `Pad` to the wanted
 size; lanczos is Pillow's.
 """
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.core.failures import Reason
-from pipeline.preprocessing.images.geometry import Placement, first_size, made_px, placement
+from pipeline.preprocessing.images.geometry import Placement, made_px, placement
 from pipeline.preprocessing.images.transform import MAX_ASPECT_RATIO, TransformSpec, Untransformable
 
 if TYPE_CHECKING:
@@ -54,9 +54,6 @@ def resize_and_crop(
         place = placement(spec, width_px, height_px)
         if spec.channels == "gray":
             image = to_gray(image)
-        first = first_size(spec, width_px, height_px)
-        if first is not None:
-            image = _resize(image, first, spec)
         return _put(_resize(image, (place.height_px, place.width_px), spec), place, spec)
     except (MemoryError, RuntimeError) as error:
         # torch has no error class for lack of CPU memory, and bugs at degenerate sizes.
@@ -114,7 +111,7 @@ def _resize(image: torch.Tensor, wanted: tuple[int, int], spec: TransformSpec) -
         size=wanted,
         mode=str(spec.interpolation),
         align_corners=False,
-        antialias=spec.antialias,
+        antialias=True,
     )[0]
     return resized if is_native else to_bytes(resized)
 

@@ -66,14 +66,6 @@ class TransformSpec:
     crop_start: str = "round"
     """Where the centre crop begins if an odd number of pixels is left: `round`, half to even, as
     torchvision, or `floor`, as transformers. Jobs do not set it."""
-    antialias: bool = True
-    """Whether the filters bilinear and bicubic smooth what they shrink. Jobs do not set it."""
-    multiple_px: int = 1
-    """Both sides become the next lower multiples of it, where resize_px is the shorter side and the
-    most of the longer one, as for YOLOS. Jobs do not set it."""
-    first_longest_px: int | None = None
-    """What the longer side becomes before the image is stretched, as for Idefics3; None: nothing is
-    done before. Jobs do not set it."""
     factory: str | None = None
     """`package.module:callable` of the user's own transform, which replaces all this but size_px,
     mean and std; None: there is none."""
@@ -142,9 +134,6 @@ class TransformSpec:
             "pad_value": (_as_json(self.pad_value), 0),
             "channels": (self.channels, "rgb"),
             "crop_start": (self.crop_start, "round"),
-            "antialias": (self.antialias, True),
-            "multiple_px": (self.multiple_px, 1),
-            "first_longest_px": (self.first_longest_px, None),
             "factory": (self.factory, None),
             "args": (dict(self.args), {}),
             "code_sha256": (self.code_sha256, ""),
@@ -221,7 +210,6 @@ def _size_problems(spec: TransformSpec) -> Iterator[str]:
     for name, kinds in ONLY_WITH.items():
         if spec.resize not in kinds and getattr(spec, name):
             yield f"{name} has no effect with resize {spec.resize!r}"
-    yield from _step_problems(spec)
     if spec.resize == "none" or spec.factory is not None:
         return
     if spec.interpolation is None or (spec.size_px is None and not spec.keeps_shape):
@@ -231,15 +219,6 @@ def _size_problems(spec: TransformSpec) -> Iterator[str]:
             yield "resize 'shortest' needs resize_px"
     else:
         yield from _crop_problems(spec, spec.resize_px)
-
-
-def _step_problems(spec: TransformSpec) -> Iterator[str]:
-    """Yield what is wrong with the steps that jobs do not set."""
-    if spec.multiple_px < 1 or (spec.multiple_px > 1 and not spec.keeps_shape):
-        yield f"multiple_px is {spec.multiple_px}; it needs images that keep their shape"
-    first = spec.first_longest_px
-    if first is not None and (first < 1 or spec.resize != "stretch"):
-        yield f"first_longest_px is {first}; it must be at least 1, and needs resize 'stretch'"
 
 
 def _crop_problems(spec: TransformSpec, resize_px: Size) -> Iterator[str]:

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pytest
 from support.inputs.clips import encoded, tone
 from support.inputs.encoded import base_image, png
-from support.models.feature_writers import LOOK, make_feature_writer
+from support.models.feature_writers import LOOK, TILE, make_feature_writer
 from support.models.snapshots import make_snapshot, make_timm
 
 from pipeline.core.errors import JobError
@@ -57,6 +57,7 @@ class Kind(NamedTuple):
     make: Callable[[Path], Path]
     input: str
     model: dict[str, Any] = {}  # noqa: RUF012  # never changed
+    transform: dict[str, Any] = {}  # noqa: RUF012
 
 
 NLI = {"id2label": {0: "entailment", 1: "neutral", 2: "contradiction"}}
@@ -82,7 +83,8 @@ KINDS: dict[str, Kind] = {
     "speech": Kind(lambda folder: make_feature_writer(folder, "whisper"), AUDIO, WRITES),
     "captions": Kind(lambda folder: make_feature_writer(folder, "donut"), IMAGE, WRITES),
     "looks": Kind(lambda folder: make_feature_writer(folder, "llava"), IMAGE, ASKS),
-    "tiles": Kind(lambda folder: make_feature_writer(folder, "idefics3"), IMAGE, CHATS),
+    "tiles": Kind(lambda folder: make_feature_writer(folder, "idefics3"), IMAGE, CHATS,
+                  TILE.model_dump(exclude_unset=True)),
 }  # fmt: skip
 WRITERS = ("speech", "captions", "looks", "tiles")
 """They take longer, and have the long form to themselves."""
@@ -140,6 +142,7 @@ def read_all(folder: Path, kind: Kind) -> None:
         {
             "source": {"uri": "in", **source},
             "model": {"path": str(folder), **kind.model},
+            "transform": kind.transform,
             "sink": {"uri": "out"},
         },
         date=dt.date(2026, 11, 24),

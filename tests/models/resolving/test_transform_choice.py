@@ -46,13 +46,6 @@ def test_what_a_job_says_changes_what_the_model_says(fields: dict, expected: Tra
     assert chosen(**fields) == expected
 
 
-def test_a_filter_of_the_job_smooths_again_where_the_models_own_does_not():
-    rough = TransformSpec(224, None, "bilinear", **HALF, resize="stretch", antialias=False)
-    assert not chosen(rough, size_px=384).antialias
-    assert chosen(rough, interpolation="bilinear").antialias
-    assert chosen(rough, resize="none").antialias
-
-
 def test_a_model_that_stretches_does_so_at_other_sizes():
     assert chosen(SQUASHED, size_px=384).resize_px is None
     both = TransformSpec((20, 30), (22, 33), "bicubic", **HALF, resize="stretch")

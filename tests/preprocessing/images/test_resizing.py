@@ -42,17 +42,6 @@ def test_stretch_equals_torchvision(size, interpolation: str):
         assert torch.equal(resize_and_crop(make_image(*px), spec), resize(make_image(*px))), px
 
 
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_without_antialiasing_it_equals_torchvision_without(interpolation: str):
-    spec = make_spec((32, 48), interpolation=interpolation, antialias=False)
-    resize = v2.Resize((32, 48), InterpolationMode(interpolation), antialias=False)
-    for px in SIZES_PX:
-        assert torch.equal(resize_and_crop(make_image(*px), spec), resize(make_image(*px))), px
-    smoothed = make_spec((32, 48), interpolation=interpolation)
-    image = make_image(*SIZES_PX[0])
-    assert not torch.equal(resize_and_crop(image, spec), resize_and_crop(image, smoothed))
-
-
 @pytest.mark.parametrize("interpolation", FILTERS)
 @pytest.mark.parametrize(("size", "resize_px"), [(24, 27), (24, 24), ((20, 30), 31)])
 def test_shortest_equals_torchvision(size, resize_px: int, interpolation: str):

@@ -161,7 +161,6 @@ def test_the_json_of_the_transforms_of_before_is_as_it_was():
         TransformSpec(24, None, "nearest", MEAN, STD, resize="pad", pad_value=(1, 2, 3)),
         TransformSpec(24, None, None, (0.5,), (0.5,), resize="none", channels="gray"),
         TransformSpec(None, None, None, MEAN, STD, resize="none"),
-        TransformSpec(24, None, "bilinear", MEAN, STD, resize="stretch", antialias=False),
         TransformSpec(None, (24, 24), "bilinear", MEAN, STD),
     ],
 )

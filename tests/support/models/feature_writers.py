@@ -60,6 +60,10 @@ _MARKS = ("<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<i
 LOOKERS = {"llava": ("<image>",), **dict.fromkeys(_TILED, _MARKS)}
 """Models with an image in their prompt, which they need -> their control tokens."""
 PICTURES = (*_DECODERS, "blip", "git", *LOOKERS)
+TILE = Transform(
+    size_px=32, resize="stretch", interpolation="lanczos", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)
+)
+"""What a job gives for a model whose processor makes tiles."""
 LOOK = "Review: <image>\nSentiment:"
 LOOK_CHAT = (
     "{% for message in messages %}{{ message.role.upper() }}:{% for part in message.content %}"
@@ -174,8 +178,9 @@ def feature_writing(
         model = {"prompt": LOOK, **model}
     section = Model(path=str(path), task="generate", generate=options, **model)
     hears = (path / "generation_config.json").exists() and _hears(path)
+    transform = TILE if _family_of(path) in _TILED else Transform()
     return resolve_model(
-        section, Transform(), audio=Audio(), input_name="audio" if hears else "image"
+        section, transform, audio=Audio(), input_name="audio" if hears else "image"
     )
 
 

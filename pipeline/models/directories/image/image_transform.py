@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories.image.image_numbers import (
@@ -26,28 +26,28 @@ from pipeline.preprocessing.images.transform import TransformSpec, sides
 PROCESSOR = "preprocessor_config.json"
 _FILTERS = {0: "nearest-exact", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 """Numbers of Pillow, whose nearest is that of torchvision's `nearest-exact`."""
-_BICUBIC = 3
 _WARPED_FROM_PX = 384
 """ConvNeXt's processor does not crop from this size on."""
-_LEVIT_RATIO = 256 / 224
 _SHORTEST_KINDS = (
-    *("Bit", "BridgeTower", "Chameleon", "ChineseCLIP", "CLIP", "ConvNext", "ConvNeXt", "Levit"),
-    *("MobileNetV1", "MobileNetV2", "MobileViT", "PoolFormer", "Siglip", "VideoMAE", "Vilt"),
+    *("Bit", "BridgeTower", "Chameleon", "ChineseCLIP", "CLIP", "ConvNext", "ConvNeXt"),
+    *("MobileNetV1", "MobileNetV2", "MobileViT", "Siglip", "VideoMAE", "Vilt"),
 )
 """Processors of which a single number as size means the shorter side."""
-_OF_DETECTORS = ("ConditionalDetr", "DeformableDetr", "Detr", "RTDetr", "RfDetr", "Yolos")
+_OF_DETECTORS = ("ConditionalDetr", "DeformableDetr", "Detr", "RTDetr")
 """Processors that resize the shorter side, if the longer one is not too long then, and crop
 nothing."""
-_MULTIPLES_PX = {"Yolos": 16}
-"""Of those, the ones that round both sides down besides, to multiples of so many pixels."""
 _LONGEST_PX = 1333
 """Of the longer side, in configs from before there was `longest_edge`."""
-_NOT_SMOOTHED = ("RfDetr",)
-"""Processors that do not smooth what they shrink, as nearly all do."""
 _OF_TILES = ("Idefics3", "SmolVLM")
-"""Processors that stretch an image to a square, or cut it into several, after a first resize."""
-_MOST_TILED_PX = 4096
-"""Of the first resize, which they shrink further."""
+"""Processors that cut an image into several, or stretch it to a square after a first resize."""
+_OTHER_KINDS = {
+    "Levit": ("resizes the shorter side to 256/224 of size", "shortest"),
+    "Perceiver": ("crops before it resizes", "shortest"),
+    "PoolFormer": ("resizes the shorter side to size divided by crop_pct", "shortest"),
+    "RfDetr": ("does not smooth what it shrinks", "stretch"),
+    "Yolos": ("rounds sides down to multiples of 16 px", "stretch"),
+}
+"""Processors that do something else -> what, and the resize that comes next to it."""
 _OTHER_STEPS = {
     "do_flip_channel_order": "swaps red and blue",
     "do_color_quantize": "turns colours into numbers of clusters",
@@ -107,9 +107,8 @@ def _spec(values: Mapping[str, Any], where: str, num_channels: int | None) -> Tr
         raise _CannotDo(f"the model takes {num_channels} channels; an image has 3, or 1 of gray")
     _refuse_other_steps(values, kind, give)
     if kind.startswith(_OF_TILES):
-        sizes = _one_tile(values, where, give)
-    else:
-        sizes = _sizes(values, kind, where, give)
+        _refuse_tiles(values, where, give)
+    sizes = _sizes(values, kind, where, give)
     if read_bool(values, "do_pad", where, False):
         pad = values.get("pad_size")
         size_px = sizes["size_px"]
@@ -132,7 +131,6 @@ def _spec(values: Mapping[str, Any], where: str, num_channels: int | None) -> Tr
         std=std,
         channels="gray" if is_gray else "rgb",
         crop_start="floor" if is_cropped else "round",
-        antialias=not kind.startswith(_NOT_SMOOTHED),
         **sizes,
     )
 
@@ -179,10 +177,9 @@ def _refuse_other_steps(values: Mapping[str, Any], kind: str, give: _Give) -> No
         value = values.get(key, key == "do_flip_channel_order" and kind.startswith("MobileViT"))
         if value is True or value not in (None, 0, 1):
             raise _CannotDo(f"{key} is {preview(value)}, which {what}; {give()}")
-    if kind.startswith("Perceiver"):
-        raise _CannotDo(f"{kind} crops before it resizes; {give()}")
-    if kind.startswith(_NOT_SMOOTHED) and values.get("resample") == _BICUBIC:
-        raise _CannotDo(f"{kind} does not round what bicubic makes; {give()}")
+    for name, (what, resize) in _OTHER_KINDS.items():
+        if kind.startswith(name):
+            raise _CannotDo(f"{kind} {what}; {give(_side(values.get('size')), resize)}")
 
 
 def _sizes(values: Mapping[str, Any], kind: str, where: str, give: _Give) -> dict[str, Any]:
@@ -194,8 +191,7 @@ def _sizes(values: Mapping[str, Any], kind: str, where: str, give: _Give) -> dic
         return {"size_px": crop, "resize_px": None, "resize": "none"}
     within = _within(values, kind, where) if crop is None else None
     if within is not None:
-        of = next((n for name, n in _MULTIPLES_PX.items() if kind.startswith(name)), 1)
-        return {"size_px": None, "resize_px": within, "resize": "shortest", "multiple_px": of}
+        return {"size_px": None, "resize_px": within, "resize": "shortest"}
     shortest = _shortest(size, kind, where, give)
     if shortest is not None and kind.startswith(("ConvNext", "ConvNeXt")):
         if shortest >= _WARPED_FROM_PX:
@@ -203,7 +199,6 @@ def _sizes(values: Mapping[str, Any], kind: str, where: str, give: _Give) -> dic
         ratio = crop_ratio(values.get("crop_pct", 224 / 256), where)
         return {"size_px": shortest, "resize_px": int(shortest / ratio), "resize": "shortest"}
     target = pair(size)
-    shortest = _of_its_kind(values, kind, where, shortest, target)
     if shortest is not None:
         if crop is None:
             raise _CannotDo(
@@ -219,21 +214,18 @@ def _sizes(values: Mapping[str, Any], kind: str, where: str, give: _Give) -> dic
     return {"size_px": crop, "resize_px": target, "resize": "stretch"}
 
 
-def _one_tile(values: Mapping[str, Any], where: str, give: _Give) -> dict[str, Any]:
-    """Return the sizes of a processor that may make several images of one, and does not."""
-    side_px = _longest_edge(values, "max_image_size", where)
+def _side(size: Any) -> int | tuple[int, int]:
+    """Return the sides that a size names, for advice."""
+    edge = size.get("shortest_edge") if isinstance(size, dict) else None
+    return pair(size) or (edge if type(edge) is int else 224)
+
+
+def _refuse_tiles(values: Mapping[str, Any], where: str, give: _Give) -> NoReturn:
+    what = "resizes the longer side before it stretches"
     if read_bool(values, "do_image_splitting", where, True):
-        raise _CannotDo(
-            "do_image_splitting is true, which cuts an image into several; to show the model the "
-            f"whole image as one, {give(side_px, 'stretch')}"
-        )
-    found = {"size_px": side_px, "resize_px": None, "resize": "stretch"}
-    if not read_bool(values, "do_resize", where, True):
-        return found
-    first_px = _longest_edge(values, "size", where)
-    if first_px > _MOST_TILED_PX:
-        raise _CannotDo(f"size is above {_MOST_TILED_PX} px; {give(side_px, 'stretch')}")
-    return {**found, "first_longest_px": first_px}
+        what = "do_image_splitting is true, which cuts an image into several"
+    side_px = _longest_edge(values, "max_image_size", where)
+    raise _CannotDo(f"{what}; to show the model the whole image as one, {give(side_px, 'stretch')}")
 
 
 def _longest_edge(values: Mapping[str, Any], key: str, where: str) -> int:
@@ -258,24 +250,6 @@ def _within(values: Mapping[str, Any], kind: str, where: str) -> tuple[int, int]
         whole_px(size[key], "size", where) for key in ("shortest_edge", "longest_edge")
     )
     return min(shorter, longest), longest
-
-
-def _of_its_kind(
-    values: Mapping[str, Any],
-    kind: str,
-    where: str,
-    shortest: int | None,
-    target: tuple[int, int] | None,
-) -> int | None:
-    """Return what the shorter side becomes; some processors make more of it than `size` says."""
-    if kind.startswith("Levit") and shortest is not None:
-        return int(_LEVIT_RATIO * shortest)
-    if kind.startswith("PoolFormer") and values.get("crop_pct", 0.9) is not None:
-        ratio = crop_ratio(values.get("crop_pct", 0.9), where)
-        if target is not None and target[0] == target[1]:
-            shortest = target[0]
-        return None if shortest is None else int(shortest / ratio)
-    return shortest
 
 
 def _crop(values: Mapping[str, Any], where: str, give: _Give) -> tuple[int, int] | None:

@@ -20,16 +20,10 @@ def told(spec: TransformSpec) -> str:
             f"shorter side resized to {shorter} px, the longer to {longest} px at most "
             f"({spec.interpolation})"
         )
-        if spec.multiple_px > 1:
-            steps += f", both cut to multiples of {spec.multiple_px} px"
-    elif spec.first_longest_px is not None:
-        steps = f"longer side resized to {spec.first_longest_px} px, then {steps}"
     elif spec.resize == "pad":
         steps += f", padded to {size}"
     elif spec.resize_px is not None or spec.resize == "none":
         steps += f", centre crop of {size}"
-    if not spec.antialias:
-        steps += ", without antialiasing"
     return f"{steps}, gray" if spec.channels == "gray" else steps
 
 

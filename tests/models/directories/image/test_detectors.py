@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,22 +135,6 @@ def test_the_sizes_that_a_processor_of_detectors_says_are_read(case: str, tmp_pa
     )
 
 
-def test_what_is_not_smoothed_is_said(tmp_path: Path):
-    facts = read_facts(make_detector(tmp_path / "m", "rf_detr"))
-    assert facts.said[1].endswith("stretched to 64 px (bilinear), without antialiasing")
-
-
-def test_sizes_that_are_rounded_besides_are_said(tmp_path: Path):
-    path = make_detector(tmp_path / "m", "yolos")
-    change_json(path / "preprocessor_config.json", size={"shortest_edge": 64, "longest_edge": 96})
-    facts = read_facts(path)
-    assert facts.transform is not None
-    assert facts.transform.multiple_px == 16
-    assert "the longer to 96 px at most (bilinear), both cut to multiples of 16" in facts.said[1]
-    exact = TransformSpec.from_dict(facts.transform.to_dict())
-    assert exact == facts.transform
-
-
 def test_another_number_of_labels_is_refused_and_not_taken_for_no_object(tmp_path: Path):
     path = str(make_detector(tmp_path / "m", "rt_detr"))
     with pytest.raises(JobError, match=r"model.labels: has 2 names, and RTDetr.* has 3 labels"):
@@ -166,14 +149,10 @@ def test_another_head_is_no_detector(tmp_path: Path):
 @pytest.mark.parametrize("sizes", [(800, 1333), (64, 96), (64, 64), (800, 800)])
 def test_images_that_are_not_cropped_have_the_sizes_of_the_library(sizes: tuple[int, int]):
     from transformers.image_transforms import get_size_with_aspect_ratio
-    from transformers.models.yolos.image_processing_yolos import get_size_with_aspect_ratio_yolos
 
     spec = TransformSpec(None, sizes, "bilinear", (0.0,) * 3, (1.0,) * 3)
     assert TransformSpec.from_dict(spec.to_dict()) == spec
-    rounded = replace(spec, multiple_px=16)
     shapes = np.random.default_rng(0).integers(20, 2000, (500, 2)).tolist()
     for height, width in [*shapes, [800, 900], [64, 64], [96, 64], [1333, 800], [70, 70]]:
         expected = get_size_with_aspect_ratio((height, width), *sizes)
         assert placement(spec, width, height)[:2] == expected
-        expected = get_size_with_aspect_ratio_yolos((height, width), *sizes)
-        assert placement(rounded, width, height)[:2] == expected
