@@ -113,7 +113,8 @@ class Source(Section):
     lossy_features: bool = False
     """Accept whole numbers that float32 cannot hold (beyond 16,777,216, unless they are multiples):
     they are rounded. Without, such a number ends the run, also of decimals without places and in
-    the names of folders. Fractions are always rounded, to 7 digits."""
+    the names of folders, and of CSV and JSON lines, which have one type of numbers, one that is
+    written `123456789.0`. Fractions and the doubles of Parquet are always rounded, to 7 digits."""
     id_column: str | None = None
     """The column that becomes `row_id`, which is text: numbers are written out.
     Left out, the id is `<shard path>#<row>`."""
