@@ -47,7 +47,6 @@ from pipeline.runs.ending.supervisor import stoppable, supervise
 from pipeline.runs.merging import Merge
 from pipeline.runs.preparing.checks import check_before_ray
 from pipeline.runs.preparing.prepare import prepare
-from pipeline.runs.preparing.probing import foresee_rows, sliced_by_time
 from pipeline.runs.resume import note_if_published, take_over, tidy_if_free
 from pipeline.runs.settle import settle
 from pipeline.runs.staleness import why_stale
@@ -115,12 +114,11 @@ def _execute(run: RunContext, progress: Progress) -> RunStatus:
             return "nothing_to_do"
         if base and (changed := why_stale(store, layout, base, plan)):
             progress.phase(f"version {base.number} is of before a change: {changed}")
-        with sliced_by_time(run, plan, model, progress.phase) as plan:
-            plan = replace(adopt_plan(store, layout, plan), source_root=plan.source_root)
-            predict = partial(
-                predict_and_publish, run, model=model, base=base, lease=lease, progress=progress
-            )
-            manifest = predict_with_reuse(run, plan, model, base, predict, progress.phase)
+        plan = replace(adopt_plan(store, layout, plan), source_root=plan.source_root)
+        predict = partial(
+            predict_and_publish, run, model=model, base=base, lease=lease, progress=progress
+        )
+        manifest = predict_with_reuse(run, plan, model, base, predict, progress.phase)
     run.record.published(manifest, store.url(layout.predictions))
     return "published"
 
@@ -175,7 +173,6 @@ def _predict_missing(
         return staged
     fail_fast_on_certain_refusal(run, plan)
     settled = replace(settled, allocation=settled.allocation.for_slices(num_left(units)))
-    foresee_rows(run, settled, num_left(units), progress.phase)
     listener = ProgressListener(run.record.run_id, settled.allocation.max_actors)
     slices, told = stream(run, settled, units, listener.channel), None
     with (

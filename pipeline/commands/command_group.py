@@ -33,6 +33,8 @@ _INSTEAD = {
         "; pipeline plan JOB shows what a run would do",
     ),
     "--max-active": " (it is gone): start the same backfill in two shells",
+    "--probe": " (it is gone): run the job with --set run.limit_rows=500 into another sink; its "
+    "report says tokens, time and cost",
     "--partition": "; the partition of a job is that of --date",
 }
 """Options that a command does not have -> what to add to the error."""

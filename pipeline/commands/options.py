@@ -92,12 +92,6 @@ JsonOption = Annotated[
 NoTryOption = Annotated[
     bool, typer.Option("--no-try", help="Do not build the model and predict one row.")
 ]
-ProbeOption = Annotated[
-    bool,
-    typer.Option(
-        "--probe", help="Of a model that writes: try 64 rows, and say what all will take."
-    ),
-]
 OkExitOption = Annotated[
     str | None,
     typer.Option("--ok-exit", metavar="CODES", help="Exit 0 in place of these, as in 3,4."),

@@ -15,7 +15,6 @@ from pipeline.core.errors import InfraError, JobError
 from pipeline.core.failures import Reason
 from pipeline.core.schema import FEATURES, IMAGE_FIELDS, feature_fields
 from pipeline.planning.plan import Plan, schema_to_text
-from pipeline.planning.probe import Probe
 from pipeline.process.failpoints import failpoint
 from pipeline.sources.extents import Extent, RowFilter, UncountedPlan
 from pipeline.sources.units import Unit, ctimes_of, with_ctimes
@@ -85,7 +84,6 @@ def plan_to_json(plan: Plan, token: str) -> bytes:
         "fingerprint_parts": plan.fingerprint_parts,
         "predictor": plan.predictor,
         "row_settings": plan.row_settings,
-        **({"probe": plan.probe.to_dict()} if plan.probe else {}),
         "shards": list(shards),
         "units": units,
     }
@@ -128,7 +126,6 @@ def plan_from_json(data: bytes, fingerprint: str) -> Plan:
             fingerprint_parts=document.get("fingerprint_parts", {}),
             predictor=document.get("predictor", {}),
             row_settings=document.get("row_settings", ""),
-            probe=Probe.from_dict(document["probe"]) if "probe" in document else None,
         )
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise InfraError(f"plan {fingerprint[:12]}: the stored plan is damaged: {error}") from None

@@ -147,8 +147,9 @@ class Run(Section):
     slice_rows: PositiveInt | None = None
     """Rows of one slice, the grain of resuming. Left out: whole batches near 256, of rows below
     16 KiB near 512, of large images fewer, of texts 512 to 2,048, of features up to 524,288 and 48
-    MiB, of texts that a model writes as many as take half a minute; towards the end of the input
-    slices become smaller."""
+    MiB, of task `choices` on CPU 32 to 512, of texts that a model writes as many as may have 16,384
+    new tokens on CPU, 131,072 on GPU, and fill four batches at most; towards the end of the input
+    slices become smaller, but for those of written texts."""
     lease_ttl_s: Annotated[float, Field(ge=1)] = 60.0
     """A run whose lease was not renewed for so long is taken for dead."""
     deadline: str | None = None

@@ -5,7 +5,6 @@ Out: a plain nested dict, for `--json` and for render.render_document.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -23,21 +22,18 @@ from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.scores import scores_told
 from pipeline.operations.jobs import Date, JobLike, load_job, run_options
 from pipeline.operations.weeks.status import status_of_job
-from pipeline.planning.plan import Plan, cut_anew
+from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import done_slices
 from pipeline.report.history import Recipe, find_past_run
 from pipeline.report.recording.carried_rows import carried_section, first_shards, plan_facts
 from pipeline.report.sections import Carried
 from pipeline.report.showing.printed import Found
-from pipeline.report.showing.summary import forecast_words
-from pipeline.report.speed.estimate import NO_BASIS, estimate
-from pipeline.report.speed.probed import probed
+from pipeline.report.speed.estimate import estimate
 from pipeline.runs.carried.finding import Reuse, find_reuse
 from pipeline.runs.context import RunContext
 from pipeline.runs.preparing.checks import check_before_ray, check_hardware
 from pipeline.runs.preparing.one_row import Preview, preview_row
 from pipeline.runs.preparing.prepare import prepare
-from pipeline.runs.preparing.probing import find_probe, known_probe, num_to_try
 from pipeline.runs.resume import is_published
 from pipeline.runs.staleness import why_stale
 from pipeline.runs.tuning.auto import foresee, needs_tuning
@@ -48,7 +44,6 @@ from pipeline.sources.feature_names import Vector, vectors_of
 from pipeline.storage.errors import options_named
 from pipeline.storage.store import Store
 
-log = logging.getLogger(__name__)
 _NOTHING = "nothing: this is published already"
 
 
@@ -67,7 +62,6 @@ def plan(
     address: str | None = None,
     allow_import: Sequence[str] = (),
     tries: bool = True,
-    probe: bool = False,
     reuse: bool = True,
     from_: Date = None,
     to: Date = None,
@@ -84,8 +78,6 @@ def plan(
         address: The Ray cluster; None: this machine.
         allow_import: Prefixes of the modules that the job may name.
         tries: Build the model and predict one row, unless there is nothing to do.
-        probe: Of a model that writes texts, predict up to 64 rows on the machines of a run, and say
-            what all rows will take; starts Ray.
         reuse: As of `run`.
         from_: The first of several dates, instead of `date`.
         to: The last one; None: now in UTC.
@@ -97,8 +89,6 @@ def plan(
     if from_ is not None or to is not None:
         if date is not None:
             raise JobError("give one date, or the first and the last of several")
-        if probe:
-            raise JobError("--probe tries rows of one date")
         found = status_of_job(
             job, from_=from_, to=to, every=every, overrides=overrides, allow_import=allow_import
         )
@@ -108,10 +98,10 @@ def plan(
     loaded = load_job(job, date=date, overrides=overrides)
     options = run_options(address, allow_import, reuse=reuse)
     run = RunContext.of(loaded, options).with_settled_source()
-    return Planned(_describe(run, tries=tries, probes=probe))
+    return Planned(_describe(run, tries=tries))
 
 
-def _describe(run: RunContext, *, tries: bool, probes: bool) -> dict[str, Any]:
+def _describe(run: RunContext, *, tries: bool) -> dict[str, Any]:
     job, store, layout = run.job, run.store, run.layout
     plan, model = prepare(run)
     with options_named("sink.storage_options"):
@@ -120,8 +110,6 @@ def _describe(run: RunContext, *, tries: bool, probes: bool) -> dict[str, Any]:
         plan = replace(adopt_plan(store, layout, plan), twin=plan.twin)
     current = current_manifest(store, layout)
     is_done = is_published(current, plan, job.sink.partition_columns)
-    if not is_done and plan.probe is None:
-        plan = _with_probe(run, plan, model, probes=probes, is_known=is_known)
     reuse = Reuse(None) if is_done else find_reuse(run, plan, current)
     step = _next_step(plan, reuse, store, layout, current, is_done=is_done)
     is_needed = not is_done
@@ -133,7 +121,6 @@ def _describe(run: RunContext, *, tries: bool, probes: bool) -> dict[str, Any]:
         "fingerprint": plan.fingerprint[:DIGEST_CHARS],
         **step,
         "estimate": _estimate(job, store, plan, model, choice, step),
-        **_by_probe(job, plan, model, step),
         "input": {
             **_input(plan, run.record.num_unreadable_shards),
             **_features(vectors_of(job.source, plan.fields)),
@@ -147,29 +134,6 @@ def _describe(run: RunContext, *, tries: bool, probes: bool) -> dict[str, Any]:
         "published_now": version_facts(current),
         **({"cluster": cluster} if cluster else {}),
     }
-
-
-def _with_probe(
-    run: RunContext, plan: Plan, model: ModelSpec, *, probes: bool, is_known: bool
-) -> Plan:
-    """Return a plan with what rows of it took, as far as that is known or is to be found out.
-
-    Raises:
-        JobError: No rows can be tried.
-    """
-    if not probes:
-        probe = known_probe(run, plan, model)
-        if probe is None:
-            return plan
-    elif not num_to_try(plan, model):
-        why = "is for a model that writes, over 64 rows or more (64 KiB if they are not counted)"
-        raise JobError(f"plan --probe: it {why}; leave it out")
-    elif isinstance(found := find_probe(run, plan, model, log.info, keeps=False), str):
-        raise JobError(f"plan --probe: no rows could be tried: {found}")
-    else:
-        probe = found
-    is_cut = is_known or run.job.run.slice_rows is not None
-    return replace(plan, probe=probe) if is_cut else cut_anew(run.job, plan, probe)
 
 
 def _check(run: RunContext, plan: Plan, model: ModelSpec) -> str | None:
@@ -242,23 +206,9 @@ def _estimate(
     price, is_published = job.run.price_of(()), step["a_run_would"] == _NOTHING
     if price is None and past is not None and job.run.price_per_node_hour:
         price = past.price_per_node_hour  # of nodes as that run had them
-    found = estimate(past, step["rows_left"], plan.num_rows, price, is_published=is_published)
-    if found.basis == NO_BASIS and plan.probe is not None:
-        found = replace(found, basis="no run of this model is on record here: see the forecast")
-    return asdict(found)
-
-
-def _by_probe(job: Job, plan: Plan, model: ModelSpec, step: dict[str, Any]) -> dict[str, Any]:
-    """Say what the rows of a model that writes will take, by some that were tried; {} of others."""
-    if model.task.generation is None or step["a_run_would"] == _NOTHING:
-        return {}
-    if plan.probe is None:
-        return {"forecast": "unknown until rows are tried: pipeline plan --probe"}
-    if (num_rows := step["rows_left"]) is None:
-        return {"forecast": "unknown: only reading counts the rows"}
-    num_slices = step["slices"] - step["slices_staged"]
-    found = probed(plan.probe, num_rows, num_slices, job.run.price_of(()))
-    return {"forecast": {"text": forecast_words(found), **found.model_dump()}}
+    return asdict(
+        estimate(past, step["rows_left"], plan.num_rows, price, is_published=is_published)
+    )
 
 
 def _input(plan: Plan, num_unreadable: int) -> dict[str, Any]:
@@ -285,8 +235,6 @@ def shortened(document: dict[str, Any]) -> dict[str, Any]:
         return Status.of(document).shown()
     if "carried" in document:
         document = {**document, "carried": first_shards(document["carried"])}
-    if isinstance(forecast := document.get("forecast"), dict):
-        document = {**document, "forecast": forecast["text"]}
     facts = document["input"]
     if "features" not in facts:
         return document

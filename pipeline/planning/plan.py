@@ -30,12 +30,10 @@ from pipeline.job.model import AUTO
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks import task_class
 from pipeline.planning.predictor import predictor_parts, row_settings
-from pipeline.planning.probe import Probe
 from pipeline.planning.slicing import units_of
-from pipeline.sources.extents import Extent
 from pipeline.sources.inputs import Inputs
 from pipeline.sources.source_format import RowIds, format_of
-from pipeline.sources.units import Unit, ctimes_of, with_ctimes
+from pipeline.sources.units import Unit, with_ctimes
 from pipeline.storage.skipped import Skipped
 from pipeline.storage.store import Store
 
@@ -85,16 +83,18 @@ class Plan:
     part of the fingerprint, as copies of a file differ in it, and not stored with the plan."""
     skipped: Skipped = field(default_factory=Skipped)
     """Files below the source that were not inputs when it was listed; not stored with the plan."""
-    probe: Probe | None = None
-    """What tried rows say of how long slices take; None: none were tried."""
-    extents: tuple[Extent, ...] = field(default=(), compare=False, repr=False)
-    """As they were listed, for `cut_anew`; of a model that writes, and not stored with the plan."""
 
     @cached_property
     def num_rows(self) -> int | None:
         """Return the rows of all units; None if only reading counts them."""
         counts = [unit.num_rows for unit in self.units]
         return None if None in counts else sum(count or 0 for count in counts)
+
+    @property
+    def task(self) -> str:
+        """Return the name of the task, whether the job or the model directory has said it."""
+        name: str = self.model["task"]["kind"]
+        return name
 
     @property
     def num_slices(self) -> int | None:
@@ -145,7 +145,8 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
         fingerprint=_digest(parts),
         source_root=inputs.root,
         units=with_ctimes(
-            units_of(job, inputs.extents, batch_size), {s.path: s.ctime_ns for s in inputs.shards}
+            units_of(job, inputs.extents, batch_size, model.task.kind),
+            {s.path: s.ctime_ns for s in inputs.shards},
         ),
         pass_through=inputs.pass_through,
         task_fields=task_fields,
@@ -174,14 +175,7 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
         twin=_twin(parts, model),
         ctimes_sha256=_ctimes_sha256(inputs),
         skipped=inputs.skipped,
-        extents=inputs.extents if model.task.generation else (),
     )
-
-
-def cut_anew(job: Job, plan: Plan, probe: Probe) -> Plan:
-    """Return a plan whose slices take as long as they are to; the fingerprint stays."""
-    units = units_of(job, plan.extents, plan.batch_size, probe)
-    return replace(plan, units=with_ctimes(units, ctimes_of(plan.units)), probe=probe)
 
 
 def settings_digest(job: Job, model: ModelSpec) -> str:

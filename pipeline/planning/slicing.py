@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 
 from pipeline.core.registry import TASKS, load
 from pipeline.job.job import Job
-from pipeline.planning.probe import Probe
 from pipeline.preprocessing.input_facts import SliceRows, slice_rows_of
 from pipeline.sources.extents import MAX_SLICE_BYTES, Extent, UncountedPlan
 from pipeline.sources.source_format import format_of
@@ -27,8 +26,14 @@ _MAX_UNIT_SLICES = 8
 _IF_KNOWN = 4
 _SLICES_PER_UNIT_SLICE = 64
 _USUAL = SliceRows()
-_NEW_TOKENS_NEAR, _FEWEST_WRITTEN = {False: 16_384, True: 131_072}, 16
-"""Tokens that a slice of texts may come to have, on CPU and GPU, if no rows were tried."""
+_NEW_TOKENS, _BATCHES = {False: 16_384, True: 131_072}, 4
+"""Of a slice of texts that a model writes: the most new tokens on CPU and on GPU, which are two
+batches of `model.batch_tokens`, and the most batches of `model.batch_size`."""
+_FEWEST_WRITTEN, _FEWEST_ON_CPU = 16, 32
+"""Its fewest rows, and those where slices are smaller only so that all actors get as many."""
+_CHOICES_NEAR, _CHOICES_SMALL, _CHOICES_BYTES, _CHOICES_UNCOUNTED = 32, 512, 128 * 1024, 256
+"""Of task `choices` on CPU, as in `SliceRows`: 128 KiB of texts are about 32,000 tokens of prompts.
+A core reads 430 tokens/s of them with SmolLM2, and answers 10 rows/s of short texts."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,8 @@ class SliceSizes:
     Where most rows are known from earlier versions, few of a slice reach the model, and its batches
     are filled from one slice: slices have four times the rows then, within the same bytes.
 
-    What a text that a model writes takes only trying some tells: slices have as many rows as take
-    half a minute then.
+    What a model writes is most of the work of its rows: slices have a constant number of new tokens
+    then, and towards the end as many. See `written_rows`.
     """
 
     most: int
@@ -78,20 +83,22 @@ class SliceSizes:
         cls,
         job: Job,
         batch_size: int,
+        task: str,
+        num_rows: int | None = None,
         *,
         are_mostly_known: bool = False,
-        probe: Probe | None = None,
     ) -> SliceSizes:
         """Return the slice sizes of a job.
 
         Args:
             batch_size: Rows per model call, as known before tuning.
+            task: As the job or the model directory says it.
+            num_rows: To be cut; None: not known.
             are_mostly_known: Rows are looked up in an earlier version.
-            probe: Of rows that the model writes; None: none were tried.
         """
         if job.run.slice_rows:
             return cls(job.run.slice_rows)
-        rows = _rows_of(job, probe)
+        rows = _rows_of(job, batch_size, task, num_rows)
         size = batch_size if rows.has_batches else 1
         is_open = job.model.batch_size is None and not job.resources.num_gpus
         more = _IF_KNOWN if are_mostly_known else 1
@@ -124,18 +131,6 @@ class SliceSizes:
             return _multiple(rows, self.batch_size)
         return min(self.batch_size, _multiple(rows, self.smallest))
 
-    def divided(self, num_rows: int, num_actors: int) -> SliceSizes:
-        """Return sizes that are smaller, if need be, so that all actors get as many slices.
-
-        Slices of half a minute are few, and the last one alone would keep the others waiting.
-        """
-        if self.is_fixed or not num_rows:
-            return self
-        rounds = math.ceil(num_rows / (self.most * num_actors))
-        most = math.ceil(num_rows / (rounds * num_actors))
-        few = math.ceil(most / math.ceil(most / self.few))
-        return replace(self, most=most, most_small=min(self.most_small, most), few=few)
-
     def _near(self, row_bytes: float) -> float:
         """Return the rows of a slice in the middle of the input."""
         if self.bytes_near and row_bytes > 0:
@@ -143,38 +138,63 @@ class SliceSizes:
         return self.most_small if 0 < row_bytes <= _SMALL_ROW_BYTES else self.most
 
 
-def _rows_of(job: Job, probe: Probe | None) -> SliceRows:
-    """Return how many rows the slices of a job have; of texts that are written, few."""
-    name, rows = job.model.known_task, slice_rows_of(job)
-    new_tokens = load(TASKS, name).new_tokens(job.model) if name else 0
-    if probe is not None:
-        near = probe.slice_rows
-    elif new_tokens:
-        near = max(_FEWEST_WRITTEN, _NEW_TOKENS_NEAR[bool(job.resources.num_gpus)] // new_tokens)
-    else:
+def written_rows(
+    new_tokens: int, batch_size: int, num_rows: int | None = None, *, is_on_gpu: bool = False
+) -> int:
+    """Return the rows of each slice of texts that a model writes.
+
+    A run that is killed loses what its actors have not finished of their slices: of SmolLM2 on two
+    cores, which write 75 tokens/s each, 64 rows of up to 128 tokens are less than two minutes. A
+    slice fills batches of its own, and the last of them runs empty while its longest text is
+    written: slices of 13 rows made 54 tokens/s where 64 rows made 103. On a CPU, where slices are
+    few, their number is a multiple of four, so that one, two or four actors get as many. On a GPU a
+    step takes as long for few rows as for many.
+
+    Args:
+        new_tokens: The most of a row, at least 1.
+        batch_size: The most rows that are written at once.
+        num_rows: Of all slices; None: not known.
+        is_on_gpu: Whether an actor has one.
+    """
+    most = min(_NEW_TOKENS[is_on_gpu] // new_tokens, _BATCHES * batch_size)
+    most = max(_FEWEST_WRITTEN, most)
+    if is_on_gpu or not num_rows:
+        return most
+    num_slices = _SLICES_LEFT * math.ceil(num_rows / (_SLICES_LEFT * most))
+    return min(most, max(_FEWEST_ON_CPU, math.ceil(num_rows / num_slices)))
+
+
+def _rows_of(job: Job, batch_size: int, task: str, num_rows: int | None) -> SliceRows:
+    """Return how many rows the slices of a job have; where a language model takes long, few."""
+    rows, is_on_gpu = slice_rows_of(job), bool(job.resources.num_gpus)
+    if new_tokens := load(TASKS, task).new_tokens(job.model):
+        near = written_rows(new_tokens, batch_size, num_rows, is_on_gpu=is_on_gpu)
+        if rows.has_batches:  # clips and images take far more memory than texts
+            near = min(near, rows.small_near)
+        return SliceRows(near, near, few=near, has_batches=False, weight=rows.weight)
+    if not job.model.choices or not rows.bytes_near or is_on_gpu:
         return rows
-    if rows.has_batches:  # clips and images take far more memory than texts
-        near = min(near, rows.small_near)
-    few = min(near, _USUAL.few)
-    return SliceRows(near, near, few=few, has_batches=False, weight=rows.weight)
+    return rows._replace(
+        near=_CHOICES_NEAR,
+        small_near=_CHOICES_SMALL,
+        bytes_near=_CHOICES_BYTES,
+        uncounted=_CHOICES_UNCOUNTED,
+    )
 
 
 def _multiple(rows: float, of: int) -> int:
     return of * max(1, round(rows / of))
 
 
-def units_of(
-    job: Job, extents: Sequence[Extent], batch_size: int, probe: Probe | None = None
-) -> Iterator[Unit]:
+def units_of(job: Job, extents: Sequence[Extent], batch_size: int, task: str) -> Iterator[Unit]:
     """Cut the extents of a job, as they were listed; other arguments are those of `SliceSizes`."""
-    sizes = SliceSizes.of(job, batch_size, probe=probe)
     if format_of(job.source).counts_rows == "reading":
+        sizes = SliceSizes.of(job, batch_size, task)
         rows = sizes.uncounted or sizes.most
         return _uncounted_units(extents, rows, job.run.limit_rows)
     limited = _limit(extents, job.run.limit_rows)
-    if probe is not None:
-        sizes = sizes.divided(sum(extent.num_rows for extent in limited), probe.num_actors)
-    return make_units(limited, sizes)
+    num_rows = sum(extent.num_rows for extent in limited)
+    return make_units(limited, SliceSizes.of(job, batch_size, task, num_rows))
 
 
 def _uncounted_units(

@@ -48,7 +48,6 @@ from pipeline.report.speed.performance import (
     startup_parts,
     texts_of,
 )
-from pipeline.report.speed.probed import Probed
 from pipeline.report.speed.written import Written, written_of
 
 REPORT_VERSION: Final = 1
@@ -113,8 +112,6 @@ class Report(Section):
     """Null if rows have no tokens."""
     written: Written | None = None
     """Null if the model writes no texts."""
-    forecast: Probed | None = None
-    """Of the rows of this run, by some that were tried before; null if none were."""
     slower_than_before: list[SlowerStage] | None = None
     """Stages that lost more than a fifth of their speed since the last comparable run; null: not
     compared."""

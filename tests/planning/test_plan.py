@@ -190,10 +190,10 @@ def test_one_large_image_among_small_ones_makes_no_small_slices():
 
 @given(batch_size=st.integers(1, 2000))
 def test_most_rows_of_a_slice_are_whole_batches_or_what_the_job_says(batch_size: int):
-    sizes = SliceSizes.of(job(), batch_size)
+    sizes = SliceSizes.of(job(), batch_size, "classify")
     assert sizes.most % batch_size == 0
     assert sizes.most == batch_size or 128 <= sizes.most <= 384
-    assert SliceSizes.of(job(run__slice_rows=7), batch_size).most == 7
+    assert SliceSizes.of(job(run__slice_rows=7), batch_size, "classify").most == 7
 
 
 @pytest.mark.parametrize(
@@ -208,19 +208,19 @@ def test_slices_of_rows_that_are_mostly_known_have_more_of_them_within_the_same_
 ):
     (units,) = [
         [*make_units(shard_extents([[1] * 20_000], row_bytes), sizes)]
-        for sizes in [SliceSizes.of(job(), 32, are_mostly_known=True)]
+        for sizes in [SliceSizes.of(job(), 32, "classify", are_mostly_known=True)]
     ]
     assert units[0].slices()[0].num_rows == most
     assert most * row_bytes < 1.05 * 48 * 2**20
-    fixed = SliceSizes.of(job(run__slice_rows=7), 32, are_mostly_known=True)
-    assert fixed == SliceSizes.of(job(run__slice_rows=7), 32)
+    fixed = SliceSizes.of(job(run__slice_rows=7), 32, "classify", are_mostly_known=True)
+    assert fixed == SliceSizes.of(job(run__slice_rows=7), 32, "classify")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("are_mostly_known", [False, True])
 def test_a_tenth_of_the_rows_fill_batches_if_slices_are_made_for_that(are_mostly_known: bool):
     """Batches are filled from one slice, whose rows that are known reach no model."""
-    sizes = SliceSizes.of(job(), 128, are_mostly_known=are_mostly_known)
+    sizes = SliceSizes.of(job(), 128, "classify", are_mostly_known=are_mostly_known)
     units = [*make_units(shard_extents([[1] * 40_000], 6e4), sizes)]
     calls = sum(-(-key.num_rows // 10 // 128) for unit in units for key in unit.slices())
     best = 40_000 // 10 // 128

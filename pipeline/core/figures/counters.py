@@ -26,10 +26,8 @@ def stages_with(prepared: Sequence[str]) -> tuple[str, ...]:
 
 
 STAGES = stages_with(PREPARED)
-TRIED_ROWS = "tried_rows"
-STARTUP_PARTS = ("ray_start", TRIED_ROWS, "workers", "imports", "model_load", "compile")
-"""`tried_rows`: predicting some before slices are cut, Ray's start included; `workers`: until the
-process of an actor is there."""
+STARTUP_PARTS = ("ray_start", "workers", "imports", "model_load", "compile")
+"""`workers`: until the process of an actor is there."""
 LAUNCH = "launch"
 """Rows of batches that a GPU was given; busy seconds are the host's, which gathers and launches."""
 PREFILL = "prefill"

@@ -14,9 +14,6 @@ from typing import Any, ClassVar, Self
 from pipeline.core.figures.counters import Counters, StageCounters, add
 from pipeline.core.printable import num_of
 
-_MOST_TIMES = 4
-"""What a step takes is estimated for at most so many times the mean rows of those measured."""
-
 
 @dataclass(frozen=True)
 class _Figure:
@@ -82,34 +79,9 @@ class Generated(_Figure):
 class Steps(_Figure):
     """Steps of a model that writes, each of which adds a token to every row of its batch."""
 
-    COUNTERS: ClassVar = ("rows_in", "rows_out", "rows_quarantined", "bytes_in", "busy_s")
     num_steps: int = 0
     num_places: int = 0
     """Sum of the rows of each step, with those that had ended and were still in the batch."""
-    num_squared: int = 0
-    """Sum of the squares of these."""
-    place_us: int = 0
-    """Sum of the rows of each step times its microseconds."""
-    busy_s: float = 0.0
-
-    @classmethod
-    def one(cls, num_places: int, took_s: float) -> Steps:
-        """Return that of one step."""
-        return cls(1, num_places, num_places**2, round(1e6 * num_places * took_s), took_s)
-
-    def row_s(self, num_places: int) -> float:
-        """Return the seconds of a step of so many rows, divided by them.
-
-        A step is taken to last a fixed time, and the same time more for each row, by least squares.
-        """
-        if not self.num_steps:
-            return 0.0
-        mean, mean_s = self.num_places / self.num_steps, self.busy_s / self.num_steps
-        spread = self.num_squared / self.num_steps - mean**2
-        slope = (self.place_us / 1e6 / self.num_steps - mean * mean_s) / spread if spread else 0.0
-        place_s = min(max(slope, 0.0), mean_s / mean) if spread else mean_s / mean
-        num_places = max(1, min(num_places, round(_MOST_TIMES * mean)))
-        return (mean_s + place_s * (num_places - mean)) / num_places
 
 
 @dataclass(frozen=True)

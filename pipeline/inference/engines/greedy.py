@@ -131,9 +131,8 @@ class Writing:
                 row.finish = self._finish_of(row, token)
                 self._spent.output_tokens += 1
         ended = [row for row in before if row.finish is not None]
-        took_s = perf_counter() - began
-        self._spent.decode_s += took_s
-        self._spent.steps += Steps.one(len(self.active), took_s)
+        self._spent.decode_s += perf_counter() - began
+        self._spent.steps += Steps(1, len(self.active))
         return ended
 
     def _entering(self) -> list[Row]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.core.figures.counters import TRIED_ROWS
 from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.planning.allocation import Allocation, Hardware
 from pipeline.report.sections import Hardware as HardwareSection
@@ -43,10 +42,9 @@ class Placement:
         Actors import and load side by side, so that their mean is the wall time.
         """
         busy_s = {part: figures.stage(part).busy_s for part in _ACTOR_START}
-        actors, tried_s = self.allocation.max_actors, figures.stage(TRIED_ROWS).busy_s
+        actors = self.allocation.max_actors
         return {
             "ray_start": self.ray_start_s,
-            **({TRIED_ROWS: tried_s} if tried_s else {}),
             **{part: seconds / actors for part, seconds in busy_s.items() if seconds},
         }
 

@@ -294,7 +294,6 @@ class RunRecorder(RowAccounts):
             in_flight=self._in_flight,
             retry=self._retry,
             carried=self.carried_section,
-            forecast=self.forecast,
         )
         measured = Load(
             figures=self._figures,

@@ -18,7 +18,6 @@ from pipeline.core.printable import num_of
 from pipeline.core.slices import SliceKey
 from pipeline.planning.plan import Plan
 from pipeline.report.sections import LabelCount, Rows, Slices
-from pipeline.report.speed.probed import Probed
 from pipeline.storage.skipped import Skipped
 
 Origin = Literal["computed", "resumed"]
@@ -55,8 +54,6 @@ class RowAccounts:
     def restart(self) -> None:
         """Count anew: the rows of another plan of the same run."""
         self._kept: KeptRows | None = None
-        self.forecast: Probed | None = None
-        """What rows that were tried say of those that this run is to compute."""
         self._alike: Cause | None = None
         self._rows: Counter[Literal[Origin, "found"]] = Counter()
         self._slices: Counter[Origin] = Counter()

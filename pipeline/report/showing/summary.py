@@ -14,11 +14,8 @@ from pipeline.report.showing.number_format import (
 from pipeline.storage.skipped import Skipped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from pipeline.report.document import Report
     from pipeline.report.sections import Rows
-    from pipeline.report.speed.probed import Interval, Probed
 
 _HOPS = {
     "stored": "stored",
@@ -81,30 +78,6 @@ def written_lines(report: Report) -> list[str]:
     if made.cost_per_million_tokens is not None:
         parts.append(f"a million tokens cost {made.cost_per_million_tokens:,.2f}")
     return [f"outputs: {', '.join(parts)}"]
-
-
-def forecast_lines(report: Report) -> list[str]:
-    """Say in one line what was expected of the rows, and how long they took."""
-    if report.forecast is None:
-        return []
-    took = format_duration(report.streaming_wall_s)
-    return [f"forecast: {forecast_words(report.forecast)}; it took {took}"]
-
-
-def forecast_words(found: Probed) -> str:
-    """Say what rows will take, and within which bounds."""
-
-    def told(each: Interval, shown: Callable[[float], str]) -> str:
-        return f"{shown(each.value)} ({shown(each.low)} to {shown(each.high)})"
-
-    parts = [
-        told(found.minutes, lambda minutes: format_duration(60 * minutes)),
-        f"{told(found.input_tokens, format_count)} tokens read",
-        f"{told(found.output_tokens, format_count)} written",
-    ]
-    if found.cost is not None:
-        parts.append(f"cost {told(found.cost, format_rate)}")
-    return f"{', '.join(parts)}; 95%, Student's t, by {num_of(found.tried_rows, 'row')}"
 
 
 def slower_lines(report: Report) -> list[str]:

@@ -171,7 +171,6 @@ def _words(known: list[Forecast], rate: float, binding: GroupLimit) -> str:
 
 _PARTS = {
     "ray_start": "starting Ray",
-    "tried_rows": "trying rows",
     "workers": "starting workers",
     "imports": "importing",
     "model_load": "loading the model",

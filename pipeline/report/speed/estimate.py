@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.core.figures.counters import TRIED_ROWS
 from pipeline.report.document import Report
 
 NO_BASIS = (
@@ -12,7 +11,6 @@ NO_BASIS = (
     "--set run.limit_rows=500, into a partition of its own"
 )
 NOTHING_LEFT = "this is published already"
-_BEFORE_THE_STREAM = ("ray_start", TRIED_ROWS)
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def _rate(past: Report) -> float:
     What the stages did meanwhile is unknown, so this is never more than the lowest limit.
     """
     rows, streamed = past.rows.computed or 0, past.rows_per_s or 0.0
-    waited_s = sum(p.wall_s or 0.0 for p in past.startup if p.part not in _BEFORE_THE_STREAM)
+    waited_s = sum(p.wall_s or 0.0 for p in past.startup if p.part != "ray_start")
     left_s = (past.streaming_wall_s or 0.0) - waited_s
     limits = [limit.limit_rows_per_s for limit in past.limits]
     if left_s <= 0 or not limits:

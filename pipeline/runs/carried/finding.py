@@ -112,7 +112,7 @@ def find_reuse(run: RunContext, plan: Plan, base: Manifest | None) -> Reuse:
     changed = changed_versions(earlier[0].keys.about.environment, environment_versions())
     parts = [one.keys.part_rows for one in earlier]
     choose = partial(choose_checked, parts=parts, seed=plan.fingerprint, is_thorough=bool(changed))
-    sizes = SliceSizes.of(run.job, plan.batch_size, are_mostly_known=by_content, probe=plan.probe)
+    sizes = SliceSizes.of(run.job, plan.batch_size, plan.task, are_mostly_known=by_content)
     division = divide(plan, known, sizes, choose, by_content=by_content)
     if not division.carried.num_rows and not by_content:
         if len(division.carried.checked):

@@ -38,7 +38,7 @@ def prepare(run: RunContext) -> tuple[Plan, ModelSpec]:
     with run.record.stage("list") as listed:
         inputs = list_inputs(
             job.source,
-            max_extent_rows=SliceSizes.of(job, batch.rows).most,
+            max_extent_rows=SliceSizes.of(job, batch.rows, model.task.kind).most,
             may_be_empty=job.gates.allow_empty,
         )
         model = with_lengths(job, inputs, model.fitted(inputs.fields))

@@ -123,7 +123,7 @@ def _replan_extents(base: Base, chosen: Selection, job: Job, inputs: Store) -> R
         and path not in lost
     }  # fmt: skip
     extents = [extent for each in retried for extent in each.extents]
-    sizes = SliceSizes.of(job, base.plan.batch_size, probe=base.plan.probe)
+    sizes = SliceSizes.of(job, base.plan.batch_size, base.plan.task)
     units = tuple(make_units(extents, sizes))
     return _finish(base, kept, units, _counts(retried), _account(base, readable))
 
@@ -202,7 +202,7 @@ def _measure(
     is_declared = list(source.pass_through) == plan.pass_through.names
     if not shards or not is_declared or not are_measured(source, plan.fields):
         return {}
-    rows_max = SliceSizes.of(job, plan.batch_size).most
+    rows_max = SliceSizes.of(job, plan.batch_size, plan.task).most
     form = format_of(source)
     with errors_told(SOURCES, source.format):
         return form.remeasure(inputs, shards, source, plan.pass_through, max_extent_rows=rows_max)
@@ -302,7 +302,7 @@ def _retry_unit(
     rests = [entry for entry in kept if is_rest[entry]]
     rows = base.positions.rows[[entry for entry in kept if not is_rest[entry]]].tolist()
     beyond = int(base.positions.rows[rests[0]]) if rests else None
-    slice_rows = SliceSizes.of(job, base.plan.batch_size, probe=base.plan.probe).most
+    slice_rows = SliceSizes.of(job, base.plan.batch_size, base.plan.task).most
     cut = UncountedPlan(slice_rows, MAX_SLICE_BYTES, rows=RowFilter(tuple(rows), beyond))
     counts = (1,) * len(rows) + (UNKNOWN_ROWS,) * len(rests)
     extents = tuple(as_found(extent, found[extent.path]) for extent in unit.extents)

@@ -24,7 +24,7 @@ def facts(**options: Any) -> dict[str, Any]:
         stages={PREFILL: StageCounters(ROWS, ROWS, busy_s=10.0)},
         tokens=Tokens(READ, READ + 9),
         generated=Generated(ROWS, LONG, REPEATING, WRITTEN, 30.0),
-        steps=Steps(25_000, 400_000, 6_500_000, 0, 30.0),
+        steps=Steps(25_000, 400_000),
         output_lengths=LENGTHS,
     ).add_to(counters)
     return {**FULL, "counters": counters, **options}

@@ -43,7 +43,7 @@ def write(folder: Path, **columns: Any) -> None:
 
 def sizes_of(job: Job, group_rows: int, num_groups: int, row_bytes: float) -> list[int]:
     extents = shard_extents([[group_rows] * num_groups], row_bytes)
-    units = [*make_units(extents, SliceSizes.of(job, 2048))]
+    units = [*make_units(extents, SliceSizes.of(job, 2048, "classify"))]
     assert len(units) <= num_groups  # each row group is read once, from its beginning
     return [key.num_rows for unit in units for key in unit.slices()]
 
