@@ -63,7 +63,9 @@ def doctor(
         The findings, and the exit code of the first that fails; 0 if none does.
     """
     loaded = None if job is None else load_job(job, date=date, overrides=overrides)
-    return _examine(loaded, run_options(address, allow_import), tries=tries)
+    # Of a job API, too, which no run takes.
+    options = replace(run_options(None, allow_import), address=address)
+    return _examine(loaded, options, tries=tries)
 
 
 def _examine(job: Job | None, options: RunOptions, *, tries: bool) -> tuple[dict[str, Any], int]:
