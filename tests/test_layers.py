@@ -47,6 +47,8 @@ OUTSIDE = {"tests", "jobs", "examples", "conftest", "models", "support"}
 PROGRAMS = (
     "__main__",
     "process.parent_death",
+    "execution.embedded.forkserver_main",
+    "execution.embedded.forkserver_stub",
     "execution.embedded.idle_agent",
     "models.directories.text.chat_program",
 )

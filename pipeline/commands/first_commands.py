@@ -42,8 +42,10 @@ def predict(
     quiet: QuietOption = False,
 ) -> None:
     """Predict an input without a job file: format, columns, id and task are found out."""
+    from pipeline.execution.embedded.forkserver import started_ahead
+
     prepare_end_of_same()
-    with progress_on_terminal(quiet=quiet) as progress:
+    with progress_on_terminal(quiet=quiet) as progress, started_ahead(address):
         from pipeline.operations.first_steps.predict import predict as run_once
 
         report = run_once(

@@ -46,7 +46,9 @@ def run(
     log_format: LogFormatOption = "text",
 ) -> None:
     """Run a job once: predict what is missing, check, publish, report."""
-    with progress_on_terminal(quiet=quiet) as progress:
+    from pipeline.execution.embedded.forkserver import started_ahead
+
+    with progress_on_terminal(quiet=quiet) as progress, started_ahead(address):
         progress.phase(f"reading {job}", is_logged=False)  # before what takes a while to import
         from pipeline.operations.run import run as run_once
 

@@ -60,8 +60,9 @@ def test_an_environment_that_lets_files_run_code_is_refused(
         pytest.fail("it started")
 
 
-# Metrics, if the job says so.
+# A Unix socket, by which the workers of an embedded Ray are forked; metrics, if the job says so.
 SERVED = {
+    "execution.embedded.forkserver": {"listening.bind", "listening.listen"},
     "report.metrics.prometheus": {"start_http_server"},
 }
 

@@ -25,14 +25,17 @@ from pipeline.execution.cluster.hardware import embedded_store_bytes, hardware_o
 from pipeline.execution.cluster.in_flight import ExecutorSeen
 from pipeline.execution.cluster.login import is_let_in
 from pipeline.execution.cluster.sharing import SHARING
+from pipeline.execution.embedded.forkserver import ForkServer, fork_workers
 from pipeline.execution.embedded.patches import (
     BROKEN,
     DATA,
     END,
+    FORK,
     SIGTERM,
     START,
     TALK,
     applied,
+    is_usable,
 )
 from pipeline.execution.embedded.ray_folder import RayFolder
 from pipeline.execution.environment import (
@@ -135,13 +138,19 @@ def _connected(address: str | None) -> Iterator[Any]:
         folder = stack.enter_context(_ray_folder()) if address is None else None
         if folder:
             stack.enter_context(native_errors_to(folder.native_log))
+        server = stack.enter_context(
+            fork_workers() if address is None else contextlib.nullcontext()
+        )
         import ray
 
         note(has_ray=True)
         require_supported("this Python has", ray.__version__)
         stack.enter_context(applied(TALK, ray=ray, on_cluster=address is not None))
+        if server is not None and not is_usable(FORK):
+            server.end()
+            server = None
         try:
-            _connect(ray, address, folder)
+            _connect(ray, address, server, folder)
         except BaseException:
             _end(ray)  # what it has started
             raise
@@ -177,6 +186,7 @@ def _ray_folder() -> Iterator[RayFolder]:
 def _connect(
     ray: Any,
     address: str | None,
+    server: ForkServer | None,
     folder: RayFolder | None,
 ) -> None:
     """Connect.
@@ -191,7 +201,7 @@ def _connect(
     try:
         # Ray's handler, which ends the process with another code, would be there for seconds.
         with own_signal_handlers(), applied(SIGTERM, ray=ray, on_cluster=address is not None):
-            _init(ray, address, folder)
+            _init(ray, address, server, folder)
     except PipelineError:
         raise
     except Exception as error:  # noqa: BLE001  # Ray raises bare ones, too
@@ -232,6 +242,7 @@ def _configure_data() -> None:
 def _init(
     ray: Any,
     address: str | None,
+    server: ForkServer | None,
     folder: RayFolder | None,
 ) -> None:
     common: dict[str, Any] = {
@@ -252,7 +263,7 @@ def _init(
         "_temp_dir": str(folder.path) if folder else None,
     }
     try:
-        with applied(*START, ray=ray):
+        with applied(*START, ray=ray), applied(FORK, ray=ray, server=server):
             ray.init(**own)
     except BROKEN as error:
         if is_plain():

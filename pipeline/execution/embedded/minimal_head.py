@@ -30,6 +30,20 @@ _LOOK_S = 0.02
 
 
 @contextlib.contextmanager
+def raylet_command(ray: Any, change: Callable[[list[str]], list[str]]) -> Iterator[None]:
+    """Let a raylet be started by a changed command in the body."""
+    own, raylet = ray._private.services.start_ray_process, ray._private.ray_constants
+
+    def start(command: list[str], process_type: str, **named: Any) -> Any:
+        if process_type == raylet.PROCESS_TYPE_RAYLET:
+            command = change(command)
+        return own(command, process_type, **named)
+
+    with patch.object(ray._private.services, "start_ray_process", start):
+        yield
+
+
+@contextlib.contextmanager
 def without_dashboard(ray: Any) -> Iterator[None]:
     """Leave out the dashboard, the autoscaler's monitor and the one that copies what workers print.
 
@@ -52,16 +66,13 @@ def without_agents(ray: Any) -> Iterator[None]:
     starts while workers do, on a port that is chosen here. Ray looks whether it could start the
     first by importing what that imports, 0.3 s long.
     """
-    own, constants = ray._private.services.start_ray_process, ray._private.ray_constants
 
-    def start(command: list[str], process_type: str, **named: Any) -> Any:
-        if process_type == constants.PROCESS_TYPE_RAYLET:
-            _write_ports(ray, dict(each.split("=", 1) for each in command if "=" in each))
-            port = _free_port()
-            command = [_unwaited(argument, port) for argument in command]
-        return own(command, process_type, **named)
+    def without(command: list[str]) -> list[str]:
+        _write_ports(ray, dict(each.split("=", 1) for each in command if "=" in each))
+        port = _free_port()
+        return [_unwaited(argument, port) for argument in command]
 
-    with _without(_OPTIONAL), patch.object(ray._private.services, "start_ray_process", start):
+    with _without(_OPTIONAL), raylet_command(ray, without):
         yield
 
 

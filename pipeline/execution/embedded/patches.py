@@ -19,6 +19,7 @@ from typing import Any
 from pipeline.core.environment import PLAIN_RAY
 from pipeline.execution import health
 from pipeline.execution.embedded import driver_actors, driver_process, minimal_head, short_loop
+from pipeline.execution.embedded.forkserver import fork_from
 from pipeline.execution.private_names import NameMissing, is_plain, look_up
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ class Patch:
     """Private names, as `look_up` takes them."""
     saves: str
     """What is lost without it, on a small machine."""
-    apply: Callable[[Any], AbstractContextManager[Any]]
+    apply: Callable[..., AbstractContextManager[Any]]
     """Takes Ray's module, and applies it for the body."""
     on_cluster: bool = False
     """It changes only what this process does with its own signals and output."""
@@ -115,6 +116,23 @@ START = (
     ),
     Patch("processes watched", (_START,), "a lost Ray while it starts", minimal_head.watched_start),
 )
+FORK = Patch(
+    "forked workers",
+    (
+        _START,
+        f"{_SERVICES}:ProcessInfo._fields",
+        f"{_WORKER}:_global_node",
+        "ray._private.ray_constants:PROCESS_TYPE_RAYLET",
+        "ray._private.workers.default_worker:",
+        "ray.actor:ActorClassID",
+        "ray._raylet:ActorClassID.from_random",
+        "ray._raylet:Config.initialize",
+        "ray._raylet:AuthenticationTokenLoader.instance",
+        "ray.data._internal.issue_detection:",
+    ),
+    "1.5 to 2 s until the first slice",
+    fork_from,
+)
 # While runs are in progress.
 DATA = (
     Patch(
@@ -190,7 +208,7 @@ END = Patch(
     health.node_left_alone,
 )
 
-PATCHES = (TALK, SIGTERM, *START, *DATA, END)
+PATCHES = (TALK, SIGTERM, *START, FORK, *DATA, END)
 
 
 def is_usable(patch: Patch, *, on_cluster: bool = False) -> bool:
@@ -206,14 +224,14 @@ def is_usable(patch: Patch, *, on_cluster: bool = False) -> bool:
 
 
 @contextlib.contextmanager
-def applied(*patches: Patch, ray: Any, on_cluster: bool = False) -> Iterator[None]:
+def applied(*patches: Patch, ray: Any, on_cluster: bool = False, **named: Any) -> Iterator[None]:
     """Apply those of the patches that can be, for the body."""
     with contextlib.ExitStack() as stack:
         for patch in patches:
             if not is_usable(patch, on_cluster=on_cluster):
                 continue
             try:
-                stack.enter_context(patch.apply(ray))
+                stack.enter_context(patch.apply(ray, **named))
             except BROKEN as error:
                 log.debug(_LEFT_OUT, patch.name, patch.saves, f"{type(error).__name__}: {error}")
         yield

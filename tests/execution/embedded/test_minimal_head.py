@@ -63,7 +63,7 @@ def test_an_embedded_ray_starts_what_runs_need_and_leaves_nothing():
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["rows"] == list(range(1, 9))
-    assert found["started"] == ["gcs_server", "raylet"]
+    assert found["started"] == ["fork_server", "gcs_server", "raylet"]
     assert found["actors"] == []
     assert "ray::DashboardAgent" not in found["programs"]
     assert found["environment"] == "as asked"

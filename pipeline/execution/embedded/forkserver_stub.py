@@ -1,0 +1,70 @@
+"""Runs in place of a worker that a raylet starts, and asks for a forked one.
+
+Run as a program by a raylet, with nothing but Python's own modules: `forkserver_stub.py NAME
+PROGRAM ARGUMENT...`. Where no server answers, or the worker is to have an environment of its own,
+this process becomes the program itself.
+"""
+
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+
+SIZE_BYTES = 4
+NUM_STREAMS = 3
+FORKED = b"1"
+OOM_SCORE = "/proc/self/oom_score_adj"
+_OWN_ENVIRONMENT = "--runtime-env-hash="
+_PEER = struct.Struct("3i")
+
+
+def main() -> None:
+    """Let the server that listens as NAME fork the program, or become it."""
+    name, *program = sys.argv[1:]
+    own = [each for each in program if each.startswith(_OWN_ENVIRONMENT)]
+    if any(each != f"{_OWN_ENVIRONMENT}0" for each in own) or not _is_forked(name, program):
+        os.execv(sys.executable, [sys.executable, *program])  # noqa: S606  # as Ray starts it
+
+
+def address(name: str) -> str:
+    """Return the address of an abstract Unix socket: no file, nothing to remove."""
+    return "\0" + name
+
+
+def is_ours(connection: socket.socket) -> bool:
+    """Tell whether the process at the other end is the same user's."""
+    option = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+    return bool(_PEER.unpack(option)[1] == os.getuid())
+
+
+def _is_forked(name: str, program: list[str]) -> bool:
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(address(name))
+            if not is_ours(connection):
+                return False
+            content = json.dumps(_request(program)).encode()
+            socket.send_fds(connection, [len(content).to_bytes(SIZE_BYTES)], range(NUM_STREAMS))
+            connection.sendall(content)
+            return connection.recv(1) == FORKED
+    except OSError:
+        return False
+
+
+def _request(program: list[str]) -> dict[str, object]:
+    """Return what a worker would have from this process."""
+    with open(OOM_SCORE) as file:
+        oom_score = file.read()
+    return {
+        "program": program,
+        "folder": os.getcwd(),
+        "environment": dict(os.environ),
+        "blocked": [int(each) for each in signal.pthread_sigmask(signal.SIG_BLOCK, ())],
+        "oom_score": oom_score,
+    }
+
+
+if __name__ == "__main__":
+    main()
