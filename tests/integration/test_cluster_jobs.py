@@ -131,7 +131,7 @@ def test_a_night_is_submitted_watched_stopped_submitted_again_and_done(
     job_id = first.json["job_id"]
     assert first.json == {"job_id": job_id, "state": "running"}
     assert f"pipeline attach {job_id} --address {ray_head.url}" in first.stderr
-    assert f"of {code} go along 1 file, {len(SLOW_NETS)} bytes; left out: .env" in first.stderr
+    assert f"of {code} go along 1 file, {len(SLOW_NETS)} bytes: slow_nets.py; left" in first.stderr
 
     watching = start("attach", job_id, *night.address, "--json", env=night.env)
     again = night.submit("--detach", *slow)  # pressed twice
