@@ -70,7 +70,7 @@ class ActorConfig:
     first_rows: SystematicFailureDetector | None = None
     """Watches the first rows; None where the cause of what fails is taken to be the row."""
     channel: Channel | None = None
-    """Where to tell how far this actor is; None: to nobody."""
+    """Takes how far this actor is; None: nothing does."""
 
 
 class PredictorActor:

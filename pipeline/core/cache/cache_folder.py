@@ -44,7 +44,7 @@ def one_at_a_time(name: str, *, waits: bool = True) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # whoever waits for it looks whether it is still there
+        path.unlink(missing_ok=True)  # a process that waits for it checks that it is still there
         os.close(descriptor)
 
 
