@@ -103,7 +103,7 @@ def config_of(values: Mapping[str, Any], num_tensors: int) -> Any:
     from transformers import CONFIG_MAPPING
 
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
-        if kind in _ELSEWHERE:
+        if isinstance(kind, str) and kind in _ELSEWHERE:
             raise JobError(f"model.path: config.json: {kind} {_ELSEWHERE[kind]}; {OWN_CODE}")
         made = values.get("transformers_version")
         of = f", the directory was made with {preview(made)}" if made else ""

@@ -180,6 +180,7 @@ def test_code_of_the_directory_is_refused(name, nested, copy):
         ({"architectures": ["BertForMultipleChoice"]}, "model.factory runs any module, with task"),
         ({"architectures": ["HF_ColBERT"]}, "HF_ColBERT gives a vector for each token"),
         ({"model_type": "model2vec"}, "model2vec is a table of static vectors"),
+        ({"model_type": ["bert"]}, "model_type is"),
         ({"model_type": "patchtst"}, "is of a model of time series, which is not read"),
         ({"model_type": "t5", "chronos_config": {}}, "is of a model of time series"),
         ({"architectures": []}, "architectures is [], expected a list of one class"),
