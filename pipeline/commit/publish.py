@@ -17,7 +17,7 @@ from pipeline.commit.keys.pins import pinned, unpin
 from pipeline.commit.keys.retention import unneeded_keys
 from pipeline.commit.layout import Layout, part_target, renumber
 from pipeline.commit.manifest import Manifest, Part, current_manifest, log_numbers, read_manifest
-from pipeline.commit.tables.base import TableFormat
+from pipeline.commit.tables.delta import Delta
 from pipeline.core.errors import InfraError, PublishConflict
 from pipeline.process.failpoints import failpoint
 from pipeline.storage.create_once import CreateOutcome
@@ -97,7 +97,7 @@ def sync_published_folder(
     manifest: Manifest,
     keep_versions: int,
     *,
-    table: TableFormat | None = None,
+    table: Delta | None = None,
 ) -> None:
     """Make the published folder agree with the current manifest; safe to repeat.
 
@@ -122,7 +122,7 @@ def sync_published_folder(
 
 
 def _settle_one(
-    store: Store, layout: Layout, manifest: Manifest, keep_versions: int, table: TableFormat | None
+    store: Store, layout: Layout, manifest: Manifest, keep_versions: int, table: Delta | None
 ) -> None:
     """Finish what follows the commit of a version; each step may have been done before.
 
@@ -246,7 +246,7 @@ def repair(
     layout: Layout,
     keep_versions: int,
     *,
-    table: TableFormat | None = None,
+    table: Delta | None = None,
     is_last: bool = False,
 ) -> Manifest | None:
     """Finish what a crashed run left after its commit; return the current manifest.

@@ -1,9 +1,10 @@
 """Extension points: what is built in, and what installed distributions add, found by name.
 
 The built-in entries of a group are the dict `REGISTRY` in the `__init__` of its package, name ->
-`module:object`; other distributions add entries by an entry point group of that name. Only entry
-points of installed distributions count, which the person who runs the job has installed; a job file
-can name an entry, and cannot bring code. Nothing is imported before it is asked for by its name.
+`module:object`; to the groups of `_OPEN` other distributions add entries by an entry point group of
+that name. Only entry points of installed distributions count, which the person who runs the job has
+installed; a job file can name an entry, and cannot bring code. Nothing is imported before it is
+asked for by its name.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import functools
 import importlib
 import logging
 from collections.abc import Iterator, Mapping
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from typing import Any
 
 from pipeline.core.errors import JobError
@@ -20,13 +21,12 @@ from pipeline.core.printable import clean_message
 
 SOURCES, INPUTS = "pipeline.sources", "pipeline.preprocessing"
 TASKS, RUNTIMES = "pipeline.tasks", "pipeline.runtimes"
-ENGINES = "pipeline.engines"
-TABLES, GATES = "pipeline.tables", "pipeline.gates"
+ENGINES, GATES = "pipeline.engines", "pipeline.gates"
+_OPEN = (SOURCES, INPUTS, TASKS, ENGINES)
 _PACKAGES = {
     TASKS: "pipeline.models.tasks",
     RUNTIMES: "pipeline.inference.runtimes",
     ENGINES: "pipeline.inference.engines",
-    TABLES: "pipeline.commit.tables",
 }
 """Group -> the package with its `REGISTRY`; the others have the name of their package."""
 _MAX_CHARS = 300
@@ -42,7 +42,12 @@ def built_in(group: str) -> Mapping[str, str]:
 def names(group: str) -> tuple[str, ...]:
     """Return all names of a group: the built-in ones in their order, then the installed ones."""
     own = tuple(built_in(group))
-    return own + tuple(sorted({entry.name for entry in entry_points(group=group)} - set(own)))
+    return own + tuple(sorted({entry.name for entry in _installed(group)} - set(own)))
+
+
+def _installed(group: str) -> EntryPoints:
+    """Return what other distributions add to a group."""
+    return entry_points(group=group) if group in _OPEN else EntryPoints()
 
 
 @functools.cache
@@ -57,7 +62,7 @@ def load(group: str, name: str) -> Any:
     value = built_in(group).get(name)
     if value is not None:
         return EntryPoint(name, value, group).load()
-    found = {entry.value: entry for entry in entry_points(group=group, name=name)}
+    found = {entry.value: entry for entry in _installed(group).select(name=name)}
     if not found:
         raise KeyError(name)
     if len(found) > 1:
@@ -78,7 +83,7 @@ def target_of(group: str, name: str) -> str:
     value = built_in(group).get(name)
     if value is not None:
         return value
-    return next((entry.value for entry in entry_points(group=group, name=name)), "")
+    return next((entry.value for entry in _installed(group).select(name=name)), "")
 
 
 def get(group: str, name: str) -> Any:

@@ -1,8 +1,7 @@
 """What a result must hold before it is published: one gate or family per file, all of them by name.
 
 A new gate is a class like `volume.Volume`, a line here, and a case in
-tests/gates/test_gate_conformance.py; or an object in another distribution with an entry point of
-group `pipeline.gates`, which judges the jobs that name it in `gates.options`.
+tests/gates/test_gate_conformance.py.
 """
 
 REGISTRY = {

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from pipeline.core.causes import Cause
 from pipeline.core.figures.histograms import Distribution
 from pipeline.gates.history import Past
 from pipeline.gates.results import GateResult
 from pipeline.job.gates import Gates
-from pipeline.job.section import Section
 
 Need = Literal["history", "reference_check", "golden", "carried"]
 """What a run does for a gate only: read earlier partitions; predict rows again by eager fp32;
@@ -75,23 +74,21 @@ class Gate(Protocol):
     """One check of a run's figures. Subclass it; it holds no state."""
 
     name: str
-    Options: type[Section] = Gates
-    """The section that it reads: `gates` itself, or one of its own, which a job gives as
-    `gates.options.<name>`."""
     needs: frozenset[Need] = frozenset()
     only_worsens: bool = False
     """More rows cannot turn its failure, so that a run may be refused before its end."""
     judges_computed: bool = False
     """It judges the computed rows alone as well, if others are carried."""
 
-    def is_on(self, options: Any) -> bool:
+    def is_on(self, options: Gates) -> bool:
         """Tell whether the job wants it to judge; if not, nothing is done for its needs."""
         return True
 
-    def judge(self, options: Any, figures: Figures, past: Past) -> GateResult:
+    def judge(self, options: Gates, figures: Figures, past: Past) -> GateResult:
         """Judge a run. Pure: a limit that is reached exactly is kept.
 
         Args:
+            options: The job's section.
             figures: What is staged.
             past: What was published before; empty unless it needs `history`.
         """

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from pipeline.core.causes import Cause
 from pipeline.core.errors import GateRefused
 from pipeline.core.figures.histograms import Distribution
-from pipeline.core.registry import GATES, built_in, get
+from pipeline.core.registry import GATES, get, names
 from pipeline.gates.gate import Figures, Gate, Need
 from pipeline.gates.history import Past
 from pipeline.gates.results import COMPUTED, GateResult, accept, failures, how_to_accept, skipped
@@ -54,19 +53,17 @@ def computed_alone(
     )
 
 
-def judge_computed(
-    gate: Gate, options: Any, least: int, figures: Figures, past: Past
-) -> GateResult:
+def judge_computed(gate: Gate, options: Gates, figures: Figures, past: Past) -> GateResult:
     """Judge the computed rows alone by a gate.
 
     Args:
         gate: Its `judges_computed` is set.
-        least: Of fewer rows nothing is said; at least `LEAST_ROWS`.
+        options: Of fewer rows than its `min_rows` nothing is said, nor of fewer than `LEAST_ROWS`.
         figures: Those of `computed_alone`.
         past: What was published before.
     """
     name, num_rows = gate.name + COMPUTED, figures.num_planned
-    least = max(LEAST_ROWS, least)
+    least = max(LEAST_ROWS, options.min_rows)
     if num_rows < least:
         return skipped(name, f"{num_rows} computed rows; not judged alone below {least}")
     result = gate.judge(options, figures, past)
@@ -74,25 +71,14 @@ def judge_computed(
     return replace(result, name=name, message=told)
 
 
-def gates_of(section: Gates) -> list[Gate]:
-    """Return the gates that judge, in the order in which they are shown.
-
-    Those of other distributions come last, and only if `gates.options` names them.
-
-    Raises:
-        JobError: One of those is not installed here, or broken.
-    """
-    return [get(GATES, name) for name in dict.fromkeys((*built_in(GATES), *section.options))]
+def all_gates() -> list[Gate]:
+    """Return the gates, in the order in which they are shown."""
+    return [get(GATES, name) for name in names(GATES)]
 
 
 def needs_of(section: Gates) -> set[Need]:
     """Return what the gates that are on need a run to do."""
-    return {
-        need
-        for gate in gates_of(section)
-        if gate.is_on(_options_of(gate, section))
-        for need in gate.needs
-    }
+    return {need for gate in all_gates() if gate.is_on(section) for need in gate.needs}
 
 
 def judge(
@@ -105,7 +91,7 @@ def judge(
         past: What was published before.
         accepted: Gate -> why its failure is accepted.
     """
-    results = [*_results(gates_of(section), section, figures, past)]
+    results = [*_results(all_gates(), section, figures, past)]
     return accept(results, accepted or {})
 
 
@@ -129,7 +115,7 @@ def certain_failures(
     if num_planned is None:
         return []
     figures = Figures(num_planned, 0, num_quarantined, 0, reasons=reasons, causes=causes)
-    gates = [gate for gate in gates_of(section) if gate.only_worsens]
+    gates = [gate for gate in all_gates() if gate.only_worsens]
     results = accept([*_results(gates, section, figures, Past())], accepted)
     return [result for result in results if result.status == "fail"]
 
@@ -146,11 +132,6 @@ def _results(
     gates: Sequence[Gate], section: Gates, figures: Figures, past: Past
 ) -> Iterator[GateResult]:
     for gate in gates:
-        options, computed = _options_of(gate, section), figures.computed
-        yield gate.judge(options, figures, past)
-        if gate.judges_computed and computed is not None:
-            yield judge_computed(gate, options, section.min_rows, computed, past)
-
-
-def _options_of(gate: Gate, section: Gates) -> Any:
-    return section if gate.Options is Gates else section.own(gate.name, gate.Options)
+        yield gate.judge(section, figures, past)
+        if gate.judges_computed and figures.computed is not None:
+            yield judge_computed(gate, section, figures.computed, past)

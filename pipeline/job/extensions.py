@@ -39,33 +39,31 @@ def registered(group: str, name: str, also: tuple[str, ...] = ()) -> Any:
 
 
 def options_of(section: type[SectionT], options: Mapping[str, Any]) -> SectionT:
-    """Return checked options of something registered as the section that it declares."""
+    """Return checked options of a source format as the section that it declares."""
     return section.model_validate_json(json.dumps(options))
 
 
 def check_options(
     section: type[Section] | None, options: Mapping[str, Any], field: str, owner: str
 ) -> None:
-    """Check the options that a job gives for something registered; arguments as below.
-
-    Raises:
-        ValueError: They do not fit, or there are none; one line that names each field.
-    """
-    if problems := [*option_problems(section, options, field, owner)]:
-        raise ValueError("; ".join(problems))
-
-
-def option_problems(
-    section: type[Section] | None, options: Mapping[str, Any], field: str, owner: str
-) -> Iterator[str]:
-    """Yield what is wrong with the options that a job gives for something registered.
+    """Check the options that a job gives for a source format.
 
     Args:
         section: What it declares; None: it has no options.
         options: As the job has them.
         field: Their field in the job, for messages.
         owner: What they are for, as in `format 'csv'`.
+
+    Raises:
+        ValueError: They do not fit, or there are none; one line that names each field.
     """
+    if problems := [*_problems(section, options, field, owner)]:
+        raise ValueError("; ".join(problems))
+
+
+def _problems(
+    section: type[Section] | None, options: Mapping[str, Any], field: str, owner: str
+) -> Iterator[str]:
     if section is None:
         if options:
             yield f"{field} has no effect with {owner}"

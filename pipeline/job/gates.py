@@ -12,16 +12,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.core import registry
 from pipeline.core.failures import Reason
-from pipeline.job.extensions import SectionT, check_options, options_of, registered
 from pipeline.job.section import NotNegative, Percent, PositiveInt, Section
 
 Mode = Literal["off", "warn", "fail"]
-_REGRESSION = (
-    "regression is gone; the report names what is slower than in earlier runs, and "
-    "max_error_pct limits failures"
-)
 
 
 class Volume(Section):
@@ -148,9 +142,6 @@ class Gates(Section):
     and direction of the vectors; not for task `raw`."""
     golden: Golden | None = None
     """Rows whose predictions are known, compared on every actor before it starts."""
-    options: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Gates of installed packages (entry points `pipeline.gates`), by name, each with what it asks
-    for; `{}` if that is nothing."""
 
     @field_validator("max_reason_pct")
     @classmethod
@@ -160,19 +151,3 @@ class Gates(Section):
             if name not in known:
                 raise ValueError(f"{name!r} is no reason; allowed are {', '.join(known)}")
         return caps
-
-    @field_validator("options")
-    @classmethod
-    def _known_gates(cls, options: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        for name, values in options.items():
-            if name == "regression":
-                raise ValueError(_REGRESSION)
-            kind = registered(registry.GATES, name).Options
-            if kind is cls:
-                raise ValueError(f"{name} has fields of its own in this section")
-            check_options(kind, values, name, f"gate {name!r}")
-        return options
-
-    def own(self, name: str, kind: type[SectionT]) -> SectionT:
-        """Return what the job gives for a gate of another distribution."""
-        return options_of(kind, self.options.get(name, {}))

@@ -16,7 +16,6 @@ from pydantic import Field, field_validator, model_validator
 from pipeline.core import registry
 from pipeline.job.audio import Audio
 from pipeline.job.deadline import seconds_until
-from pipeline.job.extensions import check_options, registered
 from pipeline.job.gates import Gates
 from pipeline.job.metrics import Metrics
 from pipeline.job.model import Model
@@ -96,11 +95,8 @@ class Sink(Section):
     partition_columns: tuple[ColumnName, ...] = ()
     """Pass-through columns, `label` or other predictions that become folders inside the partition,
     outermost first: `<column>=<value>/`, at most 1,000 of them. Needs `partition`."""
-    table: str | None = None
-    """`delta`: `predictions/` is a Delta table, too; each publish replaces the partition in it.
-    Installed packages may add formats (entry points `pipeline.tables`)."""
-    table_options: dict[str, Any] = Field(default_factory=dict, exclude_if=lambda value: not value)
-    """What a table of an installed package asks for; `delta` has none."""
+    table: Literal["delta"] | None = None
+    """`delta`: `predictions/` is a Delta table, too; each publish replaces the partition in it."""
     target_part_mib: Annotated[float, Field(gt=0)] = 128.0
     """Published parts are cut near this size, as measured while they are encoded."""
     compression: Literal["zstd", "snappy", "gzip", "none"] = "zstd"
@@ -111,22 +107,6 @@ class Sink(Section):
     """The dataset card."""
     storage_options: dict[str, Any] = Field(default_factory=dict, repr=False)
     """fsspec options (endpoint, credentials); never written to a manifest, report or log."""
-
-    @field_validator("table")
-    @classmethod
-    def _known_table(cls, name: str | None) -> str | None:
-        if name is not None:
-            registered(registry.TABLES, name)
-        return name
-
-    @model_validator(mode="after")
-    def _table_has_options(self) -> Sink:
-        kind, owner = None, "no table"
-        if self.table is not None:
-            kind = registry.load(registry.TABLES, self.table).Options
-            owner = f"table {self.table!r}"
-        check_options(kind, self.table_options, "table_options", owner)
-        return self
 
     @model_validator(mode="after")
     def _partition_first(self) -> Sink:

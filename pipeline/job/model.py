@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from pipeline.core import registry
-from pipeline.job.extensions import option_problems, registered
+from pipeline.job.extensions import registered
 from pipeline.job.section import PositiveInt, Section
 
 AUTO = "auto"
@@ -160,19 +160,12 @@ class Model(Section):
     `detect`: its result turns outputs into boxes, scores and label ids."""
     postprocess_args: dict[str, JsonValue] = Field(default_factory=dict)
     """Arguments of `postprocess`, by name, as those of `factory`."""
-    task_options: dict[str, Any] = Field(default_factory=dict, exclude_if=lambda value: not value)
-    """What a task of an installed package asks for; the tasks here have fields of their own."""
     runtime: str | None = None
     """What runs the model: torch as it is (`eager`), torch.compile (`compile`; on a GPU
     `compile-quick` leaves out its autotuning, which takes minutes), or the library of that name
-    (its extra must be installed): `onnxruntime`, `openvino`, `mnn`, or what an installed package
-    adds (entry points `pipeline.runtimes`). `auto` measures what is there and takes the fastest
-    that agrees. Left out: `eager`; if `precision` is left out, too, the fastest at fp32 that is
-    known to agree on this machine, and `eager` while none is."""
-    runtime_options: dict[str, Any] = Field(
-        default_factory=dict, exclude_if=lambda value: not value
-    )
-    """What a runtime of an installed package asks for; the runtimes here have none."""
+    (its extra must be installed): `onnxruntime`, `openvino`, `mnn`. `auto` measures what is there
+    and takes the fastest that agrees. Left out: `eager`; if `precision` is left out, too, the
+    fastest at fp32 that is known to agree on this machine, and `eager` while none is."""
     pooling: str | None = None
     """A model directory that embeds: what becomes of the vectors of a row's tokens or patches:
     `mean`, `cls`, `max`, `lasttoken`, `weightedmean`, `mean_sqrt_len_tokens`, of images also
@@ -236,10 +229,6 @@ class Model(Section):
             able = [name for name in registry.built_in(registry.RUNTIMES)
                     if "int8" in registry.load(registry.RUNTIMES, name).precisions]  # fmt: skip
             problems.append(f"precision 'int8' needs runtime {', '.join(able)} or auto")
-        name = f"runtime {self.runtime or 'eager'!r}"
-        problems += option_problems(
-            runtime and runtime.Options, self.runtime_options, "runtime_options", name
-        )
         if self.known_task is not None:
             problems += self.problems_of(self.known_task)
         if problems:
@@ -262,6 +251,4 @@ class Model(Section):
                     f"{field} has no effect with task {task!r}, only {', '.join(tasks)}: "
                     f"leave it out{otherwise}"
                 )
-        options = self.task_options
-        yield from option_problems(kind.Options, options, "task_options", f"task {task!r}")
         yield from kind.problems(self)

@@ -146,8 +146,6 @@ class Source(Section):
     """A text of more bytes in UTF-8 is quarantined as `too_large`."""
     options: dict[str, Any] = Field(default_factory=dict, exclude_if=lambda value: not value)
     """What a format asks for besides; of those here only [csv](#csv) does."""
-    input_options: dict[str, Any] = Field(default_factory=dict, exclude_if=lambda value: not value)
-    """What an input of an installed package asks for; the inputs here have none."""
     storage_options: dict[str, Any] = Field(default_factory=dict, repr=False)
     """fsspec options (endpoint, credentials); never written to a manifest, report or log."""
 
@@ -202,7 +200,7 @@ class Source(Section):
         options, and options of installed packages.
         """
         is_own = self.format in registry.built_in(registry.SOURCES)
-        hidden = {"uri", "files", "storage_options", "input_options"}
+        hidden = {"uri", "files", "storage_options"}
         return self.model_dump(
             mode="json", exclude_defaults=True, exclude=hidden if is_own else hidden | {"options"}
         )
@@ -284,21 +282,9 @@ class Source(Section):
                 raise ValueError(f"{name} has no effect with format {self.format!r}")
         self._check_input_columns()
         check_options(form.Options, self.options, "options", f"format {self.format!r}")
-        self._check_input_options()
         with errors_told(registry.SOURCES, self.format, ValueError):
             form.check(self)
         return self
-
-    def _check_input_options(self) -> None:
-        """Refuse options that the input does not have.
-
-        Raises:
-            ValueError: The message names them.
-        """
-        if self.input_options or self.input is not None:
-            kind = None if self.inputs else registry.load(registry.INPUTS, self.input_name).Options
-            owner = f"input {self.input_name!r}"
-            check_options(kind, self.input_options, "input_options", owner)
 
     def _check_input_columns(self) -> None:
         """Refuse two kinds of input columns, and fields of another kind.

@@ -85,8 +85,6 @@ class ModelSpec:
     """Key of the state dict in the weights file; None: the file is the state dict."""
     directory: ModelDirectory | None = None
     """The model directory; `weights_sha256` is its digest."""
-    runtime_options: Mapping[str, Any] = field(default_factory=dict)
-    """What the job says to the runtime: JSON values."""
     pooling: str | None = None
     """The job's pooling of a directory's encoder; None: the directory's."""
     args: Mapping[str, Any] = field(default_factory=dict)
@@ -161,7 +159,6 @@ class ModelSpec:
         return replace(
             self,
             runtime=EAGER,
-            runtime_options={},
             precision=FP32,
             input=self.input.exact(),
             artefact_sha256=None,
@@ -183,7 +180,6 @@ class ModelSpec:
             "layer": self.layer,
             "precision": self.precision,
             "runtime": self.runtime,
-            **({"runtime_options": dict(self.runtime_options)} if self.runtime_options else {}),
         }
 
 

@@ -12,7 +12,7 @@ from pipeline.commit.layout import Layout, new_run_id
 from pipeline.commit.lease import hold_lease
 from pipeline.commit.published.garbage import collect_garbage, unneeded_models
 from pipeline.commit.published.rollback import rollback as restore
-from pipeline.commit.tables import table_of
+from pipeline.commit.tables.delta import table_of
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import Overrides
 from pipeline.operations.jobs import Date, JobLike, load_job

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.core.errors import JobError
-from pipeline.core.registry import ENGINES, INPUTS, RUNTIMES, SOURCES, TASKS
+from pipeline.core.registry import ENGINES, INPUTS, SOURCES, TASKS
 from pipeline.core.schema import (
     CLASSIFY_FIELDS,
     OUTPUT_SCHEMA_VERSION,
@@ -26,7 +26,6 @@ from pipeline.core.semantics import semantics_of
 from pipeline.core.slices import SliceKey
 from pipeline.core.user_code.own_code import code_digest, kind_of
 from pipeline.job.job import Job
-from pipeline.job.model import AUTO
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks import task_class
 from pipeline.planning.predictor import predictor_parts, row_settings
@@ -274,7 +273,6 @@ def job_extensions(job: Job, model: ModelSpec) -> dict[str, str]:
         *((INPUTS, name) for name in (model.input.name, *job.source.input_parts.values())),
         (TASKS, model.task.kind),
         (ENGINES, task_class(model.task.kind).engine),
-        *([(RUNTIMES, model.runtime)] if model.runtime != AUTO else []),
     ]
     digests = {f"{kind_of(group)} {name}": code_digest(group, name) for group, name in named}
     return {which: digest for which, digest in digests.items() if digest}

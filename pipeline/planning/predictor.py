@@ -18,7 +18,7 @@ from pipeline.core.printable import clean_message
 from pipeline.core.schema import OUTPUT_SCHEMA_VERSION
 from pipeline.models.spec import ModelSpec
 
-_OF_RUNTIME = {"runtime", "runtime_options", "choice"}
+_OF_RUNTIME = {"runtime", "choice"}
 _OF_LIBRARIES = {"directory", "torchvision"}
 """Kinds of models whose code is an installed library's."""
 _SECTIONS = {"task": "model", "transform": "transform"}

@@ -58,7 +58,6 @@ class CompositeInput:
     takes: ClassVar[str] = ""
     text: ClassVar[None] = None
     how_to_name: ClassVar[str] = "takes several inputs: name them with source.inputs"
-    Options: ClassVar[None] = None
     cost: ClassVar[Cost] = "image"
     """Of one among several; those of a job have what `cost_of` says."""
 

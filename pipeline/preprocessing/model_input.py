@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.job.job import Job
-    from pipeline.job.section import Section
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 """Name -> (N, ...), for the same N rows, in the order in which the model takes them. If rows differ
@@ -84,8 +83,6 @@ class InputSettings:
     """Several inputs: the name of each -> its registered name."""
     columns: tuple[TensorColumn, ...] = ()
     """The columns that the model takes as a tensor each, by name; () if it takes one vector."""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """The job's `source.input_options`, checked."""
     audio: AudioSettings | None = None
     num_features: int | None = None
     """How many numbers the model takes as one vector; None: it does not say."""
@@ -109,8 +106,6 @@ class Input(Protocol):
     """What takes the time of a row: how many tasks read goes by it."""
     how_to_name: ClassVar[str]
     """What a model of it takes, and the job's fields that name such columns, for messages."""
-    Options: ClassVar[type[Section] | None] = None
-    """The section that `source.input_options` is parsed as; None if there are no options."""
 
     @classmethod
     def of(cls, settings: InputSettings) -> Input:
@@ -263,7 +258,6 @@ class FixedShape:
     max_tokens: ClassVar[int | None] = None
     text: ClassVar[TextSettings | None] = None
     how_to_name: ClassVar[str] = "takes what an installed package prepares"
-    Options: ClassVar[type[Section] | None] = None
 
     @classmethod
     def slice_rows(cls, job: Job) -> SliceRows:

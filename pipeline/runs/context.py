@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.commit.layout import Layout, new_run_id
 from pipeline.commit.lease import Lease, hold_lease
-from pipeline.commit.tables import table_of
-from pipeline.commit.tables.base import TableFormat
+from pipeline.commit.tables.delta import Delta, table_of
 from pipeline.gates.golden import GoldenRows
 from pipeline.job.job import Job
 from pipeline.models.spec import ModelSpec
@@ -92,7 +91,7 @@ class RunContext:
         return hold_lease(self.store, self.layout, self.record.run_id, ttl_s, tell)
 
     @cached_property
-    def table(self) -> TableFormat | None:
+    def table(self) -> Delta | None:
         """Return the table that names the published parts, too; None if the job has none."""
         return table_of(self.job.sink, self.store)
 

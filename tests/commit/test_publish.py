@@ -29,7 +29,7 @@ from pipeline.commit.published.garbage import collect_garbage
 from pipeline.commit.published.read import read_predictions
 from pipeline.commit.published.rollback import history_numbers, rollback
 from pipeline.commit.published.verify import verify_output
-from pipeline.commit.tables import table_of
+from pipeline.commit.tables.delta import table_of
 from pipeline.core.environment import FAILPOINT
 from pipeline.core.errors import InfraError, JobError, PublishConflict
 from pipeline.process import failpoints

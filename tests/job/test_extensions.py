@@ -1,4 +1,4 @@
-"""What is said of options that a job gives for formats, inputs, tasks, runtimes: one line each."""
+"""What is said of options that a job gives for a format: one line each."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import toy_input
 import toy_package
 from pydantic import Field
 
 from pipeline.core.errors import JobError
-from pipeline.job.extensions import check_options, option_problems
+from pipeline.core.registry import SOURCES, usable
+from pipeline.job.extensions import check_options
 from pipeline.job.reading.loader import parse_job
 from pipeline.job.section import Section
 
@@ -42,62 +42,29 @@ def refusal(section: str, **fields: Any) -> str:
     return str(caught.value)
 
 
-def test_every_wrong_option_is_named_with_its_field():
+def test_every_wrong_option_is_named_with_its_field_in_one_line():
     wrong = {"rows": 0, "parts": [1, "x"], "other": 1}
-    found = [*option_problems(Sizes, wrong, "options", "format 'x'")]
-    assert sorted(line.partition(": ")[0] for line in found) == [
-        "options.other",
-        "options.parts.1",
-        "options.rows",
-    ]
-    assert "options.rows: Input should be greater than or equal to 1" in found
-    assert [*option_problems(Sizes, {"rows": 2}, "options", "format 'x'")] == []
-
-
-def test_options_of_what_has_none_are_refused_only_if_there_are_some():
-    assert [*option_problems(None, {}, "options", "format 'x'")] == []
-    assert [*option_problems(None, {"a": 1}, "options", "format 'x'")] == [
-        "options has no effect with format 'x'"
-    ]
-
-
-def test_a_check_raises_all_in_one_line():
-    with pytest.raises(ValueError, match=r"^options\.rows: .*; options\.other: "):
-        check_options(Sizes, {"rows": 0, "other": 1}, "options", "format 'x'")
+    words = r"^options\.rows: .*; options\.parts\.1: .*; options\.other: unknown key"
+    with pytest.raises(ValueError, match=words):
+        check_options(Sizes, wrong, "options", "format 'x'")
     check_options(Sizes, {"rows": 3}, "options", "format 'x'")
 
 
-@pytest.mark.parametrize(
-    ("section", "field", "owner"),
-    [
-        ("source", "input_options", "input 'image'"),
-        ("model", "task_options", "task 'classify'"),
-        ("model", "runtime_options", "runtime 'eager'"),
-    ],
-)
-def test_built_in_ones_have_no_options(section: str, field: str, owner: str):
-    fields: dict[str, Any] = {field: {"a": 1}}
-    if field == "task_options":
-        fields["task"] = "classify"
-    assert refusal(section, **fields).endswith(f"{field} has no effect with {owner}")
+def test_options_of_what_has_none_are_refused_only_if_there_are_some():
+    check_options(None, {}, "options", "format 'x'")
+    with pytest.raises(ValueError, match=r"^options has no effect with format 'x'"):
+        check_options(None, {"a": 1}, "options", "format 'x'")
 
 
-def test_options_of_an_installed_input_are_checked_by_what_it_declares(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_broken_distribution_is_named_and_left_out_with_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    monkeypatch.syspath_prepend(toy_package.install(tmp_path, toy_input.POINTS))
-    said = refusal("source", input="toy", input_options={"head_bytes": "x"})
-    assert "input_options.head_bytes: Input should be a valid integer" in said
-    said = refusal("source", input="toy", input_options={"tail_bytes": 4})
-    assert "input_options.tail_bytes: unknown key" in said
-    document = job_with("source", input="toy", input_options={"head_bytes": 4})
-    assert parse_job(document, date=DAY, origin="job").source.input_options == {"head_bytes": 4}
-
-
-def test_a_broken_distribution_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     points = {"pipeline.sources": {"broken": "not_there:Format"}}
     monkeypatch.syspath_prepend(toy_package.install(tmp_path, points))
     assert "not_there:Format of toys 1.0 cannot be imported" in refusal("source", format="broken")
+    assert "broken" not in dict(usable(SOURCES))
+    [line] = [record.getMessage() for record in caplog.records]
+    assert "of toys 1.0 cannot be imported" in line
 
 
 @pytest.mark.parametrize("name", ["model", "model.", ".name", ""])

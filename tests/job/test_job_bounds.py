@@ -9,12 +9,10 @@ import pytest
 
 from pipeline.core.errors import JobError
 from pipeline.job.deadline import seconds_until
-from pipeline.job.gates import Gates
 from pipeline.job.job import Job
 from pipeline.job.reading import substitution, yaml_reader
 from pipeline.job.reading.loader import parse_job
 from pipeline.job.reading.substitution import Substitution
-from pipeline.job.section import Section
 
 DAY = dt.date(2026, 11, 24)
 START = dt.datetime(2026, 11, 24, 22, 0, 30, 250_000, tzinfo=dt.UTC)
@@ -80,12 +78,3 @@ def test_a_value_of_the_environment_is_not_shown_however_short(monkeypatch: pyte
 
 def test_a_deadline_by_the_clock_is_at_its_full_minute():
     assert seconds_until("22:01", START) == 29.75
-
-
-def test_a_gate_of_another_distribution_gets_what_the_job_gives_it():
-    class Own(Section):
-        most: int = 1
-
-    gates = Gates.model_construct(options={"mine": {"most": 3}})
-    assert gates.own("mine", Own).most == 3
-    assert gates.own("other", Own).most == 1

@@ -343,13 +343,10 @@ def test_what_changed_is_named_by_its_part():
     assert what_changed(ours, then) == "the code of own.input, the code of own.task"
 
 
-def test_the_code_of_a_runtime_counts_if_it_is_chosen(monkeypatch: pytest.MonkeyPatch):
+def test_the_code_of_what_reads_prepares_and_predicts_counts(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("pipeline.planning.plan.code_digest", lambda _, name: f"code of {name}")
-    usual = job_extensions(job(), replace(SPEC, runtime="auto"))
+    usual = job_extensions(job(), SPEC)
     assert {words.partition(" ")[0] for words in usual} == {"source", "input", "task", "engine"}
-    assert job_extensions(job(), replace(SPEC, runtime="own")) == {
-        **usual, "runtime own": "code of own"
-    }  # fmt: skip
 
 
 def test_a_plan_says_when_it_was_made_in_utc():

@@ -26,13 +26,12 @@ def key_of(model: ModelSpec, fields: pa.Schema = IMAGE_FIELDS, **others: Any) ->
     "other",
     [
         replace(WITH_WEIGHTS, runtime="openvino"),
-        replace(WITH_WEIGHTS, runtime_options={"threads": 2}),
         replace(WITH_WEIGHTS, weights_uri="elsewhere/w.safetensors"),
         replace(WITH_WEIGHTS, is_pinned=True),
         replace(WITH_WEIGHTS, artefact_sha256="2" * 64),
         replace(WITH_WEIGHTS, storage_options={"key": "k"}),
     ],
-    ids=["runtime", "runtime_options", "path", "pinned", "artefact", "storage_options"],
+    ids=["runtime", "path", "pinned", "artefact", "storage_options"],
 )
 def test_what_decides_no_prediction_leaves_the_key(other: ModelSpec):
     assert key_of(other) == key_of(WITH_WEIGHTS)

@@ -153,17 +153,6 @@ def test_several_inputs_cost_what_the_slowest_of_them_does():
         assert cost_of(Source(**common, inputs=inputs)) == cost
 
 
-def test_its_options_arrive_and_decide_the_model_input():
-    source = Source(uri="in", format="images", input="toy", input_options={"head_bytes": 2})
-    made = toy_input.ToyInput.of(InputSettings(options=source.input_options))
-    assert made.slots(BatchLimits(1))["head"].shape == (1, 2)
-    assert made.settings() != toy_input.ToyInput.of(InputSettings()).settings()
-    with pytest.raises(ValueError, match=r"input_options\.bytes: unknown key"):
-        Source(uri="in", format="images", input="toy", input_options={"bytes": 2})
-    with pytest.raises(ValueError, match="input_options has no effect with input 'image'"):
-        Source(uri="in", format="images", input_options={"head_bytes": 2})
-
-
 def test_it_is_plain_enough_for_ray_and_for_comparing(seen: Input):
     again = pickle.loads(pickle.dumps(seen))
     assert again == seen

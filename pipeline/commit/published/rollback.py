@@ -10,7 +10,7 @@ from pipeline.commit.keys.retention import copy_keys
 from pipeline.commit.layout import Layout, part_name
 from pipeline.commit.manifest import Manifest, Part, current_manifest, log_numbers, read_manifest
 from pipeline.commit.publish import commit, sync_published_folder
-from pipeline.commit.tables.base import TableFormat
+from pipeline.commit.tables.delta import Delta
 from pipeline.core.errors import JobError
 from pipeline.storage.errors import listed_files
 from pipeline.storage.store import Store
@@ -23,7 +23,7 @@ def rollback(
     *,
     keep_versions: int,
     to_number: int | None = None,
-    table: TableFormat | None = None,
+    table: Delta | None = None,
 ) -> Manifest:
     """Publish a replaced version again, as a new version.
 

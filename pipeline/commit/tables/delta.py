@@ -22,7 +22,6 @@ import pyarrow as pa
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest
 from pipeline.commit.parts.part_reader import open_part
-from pipeline.commit.tables.base import TableFormat
 from pipeline.commit.tables.delta_storage import (
     FOLDER,
     failed,
@@ -33,6 +32,7 @@ from pipeline.commit.tables.delta_storage import (
 )
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.hive_paths import values_of
+from pipeline.job.job import Sink
 from pipeline.process.failpoints import failpoint
 from pipeline.storage.errors import redact, secret_values
 from pipeline.storage.store import Store
@@ -45,12 +45,8 @@ _TRIES = 20
 _WAIT_S, _WAIT_MAX_S = 0.1, 5.0
 
 
-class Delta(TableFormat):
+class Delta:
     """The Delta table of a store."""
-
-    name = "delta"
-    extra = "delta"
-    packages = ("deltalake",)
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -58,6 +54,15 @@ class Delta(TableFormat):
     def require(
         self, layout: Layout, partition_columns: Mapping[str, str], schema: pa.Schema
     ) -> None:
+        """Check before a run's work that the table can take what it will make.
+
+        Args:
+            partition_columns: Column -> Arrow type of the folders inside the partition.
+
+        Raises:
+            JobError: The extra is missing, the store or a type is not supported, or the table that
+                is there has other columns or partitions.
+        """
         library()
         table_schema = _table_schema(layout, partition_columns, schema)
         for field in table_schema:
@@ -67,6 +72,15 @@ class Delta(TableFormat):
             new_fields(self._store, table, table_schema, _partition_by(layout, partition_columns))
 
     def commit(self, layout: Layout, manifest: Manifest) -> None:
+        """Make the table name exactly the parts of a manifest, which is the current one.
+
+        It is idempotent by the manifest's number: the same number again does nothing, and a lower
+        one never undoes a higher one.
+
+        Raises:
+            JobError: The table has other columns or partitions.
+            InfraError: The store failed, or others commit to the table all the time.
+        """
         deltalake, store = library(), self._store
         trouble = ""
         for attempt in range(_TRIES):
@@ -91,6 +105,11 @@ class Delta(TableFormat):
             f"{table_url(store)}: the Delta commit of version {manifest.number} failed {_TRIES} "
             f"times ({redact(trouble, secret_values(store.storage_options))}); run again"
         )
+
+
+def table_of(sink: Sink, store: Store) -> Delta | None:
+    """Return the table that a job's sink asks for; None if it asks for none."""
+    return None if sink.table is None else Delta(store)
 
 
 def _commit_once(

@@ -13,28 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.core.errors import JobError, PipelineError
-from pipeline.core.registry import (
-    ENGINES,
-    GATES,
-    INPUTS,
-    RUNTIMES,
-    SOURCES,
-    TABLES,
-    TASKS,
-    get,
-    target_of,
-)
+from pipeline.core.registry import ENGINES, INPUTS, SOURCES, TASKS, get, target_of
 from pipeline.core.user_code.user_errors import blame
 
-_KINDS = {
-    SOURCES: "source",
-    INPUTS: "input",
-    TASKS: "task",
-    RUNTIMES: "runtime",
-    ENGINES: "engine",
-    TABLES: "table",
-    GATES: "gate",
-}
+_KINDS = {SOURCES: "source", INPUTS: "input", TASKS: "task", ENGINES: "engine"}
 _PASS = (PipelineError, OSError, MemoryError)
 """Errors that say what they mean: ours, those of stores, which may be tried again, and memory."""
 

@@ -139,7 +139,6 @@ def load_runner(config: PredictorConfig, gpu: Gpu | None = None) -> Runner:
         num_threads=config.num_threads,
         identity=config.spec.identity,
         calibrated=_calibrated(config),
-        options=config.spec.runtime_options,
     )
 
 

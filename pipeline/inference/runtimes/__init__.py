@@ -1,15 +1,14 @@
 """Runtimes of models: one per file, and the registry of all of them.
 
 A new runtime is a file with a class like `eager.Eager`, a line here, and a row in
-tests/inference/runtimes/test_runtime_conformance.py; or an object in another distribution with an
-entry point of group `pipeline.runtimes`, as `mnn` has. Other code reads properties of the runtime,
+tests/inference/runtimes/test_runtime_conformance.py. Other code reads properties of the runtime,
 never its name. Importing a runtime imports neither torch nor the runtime's library.
 """
 
 from __future__ import annotations
 
 from pipeline.core.cache.node_cache import versions_of
-from pipeline.core.registry import RUNTIMES, get, usable
+from pipeline.core.registry import RUNTIMES, get
 from pipeline.inference.runtimes.base import Runtime
 
 REGISTRY = {
@@ -18,6 +17,7 @@ REGISTRY = {
     "compile-quick": "pipeline.inference.runtimes.compile:QUICK",
     "onnxruntime": "pipeline.inference.runtimes.onnx_runtime:RUNTIME",
     "openvino": "pipeline.inference.runtimes.open_vino:RUNTIME",
+    "mnn": "pipeline.inference.runtimes.mnn:RUNTIME",
 }
 
 
@@ -25,16 +25,15 @@ def runtime_of(name: str) -> Runtime:
     """Return a runtime.
 
     Raises:
-        JobError: The name is unknown here, or the distribution of the runtime is broken.
+        JobError: The name is unknown here.
     """
     found: Runtime = get(RUNTIMES, name)
     return found
 
 
 def all_runtimes() -> list[Runtime]:
-    """Return every runtime that can be imported, in the order in which `auto` tries them."""
-    found: list[Runtime] = [runtime for _, runtime in usable(RUNTIMES)]
-    return sorted(found, key=lambda runtime: runtime.trial_order)
+    """Return every runtime, in the order in which `auto` tries them."""
+    return sorted(map(runtime_of, REGISTRY), key=lambda runtime: runtime.trial_order)
 
 
 def runtime_versions() -> dict[str, str]:

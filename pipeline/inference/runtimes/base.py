@@ -14,7 +14,6 @@ from pipeline.core.errors import JobError
 if TYPE_CHECKING:
     from pipeline.inference.runtimes.export import Exporter
     from pipeline.inference.runtimes.inference_module import InferenceModule, Tensors
-    from pipeline.job.section import Section
     from pipeline.models.onnx_module import OnnxModule
 
 Device = Literal["cpu", "gpu"]
@@ -42,8 +41,6 @@ class Runtime(Protocol):
     """A library that runs models. Subclass it; the defaults are for exported models."""
 
     name: str
-    Options: type[Section] | None = None
-    """The section that `model.runtime_options` is parsed as; None if there are no options."""
     precisions: Mapping[str, tuple[Device, ...]]
     """Precision -> its devices; in the order in which `auto` tries precisions."""
     trial_order: int
@@ -85,7 +82,7 @@ class Runtime(Protocol):
         """Open a model; errors of the library are raised as they are.
 
         Args:
-            exporter: Gives the module, or an exported file of it, and the options of the job.
+            exporter: Gives the module, or an exported file of it.
             precision: One of `precisions`.
             calibrated: Precision int8: bytes of the ONNX model that runs instead of the module.
         """

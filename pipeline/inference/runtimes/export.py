@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -16,9 +16,6 @@ from pipeline.core.errors import JobError
 from pipeline.inference import output_tree as pytree
 from pipeline.inference.runtimes.inference_module import InferenceModule, Tensors
 from pipeline.models.onnx_module import OnnxModule
-
-if TYPE_CHECKING:
-    from pipeline.job.section import Section
 
 _STRUCTURE = "structure.json"
 _FORM, _ONNX, _TORCH = "form", "onnx", "torch"
@@ -73,8 +70,6 @@ class Exporter:
     """Distributions whose versions are part of the cache key."""
     varying: Varying = field(default_factory=dict)
     """Axes whose sizes differ from batch to batch; without them all batches are like `example`."""
-    options: Section | None = None
-    """Of the runtime: what the job says to it, of the type `Runtime.Options`."""
 
     def folder(
         self,
@@ -96,8 +91,6 @@ class Exporter:
             *(x for t in self.tensors() for x in (list(t.shape), str(t.dtype))),
         ]
         batch += [[name, *axes] for name, axes in self.varying.items() if axes]
-        if self.options is not None:
-            batch.append(self.options.model_dump_json())
         if self.identity is not None:
             key = key_of([self.identity, *batch], packages)
         else:

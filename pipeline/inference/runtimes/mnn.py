@@ -1,8 +1,7 @@
 """MNN: float32 on the CPU with Winograd convolutions, which need 2 to 4 times fewer products.
 
-It is found by its entry point of group `pipeline.runtimes`, like the runtime of any other
-distribution. Only the engine and the converter of MNN's Python package are imported: `MNN.tools`
-imports a module that uses the network.
+Only the engine and the converter of MNN's Python package are imported: `MNN.tools` imports a module
+that uses the network.
 """
 
 from __future__ import annotations

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
 
 import torch
 
@@ -26,9 +25,6 @@ from pipeline.inference.runtimes.float32_math import set_math
 from pipeline.inference.runtimes.inference_module import InferenceModule, Tensors
 from pipeline.inference.runtimes.int8 import INT8
 from pipeline.models.onnx_module import OnnxModule
-
-if TYPE_CHECKING:
-    from pipeline.job.section import Section
 
 _DTYPES = {
     "fp32": torch.float32,
@@ -55,7 +51,6 @@ def make_runner(
     varying: Varying | None = None,
     identity: str | None = None,
     calibrated: bytes | None = None,
-    options: Mapping[str, Any] | None = None,
 ) -> Runner:
     """Open a module with a runtime.
 
@@ -69,7 +64,6 @@ def make_runner(
         varying: Axes whose sizes differ from batch to batch; None: all batches are like `example`.
         identity: Text that identifies the module's outputs; None: its tensors are digested.
         calibrated: Precision int8: bytes of the checked ONNX model that runs instead.
-        options: What the job says to the runtime, checked; None: nothing.
 
     Raises:
         JobError: The runtime is not installed here or cannot run the module.
@@ -83,8 +77,7 @@ def make_runner(
     load = functools.cache(functools.partial(_then_set_math, load, precision))
     if not chosen.exports:
         load()  # its errors are not the runtime's
-    said = _said_to(chosen, options or {})
-    exporter = Exporter(load, example, identity, chosen.packages, varying or {}, said)
+    exporter = Exporter(load, example, identity, chosen.packages, varying or {})
     refuse(chosen, precision, shapes_reason(chosen, is_varying=exporter.is_varying))
     try:
         with warnings.catch_warnings():
@@ -98,14 +91,6 @@ def make_runner(
         first = _first_cause(error)
         reason = clean_message(f"{type(first).__name__}: {first}", _MAX_CHARS)
         raise JobError(f"model.runtime = {runtime!r}: cannot run this model: {reason}") from error
-
-
-def _said_to(runtime: Runtime, options: Mapping[str, Any]) -> Section | None:
-    if runtime.Options is None:
-        return None
-    from pipeline.job.extensions import options_of  # pydantic, which few actors need
-
-    return options_of(runtime.Options, options)
 
 
 def _then_set_math(load: Callable[[], InferenceModule], precision: str) -> InferenceModule:

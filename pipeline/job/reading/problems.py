@@ -44,6 +44,10 @@ _HINTS: Mapping[Path, str] = {
 }
 """Settings that have no field -> what to use instead."""
 _GONE: Mapping[Path, str] = {
+    ("gates", "options"): (
+        "is gone with its gate regression: the report names what is slower than in earlier runs, "
+        "and max_error_pct limits failures"
+    ),
     ("metrics", "push_url"): (
         "is gone; let Prometheus scrape metrics.port, or give metrics.textfile"
     ),

@@ -53,7 +53,6 @@ def resolve_model(
     has_pairs: bool = False,
     parts: Mapping[str, str] | None = None,
     max_image_px: int | None = None,
-    input_options: Mapping[str, Any] | None = None,
 ) -> ModelSpec:
     """Find the model, its transform, labels and weights digest, without building it.
 
@@ -67,7 +66,6 @@ def resolve_model(
         has_pairs: Whether rows are pairs of texts.
         parts: Several inputs: the name of each -> its registered name.
         max_image_px: How many pixels an image may decode to; None: any number.
-        input_options: What the job says to the input; None: nothing.
 
     Raises:
         JobError: The model is unknown or not allowed, its weights or labels cannot be used, or
@@ -89,7 +87,6 @@ def resolve_model(
         lambda: _choose_input(
             *(card, model, text or Text(), audio or Audio(), input_name, parts or {}),
             *(transform, choose),
-            input_options or {},
         ),
         lambda: choose_task(model, card, allow_import),
     )
@@ -119,7 +116,6 @@ def resolve_model(
         args=model.args,
         directory=card.directory,
         pooling=model.pooling,
-        runtime_options=model.runtime_options,
         said=card.said,
     )
 
@@ -209,7 +205,6 @@ def _choose_input(
     parts: Mapping[str, str],
     transform: Transform,
     choose: Callable[..., TransformSpec],
-    options: Mapping[str, Any],
 ) -> tuple[Input, TransformSpec | None]:
     """Return the input, and the transform of its images; None if it has none."""
     taken = {get(INPUTS, each).takes for each in parts.values() or (name,)}
@@ -230,7 +225,7 @@ def _choose_input(
     columns, num_features = (
         (card.facts.columns, card.facts.num_features) if card.facts else ((), None)
     )
-    settings = InputSettings(merged, chosen, parts, columns, options, heard, num_features)
+    settings = InputSettings(merged, chosen, parts, columns, heard, num_features)
     with errors_told(INPUTS, name):
         found = get(INPUTS, name).of(settings)
         require_stage_names(found)

@@ -94,7 +94,6 @@ def choose_task(model: Model, card: FoundModel, allow_import: Sequence[str]) -> 
         max_detections=model.max_detections,
         nms_iou=model.nms_iou,
         scores=choose_scores(model, card, kind),
-        options=model.task_options,
     )
 
 

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.job.model import Model
-    from pipeline.job.section import Section
 
 Arrays = dict[str, npt.NDArray[Any]]
 """The results of N rows after `Task.reduce`: name -> (N, ...)."""
@@ -79,16 +78,13 @@ class TaskSpec:
     are."""
     scores: str = "logits"
     """Tasks that score labels: what the outputs are: see `tasks.scores`."""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """The job's `model.task_options`: JSON values."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form for fingerprints and manifests; labels as a digest."""
         values = asdict(self)
         labels = values.pop("labels")
-        for name in ("postprocess_args", "options"):
-            if not values[name]:
-                del values[name]  # plans and manifests made before it look the same
+        if not values["postprocess_args"]:
+            del values["postprocess_args"]  # plans and manifests made before it look the same
         if self.generation is not None and (schema := values["generation"].pop("schema")):
             values["generation"]["schema_sha256"] = hashlib.sha256(schema.encode()).hexdigest()
         values["num_labels"] = len(labels)
@@ -108,8 +104,6 @@ class Task(Protocol):
 
     spec: TaskSpec
 
-    Options: ClassVar[type[Section] | None] = None
-    """The section that `model.task_options` is parsed as; None if there are no options."""
     engine: ClassVar[str] = "torch"
     """The engine that runs its models."""
     runtimes: ClassVar[tuple[str, ...] | None] = None
@@ -156,14 +150,6 @@ class Task(Protocol):
     def new_tokens(cls, model: Model) -> int:
         """Return how many tokens a job's model writes for a row at most; 0: it writes none."""
         return 0
-
-    @property
-    def options(self) -> Any:
-        """Return the job's options as a section of the type `Options`."""
-        from pipeline.job.extensions import options_of  # pydantic, which few actors need
-
-        assert self.Options is not None, "a task without options asks for none"
-        return options_of(self.Options, self.spec.options)
 
     def fields(self) -> list[pa.Field]:
         """Return the columns that the task adds."""

@@ -19,11 +19,9 @@ from urllib.parse import urlsplit
 
 from packaging.requirements import Requirement
 
-from pipeline.commit.tables.base import TableFormat
 from pipeline.core.cache.cpu import instruction_sets
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.printable import clean_message
-from pipeline.core.registry import TABLES, usable
 from pipeline.execution.auth_token import auth_mode, has_token, is_open_to_others, token_file
 from pipeline.execution.cluster.hardware import embedded_store_bytes
 from pipeline.execution.embedded.ray_folder import base_folder, weakness
@@ -41,6 +39,7 @@ _EXTRAS = {
     "s3": "s3fs",
     "gcs": "gcsfs",
     "azure": "adlfs",
+    "delta": "deltalake",
     "submit": "aiohttp",
     "transformers": "transformers",
     "timm": "timm",
@@ -127,8 +126,6 @@ def _version(name: str) -> str | None:
 
 def _extras() -> Finding:
     needed: dict[str, tuple[str, ...]] = {extra: (name,) for extra, name in _EXTRAS.items()}
-    tables: list[type[TableFormat]] = [table for _, table in usable(TABLES)]
-    needed |= {each.extra: each.packages for each in tables if each.extra}
     needed |= {each.extra: each.packages for each in all_runtimes() if each.extra}
     there = [extra for extra, packages in needed.items() if all(map(find_spec, packages))]
     absent = [extra for extra in needed if extra not in there]

@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.job.job import Job
-    from pipeline.job.section import Section
     from pipeline.preprocessing.texts.tokenizer import Tokens
 
 STAGE = "tokenize"
@@ -74,7 +73,6 @@ class TextInput:
     counts_tokens: ClassVar[bool] = True
     cost: ClassVar[Cost] = "text"
     how_to_name: ClassVar[str] = "takes texts: name their column with source.text_column"
-    Options: ClassVar[type[Section] | None] = None
 
     @classmethod
     def of(cls, settings: InputSettings) -> Self:

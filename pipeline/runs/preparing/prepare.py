@@ -68,7 +68,6 @@ def job_model(job: Job, allow_import: Sequence[str] = ()) -> ModelSpec:
         has_pairs=job.source.text_pair_column is not None,
         parts=job.source.input_parts,
         max_image_px=job.source.max_image_px,
-        input_options=job.source.input_options,
     )
 
 

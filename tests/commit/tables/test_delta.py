@@ -202,7 +202,7 @@ def publish_and_be_killed(store: Store, rows: Rows, failpoint: str) -> None:
 def is_quick(place: str, is_first: bool, store: str) -> bool:
     """A replacement before and after the table's commit, in a bucket between the two commits.
 
-    test_table_conformance kills at the other places, too, whatever the table.
+    test_delta_commits kills at the other places, too.
     """
     at_commit = place == "before_table" or (store == "local" and place == "after_table")
     return store == "local" and at_commit and not is_first

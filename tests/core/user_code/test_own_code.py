@@ -25,7 +25,7 @@ from support.runs.checkout import ROOT
 from pipeline.core import registry
 from pipeline.core.errors import JobError
 from pipeline.core.failures import failure_columns
-from pipeline.core.registry import RUNTIMES, SOURCES, TASKS
+from pipeline.core.registry import SOURCES, TASKS
 from pipeline.core.schema import IMAGE, IMAGE_FIELDS, ROW_ID, URI
 from pipeline.core.user_code import own_code
 from pipeline.core.user_code.own_code import errors_told, module_of
@@ -208,10 +208,9 @@ def test_an_error_of_an_own_input_is_one_line_with_file_and_line(
 
 
 def test_what_this_distribution_brings_has_no_digest_of_code():
-    """Numbers of semantics say what changed of it; `mnn` comes by an entry point, too."""
+    """Numbers of semantics say what changed of it."""
     assert own_code.code_digest(SOURCES, "parquet") == ""
-    assert own_code.code_digest(RUNTIMES, "mnn") == ""
-    assert module_of(RUNTIMES, "mnn") == ""
+    assert module_of(SOURCES, "parquet") == ""
 
 
 def test_errors_of_built_in_code_and_of_stores_stay_what_they_are():
@@ -228,11 +227,6 @@ def test_the_job_of_the_example_is_short_and_names_what_is_there():
         f'{job["source"]["format"]} = "csv_texts:FORMAT"'
         in (ROOT / "examples" / "text_source" / "pyproject.toml").read_text()
     )
-
-
-@pytest.mark.parametrize("group", [*registry._PACKAGES, SOURCES, registry.INPUTS, registry.GATES])
-def test_every_group_of_the_registry_has_a_word(group: str):
-    assert own_code.kind_of(group).isalpha()
 
 
 @pytest.mark.parametrize("stage", ["tokens", "golden", "device.cpu"])

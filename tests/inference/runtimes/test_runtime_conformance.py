@@ -1,4 +1,4 @@
-"""Every runtime follows the protocol, also one of another distribution."""
+"""Every runtime follows the protocol."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import toy_input
-import toy_package
 from support.models.tiny_tokenizer import text_settings
 from support.runs.checkout import PYTHONPATH
 from support.runs.predicting import Convolved, images, predict, predictor, rows_of
@@ -20,18 +19,18 @@ from support.runs.selection import quick_cases
 
 from pipeline.core.cache.node_cache import key_of
 from pipeline.core.errors import JobError
-from pipeline.core.registry import RUNTIMES, load, names
+from pipeline.core.registry import RUNTIMES, names
 from pipeline.inference.runtimes import all_runtimes, runtime_of, runtime_versions
 from pipeline.inference.runtimes.base import Runner, missing_reason
 from pipeline.inference.runtimes.inference_module import InferenceModule
 from pipeline.inference.runtimes.opening import make_runner
-from pipeline.job.model import AUTO, Model
+from pipeline.job.model import AUTO
 from pipeline.preprocessing.images.image_input import ImageInput
 from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.model_input import BatchLimits
 from pipeline.preprocessing.texts.text_input import TextInput
 
-NAMES = ("eager", "compile", "compile-quick", "onnxruntime", "openvino", "mnn", "row-by-row")
+NAMES = ("eager", "compile", "compile-quick", "onnxruntime", "openvino", "mnn")
 ALL = pytest.mark.parametrize(
     "name", quick_cases(((name,) for name in NAMES), lambda name: name != "compile")
 )
@@ -39,17 +38,6 @@ SEEDED = torch.Generator().manual_seed(2)
 KNOWN = {"fp32", "tf32", "bf16", "fp16", "int8"}
 SIZE_PX, BATCH = models.SIZE_PX, 4
 TRANSFORM = TransformSpec(SIZE_PX, SIZE_PX, "bilinear", (0.4, 0.45, 0.5), (0.2, 0.25, 0.3))
-TOYS = {
-    "pipeline.runtimes": {
-        "row-by-row": "toy_runtime:RUNTIME",
-        "broken": "toy_runtime_that_is_not_there:RUNTIME",
-    }
-}
-
-
-@pytest.fixture(autouse=True)
-def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(toy_package.install(tmp_path / "site", TOYS))
 
 
 def require(name: str) -> None:
@@ -58,7 +46,7 @@ def require(name: str) -> None:
 
 
 def test_every_runtime_is_tried_here():
-    assert set(names(RUNTIMES)) == {*NAMES, "broken"}
+    assert names(RUNTIMES) == NAMES
     assert {runtime.name for runtime in all_runtimes()} == set(NAMES)
 
 
@@ -120,7 +108,7 @@ def test_outputs_and_their_structure_are_those_of_eager_fp32(name: str):
 
 
 @pytest.mark.parametrize(
-    "name", quick_cases(((name,) for name in NAMES[2:6]), lambda name: name == "openvino")
+    "name", quick_cases(((name,) for name in NAMES[2:]), lambda name: name == "openvino")
 )
 def test_a_signal_is_handled_when_a_runner_has_gone_in_another_thread(name: str):
     require(name)
@@ -186,44 +174,11 @@ def test_a_last_batch_that_is_not_full_changes_nothing(name: str):
     assert [row["label"] for row in found] == [row["label"] for row in expected]
 
 
-def test_its_options_arrive_and_decide_what_is_published():
-    sizes: list[int] = []
-
-    class Counted(models.Channels):
-        def forward(self, batch: torch.Tensor) -> torch.Tensor:
-            sizes.append(len(batch))
-            return super().forward(batch)
-
-    inner = InferenceModule(Counted().eval(), ImageInput(TRANSFORM), torch.float32)
-    batch = {"image": torch.zeros((BATCH, SIZE_PX, SIZE_PX, 3), dtype=torch.uint8)}
-    model = Model(
-        name="alexnet", weights="w.pth", runtime="row-by-row", runtime_options={"rows": 3}
-    )
-    runner = make_runner(
-        "row-by-row", "fp32", lambda: inner, batch, num_threads=1, options=model.runtime_options
-    )
-    runner.run(batch)
-    assert sizes == [3, 1]
-    with pytest.raises(ValueError, match=r"runtime_options\.row: unknown key"):
-        Model(name="alexnet", weights="w.pth", runtime="row-by-row", runtime_options={"row": 3})
-    for other in (None, "eager", AUTO):
-        with pytest.raises(ValueError, match="runtime_options has no effect with runtime"):
-            Model(name="alexnet", weights="w.pth", runtime=other, runtime_options={"rows": 3})
-
-
 def test_versions_of_its_packages_decide_what_the_node_keeps():
     key = key_of(["a model"])
     assert key_of(["a model"], ("pillow",)) != key
     assert key_of(["a model"], ("no-such-distribution",)) == key
     assert {"torch", "onnx", "openvino", "MNN"} <= set(runtime_versions())
-
-
-def test_a_broken_runtime_is_left_out_with_one_warning(caplog: pytest.LogCaptureFixture):
-    with pytest.raises(JobError, match=r"'broken': .* of toys 1\.0 cannot be imported: Module"):
-        load(RUNTIMES, "broken")
-    assert "broken" not in {runtime.name for runtime in all_runtimes()}
-    [line] = [record.getMessage() for record in caplog.records]
-    assert "of toys 1.0 cannot be imported" in line
 
 
 def test_listing_runtimes_imports_no_library_that_runs_models():

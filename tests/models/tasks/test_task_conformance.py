@@ -19,7 +19,6 @@ from torch.overrides import TorchFunctionMode
 from pipeline.core.errors import JobError
 from pipeline.core.registry import TASKS, load, names
 from pipeline.core.schema import GEOMETRY, HEIGHT_PX, OFFSETS, TEXT, WIDTH_PX, WORD_IDS
-from pipeline.job.model import Model
 from pipeline.job.reading.loader import parse_job
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.generation import Generation
@@ -306,21 +305,6 @@ def test_it_is_plain_enough_for_a_manifest_and_described_in_a_line(name: str):
     text = task.describe(table.to_pylist()[0])
     assert text
     assert "\n" not in text
-
-
-def test_its_options_arrive_and_decide_the_predictions():
-    model = Model(name="alexnet", weights="w.pth", task="spread", task_options={"factor": 2.0})
-    plain = CASES["spread"].spec
-    spec = replace(plain, options=model.task_options)
-    drawn = CASES["spread"].drawn
-    found, once = (make_task(each).reduce(drawn, len(drawn)) for each in (spec, plain))
-    torch.testing.assert_close(found["spread"], 2 * once["spread"])
-    assert spec.to_dict() != plain.to_dict()
-    assert "options" not in plain.to_dict()
-    with pytest.raises(ValueError, match=r"task_options\.factr: unknown key"):
-        Model(name="alexnet", weights="w.pth", task="spread", task_options={"factr": 2.0})
-    with pytest.raises(ValueError, match="task_options has no effect with task 'embed'"):
-        Model(name="alexnet", weights="w.pth", task="embed", task_options={"factor": 2.0})
 
 
 def test_a_broken_task_of_another_distribution_is_one_line_that_names_it():

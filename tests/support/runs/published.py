@@ -14,7 +14,7 @@ import uuid
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,7 +29,7 @@ from pipeline.commit.parts.row_ids import find_duplicates, read_hashes
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.publish import commit, repair, sync_published_folder
 from pipeline.commit.staging import StagingWriter, list_staged
-from pipeline.commit.tables import table_of
+from pipeline.commit.tables.delta import table_of
 from pipeline.core.failures import Failure, Reason, failure_columns
 from pipeline.core.hive_paths import partition_types
 from pipeline.core.schema import CLASSIFY_FIELDS, IMAGE_FIELDS, INPUT_HASH, LABEL, staged_schema
@@ -265,9 +265,9 @@ def make_manifest(
     )
 
 
-def sink_of(table: str | None, **options: Any) -> Sink:
-    """A job's section for a table, with its options."""
-    return Sink(uri="out", table=table, table_options=options)
+def sink_of(table: Literal["delta"] | None) -> Sink:
+    """A job's section for a table."""
+    return Sink(uri="out", table=table)
 
 
 def publish_rows(
@@ -277,7 +277,7 @@ def publish_rows(
     *,
     keep_versions: int = 2,
     run_id: str | None = None,
-    table: str | None = None,
+    table: Literal["delta"] | None = None,
 ) -> Manifest:
     """Publish as a run does: finish what a crashed run left, then do nothing or replace."""
     layout = Layout(partition)

@@ -14,8 +14,6 @@ from pipeline.core.arrays import features_from_arrow
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
 from pipeline.core.figures.counters import Counters, measure
 from pipeline.core.schema import IMAGE
-from pipeline.job.extensions import options_of
-from pipeline.job.section import Section
 from pipeline.preprocessing.input_facts import Cost
 from pipeline.preprocessing.model_input import (
     Arrays,
@@ -33,19 +31,10 @@ POINTS = {"pipeline.preprocessing": {"toy": "toy_input:ToyInput"}}
 """The entry point that brings it, for `toy_package.install`."""
 
 
-class HeadOptions(Section):
-    """What a job may say in `source.input_options`."""
-
-    head_bytes: int = HEAD_BYTES
-    """How many of the first bytes the model sees."""
-
-
 @dataclass(frozen=True)
 class ToyInput(FixedShape):
     """`head`, float32 (B, 4), the first bytes; `size`, float32 (B, 1), how many there are."""
 
-    head_bytes: int = HEAD_BYTES
-    Options: ClassVar[type[Section] | None] = HeadOptions
     name: ClassVar[str] = "toy"
     stage_names: ClassVar[tuple[str, ...]] = (STAGE,)
     takes: ClassVar[str] = ""
@@ -53,21 +42,21 @@ class ToyInput(FixedShape):
 
     @classmethod
     def of(cls, settings: InputSettings) -> Self:
-        return cls(options_of(HeadOptions, settings.options).head_bytes)
+        return cls()
 
     @property
     def semantics(self) -> Mapping[str, int]:
         return {"toy_input": 1}
 
     def settings(self) -> dict[str, Any]:
-        return {"input": self.name, "head_bytes": self.head_bytes}
+        return {"input": self.name}
 
     def fitted(self, fields: pa.Schema) -> Self:
         return self
 
     def fields(self) -> list[pa.Field]:
         return [
-            pa.field(HEAD, pa.list_(pa.float32(), self.head_bytes)),
+            pa.field(HEAD, pa.list_(pa.float32(), HEAD_BYTES)),
             pa.field(SIZE, pa.list_(pa.float32(), 1)),
         ]
 
@@ -75,19 +64,19 @@ class ToyInput(FixedShape):
         self, rows: pa.Table, counters: Counters, limits: Limits, num_threads: int = 1
     ) -> pa.Table:
         failures = failures_of(rows)
-        head = np.zeros((rows.num_rows, self.head_bytes), np.float32)
+        head = np.zeros((rows.num_rows, HEAD_BYTES), np.float32)
         size = np.zeros((rows.num_rows, 1), np.float32)
         with measure(counters, STAGE) as done:
             for row, data in enumerate(rows.column(IMAGE).to_pylist()):
                 if failures[row] is not None:
                     continue
                 done.rows_in += 1
-                if len(data) < self.head_bytes:
+                if len(data) < HEAD_BYTES:
                     failures[row] = Failure(Reason.TRUNCATED, STAGE, f"{len(data)} bytes")
                     done.rows_quarantined += 1
                     continue
                 done.rows_out += 1
-                head[row] = np.frombuffer(data[: self.head_bytes], np.uint8)
+                head[row] = np.frombuffer(data[:HEAD_BYTES], np.uint8)
                 size[row] = len(data)
         kept = [name for name in rows.column_names if name != IMAGE]
         columns = {name: rows.column(name) for name in kept} | failure_columns(failures)
@@ -102,7 +91,7 @@ class ToyInput(FixedShape):
 
     def slots(self, limits: BatchLimits) -> Mapping[str, Slot]:
         return {
-            HEAD: Slot((limits.rows, self.head_bytes), "float32"),
+            HEAD: Slot((limits.rows, HEAD_BYTES), "float32"),
             SIZE: Slot((limits.rows, 1), "float32"),
         }
 

@@ -8,18 +8,10 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import torch
 
-from pipeline.job.section import Section
 from pipeline.models.outputs import OutputError
 from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec
 
 NAME = "spread"
-
-
-class SpreadOptions(Section):
-    """What a job may say in `model.task_options`."""
-
-    factor: float = 1.0
-    """What the result is multiplied with."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +19,7 @@ class Spread(Task):
     """One float32 per row: the largest output less the smallest."""
 
     spec: TaskSpec
-    Options: ClassVar[type[Section] | None] = SpreadOptions
-    runtimes: ClassVar[tuple[str, ...] | None] = ("eager", "onnxruntime", "openvino", "row-by-row")
+    runtimes: ClassVar[tuple[str, ...] | None] = ("eager", "onnxruntime", "openvino")
     reduces: ClassVar[tuple[str, ...]] = ("classify", "multilabel", "regress")
 
     def fields(self) -> list[pa.Field]:
@@ -38,7 +29,7 @@ class Spread(Task):
         if not isinstance(outputs, torch.Tensor) or outputs.shape[:1] != (num_rows,):
             raise OutputError(f"expected a tensor ({num_rows}, ...)")
         flat = outputs.flatten(1).float()
-        return {NAME: self.options.factor * (flat.amax(1) - flat.amin(1))}
+        return {NAME: flat.amax(1) - flat.amin(1)}
 
     def columns(self, arrays: Arrays, ok: Mask, rows: pa.Table) -> dict[str, pa.Array]:
         return {NAME: pa.array(arrays[NAME], pa.float32(), mask=~ok)}

@@ -3,16 +3,16 @@ unless the node cache keeps what was made."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import toy_package
 from support.runs.predicting import images, predictor, rows_of
-from toy_runtime import NAME, RUNTIME
 
 from pipeline.inference.runtimes import all_runtimes
+from pipeline.inference.runtimes.base import Runner
+from pipeline.inference.runtimes.compile import RUNTIME
+from pipeline.inference.runtimes.export import Exporter
 from pipeline.models.agreement import AgreementLimits
 from pipeline.runs.tuning.trials import measure
 
@@ -21,17 +21,21 @@ LIMITS = AgreementLimits(max_score_diff=0.1, min_cosine=0.9, max_relative_error=
 
 @pytest.mark.parametrize(("exports", "num_opened"), [(False, 1), (True, 2)])
 def test_a_model_is_opened_before_the_timed_load_only_if_the_node_cache_keeps_it(
-    exports: bool, num_opened: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exports: bool, num_opened: int, monkeypatch: pytest.MonkeyPatch
 ):
-    points = {"pipeline.runtimes": {NAME: "toy_runtime:RUNTIME"}}
-    monkeypatch.syspath_prepend(toy_package.install(tmp_path / "site", points))
-    config = predictor("support.runs.predicting:convolved", runtime=NAME)._config
+    config = predictor("support.runs.predicting:convolved", runtime=RUNTIME.name)._config
     sample = config.spec.input.arrays(rows_of(images(8)))
+    opened = []
+
+    def open_eager(exporter: Exporter, *_: Any) -> Runner:
+        opened.append(exporter)
+        return Runner(exporter.load().run, is_static=False)
+
     monkeypatch.setattr(RUNTIME, "exports", exports)
-    before = RUNTIME.num_opened
+    monkeypatch.setattr(RUNTIME, "open", open_eager)
     trial, _ = measure.try_out(config, sample, None, LIMITS, for_s=0.0)
     assert (trial.problem, trial.agreement_pct) == ("", 100.0)
-    assert RUNTIME.num_opened - before == num_opened
+    assert len(opened) == num_opened
 
 
 def test_two_that_take_turns_are_told_apart_by_a_clock_of_coarse_ticks():
