@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -54,7 +55,10 @@ def pull(
     storage_options: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Copy a model directory from a hub to a store: data only, at one commit, checked."""
+    """Copy a model directory from a hub to a store, at one commit.
+
+    Only data, of which nothing is run when it is loaded; each file is checked.
+    """
     from pipeline.operations.pull import pull as pull_files
 
     options = as_storage_options(storage_options)
@@ -75,30 +79,15 @@ def schema(
     typer.echo(json.dumps(document, indent=2))
 
 
-_IN_ORDER = (
-    predict,
-    init,
-    run,
-    plan,
-    tune,
-    golden,
-    doctor,
-    backfill,
-    status,
-    stop,
-    report,
-    inspect,
-    diff,
-    verify,
-    retry,
-    rollback,
-    gc,
-    pull,
-    submit,
-    attach,
-    logs,
-    schema,
-)
+_GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
+    "First steps": (predict, init, doctor, schema),
+    "Runs": (run, plan, retry, tune, golden),
+    "Partitions": (backfill, status, stop),
+    "Clusters": (submit, attach, logs),
+    "Outputs": (inspect, report, diff, verify, rollback, gc),
+    "Models": (pull,),
+}
+"""As the help lists them."""
 
 
 def _all_commands() -> typer.Typer:
@@ -111,8 +100,9 @@ def _all_commands() -> typer.Typer:
         rich_markup_mode=None,
     )
     made.callback(invoke_without_command=True)(_common)
-    for command in _IN_ORDER:
-        made.command()(command)
+    for group, commands in _GROUPS.items():
+        for command in commands:
+            made.command(rich_help_panel=group)(command)
     return made
 
 

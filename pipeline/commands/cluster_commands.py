@@ -67,7 +67,10 @@ def submit(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Run a job, or a backfill, on a Ray cluster; ends with its exit code. Twice is once."""
+    """Run a job, or a backfill, on a Ray cluster.
+
+    It ends with the exit code of the job. Submitting twice runs it once.
+    """
     from pipeline.operations.clusters.submit import submit as hand_over
 
     if from_ is None:
@@ -106,7 +109,10 @@ def attach(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Follow a submitted job to its end, and end with its exit code; it is left alone."""
+    """Follow a submitted job to its end, and end with its exit code.
+
+    The job is left alone.
+    """
     from pipeline.operations.clusters.submitted import attach as follow
 
     prepare_ok_exit(ok_exit)

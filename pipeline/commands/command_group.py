@@ -1,8 +1,9 @@
-"""The group of commands: helps in whole sentences, and takes no option twice."""
+"""The group of commands: lists them by what they are for, and takes no option twice."""
 
 from __future__ import annotations
 
 from collections import Counter
+from itertools import groupby
 from typing import Any
 
 from typer.core import TyperGroup
@@ -41,15 +42,15 @@ _INSTEAD = {
 
 
 class CommandGroup(TyperGroup):
-    """Lists commands with their whole description; refuses what would silently win over itself."""
+    """Lists commands by group; refuses what would silently win over itself."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write the list of commands; the parser's own cuts what is longer than a line."""
-        rows = [
-            (name, (command.help or "").split("\n\n")[0]) for name, command in self.commands.items()
-        ]
-        with formatter.section("Commands"):
-            formatter.write_dl(rows)
+        """Write the commands by group, each with the first paragraph of its description."""
+        for group, commands in groupby(self.commands.items(), lambda item: _group_of(item[1])):
+            with formatter.section(group):
+                formatter.write_dl(
+                    [(name, (command.help or "").split("\n\n")[0]) for name, command in commands]
+                )
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the command that the arguments name.
@@ -74,6 +75,10 @@ class CommandGroup(TyperGroup):
 def hint_of(error: BaseException) -> str:
     """Return what to add to an error of the parser; '' if it says all."""
     return _INSTEAD.get(getattr(error, "option_name", ""), "")
+
+
+def _group_of(command: Any) -> str:
+    return str(command.rich_help_panel)
 
 
 def _refuse_repeated(order: list[Any]) -> None:

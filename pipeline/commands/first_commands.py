@@ -41,7 +41,10 @@ def predict(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Predict an input without a job file: format, columns, id and task are found out."""
+    """Predict an input without a job file, which it writes itself.
+
+    Format, columns, id and task are found out.
+    """
     from pipeline.execution.embedded.forkserver import started_ahead
 
     prepare_end_of_same()
@@ -70,7 +73,10 @@ def init(
     allow_import: AllowImportOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the job file that `predict` would run; on a terminal it asks for what is left out."""
+    """Write the job file that `predict` would run.
+
+    On a terminal it asks for what is left out.
+    """
     asks = not as_json and on_terminal()
     input_ = given_or_asked(input_, "argument INPUT", _INPUT, asks=asks)
     model = given_or_asked(model, "option --model", _MODEL, asks=asks)

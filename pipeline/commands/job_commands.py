@@ -80,7 +80,10 @@ def plan(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Show what a run would do, and try the model on one row. Writes nothing."""
+    """Show what a run would do, and try the model on one row.
+
+    It writes nothing.
+    """
     from pipeline.operations.plan import plan as describe
 
     found = describe(
@@ -108,7 +111,10 @@ def tune(
     quiet: QuietOption = False,
     log_format: LogFormatOption = "text",
 ) -> None:
-    """Measure every way to run the job's model on a sample of its rows, and keep the figures."""
+    """Measure every way to run the model of a job on some of its rows.
+
+    The figures are kept for the runs to come.
+    """
     from pipeline.operations.tune import tune as measure
 
     with progress_on_terminal(quiet=quiet) as progress:
@@ -132,7 +138,10 @@ def golden(
     allow_import: AllowImportOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write golden rows: some of the job's rows with what eager fp32 predicts for them."""
+    """Write golden rows, with which each run is compared.
+
+    They are rows of the job, with what eager fp32 predicts for them.
+    """
     from pipeline.operations.golden import golden as write
 
     allowed = allow_import or ()
@@ -149,7 +158,10 @@ def doctor(
     no_try: NoTryOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Look at all that a run will need, and say what is wrong and what would be right."""
+    """Check all that a run will need.
+
+    It says what is wrong and what would be right.
+    """
     from pipeline.operations.doctor import doctor as examine
 
     found, code = examine(
@@ -180,7 +192,10 @@ def retry(
     quiet: QuietOption = False,
     log_format: LogFormatOption = "text",
 ) -> None:
-    """Run only the quarantined rows again, and merge what now succeeds into the partition."""
+    """Run only the quarantined rows again.
+
+    What now succeeds is merged into the partition.
+    """
     with progress_on_terminal(quiet=quiet) as progress:
         progress.phase(f"reading {job}", is_logged=False)  # before what takes a while to import
         from pipeline.operations.retry import retry as run_again

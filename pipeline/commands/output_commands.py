@@ -46,7 +46,7 @@ def inspect(
     storage_options: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what is published: rows, parts, labels, some predictions, the quarantine."""
+    """Show what is published: rows, labels, predictions, quarantine."""
     from pipeline.operations.outputs import inspect as describe
 
     options = as_storage_options(storage_options)
@@ -77,7 +77,10 @@ def diff(
     storage_options: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare two published versions row by row: labels, scores, vectors, boxes, rows."""
+    """Compare two published versions, row by row.
+
+    Labels, scores, vectors and boxes of a row are compared, and which rows there are.
+    """
     from pipeline.operations.diff import diff as compare
 
     limit_pct = None if fail_over is None else _percentage(fail_over)
@@ -109,7 +112,10 @@ def verify(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Prove a published partition: checksums, rows in = predictions + quarantine, ids."""
+    """Prove a published partition: checksums, sums of rows, ids.
+
+    Rows of the input are predicted or in the quarantine, each once.
+    """
     from pipeline.operations.outputs import verify as prove
 
     options = as_storage_options(storage_options)

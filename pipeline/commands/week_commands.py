@@ -55,7 +55,10 @@ def status(
     date: SubmittedForOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show how partitions are: complete, running, refused, interrupted; of jobs: missing, stale."""
+    """Show how partitions are: complete, running, refused, interrupted.
+
+    Of a job also which are missing, and which are stale and why.
+    """
     if _is_on_cluster(address, date):
         from pipeline.operations.clusters.submitted import status_of_submitted
 
@@ -101,7 +104,10 @@ def backfill(
     quiet: QuietOption = False,
     log_format: LogFormatOption = "text",
 ) -> None:
-    """Run a job for many dates on one Ray; a date that fails does not stop the others."""
+    """Run a job for many dates, on one Ray.
+
+    A date that fails does not stop the others.
+    """
     with progress_on_terminal(quiet=quiet) as progress:
         progress.phase(f"reading {job}", is_logged=False)
         from pipeline.operations.weeks.backfill import backfill as run_all
@@ -139,7 +145,10 @@ def stop(
     date: SubmittedForOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask a run or submitted job to stop, wherever it is; it keeps what is done, ends with 6."""
+    """Ask a run, or a submitted job, to stop.
+
+    Wherever it is. It keeps what is done, and ends with exit code 6.
+    """
     if _is_on_cluster(address, date):
         from pipeline.operations.clusters.submitted import stop_submitted
 
