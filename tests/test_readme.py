@@ -65,14 +65,15 @@ def field_tables(section: str) -> str:
 
 
 def format_matrix() -> str:
-    """Which format has which field of its own, as jobs/README.md must have it below `Formats`."""
+    """Which formats have which fields, as jobs/README.md must have it below `Formats`."""
     forms = {name: load(SOURCES, name) for name in built_in(SOURCES)}
-    lines = [f"| field | {' | '.join(forms)} |", "|---" * (len(forms) + 1) + "|"]
+    fields_of: dict[str, list[str]] = {}
     for field in Source.model_fields:
-        has = [field in form.fields for form in forms.values()]
-        if any(has):
-            lines.append(f"| `{field}` | {' | '.join('yes' if each else '' for each in has)} |")
-    return "\n".join(lines)
+        formats = ", ".join(name for name, form in forms.items() if field in form.fields)
+        fields_of.setdefault(formats, []).append(f"`{field}`")
+    fields_of.pop("", None)  # those that every format has
+    lines = ["| formats | fields |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {of} | {', '.join(have)} |" for of, have in fields_of.items())])
 
 
 def option_tables() -> dict[str, str]:
@@ -377,14 +378,14 @@ def with_new_tables(text: str) -> str:
         start = text.index("| field |", text.index(f"\n### `{section}`\n"))
         end = text.index("\n#", start)
         text = text[:start] + field_tables(section) + "\n" + text[end:]
-    text = _with_table(text, "\n## Formats\n", format_matrix())
+    text = _with_table(text, "\n## Formats\n", format_matrix(), "| formats |")
     for name, table in option_tables().items():
         text = _with_table(text, f"\n### {name}\n", table)
     return text
 
 
-def _with_table(text: str, heading: str, table: str) -> str:
-    start = text.index("| field |", text.index(heading))
+def _with_table(text: str, heading: str, table: str, head: str = "| field |") -> str:
+    start = text.index(head, text.index(heading))
     return text[:start] + table + text[text.index("\n\n", start) :]
 
 

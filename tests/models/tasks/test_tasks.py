@@ -40,6 +40,7 @@ from pipeline.preprocessing.model_input import Limits
 pytestmark = pytest.mark.one_ray
 
 OK = np.array([True, False, True])
+EXAMPLES = ROOT / "examples" / "postprocess"
 
 
 def columns_of(spec: TaskSpec, outputs: Any) -> dict[str, list[Any]]:
@@ -337,24 +338,13 @@ def test_post_processing_fills_its_declared_columns():
         predictor({**model, "postprocess": "os:getcwd"})
 
 
-def example(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Make a module of an example of the job files' page; return the module's name."""
-    text = (ROOT / "jobs" / "README.md").read_text()
-    code = text.split(f"<!-- postprocess: {name} -->\n```python\n", 1)[1].split("```", 1)[0]
-    (folder / f"readme_{name}.py").write_text(code)
-    monkeypatch.syspath_prepend(folder)
-    return f"readme_{name}"
-
-
-def test_the_example_of_masks_gives_pngs_and_run_lengths(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    module = example("masks", tmp_path, monkeypatch)
+def test_the_example_of_masks_gives_pngs_and_run_lengths(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
     task = make_task(
         TaskSpec(
             "raw",
             outputs=(OutputSpec("mask", (5, 4)),),
-            postprocess=f"{module}:Masks",
+            postprocess="masks:Masks",
             postprocess_args={"class_id": 2},
         )
     )
@@ -367,17 +357,15 @@ def test_the_example_of_masks_gives_pngs_and_run_lengths(
     [png, none, _] = found["mask"].to_pylist()
     assert none is None
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(png))), maps[0])
-    made = load_postprocess(f"{module}:Masks", {"class_id": 2})({"mask": maps[1:2]})
+    made = load_postprocess("masks:Masks", {"class_id": 2})({"mask": maps[1:2]})
     ones = np.repeat(np.arange(len(made["counts"][0])) % 2, made["counts"][0])
     assert np.array_equal(ones.reshape(4, 5).T, maps[1] == 2)
 
 
-def test_the_example_of_points_gives_lists_of_any_length(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    module = example("points", tmp_path, monkeypatch)
+def test_the_example_of_points_gives_lists_of_any_length(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
     outputs = (OutputSpec("heat", (6, 8)),)
-    task = make_task(TaskSpec("raw", outputs=outputs, postprocess=f"{module}:Points"))
+    task = make_task(TaskSpec("raw", outputs=outputs, postprocess="points:Points"))
     heat = np.zeros((3, 6, 8), np.float32)
     heat[0, 2, 3], heat[0, 2, 4], heat[0, 5, 7] = 0.75, 0.625, 1.0
     found = task.columns({"heat": heat}, OK, pa.table({}))

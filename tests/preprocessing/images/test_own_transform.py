@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 from support.inputs.badfiles import base_image
-from support.runs.checkout import ROOT
 from torchvision.transforms import v2
 
 from pipeline.core.arrays import images_from_arrow
@@ -245,20 +242,3 @@ def test_torchvision_compositions_keep_bytes_on_the_way():
     image = decode_image(photos()[0], LIMITS)
     assert isinstance(step, v2.Compose)
     assert step(image).dtype == torch.uint8
-
-
-def test_the_example_of_the_job_files_page_keeps_to_the_contract(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    text = (ROOT / "jobs" / "README.md").read_text()
-    code = text.split("<!-- transform -->\n```python\n", 1)[1].split("```", 1)[0]
-    (tmp_path / "readme_transform.py").write_text(code)
-    monkeypatch.syspath_prepend(tmp_path)
-    factory = "readme_transform:even_letterbox"
-    spec = replace(spec_of(""), factory=factory, args={"size_px": SIZE_PX})
-    found = prepared(spec, photos())
-    assert found.column("error").null_count == len(SIZES)
-    image = images_from_arrow(found.column("image"), (SIZE_PX, SIZE_PX, 3))[3]  # 200 x 50 px
-    assert (image[:12] == 114).all()
-    assert (image[20:] == 114).all()
-    assert not (image[12:20] == 114).all()
