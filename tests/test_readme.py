@@ -100,8 +100,12 @@ def _tables(model: Any, shown: set[Any]) -> Iterator[str]:
             alike = [n for n, f in model.model_fields.items() if f.annotation == field.annotation]
             names = " and ".join(f"`{other}`" for other in alike)
             about = f"Each of `{name}`:" if is_list else f"{names}: {meaning_of(nested)}"
+            is_alike = all(f.description.startswith("As `") for f in nested.model_fields.values())
+            if is_alike:
+                about += f" As here it has {', '.join(f'`{n}`' for n in nested.model_fields)}."
             yield textwrap.fill(about, MAX_COLUMNS, break_long_words=False, break_on_hyphens=False)
-            yield from _tables(nested, shown)
+            if not is_alike:
+                yield from _tables(nested, shown)
 
 
 def flat(annotation: Any) -> Iterator[Any]:
