@@ -6,9 +6,15 @@
     night = pipeline.open_output("s3://lake/labels")["2026-11-24"]
     night.predictions(["row_id", "label", "score"]).to_pandas()
 
-Functions of a command's name are the command: the same arguments, the same result, the same errors,
-which have an `exit_code`; a result prints as its summary. Nothing heavy is imported before a name
-is used.
+`predict`, `run`, `plan`, `tune`, `backfill`, `status`, `stop`, `diff`, `verify`, `retry`, `gc` and
+`rollback` are the commands of these names: the same arguments and results, and the same errors,
+each of `errors` with the `exit_code` of the command. A job is the path of a job file, its sections
+as a mapping, or the `Job` that `load_job` returns. A run returns a `Report`, `diff` a `Diff`.
+`open_output` gives an `Output`, whose `output["2026-11-24"]` and `output.latest` are each a
+`Partition`, with its rows, images and texts. They print as their summary, and a notebook shows them
+as tables. `python -m pydoc pipeline.predict` has the arguments and errors of one.
+
+Nothing heavy is imported before a name is used.
 """
 
 from __future__ import annotations
