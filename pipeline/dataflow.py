@@ -7,7 +7,7 @@ What is here is the order of things; each step lives in the file of its name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -17,18 +17,10 @@ from pipeline.commit.lease import Lease
 from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.publish import repair
-from pipeline.commit.staging import StagedSlice, list_staged
+from pipeline.commit.staging import list_staged
 from pipeline.core.slices import SliceKey
-from pipeline.execution import ray_options
 from pipeline.execution.caller import one_run_at_a_time, restore_process_state
-from pipeline.execution.cluster.connect import connect
-from pipeline.execution.cluster.node_versions import ray_versions, require_one_version
-from pipeline.execution.cluster.sharing import is_started
-from pipeline.execution.embedded.backpressure import limit_read_ahead, reserve_less
-from pipeline.execution.predictor_actor import PredictorActor
-from pipeline.execution.progress_channel import ProgressListener
-from pipeline.execution.tasks import lost_nodes_blamed, ray_errors
-from pipeline.inference.slice_progress import Channel
+from pipeline.execution.executors import Executor, start_executor
 from pipeline.job.job import Job
 from pipeline.models.spec import ModelSpec
 from pipeline.models.weights.factory_tensors import warn_random_weights
@@ -51,7 +43,6 @@ from pipeline.runs.resume import note_if_published, take_over, tidy_if_free
 from pipeline.runs.settle import settle
 from pipeline.runs.staleness import why_stale
 from pipeline.sources.feature_names import features_told
-from pipeline.sources.units import Unit
 from pipeline.storage.errors import options_named
 from pipeline.storage.store import StoredFile
 
@@ -132,26 +123,23 @@ def predict_and_publish(
     progress: Progress,
     merge: Merge | None = None,
 ) -> Manifest:
-    """Carry out an adopted plan on a cluster; see `finish` for what it returns and raises."""
+    """Carry out an adopted plan; see `finish` for what it returns and raises."""
     if model.kind == "factory" and not model.has_weights:
         warn_random_weights(model.name)
     golden = check_before_ray(run, plan, model)
-    address = run.options.address
-    if not is_started():
-        progress.phase("starting Ray" if address is None else f"connecting to Ray at {address}")
-    connected, told = connect(address), features_told(run.job.source, plan.fields)
-    with told, connected as (hardware, ray_start_s, on_cluster):
-        if on_cluster:
-            require_one_version(ray_versions())
+    told = features_told(run.job.source, plan.fields)
+    with told, start_executor(run.options.address, progress.phase) as executor:
+        hardware, on_cluster = executor.hardware, executor.on_cluster
         settled = settle(
             *(run, plan, model, hardware, merge), on_cluster=on_cluster, say=progress.phase
         )
         settled = replace(settled, golden=golden)
-        run.record.connected(hardware, settled.allocation, ray_start_s, on_cluster=on_cluster)
+        start_s = executor.start_s
+        run.record.connected(hardware, settled.allocation, start_s, on_cluster=on_cluster)
         run.record.planned(settled.plan, settled.model, run.job.resources.num_gpus)
-        staged = _predict_missing(run, settled, progress)
+        staged = _predict_missing(run, settled, executor, progress)
         progress.phase("checking and publishing")
-        manifest = finish(run, settled.plan, staged, base, lease, merge=merge)
+        manifest = finish(run, settled.plan, staged, base, lease, executor.run_tasks, merge)
         if settled.beside:
             settled.beside.end()
             run.record.tried_beside(settled.beside.text)
@@ -159,7 +147,7 @@ def predict_and_publish(
 
 
 def _predict_missing(
-    run: RunContext, settled: Settled, progress: Progress
+    run: RunContext, settled: Settled, executor: Executor, progress: Progress
 ) -> Mapping[SliceKey, StoredFile]:
     """Compute the slices that have no staged part yet; return the staged part of every slice.
 
@@ -173,8 +161,9 @@ def _predict_missing(
         return staged
     fail_fast_on_certain_refusal(run, plan)
     settled = replace(settled, allocation=settled.allocation.for_slices(num_left(units)))
-    listener = ProgressListener(run.record.run_id, settled.allocation.max_actors)
-    slices, told = stream(run, settled, units, listener.channel), None
+    listener = executor.listener(run.record.run_id, settled.allocation.max_actors)
+    parts = make_stream(run, settled, units, listener.channel)
+    slices, told = executor.stream(parts, settled.allocation), None
     with (
         listener,
         progress.rows(plan.num_rows, done=run.record.num_done, under_way=listener),
@@ -194,28 +183,3 @@ def _predict_missing(
             fail_fast_on_certain_refusal(run, plan)
     require_some_row(run)
     return list_staged(run.store, run.layout.staging(plan.fingerprint))
-
-
-def stream(
-    run: RunContext, settled: Settled, units: Mapping[Unit, Sequence[int]], channel: Channel | None
-) -> Generator[StagedSlice, None, None]:
-    """Read, decode, transform, predict and stage slices; yield each one when it is committed."""
-    import ray
-
-    allocation = settled.allocation
-    parts = make_stream(run, settled, units, channel)
-    limit_read_ahead(allocation.max_actors)
-    if allocation.reserves_cores:
-        reserve_less()
-    with ray_errors(), lost_nodes_blamed():
-        # A row of this dataset is a slice (slices.pack): Ray cannot cut or merge slices.
-        dataset = ray.data.read_datasource(parts.source, **ray_options.read(allocation, len(units)))
-        if parts.preprocess is not None:
-            dataset = dataset.map_batches(parts.preprocess, **ray_options.preprocess(allocation))
-        pool = ray_options.predict(allocation, are_long=settled.model.task.generation is not None)
-        dataset = dataset.map_batches(PredictorActor, fn_constructor_args=[parts.actor], **pool)
-        if parts.write is not None:
-            dataset = dataset.map_batches(parts.write, **ray_options.write(allocation))
-        for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-            for text in block.column("staged").to_pylist():
-                yield StagedSlice.from_json(text)

@@ -24,6 +24,7 @@ from pipeline.execution.isolation.crash_guard import Guard
 from pipeline.execution.isolation.row_isolation import StagePlan
 from pipeline.execution.stages import PREDICT, Preprocessing, SliceWork, writer_stage
 from pipeline.execution.tasks import attempts_of
+from pipeline.execution.versions import connected_ray
 from pipeline.execution.visible_gpus import settle_gpus
 from pipeline.inference.engines import engine_class, open_engine
 from pipeline.inference.engines.base import Engine
@@ -133,6 +134,12 @@ class PredictorActor:
         done = pa.concat_tables(packed)
         return done if self._commit is None else self._commit(done)
 
+    def close(self) -> None:
+        """Give up the model, and end the child; for an actor whose process goes on without it."""
+        self._guard.close()
+        self._model.close()
+        send_to(None)
+
     def _predict(self, key: SliceKey, counters: Counters, rows: pa.Table) -> pa.Table:
         if self._failure is not None:
             raise self._failure
@@ -213,6 +220,11 @@ class _Model:
             self._predictor.close()
             self._predictor = None
 
+    def close(self) -> None:
+        """Give up the engine, if it could be loaded."""
+        if self._predictor is not None:
+            self._predictor.close()
+
     def _loaded(self, config: PredictorConfig) -> Engine:
         from pipeline.inference.devices.device import patiently
 
@@ -240,16 +252,16 @@ def _guard(config: ActorConfig, model: _Model, attempts: Attempts) -> Guard:
 
 def _actor_id() -> str:
     """Return the id of this actor, which it keeps when it is started again."""
-    import ray
-
-    actor_id: str = ray.get_runtime_context().get_actor_id()
-    return actor_id
+    ray = connected_ray()
+    return "local" if ray is None else str(ray.get_runtime_context().get_actor_id())
 
 
 def _waited_s(asked_at_s: float | None) -> float:
     """Return how long this actor's process took to be there; 0 if it is not the first one."""
+    if asked_at_s is None:
+        return 0.0
     import ray
 
-    if asked_at_s is None or ray.get_runtime_context().was_current_actor_reconstructed:
+    if ray.get_runtime_context().was_current_actor_reconstructed:
         return 0.0
     return max(0.0, time() - asked_at_s)  # of two machines' clocks one may be ahead

@@ -7,6 +7,7 @@ import inspect
 import logging
 import platform
 import re
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -112,14 +113,20 @@ def known_errors(*names: str) -> tuple[type[Exception], ...]:
     return tuple(each for each in found if each is not None)
 
 
+def connected_ray() -> Any | None:
+    """Return the module of the Ray that this process is connected to; None without one."""
+    ray = sys.modules.get("ray")
+    return ray if ray is not None and ray.is_initialized() else None
+
+
 def session_folder() -> Path:
-    """Return the folder of Ray's session on this node.
+    """Return the folder of Ray's session on this node; without Ray that of temporary files.
 
     The runtime context tells it from 2.55 on. Before, only private names do; without those it is
     the folder of the system's temporary files, where the node's processes meet as well.
     """
-    import ray
-
+    if (ray := connected_ray()) is None:
+        return Path(tempfile.gettempdir())
     context = ray.get_runtime_context()
     if hasattr(context, "get_temp_dir") and hasattr(context, "get_session_name"):
         return Path(str(context.get_temp_dir()), str(context.get_session_name()))

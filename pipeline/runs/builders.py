@@ -1,22 +1,20 @@
 """Make the parts of the way of the data from a job, its plan and its share of the cluster.
 
-`dataflow.stream` connects them; this module decides what each of them is given.
+An executor connects them; this module decides what each of them is given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from time import time
-from typing import TYPE_CHECKING, NamedTuple
-
-import pyarrow as pa
 
 from pipeline.commit.parts.part_writer import file_metadata
 from pipeline.commit.staging import StagingWriter
 from pipeline.core.schema import CARRIED_ROW, CARRIED_SOURCE, INPUT_HASH
 from pipeline.execution.predictor_actor import ActorConfig
 from pipeline.execution.stages import Preprocessing, preprocess_stage, writer_stage
+from pipeline.execution.stream_parts import StreamParts, unit_reads
 from pipeline.execution.visible_gpus import without_gpus
 from pipeline.gates.judging import needs_of
 from pipeline.inference.settled_scores import scores_path
@@ -36,10 +34,6 @@ from pipeline.sources.rows import Reader
 from pipeline.sources.units import Unit
 from pipeline.storage.store import Store
 
-if TYPE_CHECKING:
-    from pipeline.execution.datasource import ShardSource
-
-
 _COPIES = 4
 """How many times the bytes of its files a model may take while it is loaded: they are read, and
 make tensors, of twice the width if they are float16, and perhaps once more for the module."""
@@ -57,24 +51,10 @@ def make_reader(job: Job, plan: Plan) -> Reader:
     return Reader(store, job.source, plan.pass_through, plan.fields, folders)
 
 
-class StreamParts(NamedTuple):
-    """What Ray Data runs, in order; each takes a block of packed slices and returns one."""
-
-    source: ShardSource
-    preprocess: Callable[[pa.Table], pa.Table] | None
-    """In tasks of its own; None: actors preprocess, or there is nothing to preprocess."""
-    actor: ActorConfig
-    """Of the PredictorActors."""
-    write: Callable[[pa.Table], pa.Table] | None
-    """In tasks of its own; None: actors write."""
-
-
 def make_stream(
     run: RunContext, settled: Settled, units: Mapping[Unit, Sequence[int]], channel: Channel | None
 ) -> StreamParts:
     """Return the parts that compute the slices of `units`, given as unit -> starts of slices."""
-    from pipeline.execution.datasource import ShardSource
-
     source = run.job.source
     plan, model, allocation = settled.plan, settled.model, settled.allocation
     predictor, writer = predictor_config(run, settled), make_writer(run, plan, model)
@@ -88,7 +68,7 @@ def make_stream(
     decode = preprocess_stage(in_tasks, compared, *guarding) if in_tasks else None
     asked_at_s = time() if allocation.min_actors == allocation.max_actors else None
     return StreamParts(
-        ShardSource(make_reader(run.job, plan), units, *guarding, _lookup(run, settled)),
+        unit_reads(make_reader(run.job, plan), units, *guarding, _lookup(run, settled)),
         without_gpus(decode) if decode else None,
         ActorConfig(
             predictor,

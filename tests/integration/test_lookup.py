@@ -1,9 +1,8 @@
-"""Rows that an earlier version knows pass no stage, on Ray, whatever the input and who decodes."""
+"""Rows that an earlier version knows pass no stage, whatever the input and who decodes."""
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,16 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 from known_rows import KnownRows
 from support.inputs import several_rows
-from support.runs.cli import environment
 
-from pipeline.commit.staging import StagedSlice, StagingWriter, list_staged
+from pipeline.commit.staging import StagingWriter, list_staged
 from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.core.rows.row_digests import input_hashes
 from pipeline.core.schema import CARRIED_ROW, CARRIED_SOURCE, ERROR, INPUT_HASH, ROW_ID
-from pipeline.execution.cluster.connect import connect
-from pipeline.execution.datasource import ShardSource
-from pipeline.execution.predictor_actor import ActorConfig, PredictorActor
+from pipeline.execution import local
+from pipeline.execution.predictor_actor import ActorConfig
 from pipeline.execution.stages import Preprocessing, preprocess_stage, writer_stage
+from pipeline.execution.stream_parts import StreamParts, unit_reads
 from pipeline.job.reading.loader import parse_job
 from pipeline.process.memory import MemoryShare
 from pipeline.sources.lookup import LookUp
@@ -69,16 +67,6 @@ class Staged(NamedTuple):
     num_carried: int
 
 
-@pytest.fixture(scope="module")
-def _ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        for name in ("PYTHONPATH", "PIPELINE_ALLOW_IMPORT"):
-            patch.setenv(name, environment()[name])
-        with connect(None):
-            yield
-
-
 class Case:
     """A job over rows of one kind of input."""
 
@@ -102,8 +90,6 @@ class Case:
 
     def staged(self, name: str, lookup: LookUp | None) -> Staged:
         """Read, predict and stage all rows, as a run does it."""
-        import ray
-
         plan, run_id = self.plan, f"{self.folder.name}-{name}"
         store = Store(str(self.folder / name))
         facts = FACTS if lookup is not None else ()
@@ -119,16 +105,11 @@ class Case:
             plan.fields,
             preprocessing=in_actor,
         )
-        source = ShardSource(reader, units, run_id, TIMEOUT_S, lookup)
-        how = {"batch_size": None, "batch_format": "pyarrow"}
-        dataset = ray.data.read_datasource(source, override_num_blocks=len(units))
+        preprocess = None
         if preprocessing is not None and in_actor is None:
-            stage = preprocess_stage(preprocessing, frozenset(), run_id, TIMEOUT_S)
-            dataset = dataset.map_batches(stage, num_cpus=0.5, **how)  # or Ray makes one task of it
-        dataset = dataset.map_batches(
-            PredictorActor, fn_constructor_args=[config], concurrency=1, num_cpus=0.75, **how
-        ).map_batches(writer_stage(writer), **how)
-        done = [StagedSlice.from_json(row["staged"]) for row in dataset.take_all()]
+            preprocess = preprocess_stage(preprocessing, frozenset(), run_id, TIMEOUT_S)
+        reads = unit_reads(reader, units, run_id, TIMEOUT_S, lookup)
+        done = list(local.stream(StreamParts(reads, preprocess, config, writer_stage(writer))))
         parts = list_staged(store, "staging")
         tables = [pq.read_table(self.folder / name / parts[key].path) for key in sorted_keys(parts)]
         figures = sum((each.figures for each in done), SliceFigures())
@@ -139,8 +120,6 @@ def sorted_keys(parts: Any) -> list[Any]:
     return sorted(parts, key=lambda key: (key.unit, key.start))
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("_ray")
 @pytest.mark.parametrize(
     ("kind", "decodes_in"),
     [("image", "tasks"), ("image", "actors"), ("text", "tasks"), ("text", "actors"),

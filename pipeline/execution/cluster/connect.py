@@ -8,7 +8,6 @@ import logging
 import os
 import secrets
 import socket
-import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -47,6 +46,7 @@ from pipeline.execution.environment import (
 )
 from pipeline.execution.private_names import is_plain
 from pipeline.execution.versions import (
+    connected_ray,
     different_versions,
     require_supported,
     session_folder,
@@ -115,8 +115,7 @@ def _initialised(address: str | None) -> Any:
     Raises:
         JobError: It is not the one at `address`.
     """
-    ray = sys.modules.get("ray")
-    if ray is None or not ray.is_initialized():
+    if (ray := connected_ray()) is None:
         return None
     theirs = ray.get_runtime_context().gcs_address
     if address not in (None, "auto", theirs):

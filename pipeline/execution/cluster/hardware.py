@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.execution.private_names import read
+from pipeline.execution.versions import connected_ray
+from pipeline.execution.without_ray import is_without_ray
 from pipeline.planning.allocation import Hardware
 
 _KIND = "accelerator_type:"
@@ -77,9 +79,10 @@ def embedded_hardware() -> Hardware:
     A process of its own asks, because Ray reads the environment when it is imported, and a run that
     follows in this process sets it before.
     """
-    ray = sys.modules.get("ray")
-    if ray is not None and ray.is_initialized():
+    if (ray := connected_ray()) is not None:
         return hardware_of(ray)
+    if is_without_ray():
+        return this_machine()
     found: list[float | None] = [None, None]
     with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
         done = subprocess.run(  # noqa: S603  # this very Python
@@ -91,8 +94,12 @@ def embedded_hardware() -> Hardware:
         )
         found = json.loads(done.stdout.splitlines()[-1])
     cpus, gpus = found
+    return this_machine(cpus, _gpus_of_torch() if gpus is None else gpus)
+
+
+def this_machine(cpus: float | None = None, gpus: float = 0.0) -> Hardware:
+    """Return this machine as the one node, with as many processors as it has if None are given."""
     cpus = float(os.cpu_count() or 1) if cpus is None else cpus
-    gpus = _gpus_of_torch() if gpus is None else gpus
     return Hardware(1, cpus, gpus, node_cpus=(cpus,), node_gpus=(gpus,))
 
 

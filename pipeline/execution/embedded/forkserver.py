@@ -18,6 +18,7 @@ from pipeline.execution.embedded import forkserver_main, forkserver_stub
 from pipeline.execution.embedded.minimal_head import raylet_command
 from pipeline.execution.environment import set_embedded
 from pipeline.execution.private_names import is_plain
+from pipeline.execution.without_ray import is_without_ray
 from pipeline.process.life import current
 
 log = logging.getLogger(__name__)
@@ -124,7 +125,7 @@ def started_ahead(address: str | None) -> Iterator[None]:
     Importing takes it longer than the rest of a run's start takes. It ends if it is not used.
     """
     ahead = current().part(_Ahead)
-    if address is None:
+    if address is None and not is_without_ray():
         set_embedded()
         ahead.server = _start()
     try:

@@ -22,7 +22,6 @@ from pipeline.core.figures.slice_figures import Comparison, Generated, Tokenised
 from pipeline.core.hive_paths import partition_types
 from pipeline.core.slices import SliceKey
 from pipeline.core.versions import environment_versions, package_versions
-from pipeline.execution.tasks import run_tasks
 from pipeline.gates.gate import Figures
 from pipeline.gates.history import Past, look_back
 from pipeline.gates.judging import certain_failures, computed_alone, early_refusal, judge, needs_of
@@ -46,7 +45,7 @@ def finish(
     staged: Mapping[SliceKey, StoredFile],
     base: Manifest | None,
     lease: Lease,
-    tasks: RunTasks = run_tasks,
+    tasks: RunTasks,
     merge: Merge | None = None,
 ) -> Manifest:
     """Publish the staged slices of a plan.
@@ -56,7 +55,7 @@ def finish(
         staged: The winning staged part of every slice.
         base: What is published now; ours becomes the next version.
         lease: Ours; checked before anything is made visible.
-        tasks: Runs a function for every tuple of arguments; by default as Ray tasks.
+        tasks: Runs a function for every tuple of arguments.
         merge: What the rows are put together with; None publishes them alone.
 
     Returns:

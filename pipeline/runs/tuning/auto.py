@@ -15,8 +15,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from pipeline.core.errors import InfraError
+from pipeline.core.errors import InfraError, JobError
 from pipeline.execution.cluster.hardware import embedded_hardware
+from pipeline.execution.without_ray import is_without_ray
 from pipeline.inference.runtimes import runtime_of
 from pipeline.inference.runtimes.base import missing_reason, unfit_reason
 from pipeline.inference.runtimes.choice import usable_ways
@@ -76,6 +77,8 @@ def resolve_runtime(
     """
     if not (needs_tuning(model) or model.takes_fastest or model.input.is_approximate):
         return Settled(_with(plan, choices.by_job(model)), model, allocation)
+    if needs_tuning(model) and is_without_ray():
+        raise JobError(f"model.runtime {AUTO!r}: processes of Ray measure it, and there is no Ray")
     machines = machines_of(on_cluster=on_cluster)
     tuning = tuning_context(
         *(run, plan, opened(model), hardware, allocation),
@@ -103,8 +106,9 @@ def resolve_runtime(
         batch_size=wanted.batch_size or way.batch_size or plan.batch_size,
         batch_tokens=wanted.batch_tokens or way.batch_tokens or plan.batch_tokens,
     )
-    can_measure = settled.takes_fastest and not on_cluster and not allocation.actor_gpus
-    beside = Beside(tuning, profile) if can_measure and published is None else None
+    can_measure = settled.takes_fastest and not (on_cluster or is_without_ray())
+    can_measure &= not allocation.actor_gpus and published is None
+    beside = Beside(tuning, profile) if can_measure else None
     allocation = _divide(run, hardware, allocation, chosen)
     return Settled(plan, settled, allocation, beside=beside)
 
