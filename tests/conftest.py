@@ -16,6 +16,7 @@ from support.runs.cli import SHARING, environment
 from support.runs.grouped import Grouped
 from support.servers.azureserver import AzureServer, missing_reason
 from support.servers.commandserver import CommandServer
+from support.servers.forkedcommands import ForkedCommands
 from support.servers.gcsserver import GCSServer
 from support.servers.localserver import LocalServer
 from support.servers.rayhead import RayHead
@@ -78,9 +79,17 @@ def command_server(loads_folder: Path) -> Iterator[CommandServer]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def forked_commands() -> Iterator[ForkedCommands]:
+    """A process without a Ray, whose forks are the commands of the whole session."""
+    with ForkedCommands(environment()) as forked:
+        yield forked
+
+
 @pytest.fixture
-def model_loads(loads_folder: Path) -> Path:
+def model_loads(loads_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The same folder, empty."""
+    monkeypatch.setenv("TEST_MODEL_LOADS", str(loads_folder))
     for path in loads_folder.iterdir():
         path.unlink()
     return loads_folder
@@ -88,9 +97,12 @@ def model_loads(loads_folder: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _commands_share_ray(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.node.get_closest_marker("one_ray"):
-        start = partial(request.getfixturevalue, "command_server")  # when a test needs it
-        monkeypatch.setattr(SHARING, "server", start)
+    marker = request.node.get_closest_marker
+    if marker("no_ray"):
+        start = partial(request.getfixturevalue, "forked_commands")  # when a test needs it
+        monkeypatch.setattr(SHARING, "forks", start)
+    elif marker("one_ray"):
+        monkeypatch.setattr(SHARING, "server", partial(request.getfixturevalue, "command_server"))
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ from support.inputs.damage import damaged
 from support.models import onnx_files
 from support.models.snapshots import make_snapshot
 from support.runs.cli import environment, write_job
-from support.servers.forkedcommands import ForkedCommands
+from support.servers.forkedcommands import OF_CHECKS, ForkedCommands
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -42,7 +42,7 @@ SOURCE = [f"f{number}" for number in range(onnx_files.NUM_FEATURES)]
 def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedCommands]:
     cache = {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
     warm = make_snapshot(tmp_path_factory.mktemp("warm"), "bert", "sequence", num_labels=3)
-    with ForkedCommands(environment(cache), warm) as forked:
+    with ForkedCommands(environment(cache), OF_CHECKS, warm) as forked:
         yield forked
 
 
@@ -63,10 +63,7 @@ def test_damaged_files_are_refused_in_one_line_or_go_on(commands: ForkedCommands
             model={"path": str(model), "task": rng.choice(("classify", "regress", "embed"))},
             transform=None,
         )
-        ended = commands.run(
-            *("run", job, "--date", "2026-11-24", "--address", "127.0.0.1:1"),
-            stderr=tmp_path / "stderr",
-        )
+        ended = commands.run(*("run", job, "--date", "2026-11-24", "--address", "127.0.0.1:1"))
         what = f"seed {SEED}, file {number}: exit {ended.code}\n{ended.stderr}"
         assert ended.code in (REFUSED, NO_RAY), what
         assert ended.more_bytes < MAX_MORE_BYTES, f"{ended.more_bytes / 2**20:.0f} MiB, {what}"

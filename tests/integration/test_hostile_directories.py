@@ -19,7 +19,7 @@ from support.models import onnx_files
 from support.models.snapshots import make_snapshot
 from support.models.tiny_tokenizer import make_tokenizer
 from support.runs.cli import environment, write_job
-from support.servers.forkedcommands import Ended, ForkedCommands
+from support.servers.forkedcommands import OF_CHECKS, Ended, ForkedCommands
 
 pytestmark = pytest.mark.early
 
@@ -49,7 +49,7 @@ def commands(
     bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ForkedCommands]:
     cache = {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
-    with ForkedCommands(environment(cache), bases["plain"]) as forked:
+    with ForkedCommands(environment(cache), OF_CHECKS, bases["plain"]) as forked:
         yield forked
 
 
@@ -66,7 +66,7 @@ def run(commands: ForkedCommands, model: Path, texts: Path, folder: Path) -> End
         folder / "job.yaml", source, str(folder / "out"), model={"path": str(model)}, transform=None
     )
     nowhere = ("--address", "127.0.0.1:1")
-    return commands.run("run", job, "--date", DATE, *nowhere, stderr=folder / "stderr")
+    return commands.run("run", job, "--date", DATE, *nowhere)
 
 
 def marked(name: str) -> Any:

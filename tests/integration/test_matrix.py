@@ -1,7 +1,7 @@
 """Every source format x every store x {clean, with bad rows, resumed after kill -9}.
 
-The runs are real ones. They share one Ray, so that a run costs seconds; the one that is killed is a
-process of its own, and the run after it happens here.
+The runs are real ones, each with Ray and without. They share one Ray, so that a run costs seconds;
+the one that is killed is a process of its own, and the run after it happens here.
 """
 
 from __future__ import annotations
@@ -25,13 +25,17 @@ from support.inputs.photos import build_images
 from support.inputs.tars import Entry, pack
 from support.models.tiny_tokenizer import make_tokenizer
 from support.runs.checkout import PYTHONPATH
-from support.runs.cli import pipeline, write_job
+from support.runs.cli import environment, pipeline, write_job
+from support.runs.executed import execute
+from support.servers.forkedcommands import ForkedCommands
 from support.servers.localserver import LocalServer
 
 from pipeline.commit.published.read import read_predictions
 from pipeline.commit.published.verify import verify_output
+from pipeline.core.causes import SystematicFailure
 from pipeline.dataflow import run_job
 from pipeline.execution.cluster.sharing import share_ray
+from pipeline.execution.without_ray import without_ray
 from pipeline.job.reading.loader import read_job
 from pipeline.report.showing.progress import Silent
 from pipeline.runs.context import RunOptions
@@ -285,7 +289,9 @@ def test_every_row_ends_once_where_it_belongs(
     ray_address: str,
     tmp_path: Path,
     request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """With Ray, and without: a footer, a figure of the report and a row are the same by both."""
     store = Store(str(tmp_path / "data"))
     if where != "local":
         server: LocalServer = request.getfixturevalue(where)
@@ -315,21 +321,59 @@ def test_every_row_ends_once_where_it_belongs(
         sections |= {"model": model, "text": text}
         if kind != "inputs":
             sections["transform"] = None
-    job_path = write_job(
-        tmp_path / "job.yaml", {**source, "storage_options": options}, store.url("out"), **sections
+    with_ray, without = (
+        write_job(
+            tmp_path / f"{name}.yaml",
+            {**source, "storage_options": options},
+            store.url(name),
+            **sections,
+        )
+        for name in ("out", "out-without-ray")
     )
     if case == "kill -9":
+        failpoint = {"PIPELINE_FAILPOINT": "slice_done:kill:2"}
         # Commands get no token of the environment; the Ray of this process asks for its own.
         secret = {k: v for k, v in os.environ.items() if k.startswith("RAY_AUTH")}
         killed = pipeline(
-            *("run", job_path, "--date", DATE, "--address", ray_address),
-            env={"PIPELINE_FAILPOINT": "slice_done:kill:2", **secret},
+            *("run", with_ray, "--date", DATE, "--address", ray_address),
+            env={**failpoint, **secret},
         )
         assert killed.code == -signal.SIGKILL, killed.stderr
-    job = read_job(job_path, date=dt.date.fromisoformat(DATE))
-    report = run_job(job, RunOptions(allow_import=("models",)), Silent())
-    assert report.rows.resumed >= (2 * SLICE_ROWS if case == "kill -9" else 0)
+        forked: ForkedCommands = request.getfixturevalue("forked_commands")
+        ended = forked.run("run", without, "--date", DATE, environment=environment(failpoint))
+        assert ended.code == -signal.SIGKILL, ended.stderr
+    done = execute(with_ray, DATE, monkeypatch)
+    assert done.report.rows.resumed >= (2 * SLICE_ROWS if case == "kill -9" else 0)
     assert outcomes_of(store, stored) == expected
+    with without_ray():
+        local = execute(without, DATE, monkeypatch)
+    assert local.predictions.equals(done.predictions)
+    assert local.quarantine == done.quarantine
+    if case != "kill -9":  # how many slices are left by then, is chance
+        assert local.slices == done.slices
+        assert local.figures == done.figures
+        assert local.manifest == done.manifest
+
+
+def test_a_model_that_fails_every_row_ends_a_run_in_the_same_words_by_both(
+    ray_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_images(tmp_path / "images", 8, seed=31, num_bad=0)
+    source = {"uri": str(tmp_path / "images"), "format": "images"}
+    jobs = [
+        write_job(
+            tmp_path / f"{name}.yaml",
+            source,
+            str(tmp_path / name),
+            model={"factory": "models:colours", "labels": ["a"]},
+        )
+        for name in ("out", "without")
+    ]
+    with pytest.raises(SystematicFailure) as by_ray:
+        execute(jobs[0], DATE, monkeypatch)
+    with without_ray(), pytest.raises(SystematicFailure) as by_loop:
+        execute(jobs[1], DATE, monkeypatch)
+    assert str(by_loop.value) == str(by_ray.value)
 
 
 @pytest.mark.slow

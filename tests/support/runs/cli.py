@@ -18,6 +18,7 @@ from models import LABELS, TRANSFORM
 
 from support.runs.checkout import PYTHONPATH
 from support.servers.commandserver import CommandServer
+from support.servers.forkedcommands import ForkedCommands
 
 TIMEOUT_S = 240
 
@@ -47,10 +48,13 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 class Sharing:
-    """Where commands run that may share a process and its Ray; None: each has its own."""
+    """Where commands run that need no process and no Ray of their own."""
 
     def __init__(self) -> None:
         self.server: Callable[[], CommandServer] | None = None
+        """Those that may share a process and its Ray; None: each has its own."""
+        self.forks: Callable[[], ForkedCommands] | None = None
+        """Those that need no Ray, in forks of one process; None: there are none."""
 
 
 SHARING = Sharing()
@@ -65,20 +69,26 @@ def pipeline(
 ) -> Result:
     """Run `pipeline ARGUMENTS` to its end.
 
-    Where a test shares a Ray, commands without an environment and an address of their own do.
+    Where a test shares a Ray, commands without an environment and an address of their own do; where
+    it needs none, those without an address run in forks, and jobs in a loop.
     """
-    if SHARING.server and not env and "--address" not in arguments:
-        return Result(*SHARING.server().run(arguments, timeout_s))
-    done = subprocess.run(
-        command(*arguments),
-        env=environment(env),
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-    )
-    assert "DeprecationWarning" not in done.stderr  # it is ours to cure, not the user's to read
-    return Result(done.returncode, done.stdout, done.stderr)
+    if SHARING.forks and "--address" not in arguments:
+        ended = SHARING.forks().run(*arguments, environment=environment(env), timeout_s=timeout_s)
+        found = Result(ended.code, ended.stdout, ended.stderr)
+    elif SHARING.server and not env and "--address" not in arguments:
+        found = Result(*SHARING.server().run(arguments, timeout_s))
+    else:
+        done = subprocess.run(
+            command(*arguments),
+            env=environment(env),
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+        found = Result(done.returncode, done.stdout, done.stderr)
+    assert "DeprecationWarning" not in found.stderr  # it is ours to cure, not the user's to read
+    return found
 
 
 def start(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
