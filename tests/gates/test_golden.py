@@ -32,7 +32,7 @@ from pipeline.runs.preparing.prepare import job_model
 from pipeline.sources.rows import Reader, make_rows
 from pipeline.storage.store import Store
 
-pytestmark = pytest.mark.one_ray
+pytestmark = pytest.mark.no_ray
 
 ALLOWED = ("models",)
 NO_COLUMNS = pa.schema([])

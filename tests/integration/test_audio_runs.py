@@ -48,7 +48,7 @@ def job_of(folder: Path, name: str, model: Path, source: dict[str, Any], **more:
     )
 
 
-@pytest.mark.one_ray
+@pytest.mark.no_ray
 @pytest.mark.slow
 def test_a_clip_is_one_prediction_wherever_it_lies(model: Path, tmp_path: Path):
     """Files, a column, URIs and the members of a tar give the same labels, scores and lengths."""
@@ -98,7 +98,7 @@ def test_a_clip_is_one_prediction_wherever_it_lies(model: Path, tmp_path: Path):
     assert reasons == {name: reason for name, (_, reason) in BAD.items()}
 
 
-@pytest.mark.one_ray
+@pytest.mark.no_ray
 @pytest.mark.slow
 def test_a_folder_of_clips_and_a_model_are_a_job_with_golden_rows(model: Path, tmp_path: Path):
     (tmp_path / "clips").mkdir()

@@ -15,7 +15,7 @@ from support.runs.cli import pipeline, write_job
 
 from pipeline.commit.published.read import read_predictions
 
-pytestmark = [pytest.mark.slow, pytest.mark.one_ray]
+pytestmark = [pytest.mark.slow, pytest.mark.no_ray]
 
 ODD: dict[bytes | None, str | None] = {
     None: "null_input",

@@ -76,7 +76,7 @@ def quarantine(out: Path) -> dict[str, str]:
     return {row["row_id"]: row["reason"] for row in rows}
 
 
-@pytest.mark.one_ray
+@pytest.mark.no_ray
 def test_photos_that_are_mended_bring_their_detections(tmp_path: Path) -> None:
     assert [len(expected(row)) for row in range(len(COLOURS))] == [1, 1, 1, 1, 1, 0, 1]
     photos, out = tmp_path / "photos", tmp_path / "out"

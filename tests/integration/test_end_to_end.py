@@ -416,7 +416,7 @@ def test_hostile_files_are_quarantined_with_reasons_and_a_gate_protects_what_is_
     assert checksums(out / "predictions") | checksums(out / "quarantine") == before
 
 
-@pytest.mark.one_ray
+@pytest.mark.no_ray
 def test_rows_that_the_model_cannot_take_cost_only_themselves(tmp_path: Path) -> None:
     from PIL import Image
 
@@ -440,7 +440,7 @@ def test_rows_that_the_model_cannot_take_cost_only_themselves(tmp_path: Path) ->
     assert read_predictions(str(tmp_path / "out"), PARTITION).num_rows == 40
 
 
-@pytest.mark.one_ray
+@pytest.mark.no_ray
 def test_duplicate_ids_keep_the_first_row(tmp_path: Path) -> None:
     build_parquet(tmp_path / "a", 20, seed=10, num_shards=1, num_bad=0)
     (tmp_path / "in").mkdir()
@@ -467,7 +467,7 @@ def test_duplicate_ids_keep_the_first_row(tmp_path: Path) -> None:
     assert pipeline("verify", str(tmp_path / "out")).code == 0
 
 
-@pytest.mark.one_ray
+@pytest.mark.no_ray
 @pytest.mark.parametrize(
     ("overrides", "code", "words"),
     [
@@ -561,7 +561,7 @@ def test_sigterm_keeps_what_is_done_and_exits_6(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.one_ray
+@pytest.mark.no_ray
 def test_many_slices_make_exactly_as_many_staged_objects(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     (tmp_path / "in").mkdir()

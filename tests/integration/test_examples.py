@@ -259,7 +259,7 @@ def detector() -> Path:
     return from_package("nudenet==3.4.2", "nudenet/320n.onnx", "nudenet/320n.onnx")
 
 
-@pytest.mark.one_ray
+@pytest.mark.no_ray
 @pytest.mark.slow
 def test_the_detector_finds_a_face_and_its_box_is_drawn(detector: Path, tmp_path: Path) -> None:
     build_images(tmp_path / "images", NUM_ROWS, seed=5, num_bad=NUM_BAD)
@@ -295,7 +295,7 @@ def test_a_job_to_copy_has_at_most_fifteen_lines(job: str) -> None:
     assert len([line for line in lines if line and not line.startswith("#")]) <= 15
 
 
-@pytest.mark.one_ray
+@pytest.mark.no_ray
 @pytest.mark.slow
 def test_the_text_of_an_image_is_read(tmp_path: Path) -> None:
     folder = EXAMPLES / "ocr"

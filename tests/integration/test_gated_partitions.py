@@ -18,7 +18,7 @@ from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.storage.store import Store
 
-pytestmark = [pytest.mark.one_ray, pytest.mark.early]
+pytestmark = [pytest.mark.no_ray, pytest.mark.early]
 
 RED, GREEN, BLUE, GREY = (230, 20, 20), (20, 230, 20), (20, 20, 230), (200, 200, 200)
 DRIFT = {"mode": "fail", "min_rows": 50}

@@ -44,7 +44,7 @@ def said(done: Result) -> str:
     return " ".join((done.stdout + done.stderr).split())
 
 
-@pytest.mark.one_ray
+@pytest.mark.no_ray
 def test_a_folder_of_mixed_photos_ends_in_pandas_duckdb_and_polars(tmp_path: Path):
     """Journey 1."""
     shots = tmp_path / "in" / "br[1]"
@@ -136,7 +136,7 @@ def test_weights_of_every_kind_are_loaded_or_refused_with_the_way_out(tmp_path: 
         assert "Traceback" not in said(done)
 
 
-@pytest.mark.one_ray
+@pytest.mark.no_ray
 def test_a_week_of_a_scheduler_can_be_told_from_its_exit_codes_and_reports(tmp_path: Path):
     """Journey 9."""
     out = str(tmp_path / "out")

@@ -30,7 +30,7 @@ from pipeline.commit.published.read import read_predictions
 from pipeline.commit.published.verify import verify_output
 from pipeline.storage.store import Store
 
-pytestmark = [pytest.mark.one_ray, pytest.mark.early]
+pytestmark = [pytest.mark.no_ray, pytest.mark.early]
 
 DATE = "2026-11-24"
 PARTITION = f"date={DATE}"

@@ -92,7 +92,7 @@ def test_two_models_are_compared_row_by_row(tmp_path: Path):
     assert (tmp_path / "two_models" / "compared.html").stat().st_size < 300_000
 
 
-@pytest.mark.one_ray
+@pytest.mark.no_ray
 @pytest.mark.slow
 def test_the_texts_nearest_to_a_question_are_shown(tmp_path: Path):
     (tmp_path / "input" / "texts").mkdir(parents=True)

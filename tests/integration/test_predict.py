@@ -92,7 +92,7 @@ def test_from_an_empty_folder_predict_look_change_and_compare(
     assert "1 added" in compared.stdout.splitlines()[0]
 
 
-@pytest.mark.one_ray
+@pytest.mark.no_ray
 def test_predict_look_run_again_and_change(tmp_path: Path):
     photos, out = tmp_path / "photos", tmp_path / "labels"
     build_images(photos, NUM_ROWS, seed=6, num_bad=NUM_BAD)

@@ -20,7 +20,7 @@ from support.runs.kills import require_same_after_kills
 
 from pipeline.commit.published.read import read_predictions
 
-pytestmark = [pytest.mark.slow, pytest.mark.one_ray]
+pytestmark = [pytest.mark.slow, pytest.mark.no_ray]
 
 SCHEMA: dict[str, Any] = {
     **REVIEW,

@@ -58,7 +58,7 @@ def quarantine(folder: Path) -> dict[str, tuple[str, str]]:
     return {row["row_id"]: (row["reason"], row["message"]) for row in rows}
 
 
-@pytest.mark.one_ray
+@pytest.mark.no_ray
 @pytest.mark.slow
 def test_a_run_is_checked_retried_and_done_once(tmp_path: Path) -> None:
     columns = several_rows.rows_of(NUM_ROWS)
@@ -108,7 +108,7 @@ def test_a_run_is_checked_retried_and_done_once(tmp_path: Path) -> None:
         assert label == logits[name].argmax(), name
 
 
-@pytest.mark.one_ray
+@pytest.mark.no_ray
 @pytest.mark.slow
 def test_approximate_pixels_are_checked(tmp_path: Path) -> None:
     columns = several_rows.rows_of(NUM_ROWS)
@@ -129,7 +129,7 @@ def test_approximate_pixels_are_checked(tmp_path: Path) -> None:
     assert table["label_id"].to_pylist() == loop("several", columns).argmax(axis=1).tolist()
 
 
-@pytest.mark.one_ray
+@pytest.mark.no_ray
 @pytest.mark.slow
 def test_categories_of_a_file_go_with_photos_that_keep_their_sizes(tmp_path: Path) -> None:
     columns = several_rows.rows_of(NUM_ROWS)

@@ -14,7 +14,7 @@ from support.runs.cli import pipeline, write_job
 from pipeline.commit.published.read import read_predictions
 from pipeline.commit.published.verify import verify_output
 
-pytestmark = [pytest.mark.one_ray, pytest.mark.slow]
+pytestmark = [pytest.mark.no_ray, pytest.mark.slow]
 NUM_ROWS = 6
 DATE = "2026-11-24"
 AT = ("--date", DATE, "--json")

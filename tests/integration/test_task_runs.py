@@ -45,7 +45,7 @@ TYPES = {
 }
 
 
-@pytest.mark.one_ray
+@pytest.mark.no_ray
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["clip", "siglip"])
 def test_photos_are_labelled_by_the_prompts_of_the_job(family: str, tmp_path: Path):

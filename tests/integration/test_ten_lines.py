@@ -175,7 +175,7 @@ def test_every_example_is_a_case():
     assert {case[0] for case in CASES.values()} >= set(EXAMPLES.glob("*.yaml"))
 
 
-@pytest.mark.one_ray
+@pytest.mark.no_ray
 @pytest.mark.parametrize("kind", PLANS)
 def test_a_plan_says_what_was_read_from_the_directory(kind: str, tmp_path: Path):
     path, *_, said = CASES[kind]
@@ -185,7 +185,7 @@ def test_a_plan_says_what_was_read_from_the_directory(kind: str, tmp_path: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.one_ray
+@pytest.mark.no_ray
 @pytest.mark.parametrize("kind", CASES)
 def test_a_plan_predicts_a_row(kind: str, tmp_path: Path):
     plan = pipeline("plan", str(CASES[kind][0]), *_placed(kind, tmp_path))
@@ -193,7 +193,7 @@ def test_a_plan_predicts_a_row(kind: str, tmp_path: Path):
     assert "ok: 1 row" in plan.stdout
 
 
-@pytest.mark.one_ray
+@pytest.mark.no_ray
 @pytest.mark.parametrize("kind", WHOLE)
 def test_a_run_publishes_the_columns_of_the_task(kind: str, tmp_path: Path):
     path, _, _, num_predicted, columns, _ = CASES[kind]

@@ -52,7 +52,7 @@ def minilm() -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.one_ray
+@pytest.mark.no_ray
 @pytest.mark.parametrize("num_rows", [100, pytest.param(20_000, marks=pytest.mark.timeout(3600))])
 def test_embeddings_equal_sentence_transformers(num_rows: int, minilm: Path, tmp_path: Path):
     texts = with_odd_texts(passages(num_rows))

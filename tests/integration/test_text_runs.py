@@ -113,7 +113,7 @@ BAD: dict[int, tuple[Text, str]] = {
 ODD = {11: "", 12: " \t\n", 13: "red " * (MAX_TEXT_BYTES // 4), 14: "\0 red \u200d \U0001f600"}
 
 
-@pytest.mark.one_ray
+@pytest.mark.no_ray
 def test_bad_texts_are_quarantined_and_odd_ones_predicted(tmp_path: Path) -> None:
     numbers = [row for row in range(32) if row not in BAD]
     texts = [BAD[row][0] if row in BAD else ODD.get(row, good_text(row)) for row in range(32)]
@@ -127,7 +127,7 @@ def test_bad_texts_are_quarantined_and_odd_ones_predicted(tmp_path: Path) -> Non
     assert done.code == 0, done.stderr
     rows = done.json["rows"]
     assert (rows["total"], rows["predicted"], rows["quarantined"]) == (32, 27, 5)
-    assert rows["computed"] == 0, "a refused run's work is used"
+    assert rows["resumed"] >= 24, "a refused run's work is used"
     out = tmp_path / "out"
     found = quarantine_of(out)
     assert reasons_of(out) == {f"t{row:03d}": ("read", why) for row, (_, why) in BAD.items()}
@@ -143,7 +143,7 @@ def test_bad_texts_are_quarantined_and_odd_ones_predicted(tmp_path: Path) -> Non
     verify_output(str(out), PARTITION, {})
 
 
-@pytest.mark.one_ray
+@pytest.mark.no_ray
 @pytest.mark.slow
 def test_texts_that_a_disk_spoiled_come_in_when_it_is_mended(tmp_path: Path) -> None:
     write_texts(tmp_path / "in", [None if row == 5 else good_text(row) for row in range(24)], 3)

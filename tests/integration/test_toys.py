@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,39 +13,32 @@ import toy_source
 import toy_task
 from support.inputs.encoded import base_image, png
 from support.runs.checkout import PYTHONPATH
-from support.runs.cli import TIMEOUT_S, Result, environment, write_job
-from support.servers.commandserver import CommandServer
+from support.runs.cli import pipeline, write_job
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import current_manifest
 from pipeline.commit.published.read import read_part
 from pipeline.storage.store import Store
 
-pytestmark = pytest.mark.early
+pytestmark = pytest.mark.no_ray
 
 TOYS = {"pipeline.tasks": {toy_task.NAME: "toy_task:Spread"}}
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandServer]:
-    """A process with a Ray of its own, in which both distributions are installed."""
+def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment in which both distributions are installed."""
     site = tmp_path_factory.mktemp("site")
     toy_package.install(site, TOYS)
     toy_package.install(site, {**toy_source.POINTS, **toy_input.POINTS}, "toy-inputs")
-    env = {
+    return {
         "PYTHONPATH": f"{PYTHONPATH}{os.pathsep}{site}",
         "PIPELINE_ALLOW_IMPORT": "models,toy_input",
     }
-    with CommandServer(environment(env)) as found:
-        yield found
-
-
-def pipeline(server: CommandServer, *arguments: str) -> Result:
-    return Result(*server.run(arguments, TIMEOUT_S))
 
 
 def test_one_run_by_a_source_an_input_and_a_task_of_other_distributions(
-    server: CommandServer, tmp_path: Path
+    installed: dict[str, str], tmp_path: Path
 ) -> None:
     (tmp_path / "in").mkdir()
     images = [png(base_image(seed)) for seed in range(6)]
@@ -63,7 +55,7 @@ def test_one_run_by_a_source_an_input_and_a_task_of_other_distributions(
         run={"slice_rows": 3},
     )
     command = ("run", job, "--json", "--date", "2026-11-24", "--allow-import", "toy_input")
-    done = pipeline(server, *command)
+    done = pipeline(*command, env=installed)
     assert done.code == 0, done.stderr
     stages = {stage["stage"]: stage for stage in done.json["stages"]}
     assert list(stages)[1:4] == ["read", toy_input.STAGE, "transfer"]
@@ -74,9 +66,9 @@ def test_one_run_by_a_source_an_input_and_a_task_of_other_distributions(
     ids = [*(f"a{toy_source.TOY_FILES}#{row}" for row in range(4)),
            *(f"b{toy_source.TOY_FILES}#{row}" for row in range(2))]  # fmt: skip
     assert found == {i: len(image) - 1.0 for i, image in zip(ids, images, strict=True)}
-    again = pipeline(server, *command)
+    again = pipeline(*command, env=installed)
     assert again.json["status"] == "nothing_to_do"
-    assert pipeline(server, "verify", str(tmp_path / "out")).code == 0
+    assert pipeline("verify", str(tmp_path / "out"), env=installed).code == 0
 
 
 def read_predictions(uri: str) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from support.runs.cli import pipeline, write_job
 
 from pipeline.commit.published.read import read_predictions
 
-pytestmark = [pytest.mark.slow, pytest.mark.one_ray]
+pytestmark = [pytest.mark.slow, pytest.mark.no_ray]
 
 SAID = ("the cat", "a dog", "rain", "home by the river", "good or bad", "yes", "no", "film")
 SILENCE = encoded(np.zeros(8_000, np.float32))

@@ -39,7 +39,7 @@ from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
 from pipeline.storage.store import Store, StoredFile
 
-pytestmark = pytest.mark.one_ray
+pytestmark = pytest.mark.no_ray
 
 DATE = "2026-11-24"
 PARTITION = f"date={DATE}"

@@ -17,7 +17,7 @@ DAYS = ["2026-11-22", "2026-11-23", "2026-11-24"]
 NUM_ROWS = 48
 
 
-@pytest.mark.one_ray
+@pytest.mark.no_ray
 @pytest.mark.slow
 def test_a_week_as_it_is_told_beside_what_runs_made_of_it(tmp_path: Path):
     week = Week(tmp_path, DAYS, NUM_ROWS)

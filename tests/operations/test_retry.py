@@ -162,7 +162,7 @@ def quarantine_of(out: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.one_ray
+@pytest.mark.no_ray
 def test_images_that_a_disk_spoiled_come_in_when_it_is_mended(tmp_path: Path) -> None:
     folder, out = tmp_path / "images", tmp_path / "out"
     bad = build_images(folder, 40, seed=8, num_bad=2)
@@ -207,7 +207,7 @@ def test_images_that_a_disk_spoiled_come_in_when_it_is_mended(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.one_ray
+@pytest.mark.no_ray
 def test_rows_behind_a_server_that_was_down_come_in_when_it_is_up(tmp_path: Path) -> None:
     folder, out = tmp_path / "table", tmp_path / "out"
     folder.mkdir()

@@ -60,7 +60,7 @@ def publish(run: RunContext) -> Report:
 
 
 @pytest.mark.slow
-@pytest.mark.one_ray
+@pytest.mark.no_ray
 def test_a_run_goes_on_whatever_becomes_of_its_metrics(tmp_path: Path):
     build_images(tmp_path / "in", 24, seed=3, num_bad=2)
     source = {"uri": str(tmp_path / "in"), "format": "images"}

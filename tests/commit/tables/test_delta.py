@@ -38,7 +38,7 @@ from pipeline.core.errors import JobError
 from pipeline.core.schema import CLASSIFY_FIELDS, prediction_schema
 from pipeline.storage.store import Store
 
-pytestmark = [pytest.mark.one_ray, pytest.mark.early]
+pytestmark = [pytest.mark.no_ray, pytest.mark.early]
 
 LAYOUT = Layout(DAY)
 KINDS = ("a/b", None, "50% off", "two words", "\u00e9")

@@ -37,7 +37,7 @@ from pipeline.models.tasks.base import TaskSpec
 from pipeline.models.tasks.postprocess import load_postprocess
 from pipeline.preprocessing.model_input import Limits
 
-pytestmark = pytest.mark.one_ray
+pytestmark = pytest.mark.no_ray
 
 OK = np.array([True, False, True])
 EXAMPLES = ROOT / "examples" / "postprocess"

@@ -113,7 +113,7 @@ def test_a_damaged_pin_is_named(tmp_path: Path) -> None:
         pin(store, PATH, models.Colours(), "m")
 
 
-@pytest.mark.one_ray
+@pytest.mark.no_ray
 @pytest.mark.slow
 def test_a_killed_run_of_a_factory_that_no_seed_holds_is_not_resumed_with_another_model(
     tmp_path: Path,

@@ -28,7 +28,7 @@ from pipeline.runs.preparing.one_row import Preview, preview_row
 from pipeline.runs.preparing.prepare import prepare
 from pipeline.storage.store import Store
 
-pytestmark = pytest.mark.one_ray
+pytestmark = pytest.mark.no_ray
 
 MAGENTA, CYAN, RED = (255, 0, 255), (0, 255, 255), (200, 10, 10)
 """`models:deadly` crashes over the first and hangs over the second."""
