@@ -23,7 +23,7 @@ SEMANTICS: Mapping[str, int] = {
     "waveform": 2,
     "features": 1,
     "tokenize": 1,
-    "predict": 3,
+    "predict": 4,
 }
 """Area -> version. `images`, `audio`, `parquet`, `jsonl`, `csv`, `webdataset`: rows, ids and values
 that a source yields; `fetch`: what a URI column may name; `waveform`: what a clip of sound becomes;

@@ -8,7 +8,7 @@ numbers.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
@@ -43,7 +43,7 @@ def check_fit(
 
     with quiet(), torch.device("meta"):
         try:
-            module = cls(config, **_without_pooler(cls, config))
+            module = cls(config, **pooler_option(cls, config, headers))
         except Exception as error:
             raise refused(error, f"builds no {cls.__name__} of this config.json") from error
     require_size(module, headers, "config.json")
@@ -71,7 +71,7 @@ def load(cls: Any, named: Any, config: Any, tensors: Mapping[str, torch.Tensor])
         "ignore_mismatched_sizes": True,
         "dtype": torch.float32,
         "attn_implementation": _attention(cls, config),
-        **_without_pooler(cls, config),
+        **pooler_option(cls, config, tensors),
     }
     with quiet():
         try:
@@ -151,17 +151,35 @@ def use_sdpa(module: torch.nn.Module) -> None:
                 part.set_attn_implementation("sdpa")  # type: ignore[operator]
 
 
-def _without_pooler(cls: Any, config: Any) -> dict[str, bool]:
-    """Return the option that leaves out a layer whose output is not used, if there is one."""
+def pooler_option(cls: Any, config: Any, names: Iterable[str]) -> dict[str, bool]:
+    """Return the option that leaves out a layer whose output is not used, if there is one.
+
+    Args:
+        cls: What is built.
+        config: Of it.
+        names: Of the tensors in the files.
+    """
     if "add_pooling_layer" not in inspect.signature(cls.__init__).parameters:
         return {}
+    if _pools_patches(config):
+        return {"add_pooling_layer": any("pooler." in name for name in names)}
     is_used = cls.main_input_name == "pixel_values" and not has_class_token(cls, config)
     return {} if is_used else {"add_pooling_layer": False}
 
 
 def has_class_token(cls: Any, config: Any) -> bool:
     """Tell whether the first vector of a model of images stands for the whole image."""
-    return any(name.endswith(_CLASS_TOKENS) for name in _names(cls, config))
+    return not _pools_patches(config) and any(
+        name.endswith(_CLASS_TOKENS) for name in _names(cls, config)
+    )
+
+
+def _pools_patches(config: Any) -> bool:
+    """Tell whether a model of images (BEiT, data2vec) has a class token and was trained without it.
+
+    Its last layer norm is in its pooler, behind the mean of the patches.
+    """
+    return getattr(config, "use_mean_pooling", False) is True
 
 
 def _names_of_pooler(cls: Any, config: Any) -> set[str]:

@@ -106,3 +106,25 @@ def test_a_model_of_images_without_class_token_and_pooler_gives_the_mean(tmp_pat
         model = transformers.IJepaModel.from_pretrained(tmp_path)
         expected = model(pixels).last_hidden_state.mean(1)
     torch.testing.assert_close(embed(tmp_path, pixels), expected)
+
+
+def test_a_model_trained_without_its_class_token_gives_what_its_classifier_sees(tmp_path):
+    write_image_processor(tmp_path)
+    write_model(tmp_path, transformers.BeitModel, transformers.BeitConfig(**SMALL))
+    pixels = torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        expected = transformers.BeitModel.from_pretrained(tmp_path)(pixels).pooler_output
+    torch.testing.assert_close(embed(tmp_path, pixels), expected)
+
+
+@pytest.mark.parametrize("family", ["Data2VecVision", "MobileViT"])
+def test_poolings_are_those_that_a_model_has_outputs_for(family, tmp_path):
+    write_image_processor(tmp_path)
+    options = {"neck_hidden_sizes": [8] * 6 + [24], "hidden_sizes": [8] * 3, "image_size": 32}
+    config = getattr(transformers, f"{family}Config")
+    config = config(**(SMALL if family == "Data2VecVision" else {**SMALL, **options}))
+    write_model(tmp_path, getattr(transformers, f"{family}Model"), config)
+    facts = read_facts(tmp_path)
+    assert facts.pooling is not None
+    assert facts.pooling.known == (("mean",) if family == "Data2VecVision" else ("pooler", "mean"))
+    assert embed(tmp_path, torch.rand(2, 3, 32, 32)).shape == (2, facts.embedding_dim)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +13,14 @@ from pipeline.models.directories.chosen import CONFIG, ModelClass, width_of
 from pipeline.models.directories.facts import TOWERS, DirectoryFacts, ImageContract, Pooling
 from pipeline.models.directories.image.image_transform import read_transform
 from pipeline.models.directories.image.told import told
-from pipeline.models.directories.loading import has_class_token
+from pipeline.models.directories.library import quiet
+from pipeline.models.directories.loading import has_class_token, pooler_option
 from pipeline.models.directories.text.encoder_facts import said_of, text_of
 from pipeline.models.directories.text.text_facts import TOKENIZER
 from pipeline.models.directories.text.writing.features import image_generation_facts
 from pipeline.preprocessing.images.transform import TransformSpec
 
+_USUAL_PX = 224
 _SIGLIP = "siglip"
 """In the type of a model whose library gives each prompt a sigmoid of its own: SigLIP, SigLIP 2."""
 _SOFTMAX = ("detr", "table-transformer", "yolos")
@@ -46,9 +50,12 @@ def image_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
         tasks = ("detect",)
     else:
         poolings = _poolings(chosen)
+        lengths = _lengths(chosen, poolings)
+        poolings = tuple(lengths) or poolings
         pooling = Pooling(poolings[:1], poolings)
         keys = ("projection_dim",) if poolings[0] == "projection" else ()
-        dim = width_of(chosen.config, *keys, "hidden_size", "hidden_sizes")
+        dim = lengths.get(poolings[0])
+        dim = dim or width_of(chosen.config, *keys, "hidden_size", "hidden_sizes")
         tasks, what = ("embed",), f"pooling {poolings[0]}; {dim} numbers per image"
     images = _images(chosen)
     transform, problem, said = _transform(folder, chosen, images)
@@ -178,6 +185,33 @@ def _poolings(chosen: ModelClass) -> tuple[str, ...]:
     if chosen.built.__name__.endswith("VisionModel"):
         return "pooler", "cls", "mean"
     return "cls", "mean"
+
+
+def _lengths(chosen: ModelClass, poolings: Sequence[str]) -> dict[str, int]:
+    """Return the length of the vectors of each pooling that the class has the output for.
+
+    Its configuration does not say that; so it runs, without numbers. Empty: it cannot.
+    """
+    if "projection" in poolings:
+        return {}
+    import torch
+
+    from pipeline.models.directories.image.image_modules import pooled
+
+    side = getattr(chosen.config, "image_size", None) or _USUAL_PX
+    height, width = side if isinstance(side, list | tuple) else (side, side)
+    options = pooler_option(chosen.built, chosen.config, chosen.module.state_dict())
+    found: dict[str, int] = {}
+    with quiet(), torch.device("meta"), torch.inference_mode():
+        try:
+            model = chosen.built(chosen.config, **options).eval()
+            given = model(torch.empty(1, _images(chosen).num_channels or 3, height, width))
+        except Exception:  # noqa: BLE001  # of the library; what it cannot do, its rows will tell
+            return {}
+        for pooling in poolings:
+            with contextlib.suppress(AttributeError):  # no such output, or None
+                found[pooling] = pooled(given, pooling).shape[1]
+    return found
 
 
 def _images(chosen: ModelClass) -> ImageContract:

@@ -33,12 +33,17 @@ class ImageModule(nn.Module):
         if self.output == "projection":
             name = "image_embeds" if self.takes == "pixel_values" else "audio_embeds"
             return getattr(found, name)  # type: ignore[no-any-return]
-        if self.output == "pooler":
-            return found.pooler_output.flatten(1)  # type: ignore[no-any-return]
-        vectors: torch.Tensor = found.last_hidden_state
-        if self.output == "mean":
-            return vectors.flatten(2).mean(2) if vectors.ndim == 4 else vectors.mean(1)
-        return vectors[:, 0]
+        return pooled(found, self.output)
+
+
+def pooled(found: Any, pooling: str) -> torch.Tensor:
+    """Return the vectors (B, D) of what a model of the library gives: `cls`, `mean` or `pooler`."""
+    if pooling == "pooler":
+        return found.pooler_output.flatten(1)  # type: ignore[no-any-return]
+    vectors: torch.Tensor = found.last_hidden_state
+    if pooling == "mean":
+        return vectors.flatten(2).mean(2) if vectors.ndim == 4 else vectors.mean(1)
+    return vectors[:, 0]
 
 
 class ImageTower(nn.Module):
