@@ -114,9 +114,14 @@ def config_of(values: Mapping[str, Any], num_tensors: int) -> Any:
     plain = {key: value for key, value in values.items() if key not in _NOT_TAKEN}
     try:
         with quiet():
-            return CONFIG_MAPPING[kind].from_dict({**plain, "use_cache": False})
+            config = CONFIG_MAPPING[kind].from_dict({**plain, "use_cache": False})
     except Exception as error:  # the library checks values in many ways
         raise refused(error, f"makes no configuration of {kind} of config.json") from error
+    for name in config.sub_configs:
+        part = getattr(config, name, None)
+        if hasattr(part, "use_cache"):
+            part.use_cache = False
+    return config
 
 
 def _require_no_download(values: Mapping[str, Any]) -> None:

@@ -7,11 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from support.models.snapshots import change_json, make_snapshot, write_image_processor, write_model
+from support.models.feature_writers import make_feature_writer
+from support.models.snapshots import (
+    change_json,
+    make_snapshot,
+    write_image_processor,
+    write_model,
+    write_tokenizer,
+)
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories.build import build_module
-from pipeline.models.directories.library import encoder_of, head_of
+from pipeline.models.directories.library import config_of, encoder_of, head_of
 from pipeline.models.directories.opening import read_facts
 from pipeline.models.directories.other_inputs import require_one_input
 from pipeline.models.tasks.base import TaskSpec
@@ -128,3 +135,38 @@ def test_poolings_are_those_that_a_model_has_outputs_for(family, tmp_path):
     assert facts.pooling is not None
     assert facts.pooling.known == (("mean",) if family == "Data2VecVision" else ("pooler", "mean"))
     assert embed(tmp_path, torch.rand(2, 3, 32, 32)).shape == (2, facts.embedding_dim)
+
+
+TEXT = {**SMALL, "vocab_size": 120, "max_position_embeddings": 32, "pad_token_id": 0}
+THIN = {"width_coefficient": 0.1, "depth_coefficient": 0.1, "hidden_dim": 128, "image_size": 32}
+TOWERS = {
+    "ChineseCLIP": {"text_config": TEXT, "vision_config": SMALL},
+    "Align": {"text_config": TEXT, "vision_config": THIN},
+}
+
+
+@pytest.mark.parametrize("family", TOWERS)
+def test_vectors_of_texts_are_those_that_the_class_lays_beside_images(family, tmp_path):
+    write_tokenizer(tmp_path, "bert", 32)
+    config = getattr(transformers, f"{family}Config")(**TOWERS[family], projection_dim=24)
+    write_model(tmp_path, getattr(transformers, f"{family}Model"), config)
+    model = getattr(transformers, f"{family}Model").from_pretrained(tmp_path)
+    ids = torch.tensor([[2, 7, 9, 3], [2, 8, 3, 0]])
+    inputs = {"input_ids": ids, "attention_mask": (ids != 0).long()}
+    with torch.inference_mode():
+        module = build_module(tmp_path, read_facts(tmp_path, "text"), TaskSpec("embed"))
+        torch.testing.assert_close(module(**inputs), model.get_text_features(**inputs)[1])
+
+
+def test_a_model_that_only_writes_of_images_has_no_towers(tmp_path):
+    path = make_feature_writer(tmp_path, "idefics3")
+    writer = transformers.Idefics3ForConditionalGeneration.from_pretrained(path)
+    writer.model.save_pretrained(path)
+    with pytest.raises(JobError, match="Idefics3Model makes no vectors of texts in one space"):
+        read_facts(tmp_path)
+
+
+def test_no_part_of_a_model_keeps_what_it_has_seen():
+    parts = {"text_config": {"model_type": "qwen3_5_text"}, "vision_config": {}}
+    config = config_of({"model_type": "qwen3_5", **parts}, 0)
+    assert not config.text_config.use_cache

@@ -112,6 +112,11 @@ def tower_facts(folder: Path, chosen: ModelClass, wanted: str) -> DirectoryFacts
     dim = width_of(config, "projection_dim") if hasattr(config, "projection_dim") else None
     if not hasattr(chosen.module, tower := f"{'vision' if wanted == 'image' else 'text'}_model"):
         raise JobError(f"model.path: {CONFIG}: {chosen.named.__name__} has no {tower} to take")
+    if not hasattr(chosen.built, "get_text_features"):
+        raise JobError(
+            f"model.path: {CONFIG}: {chosen.named.__name__} makes no vectors of texts in one space "
+            "with those of images"
+        )
     dim = dim or width_of(
         getattr(config, f"{'vision' if wanted == 'image' else 'text'}_config"),
         *(("projection_size",) if wanted == "text" else ()),

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -46,17 +47,30 @@ def pooled(found: Any, pooling: str) -> torch.Tensor:
     return vectors[:, 0]
 
 
+def _one_tower(model: Any, kept: str) -> Any:
+    """Return a model of two towers without the other one, which can give its memory back."""
+    found = copy.copy(model)
+    dropped = {"vision_model", "text_model"} - {kept}
+    found._modules = {**model._modules, **dict.fromkeys(dropped)}
+    return found
+
+
+def _features(found: Any) -> torch.Tensor:
+    """Return the vectors (B, D) of what a model's own `get_..._features` gives."""
+    vectors = getattr(found, "pooler_output", found)  # before transformers 5 the vectors alone
+    # FLAVA projects all tokens of a text: the first one stands for it.
+    return vectors[:, 0] if vectors.ndim == 3 else vectors  # type: ignore[no-any-return]
+
+
 class ImageTower(nn.Module):
     """Vectors (B, D) of images, in the space that images and texts share."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.tower: nn.Module = model.vision_model
-        self.projection: nn.Module = getattr(model, "visual_projection", nn.Identity())
+        self.model = _one_tower(model, "vision_model")
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        pooled = self.tower(pixel_values=pixels).pooler_output
-        return self.projection(pooled)  # type: ignore[no-any-return]
+        return _features(self.model.get_image_features(pixel_values=pixels))
 
 
 class AudioTower(nn.Module):
@@ -109,20 +123,17 @@ class TextTower(nn.Module):
             pad_id: What it is filled with.
         """
         super().__init__()
-        self.tower: nn.Module = model.text_model
-        self.projection: nn.Module = getattr(model, "text_projection", nn.Identity())
+        self.model = _one_tower(model, "text_model")
         self.fixed_tokens = fixed_tokens
         self.pad_id = pad_id
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        if self.fixed_tokens is None:
-            found = self.tower(input_ids=input_ids, attention_mask=attention_mask)
-            return self.projection(found.pooler_output)  # type: ignore[no-any-return]
-        filled = torch.where(attention_mask == 1, input_ids, self.pad_id)
-        missing = self.fixed_tokens - filled.shape[1]
-        filled = nn.functional.pad(filled, (0, missing), value=self.pad_id)
-        found = self.tower(input_ids=filled)
-        return self.projection(found.pooler_output)  # type: ignore[no-any-return]
+        given = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if self.fixed_tokens is not None:
+            filled = torch.where(attention_mask == 1, input_ids, self.pad_id)
+            missing = self.fixed_tokens - filled.shape[1]
+            given = {"input_ids": nn.functional.pad(filled, (0, missing), value=self.pad_id)}
+        return _features(self.model.get_text_features(**given))
 
 
 class DetectorModule(nn.Module):
