@@ -1,0 +1,195 @@
+"""Small directories of any class of transformers, of random weights, and rows to put through them.
+
+No one set of sizes suits every class, so there are several attempts at a class, each with a few
+other sizes. A tokenizer, an image processor or a feature extractor lies beside the weights.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from support.models.audio_snapshots import make_listener
+from support.models.detector_snapshots import DETECTORS, make_detector
+from support.models.language_models import write_language_tokenizer
+from support.models.snapshots import write_image_processor, write_json, write_tokenizer
+
+from pipeline.core.failures import failure_columns
+from pipeline.core.schema import AUDIO, IMAGE, TEXT
+
+TEXTS = ("a cat", "the dog sat on the mat and ran", "", "rain in the city " * 5, "one", "a b c d e")
+RATE_HZ, NUM_LABELS = 16_000, 3
+INPUTS_OF = {
+    "text": ("input_ids",),
+    "image": ("pixel_values",),
+    "audio": ("input_values", "input_features"),
+}
+_LISTENERS = {"ASTForAudioClassification": "ast", "WhisperForAudioClassification": "whisper"}
+_DETECTORS = {f"{each.prefix}ForObjectDetection": name for name, each in DETECTORS.items()}
+"""Class -> its family among the small directories of the tests, as its sizes depend on others."""
+_NAMES = {
+    1: "attn_layer_offset topk_group",
+    2: "num_hidden_layers num_layers n_layer n_layers layers encoder_layers decoder_layers "
+    "num_encoder_layers num_decoder_layers decoder_num_layers encoder_num_hidden_layers "
+    "num_key_value_heads num_kv_heads num_experts_per_tok top_k_experts attn_layer_period "
+    "n_group num_group",
+    4: "num_attention_heads n_head n_heads num_heads heads encoder_attention_heads "
+    "decoder_attention_heads num_experts num_local_experts n_routed_experts",
+    8: "head_dim d_kv kv_channels attention_head_size patch_size qk_rope_head_dim "
+    "qk_nope_head_dim v_head_dim rotary_dim mamba_n_heads mamba_d_head",
+    16: "intra_bottleneck_size q_lora_rank kv_lora_rank attention_window "
+    "num_conv_pos_embeddings classifier_proj_size",
+    32: "hidden_size d_model n_embd dim emb_dim embed_dim embedding_size decoder_hidden_size "
+    "word_embed_proj_dim moe_intermediate_size shared_expert_intermediate_size image_size",
+    64: "intermediate_size d_inner ffn_dim d_ff n_inner hidden_dim encoder_ffn_dim "
+    "decoder_ffn_dim ffn_hidden_size",
+    160: "max_position_embeddings n_positions n_ctx max_seq_len",
+}
+SIZES: Mapping[str, Any] = {
+    **{name: size for size, names in _NAMES.items() for name in names.split()},
+    **{"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 20], "block_sizes": [2]},
+    **{"conv_dim": [16, 16, 16], "conv_kernel": [10, 3, 3], "conv_stride": [5, 4, 4]},
+    **{"num_conv_pos_embedding_groups": 4, "num_feat_extract_layers": 3, "num_queries": 12},
+    **{"attention_types": [[["global", "local"], 1]], "mrope_section": [2, 1, 1]},
+    **{"default_language": "en_XX", "tie_word_embeddings": False},
+}
+_OWN = None
+"""In an attempt: what the class itself has."""
+_LAYERS = dict.fromkeys(("num_hidden_layers", "num_layers", "n_layer", "n_layers"), 4)
+_HEADS = {"num_key_value_heads": 4, "num_kv_heads": 4}
+_TALL = {"image_size": 64, "hidden_dim": _OWN}
+ATTEMPTS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
+    "text": (
+        *({}, _HEADS, {**_HEADS, **_LAYERS}, {**_HEADS, **_LAYERS, "head_dim": _OWN}),
+        {"num_heads": 8},
+    ),
+    "image": (
+        {},
+        _TALL,
+        {**_TALL, "patch_size": _OWN},
+        {**_TALL, "patch_size": 4, "window_size": 2},
+    ),
+    "audio": ({},),
+}
+"""Input -> sizes of each attempt, beside `SIZES`."""
+_FILLED = ("head_dim", "num_key_value_heads", "num_experts_per_tok", "default_language")
+"""Set even where the class leaves them open."""
+IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
+
+
+def small_config(cls: Any, num_tokens: int, attempt: Mapping[str, Any]) -> Any:
+    """Return a small configuration of a class, whose sizes may also be those of parts of it."""
+    wanted = {name: size for name, size in {**SIZES, **attempt}.items() if size is not _OWN}
+
+    def sizes(values: Mapping[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in values.items():
+            if isinstance(value, dict):
+                if "model_type" in value:
+                    ids = {key: number for key, number in IDS.items() if key in value}
+                    found[name] = {**sizes(value), **ids, "model_type": value["model_type"]}
+                elif changed := sizes(value):
+                    found[name] = {**value, **changed}
+            elif name in wanted and (value is not None or name in _FILLED):
+                are_many, size = isinstance(value, list | tuple), wanted[name]
+                if isinstance(size, list) and not are_many:
+                    continue
+                found[name] = (
+                    size if isinstance(size, list) or not are_many else [size] * len(value)
+                )
+        if "vocab_size" in values:
+            found["vocab_size"] = num_tokens
+        return found
+
+    made = cls.config_class
+    return made(**{**sizes(made().to_dict()), **IDS, "num_labels": NUM_LABELS})
+
+
+def _takes(cls: Any, input_name: str) -> bool:
+    """Tell whether a class takes an input; one of two towers takes texts, and images as well."""
+    has_towers = hasattr(cls, "get_text_features") and hasattr(cls, "get_image_features")
+    is_other = input_name == "image" and has_towers
+    return is_other or getattr(cls, "main_input_name", None) in INPUTS_OF[input_name]
+
+
+def write_class(
+    folder: Path, name: str, input_name: str, attempt: Mapping[str, Any], *, writes: bool
+) -> Any:
+    """Write the directory of a class.
+
+    Args:
+        folder: Of the directory.
+        name: Of the class.
+        input_name: `text`, `image` or `audio`.
+        attempt: One of ATTEMPTS.
+        writes: It is a language model's.
+
+    Returns:
+        The class; None: it takes another input.
+    """
+    import transformers
+
+    cls = getattr(transformers, name, None)
+    if cls is None or not _takes(cls, input_name):
+        return None
+    if name in _LISTENERS:
+        make_listener(folder, _LISTENERS[name])
+        return cls
+    if name in _DETECTORS:
+        make_detector(folder, _DETECTORS[name])
+        return cls
+    num_tokens = 64
+    if input_name == "text":
+        num_tokens = write_language_tokenizer(folder) if writes else write_tokenizer(folder, "bert")
+    elif input_name == "image":
+        side = attempt.get("image_size", SIZES["image_size"])
+        crop = {"height": side, "width": side}
+        write_image_processor(folder, size={"shortest_edge": side + 4}, crop_size=crop)
+    else:
+        write_json(folder / "preprocessor_config.json", {
+            "feature_extractor_type": "Wav2Vec2FeatureExtractor", "feature_size": 1,
+            "sampling_rate": RATE_HZ, "do_normalize": True})  # fmt: skip
+    torch.manual_seed(0)
+    model = cls(small_config(cls, num_tokens, attempt)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.2)
+    model.save_pretrained(folder)
+    return cls
+
+
+def rows_of(name: str) -> pa.Table:
+    """Return rows of the source: texts, photos of noise, or tones."""
+    drawn = np.random.default_rng(0)
+    if name == "text":
+        column = {TEXT: pa.array(TEXTS, pa.large_string())}
+    elif name == "image":
+        column = {IMAGE: pa.array([_photo(drawn) for _ in range(5)], pa.large_binary())}
+    else:
+        column = {AUDIO: pa.array([_tone(hz) for hz in (200, 700, 3000)], pa.large_binary())}
+    count = len(next(iter(column.values())))
+    ids = [str(row) for row in range(count)]
+    return pa.table({"row_id": ids, "uri": ids, **column, **failure_columns([None] * count)})
+
+
+def _photo(drawn: np.random.Generator) -> bytes:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(drawn.integers(0, 255, (40, 52, 3), np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def _tone(hz: int) -> bytes:
+    import soundfile
+
+    file = io.BytesIO()
+    seconds = np.arange(RATE_HZ // 2) / RATE_HZ
+    soundfile.write(file, np.sin(2 * np.pi * hz * seconds), RATE_HZ, format="WAV")
+    return file.getvalue()

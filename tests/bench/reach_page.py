@@ -1,0 +1,66 @@
+"""The page of `reach.py`: numbers of each task, then classes that are not equal, by message."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+EQUAL, DIFFERS, REFUSED, NOT_BUILT = "equal", "differs", "refused", "not built"
+_COMMAND = "python tests/bench/reach.py --out build/reach.json --page build/reach.md"
+_MOST_CHARS, _WIDTH = 160, 100
+
+
+class Verdict(NamedTuple):
+    """What became of one class."""
+
+    task: str
+    name: str
+    verdict: str
+    why: str = ""
+    """Of vectors that are equal, the pooling."""
+
+
+def page_of(found: Sequence[Verdict]) -> str:
+    """Return the page."""
+    import transformers
+
+    lines = [f"# Every class of transformers {transformers.__version__}", "", f"`{_COMMAND}`", ""]
+    lines += ["| task | equal | differs | refused | not built |", "|---|---:|---:|---:|---:|"]
+    for task in dict.fromkeys(each.task for each in found):
+        counts = Counter(each.verdict for each in found if each.task == task)
+        cells = (str(counts[v]) for v in (EQUAL, DIFFERS, REFUSED, NOT_BUILT))
+        lines.append(f"| {task} | {' | '.join(cells)} |")
+    poolings = Counter((e.task, e.why) for e in found if e.verdict == EQUAL and e.why)
+    told = ", ".join(f"{task} {why} {num}" for (task, why), num in sorted(poolings.items()))
+    lines += ["", f"Pooling of vectors that are equal: {told}."]
+    for verdict in (DIFFERS, REFUSED, NOT_BUILT):
+        some = [each for each in found if each.verdict == verdict]
+        if some:
+            lines += ["", f"## {verdict.capitalize()}", "", *_grouped(some)]
+    return "\n".join(lines) + "\n"
+
+
+def _grouped(found: Sequence[Verdict]) -> Iterator[str]:
+    """Yield an entry of a list per message, with the classes that it is about."""
+    groups: dict[str, dict[str, None]] = defaultdict(dict)
+    for each in found:
+        groups[_message(each)][each.name] = None
+    for message, names in sorted(groups.items(), key=lambda item: -len(item[1])):
+        yield from textwrap.wrap(
+            f"- {message}: {', '.join(names)}",
+            _WIDTH,
+            subsequent_indent="  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+
+
+def _message(each: Verdict) -> str:
+    """Return a message without what is of one class alone."""
+    text = each.why.replace(each.name, "the class").removeprefix("JobError: ")
+    text = re.sub(r"\(\d+(?:, \d+)*\)|\[\d+(?:, \d+)*\]|\b\d+(?:\.\d+)?\b", "N", text)
+    cut = text if len(text) <= _MOST_CHARS else text[:_MOST_CHARS].rpartition(" ")[0] + " ..."
+    return re.sub(r"[*_<>|]", r"\\\g<0>", cut)
