@@ -169,7 +169,9 @@ class Model(Section):
     pooling: str | None = None
     """A model directory that embeds: what becomes of the vectors of a row's tokens or patches:
     `mean`, `cls`, `max`, `lasttoken`, `weightedmean`, `mean_sqrt_len_tokens`, of images also
-    `pooler`. Left out: what the directory says, otherwise `mean`."""
+    `pooler`. Left out: what the directory says; otherwise `mean` of texts, and of images `cls` if
+    the model was trained with a class token, `pooler` if it has one, or `mean`; `plan` says
+    which."""
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16", "int8"] = "fp32"
     """Arithmetic of the model; scores are always float32. `tf32` and `fp16` need a GPU. A row
     whose output `bf16` or `fp16` cannot hold is `non_finite`. `int8` is for onnxruntime and

@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "support/toys"))
 
 import torch
-from reach_models import ATTEMPTS, rows_of, write_class
+from reach_models import ATTEMPTS, class_of, rows_of, write_class
 from reach_page import DIFFERS, EQUAL, NOT_BUILT, REFUSED, Verdict, page_of
 from support.models.language_models import library_scores
 
@@ -192,14 +192,12 @@ def _chosen(folder: Path, prompt: Sequence[int], spec: ModelSpec) -> npt.NDArray
     return np.asarray(scores / scores.sum(), np.float64)
 
 
-def compared(folder: Path, task: str, name: str) -> Verdict | None:
-    """Return what becomes of a class; None: it takes another input than the task's."""
+def compared(folder: Path, task: str, cls: Any) -> Verdict:
+    """Return what becomes of a class."""
     found: list[Verdict] = []
     for number, attempt in enumerate(ATTEMPTS[TABLES[task].input]):
         (at := folder / str(number)).mkdir()
-        verdict = _attempted(at, task, name, attempt)
-        if verdict is None:
-            return None
+        verdict = _attempted(at, task, cls, attempt)
         found.append(verdict)
         is_text = TABLES[task].input == "text"  # refused for its class, not for sizes
         if verdict.verdict in (EQUAL, DIFFERS) or (is_text and verdict.verdict == REFUSED):
@@ -207,13 +205,11 @@ def compared(folder: Path, task: str, name: str) -> Verdict | None:
     return next((each for each in found if each.verdict == REFUSED), found[0])
 
 
-def _attempted(folder: Path, task: str, name: str, attempt: Mapping[str, Any]) -> Verdict | None:
-    table = TABLES[task]
+def _attempted(folder: Path, task: str, cls: Any, attempt: Mapping[str, Any]) -> Verdict:
+    table, name = TABLES[task], cls.__name__
     try:
         writes = table.input == "text" and "prompt" in table.fields
-        cls = write_class(folder, name, table.input, attempt, writes=writes)
-        if cls is None:
-            return None
+        write_class(folder, cls, table.input, attempt, writes=writes)
     except Exception as error:  # noqa: BLE001  # whatever the library raises
         return Verdict(task, name, NOT_BUILT, _told(error))
     try:
@@ -266,30 +262,28 @@ def _told(error: Exception) -> str:
     return clean_message(f"{type(error).__name__}: {error}", 300)
 
 
-def _child(task: str, name: str, results: Any) -> None:
+def _child(task: str, cls: Any, results: Any) -> None:
     import resource
 
     resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
-    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder)
         try:
-            found = compared(path, task, name)
+            found = compared(Path(folder), task, cls)
         except Exception as error:  # noqa: BLE001  # what neither side is meant to raise
-            found = Verdict(task, name, DIFFERS, _told(error))
+            found = Verdict(task, cls.__name__, DIFFERS, _told(error))
     results.send(found)
 
 
-def apart(task: str, name: str) -> Verdict | None:
+def apart(task: str, cls: Any) -> Verdict:
     """Compare a class in a process of its own, which may crash or never end."""
-    fork = multiprocessing.get_context("fork")
+    fork, name = multiprocessing.get_context("fork"), cls.__name__
     ours, theirs = fork.Pipe(duplex=False)
-    child = fork.Process(target=_child, args=(task, name, theirs))
+    child = fork.Process(target=_child, args=(task, cls, theirs))
     child.start()
     theirs.close()
     try:
         if ours.poll(MOST_S):
-            found: Verdict | None = ours.recv()
+            found: Verdict = ours.recv()
             return found
         return Verdict(task, name, NOT_BUILT, f"took more than {MOST_S} s")
     except EOFError:
@@ -300,6 +294,22 @@ def apart(task: str, name: str) -> Verdict | None:
         child.join()
 
 
+def warm_up() -> None:
+    """Import and make what every class needs, once: the processes of classes are forks."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    for task, name in (
+        ("classify", "BertForSequenceClassification"),
+        ("images", "ViTForImageClassification"),
+        ("generate", "LlamaForCausalLM"),
+    ):
+        with tempfile.TemporaryDirectory() as folder:
+            compared(Path(folder), task, getattr(transformers, name))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Hold every class to the library.")
     parser.add_argument("--tasks", nargs="+", default=[*TABLES], choices=TABLES)
@@ -308,16 +318,7 @@ def main() -> int:
     parser.add_argument("--page", type=Path)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    import transformers
-
-    # What every class needs is imported once; children are forked.
-    from transformers.generation import utils  # noqa: F401
-    from transformers.models.auto import image_processing_auto, processing_auto  # noqa: F401
-    from transformers.models.bert import modeling_bert  # noqa: F401
-    from transformers.models.vit import modeling_vit  # noqa: F401
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    warm_up()
     found: list[Verdict] = []
     if args.out is not None and args.out.exists():
         known = [Verdict(*each) for each in json.loads(args.out.read_text())]
@@ -325,11 +326,13 @@ def main() -> int:
     for task in args.tasks:
         names = classes_of(TABLES[task])
         for name in (each for each in names if any(part in each for part in args.only)):
-            if (verdict := apart(task, name)) is not None:
-                found.append(verdict)
-                print(*verdict, sep="\t", flush=True)
-                if args.out is not None:
-                    args.out.write_text(json.dumps(found))
+            cls = class_of(name, TABLES[task].input)
+            if cls is None:
+                continue
+            found.append(apart(task, cls))
+            print(*found[-1], sep="\t", flush=True)
+            if args.out is not None:
+                args.out.write_text(json.dumps(found))
     if args.page is not None:
         args.page.write_text(page_of(found))
     return int(any(each.verdict == DIFFERS for each in found))

@@ -110,39 +110,39 @@ def small_config(cls: Any, num_tokens: int, attempt: Mapping[str, Any]) -> Any:
     return made(**{**sizes(made().to_dict()), **IDS, "num_labels": NUM_LABELS})
 
 
-def _takes(cls: Any, input_name: str) -> bool:
-    """Tell whether a class takes an input; one of two towers takes texts, and images as well."""
-    has_towers = hasattr(cls, "get_text_features") and hasattr(cls, "get_image_features")
-    is_other = input_name == "image" and has_towers
-    return is_other or getattr(cls, "main_input_name", None) in INPUTS_OF[input_name]
+def class_of(name: str, input_name: str) -> Any:
+    """Return the class of a name; None: there is none that takes this input.
 
-
-def write_class(
-    folder: Path, name: str, input_name: str, attempt: Mapping[str, Any], *, writes: bool
-) -> Any:
-    """Write the directory of a class.
-
-    Args:
-        folder: Of the directory.
-        name: Of the class.
-        input_name: `text`, `image` or `audio`.
-        attempt: One of ATTEMPTS.
-        writes: It is a language model's.
-
-    Returns:
-        The class; None: it takes another input.
+    One of two towers takes texts, and images as well.
     """
     import transformers
 
     cls = getattr(transformers, name, None)
-    if cls is None or not _takes(cls, input_name):
-        return None
+    has_towers = hasattr(cls, "get_text_features") and hasattr(cls, "get_image_features")
+    is_other = input_name == "image" and has_towers
+    takes = getattr(cls, "main_input_name", None) in INPUTS_OF[input_name]
+    return cls if is_other or takes else None
+
+
+def write_class(
+    folder: Path, cls: Any, input_name: str, attempt: Mapping[str, Any], *, writes: bool
+) -> None:
+    """Write the directory of a class.
+
+    Args:
+        folder: Of the directory.
+        cls: The class.
+        input_name: `text`, `image` or `audio`.
+        attempt: One of ATTEMPTS.
+        writes: It is a language model's.
+    """
+    name = cls.__name__
     if name in _LISTENERS:
         make_listener(folder, _LISTENERS[name])
-        return cls
+        return
     if name in _DETECTORS:
         make_detector(folder, _DETECTORS[name])
-        return cls
+        return
     num_tokens = 64
     if input_name == "text":
         num_tokens = write_language_tokenizer(folder) if writes else write_tokenizer(folder, "bert")
@@ -161,7 +161,6 @@ def write_class(
             if parameter.ndim > 1:
                 parameter.normal_(0, 0.2)
     model.save_pretrained(folder)
-    return cls
 
 
 def rows_of(name: str) -> pa.Table:
