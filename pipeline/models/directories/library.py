@@ -118,7 +118,7 @@ def config_of(values: Mapping[str, Any], num_tensors: int) -> Any:
     except Exception as error:  # the library checks values in many ways
         raise refused(error, f"makes no configuration of {kind} of config.json") from error
     for name in config.sub_configs:
-        part = getattr(config, name, None)
+        part: Any = getattr(config, name, None)
         if hasattr(part, "use_cache"):
             part.use_cache = False
     return config
