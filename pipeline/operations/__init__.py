@@ -4,7 +4,7 @@ In: jobs, stores, options as values. Out: a result or an error with its exit cod
 `pipeline.commands` parses and prints, other programs call the same functions.
 
 - First steps: `first_steps/` (`predict`, `init`), `doctor` (`checks/`).
-- Runs: `run`, `plan`, `tune`, `retry`, `golden`, `pull` (`hub/`); `jobs` reads a job.
+- Runs: `run`, `plan`, `tune`, `retry`, `golden`, `pull` (with `hub`); `jobs` reads a job.
 - Weeks: `weeks/` (`backfill`, `status`, `stop`).
 - Clusters: `clusters/` (`submit`, `attach`, `logs`, `manifest`).
 - Outputs: `outputs` (inspect, verify, report), `published/` (`open_output`), `diff`, `maintenance`

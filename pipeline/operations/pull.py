@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
-from pipeline.operations.hub.repository import HubFile, HubRepo, fetch_file, read_repo
+from pipeline.operations.hub import HubFile, HubRepo, fetch_file, read_repo
 from pipeline.storage.store import Store
 
 log = logging.getLogger(__name__)
@@ -190,13 +190,13 @@ def _is_held(store: Store, file: HubFile, held: Mapping[str, Mapping[str, Any]])
 
 def _copy(repo: HubRepo, files: Sequence[HubFile], store: Store) -> dict[str, dict[str, Any]]:
     copied = {}
-    with tempfile.TemporaryDirectory(prefix="pipeline-pull-") as folder:
-        for file in files:
-            path = Path(folder) / "file"
-            sha256 = fetch_file(repo, file, path)
+    for file in files:
+        with tempfile.TemporaryDirectory(prefix="pipeline-pull-") as folder:
+            path, sha256 = fetch_file(repo, file, Path(folder))
+            size_bytes = path.stat().st_size
             store.put_file(file.name, str(path))
-            copied[file.name] = {"size_bytes": path.stat().st_size, "sha256": sha256}
-            log.info("copied %s (%d bytes)", file.name, path.stat().st_size)
+        copied[file.name] = {"size_bytes": size_bytes, "sha256": sha256}
+        log.info("copied %s (%d bytes)", file.name, size_bytes)
     return copied
 
 

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import threading
-import zlib
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -41,9 +40,6 @@ class HubServer:
         """What it says of every repository instead; None: the truth."""
         self.without: tuple[str, ...] = ()
         """Keys that it leaves out of the description of each file."""
-        self.unending: set[str] = set()
-        """Files, and `description`, that never end; as gzip if `gzip` is there, too, and a byte at
-        a time if `slow` is."""
         self.statuses: dict[str, list[int]] = {}
         """Path -> statuses of its first answers."""
         self.requests: list[tuple[str, str, dict[str, str]]] = []
@@ -51,7 +47,7 @@ class HubServer:
         self._servers = [_Threads(self, is_cdn=False), _Threads(self, is_cdn=True)]
         self._threads = [threading.Thread(target=s.serve_forever, args=(0.01,))
                          for s in self._servers]  # fmt: skip
-        self.lock, self.closed = threading.Lock(), threading.Event()
+        self.lock = threading.Lock()
 
     @property
     def url(self) -> str:
@@ -66,8 +62,15 @@ class HubServer:
         """How often the content of each file was asked for."""
         with self.lock:
             found = [path for method, path, _ in self.requests if method == "GET"]
-        return Counter(path.split("/resolve/", 1)[1].split("/", 1)[1]
-                       for path in found if "/resolve/" in path)  # fmt: skip
+        found = [
+            path.replace(f"/resolve/{self.commit}/", "/").removeprefix("/cdn") for path in found
+        ]
+        return Counter(
+            path.removeprefix(f"/{repo}/")
+            for repo in self.repos
+            for path in found
+            if path.startswith(f"/{repo}/")
+        )
 
     def __enter__(self) -> HubServer:
         for thread in self._threads:
@@ -75,7 +78,6 @@ class HubServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.closed.set()
         for server, thread in zip(self._servers, self._threads, strict=True):
             server.shutdown()
             thread.join()
@@ -119,9 +121,6 @@ class _Handler(BaseHTTPRequestHandler):
         if revision and revision not in hub.revisions | {hub.commit}:
             self._answer(404, code="RevisionNotFound")
             return
-        if "description" in hub.unending:
-            self._never_end(hub)
-            return
         if hub.describes is not None:
             self._answer(200, hub.describes)
             return
@@ -144,9 +143,20 @@ class _Handler(BaseHTTPRequestHandler):
         elif name not in hub.repos[repo]:
             self._answer(404, code="EntryNotFound")
         elif name in hub.large:
-            self._answer(302, Location=f"{hub.cdn_url}/cdn/{repo}/{name}")
+            self._answer(302, Location=f"{hub.cdn_url}/cdn/{repo}/{name}", **self._facts(hub, path))
         else:
-            self._content(hub, f"{repo}/{name}")
+            self._content(hub, f"{repo}/{name}", **self._facts(hub, path))
+
+    def _facts(self, hub: HubServer, path: str) -> dict[str, str]:
+        """Return the headers by which a client knows a file."""
+        repo, _, rest = path.partition("/resolve/")
+        commit, _, name = rest.partition("/")
+        data = hub.sent_instead.get(name, hub.repos[repo][name])
+        return {
+            "X-Repo-Commit": commit,
+            "ETag": hashlib.sha256(data).hexdigest(),
+            "X-Linked-Size": str(len(data)),
+        }
 
     def _may(self, hub: HubServer, repo: str) -> bool:
         given = self.headers.get("Authorization")
@@ -158,18 +168,17 @@ class _Handler(BaseHTTPRequestHandler):
             return True
         return False
 
-    def _content(self, hub: HubServer, path: str) -> None:
+    def _content(self, hub: HubServer, path: str, **headers: str) -> None:
         repo = next(name for name in hub.repos if path.startswith(f"{name}/"))
         name = path.removeprefix(f"{repo}/")
-        if name in hub.unending:
-            self._never_end(hub)
-            return
         data, start = hub.sent_instead.get(name, hub.repos[repo][name]), 0
         wanted = self.headers.get("Range", "")
         if wanted and not hub.ignores_range:
             start = int(wanted.removeprefix("bytes=").rstrip("-"))
         body = data[start:]
         self.send_response(206 if start else 200)
+        for header, value in headers.items():
+            self.send_header(header, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command == "HEAD":
@@ -180,21 +189,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         else:
             self.wfile.write(body)
-
-    def _never_end(self, hub: HubServer) -> None:
-        is_zipped, is_slow = (
-            {"gzip", "slow"} & hub.unending == {kind} for kind in ("gzip", "slow")
-        )
-        self.send_response(200)
-        if is_zipped:
-            self.send_header("Content-Encoding", "gzip")
-        self.end_headers()
-        packer = zlib.compressobj(wbits=31) if is_zipped else None
-        piece = b" " if is_slow else b" " * (1 << 16)
-        self.close_connection = True
-        with contextlib.suppress(OSError):
-            while not hub.closed.wait(0.02 if is_slow else 0):
-                self.wfile.write(packer.compress(piece) if packer else piece)
 
     def _answer(self, status: int, body: bytes = b"", code: str = "", **headers: str) -> None:
         self.send_response(status)
