@@ -3,10 +3,10 @@
 In: jobs, stores, options as values. Out: a result or an error with its exit code.
 `pipeline.commands` parses and prints, other programs call the same functions.
 
-- First steps: `first_steps/` (`predict`, `init`), `doctor` (`checks/`).
+- First steps: `first_steps/` (`predict`, `init`), `doctor` (with `machine_checks`).
 - Runs: `run`, `plan`, `tune`, `retry`, `golden`, `pull` (with `hub`); `jobs` reads a job.
 - Weeks: `weeks/` (`backfill`, `status`, `stop`).
-- Clusters: `clusters/` (`submit`, `attach`, `logs`, `manifest`).
+- Clusters: `clusters/` (`submit`, `attach`, `logs`).
 - Outputs: `outputs` (inspect, verify, report), `published/` (`open_output`), `diff`, `maintenance`
   (rollback, gc).
 """

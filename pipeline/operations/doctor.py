@@ -22,8 +22,8 @@ from pipeline.inference.runtimes.choice import usable_ways
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import Overrides
 from pipeline.models.spec import EAGER, FP32, ModelSpec
-from pipeline.operations.checks.machine import Finding, FindingStatus, guarded, look_at_machine
 from pipeline.operations.jobs import Date, JobLike, load_job, run_options
+from pipeline.operations.machine_checks import Finding, FindingStatus, guarded, look_at_machine
 from pipeline.planning.plan import Plan
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.preparing.checks import check_before_ray, check_hardware, check_runtime
@@ -97,12 +97,11 @@ def _job(job: Job, options: RunOptions, *, tries: bool) -> Iterator[Finding]:
         yield _clock(job)
     source = guarded("source", lambda: _source(job))
     yield source
-    found: list[ModelSpec] = []
-    model = guarded("model", lambda: _model(job, options, found))
+    resolve = functools.cache(lambda: job_model(job, options.allow_import))
+    model = guarded("model", lambda: _model(resolve()))
     yield model
     if model.status == "ok":
-        spec = found[0]
-        yield guarded("runtime", lambda: _runtime(job, spec, options.address))
+        yield guarded("runtime", lambda: _runtime(job, resolve(), options.address))
         if source.status == "ok":
             yield from _of_plan(job, options, tries=tries)
     if options.address is None:
@@ -137,10 +136,7 @@ def _source(job: Job) -> str:
     return f"{found}; skipped: {skipped.describe()}" if skipped.total else found
 
 
-def _model(job: Job, options: RunOptions, found: list[ModelSpec]) -> str:
-    """Resolve the model, and put it where the next checks find it."""
-    spec = job_model(job, options.allow_import)
-    found.append(spec)
+def _model(spec: ModelSpec) -> str:
     return f"{spec.name}: weights {(spec.weights_sha256 or 'are its own')[:12]}"
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support.inputs.photos import build_images
 from support.runs.cli import pipeline, write_job
 from support.runs.endings import Ending, run_all
 
-from pipeline.operations.checks.machine import look_at_access
 from pipeline.operations.doctor import doctor
+from pipeline.operations.machine_checks import look_at_access, look_at_machine
 
 
 def looks(found: dict[str, Any]) -> dict[str, tuple[str, str]]:
@@ -146,3 +147,10 @@ def test_a_package_that_does_not_fit_is_named_with_what_is_needed(
     status, text = looks(found)["packages"]
     assert (status, code) == ("fail", 2)
     assert re.search(r"install pillow>=[0-9.]+ \(there is 9\.0\)$", text)
+
+
+def test_a_job_that_wants_a_gpu_is_warned_of_its_absence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (found,) = (each for each in look_at_machine(None, wants_gpu=True) if each.check == "gpu")
+    assert found.status == "warn"
+    assert f"torch {torch.__version__} sees none: it is built for " in found.found

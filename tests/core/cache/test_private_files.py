@@ -18,7 +18,7 @@ from pipeline.execution.embedded import ray_folder
 from pipeline.execution.embedded.ray_folder import RayFolder, weakness
 from pipeline.execution.isolation.attempts import Attempts, Earlier
 from pipeline.execution.tasks import attempts_in
-from pipeline.operations.checks.machine import _disk_of_ray
+from pipeline.operations.machine_checks import _disk_of_ray
 from pipeline.process.terminal import native_errors_to
 
 OTHER_USER = 65534

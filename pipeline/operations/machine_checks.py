@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
-import resource
 import shutil
-import socket
-import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
@@ -19,7 +15,6 @@ from urllib.parse import urlsplit
 
 from packaging.requirements import Requirement
 
-from pipeline.core.cache.cpu import instruction_sets
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.printable import clean_message
 from pipeline.execution.auth_token import auth_mode, has_token, is_open_to_others, token_file
@@ -47,21 +42,9 @@ _EXTRAS = {
     "audio": "soundfile",
     "schema": "llguidance",
 }
-_CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd")
 _LEAST_FREE_SHARE = 0.05
 """Ray takes a disk with less for full, and starts nothing that may spill there."""
-_LEAST_FILES = 4096
 _DISTRIBUTION = "batch-inference-pipeline"
-_DASHBOARD_PORT = 8265
-_ASK_S = 20.0
-_NAME, _MODE, _ECC, _MEMORY = (
-    "name",
-    "compute_mode",
-    "ecc.errors.uncorrected.volatile.total",
-    "memory.total",
-)
-_SHARED, _UNKNOWN = ("Default", ""), "["
-"""Of the modes those that let several processes in; and how `[N/A]` and the like begin."""
 
 
 @dataclass(frozen=True)
@@ -84,14 +67,12 @@ def look_at_machine(address: str | None, *, wants_gpu: bool = False) -> Iterator
     """
     yield _packages()
     yield _extras()
-    yield _processor()
-    yield from look_at_gpus(is_wanted=wants_gpu)
+    yield Finding("processor", "ok", f"{len(os.sched_getaffinity(0))} cores")
+    yield _gpus(is_wanted=wants_gpu)
     yield from _memory()
     yield _disk_of_ray()
-    yield _open_files()
     yield guarded("ray environment", _environment)
     yield from look_at_access(address)
-    yield _dashboard()
 
 
 def guarded(name: str, look: Callable[[], str]) -> Finding:
@@ -133,13 +114,6 @@ def _extras() -> Finding:
     return Finding("extras", "ok", found + (f"; not: {', '.join(absent)}" if absent else ""))
 
 
-def _processor() -> Finding:
-    cores = len(os.sched_getaffinity(0))
-    has = instruction_sets()
-    flags = [flag for flag in _CPU_FLAGS if flag in has]
-    return Finding("processor", "ok", f"{cores} cores, {', '.join(flags) or platform.machine()}")
-
-
 def _memory() -> Iterator[Finding]:
     import psutil
 
@@ -178,15 +152,6 @@ def _disk_of_ray() -> Finding:
     return Finding("disk of Ray", "ok", found)
 
 
-def _open_files() -> Finding:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < _LEAST_FILES and soft < hard:
-        return Finding("open files", "ok", f"{soft}, which Ray raises to {hard}")
-    status: FindingStatus = "ok" if soft >= _LEAST_FILES else "warn"
-    hint = "" if status == "ok" else f"; Ray wants {_LEAST_FILES}: raise it (ulimit -n)"
-    return Finding("open files", status, f"{soft}{hint}")
-
-
 def _environment() -> str:
     refuse_autoload()
     return "nothing in it lets input files run code"
@@ -219,72 +184,14 @@ def look_at_access(address: str | None) -> Iterator[Finding]:
         yield Finding("ray access", "ok", address)
 
 
-def _dashboard() -> Finding:
-    """Look for Ray's dashboard, which runs what it is sent, on the network side of this machine."""
-    import psutil
-
-    for interface in psutil.net_if_addrs().values():
-        for each in interface:
-            if each.family == socket.AF_INET and not is_loopback(each.address):
-                with contextlib.suppress(OSError):
-                    socket.create_connection((each.address, _DASHBOARD_PORT), 0.3).close()
-                    found = f"{each.address}:{_DASHBOARD_PORT} takes connections from the network"
-                    hint = "if it is Ray's, start the head with --dashboard-host=127.0.0.1"
-                    return Finding("dashboard", "warn", f"{found}; {hint}")
-    return Finding("dashboard", "ok", f"nothing takes connections at port {_DASHBOARD_PORT}")
-
-
-def look_at_gpus(*, is_wanted: bool) -> Iterator[Finding]:
-    """Look at the GPUs of this machine.
-
-    Args:
-        is_wanted: A job asks for one here.
-    """
+def _gpus(*, is_wanted: bool) -> Finding:
+    """Look for the GPUs of this machine, of which a job may want one."""
     import torch
 
-    if not torch.cuda.is_available():
-        found = f"torch {torch.__version__} sees none"
-        if is_wanted or (torch.version.cuda and driver_version()):
-            yield Finding("gpu", "warn", f"{found}: {absence_here()}")
-        else:
-            yield Finding("gpu", "ok", f"{found}: models run on the CPU")
-        return
-    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    yield Finding("gpu", "ok", f"{', '.join(names)}; driver {driver_version() or 'unknown'}")
-    yield from look_at_cards(_ask_smi)
-
-
-def look_at_cards(ask: Callable[[], list[Mapping[str, str]]]) -> Iterator[Finding]:
-    """Look at what the driver's own tool says of each card; nothing where there is none.
-
-    Args:
-        ask: Returns the facts of each card, as `nvidia-smi` names them.
-    """
-    wrong, cards = [], ask()
-    for number, card in enumerate(cards):
-        mode, errors = card[_MODE], card[_ECC]
-        named = f"GPU {number} ({card[_NAME]})"
-        if mode not in _SHARED and not mode.startswith(_UNKNOWN):
-            hint = "actors that share it, and children that isolate a row, cannot start"
-            wrong.append(f"{named}: compute mode {mode}: {hint}; set Default (nvidia-smi -c 0)")
-        if errors.isdigit() and int(errors):
-            hint = "reset or replace it before a run"
-            wrong.append(f"{named}: {errors} memory errors that were not corrected: {hint}")
-    if wrong:
-        yield Finding("gpu state", "warn", "; ".join(wrong))
-    elif cards:
-        sizes = ", ".join(f"{card[_MEMORY]} MiB" for card in cards)
-        yield Finding("gpu state", "ok", f"{sizes}, open to several processes, no memory errors")
-
-
-def _ask_smi(command: str = "nvidia-smi") -> list[Mapping[str, str]]:
-    fields = (_NAME, _MODE, _ECC, _MEMORY)
-    asked = [command, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
-    try:
-        said = subprocess.run(  # noqa: S603  # the driver's own tool
-            asked, capture_output=True, text=True, timeout=_ASK_S, check=True
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []  # an image may come without it
-    rows = [[value.strip() for value in line.split(",")] for line in said.splitlines()]
-    return [dict(zip(fields, row, strict=True)) for row in rows if len(row) == len(fields)]
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+        return Finding("gpu", "ok", f"{', '.join(names)}; driver {driver_version() or 'unknown'}")
+    found = f"torch {torch.__version__} sees none"
+    if is_wanted or (torch.version.cuda and driver_version()):
+        return Finding("gpu", "warn", f"{found}: {absence_here()}")
+    return Finding("gpu", "ok", f"{found}: models run on the CPU")
