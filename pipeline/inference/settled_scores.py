@@ -9,13 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import InfraError, JobError
-from pipeline.core.figures.counters import Counters
-from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import SCORE
 from pipeline.inference.runtimes.int8 import INT8
@@ -31,7 +29,6 @@ from pipeline.models.tasks.scores import (
     TOLERANCE,
     are_finite,
     look_alike,
-    scored_parts,
     take_outputs,
 )
 from pipeline.preprocessing.model_input import Rows
@@ -39,7 +36,7 @@ from pipeline.storage.create_once import CreateOutcome
 
 if TYPE_CHECKING:
     from pipeline.models.spec import ModelSpec, PredictorConfig
-    from pipeline.models.tasks.base import Arrays, TaskSpec
+    from pipeline.models.tasks.base import Arrays
 
 _OF_HOW = ("runtime", "precision")
 
@@ -49,7 +46,7 @@ def scores_path(spec: ModelSpec) -> str | None:
 
     All partitions and ways to run the model share it.
     """
-    if not any(part.scores == OPEN for _, part in scored_parts(spec.task)):
+    if spec.task.scores != OPEN:
         return None
     facts = {key: value for key, value in spec.to_dict().items() if key not in _OF_HOW}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -57,21 +54,15 @@ def scores_path(spec: ModelSpec) -> str | None:
 
 
 class SettledScores:
-    """What the outputs of each part of a task are, as far as it is known."""
+    """What the outputs of a task are, as far as it is known."""
 
     def __init__(self, config: PredictorConfig) -> None:
         self._config, self.task = config, config.spec.task
-        """`task` changes when a part is settled."""
-        self._open = {prefix for prefix, part in scored_parts(self.task) if part.scores == OPEN}
+        """`task` changes when its outputs are settled."""
+        self._was_open = self.task.scores == OPEN
         self._tolerance = INT8_TOLERANCE if config.spec.precision == INT8 else TOLERANCE
 
-    def keep(
-        self,
-        results: Arrays,
-        rows: Rows,
-        row_ids: Sequence[str] = (),
-        counted: dict[str, int] | None = None,
-    ) -> None:
+    def keep(self, results: Arrays, rows: Rows, row_ids: Sequence[str] = ()) -> int:
         """Settle what is open by the results of a batch, and hold the batch to what is settled.
 
         Args:
@@ -79,33 +70,35 @@ class SettledScores:
                 the batch become those of what is settled.
             rows: (B,) the batch's rows.
             row_ids: (N,) of the slice; may be empty.
-            counted: Gets the rows whose outputs were taken for probabilities.
+
+        Returns:
+            How many rows had their outputs taken for probabilities.
 
         Raises:
             JobError: Rows contradict what is settled, or are too few to settle it.
             InfraError: The stored decision is damaged, or the store failed.
         """
-        for prefix, part in [*scored_parts(self.task)]:
-            judged = rows[are_finite(results[prefix + SCORE][rows])]
-            if not len(judged):
-                continue
-            off = results[prefix + OFF]
-            if part.scores == OPEN and self._settle(off[judged], prefix, part) == LOGITS:
-                continue
-            take_outputs(results, prefix, judged)  # batches in flight began while this was open
-            self._hold(off, judged, row_ids, prefix, part)
-            if counted is not None:
-                counted[prefix] = counted.get(prefix, 0) + len(judged)
+        if self.task.scores not in (OPEN, PROBABILITIES):
+            return 0
+        judged = rows[are_finite(results[SCORE][rows])]
+        if not len(judged):
+            return 0
+        off = results[OFF]
+        if self.task.scores == OPEN and self._settle(off[judged]) == LOGITS:
+            return 0
+        take_outputs(results, judged)  # batches in flight began while this was open
+        self._hold(off, judged, row_ids)
+        return len(judged)
 
-    def _settle(self, off: Any, prefix: str, part: TaskSpec) -> str:
+    def _settle(self, off: Any) -> str:
         """Return what the outputs are by the results `OFF` (N,) of some rows.
 
         Without an output to store it in, too few rows look like probabilities and settle nothing.
         """
-        alike = look_alike(off, len(part.labels), adds_up=_adds_up(part))
+        alike = look_alike(off, len(self.task.labels), adds_up=self._adds_up)
         found = None if alike is None else PROBABILITIES if alike else LOGITS
         if self._config.scores_path is not None:
-            found = self._agree(self._config.scores_path, prefix, found, len(off))
+            found = self._agree(self._config.scores_path, found, len(off))
             if found is None:
                 raise JobError(
                     f"model.scores: the first outputs lie within [0, 1], and {len(off)} rows "
@@ -116,14 +109,14 @@ class SettledScores:
             self.task = replace(self.task, scores=found)
         return found or PROBABILITIES
 
-    def _agree(self, folder: str, prefix: str, found: str | None, num_rows: int) -> str | None:
+    def _agree(self, folder: str, found: str | None, num_rows: int) -> str | None:
         """Store what was found, or return what another actor has stored.
 
         Raises:
             JobError: It is the contrary, by enough rows.
             InfraError: The file is damaged.
         """
-        store, path = self._config.models, f"{folder}/{prefix or 'outputs.'}json"
+        store, path = self._config.models, f"{folder}/outputs.json"
         assert store is not None, "it has a folder for it"
         if found is None and store.stat(path) is None:
             return None
@@ -144,27 +137,19 @@ class SettledScores:
             )
         return str(kept)
 
-    def _hold(
-        self, off: Any, judged: Rows, row_ids: Sequence[str], prefix: str, part: TaskSpec
-    ) -> None:
+    def _hold(self, off: Any, judged: Rows, row_ids: Sequence[str]) -> None:
         wrong = judged[off[judged] > self._tolerance]
         if not len(wrong):
             return
         row = int(wrong[0])
         named = clean_message(str(row_ids[row])) if len(row_ids) else f"number {row}"
-        must = "lie within [0, 1]" + (" and add up to 1" if _adds_up(part) else "")
-        says = "those of the first rows do" if prefix in self._open else "the job or the file says"
+        must = "lie within [0, 1]" + (" and add up to 1" if self._adds_up else "")
+        says = "those of the first rows do" if self._was_open else "the job or the file says"
         raise JobError(
             f"model.scores: the outputs of row {named} are no probabilities, as {says}: they "
             f"do not {must} (off by {float(off[row]):.3g}); write {LOGITS!r} if they are logits"
         )
 
-
-def count_probable(counted: Mapping[str, int], counters: Counters) -> None:
-    """Count the rows whose outputs were taken for probabilities."""
-    rows = {prefix.rstrip("."): num_rows for prefix, num_rows in counted.items()}
-    SliceFigures(probable_rows=rows).add_to(counters)
-
-
-def _adds_up(part: TaskSpec) -> bool:
-    return task_class(part.kind).scores_of_logits == SOFTMAX
+    @property
+    def _adds_up(self) -> bool:
+        return task_class(self.task.kind).scores_of_logits == SOFTMAX

@@ -196,18 +196,17 @@ class DeviceModel:
             for buffer, _ in busy:
                 self.buffers.give(buffer)
 
-    def settle(
-        self,
-        results: Arrays,
-        batch: Rows,
-        row_ids: Sequence[str] = (),
-        counted: dict[str, int] | None = None,
-    ) -> None:
-        """Settle by a finished batch what the outputs are, or hold the batch to it."""
+    def settle(self, results: Arrays, batch: Rows, row_ids: Sequence[str] = ()) -> int:
+        """Settle by a finished batch what the outputs are, or hold the batch to it.
+
+        Returns:
+            How many of its rows had their outputs taken for probabilities.
+        """
         with self._settling:
-            self.scores.keep(results, batch, row_ids, counted)
+            num_probable = self.scores.keep(results, batch, row_ids)
             if self.scores.task is not self.task.spec:
                 self.task = make_task(self.scores.task)
+        return num_probable
 
     def _make_buffers(self) -> FreeBuffers:
         make_buffer = functools.partial(device.make_buffer, self.config, self.gpu)

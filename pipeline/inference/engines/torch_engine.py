@@ -22,7 +22,6 @@ from pipeline.inference.engines.base import Engine
 from pipeline.inference.engines.reference_check import ReferenceCheck
 from pipeline.inference.exact import alone, reduced
 from pipeline.inference.own_rows import ONE_LENGTH, leave_out_padding, require_own
-from pipeline.inference.settled_scores import count_probable
 from pipeline.inference.slice_results import to_table
 from pipeline.inference.slices.first_rows import SystematicFailureDetector
 from pipeline.inference.slices.slice_run import STAGE, SliceRun
@@ -90,7 +89,7 @@ class TorchEngine(Engine):
             SliceFigures(tokens=tokens).add_to(counters)
         if self._is_unpadded:
             SliceFigures(advice={ONE_LENGTH: 0}).add_to(counters)
-        count_probable(run.counted, counters)
+        SliceFigures(probable_rows=run.num_probable).add_to(counters)
         pass_through, task = self._config.pass_through, self._model.task
         published, results = seen.published_fields(), run.results
         return to_table(task, pass_through, rows, results, run.is_done, failures, published)

@@ -66,7 +66,7 @@ class SliceRun:
         self.is_done = np.zeros(len(row_ids), np.bool_)
         """(N,): the rows that are in `results`."""
         self.timer, self._ticket = Timer(), model.buffers.ticket()
-        self.counted: dict[str, int] = {}
+        self.num_probable = 0
         """Rows per head whose outputs were taken for probabilities."""
 
     def run(self, todo: Rows) -> Iterator[tuple[int, Failure]]:
@@ -128,7 +128,7 @@ class SliceRun:
         """Yield the rows of a finished batch whose results are not finite."""
         if self._first is not None:
             self._first.predicted()
-        self._model.settle(self.results, batch, self._row_ids, self.counted)
+        self.num_probable += self._model.settle(self.results, batch, self._row_ids)
         self.is_done[batch] = True
         failure = not_finite(self._model.config.spec.precision)
         for row in batch[~are_finite(self.results, batch)]:

@@ -8,7 +8,6 @@ keeps what they decided.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -127,24 +126,18 @@ def look_alike(off: Any, num_labels: int, *, adds_up: bool) -> bool | None:
     return True if is_enough else None
 
 
-def scored_parts(spec: TaskSpec) -> Iterator[tuple[str, TaskSpec]]:
-    """Yield '' and the task if its outputs are judged by the first rows, or are probabilities."""
-    if spec.scores in (OPEN, PROBABILITIES):
-        yield "", spec
-
-
-def scores_told(spec: TaskSpec, name: str, taken: Collection[str] = ()) -> str | None:
+def scores_told(spec: TaskSpec, name: str, *, are_probable: bool = False) -> str | None:
     """Say in one line what the outputs of a model are, if they are not plainly logits.
 
     Args:
         spec: The task.
         name: Of the model.
-        taken: Has '' if the first rows showed that the outputs are probabilities.
+        are_probable: The first rows showed that the outputs are probabilities.
     """
     from pipeline.models.tasks import task_class
 
     told = None
-    if spec.scores == PROBABILITIES or (spec.scores == OPEN and "" in taken):
+    if spec.scores == PROBABILITIES or (spec.scores == OPEN and are_probable):
         adds_up = task_class(spec.kind).scores_of_logits == SOFTMAX
         how = "every row adds up to 1" if adds_up else "all lie within [0, 1]"
         told = f"gives probabilities ({how}): taken as they are"
@@ -153,15 +146,16 @@ def scores_told(spec: TaskSpec, name: str, taken: Collection[str] = ()) -> str |
     return f"{clean_message(name)} {told}" if told else None
 
 
-def take_outputs(results: Arrays, prefix: str, rows: Any) -> None:
+def take_outputs(results: Arrays, rows: Any) -> None:
     """Make the outputs of rows of a slice their scores, in place."""
-    results[prefix + SCORE][rows] = results[prefix + OUTPUT][rows]
+    results[SCORE][rows] = results[OUTPUT][rows]
 
 
 def without_outputs(results: Arrays, spec: TaskSpec) -> Arrays:
     """Return results of a task, as it began, without what only settling needs."""
-    beside = {prefix + name for prefix, _ in scored_parts(spec) for name in (OUTPUT, OFF)}
-    return {name: values for name, values in results.items() if name not in beside}
+    if spec.scores not in (OPEN, PROBABILITIES):
+        return results
+    return {name: values for name, values in results.items() if name not in (OUTPUT, OFF)}
 
 
 def are_finite(scores: Any) -> Any:

@@ -135,7 +135,7 @@ def test_rows_are_enough_if_logits_are_not_so_by_chance(
 def test_a_line_says_what_outputs_are():
     one = TaskSpec("classify", labels=("a", "b"), scores="open")
     assert scores_told(one, "m") is None
-    assert scores_told(one, "m", {""}) == (
+    assert scores_told(one, "m", are_probable=True) == (
         "m gives probabilities (every row adds up to 1): taken as they are"
     )
     many = TaskSpec("multilabel", labels=("a",), scores="probabilities")

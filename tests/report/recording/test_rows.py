@@ -23,10 +23,10 @@ def test_a_row_that_loses_its_prediction_has_a_reason_and_no_label_any_more():
 def test_whose_outputs_are_probabilities_is_known_of_slices_of_any_run():
     totals = RowAccounts()
     totals.add("computed", StagedSlice("r", 4, counters={"predict": {"rows_in": 4}}))
-    assert totals.figures.probable_rows == {}
-    totals.add("computed", StagedSlice("r", 4, counters={"probabilities": {"rows_in": 4}}))
-    totals.add("computed", StagedSlice("r", 4, counters={"probabilities.colour": {"rows_in": 4}}))
-    assert set(totals.figures.probable_rows) == {"", "colour"}
+    assert totals.figures.probable_rows == 0
+    counters = {"probabilities": {"rows_in": 4, "rows_out": 4}}
+    totals.add("computed", StagedSlice("r", 4, counters=counters))
+    assert totals.figures.probable_rows == 4
 
 
 def test_a_row_without_a_label_that_loses_its_prediction_is_counted_all_the_same():
