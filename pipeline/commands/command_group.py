@@ -33,6 +33,10 @@ _INSTEAD = {
         ["--dry-run", "--dryrun", "--check", "--plan"],
         "; pipeline plan JOB shows what a run would do",
     ),
+    **dict.fromkeys(
+        ["--from", "--to"],
+        "; pipeline backfill runs a job for many dates, pipeline status JOB shows them",
+    ),
     "--max-active": " (it is gone): start the same backfill in two shells",
     "--probe": " (it is gone): run the job with --set run.limit_rows=500 into another sink; its "
     "report says tokens, time and cost",

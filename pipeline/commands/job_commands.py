@@ -15,8 +15,6 @@ from pipeline.commands.options import (
     AddressOption,
     AllowImportOption,
     DateOption,
-    EveryOption,
-    FromOption,
     JobFile,
     JsonOption,
     LogFormatOption,
@@ -25,7 +23,6 @@ from pipeline.commands.options import (
     OkExitOption,
     QuietOption,
     SetOption,
-    ToOption,
     progress_on_terminal,
     show,
     show_report,
@@ -74,9 +71,6 @@ def plan(
     allow_import: AllowImportOption = None,
     no_try: NoTryOption = False,
     no_reuse: NoReuseOption = False,
-    from_: FromOption = None,
-    to: ToOption = None,
-    every: EveryOption = "day",
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -93,9 +87,6 @@ def plan(
         address=address,
         allow_import=allow_import or (),
         tries=not no_try,
-        from_=from_,
-        to=to,
-        every=every,
         reuse=not no_reuse,
     )
     show(found if as_json else found.shown(), as_json=as_json, quiet=quiet)

@@ -14,14 +14,12 @@ from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.published.describe import DIGEST_CHARS, version_facts
 from pipeline.commit.staging import list_staged
-from pipeline.core.errors import JobError
 from pipeline.inference.runtimes.base import emulated_reason
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import Overrides
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.scores import scores_told
 from pipeline.operations.jobs import Date, JobLike, load_job, run_options
-from pipeline.operations.weeks.status import status_of_job
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import done_slices
 from pipeline.report.history import Recipe, find_past_run
@@ -34,12 +32,11 @@ from pipeline.runs.context import RunContext
 from pipeline.runs.preparing.checks import check_before_ray, check_hardware
 from pipeline.runs.preparing.one_row import Preview, preview_row
 from pipeline.runs.preparing.prepare import prepare
-from pipeline.runs.resume import is_published
+from pipeline.runs.resume import is_published, next_step
 from pipeline.runs.staleness import why_stale
 from pipeline.runs.tuning.auto import foresee, needs_tuning
 from pipeline.runs.tuning.choice import Choice
 from pipeline.runs.tuning.selection import as_tried
-from pipeline.runs.weeks.overview import Status
 from pipeline.sources.feature_names import Vector, vectors_of
 from pipeline.storage.errors import options_named
 from pipeline.storage.store import Store
@@ -51,7 +48,15 @@ class Planned(Found):
     """What a run would do; printed with the first of many features and shards only."""
 
     def shown(self) -> dict[str, Any]:
-        return shortened(self)
+        """Return what a terminal has room for."""
+        document = dict(self)
+        if "carried" in document:
+            document["carried"] = first_shards(document["carried"])
+        facts = {**document["input"]}
+        if "features" in facts:
+            size, names = facts.pop("num_features"), tuple(facts["features"])
+            facts["features"] = f"{size:,}: {Vector(size, names).first_names()}"
+        return {**document, "input": facts}
 
 
 def plan(
@@ -63,13 +68,8 @@ def plan(
     allow_import: Sequence[str] = (),
     tries: bool = True,
     reuse: bool = True,
-    from_: Date = None,
-    to: Date = None,
-    every: str = "day",
 ) -> Planned:
     """Say what a run of this job would do now; writes nothing.
-
-    Of several dates: how each partition is and what a run of it would do, as `status`.
 
     Args:
         job: A job, the path of a job file, or its sections as a mapping.
@@ -79,22 +79,10 @@ def plan(
         allow_import: Prefixes of the modules that the job may name.
         tries: Build the model and predict one row, unless there is nothing to do.
         reuse: As of `run`.
-        from_: The first of several dates, instead of `date`.
-        to: The last one; None: now in UTC.
-        every: `day` or `hour`, of several dates.
 
     Raises:
         PipelineError: As the run itself would, before its first row.
     """
-    if from_ is not None or to is not None:
-        if date is not None:
-            raise JobError("give one date, or the first and the last of several")
-        found = status_of_job(
-            job, from_=from_, to=to, every=every, overrides=overrides, allow_import=allow_import
-        )
-        return Planned(found.to_dict())
-    if every != "day":
-        raise JobError("every is for several dates: give the first one, and the last")
     loaded = load_job(job, date=date, overrides=overrides)
     options = run_options(address, allow_import, reuse=reuse)
     run = RunContext.of(loaded, options).with_settled_source()
@@ -160,16 +148,11 @@ def _next_step(
     work = reuse.division.work if reuse.division else plan
     staged = list_staged(store, layout.staging(work.fingerprint))
     done = done_slices(work, staged)
-    action = "publish the first version" if current is None else f"replace version {current.number}"
     changed = why_stale(store, layout, current, plan) if current and not is_done else ""
-    if is_done:
-        action = _NOTHING
-    elif done:
-        action = f"resume, then {action}"
     num_rows = work.num_rows
     rows_left = None if num_rows is None else num_rows - sum(key.num_rows for key in done)
     return {
-        "a_run_would": action,
+        "a_run_would": _NOTHING if is_done else next_step(current, has_staged=bool(done)),
         **({"changed": changed} if changed else {}),
         "units": len(work.units),
         "slices": None if num_rows is None else sum(1 for _ in work.slices()),
@@ -227,21 +210,6 @@ def _features(vectors: Mapping[str, Vector]) -> dict[str, Any]:
         return {}
     names = [f"{of}: {name}" if of else name for of, v in vectors.items() for name in v.names]
     return {"num_features": sum(each.size for each in vectors.values()), "features": names}
-
-
-def shortened(document: dict[str, Any]) -> dict[str, Any]:
-    """Return what `plan` has found for a terminal: the first features, and the first shards."""
-    if "states" in document:
-        return Status.of(document).shown()
-    if "carried" in document:
-        document = {**document, "carried": first_shards(document["carried"])}
-    facts = document["input"]
-    if "features" not in facts:
-        return document
-    size = facts["num_features"]
-    told = f"{size:,}: {Vector(size, tuple(facts['features'])).first_names()}"
-    facts = {name: value for name, value in facts.items() if name != "num_features"}
-    return {**document, "input": {**facts, "features": told}}
 
 
 def _model(

@@ -99,6 +99,12 @@ def is_published(manifest: Manifest | None, plan: Plan, partition_columns: Seque
     return is_exact and bool(plan.twin) and manifest.is_of(plan.twin, partition_columns)
 
 
+def next_step(current: Manifest | None, *, has_staged: bool) -> str:
+    """Say what a run would do that has something to do."""
+    step = "publish the first version" if current is None else f"replace version {current.number}"
+    return f"resume, then {step}" if has_staged else step
+
+
 def is_written_anew(manifest: Manifest, plan: Plan) -> bool:
     """Tell whether a local shard was changed since, although its size and time may be the same."""
     then, now = manifest.ctimes_sha256, plan.ctimes_sha256

@@ -10,7 +10,7 @@ from pipeline.core.errors import InputMissing, PipelineError
 from pipeline.job.job import Job
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.preparing.prepare import prepare
-from pipeline.runs.resume import is_published
+from pipeline.runs.resume import is_published, next_step
 from pipeline.runs.staleness import why_stale
 from pipeline.runs.weeks.state import PartitionStatus
 from pipeline.runs.weeks.survey import survey
@@ -44,9 +44,8 @@ def _compared(run: RunContext, seen: PartitionStatus) -> PartitionStatus:
     current = current_manifest(store, layout)
     if is_published(current, plan, run.job.sink.partition_columns):
         return replace(seen, state="complete", why=None, a_run_would="do nothing")
-    would = "publish the first version" if current is None else f"replace version {current.number}"
-    if list_staged(store, layout.staging(plan.fingerprint)):
-        would = f"resume, then {would}"
+    has_staged = bool(list_staged(store, layout.staging(plan.fingerprint)))
+    would = next_step(current, has_staged=has_staged)
     if current is None:
         state = "missing" if seen.state in ("unpublished", "no_input") else seen.state
         return replace(seen, state=state, a_run_would=would)

@@ -28,12 +28,6 @@ class Status(Printed):
         rows = [asdict(each) for each in self.partitions]
         return {"sink": self.sink, "states": self.count(), "partitions": rows}
 
-    @classmethod
-    def of(cls, document: dict[str, Any]) -> Status:
-        """Return the value whose `to_dict` a document is."""
-        rows = (PartitionStatus(**row) for row in document["partitions"])
-        return cls(document["sink"], tuple(rows))
-
     def shown(self) -> dict[str, Any]:
         """Return what a terminal has room for."""
         return {"states": self.count(), "partitions": [*map(_row, self.partitions)]}

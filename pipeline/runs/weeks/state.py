@@ -26,7 +26,7 @@ State = Literal[
 job can say of a partition that it is missing or stale."""
 
 _USUAL_TTL_S = 60.0
-"""Where an earlier version of the package wrote the heartbeat, which did not say it."""
+"""Where the heartbeat cannot be read."""
 
 
 @dataclass(frozen=True)

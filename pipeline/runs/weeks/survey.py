@@ -1,9 +1,8 @@
 """Read of an output how its partitions are, without its job and without Ray.
 
 Two requests per partition: its manifest, and what its last run wrote (the last heartbeat of its
-lease; the report, if a later run ended before it had a lease). A third one only where an earlier
-version of the package wrote the heartbeat, which lacks the exit code. Of an object store that can
-begin a listing anywhere a request lists many partitions.
+lease; the report, if a later run ended before it had a lease). Of an object store that can begin a
+listing anywhere a request lists many partitions.
 """
 
 from __future__ import annotations
@@ -52,8 +51,6 @@ def survey(store: Store, partitions: Sequence[str] | None = None) -> list[Partit
     for begin in range(0, len(listed), _READ_AT_ONCE):
         some = listed[begin : begin + _READ_AT_ONCE]
         data = store.read_many([path for each in some for path in each.to_read])
-        more = [each.report.path for each in some if each.report and each.needs_report(data)]
-        data |= store.read_many(more) if more else {}
         found += [each.status(store, data, now) for each in some]
     return sorted(found, key=lambda each: partition_order(each.partition))
 
@@ -103,13 +100,6 @@ class _Listed:
     def to_read(self) -> list[str]:
         """Return the paths of what has to be read of it."""
         return [file.path for file in (self.entry, self.last_run) if file is not None]
-
-    def needs_report(self, data: Data) -> bool:
-        """Tell whether its run has ended and, as one of an earlier version, does not say how."""
-        if self.last_heartbeat is None or self.last_run is not self.last_heartbeat:
-            return False
-        heartbeat = _heartbeat(data[self.last_heartbeat.path])
-        return heartbeat.released and heartbeat.exit_code is None
 
     def status(self, store: Store, data: Data, now: dt.datetime) -> PartitionStatus:
         """Return what follows from all that was read."""

@@ -1,4 +1,4 @@
-"""Of a job `status` and `plan` also say which dates are missing or stale, and write nothing."""
+"""Of a job `status` also says which dates are missing or stale, and writes nothing."""
 
 from __future__ import annotations
 
@@ -48,24 +48,19 @@ def test_missing_stale_running_and_without_input(tmp_path: Path, store: Store):
     assert told[DAYS[2]][0] == "no_input"
     assert str(told[DAYS[2]][1]).startswith("end with 8: ")
     assert snapshot(store) == before, "it only looks"
-    assert pipeline.plan(job, from_=DAYS[0], to=DAYS[-1], allow_import=ALLOWED) == found.to_dict()
     with hold_lease(store, Layout(f"date={DAYS[0]}"), "run-1", 1e6):
         (one,) = status_of_job(job, from_=DAYS[0], to=DAYS[0], allow_import=ALLOWED).partitions
     assert (one.state, one.a_run_would) == ("running", "end with 4: it is running")
 
 
 @pytest.mark.slow
-def test_the_commands_show_the_same(tmp_path: Path):
+def test_the_command_shows_the_same(tmp_path: Path):
     job = job_over(tmp_path)
     dates = ("--from", DAYS[0], "--to", DAYS[-1])
-    planned, looked = (
-        command("plan", job, *dates, "--json"),
-        command("status", job, *dates, "--json"),
-    )
-    assert planned.code == looked.code == 0, planned.stderr
-    assert planned.json == looked.json
+    looked = command("status", job, *dates, "--json")
+    assert looked.code == 0, looked.stderr
     assert looked.json["states"] == {"missing": 2, "no_input": 1}
-    shown = command("plan", job, *dates)
+    shown = command("status", job, *dates)
     assert "publish the first version" in shown.stdout
 
 
@@ -75,12 +70,8 @@ def test_a_range_of_dates_has_to_make_sense(tmp_path: Path):
         pipeline.status(job)
     with pytest.raises(JobError, match="from 2026-11-24 to 2026-11-22: --from is after --to"):
         pipeline.status(job, from_=DAYS[-1], to=DAYS[0])
-    with pytest.raises(JobError, match="every is for several dates"):
-        pipeline.plan(job, every="hour")
     with pytest.raises(JobError, match="every are for a job, and this is an output"):
         pipeline.status(str(tmp_path / "out"), every="hour")
-    with pytest.raises(JobError, match="one date, or the first and the last of several"):
-        pipeline.plan(job, date=DAYS[0], from_=DAYS[0])
     with pytest.raises(JobError, match="its partition and storage_options are in the job"):
         pipeline.status(job, partition="date=2026-11-24")
     whole = job_over(tmp_path, sink={"partition": "number=1"})
