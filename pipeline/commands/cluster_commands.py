@@ -146,8 +146,7 @@ def _end(done: ClusterJob, *, as_json: bool, quiet: bool) -> None:
     elif document and as_json:
         typer.echo(done.document)
     elif document and "dates" in document:
-        from pipeline.operations.weeks.backfill import Backfill
-        from pipeline.operations.weeks.one_date import DateRun
+        from pipeline.operations.weeks.backfill import Backfill, DateRun
 
         dates = tuple(DateRun(**each) for each in document["dates"])
         show(Backfill(dates).shown(), as_json=False, quiet=quiet)

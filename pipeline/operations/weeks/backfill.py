@@ -7,22 +7,66 @@ killed and started anywhere, and two at once do each date once.
 from __future__ import annotations
 
 import datetime as dt
+import logging
+import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.core.errors import JobError
+from pipeline.commit.layout import Layout
+from pipeline.core.errors import InfraError, JobError, PartitionBusy, PipelineError, Stopped
+from pipeline.dataflow import run_job
+from pipeline.execution.cluster.sharing import share_ray
 from pipeline.job.job import Job
+from pipeline.job.reading.dates import date_text
 from pipeline.job.reading.loader import Overrides
-from pipeline.operations.jobs import Accepted, Date, JobLike, read_dates, run_options
-from pipeline.operations.weeks.one_date import ONLY, DateRun, Dates
+from pipeline.operations.jobs import Accepted, Date, JobLike, load_job, read_dates, run_options
 from pipeline.operations.weeks.status import same_partition
-from pipeline.operations.weeks.turns import do_all
+from pipeline.process.interrupts import as_ours, reason
+from pipeline.process.life import new_life
 from pipeline.report.showing.printed import Printed
 from pipeline.report.showing.progress import Progress, duration, shown_on
+from pipeline.runs.context import RunOptions
+from pipeline.runs.weeks.job_survey import survey_job
+from pipeline.runs.weeks.survey import survey
+from pipeline.storage.store import Store
 
+log = logging.getLogger(__name__)
+
+ONLY = {
+    "missing": ("missing", "unpublished"),
+    "stale": ("stale",),
+    "failed": ("failed", "interrupted"),
+    "refused": ("refused",),
+}
+"""What can be chosen -> the states of `status` that it means."""
 WORST_FIRST = (2, 1, 5, 3, 7, 6, 4, 8, 0)
 """Exit codes, the one that asks for a person first."""
+_OUTCOMES = {3: "refused", 4: "busy", 5: "conflict", 6: "stopped", 8: "no_input"}
+_LOOK_S = 2.0
+
+
+@dataclass(frozen=True)
+class DateRun:
+    """What became of a date."""
+
+    date: str
+    outcome: str
+    """As the report's `status`; `busy`, `no_input`; `left_out` by what was to be done only;
+    `not_begun` because of a stop; in a dry run what a run would do."""
+    exit_code: int | None = None
+    rows: int | None = None
+    quarantined: int | None = None
+    wall_s: float | None = None
+    error: str | None = None
+
+    @classmethod
+    def failed(cls, day: dt.date, error: PipelineError) -> DateRun:
+        """Return what an error makes of a date."""
+        log.warning("date %s: exit %d: %s", date_text(day), error.exit_code, error)
+        outcome = _OUTCOMES.get(error.exit_code, "failed")
+        return cls(date_text(day), outcome, error.exit_code, error=str(error))
 
 
 @dataclass(frozen=True)
@@ -110,6 +154,95 @@ def backfill(
     order = days[::-1] if newest_first else days
     with shown_on(progress) as shown:
         return Backfill(tuple(do_all(dates, order, shown)))
+
+
+@dataclass(frozen=True)
+class Dates:
+    """A job with `${date}`, and what is to be done for each date."""
+
+    job: JobLike
+    overrides: Overrides
+    options: RunOptions
+    only: str | None = None
+    """A key of `ONLY`."""
+    is_dry: bool = False
+
+    def of(self, day: dt.date) -> Job:
+        """Return the job of a date."""
+        return load_job(self.job, date=day, overrides=self.overrides)
+
+    def do(self, day: dt.date, progress: Progress) -> tuple[DateRun, bool]:
+        """Do what there is to do for a date.
+
+        Returns:
+            What became of it, and whether no other date is to begin, which a signal may have said
+            when this one was done.
+        """
+        with new_life():  # what stops or fails in one date is none of the next one's
+            try:
+                done = self._do(day, progress)
+            except (Exception, KeyboardInterrupt) as caught:  # noqa: BLE001  # the others are to run
+                done = DateRun.failed(day, as_ours(caught))
+            is_stopped = done.exit_code == Stopped.exit_code or isinstance(reason(), Stopped)
+        return done, is_stopped
+
+    def _do(self, day: dt.date, progress: Progress) -> DateRun:
+        job, name = self.of(day), date_text(day)
+        if self.is_dry or self.only is not None:
+            seen = survey_job(job, self.options)
+            if self.only is not None and seen.state == "running" and not self.is_dry:
+                raise PartitionBusy(
+                    f"partition {seen.partition}: {seen.why or 'a run works on it'}"
+                )
+            if self.only is not None and seen.state not in ONLY[self.only]:
+                return DateRun(name, "left_out")
+            if self.is_dry:
+                return DateRun(name, seen.a_run_would or seen.state)
+        progress.phase(f"date {name}")
+        report = run_job(job, self.options, progress)
+        rows = report.rows
+        return DateRun(name, report.status, 0, rows.total, rows.quarantined, report.wall_s)
+
+
+def do_all(dates: Dates, order: Sequence[dt.date], progress: Progress) -> list[DateRun]:
+    """Do what there is to do for all dates, and return what became of them, by date.
+
+    Those that other runs work on are looked at again when these have ended; after trouble with Ray
+    the others get a new one.
+    """
+    left, done, is_stopped = deque(order), dict[dt.date, DateRun](), False
+    while left and not is_stopped:
+        with share_ray():
+            while left and not is_stopped:
+                day = left.popleft()
+                done[day], is_stopped = dates.do(day, progress)
+                if done[day].exit_code == InfraError.exit_code:
+                    break
+        busy = [day for day in order if day in done and done[day].outcome == "busy"]
+        if busy and not left and not is_stopped:
+            ready = _await_one(dates, busy, progress)
+            left, is_stopped = deque(ready), not ready
+    for day in left:
+        done[day] = DateRun(date_text(day), "not_begun", Stopped.exit_code)
+    return [done[day] for day in sorted(done)]
+
+
+def _await_one(dates: Dates, busy: Sequence[dt.date], progress: Progress) -> list[dt.date]:
+    """Return those of the dates whose other run has ended, when one has; none after a stop."""
+    sinks = [dates.of(day).sink for day in busy]
+    store = Store(sinks[0].uri, sinks[0].storage_options)
+    names = {Layout(sink.partition).name: day for sink, day in zip(sinks, busy, strict=True)}
+    more = f", and of {len(busy) - 1} dates more" if len(busy) > 1 else ""
+    progress.phase(f"waiting for the other run of {date_text(busy[0])}{more}")
+    with new_life():
+        try:
+            while True:
+                seen = survey(store, [*names])
+                if ready := [names[each.partition] for each in seen if each.state != "running"]:
+                    return ready
+                time.sleep(_LOOK_S)
+        except KeyboardInterrupt:
+            return []
 
 
 def _require_partitions(dates: Dates, days: Sequence[dt.date], every: str) -> None:

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.job.reading.dates import date_text
-from pipeline.operations.weeks.one_date import DateRun
-from pipeline.operations.weeks.turns import do_all
+from pipeline.operations.weeks.backfill import DateRun, do_all
 from pipeline.report.showing.progress import Silent
 
 DAYS = [dt.date(2026, 11, day) for day in (1, 2, 3)]

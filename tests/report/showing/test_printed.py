@@ -6,8 +6,7 @@ from html import escape
 
 import pytest
 
-from pipeline.operations.weeks.backfill import Backfill
-from pipeline.operations.weeks.one_date import DateRun
+from pipeline.operations.weeks.backfill import Backfill, DateRun
 from pipeline.report.showing.printed import Found, Printed
 from pipeline.runs.weeks.overview import Status
 from pipeline.runs.weeks.state import PartitionStatus
