@@ -34,7 +34,7 @@ class Heartbeat:
     machine: str = ""
     pid: int = 0
     pid_started: float = 0.0
-    ttl_s: float = 0.0
+    ttl_s: float = 60.0
     written_at: str | None = None
     job: str | None = None
     """Name of the job file, without its ending."""

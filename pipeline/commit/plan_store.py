@@ -13,7 +13,6 @@ import pyarrow as pa
 from pipeline.commit.layout import Layout
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.failures import Reason
-from pipeline.core.schema import FEATURES, IMAGE_FIELDS, feature_fields
 from pipeline.planning.plan import Plan, schema_to_text
 from pipeline.process.failpoints import failpoint
 from pipeline.sources.extents import Extent, RowFilter, UncountedPlan
@@ -78,7 +77,7 @@ def plan_to_json(plan: Plan, token: str) -> bytes:
         "input_bytes": plan.input_bytes,
         "pass_through": schema_to_text(plan.pass_through),
         "task_fields": schema_to_text(plan.task_fields),
-        **_fields_to_json(plan.fields),
+        "fields": schema_to_text(plan.fields),
         "row_ids": plan.row_ids,
         "settings": plan.settings,
         "fingerprint_parts": plan.fingerprint_parts,
@@ -114,18 +113,18 @@ def plan_from_json(data: bytes, fingerprint: str) -> Plan:
             units=units,
             pass_through=_schema_from_text(document["pass_through"]),
             task_fields=_schema_from_text(document["task_fields"]),
-            fields=_fields(document),
+            fields=_schema_from_text(document["fields"]),
             row_ids=document["row_ids"],
             model=document["model"],
             batch_size=document["batch_size"],
-            batch_tokens=document.get("batch_tokens", 0),
+            batch_tokens=document["batch_tokens"],
             num_shards=document["num_shards"],
             input_bytes=document["input_bytes"],
             created_at=document["created_at"],
-            settings=document.get("settings", ""),
-            fingerprint_parts=document.get("fingerprint_parts", {}),
-            predictor=document.get("predictor", {}),
-            row_settings=document.get("row_settings", ""),
+            settings=document["settings"],
+            fingerprint_parts=document["fingerprint_parts"],
+            predictor=document["predictor"],
+            row_settings=document["row_settings"],
         )
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise InfraError(f"plan {fingerprint[:12]}: the stored plan is damaged: {error}") from None
@@ -158,24 +157,6 @@ def _cut(values: list[Any]) -> UncountedPlan:
     only, beyond = chosen or (None, None)
     rows = RowFilter(None if only is None else tuple(only), beyond)
     return UncountedPlan(slice_rows, slice_bytes, max_rows, rows=rows)
-
-
-def _fields_to_json(fields: pa.Schema) -> dict[str, Any]:
-    """Return the input's columns; those of images and features are given by a number alone."""
-    num_features = fields.field(FEATURES).type.list_size if FEATURES in fields.names else 0
-    told: dict[str, Any] = {"num_features": num_features}
-    # Feature columns that are lists in JSON lines have their lengths in the metadata.
-    is_known = fields.equals(_known_fields(num_features), check_metadata=True)
-    return told if is_known else {**told, "input_fields": schema_to_text(fields)}
-
-
-def _known_fields(num_features: int) -> pa.Schema:
-    return feature_fields(num_features) if num_features else IMAGE_FIELDS
-
-
-def _fields(document: dict[str, Any]) -> pa.Schema:
-    text = document.get("input_fields")
-    return _schema_from_text(text) if text else _known_fields(document["num_features"])
 
 
 def _schema_from_text(text: str) -> pa.Schema:

@@ -1,6 +1,7 @@
 """Semantics versions: one hand-kept number per area of code that decides a prediction.
 
-Raise an area's number when the same input gives another output there. Fingerprints and the node
+Raise an area's number when the same input gives another output there, also where a default of its
+settings changes: fingerprints hold only what differs from defaults. Fingerprints and the node
 cache hold the numbers instead of the source text, so that a comment or a moved file makes nothing
 stale. tests/integration/test_semantics.py holds digests of the outputs over a fixed corpus and
 fails if they change while the number stays.

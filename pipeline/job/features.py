@@ -52,21 +52,17 @@ class FeatureColumn(Section):
 
     column: str = Field(min_length=1)
     """The column; of a shard, or of the names of its folders (`year=2026/`)."""
-    categories: Categories | None = Field(default=None, exclude_if=lambda value: value is None)
+    categories: Categories | None = None
     """The values that there are, in the order that the model was trained with: a list, or the URI
     of a file with one a line or a JSON list. For columns of text, whole numbers, or true and false;
     compared as text. An empty text is a value like others, a null is none."""
-    unknown: Literal["quarantine", "own", "zero"] = Field(
-        default="quarantine", exclude_if=lambda value: value == "quarantine"
-    )
+    unknown: Literal["quarantine", "own", "zero"] = "quarantine"
     """What a value means that is no category: the row is quarantined as `bad_schema`; it has an
     index, or a 0-or-1 feature, of its own behind the others; or all are 0 (`one_hot` only)."""
-    encoding: Literal["one_hot", "index"] = Field(
-        default="one_hot", exclude_if=lambda value: value == "one_hot"
-    )
+    encoding: Literal["one_hot", "index"] = "one_hot"
     """A category becomes a feature for each that there is, 1 for its own and 0 for the others; or
     one feature, its place in the list from 0 on."""
-    read_as: ReadAs | None = Field(default=None, exclude_if=lambda value: value is None)
+    read_as: ReadAs | None = None
     """What becomes of a date or time: whole `seconds` or `days` since `origin`, or a part of it;
     `weekday` is 0 on Monday. Of a column with a time zone the parts are local, others in UTC. Times
     of day have `seconds` and `hour`. In columns of text a date is `2026-01-31`, a
@@ -74,10 +70,10 @@ class FeatureColumn(Section):
     forms of ISO 8601, such as `20260131`, are none. `float64` and `text` are for an `.onnx` file
     with an input per column, and said for it by what the file takes: a number as float64, which
     holds whole numbers up to 9,007,199,254,740,992, or a text as it is."""
-    origin: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    origin: str | None = None
     """A date or time in UTC, left out 1970-01-01. Seconds beyond 16,777,216 (194 days) are refused
     as other whole numbers are, see `lossy_features`: choose one near the data."""
-    null: Null | None = Field(default=None, exclude_if=lambda value: value is None)
+    null: Null | None = None
     """What a null means in this column, in place of `null_features`; also `unknown`, as a value
     that is no category, or the number that stands in its place."""
 

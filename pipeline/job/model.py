@@ -63,9 +63,7 @@ class Generate(Section):
     """What becomes of an output that has `max_new_tokens` without an end, or no text: `keep` writes
     it with its `finish_reason`; `quarantine` has reasons `output_truncated`, `empty_output`. With
     `schema` a row without a record is always in quarantine."""
-    schema_: dict[str, JsonValue] | str | None = Field(
-        default=None, alias="schema", exclude_if=lambda value: value is None
-    )
+    schema_: dict[str, JsonValue] | str | None = Field(default=None, alias="schema")
     """Outputs are records of this JSON schema: the schema itself, or the URI of a `.json` file. Its
     properties become typed columns. See [Records](#records-by-a-schema). Needs the extra
     `schema`."""
@@ -112,16 +110,14 @@ class Model(Section):
     min_score: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Task `multilabel`: labels of at least this probability are written. Task `detect`:
     detections of at least this score."""
-    scores: Scores = Field(default=None, exclude_if=lambda value: value is None)
+    scores: Scores = None
     """Tasks `classify`, `multilabel`, `zero_shot`: what the outputs are, and what makes scores of
     them. `logits`: the usual function of the task and the model, softmax or sigmoid;
     `probabilities`: they are scores already; `softmax`, `sigmoid`: this function. Left out: what
     the library or the `.onnx` file says, otherwise what the first rows show."""
-    max_detections: PositiveInt = Field(default=100, exclude_if=lambda value: value == 100)
+    max_detections: PositiveInt = 100
     """Task `detect`: the most detections of an image, the best first."""
-    nms_iou: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        default=None, exclude_if=lambda value: value is None
-    )
+    nms_iou: Annotated[float, Field(gt=0, le=1)] | None = None
     """Task `detect`: of boxes of one label of which each overlaps the other by more than this share
     of their union, the best is kept (non-maximum suppression). Left out: all are, as the model
     itself has done it."""
@@ -132,23 +128,21 @@ class Model(Section):
     prompts: tuple[str, ...] | dict[str, str] = ()
     """Task `zero_shot`: a text for each label, or a mapping of label to text. For an NLI model the
     text is the hypothesis, such as `This example is about sport.`"""
-    choices: tuple[str, ...] | dict[str, str] = Field(
-        default=(), exclude_if=lambda value: not value
-    )
+    choices: tuple[str, ...] | dict[str, str] = ()
     """Task `choices`: the answers, or a mapping of label to answer. A score is the softmax of the
     mean log-likelihood of an answer's tokens after the prompt."""
-    prompt: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    prompt: str | None = None
     """Task `choices`: what the model continues with an answer, with `{text}` where the text of a
     row goes, as in `Review: {text}\\nSentiment:`. Task `generate`: what it continues or answers;
     left out: the text alone. For clips and images it is what the model begins with, without
     `{text}`; LLaVA, Idefics3 and SmolVLM need `<image>` in it."""
-    messages: tuple[Message, ...] = Field(default=(), exclude_if=lambda value: not value)
+    messages: tuple[Message, ...] = ()
     """Tasks `choices`, `generate`: the same as messages, `{role, content}` each, which the chat
     template of the model directory writes. It is rendered once, in a sandbox, and never sees a
     text. Over images only for models that need `<image>`."""
-    generate: Generate = Field(default=Generate(), exclude_if=lambda value: value == Generate())
+    generate: Generate = Generate()
     """Task `generate`: how texts are written."""
-    prior_corrected: bool = Field(default=False, exclude_if=lambda value: not value)
+    prior_corrected: bool = False
     """Task `choices`: take the mean log-likelihood that an answer has after an empty text off its
     own, so that an answer that is likely anyway has no advantage."""
     targets: tuple[str, ...] = ()

@@ -61,18 +61,14 @@ class Source(Section):
     Links to folders are always skipped and counted. URIs in a column have rules of their own."""
     image_column: str = "image"
     """The column that holds the encoded image."""
-    image_encoding: Literal["binary", "base64"] = Field(
-        default="binary", exclude_if=lambda value: value == "binary"
-    )
+    image_encoding: Literal["binary", "base64"] = "binary"
     """How `image_column` holds the image: its bytes, or these in base64, plain or as a URI of the
     form `data:image/jpeg;base64,...`. Whitespace in base64 is left out; anything else that is not
     base64 is quarantined as `decode_error`."""
-    audio_column: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    audio_column: str | None = None
     """The column that holds the encoded [clip of sound](#sound), the model's input instead of an
     image."""
-    audio_encoding: Literal["binary", "base64"] = Field(
-        default="binary", exclude_if=lambda value: value == "binary"
-    )
+    audio_encoding: Literal["binary", "base64"] = "binary"
     """How `audio_column` holds the clip: as `image_encoding`."""
     uri_column: str | None = None
     """A text column with the URIs of the images, which are fetched and read instead of
@@ -94,16 +90,16 @@ class Source(Section):
     instead of an image, joined in this order to one float32 vector a row; nothing is decoded. True
     is 1 and false 0. An entry is a name, or a mapping for categories, dates and nulls. Columns may
     be in the names of the shards' folders (`year=2026/`)."""
-    text_column: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    text_column: str | None = None
     """The column of texts that are the model's input instead of an image. A null is quarantined as
     `null_input`, text that is not UTF-8 as `decode_error`; an empty text is a text."""
-    text_pair_column: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    text_pair_column: str | None = None
     """The column of the second texts, for models that judge pairs of texts."""
-    inputs: dict[str, SourceInput] = Field(default_factory=dict, exclude_if=lambda value: not value)
+    inputs: dict[str, SourceInput] = Field(default_factory=dict)
     """Several inputs of a row, by the names of the arguments of the model's
     `forward`, as in `{photo: {image_column: photo}, caption: {text_column: body}}`. A row that
     lacks one is quarantined, and the message names it."""
-    input: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    input: str | None = None
     """What the model sees of a row; left out: what the columns hold, which is an image, audio,
     features or text. `audio` says that URIs, and members of a tar, are clips of sound.
     Installed packages may add inputs (entry points `pipeline.preprocessing`)."""
@@ -128,10 +124,7 @@ class Source(Section):
         *("tif", "tiff", "avif", "heic", "heif"),
     )
     """The image of a key is its member with the first of these that it has."""
-    audio_extensions: tuple[Extension, ...] = Field(
-        default=("wav", "flac", "mp3", "ogg", "opus"),
-        exclude_if=lambda value: value == ("wav", "flac", "mp3", "ogg", "opus"),
-    )
+    audio_extensions: tuple[Extension, ...] = ("wav", "flac", "mp3", "ogg", "opus")
     """With `input: audio`: the clip of a key is its member with the first of these that it has."""
     casts: dict[str, str] = Field(default_factory=dict)
     """Declared types of pass-through columns (`taken_at: timestamp[us]`), for shards that differ;
@@ -142,9 +135,9 @@ class Source(Section):
     max_image_px: PositiveInt = 100_000_000
     """An image of more pixels (width x height) is quarantined as `too_large` from its header; so is
     one that the transform would make larger, if that is more than 16,777,216 pixels, too."""
-    max_text_bytes: PositiveInt = Field(default=2**20, exclude_if=lambda value: value == 2**20)
+    max_text_bytes: PositiveInt = 2**20
     """A text of more bytes in UTF-8 is quarantined as `too_large`."""
-    options: dict[str, Any] = Field(default_factory=dict, exclude_if=lambda value: not value)
+    options: dict[str, Any] = Field(default_factory=dict)
     """What a format asks for besides; of those here only [csv](#csv) does."""
     storage_options: dict[str, Any] = Field(default_factory=dict, repr=False)
     """fsspec options (endpoint, credentials); never written to a manifest, report or log."""

@@ -15,19 +15,12 @@ Pair = tuple[int, int]
 _NAMES = {"rgb": "red, green, blue", "gray": "gray"}
 
 
-def _is_new(value: Any) -> bool:
-    """Leave fields that came later out of a job that does not have them."""
-    return value is None or value == {}
-
-
 class Transform(Section):
     """How a decoded image becomes model input; what is left out comes from the model."""
 
     size_px: PositiveInt | Pair | None = None
     """What the model sees: the side of a square, or `[height, width]`."""
-    resize: Literal["shortest", "stretch", "pad", "none"] | None = Field(
-        default=None, exclude_if=_is_new
-    )
+    resize: Literal["shortest", "stretch", "pad", "none"] | None = None
     """How an image comes to that size; left out: what the model says, otherwise `shortest`.
     `shortest`: the shorter side is resized to `resize_px`, and the centre cropped. `stretch`: both
     sides are resized, whatever the aspect ratio. `pad` (a letterbox): the image is resized until it
@@ -37,7 +30,7 @@ class Transform(Section):
     """`shortest`: what the shorter side is resized to before the crop; `[height, width]`: what the
     image covers. `stretch`, `pad`: what it is resized to if that is not `size_px`, to which it is
     then cropped or filled up."""
-    pad_value: int | tuple[int, ...] | None = Field(default=None, exclude_if=_is_new)
+    pad_value: int | tuple[int, ...] | None = None
     """`pad`, `none`: what is around the image, 0 to 255, for all channels or a list with one for
     each; left out: 0, black."""
     interpolation: Literal["nearest", "nearest-exact", "bilinear", "bicubic", "lanczos"] | None = (
@@ -45,16 +38,16 @@ class Transform(Section):
     )
     """Resampling filter: torchvision's, with antialiasing; `lanczos` is Pillow's. `nearest-exact`
     is what Pillow calls nearest."""
-    channels: Literal["rgb", "gray"] | None = Field(default=None, exclude_if=_is_new)
+    channels: Literal["rgb", "gray"] | None = None
     """What the model sees of colours; left out: what the model says, otherwise `rgb`. `gray`: one
     channel, as Pillow converts to mode `L`."""
-    factory: str | None = Field(default=None, exclude_if=_is_new)
+    factory: str | None = None
     """`package.module:callable` returning your own transform, torchvision v2 included; its prefix
     must be allowed. It is called with a decoded image, a uint8 tensor (3, height, width), and
     returns a uint8 tensor (channels, height, width) of `size_px`; without `size_px`, of the model's
     size, or of any size if the model says none. Besides `size_px`, `mean` and `std` no other field
     has an effect."""
-    args: dict[str, JsonValue] = Field(default_factory=dict, exclude_if=_is_new)
+    args: dict[str, JsonValue] = Field(default_factory=dict)
     """Arguments of `factory`, by name: numbers, text, true and false, lists, mappings."""
     mean: tuple[float, ...] | None = None
     """Means in [0, 1], one per channel, subtracted on the device."""

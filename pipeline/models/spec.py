@@ -123,12 +123,8 @@ class ModelSpec:
         return json.dumps(
             [
                 *(self.name, self.kind, self.code_sha256, self.weights_sha256, self.layer),
-                *([self.weights_key] if self.weights_key else []),
-                *([self.pooling] if self.pooling else []),
-                *([dict(self.args)] if self.args else []),
-                self.input.exact().settings(),
-                len(self.task.labels),
-                *([list(self.task.prompts)] if self.task.prompts else []),
+                *(self.weights_key, self.pooling, dict(self.args), self.input.exact().settings()),
+                *(len(self.task.labels), self.task.prompts),
             ],
             sort_keys=True,
         )
@@ -171,10 +167,9 @@ class ModelSpec:
             "kind": self.kind,
             "code_sha256": self.code_sha256,
             "weights_sha256": self.weights_sha256,
-            # Only if set, so that a retry finds the settings of partitions published earlier.
-            **({"weights_key": self.weights_key} if self.weights_key else {}),
-            **({"pooling": self.pooling} if self.pooling else {}),
-            **({"args": dict(self.args)} if self.args else {}),
+            "weights_key": self.weights_key,
+            "pooling": self.pooling,
+            "args": dict(self.args),
             "transform": self.input.settings(),
             "task": self.task.to_dict(),
             "layer": self.layer,

@@ -39,6 +39,9 @@ from pipeline.storage.store import Store
 _USUAL_UNITS = 1_000
 # These fields decide which files are listed; the files are digested one by one.
 _OF_LISTING = {"storage_options", "follow_links"}
+_SECTION: dict[str, Any] = {"mode": "json", "exclude_defaults": True}
+"""How a section enters a digest: a field that is added leaves the fingerprints of other jobs as
+they are. Who changes a default raises the number of its area in core/semantics.py."""
 _OF_DECODING = {"max_image_bytes", "max_image_px"}
 """Limits that are applied to a row after it was looked up by its content."""
 
@@ -166,7 +169,7 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
             job.source.model_dump(include=_OF_DECODING),
         ),
         row_settings=row_settings(
-            job.source.model_dump(mode="json", exclude=_OF_LISTING | {"uri", "files"}),
+            job.source.model_dump(**_SECTION, exclude=_OF_LISTING | {"uri", "files"}),
             Store(inputs.root).url(""),
             inputs.pass_through,
             task_fields,
@@ -182,7 +185,7 @@ def settings_digest(job: Job, model: ModelSpec) -> str:
     settings = {
         "output_schema_version": OUTPUT_SCHEMA_VERSION,
         "model": model.to_dict(),
-        "source": job.source.model_dump(mode="json", exclude=_OF_LISTING),
+        "source": job.source.model_dump(**_SECTION, exclude=_OF_LISTING),
         "limit_rows": job.run.limit_rows,
     }
     return _digest(settings)
@@ -229,7 +232,7 @@ def fingerprint_parts(job: Job, inputs: Inputs, model: ModelSpec) -> dict[str, A
     pass_through = schema_to_text(inputs.pass_through)
     settings = {
         "output_schema_version": OUTPUT_SCHEMA_VERSION,
-        "source": job.source.model_dump(mode="json", exclude=_OF_LISTING | {"uri"}),
+        "source": job.source.model_dump(**_SECTION, exclude=_OF_LISTING | {"uri"}),
         "limit_rows": job.run.limit_rows,
     }
     return {

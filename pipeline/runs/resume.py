@@ -77,7 +77,7 @@ class _Seen:
         if run_id not in self._of_runs:
             try:
                 self._of_runs[run_id] = json.loads(self._run.store.read_bytes(self._path(run_id)))
-            except FileNotFoundError:  # a version of the package that did not look at it
+            except FileNotFoundError:  # it found none
                 self._of_runs[run_id] = {}
         then = self._of_runs[run_id]
         return any(

@@ -88,31 +88,18 @@ def test_a_stored_plan_reads_back_exactly():
 
 
 @pytest.mark.parametrize(
-    ("fields", "is_told_by_a_number"),
+    "fields",
     [
-        (IMAGE_FIELDS, True),
-        (feature_fields(3), True),
-        (feature_fields(3, ("plan",)), False),
-        (feature_fields(3).with_metadata({"lengths": "2,1"}), False),
-        (text_fields(has_pair=True), False),
+        IMAGE_FIELDS,
+        feature_fields(3),
+        feature_fields(3, ("plan",)),
+        feature_fields(3).with_metadata({"lengths": "2,1"}),
+        text_fields(has_pair=True),
     ],
 )
-def test_the_input_columns_of_a_stored_plan_are_those_that_it_had(
-    fields: pa.Schema, is_told_by_a_number: bool
-):
+def test_the_input_columns_of_a_stored_plan_are_those_that_it_had(fields: pa.Schema):
     plan = replace(example_plan(), fields=fields)
     assert stored(plan).fields.equals(fields, check_metadata=True)
-    # As of before other columns were told.
-    assert ("input_fields" not in json.loads(plan_to_json(plan, "t"))) == is_told_by_a_number
-
-
-def test_a_stored_plan_of_before_there_were_some_fields_has_them_empty():
-    document = json.loads(plan_to_json(example_plan(), "token"))
-    for name in ("batch_tokens", "settings", "fingerprint_parts", "predictor", "row_settings"):
-        del document[name]
-    found = plan_from_json(json.dumps(document).encode(), document["fingerprint"])
-    assert (found.batch_tokens, found.settings, found.row_settings) == (0, "", "")
-    assert (found.fingerprint_parts, found.predictor) == ({}, {})
 
 
 @given(groups=FEW_ROWS, row_bytes=st.floats(0, 1e12))

@@ -32,7 +32,7 @@ def test_names_stay_text_so_that_fingerprints_do():
 def test_a_mapping_dumps_what_was_said_of_it_and_categories_as_text():
     entry = {"column": "plan", "categories": ["pro", 1, True, "1.5"]}
     found = source(entry, {"column": "t", "read_as": "days", "null": 3})
-    assert found.model_dump(mode="json")["features"] == [
+    assert found.model_dump(mode="json", exclude_defaults=True)["features"] == [
         {"column": "plan", "categories": ["pro", "1", "true", "1.5"]},
         {"column": "t", "read_as": "days", "null": 3.0},
     ]

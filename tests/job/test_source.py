@@ -121,10 +121,3 @@ def test_several_inputs_are_sections_of_their_own():
 def test_inputs_that_cannot_be_are_refused(fields: dict[str, Any], words: str):
     with pytest.raises(ValidationError, match=words):
         source(**fields)
-
-
-def test_new_fields_leave_the_fingerprints_of_jobs_without_them():
-    new = {"text_column", "text_pair_column", "max_text_bytes", "image_encoding", "inputs"}
-    assert not new & set(source().model_dump(mode="json"))
-    given = source(text_column="x", text_pair_column="y", max_text_bytes=5)
-    assert {"text_column", "text_pair_column", "max_text_bytes"} < set(given.model_dump())

@@ -52,7 +52,7 @@ def test_what_decides_no_prediction_leaves_the_key(other: ModelSpec):
         ),
         (
             replace(WITH_WEIGHTS, task=replace(WITH_WEIGHTS.task, top_k=1)),
-            "model.top_k 2 -> 1",
+            "model.top_k 2 -> default",
         ),
         (
             replace(WITH_WEIGHTS, task=replace(WITH_WEIGHTS.task, min_score=0.25)),

@@ -60,7 +60,7 @@ def _chosen(
     problem: str,
     allow_import: Sequence[str],
 ) -> TransformSpec:
-    given = {key: value for key, value in wanted.model_dump().items() if value is not None}
+    given = wanted.model_dump(exclude_defaults=True)
     base = default.to_dict() if default else {}
     if wanted.factory is not None:
         return _by_factory(name, wanted.factory, base, given, allow_import)

@@ -33,13 +33,6 @@ Mask = npt.NDArray[np.bool_]
 """bool (N,): rows of a slice that have a prediction."""
 
 
-_ADDED = (
-    *("min_score", "embedding_type", "activation", "aggregation", "prompts"),
-    *("max_detections", "nms_iou", "scores", "prior_corrected", "generation"),
-)
-"""Fields of `TaskSpec` that its JSON form leaves out if they have their default value."""
-
-
 @dataclass(frozen=True)
 class TaskSpec:
     """The settings of a task; for JSON, and can be pickled."""
@@ -80,21 +73,19 @@ class TaskSpec:
     """Tasks that score labels: what the outputs are: see `tasks.scores`."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form for fingerprints and manifests; labels as a digest."""
-        values = asdict(self)
-        labels = values.pop("labels")
-        if not values["postprocess_args"]:
-            del values["postprocess_args"]  # plans and manifests made before it look the same
+        """Return the JSON form for fingerprints and manifests, without defaults.
+
+        So a field that is added leaves the fingerprints of other jobs as they are. Labels are a
+        digest.
+        """
+        usual = {each.name: each.default for each in fields(self)} | {"labels": self.labels}
+        values = {name: value for name, value in asdict(self).items() if value != usual[name]}
         if self.generation is not None and (schema := values["generation"].pop("schema")):
             values["generation"]["schema_sha256"] = hashlib.sha256(schema.encode()).hexdigest()
-        values["num_labels"] = len(labels)
-        values["labels_sha256"] = hashlib.sha256("\n".join(labels).encode()).hexdigest()
-        if values["scores"] == "open":
+        values["num_labels"] = len(self.labels)
+        values["labels_sha256"] = hashlib.sha256("\n".join(self.labels).encode()).hexdigest()
+        if self.scores == "open":
             del values["scores"]  # what the rows decide is no setting
-        # Only if set, so that jobs from before these fields keep their fingerprints.
-        for each in fields(self):
-            if each.name in _ADDED and values.get(each.name) == each.default:
-                del values[each.name]
         plain: dict[str, Any] = json.loads(json.dumps(values))
         return plain
 

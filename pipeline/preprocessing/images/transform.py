@@ -125,28 +125,11 @@ class TransformSpec:
         return replace(self, shrink_on_load=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values; equal specs give equal JSON.
-
-        What came after the first release is left out if it is as it was then.
-        """
-        later = {
-            "resize": (self.resize, "shortest"),
-            "pad_value": (_as_json(self.pad_value), 0),
-            "channels": (self.channels, "rgb"),
-            "crop_start": (self.crop_start, "round"),
-            "factory": (self.factory, None),
-            "args": (dict(self.args), {}),
-            "code_sha256": (self.code_sha256, ""),
-        }
-        optional = {"resize_px": _as_json(self.resize_px), "interpolation": self.interpolation}
-        return {
-            "size_px": _as_json(self.size_px),
-            **{name: value for name, value in optional.items() if value is not None},
-            "mean": [float(value) for value in self.mean],
-            "std": [float(value) for value in self.std],
-            "shrink_on_load": self.shrink_on_load,
-            **{name: value for name, (value, usual) in later.items() if value != usual},
-        }
+        """Return JSON-ready values without defaults; equal specs give equal JSON."""
+        usual = _usual_values()
+        values = {each.name: _as_json(getattr(self, each.name)) for each in fields(self)}
+        values |= {name: [float(value) for value in values[name]] for name in ("mean", "std")}
+        return {name: value for name, value in values.items() if value != usual[name]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TransformSpec:
@@ -157,6 +140,12 @@ class TransformSpec:
         pad = tuple(pad) if isinstance(pad, list) else pad
         changed = {"mean": mean, "std": std, "pad_value": pad}
         return cls(**{"resize_px": None, "interpolation": None, **values, **changed})
+
+
+def _usual_values() -> dict[str, Any]:
+    """Return each field's default, which its JSON form leaves out."""
+    usual = {each.name: each.default for each in fields(TransformSpec)}
+    return usual | {"resize_px": None, "interpolation": None, "args": {}}
 
 
 def sides(size: Size) -> tuple[int, int]:
@@ -239,8 +228,7 @@ def _crop_problems(spec: TransformSpec, resize_px: Size) -> Iterator[str]:
 
 def _factory_problems(spec: TransformSpec) -> Iterator[str]:
     """Yield what is wrong with a spec that has a factory."""
-    usual = {each.name: each.default for each in fields(spec)}
-    usual |= {"resize_px": None, "interpolation": None}
+    usual = _usual_values()
     for name in REPLACED_BY_FACTORY:
         if getattr(spec, name) != usual[name]:
             yield f"{name} has no effect with factory"

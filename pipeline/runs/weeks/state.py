@@ -25,9 +25,6 @@ State = Literal[
 """unpublished: worked on, but nothing came of it. unreadable: what is stored cannot be read. Only a
 job can say of a partition that it is missing or stale."""
 
-_USUAL_TTL_S = 60.0
-"""Where the heartbeat cannot be read."""
-
 
 @dataclass(frozen=True)
 class LastRun:
@@ -44,7 +41,7 @@ class LastRun:
         """Tell whether it still works, as far as its lease says."""
         if self.has_ended:
             return False
-        limit_s = self.heartbeat.ttl_s or _USUAL_TTL_S
+        limit_s = self.heartbeat.ttl_s
         return self.modified is None or (now - self.modified).total_seconds() < limit_s
 
 

@@ -105,9 +105,3 @@ def test_sizes_that_no_image_may_decode_to_are_refused(fields: dict):
 def test_a_section_that_contradicts_itself_is_refused(fields: dict, words: str):
     with pytest.raises(ValidationError, match=words):
         Transform(**fields)
-
-
-def test_a_section_from_before_is_written_as_before():
-    assert list(Transform().model_dump()) == [
-        *("size_px", "resize_px", "interpolation", "mean", "std", "shrink_on_load")
-    ]

@@ -229,16 +229,18 @@ def test_embeddings_of_float16_are_halves_and_too_large_ones_are_not_finite():
     assert pq.read_table(part).equals(table)
 
 
-def test_the_fields_of_new_tasks_leave_older_fingerprints_as_they_were():
-    # The JSON form of a job from before these fields.
-    before = {
-        "kind": "embed", "top_k": 1, "embedding_dim": 3, "l2_norm": False, "outputs": [],
-        "targets": [], "postprocess": None, "postprocess_sha256": "", "num_labels": 0,
-        "labels_sha256": hashlib.sha256(b"").hexdigest(),
+def test_fields_with_their_defaults_are_in_no_fingerprint_so_that_new_ones_change_none():
+    plain = {
+        "kind": "embed", "embedding_dim": 3, "num_labels": 0,
+        "labels_sha256": hashlib.sha256(b"").hexdigest(), "postprocess_args": {},
     }  # fmt: skip
-    assert TaskSpec("embed", embedding_dim=3).to_dict() == before
+    assert TaskSpec("embed", embedding_dim=3).to_dict() == plain
     half = TaskSpec("embed", embedding_dim=3, embedding_type="float16").to_dict()
-    assert half == {**before, "embedding_type": "float16"}
+    assert half == {**plain, "embedding_type": "float16"}
+    assert TaskSpec("embed", embedding_dim=3, min_score=0.0).to_dict() == {
+        **plain,
+        "min_score": 0.0,
+    }
 
 
 def test_regress_gives_a_column_a_target():

@@ -142,14 +142,13 @@ def test_a_spec_survives_json_and_gives_equal_json() -> None:
     assert hash(again) == hash(spec)
 
 
-def test_the_json_of_the_transforms_of_before_is_as_it_was():
+def test_the_json_of_a_transform_leaves_out_defaults():
     assert make_spec().to_dict() == {
         "size_px": 24,
         "resize_px": 27,
         "interpolation": "bilinear",
         "mean": [*MEAN],
         "std": [*STD],
-        "shrink_on_load": False,
     }
 
 

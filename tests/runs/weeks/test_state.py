@@ -44,7 +44,6 @@ def looked_at(
         ({"has_ended": True}, "interrupted", "at 50%, its process is gone"),
         ({"heard_s": 61}, "interrupted", "at 50%, its process is gone"),
         ({"heard_s": 59}, "running", "at 50% on far"),
-        ({"ttl_s": 0.0, "heard_s": 59}, "running", "at 50% on far"),
         ({"ttl_s": 600.0, "heard_s": 599}, "running", "at 50% on far"),
         ({"exit_code": 6, "error": "SIGTERM"}, "interrupted", "at 50%, SIGTERM"),
         ({"exit_code": 3, "failed_gates": ["a", "b"]}, "refused", "gate a, b"),
