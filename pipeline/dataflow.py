@@ -42,7 +42,6 @@ from pipeline.runs.preparing.prepare import prepare
 from pipeline.runs.resume import note_if_published, take_over, tidy_if_free
 from pipeline.runs.settle import settle
 from pipeline.runs.staleness import why_stale
-from pipeline.sources.feature_names import features_told
 from pipeline.storage.errors import options_named
 from pipeline.storage.store import StoredFile
 
@@ -127,8 +126,7 @@ def predict_and_publish(
     if model.kind == "factory" and not model.has_weights:
         warn_random_weights(model.name)
     golden = check_before_ray(run, plan, model)
-    told = features_told(run.job.source, plan.fields)
-    with told, start_executor(run.options.address, progress.phase) as executor:
+    with start_executor(run.options.address, progress.phase) as executor:
         hardware, on_cluster = executor.hardware, executor.on_cluster
         settled = settle(
             *(run, plan, model, hardware, merge), on_cluster=on_cluster, say=progress.phase

@@ -67,12 +67,6 @@ class SystematicFailure(JobError):
         error.failed = failed
         return error
 
-    def with_message(self, message: str) -> SystematicFailure:
-        """Return the same error in other words."""
-        error = SystematicFailure(message)
-        error.failed = self.failed
-        return error
-
 
 def _all(num_rows: int) -> str:
     return "the only row" if num_rows == 1 else f"all {num_rows} rows"

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
 
-from pipeline.core.causes import SystematicFailure
-from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import FEATURES, WIDTHS, is_feature
 from pipeline.job.features import FeatureColumn, FeatureEntry, column_of
 from pipeline.job.source import Source
-from pipeline.sources.features.vectors import categories_of, text_names
+from pipeline.sources.features.vectors import categories_of
 from pipeline.sources.input_columns import fields_of_part
 
 _SHOWN, _MAX_CHARS = 8, 40
-_MISMATCHES = (
-    r"mat1 and mat2 shapes cannot be multiplied \(\d+x(?P<has>\d+) and (?P<takes>\d+)x\d+\)",
-    r"running_mean should contain (?P<has>\d+) elements not (?P<takes>\d+)",
-    r"normalized_shape=\[(?P<takes>\d+)\].*?size\[\d+, (?P<has>\d+)\]",
-    r"size mismatch, got input \(\d+\), mat \(\d+x(?P<has>\d+)\), vec \((?P<takes>\d+)\)",
-    r"size of tensor a \((?P<has>\d+)\) must match the size of tensor b \((?P<takes>\d+)\)",
-    r"index: 1 Got: (?P<has>\d+) Expected: (?P<takes>\d+)",
-)
-"""How torch and ONNX Runtime say that the width of an input does not fit."""
 
 
 class Vector(NamedTuple):
@@ -65,36 +52,18 @@ def vectors_of(source: Source, fields: pa.Schema) -> Mapping[str, Vector]:
     return {name: vector for name, vector in found.items() if vector is not None}
 
 
-def say_which_features(message: str, vectors: Mapping[str, Vector]) -> str:
-    """Name the numbers of a row in the message of a model that takes another number of them."""
-    for pattern in _MISMATCHES:
-        if not (found := re.search(pattern, message)):
-            continue
-        for name, vector in vectors.items():
-            if int(found["has"]) == vector.size:
-                of = f" of input {name!r}" if name else ""
-                told = f"the row has {vector.describe()}{of}, the model takes {found['takes']}"
-                return f"{told}: {message}"
-    return message
-
-
 def _vector(features: Sequence[FeatureEntry], fields: pa.Schema) -> Vector | None:
     if not any(map(is_feature, fields.names)):
         return None
     vector = fields.field(FEATURES) if FEATURES in fields.names else None
     told = (vector.metadata or {}).get(WIDTHS) if vector else None
     widths = json.loads(told) if told else [0] * len(features)
-    if len(widths) != len(features):
-        return None
     size, names = 0, []
     for entry, width in zip(features, widths, strict=True):
         for name, num in _names(entry, width):
             names.append(name)
             size += num
-    # Plans of before do not tell the lengths of lists.
-    num_features = vector.type.list_size if vector else 0
-    is_told = size == num_features + len(text_names(features))
-    return Vector(size, tuple(names)) if is_told else None
+    return Vector(size, tuple(names))
 
 
 def _names(entry: FeatureEntry, width: int) -> Iterator[tuple[str, int]]:
@@ -113,22 +82,3 @@ def _names(entry: FeatureEntry, width: int) -> Iterator[tuple[str, int]]:
         yield f"{name}[0..{width - 1}]", width
     else:
         yield name, 1
-
-
-@contextlib.contextmanager
-def features_told(source: Source, fields: pa.Schema) -> Iterator[None]:
-    """Say in errors about the width of a vector which numbers it has, and how many fit.
-
-    Args:
-        fields: The columns of the input, as a plan has them.
-    """
-    try:
-        yield
-    except JobError as error:
-        message = str(error)
-        told = say_which_features(message, vectors_of(source, fields))
-        if told == message:
-            raise
-        if isinstance(error, SystematicFailure):
-            raise error.with_message(told) from None
-        raise JobError(told) from None

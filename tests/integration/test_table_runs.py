@@ -101,17 +101,6 @@ def test_a_retried_row_has_the_categories_of_its_version(tmp_path: Path) -> None
     assert totals(tmp_path) == expected("pro", "basic", known=["basic", "pro"])
 
 
-def test_a_model_of_another_width_ends_the_run_with_both_lengths(tmp_path: Path) -> None:
-    write(tmp_path / "in" / "a.parquet", "pro", "basic")
-    job = job_of(tmp_path, factory="models:sums_of_two", categories=["basic", "pro"],
-                 encoding="one_hot")  # fmt: skip
-    ended = pipeline("run", job, *AT)
-    assert ended.code == 2
-    words = "the row has 3 features (n, plan=basic, plan=pro), the model takes 2"
-    assert words in ended.json["error"]
-    assert words in ended.stderr
-
-
 def test_a_bad_list_ends_the_run_in_one_line_with_a_report(tmp_path: Path) -> None:
     write(tmp_path / "in" / "a.parquet", "pro")
     (tmp_path / "plans.json").write_text('["pro", null]')

@@ -1,4 +1,4 @@
-"""Which column makes which number is told for every kind of feature, and in errors of models."""
+"""Which column makes which number is told for every kind of feature."""
 
 from __future__ import annotations
 
@@ -6,18 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnxruntime
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from support.inputs.shard_columns import features_of, read_all, source_of
-from support.models import onnx_files
-from torch import nn
 
 from pipeline.job.source import Source
-from pipeline.sources.feature_names import Vector, say_which_features, vectors_of
+from pipeline.sources.feature_names import Vector, vectors_of
 from pipeline.sources.inputs import list_inputs
 
 FEATURES: tuple[Any, ...] = (
@@ -67,18 +62,6 @@ def test_several_inputs_have_a_vector_each(tmp_path: Path):
     )
     found = vectors_of(mine, list_inputs(mine, max_extent_rows=9).fields)
     assert found == {"x": Vector(1, ("a",)), "z": Vector(2, ("b", "a"))}
-    message = "mat1 and mat2 shapes cannot be multiplied (8x2 and 3x4)"
-    assert say_which_features(message, found).startswith(
-        "the row has 2 features (b, a) of input 'z', the model takes 3: mat1"
-    )
-
-
-def test_what_an_old_plan_does_not_tell_is_left_out(tmp_path: Path):
-    mine = source(tmp_path, "parquet")
-    fields = list_inputs(mine, max_extent_rows=9).fields
-    plain = pa.schema([fields.field("features").remove_metadata()])
-    assert vectors_of(mine, plain) == {}
-    assert vectors_of(mine, pa.schema([])) == {}
 
 
 def test_long_vectors_and_hostile_names_are_made_short():
@@ -88,34 +71,3 @@ def test_long_vectors_and_hostile_names_are_made_short():
     )
     assert Vector(1, ("a\x1b]0;x\x07\nb" + "c" * 99,)).describe().isprintable()
     assert Vector(1, ("n",)).describe() == "1 feature (n)"
-
-
-def onnx_raises(width: int) -> None:
-    data = onnx_files.features_model().SerializeToString()
-    onnxruntime.InferenceSession(data).run(None, {"x": np.zeros((2, width), np.float32)})
-
-
-TAKES = 6
-LAYERS = {
-    "linear": nn.Linear(TAKES, 4),
-    "batch norm": nn.BatchNorm1d(TAKES),
-    "layer norm": nn.LayerNorm(TAKES),
-    "vector": lambda x: torch.mv(x, torch.zeros(TAKES)),
-    "scale": lambda x: x * torch.zeros(TAKES),
-    "onnx": lambda x: onnx_raises(x.shape[1]),
-}
-
-
-@pytest.mark.parametrize("layer", LAYERS)
-def test_both_lengths_are_said_as_the_libraries_word_them(layer: str):
-    names = ("age", "plan=basic", "plan=plus", "vec[0..8]")
-    with pytest.raises(Exception) as caught:  # noqa: PT011  # each library has its own
-        LAYERS[layer](torch.zeros(2, 12))  # type: ignore[operator]
-    message = str(caught.value)
-    told = say_which_features(message, {"": Vector(12, names)})
-    assert told == (
-        "the row has 12 features (age, plan=basic, plan=plus, vec[0..8]), the model takes 6: "
-        + message
-    )
-    assert say_which_features(message, {"": Vector(11, names)}) == message
-    assert say_which_features("another error 12", {"": Vector(12, names)}) == "another error 12"

@@ -31,7 +31,6 @@ from pipeline.models.tasks.scores import scores_told
 from pipeline.planning.plan import Plan
 from pipeline.preprocessing.images.own_transform import own_transform, try_step
 from pipeline.runs.builders import make_reader, plain_predictor_config, trial_bytes
-from pipeline.sources.feature_names import features_told
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
 from pipeline.sources.units import Unit, only_rows
@@ -159,7 +158,7 @@ def preview_row(job: Job, plan: Plan, model: ModelSpec) -> Preview:
         max_bytes=trial_bytes(job, model),
         is_silent=True,
     )
-    with contextlib.closing(child), features_told(job.source, plan.fields):
+    with contextlib.closing(child):
         ended = child.start()
         if ended is not None:
             raise JobError(f"model {model.name}: cannot be loaded: {_why(ended)}")
