@@ -133,18 +133,23 @@ class OnnxModule(torch.nn.Module):
 
     def feeds(self, tensors: Mapping[str, torch.Tensor]) -> Feeds:
         """Return tensors as the file takes them: dtype, order of axes, length of padded texts."""
-        found = {}
+        if self.has_columns:
+            return {n: self._column(n, each.detach().cpu().numpy()) for n, each in tensors.items()}
+        return {name: each.cpu().numpy() for name, each in self._fed(tensors).items()}
+
+    def _fed(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Do the same where the tensors are."""
+        fed = {}
         for name, tensor in tensors.items():
             values = tensor.detach()
             if self._facts.layout == "NHWC":
                 values = values.permute(0, 2, 3, 1)
-            array = values.cpu().numpy()
-            if self.has_columns:
-                found[name] = self._column(name, array)
-                continue
-            array = self._padded(array.astype(self._dtypes[name], copy=False))
-            found[name] = np.ascontiguousarray(array)
-        return found
+            values = values.to(getattr(torch, self._dtypes[name]))
+            if (wanted := self._facts.max_tokens) is not None:
+                missing = max(0, wanted - values.shape[1])
+                values = torch.nn.functional.pad(values, (0, missing))
+            fed[name] = values.contiguous()
+        return fed
 
     def _column(self, name: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return a column as the file takes it, (B, 1) or (B), of its type.
@@ -179,9 +184,11 @@ class OnnxModule(torch.nn.Module):
             )
         first = next(iter(given.values()))
         if self._device_engine is not None:
-            outputs = self._run_on_device(self._device_engine, given, len(first))
+            outputs = self._run(self._device_engine, self._fed(given), len(first), torch.cat)
         else:
-            arrays = self._run(self.feeds(given), len(first))
+            if self._engine is None:
+                self.open()
+            arrays = self._run(self._engine, self.feeds(given), len(first), np.concatenate)
             outputs = [torch.from_numpy(array).to(first.device) for array in arrays]
         if self._facts.max_tokens is not None:
             outputs = [self._cut(output, first.shape[1]) for output in outputs]
@@ -189,47 +196,15 @@ class OnnxModule(torch.nn.Module):
             return outputs[0]
         return dict(zip(self.output_names, outputs, strict=True))
 
-    def _run(self, feeds: Feeds, num_rows: int) -> Sequence[npt.NDArray[Any]]:
+    def _run(self, engine: Any, fed: Any, num_rows: int, join: Callable[[Any], Any]) -> list[Any]:
         """Run B rows; in pieces, padded with the rows of the batch, if the file wants a number."""
-        if self._engine is None:
-            self.open()
-        assert self._engine is not None, "open() has set it"
-        size = self._facts.batch_size
-        if size is None or size == num_rows:
-            return self._engine(feeds)
-        pieces = []
-        for start in range(0, num_rows, size):
-            rows = np.arange(start, start + size) % num_rows
-            pieces.append(self._engine({name: array[rows] for name, array in feeds.items()}))
-        return [np.concatenate(each)[:num_rows] for each in zip(*pieces, strict=True)]
-
-    def _run_on_device(
-        self, engine: DeviceEngine, given: Mapping[str, torch.Tensor], num_rows: int
-    ) -> list[torch.Tensor]:
-        """Do what `feeds` and `_run` do, without leaving the device."""
-        fed, size = {}, self._facts.batch_size
-        for name, tensor in given.items():
-            is_turned = self._facts.layout == "NHWC"
-            values = tensor.permute(0, 2, 3, 1) if is_turned else tensor
-            values = values.to(getattr(torch, self._dtypes[name]))
-            if (wanted := self._facts.max_tokens) is not None:
-                missing = max(0, wanted - values.shape[1])
-                values = torch.nn.functional.pad(values, (0, missing))
-            fed[name] = values.contiguous()
-        if size is None or size == num_rows:
+        size = self._facts.batch_size or num_rows
+        if size == num_rows:
             return list(engine(fed))
-        pieces = []
-        for start in range(0, num_rows, size):
-            rows = torch.arange(start, start + size, device=values.device) % num_rows
-            pieces.append(engine({name: values[rows] for name, values in fed.items()}))
-        return [torch.cat(tuple(each))[:num_rows] for each in zip(*pieces, strict=True)]
-
-    def _padded(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Pad token ids (B, L) with zeros to the length that the file takes, if it takes one."""
-        wanted = self._facts.max_tokens
-        if wanted is None or array.shape[1] >= wanted:
-            return array
-        return np.pad(array, ((0, 0), (0, wanted - array.shape[1])))
+        starts = range(0, num_rows, size)
+        rows = [[row % num_rows for row in range(start, start + size)] for start in starts]
+        pieces = [engine({name: each[part] for name, each in fed.items()}) for part in rows]
+        return [join(each)[:num_rows] for each in zip(*pieces, strict=True)]
 
     def _cut(self, output: torch.Tensor, num_tokens: int) -> torch.Tensor:
         """Take the padding of the token ids off an output per token, (B, L, ...)."""

@@ -10,7 +10,9 @@ import onnx
 import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 from support.models import onnx_files
+from support.models.onnx_files import place_apart
 
 from pipeline.models.directories.onnx.file import read_onnx_facts
 from pipeline.models.onnx_module import OnnxModule
@@ -119,3 +121,27 @@ def test_the_digest_of_all_its_files_is_among_its_tensors(tmp_path: Path):
     beside = tmp_path / "weights.bin"
     beside.write_bytes(beside.read_bytes()[:-4] + b"\0\0\0\0")
     assert not torch.equal(OnnxModule.of(path).get_buffer("sha256"), before)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (onnx_files.features_model(opsets=[("", 999)]), "opset"),
+        (place_apart(onnx_files.features_model(), location="../w.bin", length="192"), "escapes"),
+        (place_apart(onnx_files.features_model(), location="link.bin", length="192"), "escapes"),
+        (place_apart(onnx_files.features_model(), location="cut.bin", length="192"), "w offset: 0"),
+    ],
+    ids=["version", "outside", "link", "cut"],
+)
+def test_what_onnxruntime_does_not_run_it_refuses_to_open(
+    tmp_path: Path, model: onnx.ModelProto, words: str
+):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (tmp_path / "w.bin").write_bytes(bytes(1000))
+    (folder / "link.bin").symlink_to(tmp_path / "w.bin")
+    (folder / "cut.bin").write_bytes(b"short")
+    path = onnx_files.save(model, folder / "m.onnx")
+    module = OnnxModule(path, read_onnx_facts(path).module)
+    with pytest.raises(Fail, match=words):
+        module.open()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.core.cache.node_cache import cached_folder, key_of
 from pipeline.core.errors import JobError
 from pipeline.models.directories.onnx.graph import (
     MAX_FILE_BYTES,
-    check_head,
+    check_is_here,
     external_files,
     is_inside,
     name_of,
@@ -41,12 +40,12 @@ def choose_onnx(store: Store, name: str) -> list[StoredFile]:
 
     def write(folder: Path) -> None:
         with store.open(name) as file:
-            check_head(place, file, found.size_bytes)
-        (folder / _NAMES).write_text(json.dumps(_external_names(place, store.read_bytes(name))))
+            check_is_here(place, file)
+        (folder / _NAMES).write_text(json.dumps(_external_files(place, store.read_bytes(name))))
 
     key = key_of(["external data", place, found.size_bytes, found.version], ("onnx",))
-    names = json.loads((cached_folder(key, write) / _NAMES).read_text())
-    beside = [_beside(store, name, each) for each in names]
+    files = json.loads((cached_folder(key, write) / _NAMES).read_text())
+    beside = [_beside(store, name, *each) for each in files.items()]
     return sorted([found, *beside], key=lambda file: file.path)
 
 
@@ -56,7 +55,7 @@ def onnx_file_of(folder: Path) -> Path | None:
     return found[0] if len(found) == 1 else None
 
 
-def _external_names(place: str, data: bytes) -> Sequence[str]:
+def _external_files(place: str, data: bytes) -> dict[str, int]:
     try:
         import onnx
     except ImportError:
@@ -70,7 +69,7 @@ def _external_names(place: str, data: bytes) -> Sequence[str]:
     return external_files(model)
 
 
-def _beside(store: Store, name: str, location: str) -> StoredFile:
+def _beside(store: Store, name: str, location: str, least_bytes: int) -> StoredFile:
     what = f"a tensor lies in {name_of(location)}"
     if not is_inside(location) or location.endswith(SUFFIX):
         raise refusal(store.url(name), f"{what}, outside the directory of the file itself; refused")
@@ -81,4 +80,10 @@ def _beside(store: Store, name: str, location: str) -> StoredFile:
     found = store.stat(location)
     if found is None:
         raise refusal(store.url(name), f"{what}, and there is no such file beside it")
+    if found.size_bytes < least_bytes:
+        raise refusal(
+            store.url(name),
+            f"{what} up to byte {least_bytes}, and that file has {found.size_bytes} bytes: cut off "
+            "or damaged? copy it again",
+        )
     return found

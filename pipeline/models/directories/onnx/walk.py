@@ -21,7 +21,8 @@ _DROPOUTS = {
     "ai.onnx": ("Dropout",),
     "com.microsoft": ("BiasDropout", "BitmaskDropout", "BitmaskBiasDropout"),
 }
-"""They do nothing, unless their last input says that the model is in training."""
+"""They do nothing, unless their last input says that the model is in training; that must be absent,
+or an initializer of the same graph."""
 _TRAINING_INPUT = {"Dropout": 2, "BitmaskDropout": 2, "BiasDropout": 4, "BitmaskBiasDropout": 4}
 
 
@@ -52,8 +53,8 @@ def random_operator(model: onnx.ModelProto) -> onnx.NodeProto | None:
 
     A seed does not help: it is set once for a session, whose batches then draw one after the other.
     """
-    off: set[str] | None = None
     for body in bodies(model.graph, *model.functions):
+        off = {each.name for each in getattr(body, "initializer", ()) if _is_false(each)}
         node: onnx.NodeProto
         for node in body.node:
             if node.op_type in _RANDOM.get(node.domain, ()):
@@ -62,28 +63,9 @@ def random_operator(model: onnx.ModelProto) -> onnx.NodeProto | None:
                 continue
             at = _TRAINING_INPUT[node.op_type]
             switch = node.input[at] if at < len(node.input) else ""
-            if off is None:
-                off = _always_false(model)
             if switch and switch not in off:
                 return node
     return None
-
-
-def _always_false(model: onnx.ModelProto) -> set[str]:
-    """Return the names that are a constant of value false wherever they are used."""
-    found, others = set[str](), set[str]()
-    for body in bodies(model.graph, *model.functions):
-        constants = {each.name: each for each in getattr(body, "initializer", ())}
-        for node in body.node:
-            values = [a.t for a in node.attribute if a.name == "value"]
-            if node.op_type == "Constant" and len(values) == len(node.output) == 1:
-                constants[node.output[0]] = values[0]
-            others |= {*node.output} - constants.keys()
-        inputs = {getattr(each, "name", each) for each in body.input}  # of functions, names
-        others |= inputs - constants.keys()
-        for name, tensor in constants.items():
-            (found if _is_false(tensor) else others).add(name)
-    return found - others
 
 
 def _is_false(tensor: onnx.TensorProto) -> bool:

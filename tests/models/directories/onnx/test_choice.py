@@ -72,16 +72,31 @@ def test_it_is_read_from_an_object_store(s3: S3Server, tmp_path: Path):
     assert directory.sha256 == open_facts(str(path), {}, "features")[0].sha256
 
 
-@pytest.mark.parametrize("location", ["../outside.bin", "/etc/passwd", "link.bin", "missing.bin"])
-def test_nothing_outside_its_directory_is_copied(tmp_path: Path, location: str):
+@pytest.mark.parametrize(
+    ("location", "words"),
+    [
+        ("/etc/passwd", "lies in '/etc/passwd', outside the directory of the file"),
+        ("../outside.bin", "outside the directory of the file"),
+        ("a/../../outside.bin", "outside the directory of the file"),
+        ("..\\outside.bin", "outside the directory of the file"),
+        ("C:outside.bin", "outside the directory of the file"),
+        ("", "outside the directory of the file"),
+        ("missing.bin", "there is no such file beside it"),
+        ("link.bin", "which is a link; refused"),
+        ("folder/outside.bin", "which is a link; refused"),
+        ("short.bin", "up to byte 192, and that file has 5 bytes: cut off"),
+        ("line\nbreak", "there is no such file beside it"),
+    ],
+)
+def test_nothing_outside_its_directory_is_copied(tmp_path: Path, location: str, words: str):
     (tmp_path / "outside.bin").write_bytes(bytes(1000))
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "link.bin").symlink_to(tmp_path / "outside.bin")
+    (folder / "folder").symlink_to(tmp_path)
+    (folder / "short.bin").write_bytes(b"short")
     model = onnx_files.place_apart(onnx_files.features_model(), location=location, length="192")
-    words = {"link.bin": "which is a link", "missing.bin": "no such file beside it"}
-    message = refusal(onnx_files.save(model, folder / "m.onnx"))
-    assert words.get(location, "outside the directory") in message
+    assert words in refusal(onnx_files.save(model, folder / "m.onnx"))
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path):

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import helper
 from support.models import onnx_files
-from support.models.onnx_files import FLOAT, INT64, make_model, place_apart, save, save_apart, value
+from support.models.onnx_files import FLOAT, INT64, make_model, save, save_apart, value
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories.facts import DirectoryFacts
@@ -110,7 +110,7 @@ def test_initializers_among_the_inputs_are_no_inputs(tmp_path: Path):
 def test_weights_may_lie_beside_the_file(tmp_path: Path):
     path = save_apart(onnx_files.features_model(), tmp_path / "m.onnx")
     assert read_onnx_facts(path).input == "features"
-    assert onnx_graph.external_files(onnx_graph.parse_onnx(path)) == ["weights.bin"]
+    assert list(onnx_graph.external_files(onnx_graph.parse_onnx(path))) == ["weights.bin"]
 
 
 def test_operators_that_onnxruntime_brings_and_functions_of_the_file_are_taken(tmp_path: Path):
@@ -161,44 +161,6 @@ def test_a_function_that_calls_itself_is_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("location", "words"),
-    [
-        ("/etc/passwd", "lies in '/etc/passwd', outside the directory of the file"),
-        ("../outside.bin", "outside the directory of the file"),
-        ("a/../../outside.bin", "outside the directory of the file"),
-        ("..\\outside.bin", "outside the directory of the file"),
-        ("C:outside.bin", "outside the directory of the file"),
-        ("", "outside the directory of the file"),
-        ("missing.bin", "there is no such file beside it"),
-        ("link.bin", "which is a link; refused"),
-        ("folder/weights.bin", "which is a link; refused"),
-        ("short.bin", "up to byte 192, and that file has 5 bytes: cut off"),
-        ("line\nbreak", "there is no such file beside it"),
-    ],
-)
-def test_external_data_lies_beside_the_file_or_is_refused(
-    tmp_path: Path, location: str, words: str
-):
-    outside = tmp_path / "outside.bin"
-    outside.write_bytes(bytes(1000))
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "short.bin").write_bytes(b"short")
-    (folder / "link.bin").symlink_to(outside)
-    (tmp_path / "weights.bin").write_bytes(bytes(1000))
-    (folder / "folder").symlink_to(tmp_path)
-    model = place_apart(onnx_files.features_model(), location=location, length="192")
-    assert words in refusal(model, folder)
-
-
-@pytest.mark.parametrize("offset", ["-1", "x", "9" * 30])
-def test_an_offset_that_cannot_be_is_refused(tmp_path: Path, offset: str):
-    (tmp_path / "w.bin").write_bytes(bytes(1000))
-    model = place_apart(onnx_files.features_model(), location="w.bin", offset=offset, length="192")
-    assert "damaged?" in refusal(model, tmp_path) or offset in refusal(model, tmp_path)
-
-
-@pytest.mark.parametrize(
     ("data", "words"),
     [
         (b"", "it has no graph"),
@@ -222,19 +184,6 @@ def test_a_file_above_the_limit_is_not_read(tmp_path: Path):
 def test_too_many_operators_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(onnx_graph, "MAX_NODES", 2)
     assert "has more than 2 operators" in refusal(onnx_files.features_model(), tmp_path)
-
-
-@pytest.mark.parametrize("opsets", [[("", 999)], [("", 17), ("ai.onnx.ml", 99)]])
-def test_a_version_that_onnxruntime_does_not_know_is_refused(tmp_path: Path, opsets: Any):
-    found = refusal(onnx_files.features_model(opsets=opsets), tmp_path)
-    assert f"opset ai.onnx {opsets[0][1]}" in found
-    assert "install a newer onnxruntime, or export it with an older opset" in found
-
-
-def test_a_newer_form_of_the_file_is_refused(tmp_path: Path):
-    model = onnx_files.features_model()
-    model.ir_version = 999
-    assert "(IR 999, opset ai.onnx 17)" in refusal(model, tmp_path)
 
 
 @pytest.mark.parametrize(
