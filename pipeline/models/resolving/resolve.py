@@ -24,14 +24,14 @@ from pipeline.models.records.grammar import Grammar
 from pipeline.models.resolving.audio_choice import choose_audio
 from pipeline.models.resolving.cards import FoundModel, find_card, of_weights
 from pipeline.models.resolving.prompt_choice import choose_prompt
-from pipeline.models.resolving.taken_images import require_image_fits, warn_of_convolutions
+from pipeline.models.resolving.taken_images import require_image_fits
 from pipeline.models.resolving.task_choice import choose_task, prompt_texts, task_name
 from pipeline.models.resolving.text_choice import choose_text
 from pipeline.models.resolving.transform_choice import choose_transform
 from pipeline.models.spec import EAGER, ModelSpec
 from pipeline.models.tasks import task_class
 from pipeline.models.tasks.base import TaskSpec
-from pipeline.models.weights.weights import open_weights, weights_digest
+from pipeline.models.weights.weights import weights_digest
 from pipeline.models.weights.weights_file import WEIGHT_SUFFIXES, check_suffix
 from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.model_input import Input, InputSettings
@@ -97,8 +97,6 @@ def resolve_model(
         weights_sha256 = card.directory.sha256
     elif weights_sha256 is None:
         weights_sha256 = weights_digest(weights_uri, model.weights_sha256, model.storage_options)
-    if images is not None and card.kind == "factory":
-        _warn_of_weights(weights_uri or "", model.storage_options, images)
     return ModelSpec(
         name=card.name,
         kind=card.kind,
@@ -188,12 +186,6 @@ def _weights_uri(card: FoundModel, model: Model) -> str | None:
                 "model.weights_key: safetensors hold names and tensors only; leave it out"
             )
     return uri
-
-
-def _warn_of_weights(uri: str, storage_options: Mapping[str, Any], images: TransformSpec) -> None:
-    if uri.endswith(".safetensors"):
-        with open_weights(uri, storage_options) as file:
-            warn_of_convolutions(uri, file, images)
 
 
 def _choose_input(

@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Mapping
-from typing import Any, BinaryIO
-
 from pipeline.core.errors import JobError
 from pipeline.job.transform_words import CHANNELS
 from pipeline.models.directories.facts import ImageContract
 from pipeline.preprocessing.images.transform import TransformSpec
-
-log = logging.getLogger(__name__)
-
-_LENGTH_BYTES = 8
-_MOST_CHANNELS = 4
 
 
 def require_image_fits(name: str, taken: ImageContract, transform: TransformSpec) -> None:
@@ -64,30 +54,3 @@ def _refuse_one_size(name: str, taken: ImageContract) -> None:
 
 def _plural(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
-
-
-def warn_of_convolutions(uri: str, file: BinaryIO, transform: TransformSpec) -> None:
-    """Log that no convolution in a file of safetensors takes the channels that the transform gives.
-
-    It is no error: the code around the convolutions may turn channels into others.
-
-    Args:
-        uri: The file, for the message.
-        file: Open at its start; its header was checked.
-    """
-    length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-    shapes = _convolutions(json.loads(file.read(length)))
-    count = transform.num_channels
-    few = [name for name, shape in shapes.items() if shape[1] <= _MOST_CHANNELS]
-    if few and all(shape[1] != count for shape in shapes.values()):
-        first = min(few)
-        log.warning(
-            "%s: none of its convolutions takes %s, as transform gives; %s takes %d",
-            *(uri, _plural(count, "channel"), first, shapes[first][1]),
-        )
-
-
-def _convolutions(header: Mapping[str, Any]) -> dict[str, list[int]]:
-    """Return the shapes (out, in, height, width) of the weights of convolutions."""
-    shapes = {name: each.get("shape") for name, each in header.items() if name != "__metadata__"}
-    return {name: shape for name, shape in shapes.items() if shape and len(shape) == 4}

@@ -5,12 +5,11 @@ Pickled modules, TorchScript and .pt2 archives are code and refused.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import re
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, BinaryIO
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
 from pipeline.models.weights.weights_file import SAVE, check_suffix, check_weights
@@ -74,18 +73,6 @@ def read_weights(
     if not isinstance(state, dict):
         raise JobError(f"{uri}: holds a {type(state).__name__}, expected names and tensors; {SAVE}")
     return state
-
-
-@contextlib.contextmanager
-def open_weights(uri: str, storage_options: Mapping[str, Any]) -> Iterator[BinaryIO]:
-    """Open a weights file at its start.
-
-    Raises:
-        JobError: There is none.
-    """
-    store, name, _ = _require_file(uri, storage_options)
-    with store.open(name) as file:
-        yield file
 
 
 def weights_bytes(uri: str, storage_options: Mapping[str, Any]) -> int:

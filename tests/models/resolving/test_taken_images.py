@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -91,31 +90,3 @@ def test_an_onnx_file_of_any_size_takes_any_size(tmp_path: Path):
     assert (
         resolve(model, {**RGB, "size_px": [20, 30], "resize_px": 32}).input.transform.width_px == 30
     )
-
-
-@pytest.mark.parametrize(
-    ("channels", "transform", "words"),
-    [
-        (3, RGB, ""),
-        (1, GRAY, ""),
-        (
-            1,
-            RGB,
-            "none of its convolutions takes 3 channels, as transform gives; stem.weight takes 1",
-        ),
-        (12, RGB, ""),
-    ],
-)
-def test_weights_of_a_factory_of_other_channels_are_told(
-    channels: int, transform: dict, words: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-):
-    model = {
-        "factory": "models:colours",
-        "labels": models.LABELS,
-        "weights": state(tmp_path, channels),
-    }
-    with caplog.at_level(logging.WARNING):
-        resolve(model, transform)
-    messages = [record.getMessage() for record in caplog.records]
-    assert len(messages) == bool(words)
-    assert words in "".join(messages)
