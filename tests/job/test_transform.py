@@ -98,7 +98,10 @@ def test_what_changes_nothing_may_stand_beside_a_factory():
     [
         ({"mean": None}, "models:colours brings no mean and std; give mean, one value for each ch"),
         ({"std": [1.0]}, "mean and std must have 3 values each"),
-        ({"args": {"size": 1}}, r"does not take size \(transform\.args\)"),
+        (
+            {"args": {"size": 1}},
+            r"unexpected keyword argument 'size', with those of transform\.args",
+        ),
     ],
 )
 def test_what_is_missing_or_does_not_fit_is_an_error(fields: dict[str, Any], words: str):

@@ -100,21 +100,14 @@ def check_arguments(
         JobError: Required arguments are missing, or there are some that it does not take.
     """
     try:
-        parameters = inspect.signature(function).parameters.values()
+        signature = inspect.signature(function)
     except (TypeError, ValueError):  # some built-in functions have no signature
         return
-    by_name = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    nameless = [p for p in parameters if p.kind == p.POSITIONAL_ONLY]
-    names = {p.name for p in by_name}
-    takes_all = any(p.kind == p.VAR_KEYWORD for p in parameters)
-    needed = [p.name for p in (*nameless, *by_name) if p.default is p.empty and p.name not in args]
-    unknown = [] if takes_all else [name for name in args if name not in names]
     section, _, last = field.rpartition(".")
     where = f"{section}.args" if last == "factory" else f"{field}_args"
-    problems = [
-        *([f"needs {', '.join(needed)}, and {where} does not have it"] if needed else []),
-        *([f"does not take {', '.join(unknown)} ({where})"] if unknown else []),
-    ]
-    if problems:
-        takes = "anything by name" if takes_all else ", ".join(sorted(names)) or "no arguments"
-        raise JobError(f"{field} = {target!r}: {'; '.join(problems)}; it takes {takes}")
+    try:
+        signature.bind(**args)
+    except TypeError as error:
+        raise JobError(
+            f"{field} = {target!r}: {error}, with those of {where}; it takes {signature}"
+        ) from None

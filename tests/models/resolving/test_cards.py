@@ -83,8 +83,8 @@ def test_a_classifier_has_no_family_and_a_layer_of_a_detector_may_be_taken() -> 
     [
         (
             {"factory": "models:wants_a_name"},
-            "model.factory = 'models:wants_a_name': needs name, and model.args does not "
-            "have it; it takes name",
+            "model.factory = 'models:wants_a_name': missing a required argument: 'name', with "
+            "those of model.args; it takes (name: 'str') -> 'nn.Module'",
         )
     ],
 )

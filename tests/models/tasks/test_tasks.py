@@ -401,7 +401,10 @@ def test_a_postprocess_is_built_once_for_all_slices(
 @pytest.mark.parametrize(
     ("factory", "words"),
     [
-        ("models:wants_outputs", "needs outputs, and model.postprocess_args does not have it"),
+        (
+            "models:wants_outputs",
+            "missing a required argument: 'outputs', with those of model.postprocess",
+        ),
         ("models:raises", "failed: OSError: no licence (models.py line "),
         ("models:no_schema", "it returned a function"),
         ("models:LABELS", None),

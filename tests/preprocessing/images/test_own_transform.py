@@ -177,7 +177,11 @@ def test_lack_of_memory_is_named_as_such():
             r"failed: OSError: no licence \(own_transforms.py line \d+\)",
         ),
         ("own_transforms:whole", {}, r"is a transform itself \(Resize\); name a function that ret"),
-        ("own_transforms:squeezed", {"size": 3}, r"does not take size \(transform\.args\)"),
+        (
+            "own_transforms:squeezed",
+            {"size": 3},
+            r"unexpected keyword argument 'size', with those of transform\.args",
+        ),
         ("own_transforms:missing", {}, "own_transforms has no callable missing"),
         ("no_such_module:make", {}, "cannot import: ModuleNotFoundError"),
     ],
