@@ -42,7 +42,7 @@ def inspect(
     uri: OutputUri,
     partition: PartitionOption = None,
     html: Annotated[Path | None, typer.Option(help="Write a page here.")] = None,
-    samples: Annotated[int, typer.Option(min=0, help="Rows of each sheet of that page.")] = 8,
+    samples: Annotated[int, typer.Option(min=0, help="Least certain rows on that page.")] = 8,
     storage_options: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:

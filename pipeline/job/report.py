@@ -13,6 +13,6 @@ class Report(Section):
     """What `report.html` shows of the rows."""
 
     samples: Annotated[int, Field(ge=0, le=24)] = 8
-    """Rows of each sheet: the least certain, the most certain ones of as many classes, and the
-    quarantine, with small pictures (176 px) or the first 280 characters of texts. The page stays
-    below 1 MiB; 24 at most. 0: no sheet, and nothing of the input is on the page."""
+    """How many of the least certain rows it shows, with small pictures (176 px) or the first 280
+    characters of texts. The page stays below 1 MiB; 24 at most. 0: none, and nothing of the input
+    is on the page."""

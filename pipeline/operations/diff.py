@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -24,7 +24,7 @@ from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import LABEL
 from pipeline.operations.published.output import Partition, open_output
-from pipeline.operations.published.pages import movers_html, write_page
+from pipeline.operations.published.pages import write_page
 from pipeline.report.showing.notebook import facts_html, table_html
 from pipeline.report.showing.pages import page_html
 from pipeline.report.showing.printed import Printed
@@ -42,8 +42,6 @@ class Diff(Printed):
     """What differs between two versions; it prints as a summary."""
 
     found: Difference
-    later: Partition | None = field(default=None, repr=False, compare=False)
-    """The later version; with it a page shows what its rows were predicted from."""
 
     @property
     def summary(self) -> str:
@@ -81,20 +79,16 @@ class Diff(Printed):
         """Return the JSON form; of long lists the first entries."""
         return self.found.to_dict()
 
-    def to_html(self, path: str | os.PathLike[str], movers: int = 12) -> None:
+    def to_html(self, path: str | os.PathLike[str]) -> None:
         """Write one page that loads nothing, all values escaped.
 
         Args:
             path: A local file.
-            movers: Of so many of the rows that differ most it has the pictures or texts that they
-                were predicted from; 0: the input is not read.
 
         Raises:
             JobError: It cannot be written.
         """
-        said = {m.row_id: f"{_short(m.before)} -> {_short(m.now)}" for m in self.movers(movers)}
-        shown = movers_html(self.later, said) if self.later and said else ""
-        write_page(page_html(self.summary, self._pieces(), shown), Path(path))
+        write_page(page_html(self.summary, self._pieces()), Path(path))
 
     def shown(self) -> dict[str, Any]:
         """Return what a terminal has room for."""
@@ -182,7 +176,7 @@ def diff(
         found = compare_versions(
             *versions, tolerance=tolerance, num_movers=_KEPT, write_rows=write_rows
         )
-    return Diff(found, sides[1])
+    return Diff(found)
 
 
 def _partition_at(place: Place, options: Mapping[str, Any]) -> Partition:

@@ -30,7 +30,7 @@ def inspect(
         partition: Which partition; None takes all there are.
         html: A local file that gets the same as a page, with rows beside what they were predicted
             from.
-        samples: The most rows of each sheet of that page; 0: the input is not read.
+        samples: The most rows on that page; 0: the input is not read.
         storage_options: fsspec options, for that page those of the input, too.
 
     Raises:

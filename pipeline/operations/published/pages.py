@@ -1,4 +1,4 @@
-"""Pages of published rows: that of `inspect --html`, and the largest movers of `diff`."""
+"""The page of `inspect --html`."""
 
 from __future__ import annotations
 
@@ -6,19 +6,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
-
 from pipeline.commit.layout import Layout
 from pipeline.commit.published.read import locate, require_current
-from pipeline.core.errors import JobError, PipelineError
-from pipeline.core.schema import ROW_ID, URI
-from pipeline.operations.published.output import Partition
+from pipeline.core.errors import JobError
 from pipeline.report.showing.notebook import facts_html, table_html
 from pipeline.report.showing.number_format import format_duration
 from pipeline.report.showing.pages import page_html
-from pipeline.report.showing.samples import Sheet, sheets_html
 from pipeline.runs.samples.originals import OriginalFinder
-from pipeline.runs.samples.sheets import samples_of, try_sheets
+from pipeline.runs.samples.sheets import try_sheet
 from pipeline.runs.weeks.state import PartitionStatus
 from pipeline.runs.weeks.survey import survey
 
@@ -36,7 +31,7 @@ def inspect_page(
     Args:
         document: As `describe_output` gives it.
         uri: Of the output.
-        samples: The most rows of each sheet.
+        samples: The most rows of the sheet.
         storage_options: fsspec options of the output and of the input.
     """
     options = dict(storage_options)
@@ -49,9 +44,9 @@ def inspect_page(
         pieces.append(_partitions_html(survey(store)))
     first = {**newest["rows"], **{name: newest[name] for name in _FIRST}}
     pieces += _pieces(f"{layout.name}, version {newest['version']}", first)
-    sheets = try_sheets(OriginalFinder(store, layout, manifest, options), samples)
+    sheet = try_sheet(OriginalFinder(store, layout, manifest, options), samples)
     others = {name: value for name, value in newest.items() if name not in ("rows", *_FIRST)}
-    return page_html(store.url("").rstrip("/"), pieces, sheets, _pieces("how it was made", others))
+    return page_html(store.url("").rstrip("/"), pieces, sheet, _pieces("how it was made", others))
 
 
 def _partitions_html(found: Iterable[PartitionStatus]) -> str:
@@ -83,27 +78,6 @@ def _pieces(title: str, document: Mapping[str, Any]) -> Iterator[str]:
                 yield table_html([each.replace("_", " ") for each in names], rows, told)
             else:
                 yield facts_html(told, {told: ", ".join(map(str, value))})
-
-
-def movers_html(now: Partition, said: Mapping[str, str]) -> str:
-    """Return rows of a version beside what they were predicted from.
-
-    Args:
-        now: The version.
-        said: Id -> what is written below it.
-    """
-    finder = OriginalFinder(now.store, now.layout, now.manifest, now.source_options)
-    try:
-        uris = dict.fromkeys(said, "")
-        if finder.plan.row_ids == "column":  # such ids do not say where a row lies
-            wanted = pc.field(ROW_ID).isin(list(said))
-            rows = now.predictions([ROW_ID, URI], wanted).to_table()
-            uris |= {row[ROW_ID]: row[URI] for row in rows.to_pylist()}
-        samples, problem = samples_of(finder, uris, said)
-    except PipelineError as error:
-        samples, problem = (), f"without pictures and texts: {error}"
-    is_shown = any(each.picture or each.texts or each.problem for each in samples)
-    return sheets_html([Sheet("Largest movers", samples)] if is_shown else [], problem)
 
 
 def write_page(page: str, path: Path) -> None:

@@ -22,21 +22,21 @@ def content_policy(body: str) -> str:
     return f"default-src 'none'; style-src 'unsafe-inline'{pictures}"
 
 
-def page_html(title: str, pieces: Iterable[str], sheets: str = "", more: Iterable[str] = ()) -> str:
+def page_html(title: str, pieces: Iterable[str], sheet: str = "", more: Iterable[str] = ()) -> str:
     """Return a page.
 
     Args:
         title: Plain text.
         pieces: HTML that is escaped already, such as `notebook.table_html` gives.
-        sheets: What comes behind them, as `samples.sheets_html` gives it.
-        more: Further pieces, behind the sheets.
+        sheet: What comes behind them, as `samples.sheet_html` gives it.
+        more: Further pieces, behind the sheet.
     """
     named = escape(clean_message(title))
     before, behind = (
         [f'<section class="scroll list" tabindex="0">{piece}</section>' for piece in each]
         for each in (pieces, more)
     )
-    body = "\n".join([*before, sheets, *behind])
+    body = "\n".join([*before, sheet, *behind])
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{content_policy(body)}">\n'

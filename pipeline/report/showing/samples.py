@@ -1,13 +1,13 @@
-"""Sheets of rows as HTML: small pictures with boxes, pieces of texts with entities, predictions.
+"""A sheet of rows as HTML: small pictures with boxes, pieces of texts with entities, predictions.
 
-Every text is data, and is escaped; a sheet loads nothing. A picture has at most `PICTURE_BYTES`, a
-text `TEXT_CHARS`, and each about 2 KB of HTML around it.
+Every text is data, and is escaped; it loads nothing. A picture has at most `PICTURE_BYTES`, a text
+`TEXT_CHARS`, and each about 2 KB of HTML around it.
 """
 
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -54,41 +54,30 @@ class Sample:
 
     row_id: str
     said: str
-    """What was predicted, or why nothing was."""
+    """What was predicted."""
     picture: Picture | None = None
     texts: tuple[str, ...] = ()
     boxes: tuple[Box, ...] = ()
     marks: tuple[Mark, ...] = ()
     """Of the first text."""
     problem: str = ""
-    """Why there is neither picture nor text, if the row was predicted from one."""
+    """Why there is neither picture nor text."""
 
 
-@dataclass(frozen=True)
-class Sheet:
-    """Rows that belong together."""
-
-    title: str
-    samples: tuple[Sample, ...]
-
-
-def sheets_html(sheets: Iterable[Sheet], problem: str = "") -> str:
-    """Return sheets as sections; '' if there is nothing to say.
+def sheet_html(title: str, samples: Sequence[Sample], problem: str = "") -> str:
+    """Return rows as sections of a page; '' if there is nothing to say.
 
     Args:
-        sheets: Those without rows are left out.
         problem: What is missing, and why.
     """
-    shown = [_section(sheet) for sheet in sheets if sheet.samples]
+    shown = ""
+    if samples:
+        kind = "sheet texts" if any(each.texts for each in samples) else "sheet"
+        items = "\n".join(f"<li>{_figure(sample)}</li>" for sample in samples)
+        shown = f'<section><h2>{_text(title)}</h2>\n<ul class="{kind}">\n{items}\n</ul></section>'
     if problem:
-        shown.append(f'<section><p class="soft">{_text(problem)}</p></section>')
-    return "\n".join(shown)
-
-
-def _section(sheet: Sheet) -> str:
-    kind = "sheet texts" if any(each.texts for each in sheet.samples) else "sheet"
-    items = "\n".join(f"<li>{_figure(sample)}</li>" for sample in sheet.samples)
-    return f'<section><h2>{_text(sheet.title)}</h2>\n<ul class="{kind}">\n{items}\n</ul></section>'
+        shown += f'\n<section><p class="soft">{_text(problem)}</p></section>'
+    return shown
 
 
 def _figure(sample: Sample) -> str:

@@ -44,10 +44,10 @@ def _sheets(run: RunContext, status: RunStatus) -> str:
     if status != "published" or manifest is None:
         return ""
     from pipeline.runs.samples.originals import OriginalFinder  # takes what reads sources along
-    from pipeline.runs.samples.sheets import try_sheets
+    from pipeline.runs.samples.sheets import try_sheet
 
     options = run.job.source.storage_options
-    return try_sheets(OriginalFinder(run.store, run.layout, manifest, options), number)
+    return try_sheet(OriginalFinder(run.store, run.layout, manifest, options), number)
 
 
 def _with_places(run: RunContext, report: Report, *, is_stored: bool) -> Report:

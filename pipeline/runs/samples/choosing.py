@@ -1,13 +1,12 @@
-"""Choose rows of a version: the least certain, the most certain ones of classes, the quarantine.
+"""Choose the rows of a version that a page shows: the least certain ones.
 
-Only scores and labels of all rows are read; then the row groups of those that are chosen.
+Only the scores of all rows are read; then the row groups of those that are chosen.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import chain, islice, zip_longest
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,18 +24,15 @@ from pipeline.core.schema import (
     ENTITIES,
     LABEL,
     LABELS,
-    MESSAGE,
     ROW_ID,
     SCORE,
     URI,
 )
 from pipeline.storage.store import Store
 
-REASON = "reason"
 _LISTS = (DETECTIONS, LABELS, ENTITIES)
 _BATCH_ROWS = 32_768
 _MAX_ROWS = 20_000_000
-_MAX_QUARANTINE_ROWS = 100_000
 _PLAIN_COLUMNS = 4
 
 Floats = npt.NDArray[np.float64]
@@ -47,107 +43,73 @@ Row = dict[str, Any]
 class Chosen:
     """Rows of a version, as they are published."""
 
-    least: tuple[Row, ...] = ()
+    rows: tuple[Row, ...]
     """The least certain first; without scores the first rows."""
-    most: tuple[tuple[str, Row], ...] = ()
-    """Class and its most certain row, the most frequent class first."""
-    quarantine: tuple[Row, ...] = ()
     has_scores: bool = False
     num_looked_at: int = 0
-    """Of the predictions: the first ones, if there are very many."""
+    """The first ones, if there are very many."""
 
 
-@dataclass
-class _Best:
-    """Numbers of the best rows so far."""
+class Least:
+    """Numbers of the least certain rows so far."""
 
-    wanted: int
-    labels: frozenset[str]
-    least: list[tuple[float, int]] = field(default_factory=list)
-    most: dict[str, tuple[float, int]] = field(default_factory=dict)
+    def __init__(self, wanted: int) -> None:
+        self._wanted = wanted
+        self.rows: list[tuple[float, int]] = []
+        """Score and number of each."""
 
     def add(self, first: int, batch: pa.RecordBatch, column: str) -> None:
         """Look at rows from number `first` on."""
-        parents, scores, labels = _entries(batch, column)
+        parents, scores = _scores(batch, column)
         certain = np.full(batch.num_rows, np.nan)
         # Of several entries of a row the last one stays: the best, of entities the worst.
         order = np.argsort(scores, kind="stable")
         upwards = order[::-1] if column == ENTITIES else order
         certain[parents[upwards]] = scores[upwards]
         known = np.flatnonzero(~np.isnan(certain))
-        lowest = known[np.argsort(certain[known], kind="stable")[: self.wanted]]
+        lowest = known[np.argsort(certain[known], kind="stable")[: self._wanted]]
         found = [(float(certain[row]), first + int(row)) for row in lowest]
-        self.least = sorted([*self.least, *found])[: self.wanted]
-        if labels is not None:
-            codes, names = labels
-            best, places = np.unique(codes[order[::-1]], return_index=True)
-            for code, place in zip(best.tolist(), places.tolist(), strict=True):
-                entry = order[::-1][place]
-                name, score = names[code], float(scores[entry])
-                if name in self.labels and score > self.most.get(name, (-np.inf, 0))[0]:
-                    self.most[name] = score, first + int(parents[entry])
+        self.rows = sorted([*self.rows, *found])[: self._wanted]
 
 
-def _entries(
-    batch: pa.RecordBatch, column: str
-) -> tuple[npt.NDArray[np.int64], Floats, tuple[npt.NDArray[np.int64], list[str]] | None]:
-    """Return row, score and label (codes and their names) of each entry that has a score."""
+def _scores(batch: pa.RecordBatch, column: str) -> tuple[npt.NDArray[np.int64], Floats]:
+    """Return row and score of each entry that has a score."""
     values = batch.column(column)
     if column == SCORE:
-        scores, labels = values, batch.column(LABEL) if LABEL in batch.schema.names else None
-        parents = np.arange(batch.num_rows)
+        scores, parents = values, np.arange(batch.num_rows)
     else:
-        entries = values.flatten()
-        scores, labels = entries.field(SCORE), entries.field(LABEL)
+        scores = values.flatten().field(SCORE)
         parents = np.asarray(pc.list_parent_indices(values))
     numbers = scores.cast(pa.float64()).to_numpy(zero_copy_only=False)
     is_there = ~np.isnan(numbers)
-    if labels is None:
-        return parents[is_there], numbers[is_there], None
-    coded = labels if pa.types.is_dictionary(labels.type) else labels.dictionary_encode()
-    codes = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-    is_there &= codes >= 0
-    names = coded.dictionary.to_pylist()
-    return parents[is_there], numbers[is_there], (codes[is_there].astype(np.int64), names)
+    return parents[is_there], numbers[is_there]
 
 
 def choose(store: Store, layout: Layout, manifest: Manifest, number: int) -> Chosen:
-    """Choose rows of a version.
+    """Choose the least certain rows of a version.
 
     Args:
         store: The output.
         layout: The partition.
         manifest: The version.
-        number: The most rows of each kind.
+        number: The most rows.
 
     Raises:
         NotReadable: A part is gone.
     """
-    failed = _failed(PublishedParts.of(store, [(layout, manifest)], "quarantine"), number)
     parts = PublishedParts.of(store, [(layout, manifest)], "predictions")
-    if not parts.num_rows:
-        return Chosen(quarantine=failed)
     names = parts.schema.names
     column = next((name for name in (SCORE, *_LISTS) if name in names), None)
-    counted = sorted(manifest.distribution.get("labels", {}).items(), key=lambda pair: -pair[1])
-    classes = [label for label, rows in counted[:number] if rows]
-    if column is None:
+    if column is None or not parts.num_rows:
         first = np.arange(min(number, parts.num_rows))
-        return Chosen(tuple(_rows(store, layout, manifest, parts, first).values()), (), failed)
-    best, looked_at = _Best(number, frozenset(classes)), 0
-    columns = [column, LABEL] if column == SCORE and LABEL in names else [column]
-    for batch in _batches(parts, columns):
-        best.add(looked_at, batch, column)
+        return Chosen(tuple(_rows(store, layout, manifest, parts, first).values()))
+    least, looked_at = Least(number), 0
+    for batch in _batches(parts, [column]):
+        least.add(looked_at, batch, column)
         looked_at += batch.num_rows
-    numbers = [place for _, place in (*best.least, *best.most.values())]
+    numbers = [place for _, place in least.rows]
     rows = _rows(store, layout, manifest, parts, np.unique(np.array(numbers, np.int64)))
-    return Chosen(
-        least=tuple(rows[place] for _, place in best.least),
-        most=tuple((name, rows[best.most[name][1]]) for name in classes if name in best.most),
-        quarantine=failed,
-        has_scores=True,
-        num_looked_at=looked_at,
-    )
+    return Chosen(tuple(rows[place] for place in numbers), True, looked_at)
 
 
 def _batches(parts: PublishedParts, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -184,20 +146,3 @@ def _rows(
     for row, values in zip(found, held, strict=True):
         row.update({name: value.as_py() for name, value in values.items() if name == LABEL})
     return dict(zip(numbers.tolist(), found, strict=True))
-
-
-def _failed(parts: PublishedParts, number: int) -> tuple[Row, ...]:
-    """Return rows of the quarantine, of all reasons in turn."""
-    by_reason: dict[str, list[Row]] = {}
-    seen = 0
-    columns = [ROW_ID, URI, REASON, MESSAGE]
-    for batch in parts.dataset().to_batches(columns=columns, batch_readahead=1):
-        for row in batch.to_pylist():
-            kept = by_reason.setdefault(row[REASON], [])
-            if len(kept) < number:
-                kept.append(row)
-        seen += batch.num_rows
-        if seen >= _MAX_QUARANTINE_ROWS:
-            break
-    turns = chain.from_iterable(zip_longest(*by_reason.values()))
-    return tuple(islice((row for row in turns if row is not None), number))

@@ -1,4 +1,4 @@
-"""The sheets of a version: which rows, what they were predicted from, what was predicted."""
+"""The sheet of a version: which rows, what they were predicted from, what was predicted."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from pipeline.core.schema import (
     ENTITIES,
     LABEL,
     LABELS,
-    MESSAGE,
     ROW_ID,
     SCORE,
     START,
     URI,
 )
 from pipeline.job.source import Source
-from pipeline.report.showing.samples import Box, Mark, Sample, Sheet, sheets_html
-from pipeline.runs.samples.choosing import REASON, Row, choose
+from pipeline.report.showing.samples import Box, Mark, Sample, sheet_html
+from pipeline.runs.samples.choosing import Row, choose
 from pipeline.runs.samples.originals import OriginalFinder
 from pipeline.runs.samples.reading import Small, read_small
 
@@ -33,65 +32,40 @@ _CORNERS = ("x_min", "y_min", "x_max", "y_max")
 _NAMED = 3
 
 
-def try_sheets(finder: OriginalFinder, number: int) -> str:
-    """Return the sheets of a version as HTML; what goes wrong is said there, and a warning.
+def try_sheet(finder: OriginalFinder, number: int) -> str:
+    """Return the sheet of a version as HTML; what goes wrong is said there, and a warning.
 
     Args:
-        number: The most rows of each sheet; 0: there is none, and nothing is read.
+        number: The most rows; 0: there is no sheet, and nothing is read.
     """
     if not number:
         return ""
     try:
-        return make_sheets(finder, number)
+        return make_sheet(finder, number)
     except Exception as error:  # noqa: BLE001  # a version is no worse for lack of its pictures
         told = error if isinstance(error, PipelineError) else f"{type(error).__name__}: {error}"
-        why = clean_message(f"no sheets of rows: {told}")
+        why = clean_message(f"no sheet of rows: {told}")
         log.warning("%s", why)
-        return sheets_html((), why)
+        return sheet_html("", (), why)
 
 
-def make_sheets(finder: OriginalFinder, number: int) -> str:
-    """Return the sheets of a version as HTML.
+def make_sheet(finder: OriginalFinder, number: int) -> str:
+    """Return the sheet of a version as HTML.
 
     Raises:
         PipelineError: A part of the version is gone, or damaged.
     """
     chosen = choose(finder.store, finder.layout, finder.manifest, number)
-    most = [row for _, row in chosen.most]
-    small, problem = _originals(finder, [*chosen.least, *most, *chosen.quarantine])
-    first = "Least certain" if chosen.has_scores else "The first rows"
+    small, problem = _originals(finder, chosen.rows)
+    title = "Least certain" if chosen.has_scores else "The first rows"
     if chosen.has_scores and chosen.num_looked_at < sum(p.num_rows for p in finder.manifest.parts):
-        first += f", of the first {chosen.num_looked_at:,} rows"
-    sheets = [
-        Sheet(first, tuple(_sample(row, small) for row in chosen.least)),
-        Sheet("Most certain of each class", tuple(_sample(row, small) for row in most)),
-        Sheet("Quarantine", tuple(_sample(row, small) for row in chosen.quarantine)),
-    ]
-    return sheets_html(sheets, problem)
-
-
-def samples_of(
-    finder: OriginalFinder, rows: Mapping[str, str], said: Mapping[str, str]
-) -> tuple[tuple[Sample, ...], str]:
-    """Return rows beside what they were predicted from, and what is missing, and why.
-
-    Args:
-        rows: Id -> URI.
-        said: Id -> what is written below it.
-    """
-    small, problem = _originals(finder, [{ROW_ID: row_id, URI: rows[row_id]} for row_id in rows])
-    none = Small()
-    found = (
-        Sample(row_id, said[row_id], each.picture, each.texts, problem=each.problem)
-        for row_id in rows
-        for each in [small.get(row_id, none)]
-    )
-    return tuple(found), problem
+        title += f", of the first {chosen.num_looked_at:,} rows"
+    return sheet_html(title, [_sample(row, small) for row in chosen.rows], problem)
 
 
 def _originals(finder: OriginalFinder, rows: Iterable[Row]) -> tuple[dict[str, Small], str]:
     """Return what rows were predicted from, and why that is not known."""
-    asked = [(row[ROW_ID], row[URI] or "") for row in rows if row.get(REASON) != "unreadable_shard"]
+    asked = [(row[ROW_ID], row[URI] or "") for row in rows]
     if not asked or _has_no_look(finder):
         return {}, ""
     try:
@@ -113,14 +87,11 @@ def _sample(row: Row, small: Mapping[str, Small]) -> Sample:
     marks = tuple(
         Mark(mark[START], mark[END], mark[LABEL] or "") for mark in row.get(ENTITIES) or ()
     )
-    problem = "" if REASON in row else each.problem  # what is said has the reason
-    return Sample(row[ROW_ID], _said(row), each.picture, each.texts, boxes, marks, problem)
+    return Sample(row[ROW_ID], _said(row), each.picture, each.texts, boxes, marks, each.problem)
 
 
 def _said(row: Row) -> str:
-    """Say what was predicted of a row, or why nothing was."""
-    if REASON in row:
-        return f"{row[REASON]}: {row[MESSAGE]}" if row[MESSAGE] else str(row[REASON])
+    """Say what was predicted of a row."""
     length = f", {row[DURATION_S]:.1f} s" if row.get(DURATION_S) is not None else ""
     for name in (DETECTIONS, ENTITIES, LABELS):
         if name in row:

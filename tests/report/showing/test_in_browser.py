@@ -21,9 +21,9 @@ import pipeline
 from pipeline.operations.outputs import inspect
 from pipeline.operations.published.output import Partition
 from pipeline.report.showing.render import to_html
-from pipeline.report.showing.samples import Box, Mark, Picture, Sample, Sheet, sheets_html
+from pipeline.report.showing.samples import Box, Mark, Picture, Sample, sheet_html
 from pipeline.report.showing.trends import trends_of
-from pipeline.runs.samples.sheets import try_sheets
+from pipeline.runs.samples.sheets import try_sheet
 from pipeline.storage.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not PROGRAM, reason="no chromium is installed")]
@@ -83,20 +83,17 @@ def sheets() -> str:
     boxes = (Box(10, 10, 200, 390), Box(600, 300, 640, 400))
     text = f"{HOSTILE} Ada Lovelace met Charles Babbage in London. " * 4
     marks = (Mark(90, 102, HOSTILE), Mark(107, 122, "PER"))
-    return sheets_html(
-        [
-            Sheet("Least certain", tuple(
-                Sample(f"photos/{n}/{HOSTILE}", f"{HOSTILE} 0.{n}", tall if n % 3 else picture,
-                       boxes=boxes) for n in range(8))),
-            Sheet("Most certain of each class", (
-                Sample(LONG, LONG, picture), Sample("b", "c", problem=f"truncated: {HOSTILE}"))),
-            Sheet("Texts", (
-                Sample("a", HOSTILE, texts=(text, LONG), marks=marks),
-                Sample("b", "x", texts=("",)),
-            )),
-        ],
-        f"without the others: {HOSTILE}",
-    )  # fmt: skip
+    photos = [
+        Sample(f"photos/{n}/{HOSTILE}", f"{HOSTILE} 0.{n}", tall if n % 3 else picture, boxes=boxes)
+        for n in range(8)
+    ]
+    odd = [Sample(LONG, LONG, picture), Sample("b", "c", problem=f"truncated: {HOSTILE}")]
+    told = [
+        Sample("a", HOSTILE, texts=(text, LONG), marks=marks),
+        Sample("b", "x", texts=("",)),
+    ]
+    problem = f"without the others: {HOSTILE}"
+    return sheet_html("Least certain", photos + odd) + sheet_html("Texts", told, problem)
 
 
 def report_page(folder: Path) -> str:
@@ -117,12 +114,12 @@ def report_page(folder: Path) -> str:
 def real_sheets(folder: Path) -> str:
     odd = {1: b"no image", 2: png_bomb(12_000), 4: PHOTO[:900]}
     photos = publish_over(folder, Rows(), lambda row: odd.get(row, PHOTO))
-    return to_html(report_of(), (), (), try_sheets(photos, 8))
+    return to_html(report_of(), (), (), try_sheet(photos, 8))
 
 
 def texts(folder: Path) -> str:
     found = publish_over(folder, Rows(), lambda row: f"{HOSTILE} {LONG} {row}", TEXTS)
-    return to_html(report_of(), (), (), try_sheets(found, 8))
+    return to_html(report_of(), (), (), try_sheet(found, 8))
 
 
 def diff_page(folder: Path) -> str:

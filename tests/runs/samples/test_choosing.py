@@ -12,7 +12,7 @@ from support.runs.published import Rows, publish_rows
 
 from pipeline.commit.layout import Layout
 from pipeline.core.schema import DETECTIONS, ENTITIES, LABEL, SCORE
-from pipeline.runs.samples.choosing import _Best, choose
+from pipeline.runs.samples.choosing import Least, choose
 from pipeline.storage.store import Store
 
 NAMES = ("cat", "dog", "fox", "owl")
@@ -39,43 +39,28 @@ def test_batches_give_what_all_rows_at_once_give(column: str, batch_rows: int):
         rows = [entries(rng, int(rng.integers(4))) for _ in range(300)]
         of_list = pa.list_(pa.struct([(LABEL, pa.string()), (SCORE, pa.float32())]))
         table = pa.table({column: pa.array([row or None for row in rows], of_list)})
-    best, seen = _Best(9, frozenset(NAMES[:3])), 0
+    least, seen = Least(9), 0
     for batch in table.to_batches(max_chunksize=batch_rows):
-        best.add(seen, batch, column)
+        least.add(seen, batch, column)
         seen += batch.num_rows
     judge = min if column == ENTITIES else max
     certain = [
         (judge(entry[SCORE] for entry in row), number) for number, row in enumerate(rows) if row
     ]
-    assert best.least == sorted(certain)[:9]
-    for name in NAMES:
-        scores = [
-            (entry[SCORE], -number)
-            for number, row in enumerate(rows)
-            for entry in row
-            if entry[LABEL] == name
-        ]
-        if name == NAMES[3]:
-            assert name not in best.most, "it was not asked for"
-        else:
-            assert best.most[name][0] == max(scores)[0]
+    assert least.rows == sorted(certain)[:9]
 
 
-def test_rows_of_a_version_are_read_and_all_reasons_have_their_turn(tmp_path: Path):
+def test_rows_of_a_version_are_read_by_their_numbers(tmp_path: Path):
     store, layout = Store(str(tmp_path)), Layout("date=2026-11-24")
     manifest = publish_rows(store, layout.partition, Rows(unreadable_shards=1))
     found = choose(store, layout, manifest, 3)
-    assert [row["row_id"] for row in found.least] == [f"shard-0.parquet#{n}" for n in range(3)]
-    assert {row["reason"] for row in found.quarantine} == {"truncated", "unreadable_shard"}
+    assert [row["row_id"] for row in found.rows] == [f"shard-0.parquet#{n}" for n in range(3)]
     assert (found.has_scores, found.num_looked_at) == (True, manifest.num_predicted)
-    assert len(found.quarantine) == 3
 
 
 def test_labels_that_are_folders_are_those_of_the_rows(tmp_path: Path):
     store, layout = Store(str(tmp_path)), Layout("date=2026-11-24")
     manifest = publish_rows(store, layout.partition, Rows(partition_columns=("label",)))
-    counted = {"labels": {"cat": 8, "fox": 4}}
-    manifest.distribution.update(counted)
     found = choose(store, layout, manifest, 24)
-    assert [(name, row["label"]) for name, row in found.most] == [("cat", "cat"), ("fox", "fox")]
-    assert len(found.least) == manifest.num_predicted
+    assert len(found.rows) == manifest.num_predicted
+    assert {row["label"] for row in found.rows} == {"cat", "dog", "fox"}
