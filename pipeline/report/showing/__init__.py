@@ -1,5 +1,5 @@
 """A report for people: lines on a terminal, a page of HTML, a bar while it runs.
 
-In: a report as a document. Out: text whose names from data are escaped. Begin with `render.py`
-and `summary.py`.
+In: a report as a document. Out: text whose names from data are escaped. Begin with `layout.py`
+and `render.py`.
 """

@@ -1,8 +1,47 @@
-"""Numbers as people read them; what is unknown is a dash."""
+"""Numbers and fields as people read them; what is unknown is a dash."""
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
+from pipeline.core.printable import printable
+
 UNKNOWN = "-"
+
+
+def is_unknown(value: Any) -> bool:
+    """Tell whether there is nothing to show: null, empty, or a section or list of such values."""
+    if isinstance(value, dict):
+        return all(map(is_unknown, value.values()))
+    if isinstance(value, list):
+        return all(map(is_unknown, value))
+    return value is None or value == "" or (isinstance(value, float) and not math.isfinite(value))
+
+
+def title_of(field: str) -> str:
+    """Return the name of a field as words: `rows/s` of `rows_per_s`, and `used` of `used_pct`."""
+    words = field if "_per_" in field else field.removesuffix("_s").removesuffix("_pct")
+    return printable(words.replace("_per_", "/").replace("_", " "))
+
+
+def format_field(field: str, value: Any) -> str:
+    """Return the value of a field, by its type and the unit at the end of its name."""
+    if is_unknown(value):
+        return UNKNOWN
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return format_size(value) if field.endswith("bytes") else format_count(value)
+    if isinstance(value, float):
+        if "_per_" in field:
+            return format_rate(value)
+        if field.endswith("_s"):
+            return format_duration(value)
+        return f"{value:.4g}%" if field.endswith("_pct") else f"{value:.4g}"
+    if isinstance(value, list):
+        return ", ".join(format_field(field, item) for item in value)
+    return printable(str(value))
 
 
 def format_count(value: float | None) -> str:
@@ -13,11 +52,6 @@ def format_count(value: float | None) -> str:
 def format_plain(value: float | None) -> str:
     """Return a number as short as it goes: `0.5`."""
     return UNKNOWN if value is None else f"{value:g}"
-
-
-def format_figure(value: float | str | None) -> float | str | None:
-    """Round a number to four decimals; leave text as it is."""
-    return round(value, 4) if isinstance(value, float) else value
 
 
 def format_rate(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Show a report to people, as a page or a table of a terminal.
+"""Show a report to people, as a page or on a terminal: both render the sections of `layout`.
 
 Both escape or clean every text, for names and messages come from the data. Callers write the
 bytes; nothing here touches storage.
@@ -6,64 +6,33 @@ bytes; nothing here touches storage.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from pipeline.commit.layout import earlier_names
 from pipeline.core.printable import clean_message, printable
-from pipeline.report.showing.lines import Trend, lines_over_time
-from pipeline.report.showing.number_format import (
-    UNKNOWN,
-    format_count,
-    format_duration,
-    format_figure,
-    format_mib,
-    format_pct,
-    format_plain,
-    format_rate,
-    format_size,
-)
+from pipeline.report.showing.document_table import render_columns
+from pipeline.report.showing.layout import BROKEN, Table, layout
+from pipeline.report.showing.number_format import UNKNOWN
 from pipeline.report.showing.pages import content_policy, page_style
-from pipeline.report.showing.summary import (
-    carried_lines,
-    device_lines,
-    failure_lines,
-    gate_lines,
-    hop_lines,
-    retry_lines,
-    scores_lines,
-    skipped_lines,
-    slower_lines,
-    text_lines,
-    totals_line,
-    why_lines,
-    written_lines,
-)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.table import Table
 
     from pipeline.report.document import Report
 
-_BROKEN = ("refused", "failed")
-_PARTITIONS = 7
-_REPORTED = 10
-"""A report has so many labels; what is behind them is unknown."""
+_DONE = ("stages", "speed", "row", "texts", "model", "failed", "skipped", "verdict")
+"""Sections for a terminal: what matters most comes last, next to the prompt."""
+_ORDERS = {"nothing_to_do": ("verdict",)} | dict.fromkeys(BROKEN, ("verdict", "failed", "stages"))
+"""Other orders: what came to nothing opens with its reason and gives no advice on speed."""
 
 
-def to_html(
-    report: Report, past: Sequence[Report] = (), trends: Sequence[Trend] = (), sheets: str = ""
-) -> str:
+def to_html(report: Report, past: Sequence[Report] = (), sheets: str = "") -> str:
     """Render a report as one page that loads nothing: inline CSS and SVG, all values escaped.
 
     Args:
+        report: What is shown.
         past: Reports of earlier runs, the newest first.
-        trends: The lines of the last versions.
         sheets: Rows with what they were predicted from, as HTML that is escaped already.
     """
     import jinja2
@@ -77,26 +46,23 @@ def to_html(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        count=format_count,
-        rate=format_rate,
-        duration=format_duration,
-        size=format_size,
-        pct=format_pct,
-        plain=format_plain,
-        figure=format_figure,
-    )
     return environment.get_template("report.html.jinja").render(
+        zip=zip,
         report=report,
-        why=why_lines(report),
-        notes=[*retry_lines(report), *carried_lines(report)],
-        classes=classes_of(report, past),
-        trends=trends,
-        time_lines=lines_over_time(report),
+        sections=layout(report, past),
         sheets=Markup(sheets),  # noqa: S704  # escaped where it is made
         style=Markup(page_style()),  # noqa: S704  # of this package
         policy=content_policy(sheets),
     )
+
+
+def _printable(value: Any) -> Any:
+    # A macro's result is already escaped; every other text is data and becomes one clean line.
+    if value is None:
+        return UNKNOWN
+    if isinstance(value, str) and not hasattr(value, "__html__"):
+        return clean_message(value)
+    return value
 
 
 def render_table(report: Report) -> RenderableType:
@@ -104,31 +70,21 @@ def render_table(report: Report) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    lines = [totals_line(report), *retry_lines(report), *carried_lines(report)]
-    if report.status in _BROKEN:  # the verdict and its reason, no advice on speed
-        told = [report.error or "", *failure_lines(report), *gate_lines(report), *lines]
-        texts = (Text(clean_message(line)) for line in told if line)
-        stages = [_stage_table(report)] if report.streaming_wall_s else []
-        return Group(*texts, *stages, *_places(report))
-    if report.error:
-        lines.append(report.error)
-    # Text, never markup: brackets in a label or a message must not become styles.
-    if report.status == "nothing_to_do":
-        return Group(*(Text(clean_message(line)) for line in lines), *_places(report))
-    lines[:0] = [
-        report.bottleneck.advice,
-        *hop_lines(report),
-        *text_lines(report),
-        *written_lines(report),
-        *scores_lines(report),
-        *device_lines(report),
-        *slower_lines(report),
-        *failure_lines(report),
-        *skipped_lines(report),
-        *gate_lines(report),
-    ]
-    texts = (Text(clean_message(line)) for line in lines)
-    return Group(_stage_table(report), *texts, *_places(report))
+    shown: list[RenderableType] = []
+    sections = layout(report)
+    for section in (sections[name] for name in _ORDERS.get(report.status, _DONE)):
+        # Text, never markup: brackets in a label or a message must not become styles.
+        shown += (Text(clean_message(line)) for line in section.lines)
+        if section.table is not None and section.table.narrow:
+            shown.append(_narrow(section.table))
+    return Group(*shown, *_places(report))
+
+
+def _narrow(table: Table) -> RenderableType:
+    """Return the columns of a table that a terminal has room for."""
+    places = [table.columns.index(name) for name in table.narrow]
+    rows = ([clean_message(str(row[place])) for place in places] for row in table.rows)
+    return render_columns(table.narrow, rows, table.narrow[:1], table.limit)
 
 
 def _places(report: Report) -> list[RenderableType]:
@@ -146,109 +102,3 @@ def _places(report: Report) -> list[RenderableType]:
         for name, place in places
         if place
     ]
-
-
-def _stage_table(report: Report) -> Table:
-    """Return a table with one line per stage; the limiting one is bold."""
-    from rich.table import Table
-    from rich.text import Text
-
-    columns = ["stage", "rows", "rows/s", "busy", "slots", "used", "MiB/s in"]
-    with_retries = any(stage.retries for stage in report.stages)
-    columns += ["retries"] if with_retries else []
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for name in columns:
-        table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
-    for stage in report.stages:
-        is_limit = stage.stage == report.bottleneck.stage
-        table.add_row(
-            Text(clean_message(stage.stage)),
-            format_count(stage.rows_out),
-            format_rate(stage.rows_per_s),
-            format_duration(stage.busy_s),
-            format_plain(stage.slots),
-            format_pct(stage.utilisation_pct),
-            format_mib(stage.bytes_in, stage.wall_s),
-            *([format_count(stage.retries)] if with_retries else []),
-            style="bold" if is_limit else "",
-        )
-    return table
-
-
-def _printable(value: Any) -> Any:
-    # A macro's result is already escaped; every other text is data and becomes one clean line.
-    if value is None:
-        return UNKNOWN
-    if isinstance(value, str) and not hasattr(value, "__html__"):
-        return clean_message(value)
-    return value
-
-
-@dataclass(frozen=True)
-class ClassShare:
-    """One class, as a share of the rows with a prediction."""
-
-    label: str
-    rows: int
-    pct: float
-    before_pct: float | None
-    """The mean of the partitions before that tell it; None if none does."""
-
-
-@dataclass(frozen=True)
-class Classes:
-    """The most frequent classes of a partition."""
-
-    shares: tuple[ClassShare, ...]
-    beside: str
-    """What they are compared with; '' if there is nothing."""
-
-    @property
-    def has_ids(self) -> bool:
-        """Tell whether a class id stands behind a name, as in `missile (657)`."""
-        return any(re.search(r" \(\d+\)$", each.label) for each in self.shares)
-
-    @property
-    def most_pct(self) -> float:
-        """The largest of all shares, for the scale of a chart."""
-        return max((max(each.pct, each.before_pct or 0.0) for each in self.shares), default=0.0)
-
-
-def classes_of(report: Report, past: Sequence[Report]) -> Classes:
-    """Compare the classes of a report with those of up to seven partitions before.
-
-    Args:
-        past: Reports of earlier runs, the newest first.
-    """
-    now, before = _shares(report), _before(report, past)
-    earlier = [_shares(each) for each in before]
-    names = dict.fromkeys([*now, *(name for shares in earlier for name in [*shares][:3])])
-    counts = {each.label: each.count for each in report.top_labels}
-    found = []
-    for name in names:
-        if name not in now and len(now) >= _REPORTED:
-            continue  # it may have rows all the same
-        known = [
-            shares.get(name, 0.0) for shares in earlier if name in shares or len(shares) < _REPORTED
-        ]
-        mean = fmean(known) if known else None
-        found.append(ClassShare(name, counts.get(name, 0), now.get(name, 0.0), mean))
-    if not now or not before:
-        return Classes(tuple(found) if now else (), "")
-    last, first = before[0].partition, before[-1].partition
-    are = f"the mean of the {len(before)} partitions before, {first} to {last}"
-    return Classes(tuple(found), last if len(before) == 1 else are)
-
-
-def _shares(report: Report) -> dict[str, float]:
-    rows = report.rows.predicted
-    return {each.label: 100 * each.count / rows for each in report.top_labels} if rows else {}
-
-
-def _before(report: Report, past: Sequence[Report]) -> list[Report]:
-    """Return the newest published report of each of the partitions before, the last one first."""
-    newest: dict[str, Report] = {}
-    for each in past:
-        if each.status == "published" and each.top_labels:
-            newest.setdefault(each.partition, each)
-    return [newest[name] for name in earlier_names(report.partition, [*newest])[:_PARTITIONS]]

@@ -134,16 +134,6 @@ def gate_lines(report: Report) -> list[str]:
     ]
 
 
-def why_lines(report: Report) -> list[str]:
-    """Say why a run ended as it did: its error, what the gates warn of, or that they passed."""
-    told = [report.error] if report.error else []
-    told += gate_lines(report)
-    num_passed = sum(gate.status == "pass" for gate in report.gates)
-    if num_passed and report.status == "published":
-        told.append(f"{num_of(num_passed, 'gate')} passed")
-    return [*told, totals_line(report)]
-
-
 def totals_line(report: Report) -> str:
     """Sum up rows, rates, time and cost of a run in one line."""
     slices, isolation = report.slices, report.isolation

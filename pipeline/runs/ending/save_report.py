@@ -12,7 +12,6 @@ from pipeline.process.interrupts import as_ours
 from pipeline.report.document import Report, RunStatus, to_json
 from pipeline.report.history import compare_with_before, past_reports
 from pipeline.report.showing.render import to_html
-from pipeline.report.showing.trends import trends_of
 from pipeline.runs.context import RunContext
 
 log = logging.getLogger(__name__)
@@ -31,7 +30,7 @@ def save_report(run: RunContext, status: RunStatus, error: PipelineError | None)
         if is_stored:
             path = run.layout.report
             run.store.put(path(run.record.run_id, "report.json"), to_json(report))
-            page = to_html(report, past, trends_of([*past, report]), _sheets(run, status))
+            page = to_html(report, past, _sheets(run, status))
             run.store.put(path(run.record.run_id, "report.html"), page.encode())
     finally:
         run.exports.end(run, report)

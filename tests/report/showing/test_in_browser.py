@@ -22,7 +22,6 @@ from pipeline.operations.outputs import inspect
 from pipeline.operations.published.output import Partition
 from pipeline.report.showing.render import to_html
 from pipeline.report.showing.samples import Box, Mark, Picture, Sample, sheet_html
-from pipeline.report.showing.trends import trends_of
 from pipeline.runs.samples.sheets import try_sheet
 from pipeline.storage.store import Store
 
@@ -108,18 +107,18 @@ def report_page(folder: Path) -> str:
         report_of(facts, run_id=f"r-0{day}", partition=f"date=2026-11-{day}", wall_s=60.0 + day)
         for day in range(23, 10, -1)
     ]
-    return to_html(report_of(facts), past, trends_of([*past, report_of(facts)]), sheets())
+    return to_html(report_of(facts), past, sheets())
 
 
 def real_sheets(folder: Path) -> str:
     odd = {1: b"no image", 2: png_bomb(12_000), 4: PHOTO[:900]}
     photos = publish_over(folder, Rows(), lambda row: odd.get(row, PHOTO))
-    return to_html(report_of(), (), (), try_sheet(photos, 8))
+    return to_html(report_of(), (), try_sheet(photos, 8))
 
 
 def texts(folder: Path) -> str:
     found = publish_over(folder, Rows(), lambda row: f"{HOSTILE} {LONG} {row}", TEXTS)
-    return to_html(report_of(), (), (), try_sheet(found, 8))
+    return to_html(report_of(), (), try_sheet(found, 8))
 
 
 def diff_page(folder: Path) -> str:
@@ -150,7 +149,7 @@ def inspected(folder: Path) -> str:
 
 PAGES: dict[str, Callable[[Path], str]] = {
     "report": report_page,
-    "hostile": lambda folder: to_html(report_of(everywhere(HOSTILE)), (), (), sheets()),
+    "hostile": lambda folder: to_html(report_of(everywhere(HOSTILE)), (), sheets()),
     "long": lambda folder: to_html(report_of(everywhere(LONG))),
     "empty": lambda folder: to_html(report_of(BARE["published"])),
     "refused": lambda folder: to_html(report_of(BARE["refused"])),

@@ -91,12 +91,9 @@ def test_control_characters_reach_neither_terminal_nor_page(facts: Facts):
     assert json.loads(to_json(report))["output"]["uri"] == facts["output"]["uri"]
 
 
-def test_the_page_breaks_names_of_gates_between_words_and_says_what_is_not_plain():
-    html = to_html(report_of())
-    name = next(each.name for each in report_of().gates if "_" in each.name)
-    assert f"<th>{name.replace('_', '_<wbr>')}</th>" in html
-    assert "the cost needs run.price_per_node_hour" not in html
-    assert "the cost needs run.price_per_node_hour" in to_html(report_of(BARE["published"]))
+def test_the_page_says_what_is_not_plain():
+    assert "needs run.price_per_node_hour" not in to_html(report_of())
+    assert "needs run.price_per_node_hour" in to_html(report_of(BARE["published"]))
     classes = [{"label": f"missile{each}", "count": 2} for each in ("", " (657)")]
     named = to_html(report_of({**FULL, "top_labels": classes}))
     assert "the class id: several classes have that name" in named
@@ -119,10 +116,11 @@ def test_terminal_and_page_say_what_a_row_weighs_and_what_a_change_would_bring()
     assert "A row on its way" in page
     for change in report.predictions:
         assert change.change in page
-    assert "share the slots of the actors" not in page
+    assert "transfer, predict share the slots of the actors. decode and transform share" in page
     fused = report_of(in_actors=frozenset(["decoder", "writer"]))
     assert "to the decoders" not in str(fused)
-    assert "predict, and write, share the slots of the actors" in Page(to_html(fused)).text
+    shared = "decode, transform, transfer, predict, write share the slots of the actors"
+    assert shared in Page(to_html(fused)).text
 
 
 def test_terminal_and_page_say_what_the_outputs_of_a_model_are():
@@ -145,11 +143,9 @@ def test_a_stage_that_became_slower_is_named():
         }
     ]
     report = report_of(slower_than_before=slower)
-    assert (
-        "slower than before: decode, 70 rows/s per slot while busy instead of 140 in run r-0"
-        in str(report)
-    )
-    assert "decode is slower than before" in Page(to_html(report)).text
+    said = "slower than before: decode, 70 rows/s per slot while busy instead of 140 in run r-0"
+    assert said in str(report)
+    assert said in Page(to_html(report)).text
 
 
 def test_what_the_gates_warn_of_and_what_was_accepted_is_shown():
@@ -164,7 +160,8 @@ def test_what_the_gates_warn_of_and_what_was_accepted_is_shown():
     assert "gate label_drift failed: PSI 0.4 (accepted: new lens)" in shown
     assert "not all alike" not in shown
     page = Page(to_html(report)).text
-    assert "PSI 0.4; accepted because: new lens" in page
+    assert "gate label_drift failed: PSI 0.4 (accepted: new lens)" in page
+    assert "not all alike" in page
     assert "-37.5" in page
 
 
@@ -202,11 +199,11 @@ def test_carried_rows_are_told_in_a_line_and_on_the_page():
     page = Page(to_html(report)).text
     assert said in page
     assert "Carried over" in page
-    assert "requests for other rows" in page
+    assert "copied parts" in page
     assert "Carried over" not in Page(to_html(report_of())).text
     nothing = report_of(FULL | dict(carried={"why_not": "the weights changed", "looked_at": 1}))
     assert "nothing carried over: the weights changed" in str(nothing)
-    assert "why no more" in Page(to_html(nothing)).text
+    assert "why not" in Page(to_html(nothing)).text
 
 
 def test_a_retry_in_vain_does_not_say_that_there_was_nothing_to_do():
@@ -312,7 +309,7 @@ def test_the_page_begins_with_the_verdict_and_ends_with_the_speed():
              "<h2>Gates", "<h2>Output", "What held it back", "Over time", "Start-up"]  # fmt: skip
     places = [html.index(text) for text in order]
     assert places == sorted(places)
-    assert 'aria-label="rows/s over 6.0 s: 5 to 15"' in html
+    assert 'aria-label="rows/s: 5 to 15, now 10"' in html
     refused = to_html(report_of(status="refused", exit_code=3, error="too few rows"))
     assert refused.index("too few rows") < refused.index("Headline")
     assert "1 gate passed" not in refused

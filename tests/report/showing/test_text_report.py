@@ -78,19 +78,14 @@ def test_a_terminal_and_the_page_say_it():
         "10 tokens",
         "10.0% of what the model computed was padding",
         "27 rows cut (0.3%)",
+        "1,500 tokens/s",
     ):
         assert words in told
-    assert "1,500 tokens/s" in told
-    for words in (
-        "tokens/s, 10 per row; 10.0% padding",
-        "texts cut to the most tokens, 0.3%",
-        "tokenize, transfer and predict share the slots of the actors",
-        "tokenised in",
-    ):
         assert words in page
+    assert "tokenize, transfer, predict share the slots of the actors" in page
     others = to_html(report_of())
     assert "tokens" not in others
-    assert "decode and transform share their slots, so do transfer and predict." in others
+    assert "transfer, predict share the slots of the actors. decode and transform share" in others
 
 
 def test_forecasts_speak_of_tokens():

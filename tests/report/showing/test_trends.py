@@ -11,7 +11,6 @@ from support.runs.report_examples import FULL, report_of
 from pipeline.job.job import Run
 from pipeline.report.document import Report
 from pipeline.report.showing.render import to_html
-from pipeline.report.showing.trends import trends_of
 
 DAYS = [f"date=2026-11-{day:02d}" for day in range(1, 21)]
 
@@ -39,11 +38,11 @@ def test_a_table_of_prices_goes_by_the_labels_of_nodes(price: Any, nodes: Any, e
 
 def test_the_page_shows_the_last_fourteen_as_lines():
     past = [run_of(f"{number:02d}", day, wall_s=80.0 + number) for number, day in enumerate(DAYS)]
-    page = to_html(past[-1], (), trends_of(past))
+    page = to_html(past[-1], past[:-1])
     assert "The last 14 versions" in page
     lines = re.findall(r'polyline class="trend" points="([^"]*)"', page)
     assert {len(line.split()) for line in lines} == {14}
     took = re.search(r'aria-label="(the run took: [^"]*)"', page)
     assert took is not None
     assert took[1] == "the run took: 1 min 26 s to 1 min 39 s, now 1 min 39 s"
-    assert "polyline" not in to_html(past[0], (), trends_of(past[:1])), "one version is no line"
+    assert "polyline" not in to_html(past[0]), "one version is no line"
