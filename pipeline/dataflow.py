@@ -29,7 +29,6 @@ from pipeline.planning.tiling import missing_units, num_left
 from pipeline.process.failpoints import failpoint
 from pipeline.process.interrupts import defer_stops, stopped_by_ctrl_c
 from pipeline.report.document import Report, RunStatus
-from pipeline.report.showing.progress import Progress
 from pipeline.runs.builders import make_stream
 from pipeline.runs.carried.merge import predict_with_reuse
 from pipeline.runs.context import RunContext, RunOptions, Settled
@@ -39,6 +38,7 @@ from pipeline.runs.ending.supervisor import stoppable, supervise
 from pipeline.runs.merging import Merge
 from pipeline.runs.preparing.checks import check_before_ray
 from pipeline.runs.preparing.prepare import prepare
+from pipeline.runs.progress import Progress
 from pipeline.runs.resume import note_if_published, take_over, tidy_if_free
 from pipeline.runs.settle import settle
 from pipeline.runs.staleness import why_stale

@@ -17,7 +17,7 @@ from pipeline.core.printable import clean_message
 
 if TYPE_CHECKING:
     from pipeline.report.document import Report
-    from pipeline.report.showing.progress import Progress
+    from pipeline.runs.progress import Progress
 
 JobFile = Annotated[str, typer.Argument(metavar="JOB", help="Path of the job file (YAML).")]
 
@@ -149,7 +149,7 @@ def versions() -> str:
 
 def progress_on_terminal(*, quiet: bool) -> AbstractContextManager[Progress]:
     """Return where a command shows how far it is, in the body."""
-    from pipeline.report.showing.progress import Silent, TerminalProgress
+    from pipeline.runs.progress import Silent, TerminalProgress
 
     return contextlib.nullcontext(Silent()) if quiet else TerminalProgress()
 

@@ -22,9 +22,9 @@ from pipeline.models.weights.factory_tensors import copy_pin
 from pipeline.operations.jobs import Accepted, Date, JobLike, load_job, name_of, run_options
 from pipeline.planning.plan import Plan, settings_digest
 from pipeline.report.document import Report, RunStatus
-from pipeline.report.showing.progress import Progress, shown_on
 from pipeline.runs.context import RunContext
 from pipeline.runs.preparing.prepare import job_model
+from pipeline.runs.progress import Progress, shown_on
 from pipeline.runs.retry.plan import Replan, replan
 from pipeline.runs.retry.quarantine import Base, read_base, read_reasons, select_entries
 from pipeline.runs.retry.readmission import RetryMerge

@@ -8,7 +8,7 @@ from pipeline.dataflow import run_job
 from pipeline.job.reading.loader import Overrides
 from pipeline.operations.jobs import Accepted, Date, JobLike, load_job, name_of, run_options
 from pipeline.report.document import Report
-from pipeline.report.showing.progress import Progress, shown_on
+from pipeline.runs.progress import Progress, shown_on
 
 
 def run(

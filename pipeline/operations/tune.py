@@ -13,10 +13,10 @@ from pipeline.operations.jobs import Date, JobLike, load_job, name_of, run_optio
 from pipeline.planning.allocation import allocate
 from pipeline.preprocessing.input_facts import cost_of
 from pipeline.report.showing.printed import printed
-from pipeline.report.showing.progress import Progress, shown_on
 from pipeline.runs.context import RunContext
 from pipeline.runs.preparing.checks import check_before_ray
 from pipeline.runs.preparing.prepare import prepare
+from pipeline.runs.progress import Progress, shown_on
 from pipeline.runs.tuning.auto import needs_tuning
 from pipeline.runs.tuning.auto import tune as measure_ways
 from pipeline.runs.tuning.selection import useful_share

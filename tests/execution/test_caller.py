@@ -38,7 +38,7 @@ context.set_config("mine", [1])
 
 from pipeline.core.errors import JobError
 from pipeline.job.reading.loader import read_job
-from pipeline.report.showing.progress import Silent
+from pipeline.runs.progress import Silent
 from pipeline.dataflow import run_job
 from pipeline.operations.published.output import open_output
 from pipeline.runs.context import RunOptions

@@ -14,7 +14,7 @@ from pipeline.execution.cluster.in_flight import told_of_pool
 from pipeline.execution.progress_channel import ProgressActor, ProgressListener
 from pipeline.inference.slice_progress import Rows
 from pipeline.process.liveness import last_progress
-from pipeline.report.showing.progress import Silent
+from pipeline.runs.progress import Silent
 
 RUN = """
 import sys, time

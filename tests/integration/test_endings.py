@@ -26,8 +26,8 @@ from pipeline.core.errors import Interrupted
 from pipeline.dataflow import run_job
 from pipeline.job.reading.loader import read_job
 from pipeline.process.interrupts import defer_stops, reason
-from pipeline.report.showing.progress import Silent
 from pipeline.runs.context import RunOptions
+from pipeline.runs.progress import Silent
 from pipeline.storage.store import Store
 
 pytestmark = pytest.mark.early

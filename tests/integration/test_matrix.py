@@ -37,8 +37,8 @@ from pipeline.dataflow import run_job
 from pipeline.execution.cluster.sharing import share_ray
 from pipeline.execution.without_ray import without_ray
 from pipeline.job.reading.loader import read_job
-from pipeline.report.showing.progress import Silent
 from pipeline.runs.context import RunOptions
+from pipeline.runs.progress import Silent
 from pipeline.storage.store import Store
 
 pytestmark = pytest.mark.early

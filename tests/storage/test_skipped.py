@@ -19,9 +19,9 @@ from pipeline.core.errors import GateRefused, InfraError, JobError
 from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.dataflow import run_job
 from pipeline.operations.plan import plan
-from pipeline.report.showing.progress import Silent
 from pipeline.runs.context import RunOptions
 from pipeline.runs.preparing.prepare import prepare
+from pipeline.runs.progress import Silent
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
 from pipeline.storage.skipped import (

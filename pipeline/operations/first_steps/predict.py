@@ -14,7 +14,7 @@ from pipeline.job.reading.yaml_reader import parse
 from pipeline.operations.first_steps.draft import MARK, draft_job
 from pipeline.operations.run import run
 from pipeline.report.document import Report
-from pipeline.report.showing.progress import Progress, shown_on
+from pipeline.runs.progress import Progress, shown_on
 from pipeline.runs.sink_below_source import require_disjoint
 from pipeline.storage.store import Store
 

@@ -26,8 +26,8 @@ from pipeline.operations.weeks.status import same_partition
 from pipeline.process.interrupts import as_ours, reason
 from pipeline.process.life import new_life
 from pipeline.report.showing.printed import Printed
-from pipeline.report.showing.progress import Progress, duration, shown_on
 from pipeline.runs.context import RunOptions
+from pipeline.runs.progress import Progress, duration, shown_on
 from pipeline.runs.weeks.job_survey import survey_job
 from pipeline.runs.weeks.survey import survey
 from pipeline.storage.store import Store

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 from pipeline.report.showing.printed import Printed
-from pipeline.report.showing.progress import duration
 from pipeline.runs.exports import folder_name
+from pipeline.runs.progress import duration
 from pipeline.runs.weeks.state import PartitionStatus, State
 
 

@@ -16,7 +16,7 @@ from pipeline.commit.layout import Layout
 from pipeline.commit.lease import hold_lease
 from pipeline.core.errors import JobError, PipelineError
 from pipeline.operations.weeks.backfill import WORST_FIRST, Backfill, DateRun
-from pipeline.report.showing.progress import Silent
+from pipeline.runs.progress import Silent
 from pipeline.storage.store import Store
 
 DAYS = ["2026-11-22", "2026-11-23", "2026-11-24"]

@@ -19,9 +19,9 @@ from pipeline.job.reading.loader import parse_job
 from pipeline.process.terminal import show_error
 from pipeline.report.document import Report
 from pipeline.report.recording.recorder import RunRecorder
-from pipeline.report.showing.progress import Silent
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.ending.save_report import save_report, save_trouble
+from pipeline.runs.progress import Silent
 from pipeline.storage.store import Store
 
 DATE = dt.date(2026, 11, 24)

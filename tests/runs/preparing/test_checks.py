@@ -27,8 +27,8 @@ from pipeline.job.job import Job
 from pipeline.job.reading.loader import read_job
 from pipeline.operations.plan import plan
 from pipeline.planning.allocation import allocate
-from pipeline.report.showing.progress import Silent
 from pipeline.runs.context import RunOptions
+from pipeline.runs.progress import Silent
 
 T4 = gpu_facts.Card("T4", (7, 5), False, "580.1", "13.0", 9)
 OPTIONS = RunOptions(allow_import=("models",))

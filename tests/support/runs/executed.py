@@ -18,8 +18,8 @@ from pipeline.dataflow import run_job
 from pipeline.job.reading.loader import read_job
 from pipeline.report.document import Report
 from pipeline.report.recording.recorder import RunRecorder
-from pipeline.report.showing.progress import Silent
 from pipeline.runs.context import RunContext, RunOptions
+from pipeline.runs.progress import Silent
 
 OF_TIMES = {
     *("bottleneck", "finished_at", "limits", "over_time", "predictions", "slower_than_before"),

@@ -18,10 +18,9 @@ from support.runs.cli import environment, write_job
 
 from pipeline.inference.slice_progress import Rows
 from pipeline.process import screen
-from pipeline.report.showing.progress import (
-    WINDOW_S,
+from pipeline.report.recording.rate import WINDOW_S, Rate
+from pipeline.runs.progress import (
     Counts,
-    Rate,
     Silent,
     TerminalProgress,
     describe,
@@ -153,7 +152,7 @@ def test_a_record_stands_on_a_line_of_its_own_above_the_status() -> None:
 
 FIRST_WORD = """
 import sys
-from pipeline.report.showing import progress
+from pipeline.runs import progress
 from pipeline.commands.app import app
 
 def phase(self, what, is_logged=True):
@@ -184,7 +183,7 @@ def test_the_first_word_comes_before_the_heavy_imports(tmp_path: Path) -> None:
 def test_a_script_on_a_terminal_sees_how_far_it_is(is_terminal: bool):
     ours, theirs = os.openpty() if is_terminal else os.pipe()
     program = (
-        "from pipeline.report.showing.progress import shown_on\n"
+        "from pipeline.runs.progress import shown_on\n"
         "with shown_on(None) as shown: shown.phase('looking at rows', is_logged=False)"
     )
     done = subprocess.run([sys.executable, "-c", program], stderr=theirs, check=True)

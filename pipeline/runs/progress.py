@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from time import monotonic
@@ -18,9 +17,9 @@ from typing import Protocol
 
 from pipeline.inference.slice_progress import Rows, Slice
 from pipeline.process.screen import clear_status, in_notebook, show_status, status_stream
+from pipeline.report.recording.rate import Rate
 
 log = logging.getLogger(__name__)
-WINDOW_S = 60.0
 _DRAW_S, _LOOK_S = 0.5, 1.0
 _LOG_EVERY_S, _LOG_LATER_S, _LATER_FROM_S = 10.0, 30.0, 60.0
 _BAR_CHARS = 20
@@ -56,29 +55,6 @@ class Counts:
         rows = self._committed + sum(self._under_way.values())
         self._shown = max(self._shown, rows if self.total is None else min(rows, self.total))
         return self._shown
-
-
-class Rate:
-    """Rows a second over the last minute, from the first row on."""
-
-    def __init__(self) -> None:
-        self._seen: deque[tuple[float, int]] = deque()
-
-    def add(self, at_s: float, rows: int) -> None:
-        """Note how many rows are done at a time."""
-        if len(self._seen) == 1 and rows == self._seen[0][1]:
-            self._seen.clear()  # what came before the first row was loading
-        self._seen.append((at_s, rows))
-        while len(self._seen) > 2 and self._seen[1][0] <= at_s - WINDOW_S:
-            self._seen.popleft()
-
-    @property
-    def rows_per_s(self) -> float | None:
-        """Return the rate; None while it is unknown."""
-        if len(self._seen) < 2:
-            return None
-        (first_s, first), (last_s, last) = self._seen[0], self._seen[-1]
-        return (last - first) / (last_s - first_s) if last_s > first_s else None
 
 
 class UnderWay(Protocol):
