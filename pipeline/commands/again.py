@@ -18,21 +18,24 @@ _ALLOWED = range(GateRefused.exit_code, InputMissing.exit_code + 1)
 _HIDDEN = "..."
 
 
-def prepare_end(date: str | None, ok_exit: str | None = None) -> str:
+def prepare_end(
+    date: str | None, ok_exit: str | None = None, option: str = "--date", every: str = "day"
+) -> str:
     """Prepare the last lines of a command, and return the date that it is about.
 
     Args:
         date: As it was given; the command that goes on tomorrow has to name today.
         ok_exit: The value of --ok-exit.
+        option: That names the date: of a command about many dates the last one.
+        every: `day` or `hour`: which is now, if no date was given.
 
     Raises:
         JobError: That is no list of exit codes which may count as success.
     """
-    from pipeline.job.reading.dates import date_text
-    from pipeline.operations.jobs import read_date
+    from pipeline.job.reading.dates import date_text, now, parse_date
 
-    day = date_text(read_date(date))
-    command = None if os.environ.get(SUBMITTED) else the_same(sys.argv, day)
+    day = date_text(now(every) if date is None else parse_date(date))
+    command = None if os.environ.get(SUBMITTED) else the_same(sys.argv, day, option)
     prepare_last_lines(command, _codes(ok_exit))
     return day
 
@@ -42,33 +45,14 @@ def prepare_ok_exit(ok_exit: str | None) -> None:
     prepare_last_lines(None, _codes(ok_exit))
 
 
-def prepare_end_of_dates(to: str | None, ok_exit: str | None, every: str) -> str:
-    """Prepare the last lines of a command about many dates, and return the last of these.
-
-    Args:
-        to: The last date as it was given; the command that goes on tomorrow has to name today.
-        ok_exit: The value of --ok-exit.
-        every: `day` or `hour`.
-
-    Raises:
-        JobError: As `prepare_end`.
-    """
-    from pipeline.job.reading.dates import date_text, now, parse_date
-
-    day = date_text(now(every) if to is None else parse_date(to))
-    command = None if os.environ.get(SUBMITTED) else the_same(sys.argv, day, "--to")
-    prepare_last_lines(command, _codes(ok_exit))
-    return day
+def prepare_end_of_same() -> None:
+    """Prepare the last lines of a command that is about no date."""
+    prepare_last_lines(the_same(sys.argv, "", None), frozenset())
 
 
 def goes_on_with_dates() -> None:
     """Note that dates were begun: whatever one ended with, the same command again goes on."""
     note(goes_on=[*range(1, InputMissing.exit_code + 1)])
-
-
-def prepare_end_of_same() -> None:
-    """Prepare the last lines of a command that is about no date."""
-    prepare_last_lines(the_same(sys.argv, "", None), frozenset())
 
 
 def _codes(text: str | None) -> frozenset[int]:

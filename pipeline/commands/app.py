@@ -9,19 +9,13 @@ from typing import Annotated
 
 import typer
 
+from pipeline.commands import options
 from pipeline.commands.cluster_commands import attach, logs, submit
 from pipeline.commands.command_group import CommandGroup
 from pipeline.commands.first_commands import init, predict
 from pipeline.commands.job_commands import doctor, golden, plan, retry, run, tune
-from pipeline.commands.options import (
-    IncludeOption,
-    JsonOption,
-    StorageOption,
-    as_storage_options,
-    show,
-    versions,
-)
 from pipeline.commands.output_commands import diff, gc, inspect, report, rollback, verify
+from pipeline.commands.results import show, versions
 from pipeline.commands.week_commands import backfill, status, stop
 from pipeline.core.errors import JobError
 from pipeline.process.failpoints import failpoint_quiet
@@ -48,12 +42,12 @@ def _common(
 def pull(
     uri: Annotated[str, typer.Argument(metavar="hf://ORG/NAME[@REVISION]", help="What to copy.")],
     destination: Annotated[str, typer.Argument(metavar="DEST", help="A folder, on any store.")],
-    include: IncludeOption = None,
+    include: options.IncludeOption = None,
     unverified: Annotated[
         bool, typer.Option("--unverified", help="Take files of which the hub says no digest.")
     ] = False,
-    storage_options: StorageOption = None,
-    as_json: JsonOption = False,
+    storage_options: options.StorageOption = None,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Copy a model directory from a hub to a store, at one commit.
 
@@ -61,8 +55,9 @@ def pull(
     """
     from pipeline.operations.pull import pull as pull_files
 
-    options = as_storage_options(storage_options)
-    found = pull_files(uri, destination, include or [], options, unverified=unverified)
+    found = pull_files(
+        uri, destination, include or [], storage_options or {}, unverified=unverified
+    )
     show(found, as_json=as_json)
 
 

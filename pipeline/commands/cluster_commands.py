@@ -9,29 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.commands import options
 from pipeline.commands.again import (
     goes_on_with_dates,
     prepare_end,
-    prepare_end_of_dates,
     prepare_ok_exit,
 )
-from pipeline.commands.options import (
-    AcceptOption,
-    AllowImportOption,
-    DateOption,
-    EveryOption,
-    FromOption,
-    JobFile,
-    JsonOption,
-    NewestFirstOption,
-    OkExitOption,
-    OnlyOption,
-    QuietOption,
-    SetOption,
-    SubmittedForOption,
-    ToOption,
-    show,
-)
+from pipeline.commands.results import show
 
 if TYPE_CHECKING:
     from pipeline.operations.clusters.submit import ClusterJob
@@ -45,17 +29,17 @@ Target = Annotated[
 
 
 def submit(
-    job: JobFile,
+    job: options.JobFile,
     address: Api,
-    date: DateOption = None,
-    from_: FromOption = None,
-    to: ToOption = None,
-    every: EveryOption = "day",
-    only: OnlyOption = None,
-    newest_first: NewestFirstOption = False,
-    set_: SetOption = None,
-    allow_import: AllowImportOption = None,
-    accept: AcceptOption = None,
+    date: options.DateOption = None,
+    from_: options.FromOption = None,
+    to: options.ToOption = None,
+    every: options.EveryOption = "day",
+    only: options.OnlyOption = None,
+    newest_first: options.NewestFirstOption = False,
+    set_: options.SetOption = None,
+    allow_import: options.AllowImportOption = None,
+    accept: options.AcceptOption = None,
     code: Annotated[
         str | None, typer.Option("--code", metavar="PATH", help="Send this folder, or wheel, too.")
     ] = None,
@@ -63,9 +47,9 @@ def submit(
     start_timeout_s: Annotated[
         float, typer.Option("--start-timeout-s", min=1, help="How long it may be pending.")
     ] = 120,
-    ok_exit: OkExitOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    ok_exit: options.OkExitOption = None,
+    as_json: options.JsonOption = False,
+    quiet: options.QuietOption = False,
 ) -> None:
     """Run a job, or a backfill, on a Ray cluster.
 
@@ -76,7 +60,7 @@ def submit(
     if from_ is None:
         date = prepare_end(date, ok_exit)
     else:
-        to = prepare_end_of_dates(to, ok_exit, every)
+        to = prepare_end(to, ok_exit, "--to", every)
     done = hand_over(
         job,
         address,
@@ -104,10 +88,10 @@ def submit(
 def attach(
     target: Target,
     address: Api,
-    date: SubmittedForOption = None,
-    ok_exit: OkExitOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    date: options.SubmittedForOption = None,
+    ok_exit: options.OkExitOption = None,
+    as_json: options.JsonOption = False,
+    quiet: options.QuietOption = False,
 ) -> None:
     """Follow a submitted job to its end, and end with its exit code.
 
@@ -124,7 +108,7 @@ def attach(
 def logs(
     target: Target,
     address: Api,
-    date: SubmittedForOption = None,
+    date: options.SubmittedForOption = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job ends.")] = False,
 ) -> None:
     """Show the log of a submitted job."""

@@ -9,19 +9,12 @@ from typing import Annotated
 
 import typer
 
+from pipeline.commands import options
 from pipeline.commands.again import prepare_end_of_same
-from pipeline.commands.options import (
-    AddressOption,
-    AllowImportOption,
-    JsonOption,
-    QuietOption,
-    SetOption,
-    progress_on_terminal,
-    show,
-    show_report,
-)
+from pipeline.commands.results import progress_on_terminal, show, show_report
 from pipeline.core.errors import JobError
 from pipeline.core.printable import printable
+from pipeline.process.interrupts import reason
 
 _INPUT = "A folder, a file or a glob."
 _MODEL = "A directory, .onnx, a name, or module:function."
@@ -35,11 +28,11 @@ def predict(
     input_: Input,
     model: Model,
     to: To,
-    set_: SetOption = None,
-    address: AddressOption = None,
-    allow_import: AllowImportOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    set_: options.SetOption = None,
+    address: options.AddressOption = None,
+    allow_import: options.AllowImportOption = None,
+    as_json: options.JsonOption = False,
+    quiet: options.QuietOption = False,
 ) -> None:
     """Predict an input without a job file, which it writes itself.
 
@@ -69,18 +62,18 @@ def init(
     model: Annotated[str | None, typer.Option("--model", metavar="M", help=_MODEL)] = None,
     to: Annotated[str | None, typer.Option("--to", metavar="OUT", help=_TO)] = None,
     job: Annotated[str, typer.Option("--job", metavar="FILE", help="To write.")] = "job.yaml",
-    set_: SetOption = None,
-    allow_import: AllowImportOption = None,
-    as_json: JsonOption = False,
+    set_: options.SetOption = None,
+    allow_import: options.AllowImportOption = None,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Write the job file that `predict` would run.
 
     On a terminal it asks for what is left out.
     """
-    asks = not as_json and on_terminal()
-    input_ = given_or_asked(input_, "argument INPUT", _INPUT, asks=asks)
-    model = given_or_asked(model, "option --model", _MODEL, asks=asks)
-    to = given_or_asked(to, "option --to", _TO, asks=asks)
+    asks = not as_json and _is_on_terminal()
+    input_ = _given_or_asked(input_, "argument INPUT", _INPUT, asks=asks)
+    model = _given_or_asked(model, "option --model", _MODEL, asks=asks)
+    to = _given_or_asked(to, "option --to", _TO, asks=asks)
     from pipeline.operations.first_steps.first_rows import Ambiguous
     from pipeline.operations.first_steps.init import init as write
 
@@ -93,13 +86,13 @@ def init(
         except Ambiguous as error:
             if not asks:
                 raise
-            settings.append(f"{error.field}={json.dumps(choose(error.field, error.choices))}")
+            settings.append(f"{error.field}={json.dumps(_choose(error.field, error.choices))}")
         else:
             break
     show(found, as_json=as_json)
 
 
-def on_terminal() -> bool:
+def _is_on_terminal() -> bool:
     """Tell whether there is a person to ask: stdin and stderr are a terminal."""
     try:
         return sys.stdin.isatty() and sys.stderr.isatty()
@@ -107,38 +100,35 @@ def on_terminal() -> bool:
         return False
 
 
-def given_or_asked(value: str | None, name: str, what: str, *, asks: bool) -> str:
-    """Return a value that was given, or ask for it until there is one.
+def _given_or_asked(value: str | None, name: str, what: str, *, asks: bool) -> str:
+    """Return a value that was given, or ask for it.
 
     Raises:
         JobError: It is missing, and there is no terminal or no answer.
     """
     if value is None and not asks:
         raise JobError(f"Missing {name}. On a terminal it would be asked for.")
-    while not value:
-        value = _answer(f"{what}\n{name.split()[-1]}: ", f"Missing {name}")
-    return value
+    return value or _answer(f"{what}\n{name.split()[-1]}", name)
 
 
-def choose(field: str, choices: Sequence[str]) -> str:
+def _choose(field: str, choices: Sequence[str]) -> str:
     """Ask for one of several values of a field of the job.
 
     Raises:
         JobError: The input ends without an answer.
     """
-    shown = "".join(f"  {number} {printable(each)}\n" for number, each in enumerate(choices, 1))
     numbered = {str(number): each for number, each in enumerate(choices, 1)}
-    while True:
-        answer = _answer(f"Which one is {field}?\n{shown}Name or number: ", f"Missing {field}")
-        if answer in choices or answer in numbered:
-            return answer if answer in choices else numbered[answer]
+    lines = (f"  {number} {printable(each)}\n" for number, each in numbered.items())
+    question = f"Which one is {field}?\n{''.join(lines)}Name or number"
+    while (answer := _answer(question, field)) not in {*choices, *numbered}:
+        pass
+    return answer if answer in choices else numbered[answer]
 
 
-def _answer(question: str, if_none: str) -> str:
-    sys.stderr.write(question)
-    sys.stderr.flush()
-    line = sys.stdin.readline()
-    if not line:  # Ctrl-D
-        sys.stderr.write("\n")
-        raise JobError(f"{if_none}: nothing was answered")
-    return line.strip()
+def _answer(question: str, name: str) -> str:
+    try:
+        return str(typer.prompt(question, err=True)).strip()
+    except typer.Abort:  # Ctrl-C or Ctrl-D
+        if reason() is not None:
+            raise KeyboardInterrupt from None
+        raise JobError(f"Missing {name}: nothing was answered") from None

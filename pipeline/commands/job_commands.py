@@ -9,38 +9,23 @@ from typing import Annotated
 
 import typer
 
+from pipeline.commands import options
 from pipeline.commands.again import prepare_end
-from pipeline.commands.options import (
-    AcceptOption,
-    AddressOption,
-    AllowImportOption,
-    DateOption,
-    JobFile,
-    JsonOption,
-    LogFormatOption,
-    NoReuseOption,
-    NoTryOption,
-    OkExitOption,
-    QuietOption,
-    SetOption,
-    progress_on_terminal,
-    show,
-    show_report,
-)
+from pipeline.commands.results import progress_on_terminal, show, show_report
 
 
 def run(
-    job: JobFile,
-    date: DateOption = None,
-    set_: SetOption = None,
-    address: AddressOption = None,
-    allow_import: AllowImportOption = None,
-    accept: AcceptOption = None,
-    ok_exit: OkExitOption = None,
-    no_reuse: NoReuseOption = False,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-    log_format: LogFormatOption = "text",
+    job: options.JobFile,
+    date: options.DateOption = None,
+    set_: options.SetOption = None,
+    address: options.AddressOption = None,
+    allow_import: options.AllowImportOption = None,
+    accept: options.AcceptOption = None,
+    ok_exit: options.OkExitOption = None,
+    no_reuse: options.NoReuseOption = False,
+    as_json: options.JsonOption = False,
+    quiet: options.QuietOption = False,
+    log_format: options.LogFormatOption = "text",
 ) -> None:
     """Run a job once: predict what is missing, check, publish, report."""
     from pipeline.execution.embedded.forkserver import started_ahead
@@ -64,15 +49,15 @@ def run(
 
 
 def plan(
-    job: JobFile,
-    date: DateOption = None,
-    set_: SetOption = None,
-    address: AddressOption = None,
-    allow_import: AllowImportOption = None,
-    no_try: NoTryOption = False,
-    no_reuse: NoReuseOption = False,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    job: options.JobFile,
+    date: options.DateOption = None,
+    set_: options.SetOption = None,
+    address: options.AddressOption = None,
+    allow_import: options.AllowImportOption = None,
+    no_try: options.NoTryOption = False,
+    no_reuse: options.NoReuseOption = False,
+    as_json: options.JsonOption = False,
+    quiet: options.QuietOption = False,
 ) -> None:
     """Show what a run would do, and try the model on one row.
 
@@ -93,14 +78,14 @@ def plan(
 
 
 def tune(
-    job: JobFile,
-    date: DateOption = None,
-    set_: SetOption = None,
-    address: AddressOption = None,
-    allow_import: AllowImportOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-    log_format: LogFormatOption = "text",
+    job: options.JobFile,
+    date: options.DateOption = None,
+    set_: options.SetOption = None,
+    address: options.AddressOption = None,
+    allow_import: options.AllowImportOption = None,
+    as_json: options.JsonOption = False,
+    quiet: options.QuietOption = False,
+    log_format: options.LogFormatOption = "text",
 ) -> None:
     """Measure every way to run the model of a job on some of its rows.
 
@@ -121,13 +106,13 @@ def tune(
 
 
 def golden(
-    job: JobFile,
+    job: options.JobFile,
     out: Annotated[str, typer.Option("--out", metavar="URI", help="The file to write.")],
     rows: Annotated[int, typer.Option("--rows", min=1, help="How many rows.")] = 32,
-    date: DateOption = None,
-    set_: SetOption = None,
-    allow_import: AllowImportOption = None,
-    as_json: JsonOption = False,
+    date: options.DateOption = None,
+    set_: options.SetOption = None,
+    allow_import: options.AllowImportOption = None,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Write golden rows, with which each run is compared.
 
@@ -142,12 +127,12 @@ def golden(
 
 def doctor(
     job: Annotated[str | None, typer.Argument(metavar="[JOB]", help="Also what it needs.")] = None,
-    date: DateOption = None,
-    set_: SetOption = None,
-    address: AddressOption = None,
-    allow_import: AllowImportOption = None,
-    no_try: NoTryOption = False,
-    as_json: JsonOption = False,
+    date: options.DateOption = None,
+    set_: options.SetOption = None,
+    address: options.AddressOption = None,
+    allow_import: options.AllowImportOption = None,
+    no_try: options.NoTryOption = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Check all that a run will need.
 
@@ -168,20 +153,20 @@ def doctor(
 
 
 def retry(
-    job: JobFile,
+    job: options.JobFile,
     reason: Annotated[
         list[str] | None,
         typer.Option("--reason", metavar="REASON", help="Only these rows; repeatable."),
     ] = None,
-    date: DateOption = None,
-    set_: SetOption = None,
-    address: AddressOption = None,
-    allow_import: AllowImportOption = None,
-    accept: AcceptOption = None,
-    ok_exit: OkExitOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-    log_format: LogFormatOption = "text",
+    date: options.DateOption = None,
+    set_: options.SetOption = None,
+    address: options.AddressOption = None,
+    allow_import: options.AllowImportOption = None,
+    accept: options.AcceptOption = None,
+    ok_exit: options.OkExitOption = None,
+    as_json: options.JsonOption = False,
+    quiet: options.QuietOption = False,
+    log_format: options.LogFormatOption = "text",
 ) -> None:
     """Run only the quarantined rows again.
 

@@ -1,23 +1,15 @@
-"""What the commands share: their arguments, and how a result is shown."""
+"""The arguments and options that several commands share."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import platform
-from contextlib import AbstractContextManager
-from importlib import metadata
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
-
-if TYPE_CHECKING:
-    from pipeline.report.document import Report
-    from pipeline.runs.progress import Progress
 
 JobFile = Annotated[str, typer.Argument(metavar="JOB", help="Path of the job file (YAML).")]
 
@@ -48,6 +40,30 @@ def _require_format(name: str) -> str:
     return name
 
 
+def _as_storage_options(text: str) -> dict[str, Any]:
+    """Read --storage-options.
+
+    Raises:
+        JobError: It is no JSON object.
+    """
+    try:
+        options = json.loads(text)
+    except ValueError:
+        options = None
+    if not isinstance(options, dict):
+        raise JobError("--storage-options: write one JSON object")
+    return options
+
+
+StorageOption = Annotated[
+    dict[str, Any] | None,
+    typer.Option(
+        "--storage-options",
+        metavar="JSON",
+        help="fsspec options; better: AWS_*.",
+        parser=_as_storage_options,
+    ),
+]
 OutputUri = Annotated[
     str,
     typer.Argument(
@@ -132,68 +148,3 @@ SubmittedForOption = Annotated[
 PartitionOption = Annotated[
     str | None, typer.Option("--partition", metavar="KEY=VALUE", help="Which partition.")
 ]
-StorageOption = Annotated[
-    str | None,
-    typer.Option("--storage-options", metavar="JSON", help="fsspec options; better: AWS_*."),
-]
-
-
-def versions() -> str:
-    """Return the versions of what runs, read from what is installed: nothing is imported."""
-    found = [f"python {platform.python_version()}"]
-    for name in ("ray", "torch"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found.append(f"{name} {metadata.version(name)}")
-    return f"pipeline {metadata.version('batch-inference-pipeline')} ({', '.join(found)})"
-
-
-def progress_on_terminal(*, quiet: bool) -> AbstractContextManager[Progress]:
-    """Return where a command shows how far it is, in the body."""
-    from pipeline.runs.progress import Silent, TerminalProgress
-
-    return contextlib.nullcontext(Silent()) if quiet else TerminalProgress()
-
-
-def as_storage_options(text: str | None) -> dict[str, Any]:
-    """Read --storage-options.
-
-    Raises:
-        JobError: It is no JSON object.
-    """
-    if text is None:
-        return {}
-    try:
-        options = json.loads(text)
-    except ValueError:
-        options = None
-    if not isinstance(options, dict):
-        raise JobError("--storage-options: write one JSON object")
-    return options
-
-
-def show_report(report: Report, *, as_json: bool, quiet: bool) -> None:
-    """Show the report of a run: as tables (on stderr beside JSON), as JSON, or not at all."""
-    from pipeline.process.interrupts import ignore_stops
-    from pipeline.process.screen import show_rendered
-    from pipeline.report.showing.render import render_table
-
-    ignore_stops()
-    if not quiet:
-        show_rendered(render_table(report), to_stderr=as_json)
-    if as_json:
-        typer.echo(json.dumps(report.model_dump(mode="json"), allow_nan=False))
-
-
-def show(document: dict[str, Any], *, as_json: bool, quiet: bool = False) -> None:
-    """Show what a command has found: as tables, as one JSON document, or not at all."""
-    from pipeline.process.interrupts import ignore_stops
-
-    ignore_stops()
-    if as_json:
-        typer.echo(json.dumps(document, allow_nan=False))
-    if as_json or quiet:
-        return
-    from pipeline.process.screen import show_rendered
-    from pipeline.report.showing.document_table import render_document
-
-    show_rendered(render_document(document))

@@ -7,50 +7,39 @@ from typing import Annotated
 
 import typer
 
-from pipeline.commands.options import (
-    DateOption,
-    JobFile,
-    JsonOption,
-    OutputUri,
-    PartitionOption,
-    QuietOption,
-    SetOption,
-    StorageOption,
-    as_storage_options,
-    show,
-    show_report,
-)
+from pipeline.commands import options
+from pipeline.commands.results import show, show_report
 from pipeline.core.errors import GateRefused, JobError
 
 
 def report(
-    uri: OutputUri,
+    uri: options.OutputUri,
     run_id: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Default: latest.")] = None,
-    partition: PartitionOption = None,
-    storage_options: StorageOption = None,
-    as_json: JsonOption = False,
+    partition: options.PartitionOption = None,
+    storage_options: options.StorageOption = None,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Show the report of a run that is stored beside its output."""
     from pipeline.operations.outputs import report as read
 
-    options = as_storage_options(storage_options)
-    document = read(uri, run_id=run_id, partition=partition, storage_options=options)
+    document = read(uri, run_id=run_id, partition=partition, storage_options=storage_options)
     show_report(document, as_json=as_json, quiet=False)
 
 
 def inspect(
-    uri: OutputUri,
-    partition: PartitionOption = None,
+    uri: options.OutputUri,
+    partition: options.PartitionOption = None,
     html: Annotated[Path | None, typer.Option(help="Write a page here.")] = None,
     samples: Annotated[int, typer.Option(min=0, help="Least certain rows on that page.")] = 8,
-    storage_options: StorageOption = None,
-    as_json: JsonOption = False,
+    storage_options: options.StorageOption = None,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Show what is published: rows, labels, predictions, quarantine."""
     from pipeline.operations.outputs import inspect as describe
 
-    options = as_storage_options(storage_options)
-    found = describe(uri, partition=partition, html=html, samples=samples, storage_options=options)
+    found = describe(
+        uri, partition=partition, html=html, samples=samples, storage_options=storage_options
+    )
     show(found, as_json=as_json)
 
 
@@ -74,8 +63,8 @@ def diff(
         str | None,
         typer.Option(metavar="PCT", help="Exit with 3 if more of the rows differ, as 1%."),
     ] = None,
-    storage_options: StorageOption = None,
-    as_json: JsonOption = False,
+    storage_options: options.StorageOption = None,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Compare two published versions, row by row.
 
@@ -84,8 +73,9 @@ def diff(
     from pipeline.operations.diff import diff as compare
 
     limit_pct = None if fail_over is None else _percentage(fail_over)
-    options = as_storage_options(storage_options)
-    found = compare(before, now, rows_to=rows_to, tolerance=tolerance, storage_options=options)
+    found = compare(
+        before, now, rows_to=rows_to, tolerance=tolerance, storage_options=storage_options
+    )
     if html is not None:
         found.to_html(html)
     show(found.to_dict() if as_json else found.shown(), as_json=as_json)
@@ -106,11 +96,11 @@ def _percentage(text: str) -> float:
 
 
 def verify(
-    uri: OutputUri,
-    partition: PartitionOption = None,
-    storage_options: StorageOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
+    uri: options.OutputUri,
+    partition: options.PartitionOption = None,
+    storage_options: options.StorageOption = None,
+    as_json: options.JsonOption = False,
+    quiet: options.QuietOption = False,
 ) -> None:
     """Prove a published partition: checksums, sums of rows, ids.
 
@@ -118,17 +108,16 @@ def verify(
     """
     from pipeline.operations.outputs import verify as prove
 
-    options = as_storage_options(storage_options)
-    found = prove(uri, partition=partition, storage_options=options)
+    found = prove(uri, partition=partition, storage_options=storage_options)
     show(found, as_json=as_json, quiet=quiet)
 
 
 def rollback(
-    job: JobFile,
-    date: DateOption = None,
-    set_: SetOption = None,
+    job: options.JobFile,
+    date: options.DateOption = None,
+    set_: options.SetOption = None,
     to: Annotated[int | None, typer.Option("--to", help="Version number. Default: newest.")] = None,
-    as_json: JsonOption = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Publish a replaced version of the job's partition again."""
     from pipeline.operations.maintenance import rollback as restore
@@ -137,11 +126,11 @@ def rollback(
 
 
 def gc(
-    job: JobFile,
-    date: DateOption = None,
-    set_: SetOption = None,
+    job: options.JobFile,
+    date: options.DateOption = None,
+    set_: options.SetOption = None,
     grace_s: Annotated[float, typer.Option(help="Keep staging younger than this.")] = 86400.0,
-    as_json: JsonOption = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Delete staged slices that no unfinished run can need any more."""
     from pipeline.operations.maintenance import gc as collect

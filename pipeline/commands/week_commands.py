@@ -6,30 +6,9 @@ from typing import Annotated, TypeGuard
 
 import typer
 
-from pipeline.commands.again import goes_on_with_dates, prepare_end_of_dates
-from pipeline.commands.options import (
-    AcceptOption,
-    AddressOption,
-    AllowImportOption,
-    EveryOption,
-    FromOption,
-    JobFile,
-    JsonOption,
-    LogFormatOption,
-    NewestFirstOption,
-    OkExitOption,
-    OnlyOption,
-    PartitionOption,
-    QuietOption,
-    SetOption,
-    StorageOption,
-    SubmittedForOption,
-    ToOption,
-    as_storage_options,
-    progress_on_terminal,
-    refuse_job_file,
-    show,
-)
+from pipeline.commands import options
+from pipeline.commands.again import goes_on_with_dates, prepare_end
+from pipeline.commands.results import progress_on_terminal, show
 from pipeline.core.errors import JobError
 
 ClusterOption = Annotated[
@@ -41,19 +20,19 @@ def status(
     sink: Annotated[
         str, typer.Argument(metavar="URI|JOB|ID", help="The sink's root, a job file, or an id.")
     ],
-    partition: PartitionOption = None,
-    from_: FromOption = None,
-    to: ToOption = None,
-    every: EveryOption = "day",
-    set_: SetOption = None,
-    allow_import: AllowImportOption = None,
-    storage_options: StorageOption = None,
+    partition: options.PartitionOption = None,
+    from_: options.FromOption = None,
+    to: options.ToOption = None,
+    every: options.EveryOption = "day",
+    set_: options.SetOption = None,
+    allow_import: options.AllowImportOption = None,
+    storage_options: options.StorageOption = None,
     prometheus: Annotated[
         bool, typer.Option("--prometheus", help="Text for the node exporter, for cron.")
     ] = False,
     address: ClusterOption = None,
-    date: SubmittedForOption = None,
-    as_json: JsonOption = False,
+    date: options.SubmittedForOption = None,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Show how partitions are: complete, running, refused, interrupted.
 
@@ -77,7 +56,7 @@ def status(
         every=every,
         overrides=set_ or (),
         allow_import=allow_import or (),
-        storage_options=as_storage_options(storage_options),
+        storage_options=storage_options,
     )
     if prometheus:
         typer.echo(found.to_prometheus(), nl=False)
@@ -86,23 +65,23 @@ def status(
 
 
 def backfill(
-    job: JobFile,
+    job: options.JobFile,
     from_: Annotated[
         str, typer.Option("--from", metavar="YYYY-MM-DD[THH]", help="The first of several dates.")
     ],
-    to: ToOption = None,
-    every: EveryOption = "day",
-    only: OnlyOption = None,
-    newest_first: NewestFirstOption = False,
+    to: options.ToOption = None,
+    every: options.EveryOption = "day",
+    only: options.OnlyOption = None,
+    newest_first: options.NewestFirstOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would do.")] = False,
-    set_: SetOption = None,
-    address: AddressOption = None,
-    allow_import: AllowImportOption = None,
-    accept: AcceptOption = None,
-    ok_exit: OkExitOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-    log_format: LogFormatOption = "text",
+    set_: options.SetOption = None,
+    address: options.AddressOption = None,
+    allow_import: options.AllowImportOption = None,
+    accept: options.AcceptOption = None,
+    ok_exit: options.OkExitOption = None,
+    as_json: options.JsonOption = False,
+    quiet: options.QuietOption = False,
+    log_format: options.LogFormatOption = "text",
 ) -> None:
     """Run a job for many dates, on one Ray.
 
@@ -115,7 +94,7 @@ def backfill(
         found = run_all(
             job,
             from_=from_,
-            to=prepare_end_of_dates(to, ok_exit, every),
+            to=prepare_end(to, ok_exit, "--to", every),
             every=every,
             only=only,
             newest_first=newest_first,
@@ -139,11 +118,11 @@ def stop(
             metavar="URI|ID", help="The sink's root, a partition's folder, or an id; see --address."
         ),
     ],
-    partition: PartitionOption = None,
-    storage_options: StorageOption = None,
+    partition: options.PartitionOption = None,
+    storage_options: options.StorageOption = None,
     address: ClusterOption = None,
-    date: SubmittedForOption = None,
-    as_json: JsonOption = False,
+    date: options.SubmittedForOption = None,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Ask a run, or a submitted job, to stop.
 
@@ -156,9 +135,8 @@ def stop(
         return
     from pipeline.operations.weeks.stop import stop as ask
 
-    refuse_job_file("stop", uri)
-    options = as_storage_options(storage_options)
-    show(ask(uri, partition=partition, storage_options=options), as_json=as_json)
+    options.refuse_job_file("stop", uri)
+    show(ask(uri, partition=partition, storage_options=storage_options), as_json=as_json)
 
 
 def _is_on_cluster(address: str | None, date: str | None) -> TypeGuard[str]:
