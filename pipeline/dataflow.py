@@ -104,7 +104,7 @@ def _execute(run: RunContext, progress: Progress) -> RunStatus:
             return "nothing_to_do"
         if base and (changed := why_stale(store, layout, base, plan)):
             progress.phase(f"version {base.number} is of before a change: {changed}")
-        plan = replace(adopt_plan(store, layout, plan), source_root=plan.source_root)
+        plan = adopt_plan(store, layout, plan)
         predict = partial(
             predict_and_publish, run, model=model, base=base, lease=lease, progress=progress
         )

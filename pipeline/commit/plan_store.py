@@ -26,8 +26,8 @@ PLAN_VERSION = 1
 def adopt_plan(store: Store, layout: Layout, plan: Plan) -> Plan:
     """Store the plan if its fingerprint is new, otherwise return the stored one (same units).
 
-    What was skipped is that of now: plans of the same shards may come of other folders or globs. So
-    are the ctimes of local shards.
+    What was skipped and the root are those of now: plans of the same shards may come of other
+    folders or globs. So are the ctimes of local shards.
     """
     path = layout.plan(plan.fingerprint)
     try:
@@ -43,7 +43,14 @@ def adopt_plan(store: Store, layout: Layout, plan: Plan) -> Plan:
 def _adopted(data: bytes, plan: Plan) -> Plan:
     stored = plan_from_json(data, plan.fingerprint)
     units = with_ctimes(stored.units, ctimes_of(plan.units))
-    return replace(stored, units=units, skipped=plan.skipped, ctimes_sha256=plan.ctimes_sha256)
+    return replace(
+        stored,
+        units=units,
+        skipped=plan.skipped,
+        ctimes_sha256=plan.ctimes_sha256,
+        source_root=plan.source_root,
+        twin=plan.twin,
+    )
 
 
 def plan_to_json(plan: Plan, token: str) -> bytes:

@@ -6,7 +6,7 @@ Out: a plain nested dict, for `--json` and for render.render_document.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from pipeline.commit.layout import Layout
@@ -95,7 +95,7 @@ def _describe(run: RunContext, *, tries: bool) -> dict[str, Any]:
     with options_named("sink.storage_options"):
         is_known = store.stat(layout.plan(plan.fingerprint)) is not None
     if is_known:
-        plan = replace(adopt_plan(store, layout, plan), twin=plan.twin)
+        plan = adopt_plan(store, layout, plan)
     current = current_manifest(store, layout)
     is_done = is_published(current, plan, job.sink.partition_columns)
     reuse = Reuse(None) if is_done else find_reuse(run, plan, current)

@@ -80,7 +80,6 @@ def predict_with_reuse(
     try:
         _pin(run, versions, plan.fingerprint)
         work = adopt_plan(run.store, run.layout, reuse.division.work)
-        work = replace(work, source_root=plan.source_root)
         merge = CarriedMerge(plan, reuse, reuse.division, model.task)
         run.record.keep(merge.kept())
         section = carried_section(reuse.division, reuse.environment)
