@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from pipeline.operations.jobs import load_job
     from pipeline.operations.maintenance import gc, rollback
     from pipeline.operations.outputs import verify
+    from pipeline.operations.partitions.backfill import backfill
+    from pipeline.operations.partitions.status import status
+    from pipeline.operations.partitions.stop import stop
     from pipeline.operations.plan import plan
     from pipeline.operations.published.output import Output, Partition, open_output
     from pipeline.operations.retry import retry
     from pipeline.operations.run import run
     from pipeline.operations.tune import tune
-    from pipeline.operations.weeks.backfill import backfill
-    from pipeline.operations.weeks.status import status
-    from pipeline.operations.weeks.stop import stop
     from pipeline.report.document import Report
 
 __all__ = [
@@ -69,7 +69,7 @@ _HOMES = {
     "Output": "pipeline.operations.published.output",
     "Partition": "pipeline.operations.published.output",
     "Report": "pipeline.report.document",
-    "backfill": "pipeline.operations.weeks.backfill",
+    "backfill": "pipeline.operations.partitions.backfill",
     "diff": "pipeline.operations.diff",
     "errors": "pipeline.errors",
     "gc": "pipeline.operations.maintenance",
@@ -80,8 +80,8 @@ _HOMES = {
     "retry": "pipeline.operations.retry",
     "rollback": "pipeline.operations.maintenance",
     "run": "pipeline.operations.run",
-    "status": "pipeline.operations.weeks.status",
-    "stop": "pipeline.operations.weeks.stop",
+    "status": "pipeline.operations.partitions.status",
+    "stop": "pipeline.operations.partitions.stop",
     "tune": "pipeline.operations.tune",
     "verify": "pipeline.operations.outputs",
 }

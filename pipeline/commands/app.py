@@ -15,8 +15,8 @@ from pipeline.commands.command_group import CommandGroup
 from pipeline.commands.first_commands import init, predict
 from pipeline.commands.job_commands import doctor, golden, plan, retry, run, tune
 from pipeline.commands.output_commands import diff, gc, inspect, report, rollback, verify
+from pipeline.commands.partition_commands import backfill, status, stop
 from pipeline.commands.results import show, versions
-from pipeline.commands.week_commands import backfill, status, stop
 from pipeline.core.errors import JobError
 from pipeline.process.failpoints import failpoint_quiet
 from pipeline.process.screen import log_to_stderr

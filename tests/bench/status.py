@@ -33,7 +33,7 @@ from support.servers.s3server import S3Server
 from pipeline.commit.heartbeat import Heartbeat
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest
-from pipeline.runs.weeks.survey import survey
+from pipeline.runs.partitions.survey import survey
 from pipeline.storage.interface import Page
 from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.store import Store

@@ -16,8 +16,8 @@ from pipeline.job.reading.dates import date_text
 from pipeline.job.reading.loader import read_job
 from pipeline.operations.jobs import Date, load_job, read_date, read_dates, run_options
 from pipeline.operations.nearby_code import warn_of_local_code
-from pipeline.operations.weeks.backfill import ONLY
-from pipeline.runs.weeks.job_survey import survey_job
+from pipeline.operations.partitions.backfill import ONLY
+from pipeline.runs.partitions.job_survey import survey_job
 
 log = logging.getLogger(__name__)
 

@@ -12,10 +12,10 @@ from pipeline.core.errors import JobError
 from pipeline.report.showing.notebook import facts_html, table_html
 from pipeline.report.showing.number_format import format_duration
 from pipeline.report.showing.pages import page_html
+from pipeline.runs.partitions.state import PartitionStatus
+from pipeline.runs.partitions.survey import survey
 from pipeline.runs.samples.originals import OriginalFinder
 from pipeline.runs.samples.sheets import try_sheet
-from pipeline.runs.weeks.state import PartitionStatus
-from pipeline.runs.weeks.survey import survey
 
 _FIRST = ("labels", "reasons", "predictions", "quarantine")
 """What a page says before the pictures, beside the rows; ids and hashes come behind them."""

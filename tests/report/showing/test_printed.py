@@ -6,10 +6,10 @@ from html import escape
 
 import pytest
 
-from pipeline.operations.weeks.backfill import Backfill, DateRun
+from pipeline.operations.partitions.backfill import Backfill, DateRun
 from pipeline.report.showing.printed import Found, Printed
-from pipeline.runs.weeks.overview import Status
-from pipeline.runs.weeks.state import PartitionStatus
+from pipeline.runs.partitions.overview import Status
+from pipeline.runs.partitions.state import PartitionStatus
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 

@@ -13,7 +13,7 @@ from pipeline.commit.lease import ask_to_stop, latest_epoch, read_heartbeat
 from pipeline.commit.published.read import locate
 from pipeline.core.errors import JobError
 from pipeline.report.showing.printed import printed
-from pipeline.runs.weeks.survey import survey_output
+from pipeline.runs.partitions.survey import survey_output
 
 
 @printed

@@ -1,4 +1,4 @@
-"""The weeks between the runs: what is done, missing, refused, running, read from the output itself.
+"""How partitions are: what is done, missing, refused, running, read from the output itself.
 
 Nothing is kept anywhere else, so nothing can be wrong or lost. Begin with `survey.py` (what is read
 of an output) and `state.py` (what follows from it); `job_survey.py` adds what only the job knows.

@@ -1,4 +1,4 @@
-"""The commands for the weeks between the runs. Thin, as those of jobs."""
+"""The commands over many partitions. Thin, as those of jobs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def status(
         jobs = status_of_submitted(sink, address, date)
         show({"jobs": jobs}, as_json=as_json)
         return
-    from pipeline.operations.weeks.status import status as look
+    from pipeline.operations.partitions.status import status as look
 
     if prometheus and as_json:
         raise JobError("status: give --prometheus or --json, not both")
@@ -89,7 +89,7 @@ def backfill(
     """
     with progress_on_terminal(quiet=quiet) as progress:
         progress.phase(f"reading {job}", is_logged=False)
-        from pipeline.operations.weeks.backfill import backfill as run_all
+        from pipeline.operations.partitions.backfill import backfill as run_all
 
         found = run_all(
             job,
@@ -133,7 +133,7 @@ def stop(
 
         show(stop_submitted(uri, address, date), as_json=as_json)
         return
-    from pipeline.operations.weeks.stop import stop as ask
+    from pipeline.operations.partitions.stop import stop as ask
 
     options.refuse_job_file("stop", uri)
     show(ask(uri, partition=partition, storage_options=storage_options), as_json=as_json)

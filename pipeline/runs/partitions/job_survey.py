@@ -9,11 +9,11 @@ from pipeline.commit.staging import list_staged
 from pipeline.core.errors import InputMissing, PipelineError
 from pipeline.job.job import Job
 from pipeline.runs.context import RunContext, RunOptions
+from pipeline.runs.partitions.state import PartitionStatus
+from pipeline.runs.partitions.survey import survey
 from pipeline.runs.preparing.prepare import prepare
 from pipeline.runs.resume import is_published, next_step
 from pipeline.runs.staleness import why_stale
-from pipeline.runs.weeks.state import PartitionStatus
-from pipeline.runs.weeks.survey import survey
 
 
 def survey_job(job: Job, options: RunOptions) -> PartitionStatus:

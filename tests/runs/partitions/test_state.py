@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.commit.heartbeat import Heartbeat
-from pipeline.runs.weeks.state import LastRun, PartitionStatus, status_of
+from pipeline.runs.partitions.state import LastRun, PartitionStatus, status_of
 
 NOW = dt.datetime(2026, 11, 24, 12, tzinfo=dt.UTC)
 HALF = Heartbeat(run_id="run-2", ttl_s=60.0, rows=200, rows_done=100, host="far", pid=7)

@@ -21,7 +21,7 @@ from pipeline.commit.layout import WHOLE_OUTPUT, Layout, partition_order
 from pipeline.commit.manifest import Manifest
 from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.printable import clean_message
-from pipeline.runs.weeks.state import LastRun, PartitionStatus, status_of
+from pipeline.runs.partitions.state import LastRun, PartitionStatus, status_of
 from pipeline.storage.store import Store, StoredFile
 
 _THREADS = 32

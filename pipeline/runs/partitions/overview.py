@@ -8,8 +8,8 @@ from typing import Any, get_args
 
 from pipeline.report.showing.printed import Printed
 from pipeline.runs.exports import folder_name
+from pipeline.runs.partitions.state import PartitionStatus, State
 from pipeline.runs.progress import duration
-from pipeline.runs.weeks.state import PartitionStatus, State
 
 
 @dataclass(frozen=True)

@@ -22,14 +22,14 @@ from pipeline.job.job import Job
 from pipeline.job.reading.dates import date_text
 from pipeline.job.reading.loader import Overrides
 from pipeline.operations.jobs import Accepted, Date, JobLike, load_job, read_dates, run_options
-from pipeline.operations.weeks.status import same_partition
+from pipeline.operations.partitions.status import same_partition
 from pipeline.process.interrupts import as_ours, reason
 from pipeline.process.life import new_life
 from pipeline.report.showing.printed import Printed
 from pipeline.runs.context import RunOptions
+from pipeline.runs.partitions.job_survey import survey_job
+from pipeline.runs.partitions.survey import survey
 from pipeline.runs.progress import Progress, duration, shown_on
-from pipeline.runs.weeks.job_survey import survey_job
-from pipeline.runs.weeks.survey import survey
 from pipeline.storage.store import Store
 
 log = logging.getLogger(__name__)
