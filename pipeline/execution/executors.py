@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from pipeline.commit.parts.compaction import RunTasks
 from pipeline.commit.staging import StagedSlice
@@ -17,30 +17,7 @@ from pipeline.execution.progress_channel import ProgressListener
 from pipeline.execution.stream_parts import StreamParts
 from pipeline.execution.tasks import run_tasks
 from pipeline.execution.without_ray import is_without_ray
-from pipeline.inference.slice_progress import Channel, Rows
 from pipeline.planning.allocation import Allocation, Hardware
-
-
-class Listener(Protocol):
-    """Takes during its body how far the actors are within slices."""
-
-    @property
-    def channel(self) -> Channel:
-        """Return what is given to the actors."""
-        ...
-
-    @property
-    def rows(self) -> Rows:
-        """Return the newest counts."""
-        ...
-
-    @property
-    def actors(self) -> str:
-        """Return what keeps actors from their work; empty if nothing is known to."""
-        ...
-
-    def __enter__(self) -> object: ...
-    def __exit__(self, *_: object) -> None: ...
 
 
 class Executor(NamedTuple):
@@ -54,8 +31,8 @@ class Executor(NamedTuple):
     stream: Callable[[StreamParts, Allocation], Generator[StagedSlice, None, None]]
     """Computes slices, and yields each one when it is committed."""
     run_tasks: RunTasks
-    listener: Callable[[str, int], Listener]
-    """Takes the id of a run and the number of its actors."""
+    listener: type[ProgressListener]
+    """Takes how far the actors are within slices."""
 
 
 @contextlib.contextmanager

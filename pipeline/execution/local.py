@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -13,9 +12,10 @@ from pipeline.commit.staging import StagedSlice
 from pipeline.core.errors import PipelineError, find_cause
 from pipeline.core.user_code.user_errors import SHOW_ALL, describe_user_error
 from pipeline.execution.predictor_actor import PredictorActor
+from pipeline.execution.progress_channel import ProgressListener
 from pipeline.execution.stream_parts import StreamParts
 from pipeline.execution.tasks import attempts_of
-from pipeline.inference.slice_progress import Channel, Rows, Send, Slice
+from pipeline.inference.slice_progress import Send, Slice
 from pipeline.planning.allocation import Allocation
 from pipeline.process.liveness import note_progress
 
@@ -33,7 +33,7 @@ def stream(
     Raises:
         PipelineError: As `ray_stream.stream`.
     """
-    with _stage_errors(), _threads_restored():
+    with _stage_errors():
         actor = PredictorActor(replace(parts.actor, asked_at_s=None))
         try:
             stages = [each for each in (parts.preprocess, actor, parts.write) if each is not None]
@@ -54,16 +54,16 @@ def run_tasks(function: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> l
         return [function(*arguments) for arguments in calls]
 
 
-class LocalListener:
-    """Takes from the actor, which is in this process, how far its slice is."""
+class LocalListener(ProgressListener):
+    """Hears of the actor, which is in this process, by a call."""
 
     def __init__(self, run_id: str, num_actors: int) -> None:
-        self.channel: Channel = self
-        self.rows: Rows = {}
-        """Of the slice under way."""
-        self.actors = ""
+        """Be the channel, too."""
+        super().__init__(run_id, num_actors)
+        self.channel = self
 
     def __enter__(self) -> LocalListener:
+        """Start nothing."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -89,15 +89,3 @@ def _stage_errors() -> Iterator[None]:
         if (ours := find_cause(error)) is not None:
             raise ours from error
         raise PipelineError(f"{describe_user_error(error)}{SHOW_ALL}") from error
-
-
-@contextlib.contextmanager
-def _threads_restored() -> Iterator[None]:
-    """Let torch have as many threads after the body as before: an engine sets its own number."""
-    torch = sys.modules.get("torch")
-    before = torch.get_num_threads() if torch else None
-    try:
-        yield
-    finally:
-        if torch and before is not None:
-            torch.set_num_threads(before)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.execution.cluster import in_flight
-from pipeline.inference.slice_progress import EVERY_S, Rows, Send, Slice
+from pipeline.inference.slice_progress import EVERY_S, Channel, Rows, Send, Slice
 from pipeline.process.liveness import note_progress
 
 _ACTORS_PER_S = 100
@@ -106,7 +106,8 @@ class ProgressListener:
     def __init__(self, run_id: str, num_actors: int) -> None:
         """Take the run, and how many actors may send."""
         every_s = max(EVERY_S, num_actors / _ACTORS_PER_S)
-        self.channel = ProgressChannel(f"pipeline-progress-{run_id}", every_s)
+        self._name = f"pipeline-progress-{run_id}"
+        self.channel: Channel = ProgressChannel(self._name, every_s)
         self.rows: Rows = {}
         """The newest counts."""
         self.actors = ""
@@ -153,7 +154,7 @@ class ProgressListener:
         from ray.exceptions import GetTimeoutError
 
         if self._actor is None:
-            options = {"name": self.channel.name, "num_cpus": 0}
+            options = {"name": self._name, "num_cpus": 0}
             self._actor = ray.remote(**options)(ProgressActor).remote(self._most)
         self._asked = self._asked or self._actor.read.remote()
         asked, self._asked = self._asked, None

@@ -88,6 +88,7 @@ def test_an_option_means_the_same_in_every_command():
                     assert seen.setdefault(option, parameter.help) == parameter.help
 
 
+@pytest.mark.no_ray
 def test_without_a_command_the_help_is_shown():
     bare, asked = pipeline(), pipeline("--help")
     assert bare.code == asked.code == 0
@@ -97,6 +98,7 @@ def test_without_a_command_the_help_is_shown():
         assert f"  {name} " in bare.stdout
 
 
+@pytest.mark.no_ray
 def test_the_help_has_all_commands_by_group_in_a_line_each():
     lines = pipeline("--help").stdout.split("First steps:\n")[1].splitlines()
     groups = [line for line in lines if line and not line.startswith(" ")]
@@ -193,11 +195,13 @@ def test_flags_and_lists_may_be_given_twice(refusal: Refusal):
     assert "none.yaml: cannot read" in refusal(*arguments, "--allow-import=a", "--allow-import=b")
 
 
+@pytest.mark.no_ray
 @pytest.mark.parametrize("command", ["run", "retry", "submit", "plan", "tune", "verify"])
 def test_what_shows_tables_can_be_quiet(command: str):
     assert "--quiet" in pipeline(command, "--help").stdout
 
 
+@pytest.mark.no_ray
 def test_a_quiet_verify_says_only_by_its_exit_code_that_all_is_well(tmp_path: Path):
     store = Store(str(tmp_path / "out"))
     publish_rows(store)
@@ -210,6 +214,7 @@ def test_a_quiet_verify_says_only_by_its_exit_code_that_all_is_well(tmp_path: Pa
     assert pipeline("verify", store.uri, "--partition", "date=2000-01-01", "--quiet").code == 2
 
 
+@pytest.mark.no_ray
 def test_all_errors_of_a_job_file_are_lines_and_a_list_in_the_document(tmp_path: Path):
     path = tmp_path / "job.yaml"
     path.write_text('source: {uri: in, format: "a\\e[31m"}\nmodel: {nme: x}\nsink: {uri: out}\n')
@@ -242,6 +247,7 @@ def test_code_beside_the_job_file_is_named_and_not_run(
     assert f"PYTHONPATH={tmp_path} pipeline ... --allow-import {name}" in line
 
 
+@pytest.mark.no_ray
 def test_code_beside_the_job_file_is_found_if_the_user_says_so(tmp_path: Path):
     (tmp_path / "nets.py").write_text("raise RuntimeError('it ran')")
     job = tmp_path / "job.yaml"
@@ -254,6 +260,7 @@ def test_code_beside_the_job_file_is_found_if_the_user_says_so(tmp_path: Path):
     assert "it ran" in pipeline("plan", str(job), "--allow-import", "nets", env=env).stderr
 
 
+@pytest.mark.no_ray
 def test_schema_prints_json(refusal: Refusal):
     done = pipeline("schema")
     assert (done.code, done.stderr) == (0, "")
@@ -352,6 +359,7 @@ def test_an_unexpected_error_is_named_and_exits_1(
     )
 
 
+@pytest.mark.no_ray
 def test_debug_adds_the_traceback(tmp_path: Path):
     done = pipeline("--debug", "run", str(tmp_path / "none.yaml"))
     assert done.code == 2

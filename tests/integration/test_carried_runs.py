@@ -55,6 +55,7 @@ def report(folder: Path, date: str) -> dict[str, Any]:
     return dict(json.loads(max(found).read_bytes()))
 
 
+@pytest.mark.no_ray
 @pytest.mark.slow
 def test_a_run_whose_source_cannot_be_read_computes_all_rows(tmp_path: Path) -> None:
     job = write_job(tmp_path)

@@ -118,6 +118,7 @@ def test_photos_that_are_mended_bring_their_detections(tmp_path: Path) -> None:
     assert (again.code, again.json["status"]) == (0, "nothing_to_do"), again.stderr
 
 
+@pytest.mark.no_ray
 def test_kills_make_no_difference_to_detections(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for row in range(80):

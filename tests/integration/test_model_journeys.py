@@ -20,7 +20,7 @@ from support.runs.cli import pipeline
 
 from pipeline.commit.published.read import read_predictions
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.no_ray]
 
 NUM_PHOTOS = 8
 NAMES = ["cat", "dog", "fox", "owl"]

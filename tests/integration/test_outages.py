@@ -48,6 +48,7 @@ def image_job(folder: Path, sink: dict[str, object]) -> str:
     )
 
 
+@pytest.mark.no_ray
 @pytest.mark.slow
 def test_credentials_that_expire_are_said_and_renewed_ones_go_on(tmp_path: Path, s3: S3Server):
     root = s3.store()

@@ -91,6 +91,7 @@ def test_images_that_crash_stop_or_starve_the_transform_cost_only_themselves(
     verify_output(str(tmp_path / "out"), PARTITION, {})
 
 
+@pytest.mark.no_ray
 @pytest.mark.slow
 def test_a_transform_that_refuses_every_image_ends_the_run_and_the_plan(tmp_path: Path) -> None:
     write_images(tmp_path, {})
@@ -106,6 +107,7 @@ def test_a_transform_that_refuses_every_image_ends_the_run_and_the_plan(tmp_path
     assert words in planned.stderr
 
 
+@pytest.mark.no_ray
 @pytest.mark.slow
 def test_plan_says_what_size_the_transform_gives(tmp_path: Path) -> None:
     write_images(tmp_path, {})

@@ -235,6 +235,7 @@ def test_a_tokenizer_that_never_ends_is_no_endless_run(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "predictions").exists()
 
 
+@pytest.mark.no_ray
 @pytest.mark.slow
 def test_kills_make_no_difference_to_texts(tmp_path: Path) -> None:
     write_texts(tmp_path / "in", [good_text(row) for row in range(80)], 4)

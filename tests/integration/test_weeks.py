@@ -80,6 +80,7 @@ def test_a_run_is_seen_from_outside_stopped_from_there_and_goes_on(tmp_path: Pat
     assert (row["state"], row["version"], row["attempt"]) == ("complete", 1, 2)
 
 
+@pytest.mark.no_ray
 @pytest.mark.slow
 def test_a_backfill_does_what_it_can_and_the_next_one_what_is_left(tmp_path: Path):
     week = Week(tmp_path, DAYS, NUM_ROWS, gates={"min_rows": 10, "max_error_pct": 5.0})
