@@ -16,7 +16,7 @@ ANY_RAY ?= any_ray
 PROCESSES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types long bench bench-large bench-startup bench-linear bench-grid bench-gpu gpu-hour bench-detect bench-silent bench-text bench-text-rows bench-language bench-transcripts bench-tables bench-keys bench-reuse reach memory soak chaos engines schedulers mutants clean test-ray test-plain
+.PHONY: help venv demo test lint types long bench bench-large bench-startup bench-linear bench-gpu gpu-hour bench-detect bench-silent bench-text bench-text-rows bench-language bench-transcripts bench-tables bench-keys bench-reuse reach memory soak chaos engines schedulers mutants clean test-ray test-plain
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -72,9 +72,6 @@ bench-startup: venv ## Hold a run's start to what Ray and the model cost, with p
 
 bench-linear: venv ## Measure rows/s and memory at 1,000, 10,000 and 100,000 rows
 	$(BIN)/python tests/bench/linear.py
-
-bench-grid: venv ## Hold `pipeline tune` to an exhaustive grid (an hour)
-	$(BIN)/python tests/bench/grid.py
 
 bench-gpu: venv build/peers/.installed ## Measure the share of a GPU's own speed that the pipeline reaches, beside peers
 	PEERS_PYTHON=build/peers/bin/python $(BIN)/python tests/bench/gpu.py --peers ray daft \

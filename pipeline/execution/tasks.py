@@ -214,14 +214,6 @@ def keep(value: Any) -> Any:
     return ray.put(value)
 
 
-def end_actors(actors: Sequence[Any]) -> None:
-    """End actors, with their processes."""
-    import ray
-
-    for actor in actors:
-        ray.kill(actor)
-
-
 def _call(function: Callable[..., T], arguments: tuple[Any, ...]) -> T:
     with no_gpus():
         return function(*arguments)

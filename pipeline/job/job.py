@@ -36,18 +36,16 @@ class Resources(Section):
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
     """GPUs of one actor, at most 1; fractions share a card. 0 runs on the CPU."""
     actors_per_gpu: PositiveInt | None = None
-    """How many actors share each GPU if `num_gpus` is 1; left out: 1, or with `auto` what
-    `pipeline tune` found."""
+    """How many actors share each GPU if `num_gpus` is 1; left out: 1."""
     num_cpus: Annotated[float, Field(gt=0)] | None = None
-    """CPU cores (and torch threads) of one actor; left out: 1, or with `auto` what `pipeline tune`
-    found."""
+    """CPU cores (and torch threads) of one actor; left out: 1."""
     min_actors: PositiveInt | None = None
     """Smallest size of the actor pool; left out: max_actors."""
     max_actors: PositiveInt | None = None
     """Largest size of the actor pool; left out: what the cluster holds."""
     decode_in: Literal["auto", "actors", "tasks"] = "auto"
     """Who decodes and transforms images: the model actors themselves, or tasks on other cores.
-    `auto`: the actors on CPUs, tasks beside GPUs; or what `pipeline tune` found faster."""
+    `auto`: the actors on CPUs, tasks beside GPUs."""
 
     @field_validator("num_gpus")
     @classmethod

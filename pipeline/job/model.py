@@ -12,7 +12,7 @@ from pipeline.job.extensions import registered
 from pipeline.job.section import PositiveInt, Section
 
 AUTO = "auto"
-"""Runtime, precision or layout: the run measures, and takes the fastest that agrees."""
+"""Runtime or precision: the run measures, and takes the fastest that agrees."""
 
 
 _OF_WEIGHTS = ("weights", "weights_key", "weights_sha256")

@@ -69,24 +69,16 @@ def tune(
                 *(run, plan, model, hardware, allocation), on_cluster=on_cluster, say=shown.phase
             )
     slice_rows = plan.usual_slice_rows()
-    on_gpu = bool(settled.resources.num_gpus)
-    rates = [trial.rows_per_s for trial in profile.layouts if _is_same(trial, chosen)]
     return {
         "model": model.name,
         "rows": plan.num_rows,
         "min_agreement_pct": settled.gates.min_agreement_pct,
         "runtimes": [_shown(trial, _WAY) for trial in profile.ways],
         "batch_sizes": [_batch_shown(trial, slice_rows) for trial in profile.batches],
-        "layouts": [_shown(trial, _LAYOUT) for trial in profile.layouts],
         "chosen": f"{chosen.runtime} {chosen.precision}",
         "gain": profile.gain(chosen),
         "batch_size": chosen.batch_size or plan.batch_size,
         "batch_tokens": chosen.batch_tokens or plan.batch_tokens or None,
-        "actors_a_node": chosen.actors if chosen.threads and not on_gpu else None,
-        "actors_per_gpu": chosen.actors if chosen.threads and on_gpu else None,
-        "threads_per_actor": chosen.threads or allocation.actor_threads,
-        "decode_in": chosen.decode_in or None,
-        f"rows_per_s_a_{'gpu' if on_gpu else 'node'}": rates[0] if rates else None,
         "used_by": _used_by(model),
     }
 
@@ -101,7 +93,6 @@ def _used_by(model: ModelSpec) -> str:
 
 _WAY = ("runtime", "precision", "rows_per_s", "load_s", "agreement_pct", "worst", "problem")
 _BATCH = ("batch_size", "rows_per_s", "load_s", "peak_mib")
-_LAYOUT = ("actors", "threads", "decode_in", "rows_per_s", "load_s", "peak_mib", "problem")
 
 
 def _shown(trial: Trial, names: Sequence[str]) -> dict[str, Any]:
@@ -113,8 +104,3 @@ def _batch_shown(trial: Trial, slice_rows: Sequence[int]) -> dict[str, Any]:
         return _shown(trial, ("batch_tokens", *_BATCH[1:], "problem"))
     filled_pct = round(100 * useful_share(trial, slice_rows), 1)
     return {**_shown(trial, _BATCH), "filled_pct": filled_pct, "problem": trial.problem}
-
-
-def _is_same(layout: Trial, chosen: Trial) -> bool:
-    names = ("actors", "threads", "decode_in")
-    return all(getattr(layout, name) == getattr(chosen, name) for name in names)

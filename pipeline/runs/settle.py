@@ -48,7 +48,7 @@ def settle(
     if merge:
         merge.require_same_model(settled.plan)
     allocation = settled.allocation
-    if not run.store.is_object_store:  # after `resolve_runtime`, which may divide the cluster anew
+    if not run.store.is_object_store:
         allocation = allocation.for_local_disk(hardware)
     allocation = allocation.for_slices(plan.num_slices)
     plan = replace(settled.plan, fingerprint=plan.fingerprint)

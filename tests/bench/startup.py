@@ -89,7 +89,7 @@ def measure(case: Case, num_runs: int) -> dict[str, Any]:
             seconds[name].append(one["first_slice_s"])
             rates[name].append(one["whole"])
         parts.append(ours["startup"])
-        seconds["ray"].append(child("ray", str(found["actors_a_node"] or CORES)))
+        seconds["ray"].append(child("ray", str(CORES)))
         seconds["model"].append(child("model", str(config)))
     middle = {name: round(statistics.median(values), 2) for name, values in seconds.items()}
     return {
@@ -129,7 +129,7 @@ def as_config(case: Case, found: dict[str, Any]) -> PredictorConfig:
         spec=replace(spec, runtime=runtime, precision=precision, artefact_sha256=sha256),
         batch_size=found["batch_size"],
         num_gpus=0.0,
-        num_threads=found["threads_per_actor"],
+        num_threads=1,
         pass_through=pa.schema([]),
         models=Store(str(case.folder), {}),
     )

@@ -152,9 +152,7 @@ class Measured(Tuned):
             raise Unusable(f"the reference takes what {ours} chose, which has not run")
         found, batch = self._chosen[ours], self._batches[ours]
         runtime, precision = str(found["chosen"]).split()[:2]
-        threads = int(found["threads_per_actor"])
-        processes = int(found["actors_a_node"] or max(1, CORES // threads))
-        return [runtime, precision, str(batch), str(processes), str(threads)]
+        return [runtime, precision, str(batch), str(CORES), "1"]
 
     def differences(self) -> dict[str, float]:
         """Return the largest difference of a number between ours and another system, per ours."""

@@ -109,10 +109,9 @@ class Measured(Tuned):
         if last is None:
             raise Unusable(f"the limit takes the slices of {ours}, which has not run")
         runtime, precision = str(found["chosen"]).split()[:2]
-        threads = int(found["threads_per_actor"])
         values = [
             *(runtime, precision, last["batch_size"], last["batch_tokens"] or 0),
-            *(int(found["actors_a_node"] or max(1, CORES // threads)), threads),
+            *(CORES, 1),
             -(-self._case.num_rows // last["slices"]),
             self._case.calibrated() if precision == "int8" else "",
         ]

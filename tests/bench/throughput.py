@@ -109,10 +109,10 @@ def tune_all(case: Case, systems: list[str], skipped: dict[str, str]) -> dict[st
             print(f"{case.model['name']}: {error}", flush=True)
             skipped.update({f"{case.model['name']} {name}": str(error) for name in tuned})
             continue
-        for trial in (*found["runtimes"], *found["batch_sizes"], *found["layouts"]):
+        for trial in (*found["runtimes"], *found["batch_sizes"]):
             print(f"{case.model['name']} {json.dumps(trial)}", flush=True)
         choice = f"{found['chosen']} {found['batch_size']}"
-        print(f"{case.model['name']} chosen: {choice}, {found['decode_in']}", flush=True)
+        print(f"{case.model['name']} chosen: {choice}", flush=True)
         chosen.update(dict.fromkeys(tuned, choice))
     return chosen
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from peer_model import CORES
 from systems import Case, Unusable, tune
 
 _TUNED = ("fp32", "auto")
@@ -42,9 +41,6 @@ class Tuned:
             print(f"{self._model} {name} chosen: {self.said(name)}", flush=True)
 
     def said(self, system: str) -> str:
-        """Return the runtime and the layout of a system, for the table."""
+        """Return the runtime and precision of a system, for the table."""
         found = self._chosen.get(self._same_as.get(system, system))
-        if found is None:
-            return "eager fp32"
-        layout = f"{found['actors_a_node'] or CORES} x {found['threads_per_actor']}"
-        return f"{found['chosen']}, {layout}"
+        return "eager fp32" if found is None else str(found["chosen"])

@@ -40,9 +40,9 @@ from pipeline.runs.tuning.profile import (
 )
 from pipeline.runs.tuning.selection import Budget, as_tried, candidates
 from pipeline.runs.tuning.trial import Trial
+from pipeline.runs.tuning.trials.batch_trials import pick, try_batches
 from pipeline.runs.tuning.trials.confirmation import choose_confirmed
 from pipeline.runs.tuning.trials.context import Sample, TuningContext, tuning_context
-from pipeline.runs.tuning.trials.layout_trials import finish_profile, pick
 from pipeline.runs.tuning.trials.runtime_trials import try_ways
 from pipeline.storage.create_once import CreateOutcome
 from pipeline.storage.store import Store
@@ -62,12 +62,12 @@ def resolve_runtime(
     published: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = log.info,
 ) -> Settled:
-    """Say what runs the model of this plan, and how the cluster is divided for it.
+    """Say what runs the model of this plan.
 
     Args:
         model: As the job has it.
         hardware: What the Ray in use has.
-        allocation: The usual division.
+        allocation: How the cluster is divided.
         on_cluster: That Ray is not one on this machine that this process has started.
         published: `model` of the version that a retry merges its rows into.
         say: Shows what is being tried.
@@ -109,7 +109,6 @@ def resolve_runtime(
     can_measure = settled.takes_fastest and not (on_cluster or is_without_ray())
     can_measure &= not allocation.actor_gpus and published is None
     beside = Beside(tuning, profile) if can_measure else None
-    allocation = _divide(run, hardware, allocation, chosen)
     return Settled(plan, settled, allocation, beside=beside)
 
 
@@ -184,23 +183,6 @@ def _with(plan: Plan, chosen: Choice) -> Plan:
     if way.artefact_sha256:
         figures["artefact_sha256"] = way.artefact_sha256
     return replace(plan, model={**plan.model, **figures})
-
-
-def _divide(
-    run: RunContext, hardware: Hardware, allocation: Allocation, chosen: Choice
-) -> Allocation:
-    """Divide the cluster as it was found best; what the job says itself stays."""
-    way = chosen.way
-    if not way.threads:
-        return allocation
-    resources, cost = run.job.resources, cost_of(run.job.source)
-    if run.job.resources.num_gpus:
-        share = {"actors_per_gpu": way.actors}
-        return allocate(resources.model_copy(update=share), hardware, cost=cost)
-    found = {"num_cpus": float(way.threads), "decode_in": way.decode_in}
-    left_out = {"num_cpus": resources.num_cpus is None, "decode_in": resources.decode_in == AUTO}
-    changes = {name: value for name, value in found.items() if left_out[name]}
-    return allocate(resources.model_copy(update=changes), hardware, cost=cost)
 
 
 def _choose(
@@ -284,9 +266,9 @@ def tune(
     budget = Budget(is_bounded=False)
     wanted = candidates(opened(model) if model.takes_fastest else all_open, is_on_gpu=is_on_gpu)
     profile, way = choose_confirmed(tuning, try_ways(tuning, budget, Profile()), wanted, budget)
-    say(f"trying batches and divisions of the cores with {way.runtime} {way.precision}")
-    divided = finish_profile(tuning, Sample(tuning), way)
-    profile = load_profile(tuning).with_ways(profile.ways).with_divisions(divided)
+    say(f"trying batches with {way.runtime} {way.precision}")
+    batches = try_batches(tuning, Sample(tuning), way)
+    profile = load_profile(tuning).with_ways(profile.ways).with_batches(batches)
     keep_profile(tuning, profile)
     return profile, pick(profile, way, tuning)
 

@@ -34,7 +34,7 @@ from pipeline.runs.tuning.trials.context import TuningContext
 _ANSWER_S = 60.0
 log = logging.getLogger(__name__)
 _VERSION = 5
-_LISTS = ("ways", "batches", "layouts")
+_LISTS = ("ways", "batches")
 
 
 def describe_machine() -> str:
@@ -107,7 +107,6 @@ class Profile:
     ways: tuple[Trial, ...] = ()
     """Each runtime and precision: one actor alone, the model only."""
     batches: tuple[Trial, ...] = ()
-    layouts: tuple[Trial, ...] = ()
 
     def of(self, runtime: str, precision: str) -> Trial | None:
         """Return what a runtime and precision gave; None if they were never tried."""
@@ -135,18 +134,10 @@ class Profile:
         kept = [old for old in self.ways if not any(old.is_like(new) for new in ways)]
         return replace(self, ways=(*kept, *ways))
 
-    def with_divisions(self, other: Profile) -> Profile:
-        """Return the profile with the batches and layouts of another, for the ways that it has."""
-        new = (*other.batches, *other.layouts)
-
-        def kept(trials: Sequence[Trial]) -> list[Trial]:
-            return [old for old in trials if not any(old.is_like(each) for each in new)]
-
-        return replace(
-            self,
-            batches=(*kept(self.batches), *other.batches),
-            layouts=(*kept(self.layouts), *other.layouts),
-        )
+    def with_batches(self, batches: Sequence[Trial]) -> Profile:
+        """Return the profile with other batches, for the ways that these have."""
+        kept = [old for old in self.batches if not any(old.is_like(new) for new in batches)]
+        return replace(self, batches=(*kept, *batches))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the form that is stored."""

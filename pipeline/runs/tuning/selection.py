@@ -19,10 +19,7 @@ from pipeline.preprocessing.model_input import is_varying
 from pipeline.runs.tuning.trial import Trial
 
 SAME_PCT = 3.0
-"""Rates that differ by less are the same: the smaller batch, the simpler layout is taken."""
-THREADS_PCT = 10.0
-"""What actors of several threads must be faster by than actors of one: runs of MiniLM had 181 to
-241 rows/s with 1 x 2 and 247 to 258 with 2 x 1, which trials had as 267 and 282."""
+"""Rates that differ by less are the same: the smaller batch is taken."""
 
 SHARE = 0.1
 """Of the expected run, for measuring."""
@@ -207,7 +204,8 @@ def choose_batch(
         return 1 / rate if rate else math.inf
 
     by_size = sorted(fitting, key=lambda trial: (trial.batch_tokens, trial.batch_size))
-    return _soonest(by_size, row_s)
+    best_s = min(map(row_s, by_size), default=math.inf)
+    return next((t for t in by_size if row_s(t) * (1 - SAME_PCT / 100) <= best_s), None)
 
 
 def useful_share(trial: Trial, slice_rows: Sequence[int]) -> float:
@@ -222,46 +220,6 @@ def filled_share(slice_rows: Sequence[int], batch_size: int) -> float:
     """Return which share of the rows of all batches are rows of a slice, not padding."""
     computed = sum(-(-rows // batch_size) * batch_size for rows in slice_rows)
     return sum(slice_rows) / computed if computed else 1.0
-
-
-def choose_layout(
-    trials: Sequence[Trial], memory_mib: float, node_rows: float | None = None
-) -> Trial | None:
-    """Take the division of the cores that ends first and fits the memory; of equal ones the first.
-
-    More threads than the first division has must win by THREADS_PCT: what a run does in one thread
-    beside the model (tokenising, writing, waiting for the next slice) leaves the others idle.
-
-    Args:
-        trials: One a division.
-        memory_mib: What the actors of one node may take together.
-        node_rows: Rows that a node gets; None if unknown: only the rate counts.
-    """
-    fitting = [t for t in trials if not t.problem and t.peak_mib * t.actors <= memory_mib]
-
-    def run_s(trial: Trial) -> float:
-        if not trial.rows_per_s:
-            return math.inf
-        has_more_threads = trial.threads > fitting[0].threads
-        row_s = (1 + THREADS_PCT / 100 * has_more_threads) / trial.rows_per_s
-        return row_s if node_rows is None else trial.load_s + node_rows * row_s
-
-    return _soonest(fitting, run_s)
-
-
-def _soonest(trials: Sequence[Trial], duration_s: Callable[[Trial], float]) -> Trial | None:
-    """Take the first of those that are within SAME_PCT of the shortest."""
-    best_s = min((duration_s(trial) for trial in trials), default=math.inf)
-    return next((t for t in trials if duration_s(t) * (1 - SAME_PCT / 100) <= best_s), None)
-
-
-def layouts(num_cpus: int) -> list[tuple[int, int]]:
-    """List the ways to give all cores of a node to actors: (actors, threads of each)."""
-    return [
-        (num_cpus // threads, threads)
-        for threads in range(1, num_cpus + 1)
-        if num_cpus % threads == 0 and (threads & (threads - 1)) == 0
-    ]
 
 
 class Budget:

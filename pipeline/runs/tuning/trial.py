@@ -15,7 +15,7 @@ class Trial:
     runtime: str
     precision: str
     rows_per_s: float = 0.0
-    """Of all actors that ran, the model only; with `decode_in` decoding as well."""
+    """Of one actor, the model only."""
     load_s: float = 0.0
     """Until an actor is ready: the first one of a node, unless its runtime exports the model, which
     the node cache keeps."""
@@ -43,14 +43,8 @@ class Trial:
     """The most rows of one model call; 0 if the plan's was used."""
     batch_tokens: int = 0
     """The most tokens of one model call; 0 if the plan's was used, or rows have none."""
-    actors: int = 1
-    """How many ran at the same time."""
-    threads: int = 0
-    """CPU threads of each; 0 if the allocation's were used."""
-    decode_in: str = ""
-    """`actors` or `tasks`, where the rows were decoded, too; '' for the model alone."""
     peak_mib: float = 0.0
-    """Most memory of the largest process; on a GPU the most that its tensors took."""
+    """Most memory of its process; on a GPU the most that its tensors took."""
 
     @property
     def was_given_up(self) -> bool:

@@ -31,19 +31,17 @@ from pipeline.runs.tuning.selection import (
     candidates,
     choose,
     choose_batch,
-    choose_layout,
     filled_share,
-    layouts,
     time_left_s,
 )
 from pipeline.runs.tuning.trial import GIVEN_UP, Trial
-from pipeline.runs.tuning.trials.layout_trials import CPU_BATCHES
+from pipeline.runs.tuning.trials.batch_trials import CPU_BATCHES
 
 pytestmark = [pytest.mark.one_ray, pytest.mark.early]
 
 DATE = "2026-11-24"
 MAX_SCORE_DIFF = 0.01
-TUNE_S = 600  # every runtime, precision, batch size and layout; more if cores are shared
+TUNE_S = 600  # every runtime, precision and batch size; more if cores are shared
 ALLOCATION = Allocation(2, 2, 0.9, 0.0, 1, 1, 1, 1)
 EAGER = Trial("eager", "fp32", rows_per_s=10, load_s=1, agreement_pct=100)
 COMPILED = Trial("compile", "bf16", rows_per_s=100, load_s=20, agreement_pct=99.5)
@@ -119,39 +117,6 @@ def test_a_share_is_filled_by_whole_batches_and_by_no_others(rows: list[int], si
     share = filled_share(rows, size)
     assert 0 < share <= 1
     assert (share == 1) == all(number % size == 0 for number in rows)
-
-
-def test_a_layout_that_starts_later_has_to_win_that_back():
-    plain = replace(EAGER, actors=2, threads=1, decode_in="actors", rows_per_s=100, load_s=5.0)
-    faster = replace(plain, decode_in="tasks", rows_per_s=110, load_s=8.0)
-    assert choose_layout([plain, faster], 1e9, 2_000) == plain
-    assert choose_layout([plain, faster], 1e9, 100_000) == faster
-    assert choose_layout([plain, faster], 1e9) == faster
-
-
-def test_a_layout_of_more_threads_has_to_be_faster_by_a_tenth():
-    plain = replace(EAGER, actors=2, threads=1, decode_in="actors", rows_per_s=100)
-    wide = replace(plain, actors=1, threads=2)
-    assert choose_layout([plain, replace(wide, rows_per_s=109)], 1e9, 10_000) == plain
-    assert choose_layout([plain, replace(wide, rows_per_s=120)], 1e9, 10_000).threads == 2
-
-
-def test_the_layout_that_is_clearly_faster_is_taken_and_else_the_first():
-    plain = replace(EAGER, actors=2, threads=1, decode_in="actors", rows_per_s=100, peak_mib=10)
-    equal = replace(plain, decode_in="tasks", rows_per_s=102)
-    faster = replace(plain, decode_in="tasks", rows_per_s=110)
-    assert choose_layout([plain, equal], 1e9) == plain
-    assert choose_layout([plain, equal, faster], 1e9) == faster
-    assert choose_layout([plain, replace(faster, peak_mib=600)], 1000) == plain
-    assert choose_layout([replace(plain, problem="crashed")], 1e9) is None
-
-
-@given(st.integers(1, 200))
-def test_layouts_take_all_cores_once(cpus: int):
-    found = layouts(cpus)
-    assert found[0] == (cpus, 1)
-    assert len(set(found)) == len(found)
-    assert all(actors * threads == cpus for actors, threads in found)
 
 
 def test_a_run_looks_on_while_nothing_that_was_tried_can_be_used():
@@ -368,10 +333,7 @@ def test_tune_tries_everything_and_a_run_goes_by_it(tmp_path: Path) -> None:
     tried = {(trial["runtime"], trial["precision"]) for trial in tuned.json["runtimes"]}
     assert tried == set(candidates(spec("auto", "auto"), is_on_gpu=False))
     assert [trial["batch_size"] for trial in tuned.json["batch_sizes"]] == list(CPU_BATCHES)
-    places = [trial["decode_in"] for trial in tuned.json["layouts"]]
-    assert places == sorted(places)
-    assert set(places) == {"actors", "tasks"}
-    for trial in (*tuned.json["batch_sizes"], *tuned.json["layouts"]):
+    for trial in tuned.json["batch_sizes"]:
         assert trial["problem"] == ""
         assert trial["rows_per_s"] > 0
     assert not (tmp_path / "out" / "predictions").exists()
@@ -380,7 +342,6 @@ def test_tune_tries_everything_and_a_run_goes_by_it(tmp_path: Path) -> None:
     found = done.json["model"]
     assert f"{found['runtime']} {found['precision']}" == tuned.json["chosen"]
     assert found["batch_size"] == tuned.json["batch_size"]
-    assert done.json["decode_in"] == tuned.json["decode_in"]
 
 
 @pytest.mark.slow

@@ -156,14 +156,13 @@ def test_what_is_left_of_a_run_follows_from_the_first_slice(
 
 
 def test_a_profile_keeps_what_was_known_of_other_ways():
-    known = Profile((EAGER, FAST), (replace(FAST, batch_size=64),), (replace(FAST, threads=2),))
+    known = Profile((EAGER, FAST), (replace(FAST, batch_size=64),))
     newer = replace(FAST, rows_per_s=300)
     found = known.with_ways([newer])
     assert (found.of("openvino", "fp32"), found.eager) == (newer, EAGER)
     assert found.gain(newer) == 3.0
-    other = Profile((), (replace(EAGER, batch_size=8),), ())
-    assert len(known.with_divisions(other).batches) == 2
-    assert known.with_divisions(replace(known, ways=())) == known
+    assert len(known.with_batches([replace(EAGER, batch_size=8)]).batches) == 2
+    assert known.with_batches(known.batches) == known
     assert Profile.from_dict(json.loads(json.dumps(known.to_dict()))) == known
 
 

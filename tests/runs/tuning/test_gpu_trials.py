@@ -19,7 +19,6 @@ from pipeline.models.tasks.base import TaskSpec
 from pipeline.preprocessing.feature_input import FeatureInput
 from pipeline.runs.tuning.selection import candidates
 from pipeline.runs.tuning.trial import Trial
-from pipeline.runs.tuning.trials.layout_trials import num_decoders
 from pipeline.runs.tuning.trials.measure import Workload, overlapping, try_batch
 from pipeline.runs.tuning.trials.memory import share_problem
 from pipeline.runs.tuning.trials.runtime_trials import Search
@@ -181,9 +180,3 @@ def test_a_batch_size_that_does_not_fit_the_card_is_no_choice(
         trial = try_batch(config, sample)
     assert trial.problem.startswith(words)
     assert bool(trial.problem) is bool(words)
-
-
-def test_beside_a_card_all_cores_but_the_actors_decode():
-    assert [num_decoders(8, actors, is_on_gpu=True) for actors in (1, 2, 4)] == [7, 6, 4]
-    assert num_decoders(2, 4, is_on_gpu=True) == 1
-    assert [num_decoders(cpus, 1, is_on_gpu=False) for cpus in (1, 2, 8)] == [1, 1, 4]

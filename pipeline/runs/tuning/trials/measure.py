@@ -251,7 +251,7 @@ def overlapping(batches: Sequence[RunBatch]) -> list[RunBatch]:
     """Return all batches as one call, some of them several times, as a GPU has them in a run.
 
     While one is computed, another is copied and a third gathered. One call a batch would add these
-    times up, and favour large batches and many actors.
+    times up, and favour large batches.
     """
     num_rows_once = sum(len(batch.rows) for batch in batches)
     times = max(-(-_OVERLAPPED // len(batches)), -(-_OVERLAPPED_ROWS // num_rows_once))

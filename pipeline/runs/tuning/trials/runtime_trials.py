@@ -1,6 +1,6 @@
-"""Try out, on a sample of the job's own rows, all that `auto` leaves open; workers do the work.
+"""Try out, on a sample of the job's own rows, what `auto` leaves open; workers do the work.
 
-Here are the runtimes and precisions, one after the other; layout_trials.py goes on from there.
+Here are the runtimes and precisions, one after the other; batch_trials.py goes on from there.
 """
 
 from __future__ import annotations
