@@ -83,7 +83,7 @@ gpu-hour: venv ## Check on a GPU what cannot be checked without one, a verdict p
 bench-text: venv build/peers/.installed ## Measure rows/s of MiniLM over passages beside peers and the limit
 	PEERS_PYTHON=build/peers/bin/python $(BIN)/python tests/bench/text.py --out build/bench-text.json
 
-bench-silent: venv ## Measure a job that says nothing of how: its first three runs, and after `pipeline tune`
+bench-silent: venv ## Measure a job that says nothing of how: its first two runs, and after `pipeline tune`
 	$(BIN)/python tests/bench/silent.py --out build/bench-silent.json
 
 bench-detect: venv ## Measure rows/s of a detector beside peers

@@ -137,11 +137,7 @@ def predict_and_publish(
         run.record.planned(settled.plan, settled.model, run.job.resources.num_gpus)
         staged = _predict_missing(run, settled, executor, progress)
         progress.phase("checking and publishing")
-        manifest = finish(run, settled.plan, staged, base, lease, executor.run_tasks, merge)
-        if settled.beside:
-            settled.beside.end()
-            run.record.tried_beside(settled.beside.text)
-        return manifest
+        return finish(run, settled.plan, staged, base, lease, executor.run_tasks, merge)
 
 
 def _predict_missing(
@@ -176,8 +172,6 @@ def _predict_missing(
             if told is None and (told := run.record.scores):
                 progress.phase(told)
             failpoint("slice_done")
-            if settled.beside:
-                settled.beside.advance(committed, run.record.elapsed_s, run.record.num_left)
             fail_fast_on_certain_refusal(run, plan)
     require_some_row(run)
     return list_staged(run.store, run.layout.staging(plan.fingerprint))

@@ -147,8 +147,6 @@ class ModelSection(Section):
     """Precision int8: digest of the calibrated model that ran."""
     choice: Choice | None = None
     """Null until it is known what runs the model."""
-    tried_beside: str | None = None
-    """The runtime that this run tried beside its work, and what it gave, for later runs."""
     device: str | None = None
     devices: dict[str, int] = Field(default_factory=dict)
     """Processor, or GPU with driver and libraries -> rows of the partition that it predicted."""

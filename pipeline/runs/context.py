@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from pipeline.commit.layout import Layout, new_run_id
 from pipeline.commit.lease import Lease, hold_lease
@@ -24,9 +23,6 @@ from pipeline.runs.settled_source import settled_source
 from pipeline.runs.sink_below_source import require_disjoint
 from pipeline.sources.lookup import LookUp
 from pipeline.storage.store import Store
-
-if TYPE_CHECKING:
-    from pipeline.runs.tuning.beside import Beside
 
 
 @dataclass(frozen=True)
@@ -108,5 +104,3 @@ class Settled:
     golden: GoldenRows | None = None
     lookup: LookUp | None = None
     """Looks rows up while they are read, or only hashes them; None: neither."""
-    beside: Beside | None = None
-    """What tries other runtimes while the run goes on."""

@@ -43,6 +43,7 @@ def settle(
         *(run, merge.named(plan) if merge else plan, model, hardware, allocation),
         on_cluster=on_cluster,
         published=merge.published_model if merge else None,
+        looks_up=merge is not None and merge.lookup is not None,
         say=say,
     )
     if merge:

@@ -5,8 +5,8 @@ Rows/s from start to end over passages with MiniLM, and over photos with ResNet-
 - `peer`: sentence-transformers in one process (`st-1`, `st`, the faster one counts), or the
   DataLoader loop.
 - `pinned`: the job with `runtime: eager`, which neither looks nor measures.
-- `first`, `second`, `third`: the job that says nothing, each time into a fresh output, with an
-  empty cache before the first.
+- `first`, `second`: the job that says nothing, each time into a fresh output, with an empty cache
+  before the first.
 - `tuned`: the same after `pipeline tune` with another empty cache.
 
 The systems take turns, round after round, and each round begins with empty caches. Prints a line
@@ -31,7 +31,7 @@ from throughput import build
 from turns import tell, usable
 
 PEERS = {"texts": ("st-1", "st"), "photos": ("loader",)}
-RUNS = ("first", "second", "third")
+RUNS = ("first", "second")
 CACHE = "XDG_CACHE_HOME"
 
 
@@ -83,8 +83,7 @@ def measure(kind: str, case: Case, caches: Path) -> list[tuple[str, float]]:
     def note(system: str, found: dict[str, Any]) -> None:
         rates.append((system, found["whole"]))
         said = f", {found['choice']}" if found.get("choice") else ""
-        tried = f"; {found['tried_beside']}" if found.get("tried_beside") else ""
-        print(f"{kind} {system}: {found['whole']:,.1f} rows/s{said}{tried}", flush=True)
+        print(f"{kind} {system}: {found['whole']:,.1f} rows/s{said}", flush=True)
 
     for peer in usable(PEERS[kind])[0]:
         more = [str(case.folder / f"out-{peer}-{time.time_ns()}")] if kind == "texts" else []

@@ -162,8 +162,8 @@ def run_job(
 
     Returns:
         What `run` returns, and `first_slice_s`: to the first commit; `slices`: their number;
-        `batch_size` and `batch_tokens`; `choice` and `tried_beside`: the report's sentences; `out`:
-        the output; for texts `padding_pct`: which share of the model's tokens was padding.
+        `batch_size` and `batch_tokens`; `choice`: the report's sentence; `out`: the output; for
+        texts `padding_pct`: which share of the model's tokens was padding.
     """
     out = case.folder / f"out-{name}-{time.time_ns()}"
     (out / "_control").mkdir(parents=True)
@@ -185,7 +185,6 @@ def run_job(
         "batch_size": report["model"]["batch_size"],
         "batch_tokens": report["model"].get("batch_tokens"),
         "choice": (report["model"].get("choice") or {}).get("text"),
-        "tried_beside": report["model"].get("tried_beside"),
         "out": str(out),
         **_padding(staged.values()),
         "startup": {entry["part"]: entry["wall_s"] or 0.0 for entry in report["startup"]},

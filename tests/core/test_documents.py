@@ -34,7 +34,7 @@ def grown(document: Any) -> Any:
     return {**found, "added_later": {"by": "a newer version"}}
 
 
-NESTED = ("parts", "quarantine_parts", "ways", "batches", "layouts", "rows", "stages", "hardware")
+NESTED = ("parts", "quarantine_parts", "ways", "batches", "rows", "stages", "hardware")
 
 
 @pytest.fixture(scope="module")

@@ -156,10 +156,6 @@ class RunRecorder(RowAccounts):
         """Return the seconds since the run began."""
         return perf_counter() - self.started_s
 
-    def tried_beside(self, text: str) -> None:
-        """Note what became of the runtime that the run tried beside its work."""
-        self._model = self._model.but(tried_beside=text or None)
-
     def tuned(self, batch_rates: dict[int, float]) -> None:
         """Note the rows/s of one actor by batch size, as `pipeline tune` measured them."""
         self._batch_rates = batch_rates

@@ -2,8 +2,8 @@
 
 With `auto` a run measures what is unknown on the job's own rows, before it starts, for a tenth of
 its time. A job that says neither runtime nor precision gets the fastest runtime at fp32 that is
-known, and measures beside its work (beside.py) while none is. What was chosen is kept beside the
-plan and adopted by every rerun, so that what is known later never changes work that has begun.
+known; while none is, a run of a minute or more measures likewise. What was chosen is kept beside
+the plan and adopted by every rerun, so that what is known later never changes work that has begun.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from pipeline.core.errors import InfraError, JobError
+from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.execution.cluster.hardware import embedded_hardware
 from pipeline.execution.without_ray import is_without_ray
 from pipeline.inference.runtimes import runtime_of
@@ -29,7 +29,6 @@ from pipeline.planning.plan import Plan
 from pipeline.preprocessing.input_facts import cost_of
 from pipeline.runs.context import RunContext, Settled
 from pipeline.runs.tuning import choice as choices
-from pipeline.runs.tuning.beside import Beside
 from pipeline.runs.tuning.choice import Choice
 from pipeline.runs.tuning.profile import (
     Profile,
@@ -60,6 +59,7 @@ def resolve_runtime(
     *,
     on_cluster: bool = False,
     published: Mapping[str, Any] | None = None,
+    looks_up: bool = False,
     say: Callable[[str], None] = log.info,
 ) -> Settled:
     """Say what runs the model of this plan.
@@ -70,6 +70,7 @@ def resolve_runtime(
         allocation: How the cluster is divided.
         on_cluster: That Ray is not one on this machine that this process has started.
         published: `model` of the version that a retry merges its rows into.
+        looks_up: Rows are looked up when they are read, so that nobody knows how many are left.
         say: Shows what is being tried.
 
     Raises:
@@ -86,16 +87,18 @@ def resolve_runtime(
         on_cluster=on_cluster,
         say=say,
     )
-    profile, path = load_profile(tuning), _choice_path(run, plan, is_here=not on_cluster, say=say)
+    known, path = load_profile(tuning), _choice_path(run, plan, is_here=not on_cluster, say=say)
+    profile = known
     try:
         chosen = _read_choice(run.store, path)
     except FileNotFoundError:
-        chosen, profile = _choose(run, tuning, profile, model, published)
+        measures = not (looks_up or is_without_ray())
+        chosen, profile = _choose(run, tuning, known, model, published, measures=measures)
         token = uuid.uuid4().hex
         data = json.dumps({"token": token, **chosen.to_dict()}).encode()
         if run.store.create_once(path, data, token) is CreateOutcome.OTHER:
             chosen = _read_choice(run.store, path)
-        if chosen.reason in ("measured", "known"):
+        if chosen.reason in ("measured", "known") or profile != known:
             log.info("%s", chosen.text)
     way = chosen.way
     batches = [t for t in profile.batches if not t.problem and t.is_like(way)]
@@ -106,10 +109,7 @@ def resolve_runtime(
         batch_size=wanted.batch_size or way.batch_size or plan.batch_size,
         batch_tokens=wanted.batch_tokens or way.batch_tokens or plan.batch_tokens,
     )
-    can_measure = settled.takes_fastest and not (on_cluster or is_without_ray())
-    can_measure &= not allocation.actor_gpus and published is None
-    beside = Beside(tuning, profile) if can_measure else None
-    return Settled(plan, settled, allocation, beside=beside)
+    return Settled(plan, settled, allocation)
 
 
 def needs_tuning(model: ModelSpec) -> bool:
@@ -191,6 +191,8 @@ def _choose(
     profile: Profile,
     model: ModelSpec,
     published: Mapping[str, Any] | None,
+    *,
+    measures: bool,
 ) -> tuple[Choice, Profile]:
     """Choose for a plan that nothing was chosen for; return what is known then, too."""
     if published is not None:
@@ -202,28 +204,58 @@ def _choose(
         return _measure(tuning, profile)
     if any(run.store.list_files(run.layout.staging(tuning.plan.fingerprint))):
         return choices.begun(EAGER, FP32), profile  # by a version that kept no choice
-    return _settle(tuning, profile), profile
+    known = profile
+    if measures:
+        profile = _measure_unasked(tuning, profile)
+    chosen = _settle(tuning, profile)
+    if chosen.reason == "known" and profile != known:
+        chosen = replace(chosen, reason="measured")
+    return chosen, profile
+
+
+def _measure_unasked(tuning: TuningContext, known: Profile) -> Profile:
+    """Measure other runtimes at fp32 for a job that says nothing, where its run has time for that.
+
+    Only on CPUs, and on machines of one kind, so that the figures hold for all actors. What fails
+    here is no fault of the run, which goes on in eager fp32.
+    """
+    # What these convert is kept, so that a trial which had too little time is not lost.
+    others = [name for name in _rivals(tuning) if runtime_of(name).exports]
+    if not others or tuning.allocation.actor_gpus or len(tuning.machines) != 1:
+        return known
+    profile, wanted = known, [(name, FP32) for name in (EAGER, *others)]
+    try:
+        profile = try_ways(tuning, Budget(is_asked=False), wanted, known)
+        if profile != known:
+            keep_profile(tuning, profile)
+    except PipelineError as error:
+        log.warning("other runtimes are not measured: %s", error)
+    return profile
 
 
 def _settle(tuning: TuningContext, profile: Profile) -> Choice:
     """Choose for a job that says neither runtime nor precision, by what is known."""
+    least_pct, others = tuning.job.gates.min_agreement_pct, _rivals(tuning)
+    chosen = choices.settled(profile, least_pct, tuning.plan.num_rows, tuning.allocation, others)
+    return replace(chosen, way=pick(profile, chosen.way, tuning))
+
+
+def _rivals(tuning: TuningContext) -> list[str]:
+    """List the runtimes beside eager that can run the model of a job that says nothing."""
     is_on_gpu = bool(tuning.allocation.actor_gpus)
     usable = {*usable_ways(tuning.model, is_on_gpu=is_on_gpu, is_here=not tuning.on_cluster)}
-    others = [
+    return [
         runtime
         for runtime, precision in candidates(tuning.model, is_on_gpu=is_on_gpu)
         if runtime != EAGER and f"{runtime} {precision}" in usable
     ]
-    least_pct = tuning.job.gates.min_agreement_pct
-    chosen = choices.settled(profile, least_pct, tuning.plan.num_rows, tuning.allocation, others)
-    return replace(chosen, way=pick(profile, chosen.way, tuning))
 
 
 def _measure(tuning: TuningContext, profile: Profile) -> tuple[Choice, Profile]:
     """Choose for a job with `auto`; what is unknown is measured."""
     tuning, budget, before = _on_smallest(tuning), Budget(), profile
     wanted = candidates(tuning.model, is_on_gpu=bool(tuning.allocation.actor_gpus))
-    profile = try_ways(tuning, budget, profile)
+    profile = try_ways(tuning, budget, wanted, profile)
     if profile != before:
         keep_profile(tuning, profile)  # also if nothing of it can be used
     tried = profile
@@ -264,10 +296,11 @@ def tune(
     )
     tuning, is_on_gpu = _on_smallest(tuning), bool(allocation.actor_gpus)
     budget = Budget(is_bounded=False)
+    tried = try_ways(tuning, budget, candidates(all_open, is_on_gpu=is_on_gpu), Profile())
     wanted = candidates(opened(model) if model.takes_fastest else all_open, is_on_gpu=is_on_gpu)
-    profile, way = choose_confirmed(tuning, try_ways(tuning, budget, Profile()), wanted, budget)
+    profile, way = choose_confirmed(tuning, tried, wanted, budget)
     say(f"trying batches with {way.runtime} {way.precision}")
-    batches = try_batches(tuning, Sample(tuning), way)
+    batches = try_batches(tuning, Sample.usual(tuning), way)
     profile = load_profile(tuning).with_ways(profile.ways).with_batches(batches)
     keep_profile(tuning, profile)
     return profile, pick(profile, way, tuning)

@@ -7,10 +7,17 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from pipeline.core.documents import known_fields
+from pipeline.inference.runtimes import runtime_of
 from pipeline.models.spec import EAGER, FP32, ModelSpec
 from pipeline.planning.allocation import Allocation
 from pipeline.runs.tuning.profile import Profile
-from pipeline.runs.tuning.selection import LEAST_GAIN_PCT, fastest_known, is_usable
+from pipeline.runs.tuning.selection import (
+    LEAST_GAIN_PCT,
+    LEAST_RUN_S,
+    expected_s,
+    fastest_known,
+    is_usable,
+)
 from pipeline.runs.tuning.trial import Trial
 
 Reason = Literal["job", "measured", "known", "unknown", "begun"]
@@ -97,14 +104,13 @@ def settled(
     if not others:
         text = "no other runtime that is installed can run it (openvino and onnxruntime are extras)"
     elif way is None or not rivals or all(each.was_given_up for each in rivals):
-        text = (
-            "nothing else is known of this model here yet; longer runs measure beside their work, "
-            "and `pipeline tune JOB` measures all"
-        )
+        given_up = [each for each in rivals if each.was_given_up]
+        text = _unknown(None if way is None else expected_s(way, num_rows, allocation), given_up)
     elif way.runtime != EAGER:
         by = "" if not way.measured_by else f" by {_by(way)}"
         head = f"{way.runtime} {way.precision}, as measured on {way.measured_at}{by}"
-        return Choice(way, "known", head + _figures(profile, way, ": "), profile.gain(way))
+        text = head + _figures(profile, way, ": ") + _left_out(profile, others)
+        return Choice(way, "known", text, profile.gain(way))
     else:
         told = [
             f"{each.runtime} {verdict(profile, each, min_agreement_pct)}"
@@ -112,8 +118,37 @@ def settled(
             if not each.was_given_up
         ]
         text = f"no other ends such a run {LEAST_GAIN_PCT:g}% earlier here: {', '.join(told)}"
+        text += _left_out(profile, others)
         return Choice(way, "known", f"{EAGER} {FP32}: {text}", 1.0)
     return Choice(PLAIN, "unknown", f"{EAGER} {FP32}: {text}")
+
+
+def _unknown(run_s: float | None, given_up: Sequence[Trial]) -> str:
+    """Say why nothing but eager is known.
+
+    Args:
+        run_s: What the run is expected to take; 0 if its rows are unknown, None if its rate is.
+        given_up: What took too long.
+    """
+    if run_s and run_s < LEAST_RUN_S:
+        return (
+            f"such a run takes about {run_s:.0f} s, too short to measure other runtimes first; "
+            "`pipeline tune JOB` does"
+        )
+    if given_up:
+        told = ", ".join(f"{each.runtime} {each.problem}" for each in given_up)
+        return f"nothing else was measured in time ({told}); `pipeline tune JOB` measures all"
+    return (
+        "nothing else is known of this model here yet; on CPUs longer runs measure first, for a "
+        "tenth of their time, and `pipeline tune JOB` measures all"
+    )
+
+
+def _left_out(profile: Profile, others: Sequence[str]) -> str:
+    """Say which runtimes there was no time for."""
+    known = {name: profile.of(name, FP32) for name in others if runtime_of(name).exports}
+    left = [name for name, way in known.items() if way is None or way.was_given_up]
+    return f"; not measured: {', '.join(left)}" if left else ""
 
 
 def _by(way: Trial) -> str:

@@ -15,6 +15,7 @@ from pipeline.job.model import AUTO
 from pipeline.models.spec import EAGER, FP32, ModelSpec
 from pipeline.models.tasks import task_class
 from pipeline.planning.allocation import Allocation
+from pipeline.preprocessing.images.reference_pixels import NUM_REFERENCE_ROWS
 from pipeline.preprocessing.model_input import is_varying
 from pipeline.runs.tuning.trial import Trial
 
@@ -24,6 +25,11 @@ SAME_PCT = 3.0
 SHARE = 0.1
 """Of the expected run, for measuring."""
 LEAST_BUDGET_S = 5.0
+"""What a run measures for at least whose job asks for it."""
+LEAST_RUN_S = 60.0
+"""Shorter runs measure nothing unasked."""
+UNASKED_ROWS = 32
+"""Rows that an unasked trial compares with eager fp32."""
 MAX_ATTEMPTS, MUCH_MORE = 3, 1.5
 LEAST_GAIN_PCT = 10.0
 
@@ -115,9 +121,16 @@ def expected_s(eager: Trial, num_rows: int | None, allocation: Allocation) -> fl
     return seconds(eager, num_rows, allocation)
 
 
-def budget_s(run_s: float) -> float:
-    """Return how long a run that is expected to take so long may measure."""
-    return max(LEAST_BUDGET_S, SHARE * run_s)
+def has_rows_to_measure(num_rows: int | None, num_actors: int, batch_rows: int) -> bool:
+    """Tell whether what eager fp32 must predict to be measured is less than a tenth of a run.
+
+    Args:
+        num_rows: Rows of the run; None if unknown.
+        num_actors: How many actors share them; one measures.
+        batch_rows: Of one model call, of which one warms up and one is timed at least.
+    """
+    measured_rows = UNASKED_ROWS + 2 * batch_rows
+    return num_rows is not None and SHARE * num_rows / num_actors >= measured_rows
 
 
 def is_worth_trying(known: Trial | None, left_s: float, usual_s: float) -> bool:
@@ -139,9 +152,10 @@ def is_worth_trying(known: Trial | None, left_s: float, usual_s: float) -> bool:
 
 
 def usual_s(ways: Sequence[Trial]) -> float:
-    """Return the least that trying a way took; 0 if none but eager fp32 has been tried."""
-    others = [w for w in ways if not w.problem and (w.runtime, w.precision) != (EAGER, FP32)]
-    return min((way.took_s for way in others), default=0.0)
+    """Return the least that trying a way took; of none but eager fp32, what loading it took."""
+    done = {(way.runtime, way.precision): way for way in ways if not way.problem}
+    eager = done.pop((EAGER, FP32), None)
+    return min((way.took_s for way in done.values()), default=eager.load_s if eager else 0.0)
 
 
 def fastest_known(
@@ -149,8 +163,9 @@ def fastest_known(
 ) -> Trial | None:
     """Return the way at fp32 that a job gets which leaves it open.
 
-    Eager, unless another one ends earlier by `LEAST_GAIN_PCT`: numbers that differ in their last
-    digits from those of last night are worth nothing less.
+    Eager, unless another one, with the rows that it predicts once more in eager fp32, ends earlier
+    by `LEAST_GAIN_PCT`: numbers that differ in their last digits from those of last night are worth
+    nothing less.
 
     Returns:
         None if eager fp32 was never measured here.
@@ -164,7 +179,8 @@ def fastest_known(
         is_faster = best.rows_per_s >= eager.rows_per_s * (1 + LEAST_GAIN_PCT / 100)
     else:
         best_s, eager_s = (seconds(way, num_rows, allocation) for way in (best, eager))
-        is_faster = best_s * (1 + LEAST_GAIN_PCT / 100) <= eager_s
+        checked_s = eager.load_s + NUM_REFERENCE_ROWS / eager.rows_per_s
+        is_faster = (best_s + checked_s) * (1 + LEAST_GAIN_PCT / 100) <= eager_s
     return best if is_faster else eager
 
 
@@ -223,24 +239,34 @@ def filled_share(slice_rows: Sequence[int], batch_size: int) -> float:
 
 
 class Budget:
-    """A tenth of what the run is expected to take, and some seconds at least."""
+    """A tenth of what the run is expected to take, and some seconds at least if its job asks for
+    measuring; unasked, a run below a minute has nothing."""
 
     def __init__(
-        self, *, is_bounded: bool = True, clock: Callable[[], float] = perf_counter
+        self,
+        *,
+        is_bounded: bool = True,
+        is_asked: bool = True,
+        clock: Callable[[], float] = perf_counter,
     ) -> None:
         """Begin to count.
 
         Args:
             is_bounded: Whether a run waits for the answer; `pipeline tune` measures all.
+            is_asked: The job has `auto`, or the command is `tune`.
         """
         self._clock, self._began = clock, clock()
-        self.is_bounded = is_bounded
-        self.total_s = LEAST_BUDGET_S if is_bounded else math.inf
+        self.is_bounded, self.is_asked = is_bounded, is_asked
+        self.total_s = (LEAST_BUDGET_S if is_asked else 0.0) if is_bounded else math.inf
 
     def expect(self, run_s: float) -> None:
         """Note how long the run is expected to take, now that it is known."""
-        if self.is_bounded:
-            self.total_s = budget_s(run_s)
+        if not self.is_bounded:
+            return
+        if self.is_asked:
+            self.total_s = max(LEAST_BUDGET_S, SHARE * run_s)
+        else:
+            self.total_s = SHARE * run_s if run_s >= LEAST_RUN_S else 0.0
 
     @property
     def left_s(self) -> float:

@@ -21,7 +21,7 @@ from pipeline.runs.tuning.selection import candidates
 from pipeline.runs.tuning.trial import Trial
 from pipeline.runs.tuning.trials.measure import Workload, overlapping, try_batch
 from pipeline.runs.tuning.trials.memory import share_problem
-from pipeline.runs.tuning.trials.runtime_trials import Search
+from pipeline.runs.tuning.trials.search import Search
 from pipeline.runs.tuning.trials.workload import RunBatch
 
 MIB = 1 << 20

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from time import sleep
 
 import pytest
 from models import LABELS
 from support.inputs.photos import build_images
 from support.runs.cli import environment, pipeline, write_job
 
-import pipeline.runs.tuning.beside as beside_module
-from pipeline.commit.staging import StagedSlice
 from pipeline.execution.cluster.connect import connect
 from pipeline.execution.cluster.hardware import embedded_hardware
 from pipeline.job.reading.loader import read_job
@@ -23,20 +21,25 @@ from pipeline.planning.allocation import allocate
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.preparing.prepare import prepare
 from pipeline.runs.tuning.auto import opened, resolve_runtime
-from pipeline.runs.tuning.beside import Beside
 from pipeline.runs.tuning.choice import Choice
 from pipeline.runs.tuning.profile import Profile, keep_profile, load_profile, machines_of
-from pipeline.runs.tuning.trial import Trial
+from pipeline.runs.tuning.selection import UNASKED_ROWS, Budget
+from pipeline.runs.tuning.trial import GIVEN_UP, Trial
+from pipeline.runs.tuning.trials import search
 from pipeline.runs.tuning.trials.context import TuningContext, tuning_context
+from pipeline.runs.tuning.trials.runtime_trials import try_ways
 
 FIRST, NEXT = ("--date", "2026-11-24"), ("--date", "2026-11-25")
 STOP = {"PIPELINE_FAILPOINT": "slice_done:term"}
+MANY = 10**9
+LIMITED = ["run.limit_rows=500"]
+REFERENCE = "eager fp32, with which others are compared"
 
 
-def silent_job(folder: Path) -> str:
+def silent_job(folder: Path, factory: str = "colours") -> str:
     build_images(folder / "images", 40, seed=12, num_bad=0)
     source = {"uri": str(folder / "images"), "format": "images"}
-    model = {"factory": "models:colours", "labels": LABELS, "runtime": None}
+    model = {"factory": f"models:{factory}", "labels": LABELS, "runtime": None}
     return write_job(
         *(folder / "job.yaml", source, str(folder / "out")), model=model, run={"slice_rows": 16}
     )
@@ -105,65 +108,119 @@ def test_unknown_stays_eager_known_is_taken_and_what_is_begun_or_published_stays
 
 @pytest.fixture
 def tuning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TuningContext:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tuning_here(tmp_path, monkeypatch, "slow_colours")
+
+
+def tuning_here(folder: Path, monkeypatch: pytest.MonkeyPatch, factory: str) -> TuningContext:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     for name in ("PYTHONPATH", "PIPELINE_ALLOW_IMPORT"):
         monkeypatch.setenv(name, environment()[name])
-    return tuning_of(silent_job(tmp_path))
+    return tuning_of(silent_job(folder, factory))
 
 
-def first_slice(busy_s: float) -> StagedSlice:
-    return StagedSlice("run", 16, counters={"predict": {"busy_s": busy_s}})
+def settled(
+    tuning: TuningContext,
+    job: str,
+    num_rows: int | None,
+    fingerprint: str = "",
+    overrides: Sequence[str] = (),
+) -> tuple[Choice, list[str]]:
+    """Return what a run of so many rows chooses, and what it says while it measures."""
+    loaded = read_job(job, date=dt.date(2026, 11, 24), overrides=overrides)
+    run = RunContext.of(loaded, RunOptions(allow_import=("models",)))
+    plan, model = prepare(run)
+    plan = replace(plan, fingerprint=fingerprint or plan.fingerprint, input_bytes=MANY)
+    vars(plan)["num_rows"] = num_rows  # computed once, of units that would have to be there
+    said: list[str] = []
+    found = resolve_runtime(
+        *(run, plan, model, tuning.hardware, tuning.allocation), say=said.append
+    )
+    choice = found.plan.model["choice"]
+    return Choice(Trial(found.model.runtime, FP32), choice["reason"], choice["text"]), said
 
 
 @pytest.mark.slow
-def test_another_runtime_is_measured_beside_a_run_and_kept_for_the_next(
+def test_a_long_run_measures_first_and_the_next_one_goes_by_its_figures(
     tuning: TuningContext, tmp_path: Path
 ) -> None:
+    job = str(tmp_path / "job.yaml")
     with connect(None):
-        beside = Beside(tuning, Profile())
-        beside.advance(first_slice(16.0), 10.0, 10_000)
-        while load_profile(tuning) == Profile():
-            sleep(0.1)
-            beside.advance(first_slice(16.0), 10.0, 10_000)
-        beside.end()
+        first, said = settled(tuning, job, MANY)
+        again, said_again = settled(tuning, job, MANY, "a" * 64)
+    assert (first.reason, said[0]) == ("measured", f"trying {REFERENCE}")
+    assert first.way.runtime != EAGER, "it sleeps in torch alone"
+    assert any(text.startswith("trying openvino fp32, for at most ") for text in said)
+    assert (again.reason, again.way.runtime, said_again) == ("known", first.way.runtime, [])
     profile = load_profile(tuning)
-    found = profile.of("openvino", FP32)
-    assert found is not None
-    assert profile.eager is not None
-    assert found.problem == ""
-    assert (found.agreement_pct, found.num_compared) == (100.0, 40)
-    assert min(found.rows_per_s, profile.eager.rows_per_s, found.took_s) > 0
-    assert beside.text.startswith("openvino is ")
+    ways = {trial.runtime: trial for trial in profile.ways}
+    assert ways.keys() >= {EAGER, "openvino", "onnxruntime"}
+    assert "compile" not in ways, "what it compiles is not kept"
+    for trial in (ways[EAGER], ways["openvino"]):
+        assert (trial.problem, trial.precision, trial.agreement_pct) == ("", FP32, 100.0)
+        assert 0 < trial.num_compared <= UNASKED_ROWS
+        assert min(trial.rows_per_s, trial.took_s) > 0
     # What it measured lies with the output, too, for machines whose caches do not last.
     (kept,) = (tmp_path / "out" / "_control" / "profiles").iterdir()
     assert (tmp_path / "cache" / "batch-inference-pipeline" / "profiles" / kept.name).exists()
 
 
 @pytest.mark.slow
-def test_the_kernel_ends_a_trial_that_takes_more_than_its_share(
-    tuning: TuningContext, monkeypatch: pytest.MonkeyPatch
+def test_what_fails_while_it_is_measured_fails_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(beside_module, "LEAST_CPU_S", 0.1)
     with connect(None):
-        beside = Beside(tuning, Profile())
-        beside.advance(first_slice(0.1), 0.5, 600)
-        while load_profile(tuning) == Profile():
-            sleep(0.1)
-            beside.advance(first_slice(0.1), 0.5, 600)
-        beside.end()
-    found = load_profile(tuning).of("openvino", FP32)
+        for name, factory, limit_s in (("dead", "unloadable", 120.0), ("late", "colours", 0.0)):
+            monkeypatch.setattr(search, "TRIAL_S", limit_s)
+            (tmp_path / name).mkdir()
+            tuning = tuning_here(tmp_path / name, monkeypatch, factory)
+            found, said = settled(tuning, str(tmp_path / name / "job.yaml"), MANY)
+            assert (found.way.runtime, found.reason) == (EAGER, "unknown"), name
+            assert said == [f"trying {REFERENCE}"]
+            assert load_profile(tuning) == Profile()
+
+
+@pytest.mark.slow
+def test_a_trial_that_takes_more_than_its_share_is_ended_and_tried_again_later(
+    tuning: TuningContext,
+) -> None:
+    class Little(Budget):
+        left_s = 0.1
+
+    vars(tuning.plan)["num_rows"] = MANY
+    begun = Trial("openvino", FP32, problem=f"{GIVEN_UP} after 4 s", took_s=4.0, attempts=1)
+    with connect(None):
+        profile = try_ways(
+            tuning,
+            Little(is_asked=False),
+            [(EAGER, FP32), ("openvino", FP32), ("onnxruntime", FP32)],
+            Profile((begun,)),
+        )
+    found = profile.of("openvino", FP32)
     assert found is not None
-    assert (found.was_given_up, found.attempts) == (True, 1)
-    assert 0 < found.took_s < 1, "so much it had"
-    assert "openvino given up" in beside.text
+    assert (found.problem, found.attempts) == (f"{GIVEN_UP} after 0 s", 2)
+    assert profile.eager is not None
+    assert profile.eager.rows_per_s > 0
 
 
-def test_a_run_whose_tenth_is_too_short_says_so_and_tries_nothing(tuning: TuningContext) -> None:
-    beside = Beside(tuning, Profile())
-    beside.advance(first_slice(0.1), 5.0, 100)
-    beside.end()
-    assert beside.text.startswith("too short to try openvino")
-    assert load_profile(tuning) == Profile()
+def test_a_run_that_is_short_or_has_nothing_to_find_out_measures_nothing(
+    tuning: TuningContext, tmp_path: Path
+) -> None:
+    job, eager = str(tmp_path / "job.yaml"), Trial(EAGER, FP32, 1_000.0, 1.0, 100.0, took_s=3.0)
+    others = [Trial(name, FP32, problem="crashed") for name in ("openvino", "onnxruntime", "mnn")]
+    num_actors = tuning.allocation.max_actors
+    for number, (num_rows, known, text) in enumerate(
+        [
+            (900 * num_actors, (), "longer runs measure first"),
+            (50_000 * num_actors, (eager,), "such a run takes about 51 s, too short"),
+            (MANY, (eager, *others), "openvino cannot be used: crashed"),
+            (None, (), "longer runs measure first"),
+        ]
+    ):
+        keep_profile(tuning, Profile(known))
+        found, said = settled(tuning, job, num_rows, f"{number}" * 64, LIMITED)
+        assert (found.way.runtime, said) == (EAGER, []), text
+        assert text in found.text
+        assert load_profile(tuning) == Profile(known)
 
 
 def test_without_a_row_nothing_is_measured(tuning: TuningContext, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from pipeline.planning.plan import Plan
 from pipeline.process.liveness import note_progress
 from pipeline.runs.builders import make_reader
 from pipeline.runs.context import RunContext
-from pipeline.runs.tuning.trials.workload import rows_to_sample
+from pipeline.runs.tuning.trials.workload import SAMPLE_ROWS, rows_to_sample
 from pipeline.sources.rows import Reader
 from pipeline.storage.store import Store
 
@@ -73,10 +73,10 @@ class TuningContext:
         """Return the option of Ray by which what measures lands on the kind of GPU meant."""
         return {"accelerator_type": self.gpu_kind} if self.gpu_kind else {}
 
-    @property
-    def node_cpus(self) -> int:
-        """Return the cores of one node, of which all have as many."""
-        return max(1, int(self.hardware.cpus // self.hardware.num_nodes))
+    def rows_by_size(self, row_bytes: float) -> int:
+        """Return how many rows the run has if those of its input take so many bytes each."""
+        num_rows, limit = round(self.plan.input_bytes / row_bytes), self.job.run.limit_rows
+        return num_rows if limit is None else min(num_rows, limit)
 
     @property
     def node_actors(self) -> int:
@@ -101,25 +101,29 @@ def tuning_context(
 class Sample:
     """Some of the job's rows, in Ray's store: encoded, and prepared for a model."""
 
-    def __init__(self, tuning: TuningContext, num_rows: int | None = None) -> None:
+    def __init__(self, tuning: TuningContext, num_rows: int) -> None:
         """Read rows at random; the same ones for the same work and number of rows."""
         from pipeline.planning.sampling import sample_rows, sample_units
 
-        num_rows = num_rows or rows_to_sample(tuning.model.input, tuning.plan.usual_slice_rows())
         units, seed = sample_units(tuning.plan, num_rows)
         self._tuning = tuning
         read = plain_task(tuning, sample_rows)
         self.rows = read.remote(tuning.reader, units, num_rows, seed)
         are_done([self.rows])
 
+    @classmethod
+    def usual(cls, tuning: TuningContext, num_compared: int = SAMPLE_ROWS) -> Sample:
+        """Return as many rows as ways to run the model are timed and compared on."""
+        slice_rows = tuning.plan.usual_slice_rows()
+        return cls(tuning, rows_to_sample(tuning.model.input, slice_rows, num_compared))
+
     def rows_of_all(self) -> int | None:
-        """Return how many rows the input has, by the bytes of these; None if there are none.
+        """Return how many rows the run has, by the bytes of these; None if there are none.
 
         Columns that are not read, and compression, make it a guess.
         """
         rows = value_of(self.rows)
-        num_bytes = self._tuning.plan.input_bytes
-        return round(num_bytes * rows.num_rows / rows.nbytes) if rows.nbytes else None
+        return self._tuning.rows_by_size(rows.nbytes / rows.num_rows) if rows.nbytes else None
 
     def inputs(self, model: ModelSpec) -> Any:
         """Return the sample as a model's decoder and transform leave it."""

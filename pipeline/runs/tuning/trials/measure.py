@@ -6,7 +6,7 @@ trial. The driver names these functions, too, so torch is imported only inside t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
 from time import perf_counter
@@ -32,12 +32,16 @@ from pipeline.preprocessing.model_input import Arrays as Inputs
 from pipeline.preprocessing.model_input import Input, Limits, is_varying, num_rows, take_rows
 from pipeline.runs.tuning.trial import Trial
 from pipeline.runs.tuning.trials.memory import held_bytes, lack_of_memory, peak_mib
-from pipeline.runs.tuning.trials.workload import RunBatch, compared_rows, run_batches
+from pipeline.runs.tuning.trials.workload import (
+    MEASURE_S,
+    SAMPLE_ROWS,
+    RunBatch,
+    compared_rows,
+    run_batches,
+)
 from pipeline.sources.rows import Reader
 
-MEASURE_S = 2.0
 MIN_CALLS = 3
-TURN_S = 0.1
 ENOUGH_S = 1.0
 HOPELESS = 0.25
 """A way that makes less than this share of the best rate so far is not measured further."""
@@ -63,6 +67,7 @@ def try_out(
     limits: AgreementLimits,
     best_rows_per_s: float = 0.0,
     for_s: float = MEASURE_S,
+    num_compared: int = SAMPLE_ROWS,
 ) -> tuple[Trial, Arrays]:
     """Run the sample one way; what it keeps of each row becomes the next ones' reference.
 
@@ -72,6 +77,7 @@ def try_out(
         limits: How far a row may be from the reference.
         best_rows_per_s: The best rate so far.
         for_s: For how long the rate is measured, at least.
+        num_compared: How many rows are compared at most.
     """
     began = perf_counter()
     trial = Trial(config.spec.runtime, config.spec.precision)
@@ -91,7 +97,7 @@ def try_out(
         if rate < HOPELESS * best_rows_per_s:
             problem = f"{rate:.1f} rows/s, less than a quarter of what another way gives"
             return replace(trial, rows_per_s=round(rate, 1), problem=problem), {}
-        compared = take_rows(sample, compared_rows(num_rows(sample)))
+        compared = take_rows(sample, compared_rows(num_rows(sample), num_compared))
         found = predictor.reduce(compared)
     except Exception as error:  # noqa: BLE001  # a user's model may raise anything
         return replace(trial, problem=_failure_texts(error)), {}
@@ -186,11 +192,11 @@ class Workload:
 
         Args:
             least_rows_per_s: A lower rate is not measured longer.
-            for_s: For how long at least.
+            for_s: For how long at least; of calls that take longer one is enough.
         """
         calls: list[list[float]] = [[] for _ in self._batches]
         number, spent_s = 0, 0.0
-        while number < MIN_CALLS or spent_s < for_s:
+        while not number or spent_s < for_s or _are_few(number, spent_s, for_s):
             place = number % len(calls)
             batch = take_rows(self._sample, self._batches[place].rows)
             started = perf_counter()
@@ -201,50 +207,6 @@ class Workload:
             if is_slow and spent_s >= ENOUGH_S:  # one call may be slow by chance
                 break
         return rate_of(self._batches, calls)
-
-    def compare_in_turns(
-        self, predictors: Sequence[Engine], rows: slice, clock: Callable[[], float]
-    ) -> tuple[list[Arrays], list[float], int]:
-        """Predict rows of the sample with each predictor, batch by batch in turn.
-
-        Returns:
-            What each keeps of the rows, the seconds that it took, and how many rows were predicted.
-        """
-        inputs = take_rows(self._sample, rows)
-        kept, spent = [Arrays() for _ in predictors], [0.0 for _ in predictors]
-        batches = run_batches(self._config.spec.input, inputs, self._config.limits_of_batch)
-        for batch in batches:
-            for index, predictor in enumerate(predictors):
-                started = clock()
-                found = predictor.reduce(take_rows(inputs, batch.rows))
-                spent[index] += clock() - started
-                for name, values in found.items():
-                    scatter_batch(kept[index], name, num_rows(inputs), batch.rows, values)
-        return kept, spent, sum(len(batch.rows) for batch in batches)
-
-    def measure_both(
-        self, predictors: Sequence[Engine], clock: Callable[[], float], for_s: float
-    ) -> list[float]:
-        """Return rows/s of predictors that take turns with the same batches: what disturbs one
-        disturbs the other.
-
-        Args:
-            clock: Gives seconds, of which single calls may take too few to be counted.
-            for_s: For how long at least.
-        """
-        spent, worth = [0.0 for _ in predictors], 0.0
-        first, size, began = 0, 1, clock()
-        while first < MIN_CALLS * size or clock() - began < for_s:
-            chosen = [self._batches[n % len(self._batches)] for n in range(first, first + size)]
-            for index, predictor in enumerate(predictors):
-                started = clock()
-                for batch in chosen:
-                    predictor.reduce(take_rows(self._sample, batch.rows))
-                spent[index] += clock() - started
-            first, worth = first + size, worth + sum(batch.worth for batch in chosen)
-            if min(spent) < TURN_S:  # too short to be told: longer turns from now on
-                spent, worth, first, size = [0.0 for _ in predictors], 0.0, 0, 2 * size
-        return [worth / seconds for seconds in spent]
 
 
 def overlapping(batches: Sequence[RunBatch]) -> list[RunBatch]:
@@ -257,6 +219,11 @@ def overlapping(batches: Sequence[RunBatch]) -> list[RunBatch]:
     times = max(-(-_OVERLAPPED // len(batches)), -(-_OVERLAPPED_ROWS // num_rows_once))
     rows = np.concatenate([batch.rows for batch in batches] * times)
     return [RunBatch(rows, times * sum(batch.worth for batch in batches))]
+
+
+def _are_few(number: int, spent_s: float, for_s: float) -> bool:
+    """Tell whether so many calls are too few for a median; of long ones one is enough."""
+    return number < MIN_CALLS and spent_s < MIN_CALLS * for_s
 
 
 def rate_of(batches: Sequence[RunBatch], calls: Sequence[Sequence[float]]) -> float:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -26,134 +26,75 @@ from pipeline.execution.tasks import (
     value_of,
 )
 from pipeline.inference.runtimes import runtime_of
-from pipeline.inference.runtimes.base import Device, emulated_reason, missing_reason
+from pipeline.inference.runtimes.base import emulated_reason, missing_reason
 from pipeline.inference.runtimes.int8 import INT8
-from pipeline.job.model import AUTO
 from pipeline.models.spec import EAGER, FP32, ModelSpec, PredictorConfig
-from pipeline.preprocessing.model_input import Arrays, is_varying, num_rows, take_rows
+from pipeline.preprocessing.model_input import Arrays, num_rows, take_rows
 from pipeline.runs.tuning.profile import Profile
-from pipeline.runs.tuning.selection import (
-    Budget,
-    candidates,
-    expected_s,
-    is_usable,
-    is_worth_trying,
-    time_left_s,
-    usual_s,
-)
+from pipeline.runs.tuning.selection import Budget, expected_s, is_usable
 from pipeline.runs.tuning.trial import GIVEN_UP, Trial
 from pipeline.runs.tuning.trials.context import Sample, TuningContext, lone_task
+from pipeline.runs.tuning.trials.search import Search, Ways
 from pipeline.runs.tuning.trials.workload import calibrated_rows, run_batches
 
-_TRIAL_S, _AUTOTUNING_S = 120.0, 900.0
-_RUN_MEASURES_S = 1.0
 _PROBLEM_MAX_CHARS = 200
+_LEAST_ROW_BYTES = 16.0
+"""Of an input whose rows are not counted yet: small ones are not even sampled."""
 
 
-def try_ways(tuning: TuningContext, budget: Budget, known: Profile) -> Profile:
-    """Try every runtime and precision that the job leaves open, as far as the time allows.
+def try_ways(tuning: TuningContext, budget: Budget, wanted: Ways, known: Profile) -> Profile:
+    """Try runtimes and precisions, as far as the time allows.
 
     Args:
         tuning: Where.
         budget: What the run that waits for the answer may spend.
+        wanted: Which, in their order.
         known: What was tried before, which is tried again only if it was given up.
 
     Returns:
         What is known now.
 
     Raises:
-        JobError: Eager fp32 cannot predict the sample.
+        JobError: Eager fp32 cannot predict the sample, or not soon enough for a run whose job does
+            not ask for it.
     """
-    wanted = candidates(tuning.model, is_on_gpu=bool(tuning.allocation.actor_gpus))
-    least_pct, num_rows = tuning.job.gates.min_agreement_pct, tuning.plan.num_rows
-
-    def left_s() -> float:
-        return time_left_s(known.those(wanted), least_pct, budget.left_s)
-
-    search = Search(
-        tuning.model.runtime == AUTO,
-        is_on_gpu=bool(tuning.allocation.actor_gpus),
-        is_bounded=budget.is_bounded,
-        varies=is_varying(tuning.model.input),
-    )
-
-    def is_open(way: tuple[str, str]) -> bool:
-        eager = [trial for trial in known.ways if is_usable(trial, least_pct)]
-        is_for_this = search.is_for(way, eager)
-        return is_for_this and is_worth_trying(known.of(*way), left_s(), usual_s(known.ways))
-
-    if known.eager is not None and num_rows is not None:
-        budget.expect(expected_s(known.eager, num_rows, tuning.allocation))
-        if not any(map(is_open, wanted)):
+    search = Search.of(tuning, budget)
+    if known.eager is not None and not search.is_any_open(wanted, known, math.inf):
+        return known
+    num_rows = tuning.plan.num_rows
+    most_rows = tuning.rows_by_size(_LEAST_ROW_BYTES) if num_rows is None else num_rows
+    if not search.has_time(tuning, budget, wanted, known, most_rows):
+        return known
+    sample = Sample.usual(tuning, search.num_compared)
+    if num_rows is None:
+        num_rows = sample.rows_of_all()
+        if not search.has_time(tuning, budget, wanted, known, num_rows):
             return known
-    sample = Sample(tuning)
-    tries = _Tries(tuning, sample, search, budget)
-    num_rows = num_rows or sample.rows_of_all()
+    tries = _Tries(tuning, sample, search)
     budget.expect(expected_s(tries.first, num_rows, tuning.allocation))
     if not tuning.model.input.is_approximate:
         known = known.with_ways([tries.first])
     best = tries.first
     for way in wanted:
-        if is_open(way):
-            trial = tries.one(way, best.rows_per_s, known.of(*way), left_s())
+        left_s = search.left_s(budget, wanted, known)
+        if search.is_any_open([way], known, left_s):
+            trial = tries.one(way, best.rows_per_s, known.of(*way), left_s)
             known = known.with_ways([trial])
         found = known.of(*way)
-        if found and is_usable(found, least_pct) and found.rows_per_s > best.rows_per_s:
+        if found and is_usable(found, search.least_pct) and found.rows_per_s > best.rows_per_s:
             best = found
     return known
-
-
-@dataclass(frozen=True)
-class Search:
-    """Who looks for a way, and for what."""
-
-    leaves_runtime_open: bool
-    """The job has `runtime: auto`."""
-    is_on_gpu: bool
-    is_bounded: bool
-    """A run waits for the answer; it is not `pipeline tune`."""
-    varies: bool
-    """Batches are of many shapes."""
-
-    @property
-    def _device(self) -> Device:
-        return "gpu" if self.is_on_gpu else "cpu"
-
-    def patience_s(self, runtime: str) -> float:
-        """Return how long a way may be tried where nothing else limits that."""
-        tries_kernels = self._device in runtime_of(runtime).autotunes and not self.varies
-        return _AUTOTUNING_S if tries_kernels else _TRIAL_S
-
-    def is_for(self, way: tuple[str, str], usable: Sequence[Trial]) -> bool:
-        """Tell whether a runtime and precision is to be tried at all.
-
-        Args:
-            way: Which.
-            usable: What was tried, ran and agreed.
-        """
-        runtime, precision = runtime_of(way[0]), way[1]
-        device = self._device
-        if not self.leaves_runtime_open:
-            return True
-        if self.is_bounded and device in runtime.autotunes and not self.varies:
-            return False
-        eager = [trial for trial in usable if trial.runtime == EAGER]
-        if device not in runtime.follows_eager or not eager:
-            return True
-        return precision == max(eager, key=lambda trial: trial.rows_per_s).precision
 
 
 class _Tries:
     """Tries ways to run the model on one sample, each beside what eager fp32 made of it."""
 
-    def __init__(
-        self, tuning: TuningContext, sample: Sample, search: Search, budget: Budget
-    ) -> None:
-        from pipeline.runs.tuning.trials.measure import MEASURE_S, try_out
+    def __init__(self, tuning: TuningContext, sample: Sample, search: Search) -> None:
+        from pipeline.runs.tuning.trials.measure import try_out
 
         self._tuning, self._plain = tuning, tuning.model.as_reference()
         self._search = search
-        self._for_s = _RUN_MEASURES_S if budget.is_bounded else MEASURE_S
+        self._settings = {"for_s": search.measured_s, "num_compared": search.num_compared}
         self._int8: tuple[str, str] | None = None
         self.first: Trial
         config = replace(tuning.config, spec=self._plain)
@@ -161,7 +102,12 @@ class _Tries:
         with ray_errors():
             self._inputs = sample.inputs(self._plain)
             task = lone_task(tuning, try_out)
-            asked = task.remote(config, self._inputs, None, tuning.limits, for_s=self._for_s)
+            asked = task.remote(config, self._inputs, None, tuning.limits, **self._settings)
+            if not are_done([asked], search.reference_s)[0]:
+                give_up(asked)
+                raise JobError(
+                    f"{EAGER} {FP32} has not predicted a sample in {search.reference_s:g} s"
+                )
             first, found = value_of(asked)
             if first.problem:
                 raise JobError(f"model: eager fp32 cannot predict the sample: {first.problem}")
@@ -213,7 +159,9 @@ class _Tries:
         return reason or missing_reason(runtime_of(runtime), precision, is_on_gpu=is_on_gpu)
 
     def _signed(self, trial: Trial) -> Trial:
-        return signed(trial, self._tuning.measured_by)
+        """Note who measured, and when."""
+        today = dt.datetime.now(dt.UTC).date().isoformat()
+        return replace(trial, measured_by=self._tuning.measured_by, measured_at=today)
 
     def _calibrated(self) -> tuple[str, str]:
         task = lone_task(self._tuning, calibrate)
@@ -227,8 +175,8 @@ class _Tries:
         from pipeline.runs.tuning.trials.measure import try_out
 
         config, limits = replace(self._tuning.config, spec=spec), self._tuning.limits
-        arguments: list[Any] = [self._inputs, self._reference, limits, best_rows_per_s, self._for_s]
-        reference = lone_task(self._tuning, try_out).remote(config, *arguments)
+        arguments: list[Any] = [self._inputs, self._reference, limits, best_rows_per_s]
+        reference = lone_task(self._tuning, try_out).remote(config, *arguments, **self._settings)
         if not are_done([reference], limit_s)[0]:
             give_up(reference)
             return Trial(spec.runtime, spec.precision, problem=f"{GIVEN_UP} after {limit_s:.0f} s")
@@ -237,12 +185,6 @@ class _Tries:
         except TaskLost as error:
             return Trial(spec.runtime, spec.precision, problem=f"crashed: {error}")
         return trial
-
-
-def signed(trial: Trial, measured_by: str) -> Trial:
-    """Note who measured, and when."""
-    today = dt.datetime.now(dt.UTC).date().isoformat()
-    return replace(trial, measured_by=measured_by, measured_at=today)
 
 
 def calibrate(config: PredictorConfig, sample: Arrays) -> tuple[str, str]:

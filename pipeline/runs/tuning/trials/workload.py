@@ -15,6 +15,7 @@ import numpy as np
 from pipeline.core.errors import JobError
 from pipeline.preprocessing.model_input import Arrays, BatchLimits, Input, Rows, num_rows
 
+MEASURE_S = 2.0
 SAMPLE_ROWS = 128
 """Rows of a sample, and of those that are compared with eager fp32."""
 CALIBRATED_ROWS = 256
@@ -31,16 +32,17 @@ class RunBatch(NamedTuple):
     """Rows of a run that it stands for; by its tokens, if rows have any."""
 
 
-def rows_to_sample(seen: Input, slice_rows: Sequence[int]) -> int:
+def rows_to_sample(seen: Input, slice_rows: Sequence[int], least: int = SAMPLE_ROWS) -> int:
     """Return how many rows are sampled: of texts as many as the largest slice has.
 
     Args:
         seen: The job's input.
         slice_rows: Rows of the slices of a run, or of some of them.
+        least: How many are to be compared.
     """
     if not seen.counts_tokens:
-        return SAMPLE_ROWS
-    return min(MAX_SAMPLE_ROWS, max([SAMPLE_ROWS, *slice_rows]))
+        return least
+    return min(MAX_SAMPLE_ROWS, max([least, *slice_rows]))
 
 
 def compared_rows(size: int, most: int = SAMPLE_ROWS) -> slice:
