@@ -55,6 +55,7 @@ def submit(
 
     It ends with the exit code of the job. Submitting twice runs it once.
     """
+    from pipeline.execution.submit.submission import Submission
     from pipeline.operations.clusters.submit import submit as hand_over
 
     if from_ is None:
@@ -62,23 +63,25 @@ def submit(
     else:
         to = prepare_end(to, ok_exit, "--to", every)
     done = hand_over(
-        job,
+        Submission(
+            job,
+            date,
+            from_,
+            to,
+            every,
+            only,
+            newest_first,
+            overrides=set_ or (),
+            allow_import=allow_import or (),
+            accept=accept or (),
+            code=code,
+            quiet=quiet,
+        ),
         address,
         write=_to_terminal(as_json=as_json, quiet=quiet),
-        date=date,
-        from_=from_,
-        to=to,
-        every=every,
-        only=only,
-        newest_first=newest_first,
-        overrides=set_ or (),
-        allow_import=allow_import or (),
-        accept=accept or (),
-        code=code,
         detach=detach,
         start_timeout_s=start_timeout_s,
         needs_document=as_json,
-        quiet=quiet,
     )
     if from_ is not None:
         goes_on_with_dates()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 import re
 import shlex
@@ -121,13 +120,14 @@ def test_a_refused_gate_comes_back_as_the_exit_code_and_arguments_pass_the_shell
 
 def test_what_is_accepted_goes_along_as_it_was_said():
     accept = ['volume=half; $(a) "day"', "constant='all' black"]
-    day, sets = dt.date(2026, 11, 24), (["a.b=1"], ["models"], accept)
-    asked = Submission("-x/job.yaml", day, "all", "{}", *sets)
+    asked = Submission(
+        "-x/job.yaml", DATE, overrides=["a.b=1"], allow_import=["models"], accept=accept
+    )
     command = shlex.split(asked.entrypoint)
     assert command[3:7] == ["run", "./job.yaml", "--date", DATE]
     assert command[-5:] == ["--accept", accept[0], "--accept", accept[1], "--json"]
     assert shlex.split(replace(asked, quiet=True).entrypoint) == [*command, "--quiet"]
-    week = replace(asked, last_date=dt.date(2026, 11, 30), only="missing")
+    week = replace(asked, date=None, from_=DATE, to="2026-11-30", only="missing")
     dates = f"./job.yaml --from {DATE} --to 2026-11-30 --only missing --set"
     assert f" -m pipeline backfill {dates} " in week.entrypoint
     faster = replace(week, newest_first=True)

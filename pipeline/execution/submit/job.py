@@ -25,6 +25,7 @@ from pipeline.execution.submit.code import Package, packed
 from pipeline.execution.submit.log_follower import PAUSE_S, Follower
 from pipeline.execution.submit.retrying import GIVE_UP_S, one_line
 from pipeline.execution.submit.submission import Submission, identify, refuse_secrets
+from pipeline.job.job import Job
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class Submitted:
 
 def submit_job(
     asked: Submission,
+    job: Job,
     address: str,
     write: Callable[[str], object],
     *,
@@ -59,7 +61,8 @@ def submit_job(
     """Run a job on a cluster unless it runs there already; pass its log on to its end.
 
     Args:
-        asked: The job, and how it is to run.
+        asked: What is to run, and how.
+        job: Its job as it was read, of the first date.
         address: The cluster's job API, `http://HOST:8265` or `https://...`.
         write: Gets the log piece by piece, while the job runs.
         is_done: Tells whether an attempt that succeeded has left nothing to do.
@@ -73,8 +76,9 @@ def submit_job(
     refuse_secrets(asked.overrides)
     client, submitter = connect_job_api(address), uuid.uuid4().hex
     with packed(asked.job_path, asked.code) as package:
-        decides = [asked.decides, asked.document, package.code_digest]
-        key = key_of(Path(asked.job_path).stem, asked.partition, decides)
+        decides = [asked.decides, job.model_dump_json(), package.code_digest]
+        partition = asked.dates if asked.from_ is not None else job.sink.partition or "all"
+        key = key_of(Path(asked.job_path).stem, partition, decides)
         job_id, is_new = _choose(client, key, is_done, start_timeout_s)
         follower = Follower(client, job_id)
         try:
