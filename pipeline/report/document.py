@@ -30,18 +30,16 @@ from pipeline.report.sections import (
     Slices,
 )
 from pipeline.report.speed.bottleneck import BottleneckSection, find_bottleneck
-from pipeline.report.speed.forecast import make_forecasts
+from pipeline.report.speed.forecast import Forecast, make_forecasts
 from pipeline.report.speed.limits import GroupLimit, Load, find_limits
 from pipeline.report.speed.performance import (
     BytesPerRow,
-    ForecastSection,
     Isolation,
     SlowerStage,
     Stage,
     StartupPart,
     Texts,
     bytes_per_row,
-    forecasts_of,
     isolation_of,
     ratio,
     stages_of,
@@ -99,7 +97,7 @@ class Report(Section):
     stages: list[Stage] = Field(default_factory=list)
     limits: list[GroupLimit] = Field(default_factory=list)
     bottleneck: BottleneckSection = BottleneckSection()
-    predictions: list[ForecastSection] = Field(default_factory=list)
+    predictions: list[Forecast] = Field(default_factory=list)
     """What each of the usual changes would bring; empty if no stage was measured."""
     bytes_per_row: BytesPerRow = BytesPerRow()
     isolation: Isolation = Isolation()
@@ -107,7 +105,6 @@ class Report(Section):
     """Where images were decoded, or texts tokenised; null if none were, or if that is unknown."""
     write_in: Literal["actors", "tasks"] | None = None
     """Where slices were written; null if none were, or if that is unknown."""
-    """Null if no GPU was asked to decode."""
     texts: Texts | None = None
     """Null if rows have no tokens."""
     written: Written | None = None
@@ -163,9 +160,6 @@ def build_report(stated: Report, measured: Load) -> Report:
         cpus=hardware.cpus,
         gpus=hardware.gpus,
         is_on_gpu=model.device is not None and not model.device.startswith("cpu"),
-        slices=stated.slices.computed,
-        batch_size=model.batch_size,
-        batch_tokens=model.batch_tokens,
     )
     return stated.but(
         rows_per_s=ratio(rows.computed, load.streaming_wall_s),
@@ -175,7 +169,7 @@ def build_report(stated: Report, measured: Load) -> Report:
         stages=stages_of(load),
         limits=find_limits(load),
         bottleneck=find_bottleneck(load),
-        predictions=forecasts_of(make_forecasts(load)),
+        predictions=[forecast for forecast, _ in make_forecasts(load)],
         bytes_per_row=bytes_per_row(load),
         isolation=isolation_of(load),
         decode_in=_done_in(load, load.prepared, "decoder"),

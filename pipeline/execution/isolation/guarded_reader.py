@@ -38,7 +38,7 @@ SLICE_LIMITS = 10
 _SLICE, _EXTENT = "slice", STAGE
 """What a child reads: the next slice, or one piece of an extent."""
 _MAX_TRIES = 2
-_NO_ROWS = pa.schema([("unit", pa.int64())]).empty_table()
+_NO_ROWS = pa.Table.from_batches([], pa.schema([("unit", pa.int64())]))
 _NO_FIELDS = pa.schema([])
 """A shard that ends its reader has no input with a digest."""
 _PIECES = pa.schema(

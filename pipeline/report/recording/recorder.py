@@ -64,7 +64,6 @@ class RunRecorder(RowAccounts):
         self._streaming_wall_s: float | None = None
         self.current: Manifest | None = None
         """What is published, once that is known."""
-        self._batch_rates: dict[int, float] = {}
         self._in_flight: list[str] = []
         self._retry: Retry | None = None
         self._carried: Carried | None = None
@@ -155,10 +154,6 @@ class RunRecorder(RowAccounts):
     def elapsed_s(self) -> float:
         """Return the seconds since the run began."""
         return perf_counter() - self.started_s
-
-    def tuned(self, batch_rates: dict[int, float]) -> None:
-        """Note the rows/s of one actor by batch size, as `pipeline tune` measured them."""
-        self._batch_rates = batch_rates
 
     def computed(self, staged: StagedSlice) -> None:
         """Count a slice that this run has committed."""
@@ -295,10 +290,8 @@ class RunRecorder(RowAccounts):
             figures=self._figures,
             slots=_DRIVER_SLOTS | (placement.slots(self._prepared) if placement else {}),
             startup=placement.startup_wall_s(self._figures) if placement else {},
-            on_cluster=self.on_cluster,
             in_actors=placement.allocation.in_actors if placement else frozenset(),
             prepared=self._prepared,
-            batch_rates=self._batch_rates,
         )
         return build_report(stated, measured)
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from pipeline.report.sections import Section
 from pipeline.report.speed.limits import (
     CORES,
+    LAUNCH_BOUND_PCT,
     GroupLimit,
     Load,
     binding_limit,
@@ -20,67 +22,62 @@ from pipeline.report.speed.limits import (
 )
 
 WAITING = "waiting"
-MORE_DATA = {"reader": "one more reader", "writer": "one more writer"}
+_Change = tuple[str, str, Load]
+"""Its name, what it means here, and the load as it would be."""
 
 
-@dataclass(frozen=True)
-class Forecast:
-    """What one change would give; None if what it takes to say so was not measured."""
+class Forecast(Section):
+    """What one change would make of the streaming rate, by the measured service times."""
 
     change: str
     note: str
-    """What the change means here, or why there is no figure."""
-    rows_per_s: float | None = None
-    """Streaming rate after the change."""
-    gain_pct: float | None = None
+    """What the change means for this run."""
+    rows_per_s: float | None
+    """Streaming rate after it: never below today's, never above the next limit."""
+    gain_pct: float | None
     """By how much that is more than today's."""
-    limited_by: str | None = None
-    """What is the limit then: a group, `cores`, or `waiting` (no stage is)."""
-    ceiling_rows_per_s: float | None = None
-    """The lowest limit then: what no tuning of the rest could exceed."""
+    limited_by: str | None
+    """What is the limit then: a group as in `limits`, `cores`, or `waiting` (no stage is)."""
 
 
-@dataclass(frozen=True)
-class _Change:
-    name: str
-    note: str
-    load: Load | None
-    """As it would be; None if that is unknown, and the note says why."""
+def make_forecasts(load: Load) -> list[tuple[Forecast, float]]:
+    """Say what each change that a person can make would give; nothing measured, no forecasts.
 
-
-def make_forecasts(load: Load) -> list[Forecast]:
-    """Say what each change that a person can make would give; nothing measured, no forecasts."""
+    Returns:
+        Each with the lowest limit then, in rows/s: what no tuning of the rest could exceed.
+    """
     limits = find_limits(load)
     if not limits or not load.rows_per_s:
         return []
     return [_forecast(load, limits, change) for change in _changes(load, limits)]
 
 
-def _forecast(load: Load, limits: list[GroupLimit], change: _Change) -> Forecast:
+def _forecast(load: Load, limits: list[GroupLimit], change: _Change) -> tuple[Forecast, float]:
     """Return what one change gives: the limit of its group scaled, until the next limit."""
-    if change.load is None:
-        return Forecast(change.name, change.note)
+    name, note, changed = change
     rate, binding = load.rows_per_s, binding_limit(limits)
-    after = {limit.group: limit.limit_rows_per_s for limit in find_limits(change.load)}
+    after = {limit.group: limit.limit_rows_per_s for limit in find_limits(changed)}
     if binding is None:
-        ceiling = max(rate, min(after.values()))
-        return Forecast(change.name, change.note, rate, 0.0, WAITING, ceiling)
-    own = after.pop(binding.group)
-    scaled = rate * own / binding.limit_rows_per_s
-    for group in after:
-        after[group] *= _crowding(load, binding, group)
-    following = min(after, key=lambda group: after[group], default=None)
-    next_limit = after[following] if following else math.inf
-    predicted = max(rate, min(scaled, next_limit))
-    is_next = following is not None and rate < scaled and next_limit <= scaled
-    return Forecast(
-        change.name,
-        change.note,
-        predicted,
-        round(100 * (predicted / rate - 1), 2),
-        following if is_next else binding.group,
-        max(predicted, min(own, next_limit)),
+        predicted, limited_by, ceiling = rate, WAITING, max(rate, min(after.values()))
+    else:
+        own = after.pop(binding.group)
+        scaled = rate * own / binding.limit_rows_per_s
+        for group in after:
+            after[group] *= _crowding(load, binding, group)
+        following = min(after, key=lambda group: after[group], default=None)
+        next_limit = after[following] if following else math.inf
+        predicted = max(rate, min(scaled, next_limit))
+        is_next = following is not None and rate < scaled and next_limit <= scaled
+        limited_by = following if following and is_next else binding.group
+        ceiling = max(predicted, min(own, next_limit))
+    forecast = Forecast(
+        change=name,
+        note=note,
+        rows_per_s=predicted,
+        gain_pct=round(100 * (predicted / rate - 1), 2),
+        limited_by=limited_by,
     )
+    return forecast, ceiling
 
 
 def _crowding(load: Load, binding: GroupLimit, group: str) -> float:
@@ -94,92 +91,51 @@ def _crowding(load: Load, binding: GroupLimit, group: str) -> float:
 
 
 def _changes(load: Load, limits: list[GroupLimit]) -> Iterator[_Change]:
-    if load.is_on_gpu or not load.fused:
-        yield _one_more_decoder(load)
-    else:
-        yield _one_more_actor(load, "one more core with its actor", more_cores=1)
-    yield (
-        _one_more_gpu(load)
-        if load.is_on_gpu
-        else _one_more_actor(load, "one more actor on the same cores", more_cores=0)
-    )
-    yield _twice_the_batch(load)
-    if load.tokens_per_row:
-        yield _half_the_tokens(load, load.tokens_per_row)
-    elif load.prepared:
-        yield _half(load, load.prepared[0], "smaller input images")
-    yield _half(load, "predict", "a lower precision or a faster runtime")
+    """Yield the changes whose parts were measured, the easiest first."""
     binding = binding_limit(limits)
-    if binding is not None and binding.group in MORE_DATA:
-        now = binding.slots
-        more = _with_slots(load, binding.group, now + 1)
-        yield _Change(MORE_DATA[binding.group], f"{now + 1:g} instead of {now:g}", more)
+    if load.fused and load.is_on_gpu and load.cpus:
+        more = replace(load, cpus=load.cpus + 1)
+        yield "one more core", "the actors decode, and each needs a GPU", more
+    elif not load.fused and any(map(load.busy_s, load.prepared[:1])):
+        yield _one_more(load, "decoder", "one more decoder core", more_cores=1)
+    if load.group_slots("actor"):
+        yield from _more_actors_on_gpus(load) if load.is_on_gpu else _more_actors(load)
+    for stage in filter(load.busy_s, load.prepared[:1]):
+        yield f"half the {stage} time", "smaller inputs", _faster(load, stage, 2)
+    if load.busy_s("predict"):
+        how = "a lower precision or a faster runtime"
+        if load.launch_pct >= LAUNCH_BOUND_PCT:
+            how = (
+                "model.runtime compile-quick or compile, or larger batches: launching them takes "
+                f"the host {load.launch_pct:.0f}% of the GPU's time"
+            )
+        yield "half the predict time", how, _faster(load, "predict", 2)
+    if binding is not None and binding.group in ("reader", "writer"):
+        yield _one_more(load, binding.group, f"one more {binding.group}")
 
 
-def _one_more_decoder(load: Load) -> _Change:
+def _more_actors(load: Load) -> Iterator[_Change]:
     if load.fused:
-        note = "the actors decode, and each needs a GPU"
-        more = replace(load, cpus=load.cpus + 1) if load.cpus else None
-        return _Change("one more core", note if more else "the cores are not known", more)
-    name, now = "one more decoder core", load.group_slots("decoder")
-    if not now or not any(map(load.busy_s, load.prepared[:1])):
-        return _Change(name, "no decoding was measured", None)
-    more = replace(_with_slots(load, "decoder", now + 1), cpus=load.cpus + 1 if load.cpus else None)
-    return _Change(name, f"{now + 1:g} decoders instead of {now:g}", more)
+        yield _one_more(load, "actor", "one more core with its actor", more_cores=1)
+    yield _one_more(load, "actor", "one more actor on the same cores")
 
 
-def _one_more_actor(load: Load, name: str, *, more_cores: int) -> _Change:
-    now = load.group_slots("actor")
-    if not now:
-        return _Change(name, "the number of actors is not known", None)
-    more = _with_slots(load, "actor", now + 1)
-    more = replace(more, cpus=load.cpus + more_cores if load.cpus else None)
-    return _Change(name, f"{now + 1:g} instead of {now:g}", more)
+def _more_actors_on_gpus(load: Load) -> Iterator[_Change]:
+    """Yield one more GPU, unless the GPUs wait for their host to launch work."""
+    actors, gpus = load.group_slots("actor"), load.gpus or 0
+    if actors < gpus:
+        yield _one_more(load, "actor", "one more actor on a GPU that is free")
+    elif gpus and load.launch_pct < LAUNCH_BOUND_PCT:
+        then = actors * (gpus + 1) / gpus  # several actors may share a card
+        more = _with_slots(load, "actor", then)
+        yield "one more GPU with its actor", f"{then:g} instead of {actors:g}", more
 
 
-def _one_more_gpu(load: Load) -> _Change:
-    now, gpus = load.group_slots("actor"), load.gpus
-    if not now or not gpus:
-        return _Change("one more GPU with its actor", "the number of GPUs is not known", None)
-    if now < gpus:
-        name, then = "one more actor on a GPU that is free", now + 1
-    else:  # several actors may share a card
-        name, then = "one more GPU with its actor", now * (gpus + 1) / gpus
-    note = f"{then:g} actors instead of {now:g}"
-    return _Change(name, note, _with_slots(load, "actor", then))
-
-
-def _twice_the_batch(load: Load) -> _Change:
-    name, size = "twice the batch", load.batch_tokens or load.batch_size
-    unit = "tokens" if load.batch_tokens else "rows"
-    if size is None:
-        return _Change(name, "the batch size is not known", None)
-    now, then = load.batch_rates.get(size), load.batch_rates.get(2 * size)
-    if not now or not then or not load.busy_s("predict"):
-        return _Change(
-            name, f"batches of {size} and {2 * size} {unit} were not both measured", None
-        )
-    note = f"{2 * size} {unit} instead of {size}"
-    return _Change(name, note, _faster(load, "predict", then / now))
-
-
-def _half_the_tokens(load: Load, tokens_per_row: float) -> _Change:
-    """Say what shorter texts give, whose model time is at least in proportion to their tokens."""
-    name = "half the tokens per row"
-    if not load.busy_s("predict"):
-        return _Change(name, "predict was not measured", None)
-    note = f"{tokens_per_row / 2:.0f} instead of {tokens_per_row:.0f}, by text.max_tokens"
-    less = load
-    for stage in (*load.prepared, "transfer", "predict"):
-        less = _faster(less, stage, 2) if load.busy_s(stage) else less
-    return _Change(name, note, less)
-
-
-def _half(load: Load, stage: str, how: str) -> _Change:
-    name = f"half the {stage} time"
-    if not load.busy_s(stage):
-        return _Change(name, f"{stage} was not measured", None)
-    return _Change(name, how, _faster(load, stage, 2))
+def _one_more(load: Load, group: str, change: str, *, more_cores: int = 0) -> _Change:
+    now = load.group_slots(group)
+    cpus = load.cpus + more_cores if load.cpus else None
+    more = replace(_with_slots(load, group, now + 1), cpus=cpus)
+    return change, f"{now + 1:g} instead of {now:g}", more
 
 
 def _faster(load: Load, stage: str, times: float) -> Load:

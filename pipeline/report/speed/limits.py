@@ -6,7 +6,7 @@ which of them binds. Nothing here knows Ray, storage or how a report looks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pipeline.core.figures.counters import LAUNCH, PREPARED
@@ -49,21 +49,10 @@ class Load:
     cpus: float | None = None
     gpus: float | None = None
     is_on_gpu: bool = False
-    on_cluster: bool = False
-    """It ran on a cluster that was up."""
-    slices: int | None = None
-    """Slices that this run computed."""
     in_actors: frozenset[str] = frozenset()
     """Groups that are not there, for the actors do their work: `decoder`, `writer`."""
     prepared: tuple[str, ...] = PREPARED
     """The stages of the run's input, in order; none if there is nothing to prepare."""
-    batch_size: int | None = None
-    """The most rows of one model call."""
-    batch_tokens: int | None = None
-    """The most tokens of one model call, for texts."""
-    batch_rates: Mapping[int, float] = field(default_factory=dict)
-    """Batch size, for texts in tokens -> rows/s of one actor's model alone, as far as it was
-    measured."""
 
     @property
     def rows(self) -> int:

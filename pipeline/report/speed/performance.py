@@ -11,7 +11,6 @@ from typing import Any
 from pipeline.core.figures.counters import STARTUP_PARTS, stages_with
 from pipeline.core.figures.slice_figures import Isolated, Tokens
 from pipeline.report.sections import Section
-from pipeline.report.speed.forecast import Forecast
 from pipeline.report.speed.limits import Load, utilisation_pct
 
 
@@ -50,20 +49,6 @@ class Stage(Section):
     """`busy_s / (slots * wall_s)`."""
     retries: int | None
     """Requests to a store that were repeated after a passing error."""
-
-
-class ForecastSection(Section):
-    """What one change would make of the streaming rate, by the measured service times."""
-
-    change: str
-    note: str
-    """What the change means for this run, or why there is no figure."""
-    rows_per_s: float | None
-    """Streaming rate after it: never below today's, never above the next limit."""
-    gain_pct: float | None
-    """By how much that is more than today's."""
-    limited_by: str | None
-    """What is the limit then: a group as in `limits`, `cores`, or `waiting` (no stage is)."""
 
 
 class Isolation(Section):
@@ -150,12 +135,6 @@ def _stage(stage: str, load: Load) -> Stage:
         rows_per_busy_slot_s=ratio(did.rows_out, did.busy_s),
         utilisation_pct=utilisation_pct(did.busy_s, slots, wall_s),
     )
-
-
-def forecasts_of(forecasts: list[Forecast]) -> list[ForecastSection]:
-    """Return the forecasts as sections."""
-    names = ForecastSection.model_fields
-    return [ForecastSection(**{name: getattr(f, name) for name in names}) for f in forecasts]
 
 
 def isolation_of(load: Load) -> Isolation:

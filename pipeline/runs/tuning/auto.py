@@ -101,8 +101,6 @@ def resolve_runtime(
         if chosen.reason in ("measured", "known") or profile != known:
             log.info("%s", chosen.text)
     way = chosen.way
-    batches = [t for t in profile.batches if not t.problem and t.is_like(way)]
-    run.record.tuned({t.batch_tokens or t.batch_size: t.rows_per_s for t in batches})
     wanted, settled = run.job.model, as_tried(model, way)
     plan = replace(
         _with(plan, chosen),

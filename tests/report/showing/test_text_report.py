@@ -7,12 +7,9 @@ import pytest
 from support.runs.report_examples import FULL, ROWS, STREAMING_S, Facts, counted, report_of
 
 from pipeline.core.figures.counters import StageCounters
-from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.report.document import report_schema, to_json
 from pipeline.report.showing.render import to_html
 from pipeline.report.speed.estimate import estimate
-from pipeline.report.speed.forecast import make_forecasts
-from pipeline.report.speed.limits import Load
 
 NUM_TOKENS, PADDED, CUT = 90_000, 100_000, 27
 
@@ -26,22 +23,6 @@ def text_facts(tokens: int = NUM_TOKENS, padded: int = PADDED, cut: int = CUT) -
     model = FULL["model"] | {"batch_size": 256, "batch_tokens": 4096}
     in_actors = frozenset(["decoder"])
     return FULL | dict(counters=counters, prepared=("tokenize",), model=model, in_actors=in_actors)
-
-
-def load() -> Load:
-    facts = text_facts()
-    return Load(
-        SliceFigures.from_json(facts["counters"]),
-        slots=facts["slots"],
-        streaming_wall_s=STREAMING_S,
-        wall_s=80.0,
-        cpus=2,
-        in_actors=facts["in_actors"],
-        prepared=facts["prepared"],
-        batch_size=256,
-        batch_tokens=4096,
-        batch_rates={4096: 100.0, 8192: 125.0},
-    )
 
 
 def test_tokens_padding_and_cut_rows_are_shares_of_what_was_counted():
@@ -86,17 +67,6 @@ def test_a_terminal_and_the_page_say_it():
     others = to_html(report_of())
     assert "tokens" not in others
     assert "transfer, predict share the slots of the actors. decode and transform share" in others
-
-
-def test_forecasts_speak_of_tokens():
-    found = {forecast.change: forecast for forecast in make_forecasts(load())}
-    half = found["half the tokens per row"]
-    assert half.note == "5 instead of 10, by text.max_tokens"
-    assert half.rows_per_s > found["half the predict time"].rows_per_s > load().rows_per_s
-    twice = found["twice the batch"]
-    assert twice.note == "8192 tokens instead of 4096"
-    assert twice.gain_pct > 0
-    assert not any("image" in forecast.note for forecast in found.values())
 
 
 def test_a_plan_estimates_tokens_by_those_of_the_last_run():

@@ -10,7 +10,7 @@ import pytest
 from support.runs.report_examples import FULL, ROWS, WALL_S, report_of
 
 from pipeline.core.figures.counters import PREFILL, Counters, StageCounters
-from pipeline.core.figures.slice_figures import Generated, SliceFigures, Steps, Tokenised, Tokens
+from pipeline.core.figures.slice_figures import Generated, SliceFigures, Steps, Tokens
 from pipeline.report.document import report_schema, to_json
 from pipeline.report.showing.render import to_html
 
@@ -62,12 +62,3 @@ def test_a_terminal_and_the_page_say_it():
         assert words in str(report)
     assert "tokens written" in to_html(report)
     assert "tokens read" not in str(report_of())
-
-
-@pytest.mark.parametrize("is_text", [False, True])
-def test_only_of_texts_it_says_what_fewer_tokens_would_give(is_text: bool):
-    """What an encoder of clips or images makes of a row has nothing to do with `text`."""
-    found = facts()
-    if is_text:
-        SliceFigures(tokenised=Tokenised(ROWS, 0)).add_to(found["counters"])
-    assert ("half the tokens per row" in str(report_of(found))) == is_text
