@@ -29,6 +29,7 @@ from pipeline.inference.engines import (
     torch_engine,
 )
 from pipeline.inference.slices import slice_run
+from pipeline.models.directories.text import choices
 from pipeline.models.directories.text.writing import batch, causal
 from pipeline.models.records import grammar
 from pipeline.models.spec import ModelSpec, PredictorConfig
@@ -37,7 +38,7 @@ TRACED = {
     module.__file__
     for module in (
         *(generate_engine, greedy, rules, torch_engine),
-        *(slice_run, slice_results, batch, causal, grammar),
+        *(slice_run, slice_results, batch, causal, grammar, choices),
     )
 }
 TEXTS = [f"the cat sat on the mat {'and on ' * (n % 4)}{n}" for n in range(7)]
@@ -166,6 +167,6 @@ def test_at_some_lines_by_which_rows_enter_and_leave(subjects: Callable[[str], S
 @pytest.mark.parametrize("job", JOBS)
 def test_at_every_line(job: str, error: str, subjects: Callable[[str], Subject]):
     subject = subjects(job)
-    assert len(subject.places) > 200
+    assert len(subject.places) > 150
     for place in subject.places:
         subject.require_no_silent_difference(place, ERRORS[error]())
