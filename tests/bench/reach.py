@@ -1,7 +1,7 @@
 """Hold every class of the installed transformers that the package takes to the library itself.
 
     python tests/bench/reach.py [--tasks classify embed] [--only Bert Yoso] [--out build/reach.json]
-        [--page build/reach.md]
+        [--more] [--page build/reach.md]
 
 Each class gets a directory with random weights, of one or two layers, a tokenizer or processor
 beside it. Rows go through the package in batches of four, and through the library one at a time, of
@@ -9,7 +9,7 @@ what the package prepared, with `use_cache=False`; both without Ray. Vectors of 
 pooled in the way that the package says it takes. `equal`: scores and numbers differ by at most
 1e-4, texts not at all. `refused`: by a message of the package. `not built`: the library makes no
 such model of a small configuration, or cannot run it. Exit 1 if a class differs. Results of tasks
-that are not run are kept in `--out`. Hours.
+that are not run are kept in `--out`; with `--more` those of all classes that it has.
 """
 
 from __future__ import annotations
@@ -315,6 +315,7 @@ def main() -> int:
     parser.add_argument("--tasks", nargs="+", default=[*TABLES], choices=TABLES)
     parser.add_argument("--only", nargs="+", default=[""], help="what names of classes contain")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--more", action="store_true", help="keep what --out has, and go on")
     parser.add_argument("--page", type=Path)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -322,11 +323,16 @@ def main() -> int:
     found: list[Verdict] = []
     if args.out is not None and args.out.exists():
         known = [Verdict(*each) for each in json.loads(args.out.read_text())]
-        found = [each for each in known if each.task not in args.tasks]
+        found = [each for each in known if args.more or each.task not in args.tasks]
+    known_names = {(each.task, each.name) for each in found}
     for task in args.tasks:
-        names = classes_of(TABLES[task])
-        for name in (each for each in names if any(part in each for part in args.only)):
-            cls = class_of(name, TABLES[task].input)
+        names = [each for each in classes_of(TABLES[task]) if any(n in each for n in args.only)]
+        for name in (each for each in names if (task, each) not in known_names):
+            try:
+                cls = class_of(name, TABLES[task].input)
+            except ImportError as error:  # it needs a package that is not here
+                found.append(Verdict(task, name, NOT_BUILT, _told(error)))
+                continue
             if cls is None:
                 continue
             found.append(apart(task, cls))
