@@ -57,6 +57,7 @@ _NEARBY = {
 }
 """Endings of classes -> what of the same use is read."""
 
+_FLOAT = "__float__"
 _WRITERS = {
     "BlipForConditionalGeneration": "caption",
     "GitForCausalLM": "caption",
@@ -111,7 +112,7 @@ def config_of(values: Mapping[str, Any], num_tensors: int) -> Any:
             f"model.path: config.json: model_type is {preview(kind)}, which the installed "
             f"transformers {version('transformers')} does not know{of}; install one that does"
         )
-    plain = {key: value for key, value in values.items() if key not in _NOT_TAKEN}
+    plain = {key: _decoded(value) for key, value in values.items() if key not in _NOT_TAKEN}
     try:
         with quiet():
             config = CONFIG_MAPPING[kind].from_dict({**plain, "use_cache": False})
@@ -122,6 +123,20 @@ def config_of(values: Mapping[str, Any], num_tensors: int) -> Any:
         if hasattr(part, "use_cache"):
             part.use_cache = False
     return config
+
+
+def _decoded(value: Any) -> Any:
+    """Return a value of a config with the floats that the library writes as objects.
+
+    JSON has no infinity, which is in configs of Mamba 2 and of what is made of it.
+    """
+    if isinstance(value, list):
+        return [_decoded(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {_FLOAT} and value[_FLOAT] in ("Infinity", "-Infinity", "NaN"):
+        return float(value[_FLOAT])
+    return {key: _decoded(each) for key, each in value.items()}
 
 
 def _require_no_download(values: Mapping[str, Any]) -> None:
