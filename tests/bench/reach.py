@@ -51,7 +51,7 @@ from pipeline.preprocessing.model_input import Limits, take_rows
 
 SAME = AgreementLimits(1e-4, 1 - 1e-8, 1e-4, allows_ties=True)
 PROMPT, ANSWERS, NEW_TOKENS = "Review: {text}", {"good": "positive", "bad": "not at all"}, 6
-MOST_S, MOST_BYTES = 600, 12 << 30
+MOST_S, MOST_CPU_S, MOST_BYTES = 1_800, 30, 12 << 30
 
 
 class Table(NamedTuple):
@@ -266,6 +266,7 @@ def _child(task: str, cls: Any, results: Any) -> None:
     import resource
 
     resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
+    resource.setrlimit(resource.RLIMIT_CPU, (MOST_CPU_S, MOST_CPU_S))
     with tempfile.TemporaryDirectory() as folder:
         try:
             found = compared(Path(folder), task, cls)

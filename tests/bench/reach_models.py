@@ -39,9 +39,11 @@ _NAMES = {
     "num_key_value_heads num_kv_heads num_experts_per_tok top_k_experts attn_layer_period "
     "n_group num_group",
     4: "num_attention_heads n_head n_heads num_heads heads encoder_attention_heads "
-    "decoder_attention_heads num_experts num_local_experts n_routed_experts",
+    "decoder_attention_heads num_experts num_local_experts n_routed_experts linear_num_heads "
+    "linear_num_key_heads linear_num_value_heads",
     8: "head_dim d_kv kv_channels attention_head_size patch_size qk_rope_head_dim "
-    "qk_nope_head_dim v_head_dim rotary_dim mamba_n_heads mamba_d_head",
+    "qk_nope_head_dim v_head_dim rotary_dim mamba_n_heads mamba_d_head linear_head_dim "
+    "linear_key_head_dim linear_value_head_dim",
     16: "intra_bottleneck_size q_lora_rank kv_lora_rank attention_window "
     "num_conv_pos_embeddings classifier_proj_size",
     32: "hidden_size d_model n_embd dim emb_dim embed_dim embedding_size decoder_hidden_size "
