@@ -69,6 +69,7 @@ ATTEMPTS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
     "text": (
         *({}, _HEADS, {**_HEADS, **_LAYERS}, {**_HEADS, **_LAYERS, "head_dim": _OWN}),
         {"num_heads": 8},
+        {**_HEADS, **dict.fromkeys(_LAYERS, _OWN)},
     ),
     "image": (
         {},

@@ -1,4 +1,4 @@
-"""The page of `reach.py`: numbers of each task, then classes that are not equal, by message."""
+"""The page of `reach.py`: numbers of each task, then the classes that are not equal, by message."""
 
 from __future__ import annotations
 
@@ -59,8 +59,11 @@ def _grouped(found: Sequence[Verdict]) -> Iterator[str]:
 
 
 def _message(each: Verdict) -> str:
-    """Return a message without what is of one class alone."""
+    """Return a message without what is of one class alone; of the library's errors the type."""
+    if each.verdict == NOT_BUILT:
+        return each.why.partition(":")[0]
     text = each.why.replace(each.name, "the class").removeprefix("JobError: ")
+    text = re.sub(r"than \w+, which a directory gets: [^;]*", "than its main input", text)
     text = re.sub(r"\(\d+(?:, \d+)*\)|\[\d+(?:, \d+)*\]|\b\d+(?:\.\d+)?\b", "N", text)
     cut = text if len(text) <= _MOST_CHARS else text[:_MOST_CHARS].rpartition(" ")[0] + " ..."
     return re.sub(r"[*_<>|]", r"\\\g<0>", cut)
