@@ -93,7 +93,7 @@ def resolve_runtime(
         chosen = _read_choice(run.store, path)
     except FileNotFoundError:
         measures = not (looks_up or is_without_ray())
-        chosen, profile = _choose(run, tuning, known, model, published, measures=measures)
+        chosen, profile = _choose(tuning, known, model, published, measures=measures)
         token = uuid.uuid4().hex
         data = json.dumps({"token": token, **chosen.to_dict()}).encode()
         if run.store.create_once(path, data, token) is CreateOutcome.OTHER:
@@ -136,8 +136,6 @@ def foresee(run: RunContext, plan: Plan, model: ModelSpec) -> Choice:
         where = "the cluster" if run.options.address is not None else "the GPU that the run finds"
         text = f"{EAGER} {FP32}, or what is known to be faster on {where}"
         return replace(choices.by_job(model), reason="unknown", text=text)
-    if any(run.store.list_files(run.layout.staging(plan.fingerprint))):
-        return choices.begun(EAGER, FP32)
     hardware = embedded_hardware()
     tuning = tuning_context(
         *(run, plan, opened(model), hardware),
@@ -184,7 +182,6 @@ def _with(plan: Plan, chosen: Choice) -> Plan:
 
 
 def _choose(
-    run: RunContext,
     tuning: TuningContext,
     profile: Profile,
     model: ModelSpec,
@@ -200,8 +197,6 @@ def _choose(
         return choices.by_job(replace(model, runtime=EAGER, precision=FP32)), profile
     if not model.takes_fastest:
         return _measure(tuning, profile)
-    if any(run.store.list_files(run.layout.staging(tuning.plan.fingerprint))):
-        return choices.begun(EAGER, FP32), profile  # by a version that kept no choice
     known = profile
     if measures:
         profile = _measure_unasked(tuning, profile)

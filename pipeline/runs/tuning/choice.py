@@ -38,7 +38,7 @@ class Choice:
     """Rows/s beside those of eager fp32, of one actor and the model alone."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the form that is stored, in which older versions find what was tried."""
+        """Return the form that is stored."""
         return {**self.way.to_dict(), "reason": self.reason, "text": self.text, "gain": self.gain}
 
     @classmethod
@@ -49,8 +49,7 @@ class Choice:
             KeyError, TypeError: It is something else.
         """
         way = Trial(**known_fields(Trial, document))
-        text = document.get("text") or f"{way.runtime} {way.precision}, as was chosen at first"
-        return cls(way, document.get("reason", "measured"), text, document.get("gain"))
+        return cls(way, document["reason"], document["text"], document["gain"])
 
     def facts(self) -> dict[str, Any]:
         """Return what reports and manifests say of it: the fields of `sections.Choice`."""
@@ -72,7 +71,7 @@ def by_job(model: ModelSpec) -> Choice:
 
 
 def begun(runtime: str, precision: str, artefact_sha256: str = "") -> Choice:
-    """Return the choice of work that was begun before choices were kept, or that is published."""
+    """Return the choice of rows that are published."""
     way = Trial(runtime, precision, artefact_sha256=artefact_sha256)
     return Choice(way, "begun", f"{runtime} {precision}, as the work was begun")
 
