@@ -24,43 +24,34 @@ def require_findable(job: Job, job_path: str) -> None:
     Raises:
         JobError: It lies beside the job file or in the current folder, and neither is searched.
     """
-    for field, target, name in _named(job):
-        for folder, where in ((Path(job_path).parent, "beside the job file"), (Path(), "here")):
-            file = _file_of(name, folder)
-            if file is not None and not _is_found(name):
+    for folder, where in ((Path(job_path).parent, "beside the job file"), (Path(), "here")):
+        for field, name, file in _files_in(folder, job):
+            if not _is_found(name):
                 raise JobError(
-                    f"{field} = {target!r}: {file} lies {where}, which is not searched: "
+                    f"{field}: {file} lies {where}, which is not searched: "
                     f"PYTHONPATH={quote(str(folder))} pipeline ... --allow-import {name}"
                 )
 
 
 def warn_of_local_code(job: Job, job_path: str) -> None:
     """Warn of code beside the job file, which is not sent to a cluster."""
-    for field, target, name in _named(job):
-        file = _file_of(name, Path(job_path).parent)
-        if file is not None:
-            log.warning(
-                "%s = %r: %s is not sent along with the job: give --code, or install it on the "
-                "cluster's nodes",
-                *(field, target, file),
-            )
+    for field, _, file in _files_in(Path(job_path).parent, job):
+        log.warning(
+            "%s: %s is not sent along with the job: give --code, or install it on the cluster's "
+            "nodes",
+            field,
+            file,
+        )
 
 
-def _named(job: Job) -> Iterator[tuple[str, str, str]]:
-    """Yield the field, what it says, and the outermost package of that."""
+def _files_in(folder: Path, job: Job) -> Iterator[tuple[str, str, str]]:
+    """Yield the fields that name code of a folder, with the outermost module and its file."""
     for field in ("factory", "postprocess"):
-        target = getattr(job.model, field)
-        if target is not None:
-            yield f"model.{field}", target, target.partition(":")[0].split(".")[0]
-
-
-def _file_of(name: str, folder: Path) -> str | None:
-    """Return the name of the file or folder that a module of this name would be."""
-    if not name.isidentifier():
-        return None
-    if (folder / f"{name}.py").is_file():
-        return f"{name}.py"
-    return f"{name}/" if (folder / name / "__init__.py").is_file() else None
+        target = getattr(job.model, field) or ""
+        name = target.partition(":")[0].split(".")[0]
+        for file in (f"{name}.py", f"{name}/__init__.py"):
+            if name.isidentifier() and (folder / file).is_file():
+                yield f"model.{field} = {target!r}", name, file
 
 
 def _is_found(name: str) -> bool:

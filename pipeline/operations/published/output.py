@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -56,8 +57,33 @@ def open_output(
     return Output(store, tuple(ordered), dict(options or {}))
 
 
+class _HasRows(ABC):
+    """What has predictions, and rows without one."""
+
+    @abstractmethod
+    def _parts(self, kind: Kind) -> PublishedParts:
+        """Return the parts in which these rows lie."""
+
+    def predictions(
+        self, columns: Sequence[str] | None = None, filter: pc.Expression | None = None
+    ) -> Rows:
+        """Return the predictions, not read yet.
+
+        Args:
+            columns: Which; None: all.
+            filter: Only such rows, as in `pyarrow.compute.field("score") < 0.5`.
+        """
+        return Rows(self._parts("predictions"), None if columns is None else tuple(columns), filter)
+
+    def quarantine(
+        self, columns: Sequence[str] | None = None, filter: pc.Expression | None = None
+    ) -> Rows:
+        """Return the rows without a prediction, with their reasons; arguments as above."""
+        return Rows(self._parts("quarantine"), None if columns is None else tuple(columns), filter)
+
+
 @dataclass(frozen=True)
-class Output:
+class Output(_HasRows):
     """What is published at a place: `output["2026-11-24"]`, `output.latest`, or one after another.
 
     Rows that it gives itself are those of the current versions of all partitions, with the key of
@@ -114,24 +140,9 @@ class Output:
     def __len__(self) -> int:
         return len(self.layouts)
 
-    def predictions(
-        self, columns: Sequence[str] | None = None, filter: pc.Expression | None = None
-    ) -> Rows:
-        """Return the predictions of all partitions, not read yet; arguments as of a partition."""
-        return self._rows("predictions", columns, filter)
-
-    def quarantine(
-        self, columns: Sequence[str] | None = None, filter: pc.Expression | None = None
-    ) -> Rows:
-        """Return the rows without a prediction, with their reasons; likewise."""
-        return self._rows("quarantine", columns, filter)
-
-    def _rows(
-        self, kind: Kind, columns: Sequence[str] | None, filter: pc.Expression | None
-    ) -> Rows:
+    def _parts(self, kind: Kind) -> PublishedParts:
         versions = [(each.layout, each.manifest) for each in self.partitions.values()]
-        parts = PublishedParts.of(self.store, versions, kind, with_key=True)
-        return Rows(parts, None if columns is None else tuple(columns), filter)
+        return PublishedParts.of(self.store, versions, kind, with_key=True)
 
     def least_certain(self, number: int = 24) -> pa.Table:
         """Return the rows of the latest partition with the lowest scores; see `Partition`."""
@@ -172,7 +183,7 @@ class Output:
 
 
 @dataclass(frozen=True)
-class Partition:
+class Partition(_HasRows):
     """One version of a partition; it stays the same when a newer one is published."""
 
     store: Store
@@ -221,28 +232,8 @@ class Partition:
         options = dict(self.store.storage_options)
         return load_report(self.store.url(""), self.name, self.manifest.run_id, options)
 
-    def predictions(
-        self, columns: Sequence[str] | None = None, filter: pc.Expression | None = None
-    ) -> Rows:
-        """Return the predictions, not read yet.
-
-        Args:
-            columns: Which; None: all.
-            filter: Only such rows, as in `pyarrow.compute.field("score") < 0.5`.
-        """
-        return self._rows("predictions", columns, filter)
-
-    def quarantine(
-        self, columns: Sequence[str] | None = None, filter: pc.Expression | None = None
-    ) -> Rows:
-        """Return the rows without a prediction, with their reasons; arguments as above."""
-        return self._rows("quarantine", columns, filter)
-
-    def _rows(
-        self, kind: Kind, columns: Sequence[str] | None, filter: pc.Expression | None
-    ) -> Rows:
-        parts = PublishedParts.of(self.store, [(self.layout, self.manifest)], kind)
-        return Rows(parts, None if columns is None else tuple(columns), filter)
+    def _parts(self, kind: Kind) -> PublishedParts:
+        return PublishedParts.of(self.store, [(self.layout, self.manifest)], kind)
 
     @property
     def labels(self) -> Counter[str]:
