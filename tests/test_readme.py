@@ -1,4 +1,4 @@
-"""The documents tell the truth: tables equal the code, marked commands run, links lead somewhere.
+"""The documents tell the truth: tables equal the code, links lead somewhere.
 
 `python tests/test_readme.py` writes the tables of jobs/README.md anew after a change of the fields.
 """
@@ -6,29 +6,19 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import subprocess
-import sys
 import textwrap
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import typer
 from annotated_types import Ge, Gt, Le
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from safetensors.torch import save_file
-from support.inputs.photos import build_images
-from support.models.snapshots import make_snapshot
-from torch import nn
-from torchvision.models import mobilenet_v3_small
+from support.runs.checkout import ROOT
+from support.runs.documents import DOCUMENTS, MARKED
 
 from pipeline.commands.app import app
 from pipeline.core import errors, failures, schema
@@ -40,22 +30,14 @@ from pipeline.report.metrics.families import MEANINGS
 from pipeline.report.speed.limits import GROUPS
 from pipeline.storage import skipped
 
-ROOT = Path(__file__).parent.parent
-DOCUMENTS = {
-    path.relative_to(ROOT).as_posix(): path.read_text("ascii")
-    for folder in ("", "jobs", "jobs/*", "pipeline", "pipeline/*", "tests", "examples")
-    for path in sorted(ROOT.glob(f"{folder}/README.md" if folder else "README.md"))
-}
 README, JOB_FILE = DOCUMENTS["README.md"], DOCUMENTS["jobs/README.md"]
 ARCHITECTURE, FAILURES = DOCUMENTS["pipeline/README.md"], DOCUMENTS["pipeline/runs/README.md"]
 OUTPUT, COMMANDS = DOCUMENTS["pipeline/commit/README.md"], DOCUMENTS["pipeline/commands/README.md"]
 REPORT, TESTING = DOCUMENTS["pipeline/report/README.md"], DOCUMENTS["tests/README.md"]
 MAX_README_LINES, MAX_COLUMNS = 350, 100
 SECTIONS = list(Job.model_fields)
-NUM_ROWS, NUM_BAD = 24, 2
 _WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", dict: "mapping"}
 _SIGNS = ((Ge, ">=", "ge"), (Gt, ">", "gt"), (Le, "<=", "le"))
-_MARKED = re.compile(r"<!-- (test|file: \S+) -->\n```(\w+)\n(.*?)```", re.DOTALL)
 _LINK = re.compile(r"\]\(([^)]+)\)")
 
 
@@ -326,54 +308,9 @@ def test_every_document_is_named_in_the_readme() -> None:
 
 
 def test_the_jobs_of_the_readme_have_at_most_ten_lines() -> None:
-    jobs = {mark: text for mark, _, text in _MARKED.findall(README) if mark.endswith(".yaml")}
+    jobs = {mark: text for mark, _, text in MARKED.findall(README) if mark.endswith(".yaml")}
     assert sorted(jobs) == ["file: churn.yaml", "file: photos.yaml", "file: texts.yaml"]
     assert max(len(text.splitlines()) for text in jobs.values()) <= 10
-
-
-@pytest.mark.early
-def test_the_marked_commands_run_in_order(tmp_path: Path) -> None:
-    """One folder for all of them, as a reader has it after the demo."""
-    make_what_a_reader_has(tmp_path)
-    scripts = Path(sys.executable).parent
-    env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    env |= {"PATH": f"{scripts}{os.pathsep}{env['PATH']}", "PYTHONPATH": str(ROOT)}
-    blocks = [block for text in DOCUMENTS.values() for block in _MARKED.findall(text)]
-    assert len(blocks) >= 9
-    for mark, language, text in blocks:
-        if mark != "test":
-            (tmp_path / mark.removeprefix("file: ")).write_text(text)
-            continue
-        command = ["bash", "-euo", "pipefail", "-c", text]
-        done = subprocess.run(
-            command if language == "sh" else [sys.executable, "-c", text],
-            cwd=tmp_path,
-            env=env,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
-
-
-def make_what_a_reader_has(folder: Path) -> None:
-    """Make the demo's photos, and rows and models of the names in the README's jobs."""
-    for name in ("jobs", "examples"):
-        shutil.copytree(ROOT / name, folder / name)
-    for images in ("demo-output/input/images", "photos"):
-        build_images(folder / images, NUM_ROWS, seed=6, num_bad=NUM_BAD)
-    columns = {"customer": [f"c{row}" for row in range(NUM_ROWS)]}
-    numbers = {name: [float(row) for row in range(NUM_ROWS)] for name in ("age", "visits", "spent")}
-    pq.write_table(pa.table({**columns, **numbers}), folder / "customers.parquet")
-    churn = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 1))
-    save_file(churn.state_dict(), folder / "churn.safetensors")
-    photos = mobilenet_v3_small(weights=None)
-    save_file(photos.state_dict(), folder / "mobilenet_v3_small.safetensors")
-    lines = (json.dumps({"id": row, "text": f"the cat {row}"}) for row in range(NUM_ROWS))
-    (folder / "passages.jsonl").write_text("\n".join(lines))
-    make_snapshot(folder / "models" / "encoder", "bert", pooling="mean", normalize=True)
-    (folder / "labels.txt").write_text("".join(f"label {index}\n" for index in range(1000)))
 
 
 def with_new_tables(text: str) -> str:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
 from support.inputs.photos import build_images
 from support.runs.checkout import ROOT
 
@@ -27,15 +23,6 @@ CHANGE = """\
 import pathlib, shutil
 some = next(pathlib.Path("photos").rglob("*.jpg"))
 shutil.copy(some, some.with_name("added.jpg"))
-"""
-IN_A_THREAD = """\
-import threading
-said = []
-def work():
-    said.append(pipeline.predict("photos", model="efficientnet-lite0", to="labels"))
-thread = threading.Thread(target=work)
-thread.start(); thread.join()
-said[0]
 """
 pytestmark = pytest.mark.slow
 
@@ -78,26 +65,3 @@ def test_a_program_predicts_looks_and_compares(python: Path, outside: Path):
         assert done.returncode == 0, done.stderr
         assert "published" in done.stdout
     assert "1 added" in done.stdout
-
-
-def test_a_kernel_does_the_same_also_in_a_thread(
-    python: Path, outside: Path, monkeypatch: pytest.MonkeyPatch
-):
-    kernel = outside / "jupyter" / "kernels" / "fresh"
-    kernel.mkdir(parents=True)
-    start = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    (kernel / "kernel.json").write_text(json.dumps({"argv": start, "display_name": "fresh"}))
-    monkeypatch.setenv("JUPYTER_PATH", str(outside / "jupyter"))
-    notebook = nbformat.v4.new_notebook()
-    cells = [PREDICT, CHANGE, IN_A_THREAD, DIFF]
-    notebook.cells = [nbformat.v4.new_code_cell(cell) for cell in cells]
-    client = NotebookClient(
-        notebook, timeout=240, kernel_name="fresh", resources={"metadata": {"path": str(outside)}}
-    )
-    client.execute(env=dict(os.environ))
-    texts = ["".join(o.get("text", "") for o in cell.outputs) for cell in notebook.cells]
-    assert "starting Ray" in texts[0], "the cell shows how far it is"
-    assert f"{NUM_ROWS} rows = {NUM_ROWS - 1} predicted + 1 quarantined" in texts[0]
-    shown = notebook.cells[2].outputs[-1].data["text/html"]
-    assert f"{NUM_ROWS + 1} rows = {NUM_ROWS} predicted + 1 quarantined" in shown
-    assert "1 added" in texts[3]

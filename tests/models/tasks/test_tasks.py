@@ -398,6 +398,18 @@ def test_a_postprocess_is_built_once_for_all_slices(
     assert importlib.import_module("counted_step").BUILT == [1]
 
 
+def test_a_postprocess_that_raises_is_an_error_of_the_job_with_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    code = (EXAMPLES / "points.py").read_text().replace('outputs["heat"]', 'outputs["glow"]')
+    (tmp_path / "glowing_step.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    outputs = (OutputSpec("heat", (6, 8)),)
+    task = make_task(TaskSpec("raw", outputs=outputs, postprocess="glowing_step:Points"))
+    with pytest.raises(JobError, match=r"glowing_step:Points.*'glow'.*glowing_step.py line"):
+        task.columns({"heat": np.zeros((3, 6, 8), np.float32)}, OK, pa.table({}))
+
+
 @pytest.mark.parametrize(
     ("factory", "words"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import io
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from support.inputs.badfiles import base_image
+from support.runs.checkout import ROOT
 from torchvision.transforms import v2
 
 from pipeline.core.arrays import images_from_arrow
@@ -246,3 +248,24 @@ def test_torchvision_compositions_keep_bytes_on_the_way():
     image = decode_image(photos()[0], LIMITS)
     assert isinstance(step, v2.Compose)
     assert step(image).dtype == torch.uint8
+
+
+def test_the_transform_evens_contrast_and_keeps_the_whole_image(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """That of examples/custom_transform."""
+    monkeypatch.syspath_prepend(ROOT / "examples" / "custom_transform")
+    module = importlib.import_module("custom_transform")
+    transform = module.even_letterbox(224, limit=4.0)
+    dark = torch.arange(40).repeat(300, 20)[None].repeat(3, 1, 1).to(torch.uint8)  # 300 x 800 px
+    found = transform(dark)
+    assert (found.dtype, tuple(found.shape)) == (torch.uint8, (3, 224, 224))
+    assert (found[:, :70] == 114).all()
+    assert (found[:, 154:] == 114).all()
+    inside = found[:, 70:154]
+    assert int(inside.max()) > 100, "brighter than any of its pixels were"
+    assert torch.equal(inside[0], inside[2]), "gray stays gray"
+    same = module.EvenContrast(1.0)(dark)
+    assert (same.float() - dark.float()).abs().max() <= 256 / 2
+    plain = torch.full((3, 50, 224), 77, dtype=torch.uint8)
+    assert torch.equal(module.Letterbox(224, 9)(plain)[:, 87:137], plain)
