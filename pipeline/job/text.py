@@ -14,6 +14,7 @@ class Text(Section):
     """A row with more tokens, special ones included, is cut to this and marked as `truncated`;
     left out: what the model directory says."""
     prefix: str | None = Field(default=None, max_length=10_000)
-    """Put before each text, as in `"query: "`; left out: the default prompt of the directory."""
+    """Put before each text, as in `"query: "`; left out: the default prompt of the directory, which
+    `""` leaves out."""
     tokenizer: str | None = None
     """URI of a `tokenizer.json`; left out: the one in the model directory."""
