@@ -17,7 +17,6 @@ from torch import nn
 from torchvision.models import mobilenet_v3_small
 
 from support.inputs.clips import encoded, tone
-from support.inputs.passages import passages
 from support.inputs.photos import build_images, build_parquet
 from support.models.audio_snapshots import make_listener
 from support.models.feature_writers import make_feature_writer
@@ -79,7 +78,7 @@ def _make_inputs(folder: Path) -> None:
         build_images(images, NUM_ROWS, seed=5, num_bad=NUM_BAD)
     build_parquet(demo / "parquet", NUM_ROWS, seed=5, num_shards=2, num_bad=0)
     (demo / "texts").mkdir()
-    texts = {"id": range(NUM_ROWS), "text": passages(NUM_ROWS)}
+    texts = {"id": range(NUM_ROWS), "text": [f"the dog {row}" for row in range(NUM_ROWS)]}
     pq.write_table(pa.table(texts), demo / "texts" / "passages.parquet")
     customers = {"customer": [f"c{row}" for row in range(NUM_ROWS)]}
     numbers = {name: [float(row) for row in range(NUM_ROWS)] for name in ("age", "visits", "spent")}
