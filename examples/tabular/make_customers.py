@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from churn import Churn
+from customer_model import Churn
 from safetensors.torch import save_file
 
 COUNTRIES, YEARS, PLANS = ("de", "es", "fr", "it"), (2025, 2026), ("basic", "plus", "pro")
