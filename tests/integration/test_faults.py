@@ -73,4 +73,5 @@ def test_the_package_serves_nothing_to_other_machines():
         assert not [full for full in found if full.startswith(SERVERS)], name
         calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
         served = {call for call in calls if call.endswith((".listen", ".bind", "_http_server"))}
+        served.discard("signature.bind")  # of arguments to a function
         assert served == SERVED.get(name, set()), name
