@@ -52,7 +52,9 @@ def rollback(
     log.warning(
         "%s: the next run of this job publishes version %d from its inputs, unless they and the "
         "job are those of version %d: change the job first, or stop its scheduler",
-        *(layout.name, manifest.number + 1, manifest.restored_from),
+        layout.name,
+        manifest.number + 1,
+        manifest.restored_from,
     )
     return {
         "partition": layout.name,
