@@ -18,7 +18,7 @@ from pipeline.commands.again import (
 from pipeline.commands.results import show
 
 if TYPE_CHECKING:
-    from pipeline.operations.clusters.submit import ClusterJob
+    from pipeline.execution.submit.job import ClusterJob
 
 Api = Annotated[
     str, typer.Option("--address", envvar="RAY_ADDRESS", help="Job API, http://HOST:8265.")

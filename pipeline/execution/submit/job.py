@@ -40,12 +40,14 @@ _GOES_ON = "job %s goes on; pipeline stop %s --address ... ends it"
 
 
 @dataclass(frozen=True)
-class Submitted:
-    """A job on a cluster, and how it is."""
+class ClusterJob:
+    """A job on a cluster, and what came of it."""
 
     job_id: str
     exit_code: int | None
     """None if it goes on."""
+    document: str = ""
+    """Its JSON document; '' while it goes on."""
 
 
 def submit_job(
@@ -57,7 +59,7 @@ def submit_job(
     is_done: Callable[[], bool],
     detaches: bool,
     start_timeout_s: float,
-) -> Submitted:
+) -> ClusterJob:
     """Run a job on a cluster unless it runs there already; pass its log on to its end.
 
     Args:
@@ -92,8 +94,8 @@ def submit_job(
                 log.info("job %s: %s", job_id, "has ended" if ended else "this attaches to it")
             if detaches and not details.status.is_terminal():
                 log.info("pipeline attach %s --address %s follows it", job_id, client.where)
-                return Submitted(job_id, None)
-            return Submitted(job_id, exit_code_of(follower.pass_on(write), job_id))
+                return ClusterJob(job_id, None)
+            return ClusterJob(job_id, exit_code_of(follower.pass_on(write), job_id))
         except KeyboardInterrupt:
             # The id is ours, so that even a job whose submission was cut short can be stopped.
             if not is_new or _submitter_of(client, job_id) != submitter:
@@ -101,10 +103,10 @@ def submit_job(
                 raise
             log.info("stopping job %s on the cluster", job_id)
             stop_job(client, job_id)
-            return Submitted(job_id, exit_code_of(follower.pass_on(write), job_id))
+            return ClusterJob(job_id, exit_code_of(follower.pass_on(write), job_id))
 
 
-def attach_to(client: Any, job_id: str, write: Callable[[str], object]) -> Submitted:
+def attach_to(client: Any, job_id: str, write: Callable[[str], object]) -> ClusterJob:
     """Pass the log of a job on to its end, and leave it alone.
 
     Raises:
@@ -112,7 +114,7 @@ def attach_to(client: Any, job_id: str, write: Callable[[str], object]) -> Submi
     """
     try:
         wait_for_driver(client, job_id, START_TIMEOUT_S, stops=False)
-        return Submitted(job_id, exit_code_of(Follower(client, job_id).pass_on(write), job_id))
+        return ClusterJob(job_id, exit_code_of(Follower(client, job_id).pass_on(write), job_id))
     except KeyboardInterrupt:
         log.info(_GOES_ON, job_id, job_id)
         raise

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 
 from pipeline.core.errors import JobError, PipelineError
-from pipeline.execution.submit.job import START_TIMEOUT_S, error_without_document, submit_job
+from pipeline.execution.submit.job import (
+    START_TIMEOUT_S,
+    ClusterJob,
+    error_without_document,
+    submit_job,
+)
 from pipeline.execution.submit.log_follower import JobOutput
 from pipeline.execution.submit.submission import Submission
 from pipeline.gates.results import parse_accepted
@@ -18,17 +23,6 @@ from pipeline.operations.partitions.backfill import ONLY
 from pipeline.runs.partitions.job_survey import survey_job
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ClusterJob:
-    """A job on a cluster, and what came of it."""
-
-    job_id: str
-    exit_code: int | None
-    """None if it goes on."""
-    document: str
-    """Its JSON document; '' while it goes on."""
 
 
 def submit(
@@ -77,7 +71,7 @@ def submit(
         )
     finally:
         document = output.end()
-    return ended(ClusterJob(done.job_id, done.exit_code, document), needs_document=needs_document)
+    return ended(replace(done, document=document), needs_document=needs_document)
 
 
 def ended(job: ClusterJob, *, needs_document: bool) -> ClusterJob:

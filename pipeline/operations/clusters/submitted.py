@@ -9,13 +9,20 @@ Each raises JobError if there is no such job, and InfraError if the cluster does
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from pipeline.execution.submit.attempts import find_attempts, find_newest
 from pipeline.execution.submit.client import connect_job_api, refusals_as_ours
-from pipeline.execution.submit.job import START_TIMEOUT_S, attach_to, stop_job, wait_for_driver
+from pipeline.execution.submit.job import (
+    START_TIMEOUT_S,
+    ClusterJob,
+    attach_to,
+    stop_job,
+    wait_for_driver,
+)
 from pipeline.execution.submit.log_follower import Follower, JobOutput
-from pipeline.operations.clusters.submit import ClusterJob, ended
+from pipeline.operations.clusters.submit import ended
 
 
 def attach(
@@ -44,7 +51,7 @@ def attach(
         done = attach_to(client, job_id, output.add)
     finally:
         document = output.end()
-    return ended(ClusterJob(job_id, done.exit_code, document), needs_document=needs_document)
+    return ended(replace(done, document=document), needs_document=needs_document)
 
 
 def logs(
