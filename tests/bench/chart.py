@@ -16,25 +16,22 @@ _DIGIT = 7
 _OURS, _LIMIT, _PEER = ("#1b6ca8", "#a9cde6"), ("#4d4d4d", "#c9c9c9"), ("#b3632b", "#e8c4ab")
 
 
-def draw(title: str, results: list[dict[str, Any]], *, own_scales: bool = False) -> str:
+def draw(title: str, results: list[dict[str, Any]]) -> str:
     """Return the SVG of the results of one document.
 
     Args:
         title: Above the bars.
         results: Its lines, as turns.summarise has them.
-        own_scales: Whether the longest bar of each model is as long as there is room; without it
-            all bars have one scale.
     """
     models = list(dict.fromkeys(line["model"] for line in results))
     room = _WIDTH - _LEFT - max([_RIGHT, *(_DIGIT * len(shown(line)) + 10 for line in results)])
     body: list[str] = []
     y = _TOP
+    most = max(top(line) for line in results)
     for model in models:
-        own = [line for line in results if line["model"] == model]
-        most = max(top(line) for line in (own if own_scales else results))
         body.append(text(8, y + 18, model, weight="bold"))
         y += _HEAD
-        for line in own:
+        for line in (line for line in results if line["model"] == model):
             body += bar(line, y, room / most)
             y += _BAR + _GAP
     height = y + 10
@@ -44,8 +41,6 @@ def draw(title: str, results: list[dict[str, Any]], *, own_scales: bool = False)
     )
     background = f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>'
     legend = "rows/s, longer is faster; dark: the whole process, pale: once it is running"
-    if own_scales:
-        legend += "; each model has a scale of its own"
     words = [text(8, 22, title, weight="bold", size=15), text(8, 42, legend)]
     return "\n".join([head, background, *words, *body, "</svg>"]) + "\n"
 
@@ -72,13 +67,8 @@ def bar(line: dict[str, Any], y: int, scale: float) -> Iterator[str]:
     yield text(_LEFT + top(line) * scale + 6, y + 12, shown(line))
 
 
-def is_limit(system: str) -> bool:
-    """Tell whether a system is what ours are held to: the work itself, with nothing around it."""
-    return system.startswith(("limit", "plain"))
-
-
 def colours(system: str) -> tuple[str, str]:
-    if is_limit(system):
+    if system == "limit":
         return _LIMIT
     return _OURS if system.startswith(("exact", "fp32", "auto")) else _PEER
 

@@ -1,14 +1,15 @@
 """What a GPU gives: `python tests/bench/gpu.py MODEL...`; with `--cpu` it runs without one.
 
-Over photos, or passages for `minilm`; `detector` is the YOLOS of detect.py for images of
-`--detector-px`. For every precision of `eager`, and of `compile` with `--compile`, one actor:
-rows/s of the model alone, its batches on the device already, and of one decoder alone; rows/s of
-the pipeline in the second half of its rows, and its share of what is possible: the model alone, or
-all decoders if that is less; for which share of that half the card had nothing to compute; the
-processor seconds of the whole machine; and how busy the card was, as nvidia-smi says. Texts are in
-the same batches either way, sorted by length within a slice. With `--peers` Ray Data as its
-documentation has it and Daft run classifiers of photos on the same device in fp32 and bf16. Prints
-lines, then JSON, whose `skipped` says what failed, and why; `--page` writes a page of it, too.
+Over photos, or passages for `minilm`; `detector` is a YOLOS as large as its smallest published one
+for images of `--detector-px`. For every precision of `eager`, and of `compile` with `--compile`,
+one actor: rows/s of the model alone, its batches on the device already, and of one decoder alone;
+rows/s of the pipeline in the second half of its rows, and its share of what is possible: the model
+alone, or all decoders if that is less; for which share of that half the card had nothing to
+compute; the processor seconds of the whole machine; and how busy the card was, as nvidia-smi says.
+Texts are in the same batches either way, sorted by length within a slice. With `--peers` Ray Data
+as its documentation has it and Daft run classifiers of photos on the same device in fp32 and bf16.
+Prints lines, then JSON, whose `skipped` says what failed, and why; `--page` writes a page of it,
+too.
 """
 
 from __future__ import annotations
@@ -24,15 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detect import write_detector
 from gpu_alone import Watch, alone, decode_alone, idle_pct
 from gpu_page import page_lines
 from machine import machine, today
-from peer_detect import MIN_SCORE
 from safetensors.torch import load_file, save_file
 from systems import Case, Unusable, missing, run_job, run_peer, write_weights
 from text_batches import text_case
 from torchvision.models import get_model
+from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcessor
 from turns import tell
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -44,6 +44,7 @@ PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 MINILM, DETECTOR = "minilm", "detector"
 MODELS = ("resnet50", "vit_b_16", MINILM, DETECTOR)
 DETECTOR_PX = 640
+MIN_SCORE = 0.1
 PEERS = ("ray", "daft")
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 """Precisions of the peers, and what torch calls them."""
@@ -151,9 +152,23 @@ def decided(model: dict[str, Any]) -> dict[str, Any]:
 
 
 def detector(folder: Path, size_px: int) -> dict[str, Any]:
-    """Write a detector for square images of a size, and return the model section of a job."""
+    """Write a YOLOS with seeded weights, and its processor to square images of a size.
+
+    Returns:
+        The model section of a job.
+    """
     path = folder / "directory"
-    write_detector(path, size_px)
+    torch.manual_seed(0)
+    config = YolosConfig(
+        hidden_size=192,
+        num_hidden_layers=12,
+        num_attention_heads=3,
+        intermediate_size=768,
+        image_size=[size_px, size_px],
+    )
+    YolosForObjectDetection(config).save_pretrained(path)
+    size = {"height": size_px, "width": size_px}
+    YolosImageProcessor(size=size, do_pad=False).save_pretrained(path)
     return {"path": str(path), "task": "detect", "min_score": MIN_SCORE}
 
 

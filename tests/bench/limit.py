@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,6 @@ class _Share:
     batch_size: int
     calibrated: str
     """Path of the int8 model; '' for other precisions."""
-    shrink: bool
 
 
 def limit(
@@ -40,9 +38,7 @@ def limit(
     precision: str,
     batch_size: str,
     calibrated: str,
-    shrink: str,
 ) -> dict[str, Any]:
-    """With `shrink`, the JPEG decoder halves large photos, as transform.shrink_on_load has it."""
     context = get_context("spawn")
     files = files_of(images)
     shares = [
@@ -54,7 +50,6 @@ def limit(
             precision,
             int(batch_size),
             calibrated,
-            bool(shrink),
         )
         for i in range(CORES)
     ]
@@ -68,20 +63,18 @@ def _work(share: _Share, ready: Any, done: Any, go: Any) -> None:
     import torch
 
     from pipeline.preprocessing.images.decode import DecodeLimits, decode_image
-    from pipeline.preprocessing.images.geometry import shrink_factor
     from pipeline.preprocessing.images.resizing import resize_and_crop
 
     torch.set_num_threads(1)
     runner, spec, buffer = _load(share)
     limits = DecodeLimits(1 << 30, 1 << 30)
-    shrink = partial(shrink_factor, spec) if share.shrink else None
     ready.put(True)
     go.wait()
     started = time.perf_counter()
     size = share.batch_size
     for first in range(0, len(share.files), size):
         for row, path in enumerate(share.files[first : first + size]):
-            image = decode_image(Path(path).read_bytes(), limits, shrink)
+            image = decode_image(Path(path).read_bytes(), limits)
             buffer[row] = resize_and_crop(image, spec).permute(1, 2, 0)
         with torch.inference_mode():
             torch.softmax(runner.run({"image": buffer}).float(), 1).topk(5)

@@ -1,10 +1,9 @@
-"""What throughput, text and tables compare with: `peers.py SYSTEM INPUTS MODEL WEIGHTS ...`.
+"""What throughput.py and text.py compare with: `peers.py SYSTEM INPUTS MODEL WEIGHTS ...`.
 
 Each system has a file of its own with one function. It prints one JSON line: `rows`, and `steady`,
 the rows/s once it was running (null where there were too few batches to tell). Those over photos
 decode the same files, resize the shorter side, cut the centre out, normalise and run the same
-weights; those over texts embed the column `text` with the same model directory,
-detectors find the boxes with that of a detector.
+weights; those over texts embed the column `text` with the same model directory.
 """
 
 from __future__ import annotations
@@ -27,12 +26,6 @@ FILES = {
     "st-pool": "peer_st",
     "ray-text": "peer_ray_text",
     "daft-text": "peer_daft_text",
-    "limit-text": "limit_text",
-    "loader-detect": "peer_detect",
-    "ray-detect": "peer_detect",
-    "plain-tables": "peer_tables",
-    "loader-tables": "peer_tables",
-    "ray-tables": "peer_tables",
 }
 _PACKAGES = {"daft": "daft", "daft-text": "daft", "spark": "pyspark"}
 INSTALL = "`make bench` installs it"

@@ -1,9 +1,8 @@
-"""Make a page of what throughput.py, text.py, tables.py and detect.py measured.
+"""Make a page of what throughput.py and text.py measured.
 
 `results.py build/bench.json ...` reads the JSON on the last line of each file (or of stdin), and
 writes results/<date>.md beside this file, or below `--folder`, with a chart of every document as an
-SVG of its own next to it. If none is of photos through classifiers, the page is named after what
-was measured, as in <date>-text.md or <date>-detect-tables.md.
+SVG of its own next to it. A page of texts alone is <date>-text.md.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chart import draw, is_limit
+from chart import draw
 
 PEERS = (
     "loader",
@@ -28,18 +27,8 @@ PEERS = (
     "st-pool",
     "ray-text",
     "daft-text",
-    "loader-detect",
-    "ray-detect",
-    "loader-tables",
-    "ray-tables",
 )
-LIMITS_OF = {
-    "auto-shrink": ("limit-shrink",),
-    "fp32": ("limit-fp32", "plain-fp32"),
-    "auto": ("limit-auto", "plain-auto"),
-}
-"""A system's own limit; the others, and those whose own was not measured, take `limit`."""
-_PLAIN_PROCESSES = "plain processes without Ray, storage and publishing"
+LIMIT = "limit"
 
 
 @dataclass(frozen=True)
@@ -47,26 +36,12 @@ class Kind:
     """What the page says of a kind of document."""
 
     title: str
-    steady: str = "the second half of the rows"
-    limit: str = _PLAIN_PROCESSES
-    has_own_page: bool = True
-    """Whether the page is named after it."""
-    has_own_scales: bool = False
-    """Whether the chart draws each model by a scale of its own."""
+    steady: str
 
 
 KINDS = {
-    "small": Kind("Photos around 500 x 375", has_own_page=False),
-    "large": Kind("Photos of 6 to 18 megapixels", has_own_page=False),
+    "small": Kind("Photos around 500 x 375", "the second half of the rows"),
     "text": Kind("Passages of 3 to 500 words", "what is left without starting up"),
-    "detect": Kind("Photos around 500 x 375, detection"),
-    "tables": Kind(
-        "Tables through a network of two hidden layers of 256",
-        "the second half of the rows, of `plain` and `loader` what is left without starting up",
-        "`plain`: pyarrow batches into the same runtime in as many plain processes, which write "
-        "Parquet",
-        has_own_scales=True,
-    ),
 }
 
 
@@ -82,16 +57,14 @@ def main() -> None:
     for document in documents:
         kind = KINDS[document["kind"]]
         picture = wanted.folder / chart_name(date, document)
-        drawn = draw(kind.title, document["results"], own_scales=kind.has_own_scales)
-        picture.write_text(drawn)
+        picture.write_text(draw(kind.title, document["results"]))
     page = wanted.folder / page_name(date, {document["kind"] for document in documents})
     page.write_text("\n".join(page_lines(date, documents)) + "\n")
     print(page)
 
 
 def page_name(date: str, kinds: set[str]) -> str:
-    named = sorted(kinds) if all(KINDS[kind].has_own_page for kind in kinds) else []
-    return "-".join([date, *named]) + ".md"
+    return f"{date}-text.md" if kinds == {"text"} else f"{date}.md"
 
 
 def chart_name(date: str, document: dict[str, Any]) -> str:
@@ -119,7 +92,8 @@ def document_lines(date: str, document: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield f"## {kind.title}"
     yield ""
-    limit = f", `of limit` to {kind.limit}" if has_limits(results) else ""
+    without = "plain processes without Ray, storage and publishing"
+    limit = f", `of limit` to {without}" if has_limit(results) else ""
     yield (
         f"{counted(document)}; {document['runs']} runs of each system in turn; medians, with the "
         "least and the most in brackets. `whole` counts the whole process, `steady` "
@@ -130,8 +104,7 @@ def document_lines(date: str, document: dict[str, Any]) -> Iterator[str]:
     for model in dict.fromkeys(line["model"] for line in results):
         yield from model_lines(model, [r for r in results if r["model"] == model])
     if document.get("differences"):
-        own = table_difference_lines if document["kind"] == "tables" else text_difference_lines
-        yield from own(document["differences"])
+        yield from difference_lines(document["differences"])
     if document["skipped"]:
         yield ""
         yield "Not measured:"
@@ -140,13 +113,10 @@ def document_lines(date: str, document: dict[str, Any]) -> Iterator[str]:
 
 
 def counted(document: dict[str, Any]) -> str:
-    if "tables" in document:
-        sizes = document["tables"]
-        return ", ".join(f"{rows:,} rows of {features:,} features" for features, rows in sizes)
     return f"{document['rows']} texts" if "rows" in document else f"{document['photos']} photos"
 
 
-def text_difference_lines(differences: dict[str, dict[str, float]]) -> Iterator[str]:
+def difference_lines(differences: dict[str, dict[str, float]]) -> Iterator[str]:
     """How far our embeddings are from those of sentence-transformers."""
     yield ""
     yield "| beside sentence-transformers | largest difference of a number | smallest cosine |"
@@ -155,18 +125,8 @@ def text_difference_lines(differences: dict[str, dict[str, float]]) -> Iterator[
         yield f"| {system} | {found['largest']:.1e} | {found['min_cosine']:.6f} |"
 
 
-def table_difference_lines(differences: dict[str, dict[str, float]]) -> Iterator[str]:
-    """How far our numbers are from those of a peer or of `plain`, by model and system."""
-    yield ""
-    yield "| beside a peer or `plain`, row by row | system | largest difference of a number |"
-    yield "|---|---|---|"
-    for model, systems in differences.items():
-        for system, largest in systems.items():
-            yield f"| {model} | {system} | {largest:.1e} |"
-
-
 def model_lines(model: str, results: list[dict[str, Any]]) -> Iterator[str]:
-    of_limit = has_limits(results)
+    of_limit = has_limit(results)
     measured = [
         name
         for measure in ("whole", "steady")
@@ -204,8 +164,8 @@ def start_up_lines(results: list[dict[str, Any]]) -> Iterator[str]:
         yield f"| {line['system']} | {' | '.join(values)} |"
 
 
-def has_limits(results: list[dict[str, Any]]) -> bool:
-    return any(is_limit(line["system"]) for line in results)
+def has_limit(results: list[dict[str, Any]]) -> bool:
+    return any(line["system"] == LIMIT for line in results)
 
 
 def figures(found: dict[str, float] | None) -> str:
@@ -218,13 +178,12 @@ def figures(found: dict[str, float] | None) -> str:
 
 
 def ratios(line: dict[str, Any], measure: str, results: list[dict[str, Any]]) -> list[str]:
-    """The ratios to the fastest peer and to the limit; a limit has none, a peer's own is there."""
+    """The ratios to the fastest peer and to the limit; the limit has none to itself."""
     rates = {r["system"]: r[measure]["median"] for r in results if r[measure]}
     mine = rates.get(line["system"])
     fastest = max((rates[peer] for peer in PEERS if peer in rates), default=None)
-    own = (*LIMITS_OF.get(line["system"], ()), "limit")
-    limit = next((rates[name] for name in own if name in rates), None)
-    return [ratio(mine, fastest), ratio(mine, None if is_limit(line["system"]) else limit)]
+    limit = None if line["system"] == LIMIT else rates.get(LIMIT)
+    return [ratio(mine, fastest), ratio(mine, limit)]
 
 
 def ratio(mine: float | None, other: float | None) -> str:

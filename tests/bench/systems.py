@@ -1,4 +1,4 @@
-"""Run each system that throughput.py, text.py and tables.py compare, in processes of its own."""
+"""Run each system that throughput.py and text.py compare, in processes of its own."""
 
 from __future__ import annotations
 
@@ -34,10 +34,8 @@ OURS = {
     "exact": {"runtime": "eager", "precision": "fp32"},
     "fp32": {"runtime": "auto", "precision": "fp32"},
     "auto": {"runtime": "auto", "precision": "auto"},
-    "auto-shrink": {"runtime": "auto", "precision": "auto"},
 }
 """Our systems, and what their jobs say of the model."""
-LIMITS = ("limit", "limit-shrink")
 _WORK = ("decode", "transform", "tokenize", "transfer", "predict")
 """Stages that an actor which prepares its rows does one after the other."""
 # The children import this checkout, whatever else is installed.
@@ -45,7 +43,7 @@ PEERS_PYTHON = os.environ.get("PEERS_PYTHON", sys.executable)
 """Daft and Spark live in an environment of their own: they hold pyarrow to an older version."""
 CHECKOUT = {
     "PYTHONPATH": os.pathsep.join(map(str, (ROOT, BENCH.parent, BENCH))),
-    "PIPELINE_ALLOW_IMPORT": "models,tables_model",
+    "PIPELINE_ALLOW_IMPORT": "models",
 }
 
 
@@ -137,16 +135,13 @@ def run(system: str, case: Case, chosen: str) -> dict[str, Any]:
     if system in OURS:
         return run_job(case, system, sections_of(case, system))
     more = chosen.split()
-    if system in LIMITS:
-        more += [case.calibrated() if INT8 in more else "", system.removeprefix("limit")]
-    return run_peer(system.removesuffix("-shrink"), case, *more)
+    if system == "limit":
+        more.append(case.calibrated() if INT8 in more else "")
+    return run_peer(system, case, *more)
 
 
 def sections_of(case: Case, system: str) -> dict[str, Any]:
-    return {
-        "model": {**case.model, **OURS[system]},
-        "transform": {"shrink_on_load": True} if system.endswith("-shrink") else {},
-    }
+    return {"model": {**case.model, **OURS[system]}}
 
 
 def run_job(
@@ -227,7 +222,7 @@ def run_peer(system: str, case: Case, *more: str) -> dict[str, Any]:
     started = time.perf_counter()
     done = subprocess.run(
         [*program, *more],
-        env={**os.environ, **CHECKOUT, **(MALLOC if system.startswith("limit") else {})},
+        env={**os.environ, **CHECKOUT, **(MALLOC if system == "limit" else {})},
         capture_output=True,
         check=False,
         text=True,

@@ -1,4 +1,4 @@
-"""Measure rows/s over passages beside peers and the limit: `python tests/bench/text.py`.
+"""Measure rows/s over passages beside peers: `python tests/bench/text.py`.
 
 MiniLM over docstrings of the standard library, 3 to 500 words; the systems take turns, so that a
 slow minute meets all of them. What is compared:
@@ -9,7 +9,6 @@ slow minute meets all of them. What is compared:
 - `st-pool`: its pool of processes, one a core.
 - `ray-text`: Ray Data with sentence-transformers in a pool of actors.
 - `daft-text`: Daft's `embed_text`.
-- `limit-fp32`, `limit-auto`: plain processes with what `fp32` and `auto` chose, nothing around it.
 
 `whole` is rows/s of the whole process, `steady` without starting up: ours, `ray-text` and
 `daft-text` by the second half of the rows, the others by the time of encoding all. Peers write
@@ -28,7 +27,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from machine import machine, today
-from peer_model import CORES
 from peer_texts import EMBEDDINGS
 from systems import OURS, Case, Unusable, run_job, run_peer, sections_of
 from text_batches import text_case
@@ -37,10 +35,7 @@ from turns import in_turn, summarise, tell, usable
 
 MODEL = "all-MiniLM-L6-v2"
 PEERS = ("st-1", "st", "st-pool", "ray-text", "daft-text")
-LIMITS = {"limit-fp32": "fp32", "limit-auto": "auto"}
-"""The limit, and whose choice it runs."""
-SYSTEMS = ("exact", "fp32", "auto", *PEERS, *LIMITS)
-_USUAL = {"runtime": "eager", "precision": "fp32"}
+SYSTEMS = ("exact", "fp32", "auto", *PEERS)
 
 
 def main() -> None:
@@ -81,8 +76,7 @@ class Measured(Tuned):
     """Runs the systems over one case, and remembers what they chose and wrote."""
 
     def __init__(self, case: Case) -> None:
-        super().__init__(case, MODEL, LIMITS)
-        self._reports: dict[str, dict[str, Any]] = {}
+        super().__init__(case, MODEL)
         self._embeddings: dict[str, Path] = {}
 
     def run(self, system: str) -> dict[str, Any]:
@@ -93,29 +87,12 @@ class Measured(Tuned):
         """
         if system in OURS:
             found = run_job(self._case, system, sections_of(self._case, system))
-            out = Path(found.pop("out"))
-            self._reports[system], self._embeddings[system] = found, out / "predictions"
+            self._embeddings[system] = Path(found.pop("out")) / "predictions"
             return found
         out = self._case.folder / f"out-{system}-{time.time_ns()}"
-        if system in LIMITS:
-            return run_peer("limit-text", self._case, str(out), *self._limit_of(LIMITS[system]))
         found = run_peer(system, self._case, str(out))
         self._embeddings[system] = out
         return found
-
-    def _limit_of(self, ours: str) -> list[str]:
-        """Return the arguments of the limit: what one of our systems chose."""
-        found, last = self._chosen[ours], self._reports.get(ours)
-        if last is None:
-            raise Unusable(f"the limit takes the slices of {ours}, which has not run")
-        runtime, precision = str(found["chosen"]).split()[:2]
-        values = [
-            *(runtime, precision, last["batch_size"], last["batch_tokens"] or 0),
-            *(CORES, 1),
-            -(-self._case.num_rows // last["slices"]),
-            self._case.calibrated() if precision == "int8" else "",
-        ]
-        return [str(value) for value in values]
 
     def differences(self) -> dict[str, dict[str, float]]:
         """Hold the embeddings of ours to those of sentence-transformers, in the same order."""

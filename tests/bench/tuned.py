@@ -1,9 +1,8 @@
-"""What `pipeline tune` chose for our systems, and for plain processes that run the same."""
+"""What `pipeline tune` chose for our systems."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from systems import Case, Unusable, tune
@@ -14,27 +13,25 @@ _TUNED = ("fp32", "auto")
 class Tuned:
     """The choices for one case."""
 
-    def __init__(self, case: Case, model: str, same_as: Mapping[str, str]) -> None:
+    def __init__(self, case: Case, model: str) -> None:
         """Choose nothing yet.
 
         Args:
             case: The rows and the model.
             model: Its name in what is printed.
-            same_as: System -> the one of ours whose choice it runs.
         """
-        self._case, self._model, self._same_as = case, model, same_as
+        self._case, self._model = case, model
         self._chosen: dict[str, dict[str, Any]] = {}
 
     def tune(self, systems: list[str], skipped: dict[str, str]) -> None:
         """Let `pipeline tune` choose for `fp32` and `auto`; `skipped` says why it could not."""
         for name in _TUNED:
-            asking = {name, *(each for each, ours in self._same_as.items() if ours == name)}
-            if not asking & set(systems):
+            if name not in systems:
                 continue
             try:
                 self._chosen[name] = tune(self._case, name)
             except Unusable as error:
-                skipped.update({f"{self._model} {each}": str(error) for each in asking})
+                skipped[f"{self._model} {name}"] = str(error)
                 continue
             for trial in self._chosen[name]["runtimes"]:
                 print(f"{self._model} {json.dumps(trial)}", flush=True)
@@ -42,5 +39,5 @@ class Tuned:
 
     def said(self, system: str) -> str:
         """Return the runtime and precision of a system, for the table."""
-        found = self._chosen.get(self._same_as.get(system, system))
+        found = self._chosen.get(system)
         return "eager fp32" if found is None else str(found["chosen"])
