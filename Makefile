@@ -14,6 +14,8 @@ ANY_RAY ?= any_ray
 # How many processes run the tests; each has a Ray and servers of its own. Tests wait for a third of
 # their time, so three keep two cores busy.
 PROCESSES ?= 3
+# Which faults are tried.
+MUTANTS ?= pipeline.*
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test lint types long bench bench-startup bench-gpu gpu-hour bench-silent bench-text bench-language reach memory soak chaos engines schedulers mutants clean test-ray test-plain
@@ -101,11 +103,12 @@ engines: venv build/engines/.installed ## Read an output with Spark, Daft and da
 chaos: venv ## Kill workers, nodes and drivers under ten runs: no row may be lost (half an hour)
 	$(BIN)/python tests/bench/chaos.py --seeds 10
 
-mutants: venv ## Put small faults into pure parts, count what tests notice: make mutants MUTANTS=gates (hours for all)
-	$(BIN)/python tests/support/runs/mutants.py $(MUTANTS)
+mutants: venv ## Put small faults into pure parts, list what no test notices: make mutants MUTANTS='pipeline.gates.*' (hours for all)
+	$(BIN)/python -m mutmut run '$(MUTANTS)'
+	$(BIN)/python -m mutmut results
 
 clean: ## Remove .venv, the demo's output and caches
-	rm -rf .venv demo-output build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv demo-output build mutants *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
