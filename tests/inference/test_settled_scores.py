@@ -5,7 +5,6 @@ The same net gives logits, or the softmax or sigmoid of them: published scores m
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 import uuid
 from pathlib import Path
@@ -15,13 +14,13 @@ import models
 import numpy as np
 import pytest
 from support.runs import predicting
+from support.runs.jobs import job_of
 
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.figures.counters import Counters
 from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.inference.settled_scores import scores_path
-from pipeline.job.reading.loader import parse_job
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks.scores import LOGITS, PROBABILITIES
@@ -47,13 +46,7 @@ def predictor(
     store: Store | None, limits: AgreementLimits | None = None, batch_size: int = 8, **model: Any
 ) -> TorchEngine:
     """A predictor of a run into an output; None: what it settles is not stored."""
-    document = {
-        "source": {"uri": "in", "format": "images"},
-        "model": {"labels": models.LABELS, **model},
-        "transform": models.TRANSFORM,
-        "sink": {"uri": "out"},
-    }
-    job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
+    job = job_of({"labels": models.LABELS, **model}, transform=models.TRANSFORM)
     spec = job_model(job, ["support"])
     return TorchEngine(
         PredictorConfig(

@@ -25,6 +25,7 @@ import torch
 from support.inputs.clips import encoded
 from support.models.tiny_tokenizer import text_settings
 from support.runs.checkout import SUPPORT
+from support.runs.jobs import job_of
 
 from pipeline.core.arrays import images_to_arrow
 from pipeline.core.cache.node_cache import key_of
@@ -33,7 +34,6 @@ from pipeline.core.registry import INPUTS, SOURCES, built_in, load
 from pipeline.core.schema import OFFSETS, TEXT, TEXT_PAIR, WORD_IDS
 from pipeline.core.semantics import SEMANTICS, semantics_of
 from pipeline.inference.engines.torch_engine import TorchEngine
-from pipeline.job.reading.loader import parse_job
 from pipeline.job.source import Source
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks import make_task
@@ -93,13 +93,7 @@ def read(uri: Path, **fields: Any) -> list[dict[str, Any]]:
     if "features" in fields or fields["format"] == "audio":
         model = {"factory": "models:sums", "task": "embed", "embedding_dim": 2}
         sections = {"audio": {"sample_rate_hz": 8_000}} if fields["format"] == "audio" else {}
-    document = {
-        "source": {"uri": str(uri), **fields},
-        "model": model,
-        "sink": {"uri": "out"},
-        **sections,
-    }
-    job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
+    job = job_of(model, {"uri": str(uri), **fields}, **sections)
     inputs = list_inputs(job.source, max_extent_rows=8)
     spec = job_model(job, ["models"])
     plan = make_plan(job, inputs, spec, batch_size=4)
@@ -255,13 +249,10 @@ def predicted() -> list[Any]:
     """Two decimals: processors differ in the last bits of a float."""
     found = []
     for name, section in TASKS.items():
-        document = {
-            "source": {"uri": "in", "format": "images"},
-            "model": section,
-            "transform": {**models.TRANSFORM, "mean": [0.4, 0.5, 0.3], "std": [0.2, 0.3, 0.25]},
-            "sink": {"uri": "out"},
-        }
-        job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
+        job = job_of(
+            section,
+            transform={**models.TRANSFORM, "mean": [0.4, 0.5, 0.3], "std": [0.2, 0.3, 0.25]},
+        )
         spec = job_model(job, ["models", "support"])
         predictor = TorchEngine(PredictorConfig(spec, 4, 0, 1, pa.schema([])))
         rows = predictor.predict(model_input(10), {})

@@ -6,6 +6,7 @@ import datetime as dt
 from typing import Any
 
 import pytest
+from support.runs.jobs import job_of
 
 from pipeline.core.errors import JobError
 from pipeline.job.reading.loader import parse_job
@@ -104,16 +105,15 @@ def test_a_zero_for_nulls_must_not_be_the_first_category():
 
 
 def test_relative_files_of_categories_are_refused_for_another_machine():
-    document = {
-        "source": {
+    job = job_of(
+        {"factory": "a:b", "task": "regress"},
+        {
             "uri": "/in",
             "format": "parquet",
             "features": [{"column": "p", "categories": ["a"]}, {"column": "q", "categories": "c"}],
         },
-        "model": {"factory": "a:b", "task": "regress"},
-        "sink": {"uri": "/out"},
-    }
-    job = parse_job(document, date=dt.date(2026, 11, 24), origin="job")
+        sink={"uri": "/out"},
+    )
     assert [problem.path for problem in problems_of_relative_paths(job)] == [
         ("source", "features", 1, "categories")
     ]

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from typing import Any
 
 import models
 import own_transforms
 import pytest
+from support.runs.jobs import job_of
 
 from pipeline.core.errors import JobError
 from pipeline.job.job import Job
-from pipeline.job.reading.loader import parse_job
 from pipeline.preprocessing.images.image_input import ImageInput
 from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.runs.preparing.prepare import job_model
@@ -19,18 +18,14 @@ from pipeline.runs.preparing.prepare import job_model
 PLAIN = {"mean": [0.0] * 3, "std": [1.0] * 3}
 
 
-def job_of(transform: dict[str, Any], **model: Any) -> Job:
-    document = {
-        "source": {"uri": "in", "format": "images"},
-        "model": {"factory": "models:colours", "labels": models.LABELS, **model},
-        "transform": transform,
-        "sink": {"uri": "out"},
-    }
-    return parse_job(document, date=dt.date(2026, 11, 24), origin="test")
+def image_job(transform: dict[str, Any], **model: Any) -> Job:
+    return job_of(
+        {"factory": "models:colours", "labels": models.LABELS, **model}, transform=transform
+    )
 
 
 def spec_of(transform: dict[str, Any], allowed: str = "own_transforms", **model: Any):
-    job = job_of({"factory": "own_transforms:composed", **transform}, **model)
+    job = image_job({"factory": "own_transforms:composed", **transform}, **model)
     found = job_model(job, ["models", allowed]).input
     assert isinstance(found, ImageInput)
     return found.transform
@@ -59,13 +54,13 @@ def test_without_a_size_it_is_the_models_and_otherwise_any():
 
 
 def test_resize_none_without_a_size_keeps_images_as_they_are():
-    job = job_of({"resize": "none", **PLAIN})
+    job = image_job({"resize": "none", **PLAIN})
     found = job_model(job, ["models"]).input
     assert found.settings() == {**TransformSpec.from_dict(found.settings()).to_dict()}
     assert not found.transform.has_one_size
     assert job.transform.may_vary
-    assert not job_of({"resize": "none", "size_px": 8, **PLAIN}).transform.may_vary
-    wrong = job_of({"resize": "none", "pad_value": 9, **PLAIN})
+    assert not image_job({"resize": "none", "size_px": 8, **PLAIN}).transform.may_vary
+    wrong = image_job({"resize": "none", "pad_value": 9, **PLAIN})
     with pytest.raises(JobError, match="pad_value has no effect without size_px"):
         job_model(wrong, ["models"])
 
@@ -85,11 +80,11 @@ def test_resize_none_without_a_size_keeps_images_as_they_are():
 )
 def test_what_has_no_effect_is_refused(fields: dict[str, Any], words: str):
     with pytest.raises(JobError, match=words):
-        job_of({"factory": "own_transforms:composed", **PLAIN, **fields})
+        image_job({"factory": "own_transforms:composed", **PLAIN, **fields})
 
 
 def test_what_changes_nothing_may_stand_beside_a_factory():
-    job = job_of({"factory": "own_transforms:composed", **PLAIN, "shrink_on_load": False})
+    job = image_job({"factory": "own_transforms:composed", **PLAIN, "shrink_on_load": False})
     assert job.transform.shrink_on_load is False
 
 

@@ -7,7 +7,6 @@ absolute: trees and linear models compute float32 where their library computes f
 
 from __future__ import annotations
 
-import datetime as dt
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +16,13 @@ import numpy as np
 import onnx
 import pyarrow as pa
 import pytest
+from support.runs.jobs import job_of
 from support.runs.selection import quick_cases
 
 from pipeline.core.failures import failure_columns
 from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.inference.settled_scores import scores_path
-from pipeline.job.reading.loader import parse_job
 from pipeline.models.spec import PredictorConfig
 from pipeline.runs.preparing.prepare import job_model
 from pipeline.storage.store import Store
@@ -99,12 +98,10 @@ def exported(
 
 def predictor(path: Path, store: Store | None = None, **model: Any) -> TorchEngine:
     """A predictor of an .onnx file over features; with an output, that of a run."""
-    document = {
-        "source": {"uri": "in", "format": "parquet", "features": ["a", "b", "c", "d"]},
-        "model": {"path": str(path), **model},
-        "sink": {"uri": "out"},
-    }
-    job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
+    job = job_of(
+        {"path": str(path), **model},
+        {"uri": "in", "format": "parquet", "features": ["a", "b", "c", "d"]},
+    )
     fields = pa.schema([pa.field("features", pa.list_(pa.float32(), NUM_FEATURES))])
     spec = job_model(job).fitted(fields)
     path_of = scores_path(spec) if store else None

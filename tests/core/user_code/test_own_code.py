@@ -5,7 +5,6 @@ The distribution is real: a module on the path, and metadata with entry points b
 
 from __future__ import annotations
 
-import datetime as dt
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ import toy_task
 import yaml
 from support.models.tiny_tokenizer import make_tokenizer
 from support.runs.checkout import ROOT
+from support.runs.jobs import job_of
 
 from pipeline.core import registry
 from pipeline.core.errors import JobError
@@ -32,7 +32,6 @@ from pipeline.core.user_code.own_code import errors_told, module_of
 from pipeline.execution.stages import Preprocessing
 from pipeline.inference.slice_results import to_table
 from pipeline.job.job import Job
-from pipeline.job.reading.loader import parse_job
 from pipeline.models.resolving.resolve import require_stage_names
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.operations.plan import plan
@@ -75,13 +74,12 @@ def csv_job(folder: Path, monkeypatch: pytest.MonkeyPatch, *changes: tuple[str, 
         (folder / "in").mkdir()
         (folder / "in" / "a.csv").write_text("id,body\n1,the red cat\n2\n")
     make_tokenizer().save(str(folder / "tokenizer.json"))
-    document = {
-        "source": {"uri": str(folder / "in"), "format": "csv_texts", "text_column": "body"},
-        "model": {"factory": "models:mentions", "labels": models.LABELS},
-        "text": {"tokenizer": str(folder / "tokenizer.json"), "max_tokens": 16},
-        "sink": {"uri": str(folder / "out")},
-    }
-    return parse_job(document, date=dt.date(2026, 11, 24), origin="csv.yaml")
+    return job_of(
+        {"factory": "models:mentions", "labels": models.LABELS},
+        {"uri": str(folder / "in"), "format": "csv_texts", "text_column": "body"},
+        sink={"uri": str(folder / "out")},
+        text={"tokenizer": str(folder / "tokenizer.json"), "max_tokens": 16},
+    )
 
 
 def line_of(folder: Path, words: str) -> int:

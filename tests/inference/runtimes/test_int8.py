@@ -15,6 +15,7 @@ import pytest
 import torch
 from support.inputs.photos import build_images
 from support.runs.cli import pipeline, write_job
+from support.runs.jobs import job_of
 from support.runs.predicting import PASS_THROUGH, Convolved, images, predict, rows_of
 
 from pipeline.core.errors import InfraError, JobError
@@ -45,18 +46,15 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def config_of(store: Store, runtime: str = "onnxruntime", sha256: str | None = None) -> Any:
     precision = "fp32" if runtime == "eager" else "int8"
-    document = {
-        "source": {"uri": "in", "format": "images"},
-        "model": {
+    job = job_of(
+        {
             "factory": "support.runs.predicting:convolved",
             "labels": models.LABELS,
             "runtime": runtime,
             "precision": precision,
         },
-        "transform": models.TRANSFORM,
-        "sink": {"uri": "out"},
-    }
-    job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
+        transform=models.TRANSFORM,
+    )
     spec = job_model(job, ["support"])
     spec = replace(spec, artefact_sha256=sha256)
     return PredictorConfig(spec, 8, 0.0, 1, PASS_THROUGH, models=store)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import math
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ import pytest
 import torch
 from support.models import onnx_files
 from support.models.snapshots import make_snapshot, make_timm
+from support.runs.jobs import job_of
 
 from pipeline.core.errors import JobError
-from pipeline.job.reading.loader import parse_job
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.models.tasks.scores import (
@@ -38,8 +37,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def resolve(source: dict[str, Any] | None = None, **model: Any) -> ModelSpec:
     source = {"uri": "in", "format": "images", **(source or {})}
-    document = {"source": source, "model": model, "sink": {"uri": "out"}}
-    job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
+    job = job_of(model, source)
     return job_model(job)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from support.inputs.badfiles import MAX_IMAGE_BYTES, MAX_IMAGE_PX, base_image, encode
+from support.runs.jobs import job_of
 
 from pipeline.core.arrays import images_from_arrow, images_to_arrow
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
@@ -18,7 +18,6 @@ from pipeline.core.figures.counters import Counters
 from pipeline.core.schema import EXACT, IMAGE_FIELDS
 from pipeline.execution.stages import Preprocessing
 from pipeline.inference.engines.torch_engine import TorchEngine
-from pipeline.job.reading.loader import parse_job
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.spec import PredictorConfig
 from pipeline.preprocessing.images.reference_pixels import (
@@ -53,14 +52,11 @@ def decoder(**transform: Any) -> Preprocessing:
 
 
 def spec_of(num_gpus: float = 0.0, **transform: Any) -> Any:
-    document = {
-        "source": {"uri": "in", "format": "images"},
-        "model": {"factory": "models:colours", "labels": models.LABELS, "top_k": 3},
-        "transform": {**models.TRANSFORM, **transform},
-        "resources": {"num_gpus": num_gpus},
-        "sink": {"uri": "out"},
-    }
-    job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
+    job = job_of(
+        {"factory": "models:colours", "labels": models.LABELS, "top_k": 3},
+        transform={**models.TRANSFORM, **transform},
+        resources={"num_gpus": num_gpus},
+    )
     return job_model(job, ["models"])
 
 

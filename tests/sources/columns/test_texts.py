@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from support.inputs.shard_columns import read_all, source_of, text
+from support.inputs.shard_columns import read_all, source_of, text, write_columns
 
 from pipeline.core.errors import JobError
 from pipeline.core.schema import ERROR, MESSAGE, NUM_BYTES, ROW_ID, TEXT, TEXT_PAIR, text_fields
@@ -24,10 +23,6 @@ KINDS = {
     "large_binary": pa.large_binary(),
     "binary_view": pa.binary_view(),
 }
-
-
-def write(folder: Path, **columns: Any) -> None:
-    pq.write_table(pa.table(columns), folder / "a.parquet")
 
 
 def read(folder: Path, **fields: Any) -> pa.Table:
@@ -49,7 +44,7 @@ def failed(rows: pa.Table) -> list[tuple[str, str, str]]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_texts_read_the_same_whatever_the_type_of_their_column(kind: str, tmp_path: Path):
-    write(tmp_path, words=pa.array(TEXTS, pa.string()).cast(KINDS[kind]))
+    write_columns(tmp_path, words=pa.array(TEXTS, pa.string()).cast(KINDS[kind]))
     rows = read(tmp_path, text_column="words")
     assert rows.schema.field(TEXT).type == pa.large_string()
     assert rows.column(TEXT).to_pylist() == TEXTS
@@ -57,7 +52,7 @@ def test_texts_read_the_same_whatever_the_type_of_their_column(kind: str, tmp_pa
 
 
 def test_a_column_named_text_is_read_and_passed_through(tmp_path: Path):
-    write(tmp_path, text=["a", "b"], id=["x", "y"])
+    write_columns(tmp_path, text=["a", "b"], id=["x", "y"])
     rows = read(tmp_path, text_column="text", pass_through=("text",), id_column="id")
     assert rows.column("text").to_pylist() == rows.column(TEXT).to_pylist() == ["a", "b"]
     assert rows.column(ROW_ID).to_pylist() == ["x", "y"]
@@ -70,7 +65,7 @@ def test_a_bad_text_costs_its_row_alone(is_dictionary: bool, tmp_path: Path):
     if is_dictionary:
         indices = pa.array([0, 1, None, 3, 4, 5, 6], pa.int32())
         column = pa.DictionaryArray.from_arrays(indices, text(*(v or b"" for v in values)))
-    write(tmp_path, words=column)
+    write_columns(tmp_path, words=column)
     rows = read(tmp_path, text_column="words", max_text_bytes=16)
     good = ["good", None, None, "\u00e4" * 8, None, None, "y" * 16]
     assert rows.column(TEXT).to_pylist() == good
@@ -84,13 +79,13 @@ def test_a_bad_text_costs_its_row_alone(is_dictionary: bool, tmp_path: Path):
 
 
 def test_a_text_that_is_too_large_is_not_looked_at(tmp_path: Path):
-    write(tmp_path, words=text(b"\xff" * 100, b"ok"))
+    write_columns(tmp_path, words=text(b"\xff" * 100, b"ok"))
     rows = read(tmp_path, text_column="words", max_text_bytes=99)
     assert rows.column(ERROR).to_pylist() == ["too_large", None]
 
 
 def test_both_texts_of_a_pair_must_be_good(tmp_path: Path):
-    write(tmp_path, a=["1", "2", None, "4"], b=text(b"x", b"\xff", b"z", None))
+    write_columns(tmp_path, a=["1", "2", None, "4"], b=text(b"x", b"\xff", b"z", None))
     rows = read(tmp_path, text_column="a", text_pair_column="b")
     assert rows.column(TEXT).to_pylist() == ["1", None, None, None]
     assert rows.column(TEXT_PAIR).to_pylist() == ["x", None, None, None]
@@ -102,7 +97,7 @@ def test_both_texts_of_a_pair_must_be_good(tmp_path: Path):
 
 
 def test_the_first_failure_of_a_row_stays(tmp_path: Path):
-    write(tmp_path, id=["x", None], words=pa.array([None, None], pa.string()))
+    write_columns(tmp_path, id=["x", None], words=pa.array([None, None], pa.string()))
     rows = read(tmp_path, text_column="words", id_column="id")
     assert rows.column(MESSAGE).to_pylist() == ["words is null", "id is null"]
 
@@ -118,7 +113,7 @@ def test_the_first_failure_of_a_row_stays(tmp_path: Path):
 def test_a_column_that_holds_no_texts_is_refused(
     fields: dict[str, Any], words: str, tmp_path: Path
 ):
-    write(tmp_path, words=["a"], n=[1])
+    write_columns(tmp_path, words=["a"], n=[1])
     with pytest.raises(JobError, match=words):
         list_inputs(source_of(tmp_path, **fields), max_extent_rows=100)
 

@@ -7,29 +7,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.inputs.jsonl_shards import read_all as read_lines
 from support.inputs.jsonl_shards import source_of as lines_of
-from support.inputs.shard_columns import features_of, read_all, source_of
+from support.inputs.shard_columns import (
+    features_of,
+    read_features,
+    write_columns,
+)
 
 from pipeline.core.errors import JobError
 from pipeline.sources.features.categories import NONE, find_categories
-from pipeline.sources.inputs import list_inputs
 
 PLANS = ("basic", "pro", "1")
-
-
-def read(folder: Path, *features: Any, **fields: Any) -> pa.Table:
-    source = source_of(folder, features=features_of(*features), **fields)
-    return pa.concat_tables(read_all(list_inputs(source, max_extent_rows=9), source, 9))
-
-
-def write(folder: Path, **columns: Any) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(columns), folder / "a.parquet")
 
 
 @pytest.mark.parametrize(
@@ -89,15 +81,15 @@ def test_a_dictionary_and_its_text_give_the_same(values: list[str | None]):
 def test_unknown_values_and_nulls_do_as_declared(
     more: dict[str, str], expected: list[Any], tmp_path: Path
 ):
-    write(tmp_path, plan=["pro", None, "gold"])
-    table = read(tmp_path, {"column": "plan", "categories": ["basic", "pro"], **more})
+    write_columns(tmp_path, plan=["pro", None, "gold"])
+    table = read_features(tmp_path, {"column": "plan", "categories": ["basic", "pro"], **more})
     rows = zip(table["features"].to_pylist(), table["error"].to_pylist(), strict=True)
     assert [error or vector for vector, error in rows] == expected
 
 
 def test_messages_name_the_column_and_the_value(tmp_path: Path):
-    write(tmp_path, plan=["gold", None, "basic"], a=[1.0, 2.0, None])
-    table = read(tmp_path, "a", {"column": "plan", "categories": ["basic"]})
+    write_columns(tmp_path, plan=["gold", None, "basic"], a=[1.0, 2.0, None])
+    table = read_features(tmp_path, "a", {"column": "plan", "categories": ["basic"]})
     assert table["message"].to_pylist() == [
         "feature plan is 'gold': no category of it",
         "feature plan is null",
@@ -106,8 +98,8 @@ def test_messages_name_the_column_and_the_value(tmp_path: Path):
 
 
 def test_nulls_have_a_policy_for_each_column(tmp_path: Path):
-    write(tmp_path, a=[None, 1.0], b=[None, 2.0], c=[None, 3], d=pa.array([None, 4.0]))
-    table = read(
+    write_columns(tmp_path, a=[None, 1.0], b=[None, 2.0], c=[None, 3], d=pa.array([None, 4.0]))
+    table = read_features(
         tmp_path,
         *({"column": "a", "null": -1}, {"column": "b", "null": "nan"}),
         *({"column": "c", "null": "zero"}, "d"),
@@ -120,8 +112,8 @@ def test_nulls_have_a_policy_for_each_column(tmp_path: Path):
 
 def test_folders_are_features(tmp_path: Path):
     for country, year in (("de", "2025"), ("fr", "__HIVE_DEFAULT_PARTITION__")):
-        write(tmp_path / f"country={country}" / f"year={year}", a=[0.5])
-    table = read(
+        write_columns(tmp_path / f"country={country}" / f"year={year}", a=[0.5])
+    table = read_features(
         tmp_path,
         *("a", {"column": "year", "null": -1}),
         {"column": "country", "categories": ["de", "fr"]},
@@ -142,9 +134,9 @@ def test_folders_are_features(tmp_path: Path):
     ids=["fractions", "lists"],
 )
 def test_what_holds_no_categories_is_told_so(column: pa.Array, words: str, tmp_path: Path):
-    write(tmp_path, plan=column)
+    write_columns(tmp_path, plan=column)
     with pytest.raises(JobError, match=words):
-        read(tmp_path, {"column": "plan", "categories": ["a"]})
+        read_features(tmp_path, {"column": "plan", "categories": ["a"]})
 
 
 def test_json_lines_give_what_parquet_gives(tmp_path: Path):

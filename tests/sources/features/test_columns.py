@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.inputs.shard_columns import features_of, read_all, source_of, text
+from support.inputs.shard_columns import (
+    features_of,
+    read_features,
+    source_of,
+    text,
+    write_columns,
+)
 from support.runs.reading import read_whole
 
 from pipeline.core.errors import JobError
@@ -20,15 +25,6 @@ from pipeline.sources.inputs import list_inputs
 
 PLAN = {"column": "plan", "read_as": "text"}
 WIDE = {"column": "n", "read_as": "float64"}
-
-
-def write(folder: Path, **columns: Any) -> None:
-    pq.write_table(pa.table(columns), folder / "a.parquet")
-
-
-def read(folder: Path, *entries: str | dict[str, Any], **fields: Any) -> pa.Table:
-    source = source_of(folder, features=features_of(*entries), **fields)
-    return pa.concat_tables(read_all(list_inputs(source, max_extent_rows=9), source, 9))
 
 
 def reasons(table: pa.Table) -> list[tuple[str | None, str | None]]:
@@ -42,41 +38,41 @@ def reasons(table: pa.Table) -> list[tuple[str | None, str | None]]:
 )
 def test_texts_of_every_type_stay_as_they_are(tmp_path: Path, kind: pa.DataType):
     texts = ["basic", "", "Zürich\0x", "basic"]
-    write(tmp_path, n=pa.array([1.0, 2.0, 3.0, 4.0]), plan=pa.array(texts).cast(kind))
-    table = read(tmp_path, "n", PLAN)
+    write_columns(tmp_path, n=pa.array([1.0, 2.0, 3.0, 4.0]), plan=pa.array(texts).cast(kind))
+    table = read_features(tmp_path, "n", PLAN)
     assert table.column("_feature_plan").to_pylist() == texts
     assert table.column("_feature_plan").type == pa.large_string()
     assert table.column(FEATURES).to_pylist() == [[1.0], [2.0], [3.0], [4.0]]
 
 
 def test_texts_alone_need_no_vector(tmp_path: Path):
-    write(tmp_path, plan=["a", "b"])
-    table = read(tmp_path, PLAN)
+    write_columns(tmp_path, plan=["a", "b"])
+    table = read_features(tmp_path, PLAN)
     assert FEATURES not in table.column_names
     assert table.column("_feature_plan").to_pylist() == ["a", "b"]
 
 
 def test_what_is_no_text_costs_its_row_alone(tmp_path: Path):
-    write(tmp_path, n=[1.0] * 4, plan=text(b"ok", None, b"\xff", b"x" * 90))
-    table = read(tmp_path, "n", PLAN, null_features="zero")
+    write_columns(tmp_path, n=[1.0] * 4, plan=text(b"ok", None, b"\xff", b"x" * 90))
+    table = read_features(tmp_path, "n", PLAN, null_features="zero")
     assert [reason for reason, _ in reasons(table)] == [*(None, "null_input", "decode_error", None)]
     assert reasons(table)[1][1] == "feature plan is null"
     assert table.column("_feature_plan").to_pylist() == ["ok", None, None, "x" * 90]
 
 
 def test_another_type_in_the_first_shard_is_refused(tmp_path: Path):
-    write(tmp_path, plan=[1, 2])
+    write_columns(tmp_path, plan=[1, 2])
     with pytest.raises(JobError, match="'plan' is int64, expected text, as which the model takes"):
-        read(tmp_path, PLAN)
-    write(tmp_path, n=["a", "b"])
+        read_features(tmp_path, PLAN)
+    write_columns(tmp_path, n=["a", "b"])
     with pytest.raises(JobError, match="'n' is string, expected numbers"):
-        read(tmp_path, WIDE)
+        read_features(tmp_path, WIDE)
 
 
 def test_float64_holds_what_float32_does_not(tmp_path: Path):
     numbers = [2**53, -(2**53), 16777217, 7]
-    write(tmp_path, n=numbers, x=[0.1, 1e300, -0.0, 1 / 3])
-    table = read(tmp_path, WIDE, "x")
+    write_columns(tmp_path, n=numbers, x=[0.1, 1e300, -0.0, 1 / 3])
+    table = read_features(tmp_path, WIDE, "x")
     assert table.schema.field(FEATURES).type == pa.list_(pa.float64(), 2)
     found = np.array(table.column(FEATURES).to_pylist())
     assert found[:, 0].tolist() == numbers
@@ -85,18 +81,18 @@ def test_float64_holds_what_float32_does_not(tmp_path: Path):
 
 
 def test_a_whole_number_beyond_float64_ends_the_run(tmp_path: Path):
-    write(tmp_path, n=[1, 2**53 + 1])
+    write_columns(tmp_path, n=[1, 2**53 + 1])
     with pytest.raises(
         JobError, match=r"n holds 9007199254740993 in a\.parquet, which float64 rou"
     ):
-        read(tmp_path, WIDE)
-    assert read(tmp_path, WIDE, lossy_features=True).num_rows == 2
+        read_features(tmp_path, WIDE)
+    assert read_features(tmp_path, WIDE, lossy_features=True).num_rows == 2
 
 
 def test_a_column_in_the_names_of_the_folders_is_a_text(tmp_path: Path):
     (tmp_path / "plan=pro").mkdir()
     pq.write_table(pa.table({"n": [1.0, 2.0]}), tmp_path / "plan=pro" / "a.parquet")
-    assert read(tmp_path, "n", PLAN).column("_feature_plan").to_pylist() == ["pro", "pro"]
+    assert read_features(tmp_path, "n", PLAN).column("_feature_plan").to_pylist() == ["pro", "pro"]
 
 
 def test_lines_give_the_same(tmp_path: Path):
@@ -120,7 +116,7 @@ def test_a_line_with_a_number_that_float64_may_have_rounded_ends_the_run(tmp_pat
 
 
 def test_texts_and_numbers_are_told_by_name(tmp_path: Path):
-    write(tmp_path, n=[1], plan=["a"], city=["b"])
+    write_columns(tmp_path, n=[1], plan=["a"], city=["b"])
     city = {"column": "city", "read_as": "text"}
     for entries, names in (
         ([WIDE, PLAN, city], ("n", "plan (text)", "city (text)")),

@@ -8,29 +8,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.inputs.shard_columns import read_all, source_of
+from support.inputs.shard_columns import read_features, write_columns
 
 from pipeline.core.errors import JobError
 from pipeline.job.source import Source
 from pipeline.sources.features.vectors import feature_rows
-from pipeline.sources.inputs import list_inputs
 
 
 def rows_of(features: tuple[str, ...] = ("a",), **columns: Any) -> Any:
     return feature_rows(Source(uri="in", format="parquet", features=features), pa.table(columns))
-
-
-def read(folder: Path, *names: str, **fields: Any) -> pa.Table:
-    source = source_of(folder, features=names, **fields)
-    return pa.concat_tables(read_all(list_inputs(source, max_extent_rows=9), source, 9))
-
-
-def write(folder: Path, **columns: Any) -> None:
-    pq.write_table(pa.table(columns), folder / "a.parquet")
 
 
 @given(number=st.integers(-(2**63), 2**63 - 1))
@@ -47,21 +36,21 @@ def test_large_unsigned_numbers_are_inexact(number: int):
 
 
 def test_whole_numbers_that_would_be_rounded_end_the_run(tmp_path: Path):
-    write(tmp_path, a=pa.array([1, 16777217], pa.int64()), b=[1, 2])
+    write_columns(tmp_path, a=pa.array([1, 16777217], pa.int64()), b=[1, 2])
     with pytest.raises(
         JobError, match=r"features: a holds 16777217 in a\.parquet.*16777216; .*los"
     ):
-        read(tmp_path, "b", "a")
-    table = read(tmp_path, "b", "a", lossy_features=True)
+        read_features(tmp_path, "b", "a")
+    table = read_features(tmp_path, "b", "a", lossy_features=True)
     assert table["features"].to_pylist() == [[1, 1], [2, 16777216]]
     assert table["error"].null_count == 2
 
 
 def test_whole_numbers_inside_lists_count_too(tmp_path: Path):
     lists = pa.array([[1, 2], None, [3, 2**30 + 1]], pa.list_(pa.int32(), 2))
-    write(tmp_path, a=lists)
+    write_columns(tmp_path, a=lists)
     with pytest.raises(JobError, match="a holds 1073741825"):
-        read(tmp_path, "a")
+        read_features(tmp_path, "a")
 
 
 @given(number=st.integers(-(10**38) + 1, 10**38 - 1), width=st.sampled_from([38, 76]))
@@ -107,29 +96,29 @@ def test_whole_numbers_in_the_names_of_folders_are_no_others(
 ):
     folder = tmp_path / f"year={name}"
     folder.mkdir()
-    write(folder, a=[0.5])
+    write_columns(folder, a=[0.5])
     if is_exact:
-        assert read(tmp_path, "a", "year")["features"].to_pylist() == [
+        assert read_features(tmp_path, "a", "year")["features"].to_pylist() == [
             [0.5, np.float32(float(name))]
         ]
         return
     with pytest.raises(JobError, match=f"features: year holds {int(name)} in year="):
-        read(tmp_path, "a", "year")
-    table = read(tmp_path, "a", "year", lossy_features=True)
+        read_features(tmp_path, "a", "year")
+    table = read_features(tmp_path, "a", "year", lossy_features=True)
     assert table["features"].to_pylist() == [[0.5, float(np.float32(float(name)))]]
 
 
 def test_what_is_infinite_in_float32_only_costs_its_row(tmp_path: Path):
-    write(tmp_path, a=[1.0, 1e300, np.inf], b=[1.0, -1e39, 3.0])
-    table = read(tmp_path, "a", "b")
+    write_columns(tmp_path, a=[1.0, 1e300, np.inf], b=[1.0, -1e39, 3.0])
+    table = read_features(tmp_path, "a", "b")
     assert table["error"].to_pylist() == [None, "non_finite", None]
     assert table["message"][1].as_py() == "features a, b are too large for float32"
     assert table["features"].to_pylist() == [[1, 1], [0, 0], [np.inf, 3]]
 
 
 def test_null_features_name_their_columns(tmp_path: Path):
-    write(tmp_path, age=[1.0, None, None, 4.0], income=[1.0, 2.0, None, 4.0])
-    table = read(tmp_path, "age", "income")
+    write_columns(tmp_path, age=[1.0, None, None, 4.0], income=[1.0, 2.0, None, 4.0])
+    table = read_features(tmp_path, "age", "income")
     assert table["message"].to_pylist() == [
         None,
         "feature age is null",
@@ -179,8 +168,8 @@ def test_what_is_no_feature_is_told_what_would_be(name: str, words: str, tmp_pat
     folder = tmp_path / "country=de"
     folder.mkdir()
     plan = pa.array(["free", "paid"]).dictionary_encode()
-    write(folder, plan=plan, name=["x", "y"], n=[1, 2])
+    write_columns(folder, plan=plan, name=["x", "y"], n=[1, 2])
     with pytest.raises(JobError, match=words):
-        read(tmp_path, name)
-    table = read(tmp_path, "n", pass_through=("country",))
+        read_features(tmp_path, name)
+    table = read_features(tmp_path, "n", pass_through=("country",))
     assert table["country"].to_pylist() == ["de", "de"]

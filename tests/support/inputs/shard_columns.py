@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.core.slices import pack, unpack
 from pipeline.job.features import FeatureColumn
 from pipeline.job.source import Source
 from pipeline.planning.slicing import SliceSizes, make_units
-from pipeline.sources.inputs import Inputs
+from pipeline.sources.inputs import Inputs, list_inputs
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
 from pipeline.storage.store import Store
@@ -28,6 +29,17 @@ def features_of(*entries: str | dict[str, Any]) -> tuple[str | FeatureColumn, ..
         each if isinstance(each, str) else FeatureColumn.model_validate_json(json.dumps(each))
         for each in entries
     )
+
+
+def write_columns(folder: Path, **columns: Any) -> None:
+    """Write one shard."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), folder / "a.parquet")
+
+
+def read_features(folder: Path, *entries: str | dict[str, Any], **fields: Any) -> pa.Table:
+    source = source_of(folder, features=features_of(*entries), **fields)
+    return pa.concat_tables(read_all(list_inputs(source, max_extent_rows=9), source, 9))
 
 
 def read_all(inputs: Inputs, source: Source, slice_rows: int = 2, **reader: Any) -> list[pa.Table]:

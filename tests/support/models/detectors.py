@@ -6,7 +6,6 @@ Pillow, turns the photo upright, resizes, runs the model, and puts boxes back on
 
 from __future__ import annotations
 
-import datetime as dt
 import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,11 +21,11 @@ from torchvision.transforms.v2 import functional as F
 from pipeline.core.failures import failure_columns
 from pipeline.core.schema import staged_schema
 from pipeline.inference.engines.torch_engine import TorchEngine
-from pipeline.job.reading.loader import parse_job
 from pipeline.models.detection.boxes import corners
 from pipeline.models.spec import ModelSpec, PredictorConfig
 from pipeline.preprocessing.model_input import Limits
 from pipeline.runs.preparing.prepare import job_model
+from support.runs.jobs import job_of
 
 LABELS = ["none", "cat", "dog"]
 PLAIN = {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
@@ -110,13 +109,7 @@ def photos() -> list[tuple[bytes, Image.Image]]:
 
 
 def spec_of(transform: Mapping[str, Any] | None, **model: Any) -> ModelSpec:
-    document = {
-        "source": {"uri": "in", "format": "images"},
-        "model": {"task": "detect", **model},
-        "transform": transform or {},
-        "sink": {"uri": "out"},
-    }
-    job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
+    job = job_of({"task": "detect", **model}, transform=transform or {})
     return job_model(job, ["support"])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import math
 import uuid
 from typing import Any
@@ -18,10 +17,10 @@ from pipeline.core.failures import Failure, Reason, failure_columns
 from pipeline.core.figures.counters import Counters
 from pipeline.core.schema import CLASSIFY_FIELDS, staged_schema
 from pipeline.inference.engines.torch_engine import TorchEngine
-from pipeline.job.reading.loader import parse_job
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.spec import PredictorConfig
 from pipeline.runs.preparing.prepare import job_model
+from support.runs.jobs import job_of
 
 SIZE_PX = models.SIZE_PX
 PASS_THROUGH = pa.schema([("n", pa.int64())])
@@ -126,13 +125,10 @@ def config_of(
 ) -> PredictorConfig:
     """Of a model that classifies, unless `model` says another task and sets its fields to None."""
     fields = {"factory": factory, "labels": models.LABELS, "top_k": 3, **model}
-    document = {
-        "source": {"uri": "in", "format": "images"},
-        "model": {name: value for name, value in fields.items() if value is not None},
-        "transform": {**models.TRANSFORM, **(transform or {})},
-        "sink": {"uri": "out"},
-    }
-    job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
+    job = job_of(
+        {name: value for name, value in fields.items() if value is not None},
+        transform={**models.TRANSFORM, **(transform or {})},
+    )
     allowed = ["models", "support", "failing_models", "gpu_models"]
     return PredictorConfig(
         spec=job_model(job, allowed),

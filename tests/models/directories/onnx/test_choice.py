@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from support.models import onnx_files
+from support.runs.jobs import job_of
 from support.servers.s3server import S3Server
 
 from pipeline.core.errors import JobError
-from pipeline.job.reading.loader import parse_job
 from pipeline.models.directories.opening import open_facts
 from pipeline.models.directories.snapshot import local
 from pipeline.models.spec import ModelSpec, load_module
@@ -24,8 +23,7 @@ LABELS = ["a", "b", "c", "d", "e"]
 
 def resolve(path: Path, **model: Any) -> ModelSpec:
     source = {"uri": "in", "format": "parquet", "features": ["x"]}
-    document = {"source": source, "model": {"path": str(path), **model}, "sink": {"uri": "out"}}
-    job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
+    job = job_of({"path": str(path), **model}, source)
     return job_model(job)
 
 
