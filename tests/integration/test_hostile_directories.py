@@ -21,12 +21,15 @@ from support.models.tiny_tokenizer import make_tokenizer
 from support.runs.cli import environment, write_job
 from support.servers.forkedcommands import OF_CHECKS, Ended, ForkedCommands
 
+from pipeline.core.errors import JobError
+from pipeline.job.reading.loader import read_job
+from pipeline.runs.preparing.prepare import job_model
+
 pytestmark = pytest.mark.early
 
 MAX_MORE_BYTES = 512 << 20
 """Memory of a command beyond its imports; the longest header of safetensors that is parsed takes
 most."""
-DATE = "2026-11-24"
 REFUSED, NO_RAY = 2, 7
 
 
@@ -60,17 +63,46 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(commands: ForkedCommands, model: Path, texts: Path, folder: Path) -> Ended:
+def job_over(model: Path, texts: Path, folder: Path) -> str:
     source = {"uri": str(texts), "format": "parquet", "text_column": "body"}
-    job = write_job(
-        folder / "job.yaml", source, str(folder / "out"), model={"path": str(model)}, transform=None
+    return write_job(
+        folder / "job.yaml",
+        source,
+        str(folder / "out"),
+        model={"path": str(model)},
+        transform=None,
+        sink={"partition": None},
     )
-    nowhere = ("--address", "127.0.0.1:1")
-    return commands.run("run", job, "--date", DATE, *nowhere)
+
+
+def run(commands: ForkedCommands, model: Path, texts: Path, folder: Path) -> Ended:
+    return commands.run("run", job_over(model, texts, folder), "--address", "127.0.0.1:1")
 
 
 def marked(name: str) -> Any:
     return pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_it_is_refused_in_one_line_and_nothing_is_run_before_a_run_begins(
+    name: str, bases: dict[str, Path], texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    case, folder, marker = HOSTILE[name], tmp_path / "model", tmp_path / "marker"
+    shutil.copytree(bases[case.base], folder)
+    case.change(folder, marker)
+    model = folder / ONNX if case.base == "onnx" else folder
+    said = ""
+    try:
+        job_model(read_job(job_over(model, texts, tmp_path), date=None))
+    except JobError as error:
+        said = str(error)
+    assert not marker.exists()
+    assert "root:" not in said, "it shows a line of /etc/passwd"
+    assert case.says in said
+    assert bool(case.says) == bool(said), said
+    assert "\n" not in said
+    assert not said or "model.path" in said or str(folder) in said, said
 
 
 @pytest.mark.parametrize("name", [marked(name) for name in HOSTILE])

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import pickle
 import resource
 import shutil
-import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -41,16 +38,6 @@ def copy(folders: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
     return lambda kind="sequence": Path(shutil.copytree(folders[kind], tmp_path / "m"))
 
 
-class Marker:
-    """A pickle of this leaves a file when it is loaded."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.path,)
-
-
 def refusal(path: Path) -> str:
     """Return why a directory is refused: when it is opened, otherwise when it is read."""
     with pytest.raises(JobError) as caught:
@@ -59,26 +46,6 @@ def refusal(path: Path) -> str:
     assert "\n" not in said
     assert len(said) < 900
     return said
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("pytorch_model.bin", "model.pt", "model.pth", "weights.pkl", "model.pickle"),
-        *("model.joblib", "last.ckpt", "pytorch_model.bin.pt"),
-    ],
-)
-def test_a_pickle_is_refused_under_every_name(name, copy, tmp_path):
-    path = copy()
-    (path / WEIGHTS).unlink()
-    (path / name).write_bytes(pickle.dumps(Marker(tmp_path / "ran")))
-    said = refusal(path)
-    assert f"{name} is " in said
-    assert "a pickle, which can run code when it is loaded" in said
-    assert "save_pretrained writes safetensors" in said
-    (path / name).rename(path / WEIGHTS)
-    assert "pickle" in refusal(path)
-    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(
@@ -156,17 +123,6 @@ def test_what_is_no_directory_of_a_model_says_what_it_has(tmp_path, copy):
     assert "2_Dense: pytorch_model.bin is a pickle" in refusal(path).replace("2_Dense/", "2_Dense")
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
-@pytest.mark.parametrize("nested", [True, False])
-def test_code_of_the_directory_is_refused(name, nested, copy):
-    path = copy()
-    code = {"auto_map": {"AutoModel": "modeling.Model"}}
-    change_json(path / name, **({"text_config": code} if nested else code))
-    (path / "modeling.py").write_text("raise SystemExit")
-    said = refusal(path)
-    assert f"{name} has auto_map, which names code of the directory; none is run" in said
-
-
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -183,17 +139,10 @@ def test_code_of_the_directory_is_refused(name, nested, copy):
         ({"model_type": ["bert"]}, "model_type is"),
         ({"model_type": "patchtst"}, "is of a model of time series, which is not read"),
         ({"model_type": "t5", "chronos_config": {}}, "is of a model of time series"),
-        ({"architectures": []}, "architectures is [], expected a list of one class"),
-        ({"quantization_config": {"bits": 4}}, "quantised weights are not read"),
-        ({"num_hidden_layers": 1_000_000}, "num_hidden_layers is 1000000, at most"),
-        ({"num_labels": 1_000_000_000}, "num_labels is 1000000000, at most"),
-        ({"hidden_size": 1_000_000_000}, "config.json describes"),
         ({"vocab_size": 10**11}, "numbers, the safetensors hold"),
         ({"max_position_embeddings": 10**11}, "numbers, the safetensors hold"),
         ({"intermediate_size": 10**30}, "intermediate_size is 1000000"),
-        ({"hidden_size": -4}, "transformers"),
         ({"hidden_act": "os.system"}, "KeyError"),
-        ({"hidden_size": "32"}, "transformers"),
         ({"id2label": {"0": "a", "1": "b", "3": "c"}}, "id2label must name the outputs 0 to 2"),
         ({"problem_type": "guess"}, 'problem_type is "guess"'),
         ({"num_hidden_layers": 3}, "tensors 16 missing (bert.encoder.layer.2"),
@@ -208,40 +157,6 @@ def test_a_config_that_cannot_be_is_refused_without_its_memory(changes, said, co
     assert said in refusal(path)
     grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib
     assert grown_kib < 1 << 20  # libraries are imported by the first; no config takes a GiB
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "said"),
-    [
-        ("config.json", b"[" * 100_000, "config.json is no JSON"),
-        ("config.json", b"\xff\xfe\x00", "config.json is no JSON"),
-        ("config.json", b"[]", "config.json holds a list, expected an object"),
-        ("tokenizer.json", b"{}", "tokenizer.json is no tokenizer"),
-        ("tokenizer_config.json", b"[1]", "tokenizer_config.json holds a list"),
-        ("modules.json", b"{}", "modules.json holds an object, expected a list"),
-        ("modules.json", b"[3]", "modules.json lists a number"),
-    ],
-)
-def test_a_damaged_file_is_refused(name, content, said, copy):
-    path = copy()
-    (path / name).write_bytes(content)
-    assert said in refusal(path)
-
-
-@pytest.mark.parametrize(
-    ("name", "size_bytes", "limit"),
-    [
-        ("config.json", 2 << 20, 1 << 20),
-        ("tokenizer.json", 1 << 30, 128 << 20),
-        ("model.safetensors.index.json", 17 << 20, 16 << 20),
-        ("modules.json", 2 << 20, 1 << 20),
-    ],
-)
-def test_a_huge_file_is_refused_unread(name, size_bytes, limit, copy):
-    path = copy()
-    with (path / name).open("ab") as file:
-        file.truncate(size_bytes)
-    assert f"has {size_bytes} bytes, at most {limit} are read of such a file" in refusal(path)
 
 
 def rewrite(path: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
@@ -272,40 +187,6 @@ def test_a_head_that_is_not_in_the_files_is_not_made_up(copy):
     assert "missing (bert.pooler" in refusal(path) or "missing (classifier" in refusal(path)
 
 
-def headed(header: dict[str, Any], num_bytes: int) -> bytes:
-    text = json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + bytes(num_bytes)
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b"", "is empty"),
-        (b"<!DOCTYPE html>", "is a web page"),
-        (b"version https://git-lfs.github.com/spec/v1", "is a pointer of Git LFS"),
-        (struct.pack("<Q", 1 << 60) + b"{}", "its header claims"),
-        (headed({"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}}, 4), "is cut off"),
-        (headed({"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 8]}}, 8), "is damaged"),
-        (
-            headed(
-                {
-                    "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
-                    "b": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]},
-                },
-                12,
-            ),
-            "is damaged",
-        ),
-    ],
-)
-def test_safetensors_with_a_lying_header_are_refused(content, said, copy):
-    path = copy()
-    (path / WEIGHTS).write_bytes(content)
-    found = refusal(path)
-    assert f"model.path: {WEIGHTS}" in found
-    assert said in found
-
-
 def test_a_vocabulary_without_tokenizer_json_says_how_to_make_one(copy):
     path = copy()
     (path / "tokenizer.json").rename(path / "vocab.txt")
@@ -320,10 +201,6 @@ def test_a_vocabulary_without_tokenizer_json_says_how_to_make_one(copy):
     ("index", "changes", "said"),
     [
         (0, {"type": "sentence_transformers.models.CLIPModel"}, "names the class"),
-        (1, {"type": "custom.Pooling"}, 'the class "custom.Pooling", which is not read'),
-        (1, {"path": "../1_Pooling"}, 'path "../1_Pooling" is no folder of the directory'),
-        (1, {"path": "/etc"}, 'path "/etc" is no folder of the directory'),
-        (1, {"path": "a\\b"}, "is no folder of the directory"),
         (1, {"path": 3}, "path 3 is no folder of the directory"),
         (1, {"path": "elsewhere"}, "elsewhere/config.json is missing"),
         (1, {"type": "sentence_transformers.models.Normalize"}, "Pooling must follow"),
@@ -342,7 +219,6 @@ def test_modules_that_cannot_be_are_refused(index, changes, said, copy):
     ("file", "changes", "said"),
     [
         ("1_Pooling/config.json", {"pooling_mode": "median"}, 'pooling_mode is "median"'),
-        ("2_Dense/config.json", {"activation_function": "os.system"}, "is os.system, which is not"),
         ("2_Dense/config.json", {"in_features": 31}, "in_features is 31, and what comes before"),
         ("2_Dense/config.json", {"out_features": None}, "out_features must be given"),
         ("2_Dense/config.json", {"use_residual": True}, "use_residual is not read"),

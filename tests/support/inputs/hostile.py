@@ -337,6 +337,10 @@ HOSTILE: Mapping[str, Case] = {
     "a header of 400,000 tensors": Case(_many(400_000), "bytes, at most 8388608 can be"),
     "a header of 100,000 tensors": Case(_many(100_000), "do not fit"),
     "no weights at all": Case(_write(WEIGHTS, b""), "is empty (0 bytes)"),
+    "a web page as weights": Case(_write(WEIGHTS, b"<!DOCTYPE html>"), "is a web page"),
+    "a pointer as weights": Case(
+        _write(WEIGHTS, b"version https://git-lfs.github.com/spec/v1"), "is a pointer of Git LFS"
+    ),
     # ---- tokenizers
     "a tokenizer of 1 GB": Case(_sparse(TOKENIZER, GIB), "has 1073741824 bytes, at most"),
     "a tokenizer without end": Case(_write(TOKENIZER, _ENDLESS.encode()), "is no tokenizer"),
@@ -352,6 +356,12 @@ HOSTILE: Mapping[str, Case] = {
     "a config without end": Case(_write(CONFIG, _ENDLESS.encode()), "config.json is no JSON"),
     "a deep config": Case(_write(CONFIG, _deep(100_000)), "config.json is no JSON"),
     "a config of a list": Case(_write(CONFIG, b"[1]"), "holds a list, expected an object"),
+    "a config that is no text": Case(_write(CONFIG, b"\xff\xfe\x00"), "config.json is no JSON"),
+    "a tokenizer_config of a list": Case(
+        _write(TOKENIZER_CONFIG, b"[1]"), "tokenizer_config.json holds a list"
+    ),
+    "modules of an object": Case(_write("modules.json", b"{}"), "modules.json holds an object"),
+    "modules of numbers": Case(_write("modules.json", b"[3]"), "modules.json lists a number"),
     "a number of 5,000 digits": Case(
         _write(CONFIG, b'{"hidden_size": ' + b"9" * 5000 + b"}"), "config.json is no JSON"
     ),
