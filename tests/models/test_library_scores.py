@@ -7,7 +7,6 @@ or texts; nothing but the pipeline's own way from bytes to published columns is 
 
 from __future__ import annotations
 
-import datetime as dt
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,12 +17,19 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
-from support.models.snapshots import PAIRS, TEXTS, change_json, make_snapshot, make_timm
+from support.models.snapshots import (
+    PAIRS,
+    TEXT_FAMILIES,
+    TEXTS,
+    change_json,
+    make_snapshot,
+    make_timm,
+)
+from support.runs.jobs import job_of
 
 from pipeline.core.failures import failure_columns
 from pipeline.core.schema import TEXT, TEXT_PAIR
 from pipeline.inference.engines.torch_engine import TorchEngine
-from pipeline.job.reading.loader import parse_job
 from pipeline.models.spec import PredictorConfig
 from pipeline.preprocessing.model_input import Limits
 from pipeline.runs.preparing.prepare import job_model
@@ -176,7 +182,7 @@ ALL_IMAGES = of_pipeline("image-classification", top_k=None, function_to_apply=N
 ZERO_SHOT = of_pipeline(
     "zero-shot-image-classification", candidate_labels=PROMPTS, hypothesis_template="{}"
 )
-FAMILIES = ("bert", "roberta", "xlm-roberta", "distilbert", "deberta-v2", "mpnet", "modernbert")
+FAMILIES = (*TEXT_FAMILIES,)
 MULTI = {"id2label": NAMES, "problem_type": "multi_label_classification"}
 EVERY = {"task": "multilabel", "min_score": 0.0}
 CASES = {
@@ -211,19 +217,28 @@ CASES = {
         for aggregation in ("none", "simple", "first", "average", "max")
     },
     **{
+        f"{family} tokens": Case(
+            made(family, "token", num_labels=5),
+            of_tokens("simple"),
+            entities,
+            model={"aggregation": "simple"},
+        )
+        for family in FAMILIES[1:]
+    },
+    **{
         f"{family} zero_shot": Case(
             made(family, "sequence", **NLI),
             of_nli,
             best,
             model={"task": "zero_shot", "prompts": PROMPTS},
         )
-        for family in ("bert", "roberta")
+        for family in ("bert", "roberta", "distilbert", "deberta-v2", "modernbert")
     },
     **{
         f"{family} embed": Case(
             made(family, pooling="mean", normalize=True), of_encoder, lambda row: row["embedding"]
         )
-        for family in ("bert", "mpnet")
+        for family in FAMILIES
     },
     **{
         f"{family} classify": Case(
@@ -256,8 +271,7 @@ def published(case: Case, path: Path) -> Found:
     source: dict[str, Any] = {"uri": "in", "format": "images" if is_image else "jsonl"}
     if not is_image:
         source |= {"text_column": "text", **({"text_pair_column": "other"} if is_pair else {})}
-    document = {"source": source, "model": {"path": str(path), **case.model}, "sink": {"uri": "o"}}
-    job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
+    job = job_of({"path": str(path), **case.model}, source)
     spec = job_model(job)
     num_rows = len(case.rows)
     if is_image:

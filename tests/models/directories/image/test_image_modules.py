@@ -5,25 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from support.models.snapshots import (
     VISION_FAMILIES,
     change_json,
     make_snapshot,
     make_timm,
-    write_image_processor,
 )
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories.build import build_module
-from pipeline.models.directories.image.image_transform import read_transform
 from pipeline.models.directories.opening import open_facts, read_facts
 from pipeline.models.directories.snapshot import open_directory
 from pipeline.models.tasks.base import TaskSpec
-from pipeline.preprocessing.images.resizing import resize_and_crop
 from pipeline.preprocessing.images.transform import TransformSpec
 
 CLOSE = {"atol": 1e-4, "rtol": 0}
@@ -38,23 +33,6 @@ def run(path: Path, task: str, pooling: str | None = None) -> torch.Tensor:
     module = build_module(path, facts, TaskSpec(task), {})
     with torch.inference_mode():
         return module(PIXELS)
-
-
-@pytest.mark.parametrize("family", VISION_FAMILIES)
-def test_image_classification_gives_the_logits_of_the_library(family, tmp_path):
-    from transformers import AutoModelForImageClassification
-
-    labels = {0: "cat", 1: "dog"}
-    path = make_snapshot(tmp_path / "m", family, "image", id2label=labels)
-    facts = read_facts(path)
-    assert (facts.input, facts.tasks, facts.labels) == (
-        "image",
-        ("classify", "multilabel"),
-        ("cat", "dog"),
-    )
-    with torch.inference_mode():
-        expected = AutoModelForImageClassification.from_pretrained(path)(PIXELS).logits
-    torch.testing.assert_close(run(path, "classify"), expected, **CLOSE)
 
 
 @pytest.mark.parametrize("family", VISION_FAMILIES)
@@ -106,26 +84,6 @@ def test_both_towers_give_the_features_of_the_library(family, tmp_path):
         found = module(**{name: inputs[name] for name in texts.text.tensor_names})
     assert texts.embedding_dim == found.shape[1]
     torch.testing.assert_close(found, expected, **CLOSE)
-
-
-@pytest.mark.parametrize("family", ["clip", "siglip"])
-def test_images_are_compared_with_prompts_as_the_library_does(family, tmp_path):
-    from transformers import AutoModel, AutoTokenizer
-
-    path = make_snapshot(tmp_path / "m", family)
-    labels = ("cat", "way home")
-    task = TaskSpec("zero_shot", labels=labels, top_k=2, prompts=tuple(TEXTS))
-    module = build_module(path, read_facts(path), task)
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    inputs = tokenizer(TEXTS, padding=True, return_tensors="pt")
-    texts = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-    if family == "siglip":
-        filled = tokenizer(TEXTS, padding="max_length", max_length=16, return_tensors="pt")
-        texts = {"input_ids": filled["input_ids"]}
-    with torch.inference_mode():
-        expected = AutoModel.from_pretrained(path)(pixel_values=PIXELS, **texts).logits_per_image
-        found = module(PIXELS)
-    torch.testing.assert_close(found, expected, **CLOSE)
     (path / "tokenizer.json").unlink()
     assert read_facts(path).tasks == ("embed",)
 
@@ -165,37 +123,6 @@ def test_a_timm_directory_gives_the_outputs_of_timm(name, tmp_path):
     torch.testing.assert_close(run(path, "classify"), logits, **CLOSE)
     torch.testing.assert_close(run(path, "embed"), vectors, **CLOSE)
     assert facts.embedding_dim == vectors.shape[1]
-
-
-def image() -> torch.Tensor:
-    values = np.add.outer(np.arange(80), np.arange(0, 180, 2))[:, :, None] % 256
-    return torch.from_numpy(np.repeat(values, 3, axis=2).astype(np.uint8)).permute(2, 0, 1)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"rescale_factor": 1 / 127.5},
-        {"do_normalize": False},
-        {"image_processor_type": "ConvNextImageProcessor", "do_center_crop": None, "crop_pct": 0.8},
-    ],
-)
-def test_the_transform_is_that_of_the_processor(changes, tmp_path):
-    from transformers import CLIPImageProcessor, ConvNextImageProcessor
-
-    write_image_processor(tmp_path)
-    change_json(tmp_path / "preprocessor_config.json", **changes)
-    spec, problem, _ = read_transform(tmp_path)
-    assert spec is not None, problem
-    cls = ConvNextImageProcessor if "crop_pct" in changes else CLIPImageProcessor
-    picture = Image.fromarray(image().permute(1, 2, 0).numpy())
-    expected = cls.from_pretrained(tmp_path)(picture, return_tensors="pt")["pixel_values"][0]
-    pixels = resize_and_crop(image(), spec) / 255
-    mean, std = (torch.tensor(each)[:, None, None] for each in (spec.mean, spec.std))
-    # One level of 255: theirs may be resized as floats.
-    step = float(1 / (255 * std.min()))
-    torch.testing.assert_close((pixels - mean) / std, expected, atol=1.1 * step, rtol=0)
 
 
 SPLIT = {"image_processor_type": "SmolVLMImageProcessor", "max_image_size": {"longest_edge": 33}}

@@ -18,18 +18,14 @@ import torch
 from PIL import Image
 from support.inputs.photos import photo_rows
 from support.models.snapshots import (
-    VISION_FAMILIES,
     change_json,
-    make_snapshot,
     make_timm,
     write_image_processor,
 )
 
-from pipeline.models.directories.build import build_module
 from pipeline.models.directories.image.image_transform import read_transform
 from pipeline.models.directories.image.told import told
 from pipeline.models.directories.opening import read_facts
-from pipeline.models.tasks.base import TaskSpec
 from pipeline.preprocessing.images.resizing import resize_and_crop
 from pipeline.preprocessing.images.transform import TransformSpec
 
@@ -38,7 +34,7 @@ MAX_LEVELS = 1.0
 MAX_PIL_LEVELS = 2.0
 """Against processors on Pillow, and timm."""
 ROUNDING = 0.01
-NUM_PHOTOS, MANY_PHOTOS = 12, 500
+NUM_PHOTOS = 12
 
 _NO_CROP = {"do_center_crop": None, "crop_size": None}
 
@@ -230,59 +226,3 @@ def test_a_transform_is_told_in_words(spec: tuple, said: str):
     resize, size, resize_px, interpolation = spec
     half = (0.5,) * 3
     assert told(TransformSpec(size, resize_px, interpolation, half, half, resize=resize)) == said
-
-
-# ------------------------------------------------------------------------- many photos, and labels
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("backend", ["torchvision", "pil"])
-@pytest.mark.parametrize(
-    ("family", "case"),
-    [("vit", "vit"), ("vit", "deit"), ("convnext", "convnext"), ("dinov2", "clip")],
-)
-def test_many_photos_get_the_labels_of_transformers(
-    family: str, case: str, backend: str, tmp_path: Path
-):
-    import transformers
-
-    labels = {number: f"label {number}" for number in range(5)}
-    path = make_snapshot(tmp_path / "m", family, "image", id2label=labels)
-    kind, changes = CASES[case]
-    changes = {**changes, "image_processor_type": f"{kind}ImageProcessor"}
-    change_json(path / "preprocessor_config.json", **changes)
-    facts = read_facts(path)
-    assert facts.transform is not None
-    ours = build_module(path, facts, TaskSpec("classify"), {})
-    prefix, _ = VISION_FAMILIES[family]
-    model = getattr(transformers, f"{prefix}ForImageClassification").from_pretrained(path)
-    theirs, images = processor(kind, path, backend), photos(MANY_PHOTOS)
-    found = torch.stack([normalised(image, facts.transform) for image in images])
-    expected = torch.cat([theirs(each, return_tensors="pt")["pixel_values"] for each in images])
-    limit = MAX_LEVELS if backend == "torchvision" else MAX_PIL_LEVELS
-    assert levels(found, expected, facts.transform) <= limit + ROUNDING
-    with torch.inference_mode():
-        assert torch.equal(ours(found).argmax(1), model(expected).logits.argmax(1))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
-def test_many_photos_get_the_labels_of_timm(crop_mode: str, tmp_path: Path):
-    import timm
-    from safetensors.torch import load_file
-    from timm.data import create_transform, resolve_data_config
-
-    path = make_timm(tmp_path / "m", "resnet10t", num_classes=5)
-    change_cfg(path, {"crop_mode": crop_mode})
-    facts = read_facts(path)
-    assert facts.transform is not None
-    ours = build_module(path, facts, TaskSpec("classify"), {})
-    model = timm.create_model("resnet10t", num_classes=5).eval()
-    model.load_state_dict(load_file(path / "model.safetensors"))
-    theirs = create_transform(**resolve_data_config(pretrained_cfg=cfg_of(path)))
-    images = photos(MANY_PHOTOS)
-    found = torch.stack([normalised(image, facts.transform) for image in images])
-    expected = torch.stack([theirs(image) for image in images])
-    assert levels(found, expected, facts.transform) <= MAX_PIL_LEVELS + ROUNDING
-    with torch.inference_mode():
-        assert torch.equal(ours(found).argmax(1), model(expected).argmax(1))

@@ -1,4 +1,4 @@
-"""Directories of text encoders give what the library gives, for every family, head and pooling."""
+"""Directories of text encoders give what the library gives, for every pooling and way to save."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.models.snapshots import MAX_TOKENS, PAIRS, TEXT_FAMILIES, TEXTS, make_snapshot
+from support.models.snapshots import PAIRS, TEXTS, make_snapshot
 
 from pipeline.models.directories.build import build_module
 from pipeline.models.directories.opening import read_facts
@@ -48,60 +48,6 @@ def run(path: Path, task: str, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     assert not module.training
     with torch.inference_mode():
         return module(**{k: v for k, v in inputs.items() if k in facts.text.tensor_names})
-
-
-@pytest.mark.parametrize("family", TEXT_FAMILIES)
-def test_sequence_classification_gives_the_logits_of_the_library(family, made):
-    from transformers import AutoModelForSequenceClassification
-
-    labels = {0: "cold", 1: "warm", 2: "hot"}
-    path = made(family, "sequence", id2label=labels)
-    facts = read_facts(path)
-    assert facts.tasks == ("classify", "multilabel")
-    assert facts.labels == ("cold", "warm", "hot")
-    assert facts.text is not None
-    assert facts.text.max_tokens == MAX_TOKENS
-    theirs = AutoModelForSequenceClassification.from_pretrained(path)
-    pairs = tokens(path, *zip(*PAIRS, strict=True))
-    for inputs in (tokens(path, TEXTS), pairs):
-        with torch.inference_mode():
-            expected = theirs(**inputs).logits
-        torch.testing.assert_close(run(path, "classify", inputs), expected, **CLOSE)
-    has_types = "token_type_ids" in facts.text.tensor_names
-    assert has_types == (family == "bert")
-    assert not has_types or pairs["token_type_ids"].any()
-
-
-@pytest.mark.parametrize("family", TEXT_FAMILIES)
-def test_token_classification_gives_the_logits_of_the_library(family, made):
-    from transformers import AutoModelForTokenClassification
-
-    path = made(family, "token", num_labels=5)
-    facts = read_facts(path)
-    assert facts.tasks == ("tokens",)
-    assert facts.labels == tuple(f"LABEL_{index}" for index in range(5))
-    inputs = tokens(path, TEXTS)
-    with torch.inference_mode():
-        expected = AutoModelForTokenClassification.from_pretrained(path)(**inputs).logits
-    found = run(path, "tokens", inputs)
-    is_text = inputs["attention_mask"].bool()
-    assert found.shape == (*is_text.shape, 5)
-    torch.testing.assert_close(found[is_text], expected[is_text], **CLOSE)
-
-
-@pytest.mark.parametrize("family", TEXT_FAMILIES)
-def test_embeddings_are_those_of_sentence_transformers(family, made):
-    from sentence_transformers import SentenceTransformer
-
-    path = made(family, pooling="mean", normalize=True)
-    expected = torch.from_numpy(SentenceTransformer(str(path), device="cpu").encode([*TEXTS]))
-    facts = read_facts(path)
-    assert (facts.kind, facts.tasks[0], facts.embedding_dim) == (
-        "sentence_transformers",
-        "embed",
-        32,
-    )
-    torch.testing.assert_close(run(path, "embed", tokens(path, TEXTS)), expected, **CLOSE)
 
 
 @pytest.mark.parametrize("mode", [*MODES, ("cls", "mean", "lasttoken")])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from support.models.snapshots import TEXTS, make_snapshot
@@ -14,35 +13,11 @@ from pipeline.job.text import Text
 from pipeline.models.directories.build import build_module
 from pipeline.models.directories.opening import read_facts
 from pipeline.models.resolving.text_choice import choose_text
-from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
 
 PROMPTS = ("the cat sat on the mat .", "rain in the city .", "a dog .")
 NLI = {0: "contradiction", 1: "neutral", 2: "entailment"}
 SPEC = TaskSpec("zero_shot", labels=("cat", "rain", "dog"), top_k=3, prompts=PROMPTS)
-
-
-@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "deberta-v2", "modernbert"])
-def test_an_nli_model_gives_the_scores_of_the_library(family: str, tmp_path: Path):
-    from transformers import pipeline
-
-    path = make_snapshot(
-        tmp_path / "model", family, "sequence", id2label=NLI,
-        label2id={label: number for number, label in NLI.items()},
-    )  # fmt: skip
-    facts = read_facts(path)
-    assert facts.text is not None
-    assert "zero_shot" in facts.tasks
-    library = pipeline("zero-shot-classification", model=str(path), device="cpu")
-    tokenizer = library.tokenizer
-    batch = tokenizer(list(TEXTS), padding=True, return_tensors="pt")
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    with torch.inference_mode():
-        found = make_task(SPEC).reduce(build_module(path, facts, SPEC)(**inputs), len(TEXTS))
-    for row, text in enumerate(TEXTS):
-        expected = library(text, list(PROMPTS), hypothesis_template="{}")
-        assert [PROMPTS[index] for index in found["label_id"][row]] == expected["labels"]
-        np.testing.assert_allclose(found["score"][row], expected["scores"], atol=1e-5)
 
 
 def test_an_encoder_compares_texts_and_prompts(tmp_path: Path):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from support.runs.jobs import job_of
 from tokenizers import Tokenizer, pre_tokenizers, processors
 from tokenizers.models import WordLevel
 from torch import nn
@@ -16,14 +15,9 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertModel,
-    PreTrainedTokenizerFast,
-    RobertaConfig,
-    RobertaForSequenceClassification,
-    ZeroShotClassificationPipeline,
 )
 
 from pipeline.core.errors import JobError
-from pipeline.job.reading.loader import parse_job
 from pipeline.models.directories.text.hypotheses import entailment_id, hypotheses, reserved_tokens
 from pipeline.models.directories.text.zero_shot import EncoderZeroShot, EntailmentZeroShot
 from pipeline.models.tasks import make_task
@@ -87,17 +81,6 @@ def bert() -> tuple[Tokenizer, nn.Module]:
     return tokenizer, BertForSequenceClassification(config).eval()
 
 
-def roberta() -> tuple[Tokenizer, nn.Module]:
-    tokenizer = make_tokenizer(
-        ("<s>", "<pad>", "</s>", "<unk>"), "<s> $A </s>", "<s> $A </s> </s> $B </s>"
-    )
-    config = RobertaConfig(
-        vocab_size=tokenizer.get_vocab_size(), **NLI, type_vocab_size=1,
-        pad_token_id=1, bos_token_id=0, eos_token_id=2, **SIZES,
-    )  # fmt: skip
-    return tokenizer, RobertaForSequenceClassification(config).eval()
-
-
 class Logits(nn.Module):
     """A model of the library as directories give it: tensors in, logits out."""
 
@@ -129,33 +112,6 @@ def batch_of(tokenizer: Tokenizer, pad_id: int) -> dict[str, torch.Tensor]:
     return {
         "input_ids": ids, "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long()
     }  # fmt: skip
-
-
-@pytest.mark.parametrize("make", [bert, roberta])
-def test_labels_and_scores_equal_those_of_the_library(make: Any):
-    torch.manual_seed(20)
-    tokenizer, model = make()
-    pad_id = model.config.pad_token_id
-    has_types = model.config.type_vocab_size > 1
-    names = ["input_ids", "attention_mask", *(["token_type_ids"] if has_types else [])]
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=tokenizer.id_to_token(pad_id),
-        model_input_names=names, model_max_length=40,
-    )  # fmt: skip
-    library = ZeroShotClassificationPipeline(model=model, tokenizer=wrapped)
-    expected = [library(text or " ", list(PROMPTS), hypothesis_template="{}") for text in TEXTS]
-
-    found = hypotheses(tokenizer, PROMPTS)
-    entails = entailment_id(tuple(NLI_LABELS.values()))
-    module = EntailmentZeroShot(Logits(model), found, entails, pad_id, has_types=has_types).eval()
-    task = make_task(TaskSpec("zero_shot", labels=PROMPTS, top_k=3, prompts=PROMPTS))
-    with torch.no_grad():
-        reduced = task.reduce(module(**batch_of(tokenizer, pad_id)), len(TEXTS))
-    for row, theirs in enumerate(expected):
-        assert [PROMPTS[i] for i in reduced["label_id"][row]] == theirs["labels"]
-        np.testing.assert_allclose(reduced["score"][row], theirs["scores"], atol=1e-6)
-    spread = max(each["scores"][0] - each["scores"][-1] for each in expected)
-    assert spread > 0.05, "the model tells prompts apart"
 
 
 def test_a_text_of_all_tokens_but_those_reserved_fits_beside_every_prompt():
@@ -225,24 +181,21 @@ def test_what_cannot_be_asked_is_said_in_one_line():
 )
 def test_prompts_are_checked_with_the_job(prompts: list[str], words: str):
     with pytest.raises(JobError, match=words):
-        job_of({"task": "zero_shot", "prompts": prompts})
+        features_job({"task": "zero_shot", "prompts": prompts})
 
 
 def test_labels_are_the_prompts_or_the_keys_of_a_mapping():
-    texts = job_of({"task": "zero_shot", "prompts": ["sport", "news"]}).model
-    named = job_of({"task": "zero_shot", "prompts": {"a": "It is a.", "b": "It is b."}}).model
+    texts = features_job({"task": "zero_shot", "prompts": ["sport", "news"]}).model
+    named = features_job({"task": "zero_shot", "prompts": {"a": "It is a.", "b": "It is b."}}).model
     kind = type(make_task(TaskSpec("zero_shot")))
     assert kind.own_labels(texts) == ("sport", "news")
     assert kind.own_labels(named) == ("a", "b")
     words = "prompts has no effect with task 'regress', only 'zero_shot'"
     with pytest.raises(JobError, match=words):
-        job_of({"task": "regress", "prompts": ["sport", "news"]})
+        features_job({"task": "regress", "prompts": ["sport", "news"]})
 
 
-def job_of(model: dict[str, Any]) -> Any:
-    document = {
-        "source": {"uri": "in", "format": "parquet", "features": ["a"]},
-        "model": {"factory": "models:sums", **model},
-        "sink": {"uri": "out"},
-    }
-    return parse_job(document, date=dt.date(2026, 11, 24), origin="test")
+def features_job(model: dict[str, Any]) -> Any:
+    return job_of(
+        {"factory": "models:sums", **model}, {"uri": "in", "format": "parquet", "features": ["a"]}
+    )
