@@ -316,13 +316,6 @@ def test_what_is_half_a_disk_and_half_a_store_is_no_bad_block():
 # ---------------------------------------------------------------------------- names of columns
 
 
-@pytest.mark.parametrize("name", ["_key", "unit", "row", "label", "uri", "_input_hash"])
-def test_reserved_names_are_refused_before_anything_is_read(name: str, tmp_path: Path):
-    pq.write_table(pa.table({"image": [b"x"], name: [1]}), tmp_path / "a.parquet")
-    with pytest.raises(JobError, match=f"{name} is a column that the output makes"):
-        list_inputs(source_of(tmp_path, pass_through=(name,)), max_extent_rows=9)
-
-
 @pytest.mark.parametrize("name", ["date", "Date"])
 def test_no_column_has_the_name_of_the_partition_s_key(name: str, tmp_path: Path):
     pq.write_table(pa.table({"image": [b"x"], name: ["2019-01-01"]}), tmp_path / "a.parquet")

@@ -1,4 +1,4 @@
-"""5,000 damaged shards, tars, images, names and job files, other ones each time (`make long`).
+"""4,500 damaged shards, tars, images and names, other ones each time (`make long`).
 
 Whatever lies in the source, a run ends with a documented exit code and leaves a report; every file
 is a shard or counted as skipped, every row predicted or quarantined, every sound row predicted.
@@ -21,7 +21,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from support.inputs.badfiles import bad_files
 from support.inputs.damage import damaged, damaged_end
 from support.inputs.encoded import base_image, encode
@@ -30,13 +29,10 @@ from support.runs.cli import Result, pipeline, write_job
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.published.read import read_predictions
-from pipeline.core.errors import JobError
-from pipeline.job.reading.loader import read_job
 from pipeline.storage.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.one_ray, pytest.mark.timeout(1800)]
 
-DOCUMENTED = range(9)
 TODAY = dt.date(2026, 11, 24)
 DAY = f"date={TODAY}"
 SEED = int(os.environ.get("PIPELINE_FUZZ_SEED") or secrets.randbits(32))
@@ -80,34 +76,6 @@ def test_any_file_name_is_a_row_or_counted(tmp_path: Path):
     for index in range(2):
         folder = tmp_path / str(index)
         check(folder, {"format": "images"}, odd_names(folder, rng, 250))
-
-
-def test_damaged_job_files_are_read_or_refused(tmp_path: Path):
-    rng = random.Random(SEED + 4)
-    sound = Path(write_job(tmp_path / "sound.yaml", {"uri": "in", "format": "images"}, "out"))
-    text = sound.read_bytes()
-    path = tmp_path / "damaged.yaml"
-    refusals = []
-    for _ in range(500):
-        path.write_bytes(damaged_job(text, rng))
-        try:
-            read_job(str(path), date=TODAY, overrides=[])
-        except JobError as error:
-            refusals.append(str(error))
-    assert 0 < len(refusals) < 500, f"seed {SEED}"
-    assert [each for each in refusals if "\n" in each] == [], f"seed {SEED}"
-
-
-def test_commands_refuse_damaged_job_files_with_a_documented_code(tmp_path: Path):
-    rng = random.Random(SEED + 5)
-    sound = Path(write_job(tmp_path / "sound.yaml", {"uri": "in", "format": "images"}, "out"))
-    path = tmp_path / "damaged.yaml"
-    for index in range(10):
-        path.write_bytes(damaged_job(sound.read_bytes(), rng))
-        done = pipeline("plan", str(path), "--date", "2026-11-24", "--json")
-        assert done.code in DOCUMENTED, f"seed {SEED}, job {index}: {done}"
-        assert done.json, f"seed {SEED}, job {index}: {done}"
-        assert "Traceback" not in done.stderr, f"seed {SEED}, job {index}: {done}"
 
 
 def check(folder: Path, source: dict[str, Any], fuzzed: Fuzzed) -> None:
@@ -230,23 +198,3 @@ _PIECES: tuple[Callable[[random.Random], bytes], ...] = (
 
 def small_image(rng: random.Random, kind: str | None = None) -> bytes:
     return encode(base_image(rng.randrange(8)), kind or rng.choice(FORMATS))
-
-
-def damaged_job(text: bytes, rng: random.Random) -> bytes:
-    """Damage the bytes of a job file, or swap a value or key for another."""
-    if rng.random() < 0.5:
-        return damaged(text, rng)
-    document = yaml.safe_load(text)
-    section = document[rng.choice(list(document))]
-    key = rng.choice(list(section))
-    if rng.random() < 0.3:
-        section[key + rng.choice("sx_")] = section.pop(key)
-    else:
-        section[key] = rng.choice(_VALUES)
-    return yaml.safe_dump(document).encode()
-
-
-_VALUES: tuple[Any, ...] = (
-    *(None, True, False, 0, -1, 2**70, 1e400, float("nan"), "", "x" * 10_000, "off", "${env:HOME}"),
-    *([], {}, [[]] * 100, {"a": {"b": {"c": 1}}}, "\x00", "${date}", "2026-02-30", "1e5"),
-)

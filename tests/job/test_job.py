@@ -669,6 +669,29 @@ def test_any_bytes_are_a_job_or_a_job_error_without_the_secret(
     assert not in_override or SECRET not in shown
 
 
+_FIELDS = [
+    f"{section}.{name}"
+    for section, field in Job.model_fields.items()
+    for name in field.annotation.model_fields  # type: ignore[union-attr]
+]
+_VALUES: tuple[Any, ...] = (
+    *(None, True, False, 0, -1, 2**70, 1e400, float("nan"), "", "x" * 10_000, "off", "${env:HOME}"),
+    *([], {}, [[]] * 100, {"a": {"b": {"c": 1}}}, "\x00", "${date}", "2026-02-30", "1e5"),
+)
+
+
+@given(field=st.sampled_from(_FIELDS), value=st.sampled_from(_VALUES))
+def test_any_value_of_any_field_is_taken_or_refused(field: str, value: object):
+    said = ""
+    try:
+        parse_job(changed(field, value), date=DATE, origin="job.yaml")
+    except JobErrors:
+        return
+    except JobError as error:
+        said = str(error)
+    assert "\n" not in said
+
+
 def test_what_is_relative_is_refused_for_another_machine(tmp_path: Path):
     document: dict[str, Any] = {
         "source": {

@@ -172,6 +172,8 @@ def test_a_last_batch_that_is_not_full_changes_nothing(name: str):
         predictor("support.runs.predicting:convolved", batch_size=4, runtime=name), rows
     )
     assert [row["label"] for row in found] == [row["label"] for row in expected]
+    scores = [row["score"] for row in expected]
+    np.testing.assert_allclose([row["score"] for row in found], scores, atol=1e-5)
 
 
 def test_versions_of_its_packages_decide_what_the_node_keeps():

@@ -52,12 +52,6 @@ def batch() -> dict[str, torch.Tensor]:
     return {"image": torch.from_numpy(np.ascontiguousarray(images(BATCH, seed=3)))}
 
 
-COMPILE_IN_LONG = [
-    pytest.param(name, marks=pytest.mark.slow if name == "compile" else ()) for name in RUNTIMES
-]
-"""Compiling takes many seconds; two tests do it for `make test`."""
-
-
 @pytest.mark.parametrize(
     ("runtime", "precision"), quick_cases(ON_CPU, lambda runtime, precision: runtime != "compile")
 )
@@ -69,16 +63,6 @@ def test_outputs_are_those_of_eager_fp32(runtime: str, precision: str):
     assert (found.float() - expected).abs().max() <= TOLERANCE[precision] * expected.abs().max()
 
 
-@pytest.mark.parametrize("runtime", COMPILE_IN_LONG)
-def test_outputs_keep_their_structure(runtime: str):
-    with torch.inference_mode():
-        expected = runner_of(models.Channels(), "eager", "fp32").run(batch())
-        found = runner_of(models.Channels(), runtime, "fp32").run(batch())
-    assert found.keys() == expected.keys()
-    for name, values in expected.items():
-        torch.testing.assert_close(found[name], values, atol=1e-5, rtol=1e-4)
-
-
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_layer_is_watched_through_every_runtime(runtime: str):
     with torch.inference_mode():
@@ -86,24 +70,6 @@ def test_a_layer_is_watched_through_every_runtime(runtime: str):
         found = runner_of(Convolved(), runtime, "fp32", "net.3").run(batch())
     assert found.shape == expected.shape == (BATCH, 32)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("runtime", RUNTIMES)
-@pytest.mark.parametrize(
-    "num_rows", quick_cases([(1,), (7,), (8,)], lambda num_rows: num_rows == 7)
-)
-def test_a_last_batch_that_is_not_full_changes_nothing(runtime: str, num_rows: int):
-    reason = missing_reason(runtime_of(runtime), "fp32", is_on_gpu=False)
-    if reason:
-        pytest.skip(reason)
-    rows = rows_of(images(num_rows))
-    expected, _ = predict(predictor("support.runs.predicting:convolved"), rows)
-    found, _ = predict(
-        predictor("support.runs.predicting:convolved", batch_size=4, runtime=runtime), rows
-    )
-    assert [row["label"] for row in found] == [row["label"] for row in expected]
-    scores = [row["score"] for row in expected]
-    np.testing.assert_allclose([row["score"] for row in found], scores, atol=1e-5)
 
 
 @pytest.mark.parametrize(

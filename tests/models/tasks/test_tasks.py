@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import hashlib
 import importlib
 import io
@@ -21,13 +20,12 @@ from PIL import Image
 from support.inputs.badfiles import base_image, encode
 from support.runs.checkout import ROOT
 from support.runs.cli import pipeline, write_job
+from support.runs.jobs import job_of
 
-from pipeline.commit.published.read import read_predictions
 from pipeline.core.errors import JobError
 from pipeline.core.failures import Failure, Reason, failure_columns
 from pipeline.core.schema import CLASSIFY_FIELDS, IMAGE_FIELDS, feature_fields, source_schema
 from pipeline.inference.engines.torch_engine import TorchEngine
-from pipeline.job.reading.loader import parse_job
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.outputs import OutputSpec
 from pipeline.models.resolving.resolve import resolve_model
@@ -279,13 +277,7 @@ def test_outputs_of_another_shape_are_named_with_both_shapes(
 
 
 def predictor(model: Mapping[str, Any], *, has_features: bool = False) -> TorchEngine:
-    document = {
-        "source": {"uri": "in", "format": "images"},
-        "model": dict(model),
-        "transform": {} if has_features else models.TRANSFORM,
-        "sink": {"uri": "out"},
-    }
-    job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
+    job = job_of(dict(model), transform={} if has_features else models.TRANSFORM)
     spec = resolve_model(
         job.model,
         job.transform,
@@ -464,44 +456,3 @@ def test_settings_that_do_not_go_together_are_refused(
     result = pipeline("plan", job)
     assert result.code == 2, result.stderr
     assert words in result.stderr
-
-
-def test_a_tabular_job_runs_from_features_to_published_columns(tmp_path: Path):
-    values = np.arange(40, dtype=np.float64)
-    finer = values + np.where(values == 20, 1e-9, 0.0)  # which float32 rounds to 20
-    table = pa.table(
-        {
-            "key": [f"k{i}" for i in range(40)],
-            "a": pa.array([None if i == 7 else float(v) for i, v in enumerate(finer)]),
-            "b": pa.array(np.stack([values, -values], axis=1).tolist(), pa.list_(pa.float64(), 2)),
-        }
-    )
-    pq.write_table(table, tmp_path / "in.parquet", row_group_size=9)
-    source = {
-        "uri": str(tmp_path / "in.parquet"),
-        "format": "parquet",
-        "features": ["a", "b"],
-        "id_column": "key",
-    }
-    model = {"factory": "models:sums", "task": "regress", "targets": ["total", "largest"]}
-    job = write_job(
-        tmp_path / "job.yaml",
-        source,
-        str(tmp_path / "out"),
-        model=model,
-        transform=None,
-        run={"slice_rows": 16},
-    )
-    result = pipeline("run", job, "--date", "2026-11-24", "--json")
-    assert result.code == 0, result.stderr
-    found = read_predictions(str(tmp_path / "out"), "date=2026-11-24")
-    kept = [i for i in range(40) if i != 7]
-    assert found["row_id"].to_pylist() == [f"k{i}" for i in kept]
-    assert found["total"].to_pylist() == [float(i) for i in kept]
-    assert found["largest"].to_pylist() == [float(i) for i in kept]
-    assert result.json["reasons"] == {"null_input": 1}
-    assert "float32" not in result.stderr, "rounded fractions are no news"
-    verified = pipeline("verify", str(tmp_path / "out"))
-    assert verified.code == 0, verified.stderr
-    shown = pipeline("inspect", str(tmp_path / "out"), "--json")
-    assert shown.code == 0, shown.stderr

@@ -246,12 +246,16 @@ def test_code_in_a_pickle_is_not_run(protocol: int, is_zip: bool, tmp_path: Path
         ("m.pt2", "is an exported program"),
         ("m.PT2", "is an exported program"),
         ("m.torchscript", "is a TorchScript archive"),
+        ("m.ts", "is a TorchScript archive"),
         ("m.pkl", "is a pickle, which can run code"),
+        ("m.pickle", "is a pickle, which can run code"),
         ("det.onnx", "is a whole model, not weights: name it in model.path"),
         ("m.h5", "is a Keras model"),
         ("m.keras", "is a Keras model"),
         ("last.ckpt", 'torch.save(torch.load(FILE, weights_only=True)["state_dict"], "w.pth")'),
         ("m.npz", "expected one of .safetensors, .pt, .pth, .bin"),
+        ("m.pt.gz", "expected one of .safetensors, .pt, .pth, .bin"),
+        ("m", "expected one of .safetensors, .pt, .pth, .bin"),
     ],
 )
 def test_each_kind_of_file_is_named_by_its_name(name: str, words: str, tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from support.inputs.badfiles import (
     bad_files,
     base_image,
     encode,
-    good_odd_files,
 )
 
 from pipeline.core.arrays import images_from_arrow
@@ -135,21 +134,6 @@ def _check_counters(counters: Counters, order: list[int | str], inputs: list[Inp
     assert transform["rows_out"] == sum(isinstance(entry, int) for entry in order)
     assert transform["bytes_in"] == decode["bytes_out"]
     assert transform["bytes_out"] == transform["rows_out"] * 3 * SPEC.size_px**2
-
-
-def test_every_bad_file_gets_its_reason():
-    files = bad_files(1)
-    pixels, rows, counters = run([file.data for file in files])
-    found = {file.name: row["error"] for file, row in zip(files, rows, strict=True)}
-    assert found == {file.name: file.reason.value for file in files}
-    assert not pixels.any()
-    assert all(row["message"] for row in rows)
-    assert counters["decode"]["rows_quarantined"] == len(files)
-
-
-def test_odd_but_valid_files_all_become_images():
-    _, rows, _ = run([data for _, data in good_odd_files(0)])
-    assert {row["error"] for row in rows} == {None}
 
 
 def test_a_row_that_failed_before_keeps_its_failure():

@@ -15,11 +15,10 @@ import pytest
 from support.inputs.encoded import base_image, png
 from support.inputs.jsonl_shards import read, read_all, zstd
 
-from pipeline.core.errors import InfraError, JobError
+from pipeline.core.errors import JobError
 from pipeline.core.schema import ERROR, FEATURES, IMAGE, MESSAGE, ROW_ID, TEXT, TEXT_PAIR
 from pipeline.job.features import FeatureColumn
 from pipeline.job.source import Source
-from pipeline.sources.extents import RowFilter
 from pipeline.sources.lines import blocks
 
 CODECS: dict[str, Any] = {".csv": bytes, ".csv.gz": gzip.compress, ".csv.zst": zstd}
@@ -158,33 +157,6 @@ def test_slices_are_the_same_whichever_are_done(
         wanted = [(key, table) for key, table in every if key not in done]
         assert [key for key, _ in left] == [key for key, _ in wanted]
         assert all(one.equals(other) for (_, one), (_, other) in zip(left, wanted, strict=True))
-
-
-def test_some_rows_are_read_alone_and_no_more_than_the_limit(tmp_path: Path):
-    source = write(tmp_path, large_shard())
-    every = read_all(source)
-    chosen = read_all(source, rows=RowFilter(only=(3, 8, 200)))
-    assert chosen.equals(every.take(pa.array([3, 8, 200])))
-    assert read_all(source, max_rows=9).equals(every.slice(0, 9))
-
-
-def test_slices_that_are_done_and_gone_are_a_changed_input(tmp_path: Path):
-    keys = [key for key, _ in read(write(tmp_path, b"t\na\nb\nc\n"), 2)]
-    with pytest.raises(InfraError, match="changed"):
-        read(write(tmp_path, b"t\na\n"), 2, done=keys[:1])
-
-
-@pytest.mark.parametrize("suffix", [".csv.gz", ".csv.zst"])
-def test_damage_costs_the_rest_of_the_shard(suffix: str, tmp_path: Path):
-    data = CODECS[suffix](large_shard(3000))
-    source = write(tmp_path, data[: len(data) // 2], f"a{suffix}")
-    rows = read_all(source)
-    whole = read_all(write(tmp_path, data, f"a{suffix}"))
-    assert 1 < rows.num_rows < whole.num_rows
-    assert column(rows, ROW_ID)[-1] == f"a{suffix}"
-    assert column(rows, ERROR)[-1] == "unreadable_shard"
-    good = rows.num_rows - 1
-    assert rows.slice(0, good).equals(whole.slice(0, good))
 
 
 def test_ids_pairs_images_and_uris(tmp_path: Path):
