@@ -21,7 +21,6 @@ from pipeline.storage.store import Store
 
 LAYOUT = Layout("date=2026-11-24")
 SHORT_S, LONG_S = 0.2, 1e6
-FORMER = {"run_id": "run-0", "released": True}
 
 
 def said(store: Store, epoch: int = 1) -> Heartbeat:
@@ -96,11 +95,6 @@ def test_a_heartbeat_of_any_other_form_says_nothing_and_stops_nobody(data: bytes
     store.put(LAYOUT.lease(1), json.dumps({**owner, "pid_started": 1.0}).encode())
     with hold_lease(store, LAYOUT, "run-2", LONG_S) as lease:
         assert lease.epoch == 2
-
-
-def test_heartbeats_of_earlier_versions_are_understood():
-    now = Heartbeat.from_json(json.dumps(FORMER).encode())
-    assert now == Heartbeat(run_id="run-0", released=True)
 
 
 def test_what_a_lost_run_said_last_stays_when_its_lease_is_released_for_it(tmp_path: Any):

@@ -11,7 +11,7 @@ from support.runs.report_examples import BARE, report_of
 from pipeline.core import backoff
 from pipeline.core.backoff import TRIES, TransientError, retries_taken, with_retries
 from pipeline.core.errors import InfraError, JobError
-from pipeline.core.figures.counters import Counters, StageCounters, measure
+from pipeline.core.figures.counters import Counters, measure
 from pipeline.report.showing.render import to_html
 
 
@@ -83,8 +83,3 @@ def test_a_stage_counts_its_retries_and_the_report_shows_them() -> None:
     quiet = report_of(BARE["published"], counters={"read": {}})
     assert "<th>retries</th>" not in to_html(quiet)
     assert "retries" not in str(quiet)
-
-
-def test_counters_of_before_there_were_retries_can_be_read() -> None:
-    did = StageCounters.from_dict({"rows_in": 1, "busy_s": 2.0})
-    assert (did.retries, did + did) == (0, StageCounters(rows_in=2, busy_s=4.0))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +48,6 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 def test_a_manifest_with_added_fields_is_read(manifest: Manifest):
     data = json.dumps(grown(json.loads(manifest.to_json()))).encode()
     assert Manifest.from_json(data, "here") == manifest
-
-
-def test_a_manifest_of_before_the_parts_of_fingerprints_is_read(manifest: Manifest):
-    document = json.loads(manifest.to_json())
-    del document["fingerprint_parts"]
-    old = Manifest.from_json(json.dumps(document).encode(), "here")
-    assert old == replace(manifest, fingerprint_parts={})
 
 
 def test_a_plan_with_added_fields_is_read(tmp_path: Path):
