@@ -82,15 +82,15 @@ def edition_of(store: Store) -> set[int]:
     return set(table.column("edition").to_pylist())
 
 
-def test_a_replaced_version_moves_to_the_history_byte_by_byte(every_store: Store):
-    first = publish_rows(every_store, rows=Rows(1))
-    assert_whole(every_store, first)
-    before = snapshot(every_store, *FOLDERS)
-    second = publish_rows(every_store, rows=Rows(2, num_slices=6))
-    assert_whole(every_store, second)
+def test_a_replaced_version_moves_to_the_history_byte_by_byte(any_store: Store):
+    first = publish_rows(any_store, rows=Rows(1))
+    assert_whole(any_store, first)
+    before = snapshot(any_store, *FOLDERS)
+    second = publish_rows(any_store, rows=Rows(2, num_slices=6))
+    assert_whole(any_store, second)
     assert (first.number, second.number) == (1, 2)
     assert not named_by(first) & named_by(second)
-    history = snapshot(every_store, LAYOUT.history(1))
+    history = snapshot(any_store, LAYOUT.history(1))
     kept = {f"{LAYOUT.history(1)}/{path.replace(f'/{DAY}/', '/')}" for path in named_by(first)}
     assert set(history) == kept
     del before[LAYOUT.success]
@@ -138,33 +138,33 @@ def test_the_history_keeps_as_many_versions_as_the_job_says(usual_store: Store, 
 
 
 @pytest.mark.parametrize(
-    ("every_store", "is_first", "crash"),
+    ("any_store", "is_first", "crash"),
     quick_cases(
         product(STORES, [True, False], CRASHES),
         lambda store, is_first, crash: store == "local" or (not is_first and crash == "before_log"),
     ),
-    indirect=["every_store"],
+    indirect=["any_store"],
 )
 def test_a_crash_while_publishing_is_cured_by_doing_it_again(
-    every_store: Store, monkeypatch: pytest.MonkeyPatch, crash: str, is_first: bool
+    any_store: Store, monkeypatch: pytest.MonkeyPatch, crash: str, is_first: bool
 ):
-    base = None if is_first else publish_rows(every_store, rows=Rows(1))
+    base = None if is_first else publish_rows(any_store, rows=Rows(1))
     number = 1 if is_first else 2
     with monkeypatch.context() as patch:
         crash_at(patch, crash)
         with pytest.raises(RuntimeError, match=crash):
-            publish_rows(every_store, rows=Rows(2))
-    is_committed = log_numbers(every_store, LAYOUT) == [*range(1, number + 1)]
+            publish_rows(any_store, rows=Rows(2))
+    is_committed = log_numbers(any_store, LAYOUT) == [*range(1, number + 1)]
     assert is_committed == (crash == "after_log")
-    present = snapshot(every_store, *FOLDERS)
+    present = snapshot(any_store, *FOLDERS)
     assert not base or digests_of(base).items() <= present.items()
     assert (LAYOUT.success in present) == (not is_first)
     if not is_committed:
-        assert current_manifest(every_store, LAYOUT) == base
-    again = publish_rows(every_store, rows=Rows(2))
+        assert current_manifest(any_store, LAYOUT) == base
+    again = publish_rows(any_store, rows=Rows(2))
     assert again.number == number
-    assert_whole(every_store, again)
-    assert edition_of(every_store) == {2}
+    assert_whole(any_store, again)
+    assert edition_of(any_store) == {2}
 
 
 @pytest.mark.parametrize(
@@ -202,20 +202,20 @@ def test_settling_twice_changes_nothing(usual_store: Store):
     assert snapshot(usual_store, "") == before
 
 
-def test_of_two_different_versions_the_first_in_the_log_wins_untouched(every_store: Store):
-    publish_rows(every_store, rows=Rows(1))
-    ours, our_folder = prepare_version(every_store, LAYOUT, Rows(2), 2, "ours")
-    theirs, their_folder = prepare_version(every_store, LAYOUT, Rows(3), 2, "theirs")
-    winner = commit(every_store, LAYOUT, theirs, their_folder)
-    sync_published_folder(every_store, LAYOUT, winner, 2)
+def test_of_two_different_versions_the_first_in_the_log_wins_untouched(any_store: Store):
+    publish_rows(any_store, rows=Rows(1))
+    ours, our_folder = prepare_version(any_store, LAYOUT, Rows(2), 2, "ours")
+    theirs, their_folder = prepare_version(any_store, LAYOUT, Rows(3), 2, "theirs")
+    winner = commit(any_store, LAYOUT, theirs, their_folder)
+    sync_published_folder(any_store, LAYOUT, winner, 2)
     with pytest.raises(PublishConflict, match="run theirs published version 2 meanwhile"):
-        commit(every_store, LAYOUT, ours, our_folder)
-    assert current_manifest(every_store, LAYOUT) == winner
-    present = snapshot(every_store, *FOLDERS)
+        commit(any_store, LAYOUT, ours, our_folder)
+    assert current_manifest(any_store, LAYOUT) == winner
+    present = snapshot(any_store, *FOLDERS)
     assert present == {**digests_of(winner), LAYOUT.success: present[LAYOUT.success]}
-    assert edition_of(every_store) == {3}
-    assert repair(every_store, LAYOUT, 2) == winner
-    assert_whole(every_store, winner)
+    assert edition_of(any_store) == {3}
+    assert repair(any_store, LAYOUT, 2) == winner
+    assert_whole(any_store, winner)
 
 
 def test_parts_of_a_copy_that_failed_are_gone_at_once(usual_store: Store):
@@ -364,22 +364,22 @@ def test_equal_rows_into_which_other_ones_were_merged_are_another_version(usual_
     assert files_of(usual_store) == named_by(winner)
 
 
-def test_a_rollback_publishes_the_old_bytes_and_the_next_one_goes_forward(every_store: Store):
-    first, second = (publish_rows(every_store, rows=Rows(edition)) for edition in (1, 2))
-    back = rollback(every_store, LAYOUT, "back", keep_versions=2)
+def test_a_rollback_publishes_the_old_bytes_and_the_next_one_goes_forward(any_store: Store):
+    first, second = (publish_rows(any_store, rows=Rows(edition)) for edition in (1, 2))
+    back = rollback(any_store, LAYOUT, "back", keep_versions=2)
     assert (back.number, back.kind, back.restored_from) == (3, "rollback", 1)
     assert dt.datetime.fromisoformat(back.created_at) > dt.datetime.fromisoformat(second.created_at)
     assert back.keys["folder"].startswith(f"{LAYOUT.all_keys}/000003-")
     assert (back.run_id, len({back.token, first.token, second.token})) == ("back", 3)
     assert back.fingerprint == first.fingerprint
-    assert_whole(every_store, back)
+    assert_whole(any_store, back)
     assert [part.sha256 for part in back.all_parts] == [part.sha256 for part in first.all_parts]
-    assert edition_of(every_store) == {1}
-    forward = rollback(every_store, LAYOUT, "forward", keep_versions=2)
+    assert edition_of(any_store) == {1}
+    forward = rollback(any_store, LAYOUT, "forward", keep_versions=2)
     assert (forward.number, forward.restored_from) == (4, 2)
-    assert_whole(every_store, forward)
+    assert_whole(any_store, forward)
     assert [part.sha256 for part in forward.all_parts] == [part.sha256 for part in second.all_parts]
-    assert edition_of(every_store) == {2}
+    assert edition_of(any_store) == {2}
 
 
 def test_a_rollback_to_a_number_takes_that_version(usual_store: Store):
@@ -413,27 +413,27 @@ def test_foreign_files_in_log_and_history_are_passed_over(usual_store: Store):
 
 
 @pytest.mark.parametrize(
-    ("every_store", "crash"),
+    ("any_store", "crash"),
     quick_cases(product(STORES, CRASHES), lambda store, _: store == "local"),
-    indirect=["every_store"],
+    indirect=["any_store"],
 )
 def test_a_crash_in_a_rollback_leaves_one_whole_version(
-    every_store: Store, monkeypatch: pytest.MonkeyPatch, crash: str
+    any_store: Store, monkeypatch: pytest.MonkeyPatch, crash: str
 ):
-    publish_rows(every_store, rows=Rows(1))
-    second = publish_rows(every_store, rows=Rows(2))
+    publish_rows(any_store, rows=Rows(1))
+    second = publish_rows(any_store, rows=Rows(2))
     with monkeypatch.context() as patch:
         crash_at(patch, crash)
         with pytest.raises(RuntimeError, match=crash):
-            rollback(every_store, LAYOUT, "r", keep_versions=2)
+            rollback(any_store, LAYOUT, "r", keep_versions=2)
     is_committed = crash == "after_log"
-    current = repair(every_store, LAYOUT, 2)
+    current = repair(any_store, LAYOUT, 2)
     assert current is not None
     assert is_committed or current == second
     if not is_committed:
-        current = rollback(every_store, LAYOUT, "again", keep_versions=2)
-    assert_whole(every_store, current)
-    assert edition_of(every_store) == {1}
+        current = rollback(any_store, LAYOUT, "again", keep_versions=2)
+    assert_whole(any_store, current)
+    assert edition_of(any_store) == {1}
 
 
 def test_a_rollback_whose_copies_are_collected_meanwhile_says_so(

@@ -24,15 +24,15 @@ def publish(store: Store, partition: str, rows: Rows) -> Manifest:
     return publish_rows(store, partition, rows)
 
 
-def test_the_last_partitions_are_found_newest_first(any_store: Store):
+def test_the_last_partitions_are_found_newest_first(usual_store: Store):
     for day in range(1, 6):
-        publish(any_store, f"date=2026-11-0{day}", Rows(num_slices=day))
-    any_store.put("_control/date=2026-11-05x/log/0000000001.json", b"never read")
-    any_store.put("_control/date=2026-11-06/plan/x.json", b"planned, never published")
-    assert past_of(any_store, "date=2026-11-07").rows == (30, 24, 18, 12, 6)
-    assert past_of(any_store, "date=2026-11-07", 2).rows == (30, 24)
-    assert past_of(any_store, "date=2026-11-03").rows == (12, 6)
-    assert past_of(any_store, "date=2026-11-01") == Past()
+        publish(usual_store, f"date=2026-11-0{day}", Rows(num_slices=day))
+    usual_store.put("_control/date=2026-11-05x/log/0000000001.json", b"never read")
+    usual_store.put("_control/date=2026-11-06/plan/x.json", b"planned, never published")
+    assert past_of(usual_store, "date=2026-11-07").rows == (30, 24, 18, 12, 6)
+    assert past_of(usual_store, "date=2026-11-07", 2).rows == (30, 24)
+    assert past_of(usual_store, "date=2026-11-03").rows == (12, 6)
+    assert past_of(usual_store, "date=2026-11-01") == Past()
 
 
 @pytest.mark.parametrize("entry", [b"null", b"{", b'{"version": 1}', b"[" * 100_000])
@@ -56,16 +56,18 @@ def with_distribution(store: Store, partition: str, **labels: int) -> None:
     store.put(layout.log_entry(manifest.number), changed.to_json())
 
 
-def test_the_last_night_that_has_a_distribution_is_the_basis(any_store: Store):
+def test_the_last_night_that_has_a_distribution_is_the_basis(usual_store: Store):
     for day in (1, 2, 3):
-        publish(any_store, f"date=2026-11-0{day}", Rows())
-    publish(any_store, "date=2026-11-04", Rows())
-    publish(any_store, "date=2026-11-04", Rows(edition=2))
-    assert past_of(any_store, "date=2026-11-04").basis == ""
-    with_distribution(any_store, "date=2026-11-04", own=1)
-    assert past_of(any_store, "date=2026-11-04").basis == "version 2"
-    assert past_of(any_store, "date=2026-11-04").rows == (24, 24, 24), "not a partition of its own"
-    with_distribution(any_store, "date=2026-11-01", first=1)
-    with_distribution(any_store, "date=2026-11-02", second=1)
-    found = past_of(any_store, "date=2026-11-04")
+        publish(usual_store, f"date=2026-11-0{day}", Rows())
+    publish(usual_store, "date=2026-11-04", Rows())
+    publish(usual_store, "date=2026-11-04", Rows(edition=2))
+    assert past_of(usual_store, "date=2026-11-04").basis == ""
+    with_distribution(usual_store, "date=2026-11-04", own=1)
+    assert past_of(usual_store, "date=2026-11-04").basis == "version 2"
+    assert past_of(usual_store, "date=2026-11-04").rows == (24, 24, 24), (
+        "not a partition of its own"
+    )
+    with_distribution(usual_store, "date=2026-11-01", first=1)
+    with_distribution(usual_store, "date=2026-11-02", second=1)
+    found = past_of(usual_store, "date=2026-11-04")
     assert (found.basis, dict(found.distribution.labels)) == ("date=2026-11-02", {"second": 1})

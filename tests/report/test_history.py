@@ -25,11 +25,11 @@ def found_in(store: Store, partition: str = "all", wanted: Recipe = WANTED) -> s
     return found.run_id if found else None
 
 
-def test_the_newest_run_of_any_partition_is_found(any_store: Store):
-    assert found_in(any_store) is None
+def test_the_newest_run_of_any_partition_is_found(usual_store: Store):
+    assert found_in(usual_store) is None
     for partition, run_id in (("date=2026-11-24", "3"), ("date=2026-11-25", "2"), ("all", "1")):
-        keep(any_store, partition, run_id)
-    assert found_in(any_store) == "3"
+        keep(usual_store, partition, run_id)
+    assert found_in(usual_store) == "3"
 
 
 def test_the_newest_partitions_are_those_of_the_highest_numbers(tmp_path: Path):

@@ -40,7 +40,7 @@ def test_less_than_a_second_of_work_is_noise():
     assert slower_than_before(report_of(now), report_of(before)) == []
 
 
-def test_a_run_is_compared_with_the_newest_one_like_it(any_store: Store):
+def test_a_run_is_compared_with_the_newest_one_like_it(usual_store: Store):
     for facts in (
         with_busy("1", decode=6.0),
         with_busy("2", decode=12.0),
@@ -48,12 +48,12 @@ def test_a_run_is_compared_with_the_newest_one_like_it(any_store: Store):
         with_busy("4", decode=1.0) | dict(in_actors=frozenset(["decoder"])),
         with_busy("9", decode=1.0),  # later than the run itself
     ):
-        put_report(any_store, facts["partition"], facts["run_id"], document_of(facts))
+        put_report(usual_store, facts["partition"], facts["run_id"], document_of(facts))
     report = report_of(with_busy("5", decode=24.0))
-    found = compared(any_store, report)
+    found = compared(usual_store, report)
     assert [(one.stage, one.run_id) for one in found.slower_than_before] == [("decode", "2")]
     assert Report.model_validate_json(to_json(found)) == found
-    same = compared(any_store, report_of(with_busy("5", decode=12.0)))
+    same = compared(usual_store, report_of(with_busy("5", decode=12.0)))
     assert same.slower_than_before == []
 
 

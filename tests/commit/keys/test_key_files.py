@@ -76,14 +76,14 @@ def find_in_process(keys: VersionKeys, ids: list[str]) -> list[int]:
     return KeyIndex(keys).find(hashes_of(ids)).tolist()
 
 
-def test_each_prediction_is_found_by_its_shard_and_by_its_content(every_store: Store):
-    manifest = publish_rows(every_store, rows=ROWS)
-    verify(every_store)
-    keys = keys_of(every_store, manifest)
+def test_each_prediction_is_found_by_its_shard_and_by_its_content(any_store: Store):
+    manifest = publish_rows(any_store, rows=ROWS)
+    verify(any_store)
+    keys = keys_of(any_store, manifest)
     published = [
         value
         for part in manifest.parts
-        for value in read_part_table(every_store, part).column("row_id").to_pylist()
+        for value in read_part_table(any_store, part).column("row_id").to_pylist()
     ]
     assert len(manifest.parts) == 2
     shards = read_shards(keys)
@@ -228,8 +228,8 @@ def test_a_pin_of_a_killed_run_goes_with_the_garbage(store: Store, tmp_path: Pat
     assert history_numbers(store, LAYOUT) == [1]
 
 
-def test_a_rollback_gives_the_keys_of_the_version_that_it_restores(every_store: Store):
-    store = every_store
+def test_a_rollback_gives_the_keys_of_the_version_that_it_restores(any_store: Store):
+    store = any_store
     first = publish_rows(store, rows=ROWS)
     publish_rows(store, rows=dataclasses.replace(ROWS, edition=2, fail_every=0))
     back = rollback(store, LAYOUT, "r", keep_versions=2)
@@ -293,8 +293,8 @@ def test_keys_of_a_partition_that_was_never_published_go_with_the_garbage(store:
     assert store.list_files(f"{LAYOUT.control}/keys") == []
 
 
-def test_the_keys_of_the_attempt_that_loses_go_with_its_parts(every_store: Store):
-    store = every_store
+def test_the_keys_of_the_attempt_that_loses_go_with_its_parts(any_store: Store):
+    store = any_store
     publish_rows(store, rows=Rows(1))
     prepared = [
         prepare_version(store, LAYOUT, Rows(edition), 2, f"run-{edition}") for edition in (2, 3)

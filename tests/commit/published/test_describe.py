@@ -58,11 +58,11 @@ def report_of(run_id: str, partition: str = DAY) -> dict:
 # What is published
 
 
-def test_a_partition_is_described_as_it_is(any_store: Store):
+def test_a_partition_is_described_as_it_is(usual_store: Store):
     rows = Rows(unreadable_shards=1)
     for version in (rows, dataclasses.replace(rows, edition=2)):
-        manifest = publish_rows(any_store, rows=version)
-    found = describe_output(any_store.uri, None, dict(any_store.storage_options))
+        manifest = publish_rows(usual_store, rows=version)
+    found = describe_output(usual_store.uri, None, dict(usual_store.storage_options))
     assert (found["partition"], found["version"], found["kind"]) == (DAY, 2, "publish")
     assert found["run_id"] == manifest.run_id
     assert found["rows"] == {"total": 25, "predicted": 20, "quarantined": 5, "unreadable_shards": 1}
@@ -180,22 +180,22 @@ def test_of_rows_without_a_label_the_first_plain_columns_are_shown():
     assert _shown_columns(pa.schema([*fields, score])) == ["row_id", "label", "score"]
 
 
-def test_describing_writes_nothing(any_store: Store):
-    publish_rows(any_store)
-    before = snapshot(any_store, "")
-    describe_output(any_store.uri, None, dict(any_store.storage_options))
-    assert snapshot(any_store, "") == before
+def test_describing_writes_nothing(usual_store: Store):
+    publish_rows(usual_store)
+    before = snapshot(usual_store, "")
+    describe_output(usual_store.uri, None, dict(usual_store.storage_options))
+    assert snapshot(usual_store, "") == before
 
 
 # Reports
 
 
-def test_the_latest_report_is_found_by_root_partition_run_and_file(any_store: Store):
-    options = dict(any_store.storage_options)
+def test_the_latest_report_is_found_by_root_partition_run_and_file(usual_store: Store):
+    options = dict(usual_store.storage_options)
     for partition, run_id in ((DAY, "1-a"), (DAY, "3-b"), (NEXT_DAY, "2-c"), (None, "0-d")):
         name = Layout(partition).name
-        put_report(any_store, partition, run_id, report_of(run_id, name))
-    root = any_store.uri
+        put_report(usual_store, partition, run_id, report_of(run_id, name))
+    root = usual_store.uri
     for uri, partition, run_id, expected in (
         (root, None, None, "3-b"),
         (root, NEXT_DAY, None, "2-c"),
@@ -231,13 +231,6 @@ def test_a_stored_report_is_compared_with_the_one_before(store: Store):
     slower = load_report(store.uri, None, None, {}).slower_than_before
     assert [(s.stage, s.change_pct, s.run_id) for s in slower] == [("predict", -50.0, "1-a")]
     assert load_report(store.uri, None, "1-a", {}).slower_than_before is None
-
-
-def test_a_report_of_before_there_were_predictions_can_be_read(store: Store):
-    new = ("predictions", "bytes_per_row", "decode_in", "write_in", "slower_than_before")
-    old = {name: value for name, value in report_of("1-a").items() if name not in new}
-    put_report(store, DAY, "1-a", old)
-    assert load_report(store.uri, None, None, {}) == Report(**report_of("1-a"))
 
 
 @pytest.mark.parametrize(

@@ -77,12 +77,12 @@ def test_the_digest_sees_every_tensor_and_takes_all_kinds() -> None:
 
 
 def test_an_actor_with_other_tensors_is_refused_and_one_with_the_same_is_not(
-    any_store: Store,
+    usual_store: Store,
 ) -> None:
-    loaded = [load_pinned(config(any_store, "models:untrained")) for _ in range(3)]
+    loaded = [load_pinned(config(usual_store, "models:untrained")) for _ in range(3)]
     assert len({tensors_digest(module) for module in loaded}) == 1
     with pytest.raises(JobError, match="has other tensors than before in this very plan") as caught:
-        pin(any_store, PATH, models.Colours(), "models:untrained")
+        pin(usual_store, PATH, models.Colours(), "models:untrained")
     assert caught.value.exit_code == 2
     assert "model.weights" in str(caught.value)
 
@@ -96,14 +96,14 @@ def test_a_factory_that_no_seed_holds_is_refused_by_the_second_actor_or_a_resume
         load_runner(config(store, "models:unseeded"))
 
 
-def test_a_retry_keeps_to_the_tensors_of_what_is_published(any_store: Store) -> None:
-    copy_pin(any_store, PATH, "none.json")
-    assert not any_store.exists("none.json"), "nothing was pinned, so nothing is copied"
-    pin(any_store, PATH, models.Colours(), "m")
-    copy_pin(any_store, PATH, "retry.json")
-    pin(any_store, "retry.json", models.Colours(), "m")
+def test_a_retry_keeps_to_the_tensors_of_what_is_published(usual_store: Store) -> None:
+    copy_pin(usual_store, PATH, "none.json")
+    assert not usual_store.exists("none.json"), "nothing was pinned, so nothing is copied"
+    pin(usual_store, PATH, models.Colours(), "m")
+    copy_pin(usual_store, PATH, "retry.json")
+    pin(usual_store, "retry.json", models.Colours(), "m")
     with pytest.raises(JobError, match="other tensors"):
-        pin(any_store, "retry.json", models.Channels(), "m")
+        pin(usual_store, "retry.json", models.Channels(), "m")
 
 
 def test_a_damaged_pin_is_named(tmp_path: Path) -> None:

@@ -30,11 +30,11 @@ def opened(store: Store) -> pipeline.Output:
     return pipeline.open_output(store.url(""), storage_options=store.storage_options)
 
 
-def test_a_version_is_read_whole_and_only_what_is_asked_for(every_store: Store):
+def test_a_version_is_read_whole_and_only_what_is_asked_for(any_store: Store):
     made = Made(kinds=("a", "b"))
-    publish_rows(every_store, DAYS[0], made)
-    every_store.put(f"predictions/{DAYS[0]}/stray.parquet", b"no part of it")
-    night = opened(every_store)[DAYS[0]]
+    publish_rows(any_store, DAYS[0], made)
+    any_store.put(f"predictions/{DAYS[0]}/stray.parquet", b"no part of it")
+    night = opened(any_store)[DAYS[0]]
     rows = night.predictions()
     table = rows.to_table()
     assert table.schema.equals(rows.schema)
@@ -83,29 +83,29 @@ def test_a_library_that_is_missing_is_one_line(
         getattr(opened(store).predictions(), f"to_{library}")()
 
 
-def test_versions_stay_readable_while_they_are_kept(any_store: Store):
+def test_versions_stay_readable_while_they_are_kept(usual_store: Store):
     for edition in (1, 2, 3):
-        publish_rows(any_store, DAYS[0], Made(edition=edition), keep_versions=1)
+        publish_rows(usual_store, DAYS[0], Made(edition=edition), keep_versions=1)
         if edition == 2:
-            second = opened(any_store).latest
+            second = opened(usual_store).latest
             rows = second.predictions(["edition"])
     assert set(rows.to_table().column(0).to_pylist()) == {2}, "opened before it was replaced"
-    night = opened(any_store).latest
+    night = opened(usual_store).latest
     assert night.versions == (2, 3)
     assert set(night.version(2).predictions(["edition"]).to_table().column(0).to_pylist()) == {2}
     with pytest.raises(JobError, match="version 1 is not kept; there are 2, 3"):
         night.version(1)
-    publish_rows(any_store, DAYS[0], Made(edition=4), keep_versions=1)
+    publish_rows(usual_store, DAYS[0], Made(edition=4), keep_versions=1)
     with pytest.raises((InfraError, OSError), match="is gone, also from the history"):
         second.predictions().to_table()
 
 
-def test_an_output_is_its_partitions_by_date(any_store: Store):
+def test_an_output_is_its_partitions_by_date(usual_store: Store):
     with pytest.raises(JobError, match="nothing is published there"):
-        opened(any_store)
+        opened(usual_store)
     for number, day in enumerate(DAYS[::-1]):
-        publish_rows(any_store, day, Made(edition=number, fail_every=2 * number))
-    out = opened(any_store)
+        publish_rows(usual_store, day, Made(edition=number, fail_every=2 * number))
+    out = opened(usual_store)
     assert [*out.partitions] == [each.name for each in out] == DAYS
     assert out["2026-11-23"].name == out[DAYS[1]].name == DAYS[1]
     assert out.latest.name == DAYS[2]
@@ -119,19 +119,19 @@ def test_an_output_is_its_partitions_by_date(any_store: Store):
     assert "3 partitions, date=2026-11-22 to date=2026-11-24; made-up" in repr(out)
 
 
-def test_the_least_certain_rows_come_first(any_store: Store, monkeypatch: pytest.MonkeyPatch):
-    publish_rows(any_store, None, Made(num_slices=8))
-    found = opened(any_store).least_certain(5)
-    scores = opened(any_store).predictions(["score"]).to_pandas()["score"]
+def test_the_least_certain_rows_come_first(usual_store: Store, monkeypatch: pytest.MonkeyPatch):
+    publish_rows(usual_store, None, Made(num_slices=8))
+    found = opened(usual_store).least_certain(5)
+    scores = opened(usual_store).predictions(["score"]).to_pandas()["score"]
     assert found.column("score").to_pylist() == sorted(scores)[:5]
     assert len(set(found.column("row_id").to_pylist())) == 5
 
 
-def test_the_report_of_a_version_is_that_of_its_run(any_store: Store):
-    manifest = publish_rows(any_store, DAYS[0])
-    put_report(any_store, DAYS[0], manifest.run_id, document_of(run_id=manifest.run_id))
-    put_report(any_store, DAYS[0], "99", document_of(run_id="99"))
-    assert opened(any_store).latest.report.run_id == manifest.run_id
+def test_the_report_of_a_version_is_that_of_its_run(usual_store: Store):
+    manifest = publish_rows(usual_store, DAYS[0])
+    put_report(usual_store, DAYS[0], manifest.run_id, document_of(run_id=manifest.run_id))
+    put_report(usual_store, DAYS[0], "99", document_of(run_id="99"))
+    assert opened(usual_store).latest.report.run_id == manifest.run_id
 
 
 def test_pages_of_a_notebook_are_small_and_escaped(tmp_path: Path):
