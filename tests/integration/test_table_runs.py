@@ -99,13 +99,3 @@ def test_a_retried_row_has_the_categories_of_its_version(tmp_path: Path) -> None
     done = pipeline("retry", job, *AT)
     assert done.code == 0, done.stderr
     assert totals(tmp_path) == expected("pro", "basic", known=["basic", "pro"])
-
-
-def test_a_bad_list_ends_the_run_in_one_line_with_a_report(tmp_path: Path) -> None:
-    write(tmp_path / "in" / "a.parquet", "pro")
-    (tmp_path / "plans.json").write_text('["pro", null]')
-    ended = pipeline("run", job_of(tmp_path), *AT)
-    assert ended.code == 2
-    words = "null is neither text nor a whole number"
-    assert words in ended.json["error"]
-    assert list((tmp_path / "out" / "reports").rglob("report.json"))
