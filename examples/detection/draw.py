@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.compute as pc
 from PIL import Image, ImageDraw, ImageOps
 
-from pipeline.commit.published.read import read_predictions
+import pipeline
 
 OUTPUT, DRAWN = "demo-output/output/detection", "demo-output/drawn"
 
@@ -23,7 +23,7 @@ def draw(output: str, folder: Path, most: int = 20) -> list[Path]:
         most: How many are drawn.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    table = read_predictions(output, columns=["uri", "detections"])
+    table = pipeline.open_output(output).predictions(["uri", "detections"]).to_table()
     found = table.filter(pc.greater(pc.list_value_length(table["detections"]), 0)).slice(0, most)
     return [_draw(row, folder) for row in found.to_pylist()]
 

@@ -38,11 +38,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support/toys"))
 from models import LABELS
 from support.inputs.photos import load_bases
 from support.runs.cli import pipeline, write_job
+from support.runs.published_rows import read_part, read_predictions
 from support.servers.raynodes import RayNodes
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import current_manifest
-from pipeline.commit.published.read import read_part, read_predictions
 from pipeline.storage.store import Store
 
 NUM_NODES = {"kill": 2, "drain": 2, "change": 3, "rpc": 2}

@@ -27,10 +27,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from machine import machine, today
+from support.runs.published_rows import read_predictions
 from systems import BENCH, Case, environment, run_pipeline, staged_slices, steady_of
 from turns import spread, tell
-
-from pipeline.commit.published.read import read_predictions
 
 BATCH = 16
 NEW_TOKENS = {"choices": 3, "generate": 128}

@@ -19,6 +19,7 @@ from support.runs.published import (
     sink_of,
     snapshot,
 )
+from support.runs.published_rows import read_predictions
 from support.runs.selection import quick_cases
 
 from pipeline.commit import publish
@@ -26,7 +27,6 @@ from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, current_manifest, list_partitions, log_numbers
 from pipeline.commit.publish import commit, repair, sync_published_folder
 from pipeline.commit.published.garbage import collect_garbage
-from pipeline.commit.published.read import read_predictions
 from pipeline.commit.published.rollback import history_numbers, rollback
 from pipeline.commit.published.verify import verify_output
 from pipeline.commit.tables.delta import table_of

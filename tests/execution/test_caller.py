@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from support.inputs.photos import build_images
 from support.runs.cli import environment, pipeline, write_job
-
-from pipeline.commit.published.read import read_predictions
+from support.runs.published_rows import read_predictions
 
 CALLER = """
 import datetime as dt, gc, json, logging, os, signal, sys, threading, time, warnings

@@ -12,9 +12,9 @@ import ray
 from support.inputs.photos import build_images
 from support.runs.checkout import ROOT
 from support.runs.cli import environment, pipeline, write_job
+from support.runs.published_rows import read_predictions
 from support.servers import rayhead
 
-from pipeline.commit.published.read import read_predictions
 from pipeline.core.errors import JobError
 from pipeline.execution.versions import different_versions, known_errors, require_supported
 

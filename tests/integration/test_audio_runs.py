@@ -13,8 +13,7 @@ from support.inputs.clips import encoded, tone
 from support.inputs.tars import Entry, pack
 from support.models.audio_snapshots import LABELS, make_listener
 from support.runs.cli import pipeline, write_job
-
-from pipeline.commit.published.read import read_predictions
+from support.runs.published_rows import read_predictions
 
 CLIPS = {
     **{f"{index}.wav": encoded(tone(0.3 + index / 50, 300 + 40 * index)) for index in range(8)},

@@ -12,8 +12,7 @@ import pytest
 from support.models.choosing import CHOICES, MESSAGES, TEXTS
 from support.models.language_models import make_language_model
 from support.runs.cli import pipeline, write_job
-
-from pipeline.commit.published.read import read_predictions
+from support.runs.published_rows import read_predictions
 
 pytestmark = [pytest.mark.slow, pytest.mark.no_ray]
 

@@ -12,10 +12,10 @@ import torch
 from models import LABELS, SIZE_PX, Colours
 from PIL import Image
 from support.runs.cli import pipeline, write_job
+from support.runs.published_rows import read_part, read_predictions
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import current_manifest
-from pipeline.commit.published.read import read_part, read_predictions
 from pipeline.commit.published.verify import verify_output
 from pipeline.storage.store import Store
 

@@ -15,8 +15,8 @@ from PIL import Image
 from support.inputs.badfiles import encode
 from support.runs.cli import pipeline, write_job
 from support.runs.kills import require_same_after_kills
+from support.runs.published_rows import read_predictions
 
-from pipeline.commit.published.read import read_predictions
 from pipeline.commit.published.verify import verify_output
 
 pytestmark = pytest.mark.slow

@@ -20,13 +20,13 @@ from models import LABELS, TRANSFORM, colours
 from support.inputs.badfiles import MAX_IMAGE_BYTES, MAX_IMAGE_PX, bad_files, mutations
 from support.inputs.photos import build_images, build_parquet
 from support.runs.cli import TIMEOUT_S, pipeline, start, wait_until, write_job
+from support.runs.published_rows import read_part, read_predictions
 from support.servers.commandserver import CommandServer
 from support.servers.s3server import S3Server
 
 from pipeline.commit.layout import CARD, Layout
 from pipeline.commit.manifest import current_manifest
 from pipeline.commit.plan_store import plan_from_json
-from pipeline.commit.published.read import read_part, read_predictions
 from pipeline.commit.published.verify import verify_output
 from pipeline.commit.staging import list_staged, read_footer
 from pipeline.core.cache.cpu import processor_name

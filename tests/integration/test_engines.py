@@ -18,9 +18,9 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from support.runs.published import Rows, publish_rows, slice_table
+from support.runs.published_rows import read_predictions
 from support.servers.s3server import S3Server
 
-from pipeline.commit.published.read import read_predictions
 from pipeline.storage.store import Store
 
 pytestmark = pytest.mark.early

@@ -26,9 +26,9 @@ from support.inputs.damage import damaged, damaged_end
 from support.inputs.encoded import base_image, encode
 from support.inputs.tars import Entry, pack
 from support.runs.cli import Result, pipeline, write_job
+from support.runs.published_rows import read_predictions
 
 from pipeline.commit.layout import Layout
-from pipeline.commit.published.read import read_predictions
 from pipeline.storage.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.one_ray, pytest.mark.timeout(1800)]

@@ -12,8 +12,7 @@ from support.models.choosing import TEXTS
 from support.models.generating import make_writer
 from support.runs.cli import pipeline, write_job
 from support.runs.kills import require_same_after_kills
-
-from pipeline.commit.published.read import read_predictions
+from support.runs.published_rows import read_predictions
 
 pytestmark = [pytest.mark.slow, pytest.mark.no_ray]
 

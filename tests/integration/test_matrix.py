@@ -27,10 +27,10 @@ from support.models.tiny_tokenizer import make_tokenizer
 from support.runs.checkout import PYTHONPATH
 from support.runs.cli import environment, pipeline, write_job
 from support.runs.executed import execute
+from support.runs.published_rows import read_predictions
 from support.servers.forkedcommands import ForkedCommands
 from support.servers.localserver import LocalServer
 
-from pipeline.commit.published.read import read_predictions
 from pipeline.commit.published.verify import verify_output
 from pipeline.core.causes import SystematicFailure
 from pipeline.dataflow import run_job

@@ -14,6 +14,7 @@ from support.inputs.jsonl_shards import CODECS, lines
 from support.inputs.photos import build_parquet
 from support.models.snapshots import TEXTS, make_snapshot
 from support.runs.cli import pipeline, write_job
+from support.runs.published_rows import read_predictions
 from support.servers.faultproxy import (
     ERROR_BODY,
     RESET_AFTER,
@@ -26,7 +27,6 @@ from support.servers.faultproxy import (
 )
 from support.servers.s3server import S3Server
 
-from pipeline.commit.published.read import read_predictions
 from pipeline.commit.published.verify import verify_output
 from pipeline.storage.store import Store
 

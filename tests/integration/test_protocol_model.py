@@ -34,12 +34,12 @@ from hypothesis.stateful import (
 )
 from support.runs.protocol import KEEP_VERSIONS, LAYOUT, LONG_AGO_S, run_once
 from support.runs.published import Rows, make_plan, slice_table
+from support.runs.published_rows import read_current, read_part
 from support.runs.stepping import Fault, Killed, Program
 
 from pipeline.commit.lease import hold_lease
 from pipeline.commit.manifest import Manifest, log_numbers, read_manifest
 from pipeline.commit.published.garbage import collect_garbage
-from pipeline.commit.published.read import read_current, read_part
 from pipeline.commit.published.rollback import history_numbers, rollback
 from pipeline.commit.published.verify import verify_output
 from pipeline.core import backoff

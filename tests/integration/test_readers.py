@@ -19,12 +19,12 @@ import pytest
 from support.runs.checkout import ROOT
 from support.runs.earlier_partitions import EarlierPartition
 from support.runs.published import DAY, Rows, prepare_version, publish_rows
+from support.runs.published_rows import read_current
 from support.runs.stepping import Program
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, Part, current_manifest, log_numbers, read_manifest
 from pipeline.commit.publish import commit, repair, sync_published_folder
-from pipeline.commit.published.read import read_current
 from pipeline.commit.published.rollback import rollback
 from pipeline.commit.published.verify import verify_output
 from pipeline.commit.tables.delta import Delta, open_table

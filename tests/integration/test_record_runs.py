@@ -17,8 +17,7 @@ from support.models.generating import make_writer
 from support.models.record_schemas import REVIEW
 from support.runs.cli import pipeline, write_job
 from support.runs.kills import require_same_after_kills
-
-from pipeline.commit.published.read import read_predictions
+from support.runs.published_rows import read_predictions
 
 pytestmark = [pytest.mark.slow, pytest.mark.no_ray]
 

@@ -17,8 +17,7 @@ from support.inputs import several_rows
 from support.inputs.badfiles import encode
 from support.inputs.several_rows import INPUTS, PAIR, loop
 from support.runs.cli import pipeline
-
-from pipeline.commit.published.read import read_predictions
+from support.runs.published_rows import read_predictions
 
 PARTITION = "date=2026-11-24"
 DATE = ("--date", "2026-11-24")

@@ -17,11 +17,11 @@ import pytest
 from support.inputs.photos import build_images
 from support.runs.cli import pipeline, start, write_job
 from support.runs.endings import Ending, run_all
+from support.runs.published_rows import read_predictions
 from support.servers.rayhead import RayHead
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import current_manifest
-from pipeline.commit.published.read import read_predictions
 from pipeline.core.errors import GateRefused, InfraError, PipelineError, Stopped
 from pipeline.core.failures import Reason
 from pipeline.execution.submit.job import error_without_document

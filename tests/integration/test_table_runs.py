@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.runs.cli import pipeline, write_job
+from support.runs.published_rows import read_predictions
 
-from pipeline.commit.published.read import read_predictions
 from pipeline.commit.published.verify import verify_output
 
 pytestmark = [pytest.mark.no_ray, pytest.mark.slow]

@@ -12,10 +12,10 @@ import pytest
 from support.inputs.photos import build_images
 from support.models.snapshots import make_snapshot
 from support.runs.cli import pipeline, write_job
+from support.runs.published_rows import read_predictions
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import current_manifest
-from pipeline.commit.published.read import read_predictions
 from pipeline.storage.store import Store
 
 TASKS: dict[str, dict[str, Any]] = {

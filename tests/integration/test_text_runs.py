@@ -14,11 +14,11 @@ from support.models.tiny_tokenizer import make_tokenizer
 from support.runs.cli import Result, pipeline, write_job
 from support.runs.earlier_partitions import damage, write_same_time
 from support.runs.kills import require_same_after_kills
+from support.runs.published_rows import read_part, read_predictions
 from tokenizers import Regex, pre_tokenizers
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import current_manifest
-from pipeline.commit.published.read import read_part, read_predictions
 from pipeline.commit.published.verify import verify_output
 from pipeline.core.errors import PipelineError
 from pipeline.storage.store import Store

@@ -14,10 +14,10 @@ import toy_task
 from support.inputs.encoded import base_image, png
 from support.runs.checkout import PYTHONPATH
 from support.runs.cli import pipeline, write_job
+from support.runs.published_rows import read_part
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import current_manifest
-from pipeline.commit.published.read import read_part
 from pipeline.storage.store import Store
 
 pytestmark = pytest.mark.no_ray

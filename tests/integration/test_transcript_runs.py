@@ -14,8 +14,7 @@ from support.inputs.clips import RATE_HZ, encoded, spoken, tone
 from support.models.feature_writers import images, make_feature_writer
 from support.models.generating import NEW_TOKENS
 from support.runs.cli import pipeline, write_job
-
-from pipeline.commit.published.read import read_predictions
+from support.runs.published_rows import read_predictions
 
 pytestmark = [pytest.mark.slow, pytest.mark.no_ray]
 

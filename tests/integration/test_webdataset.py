@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from support.inputs.photos import build_images
 from support.inputs.tars import END_BYTES, Entry, pack
 from support.runs.cli import pipeline, write_job
+from support.runs.published_rows import read_part, read_predictions
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import current_manifest
 from pipeline.commit.plan_store import plan_from_json, plan_to_json
-from pipeline.commit.published.read import read_part, read_predictions
 from pipeline.commit.staging import list_staged
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.schema import IMAGE_FIELDS, source_schema

@@ -20,13 +20,13 @@ from support.runs.cli import pipeline, write_job
 from support.runs.earlier_partitions import LAYOUT, EarlierPartition, damage, write_same_time
 from support.runs.protocol import Children, assert_readable
 from support.runs.published import DAY
+from support.runs.published_rows import read_predictions
 from support.runs.selection import quick_cases
 from support.servers.faultproxy import FaultProxy
 from support.servers.httpserver import WebServer, answer, ok
 from support.servers.s3server import S3Server
 
 from pipeline.commit.manifest import current_manifest, log_numbers
-from pipeline.commit.published.read import read_predictions
 from pipeline.commit.published.rollback import history_numbers
 from pipeline.commit.published.verify import verify_output
 from pipeline.storage.store import Store

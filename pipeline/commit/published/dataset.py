@@ -47,7 +47,9 @@ class PublishedPart:
         """
         types, found = manifest.partition_columns, hive_values(part.path)
         values = {
-            name: pa.scalar(found.get(name)).cast(pa.type_for_alias(types[name])) for name in types
+            name: pa.scalar(found[name]).cast(pa.type_for_alias(types[name]))
+            for name in types
+            if name in found  # the only part of an empty version has them in its file
         }
         if with_key and layout.partition:
             key, _, value = layout.partition.partition("=")

@@ -6,8 +6,7 @@ Out: plain nested dicts, for `--json` and for render.render_document.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -15,11 +14,10 @@ import pyarrow.compute as pc
 
 from pipeline.commit.layout import Layout, partition_order
 from pipeline.commit.manifest import Manifest, Part, list_partitions
-from pipeline.commit.parts.part_reader import open_part, read_batches
-from pipeline.commit.published.read import locate, of_current, require_current
+from pipeline.commit.published.dataset import PublishedParts
+from pipeline.commit.published.read import locate, require_current
 from pipeline.commit.published.rollback import history_numbers
 from pipeline.core.errors import JobError
-from pipeline.core.hive_paths import restore
 from pipeline.core.schema import LABEL, MESSAGE, ROW_ID, SCORE, URI
 from pipeline.storage.store import Store
 
@@ -27,7 +25,6 @@ DIGEST_CHARS = 12
 EXAMPLES = 5
 _TOP_LABELS = 10
 _COLUMNS_SHOWN = 6
-_BATCH_ROWS = 65_536
 
 
 def choose_partition(store: Store, found: Layout | None, partition: str | None) -> list[Layout]:
@@ -77,14 +74,12 @@ def describe_output(
 
 
 def _describe_current(store: Store, layout: Layout) -> dict[str, Any]:
-    return of_current(store, layout, partial(_describe_version, store, layout))
-
-
-def _describe_version(store: Store, layout: Layout, manifest: Manifest) -> dict[str, Any]:
-    """Describe one version; examples of rows are read from its parts."""
-    first, hive = manifest.parts[0], manifest.partition_columns
-    with open_part(store, first.path) as part:
-        schema = restore(part.schema_arrow.empty_table(), first.path, hive).schema
+    """Describe the current version; examples of rows are read from its parts."""
+    manifest = require_current(store, layout)
+    versions = [(layout, manifest)]
+    predictions = PublishedParts.of(store, versions, "predictions")
+    quarantine = PublishedParts.of(store, versions, "quarantine")
+    schema = predictions.schema
     has_labels = LABEL in schema.names
     return {
         "partition": layout.name,
@@ -109,10 +104,10 @@ def _describe_version(store: Store, layout: Layout, manifest: Manifest) -> dict[
         "gates": list(manifest.gates),
         "skipped": manifest.skipped.get("reasons", []),
         "schema": [{"column": field.name, "type": str(field.type)} for field in schema],
-        "labels": _count(store, manifest.parts, LABEL, hive)[:_TOP_LABELS] if has_labels else [],
-        "predictions": _first_rows(store, manifest.parts, _shown_columns(schema), hive),
-        "reasons": _count(store, manifest.quarantine_parts, "reason"),
-        "quarantine": _first_rows(store, manifest.quarantine_parts, [ROW_ID, "reason", MESSAGE]),
+        "labels": _count(predictions, LABEL)[:_TOP_LABELS] if has_labels else [],
+        "predictions": _first_rows(predictions, _shown_columns(schema)),
+        "reasons": _count(quarantine, "reason"),
+        "quarantine": _first_rows(quarantine, [ROW_ID, "reason", MESSAGE]),
         "history": history_numbers(store, layout),
     }
 
@@ -130,40 +125,18 @@ def _sum_parts(kind: str, parts: Sequence[Part]) -> dict[str, Any]:
     return {"kind": kind, "parts": len(parts), "bytes": size_bytes}
 
 
-def _count(
-    store: Store, parts: Sequence[Part], column: str, hive: Mapping[str, str] | None = None
-) -> list[dict[str, Any]]:
-    """Count the values of a text column, most frequent first, one batch in memory at a time."""
+def _count(parts: PublishedParts, column: str) -> list[dict[str, Any]]:
+    """Count the values of a text column, most frequent first, few batches in memory at a time."""
     counts: Counter[str] = Counter()
-    for part in parts:
-        for batch in _batches(store, part, [column], hive):
-            for pair in pc.value_counts(batch.column(0)).to_pylist():
-                counts[pair["values"]] += pair["counts"]
+    for batch in parts.dataset().to_batches(columns=[column], batch_readahead=1):
+        for pair in pc.value_counts(batch.column(0)).to_pylist():
+            counts[pair["values"]] += pair["counts"]
     return [{column: value, "rows": rows} for value, rows in counts.most_common()]
 
 
-def _first_rows(
-    store: Store, parts: Sequence[Part], columns: list[str], hive: Mapping[str, str] | None = None
-) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for part in parts:
-        for batch in _batches(store, part, columns, hive, batch_rows=EXAMPLES):
-            rows += batch.to_pylist()
-            if len(rows) >= EXAMPLES:
-                return rows[:EXAMPLES]
+def _first_rows(parts: PublishedParts, columns: list[str]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = parts.dataset().head(EXAMPLES, columns=columns).to_pylist()
     return rows
-
-
-def _batches(
-    store: Store,
-    part: Part,
-    columns: list[str],
-    hive: Mapping[str, str] | None,
-    *,
-    batch_rows: int = _BATCH_ROWS,
-) -> Iterator[pa.Table]:
-    for batch in read_batches(store, part.path, columns, batch_rows):
-        yield restore(pa.Table.from_batches([batch]), part.path, hive or {}).select(columns)
 
 
 def version_facts(manifest: Manifest | None) -> dict[str, Any] | None:

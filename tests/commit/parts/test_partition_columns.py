@@ -17,6 +17,7 @@ from support.runs.published import (
     slice_table,
     snapshot,
 )
+from support.runs.published_rows import read_predictions
 
 from pipeline.commit.layout import Layout, part_target
 from pipeline.commit.manifest import Manifest, Part, current_manifest
@@ -24,7 +25,6 @@ from pipeline.commit.parts.compaction import Compactor
 from pipeline.commit.parts.partition_columns import compact_by_value
 from pipeline.commit.publish import commit, sync_published_folder
 from pipeline.commit.published.describe import describe_output
-from pipeline.commit.published.read import read_predictions
 from pipeline.commit.published.rollback import rollback
 from pipeline.commit.published.verify import verify_output
 from pipeline.commit.staging import StagingWriter, quarantine_without_folder

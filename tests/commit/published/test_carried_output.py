@@ -18,6 +18,7 @@ from support.runs.published import (
     run_here,
     slice_table,
 )
+from support.runs.published_rows import read_predictions
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest
@@ -28,7 +29,6 @@ from pipeline.commit.parts.part_writer import file_metadata
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.publish import commit, sync_published_folder
 from pipeline.commit.published.describe import describe_output
-from pipeline.commit.published.read import read_predictions
 from pipeline.commit.published.rollback import rollback
 from pipeline.commit.published.verify import verify_output
 from pipeline.commit.staging import StagingWriter

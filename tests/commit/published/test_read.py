@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 from support.runs.published import DAY, Rows, publish_rows
+from support.runs.published_rows import read_predictions
 
 from pipeline.commit.layout import Layout
-from pipeline.commit.published.read import locate, read_predictions
+from pipeline.commit.published.read import locate
 from pipeline.storage.store import Store
 
 

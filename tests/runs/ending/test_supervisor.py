@@ -22,9 +22,9 @@ import pytest
 from models import LABELS
 from support.inputs.photos import build_images
 from support.runs.cli import command, environment, pipeline, start, wait_until, working, write_job
+from support.runs.published_rows import read_predictions
 from support.servers.rayhead import RayHead
 
-from pipeline.commit.published.read import read_predictions
 from pipeline.core.errors import InfraError, PipelineError, Stopped
 from pipeline.execution.health import HeadAnswers, ProcessesLive
 from pipeline.process.interrupts import STOPS, interrupt, reason, stoppable_body

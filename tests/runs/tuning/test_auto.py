@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from models import LABELS
 from support.inputs.photos import build_images
 from support.runs.cli import pipeline, write_job
+from support.runs.published_rows import read_predictions
 
-from pipeline.commit.published.read import read_predictions
 from pipeline.core.cache.cache_folder import PROFILES, cache_folder
 from pipeline.core.cache.cpu import describe_processor, instruction_sets
 from pipeline.core.errors import JobError

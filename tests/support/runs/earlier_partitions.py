@@ -24,7 +24,6 @@ from pipeline.commit.lease import Lease, hold_lease
 from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.publish import repair
-from pipeline.commit.published.read import read_part
 from pipeline.commit.staging import list_staged, read_footer
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
 from pipeline.core.schema import CLASSIFY_FIELDS, HEIGHT_PX, IMAGE, ROW_ID, WIDTH_PX, staged_schema
@@ -51,6 +50,7 @@ from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
 from pipeline.storage.store import Store
 from support.runs.published import DAY, LABELS, run_here
+from support.runs.published_rows import read_part
 
 LAYOUT = Layout(DAY)
 

@@ -11,7 +11,6 @@ import pytest
 
 from pipeline.commit.layout import parse_staged_name
 from pipeline.commit.manifest import current_manifest
-from pipeline.commit.published.read import read_part
 from pipeline.commit.staging import StagedSlice
 from pipeline.core.figures.counters import STARTUP_PARTS
 from pipeline.dataflow import run_job
@@ -20,6 +19,7 @@ from pipeline.report.document import Report
 from pipeline.report.recording.recorder import RunRecorder
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.progress import Silent
+from support.runs.published_rows import read_part
 
 OF_TIMES = {
     *("bottleneck", "finished_at", "limits", "over_time", "predictions", "slower_than_before"),

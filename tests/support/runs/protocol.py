@@ -24,7 +24,6 @@ from pipeline.commit.parts.part_writer import file_metadata
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.publish import repair
 from pipeline.commit.published.garbage import collect_garbage
-from pipeline.commit.published.read import read_part
 from pipeline.commit.staging import StagingWriter, list_staged, read_footer
 from pipeline.core.environment import FAILPOINT
 from pipeline.core.slices import SliceKey
@@ -37,6 +36,7 @@ from pipeline.runs.ending.finish import finish
 from pipeline.storage.store import Store, StoredFile
 from support.runs.checkout import PYTHONPATH
 from support.runs.published import DAY, Rows, make_plan, run_here, slice_table
+from support.runs.published_rows import read_part
 
 LAYOUT = Layout(DAY)
 FOLDERS = (LAYOUT.predictions, LAYOUT.quarantine)
