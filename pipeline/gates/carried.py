@@ -8,8 +8,8 @@ import pyarrow as pa
 
 from pipeline.gates.gate import Figures, Gate, Need
 from pipeline.gates.history import Past
-from pipeline.gates.results import GateResult, Level, apply_mode, skipped
-from pipeline.job.gates import Gates
+from pipeline.gates.results import Finding
+from pipeline.job.gates import Gates, Mode
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.tasks.base import Task
 
@@ -22,18 +22,16 @@ class Carried(Gate):
     name = "carried"
     needs: frozenset[Need] = frozenset(["carried"])
 
-    def is_on(self, options: Gates) -> bool:
-        return options.carried_mode != "off"
+    def mode(self, options: Gates) -> Mode:
+        return options.carried_mode
 
-    def judge(self, options: Gates, figures: Figures, past: Past) -> GateResult:
-        name, mode, compared = self.name, options.carried_mode, figures.num_checked
-        if mode == "off":
-            return skipped(name, "gates.carried_mode is off")
+    def judge(self, options: Gates, figures: Figures, past: Past) -> Finding:
+        compared = figures.num_checked
         if not figures.num_carried and not compared:
-            return skipped(name, "nothing was carried")
+            return Finding("off", "nothing was carried")
         if not compared:
             why = f"none of {figures.num_carried} carried rows could be predicted again"
-            return GateResult(name, "warn", None, 100.0, why)
+            return Finding("warn", why, None, 100.0)
         differing = figures.differing
         agreed = compared - len(differing)
         message = f"{agreed} of {compared} carried rows agree when they are predicted again"
@@ -43,8 +41,8 @@ class Carried(Gate):
                 f"; not these: {'; '.join(differing[:_SHOWN])}{more}; with --no-reuse the next run "
                 "predicts all rows"
             )
-        level: Level = "fail" if differing else "pass"
-        return apply_mode(name, mode, level, 100.0 * agreed / compared, 100.0, message)
+        share = 100.0 * agreed / compared
+        return Finding("fail" if differing else "pass", message, share, 100.0)
 
 
 def differing_rows(

@@ -19,8 +19,8 @@ from math import log
 from pipeline.core.figures.histograms import SCORE_BINS, Distribution, Numbers
 from pipeline.gates.gate import Figures, Gate, Need
 from pipeline.gates.history import NOTHING_EARLIER, Past
-from pipeline.gates.results import GateResult, Level, apply_mode, skipped
-from pipeline.job.gates import Drift, Gates
+from pipeline.gates.results import Finding
+from pipeline.job.gates import Drift, Gates, Mode
 
 _MAX_LABEL_BINS = 100
 _NOISE_PSI = 0.025
@@ -36,18 +36,17 @@ class LabelDrift(Gate):
     needs: frozenset[Need] = frozenset(["history"])
     judges_computed = True
 
-    def is_on(self, options: Gates) -> bool:
-        return options.label_drift.mode != "off"
+    def mode(self, options: Gates) -> Mode:
+        return options.label_drift.mode
 
-    def judge(self, options: Gates, figures: Figures, past: Past) -> GateResult:
-        name, rule, now = self.name, options.label_drift, figures.distribution
-        if rule.mode == "off":
-            return skipped(name, f"gates.{name}.mode is off")
+    def judge(self, options: Gates, figures: Figures, past: Past) -> Finding:
+        now = figures.distribution
         if not now.labels:
-            return skipped(name, "there are no labels")
+            return Finding("off", "there are no labels")
         if not past.distribution.num_labelled:
-            return skipped(name, NOTHING_EARLIER)
-        return _drift(name, rule, compare_labels(past.distribution, now), "labels", past.basis)
+            return Finding("off", NOTHING_EARLIER)
+        shift = compare_labels(past.distribution, now)
+        return _drift(options.label_drift, shift, "labels", past.basis)
 
 
 class ScoreDrift(Gate):
@@ -57,18 +56,15 @@ class ScoreDrift(Gate):
     needs: frozenset[Need] = frozenset(["history"])
     judges_computed = True
 
-    def is_on(self, options: Gates) -> bool:
-        return options.score_drift.mode != "off"
+    def mode(self, options: Gates) -> Mode:
+        return options.score_drift.mode
 
-    def judge(self, options: Gates, figures: Figures, past: Past) -> GateResult:
-        name, rule = self.name, options.score_drift
-        if rule.mode == "off":
-            return skipped(name, f"gates.{name}.mode is off")
+    def judge(self, options: Gates, figures: Figures, past: Past) -> Finding:
         counted = {
             key: numbers for key, numbers in figures.distribution.numbers.items() if numbers.counts
         }
         if not counted:
-            return skipped(name, "no number was counted")
+            return Finding("off", "no number was counted")
         before = past.distribution.numbers
         shifts = {
             key: compare_numbers(before[key], numbers)
@@ -76,9 +72,9 @@ class ScoreDrift(Gate):
             if key in before and before[key].counts and _same_bins(before[key], numbers)
         }
         if not shifts:
-            return skipped(name, NOTHING_EARLIER)
+            return Finding("off", NOTHING_EARLIER)
         worst = max(shifts, key=lambda key: shifts[key].psi)
-        return _drift(name, rule, shifts[worst], worst, past.basis)
+        return _drift(options.score_drift, shifts[worst], worst, past.basis)
 
 
 def _same_bins(before: Numbers, now: Numbers) -> bool:
@@ -86,19 +82,18 @@ def _same_bins(before: Numbers, now: Numbers) -> bool:
     return (before.shift is None) == (now.shift is None)
 
 
-def _drift(name: str, rule: Drift, shift: Shift, what: str, basis: str) -> GateResult:
+def _drift(rule: Drift, shift: Shift, what: str, basis: str) -> Finding:
     psi = round(shift.psi, 6)
     beside = f"{what}, {shift.num_now} predictions beside {shift.num_before} of {basis}"
     if min(shift.num_now, shift.num_before) < rule.min_rows:
-        return skipped(name, f"{beside}; not judged below {rule.min_rows}")
+        return Finding("off", f"{beside}; not judged below {rule.min_rows}")
     most = f"; most: {shift.most}" if shift.most else ""
-    level: Level = "warn" if psi > rule.warn_psi else "pass"
-    if psi > rule.fail_psi:
-        level = "fail"
     message = (
         f"PSI {psi:.3f} of {beside}{most}; limit {rule.fail_psi:g}, warns above {rule.warn_psi:g}"
     )
-    return apply_mode(name, rule.mode, level, psi, rule.fail_psi, message)
+    if psi > rule.fail_psi:
+        return Finding("fail", message, psi, rule.fail_psi)
+    return Finding("warn" if psi > rule.warn_psi else "pass", message, psi, rule.fail_psi)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from typing import Literal, Protocol
 
 from pipeline.core.causes import Cause
 from pipeline.core.figures.histograms import Distribution
+from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.gates.history import Past
-from pipeline.gates.results import GateResult
-from pipeline.job.gates import Gates
+from pipeline.gates.results import Finding
+from pipeline.job.gates import Gates, Mode
 
 Need = Literal["history", "reference_check", "golden", "carried"]
 """What a run does for a gate only: read earlier partitions; predict rows again by eager fp32;
@@ -33,27 +34,11 @@ class Figures:
     """Quarantined rows by reason."""
     causes: Sequence[Cause] = ()
     """Why most of them are there."""
-    num_compared: int = 0
-    """Rows that eager fp32 predicted once more."""
-    num_agreed: int = 0
-    """Those of them that agreed."""
-    awaits_comparison: bool = False
-    """Rows were predicted by an actor that was to compare some, and had not done so."""
-    golden_compared: int = 0
-    """Golden rows, once per actor."""
-    golden_agreed: int = 0
-    golden_actors: int = 0
+    measured: SliceFigures = field(default_factory=SliceFigures)
+    """Of all slices, those that the run resumes included."""
     distribution: Distribution = field(default_factory=Distribution)
     num_skipped: int = 0
     """Files below the source that are no input and should perhaps be."""
-    num_tokenised: int = 0
-    """Texts that were turned into tokens, by this run and by those that it resumes."""
-    num_truncated: int = 0
-    """Those of them that had too many tokens, and were cut."""
-    num_written: int = 0
-    """Texts that a model has written, by this run and by those that it resumes."""
-    num_repeating: int = 0
-    """Those of them that have no end, for they repeat themselves."""
     why_empty: str = ""
     """Why there is no input, if there is none."""
     is_limited: bool = False
@@ -64,10 +49,10 @@ class Figures:
     """Such rows that were predicted again."""
     differing: Sequence[str] = ()
     """Those of them that differ: id, what was expected and what was found."""
-    computed: Figures | None = None
-    """Of the rows that this run computed, alone, if others are carried: see `computed_alone`."""
-    is_sample: bool = False
-    """These are the computed rows alone: some of the partition's, so chance moves their shares."""
+    computed: Distribution | None = None
+    """Of the predictions that this run computed, if others are carried."""
+    num_computed: int = 0
+    """These predictions."""
 
 
 class Gate(Protocol):
@@ -78,14 +63,18 @@ class Gate(Protocol):
     only_worsens: bool = False
     """More rows cannot turn its failure, so that a run may be refused before its end."""
     judges_computed: bool = False
-    """It judges the computed rows alone as well, if others are carried."""
+    """Where rows are carried, it judges those that the run computed instead of all."""
+
+    def mode(self, options: Gates) -> Mode:
+        """Return the worst result that it may have; `off`: it does not judge."""
+        return "fail"
 
     def is_on(self, options: Gates) -> bool:
         """Tell whether the job wants it to judge; if not, nothing is done for its needs."""
-        return True
+        return self.mode(options) != "off"
 
-    def judge(self, options: Gates, figures: Figures, past: Past) -> GateResult:
-        """Judge a run. Pure: a limit that is reached exactly is kept.
+    def judge(self, options: Gates, figures: Figures, past: Past) -> Finding:
+        """Judge a run, whatever the mode. Pure: a limit that is reached exactly is kept.
 
         Args:
             options: The job's section.

@@ -1,13 +1,13 @@
 """Judge the staged predictions before anything is published. Pure: figures in, results out.
 
-What a run computed itself is judged alone, too. Nine carried rows of ten hide a broken model: it
-moves the histogram of the partition by a tenth only. So each gate whose `judges_computed` is set
-gives a second result, named `<gate>_computed`.
+Where rows are carried, some gates judge only what the run computed: nine carried rows of ten hide a
+broken model, which moves the histogram of the partition by a tenth. The carried ones were judged
+when they were computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from pipeline.core.causes import Cause
@@ -16,59 +16,11 @@ from pipeline.core.figures.histograms import Distribution
 from pipeline.core.registry import GATES, get, names
 from pipeline.gates.gate import Figures, Gate, Need
 from pipeline.gates.history import Past
-from pipeline.gates.results import COMPUTED, GateResult, accept, failures, how_to_accept, skipped
+from pipeline.gates.results import Finding, GateResult, accept, failures, how_to_accept
 from pipeline.job.gates import Gates
 
 LEAST_ROWS = 100
-"""Of fewer computed rows no share is known to within ten percent; they are not judged alone."""
-
-
-def computed_alone(
-    whole: Figures, num_rows: int, distribution: Distribution, num_failed_before: int
-) -> Figures:
-    """Return the figures of the computed rows alone.
-
-    Carried are predictions only: all rows of the quarantine are computed, each time again. Those
-    that had failed before say nothing of this run; as many of each reason as there were in all are
-    left out.
-
-    Args:
-        whole: The figures of the partition.
-        num_rows: Computed rows, failed ones included.
-        distribution: Of their predictions.
-        num_failed_before: Rows that are not carried because they have no prediction in the versions
-            that rows are carried from.
-    """
-    reasons = {why: max(0, rows - num_failed_before) for why, rows in whole.reasons.items()}
-    num_new = max(0, whole.num_quarantined - num_failed_before)
-    return replace(
-        whole,
-        num_planned=num_rows - (whole.num_quarantined - num_new),
-        num_predicted=num_rows - whole.num_quarantined,
-        num_quarantined=num_new,
-        reasons=reasons,
-        distribution=distribution,
-        computed=None,
-        is_sample=True,
-    )
-
-
-def judge_computed(gate: Gate, options: Gates, figures: Figures, past: Past) -> GateResult:
-    """Judge the computed rows alone by a gate.
-
-    Args:
-        gate: Its `judges_computed` is set.
-        options: Of fewer rows than its `min_rows` nothing is said, nor of fewer than `LEAST_ROWS`.
-        figures: Those of `computed_alone`.
-        past: What was published before.
-    """
-    name, num_rows = gate.name + COMPUTED, figures.num_planned
-    least = max(LEAST_ROWS, options.min_rows)
-    if num_rows < least:
-        return skipped(name, f"{num_rows} computed rows; not judged alone below {least}")
-    result = gate.judge(options, figures, past)
-    told = f"of {num_rows} computed rows alone: {result.message}"
-    return replace(result, name=name, message=told)
+"""Of fewer computed rows no share is known to within ten percent; they are not judged."""
 
 
 def all_gates() -> list[Gate]:
@@ -84,14 +36,14 @@ def needs_of(section: Gates) -> set[Need]:
 def judge(
     section: Gates, figures: Figures, past: Past, accepted: Mapping[str, str] | None = None
 ) -> list[GateResult]:
-    """Judge a run by all gates, some of them twice: see `judge_computed`.
+    """Judge a run by all gates.
 
     Args:
         figures: What is to be published.
         past: What was published before.
         accepted: Gate -> why its failure is accepted.
     """
-    results = [*_results(all_gates(), section, figures, past)]
+    results = [_result(gate, section, figures, past) for gate in all_gates()]
     return accept(results, accepted or {})
 
 
@@ -116,8 +68,8 @@ def certain_failures(
         return []
     figures = Figures(num_planned, 0, num_quarantined, 0, reasons=reasons, causes=causes)
     gates = [gate for gate in all_gates() if gate.only_worsens]
-    results = accept([*_results(gates, section, figures, Past())], accepted)
-    return [result for result in results if result.status == "fail"]
+    results = [_result(gate, section, figures, Past()) for gate in gates]
+    return [result for result in accept(results, accepted) if result.status == "fail"]
 
 
 def early_refusal(failed: list[GateResult], num_done: int, num_planned: int) -> GateRefused:
@@ -128,10 +80,25 @@ def early_refusal(failed: list[GateResult], num_done: int, num_planned: int) -> 
     )
 
 
-def _results(
-    gates: Sequence[Gate], section: Gates, figures: Figures, past: Past
-) -> Iterator[GateResult]:
-    for gate in gates:
-        yield gate.judge(section, figures, past)
-        if gate.judges_computed and figures.computed is not None:
-            yield judge_computed(gate, section, figures.computed, past)
+def _result(gate: Gate, section: Gates, figures: Figures, past: Past) -> GateResult:
+    """Return what a gate says of a run, no worse than its mode allows."""
+    mode = gate.mode(section)
+    if mode == "off":
+        found = Finding("off", "not judged: the gate is off")
+    elif gate.judges_computed and figures.computed is not None:
+        found = _judge_computed(gate, section, figures, figures.computed, past)
+    else:
+        found = gate.judge(section, figures, past)
+    status = "warn" if found.level == "fail" and mode == "warn" else found.level
+    return GateResult(gate.name, status, found.value, found.limit, found.message)
+
+
+def _judge_computed(
+    gate: Gate, section: Gates, figures: Figures, computed: Distribution, past: Past
+) -> Finding:
+    num_rows, least = figures.num_computed, max(LEAST_ROWS, section.min_rows)
+    if num_rows < least:
+        return Finding("off", f"{num_rows} computed predictions; not judged below {least}")
+    alone = replace(figures, distribution=computed, num_predicted=num_rows)
+    found = gate.judge(section, alone, past)
+    return replace(found, message=f"of the computed rows: {found.message}")

@@ -7,20 +7,28 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal
 
 from pipeline.core.errors import GateRefused, JobError
-from pipeline.core.registry import GATES, get, names
+from pipeline.core.registry import GATES, names
 
 Status = Literal["pass", "warn", "fail", "off", "accepted"]
-Level = Literal["pass", "warn", "fail"]
 
 CONSERVATION: Final = "conservation"
 """Rows that are not accounted for are never accepted."""
-COMPUTED: Final = "_computed"
-"""Ends the name of a result about the computed rows alone; the gate's name stands before it."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a gate found, whatever its mode."""
+
+    level: Literal["pass", "warn", "fail", "off"]
+    """`off`: there was nothing to judge."""
+    message: str
+    value: float | None = None
+    limit: float | None = None
 
 
 @dataclass(frozen=True)
 class GateResult:
-    """What one gate found."""
+    """What one gate found, no worse than its mode."""
 
     name: str
     status: Status
@@ -32,26 +40,6 @@ class GateResult:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-def apply_mode(
-    name: str,
-    mode: Literal["off", "warn", "fail"],
-    level: Level,
-    value: float | None,
-    limit: float | None,
-    message: str,
-) -> GateResult:
-    """Return a result that is no worse than the mode allows."""
-    if mode == "off":
-        return GateResult(name, "off", value, limit, f"{message}; not judged: the gate is off")
-    is_softened = level == "fail" and mode == "warn"
-    return GateResult(name, "warn" if is_softened else level, value, limit, message)
-
-
-def skipped(name: str, why: str) -> GateResult:
-    """Say that there is nothing to judge, and why."""
-    return GateResult(name, "off", None, None, why)
 
 
 def parse_accepted(texts: Sequence[str]) -> dict[str, str]:
@@ -66,8 +54,7 @@ def parse_accepted(texts: Sequence[str]) -> dict[str, str]:
         if name == CONSERVATION:
             raise JobError(f"--accept {name}: rows that are not accounted for cannot be accepted")
         known = [each for each in names(GATES) if each != CONSERVATION]
-        gate = name.removesuffix(COMPUTED)
-        if gate not in known or (gate != name and not get(GATES, gate).judges_computed):
+        if name not in known:
             raise JobError(f"--accept {name}: no such gate; there are {', '.join(known)}")
         if not reason.strip():
             raise JobError(f"--accept {name}: write {name}=REASON; the reason is recorded")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from pipeline.core.causes import format_causes
+from pipeline.core.figures.slice_figures import Generated, Tokenised
 from pipeline.gates.gate import Figures, Gate
 from pipeline.gates.history import Past
-from pipeline.gates.results import GateResult, Level, apply_mode, skipped
+from pipeline.gates.results import Finding
 from pipeline.job.gates import Gates, Mode
 
 
@@ -16,11 +18,11 @@ class Conservation(Gate):
 
     name = "conservation"
 
-    def judge(self, options: Gates, figures: Figures, past: Past) -> GateResult:
+    def judge(self, options: Gates, figures: Figures, past: Past) -> Finding:
         planned, accounted = figures.num_planned, figures.num_predicted + figures.num_quarantined
         message = f"{accounted} of {planned} planned rows are predicted or quarantined"
-        level: Level = "pass" if planned == accounted else "fail"
-        return GateResult(self.name, level, float(accounted), float(planned), message)
+        is_fine = planned == accounted
+        return Finding("pass" if is_fine else "fail", message, float(accounted), float(planned))
 
 
 class NotEmpty(Gate):
@@ -28,41 +30,54 @@ class NotEmpty(Gate):
 
     name = "not_empty"
 
-    def judge(self, options: Gates, figures: Figures, past: Past) -> GateResult:
+    def judge(self, options: Gates, figures: Figures, past: Past) -> Finding:
         found = f"{figures.num_shards} shards with {figures.num_planned} rows"
         message = figures.why_empty if figures.why_empty and not figures.num_shards else found
         if figures.num_planned:
-            return GateResult(self.name, "pass", float(figures.num_planned), 1.0, message)
+            return Finding("pass", message, float(figures.num_planned), 1.0)
         if options.allow_empty:
-            return GateResult(self.name, "off", 0.0, 1.0, f"{message}; gates.allow_empty is true")
+            return Finding("off", f"{message}; gates.allow_empty is true", 0.0, 1.0)
         hint = "check source.uri and source.format, or set gates.allow_empty to true"
-        return GateResult(self.name, "fail", 0.0, 1.0, f"{message}; {hint}")
+        return Finding("fail", f"{message}; {hint}", 0.0, 1.0)
 
 
-class ErrorShare(Gate):
-    """Share of quarantined rows."""
+@dataclass(frozen=True)
+class Share(Gate):
+    """Share of rows, files or texts that are so; its limit is the option of its name."""
 
-    name = "max_error_pct"
-    only_worsens = True
-    judges_computed = True
+    name: str
+    mode_field: str
+    words: str
+    """What is so, and of what: `rows quarantined` of `rows`."""
+    counts: Callable[[Figures], tuple[int, int]]
+    """How many are so, and how many there are."""
+    of_files: bool = False
+    """Judged however few there are."""
+    of_rows: bool = False
+    """More rows cannot turn it; if all are so it is judged however few there are; it says why."""
 
-    def judge(self, options: Gates, figures: Figures, past: Past) -> GateResult:
-        name, limit = self.name, _limit(figures, options.max_error_pct)
-        num_rows, num_quarantined = figures.num_planned, figures.num_quarantined
-        if num_rows == 0:
-            return GateResult(name, "off", None, limit, "no rows to judge")
-        share = 100.0 * num_quarantined / num_rows
-        message = (
-            f"{num_quarantined} of {num_rows} rows quarantined, {share:.2f}%; limit {limit:.4g}%"
-        )
-        if words := format_causes(figures.causes, num_quarantined):
+    @property
+    def only_worsens(self) -> bool:  # type: ignore[override]  # a field of the protocol
+        return self.of_rows
+
+    def mode(self, options: Gates) -> Mode:
+        mode: Mode = getattr(options, self.mode_field)
+        return mode
+
+    def judge(self, options: Gates, figures: Figures, past: Past) -> Finding:
+        limit: float = getattr(options, self.name)
+        num_so, num_all = self.counts(figures)
+        if not num_all:
+            return Finding("off", "there is nothing to judge", None, limit)
+        share = 100.0 * num_so / num_all
+        message = f"{num_so} of {num_all} {self.words}, {share:.2f}%; limit {limit:g}%"
+        if self.of_rows and (words := format_causes(figures.causes, num_so)):
             message += f" ({words})"
-        all_failed = num_quarantined == num_rows and options.max_error_pct < 100
-        if num_rows < options.min_rows and not all_failed:
+        all_failed = self.of_rows and num_so == num_all and limit < 100
+        if num_all < options.min_rows and not (self.of_files or all_failed):
             few = f"{message}; not judged below {options.min_rows} rows"
-            return GateResult(name, "off", share, limit, few)
-        level: Level = "fail" if all_failed or share > limit else "pass"
-        return apply_mode(name, options.error_mode, level, share, limit, message)
+            return Finding("off", few, share, limit)
+        return Finding("fail" if all_failed or share > limit else "pass", message, share, limit)
 
 
 class ReasonShares(Gate):
@@ -70,19 +85,20 @@ class ReasonShares(Gate):
 
     name = "max_reason_pct"
     only_worsens = True
-    judges_computed = True
 
-    def judge(self, options: Gates, figures: Figures, past: Past) -> GateResult:
-        caps = {name: _limit(figures, limit) for name, limit in options.max_reason_pct.items()}
-        name, num_rows, reasons = self.name, figures.num_planned, figures.reasons
+    def mode(self, options: Gates) -> Mode:
+        return options.reason_mode
+
+    def judge(self, options: Gates, figures: Figures, past: Past) -> Finding:
+        caps, num_rows, reasons = options.max_reason_pct, figures.num_planned, figures.reasons
         if not caps or num_rows == 0:
-            return skipped(name, "no reason has a limit" if num_rows else "no rows to judge")
+            return Finding("off", "no reason has a limit" if num_rows else "no rows to judge")
         shares = {reason: 100.0 * reasons.get(reason, 0) / num_rows for reason in caps}
         worst = max(caps, key=lambda reason: shares[reason] - caps[reason])
         over = [reason for reason in caps if shares[reason] > caps[reason]]
         message = ", ".join(
             f"{reason}: {reasons.get(reason, 0)} of {num_rows} rows, {shares[reason]:.2f}%; "
-            f"limit {caps[reason]:.4g}%"
+            f"limit {caps[reason]:g}%"
             for reason in over or [worst]
         )
         found = [cause for cause in figures.causes if cause.reason in over]
@@ -91,79 +107,32 @@ class ReasonShares(Gate):
         value, limit = shares[worst], caps[worst]
         if num_rows < options.min_rows:
             few = f"{message}; not judged below {options.min_rows} rows"
-            return GateResult(name, "off", value, limit, few)
-        return apply_mode(
-            name, options.reason_mode, "fail" if over else "pass", value, limit, message
-        )
+            return Finding("off", few, value, limit)
+        return Finding("fail" if over else "pass", message, value, limit)
 
 
-class SkippedShare(Gate):
-    """Share of files below the source that are no input."""
-
-    name = "max_skipped_pct"
-
-    def judge(self, options: Gates, figures: Figures, past: Past) -> GateResult:
-        name, limit = self.name, options.max_skipped_pct
-        num_skipped = figures.num_skipped
-        num_files = figures.num_shards + num_skipped
-        if num_files == 0:
-            return GateResult(name, "off", None, limit, "no files to judge")
-        share = 100.0 * num_skipped / num_files
-        message = f"{num_skipped} of {num_files} files are not read, {share:.2f}%; limit {limit:g}%"
-        level: Level = "fail" if share > limit else "pass"
-        return apply_mode(name, options.skipped_mode, level, share, limit, message)
+def _skipped(figures: Figures) -> tuple[int, int]:
+    return figures.num_skipped, figures.num_shards + figures.num_skipped
 
 
-class TruncatedShare(Gate):
-    """Share of rows with more tokens than `text.max_tokens`."""
-
-    name = "max_truncated_pct"
-
-    def judge(self, options: Gates, figures: Figures, past: Past) -> GateResult:
-        name, limit = self.name, options.max_truncated_pct
-        counts = figures.num_truncated, figures.num_tokenised
-        return _share(name, options, options.truncated_mode, limit, counts, "texts were cut")
+def _truncated(figures: Figures) -> tuple[int, int]:
+    texts = figures.measured.tokenised or Tokenised()
+    return texts.num_truncated, texts.num_rows
 
 
-class RepeatingShare(Gate):
-    """Share of written texts that have no end, for they repeat themselves."""
-
-    name = "max_repeating_pct"
-
-    def judge(self, options: Gates, figures: Figures, past: Past) -> GateResult:
-        name, limit = self.name, options.max_repeating_pct
-        counts = figures.num_repeating, figures.num_written
-        return _share(
-            name, options, options.repeating_mode, limit, counts, "outputs repeat themselves"
-        )
+def _repeating(figures: Figures) -> tuple[int, int]:
+    written = figures.measured.generated or Generated()
+    return written.num_repeating, written.num_rows
 
 
-def _share(
-    name: str, options: Gates, mode: Mode, limit: float, counts: tuple[int, int], what: str
-) -> GateResult:
-    """Judge the share of texts that are so; `counts` has theirs, and that of all."""
-    num_bad, num_rows = counts
-    if not num_rows:
-        return skipped(name, "no texts to judge")
-    share = 100.0 * num_bad / num_rows
-    message = f"{num_bad} of {num_rows} {what}, {share:.2f}%; limit {limit:g}%"
-    if num_rows < options.min_rows:
-        few = f"{message}; not judged below {options.min_rows} rows"
-        return GateResult(name, "off", share, limit, few)
-    level: Level = "fail" if share > limit else "pass"
-    return apply_mode(name, mode, level, share, limit, message)
-
-
-def _limit(figures: Figures, limit_pct: float) -> float:
-    """Return a limit; of some of the rows with a row and three standard deviations for chance."""
-    num_rows = figures.num_planned
-    if not figures.is_sample or not num_rows:
-        return limit_pct
-    share = limit_pct / 100
-    by_chance = 300 * math.sqrt(share * (1 - share) / num_rows) + 100 / num_rows
-    return min(100.0, limit_pct + by_chance)
-
-
-CONSERVATION, NOT_EMPTY = Conservation(), NotEmpty()
-ERRORS, REASONS = ErrorShare(), ReasonShares()
-SKIPPED, TRUNCATED, REPEATING = SkippedShare(), TruncatedShare(), RepeatingShare()
+CONSERVATION, NOT_EMPTY, REASONS = Conservation(), NotEmpty(), ReasonShares()
+ERRORS = Share(
+    "max_error_pct",
+    "error_mode",
+    "rows quarantined",
+    lambda figures: (figures.num_quarantined, figures.num_planned),
+    of_rows=True,
+)
+SKIPPED = Share("max_skipped_pct", "skipped_mode", "files are not read", _skipped, of_files=True)
+TRUNCATED = Share("max_truncated_pct", "truncated_mode", "texts were cut", _truncated)
+REPEATING = Share("max_repeating_pct", "repeating_mode", "outputs repeat themselves", _repeating)

@@ -6,9 +6,10 @@ import pyarrow as pa
 import pytest
 
 from pipeline.core.schema import CLASSIFY_FIELDS
-from pipeline.gates.carried import CARRIED, differing_rows
+from pipeline.gates.carried import differing_rows
 from pipeline.gates.gate import Figures
 from pipeline.gates.history import Past
+from pipeline.gates.judging import judge
 from pipeline.gates.results import GateResult
 from pipeline.job.gates import Gates
 from pipeline.models.agreement import AgreementLimits
@@ -23,7 +24,8 @@ def judged(carried: int, checked: int, differing: int = 0, mode: str = "fail") -
         1_000, 1_000, 0, 1, num_carried=carried, num_checked=checked,
         differing=DIFFERING[:differing],
     )  # fmt: skip
-    return CARRIED.judge(Gates.model_validate({"carried_mode": mode}), figures, Past())
+    results = judge(Gates.model_validate({"carried_mode": mode}), figures, Past())
+    return next(result for result in results if result.name == "carried")
 
 
 @pytest.mark.parametrize(
@@ -57,7 +59,7 @@ def test_the_refusal_names_the_first_rows_and_says_how_to_go_on():
 
 def test_why_it_is_off_is_said():
     assert judged(0, 0).message == "nothing was carried"
-    assert judged(9, 9, mode="off").message == "gates.carried_mode is off"
+    assert judged(9, 9, mode="off").message == "not judged: the gate is off"
 
 
 def test_rows_are_compared_by_the_agreement_of_their_task():

@@ -11,8 +11,14 @@ import pytest
 
 from pipeline.core.errors import GateRefused, JobError
 from pipeline.core.figures.histograms import Distribution, Numbers
+from pipeline.core.figures.slice_figures import (
+    Comparison,
+    Generated,
+    SliceFigures,
+    Tokenised,
+)
 from pipeline.core.registry import GATES, load, names
-from pipeline.gates.gate import Figures, Gate
+from pipeline.gates.gate import Figures
 from pipeline.gates.history import Past
 from pipeline.gates.judging import all_gates, certain_failures, judge, needs_of
 from pipeline.gates.results import CONSERVATION, GateResult, parse_accepted, require_pass
@@ -22,10 +28,15 @@ from pipeline.job.reading.loader import parse_job
 CATS = Distribution({"cat": 10_000}, numbers={"score": Numbers(0.1, 0.9, {2: 5000, 18: 5000})})
 DOGS = Distribution({"dog": 10_000}, numbers={"score": Numbers(0.4, 0.6, {8: 5000, 11: 5000})})
 ALIKE = Distribution({"cat": 10_000}, numbers={"score": Numbers(0.5, 0.5, {10: 10_000})})
-GOOD = Figures(10_000, 10_000, 0, 4, distribution=CATS, num_compared=100, num_agreed=100,
-               golden_compared=8, golden_agreed=8, golden_actors=1,
-               num_tokenised=9_000, num_truncated=450, num_written=9_000,
-               num_repeating=450, num_carried=8_000, num_checked=16)  # fmt: skip
+MEASURED = SliceFigures(
+    reference_check=Comparison(100, 100),
+    golden=Comparison(8, 8),
+    golden_actors=1,
+    tokenised=Tokenised(9_000, 450),
+    generated=Generated(9_000, num_repeating=450),
+)
+GOOD = Figures(10_000, 10_000, 0, 4, distribution=CATS, measured=MEASURED, num_carried=8_000,
+               num_checked=16)  # fmt: skip
 PAST = Past((10_000, 10_000), CATS, "date=2026-11-23")
 SECTION = {
     "golden": {"uri": "golden.parquet"},
@@ -56,14 +67,22 @@ CASES = {
         {"reason_mode": "off"},
     ),
     "max_skipped_pct": Case({"num_skipped": 1}, {"skipped_mode": "off"}),
-    "max_truncated_pct": Case({"num_truncated": 451}, {"truncated_mode": "off"}),
-    "max_repeating_pct": Case({"num_repeating": 451}, {"repeating_mode": "off"}),
+    "max_truncated_pct": Case(
+        {"measured": replace(MEASURED, tokenised=Tokenised(9_000, 451))}, {"truncated_mode": "off"}
+    ),
+    "max_repeating_pct": Case(
+        {"measured": replace(MEASURED, generated=Generated(9_000, num_repeating=451))},
+        {"repeating_mode": "off"},
+    ),
     "volume": Case({"num_planned": 1_000, "num_predicted": 1_000}, {"volume": {"mode": "off"}}),
     "constant": Case({"distribution": ALIKE}, {"constant": {"mode": "off"}}),
     "label_drift": Case({"distribution": DOGS}, {"label_drift": {"mode": "off"}}),
     "score_drift": Case({"distribution": DOGS}, {"score_drift": {"mode": "off"}}),
-    "golden": Case({"golden_agreed": 7}, {"golden": None}),
-    "min_agreement_pct": Case({"num_agreed": 90}, {"agreement_mode": "off"}),
+    "golden": Case({"measured": replace(MEASURED, golden=Comparison(8, 7))}, {"golden": None}),
+    "min_agreement_pct": Case(
+        {"measured": replace(MEASURED, reference_check=Comparison(100, 90))},
+        {"agreement_mode": "off"},
+    ),
     "carried": Case({"differing": ["a: expected x, found y"]}, {"carried_mode": "off"}),
 }
 ALL = pytest.mark.parametrize("name", CASES)
@@ -111,7 +130,7 @@ def test_what_it_needs_is_done_only_while_it_is_on(name: str):
     gate, off = load(GATES, name), CASES[name].off
     assert gate.needs <= needs_of(section_of())
     assert gate.is_on(section_of())
-    if off is not None and type(gate).is_on is not Gate.is_on:
+    if off is not None:
         assert not gate.is_on(section_of(**off))
     golden = {"uri": "golden.parquet", "mode": "off"}
     assert "golden" not in needs_of(section_of(golden=golden))

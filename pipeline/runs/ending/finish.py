@@ -18,13 +18,12 @@ from pipeline.commit.parts.row_ids import find_duplicates, read_hashes
 from pipeline.commit.publish import commit, sync_published_folder
 from pipeline.commit.staging import read_footer
 from pipeline.core.causes import MAX_PER_RUN, SystematicFailure, common_cause, format_causes
-from pipeline.core.figures.slice_figures import Comparison, Generated, Tokenised
 from pipeline.core.hive_paths import partition_types
 from pipeline.core.slices import SliceKey
 from pipeline.core.versions import environment_versions, package_versions
 from pipeline.gates.gate import Figures
 from pipeline.gates.history import Past, look_back
-from pipeline.gates.judging import certain_failures, computed_alone, early_refusal, judge, needs_of
+from pipeline.gates.judging import certain_failures, early_refusal, judge, needs_of
 from pipeline.gates.results import GateResult, require_pass
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import Slices, require_complete
@@ -166,9 +165,6 @@ def require_some_row(run: RunContext) -> None:
 def _judge(run: RunContext, plan: Plan, num_rows: int, base: Manifest | None) -> list[GateResult]:
     """Let the gates judge what the recorder counted, and note their results."""
     record, gates = run.record, run.job.gates
-    measured = record.figures
-    checked, golden = measured.reference_check or Comparison(), measured.golden or Comparison()
-    texts, written = measured.tokenised or Tokenised(), measured.generated or Generated()
     figures = Figures(
         num_planned=num_rows,
         num_predicted=record.num_predicted,
@@ -176,33 +172,23 @@ def _judge(run: RunContext, plan: Plan, num_rows: int, base: Manifest | None) ->
         num_shards=plan.num_shards,
         reasons=record.reasons,
         causes=record.top_failures(),
-        num_compared=checked.num_rows,
-        num_agreed=checked.num_agreed,
-        awaits_comparison=measured.reference_check is not None and not checked.num_rows,
-        golden_compared=golden.num_rows,
-        golden_agreed=golden.num_agreed,
-        golden_actors=measured.golden_actors,
+        measured=record.figures,
         distribution=record.distribution,
         num_skipped=record.skipped.judged,
-        num_tokenised=texts.num_rows,
-        num_truncated=texts.num_truncated,
-        num_written=written.num_rows,
-        num_repeating=written.num_repeating,
         why_empty="" if plan.num_shards else describe_no_input(run.job.source, record.skipped),
         is_limited=run.job.run.limit_rows is not None,
     )
     carried = record.carried_section
     if carried is not None and carried.rows:
+        num_done = record.num_done - (carried.content_rows or 0)
         figures = replace(
             figures,
             num_carried=carried.rows,
             num_checked=record.num_checked,
             differing=record.differing,
+            computed=record.own_distribution,
+            num_computed=num_done - record.num_quarantined,  # all of them are computed again
         )
-        num_computed = record.num_done - (carried.content_rows or 0)
-        failed_before = carried.failed_rows or 0
-        alone = computed_alone(figures, num_computed, record.own_distribution, failed_before)
-        figures = replace(figures, computed=alone)
     past = Past()
     if "history" in needs_of(gates):
         past = look_back(run.store, run.layout, base, gates.volume.history_partitions)
