@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import gc
 import logging
 import signal
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from support.runs.cli import SHARING, environment
 from support.runs.grouped import Grouped
 from support.servers.azureserver import AzureServer, missing_reason
 from support.servers.commandserver import CommandServer
-from support.servers.forkedcommands import ForkedCommands
+from support.servers.forkedcommands import OF_RUNS, ForkedCommands
 from support.servers.gcsserver import GCSServer
 from support.servers.localserver import LocalServer
 from support.servers.rayhead import RayHead
@@ -80,9 +81,17 @@ def command_server(loads_folder: Path) -> Iterator[CommandServer]:
 
 
 @pytest.fixture(scope="session")
-def forked_commands() -> Iterator[ForkedCommands]:
-    """A process without a Ray, whose forks are the commands of the whole session."""
-    with ForkedCommands(environment()) as forked:
+def forked_commands() -> Iterator[Callable[..., ForkedCommands]]:
+    """Processes without a Ray, whose forks are the commands of the whole session.
+
+    There is one for all commands, and one for each choice of more modules to import before.
+    """
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def forked(*modules: str) -> ForkedCommands:
+            return stack.enter_context(ForkedCommands(environment(), (*OF_RUNS, *modules)))
+
         yield forked
 
 
@@ -97,12 +106,14 @@ def model_loads(loads_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def _commands_share_ray(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    marker = request.node.get_closest_marker
-    if marker("no_ray"):
-        start = partial(request.getfixturevalue, "forked_commands")  # when a test needs it
-        monkeypatch.setattr(SHARING, "forks", start)
-    elif marker("one_ray"):
-        monkeypatch.setattr(SHARING, "server", partial(request.getfixturevalue, "command_server"))
+    # A process starts when a test needs it.
+    if marker := request.node.get_closest_marker("no_ray"):
+        forked = functools.partial(request.getfixturevalue, "forked_commands")
+        modules = marker.args
+        monkeypatch.setattr(SHARING, "forks", lambda: forked()(*modules))
+    elif request.node.get_closest_marker("one_ray"):
+        server = functools.partial(request.getfixturevalue, "command_server")
+        monkeypatch.setattr(SHARING, "server", server)
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ from support.inputs.tars import Entry, pack
 from support.models.audio_snapshots import LABELS, make_listener
 from support.runs.cli import pipeline, write_job
 from support.runs.published_rows import read_predictions
+from support.servers.forkedcommands import OF_TRANSFORMERS
 
 CLIPS = {
     **{f"{index}.wav": encoded(tone(0.3 + index / 50, 300 + 40 * index)) for index in range(8)},
@@ -47,7 +48,7 @@ def job_of(folder: Path, name: str, model: Path, source: dict[str, Any], **more:
     )
 
 
-@pytest.mark.no_ray
+@pytest.mark.no_ray(*OF_TRANSFORMERS)
 @pytest.mark.slow
 def test_a_clip_is_one_prediction_wherever_it_lies(model: Path, tmp_path: Path):
     """Files, a column, URIs and the members of a tar give the same labels, scores and lengths."""
@@ -97,7 +98,7 @@ def test_a_clip_is_one_prediction_wherever_it_lies(model: Path, tmp_path: Path):
     assert reasons == {name: reason for name, (_, reason) in BAD.items()}
 
 
-@pytest.mark.no_ray
+@pytest.mark.no_ray(*OF_TRANSFORMERS)
 @pytest.mark.slow
 def test_a_folder_of_clips_and_a_model_are_a_job_with_golden_rows(model: Path, tmp_path: Path):
     (tmp_path / "clips").mkdir()

@@ -13,8 +13,9 @@ from support.models.choosing import CHOICES, MESSAGES, TEXTS
 from support.models.language_models import make_language_model
 from support.runs.cli import pipeline, write_job
 from support.runs.published_rows import read_predictions
+from support.servers.forkedcommands import OF_TRANSFORMERS
 
-pytestmark = [pytest.mark.slow, pytest.mark.no_ray]
+pytestmark = [pytest.mark.slow, pytest.mark.no_ray(*OF_TRANSFORMERS)]
 
 ODD: dict[bytes | None, str | None] = {
     None: "null_input",

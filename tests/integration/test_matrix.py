@@ -339,7 +339,7 @@ def test_every_row_ends_once_where_it_belongs(
             env={**failpoint, **secret},
         )
         assert killed.code == -signal.SIGKILL, killed.stderr
-        forked: ForkedCommands = request.getfixturevalue("forked_commands")
+        forked: ForkedCommands = request.getfixturevalue("forked_commands")()
         ended = forked.run("run", without, "--date", DATE, environment=environment(failpoint))
         assert ended.code == -signal.SIGKILL, ended.stderr
     done = execute(with_ray, DATE, monkeypatch)

@@ -18,8 +18,9 @@ from support.models.record_schemas import REVIEW
 from support.runs.cli import pipeline, write_job
 from support.runs.kills import require_same_after_kills
 from support.runs.published_rows import read_predictions
+from support.servers.forkedcommands import OF_TRANSFORMERS
 
-pytestmark = [pytest.mark.slow, pytest.mark.no_ray]
+pytestmark = [pytest.mark.slow, pytest.mark.no_ray(*OF_TRANSFORMERS)]
 
 SCHEMA: dict[str, Any] = {
     **REVIEW,

@@ -13,6 +13,7 @@ from support.inputs.photos import build_images
 from support.models.snapshots import make_snapshot
 from support.runs.cli import pipeline, write_job
 from support.runs.published_rows import read_predictions
+from support.servers.forkedcommands import OF_TRANSFORMERS
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import current_manifest
@@ -45,7 +46,7 @@ TYPES = {
 }
 
 
-@pytest.mark.no_ray
+@pytest.mark.no_ray(*OF_TRANSFORMERS)
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["clip", "siglip"])
 def test_photos_are_labelled_by_the_prompts_of_the_job(family: str, tmp_path: Path):

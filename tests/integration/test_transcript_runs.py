@@ -15,8 +15,9 @@ from support.models.feature_writers import images, make_feature_writer
 from support.models.generating import NEW_TOKENS
 from support.runs.cli import pipeline, write_job
 from support.runs.published_rows import read_predictions
+from support.servers.forkedcommands import OF_TRANSFORMERS
 
-pytestmark = [pytest.mark.slow, pytest.mark.no_ray]
+pytestmark = [pytest.mark.slow, pytest.mark.no_ray(*OF_TRANSFORMERS)]
 
 SAID = ("the cat", "a dog", "rain", "home by the river", "good or bad", "yes", "no", "film")
 SILENCE = encoded(np.zeros(8_000, np.float32))

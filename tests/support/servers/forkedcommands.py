@@ -38,6 +38,8 @@ OF_RUNS = (
     *("rich.console", "rich.table", "jinja2", "PIL.JpegImagePlugin", "PIL.PngImagePlugin"),
 )
 """What most commands import that run jobs."""
+OF_TRANSFORMERS = ("transformers.modeling_utils", "transformers.generation.utils")
+"""What every class of transformers imports, torchvision among it: seconds."""
 OF_CHECKS = ("ray.data", "pipeline.commands.app", "pipeline.dataflow")
 """What a run imports until it connects to a cluster."""
 
@@ -113,12 +115,16 @@ class ForkedCommands:
             asked = (arguments, environment and dict(environment), os.getcwd(), [*map(str, files)])
             self._process.stdin.write(f"{json.dumps(asked)}\n")
             self._process.stdin.flush()
-            answer = self._answer(timeout_s)
+            answer = None
+            try:
+                answer = self._answer(timeout_s)
+            finally:
+                if answer is None:  # not in time, or the test is over
+                    self._process.kill()  # and with it the command
+                    self.__exit__()
+                    self._start()
             out, err = (path.read_text() if path.exists() else "" for path in files)
         if answer is None:
-            self._process.kill()  # and with it the command
-            self.__exit__()
-            self._start()
             raise RuntimeError(f"{arguments} did not end:\n{out}\n{err}")
         code, more_bytes = answer
         return Ended(code, out, err, more_bytes)
@@ -147,7 +153,10 @@ def _serve(imports: Sequence[str], warm: Sequence[str]) -> None:
         before = psutil.Process().memory_info().rss
         pid = os.fork()
         if not pid:
-            _become(*json.loads(line), is_limited=bool(warm))
+            try:
+                _become(*json.loads(line), is_limited=bool(warm))
+            finally:
+                os._exit(99)  # it should have ended itself
         _, status, used = os.wait4(pid, 0)
         _tell(answers, [os.waitstatus_to_exitcode(status), used.ru_maxrss * 1024 - before])
 
