@@ -16,8 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from models import LABELS, TRANSFORM, colours
-from support.inputs.badfiles import MAX_IMAGE_BYTES, MAX_IMAGE_PX, bad_files, mutations
 from support.inputs.photos import build_images, build_parquet
 from support.runs.cli import TIMEOUT_S, pipeline, start, wait_until, write_job
 from support.runs.published_rows import read_part, read_predictions
@@ -27,17 +25,13 @@ from support.servers.s3server import S3Server
 from pipeline.commit.layout import CARD, Layout
 from pipeline.commit.manifest import current_manifest
 from pipeline.commit.plan_store import plan_from_json
-from pipeline.commit.published.verify import verify_output
 from pipeline.commit.staging import list_staged, read_footer
 from pipeline.core.cache.cpu import processor_name
-from pipeline.core.failures import RowError
 from pipeline.execution.embedded.patches import AGENTS, is_usable
 from pipeline.models.zoo import efficientnet_lite0
 from pipeline.planning.plan import Plan
 from pipeline.preprocessing.images.decode import DecodeLimits, Undecodable, decode_image
 from pipeline.preprocessing.images.resizing import resize_and_crop
-from pipeline.preprocessing.images.transform import TransformSpec
-from pipeline.sources.image_files import ImageFiles
 from pipeline.storage.store import Store
 
 pytestmark = pytest.mark.early
@@ -340,80 +334,6 @@ def test_of_two_runs_started_together_one_publishes_and_one_exits_4(tmp_path: Pa
     assert "holds it" in loser[1] or "same moment" in loser[1]
     assert read_predictions(str(tmp_path / "out"), PARTITION).num_rows == 58
     assert pipeline("verify", str(tmp_path / "out")).code == 0
-
-
-TIE = 1e-4
-
-
-def predict_colours(files: dict[str, bytes]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The reference for the tests' own model: labels and scores, and reasons, by name."""
-    spec = TransformSpec(**{**TRANSFORM, "mean": (0.0,) * 3, "std": (1.0,) * 3})
-    predicted, reasons = {}, {}
-    for name, data in files.items():
-        try:
-            pixels = decode_image(data, DecodeLimits(MAX_IMAGE_BYTES, MAX_IMAGE_PX))
-            x = resize_and_crop(pixels, spec).float() / 255
-        except RowError as error:
-            reasons[name] = error.reason.value
-            continue
-        with torch.inference_mode():
-            scores = torch.softmax(colours()(x[None]), dim=1)[0]
-        first, second = scores.topk(2).values.tolist()
-        # In a grey photo the colours tie, and the last digit decides.
-        label = LABELS[int(scores.argmax())] if first - second > TIE else ""
-        predicted[name] = (label, first)
-    return predicted, reasons
-
-
-@pytest.mark.any_ray
-@pytest.mark.one_ray
-@pytest.mark.parametrize(
-    ("num_good", "num_mutations"), [(230, 80), pytest.param(475, 500, marks=pytest.mark.slow)]
-)
-@pytest.mark.slow
-def test_hostile_files_are_quarantined_with_reasons_and_a_gate_protects_what_is_published(
-    num_good: int, num_mutations: int, tmp_path: Path, model_loads: Path
-) -> None:
-    folder = tmp_path / "images"
-    build_images(folder, num_good, seed=8, num_bad=0)
-    # What has another name is skipped, whatever it holds.
-    poison = {f"zz-{f.name}": f.data for f in bad_files(8) if f.name.endswith(ImageFiles.suffixes)}
-    poison |= {f"mutated-{name}": data for name, data in mutations(8, num_mutations)}
-    for name, data in poison.items():
-        (folder / name).write_bytes(data)
-    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.*")}
-    predicted, reasons = predict_colours(files)
-    assert len(files) == len(predicted) + len(reasons) == num_good + len(poison)
-    source = {
-        "uri": str(folder),
-        "format": "images",
-        "max_image_bytes": MAX_IMAGE_BYTES,
-        "max_image_px": MAX_IMAGE_PX,
-    }
-    out = tmp_path / "out"
-    model = {"factory": "models:counting", "labels": LABELS}
-    gates = {"max_error_pct": 50}
-    job = write_job(tmp_path / "job.yaml", source, str(out), model=model, gates=gates)
-    result = pipeline("run", job, "--date", DATE, "--json")
-    assert result.code == 0, result.stderr
-    table = quarantine_of(Store(str(out)))
-    found = dict(zip(table["row_id"].to_pylist(), table["reason"].to_pylist(), strict=True))
-    assert sorted(found.items() ^ reasons.items()) == []
-    assert table.num_rows == len(reasons)
-    predictions = read_predictions(str(out), PARTITION)
-    assert predictions.num_rows == len(predicted)
-    labelled = {name: (predicted[name][0] and v[0], v[1]) for name, v in by_id(predictions).items()}
-    assert_same_predictions(labelled, predicted)
-    slots = {stage["stage"]: stage["slots"] for stage in result.json["stages"]}
-    assert len(list(model_loads.iterdir())) == slots["predict"], "no worker was lost and replaced"
-    verify_output(str(out), PARTITION, {})
-
-    before = checksums(out / "predictions") | checksums(out / "quarantine")
-    strict = ["--set", "gates.max_error_pct=1", "--set", "model.top_k=1"]
-    refused = pipeline("run", job, "--date", DATE, "--json", *strict)
-    assert refused.code == 3, refused.stderr
-    assert "max_error_pct" in refused.stderr
-    assert checksums(out / "predictions") | checksums(out / "quarantine") == before
 
 
 @pytest.mark.no_ray

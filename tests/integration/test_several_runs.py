@@ -7,14 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import own_transforms
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from models import LABELS
-from PIL import Image
 from support.inputs import several_rows
-from support.inputs.badfiles import encode
 from support.inputs.several_rows import INPUTS, PAIR, loop
 from support.runs.cli import pipeline
 from support.runs.published_rows import read_predictions
@@ -172,29 +169,6 @@ def test_categories_of_a_file_go_with_photos_that_keep_their_sizes(tmp_path: Pat
         np.testing.assert_allclose(found, [*means, columns["weight"][row], *is_plan], atol=1e-5)
     checked = pipeline("verify", str(tmp_path / "out"), "--partition", PARTITION, "--json")
     assert checked.code == 0, checked.stderr
-
-
-@pytest.mark.one_ray
-@pytest.mark.slow
-def test_an_input_that_ends_processes_is_named(tmp_path: Path) -> None:
-    columns = several_rows.rows_of(NUM_ROWS)
-    deadly = {("photo", 3): own_transforms.CRASH, ("other", 13): own_transforms.EXIT}
-    for (column, row), colour in deadly.items():
-        columns[column][row] = encode(Image.new("RGB", (40, 40), colour), "PNG")
-    model = {"factory": "models:pair", "labels": None, "task": "embed", "embedding_dim": 7}
-    job = write_job(tmp_path, columns, source={"inputs": PAIR}, model=model)
-    leave_out_text(job)
-    sections = yaml.safe_load(Path(job).read_text())
-    plain = {"mean": [0.0] * 3, "std": [1.0] * 3}
-    sections["transform"] = {"factory": "own_transforms:deadly", "size_px": 32, **plain}
-    Path(job).write_text(yaml.safe_dump(sections))
-    allowed = {"PIPELINE_ALLOW_IMPORT": "models,own_transforms"}
-    done = pipeline("run", job, *DATE, "--json", env=allowed)
-    assert done.code == 0, done.stderr
-    assert quarantine(tmp_path) == {
-        "r003": ("native_crash", "input 'left': its process was ended by SIGSEGV"),
-        "r013": ("native_crash", "input 'right': its process ended itself with exit code 3"),
-    }
 
 
 @pytest.mark.one_ray

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 import os
-import signal
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,15 +14,9 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.inputs.photos import build_images
 from support.inputs.tars import END_BYTES, Entry, pack
-from support.runs.cli import pipeline, write_job
-from support.runs.published_rows import read_part, read_predictions
 
-from pipeline.commit.layout import Layout
-from pipeline.commit.manifest import current_manifest
 from pipeline.commit.plan_store import plan_from_json, plan_to_json
-from pipeline.commit.staging import list_staged
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.schema import IMAGE_FIELDS, source_schema
 from pipeline.core.slices import SliceKey
@@ -41,8 +33,6 @@ from pipeline.storage.store import Store, StoredFile
 
 pytestmark = pytest.mark.no_ray
 
-DATE = "2026-11-24"
-PARTITION = f"date={DATE}"
 Tables = dict[SliceKey, pa.Table]
 
 
@@ -316,97 +306,3 @@ def test_only_tars_are_shards_and_none_lies_in_another(tmp_path: Path, any_store
         any_store.put("a.tar/i.tar", b"x")
         with pytest.raises(JobError, match=r"a\.tar/i\.tar lies in a folder that is a tar"):
             list_inputs(source, max_extent_rows=4)
-
-
-# ---------------------------------------------------------------------------- the whole job
-
-
-def by_digest(table: pa.Table, digests: Mapping[str, str]) -> dict[str, tuple[str, float]]:
-    """Label and score of each photo, by what is in it."""
-    columns = table.select(["row_id", "label", "score"]).to_pydict()
-    return {
-        digests[row_id]: (label, score)
-        for row_id, label, score in zip(*columns.values(), strict=True)
-    }
-
-
-def quarantine_of(store: Store) -> dict[str, str]:
-    manifest = current_manifest(store, Layout(PARTITION))
-    assert manifest is not None
-    found: dict[str, str] = {}
-    for part in manifest.quarantine_parts:
-        table = read_part(store, part)
-        found |= zip(table["row_id"].to_pylist(), table["reason"].to_pylist(), strict=True)
-    return found
-
-
-@pytest.mark.slow
-def test_a_job_over_tars_survives_kill_9_and_predicts_like_loose_files(tmp_path: Path) -> None:
-    loose = tmp_path / "loose"
-    bad = build_images(loose, 70, seed=21, num_bad=3)
-    photos = {
-        str(path.relative_to(loose)): path.read_bytes()
-        for path in sorted(loose.rglob("*.*"))
-        if str(path.relative_to(loose)) not in bad
-    }
-    folder = tmp_path / "tars"
-    folder.mkdir()
-    names = list(photos)
-    digests = {name: hashlib.sha256(data).hexdigest() for name, data in photos.items()}
-    in_tars: dict[str, str] = {}
-    for index, first in enumerate(range(0, len(names), 24)):
-        mine = names[first : first + 24]
-        data = pack(
-            entry
-            for name in mine
-            for entry in (
-                Entry(name, photos[name]),
-                Entry(f"{name.partition('.')[0]}.cls", str(names.index(name)).encode()),
-            )
-        )
-        if index == 1:  # within the header of the last row's cls
-            data = data[: -END_BYTES - 512 - 100]
-            cut = f"t1.tar/{mine[-1].partition('.')[0]}"
-        (folder / f"t{index}.tar").write_bytes(data)
-        in_tars |= {f"t{index}.tar/{name.partition('.')[0]}": digests[name] for name in mine}
-    (folder / "t9-empty.tar").write_bytes(bytes(END_BYTES))
-
-    source = {"uri": str(folder), "format": "webdataset", "pass_through": ["cls"]}
-    sections = {"run": {"slice_rows": 5}, "gates": {"max_error_pct": 10.0}}
-    out = tmp_path / "out"
-    job = write_job(tmp_path / "job.yaml", source, str(out), **sections)
-    killed = pipeline("run", job, "--date", DATE, env={"PIPELINE_FAILPOINT": "slice_done:kill:3"})
-    assert killed.code == -signal.SIGKILL, killed.stderr
-    fingerprint = next((out / "_control" / PARTITION / "plan").iterdir()).stem
-    folder_ = Layout(PARTITION).staging(fingerprint)
-    kept = sum(key.num_rows for key in list_staged(Store(str(out)), folder_))
-    assert kept > 0
-
-    again = pipeline("run", job, "--date", DATE, "--json")
-    assert again.code == 0, again.stderr
-    counts = again.json["rows"]
-    assert counts["resumed"] >= kept
-    assert counts["resumed"] + counts["computed"] == counts["total"] == len(photos) + 1
-    assert (counts["predicted"], counts["quarantined"]) == (len(photos) - 1, 2)
-    assert again.json["unreadable_shards"] == 1
-    assert again.json["slices"]["total"] == 14 + 1  # 24, 25 and 19 rows by fives, and the empty one
-    assert quarantine_of(Store(str(out))) == {cut: "truncated", "t1.tar": "unreadable_shard"}
-    table = read_predictions(str(out), PARTITION)
-    expected = {row_id: digest for row_id, digest in in_tars.items() if row_id != cut}
-    assert table["row_id"].to_pylist() == list(expected)
-    assert table["cls"].to_pylist() == [
-        names.index(name) for name in names if digests[name] in expected.values()
-    ]
-    verified = pipeline("verify", str(out), "--json")
-    assert (verified.code, verified.json["status"]) == (0, "ok"), verified.stderr
-    same = pipeline("run", job, "--date", DATE, "--json")
-    assert (same.code, same.json["status"]) == (0, "nothing_to_do"), same.stderr
-    assert (same.json["rows"]["total"], same.json["unreadable_shards"]) == (len(photos) + 1, 1)
-
-    files = {"uri": str(loose), "format": "images"}
-    job = write_job(tmp_path / "loose.yaml", files, str(tmp_path / "out2"), **sections)
-    result = pipeline("run", job, "--date", DATE)
-    assert result.code == 0, result.stderr
-    plain = by_digest(read_predictions(str(tmp_path / "out2"), PARTITION), digests)
-    tarred = by_digest(table, in_tars)
-    assert tarred == {digest: plain[digest] for digest in expected.values()}

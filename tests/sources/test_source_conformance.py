@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
-import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +14,12 @@ import pytest
 import toy_package
 from pydantic import ValidationError
 from support.inputs.encoded import base_image, png
+from support.inputs.tars import Entry, pack
 from toy_source import POINTS, TOY_FILES
 
 from pipeline.core import registry
 from pipeline.core.failures import Reason
-from pipeline.core.schema import ERROR, ROW_ID, URI
+from pipeline.core.schema import AUDIO, ERROR, ROW_ID, URI
 from pipeline.job.source import Source
 from pipeline.planning.slicing import SliceSizes, make_units
 from pipeline.sources.extents import UncountedPlan
@@ -54,11 +53,8 @@ def write_parquet(folder: Path) -> None:
 
 def write_tars(folder: Path) -> None:
     for name, rows in (("a", 4), ("b", 6)):
-        with tarfile.open(folder / f"{name}.tar", "w") as tar:
-            for index in range(rows):
-                info = tarfile.TarInfo(f"{index}.png")
-                info.size = len(IMAGE)
-                tar.addfile(info, io.BytesIO(IMAGE))
+        data = pack(Entry(f"{index}.png", IMAGE) for index in range(rows))
+        (folder / f"{name}.tar").write_bytes(data)
 
 
 def write_jsonl(folder: Path) -> None:
@@ -154,6 +150,30 @@ def test_all_rows_are_read_under_ids_of_their_own(source: Source):
     assert rows.column(name).to_pylist() == [wanted] * NUM_ROWS
 
 
+@pytest.mark.parametrize("where", ["column", "files of a column", "tar"])
+def test_a_clip_is_read_wherever_it_lies(where: str, tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    given: dict[str, Any] = {"format": "parquet", "audio_column": "clip"}
+    column: list[Any] = [CLIP] * 3
+    if where == "files of a column":
+        (tmp_path / "clips").mkdir()
+        write_clips(tmp_path / "clips")
+        given = {"format": "parquet", "uri_column": "clip", "input": "audio"}
+        given |= {"uri_roots": (str(tmp_path / "clips"),)}
+        column = [str(tmp_path / "clips" / f"{row}.wav") for row in range(3)]
+    if where == "tar":
+        given = {"format": "webdataset", "input": "audio"}
+        data = pack(Entry(f"{row}.wav", CLIP) for row in range(3))
+        (tmp_path / "in" / "a.tar").write_bytes(data)
+    else:
+        pq.write_table(pa.table({"clip": column}), tmp_path / "in" / "a.parquet")
+    source = Source(uri=str(tmp_path / "in"), **given)
+    inputs = list_inputs(source, max_extent_rows=4)
+    rows = pa.concat_tables(read(source, inputs))
+    assert inputs.fields.names == [AUDIO]
+    assert rows.column(AUDIO).to_pylist() == [CLIP] * 3
+
+
 def test_rows_that_are_counted_before_have_the_planned_ids(source: Source):
     form, inputs = format_of(source), list_inputs(source, max_extent_rows=4)
     if form.counts_rows == "reading":
@@ -210,7 +230,3 @@ def test_options_are_those_of_the_format(tmp_path: Path):
         Source(uri="in", format="images", options={"prefix": "0x"})
     with pytest.raises(ValidationError, match="id_column has no effect with format 'toy'"):
         Source(uri="in", format="toy", id_column="x")
-
-
-def test_without_options_the_section_is_what_it_was():
-    assert "options" not in Source(uri="in", format="images").model_dump(mode="json")
