@@ -17,12 +17,13 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import re
 import sys
 import tempfile
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "support/toys"))
 
 import torch
-from reach_models import ATTEMPTS, class_of, rows_of, write_class
+from reach_models import ATTEMPTS, KINDS, TABLES, Table, class_of, classes_of, rows_of, write_class
 from reach_page import DIFFERS, EQUAL, NOT_BUILT, REFUSED, Verdict, page_of
 from support.models.language_models import library_scores
 
@@ -50,46 +51,8 @@ from pipeline.models.tasks import make_task
 from pipeline.preprocessing.model_input import Limits, take_rows
 
 SAME = AgreementLimits(1e-4, 1 - 1e-8, 1e-4, allows_ties=True)
-PROMPT, ANSWERS, NEW_TOKENS = "Review: {text}", {"good": "positive", "bad": "not at all"}, 6
+NEW_TOKENS = 6
 MOST_S, MOST_CPU_S, MOST_BYTES = 1_800, 30, 12 << 30
-
-
-class Table(NamedTuple):
-    """Classes of the library that one task takes."""
-
-    mapping: str
-    """Name of the library's table of them."""
-    input: str
-    fields: Mapping[str, Any]
-    """Of the job's section `model`."""
-
-
-TABLES = {
-    "classify": Table("MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES", "text", {"top_k": 3}),
-    "tokens": Table("MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES", "text", {}),
-    "embed": Table("MODEL_MAPPING_NAMES", "text", {}),
-    "choices": Table(
-        "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "text", {"prompt": PROMPT, "choices": ANSWERS}
-    ),
-    "generate": Table("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "text", {"prompt": PROMPT}),
-    "translate": Table("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES", "text", {"prompt": PROMPT}),
-    "images": Table("MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES", "image", {"top_k": 3}),
-    "vectors": Table("MODEL_MAPPING_NAMES", "image", {}),
-    "detect": Table("MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES", "image", {"min_score": 0.0}),
-    "sound": Table("MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES", "audio", {"top_k": 3}),
-}
-KINDS = {"translate": "generate", "images": "classify", "vectors": "embed", "sound": "classify"}
-"""Names above -> the package's task, where it has another name."""
-
-
-def classes_of(table: Table) -> list[str]:
-    """Return the names of the classes of a table, each once."""
-    from transformers.models.auto import modeling_auto
-
-    found: list[str] = []
-    for names in getattr(modeling_auto, table.mapping).values():
-        found += [names] if isinstance(names, str) else list(names)
-    return sorted(set(found))
 
 
 def spec_of(folder: Path, task: str, table: Table) -> ModelSpec:
@@ -199,10 +162,15 @@ def compared(folder: Path, task: str, cls: Any) -> Verdict:
         (at := folder / str(number)).mkdir()
         verdict = _attempted(at, task, cls, attempt)
         found.append(verdict)
-        is_text = TABLES[task].input == "text"  # refused for its class, not for sizes
-        if verdict.verdict in (EQUAL, DIFFERS) or (is_text and verdict.verdict == REFUSED):
+        if verdict.verdict in (EQUAL, DIFFERS) or _is_of_class(task, verdict):
             return verdict
     return next((each for each in found if each.verdict == REFUSED), found[0])
+
+
+def _is_of_class(task: str, verdict: Verdict) -> bool:
+    """Tell whether a class is refused at any size: not for an error of the library, or an image."""
+    is_of_library = re.search(r"\b(?:Runtime|Index|Type|Attribute|Key)Error\b", verdict.why)
+    return verdict.verdict == REFUSED and TABLES[task].input == "text" and not is_of_library
 
 
 def _attempted(folder: Path, task: str, cls: Any, attempt: Mapping[str, Any]) -> Verdict:

@@ -1,4 +1,4 @@
-"""Small directories of any class of transformers, of random weights, and rows to put through them.
+"""Tables of classes of transformers, small directories of each with random weights, and rows.
 
 No one set of sizes suits every class, so there are several attempts at a class, each with a few
 other sizes. A tokenizer, an image processor or a feature extractor lies beside the weights.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ from pipeline.core.schema import AUDIO, IMAGE, TEXT
 
 TEXTS = ("a cat", "the dog sat on the mat and ran", "", "rain in the city " * 5, "one", "a b c d e")
 RATE_HZ, NUM_LABELS = 16_000, 3
+PROMPT, ANSWERS = "Review: {text}", {"good": "positive", "bad": "not at all"}
 INPUTS_OF = {
     "text": ("input_ids",),
     "image": ("pixel_values",),
@@ -83,6 +84,44 @@ ATTEMPTS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
 _FILLED = ("head_dim", "num_key_value_heads", "num_experts_per_tok", "default_language")
 """Set even where the class leaves them open."""
 IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
+
+
+class Table(NamedTuple):
+    """Classes of the library that one task takes."""
+
+    mapping: str
+    """Name of the library's table of them."""
+    input: str
+    fields: Mapping[str, Any]
+    """Of the job's section `model`."""
+
+
+TABLES = {
+    "classify": Table("MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES", "text", {"top_k": 3}),
+    "tokens": Table("MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES", "text", {}),
+    "embed": Table("MODEL_MAPPING_NAMES", "text", {}),
+    "choices": Table(
+        "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "text", {"prompt": PROMPT, "choices": ANSWERS}
+    ),
+    "generate": Table("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "text", {"prompt": PROMPT}),
+    "translate": Table("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES", "text", {"prompt": PROMPT}),
+    "images": Table("MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES", "image", {"top_k": 3}),
+    "vectors": Table("MODEL_MAPPING_NAMES", "image", {}),
+    "detect": Table("MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES", "image", {"min_score": 0.0}),
+    "sound": Table("MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES", "audio", {"top_k": 3}),
+}
+KINDS = {"translate": "generate", "images": "classify", "vectors": "embed", "sound": "classify"}
+"""Names above -> the package's task, where it has another name."""
+
+
+def classes_of(table: Table) -> list[str]:
+    """Return the names of the classes of a table, each once."""
+    from transformers.models.auto import modeling_auto
+
+    found: list[str] = []
+    for names in getattr(modeling_auto, table.mapping).values():
+        found += [names] if isinstance(names, str) else list(names)
+    return sorted(set(found))
 
 
 def small_config(cls: Any, num_tokens: int, attempt: Mapping[str, Any]) -> Any:
