@@ -162,15 +162,15 @@ def compared(folder: Path, task: str, cls: Any) -> Verdict:
         (at := folder / str(number)).mkdir()
         verdict = _attempted(at, task, cls, attempt)
         found.append(verdict)
-        if verdict.verdict in (EQUAL, DIFFERS) or _is_of_class(task, verdict):
+        if verdict.verdict in (EQUAL, DIFFERS) or _is_of_class(verdict):
             return verdict
     return next((each for each in found if each.verdict == REFUSED), found[0])
 
 
-def _is_of_class(task: str, verdict: Verdict) -> bool:
-    """Tell whether a class is refused at any size: not for an error of the library, or an image."""
-    is_of_library = re.search(r"\b(?:Runtime|Index|Type|Attribute|Key)Error\b", verdict.why)
-    return verdict.verdict == REFUSED and TABLES[task].input == "text" and not is_of_library
+def _is_of_class(verdict: Verdict) -> bool:
+    """Tell whether a class is refused at any size: not for an error of the library."""
+    of_library = r"\b(?:Runtime|Index|Type|Attribute|Key)Error\b|hidden_size is null"
+    return verdict.verdict == REFUSED and not re.search(of_library, verdict.why)
 
 
 def _attempted(folder: Path, task: str, cls: Any, attempt: Mapping[str, Any]) -> Verdict:
