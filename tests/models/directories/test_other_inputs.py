@@ -125,16 +125,26 @@ def test_a_model_trained_without_its_class_token_gives_what_its_classifier_sees(
     torch.testing.assert_close(embed(tmp_path, pixels), expected)
 
 
-@pytest.mark.parametrize("family", ["Data2VecVision", "MobileViT"])
+POOLINGS = {
+    # family: sizes, poolings
+    "Data2VecVision": (SMALL, ("mean",)),
+    "Cvt": ({"embed_dim": [16, 16, 32], "num_heads": [1, 1, 2], "depth": [1, 2, 3]}, ("mean",)),
+    "MobileViT": (
+        {**SMALL, "hidden_sizes": [8] * 3, "neck_hidden_sizes": [8] * 6 + [24]},
+        ("pooler", "mean"),
+    ),
+}
+
+
+@pytest.mark.parametrize("family", POOLINGS)
 def test_poolings_are_those_that_a_model_has_outputs_for(family, tmp_path):
     write_image_processor(tmp_path)
-    options = {"neck_hidden_sizes": [8] * 6 + [24], "hidden_sizes": [8] * 3, "image_size": 32}
-    config = getattr(transformers, f"{family}Config")
-    config = config(**(SMALL if family == "Data2VecVision" else {**SMALL, **options}))
+    sizes, poolings = POOLINGS[family]
+    config = getattr(transformers, f"{family}Config")(**sizes)
     write_model(tmp_path, getattr(transformers, f"{family}Model"), config)
     facts = read_facts(tmp_path)
     assert facts.pooling is not None
-    assert facts.pooling.known == (("mean",) if family == "Data2VecVision" else ("pooler", "mean"))
+    assert facts.pooling.known == poolings
     assert embed(tmp_path, torch.rand(2, 3, 32, 32)).shape == (2, facts.embedding_dim)
 
 

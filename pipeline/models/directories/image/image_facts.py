@@ -215,7 +215,9 @@ def _lengths(chosen: ModelClass, poolings: Sequence[str]) -> dict[str, int]:
             return {}
         for pooling in poolings:
             with contextlib.suppress(AttributeError):  # no such output, or None
-                found[pooling] = pooled(given, pooling).shape[1]
+                vectors = pooled(given, pooling)
+                if vectors.ndim == 2:  # CvT has a class token, and no place for it in its map
+                    found[pooling] = vectors.shape[1]
     return found
 
 
