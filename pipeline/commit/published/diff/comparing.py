@@ -11,12 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.commit.parts.part_reader import open_part
 from pipeline.commit.published.diff.columns import ColumnSums, Floats, compare_column, kind_of
 from pipeline.commit.published.diff.difference import Difference, LabelScores, Mover
 from pipeline.commit.published.diff.joining import REASON, Bucket, Version, buckets, match
 from pipeline.core.arrays import Numbers
-from pipeline.core.hive_paths import restore
 from pipeline.core.schema import LABEL, LABEL_ID, ROW_ID, SCORE, URI
 
 _LEFT_OUT = (ROW_ID, URI, LABEL_ID)
@@ -50,7 +48,7 @@ def compare_versions(
     found = Difference(before.name, now.name, tolerance)
     found.rows_before, found.rows_now = (v.manifest.num_predicted for v in (before, now))
     found.carried = int(now.manifest.carried.get("rows", 0))
-    not_shared = sum(part.num_rows for part in now.parts_beside(before))
+    not_shared = now.rows_beside(before).num_rows
     found.same_files_rows = found.both = found.rows_now - not_shared
     schema = _find_columns(found, _schema(before), _schema(now))
     movers: list[tuple[float, str, Mover]] = []
@@ -70,16 +68,9 @@ def compare_versions(
 
 
 def _schema(version: Version) -> pa.Schema:
-    if not version.manifest.parts:
-        return pa.schema([])
-    first = version.manifest.parts[0]
-    rows = version.find(first, lambda path: _empty(version, path))
-    return restore(rows, first.path, version.manifest.partition_columns).schema
-
-
-def _empty(version: Version, path: str) -> pa.Table:
-    with open_part(version.store, path) as part:
-        return part.schema_arrow.empty_table()
+    """Return the columns, by the first part; none of a version without parts."""
+    parts = version.rows("predictions")
+    return parts.only([0][: len(parts.parts)]).schema
 
 
 def _find_columns(found: Difference, before: pa.Schema, now: pa.Schema) -> pa.Schema:

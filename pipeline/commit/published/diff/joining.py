@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -15,12 +14,11 @@ import pyarrow.compute as pc
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, Part
-from pipeline.commit.parts.carried.version import OldPart
-from pipeline.commit.parts.part_reader import read_columns
 from pipeline.commit.parts.row_ids import hash_ids
+from pipeline.commit.published.dataset import Kind, PublishedParts
 from pipeline.core.arrays import Numbers
 from pipeline.core.errors import JobError
-from pipeline.core.hive_paths import restore, values_of
+from pipeline.core.hive_paths import values_of
 from pipeline.core.schema import ROW_ID
 from pipeline.storage.store import Store
 
@@ -28,7 +26,6 @@ _BUCKET_ROWS, _BUCKET_BYTES = 500_000, 256 * 2**20
 _GROWTH = 4
 """How much larger rows are in memory than in a part, about."""
 REASON = "reason"
-T = TypeVar("T")
 _OF_FAILED = pa.schema([(ROW_ID, pa.string()), (REASON, pa.string())])
 
 
@@ -46,15 +43,17 @@ class Version:
         root = self.store.url("").rstrip("/")
         return f"{root} {self.layout.name} version {self.manifest.number}"
 
-    def find(self, part: Part, act: Callable[[str], T]) -> T:
-        """Do something with a part where it lies now; errors: see `OldPart.find`."""
-        history = f"{self.layout.history(self.manifest.number)}/{self.layout.inside(part.path)}"
-        return OldPart(part, history).find(self.store, act)
+    def rows(self, kind: Kind) -> PublishedParts:
+        """Return the parts of predictions or of the quarantine, where they lie now."""
+        return PublishedParts.of(self.store, [(self.layout, self.manifest)], kind)
 
-    def parts_beside(self, other: Version) -> list[Part]:
+    def rows_beside(self, other: Version) -> PublishedParts:
         """Return the parts of predictions that the other one does not have, byte for byte."""
         known = {other._content(part) for part in other.manifest.parts}
-        return [part for part in self.manifest.parts if self._content(part) not in known]
+        parts = enumerate(self.manifest.parts)
+        return self.rows("predictions").only(
+            [number for number, part in parts if self._content(part) not in known]
+        )
 
     def _content(self, part: Part) -> tuple[str, str]:
         """Return what decides the rows of a part; its folders may hold columns."""
@@ -82,12 +81,12 @@ def buckets(before: Version, now: Version, schema: pa.Schema) -> Iterator[Bucket
     Raises:
         NotReadable: A part is gone, also from the history, or a store failed.
     """
-    pairs = before.parts_beside(now), now.parts_beside(before)
-    parts = [part for some in pairs for part in some]
+    pairs = before.rows_beside(now), now.rows_beside(before)
+    size_bytes = sum(each.file.part.size_bytes for some in pairs for each in some.parts)
     num_buckets = max(
         1,
-        -(-sum(part.num_rows for part in parts) // _BUCKET_ROWS),
-        -(-sum(part.size_bytes for part in parts) * _GROWTH // _BUCKET_BYTES),
+        -(-sum(some.num_rows for some in pairs) // _BUCKET_ROWS),
+        -(-size_bytes * _GROWTH // _BUCKET_BYTES),
     )
     with (
         tempfile.TemporaryDirectory(prefix="pipeline-diff-") as name,
@@ -97,11 +96,12 @@ def buckets(before: Version, now: Version, schema: pa.Schema) -> Iterator[Bucket
         sides = [
             _Side(Path(name) / str(n), each, num_buckets, all_) for n, each in enumerate(schemas)
         ]
-        quarantines = (version.manifest.quarantine_parts for version in (before, now))
-        for side, version, some in zip(
-            sides, (before, now) * 2, (*pairs, *quarantines), strict=True
-        ):
-            side.add(_read(version, some, side.schema.names))
+        quarantines = (version.rows("quarantine") for version in (before, now))
+        for side, some in zip(sides, (*pairs, *quarantines), strict=True):
+            if not some.parts:  # without columns, too
+                continue
+            batches = some.dataset().to_batches(columns=side.schema.names, batch_readahead=1)
+            side.add(pa.Table.from_batches([batch]) for batch in batches)
         all_.close()
         for bucket in range(num_buckets):
             yield Bucket(*(side.read(bucket) for side in sides))
@@ -127,13 +127,6 @@ def match(before: pa.ChunkedArray, now: pa.ChunkedArray, what: str) -> Numbers:
             )
     found = pc.fill_null(pc.index_in(now, value_set=before.combine_chunks()), -1)
     return np.asarray(found.to_numpy(), np.int64)
-
-
-def _read(version: Version, parts: Iterable[Part], columns: Sequence[str]) -> Iterator[pa.Table]:
-    hive = version.manifest.partition_columns
-    for part in parts:
-        rows = version.find(part, lambda path: read_columns(version.store, path, columns))
-        yield restore(rows, part.path, hive).select(list(columns))
 
 
 class _Side:
