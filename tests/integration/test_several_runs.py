@@ -56,56 +56,6 @@ def quarantine(folder: Path) -> dict[str, tuple[str, str]]:
 
 @pytest.mark.no_ray
 @pytest.mark.slow
-def test_a_run_is_checked_retried_and_done_once(tmp_path: Path) -> None:
-    columns = several_rows.rows_of(NUM_ROWS)
-    good = {name: [*values] for name, values in columns.items()}
-    photos = tmp_path / "photos"
-    photos.mkdir()
-    for name, data in zip(columns["name"], columns["photo"], strict=True):
-        (photos / name).write_bytes(data)
-    (photos / "r005").rename(tmp_path / "r005")
-    columns["link"], columns["caption"][3], columns["weight"][7] = [*columns["name"]], None, None
-    (photos / "r011").write_bytes(b"no image")
-    inputs = {**INPUTS, "photo": {"uri_column": "link"}}
-    source = {"inputs": inputs, "uri_roots": [str(photos)], "uri_base": str(photos)}
-    job = write_job(tmp_path, columns, source=source)
-    golden = str(tmp_path / "golden.parquet")
-    made = pipeline("golden", job, *DATE, "--rows", "4", "--out", golden, "--json")
-    assert made.code == 0, made.stderr
-    names = {"photo_image", "caption_text", "weight_features"}
-    assert names <= {*pq.read_schema(golden).names}
-    planned = pipeline("plan", job, *DATE, "--json")
-    assert planned.json["model"]["tried"].startswith("ok: 1 row (r000)"), planned.stderr
-
-    asked = ("--set", f"gates.golden.uri={golden}", "--json")
-    done = pipeline("run", job, *DATE, *asked)
-    assert done.code == 0, done.stderr
-    assert {gate["name"]: gate["status"] for gate in done.json["gates"]}["golden"] == "pass"
-    found = quarantine(tmp_path)
-    assert {name: reason for name, (reason, _) in found.items()} == {
-        "r003": "null_input", "r005": "missing", "r007": "null_input", "r011": "unidentified"
-    }  # fmt: skip
-    said = {"r003": "caption", "r005": "photo", "r007": "weight", "r011": "photo"}
-    for name, part in said.items():
-        assert found[name][1].startswith(f"input '{part}': "), found[name]
-    again = pipeline("run", job, *DATE, *asked)
-    assert (again.code, again.json["status"]) == (0, "nothing_to_do")
-
-    (tmp_path / "r005").rename(photos / "r005")
-    retried = pipeline("retry", job, *DATE, "--json")
-    assert retried.code == 0, retried.stderr
-    assert set(quarantine(tmp_path)) == {*said} - {"r005"}
-    checked = pipeline("verify", str(tmp_path / "out"), "--partition", PARTITION, "--json")
-    assert checked.code == 0, checked.stderr
-    table = read_predictions(str(tmp_path / "out"), PARTITION)
-    logits = dict(zip(good["name"], loop("several", good), strict=True))
-    assert {*table["row_id"].to_pylist()} == {*good["name"]} - {*said} | {"r005"}
-    for name, label in zip(table["row_id"].to_pylist(), table["label_id"].to_pylist(), strict=True):
-        assert label == logits[name].argmax(), name
-
-
-@pytest.mark.no_ray
-@pytest.mark.slow
 def test_approximate_pixels_are_checked(tmp_path: Path) -> None:
     columns = several_rows.rows_of(NUM_ROWS)
     for values in columns.values():

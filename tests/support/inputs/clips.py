@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import subprocess
 from typing import Any
 
 import numpy as np
@@ -23,9 +22,3 @@ def encoded(samples: Any, kind: str = "WAV", rate_hz: int = RATE_HZ, **how: Any)
     file = io.BytesIO()
     soundfile.write(file, samples, rate_hz, format=kind, **how)
     return file.getvalue()
-
-
-def spoken(text: str) -> bytes:
-    """A WAV of 22,050 Hz in which espeak-ng, which must be installed, says a text."""
-    command = ["espeak-ng", "--stdout", "-v", "en", text]
-    return subprocess.run(command, capture_output=True, check=True).stdout
