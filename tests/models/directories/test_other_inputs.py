@@ -188,3 +188,12 @@ def test_a_number_that_json_has_not_is_read_as_the_library_writes_it(tmp_path):
     values = read_object(tmp_path, "config.json")
     assert values["time_step_limit"] == [0.5, {"__float__": "Infinity"}]
     assert [*config_of(values, 0).time_step_limit] == [0.5, float("inf")]
+
+
+def test_a_model_that_joins_the_images_of_a_batch_is_refused(tmp_path):
+    write_image_processor(tmp_path)
+    write_model(
+        tmp_path, transformers.PixtralVisionModel, transformers.PixtralVisionConfig(**SMALL)
+    )
+    with pytest.raises(JobError, match="PixtralVisionModel gives no vector per image"):
+        read_facts(tmp_path)

@@ -196,6 +196,9 @@ def _lengths(chosen: ModelClass, poolings: Sequence[str]) -> dict[str, int]:
     """Return the length of the vectors of each pooling that the class has the output for.
 
     Its configuration does not say that; so it runs, without numbers. Empty: it cannot.
+
+    Raises:
+        JobError: The images of a batch become one.
     """
     if "projection" in poolings:
         return {}
@@ -210,12 +213,17 @@ def _lengths(chosen: ModelClass, poolings: Sequence[str]) -> dict[str, int]:
     with quiet(), torch.device("meta"), torch.inference_mode():
         try:
             model = chosen.built(chosen.config, **options).eval()
-            given = model(torch.empty(1, _images(chosen).num_channels or 3, height, width))
+            given = model(torch.empty(2, _images(chosen).num_channels or 3, height, width))
         except Exception:  # noqa: BLE001  # of the library; what it cannot do, its rows will tell
             return {}
         for pooling in poolings:
             with contextlib.suppress(AttributeError):  # no such output, or None
                 vectors = pooled(given, pooling)
+                if vectors.ndim == 2 and len(vectors) != 2:
+                    raise JobError(
+                        f"model.path: {CONFIG}: {chosen.built.__name__} gives no vector per image: "
+                        "it joins the images of a batch; it must treat each by itself"
+                    )
                 if vectors.ndim == 2:  # CvT has a class token, and no place for it in its map
                     found[pooling] = vectors.shape[1]
     return found
