@@ -34,7 +34,7 @@ from hypothesis.stateful import (
 )
 from support.runs.protocol import KEEP_VERSIONS, LAYOUT, LONG_AGO_S, run_once
 from support.runs.published import Rows, make_plan, slice_table
-from support.runs.published_rows import read_current, read_part
+from support.runs.published_rows import read_in_turn, read_part
 from support.runs.stepping import Fault, Killed, Program
 
 from pipeline.commit.lease import hold_lease
@@ -153,7 +153,7 @@ class Protocol(RuleBasedStateMachine):
                 collect_garbage(store, LAYOUT, grace_s=LONG_AGO_S)
 
         def read(store: Store) -> tuple[int, pa.Table]:
-            return first, read_current(store, LAYOUT)
+            return first, read_in_turn(store, LAYOUT)
 
         self.start(kind, {"rollback": roll_back, "collect": collect, "read": read}[kind])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -33,6 +34,13 @@ def read_current(store: Store, layout: Layout, columns: Sequence[str] | None = N
     versions = [(layout, require_current(store, layout))]
     rows = PublishedParts.of(store, versions, "predictions").dataset()
     return rows.to_table(columns=None if columns is None else [*columns])
+
+
+def read_in_turn(store: Store, layout: Layout) -> pa.Table:
+    """The same by operations that follow each other; a dataset opens several parts at once."""
+    versions = [(layout, require_current(store, layout))]
+    parts = PublishedParts.of(store, versions, "predictions").parts
+    return pa.concat_tables(each.file.find(store, partial(read_columns, store)) for each in parts)
 
 
 def read_part(
