@@ -171,7 +171,23 @@ def parse_tokenizer(where: str, data: bytes) -> Tokenizer:
     except ImportError:
         raise JobError(_EXTRA) from None
     with tokenizer_errors(f"{where} is no tokenizer"):
-        return Tokenizer.from_str(data.decode("utf-8"))
+        tokenizer = Tokenizer.from_str(data.decode("utf-8"))
+    if tokenizer.post_processor is not None:
+        _require_template(where, json.loads(tokenizer.post_processor.__getstate__()))
+    return tokenizer
+
+
+def _require_template(where: str, processor: Mapping[str, Any]) -> None:
+    """Refuse special tokens whose ids and tokens differ in number: those of a text would, too."""
+    for part in processor.get("processors", [processor]):
+        special = part.get("special_tokens", {})
+        for name, token in special.items() if isinstance(special, dict) else ():
+            num_ids, num_tokens = len(token["ids"]), len(token["tokens"])
+            if num_ids != num_tokens:
+                raise JobError(
+                    f"{where}: post_processor gives the special token {clean_message(name, 40)} "
+                    f"{num_ids} ids and {num_tokens} tokens, expected as many"
+                )
 
 
 @contextlib.contextmanager

@@ -96,6 +96,14 @@ def test_what_becomes_of_a_tokenizer_without_its_file_is_said(names, said, copy)
     assert said in refusal(path)
 
 
+def test_a_special_token_without_its_text_would_shift_the_words_of_all_texts(copy):
+    path = copy()
+    tokenizer = json.loads((path / "tokenizer.json").read_text())
+    tokenizer["post_processor"]["special_tokens"]["[SEP]"]["tokens"] = []
+    (path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert "gives the special token [SEP] 1 ids and 0 tokens, expected as many" in refusal(path)
+
+
 def test_a_file_of_gguf_is_told_as_such(tmp_path):
     (tmp_path / "model-q4.gguf").write_bytes(b"GGUF")
     assert "model-q4.gguf is GGUF, which is not read" in refusal(tmp_path / "model-q4.gguf")
