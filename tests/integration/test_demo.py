@@ -17,7 +17,7 @@ from support.runs.cli import environment
 
 from pipeline import Partition, load_job, open_output
 
-pytestmark = pytest.mark.early
+pytestmark = [pytest.mark.early, pytest.mark.timeout(900)]
 
 NUM_ROWS = 80
 ROWS = {"images": 20, "parquet": 60, "texts": NUM_ROWS}
@@ -31,7 +31,7 @@ def demo(folder: Path) -> str:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

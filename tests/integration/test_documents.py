@@ -66,6 +66,7 @@ def folder(template: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.early
+@pytest.mark.timeout(900)
 def test_the_marked_commands_run_in_order(folder: Path):
     blocks = [(language, text) for mark, language, text in marked() if mark == "test"]
     assert len(blocks) >= 6
