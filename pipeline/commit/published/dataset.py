@@ -6,6 +6,7 @@ readable when it is replaced, as long as the history has it.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -120,7 +121,7 @@ class PublishedParts:
         """
         if not self.parts:
             return ds.dataset(self.schema.empty_table())
-        files = pafs.PyFileSystem(pafs.FSSpecHandler(_Files(self)))
+        files = pafs.PyFileSystem(_Handler(_Files(self)))
         fragments = [
             _FORMAT.make_fragment(each.file.part.path, files, _expression(each.values))
             for each in self.parts
@@ -154,3 +155,21 @@ class _Files(AbstractFileSystem):  # type: ignore[misc]
     def open(self, path: str, mode: str = "rb", **_: Any) -> BinaryIO:
         """Open a part for reading."""
         return self._files[path].find(self._store, self._store.open)
+
+    def native(self, path: str) -> pa.NativeFile:
+        """Open a part for Arrow: on local disk as a file that Arrow reads and closes by itself."""
+        return self._files[path].find(self._store, self._native)
+
+    def _native(self, path: str) -> pa.NativeFile:
+        file = self._store.open(path)
+        if not isinstance(file, io.BufferedReader):
+            return pa.PythonFile(file, mode="r")
+        with file:
+            return pa.OSFile(file.name)
+
+
+class _Handler(pafs.FSSpecHandler):  # type: ignore[misc]
+    """A thread of Arrow that closes a file of Python after the interpreter ended aborts it."""
+
+    def open_input_file(self, path: str) -> pa.NativeFile:
+        return self.fs.native(path)

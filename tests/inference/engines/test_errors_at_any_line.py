@@ -163,6 +163,7 @@ def test_at_some_lines_by_which_rows_enter_and_leave(subjects: Callable[[str], S
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("job", JOBS)
 def test_at_every_line(job: str, error: str, subjects: Callable[[str], Subject]):
