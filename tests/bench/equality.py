@@ -25,13 +25,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from commits import check_out, git
-from support.inputs.photos import build_images, build_parquet
 from systems import ROOT
 
 sys.path.insert(0, str(ROOT / "tests"))
 sys.path.insert(0, str(ROOT / "tests/support/toys"))
 from models import LABELS, TRANSFORM
+from support.inputs.photos import build_images, build_parquet
 
 DATE = "2026-11-24"
 NUM_PHOTOS, NUM_BAD, NUM_NUMBERS = 60, 5, 500
@@ -60,15 +59,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         inputs = write_inputs(folder / "in")
-        checkouts = {"old": check_out(folder / "old", wanted.old), "new": ROOT}
+        checkouts = {"old": folder / "old", "new": ROOT}
+        git("worktree", "add", "--detach", str(checkouts["old"]), wanted.old)
         try:
             for case in cases(inputs):
                 if not wanted.only or case.name in wanted.only:
                     differences += compare(case, folder, checkouts)
         finally:
-            git("worktree", "remove", "--force", str(folder / "old"))
+            git("worktree", "remove", "--force", str(checkouts["old"]))
     print(f"{differences} differences")
     sys.exit(min(differences, 100))
+
+
+def git(*arguments: str) -> None:
+    subprocess.run(["git", "-C", str(ROOT), *arguments], check=True, capture_output=True)
 
 
 def write_inputs(folder: Path) -> Path:

@@ -27,9 +27,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from machine import machine, today
-from support.runs.published_rows import read_predictions
 from systems import BENCH, Case, environment, run_pipeline, staged_slices, steady_of
 from turns import spread, tell
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from support.runs.published_rows import read_predictions
 
 BATCH = 16
 NEW_TOKENS = {"choices": 3, "generate": 128}
@@ -94,7 +96,7 @@ def ours(case: Case, task: str) -> dict[str, Any]:
     begun = time.perf_counter()
     report = run_pipeline("run", case.job("job", out))
     wall_s = time.perf_counter() - begun
-    found = read_predictions(str(out), "all")
+    found = read_predictions(str(out))
     texts = found["label" if task == "choices" else "text"].to_pylist()
     tokens = sum(found["num_output_tokens"].to_pylist()) if task == "generate" else len(texts)
     steady = steady_of(staged_slices(out)) or len(texts) / report["streaming_wall_s"]

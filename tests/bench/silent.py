@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -27,8 +28,10 @@ from typing import Any
 from machine import machine, today
 from systems import Case, Unusable, run_job, run_peer, run_pipeline, write_weights
 from text_batches import text_case
-from throughput import build
 from turns import tell, usable
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from support.inputs.photos import build_images
 
 PEERS = {"texts": ("st-1", "st"), "photos": ("loader",)}
 RUNS = ("first", "second")
@@ -72,7 +75,7 @@ def parse() -> argparse.Namespace:
 def make_case(kind: str, folder: Path, wanted: argparse.Namespace) -> Case:
     if kind == "texts":
         return text_case(folder, wanted.texts)
-    build(folder / "images", wanted.photos, large=False)
+    build_images(folder / "images", wanted.photos, seed=1, num_bad=0)
     return Case(folder, folder / "images", wanted.photos, write_weights(folder, "resnet18"))
 
 
