@@ -63,6 +63,7 @@ def _message(each: Verdict) -> str:
     if each.verdict == NOT_BUILT:
         return each.why.partition(":")[0]
     text = each.why.replace(each.name, "the class").removeprefix("JobError: ")
+    text = re.sub(r"model\.path = \S+:", "model.path:", text)  # a folder of this run
     text = re.sub(r"than \w+, which a directory gets: [^;]*", "than its main input", text)
     text = re.sub(r"\(\d+(?:, \d+)*\)|\[\d+(?:, \d+)*\]|\b\d+(?:\.\d+)?\b", "N", text)
     cut = text if len(text) <= _MOST_CHARS else text[:_MOST_CHARS].rpartition(" ")[0] + " ..."

@@ -1,6 +1,7 @@
 """What a report says, in sections of lines, facts and tables; terminal and page render these.
 
-A further figure is a line or a fact here. All texts are data: whoever renders them escapes them.
+A new figure of the report is added here, and both show it. Texts are not escaped yet: the terminal
+and the page escape them.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def resolve_runtime(
         allocation: How the cluster is divided.
         on_cluster: That Ray is not one on this machine that this process has started.
         published: `model` of the version that a retry merges its rows into.
-        looks_up: Rows are looked up when they are read, so that nobody knows how many are left.
+        looks_up: Rows are looked up while they are read: how many are left to predict is unknown.
         say: Shows what is being tried.
 
     Raises:
