@@ -11,7 +11,7 @@ from pipeline.inference.devices.device_model import DeviceModel
 from pipeline.inference.runtimes.float32_math import exact_math
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks.base import Arrays
-from pipeline.models.tasks.scores import without_outputs
+from pipeline.models.tasks.scores import OFF
 from pipeline.preprocessing.model_input import Arrays as Inputs
 from pipeline.process.liveness import no_limit
 
@@ -24,12 +24,12 @@ def reduced(model: DeviceModel, inputs: Inputs) -> Arrays:
     results = Arrays()
     try:
         for batch in model.each(inputs, results):
-            model.settle(results, batch)
+            model.check_outputs(results, batch)
     except Exception as error:
         if model.gpu is not None:
             model.gpu.lacks_memory(error)  # ends the process if its context is lost
         raise
-    return without_outputs(results, model.config.spec.task)
+    return {name: values for name, values in results.items() if name != OFF}
 
 
 def alone(model: DeviceModel, config: PredictorConfig, work: Work[T]) -> T:

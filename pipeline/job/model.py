@@ -114,7 +114,7 @@ class Model(Section):
     """Tasks `classify`, `multilabel`, `zero_shot`: what the outputs are, and what makes scores of
     them. `logits`: the usual function of the task and the model, softmax or sigmoid;
     `probabilities`: they are scores already; `softmax`, `sigmoid`: this function. Left out: what
-    the library or the `.onnx` file says, otherwise what the first rows show."""
+    the library or the `.onnx` file says, otherwise logits."""
     max_detections: PositiveInt = 100
     """Task `detect`: the most detections of an image, the best first."""
     nms_iou: Annotated[float, Field(gt=0, le=1)] | None = None

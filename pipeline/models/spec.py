@@ -198,9 +198,6 @@ class PredictorConfig:
     """The output, which holds calibrated models and pinned digests."""
     pin: str | None = None
     """Path in the output of the pinned digest of tensors; None: nothing is pinned."""
-    scores_path: str | None = None
-    """Folder in the output of what the outputs of the model are, settled by the first rows; None:
-    it is known, or judged for these rows alone."""
     batch_tokens: int = 0
     """The most tokens per model call, padding included, for inputs with `counts_tokens`; 0: only
     rows count."""

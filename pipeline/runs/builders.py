@@ -17,7 +17,6 @@ from pipeline.execution.stages import Preprocessing, preprocess_stage, writer_st
 from pipeline.execution.stream_parts import StreamParts, unit_reads
 from pipeline.execution.visible_gpus import without_gpus
 from pipeline.gates.judging import needs_of
-from pipeline.inference.settled_scores import scores_path
 from pipeline.inference.slice_progress import Channel
 from pipeline.inference.slices.first_rows import SystematicFailureDetector
 from pipeline.job.job import Job
@@ -108,7 +107,6 @@ def predictor_config(run: RunContext, settled: Settled) -> PredictorConfig:
         run_id=run.record.run_id,
         models=run.store,
         pin=None if model.has_weights else run.layout.tensors(plan.fingerprint),
-        scores_path=scores_path(model),
     )
 
 

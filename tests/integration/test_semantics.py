@@ -226,7 +226,10 @@ TASKS: dict[str, dict[str, Any]] = {
         "factory": "models:colours", "task": "multilabel", "labels": models.LABELS,
         "min_score": 0.3,
     },
-    "probabilities": {"factory": "support.runs.predicting:likely", "labels": models.LABELS},
+    "probabilities": {
+        "factory": "support.runs.predicting:likely", "labels": models.LABELS,
+        "scores": "probabilities",
+    },
     "score": {"factory": "models:redness", "task": "score"},
     "zero_shot": {
         "factory": "models:colours", "task": "zero_shot", "prompts": models.LABELS, "top_k": 2,

@@ -19,13 +19,11 @@ import pytest
 from support.runs.jobs import job_of
 from support.runs.selection import quick_cases
 
+from pipeline.core.errors import JobError
 from pipeline.core.failures import failure_columns
-from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.inference.engines.torch_engine import TorchEngine
-from pipeline.inference.settled_scores import scores_path
 from pipeline.models.spec import PredictorConfig
 from pipeline.runs.preparing.prepare import job_model
-from pipeline.storage.store import Store
 
 NUM_FEATURES, NUM_ROWS = 4, 96
 _RNG = np.random.default_rng(0)
@@ -96,23 +94,18 @@ def exported(
     return to_onnx(model, X[:1], options=options)
 
 
-def predictor(path: Path, store: Store | None = None, **model: Any) -> TorchEngine:
-    """A predictor of an .onnx file over features; with an output, that of a run."""
+def predictor(path: Path, **model: Any) -> TorchEngine:
+    """A predictor of an .onnx file over features."""
     job = job_of(
         {"path": str(path), **model},
         {"uri": "in", "format": "parquet", "features": ["a", "b", "c", "d"]},
     )
     fields = pa.schema([pa.field("features", pa.list_(pa.float32(), NUM_FEATURES))])
     spec = job_model(job).fitted(fields)
-    path_of = scores_path(spec) if store else None
-    return TorchEngine(
-        PredictorConfig(spec, 32, 0, 1, pa.schema([]), models=store, scores_path=path_of)
-    )
+    return TorchEngine(PredictorConfig(spec, 32, 0, 1, pa.schema([])))
 
 
-def predictions(found: TorchEngine, features: np.ndarray) -> tuple[list[dict[str, Any]], int]:
-    """Return the rows, and how many had their outputs taken for probabilities."""
-    counters: dict[str, dict[str, float]] = {}
+def predictions(found: TorchEngine, features: np.ndarray) -> list[dict[str, Any]]:
     rows = pa.table(
         {
             "row_id": [str(row) for row in range(len(features))],
@@ -121,9 +114,9 @@ def predictions(found: TorchEngine, features: np.ndarray) -> tuple[list[dict[str
             **failure_columns([None] * len(features)),
         }
     )
-    table = found.predict(rows, counters)
+    table = found.predict(rows, {})
     assert table.column("error").null_count == len(features), table.column("message")
-    return table.to_pylist(), SliceFigures.from_json(counters).probable_rows
+    return table.to_pylist()
 
 
 def by_label(rows: list[dict[str, Any]]) -> np.ndarray:
@@ -147,17 +140,15 @@ def test_scores_are_those_of_the_library(name: str, target: str, tmp_path: Path)
     case, path = CASES[name], tmp_path / "m.onnx"
     model = case.make().fit(X, TARGETS[target])
     onnx.save(exported(model), path)
-    store = Store(str(tmp_path / "out"))
     if target == "numbers":
-        rows, _ = predictions(predictor(path, store, task="regress"), X)
+        rows = predictions(predictor(path, task="regress"), X)
         expected = model.predict(X)
         np.testing.assert_allclose([row["value"] for row in rows], expected, atol=case.tolerance)
         return
     expected = model.predict_proba(X)
     labels = [f"class {label}" for label in model.classes_]
-    rows, num_probable = predictions(predictor(path, store, task="classify", labels=labels), X)
+    rows = predictions(predictor(path, task="classify", labels=labels), X)
     np.testing.assert_allclose(by_label(rows), expected, atol=case.tolerance)
-    assert num_probable == len(rows)
     [best] = np.asarray(expected).argmax(axis=1)[None]
     assert np.mean([row["label"] == labels[i] for row, i in zip(rows, best, strict=True)]) > 0.98
 
@@ -175,33 +166,26 @@ def test_behind_a_zipmap_scores_are_the_same_and_the_file_has_the_labels(name: s
     file = exported(model, zipped=True)
     assert "ZipMap" in {node.op_type for node in file.graph.node}
     onnx.save(file, tmp_path / "m.onnx")
-    found = predictor(tmp_path / "m.onnx", Store(str(tmp_path / "out")))
-    rows, num_probable = predictions(found, X)
+    rows = predictions(predictor(tmp_path / "m.onnx"), X)
     expected = model.predict_proba(X)
     np.testing.assert_allclose(by_label(rows), expected, atol=CASES[name].tolerance)
-    assert num_probable == len(rows)
     names = [str(label) for label in model.classes_]
     assert {(row["label"], row["label_id"]) for row in rows} <= {*zip(names, range(3), strict=True)}
-    named = predictor(tmp_path / "m.onnx", Store(str(tmp_path / "out")), labels=["a", "b", "c"])
-    assert {row["label"] for row in predictions(named, X)[0]} <= {"a", "b", "c"}
+    named = predictor(tmp_path / "m.onnx", labels=["a", "b", "c"])
+    assert {row["label"] for row in predictions(named, X)} <= {"a", "b", "c"}
 
 
-def test_decision_values_are_logits(tmp_path: Path):
+def test_decision_values_whose_name_says_probabilities_are_logits_if_the_job_says_it(
+    tmp_path: Path,
+):
     from sklearn.svm import SVC
 
     model = SVC().fit(X, TARGETS["three"])
     onnx.save(exported(model, has_zipmap=True), tmp_path / "m.onnx")
-    found = predictor(tmp_path / "m.onnx", task="classify", labels=["a", "b", "c"])
-    rows, num_probable = predictions(found, X)
+    job = {"task": "classify", "labels": ["a", "b", "c"]}
+    with pytest.raises(JobError, match=r"row 0 are no probabilities, .* write 'logits'"):
+        predictions(predictor(tmp_path / "m.onnx", **job), X)
+    rows = predictions(predictor(tmp_path / "m.onnx", **job, scores="logits"), X)
     values = model.decision_function(X)
     expected = np.exp(values) / np.exp(values).sum(axis=1, keepdims=True)
     np.testing.assert_allclose(by_label(rows), expected, atol=1e-4)
-    assert num_probable == 0
-
-
-def test_one_row_is_enough(tmp_path: Path):
-    model = CASES["sklearn forest"].make().fit(X, TARGETS["two"])
-    onnx.save(exported(model), tmp_path / "m.onnx")
-    found = predictor(tmp_path / "m.onnx", Store(str(tmp_path / "out")), labels=["no", "yes"])
-    rows, _ = predictions(found, X[:1])
-    np.testing.assert_allclose(by_label(rows), model.predict_proba(X[:1]), atol=1e-6)

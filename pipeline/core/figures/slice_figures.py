@@ -131,8 +131,7 @@ _NAMED = {
     "advice": "advice",
 }
 """Field -> its entries in the JSON form; what is counted stands behind a `.`."""
-_PROBABLE = "probabilities"
-FIGURE_NAMES = frozenset((*(entry for entry, _ in _SINGLE.values()), *_NAMED.values(), _PROBABLE))
+FIGURE_NAMES = frozenset((*(entry for entry, _ in _SINGLE.values()), *_NAMED.values()))
 """Entries that no stage can have for its name."""
 
 
@@ -158,8 +157,6 @@ class SliceFigures:
     """Tokens of an output, in steps of up to 3% -> texts that a model has written."""
     devices: Mapping[str, int] = field(default_factory=dict)
     """Device -> rows that it predicted."""
-    probable_rows: int = 0
-    """Rows whose outputs were taken for probabilities."""
     advice: Mapping[str, int] = field(default_factory=dict)
     """What a reader or an actor has to say of what it works with, in a line -> rows that it counts
     with it, or 0."""
@@ -188,8 +185,6 @@ class SliceFigures:
         for name, (entry, _) in _SINGLE.items():
             if (figure := getattr(self, name)) is not None:
                 yield entry, figure.as_counters()
-        if self.probable_rows:
-            yield _PROBABLE, StageCounters(self.probable_rows, self.probable_rows)
         for name, entry in _NAMED.items():
             for text, num_rows in getattr(self, name).items():
                 yield f"{entry}.{text}", StageCounters(num_rows, num_rows)
@@ -205,7 +200,6 @@ class SliceFigures:
         found: dict[str, Any] = {
             name: kind.of(did.pop(entry)) for name, (entry, kind) in _SINGLE.items() if entry in did
         }
-        found["probable_rows"] = did.pop(_PROBABLE, StageCounters()).rows_out
         for name, entry in _NAMED.items():
             keys = [key for key in did if key.partition(".")[0] == entry]
             found[name] = {key.partition(".")[2]: did.pop(key).rows_out for key in keys}

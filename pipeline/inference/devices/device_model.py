@@ -7,7 +7,6 @@ loaded: what card, driver or libraries cannot do is then an error of the job, an
 from __future__ import annotations
 
 import functools
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,9 +24,9 @@ from pipeline.inference.devices import device
 from pipeline.inference.devices.accelerator import Gpu
 from pipeline.inference.devices.device_buffers import DeviceBuffer, FreeBuffers, make_device_buffers
 from pipeline.inference.devices.turns import Turns
+from pipeline.inference.outputs_check import OutputsCheck
 from pipeline.inference.runtimes.base import Runner
 from pipeline.inference.runtimes.inference_module import InferenceModule, Tensors
-from pipeline.inference.settled_scores import SettledScores
 from pipeline.inference.slice_results import scatter_batch
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks import make_task
@@ -57,10 +56,9 @@ class DeviceModel:
         self.limits = config.limits_of_batch
         """Of later batches: smaller after lack of memory."""
         torch.set_num_threads(config.num_threads)
-        self.scores = SettledScores(config)
         self.task = make_task(config.spec.task)
+        self.check_outputs = OutputsCheck(config).check
         self._runner: Runner | None = None
-        self._settling = threading.Lock()
         self.turns = Turns()
         """Of the slices in flight and of what takes the model off its device meanwhile."""
         self.buffers = self._told(self._make_buffers)
@@ -195,18 +193,6 @@ class DeviceModel:
         finally:
             for buffer, _ in busy:
                 self.buffers.give(buffer)
-
-    def settle(self, results: Arrays, batch: Rows, row_ids: Sequence[str] = ()) -> int:
-        """Settle by a finished batch what the outputs are, or hold the batch to it.
-
-        Returns:
-            How many of its rows had their outputs taken for probabilities.
-        """
-        with self._settling:
-            num_probable = self.scores.keep(results, batch, row_ids)
-            if self.scores.task is not self.task.spec:
-                self.task = make_task(self.scores.task)
-        return num_probable
 
     def _make_buffers(self) -> FreeBuffers:
         make_buffer = functools.partial(device.make_buffer, self.config, self.gpu)

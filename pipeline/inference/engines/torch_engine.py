@@ -89,7 +89,6 @@ class TorchEngine(Engine):
             SliceFigures(tokens=tokens).add_to(counters)
         if self._is_unpadded:
             SliceFigures(advice={ONE_LENGTH: 0}).add_to(counters)
-        SliceFigures(probable_rows=run.num_probable).add_to(counters)
         pass_through, task = self._config.pass_through, self._model.task
         published, results = seen.published_fields(), run.results
         return to_table(task, pass_through, rows, results, run.is_done, failures, published)

@@ -66,15 +66,13 @@ class SliceRun:
         self.is_done = np.zeros(len(row_ids), np.bool_)
         """(N,): the rows that are in `results`."""
         self.timer, self._ticket = Timer(), model.buffers.ticket()
-        self.num_probable = 0
-        """Rows per head whose outputs were taken for probabilities."""
 
     def run(self, todo: Rows) -> Iterator[tuple[int, Failure]]:
         """Predict rows `todo`, a batch in flight per buffer that is free; yield (row, failure).
 
         Raises:
             SystematicFailure: All rows of the first batches failed for one cause.
-            JobError: Rows contradict what the outputs were settled to be.
+            JobError: Outputs are not what they are taken for; see `OutputsCheck`.
             OutOfDeviceMemory: A batch of the runtime's one size does not fit into memory.
             InfraError: The GPU has failed.
         """
@@ -128,7 +126,7 @@ class SliceRun:
         """Yield the rows of a finished batch whose results are not finite."""
         if self._first is not None:
             self._first.predicted()
-        self.num_probable += self._model.settle(self.results, batch, self._row_ids)
+        self._model.check_outputs(self.results, batch, self._row_ids)
         self.is_done[batch] = True
         failure = not_finite(self._model.config.spec.precision)
         for row in batch[~are_finite(self.results, batch)]:

@@ -172,7 +172,7 @@ class DirectoryFacts:
     scores: str | None = None
     """`sigmoid` if scores of prompts are; None: as the task says."""
     ends_in: str | None = None
-    """`softmax` or `sigmoid` if the outputs are known to be probabilities."""
+    """`softmax`, `sigmoid` or `probabilities` if the outputs are known to be probabilities."""
     said: tuple[str, ...] = ()
     """What was read, and from which file, a line each."""
 

@@ -85,7 +85,7 @@ class TaskSpec:
         values["num_labels"] = len(self.labels)
         values["labels_sha256"] = hashlib.sha256("\n".join(self.labels).encode()).hexdigest()
         if self.scores == "open":
-            del values["scores"]  # what the rows decide is no setting
+            del values["scores"]  # rows that are written have logits
         plain: dict[str, Any] = json.loads(json.dumps(values))
         return plain
 

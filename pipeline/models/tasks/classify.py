@@ -47,8 +47,6 @@ class Classify(Task):
         values = require(outputs, shape, declared, "one output per label").float()
         found, beside = scores.of_outputs(values, self.spec.scores, self.scores_of_logits)
         top = found.topk(self.spec.top_k, dim=1)
-        if scores.OUTPUT in beside:
-            beside[scores.OUTPUT] = values.gather(1, top.indices)
         return {SCORE: top.values, LABEL_ID: top.indices.to(torch.int32), **beside}
 
     def columns(self, arrays: Arrays, ok: Mask, rows: pa.Table) -> dict[str, pa.Array]:

@@ -2,39 +2,36 @@
 
 Outputs are logits, of which softmax or sigmoid make scores, or they are probabilities already and
 stay what they are. The job, the library or the graph of a file says which (`TaskSpec.scores`).
-Where none of them does (`OPEN`), the first rows decide for all rows; `inference.settled_scores`
-keeps what they decided.
+Where none of them does (`OPEN`), they are logits, and first rows that look like probabilities end
+the run: `inference.outputs_check`.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
-from pipeline.core.schema import SCORE
 
 if TYPE_CHECKING:
     import torch
 
     from pipeline.job.model import Model
     from pipeline.models.resolving.cards import FoundModel
-    from pipeline.models.tasks.base import Arrays, Task, TaskSpec
+    from pipeline.models.tasks.base import Task, TaskSpec
 
 OPEN, LOGITS, PROBABILITIES, SOFTMAX, SIGMOID = (
     *("open", "logits", "probabilities"),
     *("softmax", "sigmoid"),
 )
-OUTPUT, OFF = "output", "off"
-"""Results beside the scores: the outputs themselves, and by how much a row's outputs miss being
-probabilities: how far one lies beyond [0, 1] or, where they must add up to 1, their sum off 1."""
+OFF = "off"
+"""Result beside the scores: by how much a row's outputs miss being probabilities, that is how far
+one lies beyond [0, 1] or, where they must add up to 1, their sum off 1."""
 
 TOLERANCE, INT8_TOLERANCE = 5e-3, 5e-2
 """How far probabilities may be off: those of bfloat16 have 8 bits, those of int8 8 bits in all."""
 _EXACT = 1e-4
-ENOUGH_ROWS, _ENOUGH_VALUES = 4, 24
+_ENOUGH_ROWS, _ENOUGH_VALUES = 4, 24
 """So many logits are not probabilities by chance: rows that add up to 1, values within [0, 1]."""
 _FAR = 1e9
 
@@ -63,34 +60,33 @@ def choose_scores(model: Model, card: FoundModel, task: type[Task]) -> str:
             f"model.scores = {model.scores!r}: a text's scores weigh the prompts against each "
             "other: softmax; leave it out"
         )
-    if model.scores is not None:
-        return usual if model.scores == LOGITS else model.scores
-    if gives_logits:
-        return LOGITS if usual == task.scores_of_logits else usual
-    if model.layer is None and facts and facts.ends_in in (SOFTMAX, task.scores_of_logits):
-        return PROBABILITIES
-    return OPEN
+    if model.scores is not None or gives_logits:
+        wanted = usual if model.scores in (None, LOGITS) else model.scores
+        return LOGITS if wanted == task.scores_of_logits else wanted
+    ends_in = facts.ends_in if facts and model.layer is None else None
+    is_probable = ends_in in (PROBABILITIES, SOFTMAX, task.scores_of_logits)
+    return PROBABILITIES if is_probable else OPEN
 
 
 def of_outputs(
     outputs: torch.Tensor, are: str, usual: str
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Return the scores of a batch, and the results beside them that say what the outputs are.
+    """Return the scores of a batch, and the result beside them that says what the outputs are.
 
     Args:
         outputs: float32 (B, K).
-        are: `TaskSpec.scores`; `OPEN` makes the scores of logits, and keeps the outputs.
+        are: `TaskSpec.scores`.
         usual: `Task.scores_of_logits`.
 
     Returns:
-        float32 (B, K), not finite in rows whose outputs are not; `OUTPUT`, (B, K), and `OFF`, (B,),
-        unless the outputs are known to be logits.
+        float32 (B, K), not finite in rows whose outputs are not; `OFF`, (B,), unless the outputs
+        are known to be logits.
     """
     import torch
 
     beside = {}
     if are in (OPEN, PROBABILITIES):
-        beside = {OUTPUT: outputs, OFF: _off_by(outputs, adds_up=usual == SOFTMAX)}
+        beside = {OFF: _off_by(outputs, adds_up=usual == SOFTMAX)}
     if are == PROBABILITIES:
         is_finite = outputs.isfinite().all(dim=1, keepdim=True)
         return torch.where(is_finite, outputs, torch.nan), beside
@@ -120,44 +116,21 @@ def look_alike(off: Any, num_labels: int, *, adds_up: bool) -> bool | None:
     if (off > TOLERANCE).any():
         return False
     if adds_up:
-        is_enough = len(off) >= ENOUGH_ROWS or bool((off <= _EXACT).all())
+        is_enough = len(off) >= _ENOUGH_ROWS or bool((off <= _EXACT).all())
     else:
         is_enough = len(off) * num_labels >= _ENOUGH_VALUES
     return True if is_enough else None
 
 
-def scores_told(spec: TaskSpec, name: str, *, are_probable: bool = False) -> str | None:
+def scores_told(spec: TaskSpec, name: str) -> str | None:
     """Say in one line what the outputs of a model are, if they are not plainly logits.
 
     Args:
         spec: The task.
         name: Of the model.
-        are_probable: The first rows showed that the outputs are probabilities.
     """
-    from pipeline.models.tasks import task_class
-
-    told = None
-    if spec.scores == PROBABILITIES or (spec.scores == OPEN and are_probable):
-        adds_up = task_class(spec.kind).scores_of_logits == SOFTMAX
-        how = "every row adds up to 1" if adds_up else "all lie within [0, 1]"
-        told = f"gives probabilities ({how}): taken as they are"
-    elif spec.scores == SIGMOID:
-        told = "gives logits: scores are their sigmoids"
-    return f"{clean_message(name)} {told}" if told else None
-
-
-def take_outputs(results: Arrays, rows: Any) -> None:
-    """Make the outputs of rows of a slice their scores, in place."""
-    results[SCORE][rows] = results[OUTPUT][rows]
-
-
-def without_outputs(results: Arrays, spec: TaskSpec) -> Arrays:
-    """Return results of a task, as it began, without what only settling needs."""
-    if spec.scores not in (OPEN, PROBABILITIES):
-        return results
-    return {name: values for name, values in results.items() if name not in (OUTPUT, OFF)}
-
-
-def are_finite(scores: Any) -> Any:
-    """Return which rows of scores (N, ...) are finite: bool (N,)."""
-    return np.isfinite(scores.reshape(len(scores), -1)).all(axis=1)
+    if spec.scores == PROBABILITIES:
+        return f"{clean_message(name)} gives probabilities: taken as they are"
+    if spec.scores == SIGMOID:
+        return f"{clean_message(name)} gives logits: scores are their sigmoids"
+    return None

@@ -119,8 +119,7 @@ class RunRecorder(RowAccounts):
         """Say what the model's outputs are, as far as it is known and not plainly logits."""
         if self._spec is None:
             return None
-        are_probable = self.figures.probable_rows > 0
-        return scores_told(self._spec.task, self._spec.shown_name, are_probable=are_probable)
+        return scores_told(self._spec.task, self._spec.shown_name)
 
     def connected(
         self,

@@ -241,10 +241,7 @@ def _first_good(child: Child, model: ModelSpec, num_units: int) -> Preview:
         if not problem:
             assert not isinstance(predicted, str), "has no problem"
             figures = SliceFigures.from_json(counters)
-            is_probable = figures.probable_rows > 0
-            told = scores_told(model.task, model.shown_name, are_probable=is_probable)
-            if is_probable and told != scores_told(model.task, model.shown_name):
-                told = f"{told}, if the first rows of a run are as this row (model.scores says it)"
+            told = scores_told(model.task, model.shown_name)
             described = f"1 row ({row_id}) -> {_describe(predicted, model)}"
             found_row = "; ".join([described, *figures.advice_told])
             return Preview("ok", found_row, scores=told, predicted=predicted)

@@ -27,7 +27,6 @@ FOOTER = """{
  "truncated": {"rows_in": 3, "rows_out": 1},
  "tokens": {"rows_in": 20, "rows_out": 24},
  "isolated": {"rows_in": 4, "rows_out": 3, "rows_quarantined": 1, "retries": 2, "busy_s": 3.0},
- "probabilities": {"rows_in": 2, "rows_out": 2},
  "device.Xeon, 2.4 GHz": {"rows_in": 4, "rows_out": 4},
  "advice.fp32 is slow": {"rows_in": 0}
 }"""
@@ -47,7 +46,6 @@ FIGURES = SliceFigures(
     looked_up=LookedUp(4, 2, 1, 0.5),
     isolated=Isolated(4, 1, 2, 3.0),
     devices={"Xeon, 2.4 GHz": 4},
-    probable_rows=2,
     advice={"fp32 is slow": 0},
 )
 COUNTS = st.integers(0, 2**50)

@@ -55,7 +55,7 @@ def of_file(path: Path, **model: Any) -> ModelSpec:
         ("vit", {"layer": "model.classifier"}, "open"),
         ("clip", PROMPTS, "logits"),
         ("siglip", PROMPTS, "sigmoid"),
-        ("siglip", {**PROMPTS, "scores": "softmax"}, "softmax"),
+        ("siglip", {**PROMPTS, "scores": "softmax"}, "logits"),
         ("siglip", {**PROMPTS, "scores": "logits"}, "sigmoid"),
         ("siglip", {"task": "embed"}, "logits"),
     ],
@@ -73,14 +73,14 @@ def test_of_a_class_of_the_library_it_is_known(
     [
         (True, {}, "probabilities"),
         (True, {"task": "multilabel"}, "probabilities"),
-        (True, {"scores": "logits"}, "softmax"),
+        (True, {"scores": "logits"}, "logits"),
         (False, {}, "open"),
         (False, {"scores": "probabilities"}, "probabilities"),
-        (False, {"task": "multilabel", "scores": "logits"}, "sigmoid"),
+        (False, {"task": "multilabel", "scores": "logits"}, "logits"),
         (True, {"task": "regress", "labels": None}, "logits"),
     ],
 )
-def test_of_a_file_its_end_says_it_or_the_rows_do(
+def test_of_a_file_its_end_or_the_job_says_it(
     softmax: bool, model: dict[str, Any], scores: str, tmp_path: Path
 ):
     path = onnx_files.save(onnx_files.features_model(softmax=softmax), tmp_path / "m.onnx")
@@ -104,10 +104,10 @@ def test_what_has_no_meaning_is_refused_in_one_line(tmp_path: Path):
         assert "scores" in str(caught.value)
 
 
-def test_the_rows_that_decide_are_no_setting_and_the_job_s_word_is():
-    plain, told = TaskSpec("classify"), TaskSpec("classify", scores="softmax")
+def test_logits_that_the_job_names_change_no_fingerprint():
+    plain, told = TaskSpec("classify"), TaskSpec("classify", scores="sigmoid")
     assert TaskSpec("classify", scores="open").to_dict() == plain.to_dict()
-    assert told.to_dict() == {**plain.to_dict(), "scores": "softmax"}
+    assert told.to_dict() == {**plain.to_dict(), "scores": "sigmoid"}
 
 
 @pytest.mark.parametrize(
@@ -131,15 +131,9 @@ def test_rows_are_enough_if_logits_are_not_so_by_chance(
 
 
 def test_a_line_says_what_outputs_are():
-    one = TaskSpec("classify", labels=("a", "b"), scores="open")
-    assert scores_told(one, "m") is None
-    assert scores_told(one, "m", are_probable=True) == (
-        "m gives probabilities (every row adds up to 1): taken as they are"
-    )
-    many = TaskSpec("multilabel", labels=("a",), scores="probabilities")
-    assert (
-        scores_told(many, "m") == "m gives probabilities (all lie within [0, 1]): taken as they are"
-    )
+    assert scores_told(TaskSpec("classify", scores="open"), "m") is None
+    found = scores_told(TaskSpec("classify", scores="probabilities"), "m")
+    assert found == "m gives probabilities: taken as they are"
 
 
 @pytest.mark.parametrize("are", [PROBABILITIES, LOGITS])

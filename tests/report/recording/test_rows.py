@@ -20,15 +20,6 @@ def test_a_row_that_loses_its_prediction_has_a_reason_and_no_label_any_more():
     assert (cause.reason, cause.num_rows) == (Reason.DUPLICATE_ID.value, 3)
 
 
-def test_whose_outputs_are_probabilities_is_known_of_slices_of_any_run():
-    totals = RowAccounts()
-    totals.add("computed", StagedSlice("r", 4, counters={"predict": {"rows_in": 4}}))
-    assert totals.figures.probable_rows == 0
-    counters = {"probabilities": {"rows_in": 4, "rows_out": 4}}
-    totals.add("computed", StagedSlice("r", 4, counters=counters))
-    assert totals.figures.probable_rows == 4
-
-
 def test_a_row_without_a_label_that_loses_its_prediction_is_counted_all_the_same():
     totals = RowAccounts()
     totals.add("computed", StagedSlice("r", 10))

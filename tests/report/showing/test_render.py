@@ -124,7 +124,7 @@ def test_terminal_and_page_say_what_a_row_weighs_and_what_a_change_would_bring()
 
 
 def test_terminal_and_page_say_what_the_outputs_of_a_model_are():
-    said = "rf.onnx gives probabilities (every row adds up to 1): taken as they are"
+    said = "rf.onnx gives probabilities: taken as they are"
     report = report_of(model=FULL["model"] | {"scores": said})
     assert said in str(report)
     assert said in Page(to_html(report)).text

@@ -23,6 +23,9 @@ _KEEP_CLASSES = ("Identity", "Cast", "Normalizer", "Softmax", "Mul")
 """Operators whose first input has the same classes, in the same order, as their output."""
 _KEEP_VALUES = ("Identity", "Cast")
 _ACTIVATIONS = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
+NAMED = "probabilities"
+_PROBABILITIES = ("probabilities", "output_probability")
+"""Names of skl2onnx and onnxmltools."""
 _OPSET = 13
 """Of `Cast`, if the graph has only operators of ai.onnx.ml."""
 
@@ -84,9 +87,11 @@ def classes_of(model: onnx.ModelProto, output: str) -> tuple[str, ...] | None:
 def activation_of(model: onnx.ModelProto, output: str) -> str | None:
     """Return `softmax` if rows of an output add up to 1, `sigmoid` if they lie within [0, 1].
 
-    By the operator that computes it; None: that says nothing, and the first rows show it
-    (`pipeline.models.tasks.scores`).
+    By the operator that computes it; `probabilities` by the name that exporters of table libraries
+    give; None: nothing says it.
     """
+    if output in _PROBABILITIES:
+        return NAMED
     node = _maker(_makers(model), output, _KEEP_VALUES)
     if node is None:
         return None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.models.directories.facts import DirectoryFacts, ImageContract, OnnxFile
 from pipeline.models.directories.onnx.classes import (
+    NAMED,
     activation_of,
     classes_of,
     labels_in_metadata,
@@ -214,7 +215,8 @@ def _said(
     if file.batch_size is not None:
         lines.append(f"{path.name}: takes exactly {file.batch_size} rows at once")
     if ends_in is not None:
-        lines.append(f"{path.name}: its output is a {ends_in} already")
+        how = "named probabilities" if ends_in == NAMED else f"a {ends_in} already"
+        lines.append(f"{path.name}: its output is {how}")
     if labels is not None:
         lines.append(f"{path.name}: has {len(labels)} class names")
     return tuple(lines)
