@@ -20,6 +20,7 @@ from pipeline.core.user_code.allowed_imports import import_callable
 from pipeline.core.user_code.own_code import errors_told
 from pipeline.core.user_code.user_errors import SHOW_ALL, describe_user_error
 from pipeline.models.agreement import AgreementLimits
+from pipeline.models.directories.facts import DirectoryFacts
 from pipeline.models.directories.opening import directory_module
 from pipeline.models.directories.snapshot import ModelDirectory, local_bytes
 from pipeline.models.tasks import make_task
@@ -85,6 +86,8 @@ class ModelSpec:
     """Key of the state dict in the weights file; None: the file is the state dict."""
     directory: ModelDirectory | None = None
     """The model directory; `weights_sha256` is its digest."""
+    facts: DirectoryFacts | None = field(default=None, repr=False, compare=False)
+    """What the directory says."""
     pooling: str | None = None
     """The job's pooling of a directory's encoder; None: the directory's."""
     args: Mapping[str, Any] = field(default_factory=dict)
@@ -248,7 +251,8 @@ def _build(spec: ModelSpec) -> torch.nn.Module:
     import torch
 
     if spec.directory is not None:
-        module = directory_module(spec.directory, spec.input, spec.pooling, spec.task)
+        assert spec.facts is not None, "a directory has facts"
+        module = directory_module(spec.directory, spec.facts, spec.input, spec.pooling, spec.task)
     elif spec.kind == "torchvision":
         module = torchvision_module(spec.name, spec.weights_sha256, **_num_classes(spec.task))
     elif spec.kind == "entry_point":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from pipeline.models.directories.onnx.tensors import TensorFacts
@@ -145,7 +145,7 @@ class OnnxFile:
 
 @dataclass(frozen=True)
 class DirectoryFacts:
-    """What a directory says; for JSON, and can be pickled."""
+    """What a directory says; can be pickled."""
 
     kind: DirectoryKind
     architecture: str
@@ -176,11 +176,6 @@ class DirectoryFacts:
     said: tuple[str, ...] = ()
     """What was read, and from which file, a line each."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values."""
-        values = asdict(replace(self, transform=None))
-        return {**values, "transform": self.transform and self.transform.to_dict()}
-
     @property
     def columns(self) -> tuple[TensorColumn, ...]:
         """Return the columns that an .onnx file takes by their names; () if it takes a vector."""
@@ -196,43 +191,3 @@ class DirectoryFacts:
         shape = self.module.inputs[0].shape
         width = shape[1] if shape and len(shape) > 1 else None
         return width if isinstance(width, int) else None
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> DirectoryFacts:
-        """Return the facts that `to_dict` described, also after a round trip through JSON."""
-        found = {key: _tuples(value) for key, value in values.items()}
-        transform, text, pooling = values["transform"], found["text"], found["pooling"]
-        written = found["generation"]
-        changed = {
-            "module": _module(values["kind"], values["module"]),
-            "transform": transform and TransformSpec.from_dict(transform),
-            "images": ImageContract(*found["images"]),
-            "text": text and TextFacts(**text),
-            "audio": found["audio"] and AudioSettings(**found["audio"]),
-            "pooling": pooling and Pooling(**{**pooling, "layers": _layers(pooling["layers"])}),
-            "generation": written
-            and GenerationFacts(**{**written, "rules": Rules(**written["rules"])}),
-        }
-        return cls(**{**found, **changed})
-
-
-def _module(kind: DirectoryKind, values: Mapping[str, Any]) -> LibraryClass | TimmModel | OnnxFile:
-    if kind == "timm":
-        return TimmModel(**values)
-    found = _tuples(values)
-    if kind == "onnx":
-        return OnnxFile(
-            **{**found, "inputs": tuple(TensorFacts(*each) for each in found["inputs"])}
-        )
-    return LibraryClass(**found)
-
-
-def _layers(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(each if each == "normalize" else DenseLayer(*each) for each in values)
-
-
-def _tuples(value: Any) -> Any:
-    """Return a value of JSON with tuples for lists."""
-    if isinstance(value, dict):
-        return {key: _tuples(each) for key, each in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value

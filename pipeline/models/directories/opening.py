@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.cache.node_cache import cached_folder, key_of, versions_of
-from pipeline.core.errors import InfraError, JobError
+from pipeline.core.errors import JobError
 from pipeline.models.directories.build import build_module
 from pipeline.models.directories.facts import CAPTION, CAUSAL, SEQ2SEQ, DirectoryFacts, TextFacts
 from pipeline.models.directories.json_files import is_timm, read_object
@@ -29,11 +29,10 @@ if TYPE_CHECKING:
     import torch
 
 CONFIG = "config.json"
-_VERSION = 27
+_VERSION = 28
 """Of what is kept; raise it if the same directory gives other facts."""
 _PACKAGES = ("transformers", "tokenizers", "timm", "onnx", "onnxruntime")
 _FILE = "facts.json"
-_HEAD_BYTES = 8
 _LIBRARIES = {
     "transformers": ("transformers",),
     "sentence_transformers": ("transformers",),
@@ -53,36 +52,6 @@ def read_facts(path: Path, wanted: str | None = None) -> DirectoryFacts:
     Raises:
         JobError: The directory is refused; says why, and what would be right.
     """
-
-    def write(folder: Path) -> None:
-        facts = _read(path, wanted)
-        (folder / _FILE).write_text(json.dumps(facts.to_dict()))
-
-    try:
-        folder = cached_folder(
-            key_of(["directory facts", _VERSION, _digest(path), wanted], _PACKAGES), write
-        )
-        values = json.loads((folder / _FILE).read_text())
-    except (OSError, InfraError):  # the node cache is not writable
-        return _read(path, wanted)
-    return DirectoryFacts.from_dict(values)
-
-
-def _digest(path: Path) -> str:
-    """Digest names and content of a directory, of safetensors the headers alone."""
-    digest = hashlib.sha256()
-    for file in sorted(each for each in path.rglob("*") if each.is_file()):
-        digest.update(f"{file.relative_to(path)}\0{file.stat().st_size}\0".encode())
-        with file.open("rb") as opened:
-            if file.suffix != ".safetensors":
-                digest.update(hashlib.file_digest(opened, "sha256").digest())
-                continue
-            length = int.from_bytes(opened.read(_HEAD_BYTES), "little")
-            digest.update(opened.read(min(length, 1 << 25)))
-    return digest.hexdigest()
-
-
-def _read(path: Path, wanted: str | None) -> DirectoryFacts:
     if (file := onnx_file_of(path)) is not None:
         from pipeline.models.directories.onnx.file import read_onnx_facts
 
@@ -135,10 +104,23 @@ def open_facts(
         InfraError: It cannot be copied.
     """
     directory, path = open_directory(uri, storage_options)
-    facts = read_facts(path, input_name)
+    facts = _known_facts(directory, path, input_name)
     if pooling is not None:
         _check_pooling(facts, pooling)
     return directory, facts
+
+
+def _known_facts(directory: ModelDirectory, path: Path, wanted: str) -> DirectoryFacts:
+    """Return the facts of a copy: those that are kept, otherwise as `read_facts`, and keep them."""
+    from pydantic import TypeAdapter  # actors need none
+
+    kept = TypeAdapter(DirectoryFacts)
+
+    def write(folder: Path) -> None:
+        (folder / _FILE).write_bytes(kept.dump_json(read_facts(path, wanted)))
+
+    key = key_of(["directory facts", _VERSION, directory.sha256, wanted], _PACKAGES)
+    return kept.validate_json((cached_folder(key, write) / _FILE).read_bytes())
 
 
 def _check_pooling(facts: DirectoryFacts, pooling: str) -> None:
@@ -160,11 +142,16 @@ def library_digest(facts: DirectoryFacts) -> str:
 
 
 def directory_module(
-    directory: ModelDirectory, model_input: Input, pooling: str | None, task: TaskSpec
+    directory: ModelDirectory,
+    facts: DirectoryFacts,
+    model_input: Input,
+    pooling: str | None,
+    task: TaskSpec,
 ) -> torch.nn.Module:
     """Build the module of a directory from this node's copy; see `build_module`.
 
     Args:
+        facts: Of the directory.
         model_input: What it sees of a row.
         pooling: The job's pooling; None: the directory's.
         task: What the outputs are for.
@@ -172,8 +159,7 @@ def directory_module(
     Raises:
         JobError: The directory changed, does not serve the task, or its weights do not fit.
     """
-    path = local(directory)
-    facts, text = read_facts(path, model_input.name), model_input.text
+    path, text = local(directory), model_input.text
     if pooling is not None and facts.pooling is not None:
         facts = replace(facts, pooling=replace(facts.pooling, modes=(pooling,)))
     if facts.text is not None and text is not None:

@@ -113,6 +113,7 @@ def resolve_model(
         weights_key=model.weights_key,
         args=model.args,
         directory=card.directory,
+        facts=card.facts,
         pooling=model.pooling,
         said=card.said,
     )
