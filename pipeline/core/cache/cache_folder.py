@@ -39,8 +39,7 @@ def one_at_a_time(name: str, *, waits: bool = True) -> Iterator[None]:
         BlockingIOError: A process is at it, and this one does not wait.
     """
     path = cache_folder() / f"{name}.lock"
-    while (descriptor := _locked(path, waits=waits)) is None:
-        pass
+    descriptor = locked(path, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
     try:
         yield
     finally:
@@ -48,15 +47,23 @@ def one_at_a_time(name: str, *, waits: bool = True) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _locked(path: Path, *, waits: bool) -> int | None:
-    """Open and lock a file; None if it was removed meanwhile."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
-        if os.fstat(descriptor).st_nlink:
-            return descriptor
-    except BaseException:
-        os.close(descriptor)
-        raise
-    os.close(descriptor)
-    return None
+def locked(path: Path, how: int) -> int:
+    """Return a descriptor of a file, which is made if it is not there, with a lock on it.
+
+    Args:
+        path: The file.
+        how: Operation of `flock`.
+
+    Raises:
+        BlockingIOError: A process has a lock that excludes this one, which does not wait.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(descriptor, how)
+            if os.fstat(descriptor).st_nlink:
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # it was removed meanwhile

@@ -1,9 +1,8 @@
 """Remove old artefacts from the node cache, and know which ones are in use.
 
-A process lists the keys that it uses in a file of its own, on which it holds a lock until it ends,
-however it ends. It writes a key there before it looks for the artefact, and what is removed is
-locked meanwhile, so that nothing goes between being found and being read. The time of an artefact's
-folder says when it was used last.
+A process holds a shared lock on the file of each key that it uses until it ends, however it ends.
+It takes it before it looks for the artefact, and what is removed is locked alone, so that nothing
+goes between being found and being read. An artefact's folder has the time of its last use.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
-import os
 import shutil
 import time
 import uuid
@@ -19,7 +17,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.core.cache.cache_folder import CLAIMS, PROFILES, USERS, cache_folder, one_at_a_time
+from pipeline.core.cache.cache_folder import (
+    CLAIMS,
+    PROFILES,
+    USERS,
+    cache_folder,
+    locked,
+    one_at_a_time,
+)
 from pipeline.core.cache.private_files import first_of
 
 log = logging.getLogger(__name__)
@@ -27,8 +32,8 @@ log = logging.getLogger(__name__)
 UNUSED_S = 5 * 86_400.0
 """What was used within this time stays, however much room it takes."""
 MAX_BYTES = 32 << 30
-_lists: dict[Path, tuple[int, set[str]]] = {}
-"""Folder of the lists -> this process's file there, open until it ends, and what is in it."""
+_used: dict[Path, int] = {}
+"""File of a key -> its descriptor, which this process keeps open for the lock."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +49,9 @@ def use(key: str) -> None:
     Raises:
         InfraError: The cache folder is not this user's own.
     """
-    descriptor, keys = _own_list()
-    if key not in keys:
-        os.write(descriptor, f"{key}\n".encode())
-        keys.add(key)
+    path = first_of([cache_folder() / USERS]) / f"{key}.lock"
+    if path not in _used:
+        _used[path] = locked(path, fcntl.LOCK_SH)
 
 
 def evict_for(num_bytes: int = 0) -> list[str]:
@@ -84,33 +88,6 @@ def num_bytes_of(folder: Path) -> int:
         return 0
 
 
-def _own_list() -> tuple[int, set[str]]:
-    folder = first_of([cache_folder() / USERS])
-    if folder not in _lists:
-        with one_at_a_time(USERS):
-            if folder not in _lists:  # another thread was first
-                _listed(folder)  # the files of ended processes go
-                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
-                descriptor = os.open(folder / uuid.uuid4().hex, flags, 0o600)
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-                _lists[folder] = descriptor, set()
-    return _lists[folder]
-
-
-def _listed(folder: Path) -> set[str]:
-    """Return the keys that running processes use; files of ended ones go. Needs the lock on it."""
-    found: set[str] = set()
-    for path in folder.iterdir():
-        with path.open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:  # it runs, or is this one
-                found.update(file.read().split())
-            else:
-                path.unlink()
-    return found
-
-
 def _artefacts() -> Iterator[_Artefact]:
     for folder in cache_folder().iterdir():
         is_other = folder.name.startswith(".") or folder.name in (CLAIMS, PROFILES, USERS)
@@ -124,11 +101,7 @@ def _remove(folder: Path) -> bool:
     """Remove an artefact, unless a process uses it."""
     gone = folder.with_name(f".{uuid.uuid4().hex}")
     try:
-        with one_at_a_time(folder.name, waits=False):
-            with one_at_a_time(USERS):
-                listed = _listed(first_of([cache_folder() / USERS]))
-            if folder.name in listed:
-                return False
+        with _unused(folder.name):
             folder.rename(gone)
         shutil.rmtree(gone)
     except (BlockingIOError, FileNotFoundError):  # another process uses or removes it
@@ -139,8 +112,21 @@ def _remove(folder: Path) -> bool:
     return True
 
 
+def _unused(key: str) -> contextlib.AbstractContextManager[None]:
+    """Keep other processes from using a key during the body; its file goes then.
+
+    Raises:
+        BlockingIOError: A process uses it.
+    """
+    return one_at_a_time(f"{USERS}/{key}", waits=False)
+
+
 def _remove_unfinished(oldest: float) -> None:
     """Remove what processes were making, or removing, that were killed long ago."""
+    for file in first_of([cache_folder() / USERS]).iterdir():
+        if not (cache_folder() / file.stem).exists():
+            with contextlib.suppress(BlockingIOError), _unused(file.stem):
+                pass
     for folder in cache_folder().glob(".*"):
         with contextlib.suppress(FileNotFoundError):  # another process removes it
             if folder.is_dir() and folder.stat().st_mtime < oldest:

@@ -6,11 +6,14 @@ no process uses.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import hashlib
 import json
 import os
 import shutil
+import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -19,7 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.core.cache.cache_folder import CLAIMS, cache_folder, one_at_a_time
+from pipeline.core.cache.cache_folder import CLAIMS, cache_folder, locked, one_at_a_time
 from pipeline.core.cache.eviction import evict_for, num_bytes_of, use
 from pipeline.core.cache.private_files import first_of
 from pipeline.core.semantics import SEMANTICS
@@ -32,6 +35,9 @@ _PACKAGES = ("torch", "torchvision")
 """All that is kept depends on these."""
 _LARGE_BYTES = 1 << 20
 """What is smaller makes no room: to look for it would take longer than to make the artefact."""
+_claims: dict[Path, int] = {}
+"""What this process has claimed -> a descriptor with the lock on it, open until it ends."""
+_claiming = threading.Lock()
 
 
 def key_of(facts: Any, packages: Sequence[str] = (), module: torch.nn.Module | None = None) -> str:
@@ -100,25 +106,18 @@ def claim_once_per_node(name: str) -> bool:
     Args:
         name: Unique to the run. Claims of ended processes are free again, and go after a day.
     """
-    folder = first_of([cache_folder() / CLAIMS])
-    with one_at_a_time(CLAIMS):
-        path = folder / name
-        if path.exists() and _is_alive(path.read_text()):
-            return path.read_text() == str(os.getpid())
-        path.write_text(str(os.getpid()))
-        for other in folder.iterdir():
+    path = first_of([cache_folder() / CLAIMS]) / name
+    with _claiming:
+        if path not in _claims:
+            try:
+                _claims[path] = locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            os.utime(path)
+    for other in path.parent.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another process removes it
             if other.stat().st_mtime < time.time() - _CLAIM_S:
                 other.unlink()
-    return True
-
-
-def _is_alive(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (ProcessLookupError, ValueError):
-        return False
-    except PermissionError:
-        return True
     return True
 
 

@@ -171,15 +171,12 @@ def test_what_went_is_made_again() -> None:
     assert (cached_folder("m-9", write) / "weights").stat().st_size == SIZE
 
 
-def test_the_lists_of_ended_processes_go(user: subprocess.Popen[str]) -> None:
+def test_no_file_stays_of_a_key_that_no_process_uses_and_that_has_no_artefact() -> None:
     use("m-1")
-    lists = cache_folder() / "users"
-    assert sorted(path.read_text() for path in lists.iterdir()) == ["m-1\n", "m-9\n"]
-    user.kill()
-    user.wait()
-    make("m-8", 8)
-    evict_for(100 * SIZE)
-    assert [path.read_text() for path in lists.iterdir()] == ["m-1\n"]
+    make("m-9", 9)
+    (cache_folder() / "users" / "m-2.lock").touch()
+    assert evict_for(100 * SIZE) == ["m-9"]
+    assert [path.name for path in (cache_folder() / "users").iterdir()] == ["m-1.lock"]
 
 
 def test_what_a_killed_process_left_unfinished_goes() -> None:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from pipeline.core.cache.cache_folder import cache_folder
-from pipeline.core.cache.node_cache import cached_folder, key_of, versions_of
+from pipeline.core.cache.node_cache import (
+    cached_folder,
+    claim_once_per_node,
+    key_of,
+    versions_of,
+)
 
 
 def test_what_could_not_be_written_whole_is_not_kept(
@@ -36,6 +43,22 @@ def test_what_could_not_be_written_whole_is_not_kept(
         found = cached_folder("a-model", whole)
         assert sorted(path.name for path in found.iterdir()) == ["config", "weights"]
     assert calls == ["half", "whole"]
+
+
+def test_one_process_of_a_node_has_a_claim_until_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    claim = "from pipeline.core.cache import node_cache as n; print(n.claim_once_per_node({!r}))"
+
+    def claims(name: str) -> str:
+        command = [sys.executable, "-c", claim.format(name)]
+        return subprocess.check_output(command, text=True).strip()
+
+    assert [claims("a"), claims("a")] == ["True", "True"]
+    assert claim_once_per_node("a")
+    assert claim_once_per_node("a")  # its own
+    assert [claims("a"), claims("b")] == ["False", "True"]
 
 
 def test_a_module_of_a_distribution_of_another_name_counts_with_its_version(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ import torch
 from support.runs.predicting import Convolved, images, predict, predictor, rows_of
 from support.runs.selection import quick_cases
 
-from pipeline.core.cache.node_cache import claim_once_per_node
 from pipeline.core.errors import JobError
 from pipeline.inference.runtimes import all_runtimes, runtime_of
 from pipeline.inference.runtimes.base import missing_reason
@@ -113,23 +110,6 @@ def test_no_float_model_runs_under_the_name_of_int8():
     example = {"image": torch.zeros((BATCH, SIZE_PX, SIZE_PX, 3), dtype=torch.uint8)}
     with pytest.raises(JobError, match="no calibrated model"):
         make_runner("onnxruntime", "int8", lambda: whole, example, num_threads=1)
-
-
-def test_one_process_of_a_node_has_a_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert claim_once_per_node("a")
-    assert claim_once_per_node("a")  # its own
-    other = [
-        sys.executable,
-        "-c",
-        "from pipeline.core.cache import node_cache; print(node_cache.claim_once_per_node('a'))",
-    ]
-    assert subprocess.check_output(other, text=True).strip() == "False"
-    path = tmp_path / "batch-inference-pipeline" / "claims" / "a"
-    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],
-                           capture_output=True, text=True, check=True)  # fmt: skip
-    path.write_text(ended.stdout.strip())
-    assert subprocess.check_output(other, text=True).strip() == "True"
 
 
 def test_a_few_rows_are_compared_with_eager_fp32_once():
