@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -11,7 +10,6 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from pipeline.core.errors import JobError
 from pipeline.core.hive_paths import (
@@ -25,7 +23,6 @@ from pipeline.core.hive_paths import (
     values_of,
 )
 from pipeline.core.schema import CLASSIFY_FIELDS, prediction_schema
-from pipeline.job.job import Sink
 from pipeline.storage.store import Store
 
 NAMES = {"kind": "string"}
@@ -140,20 +137,3 @@ def test_what_makes_no_folder_is_refused(columns: list[str], message: str):
 def test_labels_numbers_and_dates_make_folders():
     found = partition_types(["label", "label_id", "day"], SCHEMA)
     assert found == {"label": "string", "label_id": "int32", "day": "date32[day]"}
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"partition_columns": ["label"]}, "partition_columns needs partition"),
-        ({"partition": "date=1", "partition_columns": ["date"]}, "not the one of partition"),
-        ({"partition": "date=1", "partition_columns": ["a", "a"]}, "once"),
-        ({"partition": "date=1", "partition_columns": ["_hidden"]}, "match pattern"),
-        ({"partition": "date=1", "table": "iceberg"}, "'delta'"),
-    ],
-)
-def test_a_job_with_impossible_folders_is_refused(settings: dict[str, object], message: str):
-    with pytest.raises(ValidationError, match=message):
-        Sink.model_validate_json(json.dumps({"uri": "out", **settings}))
-    good = {"uri": "out", "partition": "date=1", "partition_columns": ["a"], "table": "delta"}
-    assert Sink.model_validate_json(json.dumps(good)).partition_columns == ("a",)

@@ -73,23 +73,6 @@ def test_an_override_by_name_needs_a_section_and_a_field(name: str):
         parse_job(JOB, date=DAY, origin="job", overrides={name: 3})
 
 
-def test_a_field_of_another_task_is_refused_without_a_way_that_there_is_not():
-    said = refusal("model", task="classify", min_score=0.5)
-    assert "min_score has no effect with task 'classify'" in said
-    assert said.endswith("leave it out") or said.endswith("--set model.min_score=null")
-    assert "XX" not in said
-
-
-def test_values_for_other_channels_are_counted_in_words():
-    transform = {"size_px": 4, "channels": "gray", "mean": [0.5, 0.5, 0.5], "std": [0.5]}
-    document = {**copy.deepcopy(JOB), "transform": transform}
-    with pytest.raises(JobError, match="mean has 3 numbers, channels 'gray' needs 1"):
-        parse_job(document, date=DAY, origin="job")
-    transform |= {"channels": "rgb", "mean": [0.5], "std": [0.5, 0.5, 0.5]}
-    with pytest.raises(JobError, match="mean has 1 number, channels 'rgb' needs 3"):
-        parse_job({**document, "transform": transform}, date=DAY, origin="job")
-
-
 def test_a_document_that_is_nested_too_deep_is_one_line_though_nothing_is_overridden():
     nested: dict[str, Any] = {}
     for _ in range(5000):

@@ -42,34 +42,6 @@ def test_the_schema_of_jobs_names_it():
     assert "schema_" not in properties
 
 
-@pytest.mark.parametrize(
-    ("generate", "problem"),
-    [
-        ("{schema: s.json, stop: ['}']}", "generate.stop has no effect with generate.schema"),
-        ("{schema: s.json, invalid: keep}", "generate.invalid = 'keep' has no effect with"),
-        ("{schema: {type: object, properties: {a: {type: string, format: date}}}}",
-         'generate.schema: properties.a: "format" is not done here'),
-        ("{schema: {type: object, properties: {a: {type: [string, null]}}}}",
-         "null is a text in quotes there"),
-        ("{schema: [a]}", "model.generate.schema: Input should be an object"),
-        ("{shema: s.json}", "model.generate.shema: unknown key, did you mean schema?"),
-        ("{schema_: s.json}", "model.generate.schema_: unknown key, did you mean schema?"),
-    ],
-)  # fmt: skip
-def test_what_does_not_fit_is_one_line_with_its_place(generate: str, problem: str, tmp_path: Path):
-    job = tmp_path / "job.yaml"
-    job.write_text(
-        "source: {uri: s3://b/in, format: parquet, text_column: body}\n"
-        f"model:\n  path: s3://b/m\n  task: generate\n  generate: {generate}\n"
-        "sink: {uri: s3://b/out}\n"
-    )
-    with pytest.raises(JobError) as refused:
-        read_job(str(job), date=DATE)
-    assert problem in str(refused.value)
-    assert ": line " in str(refused.value)
-    assert "\n" not in str(refused.value)
-
-
 def test_quarantine_may_be_said_and_a_relative_path_stays_here(tmp_path: Path):
     given = document(schema="s.json", invalid="quarantine")
     assert parse_job(given, date=DATE, origin="here").model.generate.invalid == "quarantine"

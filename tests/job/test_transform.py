@@ -65,24 +65,6 @@ def test_resize_none_without_a_size_keeps_images_as_they_are():
         job_model(wrong, ["models"])
 
 
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ({"resize": "pad"}, "resize has no effect with factory"),
-        ({"resize_px": 40}, "resize_px has no effect with factory"),
-        ({"interpolation": "bicubic"}, "interpolation has no effect with factory"),
-        ({"pad_value": 7}, "pad_value has no effect with factory"),
-        ({"channels": "gray"}, "channels has no effect with factory"),
-        ({"shrink_on_load": True}, "shrink_on_load has no effect with factory"),
-        ({"mean": [0.5] * 5}, "has 5 numbers, needs 1 to 4: one for each channel that the factor"),
-        ({"factory": None, "args": {"a": 1}}, "args has no effect without factory"),
-    ],
-)
-def test_what_has_no_effect_is_refused(fields: dict[str, Any], words: str):
-    with pytest.raises(JobError, match=words):
-        image_job({"factory": "own_transforms:composed", **PLAIN, **fields})
-
-
 def test_what_changes_nothing_may_stand_beside_a_factory():
     job = image_job({"factory": "own_transforms:composed", **PLAIN, "shrink_on_load": False})
     assert job.transform.shrink_on_load is False

@@ -1,0 +1,262 @@
+"""What a job file cannot be: one line with the field, the value and what would be right.
+
+A case is what it says besides, or in place of, a job over images or, if it names a format, a table.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import Any
+
+import pytest
+from support.runs.jobs import DATE
+
+from pipeline.core.errors import JobError
+from pipeline.job.job import Job
+from pipeline.job.reading.loader import parse_job
+from pipeline.job.reading.yaml_reader import parse_value
+
+MINIMAL = {
+    "source": {"uri": "in", "format": "images"},
+    "model": {"name": "tiny"},
+    "sink": {"uri": "out"},
+}
+KIND = "give one of image_column, audio_column, "
+ARGUMENT = "is that of an argument of the model's forward"
+AT_LEAST_1 = "Input should be greater than or equal to 1"
+PARTITION = "write key=value, as in date=2026-11-24, of letters, digits and _"
+SIDES = r"a whole number above 0, or two: \[height, width\]"
+OWN = "factory: own_transforms:composed, mean: [0, 0, 0], std: [1, 1, 1]"
+SOURCE = [
+    ("source: {format: avro}", "source.format = 'avro': .*'images', "),
+    ("source: {format: text}", "texts lie in a column"),
+    ("source: {uri: ''}", "source.uri = '': String should have at least 1 character"),
+    ("source: {max_image_px: 0}", f"source.max_image_px = 0: {AT_LEAST_1}"),
+    ("source: {pass_through: [a, b, a]}", "source.pass_through: name each column once"),
+    ("source: {text: text}", "source.text: unknown key; texts lie in a column"),
+    ("source: {text_column: x}", "text_column has no effect with format 'images'"),
+    ("source: {format: webdataset, image_encoding: base64}", "no effect with format 'webdataset'"),
+    ("source: {format: parquet, image_encoding: hex}", "'binary' or 'base64'"),
+    ("source: {format: parquet, text_column: x, max_text_bytes: 0}", AT_LEAST_1),
+    ("source: {format: parquet, text_column: x, features: [a]}", KIND),
+    ("source: {format: parquet, text_column: x, uri_column: a}", KIND),
+    ("source: {format: parquet, text_column: x, image_column: a}", KIND),
+    ("source: {format: parquet, audio_column: x, uri_column: a}", KIND),
+    ("source: {format: parquet, features: [x], uri_column: a}", KIND),
+    ("source: {format: parquet, image_column: x, input: audio}", "needs audio_column or uri_colu"),
+    ("source: {format: parquet, text_column: x, input: audio}", "needs audio_column or uri_column"),
+    ("source: {format: parquet, audio_encoding: base64}", "has no effect without audio_column"),
+    ("source: {format: parquet, text_pair_column: x}", "has no effect without text_column"),
+    ("source: {format: parquet, max_text_bytes: 5}", "has no effect without text_column"),
+    (
+        "source: {format: parquet, text_column: x, image_encoding: base64}",
+        "image_encoding has no effect without image_column",
+    ),
+    (
+        "source: {format: parquet, uri_column: x, image_encoding: binary}",
+        "image_encoding has no effect without image_column",
+    ),
+]
+INPUTS = [
+    ("{a: {}}", f"source.inputs.a: {KIND}uri_column, text_column and features"),
+    (
+        "{a: {image_column: x, text_column: y}}",
+        f"source.inputs.a: {KIND}uri_column, text_column and features",
+    ),
+    ("{a: {image_column: x, lossy_features: true}}", "lossy_features has no effect without featu"),
+    ("{a: {image_column: x}}, text_column: y", "text_column and inputs"),
+    ("{a: {image_column: x}}, input: image", "input has no effect with inputs"),
+    ("{a: {image_column: x}}, uri_roots: [r]", "uri_roots has no effect without uri_column"),
+    *(
+        (f"{{{name!r}: {{image_column: x}}}}", ARGUMENT)
+        for name in ("a b", "_a", "a_", "\u00e4", "a__b", "for")
+    ),
+]
+FEATURES = [
+    ("3", r"source\.features\.0 = 3: Input should be a valid string"),
+    ("{column: p, categorie: [a]}", r"0\.categorie: unknown key, did you mean categories\?"),
+    ("{column: p, categories: [1.5]}", r"0\.categories\.0 = 1.5: .* valid string; in quotes"),
+    ("{column: p, categories: [a, a]}", "name each of categories once"),
+    ("{column: p, categories: []}", "categories must name at least one value"),
+    (
+        "{column: p, vocabulary: /v}",
+        r"source\.features\.0\.vocabulary: is gone, .* in the training code, .* categories: .*",
+    ),
+    ("{column: p, categories: [a], max_categories: 3}", "is gone with vocabulary; leave it out"),
+    ("{column: p, categories: [a], read_as: days}", "read_as makes numbers"),
+    ("{column: p, unknown: own}", "unknown has no effect without categories"),
+    ("{column: p, encoding: index}", "encoding has no effect without categories"),
+    (
+        "{column: p, categories: [a], encoding: index, unknown: zero}",
+        "unknown: zero is the index of the first category; give own",
+    ),
+    (
+        "{column: p, categories: [a], encoding: index, null: zero}",
+        "null: zero is the index of the first category; give unknown",
+    ),
+    ("{column: p, categories: [a], null: 3}", "null is a number, and the column has categories"),
+    ("{column: p, read_as: text, null: zero}", "a text has no value in place of a null"),
+    ("{column: p, null: unknown}", "null: unknown has no effect without categories"),
+    ("{column: p, null: zer}", r"0\.null = 'zer': .*did you mean zero\?"),
+    ("{column: p, null: 1e39}", "null is too large for float32"),
+    ("{column: p, read_as: hours}", r"read_as = 'hours': .*did you mean hour\?"),
+    ("{column: p, origin: '2026-01-01'}", "origin has no effect without read_as"),
+    ("{column: p, read_as: days, origin: soon}", "origin = soon: write 2026-01-31"),
+]
+TRANSFORM = [
+    ("interpolation: cubic", "transform.interpolation = 'cubic': .*'bicubic' or 'lanczos'"),
+    ("mean: [0.5, 0.5]", r"transform.mean: has 2 numbers, needs 3 \(red, green, blue\)"),
+    ("mean: [0.5, 0.5, 0.5, 0.5]", "transform.mean: has 4 numbers"),
+    ("std: [58.4, 57.1, 57.4]", "std is on the scale 0 to 1: divide by 255"),
+    ("std: [0.2, 0.0, 0.2]", "above 0"),
+    ("size_px: [224, 0]", SIDES),
+    ("size_px: [224]", SIDES),
+    ("size_px: 0", f"transform.size_px = 0: {AT_LEAST_1}"),
+    ("letterbox: true", "transform.letterbox: unknown key; a letterbox is resize: pad"),
+    ("grey: true", "one channel is channels: gray"),
+    ("channels: grey", r"did you mean gray\?"),
+    ("channels: gray, mean: [0.5, 0.5, 0.5], std: [0.5]", "mean has 3 numbers, .*'gray' needs 1"),
+    ("channels: rgb, mean: [0.5], std: [0.5, 0.5, 0.5]", "mean has 1 number, .*'rgb' needs 3"),
+    ("resize: squash", "both sides to size_px is resize: stretch"),
+    ("pad_value: 256", "a whole number from 0 to 255, or one per channel"),
+    ("args: {a: 1}", "args has no effect without factory"),
+    *(
+        (f"{OWN}, {field}: {value}", f"{field} has no effect with factory")
+        for field, value in (
+            *(("resize", "pad"), ("resize_px", 40), ("interpolation", "bicubic")),
+            *(("pad_value", 7), ("channels", "gray"), ("shrink_on_load", "true")),
+        )
+    ),
+    (
+        "factory: own_transforms:composed, mean: [0, 0, 0, 0, 0]",
+        "has 5 numbers, needs 1 to 4: one for each channel that the factory returns",
+    ),
+]
+MODEL = [
+    ("name: null", "model: give exactly one of path, name and factory"),
+    ("factory: models:colours", "model: give exactly one of path, name and factory"),
+    ("batch_size: '64'", "model.batch_size = '64': Input should be a valid integer"),
+    ("batch_size: true", "model.batch_size = True: Input should be a valid integer"),
+    ("batch_size: 6.5", "model.batch_size = 6.5: Input should be a valid integer"),
+    ("labels: 5", "model.labels = 5: Input should be a valid string or a valid array"),
+    ("labels: {a: 1}", "model.labels: Input should be a valid string or a valid array"),
+    ("labels: [a, true]", "model.labels.1 = True: Input should be a valid string; in quotes"),
+    ("weights_sha256: abc", "model.weights_sha256 = 'abc': String should match pattern"),
+    ("precision: int4", "model.precision = 'int4': .*'fp16' or 'int8'"),
+    ("factory_args: {}", "the arguments of a factory are model.args"),
+    ("hf: bert", "model.hf: unknown key; a model directory is named by model.path"),
+    ("challenger: {path: m}", "model.challenger: is gone; run the same job with --set model.path"),
+    ("heads: {path: m}", "model.heads: is gone; several outputs are task raw with outputs"),
+    ("task: heads", "; heads is gone; several outputs are task raw with outputs"),
+    ("task: keypoints", "; keypoints is gone; points are task raw of a factory"),
+    ("task: object-detection", "boxes are task detect"),
+    ("embedding_dim: 5", "leave it out, or --set model.embedding_dim=null"),
+    ("min_score: 0.5", "min_score has no effect with task 'classify', only .*: leave it out$"),
+    (
+        "outputs: [{name: a, shape: []}, {name: b, shape: [], size: 1}]",
+        "model.outputs.1.size: unknown key; allowed are name, shape",
+    ),
+]
+GENERATE = [
+    ("{schema: s.json, stop: ['}']}", "generate.stop has no effect with generate.schema"),
+    ("{schema: s.json, invalid: keep}", "generate.invalid = 'keep' has no effect with"),
+    (
+        "{schema: {type: object, properties: {a: {type: string, format: date}}}}",
+        'generate.schema: properties.a: "format" is not done here',
+    ),
+    (
+        "{schema: {type: object, properties: {a: {type: [string, null]}}}}",
+        "null is a text in quotes there",
+    ),
+    ("{schema: [a]}", "model.generate.schema: Input should be an object"),
+    ("{shema: s.json}", r"model.generate.shema: unknown key, did you mean schema\?"),
+    ("{schema_: s.json}", r"model.generate.schema_: unknown key, did you mean schema\?"),
+]
+SINK = [
+    *(
+        (f"partition: {value}", f"sink.partition = .*: {PARTITION}")
+        for value in (
+            *("2026-11-24", "date=../x", "date=x/../../y", "date=%00"),
+            *('"date=x\\n"', '"date=x\\0"'),
+        )
+    ),
+    ("partition_columns: [label]", "sink: partition_columns needs partition"),
+    ("partition: date=1, partition_columns: [date]", "once, and not the one of partition"),
+    ("partition: date=1, partition_columns: [a, a]", "name each partition column once"),
+    ("partition: date=1, partition_columns: [_a]", "partition_columns.0 = '_a': .* match pattern"),
+    ("table: iceberg", "sink.table = 'iceberg': .*'delta'"),
+    ("compression: lz5", "sink.compression = 'lz5': .*'zstd'"),
+    ("keep_versions: -1", "sink.keep_versions = -1: Input should be greater than or equal to 0"),
+]
+GATES = [
+    ("max_error_pct: 100.5", "gates.max_error_pct = 100.5: Input should be less than or equal to"),
+    ("max_error_pct: .nan", "gates.max_error_pct = nan: .*finite"),
+    ("allow_empty: 'yes, please'", "gates.allow_empty = 'yes, please': .*boolean"),
+    ("error_mode: shout", "gates.error_mode = 'shout': .*'off', 'warn' or 'fail'"),
+    ("volume: {mode: loud}", "gates.volume.mode = 'loud'"),
+    ("volume: 'off'", "gates.volume = 'off': expected fields, as in {mode: off}"),
+    ("volume: {weeks: 1}", "gates.volume.weeks: unknown key; allowed are mode, warn_pct"),
+    ("golden: {url: x, uri: y}", "gates.golden.url: unknown key, did you mean uri"),
+    ("golden: {}", "gates.golden.uri: required but missing"),
+    ("golden: {uri: x, rows: 1}", "gates.golden.rows: unknown key; allowed are uri"),
+    ("label_drift: {warn_psi: 0.5}", r"warn_psi \(0.5\) must not exceed fail_psi \(0.25\)"),
+    ("max_reason_pct: {bad: 1}", "'bad' is no reason; allowed are unreadable_shard"),
+    ("max_reason_pct: {empty: 101}", "gates.max_reason_pct.empty = 101"),
+]
+OTHERS = [
+    ("resources: {num_gpus: -1}", "resources.num_gpus = -1: .*greater than or equal to 0"),
+    ("resources: {num_gpus: 2}", "an actor computes on one GPU, not on 2: give 1"),
+    ("resources: {num_gpus: 1.5}", "an actor computes on one GPU, not on 1.5"),
+    ("resources: {num_cpus: 0}", "resources.num_cpus = 0: Input should be greater than 0"),
+    ("resources: {min_actors: 9, max_actors: 2}", r"min_actors \(9\) must not exceed max_actors"),
+    ("run: {lease_ttl_s: .inf}", "run.lease_ttl_s = inf: .*finite"),
+    ("run: {slice_rows: 0}", f"run.slice_rows = 0: {AT_LEAST_1}"),
+    ("run: {batch_size: 4}", "run.batch_size: unknown key; it belongs to model; allowed are"),
+    ("metrics: {push_url: m}", "metrics.push_url: is gone; let Prometheus scrape"),
+    ("nope: 1", "^job: nope: unknown key; allowed are source, transform"),
+]
+TABLE = "source: {format: parquet, %s}\nmodel: {task: %s, %s}"
+WRITES = TABLE % ("text_column: body", "generate", "name: null, path: s3://b/m, generate: %s")
+CASES = [
+    *SOURCE,
+    *((f"source: {{format: parquet, inputs: {text}}}", said) for text, said in INPUTS),
+    ("source: {inputs: {a: {image_column: x}}}", "inputs has no effect with format 'images'"),
+    ("source: {format: jsonl, inputs: {a: {image_column: x}}}", "'a': format 'jsonl' holds texts"),
+    (
+        "source: {format: parquet, inputs: {x: {features: [{column: p, vocabulary: /v}]}}}",
+        r"source.inputs\.x\.features\.0\.vocabulary: is gone, since",
+    ),
+    *((TABLE % (f"features: [{text}]", "regress", ""), said) for text, said in FEATURES),
+    *((f"transform: {{{text}}}", said) for text, said in TRANSFORM),
+    *((f"model: {{{text}}}", said) for text, said in MODEL),
+    *((WRITES % text, said) for text, said in GENERATE),
+    *((f"sink: {{{text}}}", said) for text, said in SINK),
+    *((f"gates: {{{text}}}", said) for text, said in GATES),
+    *OTHERS,
+]
+
+
+@pytest.mark.parametrize(("text", "said"), CASES)
+def test_what_cannot_be_is_one_line_with_the_field_and_what_can(text: str, said: str):
+    document: dict[str, Any] = copy.deepcopy(MINIMAL)
+    for section, value in parse_value(text).items():
+        is_section = isinstance(value, dict) and section in document
+        document[section] = {**document[section], **value} if is_section else value
+    with pytest.raises(JobError) as caught:
+        parse_job(document, date=DATE, origin="job")
+    message = str(caught.value)
+    assert re.search(said, message), message
+    assert message.startswith("job: ")
+    assert "\n" not in message
+
+
+def test_an_unknown_key_of_any_section_is_named_beside_the_allowed_ones():
+    for section, field in Job.model_fields.items():
+        assert field.annotation is not None
+        document = {**MINIMAL, section: {**MINIMAL.get(section, {}), "no_such_key": 1}}
+        with pytest.raises(JobError) as caught:
+            parse_job(document, date=DATE, origin="job")
+        assert f"{section}.no_such_key: unknown key" in str(caught.value)
+        for name in field.annotation.model_fields:  # type: ignore[attr-defined]
+            assert name in str(caught.value)
