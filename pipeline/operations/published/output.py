@@ -20,11 +20,11 @@ from pipeline.commit.published.read import locate, require_current
 from pipeline.commit.published.rollback import history_numbers
 from pipeline.core.errors import JobError
 from pipeline.core.printable import num_of
-from pipeline.core.schema import SCORE
 from pipeline.operations.published.rows import Rows
 from pipeline.report.document import Report
 from pipeline.report.history import load_report
 from pipeline.report.showing.notebook import facts_html, table_html
+from pipeline.runs.samples.choosing import least_certain, score_column
 from pipeline.runs.samples.originals import OriginalFinder, Originals
 from pipeline.storage.store import Store
 
@@ -246,15 +246,11 @@ class Partition(_HasRows):
         Raises:
             JobError: The task has no score per row.
         """
-        found = self.predictions()
-        if SCORE not in found.schema.names:
-            raise JobError(f"{self._where}: its rows have no column {SCORE!r} to be ordered by")
-        least = found.schema.empty_table()
-        for batch in found.batches():  # as few rows in memory as are asked for
-            rows = pa.concat_tables([least, pa.Table.from_batches([batch])])
-            order = pc.select_k_unstable(rows, number, sort_keys=[(SCORE, "ascending")])
-            least = rows.take(order)
-        return least
+        parts = self._parts("predictions")
+        if (column := score_column(parts)) is None:
+            names = ", ".join(parts.schema.names)
+            raise JobError(f"{self._where}: its rows have no score to be ordered by: {names}")
+        return least_certain(parts, column, number)[0]
 
     def images(self, rows: Any) -> Originals:
         """Return the encoded images that rows were predicted from, where the input has them now.

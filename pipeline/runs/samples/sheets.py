@@ -6,6 +6,9 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import pyarrow as pa
+
+from pipeline.commit.published.dataset import PublishedParts
 from pipeline.core.errors import PipelineError
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import (
@@ -22,7 +25,7 @@ from pipeline.core.schema import (
 )
 from pipeline.job.source import Source
 from pipeline.report.showing.samples import Box, Mark, Sample, sheet_html
-from pipeline.runs.samples.choosing import Row, choose
+from pipeline.runs.samples.choosing import LISTS, least_certain, score_column
 from pipeline.runs.samples.originals import OriginalFinder
 from pipeline.runs.samples.reading import Small, read_small
 
@@ -30,6 +33,9 @@ log = logging.getLogger(__name__)
 
 _CORNERS = ("x_min", "y_min", "x_max", "y_max")
 _NAMED = 3
+_MAX_ROWS = 20_000_000
+_PLAIN_COLUMNS = 4
+Row = dict[str, Any]
 
 
 def try_sheet(finder: OriginalFinder, number: int) -> str:
@@ -55,12 +61,28 @@ def make_sheet(finder: OriginalFinder, number: int) -> str:
     Raises:
         PipelineError: A part of the version is gone, or damaged.
     """
-    chosen = choose(finder.store, finder.layout, finder.manifest, number)
-    small, problem = _originals(finder, chosen.rows)
-    title = "Least certain" if chosen.has_scores else "The first rows"
-    if chosen.has_scores and chosen.num_looked_at < sum(p.num_rows for p in finder.manifest.parts):
-        title += f", of the first {chosen.num_looked_at:,} rows"
-    return sheet_html(title, [_sample(row, small) for row in chosen.rows], problem)
+    versions = [(finder.layout, finder.manifest)]
+    parts = PublishedParts.of(finder.store, versions, "predictions")
+    title, column, shown = "The first rows", score_column(parts), _shown(parts.schema)
+    if column is None:
+        rows = parts.dataset().head(number, columns=shown)
+    else:
+        title = "Least certain"
+        rows, looked_at = least_certain(parts, column, number, shown, _MAX_ROWS)
+        if looked_at < parts.num_rows:
+            title += f", of the first {looked_at:,} rows"
+    chosen = rows.to_pylist()
+    small, problem = _originals(finder, chosen)
+    return sheet_html(title, [_sample(row, small) for row in chosen], problem)
+
+
+def _shown(schema: pa.Schema) -> list[str]:
+    """Return the id, the URI and the columns that can be shown of a prediction."""
+    shown = [name for name in (LABEL, SCORE, *LISTS) if name in schema.names]
+    if not shown:
+        plain = [field.name for field in schema if not pa.types.is_nested(field.type)]
+        shown = [name for name in plain if name not in (ROW_ID, URI, DURATION_S)][:_PLAIN_COLUMNS]
+    return [name for name in (ROW_ID, URI, *shown, DURATION_S) if name in schema.names]
 
 
 def _originals(finder: OriginalFinder, rows: Iterable[Row]) -> tuple[dict[str, Small], str]:

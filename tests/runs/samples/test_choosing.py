@@ -7,12 +7,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from support.runs.published import Rows, publish_rows
 
 from pipeline.commit.layout import Layout
+from pipeline.commit.manifest import Part
+from pipeline.commit.parts.carried.version import OldPart
+from pipeline.commit.published.dataset import PublishedPart, PublishedParts
 from pipeline.core.schema import DETECTIONS, ENTITIES, LABEL, SCORE
-from pipeline.runs.samples.choosing import Least, choose
+from pipeline.runs.samples import choosing
+from pipeline.runs.samples.choosing import least_certain
 from pipeline.storage.store import Store
 
 NAMES = ("cat", "dog", "fox", "owl")
@@ -26,8 +31,11 @@ def entries(rng: np.random.Generator, number: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("column", [DETECTIONS, ENTITIES, SCORE])
-@pytest.mark.parametrize("batch_rows", [7, 1000])
-def test_batches_give_what_all_rows_at_once_give(column: str, batch_rows: int):
+@pytest.mark.parametrize("part_rows", [7, 1000])
+def test_parts_give_what_all_rows_at_once_give(
+    column: str, part_rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(choosing, "_BATCH_ROWS", 5)
     rng = np.random.default_rng(5)
     if column == SCORE:
         rows = [entries(rng, 1) if rng.random() < 0.9 else [] for _ in range(300)]
@@ -39,28 +47,31 @@ def test_batches_give_what_all_rows_at_once_give(column: str, batch_rows: int):
         rows = [entries(rng, int(rng.integers(4))) for _ in range(300)]
         of_list = pa.list_(pa.struct([(LABEL, pa.string()), (SCORE, pa.float32())]))
         table = pa.table({column: pa.array([row or None for row in rows], of_list)})
-    least, seen = Least(9), 0
-    for batch in table.to_batches(max_chunksize=batch_rows):
-        least.add(seen, batch, column)
-        seen += batch.num_rows
+    table = table.append_column("number", pa.array(range(300)))
+    found, looked_at = least_certain(parts_of(tmp_path, table, part_rows), column, 9, ["number"])
     judge = min if column == ENTITIES else max
     certain = [
         (judge(entry[SCORE] for entry in row), number) for number, row in enumerate(rows) if row
     ]
-    assert least.rows == sorted(certain)[:9]
+    assert found.column("number").to_pylist() == [number for _, number in sorted(certain)[:9]]
+    assert looked_at == 300
 
 
-def test_rows_of_a_version_are_read_by_their_numbers(tmp_path: Path):
-    store, layout = Store(str(tmp_path)), Layout("date=2026-11-24")
-    manifest = publish_rows(store, layout.partition, Rows(unreadable_shards=1))
-    found = choose(store, layout, manifest, 3)
-    assert [row["row_id"] for row in found.rows] == [f"shard-0.parquet#{n}" for n in range(3)]
-    assert (found.has_scores, found.num_looked_at) == (True, manifest.num_predicted)
+def parts_of(folder: Path, table: pa.Table, part_rows: int) -> PublishedParts:
+    store, parts = Store(str(folder)), []
+    for start in range(0, table.num_rows, part_rows):
+        piece, path = table.slice(start, part_rows), f"part-{start}.parquet"
+        pq.write_table(piece, folder / path)
+        part = Part(path, piece.num_rows, (folder / path).stat().st_size, "")
+        parts.append(PublishedPart(OldPart(part, path), {}))
+    return PublishedParts(store, "predictions", tuple(parts))
 
 
 def test_labels_that_are_folders_are_those_of_the_rows(tmp_path: Path):
     store, layout = Store(str(tmp_path)), Layout("date=2026-11-24")
     manifest = publish_rows(store, layout.partition, Rows(partition_columns=("label",)))
-    found = choose(store, layout, manifest, 24)
-    assert len(found.rows) == manifest.num_predicted
-    assert {row["label"] for row in found.rows} == {"cat", "dog", "fox"}
+    parts = PublishedParts.of(store, [(layout, manifest)], "predictions")
+    found, _ = least_certain(parts, SCORE, 24)
+    assert found.num_rows == manifest.num_predicted
+    labels = {row["row_id"]: row["label"] for row in parts.dataset().to_table().to_pylist()}
+    assert {row["row_id"]: row["label"] for row in found.to_pylist()} == labels
