@@ -25,7 +25,7 @@ from pipeline.core.printable import clean_message
 from pipeline.core.schema import LABEL
 from pipeline.operations.published.output import Partition, open_output
 from pipeline.operations.published.pages import write_page
-from pipeline.report.showing.notebook import facts_html, table_html
+from pipeline.report.showing.notebook import document_html
 from pipeline.report.showing.pages import page_html
 from pipeline.report.showing.printed import Printed
 
@@ -117,19 +117,8 @@ class Diff(Printed):
 
     def _pieces(self) -> Iterator[str]:
         shown = self.shown()
-        lists = {name: value for name, value in shown.items() if isinstance(value, list)}
-        rows = shown["rows"]
-        facts = {k: v for k, v in shown.items() if isinstance(v, str | float) and k != "verdict"}
-        yield facts_html("versions", facts)
-        yield facts_html("rows", rows)
-        for reason in ("recovered", "failed"):
-            if shown[reason]:
-                yield facts_html(f"{reason}, by reason", shown[reason])
-        for name, entries in lists.items():
-            if entries and isinstance(entries[0], dict):
-                names = list(dict.fromkeys(key for entry in entries for key in entry))
-                cells = [[entry.get(key) for key in names] for entry in entries]
-                yield table_html(names, cells, name.replace("_", " "))
+        del shown["verdict"]
+        return document_html("versions", shown)
 
     def __repr__(self) -> str:
         return self.summary

@@ -6,7 +6,7 @@ A cell has at most 80 characters and a table 60 rows of 12 columns, so that noth
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -50,6 +50,28 @@ def facts_html(title: str, facts: Mapping[str, Any]) -> str:
         if value not in (None, "")
     )
     return f"<h4>{cell(title)}</h4><table><tbody>{rows}</tbody></table>"
+
+
+def document_html(title: str, document: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the plain values of a nested document as a table, then each section and list."""
+    plain = {
+        name.replace("_", " "): value
+        for name, value in document.items()
+        if not isinstance(value, dict | list)
+    }
+    if plain:
+        yield facts_html(title, plain)
+    for name, value in document.items():
+        told = name.replace("_", " ")
+        if isinstance(value, dict) and any(value.values()):
+            yield from document_html(told, value)
+        elif isinstance(value, list) and value:
+            if isinstance(value[0], dict):
+                names = list(dict.fromkeys(key for entry in value for key in entry))
+                rows = [[entry.get(key) for key in names] for entry in value]
+                yield table_html([each.replace("_", " ") for each in names], rows, told)
+            else:
+                yield facts_html(told, {told: ", ".join(map(str, value))})
 
 
 def text_html(text: str) -> str:

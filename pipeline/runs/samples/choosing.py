@@ -81,7 +81,7 @@ def _scores(values: pa.Array, column: str) -> npt.NDArray[np.float64]:
     worst.
     """
     if column == SCORE:
-        return values.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        return np.asarray(values.cast(pa.float64()).to_numpy(zero_copy_only=False))
     rows = np.asarray(pc.list_parent_indices(values))
     entries = values.flatten().field(SCORE).cast(pa.float64()).to_numpy(zero_copy_only=False)
     scores = np.full(len(values), np.nan)
