@@ -9,14 +9,13 @@ from typing import Annotated
 
 import typer
 
-from pipeline.commands import options
 from pipeline.commands.cluster_commands import attach, logs, submit
 from pipeline.commands.command_group import CommandGroup
 from pipeline.commands.first_commands import init, predict
 from pipeline.commands.job_commands import doctor, golden, plan, retry, run, tune
-from pipeline.commands.output_commands import diff, gc, inspect, report, rollback, verify
+from pipeline.commands.output_commands import diff, gc, inspect, pull, report, rollback, verify
 from pipeline.commands.partition_commands import backfill, status, stop
-from pipeline.commands.results import show, versions
+from pipeline.commands.results import versions
 from pipeline.core.errors import JobError
 from pipeline.process.failpoints import failpoint_quiet
 from pipeline.process.screen import log_to_stderr
@@ -37,28 +36,6 @@ def _common(
         raise typer.Exit
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
-
-
-def pull(
-    uri: Annotated[str, typer.Argument(metavar="hf://ORG/NAME[@REVISION]", help="What to copy.")],
-    destination: Annotated[str, typer.Argument(metavar="DEST", help="A folder, on any store.")],
-    include: options.IncludeOption = None,
-    unverified: Annotated[
-        bool, typer.Option("--unverified", help="Take files of which the hub says no digest.")
-    ] = False,
-    storage_options: options.StorageOption = None,
-    as_json: options.JsonOption = False,
-) -> None:
-    """Copy a model directory from a hub to a store, at one commit.
-
-    Only data, of which nothing is run when it is loaded; each file is checked.
-    """
-    from pipeline.operations.pull import pull as pull_files
-
-    found = pull_files(
-        uri, destination, include or [], storage_options or {}, unverified=unverified
-    )
-    show(found, as_json=as_json)
 
 
 def schema(

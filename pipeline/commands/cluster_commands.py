@@ -37,7 +37,7 @@ def submit(
     every: options.EveryOption = "day",
     only: options.OnlyOption = None,
     newest_first: options.NewestFirstOption = False,
-    set_: options.SetOption = None,
+    overrides: options.SetOption = None,
     allow_import: options.AllowImportOption = None,
     accept: options.AcceptOption = None,
     code: Annotated[
@@ -71,7 +71,7 @@ def submit(
             every,
             only,
             newest_first,
-            overrides=set_ or (),
+            overrides=overrides or (),
             allow_import=allow_import or (),
             accept=accept or (),
             code=code,
@@ -136,5 +136,5 @@ def _end(done: ClusterJob, *, as_json: bool, quiet: bool) -> None:
         from pipeline.operations.partitions.backfill import Backfill, DateRun
 
         dates = tuple(DateRun(**each) for each in document["dates"])
-        show(Backfill(dates).shown(), as_json=False, quiet=quiet)
+        show(Backfill(dates), as_json=False, quiet=quiet)
     raise typer.Exit(done.exit_code or 0)

@@ -18,16 +18,6 @@ _MEANT = {
     **dict.fromkeys(["download", "fetch"], "pull"),
 }
 """What people type -> the command that does it."""
-_GONE = {
-    "chaos": "run into A; run into B, kill -9 it twice, run again; pipeline verify B, diff A B",
-    "demo": "python examples/demo.py, or make demo, in a checkout of the package",
-    "history": "report.html shows the last fourteen versions, status all partitions",
-    "manifest": "copy the files of jobs/schedulers/kubernetes",
-    "promote": "write the other model into the job file itself; pipeline diff compares two outputs",
-    "reproduce": "run the job with --set run.limit_rows=64 --set sink.uri=OTHER, then pipeline "
-    "diff OUT OTHER",
-}
-"""Commands that there were -> what to do instead."""
 _INSTEAD = {
     **dict.fromkeys(
         ["--dry-run", "--dryrun", "--check", "--plan"],
@@ -37,9 +27,6 @@ _INSTEAD = {
         ["--from", "--to"],
         "; pipeline backfill runs a job for many dates, pipeline status JOB shows them",
     ),
-    "--max-active": " (it is gone): start the same backfill in two shells",
-    "--probe": " (it is gone): run the job with --set run.limit_rows=500 into another sink; its "
-    "report says tokens, time and cost",
     "--partition": "; the partition of a job is that of --date",
 }
 """Options that a command does not have -> what to add to the error."""
@@ -60,11 +47,8 @@ class CommandGroup(TyperGroup):
         """Return the command that the arguments name.
 
         Raises:
-            JobError: It is gone, or another name for a command, or an option that has one value is
-                given twice.
+            JobError: It is another name for a command, or an option of one value is given twice.
         """
-        if args and (instead := _GONE.get(args[0])):
-            raise JobError(f"pipeline {args[0]} is gone: {instead}")
         if args and args[0] not in self.commands and (meant := _MEANT.get(args[0])):
             raise JobError(f"No such command {args[0]!r}. Did you mean {meant!r}?")
         found = super().resolve_command(ctx, args)

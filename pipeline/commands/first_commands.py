@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from pipeline.commands import options
-from pipeline.commands.again import prepare_end_of_same
-from pipeline.commands.results import progress_on_terminal, show, show_report
+from pipeline.commands.operation import calls
+from pipeline.commands.results import show
 from pipeline.core.errors import JobError
 from pipeline.core.printable import printable
 from pipeline.process.interrupts import reason
@@ -24,11 +24,12 @@ Model = Annotated[str, typer.Option("--model", metavar="M", help=_MODEL)]
 To = Annotated[str, typer.Option("--to", metavar="OUT", help=_TO)]
 
 
+@calls("first_steps.predict:predict", shows_progress=True, starts_ray=True, goes_on="same")
 def predict(
-    input_: Input,
+    input: Input,
     model: Model,
     to: To,
-    set_: options.SetOption = None,
+    overrides: options.SetOption = None,
     address: options.AddressOption = None,
     allow_import: options.AllowImportOption = None,
     as_json: options.JsonOption = False,
@@ -38,23 +39,6 @@ def predict(
 
     Format, columns, id and task are found out.
     """
-    from pipeline.execution.embedded.forkserver import started_ahead
-
-    prepare_end_of_same()
-    with progress_on_terminal(quiet=quiet) as progress, started_ahead(address):
-        from pipeline.operations.first_steps.predict import predict as run_once
-
-        report = run_once(
-            input_,
-            model=model,
-            to=to,
-            overrides=set_ or (),
-            address=address,
-            allow_import=allow_import or (),
-            progress=progress,
-            owns_process=True,
-        )
-    show_report(report, as_json=as_json, quiet=quiet)
 
 
 def init(
@@ -62,7 +46,7 @@ def init(
     model: Annotated[str | None, typer.Option("--model", metavar="M", help=_MODEL)] = None,
     to: Annotated[str | None, typer.Option("--to", metavar="OUT", help=_TO)] = None,
     job: Annotated[str, typer.Option("--job", metavar="FILE", help="To write.")] = "job.yaml",
-    set_: options.SetOption = None,
+    overrides: options.SetOption = None,
     allow_import: options.AllowImportOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
@@ -77,7 +61,7 @@ def init(
     from pipeline.operations.first_steps.first_rows import Ambiguous
     from pipeline.operations.first_steps.init import init as write
 
-    allowed, settings = allow_import or (), [*(set_ or ())]
+    allowed, settings = allow_import or (), [*(overrides or ())]
     while True:
         try:
             found = write(

@@ -40,6 +40,11 @@ def _require_format(name: str) -> str:
     return name
 
 
+def _inverted(value: bool) -> bool:
+    """Return what an operation is told where its command has `--no-...`."""
+    return not value
+
+
 def _as_storage_options(text: str) -> dict[str, Any]:
     """Read --storage-options.
 
@@ -90,24 +95,29 @@ AllowImportOption = Annotated[
 ]
 NoReuseOption = Annotated[
     bool,
-    typer.Option("--no-reuse", help="Carry nothing over from earlier versions; compute all rows."),
+    typer.Option(
+        "--no-reuse",
+        help="Carry nothing over from earlier versions; compute all rows.",
+        callback=_inverted,
+    ),
 ]
+"""Its value is that of `reuse`."""
 AcceptOption = Annotated[
     list[str] | None,
     typer.Option(
         "--accept", metavar="GATE=REASON", help="Publish though that gate fails; repeatable."
     ),
 ]
-IncludeOption = Annotated[
-    list[str] | None,
-    typer.Option("--include", metavar="PATTERN", help="Only these files; repeatable."),
-]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="The last line of stdout is one JSON document.")
 ]
 NoTryOption = Annotated[
-    bool, typer.Option("--no-try", help="Do not build the model and predict one row.")
+    bool,
+    typer.Option(
+        "--no-try", help="Do not build the model and predict one row.", callback=_inverted
+    ),
 ]
+"""Its value is that of `tries`."""
 OkExitOption = Annotated[
     str | None,
     typer.Option("--ok-exit", metavar="CODES", help="Exit 0 in place of these, as in 3,4."),

@@ -1,4 +1,4 @@
-"""The commands that look at what a job has published, or tidy it up. Thin, as those of jobs."""
+"""The commands that look at what a job has published, or tidy it up, and `pull`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Annotated
 import typer
 
 from pipeline.commands import options
-from pipeline.commands.results import show, show_report
+from pipeline.commands.operation import calls
+from pipeline.commands.results import show
 from pipeline.core.errors import GateRefused, JobError
 
 
+@calls("outputs:report")
 def report(
     uri: options.OutputUri,
     run_id: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Default: latest.")] = None,
@@ -20,12 +22,9 @@ def report(
     as_json: options.JsonOption = False,
 ) -> None:
     """Show the report of a run that is stored beside its output."""
-    from pipeline.operations.outputs import report as read
-
-    document = read(uri, run_id=run_id, partition=partition, storage_options=storage_options)
-    show_report(document, as_json=as_json, quiet=False)
 
 
+@calls("outputs:inspect")
 def inspect(
     uri: options.OutputUri,
     partition: options.PartitionOption = None,
@@ -35,12 +34,6 @@ def inspect(
     as_json: options.JsonOption = False,
 ) -> None:
     """Show what is published: rows, labels, predictions, quarantine."""
-    from pipeline.operations.outputs import inspect as describe
-
-    found = describe(
-        uri, partition=partition, html=html, samples=samples, storage_options=storage_options
-    )
-    show(found, as_json=as_json)
 
 
 def diff(
@@ -78,7 +71,7 @@ def diff(
     )
     if html is not None:
         found.to_html(html)
-    show(found.to_dict() if as_json else found.shown(), as_json=as_json)
+    show(found, as_json=as_json)
     if limit_pct is not None and found.differing_pct > limit_pct:
         said = f"{found.differing_pct:.4g}% of the rows differ, more than --fail-over {fail_over}"
         typer.echo(said, err=True)
@@ -95,6 +88,7 @@ def _percentage(text: str) -> float:
     return value
 
 
+@calls("outputs:verify")
 def verify(
     uri: options.OutputUri,
     partition: options.PartitionOption = None,
@@ -106,33 +100,45 @@ def verify(
 
     Rows of the input are predicted or in the quarantine, each once.
     """
-    from pipeline.operations.outputs import verify as prove
-
-    found = prove(uri, partition=partition, storage_options=storage_options)
-    show(found, as_json=as_json, quiet=quiet)
 
 
+@calls("maintenance:rollback")
 def rollback(
     job: options.JobFile,
     date: options.DateOption = None,
-    set_: options.SetOption = None,
+    overrides: options.SetOption = None,
     to: Annotated[int | None, typer.Option("--to", help="Version number. Default: newest.")] = None,
     as_json: options.JsonOption = False,
 ) -> None:
     """Publish a replaced version of the job's partition again."""
-    from pipeline.operations.maintenance import rollback as restore
-
-    show(restore(job, to=to, date=date, overrides=set_ or ()), as_json=as_json)
 
 
+@calls("maintenance:gc")
 def gc(
     job: options.JobFile,
     date: options.DateOption = None,
-    set_: options.SetOption = None,
+    overrides: options.SetOption = None,
     grace_s: Annotated[float, typer.Option(help="Keep staging younger than this.")] = 86400.0,
     as_json: options.JsonOption = False,
 ) -> None:
     """Delete staged slices that no unfinished run can need any more."""
-    from pipeline.operations.maintenance import gc as collect
 
-    show(collect(job, grace_s=grace_s, date=date, overrides=set_ or ()), as_json=as_json)
+
+@calls("pull:pull")
+def pull(
+    uri: Annotated[str, typer.Argument(metavar="hf://ORG/NAME[@REVISION]", help="What to copy.")],
+    destination: Annotated[str, typer.Argument(metavar="DEST", help="A folder, on any store.")],
+    include: Annotated[
+        list[str] | None,
+        typer.Option("--include", metavar="PATTERN", help="Only these files; repeatable."),
+    ] = None,
+    unverified: Annotated[
+        bool, typer.Option("--unverified", help="Take files of which the hub says no digest.")
+    ] = False,
+    storage_options: options.StorageOption = None,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Copy a model directory from a hub to a store, at one commit.
+
+    Only data, of which nothing is run when it is loaded; each file is checked.
+    """

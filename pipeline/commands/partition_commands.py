@@ -7,8 +7,8 @@ from typing import Annotated, TypeGuard
 import typer
 
 from pipeline.commands import options
-from pipeline.commands.again import goes_on_with_dates, prepare_end
-from pipeline.commands.results import progress_on_terminal, show
+from pipeline.commands.operation import calls
+from pipeline.commands.results import show
 from pipeline.core.errors import JobError
 
 ClusterOption = Annotated[
@@ -24,7 +24,7 @@ def status(
     from_: options.FromOption = None,
     to: options.ToOption = None,
     every: options.EveryOption = "day",
-    set_: options.SetOption = None,
+    overrides: options.SetOption = None,
     allow_import: options.AllowImportOption = None,
     storage_options: options.StorageOption = None,
     prometheus: Annotated[
@@ -54,16 +54,17 @@ def status(
         from_=from_,
         to=to,
         every=every,
-        overrides=set_ or (),
+        overrides=overrides or (),
         allow_import=allow_import or (),
         storage_options=storage_options,
     )
     if prometheus:
         typer.echo(found.to_prometheus(), nl=False)
     else:
-        show(found.to_dict() if as_json else found.shown(), as_json=as_json)
+        show(found, as_json=as_json)
 
 
+@calls("partitions.backfill:backfill", shows_progress=True, goes_on="dates")
 def backfill(
     job: options.JobFile,
     from_: Annotated[
@@ -74,7 +75,7 @@ def backfill(
     only: options.OnlyOption = None,
     newest_first: options.NewestFirstOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would do.")] = False,
-    set_: options.SetOption = None,
+    overrides: options.SetOption = None,
     address: options.AddressOption = None,
     allow_import: options.AllowImportOption = None,
     accept: options.AcceptOption = None,
@@ -87,28 +88,6 @@ def backfill(
 
     A date that fails does not stop the others.
     """
-    with progress_on_terminal(quiet=quiet) as progress:
-        progress.phase(f"reading {job}", is_logged=False)
-        from pipeline.operations.partitions.backfill import backfill as run_all
-
-        found = run_all(
-            job,
-            from_=from_,
-            to=prepare_end(to, ok_exit, "--to", every),
-            every=every,
-            only=only,
-            newest_first=newest_first,
-            dry_run=dry_run,
-            overrides=set_ or (),
-            address=address,
-            allow_import=allow_import or (),
-            accept=accept or (),
-            progress=progress,
-            owns_process=True,
-        )
-    goes_on_with_dates()
-    show(found.to_dict() if as_json else found.shown(), as_json=as_json, quiet=quiet)
-    raise typer.Exit(found.exit_code)
 
 
 def stop(

@@ -41,9 +41,9 @@ _SHOWN = 5
 def pull(
     uri: str,
     destination: str,
-    include: Sequence[str],
-    storage_options: Mapping[str, Any],
     *,
+    include: Sequence[str] = (),
+    storage_options: Mapping[str, Any] | None = None,
     unverified: bool = False,
 ) -> dict[str, Any]:
     """Copy the allowed files of a repository, and return what is there then.
@@ -61,7 +61,7 @@ def pull(
             another digest than the hub says, or the hub says none; the folder holds another commit.
         InfraError: The hub or the store fails.
     """
-    repo, store = read_repo(uri), Store(destination, storage_options)
+    repo, store = read_repo(uri), Store(destination, storage_options or {})
     _check_names(repo)
     chosen, left_out = choose_files(repo, include)
     held = _held(store, repo)

@@ -71,7 +71,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def refusal(uri: str, folder: Path, *include: str, kind: type[Exception] = JobError) -> str:
     with pytest.raises(kind) as caught:
-        pull(uri, str(folder), include, {})
+        pull(uri, str(folder), include=include)
     assert type(caught.value) in (kind, *kind.__subclasses__())
     assert "\n" not in str(caught.value)
     assert "pull.json" not in files(folder)
@@ -79,7 +79,7 @@ def refusal(uri: str, folder: Path, *include: str, kind: type[Exception] = JobEr
 
 
 def test_data_is_copied_and_what_may_run_code_is_not(hub: HubServer, tmp_path: Path):
-    found = pull(URI, str(tmp_path / "m"), [], {})
+    found = pull(URI, str(tmp_path / "m"))
     there = files(tmp_path / "m")
     record = json.loads(there.pop("pull.json"))
     assert there == DATA
@@ -95,28 +95,28 @@ def test_data_is_copied_and_what_may_run_code_is_not(hub: HubServer, tmp_path: P
 
 
 def test_the_same_commit_again_copies_nothing(hub: HubServer, tmp_path: Path):
-    first = pull(URI, str(tmp_path), [], {})
+    first = pull(URI, str(tmp_path))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     count = hub.downloads.total()
     for uri in (URI, f"{URI}@v1.0", f"{URI}@{COMMIT}"):
-        again = pull(uri, str(tmp_path), [], {})
+        again = pull(uri, str(tmp_path))
         assert (again["copied"], again["sha256"]) == (0, first["sha256"])
     assert hub.downloads.total() == count
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
 def test_what_is_missing_or_cut_is_copied_again(hub: HubServer, tmp_path: Path):
-    pull(URI, str(tmp_path), [], {})
+    pull(URI, str(tmp_path))
     (tmp_path / "config.json").unlink()
     (tmp_path / LARGE).write_bytes(b"cut")
-    assert pull(URI, str(tmp_path), [], {})["copied"] == 2
+    assert pull(URI, str(tmp_path))["copied"] == 2
     assert {**files(tmp_path), "pull.json": b""} == {**DATA, "pull.json": b""}
 
 
 def test_files_that_are_asked_for_join_those_of_the_same_commit(hub: HubServer, tmp_path: Path):
-    first = pull(URI, str(tmp_path), ["*.json"], {})
+    first = pull(URI, str(tmp_path), include=["*.json"])
     assert LARGE not in files(tmp_path)
-    then = pull(URI, str(tmp_path), [LARGE, "onnx/*"], {})
+    then = pull(URI, str(tmp_path), include=[LARGE, "onnx/*"])
     assert then["copied"] == 2
     names = {each["name"] for each in then["files"]}
     assert names == {each["name"] for each in first["files"]} | {LARGE, "onnx/model.onnx"}
@@ -124,7 +124,7 @@ def test_files_that_are_asked_for_join_those_of_the_same_commit(hub: HubServer, 
 
 def test_without_safetensors_onnx_files_are_taken(hub: HubServer, tmp_path: Path):
     hub.repos[REPO] = {"onnx/model.onnx": b"onnx", "config.json": b"{}"}
-    pull(URI, str(tmp_path), [], {})
+    pull(URI, str(tmp_path))
     assert set(files(tmp_path)) == {"onnx/model.onnx", "config.json", "pull.json"}
 
 
@@ -171,7 +171,7 @@ def test_more_than_the_hub_says_is_refused(hub: HubServer, tmp_path: Path):
 def test_a_download_that_was_cut_goes_on(hub: HubServer, tmp_path: Path, ignores_range: bool):
     hub.ignores_range = ignores_range
     hub.cuts[LARGE] = [100_000]
-    pull(URI, str(tmp_path), [], {})
+    pull(URI, str(tmp_path))
     assert files(tmp_path)[LARGE] == DATA[LARGE]
 
 
@@ -182,14 +182,14 @@ def test_a_download_that_is_cut_again_and_again_is_given_up(hub: HubServer, tmp_
     assert message.endswith("; run again to try anew")
     assert LARGE not in files(tmp_path)
     hub.cuts.clear()
-    pull(URI, str(tmp_path), [], {})
+    pull(URI, str(tmp_path))
     assert set(files(tmp_path)) == {*DATA, "pull.json"}
 
 
 def test_a_hub_that_is_overloaded_for_a_while_is_asked_again(hub: HubServer, tmp_path: Path):
     hub.statuses[f"/api/models/{REPO}"] = [503, 429]
     hub.statuses[f"/{REPO}/resolve/{COMMIT}/config.json"] = [500, 503]
-    pull(URI, str(tmp_path), [], {})
+    pull(URI, str(tmp_path))
     assert files(tmp_path)["config.json"] == DATA["config.json"]
 
 
@@ -225,7 +225,7 @@ def test_the_token_is_sent_to_the_hub_and_nowhere_else(
     assert "HF_TOKEN is not accepted" in message
     assert "hf_wrong" not in message
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    pull(URI, str(tmp_path), [], {})
+    pull(URI, str(tmp_path))
     elsewhere = [headers for _, path, headers in hub.requests if path.startswith("/cdn/")]
     assert elsewhere
     assert not any("Authorization" in headers for headers in elsewhere)
@@ -238,7 +238,7 @@ def test_a_token_that_is_stored_elsewhere_is_not_sent(
     stored = tmp_path / "token"
     stored.write_text("hf_stored")
     monkeypatch.setenv("HF_TOKEN_PATH", str(stored))
-    pull(URI, str(tmp_path / "m"), [], {})
+    pull(URI, str(tmp_path / "m"))
     assert not any("Authorization" in headers for _, _, headers in hub.requests)
 
 
@@ -255,26 +255,26 @@ def test_names_that_would_leave_the_folder_are_refused(hub: HubServer, tmp_path:
 
 
 def test_a_folder_keeps_its_commit(hub: HubServer, tmp_path: Path):
-    pull(URI, str(tmp_path), [], {})
+    pull(URI, str(tmp_path))
     before = files(tmp_path)
     hub.commit = OTHER_COMMIT
     with pytest.raises(JobError, match=f"holds {REPO} at {COMMIT}, not .* into another folder"):
-        pull(URI, str(tmp_path), [], {})
+        pull(URI, str(tmp_path))
     assert files(tmp_path) == before
 
 
 def test_a_damaged_record_is_said(hub: HubServer, tmp_path: Path):
     (tmp_path / "pull.json").write_text("{}")
     with pytest.raises(JobError, match=r"pull\.json: damaged .*; delete the folder"):
-        pull(URI, str(tmp_path), [], {})
+        pull(URI, str(tmp_path))
 
 
 def test_it_writes_to_an_object_store(hub: HubServer, s3: S3Server):
     store = s3.store()
-    found = pull(URI, store.uri, [], store.storage_options)
+    found = pull(URI, store.uri, storage_options=store.storage_options)
     assert {f.path for f in store.list_files()} == {*DATA, "pull.json"}
     assert store.read_bytes(LARGE) == DATA[LARGE]
-    assert pull(URI, store.uri, [], store.storage_options)["sha256"] == found["sha256"]
+    assert pull(URI, store.uri, storage_options=store.storage_options)["sha256"] == found["sha256"]
 
 
 def command(hub: HubServer, *arguments: str, **env: str) -> Result:
@@ -329,7 +329,7 @@ def test_a_file_that_the_hub_does_not_describe_is_taken_only_if_asked_for(
 ):
     hub.without = (key,)
     assert "--unverified takes them" in refusal(URI, tmp_path / "m")
-    pull(URI, str(tmp_path / "m"), [], {}, unverified=True)
+    pull(URI, str(tmp_path / "m"), unverified=True)
     assert files(tmp_path / "m").items() >= DATA.items()
 
 

@@ -5,7 +5,7 @@ Made for 80 columns: what is unknown is left out (`--json` has it, as null); not
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.report.showing.number_format import format_field, is_unknown, title_of
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
-def render_document(document: dict[str, Any]) -> RenderableType:
+def render_document(document: Mapping[str, Any]) -> RenderableType:
     """Render nested dicts for a terminal: pairs, small tables for lists of dicts, sections."""
     from rich.console import Group
 
     return Group(*_section(document))
 
 
-def _section(document: dict[str, Any]) -> list[RenderableType]:
+def _section(document: Mapping[str, Any]) -> list[RenderableType]:
     """Return a dict as a table of its plain values, then each nested value under a title."""
     from rich.padding import Padding
     from rich.table import Table

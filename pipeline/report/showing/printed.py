@@ -19,10 +19,14 @@ class Printed(ABC):
     def shown(self) -> Mapping[str, Any]:
         """Return what a terminal has room for."""
 
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """Return the form of `--json`."""
+
     def __str__(self) -> str:
         from pipeline.report.showing.document_table import render_document
 
-        return as_lines(render_document(dict(self.shown()))).rstrip("\n")
+        return as_lines(render_document(self.shown())).rstrip("\n")
 
     def _repr_html_(self) -> str:
         """Return the same for a notebook, escaped."""
@@ -37,6 +41,10 @@ class Found(Printed, dict[str, Any]):
     def shown(self) -> dict[str, Any]:
         """Return what a terminal has room for."""
         return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it."""
+        return dict(self)
 
 
 def printed(operation: Callable[P, dict[str, Any]]) -> Callable[P, Found]:

@@ -1,0 +1,76 @@
+"""What a command is that does no more than its operation: parse, call, show."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextlib import ExitStack
+from importlib import import_module
+from typing import Any, Literal
+
+from pipeline.commands.again import goes_on_with_dates, prepare_end, prepare_end_of_same
+from pipeline.commands.results import progress_on_terminal, show
+
+Command = Callable[..., None]
+
+
+def calls(
+    operation: str,
+    *,
+    shows_progress: bool = False,
+    starts_ray: bool = False,
+    goes_on: Literal["date", "dates", "same"] | None = None,
+) -> Callable[[Command], Command]:
+    """Let a command call an operation, which is imported then, and show what it returns.
+
+    The parameters of the command have the names of those of the operation, beside `as_json`,
+    `quiet`, `log_format` and `ok_exit`. What is not given is left to the operation.
+
+    Args:
+        operation: `module:function` below `pipeline.operations`.
+        shows_progress: It takes `progress`.
+        starts_ray: In any case, so that a part of that is begun while the operation is imported.
+        goes_on: It is work that a signal may end. The command that goes on names the date, the last
+            of several dates, or is the `same`.
+    """
+
+    def decorated(command: Command) -> Command:
+        @functools.wraps(command)
+        def call(**given: Any) -> None:
+            as_json, quiet = given.pop("as_json"), given.pop("quiet", False)
+            given.pop("log_format", None)  # read before, by `process/screen`
+            if goes_on is not None:
+                _prepare_end(goes_on, given)
+            with ExitStack() as during:
+                if shows_progress:
+                    progress = during.enter_context(progress_on_terminal(quiet=quiet))
+                    given["progress"] = progress
+                    if "job" in given:  # before what takes a while to import
+                        progress.phase(f"reading {given['job']}", is_logged=False)
+                if starts_ray:
+                    from pipeline.execution.embedded.forkserver import started_ahead
+
+                    during.enter_context(started_ahead(given["address"]))
+                module, _, name = operation.partition(":")
+                act = getattr(import_module(f"pipeline.operations.{module}"), name)
+                found = act(**{key: value for key, value in given.items() if value is not None})
+            if goes_on == "dates":
+                goes_on_with_dates()
+            show(found, as_json=as_json, quiet=quiet)
+
+        call.__dict__["operation"] = operation
+        return call
+
+    return decorated
+
+
+def _prepare_end(goes_on: str, given: dict[str, Any]) -> None:
+    """Prepare the last lines of the command, and give the operation the date that they name."""
+    ok_exit = given.pop("ok_exit", None)
+    given["owns_process"] = True
+    if goes_on == "date":
+        given["date"] = prepare_end(given["date"], ok_exit)
+    elif goes_on == "dates":
+        given["to"] = prepare_end(given["to"], ok_exit, "--to", given["every"])
+    else:
+        prepare_end_of_same()
