@@ -12,21 +12,13 @@ from dataclasses import dataclass
 from html import escape
 
 from pipeline.core.printable import clean_message, printable
+from pipeline.preprocessing.images.thumbnails import Thumbnail
 
 PICTURE_PX, PICTURE_BYTES = 176, 6_000
 TEXT_CHARS = 280
 _BEFORE_CHARS = 40
 _BOXES, _MARKS = 24, 24
 _SAID_CHARS, _ID_CHARS = 120, 100
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A small JPEG, and the size of the image that it was made from."""
-
-    jpeg: bytes
-    width_px: int
-    height_px: int
 
 
 @dataclass(frozen=True)
@@ -55,7 +47,7 @@ class Sample:
     row_id: str
     said: str
     """What was predicted."""
-    picture: Picture | None = None
+    picture: Thumbnail | None = None
     texts: tuple[str, ...] = ()
     boxes: tuple[Box, ...] = ()
     marks: tuple[Mark, ...] = ()
@@ -96,7 +88,7 @@ def _figure(sample: Sample) -> str:
     return f"<figure>{shown}{caption}</figure>"
 
 
-def _picture(picture: Picture, sample: Sample) -> str:
+def _picture(picture: Thumbnail, sample: Sample) -> str:
     scale = PICTURE_PX / max(picture.width_px, picture.height_px, 1)
     width, height = (max(1, round(min(scale, 1) * side)) for side in
                      (picture.width_px, picture.height_px))  # fmt: skip

@@ -20,8 +20,9 @@ from support.servers.chromium import PROGRAM, Browser
 import pipeline
 from pipeline.operations.outputs import inspect
 from pipeline.operations.published.output import Partition
+from pipeline.preprocessing.images.thumbnails import Thumbnail
 from pipeline.report.showing.render import to_html
-from pipeline.report.showing.samples import Box, Mark, Picture, Sample, sheet_html
+from pipeline.report.showing.samples import Box, Mark, Sample, sheet_html
 from pipeline.runs.samples.sheets import try_sheet
 from pipeline.storage.store import Store
 
@@ -77,8 +78,8 @@ BROKEN = "[...document.images].filter(each => !each.naturalWidth).map(each => ea
 
 def sheets() -> str:
     """Sheets of pictures with boxes and texts with entities, all names hostile."""
-    picture = Picture(encode(base_image(5, 176, 110), "JPEG"), 640, 400)
-    tall = Picture(encode(base_image(6, 40, 176), "JPEG"), 400, 1760)
+    picture = Thumbnail(encode(base_image(5, 176, 110), "JPEG"), 640, 400)
+    tall = Thumbnail(encode(base_image(6, 40, 176), "JPEG"), 400, 1760)
     boxes = (Box(10, 10, 200, 390), Box(600, 300, 640, 400))
     text = f"{HOSTILE} Ada Lovelace met Charles Babbage in London. " * 4
     marks = (Mark(90, 102, HOSTILE), Mark(107, 122, "PER"))
