@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
 from pipeline.core.failures import Failure, Reason
-from pipeline.core.figures.counters import Counters
 from pipeline.core.schema import text_fields
 from pipeline.job.source import Source
 from pipeline.sources.columns.base import STAGE, Place
@@ -22,16 +20,17 @@ from pipeline.sources.extents import Extent
 from pipeline.sources.input_columns import columns_of
 from pipeline.sources.rows import Reader, changed, make_rows, require_unchanged
 from pipeline.sources.source_format import (
-    CountedBeforeReading,
     CountsRows,
     Measured,
     RowIds,
+    Rows,
+    SourceFormat,
     failed_rows,
 )
 from pipeline.storage.store import Store, StoredFile
 
 
-class CsvTexts(CountedBeforeReading):
+class CsvTexts(SourceFormat):
     """CSV in UTF-8 with a header; files are small enough to be read whole."""
 
     name = "csv_texts"
@@ -65,8 +64,25 @@ class CsvTexts(CountedBeforeReading):
     ) -> Mapping[str, tuple[Extent, ...]]:
         return {s.path: tuple(_extents(store, s, source, max_extent_rows)) for s in shards}
 
-    def open(self, reader: Reader, extents: Sequence[Extent]) -> CsvRows:
-        return CsvRows(reader, extents)
+    def read(
+        self, reader: Reader, extents: Sequence[Extent], is_wanted: Callable[[int], bool]
+    ) -> Iterator[Rows]:
+        [extent] = extents  # of one file
+        store, column = reader.store, str(reader.source.text_column)
+        if extent.reason is not None:  # found when the file was listed; it stands for one row
+            failure = Failure(extent.reason, STAGE, extent.message)
+            yield Rows(failed_rows(reader, extent, 0, failure))
+            return
+        require_unchanged(store, extent)
+        texts, lines = _texts(store.read_bytes(extent.path), column), extent.numbers()
+        if lines[-1] >= len(texts):
+            raise changed(store, extent)
+        # A text that is missing or too long becomes a failure of its row, as in other formats.
+        failures: list[Failure | None] = [None] * len(lines)
+        table = pa.table({column: pa.array([texts[line] for line in lines])})
+        found = columns_of(reader.source).read(table, failures, Place(store.uri, extent.path))
+        ids, uris = [f"{extent.path}#{line}" for line in lines], [store.url(extent.path)]
+        yield Rows(make_rows(reader, ids, uris * len(ids), found.columns, failures))
 
 
 FORMAT = CsvTexts()
@@ -90,44 +106,3 @@ def _texts(data: bytes, column: str) -> list[str | None]:
     if column not in (lines.fieldnames or ()):
         raise ValueError(f"no column {column!r}, there are {', '.join(lines.fieldnames or ())}")
     return [line[column] for line in lines]
-
-
-class CsvRows:
-    """The rows of extents in order; each `take` returns just as many as it is asked for."""
-
-    def __init__(self, reader: Reader, extents: Sequence[Extent]) -> None:
-        self.counted: Counters = {}  # of stages of its own, beside `read`: none
-        self._reader, self._column = reader, str(reader.source.text_column)
-        self._left = [
-            (extent, position) for extent in extents for position in range(extent.num_rows)
-        ]
-        self._path, self._texts = "", list[str | None]()
-
-    def skip(self, num_rows: int) -> None:
-        del self._left[:num_rows]
-
-    def take(self, num_rows: int) -> pa.Table:
-        wanted, self._left = self._left[:num_rows], self._left[num_rows:]
-        pieces = groupby(wanted, key=lambda each: each[0])
-        return pa.concat_tables([self._rows(e, [p for _, p in rows]) for e, rows in pieces])
-
-    def close(self) -> None:
-        self._texts = []
-
-    def _rows(self, extent: Extent, positions: list[int]) -> pa.Table:
-        reader, store = self._reader, self._reader.store
-        if extent.reason is not None:  # found when the file was listed; it stands for one row
-            return failed_rows(reader, extent, 0, Failure(extent.reason, STAGE, extent.message))
-        if self._path != extent.path:
-            require_unchanged(store, extent)
-            self._texts = _texts(store.read_bytes(extent.path), self._column)
-            self._path = extent.path
-        lines = [extent.numbers()[position] for position in positions]
-        if lines[-1] >= len(self._texts):
-            raise changed(store, extent)
-        # A text that is missing or too long becomes a failure of its row, as in other formats.
-        failures: list[Failure | None] = [None] * len(lines)
-        table = pa.table({self._column: pa.array([self._texts[line] for line in lines])})
-        found = columns_of(reader.source).read(table, failures, Place(store.uri, extent.path))
-        ids = [f"{extent.path}#{line}" for line in lines]
-        return make_rows(reader, ids, [store.url(extent.path)] * len(ids), found.columns, failures)

@@ -6,7 +6,7 @@ rows of a tar, so its plan holds a `UncountedPlan`, which the reader follows.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -117,6 +117,14 @@ class UncountedPlan:
     """Staged slices, in order, that the reader skips; empty in a plan."""
     rows: RowFilter = ALL_ROWS
     """Which rows are cut."""
+
+    def needs(self, row: int) -> bool:
+        """Tell whether a row of the unit is chosen, and in no staged slice."""
+        number = self.rows.number(row)
+        if number is None:
+            return False
+        index = bisect_right(self.done, number, key=lambda key: key.start) - 1
+        return index < 0 or number >= self.done[index].end
 
     def read_until(self) -> int | None:
         """Return the row from which on every slice is staged; None if the end is not staged."""

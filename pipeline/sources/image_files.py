@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import pyarrow as pa
+from collections.abc import Callable, Iterator, Sequence
 
 from pipeline.core.backoff import BadBlockError
 from pipeline.core.failures import Failure, Reason
@@ -14,19 +12,11 @@ from pipeline.job.source import Source
 from pipeline.sources.columns.base import STAGE
 from pipeline.sources.extents import Extent
 from pipeline.sources.rows import Reader, changed, make_rows
-from pipeline.sources.source_format import (
-    CountedBeforeReading,
-    CountsRows,
-    Measured,
-    MeasuredOnce,
-    RowIds,
-)
+from pipeline.sources.source_format import CountsRows, Measured, RowIds, Rows, SourceFormat
 from pipeline.storage.store import Store, StoredFile
 
-_FILES_AT_ONCE = 64
 
-
-class ImageFiles(MeasuredOnce, CountedBeforeReading):
+class ImageFiles(SourceFormat):
     """Loose image files: the listing counts the rows."""
 
     name = "images"
@@ -37,7 +27,6 @@ class ImageFiles(MeasuredOnce, CountedBeforeReading):
     counts_rows: CountsRows = "listing"
     semantics = SEMANTICS["images"]
     kinds = frozenset(["a JPEG", "a PNG"])
-    holds = "image"
     # Accepted without effect, so that one job file serves files and Parquet.
     fields = frozenset(["image_column", "id_column", "casts", "pass_through"])
 
@@ -53,8 +42,19 @@ class ImageFiles(MeasuredOnce, CountedBeforeReading):
         )
         return Measured(tuple(extents), fields=ENCODED[self.holds].fields)
 
-    def open(self, reader: Reader, extents: Sequence[Extent]) -> FileStream:
-        return FileStream(reader, extents)
+    def read(
+        self, reader: Reader, extents: Sequence[Extent], is_wanted: Callable[[int], bool]
+    ) -> Iterator[Rows]:
+        limit = reader.source.max_image_bytes
+        small = {e.path: e.exact_version for e in extents if e.size_bytes <= limit}
+        found = reader.store.read_many(list(small), small)
+        values, failures = zip(
+            *(_judged(reader, extent, found.get(extent.path)) for extent in extents), strict=True
+        )
+        ids = [extent.path for extent in extents]
+        uris = [reader.store.url(extent.path) for extent in extents]
+        [name] = reader.fields.names
+        yield Rows(make_rows(reader, ids, uris, {name: values}, failures))
 
 
 class AudioFiles(ImageFiles):
@@ -71,57 +71,18 @@ class AudioFiles(ImageFiles):
 FORMAT, AUDIO = ImageFiles(), AudioFiles()
 
 
-class FileStream:
-    """Reads files, each of which is one row."""
-
-    def __init__(self, reader: Reader, extents: Sequence[Extent]) -> None:
-        self._reader = reader
-        self._extents = extents
-        self._next = 0
-
-    def skip(self, num_rows: int) -> None:
-        self._next += num_rows
-
-    def take(self, num_rows: int) -> pa.Table:
-        wanted = self._extents[self._next : self._next + num_rows]
-        self._next += num_rows
-        pieces = [
-            self._read(wanted[i : i + _FILES_AT_ONCE])
-            for i in range(0, len(wanted), _FILES_AT_ONCE)
-        ]
-        return pa.concat_tables(pieces)
-
-    def close(self) -> None:
-        """Do nothing: no file stays open."""
-
-    def _read(self, extents: Sequence[Extent]) -> pa.Table:
-        limit = self._reader.source.max_image_bytes
-        small = {e.path: e.exact_version for e in extents if e.size_bytes <= limit}
-        found = self._reader.store.read_many(list(small), small)
-        values: list[bytes | None] = []
-        failures: list[Failure | None] = []
-        for extent in extents:
-            data, failure = self._judge(extent, found.get(extent.path))
-            values.append(data)
-            failures.append(failure)
-        ids = [extent.path for extent in extents]
-        uris = [self._reader.store.url(extent.path) for extent in extents]
-        [name] = self._reader.fields.names
-        return make_rows(self._reader, ids, uris, {name: values}, failures)
-
-    def _judge(
-        self, extent: Extent, found: bytes | Exception | None
-    ) -> tuple[bytes | None, Failure | None]:
-        if found is None:
-            limit = self._reader.source.max_image_bytes
-            message = f"{extent.size_bytes} bytes, the limit is {limit}"
-            return None, Failure(Reason.TOO_LARGE, STAGE, message, num_bytes=extent.size_bytes)
-        if isinstance(found, FileNotFoundError):
-            return None, Failure(Reason.MISSING, STAGE, "vanished since it was planned")
-        if isinstance(found, BadBlockError):
-            return None, Failure(Reason.UNREADABLE_SHARD, STAGE, str(found))
-        if isinstance(found, Exception):
-            raise found
-        if len(found) != extent.size_bytes:
-            raise changed(self._reader.store, extent)
-        return found, None
+def _judged(
+    reader: Reader, extent: Extent, found: bytes | Exception | None
+) -> tuple[bytes | None, Failure | None]:
+    if found is None:
+        message = f"{extent.size_bytes} bytes, the limit is {reader.source.max_image_bytes}"
+        return None, Failure(Reason.TOO_LARGE, STAGE, message, num_bytes=extent.size_bytes)
+    if isinstance(found, FileNotFoundError):
+        return None, Failure(Reason.MISSING, STAGE, "vanished since it was planned")
+    if isinstance(found, BadBlockError):
+        return None, Failure(Reason.UNREADABLE_SHARD, STAGE, str(found))
+    if isinstance(found, Exception):
+        raise found
+    if len(found) != extent.size_bytes:
+        raise changed(reader.store, extent)
+    return found, None

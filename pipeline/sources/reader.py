@@ -22,7 +22,7 @@ from pipeline.core.user_code.own_code import errors_told
 from pipeline.sources.columns.base import STAGE
 from pipeline.sources.extents import MAX_SLICE_BYTES, Extent
 from pipeline.sources.rows import Reader, changed
-from pipeline.sources.source_format import RowStream, format_of
+from pipeline.sources.stream import Stream
 from pipeline.sources.units import Unit
 
 
@@ -57,11 +57,11 @@ def read_extent(reader: Reader, extent: Extent) -> tuple[Counters, pa.Table]:
     """
     with (
         errors_told(SOURCES, reader.source.format),
-        contextlib.closing(format_of(reader.source).open(reader, [extent])) as stream,
+        contextlib.closing(Stream(reader, [extent])) as stream,
     ):
         counters: Counters = {}
         with measure(counters, STAGE) as done:
-            table = stream.take(extent.num_rows)
+            table = stream.take(extent.num_rows, MAX_SLICE_BYTES)
             _count(reader, table, done)
         return counters, table
 
@@ -70,7 +70,7 @@ def _read_counted(
     reader: Reader, unit: Unit, wanted_starts: Set[int]
 ) -> Iterator[tuple[SliceKey, Counters, pa.Table]]:
     """Yield the wanted slices of a unit whose rows are counted."""
-    with contextlib.closing(format_of(reader.source).open(reader, unit.extents)) as stream:
+    with contextlib.closing(Stream(reader, unit.extents)) as stream:
         for key in unit.slices():
             if key.start not in wanted_starts:
                 stream.skip(key.num_rows)
@@ -79,7 +79,7 @@ def _read_counted(
 
 
 def _read_pieces(
-    reader: Reader, stream: RowStream, key: SliceKey
+    reader: Reader, stream: Stream, key: SliceKey
 ) -> Iterator[tuple[SliceKey, Counters, pa.Table]]:
     """Yield a slice whole, or, if the stream gives fewer rows at once, piece by piece."""
     position = key.start
@@ -90,7 +90,7 @@ def _read_pieces(
             pieces = key.pieces_from(position)
             missing = pieces[0].num_rows - (0 if held is None else held.num_rows)
             if missing:
-                taken = stream.take(missing)
+                taken = stream.take(missing, MAX_SLICE_BYTES)
                 if not 0 < taken.num_rows <= missing:
                     raise InfraError(
                         f"slice {key.unit}-{key.start}-{key.end}: {taken.num_rows} rows were read, "
@@ -124,9 +124,7 @@ def _read_and_cut(
     done_at = {key.start: key for key in cut.done}
     until = cut.read_until()
     position = 0
-    with contextlib.closing(
-        format_of(reader.source).open_slices(reader, unit.extents, cut)
-    ) as stream:
+    with contextlib.closing(Stream(reader, unit.extents, cut)) as stream:
         while position != until:
             if (passed := done_at.get(position)) is not None:
                 stream.skip(passed.num_rows)
@@ -134,7 +132,7 @@ def _read_and_cut(
                 continue
             counters: Counters = {}
             with measure(counters, STAGE) as done:
-                table = stream.take()
+                table = stream.take(cut.slice_rows, cut.slice_bytes)
                 is_last = stream.is_at_end()
                 _count(reader, table, done)
             if table.num_rows == 0 and position:  # the slice before was not the last one

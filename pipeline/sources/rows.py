@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline.core.arrays import Numbers
 from pipeline.core.errors import InfraError
 from pipeline.core.failures import Failure, failure_columns
 from pipeline.core.schema import ROW_ID, URI, source_schema
@@ -15,6 +17,8 @@ from pipeline.core.user_code.own_code import ContractError
 from pipeline.job.source import Source
 from pipeline.sources.extents import Extent
 from pipeline.storage.store import Store
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,11 @@ def _require_contract(
 
 def _texts(values: Sequence[str] | pa.Array) -> pa.Array:
     return values if isinstance(values, pa.Array) else pa.array(values, pa.string())
+
+
+def chosen(values: Sequence[T], rows: slice | Numbers) -> Sequence[T]:
+    """Return some values, in order."""
+    return values[rows] if isinstance(rows, slice) else [values[row] for row in rows.tolist()]
 
 
 def binary_array(values: Sequence[bytes | None]) -> pa.Array:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple, Protocol, cast
+from typing import ClassVar, Literal, NamedTuple, Protocol, Self, cast
 
+import numpy as np
 import pyarrow as pa
 
-from pipeline.core.arrays import empty_column
+from pipeline.core.arrays import Numbers, empty_column
 from pipeline.core.failures import Failure, Reason
 from pipeline.core.registry import SOURCES, get
 from pipeline.job.section import Section
 from pipeline.job.source import Source
-from pipeline.sources.extents import Extent, UncountedPlan
+from pipeline.sources.extents import Extent
 from pipeline.sources.rows import Reader, make_rows
 from pipeline.storage.store import Store, StoredFile
 
@@ -47,99 +49,75 @@ class FirstRows(NamedTuple):
     """Why the names of the columns may be none, and what to do; ''."""
 
 
-class RowStream(Protocol):
-    """The rows of extents in order, as tables of `reader.schema`."""
+class Piece(Protocol):
+    """Neighbouring rows of a shard that were read and not taken, N of them."""
 
-    def take(self, num_rows: int) -> pa.Table:
-        """Return the next `num_rows` rows; an unreadable row has an error.
-
-        Fewer rows, but at least one, if these are many bytes already (`MAX_SLICE_BYTES`).
-
-        Raises:
-            InfraError: The store failed, or a shard changed since it was planned.
-        """
+    @property
+    def sizes(self) -> Numbers:
+        """Return the bytes of each row, int64 (N,); slices are cut by them."""
         ...
 
-    def skip(self, num_rows: int) -> None:
-        """Skip the next rows, reading as little as possible."""
+    @property
+    def is_rest(self) -> bool:
+        """Tell whether this is one row that stands for the unreadable rest of a shard."""
         ...
 
-    def close(self) -> None:
-        """Close what is open."""
+    def __len__(self) -> int: ...
+
+    def take(self, rows: slice | Numbers) -> Self:
+        """Return some of the rows, in order."""
         ...
 
-
-class SliceStream(Protocol):
-    """The rows of uncounted extents in order, cut into slices while they are read."""
-
-    def take(self) -> pa.Table:
-        """Return the next slice as its `UncountedPlan` says; without rows only if none are left.
-
-        Raises:
-            InfraError: The store failed, or a shard changed since it was planned.
-        """
-        ...
-
-    def skip(self, num_rows: int) -> None:
-        """Skip rows that are staged.
-
-        Raises:
-            InfraError: Fewer rows are left, so a shard changed since they were staged.
-        """
-        ...
-
-    def is_at_end(self) -> bool:
-        """Tell whether no rows are left."""
-        ...
-
-    def close(self) -> None:
-        """Close what is open."""
+    def to_table(self) -> pa.Table:
+        """Return the rows in `Reader.schema`; an unreadable row has an error."""
         ...
 
 
-class SourceFormat(Protocol):
+@dataclass(frozen=True)
+class Rows:
+    """Rows that are a table of `Reader.schema` already."""
+
+    table: pa.Table
+    is_rest: ClassVar[bool] = False
+
+    @property
+    def sizes(self) -> Numbers:
+        """Return the mean of all rows for each."""
+        num_rows = self.table.num_rows
+        return np.full(num_rows, self.table.nbytes // max(1, num_rows), np.int64)
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def take(self, rows: slice | Numbers) -> Rows:
+        if not isinstance(rows, slice):
+            return Rows(self.table.take(rows))
+        return Rows(self.table[rows])
+
+    def to_table(self) -> pa.Table:
+        return self.table
+
+
+class SourceFormat(ABC):
     """One kind of shard; stateless, for workers load it by its name."""
 
-    @property
-    def name(self) -> str:
-        """Return the value of `source.format`."""
-        ...
-
-    @property
-    def suffixes(self) -> tuple[str, ...]:
-        """Return the suffixes of the shards' names, lower case, the usual one first."""
-        ...
-
-    @property
-    def counts_rows(self) -> CountsRows:
-        """Return what counts the rows; `open_slices` is for `reading`, `open` for the others."""
-        ...
-
-    @property
-    def semantics(self) -> int:
-        """Return the version of the output, raised when the same shard gives other rows."""
-        ...
-
-    @property
-    def fields(self) -> frozenset[str]:
-        """Return the format-specific fields of `source` that a job may give."""
-        ...
-
-    @property
-    def holds(self) -> str:
-        """Return which of `ENCODED` the files of rows are, if a job does not say it."""
-        ...
-
-    @property
-    def kinds(self) -> frozenset[str]:
-        """Return the names of the kinds of `first_bytes.KINDS` that its shards are, with those of
-        compressed ones; empty: first bytes tell nothing of them."""
-        ...
-
-    @property
-    def Options(self) -> type[Section] | None:
-        """Return the section that `source.options` is parsed as; None if there are no options."""
-        ...
+    name: str
+    """The value of `source.format`."""
+    suffixes: tuple[str, ...]
+    """Of the shards' names, lower case, the usual one first."""
+    counts_rows: CountsRows
+    """What counts the rows; what a listing counts are files that are one row each."""
+    semantics: int
+    """The version of the output, raised when the same shard gives other rows."""
+    fields: frozenset[str]
+    """The format-specific fields of `source` that a job may give."""
+    holds: str = "image"
+    """Which of `ENCODED` the files of rows are, if a job does not say it."""
+    kinds: frozenset[str] = frozenset()
+    """Names of the kinds of `first_bytes.KINDS` that its shards are, with those of compressed ones;
+    empty: first bytes tell nothing of them."""
+    Options: type[Section] | None = None
+    """The section that `source.options` is parsed as; None if there are no options."""
 
     def check(self, source: Source) -> None:
         """Check the job's section once its fields are known to be of this format.
@@ -147,11 +125,11 @@ class SourceFormat(Protocol):
         Raises:
             ValueError: A field does not fit; the message says what would.
         """
-        ...
+        return
 
+    @abstractmethod
     def row_ids(self, source: Source) -> RowIds:
         """Return where the ids of a job's rows come from."""
-        ...
 
     def first_rows(self, store: Store, shard: StoredFile, source: Source) -> FirstRows | None:
         """Return some first rows of a shard as a run would read them.
@@ -165,8 +143,9 @@ class SourceFormat(Protocol):
             JobError: The shard is written otherwise than `source.options` say.
             ArrowException, OSError: It cannot be read as this format.
         """
-        ...
+        return None
 
+    @abstractmethod
     def measure(
         self, store: Store, shards: Sequence[StoredFile], source: Source, *, max_extent_rows: int
     ) -> Measured:
@@ -179,7 +158,6 @@ class SourceFormat(Protocol):
         Raises:
             JobError: No shard has the columns or members that the job names.
         """
-        ...
 
     def remeasure(
         self,
@@ -194,74 +172,22 @@ class SourceFormat(Protocol):
 
         Empty if the format never gives an extent a reason.
         """
-        ...
-
-    def open(self, reader: Reader, extents: Sequence[Extent]) -> RowStream:
-        """Open counted extents."""
-        ...
-
-    def open_slices(
-        self, reader: Reader, extents: Sequence[Extent], cut: UncountedPlan
-    ) -> SliceStream:
-        """Open uncounted extents."""
-        ...
-
-
-class WithoutColumns:
-    """Base of formats of whose columns nothing can be said before a job names them."""
-
-    holds: str = "image"
-
-    def first_rows(self, store: Store, shard: StoredFile, source: Source) -> FirstRows | None:
-        """Return None."""
-        return None
-
-
-class MeasuredOnce:
-    """Base of formats whose shards are not read when they are listed, so no extent has a reason."""
-
-    def remeasure(
-        self,
-        store: Store,
-        shards: Sequence[StoredFile],
-        source: Source,
-        declared: pa.Schema,
-        *,
-        max_extent_rows: int,
-    ) -> Mapping[str, tuple[Extent, ...]]:
-        """Return {}: no extent has a reason."""
         return {}
 
+    @abstractmethod
+    def read(
+        self, reader: Reader, extents: Sequence[Extent], is_wanted: Callable[[int], bool]
+    ) -> Iterator[Piece]:
+        """Yield the rows of an extent in order; where pieces end depends on the extent alone.
 
-class CountedBeforeReading(WithoutColumns):
-    """Base of formats whose rows a listing or a footer counts."""
+        Args:
+            extents: One; several only of a format whose files are one row each.
+            is_wanted: Of an extent whose rows only reading counts, row number -> whether its
+                content is needed; rows without it are yielded, too.
 
-    Options: type[Section] | None = None
-    kinds = frozenset[str]()
-
-    def open_slices(
-        self, reader: Reader, extents: Sequence[Extent], cut: UncountedPlan
-    ) -> SliceStream:
-        """Raise TypeError: the plan cuts counted rows into slices."""
-        raise TypeError(f"{type(self).__name__}: its rows are counted before they are read")
-
-    def check(self, source: Source) -> None:
-        """Accept any section."""
-
-
-class CountedByReading(MeasuredOnce, WithoutColumns):
-    """Base of formats whose rows only reading counts."""
-
-    counts_rows: CountsRows = "reading"
-    Options: type[Section] | None = None
-    kinds = frozenset[str]()
-
-    def open(self, reader: Reader, extents: Sequence[Extent]) -> RowStream:
-        """Raise TypeError: the bounds of uncounted slices are found by reading."""
-        raise TypeError(f"{type(self).__name__}: its rows are counted while they are read")
-
-    def check(self, source: Source) -> None:
-        """Accept any section."""
+        Raises:
+            InfraError: The store failed, or a shard changed since it was planned.
+        """
 
 
 def format_of(source: Source) -> SourceFormat:

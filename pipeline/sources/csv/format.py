@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -17,18 +17,19 @@ from pipeline.job.extensions import options_of
 from pipeline.job.section import Section
 from pipeline.job.source import Source
 from pipeline.sources.columns.arrow_types import is_number
-from pipeline.sources.csv.records import NOT_UTF8, read_records
+from pipeline.sources.csv.records import NOT_UTF8, Records, read_records
 from pipeline.sources.csv.stream import (
     CsvOptions,
-    CsvStream,
+    csv_shard,
     max_record_bytes,
     read_named,
     record_trouble,
 )
-from pipeline.sources.extents import Extent, UncountedPlan
+from pipeline.sources.extents import Extent
 from pipeline.sources.features.vectors import number_of
 from pipeline.sources.lines.format import NO_ROWS, LineFormat
 from pipeline.sources.lines.sample import Sample, first_objects
+from pipeline.sources.lines.stream import LineRows
 from pipeline.sources.rows import Reader
 from pipeline.sources.source_format import FirstRows
 from pipeline.sources.whole_file import open_sequential
@@ -122,11 +123,11 @@ class Csv(LineFormat):
             "source.features=[...] or source.text_column=..."
         )
 
-    def open_slices(
-        self, reader: Reader, extents: Sequence[Extent], cut: UncountedPlan
-    ) -> CsvStream:
-        options = options_of(CsvOptions, reader.source.options)
-        return CsvStream(reader, extents, cut, options)
+    def read(
+        self, reader: Reader, extents: Sequence[Extent], is_wanted: Callable[[int], bool]
+    ) -> Iterator[LineRows[Records]]:
+        [extent] = extents
+        return csv_shard(reader, extent, options_of(CsvOptions, reader.source.options)).rows()
 
 
 def _header(store: Store, shard: StoredFile, source: Source, options: CsvOptions) -> Sequence[str]:

@@ -19,6 +19,7 @@ import numpy as np
 
 from pipeline.core.arrays import Numbers
 from pipeline.sources.lines.blocks import Block, read_blocks
+from pipeline.sources.rows import chosen
 from pipeline.sources.whole_file import Broken
 
 Record = Sequence[str] | str
@@ -45,8 +46,8 @@ class Records:
 
     def take(self, rows: slice | Numbers) -> Records:
         """Return some of the records, in order."""
-        fields = self.fields[rows] if isinstance(rows, slice) else [self.fields[r] for r in rows]
-        return replace(self, fields=fields, sizes=self.sizes[rows], numbers=self.numbers[rows])
+        fields, sizes, numbers = chosen(self.fields, rows), self.sizes[rows], self.numbers[rows]
+        return replace(self, fields=fields, sizes=sizes, numbers=numbers)
 
 
 def unreadable(why: str, number: int = 1) -> Records:

@@ -17,9 +17,9 @@ from pipeline.job.source import Source
 from pipeline.sources.columns.base import STAGE, Failures, fail
 from pipeline.sources.columns.pass_through import Problems, cast_column
 from pipeline.sources.csv.records import Record, Records, read_records, unreadable
-from pipeline.sources.extents import Extent, UncountedPlan
+from pipeline.sources.extents import Extent
 from pipeline.sources.lines.columns import Column, columns_for
-from pipeline.sources.lines.stream import LineStream, max_line_bytes
+from pipeline.sources.lines.stream import Shard, max_line_bytes
 from pipeline.sources.rows import Reader
 
 Character = Annotated[str, Field(max_length=1, pattern=r"^[^\r\n]$")]
@@ -64,31 +64,26 @@ class CsvOptions(Section):
         }
 
 
-class CsvStream(LineStream[Records]):
-    """The rows of CSV in order; a block of them is read ahead."""
+def csv_shard(reader: Reader, extent: Extent, options: CsvOptions) -> Shard[Records]:
+    """Return how a shard is read."""
+    max_bytes, nulls = max_record_bytes(reader.source), frozenset(options.nulls)
+    columns = columns_for(reader, extent.path)
 
-    def __init__(
-        self, reader: Reader, extents: Sequence[Extent], cut: UncountedPlan, options: CsvOptions
-    ) -> None:
-        super().__init__(reader, extents, cut, max_record_bytes(reader.source))
-        self._options = options
-
-    def read_lines(self, handle: BinaryIO, path: str) -> Iterator[Records]:
-        needed = [column.name for column in columns_for(self._reader, path)]
-        for records in read_named(handle, path, self._max_line_bytes, self._options):
+    def read(handle: BinaryIO) -> Iterator[Records]:
+        needed = [column.name for column in columns]
+        for records in read_named(handle, extent.path, max_bytes, options):
             if not records.broken and (trouble := _trouble(records.names, needed)):
                 yield unreadable(trouble)
                 return
             yield records
 
-    def parse(self, lines: Records, path: str) -> tuple[pa.Table, Failures]:
-        failures: Failures = [self._failure(lines, row) for row in range(len(lines))]
+    def parse(lines: Records) -> tuple[pa.Table, Failures]:
+        failures: Failures = [_failure(lines, row, max_bytes) for row in range(len(lines))]
         rows = [
             fields if failures[row] is None else None for row, fields in enumerate(lines.fields)
         ]
-        nulls = frozenset(self._options.nulls)
         made: dict[str, pa.Array] = {}
-        for column in columns_for(self._reader, path):
+        for column in columns:
             at = lines.names.index(column.name)
             texts = [None if row is None or row[at] in nulls else row[at] for row in rows]
             made[column.name], problems = _column(pa.array(texts, pa.large_string()), column)
@@ -96,16 +91,19 @@ class CsvStream(LineStream[Records]):
                 fail(failures, [row], Reason.BAD_SCHEMA, message)
         return pa.table(made), failures
 
-    def _failure(self, lines: Records, row: int) -> Failure | None:
-        """Return why a record has no fields, if that is so."""
-        fields, size_bytes = lines.fields[row], int(lines.sizes[row])
-        where = f"line {lines.numbers[row]}"
-        if size_bytes > self._max_line_bytes:
-            message = f"{where} has {size_bytes} bytes, the limit is {self._max_line_bytes}"
-            return Failure(Reason.TOO_LARGE, STAGE, message, num_bytes=size_bytes)
-        if trouble := record_trouble(fields, len(lines.names)):
-            return Failure(Reason.DECODE_ERROR, STAGE, f"{where} {trouble}", num_bytes=size_bytes)
-        return None
+    return Shard(reader, extent, max_bytes, read, parse)
+
+
+def _failure(lines: Records, row: int, max_bytes: int) -> Failure | None:
+    """Return why a record has no fields, if that is so."""
+    fields, size_bytes = lines.fields[row], int(lines.sizes[row])
+    where = f"line {lines.numbers[row]}"
+    if size_bytes > max_bytes:
+        message = f"{where} has {size_bytes} bytes, the limit is {max_bytes}"
+        return Failure(Reason.TOO_LARGE, STAGE, message, num_bytes=size_bytes)
+    if trouble := record_trouble(fields, len(lines.names)):
+        return Failure(Reason.DECODE_ERROR, STAGE, f"{where} {trouble}", num_bytes=size_bytes)
+    return None
 
 
 def read_named(

@@ -2,45 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import Source
-from pipeline.sources.columns.base import Failures
-from pipeline.sources.extents import Extent, UncountedPlan
+from pipeline.sources.extents import Extent
 from pipeline.sources.jsonl.columns import described
 from pipeline.sources.jsonl.parse import Parser, parse_line
 from pipeline.sources.lines.blocks import Block, read_blocks
 from pipeline.sources.lines.columns import columns_for
 from pipeline.sources.lines.format import LineFormat
 from pipeline.sources.lines.sample import Sample, first_objects
-from pipeline.sources.lines.stream import LineStream, max_line_bytes
+from pipeline.sources.lines.stream import LineRows, Shard, max_line_bytes
 from pipeline.sources.rows import Reader
 from pipeline.storage.store import Store, StoredFile
 
 _ESCAPED = 6
 """JSON may write a byte of a text as six: \\u0041."""
 _INT64 = range(-(2**63), 2**63)
-
-
-class JsonlStream(LineStream[Block]):
-    """The rows of JSON lines in order; a block of lines is read ahead."""
-
-    def __init__(self, reader: Reader, extents: Sequence[Extent], cut: UncountedPlan) -> None:
-        super().__init__(reader, extents, cut, max_json_bytes(reader.source))
-        self._parsers: dict[str, Parser] = {}
-
-    def read_lines(self, handle: BinaryIO, path: str) -> Iterator[Block]:
-        return read_json_blocks(handle, self._max_line_bytes)
-
-    def parse(self, lines: Block, path: str) -> tuple[pa.Table, Failures]:
-        if path not in self._parsers:
-            columns = columns_for(self._reader, path)
-            self._parsers = {path: Parser(columns, self._max_line_bytes)}
-        return self._parsers[path].parse(lines)
 
 
 def read_json_blocks(handle: BinaryIO, max_bytes: int) -> Iterator[Block]:
@@ -141,10 +124,14 @@ class Jsonl(LineFormat):
     def sample(self, store: Store, shards: Sequence[StoredFile], source: Source) -> Sample:
         return sample_jsonl(store, shards, source)
 
-    def open_slices(
-        self, reader: Reader, extents: Sequence[Extent], cut: UncountedPlan
-    ) -> JsonlStream:
-        return JsonlStream(reader, extents, cut)
+    def read(
+        self, reader: Reader, extents: Sequence[Extent], is_wanted: Callable[[int], bool]
+    ) -> Iterator[LineRows[Block]]:
+        [extent] = extents
+        max_bytes = max_json_bytes(reader.source)
+        parser = Parser(columns_for(reader, extent.path), max_bytes)
+        read = partial(read_json_blocks, max_bytes=max_bytes)
+        return Shard(reader, extent, max_bytes, read, parser.parse).rows()
 
 
 FORMAT = Jsonl()

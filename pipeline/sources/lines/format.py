@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 
 from pipeline.job.source import FIELDS_OF_COLUMNS, Source
 from pipeline.sources.extents import Extent
 from pipeline.sources.input_columns import columns_of
 from pipeline.sources.lines.sample import Sample
-from pipeline.sources.source_format import CountedByReading, FirstRows, Measured, RowIds
+from pipeline.sources.source_format import CountsRows, FirstRows, Measured, RowIds, SourceFormat
 from pipeline.sources.uris.policy import policy_of
 from pipeline.storage.store import Store, StoredFile
 
 NO_ROWS = "has no rows"
 
 
-class LineFormat(CountedByReading, ABC):
+class LineFormat(SourceFormat):
     """Shards of lines, plain or compressed as a whole by gzip or zstd."""
 
-    name: str
+    counts_rows: CountsRows = "reading"
     fields = frozenset(FIELDS_OF_COLUMNS)
 
     @abstractmethod

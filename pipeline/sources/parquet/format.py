@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,21 +11,22 @@ from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import FIELDS_OF_COLUMNS, Source
 from pipeline.sources.extents import Extent
 from pipeline.sources.parquet.footers import measure_again, measure_parquet
-from pipeline.sources.parquet.stream import ParquetStream
+from pipeline.sources.parquet.stream import read_tables
 from pipeline.sources.rows import Reader
 from pipeline.sources.source_format import (
-    CountedBeforeReading,
     CountsRows,
     FirstRows,
     Measured,
     RowIds,
+    Rows,
+    SourceFormat,
 )
 from pipeline.storage.store import Store, StoredFile
 
 _FIRST_ROWS = 32
 
 
-class Parquet(CountedBeforeReading):
+class Parquet(SourceFormat):
     """Parquet shards, read page by page."""
 
     name = "parquet"
@@ -68,8 +69,11 @@ class Parquet(CountedBeforeReading):
         """Read the footers again of shards that were broken or did not fit."""
         return measure_again(store, shards, source, declared, max_extent_rows=max_extent_rows)
 
-    def open(self, reader: Reader, extents: Sequence[Extent]) -> ParquetStream:
-        return ParquetStream(reader, extents)
+    def read(
+        self, reader: Reader, extents: Sequence[Extent], is_wanted: Callable[[int], bool]
+    ) -> Iterator[Rows]:
+        [extent] = extents
+        return map(Rows, read_tables(reader, extent))
 
 
 FORMAT = Parquet()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 from bisect import bisect_left
-from collections import deque
 from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
@@ -15,7 +14,7 @@ from pipeline.core.failures import Failure, Reason
 from pipeline.sources.columns.base import STAGE
 from pipeline.sources.columns.column_path import take_paths
 from pipeline.sources.columns.value_sizes import bounded
-from pipeline.sources.extents import MAX_SLICE_BYTES, Extent
+from pipeline.sources.extents import Extent
 from pipeline.sources.input_columns import columns_of
 from pipeline.sources.parquet.columns import Needed, needed_columns
 from pipeline.sources.parquet.footers import is_unreadable
@@ -33,138 +32,86 @@ _FEW_ROWS, _FEW_TABLE_ROWS = 16, 4096
 """Rows that are read at once where large ones may be neighbours."""
 
 
-class ParquetStream:
-    """Row ranges of Parquet shards, streamed page by page so that a row group may be huge."""
-
-    def __init__(self, reader: Reader, extents: Sequence[Extent]) -> None:
-        self._reader = reader
-        self._extents = deque(extents)
-        self._skip = 0
-        self._tables: Iterator[pa.Table] | None = None
-        self._rest: pa.Table | None = None
-
-    def skip(self, num_rows: int) -> None:
-        while num_rows:
-            if self._fill():
-                num_rows -= self._cut(num_rows).num_rows
+def read_tables(reader: Reader, extent: Extent) -> Iterator[pa.Table]:
+    """Yield the rows of an extent; unreadable rows become failed rows."""
+    if extent.reason is not None:
+        failure = Failure(extent.reason, STAGE, extent.message, num_bytes=extent.size_bytes)
+        yield failed_rows(reader, extent, 0, failure)
+        return
+    skip = 0
+    for attempt in itertools.count(1):
+        try:
+            for table in _read_batches(reader, extent, skip):
+                skip += table.num_rows
+                yield table
+                del table
+        except FileNotFoundError:
+            failure = Failure(Reason.MISSING, STAGE, "vanished since it was planned")
+        except (pa.ArrowException, OSError, BadBlockError) as error:
+            if is_bad_block(error) and attempt < TRIES:
+                wait_before_retry(attempt)
                 continue
-            left = self._extents[0].num_rows - self._skip
-            if num_rows < left:
-                self._skip += num_rows
-                return
-            num_rows -= left
-            self._extents.popleft()
-            self._skip = 0
-
-    def take(self, num_rows: int) -> pa.Table:
-        pieces: list[pa.Table] = []
-        num_bytes = 0
-        while num_rows and num_bytes < MAX_SLICE_BYTES:
-            if not self._fill():
-                extent = self._extents.popleft()
-                self._tables = self._read(extent, self._skip)
-                self._skip = 0
-                continue
-            pieces.append(self._cut(num_rows))
-            num_rows -= pieces[-1].num_rows
-            num_bytes += pieces[-1].nbytes
-        return pa.concat_tables(pieces)
-
-    def close(self) -> None:
-        """Close the open shard, which a reference cycle would keep open."""
-        self._tables = self._rest = None
-
-    def _fill(self) -> bool:
-        """Read on in the open extent if no rows are left of it; tell whether there are rows."""
-        while self._rest is None and self._tables is not None:
-            self._rest = next(self._tables, None)
-            if self._rest is None:
-                self._tables = None
-        return self._rest is not None
-
-    def _cut(self, num_rows: int) -> pa.Table:
-        rows = self._rest
-        assert rows is not None, "filled before"
-        self._rest = rows.slice(num_rows) if rows.num_rows > num_rows else None
-        return rows.slice(0, num_rows)
-
-    def _read(self, extent: Extent, skip: int) -> Iterator[pa.Table]:
-        """Yield the rows of an extent from `skip` on; unreadable rows become failed rows."""
-        if extent.reason is not None:
-            failure = Failure(extent.reason, STAGE, extent.message, num_bytes=extent.size_bytes)
-            yield failed_rows(self._reader, extent, skip, failure)
+            if not is_unreadable(error):
+                raise
+            _require_unchanged(reader, extent)  # a file looks broken while it is written
+            message = BAD_BLOCK if is_bad_block(error) else str(error)
+            failure = Failure(Reason.UNREADABLE_SHARD, STAGE, message)
+        else:
+            if skip != extent.num_rows:
+                raise changed(reader.store, extent)
             return
-        for attempt in itertools.count(1):
-            try:
-                for table in self._read_batches(extent, skip):
-                    skip += table.num_rows
-                    yield table
-                    del table
-            except FileNotFoundError:
-                failure = Failure(Reason.MISSING, STAGE, "vanished since it was planned")
-            except (pa.ArrowException, OSError, BadBlockError) as error:
-                if is_bad_block(error) and attempt < TRIES:
-                    wait_before_retry(attempt)
-                    continue
-                if not is_unreadable(error):
-                    raise
-                self._require_unchanged(extent)  # a file looks broken while it is written
-                message = BAD_BLOCK if is_bad_block(error) else str(error)
-                failure = Failure(Reason.UNREADABLE_SHARD, STAGE, message)
-            else:
-                if skip != extent.num_rows:
-                    raise changed(self._reader.store, extent)
-                return
-            yield failed_rows(self._reader, extent, skip, failure)
-            return
+        yield failed_rows(reader, extent, skip, failure)
+        return
 
-    def _require_unchanged(self, extent: Extent) -> None:
-        """Raise if the shard was written while it was read; a deleted one was not."""
-        with contextlib.suppress(FileNotFoundError):
-            require_unchanged(self._reader.store, extent)
 
-    def _read_batches(self, extent: Extent, skip: int) -> Iterator[pa.Table]:
-        store = self._reader.store
-        with open_shard(store, extent) as shard:
-            leaves = shard.parquet.schema
-            needed = needed_columns(
-                self._reader.source,
-                shard.parquet.schema_arrow,
-                [leaves.column(index).path for index in range(len(leaves))],
-            )
-            numbers = extent.numbers(skip)
-            for groups, position in shard.groups_with(numbers):
-                for batch in self._batches(shard, extent, groups, needed):
-                    begin = bisect_left(numbers, position)
-                    end = bisect_left(numbers, position + batch.num_rows)
-                    if begin < end:
-                        own = numbers[begin:end]
-                        rows = take_paths(_take(batch, own, position), needed.paths)
-                        yield to_rows(self._reader, extent.path, own, rows, [None] * len(own))
-                        del rows  # not kept while the next ones are read
-                    position += batch.num_rows
-                    del batch
-                    if position > numbers[-1]:
-                        return
+def _require_unchanged(reader: Reader, extent: Extent) -> None:
+    """Raise if the shard was written while it was read; a deleted one was not."""
+    with contextlib.suppress(FileNotFoundError):
+        require_unchanged(reader.store, extent)
 
-    def _batches(
-        self, shard: Shard, extent: Extent, groups: Sequence[int], needed: Needed
-    ) -> Iterator[pa.RecordBatch]:
-        """Yield the batches of row groups."""
-        reader = self._reader
-        how = _batching(reader, extent, shard.num_rows(groups))
-        is_table = columns_of(reader.source).has_small_rows
-        few_rows = _FEW_TABLE_ROWS if is_table else _FEW_ROWS
-        safe_rows = shard.rows_within(groups, [*needed.read], how.num_rows, few_rows)
-        if safe_rows < how.num_rows:
-            how = how._replace(rows_at_once=safe_rows, few_requests=False)
-        for batch in shard.batches(groups, [*needed.read], how):
-            for piece in bounded(batch, MAX_BATCH_BYTES):
-                if not reader.store.is_object_store:  # an object cannot change under an open file
-                    self._require_unchanged(extent)
-                yield piece
-                del piece  # not kept while the next one is read
-            del batch
+
+def _read_batches(reader: Reader, extent: Extent, skip: int) -> Iterator[pa.Table]:
+    store = reader.store
+    with open_shard(store, extent) as shard:
+        leaves = shard.parquet.schema
+        needed = needed_columns(
+            reader.source,
+            shard.parquet.schema_arrow,
+            [leaves.column(index).path for index in range(len(leaves))],
+        )
+        numbers = extent.numbers(skip)
+        for groups, position in shard.groups_with(numbers):
+            for batch in _batches(reader, shard, extent, groups, needed):
+                begin = bisect_left(numbers, position)
+                end = bisect_left(numbers, position + batch.num_rows)
+                if begin < end:
+                    own = numbers[begin:end]
+                    rows = take_paths(_take(batch, own, position), needed.paths)
+                    yield to_rows(reader, extent.path, own, rows, [None] * len(own))
+                    del rows  # not kept while the next ones are read
+                position += batch.num_rows
+                del batch
+                if position > numbers[-1]:
+                    return
+
+
+def _batches(
+    reader: Reader, shard: Shard, extent: Extent, groups: Sequence[int], needed: Needed
+) -> Iterator[pa.RecordBatch]:
+    """Yield the batches of row groups."""
+    how = _batching(reader, extent, shard.num_rows(groups))
+    is_table = columns_of(reader.source).has_small_rows
+    few_rows = _FEW_TABLE_ROWS if is_table else _FEW_ROWS
+    safe_rows = shard.rows_within(groups, [*needed.read], how.num_rows, few_rows)
+    if safe_rows < how.num_rows:
+        how = how._replace(rows_at_once=safe_rows, few_requests=False)
+    for batch in shard.batches(groups, [*needed.read], how):
+        for piece in bounded(batch, MAX_BATCH_BYTES):
+            if not reader.store.is_object_store:  # an object cannot change under an open file
+                _require_unchanged(reader, extent)
+            yield piece
+            del piece  # not kept while the next one is read
+        del batch
 
 
 def _batching(reader: Reader, extent: Extent, group_rows: int) -> Batching:

@@ -2,135 +2,74 @@
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Generator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
+import numpy as np
 import pyarrow as pa
 
+from pipeline.core.arrays import Numbers
 from pipeline.core.errors import JobError
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import Source
 from pipeline.sources.columns.pass_through import check_names
-from pipeline.sources.extents import Extent, UncountedPlan
-from pipeline.sources.rows import Reader, changed, make_rows, require_unchanged
-from pipeline.sources.source_format import CountedByReading, Measured, RowIds
+from pipeline.sources.extents import Extent
+from pipeline.sources.rows import Reader, chosen, make_rows
+from pipeline.sources.source_format import CountsRows, Measured, RowIds, SourceFormat
 from pipeline.sources.webdataset.rows import TarRow, TarSpec, column_type, iter_rows
 from pipeline.sources.whole_file import open_sequential
 from pipeline.storage.store import Store, StoredFile
 
+_ROWS_AT_ONCE, _BYTES_AT_ONCE = 64, 2**22
 
-class TarStream:
-    """The rows of tars in order; one row is read ahead, to know whether more follow."""
 
-    def __init__(self, reader: Reader, extents: Sequence[Extent], cut: UncountedPlan) -> None:
-        self._reader = reader
-        self._extents = extents
-        self._cut = cut
-        self._starts = [key.start for key in cut.done]
-        self._num_rows = 0
-        """Rows that were taken or skipped."""
-        self._rows = self._read()
-        self._ahead: tuple[Extent, TarRow] | None = None
+@dataclass(frozen=True)
+class TarRows:
+    """Neighbouring rows of a tar."""
 
-    def take(self) -> pa.Table:
-        """Return the next slice; without rows only if none are left."""
-        taken: list[tuple[Extent, TarRow]] = []
-        size_bytes = 0
-        while len(taken) < self._cut.slice_rows and not self.is_at_end():
-            assert self._ahead is not None, "not at the end"
-            size_bytes += self._ahead[1].num_bytes
-            if taken and size_bytes > self._cut.slice_bytes:
-                break
-            taken.append(self._ahead)
-            self._advance()
-        if not self._reader.store.is_object_store:  # an object cannot change under an open file
-            for extent in {extent.path: extent for extent, _ in taken}.values():
-                self._check_unchanged(extent)
-        return self._to_table(taken)
+    reader: Reader
+    extent: Extent
+    rows: Sequence[TarRow]
 
-    def skip(self, num_rows: int) -> None:
-        """Skip rows that are staged.
+    @property
+    def sizes(self) -> Numbers:
+        return np.array([row.num_bytes for row in self.rows], np.int64)
 
-        Raises:
-            InfraError: Fewer rows are left, so a shard changed since they were staged.
-        """
-        for _ in range(num_rows):
-            if self.is_at_end():
-                raise changed(self._reader.store, self._extents[-1])
-            self._advance()
+    @property
+    def is_rest(self) -> bool:
+        return any(row.key is None for row in self.rows)
 
-    def is_at_end(self) -> bool:
-        """Tell whether no rows are left."""
-        if self._num_rows == self._cut.max_rows:
-            return True
-        if self._ahead is None:
-            self._ahead = next(self._rows, None)
-        return self._ahead is None
+    def __len__(self) -> int:
+        return len(self.rows)
 
-    def close(self) -> None:
-        """Close the open tar."""
-        self._rows.close()
-        self._ahead = None
+    def take(self, rows: slice | Numbers) -> TarRows:
+        return replace(self, rows=chosen(self.rows, rows))
 
-    def _advance(self) -> None:
-        self._ahead = None
-        self._num_rows += 1
-
-    def _read(self) -> Generator[tuple[Extent, TarRow], None, None]:
-        store, source = self._reader.store, self._reader.source
-        names = tuple(self._reader.pass_through.names)
-        spec = TarSpec(source.extensions, names, source.max_image_bytes, source.encoded.name)
-        num_rows = 0
-        for extent in self._extents:
-            self._check_unchanged(extent)
-            with open_sequential(store, extent) as handle:
-                wanted = partial(self._is_wanted, num_rows)
-                for row in iter_rows(handle, spec, size_bytes=extent.size_bytes, is_wanted=wanted):
-                    if self._cut.rows.is_past(num_rows):
-                        return
-                    # The row that stands for the unreadable rest of a tar is always yielded.
-                    if self._cut.rows.number(num_rows) is not None or row.key is None:
-                        yield extent, row
-                    num_rows += 1
-
-    def _is_wanted(self, rows_before: int, row: int) -> bool:
-        """Tell whether a row of the tar that follows `rows_before` rows is in no staged slice."""
-        done, number = self._cut.done, self._cut.rows.number(rows_before + row)
-        if number is None:
-            return False
-        index = bisect.bisect_right(self._starts, number) - 1
-        return index < 0 or number >= done[index].end
-
-    def _check_unchanged(self, extent: Extent) -> None:
-        try:
-            require_unchanged(self._reader.store, extent)
-        except FileNotFoundError:
-            raise changed(self._reader.store, extent) from None
-
-    def _to_table(self, taken: Sequence[tuple[Extent, TarRow]]) -> pa.Table:
-        urls = {extent.path: self._reader.store.url(extent.path) for extent, _ in taken}
+    def to_table(self) -> pa.Table:
+        reader, path, rows = self.reader, self.extent.path, self.rows
+        url = reader.store.url(path)
         values = {
             field.name: pa.array(
-                [row.values[index] if row.values else None for _, row in taken], field.type
+                [row.values[index] if row.values else None for row in rows], field.type
             )
-            for index, field in enumerate(self._reader.pass_through)
+            for index, field in enumerate(reader.pass_through)
         }
         return make_rows(
-            self._reader,
-            [e.path if row.key is None else f"{e.path}/{row.key}" for e, row in taken],
-            [urls[e.path] + (f"#{row.member}" if row.key else "") for e, row in taken],
-            {self._reader.fields.names[0]: [row.image for _, row in taken]},
-            [row.failure for _, row in taken],
+            reader,
+            [path if row.key is None else f"{path}/{row.key}" for row in rows],
+            [url + (f"#{row.member}" if row.key else "") for row in rows],
+            {reader.fields.names[0]: [row.image for row in rows]},
+            [row.failure for row in rows],
             values,
         )
 
 
-class WebDataset(CountedByReading):
+class WebDataset(SourceFormat):
     """Tars, read from their beginning to their end."""
 
     name = "webdataset"
+    counts_rows: CountsRows = "reading"
     # All compressed tars are listed: one that cannot be read must not be skipped silently.
     suffixes = (
         *(".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst"),
@@ -155,10 +94,23 @@ class WebDataset(CountedByReading):
         extents = tuple(Extent(s.path, s.size_bytes, s.version, 0, 0, 0.0) for s in shards)
         return Measured(extents, _declare_members(source), fields=source.encoded.fields)
 
-    def open_slices(
-        self, reader: Reader, extents: Sequence[Extent], cut: UncountedPlan
-    ) -> TarStream:
-        return TarStream(reader, extents, cut)
+    def read(
+        self, reader: Reader, extents: Sequence[Extent], is_wanted: Callable[[int], bool]
+    ) -> Iterator[TarRows]:
+        [extent] = extents
+        source, names = reader.source, tuple(reader.pass_through.names)
+        spec = TarSpec(source.extensions, names, source.max_image_bytes, source.encoded.name)
+        rows, num_bytes = list[TarRow](), 0
+        with open_sequential(reader.store, extent) as handle:
+            for row in iter_rows(handle, spec, size_bytes=extent.size_bytes, is_wanted=is_wanted):
+                is_full = len(rows) == _ROWS_AT_ONCE or num_bytes >= _BYTES_AT_ONCE
+                if rows and (is_full or row.key is None):
+                    yield TarRows(reader, extent, rows)
+                    rows, num_bytes = [], 0
+                rows.append(row)
+                num_bytes += row.num_bytes
+        if rows:
+            yield TarRows(reader, extent, rows)
 
 
 FORMAT = WebDataset()

@@ -112,7 +112,7 @@ def test_an_error_while_an_own_source_checks_its_job_is_one_line_with_file_and_l
     assert str(caught.value).startswith(f"source 'csv_texts' (csvkit.py line {at}): KeyError: 'te")
 
 
-MADE = "return make_rows(reader, ids"
+MADE = "yield Rows(make_rows(reader, ids"
 BROKEN = [
     (
         "found.columns",
@@ -122,7 +122,7 @@ BROKEN = [
     ),
     ("found.columns", "{}", MADE, "column '_text' is missing, there are none"),
     ("found.columns", '{"_text": [b"x"]}', MADE, "_text has 1 values for 2 row ids"),
-    ("extent.numbers()[pos", "{}['body'][pos", "lines = [{}", "KeyError: 'body'"),
+    ("[texts[line] for", "[{}['body'] for", "{}['body']", "KeyError: 'body'"),
 ]
 """What of the example is changed, the line at fault, and what is said of it."""
 
@@ -166,7 +166,7 @@ def test_changed_code_of_an_own_source_is_another_plan(
     again, _ = prepare(RunContext.of(job, OPTIONS))
     assert again.fingerprint == before.fingerprint
     forget()
-    job = csv_job(tmp_path, monkeypatch, ("self._texts = []", "self._texts.clear()"))
+    job = csv_job(tmp_path, monkeypatch, ("uris * len(ids)", "len(ids) * uris"))
     after, _ = prepare(RunContext.of(job, OPTIONS))
     assert after.fingerprint != before.fingerprint
     told = what_changed(before.fingerprint_parts, after.fingerprint_parts)

@@ -25,9 +25,9 @@ from pipeline.sources.columns.pass_through import cast_column, declare
 from pipeline.sources.features.vectors import feature_rows
 from pipeline.sources.inputs import Inputs, list_inputs
 from pipeline.sources.parquet.groups import group_batches
-from pipeline.sources.parquet.stream import ParquetStream
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
+from pipeline.sources.stream import Stream
 from pipeline.storage.store import Store
 
 PNG = encode(base_image(1), "PNG")
@@ -231,8 +231,8 @@ def test_nothing_is_read_behind_the_last_row_that_is_wanted(
     inputs = list_inputs(job.source, max_extent_rows=1_000_000)
     reader = Reader(Store(inputs.root), job.source, inputs.pass_through, inputs.fields)
     monkeypatch.setattr("pipeline.sources.parquet.shard.group_batches", counted)
-    stream = ParquetStream(reader, [extent.choose([5, 9]) for extent in inputs.extents])
-    assert stream.take(4)["row_id"].to_pylist() == [
+    stream = Stream(reader, [extent.choose([5, 9]) for extent in inputs.extents])
+    assert stream.take(4, 2**20)["row_id"].to_pylist() == [
         f"{x}.parquet#{n}" for x in "ab" for n in (5, 9)
     ]
     assert num_read < 1_500_000

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
@@ -15,10 +14,11 @@ from pipeline.sources.columns.base import STAGE
 from pipeline.sources.extents import Extent
 from pipeline.sources.rows import Reader, changed, make_rows, require_unchanged
 from pipeline.sources.source_format import (
-    CountedBeforeReading,
     CountsRows,
     Measured,
     RowIds,
+    Rows,
+    SourceFormat,
     failed_rows,
 )
 from pipeline.storage.store import Store, StoredFile
@@ -33,14 +33,14 @@ class ToyOptions(Section):
     """What each line begins with, before the digits."""
 
 
-class Toy(CountedBeforeReading):
+class Toy(SourceFormat):
     """Files of lines; counting them takes reading them once."""
 
     name = "toy"
     suffixes = (TOY_FILES,)
     counts_rows: CountsRows = "footer"
     semantics = 1
-    fields = frozenset[str]()
+    fields: frozenset[str] = frozenset()
     Options: type[Section] | None = ToyOptions
 
     def row_ids(self, source: Source) -> RowIds:
@@ -63,8 +63,20 @@ class Toy(CountedBeforeReading):
     ) -> Mapping[str, tuple[Extent, ...]]:
         return {s.path: tuple(_extents(store, s, max_extent_rows)) for s in shards}
 
-    def open(self, reader: Reader, extents: Sequence[Extent]) -> ToyStream:
-        return ToyStream(reader, extents)
+    def read(
+        self, reader: Reader, extents: Sequence[Extent], is_wanted: Callable[[int], bool]
+    ) -> Iterator[Rows]:
+        [extent] = extents
+        if extent.reason is not None:
+            failure = Failure(extent.reason, STAGE, extent.message)
+            yield Rows(failed_rows(reader, extent, 0, failure))
+            return
+        require_unchanged(reader.store, extent)
+        lines = reader.store.read_bytes(extent.path).decode("ascii").splitlines()
+        for number in extent.numbers():
+            if number >= len(lines):
+                raise changed(reader.store, extent)
+            yield Rows(_row(reader, extent.path, number, lines[number]))
 
 
 FORMAT = Toy()
@@ -83,43 +95,12 @@ def _extents(store: Store, shard: StoredFile, max_rows: int) -> Iterator[Extent]
         yield Extent(*file, first, min(max_rows, len(lines) - first), float(len(lines[first])))
 
 
-class ToyStream:
-    """The rows of extents, one after the other."""
-
-    def __init__(self, reader: Reader, extents: Sequence[Extent]) -> None:
-        self._reader = reader
-        self._rows = ((e, index) for e in extents for index in range(e.num_rows))
-        self._lines: dict[str, list[str]] = {}
-
-    def skip(self, num_rows: int) -> None:
-        for _ in islice(self._rows, num_rows):
-            pass
-
-    def take(self, num_rows: int) -> pa.Table:
-        return pa.concat_tables([self._row(*row) for row in islice(self._rows, num_rows)])
-
-    def close(self) -> None:
-        self._lines = {}
-
-    def _row(self, extent: Extent, index: int) -> pa.Table:
-        if extent.reason is not None:
-            return failed_rows(
-                self._reader, extent, index, Failure(extent.reason, STAGE, extent.message)
-            )
-        store, number = self._reader.store, extent.numbers()[index]
-        if extent.path not in self._lines:
-            require_unchanged(store, extent)
-            self._lines[extent.path] = store.read_bytes(extent.path).decode("ascii").splitlines()
-        lines = self._lines[extent.path]
-        if number >= len(lines):
-            raise changed(store, extent)
-        prefix = ToyOptions.model_validate(self._reader.source.options).prefix
-        data, failure = None, None
-        try:
-            data = bytes.fromhex(lines[number].removeprefix(prefix))
-        except ValueError as error:
-            failure = Failure(Reason.DECODE_ERROR, STAGE, str(error))
-        row_id = f"{extent.path}#{number}"
-        return make_rows(
-            self._reader, [row_id], [store.url(extent.path)], {IMAGE: [data]}, [failure]
-        )
+def _row(reader: Reader, path: str, number: int, line: str) -> pa.Table:
+    prefix = ToyOptions.model_validate(reader.source.options).prefix
+    data, failure = None, None
+    try:
+        data = bytes.fromhex(line.removeprefix(prefix))
+    except ValueError as error:
+        failure = Failure(Reason.DECODE_ERROR, STAGE, str(error))
+    uris = [reader.store.url(path)]
+    return make_rows(reader, [f"{path}#{number}"], uris, {IMAGE: [data]}, [failure])
