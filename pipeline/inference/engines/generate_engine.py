@@ -10,11 +10,11 @@ the batch are written again in halves.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from time import perf_counter
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -47,11 +47,9 @@ from pipeline.inference.slices.first_rows import SystematicFailureDetector
 from pipeline.inference.slices.slice_run import STAGE, failure_of, not_finite
 from pipeline.models.directories.text.writing.decoding import Decoding
 from pipeline.models.generation import QUARANTINE
-from pipeline.models.records.reading import read_record
-from pipeline.models.records.subset import record_of
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks.base import Arrays
-from pipeline.models.tasks.generate import FINISH, TEXT_BYTES
+from pipeline.models.tasks.generate import FINISH, RECORD, Generate
 from pipeline.preprocessing.images.reference_pixels import NUM_REFERENCE_ROWS
 from pipeline.preprocessing.model_input import Arrays as Inputs
 from pipeline.preprocessing.model_input import Rows, bytes_of, num_rows
@@ -62,6 +60,13 @@ _PREFILL_TOKENS = 4_096
 """Tokens of prompts, padding included, that are read at once."""
 _LENGTH_BITS = 6
 """Lengths are counted by so many of their upper bits."""
+_NUMBERS: dict[str, tuple[type[np.number[Any]], Callable[[Row], float]]] = {
+    NUM_INPUT_TOKENS: (np.int32, lambda row: row.num_input),
+    NUM_OUTPUT_TOKENS: (np.int32, lambda row: len(row.tokens)),
+    FINISH: (np.int32, lambda row: cast(int, row.finish)),
+    MEAN_LOGPROB: (np.float32, lambda row: row.logprob / len(row.tokens)),
+}
+"""Result -> its type, and its value for a row that has ended."""
 
 
 class GenerateEngine(Engine):
@@ -91,9 +96,7 @@ class GenerateEngine(Engine):
         held = Slice(inputs, rows.column(ROW_ID), failures_of(rows))
         started = perf_counter()
         self._write(self._rows(inputs, todo), held)
-        texts = self._texts(held)
-        results = self._results(held, texts)
-        self._judge(held, texts)
+        results = self._results(held)
         predict_s = perf_counter() - started
         is_good = without_failure(held.failures)
         count_in, num_bytes = len(todo), bytes_of(inputs, todo)
@@ -117,7 +120,7 @@ class GenerateEngine(Engine):
         while writing:
             self._keep(self._model.call(writing.advance), held)
         assert len(held.written) == count, "every row is written"
-        return self._results(held, {n: self._text_of(row) for n, row in held.written.items()})
+        return self._results(held)
 
     @property
     def awaits_reference_check(self) -> bool:
@@ -234,72 +237,51 @@ class GenerateEngine(Engine):
                 break
         return failure
 
-    def _texts(self, held: Slice) -> dict[int, str]:
-        """Return the texts of the rows that are written; one that has none fails."""
-        found = dict[int, str]()
-        for place, row in held.written.items():
+    def _results(self, held: Slice) -> Arrays:
+        """Return the results of a slice; those of rows that have none, or are refused, say nothing.
+
+        Rows that are refused have failed.
+        """
+        count, rows = len(held.failures), held.written
+        texts, records = np.full((2, count), None, object)
+        for place, row in rows.items():
             try:
-                found[place] = self._text_of(row)
+                texts[place] = text_of(row, self._generation, self._module.text)
             except BaseException as error:  # a panic of the tokenizer is no Exception
                 if not is_of_library(error):
                     raise
                 held.failures[place] = failure_of(error, self._model)
-        return found
-
-    def _text_of(self, row: Row) -> str:
-        return text_of(row, self._generation, self._module.text)
-
-    def _results(self, held: Slice, texts: Mapping[int, str]) -> Arrays:
-        """Return the results of a slice; zeros where there is no text."""
-        count, encoded = len(held.failures), {n: text.encode() for n, text in texts.items()}
-        longest = max(map(len, encoded.values()), default=0)
-        results: Arrays = {
-            OUTPUT_TEXT: np.zeros((count, longest), np.uint8),
-            TEXT_BYTES: np.zeros(count, np.int32),
-            NUM_INPUT_TOKENS: np.zeros(count, np.int32),
-            NUM_OUTPUT_TOKENS: np.zeros(count, np.int32),
-            FINISH: np.zeros(count, np.int32),
-            MEAN_LOGPROB: np.zeros(count, np.float32),
-        }
-        for place, text in encoded.items():
-            row = held.written[place]
-            results[OUTPUT_TEXT][place, : len(text)] = np.frombuffer(text, np.uint8)
-            results[TEXT_BYTES][place] = len(text)
-            results[NUM_INPUT_TOKENS][place] = row.num_input
-            results[NUM_OUTPUT_TOKENS][place] = len(row.tokens)
-            results[FINISH][place] = row.finish
-            results[MEAN_LOGPROB][place] = row.logprob / len(row.tokens)
+                continue
+            records[place], held.failures[place] = self._judged(row, texts[place])
+        results: Arrays = {OUTPUT_TEXT: texts, RECORD: records}
+        for name, (dtype, number_of) in _NUMBERS.items():
+            results[name] = np.zeros(count, dtype)
+            results[name][[*rows]] = [number_of(row) for row in rows.values()]
         return results
 
-    def _judge(self, held: Slice, texts: Mapping[int, str]) -> None:
-        """Fail rows whose likelihood is no number, and those whose output the job refuses."""
-        refuses, most = self._generation.invalid == QUARANTINE, self._generation.max_new_tokens
-        has_records = bool(self._generation.schema)
-        for place, text in texts.items():
-            row = held.written[place]
-            if not np.isfinite(row.logprob):
-                failure = not_finite(self._config.spec.precision)
-            elif (refuses or has_records) and row.finish == LENGTH:
-                told = f"the output has {most} tokens (generate.max_new_tokens) and no end"
-                failure = Failure(Reason.OUTPUT_TRUNCATED, STAGE, told)
-            elif has_records and (problem := self._problem_of(row, text)):
-                told = f"the output is no record of generate.schema: {problem}"
-                failure = Failure(Reason.OUTPUT_INVALID, STAGE, told)
-            elif refuses and not text:
-                failure = Failure(Reason.EMPTY_OUTPUT, STAGE, "the output has no text")
-            else:
-                continue
-            held.failures[place] = failure
+    def _judged(self, row: Row, text: str) -> tuple[Any, Failure | None]:
+        """Return the record of a text, and why the row fails; None: its output is taken.
 
-    def _problem_of(self, row: Row, text: str) -> str:
-        """Return why an output is no record; '': it is one."""
-        if row.matcher is not None and row.matcher.problem:
-            return row.matcher.problem
-        try:
-            read_record(record_of(self._generation.schema), text)
-        except ValueError as error:
-            return str(error)
-        return ""
+        Outputs whose likelihood is no number fail, and those that the job refuses.
+        """
+        refuses, most = self._generation.invalid == QUARANTINE, self._generation.max_new_tokens
+        record = cast(Generate, self._model.task).record
+        if not np.isfinite(row.logprob):
+            return None, not_finite(self._config.spec.precision)
+        if (refuses or record) and row.finish == LENGTH:
+            told = f"the output has {most} tokens (generate.max_new_tokens) and no end"
+            return None, Failure(Reason.OUTPUT_TRUNCATED, STAGE, told)
+        if record is not None:
+            try:
+                if row.matcher is not None and row.matcher.problem:
+                    raise ValueError(row.matcher.problem)
+                return record.read(text), None
+            except ValueError as error:
+                told = f"the output is no record of generate.schema: {error}"
+                return None, Failure(Reason.OUTPUT_INVALID, STAGE, told)
+        if refuses and not text:
+            return None, Failure(Reason.EMPTY_OUTPUT, STAGE, "the output has no text")
+        return None, None
 
     def _count(self, held: Slice, counters: Counters) -> None:
         spent, rows = held.spent, held.written.values()

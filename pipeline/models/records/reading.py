@@ -1,17 +1,18 @@
-"""Read the record that a text holds, and accept it only if the schema does, value by value."""
+"""Read the record that a text holds, and accept it only if the schema does, by `jsonschema`."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Sequence
+from functools import cached_property, lru_cache
 from typing import Any, NoReturn
 
 import pyarrow as pa
 
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import LABEL, SCORE
-from pipeline.models.records.node import Kind, Node
+from pipeline.models.records.subset import MAX_NUMBER, Schema, values_of, without_null
 
 _ARROW = {
     "string": pa.string(),
@@ -19,116 +20,115 @@ _ARROW = {
     "number": pa.float64(),
     "boolean": pa.bool_(),
 }
-_TYPES: dict[Kind, tuple[type, ...]] = {
-    "string": (str,),
-    "integer": (int,),
-    "number": (int, float),
-    "boolean": (bool,),
-    "array": (list,),
-    "object": (dict,),
-}
-_SHOWN_CHARS = 60
+_SHOWN_CHARS = 200
 
 
-def fields_of(record: Node | None) -> list[pa.Field]:
-    """Return the columns of a record, one per property; None: texts are no records."""
-    if record is None:
-        return []
-    return [pa.field(name, _type_of(node)) for name, node in record.fields]
+@lru_cache(maxsize=8)
+def record_of(schema: str) -> Record:
+    """Return the record that a canonical schema allows."""
+    return Record(json.loads(schema))
 
 
-def measured_of(record: Node) -> list[str]:
-    """Return the columns of a record with numbers, true and false, or texts of an enum."""
-    named = dict(record.fields)
-    if LABEL in named:
-        named.pop(SCORE, None)  # beside a label it would count as a probability
-    kinds = ("integer", "number", "boolean")
-    return [name for name, node in named.items() if node.kind in kinds or node.values]
+class Record:
+    """What a model may write: an object whose properties are columns."""
+
+    def __init__(self, schema: Schema) -> None:
+        """Take a canonical schema."""
+        self._schema = schema
+
+    def fields(self) -> list[pa.Field]:
+        """Return the columns, one per property."""
+        return [pa.field(name, _arrow_type(each)) for name, each in self._properties.items()]
+
+    def measured(self) -> list[str]:
+        """Return the columns with numbers, true and false, or texts of an enum."""
+        named = self._properties
+        kept = [name for name, each in named.items() if _is_measured(without_null(each))]
+        # Beside a label a score would count as a probability.
+        return [name for name in kept if name != SCORE or LABEL not in named]
+
+    def read(self, text: str) -> dict[str, Any]:
+        """Return the record of a text.
+
+        Raises:
+            ValueError: The text is no JSON, or the schema does not allow what it says; names the
+                place.
+        """
+        from jsonschema.exceptions import best_match
+
+        found = _parsed(text)
+        error = best_match(self._validator.iter_errors(found))
+        if error is not None:
+            place = error.json_path.removeprefix("$").removeprefix(".")
+            told = clean_message(error.message, _SHOWN_CHARS)
+            raise ValueError(f"{place}: {told}" if place else told)
+        record: dict[str, Any] = found
+        return record
+
+    def columns(self, records: Sequence[dict[str, Any] | None]) -> dict[str, pa.Array]:
+        """Return the columns of records, (N,), with null for what is null or not there."""
+        rows = [{} if each is None else each for each in records]
+        return {
+            field.name: pa.array([row.get(field.name) for row in rows], field.type)
+            for field in self.fields()
+        }
+
+    @property
+    def _properties(self) -> dict[str, Schema]:
+        found: dict[str, Schema] = self._schema["properties"]
+        return found
+
+    @cached_property
+    def _validator(self) -> Any:
+        from jsonschema import Draft202012Validator
+        from jsonschema.validators import extend
+
+        # To JSON Schema 1.0 is an integer, too.
+        checker = Draft202012Validator.TYPE_CHECKER.redefine(
+            "integer", lambda _, value: type(value) is int
+        )
+        return extend(Draft202012Validator, type_checker=checker)(self._schema)
 
 
-def columns_of(record: Node | None, texts: Sequence[str | None]) -> dict[str, pa.Array]:
-    """Return the columns of the records of texts, (N,); None: all are null.
-
-    Raises:
-        ValueError: A text is no record.
-    """
-    if record is None:
-        return {}
-    rows = [None if text is None else read_record(record, text) for text in texts]
-    return {
-        field.name: pa.array([row and row[field.name] for row in rows], field.type)
-        for field in fields_of(record)
-    }
+def _arrow_type(schema: Schema) -> pa.DataType:
+    plain = without_null(schema)
+    if plain["type"] == "array":
+        return pa.list_(_arrow_type(plain["items"]))
+    return pa.struct(Record(plain).fields()) if plain["type"] == "object" else _ARROW[plain["type"]]
 
 
-def read_record(record: Node, text: str) -> dict[str, Any]:
-    """Return the record of a text, with None for what is null or not there.
+def _is_measured(plain: Schema) -> bool:
+    return plain["type"] in ("integer", "number", "boolean") or bool(values_of(plain))
 
-    Raises:
-        ValueError: The text is no JSON, or the schema does not allow what it says; names the place.
-    """
+
+def _parsed(text: str) -> Any:
+    """Return the JSON of a text, all of whose numbers and texts columns can hold."""
     try:
-        found = json.loads(text, parse_constant=_no_number, object_pairs_hook=_object)
+        found = json.loads(
+            text,
+            parse_float=_float,
+            parse_int=_int,
+            parse_constant=_no_number,
+            object_pairs_hook=_object,
+        )
+        json.dumps(found, ensure_ascii=False).encode()  # a surrogate alone is no text
     except RecursionError:
         raise ValueError("is nested too deep") from None
     except ValueError as error:
-        raise ValueError(f"is no JSON: {clean_message(str(error), 200)}") from None
-    checked: dict[str, Any] = _checked(record, found, "")
-    return checked
-
-
-def _type_of(node: Node) -> pa.DataType:
-    if node.items is not None:
-        return pa.list_(_type_of(node.items))
-    return pa.struct(fields_of(node)) if node.kind == "object" else _ARROW[node.kind]
-
-
-def _checked(node: Node, value: Any, place: str) -> Any:
-    """Return a value as its column holds it."""
-    if value is None and node.is_nullable:
-        return None
-    if type(value) not in _TYPES[node.kind]:
-        _refuse(place, f"{_shown(value)} is no {node.kind}")
-    if node.values and value not in node.values:
-        _refuse(place, f"{_shown(value)} is none of its values")
-    _require_within(node, len(value) if isinstance(value, str | list) else value, place)
-    if node.items is not None:
-        return [_checked(node.items, each, f"{place}[{n}]") for n, each in enumerate(value)]
-    if node.kind == "object":
-        return _checked_object(node, value, place)
-    if isinstance(value, str):
-        value.encode()  # a surrogate alone is no text
-    return _finite(value, place) if node.kind == "number" else value
-
-
-def _require_within(node: Node, size: Any, place: str) -> None:
-    is_low = node.least is not None and size < node.least
-    if is_low or (node.most is not None and size > node.most):
-        _refuse(place, f"{_shown(size)} is out of bounds")
-
-
-def _checked_object(node: Node, value: dict[str, Any], place: str) -> dict[str, Any]:
-    named = dict(node.fields)
-    for name in value:
-        if name not in named:
-            _refuse(place, f"{_shown(name)} is none of its properties")
-    for name in node.required:
-        if name not in value:
-            _refuse(place, f"{name} is missing")
-    return {
-        name: _checked(each, value[name], f"{place}.{name}".lstrip(".")) if name in value else None
-        for name, each in node.fields
-    }
-
-
-def _finite(value: float, place: str) -> float:
-    try:
-        found = float(value)
-    except OverflowError:
-        found = math.inf
-    if not math.isfinite(found):
-        _refuse(place, "the number is beyond float64")
+        raise ValueError(f"is no JSON: {clean_message(str(error), _SHOWN_CHARS)}") from None
     return found
+
+
+def _float(text: str) -> float:
+    found = float(text)
+    if not math.isfinite(found):
+        raise ValueError("the number is beyond float64")
+    return found
+
+
+def _int(text: str) -> int | float:
+    found = int(text)
+    return found if abs(found) <= MAX_NUMBER else _float(text)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -140,11 +140,3 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_number(text: str) -> NoReturn:
     raise ValueError(f"{text} is no number")
-
-
-def _refuse(place: str, problem: str) -> NoReturn:
-    raise ValueError(f"{place}: {problem}" if place else problem)
-
-
-def _shown(value: Any) -> str:
-    return clean_message(json.dumps(value), _SHOWN_CHARS)

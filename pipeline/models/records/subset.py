@@ -10,15 +10,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import lru_cache
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import GENERATE_FIELDS
-from pipeline.models.records.node import BOUNDS, NULL, Kind, Node
 
+Schema = dict[str, Any]
+"""Of one value, in its canonical form."""
+NULL = {"type": "null"}
+_BOUNDS: Mapping[str, tuple[str, str]] = {
+    "string": ("minLength", "maxLength"),
+    "integer": ("minimum", "maximum"),
+    "number": ("minimum", "maximum"),
+    "array": ("minItems", "maxItems"),
+}
+"""Type -> the keywords of its least and its most."""
 MAX_CHARS = 1 << 16
 """Of a schema, as JSON."""
 MAX_DEPTH, MAX_NODES, MAX_VALUES = 8, 256, 1_024
@@ -35,15 +42,15 @@ _DEFINITIONS = ("$defs", "definitions")
 _REF = re.compile(r"#/(\$defs|definitions)/([^/~%]+)")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _KEYWORDS: Mapping[str, tuple[str, ...]] = {
-    "string": ("enum", "const", *BOUNDS["string"]),
-    "integer": ("const", *BOUNDS["integer"]),
-    "number": ("const", *BOUNDS["number"]),
+    "string": ("enum", "const", *_BOUNDS["string"]),
+    "integer": ("const", *_BOUNDS["integer"]),
+    "number": ("const", *_BOUNDS["number"]),
     "boolean": ("const",),
-    "array": ("items", *BOUNDS["array"]),
+    "array": ("items", *_BOUNDS["array"]),
     "object": ("properties", "required", "additionalProperties"),
 }
 """Kind -> its keywords beside `type`."""
-_KINDS = {str: "string", bool: "boolean", int: "integer", float: "number"}
+_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number"}
 _SHOWN_CHARS = 60
 
 
@@ -61,15 +68,30 @@ def canonical(given: Any) -> str:
         SchemaError: It is not in the subset.
     """
     _require_short(given)
-    schema = _Reader(given).root().schema()
+    schema = _Reader(given).root()
     _require_short(schema)  # references may stand for much more
     return json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
 
 
-@lru_cache(maxsize=8)
-def record_of(schema: str) -> Node:
-    """Return the record that a canonical schema allows."""
-    return _Reader(json.loads(schema)).root()
+def without_null(schema: Schema) -> Schema:
+    """Return the canonical schema of a value that may be null as of one that may not."""
+    found: Schema = schema["anyOf"][0] if "anyOf" in schema else schema
+    return found
+
+
+def values_of(schema: Schema) -> Sequence[Any]:
+    """Return the only values that a canonical schema allows; (): any."""
+    only: Sequence[Any] = schema.get("enum", [schema["const"]] if "const" in schema else ())
+    return only
+
+
+def below(schema: Schema) -> Iterator[Schema]:
+    """Yield the canonical schemas of a value and of all values inside of it, none of them null."""
+    plain = without_null(schema)
+    yield plain
+    inner = [plain["items"]] if "items" in plain else plain.get("properties", {}).values()
+    for each in inner:
+        yield from below(each)
 
 
 class _Reader:
@@ -80,7 +102,7 @@ class _Reader:
         self._num_nodes = self._num_values = self._length = self._num_items = 0
         self._definitions: dict[tuple[str, ...], Any] = {}
 
-    def root(self) -> Node:
+    def root(self) -> Schema:
         given = self._given
         if not isinstance(given, dict):
             raise SchemaError("expected a mapping, the JSON schema of an object")
@@ -90,16 +112,16 @@ class _Reader:
                 _refuse(section, "expected a mapping")
             self._definitions |= {(section, name): each for name, each in named.items()}
         plain = {key: value for key, value in given.items() if key not in _DEFINITIONS}
-        found = self._node(plain, "", ())
-        if found.kind != "object" or found.is_nullable:
+        found = self._value(plain, "", ())
+        if found.get("type") != "object":
             raise SchemaError("a record is of type object, whose properties become columns")
         taken = {field.name for field in GENERATE_FIELDS}
-        for name, _ in found.fields:
+        for name in found["properties"]:
             if name.lower() in taken:
                 _refuse(f"properties.{name}", "is a column of task 'generate'; name it otherwise")
         return found
 
-    def _node(self, given: Any, place: str, refs: tuple[str, ...], depth: int = 0) -> Node:
+    def _value(self, given: Any, place: str, refs: tuple[str, ...], depth: int = 0) -> Schema:
         """Read the schema of one value.
 
         Args:
@@ -118,17 +140,19 @@ class _Reader:
         if "anyOf" in asked:
             return self._or_null(asked, place, refs, depth)
         self._count(place, depth)
-        node = _typed(asked, place)
+        name, is_nullable = _type_of(asked, place)
+        found: Schema = {"type": name}
         if "enum" in asked or "const" in asked:
-            return self._with_values(node, asked, place)
-        if node.kind in BOUNDS:
-            node = self._with_bounds(node, asked, place)
-        if node.kind == "array":
+            found |= self._values(name, asked, place, is_nullable=is_nullable)
+        elif name in _BOUNDS:
+            found |= self._bounds(name, asked, place)
+        if name == "array":
             if "items" not in asked:
                 _refuse(place, "an array needs items, the schema of its values")
-            inner = self._node(asked["items"], _join(place, "items"), refs, depth + 1)
-            return replace(node, items=inner)
-        return self._object(node, asked, place, refs, depth) if node.kind == "object" else node
+            found["items"] = self._value(asked["items"], _join(place, "items"), refs, depth + 1)
+        if name == "object":
+            found |= self._object(asked, place, refs, depth)
+        return _with_null(found) if is_nullable else found
 
     def _count(self, place: str, depth: int) -> None:
         self._num_nodes += 1
@@ -137,7 +161,7 @@ class _Reader:
         if depth > MAX_DEPTH:
             _refuse(place, f"a value may be inside of {MAX_DEPTH} others, and this is in one more")
 
-    def _referred(self, asked: Any, place: str, refs: tuple[str, ...], depth: int) -> Node:
+    def _referred(self, asked: Any, place: str, refs: tuple[str, ...], depth: int) -> Schema:
         target = asked["$ref"]
         found = _REF.fullmatch(target) if isinstance(target, str) else None
         if found is None or found.groups() not in self._definitions:
@@ -146,68 +170,72 @@ class _Reader:
             _refuse(place, "$ref may have no other keyword beside it")
         if target in refs:
             _refuse(place, f"$ref {_shown(target)} stands in itself; records have no recursion")
-        return self._node(self._definitions[found.groups()], place, (*refs, target), depth)
+        return self._value(self._definitions[found.groups()], place, (*refs, target), depth)
 
-    def _or_null(self, asked: Any, place: str, refs: tuple[str, ...], depth: int) -> Node:
+    def _or_null(self, asked: Any, place: str, refs: tuple[str, ...], depth: int) -> Schema:
         options = asked["anyOf"]
         others = [each for each in options if each != NULL] if isinstance(options, list) else []
         if len(asked) > 1 or len(others) != 1 or len(options) != 2:
             _refuse(place, "anyOf is done for one schema and {type: 'null'} alone")
-        return replace(self._node(others[0], place, (*refs, ""), depth), is_nullable=True)
+        return _with_null(self._value(others[0], place, (*refs, ""), depth))
 
-    def _with_values(self, node: Node, asked: Mapping[str, Any], place: str) -> Node:
-        """Return a node with the only values that it may have."""
+    def _values(
+        self, name: str, asked: Mapping[str, Any], place: str, *, is_nullable: bool
+    ) -> Schema:
+        """Return the keyword of the only values that a value may have."""
         if len(asked) > 1 + ("type" in asked):
             _refuse(place, "enum and const say all of a value; leave other keywords out")
         values = asked["enum"] if "enum" in asked else [asked["const"]]
         kept = [value for value in values if value is not None] if isinstance(values, list) else []
         if not kept:
             _refuse(place, "enum: expected a list of texts")
-        if node.is_nullable != _has_null(asked):
+        if is_nullable != _has_null(asked):
             _refuse(place, "null must be both in type and in enum, or in neither")
         for value in kept:
-            if _KINDS.get(type(value)) not in (node.kind, *["integer"] * (node.kind == "number")):
-                _refuse(place, f"{_shown(value)} is no {node.kind}")
-            if node.kind in ("integer", "number"):
-                _require_number(value, node.kind, place)
+            if _TYPES.get(type(value)) not in (name, *["integer"] * (name == "number")):
+                _refuse(place, f"{_shown(value)} is no {name}")
+            if name in ("integer", "number"):
+                _require_number(value, name, place)
             elif isinstance(value, str) and any("\ud800" <= each <= "\udfff" for each in value):
                 _refuse(place, f"{_shown(value)} is no text of Unicode")
         self._num_values += len(kept)
         if self._num_values > MAX_VALUES:
             _refuse(place, f"enums may have {MAX_VALUES:,} values together")
-        plain = map(float, kept) if node.kind == "number" else kept
-        return replace(node, values=tuple(dict.fromkeys(plain)))
+        only = [*dict.fromkeys(map(float, kept) if name == "number" else kept)]
+        return {"enum": only} if len(only) > 1 else {"const": only[0]}
 
-    def _with_bounds(self, node: Node, asked: Mapping[str, Any], place: str) -> Node:
-        kind, names = node.kind, BOUNDS[node.kind]
-        for name in names:
-            if name in asked and kind in ("integer", "number"):
-                _require_number(asked[name], kind, _join(place, name))
-            elif name in asked and (type(asked[name]) is not int or asked[name] < 0):
-                _refuse(place, f"{name} is {_shown(asked[name])}, expected a whole number from 0")
-        least, most = (asked.get(name) for name in names)
+    def _bounds(self, name: str, asked: Mapping[str, Any], place: str) -> Schema:
+        """Return the keywords of the least and the most that a value may be, or have."""
+        names = _BOUNDS[name]
+        for bound in names:
+            if bound in asked and name in ("integer", "number"):
+                _require_number(asked[bound], name, _join(place, bound))
+            elif bound in asked and (type(asked[bound]) is not int or asked[bound] < 0):
+                _refuse(place, f"{bound} is {_shown(asked[bound])}, expected a whole number from 0")
+        least, most = (asked.get(bound) for bound in names)
         if least is not None and most is not None and least > most:
             _refuse(place, f"{names[0]} {least} is above {names[1]} {most}")
-        if kind == "integer":
+        if name == "integer":
             least = -MAX_NUMBER if least is None else int(least)
             most = MAX_NUMBER if most is None else int(most)
-        elif kind == "number":
+        elif name == "number":
             least, most = (None if each is None else float(each) for each in (least, most))
         else:
             size = (least or 0) if most is None else most
-            self._length += size * (kind == "string")
-            self._num_items += size * (kind == "array")
+            self._length += size * (name == "string")
+            self._num_items += size * (name == "array")
         if self._length > MAX_LENGTH or self._num_items > MAX_ITEMS:
             _refuse(
                 place,
                 f"{' and '.join(names)} of a schema may be {MAX_LENGTH:,} characters and "
                 f"{MAX_ITEMS:,} items together",
             )
-        return replace(node, least=least, most=most)
+        pairs = zip(names, (least, most), strict=True)
+        return {bound: value for bound, value in pairs if value is not None}
 
     def _object(
-        self, node: Node, asked: Mapping[str, Any], place: str, refs: tuple[str, ...], depth: int
-    ) -> Node:
+        self, asked: Mapping[str, Any], place: str, refs: tuple[str, ...], depth: int
+    ) -> Schema:
         properties, required = asked.get("properties"), asked.get("required", [])
         if asked.get("additionalProperties", False) is not False:
             _refuse(place, "additionalProperties: records have no others; give false")
@@ -225,11 +253,15 @@ class _Reader:
         for name in required:
             if name not in properties:
                 _refuse(place, f"required: {_shown(name)} is none of the properties")
-        fields = [
-            (name, self._node(each, _join(place, f"properties.{name}"), refs, depth + 1))
+        found = {
+            name: self._value(each, _join(place, f"properties.{name}"), refs, depth + 1)
             for name, each in properties.items()
-        ]
-        return replace(node, fields=tuple(fields), required=frozenset(required))
+        }
+        return {
+            "properties": found,
+            "required": [name for name in found if name in required],
+            "additionalProperties": False,
+        }
 
 
 def _require_short(schema: Any) -> None:
@@ -241,12 +273,16 @@ def _require_short(schema: Any) -> None:
         raise SchemaError(f"has {num_chars:,} characters, at most {MAX_CHARS:,} are read")
 
 
-def _typed(asked: Mapping[str, Any], place: str) -> Node:
-    """Return a value of which only the type is known; refuse keywords that it cannot have."""
+def _with_null(schema: Schema) -> Schema:
+    return schema if "anyOf" in schema else {"anyOf": [schema, NULL]}
+
+
+def _type_of(asked: Mapping[str, Any], place: str) -> tuple[str, bool]:
+    """Return the type of a value, and whether it may be null; refuse keywords of other types."""
     given = asked.get("type", [])
     types = given if isinstance(given, list) else [given]
     if "type" not in asked and ("enum" in asked or "const" in asked):
-        kind = _KINDS.get(type(asked.get("const", "")))
+        kind = _TYPES.get(type(asked.get("const", "")))
         types = [kind, *(["null"] if _has_null(asked) else [])]
     if not types and asked:
         first = _shown(next(iter(asked)))
@@ -260,15 +296,15 @@ def _typed(asked: Mapping[str, Any], place: str) -> Node:
         if keyword != "type" and keyword not in _KEYWORDS[kinds[0]]:
             told = f"is not done here; {kinds[0]} may have {', '.join(_KEYWORDS[kinds[0]])}"
             _refuse(place, f"{_shown(keyword)} {told}")
-    return Node(kinds[0], len(types) == 2)
+    return kinds[0], len(types) == 2
 
 
-def _require_number(value: Any, kind: Kind, place: str) -> None:
+def _require_number(value: Any, name: str, place: str) -> None:
     is_number = type(value) in (int, float) and abs(value) <= MAX_NUMBER  # NaN is not
     if not is_number or round(value, _MAX_DECIMALS) != value:
         expected = f"expected a number of at most 53 bits and {_MAX_DECIMALS} decimals"
         _refuse(place, f"{_shown(value)}: {expected}")
-    if kind == "integer" and value != int(value):
+    if name == "integer" and value != int(value):
         _refuse(place, f"{_shown(value)} is no integer")
 
 

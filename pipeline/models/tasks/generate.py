@@ -20,10 +20,9 @@ from pipeline.core.schema import (
 )
 from pipeline.models.agreement import Agreement, AgreementLimits
 from pipeline.models.generation import FINISHES, QUARANTINE
-from pipeline.models.outputs import OutputError, require
-from pipeline.models.records.node import Node
-from pipeline.models.records.reading import columns_of, fields_of, measured_of
-from pipeline.models.records.subset import SchemaError, canonical, record_of
+from pipeline.models.outputs import require
+from pipeline.models.records.reading import Record, record_of
+from pipeline.models.records.subset import SchemaError, canonical
 from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec
 from pipeline.models.tasks.choices import prompt_problems
 
@@ -33,8 +32,8 @@ if TYPE_CHECKING:
     from pipeline.job.model import Generate as GenerateSection
     from pipeline.job.model import Model
 
-FINISH, TEXT_BYTES = "finish", "text_bytes"
-"""Results: the place of the reason in FINISHES, and the length of the text in UTF-8."""
+FINISH, RECORD = "finish", "record"
+"""Results: the place of the reason in FINISHES, and the record of a text, if there is a schema."""
 _EXPECTED = "expected_text"
 """Column of golden rows, whose input is `text`."""
 _SHOWN_CHARS = 40
@@ -46,7 +45,7 @@ class Generate(Task):
 
     With a schema texts are records, whose values are columns, too.
 
-    Results have the text as UTF-8, uint8 (N, bytes), filled up with zeros.
+    Texts and records are objects in its results.
     """
 
     spec: TaskSpec
@@ -72,46 +71,35 @@ class Generate(Task):
         return model.generate.max_new_tokens
 
     @property
-    def _record(self) -> Node | None:
+    def record(self) -> Record | None:
+        """What texts are; None: they are no records."""
         schema = self.spec.generation.schema if self.spec.generation else ""
         return record_of(schema) if schema else None
 
     def fields(self) -> list[pa.Field]:
-        return [*GENERATE_FIELDS, *fields_of(self._record)]
+        return [*GENERATE_FIELDS, *(self.record.fields() if self.record else ())]
 
     def reduce(self, outputs: Any, num_rows: int) -> dict[str, torch.Tensor]:
-        import torch
-
-        text = outputs.get(OUTPUT_TEXT) if isinstance(outputs, Mapping) else None
-        if not isinstance(text, torch.Tensor) or text.ndim != 2 or len(text) != num_rows:
-            raise OutputError("the model writes no texts: expected uint8 (rows, bytes)")
-        numbers = {
-            name: require(outputs.get(name), (num_rows,), "task 'generate' {}", "a number per row")
-            for name in (TEXT_BYTES, NUM_INPUT_TOKENS, NUM_OUTPUT_TOKENS, FINISH, MEAN_LOGPROB)
-        }
-        kept = {name: values.to(torch.int32) for name, values in numbers.items()}
-        return {
-            OUTPUT_TEXT: text.to(torch.uint8),
-            **kept,
-            MEAN_LOGPROB: numbers[MEAN_LOGPROB].float(),
-        }
+        """Return the logits of a batch, by which the engine writes."""
+        shape = tuple(getattr(outputs, "shape", ()))
+        return {"logits": require(outputs, (num_rows, *shape[1:]), "", "logits of each row")}
 
     def columns(self, arrays: Arrays, ok: Mask, rows: pa.Table) -> dict[str, pa.Array]:
-        texts = [text if is_ok else None for text, is_ok in zip(_texts(arrays), ok, strict=True)]
         reasons = np.array(FINISHES, object)[arrays[FINISH]]
+        pairs = zip(arrays[RECORD], ok, strict=True)
+        records = [record if is_ok else None for record, is_ok in pairs]
         return {
-            OUTPUT_TEXT: pa.array(texts, pa.string()),
+            OUTPUT_TEXT: pa.array(arrays[OUTPUT_TEXT], pa.string(), mask=~ok),
             NUM_INPUT_TOKENS: pa.array(arrays[NUM_INPUT_TOKENS], pa.int32(), mask=~ok),
             NUM_OUTPUT_TOKENS: pa.array(arrays[NUM_OUTPUT_TOKENS], pa.int32(), mask=~ok),
             FINISH_REASON: pa.array(reasons, pa.string(), mask=~ok),
             MEAN_LOGPROB: pa.array(arrays[MEAN_LOGPROB], pa.float32(), mask=~ok),
-            **columns_of(self._record, texts),
+            **(self.record.columns(records) if self.record else {}),
         }
 
     def compare(self, reference: Arrays, found: Arrays, limits: AgreementLimits) -> Agreement:
         """Compare texts; of two that are about as likely as a whole either may be written."""
-        pairs = zip(_texts(reference), _texts(found), strict=True)
-        same = np.fromiter((a == b for a, b in pairs), np.bool_, len(found[FINISH]))
+        same = reference[OUTPUT_TEXT] == found[OUTPUT_TEXT]
         off = np.abs(reference[MEAN_LOGPROB].astype(float) - found[MEAN_LOGPROB])
         is_near = off <= limits.max_score_diff
         agrees = is_near & (same | limits.allows_ties)
@@ -122,7 +110,7 @@ class Generate(Task):
         return [_difference(a, b, limits) for a, b in pairs]
 
     def measured_columns(self) -> tuple[str, ...]:
-        counted = measured_of(self._record) if self._record else (FINISH_REASON,)
+        counted = self.record.measured() if self.record else (FINISH_REASON,)
         return (NUM_OUTPUT_TOKENS, MEAN_LOGPROB, *counted)
 
     def golden_columns(self) -> tuple[str, ...]:
@@ -155,12 +143,6 @@ def _record_problems(section: GenerateSection) -> Iterator[str]:
             canonical(section.schema_)
         except SchemaError as error:
             yield f"generate.schema: {error}"
-
-
-def _texts(arrays: Arrays) -> list[str]:
-    """Return the texts of results, (N,)."""
-    pairs = zip(arrays[OUTPUT_TEXT], arrays[TEXT_BYTES].tolist(), strict=True)
-    return [row[:size].tobytes().decode() for row, size in pairs]
 
 
 def _difference(known: Mapping[str, Any], found: Mapping[str, Any], limits: AgreementLimits) -> str:

@@ -19,8 +19,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from pipeline.core.errors import JobError
 from pipeline.models.records.grammar import Grammar
-from pipeline.models.records.reading import read_record
-from pipeline.models.records.subset import MAX_ITEMS, MAX_LENGTH, canonical, record_of
+from pipeline.models.records.reading import record_of
+from pipeline.models.records.subset import MAX_ITEMS, MAX_LENGTH, canonical
 from pipeline.preprocessing.texts.prompts import PromptTokenizer
 from pipeline.preprocessing.texts.text_settings import Prompt
 
@@ -112,7 +112,7 @@ def test_any_record_of_any_schema_is_valid_or_unfinished(data: st.DataObject, se
         value = json.loads(text)
         jsonschema.Draft202012Validator(json.loads(canonical(schema))).validate(value)
         if "Infinity" not in json.dumps(value):  # a number that no column can hold
-            read_record(record_of(canonical(schema)), text)
+            record_of(canonical(schema)).read(text)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -123,7 +123,7 @@ def test_each_kind_of_tokenizer_writes_records(kind: str):
     for seed in range(20):
         tokens, is_complete = written(found, tokenizer.get_vocab_size(), seed)
         if is_complete:
-            read_record(record_of(canonical(REVIEW)), known.text(tokens))
+            record_of(canonical(REVIEW)).read(known.text(tokens))
         complete += is_complete
     assert complete > 5
 

@@ -65,8 +65,8 @@ class Decoding(CachedModel, ABC):
             tokens: (T,).
         """
 
-    def forward(self, *features: torch.Tensor, **tensors: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Write the first token of rows, so that a full batch can be tried before any slice.
+    def forward(self, *features: torch.Tensor, **tensors: torch.Tensor) -> torch.Tensor:
+        """Return the logits of first tokens: a full batch can be tried before any slice.
 
         Args:
             features: The only tensor of the input, (B, ...);
@@ -74,17 +74,7 @@ class Decoding(CachedModel, ABC):
         """
         begun = self.begin(tensors or {"features": features[0]})
         places = [len(each) - 1 for each in begun.before]
-        logits = self.step(begun.batch, [each[-1] for each in begun.before], places)
-        best = logits.max(dim=1)
-        ones = torch.ones_like(best.indices, dtype=torch.int32)
-        return {
-            "text": logits.new_zeros((len(logits), 0), dtype=torch.uint8),
-            "text_bytes": 0 * ones,
-            "num_input_tokens": ones * torch.tensor(begun.num_input, device=ones.device),
-            "num_output_tokens": ones,
-            "finish": 2 * ones,
-            "mean_logprob": best.values - logits.logsumexp(dim=1),
-        }
+        return self.step(begun.batch, [each[-1] for each in begun.before], places)
 
     @property
     def device(self) -> torch.device:
