@@ -136,8 +136,18 @@ ANSWERS: list[tuple[BaseException, type[PipelineError], str]] = [
     (RefreshError("x", retryable=False), JobError, "credentials are wrong"),
     (FileExpired("x"), InfraError, "it changed since it was listed; run again"),
     (BadBlock("x"), BadBlockError, "the disk cannot read it"),
-    (OSError(errno.EDQUOT, "full"), InfraError, "no space left: free some and run again"),
+    *((OSError(n, "x"), InfraError, "no space left: free") for n in (errno.ENOSPC, errno.EDQUOT)),
     (OSError(errno.EFBIG, "x"), JobError, "too large for this file system"),
+    (OSError(errno.EROFS, "x"), JobError, "read-only file system"),
+    *((OSError(n, "x"), JobError, "access|not allowed") for n in (errno.EACCES, errno.EPERM)),
+    *(
+        (OSError(n, "x"), JobError, "no such file|not a")
+        for n in (errno.ENOENT, errno.ENAMETOOLONG)
+    ),
+    *(
+        (OSError(n, "x"), TransientError, "cannot be reached or broke off")
+        for n in (errno.EIO, errno.ESTALE, errno.ECONNRESET, errno.ETIMEDOUT)
+    ),
     (TypeError("frobnicate"), JobError, "see storage_options and the URI .frobnicate"),
     (ValueError("x"), JobError, "refused by the storage library"),
     (ConnectionResetError(), TransientError, "broke off; check it and run again .Connection"),
@@ -152,6 +162,24 @@ def test_an_error_is_the_users_the_stores_or_over_in_a_moment(
     assert type(found) is kind
     with pytest.raises(kind, match=rf"^cannot read \*\*\*/x: .*{words}"):
         raise found
+
+
+def test_an_error_that_was_handled_before_does_not_decide():
+    def fail_while_handling() -> None:
+        try:
+            raise PermissionError(errno.EACCES, "no")
+        except PermissionError:
+            raise OSError(errno.ENOSPC, "full")  # noqa: B904 - the missing cause is the point
+
+    with pytest.raises(InfraError), storage_errors("cannot write x"):
+        fail_while_handling()
+
+
+def test_mistakes_in_our_own_code_stay_visible():
+    for mistake in (KeyError("x"), ValueError("x"), TypeError("x")):
+        with pytest.raises(type(mistake)) as caught, storage_errors("cannot read x"):
+            raise mistake
+        assert caught.value is mistake
 
 
 def test_causes_that_run_in_circles_end():
@@ -229,6 +257,10 @@ def test_messages_are_short_lines_in_which_the_longest_secret_is_hidden_first():
         ('{"Token": "abc", "key" : abc}', '{"Token=***, "key=***'),
         ("SIG = abc&y=1 key: abc monkeys", "SIG=***&y=1 key: abc monkeys"),
         ("https://me:pass@host/a@b", "https://***@host/a@b"),
+        (
+            "GET https://h/x?X-Amz-Signature=abc&part=1 no",
+            "GET https://h/x?X-Amz-Signature=***&part=1 no",
+        ),
     ],
 )
 def test_values_of_what_is_called_a_secret_are_hidden(text: str, shown: str):

@@ -45,15 +45,14 @@ from support.servers.localserver import LocalServer
 from support.servers.ports import free_ports
 from support.servers.s3server import S3Server
 
-from pipeline.core.backoff import TRIES, TransientError
+from pipeline.core.backoff import TRIES
 from pipeline.core.errors import InfraError, JobError
 from pipeline.job.source import Source
 from pipeline.sources.inputs import list_inputs
 from pipeline.storage.create_once import CreateOutcome
-from pipeline.storage.errors import classify, redact, secret_values, storage_errors
+from pipeline.storage.errors import secret_values
 from pipeline.storage.local_disk import LocalDisk
 from pipeline.storage.store import Store, retries_taken
-from pipeline.storage.uris import options_of, root_path
 
 pytestmark = [pytest.mark.usefixtures("impatient"), pytest.mark.early]
 ODD_NAMES = ["a b/[1].jpg", "a b/1.jpg", "star*.bin", "per%41cent+#&=.bin", "deep/er/x"]
@@ -822,46 +821,6 @@ def test_importing_it_imports_no_file_system() -> None:
     assert run_python(code) == "set()\n"
 
 
-@pytest.mark.parametrize(
-    ("number", "kind"),
-    [
-        (errno.ENOSPC, InfraError),
-        (errno.EDQUOT, InfraError),
-        (errno.EIO, TransientError),
-        (errno.ESTALE, TransientError),
-        (errno.ECONNRESET, TransientError),
-        (errno.ETIMEDOUT, TransientError),
-        (errno.EROFS, JobError),
-        (errno.EACCES, JobError),
-        (errno.EPERM, JobError),
-        (errno.ENOENT, JobError),
-        (errno.ENAMETOOLONG, JobError),
-    ],
-)
-def test_each_error_number_has_its_exit_code(number: int, kind: type[Exception]) -> None:
-    error = classify(OSError(number, os.strerror(number), "/x"), "cannot write /x")
-    assert type(error) is kind
-    assert str(error).startswith("cannot write /x: ")
-
-
-def test_mistakes_in_our_own_code_stay_visible() -> None:
-    for mistake in (KeyError("x"), ValueError("x"), TypeError("x")):
-        with pytest.raises(type(mistake)) as caught, storage_errors("cannot read x"):
-            raise mistake
-        assert caught.value is mistake
-
-
-def test_an_error_that_was_handled_before_does_not_decide() -> None:
-    def fail_while_handling() -> None:
-        try:
-            raise PermissionError(errno.EACCES, "no")
-        except PermissionError:
-            raise OSError(errno.ENOSPC, "full")  # noqa: B904 - the missing cause is the point
-
-    with pytest.raises(InfraError), storage_errors("cannot write x"):
-        fail_while_handling()
-
-
 # ------------------------------------------------------------------ what a Store is
 
 
@@ -883,34 +842,6 @@ def test_paths_outside_the_root_are_refused(every_store: Store, path: str) -> No
             act()
 
 
-@pytest.mark.parametrize(
-    ("uri", "message"),
-    [
-        ("s3://", "expected s3://bucket"),
-        ("s3:/bucket/x", "two slashes"),
-        ("s3://bucket/a/../b", "'..'"),
-        ("s3://key:pass@bucket/x", "do not belong in a URI"),
-        ("az://key:pass@bucket/x", "do not belong in a URI"),
-        ("http://host/x", "not supported"),
-        ("file://relative", "three slashes"),
-    ],
-)
-def test_uris_that_cannot_be_are_refused(uri: str, message: str) -> None:
-    with pytest.raises(JobError, match=message) as caught:
-        Store(uri)
-    assert "pass@" not in str(caught.value)
-
-
-def test_the_hadoop_form_of_an_azure_uri_names_the_account() -> None:
-    uri = "abfss://lake@account.dfs.core.windows.net/a/b/"
-    store = Store(uri)
-    assert store.url("c") == "abfss://lake@account.dfs.core.windows.net/a/b/c"
-    assert root_path(store.uri) == "lake/a/b"
-    host = {"account_host": "account.blob.core.windows.net"}
-    assert options_of(store.uri) == {"account_name": "account", **host}
-    assert options_of("az://lake/a@b.dfs.core.windows.net") == {}
-
-
 def test_a_store_travels_without_connections_and_hides_its_options(s3: S3Server) -> None:
     store = s3.store()
     before = pickle.dumps(store)
@@ -924,19 +855,6 @@ def test_a_store_travels_without_connections_and_hides_its_options(s3: S3Server)
     assert again.read_bytes("x") == b"x"
     for value in (s3.access_key, s3.secret_key, s3.endpoint_url):
         assert value not in repr(store) + str(store) + store.url("x")
-
-
-def test_redact_takes_out_what_looks_like_a_credential() -> None:
-    text = redact(
-        "GET https://user:hunter2@host/x?X-Amz-Signature=abc123&part=1 failed\n"
-        'secret_key = "my-secret" {"token": "tok-1"} with swordfish',
-        ["swordfish"],
-    )
-    assert "\n" not in text
-    for secret in ("hunter2", "abc123", "my-secret", "tok-1", "swordfish"):
-        assert secret not in text
-    for kept in ("https://***@host/x", "part=1 failed", "secret_key"):
-        assert kept in text
 
 
 def test_a_file_that_vanishes_after_it_was_opened_is_missing(s3: S3Server):
