@@ -12,6 +12,8 @@ from support.inputs.photos import build_images
 from support.runs.cli import environment, pipeline, write_job
 from support.runs.published_rows import read_predictions
 
+pytestmark = pytest.mark.ray
+
 CALLER = """
 import datetime as dt, gc, json, logging, os, signal, sys, threading, time, warnings
 

@@ -107,6 +107,7 @@ def test_the_last_counts_are_kept_of_so_many_slices() -> None:
     assert actor.read() == ({(0, 0): 64, (2, 0): 1}, 3)
 
 
+@pytest.mark.ray
 @pytest.mark.parametrize(
     "where", ["this machine", pytest.param("a cluster", marks=pytest.mark.slow)]
 )

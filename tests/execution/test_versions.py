@@ -93,6 +93,7 @@ else:
 """
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_calls_of_an_actor_run_at_once_where_this_ray_can():
     done = subprocess.run(
@@ -119,6 +120,7 @@ def other_head() -> Iterator[rayhead.RayHead]:
             yield head
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_a_cluster_of_another_ray_runs_what_is_submitted_and_refuses_a_driver_in_one_line(
     other_head: rayhead.RayHead, tmp_path: Path

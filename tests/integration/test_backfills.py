@@ -15,7 +15,7 @@ import pytest
 from support.runs.cli import Result, start, wait_until, working
 from support.runs.week import Week, outcomes
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 DAYS = [str(dt.date(2026, 10, 12) + dt.timedelta(days=number)) for number in range(40)]
 KILLED, REFUSED, LATE = DAYS[3], DAYS[7], DAYS[11]

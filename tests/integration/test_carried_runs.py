@@ -84,6 +84,7 @@ def test_a_run_whose_source_cannot_be_read_computes_all_rows(tmp_path: Path) -> 
     assert ended.code == 0, ended.stdout
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("step", ["tiled", "compacted", "before_log", "before_current"])
 def test_a_run_that_stood_still_while_another_published_changes_nothing(

@@ -40,7 +40,7 @@ from pipeline.execution.submit.attempts import find_newest
 from pipeline.execution.submit.client import connect_job_api
 from pipeline.execution.submit.job import attach_to
 
-pytestmark = [pytest.mark.slow, pytest.mark.early]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.early]
 
 DATE = "2026-11-24"
 WAIT_S = 120

@@ -19,7 +19,7 @@ from pipeline.commit.manifest import current_manifest
 from pipeline.commit.published.verify import verify_output
 from pipeline.storage.store import Store
 
-pytestmark = pytest.mark.early
+pytestmark = [pytest.mark.ray, pytest.mark.early]
 
 DATE = "2026-11-24"
 PARTITION = f"date={DATE}"

@@ -65,6 +65,7 @@ def folder(template: Path, tmp_path: Path) -> Path:
     return shutil.copytree(template, tmp_path / "reader", symlinks=True)
 
 
+@pytest.mark.ray
 @pytest.mark.early
 @pytest.mark.timeout(900)
 def test_the_marked_commands_run_in_order(folder: Path):
@@ -95,6 +96,7 @@ LOOKS: dict[str, Callable[[list[dict[str, Any]]], bool]] = {
 """What must hold of the predictions of an example."""
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_commands_of_an_example_or_a_recipe_do_what_they_say(name: str, folder: Path):
@@ -122,6 +124,7 @@ DIRECTORIES = {
 """Jobs over model directories, with the columns that their table names."""
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_jobs_over_model_directories_publish_the_columns_of_their_table(folder: Path):
     make_directories(folder)
@@ -159,6 +162,7 @@ def test_a_notebook_is_stored_without_outputs(path: Path):
     assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHOWN)
 def test_a_notebook_shows_what_it_is_for(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch):

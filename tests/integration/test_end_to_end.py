@@ -301,8 +301,7 @@ def test_kill_9_and_rerun_equals_an_uninterrupted_run(
     assert verified.code == 0, verified.stderr
 
 
-@pytest.mark.any_ray
-@pytest.mark.one_ray
+@pytest.mark.no_ray
 def test_the_same_run_again_loads_no_model_and_changes_nothing(
     tmp_path: Path, model_loads: Path
 ) -> None:
@@ -426,8 +425,7 @@ def test_what_cannot_be_ends_in_one_line_and_its_exit_code(
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.any_ray
-@pytest.mark.one_ray
+@pytest.mark.no_ray
 def test_an_empty_source_is_refused_unless_allowed(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     source = {"uri": str(tmp_path / "images"), "format": "images"}
@@ -442,8 +440,7 @@ def test_an_empty_source_is_refused_unless_allowed(tmp_path: Path) -> None:
     assert table.schema.names == ["row_id", "uri", *columns]
 
 
-@pytest.mark.any_ray
-@pytest.mark.one_ray
+@pytest.mark.no_ray
 def test_a_shard_that_cannot_be_opened_counts_as_one_row(tmp_path: Path) -> None:
     build_parquet(tmp_path / "in", 40, seed=12, num_shards=2, num_bad=0)
     (tmp_path / "in" / "broken.parquet").write_bytes(b"PAR1 this is no Parquet file PAR1")

@@ -221,6 +221,7 @@ print(json.dumps(found, default=str))
 """
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_ray_data_finds_every_row_in_the_folder(
     plain: tuple[str, Found], by_kind: tuple[str, Found]

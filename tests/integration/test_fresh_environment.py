@@ -24,7 +24,7 @@ import pathlib, shutil
 some = next(pathlib.Path("photos").rglob("*.jpg"))
 shutil.copy(some, some.with_name("added.jpg"))
 """
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

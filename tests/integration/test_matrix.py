@@ -281,6 +281,7 @@ def ray_address() -> Iterator[str]:
     os.environ.update({"PYTHONPATH": before} if before else {})
 
 
+@pytest.mark.ray
 @pytest.mark.parametrize(("kind", "where", "case"), TABLE)
 def test_every_row_ends_once_where_it_belongs(
     kind: str,
@@ -355,6 +356,7 @@ def test_every_row_ends_once_where_it_belongs(
         assert local.manifest == done.manifest
 
 
+@pytest.mark.ray
 def test_a_model_that_fails_every_row_ends_a_run_in_the_same_words_by_both(
     ray_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -376,6 +378,7 @@ def test_a_model_that_fails_every_row_ends_a_run_in_the_same_words_by_both(
     assert str(by_loop.value) == str(by_ray.value)
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_the_same_photos_give_the_same_predictions_however_they_are_stored(
     ray_address: str, tmp_path: Path

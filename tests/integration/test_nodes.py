@@ -29,6 +29,7 @@ def test_what_ray_keeps_for_a_driver_that_was_killed_is_free_soon():
     assert done.stdout == "30\n", done.stderr
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
@@ -82,6 +83,7 @@ with RayNodes(2) as nodes:
 """
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_what_rays_own_code_raises_once_a_node_is_lost_is_trouble_of_the_cluster():
     command = [sys.executable, "-c", RAISES]

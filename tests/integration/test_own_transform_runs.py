@@ -63,6 +63,7 @@ def transform(factory: str, **fields: Any) -> dict[str, Any]:
     return {**unset, "factory": f"own_transforms:{factory}", **PLAIN, **fields}
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("decode_in", ["actors", "tasks"])
 def test_images_that_crash_stop_or_starve_the_transform_cost_only_themselves(

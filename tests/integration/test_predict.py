@@ -63,6 +63,7 @@ def make_regression(folder: Path) -> str:
     return str(path)
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("write", "model"),

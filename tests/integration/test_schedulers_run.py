@@ -25,7 +25,7 @@ NUM_ROWS = 32
 REFUSED = "2026-11-25"
 _TIMEOUT_S = 280
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 class Nights:

@@ -146,6 +146,7 @@ limit of ten million, and minutes in all."""
 ENDLESS = ("a" * 4000 + "!") * 5 + "#"
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_texts_whose_tokenising_does_not_end_cost_only_themselves(tmp_path: Path) -> None:
     texts = [ENDLESS if row in (5, 30) else good_text(row) for row in range(32)]
@@ -164,6 +165,7 @@ def test_texts_whose_tokenising_does_not_end_cost_only_themselves(tmp_path: Path
     }
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_a_tokenizer_that_never_ends_is_no_endless_run(tmp_path: Path) -> None:
     write_texts(tmp_path / "in", [ENDLESS] * 12)

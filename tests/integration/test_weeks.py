@@ -52,6 +52,7 @@ def test_a_week_as_it_is_told_beside_what_runs_made_of_it(tmp_path: Path):
     assert week.seen(good)["version"] == 2
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_a_run_is_seen_from_outside_stopped_from_there_and_goes_on(tmp_path: Path):
     model = {"factory": "stuck:slow", "labels": LABELS, "batch_size": 8}
@@ -111,6 +112,7 @@ def test_a_backfill_does_what_it_can_and_the_next_one_what_is_left(tmp_path: Pat
         assert week.seen(day)["version"] == 1, "computed once"
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_a_stop_ends_the_backfill_and_the_same_command_goes_on(tmp_path: Path):
     model = {"factory": "stuck:slow", "labels": LABELS, "batch_size": 8}

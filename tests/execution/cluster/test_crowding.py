@@ -10,6 +10,8 @@ import pytest
 from support.faults import crowding
 from support.runs.cli import environment
 
+pytestmark = pytest.mark.ray
+
 CORES, LATER = 4, 80
 
 

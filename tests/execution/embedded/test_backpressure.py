@@ -11,6 +11,8 @@ from support.runs.cli import environment
 
 from pipeline.execution.embedded.backpressure import SLICES, SLICES_PER_ACTOR
 
+pytestmark = pytest.mark.ray
+
 NUM_ROWS = 200
 SCRIPT = f"""
 import json, time

@@ -187,6 +187,7 @@ with connect(None):
 """
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_without_its_server_ray_starts_workers_by_itself():
     done = subprocess.run(

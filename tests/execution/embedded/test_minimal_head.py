@@ -8,6 +8,7 @@ import sys
 from types import SimpleNamespace
 
 import psutil
+import pytest
 from support.runs.cli import environment, left_by
 
 from pipeline.execution.embedded.driver_actors import _Called
@@ -16,6 +17,7 @@ from pipeline.execution.embedded.minimal_head import _without
 SCRIPT = """
 import contextlib, json, os
 import psutil
+import pytest
 from pipeline.execution import health
 from pipeline.execution.cluster.connect import connect
 from pipeline.core.errors import JobError
@@ -56,6 +58,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.ray
 def test_an_embedded_ray_starts_what_runs_need_and_leaves_nothing():
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], env=environment(), capture_output=True, text=True

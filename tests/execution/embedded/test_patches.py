@@ -165,6 +165,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.ray
 @pytest.mark.any_ray
 @pytest.mark.parametrize(
     "how",

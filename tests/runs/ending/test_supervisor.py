@@ -278,6 +278,7 @@ class Case:
         assert read_predictions(self.store.uri, PARTITION).num_rows == NUM_ROWS
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_a_hanging_model_is_ended_by_standstill_or_deadline_and_a_rerun_completes(tmp_path: Path):
     case = Case(tmp_path)
@@ -306,6 +307,7 @@ def test_a_hanging_model_is_ended_by_standstill_or_deadline_and_a_rerun_complete
     case.assert_completes()
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("signals", [1, 2])
 def test_signals_end_a_run_whose_actors_hang_and_no_process_stays(tmp_path: Path, signals: int):
@@ -357,6 +359,7 @@ def test_why_a_process_of_ray_ended_is_said(tmp_path: Path, ends: str, log: str,
     assert str(ProcessesLive({"raylet": [info]})()).startswith(f"Ray's own process {said}")
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", ["-v 4194304", "-f 10240"])
 def test_a_ray_that_cannot_start_is_infrastructure_trouble_with_a_report(
@@ -377,6 +380,7 @@ def test_a_ray_that_cannot_start_is_infrastructure_trouble_with_a_report(
     assert case.lease_is_free()
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["raylet", "ray::RuntimeEnvAgent", "gcs_server"])
 @pytest.mark.parametrize("moment", ["start", "middle"])
@@ -418,6 +422,7 @@ def named(driver: int, name: str) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_of_a_driver_that_is_killed_its_parent_stores_the_report_and_frees_the_lease(
     tmp_path: Path,
@@ -445,6 +450,7 @@ def test_of_a_driver_that_is_killed_its_parent_stores_the_report_and_frees_the_l
     case.assert_completes()
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("number", STOPS)
 def test_a_stopped_run_says_what_happened_how_to_go_on_and_nothing_of_rays(
@@ -466,6 +472,7 @@ def test_a_stopped_run_says_what_happened_how_to_go_on_and_nothing_of_rays(
     assert survivors(tree) == []
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("place", ["embedded", "cluster"])
 def test_a_killed_head_is_infrastructure_trouble_and_a_rerun_completes(tmp_path: Path, place: str):

@@ -13,6 +13,8 @@ from support.runs.cli import pipeline, write_job
 
 from pipeline.runs.tuning.trials.batch_trials import CPU_TOKENS
 
+pytestmark = pytest.mark.ray
+
 TUNE_S = 600
 NUM_ROWS = 96
 

@@ -56,6 +56,7 @@ def tuning_of(job: str) -> TuningContext:
     return tuning_context(run, plan, opened(model), here, allocation, machines=machines)
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_unknown_stays_eager_known_is_taken_and_what_is_begun_or_published_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -139,6 +140,7 @@ def settled(
     return Choice(Trial(found.model.runtime, FP32), choice["reason"], choice["text"]), said
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_a_long_run_measures_first_and_the_next_one_goes_by_its_figures(
     tuning: TuningContext, tmp_path: Path
@@ -164,6 +166,7 @@ def test_a_long_run_measures_first_and_the_next_one_goes_by_its_figures(
     assert (tmp_path / "cache" / "batch-inference-pipeline" / "profiles" / kept.name).exists()
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_what_fails_while_it_is_measured_fails_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -179,6 +182,7 @@ def test_what_fails_while_it_is_measured_fails_no_run(
             assert load_profile(tuning) == Profile()
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_a_trial_that_takes_more_than_its_share_is_ended_and_tried_again_later(
     tuning: TuningContext,
