@@ -17,32 +17,25 @@ from time import perf_counter
 from typing import Any, cast
 
 import numpy as np
-import pyarrow as pa
 
 from pipeline.core.device_errors import end_process
-from pipeline.core.failures import Failure, Reason, failures_of, without_failure
-from pipeline.core.figures.counters import PREFILL, Counters, StageCounters, add
+from pipeline.core.failures import Failure, Reason
+from pipeline.core.figures.counters import PREFILL, Counters, StageCounters
 from pipeline.core.figures.slice_figures import Generated, SliceFigures, Tokens
-from pipeline.core.registry import INPUTS
 from pipeline.core.schema import (
-    ERROR,
     MEAN_LOGPROB,
     NUM_INPUT_TOKENS,
     NUM_OUTPUT_TOKENS,
     OUTPUT_TEXT,
-    ROW_ID,
 )
-from pipeline.core.user_code.own_code import errors_told
 from pipeline.inference.devices.accelerator import PAUSES_S
 from pipeline.inference.devices.device_model import DeviceModel
-from pipeline.inference.engines.base import Engine
-from pipeline.inference.engines.greedy import LENGTH, Slice, Writing, is_repeating, text_of
-from pipeline.inference.engines.reference_check import ReferenceCheck
+from pipeline.inference.engines.greedy import LENGTH, Outputs, Writing, is_repeating, text_of
+from pipeline.inference.engines.model_engine import ModelEngine, Predicted, Slice
 from pipeline.inference.engines.rules import Row
 from pipeline.inference.engines.teacher import num_agreed
 from pipeline.inference.exact import alone
 from pipeline.inference.slice_progress import add_rows
-from pipeline.inference.slice_results import to_table
 from pipeline.inference.slices.first_rows import SystematicFailureDetector
 from pipeline.inference.slices.slice_run import STAGE, failure_of, not_finite
 from pipeline.models.directories.text.writing.decoding import Decoding
@@ -52,7 +45,7 @@ from pipeline.models.tasks.base import Arrays
 from pipeline.models.tasks.generate import FINISH, RECORD, Generate
 from pipeline.preprocessing.images.reference_pixels import NUM_REFERENCE_ROWS
 from pipeline.preprocessing.model_input import Arrays as Inputs
-from pipeline.preprocessing.model_input import Rows, bytes_of, num_rows
+from pipeline.preprocessing.model_input import Rows, num_rows
 from pipeline.preprocessing.texts.tokenizer import is_of_library
 from pipeline.process.liveness import no_limit, still_alive
 
@@ -69,7 +62,7 @@ _NUMBERS: dict[str, tuple[type[np.number[Any]], Callable[[Row], float]]] = {
 """Result -> its type, and its value for a row that has ended."""
 
 
-class GenerateEngine(Engine):
+class GenerateEngine(ModelEngine):
     """One language model on one device."""
 
     def __init__(
@@ -79,55 +72,32 @@ class GenerateEngine(Engine):
         *,
         ends_process: bool = False,
     ) -> None:
-        self._config, self._first, self._ends_process = config, first, ends_process
-        self._model = DeviceModel(config)
-        self._check = ReferenceCheck(self._model)
+        super().__init__(config, first, ends_process=ends_process)
         assert config.spec.task.generation is not None, "the task writes"
         self._input, self._generation = config.spec.input, config.spec.task.generation
 
-    def predict(self, rows: pa.Table, counters: Counters) -> pa.Table:
-        with self._model.turns.here():
-            return self._predict(rows, counters)
-
-    def _predict(self, rows: pa.Table, counters: Counters) -> pa.Table:
-        with errors_told(INPUTS, self._input.name):
-            inputs = self._input.arrays(rows)
-        todo = np.flatnonzero(rows.column(ERROR).is_null().to_numpy())
-        held = Slice(inputs, rows.column(ROW_ID), failures_of(rows))
+    def _predicted(self, part: Slice, counters: Counters) -> Predicted:
+        held = Outputs(part.inputs, part.row_ids, part.failures)
         started = perf_counter()
-        self._write(self._rows(inputs, todo), held)
+        self._write(self._rows(part.inputs, part.todo), held)
         results = self._results(held)
         predict_s = perf_counter() - started
-        is_good = without_failure(held.failures)
-        count_in, num_bytes = len(todo), bytes_of(inputs, todo)
-        failed = int((~is_good[todo]).sum())
-        add(counters, "transfer", StageCounters(count_in, count_in, 0, num_bytes, num_bytes))
-        predicted = StageCounters(count_in, count_in - failed, failed, num_bytes, 0, predict_s)
-        add(counters, STAGE, predicted)
         self._count(held, counters)
         compared = self._compared(held)
-        count_agreeing = partial(self._num_agreed, compared, inputs)
-        self._check.make_once(len(compared), count_agreeing, counters)
-        task, pass_through = self._model.task, self._config.pass_through
-        published, is_done = self._input.published_fields(), np.zeros(rows.num_rows, np.bool_)
+        count_agreeing = partial(self._num_agreed, compared, part.inputs)
+        self._check_once(len(compared), count_agreeing, counters)
+        is_done = np.zeros(part.rows.num_rows, np.bool_)
         is_done[[*held.written]] = True
-        return to_table(task, pass_through, rows, results, is_done, held.failures, published)
+        return Predicted(results, is_done, 0.0, predict_s)
 
     def reduce(self, inputs: Inputs) -> Arrays:
         count = num_rows(inputs)
-        held = Slice(inputs, [""] * count, [None] * count)
+        held = Outputs(inputs, [""] * count, [None] * count)
         writing = self._writing(self._rows(inputs, np.arange(count)), held)
         while writing:
             self._keep(self._model.call(writing.advance), held)
         assert len(held.written) == count, "every row is written"
         return self._results(held)
-
-    @property
-    def awaits_reference_check(self) -> bool:
-        return self._check.is_awaited
-
-    def close(self) -> None:
-        self._model.unload()
 
     @property
     def _module(self) -> Decoding:
@@ -138,7 +108,7 @@ class GenerateEngine(Engine):
         lengths = [0] * len(places) if found is None else found.tolist()
         return [Row(*each) for each in zip(places.tolist(), lengths, strict=True)]
 
-    def _writing(self, rows: Sequence[Row], held: Slice) -> Writing:
+    def _writing(self, rows: Sequence[Row], held: Outputs) -> Writing:
         model, at = self._model, {row.number: row for row in rows}
         module, limits = cast(Decoding, model.module), model.limits
         at_once = limits._replace(tokens=min(limits.tokens or _PREFILL_TOKENS, _PREFILL_TOKENS))
@@ -147,7 +117,7 @@ class GenerateEngine(Engine):
         read = partial(model.on_device, held.inputs)
         return Writing(module, self._generation, read, groups, limits, held.spent)
 
-    def _write(self, rows: Sequence[Row], held: Slice) -> None:
+    def _write(self, rows: Sequence[Row], held: Outputs) -> None:
         """Write rows; those at fault get their failure.
 
         Raises:
@@ -162,7 +132,7 @@ class GenerateEngine(Engine):
             rows = self._left(rows, held)
             failure, at_fault = self._try(rows, held)  # within limits that may be smaller now
 
-    def _try(self, rows: Sequence[Row], held: Slice) -> tuple[Failure | None, list[Row]]:
+    def _try(self, rows: Sequence[Row], held: Outputs) -> tuple[Failure | None, list[Row]]:
         """Write rows, until all are written or an error comes; return it, and the rows at fault."""
         writing = self._writing(rows, held)
         while writing:
@@ -181,7 +151,7 @@ class GenerateEngine(Engine):
         left = self._left(rows, held)
         return failure, [row for row in left if row.number in active] or left
 
-    def _left(self, rows: Sequence[Row], held: Slice) -> list[Row]:
+    def _left(self, rows: Sequence[Row], held: Outputs) -> list[Row]:
         """Return the rows that are neither written nor failed, as they were at first.
 
         It asks nothing else, so that no row is lost whatever an error has left behind.
@@ -192,14 +162,14 @@ class GenerateEngine(Engine):
             if row.number not in held.written and held.failures[row.number] is None
         ]
 
-    def _keep(self, ended: Sequence[Row], held: Slice) -> None:
+    def _keep(self, ended: Sequence[Row], held: Outputs) -> None:
         still_alive()
         if ended and self._first is not None:
             self._first.predicted()
         held.written |= {row.number: row for row in ended}
         add_rows(len(ended))
 
-    def _split(self, rows: Sequence[Row], failure: Failure, held: Slice) -> None:
+    def _split(self, rows: Sequence[Row], failure: Failure, held: Outputs) -> None:
         """Write the rows of a failed batch again, in halves, until those at fault are found."""
         model, half = self._model, len(rows) // 2
         if failure.reason is Reason.OUT_OF_MEMORY:
@@ -223,7 +193,7 @@ class GenerateEngine(Engine):
             self._first.failed(str(held.row_ids[row.number]), failure)
         held.failures[row.number] = failure
 
-    def _write_later(self, row: Row, held: Slice) -> Failure | None:
+    def _write_later(self, row: Row, held: Outputs) -> Failure | None:
         """Try a row again: what holds the memory may give it back. Return why it failed in the end;
         None if it is written."""
         model, failure = self._model, None
@@ -237,7 +207,7 @@ class GenerateEngine(Engine):
                 break
         return failure
 
-    def _results(self, held: Slice) -> Arrays:
+    def _results(self, held: Outputs) -> Arrays:
         """Return the results of a slice; those of rows that have none, or are refused, say nothing.
 
         Rows that are refused have failed.
@@ -283,7 +253,7 @@ class GenerateEngine(Engine):
             return None, Failure(Reason.EMPTY_OUTPUT, STAGE, "the output has no text")
         return None, None
 
-    def _count(self, held: Slice, counters: Counters) -> None:
+    def _count(self, held: Outputs, counters: Counters) -> None:
         spent, rows = held.spent, held.written.values()
         long = [row for row in rows if row.finish == LENGTH]
         SliceFigures(
@@ -300,7 +270,7 @@ class GenerateEngine(Engine):
             stages={PREFILL: StageCounters(len(rows), len(rows), busy_s=spent.prefill_s)},
         ).add_to(counters)
 
-    def _compared(self, held: Slice) -> list[Row]:
+    def _compared(self, held: Outputs) -> list[Row]:
         """Return the rows for the reference check."""
         rows = [row for place, row in held.written.items() if held.failures[place] is None]
         return sorted(rows, key=lambda row: row.number)[:NUM_REFERENCE_ROWS]

@@ -50,7 +50,7 @@ class Spent:
 
 
 @dataclass
-class Slice:
+class Outputs:
     """The rows of a slice as they end."""
 
     inputs: Inputs

@@ -9,31 +9,24 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
-import pyarrow as pa
 
-from pipeline.core.failures import failures_of, without_failure
+from pipeline.core.failures import without_failure
 from pipeline.core.figures.counters import LAUNCH, Counters, StageCounters, add
 from pipeline.core.figures.slice_figures import SliceFigures, Tokens
-from pipeline.core.registry import INPUTS
-from pipeline.core.schema import ERROR, ROW_ID
-from pipeline.core.user_code.own_code import errors_told
-from pipeline.inference.devices.device_model import DeviceModel
-from pipeline.inference.engines.base import Engine
-from pipeline.inference.engines.reference_check import ReferenceCheck
+from pipeline.inference.engines.model_engine import ModelEngine, Predicted, Slice
 from pipeline.inference.exact import alone, reduced
 from pipeline.inference.own_rows import ONE_LENGTH, leave_out_padding, require_own
-from pipeline.inference.slice_results import to_table
 from pipeline.inference.slices.first_rows import SystematicFailureDetector
-from pipeline.inference.slices.slice_run import STAGE, SliceRun
+from pipeline.inference.slices.slice_run import SliceRun
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks.base import Arrays
 from pipeline.preprocessing.images.reference_pixels import choose_reference_rows
 from pipeline.preprocessing.model_input import Arrays as Inputs
-from pipeline.preprocessing.model_input import Rows, bytes_of
+from pipeline.preprocessing.model_input import Rows
 
 
-class TorchEngine(Engine):
+class TorchEngine(ModelEngine):
     """One module on one device."""
 
     def __init__(
@@ -43,59 +36,31 @@ class TorchEngine(Engine):
         *,
         ends_process: bool = False,
     ) -> None:
-        self._first, self._ends_process = first, ends_process
-        self._model = DeviceModel(config)
+        super().__init__(config, first, ends_process=ends_process)
         self._has_own_rows, self._is_unpadded = False, leave_out_padding(self._model)
-        self._config = self._model.config
-        self._check = ReferenceCheck(self._model)
 
-    def predict(self, rows: pa.Table, counters: Counters) -> pa.Table:
-        with self._model.turns.here():
-            return self._predict(rows, counters)
-
-    def _predict(self, rows: pa.Table, counters: Counters) -> pa.Table:
-        seen = self._config.spec.input
-        with errors_told(INPUTS, seen.name):
-            inputs = seen.arrays(rows)
-        failures = failures_of(rows)
-        todo = np.flatnonzero(rows.column(ERROR).is_null().to_numpy())
-        run = SliceRun(
-            *(self._model, inputs, rows.column(ROW_ID), self._first),
-            ends_process=self._ends_process,
-        )
-        for index, failure in run.run(todo):
-            failures[index] = failure
-        ok = np.flatnonzero(without_failure(failures))
+    def _predicted(self, part: Slice, counters: Counters) -> Predicted:
+        model, inputs, row_ids = self._model, part.inputs, part.row_ids
+        run = SliceRun(model, inputs, row_ids, self._first, ends_process=self._ends_process)
+        for index, failure in run.run(part.todo):
+            part.failures[index] = failure
+        ok = np.flatnonzero(without_failure(part.failures))
         if not self._has_own_rows and len(ok):
-            require_own(self._model, inputs, run.results, ok, rows.column(ROW_ID))
+            require_own(model, inputs, run.results, ok, row_ids)
             self._has_own_rows = len(ok) > 1  # one row has no neighbours
-        if self._check.is_awaited and (limits := self._config.limits) is not None:
-            compared, exact = choose_reference_rows(rows, seen, inputs, ok)
+        if self.awaits_reference_check and (limits := self._config.limits) is not None:
+            seen = self._config.spec.input
+            compared, exact = choose_reference_rows(part.rows, seen, inputs, ok)
             count_agreeing = partial(self._num_agreeing, compared, exact, run.results, limits)
-            self._check.make_once(len(compared), count_agreeing, counters)
-        is_good = without_failure(failures)
-        failed = int((~is_good[todo]).sum())
-        count_in, num_bytes = len(todo), bytes_of(inputs, todo)
-        moved = StageCounters(count_in, count_in, 0, num_bytes, num_bytes, run.timer.transfer_s)
-        add(counters, "transfer", moved)
-        predicted = StageCounters(
-            count_in, count_in - failed, failed, num_bytes, 0, run.timer.predict_s
-        )
-        add(counters, STAGE, predicted)
-        if run.timer.launch_s:
-            add(counters, LAUNCH, StageCounters(count_in, count_in, busy_s=run.timer.launch_s))
-        if run.timer.num_tokens:
-            tokens = Tokens(run.timer.num_tokens, run.timer.num_padded)
-            SliceFigures(tokens=tokens).add_to(counters)
-        if self._is_unpadded:
-            SliceFigures(advice={ONE_LENGTH: 0}).add_to(counters)
-        pass_through, task = self._config.pass_through, self._model.task
-        published, results = seen.published_fields(), run.results
-        return to_table(task, pass_through, rows, results, run.is_done, failures, published)
-
-    @property
-    def awaits_reference_check(self) -> bool:
-        return self._check.is_awaited
+            self._check_once(len(compared), count_agreeing, counters)
+        timer, num_rows = run.timer, len(part.todo)
+        if timer.launch_s:
+            add(counters, LAUNCH, StageCounters(num_rows, num_rows, busy_s=timer.launch_s))
+        SliceFigures(
+            tokens=Tokens(timer.num_tokens, timer.num_padded) if timer.num_tokens else None,
+            advice={ONE_LENGTH: 0} if self._is_unpadded else {},
+        ).add_to(counters)
+        return Predicted(run.results, run.is_done, timer.transfer_s, timer.predict_s)
 
     def _num_agreeing(
         self, rows: Rows, inputs: Inputs, results: Arrays, limits: AgreementLimits
@@ -116,9 +81,6 @@ class TorchEngine(Engine):
             reference = alone(self._model, config, lambda exact: reduced(exact, inputs))
         found = {name: values[rows] for name, values in results.items()}
         return int(self._model.task.compare(reference, found, limits).agrees.sum())
-
-    def close(self) -> None:
-        self._model.unload()
 
     def reduce(self, inputs: Inputs) -> Arrays:
         return reduced(self._model, inputs)

@@ -24,6 +24,7 @@ from pipeline.inference import slice_results
 from pipeline.inference.engines import (
     generate_engine,
     greedy,
+    model_engine,
     open_engine,
     rules,
     torch_engine,
@@ -37,7 +38,7 @@ from pipeline.models.spec import ModelSpec, PredictorConfig
 TRACED = {
     module.__file__
     for module in (
-        *(generate_engine, greedy, rules, torch_engine),
+        *(generate_engine, greedy, model_engine, rules, torch_engine),
         *(slice_run, slice_results, batch, causal, grammar, choices),
     )
 }

@@ -28,7 +28,7 @@ from support.models.record_schemas import REVIEW, SCHEMAS
 
 from pipeline.core.errors import JobError
 from pipeline.inference.engines.generate_engine import GenerateEngine
-from pipeline.inference.engines.greedy import Slice
+from pipeline.inference.engines.greedy import Outputs
 from pipeline.models.records.grammar import Grammar
 from pipeline.models.records.subset import canonical
 from pipeline.models.spec import ModelSpec, PredictorConfig
@@ -153,7 +153,7 @@ def engine_of(spec: ModelSpec) -> GenerateEngine:
 def written_by(engine: GenerateEngine, table: pa.Table) -> dict[int, Any]:
     """Write the rows of a slice; return them as they have ended."""
     inputs = engine._input.arrays(table)
-    held = Slice(inputs, [""] * table.num_rows, [None] * table.num_rows)
+    held = Outputs(inputs, [""] * table.num_rows, [None] * table.num_rows)
     engine._write(engine._rows(inputs, np.arange(table.num_rows)), held)
     return held.written
 
