@@ -107,19 +107,3 @@ def test_forty_dates_two_kills_and_two_backfills_at_once(weeks: Week, tmp_path: 
         assert sum(each["rows"]["computed"] or 0 for each in found) <= NUM_ROWS, "computed once"
         # The backfill may have been killed between a publication and its report.
         assert sum(each["status"] == "published" for each in found) <= (day != REFUSED)
-
-
-def test_a_stop_reaches_all_dates_at_work_and_the_same_command_goes_on(weeks: Week, tmp_path: Path):
-    process = weeks.start()
-    wait_until(lambda: len(published(tmp_path / "out")) >= 3, process)
-    process.terminate()
-    stopped = ended(process)
-    worst = 3 if ("refused", 3) in outcomes(stopped) else 6
-    assert stopped.code == worst, stopped.stderr
-    assert ("not_begun", 6) in outcomes(stopped)
-    assert states(weeks)["running"] == 0
-    again = weeks.backfill()
-    assert again.code == 3, again.stderr
-    assert sum(line.endswith("starting Ray") for line in again.stderr.splitlines()) == 1
-    assert Counter(outcomes(again))[("nothing_to_do", 0)] >= 3
-    assert states(weeks)["complete"] == 38

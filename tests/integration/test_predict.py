@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,12 +28,6 @@ SET = [
 
 
 WORDS = ["one cat", "two cats", "a dog", "the dog sat", "mat"]
-
-
-def write_photos(folder: Path, *, changed: bool) -> None:
-    build_images(folder, NUM_ROWS, seed=6, num_bad=0)
-    if changed:
-        shutil.copy(next(folder.rglob("*.jpg")), folder / "added.jpg")
 
 
 def write_texts(folder: Path, *, changed: bool) -> None:
@@ -68,11 +61,10 @@ def make_regression(folder: Path) -> str:
 @pytest.mark.parametrize(
     ("write", "model"),
     [
-        (write_photos, lambda _: "efficientnet-lite0"),
         (write_texts, make_classifier),
         (write_numbers, make_regression),
     ],
-    ids=["photos", "texts", "numbers"],
+    ids=["texts", "numbers"],
 )
 def test_from_an_empty_folder_predict_look_change_and_compare(
     write: Callable[..., None], model: Callable[[Path], str], tmp_path: Path

@@ -131,4 +131,5 @@ def test_a_stop_ends_the_backfill_and_the_same_command_goes_on(tmp_path: Path):
     done = week.backfill(env=env)
     assert done.code == 0, done.stderr
     assert outcomes(done) == [("nothing_to_do", 0), ("published", 0), ("published", 0)]
+    assert sum(line.endswith("starting Ray") for line in done.stderr.splitlines()) == 1
     assert week.seen(DAYS[1])["attempt"] == 2

@@ -115,6 +115,9 @@ def test_a_page_and_a_notebook_show_hostile_values_as_text(tmp_path: Path):
     found.to_html(tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text("utf-8")
     assert repr(found) == found.summary
+    assert found.summary in page
+    with pytest.raises(JobError, match="cannot be written: "):
+        found.to_html(tmp_path / "none" / "page.html")
     assert found._repr_html_().startswith(f"<p><b>{found.found.changed} of ")
     for shown in (page, found._repr_html_()):
         assert Tags(shown).names.isdisjoint({"script", "img", "link", "iframe"})

@@ -87,14 +87,6 @@ def test_a_partition_is_described_as_it_is(usual_store: Store):
     json.dumps(found, allow_nan=False)
 
 
-def test_labels_are_counted_over_all_parts_and_the_ten_most_frequent_shown(store: Store):
-    rows = Rows(rows_per_slice=31, num_slices=7, fail_every=4)
-    publish_rows(store, rows=rows)
-    found = describe_output(store.uri, DAY, {})["labels"]
-    assert {label["label"]: label["rows"] for label in found} == labels_of(rows)
-    assert [label["rows"] for label in found] == sorted(labels_of(rows).values(), reverse=True)
-
-
 def test_of_several_partitions_all_are_listed_and_the_last_date_is_shown(store: Store):
     publish_rows(store, NEXT_DAY, Rows(1))
     publish_rows(store, DAY, Rows(2))
@@ -417,10 +409,6 @@ def test_hostile_text_stays_text():
     text = shown({hostile: hostile, "list": [hostile], "rows": [{hostile: hostile}]})
     assert all(c.isprintable() or c == "\n" for c in text)
     assert text.count(r"a\x1b[2Jb\r\n[red]c[/red]\u202e:smile:\udcff") == 5
-
-
-def test_nothing_is_rendered_as_nothing():
-    assert shown({}).strip() == ""
 
 
 def test_long_values_are_folded_and_never_cut():

@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from support.runs.published import (
     publish_rows,
     read_part_table,
 )
-from support.runs.selection import quick_cases
 
 from pipeline.commit.layout import Layout, part_name
 from pipeline.commit.manifest import Manifest, Part
@@ -172,13 +170,6 @@ def test_a_version_that_is_replaced_while_it_is_read_proves_nothing(
         verify_output(store.uri, DAY, {})
 
 
-def flip_a_byte(store: Store, manifest: Manifest) -> None:
-    part = manifest.parts[1]
-    data = bytearray(store.read_bytes(part.path))
-    data[part.size_bytes // 3] ^= 1
-    store.put(part.path, bytes(data))
-
-
 def delete_a_part(store: Store, manifest: Manifest) -> None:
     store.delete([manifest.parts[1].path])
 
@@ -271,7 +262,6 @@ def damage_the_plan(store: Store, manifest: Manifest) -> None:
 @pytest.mark.parametrize(
     ("damage", "expected", "said"),
     [
-        (flip_a_byte, ["parts"], "sha256 is"),
         (delete_a_part, ["parts", "folder"], "is missing"),
         (lose_a_quarantine_part, ["parts", "folder"], "quarantine/"),
         (
@@ -323,7 +313,9 @@ def test_a_flipped_byte_anywhere_in_a_part_is_found(store: Store):
         changed = bytearray(data)
         changed[position] ^= 0x40
         store.put(part.path, bytes(changed))
-        assert failures(store)[0][0] == "parts"
+        names, message = failures(store)
+        assert names[0] == "parts"
+        assert "sha256 is" in message
     store.put(part.path, data)
     assert verify(store)["parts"] == "pass"
 
@@ -430,12 +422,9 @@ WRONG_ROWS: dict[Spoil, tuple[list[str], str]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("num_rows", "spoil"),
-    quick_cases(product([1_000, MILLION], WRONG_ROWS), lambda num_rows, spoil: num_rows < MILLION),
-    ids=lambda value: "million" if value == MILLION else getattr(value, "__name__", "few"),
-)
-def test_one_wrong_row_is_found_and_named(store: Store, num_rows: int, spoil: Spoil):
+@pytest.mark.parametrize("spoil", WRONG_ROWS, ids=lambda spoil: spoil.__name__)
+def test_one_wrong_row_is_found_and_named(store: Store, spoil: Spoil):
+    num_rows = 1_000
     publish_spoiled(store, spoil, num_rows)
     expected, said = WRONG_ROWS[spoil]
     names, message = failures(store)

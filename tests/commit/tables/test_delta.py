@@ -20,9 +20,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
-from support.inputs.photos import build_parquet
 from support.runs.checkout import PYTHONPATH
-from support.runs.cli import pipeline, write_job
 from support.runs.published import DAY, Rows, prepare_version, publish_rows, slice_table, snapshot
 from support.runs.selection import quick_cases
 
@@ -362,40 +360,3 @@ def test_credentials_are_neither_in_the_log_nor_in_messages(any_store: Store):
     for file in any_store.list_files("predictions/_delta_log"):
         text = any_store.read_bytes(file.path).decode()
         assert not any(secret in text for secret in secrets)
-
-
-@pytest.mark.slow  # above, publishing is killed at each of its steps
-def test_a_job_killed_before_its_table_is_caught_up_with(tmp_path: Path) -> None:
-    build_parquet(tmp_path / "shards", 60, seed=4, num_shards=2, num_bad=2)
-    source = {
-        "uri": str(tmp_path / "shards"),
-        "format": "parquet",
-        "id_column": "id",
-        "pass_through": ["camera"],
-    }
-    out = str(tmp_path / "out")
-    sink = {"table": "delta", "partition_columns": ["label"]}
-    job = write_job(tmp_path / "job.yaml", source, out, sink=sink, run={"slice_rows": 30})
-    arguments = ("run", job, "--date", "2026-11-24", "--json")
-    killed = pipeline(*arguments, env={FAILPOINT: "before_table:kill"})
-    assert killed.code == -signal.SIGKILL
-    store = Store(out)
-    assert current_manifest(store, LAYOUT) is not None
-    assert not store.exists("predictions/_delta_log")
-    again = pipeline(*arguments)
-    assert (again.code, again.json["status"]) == (0, "nothing_to_do"), again.stderr
-    manifest = current_manifest(store, LAYOUT)
-    assert manifest is not None
-    assert named_by(table_of(store)) == parts_of(manifest)
-    frame = table_of(store).to_pyarrow_table()
-    assert frame.num_rows == 58
-    assert {"date", "label", "camera", "score"} <= set(frame.column_names)
-    verify_output(out, DAY, {})
-    refused = pipeline(*arguments, "--set", "sink.partition_columns=[camera]")
-    assert refused.code == 2
-    assert "partitioned by (date, label), the job by (date, camera)" in refused.stderr
-    other = pipeline(
-        *arguments, "--set", "sink.partition_columns=[camera]", "--set", "sink.table=null"
-    )
-    assert (other.code, other.json["status"]) == (0, "published"), other.stderr
-    assert (other.json["rows"]["resumed"], other.json["rows"]["computed"]) == (60, 0)

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from support.inputs.photos import build_images
-from support.runs.cli import pipeline as command
 from support.runs.cli import write_job
 from support.runs.published import publish_rows, snapshot
 
@@ -51,17 +50,6 @@ def test_missing_stale_running_and_without_input(tmp_path: Path, store: Store):
     with hold_lease(store, Layout(f"date={DAYS[0]}"), "run-1", 1e6):
         (one,) = status_of_job(job, from_=DAYS[0], to=DAYS[0], allow_import=ALLOWED).partitions
     assert (one.state, one.a_run_would) == ("running", "end with 4: it is running")
-
-
-@pytest.mark.slow
-def test_the_command_shows_the_same(tmp_path: Path):
-    job = job_over(tmp_path)
-    dates = ("--from", DAYS[0], "--to", DAYS[-1])
-    looked = command("status", job, *dates, "--json")
-    assert looked.code == 0, looked.stderr
-    assert looked.json["states"] == {"missing": 2, "no_input": 1}
-    shown = command("status", job, *dates)
-    assert "publish the first version" in shown.stdout
 
 
 def test_a_range_of_dates_has_to_make_sense(tmp_path: Path):

@@ -4,29 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-from support.runs.published import Rows, publish_rows
+from support.runs.published import publish_rows
 from typer.testing import CliRunner
 
-import pipeline
 from pipeline.commands.app import app
-from pipeline.commit.layout import Layout
-from pipeline.core.errors import JobError
 from pipeline.operations.outputs import inspect
-from pipeline.operations.published.output import Partition
 from pipeline.storage.store import Store
-
-
-def test_a_page_of_diff_says_what_it_prints(tmp_path: Path):
-    store, sides = Store(str(tmp_path / "out")), []
-    for edition in (1, 2):
-        manifest = publish_rows(store, "date=2026-11-24", Rows(edition=edition))
-        sides.append(Partition(store, Layout("date=2026-11-24"), manifest, {}))
-    found = pipeline.diff(*sides)
-    found.to_html(tmp_path / "page.html")
-    assert found.summary in (tmp_path / "page.html").read_text("utf-8")
-    with pytest.raises(JobError, match="cannot be written: "):
-        found.to_html(tmp_path / "none" / "page.html")
 
 
 def test_a_page_of_inspect_says_what_the_command_says(tmp_path: Path):

@@ -66,13 +66,6 @@ def test_readers_that_wait_for_storage_are_not_blamed_on_the_cores():
     assert (neck.limit, neck.stage) == ("reader", "read")
 
 
-def test_actors_that_fill_the_gpus_need_a_gpu():
-    busy = {"read": 1.0, "decode": 2.0, "predict": 9.8}
-    slots = {"reader": 4, "decoder": 4, "actor": 1, "writer": 1}
-    load = load_of(busy, slots, cpus=16, gpus=1, is_on_gpu=True)
-    assert "one more GPU" in find_bottleneck(load).advice
-
-
 @pytest.mark.parametrize("transfer_s", [0.0, 3.0, 9.7])
 def test_copies_to_a_gpu_overlap_with_its_computing(transfer_s: float):
     busy = {"transfer": transfer_s, "predict": 9.8}
@@ -157,20 +150,3 @@ def test_what_was_not_measured_gives_no_advice(load: Load):
     neck = find_bottleneck(load)
     assert neck.limit == "unknown"
     assert neck.predicted_rows_per_s is None
-
-
-shares = st.floats(0.001, 1.0)
-
-
-@given(shares, shares, shares, st.integers(1, 64), st.integers(1, 64), st.integers(1, 256))
-def test_a_change_never_promises_less_than_today(decoder, actor, writer, decoders, actors, cpus):
-    slots = {"reader": 1, "decoder": decoders, "actor": actors, "writer": 1}
-    busy = {"decode": 10 * decoder * decoders, "predict": 10 * actor * actors, "write": 10 * writer}
-    load = load_of(busy, slots, cpus=cpus)
-    neck = find_bottleneck(load)
-    if neck.limit in ("waiting", "startup"):
-        assert max(decoder, actor, writer) <= 0.501
-        return
-    assert load.rows_per_s <= neck.predicted_rows_per_s <= neck.limit_rows_per_s * 1.0001
-    busiest = max(find_limits(load), key=lambda limit: limit.utilisation_pct)
-    assert neck.limit == "cores" or neck.utilisation_pct <= busiest.utilisation_pct

@@ -344,24 +344,6 @@ def test_tune_tries_everything_and_a_run_goes_by_it(tmp_path: Path) -> None:
     assert found["batch_size"] == tuned.json["batch_size"]
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(TUNE_S + 300)
-def test_tune_keeps_to_what_the_job_says_and_a_run_finds_what_it_kept(tmp_path: Path) -> None:
-    build_images(tmp_path / "images", 16, seed=12, num_bad=0)
-    source = {"uri": str(tmp_path / "images"), "format": "images"}
-    model = {"factory": "models:colours", "labels": LABELS, "runtime": "auto", "precision": "fp32"}
-    out = str(tmp_path / "out")
-    job = write_job(tmp_path / "job.yaml", source, out, model=model, resources=None)
-    own = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
-    tuned = pipeline("tune", job, "--json", timeout_s=TUNE_S, env=own)
-    assert tuned.code == 0, tuned.stderr
-    assert {trial["precision"] for trial in tuned.json["runtimes"]} == {"fp32"}
-    (profile,) = (tmp_path / "out" / "_control" / "profiles").iterdir()
-    done = pipeline("run", job, "--json", env=own)
-    assert f"{done.json['model']['runtime']} fp32" == tuned.json["chosen"]
-    assert list(profile.parent.iterdir()) == [profile]
-
-
 def test_processors_of_one_name_differ_by_their_instructions(tmp_path: Path) -> None:
     cpuinfo = tmp_path / "cpuinfo"
 
