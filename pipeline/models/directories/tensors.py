@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.models.directories.json_files import read_object
-from pipeline.models.weights.weights_file import SAVE, check_weights
+from pipeline.models.weights.weights_file import fault_of_download, has_header
 
 if TYPE_CHECKING:
     import torch
@@ -105,7 +105,7 @@ def _header(folder: Path, name: str) -> dict[str, TensorHeader]:
             shapes = {key: tuple(each.get_shape()) for key, each in slices.items()}
     except SafetensorError as error:
         told = clean_message(str(error), 120)
-        raise JobError(f"model.path: {name} is damaged: {told}; copy it again") from None
+        raise JobError(f"model.path: {name} is damaged or cut off: {told}; copy it again") from None
     other = sorted(key for key, kind in kinds.items() if kind not in (*_FLOATS, *_WHOLE))
     if other:
         raise JobError(
@@ -116,28 +116,25 @@ def _header(folder: Path, name: str) -> dict[str, TensorHeader]:
 
 
 def _check(path: Path) -> None:
-    """Refuse a file that is no safetensors, or whose header does not fit it."""
+    """Refuse a file that is no safetensors, or whose header is larger than any model's."""
     with path.open("rb") as file:
         head = file.read(64)
-        file.seek(0)
-        # The first bytes are a length, which may look like anything.
-        is_header = head[_LENGTH_BYTES : _LENGTH_BYTES + 1] == b"{"
-        if not is_header and head.startswith((b"\x80", b"PK\x03\x04")):
-            raise JobError(
-                f"model.path: {path.name} is a pickle under another name, which can run code when "
-                "it is loaded; save the weights with the library: save_pretrained(NEW)"
+    fault = fault_of_download(head)
+    if fault is None and not has_header(head):
+        fault = "is no safetensors file, or it is damaged: copy it again"
+        if head.startswith((b"\x80", b"PK\x03\x04")):
+            fault = (
+                "is a pickle under another name, which can run code when it is loaded; save the "
+                "weights with the library: save_pretrained(NEW)"
             )
-        length = int.from_bytes(head[:_LENGTH_BYTES], "little")
-        if is_header and length > _MAX_HEADER_BYTES:
-            raise JobError(
-                f"model.path: {path.name}: its header claims {length} bytes, at most "
-                f"{_MAX_HEADER_BYTES} can be: damaged? Copy it again"
-            )
-        try:
-            check_weights(f"model.path: {path.name}", file, path.stat().st_size)
-        except JobError as error:
-            told = str(error).replace(SAVE, "take the weights of this model as safetensors")
-            raise JobError(told) from None
+    length = int.from_bytes(head[:_LENGTH_BYTES], "little")
+    if fault is None and length > _MAX_HEADER_BYTES:
+        fault = (
+            f"has a header of {length} bytes, at most {_MAX_HEADER_BYTES} can be: damaged? Copy it "
+            "again"
+        )
+    if fault is not None:
+        raise JobError(f"model.path: {path.name} {fault}")
 
 
 def read_tensors(folder: Path, headers: Mapping[str, TensorHeader]) -> dict[str, torch.Tensor]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
+from pipeline.core.printable import clean_message
 from pipeline.models.weights.weights_file import SAVE, check_suffix, check_weights
 from pipeline.storage.single_file import read_file
 from pipeline.storage.store import Store
@@ -19,6 +20,7 @@ from pipeline.storage.store import Store
 if TYPE_CHECKING:
     import torch
 
+_REASON_CHARS = 200
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 
 
@@ -27,22 +29,21 @@ def weights_digest(
 ) -> str | None:
     """Return the SHA-256 digest for the fingerprint: the expected one, otherwise the file's.
 
-    The file's header is checked; the rest is read only if the digest is unknown.
+    The file is read only if the digest is unknown.
 
     Raises:
-        JobError: The file is missing, truncated, or not weights.
+        JobError: The file is missing, or not weights.
     """
     if uri is None:
         if expected is not None:
             raise JobError("model.weights_sha256: there is no weights file to compare it with")
         return None
     check_suffix(uri)
+    weights_bytes(uri, storage_options)
     if expected is not None:
-        _check_header(uri, storage_options)
         return expected  # each actor checks it against the bytes that it loads
-    _require_file(uri, storage_options)
     data = read_file(uri, storage_options, "model.weights")
-    check_weights(f"model.weights = {uri}", io.BytesIO(data), len(data))
+    check_weights(f"model.weights = {uri}", data)
     return hashlib.sha256(data).hexdigest()
 
 
@@ -57,16 +58,13 @@ def read_weights(
     import torch
 
     data = read_file(uri, storage_options, "model.weights")
+    check_weights(f"model.weights = {uri}", data)
     digest = hashlib.sha256(data).hexdigest()
     if digest != expected_sha256:
         raise JobError(f"{uri}: sha256 is {digest}, expected {expected_sha256}")
-    check_weights(f"model.weights = {uri}", io.BytesIO(data), len(data))
+    if uri.endswith(".safetensors"):
+        return _of_safetensors(uri, data)
     try:
-        if uri.endswith(".safetensors"):
-            from safetensors.torch import load
-
-            weights: dict[Any, torch.Tensor] = load(data)
-            return weights
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001  # any error of the parser means that the weights are unusable
         raise JobError(f"{uri}: not a plain state dict: {_reason(error)}") from None
@@ -75,13 +73,31 @@ def read_weights(
     return state
 
 
+def _of_safetensors(uri: str, data: bytes) -> dict[Any, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        return dict(load(data))
+    except (SafetensorError, KeyError, ValueError) as error:
+        told = clean_message(str(error), _REASON_CHARS)
+        raise JobError(f"{uri}: is damaged or cut off: {told}; copy it again") from None
+
+
 def weights_bytes(uri: str, storage_options: Mapping[str, Any]) -> int:
     """Return the size of a weights file.
 
     Raises:
         JobError: There is none.
     """
-    return _require_file(uri, storage_options)[2]
+    folder, _, name = uri.rpartition("/")
+    store = Store(folder or ("/" if uri.startswith("/") else "."), storage_options)
+    found = store.stat(name) if name else None
+    if found is None:
+        is_folder = not name or store.exists(name)
+        what = "is a folder; name the file in it" if is_folder else "no such file"
+        raise JobError(f"model.weights = {uri}: {what}")
+    return found.size_bytes
 
 
 def _reason(error: Exception) -> str:
@@ -91,21 +107,6 @@ def _reason(error: Exception) -> str:
         what = f" ({found.group(1)})" if found else ""
         return f"it holds more than tensors{what}, and loading that could run code; {SAVE}"
     words = " ".join(reason.split())
-    return words if len(words) <= 200 else f"{words[:200].rpartition(' ')[0]} ..."
-
-
-def _check_header(uri: str, storage_options: Mapping[str, Any]) -> None:
-    store, name, size_bytes = _require_file(uri, storage_options)
-    with store.open(name) as file:
-        check_weights(f"model.weights = {uri}", file, size_bytes)
-
-
-def _require_file(uri: str, storage_options: Mapping[str, Any]) -> tuple[Store, str, int]:
-    folder, _, name = uri.rpartition("/")
-    store = Store(folder or ("/" if uri.startswith("/") else "."), storage_options)
-    found = store.stat(name) if name else None
-    if found is None:
-        is_folder = not name or store.exists(name)
-        what = "is a folder; name the file in it" if is_folder else "no such file"
-        raise JobError(f"model.weights = {uri}: {what}")
-    return store, name, found.size_bytes
+    if len(words) <= _REASON_CHARS:
+        return words
+    return f"{words[:_REASON_CHARS].rpartition(' ')[0]} ..."

