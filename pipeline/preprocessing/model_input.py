@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.core.arrays import alike_in_shape
 from pipeline.core.figures.counters import Counters
 from pipeline.preprocessing.audio.audio_settings import AudioSettings
 from pipeline.preprocessing.images.transform import TransformSpec
@@ -287,7 +288,10 @@ class FixedShape:
         return []
 
     def batches(self, inputs: Arrays, rows: Rows, limits: BatchLimits) -> list[Rows]:
-        """Return the rows in order, `limits.rows` at a time."""
+        """Return the rows in order, `limits.rows` at a time; of shapes of their own by shape."""
+        for values in inputs.values():
+            if values.dtype == object:
+                return alike_in_shape(values, rows, limits.rows, limits.pixels)
         return [rows[i : i + limits.rows] for i in range(0, len(rows), limits.rows)]
 
     def padding_trial(self) -> tuple[Arrays, Self] | None:
@@ -303,12 +307,19 @@ class FixedShape:
         return 0
 
     def gather(self, inputs: Arrays, rows: Rows, buffers: Arrays) -> Mapping[str, tuple[int, ...]]:
-        """Copy the rows of each array into the buffer of its name."""
-        shapes = {name: (len(rows), *values.shape[1:]) for name, values in inputs.items()}
+        """Copy the rows of each array, which have one shape, into the buffer of its name."""
+        shapes = {}
         for name, values in inputs.items():
-            batch = buffers[name][: math.prod(shapes[name])].reshape(shapes[name])
-            # Mode `clip` writes into the buffer without a temporary; all indices are in range.
-            np.take(values, rows, axis=0, out=batch, mode="clip")
+            has_own_shapes = values.dtype == object
+            row_shape = values[rows[0]].shape if has_own_shapes else values.shape[1:]
+            shapes[name] = shape = (len(rows), *row_shape)
+            batch = buffers[name][: math.prod(shape)].reshape(shape)
+            if has_own_shapes:
+                for place, value in zip(batch, values[rows], strict=True):
+                    place[:] = value
+            else:
+                # Mode `clip` writes into the buffer without a temporary; all indices are in range.
+                np.take(values, rows, axis=0, out=batch, mode="clip")
         return shapes
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import pyarrow as pa
 
-from pipeline.core.arrays import alike_in_shape, images_from_arrow, sized_from_arrow
+from pipeline.core.arrays import images_from_arrow, sized_from_arrow
 from pipeline.core.figures.counters import Counters
 from pipeline.core.schema import (
     GEOMETRY,
@@ -24,6 +24,7 @@ from pipeline.core.schema import (
     WIDTH_PX,
 )
 from pipeline.core.semantics import SEMANTICS
+from pipeline.preprocessing.encoded_rows import STAGES
 from pipeline.preprocessing.images.geometry import GEOMETRY_TYPE
 from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.input_facts import Columns, Cost, SliceRows
@@ -33,7 +34,6 @@ from pipeline.preprocessing.model_input import (
     FixedShape,
     InputSettings,
     Limits,
-    Rows,
     Slot,
 )
 
@@ -54,7 +54,7 @@ class ImageInput(FixedShape):
 
     transform: TransformSpec
     name: ClassVar[str] = "image"
-    stage_names: ClassVar[tuple[str, ...]] = ("decode", "transform")
+    stage_names: ClassVar[tuple[str, ...]] = STAGES
     takes: ClassVar[str] = "transform"
     cost: ClassVar[Cost] = "image"
     how_to_name: ClassVar[str] = (
@@ -130,31 +130,11 @@ class ImageInput(FixedShape):
         count = self.transform.num_channels
         return {IMAGE: sized_from_arrow(rows.column(IMAGE), heights, widths, count)}
 
-    def batches(self, inputs: Arrays, rows: Rows, limits: BatchLimits) -> list[Rows]:
-        """Return the rows in order; those with sizes of their own by size, the largest first.
-
-        A batch has images of one size, at most `limits.pixels` pixels if it has several.
-        """
-        if self.transform.has_one_size:
-            return super().batches(inputs, rows, limits)
-        return alike_in_shape(inputs[IMAGE], rows, limits.rows, limits.pixels)
-
     def slots(self, limits: BatchLimits) -> Mapping[str, Slot]:
         if self.transform.has_one_size:
             return {IMAGE: Slot((limits.rows, *self.transform.shape), "uint8")}
         shape = (limits.rows, *_TRACED_PX, self.transform.num_channels)
         return {IMAGE: Slot(shape, "uint8", varying=(0, 1, 2))}
-
-    def gather(self, inputs: Arrays, rows: Rows, buffers: Arrays) -> Mapping[str, tuple[int, ...]]:
-        """Copy the rows into the buffer; they have one size."""
-        if self.transform.has_one_size:
-            return super().gather(inputs, rows, buffers)
-        images = inputs[IMAGE][rows]
-        shape = (len(rows), *images[0].shape)
-        batch = buffers[IMAGE][: math.prod(shape)].reshape(shape)
-        for place, image in zip(batch, images, strict=True):
-            place[:] = image
-        return {IMAGE: shape}
 
     def normaliser(self, dtype: torch.dtype) -> torch.nn.Module:
         from pipeline.preprocessing.normalise import NormaliseImages

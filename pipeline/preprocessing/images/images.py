@@ -1,17 +1,9 @@
-"""Turn encoded images into model input: decode and transform those of a slice.
-
-It works row by row, so that no full-size image outlives its row.
-"""
+"""Turn encoded images into model input: decode and transform those of a slice."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
 from functools import partial
-from time import perf_counter
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,16 +11,16 @@ import pyarrow as pa
 import torch
 
 from pipeline.core.arrays import images_to_arrow, sized_to_arrow
-from pipeline.core.failures import Failure, RowError, failure_columns, failures_of
-from pipeline.core.figures.counters import Counters, StageCounters, add
+from pipeline.core.failures import failure_columns
+from pipeline.core.figures.counters import Counters
 from pipeline.core.schema import IMAGE, IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX
-from pipeline.preprocessing.images.decode import Decoded, decode_sized
+from pipeline.preprocessing.encoded_rows import Step, prepare_rows
+from pipeline.preprocessing.images.decode import decode_sized
 from pipeline.preprocessing.images.geometry import Sizes, most_made_px, shrink_factor
 from pipeline.preprocessing.images.image_checks import DecodeLimits
 from pipeline.preprocessing.images.own_transform import step_of, transform_by
 from pipeline.preprocessing.images.resizing import resize_and_crop
 from pipeline.preprocessing.images.transform import TransformSpec
-from pipeline.process.liveness import still_alive
 
 
 def preprocess(
@@ -54,14 +46,19 @@ def preprocess(
         JobError: The user's own transform cannot be made.
     """
     pixels, sizes = pixels_of(spec, rows.num_rows), Sizes(rows.num_rows)
-    failures = failures_of(rows)
-    todo = [index for index, failure in enumerate(failures) if failure is None]
-    encoded = rows.column(IMAGE)
-    shares = [
-        _Share(encoded, pixels, sizes, failures, limits, spec, _maker(spec, limits, thread))
-        for thread in range(num_threads)
-    ]
-    _work(shares, todo, counters)
+    shrink = partial(shrink_factor, spec) if spec.shrink_on_load else None
+
+    def decode(row: int, data: bytes) -> tuple[torch.Tensor, int]:
+        found = decode_sized(data, limits, shrink)
+        sizes.put(row, spec, found.size_px, found.decoded_px)
+        return found.pixels, found.pixels.numel()
+
+    def transform(thread: int) -> Step:
+        make = _maker(spec, limits, thread)
+        return lambda row, image: (None, pixels.put(row, make(image)))
+
+    transforms = [transform(thread) for thread in range(num_threads)]
+    failures = prepare_rows(rows, IMAGE, decode, transforms, counters)
     columns = {name: rows.column(name) for name in rows.column_names}
     columns.update(pixels.columns())
     columns.update(sizes.columns())
@@ -79,103 +76,21 @@ def _maker(
     return partial(transform_by, step, spec=spec, max_px=limits.max_image_px)
 
 
-def _work(shares: Sequence[_Share], todo: Sequence[int], counters: Counters) -> None:
-    """Run each share in a thread of its own, and count what they did."""
-    num_threads = len(shares)
-    started = perf_counter()
-    if num_threads == 1:
-        shares[0].work(todo)
-    else:
-        with ThreadPoolExecutor(num_threads) as pool:
-            list(pool.map(lambda n: shares[n].work(todo[n::num_threads]), range(num_threads)))
-    wall_s = perf_counter() - started
-    worked_s = sum(share.decode.busy_s + share.transform.busy_s for share in shares)
-    # Busy seconds are those of the slot, however many threads it has.
-    scale = min(1.0, wall_s / worked_s) if worked_s else 1.0
-    for share in shares:
-        for stage, did in (("decode", share.decode), ("transform", share.transform)):
-            add(counters, stage, replace(did, busy_s=did.busy_s * scale))
-
-
-@dataclass
-class _Share:
-    """The rows of a slice that one thread decodes, each into its place in `pixels`."""
-
-    encoded: pa.ChunkedArray
-    pixels: Pixels
-    sizes: Sizes
-    failures: list[Failure | None]
-    limits: DecodeLimits
-    spec: TransformSpec
-    make: Callable[[torch.Tensor], torch.Tensor]
-    decode: StageCounters = field(default_factory=StageCounters)
-    transform: StageCounters = field(default_factory=StageCounters)
-
-    def work(self, rows: Sequence[int]) -> None:
-        for row in rows:
-            still_alive()
-            data: bytes = self.encoded[row].as_py()
-            found = self._decode(row, data)
-            if found is not None:
-                self.sizes.put(row, self.spec, found.size_px, found.decoded_px)
-                self._transform(row, data, found.pixels)
-
-    def _decode(self, row: int, data: bytes) -> Decoded | None:
-        spec, started = self.spec, perf_counter()
-        shrink = partial(shrink_factor, spec) if spec.shrink_on_load else None
-        try:
-            found = decode_sized(data, self.limits, shrink)
-        except RowError as error:
-            self.failures[row] = _failure(error, "decode", data)
-            busy_s = perf_counter() - started
-            self.decode += StageCounters(1, 0, 1, len(data), 0, busy_s)
-            return None
-        busy_s = perf_counter() - started
-        self.decode += StageCounters(1, 1, 0, len(data), found.pixels.numel(), busy_s)
-        return found
-
-    def _transform(self, row: int, data: bytes, image: torch.Tensor) -> None:
-        started = perf_counter()
-        try:
-            num_bytes = self.pixels.put(row, self.make(image))
-        except RowError as error:
-            self.failures[row] = _failure(error, "transform", data)
-            busy_s = perf_counter() - started
-            self.transform += StageCounters(1, 0, 1, image.numel(), 0, busy_s)
-            return
-        busy_s = perf_counter() - started
-        self.transform += StageCounters(1, 1, 0, image.numel(), num_bytes, busy_s)
-
-
-def _failure(error: RowError, stage: str, data: bytes) -> Failure:
-    return Failure(error.reason, stage, error.message, hashlib.sha256(data).hexdigest(), len(data))
-
-
-class Pixels(Protocol):
-    """The model input of N images; rows that were never put have none."""
-
-    def put(self, row: int, image: torch.Tensor) -> int:
-        """Copy the model input of a row, uint8 (C, H, W); return its bytes."""
-        ...
-
-    def columns(self) -> dict[str, pa.Array]:
-        """Return the columns of `ImageInput.fields` that hold the images."""
-        ...
-
-
 class OneSize:
-    """Images of one size, in one buffer."""
+    """The model input of N images of one size, in one buffer; zeros for rows that were not put."""
 
     def __init__(self, num_rows: int, shape: tuple[int, int, int]) -> None:
         """Take N, and (H, W, C) of each."""
         self.images = np.zeros((num_rows, *shape), np.uint8)
 
     def put(self, row: int, image: torch.Tensor) -> int:
+        """Copy the model input of a row, uint8 (C, H, W); return its bytes."""
         place: npt.NDArray[np.uint8] = self.images[row]
         np.copyto(place, image.permute(1, 2, 0).numpy())
         return place.nbytes
 
     def columns(self) -> dict[str, pa.Array]:
+        """Return the columns of `ImageInput.fields` that hold the images."""
         return {IMAGE: images_to_arrow(self.images)}
 
 
