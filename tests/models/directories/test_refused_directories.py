@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import resource
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -86,6 +87,7 @@ def test_other_formats_are_refused_by_name(name, said, has_config, copy):
         (("sentencepiece.bpe.model", "vocab.json"), "none for M2M100Tokenizer of transformers"),
         (("tekken.json",), "Mistral's own tekken.json, which is not read"),
         (("vocab.txt",), "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"),
+        ((), "neither tokenizer.json"),
     ],
 )
 def test_what_becomes_of_a_tokenizer_without_its_file_is_said(names, said, copy):
@@ -102,11 +104,6 @@ def test_a_special_token_without_its_text_would_shift_the_words_of_all_texts(cop
     tokenizer["post_processor"]["special_tokens"]["[SEP]"]["tokens"] = []
     (path / "tokenizer.json").write_text(json.dumps(tokenizer))
     assert "gives the special token [SEP] 1 ids and 0 tokens, expected as many" in refusal(path)
-
-
-def test_a_file_of_gguf_is_told_as_such(tmp_path):
-    (tmp_path / "model-q4.gguf").write_bytes(b"GGUF")
-    assert "model-q4.gguf is GGUF, which is not read" in refusal(tmp_path / "model-q4.gguf")
 
 
 @pytest.mark.parametrize("kind", ["sequence", "sentence", "timm"])
@@ -131,9 +128,8 @@ def test_what_is_no_directory_of_a_model_says_what_it_has(tmp_path, copy):
     assert "2_Dense: pytorch_model.bin is a pickle" in refusal(path).replace("2_Dense/", "2_Dense")
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
+CONFIGS: Mapping[str, list[tuple[dict[str, Any], str]]] = {
+    "sequence": [
         ({"model_type": "no-such"}, 'model_type is "no-such", which the installed transformers'),
         ({"model_type": "no-such", "transformers_version": "9.9.1"}, 'made with "9.9.1"'),
         ({"model_type": None}, "model_type is null"),
@@ -156,11 +152,63 @@ def test_what_is_no_directory_of_a_model_says_what_it_has(tmp_path, copy):
         ({"num_hidden_layers": 3}, "tensors 16 missing (bert.encoder.layer.2"),
         ({"num_hidden_layers": 1}, "16 unexpected (bert.encoder.layer.1"),
         ({"intermediate_size": 65}, "of another shape (bert.encoder.layer.0.intermediate"),
+        ({"sbert_ce_default_activation_function": "os.system"}, "activation_fn is os.system"),
+        ({"sentence_transformers": {"activation_fn": "torch.load"}}, "activation_fn is torch.load"),
     ],
-)
-def test_a_config_that_cannot_be_is_refused_without_its_memory(changes, said, copy):
-    path = copy()
-    change_json(path / "config.json", **changes)
+    "timm": [
+        ({"architecture": "hf-hub:someone/model"}, "which the installed timm"),
+        ({"architecture": "local-dir:/tmp"}, "which the installed timm"),
+        ({"architecture": 3}, "architecture is a number"),
+        ({"model_args": {"checkpoint_path": "w.pth"}}, "model_args has checkpoint_path"),
+        ({"model_args": {"pretrained_cfg": {}}}, "model_args has pretrained_cfg"),
+        ({"model_args": {"no_such": 3}}, "builds no resnet10t"),
+        ({"model_args": {"in_chans": 4}}, "in_chans is 4; an image has 3, or 1 of gray"),
+        ({"model_args": {"stem_width": 100_000}}, "numbers, the safetensors hold"),
+        ({"num_classes": 3}, "the weights are for 2 outputs and the model is built for 3"),
+        ({"label_names": ["a"]}, "label_names must be 2 texts"),
+    ],
+}
+"""Kind of directory -> changes of its config.json, and what is said."""
+_OLD = "sentence_transformers.models"
+SETTINGS: list[tuple[str, dict[Any, Any], str]] = [
+    ("1_Pooling/config.json", {"pooling_mode": "median"}, 'pooling_mode is "median"'),
+    ("2_Dense/config.json", {"in_features": 31}, "in_features is 31, and what comes before"),
+    ("2_Dense/config.json", {"out_features": None}, "out_features must be given"),
+    ("2_Dense/config.json", {"use_residual": True}, "use_residual is not read"),
+    ("2_Dense/config.json", {"module_input_name": "token_embeddings"}, "expected sentence_emb"),
+    (
+        "sentence_bert_config.json",
+        {"modality_config": {"text": {"method": "get_text_features"}}},
+        'method of texts is "get_text_features", expected forward',
+    ),
+    ("modules.json", {0: {"type": f"{_OLD}.CLIPModel"}}, "names the class"),
+    ("modules.json", {1: {"path": 3}}, "path 3 is no folder of the directory"),
+    ("modules.json", {1: {"path": "elsewhere"}}, "elsewhere/config.json is missing"),
+    (
+        "modules.json",
+        {1: {"type": "sentence_transformers.models.Normalize"}},
+        "Pooling must follow",
+    ),
+    (
+        "modules.json",
+        {1: {"type": "sentence_transformers.models.Transformer"}},
+        "the first module, and no other",
+    ),
+]
+"""File of a directory of sentence-transformers -> its changes, and what is said."""
+REFUSED = [
+    *((kind, "config.json", *row) for kind, rows in CONFIGS.items() for row in rows),
+    *(("sentence", *row) for row in SETTINGS),
+]
+
+
+@pytest.mark.parametrize(("kind", "file", "changes", "said"), REFUSED)
+def test_a_document_that_cannot_be_is_refused_without_its_memory(kind, file, changes, said, copy):
+    path = copy(kind)
+    document = json.loads((path / file).read_text()) if (path / file).exists() else {}
+    for key, value in changes.items():
+        document[key] = {**document[key], **value} if isinstance(document, list) else value
+    write_json(path / file, document)
     before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert said in refusal(path)
     grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib
@@ -195,97 +243,12 @@ def test_a_head_that_is_not_in_the_files_is_not_made_up(copy):
     assert "missing (bert.pooler" in refusal(path) or "missing (classifier" in refusal(path)
 
 
-def test_a_vocabulary_without_tokenizer_json_says_how_to_make_one(copy):
-    path = copy()
-    (path / "tokenizer.json").rename(path / "vocab.txt")
-    said = refusal(path)
-    assert "has vocab.txt and no tokenizer.json; make one with the library" in said
-    assert "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)" in said
-    (path / "vocab.txt").unlink()
-    assert "neither tokenizer.json" in refusal(path)
-
-
-@pytest.mark.parametrize(
-    ("index", "changes", "said"),
-    [
-        (0, {"type": "sentence_transformers.models.CLIPModel"}, "names the class"),
-        (1, {"path": 3}, "path 3 is no folder of the directory"),
-        (1, {"path": "elsewhere"}, "elsewhere/config.json is missing"),
-        (1, {"type": "sentence_transformers.models.Normalize"}, "Pooling must follow"),
-        (1, {"type": "sentence_transformers.models.Transformer"}, "the first module, and no other"),
-    ],
-)
-def test_modules_that_cannot_be_are_refused(index, changes, said, copy):
-    path = copy("sentence")
-    modules = json.loads((path / "modules.json").read_text())
-    modules[index] |= changes
-    write_json(path / "modules.json", modules)
-    assert said in refusal(path)
-
-
-@pytest.mark.parametrize(
-    ("file", "changes", "said"),
-    [
-        ("1_Pooling/config.json", {"pooling_mode": "median"}, 'pooling_mode is "median"'),
-        ("2_Dense/config.json", {"in_features": 31}, "in_features is 31, and what comes before"),
-        ("2_Dense/config.json", {"out_features": None}, "out_features must be given"),
-        ("2_Dense/config.json", {"use_residual": True}, "use_residual is not read"),
-        ("2_Dense/config.json", {"module_input_name": "token_embeddings"}, "expected sentence_emb"),
-    ],
-)
-def test_settings_of_modules_that_cannot_be_are_refused(file, changes, said, copy):
-    path = copy("sentence")
-    change_json(path / file, **changes)
-    assert said in refusal(path)
-
-
-def test_another_output_of_the_transformer_is_refused(copy):
-    path = copy("sentence")
-    mode = {"text": {"method": "get_text_features", "method_output_name": "pooler_output"}}
-    write_json(path / "sentence_bert_config.json", {"modality_config": mode})
-    assert 'method of texts is "get_text_features", expected forward' in refusal(path)
-
-
 def test_a_dense_layer_must_fit(copy):
     path = copy("sentence")
     facts = read_facts(path)
     save_file({"linear.weight": torch.zeros(8, 32)}, path / "2_Dense" / WEIGHTS)
     with pytest.raises(JobError, match=r"1 of 2 tensors missing \(linear\.bias\)"):
         build_module(path, facts, TaskSpec("embed"), {})
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"sbert_ce_default_activation_function": "os.system"}, "activation_fn is os.system"),
-        ({"sentence_transformers": {"activation_fn": "torch.load"}}, "activation_fn is torch.load"),
-    ],
-)
-def test_an_activation_by_name_is_never_imported(changes, said, copy):
-    path = copy()
-    change_json(path / "config.json", **changes)
-    assert said in refusal(path)
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"architecture": "hf-hub:someone/model"}, "which the installed timm"),
-        ({"architecture": "local-dir:/tmp"}, "which the installed timm"),
-        ({"architecture": 3}, "architecture is a number"),
-        ({"model_args": {"checkpoint_path": "w.pth"}}, "model_args has checkpoint_path"),
-        ({"model_args": {"pretrained_cfg": {}}}, "model_args has pretrained_cfg"),
-        ({"model_args": {"no_such": 3}}, "builds no resnet10t"),
-        ({"model_args": {"in_chans": 4}}, "in_chans is 4; an image has 3, or 1 of gray"),
-        ({"model_args": {"stem_width": 100_000}}, "numbers, the safetensors hold"),
-        ({"num_classes": 3}, "the weights are for 2 outputs and the model is built for 3"),
-        ({"label_names": ["a"]}, "label_names must be 2 texts"),
-    ],
-)
-def test_a_timm_config_that_cannot_be_is_refused(changes, said, copy):
-    path = copy("timm")
-    change_json(path / "config.json", **changes)
-    assert said in refusal(path)
 
 
 def test_a_task_that_the_outputs_do_not_serve_is_refused(folders):

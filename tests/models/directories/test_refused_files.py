@@ -55,6 +55,7 @@ def test_a_pickle_names_the_export_to_onnx(tmp_path: Path, name: str):
         ("w.safetensors", b"", "name the folder that has config.json"),
         ("w.pth", b"\x80\x02}q\x00.", "model.factory with model.weights"),
         ("config.json", b"{}", "expected the directory of a model, or an .onnx file"),
+        ("model-q4.gguf", b"GGUF", "GGUF, which is not read"),
         ("notes.txt", b"tree", "expected the directory of a model, or an .onnx file"),
     ],
 )

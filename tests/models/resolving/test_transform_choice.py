@@ -30,6 +30,8 @@ def chosen(default: TransformSpec | None = OWN, **fields: Any) -> TransformSpec:
         ({"size_px": [112, 56]}, TransformSpec((112, 56), 128, "bicubic", **HALF)),
         ({"size_px": [96, 96]}, TransformSpec(96, 110, "bicubic", **HALF)),
         ({"resize": "stretch"}, SQUASHED),
+        ({"interpolation": "bilinear"}, TransformSpec(224, 256, "bilinear", **HALF)),
+        ({"size_px": 9, "resize_px": 10}, TransformSpec(9, 10, "bicubic", **HALF)),
         ({"resize": "shortest"}, OWN),
         (
             {"resize": "pad", "pad_value": 114},
@@ -62,6 +64,7 @@ def test_a_model_that_stretches_does_so_at_other_sizes():
         (None, {"resize": "none"}, "give mean, std$"),
         (OWN, {"channels": "gray"}, "m brings no transform; give mean, std$"),
         (OWN, {"mean": [0.5], "std": [0.5]}, "must have 3 values each"),
+        (None, {}, "give size_px, resize_px, interpolation, mean, std$"),
         (OWN, {"size_px": [300, 200], "resize_px": 256}, r"at least size_px \(\[300, 200\]\)"),
     ],
 )
@@ -99,6 +102,7 @@ def test_sizes_that_no_image_may_decode_to_are_refused(fields: dict):
         ({"size_px": [1, 2, 3]}, r"a whole number above 0, or two: \[height, width\]"),
         ({"resize_px": [True, 3]}, r"a whole number above 0, or two"),
         ({"pad_value": -1}, "from 0 to 255"),
+        ({"std": [0.5, 0.0, 0.5]}, "above 0"),
         ({"pad_value": [0, 300, 0]}, "from 0 to 255"),
     ],
 )

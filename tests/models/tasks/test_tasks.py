@@ -103,15 +103,6 @@ def test_multilabel_gives_the_labels_from_min_score_on_best_first():
     assert [entry["label"] for entry in columns_of(strict, logits)["labels"][0]] == ["b"]
 
 
-def test_labels_agree_where_no_score_is_near_min_score():
-    task = make_task(TaskSpec("multilabel", labels=("a", "b"), min_score=0.5))
-    reference = {"score": np.array([[0.52, 0.1], [0.9, 0.1], [0.9, 0.1], [0.2, 0.1], [0.9, 0.9]])}
-    found = {"score": np.array([[0.48, 0.4], [0.9, 0.6], [0.8, 0.1], [0.4, 0.3], [0.9, np.nan]])}
-    agreement = task.compare(reference, found, AgreementLimits(0.05, 1.0, 0.0))
-    assert agreement.agrees.tolist() == [True, False, False, True, False]
-    assert np.isnan(agreement.worst)
-
-
 def test_golden_labels_may_be_texts_alone():
     task = make_task(TaskSpec("multilabel", labels=("a", "b", "c"), min_score=0.5))
     expected = task.parse_golden(pa.table({"labels": [["a"], ["b", "a"], ["a", "z"], []]}))
@@ -134,14 +125,6 @@ def labelled(rows: list[dict[str, float]]) -> pa.Table:
     """Published rows of task multilabel, each label -> score."""
     entries = [[{"label": label, "score": score} for label, score in row.items()] for row in rows]
     return pa.table({"labels": entries})
-
-
-def test_published_labels_agree_if_their_scores_do():
-    task = make_task(TaskSpec("multilabel", labels=("a", "b"), min_score=0.5))
-    limits = AgreementLimits(0.05, 1.0, 0.0)
-    found = labelled([{"a": 0.91, "b": 0.52}, {"a": 0.8}, {"a": 0.9, "b": 0.7}])
-    said = task.differences(labelled([{"a": 0.9}] * 3), found, limits)
-    assert [bool(each) for each in said] == [False, True, True]
 
 
 def classified(*tops: dict[str, float], **first: Any) -> pa.Table:
@@ -405,33 +388,19 @@ def test_a_postprocess_that_raises_is_an_error_of_the_job_with_its_place(
 @pytest.mark.parametrize(
     ("factory", "words"),
     [
-        (
-            "models:wants_outputs",
-            "missing a required argument: 'outputs', with those of model.postprocess",
-        ),
-        ("models:raises", "failed: OSError: no licence (models.py line "),
-        ("models:no_schema", "it returned a function"),
-        ("models:LABELS", None),
+        ("wants_outputs", "missing a required argument: 'outputs', with those of model.postproc"),
+        ("raises", "failed: OSError: no licence (models.py line "),
+        ("no_schema", "must return an object with .schema (pyarrow) and __call__(outputs); see "
+         "jobs/README.md, Postprocess; it returned a function"),
+        ("LABELS", "has no callable LABELS"),
     ],
-)
-def test_a_postprocess_that_breaks_its_contract_is_told_the_contract(
-    factory: str, words: str | None
-):
+)  # fmt: skip
+def test_a_postprocess_that_breaks_its_contract_is_told_the_contract(factory: str, words: str):
     with pytest.raises(JobError) as caught:
-        load_postprocess(factory, {})
-    contract = (
-        f"model.postprocess = {factory!r}: is called with model.postprocess_args and must return "
-        "an object with .schema (pyarrow) and __call__(outputs); see jobs/README.md, Postprocess"
-    )
-    if words is None:
-        assert "has no callable LABELS" in str(caught.value)
-    elif words.startswith("needs "):
-        assert str(caught.value).endswith(f"; it takes outputs; {contract}")
-        assert words in str(caught.value)
-    elif words.startswith("it "):
-        assert str(caught.value) == f"{contract}; {words}"
-    else:
-        assert words in str(caught.value)
+        load_postprocess(f"models:{factory}", {})
+    assert "model.postprocess" in str(caught.value)
+    assert f"models:{factory}" in str(caught.value)
+    assert words in str(caught.value)
 
 
 @pytest.mark.parametrize(
