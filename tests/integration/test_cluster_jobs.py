@@ -196,26 +196,6 @@ def test_two_submissions_at_the_same_moment_are_one_job_through_a_bad_proxy(
     assert {rule.action for rule in rules} <= {action for _, _, action in proxy.requests}
 
 
-@pytest.mark.parametrize("action", [CLOSE, DROP])
-def test_no_line_of_a_log_is_lost_or_shown_twice(action: str, trusted: RayHead, tmp_path: Path):
-    goes_on = tmp_path / "goes_on"
-    shell = "for i in $(seq 0 59); do echo line $i; done; "
-    shell += f"while [ ! -e {goes_on} ]; do sleep 0.1; done; echo line 60; exit 3"
-    job_id = start_line(trusted, shell, f"count-{action}")
-    rules = [Rule(f"{action}:{num}", method="GET", path="/logs/tail") for num in (1, 2, 1, 3)]
-    seen: list[str] = []
-    with FaultProxy(trusted.url, *rules) as proxy:
-        last = rules[-1].action
-        proxy.on_fault = lambda taken: goes_on.touch() if taken == last else None
-        done = attach_to(connect_job_api(proxy.url), job_id, seen.append)
-    lines = [line for line in "".join(seen).splitlines() if line.startswith("line ")]
-    assert lines == [f"line {number}" for number in range(61)]
-    assert done.exit_code == 3
-    assert [taken for _, _, taken in proxy.requests if taken.startswith(action)] == [
-        rule.action for rule in rules
-    ]
-
-
 def test_who_follows_a_job_may_be_killed_or_leave_and_come_back(
     ray_head: RayHead, trusted: RayHead, photos: Path, tmp_path: Path
 ):

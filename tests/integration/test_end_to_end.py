@@ -10,7 +10,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -320,21 +319,6 @@ def test_the_same_run_again_loads_no_model_and_changes_nothing(
     assert checksums(tmp_path / "out" / "predictions") == before
 
 
-@pytest.mark.slow  # test_lease and test_protocol_model let several claim one partition
-@pytest.mark.one_ray
-def test_of_two_runs_started_together_one_publishes_and_one_exits_4(tmp_path: Path) -> None:
-    build_images(tmp_path / "images", 60, seed=7, num_bad=2)
-    source = {"uri": str(tmp_path / "images"), "format": "images"}
-    job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"))
-    both = [start("run", job, "--date", DATE) for _ in range(2)]
-    outputs = [process.communicate(timeout=240) for process in both]
-    assert sorted(process.returncode for process in both) == [0, 4], outputs
-    loser = next(o for o, p in zip(outputs, both, strict=True) if p.returncode == 4)
-    assert "holds it" in loser[1] or "same moment" in loser[1]
-    assert read_predictions(str(tmp_path / "out"), PARTITION).num_rows == 58
-    assert pipeline("verify", str(tmp_path / "out")).code == 0
-
-
 @pytest.mark.no_ray
 def test_rows_that_the_model_cannot_take_cost_only_themselves(tmp_path: Path) -> None:
     from PIL import Image
@@ -475,29 +459,3 @@ def test_sigterm_keeps_what_is_done_and_exits_6(tmp_path: Path) -> None:
     again = pipeline("run", case.job(), "--date", DATE, "--json")
     assert again.code == 0, again.stderr
     assert again.json["rows"]["resumed"] > 0
-
-
-@pytest.mark.slow
-@pytest.mark.no_ray
-def test_many_slices_make_exactly_as_many_staged_objects(tmp_path: Path) -> None:
-    rng = np.random.default_rng(1)
-    (tmp_path / "in").mkdir()
-    from torchvision.io import encode_png
-
-    images = [
-        encode_png(torch.from_numpy(rng.integers(0, 255, (3, 8, 8), np.uint8))).numpy().tobytes()
-        for _ in range(50)
-    ]
-    table = pa.table({"image": [images[i % 50] for i in range(3000)]})
-    pq.write_table(table, tmp_path / "in" / "tiny.parquet")
-    source = {"uri": str(tmp_path / "in"), "format": "parquet"}
-    job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"), run={"slice_rows": 64})
-    result = pipeline("run", job, "--date", DATE, "--json")
-    assert result.code == 0, result.stderr
-    manifest = current_manifest(Store(str(tmp_path / "out")), Layout(PARTITION))
-    assert manifest is not None
-    folder = Layout(PARTITION).staging(manifest.fingerprint)
-    staged = list_staged(Store(str(tmp_path / "out")), folder)
-    assert len(staged) == result.json["slices"]["total"] == -(-3000 // 64)
-    ids = read_predictions(str(tmp_path / "out"), PARTITION)["row_id"].to_pylist()
-    assert ids == [f"tiny.parquet#{i}" for i in range(3000)]
