@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from pipeline.commit.layout import Layout
@@ -22,9 +23,9 @@ from pipeline.models.tasks.scores import scores_told
 from pipeline.operations.jobs import Date, JobLike, load_job, run_options
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import done_slices
-from pipeline.report.history import Recipe, find_past_run
+from pipeline.report.history import find_past_run, is_basis
 from pipeline.report.recording.carried_rows import carried_section, first_shards, plan_facts
-from pipeline.report.sections import Carried
+from pipeline.report.sections import Carried, ModelSection
 from pipeline.report.showing.printed import Found
 from pipeline.report.speed.estimate import estimate
 from pipeline.runs.carried.finding import Reuse, find_reuse
@@ -175,7 +176,7 @@ def _estimate(
     model, way = as_tried(model, choice.way), choice.way
     # `auto` and `pipeline tune` choose what the job leaves out.
     asked = job.model if needs_tuning(model) or way.batch_size or way.batch_tokens else plan
-    wanted = Recipe(
+    wanted = ModelSection(
         name=model.name,
         weights_sha256=model.weights_sha256,
         runtime=model.runtime,
@@ -184,8 +185,8 @@ def _estimate(
         batch_tokens=asked.batch_tokens or None,
     )
     name = Layout(job.sink.partition).name
-    past = find_past_run(store, name, wanted.fits)
-    past = past or find_past_run(store, name, wanted.fits_unfinished)
+    past = find_past_run(store, name, partial(is_basis, wanted))
+    past = past or find_past_run(store, name, partial(is_basis, wanted, is_finished=False))
     price, is_published = job.run.price_of(()), step["a_run_would"] == _NOTHING
     if price is None and past is not None and job.run.price_per_node_hour:
         price = past.price_per_node_hour  # of nodes as that run had them

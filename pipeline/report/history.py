@@ -9,7 +9,6 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -20,6 +19,7 @@ from pipeline.commit.published.read import locate
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.job.model import AUTO
 from pipeline.report.document import REPORT_VERSION, Report
+from pipeline.report.sections import ModelSection
 from pipeline.report.speed.performance import SlowerStage
 from pipeline.storage.store import Store
 
@@ -31,59 +31,29 @@ SLOWER_PCT = 20.0
 MIN_BUSY_S = 1.0
 """Of less work than this, a fifth is noise."""
 _ENDED = (("published", 0), ("refused", 3))
+_MAY_BE_OPEN = ("runtime", "precision", "batch_size", "batch_tokens")
 _NEWEST_PARTITIONS = 16
 _NEWEST_RUNS = 16
 """In all; also the most of one partition."""
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """What makes two runs do the same work for a row."""
+def is_basis(wanted: ModelSection, report: Report, *, is_finished: bool = True) -> bool:
+    """Tell whether a run did the same work for a row, and for so many that its speed counts.
 
-    name: str | None
-    weights_sha256: str | None
-    runtime: str | None
-    """`auto`: any."""
-    precision: str | None
-    """`auto`: any."""
-    batch_size: int | None
-    """None: any."""
-    batch_tokens: int | None = None
-    """None: any, or rows have no tokens."""
-
-    @classmethod
-    def of(cls, report: Report) -> Recipe:
-        """Return what a run used."""
-        model = report.model
-        return cls(
-            name=model.name,
-            weights_sha256=model.weights_sha256,
-            runtime=model.runtime,
-            precision=model.precision,
-            batch_size=model.batch_size,
-            batch_tokens=model.batch_tokens,
-        )
-
-    def fits(self, report: Report) -> bool:
-        """Tell whether a run did what this asks for, and ended so that its speed counts."""
-        return (report.status, report.exit_code) in _ENDED and self.fits_unfinished(report)
-
-    def fits_unfinished(self, report: Report) -> bool:
-        """Tell whether a run did what this asks for, for enough rows, however it ended."""
-        if (
-            report.status == "nothing_to_do"
-            or (report.rows.computed or 0) < MIN_ROWS
-            or not report.rows_per_s
-        ):
-            return False
-        used = Recipe.of(report)
-        return (
-            (self.name, self.weights_sha256) == (used.name, used.weights_sha256)
-            and self.runtime in (AUTO, used.runtime)
-            and self.precision in (AUTO, used.precision)
-            and self.batch_size in (None, used.batch_size)
-            and self.batch_tokens in (None, used.batch_tokens)
-        )
+    Args:
+        wanted: Model and batches; `auto` or None for runtime, precision or batches is any.
+        report: Of the run.
+        is_finished: It is to have ended by itself, not by a failure or a stop.
+    """
+    if is_finished and (report.status, report.exit_code) not in _ENDED:
+        return False
+    has_few = (report.rows.computed or 0) < MIN_ROWS or not report.rows_per_s
+    if has_few or report.status == "nothing_to_do":
+        return False
+    used = report.model
+    return (wanted.name, wanted.weights_sha256) == (used.name, used.weights_sha256) and all(
+        getattr(wanted, name) in (None, AUTO, getattr(used, name)) for name in _MAY_BE_OPEN
+    )
 
 
 def find_past_run(
@@ -162,10 +132,10 @@ def compare_with_before(past: Iterable[Report], report: Report) -> Report:
     Args:
         past: Reports of earlier runs, the newest first.
     """
-    recipe, had = Recipe.of(report), (report.hardware, report.decode_in)
-    if not recipe.fits(report):
+    had = (report.hardware, report.decode_in)
+    if not is_basis(report.model, report):
         return report
-    alike = (each for each in past if recipe.fits(each))
+    alike = (each for each in past if is_basis(report.model, each))
     previous = next((each for each in alike if (each.hardware, each.decode_in) == had), None)
     if previous is None:
         return report
