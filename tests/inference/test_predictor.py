@@ -282,11 +282,6 @@ def test_a_wrong_output_fails_every_row_and_names_both_shapes(factory: str, word
     assert counters["predict"]["rows_quarantined"] == 6
 
 
-def test_half_precision_needs_a_gpu():
-    with pytest.raises(JobError, match=r"fp16 needs a GPU"):
-        predictor("models:colours", precision="fp16")
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_gpu_that_is_not_there_is_named():
     with pytest.raises(JobError, match=r"resources\.num_gpus = 1: .*sees no CUDA device"):

@@ -1,4 +1,4 @@
-"""Every runtime follows the protocol."""
+"""Every runtime follows the protocol, and agrees with eager fp32 or says why it cannot run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import models
 import numpy as np
@@ -16,6 +17,7 @@ from support.models.tiny_tokenizer import text_settings
 from support.runs.checkout import PYTHONPATH
 from support.runs.predicting import Convolved, images, predict, predictor, rows_of
 from support.runs.selection import quick_cases
+from torch.utils import _pytree as pytree
 
 from pipeline.core.cache.node_cache import key_of
 from pipeline.core.errors import JobError
@@ -23,8 +25,11 @@ from pipeline.core.registry import RUNTIMES, names
 from pipeline.inference.runtimes import all_runtimes, runtime_of, runtime_versions
 from pipeline.inference.runtimes.base import Runner, missing_reason
 from pipeline.inference.runtimes.inference_module import InferenceModule
-from pipeline.inference.runtimes.opening import make_runner
+from pipeline.inference.runtimes.int8 import INT8
+from pipeline.inference.runtimes.mnn import PUBLIC_CONVERTER, convert
+from pipeline.inference.runtimes.opening import dtype_of, make_runner
 from pipeline.job.model import AUTO
+from pipeline.models.agreement import AgreementLimits
 from pipeline.preprocessing.images.image_input import ImageInput
 from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.model_input import BatchLimits
@@ -38,10 +43,17 @@ SEEDED = torch.Generator().manual_seed(2)
 KNOWN = {"fp32", "tf32", "bf16", "fp16", "int8"}
 SIZE_PX, BATCH = models.SIZE_PX, 4
 TRANSFORM = TransformSpec(SIZE_PX, SIZE_PX, "bilinear", (0.4, 0.45, 0.5), (0.2, 0.25, 0.3))
+EXAMPLE = {"image": torch.zeros((BATCH, SIZE_PX, SIZE_PX, 3), dtype=torch.uint8)}
+ON_CPU = [
+    (runtime.name, precision)
+    for runtime in all_runtimes()
+    for precision, devices in runtime.precisions.items()
+    if "cpu" in devices and precision != INT8  # which needs rows: test_int8
+]
 
 
-def require(name: str) -> None:
-    if reason := missing_reason(runtime_of(name), "fp32", is_on_gpu=False):
+def require(name: str, precision: str = "fp32") -> None:
+    if reason := missing_reason(runtime_of(name), precision, is_on_gpu=False):
         pytest.skip(reason)
 
 
@@ -54,7 +66,10 @@ GONE = """
 import gc, signal, sys, threading
 import torch
 from pipeline.inference.runtimes.inference_module import InferenceModule
-from pipeline.inference.runtimes.opening import make_runner
+from pipeline.inference.runtimes.int8 import INT8
+from pipeline.inference.runtimes.mnn import PUBLIC_CONVERTER, convert
+from pipeline.inference.runtimes.opening import dtype_of, make_runner
+from pipeline.models.agreement import AgreementLimits
 from pipeline.preprocessing.images.image_input import ImageInput
 from pipeline.preprocessing.images.transform import TransformSpec
 from support.runs.predicting import Convolved
@@ -92,19 +107,53 @@ def test_the_reference_is_tried_first_and_no_two_at_once():
     assert len(set(orders)) == len(orders)
 
 
-@ALL
-def test_outputs_and_their_structure_are_those_of_eager_fp32(name: str):
-    require(name)
-    batch = {"image": torch.from_numpy(np.ascontiguousarray(images(BATCH, seed=3)))}
-    for module in (Convolved(), models.Channels()):
-        inner = InferenceModule(module.eval(), ImageInput(TRANSFORM), torch.float32)
-        example = {"image": torch.zeros((BATCH, SIZE_PX, SIZE_PX, 3), dtype=torch.uint8)}
-        with torch.inference_mode():
-            expected = inner.run(batch)
-            runner = make_runner(name, "fp32", lambda inner=inner: inner, example, num_threads=1)
-            found = runner.run(batch)
-        assert runner.is_static == runtime_of(name).is_static
+def runner_of(
+    module: torch.nn.Module, runtime: str, precision: str = "fp32", layer: str | None = None
+) -> Runner:
+    require(runtime, precision)
+    dtype = dtype_of(runtime, precision)
+    whole = InferenceModule(module.to(dtype).eval(), ImageInput(TRANSFORM), dtype, layer)
+    return make_runner(runtime, precision, lambda: whole, EXAMPLE, num_threads=1)
+
+
+def batch() -> dict[str, torch.Tensor]:
+    return {"image": torch.from_numpy(np.ascontiguousarray(images(BATCH, seed=3)))}
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"), quick_cases(ON_CPU, lambda name, precision: name != "compile")
+)
+@pytest.mark.parametrize(
+    ("made", "layer"), [(Convolved, None), (models.Channels, None), (Convolved, "net.3")]
+)
+def test_outputs_and_their_structure_are_those_of_eager_fp32(
+    made: type[torch.nn.Module], layer: str | None, name: str, precision: str
+):
+    runner = runner_of(made(), name, precision, layer)
+    with torch.inference_mode():
+        expected = runner_of(made(), "eager", layer=layer).run(batch())
+        found = pytree.tree_map(torch.Tensor.float, runner.run(batch()))
+    assert runner.is_static == runtime_of(name).is_static
+    if precision == "fp32":
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    for one, other in zip(pytree.tree_leaves(found), pytree.tree_leaves(expected), strict=True):
+        assert one.shape == other.shape
+        assert (one - other).abs().max() <= 0.03 * other.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "words"),
+    [
+        ("onnxruntime", "bf16", "onnxruntime runs fp32, int8, not bf16"),
+        ("openvino", "fp16", "openvino runs fp32, bf16, int8, not fp16"),
+        ("mnn", "bf16", "mnn runs fp32, not bf16"),
+        ("eager", "fp16", "fp16 needs a GPU"),
+        ("compile", "tf32", "tf32 needs a GPU"),
+    ],
+)
+def test_what_cannot_be_is_said_with_its_reason(name: str, precision: str, words: str):
+    with pytest.raises(JobError, match=words):
+        predictor("models:colours", runtime=name, precision=precision)
 
 
 @pytest.mark.parametrize(
@@ -191,3 +240,43 @@ def test_listing_runtimes_imports_no_library_that_runs_models():
     env = {"PYTHONPATH": PYTHONPATH}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert (done.stdout.strip(), done.returncode) == ("set()", 0), done.stderr
+
+
+@pytest.mark.slow
+def test_the_public_converter_of_mnn_writes_the_same_as_the_private_one(tmp_path: Path):
+    require("mnn")
+    program = torch.onnx.export(torch.nn.Linear(4, 3).eval(), (torch.zeros(2, 4),), dynamo=True)
+    assert program is not None
+    program.save(tmp_path / "model.onnx")
+    convert(tmp_path / "model.onnx", tmp_path / "private.mnn")
+    convert(tmp_path / "model.onnx", tmp_path / "public.mnn", PUBLIC_CONVERTER)
+    assert (tmp_path / "public.mnn").stat().st_size == (tmp_path / "private.mnn").stat().st_size
+
+
+def test_what_mnn_cannot_convert_is_said_in_one_line(tmp_path: Path):
+    require("mnn")
+    (tmp_path / "model.onnx").write_bytes(b"no model")
+    with pytest.raises(RuntimeError, match=r"^its converter ended with .+: .+$"):
+        convert(tmp_path / "model.onnx", tmp_path / "model.mnn")
+    assert not (tmp_path / "model.mnn").exists()
+
+
+def test_no_float_model_runs_under_the_name_of_int8():
+    whole = InferenceModule(Convolved().eval(), ImageInput(TRANSFORM), torch.float32)
+    with pytest.raises(JobError, match="no calibrated model"):
+        make_runner("onnxruntime", "int8", lambda: whole, EXAMPLE, num_threads=1)
+
+
+def test_a_few_rows_are_compared_with_eager_fp32_once():
+    rows = rows_of(images(40))
+    strict = AgreementLimits(max_score_diff=0.0, min_cosine=1.0, max_relative_error=0.0)
+    lax = AgreementLimits(max_score_diff=0.5, min_cosine=0.0, max_relative_error=1.0)
+    counted: dict[str, Any] = {}
+    for name, limits in (("strict", strict), ("lax", lax)):
+        model = predictor("support.runs.predicting:convolved", precision="bf16", limits=limits)
+        _, first = predict(model, rows)
+        _, second = predict(model, rows)
+        assert "reference_check" not in second
+        counted[name] = first["reference_check"]
+    assert counted["lax"]["rows_in"] == counted["lax"]["rows_out"] == 16
+    assert counted["strict"]["rows_out"] < counted["strict"]["rows_in"] == 16
