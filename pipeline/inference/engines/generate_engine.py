@@ -30,14 +30,14 @@ from pipeline.core.schema import (
 )
 from pipeline.inference.devices.accelerator import PAUSES_S
 from pipeline.inference.devices.device_model import DeviceModel
-from pipeline.inference.engines.greedy import LENGTH, Outputs, Writing, is_repeating, text_of
 from pipeline.inference.engines.model_engine import ModelEngine, Predicted, Slice
-from pipeline.inference.engines.rules import Row
-from pipeline.inference.engines.teacher import num_agreed
 from pipeline.inference.exact import alone
 from pipeline.inference.slice_progress import add_rows
 from pipeline.inference.slices.first_rows import SystematicFailureDetector
 from pipeline.inference.slices.slice_run import STAGE, failure_of, not_finite
+from pipeline.inference.writing.greedy import LENGTH, Outputs, Writing, is_repeating, text_of
+from pipeline.inference.writing.rules import Row
+from pipeline.inference.writing.teacher import num_agreed
 from pipeline.models.directories.text.writing.decoding import Decoding
 from pipeline.models.generation import QUARANTINE
 from pipeline.models.spec import PredictorConfig

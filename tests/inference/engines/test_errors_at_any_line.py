@@ -21,15 +21,9 @@ from support.models.choosing import choosing, prepared
 from support.models.generating import make_writer, writing
 
 from pipeline.inference import slice_results
-from pipeline.inference.engines import (
-    generate_engine,
-    greedy,
-    model_engine,
-    open_engine,
-    rules,
-    torch_engine,
-)
+from pipeline.inference.engines import generate_engine, model_engine, open_engine, torch_engine
 from pipeline.inference.slices import slice_run
+from pipeline.inference.writing import greedy, rules
 from pipeline.models.directories.text import choices
 from pipeline.models.directories.text.writing import batch, causal
 from pipeline.models.records import grammar

@@ -28,7 +28,7 @@ from support.models.record_schemas import REVIEW, SCHEMAS
 
 from pipeline.core.errors import JobError
 from pipeline.inference.engines.generate_engine import GenerateEngine
-from pipeline.inference.engines.greedy import Outputs
+from pipeline.inference.writing.greedy import Outputs
 from pipeline.models.records.grammar import Grammar
 from pipeline.models.records.subset import canonical
 from pipeline.models.spec import ModelSpec, PredictorConfig
@@ -101,7 +101,7 @@ def test_each_row_has_a_record_or_a_reason(family: str, rules: dict[str, Any], t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", [*SPEECH, "trocr", "blip", "git"])
+@pytest.mark.parametrize("family", [*SPEECH, "trocr", "donut", "blip", "git", "llava", "smolvlm"])
 def test_clips_and_images_have_records_too(family: str, tmp_path: Path):
     path = make_feature_writer(tmp_path / "m", family, eos_token_id=[2])
     spec = feature_writing(path, {"max_new_tokens": 50, "schema": SHORT})

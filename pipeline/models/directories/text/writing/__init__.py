@@ -3,7 +3,7 @@
 Begin with `decoding.py`, the base of the modules: `causal.py` continues a text, or an image and a
 text, `target.py` answers to an encoder of texts, clips or images; `opening.py` chooses and tries
 them. In: rows as the input makes them. Out: logits of the next token of each row;
-`inference/engines/greedy.py` chooses tokens. `batch.py` holds the rows of a batch as tensors,
+`inference/writing/greedy.py` chooses tokens. `batch.py` holds the rows of a batch as tensors,
 `growing_cache.py` their keys and values. `generation_config.py` reads the rules, `features.py` what
 the models begin with that read no text.
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
@@ -323,23 +322,6 @@ def test_padding_that_a_tokenizer_was_saved_with_is_no_part_of_a_prompt(tmp_path
     tokenizer.save(str(path / "tokenizer.json"))
     with pytest.raises(JobError, match="makes no token of the text 'a'"):
         feature_writing(path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["whisper", "donut", "llava", "smolvlm"])
-def test_records_of_a_schema_are_written_to_clips_and_images_too(family: str, folder_of: Any):
-    pytest.importorskip("llguidance")
-    properties = {"kind": {"enum": ["bill", "letter"]}, "is_signed": {"type": "boolean"}}
-    schema = {"type": "object", "properties": properties, "required": [*properties]}
-    path = folder_of(family)
-    spec = feature_writing(path, {"schema": schema, "max_new_tokens": 40})
-    for row in predicted(spec, prepared_features(spec, data_of(family)), FEW):
-        if row["error"]:
-            assert row["error"] == "output_truncated"
-            continue
-        record = json.loads(row["text"])
-        assert {name: row[name] for name in properties} == record
-        assert record["kind"] in properties["kind"]["enum"]
 
 
 @pytest.mark.slow

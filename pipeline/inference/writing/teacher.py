@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import torch
 
-from pipeline.inference.engines.greedy import Read
-from pipeline.inference.engines.rules import AppliedRules, Row
+from pipeline.inference.writing.greedy import Read
+from pipeline.inference.writing.rules import AppliedRules, Row
 from pipeline.models.directories.text.writing.decoding import Decoding
 from pipeline.models.generation import Generation
 

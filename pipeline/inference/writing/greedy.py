@@ -18,7 +18,7 @@ import torch
 
 from pipeline.core.failures import Failure
 from pipeline.core.figures.slice_figures import Steps
-from pipeline.inference.engines.rules import AppliedRules, Row
+from pipeline.inference.writing.rules import AppliedRules, Row
 from pipeline.models.directories.text.writing.batch import Batch
 from pipeline.models.directories.text.writing.decoding import Decoding
 from pipeline.models.generation import FINISHES, Generation
