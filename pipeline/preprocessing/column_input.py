@@ -27,7 +27,7 @@ from pipeline.preprocessing.model_input import (
     FEW_ROWS,
     Arrays,
     BatchLimits,
-    FixedShape,
+    Input,
     InputSettings,
     Limits,
     Rows,
@@ -47,7 +47,7 @@ PAD = 0xFF
 _TRACED_BYTES = 16
 
 
-class TableInput(FixedShape):
+class TableInput(Input):
     """Base of inputs whose rows are those of a table."""
 
     name: ClassVar[str] = "features"

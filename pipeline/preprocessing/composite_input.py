@@ -7,7 +7,7 @@ each input sees its own columns under their own names. Arrays and tensors are na
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -22,7 +22,7 @@ from pipeline.core.figures.counters import Counters, StageCounters, add
 from pipeline.core.registry import INPUTS, get
 from pipeline.core.schema import ROW_ID, URI, columns_of_part, input_column
 from pipeline.core.user_code.own_code import errors_told
-from pipeline.preprocessing.input_facts import Columns, Cost, SliceRows
+from pipeline.preprocessing.input_facts import Cost
 from pipeline.preprocessing.model_input import (
     FEW_ROWS,
     Arrays,
@@ -38,13 +38,11 @@ from pipeline.process.liveness import input_started
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.job.job import Job
-
 _ONE_ROW = BatchLimits(1)
 
 
 @dataclass(frozen=True)
-class CompositeInput:
+class CompositeInput(Input):
     """Several inputs in the order of the job.
 
     An input of one tensor gives it its own name, `photo`. Of texts the tensors keep their names,
@@ -56,7 +54,6 @@ class CompositeInput:
     """Name -> input."""
     name: ClassVar[str] = "several"
     takes: ClassVar[str] = ""
-    text: ClassVar[None] = None
     how_to_name: ClassVar[str] = "takes several inputs: name them with source.inputs"
     cost: ClassVar[Cost] = "image"
     """Of one among several; those of a job have what `cost_of` says."""
@@ -69,16 +66,6 @@ class CompositeInput:
         if twice := [name for name, number in names.items() if number > 1]:
             raise JobError(f"source.inputs: two inputs have a tensor {twice[0]!r}; name one anew")
         return made
-
-    @classmethod
-    def slice_rows(cls, job: Job) -> SliceRows:
-        """Return the usual; `slice_rows_of` asks the inputs."""
-        return SliceRows()
-
-    @classmethod
-    def columns_in(cls, rows: pa.Table, ids: Collection[str]) -> Sequence[Columns]:
-        """Return none: which column is of which input, the job says."""
-        return ()
 
     @cached_property
     def tensors(self) -> Mapping[str, Mapping[str, str]]:
@@ -235,10 +222,6 @@ class CompositeInput:
             found = [batch for each in found for batch in part.batches(own, each, limits)]
         return found
 
-    def padding_trial(self) -> tuple[Arrays, Self] | None:
-        """Return None: its batches go by several inputs."""
-        return None
-
     def lengths(self, inputs: Arrays, rows: Rows) -> npt.NDArray[np.int32] | None:
         """Return the tokens of all texts of each row."""
         found = [part.lengths(self._own(name, inputs), rows) for name, part in self.parts]
@@ -276,7 +259,7 @@ class CompositeInput:
         return NormaliseSeveral(parts, [len(tensors) for tensors in self.tensors.values()])
 
 
-def require_every_input_used(seen: Input | CompositeInput, taken: Sequence[str], told: str) -> None:
+def require_every_input_used(seen: Input, taken: Sequence[str], told: str) -> None:
     """Check that a model takes each of several inputs, of which it may leave out some tensors.
 
     Args:

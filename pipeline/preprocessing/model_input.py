@@ -7,9 +7,10 @@ a model with one tensor is called with it by position, a model with several by n
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -89,34 +90,33 @@ class InputSettings:
     """How many numbers the model takes as one vector; None: it does not say."""
 
 
-class Input(Protocol):
-    """What the model sees of a row. Frozen, can be pickled, and made without torch."""
+class Input(ABC):
+    """What the model sees of a row. Frozen, can be pickled, and made without torch.
 
-    name: str
+    What is not abstract is as rows without tokens have it, which are prepared in one way.
+    """
+
+    name: ClassVar[str]
     """The registered name."""
-    stage_names: tuple[str, ...]
-    """The stages that `prepare` counts, in order; empty if it does nothing. A crash in `prepare`
-    counts as a failure of the first of them."""
-    takes: str
+    takes: ClassVar[str]
     """The section of the job file that it takes, `transform`, `text` or `audio`; '' if it takes
     none."""
-    counts_tokens: bool
-    """Whether rows have lengths of their own, so that batches are filled up to a number of
-    tokens."""
     cost: ClassVar[Cost]
     """What takes the time of a row: how many tasks read goes by it."""
-    how_to_name: ClassVar[str]
+    how_to_name: ClassVar[str] = "takes what an installed package prepares"
     """What a model of it takes, and the job's fields that name such columns, for messages."""
+    text: TextSettings | None = None
+    """How rows become tokens, which may be a part of the model; None if they do not."""
 
     @classmethod
+    @abstractmethod
     def of(cls, settings: InputSettings) -> Input:
         """Make the input of a job; the settings have the part that it takes."""
-        ...
 
     @classmethod
     def slice_rows(cls, job: Job) -> SliceRows:
         """Return how many rows slices have where this takes most of the time of a row."""
-        ...
+        return SliceRows()
 
     @classmethod
     def columns_in(cls, rows: pa.Table, ids: Collection[str]) -> Sequence[Columns]:
@@ -126,39 +126,47 @@ class Input(Protocol):
             rows: The first rows, with all columns.
             ids: Columns whose values name rows.
         """
-        ...
+        return ()
 
     @property
-    def text(self) -> TextSettings | None:
-        """Return how rows become tokens, which may be a part of the model; None if they do not."""
-        ...
+    @abstractmethod
+    def stage_names(self) -> tuple[str, ...]:
+        """Return the stages that `prepare` counts, in order; empty if it does nothing.
+
+        A crash in `prepare` counts as a failure of the first of them.
+        """
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Tell whether rows have lengths of their own: a batch is filled to a number of tokens."""
+        return self.text is not None
 
     @property
     def max_tokens(self) -> int | None:
         """Return the most tokens of a row; None if rows have no tokens."""
-        ...
+        return None if self.text is None else self.text.max_tokens
 
     @property
+    @abstractmethod
     def semantics(self) -> Mapping[str, int]:
         """Return area -> version of the code that decides the model input."""
-        ...
 
     @property
     def is_approximate(self) -> bool:
         """Tell whether prepared values may differ from those of `exact`, which take longer."""
-        ...
+        return False
 
     def exact(self) -> Self:
         """Return the exact input, which the reference check uses."""
-        ...
+        return self
 
     def usual_batch(self, *, is_on_gpu: bool) -> BatchLimits:
         """Return how large a batch is unless the job says it; ask again when it is fitted."""
-        ...
+        return BatchLimits(FEW_ROWS[is_on_gpu])
 
+    @abstractmethod
     def settings(self) -> dict[str, Any] | None:
         """Return all settings that decide the model input, as JSON values, for fingerprints."""
-        ...
 
     def fitted(self, fields: pa.Schema) -> Self:
         """Return this input completed from the shards, for instance the width of a feature vector.
@@ -166,16 +174,17 @@ class Input(Protocol):
         Args:
             fields: The columns of the source that hold the input.
         """
-        ...
+        return self
 
+    @abstractmethod
     def fields(self) -> list[pa.Field]:
         """Return the columns of prepared rows, which cross the object store."""
-        ...
 
     def published_fields(self) -> list[pa.Field]:
         """Return the columns of prepared rows that are published beside the task's columns."""
-        ...
+        return []
 
+    @abstractmethod
     def prepare(
         self, rows: pa.Table, counters: Counters, limits: Limits, num_threads: int = 1
     ) -> pa.Table:
@@ -191,11 +200,10 @@ class Input(Protocol):
             The same rows with the columns of `fields` in place of the source's, and with those of
             `published_fields`.
         """
-        ...
 
+    @abstractmethod
     def arrays(self, rows: pa.Table) -> Arrays:
         """View prepared rows as arrays (N, ...), read-only; copies columns of several chunks."""
-        ...
 
     def batches(self, inputs: Arrays, rows: Rows, limits: BatchLimits) -> list[Rows]:
         """Divide rows into batches; results go back to the rows' places, so any order will do.
@@ -205,22 +213,25 @@ class Input(Protocol):
             rows: (K,) row numbers in the slice.
             limits: How large a batch may be; a row that alone exceeds them is a batch.
         """
-        ...
+        for values in inputs.values():
+            if values.dtype == object:
+                return alike_in_shape(values, rows, limits.rows, limits.pixels)
+        return [rows[i : i + limits.rows] for i in range(0, len(rows), limits.rows)]
 
     def padding_trial(self) -> tuple[Arrays, Self] | None:
         """Return a short row and a long one, and this input with batches of rows of one length.
 
         None if batches are not padded, or cannot be without.
         """
-        ...
+        return None
 
     def lengths(self, inputs: Arrays, rows: Rows) -> npt.NDArray[np.int32] | None:
         """Return the tokens of each row, (K,), without padding; None if rows have no tokens."""
-        ...
+        return None
 
+    @abstractmethod
     def slots(self, limits: BatchLimits) -> Mapping[str, Slot]:
         """Return the buffers of a batch, by the names of the tensors that the model takes."""
-        ...
 
     def gather(self, inputs: Arrays, rows: Rows, buffers: Arrays) -> Mapping[str, tuple[int, ...]]:
         """Copy rows of the inputs into buffers of `slots`: the only copy of a batch.
@@ -233,81 +244,6 @@ class Input(Protocol):
         Returns:
             Name -> shape of the batch, (B, ...), whose values are now the first of its buffer.
         """
-        ...
-
-    def normaliser(self, dtype: torch.dtype) -> torch.nn.Module:
-        """Return the module that runs on the device before the model.
-
-        It takes the tensors of a batch in the order of `slots` and returns a tuple of what the
-        model is called with, in the same order.
-        """
-        ...
-
-    def num_padded(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
-        """Return the tokens of a batch, padding included; 0 if rows have no tokens.
-
-        Args:
-            shapes: The shapes of its tensors, by name.
-        """
-        ...
-
-
-class FixedShape:
-    """Base of inputs: rows of one shape, prepared in one way, unless an input says otherwise."""
-
-    counts_tokens: ClassVar[bool] = False
-    max_tokens: ClassVar[int | None] = None
-    text: ClassVar[TextSettings | None] = None
-    how_to_name: ClassVar[str] = "takes what an installed package prepares"
-
-    @classmethod
-    def slice_rows(cls, job: Job) -> SliceRows:
-        """Return as many as of images."""
-        return SliceRows()
-
-    @classmethod
-    def columns_in(cls, rows: pa.Table, ids: Collection[str]) -> Sequence[Columns]:
-        """Return none: a job names them."""
-        return ()
-
-    @property
-    def is_approximate(self) -> bool:
-        """Return False: rows are prepared in one way."""
-        return False
-
-    def exact(self) -> Self:
-        """Return itself."""
-        return self
-
-    def usual_batch(self, *, is_on_gpu: bool) -> BatchLimits:
-        """Return few rows, as of images."""
-        return BatchLimits(FEW_ROWS[is_on_gpu])
-
-    def published_fields(self) -> list[pa.Field]:
-        """Return no columns."""
-        return []
-
-    def batches(self, inputs: Arrays, rows: Rows, limits: BatchLimits) -> list[Rows]:
-        """Return the rows in order, `limits.rows` at a time; of shapes of their own by shape."""
-        for values in inputs.values():
-            if values.dtype == object:
-                return alike_in_shape(values, rows, limits.rows, limits.pixels)
-        return [rows[i : i + limits.rows] for i in range(0, len(rows), limits.rows)]
-
-    def padding_trial(self) -> tuple[Arrays, Self] | None:
-        """Return None: rows are not padded."""
-        return None
-
-    def lengths(self, inputs: Arrays, rows: Rows) -> npt.NDArray[np.int32] | None:
-        """Return None: rows have no tokens."""
-        return None
-
-    def num_padded(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
-        """Return 0: rows have no tokens."""
-        return 0
-
-    def gather(self, inputs: Arrays, rows: Rows, buffers: Arrays) -> Mapping[str, tuple[int, ...]]:
-        """Copy the rows of each array, which have one shape, into the buffer of its name."""
         shapes = {}
         for name, values in inputs.items():
             has_own_shapes = values.dtype == object
@@ -321,6 +257,22 @@ class FixedShape:
                 # Mode `clip` writes into the buffer without a temporary; all indices are in range.
                 np.take(values, rows, axis=0, out=batch, mode="clip")
         return shapes
+
+    @abstractmethod
+    def normaliser(self, dtype: torch.dtype) -> torch.nn.Module:
+        """Return the module that runs on the device before the model.
+
+        It takes the tensors of a batch in the order of `slots` and returns a tuple of what the
+        model is called with, in the same order.
+        """
+
+    def num_padded(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        """Return the tokens of a batch, padding included; 0 if rows have no tokens.
+
+        Args:
+            shapes: The shapes of its tensors, by name.
+        """
+        return 0
 
 
 def is_varying(seen: Input) -> bool:

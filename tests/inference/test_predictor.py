@@ -27,11 +27,11 @@ from support.runs.predicting import (
     rows_of,
 )
 from torch import nn
+from toy_input import ToyInput
 
 from pipeline.core.errors import JobError
 from pipeline.inference.devices.device_buffers import DeviceBuffer, FreeBuffers
 from pipeline.inference.engines.torch_engine import TorchEngine
-from pipeline.preprocessing.model_input import FixedShape
 
 MEAN, STD = (0.4, 0.45, 0.5), (0.2, 0.25, 0.3)
 NORMALISED = {"mean": MEAN, "std": STD}
@@ -41,9 +41,7 @@ def buffers(number: int, batch_size: int) -> list[DeviceBuffer]:
     """Several batches in flight, as on a GPU, each with a buffer of its own."""
     shape = (batch_size, SIZE_PX, SIZE_PX, 3)
     return [
-        DeviceBuffer(
-            {"image": torch.zeros(math.prod(shape), dtype=torch.uint8)}, FixedShape().gather
-        )
+        DeviceBuffer({"image": torch.zeros(math.prod(shape), dtype=torch.uint8)}, ToyInput().gather)
         for _ in range(number)
     ]
 

@@ -27,7 +27,7 @@ from pipeline.preprocessing.input_facts import Columns, Cost, SliceRows
 from pipeline.preprocessing.model_input import (
     Arrays,
     BatchLimits,
-    FixedShape,
+    Input,
     InputSettings,
     Limits,
     Slot,
@@ -46,7 +46,7 @@ usual model."""
 
 
 @dataclass(frozen=True)
-class AudioInput(FixedShape):
+class AudioInput(Input):
     """One tensor `audio`, float32: (B, T) samples, T alike in a batch, or features (B, ...)."""
 
     audio: AudioSettings
@@ -90,9 +90,6 @@ class AudioInput(FixedShape):
 
     def settings(self) -> dict[str, Any]:
         return self.audio.to_dict()
-
-    def fitted(self, fields: pa.Schema) -> Self:
-        return self
 
     def fields(self) -> list[pa.Field]:
         size, number = math.prod(self.audio.shape), pa.float32()

@@ -31,7 +31,7 @@ from pipeline.preprocessing.input_facts import Columns, Cost, SliceRows
 from pipeline.preprocessing.model_input import (
     Arrays,
     BatchLimits,
-    FixedShape,
+    Input,
     InputSettings,
     Limits,
     Slot,
@@ -49,7 +49,7 @@ strides, and not a square, which could be taken for a rule."""
 
 
 @dataclass(frozen=True)
-class ImageInput(FixedShape):
+class ImageInput(Input):
     """One tensor `image`, uint8 (B, H, W, C); H and W differ from batch to batch if they may."""
 
     transform: TransformSpec
@@ -100,9 +100,6 @@ class ImageInput(FixedShape):
 
     def settings(self) -> dict[str, Any]:
         return self.transform.to_dict()
-
-    def fitted(self, fields: pa.Schema) -> Self:
-        return self
 
     def fields(self) -> list[pa.Field]:
         place = pa.field(GEOMETRY, GEOMETRY_TYPE)

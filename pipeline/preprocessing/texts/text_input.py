@@ -33,6 +33,7 @@ from pipeline.preprocessing.input_facts import Columns, Cost, SliceRows
 from pipeline.preprocessing.model_input import (
     Arrays,
     BatchLimits,
+    Input,
     InputSettings,
     Limits,
     Rows,
@@ -61,7 +62,7 @@ _USUAL = ("text", "content", "body", "sentence", "document", "passage")
 
 
 @dataclass(frozen=True)
-class TextInput:
+class TextInput(Input):
     """`input_ids`, `attention_mask`, and `token_type_ids` for pairs; each (B, L), int64."""
 
     text: TextSettings
@@ -70,7 +71,6 @@ class TextInput:
     name: ClassVar[str] = "text"
     stage_names: ClassVar[tuple[str, ...]] = (STAGE,)
     takes: ClassVar[str] = "text"
-    counts_tokens: ClassVar[bool] = True
     cost: ClassVar[Cost] = "text"
     how_to_name: ClassVar[str] = "takes texts: name their column with source.text_column"
 
@@ -91,19 +91,8 @@ class TextInput:
         return (Columns("text_column", names, usual=_USUAL),)
 
     @property
-    def max_tokens(self) -> int:
-        return self.text.max_tokens
-
-    @property
     def semantics(self) -> Mapping[str, int]:
         return {STAGE: SEMANTICS[STAGE]}
-
-    @property
-    def is_approximate(self) -> bool:
-        return False
-
-    def exact(self) -> Self:
-        return self
 
     def usual_batch(self, *, is_on_gpu: bool) -> BatchLimits:
         if self.text.new_tokens:  # a step takes as long for many rows as for one

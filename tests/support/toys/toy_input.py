@@ -18,7 +18,7 @@ from pipeline.preprocessing.input_facts import Cost
 from pipeline.preprocessing.model_input import (
     Arrays,
     BatchLimits,
-    FixedShape,
+    Input,
     InputSettings,
     Limits,
     Slot,
@@ -32,7 +32,7 @@ POINTS = {"pipeline.preprocessing": {"toy": "toy_input:ToyInput"}}
 
 
 @dataclass(frozen=True)
-class ToyInput(FixedShape):
+class ToyInput(Input):
     """`head`, float32 (B, 4), the first bytes; `size`, float32 (B, 1), how many there are."""
 
     name: ClassVar[str] = "toy"
@@ -50,9 +50,6 @@ class ToyInput(FixedShape):
 
     def settings(self) -> dict[str, Any]:
         return {"input": self.name}
-
-    def fitted(self, fields: pa.Schema) -> Self:
-        return self
 
     def fields(self) -> list[pa.Field]:
         return [
