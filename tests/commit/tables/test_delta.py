@@ -198,12 +198,8 @@ def publish_and_be_killed(store: Store, rows: Rows, failpoint: str) -> None:
 
 
 def is_quick(place: str, is_first: bool, store: str) -> bool:
-    """A replacement before and after the table's commit, in a bucket between the two commits.
-
-    test_delta_commits kills at the other places, too.
-    """
-    at_commit = place == "before_table" or (store == "local" and place == "after_table")
-    return store == "local" and at_commit and not is_first
+    """A replacement on disk around its two commits: that of the log, and that of the table."""
+    return store == "local" and place in AFTER_COMMIT[:3] and not is_first
 
 
 @pytest.mark.parametrize(
