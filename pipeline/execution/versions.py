@@ -162,7 +162,9 @@ def note_other_version(where: str, version: str) -> None:
     if version.split(".")[:2] != ray.__version__.split(".")[:2]:
         log.info(
             "%s runs Ray %s, and here is Ray %s: the job runs on the cluster's",
-            *(where, clean_message(version), ray.__version__),
+            where,
+            clean_message(version),
+            ray.__version__,
         )
 
 

@@ -243,10 +243,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         trial = Trial(Path(name), options.rows, options.fault, options.task)
         make_input(trial.folder / "in", options.rows)
-        defer_stops = trial.run("whole", [], seed=1)
-        if defer_stops.broken:
-            sys.exit(f"undisturbed: {defer_stops.broken}")
-        whole, whole_s = trial.read("whole"), defer_stops.wall_s
+        undisturbed = trial.run("whole", [], seed=1)
+        if undisturbed.broken:
+            sys.exit(f"undisturbed: {undisturbed.broken}")
+        whole, whole_s = trial.read("whole"), undisturbed.wall_s
         print(f"undisturbed: {whole_s:.1f} s\n{_HEAD}", flush=True)
         outcomes = []
         for seed in range(options.first_seed, options.first_seed + options.seeds):

@@ -203,10 +203,10 @@ def test_a_row_that_the_model_cannot_take_costs_itself(
     model = predictor("models:fussy", batch_size)
     model._model.buffers = FreeBuffers(buffers(num_buffers, batch_size))
     rows, counters = predict(model, rows_of(pixels, failures))
-    defer_stops, _ = predict(predictor("models:colours", batch_size), rows_of(pixels, failures))
+    undisturbed, _ = predict(predictor("models:colours", batch_size), rows_of(pixels, failures))
     expected = {"dark": "model_error", "white": "non_finite", "bad": "truncated", "good": None}
     assert [row["error"] for row in rows] == [expected[kind] for kind in kinds]
-    for kind, row, calm in zip(kinds, rows, defer_stops, strict=True):
+    for kind, row, calm in zip(kinds, rows, undisturbed, strict=True):
         assert is_predicted(row) == (kind == "good")
         if kind == "good":
             assert scores_of(row) == pytest.approx(scores_of(calm), abs=1e-6)

@@ -50,7 +50,7 @@ def write_images(folder: Path) -> dict[str, np.ndarray]:
     return {f"{name}.png": pixels for name, pixels in images.items() if name not in DEADLY}
 
 
-def defer_stops(images: dict[str, np.ndarray]) -> dict[str, tuple[str, float]]:
+def predicted_undisturbed(images: dict[str, np.ndarray]) -> dict[str, tuple[str, float]]:
     """What the model says of each image where nothing crashes."""
     pixels = torch.from_numpy(np.stack(list(images.values()))).permute(0, 3, 1, 2)
     with torch.inference_mode():
@@ -95,7 +95,7 @@ def test_rows_that_crash_stop_or_starve_the_model_cost_only_themselves(
         f"{name}.png": ("predict", reason) for name, (_, reason) in DEADLY.items()
     }
     found = read_predictions(str(tmp_path / "out"), PARTITION)
-    expected = defer_stops(images)
+    expected = predicted_undisturbed(images)
     assert found.column("row_id").to_pylist() == sorted(expected)
     for row in found.to_pylist():
         label, score = expected[row["row_id"]]

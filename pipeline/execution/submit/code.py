@@ -95,12 +95,9 @@ def _add_code(code: Path, folder: Path) -> str:
     if not sizes:
         raise JobError(f"--code {code}: nothing in it can be sent")
     sent = sorted(sizes, key=lambda name: name.endswith(".py"))
-    log.info(
-        "of %s go along %s, %s: %s%s",
-        *(code, num_of(len(sizes), "file"), num_of(sum(sizes.values()), "byte")),
-        _some(sent, _SHOWN_SENT),
-        f"; left out: {_some(left_out, _SHOWN)}" if left_out else "",
-    )
+    amount = f"{num_of(len(sizes), 'file')}, {num_of(sum(sizes.values()), 'byte')}"
+    others = f"; left out: {_some(left_out, _SHOWN)}" if left_out else ""
+    log.info("of %s go along %s: %s%s", code, amount, _some(sent, _SHOWN_SENT), others)
     return _digest(folder)
 
 

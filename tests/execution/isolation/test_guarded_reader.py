@@ -94,11 +94,11 @@ def stalled(s3: S3Server, folder: Path, kind: str, name: str) -> Iterator[Case]:
 @pytest.mark.parametrize("kind", ["parquet", "webdataset"])
 def test_a_reader_that_was_killed_costs_nothing_but_a_child(kind: str, tmp_path: Path) -> None:
     case = make(tmp_path, kind)
-    defer_stops = case.read()
+    undisturbed = case.read()
     assert "isolated" not in case.counters
     read, case.counters = case.counters["read"], {}
     case.die(2)
-    assert case.read() == defer_stops
+    assert case.read() == undisturbed
     assert case.counters["isolated"]["retries"] == 2
     assert {**case.counters["read"], "busy_s": 0, "retries": 0} == {
         **read, "busy_s": 0, "retries": 0,
