@@ -22,11 +22,13 @@ from support.servers.rayhead import RayHead
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import current_manifest
-from pipeline.core.errors import GateRefused, InfraError, PipelineError, Stopped
+from pipeline.core.errors import GateRefused, InfraError, JobError, PipelineError, Stopped
 from pipeline.core.failures import Reason
+from pipeline.execution.submit.client import connect_job_api
 from pipeline.execution.submit.job import error_without_document
 from pipeline.execution.submit.log_follower import JobOutput
 from pipeline.execution.submit.submission import Submission
+from pipeline.operations.clusters.submit import submit
 from pipeline.storage.store import Store
 
 pytestmark = pytest.mark.early
@@ -248,40 +250,40 @@ def test_a_right_token_lets_doctor_and_plan_in(
     assert planned.json["cluster"].endswith("its head answers and lets us in")
 
 
-def test_another_kind_of_address_is_refused_with_the_right_form(
-    photos: tuple[Path, dict[str, Reason]], tmp_path: Path
-):
-    addresses = ("127.0.0.1:8265", "ray://127.0.0.1:10001", "auto", "http://", "http://h:port")
-    job = photo_job(tmp_path, photos)
-    told = run_all([Ending(["submit", job, "--address", address]) for address in addresses])
-    for address, done in zip(addresses, told, strict=True):
-        assert done.code == 2
-        assert "http://HOST:8265" in done.stderr
-        is_head = "that is the address of a cluster's head, for `pipeline run`" in done.stderr
-        assert is_head is ("://" not in address)
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:8265", "ray://127.0.0.1:10001", "auto", "http://", "http://h:port"]
+)
+def test_another_kind_of_address_is_refused_with_the_right_form(address: str):
+    with pytest.raises(JobError, match="http://HOST:8265") as refused:
+        connect_job_api(address)
+    is_head = "that is the address of a cluster's head, for `pipeline run`" in str(refused.value)
+    assert is_head is ("://" not in address)
 
 
+@pytest.mark.parametrize(
+    ("override", "kind", "words"),
+    [
+        ("model.nme=x", JobError, "nme: unknown key"),
+        ("sink.uri=out", JobError, "sink.uri = out is relative; submit runs elsewhere"),
+        ("model.factory=nets:net", InfraError, "no Ray job API answers"),  # it may be there
+        ("sink.storage_options.secret=hunter2", JobError, "as ${env:NAME}"),
+        ('gates.golden={uri: /g, "storage\\x5foptions": {secret: hunter2}}', JobError, "${env:"),
+    ],
+)
 def test_what_is_wrong_with_the_job_is_said_before_anything_is_sent(
-    photos: tuple[Path, dict[str, Reason]], tmp_path: Path, closed_port: int
+    override: str,
+    kind: type[PipelineError],
+    words: str,
+    photos: tuple[Path, dict[str, Reason]],
+    tmp_path: Path,
+    closed_port: int,
+    caplog: pytest.LogCaptureFixture,
 ):
-    job = photo_job(tmp_path, photos)
-    nowhere = ("--address", f"http://127.0.0.1:{closed_port}")
     (tmp_path / "nets.py").touch()
-    overrides = (
-        ["model.nme=x"],
-        ["sink.uri=out", "--json"],
-        ["model.factory=nets:net"],
-        ["sink.storage_options.secret=hunter2"],
-        ['gates.golden={uri: /g.parquet, "storage\\x5foptions": {secret: hunter2}}'],
-    )
-    commands = [Ending(["submit", job, *nowhere, "--set", *more]) for more in overrides]
-    wrong, relative, beside, *secrets = run_all(commands)
-    assert (wrong.code, "nme: unknown key" in wrong.stderr) == (2, True)
-    assert relative.code == 2
-    assert "sink.uri = out is relative; submit runs elsewhere" in relative.json["error"]
-    assert beside.code == 7  # it may be installed there
-    assert "nets.py is not sent along with the job: give --code" in beside.stderr
-    for secret in secrets:
-        assert secret.code == 2
-        assert "as ${env:NAME}" in secret.stderr
-        assert "hunter2" not in secret.stderr
+    asked = Submission(photo_job(tmp_path, photos), DATE, overrides=[override])
+    with pytest.raises(kind) as refused:
+        submit(asked, f"http://127.0.0.1:{closed_port}", write=str)
+    assert words in str(refused.value)
+    assert "hunter2" not in str(refused.value) + caplog.text
+    is_beside = "nets.py is not sent along with the job: give --code" in caplog.text
+    assert is_beside is ("nets:" in override)
