@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
-import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from queue import SimpleQueue
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline.core.errors import InfraError
@@ -18,93 +15,41 @@ from pipeline.execution.submit.retrying import one_line
 
 log = logging.getLogger(__name__)
 
-# A silent log is asked for again after this long: a dead connection looks like a quiet job.
-_SILENCE_S = 60.0
 PAUSE_S = 1.0
+_PAUSE_RATIO = 10
+"""A pause is so many times as long as reading the log has taken: it is read whole each time."""
 
 
 @dataclass
 class Follower:
-    """Follows the log of a job until the job has ended, through lost connections.
-
-    In a thread of its own: a signal handler that raises inside an event loop may be swallowed by
-    it, whereas the main thread, waiting for the queue, sees the error at once.
-    """
+    """Follows the log of a job until the job has ended, through lost connections."""
 
     client: Any
     job_id: str
-    _events: SimpleQueue[Any] = field(default_factory=SimpleQueue)
-    _thread: threading.Thread | None = None
     _num_chars: int = 0
 
     def pass_on(self, write: Callable[[str], object]) -> Any:
-        """Write the log until the job has ended; return Ray's details of the job.
+        """Write what is new in the log until the job has ended; return Ray's details of the job.
 
         Raises:
             InfraError: The cluster has not answered for a while, or no longer knows the job.
         """
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._follow, name="follow", daemon=True)
-            self._thread.start()
-        while True:
-            event = self._events.get()
-            if isinstance(event, str):
-                write(event)
-            elif isinstance(event, Exception):
-                raise event
-            else:
-                return event
-
-    def _follow(self) -> None:
-        try:
-            self._events.put(self._until_the_end())
-        except Exception as error:  # noqa: BLE001  # the main thread raises it
-            self._events.put(error)
-
-    def _until_the_end(self) -> Any:
-        """Show the log until the job has ended, which only the API says.
-
-        The end of a stream says nothing: a proxy that closes it looks like the end of the job.
-        """
-        from aiohttp import ClientError
-
         while True:
             with refusals_as_ours(f"job {self.job_id}: the job may go on"):
                 details = self.client.get_job_info(self.job_id)
-            if details.status.is_terminal():
-                self._show_rest()
-                return details
+            began = time.monotonic()
             try:
-                asyncio.run(self._tail())
-            except (ClientError, OSError, RuntimeError) as error:
-                log.debug("job %s: its log broke off: %s", self.job_id, one_line(error))
-            time.sleep(PAUSE_S)
-
-    async def _tail(self) -> None:
-        """Put new pieces of the log; a connection begins with the whole log again."""
-        stream = self.client.tail_job_logs(self.job_id)
-        to_skip = self._num_chars
-        while True:
-            piece = await asyncio.wait_for(anext(stream, None), _SILENCE_S)
-            if piece is None:
-                return
-            new = piece[to_skip:]
-            to_skip -= len(piece) - len(new)
-            self._show(new)
-
-    def _show_rest(self) -> None:
-        """Put what the log of an ended job has beyond what was shown."""
-        try:
-            whole = self.client.get_job_logs(self.job_id)
-        except (InfraError, RuntimeError) as error:  # as of a node that is gone
-            log.warning("job %s: no end of its log: %s", self.job_id, one_line(error))
-            return
-        self._show(whole[self._num_chars :])
-
-    def _show(self, new: str) -> None:
-        if new:
-            self._num_chars += len(new)
-            self._events.put(new)
+                whole = self.client.get_job_logs(self.job_id)
+            except (InfraError, RuntimeError) as error:  # as of a node that is gone
+                level = logging.WARNING if details.status.is_terminal() else logging.DEBUG
+                log.log(level, "job %s: its log cannot be read: %s", self.job_id, one_line(error))
+            else:
+                new, self._num_chars = whole[self._num_chars :], len(whole)
+                if new:
+                    write(new)
+            if details.status.is_terminal():
+                return details
+            time.sleep(max(PAUSE_S, _PAUSE_RATIO * (time.monotonic() - began)))
 
 
 class JobOutput:

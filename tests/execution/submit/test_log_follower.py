@@ -1,9 +1,8 @@
-"""A log is followed to the end of its job, through broken connections; the job API is made up."""
+"""A log is followed to the end of its job, through lost answers; the job API is made up."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,49 +13,42 @@ from pipeline.execution.submit import log_follower
 from pipeline.execution.submit.log_follower import Follower, JobOutput
 
 LOG = "first\nsecond\nthird\nRay says good-bye\n"
+GONE = InfraError("its node is gone")
 
 
-class BrokenConnections:
-    """Each connection begins with the whole log, and breaks after so many characters."""
+class GrowingLog:
+    """A job that ends when the log was read so many times, each time of another length."""
 
-    def __init__(self, breaks_after: list[int], rest: str | Exception = LOG) -> None:
-        self.breaks_after, self.rest = breaks_after, rest
+    def __init__(self, *lengths: int | Exception) -> None:
+        self.lengths = [*lengths]
 
     def get_job_info(self, job_id: str) -> Any:
-        return SimpleNamespace(status=SimpleNamespace(is_terminal=lambda: not self.breaks_after))
-
-    async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
-        size = self.breaks_after.pop(0)
-        for begin in range(0, size, 4):
-            yield LOG[begin : min(begin + 4, size)]
-        if size % 2:
-            raise OSError("broken")
+        return SimpleNamespace(status=SimpleNamespace(is_terminal=lambda: not self.lengths))
 
     def get_job_logs(self, job_id: str) -> str:
-        if isinstance(self.rest, Exception):
-            raise self.rest
-        return self.rest
+        length = self.lengths.pop(0)
+        if isinstance(length, Exception):
+            raise length
+        return LOG[:length]
 
 
-@pytest.mark.parametrize("breaks_after", [[], [9], [9, 5, 20], [len(LOG)], [0, 3, 3]])
-def test_no_line_is_lost_or_shown_twice_whatever_breaks(
-    breaks_after: list[int], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("lengths", "shown"),
+    [
+        ([len(LOG)], LOG),
+        ([0, 9, GONE, 9, 20, len(LOG)], LOG),
+        ([RuntimeError("no log yet"), 9, len(LOG)], LOG),
+        ([9, GONE], LOG[:9]),
+    ],
+)
+def test_no_line_is_lost_or_shown_twice_whatever_is_lost(
+    lengths: list[int | Exception], shown: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(log_follower, "PAUSE_S", 0)
-    shown: list[str] = []
-    details = Follower(BrokenConnections(breaks_after), "a-b-12345678-a1").pass_on(shown.append)
+    pieces: list[str] = []
+    details = Follower(GrowingLog(*lengths), "a-b-12345678-a1").pass_on(pieces.append)
     assert details.status.is_terminal()
-    assert "".join(shown) == LOG
-
-
-def test_a_log_whose_end_is_gone_does_not_hide_that_the_job_has_ended(
-    monkeypatch: pytest.MonkeyPatch,
-):
-    monkeypatch.setattr(log_follower, "PAUSE_S", 0)
-    shown: list[str] = []
-    client = BrokenConnections([9], InfraError("its node is gone"))
-    assert Follower(client, "a-b-12345678-a1").pass_on(shown.append).status.is_terminal()
-    assert "".join(shown) == LOG[:9]
+    assert "".join(pieces) == shown
 
 
 def test_the_last_document_is_kept_and_all_else_is_passed_on_in_order():

@@ -5,7 +5,6 @@ It forwards requests byte for byte (so that signatures stay valid), one request 
 
 from __future__ import annotations
 
-import contextlib
 import random
 import re
 import socket
@@ -13,7 +12,7 @@ import socketserver
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import BinaryIO
 from urllib.parse import urlsplit
@@ -49,10 +48,6 @@ never sees the request."""
 
 UNAUTHORIZED = "401"
 """Answer 401, as a server that asks for a token; it never sees the request."""
-CLOSE = "close"
-"""Close a websocket politely after some frames, as a proxy with a time limit: `close:3`."""
-DROP = "drop"
-"""Drop a websocket in the middle of the next frame after some: `drop:3`."""
 
 _SLOW_DOWN = (
     b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
@@ -171,9 +166,6 @@ class FaultProxy:
         if re.search(rb"(?i)\r\nexpect: *100-continue", head):
             client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
             head = re.sub(rb"(?i)\r\nexpect:[^\r]*", b"", head)
-        if re.search(rb"(?i)\r\nupgrade: *websocket", head) and action not in _OWN_ANSWERS:
-            pass_frames(client, self._upstream, head, action)
-            return
         body = _read_body(stream, head)
         if action in _OWN_ANSWERS:
             client.sendall(_own_answer(method, *_OWN_ANSWERS[action]))
@@ -250,48 +242,6 @@ class _Handler(socketserver.StreamRequestHandler):
 
     def handle(self) -> None:
         self.server.proxy.handle(self.connection, self.rfile)
-
-
-def pass_frames(client: socket.socket, upstream: tuple[str, int], head: bytes, action: str) -> None:
-    """Connect a client to the websocket of a server, and pass on what they send, frame by frame."""
-    kind, _, limit = action.partition(":")
-    with socket.create_connection(upstream, _TIMEOUT_S) as server:
-        server.sendall(head)
-        threading.Thread(target=_pump, args=(client, server), daemon=True).start()
-        stream = server.makefile("rb")
-        answer = _read_head(stream)
-        client.sendall(answer)
-        if b" 101 " not in answer.split(b"\r\n", 1)[0]:
-            client.sendall(stream.read())
-            return
-        for number, frame in enumerate(_frames(stream)):
-            if limit and number == int(limit):
-                client.sendall(_CLOSE_FRAME if kind == CLOSE else frame[: len(frame) // 2])
-                if kind == DROP:
-                    client.shutdown(socket.SHUT_RDWR)  # which ends the thread that reads from it
-                    _reset(client)
-                return
-            client.sendall(frame)
-
-
-_CLOSE_FRAME = b"\x88\x02\x03\xe8"
-"""Of a server: 1000, the usual end."""
-
-
-def _pump(source: socket.socket, target: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while piece := source.recv(1 << 16):
-            target.sendall(piece)
-
-
-def _frames(stream: BinaryIO) -> Iterator[bytes]:
-    """Yield the frames that a server sends, which are not masked."""
-    while len(start := stream.read(2)) == 2:
-        size, more = start[1] & 0x7F, b""
-        if size > 125:
-            more = stream.read(2 if size == 126 else 8)
-            size = int.from_bytes(more, "big")
-        yield start + more + stream.read(size)
 
 
 def _read_head(stream: BinaryIO) -> bytes:
