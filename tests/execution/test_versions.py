@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,12 @@ from support.runs.published_rows import read_predictions
 from support.servers import rayhead
 
 from pipeline.core.errors import JobError
-from pipeline.execution.versions import different_versions, known_errors, require_supported
+from pipeline.execution.versions import (
+    different_versions,
+    known_errors,
+    note_other_version,
+    require_supported,
+)
 
 DATE = "2026-11-24"
 OTHERS = sorted(
@@ -63,6 +69,14 @@ def test_a_ray_that_is_new_enough_or_unknown_is_tried():
 def test_a_ray_that_is_too_old_is_refused_in_a_line_that_names_both(version: str):
     with pytest.raises(JobError, match=rf"cluster runs Ray {version}, and .* Ray 2\.51 or newer"):
         require_supported("the cluster runs", version)
+
+
+def test_another_ray_on_the_cluster_is_said_in_one_line(caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO)
+    for version in (ray.__version__, "2.99.0"):
+        note_other_version("http://head:8265", version)
+    (line,) = caplog.messages
+    assert line.startswith("http://head:8265 runs Ray 2.99.0, and here is Ray")
 
 
 def test_errors_that_this_ray_has_not_are_left_out():

@@ -7,7 +7,6 @@ job is a line of shell.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import signal
@@ -17,7 +16,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import ray
 from support.inputs.photos import build_images
 from support.runs.checkout import PYTHONPATH
 from support.runs.cli import Result, pipeline, start, write_job
@@ -33,8 +31,6 @@ from support.servers.faultproxy import (
 )
 from support.servers.rayhead import RayHead
 
-from pipeline.core.errors import JobError
-from pipeline.execution.submit.attempts import find_newest
 from pipeline.execution.submit.client import connect_job_api
 from pipeline.execution.submit.job import attach_to
 
@@ -295,25 +291,3 @@ def test_a_backfill_is_one_job_for_all_dates(ray_head: RayHead, photos: Path, tm
     assert len(ray_head.jobs()) == num_before + 1  # all is there
     assert "2026-11-23" in again.stdout
     assert f"nightly-2026-11-23-to-{DATE}-" in again.stderr
-
-
-def test_another_ray_on_the_cluster_is_said_in_one_line(
-    trusted: RayHead, caplog: pytest.LogCaptureFixture
-):
-    caplog.set_level(logging.INFO)
-    here = ray.__version__.encode()
-    other = re.sub(rb"\.\d\d\.", b".99.", here)
-    with FaultProxy(trusted.url) as proxy:
-        proxy.edit_answer = lambda answer: answer.replace(
-            b'"ray_version": "' + here, b'"ray_version": "' + other
-        )
-        client = connect_job_api(proxy.url)
-        assert client.list_jobs() is not None
-    (line,) = [each for each in caplog.messages if "and here is Ray" in each]
-    assert line.startswith(f"{proxy.url} runs Ray {other.decode()}, and here is Ray")
-
-
-def test_who_is_not_there_is_named(trusted: RayHead):
-    client = connect_job_api(trusted.url)
-    with pytest.raises(JobError, match="no job none-x"):
-        find_newest(client, "none-x-12345678-a1")

@@ -126,5 +126,7 @@ def test_a_job_file_means_its_own_submissions_and_not_those_of_another_of_that_n
         find_newest(client, teams["a"])
     with pytest.raises(JobError, match=r"no job of .* for 2026-11-26 was submitted"):
         find_attempts(client, teams["b"], "2026-11-26")
+    with pytest.raises(JobError, match="no job none-x-12345678-a1 was submitted"):
+        find_newest(client, "none-x-12345678-a1")
     with pytest.raises(JobError, match="cannot read the job file"):
         find_newest(client, "typo.yaml")

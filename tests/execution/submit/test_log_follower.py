@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 
 from pipeline.core.errors import InfraError
 from pipeline.execution.submit import log_follower
-from pipeline.execution.submit.log_follower import Follower, JobOutput
+from pipeline.execution.submit.log_follower import Follower
 
 LOG = "first\nsecond\nthird\nRay says good-bye\n"
 GONE = InfraError("its node is gone")
@@ -49,12 +48,3 @@ def test_no_line_is_lost_or_shown_twice_whatever_is_lost(
     details = Follower(GrowingLog(*lengths), "a-b-12345678-a1").pass_on(pieces.append)
     assert details.status.is_terminal()
     assert "".join(pieces) == shown
-
-
-def test_the_last_document_is_kept_and_all_else_is_passed_on_in_order():
-    lines: list[str] = []
-    output, document = JobOutput(lines.append), json.dumps({"status": "published"})
-    for piece in ('{"status": "earl', f'ier"}}\nnext\n{document}\n{{"other": 1}}\nen', "d"):
-        output.add(piece)
-    assert output.end() == document
-    assert lines == ["next\n", '{"status": "earlier"}\n', '{"other": 1}\n', "end\n"]

@@ -129,8 +129,6 @@ class FaultProxy:
         """Called with the action when one is taken, before either side is told."""
         self.edit_head: Callable[[bytes], bytes] = lambda head: head
         """Makes of a request's head, as it came, the one that the server gets."""
-        self.edit_answer: Callable[[bytes], bytes] = lambda answer: answer
-        """Makes of a server's answer one of the same length."""
         self._dice = random.Random(seed)
         self.requests: list[tuple[str, str, str]] = []
         """Method, path and what was done: `forwarded` or the action."""
@@ -177,7 +175,7 @@ class FaultProxy:
             self.on_fault(action)
             _reset(client)
             return
-        _answer(client, action, self.edit_answer(self._forward(head, body)))
+        _answer(client, action, self._forward(head, body))
 
     def _decide(self, method: str, path: str, head: str) -> str:
         with self._lock:
