@@ -68,10 +68,16 @@ def judged(pieces: Sequence[Piece], values: Values, *, has_integers: bool) -> Fe
     for piece in pieces:
         own = values[:, start : start + piece.values.shape[1]]
         start += piece.values.shape[1]
-        if piece.column is not None and pa.types.is_integer(piece.column.type):
-            _judge_whole(piece, own, found)
-        elif piece.column is not None:
-            _judge_fractions(piece, own, found, has_integers=has_integers, is_finite=is_finite)
+        if piece.column is not None:
+            is_there = np.ones((), np.bool_) if piece.nulls is None else ~piece.nulls
+            if not is_finite:
+                overflow = np.isinf(own) & np.isfinite(piece.values) & is_there
+                if overflow.any():
+                    _note(found.overflows, piece.name, _rows(overflow))
+            lost = _lost(piece, piece.column, own, has_integers=has_integers) & is_there
+            if lost.any():
+                place = int(np.flatnonzero(lost)[0])
+                found.inexact.setdefault(piece.name, int(piece.column[place].as_py()))
         if piece.nulls is not None:
             own[piece.nulls] = np.nan if piece.null_means is None else piece.null_means
             if piece.null_means is None:
@@ -85,61 +91,35 @@ def _note(masks: dict[str, Mask], name: str, mask: Mask) -> None:
     masks[name] = masks[name] | mask if name in masks else mask
 
 
-def _judge_whole(piece: Piece, own: Values, found: FeatureRows) -> None:
-    """Find integers that the vectors cannot hold; `own` is what became of them, (N, W)."""
-    exact = _EXACT[own.dtype.name]
-    if piece.column is None or (rounded := _inexact(piece.column, exact)) is None:
-        return
-    rounded = rounded.reshape(own.shape)
-    if piece.nulls is not None:
-        rounded &= ~piece.nulls
-    if rounded.any():
-        place = int(np.flatnonzero(rounded.reshape(-1))[0])
-        found.inexact.setdefault(piece.name, piece.column[place].as_py())
-
-
-def _judge_fractions(
-    piece: Piece, own: Values, found: FeatureRows, *, has_integers: bool, is_finite: bool
-) -> None:
-    """Find numbers that are too large for the vectors, and whole ones that they round.
+def _lost(piece: Piece, column: pa.Array, own: Values, *, has_integers: bool) -> Mask:
+    """Return bool, perhaps (N, W): whole numbers that the vectors do not hold; any at nulls.
 
     Args:
-        piece: Of float64, or of decimals, whose `values` are float64.
-        own: (N, W): what became of them.
-        found: Gets what is found.
+        column: That of the piece: integers, float64, or decimals, whose `values` are float64.
+        own: (N, W): what became of the values.
         has_integers: As in `feature_rows`.
-        is_finite: All vectors are finite, so no number was too large.
     """
-    exact = piece.values
-    is_there = np.ones((), np.bool_) if piece.nulls is None else ~piece.nulls
-    if not is_finite:
-        overflow = np.isinf(own) & np.isfinite(exact) & is_there
-        if overflow.any():
-            _note(found.overflows, piece.name, _rows(overflow))
-    if has_integers and not is_whole_decimal(piece.column):
-        return
-    with np.errstate(invalid="ignore"):
-        whole = np.isfinite(own) & (exact == np.floor(exact)) & is_there
-        rounded = (own != exact) & whole
-        # Beyond 2^53 float64 has rounded, too: few columns have such numbers.
-        large = (np.abs(exact) >= _EXACT["float64"]) & whole & ~rounded
-    if rounded.any():
-        place = int(np.flatnonzero(rounded.reshape(-1))[0])
-        found.inexact.setdefault(piece.name, _number_at(piece, place))
-    elif is_whole_decimal(piece.column):
-        for place in np.flatnonzero(large.reshape(-1)).tolist():
-            number = _number_at(piece, place)
-            if number != int(own.reshape(-1)[place]):
-                found.inexact.setdefault(piece.name, number)
+    numbers, exact = piece.values, _EXACT[own.dtype.name]
+    lost = np.zeros(own.shape, np.bool_)
+    if pa.types.is_integer(column.type):
+        bounds = pc.min_max(column).as_py()
+        if -exact <= (bounds["min"] or 0) and (bounds["max"] or 0) <= exact:
+            return lost
+        with np.errstate(invalid="ignore"):
+            beyond = own >= 2.0 ** int(np.iinfo(numbers.dtype).max).bit_length()
+            return np.asarray(beyond | (own.astype(numbers.dtype) != numbers))
+    if is_whole_decimal(column):
+        is_large = np.isfinite(own) & (np.abs(numbers) > exact)
+        for place in np.flatnonzero(is_large).tolist():
+            if column[place].is_valid and int(column[place].as_py()) != int(own.flat[place]):
+                lost.flat[place] = True
                 break
-    elif own.dtype == exact.dtype and large.any():  # of JSON: perhaps rounded when it was read
-        place = int(np.flatnonzero(large.reshape(-1))[0])
-        found.inexact.setdefault(piece.name, _number_at(piece, place))
-
-
-def _number_at(piece: Piece, place: int) -> int:
-    assert piece.column is not None, "it is judged"
-    return int(piece.column[place].as_py())
+    elif not has_integers:
+        with np.errstate(invalid="ignore"):
+            # What was beyond 2^53 may have been rounded when it was read.
+            is_inexact = np.abs(numbers) >= exact if own.dtype == np.float64 else own != numbers
+            lost = np.isfinite(own) & (numbers == np.floor(numbers)) & is_inexact
+    return lost
 
 
 def is_whole_decimal(column: pa.Array | None) -> bool:
@@ -150,17 +130,3 @@ def is_whole_decimal(column: pa.Array | None) -> bool:
 def _rows(where: Mask) -> Mask:
     """Return bool (N,): rows of bool (N, W) with one."""
     return np.asarray(where.any(axis=1), np.bool_)
-
-
-def _inexact(column: pa.Array, exact: int) -> Mask | None:
-    """Return bool: integers with more significant bits than `exact` has; None: no one."""
-    bounds = pc.min_max(column).as_py()
-    low, high = bounds["min"] or 0, bounds["max"] or 0
-    if low >= -exact and high <= exact:
-        return None
-    numbers = column.fill_null(0).to_numpy(zero_copy_only=False)
-    # The lowest 64-bit number has no positive counterpart, yet as uint64 it is right again.
-    size = np.abs(numbers.astype(np.int64)) if numbers.dtype != np.uint64 else numbers
-    bits = size.astype(np.uint64)
-    lowest = np.maximum(bits & (~bits + np.uint64(1)), np.uint64(1))
-    return np.asarray(bits // lowest >= np.uint64(exact))
