@@ -38,7 +38,7 @@ from pipeline.execution.environment import WORKER_ENVIRONMENT
 from pipeline.inference.devices.accelerator import PAUSES_S
 from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.inference.runtimes.base import Runner
-from pipeline.inference.slices import slice_run
+from pipeline.inference.slices import fault_finder, slice_run
 from pipeline.models.agreement import AgreementLimits
 from pipeline.process.memory import MIB
 
@@ -182,7 +182,7 @@ def test_a_row_that_never_fits_ends_the_worker_and_has_failed_in_a_child(
     def end(why: str) -> None:
         raise Ended(why)
 
-    monkeypatch.setattr(slice_run, "end_process", end)
+    monkeypatch.setattr(fault_finder, "end_process", end)
     gpu._row_bytes = KIB
     model = predictor("models:colours", 4, num_gpus=1)
     gpu.hold(gpu.total_bytes)

@@ -18,7 +18,6 @@ from typing import Any, cast
 
 import numpy as np
 
-from pipeline.core.device_errors import end_process
 from pipeline.core.failures import Failure, Reason
 from pipeline.core.figures.counters import PREFILL, Counters, StageCounters
 from pipeline.core.figures.slice_figures import Generated, SliceFigures, Tokens
@@ -28,11 +27,11 @@ from pipeline.core.schema import (
     NUM_OUTPUT_TOKENS,
     OUTPUT_TEXT,
 )
-from pipeline.inference.devices.accelerator import PAUSES_S
 from pipeline.inference.devices.device_model import DeviceModel
 from pipeline.inference.engines.model_engine import ModelEngine, Predicted, Slice
 from pipeline.inference.exact import alone
 from pipeline.inference.slice_progress import add_rows
+from pipeline.inference.slices.fault_finder import FaultFinder
 from pipeline.inference.slices.first_rows import SystematicFailureDetector
 from pipeline.inference.slices.slice_run import STAGE, failure_of, not_finite
 from pipeline.inference.writing.greedy import LENGTH, Outputs, Writing, is_repeating, text_of
@@ -77,9 +76,9 @@ class GenerateEngine(ModelEngine):
         self._input, self._generation = config.spec.input, config.spec.task.generation
 
     def _predicted(self, part: Slice, counters: Counters) -> Predicted:
-        held = Outputs(part.inputs, part.row_ids, part.failures)
+        held = Outputs(part.inputs, part.faults.failures)
         started = perf_counter()
-        self._write(self._rows(part.inputs, part.todo), held)
+        self._write(part.todo, held, part.faults)
         results = self._results(held)
         predict_s = perf_counter() - started
         self._count(held, counters)
@@ -92,7 +91,7 @@ class GenerateEngine(ModelEngine):
 
     def reduce(self, inputs: Inputs) -> Arrays:
         count = num_rows(inputs)
-        held = Outputs(inputs, [""] * count, [None] * count)
+        held = Outputs(inputs, [None] * count)
         writing = self._writing(self._rows(inputs, np.arange(count)), held)
         while writing:
             self._keep(self._model.call(writing.advance), held)
@@ -117,24 +116,25 @@ class GenerateEngine(ModelEngine):
         read = partial(model.on_device, held.inputs)
         return Writing(module, self._generation, read, groups, limits, held.spent)
 
-    def _write(self, rows: Sequence[Row], held: Outputs) -> None:
+    def _write(self, places: Rows, held: Outputs, faults: FaultFinder) -> None:
         """Write rows; those at fault get their failure.
 
         Raises:
             SystematicFailure: All rows of the first batches failed for one cause.
             InfraError: The GPU has failed.
         """
-        failure, at_fault = self._try(rows, held)
+        write = partial(self._write, held=held, faults=faults)
+        failure, at_fault = self._try(places, held)
         while failure is not None:
-            self._split(at_fault, failure, held)
+            faults.split(at_fault, failure, write, lambda some: self._try(some, held)[0])
             if self._first is not None:
                 self._first.check()
-            rows = self._left(rows, held)
-            failure, at_fault = self._try(rows, held)  # within limits that may be smaller now
+            places = self._left(places, held)
+            failure, at_fault = self._try(places, held)  # within limits that may be smaller now
 
-    def _try(self, rows: Sequence[Row], held: Outputs) -> tuple[Failure | None, list[Row]]:
+    def _try(self, places: Rows, held: Outputs) -> tuple[Failure | None, Rows]:
         """Write rows, until all are written or an error comes; return it, and the rows at fault."""
-        writing = self._writing(rows, held)
+        writing = self._writing(self._rows(held.inputs, places), held)
         while writing:
             try:
                 ended = self._model.call(writing.advance)
@@ -145,22 +145,19 @@ class GenerateEngine(ModelEngine):
                 break
             self._keep(ended, held)
         else:
-            return None, []
+            return None, places[:0]
         # Outside `except`: the frames of the exception hold the tensors of the batch.
-        active = {row.number for row in writing.active}
-        left = self._left(rows, held)
-        return failure, [row for row in left if row.number in active] or left
+        left = self._left(places, held)
+        is_active = np.isin(left, [row.number for row in writing.active])
+        return failure, left[is_active] if is_active.any() else left
 
-    def _left(self, rows: Sequence[Row], held: Outputs) -> list[Row]:
-        """Return the rows that are neither written nor failed, as they were at first.
+    def _left(self, places: Rows, held: Outputs) -> Rows:
+        """Return the rows that are neither written nor failed.
 
         It asks nothing else, so that no row is lost whatever an error has left behind.
         """
-        return [
-            row.afresh()
-            for row in rows
-            if row.number not in held.written and held.failures[row.number] is None
-        ]
+        is_left = [row not in held.written and held.failures[row] is None for row in places]
+        return places[np.array(is_left, np.bool_)]
 
     def _keep(self, ended: Sequence[Row], held: Outputs) -> None:
         still_alive()
@@ -168,44 +165,6 @@ class GenerateEngine(ModelEngine):
             self._first.predicted()
         held.written |= {row.number: row for row in ended}
         add_rows(len(ended))
-
-    def _split(self, rows: Sequence[Row], failure: Failure, held: Outputs) -> None:
-        """Write the rows of a failed batch again, in halves, until those at fault are found."""
-        model, half = self._model, len(rows) // 2
-        if failure.reason is Reason.OUT_OF_MEMORY:
-            model.make_room()
-            if half:
-                model.limits = model.limits.halved(half)
-        if half:
-            self._write(rows[:half], held)
-            self._write(rows[half:], held)
-            return
-        [row] = rows
-        if failure.reason is Reason.OUT_OF_MEMORY and model.gpu is not None:
-            later = self._write_later(row, held)
-            if later is None:
-                return
-            failure = later
-            if failure.reason is Reason.OUT_OF_MEMORY and self._ends_process:
-                row_id = held.row_ids[row.number]
-                end_process(f"{model.gpu.name}: no memory for row {row_id} alone")
-        if self._first is not None:
-            self._first.failed(str(held.row_ids[row.number]), failure)
-        held.failures[row.number] = failure
-
-    def _write_later(self, row: Row, held: Outputs) -> Failure | None:
-        """Try a row again: what holds the memory may give it back. Return why it failed in the end;
-        None if it is written."""
-        model, failure = self._model, None
-        assert model.gpu is not None, "on a CPU nothing gives memory back"
-        for pause_s in PAUSES_S:
-            with no_limit():
-                model.gpu.pause(pause_s)
-            model.make_room()
-            failure, _ = self._try([row.afresh()], held)
-            if failure is None or failure.reason is not Reason.OUT_OF_MEMORY:
-                break
-        return failure
 
     def _results(self, held: Outputs) -> Arrays:
         """Return the results of a slice; those of rows that have none, or are refused, say nothing.

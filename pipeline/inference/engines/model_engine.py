@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from time import perf_counter
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.core.cache.node_cache import claim_once_per_node
-from pipeline.core.failures import Failure, failures_of, without_failure
+from pipeline.core.failures import failures_of, without_failure
 from pipeline.core.figures.counters import Counters, StageCounters, add
 from pipeline.core.figures.slice_figures import Comparison, SliceFigures
 from pipeline.core.registry import INPUTS
@@ -22,6 +21,7 @@ from pipeline.core.user_code.own_code import errors_told
 from pipeline.inference.devices.device_model import DeviceModel
 from pipeline.inference.engines.base import Engine
 from pipeline.inference.slice_results import to_table
+from pipeline.inference.slices.fault_finder import FaultFinder
 from pipeline.inference.slices.first_rows import SystematicFailureDetector
 from pipeline.inference.slices.slice_run import STAGE
 from pipeline.models.spec import PredictorConfig
@@ -30,20 +30,15 @@ from pipeline.preprocessing.model_input import Arrays as Inputs
 from pipeline.preprocessing.model_input import Rows, bytes_of
 
 
-@dataclass(frozen=True)
-class Slice:
+class Slice(NamedTuple):
     """N rows that are predicted."""
 
     rows: pa.Table
     inputs: Inputs
     todo: Rows
     """The rows that have no error yet."""
-    failures: list[Failure | None]
-    """(N,); the engine adds those of rows that it cannot predict."""
-
-    @property
-    def row_ids(self) -> pa.ChunkedArray:
-        return self.rows.column(ROW_ID)
+    faults: FaultFinder
+    """Fails those of them that cannot be predicted."""
 
 
 class Predicted(NamedTuple):
@@ -81,17 +76,21 @@ class ModelEngine(Engine):
             with errors_told(INPUTS, seen.name):
                 inputs = seen.arrays(rows)
             todo = np.flatnonzero(rows.column(ERROR).is_null().to_numpy())
-            part = Slice(rows, inputs, todo, failures_of(rows))
+            failures, row_ids = failures_of(rows), rows.column(ROW_ID)
+            faults = FaultFinder(
+                self._model, row_ids, failures, self._first, ends_process=self._ends_process
+            )
+            part = Slice(rows, inputs, todo, faults)
             results, is_done, transfer_s, predict_s = self._predicted(part, counters)
             count_in, num_bytes = len(todo), bytes_of(inputs, todo)
-            failed = int((~without_failure(part.failures)[todo]).sum())
+            failed = int((~without_failure(failures)[todo]).sum())
             moved = StageCounters(count_in, count_in, 0, num_bytes, num_bytes, transfer_s)
             add(counters, "transfer", moved)
             made = StageCounters(count_in, count_in - failed, failed, num_bytes, 0, predict_s)
             add(counters, STAGE, made)
             task, published = self._model.task, seen.published_fields()
             pass_through = self._config.pass_through
-            return to_table(task, pass_through, rows, results, is_done, part.failures, published)
+            return to_table(task, pass_through, rows, results, is_done, failures, published)
 
     @property
     def awaits_reference_check(self) -> bool:

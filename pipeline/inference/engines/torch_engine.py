@@ -40,13 +40,12 @@ class TorchEngine(ModelEngine):
         self._has_own_rows, self._is_unpadded = False, leave_out_padding(self._model)
 
     def _predicted(self, part: Slice, counters: Counters) -> Predicted:
-        model, inputs, row_ids = self._model, part.inputs, part.row_ids
-        run = SliceRun(model, inputs, row_ids, self._first, ends_process=self._ends_process)
-        for index, failure in run.run(part.todo):
-            part.failures[index] = failure
-        ok = np.flatnonzero(without_failure(part.failures))
+        model, inputs, faults = self._model, part.inputs, part.faults
+        run = SliceRun(model, inputs, faults)
+        run.run(part.todo)
+        ok = np.flatnonzero(without_failure(faults.failures))
         if not self._has_own_rows and len(ok):
-            require_own(model, inputs, run.results, ok, row_ids)
+            require_own(model, inputs, run.results, ok, faults.row_ids)
             self._has_own_rows = len(ok) > 1  # one row has no neighbours
         if self.awaits_reference_check and (limits := self._config.limits) is not None:
             seen = self._config.spec.input

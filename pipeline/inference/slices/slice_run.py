@@ -7,27 +7,26 @@ smaller as well. On a GPU some batches are in flight at once.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.core.device_errors import end_process, is_out_of_memory
+from pipeline.core.device_errors import is_out_of_memory
 from pipeline.core.failures import Failure, Reason
 from pipeline.core.registry import TASKS
 from pipeline.core.user_code.own_code import module_of
 from pipeline.core.user_code.user_errors import whereabouts
-from pipeline.inference.devices.accelerator import PAUSES_S, Gpu
 from pipeline.inference.devices.device_buffers import DeviceBuffer
 from pipeline.inference.devices.device_model import DeviceModel
 from pipeline.inference.slice_progress import add_rows
 from pipeline.inference.slice_results import Batches, Timer
-from pipeline.inference.slices.first_rows import RaisedFailure, SystematicFailureDetector
+from pipeline.inference.slices.fault_finder import FaultFinder
+from pipeline.inference.slices.first_rows import RaisedFailure
 from pipeline.models.outputs import OutputError
 from pipeline.models.tasks.base import Arrays
 from pipeline.preprocessing.model_input import Arrays as Inputs
 from pipeline.preprocessing.model_input import Rows
-from pipeline.process.liveness import no_limit, still_alive
+from pipeline.process.liveness import still_alive
 
 STAGE = "predict"
 _WIDER = {
@@ -41,34 +40,22 @@ InFlight = deque[tuple[DeviceBuffer, Rows]]
 class SliceRun:
     """The rows of one slice, on their way through a model."""
 
-    def __init__(
-        self,
-        model: DeviceModel,
-        inputs: Inputs,
-        row_ids: Sequence[str],
-        first: SystematicFailureDetector | None,
-        *,
-        ends_process: bool,
-    ) -> None:
+    def __init__(self, model: DeviceModel, inputs: Inputs, faults: FaultFinder) -> None:
         """Take a slice.
 
         Args:
             inputs: What `Input.arrays` gives of the slice, each (N, ...).
-            row_ids: (N,).
-            first: Watches the first rows; None: a failure always counts as its row's fault.
-            ends_process: Whether a row that alone finds no memory on a GPU ends the process, so
-                that a child decides; otherwise the row has failed.
+            faults: Fails the rows at fault.
         """
-        self._model, self._inputs, self._row_ids = model, inputs, row_ids
-        self._first, self._ends_process = first, ends_process
+        self._model, self._inputs, self._faults = model, inputs, faults
         self.results: Arrays = {}
         """What the task keeps of the rows, name -> (N, ...)."""
-        self.is_done = np.zeros(len(row_ids), np.bool_)
+        self.is_done = np.zeros(len(faults.failures), np.bool_)
         """(N,): the rows that are in `results`."""
         self.timer, self._ticket = Timer(), model.buffers.ticket()
 
-    def run(self, todo: Rows) -> Iterator[tuple[int, Failure]]:
-        """Predict rows `todo`, a batch in flight per buffer that is free; yield (row, failure).
+    def run(self, todo: Rows) -> None:
+        """Predict rows `todo`, a batch in flight per buffer that is free; fail those at fault.
 
         Raises:
             SystematicFailure: All rows of the first batches failed for one cause.
@@ -78,26 +65,26 @@ class SliceRun:
         """
         busy: InFlight = deque()
         try:
-            yield from self._run(todo, busy)
+            self._run(todo, busy)
         finally:
             for buffer, _ in busy:
                 self._model.buffers.give(buffer)
 
-    def _run(self, todo: Rows, busy: InFlight) -> Iterator[tuple[int, Failure]]:
+    def _run(self, todo: Rows, busy: InFlight) -> None:
         failed: list[tuple[Rows, Failure]] = []
         left = Batches(self._model.config.spec.input, self._inputs, todo, self._model.limits)
         while left or busy:
             begun = None if failed else self._begin_next(left, busy)
             batch, failure = begun or self._end_oldest(busy)
             if begun is None and failure is None:
-                yield from self._kept(batch)
+                self._kept(batch)
             if failure is not None:
                 failed.append((batch, failure))
             if failed and not busy:  # splitting needs a buffer, so batches in flight finish first
                 for batch, failure in failed:
-                    yield from self._split(batch, failure)
-                    if self._first is not None:
-                        self._first.check()
+                    self._split(batch, failure)
+                    if self._faults.first is not None:
+                        self._faults.first.check()
                 failed = []
 
     def _begin_next(self, left: Batches, busy: InFlight) -> tuple[Rows, Failure | None] | None:
@@ -122,64 +109,30 @@ class SliceRun:
         self._model.buffers.give(buffer)
         return batch, failure
 
-    def _kept(self, batch: Rows) -> Iterator[tuple[int, Failure]]:
-        """Yield the rows of a finished batch whose results are not finite."""
-        if self._first is not None:
-            self._first.predicted()
-        self._model.check_outputs(self.results, batch, self._row_ids)
+    def _kept(self, batch: Rows) -> None:
+        """Keep the results of a finished batch; fail the rows where they are not finite."""
+        faults = self._faults
+        if faults.first is not None:
+            faults.first.predicted()
+        self._model.check_outputs(self.results, batch, faults.row_ids)
         self.is_done[batch] = True
         failure = not_finite(self._model.config.spec.precision)
         for row in batch[~are_finite(self.results, batch)]:
-            yield int(row), failure
+            faults.failures[row] = failure
 
-    def _split(self, batch: Rows, failure: Failure) -> Iterator[tuple[int, Failure]]:
-        """Halve a failed batch until the rows at fault are found; yield them."""
-        model, gpu = self._model, self._model.gpu
-        is_memory = failure.reason is Reason.OUT_OF_MEMORY
-        if is_memory and gpu is not None and (len(batch) == 1 or model.runner.is_static):
-            later = self._try_later(gpu, batch, failure)
-            if later is None:
-                yield from self._kept(batch)
-                return
-            failure = later
-        if len(batch) == 1:
-            if self._first is not None:
-                self._first.failed(str(self._row_ids[int(batch[0])]), failure)
-            yield int(batch[0]), failure
-            return
-        half = len(batch) // 2
-        if failure.reason is Reason.OUT_OF_MEMORY:
-            model.limits = model.limits.halved(half)
-            model.make_room()
-        for part in (batch[:half], batch[half:]):
-            again = self._try(part)
-            if again is None:
-                yield from self._kept(part)
-            else:
-                yield from self._split(part, again)
+    def _split(self, batch: Rows, failure: Failure) -> None:
+        self._faults.split(batch, failure, self._predict, self._attempt)
 
-    def _try_later(self, gpu: Gpu, batch: Rows, failure: Failure) -> Failure | None:
-        """Try a batch again that cannot be made smaller: what holds the memory may give it back.
+    def _predict(self, batch: Rows) -> None:
+        failure = self._attempt(batch)
+        if failure is not None:
+            self._split(batch, failure)
 
-        Returns:
-            Why it failed in the end; None if it did not.
-
-        Raises:
-            OutOfDeviceMemory: Batches have one size, and there is no room for one.
-        """
-        model = self._model
-        for pause_s in PAUSES_S:
-            model.make_room()
-            again = self._try(batch)
-            if again is None or again.reason is not Reason.OUT_OF_MEMORY:
-                return again
-            with no_limit():
-                gpu.pause(pause_s)
-        if model.runner.is_static:
-            raise model.no_room(model.config.batch_size)
-        if self._ends_process:
-            row = self._row_ids[int(batch[0])]
-            end_process(f"{gpu.name}: no memory for row {row} alone")
+    def _attempt(self, batch: Rows) -> Failure | None:
+        """Predict a batch, with no other in flight; return why it failed, None if it did not."""
+        failure = self._try(batch)
+        if failure is None:
+            self._kept(batch)
         return failure
 
     def _try(self, batch: Rows) -> Failure | None:

@@ -54,7 +54,6 @@ class Outputs:
     """The rows of a slice as they end."""
 
     inputs: Inputs
-    row_ids: Sequence[str]
     failures: list[Failure | None]
     written: dict[int, Row] = field(default_factory=dict)
     """Place in the slice -> the row."""

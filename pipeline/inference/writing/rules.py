@@ -37,10 +37,6 @@ class Row:
     matcher: Matcher | None = None
     """Its record so far; None: nothing of it was asked for."""
 
-    def afresh(self) -> Row:
-        """Return the row as it was before anything was written."""
-        return Row(self.number, self.num_input)
-
 
 class AppliedRules:
     """Rules, with tensors on a device."""

@@ -22,7 +22,7 @@ from support.models.generating import make_writer, writing
 
 from pipeline.inference import slice_results
 from pipeline.inference.engines import generate_engine, model_engine, open_engine, torch_engine
-from pipeline.inference.slices import slice_run
+from pipeline.inference.slices import fault_finder, slice_run
 from pipeline.inference.writing import greedy, rules
 from pipeline.models.directories.text import choices
 from pipeline.models.directories.text.writing import batch, causal
@@ -33,7 +33,7 @@ TRACED = {
     module.__file__
     for module in (
         *(generate_engine, greedy, model_engine, rules, torch_engine),
-        *(slice_run, slice_results, batch, causal, grammar, choices),
+        *(fault_finder, slice_run, slice_results, batch, causal, grammar, choices),
     )
 }
 TEXTS = [f"the cat sat on the mat {'and on ' * (n % 4)}{n}" for n in range(7)]
