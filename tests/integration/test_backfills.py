@@ -15,7 +15,7 @@ import pytest
 from support.runs.cli import Result, start, wait_until, working
 from support.runs.week import Week, outcomes
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.no_ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 DAYS = [str(dt.date(2026, 10, 12) + dt.timedelta(days=number)) for number in range(40)]
 KILLED, REFUSED, LATE = DAYS[3], DAYS[7], DAYS[11]
@@ -47,19 +47,14 @@ def states(week: Week) -> Counter[str]:
     return Counter(row["state"] for row in week.rows().values())
 
 
-@pytest.fixture
-def weeks(tmp_path: Path) -> Week:
-    """Forty days: all photos of one are broken, and those of another one come later."""
-    week = Week(
+def test_forty_dates_two_kills_and_two_backfills_at_once(tmp_path: Path):
+    """All photos of one day are broken, and those of another one come later."""
+    weeks = Week(
         tmp_path, DAYS, NUM_ROWS, num_bad=1, gates={"min_rows": 10, "max_error_pct": 20.0},
     )  # fmt: skip
     for photo in [*(tmp_path / "in" / REFUSED).rglob("*.jpg")][:9]:
         photo.write_bytes(b"no photo")
     (tmp_path / "in" / LATE).rename(tmp_path / "later")
-    return week
-
-
-def test_forty_dates_two_kills_and_two_backfills_at_once(weeks: Week, tmp_path: Path):
     out = tmp_path / "out"
     env = {"PIPELINE_FAILPOINT": "slice_done:kill"}
     run = start("run", weeks.job, "--date", KILLED, env=env)

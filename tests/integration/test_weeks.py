@@ -11,14 +11,13 @@ from support.inputs.photos import build_images
 from support.runs.cli import Result, pipeline, start, wait_until
 from support.runs.week import Week, outcomes
 
-pytestmark = pytest.mark.early
+pytestmark = [pytest.mark.slow, pytest.mark.early]
 
 DAYS = ["2026-11-22", "2026-11-23", "2026-11-24"]
 NUM_ROWS = 48
 
 
 @pytest.mark.no_ray
-@pytest.mark.slow
 def test_a_week_as_it_is_told_beside_what_runs_made_of_it(tmp_path: Path):
     week = Week(tmp_path, DAYS, NUM_ROWS)
     good, refused, missing = DAYS
@@ -52,8 +51,7 @@ def test_a_week_as_it_is_told_beside_what_runs_made_of_it(tmp_path: Path):
     assert week.seen(good)["version"] == 2
 
 
-@pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.no_ray
 def test_a_run_is_seen_from_outside_stopped_from_there_and_goes_on(tmp_path: Path):
     model = {"factory": "stuck:slow", "labels": LABELS, "batch_size": 8}
     week = Week(tmp_path, DAYS, NUM_ROWS, model=model, run={"slice_rows": 8, "lease_ttl_s": 2.0})
@@ -82,7 +80,6 @@ def test_a_run_is_seen_from_outside_stopped_from_there_and_goes_on(tmp_path: Pat
 
 
 @pytest.mark.no_ray
-@pytest.mark.slow
 def test_a_backfill_does_what_it_can_and_the_next_one_what_is_left(tmp_path: Path):
     week = Week(tmp_path, DAYS, NUM_ROWS, gates={"min_rows": 10, "max_error_pct": 5.0})
     for photo in [*(tmp_path / "in" / DAYS[1]).rglob("*.jpg")][:9]:
@@ -99,7 +96,7 @@ def test_a_backfill_does_what_it_can_and_the_next_one_what_is_left(tmp_path: Pat
     assert outcomes(done) == [("published", 0), bad, late]
     assert done.code == done.json["exit_code"] == 3, "the worst of them"
     dates = f"--from {DAYS[0]} --to {DAYS[2]}"
-    command = f": python -m pipeline backfill {week.job} {dates} --json --ok-exit 8"
+    command = f": pipeline backfill {week.job} {dates} --json --ok-exit 8"
     assert done.stderr.splitlines()[-1].endswith(command)
 
     hidden.rename(tmp_path / "in" / DAYS[2])
@@ -113,7 +110,6 @@ def test_a_backfill_does_what_it_can_and_the_next_one_what_is_left(tmp_path: Pat
 
 
 @pytest.mark.ray
-@pytest.mark.slow
 def test_a_stop_ends_the_backfill_and_the_same_command_goes_on(tmp_path: Path):
     model = {"factory": "stuck:slow", "labels": LABELS, "batch_size": 8}
     week = Week(tmp_path, DAYS, NUM_ROWS, model=model, run={"slice_rows": 8, "lease_ttl_s": 2.0})
@@ -130,6 +126,8 @@ def test_a_stop_ends_the_backfill_and_the_same_command_goes_on(tmp_path: Path):
     assert f"pipeline backfill {week.job}" in stderr.splitlines()[-1]
     done = week.backfill(env=env)
     assert done.code == 0, done.stderr
+    starts = [line for line in done.stderr.splitlines() if line.endswith("starting Ray")]
+    assert len(starts) == 1, "all dates share it"
     assert outcomes(done) == [("nothing_to_do", 0), ("published", 0), ("published", 0)]
     assert sum(line.endswith("starting Ray") for line in done.stderr.splitlines()) == 1
     assert week.seen(DAYS[1])["attempt"] == 2

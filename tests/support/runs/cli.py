@@ -91,10 +91,23 @@ def pipeline(
     return found
 
 
+WITHOUT_RAY = """
+from pipeline.commands.main import main
+from pipeline.execution.without_ray import without_ray
+
+with without_ray():
+    main()
+"""
+
+
 def start(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
-    """Start `pipeline ARGUMENTS` as the leader of a process group of its own."""
+    """Start `pipeline ARGUMENTS` as the leader of a process group of its own.
+
+    Where a test needs no Ray, jobs run in a loop.
+    """
+    program = [sys.executable, "-c", WITHOUT_RAY, *arguments]
     return subprocess.Popen(
-        command(*arguments),
+        program if SHARING.forks else command(*arguments),
         env=environment(env),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
