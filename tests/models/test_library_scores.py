@@ -30,6 +30,7 @@ from support.runs.jobs import job_of
 from pipeline.core.failures import failure_columns
 from pipeline.core.schema import TEXT, TEXT_PAIR
 from pipeline.inference.engines.torch_engine import TorchEngine
+from pipeline.models.directories.text.zero_shot import SCALE
 from pipeline.models.spec import PredictorConfig
 from pipeline.preprocessing.model_input import Limits
 from pipeline.runs.preparing.prepare import job_model
@@ -98,6 +99,15 @@ def of_encoder(path: Path, rows: Any) -> Found:
     from sentence_transformers import SentenceTransformer
 
     return SentenceTransformer(str(path), device="cpu").encode(list(rows)).tolist()
+
+
+def of_similarities(path: Path, rows: Any) -> Found:
+    from sentence_transformers import SentenceTransformer, util
+
+    model = SentenceTransformer(str(path), device="cpu")
+    cosines = util.cos_sim(model.encode(list(rows)), model.encode(list(PROMPTS)))
+    scores = (SCALE * cosines).softmax(1).tolist()
+    return [dict(zip(PROMPTS, row, strict=True)) for row in scores]
 
 
 def of_timm(path: Path, rows: Any) -> Found:
@@ -234,6 +244,12 @@ CASES = {
         )
         for family in ("bert", "roberta", "distilbert", "deberta-v2", "modernbert")
     },
+    "bert encoder zero_shot": Case(
+        made("bert", pooling="cls"),
+        of_similarities,
+        best,
+        model={"task": "zero_shot", "prompts": PROMPTS},
+    ),
     **{
         f"{family} embed": Case(
             made(family, pooling="mean", normalize=True), of_encoder, lambda row: row["embedding"]

@@ -29,24 +29,16 @@ class EncoderZeroShot(nn.Module):
     prompts: torch.Tensor
     """float (K, D), of length 1."""
 
-    def __init__(
-        self,
-        encoder: nn.Module,
-        prompts: Sequence[Sequence[int]],
-        pad_id: int,
-        scale: float = SCALE,
-    ) -> None:
+    def __init__(self, encoder: nn.Module, prompts: Sequence[Sequence[int]], pad_id: int) -> None:
         """Encode the prompts, once.
 
         Args:
             encoder: Takes `input_ids` and `attention_mask`, gives float (B, D).
             prompts: The token ids of K prompts, special tokens included.
             pad_id: Fills up prompts.
-            scale: Of the cosines.
         """
         super().__init__()
         self.encoder = encoder
-        self.scale = scale
         rows = [torch.tensor(ids) for ids in prompts]
         ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_id)
         ends = torch.tensor([len(row) for row in rows])
@@ -58,7 +50,7 @@ class EncoderZeroShot(nn.Module):
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Return float (B, K)."""
         vectors = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
-        return nn.functional.normalize(vectors, dim=1) @ self.prompts.T * self.scale
+        return nn.functional.normalize(vectors, dim=1) @ self.prompts.T * SCALE
 
 
 class EntailmentZeroShot(nn.Module):

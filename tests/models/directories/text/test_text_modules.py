@@ -15,6 +15,9 @@ from pipeline.models.directories.build import build_module
 from pipeline.models.directories.opening import read_facts
 from pipeline.models.tasks.base import TaskSpec
 
+POOLED = {"pooling": ("mean", "lasttoken"), "normalize": True}
+NLI = {"id2label": {0: "contradiction", 1: "neutral", 2: "entailment"}}
+PROMPTS = ("the cat", "a long way home by the river")
 Run = Callable[[dict[str, np.ndarray]], np.ndarray]
 
 
@@ -60,21 +63,23 @@ def in_onnxruntime(module: torch.nn.Module, example: dict[str, torch.Tensor], fo
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("export", [in_openvino, in_onnxruntime])
 @pytest.mark.parametrize(
-    ("family", "head", "options"),
+    ("family", "head", "options", "prompts"),
     [
-        ("bert", "sequence", {}),
-        pytest.param(
-            *("modernbert", "none", {"pooling": ("mean", "lasttoken"), "normalize": True}),
-            marks=pytest.mark.slow,
-        ),
+        ("bert", "sequence", {}, ()),
+        pytest.param("modernbert", "none", POOLED, (), marks=pytest.mark.slow),
+        pytest.param("bert", "none", POOLED, PROMPTS, marks=pytest.mark.slow),
+        pytest.param("bert", "sequence", NLI, PROMPTS, marks=pytest.mark.slow),
     ],
 )
-def test_an_exported_module_gives_the_same(family, head, options, export: Any, tmp_path):
+def test_an_exported_module_gives_the_same(
+    family: str, head: str, options: Any, prompts: tuple[str, ...], export: Any, tmp_path: Path
+):
     path = make_snapshot(tmp_path / "m", family, head, **options)
     facts = read_facts(path)
     assert facts.text is not None
-    module = build_module(path, facts, TaskSpec(facts.tasks[0]), {})
-    names = facts.text.tensor_names
+    task = TaskSpec("zero_shot" if prompts else facts.tasks[0], prompts=prompts)
+    module = build_module(path, facts, task, {})
+    names = facts.text.tensor_names[: 2 if prompts else None]
     run: Run = export(module, batch(names, 2, 12), tmp_path)
     for num_texts, num_tokens in ((2, 12), (3, 7), (5, 31)):
         inputs = batch(names, num_texts, num_tokens)
