@@ -46,25 +46,26 @@ def test_what_a_factory_does_to_its_arguments_stays_with_it():
 
 
 @pytest.mark.parametrize(
-    ("args", "words"),
+    ("factory", "args", "words"),
     [
-        ({}, "missing a required argument: 'scale', with those of model.args; it takes (scale"),
-        ({"scale": 1, "order": [], "size": 3}, "got an unexpected keyword argument 'size', with"),
+        (
+            FACTORY,
+            {},
+            "missing a required argument: 'scale', with those of model.args; it takes (scale",
+        ),
+        (FACTORY, {"scale": 1, "order": [], "size": 3}, "got an unexpected keyword argument 'siz"),
+        (
+            "models:colours",
+            {"size": 3},
+            "got an unexpected keyword argument 'size', with those of model.args; it takes ()",
+        ),
     ],
 )
-def test_missing_and_unknown_arguments_are_named(args: dict[str, Any], words: str):
+def test_missing_and_unknown_arguments_are_named(factory: str, args: dict[str, Any], words: str):
     with pytest.raises(JobError) as caught:
-        resolve(factory=FACTORY, args=args)
-    assert str(caught.value).startswith(f"model.factory = {FACTORY!r}: {words}")
+        resolve(factory=factory, args=args)
+    assert str(caught.value).startswith(f"model.factory = {factory!r}: {words}")
     assert "\n" not in str(caught.value)
-
-
-def test_a_factory_without_arguments_takes_none():
-    with pytest.raises(
-        JobError,
-        match=r"unexpected keyword argument 'size', with those of model\.args; it takes \(\)",
-    ):
-        resolve(args={"size": 3})
 
 
 @pytest.mark.parametrize(

@@ -76,19 +76,3 @@ def test_a_classifier_has_no_family_and_a_layer_of_a_detector_may_be_taken() -> 
     said = refusal(name="retinanet_resnet50_fpn", labels=None, task="embed", embedding_dim=1,
                    layer="backbone")  # fmt: skip
     assert "needs the URI of a state dict" in said
-
-
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        (
-            {"factory": "models:wants_a_name"},
-            "model.factory = 'models:wants_a_name': missing a required argument: 'name', with "
-            "those of model.args; it takes (name: 'str') -> 'nn.Module'",
-        )
-    ],
-)
-def test_a_factory_that_needs_arguments_is_told_before_anything_is_built(
-    fields: dict[str, Any], words: str
-) -> None:
-    assert refusal(**fields) == words

@@ -109,6 +109,8 @@ def test_a_prefix_that_only_some_names_have_is_not_left_out(tmp_path: Path) -> N
             None,
             "1 unexpected (conv.weight): weights of another",
         ),
+        ({**colours_state(), "head.weight": 5}, None, "1 that are no tensors (head.weight)"),
+        ({**colours_state(), 1: torch.zeros(1)}, None, "expected names and tensors"),
     ],
 )
 def test_what_does_not_fit_is_said_whole_with_the_likely_reason(

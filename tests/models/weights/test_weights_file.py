@@ -159,15 +159,16 @@ def test_what_torch_did_not_save_is_refused_by_its_bytes_with_the_way_out(
 
 
 @pytest.mark.parametrize(
-    ("data", "words"),
+    ("name", "data", "words"),
     [
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "run git lfs pull"),
-        (b"<!DOCTYPE html><html></html>", "is a web page or XML"),
-        (save(STATE), "holds safetensors: let its name end in .safetensors"),
+        ("w.bin", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
+        ("w.bin", b"<!DOCTYPE html><html></html>", "is a web page or XML"),
+        ("w.bin", save(STATE), "holds safetensors: let its name end in .safetensors"),
+        ("w.safetensors", saved(STATE), "is a file of torch.save: let its name end in .pth"),
     ],
 )
-def test_what_is_no_model_file_at_all_is_named(data: bytes, words: str, tmp_path: Path) -> None:
-    assert words in refusal(tmp_path / "w.bin", data)
+def test_what_is_no_such_file_is_named(name: str, data: bytes, words: str, tmp_path: Path) -> None:
+    assert words in refusal(tmp_path / name, data)
 
 
 @pytest.mark.parametrize(

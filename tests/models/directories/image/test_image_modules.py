@@ -9,7 +9,6 @@ import pytest
 import torch
 from support.models.snapshots import (
     VISION_FAMILIES,
-    change_json,
     make_snapshot,
     make_timm,
 )
@@ -123,49 +122,3 @@ def test_a_timm_directory_gives_the_outputs_of_timm(name, tmp_path):
     torch.testing.assert_close(run(path, "classify"), logits, **CLOSE)
     torch.testing.assert_close(run(path, "embed"), vectors, **CLOSE)
     assert facts.embedding_dim == vectors.shape[1]
-
-
-SPLIT = {"image_processor_type": "SmolVLMImageProcessor", "max_image_size": {"longest_edge": 33}}
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"size": {"shortest_edge": 32, "longest_edge": 64}}, "gives images many sizes"),
-        ({"size": {"max_height": 32, "max_width": 64}}, "gives images many sizes"),
-        ({"do_center_crop": False}, "do_center_crop is false"),
-        ({"crop_size": {"height": 32}}, "expected height and width"),
-        ({"crop_size": {"height": 64, "width": 64}}, "larger than size"),
-        ({"resample": 4}, "resample is 4"),
-        ({"do_resize": False, "do_center_crop": False}, "do_resize is false"),
-        ({"do_pad": True, "pad_size": {"height": 64, "width": 64}}, "after the normalisation"),
-        ({"do_flip_channel_order": True}, "swaps red and blue"),
-        ({"image_processor_type": "PerceiverImageProcessor"}, "crops before it resizes"),
-        (SPLIT, "the whole image as one, give the fields of transform: size_px: 33"),
-    ],
-)
-def test_a_transform_that_cannot_be_says_what_to_give(changes, said, tmp_path):
-    path = make_snapshot(tmp_path / "m", "vit", "image")
-    change_json(path / "preprocessor_config.json", **changes)
-    facts = read_facts(path)
-    assert facts.transform is None
-    assert said in facts.transform_problem
-    assert "give the fields of transform: size_px: " in facts.transform_problem
-    assert any("no transform" in line for line in facts.said)
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"image_mean": [0.5]}, "image_mean is [0.5], expected three numbers"),
-        ({"image_std": [0.5, 0.0, 0.5]}, "std"),
-        ({"rescale_factor": -1}, "rescale_factor is -1"),
-        ({"do_rescale": "yes"}, "do_rescale is a text"),
-    ],
-)
-def test_a_damaged_processor_is_refused(changes, said, tmp_path):
-    path = make_snapshot(tmp_path / "m", "vit", "image")
-    change_json(path / "preprocessor_config.json", **changes)
-    with pytest.raises(JobError) as caught:
-        read_facts(path)
-    assert said in str(caught.value)

@@ -23,6 +23,7 @@ from support.models.snapshots import (
     write_image_processor,
 )
 
+from pipeline.core.errors import JobError
 from pipeline.models.directories.image.image_transform import read_transform
 from pipeline.models.directories.image.told import told
 from pipeline.models.directories.opening import read_facts
@@ -119,20 +120,40 @@ def test_pixels_are_those_of_the_processor(case: str, few: list[Image.Image], tm
         assert furthest <= most + ROUNDING, backend
 
 
-@pytest.mark.parametrize(
-    ("kind", "changes", "said"),
-    [
-        ("Levit", {"size": {"shortest_edge": 33}}, "size_px: 33, resize_px: 33, interpolation"),
-        ("PoolFormer", {}, "size divided by crop_pct; give the fields of transform"),
-        ("RfDetr", stretched(64, 48), "size_px: [64, 48], resize: stretch, interpolation"),
-        ("Yolos", {"size": {"shortest_edge": 90, "longest_edge": 133}}, "size_px: 90, resize: str"),
-        ("SmolVLM", {"max_image_size": {"longest_edge": 33}}, "cuts an image into several; to"),
-        (
-            "Idefics3",
-            {"max_image_size": {"longest_edge": 33}, "do_image_splitting": False},
-            "resizes the longer side before it stretches; .* size_px: 33, resize: stretch",
-        ),
+LARGE = {"height": 64, "width": 64}
+LONGEST = {"max_image_size": {"longest_edge": 33}}
+LEFT = {
+    "Levit": [({"size": {"shortest_edge": 33}}, "size_px: 33, resize_px: 33, interpolation")],
+    "PoolFormer": [({}, "size divided by crop_pct; give the fields of transform")],
+    "RfDetr": [(stretched(64, 48), "size_px: [64, 48], resize: stretch, interpolation")],
+    "Yolos": [({"size": {"shortest_edge": 90, "longest_edge": 133}}, "size_px: 90, resize: str")],
+    "SmolVLM": [
+        (LONGEST, "cuts an image into several; to show the model the whole image as one, give the")
     ],
+    "Idefics3": [
+        (
+            {**LONGEST, "do_image_splitting": False},
+            "resizes the longer side before it stretches; .* size_px: 33, resize: stretch",
+        )
+    ],
+    "Perceiver": [({}, "crops before it resizes")],
+    "ViT": [
+        ({"size": {"shortest_edge": 32, "longest_edge": 64}}, "gives images many sizes"),
+        ({"size": {"max_height": 32, "max_width": 64}}, "gives images many sizes"),
+        ({"do_center_crop": False}, "do_center_crop is false"),
+        ({"crop_size": {"height": 32}}, "expected height and width"),
+        ({"crop_size": LARGE}, "larger than size"),
+        ({"resample": 4}, "resample is 4"),
+        ({"do_resize": False, "do_center_crop": False}, "do_resize is false"),
+        ({"do_pad": True, "pad_size": LARGE}, "after the normalisation"),
+        ({"do_flip_channel_order": True}, "swaps red and blue"),
+    ],
+}
+"""Kind of processor -> changes of its config, and why the job must give the transform."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "said"), [(kind, *row) for kind, rows in LEFT.items() for row in rows]
 )
 def test_a_processor_with_steps_of_its_own_is_left_to_the_job(
     kind: str, changes: dict, said: str, tmp_path: Path
@@ -142,6 +163,23 @@ def test_a_processor_with_steps_of_its_own_is_left_to_the_job(
     spec, problem, _ = read_transform(tmp_path)
     assert spec is None
     assert re.search(said.replace("[", r"\["), problem or "")
+    assert "give the fields of transform: size_px: " in (problem or "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"image_mean": [0.5], "image_std": [0.5, 0.5]}, r"image_std is .*, expected one number"),
+        ({"image_std": [0.5, 0.0, 0.5]}, "std"),
+        ({"rescale_factor": -1}, "rescale_factor is -1"),
+        ({"do_rescale": "yes"}, "do_rescale is a text"),
+    ],
+)
+def test_a_damaged_processor_is_refused(changes: dict, said: str, tmp_path: Path):
+    write_image_processor(tmp_path)
+    change_json(tmp_path / "preprocessor_config.json", **changes)
+    with pytest.raises(JobError, match=said):
+        read_transform(tmp_path)
 
 
 @pytest.mark.parametrize(
