@@ -1,18 +1,17 @@
-"""The job file's section `transform`: how an image becomes model input."""
+"""The job file's section `transform`: how an image becomes model input.
+
+Whether its fields go together is known with those of the model: `TransformSpec` tells.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 
 from pipeline.job.section import PositiveInt, Section
-from pipeline.job.transform_words import CHANNELS, MAX_CHANNELS, ONLY_WITH, REPLACED_BY_FACTORY
 
 Pair = tuple[int, int]
-
-_NAMES = {"rgb": "red, green, blue", "gray": "gray"}
 
 
 class Transform(Section):
@@ -83,20 +82,7 @@ class Transform(Section):
 
     @field_validator("mean", "std", mode="before")
     @classmethod
-    def _per_channel(cls, values: Any, info: ValidationInfo) -> Any:
-        counts = {*CHANNELS.values()}
-        if info.data.get("factory"):
-            counts = {*range(1, MAX_CHANNELS + 1)}
-        if isinstance(values, list | tuple) and len(values) not in counts:
-            numbers = "number" if len(values) == 1 else "numbers"
-            if info.data.get("factory"):
-                raise ValueError(
-                    f"has {len(values)} {numbers}, needs 1 to {MAX_CHANNELS}: one for each channel "
-                    "that the factory returns"
-                )
-            raise ValueError(
-                f"has {len(values)} {numbers}, needs 3 ({_NAMES['rgb']}), or 1 with channels: gray"
-            )
+    def _per_channel(cls, values: Any) -> Any:
         return tuple(values) if isinstance(values, list) else values
 
     @field_validator("mean", "std")
@@ -106,37 +92,12 @@ class Transform(Section):
     ) -> tuple[float, ...] | None:
         if values is not None and not all(0 <= value <= 1 for value in values):
             raise ValueError(f"{info.field_name} is on the scale 0 to 1: divide by 255")
-        if values is not None and info.field_name == "std" and min(values) == 0:
+        if values is not None and info.field_name == "std" and min(values, default=1) == 0:
             raise ValueError("std divides, so its values must be above 0")
         return values
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Transform:
-        problems = [*self._without_effect(), *self._of_other_channels()]
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
-
-    def _without_effect(self) -> Iterator[str]:
+    def _args_of_factory(self) -> Transform:
         if self.args and self.factory is None:
-            yield "args has no effect without factory"
-        if self.factory is not None:
-            for field in REPLACED_BY_FACTORY:
-                if getattr(self, field) not in (None, False, "cpu"):
-                    yield f"{field} has no effect with factory, which does it: leave it out"
-            return
-        for field, kinds in ONLY_WITH.items():
-            if self.resize is not None and self.resize not in kinds and getattr(self, field):
-                yield f"{field} has no effect with resize {self.resize!r}: leave it out"
-
-    def _of_other_channels(self) -> Iterator[str]:
-        """Yield the fields with another number of values than the channels that are given."""
-        channels = self.channels
-        for field in ("mean", "std", "pad_value"):
-            values = getattr(self, field)
-            if channels and isinstance(values, tuple) and len(values) != CHANNELS[channels]:
-                numbers = "number" if len(values) == 1 else "numbers"
-                yield (
-                    f"{field} has {len(values)} {numbers}, channels {channels!r} needs "
-                    f"{CHANNELS[channels]} ({_NAMES[channels]})"
-                )
+            raise ValueError("args has no effect without factory")
+        return self

@@ -27,7 +27,6 @@ ARGUMENT = "is that of an argument of the model's forward"
 AT_LEAST_1 = "Input should be greater than or equal to 1"
 PARTITION = "write key=value, as in date=2026-11-24, of letters, digits and _"
 SIDES = r"a whole number above 0, or two: \[height, width\]"
-OWN = "factory: own_transforms:composed, mean: [0, 0, 0], std: [1, 1, 1]"
 SOURCE = [
     ("source: {format: avro}", "source.format = 'avro': .*'images', "),
     ("source: {format: text}", "texts lie in a column"),
@@ -106,8 +105,6 @@ FEATURES = [
 ]
 TRANSFORM = [
     ("interpolation: cubic", "transform.interpolation = 'cubic': .*'bicubic' or 'lanczos'"),
-    ("mean: [0.5, 0.5]", r"transform.mean: has 2 numbers, needs 3 \(red, green, blue\)"),
-    ("mean: [0.5, 0.5, 0.5, 0.5]", "transform.mean: has 4 numbers"),
     ("std: [58.4, 57.1, 57.4]", "std is on the scale 0 to 1: divide by 255"),
     ("std: [0.2, 0.0, 0.2]", "above 0"),
     ("size_px: [224, 0]", SIDES),
@@ -116,22 +113,9 @@ TRANSFORM = [
     ("letterbox: true", "transform.letterbox: unknown key; a letterbox is resize: pad"),
     ("grey: true", "one channel is channels: gray"),
     ("channels: grey", r"did you mean gray\?"),
-    ("channels: gray, mean: [0.5, 0.5, 0.5], std: [0.5]", "mean has 3 numbers, .*'gray' needs 1"),
-    ("channels: rgb, mean: [0.5], std: [0.5, 0.5, 0.5]", "mean has 1 number, .*'rgb' needs 3"),
     ("resize: squash", "both sides to size_px is resize: stretch"),
     ("pad_value: 256", "a whole number from 0 to 255, or one per channel"),
     ("args: {a: 1}", "args has no effect without factory"),
-    *(
-        (f"{OWN}, {field}: {value}", f"{field} has no effect with factory")
-        for field, value in (
-            *(("resize", "pad"), ("resize_px", 40), ("interpolation", "bicubic")),
-            *(("pad_value", 7), ("channels", "gray"), ("shrink_on_load", "true")),
-        )
-    ),
-    (
-        "factory: own_transforms:composed, mean: [0, 0, 0, 0, 0]",
-        "has 5 numbers, needs 1 to 4: one for each channel that the factory returns",
-    ),
 ]
 MODEL = [
     ("name: null", "model: give exactly one of path, name and factory"),

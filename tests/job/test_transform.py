@@ -74,7 +74,7 @@ def test_what_changes_nothing_may_stand_beside_a_factory():
     ("fields", "words"),
     [
         ({"mean": None}, "models:colours brings no mean and std; give mean, one value for each ch"),
-        ({"std": [1.0]}, "mean and std must have 3 values each"),
+        ({"std": [1.0]}, "mean has 3 and std 1 values, they must have 3 values each"),
         (
             {"args": {"size": 1}},
             r"unexpected keyword argument 'size', with those of transform\.args",

@@ -174,15 +174,17 @@ def _problems(spec: TransformSpec) -> Iterator[str]:
     ):
         if value not in choices:
             yield f"{name} is {value!r}; it must be one of {', '.join(choices)}"
+    if spec.factory is not None:
+        yield from _factory_problems(spec)
     yield from _size_problems(spec)
     if spec.size_px is None and spec.pad_value:
         yield "pad_value has no effect without size_px"
-    if spec.factory is not None:
-        yield from _factory_problems(spec)
     count = spec.num_channels
     if len(spec.mean) != count or len(spec.std) != count:
-        each = "3 values each, one a channel" if count == 3 else f"{count} value each"
-        yield f"mean and std must have {each}"
+        each = f"{count} values each, one a channel" if count > 1 else "1 value each"
+        given = "" if spec.factory else f", with channels {spec.channels!r}"
+        found = f"mean has {len(spec.mean)} and std {len(spec.std)} values"
+        yield f"{found}, they must have {each}{given}"
     if min(spec.std) <= 0:
         yield f"std is {list(spec.std)}; its values must be above 0"
     pads = spec.pad_value if isinstance(spec.pad_value, tuple) else (spec.pad_value,) * count

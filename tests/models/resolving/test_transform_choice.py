@@ -17,6 +17,8 @@ OWN = TransformSpec(224, 256, "bicubic", **HALF)
 SQUASHED = TransformSpec(224, None, "bicubic", **HALF, resize="stretch")
 FULL = {"size_px": 32, "interpolation": "bilinear", "mean": [0.5] * 3, "std": [0.5] * 3}
 
+GRAY = {"channels": "gray", "mean": [0.5], "std": [0.5]}
+
 
 def chosen(default: TransformSpec | None = OWN, **fields: Any) -> TransformSpec:
     return choose_transform("m", default, Transform(**fields))
@@ -64,6 +66,13 @@ def test_a_model_that_stretches_does_so_at_other_sizes():
         (None, {"resize": "none"}, "give mean, std$"),
         (OWN, {"channels": "gray"}, "m brings no transform; give mean, std$"),
         (OWN, {"mean": [0.5], "std": [0.5]}, "must have 3 values each"),
+        (OWN, {"resize": "none", "interpolation": "bilinear"}, "interpolation: has no effect"),
+        (OWN, {"resize": "none", "resize_px": 3}, "resize_px: has no effect with resize 'none'"),
+        (OWN, {"resize": "none", "shrink_on_load": True}, "shrink_on_load: has no effect"),
+        (OWN, {"resize": "stretch", "pad_value": 3}, "pad_value: has no effect with resize 's"),
+        (OWN, {**GRAY, "mean": [0.5] * 3}, "mean has 3 and std 1 values, .* 1 value each, with"),
+        (OWN, {"channels": "rgb", "std": [0.5]}, "mean has 3 and std 1 values, .* 3 values each"),
+        (OWN, {**GRAY, "resize": "pad", "pad_value": [1, 2, 3]}, r"pad_value is \[1, 2, 3\]; it"),
         (None, {}, "give size_px, resize_px, interpolation, mean, std$"),
         (OWN, {"size_px": [300, 200], "resize_px": 256}, r"at least size_px \(\[300, 200\]\)"),
     ],
@@ -72,6 +81,20 @@ def test_what_does_not_fit_is_refused_in_one_line(default, fields: dict, words: 
     with pytest.raises(JobError, match=words) as caught:
         chosen(default, **fields)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("resize", "pad"), ("resize_px", 40), ("interpolation", "bicubic"), ("pad_value", 7)),
+        *(("channels", "gray"), ("shrink_on_load", True), ("mean", [0.0] * 5)),
+    ],
+)
+def test_a_factory_replaces_all_but_the_size_and_the_normalisation(field: str, value: Any):
+    fields = {**HALF, "factory": "own_transforms:composed", field: value}
+    told = "mean has 5 values" if field == "mean" else f"{field} has no effect with factory"
+    with pytest.raises(JobError, match=told):
+        choose_transform("m", OWN, Transform(**fields), allow_import=["own_transforms"])
 
 
 @pytest.mark.parametrize(
@@ -92,13 +115,6 @@ def test_sizes_that_no_image_may_decode_to_are_refused(fields: dict):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"resize": "none", "interpolation": "bilinear"}, "interpolation has no effect"),
-        ({"resize": "none", "resize_px": 3}, "resize_px has no effect with resize 'none'"),
-        ({"resize": "none", "shrink_on_load": True}, "shrink_on_load has no effect"),
-        ({"resize": "stretch", "pad_value": 3}, "pad_value has no effect with resize 'stretch'"),
-        ({"channels": "gray", "mean": [0.5] * 3}, "mean has 3 numbers, channels 'gray' needs 1"),
-        ({"channels": "rgb", "std": [0.5]}, "std has 1 number, channels 'rgb' needs 3"),
-        ({"channels": "gray", "pad_value": [1, 2, 3]}, "pad_value has 3 numbers"),
         ({"size_px": [1, 2, 3]}, r"a whole number above 0, or two: \[height, width\]"),
         ({"resize_px": [True, 3]}, r"a whole number above 0, or two"),
         ({"pad_value": -1}, "from 0 to 255"),

@@ -103,7 +103,7 @@ def test_what_torch_refuses_costs_the_row_and_not_the_run() -> None:
         ({"size_px": 0}, "size_px is 0"),
         ({"interpolation": "cubic"}, "bilinear, bicubic"),
         ({"std": (0.2, 0.0, 0.2)}, "above 0"),
-        ({"mean": (0.5,)}, "3 values"),
+        ({"mean": (0.5,)}, "they must have 3 values each, one a channel, with channels 'rgb'"),
         ({"resize": "squash"}, "shortest, stretch, pad, none"),
         ({"resize": "none"}, "no effect with resize 'none'"),
         ({"pad_value": 3}, "pad_value has no effect with resize 'shortest'"),
