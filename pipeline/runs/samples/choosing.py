@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 
 from pipeline.commit.published.dataset import PublishedParts
 from pipeline.core.schema import DETECTIONS, ENTITIES, LABELS, SCORE
@@ -55,21 +56,20 @@ def least_certain(
             found = sorted([*found, *known])[:number]
             row += batch.num_rows
         looked_at += row
-    in_order = sorted(found, key=lambda each: each[1:])
-    tables = [
-        parts.only([part]).dataset().take(pa.array(rows), columns=columns)
-        for part, rows in _by_part(in_order).items()
-    ]
-    if not tables:
-        return parts.dataset().head(0, columns=columns), looked_at
-    return pa.concat_tables(tables).take(pa.array(map(in_order.index, found))), looked_at
+    datasets = {part: parts.only([part]).dataset() for _, part, _ in found}
+    tables = [_row_at(datasets[part], row, columns) for _, part, row in found]
+    return pa.concat_tables([parts.dataset().head(0, columns=columns), *tables]), looked_at
 
 
-def _by_part(found: Sequence[tuple[float, int, int]]) -> dict[int, list[int]]:
-    rows: dict[int, list[int]] = {}
-    for _, part, row in found:
-        rows.setdefault(part, []).append(row)
-    return rows
+def _row_at(dataset: ds.Dataset, row: int, columns: Sequence[str] | None) -> pa.Table:
+    """Read one row of a part: no more than the row group that has it."""
+    [fragment] = dataset.get_fragments()
+    for group in fragment.row_groups:
+        if row < group.num_rows:
+            break
+        row -= group.num_rows
+    own = fragment.subset(row_group_ids=[group.id])
+    return own.to_table(schema=dataset.schema, columns=columns).slice(row, 1)
 
 
 def _known(scores: npt.NDArray[np.float64]) -> int:
