@@ -378,11 +378,8 @@ def test_a_model_that_fails_every_row_ends_a_run_in_the_same_words_by_both(
     assert str(by_loop.value) == str(by_ray.value)
 
 
-@pytest.mark.ray
 @pytest.mark.slow
-def test_the_same_photos_give_the_same_predictions_however_they_are_stored(
-    ray_address: str, tmp_path: Path
-) -> None:
+def test_the_same_photos_give_the_same_predictions_however_they_are_stored(tmp_path: Path) -> None:
     build_images(tmp_path / "images", 16, seed=31, num_bad=3)
     photos = {
         path.relative_to(tmp_path / "images").as_posix(): path.read_bytes()
@@ -419,7 +416,8 @@ def test_the_same_photos_give_the_same_predictions_however_they_are_stored(
             run={"slice_rows": 32},
         )
         job = read_job(job_path, date=dt.date.fromisoformat(DATE))
-        report = run_job(job, RunOptions(), Silent())
+        with without_ray():
+            report = run_job(job, RunOptions(), Silent())
         assert (report.rows.predicted, report.rows.quarantined) == (13, 3), kind
         table = read_predictions(str(tmp_path / f"out-{kind}"), PARTITION)
         found[kind] = table.select(["label", "label_id", "score", "top_k"])
