@@ -64,87 +64,26 @@ class Agreement:
         return 100.0 * float(self.agrees.mean()) if len(self.agrees) else 100.0
 
 
-def compare_labels(
-    label_ids: tuple[Values, Values], scores: tuple[Values, Values], limits: AgreementLimits
-) -> Agreement:
-    """Compare the best labels of a reference and a candidate.
+def within(differences: Values, limit: float, same: Values | bool = True) -> Agreement:
+    """Return which rows differ by at most a limit.
 
     Args:
-        label_ids: Of reference and candidate, integers (N, k) each; column 0 is the best label.
-        scores: Of reference and candidate, probabilities in [0, 1], float (N, k) each, descending.
-        limits: Uses `max_score_diff`, and `allows_ties`: of labels with like scores on both sides
-            either may be the best.
+        differences: Of N rows, (N, ...); NaN agrees with nothing.
+        limit: The largest that a row may have.
+        same: bool (N,): rows that may agree.
     """
-    a, b = (_plain(each) for each in scores)
-    same = label_ids[0][:, 0] == label_ids[1][:, 0]
-    if limits.allows_ties:
-        same |= _score_of(label_ids[0][:, :1], label_ids[1], b) >= b[:, 0] - limits.max_score_diff
-    differences = np.abs(a[:, 0] - b[:, 0])
-    return Agreement(same & (differences <= limits.max_score_diff), _worst(differences, np.max))
+    others = tuple(range(1, differences.ndim))
+    largest = np.asarray(_plain(differences).max(axis=others, initial=0.0))
+    return Agreement((largest <= limit) & same, _worst(largest, np.max))
 
 
-def _score_of(
-    wanted: Values, label_ids: Values, scores: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    """Return the score (N,) of a label (N, 1); of one that is not listed the most it can have."""
-    is_listed = label_ids == wanted
-    score = np.where(is_listed, scores, 0.0).sum(axis=1)
-    return np.where(is_listed.any(axis=1), score, scores[:, -1])
-
-
-def compare_kept(
-    reference: Values, candidate: Values, min_score: float, limits: AgreementLimits
-) -> Agreement:
-    """Compare probabilities, of which those from `min_score` on are kept.
-
-    A row agrees if the scores of all that either side keeps differ by at most `max_score_diff`. So
-    both keep the same, unless a score is that near to `min_score`.
-
-    Args:
-        reference: Float (N, K).
-        candidate: Float (N, K).
-        min_score: From which score on a label is kept.
-        limits: Uses `max_score_diff`.
-    """
+def compare_vectors(reference: Values, candidate: Values, min_cosine: float) -> Agreement:
+    """Compare vectors, (N, D) each, by their cosines; two of zeros agree, too."""
     a, b = _plain(reference), _plain(candidate)
-    differences = np.abs(a - b)
-    matters = (a >= min_score) | (b >= min_score) | np.isnan(differences)
-    largest = np.where(matters, differences, 0.0).max(axis=1, initial=0.0)
-    return Agreement(largest <= limits.max_score_diff, _worst(largest, np.max))
-
-
-def compare_tokens(
-    reference: tuple[Values, Values], candidate: tuple[Values, Values], limits: AgreementLimits
-) -> Agreement:
-    """Compare the best labels of tokens; a row agrees if each of its tokens does.
-
-    Args:
-        reference: Labels and their scores, (N, L) each; score 0: the row has no such token.
-        candidate: The same of the candidate, whose L may be another one.
-        limits: Uses `max_score_diff`.
-    """
-    length = max(reference[0].shape[1], candidate[0].shape[1])
-    (labels_a, a), (labels_b, b) = (
-        tuple(np.pad(values, ((0, 0), (0, length - values.shape[1]))) for values in each)
-        for each in (reference, candidate)
-    )
-    differences = np.abs(_plain(a) - _plain(b))
-    is_token = (a != 0) | (b != 0)
-    same = (labels_a == labels_b) | ~is_token
-    agrees = (same & (differences <= limits.max_score_diff)).all(axis=1)
-    return Agreement(agrees, _worst(differences.max(axis=1, initial=0.0), np.max))
-
-
-def compare_vectors(reference: Values, candidate: Values, limits: AgreementLimits) -> Agreement:
-    """Compare vectors by their cosines; equal vectors have cosine 1, zeros included.
-
-    Args:
-        reference: Float (N, D).
-        candidate: Float (N, D).
-        limits: Uses `min_cosine`.
-    """
-    cosines = _cosines(_plain(reference), _plain(candidate))
-    return Agreement(cosines >= limits.min_cosine, _worst(cosines, np.min))
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    cosines = (a * b).sum(axis=1) / np.where(lengths == 0.0, np.nan, lengths)
+    cosines = np.where((a == b).all(axis=1), 1.0, cosines)
+    return Agreement(cosines >= min_cosine, _worst(cosines, np.min))
 
 
 def compare_numbers(
@@ -160,11 +99,10 @@ def compare_numbers(
         candidate: The same names and shapes.
         limits: Uses `max_relative_error`.
     """
-    errors = np.max(
-        [_relative_errors(_plain(reference[name]), _plain(candidate[name])) for name in reference],
-        axis=0,
-    )
-    return Agreement(errors <= limits.max_relative_error, _worst(errors, np.max))
+    errors = [
+        _relative_errors(_plain(reference[name]), _plain(candidate[name])) for name in reference
+    ]
+    return within(np.stack(errors, axis=1), limits.max_relative_error)
 
 
 def _worst(figures: npt.NDArray[np.float64], pick: Callable[..., Any]) -> float:
@@ -174,13 +112,6 @@ def _worst(figures: npt.NDArray[np.float64], pick: Callable[..., Any]) -> float:
 
 def _plain(values: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
     return np.asarray(values, np.float64)
-
-
-def _cosines(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    products = (a * b).sum(axis=1)
-    equal = (a == b).all(axis=1)  # two zero vectors have no cosine, but agree
-    return np.where(equal, 1.0, products / np.where(lengths == 0.0, np.nan, lengths))
 
 
 def _relative_errors(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from pipeline.job.model import Model
 
+_DESCRIBED = 3
 Arrays = dict[str, npt.NDArray[Any]]
 """The results of N rows after `Task.reduce`: name -> (N, ...)."""
 Mask = npt.NDArray[np.bool_]
@@ -228,9 +229,32 @@ class Task(Protocol):
         Raises:
             pa.ArrowException: A column cannot be cast.
         """
-        columns = self.golden_columns()
-        return pa.table({name: found.column(name).cast(pa.float64()) for name in columns})
+        kinds, columns = {each.name: each.type for each in self.fields()}, {}
+        for name in self.golden_columns():
+            column, kind = found.column(name), kinds[name]
+            is_number = pa.types.is_floating(kind)
+            columns[name] = (
+                column.cast(pa.float64()) if is_number else pa.array(column.to_pylist(), kind)
+            )
+        return pa.table(columns)
 
     def describe(self, row: Mapping[str, Any]) -> str:
         """Return a prediction in a few words; `row` maps column -> value."""
         return f"columns {', '.join(field.name for field in self.fields())}"
+
+
+def as_lists(entries: pa.Array, places: npt.NDArray[Any], ok: Mask) -> pa.Array:
+    """Return entries (E,) as one list per row; `places`, (E,) ascending, are their rows.
+
+    Rows that are not ok, of `ok` (N,), are null.
+    """
+    until = np.cumsum(np.bincount(places, minlength=len(ok)))
+    offsets = pa.array(np.concatenate([[0], until]).astype(np.int32))
+    return pa.ListArray.from_arrays(offsets, entries, mask=pa.array(~ok))
+
+
+def first_of(shown: Iterable[str]) -> str:
+    """Return the first entries of a list in words, and how many more there are."""
+    entries = [*shown]
+    more = f" and {len(entries) - _DESCRIBED} more" if len(entries) > _DESCRIBED else ""
+    return ", ".join(entries[:_DESCRIBED]) + more

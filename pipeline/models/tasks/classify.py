@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import CLASSIFY_FIELDS, LABEL, LABEL_ID, SCORE, TOP_K
-from pipeline.models.agreement import Agreement, AgreementLimits, compare_labels
+from pipeline.models.agreement import Agreement, AgreementLimits, within
 from pipeline.models.known_rows import entry_differences
 from pipeline.models.outputs import require
 from pipeline.models.tasks import scores
@@ -70,9 +70,16 @@ class Classify(Task):
         return len(self.spec.labels)
 
     def compare(self, reference: Arrays, found: Arrays, limits: AgreementLimits) -> Agreement:
-        return compare_labels(
-            (reference[LABEL_ID], found[LABEL_ID]), (reference[SCORE], found[SCORE]), limits
-        )
+        """Compare the best labels; where ties are allowed, one that is about as likely will do."""
+        a, b = (each[SCORE].astype(np.float64) for each in (reference, found))
+        wanted, ids = reference[LABEL_ID][:, :1], found[LABEL_ID]
+        same = (wanted == ids[:, :1])[:, 0]
+        if limits.allows_ties:
+            is_listed = ids == wanted
+            least = np.where(is_listed.any(axis=1), 0.0, b[:, -1])  # of a label that is not listed
+            score = np.where(is_listed, b, 0.0).sum(axis=1) + least
+            same |= score >= b[:, 0] - limits.max_score_diff
+        return within(np.abs(a[:, 0] - b[:, 0]), limits.max_score_diff, same)
 
     def measured_columns(self) -> tuple[str, ...]:
         return (SCORE,)

@@ -26,7 +26,7 @@ from pipeline.models.detection.box_agreement import (
 )
 from pipeline.models.detection.original_pixels import sizes_of, to_original
 from pipeline.models.outputs import OutputError
-from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec
+from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec, as_lists, first_of
 from pipeline.models.tasks.postprocess import load_step
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ _ENTRY = pa.struct(
         *(pa.field(name, pa.float32()) for name in (SCORE, *CORNERS)),
     ]
 )
-_DESCRIBED = 3
 
 
 @dataclass(frozen=True)
@@ -153,11 +152,6 @@ class Detect(Task):
         """Return the column: the number of detections per image is counted, and their scores."""
         return (DETECTIONS,)
 
-    def parse_golden(self, found: pa.Table) -> pa.Table:
-        """Return the entries; those without a score may have any from `min_score` on."""
-        [field] = self.fields()
-        return pa.table({field.name: pa.array(found.column(field.name).to_pylist(), field.type)})
-
     def differences(self, known: pa.Table, found: pa.Table, limits: AgreementLimits) -> list[str]:
         """Compare by boxes that overlap; see `box_agreement`."""
         pairs = zip(*(each.column(DETECTIONS).to_pylist() for each in (known, found)), strict=True)
@@ -195,20 +189,9 @@ class Detect(Task):
         entries, count = row[DETECTIONS], len(self.spec.labels)
         if not entries:
             return f"no {DETECTIONS} from score {self.spec.min_score:g} on, {count} labels"
-        shown = [f'"{clean_message(e[LABEL])}" {e[SCORE]:.2f}' for e in entries[:_DESCRIBED]]
-        more = f" and {len(entries) - _DESCRIBED} more" if len(entries) > _DESCRIBED else ""
-        return f"{DETECTIONS} {', '.join(shown)}{more}, {count} labels"
+        shown = first_of(f'"{clean_message(e[LABEL])}" {e[SCORE]:.2f}' for e in entries)
+        return f"{DETECTIONS} {shown}, {count} labels"
 
 
 def _corners(entry: Mapping[str, Any]) -> list[float]:
     return [entry[name] for name in CORNERS]
-
-
-def as_lists(entries: pa.Array, places: Any, ok: Mask) -> pa.Array:
-    """Return entries (E,) as one list per row; `places`, (E,) ascending, are their rows.
-
-    Rows that are not ok, of `ok` (N,), are null.
-    """
-    until = np.cumsum(np.bincount(places, minlength=len(ok)))
-    offsets = pa.array(np.concatenate([[0], until]).astype(np.int32))
-    return pa.ListArray.from_arrays(offsets, entries, mask=pa.array(~ok))

@@ -57,7 +57,7 @@ class Embed(Task):
         return {EMBEDDING: vectors.cast(self.fields()[0].type)}
 
     def compare(self, reference: Arrays, found: Arrays, limits: AgreementLimits) -> Agreement:
-        return compare_vectors(reference[EMBEDDING], found[EMBEDDING], limits)
+        return compare_vectors(reference[EMBEDDING], found[EMBEDDING], limits.min_cosine)
 
     def measured_columns(self) -> tuple[str, ...]:
         return (EMBEDDING,)

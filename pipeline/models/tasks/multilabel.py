@@ -11,18 +11,16 @@ import pyarrow as pa
 
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import LABEL, LABEL_ID, LABELS, LABELS_FIELD, SCORE
-from pipeline.models.agreement import Agreement, AgreementLimits, compare_kept
+from pipeline.models.agreement import Agreement, AgreementLimits, within
 from pipeline.models.known_rows import entry_differences
 from pipeline.models.outputs import require
 from pipeline.models.tasks import scores
-from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec
+from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec, as_lists, first_of
 
 if TYPE_CHECKING:
     import torch
 
     from pipeline.job.model import Model
-
-_DESCRIBED = 3
 
 
 @dataclass(frozen=True)
@@ -59,9 +57,7 @@ class Multilabel(Task):
         names = pa.array(self.spec.labels, pa.string()).take(pa.array(ids))
         best = pa.array(np.ascontiguousarray(found[places, ids]))
         entries = pa.StructArray.from_arrays([names, pa.array(ids), best], [LABEL, LABEL_ID, SCORE])
-        ends = np.cumsum(np.bincount(places, minlength=len(ok)))
-        offsets = pa.array(np.concatenate([[0], ends]).astype(np.int32))
-        return {LABELS: pa.ListArray.from_arrays(offsets, entries, mask=pa.array(~ok))}
+        return {LABELS: as_lists(entries, places, ok)}
 
     def num_outputs(self) -> int | None:
         return len(self.spec.labels)
@@ -72,7 +68,10 @@ class Multilabel(Task):
         The labels of a row are thus the same, unless a score is within `max_score_diff` of
         `min_score`.
         """
-        return compare_kept(reference[SCORE], found[SCORE], self.spec.min_score, limits)
+        a, b = (each[SCORE].astype(np.float64) for each in (reference, found))
+        least, differences = self.spec.min_score, np.abs(a - b)
+        matters = (a >= least) | (b >= least) | np.isnan(differences)
+        return within(np.where(matters, differences, 0.0), limits.max_score_diff)
 
     def differences(self, known: pa.Table, found: pa.Table, limits: AgreementLimits) -> list[str]:
         """Compare entries; of a label that is not there only `min_score` is known."""
@@ -105,9 +104,8 @@ class Multilabel(Task):
         entries, count = row[LABELS], len(self.spec.labels)
         if not entries:
             return f"none of {count} labels reaches {self.spec.min_score:g}"
-        shown = [f'"{clean_message(e[LABEL])}" {e[SCORE]:.2f}' for e in entries[:_DESCRIBED]]
-        more = f" and {len(entries) - _DESCRIBED} more" if len(entries) > _DESCRIBED else ""
-        return f"labels {', '.join(shown)}{more}, {count} outputs, {count} labels"
+        shown = first_of(f'"{clean_message(e[LABEL])}" {e[SCORE]:.2f}' for e in entries)
+        return f"labels {shown}, {count} outputs, {count} labels"
 
     def _least(self, found: Any) -> Any:
         """Return `min_score` in the type of the scores, so that 0.1 is reached by float32 0.1."""

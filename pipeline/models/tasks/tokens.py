@@ -24,15 +24,14 @@ from pipeline.core.schema import (
     TEXT,
     WORD_IDS,
 )
-from pipeline.models.agreement import Agreement, AgreementLimits, compare_tokens
+from pipeline.models.agreement import Agreement, AgreementLimits, within
 from pipeline.models.outputs import OutputError, require
-from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec
+from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec, as_lists, first_of
 from pipeline.models.tasks.entities import Entities, Tokenised, entities_of
 
 if TYPE_CHECKING:
     import torch
 
-_DESCRIBED = 3
 _Entries = Sequence[Mapping[str, Any]]
 
 
@@ -75,9 +74,7 @@ class Tokens(Task):
             ],
             fields=list(ENTITIES_FIELD.type.value_type),
         )
-        until = np.cumsum(np.bincount(found.rows, minlength=len(ok)))
-        offsets = pa.array(np.concatenate([[0], until]).astype(np.int32))
-        return {ENTITIES: pa.ListArray.from_arrays(offsets, entries, mask=pa.array(~ok))}
+        return {ENTITIES: as_lists(entries, found.rows, ok)}
 
     def _entities(self, arrays: Arrays, ok: Mask, rows: pa.Table) -> Entities:
         words, places = as_array(rows.column(WORD_IDS)), as_array(rows.column(OFFSETS))
@@ -101,7 +98,15 @@ class Tokens(Task):
 
     def compare(self, reference: Arrays, found: Arrays, limits: AgreementLimits) -> Agreement:
         """Compare the label of every token, and its score."""
-        return compare_tokens(_best(reference), _best(found), limits)
+        sides = _best(reference), _best(found)
+        length = max(scores.shape[1] for _, scores in sides)
+        (labels_a, a), (labels_b, b) = (
+            tuple(np.pad(values, ((0, 0), (0, length - values.shape[1]))) for values in each)
+            for each in sides
+        )
+        is_other = (labels_a != labels_b) & ((a != 0) | (b != 0))
+        differences = np.abs(a.astype(np.float64) - b)
+        return within(differences, limits.max_score_diff, ~is_other.any(axis=1))
 
     def differences(self, known: pa.Table, found: pa.Table, limits: AgreementLimits) -> list[str]:
         """Compare labels, places and scores of entities."""
@@ -111,18 +116,12 @@ class Tokens(Task):
     def measured_columns(self) -> tuple[str, ...]:
         return (ENTITIES,)
 
-    def parse_golden(self, found: pa.Table) -> pa.Table:
-        """Return the entities; text and score may be missing."""
-        entries = found.column(ENTITIES).to_pylist()
-        return pa.table({ENTITIES: pa.array(entries, ENTITIES_FIELD.type)})
-
     def describe(self, row: Mapping[str, Any]) -> str:
         entries = row[ENTITIES]
         if not entries:
             return "no entities"
-        shown = [f'"{clean_message(e[ENTITY_TEXT])}" {_name(e)}' for e in entries[:_DESCRIBED]]
-        more = f" and {len(entries) - _DESCRIBED} more" if len(entries) > _DESCRIBED else ""
-        return f"entities {', '.join(shown)}{more}"
+        shown = first_of(f'"{clean_message(e[ENTITY_TEXT])}" {_name(e)}' for e in entries)
+        return f"entities {shown}"
 
 
 def _best(arrays: Arrays) -> tuple[Any, Any]:
