@@ -7,11 +7,24 @@ Every text is data, and is escaped; it loads nothing. A picture has at most `PIC
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 from pipeline.core.printable import clean_message, printable
+from pipeline.core.schema import (
+    DETECTIONS,
+    DURATION_S,
+    END,
+    ENTITIES,
+    LABEL,
+    LABELS,
+    ROW_ID,
+    SCORE,
+    START,
+    URI,
+)
 from pipeline.preprocessing.images.thumbnails import Thumbnail
 
 PICTURE_PX, PICTURE_BYTES = 176, 6_000
@@ -19,85 +32,92 @@ TEXT_CHARS = 280
 _BEFORE_CHARS = 40
 _BOXES, _MARKS = 24, 24
 _SAID_CHARS, _ID_CHARS = 120, 100
+_NAMED = 3
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Box:
-    """A detection, in pixels of the image."""
+class Small:
+    """What a row was predicted from, small enough for a page."""
 
-    x_min: float
-    y_min: float
-    x_max: float
-    y_max: float
-
-
-@dataclass(frozen=True)
-class Mark:
-    """An entity, in characters of the text."""
-
-    start: int
-    end: int
-    label: str
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One row."""
-
-    row_id: str
-    said: str
-    """What was predicted."""
     picture: Thumbnail | None = None
     texts: tuple[str, ...] = ()
-    boxes: tuple[Box, ...] = ()
-    marks: tuple[Mark, ...] = ()
-    """Of the first text."""
     problem: str = ""
-    """Why there is neither picture nor text."""
+    """Why there is neither."""
 
 
-def sheet_html(title: str, samples: Sequence[Sample], problem: str = "") -> str:
+def sheet_html(
+    title: str, rows: Sequence[Row], seen: Mapping[str, Small], problem: str = ""
+) -> str:
     """Return rows as sections of a page; '' if there is nothing to say.
 
     Args:
+        rows: As they are published: id, and what can be shown of a prediction.
+        seen: What they were predicted from, by id.
         problem: What is missing, and why.
     """
     shown = ""
-    if samples:
-        kind = "sheet texts" if any(each.texts for each in samples) else "sheet"
-        items = "\n".join(f"<li>{_figure(sample)}</li>" for sample in samples)
+    if rows:
+        kind = "sheet texts" if any(each.texts for each in seen.values()) else "sheet"
+        figures = (_figure(row, seen.get(row[ROW_ID], Small())) for row in rows)
+        items = "\n".join(f"<li>{figure}</li>" for figure in figures)
         shown = f'<section><h2>{_text(title)}</h2>\n<ul class="{kind}">\n{items}\n</ul></section>'
     if problem:
         shown += f'\n<section><p class="soft">{_text(problem)}</p></section>'
     return shown
 
 
-def _figure(sample: Sample) -> str:
-    caption = (
-        f"<figcaption><b>{_text(sample.said, _SAID_CHARS)}</b>"
-        f"<span>{_text(sample.row_id, _ID_CHARS)}</span></figcaption>"
-    )
+def _figure(row: Row, seen: Small) -> str:
     shown = ""
-    if sample.picture is not None:
-        shown = _picture(sample.picture, sample)
-    elif sample.problem:
-        shown = f'<div class="picture"><p class="soft">{_text(sample.problem)}</p></div>'
-    for number, text in enumerate(sample.texts):
-        pieces = "".join(_pieces(text, sample.marks if number == 0 else ()))
+    if seen.picture is not None:
+        shown = _picture(seen.picture, row)
+    elif seen.problem:
+        shown = f'<div class="picture"><p class="soft">{_text(seen.problem)}</p></div>'
+    for number, text in enumerate(seen.texts):
+        pieces = "".join(_pieces(text, row.get(ENTITIES) or () if number == 0 else ()))
         shown += f"<blockquote>{pieces}</blockquote>"
-    return f"<figure>{shown}{caption}</figure>"
+    return (
+        f"<figure>{shown}<figcaption><b>{_text(_said(row), _SAID_CHARS)}</b>"
+        f"<span>{_text(row[ROW_ID], _ID_CHARS)}</span></figcaption></figure>"
+    )
 
 
-def _picture(picture: Thumbnail, sample: Sample) -> str:
+def _said(row: Row) -> str:
+    """Say what was predicted of a row."""
+    length = f", {row[DURATION_S]:.1f} s" if row.get(DURATION_S) is not None else ""
+    for name in (DETECTIONS, ENTITIES, LABELS):
+        if name in row:
+            return _entries(name, row[name] or []) + length
+    told = [row[name] for name in (LABEL, SCORE) if name in row]
+    if told:
+        return " ".join(map(_value, told)) + length
+    shown = {name: value for name, value in row.items() if name not in (ROW_ID, URI)}
+    return ", ".join(f"{name} {_value(value)}" for name, value in shown.items())
+
+
+def _entries(name: str, entries: list[Row]) -> str:
+    if not entries:
+        return f"no {name}"
+    best = sorted(entries, key=lambda entry: -(entry[SCORE] or 0.0))
+    more = f", and {len(best) - _NAMED} more" if len(best) > _NAMED else ""
+    told = (f"{_value(each[LABEL])} {_value(each[SCORE])}" for each in best[:_NAMED])
+    return ", ".join(told) + more
+
+
+def _value(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _picture(picture: Thumbnail, row: Row) -> str:
     scale = PICTURE_PX / max(picture.width_px, picture.height_px, 1)
     width, height = (max(1, round(min(scale, 1) * side)) for side in
                      (picture.width_px, picture.height_px))  # fmt: skip
     data = b64encode(picture.jpeg).decode("ascii")
     image = (
-        f'<img alt="{_text(sample.row_id, _ID_CHARS)}" width="{width}" height="{height}" '
+        f'<img alt="{_text(row[ROW_ID], _ID_CHARS)}" width="{width}" height="{height}" '
         f'src="data:image/jpeg;base64,{data}">'
     )
-    boxes = "".join(map(_box, sample.boxes[:_BOXES]))
+    boxes = "".join(map(_box, (row.get(DETECTIONS) or ())[:_BOXES]))
     if boxes:
         image += (
             f'<svg viewBox="0 0 {picture.width_px} {picture.height_px}" aria-hidden="true" '
@@ -106,29 +126,29 @@ def _picture(picture: Thumbnail, sample: Sample) -> str:
     return f'<div class="picture"><div class="frame">{image}</div></div>'
 
 
-def _box(box: Box) -> str:
-    x, y = round(box.x_min, 1), round(box.y_min, 1)
-    wide, high = max(0.0, round(box.x_max - x, 1)), max(0.0, round(box.y_max - y, 1))
+def _box(box: Row) -> str:
+    x, y = round(box["x_min"], 1), round(box["y_min"], 1)
+    wide, high = max(0.0, round(box["x_max"] - x, 1)), max(0.0, round(box["y_max"] - y, 1))
     return f'<rect class="box" x="{x}" y="{y}" width="{wide}" height="{high}"></rect>'
 
 
-def _pieces(text: str, marks: Sequence[Mark]) -> Iterator[str]:
+def _pieces(text: str, marks: Sequence[Row]) -> Iterator[str]:
     """Yield a piece of a text around its first mark, with its marks."""
-    ordered = sorted(marks, key=lambda mark: mark.start)[:_MARKS]
-    begin = max(0, ordered[0].start - _BEFORE_CHARS) if ordered else 0
+    ordered = sorted(marks, key=lambda mark: mark[START])[:_MARKS]
+    begin = max(0, ordered[0][START] - _BEFORE_CHARS) if ordered else 0
     begin = 0 if begin + TEXT_CHARS >= len(text) and len(text) <= TEXT_CHARS else begin
     end = min(len(text), begin + TEXT_CHARS)
     at = begin
     if begin:
         yield "\u2026"
     for mark in ordered:
-        if mark.start < at or mark.end > end or mark.end <= mark.start:
+        if mark[START] < at or mark[END] > end or mark[END] <= mark[START]:
             continue  # it overlaps the one before, or lies beyond the piece
-        yield escape(printable(text[at : mark.start]))
-        label = _text(mark.label, 24)
-        marked = escape(printable(text[mark.start : mark.end]))
+        yield escape(printable(text[at : mark[START]]))
+        label = _text(mark[LABEL] or "", 24)
+        marked = escape(printable(text[mark[START] : mark[END]]))
         yield f"<mark>{marked} <small>{label}</small></mark>"
-        at = mark.end
+        at = mark[END]
     yield escape(printable(text[at:end]))
     if end < len(text):
         yield "\u2026"

@@ -14,7 +14,7 @@ from pipeline.core.figures.counters import Counters
 from pipeline.core.schema import ROW_ID, URI
 from pipeline.execution.isolation.child_process import Child, ChildResult, Step
 from pipeline.preprocessing.images.thumbnails import Thumbnail
-from pipeline.report.showing.samples import PICTURE_BYTES, PICTURE_PX
+from pipeline.report.showing.samples import PICTURE_BYTES, PICTURE_PX, Small
 from pipeline.runs.samples.originals import Original, OriginalFinder
 
 _STAGE = "sample"
@@ -32,17 +32,6 @@ _FOUND = pa.schema(
         ("problem", pa.string()),
     ]
 )
-
-
-@dataclass(frozen=True)
-class Small:
-    """What a row was predicted from, small enough for a page."""
-
-    picture: Thumbnail | None = None
-    texts: tuple[str, ...] = ()
-    """Their first 20,000 characters."""
-    problem: str = ""
-    """Why there is neither."""
 
 
 @dataclass(frozen=True)

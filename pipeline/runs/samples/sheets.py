@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import pyarrow as pa
 
@@ -12,30 +11,22 @@ from pipeline.commit.published.dataset import PublishedParts
 from pipeline.core.errors import PipelineError
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import (
-    DETECTIONS,
     DURATION_S,
-    END,
-    ENTITIES,
     LABEL,
-    LABELS,
     ROW_ID,
     SCORE,
-    START,
     URI,
 )
 from pipeline.job.source import Source
-from pipeline.report.showing.samples import Box, Mark, Sample, sheet_html
+from pipeline.report.showing.samples import Row, Small, sheet_html
 from pipeline.runs.samples.choosing import LISTS, least_certain, score_column
 from pipeline.runs.samples.originals import OriginalFinder
-from pipeline.runs.samples.reading import Small, read_small
+from pipeline.runs.samples.reading import read_small
 
 log = logging.getLogger(__name__)
 
-_CORNERS = ("x_min", "y_min", "x_max", "y_max")
-_NAMED = 3
 _MAX_ROWS = 20_000_000
 _PLAIN_COLUMNS = 4
-Row = dict[str, Any]
 
 
 def try_sheet(finder: OriginalFinder, number: int) -> str:
@@ -52,7 +43,7 @@ def try_sheet(finder: OriginalFinder, number: int) -> str:
         told = error if isinstance(error, PipelineError) else f"{type(error).__name__}: {error}"
         why = clean_message(f"no sheet of rows: {told}")
         log.warning("%s", why)
-        return sheet_html("", (), why)
+        return sheet_html("", (), {}, why)
 
 
 def make_sheet(finder: OriginalFinder, number: int) -> str:
@@ -73,7 +64,7 @@ def make_sheet(finder: OriginalFinder, number: int) -> str:
             title += f", of the first {looked_at:,} rows"
     chosen = rows.to_pylist()
     small, problem = _originals(finder, chosen)
-    return sheet_html(title, [_sample(row, small) for row in chosen], problem)
+    return sheet_html(title, chosen, small, problem)
 
 
 def _shown(schema: pa.Schema) -> list[str]:
@@ -101,38 +92,3 @@ def _has_no_look(finder: OriginalFinder) -> bool:
     document = finder.manifest.source
     source = Source.from_published(document, "input", {}) if document else None
     return source is not None and (source.is_table or not source.encoded.has_look)
-
-
-def _sample(row: Row, small: Mapping[str, Small]) -> Sample:
-    each = small.get(row[ROW_ID], Small())
-    boxes = tuple(Box(*(box[name] for name in _CORNERS)) for box in row.get(DETECTIONS) or ())
-    marks = tuple(
-        Mark(mark[START], mark[END], mark[LABEL] or "") for mark in row.get(ENTITIES) or ()
-    )
-    return Sample(row[ROW_ID], _said(row), each.picture, each.texts, boxes, marks, each.problem)
-
-
-def _said(row: Row) -> str:
-    """Say what was predicted of a row."""
-    length = f", {row[DURATION_S]:.1f} s" if row.get(DURATION_S) is not None else ""
-    for name in (DETECTIONS, ENTITIES, LABELS):
-        if name in row:
-            return _entries(name, row[name] or []) + length
-    told = [row[name] for name in (LABEL, SCORE) if name in row]
-    if told:
-        return " ".join(map(_value, told)) + length
-    shown = {name: value for name, value in row.items() if name not in (ROW_ID, URI)}
-    return ", ".join(f"{name} {_value(value)}" for name, value in shown.items())
-
-
-def _entries(name: str, entries: list[Mapping[str, Any]]) -> str:
-    if not entries:
-        return f"no {name}"
-    best = sorted(entries, key=lambda entry: -(entry[SCORE] or 0.0))
-    more = f", and {len(best) - _NAMED} more" if len(best) > _NAMED else ""
-    told = (f"{_value(each[LABEL])} {_value(each[SCORE])}" for each in best[:_NAMED])
-    return ", ".join(told) + more
-
-
-def _value(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

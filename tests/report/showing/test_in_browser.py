@@ -22,7 +22,7 @@ from pipeline.operations.outputs import inspect
 from pipeline.operations.published.output import Partition
 from pipeline.preprocessing.images.thumbnails import Thumbnail
 from pipeline.report.showing.render import to_html
-from pipeline.report.showing.samples import Box, Mark, Sample, sheet_html
+from pipeline.report.showing.samples import Small, sheet_html
 from pipeline.runs.samples.sheets import try_sheet
 from pipeline.storage.store import Store
 
@@ -80,20 +80,25 @@ def sheets() -> str:
     """Sheets of pictures with boxes and texts with entities, all names hostile."""
     picture = Thumbnail(encode(base_image(5, 176, 110), "JPEG"), 640, 400)
     tall = Thumbnail(encode(base_image(6, 40, 176), "JPEG"), 400, 1760)
-    boxes = (Box(10, 10, 200, 390), Box(600, 300, 640, 400))
+    corners = ("x_min", "y_min", "x_max", "y_max")
+    places = ((10, 10, 200, 390), (600, 300, 640, 400))
+    boxes = [
+        {"label": HOSTILE, "score": 0.5, **dict(zip(corners, each, strict=True))} for each in places
+    ]
     text = f"{HOSTILE} Ada Lovelace met Charles Babbage in London. " * 4
-    marks = (Mark(90, 102, HOSTILE), Mark(107, 122, "PER"))
-    photos = [
-        Sample(f"photos/{n}/{HOSTILE}", f"{HOSTILE} 0.{n}", tall if n % 3 else picture, boxes=boxes)
-        for n in range(8)
+    marks = [
+        {"start": start, "end": end, "label": label, "score": 0.5}
+        for start, end, label in ((90, 102, HOSTILE), (107, 122, "PER"))
     ]
-    odd = [Sample(LONG, LONG, picture), Sample("b", "c", problem=f"truncated: {HOSTILE}")]
-    told = [
-        Sample("a", HOSTILE, texts=(text, LONG), marks=marks),
-        Sample("b", "x", texts=("",)),
-    ]
+    photos = [{"row_id": f"photos/{n}/{HOSTILE}", "detections": boxes} for n in range(8)]
+    seen = {row["row_id"]: Small(tall if n % 3 else picture) for n, row in enumerate(photos)}
+    odd = [{"row_id": LONG, "label": LONG}, {"row_id": "b", "label": "c"}]
+    seen |= {LONG: Small(picture), "b": Small(problem=f"truncated: {HOSTILE}")}
+    told = [{"row_id": "a", "entities": marks}, {"row_id": "b", "label": "x"}]
+    texts = {"a": Small(texts=(text, LONG)), "b": Small(texts=("",))}
     problem = f"without the others: {HOSTILE}"
-    return sheet_html("Least certain", photos + odd) + sheet_html("Texts", told, problem)
+    pictures = sheet_html("Least certain", photos + odd, seen)
+    return pictures + sheet_html("Texts", told, texts, problem)
 
 
 def report_page(folder: Path) -> str:

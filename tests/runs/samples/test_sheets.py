@@ -13,10 +13,10 @@ from support.runs.published import Rows
 from support.runs.sampled import TEXTS, publish_over
 
 from pipeline.core.schema import DETECTIONS, ENTITIES
-from pipeline.report.showing.samples import sheet_html
+from pipeline.preprocessing.images.thumbnails import Thumbnail
+from pipeline.report.showing.samples import Small, sheet_html
 from pipeline.runs.samples.originals import OriginalFinder
-from pipeline.runs.samples.reading import Small
-from pipeline.runs.samples.sheets import _sample, try_sheet
+from pipeline.runs.samples.sheets import try_sheet
 
 ROWS = Rows(num_slices=2)
 PHOTO = encode(base_image(3, 400, 300), "JPEG")
@@ -76,17 +76,17 @@ def test_nothing_is_read_without_samples(photos: OriginalFinder):
 
 def test_boxes_and_entities_lie_where_the_prediction_has_them():
     box = {"label": "cat", "score": 0.9, "x_min": 10.0, "y_min": 20.0, "x_max": 60.0, "y_max": 30.5}
-    row = {"row_id": "a", "uri": "", DETECTIONS: [box]}
-    sample = _sample(row, {})
-    assert (sample.said, sample.boxes[0].x_max) == ("cat 0.9", 60.0)
+    seen = {"a": Small(Thumbnail(PHOTO, 400, 300))}
+    html = sheet_html("Boxes", [{"row_id": "a", DETECTIONS: [box]}], seen)
+    assert '<rect class="box" x="10.0" y="20.0" width="50.0" height="10.5">' in html
+    assert "<b>cat 0.9</b>" in html
     text = "x" * 300 + " Ada Lovelace met <i>Babbage</i>."
     marks = [
         {"start": 301, "end": 313, "text": "", "label": "PER", "score": 0.8},
         {"start": 305, "end": 313, "text": "", "label": "LOC", "score": 0.2},
         {"start": 321, "end": 328, "text": "", "label": "<PER>", "score": 0.9},
     ]
-    found = _sample({"row_id": "b", "uri": "", ENTITIES: marks}, {"b": Small(texts=(text,))})
-    html = sheet_html("Texts", [found])
+    html = sheet_html("Texts", [{"row_id": "b", ENTITIES: marks}], {"b": Small(texts=(text,))})
     assert re.findall("<mark>([^<]*) <small>([^<]*)</small>", html) == [
         ("Ada Lovelace", "PER"),
         ("Babbage", "&lt;PER&gt;"),
