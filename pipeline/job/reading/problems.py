@@ -32,8 +32,11 @@ _DIRECTORY = "a model directory is named by model.path"
 _TEXTS = "texts lie in a column of Parquet or of lines, which source.text_column names"
 _FACTORY_ARGUMENTS = ("factory_args", "factory_kwargs", "kwargs")
 _SEVERAL = "several outputs are task raw with outputs, and a postprocess that makes columns of them"
-_KINDS: Mapping[str, type] = {"str": str, "tuple": list}
-"""How pydantic calls a type of several: what it is in a document."""
+_KINDS: Mapping[str, type | tuple[type, ...]] = {
+    **{"str": str, "tuple": list, "dict[": dict},
+    **dict.fromkeys(("const", "float", "int"), (int, float)),
+}
+"""How the name begins that pydantic has for a type of several: what it is in a document."""
 _HINTS: Mapping[Path, str] = {
     **dict.fromkeys([("model", name) for name in _FACTORY_ARGUMENTS], _ARGUMENTS),
     **dict.fromkeys([("model", name) for name in ("timm", "hf")], _DIRECTORY),
