@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -215,6 +216,10 @@ ADDRESSES = [
     ("100.100.100.200", False, False),
     ("169.254.169.254", False, False),
     ("168.63.129.16", False, False),
+    ("0.0.0.0", False, False),
+    ("fe80::1", False, False),
+    ("::ffff:169.254.169.254", False, False),
+    ("64:ff9b::a9fe:a9fe", False, False),
     ("224.0.0.1", False, False),
     ("2002:808:808::1", False, False),
     ("64:ff9b:1::808:808", False, False),
@@ -248,6 +253,11 @@ def test_hosts_are_kept_in_their_one_spelling_and_limits_are_above_0():
         ("http_hosts", "h?x", "nothing else"),
         ("http_hosts", "h#x", "nothing else"),
         ("http_hosts", "h\\x", "nothing else"),
+        ("http_hosts", "https://h", "nothing else"),
+        ("http_hosts", "*.example", "nothing else"),
+        ("http_hosts", "", "nothing else"),
+        ("http_hosts", "2130706433", "nothing else"),
+        ("http_hosts", "h:x", "nothing else"),
         ("private_hosts", "h", "private_hosts: expected host:port and nothing else, not 'h'"),
     ],
 )
@@ -270,3 +280,18 @@ def test_a_base_is_itself_allowed(base: str, kept: str):
     assert replace(POLICY, uri_base=base).uri_base == kept
     with pytest.raises(JobError, match=r"^uri_base: .*not (below any root|among the allowed)"):
         FetchPolicy(1, allow_http=True, uri_base=base)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"roots": {"ftp://img.example": {}}},
+        {"roots": {"s3://key:s3cr3t@lake/x": {}}},
+        {"http_hosts": ("me:s3cr3t@h",)},
+        {"uri_base": "https://me:s3cr3t@img.example/", "http_hosts": ("img.example",)},
+    ],
+)
+def test_a_policy_is_refused_without_showing_a_secret(fields: dict[str, Any]):
+    with pytest.raises(JobError) as caught:
+        FetchPolicy(1, **fields)
+    assert "s3cr3t" not in str(caught.value)
