@@ -32,7 +32,7 @@ _READERS: Mapping[str, Callable[[Source, tuple[str, ...]], InputReader]] = {
     "uri": lambda source, names: UriColumn(names, source),
     "features": lambda source, names: FeatureColumns(names, source),
     "text": lambda source, names: TextColumns(names, source.max_text_bytes),
-    "several": lambda source, _: SeveralColumns(
+    "several": lambda source, _: SeveralColumns.of(
         {name: columns_of(part) for name, part in source.parts.items()}
     ),
 }

@@ -16,8 +16,8 @@ from pipeline.sources.columns.arrow_types import is_binary, is_text, plain_type
 from pipeline.sources.columns.base import (
     STAGE,
     Failures,
+    InputReader,
     InputRows,
-    InShards,
     Place,
     fail,
     null_where_failed,
@@ -31,7 +31,7 @@ _ROOM = 1024
 
 
 @dataclass(frozen=True)
-class EncodedColumn(InShards):
+class EncodedColumn(InputReader):
     """A binary column, or the field `bytes` of a struct; in base64 also a column of text."""
 
     names: tuple[str, ...]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Self
 
 import pyarrow as pa
 
@@ -15,25 +15,21 @@ from pipeline.sources.columns.base import Failures, InputReader, InputRows, Plac
 
 
 @dataclass(frozen=True)
-class SeveralColumns:
+class SeveralColumns(InputReader):
     """The readers of all inputs as one; their columns have the names of the inputs before theirs.
 
     The URI of a row is that which the first input of URIs names.
     """
 
+    names: tuple[str, ...]
+    rows_at_once: int
     parts: Mapping[str, InputReader]
     """By the names of the inputs, in the order of the job."""
 
-    has_small_rows: ClassVar[bool] = False
-    is_fetched: ClassVar[bool] = False
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(name for part in self.parts.values() for name in part.names))
-
-    @property
-    def rows_at_once(self) -> int:
-        return min(part.rows_at_once for part in self.parts.values())
+    @classmethod
+    def of(cls, parts: Mapping[str, InputReader]) -> Self:
+        names = dict.fromkeys(name for part in parts.values() for name in part.names)
+        return cls(tuple(names), min(part.rows_at_once for part in parts.values()), parts)
 
     def line_bytes(self, escaped: int) -> int:
         return sum(part.line_bytes(escaped) or 0 for part in self.parts.values())

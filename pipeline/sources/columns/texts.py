@@ -16,15 +16,15 @@ from pipeline.sources.columns.arrow_types import is_binary, is_text, plain_type
 from pipeline.sources.columns.base import (
     STAGE,
     Failures,
+    InputReader,
     InputRows,
-    InShards,
     Place,
     null_where_failed,
 )
 
 
 @dataclass(frozen=True)
-class TextColumns(InShards):
+class TextColumns(InputReader):
     """Columns of texts."""
 
     names: tuple[str, ...]
@@ -35,9 +35,6 @@ class TextColumns(InShards):
 
     def line_bytes(self, escaped: int) -> int:
         return escaped * self.max_bytes * len(self.names)
-
-    def path(self, name: str, kind: pa.DataType) -> str:
-        return name
 
     def trouble(self, name: str, kind: pa.DataType) -> str:
         kind = plain_type(kind)

@@ -20,7 +20,7 @@ from pipeline.core.schema import FEATURES, IMAGE_FIELDS, TEXT_FEATURE, WIDTHS, f
 from pipeline.job.features import FeatureColumn, FeatureEntry, column_of
 from pipeline.job.source import Source
 from pipeline.sources.columns.arrow_types import is_number, is_text, plain_type
-from pipeline.sources.columns.base import Failures, InputRows, OneKind, Place, fail
+from pipeline.sources.columns.base import Failures, InputReader, InputRows, Place, fail
 from pipeline.sources.columns.texts import checked_texts
 from pipeline.sources.features.categories import category_trouble
 from pipeline.sources.features.exactness import FeatureRows
@@ -43,16 +43,13 @@ _DATES = "expected numbers: dates and times become features as {{column: {0}, re
 
 
 @dataclass(frozen=True)
-class FeatureColumns(OneKind):
+class FeatureColumns(InputReader):
     """Numeric columns and fixed-size lists of numbers; others with what becomes of them."""
 
     names: tuple[str, ...]
     source: Source
     rows_at_once = 524_288
     has_small_rows: ClassVar[bool] = True
-
-    def path(self, name: str, kind: pa.DataType) -> str:
-        return name
 
     def trouble(self, name: str, kind: pa.DataType) -> str:
         found = (_trouble(each, kind) for each in self._entries(name))

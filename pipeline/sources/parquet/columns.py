@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipeline.core.hive_paths import hive_values
 from pipeline.job.source import Source
 from pipeline.sources.columns.arrow_types import is_binary
-from pipeline.sources.columns.base import InShards
+from pipeline.sources.columns.base import NOT_IN_FOLDERS
 from pipeline.sources.columns.column_path import (
     ColumnPath,
     NoColumnError,
@@ -82,7 +82,7 @@ def schema_problem(source: Source, schema: pa.Schema, path: str) -> str:
         if name not in hive:
             return problem
         if name == source.id_column:
-            return f"column {name!r} {InShards().folder_trouble(name, hive[name])}"
+            return f"column {name!r} {NOT_IN_FOLDERS}"
         if name in columns.names and (trouble := columns.folder_trouble(name, hive[name])):
             return f"column {name!r} {trouble}"
     schema = with_paths(schema, named_columns(source))

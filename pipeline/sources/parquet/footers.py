@@ -30,48 +30,8 @@ _LARGEST = 2**62
 _BUFFER_BYTES, _BATCH_ROWS = 1 << 20, 65_536
 
 
-def measure_parquet(
-    store: Store, shards: Sequence[StoredFile], source: Source, *, max_extent_rows: int
-) -> tuple[tuple[Extent, ...], pa.Schema, pa.Schema]:
-    """Read the footers of shards.
-
-    Returns:
-        The extents in order, the declared pass-through columns, and the columns of the input.
-
-    Raises:
-        JobError: No shard has the columns that the job names.
-    """
-    footers = _read_footers(store, shards, source)
-    declared, fields = _declare(store, source, shards, footers)
-    extents = tuple(
-        extent
-        for shard, footer in zip(shards, footers, strict=True)
-        for extent in _parquet_extents(shard, footer, source, declared, max_extent_rows)
-    )
-    return extents, declared, fields
-
-
-def measure_again(
-    store: Store,
-    shards: Sequence[StoredFile],
-    source: Source,
-    declared: pa.Schema,
-    *,
-    max_extent_rows: int,
-) -> dict[str, tuple[Extent, ...]]:
-    """Read the footers of shards for a retry; return path -> extents.
-
-    `declared` are the pass-through columns as the first run declared them.
-    """
-    footers = _read_footers(store, shards, source)
-    return {
-        shard.path: tuple(_parquet_extents(shard, footer, source, declared, max_extent_rows))
-        for shard, footer in zip(shards, footers, strict=True)
-    }
-
-
 @dataclass(frozen=True)
-class _Footer:
+class Footer:
     """The content of a Parquet footer, or why it cannot be read."""
 
     group_rows: tuple[int, ...] = ()
@@ -119,29 +79,30 @@ def open_parquet(handle: BinaryIO, **options: Any) -> pq.ParquetFile:
         return pq.ParquetFile(handle, coerce_int96_timestamp_unit=_INT96_UNIT, **options)
 
 
-def _read_footers(store: Store, shards: Sequence[StoredFile], source: Source) -> list[_Footer]:
+def read_footers(store: Store, shards: Sequence[StoredFile], source: Source) -> list[Footer]:
+    """Read the footers of shards, in their order."""
     schemas: dict[pa.Schema, pa.Schema] = {}  # of 1,000 columns one takes half a MiB
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
         footers = pool.map(lambda shard: _read_footer(store, shard, source), shards)
         return [replace(f, schema=schemas.setdefault(f.schema, f.schema)) for f in footers]
 
 
-def _read_footer(store: Store, shard: StoredFile, source: Source) -> _Footer:
-    def read() -> _Footer:
+def _read_footer(store: Store, shard: StoredFile, source: Source) -> Footer:
+    def read() -> Footer:
         with store.open(shard.path) as handle, arrow_errors():
             return _judge_footer(open_parquet(handle), source)
 
     try:
         return with_retries(lambda: _again_if_bad(read))
     except FileNotFoundError:
-        return _Footer(reason=Reason.MISSING, message="vanished while it was listed")
+        return Footer(reason=Reason.MISSING, message="vanished while it was listed")
     except (pa.ArrowException, OSError, BadBlockError) as error:
         if not is_unreadable(error):
             raise
-        return _Footer(reason=Reason.UNREADABLE_SHARD, message=str(error))
+        return Footer(reason=Reason.UNREADABLE_SHARD, message=str(error))
 
 
-def _again_if_bad(read: Callable[[], _Footer]) -> _Footer:
+def _again_if_bad(read: Callable[[], Footer]) -> Footer:
     try:
         return read()
     except OSError as error:
@@ -150,7 +111,7 @@ def _again_if_bad(read: Callable[[], _Footer]) -> _Footer:
         raise
 
 
-def _judge_footer(parquet: pq.ParquetFile, source: Source) -> _Footer:
+def _judge_footer(parquet: pq.ParquetFile, source: Source) -> Footer:
     """Return what a footer says.
 
     Raises:
@@ -177,7 +138,7 @@ def _judge_footer(parquet: pq.ParquetFile, source: Source) -> _Footer:
             raise pa.ArrowInvalid(f"damaged: row group {number} has columns of other lengths")
     if min(rows, default=0) < 0 or min(sizes, default=0) < 0 or sum(rows) != metadata.num_rows:
         raise pa.ArrowInvalid(f"damaged: row groups of {sum(rows)} rows, not {metadata.num_rows}")
-    return _Footer(tuple(rows), tuple(sizes), schema)
+    return Footer(tuple(rows), tuple(sizes), schema)
 
 
 class _NoBytes(io.RawIOBase):
@@ -226,10 +187,14 @@ def _require_chunks(metadata: pq.FileMetaData, columns: Sequence[str]) -> None:
             raise
 
 
-def _declare(
-    store: Store, source: Source, shards: Sequence[StoredFile], footers: Sequence[_Footer]
+def declare_columns(
+    store: Store, source: Source, shards: Sequence[StoredFile], footers: Sequence[Footer]
 ) -> tuple[pa.Schema, pa.Schema]:
-    """Take the types of pass-through and input columns from the first shard that fits the job."""
+    """Take the types of pass-through and input columns from the first shard that fits the job.
+
+    Raises:
+        JobError: No shard has the columns that the job names.
+    """
     check_names(source)
     if source.has_uris:
         policy_of(source, store.uri)  # raises before anything is started
@@ -248,9 +213,10 @@ def _declare(
     return pa.schema([]), columns.fields(None)
 
 
-def _parquet_extents(
-    shard: StoredFile, footer: _Footer, source: Source, declared: pa.Schema, max_rows: int
+def extents_of(
+    shard: StoredFile, footer: Footer, source: Source, declared: pa.Schema, max_rows: int
 ) -> Iterator[Extent]:
+    """Yield the extents of a shard, given the declared pass-through columns."""
     if footer.schema is None:
         # Its row count is unknown: one row stands for the shard.
         yield Extent(

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import FIELDS_OF_COLUMNS, Source
 from pipeline.sources.extents import Extent
-from pipeline.sources.parquet.footers import measure_again, measure_parquet
+from pipeline.sources.parquet.footers import declare_columns, extents_of, read_footers
 from pipeline.sources.parquet.stream import read_tables
 from pipeline.sources.rows import Reader
 from pipeline.sources.source_format import (
@@ -52,10 +52,14 @@ class Parquet(SourceFormat):
         self, store: Store, shards: Sequence[StoredFile], source: Source, *, max_extent_rows: int
     ) -> Measured:
         """Read the footers; neighbouring row groups are joined to extents."""
-        extents, pass_through, fields = measure_parquet(
-            store, shards, source, max_extent_rows=max_extent_rows
-        )
-        return Measured(extents, pass_through, fields=fields)
+        footers = read_footers(store, shards, source)
+        declared, fields = declare_columns(store, source, shards, footers)
+        extents = [
+            extent
+            for shard, footer in zip(shards, footers, strict=True)
+            for extent in extents_of(shard, footer, source, declared, max_extent_rows)
+        ]
+        return Measured(tuple(extents), declared, fields=fields)
 
     def remeasure(
         self,
@@ -67,7 +71,11 @@ class Parquet(SourceFormat):
         max_extent_rows: int,
     ) -> Mapping[str, tuple[Extent, ...]]:
         """Read the footers again of shards that were broken or did not fit."""
-        return measure_again(store, shards, source, declared, max_extent_rows=max_extent_rows)
+        footers = read_footers(store, shards, source)
+        return {
+            shard.path: tuple(extents_of(shard, footer, source, declared, max_extent_rows))
+            for shard, footer in zip(shards, footers, strict=True)
+        }
 
     def read(
         self, reader: Reader, extents: Sequence[Extent], is_wanted: Callable[[int], bool]

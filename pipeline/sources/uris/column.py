@@ -15,8 +15,8 @@ from pipeline.sources.columns.arrow_types import is_text, plain_type
 from pipeline.sources.columns.base import (
     STAGE,
     Failures,
+    InputReader,
     InputRows,
-    InShards,
     Place,
 )
 from pipeline.sources.rows import binary_array
@@ -25,16 +25,13 @@ from pipeline.sources.uris.policy import policy_of
 
 
 @dataclass(frozen=True)
-class UriColumn(InShards):
+class UriColumn(InputReader):
     """A text column of URIs."""
 
     names: tuple[str, ...]
     source: Source
     rows_at_once = 64
     is_fetched: ClassVar[bool] = True
-
-    def path(self, name: str, kind: pa.DataType) -> str:
-        return name
 
     def trouble(self, name: str, kind: pa.DataType) -> str:
         return "" if is_text(plain_type(kind)) else "expected URIs as text"
