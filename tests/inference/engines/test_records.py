@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,6 @@ import jsonschema
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
 from support.models.choosing import TEXTS, predicted, prepared
 from support.models.feature_writers import (
     CLIPS,
@@ -24,17 +21,15 @@ from support.models.feature_writers import (
     prepared_features,
 )
 from support.models.generating import make_writer, writing
-from support.models.record_schemas import REVIEW, SCHEMAS
+from support.models.record_schemas import REVIEW
 
 from pipeline.core.errors import JobError
 from pipeline.inference.engines.generate_engine import GenerateEngine
 from pipeline.inference.writing.greedy import Outputs
-from pipeline.models.records.grammar import Grammar
 from pipeline.models.records.subset import canonical
 from pipeline.models.spec import ModelSpec, PredictorConfig
 from pipeline.models.tasks import make_task
 from pipeline.preprocessing.model_input import BatchLimits
-from pipeline.preprocessing.texts.prompts import prompt_tokenizer
 
 NEW = 70
 FEW = BatchLimits(3, 300)
@@ -116,34 +111,6 @@ def test_clips_and_images_have_records_too(family: str, tmp_path: Path):
     held = written_by(engine, rows)
     written = [held[n] for n, row in enumerate(found) if row["error"] is None]
     assert engine._num_agreed(written, engine._input.arrays(rows)) == len(written)
-
-
-@pytest.mark.slow
-@given(schema=SCHEMAS)
-@settings(max_examples=60)
-def test_any_schema_gives_valid_records_or_reasons(schema: dict[str, Any]):
-    engine = any_engine()
-    spec = engine._config.spec
-    assert spec.task.generation is not None
-    generation = replace(spec.task.generation, schema=canonical(schema))
-    engine._generation = generation
-    engine._model.task = make_task(replace(spec.task, generation=generation))
-    assert spec.input.text is not None
-    engine._module.grammar = Grammar.of(generation, prompt_tokenizer(spec.input.text))
-    validator = jsonschema.Draft202012Validator(json.loads(generation.schema))
-    for row in engine.predict(prepared(spec, MANY[:6]), {}).to_pylist():
-        assert row["error"] in (None, "output_truncated", "output_invalid")
-        if row["error"] is None:
-            validator.validate(json.loads(row["text"]))
-        if row["error"] == "output_invalid":
-            assert "the number is beyond float64" in row["message"]
-        assert (row["text"] is None) == (row["error"] is not None)
-
-
-@cache
-def any_engine() -> GenerateEngine:
-    with tempfile.TemporaryDirectory() as folder:
-        return engine_of(recording(make_writer(Path(folder) / "m", eos_token_id=[2])))
 
 
 def engine_of(spec: ModelSpec) -> GenerateEngine:

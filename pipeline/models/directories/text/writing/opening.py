@@ -10,7 +10,6 @@ from torch import nn
 
 from pipeline.models.directories.facts import CAPTION, CAUSAL, SPEECH
 from pipeline.models.directories.text.cached_model import refused_for
-from pipeline.models.directories.text.drawn_features import drawn_features
 from pipeline.models.directories.text.writing.causal import (
     CausalDecoding,
     ImageFirstDecoding,
@@ -26,7 +25,7 @@ from pipeline.models.directories.text.writing.target import (
 from pipeline.models.generation import Rules
 from pipeline.models.records.grammar import Grammar
 from pipeline.models.tasks.base import TaskSpec
-from pipeline.preprocessing.model_input import Input
+from pipeline.preprocessing.model_input import BatchLimits, Input
 from pipeline.preprocessing.texts.prompts import PromptTokenizer
 
 _CHECKED_TOKENS, _CHECKED_STEPS, _TOLERANCE = (7, 4, 1), 3, 1e-3
@@ -102,7 +101,11 @@ def _examples(module: Decoding, seen: Input) -> Callable[[Sequence[int]], Tensor
             for row, length in enumerate(_CHECKED_TOKENS)
         ]
         return lambda rows: tensors_of([prompts[row] for row in rows])
-    name, values = drawn_features(seen, _FEATURES)
+    [(name, slot)] = seen.slots(BatchLimits(1)).items()
+    one = torch.ones((1, *slot.shape[1:]), dtype=getattr(torch, slot.dtype))
+    [prepared] = seen.normaliser(torch.float32)(one)
+    shape = (_FEATURES, *prepared.shape[1:])
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     return lambda rows: {name: values[[*rows]]}
 
 
