@@ -1,15 +1,20 @@
-"""Read and shrink the originals of few rows in a child process, which may crash or hang."""
+"""Read and shrink the originals of few rows in a child process, which may crash or hang.
+
+Rows of one URI go together: a hostile file costs its own rows their pictures, and all of them at
+most `_ALL_S`.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline.core.errors import InfraError, JobError
+from pipeline.core.errors import JobError
 from pipeline.core.figures.counters import Counters
 from pipeline.core.schema import ROW_ID, URI
 from pipeline.execution.isolation.child_process import Child, ChildResult, Step
@@ -18,7 +23,7 @@ from pipeline.report.showing.samples import PICTURE_BYTES, PICTURE_PX, Small
 from pipeline.runs.samples.originals import Original, OriginalFinder
 
 _STAGE = "sample"
-_ALL_S = 20.0
+_CALL_S, _ALL_S = 10.0, 20.0
 _MAX_BYTES = 4 * 2**30
 _MAX_CHARS = 20_000
 _ASKED = pa.schema([(ROW_ID, pa.string()), (URI, pa.string())])
@@ -75,18 +80,25 @@ def read_small(finder: OriginalFinder, rows: Iterable[tuple[str, str]]) -> dict[
         By id.
 
     Raises:
-        PipelineError: The input is not the one that was planned any more, or cannot be read; or the
-            process that reads it crashed, or took too long.
+        PipelineError: The input is not the one that was planned any more, or cannot be read.
     """
-    asked = pa.Table.from_pylist(
-        [{ROW_ID: row_id, URI: uri} for row_id, uri in dict.fromkeys(rows)], schema=_ASKED
-    )
-    child = Child(Reading(finder), _ALL_S, _ALL_S, max_bytes=_MAX_BYTES, is_silent=True)
+    by_uri: dict[str, list[dict[str, str]]] = {}
+    for row_id, uri in dict.fromkeys(rows):
+        by_uri.setdefault(uri, []).append({ROW_ID: row_id, URI: uri})
+    found: dict[str, Small] = {}
+    until_s = monotonic() + _ALL_S
+    child = Child(Reading(finder), _CALL_S, _ALL_S, max_bytes=_MAX_BYTES, is_silent=True)
     with contextlib.closing(child):
-        answer = child.call(_STAGE, asked)
-    if not isinstance(answer, ChildResult):
-        raise InfraError(answer.message)
-    return dict(_told(answer.rows))
+        for asked in by_uri.values():
+            why = "not read: others took too long"
+            if monotonic() < until_s:
+                answer = child.call(_STAGE, pa.Table.from_pylist(asked, schema=_ASKED))
+                if isinstance(answer, ChildResult):
+                    found |= dict(_told(answer.rows))
+                    continue
+                why = answer.message
+            found |= {row[ROW_ID]: Small(problem=why) for row in asked}
+    return found
 
 
 def _told(rows: pa.Table) -> Iterator[tuple[str, Small]]:
