@@ -25,7 +25,7 @@ from pipeline.job.source import Source
 from pipeline.planning.slicing import SliceSizes, make_units
 from pipeline.sources.extents import UncountedPlan
 from pipeline.sources.inputs import Inputs, list_inputs
-from pipeline.sources.parquet.footers import _read_footers, is_unreadable
+from pipeline.sources.parquet.footers import is_unreadable, read_footers
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
 from pipeline.sources.units import Unit
@@ -279,7 +279,7 @@ def test_a_bad_block_costs_its_shard(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert set(errors[1]) == {"unreadable_shard"}
     size_bytes = (tmp_path / "bad.parquet").stat().st_size
     monkeypatch.setattr(DamagedDisk, "start", size_bytes - 100)
-    footers = _read_footers(DamagedDisk(inputs.root), inputs.shards, source)
+    footers = read_footers(DamagedDisk(inputs.root), inputs.shards, source)
     assert [footer.reason for footer in footers] == ["unreadable_shard", None]
     assert "the disk cannot read it" in footers[0].message
 
