@@ -21,6 +21,7 @@ from pipeline.execution.embedded.patches import describe
 from pipeline.inference.runtimes.choice import usable_ways
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import Overrides
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import EAGER, FP32, ModelSpec
 from pipeline.operations.jobs import Date, JobLike, load_job, run_options
 from pipeline.operations.machine_checks import Finding, FindingStatus, guarded, look_at_machine
@@ -28,7 +29,7 @@ from pipeline.planning.plan import Plan
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.preparing.checks import check_before_ray, check_hardware, check_runtime
 from pipeline.runs.preparing.one_row import Preview, preview_row
-from pipeline.runs.preparing.prepare import job_model, prepare
+from pipeline.runs.preparing.prepare import prepare
 from pipeline.runs.settled_source import settled_source
 from pipeline.runs.sink_below_source import require_disjoint
 from pipeline.runs.tuning.auto import needs_tuning, opened
@@ -97,7 +98,7 @@ def _job(job: Job, options: RunOptions, *, tries: bool) -> Iterator[Finding]:
         yield _clock(job)
     source = guarded("source", lambda: _source(job))
     yield source
-    resolve = functools.cache(lambda: job_model(job, options.allow_import))
+    resolve = functools.cache(lambda: resolve_model(job, options.allow_import))
     model = guarded("model", lambda: _model(resolve()))
     yield model
     if model.status == "ok":

@@ -18,12 +18,12 @@ from pipeline.core.errors import JobError
 from pipeline.core.hive_paths import partition_types
 from pipeline.dataflow import predict_and_publish, run_job
 from pipeline.job.reading.loader import Overrides
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.weights.factory_tensors import copy_pin
 from pipeline.operations.jobs import Accepted, Date, JobLike, load_job, name_of, run_options
 from pipeline.planning.plan import Plan, settings_digest
 from pipeline.report.document import Report, RunStatus
 from pipeline.runs.context import RunContext
-from pipeline.runs.preparing.prepare import job_model
 from pipeline.runs.progress import Progress, shown_on
 from pipeline.runs.retry.plan import Replan, replan
 from pipeline.runs.retry.quarantine import Base, read_base, read_reasons, select_entries
@@ -92,7 +92,7 @@ def carry_out(run: RunContext, reasons: frozenset[str], predict: Predict) -> Run
     job, store, layout = run.job, run.store, run.layout
     if current_manifest(store, layout) is None:
         raise JobError(f"partition {layout.name}: nothing is published, so use `pipeline run`")
-    model = job_model(job, run.options.allow_import)
+    model = resolve_model(job, run.options.allow_import)
     settings = settings_digest(job, model)
     with run.held() as lease:
         current = repair(store, layout, job.sink.keep_versions, table=run.table)

@@ -44,8 +44,8 @@ from support.runs.cli import environment
 
 from pipeline.core.environment import PLAIN_RAY
 from pipeline.job.reading.loader import read_job
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
-from pipeline.runs.preparing.prepare import job_model
 from pipeline.storage.store import Store
 
 _PHOTOS = 128
@@ -118,7 +118,7 @@ def as_config(case: Case, found: dict[str, Any]) -> PredictorConfig:
     job = read_job(
         case.job("config", case.folder, model=case.model), date=dt.date.fromisoformat(today())
     )
-    spec = job_model(job)
+    spec = resolve_model(job)
     runtime, precision = found["chosen"].split()
     sha256 = Path(case.calibrated()).stem if precision == INT8 else None
     control = case.folder / "_control"  # where a sink keeps its calibrated models

@@ -26,9 +26,9 @@ from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import parse_job
 from pipeline.job.source import Source
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec, PredictorConfig
 from pipeline.preprocessing.model_input import Limits
-from pipeline.runs.preparing.prepare import job_model
 from pipeline.sources.rows import Reader, make_rows
 from pipeline.storage.store import Store
 
@@ -64,7 +64,7 @@ def job_with(golden: dict[str, Any], **sections: Any) -> Job:
 
 
 def spec_of(job: Job) -> ModelSpec:
-    return job_model(job, ALLOWED)
+    return resolve_model(job, ALLOWED)
 
 
 def fields_of(job: Job, num_features: int) -> pa.Schema:

@@ -19,8 +19,8 @@ from pipeline.core.errors import JobError
 from pipeline.core.figures.counters import Counters
 from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.models.agreement import AgreementLimits
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
-from pipeline.runs.preparing.prepare import job_model
 from pipeline.storage.store import Store
 
 DARK = predicting.images(40) // 2
@@ -45,7 +45,7 @@ def predictor(
 ) -> TorchEngine:
     """A predictor of a run into an output; None: of a trial."""
     job = job_of({"labels": models.LABELS, **model}, transform=models.TRANSFORM)
-    spec, run = job_model(job, ["support"]), uuid.uuid4().hex
+    spec, run = resolve_model(job, ["support"]), uuid.uuid4().hex
     columns = predicting.PASS_THROUGH
     return TorchEngine(PredictorConfig(spec, batch_size, 0, 1, columns, limits, run, store))
 

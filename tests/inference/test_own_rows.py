@@ -11,6 +11,7 @@ import pytest
 import torch
 from support.models.snapshots import make_snapshot, write_model
 from support.models.snapshots import write_tokenizer as write
+from support.runs.jobs import job_over
 from support.runs.predicting import images, predict, predictor, rows_of
 
 from pipeline.core.errors import JobError
@@ -20,7 +21,6 @@ from pipeline.core.schema import TEXT
 from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.inference.own_rows import ONE_LENGTH
 from pipeline.job.model import Model
-from pipeline.job.transform import Transform
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec, PredictorConfig
 from pipeline.preprocessing.model_input import Limits
@@ -42,7 +42,7 @@ PADDED: dict[str, dict[str, Any]] = {
 
 
 def spec_of(folder: Path, input_name: str, **more: Any) -> ModelSpec:
-    return resolve_model(Model(path=str(folder), **more), Transform(), input_name=input_name)
+    return resolve_model(job_over(input_name, Model(path=str(folder), **more)))
 
 
 def rows_of_texts(spec: ModelSpec, texts: tuple[str, ...] = TEXTS) -> pa.Table:

@@ -23,7 +23,7 @@ from support.servers.forkedcommands import OF_CHECKS, Ended, ForkedCommands
 
 from pipeline.core.errors import JobError
 from pipeline.job.reading.loader import read_job
-from pipeline.runs.preparing.prepare import job_model
+from pipeline.models.resolving.resolve import resolve_model
 
 pytestmark = pytest.mark.early
 
@@ -94,7 +94,7 @@ def test_it_is_refused_in_one_line_and_nothing_is_run_before_a_run_begins(
     model = folder / ONNX if case.base == "onnx" else folder
     said = ""
     try:
-        job_model(read_job(job_over(model, texts, tmp_path), date=None))
+        resolve_model(read_job(job_over(model, texts, tmp_path), date=None))
     except JobError as error:
         said = str(error)
     assert not marker.exists()

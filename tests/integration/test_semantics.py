@@ -35,6 +35,7 @@ from pipeline.core.schema import OFFSETS, TEXT, TEXT_PAIR, WORD_IDS
 from pipeline.core.semantics import SEMANTICS, semantics_of
 from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.job.source import Source
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
@@ -49,7 +50,6 @@ from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.model_input import InputSettings, Limits
 from pipeline.preprocessing.texts.text_input import TextInput
 from pipeline.preprocessing.texts.text_settings import TextSettings
-from pipeline.runs.preparing.prepare import job_model
 from pipeline.sources.extents import UncountedPlan
 from pipeline.sources.inputs import list_inputs
 from pipeline.sources.reader import read_slices
@@ -95,7 +95,7 @@ def read(uri: Path, **fields: Any) -> list[dict[str, Any]]:
         sections = {"audio": {"sample_rate_hz": 8_000}} if fields["format"] == "audio" else {}
     job = job_of(model, {"uri": str(uri), **fields}, **sections)
     inputs = list_inputs(job.source, max_extent_rows=8)
-    spec = job_model(job, ["models"])
+    spec = resolve_model(job, ["models"])
     plan = make_plan(job, inputs, spec, batch_size=4)
     reader = Reader(Store(plan.source_root), job.source, plan.pass_through, plan.fields)
     return [plain(row, plan.source_root) for row in rows_of(reader, plan)]
@@ -256,7 +256,7 @@ def predicted() -> list[Any]:
             section,
             transform={**models.TRANSFORM, "mean": [0.4, 0.5, 0.3], "std": [0.2, 0.3, 0.25]},
         )
-        spec = job_model(job, ["models", "support"])
+        spec = resolve_model(job, ["models", "support"])
         predictor = TorchEngine(PredictorConfig(spec, 4, 0, 1, pa.schema([])))
         rows = predictor.predict(model_input(10), {})
         # What the input publishes is of area `transform`.

@@ -22,10 +22,10 @@ from pipeline.core.schema import IMAGE_FIELDS, source_schema
 from pipeline.core.slices import SliceKey
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import parse_job
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.operations.plan import plan
 from pipeline.planning.plan import Plan, make_plan
 from pipeline.planning.tiling import done_slices, first_slices, missing_units, require_complete
-from pipeline.runs.preparing.prepare import job_model
 from pipeline.sources.inputs import list_inputs
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
@@ -50,7 +50,7 @@ def make_job(folder: Path | str, slice_rows: int, *, run: Any = None, **fields: 
 def plan_job(folder: Path | str, slice_rows: int, **fields: Any) -> tuple[Reader, Plan]:
     job = make_job(folder, slice_rows, **fields)
     inputs = list_inputs(job.source, max_extent_rows=slice_rows)
-    model = job_model(job, ["models"])
+    model = resolve_model(job, ["models"])
     plan = make_plan(job, inputs, model, batch_size=1)
     store = Store(plan.source_root, job.source.storage_options)
     return Reader(store, job.source, plan.pass_through, IMAGE_FIELDS), plan

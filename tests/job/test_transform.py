@@ -11,9 +11,9 @@ from support.runs.jobs import job_of
 
 from pipeline.core.errors import JobError
 from pipeline.job.job import Job
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.preprocessing.images.image_input import ImageInput
 from pipeline.preprocessing.images.transform import TransformSpec
-from pipeline.runs.preparing.prepare import job_model
 
 PLAIN = {"mean": [0.0] * 3, "std": [1.0] * 3}
 
@@ -26,7 +26,7 @@ def image_job(transform: dict[str, Any], **model: Any) -> Job:
 
 def spec_of(transform: dict[str, Any], allowed: str = "own_transforms", **model: Any):
     job = image_job({"factory": "own_transforms:composed", **transform}, **model)
-    found = job_model(job, ["models", allowed]).input
+    found = resolve_model(job, ["models", allowed]).input
     assert isinstance(found, ImageInput)
     return found.transform
 
@@ -55,14 +55,14 @@ def test_without_a_size_it_is_the_models_and_otherwise_any():
 
 def test_resize_none_without_a_size_keeps_images_as_they_are():
     job = image_job({"resize": "none", **PLAIN})
-    found = job_model(job, ["models"]).input
+    found = resolve_model(job, ["models"]).input
     assert found.settings() == {**TransformSpec.from_dict(found.settings()).to_dict()}
     assert not found.transform.has_one_size
     assert job.transform.may_vary
     assert not image_job({"resize": "none", "size_px": 8, **PLAIN}).transform.may_vary
     wrong = image_job({"resize": "none", "pad_value": 9, **PLAIN})
     with pytest.raises(JobError, match="pad_value has no effect without size_px"):
-        job_model(wrong, ["models"])
+        resolve_model(wrong, ["models"])
 
 
 def test_what_changes_nothing_may_stand_beside_a_factory():

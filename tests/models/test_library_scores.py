@@ -31,9 +31,9 @@ from pipeline.core.failures import failure_columns
 from pipeline.core.schema import TEXT, TEXT_PAIR
 from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.models.directories.text.zero_shot import SCALE
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
 from pipeline.preprocessing.model_input import Limits
-from pipeline.runs.preparing.prepare import job_model
 
 NAMES = {0: "cold", 1: "warm", 2: "hot"}
 _NLI = {0: "contradiction", 1: "neutral", 2: "entailment"}
@@ -288,7 +288,7 @@ def published(case: Case, path: Path) -> Found:
     if not is_image:
         source |= {"text_column": "text", **({"text_pair_column": "other"} if is_pair else {})}
     job = job_of({"path": str(path), **case.model}, source)
-    spec = job_model(job)
+    spec = resolve_model(job)
     num_rows = len(case.rows)
     if is_image:
         columns = {"image": pa.array(IMAGES, pa.large_binary())}

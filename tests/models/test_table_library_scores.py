@@ -22,8 +22,8 @@ from support.runs.selection import quick_cases
 from pipeline.core.errors import JobError
 from pipeline.core.failures import failure_columns
 from pipeline.inference.engines.torch_engine import TorchEngine
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
-from pipeline.runs.preparing.prepare import job_model
 
 NUM_FEATURES, NUM_ROWS = 4, 96
 _RNG = np.random.default_rng(0)
@@ -101,7 +101,7 @@ def predictor(path: Path, **model: Any) -> TorchEngine:
         {"uri": "in", "format": "parquet", "features": ["a", "b", "c", "d"]},
     )
     fields = pa.schema([pa.field("features", pa.list_(pa.float32(), NUM_FEATURES))])
-    spec = job_model(job).fitted(fields)
+    spec = resolve_model(job).fitted(fields)
     return TorchEngine(PredictorConfig(spec, 32, 0, 1, pa.schema([])))
 
 

@@ -19,8 +19,8 @@ from pipeline.core.errors import InfraError
 from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.job.job import Job
 from pipeline.job.source import Source
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.planning.plan import make_plan
-from pipeline.runs.preparing.prepare import job_model
 from pipeline.sources.extents import Extent
 from pipeline.sources.inputs import Inputs, list_inputs
 from pipeline.storage import listing
@@ -220,7 +220,7 @@ def plan_json(num_files: int) -> bytes:
         },
         strict=False,
     )
-    spec = job_model(job, ["models"])
+    spec = resolve_model(job, ["models"])
     etag = "0123456789abcdef0123456789abcdef"
     shards = [
         StoredFile(f"camera-{i % 8}/2026-11-24/photo-{i:08d}.jpg", 100_000 + i, etag, None)

@@ -6,8 +6,7 @@ cached.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
@@ -15,17 +14,14 @@ from pipeline.core.figures.slice_figures import FIGURE_NAMES
 from pipeline.core.registry import INPUTS, get
 from pipeline.core.schema import GEOMETRY
 from pipeline.core.user_code.own_code import errors_told
-from pipeline.job.audio import Audio
-from pipeline.job.text import Text
 from pipeline.models.directories.snapshot import local
 from pipeline.models.directories.text.text_facts import output_tokenizer
 from pipeline.models.generation import Generation
 from pipeline.models.records.grammar import Grammar
 from pipeline.models.resolving.audio_choice import choose_audio
 from pipeline.models.resolving.cards import FoundModel, find_card, of_weights
-from pipeline.models.resolving.prompt_choice import choose_prompt
 from pipeline.models.resolving.taken_images import require_image_fits
-from pipeline.models.resolving.task_choice import choose_task, prompt_texts, task_name
+from pipeline.models.resolving.task_choice import choose_task, task_name
 from pipeline.models.resolving.text_choice import choose_text
 from pipeline.models.resolving.transform_choice import choose_transform
 from pipeline.models.spec import EAGER, ModelSpec
@@ -35,45 +31,28 @@ from pipeline.models.weights.weights import weights_digest
 from pipeline.models.weights.weights_file import WEIGHT_SUFFIXES, check_suffix
 from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.model_input import Input, InputSettings
-from pipeline.preprocessing.texts.text_settings import TextSettings
 
 if TYPE_CHECKING:
+    from pipeline.job.job import Job
     from pipeline.job.model import Model
-    from pipeline.job.transform import Transform
 
 
-def resolve_model(
-    model: Model,
-    transform: Transform,
-    text: Text | None = None,
-    audio: Audio | None = None,
-    *,
-    input_name: str,
-    allow_import: Sequence[str] = (),
-    has_pairs: bool = False,
-    parts: Mapping[str, str] | None = None,
-    max_image_px: int | None = None,
-) -> ModelSpec:
+def resolve_model(job: Job, allow_import: Sequence[str] = ()) -> ModelSpec:
     """Find the model, its transform, labels and weights digest, without building it.
 
     Args:
-        transform: The job's transform section; its fields win over the model's own.
-        text: The job's text section; None: nothing is set. Its fields win likewise.
-        audio: The job's audio section, likewise.
-        input_name: The registered name of the input.
+        job: What its sections say wins over what the model says.
         allow_import: Prefixes of modules that `factory` may name, beside those of the
             environment variable PIPELINE_ALLOW_IMPORT.
-        has_pairs: Whether rows are pairs of texts.
-        parts: Several inputs: the name of each -> its registered name.
-        max_image_px: How many pixels an image may decode to; None: any number.
 
     Raises:
         JobError: The model is unknown or not allowed, its weights or labels cannot be used, or
             the transform is incomplete.
     """
-    if parts:
+    model, has_pairs = job.model, job.source.text_pair_column is not None
+    if job.source.input_parts:
         _require_several(model)
-    card = find_card(model, allow_import, input_name, has_pairs=has_pairs)
+    card = find_card(model, allow_import, job.source.input_name, has_pairs=has_pairs)
     weights_sha256 = None
     if card.kind == "torchvision" and (model.weights or "").endswith(tuple(WEIGHT_SUFFIXES)):
         weights_sha256 = weights_digest(model.weights, model.weights_sha256, model.storage_options)
@@ -81,13 +60,9 @@ def resolve_model(
     name = task_name(model, card)
     if has_pairs and (model.choices or task_class(name).new_tokens(model)):
         raise JobError(f"source.text_pair_column: task {name!r} takes one text a row; leave it out")
-    choose = partial(choose_transform, allow_import=allow_import, max_image_px=max_image_px)
     weights_uri, (chosen, images), task = _all_of(
         lambda: _weights_uri(card, model),
-        lambda: _choose_input(
-            *(card, model, text or Text(), audio or Audio(), input_name, parts or {}),
-            *(transform, choose),
-        ),
+        lambda: _choose_input(card, job, allow_import),
         lambda: choose_task(model, card, allow_import),
     )
     _require_geometry(task, chosen, images)
@@ -190,18 +165,12 @@ def _weights_uri(card: FoundModel, model: Model) -> str | None:
 
 
 def _choose_input(
-    card: FoundModel,
-    model: Model,
-    text: Text,
-    audio: Audio,
-    name: str,
-    parts: Mapping[str, str],
-    transform: Transform,
-    choose: Callable[..., TransformSpec],
+    card: FoundModel, job: Job, allow_import: Sequence[str]
 ) -> tuple[Input, TransformSpec | None]:
     """Return the input, and the transform of its images; None if it has none."""
+    name, parts = job.source.input_name, job.source.input_parts
     taken = {get(INPUTS, each).takes for each in parts.values() or (name,)}
-    for section, given in (("transform", transform), ("text", text), ("audio", audio)):
+    for section, given in (("transform", job.transform), ("text", job.text), ("audio", job.audio)):
         if section not in taken and given.model_fields_set:
             field = sorted(given.model_fields_set)[0]
             where = f"inputs {', '.join(parts)}" if parts else f"input {name!r}"
@@ -209,12 +178,19 @@ def _choose_input(
     merged = None
     if "transform" in taken:
         problem = card.facts.transform_problem if card.facts else ""
-        merged = choose(card.name, card.transform, transform, problem)
+        merged = choose_transform(
+            card.name,
+            card.transform,
+            job.transform,
+            problem,
+            allow_import,
+            job.source.max_image_px,
+        )
         require_image_fits(card.name, card.images, merged)
-    chosen = _text(card, model, text) if "text" in taken else None
+    chosen = choose_text(card, job.model, job.text) if "text" in taken else None
     heard = None
     if "audio" in taken:
-        heard = choose_audio(card.name, audio, card.facts.audio if card.facts else None)
+        heard = choose_audio(card.name, job.audio, card.facts.audio if card.facts else None)
     columns, num_features = (
         (card.facts.columns, card.facts.num_features) if card.facts else ((), None)
     )
@@ -233,21 +209,3 @@ def require_stage_names(found: Input) -> None:
                 f"input {found.name!r}: its stage {stage!r} has the name of a figure; its "
                 f"distribution must call it otherwise than {', '.join(sorted(FIGURE_NAMES))}"
             )
-
-
-def _text(card: FoundModel, model: Model, wanted: Text) -> TextSettings:
-    name = task_name(model, card)
-    prompt, kind = choose_prompt(model, card, name, wanted), task_class(name)
-    return choose_text(
-        card.name,
-        wanted,
-        card.facts.text if card.facts else None,
-        card.directory.uri if card.directory else None,
-        model.storage_options,
-        has_offsets=kind.is_per_token,
-        # A model with labels of its own reads prompts as hypotheses behind the text.
-        hypotheses_of=prompt_texts(model.prompts) if card.facts and card.facts.labels else (),
-        prompt=prompt,
-        answers=prompt_texts(model.choices),
-        new_tokens=kind.new_tokens(model),
-    )

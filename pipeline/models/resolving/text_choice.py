@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pipeline.core.errors import JobError
 from pipeline.job.text import Text
 from pipeline.models.directories.facts import TextFacts
 from pipeline.models.directories.text.hypotheses import hypotheses, reserved_tokens
+from pipeline.models.resolving.cards import FoundModel
+from pipeline.models.resolving.prompt_choice import choose_prompt
+from pipeline.models.resolving.task_choice import prompt_texts, task_name
+from pipeline.models.tasks import task_class
 from pipeline.preprocessing.texts.prompts import PromptTokenizer
-from pipeline.preprocessing.texts.text_settings import Prompt, TextSettings
+from pipeline.preprocessing.texts.text_settings import TextSettings
 from pipeline.preprocessing.texts.tokenizer import (
     pad_id_of,
     parse_tokenizer,
@@ -19,41 +22,34 @@ from pipeline.preprocessing.texts.tokenizer import (
     tokenizer_errors,
 )
 
+if TYPE_CHECKING:
+    from pipeline.job.model import Model
+
 _TENSORS = ("input_ids", "attention_mask", "token_type_ids")
 _PROMPT_TOKENS = 4_096
 """The most tokens of a prompt unless the job says another number: models take up to millions."""
 
 
-def choose_text(
-    name: str,
-    wanted: Text,
-    own: TextFacts | None,
-    folder_uri: str | None,
-    storage_options: Mapping[str, Any],
-    *,
-    has_offsets: bool,
-    hypotheses_of: Sequence[str] = (),
-    prompt: Prompt | None = None,
-    answers: Sequence[str] = (),
-    new_tokens: int = 0,
-) -> TextSettings:
+def choose_text(card: FoundModel, model: Model, wanted: Text) -> TextSettings:
     """Choose the tokenizer and its limits.
 
     Args:
-        name: The model, for messages.
-        wanted: The job's section.
-        own: What the model directory says; None for a model without one.
-        folder_uri: The model directory.
-        has_offsets: Whether the task needs the places of tokens in the text.
-        hypotheses_of: Prompts that the model puts behind each text; the longest must fit.
-        prompt: What stands around each text; None: nothing.
-        answers: What the model continues a prompt with; the longest must fit.
-        new_tokens: How many tokens the model writes for a row at most; 0: it writes none.
+        card: The model.
+        model: The job's section of it, whose prompts and output must fit beside a text.
+        wanted: The job's section of texts.
 
     Raises:
         JobError: There is no tokenizer or limit, or they cannot be used.
     """
-    uri = wanted.tokenizer or (own and f"{folder_uri}/{own.tokenizer}")
+    name, own = card.name, card.facts.text if card.facts else None
+    kind = task_class(task_name(model, card))
+    prompt = choose_prompt(model, card, task_name(model, card), wanted)
+    new_tokens, storage_options = kind.new_tokens(model), model.storage_options
+    # A model with labels of its own reads prompts as hypotheses behind the text.
+    behind = prompt_texts(model.prompts) if card.facts and card.facts.labels else ()
+    uri = wanted.tokenizer
+    if not uri and own and card.directory:
+        uri = f"{card.directory.uri}/{own.tokenizer}"
     if not uri:
         raise JobError(
             f"text.tokenizer: {name} brings no tokenizer; give the URI of a tokenizer.json"
@@ -61,11 +57,11 @@ def choose_text(
     data = read_tokenizer_bytes(uri, storage_options)
     tokenizer = parse_tokenizer(f"text.tokenizer = {uri}", data)
     with tokenizer_errors(f"text.tokenizer = {uri}: fails over texts"):
-        reserved = reserved_tokens(hypotheses(tokenizer, hypotheses_of))
+        reserved = reserved_tokens(hypotheses(tokenizer, behind))
         least = tokenizer.num_special_tokens_to_add(is_pair=True) + 2
         if prompt is not None:
             prompts = PromptTokenizer(tokenizer, prompt)
-            reserved += max(map(len, prompts.answers(answers)), default=0)
+            reserved += max(map(len, prompts.answers(prompt_texts(model.choices))), default=0)
             least = prompts.num_fixed + 1
     if own and own.shares_places:
         reserved += new_tokens
@@ -87,7 +83,7 @@ def choose_text(
         prefix=wanted.prefix if wanted.prefix is not None else (own.prefix if own else ""),
         pad_id=own.pad_id if own else pad_id_of(tokenizer),
         tensor_names=own.tensor_names if own else _TENSORS,
-        has_offsets=has_offsets,
+        has_offsets=kind.is_per_token,
         prompt=prompt,
         new_tokens=new_tokens,
         cuts_start=bool(own and own.cuts_start and prompt is None and not wanted.tokenizer),

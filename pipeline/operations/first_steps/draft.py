@@ -18,6 +18,7 @@ from pipeline.job.reading.loader import Overrides, apply_overrides, parse_overri
 from pipeline.models.directories.facts import DirectoryFacts
 from pipeline.models.directories.opening import open_facts
 from pipeline.models.resolving.cards import require_installed
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.operations.first_steps.columns import (
     Fields,
     choose_columns,
@@ -27,7 +28,6 @@ from pipeline.operations.first_steps.columns import (
 )
 from pipeline.operations.first_steps.first_rows import Found, look, names_of
 from pipeline.operations.jobs import load_job
-from pipeline.runs.preparing.prepare import job_model
 
 _INPUTS = ("image_column", "audio_column", "uri_column", "text_column", "features", "inputs")
 """Fields of `source` that name the input: if the caller sets one, none is chosen."""
@@ -90,7 +90,7 @@ def draft_job(
     job = load_job(copy.deepcopy(sections), overrides=overrides)
     for name, value in given.items():
         _set(lines, name.split("."), value)
-    spec = job_model(job, allow_import)
+    spec = resolve_model(job, allow_import)
     labels = f", {num_of(len(spec.task.labels), 'label')}" if spec.task.labels else ""
     size = f", {spec.task.embedding_dim} numbers a row" if spec.task.embedding_dim else ""
     said = f"{spec.shown_name}, task {spec.task.kind}{labels}{size}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
 
 from pipeline.core.errors import JobError
@@ -32,7 +31,7 @@ as long for many rows as for one, and each row holds the keys and values of its 
 def prepare(run: RunContext) -> tuple[Plan, ModelSpec]:
     """Resolve the model, list the inputs and make the plan; starts nothing, writes nothing."""
     job = run.job
-    model = job_model(job, run.options.allow_import)
+    model = resolve_model(job, run.options.allow_import)
     _check_int8(model)
     batch = _batch_limits(job, model)
     with run.record.stage("list") as listed:
@@ -54,21 +53,6 @@ def prepare(run: RunContext) -> tuple[Plan, ModelSpec]:
         run.table.require(run.layout, columns, plan.prediction_schema())
     run.record.planned(plan, model, job.resources.num_gpus)
     return plan, model
-
-
-def job_model(job: Job, allow_import: Sequence[str] = ()) -> ModelSpec:
-    """Resolve the model of a job; see `resolve_model`."""
-    return resolve_model(
-        job.model,
-        job.transform,
-        job.text,
-        job.audio,
-        allow_import=allow_import,
-        input_name=job.source.input_name,
-        has_pairs=job.source.text_pair_column is not None,
-        parts=job.source.input_parts,
-        max_image_px=job.source.max_image_px,
-    )
 
 
 def _batch_limits(job: Job, model: ModelSpec) -> BatchLimits:

@@ -25,8 +25,8 @@ from pipeline.inference.runtimes import runtime_of
 from pipeline.inference.runtimes.base import missing_reason
 from pipeline.inference.runtimes.int8 import _channel_scales
 from pipeline.job.reading.loader import parse_job
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
-from pipeline.runs.preparing.prepare import job_model
 from pipeline.runs.tuning.trials.runtime_trials import calibrate
 from pipeline.storage.store import Store
 
@@ -55,7 +55,7 @@ def config_of(store: Store, runtime: str = "onnxruntime", sha256: str | None = N
         },
         transform=models.TRANSFORM,
     )
-    spec = job_model(job, ["support"])
+    spec = resolve_model(job, ["support"])
     spec = replace(spec, artefact_sha256=sha256)
     return PredictorConfig(spec, 8, 0.0, 1, PASS_THROUGH, models=store)
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from support.models import onnx_files
 from support.models.snapshots import TEXTS, make_snapshot
+from support.runs.jobs import job_over
 from support.runs.predicting import predictor
 
 from pipeline.core.failures import failure_columns
@@ -22,7 +23,6 @@ from pipeline.inference.runtimes import runtime_of
 from pipeline.inference.runtimes.base import missing_reason
 from pipeline.inference.runtimes.int8 import quantise
 from pipeline.job.model import Model
-from pipeline.job.transform import Transform
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
 from pipeline.preprocessing.model_input import Arrays, Limits
@@ -51,7 +51,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 def config_of(store: Store, folder: Path, runtime: str, **section: Any) -> PredictorConfig:
     precision = "fp32" if runtime == "eager" else "int8"
     model = Model(path=str(folder), runtime=runtime, precision=precision, **section)
-    spec = resolve_model(model, Transform(), input_name="text")
+    spec = resolve_model(job_over("text", model))
     return PredictorConfig(spec, 16, 0.0, 1, pa.schema([]), models=store, batch_tokens=128)
 
 

@@ -29,9 +29,9 @@ from pipeline.core.errors import JobError
 from pipeline.core.failures import failure_columns
 from pipeline.core.schema import AUDIO, IMAGE, ROW_ID, TEXT, URI
 from pipeline.job.reading.loader import parse_job
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import load_module
 from pipeline.preprocessing.model_input import Limits
-from pipeline.runs.preparing.prepare import job_model
 
 FEW, MANY = 60, 5_000
 SEED = int(os.environ.get("PIPELINE_FUZZ_SEED") or secrets.randbits(32))
@@ -148,7 +148,7 @@ def read_all(folder: Path, kind: Kind) -> None:
         date=dt.date(2026, 11, 24),
         origin="test",
     )
-    spec = job_model(job)
+    spec = resolve_model(job)
     spec.output_fields()
     load_module(spec)
     table = pa.table({ROW_ID: ["a"], URI: ["a"], kind.input: [row], **failure_columns([None])})

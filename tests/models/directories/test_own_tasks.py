@@ -17,10 +17,10 @@ from pipeline.core.registry import TASKS
 from pipeline.job.reading.loader import parse_job
 from pipeline.models.directories.build import build_module
 from pipeline.models.directories.opening import read_facts
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import load_module
 from pipeline.models.tasks import make_task, served_as
 from pipeline.models.tasks.base import TaskSpec
-from pipeline.runs.preparing.prepare import job_model
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +53,7 @@ def test_a_job_may_name_it_with_model_path(tmp_path: Path):
         date=dt.date(2026, 11, 24),
         origin="test",
     )
-    spec = job_model(job)
+    spec = resolve_model(job)
     assert spec.task.kind == NAME
     assert spec.output_fields()[0].name == NAME
     assert isinstance(load_module(spec), torch.nn.Module)

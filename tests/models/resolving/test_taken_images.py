@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,9 @@ import torch
 from safetensors.torch import save_file
 from support.models import onnx_files
 from support.models.snapshots import change_json, make_snapshot, make_timm
+from support.runs.jobs import job_of
 
 from pipeline.core.errors import JobError
-from pipeline.job.model import Model
-from pipeline.job.transform import Transform
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec
 
@@ -24,12 +22,7 @@ GRAY = {**RGB, "channels": "gray", "mean": [0.5], "std": [0.5]}
 
 
 def resolve(model: dict[str, Any], transform: dict[str, Any]) -> ModelSpec:
-    return resolve_model(
-        Model.model_validate_json(json.dumps(model)),
-        Transform.model_validate_json(json.dumps(transform)),
-        allow_import=["models"],
-        input_name="image",
-    )
+    return resolve_model(job_of(model, transform=transform), ["models"])
 
 
 def refusal(model: dict[str, Any], transform: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from support.models.snapshots import make_snapshot, make_timm
 from support.runs.jobs import job_of
 
 from pipeline.core.errors import JobError
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.models.tasks.scores import (
@@ -24,7 +25,6 @@ from pipeline.models.tasks.scores import (
     of_outputs,
     scores_told,
 )
-from pipeline.runs.preparing.prepare import job_model
 
 FIVE = ["a", "b", "c", "d", "e"]
 PROMPTS = {"task": "zero_shot", "prompts": ["a cat", "a dog"]}
@@ -38,7 +38,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def resolve(source: dict[str, Any] | None = None, **model: Any) -> ModelSpec:
     source = {"uri": "in", "format": "images", **(source or {})}
     job = job_of(model, source)
-    return job_model(job)
+    return resolve_model(job)
 
 
 def of_file(path: Path, **model: Any) -> ModelSpec:

@@ -20,7 +20,7 @@ from PIL import Image
 from support.inputs.badfiles import base_image, encode
 from support.runs.checkout import ROOT
 from support.runs.cli import pipeline, write_job
-from support.runs.jobs import job_of
+from support.runs.jobs import SOURCES, job_of
 
 from pipeline.core.errors import JobError
 from pipeline.core.failures import Failure, Reason, failure_columns
@@ -260,13 +260,9 @@ def test_outputs_of_another_shape_are_named_with_both_shapes(
 
 
 def predictor(model: Mapping[str, Any], *, has_features: bool = False) -> TorchEngine:
-    job = job_of(dict(model), transform={} if has_features else models.TRANSFORM)
-    spec = resolve_model(
-        job.model,
-        job.transform,
-        allow_import=["models"],
-        input_name="features" if has_features else "image",
-    ).fitted(feature_fields(2))
+    source = SOURCES["features" if has_features else "image"]
+    job = job_of(model, source, transform={} if has_features else models.TRANSFORM)
+    spec = resolve_model(job, ["models"]).fitted(feature_fields(2))
     return TorchEngine(PredictorConfig(spec, 2, 0.0, 1, pa.schema([])))
 
 

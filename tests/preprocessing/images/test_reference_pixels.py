@@ -19,13 +19,13 @@ from pipeline.core.schema import EXACT, IMAGE_FIELDS
 from pipeline.execution.stages import Preprocessing
 from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.models.agreement import AgreementLimits
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
 from pipeline.preprocessing.images.reference_pixels import (
     NUM_REFERENCE_ROWS,
     choose_reference_rows,
     with_reference_pixels,
 )
-from pipeline.runs.preparing.prepare import job_model
 
 SIZE_PX = models.TRANSFORM["size_px"]
 LIMITS = AgreementLimits(0.05, 0.999, 0.01)
@@ -57,7 +57,7 @@ def spec_of(num_gpus: float = 0.0, **transform: Any) -> Any:
         transform={**models.TRANSFORM, **transform},
         resources={"num_gpus": num_gpus},
     )
-    return job_model(job, ["models"])
+    return resolve_model(job, ["models"])
 
 
 def predictor(spec: Any, num_gpus: float = 0.0) -> TorchEngine:

@@ -46,8 +46,8 @@ from pipeline.commit.published.verify import verify_output
 from pipeline.core.errors import GateRefused, InfraError, JobError, PartitionBusy, PublishConflict
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import Source
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.preprocessing.images.image_input import ImageInput
-from pipeline.runs.preparing.prepare import job_model
 from pipeline.runs.retry.plan import replan
 from pipeline.runs.retry.quarantine import read_base, read_reasons, select_entries
 from pipeline.runs.retry.readmission import MergedRetry
@@ -238,7 +238,7 @@ def test_an_image_that_changes_again_before_it_is_read_ends_the_retry(tmp_path: 
     path.write_bytes(b"mended")
     job, inputs = partition.job, Store(partition.inputs)
     base = read_base(partition.out, LAYOUT, first)
-    model = job_model(job, ("models",))
+    model = resolve_model(job, ("models",))
     work = replan(base, select_entries(base, read_reasons(())), job, model, inputs)
     reader = Reader(inputs, job.source, work.plan.pass_through, work.plan.fields)
     before = path.stat()
@@ -497,7 +497,7 @@ def test_what_is_staged_is_taken_over_only_if_its_own_code_is_the_same(
     chosen = select_entries(base, read_reasons([]))
 
     def fingerprint() -> str:
-        model = job_model(job, ("models",))
+        model = resolve_model(job, ("models",))
         return replan(base, chosen, job, model, inputs).plan.fingerprint
 
     found = [fingerprint(), fingerprint()]

@@ -19,8 +19,8 @@ from pipeline.core.hive_paths import hive_values
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import parse_job
 from pipeline.job.source import Source
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.planning.plan import make_plan
-from pipeline.runs.preparing.prepare import job_model
 from pipeline.sources.columns.pass_through import cast_column, declare
 from pipeline.sources.features.vectors import feature_rows
 from pipeline.sources.inputs import Inputs, list_inputs
@@ -53,7 +53,7 @@ def list_all(job: Job) -> Inputs:
 
 def read_all(job: Job) -> pa.Table:
     inputs = list_all(job)
-    model = job_model(job, ["models"])
+    model = resolve_model(job, ["models"])
     plan = make_plan(job, inputs, model, batch_size=3)
     reader = Reader(Store(inputs.root), job.source, plan.pass_through, plan.fields)
     tables = [

@@ -16,9 +16,9 @@ from PIL import Image
 
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import parse_job
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
 from pipeline.planning.plan import Plan, make_plan
-from pipeline.runs.preparing.prepare import job_model
 from pipeline.sources.inputs import list_inputs
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
@@ -86,7 +86,7 @@ def job_of(sections: dict[str, Any], inputs: dict[str, Any], **model: Any) -> Jo
 def planned(job: Job, batch_size: int = 8) -> tuple[Plan, PredictorConfig, pa.Table]:
     """The plan of a job, what its predictor is made of, and its rows."""
     inputs = list_inputs(job.source, max_extent_rows=1000)
-    spec = job_model(job, ["models"]).fitted(inputs.fields)
+    spec = resolve_model(job, ["models"]).fitted(inputs.fields)
     plan = make_plan(job, inputs, spec, batch_size=batch_size)
     reader = Reader(Store(inputs.root), job.source, plan.pass_through, plan.fields)
     tables = [

@@ -13,10 +13,10 @@ from pipeline.core.schema import TEXT
 from pipeline.inference.engines import open_engine
 from pipeline.job.model import Model
 from pipeline.job.text import Text
-from pipeline.job.transform import Transform
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec, PredictorConfig
 from pipeline.preprocessing.model_input import BatchLimits, Limits
+from support.runs.jobs import job_over
 
 PROMPT = "Review: {text}\nSentiment:"
 CHOICES = {"good": "positive", "bad": "negative", "neither": "not at all good or bad"}
@@ -44,7 +44,7 @@ def choosing(
     if "messages" not in fields:
         fields.setdefault("prompt", PROMPT)
     fields["messages"] = tuple(fields.get("messages", ()))
-    return resolve_model(Model(**fields), Transform(), text, input_name=input_name)
+    return resolve_model(job_over(input_name, Model(**fields), text=text or Text()))
 
 
 def prepared(spec: ModelSpec, texts: Sequence[str]) -> pa.Table:

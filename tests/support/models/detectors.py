@@ -22,9 +22,9 @@ from pipeline.core.failures import failure_columns
 from pipeline.core.schema import staged_schema
 from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.models.detection.boxes import corners
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec, PredictorConfig
 from pipeline.preprocessing.model_input import Limits
-from pipeline.runs.preparing.prepare import job_model
 from support.runs.jobs import job_of
 
 LABELS = ["none", "cat", "dog"]
@@ -110,7 +110,7 @@ def photos() -> list[tuple[bytes, Image.Image]]:
 
 def spec_of(transform: Mapping[str, Any] | None, **model: Any) -> ModelSpec:
     job = job_of({"task": "detect", **model}, transform=transform or {})
-    return job_model(job, ["support"])
+    return resolve_model(job, ["support"])
 
 
 def rows_of(data: Sequence[bytes]) -> pa.Table:

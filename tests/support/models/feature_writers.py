@@ -13,7 +13,6 @@ from PIL import Image
 
 from pipeline.core.failures import failure_columns
 from pipeline.core.schema import AUDIO, IMAGE
-from pipeline.job.audio import Audio
 from pipeline.job.model import Generate, Model
 from pipeline.job.transform import Transform
 from pipeline.models.resolving.resolve import resolve_model
@@ -30,6 +29,7 @@ from support.models.snapshots import (
     write_model,
     write_tiling_processor,
 )
+from support.runs.jobs import job_over
 
 CONTROL = ("<|start|>", "<|en|>", "<|de|>", "<|transcribe|>", "<|translate|>", "<|notimestamps|>")
 """Of Whisper, the last tokens of its tokenizer."""
@@ -179,9 +179,7 @@ def feature_writing(
     section = Model(path=str(path), task="generate", generate=options, **model)
     hears = (path / "generation_config.json").exists() and _hears(path)
     transform = TILE if _family_of(path) in _TILED else Transform()
-    return resolve_model(
-        section, transform, audio=Audio(), input_name="audio" if hears else "image"
-    )
+    return resolve_model(job_over("audio" if hears else "image", section, transform=transform))
 
 
 def _family_of(path: Path) -> str:

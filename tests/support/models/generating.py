@@ -10,10 +10,10 @@ import numpy as np
 
 from pipeline.job.model import Generate, Message, Model
 from pipeline.job.text import Text
-from pipeline.job.transform import Transform
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec
 from support.models.language_models import make_language_model
+from support.runs.jobs import job_over
 
 ENDS = (2, *range(100, 140))
 """Tokens that end the texts of random models: with one alone hardly any text would end."""
@@ -53,7 +53,7 @@ def writing(
         del fields["prompt"]
     options = Generate(**{"max_new_tokens": NEW_TOKENS, **(generate or {})})
     model_section = Model(**fields, generate=options)
-    return resolve_model(model_section, Transform(), text, input_name="text")
+    return resolve_model(job_over("text", model_section, text=text or Text()))
 
 
 class Written(NamedTuple):

@@ -12,8 +12,8 @@ import torch
 
 from pipeline.core.errors import JobError
 from pipeline.job.reading.loader import parse_job
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec, load_module
-from pipeline.runs.preparing.prepare import job_model
 
 LABELS = models.LABELS
 
@@ -34,7 +34,7 @@ def resolve(
         transform = models.TRANSFORM
     document["transform"] = transform or {}
     job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
-    return job_model(job, allow)
+    return resolve_model(job, allow)
 
 
 def refusal(**model: Any) -> str:

@@ -20,6 +20,7 @@ from pipeline.planning.plan import Plan, make_plan
 from pipeline.sources.extents import Extent
 from pipeline.sources.inputs import Inputs
 from pipeline.storage.store import StoredFile
+from support.runs.jobs import job_over
 
 DOCUMENT: dict[str, Any] = {
     "source": {"uri": "in", "format": "parquet"},
@@ -40,8 +41,8 @@ def job(**fields: object) -> Job:
 
 def spec_of(planned: Job) -> ModelSpec:
     # Of images, whatever the job reads: its plan is what counts.
-    how: dict[str, Any] = {"allow_import": ["models"], "input_name": "image"}
-    return resolve_model(planned.model, planned.transform, **how)
+    images = job_over("image", planned.model, transform=planned.transform)
+    return resolve_model(images, ["models"])
 
 
 SPEC = spec_of(job())

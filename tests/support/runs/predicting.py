@@ -18,8 +18,8 @@ from pipeline.core.figures.counters import Counters
 from pipeline.core.schema import CLASSIFY_FIELDS, staged_schema
 from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.models.agreement import AgreementLimits
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
-from pipeline.runs.preparing.prepare import job_model
 from support.runs.jobs import job_of
 
 SIZE_PX = models.SIZE_PX
@@ -131,7 +131,7 @@ def config_of(
     )
     allowed = ["models", "support", "failing_models", "gpu_models"]
     return PredictorConfig(
-        spec=job_model(job, allowed),
+        spec=resolve_model(job, allowed),
         batch_size=batch_size,
         num_gpus=num_gpus,
         num_threads=1,

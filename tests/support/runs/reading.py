@@ -21,6 +21,7 @@ from pipeline.sources.inputs import list_inputs
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
 from pipeline.storage.store import Store
+from support.runs.jobs import job_over
 
 Slices = dict[tuple[int, int], pa.Table]
 
@@ -38,8 +39,7 @@ def plan_job(
     job: Job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
     inputs = list_inputs(job.source, max_extent_rows=slice_rows)
     # Of images, whatever the job reads: only its plan is looked at.
-    how: dict[str, Any] = {"allow_import": ["models"], "input_name": "image"}
-    model = resolve_model(job.model, job.transform, **how)
+    model = resolve_model(job_over("image", job.model, transform=job.transform), ["models"])
     plan = make_plan(job, inputs, model, batch_size=1)
     store = Store(plan.source_root, job.source.storage_options)
     return Reader(

@@ -15,8 +15,8 @@ from support.servers.s3server import S3Server
 from pipeline.core.errors import JobError
 from pipeline.models.directories.opening import open_facts
 from pipeline.models.directories.snapshot import local
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec, load_module
-from pipeline.runs.preparing.prepare import job_model
 
 LABELS = ["a", "b", "c", "d", "e"]
 
@@ -24,7 +24,7 @@ LABELS = ["a", "b", "c", "d", "e"]
 def resolve(path: Path, **model: Any) -> ModelSpec:
     source = {"uri": "in", "format": "parquet", "features": ["x"]}
     job = job_of({"path": str(path), **model}, source)
-    return job_model(job)
+    return resolve_model(job)
 
 
 def refusal(path: Path) -> str:

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from support.models.snapshots import TEXTS, make_snapshot
+from support.runs.jobs import job_over
 
 from pipeline.core.errors import JobError
+from pipeline.job.model import Model
 from pipeline.job.text import Text
 from pipeline.models.directories.build import build_module
 from pipeline.models.directories.opening import read_facts
-from pipeline.models.resolving.text_choice import choose_text
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.tasks.base import TaskSpec
 
 PROMPTS = ("the cat sat on the mat .", "rain in the city .", "a dog .")
@@ -40,11 +42,11 @@ def test_texts_leave_room_for_the_longest_prompt(tmp_path: Path):
     assert facts.text is not None
 
     def most(*prompts: str, **wanted: int) -> int:
-        return choose_text(
-            "m", Text(**wanted), facts.text, str(path), {}, has_offsets=False, hypotheses_of=prompts
-        ).max_tokens
+        asked = {"task": "zero_shot", "prompts": prompts} if prompts else {}
+        model = Model(path=str(path), **asked)
+        return resolve_model(job_over("text", model, text=Text(**wanted))).input.max_tokens
 
     assert most() == facts.text.max_tokens
     assert most("a dog", "the cat sat") == facts.text.max_tokens - 4  # three words and [SEP]
-    with pytest.raises(JobError, match=r"text\.max_tokens = 64: m takes 60 at most"):
-        most("the cat sat", max_tokens=64)
+    with pytest.raises(JobError, match=r"text\.max_tokens = 64: Bert.* takes 60 at most"):
+        most("a dog", "the cat sat", max_tokens=64)

@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 from support.models.snapshots import change_json, make_snapshot
+from support.runs.jobs import job_over
 from tokenizers import Tokenizer, normalizers
 from transformers import AutoTokenizer
 
 from pipeline.core.errors import JobError
+from pipeline.job.model import Model
 from pipeline.job.text import Text
 from pipeline.models.directories.opening import read_facts
-from pipeline.models.resolving.text_choice import choose_text
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.preprocessing.texts.tokenizer import tokenise
 
 PROBE = "Rain in THE City, \u00e9t\u00e9 caf\u00e9 \u4e2d\u6587"
@@ -86,10 +88,8 @@ def test_a_text_loses_the_end_that_the_library_cuts(in_config, in_file, tmp_path
         tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
         tokenizer.enable_truncation(6, direction=in_file)
         tokenizer.save(str(path / "tokenizer.json"))
-    facts = read_facts(path).text
-    settings = choose_text(
-        "m", Text(max_tokens=5), facts, str(path), {}, has_offsets=False, prompt=None
-    )
+    job = job_over("text", Model(path=str(path)), text=Text(max_tokens=5))
+    settings = resolve_model(job).input.text
     text = "the cat sat on the mat"
     expected = AutoTokenizer.from_pretrained(path)(text, truncation=True, max_length=5)["input_ids"]
     assert tokenise(settings, [text]).ids.tolist() == expected

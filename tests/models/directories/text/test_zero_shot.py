@@ -14,10 +14,10 @@ from tokenizers.models import WordLevel
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories.text.hypotheses import entailment_id, hypotheses
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import load_module
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
-from pipeline.runs.preparing.prepare import job_model
 
 PROMPTS = ["the cat", "a long way home by the river", "rain"]
 
@@ -27,7 +27,7 @@ def test_a_text_of_all_tokens_but_those_reserved_fits_beside_every_prompt(tmp_pa
     path = make_snapshot(tmp_path / "m", "bert", "sequence", id2label=labels)
     job = {"path": str(path), "task": "zero_shot", "prompts": PROMPTS}
     source = {"uri": "in", "format": "jsonl", "text_column": "text"}
-    spec = job_model(job_of(job, source))
+    spec = resolve_model(job_of(job, source))
     module = load_module(spec)
     ids = torch.full((2, spec.input.max_tokens), 5)
     assert module(input_ids=ids, attention_mask=torch.ones_like(ids)).shape == (2, 3)
