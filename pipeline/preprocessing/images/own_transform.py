@@ -172,53 +172,23 @@ def _problem(made: Any, spec: TransformSpec) -> str:
     """Return what is wrong with a result, and what would be right; '' if nothing is."""
     import torch
 
-    if not isinstance(made, torch.Tensor):
-        kind = f"{type(made).__module__.partition('.')[0]}.{type(made).__name__}"
-        return f"returned {kind}, expected a uint8 tensor (C, H, W){_as_tensor(kind)}"
-    if made.is_floating_point():
-        return (
-            f"returned {_dtype(made)}, expected uint8: leave out ToDtype and Normalize, and give "
-            "transform.mean and transform.std, which are applied on the model's device"
-        )
-    if made.dtype != torch.uint8:
-        return f"returned {_dtype(made)}, expected uint8: pixels from 0 to 255"
-    if made.device.type != "cpu" or made.layout != torch.strided:
-        return f"returned a {made.layout} tensor on {made.device}, expected a plain one on the CPU"
-    return _shape_problem(made, spec)
-
-
-def _shape_problem(made: torch.Tensor, spec: TransformSpec) -> str:
     size = (spec.height_px, spec.width_px) if spec.has_one_size else None
-    shape, wanted = tuple(made.shape), (spec.num_channels, *(size or ("H", "W")))
-    expected = f"returned {_shape(made)}, expected ({', '.join(map(str, wanted))})"
-    if len(shape) != 3:
-        hint = {2: ": add the channel axis, image[None]", 4: ": it gets one image, not a batch"}
-        return f"{expected}{hint.get(len(shape), '')}"
-    if not made.numel():
-        return f"{expected}: it has no pixels"
-    if shape[0] != spec.num_channels:
-        if shape[-1] == spec.num_channels:
-            return f"{expected}: channels come first, image.permute(2, 0, 1)"
-        return (
-            f"{expected}: transform.mean and transform.std have {spec.num_channels} values, one "
-            "for each channel"
-        )
-    if size is not None and shape[1:] != size:
-        return f"{expected}, as transform.size_px says (height, width)"
-    return ""
-
-
-def _as_tensor(kind: str) -> str:
-    """Return how a result of other libraries becomes a tensor."""
-    if kind == "numpy.ndarray":
-        return ": torch.from_numpy(array).permute(2, 0, 1) of one with the channels last"
-    if kind.startswith("PIL."):
-        return ": torchvision.transforms.v2.functional.pil_to_tensor(image)"
-    return ""
-
-
-def _dtype(made: torch.Tensor) -> str:
-    return str(made.dtype).removeprefix("torch.")
+    expected = ", ".join(map(str, (spec.num_channels, *(size or ("H", "W")))))
+    if not isinstance(made, torch.Tensor):
+        given = f"{type(made).__module__.partition('.')[0]}.{type(made).__name__}"
+    else:
+        is_image = made.ndim == 3 and made.numel() and made.shape[0] == spec.num_channels
+        is_plain = made.dtype == torch.uint8 and made.device.type == "cpu"
+        has_size = size is None or tuple(made.shape[1:]) == size
+        if is_image and is_plain and has_size and made.layout == torch.strided:
+            return ""
+        kind = str(made.dtype).removeprefix("torch.")
+        given = f"{kind} {_shape(made)} on {made.device}, {made.layout}"
+    return (
+        f"returned {given}, expected a uint8 tensor ({expected}) on the CPU: one image, channels "
+        "first, as many as transform.mean has, of transform.size_px; it is normalised later, so "
+        "leave out ToDtype and Normalize"
+    )
 
 
 def _shape(made: torch.Tensor) -> str:
