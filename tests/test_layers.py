@@ -92,7 +92,7 @@ def imports() -> dict[str, set[str]]:
 
 
 def room(name: str) -> str:
-    """Name the folder of a file: `sources.parquet` of `sources.parquet.stream`."""
+    """Name the folder of a file: `sources.parquet` of `sources.parquet.batches`."""
     return name if (PACKAGE / Path(*name.split("."))).is_dir() else name.rpartition(".")[0]
 
 

@@ -1,6 +1,6 @@
 """List shards and read their rows: files, Parquet, JSON lines, CSV, WebDataset, URIs.
 
-`REGISTRY` names the source formats, each an object of the protocol in source_format.py. To add
+`REGISTRY` names the source formats, each a `SourceFormat` (source_format.py). To add
 one, write a file and a line here, or declare an entry point of the group `pipeline.sources` in a
 distribution that is installed on every node.
 """

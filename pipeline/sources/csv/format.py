@@ -18,7 +18,7 @@ from pipeline.job.section import Section
 from pipeline.job.source import Source
 from pipeline.sources.columns.arrow_types import is_number
 from pipeline.sources.csv.records import NOT_UTF8, Records, read_records
-from pipeline.sources.csv.stream import (
+from pipeline.sources.csv.rows import (
     CsvOptions,
     csv_shard,
     max_record_bytes,
@@ -28,8 +28,8 @@ from pipeline.sources.csv.stream import (
 from pipeline.sources.extents import Extent
 from pipeline.sources.features.vectors import number_of
 from pipeline.sources.lines.format import NO_ROWS, LineFormat
+from pipeline.sources.lines.rows import LineRows
 from pipeline.sources.lines.sample import Sample, first_objects
-from pipeline.sources.lines.stream import LineRows
 from pipeline.sources.rows import Reader
 from pipeline.sources.source_format import FirstRows
 from pipeline.sources.whole_file import open_sequential

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import FIELDS_OF_COLUMNS, Source
 from pipeline.sources.extents import Extent
+from pipeline.sources.parquet.batches import read_tables
 from pipeline.sources.parquet.footers import declare_columns, extents_of, read_footers
-from pipeline.sources.parquet.stream import read_tables
 from pipeline.sources.rows import Reader
 from pipeline.sources.source_format import (
     CountsRows,

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.sources.csv.records import Records, read_records
-from pipeline.sources.csv.stream import CsvOptions
+from pipeline.sources.csv.rows import CsvOptions
 from pipeline.sources.lines import blocks
 
 LIMIT = 10**6

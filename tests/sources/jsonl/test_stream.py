@@ -151,7 +151,7 @@ def test_a_shard_of_another_kind_is_one_row(data: bytes, tmp_path: Path):
 def test_a_line_that_is_too_long_is_not_held(
     suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("pipeline.sources.lines.stream._ROOM_BYTES", 100)
+    monkeypatch.setattr("pipeline.sources.lines.rows._ROOM_BYTES", 100)
     source = source_of(tmp_path, **WORDS, max_text_bytes=50)
     limit = max_json_bytes(source)
     assert limit == 400

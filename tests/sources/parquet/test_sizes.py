@@ -24,9 +24,9 @@ from pipeline.core.slices import SliceKey
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import require_complete
 from pipeline.sources import extents, reader
+from pipeline.sources.parquet import batches as parquet
 from pipeline.sources.parquet import groups as parquet_groups
 from pipeline.sources.parquet import sizes as parquet_sizes
-from pipeline.sources.parquet import stream as parquet
 from pipeline.sources.parquet.groups import Batching, group_batches
 from pipeline.sources.parquet.sizes import MAX_BATCH_BYTES, rows_within
 from pipeline.sources.reader import read_slices

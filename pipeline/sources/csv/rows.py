@@ -19,7 +19,7 @@ from pipeline.sources.columns.pass_through import Problems, cast_column
 from pipeline.sources.csv.records import Record, Records, read_records, unreadable
 from pipeline.sources.extents import Extent
 from pipeline.sources.lines.columns import Column, columns_for
-from pipeline.sources.lines.stream import Shard, max_line_bytes
+from pipeline.sources.lines.rows import Shard, max_line_bytes
 from pipeline.sources.rows import Reader
 
 Character = Annotated[str, Field(max_length=1, pattern=r"^[^\r\n]$")]
