@@ -25,6 +25,7 @@ FOLDERS = (
     "planning",
     "commit",
     "gates",
+    "reuse",
     "execution",
     "report",
     "runs",

@@ -111,11 +111,6 @@ class Layout:
         return f"{self.all_keys}/{version}"
 
     @property
-    def pins(self) -> str:
-        """Folder of the marks that keep versions from being deleted while rows are carried."""
-        return f"{self.control}/pins"
-
-    @property
     def leases(self) -> str:
         """Folder of the leases."""
         return f"{self.control}/lease"

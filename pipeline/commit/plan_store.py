@@ -29,7 +29,7 @@ def adopt_plan(store: Store, layout: Layout, plan: Plan) -> Plan:
     What was skipped and the root are those of now: plans of the same shards may come of other
     folders or globs. So are the ctimes of local shards.
     """
-    path = layout.plan(plan.fingerprint)
+    path = layout.plan(plan.work)
     try:
         return _adopted(store.read_bytes(path), plan)
     except FileNotFoundError:
@@ -40,15 +40,31 @@ def adopt_plan(store: Store, layout: Layout, plan: Plan) -> Plan:
     return plan
 
 
+def read_plan(store: Store, layout: Layout, fingerprint: str) -> Plan:
+    """Read a stored plan.
+
+    Raises:
+        InfraError: It is missing or damaged.
+    """
+    path = layout.plan(fingerprint)
+    try:
+        return plan_from_json(store.read_bytes(path), fingerprint)
+    except FileNotFoundError:
+        raise InfraError(f"{store.url(path)}: is missing, so the rows are unknown") from None
+
+
 def _adopted(data: bytes, plan: Plan) -> Plan:
-    stored = plan_from_json(data, plan.fingerprint)
+    stored = plan_from_json(data, plan.work)
     units = with_ctimes(stored.units, ctimes_of(plan.units))
     return replace(
         stored,
+        fingerprint=plan.fingerprint,
         units=units,
         skipped=plan.skipped,
         ctimes_sha256=plan.ctimes_sha256,
         source_root=plan.source_root,
+        has_hashes=plan.has_hashes,
+        stored_as=plan.stored_as,
         twin=plan.twin,
     )
 
@@ -73,7 +89,7 @@ def plan_to_json(plan: Plan, token: str) -> bytes:
     document = {
         "version": PLAN_VERSION,
         "token": token,
-        "fingerprint": plan.fingerprint,
+        "fingerprint": plan.work,
         "created_at": plan.created_at,
         "source_root": Store(plan.source_root).url(""),
         "model": plan.model,

@@ -13,10 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from pipeline.commit.card import write_card
-from pipeline.commit.keys.pins import pinned, unpin
-from pipeline.commit.keys.retention import unneeded_keys
 from pipeline.commit.layout import Layout, part_target, renumber
 from pipeline.commit.manifest import Manifest, Part, current_manifest, log_numbers, read_manifest
+from pipeline.commit.shard_table import unneeded_keys
 from pipeline.commit.tables.delta import Delta
 from pipeline.core.errors import InfraError, PublishConflict
 from pipeline.process.failpoints import failpoint
@@ -104,8 +103,7 @@ def sync_published_folder(
     The order decides what readers find (README.md in this folder): parts of attempts that can
     no longer win are deleted, which no list names; the table names the new parts; `current.json`
     becomes the manifest's copy, and `_SUCCESS` is there; only then do replaced parts, which no list
-    names any more, move to the history, of which `keep_versions` versions and the pinned ones
-    stay, with their keys.
+    names any more, move to the history, of which `keep_versions` versions stay, with their keys.
 
     A run that was suspended in here may find that it is late: what it wrote of its own version
     (`current.json`, say) is then put right for the one that has become current.
@@ -153,8 +151,6 @@ def _settle_one(
     if replaced:
         _retire(store, layout, replaced)
     failpoint("retired")
-    for source in manifest.carried.get("sources", ()):
-        unpin(store, Layout.named(source["partition"]), source["version"], manifest.fingerprint)
     kept = _trim_history(store, layout, keep_versions)
     unneeded = unneeded_keys(store, layout, manifest, kept)
     # Those for later numbers are of runs that may yet win.
@@ -220,17 +216,15 @@ def _retire(store: Store, layout: Layout, replaced: Mapping[str, int]) -> None:
 
 
 def _trim_history(store: Store, layout: Layout, keep_versions: int) -> list[int]:
-    """Delete all but the newest versions and those that are pinned; return the ones that stay."""
+    """Delete all but the newest versions; return the ones that stay."""
     kept: dict[str, list[str]] = {}
     for file in store.list_files(f"{layout.control}/history"):
         version = file.path.removeprefix(f"{layout.control}/history/").split("/")[0]
         if version.isascii() and version.isdigit():  # not a folder of the history otherwise
             kept.setdefault(version, []).append(file.path)
     old = sorted(kept, reverse=True)[keep_versions:]
-    pins = pinned(store, layout) if old else ()
     for version in old:
-        if int(version) not in pins:
-            store.delete(kept.pop(version))
+        store.delete(kept.pop(version))
     return [int(version) for version in kept]
 
 

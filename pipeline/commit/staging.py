@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -32,14 +32,16 @@ from pipeline.core.figures.counters import Counters, StageCounters, add
 from pipeline.core.figures.histograms import measure_numbers
 from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.core.hive_paths import without_folder
-from pipeline.core.rows.aside import num_going_on, put_back
-from pipeline.core.schema import ERROR, LABEL, RESULT_AT
+from pipeline.core.rows.aside import checked_pairs, is_taken_over, num_computed, put_back
+from pipeline.core.schema import ERROR, LABEL, SOURCE
 from pipeline.core.slices import SliceKey
 from pipeline.process.failpoints import failpoint
 from pipeline.storage.errors import listed_files
 from pipeline.storage.store import Store, StoredFile
 
 _SLICE_META = META_PREFIX + "slice"
+_OTHERS = 256
+"""Known rows of a slice that say how large its numbers usually are."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,16 @@ class StagedSlice:
     causes: list[dict[str, Any]] = field(default_factory=list)
     """JSON form of the most frequent `causes.Cause`."""
     num_carried: int = 0
-    """Rows whose predictions are taken over from an earlier version."""
+    """Rows whose results are taken over from earlier versions."""
+    sources: list[str] = field(default_factory=list)
+    """Tokens of these versions, shortened."""
+    computed_labels: dict[str, int] = field(default_factory=dict)
+    """Those of the other rows; as `labels`, if rows are taken over, otherwise empty."""
+    computed_numbers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    num_checked: int = 0
+    """Rows that are known and were computed, and compared."""
+    differing: list[str] = field(default_factory=list)
+    """Those of them that differ, a line each."""
 
     @property
     def figures(self) -> SliceFigures:
@@ -84,6 +95,21 @@ class StagedSlice:
         return cls(**known_fields(cls, json.loads(text)))
 
 
+class CheckRows(Protocol):
+    """Compares rows that are known with what was computed of them; plain enough for Ray."""
+
+    def __call__(self, known: pa.Table, computed: pa.Table, others: pa.Table) -> Checked:
+        """Compare N staged rows; `others` are known rows of the slice, for their usual size."""
+        ...
+
+
+class Checked(NamedTuple):
+    """What came of a comparison."""
+
+    num_rows: int
+    differing: list[str]
+
+
 @dataclass(frozen=True)
 class StagingWriter:
     """Everything needed to write any slice of one run; plain enough for Ray."""
@@ -98,8 +124,8 @@ class StagingWriter:
     """Columns whose numbers are counted, as `task.measured_columns` names them."""
     folders: tuple[str, ...] = ()
     """Columns whose values become folders (`sink.partition_columns`)."""
-    facts: tuple[str, ...] = ()
-    """Columns of `aside` that parts have, too, where it has them."""
+    check: CheckRows | None = None
+    """Compares the rows that are known and were computed."""
 
     def write(
         self, key: SliceKey, counters: Counters, rows: pa.Table, aside: pa.Table | None = None
@@ -109,7 +135,7 @@ class StagingWriter:
         Args:
             counters: What was measured of it.
             rows: Predictions and failures, as `staged_schema`; without those that were set aside.
-            aside: As `core.rows.aside.set_aside` made it; None if all rows are there.
+            aside: As `core.rows.aside` says; None if all rows are there.
 
         Returns:
             What the footer says, plus the seconds and retries that the put itself took.
@@ -117,21 +143,21 @@ class StagingWriter:
         Raises:
             InfraError: The rows are not the slice's (nothing is written), or the store failed.
         """
-        expected = key.num_rows if aside is None else num_going_on(aside)
+        expected = key.num_rows if aside is None else num_computed(aside)
         if rows.num_rows != expected:
             raise InfraError(
                 f"slice {key.unit}-{key.start}-{key.end}: has {rows.num_rows} rows, "
                 f"expected {expected}; nothing was written, run again"
             )
         started = perf_counter()
-        num_carried = 0
+        carried: dict[str, Any] = {}
+        computed = rows
         if aside is not None:
-            num_carried = aside.column(RESULT_AT).null_count
-            rows = put_back(rows, aside, self.facts)
+            rows = put_back(rows, aside)
+            carried = self._carried(computed, aside)
         rows = quarantine_without_folder(rows, self.folders)
         reasons = _count(rows.column(ERROR))
-        labels = count_labels(rows, self.counted)
-        numbers = {k: v.to_dict() for k, v in measure_numbers(rows, self.counted).items()}
+        labels, numbers = self._measure(rows)
         buffer = io.BytesIO()
         how = {**encodings(rows), "compression": self.compression, "write_statistics": False}
         with pq.ParquetWriter(buffer, rows.schema, **how) as writer:
@@ -146,11 +172,11 @@ class StagingWriter:
                 rows.num_rows,
                 staged_name(key, uuid.uuid4().hex[:12]),
                 dict(reasons),
-                dict(labels),
+                labels,
                 counters,
                 numbers,
                 [asdict(cause) for cause in causes_of(rows)],
-                num_carried,
+                **carried,
             )
             writer.add_key_value_metadata({**self.metadata, _SLICE_META: staged.to_json()})
         encoded, retries = perf_counter(), retries_taken()
@@ -159,6 +185,30 @@ class StagingWriter:
         put_s, retries = perf_counter() - encoded, retries_taken() - retries
         add(counters, "write", StageCounters(busy_s=put_s, retries=retries))
         return staged
+
+    def _carried(self, computed: pa.Table, aside: pa.Table) -> dict[str, Any]:
+        """Return what a slice says of rows that earlier versions know."""
+        is_taken = is_taken_over(computed, aside)
+        if not is_taken.any() and aside.column(SOURCE).null_count == aside.num_rows:
+            return {}
+        labels, numbers = self._measure(computed)
+        known, found = checked_pairs(computed, aside)
+        checked = Checked(0, [])
+        if self.check is not None and known.num_rows:
+            others = aside.filter(pa.array(is_taken)).slice(0, _OTHERS).select(known.column_names)
+            checked = self.check(known, found, others)
+        return {
+            "num_carried": int(is_taken.sum()),
+            "sources": sorted(aside.column(SOURCE).drop_null().unique().to_pylist()),
+            "computed_labels": labels,
+            "computed_numbers": numbers,
+            "num_checked": checked.num_rows,
+            "differing": checked.differing,
+        }
+
+    def _measure(self, rows: pa.Table) -> tuple[dict[str, int], dict[str, Any]]:
+        numbers = measure_numbers(rows, self.counted).items()
+        return dict(count_labels(rows, self.counted)), {k: v.to_dict() for k, v in numbers}
 
 
 def quarantine_without_folder(rows: pa.Table, folders: Sequence[str]) -> pa.Table:

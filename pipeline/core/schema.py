@@ -35,7 +35,7 @@ _FAILURE_FIELDS = [
 # preprocessing/reference_pixels, preprocessing/geometry, sources/parquet and sources/columns/texts.
 # Those of texts and clips are no plain `text` and `audio`, for jobs pass columns of these names
 # through.
-KEY_COLUMN, RESULT_AT, EXACT = "_key", "_result_at", "_exact_image"
+KEY_COLUMN, IS_COMPUTED, SOURCE, EXACT = "_key", "_is_computed", "_source", "_exact_image"
 TEXT, TEXT_PAIR = "_text", "_text_pair"
 AUDIO = "_audio"
 TOKEN_IDS, TOKEN_TYPES = "_token_ids", "_token_types"
@@ -47,12 +47,10 @@ IMAGE_HEIGHT_PX, IMAGE_WIDTH_PX = "_image_height_px", "_image_width_px"
 """Of the model input, if images keep sizes of their own."""
 
 
-INPUT_HASH = "_input_hash"
-"""128-bit hash of what the model sees of a row, in staged parts of jobs that carry by content."""
-CARRIED_SOURCE, CARRIED_ROW = "_carried_source", "_carried_row"
-"""In staged parts: which earlier version has the prediction of a row, int8, and the number of the
-prediction there, int64; null for a row that is not known. The task columns of a known row are
-null, unless it was computed all the same, to be compared."""
+INPUT_HASH = "input_hash"
+"""The 128-bit hash of what the model sees of a row, in parts of jobs with `reuse: content`."""
+SHARD, ROW = "shard", "row"
+"""In the quarantine: the URI of a row's shard, and its number there."""
 
 PART = "_in_"
 """How columns in transit of one of several inputs begin: `_in_photo_image`, `_in_caption__text`."""
@@ -93,10 +91,9 @@ def columns_of_part(part: str, parts: Iterable[str], columns: Iterable[str]) -> 
 RESERVED_COLUMNS = frozenset(
     [
         KEY_COLUMN,
-        RESULT_AT,
+        IS_COMPUTED,
+        SOURCE,
         INPUT_HASH,
-        CARRIED_SOURCE,
-        CARRIED_ROW,
         EXACT,
         GEOMETRY,
         IMAGE_HEIGHT_PX,
@@ -227,16 +224,20 @@ def source_schema(pass_through: Sequence[pa.Field], fields: pa.Schema) -> pa.Sch
     )
 
 
+INPUT_HASH_FIELD = pa.field(INPUT_HASH, pa.binary(16))
+
+
 def prediction_schema(
-    pass_through: Sequence[pa.Field], task_fields: Sequence[pa.Field]
+    pass_through: Sequence[pa.Field], task_fields: Sequence[pa.Field], *, has_hashes: bool = False
 ) -> pa.Schema:
-    """Rows as they are published: ids, pass-through columns, then the columns of the task."""
+    """Rows as they are published: ids, pass-through columns, the columns of the task, the hash."""
     return pa.schema(
         [
             pa.field(ROW_ID, pa.string(), nullable=False),
             pa.field(URI, pa.string(), nullable=False),
             *pass_through,
             *task_fields,
+            *([INPUT_HASH_FIELD] if has_hashes else []),
         ]
     )
 
@@ -255,6 +256,8 @@ QUARANTINE_SCHEMA = pa.schema(
         pa.field(MESSAGE, pa.string()),
         pa.field(SHA256, pa.string()),
         pa.field(NUM_BYTES, pa.int64()),
+        pa.field(SHARD, pa.string()),
+        pa.field(ROW, pa.int64()),
         pa.field("run_id", pa.string()),
     ]
 )

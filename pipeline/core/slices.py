@@ -59,7 +59,7 @@ class Packed(NamedTuple):
     counters: dict[str, dict[str, float]]
     rows: pa.Table
     aside: pa.Table | None = None
-    """As `core.rows.aside.set_aside` makes it; None where no rows are set aside."""
+    """As `core.rows.aside` says; None where no rows are set aside."""
 
 
 def pack(

@@ -13,7 +13,8 @@ from pipeline.execution.predictor_actor import ActorConfig
 from pipeline.execution.stages import Stage
 from pipeline.execution.tasks import attempts_of
 from pipeline.execution.visible_gpus import no_gpus
-from pipeline.sources.lookup import LookUp
+from pipeline.reuse.filling import Filler
+from pipeline.reuse.known import Known
 from pipeline.sources.rows import Reader
 from pipeline.sources.units import Unit
 
@@ -44,20 +45,20 @@ def unit_reads(
     units: Mapping[Unit, Sequence[int]],
     run_id: str,
     row_timeout_s: float,
-    lookup: LookUp | None = None,
+    known: Known | None = None,
 ) -> list[UnitRead]:
     """Return how to read the slices that have no staged part yet, and only those.
 
     Args:
         units: Each with the first rows of its wanted slices, if known.
         row_timeout_s: How long the reading of a row may take.
-        lookup: Sets rows aside that need no model; None: all are computed.
+        known: Sets rows aside that need no model; None: all are computed.
     """
     read = functools.partial(_read, reader, run_id, row_timeout_s)
     return [
         UnitRead(
             len(starts) or None,
-            functools.partial(read, unit, frozenset(starts), lookup and lookup.of_unit(unit.index)),
+            functools.partial(read, unit, frozenset(starts), known and known.of_unit(unit.index)),
         )
         for unit, starts in units.items()
     ]
@@ -69,8 +70,13 @@ def _read(
     row_timeout_s: float,
     unit: Unit,
     starts: frozenset[int],
-    lookup: LookUp | None,
+    known: Known | None,
 ) -> Iterable[pa.Table]:
+    def read(some: Unit, wanted: frozenset[int]) -> Iterable[pa.Table]:
+        return read_guarded(reader, some, wanted, attempts_of(run_id), row_timeout_s)
+
     with no_gpus():
-        slices = read_guarded(reader, unit, starts, attempts_of(run_id), row_timeout_s)
-        yield from slices if lookup is None else lookup.slices(slices)
+        if known is None:
+            yield from read(unit, starts)
+        else:
+            yield from Filler(known).slices(reader, unit, starts, read)

@@ -24,11 +24,11 @@ from pipeline.operations.jobs import Date, JobLike, load_job, run_options
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import done_slices
 from pipeline.report.history import find_past_run, is_basis
-from pipeline.report.recording.carried_rows import carried_section, first_shards, plan_facts
-from pipeline.report.sections import Carried, ModelSection
+from pipeline.report.recording.carried_rows import first_shards, plan_facts
+from pipeline.report.sections import ModelSection
 from pipeline.report.showing.printed import Found
 from pipeline.report.speed.estimate import estimate
-from pipeline.runs.carried.finding import Reuse, find_reuse
+from pipeline.reuse.finding import Reuse, find_reuse
 from pipeline.runs.context import RunContext
 from pipeline.runs.preparing.checks import check_before_ray, check_hardware
 from pipeline.runs.preparing.one_row import Preview, preview_row
@@ -95,12 +95,14 @@ def _describe(run: RunContext, *, tries: bool) -> dict[str, Any]:
     plan, model = prepare(run)
     with options_named("sink.storage_options"):
         is_known = store.stat(layout.plan(plan.fingerprint)) is not None
-    if is_known:
-        plan = adopt_plan(store, layout, plan)
     current = current_manifest(store, layout)
     is_done = is_published(current, plan, job.sink.partition_columns)
-    reuse = Reuse(None) if is_done else find_reuse(run, plan, current)
-    step = _next_step(plan, reuse, store, layout, current, is_done=is_done)
+    reuse = Reuse(plan)
+    if not is_done:
+        is_asked = run.options.reuse
+        reuse = find_reuse(store, layout, job, plan, current, is_asked=is_asked)
+    plan = adopt_plan(store, layout, reuse.plan) if is_known else reuse.plan
+    step = _next_step(job, plan, reuse, store, layout, current, is_done=is_done)
     is_needed = not is_done
     cluster = _check(run, plan, model) if is_needed else None
     tried = preview_row(job, plan, model) if tries and is_needed else None
@@ -115,7 +117,7 @@ def _describe(run: RunContext, *, tries: bool) -> dict[str, Any]:
             **_features(vectors_of(job.source, plan.fields)),
         },
         "skipped": plan.skipped.to_dict(),
-        **({} if is_done else {"carried": _carried(reuse)}),
+        **({} if is_done else {"carried": plan_facts(reuse)}),
         "model": {
             **_model(job, as_tried(model, choice.way), plan, tried, choice),
             **(_slow(job, as_tried(model, choice.way)) if run.options.address is None else {}),
@@ -137,6 +139,7 @@ def _check(run: RunContext, plan: Plan, model: ModelSpec) -> str | None:
 
 
 def _next_step(
+    job: Job,
     plan: Plan,
     reuse: Reuse,
     store: Store,
@@ -146,28 +149,25 @@ def _next_step(
     is_done: bool,
 ) -> dict[str, Any]:
     """Say what a run would do now, and how much of it is staged."""
-    work = reuse.division.work if reuse.division else plan
-    staged = list_staged(store, layout.staging(work.fingerprint))
-    done = done_slices(work, staged)
+    done = done_slices(plan, list_staged(store, layout.staging(plan.work)))
     changed = why_stale(store, layout, current, plan) if current and not is_done else ""
-    num_rows = work.num_rows
-    rows_left = None if num_rows is None else num_rows - sum(key.num_rows for key in done)
+    rows_left = None
+    if plan.num_rows is not None:
+        known = reuse.known(job, plan)
+        staged = {(key.unit, key.start) for key in done}
+        rows_left = sum(
+            known.num_computed(key) if known else key.num_rows
+            for key in plan.slices()
+            if (key.unit, key.start) not in staged
+        )
     return {
         "a_run_would": _NOTHING if is_done else next_step(current, has_staged=bool(done)),
         **({"changed": changed} if changed else {}),
-        "units": len(work.units),
-        "slices": None if num_rows is None else sum(1 for _ in work.slices()),
+        "units": len(plan.units),
+        "slices": None if plan.num_rows is None else sum(1 for _ in plan.slices()),
         "slices_staged": len(done),
         "rows_left": 0 if is_done else rows_left,
     }
-
-
-def _carried(reuse: Reuse) -> dict[str, Any]:
-    """Say what would be carried over, in all and of each shard, or why nothing would."""
-    if reuse.division is None:
-        return plan_facts(Carried(why_not=reuse.why_not, looked_at=reuse.looked_at))
-    section = carried_section(reuse.division, reuse.environment)
-    return plan_facts(section, reuse.division.shards)
 
 
 def _estimate(

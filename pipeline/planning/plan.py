@@ -20,7 +20,10 @@ from pipeline.core.schema import (
     CLASSIFY_FIELDS,
     OUTPUT_SCHEMA_VERSION,
     RESERVED_COLUMNS,
+    ROW_ID,
+    URI,
     prediction_schema,
+    staged_schema,
 )
 from pipeline.core.semantics import semantics_of
 from pipeline.core.slices import SliceKey
@@ -77,6 +80,11 @@ class Plan:
     """What decides the prediction of a row, as `predictor_parts`; {} if that is unknown."""
     row_settings: str = field(default="", compare=False)
     """What decides the other columns of a row, as `predictor.row_settings`."""
+    has_hashes: bool = field(default=False, compare=False)
+    """Predictions have the hash of what the model sees; of the job as it is, not stored with it."""
+    stored_as: str = field(default="", compare=False)
+    """Under which its slices are staged, if not under the fingerprint: of a retry, whose rows an
+    earlier run has staged, too."""
     twin: str = field(default="", compare=False)
     """Fingerprint of a job that differs only in whether it pins eager fp32; '' if this one does
     neither. What it published in eager fp32 is what this plan would give; not stored with it."""
@@ -108,9 +116,24 @@ class Plan:
         """Tell whether only reading counts the rows."""
         return any(unit.cut is not None for unit in self.units)
 
+    @property
+    def work(self) -> str:
+        """Return the name under which the plan is stored and its slices are staged."""
+        return self.stored_as or self.fingerprint
+
+    @property
+    def own_columns(self) -> tuple[str, ...]:
+        """Return the columns of a prediction that are the source's."""
+        return ROW_ID, URI, *self.pass_through.names
+
     def prediction_schema(self) -> pa.Schema:
         """Return the schema of the published predictions."""
-        return prediction_schema(list(self.pass_through), list(self.task_fields))
+        fields = list(self.pass_through), list(self.task_fields)
+        return prediction_schema(*fields, has_hashes=self.has_hashes)
+
+    def staged_schema(self) -> pa.Schema:
+        """Return the schema of staged rows, without the hash."""
+        return staged_schema(list(self.pass_through), list(self.task_fields))
 
     def slices(self) -> Iterator[SliceKey]:
         """Yield the slices in order.
@@ -143,6 +166,11 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
     task_fields = _task_fields(inputs, model)
     _require_free((*inputs.pass_through.names, *task_fields.names), job.sink.partition)
     parts, form = fingerprint_parts(job, inputs, model), format_of(job.source)
+    limits = job.source.model_dump(include=_OF_DECODING)
+    predictor = predictor_parts(
+        model, inputs.fields, parts["semantics"], parts.get("extensions", {}), limits
+    )
+    is_whole = job.run.limit_rows is None
     return Plan(
         fingerprint=_digest(parts),
         source_root=inputs.root,
@@ -161,13 +189,8 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
         created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         settings=settings_digest(job, model),
         fingerprint_parts=parts,
-        predictor=predictor_parts(
-            model,
-            inputs.fields,
-            parts["semantics"],
-            parts.get("extensions", {}),
-            job.source.model_dump(include=_OF_DECODING),
-        ),
+        predictor=predictor,
+        has_hashes=job.run.reuse == "content" and is_whole and bool(predictor),
         row_settings=row_settings(
             job.source.model_dump(**_SECTION, exclude=_OF_LISTING | {"uri", "files"}),
             Store(inputs.root).url(""),

@@ -184,8 +184,6 @@ class Retry(Section):
     failed_again: int | None = None
     duplicate_ids: int | None = None
     """Rows that stay in the quarantine because others have their ids."""
-    inputs_changed: int | None = None
-    """Rows that stay because their input is gone or no longer the one that was planned."""
     not_asked: int | None = None
     """Rows that stay because other reasons were asked for."""
 
@@ -226,12 +224,6 @@ class Carried(Section):
     """Computed because they could not be looked up; null likewise."""
     changed_libraries: list[str] = Field(default_factory=list)
     """What decodes, tokenises or computes and has another version than then; more are checked."""
-    copied_parts: int | None = None
-    """Parts that the store copied by itself, so that no byte of them was moved; null before."""
-    copied_bytes: int | None = None
-    reads: int | None = None
-    """Requests for the other rows that are carried."""
-    read_bytes: int | None = None
 
 
 class Gate(Section):

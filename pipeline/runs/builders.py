@@ -11,7 +11,6 @@ from time import time
 
 from pipeline.commit.parts.part_writer import file_metadata
 from pipeline.commit.staging import StagingWriter
-from pipeline.core.schema import CARRIED_ROW, CARRIED_SOURCE, INPUT_HASH
 from pipeline.execution.predictor_actor import ActorConfig
 from pipeline.execution.stages import Preprocessing, preprocess_stage, writer_stage
 from pipeline.execution.stream_parts import StreamParts, unit_reads
@@ -26,9 +25,8 @@ from pipeline.models.tasks import make_task, task_class
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import first_slices
 from pipeline.process.memory import MIB, MemoryShare
+from pipeline.reuse.checking import Checker
 from pipeline.runs.context import RunContext, Settled
-from pipeline.runs.keys import keeps_hashes
-from pipeline.sources.lookup import LookUp
 from pipeline.sources.rows import Reader
 from pipeline.sources.units import Unit
 from pipeline.storage.store import Store
@@ -36,8 +34,6 @@ from pipeline.storage.store import Store
 _COPIES = 4
 """How many times the bytes of its files a model may take while it is loaded: they are read, and
 make tensors, of twice the width if they are float16, and perhaps once more for the module."""
-_FACTS = (INPUT_HASH, CARRIED_SOURCE, CARRIED_ROW)
-"""Columns of staged parts from which the keys of a version are made."""
 _COMPARED_EACH = 2
 """Slices per actor that carry reference pixels if tasks decode; Ray decides which actor gets
 which slice."""
@@ -67,7 +63,7 @@ def make_stream(
     decode = preprocess_stage(in_tasks, compared, *guarding) if in_tasks else None
     asked_at_s = time() if allocation.min_actors == allocation.max_actors else None
     return StreamParts(
-        unit_reads(make_reader(run.job, plan), units, *guarding, _lookup(run, settled)),
+        unit_reads(make_reader(run.job, plan), units, *guarding, settled.known),
         without_gpus(decode) if decode else None,
         ActorConfig(
             predictor,
@@ -83,14 +79,6 @@ def make_stream(
         ),
         None if allocation.writes_in_actors else without_gpus(writer_stage(writer)),
     )
-
-
-def _lookup(run: RunContext, settled: Settled) -> LookUp | None:
-    """Return what hashes rows when they are read: to find them, or to keep the hash."""
-    job, names = run.job, tuple(settled.plan.fields.names)
-    if settled.lookup is None and not keeps_hashes(job, settled.plan):
-        return None
-    return settled.lookup or LookUp(names)
 
 
 def predictor_config(run: RunContext, settled: Settled) -> PredictorConfig:
@@ -141,13 +129,15 @@ def make_writer(run: RunContext, plan: Plan, model: ModelSpec) -> StagingWriter:
     """Return what stages slices."""
     return StagingWriter(
         store=run.store,
-        folder=run.layout.staging(plan.fingerprint),
+        folder=run.layout.staging(plan.work),
         run_id=run.record.run_id,
         compression=run.job.sink.compression,
         metadata=file_metadata(plan, run.record.run_id),
         counted=make_task(model.task).measured_columns(),
         folders=run.job.sink.partition_columns,
-        facts=_FACTS if keeps_hashes(run.job, plan) else (),
+        check=Checker(model.task, AgreementLimits.of(run.job.gates))
+        if "carried" in needs_of(run.job.gates)
+        else None,
     )
 
 

@@ -18,10 +18,10 @@ from pipeline.planning.allocation import Allocation
 from pipeline.planning.plan import Plan
 from pipeline.report.recording.recorder import RunRecorder
 from pipeline.report.recording.so_far import SoFar
+from pipeline.reuse.known import Known
 from pipeline.runs.exports import Exports
 from pipeline.runs.settled_source import settled_source
 from pipeline.runs.sink_below_source import require_disjoint
-from pipeline.sources.lookup import LookUp
 from pipeline.storage.store import Store
 
 
@@ -41,6 +41,8 @@ class RunOptions:
     """Rows are carried over as `run.reuse` says."""
     job_name: str | None = None
     """Of the job file, without its ending."""
+    retried: frozenset[str] | None = None
+    """Reasons of the failed rows of what is published that are computed again, of a retry."""
 
 
 @dataclass(frozen=True)
@@ -102,5 +104,5 @@ class Settled:
     """With the runtime and precision that were chosen."""
     allocation: Allocation
     golden: GoldenRows | None = None
-    lookup: LookUp | None = None
-    """Looks rows up while they are read, or only hashes them; None: neither."""
+    known: Known | None = None
+    """Which rows earlier versions know, and how rows are hashed; None: neither."""

@@ -9,24 +9,35 @@ from functools import partial
 
 from pipeline.commit.lease import hold_lease
 from pipeline.commit.manifest import Manifest
+from pipeline.commit.parts.compaction import RunTasks
 from pipeline.commit.publish import repair
 from pipeline.commit.staging import list_staged, read_footer
 from pipeline.core.errors import PartitionBusy
 from pipeline.core.failures import Reason
 from pipeline.core.slices import SliceKey
-from pipeline.models.spec import EAGER, FP32
+from pipeline.models.spec import EAGER, FP32, ModelSpec
 from pipeline.planning.plan import Plan
-from pipeline.planning.tiling import done_slices
+from pipeline.planning.tiling import done_slices, missing_units
+from pipeline.process.failpoints import failpoint
 from pipeline.process.liveness import note_progress
+from pipeline.reuse.dividing import known_slices
+from pipeline.reuse.filling import stage_known
+from pipeline.runs.builders import make_writer
 from pipeline.runs.context import RunContext
-from pipeline.sources.units import ctimes_of
+from pipeline.runs.work import Work
+from pipeline.sources.units import Unit, ctimes_of
 from pipeline.storage.store import StoredFile
 
 _FOOTER_THREADS = 16
 
 
-def take_over(run: RunContext, plan: Plan) -> Mapping[SliceKey, StoredFile]:
+def take_over(
+    run: RunContext, plan: Plan, sources: frozenset[str] = frozenset()
+) -> Mapping[SliceKey, StoredFile]:
     """Count the slices that are staged already; return the staged part of each.
+
+    Those with rows of earlier versions that are not among the `sources` of this run are deleted,
+    and so are those of an interrupted retry with rows that failed again.
 
     Slices in which the model failed over every row are deleted: the cause may be mended since, in
     code of the user's that no fingerprint knows. So are slices of local shards that were changed in
@@ -36,7 +47,7 @@ def take_over(run: RunContext, plan: Plan) -> Mapping[SliceKey, StoredFile]:
     counted: set[SliceKey] = set()
     seen = _Seen(run, plan)
     while True:
-        staged = list_staged(run.store, run.layout.staging(plan.fingerprint))
+        staged = list_staged(run.store, run.layout.staging(plan.work))
         done = [key for key in done_slices(plan, staged) if key not in counted]
         paths, failed = [staged[key].path for key in done], list[str]()
         with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
@@ -44,6 +55,8 @@ def take_over(run: RunContext, plan: Plan) -> Mapping[SliceKey, StoredFile]:
             for key, path, footer in zip(done, paths, footers, strict=True):
                 note_progress("read the footer of a finished slice")
                 is_stale = seen.have_changed(key.unit, footer.run_id)
+                is_stale |= not sources.issuperset(footer.sources)
+                is_stale |= run.record.is_retry and bool(footer.num_quarantined)
                 if is_stale or footer.is_without_predictions_by(Reason.MODEL_ERROR):
                     failed.append(path)
                 else:
@@ -53,6 +66,46 @@ def take_over(run: RunContext, plan: Plan) -> Mapping[SliceKey, StoredFile]:
             seen.note()
             return staged
         run.store.delete(failed)  # another attempt at the same slice may come forth now
+
+
+def stage_known_slices(
+    run: RunContext,
+    work: Work,
+    model: ModelSpec,
+    staged: Mapping[SliceKey, StoredFile],
+    run_tasks: RunTasks,
+) -> Mapping[SliceKey, StoredFile]:
+    """Stage the slices all of whose rows are known; return the staged part of every slice.
+
+    Args:
+        model: As it is run.
+    """
+    plan, known = work.plan, work.known
+    if known is None or not len(known.runs):
+        return staged
+    calls: list[dict[Unit, frozenset[int]]] = []
+    num_rows = 0
+    for unit, starts in missing_units(plan, staged).items():
+        count = known.counts.get(unit.index)
+        if count is None and unit.cut is not None:
+            continue
+        keys = known_slices(unit, frozenset(starts), count, known.most_rows)
+        whole = [key for key in keys if not known.num_computed(key)]
+        if not whole:
+            continue
+        if not calls or num_rows >= known.most_rows:
+            calls.append({})
+            num_rows = 0
+        calls[-1][unit] = frozenset(key.start for key in whole)
+        num_rows += sum(key.num_rows for key in whole)
+    if not calls:
+        return staged
+    writer = make_writer(run, plan, model)
+    for slices in run_tasks(stage_known, [(known.of_units(each), writer, each) for each in calls]):
+        for one in slices:
+            run.record.computed(one)
+            failpoint("slice_done")
+    return list_staged(run.store, run.layout.staging(plan.work))
 
 
 class _Seen:
@@ -86,7 +139,7 @@ class _Seen:
         )
 
     def _path(self, run_id: str) -> str:
-        return self._run.layout.ctimes(self._plan.fingerprint, run_id)
+        return self._run.layout.ctimes(self._plan.work, run_id)
 
 
 def is_published(manifest: Manifest | None, plan: Plan, partition_columns: Sequence[str]) -> bool:
@@ -117,6 +170,14 @@ def note_if_published(run: RunContext, manifest: Manifest | None, plan: Plan) ->
         return False
     run.record.found_published(manifest, run.store.url(run.layout.predictions))
     return True
+
+
+def note_unchanged(run: RunContext) -> None:
+    """Note that what is published stays, and finish what a run left undone that crashed."""
+    keep = run.job.sink.keep_versions
+    current = repair(run.store, run.layout, keep, table=run.table, is_last=True)
+    if current is not None:
+        run.record.found_published(current, run.store.url(run.layout.predictions))
 
 
 def tidy_if_free(run: RunContext) -> None:

@@ -5,21 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from pipeline.models.spec import ModelSpec
+from pipeline.models.weights.factory_tensors import warn_random_weights
 from pipeline.planning.allocation import Hardware, allocate
-from pipeline.planning.plan import Plan
 from pipeline.preprocessing.input_facts import cost_of
 from pipeline.runs.context import RunContext, Settled
-from pipeline.runs.merging import Merge
 from pipeline.runs.tuning.auto import resolve_runtime
+from pipeline.runs.work import Work
 
 
 def settle(
     run: RunContext,
-    plan: Plan,
-    model: ModelSpec,
+    work: Work,
     hardware: Hardware,
-    merge: Merge | None,
     *,
     on_cluster: bool,
     say: Callable[[str], None],
@@ -27,31 +24,30 @@ def settle(
     """Choose what runs the model, and divide the cluster; the golden rows are the caller's.
 
     Args:
-        plan: Its plan, adopted.
-        model: As the job has it.
+        work: What is to be done.
         hardware: What the Ray in use has.
-        merge: What the rows are put together with, if they are not published alone.
         on_cluster: That Ray is not one on this machine that this process has started.
         say: Shows what is being tried.
 
     Raises:
-        JobError: No runtime can run the model, or retried rows would be predicted otherwise than
-            the published ones.
+        JobError: No runtime can run the model.
     """
+    if work.model.kind == "factory" and not work.model.has_weights:
+        warn_random_weights(work.model.name)
     allocation = allocate(run.job.resources, hardware, cost=cost_of(run.job.source))
     settled = resolve_runtime(
-        *(run, merge.named(plan) if merge else plan, model, hardware, allocation),
+        run,
+        work.plan,
+        work.model,
+        hardware,
+        allocation,
         on_cluster=on_cluster,
-        published=merge.published_model if merge else None,
-        looks_up=merge is not None and merge.lookup is not None,
+        published=work.published_model,
+        has_known_rows=work.reuse.division is not None,
         say=say,
     )
-    if merge:
-        merge.require_same_model(settled.plan)
     allocation = settled.allocation
     if not run.store.is_object_store:
         allocation = allocation.for_local_disk(hardware)
-    allocation = allocation.for_slices(plan.num_slices)
-    plan = replace(settled.plan, fingerprint=plan.fingerprint)
-    lookup = merge.lookup if merge else None
-    return replace(settled, plan=plan, allocation=allocation, lookup=lookup)
+    allocation = allocation.for_slices(work.plan.num_slices)
+    return replace(settled, allocation=allocation, known=work.known)

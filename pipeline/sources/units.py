@@ -25,6 +25,21 @@ class Unit:
         """Return the rows of the unit; None if only reading counts them."""
         return self.bounds[-1] if self.cut is None else None
 
+    def place_of(self, row: int) -> tuple[str | None, int | None]:
+        """Return the path of the shard of a row, and its number there; None where unknown.
+
+        A row that stands for a whole shard has no number.
+        """
+        if self.cut is not None:
+            one = len(self.extents) == 1
+            return (self.extents[0].path, row) if one else (None, None)
+        for extent in self.extents:
+            if row < extent.num_rows:
+                number = None if extent.is_whole_shard else extent.numbers()[row]
+                return extent.path, number
+            row -= extent.num_rows
+        return None, None
+
     def slices(self) -> list[SliceKey]:
         """Return the slices in order.
 

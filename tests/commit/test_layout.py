@@ -115,7 +115,6 @@ def test_the_layout_is_that_of_the_contract():
     assert layout.ctimes("F1", "R1") == "_control/date=2026-11-24/staging/F1/ctimes-R1.json"
     assert layout.tensors("F1") == "_control/date=2026-11-24/tensors/F1.json"
     assert layout.keys("7-a") == "_control/date=2026-11-24/keys/7-a"
-    assert layout.pins == "_control/date=2026-11-24/pins"
     whole = Layout(None)
     assert (whole.name, whole.predictions, whole.success) == (
         "all",
@@ -135,7 +134,6 @@ def paths(layout: Layout) -> list[str]:
         layout.tensors(FINGERPRINT),
         layout.ctimes(FINGERPRINT, "R"),
         layout.keys("v"),
-        layout.pins,
         layout.staging(FINGERPRINT),
         layout.compacted(FINGERPRINT, "v"),
         layout.lease(1),

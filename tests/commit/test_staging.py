@@ -8,13 +8,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.runs.published import Rows, slice_table
 
 from pipeline.commit.staging import (
+    Checked,
     StagedSlice,
     StagingWriter,
     encodings,
@@ -26,7 +26,6 @@ from pipeline.core.environment import FAILPOINT
 from pipeline.core.errors import InfraError
 from pipeline.core.failures import Failure, Reason, failure_columns
 from pipeline.core.figures.counters import Counters, StageCounters
-from pipeline.core.rows.aside import NO_RESULT, set_aside
 from pipeline.core.schema import staged_schema
 from pipeline.core.slices import SliceKey
 from pipeline.process import failpoints
@@ -60,23 +59,39 @@ def test_a_staged_slice_is_found_by_its_key_and_says_what_it_holds(tmp_path: Pat
 
 def test_rows_that_were_set_aside_are_staged_in_their_places_and_counted(tmp_path: Path):
     store, key = Store(str(tmp_path)), SliceKey(7, 10, 14, is_last=False)
-    writer = StagingWriter(store, "staging", "r", "zstd", {}, facts=("fact", "not there"))
-    result_of = np.array([NO_RESULT, 1, 1, NO_RESULT])
-    facts = {"fact": pa.array([4, None, 6, 7]), "other": pa.array([1, 2, 3, 4])}
-    some, aside = set_aside(rows_of(4), result_of, ["row_id"], facts)
-    computed = some.append_column("label", pa.array(["red"]))
+    rows = rows_of(4).append_column("label", pa.array(["red", "red", "blue", "blue"]))
+    aside = pa.table(
+        {
+            "_is_computed": [False, True, True, False],
+            "_source": ["v", None, "v", "w"],
+            **{n: rows.column(n).take(pa.array([0, None, 2, 3])) for n in rows.column_names},
+        }
+    )
+    compared: list[list[pa.Table]] = []
+
+    def check(*tables: pa.Table) -> Checked:
+        compared.append([*tables])
+        return Checked(1, ["r2: expected blue, found green"])
+
+    writer = StagingWriter(store, "staging", "r", "zstd", {}, ("label",), check=check)
+    computed = rows.slice(1, 2).set_column(
+        rows.column_names.index("label"), "label", pa.array(["red", "green"])
+    )
     staged = writer.write(key, {}, computed, aside)
-    assert (staged.num_rows, staged.num_carried, staged.labels) == (4, 2, {"red": 2})
-    assert staged.num_quarantined == 0
+    assert (staged.num_rows, staged.num_carried, staged.sources) == (4, 2, ["v", "w"])
+    assert staged.labels == {"red": 2, "green": 1, "blue": 1}
+    assert staged.computed_labels == {"red": 1, "green": 1}
+    assert (staged.num_checked, len(staged.differing)) == (1, 1)
+    [[known, found, others]] = compared
+    labels = [each.column("label").to_pylist() for each in (known, found, others)]
+    assert labels == [["blue"], ["green"], ["red", "blue"]]
     [path] = list_staged(store, "staging").values()
     assert read_footer(store, path.path).num_carried == 2
-    found = pq.read_table(tmp_path / path.path)
-    assert found.column_names == [*computed.column_names, "fact"]
-    assert found.column("row_id").to_pylist() == ["r0", "r1", "r2", "r3"]
-    assert found.column("label").to_pylist() == [None, "red", "red", None]
-    assert found.column("fact").to_pylist() == [4, None, 6, 7]
-    with pytest.raises(InfraError, match="slice 7-10-14: has 4 rows, expected 1"):
-        writer.write(key, {}, rows_of(4), aside)
+    assert pq.read_table(tmp_path / path.path).column("label").to_pylist() == [
+        *("red", "red", "green", "blue")
+    ]
+    with pytest.raises(InfraError, match="slice 7-10-14: has 4 rows, expected 2"):
+        writer.write(key, {}, rows, aside)
 
 
 def test_of_two_attempts_at_a_slice_the_first_by_name_counts(tmp_path: Path):

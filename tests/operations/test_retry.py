@@ -35,7 +35,7 @@ DATE = DAY.partition("=")[2]
 pytestmark = [pytest.mark.usefixtures("impatient"), pytest.mark.early]
 POINTS = (
     Point("leased", CREATE, r"/lease/\d+\.json"),
-    Point("planned:2", CREATE, r"/plan/"),
+    Point("planned", CREATE, r"/plan/"),
     Point("slice_put:2", PUT, r"/staging/\w+/000000-"),
     Point("tiled", PUT, r"/compacted-[\w-]+/predictions/"),
     Point("judged", PUT, r"/compacted-[\w-]+/predictions/"),

@@ -23,23 +23,18 @@ import pyarrow.parquet as pq
 from pipeline.commit.layout import part_name
 from pipeline.commit.manifest import Part
 from pipeline.commit.parts.part_writer import PartFormat, PartStream
+from pipeline.commit.parts.quarantine import mark_duplicates, to_quarantine
 from pipeline.commit.parts.row_ids import sum_of_parts
-from pipeline.commit.parts.row_positions import Positions, make_positions
 from pipeline.commit.staging import StagedSlice, staged_of
-from pipeline.core.failures import Reason
+from pipeline.core.arrays import Numbers
 from pipeline.core.schema import (
-    CARRIED_ROW,
-    CARRIED_SOURCE,
     ERROR,
-    ERROR_STAGE,
-    MESSAGE,
-    NUM_BYTES,
+    INPUT_HASH,
+    INPUT_HASH_FIELD,
     QUARANTINE_SCHEMA,
-    ROW_ID,
-    SHA256,
-    URI,
 )
 from pipeline.core.slices import SliceKey
+from pipeline.sources.units import Unit
 from pipeline.storage.store import Store
 
 PARTS_PER_GROUP = 4.5
@@ -49,14 +44,6 @@ _READ_FILES, _READ_BYTES = 32, 16 * 2**20
 _SAMPLE_FILES, _SAMPLE_BYTES = 64, 16 * 2**20
 _SAMPLE_MEMORY_BYTES = 256 * 2**20
 _NAMES_PER_GROUP = 100_000
-_KNOWN = [CARRIED_SOURCE, CARRIED_ROW]
-DUPLICATE = {
-    ERROR: Reason.DUPLICATE_ID.value,
-    ERROR_STAGE: "publish",
-    MESSAGE: "an earlier row has the same id",
-}
-"""What a row gets that would have a prediction if its id were another one."""
-
 DuplicateRows = Mapping[SliceKey, tuple[int, ...]]
 """Rows (counted within their slice) whose id an earlier row has."""
 SizedSlice = tuple[SliceKey, str, float]
@@ -70,6 +57,8 @@ class Group:
 
     index: int
     slices: tuple[SizedSlice, ...]
+    units: Mapping[int, Unit] = field(default_factory=dict)
+    """Those of the slices."""
     duplicates: DuplicateRows = field(default_factory=dict)
     is_last: bool = False
     num_before: int = 0
@@ -83,12 +72,9 @@ class SliceRows:
     key: SliceKey
     good: pa.Table
     quarantined: pa.Table
-    is_good: npt.NDArray[np.bool_]
-    positions: Positions
-    """Of all rows."""
+    good_at: npt.NDArray[np.int64]
+    """How many rows of the input come before each good one."""
     size_bytes: float
-    known: pa.Table | None = None
-    """Of the good ones, if they were looked up: which predictions of earlier versions they have."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +88,14 @@ class CompactedGroup:
 
 @dataclass(frozen=True)
 class Compacted:
-    """The parts of a version, in input order; their paths are relative to the folder."""
+    """The parts of a version; their paths are relative to the folder."""
 
     predictions: tuple[Part, ...]
     quarantine: tuple[Part, ...]
+    """In input order."""
+    ranks: Numbers | None = None
+    """int64 (N,): how many rows of the input come before each prediction, in the order of the
+    parts; None if that is the order of the input."""
 
     @property
     def row_id_hash(self) -> str:
@@ -126,6 +116,8 @@ class Compactor:
     compression: str
     metadata: Mapping[str, str]
     target_bytes: float
+    inputs: Store
+    """Where the shards lie."""
 
     def compact(self, group: Group) -> CompactedGroup:
         """Write the final parts of one group, each in one put."""
@@ -134,9 +126,7 @@ class Compactor:
         quarantine = self.stream("quarantine", group.index, QUARANTINE_SCHEMA)
         for rows in self.read(group):
             predictions.write(rows.good, rows.size_bytes)
-            quarantine.write(
-                rows.quarantined, numbers=rows.positions.take(~rows.is_good).to_matrix()
-            )
+            quarantine.write(rows.quarantined)
         return CompactedGroup(group.index, predictions.close(), quarantine.close())
 
     def stream(
@@ -146,7 +136,6 @@ class Compactor:
         schema: pa.Schema,
         *,
         total_weight: float | None = None,
-        first: int = 0,
     ) -> PartStream:
         """Start writing parts; `index` keeps their names apart until publishing numbers them.
 
@@ -154,15 +143,18 @@ class Compactor:
             folder: `predictions` or `quarantine`, with the folders of partition columns.
             index: Of the group that writes them.
             total_weight: As `PartStream`.
-            first: How many parts the group has before.
         """
         return PartStream(
             self.store,
             self.folder,
-            lambda nth: self.part_path(folder, index, first + nth),
-            PartFormat(schema, self.compression, self.metadata, self.target_bytes),
+            lambda nth: self.part_path(folder, index, nth),
+            self.format_of(schema),
             total_weight=total_weight,
         )
+
+    def format_of(self, schema: pa.Schema) -> PartFormat:
+        """Return how parts of a schema are written."""
+        return PartFormat(schema, self.compression, self.metadata, self.target_bytes)
 
     def part_path(self, folder: str, index: int, nth: int = 0) -> str:
         """Name the n-th part that is made of the rows of an index."""
@@ -175,30 +167,49 @@ class Compactor:
             found = self.store.read_many([path for _, path, _ in some])
             for key, path, size_bytes in some:
                 staged, rows = _decode(found[path], path)
-                rows = _mark_duplicates(rows, group.duplicates.get(key, ()))
+                rows = mark_duplicates(rows, group.duplicates.get(key, ()))
+                if INPUT_HASH in self.schema.names and INPUT_HASH not in rows.column_names:
+                    # It was staged by a run whose job did not ask for hashes.
+                    nulls = pa.nulls(rows.num_rows, INPUT_HASH_FIELD.type)
+                    rows = rows.append_column(INPUT_HASH, nulls)
                 is_good = pc.is_null(rows.column(ERROR))
                 good, failed = _divided(rows, is_good)
+                at = np.flatnonzero(~np.asarray(is_good))
                 yield SliceRows(
                     key=key,
                     good=good.select(self.schema.names),
-                    quarantined=_to_quarantine(failed, staged),
-                    is_good=np.asarray(is_good),
-                    positions=make_positions(num_before, key.unit, key.start, key.num_rows),
+                    quarantined=to_quarantine(
+                        failed, staged, self._shards_of(group.units.get(key.unit), key.start + at)
+                    ),
+                    good_at=num_before + np.flatnonzero(np.asarray(is_good)),
                     size_bytes=size_bytes,
-                    known=good.select(_KNOWN) if CARRIED_ROW in good.column_names else None,
                 )
                 num_before += key.num_rows
 
-    def whole(self, predictions: Sequence[Part], quarantine: Iterable[Part]) -> Compacted:
+    def _shards_of(
+        self, unit: Unit | None, rows: Numbers
+    ) -> tuple[list[str | None], list[int | None]]:
+        """Return shard and row there of some rows of a unit, (N,) each."""
+        places = [unit.place_of(row) if unit else (None, None) for row in rows.tolist()]
+        shards = [None if path is None else self.inputs.url(path) for path, _ in places]
+        return shards, [row for _, row in places]
+
+    def whole(
+        self,
+        predictions: Sequence[Part],
+        quarantine: Iterable[Part],
+        ranks: Numbers | None = None,
+    ) -> Compacted:
         """Put all parts together; an empty partition gets one part with the schema."""
         if not predictions:
             predictions = self.stream("predictions", 0, self.schema).close(at_least_one=True)
-        return Compacted(tuple(predictions), tuple(quarantine))
+        return Compacted(tuple(predictions), tuple(quarantine), ranks)
 
 
 def compact_slices(
     compactor: Compactor,
     slices: Sequence[SizedSlice],
+    units: Sequence[Unit],
     duplicates: DuplicateRows,
     run_tasks: RunTasks,
 ) -> Compacted:
@@ -206,13 +217,14 @@ def compact_slices(
 
     Args:
         slices: In input order.
+        units: Of the plan; without them failed rows have no shard.
         duplicates: Rows to quarantine, of the slices that have some.
         run_tasks: Calls a function for every tuple of arguments; results in the order of calls.
     """
     group_bytes = PARTS_PER_GROUP * compactor.target_bytes
     if sum(size for _, _, size in slices) > group_bytes:
         group_bytes /= shrinkage(compactor, slices)
-    groups = cut_groups(slices, group_bytes, duplicates)
+    groups = cut_groups(slices, units, group_bytes, duplicates)
     done: list[CompactedGroup] = run_tasks(compactor.compact, [(group,) for group in groups])
     return compactor.whole(
         [part for group in done for part in group.predictions],
@@ -221,7 +233,10 @@ def compact_slices(
 
 
 def cut_groups(
-    slices: Sequence[SizedSlice], target_bytes: float, duplicates: DuplicateRows
+    slices: Sequence[SizedSlice],
+    units: Sequence[Unit],
+    target_bytes: float,
+    duplicates: DuplicateRows,
 ) -> list[Group]:
     """Cut the slices, in input order, into groups near target_bytes of staged size."""
     cuts: list[list[SizedSlice]] = []
@@ -240,6 +255,7 @@ def cut_groups(
         Group(
             index,
             tuple(own),
+            {key.unit: units[key.unit] for key, _, _ in own} if units else {},
             {key: duplicates[key] for key, _, _ in own if key in duplicates},
             is_last=index == len(cuts) - 1,
             num_before=num_before,
@@ -260,10 +276,8 @@ def shrinkage(compactor: Compactor, slices: Sequence[SizedSlice]) -> float:
         staged_bytes, num_bytes = staged_bytes + each.size_bytes, num_bytes + each.good.nbytes
         if num_bytes > _SAMPLE_MEMORY_BYTES:
             break
-    how = PartFormat(
-        compactor.schema, compactor.compression, compactor.metadata, compactor.target_bytes
-    )
-    return max(0.01, how.measure(pa.concat_tables(rows)) / max(1.0, staged_bytes))
+    encoded_bytes = compactor.format_of(compactor.schema).measure(pa.concat_tables(rows))
+    return max(0.01, encoded_bytes / max(1.0, staged_bytes))
 
 
 def _read_chunks(slices: Sequence[SizedSlice]) -> Iterator[list[SizedSlice]]:
@@ -290,33 +304,3 @@ def _divided(rows: pa.Table, is_good: pa.ChunkedArray) -> tuple[pa.Table, pa.Tab
     if rows.column(ERROR).null_count == rows.num_rows:
         return rows, rows.slice(0, 0)
     return rows.filter(is_good), rows.filter(pc.invert(is_good))
-
-
-def _mark_duplicates(rows: pa.Table, duplicates: Sequence[int]) -> pa.Table:
-    if not duplicates:
-        return rows
-    is_duplicate = np.zeros(rows.num_rows, bool)
-    is_duplicate[list(duplicates)] = True
-    # A row that failed for another reason keeps it.
-    mask = pc.and_(pa.array(is_duplicate), pc.is_null(rows.column(ERROR)).combine_chunks())
-    for name, value in DUPLICATE.items():
-        index = rows.column_names.index(name)
-        changed = pc.if_else(mask, pa.scalar(value), rows.column(name).combine_chunks())
-        rows = rows.set_column(index, name, changed)
-    return rows
-
-
-def _to_quarantine(rows: pa.Table, staged: StagedSlice) -> pa.Table:
-    return pa.table(
-        {
-            ROW_ID: rows.column(ROW_ID),
-            URI: rows.column(URI),
-            "stage": rows.column(ERROR_STAGE),
-            "reason": rows.column(ERROR),
-            MESSAGE: rows.column(MESSAGE),
-            SHA256: rows.column(SHA256),
-            NUM_BYTES: rows.column(NUM_BYTES),
-            "run_id": pa.array([staged.run_id] * rows.num_rows, pa.string()),
-        },
-        schema=QUARANTINE_SCHEMA,
-    )

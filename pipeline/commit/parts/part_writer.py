@@ -20,8 +20,6 @@ import pyarrow.parquet as pq
 
 from pipeline.commit.manifest import Part
 from pipeline.commit.parts.row_ids import hash_ids, sum_hashes
-from pipeline.commit.parts.row_positions import to_metadata
-from pipeline.core.arrays import Numbers
 from pipeline.core.schema import ROW_ID
 from pipeline.core.versions import package_versions
 from pipeline.storage.store import Store
@@ -84,6 +82,7 @@ class PartFormat:
             compression=self.compression,
             use_dictionary=repetitive_columns(first),
             write_statistics=True,
+            write_page_checksum=True,  # who takes single rows over later sees damage by it
         )
 
     def measure(self, rows: pa.Table) -> int:
@@ -160,21 +159,16 @@ class PartStream:
         self._pending: list[pa.Table] = []
         self._pending_rows = 0
         self._pending_weight = 0.0
-        self._numbers: list[Numbers] = []
         # Of all row groups so far: weight, bytes in memory, bytes encoded.
         self._weight = self._memory = self._encoded = 0.0
 
-    def write(self, rows: pa.Table, weight: float = 0.0, numbers: Numbers | None = None) -> None:
+    def write(self, rows: pa.Table, weight: float = 0.0) -> None:
         """Add rows.
 
         Args:
             rows: In order.
             weight: Which share of the total they stand for.
-            numbers: int64 (N, C) of the rows, which the metadata of their parts will hold; given
-                with every call or with none.
         """
-        if numbers is not None and rows.num_rows:
-            self._numbers.append(numbers)
         start = 0
         limit = self._row_group_rows(rows)
         while start < rows.num_rows:
@@ -229,8 +223,6 @@ class PartStream:
         if self._open is None:
             return
         buffer, writer = self._open
-        if self._numbers:
-            writer.add_key_value_metadata(to_metadata(self._next_numbers(self._part_rows)))
         writer.close()
         data = buffer.getvalue()
         path = self._name(len(self._parts))
@@ -239,11 +231,6 @@ class PartStream:
         ids_hash = sum_hashes([self._ids_hash])
         self._parts.append(Part(path, self._part_rows, len(data), digest, ids_hash))
         self._open, self._part_rows, self._ids_hash = None, 0, 0
-
-    def _next_numbers(self, num_rows: int) -> Numbers:
-        numbers = np.concatenate(self._numbers)
-        self._numbers = [numbers[num_rows:]]
-        return numbers[:num_rows]
 
     def close(self, *, at_least_one: bool = False) -> tuple[Part, ...]:
         """Write what is left; return the parts.

@@ -34,9 +34,10 @@ from pipeline.core.arrays import Numbers
 from pipeline.core.errors import GateRefused
 from pipeline.core.hive_paths import MAX_VALUES, to_segment, to_text, without
 from pipeline.core.schema import KEY_COLUMN, QUARANTINE_SCHEMA
+from pipeline.sources.units import Unit
 from pipeline.storage.store import Store
 
-SORT_BYTES = 16 * 2**20
+_SORT_BYTES = 16 * 2**20
 """Staged bytes that are sorted by one task."""
 _SORT_MEMORY_BYTES = 512 * 2**20
 """Bytes in memory from which on rows are sorted; those that follow go into another file."""
@@ -91,10 +92,8 @@ class Regrouper:
 
         def good() -> Keyed:
             for rows in self.compactor.read(group):
-                quarantine.write(
-                    rows.quarantined, numbers=rows.positions.take(~rows.is_good).to_matrix()
-                )
-                yield rows.good, rows.positions.keys[rows.is_good]
+                quarantine.write(rows.quarantined)
+                yield rows.good, rows.good_at
 
         pieces = self.write_sorted(good(), group.index)
         return SortedGroup(pieces, quarantine.close())
@@ -135,22 +134,24 @@ class Regrouper:
             self.compactor.store.put(f"{self.compactor.folder}/{path}", buffer.getvalue())
         return pieces
 
-    def write_folders(self, group: FolderGroup) -> tuple[Part, ...]:
-        """Write the parts of some values."""
+    def write_folders(self, group: FolderGroup) -> tuple[tuple[Part, ...], Numbers]:
+        """Write the parts of some values; return them with the keys of their rows, (N,)."""
         schema = without(self.compactor.schema, self.columns)
         pieces = [piece for _, own in group.values for piece in own]
         footers: dict[str, pq.FileMetaData] = {}
         where = self.compactor.store, self.compactor.folder
         tables = _read_ahead(lambda piece: read_piece(*where, piece, schema, footers), pieces)
         parts: list[Part] = []
+        ranks = [np.zeros(0, np.int64)]
         for number, (folder, own) in enumerate(group.values):
             index = group.index * _FOLDERS_PER_TASK + number
             stream = self.compactor.stream(f"predictions/{folder}", index, schema)
             for _ in own:
                 rows, keys = next(tables)
-                stream.write(rows, numbers=keys.reshape(-1, 1))
+                stream.write(rows)
+                ranks.append(keys)
             parts += stream.close()
-        return tuple(parts)
+        return tuple(parts), np.concatenate(ranks)
 
 
 def read_piece(
@@ -182,6 +183,7 @@ def compact_by_value(
     compactor: Compactor,
     columns: Sequence[str],
     slices: Sequence[SizedSlice],
+    units: Sequence[Unit],
     duplicates: DuplicateRows,
     run_tasks: RunTasks,
 ) -> Compacted:
@@ -190,6 +192,7 @@ def compact_by_value(
     Args:
         columns: Names of the partition columns, outermost folder first.
         slices: In input order.
+        units: Of the plan.
         duplicates: Rows to quarantine, of the slices that have some.
         run_tasks: Calls a function for every tuple of arguments; results in the order of calls.
 
@@ -197,7 +200,7 @@ def compact_by_value(
         GateRefused: There are too many values.
     """
     regrouper = Regrouper(compactor, tuple(columns))
-    groups = cut_groups(slices, SORT_BYTES, duplicates)
+    groups = cut_groups(slices, units, _SORT_BYTES, duplicates)
     done: list[SortedGroup] = run_tasks(regrouper.sort, [(group,) for group in groups])
     values: dict[str, list[RowGroupRef]] = {}
     for group in done:
@@ -205,12 +208,13 @@ def compact_by_value(
             values.setdefault(piece.folder, []).append(piece)
     _require_few(len(values), columns, "")
     folder_groups = _group_folders(values, compactor.target_bytes)
-    written: list[tuple[Part, ...]] = run_tasks(
+    written: list[tuple[tuple[Part, ...], Numbers]] = run_tasks(
         regrouper.write_folders, [(s,) for s in folder_groups]
     )
     return compactor.whole(
-        [part for parts in written for part in parts],
+        [part for parts, _ in written for part in parts],
         [part for group in done for part in group.quarantine],
+        np.concatenate([np.zeros(0, np.int64), *(ranks for _, ranks in written)]),
     )
 
 

@@ -20,8 +20,8 @@ from fsspec import AbstractFileSystem
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, Part
-from pipeline.commit.parts.carried.version import OldPart
 from pipeline.commit.parts.part_reader import open_part
+from pipeline.commit.published.version_rows import PartPlace
 from pipeline.core.hive_paths import hive_values
 from pipeline.core.schema import QUARANTINE_SCHEMA
 from pipeline.storage.store import Store
@@ -34,7 +34,7 @@ _FORMAT = ds.ParquetFileFormat()
 class PublishedPart:
     """A part, where it lies, and the columns that its folders hold."""
 
-    file: OldPart
+    file: PartPlace
     values: Mapping[str, Any]
     """Column -> value of all its rows, as a pyarrow scalar."""
 
@@ -55,8 +55,7 @@ class PublishedPart:
         if with_key and layout.partition:
             key, _, value = layout.partition.partition("=")
             values[key] = pa.scalar(value)
-        history = f"{layout.history(manifest.number)}/{layout.inside(part.path)}"
-        return cls(OldPart(part, history), values)
+        return cls(PartPlace.of(layout, manifest.number, part), values)
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ import datetime as dt
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.commit.keys.retention import unneeded_keys
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import current_manifest
 from pipeline.commit.published.rollback import history_numbers
+from pipeline.commit.shard_table import unneeded_keys
 from pipeline.process.failpoints import failpoint
 from pipeline.storage.store import PROBES, Store, StoredFile
 
@@ -49,7 +49,7 @@ def collect_garbage(store: Store, layout: Layout, *, grace_s: float) -> Garbage:
 
     A published version does not need its staging any more; an unfinished one is kept for
     `grace_s` after its last write, for the run that goes on from it. Killed runs leave files half
-    written, keys of versions that never came about, and pins.
+    written, and keys of versions that never came about.
     """
     now = store.now()
     folders = (layout.predictions, layout.quarantine, layout.control)
@@ -64,12 +64,9 @@ def collect_garbage(store: Store, layout: Layout, *, grace_s: float) -> Garbage:
         for file in store.list_files(PROBES)
         if _age_s(file, now) > grace_s
     ]
-    pins = [file for file in store.list_files(layout.pins) if _age_s(file, now) > grace_s]
-    store.delete([file.path for file in pins])
     current, kept = current_manifest(store, layout), history_numbers(store, layout)
     keys = [file for _, file in unneeded_keys(store, layout, current, kept)]
     leftovers += [(file.path, file.size_bytes) for file in keys if _age_s(file, now) > grace_s]
-    leftovers += [(file.path, file.size_bytes) for file in pins]
     by_fingerprint: dict[str, list[tuple[str, int, float]]] = {}
     prefix = f"{layout.control}/staging/"
     for file in store.list_files(prefix.rstrip("/")):

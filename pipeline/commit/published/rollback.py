@@ -6,10 +6,10 @@ import datetime as dt
 import uuid
 from dataclasses import replace
 
-from pipeline.commit.keys.retention import copy_keys
 from pipeline.commit.layout import Layout, part_name
 from pipeline.commit.manifest import Manifest, Part, current_manifest, log_numbers, read_manifest
 from pipeline.commit.publish import commit, sync_published_folder
+from pipeline.commit.shard_table import copy_keys
 from pipeline.commit.tables.delta import Delta
 from pipeline.core.errors import JobError
 from pipeline.storage.errors import listed_files

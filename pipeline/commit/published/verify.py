@@ -33,7 +33,7 @@ from pipeline.commit.published.read import locate, require_current
 from pipeline.commit.published.receipt import Check, check_log, linked_files, verdict
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.hive_paths import values_of, without
-from pipeline.core.schema import QUARANTINE_SCHEMA
+from pipeline.core.schema import INPUT_HASH, INPUT_HASH_FIELD, QUARANTINE_SCHEMA
 from pipeline.planning.plan import Plan
 from pipeline.sources.source_format import planned_ids
 from pipeline.storage.store import Store
@@ -199,6 +199,8 @@ def _check_schema(
     if plan is None:
         return Check("schema", "skipped", "there is no plan")
     expected, hive = plan.prediction_schema(), manifest.partition_columns
+    if any(found.schema and INPUT_HASH in found.schema.names for found in good):
+        expected = expected.append(INPUT_HASH_FIELD)  # the job decides that, not the plan
     wanted = [(found, without(expected, list(values_of(found.part.path, hive)))) for found in good]
     problems = [
         f"{found.part.path} has other columns or types than were declared"

@@ -91,7 +91,7 @@ class LookedUp(_Figure):
     COUNTERS: ClassVar = ("rows_in", "rows_out", "rows_quarantined", "busy_s")
     num_rows: int = 0
     num_known: int = 0
-    """Some of them are computed all the same, to be compared."""
+    """Whose predictions are taken over; others are known and computed, to be compared."""
     num_failed: int = 0
     """Computed because a look-up failed: they may have been known."""
     busy_s: float = 0.0

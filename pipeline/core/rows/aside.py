@@ -1,81 +1,78 @@
-"""Set rows of a slice aside that need no model, and put them back when the slice is staged.
+"""Set rows of a slice aside whose results are known, and put them back when the slice is staged.
 
 Their input does not cross the object store, and the stages between do not see them: for these the
-slice has the other rows alone. A row that is set aside gets the result of another row of the slice,
-or none here: its prediction is taken over from an earlier version.
+slice has the other rows alone. Beside a slice of N rows travels a table of N rows with the columns
+
+- IS_COMPUTED, bool: the row goes through the stages; M rows do.
+- SOURCE, text: the token of the version that knows the row; null if none does.
+- all staged columns, as that version has them; null where none knows the row.
+- INPUT_HASH, if hashes are kept.
+
+A row that is known and computed is checked: both results are compared when it is staged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.core.arrays import Numbers, as_array, with_nulls
-from pipeline.core.schema import RESULT_AT, ROW_ID
+from pipeline.core.arrays import as_array
+from pipeline.core.schema import ERROR, INPUT_HASH, IS_COMPUTED, SOURCE
 
-NO_RESULT = -1
-
-
-def set_aside(
-    rows: pa.Table, result_of: Numbers, names: Sequence[str], facts: Mapping[str, pa.Array]
-) -> tuple[pa.Table, pa.Table]:
-    """Divide the rows of a slice.
-
-    Args:
-        rows: N rows.
-        result_of: (N,): the row whose result each row gets, which gets its own; or NO_RESULT.
-        names: The columns of rows that are not results: `row_id` and others that are staged.
-        facts: Further columns for all rows, each (N,).
-
-    Returns:
-        The M rows that get their own result, in order; and N rows with the columns `facts`, what
-        RESULT_AT says, and `names`, which are null for those M rows.
-    """
-    goes_on = result_of == np.arange(rows.num_rows)
-    places = (np.cumsum(goes_on) - 1)[result_of]
-    at = pa.array(places, pa.int32(), mask=result_of == NO_RESULT)
-    if goes_on.all():
-        own = {name: pa.nulls(rows.num_rows, rows.schema.field(name).type) for name in names}
-        return rows, pa.table({**facts, RESULT_AT: at, **own})
-    own = {name: with_nulls(as_array(rows.column(name)), goes_on) for name in names}
-    return rows.filter(pa.array(goes_on)), pa.table({**facts, RESULT_AT: at, **own})
+NOT_READ = "predictions of an earlier version could not be read, so rows were computed"
+"""How lines of advice begin that say so."""
 
 
-def num_going_on(aside: pa.Table) -> int:
+def num_computed(aside: pa.Table) -> int:
     """Return M."""
-    return int(aside.column(ROW_ID).null_count)
+    return int(as_array(aside.column(IS_COMPUTED)).true_count)
 
 
-def of_rows_going_on(aside: pa.Table, fact: str) -> pa.ChunkedArray:
-    """Return a column of `facts` for the M rows that were not set aside."""
-    return aside.column(fact).filter(aside.column(ROW_ID).is_null())
+def computed_hashes(aside: pa.Table) -> pa.ChunkedArray:
+    """Return the hashes of the M rows that are computed."""
+    return aside.column(INPUT_HASH).filter(aside.column(IS_COMPUTED))
 
 
-def put_back(computed: pa.Table, aside: pa.Table, facts: Sequence[str]) -> pa.Table:
-    """Return the staged rows of the whole slice, N.
+def checked_pairs(computed: pa.Table, aside: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Return the rows that are known and were computed, as they are known and as they came out.
 
     Args:
-        computed: The staged rows of the M rows that went on, in order.
-        aside: As `set_aside` made it.
-        facts: Columns to add of those that were given to it.
+        computed: The staged rows of the M rows, in order.
+        aside: N rows.
     """
-    rows = computed if computed.num_rows == aside.num_rows else _all_rows(computed, aside)
-    for name in facts:
-        if name in aside.column_names:
-            rows = rows.append_column(name, aside.column(name))
+    is_computed = np.asarray(aside.column(IS_COMPUTED))
+    is_checked = is_computed & np.asarray(aside.column(SOURCE).is_valid())
+    names = computed.column_names
+    known = aside.select(names).filter(pa.array(is_checked))
+    return known, computed.filter(pa.array(is_checked[is_computed]))
+
+
+def put_back(computed: pa.Table, aside: pa.Table) -> pa.Table:
+    """Return the staged rows of the whole slice, N; those that failed and are known as known.
+
+    Args:
+        computed: The staged rows of the M rows, in order.
+        aside: N rows.
+    """
+    names = computed.column_names
+    is_computed = np.asarray(aside.column(IS_COMPUTED))
+    is_known = np.asarray(aside.column(SOURCE).is_valid())
+    takes = np.zeros(len(is_known), bool)
+    takes[is_computed] = np.asarray(computed.column(ERROR).is_null())
+    takes |= is_computed & ~is_known
+    known = aside.select(names).filter(pa.array(is_known)).cast(computed.schema)
+    at_known = np.cumsum(is_known) - 1 + computed.num_rows
+    places = np.where(takes, np.cumsum(is_computed) - 1, at_known)
+    rows = pa.concat_tables([computed, known]).take(pa.array(places))
+    if INPUT_HASH in aside.column_names:
+        rows = rows.append_column(INPUT_HASH, aside.column(INPUT_HASH))
     return rows
 
 
-def _all_rows(computed: pa.Table, aside: pa.Table) -> pa.Table:
-    is_aside = aside.column(ROW_ID).is_valid().to_numpy()
-    at = aside.column(RESULT_AT)
-    results = computed.take(at)
-    names = [name for name in aside.column_names if name in computed.column_names]
-    own = aside.select(names).filter(pa.array(is_aside)).cast(computed.select(names).schema)
-    places = np.cumsum(is_aside) - 1 + computed.num_rows
-    at_own = np.where(is_aside, places, at.fill_null(NO_RESULT).to_numpy())
-    others = pa.concat_tables([computed.select(names), own]).take(pa.array(at_own))
-    columns = {n: (others if n in names else results).column(n) for n in computed.column_names}
-    return pa.table(columns, schema=computed.schema)
+def is_taken_over(computed: pa.Table, aside: pa.Table) -> npt.NDArray[np.bool_]:
+    """Return which of the N rows have the result of an earlier version, bool (N,)."""
+    is_computed = np.asarray(aside.column(IS_COMPUTED))
+    taken = np.asarray(aside.column(SOURCE).is_valid())
+    taken[is_computed] &= np.asarray(computed.column(ERROR).is_valid())
+    return taken

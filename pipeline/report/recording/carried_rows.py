@@ -1,48 +1,47 @@
-"""What a division of a plan says of the rows that are carried over, before anything is done."""
+"""What is said of the rows that are taken over, before anything is done."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from pipeline.commit.layout import Layout
-from pipeline.planning.carrying import Division, ShardRows, State
 from pipeline.report.sections import Carried, CarriedFrom
+from pipeline.reuse.dividing import ShardRows, State
+from pipeline.reuse.finding import Reuse
 
 _SHOWN_SHARDS = 8
 
 
-def carried_section(division: Division, changed_libraries: Sequence[str] = ()) -> Carried:
-    """Return what a run of this division carries over; a run adds what it moves and finds."""
-    carried, shards = division.carried, division.shards
-    runs = carried.runs
+def carried_section(reuse: Reuse) -> Carried:
+    """Return what a run takes over; a run adds what it finds, and takes off what it cannot read."""
+    division = reuse.division
+    if division is None:
+        return Carried(why_not=reuse.why_not, looked_at=reuse.looked_at)
+    rows = Counter[int]()
+    for number, shard in division.known.values():
+        rows[number] += shard.num_rows - len(shard.failed)
     sources = [
-        CarriedFrom(
-            partition=Layout(source.partition).name,
-            version=source.number,
-            rows=int(runs[runs[:, 2] == number, 4].sum()),
-        )
-        for number, source in enumerate(carried.sources)
+        CarriedFrom(partition=one.version.layout.name, version=one.version.number, rows=rows[n])
+        for n, one in enumerate(reuse.earlier)
     ]
-    num_checked = len(carried.checked)
-    again = sum(shard.computed or 0 for shard in shards if shard.state == "unchanged")
     return Carried(
-        rows=carried.num_rows,
+        rows=division.num_known,
         looked_at=len(sources),
-        sources=[source for source in sources if source.rows or carried.by_content],
-        new_rows=_computed(shards, "new"),
-        changed_rows=_computed(shards, "changed"),
-        failed_rows=again - num_checked,
-        gone_rows=sum(shard.gone for shard in shards),
-        checked_rows=num_checked,
-        changed_libraries=[*changed_libraries],
+        sources=[source for source in sources if source.rows or reuse.by_content],
+        new_rows=_computed(division.shards, "new"),
+        changed_rows=_computed(division.shards, "changed"),
+        failed_rows=_computed(division.shards, "unchanged"),
+        gone_rows=sum(shard.gone for shard in division.shards),
+        changed_libraries=[*reuse.environment],
     )
 
 
-def plan_facts(carried: Carried, shards: Iterable[ShardRows] = ()) -> dict[str, Any]:
+def plan_facts(reuse: Reuse) -> dict[str, Any]:
     """Return what `pipeline plan` says of carried rows: the totals, and the rows of each shard."""
-    found = carried.model_dump(exclude_none=True)
+    found = carried_section(reuse).model_dump(exclude_none=True)
+    shards = reuse.division.shards if reuse.division else ()
     return {**found, "shards": [asdict(shard) for shard in shards]}
 
 

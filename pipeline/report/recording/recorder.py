@@ -13,6 +13,7 @@ from pipeline.commit.staging import StagedSlice
 from pipeline.core.causes import Cause
 from pipeline.core.figures.counters import PREPARED, Counters, Measurement, measure
 from pipeline.core.figures.slice_figures import SliceFigures
+from pipeline.core.rows.aside import NOT_READ
 from pipeline.core.versions import environment_versions, package_versions
 from pipeline.gates.results import GateResult
 from pipeline.inference.runtimes.base import math_of
@@ -67,10 +68,6 @@ class RunRecorder(RowAccounts):
         self._in_flight: list[str] = []
         self._retry: Retry | None = None
         self._carried: Carried | None = None
-        self.num_checked = 0
-        """Carried rows that were predicted again."""
-        self.differing: tuple[str, ...] = ()
-        """Those of them that differ."""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Measurement]:
@@ -184,24 +181,22 @@ class RunRecorder(RowAccounts):
             looked_at: Earlier versions that were looked at.
         """
         self._carried = Carried(why_not=why, looked_at=looked_at)
-        self.checked(0, ())
-
-    def checked(self, num_rows: int, differing: Sequence[str]) -> None:
-        """Note how many carried rows were predicted again, and those that differ, a line each."""
-        self.num_checked, self.differing = num_rows, tuple(differing)
 
     @property
     def carried_section(self) -> Carried | None:
         """Return what is carried over, as it is known so far."""
         carried, looked_up = self._carried, self.figures.looked_up
-        if carried is None or looked_up is None:
+        if carried is None or not carried.sources:
             return carried
-        num_checked = max(0, looked_up.num_known - self.num_found)  # known, and yet computed
+        if self._is_begun:
+            carried = carried.but(rows=self.num_carried, checked_rows=self.num_checked)
+            failed = [line for line in self.figures.advice if line.startswith(NOT_READ)]
+            if failed and not self.num_carried:
+                carried = carried.but(why_not=failed[0])
+        if looked_up is None:
+            return carried
         return carried.but(
-            rows=carried.rows + self.num_found,
-            content_rows=self.num_found,
-            checked_rows=carried.checked_rows + num_checked,
-            lookup_failed_rows=looked_up.num_failed,
+            content_rows=looked_up.num_known, lookup_failed_rows=looked_up.num_failed
         )
 
     @property
@@ -269,7 +264,7 @@ class RunRecorder(RowAccounts):
             reasons=dict(self.reasons),
             top_failures=[FailedRows(**cause.to_dict()) for cause in self.top_failures()],
             unreadable_shards=self.num_unreadable_shards,
-            skipped=SkippedFiles(**(self.skipped.to_dict() if self._plan or self._kept else {})),
+            skipped=SkippedFiles(**(self.skipped.to_dict() if self._plan else {})),
             hardware=placement.hardware_section() if placement else HardwareSection(),
             model=self._model.but(
                 scores=self.scores,
@@ -295,18 +290,13 @@ class RunRecorder(RowAccounts):
         return build_report(stated, measured)
 
     def _rows_told(self) -> Rows:
-        """Return the section of the report; what is kept of an earlier version is carried."""
         rows = self.rows_section()
-        if self._carried is None or self._kept is None:
-            return rows
-        num_carried = self.num_kept + self.num_found
-        return rows.but(resumed=(rows.resumed or 0) - self.num_kept, carried=num_carried)
+        has_sources = self._carried is not None and bool(self._carried.sources)
+        return rows.but(carried=self.num_carried) if has_sources else rows
 
     @property
     def fingerprint(self) -> str | None:
         """Return that of the partition as it will be; None until it is planned."""
-        if self._kept is not None:
-            return self._kept.fingerprint
         return self._plan.fingerprint if self._plan else None
 
     @property

@@ -1,11 +1,11 @@
-"""What became of the rows of a run so far: those of its slices, and those that a retry keeps."""
+"""What became of the rows of a run so far: those of its slices."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 from pipeline.commit.layout import parse_staged_name
 from pipeline.commit.manifest import Manifest
@@ -22,25 +22,12 @@ from pipeline.storage.skipped import Skipped
 
 Origin = Literal["computed", "resumed"]
 """Committed by this run, or by an earlier one."""
-_FOUND: Literal["found"] = "found"
-"""Of rows of both whose predictions were found by their content in earlier versions."""
+_CARRIED: Literal["carried"] = "carried"
+"""Of rows of both whose results were taken over from earlier versions."""
 ReadFooter = Callable[[str], StagedSlice]
 _TOP_FAILURES = 5
 _TOP_LABELS = 10
 _DUPLICATE = Cause(Reason.DUPLICATE_ID.value, "publish", "an earlier row has the same id")
-
-
-@dataclass(frozen=True)
-class KeptRows:
-    """What a version keeps of the one before: the rows that were not retried."""
-
-    num_rows: int
-    reasons: Mapping[str, int]
-    distribution: Distribution
-    num_unreadable_shards: int | None
-    """None: those are counted by their reason."""
-    fingerprint: str
-    skipped: Skipped = field(default_factory=Skipped)
 
 
 class RowAccounts:
@@ -49,13 +36,8 @@ class RowAccounts:
     def __init__(self) -> None:
         self._plan: Plan | None = None
         self._published: Manifest | None = None
-        self.restart()
-
-    def restart(self) -> None:
-        """Count anew: the rows of another plan of the same run."""
-        self._kept: KeptRows | None = None
         self._alike: Cause | None = None
-        self._rows: Counter[Literal[Origin, "found"]] = Counter()
+        self._rows: Counter[Literal[Origin, "carried"]] = Counter()
         self._slices: Counter[Origin] = Counter()
         self._total_rows: int | None = None
         self._total_slices: int | None = None
@@ -71,14 +53,20 @@ class RowAccounts:
         self._causes = Causes()  # as far as the footers say
         self._labels: Counter[str] = Counter()
         self._numbers: dict[str, Numbers] = {}
+        self._computed_labels: Counter[str] = Counter()
+        self._computed_numbers: dict[str, Numbers] = {}
         self.units_with_found_rows: set[int] = set()
         """Units of the plan with rows whose predictions were found by their content."""
+        self.num_checked = 0
+        """Rows that were known and computed, and compared."""
+        self.differing: list[str] = []
+        """Those of them that differ, a line each."""
         self._names: dict[SliceKey, str] = {}  # of the attempts that were counted
 
     def add(self, origin: Origin, staged: StagedSlice) -> None:
         """Count a committed slice."""
         self._rows[origin] += staged.num_rows - staged.num_carried
-        self._rows[_FOUND] += staged.num_carried
+        self._rows[_CARRIED] += staged.num_carried
         self._slices[origin] += 1
         self._count(staged)
 
@@ -86,12 +74,19 @@ class RowAccounts:
         key = parse_staged_name(staged.name)
         if key is not None:
             self._names[key] = staged.name
-            if staged.num_carried:
+            looked_up = staged.figures.looked_up
+            if looked_up is not None and looked_up.num_known:
                 self.units_with_found_rows.add(key.unit)
         self.figures += staged.figures
-        numbers = {name: Numbers.from_dict(values) for name, values in staged.numbers.items()}
-        self._numbers = sum_numbers(self._numbers, numbers)
+        self._numbers = sum_numbers(self._numbers, _read(staged.numbers))
         self._labels.update(staged.labels)
+        is_mixed = bool(staged.sources)
+        labels = staged.computed_labels if is_mixed else staged.labels
+        self._computed_labels.update(labels)
+        numbers = staged.computed_numbers if is_mixed else staged.numbers
+        self._computed_numbers = sum_numbers(self._computed_numbers, _read(numbers))
+        self.num_checked += staged.num_checked
+        self.differing += staged.differing
         self._reasons.update(staged.reasons)
         self._causes.add(Cause(**cause) for cause in staged.causes)
         self._num_quarantined += staged.num_quarantined
@@ -116,10 +111,6 @@ class RowAccounts:
         self._is_begun = True
         self._total_rows = sum(key.num_rows for key in slices)
         self._total_slices = len(slices)
-
-    def keep(self, kept: KeptRows) -> None:
-        """Note what stays as it is published: a retry computes only the rest."""
-        self._kept = kept
 
     def duplicates(self, labels: Mapping[str | None, int]) -> None:
         """Count rows that lost their prediction because an earlier row has the same id.
@@ -162,14 +153,14 @@ class RowAccounts:
         return max(self._total_slices, self._slices.total() + are_left)
 
     def rows_section(self) -> Rows:
-        """Return the section of the report; kept rows count as resumed."""
+        """Return the section of the report."""
         is_known = self._is_begun and self._total_slices is not None
         return Rows(
-            total=None if self._total_rows is None else self._total_rows + self.num_kept,
+            total=self._total_rows,
             predicted=self.num_predicted,
             quarantined=self.num_quarantined,
             computed=self._rows["computed"],
-            resumed=self._rows["resumed"] + self.num_kept,
+            resumed=self._rows["resumed"],
             left=self.num_left if is_known else None,
         )
 
@@ -191,13 +182,13 @@ class RowAccounts:
 
     @property
     def num_accounted(self) -> int:
-        """Rows that will be published: of all committed slices, and what is kept."""
-        return self.num_done + self.num_kept
+        """Rows that will be published: of all committed slices."""
+        return self.num_done
 
     @property
     def num_planned(self) -> int:
-        """Rows of all slices that make up the plan, and what is kept."""
-        return (self._total_rows or 0) + self.num_kept
+        """Rows of all slices that make up the plan."""
+        return self._total_rows or 0
 
     @property
     def num_done(self) -> int:
@@ -205,9 +196,9 @@ class RowAccounts:
         return self._rows.total()
 
     @property
-    def num_found(self) -> int:
-        """Rows of them whose predictions were found by their content in earlier versions."""
-        return self._rows[_FOUND]
+    def num_carried(self) -> int:
+        """Rows of them whose results were taken over from earlier versions."""
+        return self._rows[_CARRIED]
 
     @property
     def num_left(self) -> int | None:
@@ -215,25 +206,17 @@ class RowAccounts:
         return None if self._total_rows is None else self._total_rows - self.num_done
 
     @property
-    def num_kept(self) -> int:
-        """Rows that stay as they are published."""
-        return self._kept.num_rows if self._kept else 0
-
-    @property
     def num_quarantined(self) -> int:
-        """Quarantined rows, with those that are kept."""
-        kept = sum(self._kept.reasons.values()) if self._kept else 0
-        return self._num_quarantined + kept
+        """Quarantined rows."""
+        return self._num_quarantined
 
     @property
     def reasons(self) -> Mapping[str, int]:
         """Quarantined rows by reason."""
-        found = Counter(self._reasons)
-        found.update(self._kept.reasons if self._kept else {})
-        return {reason: num_rows for reason, num_rows in found.items() if num_rows}
+        return {reason: num_rows for reason, num_rows in self._reasons.items() if num_rows}
 
     def top_failures(self, number: int = _TOP_FAILURES) -> list[Cause]:
-        """Return the causes of the most failed rows; those of kept rows have no message."""
+        """Return the causes of the most failed rows."""
         causes = self._causes.complete(self.reasons)
         return [self._alike] if self._alike else causes.top(number)
 
@@ -244,25 +227,22 @@ class RowAccounts:
 
     @property
     def skipped(self) -> Skipped:
-        """What lies below the source and is no row; of a retry, when it was listed at last."""
-        if self._kept is not None:
-            return self._kept.skipped
+        """What lies below the source and is no row."""
         return self._plan.skipped if self._plan else Skipped()
 
     @property
     def distribution(self) -> Distribution:
         """How the predictions are distributed; numbers of duplicate ids are still among them."""
-        own = self.own_distribution
-        return own if self._kept is None else self._kept.distribution + own
-
-    @property
-    def own_distribution(self) -> Distribution:
-        """How the predictions of all committed slices are distributed, without what is kept."""
         return Distribution(labels=self._labels, numbers=self._numbers)
 
     @property
+    def computed_distribution(self) -> Distribution:
+        """How those are distributed that were not taken over."""
+        return Distribution(labels=self._computed_labels, numbers=self._computed_numbers)
+
+    @property
     def num_predicted(self) -> int:
-        """Predicted rows, with those that are kept."""
+        """Predicted rows."""
         return self.num_accounted - self.num_quarantined
 
     @property
@@ -274,6 +254,8 @@ class RowAccounts:
             return 0
         if self._plan.counts_by_reading:  # each such shard is one row
             return self.reasons.get(Reason.UNREADABLE_SHARD.value, 0)
-        if self._kept is not None and self._kept.num_unreadable_shards is not None:
-            return self._kept.num_unreadable_shards
         return sum(extent.is_whole_shard for unit in self._plan.units for extent in unit.extents)
+
+
+def _read(numbers: Mapping[str, dict[str, Any]]) -> dict[str, Numbers]:
+    return {name: Numbers.from_dict(values) for name, values in numbers.items()}

@@ -174,7 +174,6 @@ def retry_lines(report: Report) -> list[str]:
         parts.append(f"{format_count(retry.failed_again)} failed again")
     others = {
         "for their ids": retry.duplicate_ids,
-        "since their inputs changed": retry.inputs_changed,
         "with reasons that were not asked for": retry.not_asked,
     }
     parts += [f"{format_count(number)} stay {why}" for why, number in others.items() if number]
@@ -201,9 +200,6 @@ def carried_lines(report: Report) -> list[str]:
     parts += [f"{format_count(number)} {what}" for what, number in others.items() if number]
     if carried.changed_libraries:
         parts.append(f"more are compared since libraries changed: {carried.changed_libraries[0]}")
-    if carried.copied_bytes or carried.read_bytes:
-        copied, read = format_size(carried.copied_bytes), format_size(carried.read_bytes)
-        parts.append(f"{copied} copied by the store, {read} read")
     return [f"carried over: {', '.join(parts)}"]
 
 

@@ -12,12 +12,15 @@ from typing import Any
 
 from pipeline.commit.lease import Lease
 from pipeline.commit.manifest import Manifest
-from pipeline.commit.parts.compaction import Compacted, Compactor, RunTasks
+from pipeline.commit.parts.compaction import Compacted, Compactor, RunTasks, compact_slices
 from pipeline.commit.parts.part_writer import file_metadata
-from pipeline.commit.parts.row_ids import find_duplicates, read_hashes
+from pipeline.commit.parts.partition_columns import compact_by_value
+from pipeline.commit.parts.row_ids import LabelledDuplicates, find_duplicates, read_hashes
 from pipeline.commit.publish import commit, sync_published_folder
+from pipeline.commit.shard_table import About, known_shards, read_failed, write_shard_table
 from pipeline.commit.staging import read_footer
 from pipeline.core.causes import MAX_PER_RUN, SystematicFailure, common_cause, format_causes
+from pipeline.core.errors import InfraError
 from pipeline.core.hive_paths import partition_types
 from pipeline.core.slices import SliceKey
 from pipeline.core.versions import environment_versions, package_versions
@@ -26,11 +29,12 @@ from pipeline.gates.history import Past, look_back
 from pipeline.gates.judging import certain_failures, early_refusal, judge, needs_of
 from pipeline.gates.results import GateResult, require_pass
 from pipeline.planning.plan import Plan
+from pipeline.planning.predictor import predictor_key
 from pipeline.planning.tiling import Slices, require_complete
 from pipeline.process.failpoints import failpoint
+from pipeline.reuse.finding import day_of
 from pipeline.runs.context import RunContext
-from pipeline.runs.keys import write_version_keys
-from pipeline.runs.merging import Alone, Duplicates, Merge, Merged
+from pipeline.runs.work import Work
 from pipeline.sources.inputs import describe_no_input
 from pipeline.storage.errors import listed_files
 from pipeline.storage.store import Store, StoredFile
@@ -40,25 +44,23 @@ _MIB = 2**20
 
 def finish(
     run: RunContext,
+    work: Work,
     plan: Plan,
     staged: Mapping[SliceKey, StoredFile],
-    base: Manifest | None,
     lease: Lease,
     tasks: RunTasks,
-    merge: Merge | None = None,
 ) -> Manifest:
     """Publish the staged slices of a plan.
 
     Args:
-        plan: The plan that the slices must tile.
+        work: What was to be done.
+        plan: Its plan, with how it was carried out; the slices must tile it.
         staged: The winning staged part of every slice.
-        base: What is published now; ours becomes the next version.
         lease: Ours; checked before anything is made visible.
         tasks: Runs a function for every tuple of arguments.
-        merge: What the rows are put together with; None publishes them alone.
 
     Returns:
-        What is current then: `base` itself if a retry changed nothing.
+        What is current then: what was before if a retry changed nothing.
 
     Raises:
         GateRefused: A gate refused; the published partition is unchanged.
@@ -66,26 +68,25 @@ def finish(
         PublishConflict: Another run published something different meanwhile.
         InfraError: Slices are missing, or the store failed.
     """
+    base = work.base
     with run.record.stage("publish") as published, listed_files():
         slices = require_complete(plan, staged)
         lease.check()
-        duplicates = _account(run, slices, tasks, merge)
-        merged: Merged = Alone(plan, slices, duplicates)
-        if merge:
-            merged = merge.begin(run, slices, duplicates, tasks)
-        if merged.unchanged:
-            return merged.unchanged
+        duplicates = _account(run, slices, tasks)
         num_rows = run.record.num_planned
+        _note_retried(run, work)
+        if base is not None and work.changes_nothing(run.record.reasons):
+            return base
         results = _judge(run, plan, num_rows, base)
         causes = run.record.top_failures()
         require_pass(results, format_causes(causes, run.record.num_quarantined))
         failpoint("judged")
         number = base.number + 1 if base else 1
-        compactor = _compactor(run, plan, number, merge)
-        compacted = merged.compact(compactor, run.job.sink.partition_columns, tasks)
-        keys = write_version_keys(run, merged.key_facts, compactor, compacted, tasks)
-        manifest = _manifest(run, plan, number, compacted, results)
-        manifest = replace(merged.to_manifest(manifest), keys=keys)
+        compactor = _compactor(run, plan, number)
+        compacted = _compact(run, plan, compactor, slices, duplicates, tasks)
+        keys = _write_keys(run, work, compactor, compacted, [key for key, _ in slices])
+        manifest = replace(_manifest(run, work, plan, number, compacted, results), keys=keys)
+        _require_counted(manifest)
         failpoint("compacted")
         lease.check()
         current = commit(run.store, run.layout, manifest, compactor.folder)
@@ -98,27 +99,89 @@ def finish(
     return current
 
 
-def _account(run: RunContext, slices: Slices, tasks: RunTasks, merge: Merge | None) -> Duplicates:
+def _account(run: RunContext, slices: Slices, tasks: RunTasks) -> LabelledDuplicates:
     """Count what is staged by any run; return the rows whose id another row has."""
     run.record.tiled([key for key, _ in slices])
     run.record.recount([(key, file.path) for key, file in slices], partial(read_footer, run.store))
     failpoint("tiled")
-    return _find_duplicates(run, slices, tasks, merge)
-
-
-def _find_duplicates(
-    run: RunContext, slices: Slices, tasks: RunTasks, merge: Merge | None
-) -> Duplicates:
     if run.job.source.id_column is None:
-        return Duplicates()  # paths and row numbers are unique by construction
+        return {}  # paths and row numbers are unique by construction
     paths = [(key, file.path) for key, file in slices]
     hashes = tasks(read_hashes, [(run.store, path) for _, path in paths])
-    if merge:
-        found = merge.find_duplicates(run, slices, hashes, tasks)
-    else:
-        found = Duplicates(find_duplicates(run.store, paths, hashes))
-    run.record.duplicates(Counter(label for rows in found.staged.values() for _, label in rows))
+    found = find_duplicates(run.store, paths, hashes)
+    run.record.duplicates(Counter(label for rows in found.values() for _, label in rows))
     return found
+
+
+def _note_retried(run: RunContext, work: Work) -> None:
+    if work.quarantined is not None and work.base is not None:
+        predicted = run.record.num_predicted - work.base.num_predicted
+        kept = work.quarantined.num_not_asked + work.quarantined.num_duplicates
+        failed = max(0, run.record.num_quarantined - kept)
+        run.record.retried(recovered=max(0, predicted), failed_again=failed)
+
+
+def _compact(
+    run: RunContext,
+    plan: Plan,
+    compactor: Compactor,
+    slices: Slices,
+    duplicates: LabelledDuplicates,
+    tasks: RunTasks,
+) -> Compacted:
+    sized = [(key, file.path, float(file.size_bytes)) for key, file in slices]
+    repeated = {key: tuple(row for row, _ in rows) for key, rows in duplicates.items()}
+    if columns := run.job.sink.partition_columns:
+        return compact_by_value(compactor, columns, sized, plan.units, repeated, tasks)
+    return compact_slices(compactor, sized, plan.units, repeated, tasks)
+
+
+def _write_keys(
+    run: RunContext,
+    work: Work,
+    compactor: Compactor,
+    compacted: Compacted,
+    slices: Sequence[SliceKey],
+) -> dict[str, str]:
+    """Write what a version knows of its shards; return what the manifest says of it."""
+    plan, reuse, today = work.plan, work.reuse, day_of(dt.datetime.now(dt.UTC))
+    if run.job.run.limit_rows is not None:
+        return {}  # not all rows of its shards are there
+    days, found_in = reuse.days, run.record.units_with_found_rows
+    if found_in:
+        # Which of them a row was found in is not known, so that the oldest decides.
+        url = Store(plan.source_root).url
+        of_found = (extent for index in found_in for extent in plan.units[index].extents)
+        days |= dict.fromkeys((url(extent.path) for extent in of_found), reuse.oldest_day)
+    about = About(
+        "" if reuse.has_mixed_code else predictor_key(plan.predictor),
+        plan.row_settings,
+        "content" if plan.has_hashes else "inputs",
+        environment_versions(),
+    )
+    failed = read_failed(run.store, f"{compactor.folder}/", compacted.quarantine)
+    shards = known_shards(plan, slices, failed, days, today=today)
+    folder = run.layout.keys(compactor.version)
+    return write_shard_table(run.store, folder, about, shards, compacted)
+
+
+def _require_counted(manifest: Manifest) -> None:
+    """Make sure that the parts hold the rows that were counted.
+
+    Raises:
+        InfraError: They do not.
+    """
+    counted = (manifest.num_predicted, manifest.num_quarantined)
+    written = tuple(
+        sum(part.num_rows for part in parts)
+        for parts in (manifest.parts, manifest.quarantine_parts)
+    )
+    if counted != written:
+        raise InfraError(
+            f"partition {manifest.partition}: the parts have {written[0]} predictions and "
+            f"{written[1]} quarantined rows, expected {counted[0]} and {counted[1]}; nothing was "
+            "published, run again"
+        )
 
 
 def fail_fast_on_certain_refusal(run: RunContext, plan: Plan) -> None:
@@ -131,7 +194,7 @@ def fail_fast_on_certain_refusal(run: RunContext, plan: Plan) -> None:
     record = run.record
     if plan.num_rows is None or record.num_done >= plan.num_rows:
         return  # with all rows there the gates judge everything
-    num_planned = plan.num_rows + record.num_kept
+    num_planned = plan.num_rows
     judge_so_far = partial(
         certain_failures,
         run.job.gates,
@@ -178,16 +241,15 @@ def _judge(run: RunContext, plan: Plan, num_rows: int, base: Manifest | None) ->
         why_empty="" if plan.num_shards else describe_no_input(run.job.source, record.skipped),
         is_limited=run.job.run.limit_rows is not None,
     )
-    carried = record.carried_section
-    if carried is not None and carried.rows:
-        num_done = record.num_done - (carried.content_rows or 0)
+    if record.num_carried or record.num_checked:
+        num_computed = record.num_done - record.num_carried
         figures = replace(
             figures,
-            num_carried=carried.rows,
+            num_carried=record.num_carried,
             num_checked=record.num_checked,
-            differing=record.differing,
-            computed=record.own_distribution,
-            num_computed=num_done - record.num_quarantined,  # all of them are computed again
+            differing=tuple(record.differing),
+            computed=record.computed_distribution,
+            num_computed=max(0, num_computed - record.num_quarantined),
         )
     past = Past()
     if "history" in needs_of(gates):
@@ -197,17 +259,17 @@ def _judge(run: RunContext, plan: Plan, num_rows: int, base: Manifest | None) ->
     return results
 
 
-def _compactor(run: RunContext, plan: Plan, number: int, merge: Merge | None) -> Compactor:
+def _compactor(run: RunContext, plan: Plan, number: int) -> Compactor:
     version = f"{number:06d}-{uuid.uuid4().hex[:12]}"
-    told = merge.named(plan) if merge else plan
     return Compactor(
         store=run.store,
-        folder=run.layout.compacted(plan.fingerprint, version),
+        folder=run.layout.compacted(plan.work, version),
         version=version,
         schema=plan.prediction_schema(),
         compression=run.job.sink.compression,
-        metadata=file_metadata(told, run.record.run_id, run.record.figures.devices),
+        metadata=file_metadata(plan, run.record.run_id, run.record.figures.devices),
         target_bytes=run.job.sink.target_part_mib * _MIB,
+        inputs=Store(plan.source_root),
     )
 
 
@@ -219,14 +281,24 @@ def _card(run: RunContext, plan: Plan) -> dict[str, Any]:
 
 
 def _manifest(
-    run: RunContext, plan: Plan, number: int, compacted: Compacted, results: Sequence[GateResult]
+    run: RunContext,
+    work: Work,
+    plan: Plan,
+    number: int,
+    compacted: Compacted,
+    results: Sequence[GateResult],
 ) -> Manifest:
     """Return the manifest of a new version; its token is drawn here."""
+    of_inputs: Plan | Manifest = plan
+    if work.reuse.has_mixed_code and work.base is not None:
+        of_inputs = work.base  # so that the next run computes all rows by one code
     return Manifest(
         number=number,
         kind="publish",
         partition=run.layout.name,
-        fingerprint=plan.fingerprint,
+        fingerprint=of_inputs.fingerprint,
+        plan=plan.stored_as or None,
+        retry=plan.stored_as or None,
         run_id=run.record.run_id,
         token=uuid.uuid4().hex,
         created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
@@ -244,7 +316,7 @@ def _manifest(
         skipped=run.record.skipped.to_dict(),
         versions={**package_versions(), **environment_versions()},
         devices=dict(run.record.figures.devices),
-        fingerprint_parts=plan.fingerprint_parts,
+        fingerprint_parts=of_inputs.fingerprint_parts,
         ctimes_sha256=plan.ctimes_sha256,
         carried=run.record.carried_facts,
         source=run.job.source.as_published(),

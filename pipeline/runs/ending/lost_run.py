@@ -38,7 +38,7 @@ def describe(run: RunContext) -> dict[str, Any]:
         "run_id": run.record.run_id,
         "started_at": run.record.started_at.isoformat(),
         "started_s": run.record.started_s,
-        "fingerprint": run.record.plan.fingerprint if run.record.plan else None,
+        "fingerprint": run.record.plan.work if run.record.plan else None,
     }
 
 

@@ -193,7 +193,7 @@ def _missing(run: RunContext) -> list[str]:
     plan = run.record.plan
     if plan is None:
         return []
-    units = missing_units(plan, list_staged(run.store, run.layout.staging(plan.fingerprint)))
+    units = missing_units(plan, list_staged(run.store, run.layout.staging(plan.work)))
     lines = [
         f"missing: unit {unit.index} from row {start} on, of {unit.extents[0].path}"
         for unit, starts in units.items()

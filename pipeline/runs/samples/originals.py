@@ -14,13 +14,13 @@ import pyarrow as pa
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest
+from pipeline.commit.plan_store import read_plan
 from pipeline.core.errors import JobError
 from pipeline.core.failures import RowError
 from pipeline.core.schema import ERROR, MESSAGE, ROW_ID, URI
 from pipeline.job.source import Source
 from pipeline.planning.plan import Plan
 from pipeline.report.showing.notebook import cell
-from pipeline.runs.retry.quarantine import read_plan
 from pipeline.runs.samples.inputs import are_fetched, by_shard, fetch_rows, read_rows
 from pipeline.sources.rows import Reader
 from pipeline.storage.store import Store

@@ -59,7 +59,7 @@ def resolve_runtime(
     *,
     on_cluster: bool = False,
     published: Mapping[str, Any] | None = None,
-    looks_up: bool = False,
+    has_known_rows: bool = False,
     say: Callable[[str], None] = log.info,
 ) -> Settled:
     """Say what runs the model of this plan.
@@ -70,7 +70,7 @@ def resolve_runtime(
         allocation: How the cluster is divided.
         on_cluster: That Ray is not one on this machine that this process has started.
         published: `model` of the version that a retry merges its rows into.
-        looks_up: Rows are looked up while they are read: how many are left to predict is unknown.
+        has_known_rows: How many rows are left to predict is little, or unknown.
         say: Shows what is being tried.
 
     Raises:
@@ -92,7 +92,7 @@ def resolve_runtime(
     try:
         chosen = _read_choice(run.store, path)
     except FileNotFoundError:
-        measures = not (looks_up or is_without_ray())
+        measures = not (has_known_rows or is_without_ray())
         chosen, profile = _choose(tuning, known, model, published, measures=measures)
         token = uuid.uuid4().hex
         data = json.dumps({"token": token, **chosen.to_dict()}).encode()

@@ -70,8 +70,10 @@ def stage(store: Store, tables: list[pa.Table]) -> list[SizedSlice]:
 def compact(
     store: Store, slices: list[SizedSlice], target_bytes: float, compression: str = "zstd"
 ) -> Compacted:
-    compactor = Compactor(store, "out", VERSION, SCHEMA, compression, {"who": "me"}, target_bytes)
-    return compact_slices(compactor, slices, {}, run_here)
+    compactor = Compactor(
+        store, "out", VERSION, SCHEMA, compression, {"who": "me"}, target_bytes, store
+    )
+    return compact_slices(compactor, slices, (), {}, run_here)
 
 
 def open_part(store: Store, path: str) -> pq.ParquetFile:
@@ -190,8 +192,8 @@ StagingWriter(store, "staging", "r", "zstd", {}).write(SliceKey(0, 0, 1000, True
 (file,) = store.list_files("staging")
 slices = [(SliceKey(0, 0, 1000, True), file.path, float(file.size_bytes))] * repeats
 schema = prediction_schema([], task)
-compactor = Compactor(store, "out", "000001-0123456789ab", schema, "zstd", {}, 12e6)
-parts = compact_slices(compactor, slices, {}, run_here).predictions
+compactor = Compactor(store, "out", "000001-0123456789ab", schema, "zstd", {}, 12e6, store)
+parts = compact_slices(compactor, slices, (), {}, run_here).predictions
 print(len(parts), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

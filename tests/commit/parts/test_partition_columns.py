@@ -178,8 +178,8 @@ def stage_values(store: Store, values: list[list[int]]) -> list[tuple[SliceKey, 
 
 def by_place(store: Store, slices: list[tuple[SliceKey, str, float]], target: float) -> list[Part]:
     schema = prediction_schema([pa.field("place", pa.int32())], CLASSIFY_FIELDS)
-    compactor = Compactor(store, "out", "000001-0123456789ab", schema, "zstd", {}, target)
-    return list(compact_by_value(compactor, ["place"], slices, {}, run_here).predictions)
+    compactor = Compactor(store, "out", "000001-0123456789ab", schema, "zstd", {}, target, store)
+    return list(compact_by_value(compactor, ["place"], slices, (), {}, run_here).predictions)
 
 
 def test_a_value_that_is_everywhere_is_one_file_not_one_a_group(tmp_path: Path):
@@ -249,10 +249,10 @@ def test_predicted_values_that_name_no_folder_are_quarantined_when_they_are_stag
     compactor = Compactor(
         store, "out", "000001-0123456789ab", prediction_schema(
             [pa.field("camera", pa.string())], task_fields
-        ), "zstd", {}, 2.0**20,
+        ), "zstd", {}, 2.0**20, store,
     )  # fmt: skip
     slices = [(key, f"staging/{staged.name}", 100.0)]
-    done = compact_by_value(compactor, ["kind"], slices, {}, run_here)
+    done = compact_by_value(compactor, ["kind"], slices, (), {}, run_here)
     assert sum(part.num_rows for part in done.predictions) == 3
     (part,) = done.quarantine
     quarantined = read_part_table(store, dataclasses.replace(part, path=f"out/{part.path}"))

@@ -1,4 +1,4 @@
-"""Rows that are set aside come back in their places, with the results that they are to get."""
+"""Rows that are set aside come back in their places, as they are known."""
 
 from __future__ import annotations
 
@@ -7,64 +7,55 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.arrays import Numbers
-from pipeline.core.rows.aside import NO_RESULT, num_going_on, of_rows_going_on, put_back, set_aside
+from pipeline.core.rows.aside import checked_pairs, is_taken_over, num_computed, put_back
 
-NAMES = ["row_id", "uri", "city", "tags", "place"]
+FIELDS = [
+    pa.field("row_id", pa.string(), nullable=False),
+    pa.field("city", pa.dictionary(pa.int32(), pa.string())),
+    pa.field("place", pa.struct([("x", pa.int64())])),
+    pa.field("vector", pa.list_(pa.float32(), 2)),
+    pa.field("error", pa.string()),
+]
+STATES = st.sampled_from(["computed", "failed", "known", "checked", "checked, failed"])
 
 
-def rows_of(num_rows: int) -> pa.Table:
-    """Rows with pass-through columns of many kinds, of which some values are null."""
-    return pa.table(
+def rows_of(states: list[str], salt: int) -> pa.Table:
+    """Rows as they are staged; of failed ones only the id is there."""
+    numbers = [None if "failed" in state else salt + row for row, state in enumerate(states)]
+    columns = [
+        [f"r{row}" for row in range(len(states))],
+        [None if n is None else "ab"[n % 2] for n in numbers],
+        [None if n is None else {"x": n} for n in numbers],
+        [None if n is None else [n, n] for n in numbers],
+        ["why" if "failed" in state else None for state in states],
+    ]
+    arrays = [pa.array(c, f.type) for c, f in zip(columns, FIELDS, strict=True)]
+    return pa.table(arrays, schema=pa.schema(FIELDS))
+
+
+@given(st.lists(STATES, max_size=30))
+def test_each_row_has_its_own_result_and_a_failed_one_that_is_known_the_known(states: list[str]):
+    is_computed = np.array([state != "known" for state in states], bool)
+    is_known = np.array(["known" in s or "checked" in s for s in states], bool)
+    before = rows_of(["known"] * len(states), 100)
+    index = pa.array(np.arange(len(states)), mask=~is_known)
+    aside = pa.table(
         {
-            "row_id": [f"r{row}" for row in range(num_rows)],
-            "uri": [f"/in/{row}" for row in range(num_rows)],
-            "city": pa.array(["a", None, "b"] * num_rows)[:num_rows].dictionary_encode(),
-            "tags": pa.array(
-                [[str(row)] if row % 2 else None for row in range(num_rows)], pa.list_(pa.string())
-            ),
-            "place": pa.array(
-                [{"x": row, "y": None} for row in range(num_rows)],
-                pa.struct([("x", pa.int64()), ("y", pa.float32())]),
-            ),
-            "image": pa.array([f"image {row}" for row in range(num_rows)], pa.large_string()),
+            "_is_computed": is_computed,
+            "_source": pa.array(["v" if known else None for known in is_known], pa.string()),
+            "input_hash": pa.array([b"%016d" % row for row in range(len(states))], pa.binary(16)),
+            **{name: before.column(name).take(index) for name in before.column_names},
         }
     )
-
-
-def staged(rows: pa.Table) -> pa.Table:
-    """What a model makes of rows: their input is gone, and each has a value that names it."""
-    found = rows.select(NAMES).append_column("text", rows.column("image").cast(pa.string()))
-    fields = [field.with_nullable(field.name != "row_id") for field in found.schema]
-    return found.cast(pa.schema(fields))
-
-
-@st.composite
-def results(draw: st.DrawFn) -> Numbers:
-    """Each row gets its own result, that of an earlier row that gets its own, or none."""
-    found: list[int] = []
-    for row in range(draw(st.integers(0, 12))):
-        own = [each for each in range(row) if found[each] == each]
-        found.append(draw(st.sampled_from([row, NO_RESULT, *own])))
-    return np.array(found, np.int64)
-
-
-@given(result_of=results())
-def test_every_row_comes_back_with_its_own_columns_and_its_result(result_of: Numbers):
-    rows = rows_of(len(result_of))
-    numbers = pa.array(range(len(result_of)), pa.int16())
-    kept, aside = set_aside(rows, result_of, NAMES, {"number": numbers})
-    own = [row for row, of in enumerate(result_of) if row == of]
-    assert kept.to_pylist() == rows.take(pa.array(own, pa.int64())).to_pylist()
-    assert num_going_on(aside) == len(own)
-    assert of_rows_going_on(aside, "number").to_pylist() == own
-    assert aside.column("row_id").null_count == len(own)
-    found = put_back(staged(kept), aside, ["number", "not there"])
-    assert found.schema == staged(rows).schema.append(pa.field("number", pa.int16()))
-    found.validate(full=True)
-    assert found.select(NAMES).to_pylist() == rows.select(NAMES).to_pylist()
-    assert found.column("text").to_pylist() == [
-        None if of == NO_RESULT else f"image {of}" for of in result_of
-    ]
-    assert found.column("number").to_pylist() == numbers.to_pylist()
-    assert put_back(staged(kept), aside, []).column_names == staged(rows).column_names
+    computed = rows_of(states, 0).filter(pa.array(is_computed))
+    found = put_back(computed, aside).to_pylist()
+    now, then = rows_of(states, 0).to_pylist(), before.to_pylist()
+    takes_known = [state in ("known", "checked, failed") for state in states]
+    expected = [b if known else a for a, b, known in zip(now, then, takes_known, strict=True)]
+    hashes = aside.column("input_hash").to_pylist()
+    assert found == [{**r, "input_hash": h} for r, h in zip(expected, hashes, strict=True)]
+    assert num_computed(aside) == computed.num_rows
+    assert is_taken_over(computed, aside).tolist() == takes_known
+    checked = [row for row, state in enumerate(states) if "checked" in state]
+    pairs = [each.to_pylist() for each in checked_pairs(computed, aside)]
+    assert pairs == [[then[row] for row in checked], [now[row] for row in checked]]

@@ -13,8 +13,8 @@ from support.runs.published import Rows, publish_rows
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Part
-from pipeline.commit.parts.carried.version import OldPart
 from pipeline.commit.published.dataset import PublishedPart, PublishedParts
+from pipeline.commit.published.version_rows import PartPlace
 from pipeline.core.schema import DETECTIONS, ENTITIES, LABEL, SCORE
 from pipeline.runs.samples import choosing
 from pipeline.runs.samples.choosing import least_certain
@@ -63,7 +63,7 @@ def parts_of(folder: Path, table: pa.Table, part_rows: int) -> PublishedParts:
         piece, path = table.slice(start, part_rows), f"part-{start}.parquet"
         pq.write_table(piece, folder / path)
         part = Part(path, piece.num_rows, (folder / path).stat().st_size, "")
-        parts.append(PublishedPart(OldPart(part, path), {}))
+        parts.append(PublishedPart(PartPlace(part, path), {}))
     return PublishedParts(store, "predictions", tuple(parts))
 
 

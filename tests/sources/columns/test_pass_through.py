@@ -116,10 +116,10 @@ def publish(store: Store, fields: pa.Schema, tables: Sequence[pa.Table], by: Seq
         start = end
     slices = [(k, f.path, float(f.size_bytes)) for k, f in list_staged(store, "staging").items()]
     schema = prediction_schema(list(fields), CLASSIFY_FIELDS)
-    compactor = Compactor(store, "out", "v", schema, "zstd", {}, 2.0**20)
+    compactor = Compactor(store, "out", "v", schema, "zstd", {}, 2.0**20, store)
     if by:
-        return compact_by_value(compactor, by, slices, {}, run_here)
-    return compact_slices(compactor, slices, {}, run_here)
+        return compact_by_value(compactor, by, slices, (), {}, run_here)
+    return compact_slices(compactor, slices, (), {}, run_here)
 
 
 def read_back(store: Store, done: Compacted, types: dict[str, str]) -> pa.Table:

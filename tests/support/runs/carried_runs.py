@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 
-from pipeline.commit.keys.pins import pinned
-from pipeline.commit.layout import Layout
 from pipeline.storage.store import Store
 from support.models.model_cases import colours_state
 from support.runs.earlier_partitions import EarlierPartition
@@ -87,7 +85,3 @@ class Inputs:
 def run_night(inputs: Inputs, store: Store) -> None:
     """Publish today's next version."""
     inputs.night(store).run()
-
-
-def pins_left(store: Store) -> set[int]:
-    return pinned(store, Layout(YESTERDAY)) | pinned(store, Layout(TODAY))

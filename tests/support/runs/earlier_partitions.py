@@ -10,9 +10,8 @@ import datetime as dt
 import hashlib
 import os
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,35 +19,31 @@ import models
 import pyarrow as pa
 
 from pipeline.commit.layout import Layout
-from pipeline.commit.lease import Lease, hold_lease
+from pipeline.commit.lease import hold_lease
 from pipeline.commit.manifest import Manifest, current_manifest
-from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.publish import repair
-from pipeline.commit.staging import list_staged, read_footer
+from pipeline.commit.staging import list_staged
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
 from pipeline.core.schema import CLASSIFY_FIELDS, HEIGHT_PX, IMAGE, ROW_ID, WIDTH_PX, staged_schema
-from pipeline.core.slices import pack, unpack
+from pipeline.core.slices import SliceKey, pack, unpack
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import parse_job
 from pipeline.models.spec import ModelSpec
-from pipeline.operations.retry import carry_out
-from pipeline.planning.plan import Plan
-from pipeline.planning.tiling import done_slices, missing_units
+from pipeline.planning.tiling import missing_units
 from pipeline.report.document import RunStatus
 from pipeline.report.recording.recorder import RunRecorder
+from pipeline.reuse.failures import check_reasons
+from pipeline.reuse.filling import Filler
 from pipeline.runs.builders import make_writer
-from pipeline.runs.carried.merge import predict_with_reuse
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.ending.finish import fail_fast_on_certain_refusal, finish
-from pipeline.runs.keys import keeps_hashes
-from pipeline.runs.merging import Merge
 from pipeline.runs.preparing.prepare import prepare
-from pipeline.runs.resume import is_published
-from pipeline.runs.retry.quarantine import read_reasons
-from pipeline.sources.lookup import LookUp
+from pipeline.runs.resume import is_published, note_unchanged, stage_known_slices, take_over
+from pipeline.runs.work import Work, divide
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
-from pipeline.storage.store import Store
+from pipeline.sources.units import Unit
+from pipeline.storage.store import Store, StoredFile
 from support.runs.published import DAY, LABELS, run_here
 from support.runs.published_rows import read_part
 
@@ -113,22 +108,32 @@ class EarlierPartition:
 
     def run(self) -> Manifest:
         """Do what `pipeline run` does."""
-        run = self.new_run()
-        plan, model = prepare(run)
-        columns = run.job.sink.partition_columns
-        with hold_lease(self.out, run.layout, run.record.run_id, 60.0) as lease:
-            base = repair(self.out, run.layout, run.job.sink.keep_versions, table=run.table)
-            if base is not None and is_published(base, plan, columns):
-                return base
-            plan = replace(adopt_plan(self.out, run.layout, plan), source_root=plan.source_root)
-            predict = partial(self.predict, run, model=model, base=base, lease=lease)
-            return predict_with_reuse(run, plan, model, base, predict, self.said.append)
+        return self._carry_out(self.new_run())
 
     def retry(self, *reasons: str) -> RunStatus:
         """Do what `pipeline retry` does."""
-        wanted = read_reasons(reasons)
-        self.status = carry_out(self.new_run(), wanted, self.predict)
+        base = current_manifest(self.out, self.layout)
+        options = replace(self.new_run().options, retried=check_reasons(reasons))
+        run = replace(self.new_run(), options=options)
+        found = self._carry_out(run)
+        is_same = base is not None and found.token == base.token
+        self.status = "nothing_to_do" if is_same else "published"
         return self.status
+
+    def _carry_out(self, run: RunContext) -> Manifest:
+        plan, model = prepare(run)
+        columns, is_retry = run.job.sink.partition_columns, run.options.retried is not None
+        with hold_lease(self.out, run.layout, run.record.run_id, 60.0) as lease:
+            base = repair(self.out, run.layout, run.job.sink.keep_versions, table=run.table)
+            if base is not None and not is_retry and is_published(base, plan, columns):
+                return base
+            work = divide(run, plan, model, base, self.said.append)
+            if work.is_vain:
+                note_unchanged(run)
+                assert base is not None
+                return base
+            staged = self.stage(run, work)
+            return finish(run, work, work.plan, staged, lease, run_here)
 
     def report(self) -> dict[str, Any]:
         """The report of the last retry."""
@@ -140,36 +145,31 @@ class EarlierPartition:
         assert self.record is not None
         return str(self.record.report("published", 0))
 
-    def predict(
-        self,
-        run: RunContext,
-        plan: Plan,
-        model: ModelSpec,
-        base: Manifest | None,
-        lease: Lease,
-        merge: Merge | None = None,
-    ) -> Manifest:
-        """Stage the slices that are missing and publish, as `dataflow.predict_and_publish` does."""
-        folder = run.layout.staging(plan.fingerprint)
-        staged = list_staged(self.out, folder)
-        for key in done_slices(plan, staged):
-            run.record.resumed(read_footer(self.out, staged[key].path))
-        writer = make_writer(run, plan, model)
-        source, salt = run.job.source, salt_of(model)
-        lookup = (merge and merge.lookup) or LookUp(tuple(plan.fields.names))
+    def stage(self, run: RunContext, work: Work) -> Mapping[SliceKey, StoredFile]:
+        """Stage the slices that are missing, as `dataflow` does."""
+        plan, model, known = work.plan, work.model, work.known
+        staged = take_over(run, plan, work.reuse.sources)
+        staged = stage_known_slices(run, work, model, staged, run_here)
+        writer, source, salt = make_writer(run, plan, model), run.job.source, salt_of(model)
         reader = Reader(
             Store(plan.source_root, source.storage_options), source, plan.pass_through, plan.fields
         )
+
+        def read(unit: Unit, starts: frozenset[int]) -> Iterator[pa.Table]:
+            yield from (pack(*each) for each in read_slices(reader, unit, starts))
+
         for unit, starts in missing_units(plan, staged).items():
-            blocks = (pack(*each) for each in read_slices(reader, unit, frozenset(starts)))
-            if keeps_hashes(run.job, plan):
-                blocks = lookup.of_unit(unit.index).slices(blocks)
+            if known is None:
+                blocks = read(unit, frozenset(starts))
+            else:
+                filler = Filler(known.of_unit(unit.index))
+                blocks = filler.slices(reader, unit, frozenset(starts), read)
             for key, counters, rows, aside in (each for block in blocks for each in unpack(block)):
                 self.computed += rows.column(ROW_ID).to_pylist()
                 staged_rows = predict_rows(rows, plan.pass_through, self.broken, salt)
                 run.record.computed(writer.write(key, counters, staged_rows, aside))
                 fail_fast_on_certain_refusal(run, plan)
-        return finish(run, plan, list_staged(self.out, folder), base, lease, run_here, merge)
+        return list_staged(self.out, run.layout.staging(plan.work))
 
     def current(self) -> Manifest:
         manifest = current_manifest(self.out, self.layout)

@@ -35,7 +35,7 @@ from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.ending.finish import finish
 from pipeline.storage.store import Store, StoredFile
 from support.runs.checkout import PYTHONPATH
-from support.runs.published import DAY, Rows, make_plan, run_here, slice_table
+from support.runs.published import DAY, Rows, make_plan, run_here, slice_table, work_of
 from support.runs.published_rows import read_part
 
 LAYOUT = Layout(DAY)
@@ -85,7 +85,7 @@ def run_once(
         num_resumed = resume(run, plan, before)
         num_computed = compute(run, plan, rows, make, before)
         staged = list_staged(store, LAYOUT.staging(plan.fingerprint))
-        manifest = finish(run, plan, staged, base, lease, run_here)
+        manifest = finish(run, work_of(plan, base), plan, staged, lease, run_here)
     return Done(manifest, num_computed, num_resumed)
 
 

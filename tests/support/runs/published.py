@@ -12,14 +12,14 @@ import json
 import os
 import uuid
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.commit.keys.meta import Kind
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, Part
 from pipeline.commit.parts.compaction import Compacted, Compactor, cut_groups
@@ -28,6 +28,7 @@ from pipeline.commit.parts.partition_columns import compact_by_value
 from pipeline.commit.parts.row_ids import find_duplicates, read_hashes
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.publish import commit, repair, sync_published_folder
+from pipeline.commit.shard_table import About, known_shards, read_failed, write_shard_table
 from pipeline.commit.staging import StagingWriter, list_staged
 from pipeline.commit.tables.delta import table_of
 from pipeline.core.failures import Failure, Reason, failure_columns
@@ -36,11 +37,13 @@ from pipeline.core.schema import CLASSIFY_FIELDS, IMAGE_FIELDS, INPUT_HASH, LABE
 from pipeline.core.slices import SliceKey
 from pipeline.job.job import Sink
 from pipeline.planning.plan import Plan
+from pipeline.reuse.finding import Reuse
+from pipeline.runs.work import Work
 from pipeline.sources.extents import Extent
 from pipeline.sources.source_format import RowIds
 from pipeline.sources.units import Unit
 from pipeline.storage.store import Store
-from support.runs.version_keys import hash_of, run_here, write_version_keys
+from support.runs.plan_examples import SPEC
 
 PASS_THROUGH = pa.schema([pa.field("edition", pa.int32())])
 LABELS = ("cat", "dog", "fox")
@@ -66,8 +69,8 @@ class Rows:
     partition_columns: tuple[str, ...] = ()
     kinds: tuple[str | None, ...] = ()
     """Values of a pass-through column `kind`, in turn; left out: there is no such column."""
-    keys: Kind = "inputs"
-    """What is known of rows; with partition columns nothing is."""
+    keys: Literal["inputs", "content"] = "inputs"
+    """What is known of rows."""
 
     @property
     def pass_through(self) -> pa.Schema:
@@ -170,6 +173,21 @@ def slice_table(rows: Rows, index: int) -> pa.Table:
     return table
 
 
+def hash_of(row_id: str) -> bytes:
+    """The hash of what the model sees of a made-up row."""
+    return hashlib.sha256(row_id.encode()).digest()[:16]
+
+
+def run_here(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """Do what a run does with Ray tasks, one call after the other."""
+    return [function(*arguments) for arguments in calls]
+
+
+def work_of(plan: Plan, base: Manifest | None = None) -> Work:
+    """The work of a run that takes nothing over."""
+    return Work(plan, SPEC, base, Reuse(plan))
+
+
 def stage_rows(store: Store, layout: Layout, plan: Plan, rows: Rows, run_id: str) -> None:
     """Write the slices that have no staged part yet."""
     folder = layout.staging(plan.fingerprint)
@@ -185,6 +203,7 @@ def prepare_version(
 ) -> tuple[Manifest, str]:
     """Stage and compact; return the manifest that can be committed, and the folder of its parts."""
     plan = adopt_plan(store, layout, make_plan(rows))
+    plan = dataclasses.replace(plan, has_hashes=rows.keys == "content")
     stage_rows(store, layout, plan, rows, run_id)
     staged = list_staged(store, layout.staging(plan.fingerprint))
     slices = [(key, staged[key].path) for key in plan.slices()]
@@ -193,14 +212,15 @@ def prepare_version(
     folder = layout.compacted(plan.fingerprint, version)
     schema = plan.prediction_schema()
     compactor = Compactor(
-        store, folder, version, schema, "zstd", file_metadata(plan, run_id), TARGET_BYTES
+        *(store, folder, version, schema, "zstd"),
+        *(file_metadata(plan, run_id), TARGET_BYTES, Store(plan.source_root)),
     )
-    done = _compact(compactor, rows, slices, duplicates)
+    done = _compact(compactor, plan, rows, slices, duplicates)
     manifest = make_manifest(layout, plan, number, run_id, done.predictions, done.quarantine)
-    keys = {}
-    if not rows.partition_columns:
-        sized = [(key, path, 1.0) for key, path in slices]
-        keys = write_version_keys(compactor, layout, rows.keys, plan, done, sized, duplicates)
+    failed = read_failed(store, f"{folder}/", done.quarantine)
+    shards = known_shards(plan, [key for key, _ in slices], failed, {}, today=0)
+    about = About("made-up", "made-up", rows.keys, {"pillow": "12.0"})
+    keys = write_shard_table(store, layout.keys(version), about, shards, done)
     return dataclasses.replace(
         manifest,
         keys=keys,
@@ -212,15 +232,18 @@ def prepare_version(
 
 def _compact(
     compactor: Compactor,
+    plan: Plan,
     rows: Rows,
     slices: list[tuple[SliceKey, str]],
     duplicates: dict[SliceKey, tuple[int, ...]],
 ) -> Compacted:
     sized = [(key, path, 1.0) for key, path in slices]
     if rows.partition_columns:
-        return compact_by_value(compactor, rows.partition_columns, sized, duplicates, run_here)
+        return compact_by_value(
+            compactor, rows.partition_columns, sized, plan.units, duplicates, run_here
+        )
     # A group a part, although the slices are far too small for that.
-    groups = cut_groups(sized, rows.slices_per_part, duplicates)
+    groups = cut_groups(sized, plan.units, rows.slices_per_part, duplicates)
     done = [compactor.compact(group) for group in groups]
     parts = [part for group in done for part in group.predictions]
     return compactor.whole(parts, [part for group in done for part in group.quarantine])

@@ -1,0 +1,246 @@
+"""Read rows of a published version by their ordinals.
+
+A part lies in the published folder and, once its version has been replaced, in the history. It is
+in the history before it leaves the folder: who does not find it in the one finds it in the other.
+Of a part size, rows and the checksums of the pages that are read must be as they were written.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.commit.layout import Layout
+from pipeline.commit.manifest import Manifest, Part, read_manifest
+from pipeline.commit.shard_table import PLACES, PLACES_PER_GROUP
+from pipeline.core.arrays import Numbers
+from pipeline.core.errors import InfraError, PipelineError
+from pipeline.core.hive_paths import restore
+from pipeline.storage.store import Store
+
+TOKEN_CHARS = 12
+_ROW_GROUPS_HELD = 4
+T = TypeVar("T")
+
+
+class NotReadable(InfraError):
+    """Rows of a version cannot be read: a part is gone, or not as it was written."""
+
+
+@dataclass(frozen=True)
+class PartPlace:
+    """A part of a published version, which may be replaced meanwhile."""
+
+    part: Part
+    history: str
+    """Where it lies once its version has been replaced."""
+
+    @classmethod
+    def of(cls, layout: Layout, number: int, part: Part) -> PartPlace:
+        """Return the places of a part of a version of a partition."""
+        return cls(part, f"{layout.history(number)}/{layout.inside(part.path)}")
+
+    def find(self, store: Store, act: Callable[[str], T]) -> T:
+        """Do something with the part where it lies; it may move at any time.
+
+        Raises:
+            NotReadable: It lies nowhere, its bytes are damaged, or the store does not give them.
+        """
+        trouble: Exception | None = None
+        for path in (self.part.path, self.history):
+            try:
+                return act(path)
+            except FileNotFoundError:
+                continue
+            except (PipelineError, pa.ArrowException, OSError) as error:
+                trouble = error  # it may just be moving
+        why = f"cannot be read: {trouble}" if trouble else "is gone, also from the history"
+        raise NotReadable(f"{store.url(self.part.path)}: {why}") from trouble
+
+
+@dataclass(frozen=True)
+class Version:
+    """A published version that predictions are taken from; only its name travels to readers."""
+
+    store: Store
+    partition: str | None
+    """As `Layout.partition`."""
+    number: int
+    token: str
+    """Of its manifest: a version of the same number is no other one."""
+    has_places: bool = False
+    """Its rows are sorted by value."""
+    has_hashes: bool = False
+    """Its parts have the hashes of inputs."""
+
+    @property
+    def layout(self) -> Layout:
+        """Its partition."""
+        return Layout(self.partition)
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return f"{self.layout.name} version {self.number}"
+
+    @property
+    def source(self) -> str:
+        """What `aside` tables and footers say of it."""
+        return self.token[:TOKEN_CHARS]
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """Its entry in the log.
+
+        Raises:
+            NotReadable: It is another one, or cannot be read.
+        """
+        try:
+            found = read_manifest(self.store, self.layout, self.number)
+        except (PipelineError, FileNotFoundError) as error:
+            raise NotReadable(f"{self.name}: its manifest cannot be read: {error}") from error
+        if found.token != self.token:
+            raise NotReadable(f"{self.name}: another version has its number now")
+        return found
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        names = (self.store, self.partition, self.number, self.token)
+        return Version, (*names, self.has_places, self.has_hashes)
+
+
+class PartReader:
+    """Reads columns of the predictions of a version: the row groups that are needed, once each."""
+
+    def __init__(self, version: Version, schema: pa.Schema) -> None:
+        """Open nothing yet.
+
+        Args:
+            schema: The columns to read, with their types.
+        """
+        self._version, self._schema = version, schema
+        self._parts = [part for part in version.manifest.parts if part.num_rows]
+        self._starts = [*accumulate((part.num_rows for part in self._parts), initial=0)]
+        self._footers: dict[str, pq.FileMetaData] = {}
+        self._held: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
+
+    def at(self, ordinals: Numbers) -> pa.Table:
+        """Return predictions, (N,), in the order of their ordinals, which ascend.
+
+        Raises:
+            NotReadable: They are not there, or not as they were written.
+        """
+        places = self._places(ordinals) if self._version.has_places else ordinals
+        if len(places) and not 0 <= places.min() <= places.max() < self._starts[-1]:
+            raise NotReadable(f"{self._version.name} has not so many predictions")
+        tables, order = [self._schema.empty_table()], np.argsort(places, kind="stable")
+        ascending = places[order]
+        parts = np.searchsorted(self._starts, ascending, "right") - 1
+        for index in np.unique(parts).tolist():
+            rows = ascending[parts == index] - self._starts[index]
+            tables += self._of_part(self._parts[index], rows)
+        found = pa.concat_tables(tables)
+        if (order[1:] > order[:-1]).all():
+            return found
+        back = np.empty(len(order), np.int64)
+        back[order] = np.arange(len(order))
+        return found.take(pa.array(back))
+
+    def row_groups(self) -> Iterator[pa.Table]:
+        """Yield all predictions in the order of the parts."""
+        for part in self._parts:
+            for group in range(self._footer(part).num_row_groups):
+                yield self._row_group(part, group)
+
+    def ordinals(self, places: Numbers) -> Numbers:
+        """Return the ordinals of predictions by their places, int64 (N,) both."""
+        if not self._version.has_places:
+            return places
+        every = self._places(np.arange(self._starts[-1]))
+        back = np.empty(len(every), np.int64)
+        back[every] = np.arange(len(every))
+        return back[places]
+
+    def _places(self, ordinals: Numbers) -> Numbers:
+        path = f"{self._version.manifest.keys['folder']}/{PLACES}"
+        groups = ordinals // PLACES_PER_GROUP
+        places = np.empty(len(ordinals), np.int64)
+        for group in np.unique(groups).tolist():
+            try:
+                rows = self._read(path, None, group, ["place"]).column(0).to_numpy()
+                places[groups == group] = rows[ordinals[groups == group] % PLACES_PER_GROUP]
+            except (FileNotFoundError, IndexError, PipelineError, pa.ArrowException) as error:
+                name = self._version.name
+                raise NotReadable(f"{name}: {PLACES} cannot be read: {error}") from error
+        return places
+
+    def _of_part(self, part: Part, rows: Numbers) -> list[pa.Table]:
+        footer = self._footer(part)
+        sizes = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
+        bounds = [*accumulate(sizes, initial=0)]
+        if bounds[-1] != part.num_rows:
+            raise NotReadable(
+                f"{self._version.store.url(part.path)}: has {bounds[-1]} rows, its manifest says "
+                f"{part.num_rows}"
+            )
+        tables, groups = [], np.searchsorted(bounds, rows, "right") - 1
+        for group in np.unique(groups).tolist():
+            chosen = rows[groups == group] - bounds[group]
+            table = self._row_group(part, group)
+            is_run = chosen[-1] - chosen[0] + 1 == len(chosen)
+            tables.append(
+                table.slice(int(chosen[0]), len(chosen)) if is_run else table.take(pa.array(chosen))
+            )
+        return tables
+
+    def _footer(self, part: Part) -> pq.FileMetaData:
+        if part.path not in self._footers:
+            self._find(part, lambda path: self._open(path, part, lambda _: None))
+        return self._footers[part.path]
+
+    def _row_group(self, part: Part, group: int) -> pa.Table:
+        key = part.path, group
+        if key not in self._held:
+            columns = self._version.manifest.partition_columns
+            names = [name for name in self._schema.names if name not in columns]
+            rows = self._find(part, lambda path: self._read(path, part, group, names))
+            try:
+                rows = restore(rows, part.path, columns)
+                self._held[key] = rows.select(self._schema.names).cast(self._schema)
+            except (KeyError, pa.ArrowException) as error:
+                url = self._version.store.url(part.path)
+                raise NotReadable(f"{url}: has other columns: {error}") from error
+            while len(self._held) > _ROW_GROUPS_HELD:
+                self._held.popitem(last=False)
+        self._held.move_to_end(key)
+        return self._held[key]
+
+    def _read(self, path: str, part: Part | None, group: int, columns: list[str]) -> pa.Table:
+        return self._open(path, part, lambda file: file.read_row_group(group, columns=columns))
+
+    def _open(self, path: str, part: Part | None, act: Callable[[pq.ParquetFile], T]) -> T:
+        name = part.path if part else path
+        with self._version.store.open(path) as handle:
+            size_bytes = handle.seek(0, os.SEEK_END)
+            if part is not None and size_bytes != part.size_bytes:
+                raise NotReadable(
+                    f"{self._version.store.url(path)}: has {size_bytes} bytes, its manifest says "
+                    f"{part.size_bytes}"
+                )
+            known = self._footers.get(name)
+            how = {"pre_buffer": True, "page_checksum_verification": True}
+            file = pq.ParquetFile(handle, metadata=known, **how)
+            self._footers[name] = file.metadata
+            return act(file)
+
+    def _find(self, part: Part, act: Callable[[str], T]) -> T:
+        place = PartPlace.of(self._version.layout, self._version.number, part)
+        return place.find(self._version.store, act)

@@ -1,0 +1,304 @@
+"""What a version knows of its shards, so that later versions can take its predictions over.
+
+`_control/<partition>/keys/<version>/shards.parquet` has a row per shard, and in its metadata what
+the predictions depend on. A prediction is named by its *ordinal*: how many predictions of its
+version come before it in the order of the input. That is the order of the parts, unless partition
+columns have sorted them by value: then `places.parquet` says for each ordinal the place of the
+prediction, which is how many come before it in the order of the parts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.commit.layout import Layout
+from pipeline.commit.manifest import Manifest, Part
+from pipeline.commit.parts.compaction import Compacted
+from pipeline.commit.parts.part_reader import read_columns
+from pipeline.core.documents import known_fields
+from pipeline.core.failures import Reason
+from pipeline.core.schema import ROW, SHARD
+from pipeline.core.slices import SliceKey
+from pipeline.planning.plan import Plan
+from pipeline.process.failpoints import failpoint
+from pipeline.storage.store import Store, StoredFile
+
+FORMAT = 2
+SHARDS, PLACES = "shards.parquet", "places.parquet"
+PLACES_PER_GROUP = 65_536
+_ABOUT = b"pipeline.about"
+_THREADS = 8
+_VERSION = re.compile(r"(\d{6,})-[0-9a-f]{12}")
+_SCHEMA = pa.schema(
+    [
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("size_bytes", pa.int64(), nullable=False),
+        pa.field("version", pa.string(), nullable=False),
+        pa.field("num_rows", pa.int64(), nullable=False),
+        pa.field("first", pa.int64(), nullable=False),
+        pa.field("failed", pa.list_(pa.int64()), nullable=False),
+        pa.field("computed_day", pa.int32(), nullable=False),
+    ]
+)
+_ENCODING = {
+    **dict.fromkeys(("uri", "version"), "DELTA_BYTE_ARRAY"),
+    **dict.fromkeys(("size_bytes", "num_rows", "first", "computed_day"), "DELTA_BINARY_PACKED"),
+    "failed.list.element": "DELTA_BINARY_PACKED",
+}
+
+
+class NoKeys(Exception):
+    """Nothing can be taken over from a version; the text says why."""
+
+
+@dataclass(frozen=True)
+class KnownShard:
+    """A shard as a version knows it."""
+
+    uri: str
+    """Of the shard, whole."""
+    size_bytes: int
+    version: str
+    """As `Extent.exact_version`: of a local file with its ctime, which no tool can put back."""
+    num_rows: int
+    """Rows of the shard in that version, predicted or quarantined."""
+    first: int
+    """How many predictions of that version come before its first row."""
+    failed: tuple[int, ...] = ()
+    """Numbers in the shard, ascending, of its rows without a prediction."""
+    computed_day: int = 0
+    """Days from 1970 to when the oldest of its predictions was computed."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What the predictions of a version depend on besides its input."""
+
+    predictor_key: str
+    """'' if it is unknown."""
+    row_settings: str
+    """Of all that decides the other columns of its rows."""
+    kind: Literal["inputs", "content"]
+    """Whether rows can be found by their content, too."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Versions of the libraries that decode, tokenise and compute."""
+    num_rows: int = 0
+    """Predictions of the version."""
+    has_places: bool = False
+
+
+@dataclass(frozen=True)
+class ShardTable:
+    """What a version knows."""
+
+    about: About
+    shards: list[KnownShard]
+    """In input order."""
+
+
+def known_shards(
+    plan: Plan,
+    keys: Sequence[SliceKey],
+    failed: Mapping[str, Sequence[tuple[int | None, str]]],
+    days: Mapping[str, int],
+    *,
+    today: int,
+) -> list[KnownShard]:
+    """Say of each shard of a version which predictions are of its rows, in input order.
+
+    Left out are shards of which not all rows are known: those that stand as one row, and those
+    whose last row stands for an unreadable rest.
+
+    Args:
+        plan: Of all rows of the version.
+        keys: Of its slices.
+        failed: URI of a shard -> number, or None, and reason of its rows without a prediction.
+        days: URI of a shard -> when its predictions were computed, in days from 1970.
+        today: The same of other shards.
+    """
+    if any(unit.cut is not None and len(unit.extents) != 1 for unit in plan.units):
+        return []
+    rows_of_unit = rows_of_units(plan, keys)
+    root, shards, first = Store(plan.source_root), list[KnownShard](), 0
+    counts: dict[str, int] = {}
+    extents = {}
+    is_left_out = set[str]()
+    for unit in plan.units:
+        for extent in unit.extents:
+            path = extent.path
+            num_rows = extent.num_rows if unit.cut is None else rows_of_unit[unit.index]
+            counts[path] = counts.get(path, 0) + num_rows
+            extents[path] = extent
+            if extent.is_whole_shard:
+                is_left_out.add(path)
+    uncounted = plan.counts_by_reading
+    for path, num_rows in counts.items():
+        uri, extent = root.url(path), extents[path]
+        lost = failed.get(uri, ())
+        ends_unread = uncounted and (num_rows - 1, Reason.UNREADABLE_SHARD.value) in lost
+        if path not in is_left_out and not ends_unread:
+            numbers = tuple(sorted(row for row, _ in lost if row is not None))
+            day = min(today, days.get(uri, today))
+            version = extent.exact_version
+            shards.append(
+                KnownShard(uri, extent.size_bytes, version, num_rows, first, numbers, day)
+            )
+        first += num_rows - len(lost)
+    return shards
+
+
+def rows_of_units(plan: Plan, keys: Sequence[SliceKey]) -> list[int]:
+    """Return the rows of each unit of a plan whose slices are all staged.
+
+    Args:
+        keys: Of the staged slices.
+    """
+    ends: dict[int, int] = {}
+    for key in keys:
+        ends[key.unit] = max(key.end, ends.get(key.unit, 0))
+    return [
+        ends.get(unit.index, 0) if unit.num_rows is None else unit.num_rows for unit in plan.units
+    ]
+
+
+def read_failed(
+    store: Store, folder: str, parts: Sequence[Part]
+) -> dict[str, list[tuple[int | None, str]]]:
+    """Read from the parts of a quarantine which rows of which shards are there, and why.
+
+    Args:
+        folder: What the paths of the parts are relative to; with its `/`.
+    """
+
+    def read(part: Part) -> pa.Table:
+        return read_columns(store, f"{folder}{part.path}", [SHARD, ROW, "reason"])
+
+    found: defaultdict[str, list[tuple[int | None, str]]] = defaultdict(list)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for table in pool.map(read, parts):
+            for shard, row, reason in zip(*table.to_pydict().values(), strict=True):
+                found[shard].append((row, reason))
+    return found
+
+
+def write_shard_table(
+    store: Store, folder: str, about: About, shards: Sequence[KnownShard], compacted: Compacted
+) -> dict[str, str]:
+    """Write what a version knows; return what `Manifest.keys` says of it.
+
+    Args:
+        folder: `Layout.keys` of the version.
+        compacted: Its parts.
+    """
+    if compacted.ranks is not None:
+        order = np.argsort(compacted.ranks, kind="stable")
+        places = pa.table({"place": pa.array(order, pa.int64())})
+        store.put(f"{folder}/{PLACES}", _encoded(places, {}, PLACES_PER_GROUP))
+    failpoint("keys_places")
+    offsets = np.cumsum([0, *(len(shard.failed) for shard in shards)])
+    flat = pa.array([row for shard in shards for row in shard.failed], pa.int64())
+    columns: dict[str, Any] = {
+        name: [getattr(shard, name) for shard in shards]
+        for name in _SCHEMA.names
+        if name != "failed"
+    }
+    columns["failed"] = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat)
+    facts = {"format": FORMAT, **asdict(about)}
+    facts["num_rows"] = sum(part.num_rows for part in compacted.predictions)
+    facts["has_places"] = compacted.ranks is not None
+    schema = _SCHEMA.with_metadata({_ABOUT: json.dumps(facts).encode()})
+    data = _encoded(pa.table(columns, schema=schema), _ENCODING)
+    store.put(f"{folder}/{SHARDS}", data)
+    failpoint("keys_written")
+    return {"folder": folder, "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def read_shard_table(store: Store, layout: Layout, manifest: Manifest) -> ShardTable:
+    """Read what a published version knows.
+
+    Raises:
+        NoKeys: It knows nothing, or what it says cannot be trusted.
+        PipelineError: The store failed.
+    """
+    name = f"version {manifest.number} of {layout.name}"
+    if not manifest.keys:
+        raise NoKeys(f"{name} has no table of its shards")
+    try:
+        data = store.read_bytes(f"{manifest.keys['folder']}/{SHARDS}")
+    except FileNotFoundError:
+        raise NoKeys(f"{name}: the table of its shards is missing") from None
+    if hashlib.sha256(data).hexdigest() != manifest.keys["sha256"]:
+        raise NoKeys(f"{name}: the table of its shards is damaged")
+    # A thread of Arrow's that still holds bytes of Python's while the process ends, aborts it
+    # (apache/arrow#34314).
+    table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
+    facts = json.loads(table.schema.metadata[_ABOUT])
+    if facts["format"] > FORMAT:
+        raise NoKeys(f"{name}: the table of its shards was written by a newer version")
+    if facts["num_rows"] != sum(part.num_rows for part in manifest.parts):
+        raise NoKeys(f"{name}: the table of its shards is of other parts")
+    columns = {column: table.column(column).to_pylist() for column in _SCHEMA.names}
+    columns["failed"] = [tuple(rows) for rows in columns["failed"]]
+    shards = [KnownShard(*values) for values in zip(*columns.values(), strict=True)]
+    return ShardTable(About(**known_fields(About, facts)), shards)
+
+
+def unneeded_keys(
+    store: Store, layout: Layout, current: Manifest | None, kept: Iterable[int]
+) -> list[tuple[int, StoredFile]]:
+    """Find tables that no version names which is current or in the history.
+
+    Args:
+        current: The current manifest; None: nothing is published.
+        kept: The numbers of the versions in the history.
+
+    Returns:
+        Each file, with the number of the version that it was written for.
+    """
+    numbers = {*kept, *([current.number] if current else ())}
+    found = []
+    for file in store.list_files(layout.all_keys):
+        folder = file.path.removeprefix(f"{layout.all_keys}/").split("/")[0]
+        version = _VERSION.fullmatch(folder)
+        is_current = current is not None and layout.keys(folder) == current.keys.get("folder")
+        if version and not is_current:
+            found.append((int(version[1]), file))
+    return [
+        (number, file)
+        for number, file in found
+        if number not in numbers or (current is not None and number == current.number)
+    ]
+
+
+def copy_keys(store: Store, layout: Layout, old: Manifest, folder: str) -> dict[str, str]:
+    """Copy the tables of a version for one that has the same parts; return its `Manifest.keys`.
+
+    Tables that are missing or damaged are not copied: the version then has none.
+    """
+    try:
+        has_places = read_shard_table(store, layout, old).about.has_places
+        for name in (PLACES, SHARDS) if has_places else (SHARDS,):
+            store.copy(f"{old.keys['folder']}/{name}", f"{folder}/{name}")
+    except (NoKeys, FileNotFoundError):
+        return {}
+    return {**old.keys, "folder": folder}
+
+
+def _encoded(table: pa.Table, encoding: dict[str, str], row_group_rows: int = 2**20) -> bytes:
+    """Return a table as a Parquet file without dictionaries."""
+    buffer = io.BytesIO()
+    how = {"compression": "zstd", "use_dictionary": False, "column_encoding": encoding or None}
+    pq.write_table(table, buffer, row_group_size=row_group_rows, write_page_checksum=True, **how)
+    return buffer.getvalue()

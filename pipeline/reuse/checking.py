@@ -1,0 +1,158 @@
+"""Rows that are known and predicted all the same: which ones, and whether both agree.
+
+Of each part of a version rows are drawn, at least one: the known rows of the part are divided into
+stretches of one length, the last may be shorter, and one row is drawn of each. So a part of which
+n rows were to be drawn, and a share s of whose known rows is wrong, is noticed with a probability
+of at least 1 - (1 - s)^n; one that is wrong as a whole always. The same seed draws the same rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.commit.staging import Checked
+from pipeline.core.arrays import Numbers
+from pipeline.core.failures import Reason
+from pipeline.core.schema import ERROR, ROW_ID
+from pipeline.gates.carried import differing_rows
+from pipeline.models.agreement import AgreementLimits
+from pipeline.models.tasks import make_task
+from pipeline.models.tasks.base import TaskSpec
+
+LEAST_ROWS = 16
+_USUAL_SHARE, _RAISED_SHARE = 0.001, 0.01
+"""Of the known rows; the second after a change of a library that decides predictions."""
+_ENOUGH = 36
+"""So many rows expected by chance are fewer than 16 once in ten thousand times."""
+_WORD_BYTES = 8
+_OF_THE_MOMENT = [
+    Reason.UNREADABLE_SHARD,
+    Reason.MISSING,
+    Reason.UNREACHABLE,
+    Reason.OUT_OF_MEMORY,
+    Reason.TIMEOUT,
+    Reason.NATIVE_CRASH,
+]
+
+
+def choose_checked(
+    runs: Numbers, part_rows: Sequence[Sequence[int]], seed: str, *, is_thorough: bool
+) -> Numbers:
+    """Choose known rows to predict again: 0.1%, at least 16 and one of each part.
+
+    Args:
+        runs: As `known_runs`.
+        part_rows: Of each version the rows of its parts; of rows sorted by value, all as one.
+        seed: Fingerprint of the plan, so that each run of it draws the same rows.
+        is_thorough: 1% instead, after a change of a library that decides predictions.
+
+    Returns:
+        int64 (S, 2): unit and row, ascending.
+    """
+    share = max(_share(is_thorough), LEAST_ROWS / max(1, int(runs[:, 2].sum())))
+    chosen = [np.zeros(0, np.int64)]  # runs, and places in them, as one number
+    before = np.cumsum(runs[:, 2]) - runs[:, 2]
+    for version in np.unique(runs[:, 3]).tolist():
+        own = np.flatnonzero(runs[:, 3] == version)
+        own = own[np.argsort(runs[own, 4], kind="stable")]
+        random = np.random.default_rng([int(seed[:16], 16), version])
+        bounds = np.cumsum([0, *part_rows[version]])
+        # A run may reach over several parts; a rank counts the known rows of the version.
+        ranks = np.cumsum(np.append(0, runs[own, 2]))
+        firsts = runs[own, 4]
+        at = np.searchsorted(firsts, bounds, "right") - 1
+        inside = np.clip(bounds - firsts[at.clip(0)], 0, runs[own, 2][at.clip(0)])
+        cuts = np.where(at < 0, 0, ranks[at.clip(0)] + inside)
+        for low, high in pairwise(cuts):
+            drawn = _draw(int(low), int(high), share, random)
+            run = np.searchsorted(ranks, drawn, "right") - 1
+            chosen.append(before[own[run]] + drawn - ranks[run])
+    every = np.unique(np.concatenate(chosen))
+    run = np.searchsorted(before, every, "right") - 1
+    return np.stack([runs[run, 0], runs[run, 1] + every - before[run]], axis=1)
+
+
+def _draw(low: int, high: int, share: float, random: np.random.Generator) -> Numbers:
+    """Return that share of the numbers [low, high), and at least one if there is any."""
+    if high <= low:
+        return np.zeros(0, np.int64)
+    number = max(1, min(high - low, int(np.ceil(share * (high - low) - 1e-6))))
+    length = max(1, (high - low) // number)
+    starts = np.arange(low, high, length)
+    return np.asarray(random.integers(starts, np.minimum(starts + length, high)), np.int64)
+
+
+def check_probability(num_rows: int, *, is_thorough: bool) -> float:
+    """Return with which probability to check a row that is looked up while it is read.
+
+    Args:
+        num_rows: About how many there will be; of few more are checked, so that 16 are.
+        is_thorough: As for `choose_checked`.
+    """
+    return max(_share(is_thorough), min(1.0, _ENOUGH / max(1, num_rows)))
+
+
+def are_drawn(
+    hashes: npt.NDArray[np.uint8], probability: float, seed: str
+) -> npt.NDArray[np.bool_]:
+    """Draw rows by their hashes; of equal rows all or none, and for another seed others.
+
+    Args:
+        hashes: uint8 (N, 16).
+        probability: Of each row, from 0 to 1.
+        seed: As of `choose_checked`.
+
+    Returns:
+        bool (N,).
+    """
+    if probability >= 1.0:
+        return np.ones(len(hashes), bool)
+    words = np.ascontiguousarray(hashes[:, -_WORD_BYTES:]).view("<u8").reshape(-1)
+    mixed = (words ^ np.uint64(int(seed[:16], 16))) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
+    return (mixed ^ (mixed >> np.uint64(32))) < np.uint64(int(probability * 2**64))
+
+
+def _share(is_thorough: bool) -> float:
+    return _RAISED_SHARE if is_thorough else _USUAL_SHARE
+
+
+@dataclass(frozen=True)
+class Checker:
+    """Compares rows that are known with what was computed of them; plain enough for Ray."""
+
+    task: TaskSpec
+    limits: AgreementLimits
+
+    def __call__(self, known: pa.Table, computed: pa.Table, others: pa.Table) -> Checked:
+        """Compare N staged rows.
+
+        Rows that fail now for what may be of this machine or moment are left out.
+
+        Args:
+            known: As an earlier version has them.
+            computed: As they came out now.
+            others: Known rows of the same slice: numbers are compared by their usual size.
+        """
+        task = make_task(self.task)
+        errors = computed.column(ERROR)
+        is_good, is_of_moment = pc.is_null(errors), pc.is_in(errors, pa.array(_OF_THE_MOMENT))
+        lost = computed.filter(pc.invert(pc.or_(is_good, is_of_moment))).select([ROW_ID, ERROR])
+        lines = [f"{row[ROW_ID]}: is in quarantine now: {row[ERROR]}" for row in lost.to_pylist()]
+        columns = [field.name for field in task.fields()]
+        known, found = known.filter(is_good), computed.filter(is_good)
+        ids = found.column(ROW_ID).to_pylist()
+        others = others.filter(pc.is_null(others.column(ERROR))).select(columns)
+        before, now = (
+            pa.concat_tables([each.select(columns).cast(others.schema), others])
+            for each in (known, found)
+        )
+        lines += differing_rows(task, [*ids, *[""] * others.num_rows], before, now, self.limits)
+        return Checked(len(ids) + lost.num_rows, lines)

@@ -1,0 +1,229 @@
+"""Divide the rows of a plan: which ones versions know, and how the plan is cut by that.
+
+Pure. A shard is known if a version knows one of equal URI, size and version; its rows without a
+prediction are computed, and so are those that are checked.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Literal
+
+import numpy as np
+
+from pipeline.commit.shard_table import KnownShard
+from pipeline.core.arrays import Numbers
+from pipeline.core.slices import SliceKey
+from pipeline.planning.plan import Plan
+from pipeline.sources.extents import Extent
+from pipeline.sources.units import Unit
+from pipeline.storage.store import Store
+
+_MOST_ROWS, _FEWEST_ROWS, _ASIDE_BYTES = 65_536, 1_024, 16 * 2**20
+"""Of a slice with known rows, which travel beside the others."""
+State = Literal["unchanged", "changed", "new", "gone"]
+
+
+@dataclass(frozen=True)
+class ShardRows:
+    """What becomes of the rows of one shard."""
+
+    uri: str
+    state: State
+    """Beside the newest version; `unchanged` shards are known, also to an older one."""
+    carried: int
+    computed: int | None
+    """None: only reading counts them. Of a shard that is gone 0."""
+    gone: int = 0
+    """Rows that the newest version has of it, if it is gone."""
+
+
+KnownPaths = Mapping[str, tuple[int, KnownShard]]
+"""Path of a shard -> the version that knows it, and what it knows."""
+
+
+@dataclass(frozen=True)
+class Division:
+    """What versions know of the shards of a plan."""
+
+    units: tuple[Unit, ...]
+    """Of the plan, cut so that slices have about as many rows to compute as usual."""
+    known: KnownPaths
+    shards: tuple[ShardRows, ...]
+    """Those of the plan, in order, then those that are gone."""
+
+    @property
+    def num_known(self) -> int:
+        """Rows that versions know."""
+        return sum(shard.carried for shard in self.shards)
+
+
+def divide(plan: Plan, versions: Sequence[Mapping[str, KnownShard]], row_bytes: float) -> Division:
+    """Say which rows of a plan are known.
+
+    Args:
+        versions: What each knows, by URI; of several that know a shard the first is taken.
+        row_bytes: Of a prediction, about.
+    """
+    root = Store(plan.source_root)
+    pairs = ((unit, extent) for unit in plan.units for extent in unit.extents)
+    known: dict[str, tuple[int, KnownShard]] = {}
+    shards: list[ShardRows] = []
+    for path, group in groupby(pairs, key=lambda pair: pair[1].path):
+        own = list(group)
+        uri, unit, extents = root.url(path), own[0][0], [extent for _, extent in own]
+        counted = None if unit.cut is not None else sum(extent.num_rows for extent in extents)
+        found = next(
+            ((n, v[uri]) for n, v in enumerate(versions)
+             if uri in v and _is_same(extents[0], counted, v[uri])), None
+        )  # fmt: skip
+        if found is None or any(extent.reason is not None for extent in extents):
+            state: State = "changed" if versions and uri in versions[0] else "new"
+            shards.append(ShardRows(uri, state, 0, counted))
+            continue
+        known[path] = found
+        failed = len(found[1].failed)
+        shards.append(ShardRows(uri, "unchanged", found[1].num_rows - failed, failed))
+    here = {shard.uri for shard in shards}
+    newest = versions[0].values() if versions else ()
+    gone = (ShardRows(s.uri, "gone", 0, 0, s.num_rows) for s in newest if s.uri not in here)
+    units = [*_recut(plan.units, known, row_bytes)] if known else plan.units
+    return Division(tuple(units), known, (*shards, *gone))
+
+
+def known_runs(units: Sequence[Unit], known: KnownPaths) -> Numbers:
+    """Return the known rows of units, of the plan as it is stored.
+
+    Returns:
+        int64 (K, 5): unit, row, number, version and first ordinal of consecutive rows; ascending.
+    """
+    runs = np.array([*_runs(units, known)], np.int64).reshape(-1, 5)
+    if not len(runs):
+        return runs
+    unit, row, count, version, ordinal = runs.T
+    follows = (np.diff(unit) == 0) & (np.diff(version) == 0)
+    follows &= (row[1:] == (row + count)[:-1]) & (ordinal[1:] == (ordinal + count)[:-1])
+    heads = np.flatnonzero(np.append(True, ~follows))
+    joined = runs[heads]
+    joined[:, 2] = np.add.reduceat(count, heads)
+    return joined
+
+
+def known_counts(units: Sequence[Unit], known: KnownPaths) -> dict[int, int]:
+    """Return index -> rows of the uncounted units whose rows a version has counted."""
+    return {
+        unit.index: known[unit.extents[0].path][1].num_rows
+        for unit in units
+        if unit.cut is not None and unit.extents[0].path in known
+    }
+
+
+def slice_rows(row_bytes: float) -> int:
+    """Return the most rows of a slice with known ones.
+
+    Args:
+        row_bytes: Of a prediction, about.
+    """
+    return int(min(_MOST_ROWS, max(_FEWEST_ROWS, _ASIDE_BYTES / max(1.0, row_bytes))))
+
+
+def _is_same(extent: Extent, num_rows: int | None, known: KnownShard) -> bool:
+    if (extent.size_bytes, extent.exact_version) != (known.size_bytes, known.version):
+        return False
+    return num_rows in (None, known.num_rows)
+
+
+def _recut(units: Sequence[Unit], known: KnownPaths, row_bytes: float) -> Iterator[Unit]:
+    """Join slices of counted rows with neighbours until enough of their rows are computed.
+
+    Units without known rows, and uncounted ones, stay as they are.
+    """
+    most = slice_rows(row_bytes)
+    index, held, num_rows, num_computed = 0, list[Extent](), 0, 0
+    for unit in units:
+        if unit.cut is not None or not any(extent.path in known for extent in unit.extents):
+            if held:
+                yield Unit(index, tuple(held), (0, num_rows))
+                index, held, num_rows, num_computed = index + 1, [], 0, 0
+            yield replace(unit, index=index)
+            index += 1
+            continue
+        for start, end in zip(unit.bounds, unit.bounds[1:], strict=False):
+            pieces = [*_pieces(unit.extents, start, end)]
+            computed = sum(_num_computed(piece, known) for piece in pieces)
+            is_full = num_computed + computed > end - start or num_rows + end - start > most
+            if held and is_full:
+                yield Unit(index, tuple(held), (0, num_rows))
+                index, held, num_rows, num_computed = index + 1, [], 0, 0
+            held += pieces
+            num_rows, num_computed = num_rows + end - start, num_computed + computed
+    if held:
+        yield Unit(index, tuple(held), (0, num_rows))
+
+
+def _pieces(extents: Sequence[Extent], start: int, end: int) -> Iterator[Extent]:
+    """Yield the pieces of extents that are the rows [start, end) of them all."""
+    first = 0
+    for extent in extents:
+        low, high = max(start, first), min(end, first + extent.num_rows)
+        if low < high:
+            is_whole = high - low == extent.num_rows
+            yield extent if is_whole else extent.piece(low - first, high - low)
+        first += extent.num_rows
+
+
+def _num_computed(extent: Extent, known: KnownPaths) -> int:
+    if extent.path not in known:
+        return extent.num_rows
+    failed, first = known[extent.path][1].failed, extent.first_row
+    return bisect_left(failed, first + extent.num_rows) - bisect_left(failed, first)
+
+
+def _runs(units: Sequence[Unit], known: KnownPaths) -> Iterator[tuple[int, int, int, int, int]]:
+    for unit in units:
+        row = 0
+        for extent in unit.extents:
+            if extent.path in known:
+                version, shard = known[extent.path]
+                first, end = extent.first_row, extent.first_row + extent.num_rows
+                if unit.cut is not None:
+                    first, end = 0, shard.num_rows
+                # Between failed rows lie known ones.
+                before, until = (bisect_left(shard.failed, number) for number in (first, end))
+                for at in (*shard.failed[before:until], end):
+                    if at > first:
+                        ordinal = shard.first + first - before
+                        yield unit.index, row, at - first, version, ordinal
+                    row += at - first + 1
+                    first, before = at + 1, before + 1
+                row -= 1
+            else:
+                row += extent.num_rows
+
+
+def known_slices(
+    unit: Unit, starts: frozenset[int], num_rows: int | None, most_rows: int
+) -> list[SliceKey]:
+    """Return the slices of a unit that are to be staged.
+
+    Args:
+        unit: A counted one, or one of `known_counts`, which says in `cut.done` what is staged.
+        starts: First rows of those of a counted one.
+        num_rows: Of the other, as `known_counts`.
+        most_rows: Of its slices.
+    """
+    if unit.cut is None:
+        return [key for key in unit.slices() if key.start in starts]
+    assert num_rows is not None, "nothing says how many rows there are"
+    slices, position, total = list[SliceKey](), 0, num_rows
+    done = sorted((key.start, key.end) for key in unit.cut.done)
+    for start, end in [*done, (total, total)]:
+        while position < start:
+            until = min(start, position + most_rows)
+            slices.append(SliceKey(unit.index, position, until, is_last=until == total))
+            position = until
+        position = max(position, end)
+    return slices or ([] if done else [SliceKey(unit.index, 0, 0, is_last=True)])

@@ -1,0 +1,308 @@
+"""What a reader does with rows that are known: it reads them, and has only the others read.
+
+Out: packed slices, in which the rows that go through the stages are as the source yields them, and
+beside which travel the known ones (`core/rows/aside.py`). A version that cannot be read is not
+asked again here: its rows are computed, and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from time import perf_counter
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.commit.published.version_rows import PartReader, Version
+from pipeline.commit.staging import StagedSlice, StagingWriter
+from pipeline.core.arrays import Numbers, as_array
+from pipeline.core.errors import InfraError
+from pipeline.core.failures import Reason, failure_columns, failures_of
+from pipeline.core.figures.counters import Counters, measure, merge
+from pipeline.core.figures.slice_figures import LookedUp, SliceFigures
+from pipeline.core.printable import clean_message
+from pipeline.core.rows.aside import NOT_READ
+from pipeline.core.rows.row_digests import HASH_BYTES, input_hashes
+from pipeline.core.schema import INPUT_HASH, INPUT_HASH_FIELD, IS_COMPUTED, SOURCE
+from pipeline.core.slices import SliceKey, pack, unpack
+from pipeline.process.liveness import note_progress
+from pipeline.reuse.checking import are_drawn
+from pipeline.reuse.content import UNKNOWN
+from pipeline.reuse.dividing import known_slices
+from pipeline.reuse.known import Known
+from pipeline.sources.columns.base import STAGE
+from pipeline.sources.extents import RowFilter
+from pipeline.sources.rows import Reader
+from pipeline.sources.source_format import failed_rows
+from pipeline.sources.units import Unit, only_rows
+
+Read = Callable[[Unit, frozenset[int]], Iterable[pa.Table]]
+"""Reads wanted slices of a unit, packed."""
+_MOST_CHECKED = 32
+"""Rows of a slice beyond those that it usually computes; with more it is staged in pieces."""
+
+
+def stage_known(
+    known: Known, writer: StagingWriter, units: Mapping[Unit, frozenset[int]]
+) -> list[StagedSlice]:
+    """Stage the wanted slices of units all of whose rows are known; one that cannot be read is not.
+
+    Args:
+        units: Each with the first rows of its wanted slices, as `read_slices` takes them.
+    """
+    staged = []
+    for unit, starts in units.items():
+        filler = Filler(known.of_unit(unit.index))
+        for key in known_slices(unit, starts, known.counts.get(unit.index), known.most_rows):
+            if not filler.known.num_computed(key):
+                counters: Counters = {}
+                aside = filler.fill(key, counters)
+                if not aside.missing.any():
+                    note_progress("took a slice over")
+                    rows = known.schema.empty_table()
+                    staged.append(writer.write(key, counters, rows, aside.table(known)))
+    return staged
+
+
+class Filler:
+    """Reads the slices of a unit, known rows and others."""
+
+    def __init__(self, known: Known) -> None:
+        self.known = known
+        self._readers: dict[tuple[int, bool], PartReader] = {}
+        self._broken: dict[int, str] = {}
+        """Number of a version that could not be read -> what is said of it."""
+
+    def slices(
+        self, reader: Reader, unit: Unit, starts: frozenset[int], read: Read
+    ) -> Iterator[pa.Table]:
+        """Yield the wanted slices of a unit, packed.
+
+        Args:
+            reader: What reads the unit.
+            starts: As `read_slices` takes them.
+            read: Reads slices of it, or of some of its rows, with that reader.
+        """
+        known, count = self.known, self.known.counts.get(unit.index)
+        is_unknown = not len(known.runs) and known.failures is None
+        if is_unknown or (unit.cut is not None and count is None):
+            for block in read(unit, starts):
+                for key, counters, rows, _ in unpack(block):
+                    aside = _Aside(key.num_rows)
+                    yield self._packed(key, counters, aside, np.arange(key.num_rows), rows)
+            return
+        for key in known_slices(unit, starts, count, known.most_rows):
+            yield from self._slice(reader, unit, key, read)
+
+    def _slice(self, reader: Reader, unit: Unit, key: SliceKey, read: Read) -> Iterator[pa.Table]:
+        counters: Counters = {}
+        aside = self.fill(key, counters)
+        at = np.flatnonzero(aside.missing | self.known.are_checked(key))
+        if len(at) > 2 * self.known.usual_rows + _MOST_CHECKED and key.num_rows > 1:
+            for half in key.halves():
+                yield from self._slice(reader, unit, half, read)
+            return
+        rows = reader.schema.empty_table()
+        if len(at):
+            rows = _read_rows(reader, unit, key.start + at, read, counters)
+        yield self._packed(key, counters, aside, at, rows)
+
+    def fill(self, key: SliceKey, counters: Counters) -> _Aside:
+        """Return the known rows of a slice, as far as they can be read."""
+        aside = _Aside(key.num_rows)
+        version, ordinal = self.known.places(key)
+        for number in np.unique(version[version != UNKNOWN]).tolist():
+            at = np.flatnonzero(version == number)
+            rows = self._read(number, ordinal[at], counters, is_whole=True)
+            if rows is not None:
+                aside.add(at, rows, self.known.versions[number].source)
+        at, rows = self.known.failed(key)
+        if rows is not None and len(at):
+            aside.add(at, rows, self.known.versions[0].source)
+        return aside
+
+    def _read(
+        self, number: int, ordinals: Numbers, counters: Counters, *, is_whole: bool
+    ) -> pa.Table | None:
+        """Read rows of a version, or only their task columns; None if that fails."""
+        if number in self._broken:
+            SliceFigures(advice={self._broken[number]: len(ordinals)}).add_to(counters)
+            return None
+        version = self.known.versions[number]
+        try:
+            if (number, is_whole) not in self._readers:
+                schema = self._columns(version, is_whole=is_whole)
+                self._readers[number, is_whole] = PartReader(version, schema)
+            wanted, back = np.unique(ordinals, return_inverse=True)
+            rows = self._readers[number, is_whole].at(wanted)
+            is_same = len(back) == len(wanted) and (back[1:] > back[:-1]).all()
+            return rows if is_same else rows.take(pa.array(back))
+        except Exception as error:  # noqa: BLE001  # whatever it is, the rows are computed
+            self._give_up(number, error, len(ordinals), counters)
+            return None
+
+    def _columns(self, version: Version, *, is_whole: bool) -> pa.Schema:
+        left_out = {*failure_columns([]), *(() if is_whole else self.known.own)}
+        fields = [each for each in self.known.schema if each.name not in left_out]
+        takes_hash = is_whole and self.known.hashes and version.has_hashes
+        return pa.schema([*fields, *([INPUT_HASH_FIELD] if takes_hash else [])])
+
+    def _give_up(self, number: int, error: Exception, num_rows: int, counters: Counters) -> None:
+        text = f"{NOT_READ}: {clean_message(str(error) or repr(error), 200)}"
+        self._broken[number] = text
+        SliceFigures(advice={text: num_rows}).add_to(counters)
+
+    def _packed(
+        self,
+        key: SliceKey,
+        counters: Counters,
+        aside: _Aside,
+        at: Numbers,
+        rows: pa.Table,
+    ) -> pa.Table:
+        """Return a slice of which the rows `at` were read."""
+        known = self.known
+        with measure(counters, STAGE):
+            goes_on = np.ones(len(at), bool)
+            if known.hashes and len(at):
+                hashes = input_hashes(rows, [*known.inputs])
+                aside.hash(at, hashes)
+                if known.indices:
+                    goes_on = self._look_up(aside, at, rows, hashes, counters)
+            aside.is_computed[at[goes_on]] = True
+            going = rows if goes_on.all() else rows.filter(pa.array(goes_on))
+            return pack(key, counters, going, aside.table(known))
+
+    def _look_up(
+        self,
+        aside: _Aside,
+        at: Numbers,
+        rows: pa.Table,
+        hashes: pa.Array,
+        counters: Counters,
+    ) -> npt.NDArray[np.bool_]:
+        """Look read rows up by their content; return which are computed, bool (M,)."""
+        known, started = self.known, perf_counter()
+        asked = np.flatnonzero(np.asarray(hashes.is_valid()) & aside.missing[at])
+        data = b"".join(hashes.take(pa.array(asked)).to_pylist())
+        keys = np.frombuffer(data, np.uint8).reshape(-1, HASH_BYTES)
+        goes_on, is_left = np.ones(len(at), bool), np.ones(len(asked), bool)
+        num_known = num_failed = 0
+        for index in known.indices:
+            number = known.versions.index(index.version)
+            left = np.flatnonzero(is_left)
+            if number in self._broken or not len(left):
+                continue
+            try:
+                ordinals = index.find(keys[left])
+            except Exception as error:  # noqa: BLE001  # whatever it is, the rows are computed
+                self._give_up(number, error, 0, counters)
+                continue
+            hit = left[ordinals != UNKNOWN]
+            found = (
+                self._read(number, ordinals[ordinals != UNKNOWN], counters, is_whole=False)
+                if len(hit)
+                else None
+            )
+            if found is None:
+                continue
+            places = asked[hit]
+            own = rows.select([*known.own]).take(pa.array(places))
+            for name in found.column_names:
+                own = own.append_column(name, found.column(name))
+            aside.add(at[places], own, index.version.source)
+            is_left[hit] = False
+            goes_on[places] = are_drawn(keys[hit], known.checked_probability, known.seed)
+            num_known += int((~goes_on[places]).sum())
+        if self._broken:
+            num_failed = int(is_left.sum())
+        figure = LookedUp(len(asked), num_known, num_failed, perf_counter() - started)
+        SliceFigures(looked_up=figure).add_to(counters)
+        return goes_on
+
+
+class _Aside:
+    """The table beside a slice of N rows, as it grows."""
+
+    def __init__(self, num_rows: int) -> None:
+        self.missing = np.ones(num_rows, bool)
+        """(N,): rows that nothing is known of."""
+        self.is_computed = np.zeros(num_rows, bool)
+        self._pieces: list[tuple[Numbers, pa.Table, str]] = []
+        self._hashes: list[tuple[Numbers, pa.Array]] = []
+
+    def add(self, at: Numbers, rows: pa.Table, source: str) -> None:
+        """Add known rows: where they are, ascending; their columns; and the version."""
+        if INPUT_HASH in rows.column_names:
+            self.hash(at, as_array(rows.column(INPUT_HASH)))
+        self._pieces.append((at, rows, source))
+        self.missing[at] = False
+
+    def hash(self, at: Numbers, hashes: pa.Array) -> None:
+        """Add hashes of rows."""
+        self._hashes.append((at, hashes))
+
+    def table(self, known: Known) -> pa.Table:
+        """Return it, as `core.rows.aside` says."""
+        columns = {IS_COMPUTED: pa.array(self.is_computed)}
+        sources = [(at, pa.array([source] * len(at))) for at, _, source in self._pieces]
+        columns[SOURCE] = self._spread(sources, pa.string())
+        if known.hashes:
+            columns[INPUT_HASH] = self._spread(self._hashes, INPUT_HASH_FIELD.type)
+        for name, kind in zip(known.schema.names, known.schema.types, strict=True):
+            pieces = [
+                (at, as_array(rows.column(name)))
+                for at, rows, _ in self._pieces
+                if name in rows.column_names
+            ]
+            columns[name] = self._spread(pieces, kind)
+        return pa.table(columns)
+
+    def _spread(self, pieces: Sequence[tuple[Numbers, pa.Array]], kind: pa.DataType) -> pa.Array:
+        """Return a column of N rows, null where no piece has one."""
+        if not pieces:
+            return pa.nulls(len(self.missing), kind)
+        values = pa.concat_arrays([values.cast(kind) for _, values in pieces])
+        places = np.full(len(self.missing), UNKNOWN, np.int64)
+        places[np.concatenate([at for at, _ in pieces])] = np.arange(len(values))
+        return values.take(pa.array(places, mask=places == UNKNOWN))
+
+
+def _read_rows(
+    reader: Reader, unit: Unit, rows: Numbers, read: Read, counters: Counters
+) -> pa.Table:
+    """Read some rows of a unit; those of a shard that breaks off before them fail.
+
+    Args:
+        rows: Their numbers in the unit, ascending.
+        counters: What reading them took is added here.
+
+    Raises:
+        InfraError: There are not so many rows.
+    """
+    if unit.cut is None:
+        some = only_rows(unit, rows.tolist())
+    else:
+        cut = replace(unit.cut, rows=RowFilter(tuple(rows.tolist())), done=())
+        some = replace(unit, cut=cut)
+    tables = [reader.schema.empty_table()]
+    for block in read(some, frozenset([0])):
+        for _, counted, table, _ in unpack(block):
+            counters.update(merge(counters, counted))
+            tables.append(table)
+    found = pa.concat_tables(tables)
+    if found.num_rows == len(rows):
+        return found
+    # The last row stands for all behind it.
+    last = failures_of(found.slice(max(0, found.num_rows - 1)))
+    if not last or last[0] is None or last[0].reason != Reason.UNREADABLE_SHARD:
+        raise InfraError(
+            f"{reader.store.url(unit.extents[0].path)}: {found.num_rows} rows were read, expected "
+            f"{len(rows)}; nothing was written, run again"
+        )
+    kept = found.num_rows - 1
+    rest = unit.extents[0].choose(rows[kept:].tolist())
+    failed = failed_rows(reader, rest, 0, last[0])
+    return pa.concat_tables([found.slice(0, kept), failed])

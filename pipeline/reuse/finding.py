@@ -1,0 +1,330 @@
+"""Find the versions that a run can take predictions over from, and divide its plan by them.
+
+Nothing is written and no row is read. What cannot be looked up is computed; it never counts as
+unchanged.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from pipeline.commit.layout import Layout, earlier_names
+from pipeline.commit.manifest import Manifest, current_manifest, read_manifest
+from pipeline.commit.published.rollback import history_numbers
+from pipeline.commit.published.version_rows import Version
+from pipeline.commit.shard_table import KnownShard, NoKeys, ShardTable, read_shard_table
+from pipeline.core.errors import PipelineError
+from pipeline.core.printable import num_of
+from pipeline.core.versions import changed_versions, environment_versions
+from pipeline.job.job import Job
+from pipeline.planning.plan import Plan
+from pipeline.planning.predictor import predictor_key, why_other
+from pipeline.planning.slicing import SliceSizes
+from pipeline.reuse.checking import LEAST_ROWS, check_probability, choose_checked
+from pipeline.reuse.content import ContentIndex
+from pipeline.reuse.dividing import Division, divide, known_counts, known_runs, slice_rows
+from pipeline.reuse.failures import kept_failures
+from pipeline.reuse.known import Known
+from pipeline.storage.store import Store
+
+_MOST_SOURCES, _MOST_LOOKED_AT = 4, 8
+_USUAL_BYTES = 1024.0
+"""Of a prediction, if no version says it."""
+_NO_WEIGHTS = "the tensors of the model come from code, so nothing proves that they are the same"
+_OF_CODE = {"inputs", "semantics", "extensions"}
+"""Parts of a fingerprint in which a version may differ that is retried."""
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A version that rows may be taken from."""
+
+    version: Version
+    manifest: Manifest
+    table: ShardTable
+    shards: tuple[KnownShard, ...]
+    """Those whose predictions are not too old, nor of a day to come."""
+    has_same_rows: bool
+    """Its row ids and pass-through columns are made as those of this run."""
+
+    def index(self) -> ContentIndex:
+        """Return what finds its rows by their content, but for those of other shards."""
+        spans = [(s.first, s.first + s.num_rows - len(s.failed)) for s in self.shards]
+        left_out = np.array([0, *chain(*spans), self.table.about.num_rows], np.int64)
+        left_out = left_out.reshape(-1, 2)
+        return ContentIndex(self.version, left_out[left_out[:, 0] < left_out[:, 1]])
+
+
+@dataclass(frozen=True)
+class Retry:
+    """What is retried: a version, the newest one of the partition."""
+
+    base: Manifest
+    reasons: frozenset[str]
+    """Of its failed rows; the others stay as they are."""
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """What a run takes over."""
+
+    plan: Plan
+    """The plan of the run, cut by what is known; not stored yet."""
+    division: Division | None = None
+    """None: nothing is taken over."""
+    earlier: tuple[Earlier, ...] = ()
+    """The newest first."""
+    why_not: str = ""
+    """Why nothing is taken over, or not from the newest version."""
+    looked_at: int = 0
+    """Earlier versions that were looked at. The summary of a run says why nothing is taken over if
+    there are some: of a first run, and where it was asked for, that is no news."""
+    environment: tuple[str, ...] = ()
+    """Libraries whose version is another one than then."""
+    by_content: bool = False
+    """Rows are looked up by their content, too, while they are read."""
+    retry: Retry | None = None
+
+    @property
+    def sources(self) -> frozenset[str]:
+        """What slices that were staged before may have taken rows from."""
+        return frozenset(one.version.source for one in self.earlier if self.division)
+
+    @property
+    def days(self) -> dict[str, int]:
+        """URI of a shard that is known -> when its predictions were computed."""
+        known = self.division.known.values() if self.division else ()
+        return {shard.uri: shard.computed_day for _, shard in known}
+
+    @property
+    def oldest_day(self) -> int:
+        """When the oldest prediction was computed that may be taken over."""
+        return min(shard.computed_day for one in self.earlier for shard in one.shards)
+
+    @property
+    def has_mixed_code(self) -> bool:
+        """Tell whether the rows that are kept are of code of other semantics: of a retry."""
+        if self.retry is None or self.division is None:
+            return False
+        key = predictor_key(self.plan.predictor)
+        is_same = self.earlier[0].table.about.predictor_key == key
+        return not is_same and self.retry.base.fingerprint != self.plan.fingerprint
+
+    def known(self, job: Job, plan: Plan) -> Known | None:
+        """Return what readers need; None if rows are neither known nor hashed.
+
+        Args:
+            plan: As it is stored.
+        """
+        bare = Known(
+            (), plan.staged_schema(), plan.own_columns, (*plan.fields.names,),
+            hashes=plan.has_hashes, seed=plan.fingerprint,
+            usual_rows=SliceSizes.of(job, plan.batch_size, plan.task).most,
+        )  # fmt: skip
+        if self.division is None:
+            return bare if plan.has_hashes else None
+        runs = known_runs(plan.units, self.division.known)
+        is_thorough, checked = bool(self.environment), np.zeros((0, 2), np.int64)
+        if self.retry is None and len(runs):
+            parts = [
+                [one.table.about.num_rows]
+                if one.version.has_places
+                else [part.num_rows for part in one.manifest.parts]
+                for one in self.earlier
+            ]
+            checked = choose_checked(runs, parts, plan.fingerprint, is_thorough=is_thorough)
+        num_rows = sum(one.table.about.num_rows for one in self.earlier)
+        return replace(
+            bare,
+            versions=tuple(one.version for one in self.earlier),
+            runs=runs,
+            checked=checked,
+            counts=known_counts(plan.units, self.division.known),
+            failures=self.retry and kept_failures(self, self.retry, plan),
+            most_rows=slice_rows(self.row_bytes),
+            indices=tuple(
+                one.index() for one in self.earlier if self.by_content and one.version.has_hashes
+            ),
+            checked_probability=check_probability(
+                min(plan.num_rows or num_rows, num_rows), is_thorough=is_thorough
+            ),
+        )
+
+    @property
+    def row_bytes(self) -> float:
+        """What a prediction takes, about."""
+        parts = [part for one in self.earlier for part in one.manifest.parts]
+        num_bytes, num_rows = (
+            sum(getattr(part, name) for part in parts) for name in ("size_bytes", "num_rows")
+        )
+        return num_bytes / num_rows if num_rows else _USUAL_BYTES
+
+
+def find_reuse(
+    store: Store,
+    layout: Layout,
+    job: Job,
+    plan: Plan,
+    base: Manifest | None,
+    *,
+    is_asked: bool,
+    retry: Retry | None = None,
+) -> Reuse:
+    """Divide a plan into what is taken over and what is computed.
+
+    Args:
+        plan: All rows.
+        base: What is published of the partition now.
+        is_asked: That the command does not say otherwise.
+        retry: What is retried; None: this is a run.
+    """
+    if retry is None and (why := _why_not_at_all(job, plan, is_asked=is_asked)):
+        is_news = base is not None and is_asked and job.run.reuse != "off"
+        return Reuse(plan, why_not=why, looked_at=int(is_news))
+    wants_content = job.run.reuse == "content" and retry is None
+    earlier, reasons = _usable(store, layout, job, plan, base, retry, by_content=wants_content)
+    by_content = wants_content and any(one.version.has_hashes for one in earlier)
+    why, looked_at = "; ".join(reasons) or "nothing earlier is published", len(earlier + reasons)
+    nothing = Reuse(plan, why_not=why, looked_at=looked_at, retry=retry)
+    if not earlier:
+        return nothing
+    has_uris = job.source.has_uris and retry is None  # a shard does not say what they lead to
+    known = [
+        {s.uri: s for s in one.shards} if one.has_same_rows and not has_uris else {}
+        for one in earlier
+    ]
+    found = replace(nothing, earlier=tuple(earlier), by_content=by_content)
+    division = divide(plan, known, found.row_bytes)
+    few = division.num_known <= LEAST_ROWS and retry is None
+    if few and not by_content:
+        if division.num_known:
+            count = num_of(division.num_known, "row")
+            why = f"only {count} could be, and of so few all are predicted again as a check"
+        elif not reasons:
+            why = f"no shard is as it was in {earlier[0].version.name}"
+        return replace(nothing, why_not=why)
+    changed = changed_versions(earlier[0].table.about.environment, environment_versions())
+    return replace(
+        found,
+        plan=replace(plan, units=division.units),
+        division=division,
+        why_not="; ".join(reasons),
+        environment=changed,
+    )
+
+
+def _why_not_at_all(job: Job, plan: Plan, *, is_asked: bool) -> str:
+    if not is_asked:
+        return "--no-reuse was given"
+    if job.run.reuse == "off":
+        return "run.reuse is off"
+    if job.run.limit_rows is not None:
+        return "run.limit_rows is set"
+    if job.source.has_uris and job.run.reuse == "inputs":
+        return "a shard does not show what its URIs lead to; run.reuse: content goes by the bytes"
+    return "" if plan.predictor else _NO_WEIGHTS
+
+
+def _usable(
+    store: Store,
+    layout: Layout,
+    job: Job,
+    plan: Plan,
+    base: Manifest | None,
+    retry: Retry | None,
+    *,
+    by_content: bool,
+) -> tuple[list[Earlier], list[str]]:
+    """Return the versions to take rows from, newest first, and why newer ones are none."""
+    found: list[Earlier] = []
+    reasons: list[str] = []
+    candidates = _candidates(store, layout, base) if retry is None else iter([(layout, retry.base)])
+    today = day_of(dt.datetime.now(dt.UTC))
+    oldest = today - job.run.reuse_max_age_days
+    while len(found) < _MOST_SOURCES:
+        try:
+            where, manifest = next(candidates)
+        except StopIteration:
+            break
+        except (PipelineError, FileNotFoundError) as error:
+            reasons.append(f"earlier versions cannot be looked for: {error}")
+            break
+        name = f"{where.name} version {manifest.number}"
+        try:
+            table = read_shard_table(store, where, manifest)
+        except NoKeys as error:
+            reasons.append(str(error))
+            continue
+        except PipelineError as error:
+            reasons.append(f"{name}: the table of its shards cannot be read: {error}")
+            continue
+        has_same_rows = table.about.row_settings == plan.row_settings
+        has_hashes = table.about.kind == "content"
+        if why := _why_other(table, manifest, plan, retry):
+            reasons.append(f"{name}: {why} changed")
+        elif plan.has_hashes and not has_hashes and retry is None:
+            reasons.append(f"{name} has no hashes, which run.reuse: content asks for")
+        elif not has_same_rows and not by_content:
+            reasons.append(f"{name}: the source section or the columns of the job changed")
+        else:
+            # A day to come is of a clock that was wrong, and would never be too old.
+            shards = tuple(
+                shard for shard in table.shards if retry or oldest <= shard.computed_day <= today
+            )
+            facts = (table.about.has_places, has_hashes)
+            version = Version(store, where.partition, manifest.number, manifest.token, *facts)
+            found.append(Earlier(version, manifest, table, shards, has_same_rows))
+    return found, reasons if not found else []
+
+
+def _why_other(table: ShardTable, manifest: Manifest, plan: Plan, retry: Retry | None) -> str:
+    """Return what changed so that no prediction of a version can be taken, "" if nothing did."""
+    then, now = manifest.fingerprint_parts, plan.fingerprint_parts
+    key = predictor_key(plan.predictor)
+    if key and table.about.predictor_key == key:
+        return ""
+    if retry is not None:
+        is_same = manifest.fingerprint == plan.fingerprint
+        if is_same or (key and _settings(then) == _settings(now)):
+            return ""
+    return why_other(manifest.model, plan.model, (then, now))
+
+
+def _settings(parts: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in parts.items() if name not in _OF_CODE}
+
+
+def _candidates(
+    store: Store, layout: Layout, base: Manifest | None
+) -> Iterator[tuple[Layout, Manifest]]:
+    """Yield what is published of this partition, newest first, then of earlier partitions.
+
+    Versions that a rollback has taken back are left out.
+    """
+    taken_back: set[int] = set()
+    if base is not None:
+        yield layout, base
+        held = history_numbers(store, layout)
+        for number in range(base.number, min(held, default=base.number) - 1, -1):
+            if number in taken_back:
+                continue
+            manifest = base if number == base.number else read_manifest(store, layout, number)
+            if manifest.restored_from is not None:
+                taken_back |= set(range(manifest.restored_from + 1, number))
+            if number != base.number and number in held:
+                yield layout, manifest
+    for name in earlier_names(layout.name, store.list_folders("_control"))[:_MOST_LOOKED_AT]:
+        earlier = Layout(name)
+        if (current := current_manifest(store, earlier)) is not None:
+            yield earlier, current
+
+
+def day_of(time: dt.datetime) -> int:
+    """Return the days from 1970 to a time."""
+    return (time.date() - dt.date(1970, 1, 1)).days

@@ -1,0 +1,105 @@
+"""Which rows of a plan are known; plain enough for Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.commit.published.version_rows import Version
+from pipeline.core.arrays import Numbers
+from pipeline.core.slices import SliceKey
+from pipeline.reuse.content import UNKNOWN, ContentIndex
+from pipeline.sources.units import Unit
+
+_NO_RUNS = np.zeros((0, 5), np.int64)
+_NO_ROWS = np.zeros((0, 2), np.int64)
+
+
+@dataclass(frozen=True)
+class Known:
+    """Which rows are known, and how they are read; plain enough for Ray."""
+
+    versions: tuple[Version, ...]
+    """The newest first."""
+    schema: pa.Schema
+    """Of staged rows."""
+    own: tuple[str, ...]
+    """Those of them that rows have from the source."""
+    inputs: tuple[str, ...]
+    """The columns of the source that hold the input."""
+    runs: Numbers = field(default_factory=lambda: _NO_RUNS)
+    """As `known_runs`."""
+    checked: Numbers = field(default_factory=lambda: _NO_ROWS)
+    """int64 (S, 2): unit and row of known rows that are computed all the same; ascending."""
+    counts: Mapping[int, int] = field(default_factory=dict)
+    """As `known_counts`."""
+    failures: pa.Table | None = None
+    """Rows that failed, and stay so: as staged, with `unit` and `row` in the unit."""
+    usual_rows: int = 1
+    """The most rows that a slice of computed ones has."""
+    most_rows: int = 1
+    """The most that one of known ones has."""
+    hashes: bool = False
+    """Rows get the hash of their input."""
+    indices: tuple[ContentIndex, ...] = ()
+    """What looks rows up by it."""
+    checked_probability: float = 0.0
+    """Of a row that is found by it: that it is computed all the same."""
+    seed: str = "0"
+    """As `are_drawn` takes it."""
+
+    def of_unit(self, unit: int) -> Known:
+        """Return what is known of one unit."""
+        runs, checked = (
+            rows[slice(*np.searchsorted(rows[:, 0], [unit, unit + 1]))]
+            for rows in (self.runs, self.checked)
+        )
+        failures = self.failures
+        if failures is not None:
+            failures = failures.filter(pa.array(np.asarray(failures.column("unit")) == unit))
+            failures = failures if failures.num_rows else None
+        counts = {unit: self.counts[unit]} if unit in self.counts else {}
+        return replace(self, runs=runs, checked=checked, counts=counts, failures=failures)
+
+    def of_units(self, units: Iterable[Unit]) -> Known:
+        """Return what is known of some units, without what looks rows up."""
+        numbers = np.array([unit.index for unit in units], np.int64)
+        runs, checked = (rows[np.isin(rows[:, 0], numbers)] for rows in (self.runs, self.checked))
+        return replace(self, runs=runs, checked=checked, indices=())
+
+    def places(self, key: SliceKey) -> tuple[Numbers, Numbers]:
+        """Return version and ordinal of the rows of a slice, (N,) both; UNKNOWN where none is."""
+        version, ordinal = (np.full(key.num_rows, UNKNOWN, np.int64) for _ in range(2))
+        rows = self.runs[self.runs[:, 0] == key.unit]
+        for _, row, count, source, first in rows.tolist():
+            low, high = max(row, key.start), min(row + count, key.end)
+            if low < high:
+                version[low - key.start : high - key.start] = source
+                ordinal[low - key.start : high - key.start] = first + np.arange(low, high) - row
+        return version, ordinal
+
+    def are_checked(self, key: SliceKey) -> npt.NDArray[np.bool_]:
+        """Return which rows of a slice are computed although they are known, bool (N,)."""
+        rows = self.checked[self.checked[:, 0] == key.unit, 1] - key.start
+        mask = np.zeros(key.num_rows, bool)
+        mask[rows[(rows >= 0) & (rows < key.num_rows)]] = True
+        return mask
+
+    def failed(self, key: SliceKey) -> tuple[Numbers, pa.Table | None]:
+        """Return the rows of a slice that stay failed: where they are in it, and as staged."""
+        if self.failures is None:
+            return np.zeros(0, np.int64), None
+        at = np.asarray(self.failures.column("row")) - key.start
+        is_here = (np.asarray(self.failures.column("unit")) == key.unit) & (at >= 0)
+        is_here &= at < key.num_rows
+        return at[is_here], self.failures.filter(pa.array(is_here)).select(self.schema.names)
+
+    def num_computed(self, key: SliceKey) -> int:
+        """Return how many rows of a slice are computed, if what is known can be read."""
+        version, _ = self.places(key)
+        version[self.failed(key)[0]] = 0
+        return int(((version == UNKNOWN) | self.are_checked(key)).sum())

@@ -1,0 +1,123 @@
+"""What a run has to do: the rows of its plan, and what earlier versions know of them."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pipeline.commit.manifest import Manifest
+from pipeline.commit.plan_store import adopt_plan
+from pipeline.core.printable import num_of
+from pipeline.models.spec import ModelSpec
+from pipeline.planning.plan import Plan
+from pipeline.report.recording.carried_rows import carried_section
+from pipeline.reuse.failures import Quarantined, read_quarantined
+from pipeline.reuse.finding import Retry, Reuse, find_reuse
+from pipeline.reuse.known import Known
+from pipeline.runs.context import RunContext
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A plan that is carried out, and what it is put in the place of."""
+
+    plan: Plan
+    """As it is stored."""
+    model: ModelSpec
+    base: Manifest | None
+    """What is published of the partition now."""
+    reuse: Reuse
+    known: Known | None = None
+    """What readers need; None: all rows are computed, and none gets a hash."""
+    quarantined: Quarantined | None = None
+    """Of a retry: the rows of the base that failed."""
+
+    @property
+    def published_model(self) -> Mapping[str, Any] | None:
+        """The model as it was run for rows that are retried; None: it may be run in any way."""
+        return self.base.model if self.quarantined and self.base and self.reuse.division else None
+
+    @property
+    def is_vain(self) -> bool:
+        """Tell whether no row is retried."""
+        return self.quarantined is not None and not self.quarantined.num_asked
+
+    def changes_nothing(self, reasons: Mapping[str, int]) -> bool:
+        """Tell whether all rows of a retry failed again just as before.
+
+        Args:
+            reasons: Why how many rows fail now.
+        """
+        if self.quarantined is None or self.base is None:
+            return False
+        is_same = self.base.fingerprint == self.plan.fingerprint or self.reuse.has_mixed_code
+        return is_same and dict(reasons) == dict(self.quarantined.reasons)
+
+
+def divide(
+    run: RunContext,
+    plan: Plan,
+    model: ModelSpec,
+    base: Manifest | None,
+    say: Callable[[str], None],
+) -> Work:
+    """Say what is computed of a plan and what is taken over, and store it.
+
+    Args:
+        run: The run, which holds the lease of its partition.
+        plan: All rows.
+        base: What is published of the partition now.
+        say: Shows what is taken over.
+    """
+    retry = quarantined = None
+    if run.options.retried is not None and base is not None:
+        retry = Retry(base, run.options.retried)
+        quarantined = read_quarantined(run.store, base, run.options.retried)
+        _note_retry(run, base, quarantined)
+    reuse = find_reuse(
+        *(run.store, run.layout, run.job, plan, base), is_asked=run.options.reuse, retry=retry
+    )
+    work = Work(plan, model, base, reuse, quarantined=quarantined)
+    if work.is_vain:
+        return work
+    if reuse.division is None:
+        run.record.not_carried(reuse.why_not, reuse.looked_at)
+        if base is not None:
+            say(f"nothing is carried over: {reuse.why_not}")
+        if retry is not None:
+            log.warning("all rows are computed again: %s", reuse.why_not)
+    else:
+        section = carried_section(reuse)
+        run.record.carried(**section.model_dump(exclude_unset=True))
+        say(f"carrying over {num_of(reuse.division.num_known, 'row')}")
+    stored_as = "" if retry is None else _name_of_retry(retry, reuse.plan)
+    plan = adopt_plan(run.store, run.layout, replace(reuse.plan, stored_as=stored_as))
+    run.record.planned(plan, model, run.job.resources.num_gpus)
+    return replace(work, plan=plan, known=reuse.known(run.job, plan))
+
+
+def _name_of_retry(retry: Retry, plan: Plan) -> str:
+    """Name the plan of a retry, whose slices are not those of the run before."""
+    salt = f"{plan.fingerprint} {retry.base.token} {sorted(retry.reasons)}"
+    return hashlib.sha256(salt.encode()).hexdigest()
+
+
+def _note_retry(run: RunContext, base: Manifest, found: Quarantined) -> None:
+    others = found.describe_others()
+    stay = f"quarantined stay {others}" if others else ""
+    if found.num_asked:
+        rows = num_of(found.num_asked, "quarantined row")
+        log.info("retrying %s of version %d%s", rows, base.number, f"; {stay}" if stay else "")
+    else:
+        log.info("nothing to retry%s", f": {stay}" if stay else "")
+    run.record.retried(
+        base_version=base.number,
+        entries=found.num_asked,
+        duplicate_ids=found.num_duplicates,
+        not_asked=found.num_not_asked,
+    )
