@@ -1,7 +1,5 @@
-"""Parquet files of a partition: written, read, merged, put into the order of the input.
+"""Parquet files of a partition: written and read, in the order of the input or by value.
 
-In: tables of predictions and their rows' places. Out: files and what their footers say. Nothing
+In: staged slices. Out: files and what their footers say. Nothing
 here knows of leases, plans or the log. Begin with `part_writer.py` and `compaction.py`.
-
-`carried/` does what `compaction.py` does if predictions of earlier versions lie between the rows.
 """
