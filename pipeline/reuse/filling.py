@@ -52,9 +52,8 @@ def stage_known(
     Args:
         units: Each with the first rows of its wanted slices, as `read_slices` takes them.
     """
-    staged = []
+    staged, filler = [], Filler(known)  # one, so that slices share the row groups that it holds
     for unit, starts in units.items():
-        filler = Filler(known.of_unit(unit.index))
         for key in known_slices(unit, starts, known.counts.get(unit.index), known.most_rows):
             if not filler.known.num_computed(key):
                 counters: Counters = {}

@@ -54,10 +54,7 @@ class Known:
 
     def of_unit(self, unit: int) -> Known:
         """Return what is known of one unit."""
-        runs, checked = (
-            rows[slice(*np.searchsorted(rows[:, 0], [unit, unit + 1]))]
-            for rows in (self.runs, self.checked)
-        )
+        runs, checked = _of_unit(self.runs, unit), _of_unit(self.checked, unit)
         failures = self.failures
         if failures is not None:
             failures = failures.filter(pa.array(np.asarray(failures.column("unit")) == unit))
@@ -74,8 +71,7 @@ class Known:
     def places(self, key: SliceKey) -> tuple[Numbers, Numbers]:
         """Return version and ordinal of the rows of a slice, (N,) both; UNKNOWN where none is."""
         version, ordinal = (np.full(key.num_rows, UNKNOWN, np.int64) for _ in range(2))
-        rows = self.runs[self.runs[:, 0] == key.unit]
-        for _, row, count, source, first in rows.tolist():
+        for _, row, count, source, first in _of_unit(self.runs, key.unit).tolist():
             low, high = max(row, key.start), min(row + count, key.end)
             if low < high:
                 version[low - key.start : high - key.start] = source
@@ -84,7 +80,7 @@ class Known:
 
     def are_checked(self, key: SliceKey) -> npt.NDArray[np.bool_]:
         """Return which rows of a slice are computed although they are known, bool (N,)."""
-        rows = self.checked[self.checked[:, 0] == key.unit, 1] - key.start
+        rows = _of_unit(self.checked, key.unit)[:, 1] - key.start
         mask = np.zeros(key.num_rows, bool)
         mask[rows[(rows >= 0) & (rows < key.num_rows)]] = True
         return mask
@@ -103,3 +99,8 @@ class Known:
         version, _ = self.places(key)
         version[self.failed(key)[0]] = 0
         return int(((version == UNKNOWN) | self.are_checked(key)).sum())
+
+
+def _of_unit(rows: Numbers, unit: int) -> Numbers:
+    """Return the rows of a table whose first column, which ascends, is a unit."""
+    return rows[slice(*np.searchsorted(rows[:, 0], [unit, unit + 1]))]

@@ -29,6 +29,8 @@ from pipeline.sources.units import Unit, ctimes_of
 from pipeline.storage.store import StoredFile
 
 _FOOTER_THREADS = 16
+_SLICES_PER_TASK = 4
+"""Of known rows: of the same parts, which are then read once."""
 
 
 def take_over(
@@ -93,7 +95,7 @@ def stage_known_slices(
         whole = [key for key in keys if not known.num_computed(key)]
         if not whole:
             continue
-        if not calls or num_rows >= known.most_rows:
+        if not calls or num_rows >= _SLICES_PER_TASK * known.most_rows:
             calls.append({})
             num_rows = 0
         calls[-1][unit] = frozenset(key.start for key in whole)
