@@ -15,7 +15,7 @@ from pipeline.core.errors import InfraError, JobError
 from pipeline.core.failures import Reason
 from pipeline.planning.plan import Plan, schema_to_text
 from pipeline.process.failpoints import failpoint
-from pipeline.sources.extents import Extent, RowFilter, UncountedPlan
+from pipeline.sources.extents import Extent, UncountedPlan
 from pipeline.sources.units import Unit, ctimes_of, with_ctimes
 from pipeline.storage.create_once import CreateOutcome
 from pipeline.storage.store import Store
@@ -127,7 +127,7 @@ def plan_from_json(data: bytes, fingerprint: str) -> Plan:
             raise ValueError("another fingerprint")
         units = tuple(
             Unit(i, tuple(_extent(row, document["shards"]) for row in u["extents"]),
-                 tuple(u["bounds"]), _cut(u["cut"]) if "cut" in u else None)
+                 tuple(u["bounds"]), UncountedPlan(*u["cut"]) if "cut" in u else None)
             for i, u in enumerate(document["units"])
         )  # fmt: skip
         return Plan(
@@ -157,29 +157,16 @@ def _extent(row: list[Any], shards: list[list[Any]]) -> Extent:
     path, size_bytes, version = shards[row[0]]
     reason = Reason(row[4]) if len(row) > 4 and row[4] else None
     message = row[5] if len(row) > 5 else ""
-    only = tuple(row[6]) if len(row) > 6 else None
-    return Extent(path, size_bytes, version, row[1], row[2], row[3], reason, message, only)
+    return Extent(path, size_bytes, version, row[1], row[2], row[3], reason, message)
 
 
 def _rarely(extent: Extent) -> list[Any]:
-    """Return what most extents have not: why they cannot be read, and which rows alone they are."""
-    reason = extent.reason and extent.reason.value
-    if extent.only is not None:
-        return [reason, extent.message, extent.only]
-    return [reason, extent.message] if reason else []
+    """Return what most extents have not: why they cannot be read."""
+    return [extent.reason.value, extent.message] if extent.reason else []
 
 
 def _cut_to_json(cut: UncountedPlan) -> list[Any]:
-    limits = [cut.slice_rows, cut.slice_bytes, cut.max_rows]
-    rows = cut.rows
-    return limits if rows.only is None else [*limits, rows.only, rows.beyond]
-
-
-def _cut(values: list[Any]) -> UncountedPlan:
-    slice_rows, slice_bytes, max_rows, *chosen = values
-    only, beyond = chosen or (None, None)
-    rows = RowFilter(None if only is None else tuple(only), beyond)
-    return UncountedPlan(slice_rows, slice_bytes, max_rows, rows=rows)
+    return [cut.slice_rows, cut.slice_bytes, cut.max_rows]
 
 
 def _schema_from_text(text: str) -> pa.Schema:

@@ -72,28 +72,22 @@ class Extent:
 class RowFilter:
     """Which rows of an uncounted unit are read; without arguments all of them.
 
-    A retry reads single rows of a tar. They are counted as if the unit had no others.
+    Single rows of a tar that is known are read. They are counted as if it had no others.
     """
 
     only: tuple[int, ...] | None = None
-    """If set, only these rows, ascending, and those from `beyond` on."""
-    beyond: int | None = None
-    """First of the rows behind `only` that are all read; None: none of them."""
+    """If set, only these rows, ascending."""
 
     def number(self, row: int) -> int | None:
         """Return how many chosen rows are before this one; None if it is not chosen itself."""
         if self.only is None:
             return row
-        if self.beyond is not None and row >= self.beyond:
-            return len(self.only) + row - self.beyond
         index = bisect_left(self.only, row)
         return index if self.only[index : index + 1] == (row,) else None
 
     def is_past(self, row: int) -> bool:
         """Tell whether neither this row nor a later one is chosen."""
-        if self.only is None or self.beyond is not None:
-            return False
-        return not self.only or row > self.only[-1]
+        return self.only is not None and (not self.only or row > self.only[-1])
 
 
 ALL_ROWS = RowFilter()

@@ -10,7 +10,6 @@ from pipeline.core.schema import (
     ENCODED,
     columns_of_part,
     input_column,
-    is_feature,
 )
 from pipeline.job.source import Source
 from pipeline.sources.columns.base import InputReader
@@ -66,11 +65,3 @@ def fields_of_part(part: str, source: Source, fields: pa.Schema) -> pa.Schema:
         return fields
     own = columns_of_part(part, source.inputs, fields.names)
     return pa.schema([fields.field(name).with_name(column) for name, column in own.items()])
-
-
-def are_measured(source: Source, fields: pa.Schema) -> bool:
-    """Tell whether the columns of the input are those of shards; not, if none could be read."""
-    return all(
-        bool(part.features) == any(map(is_feature, fields_of_part(name, source, fields).names))
-        for name, part in source.parts.items()
-    )

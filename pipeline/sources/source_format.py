@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, NamedTuple, Protocol, Self, cast
 
@@ -158,21 +158,6 @@ class SourceFormat(ABC):
         Raises:
             JobError: No shard has the columns or members that the job names.
         """
-
-    def remeasure(
-        self,
-        store: Store,
-        shards: Sequence[StoredFile],
-        source: Source,
-        declared: pa.Schema,
-        *,
-        max_extent_rows: int,
-    ) -> Mapping[str, tuple[Extent, ...]]:
-        """Measure shards again for a retry, with `declared` pass-through types; path -> extents.
-
-        Empty if the format never gives an extent a reason.
-        """
-        return {}
 
     @abstractmethod
     def read(

@@ -18,12 +18,9 @@ from pipeline.commit.layout import Layout
 from pipeline.commit.plan_store import PLAN_VERSION, adopt_plan, plan_from_json, plan_to_json
 from pipeline.core.environment import FAILPOINT
 from pipeline.core.errors import InfraError, JobError
-from pipeline.core.failures import Reason
 from pipeline.core.schema import IMAGE_FIELDS, feature_fields, text_fields
 from pipeline.planning.plan import Plan
 from pipeline.process import failpoints
-from pipeline.sources.extents import Extent, RowFilter, UncountedPlan
-from pipeline.sources.units import Unit
 from pipeline.storage.create_once import CreateOutcome
 from pipeline.storage.skipped import Skipped, SkipReason
 from pipeline.storage.store import Store
@@ -170,23 +167,3 @@ def test_a_stored_plan_never_says_what_is_skipped_now(tmp_path: Path):
     assert adopt_plan(store, layout, first).skipped == skipped
     assert adopt_plan(store, layout, second).skipped == Skipped()
     assert b"notes.txt" not in store.read_bytes(layout.plan(first.fingerprint))
-
-
-def test_chosen_rows_survive_the_file_of_a_plan():
-    extent = Extent("a", 9, "v", 0, 50, 1.5).choose([3, 4, 9, 30])
-    assert (extent.first_row, extent.num_rows) == (3, 4)
-    assert extent.piece(1, 2).numbers() == (4, 9)
-    assert extent.piece(1, 3).numbers(1) == (9, 30)
-    tar = Extent("t", 9, "v", 0, 0, 0.0)
-    cuts = (
-        UncountedPlan(4, 100),
-        UncountedPlan(4, 100, 9),
-        UncountedPlan(4, 100, rows=RowFilter((2, 5), 7)),
-        UncountedPlan(4, 100, rows=RowFilter(())),
-    )
-    units = (
-        Unit(0, (extent, replace(extent, reason=Reason.BAD_SCHEMA, message="m")), (0, 4, 8)),
-        *(Unit(index, (tar,), (), cut) for index, cut in enumerate(cuts, 1)),
-    )
-    plan = replace(planned([]), units=units)
-    assert stored(plan) == plan

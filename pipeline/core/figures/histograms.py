@@ -104,43 +104,12 @@ class Distribution:
     def num_labelled(self) -> int:
         return sum(self.labels.values()) + self.num_other
 
-    @property
-    def num_counted(self) -> int:
-        """How many predictions gave numbers; of lists each entry gives a score, too."""
-        counted = {name: sum(each.counts.values()) for name, each in self.numbers.items()}
-        own = counted.pop(SCORE, 0)
-        return max(counted.values(), default=own)
-
     def __add__(self, other: Distribution) -> Distribution:
         """Sum two partitions, or parts of one."""
         labels = Counter(self.labels)
         labels.update(other.labels)
         numbers = sum_numbers(self.numbers, other.numbers)
         return Distribution(dict(labels), self.num_other + other.num_other, numbers)
-
-    def without(self, gone: Distribution) -> Distribution | None:
-        """Return the distribution of the others; None if it does not follow.
-
-        Args:
-            gone: Of some of these predictions. Where one of them is the least or the largest, which
-                it is now is unknown.
-        """
-        labels = Counter(self.labels)
-        labels.subtract(gone.labels)
-        if self.num_other or gone.num_other or any(rows < 0 for rows in labels.values()):
-            return None
-        numbers = {}
-        for name, whole in self.numbers.items():
-            part = gone.numbers.get(name)
-            if part is not None and not whole.lowest < part.lowest <= part.highest < whole.highest:
-                return None
-            counts = Counter(whole.counts)
-            counts.subtract(part.shifted(whole.shift) if part is not None else {})
-            kept = {key: rows for key, rows in counts.items() if rows}
-            numbers[name] = Numbers(whole.lowest, whole.highest, kept, whole.shift)
-        if not (self.labels or self.numbers) or gone.numbers.keys() - self.numbers.keys():
-            return None
-        return Distribution({label: n for label, n in labels.items() if n}, 0, numbers)
 
     def is_constant(self, tolerance: float) -> bool:
         """Tell whether all predictions are alike; no numbers at all say nothing."""

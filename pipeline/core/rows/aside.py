@@ -29,11 +29,6 @@ def num_computed(aside: pa.Table) -> int:
     return int(as_array(aside.column(IS_COMPUTED)).true_count)
 
 
-def computed_hashes(aside: pa.Table) -> pa.ChunkedArray:
-    """Return the hashes of the M rows that are computed."""
-    return aside.column(INPUT_HASH).filter(aside.column(IS_COMPUTED))
-
-
 def checked_pairs(computed: pa.Table, aside: pa.Table) -> tuple[pa.Table, pa.Table]:
     """Return the rows that are known and were computed, as they are known and as they came out.
 

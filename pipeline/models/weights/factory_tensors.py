@@ -90,9 +90,3 @@ def pin(store: Store, path: str, module: torch.nn.Module, name: str) -> None:
             "model.weights, or seed what its module draws and pin what it reads "
             "(examples/custom_model): changed code starts anew"
         )
-
-
-def copy_pin(store: Store, source: str, target: str) -> None:
-    """Copy the pinned digest of an earlier plan to another plan, if there is one."""
-    with contextlib.suppress(FileNotFoundError):
-        store.put(target, store.read_bytes(source))

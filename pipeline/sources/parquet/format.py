@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -60,22 +60,6 @@ class Parquet(SourceFormat):
             for extent in extents_of(shard, footer, source, declared, max_extent_rows)
         ]
         return Measured(tuple(extents), declared, fields=fields)
-
-    def remeasure(
-        self,
-        store: Store,
-        shards: Sequence[StoredFile],
-        source: Source,
-        declared: pa.Schema,
-        *,
-        max_extent_rows: int,
-    ) -> Mapping[str, tuple[Extent, ...]]:
-        """Read the footers again of shards that were broken or did not fit."""
-        footers = read_footers(store, shards, source)
-        return {
-            shard.path: tuple(extents_of(shard, footer, source, declared, max_extent_rows))
-            for shard, footer in zip(shards, footers, strict=True)
-        }
 
     def read(
         self, reader: Reader, extents: Sequence[Extent], is_wanted: Callable[[int], bool]

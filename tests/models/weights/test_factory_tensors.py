@@ -19,7 +19,7 @@ from pipeline.core.cache.node_cache import tensors_digest
 from pipeline.core.errors import InfraError, JobError
 from pipeline.inference.devices.device import load_runner
 from pipeline.models.spec import PredictorConfig, load_module, load_pinned
-from pipeline.models.weights.factory_tensors import copy_pin, pin, seeded
+from pipeline.models.weights.factory_tensors import pin, seeded
 from pipeline.storage.store import Store
 
 PATH = "_control/all/tensors/f.json"
@@ -94,16 +94,6 @@ def test_a_factory_that_no_seed_holds_is_refused_by_the_second_actor_or_a_resume
     load_runner(config(store, "models:unseeded"))
     with pytest.raises(JobError, match="models:unseeded: has other tensors than before"):
         load_runner(config(store, "models:unseeded"))
-
-
-def test_a_retry_keeps_to_the_tensors_of_what_is_published(usual_store: Store) -> None:
-    copy_pin(usual_store, PATH, "none.json")
-    assert not usual_store.exists("none.json"), "nothing was pinned, so nothing is copied"
-    pin(usual_store, PATH, models.Colours(), "m")
-    copy_pin(usual_store, PATH, "retry.json")
-    pin(usual_store, "retry.json", models.Colours(), "m")
-    with pytest.raises(JobError, match="other tensors"):
-        pin(usual_store, "retry.json", models.Channels(), "m")
 
 
 def test_a_damaged_pin_is_named(tmp_path: Path) -> None:
