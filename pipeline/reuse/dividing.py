@@ -80,7 +80,8 @@ def divide(plan: Plan, versions: Sequence[Mapping[str, KnownShard]], row_bytes: 
             ((n, v[uri]) for n, v in enumerate(versions)
              if uri in v and _is_same(extents[0], counted, v[uri])), None
         )  # fmt: skip
-        if found is None or any(extent.reason is not None for extent in extents):
+        is_alone = unit.cut is None or len(unit.extents) == 1
+        if found is None or not is_alone or any(each.reason is not None for each in extents):
             state: State = "changed" if versions and uri in versions[0] else "new"
             shards.append(ShardRows(uri, state, 0, counted))
             continue

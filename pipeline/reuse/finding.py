@@ -37,6 +37,7 @@ _MOST_SOURCES, _MOST_LOOKED_AT = 4, 8
 _USUAL_BYTES = 1024.0
 """Of a prediction, if no version says it."""
 _NO_WEIGHTS = "the tensors of the model come from code, so nothing proves that they are the same"
+_LIMITED = "run.limit_rows is set"
 _OF_CODE = {"inputs", "semantics", "extensions"}
 """Parts of a fingerprint in which a version may differ that is retried."""
 
@@ -187,6 +188,8 @@ def find_reuse(
     if retry is None and (why := _why_not_at_all(job, plan, is_asked=is_asked)):
         is_news = base is not None and is_asked and job.run.reuse != "off"
         return Reuse(plan, why_not=why, looked_at=int(is_news))
+    if job.run.limit_rows is not None:
+        return Reuse(plan, why_not=_LIMITED, looked_at=1, retry=retry)
     wants_content = job.run.reuse == "content" and retry is None
     earlier, reasons = _usable(store, layout, job, plan, base, retry, by_content=wants_content)
     by_content = wants_content and any(one.version.has_hashes for one in earlier)
@@ -225,7 +228,7 @@ def _why_not_at_all(job: Job, plan: Plan, *, is_asked: bool) -> str:
     if job.run.reuse == "off":
         return "run.reuse is off"
     if job.run.limit_rows is not None:
-        return "run.limit_rows is set"
+        return _LIMITED
     if job.source.has_uris and job.run.reuse == "inputs":
         return "a shard does not show what its URIs lead to; run.reuse: content goes by the bytes"
     return "" if plan.predictor else _NO_WEIGHTS

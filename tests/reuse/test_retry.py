@@ -244,6 +244,19 @@ def test_of_another_job_all_rows_are_computed_and_the_log_says_so(
     assert other.content() == whole_partition(other, tmp_path).content()
 
 
+def test_of_a_limit_of_rows_over_tars_all_rows_are_computed(tmp_path: Path):
+    """One unit has all tars then, of which no version knows the rows."""
+    partition = make_partition(tmp_path, write_tars)
+    (tmp_path / "weights.pt").write_bytes(weights())
+    partition.weights = str(tmp_path / "weights.pt")
+    partition.broken = {"t0.tar/k3"}
+    partition.run()
+    limited = make_partition_again(partition, run={"limit_rows": 25})
+    limited.weights = partition.weights
+    assert limited.retry() == "published"
+    assert (len(limited.computed), limited.current().num_rows) == (25, 25)
+
+
 @pytest.mark.parametrize("by", [(), ("label",)], ids=named)
 def test_a_version_without_any_prediction_can_be_retried(by: tuple[str, ...], tmp_path: Path):
     partition = make_partition(tmp_path, write_tars, sink={"partition_columns": by})
