@@ -61,7 +61,7 @@ class PartPlace:
                 return act(path)
             except FileNotFoundError:
                 continue
-            except (PipelineError, pa.ArrowException, OSError) as error:
+            except (PipelineError, pa.ArrowException, OSError, UnicodeDecodeError) as error:
                 trouble = error  # it may just be moving
         why = f"cannot be read: {trouble}" if trouble else "is gone, also from the history"
         raise NotReadable(f"{store.url(self.part.path)}: {why}") from trouble
@@ -177,7 +177,7 @@ class PartReader:
             try:
                 rows = self._read(path, None, group, ["place"]).column(0).to_numpy()
                 places[groups == group] = rows[ordinals[groups == group] % PLACES_PER_GROUP]
-            except (FileNotFoundError, IndexError, PipelineError, pa.ArrowException) as error:
+            except (OSError, ValueError, IndexError, PipelineError, pa.ArrowException) as error:
                 name = self._version.name
                 raise NotReadable(f"{name}: {PLACES} cannot be read: {error}") from error
         return places
@@ -213,9 +213,12 @@ class PartReader:
             names = [name for name in self._schema.names if name not in columns]
             rows = self._find(part, lambda path: self._read(path, part, group, names))
             try:
+                types = [self._schema.field(name).type for name in names]
+                if rows.select(names).schema.types != types:  # a cast may fill fields with nulls
+                    raise TypeError(f"{rows.schema.types}, expected {types}")
                 rows = restore(rows, part.path, columns)
                 self._held[key] = rows.select(self._schema.names).cast(self._schema)
-            except (KeyError, pa.ArrowException) as error:
+            except (KeyError, TypeError, pa.ArrowException) as error:
                 url = self._version.store.url(part.path)
                 raise NotReadable(f"{url}: has other columns: {error}") from error
             while len(self._held) > _ROW_GROUPS_HELD:
