@@ -134,10 +134,7 @@ class Filler:
             if (number, is_whole) not in self._readers:
                 schema = self._columns(version, is_whole=is_whole)
                 self._readers[number, is_whole] = PartReader(version, schema)
-            wanted, back = np.unique(ordinals, return_inverse=True)
-            rows = self._readers[number, is_whole].at(wanted)
-            is_same = len(back) == len(wanted) and (back[1:] > back[:-1]).all()
-            return rows if is_same else rows.take(pa.array(back))
+            return self._readers[number, is_whole].at(ordinals)
         except Exception as error:  # noqa: BLE001  # whatever it is, the rows are computed
             self._give_up(number, error, len(ordinals), counters)
             return None
@@ -292,16 +289,16 @@ def _read_rows(
             counters.update(merge(counters, counted))
             tables.append(table)
     found = pa.concat_tables(tables)
-    if found.num_rows == len(rows):
-        return found
-    # The last row stands for all behind it.
-    last = failures_of(found.slice(max(0, found.num_rows - 1)))
-    if not last or last[0] is None or last[0].reason != Reason.UNREADABLE_SHARD:
+    kept = found.num_rows - 1
+    last = next(iter(failures_of(found.slice(max(0, kept)))), None)
+    if unit.cut is None or last is None or last.reason != Reason.UNREADABLE_SHARD:
+        if found.num_rows == len(rows):
+            return found
         raise InfraError(
             f"{reader.store.url(unit.extents[0].path)}: {found.num_rows} rows were read, expected "
             f"{len(rows)}; nothing was written, run again"
         )
-    kept = found.num_rows - 1
+    # The last row stands for all behind the one before it.
     rest = unit.extents[0].choose(rows[kept:].tolist())
-    failed = failed_rows(reader, rest, 0, last[0])
+    failed = failed_rows(reader, rest, 0, last)
     return pa.concat_tables([found.slice(0, kept), failed])

@@ -94,8 +94,14 @@ class Reuse:
 
     @property
     def sources(self) -> frozenset[str]:
-        """What slices that were staged before may have taken rows from."""
-        return frozenset(one.version.source for one in self.earlier if self.division)
+        """What slices that were staged before may have taken rows from: whose rows may all serve.
+
+        Which of them a slice has is not known, and some may have grown too old since.
+        """
+        if self.division is None:
+            return frozenset()
+        whole = (one for one in self.earlier if len(one.shards) == len(one.table.shards))
+        return frozenset(one.version.source for one in whole)
 
     @property
     def days(self) -> dict[str, int]:

@@ -57,7 +57,7 @@ def stage(
                 texts = [f"{message} {row}" for row in range(key.num_rows)]
                 failures = [Failure(reason, "predict", text) for text in texts]
                 rows = fail(rows, dict(enumerate(failures)))
-            made = predict_rows(rows, plan.pass_through, partition.broken)
+            made = predict_rows(rows, plan, partition.broken)
             staged.append(writer.write(key, counters, made))
             number += 1
     return staged

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from support.models.model_cases import colours_state
+from support.runs.carried_runs import stop_at
 from support.runs.earlier_partitions import EarlierPartition
 from support.runs.retry_runs import (
     NUM_ROWS,
@@ -372,6 +373,20 @@ def test_a_prediction_grows_older_while_it_is_carried_on(tmp_path: Path):
     days = days_of(partition)
     changed = {days.pop(f"{partition.inputs}/00{night}.jpg") for night in (1, 2)}
     assert (changed, set(days.values())) == ({then + 2}, {then})
+
+
+def test_what_a_stopped_run_has_taken_over_grows_too_old_as_well(tmp_path: Path):
+    partition = nightly(tmp_path, run={"reuse_max_age_days": 1.5})
+    partition.run()
+    age(partition, dt.timedelta(days=1))
+    change(partition, [*range(20)])
+    partition.run()
+    change(partition, [0], to=2000)
+    stop_at("tiled", partition.run)
+    age(partition, dt.timedelta(days=1))
+    partition.run()
+    assert {f"{row:03d}.jpg" for row in range(20, NUM_ROWS)} <= set(partition.computed)
+    assert_as_all_computed(partition, tmp_path)
 
 
 def test_a_shard_that_is_as_it_was_long_ago_is_as_old_as_then(tmp_path: Path):

@@ -6,8 +6,6 @@ import dataclasses
 import io
 import os
 import shutil
-from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,15 @@ import pytest
 import torch
 from support.models.model_cases import colours_state
 from support.runs import earlier_partitions
-from support.runs.carried_runs import BROKEN, FOLDERS, TODAY, TOMORROW, YESTERDAY, Inputs
+from support.runs.carried_runs import (
+    BROKEN,
+    FOLDERS,
+    TODAY,
+    TOMORROW,
+    YESTERDAY,
+    Inputs,
+    stop_at,
+)
 from support.runs.earlier_partitions import EarlierPartition
 from support.runs.published import age_files
 from support.runs.retry_runs import image
@@ -29,11 +35,9 @@ from pipeline.commit.manifest import read_manifest
 from pipeline.commit.published.garbage import collect_garbage
 from pipeline.commit.published.verify import verify_output
 from pipeline.core.arrays import Numbers
-from pipeline.core.environment import FAILPOINT
 from pipeline.core.errors import GateRefused
 from pipeline.core.failures import Failure, Reason
 from pipeline.core.versions import environment_versions
-from pipeline.process import failpoints
 from pipeline.reuse.checking import choose_checked
 from pipeline.storage.store import Store
 
@@ -254,14 +258,6 @@ def test_a_retry_of_carried_rows_can_be_carried_on(inputs: Inputs, out: Store, t
     sources = last.current().carried["sources"]
     assert sources[0]["version"] == 3
     assert_as_all_computed(last, inputs, tmp_path)
-
-
-def stop_at(point: str, act: Callable[[], object]) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(failpoints, "_reached", Counter())
-        patch.setenv(FAILPOINT, f"{point}:raise")
-        with pytest.raises(RuntimeError, match=point):
-            act()
 
 
 def test_what_was_taken_over_from_a_version_that_is_none_any_more_is_computed(

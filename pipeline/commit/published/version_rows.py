@@ -133,7 +133,7 @@ class PartReader:
         self._held: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
 
     def at(self, ordinals: Numbers) -> pa.Table:
-        """Return predictions, (N,), in the order of their ordinals, which ascend.
+        """Return the predictions of ordinals, (N,) both.
 
         Raises:
             NotReadable: They are not there, or not as they were written.
@@ -141,18 +141,15 @@ class PartReader:
         places = self._places(ordinals) if self._version.has_places else ordinals
         if len(places) and not 0 <= places.min() <= places.max() < self._starts[-1]:
             raise NotReadable(f"{self._version.name} has not so many predictions")
-        tables, order = [self._schema.empty_table()], np.argsort(places, kind="stable")
-        ascending = places[order]
-        parts = np.searchsorted(self._starts, ascending, "right") - 1
+        wanted, back = np.unique(places, return_inverse=True)
+        parts = np.searchsorted(self._starts, wanted, "right") - 1
+        tables = [self._schema.empty_table()]
         for index in np.unique(parts).tolist():
-            rows = ascending[parts == index] - self._starts[index]
+            rows = wanted[parts == index] - self._starts[index]
             tables += self._of_part(self._parts[index], rows)
         found = pa.concat_tables(tables)
-        if (order[1:] > order[:-1]).all():
-            return found
-        back = np.empty(len(order), np.int64)
-        back[order] = np.arange(len(order))
-        return found.take(pa.array(back))
+        is_same = len(back) == len(wanted) and (back[1:] > back[:-1]).all()
+        return found if is_same else found.take(pa.array(back))
 
     def row_groups(self) -> Iterator[pa.Table]:
         """Yield all predictions in the order of the parts."""

@@ -4,14 +4,18 @@ partition's. Files of a folder keep their times while the folder is away.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
+from pipeline.core.environment import FAILPOINT
+from pipeline.process import failpoints
 from pipeline.storage.store import Store
 from support.models.model_cases import colours_state
 from support.runs.earlier_partitions import EarlierPartition
@@ -85,3 +89,12 @@ class Inputs:
 def run_night(inputs: Inputs, store: Store) -> None:
     """Publish today's next version."""
     inputs.night(store).run()
+
+
+def stop_at(point: str, act: Callable[[], object]) -> None:
+    """Let a run end as if it was killed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(failpoints, "_reached", Counter())
+        patch.setenv(FAILPOINT, f"{point}:raise")
+        with pytest.raises(RuntimeError, match=point):
+            act()

@@ -24,11 +24,12 @@ from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.commit.publish import repair
 from pipeline.commit.staging import list_staged
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
-from pipeline.core.schema import CLASSIFY_FIELDS, HEIGHT_PX, IMAGE, ROW_ID, WIDTH_PX, staged_schema
+from pipeline.core.schema import ROW_ID
 from pipeline.core.slices import SliceKey, pack, unpack
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import parse_job
 from pipeline.models.spec import ModelSpec
+from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import missing_units
 from pipeline.report.document import RunStatus
 from pipeline.report.recording.recorder import RunRecorder
@@ -62,6 +63,8 @@ class EarlierPartition:
     weights: str = ""
     """File of the weights; left out, the tensors come from code, and nothing is carried over."""
     reuse: bool = True
+    drift: int = 0
+    """Another number is another model, of which nothing tells: for what may not be taken over."""
     partition: str = DAY
     said: list[str] = field(default_factory=list)
     """What the last run said of carried rows."""
@@ -89,6 +92,7 @@ class EarlierPartition:
             "run": {"slice_rows": 4, **self.sections.get("run", {})},
             "sink": {**sink, **self.sections.get("sink", {})},
         }
+        document = {name: each for name, each in document.items() if each is not None}
         job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
         options = dict(self.out.storage_options)
         return job.model_copy(
@@ -166,7 +170,7 @@ class EarlierPartition:
                 blocks = filler.slices(reader, unit, frozenset(starts), read)
             for key, counters, rows, aside in (each for block in blocks for each in unpack(block)):
                 self.computed += rows.column(ROW_ID).to_pylist()
-                staged_rows = predict_rows(rows, plan.pass_through, self.broken, salt)
+                staged_rows = predict_rows(rows, plan, self.broken, salt + self.drift)
                 run.record.computed(writer.write(key, counters, staged_rows, aside))
                 fail_fast_on_certain_refusal(run, plan)
         return list_staged(self.out, run.layout.staging(plan.work))
@@ -201,20 +205,22 @@ def salt_of(model: ModelSpec) -> int:
     return int(digest.hexdigest()[:8], 16)
 
 
-def predict_rows(
-    rows: pa.Table, pass_through: pa.Schema, broken: Collection[str], salt: int = 0
-) -> pa.Table:
-    """Make up predictions that depend on the image and the model alone."""
+def predict_rows(rows: pa.Table, plan: Plan, broken: Collection[str], salt: int = 0) -> pa.Table:
+    """Make up predictions that depend on the input and the model alone.
+
+    Args:
+        broken: Ids, or contents as text, of rows that cannot be decoded.
+    """
     ids = rows.column(ROW_ID).to_pylist()
+    inputs = [content_of_row(row) for row in rows.select(plan.fields.names).to_pylist()]
+    undecodable = Failure(Reason.DECODE_ERROR, "decode", "no such codec")
     failures = [
-        failure
-        or (Failure(Reason.DECODE_ERROR, "decode", "no such codec") if value in broken else None)
-        for value, failure in zip(ids, failures_of(rows), strict=True)
+        failure or (undecodable if {value, content.decode("latin-1")} & {*broken} else None)
+        for value, content, failure in zip(ids, inputs, failures_of(rows), strict=True)
     ]
-    images = rows.column(IMAGE).to_pylist()
     numbers = [
-        None if failure else (sum(image) + salt) % len(LABELS)
-        for image, failure in zip(images, failures, strict=True)
+        None if failure else (sum(content) + salt) % len(LABELS)
+        for content, failure in zip(inputs, failures, strict=True)
     ]
     labels = [None if number is None else LABELS[number] for number in numbers]
     scores = [None if number is None else 0.5 for number in numbers]
@@ -222,12 +228,22 @@ def predict_rows(
         None if label is None else [{"label": label, "label_id": number, "score": 0.5}]
         for label, number in zip(labels, numbers, strict=True)
     ]
-    columns = {name: rows.column(name) for name in (ROW_ID, "uri", *pass_through.names)}
-    columns |= {"label": labels, "label_id": numbers, "score": scores, "top_k": top}
-    columns |= dict.fromkeys((WIDTH_PX, HEIGHT_PX), numbers)
-    sizes = [pa.field(name, pa.int32()) for name in (WIDTH_PX, HEIGHT_PX)]
-    schema = staged_schema(list(pass_through), [*CLASSIFY_FIELDS, *sizes])
-    return pa.table({**columns, **failure_columns(failures)}, schema=schema)
+    columns = {name: rows.column(name) for name in plan.own_columns}
+    columns |= {"label": labels, "score": scores, "top_k": top, **failure_columns(failures)}
+    others = pa.array(numbers, pa.int32())
+    schema = plan.staged_schema()
+    return pa.table(
+        {
+            each.name: columns[each.name] if each.name in columns else others.cast(each.type)
+            for each in schema
+        },
+        schema=schema,
+    )
+
+
+def content_of_row(row: Mapping[str, Any]) -> bytes:
+    """All that a row says, as bytes."""
+    return b" ".join(v if isinstance(v, bytes) else str(v).encode() for v in row.values())
 
 
 def write_same_time(path: Path, data: bytes) -> None:

@@ -158,6 +158,17 @@ class Sums(nn.Module):
         return torch.stack([x.sum(dim=1), x.max(dim=1).values], dim=1)
 
 
+class ScaledSums(Sums):
+    """Five numbers for features, from weights that may be others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(5), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.sum(dim=1, keepdim=True) * self.scale
+
+
 class MoodySums(Sums):
     """Raises over a row whose first feature is 3, as long as a variable is set."""
 
@@ -280,6 +291,10 @@ def titles() -> nn.Module:
 
 def sums() -> nn.Module:
     return Sums()
+
+
+def carried_sums() -> nn.Module:
+    return ScaledSums()
 
 
 def sums_of_two() -> nn.Module:

@@ -1,0 +1,230 @@
+"""Shards of every format that change from night to night; of a shard only its rows are said.
+
+A row is a number. Numbers beyond `BROKEN` are of rows that the decoder cannot take until mended.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from support.inputs.tars import Entry, pack
+from support.models.tiny_tokenizer import make_tokenizer
+from support.runs.earlier_partitions import write_same_time
+
+BROKEN = 1000
+CAMERAS = ("front", "back", None)
+CONTENTS = 7
+"""So many numbers are usual, so that equal rows are there."""
+Change = tuple[
+    Literal[
+        *("add", "set", "drop", "delete", "rename", "touch", "swap", "break", "mend", "zero", "cut")
+    ],
+    int,
+    int,
+]
+"""What is done, to which shard, and to which row or other shard."""
+
+
+def content(row: int) -> bytes:
+    return b"image %04d" % row
+
+
+def _camera(row: int) -> str | None:
+    return CAMERAS[row % 3]
+
+
+def _write_file(path: Path, rows: Sequence[int]) -> None:
+    path.write_bytes(content(rows[0]))
+
+
+def _write_parquet(path: Path, **columns: Sequence[Any]) -> None:
+    pq.write_table(pa.table(columns), path, row_group_size=3, compression="none")
+
+
+def _write_images(path: Path, rows: Sequence[int]) -> None:
+    cameras = pa.array([_camera(row) for row in rows], pa.string())
+    ids = [f"id-{row}" for row in rows]
+    images = pa.array([content(row) for row in rows], pa.binary())
+    _write_parquet(path, image=images, camera=cameras, id=pa.array(ids, pa.string()))
+
+
+def _write_links(path: Path, rows: Sequence[int]) -> None:
+    folder = path.parent / "photos"
+    folder.mkdir(exist_ok=True)
+    for row in rows:
+        (folder / f"{row}.jpg").write_bytes(content(row))
+    links = [f"photos/{row}.jpg" for row in rows]
+    cameras = pa.array([_camera(row) for row in rows], pa.string())
+    _write_parquet(path, link=pa.array(links, pa.string()), camera=cameras)
+
+
+def _write_texts(path: Path, rows: Sequence[int]) -> None:
+    _write_parquet(path, text=pa.array([content(row).decode() for row in rows], pa.string()))
+
+
+def _write_numbers(path: Path, rows: Sequence[int]) -> None:
+    names = {"x": pa.array([float(row) for row in rows]), "y": pa.array([*rows], pa.int64())}
+    _write_parquet(path, **names)
+
+
+def _write_tar(path: Path, rows: Sequence[int]) -> None:
+    each = [
+        (Entry(f"k{place}.jpg", content(row)), Entry(f"k{place}.cls", b"%d" % row))
+        for place, row in enumerate(rows)
+    ]
+    path.write_bytes(pack([entry for pair in each for entry in pair]))
+
+
+def _write_lines(path: Path, rows: Sequence[int]) -> None:
+    lines = [
+        json.dumps({"image": base64.b64encode(content(row)).decode(), "camera": _camera(row)})
+        for row in rows
+    ]
+    path.write_bytes(gzip.compress("\n".join(lines).encode(), mtime=0))
+
+
+def _write_csv(path: Path, rows: Sequence[int]) -> None:
+    lines = [f"{base64.b64encode(content(row)).decode()},c{row % 3}" for row in rows]
+    path.write_text("\n".join(["image,camera", *lines]))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How rows are written."""
+
+    write: Callable[[Path, Sequence[int]], None]
+    suffix: str
+    source: dict[str, Any]
+    is_file: bool = False
+    """A shard is one row."""
+    columns: tuple[str, ...] = ("label",)
+    """By which a partition can be divided."""
+    sections: dict[str, Any] = field(default_factory=dict)
+
+
+_CAMERA = {"pass_through": ["camera"], "image_column": "image"}
+_ENCODED = {**_CAMERA, "image_encoding": "base64"}
+_BOTH = ("label", "camera")
+KINDS = {
+    "images": Kind(_write_file, ".jpg", {"format": "images"}, is_file=True),
+    "parquet": Kind(_write_images, ".parquet", {"format": "parquet", **_CAMERA}, columns=_BOTH),
+    "ids": Kind(
+        _write_images, ".parquet", {"format": "parquet", **_CAMERA, "id_column": "id"},
+        columns=_BOTH,
+    ),
+    "uris": Kind(
+        _write_links, ".parquet",
+        {"format": "parquet", "pass_through": ["camera"], "uri_column": "link"}, columns=_BOTH,
+    ),
+    "tars": Kind(
+        _write_tar, ".tar", {"format": "webdataset", "pass_through": ["cls"]},
+        columns=("label", "cls"),
+    ),
+    "jsonl": Kind(_write_lines, ".jsonl.gz", {"format": "jsonl", **_ENCODED}, columns=_BOTH),
+    "csv": Kind(_write_csv, ".csv", {"format": "csv", **_ENCODED}, columns=_BOTH),
+    "texts": Kind(
+        _write_texts, ".parquet", {"format": "parquet", "text_column": "text"},
+        sections={"transform": None},
+    ),
+    "features": Kind(
+        _write_numbers, ".parquet", {"format": "parquet", "features": ["x", "y"]},
+        sections={"transform": None},
+    ),
+}  # fmt: skip
+
+
+class NightInputs:
+    """A folder of shards; the first one always has rows that can be read."""
+
+    def __init__(self, folder: Path, kind: Kind) -> None:
+        self.folder, self.kind = folder, kind
+        self.broken: set[str] = set()
+        """Contents that cannot be decoded yet."""
+        self._rows: dict[str, list[int]] = {}
+        self._num_broken = 0
+        folder.mkdir()
+        num_shards, num_rows = (48, 1) if kind.is_file else (8, 6)
+        self._names = [f"s{number:02d}{kind.suffix}" for number in range(num_shards + 2)]
+        for number in range(num_shards):
+            first = number * num_rows
+            self._write(self._names[number], [*range(first, first + num_rows)])
+        if "text_column" in kind.source:
+            make_tokenizer().save(str(folder.parent / "tokenizer.json"))
+
+    @property
+    def sections(self) -> dict[str, Any]:
+        if "text_column" not in self.kind.source:
+            return self.kind.sections
+        text = {"tokenizer": str(self.folder.parent / "tokenizer.json"), "max_tokens": 16}
+        return {**self.kind.sections, "text": text}
+
+    def change(self, change: Change) -> None:
+        what, shard, number = change
+        name = self._names[shard % len(self._names)]
+        other = self._names[1 + number % (len(self._names) - 1)]
+        rows = self._rows.get(name, [])
+        if what == "add":
+            self._write(name, [*(() if self.kind.is_file else rows), number % CONTENTS])
+        elif what == "break":
+            self._num_broken += 1
+            row = BROKEN + self._num_broken
+            self.broken.add(self._key(row))
+            self._write(name, [*(() if self.kind.is_file else rows), row])
+        elif what == "mend" and self.broken:
+            self.broken.remove(sorted(self.broken)[number % len(self.broken)])
+        elif not rows:
+            return
+        elif what == "set":
+            place = number % len(rows)
+            self._write(name, [*rows[:place], number % CONTENTS, *rows[place + 1 :]])
+        elif what == "drop" and len(rows) > 1:
+            place = number % len(rows)
+            self._write(name, [*rows[:place], *rows[place + 1 :]])
+        elif what == "touch":
+            os.utime(self.folder / name)
+        elif name != self._names[0]:
+            self._change_shard(what, name, other)
+
+    def _change_shard(self, what: str, name: str, other: str) -> None:
+        path, rows = self.folder / name, self._rows[name]
+        if what == "delete":
+            path.unlink()
+            del self._rows[name]
+        elif what == "rename":
+            path.rename(self.folder / other)
+            self._rows[other] = self._rows.pop(name)
+        elif what == "swap" and other in self._rows:
+            self._write(name, self._rows[other])
+            self._write(other, rows)
+        elif what == "zero":
+            path.write_bytes(bytes(path.stat().st_size))
+        elif what == "cut":
+            path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+
+    def _write(self, name: str, rows: Sequence[int]) -> None:
+        """Write a shard; where it has as many bytes as before it keeps its time."""
+        path, new = self.folder / name, self.folder.parent / f"new{self.kind.suffix}"
+        self._rows[name] = [*rows]
+        if self.kind.source.get("uri_column"):
+            new = self.folder / f".new{self.kind.suffix}"
+        self.kind.write(new, rows)
+        if path.exists() and path.stat().st_size == new.stat().st_size:
+            write_same_time(path, new.read_bytes())
+            new.unlink()
+        else:
+            new.rename(path)
+
+    def _key(self, row: int) -> str:
+        if "features" in self.kind.source:
+            return f"{float(row)} {row}"
+        return content(row).decode()
