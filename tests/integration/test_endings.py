@@ -133,7 +133,12 @@ def test_a_run_that_is_stopped_or_fails_before_ray_starts_leaves_a_report_and_no
     ],
 )
 def test_whatever_ends_a_run_its_report_is_stored_and_its_lease_free(
-    error: BaseException, status: str, code: int, words: str, tmp_path: Path
+    error: BaseException,
+    status: str,
+    code: int,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     job = read_job(job_over(tmp_path), date=dt.date(2026, 11, 24))
 
@@ -141,8 +146,9 @@ def test_whatever_ends_a_run_its_report_is_stored_and_its_lease_free(
         with hold_lease(run.store, run.layout, run.record.run_id, 60.0):
             raise error
 
+    monkeypatch.setattr("pipeline.dataflow._execute", fail)
     with pytest.raises(type(error)):
-        run_job(job, RunOptions(), Silent(), fail)
+        run_job(job, RunOptions(), Silent())
     (report,) = reports(tmp_path)
     assert (report["status"], report["exit_code"]) == (status, code)
     assert words in report["error"]
@@ -152,7 +158,7 @@ def test_whatever_ends_a_run_its_report_is_stored_and_its_lease_free(
 
 @pytest.mark.parametrize("comes", ["while rows are predicted", "while it is published"])
 def test_ctrl_c_in_a_program_ends_its_run_as_a_signal_does_and_is_no_error_to_go_on_after(
-    comes: str, tmp_path: Path
+    comes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = read_job(job_over(tmp_path), date=dt.date(2026, 11, 24))
     is_deferred = comes == "while it is published"
@@ -163,10 +169,11 @@ def test_ctrl_c_in_a_program_ends_its_run_as_a_signal_does_and_is_no_error_to_go
                 signal.raise_signal(signal.SIGINT)
             return "published"
 
+    monkeypatch.setattr("pipeline.dataflow._execute", press)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(Interrupted) as caught:
-            run_job(job, RunOptions(), Silent(), press)
+            run_job(job, RunOptions(), Silent())
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)

@@ -222,8 +222,8 @@ class RowAccounts:
 
     def top_labels(self) -> list[LabelCount]:
         """Return the most frequent labels with their rows."""
-        labels = Counter(self.distribution.labels).most_common(_TOP_LABELS)
-        return [LabelCount(label=label, count=num_rows) for label, num_rows in labels]
+        labels = sorted(self.distribution.labels.items(), key=lambda pair: (-pair[1], pair[0]))
+        return [LabelCount(label=label, count=num) for label, num in labels[:_TOP_LABELS]]
 
     @property
     def skipped(self) -> Skipped:

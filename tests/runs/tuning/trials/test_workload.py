@@ -14,8 +14,7 @@ from support.models.tiny_tokenizer import text_settings
 
 from pipeline.core.errors import JobError
 from pipeline.core.schema import NUM_TOKENS, TOKEN_IDS
-from pipeline.job.model import Model
-from pipeline.job.transform import Transform
+from pipeline.job.reading.loader import parse_job
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.base import TaskSpec
@@ -107,8 +106,12 @@ def test_int8_is_tried_for_texts(texts: TextInput):
 
 def test_int8_is_not_tried_for_an_onnx_file(tmp_path: Path):
     path = onnx_files.save(onnx_files.features_model(), tmp_path / "m.onnx")
-    model = Model(path=str(path), runtime="auto", precision="auto", task="embed")
-    spec = resolve_model(model, Transform(), input_name="features")
+    document = {
+        "source": {"uri": "in", "format": "parquet", "features": ["a"]},
+        "model": {"path": str(path), "runtime": "auto", "precision": "auto", "task": "embed"},
+        "sink": {"uri": "out"},
+    }
+    spec = resolve_model(parse_job(document, date=None, origin="test"))
     found = candidates(spec, is_on_gpu=False)
     assert ("onnxruntime", "fp32") in found
     assert not any(precision == "int8" for _, precision in found)
