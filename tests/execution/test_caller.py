@@ -99,7 +99,10 @@ def first(run, progress):
     thread.join()
     return "nothing_to_do"
 
-run_job(job, options, Silent(), first)
+import pipeline.dataflow
+
+pipeline.dataflow._execute = first
+run_job(job, options, Silent())
 rows = open_output(sys.argv[3]).predictions(["row_id", "date"])
 in_ray = []
 if ray.is_initialized():
