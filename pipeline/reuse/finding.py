@@ -94,14 +94,8 @@ class Reuse:
 
     @property
     def sources(self) -> frozenset[str]:
-        """What slices that were staged before may have taken rows from: whose rows may all serve.
-
-        Which of them a slice has is not known, and some may have grown too old since.
-        """
-        if self.division is None:
-            return frozenset()
-        whole = (one for one in self.earlier if len(one.shards) == len(one.table.shards))
-        return frozenset(one.version.source for one in whole)
+        """What slices that were staged before may have taken rows from."""
+        return frozenset(one.version.source for one in self.earlier if self.division)
 
     @property
     def days(self) -> dict[str, int]:
@@ -286,7 +280,8 @@ def _usable(
             shards = tuple(
                 shard for shard in table.shards if retry or oldest <= shard.computed_day <= today
             )
-            facts = (table.about.has_places, has_hashes)
+            days = [shard.computed_day for shard in shards]
+            facts = (table.about.has_places, has_hashes, f"{min(days)}-{max(days)}" if days else "")
             version = Version(store, where.partition, manifest.number, manifest.token, *facts)
             found.append(Earlier(version, manifest, table, shards, has_same_rows))
     return found, reasons if not found else []

@@ -188,17 +188,6 @@ def test_a_file_that_was_replaced_with_its_size_and_time_kept_is_computed(
     assert_as_all_computed(partition, tmp_path)
 
 
-def test_equal_content_twice_is_two_rows(tmp_path: Path):
-    partition = nightly(tmp_path)
-    partition.run()
-    for name in ("011.jpg", "950.jpg"):
-        (Path(partition.inputs) / name).write_bytes(image(10))
-    partition.run()
-    ids = [row["row_id"] for row in partition.content()[0]]
-    assert {"010.jpg", "011.jpg", "950.jpg"} <= set(ids)
-    assert_as_all_computed(partition, tmp_path)
-
-
 def test_another_pass_through_column_is_that_of_the_new_input(tmp_path: Path):
     partition = nightly(tmp_path, write_parquet)
     partition.run()
@@ -318,18 +307,6 @@ def test_a_flipped_bit_in_the_keys_carries_nothing(name: str, tmp_path: Path):
     assert_as_all_computed(partition, tmp_path)
 
 
-def test_a_part_that_is_lost_is_computed_again(tmp_path: Path):
-    partition = nightly(tmp_path)
-    partition.run()
-    partition.partition = "date=2026-11-25"
-    earlier = Path(partition.out.uri) / "predictions/date=2026-11-24"
-    for path in earlier.glob("part-*.parquet"):
-        path.unlink()
-    partition.run()
-    assert carried_rows(partition) == 0
-    assert_as_all_computed(partition, tmp_path)
-
-
 def test_a_row_with_the_id_of_a_carried_one_is_the_duplicate_that_a_full_run_has(tmp_path: Path):
     partition = nightly(tmp_path, write_ids)
     partition.run()
@@ -428,18 +405,6 @@ def test_versions_without_keys_are_computed(tmp_path: Path):
     change(partition, [2])
     partition.run()
     assert carried_rows(partition) == NUM_ROWS - 1 - checked_rows(partition)
-
-
-def test_two_nights_later_the_newest_version_that_knows_a_file_is_taken(tmp_path: Path):
-    partition = nightly(tmp_path)
-    partition.run()
-    (Path(partition.inputs) / "010.jpg").rename(Path(partition.inputs) / "hidden")
-    partition.partition = "date=2026-11-25"
-    partition.run()
-    (Path(partition.inputs) / "hidden").rename(Path(partition.inputs) / "010.jpg")
-    partition.partition = "date=2026-11-26"
-    partition.run()
-    assert_as_all_computed(partition, tmp_path)
 
 
 def by_content(

@@ -81,6 +81,8 @@ class Version:
     """Its rows are sorted by value."""
     has_hashes: bool = False
     """Its parts have the hashes of inputs."""
+    days: str = ""
+    """First and last day of the predictions of it that may be taken over."""
 
     @property
     def layout(self) -> Layout:
@@ -94,8 +96,8 @@ class Version:
 
     @property
     def source(self) -> str:
-        """What `aside` tables and footers say of it."""
-        return self.token[:TOKEN_CHARS]
+        """What `aside` tables and footers say of it; another once other rows may be taken over."""
+        return f"{self.token[:TOKEN_CHARS]} {self.days}".rstrip()
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -114,7 +116,7 @@ class Version:
 
     def __reduce__(self) -> tuple[Any, ...]:
         names = (self.store, self.partition, self.number, self.token)
-        return Version, (*names, self.has_places, self.has_hashes)
+        return Version, (*names, self.has_places, self.has_hashes, self.days)
 
 
 class PartReader:
