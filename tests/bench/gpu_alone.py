@@ -10,6 +10,7 @@ import gc
 import math
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -23,13 +24,15 @@ import torch
 from systems import Case, staged_slices
 from text_batches import Batch, batches_on_device
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from support.runs.jobs import job_over
+
 from pipeline.core.failures import failure_columns
 from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.execution.stages import Preprocessing
 from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.job.model import Model
 from pipeline.job.source import Source
-from pipeline.job.transform import Transform
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
 
@@ -57,7 +60,7 @@ def alone(
     """
     section = Model(**case.model, runtime=runtime, precision=precision)
     takes = "text" if "text_column" in case.columns else "image"
-    spec = resolve_model(section, Transform(), input_name=takes)
+    spec = resolve_model(job_over(takes, section))
     limits = {"batch_size": found["batch_size"], "batch_tokens": found["batch_tokens"] or 0}
     config = PredictorConfig(
         spec, num_gpus=num_gpus, num_threads=1, pass_through=pa.schema([]), **limits
@@ -111,7 +114,7 @@ def rows_per_s(
 
 def decode_alone(case: Case) -> float:
     """Rows/s of one process that decodes and transforms, with one thread beside the GPU."""
-    spec = resolve_model(Model(**case.model), Transform(), input_name="image").input
+    spec = resolve_model(job_over("image", Model(**case.model))).input
     preprocessing = Preprocessing.of(
         Source(uri=str(case.inputs), format="images"), spec, 1, IMAGE_FIELDS
     )

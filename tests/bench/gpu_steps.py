@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "support/toys"))
 from support.inputs.photos import build_images
 from support.runs.cli import command, environment
+from support.runs.jobs import job_over
 from support.runs.predicting import images, predictor, rows_of
 
 from pipeline.core.errors import JobError
@@ -260,13 +261,12 @@ def _classifier(wanted: argparse.Namespace, batch_size: int, precision: str, **m
     """Return the predictor of the wanted classifier, with random weights."""
     from pipeline.inference.engines.torch_engine import TorchEngine
     from pipeline.job.model import Model
-    from pipeline.job.transform import Transform
     from pipeline.models.resolving.resolve import resolve_model
     from pipeline.models.spec import PredictorConfig
 
     with tempfile.TemporaryDirectory() as folder:
         section = Model(**write_weights(Path(folder), wanted.model), precision=precision, **model)
-        spec = resolve_model(section, Transform(), input_name="image")
+        spec = resolve_model(job_over("image", section))
         config = PredictorConfig(
             spec,
             batch_size=batch_size,

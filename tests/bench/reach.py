@@ -36,12 +36,12 @@ import torch
 from reach_models import ATTEMPTS, KINDS, TABLES, Table, class_of, classes_of, rows_of, write_class
 from reach_page import DIFFERS, EQUAL, NOT_BUILT, REFUSED, Verdict, page_of
 from support.models.language_models import library_scores
+from support.runs.jobs import job_over
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.printable import clean_message
 from pipeline.inference.engines import open_engine
 from pipeline.job.model import Generate, Model
-from pipeline.job.transform import Transform
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.directories.opening import read_facts
 from pipeline.models.directories.snapshot import local
@@ -60,7 +60,7 @@ def spec_of(folder: Path, task: str, table: Table) -> ModelSpec:
     kind = KINDS.get(task, task)
     more = {"generate": Generate(max_new_tokens=NEW_TOKENS)} if kind == "generate" else {}
     model = Model(path=str(folder), task=kind, **table.fields, **more)
-    return resolve_model(model, Transform(), input_name=table.input)
+    return resolve_model(job_over(table.input, model))
 
 
 def of_library(spec: ModelSpec, cls: Any, folder: Path, prepared: pa.Table) -> list[Any]:
