@@ -235,8 +235,6 @@ def test_some_rows_are_read_alone(tmp_path: Path):
         rows = read_all(source, rows=RowFilter(only))
         assert column(rows, TEXT) == [str(row) for row in only]
         assert column(rows, ROW_ID) == [f"a.jsonl#{row}" for row in only]
-    rows = read_all(source, rows=RowFilter((2,), beyond=18))
-    assert column(rows, TEXT) == ["2", "18", "19"]
 
 
 def test_no_more_rows_than_the_limit(tmp_path: Path):
