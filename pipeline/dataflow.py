@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 
 from pipeline.commit.layout import parse_staged_name
 from pipeline.commit.manifest import current_manifest
@@ -23,13 +24,12 @@ from pipeline.execution.executors import Executor, start_executor
 from pipeline.job.job import Job
 from pipeline.planning.tiling import missing_units, num_left
 from pipeline.process.failpoints import failpoint
-from pipeline.process.interrupts import defer_stops, stopped_by_ctrl_c
+from pipeline.process.interrupts import stopped_by_ctrl_c
 from pipeline.report.document import Report, RunStatus
 from pipeline.runs.builders import make_stream
 from pipeline.runs.context import RunContext, RunOptions, Settled
 from pipeline.runs.ending.finish import fail_fast_on_certain_refusal, finish, require_some_row
-from pipeline.runs.ending.save_report import save_report, save_trouble
-from pipeline.runs.ending.supervisor import stoppable, supervise
+from pipeline.runs.ending.reported import run_reported
 from pipeline.runs.preparing.checks import check_before_ray
 from pipeline.runs.preparing.prepare import prepare
 from pipeline.runs.progress import Progress
@@ -43,7 +43,6 @@ from pipeline.runs.resume import (
 from pipeline.runs.settle import settle
 from pipeline.runs.staleness import why_stale
 from pipeline.runs.work import Work, divide
-from pipeline.storage.errors import options_named
 from pipeline.storage.store import StoredFile
 
 
@@ -65,23 +64,7 @@ def run_job(job: Job, options: RunOptions, progress: Progress) -> Report:
     """
     is_callers = not options.owns_process
     with one_run_at_a_time(), restore_process_state(signals=is_callers), stopped_by_ctrl_c():
-        return _run_job(RunContext.of(job, options), progress)
-
-
-def _run_job(run: RunContext, progress: Progress) -> Report:
-    job = run.job
-    with options_named("sink.storage_options"):
-        run.store.probe(single_writer=job.run.single_writer)
-    with supervise(run, lambda error: save_trouble(run, error)), run.exports.during(run):
-        try:
-            with stoppable(run):
-                status = _execute(run.with_settled_source(), progress)
-        except BaseException as error:
-            with defer_stops():
-                save_trouble(run, error)
-            raise
-        with defer_stops():
-            return save_report(run, status, None)
+        return run_reported(RunContext.of(job, options), partial(_execute, progress=progress))
 
 
 def _execute(run: RunContext, progress: Progress) -> RunStatus:

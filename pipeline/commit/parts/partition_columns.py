@@ -159,17 +159,16 @@ def read_piece(
     folder: str,
     piece: RowGroupRef,
     schema: pa.Schema,
-    footers: dict[str, pq.FileMetaData] | None = None,
+    footers: dict[str, pq.FileMetaData],
 ) -> tuple[pa.Table, Numbers]:
     """Read the N rows of a piece, and their keys, int64 (N,).
 
     `footers` keeps the footers of files that were read.
     """
-    known = {} if footers is None else footers
     with store.open(f"{folder}/{piece.path}") as handle:
         # Two threads may both read a footer that none has yet; they find the same.
-        file = pq.ParquetFile(handle, metadata=known.get(piece.path), pre_buffer=True)
-        known[piece.path] = file.metadata
+        file = pq.ParquetFile(handle, metadata=footers.get(piece.path), pre_buffer=True)
+        footers[piece.path] = file.metadata
         rows = file.read_row_group(piece.row_group, columns=[*schema.names, KEY_COLUMN])
     return rows.select(schema.names), np.asarray(rows.column(KEY_COLUMN))
 
