@@ -15,6 +15,8 @@ OUTPUT_FOLDERS = ("predictions", "quarantine", "reports", "_control")
 """The folders that a sink has directly below its root."""
 CARD = "README.md"
 """The dataset card, beside them."""
+COMPACTED = "compacted-"
+"""Begins the folders of parts that are not published yet."""
 _STAGED_NAME = re.compile(r"(?:^|/)(\d{6,})-(\d{9,})-(\d{9,})(z?)-([0-9a-z]+)\.parquet$")
 _ORDERED = re.compile(r"\d[\d:._TZ-]*")
 """A partition value that is a date or a number."""
@@ -95,7 +97,7 @@ class Layout:
 
     def compacted(self, fingerprint: str, version: str) -> str:
         """Return the folder of parts that are whole but not yet in the published folder."""
-        return f"{self.staging(fingerprint)}/compacted-{version}"
+        return f"{self.staging(fingerprint)}/{COMPACTED}{version}"
 
     @property
     def all_keys(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,14 +20,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.commit.layout import parse_staged_name, staged_name
+from pipeline.commit.layout import COMPACTED, parse_staged_name, staged_name
 from pipeline.commit.parts.part_reader import open_part
 from pipeline.commit.parts.part_writer import META_PREFIX, repetitive_columns
 from pipeline.core.arrays import as_array
 from pipeline.core.backoff import retries_taken
 from pipeline.core.causes import causes_of
 from pipeline.core.documents import known_fields
-from pipeline.core.errors import InfraError
+from pipeline.core.errors import InfraError, PipelineError
 from pipeline.core.failures import Failure, Reason, failure_columns, failures_of
 from pipeline.core.figures.counters import Counters, StageCounters, add
 from pipeline.core.figures.histograms import measure_numbers
@@ -39,6 +40,7 @@ from pipeline.process.failpoints import failpoint
 from pipeline.storage.errors import listed_files
 from pipeline.storage.store import Store, StoredFile
 
+log = logging.getLogger(__name__)
 _SLICE_META = META_PREFIX + "slice"
 _OTHERS = 256
 """Known rows of a slice that say how large its numbers usually are."""
@@ -280,6 +282,26 @@ def list_staged(store: Store, folder: str) -> dict[SliceKey, StoredFile]:
         if key is not None:
             winners.setdefault(key, file)  # the listing is sorted by path
     return winners
+
+
+def discard_staged(store: Store, folder: str, compacted: str | None = None) -> None:
+    """Delete the slices of a plan, and its parts, which are published: nothing needs them.
+
+    Parts of other runs stay: one of them may be suspended between its parts and their publication.
+    What cannot be deleted is left to `collect_garbage`, for the version is whole without it.
+
+    Args:
+        folder: Of the plan.
+        compacted: Where its parts were before they were published, below that.
+    """
+    try:
+        files = [file.path for file in store.list_files(folder)]
+        others = [p for p in files if p.startswith(f"{folder}/{COMPACTED}")]
+        own = [p for p in others if compacted and p.startswith(f"{compacted}/")]
+        store.delete([*{*files} - {*others}, *own])
+    except PipelineError as error:
+        log.warning("staging is left, `pipeline gc` deletes it: %s", error)
+    failpoint("unstaged")
 
 
 def read_footer(store: Store, path: str) -> StagedSlice:

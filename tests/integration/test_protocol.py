@@ -60,6 +60,7 @@ POINTS = (
     Point("kept", DELETE, PUBLISHED_PREDICTION, is_committed=True),
     Point("retired:2", DELETE, r"/history/", is_committed=True),
     Point("before_current:2", PUT, r"/current\.json", is_committed=True),
+    Point("unstaged", DELETE, r"/staging/", is_committed=True),
     Point("mid_gc", DELETE, r"/staging/", is_committed=True),
 )
 
@@ -159,6 +160,7 @@ def test_a_fault_at_any_step_changes_nothing_of_what_is_published_in_the_end(
     step: Callable[[Store], object] = partial(run_once, rows=NEW)
     if point.name == "mid_gc":
         step(store)
+        write_late(store)
         step = collect
     act = {"exit": place.die_at, "raise": place.fail_at, "lost answer": place.lose_at}[fault]
     is_done = act(point, step) or point.is_committed

@@ -18,7 +18,7 @@ from pipeline.commit.parts.partition_columns import compact_by_value
 from pipeline.commit.parts.row_ids import LabelledDuplicates, find_duplicates, read_hashes
 from pipeline.commit.publish import commit, sync_published_folder
 from pipeline.commit.shard_table import About, known_shards, read_failed, write_shard_table
-from pipeline.commit.staging import read_footer
+from pipeline.commit.staging import discard_staged, read_footer
 from pipeline.core.causes import MAX_PER_RUN, SystematicFailure, common_cause, format_causes
 from pipeline.core.errors import InfraError
 from pipeline.core.hive_paths import partition_types
@@ -70,12 +70,14 @@ def finish(
     """
     base = work.base
     with run.record.stage("publish") as published, listed_files():
+        lease.check()  # a run that has taken over may have published and deleted these slices
         slices = require_complete(plan, staged)
-        lease.check()
         duplicates = _account(run, slices, tasks)
         num_rows = run.record.num_planned
         _note_retried(run, work)
+        folder = run.layout.staging(plan.work)
         if base is not None and work.changes_nothing(run.record.reasons):
+            discard_staged(run.store, folder)
             return base
         results = _judge(run, plan, num_rows, base)
         causes = run.record.top_failures()
@@ -96,6 +98,7 @@ def finish(
         published.rows_in = published.rows_out = num_rows
         published.bytes_in = sum(file.size_bytes for _, file in slices)
         published.bytes_out = sum(part.size_bytes for part in manifest.all_parts)
+        discard_staged(run.store, folder, compactor.folder)
     return current
 
 
