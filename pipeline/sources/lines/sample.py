@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from pipeline.core.errors import JobError
 from pipeline.core.hive_paths import hive_values
+from pipeline.core.printable import printable
 from pipeline.core.schema import FEATURES
 from pipeline.job.features import column_of
 from pipeline.job.source import Source
@@ -199,7 +200,7 @@ class Sample(ABC):
         values = [value for value, _ in found if value is not None]
         if not values and name not in self._names:
             why = next((f": {trouble}" for _, trouble in found if trouble), "")
-            names = ", ".join(self._names)
+            names = printable(", ".join(self._names))
             raise self._refused(f"no column {name!r}{why}; there are {names}{hint}")
         return values
 

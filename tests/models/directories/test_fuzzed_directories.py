@@ -14,13 +14,14 @@ import os
 import random
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pytest
 from support.inputs.clips import encoded, tone
+from support.inputs.damage import changed
 from support.inputs.encoded import base_image, png
 from support.models.feature_writers import LOOK, TILE, make_feature_writer
 from support.models.snapshots import make_snapshot, make_timm
@@ -36,13 +37,6 @@ from pipeline.preprocessing.model_input import Limits
 FEW, MANY = 60, 5_000
 SEED = int(os.environ.get("PIPELINE_FUZZ_SEED") or secrets.randbits(32))
 LIMITS = Limits(1 << 20, 1 << 20)
-VALUES: tuple[Any, ...] = (
-    *(None, True, False, 0, -1, 1, 7, 64, 1.5, -2.0, float("nan"), float("inf"), 2**40, -(2**63)),
-    *("", "x", "../up", "torch.nn.Linear", "\x1b[31m", "é" * 40, [], [1], [[]], ["x", 2]),
-    *({}, {"a": 1}, {"type": "x"}, [{}], [None]),
-)
-CONTAINERS = tuple(value for value in VALUES if isinstance(value, list | dict))
-"""Where names belong they are most often mistaken for what they are not."""
 ROWS: dict[str, tuple[dict[str, str], Any]] = {
     TEXT: ({"format": "jsonl", "text_column": "body"}, "the cat sat"),
     IMAGE: ({"format": "images"}, png(base_image(1))),
@@ -96,32 +90,6 @@ Sound = Callable[[str], Path]
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Sound:
     root = tmp_path_factory.mktemp("sound")
     return functools.cache(lambda name: KINDS[name].make(root / name))
-
-
-def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yield the path of each value within a JSON document; of a vocabulary only a few."""
-    yield at
-    if isinstance(value, dict | list):
-        items = [*value.items()] if isinstance(value, dict) else [*enumerate(value)]
-        for key, inner in items if len(items) < 40 else items[:2] + items[-2:]:
-            yield from places(inner, (*at, key))
-
-
-def changed(document: Any, rng: random.Random) -> Any:
-    """Return a document with one value replaced, or left out."""
-    at = rng.choice([*places(document)])
-    new = rng.choice(VALUES if rng.random() < 0.5 else CONTAINERS)
-    if not at:
-        return new
-    document = json.loads(json.dumps(document))
-    holder = document
-    for key in at[:-1]:
-        holder = holder[key]
-    if rng.random() < 0.15:
-        del holder[at[-1]]
-    else:
-        holder[at[-1]] = new
-    return document
 
 
 def damage(folder: Path, rng: random.Random) -> str:
