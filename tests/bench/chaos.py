@@ -1,6 +1,6 @@
 """Kill what a cluster consists of while a run uses it: `python tests/bench/chaos.py --seeds 10`.
 
-The real command classifies 2,000 small photos with EfficientNet-Lite0, or with `--task detect`
+The real command classifies 2,000 photos with EfficientNet-Lite0, or with `--task detect`
 finds spots in them, on a Ray of three nodes. At seeded moments five workers and two nodes are
 killed, and the driver, which is then started again. What is published must be what an undisturbed
 run publishes, row by row and in order, and all of it may take three times as long; so where a run
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
 import os
 import sys
@@ -26,17 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from disturb import DATE, DRAIN, DRIVER, GAIN, LOSE, NODE, WORKER, Broken, Disturbed, Outcome
 from machine import machine, today
-from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parents[1] / "support/toys"))
 from models import LABELS
-from support.inputs.photos import load_bases
+from support.inputs.photos import build_parquet
 from support.runs.cli import pipeline, write_job
 from support.runs.published_rows import read_part, read_predictions
 from support.servers.raynodes import RayNodes
@@ -49,7 +42,6 @@ NUM_NODES = {"kill": 2, "drain": 2, "change": 3, "rpc": 2}
 """Fault -> nodes beside the head."""
 UNIT_ROWS = 50
 BAD_EVERY = 160
-SIZE_PX = (120, 240)
 PARTITION = f"date={DATE}"
 MODELS: dict[str, dict[str, Any]] = {
     "classify": {"model": {"name": "efficientnet-lite0"}, "transform": None},
@@ -142,35 +134,6 @@ class Trial:
         return outcome
 
 
-def make_input(folder: Path, num_rows: int) -> None:
-    """Write a shard for every unit: seeded small JPEGs, and some rows that are none."""
-    bases = list(load_bases().values())
-    folder.mkdir()
-    for first in range(0, num_rows, UNIT_ROWS):
-        rows = range(first, min(first + UNIT_ROWS, num_rows))
-        images = [_bad(row) if row % BAD_EVERY == 7 else _jpeg(bases, row) for row in rows]
-        columns = {"id": [f"p{row:05d}" for row in rows], "camera": [row % 4 for row in rows]}
-        table = pa.table({**columns, "image": images})
-        pq.write_table(table, folder / f"shard-{first // UNIT_ROWS:03d}.parquet")
-
-
-def _jpeg(bases: Sequence[Image.Image], row: int) -> bytes:
-    dice = np.random.default_rng([1, row])
-    base = bases[row % len(bases)]
-    share = dice.uniform(0.4, 0.9)
-    width, height = base.width * share, base.height * share
-    left, top = dice.uniform(0, base.width - width), dice.uniform(0, base.height - height)
-    across, down = (int(side) for side in dice.integers(*SIZE_PX, 2))
-    crop = base.resize((across, down), box=(left, top, left + width, top + height))
-    buffer = io.BytesIO()
-    crop.save(buffer, "JPEG", quality=85)
-    return buffer.getvalue()
-
-
-def _bad(row: int) -> bytes | None:
-    return [None, b"", b"404 not found\n", b"\xff\xd8\xff\xe0 ends early"][row // BAD_EVERY % 4]
-
-
 @contextlib.contextmanager
 def failing_calls() -> Iterator[None]:
     """Let Ray's processes that start in the body, driver and workers, fail calls now and then."""
@@ -242,7 +205,8 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         trial = Trial(Path(name), options.rows, options.fault, options.task)
-        make_input(trial.folder / "in", options.rows)
+        num_bad = options.rows // BAD_EVERY
+        build_parquet(trial.folder / "in", options.rows, 1, trial.num_slices, num_bad)
         undisturbed = trial.run("whole", [], seed=1)
         if undisturbed.broken:
             sys.exit(f"undisturbed: {undisturbed.broken}")

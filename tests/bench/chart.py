@@ -1,6 +1,6 @@
 """Draw rows/s as horizontal bars, by model and system, as a small SVG.
 
-The dark bar is `whole`, the whole process; the pale one behind it is `steady`.
+The dark bar is `whole`, the whole process; the pale one behind it is `steady`, without starting up.
 """
 
 from __future__ import annotations
@@ -40,29 +40,28 @@ def draw(title: str, results: list[dict[str, Any]]) -> str:
         f'width="{_WIDTH}" height="{height}" font-family="sans-serif" font-size="12">'
     )
     background = f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>'
-    legend = "rows/s, longer is faster; dark: the whole process, pale: once it is running"
+    legend = "rows/s, longer is faster; dark: the whole process, pale: without starting up"
     words = [text(8, 22, title, weight="bold", size=15), text(8, 42, legend)]
     return "\n".join([head, background, *words, *body, "</svg>"]) + "\n"
 
 
 def top(line: dict[str, Any]) -> float:
-    return max(line[measure]["median"] for measure in ("whole", "steady") if line[measure])
+    return max(line[measure]["median"] for measure in ("whole", "steady"))
 
 
 def shown(line: dict[str, Any]) -> str:
     """The figures beside a bar."""
-    return " / ".join(f"{line[m]['median']:,.0f}" for m in ("whole", "steady") if line[m])
+    return " / ".join(f"{line[measure]['median']:,.0f}" for measure in ("whole", "steady"))
 
 
 def bar(line: dict[str, Any], y: int, scale: float) -> Iterator[str]:
     dark, pale = colours(line["system"])
     for measure, colour, inset in (("steady", pale, 0), ("whole", dark, 3)):
-        if line[measure]:
-            width = line[measure]["median"] * scale
-            yield (
-                f'<rect x="{_LEFT}" y="{y + inset}" width="{width:.1f}" '
-                f'height="{_BAR - 2 * inset}" fill="{colour}"/>'
-            )
+        width = line[measure]["median"] * scale
+        yield (
+            f'<rect x="{_LEFT}" y="{y + inset}" width="{width:.1f}" '
+            f'height="{_BAR - 2 * inset}" fill="{colour}"/>'
+        )
     yield text(_LEFT - 8, y + 12, line["system"], anchor="end")
     yield text(_LEFT + top(line) * scale + 6, y + 12, shown(line))
 

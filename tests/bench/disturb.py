@@ -11,17 +11,14 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import machine  # noqa: F401  # says where what tests share lies
 import psutil
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parents[1] / "support/toys"))
 from support.runs.cli import start
 from support.servers.raynodes import RayNodes
 

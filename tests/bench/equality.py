@@ -9,13 +9,11 @@ for row and in order. Prints a line per command; the exit code is the number of 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,12 +23,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from systems import ROOT
-
-sys.path.insert(0, str(ROOT / "tests"))
-sys.path.insert(0, str(ROOT / "tests/support/toys"))
+from machine import ROOT
 from models import LABELS, TRANSFORM
 from support.inputs.photos import build_images, build_parquet
+from support.inputs.tars import Entry, pack
+from support.runs.earlier_partitions import damage, write_same_time
 
 DATE = "2026-11-24"
 NUM_PHOTOS, NUM_BAD, NUM_NUMBERS = 60, 5, 500
@@ -86,11 +83,9 @@ def write_inputs(folder: Path) -> Path:
     pq.write_table(uris, folder / "uris" / "s.parquet", row_group_size=16)
     (folder / "tars").mkdir()
     for shard in range(2):
-        with tarfile.open(folder / "tars" / f"s{shard}.tar", "w") as tar:
-            for number, path in enumerate(photos[shard::2]):
-                member = tarfile.TarInfo(f"{number:05d}.jpg")
-                member.size = path.stat().st_size
-                tar.addfile(member, io.BytesIO(path.read_bytes()))
+        chosen = enumerate(photos[shard::2])
+        entries = [Entry(f"{number:05d}.jpg", path.read_bytes()) for number, path in chosen]
+        (folder / "tars" / f"s{shard}.tar").write_bytes(pack(entries))
     (folder / "numbers").mkdir()
     numbers: dict[str, Any] = {"a": [i * 0.5 for i in range(NUM_NUMBERS)]}
     numbers["b"] = [None if i % 97 == 0 else float(i % 13) for i in range(NUM_NUMBERS)]
@@ -170,19 +165,13 @@ def spoil(inputs: Path) -> None:
     shutil.rmtree(inputs / "spoiled", ignore_errors=True)
     shutil.copytree(inputs / "images", inputs / "spoiled")
     for path in spoiled_photos(inputs):
-        write_same_time(path, bytes(path.stat().st_size))
+        damage(path)
 
 
 def mend(inputs: Path) -> None:
     for path in spoiled_photos(inputs):
         good = inputs / "images" / path.relative_to(inputs / "spoiled")
         write_same_time(path, good.read_bytes())
-
-
-def write_same_time(path: Path, data: bytes) -> None:
-    before = path.stat()
-    path.write_bytes(data)
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def spoiled_photos(inputs: Path) -> list[Path]:

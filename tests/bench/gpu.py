@@ -2,139 +2,207 @@
 
 Over photos, or passages for `minilm`; `detector` is a YOLOS as large as its smallest published one
 for images of `--detector-px`. For every precision of `eager`, and of `compile` with `--compile`,
-one actor: rows/s of the model alone, its batches on the device already, and of one decoder alone;
-rows/s of the pipeline in the second half of its rows, and its share of what is possible: the model
-alone, or all decoders if that is less; for which share of that half the card had nothing to
-compute; the processor seconds of the whole machine; and how busy the card was, as nvidia-smi says.
-Texts are in the same batches either way, sorted by length within a slice. With `--peers` Ray Data
-as its documentation has it and Daft run classifiers of photos on the same device in fp32 and bf16.
-Prints lines, then JSON, whose `skipped` says what failed, and why; `--page` writes a page of it,
-too.
+one actor: rows/s of the whole run and without its start, and their share of the model's alone, its
+batches on the device already; rows/s of one decoder; for which share of that time the device had
+nothing to compute; and what the report calls the bottleneck. Texts are in the same batches either
+way, sorted by length within a slice. With `--peers` Ray Data as its documentation has it and Daft
+run classifiers of photos on the same device in fp32 and bf16. Prints lines, then JSON, whose
+`skipped` says what failed, and why.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
 import json
+import math
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
-from gpu_alone import Watch, alone, decode_alone, idle_pct
-from gpu_page import page_lines
 from machine import machine, today
 from safetensors.torch import load_file, save_file
-from systems import Case, Unusable, missing, run_job, run_peer, write_weights
-from text_batches import text_case
+from support.runs.jobs import job_over
+from systems import (
+    MINILM,
+    Case,
+    Unusable,
+    make_case,
+    missing,
+    photos_below,
+    run_job,
+    run_peer,
+    working_s,
+)
 from torchvision.models import get_model
 from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcessor
 from turns import tell
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parents[1] / "support/toys"))
-from support.inputs.photos import build_images
-from support.models.minilm import Unreachable
+from pipeline.core.failures import failure_columns
+from pipeline.core.schema import TEXT
+from pipeline.inference.engines.torch_engine import TorchEngine
+from pipeline.job.model import Model
+from pipeline.models.resolving.resolve import resolve_model
+from pipeline.models.spec import PredictorConfig
+from pipeline.preprocessing.model_input import Limits
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
-MINILM, DETECTOR = "minilm", "detector"
+DETECTOR = "detector"
 MODELS = ("resnet50", "vit_b_16", MINILM, DETECTOR)
-DETECTOR_PX = 640
 MIN_SCORE = 0.1
 PEERS = ("ray", "daft")
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 """Precisions of the peers, and what torch calls them."""
+MEASURE_S = 3.0
 _DECISION, _SPREAD = 10.0, 0.05
+_SLICES = 8
+"""So many slices of texts lie on the device."""
+Batch = dict[str, torch.Tensor]
 
 
 def measure(case: Case, runtime: str, precision: str, num_gpus: float) -> dict[str, Any]:
-    """Run the pipeline once with one actor, and what it is held to by itself."""
-    has_photos = case.columns["format"] == "images"
-    decoded = decode_alone(case) if has_photos else None
-    watch = Watch(is_gpu=num_gpus > 0)
-    found = run_job(
+    """Run the pipeline once with one actor, and the model by itself."""
+    report = run_job(
         case,
         f"{runtime}-{precision}",
-        {
-            "model": {**case.model, "runtime": runtime, "precision": precision},
-            "resources": {"num_gpus": num_gpus, "max_actors": 1},
-        },
+        model={**case.model, "runtime": runtime, "precision": precision},
+        resources={"num_gpus": num_gpus, "max_actors": 1},
     )
-    watched, steady = watch.stop(), found["steady"]
-    model_alone = alone(case, runtime, precision, num_gpus, found)
-    in_memory = model_alone.pop("rows_per_s")
-    # Beside a card decoders have all cores but the actor's.
-    decoders = max(1, (os.cpu_count() or 1) - 1) if num_gpus else 1
-    possible = in_memory if decoded is None else min(in_memory, decoders * decoded)
+    section = Model(**case.model, runtime=runtime, precision=precision)
+    work_s, model_alone = working_s(report), alone(case, section, report, num_gpus)
+    stages = {stage["stage"]: stage for stage in report["stages"]}
     line = {
         "model": case.folder.name,
         "system": "ours",
         "runtime": runtime,
         "precision": precision,
-        "decoded_rows_per_s": decoded and round(decoded, 1),
-        "in_memory_rows_per_s": round(in_memory, 1),
-        "whole_rows_per_s": round(found["whole"], 1),
-        "steady_rows_per_s": steady and round(steady, 1),
-        "share_of_in_memory": steady and round(steady / in_memory, 3),
-        "share_of_possible": steady and round(steady / possible, 3),
-        "idle_pct": idle_pct(Path(found["out"])),
-        **watched,
-        **(of_texts(found, in_memory, model_alone["tokens_per_row"]) if model_alone else {}),
-        "startup": found["startup"],
+        "model_alone_rows_per_s": round(model_alone, 1),
+        "whole_rows_per_s": round(report["whole_rows_per_s"], 1),
+        "steady_rows_per_s": round(case.num_rows / work_s, 1),
+        "share_of_model_alone": round(case.num_rows / work_s / model_alone, 3),
+        "idle_pct": round(100 * max(0.0, 1 - stages["predict"]["busy_s"] / work_s), 1),
+        "bottleneck": report["bottleneck"]["limit"],
+        "texts": report["texts"],
     }
+    if report["texts"] is None:
+        busy_s = stages["decode"]["busy_s"] + stages["transform"]["busy_s"]
+        line["one_decoder_rows_per_s"] = round(case.num_rows / busy_s, 1)
     print(json.dumps(line), flush=True)
     return line
-
-
-def of_texts(found: dict[str, Any], in_memory: float, tokens_per_row: float) -> dict[str, Any]:
-    """Return what only texts have; tokens/s do not count padding."""
-    steady = found["steady"]
-    return {
-        "tokens_per_row": tokens_per_row,
-        "in_memory_tokens_per_s": round(in_memory * tokens_per_row),
-        "steady_tokens_per_s": steady and round(steady * tokens_per_row),
-        "padding_pct": found["padding_pct"],
-    }
 
 
 def measure_peer(case: Case, system: str, precision: str) -> dict[str, Any]:
     """Run a peer once, on the device that PEERS_DEVICE names."""
+    if absent := missing(system):
+        raise Unusable(absent)
     os.environ["PEERS_DTYPE"] = DTYPES[precision]
     found = run_peer(system, case)
-    line = {
-        "model": case.folder.name,
-        "system": system,
-        "precision": precision,
-        "whole_rows_per_s": round(found["whole"], 1),
-        "steady_rows_per_s": found["steady"] and round(found["steady"], 1),
-    }
+    rates = {f"{name}_rows_per_s": round(rate, 1) for name, rate in found.items()}
+    line = {"model": case.folder.name, "system": system, "precision": precision, **rates}
     print(json.dumps(line), flush=True)
     return line
 
 
-def make_case(folder: Path, name: str, num_rows: int, detector_px: int) -> Case:
-    """Make the rows of a model, and those of all that take photos once.
+def alone(case: Case, model: Model, report: dict[str, Any], num_gpus: float) -> float:
+    """Return rows/s of the model of a run over batches that lie on the device."""
+    said = report["model"]
+    spec = resolve_model(job_over("text" if report["texts"] else "image", model))
+    limits = {"batch_size": said["batch_size"], "batch_tokens": said["batch_tokens"] or 0}
+    config = PredictorConfig(
+        spec, num_gpus=num_gpus, num_threads=1, pass_through=pa.schema([]), **limits
+    )
+    engine = TorchEngine(config)
+    batches = list(batches_on_device(case, config, report["slices"]["computed"]))
+    rate = rows_per_s(engine._model.runner.run, batches, is_on_gpu=num_gpus > 0)
+    del engine, batches
+    gc.collect()
+    if num_gpus:
+        torch.cuda.empty_cache()  # the next run needs it
+    return rate
+
+
+def batches_on_device(case: Case, config: PredictorConfig, num_slices: int) -> Iterator[Batch]:
+    """Yield a batch of noise in place of photos, or the texts in batches as a run has them."""
+    device, seen = torch.device("cuda" if config.num_gpus else "cpu"), config.spec.input
+    slots = seen.slots(config.limits_of_batch)
+    if not seen.counts_tokens:
+        yield {
+            name: torch.randint(0, 255, slot.shape, dtype=torch.uint8, device=device)
+            for name, slot in slots.items()
+        }
+        return
+    views = {name: np.zeros(math.prod(slot.shape), slot.dtype) for name, slot in slots.items()}
+    texts = pq.read_table(case.inputs, columns=["text"]).column("text")
+    size = -(-case.num_rows // num_slices)
+    for first in range(0, min(len(texts), _SLICES * size), size):
+        column = texts.slice(first, size)
+        rows = pa.table({TEXT: column, **failure_columns([None] * len(column))})
+        inputs = seen.arrays(seen.prepare(rows, {}, Limits(1 << 30, 1 << 30)))
+        for batch in seen.batches(inputs, np.arange(len(column)), config.limits_of_batch):
+            yield {
+                name: torch.from_numpy(views[name][: math.prod(shape)].reshape(shape)).to(
+                    device, copy=True
+                )
+                for name, shape in seen.gather(inputs, batch, views).items()
+            }
+
+
+def rows_per_s(run: Callable[[Batch], Any], batches: Sequence[Batch], *, is_on_gpu: bool) -> float:
+    """Run batches one after the other, and wait for the device once, at the end.
+
+    A wait per batch would leave gaps in which nothing is queued, and the model would look slower
+    than it is.
+
+    Args:
+        run: The model.
+        batches: On the device, each tensor (B, ...).
+        is_on_gpu: Whether the device computes while the host goes on.
+    """
+
+    def rounds(count: int) -> float:
+        started = time.perf_counter()
+        for _ in range(count):
+            for batch in batches:
+                run(batch)
+        if is_on_gpu:
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    with torch.inference_mode():
+        rounds(2)  # kernels are chosen, graphs recorded
+        count = math.ceil(MEASURE_S / max(1e-6, rounds(1)))
+        seconds = rounds(count)
+    return count * sum(len(next(iter(batch.values()))) for batch in batches) / seconds
+
+
+def gpu_case(folder: Path, name: str, num_rows: int, detector_px: int) -> Case:
+    """Make the rows of a model, and its weights.
 
     Raises:
-        Unreachable: The model cannot be downloaded.
+        Unusable: The model of texts is not there.
     """
-    own, images = folder / name, folder / "images"
+    if name != DETECTOR:
+        case = make_case(folder, name, num_rows)
+        if name != MINILM:
+            decide(case.model)
+        return case
+    own = folder / name
     own.mkdir()
-    if name == MINILM:
-        return text_case(own, num_rows)
-    if not images.exists():
-        build_images(images, num_rows, seed=1, num_bad=0)
-    if name == DETECTOR:  # as many rows of its size would be 630 MB a slice
-        return Case(own, images, num_rows, detector(own, detector_px))
-    return Case(own, images, num_rows, decided(write_weights(own, name)))
+    return Case(own, photos_below(folder, num_rows), num_rows, detector(own, detector_px))
 
 
-def decided(model: dict[str, Any]) -> dict[str, Any]:
-    """Let one class of random weights lead and the others differ little; return the model section.
+def decide(model: dict[str, Any]) -> None:
+    """Let one class of random weights lead and the others differ little.
 
     Random logits are nearly equal or far apart, so that labels or scores of half precision are
     others: the gate that holds predictions to fp32 would refuse that.
@@ -148,7 +216,6 @@ def decided(model: dict[str, Any]) -> dict[str, Any]:
         head.weight *= _SPREAD / max(_SPREAD, spread)
         head.bias[0] += _DECISION
     save_file(module.state_dict(), model["weights"])
-    return model
 
 
 def detector(folder: Path, size_px: int) -> dict[str, Any]:
@@ -172,6 +239,18 @@ def detector(folder: Path, size_px: int) -> dict[str, Any]:
     return {"path": str(path), "task": "detect", "min_score": MIN_SCORE}
 
 
+def attempts(
+    case: Case, wanted: argparse.Namespace
+) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """Yield what is measured of a model: its name, and what measures it."""
+    runtimes = ("eager", "compile") if wanted.compile else ("eager",)
+    for way in itertools.product(runtimes, ("fp32",) if wanted.cpu else PRECISIONS):
+        yield " ".join(way), partial(measure, case, *way, 0.0 if wanted.cpu else 1.0)
+    if "weights" in case.model:  # the programs of the peers are for classifiers of photos
+        for way in itertools.product(wanted.peers, ("fp32",) if wanted.cpu else DTYPES):
+            yield " ".join(way), partial(measure_peer, case, *way)
+
+
 def main() -> None:
     wanted = parse()
     if not (wanted.cpu or torch.cuda.is_available()):
@@ -181,24 +260,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for model in wanted.models:
             try:
-                case = make_case(Path(folder), model, wanted.rows, wanted.detector_px)
-            except Unreachable as error:
-                skip(skipped, model, error)
+                case = gpu_case(Path(folder), model, wanted.rows, wanted.detector_px)
+            except Unusable as error:
+                skipped[model] = str(error)
                 continue
-            for runtime, precision in ways(wanted):
+            for what, attempt in attempts(case, wanted):
                 try:
-                    found = measure(case, runtime, precision, 0.0 if wanted.cpu else 1.0)
+                    results.append(attempt())
                 except Unusable as error:
-                    skip(skipped, f"{model} {runtime} {precision}", error)
-                    continue
-                results.append(found)
-            for system, precision in peers(wanted, case):
-                try:
-                    if absent := missing(system):
-                        raise Unusable(absent)
-                    results.append(measure_peer(case, system, precision))
-                except Unusable as error:
-                    skip(skipped, f"{model} {system} {precision}", error)
+                    skipped[f"{model} {what}"] = str(error)
+                    print(f"skipped {model} {what}: {error}", flush=True)
     document = {
         "date": today(),
         "machine": machine(),
@@ -207,9 +278,6 @@ def main() -> None:
         "results": results,
         "skipped": skipped,
     }
-    if wanted.page:
-        wanted.page.parent.mkdir(parents=True, exist_ok=True)
-        wanted.page.write_text("\n".join(page_lines(document)) + "\n")
     tell(document, wanted.out)
 
 
@@ -217,32 +285,12 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("models", nargs="*", default=list(MODELS), metavar="MODEL")
     parser.add_argument("--rows", type=int, default=20_000, help="photos, or passages")
-    parser.add_argument("--detector-px", type=int, default=DETECTOR_PX, help="sides of its images")
+    parser.add_argument("--detector-px", type=int, default=640, help="sides of its images")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--cpu", action="store_true", help="try the script without a GPU")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=[], help="measure these too")
     parser.add_argument("--out", type=Path, help="also write the JSON line to this file")
-    parser.add_argument("--page", type=Path, help="also write a page of it to this file")
     return parser.parse_args()
-
-
-def ways(wanted: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    """Yield runtime and precision."""
-    yield from itertools.product(
-        ("eager", "compile") if wanted.compile else ("eager",),
-        ("fp32",) if wanted.cpu else PRECISIONS,
-    )
-
-
-def peers(wanted: argparse.Namespace, case: Case) -> Iterator[tuple[str, str]]:
-    """Yield peer and precision; their programs are for classifiers of photos."""
-    if "weights" in case.model:
-        yield from itertools.product(wanted.peers, ("fp32",) if wanted.cpu else DTYPES)
-
-
-def skip(skipped: dict[str, str], what: str, error: Exception) -> None:
-    skipped[what] = str(error)
-    print(f"skipped {what}: {error}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,15 @@
 """Measure what a language model chooses and writes, beside transformers' own ways.
 
     python tests/bench/language.py MODEL [--tasks choices generate] [--rows 64] [--runs 3]
-        [--precision bf16] [--examples] [--peers loop]
+        [--precision bf16] [--peers loop]
 
 MODEL is the directory that `make build/smollm2/config.json` makes. `choices`: reviews, of which the
 model says positive or negative; two peers write up to three tokens, as people do it, and `scores`
-scores both answers. With `--examples` what is meant and four reviews with their answers stand
-before each. `generate`: questions whose answers take 1 to 128 tokens. Batches have 16 rows
-everywhere. `whole` counts from the start of the process to its end, `steady` the work alone: of
-ours as in the second half of the rows. Systems take turns. It tells in how many rows the answers of
-ours and of `scores`, or the texts of ours and of `loop`, are equal: padding on the left changes the
-last digits of the peers, and then sometimes a token. The last line is JSON.
+scores both answers. `generate`: questions whose answers take 1 to 128 tokens. Batches have 16 rows
+everywhere. `whole` counts from the start of the process to its end, `steady` the work alone.
+Systems take turns. It tells in how many rows the answers of ours and of `scores`, or the texts of
+ours and of `loop`, are equal: padding on the left changes the last digits of the peers, and then
+sometimes a token. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -26,12 +25,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from machine import machine, today
-from systems import BENCH, Case, environment, run_pipeline, staged_slices, steady_of
-from turns import spread, tell
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
+from machine import BENCH, machine, today
+from support.runs.cli import environment
 from support.runs.published_rows import read_predictions
+from systems import Case, run_job, working_s
+from turns import spread, tell
 
 BATCH = 16
 NEW_TOKENS = {"choices": 3, "generate": 128}
@@ -39,49 +37,32 @@ PEERS = {"choices": ("pipeline", "loop", "scores"), "generate": ("pipeline", "lo
 ANSWERS = ["positive", "negative"]
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 ASKED = "Is this review positive or negative? Answer with one word.\n\n"
-EXAMPLES = (
-    "A review is positive if its author would buy the thing again, and negative otherwise. What "
-    "matters is how it ends, and not a word of praise or blame on the way.\n\n"
-    "Review: I did not expect much, and now I take it everywhere. Answer: positive\n"
-    "Review: It looked fine in the shop, and fell apart on the way home. Answer: negative\n"
-    "Review: The box was torn, but what was in it is perfect. Answer: positive\n"
-    "Review: Everybody told me to go, and I wish that I had not. Answer: negative\n\n"
-)
-"""They stand before what is asked, with `--examples`."""
 _THINGS = ("film", "phone", "hotel", "book", "meal", "game", "song", "chair")
 _SAID = (
     "was wonderful, I would recommend it to everybody",
     "broke after two days and nobody answered my letters",
     "is the best that I have had in years, and it was cheap as well",
     "made me angry: a waste of money and of a whole evening",
-    "kept me happy through a long and rainy week",
-    "was dull, slow and much too long",
 )
 _QUESTIONS = (
     "What is the capital of {}? Answer with one word.",
     "Name three things that people know of {}.",
     "Write a short story of a child from {}.",
     "Is {} a country? Answer yes or no.",
-    "Describe the food of {} in two sentences.",
 )
-_PLACES = ("France", "Japan", "Kenya", "Peru", "Norway", "India", "Canada", "Egypt", "Chile")
+_PLACES = ("France", "Japan", "Kenya", "Peru", "Norway", "India", "Canada")
 
 
 def texts_of(task: str, rows: int) -> list[str]:
     """Return texts that differ."""
+    said, of = (_SAID, _THINGS) if task == "choices" else (_QUESTIONS, _PLACES)
+    texts = ((said[row % len(said)], of[row % len(of)]) for row in range(rows))
     if task == "choices":
-        return [
-            f"Day {row}. The {_THINGS[row % len(_THINGS)]} {_SAID[row % len(_SAID)]}."
-            for row in range(rows)
-        ]
-    return [
-        _QUESTIONS[row % len(_QUESTIONS)].format(_PLACES[row % len(_PLACES)])
-        + (f" It is day {row}." if row >= len(_QUESTIONS) * len(_PLACES) else "")
-        for row in range(rows)
-    ]
+        return [f"Day {row}. The {thing} {text}." for row, (text, thing) in enumerate(texts)]
+    return [f"{text.format(place)} It is day {row}." for row, (text, place) in enumerate(texts)]
 
 
-def write_input(folder: Path, task: str, rows: int, before: str = "") -> Path:
+def write_input(folder: Path, task: str, rows: int, before: str) -> Path:
     folder.mkdir(parents=True)
     texts = texts_of(task, rows)
     chats = [json.dumps([{"role": "user", "content": before + text}]) for text in texts]
@@ -92,19 +73,15 @@ def write_input(folder: Path, task: str, rows: int, before: str = "") -> Path:
 
 
 def ours(case: Case, task: str) -> dict[str, Any]:
-    out = case.folder / f"out-{time.time_ns()}"
-    begun = time.perf_counter()
-    report = run_pipeline("run", case.job("job", out))
-    wall_s = time.perf_counter() - begun
-    found = read_predictions(str(out))
+    report = run_job(case, "job")
+    found = read_predictions(str(case.out), report["partition"])
     texts = found["label" if task == "choices" else "text"].to_pylist()
     tokens = sum(found["num_output_tokens"].to_pylist()) if task == "generate" else len(texts)
-    steady = steady_of(staged_slices(out)) or len(texts) / report["streaming_wall_s"]
     return {
         "rows": len(texts),
         "tokens": tokens,
-        "wall_s": wall_s,
-        "work_s": len(texts) / steady,
+        "wall_s": len(texts) / report["whole_rows_per_s"],
+        "work_s": working_s(report),
         "texts": texts,
     }
 
@@ -125,18 +102,14 @@ def peer(way: str, model: str, file: Path, task: str, precision: str) -> dict[st
 def measure(task: str, model: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     rows, precision = options.rows, options.precision
     before = ASKED if task == "choices" else ""
-    if task == "choices" and options.examples:
-        before = EXAMPLES + ASKED
     file = write_input(folder / task / "in", task, rows, before)
-    content = f"{before}{{text}}"
-    section: dict[str, Any] = {"messages": [{"role": "user", "content": content}]}
-    if task == "choices":
-        section["choices"] = ANSWERS
-    else:
-        section["generate"] = {"max_new_tokens": NEW_TOKENS[task], "invalid": "keep"}
     said = {"path": model, "task": task, "batch_size": BATCH, "precision": precision}
+    said["messages"] = [{"role": "user", "content": f"{before}{{text}}"}]
+    if task == "choices":
+        said["choices"] = ANSWERS
+    else:
+        said["generate"] = {"max_new_tokens": NEW_TOKENS[task], "invalid": "keep"}
     columns = {"format": "parquet", "text_column": "text", "id_column": "id"}
-    said |= section
     case = Case(folder / task, file.parent, rows, said, columns=columns)
     found: dict[str, list[dict[str, Any]]] = {}
     peers = [each for each in PEERS[task] if each in (options.peers or PEERS[task])]
@@ -168,7 +141,6 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--precision", choices=DTYPES, default="fp32")
-    parser.add_argument("--examples", action="store_true")
     parser.add_argument("--peers", nargs="+", choices=sorted({*sum(PEERS.values(), ())}))
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -176,8 +148,7 @@ def main() -> None:
         model = str(Path(options.model).resolve())
         results = {task: measure(task, model, options, Path(name)) for task in options.tasks}
     found = {"date": today(), "machine": machine(), "rows": options.rows, "results": results}
-    found |= {"precision": options.precision, "examples": options.examples}
-    tell(found, options.out)
+    tell(found | {"precision": options.precision}, options.out)
 
 
 if __name__ == "__main__":

@@ -1,30 +1,27 @@
-"""What a measurement ran on: processor, cores, instruction sets, memory, versions of packages."""
+"""What a measurement ran on: processor, cores, instruction sets, memory, versions of packages.
+
+To be imported before what tests share, and the tests' models: it says where they lie.
+"""
 
 from __future__ import annotations
 
 import datetime as dt
 import os
 import platform
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+BENCH = Path(__file__).parent
+TESTS, ROOT = BENCH.parent, BENCH.parent.parent
+sys.path[:0] = [str(TESTS / "support/toys"), str(TESTS), str(ROOT)]
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_bf16", "amx_int8")
 PACKAGES = (
-    "ray",
-    "torch",
-    "torchvision",
-    "onnxruntime",
-    "openvino",
-    "MNN",
-    "pyarrow",
-    "pillow",
-    "transformers",
-    "sentence-transformers",
-    "daft",
-    "pyspark",
+    *("ray", "torch", "torchvision", "onnxruntime", "openvino", "MNN", "pyarrow", "pillow"),
+    *("transformers", "sentence-transformers", "daft", "pyspark"),
 )
 
 

@@ -18,11 +18,9 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torchvision.io import encode_png
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parents[1] / "support/toys"))
+from machine import machine, today
 from support.runs.cli import command, environment, working, write_job
+from torchvision.io import encode_png
 
 SAMPLE_EVERY_S = 0.25
 MIB = 2**20
@@ -54,11 +52,10 @@ def measure(folder: Path, num_rows: int) -> dict[str, float]:
         time.sleep(SAMPLE_EVERY_S)
     output = process.stdout.read() if process.stdout else b""
     report = json.loads(output.splitlines()[-1])
-    staged = len(list((folder / "out" / "_control").rglob("staging/*/[0-9]*.parquet")))
     return {
         "rows": num_rows,
         "predicted": report["rows"]["predicted"],
-        "staged_objects": staged,
+        "slices": report["slices"]["computed"],
         "driver_peak_mib": round(peaks["driver"] / MIB, 1),
         "actor_peak_mib": round(peaks["actor"] / MIB, 1),
         "rows_per_s": round(report["rows_per_s"], 1),
@@ -87,7 +84,7 @@ def main() -> None:
         for size in sizes:
             results.append(measure(Path(folder) / str(size), size))
             print("  ".join(f"{name} {value}" for name, value in results[-1].items()), flush=True)
-    print(json.dumps(results))
+    print(json.dumps({"date": today(), "machine": machine(), "sizes": results}))
 
 
 if __name__ == "__main__":

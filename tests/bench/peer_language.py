@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 import transformers
-from peer_model import CORES
+from peers_photos import CORES
 
 
 def texts_of(

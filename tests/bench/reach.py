@@ -25,13 +25,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import machine  # noqa: F401  # says where what tests share lies
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parents[1] / "support/toys"))
-
 import torch
 from reach_models import ATTEMPTS, KINDS, TABLES, Table, class_of, classes_of, rows_of, write_class
 from reach_page import DIFFERS, EQUAL, NOT_BUILT, REFUSED, Verdict, page_of

@@ -29,9 +29,6 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from machine import machine, today
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parents[1] / "support/toys"))
 from support.inputs.photos import photo_rows
 from support.runs.cli import command, environment, working, write_job
 

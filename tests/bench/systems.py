@@ -1,4 +1,4 @@
-"""Run each system that throughput.py and text.py compare, in processes of its own."""
+"""Run each system that throughput.py and the others compare, in processes of its own."""
 
 from __future__ import annotations
 
@@ -7,42 +7,38 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
-from peer_model import steady_rate
+from machine import BENCH, ROOT, TESTS
 from safetensors.torch import save_file
+from support.inputs.passages import passages, write_passages
+from support.inputs.photos import build_images
+from support.runs.cli import command, environment
 from torchvision.models import get_model
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parents[1] / "support/toys"))
-from support.runs.cli import command, environment
-
-from pipeline.commit.staging import read_footer
 from pipeline.execution.environment import WORKER_ENVIRONMENT as MALLOC
 from pipeline.inference.runtimes.int8 import INT8
-from pipeline.storage.store import Store
 
-BENCH = Path(__file__).parent
-ROOT = BENCH.parent.parent
 OURS = {
     "exact": {"runtime": "eager", "precision": "fp32"},
     "fp32": {"runtime": "auto", "precision": "fp32"},
     "auto": {"runtime": "auto", "precision": "auto"},
 }
 """Our systems, and what their jobs say of the model."""
-_WORK = ("decode", "transform", "tokenize", "transfer", "predict")
-"""Stages that an actor which prepares its rows does one after the other."""
-# The children import this checkout, whatever else is installed.
+LIMIT = "limit"
+MINILM = "minilm"
+"""The model of texts; all others classify photos."""
+MINILM_FOLDER = ROOT / "build" / "minilm"
 PEERS_PYTHON = os.environ.get("PEERS_PYTHON", sys.executable)
 """Daft and Spark live in an environment of their own: they hold pyarrow to an older version."""
+# The children import this checkout, whatever else is installed.
 CHECKOUT = {
-    "PYTHONPATH": os.pathsep.join(map(str, (ROOT, BENCH.parent, BENCH))),
+    "PYTHONPATH": os.pathsep.join(map(str, (ROOT, TESTS, BENCH))),
     "PIPELINE_ALLOW_IMPORT": "models",
 }
 
@@ -56,7 +52,7 @@ class Case:
     """One model over one set of rows."""
 
     folder: Path
-    """Where jobs, outputs and profiles go."""
+    """Where jobs and outputs go."""
     inputs: Path
     num_rows: int
     model: dict[str, Any]
@@ -66,18 +62,24 @@ class Case:
     columns: Mapping[str, Any] = field(default_factory=lambda: {"format": "images"})
     """The source section of a job, beside the place of the inputs."""
 
+    @property
+    def out(self) -> Path:
+        """Where all jobs write, each its own partition; what `tune` finds is kept there, too."""
+        return self.folder / "out"
+
     def calibrated(self) -> str:
         """Return the path of the int8 model that `tune` made last."""
-        made = (self.folder / "models").glob("*.onnx")
+        made = (self.out / "_control" / "models").glob("*.onnx")
         return str(max(made, key=lambda path: path.stat().st_mtime))
 
-    def job(self, name: str, out: Path, **sections: Any) -> str:
+    def job(self, name: str, **sections: Any) -> str:
         """Write a job file; a section that is given stands in place of the usual one."""
+        cut = {} if self.slice_rows is None else {"slice_rows": self.slice_rows}
         document = {
             "source": {"uri": str(self.inputs), **self.columns},
             "model": self.model,
-            "sink": {"uri": str(out)},
-            "run": {} if self.slice_rows is None else {"slice_rows": self.slice_rows},
+            "sink": {"uri": str(self.out), "partition": f"run={time.time_ns()}"},
+            "run": {"reuse": "off", **cut},
             "gates": {"constant": {"mode": "off"}},  # random weights see one class everywhere
             **sections,
         }
@@ -86,143 +88,119 @@ class Case:
         return str(path)
 
 
+def make_case(folder: Path, name: str, num_rows: int, slice_rows: int | None = None) -> Case:
+    """Write the rows of a model, and its weights.
+
+    Raises:
+        Unusable: The model of texts is not there.
+    """
+    own = folder / name
+    own.mkdir()
+    if name == MINILM:
+        if not MINILM_FOLDER.exists():
+            raise Unusable("`make build/minilm/modules.json` fetches the model")
+        write_passages(own / "texts" / "passages.parquet", passages(num_rows))
+        columns = {"format": "parquet", "text_column": "text", "id_column": "id"}
+        return Case(own, own / "texts", num_rows, {"path": str(MINILM_FOLDER)}, columns=columns)
+    photos = photos_below(folder, num_rows)
+    return Case(own, photos, num_rows, write_weights(own, name), slice_rows)
+
+
+def photos_below(folder: Path, num_rows: int) -> Path:
+    """Write photos once; return their folder."""
+    if not (folder / "images").exists():
+        build_images(folder / "images", num_rows, seed=1, num_bad=0)
+    return folder / "images"
+
+
 def write_weights(folder: Path, name: str) -> dict[str, Any]:
     """Return the model section of a job; torchvision models get seeded weights."""
     if name == "efficientnet-lite0":
         return {"name": name}
     path = folder / f"{name}.safetensors"
-    if not path.exists():
-        torch.manual_seed(0)
-        save_file(get_model(name, weights=None).state_dict(), path)
+    torch.manual_seed(0)
+    save_file(get_model(name, weights=None).state_dict(), path)
     return {"name": name, "weights": str(path)}
 
 
 def tune(case: Case, system: str) -> dict[str, Any]:
-    """Run `pipeline tune` for one of our systems; keep its profile for the runs.
+    """Run `pipeline tune` for one of our systems.
 
     Raises:
         Unusable: Nothing agrees with eager fp32.
     """
-    out = case.folder / f"tuned-{time.time_ns()}"
-    job = case.job("tune", out, **sections_of(case, system))
-    found = run_pipeline("tune", job)
-    profiles = case.folder / "profiles"
-    profiles.mkdir(exist_ok=True)
-    for path in (out / "_control" / "profiles").iterdir():
-        path.rename(profiles / path.name)
-    if (out / "_control" / "models").exists():  # int8 models, which a profile names
-        (case.folder / "models").mkdir(exist_ok=True)
-        for path in (out / "_control" / "models").iterdir():
-            path.replace(case.folder / "models" / path.name)
-    return found
+    return run_pipeline("tune", case.job("tune", model={**case.model, **OURS[system]}))
 
 
-def run(system: str, case: Case, chosen: str) -> dict[str, Any]:
+def run(
+    system: str, case: Case, chosen: str, env: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Run one system once.
 
     Args:
         system: Its name.
         case: Over what.
         chosen: Runtime, precision and batch size that the limit takes.
+        env: Further variables of the environment, for ours.
 
     Returns:
-        `whole` and `steady` rows/s (steady is None where nobody can tell); for ours also
-        `startup`, seconds by cause.
+        `whole` and `steady`, rows/s of the whole process and without starting up; for ours also
+        `startup`, seconds by cause, and for texts `padding_pct`, the share of the model's tokens
+        that was padding.
 
     Raises:
         Unusable: It failed.
     """
-    if system in OURS:
-        return run_job(case, system, sections_of(case, system))
-    more = chosen.split()
-    if system == "limit":
-        more.append(case.calibrated() if INT8 in more else "")
-    return run_peer(system, case, *more)
-
-
-def sections_of(case: Case, system: str) -> dict[str, Any]:
-    return {"model": {**case.model, **OURS[system]}}
-
-
-def run_job(
-    case: Case, name: str, sections: dict[str, Any], env: Mapping[str, str] | None = None
-) -> dict[str, Any]:
-    """Run `pipeline run` once.
-
-    Args:
-        case: Over what.
-        name: Of the job.
-        sections: Of the job file, beside the usual ones.
-        env: Further variables of the environment.
-
-    Returns:
-        What `run` returns, and `first_slice_s`: to the first commit; `slices`: their number;
-        `batch_size` and `batch_tokens`; `choice`: the report's sentence; `out`: the output; for
-        texts `padding_pct`: which share of the model's tokens was padding.
-    """
-    out = case.folder / f"out-{name}-{time.time_ns()}"
-    (out / "_control").mkdir(parents=True)
-    if (case.folder / "profiles").exists():  # what `tune` found lies below the sink
-        (out / "_control" / "profiles").symlink_to(case.folder / "profiles")
-    if (case.folder / "models").exists():
-        (out / "_control" / "models").symlink_to(case.folder / "models")
-    job = case.job(name, out, **sections)
-    began, started = time.time(), time.perf_counter()
-    report = run_pipeline("run", job, "--quiet", env=env)
-    whole_s = time.perf_counter() - started
-    rows = report["rows"]["computed"]
-    _check_rows(name, rows, case)
-    staged = staged_slices(out)
+    if system not in OURS:
+        return run_peer(system, case, chosen)
+    report = run_job(case, system, env, model={**case.model, **OURS[system]})
     return {
-        "whole": rows / whole_s,
-        "steady": steady_of(staged),
-        "slices": len(staged),
-        "batch_size": report["model"]["batch_size"],
-        "batch_tokens": report["model"].get("batch_tokens"),
-        "choice": (report["model"].get("choice") or {}).get("text"),
-        "out": str(out),
-        **_padding(staged.values()),
-        "startup": {entry["part"]: entry["wall_s"] or 0.0 for entry in report["startup"]},
-        "first_slice_s": min(path.stat().st_mtime for path in staged) - began,
+        "whole": report["whole_rows_per_s"],
+        "steady": case.num_rows / working_s(report),
+        "startup": {each["part"]: each["wall_s"] or 0.0 for each in report["startup"]},
+        **({"padding_pct": report["texts"]["padding_pct"]} if report["texts"] else {}),
     }
 
 
-def staged_slices(out: Path) -> dict[Path, Any]:
-    """Return the footers of all slices that a run staged, by the paths of their files."""
-    paths = (out / "_control").rglob("staging/*/*.parquet")
-    return {path: read_footer(Store(str(path.parent)), path.name) for path in paths}
+def run_job(
+    case: Case, name: str, env: Mapping[str, str] | None = None, **sections: Any
+) -> dict[str, Any]:
+    """Run `pipeline run` once with sections of the job; return its report and `whole_rows_per_s`.
+
+    Raises:
+        Unusable: It failed.
+    """
+    job = case.job(name, **sections)
+    started = time.perf_counter()
+    report = run_pipeline("run", job, "--quiet", env=env)
+    whole_s = time.perf_counter() - started
+    _check_rows(name, report["rows"]["computed"], case)
+    return {**report, "whole_rows_per_s": case.num_rows / whole_s}
 
 
-def steady_of(staged: Mapping[Path, Any]) -> float | None:
-    """Return rows/s of the second half of the rows; see `steady_rate`."""
-    ends = [_row_ends(path, footer) for path, footer in staged.items()]
-    return steady_rate(np.concatenate([np.zeros(0), *ends]))
+def working_s(report: Mapping[str, Any]) -> float:
+    """Return the seconds of a run's stream in which its actors were there, with their models."""
+    waited_s = sum(
+        each["wall_s"] or 0.0 for each in report["startup"] if each["part"] != "ray_start"
+    )
+    return max(report["streaming_wall_s"] - waited_s, 1e-3)
 
 
-def _row_ends(path: Path, staged: Any) -> np.ndarray:
-    """Return when the rows of a staged slice were predicted, (N,): one after the other while the
-    actor was busy with it, and the last one when its file was written."""
-    busy_s = sum(staged.counters[name]["busy_s"] for name in _WORK if name in staged.counters)
-    last, rows = path.stat().st_mtime, staged.num_rows
-    return last - busy_s * np.arange(rows) / max(1, rows)
+def run_peer(system: str, case: Case, chosen: str = "") -> dict[str, Any]:
+    """Run a peer or the limit once.
 
-
-def _padding(footers: Iterable[Any]) -> dict[str, float]:
-    counted = [staged.figures.tokens for staged in footers if staged.figures.tokens]
-    padded = sum(tokens.num_padded for tokens in counted)
-    if not padded:
-        return {}
-    return {"padding_pct": round(100 * (1 - sum(t.num_tokens for t in counted) / padded), 2)}
-
-
-def run_peer(system: str, case: Case, *more: str) -> dict[str, Any]:
-    name = case.model.get("name") or case.model.get("path") or case.model["factory"]
-    weights = case.model.get("weights", "")
+    Raises:
+        Unusable: It failed.
+    """
+    more = chosen.split() if system == LIMIT else [str(case.folder / f"out-{time.time_ns()}")]
+    if system == LIMIT:
+        more.append(case.calibrated() if INT8 in more else "")
+    name, weights = case.model.get("name") or case.model["path"], case.model.get("weights", "")
     program = [python_of(system), str(BENCH / "peers.py"), system, str(case.inputs), name, weights]
     started = time.perf_counter()
     done = subprocess.run(
         [*program, *more],
-        env={**os.environ, **CHECKOUT, **(MALLOC if system == "limit" else {})},
+        env={**os.environ, **CHECKOUT, **(MALLOC if system == LIMIT else {})},
         capture_output=True,
         check=False,
         text=True,
@@ -232,7 +210,7 @@ def run_peer(system: str, case: Case, *more: str) -> dict[str, Any]:
         raise Unusable(f"{system}: {_last_line(done.stderr)}")
     found = json.loads(done.stdout.splitlines()[-1])
     _check_rows(system, found["rows"], case)
-    return {**found, "whole": found["rows"] / whole_s}
+    return {"whole": found["rows"] / whole_s, "steady": found["rows"] / found["work_s"]}
 
 
 def python_of(system: str) -> str:

@@ -1,57 +1,54 @@
 """Measure rows/s beside peers and the limit: `python tests/bench/throughput.py MODEL...`.
 
-Same photos, same weights; the systems take turns, so that a slow minute meets all of them. What is
-compared:
+Same rows, same weights; the systems take turns, so that a slow minute meets all of them. Models
+classify photos; `minilm` embeds docstrings of the standard library, of 3 to 500 words. Compared are
 
 - `exact`: `pipeline run` in eager fp32.
 - `fp32`, `auto`: with what `pipeline tune` chose in fp32, and in any precision.
-- `loader`, `ray`, `daft`, `spark`: peers, eager fp32, as their documentation has it.
-- `limit`: plain processes with what `auto` chose and nothing around the work.
+- over photos `loader`, `ray`, `daft`, `spark`: peers, eager fp32, as their documentation has it.
+- over photos `limit`: plain processes with what `auto` chose and nothing around the work.
+- over texts `st-1`, `st`: sentence-transformers in one process, with one thread and with one a
+  core; `st-pool`: its pool of processes, one a core; `ray-text`: Ray Data with it in a pool of
+  actors; `daft-text`: Daft's `embed_text`.
 
-`whole` is rows/s of the whole process, `steady` those of the second half of the rows; ours cut
-slices as a job does that says nothing, and a slice's rows count while they are computed. Prints
-lines, then one JSON line, which `--out` writes to a file too; results.py makes a page of it.
+`whole` is rows/s of the whole process, `steady` without starting up: ours by the report's streaming
+wall without what it waited for actors and their models. Ray Data, Daft and Spark start theirs
+within it. Prints lines, then one JSON line, which `--out` writes to a file too; results.py makes a
+page of it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from machine import machine, today
-from systems import Case, Unusable, run, tune, write_weights
+from systems import LIMIT, MINILM, OURS, Case, Unusable, make_case, run, tune
 from turns import in_turn, summarise, tell, usable
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from support.inputs.photos import build_images
-
 MODELS = ("efficientnet-lite0", "mobilenet_v3_large", "resnet18")
-PEERS = ("loader", "ray", "daft", "spark")
-SYSTEMS = ("exact", "fp32", "auto", *PEERS, "limit")
+OF_PHOTOS = (*OURS, "loader", "ray", "daft", "spark", LIMIT)
+OF_TEXTS = (*OURS, "st-1", "st", "st-pool", "ray-text", "daft-text")
 
 
 def main() -> None:
     wanted = parse()
-    systems, skipped = usable(wanted.systems)
+    has_texts = wanted.models == [MINILM]
+    known = OF_TEXTS if has_texts else OF_PHOTOS
+    num_rows = wanted.rows or (20_000 if has_texts else 2_000)
+    systems, skipped = usable(each for each in known if each in (wanted.systems or known))
     results: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        images = folder / "images"
-        build_images(images, wanted.photos, seed=1, num_bad=0)
-        for model_name in wanted.models:
-            own = folder / model_name
-            own.mkdir()
-            model = write_weights(own, model_name)
-            case = Case(own, images, wanted.photos, model)
-            results += compare(case, systems, wanted.runs, skipped)
+    with tempfile.TemporaryDirectory() as folder:
+        for model in wanted.models:
+            case = make_case(Path(folder), model, num_rows)
+            results += compare(case, model, systems, wanted.runs, skipped)
     document = {
         "date": today(),
-        "photos": wanted.photos,
-        "kind": "small",
+        "kind": "texts" if has_texts else "photos",
+        "rows": num_rows,
         "runs": wanted.runs,
         "machine": machine(),
         "results": results,
@@ -63,42 +60,44 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("models", nargs="*", default=list(MODELS))
-    parser.add_argument("--photos", type=int, default=2000)
+    parser.add_argument("--rows", type=int, help="2,000 photos, or 20,000 texts")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--systems", nargs="*", choices=SYSTEMS, default=SYSTEMS)
+    parser.add_argument("--systems", nargs="*", choices=sorted({*OF_PHOTOS, *OF_TEXTS}))
     parser.add_argument("--out", type=Path, help="also write the JSON line to this file")
-    return parser.parse_args()
+    wanted = parser.parse_args()
+    if MINILM in wanted.models and len(wanted.models) > 1:
+        parser.error(f"{MINILM} takes other rows than the other models: measure it by itself")
+    return wanted
 
 
 def compare(
-    case: Case, systems: list[str], num_runs: int, skipped: dict[str, str]
+    case: Case, model: str, systems: list[str], num_runs: int, skipped: dict[str, str]
 ) -> list[dict[str, Any]]:
     """Measure the systems in turn; one that fails is dropped, and `skipped` says why."""
-    model = case.model["name"]
-    chosen = tune_all(case, systems, skipped)
+    chosen = tune_all(case, model, systems, skipped)
     runs = in_turn(
         systems, num_runs, lambda system: run(system, case, chosen[system]), skipped, model
     )
     return [summarise(model, system, chosen[system], found) for system, found in runs.items()]
 
 
-def tune_all(case: Case, systems: list[str], skipped: dict[str, str]) -> dict[str, str]:
+def tune_all(case: Case, model: str, systems: list[str], skipped: dict[str, str]) -> dict[str, str]:
     """Let `pipeline tune` choose for those of ours that ask for it; say what each system runs."""
     chosen = dict.fromkeys(systems, "eager fp32 32")
-    for names in (("fp32",), ("auto", "limit")):
+    for names in (("fp32",), ("auto", LIMIT)):
         tuned = [name for name in names if name in systems]
         if not tuned:
             continue
         try:
             found = tune(case, names[0])
         except Unusable as error:
-            print(f"{case.model['name']}: {error}", flush=True)
-            skipped.update({f"{case.model['name']} {name}": str(error) for name in tuned})
+            print(f"{model}: {error}", flush=True)
+            skipped.update({f"{model} {name}": str(error) for name in tuned})
             continue
         for trial in (*found["runtimes"], *found["batch_sizes"]):
-            print(f"{case.model['name']} {json.dumps(trial)}", flush=True)
+            print(f"{model} {json.dumps(trial)}", flush=True)
         choice = f"{found['chosen']} {found['batch_size']}"
-        print(f"{case.model['name']} chosen: {choice}", flush=True)
+        print(f"{model} chosen: {choice}", flush=True)
         chosen.update(dict.fromkeys(tuned, choice))
     return chosen
 

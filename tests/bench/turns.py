@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -61,33 +61,26 @@ def in_turn(
 
 def summarise(model: str, system: str, chosen: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Medians, and the least and the most, over the runs of one system."""
-    parts = dict.fromkeys(part for found in runs for part in found.get("startup", {}))
+    startup = [found["startup"] for found in runs if "startup" in found]
+    padding = [found["padding_pct"] for found in runs if "padding_pct" in found]
     line = {
         "model": model,
         "system": system,
         "chosen": chosen,
         "whole": spread(found["whole"] for found in runs),
-        "steady": spread(found["steady"] for found in runs if found["steady"] is not None),
-        **_padding(runs),
+        "steady": spread(found["steady"] for found in runs),
         "startup": {
-            part: round(statistics.median(f["startup"].get(part, 0.0) for f in runs), 2)
-            for part in parts
+            part: round(statistics.median(each.get(part, 0.0) for each in startup), 2)
+            for part in dict.fromkeys(part for each in startup for part in each)
         },
+        **({"padding_pct": round(statistics.mean(padding), 2)} if padding else {}),
     }
     print(json.dumps(line), flush=True)
     return line
 
 
-def _padding(runs: list[dict[str, Any]]) -> dict[str, float]:
-    """Return the mean share of padding; {} where rows have no lengths of their own."""
-    shares = [found["padding_pct"] for found in runs if "padding_pct" in found]
-    return {"padding_pct": round(statistics.mean(shares), 2)} if shares else {}
-
-
-def spread(values: Iterable[float]) -> dict[str, float] | None:
+def spread(values: Iterable[float]) -> dict[str, float]:
     known = sorted(values)
-    if not known:
-        return None
     figures = {"median": statistics.median(known), "min": known[0], "max": known[-1]}
     return {name: round(value, 2) for name, value in figures.items()}
 
@@ -99,23 +92,3 @@ def tell(document: dict[str, Any], out: Path | None) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(line + "\n")
     print(line)
-
-
-def slowest_s(workers: Sequence[Any], ready: Any, done: Any, go: Any) -> float:
-    """Let processes begin together once all are ready; return the seconds of the slowest.
-
-    Args:
-        workers: Processes that are not started.
-        ready: Queue that each puts to before it waits for `go`.
-        done: Queue of the seconds that each took.
-        go: Event that lets them begin.
-    """
-    for worker in workers:
-        worker.start()
-    for _ in workers:
-        ready.get(timeout=600)
-    go.set()
-    longest: float = max(done.get(timeout=3600) for _ in workers)
-    for worker in workers:
-        worker.join()
-    return longest
