@@ -29,6 +29,8 @@ class Carried(Gate):
         compared = figures.num_checked
         if not figures.num_carried and not compared:
             return Finding("off", "nothing was carried")
+        if figures.is_retry:
+            return Finding("off", "a retry keeps the predictions of its version")
         if not compared:
             why = f"none of {figures.num_carried} carried rows could be predicted again"
             return Finding("warn", why, None, 100.0)

@@ -45,6 +45,8 @@ class Figures:
     """Only the first rows were asked for (`run.limit_rows`)."""
     num_carried: int = 0
     """Rows whose predictions are those of earlier versions."""
+    is_retry: bool = False
+    """They are those of the version that is retried, and none is predicted again."""
     num_checked: int = 0
     """Such rows that were predicted again."""
     differing: Sequence[str] = ()

@@ -159,7 +159,7 @@ class TerminalProgress:
         if total is None:
             self.phase("loading the model; how many rows there are is unknown until they are read")
         else:
-            self.phase(f"loading the model; {total - done:,} of {total:,} rows are to be computed")
+            self.phase(f"loading the model; {total - done:,} of {total:,} rows are left")
         with self._lock:
             self._counts, self._rate = Counts(total, done), Rate()
             self._rate.add(monotonic(), done)

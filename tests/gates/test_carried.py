@@ -19,10 +19,12 @@ from pipeline.models.tasks.base import TaskSpec
 DIFFERING = [f"{name}.jpg: expected 'cat' 0.9800, found 'dog' 0.7000" for name in "abcde"]
 
 
-def judged(carried: int, checked: int, differing: int = 0, mode: str = "fail") -> GateResult:
+def judged(
+    carried: int, checked: int, differing: int = 0, mode: str = "fail", *, is_retry: bool = False
+) -> GateResult:
     figures = Figures(
         1_000, 1_000, 0, 1, num_carried=carried, num_checked=checked,
-        differing=DIFFERING[:differing],
+        differing=DIFFERING[:differing], is_retry=is_retry,
     )  # fmt: skip
     results = judge(Gates.model_validate({"carried_mode": mode}), figures, Past())
     return next(result for result in results if result.name == "carried")
@@ -80,3 +82,5 @@ def test_rows_are_compared_by_the_agreement_of_their_task():
     assert differing_rows(task, ids, known, known, limits) == []
     found = differing_rows(task, ids, known, rows(0.805, 0.5, 0.6), limits)
     assert found == ["b.jpg: expected 'cat' 0.7000, found 0.5000"]
+    of_retry = judged(199, 0, is_retry=True)
+    assert (of_retry.status, of_retry.message[:7]) == ("off", "a retry")

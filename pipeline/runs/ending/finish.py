@@ -250,6 +250,7 @@ def _judge(run: RunContext, plan: Plan, num_rows: int, base: Manifest | None) ->
             figures,
             num_carried=record.num_carried,
             num_checked=record.num_checked,
+            is_retry=record.is_retry,
             differing=tuple(record.differing),
             computed=record.computed_distribution,
             num_computed=max(0, num_computed - record.num_quarantined),
