@@ -96,7 +96,7 @@ class Sink(Section):
     table: Literal["delta"] | None = None
     """`delta`: `predictions/` is a Delta table, too; each publish replaces the partition in it."""
     target_part_mib: Annotated[float, Field(gt=0)] = 128.0
-    """Published parts are cut near this size, as measured while they are encoded."""
+    """A part has about half to one and a half times this size; the last one may be smaller."""
     compression: Literal["zstd", "snappy", "gzip", "none"] = "zstd"
     """Parquet compression of everything that is written."""
     keep_versions: Annotated[int, Field(ge=0)] = 3

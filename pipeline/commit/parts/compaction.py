@@ -1,8 +1,8 @@
 """Turn staged slices into final parts: predictions and quarantine apart, in input order.
 
-Slices are small, each with a footer and dictionaries of its own, so their sizes say little about a
-part's. A sample of them, encoded as a part, says how much smaller they become. The driver cuts
-groups of a few parts by that; inside a group what is really written decides where a part ends.
+The driver cuts groups of several parts by the bytes that were staged. Slices are small, each with a
+footer and dictionaries of its own, so a part takes fewer bytes, or more: inside a group what is
+really written is divided evenly.
 
 Pure over a store; the caller decides where the groups run (Ray tasks in a run).
 """
@@ -37,12 +37,10 @@ from pipeline.core.slices import SliceKey
 from pipeline.sources.units import Unit
 from pipeline.storage.store import Store
 
-PARTS_PER_GROUP = 4.5
-"""Enough that a group split evenly has parts within a fifth of the target, whatever is left over:
-three and a half of them make three or four."""
+TARGETS_PER_GROUP = 4
+"""Staged bytes of a group, in target sizes. If 0.3 to 1.2 of them are written, these are 1.2 to 4.8
+targets; divided evenly each part has about half to one and a half."""
 _READ_FILES, _READ_BYTES = 32, 16 * 2**20
-_SAMPLE_FILES, _SAMPLE_BYTES = 64, 16 * 2**20
-_SAMPLE_MEMORY_BYTES = 256 * 2**20
 _NAMES_PER_GROUP = 100_000
 DuplicateRows = Mapping[SliceKey, tuple[int, ...]]
 """Rows (counted within their slice) whose id an earlier row has."""
@@ -221,9 +219,7 @@ def compact_slices(
         duplicates: Rows to quarantine, of the slices that have some.
         run_tasks: Calls a function for every tuple of arguments; results in the order of calls.
     """
-    group_bytes = PARTS_PER_GROUP * compactor.target_bytes
-    if sum(size for _, _, size in slices) > group_bytes:
-        group_bytes /= shrinkage(compactor, slices)
+    group_bytes = TARGETS_PER_GROUP * compactor.target_bytes
     groups = cut_groups(slices, units, group_bytes, duplicates)
     done: list[CompactedGroup] = run_tasks(compactor.compact, [(group,) for group in groups])
     return compactor.whole(
@@ -262,22 +258,6 @@ def cut_groups(
         )
         for index, (own, num_before) in enumerate(zip(cuts, accumulate([0, *rows]), strict=False))
     ]
-
-
-def shrinkage(compactor: Compactor, slices: Sequence[SizedSlice]) -> float:
-    """Encode slices of the whole input as one row group; return its bytes per staged byte."""
-    mean_bytes = max(1.0, sum(size for _, _, size in slices) / len(slices))
-    num_sampled = max(1, min(_SAMPLE_FILES, int(_SAMPLE_BYTES / mean_bytes)))
-    sample = slices[:: -(-len(slices) // num_sampled)]
-    rows: list[pa.Table] = []
-    staged_bytes = num_bytes = 0.0
-    for each in compactor.read(Group(0, tuple(sample))):
-        rows.append(each.good)
-        staged_bytes, num_bytes = staged_bytes + each.size_bytes, num_bytes + each.good.nbytes
-        if num_bytes > _SAMPLE_MEMORY_BYTES:
-            break
-    encoded_bytes = compactor.format_of(compactor.schema).measure(pa.concat_tables(rows))
-    return max(0.01, encoded_bytes / max(1.0, staged_bytes))
 
 
 def _read_chunks(slices: Sequence[SizedSlice]) -> Iterator[list[SizedSlice]]:

@@ -85,15 +85,6 @@ class PartFormat:
             write_page_checksum=True,  # who takes single rows over later sees damage by it
         )
 
-    def measure(self, rows: pa.Table) -> int:
-        """Return the bytes that rows take as one row group."""
-        buffer = io.BytesIO()
-        rows = rows.cast(self.schema)
-        with self.open(buffer, rows) as writer:
-            started = buffer.tell()
-            writer.write_table(rows, row_group_size=max(1, rows.num_rows))
-            return buffer.tell() - started
-
 
 def repetitive_columns(rows: pa.Table) -> list[str]:
     """Name the columns that a dictionary helps: labels do repeat, ids and scores do not.
