@@ -156,36 +156,50 @@ class TaskLost(Exception):
     """What a task was to return cannot be had; the text is the kind of Ray's error."""
 
 
-def remote(function: Callable[..., Any], **options: Any) -> Any:
-    """Make a task, or an actor of a class, with options of `ray.remote`; start it by `.remote`."""
+class TaskLate(TaskLost):
+    """A task has taken too long, and was ended."""
+
+
+def start(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Start a task with options of `ray.remote`; return Ray's reference to its result."""
     import ray
 
-    return ray.remote(**options)(function)
+    return ray.remote(**options)(function).remote(*arguments)
 
 
-def value_of(reference: Any) -> Any:
-    """Wait for what a task, or each of a list of them, returns.
+def value_of(reference: Any, limit_s: float | None = None) -> Any:
+    """Wait for what a task returns, for so long at most.
 
     Raises:
+        TaskLate: It takes longer.
         PipelineError: As `ray_errors`.
     """
     import ray
+    from ray.exceptions import GetTimeoutError
 
     with ray_errors():
-        return ray.get(reference)
+        try:
+            return ray.get(reference, timeout=limit_s)
+        except GetTimeoutError:
+            give_up(reference)
+            raise TaskLate(f"no result after {limit_s:g} s") from None
 
 
-def value_if_kept(reference: Any) -> Any:
+def value_if_kept(reference: Any, limit_s: float | None = None) -> Any:
     """Wait likewise, where a task that fails decides nothing about the run.
 
     Raises:
+        TaskLate: It takes longer.
         TaskLost: It raised, its process ended, or its node is gone.
     """
     import ray
-    from ray.exceptions import RayError
+    from ray.exceptions import GetTimeoutError, RayError
 
     try:
-        return ray.get(reference)
+        return ray.get(reference, timeout=limit_s)
+    except GetTimeoutError:
+        give_up(reference)
+        raise TaskLate(f"no result after {limit_s:g} s") from None
     except RayError as error:
         raise TaskLost(type(error).__name__) from error
 
@@ -205,13 +219,6 @@ def give_up(reference: Any) -> None:
     import ray
 
     ray.cancel(reference, force=True)
-
-
-def keep(value: Any) -> Any:
-    """Put a value into Ray's store, for tasks to come."""
-    import ray
-
-    return ray.put(value)
 
 
 def _call(function: Callable[..., T], arguments: tuple[Any, ...]) -> T:

@@ -19,8 +19,6 @@ from pipeline.runs.preparing.prepare import prepare
 from pipeline.runs.progress import Progress, shown_on
 from pipeline.runs.tuning.auto import needs_tuning
 from pipeline.runs.tuning.auto import tune as measure_ways
-from pipeline.runs.tuning.selection import useful_share
-from pipeline.runs.tuning.trial import Trial
 from pipeline.storage.errors import options_named
 
 
@@ -66,15 +64,23 @@ def tune(
         with connect(options.address) as (hardware, _, on_cluster):
             allocation = allocate(settled.resources, hardware, cost=cost_of(settled.source))
             profile, chosen = measure_ways(
-                *(run, plan, model, hardware, allocation), on_cluster=on_cluster, say=shown.phase
+                run, plan, model, hardware, allocation, on_cluster=on_cluster, say=shown.phase
             )
-    slice_rows = plan.usual_slice_rows()
     return {
         "model": model.name,
         "rows": plan.num_rows,
         "min_agreement_pct": settled.gates.min_agreement_pct,
-        "runtimes": [_shown(trial, _WAY) for trial in profile.ways],
-        "batch_sizes": [_batch_shown(trial, slice_rows) for trial in profile.batches],
+        "runtimes": [{name: getattr(way, name) for name in _WAY} for way in profile.ways],
+        "batch_sizes": [
+            {
+                "runtime": way.runtime,
+                "precision": way.precision,
+                "batch": size,
+                "rows_per_s": rate,
+            }
+            for way in profile.ways
+            for size, rate in way.batches
+        ],
         "chosen": f"{chosen.runtime} {chosen.precision}",
         "gain": profile.gain(chosen),
         "batch_size": chosen.batch_size or plan.batch_size,
@@ -92,15 +98,3 @@ def _used_by(model: ModelSpec) -> str:
 
 
 _WAY = ("runtime", "precision", "rows_per_s", "load_s", "agreement_pct", "worst", "problem")
-_BATCH = ("batch_size", "rows_per_s", "load_s", "peak_mib")
-
-
-def _shown(trial: Trial, names: Sequence[str]) -> dict[str, Any]:
-    return {name: getattr(trial, name) for name in names}
-
-
-def _batch_shown(trial: Trial, slice_rows: Sequence[int]) -> dict[str, Any]:
-    if trial.batch_tokens:
-        return _shown(trial, ("batch_tokens", *_BATCH[1:], "problem"))
-    filled_pct = round(100 * useful_share(trial, slice_rows), 1)
-    return {**_shown(trial, _BATCH), "filled_pct": filled_pct, "problem": trial.problem}

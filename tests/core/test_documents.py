@@ -18,8 +18,8 @@ from pipeline.commit.plan_store import plan_from_json, plan_to_json
 from pipeline.commit.staging import StagedSlice
 from pipeline.core.documents import known_fields
 from pipeline.report.document import Report
+from pipeline.runs.tuning.profile import Profile
 from pipeline.runs.tuning.trial import Trial
-from pipeline.runs.tuning.trials.runtime_trials import Profile
 from pipeline.storage.store import Store
 
 

@@ -18,7 +18,7 @@ from pipeline.core.figures.counters import Counters
 from pipeline.core.schema import ERROR
 from pipeline.execution.stages import Preprocessing
 from pipeline.inference.engines.torch_engine import TorchEngine
-from pipeline.runs.tuning.trials.runtime_trials import calibrate
+from pipeline.runs.tuning.measure import calibrate
 from pipeline.storage.store import Store
 
 NUM_ROWS = 40

@@ -56,9 +56,6 @@ class Runtime(Protocol):
     """Whether it runs batches whose shapes differ, as those of texts do."""
     tries_varying: tuple[Device, ...] = BOTH
     """The devices on which `auto` tries it for such batches."""
-    follows_eager: tuple[Device, ...] = ()
-    """The devices on which `auto` tries it only in the precision in which eager is fastest: it
-    takes long to open, and what is faster in one precision is so in another."""
     autotunes: tuple[Device, ...] = ()
     """The devices on which opening it for batches of one shape tries kernels for minutes: no run
     does that before it starts, `pipeline tune` does."""

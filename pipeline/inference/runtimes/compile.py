@@ -22,7 +22,6 @@ class Compile(Runtime):
     exports = False
     # On a CPU MiniLM took three minutes to compile, and was then slower than eager.
     tries_varying = GPU
-    follows_eager = GPU
     autotunes = GPU
     mode = "max-autotune"
     """torch's, for batches of one shape on a GPU: CUDA graphs, of kernels that it times first."""

@@ -30,24 +30,15 @@ from pipeline.preprocessing.input_facts import cost_of
 from pipeline.runs.context import RunContext, Settled
 from pipeline.runs.tuning import choice as choices
 from pipeline.runs.tuning.choice import Choice
-from pipeline.runs.tuning.profile import (
-    Profile,
-    keep_profile,
-    load_profile,
-    machines_of,
-    smallest_gpu,
-)
+from pipeline.runs.tuning.context import TuningContext
+from pipeline.runs.tuning.profile import Profile, keep_profile, load_profile, machines_of
 from pipeline.runs.tuning.selection import Budget, as_tried, candidates
 from pipeline.runs.tuning.trial import Trial
-from pipeline.runs.tuning.trials.batch_trials import pick, try_batches
-from pipeline.runs.tuning.trials.confirmation import choose_confirmed
-from pipeline.runs.tuning.trials.context import Sample, TuningContext, tuning_context
-from pipeline.runs.tuning.trials.runtime_trials import try_ways
+from pipeline.runs.tuning.trials import choose_confirmed, try_ways
 from pipeline.storage.create_once import CreateOutcome
 from pipeline.storage.store import Store
 
 log = logging.getLogger(__name__)
-TUNE = "tune"
 
 
 def resolve_runtime(
@@ -81,8 +72,12 @@ def resolve_runtime(
     if needs_tuning(model) and is_without_ray():
         raise JobError(f"model.runtime {AUTO!r}: processes of Ray measure it, and there is no Ray")
     machines = machines_of(on_cluster=on_cluster)
-    tuning = tuning_context(
-        *(run, plan, opened(model), hardware, allocation),
+    tuning = TuningContext(
+        run,
+        plan,
+        opened(model),
+        hardware,
+        allocation,
         machines=machines,
         on_cluster=on_cluster,
         say=say,
@@ -137,11 +132,9 @@ def foresee(run: RunContext, plan: Plan, model: ModelSpec) -> Choice:
         text = f"{EAGER} {FP32}, or what is known to be faster on {where}"
         return replace(choices.by_job(model), reason="unknown", text=text)
     hardware = embedded_hardware()
-    tuning = tuning_context(
-        *(run, plan, opened(model), hardware),
-        allocate(run.job.resources, hardware, cost=cost_of(run.job.source)),
-        machines=machines_of(on_cluster=False),
-    )
+    allocation = allocate(run.job.resources, hardware, cost=cost_of(run.job.source))
+    machines = machines_of(on_cluster=False)
+    tuning = TuningContext(run, plan, opened(model), hardware, allocation, machines=machines)
     return _settle(tuning, load_profile(tuning))
 
 
@@ -214,7 +207,7 @@ def _measure_unasked(tuning: TuningContext, known: Profile) -> Profile:
     """
     # What these convert is kept, so that a trial which had too little time is not lost.
     others = [name for name in _rivals(tuning) if runtime_of(name).exports]
-    if not others or tuning.allocation.actor_gpus or len(tuning.machines) != 1:
+    if not others or tuning.is_on_gpu or len(tuning.machines) != 1:
         return known
     profile, wanted = known, [(name, FP32) for name in (EAGER, *others)]
     try:
@@ -229,13 +222,12 @@ def _measure_unasked(tuning: TuningContext, known: Profile) -> Profile:
 def _settle(tuning: TuningContext, profile: Profile) -> Choice:
     """Choose for a job that says neither runtime nor precision, by what is known."""
     least_pct, others = tuning.job.gates.min_agreement_pct, _rivals(tuning)
-    chosen = choices.settled(profile, least_pct, tuning.plan.num_rows, tuning.allocation, others)
-    return replace(chosen, way=pick(profile, chosen.way, tuning))
+    return choices.settled(profile, least_pct, tuning.plan.num_rows, tuning.allocation, others)
 
 
 def _rivals(tuning: TuningContext) -> list[str]:
     """List the runtimes beside eager that can run the model of a job that says nothing."""
-    is_on_gpu = bool(tuning.allocation.actor_gpus)
+    is_on_gpu = tuning.is_on_gpu
     usable = {*usable_ways(tuning.model, is_on_gpu=is_on_gpu, is_here=not tuning.on_cluster)}
     return [
         runtime
@@ -246,22 +238,14 @@ def _rivals(tuning: TuningContext) -> list[str]:
 
 def _measure(tuning: TuningContext, profile: Profile) -> tuple[Choice, Profile]:
     """Choose for a job with `auto`; what is unknown is measured."""
-    tuning, budget, before = _on_smallest(tuning), Budget(), profile
-    wanted = candidates(tuning.model, is_on_gpu=bool(tuning.allocation.actor_gpus))
-    profile = try_ways(tuning, budget, wanted, profile)
-    if profile != before:
-        keep_profile(tuning, profile)  # also if nothing of it can be used
-    tried = profile
+    budget, wanted = Budget(), candidates(tuning.model, is_on_gpu=tuning.is_on_gpu)
+    tried = try_ways(tuning, budget, wanted, profile)
+    if tried != profile:
+        keep_profile(tuning, tried)  # also if nothing of it can be used
     profile, way = choose_confirmed(tuning, tried, wanted, budget)
     if profile != tried:
         keep_profile(tuning, profile)
-    return choices.measured(profile, pick(profile, way, tuning)), profile
-
-
-def _on_smallest(tuning: TuningContext) -> TuningContext:
-    """Measure on the kind of GPU with the least memory: its batch goes to all of them."""
-    kind = smallest_gpu(tuning.hardware.gpu_names, tuning.allocation.actor_gpus)
-    return replace(tuning, gpu_kind=kind)
+    return choices.measured(profile, way), profile
 
 
 def tune(
@@ -280,23 +264,28 @@ def tune(
     measured for jobs with `auto`.
     """
     all_open = model if needs_tuning(model) else replace(model, runtime=AUTO, precision=AUTO)
-    tuning = tuning_context(
-        *(run, plan, all_open, hardware, allocation),
+    tuning = TuningContext(
+        run,
+        plan,
+        all_open,
+        hardware,
+        allocation,
         machines=machines_of(on_cluster=on_cluster),
         on_cluster=on_cluster,
-        measured_by=TUNE,
+        is_command=True,
         say=say,
     )
-    tuning, is_on_gpu = _on_smallest(tuning), bool(allocation.actor_gpus)
-    budget = Budget(is_bounded=False)
-    tried = try_ways(tuning, budget, candidates(all_open, is_on_gpu=is_on_gpu), Profile())
-    wanted = candidates(opened(model) if model.takes_fastest else all_open, is_on_gpu=is_on_gpu)
+    budget, is_on_gpu = Budget(is_bounded=False), tuning.is_on_gpu
+    wanted = candidates(all_open, is_on_gpu=is_on_gpu, is_command=True)
+    tried = try_ways(tuning, budget, wanted, Profile())
+    if model.takes_fastest:
+        wanted = candidates(opened(model), is_on_gpu=is_on_gpu, is_command=True)
     profile, way = choose_confirmed(tuning, tried, wanted, budget)
-    say(f"trying batches with {way.runtime} {way.precision}")
-    batches = try_batches(tuning, Sample.usual(tuning), way)
-    profile = load_profile(tuning).with_ways(profile.ways).with_batches(batches)
-    keep_profile(tuning, profile)
-    return profile, pick(profile, way, tuning)
+    kept = load_profile(tuning)
+    for each in profile.ways:
+        kept = kept.with_way(each)
+    keep_profile(tuning, kept)
+    return kept, way
 
 
 def _read_choice(store: Store, path: str) -> Choice:
@@ -304,5 +293,5 @@ def _read_choice(store: Store, path: str) -> Choice:
     try:
         document.pop("token")
         return Choice.from_dict(document)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise InfraError(f"{store.url(path)}: damaged: {error}") from None

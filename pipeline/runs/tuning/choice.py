@@ -6,18 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from pipeline.core.documents import known_fields
-from pipeline.inference.runtimes import runtime_of
 from pipeline.models.spec import EAGER, FP32, ModelSpec
 from pipeline.planning.allocation import Allocation
 from pipeline.runs.tuning.profile import Profile
-from pipeline.runs.tuning.selection import (
-    LEAST_GAIN_PCT,
-    LEAST_RUN_S,
-    expected_s,
-    fastest_known,
-    is_usable,
-)
+from pipeline.runs.tuning.selection import LEAST_GAIN_PCT, fastest_known, is_usable
 from pipeline.runs.tuning.trial import Trial
 
 Reason = Literal["job", "measured", "known", "unknown", "begun"]
@@ -46,9 +38,9 @@ class Choice:
         """Undo `to_dict`.
 
         Raises:
-            KeyError, TypeError: It is something else.
+            KeyError, TypeError, ValueError: It is something else.
         """
-        way = Trial(**known_fields(Trial, document))
+        way = Trial.from_dict(document)
         return cls(way, document["reason"], document["text"], document["gain"])
 
     def facts(self) -> dict[str, Any]:
@@ -99,63 +91,39 @@ def settled(
     """
     ways = [way for way in profile.ways if way.runtime in (EAGER, *others)]
     way = fastest_known(ways, min_agreement_pct, num_rows, allocation)
-    rivals = [each for each in ways if each.precision == FP32 and each.runtime != EAGER]
-    if not others:
-        text = "no other runtime that is installed can run it (openvino and onnxruntime are extras)"
-    elif way is None or not rivals or all(each.was_given_up for each in rivals):
-        given_up = [each for each in rivals if each.was_given_up]
-        text = _unknown(None if way is None else expected_s(way, num_rows, allocation), given_up)
-    elif way.runtime != EAGER:
-        by = "" if not way.measured_by else f" by {_by(way)}"
-        head = f"{way.runtime} {way.precision}, as measured on {way.measured_at}{by}"
-        text = head + _figures(profile, way, ": ") + _left_out(profile, others)
+    rivals = {name: profile.of(name, FP32) for name in others}
+    if way is not None and way.runtime != EAGER:
+        left = [name for name, rival in rivals.items() if rival is None or rival.was_given_up]
+        text = f"{way.runtime} {way.precision}, as measured on {way.measured_at}"
+        text += f" by {_by(way)}" if way.measured_by else ""
+        text += _figures(profile, way, ": ")
+        text += f"; not measured: {', '.join(left)}" if left else ""
         return Choice(way, "known", text, profile.gain(way))
-    else:
-        told = [
-            f"{each.runtime} {verdict(profile, each, min_agreement_pct)}"
-            for each in rivals
-            if not each.was_given_up
-        ]
-        text = f"no other ends such a run {LEAST_GAIN_PCT:g}% earlier here: {', '.join(told)}"
-        text += _left_out(profile, others)
-        return Choice(way, "known", f"{EAGER} {FP32}: {text}", 1.0)
-    return Choice(PLAIN, "unknown", f"{EAGER} {FP32}: {text}")
-
-
-def _unknown(run_s: float | None, given_up: Sequence[Trial]) -> str:
-    """Say why nothing but eager is known.
-
-    Args:
-        run_s: What the run is expected to take; 0 if its rows are unknown, None if its rate is.
-        given_up: What took too long.
-    """
-    if run_s and run_s < LEAST_RUN_S:
-        return (
-            f"such a run takes about {run_s:.0f} s, too short to measure other runtimes first; "
-            "`pipeline tune JOB` does"
-        )
-    if given_up:
-        told = ", ".join(f"{each.runtime} {each.problem}" for each in given_up)
-        return f"nothing else was measured in time ({told}); `pipeline tune JOB` measures all"
-    return (
-        "nothing else is known of this model here yet; on CPUs longer runs measure first, for a "
-        "tenth of their time, and `pipeline tune JOB` measures all"
+    if not others:
+        why = "no other runtime that is installed can run it (openvino and onnxruntime are extras)"
+        return Choice(PLAIN, "unknown", f"{EAGER} {FP32}: {why}")
+    verdicts = [
+        f"{name} {verdict(profile, rival, min_agreement_pct)}" for name, rival in rivals.items()
+    ]
+    text = f"{EAGER} {FP32}: no other is known to end such a run {LEAST_GAIN_PCT:g}% earlier here: "
+    text += ", ".join(verdicts)
+    if way is not None and all(rival and not rival.was_given_up for rival in rivals.values()):
+        return Choice(way, "known", text, 1.0)
+    text += (
+        "; on CPUs runs of a minute or more measure first, for a tenth of their time, and "
+        "`pipeline tune JOB` measures all"
     )
-
-
-def _left_out(profile: Profile, others: Sequence[str]) -> str:
-    """Say which runtimes there was no time for."""
-    known = {name: profile.of(name, FP32) for name in others if runtime_of(name).exports}
-    left = [name for name, way in known.items() if way is None or way.was_given_up]
-    return f"; not measured: {', '.join(left)}" if left else ""
+    return Choice(way or PLAIN, "unknown", text)
 
 
 def _by(way: Trial) -> str:
     return "`pipeline tune`" if way.measured_by == "tune" else f"run {way.measured_by}"
 
 
-def verdict(profile: Profile, way: Trial, min_agreement_pct: float) -> str:
+def verdict(profile: Profile, way: Trial | None, min_agreement_pct: float) -> str:
     """Say what trying a way gave."""
+    if way is None:
+        return "is not measured"
     if way.problem:
         return way.problem if way.was_given_up else f"cannot be used: {way.problem}"
     if not is_usable(way, min_agreement_pct):

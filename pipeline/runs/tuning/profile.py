@@ -6,12 +6,11 @@ limits of agreement, machine and versions. So the next run of the model finds it
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,22 +18,20 @@ from typing import Any
 from pipeline.core.cache.cache_folder import PROFILES, cache_folder
 from pipeline.core.cache.cpu import describe_processor
 from pipeline.core.cache.private_files import first_of
-from pipeline.core.documents import known_fields
 from pipeline.core.errors import InfraError
 from pipeline.core.versions import package_versions
 from pipeline.execution.cluster.hardware import start_on_workers
-from pipeline.execution.tasks import TaskLost, are_done, give_up, remote, value_if_kept
+from pipeline.execution.tasks import TaskLost, are_done, value_if_kept
 from pipeline.inference.model_store import model_path
 from pipeline.inference.runtimes import runtime_versions
 from pipeline.models.spec import EAGER, FP32
 from pipeline.planning.allocation import Hardware
+from pipeline.runs.tuning.context import TuningContext
 from pipeline.runs.tuning.trial import Trial
-from pipeline.runs.tuning.trials.context import TuningContext
 
 _ANSWER_S = 60.0
 log = logging.getLogger(__name__)
-_VERSION = 5
-_LISTS = ("ways", "batches")
+_VERSION = 6
 
 
 def describe_machine() -> str:
@@ -59,42 +56,6 @@ def machines_of(*, on_cluster: bool) -> tuple[str, ...]:
         return ()
 
 
-def smallest_gpu(kinds: Sequence[str], share: float) -> str | None:
-    """Return the kind of GPU with the least memory, for what fits it fits all; None if all are one.
-
-    Args:
-        kinds: Ray's names of the kinds in the cluster.
-        share: How much of a GPU an actor takes.
-    """
-    if len(kinds) < 2 or not share:
-        return None
-    ask = remote(_gpu_bytes, num_cpus=0, num_gpus=share, max_retries=0)
-    asked = {ask.options(accelerator_type=kind).remote(): kind for kind in kinds}
-    done, late = are_done([*asked], _ANSWER_S)
-    for each in late:  # that kind is not up yet
-        give_up(each)
-    found = {}
-    for each in done:
-        with contextlib.suppress(TaskLost):  # it will fail, and be told, where a model is loaded
-            found[asked[each]] = value_if_kept(each)
-    return least_memory(found)
-
-
-def least_memory(sizes: Mapping[str, int]) -> str | None:
-    """Return the kind of the least memory, of equal ones the first by name; None if there is none.
-
-    Args:
-        sizes: Kind of GPU -> bytes.
-    """
-    return min(sorted(sizes), key=lambda kind: sizes[kind], default=None)
-
-
-def _gpu_bytes() -> int:
-    import torch
-
-    return int(torch.cuda.get_device_properties(0).total_memory)
-
-
 def sizes_of(hardware: Hardware) -> Sequence[float]:
     """Return how many CPUs the nodes have, each number once."""
     return sorted({cpus for cpus in hardware.node_cpus if cpus})
@@ -106,7 +67,6 @@ class Profile:
 
     ways: tuple[Trial, ...] = ()
     """Each runtime and precision: one actor alone, the model only."""
-    batches: tuple[Trial, ...] = ()
 
     def of(self, runtime: str, precision: str) -> Trial | None:
         """Return what a runtime and precision gave; None if they were never tried."""
@@ -129,20 +89,15 @@ class Profile:
             return None
         return round(way.rows_per_s / eager.rows_per_s, 2)
 
-    def with_ways(self, ways: Sequence[Trial]) -> Profile:
-        """Return the profile with what was found now in place of what was known of these ways."""
-        kept = [old for old in self.ways if not any(old.is_like(new) for new in ways)]
-        return replace(self, ways=(*kept, *ways))
-
-    def with_batches(self, batches: Sequence[Trial]) -> Profile:
-        """Return the profile with other batches, for the ways that these have."""
-        kept = [old for old in self.batches if not any(old.is_like(new) for new in batches)]
-        return replace(self, batches=(*kept, *batches))
+    def with_way(self, found: Trial) -> Profile:
+        """Return the profile with what was found now in place of what was known of this way."""
+        way = (found.runtime, found.precision)
+        kept = [old for old in self.ways if (old.runtime, old.precision) != way]
+        return Profile((*kept, found))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the form that is stored."""
-        lists = {name: [trial.to_dict() for trial in getattr(self, name)] for name in _LISTS}
-        return {"version": _VERSION, **lists}
+        return {"version": _VERSION, "ways": [trial.to_dict() for trial in self.ways]}
 
     @classmethod
     def from_dict(cls, document: dict[str, Any]) -> Profile:
@@ -153,11 +108,7 @@ class Profile:
         """
         if document["version"] != _VERSION:
             raise ValueError("another version wrote it")
-        found = {
-            name: tuple(Trial(**known_fields(Trial, trial)) for trial in document[name])
-            for name in _LISTS
-        }
-        return cls(**found)
+        return cls(tuple(map(Trial.from_dict, document["ways"])))
 
 
 def load_profile(tuning: TuningContext) -> Profile:

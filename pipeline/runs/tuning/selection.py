@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
 
@@ -16,12 +16,13 @@ from pipeline.models.spec import EAGER, FP32, ModelSpec
 from pipeline.models.tasks import task_class
 from pipeline.planning.allocation import Allocation
 from pipeline.preprocessing.images.reference_pixels import NUM_REFERENCE_ROWS
-from pipeline.preprocessing.model_input import is_varying
+from pipeline.preprocessing.model_input import BatchLimits, is_varying
 from pipeline.runs.tuning.trial import Trial
 
 SAME_PCT = 3.0
 """Rates that differ by less are the same: the smaller batch is taken."""
-
+STEP = 4
+"""A batch is compared with one of so many times its size, and with one of that part of it."""
 SHARE = 0.1
 """Of the expected run, for measuring."""
 LEAST_BUDGET_S = 5.0
@@ -30,25 +31,37 @@ LEAST_RUN_S = 60.0
 """Shorter runs measure nothing unasked."""
 UNASKED_ROWS = 32
 """Rows that an unasked trial compares with eager fp32."""
-MAX_ATTEMPTS, MUCH_MORE = 3, 1.5
+MAX_ATTEMPTS = 3
+"""What was given up is kept as far as it went (a converted model lies in the node cache), so a run
+of the same length may do it at the next attempt; after so many, only `pipeline tune` tries it."""
 LEAST_GAIN_PCT = 10.0
 
+Way = tuple[str, str]
+"""A runtime and a precision."""
 
-def candidates(model: ModelSpec, *, is_on_gpu: bool) -> list[tuple[str, str]]:
+
+def candidates(model: ModelSpec, *, is_on_gpu: bool, is_command: bool = False) -> list[Way]:
     """List the runtimes and precisions that the job leaves open, those first that promise most for
     the time that they take: int8 is last, as it is calibrated, and not for .onnx files, which run
     as they are.
+
+    Args:
+        model: As the job has it, with `auto` for what it leaves open.
+        is_on_gpu: Actors have GPUs.
+        is_command: `pipeline tune` asks, which has the minutes that timing kernels takes.
     """
     is_file = model.directory is not None and model.directory.is_file
-    varies = is_varying(model.input)
     runtimes = all_runtimes() if model.runtime == AUTO else [runtime_of(model.runtime)]
     able = task_class(model.task.kind).runtimes
-    runtimes = [each for each in runtimes if able is None or each.name in able]
     device: Device = "gpu" if is_on_gpu else "cpu"
-    if varies and model.runtime == AUTO:
+    if able is not None:
+        runtimes = [each for each in runtimes if each.name in able]
+    if model.runtime == AUTO and is_varying(model.input):
         runtimes = [
             each for each in runtimes if each.takes_varying and device in each.tries_varying
         ]
+    elif model.runtime == AUTO and not is_command:
+        runtimes = [each for each in runtimes if device not in each.autotunes]
     found = [
         (runtime.name, precision)
         for runtime in runtimes
@@ -64,6 +77,29 @@ def as_tried(model: ModelSpec, trial: Trial) -> ModelSpec:
     """Return a model as it was tried."""
     sha256 = trial.artefact_sha256 or None
     return replace(model, runtime=trial.runtime, precision=trial.precision, artefact_sha256=sha256)
+
+
+def batches_beside(
+    usual: BatchLimits, slice_rows: Sequence[int], *, counts_tokens: bool
+) -> list[BatchLimits]:
+    """Return the batches that are compared with the usual one: a smaller and a larger one.
+
+    Args:
+        usual: What a run takes that knows nothing.
+        slice_rows: Rows of the slices of a run, or of some: no batch is larger than they are.
+        counts_tokens: Batches are filled by tokens.
+    """
+    if counts_tokens:
+        sizes = (usual.tokens // STEP, usual.tokens * STEP)
+        return [usual._replace(tokens=tokens) for tokens in sizes if tokens]
+    largest = min(usual.rows * STEP, max(slice_rows, default=usual.rows * STEP))
+    return [usual._replace(rows=n) for n in (usual.rows // STEP, largest) if n and n != usual.rows]
+
+
+def best_batch(rates: Mapping[int, float]) -> int:
+    """Return the smallest of the batches, size -> rows/s, that is as fast as any."""
+    enough = max(rates.values()) * (1 - SAME_PCT / 100)
+    return min(size for size, rate in rates.items() if rate >= enough)
 
 
 def _strict(_: Trial) -> float:
@@ -88,18 +124,14 @@ def choose(
     Raises:
         JobError: Nothing that was tried can be used.
     """
-
-    def agrees(trial: Trial) -> bool:
-        return trial.agreement_pct >= min_agreement_pct - slack_pct(trial)
-
-    usable = [trial for trial in trials if not trial.problem and agrees(trial)]
+    usable = [trial for trial in trials if is_usable(trial, min_agreement_pct - slack_pct(trial))]
+    if not trials:
+        raise JobError("model.runtime, model.precision: nothing runs that on this device")
     if not usable:
         problems = "; ".join(
             f"{t.runtime} {t.precision}: {t.problem or f'{t.agreement_pct:.1f}% of rows agree'}"
             for t in trials
         )
-        if not trials:
-            raise JobError("model.runtime, model.precision: nothing runs that on this device")
         raise JobError(
             f"nothing that was tried agrees on {min_agreement_pct:g}% of the sampled rows "
             f"(gates.min_agreement_pct) with eager fp32 and whole decoding: {problems}"
@@ -133,29 +165,11 @@ def has_rows_to_measure(num_rows: int | None, num_actors: int, batch_rows: int) 
     return num_rows is not None and SHARE * num_rows / num_actors >= measured_rows
 
 
-def is_worth_trying(known: Trial | None, left_s: float, usual_s: float) -> bool:
-    """Tell whether to try a way in the time that is left.
-
-    What was given up is kept as far as it went (a converted model lies in the node cache), so the
-    same time may do it at the next attempt; after some, only more time may.
-
-    Args:
-        known: What trying it gave before; None: it was never tried.
-        left_s: The time that is left.
-        usual_s: What trying another way took; 0 if unknown.
-    """
-    if known is None:
-        return left_s > 0 and left_s >= usual_s
-    if not known.was_given_up:
+def is_worth_trying(known: Trial | None, left_s: float) -> bool:
+    """Tell whether to try a way in the time that is left; `known` is what trying it gave before."""
+    if left_s <= 0:
         return False
-    return left_s > 0 and (known.attempts < MAX_ATTEMPTS or left_s >= MUCH_MORE * known.took_s)
-
-
-def usual_s(ways: Sequence[Trial]) -> float:
-    """Return the least that trying a way took; of none but eager fp32, what loading it took."""
-    done = {(way.runtime, way.precision): way for way in ways if not way.problem}
-    eager = done.pop((EAGER, FP32), None)
-    return min((way.took_s for way in done.values()), default=eager.load_s if eager else 0.0)
+    return known is None or (known.was_given_up and known.attempts < MAX_ATTEMPTS)
 
 
 def fastest_known(
@@ -184,58 +198,9 @@ def fastest_known(
     return best if is_faster else eager
 
 
-def time_left_s(ways: Sequence[Trial], min_agreement_pct: float, left_s: float) -> float:
-    """Return how long a run may still look for a better way.
-
-    No limit while nothing that was tried can be used: without any way the run would fail. A job may
-    allow one way only, such as int8, whose calibration can take longer than the search has.
-    """
-    if not any(is_usable(way, min_agreement_pct) for way in ways):
-        return math.inf
-    return left_s
-
-
 def is_usable(way: Trial, min_agreement_pct: float) -> bool:
     """Tell whether a way ran, and agrees with eager fp32 on enough rows."""
     return not way.problem and way.agreement_pct >= min_agreement_pct
-
-
-def choose_batch(
-    trials: Sequence[Trial], memory_mib: float, num_actors: int, slice_rows: Sequence[int] = ()
-) -> Trial | None:
-    """Take the batch size that makes most of the slices and fits the memory; of equal ones the
-    smallest.
-
-    Args:
-        trials: One a batch size.
-        memory_mib: What the actors of one node may take together.
-        num_actors: How many there are on a node.
-        slice_rows: Rows of the slices, or of some: what fills no batch is computed all the same
-            if batches have one size. None counts as slices of whole batches.
-    """
-    fitting = [t for t in trials if not t.problem and t.peak_mib * num_actors <= memory_mib]
-
-    def row_s(trial: Trial) -> float:
-        rate = trial.rows_per_s * useful_share(trial, slice_rows)
-        return 1 / rate if rate else math.inf
-
-    by_size = sorted(fitting, key=lambda trial: (trial.batch_tokens, trial.batch_size))
-    best_s = min(map(row_s, by_size), default=math.inf)
-    return next((t for t in by_size if row_s(t) * (1 - SAME_PCT / 100) <= best_s), None)
-
-
-def useful_share(trial: Trial, slice_rows: Sequence[int]) -> float:
-    """Return which share of the rows that a way to run the model computes is no padding."""
-    # Texts are measured with their padding, and any runtime that takes them takes any batch.
-    if trial.batch_tokens or not runtime_of(trial.runtime).is_static:
-        return 1.0
-    return filled_share(slice_rows, trial.batch_size)
-
-
-def filled_share(slice_rows: Sequence[int], batch_size: int) -> float:
-    """Return which share of the rows of all batches are rows of a slice, not padding."""
-    computed = sum(-(-rows // batch_size) * batch_size for rows in slice_rows)
-    return sum(slice_rows) / computed if computed else 1.0
 
 
 class Budget:
@@ -272,3 +237,11 @@ class Budget:
     def left_s(self) -> float:
         """Return what is left of it; less than 0 if more was taken."""
         return self.total_s - (self._clock() - self._began)
+
+    def left_with(self, ways: Sequence[Trial], min_agreement_pct: float) -> float:
+        """Return how long a run may still look for a better way than these.
+
+        No limit while none of them can be used: without any way the run would fail. A job may allow
+        one way only, such as int8, whose calibration can take longer than the search has.
+        """
+        return self.left_s if any(is_usable(w, min_agreement_pct) for w in ways) else math.inf

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from pipeline.core.documents import known_fields
 
 GIVEN_UP = "given up"
 
@@ -43,18 +45,24 @@ class Trial:
     """The most rows of one model call; 0 if the plan's was used."""
     batch_tokens: int = 0
     """The most tokens of one model call; 0 if the plan's was used, or rows have none."""
-    peak_mib: float = 0.0
-    """Most memory of its process; on a GPU the most that its tensors took."""
+    batches: list[tuple[int, float]] = field(default_factory=list)
+    """Rows, or tokens, of a batch and its rows/s, if several were measured; 0: it failed."""
 
     @property
     def was_given_up(self) -> bool:
         """Tell whether it might have been used by a longer run."""
         return self.problem.startswith(GIVEN_UP)
 
-    def is_like(self, other: Trial) -> bool:
-        """Tell whether both ran the model the same way."""
-        return (self.runtime, self.precision) == (other.runtime, other.precision)
-
     def to_dict(self) -> dict[str, Any]:
         """Return the form that is stored and shown."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, document: dict[str, Any]) -> Trial:
+        """Undo `to_dict`.
+
+        Raises:
+            KeyError, TypeError, ValueError: It is something else.
+        """
+        known = known_fields(cls, document)
+        return cls(**{**known, "batches": [(size, rate) for size, rate in known["batches"]]})

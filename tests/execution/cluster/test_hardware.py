@@ -10,7 +10,6 @@ from pipeline.execution.cluster.node_versions import require_one_version
 from pipeline.job.job import Resources
 from pipeline.planning.allocation import allocate
 from pipeline.report.recording.placement import Placement
-from pipeline.runs.tuning.profile import least_memory, smallest_gpu
 
 HEAD = {"memory": 1e9, "node:__internal_head__": 1.0}
 L4 = {"CPU": 8.0, "GPU": 1.0, "accelerator_type:L4": 1.0}
@@ -38,14 +37,6 @@ def test_a_node_beside_a_head_is_one_machine_until_others_may_be_added():
 def test_a_cluster_whose_nodes_are_all_to_come_has_one():
     found = hardware_from({}, [HEAD], {"CPU": 160.0})
     assert (found.num_nodes, found.cpus, found.node_cpus) == (1, 160.0, ())
-
-
-def test_what_is_measured_is_measured_on_the_card_of_the_least_memory():
-    assert least_memory({"T4": 15 << 30, "A10G": 22 << 30, "L4": 22 << 30}) == "T4"
-    assert least_memory({"L4": 22 << 30, "A10G": 22 << 30}) == "A10G"
-    assert least_memory({}) is None
-    assert smallest_gpu(["L4"], 1.0) is None
-    assert smallest_gpu(["L4", "T4"], 0.0) is None
 
 
 def test_nodes_of_several_versions_of_ray_are_refused_and_named() -> None:

@@ -27,7 +27,7 @@ from pipeline.inference.runtimes.int8 import _channel_scales
 from pipeline.job.reading.loader import parse_job
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
-from pipeline.runs.tuning.trials.runtime_trials import calibrate
+from pipeline.runs.tuning.measure import calibrate
 from pipeline.storage.store import Store
 
 pytestmark = pytest.mark.one_ray

@@ -26,8 +26,8 @@ from pipeline.job.model import Model
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
 from pipeline.preprocessing.model_input import Arrays, Limits
-from pipeline.runs.tuning.trials.runtime_trials import calibrate
-from pipeline.runs.tuning.trials.workload import run_batches
+from pipeline.runs.tuning.measure import calibrate
+from pipeline.runs.tuning.workload import run_batches
 from pipeline.storage.store import Store
 
 onnx = pytest.importorskip("onnx")

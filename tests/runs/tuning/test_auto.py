@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 import toy_package
-from hypothesis import given
-from hypothesis import strategies as st
 from models import LABELS
 from support.inputs.photos import build_images
 from support.runs.cli import pipeline, write_job
@@ -26,16 +24,16 @@ from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.planning.allocation import Allocation
 from pipeline.preprocessing.feature_input import FeatureInput
+from pipeline.preprocessing.model_input import BatchLimits
 from pipeline.runs.tuning.selection import (
     MAX_ATTEMPTS,
+    Budget,
+    batches_beside,
+    best_batch,
     candidates,
     choose,
-    choose_batch,
-    filled_share,
-    time_left_s,
 )
 from pipeline.runs.tuning.trial import GIVEN_UP, Trial
-from pipeline.runs.tuning.trials.batch_trials import CPU_BATCHES
 
 pytestmark = [pytest.mark.one_ray, pytest.mark.early]
 
@@ -70,61 +68,47 @@ def test_what_agrees_too_little_is_not_taken_however_fast():
         choose([DEAD], 0.0, None, ALLOCATION)
 
 
-def batch(size: int, rows_per_s: float, peak_mib: float = 100.0, problem: str = "") -> Trial:
-    trial = replace(EAGER, batch_size=size, rows_per_s=rows_per_s, peak_mib=peak_mib)
-    return replace(trial, problem=problem)
-
-
 @pytest.mark.parametrize(
-    ("memory_mib", "actors", "size"), [(1e9, 2, 64), (1000, 2, 16), (1000, 20, None), (300, 2, 16)]
-)
-def test_the_batch_fits_the_memory_and_of_equal_ones_is_the_smallest(
-    memory_mib: float, actors: int, size: int | None
-):
-    trials = [
-        batch(128, 101, 900),
-        batch(64, 100, 800),
-        batch(32, 90, 300),
-        batch(16, 89, 100),
-        batch(8, 500, 10, problem="crashed"),
-    ]
-    found = choose_batch(trials, memory_mib, actors)
-    assert (found and found.batch_size) == size
-
-
-@pytest.mark.parametrize(
-    ("runtime", "slice_rows", "size"),
+    ("rates", "size"),
     [
-        ("openvino", [], 128),
-        ("openvino", [256, 256], 128),
-        ("openvino", [64, 64], 64),
-        ("openvino", [100, 100], 128),
-        ("openvino", [33], 64),
-        ("eager", [33], 128),
+        ({8: 89.0, 32: 100.0, 128: 101.0}, 32),
+        ({8: 89.0, 32: 90.0, 128: 101.0}, 128),
+        ({8: 99.0, 32: 100.0, 128: 0.0}, 8),
+        ({32: 100.0}, 32),
     ],
 )
-def test_what_fills_no_batch_counts_if_batches_have_one_size(
-    runtime: str, slice_rows: list[int], size: int
+def test_of_batches_that_are_as_fast_the_smallest_is_taken(rates: dict[int, float], size: int):
+    assert best_batch(rates) == size
+
+
+@pytest.mark.parametrize(
+    ("rows", "slice_rows", "sizes"),
+    [
+        (32, [], [8, 128]),
+        (32, [256, 40], [8, 128]),
+        (32, [64], [8, 64]),
+        (32, [32], [8]),
+        (32, [20], [8, 20]),
+        (2, [64], [8]),
+    ],
+)
+def test_a_smaller_and_a_larger_batch_are_tried_and_none_beyond_a_slice(
+    rows: int, slice_rows: list[int], sizes: list[int]
 ):
-    trials = [replace(batch(rows, 100 + rows / 4), runtime=runtime) for rows in (32, 64, 128)]
-    found = choose_batch(trials, 1e9, 1, slice_rows)
-    assert found is not None
-    assert found.batch_size == size
-
-
-@given(st.lists(st.integers(1, 1000), min_size=1), st.integers(1, 200))
-def test_a_share_is_filled_by_whole_batches_and_by_no_others(rows: list[int], size: int):
-    share = filled_share(rows, size)
-    assert 0 < share <= 1
-    assert (share == 1) == all(number % size == 0 for number in rows)
+    usual = BatchLimits(rows)
+    others = batches_beside(usual, slice_rows, counts_tokens=False)
+    assert [each.rows for each in others] == sizes
+    texts = batches_beside(BatchLimits(256, 1024), slice_rows, counts_tokens=True)
+    assert texts == [(256, 256, 0), (256, 4096, 0)]
 
 
 def test_a_run_looks_on_while_nothing_that_was_tried_can_be_used():
     late = Trial("onnxruntime", "int8", problem=f"{GIVEN_UP} after 15 s")
+    budget = Budget(clock=lambda: 0.0)
     for ways in ([], [DEAD], [WRONG], [DEAD, late]):
-        assert time_left_s(ways, 99.0, -20.0) == math.inf
-    assert time_left_s([DEAD, EAGER], 99.0, -20.0) == -20.0
-    assert time_left_s([WRONG], 98.0, 20.0) == 20.0
+        assert budget.left_with(ways, 99.0) == math.inf
+    for ways, least_pct in (([DEAD, EAGER], 99.0), ([WRONG], 98.0)):
+        assert budget.left_with(ways, least_pct) == budget.left_s
 
 
 def spec(runtime: str, precision: str) -> ModelSpec:
@@ -136,7 +120,7 @@ def test_only_what_is_auto_is_free():
     everything = candidates(spec("auto", "auto"), is_on_gpu=False)
     assert len(set(everything)) == len(everything) > 5
     assert not any(precision in ("fp16", "tf32") for _, precision in everything)
-    assert ("compile", "fp16") in candidates(spec("auto", "auto"), is_on_gpu=True)
+    assert ("compile-quick", "fp16") in candidates(spec("auto", "auto"), is_on_gpu=True)
     assert candidates(spec("compile", "auto"), is_on_gpu=False) == [
         ("compile", "fp32"),
         ("compile", "bf16"),
@@ -332,10 +316,17 @@ def test_tune_tries_everything_and_a_run_goes_by_it(tmp_path: Path) -> None:
     assert tuned.code == 0, tuned.stderr
     tried = {(trial["runtime"], trial["precision"]) for trial in tuned.json["runtimes"]}
     assert tried == set(candidates(spec("auto", "auto"), is_on_gpu=False))
-    assert [trial["batch_size"] for trial in tuned.json["batch_sizes"]] == list(CPU_BATCHES)
-    for trial in tuned.json["batch_sizes"]:
-        assert trial["problem"] == ""
-        assert trial["rows_per_s"] > 0
+    usable = {t["runtime"] for t in tuned.json["runtimes"] if t["precision"] == "fp32"}
+    sizes = {
+        runtime: {
+            each["batch"]
+            for each in tuned.json["batch_sizes"]
+            if (each["runtime"], each["precision"]) == (runtime, "fp32")
+        }
+        for runtime in usable
+    }
+    assert sizes == {runtime: {8, 32, 40} for runtime in usable}, tuned.json["runtimes"]
+    assert all(each["rows_per_s"] > 0 for each in tuned.json["batch_sizes"])
     assert not (tmp_path / "out" / "predictions").exists()
     done = pipeline("run", job, "--json", env=own)
     assert done.code == 0, done.stderr

@@ -29,7 +29,6 @@ from pipeline.runs.tuning.selection import (
     fastest_known,
     has_rows_to_measure,
     is_worth_trying,
-    usual_s,
 )
 from pipeline.runs.tuning.trial import GIVEN_UP, Trial
 
@@ -65,15 +64,16 @@ def test_what_is_known_to_be_faster_is_taken_and_said():
 @pytest.mark.parametrize(
     ("ways", "others", "reason", "says"),
     [
-        ((), OTHERS, "unknown", "nothing else is known"),
-        ((EAGER,), OTHERS, "unknown", "pipeline tune"),
-        ((EAGER, LATE), OTHERS, "unknown", "in time (onnxruntime given up after 4 s)"),
-        ((FAST,), OTHERS, "unknown", "nothing else is known"),
+        ((), OTHERS, "unknown", "openvino is not measured, onnxruntime is not measured"),
+        ((EAGER,), OTHERS, "unknown", "runs of a minute or more measure first"),
+        ((EAGER, LATE), OTHERS, "unknown", "onnxruntime given up after 4 s"),
+        ((FAST,), OTHERS, "unknown", "pipeline tune"),
         ((EAGER, FAST), (), "unknown", "no other runtime that is installed can run it"),
-        ((EAGER, FAST), ("onnxruntime",), "unknown", "nothing else is known"),
-        ((EAGER, replace(FAST, agreement_pct=98.9)), OTHERS, "known", "agrees on 98.9%"),
-        ((EAGER, replace(FAST, problem="crashed")), OTHERS, "known", "cannot be used: crashed"),
-        ((EAGER, replace(FAST, rows_per_s=105)), OTHERS, "known", "1.1 times eager fp32"),
+        ((EAGER, FAST), ("onnxruntime",), "unknown", "onnxruntime is not measured"),
+        ((EAGER, replace(FAST, agreement_pct=98.9)), OTHERS, "unknown", "agrees on 98.9%"),
+        ((EAGER, replace(FAST, agreement_pct=98.9)), OTHERS[:1], "known", "agrees on 98.9%"),
+        ((EAGER, replace(FAST, problem="crashed")), OTHERS[:1], "known", "be used: crashed"),
+        ((EAGER, replace(FAST, rows_per_s=105)), OTHERS[:1], "known", "1.1 times eager fp32"),
     ],
 )
 def test_it_stays_eager_and_says_why(
@@ -82,12 +82,7 @@ def test_it_stays_eager_and_says_why(
     found = said(*ways, others=others)
     assert (found.way.runtime, found.way.precision, found.reason) == ("eager", "fp32", reason)
     assert says in found.text
-
-
-def test_a_run_that_is_too_short_to_measure_says_how_long_it_takes():
-    found = said(EAGER, num_rows=6_000)
-    assert (found.way.runtime, found.reason) == ("eager", "unknown")
-    assert found.text.startswith("eager fp32: such a run takes about 31 s, too short to measure")
+    assert ("pipeline tune" in found.text) == (reason == "unknown" and bool(others))
 
 
 def test_fewer_bits_are_never_taken_unasked():
@@ -154,28 +149,20 @@ def test_how_long_a_run_takes_follows_from_its_rows_and_the_rate_of_eager():
     assert expected_s(EAGER, None, TWO) == 0
 
 
-def test_what_was_given_up_is_tried_a_few_times_and_then_with_more_time_only():
-    assert is_worth_trying(None, 4.0, 0.0)
-    assert usual_s([EAGER, FAST]) == FAST.took_s
-    assert not is_worth_trying(None, 4.0, usual_s([EAGER, FAST]))
-    assert usual_s([EAGER]) == EAGER.load_s
-    assert usual_s([]) == 0
-    assert not is_worth_trying(FAST, math.inf, 0.0)
-    assert is_worth_trying(LATE, 4.0, 0.0)
-    tired = replace(LATE, attempts=MAX_ATTEMPTS)
-    assert not is_worth_trying(tired, 5.9, 0.0)
-    assert is_worth_trying(tired, 6.0, 0.0)
-    assert not is_worth_trying(LATE, 0.0, 0.0)
+def test_what_was_given_up_is_tried_a_few_times():
+    assert is_worth_trying(None, 4.0)
+    assert not is_worth_trying(FAST, math.inf)
+    assert is_worth_trying(LATE, 4.0)
+    assert not is_worth_trying(replace(LATE, attempts=MAX_ATTEMPTS), math.inf)
+    assert not is_worth_trying(None, 0.0)
 
 
 def test_a_profile_keeps_what_was_known_of_other_ways():
-    known = Profile((EAGER, FAST), (replace(FAST, batch_size=64),))
+    known = Profile((EAGER, replace(FAST, batches=[(8, 10.0), (32, 12.5)])))
     newer = replace(FAST, rows_per_s=300)
-    found = known.with_ways([newer])
+    found = known.with_way(newer)
     assert (found.of("openvino", "fp32"), found.eager) == (newer, EAGER)
     assert found.gain(newer) == 3.0
-    assert len(known.with_batches([replace(EAGER, batch_size=8)]).batches) == 2
-    assert known.with_batches(known.batches) == known
     assert Profile.from_dict(json.loads(json.dumps(known.to_dict()))) == known
 
 

@@ -20,14 +20,14 @@ from pipeline.models.spec import EAGER, FP32
 from pipeline.planning.allocation import allocate
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.preparing.prepare import prepare
+from pipeline.runs.tuning import trials
 from pipeline.runs.tuning.auto import opened, resolve_runtime
 from pipeline.runs.tuning.choice import Choice
+from pipeline.runs.tuning.context import TuningContext
 from pipeline.runs.tuning.profile import Profile, keep_profile, load_profile, machines_of
 from pipeline.runs.tuning.selection import UNASKED_ROWS, Budget
 from pipeline.runs.tuning.trial import GIVEN_UP, Trial
-from pipeline.runs.tuning.trials import search
-from pipeline.runs.tuning.trials.context import TuningContext, tuning_context
-from pipeline.runs.tuning.trials.runtime_trials import try_ways
+from pipeline.runs.tuning.trials import try_ways
 
 FIRST, NEXT = ("--date", "2026-11-24"), ("--date", "2026-11-25")
 STOP = {"PIPELINE_FAILPOINT": "slice_done:term"}
@@ -53,7 +53,7 @@ def tuning_of(job: str) -> TuningContext:
     here = embedded_hardware()
     allocation = allocate(run.job.resources, here, cost="image")
     machines = machines_of(on_cluster=False)
-    return tuning_context(run, plan, opened(model), here, allocation, machines=machines)
+    return TuningContext(run, plan, opened(model), here, allocation, machines=machines)
 
 
 @pytest.mark.ray
@@ -81,7 +81,7 @@ def test_unknown_stays_eager_known_is_taken_and_what_is_begun_or_published_stays
     assert resumed.json["slices"]["resumed"] > 0
     found = resumed.json["model"]
     assert (found["runtime"], found["choice"]["reason"]) == ("eager", "unknown")
-    assert "nothing else is known of this model here" in found["choice"]["text"]
+    assert "openvino is not measured" in found["choice"]["text"]
 
     planned = pipeline("plan", job, *FIRST, "--json", "--no-try")
     assert planned.json["a_run_would"].startswith("nothing")
@@ -173,7 +173,7 @@ def test_what_fails_while_it_is_measured_fails_no_run(
 ) -> None:
     with connect(None):
         for name, factory, limit_s in (("dead", "unloadable", 120.0), ("late", "colours", 0.0)):
-            monkeypatch.setattr(search, "TRIAL_S", limit_s)
+            monkeypatch.setattr(trials, "TRIAL_S", limit_s)
             (tmp_path / name).mkdir()
             tuning = tuning_here(tmp_path / name, monkeypatch, factory)
             found, said = settled(tuning, str(tmp_path / name / "job.yaml"), MANY)
@@ -214,10 +214,10 @@ def test_a_run_that_is_short_or_has_nothing_to_find_out_measures_nothing(
     num_actors = tuning.allocation.max_actors
     for number, (num_rows, known, text) in enumerate(
         [
-            (900 * num_actors, (), "longer runs measure first"),
-            (50_000 * num_actors, (eager,), "such a run takes about 51 s, too short"),
+            (900 * num_actors, (), "runs of a minute or more measure first"),
+            (50_000 * num_actors, (eager,), "openvino is not measured"),
             (MANY, (eager, *others), "openvino cannot be used: crashed"),
-            (None, (), "longer runs measure first"),
+            (None, (), "runs of a minute or more measure first"),
         ]
     ):
         keep_profile(tuning, Profile(known))

@@ -23,9 +23,9 @@ from pipeline.preprocessing.images.image_input import ImageInput
 from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.model_input import BatchLimits, take_rows
 from pipeline.preprocessing.texts.text_input import IDS, TextInput
+from pipeline.runs.tuning.measure import rate_of
 from pipeline.runs.tuning.selection import candidates
-from pipeline.runs.tuning.trials.measure import rate_of
-from pipeline.runs.tuning.trials.workload import (
+from pipeline.runs.tuning.workload import (
     CALIBRATED_ROWS,
     SAMPLE_ROWS,
     RunBatch,

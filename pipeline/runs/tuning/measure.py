@@ -6,12 +6,15 @@ trial. The driver names these functions, too, so torch is imported only inside t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import resource
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.core.errors import PipelineError
@@ -22,29 +25,38 @@ from pipeline.inference.engines import engine_class, open_engine
 from pipeline.inference.engines.base import Engine
 from pipeline.inference.runtimes import runtime_of
 from pipeline.inference.runtimes.base import emulated_reason
-from pipeline.inference.slice_results import scatter_batch
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.outputs import OutputError
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import Arrays
 from pipeline.preprocessing.model_input import Arrays as Inputs
-from pipeline.preprocessing.model_input import Input, Limits, is_varying, num_rows, take_rows
+from pipeline.preprocessing.model_input import (
+    BatchLimits,
+    Input,
+    Limits,
+    is_varying,
+    num_rows,
+    take_rows,
+)
+from pipeline.runs.tuning.selection import best_batch
 from pipeline.runs.tuning.trial import Trial
-from pipeline.runs.tuning.trials.memory import held_bytes, lack_of_memory, peak_mib
-from pipeline.runs.tuning.trials.workload import (
-    MEASURE_S,
+from pipeline.runs.tuning.workload import (
+    NO_OTHERS,
     SAMPLE_ROWS,
+    Batches,
     RunBatch,
+    calibrated_rows,
     compared_rows,
     run_batches,
 )
 from pipeline.sources.rows import Reader
 
+MEASURE_S = 1.0
+"""For how long a rate is measured, at least; of calls that take longer one is enough."""
 MIN_CALLS = 3
-ENOUGH_S = 1.0
-HOPELESS = 0.25
-"""A way that makes less than this share of the best rate so far is not measured further."""
+MEMORY_SHARE = 0.6
+"""Of a node's memory, for all actors; the rest is the object store's and the other stages'."""
 _OVERLAPPED, _OVERLAPPED_ROWS = 4, 1024
 """On a GPU one timed call has so many batches at least, and so many rows."""
 _PROBLEM_MAX_CHARS = 200
@@ -65,9 +77,8 @@ def try_out(
     sample: Inputs,
     reference: Arrays | None,
     limits: AgreementLimits,
-    best_rows_per_s: float = 0.0,
-    for_s: float = MEASURE_S,
     num_compared: int = SAMPLE_ROWS,
+    batches: Batches = NO_OTHERS,
 ) -> tuple[Trial, Arrays]:
     """Run the sample one way; what it keeps of each row becomes the next ones' reference.
 
@@ -75,9 +86,8 @@ def try_out(
         sample: Prepared rows, each array (N, ...).
         reference: What eager fp32 keeps of the sample; None if this is eager fp32.
         limits: How far a row may be from the reference.
-        best_rows_per_s: The best rate so far.
-        for_s: For how long the rate is measured, at least.
         num_compared: How many rows are compared at most.
+        batches: Which others to measure.
     """
     began = perf_counter()
     trial = Trial(config.spec.runtime, config.spec.precision)
@@ -86,84 +96,107 @@ def try_out(
         return replace(trial, problem=emulated), {}
     try:
         engine_class(config.spec)  # imports what runs the model, which is no part of loading it
-        work = Workload(config, sample)
         if runtime_of(config.spec.runtime).exports:
-            open_engine(config)  # exported models are kept: no actor pays for it again
+            open_engine(config).close()  # exported models are kept: no actor pays for it again
         started = perf_counter()
         predictor = open_engine(config)
+        loaded_bytes, work = _peak_bytes(), Workload(config, sample)
         work.warm_up(predictor)
         load_s = perf_counter() - started
-        rate = work.measure_rate(predictor, HOPELESS * best_rows_per_s, for_s)
-        if rate < HOPELESS * best_rows_per_s:
-            problem = f"{rate:.1f} rows/s, less than a quarter of what another way gives"
-            return replace(trial, rows_per_s=round(rate, 1), problem=problem), {}
+        rate, call_bytes = work.measure_rate(predictor), _peak_bytes() - loaded_bytes
         compared = take_rows(sample, compared_rows(num_rows(sample), num_compared))
         found = predictor.reduce(compared)
+        predictor.close()
     except Exception as error:  # noqa: BLE001  # a user's model may raise anything
         return replace(trial, problem=_failure_texts(error)), {}
     task = make_task(config.spec.task)
     agreement = task.compare(reference if reference is not None else found, found, limits)
-    return replace(
+    trial = replace(
         trial,
         rows_per_s=round(rate, 1),
         load_s=round(load_s, 2),
         agreement_pct=agreement.pct,
         worst=agreement.worst,
         num_compared=num_rows(compared),
-        took_s=round(perf_counter() - began, 2),
-        peak_mib=peak_mib(config),
         artefact_sha256=config.spec.artefact_sha256 or "",
-    ), found
+    )
+    if batches.others:
+        trial = _with_best_batch(trial, config, sample, batches, loaded_bytes, call_bytes)
+    return replace(trial, took_s=round(perf_counter() - began, 2)), found
 
 
-def keep_part(config: PredictorConfig, inputs: Inputs, part: int, num_parts: int) -> Arrays:
-    """Return what a way keeps of one of so many parts of the rows."""
-    rows = np.array_split(np.arange(num_rows(inputs)), num_parts)[part]
-    return open_engine(config).reduce(take_rows(inputs, slice(rows[0], rows[-1] + 1)))
+def _with_best_batch(
+    trial: Trial,
+    config: PredictorConfig,
+    sample: Inputs,
+    batches: Batches,
+    loaded_bytes: int,
+    call_bytes: int,
+) -> Trial:
+    """Return what was tried with the best of several batches, and the rates of all of them."""
+    size, counts_tokens = _size(config.limits_of_batch), bool(config.batch_tokens)
+    rates = {size: trial.rows_per_s}
+    for limits in batches.others:
+        more = _size(limits) / size
+        needed_bytes = (loaded_bytes + more * call_bytes) * batches.node_actors
+        if more > 1 and not config.num_gpus and needed_bytes > MEMORY_SHARE * _memory_bytes():
+            continue
+        rung = replace(config, batch_size=limits.rows, batch_tokens=limits.tokens)
+        try:
+            predictor, work = open_engine(rung), Workload(rung, sample)
+            work.warm_up(predictor)
+            rates[_size(limits)] = round(work.measure_rate(predictor), 1)
+            predictor.close()
+        except Exception:  # noqa: BLE001  # as above; a GPU may have no memory for it
+            rates[_size(limits)] = 0.0
+    best = best_batch(rates)
+    return replace(
+        trial,
+        rows_per_s=rates[best],
+        batch_size=config.batch_size if counts_tokens else best,
+        batch_tokens=best if counts_tokens else 0,
+        batches=sorted(rates.items()),
+    )
 
 
-def compare_with(
-    config: PredictorConfig, inputs: Inputs, limits: AgreementLimits, *reference: Arrays
+def _size(limits: BatchLimits) -> int:
+    return limits.tokens or limits.rows
+
+
+def _peak_bytes() -> int:
+    """Return the most memory that this process had at once."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _memory_bytes() -> int:
+    import psutil
+
+    return int(psutil.virtual_memory().total)
+
+
+def compare(
+    plain: PredictorConfig,
+    config: PredictorConfig,
+    exact: Inputs,
+    inputs: Inputs,
+    limits: AgreementLimits,
 ) -> tuple[float, float]:
-    """Compare what a way keeps of rows with what another keeps of them, part after part.
+    """Compare what eager fp32 keeps of rows with what a way keeps of them.
 
     Returns:
         The share that agrees, in percent, and the worst figure.
     """
-    found, whole, done = keep_part(config, inputs, 0, 1), Arrays(), 0
-    for part in reference:  # what is kept of tokens differs in length
-        size = len(next(iter(part.values())))
-        for name, values in part.items():
-            scatter_batch(whole, name, num_rows(inputs), np.arange(done, done + size), values)
-        done += size
-    agreement = make_task(config.spec.task).compare(whole, found, limits)
+    reference = _kept(plain, exact)
+    agreement = make_task(config.spec.task).compare(reference, _kept(config, inputs), limits)
     return agreement.pct, agreement.worst
 
 
-def try_batch(config: PredictorConfig, sample: Inputs) -> Trial:
-    """Measure rate and memory of one batch size."""
-    spec = config.spec
-    trial = Trial(
-        spec.runtime, spec.precision, batch_size=config.batch_size, batch_tokens=config.batch_tokens
-    )
-    try:
-        engine_class(spec)
-        started = perf_counter()
-        work, predictor = Workload(config, sample), open_engine(config)
-        loaded_bytes = held_bytes(config)
-        work.warm_up(predictor)
-        load_s = perf_counter() - started
-        rate = work.measure_rate(predictor, 0.0)
-        problem = lack_of_memory(config, loaded_bytes)
-    except Exception as error:  # noqa: BLE001  # as above
-        return replace(trial, problem=_failure_texts(error))
-    return replace(
-        trial,
-        rows_per_s=round(rate, 1),
-        load_s=round(load_s, 2),
-        peak_mib=peak_mib(config),
-        problem=problem,
-    )
+def _kept(config: PredictorConfig, inputs: Inputs) -> Arrays:
+    """Return what a way keeps of rows, and give up its memory."""
+    predictor = open_engine(config)
+    found = predictor.reduce(inputs)
+    predictor.close()
+    return found
 
 
 def _failure_texts(error: Exception) -> str:
@@ -179,33 +212,23 @@ class Workload:
         batches = run_batches(seen, sample, config.limits_of_batch)
         batches = batches if is_varying(seen) else batches[:1]
         self._batches = overlapping(batches) if config.num_gpus else batches
-        self._config, self._sample = config, sample
+        self._sample = sample
 
     def warm_up(self, predictor: Engine) -> None:
         """Run a batch, which is not timed."""
         predictor.reduce(take_rows(self._sample, self._batches[0].rows))
 
-    def measure_rate(
-        self, predictor: Engine, least_rows_per_s: float, for_s: float = MEASURE_S
-    ) -> float:
-        """Return rows/s by the median call of each batch, which other work disturbs least.
-
-        Args:
-            least_rows_per_s: A lower rate is not measured longer.
-            for_s: For how long at least; of calls that take longer one is enough.
-        """
+    def measure_rate(self, predictor: Engine) -> float:
+        """Return rows/s by the median call of each batch, which other work disturbs least."""
         calls: list[list[float]] = [[] for _ in self._batches]
         number, spent_s = 0, 0.0
-        while not number or spent_s < for_s or _are_few(number, spent_s, for_s):
+        while spent_s < (MEASURE_S if number >= MIN_CALLS else MIN_CALLS * MEASURE_S) or not number:
             place = number % len(calls)
             batch = take_rows(self._sample, self._batches[place].rows)
             started = perf_counter()
             predictor.reduce(batch)
             calls[place].append(perf_counter() - started)
             number, spent_s = number + 1, spent_s + calls[place][-1]
-            is_slow = rate_of(self._batches, calls) < least_rows_per_s
-            if is_slow and spent_s >= ENOUGH_S:  # one call may be slow by chance
-                break
         return rate_of(self._batches, calls)
 
 
@@ -221,12 +244,48 @@ def overlapping(batches: Sequence[RunBatch]) -> list[RunBatch]:
     return [RunBatch(rows, times * sum(batch.worth for batch in batches))]
 
 
-def _are_few(number: int, spent_s: float, for_s: float) -> bool:
-    """Tell whether so many calls are too few for a median; of long ones one is enough."""
-    return number < MIN_CALLS and spent_s < MIN_CALLS * for_s
-
-
 def rate_of(batches: Sequence[RunBatch], calls: Sequence[Sequence[float]]) -> float:
     """Return rows/s of the batches that were run: what they stand for over their median calls."""
     timed = [(batch.worth, median(s)) for batch, s in zip(batches, calls, strict=True) if s]
     return sum(worth for worth, _ in timed) / sum(seconds for _, seconds in timed)
+
+
+def calibrate(config: PredictorConfig, sample: Inputs) -> tuple[str, str]:
+    """Make and store the int8 model, by every other row of the sample: the rest stays unseen.
+
+    Args:
+        config: The model, its batches, and the store for the result.
+        sample: Prepared rows, each array (N, ...).
+
+    Returns:
+        Its digest and '', or '' and why there is none.
+    """
+    from pipeline.inference.devices.device import export
+    from pipeline.inference.model_store import store_model
+    from pipeline.inference.runtimes.int8 import missing_reason, quantise
+
+    reason = missing_reason(is_on_gpu=config.num_gpus > 0)
+    if reason or config.models is None:
+        return "", reason or "there is no store for the calibrated model"
+    try:
+        seen = take_rows(sample, calibrated_rows(num_rows(sample)))
+        has_tokens = config.spec.input.counts_tokens
+        made = quantise(export(config), _tensors(config, seen), only_products=has_tokens)
+        return store_model(config.models, made), ""
+    except Exception as error:  # noqa: BLE001  # whatever fails, other ways to run are left
+        return "", clean_message(f"{type(error).__name__}: {error}", _PROBLEM_MAX_CHARS)
+
+
+def _tensors(config: PredictorConfig, sample: Inputs) -> Iterator[list[npt.NDArray[Any]]]:
+    """Yield the tensors of each batch, (B, ...), in the order in which the model takes them.
+
+    The next batch overwrites them.
+    """
+    from pipeline.inference.devices.device import make_buffer
+    from pipeline.inference.devices.device_buffers import DeviceBuffer
+
+    seen, limits = config.spec.input, config.limits_of_batch
+    buffer = DeviceBuffer(make_buffer(config), seen.gather)
+    for batch in run_batches(seen, sample, limits):
+        for rows in seen.batches(sample, batch.rows, limits):  # several if images keep their sizes
+            yield [tensor.numpy() for tensor in buffer.fill(sample, rows).values()]

@@ -8,6 +8,7 @@ is, and each of its batches stands for as many rows as it has tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -15,12 +16,23 @@ import numpy as np
 from pipeline.core.errors import JobError
 from pipeline.preprocessing.model_input import Arrays, BatchLimits, Input, Rows, num_rows
 
-MEASURE_S = 2.0
 SAMPLE_ROWS = 128
 """Rows of a sample, and of those that are compared with eager fp32."""
 CALIBRATED_ROWS = 256
 """Most rows that an int8 model is calibrated by, of those that are sampled."""
 MAX_SAMPLE_ROWS = 2048
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The batches that a way is tried with beside the usual one."""
+
+    others: Sequence[BatchLimits] = ()
+    node_actors: int = 1
+    """How many actors share the memory of a node."""
+
+
+NO_OTHERS = Batches()
 
 
 class RunBatch(NamedTuple):

@@ -13,7 +13,7 @@ from pipeline.inference.runtimes.base import Runner
 from pipeline.inference.runtimes.compile import RUNTIME
 from pipeline.inference.runtimes.export import Exporter
 from pipeline.models.agreement import AgreementLimits
-from pipeline.runs.tuning.trials import measure
+from pipeline.runs.tuning import measure
 
 LIMITS = AgreementLimits(max_score_diff=0.1, min_cosine=0.9, max_relative_error=0.1)
 
@@ -32,7 +32,8 @@ def test_a_model_is_opened_before_the_timed_load_only_if_the_node_cache_keeps_it
 
     monkeypatch.setattr(RUNTIME, "exports", exports)
     monkeypatch.setattr(RUNTIME, "open", open_eager)
-    trial, _ = measure.try_out(config, sample, None, LIMITS, for_s=0.0)
+    monkeypatch.setattr(measure, "MEASURE_S", 0.0)
+    trial, _ = measure.try_out(config, sample, None, LIMITS)
     assert (trial.problem, trial.agreement_pct) == ("", 100.0)
     assert len(opened) == num_opened
 

@@ -1,0 +1,129 @@
+"""What measuring takes: the facts of the run, a sample of its rows, and Ray tasks.
+
+The tasks have the resources of an actor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.execution.tasks import start
+from pipeline.job.job import Job
+from pipeline.models.agreement import AgreementLimits
+from pipeline.models.spec import ModelSpec, PredictorConfig
+from pipeline.planning.allocation import Allocation, Hardware
+from pipeline.planning.plan import Plan
+from pipeline.process.liveness import note_progress
+from pipeline.runs.builders import make_reader
+from pipeline.runs.context import RunContext
+from pipeline.storage.store import Store
+
+
+def _silent(_: str) -> None:
+    return
+
+
+@dataclass(frozen=True)
+class TuningContext:
+    """The facts of the run that is measured for."""
+
+    run: RunContext
+    plan: Plan
+    model: ModelSpec
+    hardware: Hardware
+    allocation: Allocation
+    machines: tuple[str, ...] = ()
+    """Their kinds (`machines_of`); empty if they are unknown."""
+    on_cluster: bool = False
+    """The Ray in use is not one on this machine that this process has started."""
+    is_command: bool = False
+    """`pipeline tune` measures, and no run waits for the answer."""
+    say: Callable[[str], None] = _silent
+    """Shows what is being tried."""
+
+    @property
+    def job(self) -> Job:
+        """Return the job of the run."""
+        return self.run.job
+
+    @property
+    def store(self) -> Store:
+        """Return the output, where calibrated models go."""
+        return self.run.store
+
+    @property
+    def measured_by(self) -> str:
+        """Return the run that measures, or `tune`."""
+        return "tune" if self.is_command else self.run.record.run_id
+
+    @property
+    def is_on_gpu(self) -> bool:
+        """Tell whether actors have GPUs."""
+        return bool(self.allocation.actor_gpus)
+
+    @property
+    def limits(self) -> AgreementLimits:
+        """How far a runtime may be from eager fp32."""
+        return AgreementLimits.of(self.job.gates)
+
+    @property
+    def config(self) -> PredictorConfig:
+        """Return what an actor is made from, whatever runs the model."""
+        return PredictorConfig(
+            spec=self.model,
+            batch_size=self.job.model.batch_size or self.plan.batch_size,
+            batch_tokens=self.plan.batch_tokens,
+            num_gpus=self.allocation.actor_gpus,
+            num_threads=self.allocation.actor_threads,
+            pass_through=self.plan.pass_through,
+            models=self.store,
+        )
+
+    @property
+    def node_actors(self) -> int:
+        """Return how many actors share a node."""
+        return -(-self.allocation.max_actors // self.hardware.num_nodes)
+
+    def rows_by_size(self, row_bytes: float) -> int:
+        """Return how many rows the run has if those of its input take so many bytes each."""
+        num_rows, limit = round(self.plan.input_bytes / row_bytes), self.job.run.limit_rows
+        return num_rows if limit is None else min(num_rows, limit)
+
+    def start(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """Start a task with what an actor gets; return Ray's reference to its result.
+
+        Args:
+            function: What to do.
+            arguments: What it is given; the results of references among them.
+            options: Further options of `ray.remote`.
+        """
+        note_progress("something to try")
+        resources = {
+            "num_cpus": self.allocation.actor_cpus,
+            "num_gpus": self.allocation.actor_gpus or None,
+        }
+        return start(function, *arguments, max_retries=0, **resources, **options)
+
+    def start_alone(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """Start likewise in a process of its own, which ends with it: nothing earlier counts."""
+        return self.start(function, *arguments, max_calls=1, **options)
+
+
+class Sample:
+    """Some of the job's rows, in Ray's store."""
+
+    def __init__(self, tuning: TuningContext, num_rows: int) -> None:
+        """Read rows at random; the same ones for the same work and number of rows."""
+        from pipeline.planning.sampling import sample_rows, sample_units
+
+        units, seed = sample_units(tuning.plan, num_rows)
+        self._tuning, self._reader = tuning, make_reader(tuning.job, tuning.plan)
+        self.rows = tuning.start(sample_rows, self._reader, units, num_rows, seed)
+
+    def inputs(self, model: ModelSpec) -> Any:
+        """Return the sample as a model's decoder and transform leave it."""
+        from pipeline.runs.tuning.measure import preprocess_rows
+
+        return self._tuning.start(preprocess_rows, self._reader, self.rows, model.input)
