@@ -70,8 +70,6 @@ class Plan:
     created_at: str
     batch_tokens: int = 0
     """The most tokens per model call; 0 for inputs that have none."""
-    settings: str = ""
-    """Digest of the settings of the job and its model, without inputs and code."""
     fingerprint_parts: dict[str, Any] = field(default_factory=dict)
     """The parts of the fingerprint, so that a later plan can say what changed: digests `inputs`,
     `model` and `settings`, `semantics`, area -> version, and `extensions`, what an installed
@@ -187,7 +185,6 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
         num_shards=len(inputs.shards),
         input_bytes=inputs.num_bytes,
         created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        settings=settings_digest(job, model),
         fingerprint_parts=parts,
         predictor=predictor,
         has_hashes=job.run.reuse == "content" and is_whole and bool(predictor),
@@ -201,17 +198,6 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
         ctimes_sha256=_ctimes_sha256(inputs),
         skipped=inputs.skipped,
     )
-
-
-def settings_digest(job: Job, model: ModelSpec) -> str:
-    """Return a digest of the settings of a job and its model, without inputs and code."""
-    settings = {
-        "output_schema_version": OUTPUT_SCHEMA_VERSION,
-        "model": model.to_dict(),
-        "source": job.source.model_dump(**_SECTION, exclude=_OF_LISTING),
-        "limit_rows": job.run.limit_rows,
-    }
-    return _digest(settings)
 
 
 def _task_fields(inputs: Inputs, model: ModelSpec) -> pa.Schema:

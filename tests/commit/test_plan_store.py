@@ -70,7 +70,6 @@ def test_a_stored_plan_reads_back_exactly():
     plan = replace(
         example_plan(),
         batch_tokens=5,
-        settings="s",
         fingerprint_parts={"a": "b"},
         predictor={"c": "d"},
         row_settings="r",
