@@ -5,9 +5,9 @@ from __future__ import annotations
 import datetime as dt
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from pipeline.job.section import Section
+from pipeline.job.section import LIST, MAPPING, NUMBER, TEXT, Section, by_form
 
 Part = Literal["seconds", "days", "year", "month", "day", "weekday", "hour"]
 ReadAs = Literal["seconds", "days", "year", "month", "day", "weekday", "hour", "float64", "text"]
@@ -22,28 +22,14 @@ def _as_text(value: object) -> object:
     return str(value) if isinstance(value, int) else value
 
 
-# Of which of several types a value is meant to be, so that only that one complains.
-def _text_or_mapping(value: object) -> str:
-    return "mapping" if isinstance(value, dict | Section) else "text"
-
-
-def _text_or_number(value: object) -> str:
-    return "number" if isinstance(value, int | float) else "text"
-
-
-def _text_or_list(value: object) -> str:
-    return "list" if isinstance(value, list | tuple) else "text"
-
-
 Category = Annotated[str, BeforeValidator(_as_text)]
 Categories = Annotated[
-    Annotated[tuple[Category, ...], Tag("list")] | Annotated[str, Tag("text")],
-    Discriminator(_text_or_list),
+    Annotated[tuple[Category, ...], LIST] | Annotated[str, TEXT],
+    by_form("a valid string or a valid array"),
 ]
 Null = Annotated[
-    Annotated[Literal["quarantine", "zero", "nan", "unknown"], Tag("text")]
-    | Annotated[float, Tag("number")],
-    Discriminator(_text_or_number),
+    Annotated[Literal["quarantine", "zero", "nan", "unknown"], TEXT] | Annotated[float, NUMBER],
+    by_form("'quarantine', 'zero', 'nan', 'unknown' or a number"),
 ]
 
 
@@ -147,8 +133,8 @@ class FeatureColumn(Section):
 
 
 FeatureEntry = Annotated[
-    Annotated[str, Tag("text")] | Annotated[FeatureColumn, Tag("mapping")],
-    Discriminator(_text_or_mapping),
+    Annotated[str, TEXT] | Annotated[FeatureColumn, MAPPING],
+    by_form("a valid string or an object"),
 ]
 """A column of numbers as they are, by its name, or one with what becomes of its values."""
 

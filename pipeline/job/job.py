@@ -20,13 +20,17 @@ from pipeline.job.gates import Gates
 from pipeline.job.metrics import Metrics
 from pipeline.job.model import Model
 from pipeline.job.report import Report
-from pipeline.job.section import NotNegative, PositiveInt, Section
+from pipeline.job.section import MAPPING, NUMBER, NotNegative, PositiveInt, Section, by_form
 from pipeline.job.source import Source
 from pipeline.job.text import Text
 from pipeline.job.transform import Transform
 
 _LOCAL_PATHS = {"model": ("path", "weights", "labels"), "text": ("tokenizer",)}
 """Fields of sections that may be local paths."""
+Prices = Annotated[
+    Annotated[NotNegative, NUMBER] | Annotated[dict[str, NotNegative], MAPPING],
+    by_form("a valid number or an object"),
+]
 ColumnName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 
 
@@ -157,7 +161,7 @@ class Run(Section):
     pass-through columns are always those of the new input."""
     reuse_max_age_days: Annotated[float, Field(gt=0)] = 30.0
     """Predictions that are older are computed again."""
-    price_per_node_hour: NotNegative | dict[str, NotNegative] | None = None
+    price_per_node_hour: Prices | None = None
     """Price of one node for one hour; the report then says what a million rows cost. Of several
     kinds of nodes a price for each, by the value of any label that Ray has of a node: its group
     (the type in cluster.yaml), accelerator, or an instance type (`{head: 0.1, gpu: 0.8}`)."""

@@ -9,7 +9,15 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 
 from pipeline.core import registry
 from pipeline.job.extensions import registered
-from pipeline.job.section import PositiveInt, Section
+from pipeline.job.section import (
+    MAPPING,
+    TEXT,
+    PositiveInt,
+    Section,
+    Texts,
+    TextsByName,
+    by_form,
+)
 
 AUTO = "auto"
 """Runtime or precision: the run measures, and takes the fastest that agrees."""
@@ -63,7 +71,13 @@ class Generate(Section):
     """What becomes of an output that has `max_new_tokens` without an end, or no text: `keep` writes
     it with its `finish_reason`; `quarantine` has reasons `output_truncated`, `empty_output`. With
     `schema` a row without a record is always in quarantine."""
-    schema_: dict[str, JsonValue] | str | None = Field(default=None, alias="schema")
+    schema_: (
+        Annotated[
+            Annotated[dict[str, JsonValue], MAPPING] | Annotated[str, TEXT],
+            by_form("an object or a valid string"),
+        ]
+        | None
+    ) = Field(default=None, alias="schema")
     """Outputs are records of this JSON schema: the schema itself, or the URI of a `.json` file. Its
     properties become typed columns. See [Records](#records-by-a-schema). Needs the extra
     `schema`."""
@@ -89,7 +103,7 @@ class Model(Section):
     weights_key: str | None = None
     """Key of the weights file under which the state dict lies, as in a checkpoint that holds more:
     `model`, or `state.model` further down. What fits is named if it is missing."""
-    labels: str | tuple[str, ...] | None = None
+    labels: Texts | None = None
     """Class names: a list, or the URI of a text file with one a line or of a JSON list."""
     task: str | None = None
     """What to make of the outputs: `classify` gives label, score and the top k; `embed` one
@@ -125,10 +139,10 @@ class Model(Section):
     """Task `tokens`: how tokens become entities. `none`: each token is one; `simple`: neighbours of
     one label; `first`, `average`, `max`: the same with one label for a word, which is that of its
     first token, of the mean of its tokens' scores, or of its token with the highest score."""
-    prompts: tuple[str, ...] | dict[str, str] = ()
+    prompts: TextsByName = ()
     """Task `zero_shot`: a text for each label, or a mapping of label to text. For an NLI model the
     text is the hypothesis, such as `This example is about sport.`"""
-    choices: tuple[str, ...] | dict[str, str] = ()
+    choices: TextsByName = ()
     """Task `choices`: the answers, or a mapping of label to answer. A score is the softmax of the
     mean log-likelihood of an answer's tokens after the prompt."""
     prompt: str | None = None

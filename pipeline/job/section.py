@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 NotNegative = Annotated[float, Field(ge=0)]
+TEXT, NUMBER, LIST, MAPPING = (Tag(f"<{form}>") for form in ("text", "number", "list", "mapping"))
+"""The forms of a value, for fields that may have several: see `by_form`."""
 
 
 class Section(BaseModel):
@@ -22,3 +24,32 @@ class Section(BaseModel):
         use_attribute_docstrings=True,
         serialize_by_alias=True,
     )
+
+
+def by_form(expected: str) -> Discriminator:
+    """Let the form of a value decide which of several types it is meant to be.
+
+    So only that type complains. `expected` says what is right, for a value of no such form.
+    """
+    return Discriminator(
+        _form_of, custom_error_type="form", custom_error_message=f"Input should be {expected}"
+    )
+
+
+def _form_of(value: Any) -> str | None:
+    if isinstance(value, dict | Section):
+        return MAPPING.tag
+    if isinstance(value, list | tuple):
+        return LIST.tag
+    forms = {str: TEXT, int: NUMBER, float: NUMBER, bool: NUMBER}
+    return forms[type(value)].tag if type(value) in forms else None
+
+
+Texts = Annotated[
+    Annotated[str, TEXT] | Annotated[tuple[str, ...], LIST],
+    by_form("a valid string or a valid array"),
+]
+TextsByName = Annotated[
+    Annotated[tuple[str, ...], LIST] | Annotated[dict[str, str], MAPPING],
+    by_form("a valid array or an object"),
+]

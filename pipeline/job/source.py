@@ -14,7 +14,7 @@ from pipeline.core.schema import ENCODED, Encoded
 from pipeline.core.user_code.own_code import errors_told
 from pipeline.job.extensions import check_options, registered
 from pipeline.job.features import FeatureEntry, column_of
-from pipeline.job.section import PositiveInt, Section
+from pipeline.job.section import PositiveInt, Section, Texts
 from pipeline.job.source_input import SourceInput, name_trouble
 
 Extension = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
@@ -53,7 +53,7 @@ class Source(Section):
     """What the shards are: `images`, `audio`, `parquet`, `jsonl`, `csv` or `webdataset`;
     [Formats](#formats) has the rules of each, and which of these fields it has. Installed packages
     may add formats (entry points `pipeline.sources`)."""
-    files: str | tuple[str, ...] | None = None
+    files: Texts | None = None
     """The shards, relative to `uri` (then a folder) and in this order: a list, or the URI of a
     text file with one a line. Left out: everything below `uri` is listed."""
     follow_links: bool = True

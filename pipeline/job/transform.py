@@ -65,12 +65,12 @@ class Transform(Section):
     @field_validator("size_px", "resize_px", mode="before")
     @classmethod
     def _one_or_two_sides(cls, size: Any) -> Any:
-        if not isinstance(size, list | tuple):
-            return size
-        if len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
+        is_pair = isinstance(size, list | tuple) and len(size) == 2
+        sides = [*size] if is_pair else [size]
+        if size is not None and not all(type(side) is int and side > 0 for side in sides):
             raise ValueError("expected a whole number above 0, or two: [height, width]")
         # What passed a function counts as Python, in which a strict tuple has to be one.
-        return tuple(size)
+        return tuple(size) if is_pair else size
 
     @field_validator("pad_value", mode="before")
     @classmethod

@@ -31,12 +31,6 @@ _ARGUMENTS = "the arguments of a factory are model.args"
 _DIRECTORY = "a model directory is named by model.path"
 _TEXTS = "texts lie in a column of Parquet or of lines, which source.text_column names"
 _FACTORY_ARGUMENTS = ("factory_args", "factory_kwargs", "kwargs")
-_SEVERAL = "several outputs are task raw with outputs, and a postprocess that makes columns of them"
-_KINDS: Mapping[str, type | tuple[type, ...]] = {
-    **{"str": str, "tuple": list, "dict[": dict},
-    **dict.fromkeys(("const", "float", "int"), (int, float)),
-}
-"""How the name begins that pydantic has for a type of several: what it is in a document."""
 _HINTS: Mapping[Path, str] = {
     **dict.fromkeys([("model", name) for name in _FACTORY_ARGUMENTS], _ARGUMENTS),
     **dict.fromkeys([("model", name) for name in ("timm", "hf")], _DIRECTORY),
@@ -46,31 +40,6 @@ _HINTS: Mapping[Path, str] = {
     **dict.fromkeys([("transform", name) for name in ("grey", "gray", "grayscale")], _GRAY),
 }
 """Settings that have no field -> what to use instead."""
-_GONE: Mapping[Path, str] = {
-    ("gates", "options"): (
-        "is gone with its gate regression: the report names what is slower than in earlier runs, "
-        "and max_error_pct limits failures"
-    ),
-    ("metrics", "push_url"): (
-        "is gone; let Prometheus scrape metrics.port, or give metrics.textfile"
-    ),
-    ("model", "challenger"): (
-        "is gone; run the same job with --set model.path=... --set sink.uri=OTHER, and compare "
-        "with pipeline diff"
-    ),
-    ("model", "heads"): f"is gone; {_SEVERAL}",
-    ("run", "dedupe"): (
-        "is gone; run.reuse: content finds equal rows of earlier versions, and a table with copies "
-        "is best made distinct before it is read"
-    ),
-    ("source", "features", "vocabulary"): (
-        "is gone, since a model must see the categories that it was trained with: save their list "
-        "in the training code, as in json.dump(values, open('plans.json', 'w')), and give "
-        "categories: plans.json, or the list itself"
-    ),
-    ("source", "features", "max_categories"): "is gone with vocabulary; leave it out",
-}
-"""Fields that there were -> what to do instead."""
 _PATTERN_HINTS: Mapping[Path, str] = {
     ("sink", "partition"): (
         "write key=value, as in date=2026-11-24, of letters, digits and _, in the value also . : -"
@@ -91,11 +60,6 @@ _CHOICE_HINTS: Mapping[tuple[Path, str], str] = {
             for each in ("detection", "object-detection", "object_detection")
         ],
         "boxes are task detect",
-    ),
-    (("model", "task"), "heads"): f"heads is gone; {_SEVERAL}",
-    (("model", "task"), "keypoints"): (
-        "keypoints is gone; points are task raw of a factory that returns them as tensors of one "
-        "shape, and a postprocess"
     ),
 }
 
@@ -159,62 +123,35 @@ def _one_line(text: str) -> str:
 
 def describe(error: ValidationError, job: Any, secrets: Secrets) -> Iterator[Problem]:
     """Yield what the job's sections say of a document, without its secrets."""
-    for path, details in _best_of_unions(error.errors(include_url=False), job):
+    for details in error.errors(include_url=False):
+        path = _path(details, job)
         if any(path[: len(each)] == each for each in secrets.unknown):
             continue  # said already
         text = _text(path, details, is_secret=path in secrets.paths)
         yield Problem(path, secrets.hide(text))
 
 
-def _best_of_unions(errors: Iterable[Any], job: Any) -> Iterator[tuple[Path, Mapping[str, Any]]]:
-    """Yield each error with the path of its value.
-
-    Of a field that may be of several types pydantic has an error for each: only that of the type
-    that is nearest says something, and if none is, all together do.
-    """
-    found: dict[Path, list[tuple[Path, bool, Any]]] = {}
-    for details in errors:
-        path, tag, fits = _untagged(details, job)
-        found.setdefault(tag or path, []).append((path, fits, details))
-    for field, entries in found.items():
-        fitting = [entry for entry in entries if entry[1]]
-        if fitting:
-            yield from ((path, details) for path, _, details in fitting)
-            continue
-        wanted = [entry[2]["msg"].removeprefix("Input should be ") for entry in entries]
-        message = "Input should be " + " or ".join(dict.fromkeys(wanted))
-        yield field, {**entries[0][2], "msg": message}
-
-
-def _untagged(details: Mapping[str, Any], job: Any) -> tuple[Path, Path | None, bool]:
-    """Take the names of a union's types out of a location.
-
-    Returns:
-        The path of the value, that of the field of several types if there is one, and whether the
-        value is of the type that the error is about.
-    """
-    value, fits = job, True
+def _path(details: Mapping[str, Any], job: Any) -> Path:
+    """Return the path of the value that an error is about: its location without names of types."""
+    value: Any = job
     path: Path = ()
-    union: Path | None = None
     location = details["loc"]
     for index, part in enumerate(location):
         is_absent = details["type"] == "missing" and index == len(location) - 1
         if isinstance(value, dict) and (part in value or is_absent):
             value = value.get(part)
-        elif isinstance(value, list) and isinstance(part, int):
-            value = value[part] if part < len(value) else None
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            value = value[part]
         else:
-            union, fits = path, isinstance(value, _KINDS.get(str(part)[:5], object))
             continue
         path = (*path, part)
-    return path, union, fits
+    return path
 
 
 def _text(path: Path, details: Mapping[str, Any], *, is_secret: bool) -> str:
     field, value, kind = ".".join(map(str, path)) or "job", details["input"], details["type"]
     if kind == "extra_forbidden":
-        gone = _GONE.get(_declared(path))
-        return f"{field}: {gone or f'unknown key{_instead(path)}'}"
+        return f"{field}: unknown key{_instead(path)}"
     if kind == "missing":
         return f"{field}: required but missing"
     if kind == "model_type":
@@ -256,12 +193,6 @@ def _instead(path: Path) -> str:
     else:
         text = "; allowed"
     return f"{text} are {', '.join(allowed)}"
-
-
-def _declared(path: Path) -> Path:
-    """Return the path of a field without places in lists, and as if there were one input."""
-    names = tuple(part for part in path if not isinstance(part, int))
-    return (names[0], *names[3:]) if names[:2] == ("source", "inputs") else names
 
 
 def _did_you_mean(name: str, allowed: Iterable[str]) -> str:
