@@ -90,13 +90,17 @@ def hang_guard(limit_s: float) -> Iterator[None]:
             guards.arm()
 
 
-def still_alive() -> None:
-    """Note that this thread gets on; costs next to nothing, also if nothing is guarded."""
+def still_alive(thread: int | None = None) -> None:
+    """Note that this thread gets on; costs next to nothing, also if nothing is guarded.
+
+    Args:
+        thread: One that waits for this thread and gets on with it; None: this one.
+    """
     listener = current().part(_Parent).of_life
     if listener is not None:
         listener()
     guards = current().part(_Guards)
-    own = guards.by_thread.get(threading.get_ident())
+    own = guards.by_thread.get(threading.get_ident() if thread is None else thread)
     if own is not None and monotonic() - own.from_s > _REARM_AFTER * own.limit_s:
         with guards.lock:
             own.from_s = monotonic()

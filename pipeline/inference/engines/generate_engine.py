@@ -37,6 +37,7 @@ from pipeline.inference.slices.slice_run import STAGE, failure_of, not_finite
 from pipeline.inference.writing.greedy import LENGTH, Outputs, Writing, is_repeating, text_of
 from pipeline.inference.writing.rules import Row
 from pipeline.inference.writing.teacher import num_agreed
+from pipeline.models.directories.text.writing.causal import CausalDecoding
 from pipeline.models.directories.text.writing.decoding import Decoding
 from pipeline.models.generation import QUARANTINE
 from pipeline.models.spec import PredictorConfig
@@ -109,8 +110,11 @@ class GenerateEngine(ModelEngine):
 
     def _writing(self, rows: Sequence[Row], held: Outputs) -> Writing:
         model, at = self._model, {row.number: row for row in rows}
-        module, limits = cast(Decoding, model.module), model.limits
-        at_once = limits._replace(tokens=min(limits.tokens or _PREFILL_TOKENS, _PREFILL_TOKENS))
+        module, limits = self._module, model.limits
+        at_once = limits
+        if isinstance(module, CausalDecoding):
+            tokens = min(limits.tokens or _PREFILL_TOKENS, _PREFILL_TOKENS)
+            at_once = limits._replace(tokens=tokens)
         batches = self._input.batches(held.inputs, np.array([*at], np.intp), at_once)
         groups = [[at[place] for place in batch.tolist()] for batch in batches]
         read = partial(model.on_device, held.inputs)

@@ -1,18 +1,21 @@
-"""Rows of a slice that a language model writes greedily: they enter and leave as places are free.
+"""Rows of a slice that a language model writes greedily.
 
-A batch is filled by the tokens that its rows may come to have. A row that has ended leaves it
-together with others, as what is left is copied then, and rows that wait take their places.
+A batch is filled by the tokens that its rows may come to have. Where a model continues texts, rows
+enter and leave as places are free: one that has ended leaves together with others, as what is left
+is copied then, and rows that wait take their places. Other models write batch after batch.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from time import perf_counter
+from typing import Any
 
 import torch
 
@@ -20,10 +23,13 @@ from pipeline.core.failures import Failure
 from pipeline.core.figures.slice_figures import Steps
 from pipeline.inference.writing.rules import AppliedRules, Row
 from pipeline.models.directories.text.writing.batch import Batch
+from pipeline.models.directories.text.writing.causal import CausalDecoding
 from pipeline.models.directories.text.writing.decoding import Decoding
+from pipeline.models.directories.text.writing.library_decoding import LibraryDecoding
 from pipeline.models.generation import FINISHES, Generation
 from pipeline.preprocessing.model_input import Arrays as Inputs
 from pipeline.preprocessing.model_input import BatchLimits
+from pipeline.process.liveness import still_alive
 
 EOS, STOP, LENGTH = map(FINISHES.index, ("eos", "stop", "length"))
 _LEAVE_TOGETHER = 8
@@ -90,6 +96,7 @@ class Writing:
         self._module, self._generation, self._read = module, generation, read
         self._limits, self._spent = limits, spent
         self._batch: Batch | None = None
+        self._still_alive = partial(still_alive, threading.get_ident())
 
     def __bool__(self) -> bool:
         return bool(self._groups) or any(row.finish is None for row in self.active)
@@ -103,8 +110,7 @@ class Writing:
     def advance(self) -> list[Row]:
         """Let some rows enter, or write a token for each; return those that have ended with it.
 
-        Each call is a step forward that takes about as long as one pass of the model, so that a
-        limit of time is one of steps and not of rows.
+        A model that is run by the library writes all of some rows.
 
         Raises:
             Exception: Any error of the model or the device; the rows at fault are among `active`,
@@ -112,30 +118,25 @@ class Writing:
         """
         began = perf_counter()
         self._leave()
-        if group := self._entering():
-            reads = perf_counter()
-            self._enter(group)
-            self._spent.decode_s += reads - began
-            self._spent.prefill_s += perf_counter() - reads
-            return []
-        assert self._batch is not None, "a row enters where none is active"
-        logits = self._module.step(self._batch, *self._given())
-        best = self._rules(logits, self.active).argmax(dim=1)
-        sums = logits.gather(1, best[:, None])[:, 0] - logits.logsumexp(dim=1)
+        group = self._entering()
         before = [row for row in self.active if row.finish is None]
-        for row, token, logprob in zip(self.active, best.tolist(), sums.tolist(), strict=True):
-            if row.finish is None:
-                row.tokens.append(token)
-                row.logprob += logprob
-                row.finish = self._finish_of(row, token)
-                self._spent.output_tokens += 1
-        ended = [row for row in before if row.finish is not None]
+        if isinstance(self._module, CausalDecoding):
+            if group:
+                with self._begun(group) as batch:
+                    self._batch = batch if self._batch is None else self._batch.joined(batch)
+            else:
+                assert self._batch is not None, "a row enters where none is active"
+                self._add_tokens(self._module.step(self._batch, *self._given()))
+        else:
+            assert isinstance(self._module, LibraryDecoding), "there are two ways"
+            with self._begun(group) as read:
+                most = self._generation.max_new_tokens
+                self._module.write(read, most, self._add_tokens, self._have_ended)
         self._spent.decode_s += perf_counter() - began
-        self._spent.steps += Steps(1, len(self.active))
-        return ended
+        return [row for row in before if row.finish is not None]
 
     def _entering(self) -> list[Row]:
-        """Return the next rows that there is room for, and that can be read together."""
+        """Let the next rows enter that there is room for, and that can be read together."""
         if not self._groups:
             return []
         first = self._groups[0]
@@ -143,21 +144,28 @@ class Writing:
         most = self._limits.rows
         if self._limits.tokens:
             most = min(most, self._limits.tokens // (longest + self._generation.max_new_tokens))
-        return first[: max(0 if self.active else 1, most - len(self.active))]
-
-    def _enter(self, group: list[Row]) -> None:
-        self.active += group  # first of all: they are at fault if it fails
-        if len(group) < len(self._groups[0]):
-            self._groups[0] = self._groups[0][len(group) :]
+        group = first[: max(0 if self.active else 1, most - len(self.active))]
+        self.active += group  # before all else: they are at fault if it fails
+        if len(group) < len(first):
+            self._groups[0] = first[len(group) :]
         else:
             self._groups.popleft()
+        return group
+
+    @contextmanager
+    def _begun(self, group: Sequence[Row]) -> Iterator[Any]:
+        """Read rows, and have their batch during the body."""
+        reads = perf_counter()
         with self._read([row.number for row in group]) as tensors:
             begun = self._module.begin(tensors)
-        for row, before, num_input in zip(group, begun.before, begun.num_input, strict=True):
-            row.before, row.num_input = before, num_input
-        self._batch = begun.batch if self._batch is None else self._batch.joined(begun.batch)
-        self._spent.input_tokens += sum(begun.num_input)
-        self._spent.padded_tokens += len(group) * max(begun.num_input)
+            for row, before, num_input in zip(group, begun.before, begun.num_input, strict=True):
+                row.before, row.num_input = before, num_input
+            self._spent.input_tokens += sum(begun.num_input)
+            self._spent.padded_tokens += len(group) * max(begun.num_input)
+            read_s = perf_counter() - reads
+            self._spent.prefill_s += read_s
+            self._spent.decode_s -= read_s  # which is counted as a whole
+            yield begun.batch
 
     def _given(self) -> tuple[list[int], list[int]]:
         """Return the token that each row gives to the next step, and its place."""
@@ -168,6 +176,32 @@ class Writing:
             has_ended = row.finish is not None
             places.append(0 if has_ended else len(row.before) - 1 + len(row.tokens))
         return tokens, places
+
+    def _add_tokens(self, logits: torch.Tensor) -> torch.Tensor:
+        """Add the next token to each row that has not ended.
+
+        Each call comes about as long after another as one pass of the model takes, so that a limit
+        of time is one of steps and not of rows.
+
+        Returns:
+            Logits whose best are these tokens, (B, V), until the next call.
+        """
+        self._still_alive()
+        allowed = self._rules(logits, self.active)
+        best = allowed.argmax(dim=1)
+        sums = logits.gather(1, best[:, None])[:, 0] - logits.logsumexp(dim=1)
+        for row, token, logprob in zip(self.active, best.tolist(), sums.tolist(), strict=True):
+            if row.finish is None:
+                row.tokens.append(token)
+                row.logprob += logprob
+                row.finish = self._finish_of(row, token)
+                self._spent.output_tokens += 1
+        self._spent.steps += Steps(1, len(self.active))
+        return allowed
+
+    def _have_ended(self) -> torch.Tensor:
+        ended = [row.finish is not None for row in self.active]
+        return torch.tensor(ended, device=self._module.device)
 
     def _finish_of(self, row: Row, token: int) -> int | None:
         """Return why a row ends with its last token; None if it goes on."""
@@ -197,8 +231,8 @@ class Writing:
         num_ended = len(self.active) - len(left)
         if not num_ended or num_ended * _LEAVE_TOGETHER < len(self.active):
             return
-        assert self._batch is not None
-        self._batch = self._batch.kept(left) if left else None
+        if self._batch is not None:
+            self._batch = self._batch.kept(left) if left else None
         self.active = [self.active[index] for index in left]
 
 

@@ -118,7 +118,7 @@ def _language_module(
     from pipeline.models.directories.text.text_facts import output_tokenizer
     from pipeline.models.directories.text.writing.opening import with_decoding
 
-    return with_decoding(head, model, task, seen, output_tokenizer(path, facts, seen))
+    return with_decoding(head, model, task, output_tokenizer(path, facts, seen))
 
 
 def _class_module(

@@ -25,7 +25,7 @@ from pipeline.inference.engines import generate_engine, model_engine, open_engin
 from pipeline.inference.slices import fault_finder, slice_run
 from pipeline.inference.writing import greedy, rules
 from pipeline.models.directories.text import choices
-from pipeline.models.directories.text.writing import batch, causal
+from pipeline.models.directories.text.writing import batch, causal, library_decoding
 from pipeline.models.records import grammar
 from pipeline.models.spec import ModelSpec, PredictorConfig
 
@@ -34,6 +34,7 @@ TRACED = {
     for module in (
         *(generate_engine, greedy, model_engine, rules, torch_engine),
         *(fault_finder, slice_run, slice_results, batch, causal, grammar, choices),
+        library_decoding,
     )
 }
 TEXTS = [f"the cat sat on the mat {'and on ' * (n % 4)}{n}" for n in range(7)]
@@ -131,6 +132,7 @@ class Subject:
 JOBS = {
     "texts": lambda path: writing(path, generate={"max_new_tokens": 10, "stop": ("zz",)}),
     "records": lambda path: writing(path, generate={"schema": SCHEMA}),
+    "answers": lambda path: writing(path, generate={"max_new_tokens": 10}),
     "choices": lambda path: choosing(path, top_k=1),
 }
 
@@ -141,7 +143,7 @@ def subjects(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Subjec
 
     @cache
     def subject(name: str) -> Subject:
-        path = make_writer(folder / name)
+        path = make_writer(folder / name, "bart" if name == "answers" else "llama")
         if name == "texts":
             config = path / "generation_config.json"
             config.write_text(json.dumps({**json.loads(config.read_text()), **RULES}))
@@ -150,9 +152,11 @@ def subjects(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Subjec
     return subject
 
 
-def test_at_some_lines_by_which_rows_enter_and_leave(subjects: Callable[[str], Subject]):
-    subject, errors = subjects("texts"), itertools.cycle(ERRORS.values())
-    places = [each for each in subject.places if each.file in (greedy.__file__, batch.__file__)]
+@pytest.mark.parametrize("job", ["texts", "answers"])
+def test_at_some_lines_by_which_rows_enter_and_leave(job: str, subjects: Callable[[str], Subject]):
+    subject, errors = subjects(job), itertools.cycle(ERRORS.values())
+    files = (greedy.__file__, batch.__file__, library_decoding.__file__)
+    places = [each for each in subject.places if each.file in files]
     for place in random.Random(7).sample(places, 18):
         subject.require_no_silent_difference(place, next(errors)())
 

@@ -49,19 +49,17 @@ class CachedModel(nn.Module):
             cache: Keys and values of P tokens.
             ids: (B, T).
             places: (B, T), of each token in its text.
-            mask: bool (B, P + T): which tokens may be seen; None: all. Or what is added to scores,
-                (B, 1, T, P + T).
+            mask: bool (B, P + T): which tokens may be seen; None: all.
             keep: Of how many of the last tokens, or of which, int64 (K,), if it `chooses_logits`.
                 A model that cannot choose gives those of all.
         """
         rows, length = ids.shape
         if mask is None:
             mask = ids.new_ones((rows, length + cache.get_seq_length()), dtype=torch.bool)
-        mask = mask.long() if mask.dtype == torch.bool else mask
         options: dict[str, Any] = {"position_ids": places} if "position_ids" in self._takes else {}
         if self.chooses_logits:
             options["logits_to_keep"] = keep
-        return self.run(cache, input_ids=ids, attention_mask=mask, **options)
+        return self.run(cache, input_ids=ids, attention_mask=mask.long(), **options)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,9 @@
 """Models that write: what their directory says of it, and rows that get a token each step.
 
-Begin with `decoding.py`, the base of the modules: `causal.py` continues a text, or an image and a
-text, `target.py` answers to an encoder of texts, clips or images; `opening.py` chooses and tries
-them. In: rows as the input makes them. Out: logits of the next token of each row;
+Begin with `decoding.py`, the base of the modules: `causal.py` continues a text, and rows enter and
+leave its batches; `library_decoding.py` answers to an encoder of texts, clips or images, or
+continues a prompt with an image, by the library's `generate`; `opening.py` chooses one of them. In:
+rows as the input makes them. Out: logits of the next token of each row;
 `inference/writing/greedy.py` chooses tokens. `batch.py` holds the rows of a batch as tensors,
 `growing_cache.py` their keys and values. `generation_config.py` reads the rules, `features.py` what
 the models begin with that read no text.

@@ -1,11 +1,14 @@
-"""Models that continue their prompt, with an image before it, in it, or none."""
+"""Models that continue a text.
+
+Rows of a batch may have begun at different steps: keys and values are aligned on the right, so that
+the next token of each row comes into the same column, and what is left of a row is masked.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import nn
 
 from pipeline.models.directories.text.cached_model import (
     moved,
@@ -14,13 +17,7 @@ from pipeline.models.directories.text.cached_model import (
     states_of,
 )
 from pipeline.models.directories.text.writing.batch import Batch
-from pipeline.models.directories.text.writing.decoding import (
-    Begun,
-    Decoding,
-    Tensors,
-    with_column,
-)
-from pipeline.models.directories.text.writing.pictured import pixel_values
+from pipeline.models.directories.text.writing.decoding import Begun, Decoding, Tensors
 
 
 class CausalDecoding(Decoding):
@@ -39,14 +36,25 @@ class CausalDecoding(Decoding):
         own = moved(states_of(cache), columns)
         return Begun(Batch(own, columns >= 0), before, counts)
 
+    def first_logits(self, begun: Begun) -> torch.Tensor:
+        places = [len(each) - 1 for each in begun.before]
+        return self.step(begun.batch, [each[-1] for each in begun.before], places)
+
     def step(self, batch: Batch, tokens: Sequence[int], places: Sequence[int]) -> torch.Tensor:
+        """Add a token to each row; return the logits of the next one, float32 (B, V).
+
+        Args:
+            batch: B rows; it is changed.
+            tokens: (B,).
+            places: (B,), of the tokens among those of the row, from 0 on.
+        """
         if batch.cache is None:
             from pipeline.models.directories.text.writing.growing_cache import growing
 
             batch.cache = growing(batch.own)
-        batch.seen = with_column(batch.seen)
+        batch.seen = torch.cat([batch.seen, batch.seen.new_ones((len(batch.seen), 1))], dim=1)
         ids, at = self.column(tokens), self.column(places)
-        logits = self.run_decoder(batch.cache, ids, at, self.mask(batch.seen))
+        logits = self.run_decoder(batch.cache, ids, at, batch.seen)
         batch.own = states_of(batch.cache)
         return logits[:, -1].float()
 
@@ -55,73 +63,3 @@ class CausalDecoding(Decoding):
         logits = self.model(input_ids=ids, use_cache=False).logits
         answers: torch.Tensor = logits[0, -len(tokens) :]
         return answers.float()
-
-    def mask(self, seen: torch.Tensor) -> torch.Tensor:
-        """Return which columns, bool (B, P), each row sees, as the model takes it."""
-        return seen
-
-
-class PicturedDecoding(CausalDecoding):
-    """A model that continues tokens which are the same for each row, an image among them."""
-
-    def __init__(
-        self, model: nn.Module, text: Callable[[Sequence[int]], str], start: Sequence[int]
-    ) -> None:
-        """Take a model, what makes a text of its tokens, and the tokens.
-
-        Args:
-            model: Takes `input_ids` and `pixel_values`.
-            text: Makes a text of tokens.
-            start: As many of them stand for the image as it has vectors, unless it comes before.
-        """
-        super().__init__(model, text)
-        self.start = list(start)
-
-    def begin(self, tensors: Tensors) -> Begun:
-        [images] = tensors.values()
-        cache, rows = new_cache(), len(images)
-        ids = self.column(self.start).T.expand(rows, -1)
-        self.run(cache, input_ids=ids, pixel_values=pixel_values(self.model, images))
-        # The last token is the first step's.
-        own = [(keys[:, :, :-1], values[:, :, :-1]) for keys, values in states_of(cache)]
-        width = own[0][0].shape[2]
-        seen = torch.ones((rows, width), dtype=torch.bool, device=images.device)
-        return Begun(Batch(own, seen), [self.start] * rows, [self.num_read(width + 1)] * rows)
-
-    def plain(self, tensors: Tensors, before: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
-        # An output may have the token that stands for an image, so it is no part of that pass.
-        batch, cache = self.begin(tensors).batch, new_cache()
-        for number, (keys, values) in enumerate(batch.own):
-            cache.update(keys, values, number)
-        ids = self.column([before[-1], *tokens[:-1]]).T
-        first = len(before) - 1
-        places = places_of(first, first + len(tokens), ids)
-        return self.run_decoder(cache, ids, places, keep=len(tokens))[0].float()
-
-    def num_read(self, columns: int) -> int:
-        """Return what is read of a row, of so many columns of keys and values."""
-        return columns
-
-
-class ImageFirstDecoding(PicturedDecoding):
-    """The same of GIT, whose images come before all tokens and are none of them."""
-
-    def plain(self, tensors: Tensors, before: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
-        [images] = tensors.values()
-        ids = self.column([*before, *tokens[:-1]]).T
-        logits = self.model(input_ids=ids, pixel_values=images, use_cache=False).logits
-        answers: torch.Tensor = logits[0, -len(tokens) :]
-        return answers.float()
-
-    def num_read(self, columns: int) -> int:
-        """Return the vectors of the image."""
-        return columns - len(self.start)
-
-    def mask(self, seen: torch.Tensor) -> torch.Tensor:
-        """Return it as what is added to scores, (B, 1, 1, P): the library takes that as it is.
-
-        To a mask (B, P) it adds columns of images, which here are among the columns already.
-        """
-        dtype = next(self.model.parameters()).dtype
-        unseen = torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
-        return unseen[:, None, None]

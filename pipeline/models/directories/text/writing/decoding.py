@@ -1,20 +1,15 @@
-"""Base of the modules of task `generate`: models that write a token for each row of a batch.
-
-Rows of a batch may have begun at different steps: keys and values are aligned on the right, so that
-the next token of each row comes into the same column, and what is left of a row is masked.
-"""
+"""Base of the modules of task `generate`: models that write a text for each row of a batch."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from pipeline.models.directories.text.cached_model import CachedModel
-from pipeline.models.directories.text.writing.batch import Batch
 from pipeline.models.records.grammar import Grammar
 
 Tensors = Mapping[str, torch.Tensor]
@@ -24,7 +19,8 @@ Tensors = Mapping[str, torch.Tensor]
 class Begun(NamedTuple):
     """B rows before their first step."""
 
-    batch: Batch
+    batch: Any
+    """What the module knows of them; its class says what that is."""
     before: list[list[int]]
     """The tokens of each row before its output, at least one; the last is the first step's."""
     num_input: list[int]
@@ -46,14 +42,8 @@ class Decoding(CachedModel, ABC):
         """Read rows."""
 
     @abstractmethod
-    def step(self, batch: Batch, tokens: Sequence[int], places: Sequence[int]) -> torch.Tensor:
-        """Add a token to each row; return the logits of the next one, float32 (B, V).
-
-        Args:
-            batch: B rows; it is changed.
-            tokens: (B,).
-            places: (B,), of the tokens among those of the row's decoder, from 0 on.
-        """
+    def first_logits(self, begun: Begun) -> torch.Tensor:
+        """Return the logits of the first token of each row, float32 (B, V)."""
 
     @abstractmethod
     def plain(self, tensors: Tensors, before: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
@@ -72,9 +62,7 @@ class Decoding(CachedModel, ABC):
             features: The only tensor of the input, (B, ...);
             tensors: or several by their names.
         """
-        begun = self.begin(tensors or {"features": features[0]})
-        places = [len(each) - 1 for each in begun.before]
-        return self.step(begun.batch, [each[-1] for each in begun.before], places)
+        return self.first_logits(self.begin(tensors or {"features": features[0]}))
 
     @property
     def device(self) -> torch.device:
@@ -83,8 +71,3 @@ class Decoding(CachedModel, ABC):
     def column(self, values: Sequence[int]) -> torch.Tensor:
         """Return a number of each row, int64 (B, 1)."""
         return torch.tensor(values, device=self.device)[:, None]
-
-
-def with_column(seen: torch.Tensor) -> torch.Tensor:
-    """Return a mask (B, P) with a column more, that belongs to each row."""
-    return torch.cat([seen, seen.new_ones((len(seen), 1))], dim=1)

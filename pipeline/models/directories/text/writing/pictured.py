@@ -10,9 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import nn
-
 from pipeline.core.errors import JobError
 from pipeline.models.directories.facts import GenerationFacts
 from pipeline.models.directories.json_files import preview
@@ -105,9 +102,3 @@ def pictured_facts(folder: Path, read: Reader, config: Any) -> GenerationFacts:
         image_text=f"{before}{name * count}{after}",
         image_px=sizes[0],
     )
-
-
-def pixel_values(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Return normalised images (B, 3, H, W) as a model takes them."""
-    family = FAMILIES.get(model.config.model_type)  # type: ignore[union-attr,arg-type]
-    return images[:, None] if family is not None and family.has_tiles else images
