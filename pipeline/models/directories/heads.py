@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.core.errors import JobError
-from pipeline.models.directories.json_files import kind_of, preview, read_object, read_str
+from pipeline.models.directories.json_files import kind_of, preview, read_object, read_value
 from pipeline.models.directories.text.sentence_transformers import PROMPTS, activation_of
 
 CONFIG = "config.json"
@@ -55,7 +55,7 @@ def tasks_of(
     """
     if head == "token":
         return ("tokens",)
-    problem = read_str(values, "problem_type", CONFIG)
+    problem = read_value(values, "problem_type", CONFIG, str)
     if problem is not None and problem not in _PROBLEMS:
         raise JobError(
             f"model.path: {CONFIG}: problem_type is {preview(problem)}, expected one of "

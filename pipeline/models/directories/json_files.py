@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
@@ -116,45 +116,36 @@ def kind_of(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def read_int(values: Mapping[str, Any], key: str, where: str, least: int = 0) -> int | None:
-    """Return a whole number of an object; None if it is not there.
+def read_value(
+    values: Mapping[str, Any], key: str, where: str, kind: Any, default: Any = None, **bounds: float
+) -> Any:
+    """Return a value of an object; the default if it is null or not there. Raises as `checked`."""
+    value = values.get(key)
+    return default if value is None else checked(value, key, where, kind, **bounds)
+
+
+def checked(value: Any, key: str, where: str, kind: Any, **bounds: float) -> Any:
+    """Return a value of a file that is what it has to be.
+
+    Args:
+        key: Its name, for the message.
+        where: The file.
+        kind: A type as pydantic knows it; nothing is converted but whole numbers to float.
+        bounds: As those of `pydantic.Field`.
 
     Raises:
-        JobError: It is something else, or less than `least`.
+        JobError: It is something else; has both.
     """
-    value = values.get(key)
-    if value is None:
-        return None
-    if type(value) is not int or value < least:
-        raise JobError(
-            f"model.path: {where}: {key} is {preview(value)}, expected a whole number from "
-            f"{least} on"
-        )
-    return value
+    from pydantic import ConfigDict, Field, TypeAdapter, ValidationError  # actors need none
 
-
-def read_str(values: Mapping[str, Any], key: str, where: str) -> str | None:
-    """Return a text of an object; None if it is not there.
-
-    Raises:
-        JobError: It is something else.
-    """
-    value = values.get(key)
-    if value is not None and not isinstance(value, str):
-        raise JobError(f"model.path: {where}: {key} is {kind_of(value)}, expected a text")
-    return value
-
-
-def read_bool(values: Mapping[str, Any], key: str, where: str, default: bool) -> bool:
-    """Return true or false of an object; the default if it is not there.
-
-    Raises:
-        JobError: It is something else.
-    """
-    value = values.get(key)
-    if value is not None and not isinstance(value, bool):
-        raise JobError(f"model.path: {where}: {key} is {kind_of(value)}, expected true or false")
-    return default if value is None else value
+    adapter = TypeAdapter(Annotated[kind, Field(**bounds)], config=ConfigDict(strict=True))
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        told = first["msg"].replace("Input should be", "expected")
+        found = f"{key} is {preview(first['input'])}, {told[0].lower()}{told[1:]}"
+        raise JobError(f"model.path: {where}: {found}") from None
 
 
 def preview(value: Any) -> str:

@@ -158,7 +158,7 @@ CONFIGS: Mapping[str, list[tuple[dict[str, Any], str]]] = {
     "timm": [
         ({"architecture": "hf-hub:someone/model"}, "which the installed timm"),
         ({"architecture": "local-dir:/tmp"}, "which the installed timm"),
-        ({"architecture": 3}, "architecture is a number"),
+        ({"architecture": 3}, "architecture is 3, expected a valid string"),
         ({"model_args": {"checkpoint_path": "w.pth"}}, "model_args has checkpoint_path"),
         ({"model_args": {"pretrained_cfg": {}}}, "model_args has pretrained_cfg"),
         ({"model_args": {"no_such": 3}}, "builds no resnet10t"),

@@ -15,10 +15,10 @@ from pipeline.models.directories.chosen import CONFIG, ModelClass
 from pipeline.models.directories.image.image_transform import PROCESSOR
 from pipeline.models.directories.json_files import (
     BOTH,
+    checked,
     preview,
-    read_bool,
     read_object,
-    read_str,
+    read_value,
 )
 from pipeline.preprocessing.audio.audio_settings import (
     NORMALISED,
@@ -90,14 +90,18 @@ def read_extractor(folder: Path, chosen: ModelClass) -> tuple[AudioSettings, str
         JobError: There is none, or one that is not known here.
     """
     where, values = _values(folder, chosen.at)
-    name = read_str(values, "feature_extractor_type", where) or _usual(chosen)
+    name = read_value(values, "feature_extractor_type", where, str) or _usual(chosen)
     if not values or name not in _CLASSES:
         found = f"its feature extractor is {preview(name)}" if values else f"no {PROCESSOR}"
         raise JobError(f"model.path: {where}: {found}, expected one of {', '.join(_CLASSES)}")
     options: dict[str, Any] = {
-        key: _whole(values, key, usual, may, where) for key, usual, may in _WHOLE[name]
+        key: checked(values.get(key, usual), key, where, int, ge=may[0], le=may[-1])
+        for key, usual, may in _WHOLE[name]
     }
-    options |= {key: _real(values, key, usual, where) for key, usual in _REAL[name].items()}
+    for key, usual in _REAL[name].items():
+        above = 0.0 if key == "std" else -_MAX_NUMBER
+        found = values.get(key, usual)
+        options[key] = checked(found, key, where, float, gt=above, lt=_MAX_NUMBER)
     for key, taken in _MUST[name].items():
         if values.get(key) not in taken:
             told = " or ".join(map(preview, taken))
@@ -106,7 +110,7 @@ def read_extractor(folder: Path, chosen: ModelClass) -> tuple[AudioSettings, str
     if name == _CLAP:
         options |= {key: values[key] for key in _MUST[name]}
     if name in (NORMALISED, _AST):
-        options["do_normalize"] = read_bool(values, "do_normalize", where, True)
+        options["do_normalize"] = read_value(values, "do_normalize", where, bool, True)
     rate = options["sampling_rate"]
     if name == NORMALISED:
         how = "normalised, " if options["do_normalize"] else ""
@@ -155,19 +159,3 @@ def _usual(chosen: ModelClass) -> str | None:
 
     found = FEATURE_EXTRACTOR_MAPPING.get(type(chosen.config), None)
     return None if found is None else str(found.__name__)
-
-
-def _whole(values: Mapping[str, Any], key: str, usual: int, may: range, where: str) -> int:
-    found = values.get(key, usual)
-    if type(found) is not int or found not in may:
-        told = f"a whole number from {may[0]} to {may[-1]}" if len(may) > 1 else str(may[0])
-        raise JobError(f"model.path: {where}: {key} is {preview(found)}, expected {told}")
-    return found
-
-
-def _real(values: Mapping[str, Any], key: str, usual: float, where: str) -> float:
-    found = values.get(key, usual)
-    is_number = isinstance(found, int | float) and not isinstance(found, bool)
-    if not is_number or not abs(found) < _MAX_NUMBER or (key == "std" and not found):
-        raise JobError(f"model.path: {where}: {key} is {preview(found)}, expected a number")
-    return float(found)

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.core.errors import JobError
-from pipeline.models.directories.json_files import preview
+from pipeline.models.directories.json_files import checked
 
 _MAX_PX = 1 << 16
-_MAX_NUMBER = 1e12
+MAX_NUMBER = 1e12
 """Of means, deviations and factors, which are multiplied with each other: none becomes infinite."""
 _LEAST_RATIO = 0.01
-_WORDS = {1: "one number", 3: "three numbers"}
 
 
 def channels(values: Mapping[str, Any], key: str, where: str, count: int = 3) -> tuple[float, ...]:
@@ -23,28 +21,13 @@ def channels(values: Mapping[str, Any], key: str, where: str, count: int = 3) ->
     """
     found = values.get(key)
     found = [found] * count if isinstance(found, int | float) else found
-    if not isinstance(found, list) or len(found) != count:
-        raise JobError(
-            f"model.path: {where}: {key} is {preview(found)}, expected {_WORDS.get(count, count)}"
-        )
-    return tuple(number(value, key, where, least=None) for value in found)
+    listed = checked(found, key, where, list, min_length=count, max_length=count)
+    return tuple(checked(each, key, where, float, ge=-MAX_NUMBER, le=MAX_NUMBER) for each in listed)
 
 
 def scaled(values: Sequence[float], scale: float) -> tuple[float, ...]:
     """Return values divided by a number."""
     return tuple(value / scale for value in values) if scale != 1 else tuple(values)
-
-
-def number(value: Any, key: str, where: str, least: float | None = 0.0) -> float:
-    """Return a number above `least`; None: any.
-
-    Raises:
-        JobError: It is something else.
-    """
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not abs(value) <= _MAX_NUMBER or (least is not None and value <= least):
-        raise JobError(f"model.path: {where}: {key} is {preview(value)}, expected a number above 0")
-    return float(value)
 
 
 def crop_ratio(value: Any, where: str) -> float:
@@ -53,12 +36,7 @@ def crop_ratio(value: Any, where: str) -> float:
     Raises:
         JobError: It is no number, or one that makes a size without bounds.
     """
-    found = number(value, "crop_pct", where)
-    if not _LEAST_RATIO <= found <= 1 / _LEAST_RATIO:
-        raise JobError(
-            f"model.path: {where}: crop_pct is {preview(value)}, expected {_LEAST_RATIO} to "
-            f"{1 / _LEAST_RATIO:g}"
-        )
+    found: float = checked(value, "crop_pct", where, float, ge=_LEAST_RATIO, le=1 / _LEAST_RATIO)
     return found
 
 
@@ -68,9 +46,8 @@ def whole_px(value: Any, key: str, where: str) -> int:
     Raises:
         JobError: It is something else.
     """
-    if type(value) is not int or not 0 < value < _MAX_PX:
-        raise JobError(f"model.path: {where}: {key} is {preview(value)}, expected a whole number")
-    return value
+    found: int = checked(value, key, where, int, gt=0, lt=_MAX_PX)
+    return found
 
 
 def pair(size: Any) -> tuple[int, int] | None:

@@ -13,14 +13,14 @@ from typing import Any, NoReturn
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories.image.image_numbers import (
+    MAX_NUMBER,
     channels,
     crop_ratio,
-    number,
     pair,
     scaled,
     whole_px,
 )
-from pipeline.models.directories.json_files import BOTH, preview, read_bool, read_object
+from pipeline.models.directories.json_files import BOTH, checked, preview, read_object, read_value
 from pipeline.preprocessing.images.transform import TransformSpec, sides
 
 PROCESSOR = "preprocessor_config.json"
@@ -109,7 +109,7 @@ def _spec(values: Mapping[str, Any], where: str, num_channels: int | None) -> Tr
     if kind.startswith(_OF_TILES):
         _refuse_tiles(values, where, give)
     sizes = _sizes(values, kind, where, give)
-    if read_bool(values, "do_pad", where, False):
+    if read_value(values, "do_pad", where, bool, False):
         pad = values.get("pad_size")
         size_px = sizes["size_px"]
         if pad is not None and (size_px is None or pair(pad) != sides(size_px)):
@@ -157,16 +157,19 @@ def _statistics(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return means and standard deviations of pixels that are divided by 255."""
     factor = 1.0
-    if read_bool(values, "do_rescale", where, True):
-        factor = number(values.get("rescale_factor", 1 / 255), "rescale_factor", where)
+    if read_value(values, "do_rescale", where, bool, True):
+        given = values.get("rescale_factor", 1 / 255)
+        factor = checked(given, "rescale_factor", where, float, gt=0, le=MAX_NUMBER)
     mean, std = (0.0,) * count, (1.0,) * count
-    if read_bool(values, "do_normalize", where, True):
+    if read_value(values, "do_normalize", where, bool, True):
         mean = channels(values, "image_mean", where, count)
         std = channels(values, "image_std", where, count)
     if kind.startswith("EfficientNet"):
-        if read_bool(values, "rescale_offset", where, False):
+        if read_value(values, "rescale_offset", where, bool, False):
             mean = tuple(value + 1 for value in mean)  # it takes 1 from what is rescaled
-        if read_bool(values, "include_top", where, True):  # divides by the deviations once more
+        if read_value(
+            values, "include_top", where, bool, True
+        ):  # divides by the deviations once more
             again = channels(values, "image_std", where, count)
             std = tuple(first * second for first, second in zip(std, again, strict=True))
     return scaled(mean, 255 * factor), scaled(std, 255 * factor)
@@ -185,7 +188,7 @@ def _refuse_other_steps(values: Mapping[str, Any], kind: str, give: _Give) -> No
 def _sizes(values: Mapping[str, Any], kind: str, where: str, give: _Give) -> dict[str, Any]:
     """Return size_px, resize_px and resize."""
     crop, size = _crop(values, where, give), values.get("size")
-    if not read_bool(values, "do_resize", where, True):
+    if not read_value(values, "do_resize", where, bool, True):
         if crop is None:
             raise _CannotDo(f"do_resize is false, so images have any size; {give()}")
         return {"size_px": crop, "resize_px": None, "resize": "none"}
@@ -222,7 +225,7 @@ def _side(size: Any) -> int | tuple[int, int]:
 
 def _refuse_tiles(values: Mapping[str, Any], where: str, give: _Give) -> NoReturn:
     what = "resizes the longer side before it stretches"
-    if read_bool(values, "do_image_splitting", where, True):
+    if read_value(values, "do_image_splitting", where, bool, True):
         what = "do_image_splitting is true, which cuts an image into several"
     side_px = _longest_edge(values, "max_image_size", where)
     raise _CannotDo(f"{what}; to show the model the whole image as one, {give(side_px, 'stretch')}")
@@ -254,7 +257,7 @@ def _within(values: Mapping[str, Any], kind: str, where: str) -> tuple[int, int]
 
 def _crop(values: Mapping[str, Any], where: str, give: _Give) -> tuple[int, int] | None:
     """Return (height, width) of the centre crop; None if there is none."""
-    if not read_bool(values, "do_center_crop", where, False):
+    if not read_value(values, "do_center_crop", where, bool, False):
         return None
     found = pair(values.get("crop_size"))
     if found is None:

@@ -15,7 +15,7 @@ from pipeline.models.directories.facts import DirectoryFacts, ImageContract, Tim
 from pipeline.models.directories.image.image_numbers import channels, crop_ratio, pair
 from pipeline.models.directories.image.image_transform import make_spec
 from pipeline.models.directories.image.told import told
-from pipeline.models.directories.json_files import preview, read_int, read_str
+from pipeline.models.directories.json_files import preview, read_value
 from pipeline.models.directories.library import check_numbers, require
 from pipeline.models.directories.tensors import read_headers, read_tensors, require_size
 from pipeline.models.weights.state_dict import load_state
@@ -97,7 +97,7 @@ def timm_module(folder: Path, model: TimmModel, *, embeds: bool) -> torch.nn.Mod
 
 
 def _model(values: Mapping[str, Any]) -> TimmModel:
-    name = read_str(values, "architecture", CONFIG) or ""
+    name: str = read_value(values, "architecture", CONFIG, str, "")
     name = name.partition(".")[0]  # what follows is a tag of weights
     import timm
 
@@ -111,7 +111,7 @@ def _model(values: Mapping[str, Any]) -> TimmModel:
         if values.get(key) is not None:
             arguments[key] = values[key]
     arguments.setdefault("num_classes", _object(values, "pretrained_cfg").get("num_classes"))
-    read_int(arguments, "num_classes", CONFIG)
+    read_value(arguments, "num_classes", CONFIG, int, ge=0)
     if arguments["num_classes"] is None:
         raise JobError(f"model.path: {CONFIG}: num_classes is missing")
     if arguments.get("in_chans", 3) not in (1, 3):

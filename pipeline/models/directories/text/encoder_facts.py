@@ -16,7 +16,7 @@ from pipeline.models.directories.facts import (
     Pooling,
     TextFacts,
 )
-from pipeline.models.directories.json_files import preview, read_bool, read_int, read_object
+from pipeline.models.directories.json_files import preview, read_object, read_value
 from pipeline.models.directories.text import sentence_transformers as st
 from pipeline.models.directories.text.text_facts import TOKENIZER, prompt_tokens, text_facts
 from pipeline.models.directories.text.writing.generation_config import generation_facts
@@ -143,9 +143,9 @@ def text_of(folder: Path, chosen: ModelClass, prefix: str = "") -> TextFacts:
         folder,
         chosen.module,
         at=at if (folder / (at + TOKENIZER)).is_file() else "",
-        max_seq_length=read_int(lengths, "max_seq_length", at + st.LENGTHS, 1),
+        max_seq_length=read_value(lengths, "max_seq_length", at + st.LENGTHS, int, ge=1),
         prefix=prefix,
-        lowercase=read_bool(lengths, "do_lower_case", at + st.LENGTHS, False),
+        lowercase=read_value(lengths, "do_lower_case", at + st.LENGTHS, bool, False),
     )
 
 

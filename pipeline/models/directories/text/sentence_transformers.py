@@ -16,11 +16,9 @@ from pipeline.models.directories.facts import DenseLayer, Pooling
 from pipeline.models.directories.json_files import (
     kind_of,
     preview,
-    read_bool,
-    read_int,
     read_json,
     read_object,
-    read_str,
+    read_value,
 )
 
 MODULES = "modules.json"
@@ -44,6 +42,7 @@ _TYPES = {
     **{f"sentence_transformers.base.modules.{kind.lower()}.{kind}": kind for kind in _KINDS},
     "sentence_transformers.sentence_transformer.modules.pooling.Pooling": "Pooling",
 }
+_USUAL_ACTIVATION = "torch.nn.modules.activation.Tanh"
 ACTIVATIONS = {
     "torch.nn.modules.linear.Identity": "identity",
     "torch.nn.modules.activation.Tanh": "tanh",
@@ -117,7 +116,9 @@ def read_pooling(folder: Path, at: str) -> Pooling:
     mode = values.get("pooling_mode")
     modes = [mode] if isinstance(mode, str) else mode
     if mode is None:
-        modes = [new for old, new in _OLD_KEYS.items() if read_bool(values, old, where, False)]
+        modes = [
+            new for old, new in _OLD_KEYS.items() if read_value(values, old, where, bool, False)
+        ]
     if not isinstance(modes, list):
         raise JobError(f"model.path: {where}: pooling_mode is {preview(mode)}, expected a text")
     for each in modes:
@@ -125,7 +126,7 @@ def read_pooling(folder: Path, at: str) -> Pooling:
             raise JobError(
                 f"model.path: {where}: pooling_mode is {preview(each)}, expected {', '.join(MODES)}"
             )
-    include_prompt = read_bool(values, "include_prompt", where, True)
+    include_prompt = read_value(values, "include_prompt", where, bool, True)
     return Pooling(tuple(modes) or ("mean",), MODES, include_prompt)
 
 
@@ -137,14 +138,14 @@ def read_dense(folder: Path, at: str) -> DenseLayer:
     """
     where = f"{at}config.json"
     values = read_object(folder, where)
-    width, dim = (read_int(values, f"{end}_features", where, 1) for end in ("in", "out"))
+    width, dim = (read_value(values, f"{end}_features", where, int, ge=1) for end in ("in", "out"))
     if width is None or dim is None:
         raise JobError(f"model.path: {where}: in_features and out_features must be given")
-    named = read_str(values, "activation_function", where) or "torch.nn.modules.activation.Tanh"
-    if read_bool(values, "use_residual", where, False):
+    named = read_value(values, "activation_function", where, str, _USUAL_ACTIVATION)
+    if read_value(values, "use_residual", where, bool, False):
         raise JobError(f"model.path: {where}: use_residual is not read")
     _require_of_sentence(values, where)
-    bias = read_bool(values, "bias", where, True)
+    bias = read_value(values, "bias", where, bool, True)
     activation = activation_of(named, f"{where}: activation_function")
     return DenseLayer(at, width, dim, bias, activation)
 
@@ -187,7 +188,7 @@ def read_prompt(folder: Path) -> str:
     prompts = values.get("prompts") or {}
     if not isinstance(prompts, dict) or not all(isinstance(p, str) for p in prompts.values()):
         raise JobError(f"model.path: {PROMPTS}: prompts must be an object of texts")
-    name = read_str(values, "default_prompt_name", PROMPTS)
+    name = read_value(values, "default_prompt_name", PROMPTS, str)
     if name is not None and name not in prompts:
         raise JobError(
             f"model.path: {PROMPTS}: default_prompt_name is {preview(name)}, prompts has no "

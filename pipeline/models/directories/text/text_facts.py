@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.models.directories.facts import DirectoryFacts, TextFacts
-from pipeline.models.directories.json_files import check_size, read_int, read_object
+from pipeline.models.directories.json_files import check_size, read_object, read_value
 from pipeline.models.directories.text.tokenizer_config import require_agreement
 from pipeline.preprocessing.model_input import Input
 from pipeline.preprocessing.texts.prompts import PromptTokenizer, prompt_tokenizer
@@ -150,7 +150,7 @@ def text_facts(
             "capitals; put the normalizer Lowercase into it with the tokenizers library"
         )
     limits = [
-        max_seq_length or read_int(settings, "model_max_length", at + CONFIG, 1),
+        max_seq_length or read_value(settings, "model_max_length", at + CONFIG, int, ge=1),
         max_positions(module),
     ]
     return TextFacts(

@@ -169,10 +169,10 @@ def test_a_processor_with_steps_of_its_own_is_left_to_the_job(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"image_mean": [0.5], "image_std": [0.5, 0.5]}, r"image_std is .*, expected one number"),
+        ({"image_mean": [0.5], "image_std": [0.5, 0.5]}, r"image_std is .*, list should"),
         ({"image_std": [0.5, 0.0, 0.5]}, "std"),
         ({"rescale_factor": -1}, "rescale_factor is -1"),
-        ({"do_rescale": "yes"}, "do_rescale is a text"),
+        ({"do_rescale": "yes"}, 'do_rescale is "yes"'),
     ],
 )
 def test_a_damaged_processor_is_refused(changes: dict, said: str, tmp_path: Path):

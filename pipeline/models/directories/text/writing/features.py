@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.core.errors import JobError
 from pipeline.models.directories.chosen import ModelClass
 from pipeline.models.directories.facts import GenerationFacts
-from pipeline.models.directories.json_files import preview
+from pipeline.models.directories.json_files import preview, read_value
 from pipeline.models.directories.text.text_facts import TOKENIZER, load_tokenizer
 from pipeline.models.directories.text.writing.generation_config import (
     Reader,
@@ -142,11 +142,7 @@ def _language(name: Any) -> str:
 
 def _ids_of(read: Reader, key: str) -> Mapping[str, int]:
     """Return token ids by name; {} if there are none."""
-    found = read.values.get(key)
-    if found is None:
-        return {}
-    if not isinstance(found, dict):
-        raise read.refused(key, found, "token ids by name")
+    found: dict[str, int] = read_value(read.values, key, read.where, dict, {})
     read.checked_ids(key, [*found.values()])
     return found
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories.facts import GenerationFacts
-from pipeline.models.directories.json_files import preview, read_object
+from pipeline.models.directories.json_files import checked, preview, read_object, read_value
 from pipeline.models.generation import Rules
 
 FILE = "generation_config.json"
@@ -113,8 +113,11 @@ def facts_of(read: Reader, config: Any, start: tuple[int, ...], **rules: Any) ->
     values, where = read.values, read.where
     ends = read.ids("eos_token_id")
     forced = read.ids("forced_bos_token_id")
-    words = [read.checked_ids("bad_words_ids", each) for each in read.listed("bad_words_ids")]
+    listed = read_value(values, "bad_words_ids", where, list, [])
+    words = [read.checked_ids("bad_words_ids", each) for each in listed]
     words = [word for word in words if len(word) != 1 or word[0] not in ends]
+    bounds = {"gt": 0, "le": _MAX_PENALTY}
+    penalty = read_value(values, "repetition_penalty", where, float, 1.0, **bounds)
     found = Rules(
         ends=ends,
         start=start,
@@ -125,7 +128,7 @@ def facts_of(read: Reader, config: Any, start: tuple[int, ...], **rules: Any) ->
         banned=(*read.ids("suppress_tokens"), *(w[0] for w in words if len(w) == 1)),
         banned_first=read.ids("begin_suppress_tokens"),
         banned_words=tuple(word for word in words if len(word) > 1),
-        repetition_penalty=read.penalty("repetition_penalty"),
+        repetition_penalty=penalty,
         no_repeat_ngram=read.count("no_repeat_ngram_size"),
         **rules,
     )
@@ -185,42 +188,18 @@ class Reader:
             return ()
         return self.checked_ids(key, found if isinstance(found, list) else [found])
 
-    def listed(self, key: str) -> list[Any]:
-        """Return a list; [] if there is none."""
-        found = self.values.get(key)
-        if not isinstance(found, list | None):
-            raise self.refused(key, found, "a list")
-        return found or []
-
     def checked_ids(self, key: str, found: Any) -> tuple[int, ...]:
         """Return a list of token ids as a tuple."""
-        if not isinstance(found, list) or len(found) > self._num_tokens:
-            raise self.refused(key, found, "token ids")
-        # -1 stands for none in old files.
-        named = [each for each in found if each != -1]
-        for each in named:
-            if type(each) is not int or not 0 <= each < self._num_tokens:
-                raise self.refused(key, each, f"token ids below {self._num_tokens}")
-        return tuple(named)
+        from pydantic import Field
+
+        token = Annotated[int, Field(ge=-1, lt=self._num_tokens)]
+        listed = checked(found, key, self.where, list[token], max_length=self._num_tokens)
+        return tuple(each for each in listed if each != -1)  # which stands for none in old files
 
     def count(self, key: str) -> int:
         """Return a number of tokens; 0 if there is none."""
-        found = self.values.get(key)
-        if found is None:
-            return 0
         most = _MAX_TOKENS if key.startswith(("min", "no")) else _MAX_NUMBER
-        if type(found) is not int or not 0 <= found <= most:
-            raise self.refused(key, found, f"a whole number from 0 to {most}")
-        return found
-
-    def penalty(self, key: str) -> float:
-        """Return a positive number; 1 if there is none."""
-        found = self.values.get(key)
-        if found is None:
-            return 1.0
-        if type(found) not in (int, float) or not 0 < found <= _MAX_PENALTY:
-            raise self.refused(key, found, f"a number above 0, at most {_MAX_PENALTY:g}")
-        return float(found)
+        return int(read_value(self.values, key, self.where, int, 0, ge=0, le=most))
 
     def refused(self, key: str, value: Any, expected: str) -> JobError:
         """Return the error of a value that cannot be."""

@@ -234,7 +234,7 @@ def test_a_prompt_is_what_the_decoder_begins_with(
         ({"return_timestamps": True}, "return_timestamps true: task 'generate' does not do that"),
         ({"language": "Klingon"}, r"language \"Klingon\", which lang_to_id does not have"),
         ({"task": "sing"}, r"task \"sing\", which task_to_id does not have"),
-        ({"lang_to_id": {"<|en|>": 10**7}}, "lang_to_id is 10000000, expected token ids below"),
+        ({"lang_to_id": {"<|en|>": 10**7}}, "lang_to_id is 10000000, expected less than"),
         ({"forced_decoder_ids": [[1, 5], [3, 5]]}, "expected places from 1 on"),
         ({"forced_decoder_ids": [7]}, r"expected a list of \[place, token\]"),
         ({"no_speech_threshold": 0.6}, "no_speech_threshold 0.6: task"),
