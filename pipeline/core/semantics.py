@@ -17,7 +17,7 @@ SEMANTICS: Mapping[str, int] = {
     "parquet": 3,
     "jsonl": 3,
     "csv": 2,
-    "webdataset": 1,
+    "webdataset": 2,
     "fetch": 1,
     "decode": 1,
     "transform": 2,

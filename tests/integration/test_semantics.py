@@ -66,7 +66,7 @@ EXPECTED: dict[str, tuple[int, str]] = {
     "parquet": (3, "2a4906d6207b53b2"),
     "jsonl": (3, "d24f3031f83b469e"),
     "csv": (2, "f1f45d10824ed63f"),
-    "webdataset": (1, "fd3ae8a88977ed57"),
+    "webdataset": (2, "fd3ae8a88977ed57"),
     "fetch": (1, "c8997aac9c610b11"),
     "decode": (1, "b5b8c918f8b1e477"),
     "transform": (2, "c2e105ba690c3d38"),

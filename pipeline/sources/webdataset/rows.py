@@ -75,7 +75,7 @@ def iter_rows(
     Args:
         handle: The file, at its beginning; it is read forwards and must be seekable.
         spec: Which members count.
-        size_bytes: Size of the file, for messages and for the limit on gzip.
+        size_bytes: Size of the file, for messages.
         is_wanted: Row number in the tar -> whether its content is needed; the other rows are
             yielded without content, and their bodies are skipped.
     """

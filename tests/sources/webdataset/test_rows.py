@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,7 +27,6 @@ from support.inputs.tars import (
 )
 
 from pipeline.sources.webdataset.rows import MAX_VALUE_BYTES, TarRow, TarSpec, iter_rows
-from pipeline.sources.webdataset.tar_archive import MAX_GZIP_BYTES, MAX_INFLATED_BYTES
 
 SPEC = TarSpec(("jpg", "png"), ("cls", "txt"), max_image_bytes=2000)
 FIRST = b"\x89first\x00\xff" * 90
@@ -315,15 +315,13 @@ def test_a_row_whose_values_may_be_lost_is_no_good_row():
     ("data", "words"),
     [
         (b"", "the file is empty"),
-        (b"x", "not a tar archive"),
+        (b"x", "truncated: the archive ends inside a header"),
         (b"<!doctype html>" * 1000, "not a tar archive"),
         (random.Random(1).randbytes(20_000), "not a tar archive"),
         (b"BZh91AY&SY" + bytes(500), "compressed tar (bzip2) of 510 bytes: recompress as plain"),
         (b"\xfd7zXZ\x00" + bytes(500), "compressed tar (xz)"),
-        (b"\x28\xb5\x2f\xfd" + bytes(500), "compressed tar (zstd)"),
+        (b"\x28\xb5\x2f\xfd" + bytes(500), "damaged zstd"),
         (gzip.compress(b"not a tar" * 999, mtime=0), "not a tar archive"),
-        (gzip.compress(WHOLE, mtime=0)[:-20], "damaged gzip"),
-        (gzip.compress(WHOLE, mtime=0)[:-5] + b"12345", "damaged gzip"),
         (b"\x1f\x8b" + bytes(500), "damaged gzip"),
     ],
 )
@@ -351,12 +349,11 @@ def broken_header(**changes: tuple[int, bytes]) -> bytes:
         (broken_header(size=(124, b"\x80" + b"\xff" * 11)), "damaged header"),  # 2 ** 88
         (broken_header(kind=(156, b"L"), size=(124, b"77777777777\0")), "damaged header"),
         (broken_header(kind=(156, b"x"), size=(124, b"\xff" * 12)), "damaged header"),
-        (broken_header(kind=(156, b"x")) + b"1" + bytes(511), "damaged header"),
-        (broken_header(kind=(156, b"x")) * 2, "damaged header"),
-        (broken_header(kind=(156, b"L")), "inside an extended header"),
+        (broken_header(kind=(156, b"x")) + b"1" + bytes(511), "without an end mark"),
+        (broken_header(kind=(156, b"L")), "without an end mark"),
         (broken_header(kind=(156, b"L")) + bytes(BLOCK_BYTES + END_BYTES), "damaged header"),
     ],
-    ids=range(9),
+    ids=range(8),
 )
 def test_a_broken_header_costs_what_comes_after_and_is_said(bad: bytes, words: str):
     data = pack(files(a__jpg=FIRST, a__txt=b"t", a__cls=b"1", b__jpg=SECOND), end=False)
@@ -388,40 +385,34 @@ def test_rows_behind_the_end_mark_are_not_lost_in_silence():
     assert "data after the end of the archive" in rows[1].failure.message
 
 
-def test_thousands_of_headers_without_a_member_need_no_stack():
+def test_thousands_of_headers_without_a_member_are_one_bad_row():
     name = Entry("a", b"n\0", kind=tarfile.GNUTYPE_LONGNAME).to_bytes(tarfile.GNU_FORMAT, "utf-8")
-    assert outcomes(name * 5000 + pack(files(a__jpg=b"x"))) == []  # its name is now just "n"
+    assert outcomes(name * 5000 + pack(files(a__jpg=b"x"))) == [(None, "unreadable_shard")]
 
 
 # ---------------------------------------------------------------------------- gzip
 
 
-def test_a_small_gzipped_archive_reads_like_a_plain_one():
+def test_a_compressed_archive_reads_like_a_plain_one():
     assert read(gzip.compress(WHOLE)) == read(WHOLE)
+    assert read(pa.compress(WHOLE, "zstd", asbytes=True)) == read(WHOLE)
     half = gzip.compress(WHOLE[:3000]) + gzip.compress(WHOLE[3000:])
     assert read(half) == read(WHOLE)
     cut = read(gzip.compress(WHOLE[:3000]))
     assert [outcome(row) for row in cut] == [outcome(row) for row in read(WHOLE[:3000])]
 
 
-def test_a_large_gzipped_archive_is_refused_without_reading_it():
-    handle = CountingFile(gzip.compress(WHOLE))
-    size = MAX_GZIP_BYTES + 1
-    (row,) = iter_rows(handle, SPEC, size_bytes=size)
-    assert outcome(row) == (None, "unreadable_shard")
-    assert row.failure is not None
-    assert f"compressed tar of {size} bytes: recompress as plain tar" in row.failure.message
-    assert handle.read_bytes < 100
-
-
-def test_a_gzip_bomb_is_refused():
-    piece = gzip.compress(bytes(64 * 2**20))
-    bomb = piece * (MAX_INFLATED_BYTES // (64 * 2**20) + 1)
-    assert len(bomb) < 2_000_000
-    (row,) = read(bomb)
-    assert outcome(row) == (None, "unreadable_shard")
-    assert row.failure is not None
-    assert "inflates to more than" in row.failure.message
+def test_damaged_gzip_keeps_the_rows_before():
+    big = pack(
+        [Entry(f"{index:03d}.jpg", random.Random(index).randbytes(1900)) for index in range(300)]
+    )
+    whole, cut = read(big), read(gzip.compress(big)[:-9000])
+    assert outcome(cut[-1]) == (None, "unreadable_shard")
+    assert cut[-1].failure is not None
+    assert "damaged gzip" in cut[-1].failure.message
+    kept = [row for row in cut if row.failure is None]
+    assert len(kept) > 200
+    assert kept == whole[: len(kept)]
 
 
 # ---------------------------------------------------------------------------- which rows are wanted
