@@ -12,9 +12,10 @@ from typing import Any
 import models
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.inputs.tars import END_BYTES, Entry, pack
+from support.runs.selection import examples
 
 from pipeline.commit.plan_store import plan_from_json, plan_to_json
 from pipeline.core.errors import InfraError, JobError
@@ -139,7 +140,7 @@ def test_a_full_read_gives_every_row_with_its_place(tars: Path):
     }
 
 
-@settings(max_examples=70, deadline=None)
+@examples(70)
 @given(data=st.data(), slice_rows=st.integers(1, 45), light=st.booleans())
 def test_whatever_is_staged_the_rest_completes_the_full_read(
     tars: Path, data: st.DataObject, slice_rows: int, light: bool

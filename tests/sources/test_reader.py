@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.runs.reading import plan_job, read, rows
+from support.runs.selection import examples
 
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.schema import IMAGE_FIELDS, source_schema
@@ -111,7 +112,7 @@ def test_ids_are_shard_and_row_without_an_id_column(shards: Path):
     assert {row["uri"] for row in found} == {str(shards / f"s{i}.parquet") for i in range(4)}
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(data=st.data(), slice_rows=st.integers(1, 60), limit=st.none() | st.integers(1, 151))
 def test_any_choice_of_slices_equals_the_full_read(
     shards: Path, data: st.DataObject, slice_rows: int, limit: int | None
@@ -125,7 +126,7 @@ def test_any_choice_of_slices_equals_the_full_read(
         assert some[key].equals(every[key])
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(data=st.data())
 def test_any_cut_of_the_shards_gives_its_own_rows(shards: Path, data: st.DataObject):
     reader, plan = plan_job(shards, 1000)
@@ -444,7 +445,7 @@ def test_images_that_were_read_become_the_array_that_arrow_makes_of_them(
 
 
 @given(data=st.data(), slice_rows=st.integers(1, 60))
-@settings(max_examples=40)
+@examples(40)
 def test_chosen_rows_of_a_unit_are_those_of_the_full_read(
     shards: Path, data: st.DataObject, slice_rows: int
 ):
@@ -461,7 +462,7 @@ def _starts(unit: Unit) -> frozenset[int]:
 
 
 @given(num_rows=st.integers(1, 200), slice_rows=st.integers(1, 60))
-@settings(max_examples=40)
+@examples(40)
 def test_a_sample_is_of_rows_from_all_over_and_the_same_each_time(
     shards: Path, num_rows: int, slice_rows: int
 ):

@@ -34,7 +34,7 @@ from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import load_module
 from pipeline.preprocessing.model_input import Limits
 
-FEW, MANY = 60, 5_000
+FEW, MANY = 20, 5_000
 SEED = int(os.environ.get("PIPELINE_FUZZ_SEED") or secrets.randbits(32))
 LIMITS = Limits(1 << 20, 1 << 20)
 ROWS: dict[str, tuple[dict[str, str], Any]] = {

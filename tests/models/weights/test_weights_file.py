@@ -16,9 +16,10 @@ from typing import Any
 import models
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
+from support.runs.selection import examples
 
 from pipeline.core.errors import JobError
 from pipeline.models.weights.weights import read_weights, weights_digest
@@ -88,7 +89,7 @@ def test_a_copy_that_was_cut_off_says_so(tmp_path: Path) -> None:
     assert "is empty (0 bytes); copy it again" in refusal(tmp_path / "empty.pth", b"")
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(cut=st.floats(0, 1), seed=st.integers(0, 2**32))
 def test_no_damage_makes_the_check_break(cut: float, seed: int) -> None:
     """Each damaged file is refused, or left to the loader: one error of ours, or none."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from support.runs.selection import examples
 from torchvision.transforms import InterpolationMode, v2
 
 from pipeline.preprocessing.images.geometry import geometry, placement
@@ -134,7 +135,7 @@ def test_gray_is_resized_as_one_channel(resize: str):
         assert torch.equal(found, resize_and_crop(gray, rgb)[:1])
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(
     width_px=st.integers(8, 300),
     height_px=st.integers(8, 300),

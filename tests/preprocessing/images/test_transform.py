@@ -10,8 +10,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.runs.selection import examples
 from torchvision.transforms import InterpolationMode, v2
 
 from pipeline.core.failures import Reason
@@ -37,7 +38,7 @@ def torchvision_pixels(image: torch.Tensor, spec: TransformSpec) -> torch.Tensor
     return v2.Compose([resize, v2.CenterCrop(spec.size_px)])(image)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(
     short_px=st.integers(1, 90),
     ratio=st.floats(1, MAX_ASPECT_RATIO),

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.models.choosing import CHOICES, MESSAGES, PROMPT, TEXTS, choosing, prepared
 from support.models.language_models import MAX_TOKENS, make_language_model
+from support.runs.selection import examples
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from pipeline.core.errors import JobError
@@ -47,7 +48,7 @@ PARTS = st.lists(st.sampled_from([*ROLES, "<|im_", "end|>", "<", "s>", "a", " ",
 
 
 @given(PARTS.map("".join))
-@settings(max_examples=200, deadline=None)
+@examples(200)
 def test_control_tokens_of_a_text_are_text(model: Path, text: str):
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     [found] = opened(model).prompts([text])

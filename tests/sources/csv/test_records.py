@@ -7,8 +7,9 @@ import io
 from itertools import chain
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.runs.selection import examples
 
 from pipeline.sources.csv.records import Records, read_records
 from pipeline.sources.csv.rows import CsvOptions
@@ -50,7 +51,7 @@ def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_small_blocks")
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(rows=FIELDS, end=st.sampled_from(["\n", "\r\n"]), quoting=st.sampled_from([0, 1]))
 def test_what_csv_writes_comes_back(rows: list[list[str]], end: str, quoting: int):
     target = io.StringIO(newline="")
@@ -59,7 +60,7 @@ def test_what_csv_writes_comes_back(rows: list[list[str]], end: str, quoting: in
 
 
 @pytest.mark.usefixtures("_small_blocks")
-@settings(max_examples=500, deadline=None)
+@examples(500)
 @given(st.text(st.sampled_from('ab,"\n\r')))
 def test_any_text_has_the_records_and_the_errors_of_csv(text: str):
     found = [each if isinstance(each, list) else "refused" for each in fields(text.encode())]

@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.runs.selection import examples
 from support.servers.faultproxy import DENIED, FaultProxy, Rule
 from support.servers.s3server import S3Server
 
@@ -59,7 +60,7 @@ def joined(batches: Sequence[pa.RecordBatch], columns: Sequence[str]) -> pa.Tabl
     return pa.Table.from_batches(batches).select(columns).combine_chunks()
 
 
-@settings(max_examples=80)
+@examples(80)
 @given(
     groups=st.sets(st.integers(0, len(SIZES) - 1), min_size=1),
     columns=st.lists(st.sampled_from([*NAMES, "id", "pair", "at"]), min_size=1, unique=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.inputs.tars import (
     BLOCK_BYTES,
@@ -25,6 +25,7 @@ from support.inputs.tars import (
     pack,
     with_checksum,
 )
+from support.runs.selection import examples
 
 from pipeline.sources.webdataset.rows import MAX_VALUE_BYTES, TarRow, TarSpec, iter_rows
 
@@ -161,7 +162,7 @@ def reference(members: Sequence[tuple[str, str, bytes]]) -> list[_Expected]:
     return rows
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(names=MEMBERS)
 def test_rows_are_those_of_a_plain_reference(names: list[tuple[str, str]]):
     members = [(key, ext, str(index).encode()) for index, (key, ext) in enumerate(names)]
@@ -429,7 +430,7 @@ def damaged(data: bytes, draw: Any) -> bytes:
     return bytes(mutable[: draw(st.integers(0, len(mutable)))] if draw(st.booleans()) else mutable)
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(names=MEMBERS, data=st.data(), is_gzip=st.booleans())
 def test_any_bytes_give_rows_and_the_same_ones_whichever_are_wanted(
     names: list[tuple[str, str]], data: st.DataObject, is_gzip: bool

@@ -1,4 +1,4 @@
-"""Which cases of a table `make test` runs; `make long` runs all of them."""
+"""Which cases of a table or a property `make test` runs; `make long` runs all of them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 
 def quick_cases(cases: Iterable[tuple[Any, ...]], is_quick: Callable[..., bool]) -> list[Any]:
@@ -18,3 +19,9 @@ def quick_cases(cases: Iterable[tuple[Any, ...]], is_quick: Callable[..., bool])
     return [
         pytest.param(*case, marks=() if is_quick(*case) else pytest.mark.slow) for case in cases
     ]
+
+
+def examples(most: int) -> settings:
+    """Have so many examples of a property in `make long`, a quarter of them in `make test`."""
+    is_long = settings.get_current_profile_name() == "others"
+    return settings(max_examples=most if is_long else most // 4)

@@ -16,9 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.runs.published import DAY, Rows, make_manifest, make_plan
+from support.runs.selection import examples
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Part
@@ -161,7 +162,7 @@ def compare(before: Version, now: Version, **how: Any) -> Difference:
     return compare_versions(before, now, **{"tolerance": 0.001, "num_movers": 5, **how})
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(
     bucket_rows=st.sampled_from([10**6, 7]),
     seed=st.integers(0, 2**32 - 1),
