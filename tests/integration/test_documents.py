@@ -22,6 +22,7 @@ from support.runs.documents import (
     DOCUMENTS,
     NUM_BAD,
     NUM_ROWS,
+    do_without_ray,
     make_directories,
     make_what_a_reader_has,
     marked,
@@ -65,10 +66,17 @@ def folder(template: Path, tmp_path: Path) -> Path:
     return shutil.copytree(template, tmp_path / "reader", symlinks=True)
 
 
-@pytest.mark.ray
-@pytest.mark.early
 @pytest.mark.timeout(900)
-def test_the_marked_commands_run_in_order(folder: Path):
+@pytest.mark.parametrize(
+    "executor",
+    [
+        pytest.param("without Ray", marks=pytest.mark.early),
+        pytest.param("with Ray", marks=[pytest.mark.ray, pytest.mark.slow]),
+    ],
+)
+def test_the_marked_commands_run_in_order(executor: str, folder: Path):
+    if executor == "without Ray":
+        do_without_ray(folder)
     blocks = [(language, text) for mark, language, text in marked() if mark == "test"]
     assert len(blocks) >= 6
     for language, text in blocks:

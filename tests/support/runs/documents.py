@@ -23,6 +23,7 @@ from support.models.feature_writers import make_feature_writer
 from support.models.onnx_files import image_model, save
 from support.models.snapshots import make_snapshot, make_timm
 from support.runs.checkout import PYTHONPATH, ROOT
+from support.runs.cli import WITHOUT_RAY
 
 FOLDERS = ("", "jobs", "jobs/*", "pipeline", "pipeline/*", "tests", "examples")
 DOCUMENTS = {
@@ -43,7 +44,8 @@ def marked() -> list[tuple[str, str, str]]:
 
 def run(folder: Path, text: str, language: str = "sh", path: str = "") -> str:
     """Run commands or a program of a document in a folder; return what it printed."""
-    scripts = Path(sys.executable).parent
+    own = folder / "bin"  # what is there comes before what is installed
+    scripts = f"{own}:{Path(sys.executable).parent}"
     env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PIPELINE_"))}
     env |= {"PYTHONPATH": f"{path}:{PYTHONPATH}", "PATH": f"{scripts}:{env['PATH']}"}
     shell = ["bash", "-euo", "pipefail", "-c", text]
@@ -58,6 +60,13 @@ def run(folder: Path, text: str, language: str = "sh", path: str = "") -> str:
     )
     assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+def do_without_ray(folder: Path) -> None:
+    """Let `pipeline` in a folder run jobs in a loop."""
+    (folder / "bin").mkdir()
+    (folder / "bin" / "pipeline").write_text(f"#!{sys.executable}\n{WITHOUT_RAY}")
+    (folder / "bin" / "pipeline").chmod(0o755)
 
 
 def make_what_a_reader_has(folder: Path) -> None:
