@@ -27,9 +27,9 @@ from pipeline.core import backoff
 from pipeline.storage.store import Store
 
 # No property fails because the machine is busy. What passes once has to pass again, so the usual
-# run tries the same examples each time; `make long` tries others (--hypothesis-profile others),
-# and `make mutants` few, since it runs each test hundreds of times.
-settings.register_profile("same", deadline=None, derandomize=True)
+# run tries a few examples, the same each time; `make long` tries many others (--hypothesis-profile
+# others), and `make mutants` few as well, since it runs each test hundreds of times.
+settings.register_profile("same", deadline=None, derandomize=True, max_examples=30)
 settings.register_profile("others", deadline=None)
 settings.register_profile("few", deadline=None, derandomize=True, max_examples=20)
 settings.load_profile("same")
@@ -176,13 +176,16 @@ def usual_store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     return new_store(request, tmp_path)
 
 
-@pytest.fixture(params=["local", "s3", "gcs", "azure"])
+OTHER_STORES = [pytest.param(name, marks=pytest.mark.slow) for name in ("gcs", "azure")]
+
+
+@pytest.fixture(params=["local", "s3", *OTHER_STORES])
 def every_store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """An empty store of every kind there is, for what the stores themselves promise."""
     return new_store(request, tmp_path)
 
 
-@pytest.fixture(params=["s3", "gcs", "azure"])
+@pytest.fixture(params=["s3", *OTHER_STORES])
 def server(request: pytest.FixtureRequest) -> LocalServer:
     """A server of every kind of object store."""
     return request.getfixturevalue(request.param)

@@ -426,8 +426,8 @@ def test_a_renewal_is_no_step_forward(any_store: Store):
         assert last_progress() == before
 
 
-def test_of_many_that_start_together_exactly_one_wins(any_store: Store):
-    store = {"uri": any_store.uri, "storage_options": dict(any_store.storage_options)}
+def test_of_many_that_start_together_exactly_one_wins(usual_store: Store):
+    store = {"uri": usual_store.uri, "storage_options": dict(usual_store.storage_options)}
     done = subprocess.run(
         [sys.executable, "-c", RACE, str(RACERS), str(ROUNDS)],
         input=json.dumps(store),

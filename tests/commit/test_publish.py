@@ -82,15 +82,15 @@ def edition_of(store: Store) -> set[int]:
     return set(table.column("edition").to_pylist())
 
 
-def test_a_replaced_version_moves_to_the_history_byte_by_byte(any_store: Store):
-    first = publish_rows(any_store, rows=Rows(1))
-    assert_whole(any_store, first)
-    before = snapshot(any_store, *FOLDERS)
-    second = publish_rows(any_store, rows=Rows(2, num_slices=6))
-    assert_whole(any_store, second)
+def test_a_replaced_version_moves_to_the_history_byte_by_byte(usual_store: Store):
+    first = publish_rows(usual_store, rows=Rows(1))
+    assert_whole(usual_store, first)
+    before = snapshot(usual_store, *FOLDERS)
+    second = publish_rows(usual_store, rows=Rows(2, num_slices=6))
+    assert_whole(usual_store, second)
     assert (first.number, second.number) == (1, 2)
     assert not named_by(first) & named_by(second)
-    history = snapshot(any_store, LAYOUT.history(1))
+    history = snapshot(usual_store, LAYOUT.history(1))
     kept = {f"{LAYOUT.history(1)}/{path.replace(f'/{DAY}/', '/')}" for path in named_by(first)}
     assert set(history) == kept
     del before[LAYOUT.success]
@@ -364,22 +364,22 @@ def test_equal_rows_into_which_other_ones_were_merged_are_another_version(usual_
     assert files_of(usual_store) == named_by(winner)
 
 
-def test_a_rollback_publishes_the_old_bytes_and_the_next_one_goes_forward(any_store: Store):
-    first, second = (publish_rows(any_store, rows=Rows(edition)) for edition in (1, 2))
-    back = rollback(any_store, LAYOUT, "back", keep_versions=2)
+def test_a_rollback_publishes_the_old_bytes_and_the_next_one_goes_forward(usual_store: Store):
+    first, second = (publish_rows(usual_store, rows=Rows(edition)) for edition in (1, 2))
+    back = rollback(usual_store, LAYOUT, "back", keep_versions=2)
     assert (back.number, back.kind, back.restored_from) == (3, "rollback", 1)
     assert dt.datetime.fromisoformat(back.created_at) > dt.datetime.fromisoformat(second.created_at)
     assert back.keys["folder"].startswith(f"{LAYOUT.all_keys}/000003-")
     assert (back.run_id, len({back.token, first.token, second.token})) == ("back", 3)
     assert back.fingerprint == first.fingerprint
-    assert_whole(any_store, back)
+    assert_whole(usual_store, back)
     assert [part.sha256 for part in back.all_parts] == [part.sha256 for part in first.all_parts]
-    assert edition_of(any_store) == {1}
-    forward = rollback(any_store, LAYOUT, "forward", keep_versions=2)
+    assert edition_of(usual_store) == {1}
+    forward = rollback(usual_store, LAYOUT, "forward", keep_versions=2)
     assert (forward.number, forward.restored_from) == (4, 2)
-    assert_whole(any_store, forward)
+    assert_whole(usual_store, forward)
     assert [part.sha256 for part in forward.all_parts] == [part.sha256 for part in second.all_parts]
-    assert edition_of(any_store) == {2}
+    assert edition_of(usual_store) == {2}
 
 
 def test_a_rollback_to_a_number_takes_that_version(usual_store: Store):
@@ -452,10 +452,10 @@ def test_a_rollback_whose_copies_are_collected_meanwhile_says_so(
     assert repair(usual_store, LAYOUT, 2) == second
 
 
-def test_a_reader_sees_only_whole_versions_while_they_are_replaced(any_store: Store):
-    editions = 20 if not any_store.is_object_store else 6
+def test_a_reader_sees_only_whole_versions_while_they_are_replaced(usual_store: Store):
+    editions = 20 if not usual_store.is_object_store else 6
     sizes = {edition: Rows(edition, num_slices=2 + edition % 4) for edition in range(editions + 1)}
-    publish_rows(any_store, rows=sizes[0], keep_versions=1)
+    publish_rows(usual_store, rows=sizes[0], keep_versions=1)
     seen: list[tuple[set[int], int]] = []
     errors: list[Exception] = []
     done = threading.Event()
@@ -464,7 +464,7 @@ def test_a_reader_sees_only_whole_versions_while_they_are_replaced(any_store: St
         while not done.is_set():
             try:
                 table = read_predictions(
-                    any_store.uri, DAY, storage_options=dict(any_store.storage_options)
+                    usual_store.uri, DAY, storage_options=dict(usual_store.storage_options)
                 )
             except Exception as error:  # noqa: BLE001  # the assertion below shows it
                 errors.append(error)
@@ -475,7 +475,7 @@ def test_a_reader_sees_only_whole_versions_while_they_are_replaced(any_store: St
     reader.start()
     try:
         for edition in range(1, editions + 1):
-            publish_rows(any_store, rows=sizes[edition], keep_versions=1)
+            publish_rows(usual_store, rows=sizes[edition], keep_versions=1)
     finally:
         done.set()
         reader.join()

@@ -17,7 +17,7 @@ from support.runs.cli import environment
 
 from pipeline import Partition, load_job, open_output
 
-pytestmark = [pytest.mark.ray, pytest.mark.early, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 NUM_ROWS = 80
 ROWS = {"images": 20, "parquet": 60, "texts": NUM_ROWS}

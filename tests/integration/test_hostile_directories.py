@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.inputs.hostile import HOSTILE, ONNX, QUICK, TOKENIZER
+from support.inputs.hostile import HOSTILE, LONG, ONNX, QUICK, TOKENIZER
 from support.models import onnx_files
 from support.models.snapshots import make_snapshot
 from support.models.tiny_tokenizer import make_tokenizer
@@ -79,11 +79,11 @@ def run(commands: ForkedCommands, model: Path, texts: Path, folder: Path) -> End
     return commands.run("run", job_over(model, texts, folder), "--address", "127.0.0.1:1")
 
 
-def marked(name: str) -> Any:
-    return pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
+def marked(name: str, is_quick: bool) -> Any:
+    return pytest.param(name, marks=[] if is_quick else [pytest.mark.slow])
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", [marked(name, name not in LONG) for name in HOSTILE])
 def test_it_is_refused_in_one_line_and_nothing_is_run_before_a_run_begins(
     name: str, bases: dict[str, Path], texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -105,7 +105,7 @@ def test_it_is_refused_in_one_line_and_nothing_is_run_before_a_run_begins(
     assert not said or "model.path" in said or str(folder) in said, said
 
 
-@pytest.mark.parametrize("name", [marked(name) for name in HOSTILE])
+@pytest.mark.parametrize("name", [marked(name, name in QUICK) for name in HOSTILE])
 def test_it_is_refused_in_one_line_and_nothing_is_run(
     name: str, bases: dict[str, Path], commands: ForkedCommands, texts: Path, tmp_path: Path
 ):

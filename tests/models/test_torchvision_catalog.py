@@ -29,6 +29,7 @@ print(json.dumps([shape, without, deferred == is_compile_supported("cpu"), compi
 """
 
 
+@pytest.mark.slow
 def test_a_model_is_built_without_the_compiler_which_is_there_when_it_is_wanted():
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -18,6 +18,8 @@ from support.runs.endings import Ending, run_all
 from pipeline.operations.doctor import doctor
 from pipeline.operations.machine_checks import look_at_access, look_at_machine
 
+pytestmark = pytest.mark.no_ray
+
 
 def looks(found: dict[str, Any]) -> dict[str, tuple[str, str]]:
     return {check["check"]: (check["status"], check["found"]) for check in found["checks"]}

@@ -105,6 +105,7 @@ def test_the_first_names_do_not_depend_on_the_order_of_the_listing(order: list[i
     assert found.first["extension"] == tuple(f"{number:02d}.x" for number in range(FIRST_NAMES))
 
 
+@pytest.mark.slow
 def test_a_million_skipped_files_take_no_memory() -> None:
     found = SkipCounter()
     tracemalloc.start()

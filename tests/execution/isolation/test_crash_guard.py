@@ -179,6 +179,7 @@ guard.close()
 """
 
 
+@pytest.mark.slow  # test_row_isolation has such a row in `make test`
 def test_a_worker_that_takes_too_much_memory_ends_and_its_row_is_found(tmp_path: Path) -> None:
     command = [sys.executable, "-c", GUARDED, str(tmp_path / "marks"), str(tmp_path / "starts")]
     path = os.pathsep.join([PYTHONPATH, *sys.path])

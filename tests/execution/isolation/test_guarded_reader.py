@@ -122,6 +122,7 @@ def test_a_child_reads_what_is_too_large_for_memory_in_pieces(tmp_path: Path) ->
     assert case.counters["isolated"]["retries"] == 1
 
 
+@pytest.mark.slow
 def test_a_shard_that_stops_its_reader_costs_its_rows(s3: S3Server, tmp_path: Path) -> None:
     with stalled(s3, tmp_path, "parquet", "b.parquet") as case:
         case.die()

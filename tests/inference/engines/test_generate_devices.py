@@ -125,7 +125,7 @@ def test_a_row_whose_logits_are_not_finite_fails_alone(
     assert ("model.precision fp32" in found[BAD]["message"]) == (precision == "bf16")
 
 
-@pytest.mark.parametrize("share", [0.95, 0.6])
+@pytest.mark.parametrize("share", [pytest.param(0.95, marks=pytest.mark.slow), 0.6])
 def test_keys_and_values_that_do_not_fit_make_batches_smaller_and_lose_no_row(
     spec: ModelSpec, rows: pa.Table, expected: list[dict[str, Any]], share: float
 ):

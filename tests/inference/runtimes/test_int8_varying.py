@@ -120,6 +120,7 @@ def test_of_an_encoder_the_products_with_weights_are_int8(
     assert products == of_weights + NUM_LAYERS * 2, "attention multiplies two activations"
 
 
+@pytest.mark.slow  # test_int8 has batches of one shape in `make test`
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_embeddings_of_batches_of_any_shape_are_near_those_of_eager_fp32(
     embedder: tuple[PredictorConfig, str], runtime: str
@@ -187,6 +188,7 @@ def photos(seed: int) -> Arrays:
     return {"image": images}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_images_that_keep_their_sizes_are_calibrated_in_them(store: Store, runtime: str):
     require(runtime)

@@ -124,7 +124,11 @@ def batch() -> dict[str, torch.Tensor]:
     ("name", "precision"), quick_cases(ON_CPU, lambda name, precision: name != "compile")
 )
 @pytest.mark.parametrize(
-    ("made", "layer"), [(Convolved, None), (models.Channels, None), (Convolved, "net.3")]
+    ("made", "layer"),
+    quick_cases(
+        [(Convolved, None), (models.Channels, None), (Convolved, "net.3")],
+        lambda made, layer: layer is not None,
+    ),
 )
 def test_outputs_and_their_structure_are_those_of_eager_fp32(
     made: type[torch.nn.Module], layer: str | None, name: str, precision: str
@@ -156,9 +160,8 @@ def test_what_cannot_be_is_said_with_its_reason(name: str, precision: str, words
         predictor("models:colours", runtime=name, precision=precision)
 
 
-@pytest.mark.parametrize(
-    "name", quick_cases(((name,) for name in NAMES[2:]), lambda name: name == "openvino")
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES[2:])
 def test_a_signal_is_handled_when_a_runner_has_gone_in_another_thread(name: str):
     require(name)
     done = subprocess.run(

@@ -14,6 +14,7 @@ from PIL import Image
 from support.faults.fake_device import FakeGpu, installed
 from support.inputs.badfiles import base_image
 from support.runs.predicting import PASS_THROUGH, Pooled, predict, predictor
+from support.runs.selection import quick_cases
 
 from pipeline.core.errors import JobError
 from pipeline.core.failures import failure_columns
@@ -148,7 +149,11 @@ def test_a_buffer_grows_on_a_gpu_only_while_nothing_reads_the_old_memory():
 
 
 @pytest.mark.parametrize(
-    "runtime", ["onnxruntime", "openvino", "mnn", pytest.param("compile", marks=pytest.mark.slow)]
+    "runtime",
+    quick_cases(
+        [("onnxruntime",), ("openvino",), ("mnn",), ("compile",)],
+        lambda runtime: runtime in ("onnxruntime", "mnn"),
+    ),
 )
 def test_a_runtime_takes_any_size_or_refuses_in_words(runtime: str):
     if reason := missing_reason(runtime_of(runtime), "fp32", is_on_gpu=False):

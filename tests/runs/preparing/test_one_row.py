@@ -93,23 +93,23 @@ def test_the_first_text_that_can_be_read_and_does_not_crash_is_shown(tmp_path: P
     ("fields", "words"),
     [
         (model("wide"), "row 0.png: model_error: .*the model has 6 outputs, model.labels 5"),
-        (
-            model("colours", labels=None, task="embed", embedding_dim=1),
-            "the model has 5 outputs, model.embedding_dim is 1$",
-        ),
-        (
-            model(
-                "channels",
-                labels=None,
-                task="raw",
-                outputs=[{"name": "means", "shape": [3]}],
-                postprocess="models:broken",
-            ),
-            "RuntimeError: boom in my code",
-        ),
         *(
             pytest.param(*each, marks=pytest.mark.slow)
             for each in (
+                (
+                    model("colours", labels=None, task="embed", embedding_dim=1),
+                    "the model has 5 outputs, model.embedding_dim is 1$",
+                ),
+                (
+                    model(
+                        "channels",
+                        labels=None,
+                        task="raw",
+                        outputs=[{"name": "means", "shape": [3]}],
+                        postprocess="models:broken",
+                    ),
+                    "RuntimeError: boom in my code",
+                ),
                 (model("unseeded"), "tensors are other ones each time that it is built"),
                 (
                     model("counting"),
@@ -196,6 +196,7 @@ def test_an_exception_of_the_users_model_is_told_with_file_and_line(tmp_path: Pa
         attempt(make_job(tmp_path, [(0, 0, 0)], model=model("fussy")))
 
 
+@pytest.mark.slow
 def test_if_no_row_can_be_read_the_model_is_built_all_the_same(tmp_path: Path) -> None:
     found = attempt(make_job(tmp_path, [b"no image"] * 3, model=model("untrained")))
     assert found.status == "unknown"
@@ -203,6 +204,7 @@ def test_if_no_row_can_be_read_the_model_is_built_all_the_same(tmp_path: Path) -
     assert "its parameters are random" in found.found
 
 
+@pytest.mark.slow
 def test_features_go_the_whole_way_too(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     pq.write_table(pa.table({"a": [None, 2.0], "b": [1.0, 3.0]}), tmp_path / "in" / "a.parquet")

@@ -51,6 +51,8 @@ QUICK = (
     *("onnx data in ../weights.bin", "an operator of its own"),
 )
 """One of each kind; `make long` runs the others."""
+LONG = ("a header of 400,000 tensors", "a header of 100,000 tensors", "a pattern that takes hours")
+"""What takes seconds to refuse."""
 
 
 def _change(file: str, **values: Any) -> Callable[[Path, Path], None]:

@@ -61,7 +61,9 @@ def in_onnxruntime(module: torch.nn.Module, example: dict[str, torch.Tensor], fo
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("export", [in_openvino, in_onnxruntime])
+@pytest.mark.parametrize(
+    "export", [pytest.param(in_openvino, marks=pytest.mark.slow), in_onnxruntime]
+)
 @pytest.mark.parametrize(
     ("family", "head", "options", "prompts"),
     [
