@@ -34,40 +34,33 @@ class BadFile:
     """A file that must be refused, and why."""
 
     name: str
-    kind: str
     data: bytes
     reason: Reason
 
 
 def bad_files(seed: int) -> list[BadFile]:
     """Make files that no decoder may turn into a prediction; names are unique."""
-    return [
-        *_not_images(seed),
-        *_cut_files(seed),
-        *_too_large_files(seed),
-        *_corrupt_files(seed),
-        *(BadFile(name, *rest) for name, rest in broken_files(base_image(seed)).items()),
+    image = base_image(seed)
+    groups = [
+        *((Reason.EMPTY, {"empty.jpg": b""}), (Reason.UNIDENTIFIED, _not_images(seed))),
+        *((Reason.TRUNCATED, _cut_files(image)), (Reason.TOO_LARGE, _too_large_files(image))),
+        (Reason.DECODE_ERROR, _corrupt_files(image, seed)),
+        *broken_files(image),
     ]
+    return [BadFile(*file, reason) for reason, files in groups for file in files.items()]
 
 
-def _not_images(seed: int) -> list[BadFile]:
-    files = {
+def _not_images(seed: int) -> dict[str, bytes]:
+    return {
         "text.jpg": b"Bring milk and bread, please.\n" * 9,
         "bm_text.bmp": b"BM is how this text begins, and a bitmap as well.\n",
         "html.png": b"<!doctype html><title>404</title><p>Not found</p>\n",
         "zeros.webp": bytes(500),
         "random.gif": b"\x01" + np.random.default_rng(seed).bytes(4000),
     }
-    kinds = ("text", "text", "answer of a server", "zeros", "noise")
-    unidentified = [
-        BadFile(name, kind, data, Reason.UNIDENTIFIED)
-        for (name, data), kind in zip(files.items(), kinds, strict=True)
-    ]
-    return [BadFile("empty.jpg", "nothing", b"", Reason.EMPTY), *unidentified]
 
 
-def _cut_files(seed: int) -> list[BadFile]:
-    image = base_image(seed)
+def _cut_files(image: Image.Image) -> dict[str, bytes]:
     jpeg = encode(image, "JPEG", quality=90)
     whole = {
         "jpg": jpeg,
@@ -82,24 +75,23 @@ def _cut_files(seed: int) -> list[BadFile]:
         "lzw.tif": encode(image, "TIFF", compression="tiff_lzw"),
         "avif": encode(image, "AVIF"),
     }
-    files = {
-        f"cut_at_{pct}_pct.{ending}": ("cut in the middle", data[: len(data) * pct // 100])
+    cut = {
+        f"cut_at_{pct}_pct.{ending}": data[: len(data) * pct // 100]
         for ending, data in whole.items()
         for pct in (30, 60, 95)
     }
     tall = bytearray(whole["bmp"])
     tall[22:26] = struct.pack("<i", 2 * image.height)
-    files |= {
-        "header_only.jpg": ("header only", jpeg[: jpeg.index(b"\xff\xda")]),
-        "magic_only.jpg": ("header only", jpeg[:4]),
-        "magic_only.png": ("header only", PNG_MAGIC),
-        "without_end.jpg": ("without its end", jpeg.removesuffix(_JPEG_END)),
-        "without_end.png": ("without its end", whole["png"][:-12]),
-        "zeros_from_60_pct.jpg": ("ends in zeros", _zero_tail(jpeg)),
-        "zeros_from_60_pct.png": ("ends in zeros", _zero_tail(whole["png"])),
-        "says_double_height.bmp": ("fewer rows than it says", bytes(tall)),
+    return cut | {
+        "header_only.jpg": jpeg[: jpeg.index(b"\xff\xda")],
+        "magic_only.jpg": jpeg[:4],
+        "magic_only.png": PNG_MAGIC,
+        "without_end.jpg": jpeg.removesuffix(_JPEG_END),
+        "without_end.png": whole["png"][:-12],
+        "zeros_from_60_pct.jpg": _zero_tail(jpeg),
+        "zeros_from_60_pct.png": _zero_tail(whole["png"]),
+        "says_double_height.bmp": bytes(tall),
     }
-    return [BadFile(name, kind, data, Reason.TRUNCATED) for name, (kind, data) in files.items()]
 
 
 def _zero_tail(data: bytes) -> bytes:
@@ -108,8 +100,7 @@ def _zero_tail(data: bytes) -> bytes:
     return data[:kept] + bytes(len(data) - kept)
 
 
-def _too_large_files(seed: int) -> list[BadFile]:
-    image = base_image(seed)
+def _too_large_files(image: Image.Image) -> dict[str, bytes]:
     jpeg = bytearray(encode(image, "JPEG"))
     frame = jpeg.index(b"\xff\xc0")
     jpeg[frame + 5 : frame + 9] = struct.pack(">HH", 65500, 65500)
@@ -118,22 +109,16 @@ def _too_large_files(seed: int) -> list[BadFile]:
     webp[21:25] = (size_bits | 16382 | 16382 << 14).to_bytes(4, "little")
     bmp = bytearray(encode(image, "BMP"))
     bmp[18:26] = struct.pack("<ii", 12_000, 10_000)
-    files = {
+    return {
         "bomb.png": png_bomb(30_000),
         "says_65500_px.jpg": bytes(jpeg),
         "says_16383_px.webp": bytes(webp),
         "says_12000_px.bmp": bytes(bmp),
         "too_many_bytes.jpg": encode(image, "JPEG") + bytes(MAX_IMAGE_BYTES),
     }
-    kinds = ("bomb", "says it is huge", "says it is huge", "says it is huge", "too many bytes")
-    return [
-        BadFile(name, kind, data, Reason.TOO_LARGE)
-        for (name, data), kind in zip(files.items(), kinds, strict=True)
-    ]
 
 
-def _corrupt_files(seed: int) -> list[BadFile]:
-    image = base_image(seed)
+def _corrupt_files(image: Image.Image, seed: int) -> dict[str, bytes]:
     noise = np.random.default_rng(seed).bytes(4000)
     twelve_bit = bytearray(encode(image, "JPEG"))
     twelve_bit[twelve_bit.index(b"\xff\xc0") + 4] = 12
@@ -141,7 +126,7 @@ def _corrupt_files(seed: int) -> list[BadFile]:
     odd_depth[28:30] = struct.pack("<H", 7)
     flipped = bytearray(png(image))
     flipped[len(flipped) // 2] ^= 0x10
-    files = {
+    return {
         "random_after_magic.jpg": b"\xff\xd8\xff\x37" + noise + _JPEG_END,
         "random_after_magic.png": PNG_MAGIC + noise + chunk(b"IEND", b""),
         "twelve_bit.jpg": bytes(twelve_bit),
@@ -149,14 +134,6 @@ def _corrupt_files(seed: int) -> list[BadFile]:
         "wrong_checksum.png": png(image, crc_error=1),
         "flipped_bit.png": bytes(flipped),
     }
-    kinds = (
-        *("noise behind the magic", "noise behind the magic", "impossible depth"),
-        *("impossible depth", "wrong checksum", "flipped bit"),
-    )
-    return [
-        BadFile(name, kind, data, Reason.DECODE_ERROR)
-        for (name, data), kind in zip(files.items(), kinds, strict=True)
-    ]
 
 
 @functools.cache
