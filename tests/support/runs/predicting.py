@@ -44,8 +44,7 @@ class Convolved(nn.Module):
         return self.net(x)
 
 
-def convolved() -> nn.Module:
-    return Convolved()
+convolved = Convolved
 
 
 def of_clips_too() -> nn.Module:
@@ -71,8 +70,7 @@ class Pooled(nn.Module):
         return self.net(x)
 
 
-def pooled() -> nn.Module:
-    return Pooled()
+pooled = Pooled
 
 
 OUTPUTS = torch.tensor(
@@ -98,12 +96,8 @@ class Numbers(Vectors):
         return {"a": found[:, 0], "b": found[:, 1]}
 
 
-def vectors() -> nn.Module:
-    return Vectors()
-
-
-def numbers() -> nn.Module:
-    return Numbers()
+vectors = Vectors
+numbers = Numbers
 
 
 def predictor(

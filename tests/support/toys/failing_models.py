@@ -51,25 +51,9 @@ class Starved(models.Colours):
         raise torch.OutOfMemoryError("asked for too much")
 
 
-def wrong() -> nn.Module:
-    return Wrong()
-
-
-def scalar() -> nn.Module:
-    return Scalar()
-
-
-def never_fits() -> nn.Module:
-    return NeverFits()
-
-
-def raising() -> nn.Module:
-    return Raising()
-
-
-def ragged() -> nn.Module:
-    return Ragged()
-
-
-def starved() -> nn.Module:
-    return Starved()
+wrong = Wrong
+scalar = Scalar
+never_fits = NeverFits
+raising = Raising
+ragged = Ragged
+starved = Starved

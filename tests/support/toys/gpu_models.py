@@ -48,12 +48,8 @@ class Wide(models.Colours):
         self.unused = nn.Parameter(torch.ones(64 << 20))
 
 
-def wide() -> nn.Module:
-    return Wide()
-
-
-def poisoned() -> nn.Module:
-    return Poisoned()
+wide = Wide
+poisoned = Poisoned
 
 
 def heavy(num_bytes: int) -> nn.Module:

@@ -265,36 +265,14 @@ class Brightest:
         return {"channel": names[means.argmax(axis=1)], "lead": ordered[:, -1] - ordered[:, -2]}
 
 
-def channels() -> nn.Module:
-    return Channels()
-
-
-def redness() -> nn.Module:
-    return Redness()
-
-
-def several() -> nn.Module:
-    return Several()
-
-
-def pair() -> nn.Module:
-    return Pair()
-
-
-def weighed() -> nn.Module:
-    return Weighed()
-
-
-def titles() -> nn.Module:
-    return Titles()
-
-
-def sums() -> nn.Module:
-    return Sums()
-
-
-def carried_sums() -> nn.Module:
-    return ScaledSums()
+channels = Channels
+redness = Redness
+several = Several
+pair = Pair
+weighed = Weighed
+titles = Titles
+sums = Sums
+carried_sums = ScaledSums
 
 
 def sums_of_two() -> nn.Module:
@@ -302,56 +280,19 @@ def sums_of_two() -> nn.Module:
     return nn.Linear(2, 2)
 
 
-def moody_sums() -> nn.Module:
-    return MoodySums()
-
-
-def mentions() -> nn.Module:
-    return Mentions()
-
-
-def deadly_mentions() -> nn.Module:
-    return DeadlyMentions()
-
-
-def brightest() -> Brightest:
-    return Brightest()
-
-
-def spots() -> nn.Module:
-    return Spots()
-
-
-def colours() -> nn.Module:
-    return Colours()
-
-
-def slow_colours() -> nn.Module:
-    return Slow().eval()
-
-
-def coarse() -> nn.Module:
-    return Coarse()
-
-
-def fussy() -> nn.Module:
-    return Fussy()
-
-
-def hungry() -> nn.Module:
-    return Hungry()
-
-
-def deadly() -> nn.Module:
-    return Deadly()
-
-
-def unloadable() -> nn.Module:
-    return Unloadable()
-
-
-def counting() -> nn.Module:
-    return Counting()
+moody_sums = MoodySums
+mentions = Mentions
+deadly_mentions = DeadlyMentions
+brightest = Brightest
+spots = Spots
+colours = Colours
+slow_colours = Slow
+coarse = Coarse
+fussy = Fussy
+hungry = Hungry
+deadly = Deadly
+unloadable = Unloadable
+counting = Counting
 
 
 def not_a_module() -> str:
@@ -367,8 +308,7 @@ class Untrained(Colours):
         self.head.bias.data += random.random() + float(np.random.rand())
 
 
-def untrained() -> nn.Module:
-    return Untrained()
+untrained = Untrained
 
 
 def unseeded() -> nn.Module:
@@ -424,8 +364,7 @@ class Broken(Brightest):
         raise RuntimeError("boom in my code")
 
 
-def broken() -> Broken:
-    return Broken()
+broken = Broken
 
 
 def no_schema() -> object:
@@ -454,5 +393,4 @@ class MeanOfWords(nn.Module):
         return (self.words(input_ids) * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
 
 
-def mean_of_words() -> nn.Module:
-    return MeanOfWords()
+mean_of_words = MeanOfWords
