@@ -85,7 +85,7 @@ reach: venv ## Hold every class of transformers that is taken to the library its
 	$(BIN)/python tests/bench/reach.py --out build/reach.json --page build/reach.md
 
 memory: venv ## Measure the memory of runs whose rows grow (minutes)
-	$(BIN)/python tests/bench/memory.py 2000 20000
+	$(BIN)/python tests/bench/soak.py --sizes 2000 20000
 
 soak: venv ## Let one run go on for half an hour: memory and open files must not grow
 	$(BIN)/python tests/bench/soak.py --minutes 30

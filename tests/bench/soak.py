@@ -7,6 +7,9 @@ its size and then stays; `own` is what a process shares with nobody. Ray ends wo
 starts others, so memory is judged over the processes that last. Prints a line a minute, and JSON
 last; exit 1 where their own memory grows by a MiB or more for 1,000 images, or where the number of
 processes or of descriptors grows.
+
+`--sizes 2000 20000` shows instead how much memory whole runs of so many images take: the most that
+a process of each kind holds by itself.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,8 +69,8 @@ def make_input(path: Path, num_rows: int) -> None:
     group = pa.array([photos[row % NUM_PHOTOS] for row in range(GROUP_ROWS)], pa.binary())
     table = pa.table({"image": group})
     with pq.ParquetWriter(path, table.schema, use_dictionary=True) as writer:
-        for _ in range(-(-num_rows // GROUP_ROWS)):
-            writer.write_table(table)
+        for first in range(0, num_rows, GROUP_ROWS):
+            writer.write_table(table.slice(0, num_rows - first))
 
 
 def take_sample(driver: psutil.Process, out: Path, started_s: float) -> Sample:
@@ -159,30 +162,58 @@ def ends(values: Sequence[float]) -> tuple[int, int]:
     return int(np.median(values[:quarter])), int(np.median(values[-quarter:]))
 
 
+def start(folder: Path, num_rows: int) -> subprocess.Popen[bytes]:
+    """Start a run over so many images below a folder."""
+    (folder / "in").mkdir(parents=True)
+    make_input(folder / "in" / "rows.parquet", num_rows)
+    source = {"uri": str(folder / "in"), "format": "parquet"}
+    model = {"name": "efficientnet-lite0"}
+    job = write_job(folder / "job.yaml", source, str(folder / "out"), model=model, transform=None)
+    command_line = command("run", job, "--quiet")
+    return subprocess.Popen(command_line, env=environment(), stderr=subprocess.PIPE)
+
+
+def soak(folder: Path, minutes: float, most_rows_per_s: int) -> dict[str, Any]:
+    process = start(folder, int(60 * minutes * most_rows_per_s))
+    samples = watch(process, folder / "out", minutes)
+    require_end(process, 6)
+    return judge(samples)
+
+
+def whole_runs(folder: Path, sizes: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Yield the peaks of a run of each size, by kind of process."""
+    for num_rows in sizes:
+        process = start(folder / str(num_rows), num_rows)
+        driver, peaks = working(process), dict[str, float]()
+        while process.poll() is None:
+            for look in take_sample(driver, folder / str(num_rows) / "out", 0.0).looks.values():
+                peaks[look.kind] = max(peaks.get(look.kind, 0.0), look.own_mib)
+            time.sleep(EVERY_S / 20)
+        require_end(process, 0)
+        most = {kind: round(mib, 1) for kind, mib in sorted(peaks.items())}
+        print(f"{num_rows} images, own MiB: {most}", flush=True)
+        yield {"images": num_rows, "own_mib": most}
+
+
+def require_end(process: subprocess.Popen[bytes], code: int) -> None:
+    _, stderr = process.communicate()
+    if process.returncode != code:
+        sys.exit(f"the run ended with exit {process.returncode}: {stderr.decode()[-500:]}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--most-rows-per-s", type=int, default=600, help="makes the input so long")
+    parser.add_argument("--sizes", type=int, nargs="+", help="measure whole runs of so many images")
     options = parser.parse_args()
+    figures: dict[str, Any] = {"date": today(), "machine": machine(), "ok": True}
     with tempfile.TemporaryDirectory() as name:
-        folder, out = Path(name), Path(name) / "out"
-        (folder / "in").mkdir()
-        num_rows = int(60 * options.minutes * options.most_rows_per_s)
-        make_input(folder / "in" / "rows.parquet", num_rows)
-        source = {"uri": str(folder / "in"), "format": "parquet"}
-        model = {"name": "efficientnet-lite0"}
-        job = write_job(folder / "job.yaml", source, str(out), model=model, transform=None)
-        process = subprocess.Popen(
-            command("run", job, "--quiet"), env=environment(), stderr=subprocess.PIPE
-        )
-        samples = watch(process, out, options.minutes)
-        _, stderr = process.communicate()
-    if process.returncode != 6:
-        sys.exit(
-            f"the run ended by itself with exit {process.returncode}: {stderr.decode()[-500:]}"
-        )
-    figures = judge(samples)
-    print(json.dumps({"date": today(), "machine": machine(), **figures}))
+        if options.sizes:
+            figures["sizes"] = list(whole_runs(Path(name), options.sizes))
+        else:
+            figures |= soak(Path(name), options.minutes, options.most_rows_per_s)
+    print(json.dumps(figures))
     sys.exit(0 if figures["ok"] else 1)
 
 
