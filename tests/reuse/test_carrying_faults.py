@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from support.faults.failing_lookups import FailingStore, LookUps, Trouble
+from support.faults.watched_store import LookUps, Trouble, WatchedStore
 from support.runs.carried_runs import TODAY, YESTERDAY, Inputs
 from support.runs.earlier_partitions import EarlierPartition
 
@@ -58,7 +58,7 @@ def run_with(
     inputs: Inputs, before: Path, out: Path, look_ups: LookUps
 ) -> tuple[EarlierPartition, Store]:
     shutil.copytree(before, out)
-    night = inputs.night(FailingStore(str(out), look_ups=look_ups))
+    night = inputs.night(WatchedStore(str(out), watch=look_ups.watch))
     night.run()
     return night, Store(str(out))
 

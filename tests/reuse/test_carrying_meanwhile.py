@@ -9,7 +9,7 @@ from pathlib import Path
 
 import models
 import pytest
-from support.faults.meanwhile import Event, EventfulStore
+from support.faults.watched_store import Event, WatchedStore
 from support.runs.carried_runs import TODAY, YESTERDAY, Inputs
 from support.runs.earlier_partitions import EarlierPartition
 
@@ -78,7 +78,7 @@ def assert_as_whole(night: EarlierPartition, whole: EarlierPartition) -> None:
 
 def run_while(inputs: Inputs, out: Store, before: str, act: Callable[[], object]) -> Event:
     event = Event(before, act)
-    inputs.night(EventfulStore(out.uri, event=event)).run()
+    inputs.night(WatchedStore(out.uri, watch=event.watch)).run()
     assert event.has_happened
     return event
 
@@ -106,7 +106,7 @@ def test_keys_of_a_version_that_went_before_they_were_read_carry_nothing(
 ):
     folder = read_manifest(out, SOURCE, 2).keys["folder"]
     event = Event(r"create _control/date=2026-11-25/plan/", lambda: replace_source(inputs, out))
-    night = inputs.night(EventfulStore(out.uri, event=event))
+    night = inputs.night(WatchedStore(out.uri, watch=event.watch))
     night.run()
     assert out.list_files(folder) == []
     assert night.current().carried == {}
@@ -137,7 +137,7 @@ def test_of_two_runs_that_carry_rows_one_wins_and_the_other_leaves_nothing(
         second.run()
 
     event = Event(before, overtake)
-    first = inputs.night(EventfulStore(out.uri, event=event))
+    first = inputs.night(WatchedStore(out.uri, watch=event.watch))
     lost = pytest.raises((PartitionBusy, PublishConflict)) if other else suppress(PartitionBusy)
     with lost:
         first.run()
