@@ -17,9 +17,9 @@ import torch
 from support.models.model_cases import colours_state
 from support.runs.carried_runs import stop_at
 from support.runs.earlier_partitions import EarlierPartition
+from support.runs.night_inputs import image
 from support.runs.retry_runs import (
     NUM_ROWS,
-    image,
     make_partition,
     write_csv,
     write_ids,
@@ -153,7 +153,7 @@ def test_of_shards_only_those_that_changed_are_read(
     write: Callable[[Path], dict[str, Any]], tmp_path: Path
 ):
     partition = nightly(tmp_path, write)
-    partition.broken = {"t1.tar/k12", "s1.parquet#2"}
+    partition.broken = {"t1.tar/k2", "s1.parquet#2"}
     partition.run()
     partition.broken = set()
     path = sorted(Path(partition.inputs).iterdir())[2]

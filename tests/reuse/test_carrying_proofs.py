@@ -26,8 +26,8 @@ from support.runs.carried_runs import (
     stop_at,
 )
 from support.runs.earlier_partitions import EarlierPartition
+from support.runs.night_inputs import image
 from support.runs.published import age_files
-from support.runs.retry_runs import image
 from support.servers.s3server import S3Server
 
 from pipeline.commit.layout import Layout

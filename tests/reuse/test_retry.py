@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from models import TRANSFORM
 from support.runs.earlier_partitions import LAYOUT, EarlierPartition, damage, write_same_time
+from support.runs.night_inputs import image
 from support.runs.retry_runs import (
     SOURCES,
     all_ids,
-    image,
     make_partition,
     make_partition_again,
     whole_partition,

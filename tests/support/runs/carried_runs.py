@@ -19,7 +19,7 @@ from pipeline.process import failpoints
 from pipeline.storage.store import Store
 from support.models.model_cases import colours_state
 from support.runs.earlier_partitions import EarlierPartition
-from support.runs.retry_runs import image
+from support.runs.night_inputs import image
 
 YESTERDAY, TODAY, TOMORROW = "date=2026-11-24", "date=2026-11-25", "date=2026-11-26"
 FOLDERS = {"a": 40, "b": 16, "c": 16}

@@ -35,7 +35,7 @@ Change = tuple[
 """What is done, to which shard, and to which row or other shard."""
 
 
-def content(row: int) -> bytes:
+def image(row: int) -> bytes:
     return b"image %04d" % row
 
 
@@ -44,7 +44,7 @@ def _camera(row: int) -> str | None:
 
 
 def _write_file(path: Path, rows: Sequence[int]) -> None:
-    path.write_bytes(content(rows[0]))
+    path.write_bytes(image(rows[0]))
 
 
 def _write_parquet(path: Path, **columns: Sequence[Any]) -> None:
@@ -54,7 +54,7 @@ def _write_parquet(path: Path, **columns: Sequence[Any]) -> None:
 def _write_images(path: Path, rows: Sequence[int]) -> None:
     cameras = pa.array([_camera(row) for row in rows], pa.string())
     ids = [f"id-{row}" for row in rows]
-    images = pa.array([content(row) for row in rows], pa.binary())
+    images = pa.array([image(row) for row in rows], pa.binary())
     _write_parquet(path, image=images, camera=cameras, id=pa.array(ids, pa.string()))
 
 
@@ -62,14 +62,14 @@ def _write_links(path: Path, rows: Sequence[int]) -> None:
     folder = path.parent / "photos"
     folder.mkdir(exist_ok=True)
     for row in rows:
-        (folder / f"{row}.jpg").write_bytes(content(row))
+        (folder / f"{row}.jpg").write_bytes(image(row))
     links = [f"photos/{row}.jpg" for row in rows]
     cameras = pa.array([_camera(row) for row in rows], pa.string())
     _write_parquet(path, link=pa.array(links, pa.string()), camera=cameras)
 
 
 def _write_texts(path: Path, rows: Sequence[int]) -> None:
-    _write_parquet(path, text=pa.array([content(row).decode() for row in rows], pa.string()))
+    _write_parquet(path, text=pa.array([image(row).decode() for row in rows], pa.string()))
 
 
 def _write_numbers(path: Path, rows: Sequence[int]) -> None:
@@ -79,7 +79,7 @@ def _write_numbers(path: Path, rows: Sequence[int]) -> None:
 
 def _write_tar(path: Path, rows: Sequence[int]) -> None:
     each = [
-        (Entry(f"k{place}.jpg", content(row)), Entry(f"k{place}.cls", b"%d" % row))
+        (Entry(f"k{place}.jpg", image(row)), Entry(f"k{place}.cls", b"%d" % row))
         for place, row in enumerate(rows)
     ]
     path.write_bytes(pack([entry for pair in each for entry in pair]))
@@ -87,14 +87,14 @@ def _write_tar(path: Path, rows: Sequence[int]) -> None:
 
 def _write_lines(path: Path, rows: Sequence[int]) -> None:
     lines = [
-        json.dumps({"image": base64.b64encode(content(row)).decode(), "camera": _camera(row)})
+        json.dumps({"image": base64.b64encode(image(row)).decode(), "camera": _camera(row)})
         for row in rows
     ]
     path.write_bytes(gzip.compress("\n".join(lines).encode(), mtime=0))
 
 
 def _write_csv(path: Path, rows: Sequence[int]) -> None:
-    lines = [f"{base64.b64encode(content(row)).decode()},c{row % 3}" for row in rows]
+    lines = [f"{base64.b64encode(image(row)).decode()},c{row % 3}" for row in rows]
     path.write_text("\n".join(["image,camera", *lines]))
 
 
@@ -227,4 +227,4 @@ class NightInputs:
     def _key(self, row: int) -> str:
         if "features" in self.kind.source:
             return f"{float(row)} {row}"
-        return content(row).decode()
+        return image(row).decode()

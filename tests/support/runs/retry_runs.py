@@ -2,85 +2,54 @@
 
 from __future__ import annotations
 
-import base64
-import gzip
-import json
-from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from pipeline.storage.store import Store
-from support.inputs.tars import Entry, pack
 from support.runs.earlier_partitions import EarlierPartition
+from support.runs.night_inputs import KINDS
 
-NUM_ROWS = 40
-CAMERAS = ("front", "back", None)
+NUM_ROWS, SHARD_ROWS = 40, 10
 
 
-def image(row: int) -> bytes:
-    return b"image %d" % row
+def write_shards(folder: Path, kind: str, prefix: str = "s") -> dict[str, Any]:
+    """Write rows in order, as files or as shards; return the source of a job over them."""
+    made = KINDS[kind]
+    size = 1 if made.is_file else SHARD_ROWS
+    for number in range(NUM_ROWS // size):
+        name = f"{number:03d}" if made.is_file else f"{prefix}{number}"
+        rows = range(number * size, (number + 1) * size)
+        made.write(folder / f"{name}{made.suffix}", rows)
+    return dict(made.source)
 
 
 def write_images(folder: Path) -> dict[str, Any]:
-    for row in range(NUM_ROWS):
-        (folder / f"{row:03d}.jpg").write_bytes(image(row))
-    return {"format": "images"}
+    return write_shards(folder, "images")
 
 
-def write_parquet(folder: Path, **columns: list[Any]) -> dict[str, Any]:
-    """Four shards of ten rows, in row groups of three."""
-    table = pa.table(
-        {
-            "image": [image(row) for row in range(NUM_ROWS)],
-            "camera": [CAMERAS[row % 3] for row in range(NUM_ROWS)],
-            **columns,
-        }
-    )
-    for shard in range(4):
-        path = folder / f"s{shard}.parquet"
-        pq.write_table(table.slice(10 * shard, 10), path, row_group_size=3)
-    return {"format": "parquet", "pass_through": ["camera"]}
+def write_parquet(folder: Path) -> dict[str, Any]:
+    return write_shards(folder, "parquet")
 
 
 def write_ids(folder: Path) -> dict[str, Any]:
-    source = write_parquet(folder, id=[f"id-{row}" for row in range(NUM_ROWS)])
-    return {**source, "id_column": "id"}
+    return write_shards(folder, "ids")
 
 
 def write_links(folder: Path) -> dict[str, Any]:
-    (folder / "photos").mkdir()
-    for row in range(NUM_ROWS):
-        (folder / "photos" / f"{row}.jpg").write_bytes(image(row))
-    source = write_parquet(folder, link=[f"photos/{row}.jpg" for row in range(NUM_ROWS)])
-    return {**source, "uri_column": "link"}
+    return write_shards(folder, "uris")
 
 
 def write_tars(folder: Path) -> dict[str, Any]:
-    for shard in range(4):
-        rows = range(10 * shard, 10 * shard + 10)
-        entries = [
-            entry
-            for row in rows
-            for entry in (Entry(f"k{row}.jpg", image(row)), Entry(f"k{row}.cls", b"%d" % row))
-        ]
-        (folder / f"t{shard}.tar").write_bytes(pack(entries))
-    return {"format": "webdataset", "pass_through": ["cls"]}
+    return write_shards(folder, "tars", "t")
 
 
 def write_lines(folder: Path) -> dict[str, Any]:
-    for shard in range(4):
-        lines = [
-            json.dumps({"image": base64.b64encode(image(row)).decode(), "camera": CAMERAS[row % 3]})
-            for row in range(10 * shard, 10 * shard + 10)
-        ]
-        data = gzip.compress("\n".join(lines).encode(), mtime=0)
-        (folder / f"j{shard}.jsonl.gz").write_bytes(data)
-    images = {"image_column": "image", "image_encoding": "base64"}
-    return {"format": "jsonl", "pass_through": ["camera"], **images}
+    return write_shards(folder, "jsonl", "j")
+
+
+def write_csv(folder: Path) -> dict[str, Any]:
+    return write_shards(folder, "csv", "c")
 
 
 SOURCES: list[Callable[[Path], dict[str, Any]]] = [
@@ -114,13 +83,3 @@ def all_ids(partition: EarlierPartition, tmp_path: Path) -> list[str]:
 
 def make_partition_again(partition: EarlierPartition, **sections: Any) -> EarlierPartition:
     return EarlierPartition(partition.inputs, partition.out, partition.source, sections=sections)
-
-
-def write_csv(folder: Path) -> dict[str, Any]:
-    """Four shards of ten lines with commas."""
-    for shard in range(4):
-        rows = range(10 * shard, 10 * shard + 10)
-        lines = [f"{b64encode(image(row)).decode()},c{row % 3}" for row in rows]
-        (folder / f"c{shard}.csv").write_text("\n".join(["photo,camera", *lines]))
-    columns = {"image_column": "photo", "image_encoding": "base64", "pass_through": ["camera"]}
-    return {"format": "csv", **columns}
