@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.models.directories.facts import CAUSAL, SEQ2SEQ
+from pipeline.models.directories.facts import CAPTION, CAUSAL, SEQ2SEQ
 from pipeline.models.directories.text.cached_model import refused_for
 from pipeline.models.directories.text.writing.causal import CausalDecoding
 from pipeline.models.directories.text.writing.decoding import Decoding, Tensors
@@ -53,7 +53,8 @@ def with_decoding(
             module = CausalDecoding(model, text)
             _require_rows_alone(module, type(model).__name__)
         else:
-            module = _library_class(model)(model, text, rules)
+            cls = _caption_class(model) if head == CAPTION else LibraryDecoding
+            module = cls(model, text, rules)
             if head == SEQ2SEQ:
                 _require_padding_is_unseen(module, type(model).__name__)
     module.grammar = Grammar.of(task.generation, tokenizer)
@@ -64,7 +65,7 @@ def _without(text: Text, times_from: int) -> Text:
     return lambda ids: text([each for each in ids if each < times_from])
 
 
-def _library_class(model: Any) -> type[LibraryDecoding]:
+def _caption_class(model: Any) -> type[LibraryDecoding]:
     if model.config.model_type in FAMILIES:
         return PicturedDecoding
     if hasattr(model, "git"):
