@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 from support.inputs.photos import build_images
-from support.runs.cli import Result, write_job
-from support.runs.endings import Ending, run_all
+from support.runs.cli import Result, pipeline, write_job
 
 from pipeline.commands.again import prepare_end, the_same
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import hold_lease
 from pipeline.core.errors import JobError
 from pipeline.storage.store import Store
+
+pytestmark = pytest.mark.no_ray
 
 DATE = "2026-11-24"
 AGAIN = "the same command again is safe, and keeps what is done: "
@@ -28,9 +29,8 @@ def job_over(folder: Path) -> str:
 
 
 def run_until_leased(job: str, how: str, *options: str) -> Result:
-    ending = Ending(["run", job, "--json", *options], how and f"leased:{how}")
-    (done,) = run_all([ending], "pipeline.dataflow")
-    return done
+    env = {"PIPELINE_FAILPOINT": f"leased:{how}"} if how else None
+    return pipeline("run", job, "--json", *options, env=env)
 
 
 def test_the_last_line_of_a_run_that_was_stopped_is_the_command_that_goes_on(tmp_path: Path):

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 from support.inputs.photos import build_images
-from support.runs.cli import Result, write_job
-from support.runs.endings import Ending, run_all
+from support.runs.cli import Result, pipeline, write_job
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import hold_lease
@@ -26,18 +25,16 @@ def records(done: Result) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.no_ray
 def test_every_line_is_a_record_and_stdout_is_as_ever(tmp_path: Path):
     build_images(tmp_path / "in", 8, seed=3, num_bad=1)
     source = {"uri": str(tmp_path / "in"), "format": "images"}
     job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"))
     words = ["run", job, "--json", "--log-format"]
-    endings = [
-        Ending(["--debug", *words, "json", "--set", "model.top_q=3"]),
-        Ending([*words, "xml"]),
-        Ending([*words, "json", "--date", BUSY, "--ok-exit", "4"]),
-    ]
+    wrong = pipeline("--debug", *words, "json", "--set", "model.top_q=3")
+    unknown = pipeline(*words, "xml")
     with hold_lease(Store(str(tmp_path / "out")), Layout(f"date={BUSY}"), "another", 600.0):
-        wrong, unknown, busy = run_all(endings, "pipeline.dataflow")
+        busy = pipeline(*words, "json", "--date", BUSY, "--ok-exit", "4")
 
     assert wrong.code == 2
     assert any("Traceback" in (each["exception"] or "") for each in records(wrong))

@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 from support.inputs.photos import build_images
-from support.runs.cli import environment, write_job
-from support.runs.endings import Ending, run_all
+from support.runs.cli import environment, pipeline, write_job
 from support.runs.published import publish_rows
 from typer.main import get_command
 
@@ -30,7 +29,7 @@ from pipeline.runs.context import RunOptions
 from pipeline.runs.progress import Silent
 from pipeline.storage.store import Store
 
-pytestmark = pytest.mark.early
+pytestmark = [pytest.mark.no_ray, pytest.mark.early]
 
 DATE = "2026-11-24"
 COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
@@ -57,30 +56,51 @@ SIGNALS = ("term", "int", "hup", "quit")
 def test_a_signal_ends_every_command_with_6_one_line_and_a_document(
     pairs: list[tuple[str, str]],
 ) -> None:
-    endings = [Ending([name, "--json"], f"command:{signal}") for name, signal in pairs]
-    for ending, done in zip(
-        endings, run_all(endings, "pipeline.commands.app pyarrow"), strict=True
-    ):
-        name = f"SIG{ending.failpoint.rpartition(':')[2].upper()}"
-        line = f"{name} received; run again to go on"
-        assert (done.code, done.stderr) == (6, f"error: {line}\n"), ending
+    for name, sent in pairs:
+        done = pipeline(name, "--json", env={"PIPELINE_FAILPOINT": f"command:{sent}"})
+        line = f"SIG{sent.upper()} received; run again to go on"
+        assert (done.code, done.stderr) == (6, f"error: {line}\n"), name
         told = {"status": "error", "exit_code": 6, "error": line, "report": None}
-        assert document(done.stdout) == told, ending
+        assert document(done.stdout) == told, name
 
 
-def test_a_signal_is_heard_while_modules_are_imported(tmp_path: Path) -> None:
-    job = job_over(tmp_path)
-    endings = [
-        Ending(["plan", job, "--json"], at_import="typer"),
-        Ending(["plan", job, "--json"], at_import="pydantic"),
-        Ending(["run", job, "--json"], at_import="pydantic.main"),
-        Ending(["inspect", str(tmp_path), "--json"], at_import="pyarrow"),
-        Ending(["doctor", "--json"], at_import="psutil"),
-    ]
-    for ending, done in zip(endings, run_all(endings), strict=True):
-        assert done.code == 6, (ending, done)
-        assert done.stderr == "error: SIGTERM received; run again to go on\n", ending
-        assert document(done.stdout)["exit_code"] == 6
+AT_IMPORT = """
+import os, signal, sys
+
+class Interrupts:
+    def find_spec(self, name, path=None, target=None):
+        if name == module:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+module = sys.argv.pop(1)
+assert module not in sys.modules, "too late"
+sys.meta_path.insert(0, Interrupts())
+from pipeline.commands.main import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "module"),
+    [
+        ("plan", "typer"),
+        ("plan", "pydantic"),
+        ("run", "pydantic.main"),
+        ("inspect", "pyarrow"),
+        ("doctor", "psutil"),
+    ],
+)
+def test_a_signal_is_heard_while_modules_are_imported(
+    command: str, module: str, tmp_path: Path
+) -> None:
+    named = str(tmp_path) if command == "inspect" else job_over(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", AT_IMPORT, module, command, named, "--json"],
+        env=environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, document(done.stdout)["exit_code"]) == (6, 6), done
+    assert done.stderr == "error: SIGTERM received; run again to go on\n"
 
 
 def job_over(folder: Path) -> str:
@@ -107,13 +127,10 @@ def test_a_run_that_is_stopped_or_fails_before_ray_starts_leaves_a_report_and_no
         "leased:term": (6, "stopped", "SIGTERM received"),
         "leased:raise": (1, "failed", "RuntimeError: failpoint leased"),
     }
-    folders = [tmp_path / way.replace(":", "-") for way in ways]
-    endings = [
-        Ending(["run", job_over(folder), "--date", DATE, "--json"], way)
-        for way, folder in zip(ways, folders, strict=True)
-    ]
-    done_all = run_all(endings, "pipeline.dataflow pipeline.report.showing.render")
-    for (code, status, words), folder, done in zip(ways.values(), folders, done_all, strict=True):
+    for way, (code, status, words) in ways.items():
+        folder = tmp_path / way.replace(":", "-")
+        run = ("run", job_over(folder), "--date", DATE, "--json")
+        done = pipeline(*run, env={"PIPELINE_FAILPOINT": way})
         assert done.code == code, done
         assert words in document(done.stdout)["error"]
         (report,) = reports(folder)
@@ -192,18 +209,16 @@ def test_a_result_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "out"))
     publish_rows(store)
     verify = ["verify", store.uri, "--json", "--partition", "date=2026-11-24"]
-    endings = [
-        Ending(verify, stdout="full"),
-        Ending(verify, stdout="closed"),
-        Ending(["schema"], stdout="full"),
-        Ending(["--help"], stdout="full"),
-        Ending(["inspect", store.uri], stdout="full"),
-    ]
-    for ending, done in zip(
-        endings, run_all(endings, "pipeline.commit.published.verify"), strict=True
+    for stdout, command in (
+        ("full", verify),
+        ("closed", verify),
+        ("full", ["schema"]),
+        ("full", ["--help"]),
+        ("full", ["inspect", store.uri]),
     ):
-        why = "Bad file descriptor" if ending.stdout == "closed" else "No space left on device"
-        assert done.code == 7, (ending, done)
+        done = pipeline(*command, stdout=stdout)
+        why = "Bad file descriptor" if stdout == "closed" else "No space left on device"
+        assert done.code == 7, (stdout, command, done)
         assert done.stderr.endswith(
             f"error: the result cannot be written to stdout ({why}); "
             "what the command has done stays done\n"
@@ -216,16 +231,16 @@ def test_a_reader_that_has_seen_enough_and_a_stderr_that_takes_nothing_change_no
 ) -> None:
     store = Store(str(tmp_path / "out"))
     publish_rows(store)
-    endings = [
-        Ending(["schema"], stdout="unread"),
-        Ending(["verify", store.uri, "--json"], stdout="unread"),
-        Ending(["inspect", store.uri], stdout="unread"),
-        Ending(["schema"], stderr="closed"),
-        Ending(["schema"], stderr="full"),
-        Ending(["run", "none.yaml", "--json"], stderr="full"),
-        Ending(["run", "none.yaml", "--json"], stderr="closed"),
+    run = ("run", "none.yaml", "--json")
+    done = [
+        pipeline("schema", stdout="unread"),
+        pipeline("verify", store.uri, "--json", stdout="unread"),
+        pipeline("inspect", store.uri, stdout="unread"),
+        pipeline("schema", stderr="closed"),
+        pipeline("schema", stderr="full"),
+        pipeline(*run, stderr="full"),
+        pipeline(*run, stderr="closed"),
     ]
-    done = run_all(endings, "pipeline.commit.published.verify")
     assert [each.code for each in done] == [0, 0, 0, 0, 0, 2, 2]
     assert [each.stderr for each in done] == [""] * 7
     assert json.loads(done[3].stdout) == json.loads(done[4].stdout)

@@ -16,7 +16,6 @@ from typing import IO
 import pytest
 from support.inputs.photos import build_images
 from support.runs.cli import pipeline, start, write_job
-from support.runs.endings import Ending, run_all
 from support.runs.published_rows import read_predictions
 from support.servers.rayhead import RayHead
 
@@ -220,17 +219,17 @@ def test_a_token_that_the_cluster_does_not_know_is_the_users_mistake(
         (home / ".ray" / "auth_token").chmod(0o600)
     env = {**variables, "HOME": str(home)}
     at_head, at_api = ("--address", ray_head.address), ("--address", ray_head.url)
-    commands = [
-        Ending(["run", job, *at_head, "--json"], env=env),
-        Ending(["plan", job, *at_head, "--no-try", "--json"], env=env),
-        Ending(["submit", job, *at_api, "--json"], env=env),
-    ]
-    for done in run_all(commands, "pipeline.commands.app"):
+    for command in (
+        ("run", job, *at_head),
+        ("plan", job, *at_head, "--no-try"),
+        ("submit", job, *at_api),
+    ):
+        done = pipeline(*command, "--json", env=env)
         assert done.code == 2, done.stderr
         assert words in done.json["error"]
         assert WRONG not in done.stdout + done.stderr
-    looks = [Ending(["doctor", *address, "--json"], env=env) for address in (at_head, at_api)]
-    for looked in run_all(looks, "pipeline.commands.app"):
+    for address in (at_head, at_api):
+        looked = pipeline("doctor", *address, "--json", env=env)
         (check,) = [c for c in looked.json["checks"] if c["check"] == "cluster"]
         assert (looked.code, check["status"]) == (2, "fail")
         assert words in check["found"]

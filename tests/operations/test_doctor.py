@@ -13,7 +13,6 @@ import pytest
 import torch
 from support.inputs.photos import build_images
 from support.runs.cli import pipeline, write_job
-from support.runs.endings import Ending, run_all
 
 from pipeline.operations.doctor import doctor
 from pipeline.operations.machine_checks import look_at_access, look_at_machine
@@ -59,13 +58,9 @@ def test_what_is_wrong_fails_alone_with_the_code_of_the_run(tmp_path: Path) -> N
     keys = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "SECRET-IN-NO-OUTPUT"}
     keys["CUDA_VISIBLE_DEVICES"] = ""
     env = {**keys, "AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_MAX_ATTEMPTS": "1"}
-    commands = []
-    for override, check, _, _ in PROBLEMS:
+    for override, check, code, words in PROBLEMS:
         no_try = [] if check == "one row" else ["--no-try"]
-        argv = ["doctor", job, "--json", "--set", override, *no_try]
-        commands.append(Ending(argv, is_impatient=True, env=env))
-    results = run_all(commands, "pipeline.operations.doctor")
-    for (_, check, code, words), result in zip(PROBLEMS, results, strict=True):
+        result = pipeline("doctor", job, "--json", "--set", override, *no_try, env=env)
         assert result.code == code, result.stdout
         found = looks(result.json).items()
         failed = {name: text for name, (status, text) in found if status == "fail"}

@@ -65,15 +65,25 @@ def command(*arguments: str) -> list[str]:
 
 
 def pipeline(
-    *arguments: str, env: Mapping[str, str] | None = None, timeout_s: float = TIMEOUT_S
+    *arguments: str,
+    env: Mapping[str, str] | None = None,
+    timeout_s: float = TIMEOUT_S,
+    stdout: str = "file",
+    stderr: str = "file",
 ) -> Result:
     """Run `pipeline ARGUMENTS` to its end.
 
     Where a test shares a Ray, commands without an environment and an address of their own do; where
-    it needs none, those without an address run in forks, and jobs in a loop.
+    it needs none, those without an address run in forks, and jobs in a loop. The standard streams
+    of these may also be full, closed or unread.
     """
     if SHARING.forks and "--address" not in arguments:
-        ended = SHARING.forks().run(*arguments, environment=environment(env), timeout_s=timeout_s)
+        ended = SHARING.forks().run(
+            *arguments,
+            environment=environment(env),
+            timeout_s=timeout_s,
+            streams=(stdout, stderr),
+        )
         found = Result(ended.code, ended.stdout, ended.stderr)
     elif SHARING.server and not env and "--address" not in arguments:
         found = Result(*SHARING.server().run(arguments, timeout_s))

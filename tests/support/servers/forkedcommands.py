@@ -100,11 +100,13 @@ class ForkedCommands:
         *arguments: str,
         environment: Mapping[str, str] | None = None,
         timeout_s: float = TIMEOUT_S,
+        streams: Sequence[str] = ("file", "file"),
     ) -> Ended:
         """Run `pipeline ARGUMENTS` in the current folder.
 
         Args:
             environment: All of it; None: that which the process has started with.
+            streams: What its standard output and error are: file, full, closed, or unread.
 
         Raises:
             RuntimeError: The command takes longer than `timeout_s`.
@@ -112,7 +114,8 @@ class ForkedCommands:
         assert self._process.stdin is not None
         with tempfile.TemporaryDirectory(prefix="command-") as folder:
             files = Path(folder, "stdout"), Path(folder, "stderr")
-            asked = (arguments, environment and dict(environment), os.getcwd(), [*map(str, files)])
+            where = os.getcwd(), [*map(str, files)], streams
+            asked = (arguments, environment and dict(environment), *where)
             self._process.stdin.write(f"{json.dumps(asked)}\n")
             self._process.stdin.flush()
             answer = None
@@ -171,10 +174,11 @@ def _become(
     environment: dict[str, str] | None,
     folder: str,
     files: list[str],
+    streams: list[str],
     *,
     is_limited: bool,
 ) -> None:
-    """Be the command, with its standard output and error in files."""
+    """Be the command, with its standard output and error where they are wanted."""
     from pipeline.commands import main
     from pipeline.execution.without_ray import without_ray
     from pipeline.process.parent_death import die_with
@@ -186,8 +190,8 @@ def _become(
         resource.setrlimit(resource.RLIMIT_CPU, (MAX_CPU_S, MAX_CPU_S))
     os.chdir(folder)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    for stream, path in zip((1, 2), files, strict=True):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    for stream, kind, path in zip(("stdout", "stderr"), streams, files, strict=True):
+        _divert(stream, kind, path)
     if environment is not None:
         os.environ.clear()
         os.environ.update(environment)
@@ -196,6 +200,22 @@ def _become(
     sys.argv[:] = ["pipeline", *arguments]
     with without_ray():
         main.main()
+
+
+def _divert(stream: str, kind: str, path: str) -> None:
+    number = {"stdout": 1, "stderr": 2}[stream]
+    if kind == "closed":
+        os.close(number)
+        setattr(sys, stream, None)
+        return
+    if kind == "unread":
+        reading, target = os.pipe()
+        os.close(reading)
+    else:
+        path = "/dev/full" if kind == "full" else path
+        target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(target, number)
+    os.close(target)
 
 
 if __name__ == "__main__":
