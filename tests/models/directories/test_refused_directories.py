@@ -16,7 +16,7 @@ from support.models.snapshots import change_json, make_snapshot, make_timm, writ
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories.build import build_module
-from pipeline.models.directories.opening import read_facts
+from pipeline.models.directories.opening import open_facts, read_facts
 from pipeline.models.directories.snapshot import open_directory
 from pipeline.models.tasks.base import TaskSpec
 
@@ -257,3 +257,9 @@ def test_a_task_that_the_outputs_do_not_serve_is_refused(folders):
         build_module(folders["sequence"], facts, TaskSpec("embed"), {})
     with pytest.raises(JobError, match=r"model\.args: a model directory takes none, got depth"):
         build_module(folders["sequence"], facts, TaskSpec("classify"), {"depth": 3})
+
+
+def test_a_pooling_that_the_model_has_no_outputs_for_is_refused(tmp_path):
+    path = make_snapshot(tmp_path / "m", "vit")
+    with pytest.raises(JobError, match=r"model\.pooling = 'lasttoken': expected one of"):
+        open_facts(str(path), {}, "image", "lasttoken")

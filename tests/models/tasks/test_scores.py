@@ -30,11 +30,6 @@ FIVE = ["a", "b", "c", "d", "e"]
 PROMPTS = {"task": "zero_shot", "prompts": ["a cat", "a dog"]}
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 def resolve(source: dict[str, Any] | None = None, **model: Any) -> ModelSpec:
     source = {"uri": "in", "format": "images", **(source or {})}
     job = job_of(model, source)

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from support.models.snapshots import make_snapshot
-from support.runs.jobs import job_of
+from support.runs.jobs import job_of, job_over
 from tokenizers import Tokenizer, pre_tokenizers, processors
 from tokenizers.models import WordLevel
 
 from pipeline.core.errors import JobError
+from pipeline.job.model import Model
+from pipeline.job.text import Text
+from pipeline.models.directories.opening import read_facts
 from pipeline.models.directories.text.hypotheses import entailment_id, hypotheses
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import load_module
-from pipeline.models.tasks import make_task
-from pipeline.models.tasks.base import TaskSpec
 
 PROMPTS = ["the cat", "a long way home by the river", "rain"]
 
@@ -50,31 +50,25 @@ def test_what_cannot_be_asked_is_said_in_one_line():
         hypotheses(reversed_pairs, PROMPTS)
 
 
-@pytest.mark.parametrize(
-    ("prompts", "words"),
-    [
-        ([], "needs prompts, at least two"),
-        (["sport"], "needs prompts, at least two"),
-        (["sport", "news", "sport"], "prompts: 'sport' is there more than once"),
-    ],
-)
-def test_prompts_are_checked_with_the_job(prompts: list[str], words: str):
-    with pytest.raises(JobError, match=words):
-        features_job({"task": "zero_shot", "prompts": prompts})
+def test_texts_leave_room_for_the_longest_prompt(tmp_path: Path):
+    labels = {0: "contradiction", 1: "neutral", 2: "entailment"}
+    path = make_snapshot(tmp_path / "m", "bert", "sequence", id2label=labels)
+    facts = read_facts(path)
+    assert facts.text is not None
+
+    def most(*prompts: str, **wanted: int) -> int:
+        asked = {"task": "zero_shot", "prompts": prompts} if prompts else {}
+        model = Model(path=str(path), **asked)
+        return resolve_model(job_over("text", model, text=Text(**wanted))).input.max_tokens
+
+    assert most() == facts.text.max_tokens
+    assert most("a dog", "the cat sat") == facts.text.max_tokens - 4  # three words and [SEP]
+    with pytest.raises(JobError, match=r"text\.max_tokens = 64: Bert.* takes 60 at most"):
+        most("a dog", "the cat sat", max_tokens=64)
 
 
-def test_labels_are_the_prompts_or_the_keys_of_a_mapping():
-    texts = features_job({"task": "zero_shot", "prompts": ["sport", "news"]}).model
-    named = features_job({"task": "zero_shot", "prompts": {"a": "It is a.", "b": "It is b."}}).model
-    kind = type(make_task(TaskSpec("zero_shot")))
-    assert kind.own_labels(texts) == ("sport", "news")
-    assert kind.own_labels(named) == ("a", "b")
-    words = "prompts has no effect with task 'regress', only 'zero_shot'"
-    with pytest.raises(JobError, match=words):
-        features_job({"task": "regress", "prompts": ["sport", "news"]})
-
-
-def features_job(model: dict[str, Any]) -> Any:
-    return job_of(
-        {"factory": "models:sums", **model}, {"uri": "in", "format": "parquet", "features": ["a"]}
-    )
+def test_two_towers_serve_texts_and_prompts_only_with_a_tokenizer(tmp_path: Path):
+    path = make_snapshot(tmp_path / "m", "clip")
+    assert read_facts(path).tasks == ("embed", "zero_shot")
+    (path / "tokenizer.json").unlink()
+    assert read_facts(path).tasks == ("embed",)

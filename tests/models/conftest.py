@@ -1,4 +1,4 @@
-"""Fixtures of the tests of model directories."""
+"""Fixtures of the tests of models."""
 
 from __future__ import annotations
 

@@ -1,0 +1,203 @@
+"""Scores of directories of images and sound are those of the libraries' own pipelines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.models.audio_snapshots import FAMILIES, make_listener
+from support.models.library_cases import (
+    EVERY,
+    MULTI,
+    NAMES,
+    PROMPTS,
+    ZERO_SHOT,
+    Case,
+    Found,
+    best,
+    embedding,
+    labels,
+    made,
+    of_pipeline,
+    require_scores_of_the_library,
+)
+from support.models.snapshots import VISION_FAMILIES, change_json, make_snapshot, make_timm
+from support.runs.selection import quick_cases
+
+Maker = Callable[[Path], Path]
+Vectors = Callable[[Any, Any], torch.Tensor]
+"""A model and what its processor makes of rows -> their vectors."""
+
+
+def of_timm(*, are_vectors: bool) -> Callable[[Path, Any], Found]:
+    def give(path: Path, rows: Any) -> Found:
+        import timm
+        from timm.data import create_transform, resolve_data_config
+
+        model = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
+        transform = create_transform(**resolve_data_config({}, model=model))
+        pixels = torch.stack([transform(image) for image in rows])
+        with torch.inference_mode():
+            if are_vectors:
+                return model.forward_head(model.forward_features(pixels), pre_logits=True).tolist()
+            scores = model(pixels).softmax(1).tolist()
+        return [dict(zip(("cat", "dog", "fox"), row, strict=True)) for row in scores]
+
+    return give
+
+
+def of_model(vectors: Vectors, name: str = "AutoModel") -> Callable[[Path, Any], Found]:
+    """What a class of transformers makes of rows, each alone."""
+
+    def give(path: Path, rows: Any) -> Found:
+        import transformers
+
+        model = getattr(transformers, name).from_pretrained(path).eval()
+        is_sound = not hasattr(rows[0], "convert")
+        kind = transformers.AutoFeatureExtractor if is_sound else transformers.AutoImageProcessor
+        prepare, more = kind.from_pretrained(path), {"sampling_rate": 16_000} if is_sound else {}
+        with torch.inference_mode():
+            given = [prepare(row, return_tensors="pt", **more) for row in rows]
+            return [vectors(model, each)[0].tolist() for each in given]
+
+    return give
+
+
+def hidden(model: Any, given: Any) -> torch.Tensor:
+    return model(**given).last_hidden_state
+
+
+def pooled(model: Any, given: Any) -> torch.Tensor:
+    return model(**given).pooler_output
+
+
+def first(model: Any, given: Any) -> torch.Tensor:
+    return hidden(model, given)[:, 0]
+
+
+def mean(model: Any, given: Any) -> torch.Tensor:
+    found = hidden(model, given)
+    return found.mean((2, 3) if found.ndim == 4 else 1)
+
+
+def of_features(model: Any, given: Any) -> torch.Tensor:
+    return model.get_image_features(**given).pooler_output
+
+
+def projected(model: Any, given: Any) -> torch.Tensor:
+    return model(**given).image_embeds
+
+
+def clip_processed(family: str, head: str) -> Maker:
+    """A directory whose file names its processor; ConvNeXt's own one resizes otherwise."""
+
+    def make(folder: Path) -> Path:
+        options = {"id2label": NAMES} if head == "image" else {}
+        path = make_snapshot(folder, family, head, **options)
+        change_json(path / "preprocessor_config.json", image_processor_type="CLIPImageProcessor")
+        return path
+
+    return make
+
+
+def siglip(folder: Path) -> Path:
+    """SigLIP as it is: texts of 64 tokens, and a tokenizer that gives no attention mask."""
+    path = make_snapshot(folder, "siglip", max_tokens=64)
+    change_json(path / "tokenizer_config.json", model_input_names=["input_ids"])
+    return path
+
+
+def timm(name: str, **options: Any) -> Maker:
+    names = ["cat", "dog", "fox"]
+    return lambda folder: make_timm(folder, name, 3, label_names=names, **options)
+
+
+def listener(family: str, head: str | None = None) -> Maker:
+    return lambda folder: make_listener(folder, family, head)
+
+
+ALL_IMAGES = of_pipeline("image-classification", top_k=None, function_to_apply=None)
+ALL_CLIPS = of_pipeline("audio-classification", top_k=None)
+PROMPTED = of_pipeline(
+    "zero-shot-image-classification", candidate_labels=PROMPTS, hypothesis_template="{}"
+)
+SMALL_VIT = {"img_size": 32, "depth": 2}
+IMAGES = {
+    **{
+        f"{family} classify": Case(clip_processed(family, "image"), ALL_IMAGES, best)
+        for family in VISION_FAMILIES
+    },
+    "vit multilabel": Case(made("vit", "image", **MULTI), ALL_IMAGES, labels, EVERY),
+    **{
+        f"{family} zero_shot": Case(make, PROMPTED, best, ZERO_SHOT)
+        for family, make in (("clip", made("clip")), ("siglip", siglip))
+    },
+    **{
+        f"{family} embed": Case(
+            clip_processed(family, "none"),
+            of_model(pooled if family == "convnext" else first),
+            embedding,
+            {"task": "embed"},
+        )
+        for family in VISION_FAMILIES
+    },
+    **{
+        f"{family} embed mean": Case(
+            clip_processed(family, "none"),
+            of_model(mean),
+            embedding,
+            {"task": "embed", "pooling": "mean"},
+        )
+        for family in VISION_FAMILIES
+    },
+    **{
+        f"{family} embed": Case(made(family), of_model(of_features), embedding, {"task": "embed"})
+        for family in ("clip", "siglip")
+    },
+    "clip tower embed": Case(
+        clip_processed("clip", "vision"),
+        of_model(projected, "CLIPVisionModelWithProjection"),
+        embedding,
+    ),
+    "siglip tower embed": Case(
+        clip_processed("siglip", "vision"), of_model(pooled, "SiglipVisionModel"), embedding
+    ),
+    **{
+        f"{name} classify": Case(timm(name, **options), of_timm(are_vectors=False), best)
+        for name, options in (("resnet10t", {}), ("vit_tiny_patch16_224", SMALL_VIT))
+    },
+    **{
+        f"{name} embed": Case(
+            timm(name, **options), of_timm(are_vectors=True), embedding, {"task": "embed"}
+        )
+        for name, options in (("resnet10t", {}), ("vit_tiny_patch16_224", SMALL_VIT))
+    },
+}
+SOUND = {
+    **{
+        f"{family} classify": Case(listener(family), ALL_CLIPS, best)
+        for family in FAMILIES
+        if family != "clap"
+    },
+    "wav2vec2 embed": Case(listener("wav2vec2", "Model"), of_model(mean), embedding),
+    "ast embed": Case(listener("ast", "Model"), of_model(pooled), embedding),
+}
+CASES = {
+    # Of vectors nothing evens out that timm resizes on Pillow.
+    **{
+        name: case._replace(rows="image", tolerance=1e-2 if case.columns is embedding else 1e-3)
+        for name, case in IMAGES.items()
+    },
+    **{name: case._replace(rows="audio") for name, case in SOUND.items()},
+}
+LONG = ("wav2vec2 of layer norm classify", "hubert classify", "wavlm classify")
+
+
+@pytest.mark.parametrize(
+    "name", quick_cases(((name,) for name in CASES), lambda name: name not in LONG)
+)
+def test_scores_are_those_of_the_librarys_own_pipeline(name: str, tmp_path: Path):
+    require_scores_of_the_library(CASES[name], tmp_path / "model")

@@ -1,0 +1,165 @@
+"""Cases of "scores are those of the library": a model directory, its rows, and both ways over it.
+
+Both sides see the same encoded images, clips or texts; nothing but the pipeline's own way from
+bytes to published columns is between them.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from pipeline.core.failures import failure_columns
+from pipeline.core.schema import AUDIO, IMAGE, TEXT, TEXT_PAIR
+from pipeline.inference.engines.torch_engine import TorchEngine
+from pipeline.models.resolving.resolve import resolve_model
+from pipeline.models.spec import PredictorConfig
+from pipeline.preprocessing.model_input import Limits
+from support.inputs.clips import encoded, tone
+from support.models.snapshots import PAIRS, TEXTS, make_snapshot
+from support.runs.jobs import SOURCES, job_of
+
+NAMES = {0: "cold", 1: "warm", 2: "hot"}
+PROMPTS = ("a dog", "the cat sat on the mat", "rain in the city")
+EVERY = {"task": "multilabel", "min_score": 0.0}
+MULTI = {"id2label": NAMES, "problem_type": "multi_label_classification"}
+ZERO_SHOT = {"task": "zero_shot", "prompts": PROMPTS}
+Found = list[Any]
+"""For each row: label -> score, or numbers, or entities."""
+
+
+def noise(size: tuple[int, int], seed: int) -> bytes:
+    """An encoded image without losses, so that decoders agree."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).resize(size).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+IMAGES = [noise(size, seed) for seed, size in enumerate([(40, 52), (64, 36), (36, 36)])]
+CLIPS = [tone(0.7, 300), tone(0.4, 700), tone(0.7, 1200), np.zeros(4_000, np.float32)]
+
+
+class Rows(NamedTuple):
+    """Rows of one kind of input."""
+
+    source: Mapping[str, Any]
+    columns: Mapping[str, pa.Array]
+    opened: Sequence[Any]
+    """As the library takes them."""
+
+
+def _texts(*columns: Sequence[str]) -> dict[str, pa.Array]:
+    found = zip((TEXT, TEXT_PAIR), columns, strict=False)
+    return {name: pa.array(texts, pa.large_string()) for name, texts in found}
+
+
+def _bytes(name: str, values: list[bytes]) -> dict[str, pa.Array]:
+    return {name: pa.array(values, pa.large_binary())}
+
+
+ROWS = {
+    "text": Rows(SOURCES["text"], _texts(TEXTS), TEXTS),
+    "pair": Rows(
+        {**SOURCES["text"], "text_pair_column": "other"}, _texts(*zip(*PAIRS, strict=True)), PAIRS
+    ),
+    "image": Rows(
+        SOURCES["image"],
+        _bytes(IMAGE, IMAGES),
+        [Image.open(io.BytesIO(data)).convert("RGB") for data in IMAGES],
+    ),
+    "audio": Rows(
+        SOURCES["audio"],
+        _bytes(AUDIO, [encoded(each, subtype="FLOAT") for each in CLIPS]),
+        CLIPS,
+    ),
+}
+
+
+def embedding(row: dict[str, Any]) -> Any:
+    return row["embedding"]
+
+
+def best(row: dict[str, Any]) -> dict[str, float]:
+    return {each["label"]: each["score"] for each in row["top_k"]}
+
+
+def labels(row: dict[str, Any]) -> dict[str, float]:
+    return {each["label"]: each["score"] for each in row["labels"]}
+
+
+def entities(row: dict[str, Any]) -> list[tuple[int, int, str, float]]:
+    return [(e["start"], e["end"], e["label"], e["score"]) for e in row["entities"]]
+
+
+class Case(NamedTuple):
+    """A directory, the library's own way over it, and ours."""
+
+    make: Callable[[Path], Path]
+    library: Callable[[Path, Any], Found]
+    columns: Callable[[dict[str, Any]], Any]
+    """The same of a published row."""
+    model: Mapping[str, Any] = {}
+    rows: str = "text"
+    """One of ROWS."""
+    tolerance: float = 1e-5
+    """Absolute; of vectors with larger numbers as a share of the largest."""
+
+
+def made(family: str, head: str = "none", **options: Any) -> Callable[[Path], Path]:
+    return lambda folder: make_snapshot(folder, family, head, **options)
+
+
+def of_pipeline(task: str, **options: Any) -> Callable[[Path, Any], Found]:
+    """A pipeline of transformers with labels and scores."""
+
+    def give(path: Path, rows: Any) -> Found:
+        from transformers import pipeline
+
+        more = {"feature_extractor": str(path)} if task.startswith("audio") else {}
+        found = pipeline(task, model=str(path), device="cpu", **more)(list(rows), **options)
+        return [{each["label"]: each["score"] for each in row} for row in found]
+
+    return give
+
+
+def published(case: Case, path: Path) -> Found:
+    """Return what the pipeline publishes of the rows, without Ray."""
+    given = ROWS[case.rows]
+    spec = resolve_model(job_of({"path": str(path), **case.model}, given.source))
+    fields = [pa.field(name, each.type) for name, each in given.columns.items()]
+    spec, num_rows = spec.fitted(pa.schema(fields)), len(given.opened)
+    columns = {
+        "row_id": [str(row) for row in range(num_rows)],
+        "uri": [""] * num_rows,
+        **given.columns,
+        **failure_columns([None] * num_rows),
+    }
+    prepared = spec.input.prepare(pa.table(columns), {}, Limits(1 << 30, 1 << 30))
+    config = PredictorConfig(spec, 2, 0, 1, pa.schema([]), batch_tokens=128)
+    table = TorchEngine(config).predict(prepared, {})
+    assert table.column("error").null_count == num_rows, table.column("message")
+    return [case.columns(row) for row in table.to_pylist()]
+
+
+def require_scores_of_the_library(case: Case, folder: Path) -> None:
+    path, rows = case.make(folder), ROWS[case.rows].opened
+    expected, found = case.library(path, rows), published(case, path)
+    assert len(found) == len(expected) == len(rows)
+    for ours, theirs in zip(found, expected, strict=True):
+        if isinstance(theirs, dict):
+            assert ours == pytest.approx(theirs, abs=case.tolerance)
+        elif theirs and isinstance(theirs[0], tuple):
+            assert [each[:3] for each in ours] == [each[:3] for each in theirs]
+            ours, theirs = ([each[3] for each in row] for row in (ours, theirs))
+            np.testing.assert_allclose(ours, theirs, atol=case.tolerance)
+        else:
+            atol = case.tolerance * max(1.0, np.abs(theirs).max())
+            np.testing.assert_allclose(ours, theirs, atol=atol)
