@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
@@ -14,14 +15,25 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 from support.models import onnx_files
 from support.models.onnx_files import place_apart
 
+from pipeline.inference.runtimes.onnx_binding import bound
 from pipeline.models.directories.onnx.file import read_onnx_facts
 from pipeline.models.onnx_module import OnnxModule
 
 SEEDED = torch.Generator().manual_seed(4)
 
 
-def module(model: onnx.ModelProto, folder: Path) -> OnnxModule:
-    return OnnxModule.of(onnx_files.save(model, folder / "m.onnx"))
+def module(model: onnx.ModelProto, folder: Path, *, is_bound: bool = False) -> OnnxModule:
+    """Open a model; bound, its session reads and writes tensors where they lie, as on a GPU."""
+    path = onnx_files.save(model, folder / "m.onnx")
+    if not is_bound:
+        return OnnxModule.of(path)
+    found = OnnxModule(path, read_onnx_facts(path).module)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    found.open_on_device(bound(session, found.output_names, torch.device("cpu")))
+    return found
+
+
+IN_BOTH_WAYS = pytest.mark.parametrize("is_bound", [False, True], ids=["fed", "bound"])
 
 
 def by_definition(model: onnx.ModelProto, **feeds: torch.Tensor) -> list[np.ndarray]:
@@ -29,25 +41,27 @@ def by_definition(model: onnx.ModelProto, **feeds: torch.Tensor) -> list[np.ndar
     return ReferenceEvaluator(model).run(None, {k: v.numpy() for k, v in feeds.items()})
 
 
+@IN_BOTH_WAYS
 @pytest.mark.parametrize("num_rows", [1, 3, 4, 9])
 @pytest.mark.parametrize("batch", ["batch", 4])
 def test_any_number_of_rows_gets_what_the_operators_say(
-    tmp_path: Path, batch: int | str, num_rows: int
+    tmp_path: Path, batch: int | str, num_rows: int, is_bound: bool
 ):
     x = torch.rand((num_rows, onnx_files.NUM_FEATURES), generator=SEEDED)
     [expected] = by_definition(onnx_files.features_model(), x=x)
-    found = module(onnx_files.features_model(batch), tmp_path)
+    found = module(onnx_files.features_model(batch), tmp_path, is_bound=is_bound)
     for outputs in (found(x), found(x=x)):
         torch.testing.assert_close(outputs, torch.from_numpy(expected), atol=1e-5, rtol=1e-5)
 
 
+@IN_BOTH_WAYS
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
-def test_images_are_given_with_channels_first(tmp_path: Path, layout: str):
+def test_images_are_given_with_channels_first(tmp_path: Path, layout: str, is_bound: bool):
     model = onnx_files.image_model(layout=layout)
     x = torch.rand((2, 3, 32, 32), generator=SEEDED)
     turned = x if layout == "NCHW" else x.permute(0, 2, 3, 1)
     logits, means = by_definition(model, x=turned)
-    found = module(model, tmp_path)(x)
+    found = module(model, tmp_path, is_bound=is_bound)(x)
     assert list(found) == ["logits", "means"]
     torch.testing.assert_close(found["logits"], torch.from_numpy(logits), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(found["means"], torch.from_numpy(means), atol=1e-4, rtol=1e-4)
@@ -58,12 +72,15 @@ def test_one_output_is_a_tensor(tmp_path: Path):
     assert OnnxModule.of(path, ["means"])(torch.zeros((2, 3, 32, 32))).shape == (2, 8)
 
 
-@pytest.mark.parametrize("length", ["length", 12])
-def test_texts_are_padded_to_the_length_that_the_file_takes(tmp_path: Path, length: int | str):
+@IN_BOTH_WAYS
+@pytest.mark.parametrize("length", ["length", 12, 7])
+def test_texts_are_padded_to_the_length_that_the_file_takes(
+    tmp_path: Path, length: int | str, is_bound: bool
+):
     ids = torch.randint(0, onnx_files.VOCABULARY, (3, 7), generator=SEEDED)
     mask = (torch.arange(7) < torch.tensor([[7], [2], [5]])).to(torch.int64)
     expected = by_definition(onnx_files.text_model(), input_ids=ids, attention_mask=mask)
-    whole = module(onnx_files.text_model(length=length), tmp_path)
+    whole = module(onnx_files.text_model(length=length), tmp_path, is_bound=is_bound)
     found = whole(input_ids=ids, attention_mask=mask)
     for output, values in zip(found.values(), expected, strict=True):
         torch.testing.assert_close(output, torch.from_numpy(values), atol=1e-5, rtol=1e-5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,6 @@ from support.models import onnx_files
 from pipeline.core.errors import JobError
 from pipeline.inference.runtimes.onnx_binding import bound
 from pipeline.inference.runtimes.onnx_runtime import cuda_options, require_on_gpu
-from pipeline.models.directories.onnx.file import read_onnx_facts
-from pipeline.models.onnx_module import OnnxModule
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 ON_CPU = torch.device("cpu")
@@ -65,41 +62,3 @@ def test_a_session_reads_and_writes_the_memory_of_tensors(tmp_path: Path, num_ro
     turned = values.T.contiguous().T
     assert not turned.is_contiguous() or num_rows == 1
     assert torch.equal(run({name: turned})[0], found[0])
-
-
-def opened(path: Path, *, on_device: bool) -> OnnxModule:
-    module, session = OnnxModule(path, read_onnx_facts(path).module), session_of(path)
-    if on_device:
-        module.open_on_device(bound(session, module.output_names, ON_CPU))
-    else:
-        module.open(lambda feeds: session.run(list(module.output_names), feeds))
-    return module
-
-
-def assert_same(path: Path, batch: Mapping[str, torch.Tensor]) -> None:
-    found, wanted = (opened(path, on_device=each)(**batch) for each in (True, False))
-    found, wanted = (each if isinstance(each, dict) else {"": each} for each in (found, wanted))
-    assert list(found) == list(wanted)
-    for name, values in wanted.items():
-        assert torch.equal(found[name], values)
-
-
-@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
-def test_images_of_a_file_stay_on_the_device(tmp_path: Path, layout: str):
-    path = onnx_files.save(onnx_files.image_model(32, layout=layout), tmp_path / "m.onnx")
-    (name,) = OnnxModule(path, read_onnx_facts(path).module).input_names
-    assert_same(path, {name: torch.rand((5, 3, 32, 32))})
-
-
-@pytest.mark.parametrize("batch_size", ["batch", 1, 3, 5, 9])
-def test_features_of_a_file_stay_on_the_device(tmp_path: Path, batch_size: int | str):
-    path = onnx_files.save(onnx_files.features_model(batch_size), tmp_path / "m.onnx")
-    (name,) = OnnxModule(path, read_onnx_facts(path).module).input_names
-    assert_same(path, {name: torch.rand((5, onnx_files.NUM_FEATURES))})
-
-
-@pytest.mark.parametrize("length", ["length", 6, 8])
-def test_texts_of_a_file_are_padded_and_cut_on_the_device(tmp_path: Path, length: int | str):
-    path = onnx_files.save(onnx_files.text_model(length=length), tmp_path / "m.onnx")
-    ids = torch.arange(18).reshape(3, 6) % onnx_files.VOCABULARY
-    assert_same(path, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
