@@ -9,16 +9,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 from support.inputs.encoded import base_image, png
 from support.models.tiny_tokenizer import text_settings
-from torch import nn
 
 from pipeline.core.errors import JobError
 from pipeline.core.failures import Failure, Reason, failure_columns
 from pipeline.core.figures.counters import Counters
 from pipeline.core.schema import ERROR, IMAGE_FIELDS, MESSAGE, feature_fields, text_fields
-from pipeline.inference.runtimes.inference_module import InferenceModule
 from pipeline.preprocessing.composite_input import CompositeInput
 from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.model_input import BatchLimits, InputSettings, Limits
@@ -177,44 +174,3 @@ def _shrinking(tmp_path: Path) -> Any:
 
     seen = made(tmp_path, {"a": "image"}).parts[0][1]
     return replace(seen, transform=replace(TRANSFORM, shrink_on_load=True))
-
-
-class Takes(nn.Module):
-    def forward(self, photo: torch.Tensor, input_ids: torch.Tensor, size: Any = None) -> Any:
-        return photo
-
-
-def test_an_input_that_the_model_does_not_take_is_refused(tmp_path: Path) -> None:
-    InferenceModule(Takes(), made(tmp_path, THREE), torch.float32)
-    misspelt = {"photo": "image", "body": "text", "sise": "features"}
-    with pytest.raises(JobError) as caught:
-        InferenceModule(Takes(), made(tmp_path, misspelt), torch.float32)
-    assert str(caught.value) == (
-        "source.inputs.sise: forward of Takes takes photo, input_ids, not sise"
-    )
-    parts = {"foto": "image", "body": "text"}
-    with pytest.raises(JobError, match="needs photo, and the input has foto, input_ids"):
-        InferenceModule(Takes(), made(tmp_path, parts), torch.float32)
-
-
-def test_the_model_gets_all_tensors_by_name_each_normalised_as_its_own(tmp_path: Path) -> None:
-    seen = made(tmp_path, THREE)
-    called: dict[str, torch.Tensor] = {}
-
-    class Recorder(nn.Module):
-        def forward(self, **tensors: torch.Tensor) -> torch.Tensor:
-            called.update(tensors)
-            return tensors["size"]
-
-    batch = {
-        "photo": torch.zeros(2, 24, 24, 3, dtype=torch.uint8),
-        "input_ids": torch.ones(2, 8, dtype=torch.int32),
-        "attention_mask": torch.ones(2, 8, dtype=torch.int32),
-        "size": torch.ones(2, 2),
-    }
-    InferenceModule(Recorder(), seen, torch.bfloat16).run(batch)
-    assert [*called] == [*batch]
-    assert called["photo"].shape == (2, 3, 24, 24)
-    assert [called[name].dtype for name in batch] == [
-        *(torch.bfloat16, torch.int64, torch.int64, torch.bfloat16)
-    ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 from pipeline.core.errors import JobError
 from pipeline.job.transform import Transform
@@ -110,18 +109,3 @@ def test_sizes_that_no_image_may_decode_to_are_refused(fields: dict):
     with pytest.raises(JobError, match=r"at least .* allowed are 100000000 \(source.max_image_px"):
         choose_transform("m", OWN, Transform(**fields), max_image_px=100_000_000)
     assert choose_transform("m", OWN, Transform(), max_image_px=10) == OWN
-
-
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ({"size_px": [1, 2, 3]}, r"a whole number above 0, or two: \[height, width\]"),
-        ({"resize_px": [True, 3]}, r"a whole number above 0, or two"),
-        ({"pad_value": -1}, "from 0 to 255"),
-        ({"std": [0.5, 0.0, 0.5]}, "above 0"),
-        ({"pad_value": [0, 300, 0]}, "from 0 to 255"),
-    ],
-)
-def test_a_section_that_contradicts_itself_is_refused(fields: dict, words: str):
-    with pytest.raises(ValidationError, match=words):
-        Transform(**fields)

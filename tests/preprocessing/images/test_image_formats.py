@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import subprocess
@@ -35,13 +36,6 @@ MAX_MIB = 64
 
 def pixels_of(data: bytes) -> torch.Tensor:
     return decode_image(data, LIMITS)
-
-
-def outcome_of(data: bytes, limits: DecodeLimits) -> torch.Tensor | Undecodable:
-    try:
-        return decode_image(data, limits)
-    except Undecodable as error:
-        return error
 
 
 def refused(data: bytes) -> tuple[Reason, str]:
@@ -202,29 +196,7 @@ def test_a_tiff_that_contradicts_itself_is_refused(changes: dict[str, int], reas
     assert refused(tiff(bytes(64), **{"t256": 8, "t257": 8, **changes}))[0] == reason
 
 
-# Cut, damaged
-
-
-@pytest.mark.parametrize(
-    ("kind", "options"),
-    [
-        ("TIFF", {}),
-        *(("TIFF", {"compression": name}) for name in ("tiff_lzw", "tiff_deflate", "jpeg")),
-        ("AVIF", {}),
-        ("HEIF", {}),
-    ],
-    ids=str,
-)
-def test_a_cut_anywhere_is_refused_or_changes_no_pixel(kind: str, options: dict[str, object]):
-    data = encode(base_image(SEED, 40, 30), kind, **options)
-    whole = pixels_of(data)
-    for kept in range(33, len(data), 1 if kind == "TIFF" else 11):
-        found = outcome_of(data[:kept], LIMITS)
-        if isinstance(found, torch.Tensor):  # only bytes after the last pixel were missing
-            assert kind == "TIFF"
-            assert torch.equal(found, whole), kept
-        else:
-            assert found.reason == Reason.TRUNCATED, (kept, found.message)
+# Damaged
 
 
 def test_damaged_files_raise_nothing_but_undecodable():
@@ -236,8 +208,8 @@ def test_damaged_files_raise_nothing_but_undecodable():
             data = bytearray(whole)
             for position in rng.integers(0, min(len(data), 600), 3):
                 data[position] = rng.integers(0, 256)
-            found = outcome_of(bytes(data), DecodeLimits(2**20, 100_000))
-            assert found.shape[0] == 3 if isinstance(found, torch.Tensor) else found.message
+            with contextlib.suppress(Undecodable):
+                assert decode_image(bytes(data), DecodeLimits(2**20, 100_000)).shape[0] == 3
 
 
 # Memory

@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 from support.inputs.badfiles import base_image
 from support.runs.checkout import ROOT
-from torchvision.transforms import v2
 
 from pipeline.core.arrays import images_from_arrow
 from pipeline.core.errors import JobError
@@ -23,7 +22,7 @@ from pipeline.core.failures import failure_columns
 from pipeline.core.figures.counters import Counters
 from pipeline.preprocessing.images.decode import DecodeLimits, decode_image
 from pipeline.preprocessing.images.images import preprocess
-from pipeline.preprocessing.images.own_transform import load_step, own_transform, try_step
+from pipeline.preprocessing.images.own_transform import load_step, try_step
 from pipeline.preprocessing.images.transform import TransformSpec
 
 SIZE_PX = own_transforms.SIZE_PX
@@ -215,21 +214,6 @@ def test_a_generated_image_shows_what_comes_out():
     assert try_step(spec_of("refusing")).startswith(
         f"warn: of {told}: transform.factory own_transforms:refusing: KeyError: 'no such lens'"
     )
-
-
-def test_an_input_says_whether_it_has_one():
-    class Seen:
-        transform = spec_of("composed")
-
-    assert own_transform(Seen()) == Seen.transform
-    assert own_transform(object()) is None
-
-
-def test_torchvision_compositions_keep_bytes_on_the_way():
-    step = own_transforms.composed()
-    image = decode_image(photos()[0], LIMITS)
-    assert isinstance(step, v2.Compose)
-    assert step(image).dtype == torch.uint8
 
 
 def test_the_transform_evens_contrast_and_keeps_the_whole_image(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -33,61 +35,42 @@ def make_spec(size, resize: str = "stretch", interpolation: str | None = "biline
     return TransformSpec(size, interpolation=interpolation, resize=resize, **fields)
 
 
-@pytest.mark.parametrize("interpolation", FILTERS)
-@pytest.mark.parametrize("size", MODEL_PX)
-def test_stretch_equals_torchvision(size, interpolation: str):
-    spec = make_spec(size, interpolation=interpolation)
-    mode = InterpolationMode(interpolation)
-    resize = v2.Resize((spec.height_px, spec.width_px), mode, antialias=True)
-    for px in SIZES_PX:
-        assert torch.equal(resize_and_crop(make_image(*px), spec), resize(make_image(*px))), px
+COLOUR = (9, 80, 200)
 
 
-@pytest.mark.parametrize("interpolation", FILTERS)
-@pytest.mark.parametrize(("size", "resize_px"), [(24, 27), (24, 24), ((20, 30), 31)])
-def test_shortest_equals_torchvision(size, resize_px: int, interpolation: str):
-    spec = make_spec(size, "shortest", interpolation, resize_px=resize_px)
-    resize = v2.Resize(resize_px, InterpolationMode(interpolation), antialias=True)
-    crop = v2.CenterCrop((spec.height_px, spec.width_px))
-    for px in SIZES_PX:
-        found = resize_and_crop(make_image(*px), spec)
-        assert torch.equal(found, crop(resize(make_image(*px)))), px
+def by_torchvision(image: torch.Tensor, spec: TransformSpec) -> torch.Tensor:
+    """Resize and crop by torchvision; what is around the image has COLOUR."""
+    size, target = (spec.height_px, spec.width_px), spec.resize_px
+    if spec.resize == "stretch":
+        target = size
+    elif spec.resize == "pad":
+        ratio = min(side / px for side, px in zip(size, image.shape[1:], strict=True))
+        target = [max(1, round(px * ratio)) for px in image.shape[1:]]
+        assert {*size} & {*target}
+    if spec.resize != "none":
+        mode = InterpolationMode(spec.interpolation)
+        image = v2.Resize(target, mode, antialias=True)(image)
+    crop, colour = v2.CenterCrop(size), torch.tensor(COLOUR, dtype=torch.uint8)[:, None, None]
+    is_inside = crop(torch.ones(1, *image.shape[1:], dtype=torch.uint8)).bool()
+    return torch.where(is_inside, crop(image), colour)
 
 
-@pytest.mark.parametrize("interpolation", FILTERS)
-@pytest.mark.parametrize("size", MODEL_PX)
-def test_pad_equals_resize_and_pad_of_torchvision(size, interpolation: str):
-    colour = (9, 80, 200)
-    spec = make_spec(size, "pad", interpolation, pad_value=colour)
-    for height_px, width_px in SIZES_PX:
-        ratio = min(spec.height_px / height_px, spec.width_px / width_px)
-        height, width = max(1, round(height_px * ratio)), max(1, round(width_px * ratio))
-        assert spec.height_px == height or spec.width_px == width
-        top, left = (spec.height_px - height) // 2, (spec.width_px - width) // 2
-        right, below = spec.width_px - width - left, spec.height_px - height - top
-        resize = v2.Resize((height, width), InterpolationMode(interpolation), antialias=True)
-        image = make_image(height_px, width_px)
-        fill = torch.tensor(colour, dtype=torch.uint8)[:, None, None].expand(3, *spec.shape[:2])
-        expected = v2.functional.pad(resize(image), [left, top, right, below])
-        outside = v2.functional.pad(
-            torch.zeros(1, height, width, dtype=torch.bool), [left, top, right, below], fill=True
-        )
-        assert torch.equal(resize_and_crop(image, spec), torch.where(outside, fill, expected))
-
-
-@pytest.mark.parametrize("size", [*MODEL_PX, 600, (7, 1000)])
-def test_none_equals_the_centre_crop_of_torchvision(size):
-    spec = make_spec(size, "none", None)
-    crop = v2.CenterCrop((spec.height_px, spec.width_px))
-    for px in SIZES_PX:
-        assert torch.equal(resize_and_crop(make_image(*px), spec), crop(make_image(*px))), px
-
-
-def test_what_is_around_a_small_image_has_the_colour_of_pad_value():
-    found = resize_and_crop(make_image(3, 5), make_spec(8, "none", None, pad_value=114))
-    assert torch.equal(found[:, 2:5, 1:6], make_image(3, 5))
-    found[:, 2:5, 1:6] = 114
-    assert (found == 114).all()
+@pytest.mark.parametrize(
+    ("resize", "size"),
+    [
+        *itertools.product(["stretch", "shortest", "pad", "none"], MODEL_PX),
+        *(("none", 600), ("none", (7, 1000))),
+    ],
+)
+def test_pixels_equal_torchvision(resize: str, size):
+    resize_px = max(size) if isinstance(size, tuple) else size + 3
+    for interpolation in FILTERS if resize != "none" else [None]:
+        more = {"resize_px": resize_px} if resize == "shortest" else {}
+        more |= {"pad_value": COLOUR} if resize in ("pad", "none") else {}
+        spec = make_spec(size, resize, interpolation, **more)
+        for px in SIZES_PX:
+            found = resize_and_crop(make_image(*px), spec)
+            assert torch.equal(found, by_torchvision(make_image(*px), spec)), (interpolation, px)
 
 
 @pytest.mark.parametrize("resize", ["stretch", "pad", "shortest"])
