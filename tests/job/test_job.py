@@ -129,24 +129,6 @@ def test_an_error_of_a_section_has_its_line_though_a_field_of_it_is_overridden(t
     assert said in refusal(text, tmp_path, "transform.size_px=64")
 
 
-@pytest.mark.parametrize(
-    ("override", "words"),
-    [
-        (
-            "transform={size_px: 64, resize: pad}",
-            "a section is given one field each: --set transform.size_px=... --set transform.resize",
-        ),
-        ("transform=3", "write section.field=value, as in model.batch_size=64"),
-        ("nothing={a: 1}", "write section.field=value, as in model.batch_size=64"),
-        ("transform={", "write section.field=value, as in model.batch_size=64"),
-    ],
-)
-def test_a_section_is_not_overridden_at_once(override: str, words: str, tmp_path: Path):
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump(MINIMAL))
-    with pytest.raises(JobError, match=f"^--set [a-z]+: {re.escape(words)}"):
-        read_job(str(tmp_path / "job.yaml"), date=dt.date(2026, 11, 24), overrides=[override])
-
-
 def test_an_error_behind_an_alias_or_a_merge_has_the_line_where_it_is_written(tmp_path: Path):
     text = """\
 source: {uri: in, format: images}
@@ -276,12 +258,6 @@ def test_a_file_of_any_length_is_read_up_to_a_limit(tmp_path: Path):
             read_job(path, date=DATE)
 
 
-def test_a_variable_is_filled_in_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("TEST_LONG", "x" * 100_000)
-    document = changed("model.labels", ["${env:TEST_LONG}" * 1000])
-    assert "more than 4 MiB of text" in refusal(document, tmp_path)
-
-
 def test_a_folder_is_no_job_file_and_the_command_that_is_meant_is_said(tmp_path: Path):
     (tmp_path / "my photos").mkdir()
     with pytest.raises(JobError, match=r"is a folder.*--set source.uri='.*my photos' --set sink"):
@@ -374,6 +350,13 @@ def test_overrides_are_yaml_and_win_in_order(tmp_path: Path):
     ("override", "words"),
     [
         ("batch_size=64", "write section.field=value"),
+        ("transform=3", "--set transform: write section.field=value, as in model.batch_size=64"),
+        ("nothing={a: 1}", "--set nothing: write section.field=value, as in model.batch_size=64"),
+        ("transform={", "--set transform: write section.field=value, as in model.batch_size=64"),
+        (
+            "transform={size_px: 64, resize: pad}",
+            "a section is given one field each: --set transform.size_px=... --set transform.resize",
+        ),
         ("model.batch_size", "write section.field=value"),
         ("=64", "write section.field=value"),
         ("model..x=64", "write section.field=value"),

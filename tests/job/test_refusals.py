@@ -104,6 +104,8 @@ TRANSFORM = [
     ("std: [0.2, 0.0, 0.2]", "above 0"),
     ("size_px: [224, 0]", SIDES),
     ("size_px: [224]", SIDES),
+    ("size_px: [1, 2, 3]", SIDES),
+    ("resize_px: [true, 3]", SIDES),
     ("size_px: 0", f"transform.size_px = 0: expected {SIDES}"),
     ("size_px: '64'", f"transform.size_px = '64': expected {SIDES}"),
     ("letterbox: true", "transform.letterbox: unknown key; a letterbox is resize: pad"),
@@ -111,6 +113,8 @@ TRANSFORM = [
     ("channels: grey", r"did you mean gray\?"),
     ("resize: squash", "both sides to size_px is resize: stretch"),
     ("pad_value: 256", "a whole number from 0 to 255, or one per channel"),
+    ("pad_value: -1", "a whole number from 0 to 255, or one per channel"),
+    ("pad_value: [0, 300, 0]", "a whole number from 0 to 255, or one per channel"),
     ("args: {a: 1}", "args has no effect without factory"),
 ]
 MODEL = [
@@ -130,6 +134,8 @@ MODEL = [
     ("task: object-detection", "boxes are task detect"),
     ("embedding_dim: 5", "leave it out, or --set model.embedding_dim=null"),
     ("min_score: 0.5", "min_score has no effect with task 'classify', only .*: leave it out$"),
+    ("l2_norm: true", "l2_norm has no effect with task 'classify'"),
+    ("targets: [x]", "targets has no effect with task 'classify'"),
     (
         "outputs: [{name: a, shape: []}, {name: b, shape: [], size: 1}]",
         "model.outputs.1.size: unknown key; allowed are name, shape",
@@ -149,6 +155,26 @@ GENERATE = [
     ("{schema: [a]}", "model.generate.schema: Input should be an object"),
     ("{shema: s.json}", r"model.generate.shema: unknown key, did you mean schema\?"),
     ("{schema_: s.json}", r"model.generate.schema_: unknown key, did you mean schema\?"),
+]
+ASKS = "source: {format: parquet, text_column: body}\nmodel: {name: null, path: m, %s}"
+ANSWERS, ASKED = "task: choices, choices: [a, b]", "prompt: '{text}?'"
+MESSAGE = "{role: user, content: '{text}?'}"
+CHOICES = [
+    (f"task: choices, {ASKED}", "needs choices, at least two answers"),
+    (f"task: choices, {ASKED}, choices: [a]", "needs choices, at least two answers"),
+    (f"task: choices, {ASKED}, choices: [a, a]", "choices: 'a' is there more than once"),
+    (f"task: choices, {ASKED}, choices: {{a: b, c: ' '}}", "choices: an answer is empty"),
+    (ANSWERS, "needs either prompt or messages"),
+    (f"{ANSWERS}, {ASKED}, messages: [{MESSAGE}]", "needs either prompt or messages"),
+    (f"{ANSWERS}, prompt: '{{text}} {{text}}'", r"must have \{text\} once"),
+    (f"{ANSWERS}, prompt: ' {{text}} '", r"must say something beside \{text\}"),
+    (f"{ANSWERS}, messages: [{MESSAGE}, {MESSAGE}]", r"must have \{text\} once"),
+    (f"{ANSWERS}, {ASKED}, prompts: [a, b]", "prompts has no effect with task 'choices'"),
+    ("task: classify, choices: [a, b]", "choices has no effect with task 'classify', only 'choi"),
+    ("task: zero_shot, prompts: []", "needs prompts, at least two"),
+    ("task: zero_shot, prompts: [a]", "needs prompts, at least two"),
+    ("task: zero_shot, prompts: [a, b, a]", "prompts: 'a' is there more than once"),
+    ("task: regress, prompts: [a, b]", "prompts has no effect with task 'regress', only 'zero_"),
 ]
 SINK = [
     *(
@@ -210,6 +236,7 @@ CASES = [
     *((f"transform: {{{text}}}", said) for text, said in TRANSFORM),
     *((f"model: {{{text}}}", said) for text, said in MODEL),
     *((WRITES % text, said) for text, said in GENERATE),
+    *((ASKS % text, said) for text, said in CHOICES),
     *((f"sink: {{{text}}}", said) for text, said in SINK),
     *((f"gates: {{{text}}}", said) for text, said in GATES),
     *OTHERS,

@@ -121,3 +121,13 @@ def test_wrong_arguments_of_post_processing_are_named_before_a_run():
     words = "missing a required argument: 'factor', with those of model.postprocess_args; it takes"
     with pytest.raises(JobError, match=words):
         make_task(spec.task).fields()
+
+
+def test_post_processing_of_a_module_that_was_not_allowed_is_refused():
+    with pytest.raises(JobError, match=r"model\.postprocess.*not allowed"):
+        resolve(**raw(postprocess="os:getcwd"))
+
+
+def test_a_layer_that_is_not_there_is_named_beside_those_that_are():
+    with pytest.raises(JobError, match=r"model\.layer = 'pol'.*pool, head"):
+        predictor(**raw(layer="pol", top_k=None))

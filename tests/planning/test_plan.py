@@ -30,6 +30,7 @@ from support.runs.plan_examples import (
 from pipeline.core.errors import JobError
 from pipeline.core.failures import Reason
 from pipeline.models.spec import ModelSpec
+from pipeline.models.tasks.base import TaskSpec
 from pipeline.planning.plan import fingerprint_parts, job_extensions, make_plan
 from pipeline.planning.slicing import SliceSizes, make_units
 from pipeline.planning.tiling import first_slices, missing_units
@@ -314,6 +315,12 @@ def test_a_passed_column_with_the_name_of_a_size_is_refused():
     inputs = replace(inputs_of(EXTENTS), pass_through=pa.schema([("width_px", pa.int32())]))
     with pytest.raises(JobError, match="a column 'width_px' of every row by itself; leave it"):
         fingerprint(inputs)
+
+
+def test_a_column_of_the_task_with_the_name_of_another_is_refused():
+    model = replace(SPEC, task=TaskSpec("regress", targets=("uri",)))
+    with pytest.raises(JobError, match="column 'uri' of the outputs is taken"):
+        fingerprint(spec=model)
 
 
 @pytest.mark.parametrize("field", ["max_image_px", "max_image_bytes"])

@@ -19,7 +19,6 @@ from pipeline.models.directories.build import build_module
 from pipeline.models.directories.opening import read_facts
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import load_module
-from pipeline.models.tasks import make_task, served_as
 from pipeline.models.tasks.base import TaskSpec
 
 
@@ -28,18 +27,6 @@ def _spread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     registry.load.cache_clear()
     points = {TASKS: {NAME: "toy_task:Spread"}}
     monkeypatch.syspath_prepend(str(toy_package.install(tmp_path / "site", points)))
-
-
-def test_its_module_gives_the_outputs_of_the_first_task_that_it_reduces(tmp_path: Path):
-    folder = make_snapshot(tmp_path / "m", "vit", head="image", num_labels=4)
-    facts = read_facts(folder)
-    assert served_as(NAME, facts.tasks) == "classify"
-    own, plain = (build_module(folder, facts, TaskSpec(kind)) for kind in (NAME, "classify"))
-    pixels = torch.rand((2, 3, 32, 32), generator=torch.Generator().manual_seed(1))
-    with torch.inference_mode():
-        torch.testing.assert_close(own(pixels), plain(pixels))
-    found = make_task(TaskSpec(NAME)).reduce(own(pixels), 2)[NAME]
-    assert found.shape == (2,)
 
 
 def test_a_job_may_name_it_with_model_path(tmp_path: Path):
@@ -56,7 +43,10 @@ def test_a_job_may_name_it_with_model_path(tmp_path: Path):
     spec = resolve_model(job)
     assert spec.task.kind == NAME
     assert spec.output_fields()[0].name == NAME
-    assert isinstance(load_module(spec), torch.nn.Module)
+    own, plain = load_module(spec), build_module(folder, read_facts(folder), TaskSpec("classify"))
+    ids = torch.tensor([[2, 50, 51, 3]])
+    with torch.inference_mode():
+        torch.testing.assert_close(*(each(ids, torch.ones_like(ids)) for each in (own, plain)))
 
 
 @pytest.mark.parametrize(

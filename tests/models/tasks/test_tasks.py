@@ -5,37 +5,26 @@ from __future__ import annotations
 import hashlib
 import importlib
 import io
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import models
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from support.inputs.badfiles import base_image, encode
 from support.runs.checkout import ROOT
-from support.runs.cli import pipeline, write_job
-from support.runs.jobs import SOURCES, job_of
 
 from pipeline.core.errors import JobError
-from pipeline.core.failures import Failure, Reason, failure_columns
-from pipeline.core.schema import CLASSIFY_FIELDS, IMAGE_FIELDS, feature_fields, source_schema
-from pipeline.inference.engines.torch_engine import TorchEngine
+from pipeline.core.schema import CLASSIFY_FIELDS
+from pipeline.job.model import Model
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.outputs import OutputSpec
-from pipeline.models.resolving.resolve import resolve_model
-from pipeline.models.spec import PredictorConfig
-from pipeline.models.tasks import make_task
+from pipeline.models.tasks import make_task, task_class
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.models.tasks.postprocess import load_postprocess
-from pipeline.preprocessing.model_input import Limits
-
-pytestmark = pytest.mark.no_ray
 
 OK = np.array([True, False, True])
 EXAMPLES = ROOT / "examples" / "postprocess"
@@ -259,58 +248,6 @@ def test_outputs_of_another_shape_are_named_with_both_shapes(
         make_task(spec).reduce(outputs, 3)
 
 
-def predictor(model: Mapping[str, Any], *, has_features: bool = False) -> TorchEngine:
-    source = SOURCES["features" if has_features else "image"]
-    job = job_of(model, source, transform={} if has_features else models.TRANSFORM)
-    spec = resolve_model(job, ["models"]).fitted(feature_fields(2))
-    return TorchEngine(PredictorConfig(spec, 2, 0.0, 1, pa.schema([])))
-
-
-def image_rows(num_rows: int) -> pa.Table:
-    images = [encode(base_image(seed), "PNG") for seed in range(num_rows)]
-    failures: list[Failure | None] = [None] * num_rows
-    failures[1] = Failure(Reason.NULL_INPUT, "read", "null")
-    names = pa.array([str(i) for i in range(num_rows)])
-    table = pa.table(
-        {"row_id": names, "uri": names, "image": pa.array(images, pa.large_binary())}
-        | failure_columns(failures),
-        schema=source_schema([], IMAGE_FIELDS),
-    )
-    spec = predictor({"factory": "models:colours", "labels": models.LABELS})._config.spec
-    return spec.input.prepare(table, {}, Limits(10**9, 10**9))
-
-
-def test_a_layer_is_taken_instead_of_the_output():
-    rows = image_rows(5)
-    raw = {
-        "factory": "models:channels",
-        "task": "raw",
-        "outputs": [{"name": "means", "shape": [3]}],
-    }
-    means = predictor(raw).predict(rows, {})["means"].to_pylist()
-    embed = {"factory": "models:channels", "task": "embed", "embedding_dim": 3, "layer": "pool"}
-    assert predictor(embed).predict(rows, {})["embedding"].to_pylist() == means
-    assert means[1] is None
-    with pytest.raises(JobError, match=r"model\.layer = 'pol'.*pool, head"):
-        predictor({**embed, "layer": "pol"})
-
-
-def test_post_processing_fills_its_declared_columns():
-    rows = image_rows(5)
-    model = {
-        "factory": "models:channels",
-        "task": "raw",
-        "outputs": [{"name": "means", "shape": [3]}],
-        "postprocess": "models:brightest",
-    }
-    found = predictor(model).predict(rows, {})
-    assert found.schema.field("lead").type == pa.float64()
-    assert found["channel"].is_valid().to_pylist() == [True, False, True, True, True]
-    assert set(found["channel"].drop_null().to_pylist()) <= {"red", "green", "blue"}
-    with pytest.raises(JobError, match=r"model\.postprocess.*not allowed"):
-        predictor({**model, "postprocess": "os:getcwd"})
-
-
 def test_the_example_of_masks_gives_pngs_and_run_lengths(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(EXAMPLES)
     task = make_task(
@@ -399,25 +336,9 @@ def test_a_postprocess_that_breaks_its_contract_is_told_the_contract(factory: st
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("model", "words"),
-    [
-        ({"task": "raw"}, "needs outputs"),
-        ({"task": "embed", "embedding_dim": 3, "targets": ["x"]}, "targets has no effect"),
-        ({"labels": ["a"], "l2_norm": True}, "l2_norm has no effect"),
-        ({"task": "regress", "targets": ["uri"]}, "'uri' of the outputs is taken"),
-    ],
-)
-def test_settings_that_do_not_go_together_are_refused(
-    model: dict[str, Any], words: str, tmp_path: Path
-):
-    (tmp_path / "in").mkdir()
-    pq.write_table(pa.table({"a": [1.0]}), tmp_path / "in" / "a.parquet")
-    source = {"uri": str(tmp_path / "in"), "format": "parquet", "features": ["a"]}
-    model = {"factory": "models:sums", **model}
-    job = write_job(
-        tmp_path / "job.yaml", source, str(tmp_path / "out"), model=model, transform=None
-    )
-    result = pipeline("plan", job)
-    assert result.code == 2, result.stderr
-    assert words in result.stderr
+@pytest.mark.parametrize(("kind", "field"), [("choices", "choices"), ("zero_shot", "prompts")])
+def test_labels_are_the_texts_of_the_job_or_what_stands_for_them(kind: str, field: str):
+    asked = {"prompt": "Is it? {text}"} if kind == "choices" else {}
+    for texts, labels in ((("yes", "no"), ("yes", "no")), ({"a": "yes", "b": "no"}, ("a", "b"))):
+        model = Model(path="m", task=kind, **{field: texts}, **asked)
+        assert task_class(kind).own_labels(model) == labels
