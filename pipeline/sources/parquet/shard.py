@@ -44,7 +44,6 @@ class Shard:
 
     store: Store
     path: str
-    handle: BinaryIO
     parquet: pq.ParquetFile
     buffered: pq.ParquetFile | None
     """The same, in an object store: it reads many columns with one request."""
@@ -94,9 +93,7 @@ class Shard:
             return _open(self.store, handle, self.parquet.metadata, read_dictionary=[*leaves])
 
         with contextlib.ExitStack() as opened, arrow_errors():
-            return rows_within(
-                self.parquet, self.handle, as_dictionaries, groups, columns, num_rows, few_rows
-            )
+            return rows_within(self.parquet, as_dictionaries, groups, columns, num_rows, few_rows)
 
 
 @contextlib.contextmanager
@@ -123,7 +120,7 @@ def open_shard(store: Store, extent: Extent) -> Iterator[Shard]:
         buffered = None
         if store.is_object_store:
             buffered = open_parquet(handle, metadata=parquet.metadata, pre_buffer=True)
-        yield Shard(store, extent.path, handle, parquet, buffered, known.group_ends)
+        yield Shard(store, extent.path, parquet, buffered, known.group_ends)
 
 
 def _open(

@@ -7,11 +7,8 @@ may be neighbours. Arrow cuts batches by rows alone, so the rows are chosen befo
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -22,16 +19,6 @@ MAX_BATCH_BYTES = 128 << 20
 _USUAL_RATIO = 100
 """Text compresses three to ten times; what is smaller than a hundredth repeats itself."""
 _NUMBER_BYTES = 8
-_SMALL_BYTES, _SMALL_VALUE = 16 << 20, 64 << 10
-_HEAD_BYTES = 64
-_VARINT = rb"([\x80-\xff]*[\x00-\x7f])"
-_HEAD = re.compile(
-    rb"\x15\x04\x15" + _VARINT + rb"\x15[\x80-\xff]*[\x00-\x7f]"
-    rb"(?:\x15[\x80-\xff]*[\x00-\x7f])?[\x4c\x3c]\x15" + _VARINT,
-    re.DOTALL,
-)
-"""Of a dictionary's page, in Thrift: its kind, its bytes unpacked (1) and packed, perhaps a
-checksum, and a struct that begins with the number of values (2)."""
 _LISTS = (pa.ListArray, pa.LargeListArray, pa.FixedSizeListArray)
 
 OpenAsDictionaries = Callable[[Sequence[str]], pq.ParquetFile]
@@ -68,7 +55,6 @@ class _Group:
 
 def rows_within(
     parquet: pq.ParquetFile,
-    handle: BinaryIO,
     open_as_dictionaries: OpenAsDictionaries,
     groups: Sequence[int],
     columns: Sequence[str],
@@ -79,7 +65,6 @@ def rows_within(
 
     Args:
         parquet: The open shard.
-        handle: Its bytes.
         open_as_dictionaries: Opens it once more, if the footer leaves it open how large rows are.
         groups: Neighbouring row groups.
         columns: What is read, by column or by leaf.
@@ -95,7 +80,7 @@ def rows_within(
         is_usual = all(g.stored_bytes <= _USUAL_RATIO * g.packed_bytes for g in found)
         rows = min(num_rows, few_rows if is_usual else 1)
     most = min(num_rows, sum(group.num_rows for group in found))
-    longest = max(_longest(handle, open_as_dictionaries, group, most) for group in found)
+    longest = max(_longest(open_as_dictionaries, group, most) for group in found)
     row_bytes = longest + max(group.row_bytes for group in found)
     if min(rows, most) * row_bytes > MAX_BATCH_BYTES:
         rows = max(1, int(MAX_BATCH_BYTES / row_bytes))
@@ -157,21 +142,14 @@ def _stored_at_once(groups: Sequence[_Group], num_rows: int) -> float:
     return float((stored[np.minimum(last, len(groups) - 1) + 1] - stored[:-1]).max())
 
 
-def _longest(
-    handle: BinaryIO, open_as_dictionaries: OpenAsDictionaries, group: _Group, num_rows: int
-) -> float:
+def _longest(open_as_dictionaries: OpenAsDictionaries, group: _Group, num_rows: int) -> float:
     """Return the bytes that a row has at most by references to dictionaries, as far as is known.
 
-    Asks the footer first, then the heads of the dictionaries, then these themselves, unless they
-    are large because their values are: the first row of a column comes with all of its dictionary.
+    Asks the footer first, then the dictionaries themselves, which come with the first row of their
+    columns: reading any row takes as much memory.
     """
-    sizes = [float(chunk.total_uncompressed_size) for _, chunk in group.dictionaries]
-    if num_rows * group.values_per_row * sum(sizes) <= MAX_BATCH_BYTES:
-        return group.values_per_row * sum(sizes)
-    heads = [_head(handle, chunk) for _, chunk in group.dictionaries]
-    total = sum(min(size, head.num_bytes) for size, head in zip(sizes, heads, strict=True))
-    is_cheap = total <= _SMALL_BYTES or all(head.mean_bytes <= _SMALL_VALUE for head in heads)
-    if num_rows * group.values_per_row * total > MAX_BATCH_BYTES and is_cheap:
+    total = sum(int(chunk.total_uncompressed_size) for _, chunk in group.dictionaries)
+    if num_rows * group.values_per_row * total > MAX_BATCH_BYTES:
         paths = [leaf.path for leaf, _ in group.dictionaries]
         first = next(
             open_as_dictionaries(paths).iter_batches(
@@ -180,33 +158,6 @@ def _longest(
         )
         total = sum(_longest_value(column) for column in first.columns)
     return group.values_per_row * total
-
-
-@dataclass(frozen=True)
-class _Head:
-    """What the head of a dictionary's page says."""
-
-    num_bytes: float = math.inf
-    num_values: int = 1
-
-    @property
-    def mean_bytes(self) -> float:
-        """Of a value."""
-        return self.num_bytes / max(1, self.num_values)
-
-
-def _head(handle: BinaryIO, chunk: pq.ColumnChunkMetaData) -> _Head:
-    """Read the head of a dictionary's page; one that is not there tells nothing."""
-    if not chunk.dictionary_page_offset:
-        return _Head()
-    handle.seek(chunk.dictionary_page_offset)
-    found = _HEAD.match(handle.read(_HEAD_BYTES))
-    return _Head(float(_number(found[1])), _number(found[2])) if found else _Head()
-
-
-def _number(varint: bytes) -> int:
-    """Decode a number of Thrift's compact protocol that is not negative."""
-    return sum((byte & 0x7F) << 7 * place for place, byte in enumerate(varint)) >> 1
 
 
 def _longest_value(column: pa.Array) -> int:

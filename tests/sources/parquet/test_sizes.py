@@ -130,7 +130,7 @@ def rows_of(table: pa.Table, wanted: int, few: int = 7, **options: Any) -> int:
     def as_dictionaries(leaves: Sequence[str]) -> pq.ParquetFile:
         return pq.ParquetFile(buffer, read_dictionary=[*leaves])
 
-    return rows_within(shard, buffer, as_dictionaries, [0], table.column_names, wanted, few)
+    return rows_within(shard, as_dictionaries, [0], table.column_names, wanted, few)
 
 
 def test_rows_are_read_as_before_where_none_can_be_large():
