@@ -29,7 +29,7 @@ from pipeline.sources.extents import Extent
 from pipeline.sources.features.vectors import number_of
 from pipeline.sources.lines.format import NO_ROWS, LineFormat
 from pipeline.sources.lines.rows import LineRows
-from pipeline.sources.lines.sample import Sample, first_objects
+from pipeline.sources.lines.sample import INT64, Sample, first_objects, type_of
 from pipeline.sources.rows import Reader
 from pipeline.sources.source_format import FirstRows
 from pipeline.sources.whole_file import open_sequential
@@ -38,7 +38,6 @@ from pipeline.storage.store import Store, StoredFile
 _BOOL = re.compile(r"true|false", re.IGNORECASE)
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,18})")
 _FRACTION = re.compile(r"-?((0|[1-9][0-9]*)(\.[0-9]*)?(e[+-]?[0-9]+)?|inf|nan)", re.IGNORECASE)
-_INT64 = range(-(2**63), 2**63)
 _DELIMITERS = ";\t|,"
 
 
@@ -74,21 +73,19 @@ class _CsvSample(Sample):
 
     def type_of(self, values: Sequence[Any]) -> pa.DataType:
         """Return the type that all values spell; a number with zeros before it is text."""
-        if values and all(map(_BOOL.fullmatch, values)):
-            return pa.bool_()
-        if values and all(_WHOLE.fullmatch(value) and int(value) in _INT64 for value in values):
-            return pa.int64()
-        return pa.float64() if values and all(map(_FRACTION.fullmatch, values)) else pa.string()
-
-    def text_trouble(self, values: Sequence[Any]) -> str:
-        return ""
-
-    def category_of(self, values: Sequence[Any]) -> str:
-        return "text"
+        return type_of([_spelt(value) for value in values])
 
     def width_of(self, value: Any) -> int | str:
         is_number = _BOOL.fullmatch(value) or _FRACTION.fullmatch(value)
         return 0 if is_number or number_of(value) is not None else f"{value!r:.80}"
+
+
+def _spelt(text: str) -> Any:
+    if _BOOL.fullmatch(text):
+        return text.lower() == "true"
+    if _WHOLE.fullmatch(text) and int(text) in INT64:
+        return int(text)
+    return float(text) if _FRACTION.fullmatch(text) else text
 
 
 class Csv(LineFormat):

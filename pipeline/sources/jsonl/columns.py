@@ -17,11 +17,11 @@ import pyarrow.compute as pc
 from pipeline.sources.columns.arrow_types import is_text
 from pipeline.sources.columns.pass_through import Problems, cast_column
 from pipeline.sources.lines.columns import Column, Role
+from pipeline.sources.lines.sample import INT64, described
 from pipeline.sources.rows import binary_array
 
 Values = Sequence[Any]
 """What JSON has for a column, one per row; None if it is null or missing."""
-_INT64 = range(-(2**63), 2**63)
 
 
 def plain_type(column: Column) -> pa.DataType:
@@ -51,89 +51,74 @@ def from_values(column: Column, values: Values) -> tuple[pa.Array, Problems]:
     return _FROM_VALUES[column.role](values, column)
 
 
-def described(value: Any) -> str:
-    """Say what a JSON value is."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true or false"
-    if isinstance(value, (int, float)):
-        return "a number"
-    return (
-        "text" if isinstance(value, str) else "a list" if isinstance(value, list) else "an object"
-    )
-
-
 def _texts(values: Sequence[str | None]) -> pa.Array:
     """Return large_string (N,), which may hold lone surrogates: no UTF-8, as found by readers."""
     data = [None if text is None else text.encode("utf-8", "surrogatepass") for text in values]
     return pa.Array.from_buffers(pa.large_string(), len(data), binary_array(data).buffers())
 
 
-def _as_text(values: Values, column: Column) -> tuple[pa.Array, Problems]:
+_BAD = object()
+
+
+def _converted(
+    values: Values, column: Column, convert: Callable[[Any], Any], expected: str
+) -> tuple[list[Any], Problems]:
+    """Convert the values that are not null; those of which it makes `_BAD` are problems."""
+    found = [None if value is None else convert(value) for value in values]
+    bad = [row for row, value in enumerate(found) if value is _BAD]
     problems = {
-        row: f"{column.name} is {described(value)}, expected text"
-        for row, value in enumerate(values)
-        if value is not None and not isinstance(value, str)
+        row: f"{column.name} is {described(values[row])}, expected {expected}" for row in bad
     }
-    return _texts([value if isinstance(value, str) else None for value in values]), problems
+    return [None if value is _BAD else value for value in found], problems
 
 
-def _as_id(values: Values, column: Column) -> tuple[pa.Array, Problems]:
-    texts: list[str | None] = []
-    problems: Problems = {}
-    for row, value in enumerate(values):
-        if isinstance(value, str) or value is None:
-            texts.append(value)
-        elif (
-            isinstance(value, (int, float))
-            and not isinstance(value, bool)
-            and (isinstance(value, int) or value == 0)
-        ):
-            texts.append(str(int(value)))  # JSON knows -0, which is a float here
-        else:
-            texts.append(None)
-            expected = "text or a whole number"
-            problems[row] = f"{column.name} is {described(value)}, expected {expected}"
+def _as_text(values: Values, column: Column) -> tuple[pa.Array, Problems]:
+    convert, expected = _TEXTS[column.role]
+    texts, problems = _converted(values, column, convert, expected)
     return _texts(texts), problems
 
 
-def _as_category(values: Values, column: Column) -> tuple[pa.Array, Problems]:
-    texts: list[str | None] = []
-    problems: Problems = {}
-    for row, value in enumerate(values):
-        if isinstance(value, bool):
-            texts.append("true" if value else "false")
-        elif isinstance(value, int | str) or value is None:
-            texts.append(None if value is None else str(value))
-        else:
-            texts.append(None)
-            expected = "text, a whole number, true or false"
-            problems[row] = f"{column.name} is {described(value)}, expected {expected}"
-    return _texts(texts), problems
+def _id(value: Any) -> Any:
+    if isinstance(value, str):
+        return value
+    # JSON knows -0, which is a float here.
+    is_whole = isinstance(value, int) or (isinstance(value, float) and value == 0)
+    return str(int(value)) if is_whole and not isinstance(value, bool) else _BAD
+
+
+def _category(value: Any) -> Any:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value) if isinstance(value, int | str) else _BAD
+
+
+_TEXTS: Mapping[Role, tuple[Callable[[Any], Any], str]] = {
+    "text": (lambda value: value if isinstance(value, str) else _BAD, "text"),
+    "id": (_id, "text or a whole number"),
+    "category": (_category, "text, a whole number, true or false"),
+}
 
 
 def _as_number(values: Values, column: Column) -> tuple[pa.Array, Problems]:
-    if column.width:
-        return _as_list(values, column)
-    problems = {}
-    for row, value in enumerate(values):
-        if value is not None and not _is_number(value):
-            problems[row] = f"{column.name} is {described(value)}, expected a number of 64 bits"
-    good = [None if v is None or row in problems else float(v) for row, v in enumerate(values)]
-    return pa.array(good, pa.float64()), problems
-
-
-def _as_list(values: Values, column: Column) -> tuple[pa.Array, Problems]:
-    problems = {}
-    good: list[list[float | None] | None] = []
-    for row, value in enumerate(values):
-        fits = isinstance(value, list) and all(v is None or _is_number(v) for v in value)
-        if value is not None and not fits:
-            problems[row] = f"{column.name} is {described(value)}, expected a list of numbers"
-        good.append([None if v is None else float(v) for v in value] if fits else None)
+    convert, expected = (_floats, "a list of numbers") if column.width else (_float, _NUMBER)
+    good, problems = _converted(values, column, convert, expected)
+    if not column.width:
+        return pa.array(good, pa.float64()), problems
     made, found = _fixed(pa.array(good, pa.list_(pa.float64())), column)
     return made, {**found, **problems}
+
+
+_NUMBER = "a number of 64 bits"
+
+
+def _float(value: Any) -> Any:
+    return float(value) if _is_number(value) else _BAD
+
+
+def _floats(value: Any) -> Any:
+    if not isinstance(value, list) or not all(v is None or _is_number(v) for v in value):
+        return _BAD
+    return [None if v is None else float(v) for v in value]
 
 
 def _is_number(value: Any) -> bool:
@@ -192,7 +177,7 @@ def _grouped(value: Any, kind: pa.DataType) -> tuple[pa.DataType | None, Any]:
         return None, value
     if isinstance(value, float) or pa.types.is_floating(kind):
         return pa.float64(), float(value)
-    return (pa.int64(), value) if value in _INT64 else (pa.large_string(), str(value))
+    return (pa.int64(), value) if value in INT64 else (pa.large_string(), str(value))
 
 
 def _to_json(value: Any) -> str | None:
@@ -203,8 +188,8 @@ def _to_json(value: Any) -> str | None:
 
 _FROM_VALUES: Mapping[Role, Callable[[Values, Column], tuple[pa.Array, Problems]]] = {
     "text": _as_text,
-    "id": _as_id,
+    "id": _as_text,
     "number": _as_number,
-    "category": _as_category,
+    "category": _as_text,
     "pass": _as_passed,
 }

@@ -6,12 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, BinaryIO
 
-import pyarrow as pa
-
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import Source
 from pipeline.sources.extents import Extent
-from pipeline.sources.jsonl.columns import described
 from pipeline.sources.jsonl.parse import Parser, parse_line
 from pipeline.sources.lines.blocks import Block, read_blocks
 from pipeline.sources.lines.columns import columns_for
@@ -23,7 +20,6 @@ from pipeline.storage.store import Store, StoredFile
 
 _ESCAPED = 6
 """JSON may write a byte of a text as six: \\u0041."""
-_INT64 = range(-(2**63), 2**63)
 
 
 def read_json_blocks(handle: BinaryIO, max_bytes: int) -> Iterator[Block]:
@@ -50,7 +46,7 @@ def sample_jsonl(store: Store, shards: Sequence[StoredFile], source: Source) -> 
                     bad = f"line {block.numbers[row]} is no JSON object"
                     yield bad if found is None else found, len(line)
 
-    return _JsonSample(source, *first_objects(store, shards, read))
+    return Sample(source, *first_objects(store, shards, read))
 
 
 def _object(line: bytes) -> Mapping[str, Any] | None:
@@ -59,58 +55,6 @@ def _object(line: bytes) -> Mapping[str, Any] | None:
     except ValueError:  # costs its row when it is read
         return None
     return value if isinstance(value, dict) else None
-
-
-class _JsonSample(Sample):
-    """Objects."""
-
-    def column(self, values: Sequence[Any]) -> pa.Array:
-        try:
-            return pa.array(values)
-        except (pa.ArrowException, OverflowError):  # of several kinds: a text may be among them
-            texts = [value if isinstance(value, str) else None for value in values]
-            return pa.array(texts, pa.string() if any(texts) else pa.null())
-
-    def type_of(self, values: Sequence[Any]) -> pa.DataType:
-        return type_of(values)
-
-    def text_trouble(self, values: Sequence[Any]) -> str:
-        is_text = not values or any(isinstance(value, str) for value in values)
-        return "" if is_text else described(values[0])
-
-    def category_of(self, values: Sequence[Any]) -> str:
-        fitting = [value for value in values if isinstance(value, str | int)]
-        if values and not fitting:
-            return ""
-        kinds = set(_kinds(fitting))
-        return kinds.pop() if len(kinds) == 1 else "text"
-
-    def width_of(self, value: Any) -> int | str:
-        if isinstance(value, (int, float)):
-            return 0
-        if isinstance(value, list):
-            return len(value) or "an empty list"
-        return described(value)
-
-
-def type_of(values: Sequence[Any]) -> pa.DataType:
-    """Return the type of a pass-through column by its first values: text unless all are numbers."""
-    kinds = set(_kinds(values))
-    if kinds == {"bool"}:
-        return pa.bool_()
-    if kinds == {"whole"}:
-        return pa.int64()
-    return pa.float64() if kinds and kinds <= {"whole", "fraction"} else pa.string()
-
-
-def _kinds(values: Sequence[Any]) -> Iterator[str]:
-    for value in values:
-        if isinstance(value, bool):
-            yield "bool"
-        elif isinstance(value, int):
-            yield "whole" if value in _INT64 else "text"
-        else:
-            yield "fraction" if isinstance(value, float) else "text"
 
 
 class Jsonl(LineFormat):

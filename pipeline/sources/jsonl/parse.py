@@ -21,9 +21,10 @@ from pipeline.core.failures import Failure, Reason
 from pipeline.sources.columns.base import STAGE, Failures
 from pipeline.sources.columns.column_path import value_at
 from pipeline.sources.columns.pass_through import Problems
-from pipeline.sources.jsonl.columns import described, from_plain, from_values, plain_type
+from pipeline.sources.jsonl.columns import from_plain, from_values, plain_type
 from pipeline.sources.lines.blocks import BLANK, Block
 from pipeline.sources.lines.columns import Column
+from pipeline.sources.lines.sample import described
 
 MAX_DEPTH = 200
 """Lists and objects inside each other; Python's own parser ends below 1,000."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, BinaryIO
 
@@ -28,6 +27,7 @@ from pipeline.storage.store import Store, StoredFile
 SAMPLE_ROWS = 1000
 _SAMPLE_BYTES = 16 * 2**20
 _SAMPLE_SHARDS = 16
+INT64 = range(-(2**63), 2**63)
 Objects = Sequence[Mapping[str, Any]]
 ReadObjects = Callable[[BinaryIO, str], Iterable[tuple[Mapping[str, Any] | str, int]]]
 """Of the handle and path of a shard: the columns of each line by name, of a bad line what is wrong
@@ -61,8 +61,8 @@ def first_objects(
     return "", (), troubles
 
 
-class Sample(ABC):
-    """The first lines of a shard, each a mapping of its columns; a format says what values are."""
+class Sample:
+    """The first lines of a shard, each a mapping of its columns to values as JSON has them."""
 
     def __init__(
         self, source: Source, path: str, objects: Objects, troubles: Sequence[str] = ()
@@ -86,25 +86,25 @@ class Sample(ABC):
             {name: self.column([each.get(name) for each in self._objects]) for name in names}
         )
 
-    @abstractmethod
     def column(self, values: Sequence[Any]) -> pa.Array:
         """Return values of a column, some of them None, with the type that they have."""
+        try:
+            return pa.array(values)
+        except (pa.ArrowException, OverflowError):  # of several kinds: a text may be among them
+            texts = [value if isinstance(value, str) else None for value in values]
+            return pa.array(texts, pa.string() if any(texts) else pa.null())
 
-    @abstractmethod
     def type_of(self, values: Sequence[Any]) -> pa.DataType:
         """Return the type of a pass-through column by its first values that are not null."""
+        return type_of(values)
 
-    @abstractmethod
-    def text_trouble(self, values: Sequence[Any]) -> str:
-        """Return what values are that are no texts, or ''."""
-
-    @abstractmethod
-    def category_of(self, values: Sequence[Any]) -> str:
-        """Return what categories mostly are: `text`, `whole` or `bool`; '' if none can be one."""
-
-    @abstractmethod
     def width_of(self, value: Any) -> int | str:
         """Return the length of a list of numbers, 0 of a number; or what the value is instead."""
+        if isinstance(value, (int, float)):
+            return 0
+        if isinstance(value, list):
+            return len(value) or "an empty list"
+        return described(value)
 
     def declare(self) -> tuple[pa.Schema, pa.Schema]:
         """Declare the pass-through columns, and the columns of the input.
@@ -165,12 +165,14 @@ class Sample(ABC):
                 raise self._refused(f"column {name!r} is both a number and something else")
 
     def _kind(self, name: str) -> str:
+        """Return what categories mostly are: `text`, `whole` or `bool`."""
         values = self._values(name)
-        if found := self.category_of(values):
-            return found
-        raise self._refused(
-            f"column {name!r} holds {self.text_trouble(values)}, expected text, whole numbers"
-        )
+        fitting = [value for value in values if isinstance(value, str | int)]
+        if values and not fitting:
+            what = described(values[0])
+            raise self._refused(f"column {name!r} holds {what}, expected text, whole numbers")
+        kinds = {*_kinds(fitting)}
+        return kinds.pop() if len(kinds) == 1 else "text"
 
     def _pass_through(self) -> pa.Schema:
         """Return the declared types of the pass-through columns.
@@ -205,8 +207,9 @@ class Sample(ABC):
         return values
 
     def _require_text(self, name: str) -> None:
-        if trouble := self.text_trouble(self._values(name)):
-            raise self._refused(f"column {name!r} holds {trouble}, expected text")
+        values = self._values(name)
+        if values and not any(isinstance(value, str) for value in values):
+            raise self._refused(f"column {name!r} holds {described(values[0])}, expected text")
 
     def _width(self, name: str) -> int:
         """Return the length of a feature's lists; 0 if it is a number."""
@@ -224,3 +227,36 @@ class Sample(ABC):
         return JobError(
             f"source: {self._path} does not fit the job; in its first {number} rows: {what}"
         )
+
+
+def described(value: Any) -> str:
+    """Say what a JSON value is."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, (int, float)):
+        return "a number"
+    return (
+        "text" if isinstance(value, str) else "a list" if isinstance(value, list) else "an object"
+    )
+
+
+def type_of(values: Sequence[Any]) -> pa.DataType:
+    """Return the type of a pass-through column by its first values: text unless all are numbers."""
+    kinds = {*_kinds(values)}
+    if kinds == {"bool"}:
+        return pa.bool_()
+    if kinds == {"whole"}:
+        return pa.int64()
+    return pa.float64() if kinds and kinds <= {"whole", "fraction"} else pa.string()
+
+
+def _kinds(values: Sequence[Any]) -> Iterator[str]:
+    for value in values:
+        if isinstance(value, bool):
+            yield "bool"
+        elif isinstance(value, int):
+            yield "whole" if value in INT64 else "text"
+        else:
+            yield "fraction" if isinstance(value, float) else "text"

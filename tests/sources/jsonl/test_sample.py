@@ -14,9 +14,8 @@ from pipeline.core.errors import JobError
 from pipeline.core.schema import ERROR, FEATURES, MESSAGE, feature_fields, text_fields
 from pipeline.planning.plan import schema_to_text
 from pipeline.sources.inputs import Inputs, list_inputs
-from pipeline.sources.jsonl.format import type_of
 from pipeline.sources.lines.columns import widths_of
-from pipeline.sources.lines.sample import SAMPLE_ROWS
+from pipeline.sources.lines.sample import SAMPLE_ROWS, type_of
 
 
 def listed(folder: Path, *values: Any, **fields: Any) -> Inputs:
