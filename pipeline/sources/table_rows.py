@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.core.arrays import as_array
+from pipeline.core.arrays import as_array, with_nulls
 from pipeline.core.failures import Reason
 from pipeline.sources.columns.arrow_types import is_text
 from pipeline.sources.columns.base import Failures, Place, fail
-from pipeline.sources.columns.pass_through import pass_through
+from pipeline.sources.columns.pass_through import not_utf8, pass_through
 from pipeline.sources.columns.value_sizes import with_compact_dictionaries, without_large
 from pipeline.sources.input_columns import columns_of
 from pipeline.sources.rows import Reader, make_rows
@@ -75,7 +75,7 @@ def _numbered(path: str, numbers: Sequence[int]) -> pa.Array:
 
 def text_ids(
     column: pa.ChunkedArray, fallback: pa.Array
-) -> tuple[pa.Array, list[int], dict[int, str]]:
+) -> tuple[pa.Array, list[int], Mapping[int, str]]:
     """Return ids as text, the fallback for a null.
 
     Args:
@@ -97,23 +97,12 @@ def text_ids(
     return pc.coalesce(values, fallback), nulls, broken
 
 
-def _texts(column: pa.Array) -> tuple[pa.Array, dict[int, str]]:
+def _texts(column: pa.Array) -> tuple[pa.Array, Mapping[int, str]]:
     data = column.cast(pa.large_binary())
     try:
         return data.cast(pa.string()), {}
     except pa.ArrowInvalid:  # which says of one value only that it is not UTF-8
-        decoded, broken = _decoded(data.to_pylist())
-    return pa.array(decoded, pa.string()), broken
-
-
-def _decoded(values: Sequence[bytes | None]) -> tuple[list[str | None], dict[int, str]]:
-    texts: list[str | None] = []
-    broken: dict[int, str] = {}
-    for row, value in enumerate(values):
-        try:
-            texts.append(None if value is None else value.decode("utf-8"))
-        except UnicodeDecodeError:
-            assert value is not None, "null decodes to null"
-            texts.append(None)
-            broken[row] = value.decode("utf-8", "backslashreplace")
-    return texts, broken
+        broken = not_utf8(column)
+    is_broken = np.zeros(len(column), np.bool_)
+    is_broken[[*broken]] = True
+    return with_nulls(data, is_broken).cast(pa.string()), broken

@@ -14,7 +14,7 @@ from pipeline.core.errors import JobError
 from pipeline.core.hive_paths import hive_values, without_folder
 from pipeline.core.schema import PART, RESERVED_COLUMNS, TEXT_FEATURE
 from pipeline.job.source import Source
-from pipeline.sources.columns.arrow_types import parse_type, published_type, type_trouble
+from pipeline.sources.columns.arrow_types import is_text, parse_type, published_type, type_trouble
 
 Problems = dict[int, str]
 """Row -> message about its value."""
@@ -163,11 +163,7 @@ def _explain(column: pa.Array, row: int, field: pa.Field, error: str) -> str:
 
 def not_utf8(column: pa.Array) -> Mapping[int, str]:
     """Return row -> printable form of text that is not UTF-8; {} for columns of other types."""
-    if not (
-        pa.types.is_string(column.type)
-        or pa.types.is_large_string(column.type)
-        or pa.types.is_string_view(column.type)
-    ):
+    if not is_text(column.type):
         return {}
     found = {}
     for row, value in enumerate(column.cast(pa.large_binary()).to_pylist()):
