@@ -22,13 +22,12 @@ from support.runs.selection import quick_cases
 from support.servers.faultproxy import FaultProxy
 from support.servers.s3server import S3Server
 
-from pipeline.commit.layout import Layout, staged_name
+from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import current_manifest, log_numbers, read_manifest
 from pipeline.commit.published.garbage import collect_garbage
 from pipeline.commit.published.rollback import history_numbers
 from pipeline.commit.published.verify import verify_output
 from pipeline.commit.staging import list_staged, read_footer
-from pipeline.core.slices import SliceKey
 from pipeline.storage.store import Store
 
 pytestmark = [pytest.mark.usefixtures("impatient"), pytest.mark.early]
@@ -191,7 +190,7 @@ def test_a_fault_at_any_step_of_a_run_with_carried_rows_changes_nothing_in_the_e
     step: Callable[[Store], object] = partial(run_night, inputs)
     if point.name == "mid_gc":
         step(store)
-        store.put(f"{LAYOUT.staging('f')}/{staged_name(SliceKey(0, 0, 1), 'a')}", b"")
+        store.put(LAYOUT.ctimes("of another plan", "late"), b"{}")
         step = collect
     act = {"exit": place.die_at, "raise": place.fail_at, "lost answer": place.lose_at}[fault]
     is_done = act(point, step) or point.is_committed

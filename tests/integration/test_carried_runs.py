@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -50,6 +51,15 @@ def predictions(folder: Path, date: str) -> pa.Table:
     return pa.concat_tables([pq.ParquetFile(part).read() for part in parts])
 
 
+def assert_alike(found: pa.Table, expected: pa.Table) -> None:
+    """Equal but for the last digits: in another batch a row may be rounded in another way."""
+    for table in (found, expected):
+        assert table.num_rows == NUM_ROWS
+    exact = ["row_id", "label", "label_id"]
+    assert found.select(exact).equals(expected.select(exact))
+    assert np.allclose(found["score"], expected["score"], rtol=0, atol=1e-6)
+
+
 def report(folder: Path, date: str) -> dict[str, Any]:
     found = (folder / "out" / "reports" / f"date={date}").glob("*/report.json")
     return dict(json.loads(max(found).read_bytes()))
@@ -71,7 +81,7 @@ def test_a_run_whose_source_cannot_be_read_computes_all_rows(tmp_path: Path) -> 
     assert second["carried"]["rows"] > 0
     assert second["rows"]["computed"] == NUM_ROWS - second["carried"]["rows"]
     whole = predictions(tmp_path, "2026-11-24")
-    assert predictions(tmp_path, "2026-11-25").equals(whole)
+    assert_alike(predictions(tmp_path, "2026-11-25"), whole)
 
     for part in (tmp_path / "out" / "predictions").glob("date=*/part-*"):
         part.rename(tmp_path / part.name)
@@ -79,7 +89,7 @@ def test_a_run_whose_source_cannot_be_read_computes_all_rows(tmp_path: Path) -> 
     assert "is gone" in third["carried"]["why_not"]
     assert third["rows"]["computed"] == third["rows"]["predicted"] == NUM_ROWS
     assert third["status"] == "published"
-    assert predictions(tmp_path, "2026-11-26").equals(whole)
+    assert_alike(predictions(tmp_path, "2026-11-26"), whole)
     ended = pipeline("verify", str(tmp_path / "out"), "--partition", "date=2026-11-26")
     assert ended.code == 0, ended.stdout
 
@@ -108,6 +118,6 @@ def test_a_run_that_stood_still_while_another_published_changes_nothing(
     assert still.returncode in (0, 4, 5), said
     assert report(tmp_path, "2026-11-25")["carried"]["rows"] > 0
     assert predictions(tmp_path, "2026-11-25").equals(published)
-    assert published.equals(predictions(tmp_path, "2026-11-24"))
+    assert_alike(published, predictions(tmp_path, "2026-11-24"))
     ended = pipeline("verify", str(tmp_path / "out"), "--partition", "date=2026-11-25")
     assert ended.code == 0, ended.stdout

@@ -35,6 +35,7 @@ from pipeline.core.schema import (
 )
 from pipeline.core.slices import SliceKey
 from pipeline.sources.units import Unit
+from pipeline.storage.errors import listed_files
 from pipeline.storage.store import Store
 
 TARGETS_PER_GROUP = 4
@@ -274,7 +275,8 @@ def _read_chunks(slices: Sequence[SizedSlice]) -> Iterator[list[SizedSlice]]:
 
 def _decode(data: bytes | Exception, path: str) -> tuple[StagedSlice, pa.Table]:
     if isinstance(data, Exception):
-        raise data
+        with listed_files():
+            raise data
     part = pq.ParquetFile(pa.BufferReader(data))
     return staged_of(part, path), part.read()
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import datetime as dt
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -69,9 +70,9 @@ def finish(
         InfraError: Slices are missing, or the store failed.
     """
     base = work.base
-    with run.record.stage("publish") as published, listed_files():
-        lease.check()  # a run that has taken over may have published and deleted these slices
+    with run.record.stage("publish") as published, _unless_taken_over(lease), listed_files():
         slices = require_complete(plan, staged)
+        lease.check()
         duplicates = _account(run, slices, tasks)
         num_rows = run.record.num_planned
         _note_retried(run, work)
@@ -100,6 +101,20 @@ def finish(
         published.bytes_out = sum(part.size_bytes for part in manifest.all_parts)
         discard_staged(run.store, folder, compactor.folder)
     return current
+
+
+@contextmanager
+def _unless_taken_over(lease: Lease) -> Iterator[None]:
+    """Explain what fails by a run that has taken over, if one has: it deletes what it published.
+
+    Raises:
+        PartitionBusy: One has.
+    """
+    try:
+        yield
+    except InfraError:
+        lease.check()
+        raise
 
 
 def _account(run: RunContext, slices: Slices, tasks: RunTasks) -> LabelledDuplicates:
