@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.core.errors import JobError
-from pipeline.models.directories.json_files import kind_of, preview, read_object, read_value
+from pipeline.models.directories.json_files import preview, read_object, read_value
 from pipeline.models.directories.text.sentence_transformers import PROMPTS, activation_of
 
 CONFIG = "config.json"
@@ -25,11 +25,9 @@ def labels_of(config: Any, values: Mapping[str, Any]) -> tuple[str, ...]:
     Raises:
         JobError: id2label does not name each output once.
     """
-    named = values.get("id2label")
+    named = read_value(values, "id2label", CONFIG, dict[str, str])
     if named is None:
         return tuple(f"LABEL_{index}" for index in range(config.num_labels))
-    if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
-        raise JobError(f"model.path: {CONFIG}: id2label is {kind_of(named)}, expected texts by id")
     wanted = [str(index) for index in range(len(named))]
     if sorted(named) != sorted(wanted):
         raise JobError(

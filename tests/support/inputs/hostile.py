@@ -361,8 +361,8 @@ HOSTILE: Mapping[str, Case] = {
     "a tokenizer_config of a list": Case(
         _write(TOKENIZER_CONFIG, b"[1]"), "tokenizer_config.json holds a list"
     ),
-    "modules of an object": Case(_write("modules.json", b"{}"), "modules.json holds an object"),
-    "modules of numbers": Case(_write("modules.json", b"[3]"), "modules.json lists a number"),
+    "modules of an object": Case(_write("modules.json", b"{}"), "modules is {}, expected a valid"),
+    "modules of numbers": Case(_write("modules.json", b"[3]"), "modules is 3, expected a valid"),
     "a number of 5,000 digits": Case(
         _write(CONFIG, b'{"hidden_size": ' + b"9" * 5000 + b"}"), "config.json is no JSON"
     ),

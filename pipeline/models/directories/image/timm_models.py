@@ -15,7 +15,7 @@ from pipeline.models.directories.facts import DirectoryFacts, ImageContract, Tim
 from pipeline.models.directories.image.image_numbers import channels, crop_ratio, pair
 from pipeline.models.directories.image.image_transform import make_spec
 from pipeline.models.directories.image.told import told
-from pipeline.models.directories.json_files import preview, read_value
+from pipeline.models.directories.json_files import checked, preview, read_value
 from pipeline.models.directories.library import check_numbers, require
 from pipeline.models.directories.tensors import read_headers, read_tensors, require_size
 from pipeline.models.weights.state_dict import load_state
@@ -111,9 +111,7 @@ def _model(values: Mapping[str, Any]) -> TimmModel:
         if values.get(key) is not None:
             arguments[key] = values[key]
     arguments.setdefault("num_classes", _object(values, "pretrained_cfg").get("num_classes"))
-    read_value(arguments, "num_classes", CONFIG, int, ge=0)
-    if arguments["num_classes"] is None:
-        raise JobError(f"model.path: {CONFIG}: num_classes is missing")
+    checked(arguments["num_classes"], "num_classes", CONFIG, int, ge=0)
     if arguments.get("in_chans", 3) not in (1, 3):
         raise JobError(
             f"model.path: {CONFIG}: in_chans is {preview(arguments['in_chans'])}; an image has 3, "
@@ -130,9 +128,7 @@ def _model(values: Mapping[str, Any]) -> TimmModel:
 
 
 def _object(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    found = values.get(key) or {}
-    if not isinstance(found, dict):
-        raise JobError(f"model.path: {CONFIG}: {key} is {preview(found)}, expected an object")
+    found: dict[str, Any] = read_value(values, key, CONFIG, dict, {})
     return found
 
 
@@ -236,9 +232,6 @@ def _labels(
         return found, (f"{CONFIG}: tag {preview(given['tag'])}: the class names of ImageNet-1k",)
     if names is None:
         return tuple(f"LABEL_{index}" for index in range(num_classes)), ()
-    is_names = isinstance(names, list) and all(isinstance(each, str) for each in names)
-    if not is_names or len(names) != num_classes:
-        raise JobError(
-            f"model.path: {CONFIG}: label_names must be {num_classes} texts, one per output"
-        )
+    count = {"min_length": num_classes, "max_length": num_classes}
+    names = checked(names, "label_names", CONFIG, list[str], **count)
     return tuple(names), (f"{CONFIG}: {num_classes} class names",)

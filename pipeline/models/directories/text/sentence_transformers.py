@@ -14,7 +14,7 @@ from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.models.directories.facts import DenseLayer, Pooling
 from pipeline.models.directories.json_files import (
-    kind_of,
+    checked,
     preview,
     read_json,
     read_object,
@@ -64,14 +64,11 @@ def read_modules(folder: Path) -> list[tuple[str, str]]:
 
 def parse_modules(found: Any) -> list[tuple[str, str]]:
     """Parse the list of modules; see `read_modules`."""
-    if not isinstance(found, list) or not found:
-        raise JobError(f"model.path: {MODULES} holds {kind_of(found)}, expected a list of modules")
-    return [_module(entry) for entry in found]
+    modules = checked(found, "modules", MODULES, list[dict[str, Any]], min_length=1)
+    return [_module(entry) for entry in modules]
 
 
-def _module(entry: Any) -> tuple[str, str]:
-    if not isinstance(entry, dict):
-        raise JobError(f"model.path: {MODULES} lists {kind_of(entry)}, expected an object")
+def _module(entry: Mapping[str, Any]) -> tuple[str, str]:
     name = entry.get("type")
     if not isinstance(name, str) or name not in _TYPES:
         raise JobError(
@@ -114,13 +111,10 @@ def read_pooling(folder: Path, at: str) -> Pooling:
     where = f"{at}config.json"
     values = read_object(folder, where)
     mode = values.get("pooling_mode")
-    modes = [mode] if isinstance(mode, str) else mode
     if mode is None:
-        modes = [
-            new for old, new in _OLD_KEYS.items() if read_value(values, old, where, bool, False)
-        ]
-    if not isinstance(modes, list):
-        raise JobError(f"model.path: {where}: pooling_mode is {preview(mode)}, expected a text")
+        mode = [new for old, new in _OLD_KEYS.items() if read_value(values, old, where, bool)]
+    listed = [mode] if isinstance(mode, str) else mode
+    modes: list[str] = checked(listed, "pooling_mode", where, list[str])
     for each in modes:
         if each not in MODES:
             raise JobError(
@@ -138,9 +132,8 @@ def read_dense(folder: Path, at: str) -> DenseLayer:
     """
     where = f"{at}config.json"
     values = read_object(folder, where)
-    width, dim = (read_value(values, f"{end}_features", where, int, ge=1) for end in ("in", "out"))
-    if width is None or dim is None:
-        raise JobError(f"model.path: {where}: in_features and out_features must be given")
+    keys = ("in_features", "out_features")
+    width, dim = (checked(values.get(key), key, where, int, ge=1) for key in keys)
     named = read_value(values, "activation_function", where, str, _USUAL_ACTIVATION)
     if read_value(values, "use_residual", where, bool, False):
         raise JobError(f"model.path: {where}: use_residual is not read")
@@ -185,9 +178,7 @@ def read_prompt(folder: Path) -> str:
         JobError: The default prompt is not among them.
     """
     values = read_object(folder, PROMPTS, optional=True)
-    prompts = values.get("prompts") or {}
-    if not isinstance(prompts, dict) or not all(isinstance(p, str) for p in prompts.values()):
-        raise JobError(f"model.path: {PROMPTS}: prompts must be an object of texts")
+    prompts: dict[str, str] = read_value(values, "prompts", PROMPTS, dict[str, str], {})
     name = read_value(values, "default_prompt_name", PROMPTS, str)
     if name is not None and name not in prompts:
         raise JobError(

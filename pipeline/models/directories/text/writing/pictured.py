@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories.facts import GenerationFacts
-from pipeline.models.directories.json_files import preview
+from pipeline.models.directories.json_files import checked, preview
 from pipeline.models.directories.text.text_facts import TOKENIZER, load_tokenizer
 from pipeline.models.directories.text.writing.generation_config import (
     Reader,
@@ -80,12 +80,11 @@ def pictured_facts(folder: Path, read: Reader, config: Any) -> GenerationFacts:
             f"token of {TOKENIZER}"
         )
     most = most_places(config) or _MOST_PLACES
-    sizes: list[Any] = [getattr(vision, key, None) for key in ("image_size", "patch_size")]
-    if not all(type(size) is int and size > 0 for size in sizes):
-        raise JobError(
-            f"model.path: {_CONFIG}: vision_config: an image of {preview(sizes[0])} px in patches "
-            f"of {preview(sizes[1])} px, expected two whole numbers"
-        )
+    keys = ("image_size", "patch_size")
+    sizes = [
+        checked(getattr(vision, key, None), key, f"{_CONFIG}: vision_config", int, gt=0)
+        for key in keys
+    ]
     count = family.num_tokens(config, (sizes[0] // sizes[1]) ** 2)
     if not 0 < count < min(most, _MOST_PLACES):
         raise JobError(

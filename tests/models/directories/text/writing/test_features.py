@@ -351,7 +351,7 @@ def test_an_encoder_needs_no_layer_that_no_decoder_looks_at(folder_of: Any, tmp_
     ("values", "problem"),
     [
         ({"image_size": 2**30}, "an image of 18014398509481984 tokens, beside 96 places"),
-        ({"image_size": [32, 32]}, "an image of [32, 32] px in patches of 8 px"),
+        ({"image_size": [32, 32]}, "image_size is [32, 32], expected a valid integer"),
     ],
 )
 def test_an_image_of_endless_tokens_is_refused(
