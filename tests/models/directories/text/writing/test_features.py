@@ -86,14 +86,19 @@ def require_equal(path: Path, spec: ModelSpec, data: Sequence[bytes], **options:
 
 
 @pytest.mark.parametrize("family", ALL)
-def test_texts_are_those_of_the_library(family: str, folder_of: Any):
+def test_texts_are_those_of_the_library_and_hold_the_check_by_one_pass(family: str, folder_of: Any):
     path = folder_of(family)
-    spec = feature_writing(path)
+    spec, counters = feature_writing(path), Counters()
     texts = require_equal(path, spec, data_of(family))
     assert len({*texts}) > 2  # the model looks at its input
-    found = predicted(spec, prepared_features(spec, data_of(family)), FEW)
+    config = PredictorConfig(spec, 4, 0.0, 1, pa.schema([]), LIMITS, uuid.uuid4().hex)
+    rows = prepared_features(spec, data_of(family))
+    found = GenerateEngine(config).predict(rows, counters).to_pylist()
     assert {row["num_input_tokens"] for row in found} == NUM_INPUT.get(family, {17})
     assert {row["finish_reason"] for row in found} <= {"eos", "length"}
+    checked = SliceFigures.from_json(counters).reference_check
+    assert checked is not None
+    assert checked.num_rows == checked.num_agreed == rows.num_rows
 
 
 @pytest.mark.parametrize("family", ALL)
@@ -108,17 +113,6 @@ def test_what_neighbours_are_changes_no_bit_of_a_row(family: str, folder_of: Any
         return found["text"][0], found["mean_logprob"][0]
 
     assert first_of(0, 1, 2) == first_of(0, 3, 0)
-
-
-@pytest.mark.parametrize("family", ALL)
-def test_the_first_slice_is_checked_by_one_pass(family: str, folder_of: Any):
-    spec, counters = feature_writing(folder_of(family)), Counters()
-    config = PredictorConfig(spec, 4, 0.0, 1, pa.schema([]), LIMITS, uuid.uuid4().hex)
-    rows = prepared_features(spec, data_of(family))
-    GenerateEngine(config).predict(rows, counters)
-    checked = SliceFigures.from_json(counters).reference_check
-    assert checked is not None
-    assert checked.num_rows == checked.num_agreed == rows.num_rows
 
 
 @pytest.mark.parametrize("family", ["whisper", "git"])
