@@ -5,29 +5,22 @@ from __future__ import annotations
 import datetime as dt
 import random
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import models
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from support.models.model_cases import colours_state
-from support.runs.carried_runs import stop_at
+from support.runs.carried_runs import age_versions, assert_as_all_computed, stop_at
 from support.runs.earlier_partitions import EarlierPartition
 from support.runs.night_inputs import KINDS, Change, NightInputs
 
-from pipeline.commit.layout import Layout
-from pipeline.commit.manifest import log_numbers, read_manifest
-from pipeline.commit.parts.compaction import Compacted
+from pipeline.commit.manifest import log_numbers
 from pipeline.commit.published.garbage import collect_garbage
 from pipeline.commit.published.rollback import rollback
-from pipeline.commit.published.verify import verify_output
-from pipeline.commit.shard_table import PLACES, NoKeys, read_shard_table, write_shard_table
 from pipeline.storage.store import Store
 
 FIRST = dt.date(2026, 11, 1)
@@ -106,7 +99,7 @@ class Nights:
         }.get(setting.kind, lambda by: {k: v + by for k, v in colours_state().items()})
         if model:
             self.job.sections["model"] = {"factory": model}
-        self.num_weights = self.num_limits = self.num_wholes = self.carried = 0
+        self.num_weights = self.num_limits = self.carried = 0
         torch.save(self.state(0), self.job.weights)
 
     def go_on(self, night: Night, number: int) -> None:
@@ -157,30 +150,12 @@ class Nights:
             transform = {**models.TRANSFORM, "size_px": 32 - self.num_limits % 2}
             self.job.sections |= {"transform": transform}
 
-    def versions(self) -> Iterator[tuple[Layout, int]]:
-        names = self.job.out.list_folders("_control")
-        for layout in map(Layout, names):
-            yield from ((layout, number) for number in log_numbers(self.job.out, layout))
-
     def age(self, days: int) -> None:
         """Let all versions have been computed earlier, so that none of their rows may be taken."""
         self.job.drift += 1
         # What is staged of the same files is gone on from, whatever became of its version.
         collect_garbage(self.job.out, self.job.layout, grace_s=-3600.0)
-        store = self.job.out
-        for layout, number in self.versions():
-            manifest = read_manifest(store, layout, number)
-            try:
-                table = read_shard_table(store, layout, manifest)
-                path = Path(store.uri) / manifest.keys["folder"] / PLACES
-                order = pq.read_table(path).column(0).to_numpy() if path.exists() else None
-            except (NoKeys, OSError):
-                continue
-            ranks = np.argsort(order) if order is not None else None
-            shards = [replace(s, computed_day=s.computed_day - days) for s in table.shards]
-            parts = Compacted(manifest.parts, (), ranks=ranks)
-            keys = write_shard_table(store, manifest.keys["folder"], table.about, shards, parts)
-            store.put(layout.log_entry(number), replace(manifest, keys=keys).to_json())
+        age_versions(self.job.out, days)
 
     def damage(self, chance: random.Random, *, is_lost: bool) -> None:
         """Flip a bit of each file that predictions are taken from, or of some lose all."""
@@ -214,25 +189,8 @@ class Nights:
 
     def compare(self) -> None:
         """Compare what is published with what a run of all rows publishes."""
-        self.num_wholes += 1
         sink = {key: each for key, each in self.job.sections["sink"].items() if key != "table"}
-        whole = replace(
-            self.job,
-            out=Store(str(self.root / f"whole-{self.num_wholes}")),
-            sections={**self.job.sections, "sink": sink},
-            reuse=False,
-            said=[],
-            computed=[],
-        )
-        whole.run()
-        assert self.job.content() == whole.content()
-        ours, theirs = self.job.current(), whole.current()
-        assert (ours.fingerprint, ours.row_id_hash) == (theirs.fingerprint, theirs.row_id_hash)
-        assert (ours.num_rows, ours.num_predicted) == (theirs.num_rows, theirs.num_predicted)
-        if self.setting.kind != "ids":  # duplicates, whose numbers stay among the others
-            assert ours.distribution == theirs.distribution
-        found = verify_output(self.job.out.uri, self.job.partition, {})
-        assert found["status"] == "ok", found
+        assert_as_all_computed(self.job, self.root, sections={**self.job.sections, "sink": sink})
 
 
 def go_through(setting: Setting, nights: list[Night]) -> int:

@@ -69,8 +69,8 @@ def test_rows_are_drawn_by_their_content_with_their_probability(probability: flo
     assert not are_drawn(hashes[:9], 0.0, SEED).any()
 
 
-def numbers(values: list[float | None]) -> pa.Table:
-    errors = [None if value is not None else "too_large" for value in values]
+def numbers(values: list[float | None], reason: str = "too_large") -> pa.Table:
+    errors = [None if value is not None else reason for value in values]
     columns = {
         "row_id": [f"r{n}" for n in range(len(values))],
         "value": values,
@@ -87,3 +87,5 @@ def test_numbers_are_compared_by_the_usual_size_of_the_slice_and_what_fails_diff
     assert num_rows == 3
     assert [line.partition(":")[0] for line in lines] == ["r2", "r1"]
     assert "is in quarantine now: too_large" in lines[0]
+    of_moment = numbers([0.0, 100.0, None], "timeout")
+    assert checker(known, of_moment, others) == (2, []), "the moment may be why"

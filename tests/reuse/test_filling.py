@@ -43,6 +43,7 @@ def published(tmp_path: Path, kind: str = "parquet", **sections: Any) -> Earlier
     torch.save(colours_state(), tmp_path / "weights.pt")
     out, weights = Store(str(tmp_path / "out")), str(tmp_path / "weights.pt")
     sections = {"sink": {"target_part_mib": 0.004}, **sections}
+    sections["run"] = {"slice_rows": 50, **sections.get("run", {})}
     partition = EarlierPartition(
         str(folder), out, of_kind.source, {f"s{of_kind.suffix}#7"}, sections, weights
     )
@@ -110,9 +111,8 @@ def test_slices_are_tiled_and_no_row_is_lost_or_there_twice_whichever_part_is_go
         assert (key.unit == unit) == (key.start > 0)
         assert key.start in (0, position)
         position, unit = key.end, key.unit
-    whole = EarlierPartition(
-        partition.inputs, Store(str(tmp_path / "whole")), partition.source, weights=""
-    )
+    whole = EarlierPartition(partition.inputs, Store(str(tmp_path / "whole")), partition.source)
+    whole.sections["run"] = {"slice_rows": 200}
     whole.run()
     assert ids_of(slices) == whole.computed
     known = sum(each.aside.column(SOURCE).is_valid().to_pylist().count(True) for each in slices)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import random
 from collections.abc import Callable
 from itertools import product
@@ -9,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from models import TRANSFORM
+from support.inputs.tars import Entry, pack
+from support.models.model_cases import colours_state
 from support.runs.earlier_partitions import LAYOUT, EarlierPartition, damage, write_same_time
 from support.runs.night_inputs import image
 from support.runs.retry_runs import (
@@ -148,6 +152,34 @@ def test_other_reasons_than_those_asked_for_stay_as_they_are(tmp_path: Path):
     verify(partition)
 
 
+@pytest.mark.parametrize("write", [write_tars, write_lines], ids=named)
+def test_of_a_shard_that_only_reading_counts_other_failures_stay_in_their_places(
+    write: Write, tmp_path: Path
+):
+    partition = make_partition(tmp_path, write)
+    path = sorted(Path(partition.inputs).iterdir())[1]
+    if write is write_tars:
+        lost = Entry("k13.cls", b"13")
+        path.write_bytes(
+            pack(lost if row == 13 else Entry(f"k{row}.jpg", image(row)) for row in range(10, 20))
+        )
+    else:
+        lines = gzip.decompress(path.read_bytes()).splitlines()
+        lines[3] = b"{}"
+        path.write_bytes(gzip.compress(b"\n".join(lines)))
+    partition.broken = {image(11).decode(), image(16).decode()}
+    partition.run()
+    asked, kept, again = partition.content()[1]
+    partition.broken = {image(16).decode()}
+    assert partition.retry(asked["reason"]) == "published"
+    assert partition.computed == [asked["row_id"], again["row_id"]]
+    good, failed = partition.content()
+    assert (failed[0], [row["row_id"] for row in failed[1:]]) == (kept, [again["row_id"]])
+    whole = whole_partition(partition, tmp_path)
+    assert good == [row for row in whole.content()[0] if row["row_id"] != again["row_id"]]
+    verify(partition)
+
+
 def test_rows_that_all_fail_for_another_reason_are_a_new_version(tmp_path: Path):
     partition = make_partition(tmp_path, write_links)
     gone = Path(partition.inputs) / "photos" / "4.jpg"
@@ -247,8 +279,8 @@ def test_of_another_job_all_rows_are_computed_and_the_log_says_so(
 def test_of_a_limit_of_rows_over_tars_all_rows_are_computed(tmp_path: Path):
     """One unit has all tars then, of which no version knows the rows."""
     partition = make_partition(tmp_path, write_tars)
-    (tmp_path / "weights.pt").write_bytes(weights())
     partition.weights = str(tmp_path / "weights.pt")
+    torch.save(colours_state(), partition.weights)
     partition.broken = {"t0.tar/k3"}
     partition.run()
     limited = make_partition_again(partition, run={"limit_rows": 25})
@@ -276,8 +308,8 @@ def test_of_code_that_was_mended_the_other_rows_stay_and_the_next_run_computes_a
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     partition = make_partition(tmp_path, write_images)
-    (tmp_path / "weights.pt").write_bytes(weights())
     partition.weights = str(tmp_path / "weights.pt")
+    torch.save(colours_state(), partition.weights)
     partition.broken = {"003.jpg"}
     first = partition.run()
     monkeypatch.setitem(SEMANTICS, "decode", SEMANTICS["decode"] + 1)  # type: ignore[arg-type]
@@ -288,17 +320,6 @@ def test_of_code_that_was_mended_the_other_rows_stay_and_the_next_run_computes_a
     verify(partition)
     partition.run()
     assert len(partition.computed) == 40, "no version is of two codes for longer"
-
-
-def weights() -> bytes:
-    import io
-
-    import torch
-    from support.models.model_cases import colours_state
-
-    buffer = io.BytesIO()
-    torch.save(colours_state(), buffer)
-    return buffer.getvalue()
 
 
 def test_of_two_that_publish_at_once_the_second_does_not_pass_for_the_first(

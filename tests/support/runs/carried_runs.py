@@ -4,16 +4,24 @@ partition's. Files of a folder keep their times while the folder is away.
 
 from __future__ import annotations
 
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+from pipeline.commit.layout import Layout
+from pipeline.commit.manifest import log_numbers, read_manifest
+from pipeline.commit.parts.compaction import Compacted
+from pipeline.commit.published.verify import verify_output
+from pipeline.commit.shard_table import PLACES, NoKeys, read_shard_table, write_shard_table
 from pipeline.core.environment import FAILPOINT
 from pipeline.process import failpoints
 from pipeline.storage.store import Store
@@ -98,3 +106,41 @@ def stop_at(point: str, act: Callable[[], object]) -> None:
         patch.setenv(FAILPOINT, f"{point}:raise")
         with pytest.raises(RuntimeError, match=point):
             act()
+
+
+def age_versions(store: Store, days: int) -> None:
+    """Let the rows of all versions have been computed earlier, by the tables of their shards."""
+    layouts = [Layout(name) for name in store.list_folders("_control")]
+    for layout, number in ((each, n) for each in layouts for n in log_numbers(store, each)):
+        manifest = read_manifest(store, layout, number)
+        try:
+            table = read_shard_table(store, layout, manifest)
+            path = Path(store.uri) / manifest.keys["folder"] / PLACES
+            order = pq.read_table(path).column(0).to_numpy() if path.exists() else None
+        except (NoKeys, OSError):
+            continue
+        ranks = np.argsort(order) if order is not None else None
+        shards = [replace(s, computed_day=s.computed_day - days) for s in table.shards]
+        parts = Compacted(manifest.parts, (), ranks=ranks)
+        keys = write_shard_table(store, manifest.keys["folder"], table.about, shards, parts)
+        store.put(layout.log_entry(number), replace(manifest, keys=keys).to_json())
+
+
+def assert_as_all_computed(partition: EarlierPartition, folder: Path, **changes: Any) -> None:
+    """Compare predictions, quarantine and proofs with those of a run of all rows.
+
+    Args:
+        folder: Where that run publishes to.
+        changes: Fields in which it is another one.
+    """
+    out = Store(str(folder / f"whole-{uuid.uuid4().hex}"))
+    whole = replace(partition, out=out, reuse=False, said=[], computed=[], **changes)
+    whole.run()
+    assert partition.content() == whole.content()
+    ours, theirs = partition.current(), whole.current()
+    assert (ours.fingerprint, ours.row_id_hash) == (theirs.fingerprint, theirs.row_id_hash)
+    assert (ours.num_rows, ours.num_predicted) == (theirs.num_rows, theirs.num_predicted)
+    if "duplicate_id" not in partition.failed().values():  # whose numbers stay among the others
+        assert ours.distribution == theirs.distribution
+    found = verify_output(partition.out.uri, partition.partition, {})
+    assert found["status"] == "ok", found
