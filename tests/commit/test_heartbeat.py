@@ -56,6 +56,8 @@ def test_whatever_ends_a_run_its_exit_code_is_in_the_last_renewal(
     with pytest.raises(type(error)), hold_lease(store, LAYOUT, "run-1", LONG_S):
         raise error
     assert said(store).exit_code == code
+    with hold_lease(store, LAYOUT, "run-2", LONG_S) as lease:
+        assert lease.epoch == 2, "it let go"
 
 
 def test_leases_of_the_same_fingerprint_are_attempts(tmp_path: Any):

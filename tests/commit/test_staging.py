@@ -204,7 +204,7 @@ def test_whole_numbers_that_hardly_repeat_are_stored_as_differences():
     assert encodings(pa.table({"often": [7] * 50}))["column_encoding"] is None
 
 
-def test_of_a_row_without_folders_the_first_column_is_blamed_and_its_failure_stays():
+def test_of_a_row_without_folders_the_first_column_is_blamed_and_its_failure_stays(tmp_path: Path):
     kinds, rooms = ["", "a", "b", "", "c"], ["x" * 300, "y" * 300, "b", "b", None]
     failures = [None, None, None, Failure(Reason.TIMEOUT, "predict", "too slow"), None]
     fields = [pa.field("kind", pa.string()), pa.field("room", pa.string())]
@@ -221,3 +221,9 @@ def test_of_a_row_without_folders_the_first_column_is_blamed_and_its_failure_sta
     assert messages[0].startswith("kind is empty text")
     assert messages[1].startswith("room has 300 characters")
     assert messages[3] == "too slow"
+    writer = StagingWriter(Store(str(tmp_path)), "s", "r", "zstd", {}, folders=("kind", "room"))
+    staged = writer.write(SliceKey(0, 0, 5, is_last=True), {}, rows)
+    assert staged.reasons == {"bad_schema": 2, "timeout": 1}
+    assert pq.read_table(tmp_path / "s" / staged.name)["error"].to_pylist() == (
+        found["error"].to_pylist()
+    )

@@ -79,6 +79,7 @@ def test_pages_and_tables_show_nothing_that_is_not_printable(page: Callable[[], 
     lines = as_lines(page())
     assert all(line.isprintable() for line in lines.splitlines())
     assert r"\x1b]0;PWNED" in lines
+    assert "[red]" in lines, "no markup"
     assert not any(line.startswith("2026-01-01") for line in lines.splitlines())
 
 

@@ -29,7 +29,7 @@ from pipeline.commit.published.rollback import rollback
 from pipeline.commit.published.verify import verify_output
 from pipeline.commit.staging import StagingWriter, quarantine_without_folder
 from pipeline.core.errors import GateRefused
-from pipeline.core.failures import Failure, Reason, failure_columns
+from pipeline.core.failures import failure_columns
 from pipeline.core.hive_paths import MAX_VALUES, values_of
 from pipeline.core.schema import CLASSIFY_FIELDS, prediction_schema, staged_schema
 from pipeline.core.slices import SliceKey
@@ -89,20 +89,6 @@ def test_every_value_has_a_folder_with_its_rows_in_input_order(any_store: Store)
     assert {row["column"] for row in found["schema"]} == set(good_rows(ROWS).column_names)
 
 
-def test_columns_of_folders_are_read_by_name(usual_store: Store):
-    publish_rows(usual_store, rows=ROWS)
-    table = read_predictions(
-        usual_store.uri,
-        DAY,
-        columns=["label", "row_id"],
-        storage_options=dict(usual_store.storage_options),
-    )
-    assert table.column_names == ["label", "row_id"]
-    expected = good_rows(ROWS).select(["row_id", "label"]).to_pydict()
-    found = dict(zip(*table.select(["row_id", "label"]).to_pydict().values(), strict=True))
-    assert found == dict(zip(*expected.values(), strict=True))
-
-
 def test_versions_with_other_folders_replace_each_other_and_come_back(usual_store: Store):
     plain = dataclasses.replace(ROWS, edition=1, partition_columns=())
     by_kind = dataclasses.replace(ROWS, edition=2, partition_columns=("kind",))
@@ -117,13 +103,6 @@ def test_versions_with_other_folders_replace_each_other_and_come_back(usual_stor
         assert set(read(usual_store)["edition"].to_pylist()) == {rows.edition}
         present = set(snapshot(usual_store, *FOLDERS)) - {LAYOUT.success}
         assert present == {part.path for part in back.all_parts}
-
-
-def test_a_lost_file_in_a_folder_is_found(any_store: Store):
-    manifest = publish_rows(any_store, rows=ROWS)
-    any_store.delete([manifest.parts[-1].path])
-    with pytest.raises(Exception, match="is missing"):
-        verify(any_store)
 
 
 def test_files_of_a_crashed_attempt_are_tidied_up_in_their_folders(usual_store: Store):
@@ -227,39 +206,6 @@ def test_values_are_counted_over_all_groups(tmp_path: Path):
     slices = [(key, path, 16.0 * 2**20) for key, path, _ in slices]
     with pytest.raises(GateRefused, match=f"place: {2 * half} different values"):
         by_place(store, slices, 2.0**27)
-
-
-def test_predicted_values_that_name_no_folder_are_quarantined_when_they_are_staged(tmp_path: Path):
-    store, task_fields = Store(str(tmp_path)), [pa.field("kind", pa.string(), nullable=True)]
-    schema = staged_schema([pa.field("camera", pa.string())], task_fields)
-    kinds = ["cat", "", "x" * 300, None, "dog", ""]
-    failures = [None] * 5 + [Failure(Reason.TIMEOUT, "predict", "too slow")]
-    columns = {
-        "row_id": [str(row) for row in range(6)],
-        "uri": ["in"] * 6,
-        "camera": ["front"] * 6,
-        "kind": kinds,
-        **failure_columns(failures),
-    }
-    rows = pa.table(columns, schema=schema)
-    key = SliceKey(0, 0, 6, is_last=True)
-    writer = StagingWriter(store, "staging", "r", "zstd", {}, folders=("kind", "camera"))
-    staged = writer.write(key, {}, rows)
-    assert staged.reasons == {"bad_schema": 2, "timeout": 1}
-    compactor = Compactor(
-        store, "out", "000001-0123456789ab", prediction_schema(
-            [pa.field("camera", pa.string())], task_fields
-        ), "zstd", {}, 2.0**20, store,
-    )  # fmt: skip
-    slices = [(key, f"staging/{staged.name}", 100.0)]
-    done = compact_by_value(compactor, ["kind"], slices, (), {}, run_here)
-    assert sum(part.num_rows for part in done.predictions) == 3
-    (part,) = done.quarantine
-    quarantined = read_part_table(store, dataclasses.replace(part, path=f"out/{part.path}"))
-    assert quarantined["row_id"].to_pylist() == ["1", "2", "5"]
-    assert quarantined["stage"].to_pylist() == ["write", "write", "predict"]
-    assert "kind is empty text" in quarantined["message"][0].as_py()
-    assert "kind has 300 characters" in quarantined["message"][1].as_py()
 
 
 def test_values_that_are_all_folders_are_staged_as_they_are():

@@ -20,15 +20,15 @@ from pipeline.storage.store import Store
 LAYOUT = Layout(DAY)
 
 
-def test_models_that_nothing_names_any_more_are_garbage(any_store: Store):
-    assert unneeded_models(any_store, grace_s=-3600) == []
+def test_models_that_nothing_names_any_more_are_garbage(usual_store: Store):
+    assert unneeded_models(usual_store, grace_s=-3600) == []
     named = {"profiles/a.json": "1" * 64, "date=2026-11-24/choice/f.json": "2" * 64}
     for path, sha256 in named.items():
-        any_store.put(f"_control/{path}", json.dumps({"artefact_sha256": sha256}).encode())
+        usual_store.put(f"_control/{path}", json.dumps({"artefact_sha256": sha256}).encode())
     for sha256 in (*named.values(), "3" * 64):
-        any_store.put(model_path(sha256), b"model")
-    assert unneeded_models(any_store, grace_s=3600) == []
-    (found,) = unneeded_models(any_store, grace_s=-3600)
+        usual_store.put(model_path(sha256), b"model")
+    assert unneeded_models(usual_store, grace_s=3600) == []
+    (found,) = unneeded_models(usual_store, grace_s=-3600)
     assert found.path == model_path("3" * 64)
 
 
@@ -38,8 +38,10 @@ def test_what_is_younger_than_the_grace_period_stays(tmp_path: Path):
         prepare_version(store, LAYOUT, Rows(edition), edition, "r")
     old, young = (snapshot(store, LAYOUT.staging(Rows(edition).fingerprint)) for edition in (1, 2))
     store.put(f"{LAYOUT.control}/notes.txt", b"no staging")
-    age_files(tmp_path, [*old, f"{LAYOUT.control}/notes.txt"], age_s=7200)
-    age_files(tmp_path, [*young], age_s=3000)
+    newest, *others = young
+    age_files(tmp_path, [*old, *others, f"{LAYOUT.control}/notes.txt"], age_s=7200)
+    age_files(tmp_path, [newest], age_s=3000)
+    assert others, "a folder stays while its newest file is young"
     num_bytes = sum((tmp_path / path).stat().st_size for path in old)
     assert collect_garbage(store, LAYOUT, grace_s=3600) == Garbage(len(old), num_bytes)
     assert snapshot(store, f"{LAYOUT.control}/staging") == young
@@ -53,6 +55,7 @@ def test_a_collection_that_is_killed_is_finished_by_the_next(
     store = Store(str(tmp_path))
     for edition in (1, 2):
         publish_rows(store, rows=Rows(edition))
+    published = snapshot(store, "")
     staged = snapshot(store, f"{LAYOUT.control}/staging")
     with monkeypatch.context() as patch:
         patch.setattr(failpoints, "_reached", Counter())
@@ -63,5 +66,5 @@ def test_a_collection_that_is_killed_is_finished_by_the_next(
     assert 0 < len(left) < len(staged)
     verify_output(store.uri, DAY, {})
     assert collect_garbage(store, LAYOUT, grace_s=-3600).num_files == len(left)
-    assert snapshot(store, f"{LAYOUT.control}/staging") == {}
+    assert snapshot(store, "") == {k: v for k, v in published.items() if k not in staged}
     verify_output(store.uri, DAY, {})

@@ -97,12 +97,6 @@ def test_what_was_published_is_proved(store: Store, rows: Rows, partition: str |
     assert set(statuses.values()) <= {"pass", "skipped"}
 
 
-def test_a_replaced_version_is_proved_too(store: Store):
-    for edition in (1, 2, 3):
-        publish_rows(store, rows=Rows(edition))
-    assert verify(store)["parts"] == "pass"
-
-
 def test_a_version_without_keys_is_proved_without_them(store: Store):
     publish_spoiled(store, num_rows=1_000)
     assert verify(store) == {**dict.fromkeys(CHECKS, "pass"), "keys": "skipped"}
