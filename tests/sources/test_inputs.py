@@ -88,14 +88,14 @@ IN_B = ["b/_DSC0001.JPG", "b/c.JPEG", "b/d.png"]
     ],
 )
 def test_folders_globs_and_single_files_name_their_shards(
-    pattern: str, wanted: list[str], skipped: dict[str, int], any_store: Store
+    pattern: str, wanted: list[str], skipped: dict[str, int], usual_store: Store
 ):
     for path, data in FILES.items():
-        any_store.put(path, data)
-    options = dict(any_store.storage_options)
-    found = listed(any_store.url(pattern), "images", storage_options=options)
+        usual_store.put(path, data)
+    options = dict(usual_store.storage_options)
+    found = listed(usual_store.url(pattern), "images", storage_options=options)
     root = Store(found.root, options)
-    shown = [root.url(path).removeprefix(any_store.url("") + "/") for path in paths(found)]
+    shown = [root.url(path).removeprefix(usual_store.url("") + "/") for path in paths(found)]
     assert shown == wanted
     assert [root.read_bytes(path) for path in paths(found)] == [FILES[name] for name in wanted]
     assert found.skipped.files == skipped
@@ -213,18 +213,6 @@ def test_where_there_is_no_input_it_is_said_what_is_there(pattern: str, said: st
     assert said in describe_no_input(source, found.skipped)
 
 
-def test_an_image_file_is_one_row_in_path_order(tmp_path: Path):
-    for name in ("b.jpg", "a.png", "c/a.jpg"):
-        Store(str(tmp_path)).put(name, name.encode() * 3)
-    found = listed(tmp_path, "images")
-    assert [(e.path, e.first_row, e.num_rows, e.size_bytes) for e in found.extents] == [
-        ("a.png", 0, 1, 15),
-        ("b.jpg", 0, 1, 15),
-        ("c/a.jpg", 0, 1, 21),
-    ]
-    assert (found.num_rows, found.num_bytes) == (3, 51)
-
-
 def test_a_folder_that_is_not_there_is_missing_and_an_empty_one_has_no_rows(tmp_path: Path):
     with pytest.raises(InputMissing, match=r"source\.uri = .*none: no such file or folder"):
         listed(tmp_path / "none", "images")
@@ -333,20 +321,6 @@ def test_a_column_that_some_shards_lack_costs_their_rows(missing: str, place: in
         assert extent.reason == (Reason.BAD_SCHEMA if is_bad else None)
         assert not extent.is_whole_shard
         assert missing in extent.message or not is_bad
-
-
-def test_a_pass_through_column_of_another_type_costs_its_rows(tmp_path: Path):
-    shards(tmp_path, *({"image": images(3), "n": numbers} for numbers in ([1] * 3, ["1"] * 3)))
-    found = listed(tmp_path, "parquet", pass_through=("n",))
-    assert [extent.reason for extent in found.extents] == [None, Reason.BAD_SCHEMA]
-    assert "column 'n' is string, other shards have int64" in found.extents[1].message
-    assert found.pass_through == pa.schema([pa.field("n", pa.int64())])
-
-
-def test_binary_and_large_binary_images_go_together(tmp_path: Path):
-    kinds = (pa.binary(), pa.large_binary())
-    shards(tmp_path, *({"image": pa.array(images(3), kind)} for kind in kinds))
-    assert [extent.reason for extent in listed(tmp_path, "parquet").extents] == [None, None]
 
 
 @pytest.mark.parametrize("name", sorted(RESERVED_COLUMNS))

@@ -150,14 +150,6 @@ def test_any_cut_of_the_shards_gives_its_own_rows(shards: Path, data: st.DataObj
         assert table.column("image").to_pylist() == wanted[key.start : key.end]
 
 
-def test_units_cut_out_of_one_row_group_read_their_own_rows(tmp_path: Path):
-    images = [str(row).encode() for row in range(1000)]
-    pq.write_table(pa.table({"image": images}), tmp_path / "a.parquet", row_group_size=1000)
-    reader, plan = plan_job(tmp_path, 3)
-    assert len(plan.units) == 4
-    assert [row["image"] for row in rows(read(reader, plan)[0])] == images
-
-
 def test_object_storage_reads_like_a_local_folder(shards: Path, any_store: Store):
     for path in shards.iterdir():
         any_store.put(path.name, path.read_bytes())
@@ -322,18 +314,6 @@ def test_a_vanished_shard_costs_its_rows(tmp_path: Path):
     found = rows(read(reader, plan)[0])
     assert [row["error"] for row in found] == ["missing"] * 5 + [None] * 5
     assert len({row["row_id"] for row in found}) == 10
-
-
-def test_a_replaced_shard_stops_the_run(tmp_path: Path):
-    path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"image": [b"x"] * 5}), path)
-    reader, plan = plan_job(tmp_path, 4)
-    os.utime(path, ns=(1, path.stat().st_mtime_ns + 1))
-    with pytest.raises(InfraError, match=r"a\.parquet: changed since it was planned"):
-        read(reader, plan)
-    pq.write_table(pa.table({"image": [b"x"] * 6}), path)
-    with pytest.raises(InfraError, match="changed since it was planned"):
-        read(reader, plan)
 
 
 def test_a_replaced_object_stops_the_run(any_store: Store):

@@ -123,6 +123,7 @@ BROKEN = [
     ("found.columns", "{}", MADE, "column '_text' is missing, there are none"),
     ("found.columns", '{"_text": [b"x"]}', MADE, "_text has 1 values for 2 row ids"),
     ("[texts[line] for", "[{}['body'] for", "{}['body']", "KeyError: 'body'"),
+    ("return Measured(tuple", "return Measured(1 + tuple", "1 + tuple", "TypeError: unsupported"),
 ]
 """What of the example is changed, the line at fault, and what is said of it."""
 
@@ -137,16 +138,6 @@ def test_an_error_of_an_own_source_is_one_line_with_file_and_line(
     where = f"source 'csv_texts' (csvkit.py line {line_of(tmp_path, at)}): "
     assert str(caught.value).startswith(where + words)
     assert str(caught.value).endswith("; --debug shows all")
-
-
-def test_an_error_while_shards_are_measured_is_told_likewise(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    job = csv_job(tmp_path, monkeypatch, ("return Measured(tuple", "return Measured(1 + tuple"))
-    with pytest.raises(
-        JobError, match=r"^source 'csv_texts' \(csvkit.py line \d+\): TypeError: uns"
-    ):
-        plan(job, allow_import=OPTIONS.allow_import, tries=False)
 
 
 def test_plan_ends_with_the_error_of_an_own_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -55,20 +55,6 @@ def rows_of(folder: Path, fields: Any, **source: Any) -> list[dict[str, Any]]:
     return table.select([*fields, ERROR, MESSAGE]).to_pylist()
 
 
-def test_images_ids_and_copies_by_path(tmp_path: Path) -> None:
-    write_parquet(tmp_path)
-    found = rows_of(
-        tmp_path, ["row_id", IMAGE, "meta.size.w"],
-        image_column="photo.bytes", id_column="meta.key", pass_through=["meta.size.w"],
-    )  # fmt: skip
-    assert [(r["row_id"], r[IMAGE], r["meta.size.w"], r[ERROR], r[MESSAGE]) for r in found] == [
-        ("r0", PNG, 3, None, None),
-        ("r1", None, None, "null_input", "photo.bytes is null"),
-        ("r2", None, 5, "null_input", "photo.bytes is null"),
-        ("a.parquet#3", None, None, "null_input", "meta.key is null"),
-    ]
-
-
 FORMS = {"parquet": write_parquet, "jsonl": write_lines}
 
 
@@ -85,21 +71,25 @@ def test_texts_and_features_of_items(form: str, tmp_path: Path) -> None:
     assert found[2][MESSAGE] == "feature pages[0].v is null"
 
 
-def test_lines_with_images_ids_and_copies_by_path(tmp_path: Path) -> None:
-    write_lines(tmp_path)
-    with (tmp_path / "a.jsonl").open("a") as file:
-        file.write('{"meta": 7, "photo": {"bytes": "AAAA"}}\n')
-    found = rows_of(
-        tmp_path, ["row_id", IMAGE, "meta.size.w"], format="jsonl", image_encoding="base64",
-        image_column="photo.bytes", id_column="meta.key", pass_through=["meta.size.w"],
-    )  # fmt: skip
-    assert [(r["row_id"], r[IMAGE], r["meta.size.w"], r[ERROR], r[MESSAGE]) for r in found] == [
+@pytest.mark.parametrize("form", FORMS)
+def test_images_ids_and_copies_by_path(form: str, tmp_path: Path) -> None:
+    FORMS[form](tmp_path)
+    given = {"image_column": "photo.bytes", "id_column": "meta.key"}
+    if form == "jsonl":
+        given["image_encoding"] = "base64"
+        with (tmp_path / "a.jsonl").open("a") as file:
+            file.write('{"meta": 7, "photo": {"bytes": "AAAA"}}\n')
+    names = ["row_id", IMAGE, "meta.size.w"]
+    found = rows_of(tmp_path, names, format=form, pass_through=["meta.size.w"], **given)
+    assert [tuple(row.values()) for row in found[:4]] == [
         ("r0", PNG, 3, None, None),
         ("r1", None, None, "null_input", "photo.bytes is null"),
         ("r2", None, 5, "null_input", "photo.bytes is null"),
-        ("a.jsonl#3", None, None, "null_input", "meta.key is null"),
-        ("a.jsonl#4", None, None, "bad_schema", "meta.key: meta is no object"),
+        (f"a.{form}#3", None, None, "null_input", "meta.key is null"),
     ]
+    assert [(row[ERROR], row[MESSAGE]) for row in found[4:]] == (
+        [("bad_schema", "meta.key: meta is no object")] if form == "jsonl" else []
+    )
 
 
 @pytest.mark.parametrize(

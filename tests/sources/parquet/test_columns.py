@@ -18,10 +18,8 @@ from pipeline.core.errors import JobError
 from pipeline.core.hive_paths import hive_values
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import parse_job
-from pipeline.job.source import Source
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.planning.plan import make_plan
-from pipeline.sources.columns.pass_through import cast_column, declare
 from pipeline.sources.features.vectors import feature_rows
 from pipeline.sources.inputs import Inputs, list_inputs
 from pipeline.sources.parquet.groups import group_batches
@@ -150,14 +148,6 @@ def test_shards_that_differ_need_a_declared_cast(tmp_path: Path):
     assert declared["n"].to_pylist() == [1, 2]
 
 
-def test_a_value_that_a_cast_would_change_costs_its_rows(tmp_path: Path):
-    write(tmp_path, "a.parquet", image=[PNG], n=[2.5])
-    write(tmp_path, "b.parquet", image=[PNG], n=[3.0])
-    table = read_all(job_of(tmp_path, pass_through=["n"], casts={"n": "int64"}))
-    assert table["error"].to_pylist() == ["bad_schema", None]
-    assert table["n"].to_pylist() == [None, 3]
-
-
 def test_named_files_are_read_in_their_order(tmp_path: Path):
     for name in ("a", "b", "c"):
         write(tmp_path / "in", f"{name}.parquet", image=[PNG])
@@ -185,21 +175,6 @@ def test_what_does_not_fit_is_one_clear_error(source: dict[str, Any], words: str
     write(tmp_path, image=[PNG], n=[1], t=["a"])
     with pytest.raises(JobError, match=words):
         list_all(job_of(tmp_path, **source))
-
-
-def test_extension_types_are_copied_as_what_they_are_stored_as():
-    source = Source(uri="in", format="parquet", pass_through=("token",))
-    token = pa.field("token", pa.uuid())
-    assert declare(source, pa.schema([token]), "s.parquet").types == [pa.binary(16)]
-    values = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"0" * 16, None], pa.binary(16)))
-    field = pa.field("token", pa.binary(16))
-    copied, problems = cast_column(values, field)
-    assert copied.to_pylist() == [b"0" * 16, None]
-    assert not problems
-    with pytest.raises(
-        JobError, match=r"'token' of s\.parquet is list.*extension types is not copied"
-    ):
-        declare(source, pa.schema([pa.field("token", pa.list_(pa.uuid()))]), "s.parquet")
 
 
 def test_uris_are_published_as_the_input_has_them(tmp_path: Path) -> None:

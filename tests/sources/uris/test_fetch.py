@@ -213,51 +213,8 @@ def test_what_is_not_allowed_is_refused_before_anything_is_asked(
 
 # Addresses
 
-NOT_PUBLIC = [
-    "127.0.0.1",
-    "127.8.8.8",
-    "0.0.0.0",
-    "10.1.2.3",
-    "100.64.0.1",
-    "100.100.100.200",
-    "168.63.129.16",
-    "169.254.169.254",
-    "172.16.0.1",
-    "192.0.0.192",
-    "192.0.2.1",
-    "192.88.99.1",
-    "192.168.1.1",
-    "198.18.0.1",
-    "198.51.100.1",
-    "203.0.113.1",
-    "224.0.0.1",
-    "239.255.255.250",
-    "240.0.0.1",
-    "255.255.255.255",
-    "::",
-    "::1",
-    "::127.0.0.1",
-    "::ffff:127.0.0.1",
-    "::ffff:169.254.169.254",
-    "64:ff9b::7f00:1",
-    "64:ff9b::a9fe:a9fe",
-    "64:ff9b:1::808:808",
-    "2001::1",
-    "2001:db8::1",
-    "2002:7f00:1::1",
-    "2002:808:808::1",
-    "3fff::1",
-    "5f00::1",
-    "fc00::1",
-    "fd00:ec2::254",
-    "fe80::1",
-    "fe80::1%lo",
-    "fec0::1",
-    "ff02::1",
-]
 
-
-@pytest.mark.parametrize("address", NOT_PUBLIC)
+@pytest.mark.parametrize("address", ["127.0.0.1", "::ffff:169.254.169.254", "fe80::1%lo"])
 @pytest.mark.parametrize("before", [[], [PUBLIC]], ids=["alone", "after a public one"])
 def test_a_listed_name_must_not_have_an_address_that_is_not_public(
     public: FetchPolicy, wires: Wires, address: str, before: list[str]
@@ -373,21 +330,22 @@ def test_running_out_of_sockets_is_not_the_fault_of_a_row(public: FetchPolicy, w
 # Redirects
 
 
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize(
-    "to", ["/a.jpg", "a.jpg", "http://img.example/a.jpg", "//IMG.example/a.jpg"]
+    ("status", "to"),
+    [
+        (301, "/a.jpg"),
+        (302, "a.jpg"),
+        (303, "http://img.example/a.jpg"),
+        (307, "//IMG.example/a.jpg"),
+        (308, "/\u00e4 b.jpg"),
+    ],
 )
 def test_an_allowed_redirect_is_followed(
     web: WebServer, public: FetchPolicy, wires: Wires, status: int, to: str
 ):
     web.scripts["/start"] = [redirect(to, status)]
+    web.scripts["/%C3%A4%20b.jpg"] = [ok(b"bytes of a")]
     assert one("http://img.example/start", public, wires.network).data == b"bytes of a"
-
-
-def test_a_redirect_in_raw_utf8_is_followed(web: WebServer, public: FetchPolicy, wires: Wires):
-    web.scripts["/start"] = [redirect("/\u00e4 b.jpg")]
-    web.scripts["/%C3%A4%20b.jpg"] = [ok(b"umlaut")]
-    assert one("http://img.example/start", public, wires.network).data == b"umlaut"
 
 
 @pytest.mark.parametrize(
