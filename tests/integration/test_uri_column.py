@@ -8,7 +8,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from support.runs.reading import plan_job, read, rows
-from support.servers.httpserver import WebServer, answer, ok
 
 from pipeline.storage.store import Store
 
@@ -66,37 +65,6 @@ def test_uris_below_the_roots_are_read_and_no_others(any_store: Store):
     ]
     assert found[3]["uri"] == uris[3]
     assert found[11]["uri"] == any_store.url("table/s.parquet")
-
-
-def test_another_base_and_dictionary_encoded_uris(any_store: Store):
-    any_store.put("photos/x.jpg", b"x")
-    uris = pa.array(["x.jpg", "x.jpg", None]).dictionary_encode()
-    photos = any_store.url("photos")
-    found = read_uris(any_store, uris, uri_roots=[photos], uri_base=photos)
-    assert [outcome(row) for row in found] == [b"x", b"x", "null_input"]
-
-
-def test_what_is_published_of_a_presigned_url_is_no_credential(tmp_path: Path):
-    with WebServer() as web:
-        web.scripts["/a.jpg?X-Signature=hush"] = [ok(b"photo")]
-        web.scripts["/b.jpg?X-Signature=hush"] = [answer(403)]
-        urls = [web.url("/a.jpg?X-Signature=hush"), web.url("/b.jpg?X-Signature=hush")]
-        found = read_uris(
-            Store(str(tmp_path)), urls, private_hosts=[web.authority], allow_http=True
-        )
-    assert [outcome(row) for row in found] == [b"photo", "unreachable"]
-    assert [row["uri"] for row in found] == [web.url("/a.jpg"), web.url("/b.jpg")]
-    assert "hush" not in str(found)
-
-
-def test_a_private_address_needs_its_own_permission(tmp_path: Path):
-    with WebServer() as web:
-        host = web.authority.partition(":")[0]
-        found = read_uris(
-            Store(str(tmp_path)), [web.url("/a.jpg")], http_hosts=[web.authority], allow_http=True
-        )
-        assert web.paths == []
-    assert [outcome(row) for row in found] == ["forbidden_uri"], host
 
 
 def test_text_that_is_no_utf8_and_lines_in_it_stay_harmless(tmp_path: Path):

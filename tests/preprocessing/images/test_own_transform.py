@@ -145,7 +145,7 @@ def test_an_exception_costs_its_row_and_keeps_the_users_words():
 
 def test_lack_of_memory_is_named_as_such():
     white = png(Image.new("RGB", (40, 40), (255, 255, 255)))
-    [(error, stage, message)] = messages(spec_of("deadly"), [white])
+    [(error, stage, message)] = messages(spec_of("starved"), [white])
     assert (error, stage) == ("out_of_memory", "transform")
     assert "MemoryError: asked for too much" in message
 
