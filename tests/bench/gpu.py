@@ -52,6 +52,7 @@ from pipeline.core.failures import failure_columns
 from pipeline.core.schema import TEXT
 from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.job.model import Model
+from pipeline.job.transform import Transform
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
 from pipeline.preprocessing.model_input import Limits
@@ -116,7 +117,8 @@ def measure_peer(case: Case, system: str, precision: str) -> dict[str, Any]:
 def alone(case: Case, model: Model, report: dict[str, Any], num_gpus: float) -> float:
     """Return rows/s of the model of a run over batches that lie on the device."""
     said = report["model"]
-    spec = resolve_model(job_over("text" if report["texts"] else "image", model))
+    own = {"transform": Transform(**case.transform)} if case.transform else {}
+    spec = resolve_model(job_over("text" if report["texts"] else "image", model, **own))
     limits = {"batch_size": said["batch_size"], "batch_tokens": said["batch_tokens"] or 0}
     config = PredictorConfig(
         spec, num_gpus=num_gpus, num_threads=1, pass_through=pa.schema([]), **limits
@@ -198,7 +200,11 @@ def gpu_case(folder: Path, name: str, num_rows: int, detector_px: int) -> Case:
         return case
     own = folder / name
     own.mkdir()
-    return Case(own, photos_below(folder, num_rows), num_rows, detector(own, detector_px))
+    model, photos = detector(own, detector_px), photos_below(folder, num_rows)
+    # The processor rounds sides down to multiples of a patch, which a job does not.
+    transform = {"size_px": detector_px, "resize": "stretch", "interpolation": "bilinear"}
+    transform |= {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    return Case(own, photos, num_rows, model, transform=transform)
 
 
 def decide(model: dict[str, Any]) -> None:

@@ -61,6 +61,8 @@ class Case:
     """What the job says; None leaves it to the pipeline."""
     columns: Mapping[str, Any] = field(default_factory=lambda: {"format": "images"})
     """The source section of a job, beside the place of the inputs."""
+    transform: Mapping[str, Any] | None = None
+    """The transform section; None: the model says it."""
 
     @property
     def out(self) -> Path:
@@ -81,6 +83,7 @@ class Case:
             "sink": {"uri": str(self.out), "partition": f"run={time.time_ns()}"},
             "run": {"reuse": "off", **cut},
             "gates": {"constant": {"mode": "off"}},  # random weights see one class everywhere
+            **({"transform": dict(self.transform)} if self.transform else {}),
             **sections,
         }
         path = self.folder / f"{name}.yaml"
