@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from support.runs.cli import SHARING, environment
-from support.runs.grouped import Grouped
 from support.servers.azureserver import AzureServer, missing_reason
 from support.servers.commandserver import CommandServer
 from support.servers.forkedcommands import OF_RUNS, ForkedCommands
@@ -22,6 +21,7 @@ from support.servers.gcsserver import GCSServer
 from support.servers.localserver import LocalServer
 from support.servers.rayhead import RayHead
 from support.servers.s3server import S3Server
+from xdist.scheduler import LoadScopeScheduling
 
 from pipeline.core import backoff
 from pipeline.storage.store import Store
@@ -42,6 +42,18 @@ gc.disable()  # while modules are imported, which frees nothing
 # every process of theirs would inherit.
 for ignored in (signal.SIGHUP, signal.SIGQUIT):
     signal.signal(ignored, signal.SIG_DFL)
+
+
+class Grouped(LoadScopeScheduling):
+    """Gives the tests of a file to one process, in order: they share what is slow to make.
+
+    Those that need an Azure server are one more group, wherever they stand: it takes long to start.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        path, _, rest = nodeid.partition("::")
+        case = rest.partition("[")[2].rstrip("]").split("-")
+        return "azure" if "azure" in case else path
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Grouped:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import pyarrow.dataset as ds
 import pytest
 import yaml
 from support.runs.cli import pipeline, write_job
-from support.runs.kills import require_same_after_kills
 from support.runs.published_rows import read_predictions
 from support.runs.run_cases import CASES, SCHEMA, RunCase
 from support.servers.forkedcommands import OF_TRANSFORMERS
@@ -33,6 +33,23 @@ def job_of(folder: Path, case: RunCase) -> str:
     run = {"slice_rows": 16, "reuse": "content"}
     sections = {"model": case.model, "run": run, "gates": gates, **case.sections}
     return write_job(folder / "job.yaml", case.source, str(folder / "out"), **sections)
+
+
+def require_same_after_kills(job: str, folder: Path, *options: str) -> None:
+    """Run a job undisturbed, and into another output with two kills; hold these to each other."""
+    undisturbed, killed = str(folder / "undisturbed"), str(folder / "killed")
+    asked = ("run", job, *options, "--set", "run.slice_rows=10")
+    done = pipeline(*asked, "--set", f"sink.uri={undisturbed}", timeout_s=600)
+    assert done.code == 0, done.stderr
+    for number in (2, 1):
+        env = {"PIPELINE_FAILPOINT": f"slice_done:kill:{number}"}
+        done = pipeline(*asked, "--set", f"sink.uri={killed}", env=env, timeout_s=600)
+        assert done.code == -signal.SIGKILL, done.stderr
+    done = pipeline(*asked, "--set", f"sink.uri={killed}", timeout_s=600)
+    assert done.code == 0, done.stderr
+    assert pipeline("verify", killed).code == 0
+    compared = pipeline("diff", undisturbed, killed, "--fail-over", "0%")
+    assert compared.code == 0, compared.stdout + compared.stderr
 
 
 def quarantined(folder: Path, date: str) -> dict[str, str]:

@@ -13,19 +13,41 @@ from typing import Any
 import numpy as np
 import onnx
 import pandas as pd
+import pyarrow as pa
 import pytest
 from onnx import TensorProto, helper
 from support.models import onnx_files
 from support.models.onnx_files import FLOAT, INT64, make_model, save, value
-from support.models.onnx_tables import predicted
+from support.runs.jobs import job_of
 
 from pipeline.core.errors import JobError
+from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.models.directories.onnx.file import read_onnx_facts
+from pipeline.runs.builders import make_reader, plain_predictor_config
+from pipeline.runs.context import RunContext, RunOptions
+from pipeline.runs.preparing.prepare import prepare
+from pipeline.sources.reader import read_slices
 
 DOUBLE, STRING, BOOL = TensorProto.DOUBLE, TensorProto.STRING, TensorProto.BOOL
 NUM_ROWS = 120
 NUMBERS, TEXTS = ["age", "income"], ["plan", "city"]
 CLASSES = ["no", "yes"]
+
+
+def predicted(folder: Path, file: Path, features: list[Any], **more: Any) -> pa.Table:
+    """Return the rows of the Parquet shards of a folder, predicted by an .onnx file without Ray."""
+    source = {"uri": str(folder), "format": "parquet", "features": features}
+    model = {"path": str(file), **more.pop("model", {})}
+    source |= more.pop("source", {})
+    job = job_of(model, source, **more, sink={"uri": str(folder.with_name("out"))})
+    run = RunContext.of(job, RunOptions()).with_settled_source()
+    plan, spec = prepare(run)
+    engine = TorchEngine(plain_predictor_config(plan, spec, 32, 1))
+    reader, found = make_reader(run.job, plan), []
+    for unit in plan.units:
+        for _, _, rows in read_slices(reader, unit, {key.start for key in unit.slices()}):
+            found.append(engine.predict(rows, {}))
+    return pa.concat_tables(found)
 
 
 @pytest.fixture(autouse=True)
