@@ -8,16 +8,16 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, Self, TypeVar, cast
 
-from pipeline.core.backoff import with_retries
 from pipeline.core.errors import JobError
-from pipeline.storage.errors import is_missing, storage_errors
+from pipeline.storage.errors import is_missing
 from pipeline.storage.interface import NoSuchBucket, Page, StoredFile
 from pipeline.storage.protocols import OBJECT_PROTOCOLS
 from pipeline.storage.protocols.base import Fetch, ObjectProtocol, run_together, stored_file
 
 T = TypeVar("T")
+Read = Callable[[], bytes]
 
 _kept: dict[int, Any] = {}
 """Every file system that was made. A forked child drops fsspec's own references, and the clean-up
@@ -166,9 +166,15 @@ class RemoteFile(io.RawIOBase):
     Raises OSError for a short answer: what a broken connection leaves is never taken for all.
     """
 
-    def __init__(self, size_bytes: int, fetch: Fetch) -> None:
-        self._size_bytes, self._fetch = size_bytes, fetch
+    def __init__(
+        self, size_bytes: int, fetch: Fetch, checked: Callable[[Read], bytes] = lambda read: read()
+    ) -> None:
+        self._size_bytes, self._fetch, self._checked = size_bytes, fetch, checked
         self._position = 0
+
+    def checked(self, checked: Callable[[Read], bytes]) -> Self:
+        """Return the same file, whose reads a function tries again and whose errors it turns."""
+        return type(self)(self._size_bytes, self._fetch, checked)
 
     def readable(self) -> bool:
         return True
@@ -183,11 +189,20 @@ class RemoteFile(io.RawIOBase):
             end = min(end, start + size)
         if start >= end:
             return b""
+        data = self._checked(lambda: self._whole(start, end))
+        self._position = end
+        return data
+
+    def _whole(self, start: int, end: int) -> bytes:
         data = self._fetch(start, end)
         if len(data) != end - start:
             raise OSError(f"got {len(data)} of the {end - start} bytes from {start} on")
-        self._position = end
         return data
+
+    def readinto(self, buffer: Any, /) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size_bytes}[whence]
@@ -198,42 +213,3 @@ class RemoteFile(io.RawIOBase):
 
     def tell(self) -> int:
         return self._position
-
-
-class CheckedFile(io.RawIOBase):
-    """A remote file that retries, and whose read errors are ours, also when Arrow reads it.
-
-    A file that vanishes after it was opened raises FileNotFoundError, like one that never was.
-    """
-
-    def __init__(self, raw: BinaryIO, url: str, secret_values: Sequence[str]) -> None:
-        self._raw, self._url, self._secret_values = raw, url, secret_values
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        return with_retries(lambda: self._read_once(-1 if size is None else size))
-
-    def _read_once(self, size: int) -> bytes:
-        what = f"cannot read {self._url}"
-        with storage_errors(what, self._secret_values, missing=self._url):
-            return self._raw.read(size)
-
-    def readinto(self, buffer: Any, /) -> int:
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def seek(self, offset: int, whence: int = 0, /) -> int:
-        return self._raw.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._raw.tell()
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()

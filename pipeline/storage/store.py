@@ -36,7 +36,7 @@ from pipeline.storage.listing.object_pages import (
     list_one_by_one,
 )
 from pipeline.storage.local_disk import LocalDisk, is_temporary
-from pipeline.storage.object_store import CheckedFile, RemoteFile
+from pipeline.storage.object_store import RemoteFile
 from pipeline.storage.uris import join, normalise, root_path
 
 __all__ = ["PROBES", "CreateOutcome", "Store", "StoredFile", "retries_taken"]
@@ -177,7 +177,9 @@ class Store:
         handle = self._call("open", path, lambda at: at.open(self._full(path)), missing=path)
         if not isinstance(handle, RemoteFile):
             return handle
-        return cast(BinaryIO, CheckedFile(handle, self.url(path), self._secrets()))
+        # Errors of reading are ours, also when Arrow reads.
+        checked = handle.checked(lambda read: self._tried("read", path, read, missing=path))
+        return cast(BinaryIO, checked)
 
     def put(self, path: str, data: bytes) -> None:
         """Write a whole file at once, replacing what was there."""
@@ -295,11 +297,16 @@ class Store:
     def _call(
         self, verb: str, path: str, act: Callable[[Backend], T], *, missing: str | None = None
     ) -> T:
-        """Act on the store, again if the error may pass; its errors become PipelineErrors."""
+        return self._tried(verb, path, lambda: act(self._backend()), missing=missing)
+
+    def _tried(
+        self, verb: str, path: str, act: Callable[[], T], *, missing: str | None = None
+    ) -> T:
+        """Act, again if the error may pass; errors of the store become PipelineErrors."""
 
         def once() -> T:
             with self._errors(verb, path, missing=missing):
-                return act(self._backend())
+                return act()
 
         return with_retries(once)
 
