@@ -5,9 +5,11 @@ The same bytes always give the same content, for blocks begin at the same places
 
 from __future__ import annotations
 
+import gzip
+import io
 import zlib
-from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+from collections.abc import Iterator
+from typing import BinaryIO, cast
 
 import pyarrow as pa
 
@@ -18,12 +20,13 @@ _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _SKIPPABLE = b"\x2a\x4d\x18"
 """Behind a byte 0x50 to 0x5f: a frame without content, with which a zstd may begin."""
 _INPUT_BYTES = 2**16
+_SKIPPED_BYTES = 2**20
 
 
-def opened(handle: BinaryIO) -> Callable[[int], bytes]:
-    """Return a function that reads up to so many bytes of a file or its content, b'' at the end.
+def opened(handle: BinaryIO) -> BinaryIO:
+    """Return a file, or its content as a file that is read from its beginning to its end.
 
-    It raises `Broken` if the next block of the content is damaged.
+    Reading raises `Broken` once all before damage has been read.
 
     Args:
         handle: The file, at its beginning; must be seekable.
@@ -31,24 +34,25 @@ def opened(handle: BinaryIO) -> Callable[[int], bytes]:
     head = handle.read(4)
     handle.seek(0)
     if head.startswith(_GZIP):
-        return _Content(_gunzipped(handle)).read
+        return cast(BinaryIO, _Content(_gunzipped(handle)))
     is_skippable = head[1:] == _SKIPPABLE and head[0] >> 4 == 5
     if head == _ZSTD or is_skippable:
-        return _Content(_unzstd(handle)).read
-    return handle.read
+        return cast(BinaryIO, _Content(_unzstd(handle)))
+    return handle
 
 
-class _Content:
+class _Content(io.RawIOBase):
     """As many bytes of some pieces at once as are wanted."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
         self._rest = b""
         self._damage: Broken | None = None
+        self._position = 0
 
-    def read(self, num_bytes: int) -> bytes:
+    def read(self, size: int = -1, /) -> bytes:
         found = [self._rest]
-        left = num_bytes - len(self._rest)
+        left = size - len(self._rest)
         while left > 0 and self._damage is None:
             try:
                 piece = next(self._pieces, b"")
@@ -60,35 +64,33 @@ class _Content:
             found.append(piece)
             left -= len(piece)
         data = b"".join(found)
-        if not data and self._damage is not None:
+        if not data and size and self._damage is not None:
             raise self._damage
-        data, self._rest = data[:num_bytes], data[num_bytes:]
+        data, self._rest = data[:size], data[size:]
+        self._position += len(data)
         return data
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """Read on, and drop what is read."""
+        while self.read(min(_SKIPPED_BYTES, offset - self._position)):
+            pass
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
 
 
 def _gunzipped(handle: BinaryIO) -> Iterator[bytes]:
     """Yield the content of members one after the other; zeros behind one fill up tapes."""
-    data = handle.read(_INPUT_BYTES)
-    while data:
-        data = data if len(data) > 1 else data + handle.read(1)
-        if not data.startswith(_GZIP):
-            raise Broken("damaged gzip: other bytes are behind its end")
-        member: Any = zlib.decompressobj(16 + zlib.MAX_WBITS)
-        while not member.eof:
-            try:
-                piece = member.decompress(data, _INPUT_BYTES)
-            except zlib.error as error:
-                raise Broken(f"damaged gzip: {error}") from error
-            if piece:
-                yield piece
-            data = member.unconsumed_tail
-            if not data and not piece and not member.eof:
-                data = handle.read(_INPUT_BYTES)
-                if not data:
-                    raise Broken("damaged gzip: it ends too early")
-        data = member.unused_data
-        while not (data := data.lstrip(b"\0")) and (data := handle.read(_INPUT_BYTES)):
-            pass
+    content = gzip.GzipFile(fileobj=handle)
+    while True:
+        try:
+            piece = content.read1(_INPUT_BYTES)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise Broken(f"damaged gzip: {error}") from error
+        if not piece:
+            return
+        yield piece
 
 
 def _unzstd(handle: BinaryIO) -> Iterator[bytes]:

@@ -69,7 +69,7 @@ def read_blocks(
     """
     lines = _Lines(max_line_bytes, with_blank=with_blank, marks=marks)
     try:
-        read = opened(handle)
+        read = opened(handle).read
         head = read(_CHUNK_BYTES)
         if 0 in head[:4]:  # how UTF-16 and UTF-32 begin, and no text in UTF-8
             raise Broken(

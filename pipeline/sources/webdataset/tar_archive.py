@@ -7,11 +7,9 @@ any size into memory. Nothing is ever extracted, and no link is followed.
 
 from __future__ import annotations
 
-import io
 import tarfile
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import BinaryIO, Self, cast
+from typing import BinaryIO, Self
 
 from pipeline.core.errors import PipelineError
 from pipeline.sources.inflated import opened
@@ -64,33 +62,7 @@ def open_archive(handle: BinaryIO, size_bytes: int) -> Archive:
     for magic, name in _COMPRESSED.items():
         if head.startswith(magic):
             raise Broken(f"compressed tar ({name}) of {size_bytes} bytes: recompress as plain tar")
-    read = opened(handle)
-    is_plain = read == handle.read
-    return Archive(handle if is_plain else cast(BinaryIO, _Forwards(read)))
-
-
-class _Forwards(io.RawIOBase):
-    """Inflated content as a file that is read, or passed over, from its beginning to its end."""
-
-    def __init__(self, read: Callable[[int], bytes]) -> None:
-        self._read = read
-        self._position = 0
-
-    def read(self, size: int = -1, /) -> bytes:
-        found, left = [], size
-        while left and (data := self._read(left)):
-            found.append(data)
-            left -= len(data)
-            self._position += len(data)
-        return b"".join(found)
-
-    def seek(self, offset: int, whence: int = 0, /) -> int:
-        while self.read(min(_CHUNK_BYTES, offset - self._position)):
-            pass
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
+    return Archive(opened(handle))
 
 
 class _Header(tarfile.TarInfo):
@@ -159,7 +131,7 @@ class Archive:
             Broken: The archive ends inside.
         """
         data = self._handle.read(self._body_bytes)
-        if len(data) < self._body_bytes:
+        if len(data) < self._body_bytes and not self._handle.read(1):  # which raises damage
             raise _ends(f"inside a member (after byte {self._handle.tell()})")
         return data
 
