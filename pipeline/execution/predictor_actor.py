@@ -124,8 +124,8 @@ class PredictorActor:
         packed = []
         for key, counters, rows, aside in unpack(block):
             with self._telling:
-                for part, entry in self._startup.items():
-                    add(counters, part, StageCounters.from_dict(entry))
+                for part, values in self._startup.items():
+                    add(counters, part, values)
                 self._startup.clear()
             predicted = self._predict(key, counters, rows)
             self._model.count_unchecked(predicted, counters)

@@ -180,8 +180,8 @@ class CompositeInput(Input):
                     found[self._published(name, column)] = made.column(column)
                 elif column not in (ROW_ID, URI, *failure_columns([])):
                     found[input_column(name, column)] = made.column(column)
-        for stage, values in counted.items():
-            add(counters, stage, StageCounters.from_dict(values))
+        for entry, values in counted.items():
+            add(counters, entry, values)
         return pa.table({**kept, **found, **failure_columns(failures)})
 
     def arrays(self, rows: pa.Table) -> Arrays:
@@ -286,10 +286,10 @@ def _renamed(schema: pa.Schema, names: Mapping[str, str]) -> pa.Schema:
 
 def _count(counters: Counters, did: Counters, stages: Sequence[str]) -> None:
     """Add what an input did; a row counts once in a stage that several inputs have."""
-    for stage, values in did.items():
-        more = StageCounters.from_dict(values)
-        if stage in counters and stage in stages:
-            before = StageCounters.from_dict(counters[stage])
+    for entry, values in did.items():
+        more: StageCounters | Mapping[str, float] = values
+        if entry in counters and entry in stages:
+            before, more = StageCounters.from_dict(counters[entry]), StageCounters.from_dict(values)
             left = before.rows_in - before.rows_quarantined - more.rows_quarantined
             more = replace(more, rows_in=0, rows_out=left - before.rows_out)
-        add(counters, stage, more)
+        add(counters, entry, more)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.core.errors import InfraError
-from pipeline.core.figures.counters import Counters, Measurement, measure
+from pipeline.core.figures.counters import Counters, StageCounters, measure
 from pipeline.core.registry import SOURCES
 from pipeline.core.schema import ERROR
 from pipeline.core.slices import SliceKey
@@ -145,7 +145,7 @@ def _read_and_cut(
             del table
 
 
-def _count(reader: Reader, table: pa.Table, done: Measurement) -> None:
+def _count(reader: Reader, table: pa.Table, done: StageCounters) -> None:
     done.rows_in = table.num_rows
     done.rows_out = table.column(ERROR).null_count
     done.rows_quarantined = done.rows_in - done.rows_out

@@ -112,7 +112,7 @@ def write_rows(path: Path, **columns: Any) -> str:
 def test_a_right_actor_agrees_with_a_folder_of_labels(folder: Path):
     job = job_with({"uri": str(folder)})
     entry = check(job, load_rows(job))["golden"]
-    assert (entry["rows_in"], entry["rows_out"]) == (6, 6)
+    assert (entry["num_rows"], entry["num_agreed"]) == (6, 6)
 
 
 def test_another_model_is_refused_with_what_was_expected_and_found(folder: Path):
@@ -154,7 +154,7 @@ def test_what_may_differ_is_counted_and_not_refused(way: str, tmp_path: Path):
     golden = {"uri": write_rows(tmp_path / "g.parquet", label=labels)}
     job = job_with({**golden, "mode": "warn"} if way == "mode" else golden)
     entry = check(job, load_rows(job, is_accepted=way == "accepted"))["golden"]
-    assert (entry["rows_in"], entry["rows_out"]) == (3, 2)
+    assert (entry["num_rows"], entry["num_agreed"]) == (3, 2)
 
 
 def test_rows_that_fail_differ_and_cost_only_themselves(tmp_path: Path):
@@ -195,7 +195,7 @@ def test_numbers_are_compared_by_their_error(tmp_path: Path):
         job = job_with({"uri": str(path)}, source=source, model=model, transform={})
         rows = load_rows(job, 2)
         if not differ:
-            assert check(job, rows, 2)["golden"]["rows_out"] == 2
+            assert check(job, rows, 2)["golden"]["num_agreed"] == 2
             continue
         with pytest.raises(GoldenRefused, match=r"#1: expected most 5\.2, found 5"):
             check(job, rows, 2)
@@ -211,7 +211,7 @@ def test_rows_of_a_table_may_have_its_columns(tmp_path: Path):
     pq.write_table(pa.table({"x": [3, 5], "plan": ["pro", "basic"], **known}), path)
     rows = load_rows(job, 3)
     assert rows.rows["features"].to_pylist() == [[3, 0, 1], [5, 1, 0]]
-    assert check(job, rows, 3)["golden"]["rows_out"] == 2
+    assert check(job, rows, 3)["golden"]["num_agreed"] == 2
     pq.write_table(pa.table({"x": [3, 5], "plan": ["pro", "gold"], **known}), path)
     with pytest.raises(
         JobError, match=r"g\.parquet: row 1: feature plan is 'gold': no category of it"
@@ -247,7 +247,7 @@ def test_vectors_are_compared_by_their_cosine(tmp_path: Path):
     for turned, num_agreed in ((vectors, 3), ([vectors[0], vectors[2], vectors[1]], 1)):
         uri = write_rows(tmp_path / "g.parquet", label=None, embedding=[list(v) for v in turned])
         job = job_with({"uri": uri, "mode": "warn"}, model=model)
-        assert check(job, load_rows(job))["golden"]["rows_out"] == num_agreed
+        assert check(job, load_rows(job))["golden"]["num_agreed"] == num_agreed
     uri = write_rows(tmp_path / "g.parquet", label=None, embedding=[[1.0], [2.0], [3.0]])
     with pytest.raises(JobError, match="columns embedding are not what task 'embed' gives"):
         load_rows(job_with({"uri": uri}, model=model))
@@ -290,7 +290,7 @@ def test_texts_are_compared_by_columns_named_text(tmp_path: Path):
         path = tmp_path / f"{num_agreed}.parquet"
         pq.write_table(pa.table({"text": SENTENCES, "embedding": vectors}), path)
         job = job_with({"uri": str(path), "mode": "warn"}, **sections)
-        assert check(job, load_rows(job))["golden"]["rows_out"] == num_agreed
+        assert check(job, load_rows(job))["golden"]["num_agreed"] == num_agreed
     job = job_with({"uri": str(path)}, **sections)
     with pytest.raises(GoldenRefused, match=r"#0: expected embedding\[\d\] "):
         check(job, load_rows(job))
@@ -333,7 +333,7 @@ def test_the_command_writes_texts_that_agree_with_themselves(tmp_path: Path):
     assert table.column_names == ["row_id", "text", "embedding"]
     assert set(table["text"].to_pylist()) < set(texts)
     job = job_with({"uri": out}, **sections)
-    assert check(job, load_rows(job))["golden"]["rows_out"] == table.num_rows > 0
+    assert check(job, load_rows(job))["golden"]["num_agreed"] == table.num_rows > 0
 
 
 @pytest.mark.parametrize(
@@ -449,7 +449,7 @@ def test_the_command_writes_rows_that_agree_with_themselves(tmp_path: Path):
     assert not set(table["row_id"].to_pylist()) & set(bad)
     assert done.json["labels"] == len(set(table["label"].to_pylist())) > 1
     job = job_with({"uri": out})
-    assert check(job, load_rows(job))["golden"]["rows_out"] == 9
+    assert check(job, load_rows(job))["golden"]["num_agreed"] == 9
     refused = pipeline("golden", job_path, "--out", str(tmp_path / "golden.csv"))
     assert refused.code == 2
     assert "write a .parquet file" in refused.stderr

@@ -264,7 +264,7 @@ def test_the_reference_finds_a_place_and_the_model_is_back_after_it(gpu: FakeGpu
     gpu.forget = lambda: (forgotten.append(1), FakeGpu.forget(gpu))
     rows, counters = predict(model, rows_of(images(20)))
     assert all(is_predicted(row) for row in rows)
-    assert counters["reference_check"]["rows_in"] == counters["reference_check"]["rows_out"] > 0
+    assert counters["reference_check"]["num_rows"] == counters["reference_check"]["num_agreed"] > 0
     assert gpu.held_bytes == 50 * KIB
     assert not gpu.pauses_s
     assert bool(forgotten) == (room_kib < 150)  # what is compiled of the model stays as long as it

@@ -119,7 +119,7 @@ def test_the_reference_check_compares_probabilities(store: Store, precision: str
     limits = AgreementLimits(max_score_diff=0.02, min_cosine=0.99, max_relative_error=0.1)
     model = predictor(store, limits, **LIKELY, **KNOWN, precision=precision)
     counted = predicted(model, DARK)[1]["reference_check"]
-    assert counted["rows_in"] == counted["rows_out"] > 0
+    assert counted["num_rows"] == counted["num_agreed"] > 0
 
 
 def test_golden_rows_and_measurements_see_what_the_task_keeps_and_no_more():

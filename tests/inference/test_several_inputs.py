@@ -57,8 +57,8 @@ def test_a_photo_a_text_and_a_number(sections: dict[str, Any], columns: Columns)
     np.testing.assert_allclose(found.column("score").to_numpy(), scores.max(axis=1), atol=1e-5)
     tokens = found.column("num_tokens").to_numpy()
     assert tokens.tolist() == [several_rows.tokens(t)[0].shape[1] for t in columns["caption"]]
-    assert counters["tokens"]["rows_in"] == tokens.sum()
-    assert counters["tokens"]["rows_in"] <= counters["tokens"]["rows_out"] <= 64 * NUM_ROWS
+    assert counters["tokens"]["num_tokens"] == tokens.sum()
+    assert counters["tokens"]["num_tokens"] <= counters["tokens"]["num_padded"] <= 64 * NUM_ROWS
     assert counters["decode"]["rows_in"] == counters["tokenize"]["rows_in"] == NUM_ROWS
 
 

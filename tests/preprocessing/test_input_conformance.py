@@ -168,7 +168,7 @@ def test_rows_stay_in_order_and_failed_ones_stay_failed(seen: Input):
     assert prepared.column("row_id").equals(rows.column("row_id"))
     errors = prepared.column(ERROR).to_pylist()
     assert [row for row, error in enumerate(errors) if error] == [BAD]
-    assert set(counters) - {"truncated"} == set(seen.stage_names)
+    assert set(counters) - {"tokenised"} == set(seen.stage_names)
     for stage in seen.stage_names:
         assert counters[stage]["rows_in"] == NUM_ROWS - 1
     for field in seen.fields():

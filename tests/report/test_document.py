@@ -20,6 +20,7 @@ from support.runs.report_examples import (
 )
 
 from pipeline.core.figures.counters import STAGES, StageCounters
+from pipeline.core.figures.slice_figures import Isolated
 from pipeline.report.document import REPORT_VERSION, report_schema, to_json
 
 
@@ -171,7 +172,7 @@ def test_the_same_facts_give_the_same_bytes():
 
 
 def test_what_had_to_be_isolated_is_counted_and_nothing_is_zero():
-    isolated = StageCounters(256, 254, 2, busy_s=9.0, retries=5).to_dict()
+    isolated = Isolated(256, 2, 5, 9.0).to_dict()
     facts = FULL | dict(counters={**FULL["counters"], "isolated": isolated})
     report = document_of(facts)
     assert report["isolation"] == {"dead_processes": 5, "rows": 256, "quarantined": 2}

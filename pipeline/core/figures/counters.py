@@ -1,16 +1,17 @@
 """Counters of the stages: what each one did while it worked, and their sums.
 
-They travel as JSON with every slice and in its footer, so that figures survive crashes.
+They travel as JSON with every slice and in its footer, so that figures survive crashes. What counts
+is a number by its name in an entry: entries of one name are added up, whatever they count.
 """
 
 from __future__ import annotations
 
 import math
-import operator
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import dataclass
+from typing import Any, Self
 
 from pipeline.core.backoff import retries_taken
 from pipeline.core.documents import known_fields
@@ -33,11 +34,31 @@ LAUNCH = "launch"
 PREFILL = "prefill"
 """Rows whose prompts a language model has read, and the busy seconds of that."""
 Counters = dict[str, dict[str, float]]
-"""JSON form of `SliceFigures`: its entry -> fields of `StageCounters`."""
+"""JSON form of `SliceFigures`: its entry -> numbers by name."""
 
 
-@dataclass(frozen=True)
-class StageCounters:
+class Figure:
+    """Numbers that add up: the fields of a data class, which are whole but for seconds."""
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(**{name: value + vars(other)[name] for name, value in vars(self).items()})
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the JSON form."""
+        return dict(vars(self))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, float]) -> Self:
+        """Read the JSON form; a field that is left out is zero, an unknown one is ignored.
+
+        Raises:
+            PipelineError: As `checked`.
+        """
+        return cls(**checked(known_fields(cls, values)))
+
+
+@dataclass
+class StageCounters(Figure):
     """What one stage did: the sum over any number of slices."""
 
     rows_in: int = 0
@@ -49,66 +70,49 @@ class StageCounters:
     retries: int = 0
     """Requests to a store that were repeated after a passing error."""
 
-    def __add__(self, other: StageCounters) -> StageCounters:
-        return StageCounters(*map(operator.add, astuple(self), astuple(other)))
 
-    def to_dict(self) -> dict[str, float]:
-        """Return the JSON form."""
-        return asdict(self)
+def checked(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return numbers by their names: seconds as they are, others as whole numbers.
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, float]) -> StageCounters:
-        """Read the JSON form; a field that is left out is zero, an unknown one is ignored.
-
-        Raises:
-            PipelineError: A value is not a finite number >= 0 (counts: whole).
-        """
-        values = known_fields(cls, values)
-        for name, value in values.items():
-            if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
-                raise PipelineError(f"counter {name} = {value!r}: must be a finite number >= 0")
-            if name != "busy_s" and value != int(value):
-                raise PipelineError(f"counter {name} = {value!r}: must be a whole number")
-        counts = {name: int(value) for name, value in values.items() if name != "busy_s"}
-        return cls(**counts, busy_s=float(values.get("busy_s", 0.0)))
-
-
-@dataclass
-class Measurement:
-    """The counts a stage fills in while `measure` times it."""
-
-    rows_in: int = 0
-    rows_out: int = 0
-    rows_quarantined: int = 0
-    bytes_in: int = 0
-    bytes_out: int = 0
+    Raises:
+        PipelineError: A value is not a finite number >= 0 (counts: whole).
+    """
+    for name, value in values.items():
+        if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
+            raise PipelineError(f"counter {name} = {value!r}: must be a finite number >= 0")
+        if not name.endswith("_s") and value != int(value):
+            raise PipelineError(f"counter {name} = {value!r}: must be a whole number")
+    return {n: float(v) if n.endswith("_s") else int(v) for n, v in values.items()}
 
 
 @contextmanager
-def measure(counters: Counters, stage: str) -> Iterator[Measurement]:
+def measure(counters: Counters, stage: str) -> Iterator[StageCounters]:
     """Time the body as busy seconds of a stage and add its counts, also when the body raises.
 
     Its retries are those of the process meanwhile.
     """
-    counts = Measurement()
+    counts = StageCounters()
     start_s, start_retries = time.perf_counter(), retries_taken()
     try:
         yield counts
     finally:
-        busy_s = time.perf_counter() - start_s
-        retries = retries_taken() - start_retries
-        add(counters, stage, StageCounters(**asdict(counts), busy_s=busy_s, retries=retries))
+        counts.busy_s = time.perf_counter() - start_s
+        counts.retries = retries_taken() - start_retries
+        add(counters, stage, counts)
 
 
-def add(counters: Counters, stage: str, more: StageCounters) -> None:
-    """Add what a stage did into counters, in place."""
-    counters[stage] = (StageCounters.from_dict(counters.get(stage, {})) + more).to_dict()
+def add(counters: Counters, entry: str, more: Figure | Mapping[str, float]) -> None:
+    """Add numbers into an entry of counters, in place."""
+    values = more.to_dict() if isinstance(more, Figure) else more
+    before = counters.setdefault(entry, {})
+    for name, value in values.items():
+        before[name] = before.get(name, 0) + value
 
 
 def merge(a: Counters, b: Counters) -> Counters:
     """Return the sum of two sets of counters; neither is changed."""
     merged: Counters = {}
     for counters in (a, b):
-        for stage, values in counters.items():
-            add(merged, stage, StageCounters.from_dict(values))
+        for entry, values in counters.items():
+            add(merged, entry, values)
     return merged

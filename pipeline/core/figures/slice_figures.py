@@ -1,49 +1,30 @@
 """What was measured of a slice, or of any number of them, as one typed value.
 
-With a slice and in its footer it travels as JSON (`Counters`), where each figure has the fields of
-`StageCounters`: only this file knows which of them holds what.
+With a slice and in its footer it travels as JSON (`Counters`): each stage and each figure is an
+entry of its name.
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterator, Mapping
-from dataclasses import astuple, dataclass, field, fields, replace
-from typing import Any, ClassVar, Self
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 
-from pipeline.core.figures.counters import Counters, StageCounters, add
+from pipeline.core.figures.counters import Counters, Figure, StageCounters, add, checked
 from pipeline.core.printable import num_of
 
 
 @dataclass(frozen=True)
-class _Figure:
-    """Numbers that add up; `COUNTERS` names the fields of `StageCounters` that hold them."""
-
-    COUNTERS: ClassVar[tuple[str, ...]] = ("rows_in", "rows_out")
-
-    def __add__(self, other: Self) -> Self:
-        return type(self)(*map(operator.add, astuple(self), astuple(other)))
-
-    @classmethod
-    def of(cls, did: StageCounters) -> Self:
-        return cls(*(getattr(did, name) for name in cls.COUNTERS))
-
-    def as_counters(self) -> StageCounters:
-        return StageCounters(**dict(zip(self.COUNTERS, astuple(self), strict=True)))
-
-
-@dataclass(frozen=True)
-class Comparison(_Figure):
+class Comparison(Figure):
     """Rows that were predicted once more, to compare the predictions."""
 
-    COUNTERS: ClassVar = ("rows_in", "rows_out", "busy_s")
     num_rows: int = 0
     num_agreed: int = 0
     busy_s: float = 0.0
 
 
 @dataclass(frozen=True)
-class Tokenised(_Figure):
+class Tokenised(Figure):
     """Rows that were turned into tokens."""
 
     num_rows: int = 0
@@ -52,7 +33,7 @@ class Tokenised(_Figure):
 
 
 @dataclass(frozen=True)
-class Tokens(_Figure):
+class Tokens(Figure):
     """Tokens of the predicted rows."""
 
     num_tokens: int = 0
@@ -61,10 +42,9 @@ class Tokens(_Figure):
 
 
 @dataclass(frozen=True)
-class Generated(_Figure):
+class Generated(Figure):
     """Texts that a model has written."""
 
-    COUNTERS: ClassVar = ("rows_in", "rows_out", "rows_quarantined", "bytes_out", "busy_s")
     num_rows: int = 0
     num_long: int = 0
     """They have the most tokens, and no end."""
@@ -76,7 +56,7 @@ class Generated(_Figure):
 
 
 @dataclass(frozen=True)
-class Steps(_Figure):
+class Steps(Figure):
     """Steps of a model that writes, each of which adds a token to every row of its batch."""
 
     num_steps: int = 0
@@ -85,10 +65,9 @@ class Steps(_Figure):
 
 
 @dataclass(frozen=True)
-class LookedUp(_Figure):
+class LookedUp(Figure):
     """Rows that were looked up by their content in earlier versions."""
 
-    COUNTERS: ClassVar = ("rows_in", "rows_out", "rows_quarantined", "busy_s")
     num_rows: int = 0
     num_known: int = 0
     """Whose predictions are taken over; others are known and computed, to be compared."""
@@ -99,10 +78,9 @@ class LookedUp(_Figure):
 
 
 @dataclass(frozen=True)
-class Isolated(_Figure):
+class Isolated(Figure):
     """Rows that were worked on in a child process after workers crashed on their slice."""
 
-    COUNTERS: ClassVar = ("rows_in", "rows_quarantined", "retries", "busy_s")
     num_rows: int = 0
     num_quarantined: int = 0
     """Rows that ended the process that worked on them."""
@@ -110,28 +88,19 @@ class Isolated(_Figure):
     """Workers and children."""
     busy_s: float = 0.0
 
-    def as_counters(self) -> StageCounters:
-        return replace(super().as_counters(), rows_out=self.num_rows - self.num_quarantined)
 
-
-_SINGLE: dict[str, tuple[str, type[_Figure]]] = {
-    "reference_check": ("reference_check", Comparison),
-    "golden": ("golden", Comparison),
-    "tokenised": ("truncated", Tokenised),
-    "tokens": ("tokens", Tokens),
-    "generated": ("generated", Generated),
-    "steps": ("steps", Steps),
-    "looked_up": ("look_up", LookedUp),
-    "isolated": ("isolated", Isolated),
+_FIGURES: dict[str, type[Figure]] = {
+    **dict.fromkeys(("reference_check", "golden"), Comparison),
+    "tokenised": Tokenised,
+    "tokens": Tokens,
+    "generated": Generated,
+    "steps": Steps,
+    "looked_up": LookedUp,
+    "isolated": Isolated,
 }
-"""Field -> its entry in the JSON form, and its type."""
-_NAMED = {
-    "output_lengths": "output_length",
-    "devices": "device",
-    "advice": "advice",
-}
-"""Field -> its entries in the JSON form; what is counted stands behind a `.`."""
-FIGURE_NAMES = frozenset((*(entry for entry, _ in _SINGLE.values()), *_NAMED.values()))
+_COUNTS = ("output_lengths", "devices", "advice")
+"""Figures that are numbers by name."""
+FIGURE_NAMES = (*_FIGURES, *_COUNTS)
 """Entries that no stage can have for its name."""
 
 
@@ -177,33 +146,27 @@ class SliceFigures:
 
     def add_to(self, counters: Counters) -> None:
         """Add these figures into their JSON form, in place."""
-        for entry, did in self._entries():
-            add(counters, entry, did)
-
-    def _entries(self) -> Iterator[tuple[str, StageCounters]]:
-        yield from self.stages.items()
-        for name, (entry, _) in _SINGLE.items():
-            if (figure := getattr(self, name)) is not None:
-                yield entry, figure.as_counters()
-        for name, entry in _NAMED.items():
-            for text, num_rows in getattr(self, name).items():
-                yield f"{entry}.{text}", StageCounters(num_rows, num_rows)
+        for stage, did in self.stages.items():
+            add(counters, stage, did)
+        for name in FIGURE_NAMES:
+            if figure := getattr(self, name):
+                add(counters, name, figure)
 
     @classmethod
     def from_json(cls, counters: Counters) -> SliceFigures:
         """Read the JSON form of one slice.
 
         Raises:
-            PipelineError: As `StageCounters.from_dict`.
+            PipelineError: As `checked`.
         """
-        did = {n: StageCounters.from_dict(v) for n, v in counters.items()}
+        left = dict(counters)
         found: dict[str, Any] = {
-            name: kind.of(did.pop(entry)) for name, (entry, kind) in _SINGLE.items() if entry in did
+            name: kind.from_dict(left.pop(name)) for name, kind in _FIGURES.items() if name in left
         }
-        for name, entry in _NAMED.items():
-            keys = [key for key in did if key.partition(".")[0] == entry]
-            found[name] = {key.partition(".")[2]: did.pop(key).rows_out for key in keys}
-        return cls(stages=did, golden_actors=int("golden" in found), **found)
+        for name in _COUNTS:
+            found[name] = {text: int(n) for text, n in checked(left.pop(name, {})).items()}
+        stages = {name: StageCounters.from_dict(values) for name, values in left.items()}
+        return cls(stages=stages, golden_actors=int("golden" in found), **found)
 
 
 def _sum(one: Any, other: Any) -> Any:

@@ -204,7 +204,7 @@ def _choose_input(
 def require_stage_names(found: Input) -> None:
     """Refuse an installed input whose stages would be read as figures of other things."""
     for stage in found.stage_names:
-        if stage.partition(".")[0] in FIGURE_NAMES:
+        if stage in FIGURE_NAMES:
             raise JobError(
                 f"input {found.name!r}: its stage {stage!r} has the name of a figure; its "
                 f"distribution must call it otherwise than {', '.join(sorted(FIGURE_NAMES))}"

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pipeline.commit.manifest import Manifest
 from pipeline.commit.staging import StagedSlice
 from pipeline.core.causes import Cause
-from pipeline.core.figures.counters import PREPARED, Counters, Measurement, measure
+from pipeline.core.figures.counters import PREPARED, Counters, StageCounters, measure
 from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.core.rows.aside import NOT_READ
 from pipeline.core.versions import environment_versions, package_versions
@@ -70,7 +70,7 @@ class RunRecorder(RowAccounts):
         self._carried: Carried | None = None
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[Measurement]:
+    def stage(self, name: str) -> Iterator[StageCounters]:
         """Measure a stage that runs on the driver (list, publish)."""
         counters: Counters = {}
         try:

@@ -62,13 +62,12 @@ def test_wrong_counters_are_refused(values):
 
 def test_an_input_brings_stages_of_its_own():
     theirs = {"tokenize": {"rows_in": 1}}
-    assert merge(theirs, theirs) == {"tokenize": StageCounters(rows_in=2).to_dict()}
+    assert merge(theirs, theirs) == {"tokenize": {"rows_in": 2}}
     assert stages_with(["tokenize"])[1:4] == ("read", "tokenize", "transfer")
 
 
 def test_a_field_of_a_newer_version_is_left_out():
-    theirs = {"decode": {"rows_in": 2, "pages_in": 3}}
-    assert merge(theirs, {}) == {"decode": StageCounters(rows_in=2).to_dict()}
+    assert StageCounters.from_dict({"rows_in": 2, "pages_in": 3}) == StageCounters(rows_in=2)
 
 
 def test_measure_adds_to_what_was_there():

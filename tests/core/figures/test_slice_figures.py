@@ -1,4 +1,4 @@
-"""What was measured of slices adds up, and survives the JSON of a footer, also of older ones."""
+"""What was measured of slices adds up, and survives the JSON of a footer."""
 
 import json
 
@@ -21,16 +21,15 @@ FOOTER = """{
  "predict": {"rows_in": 3, "rows_out": 2, "rows_quarantined": 1, "bytes_in": 60, "busy_s": 0.25},
  "launch": {"rows_in": 3, "rows_out": 3, "busy_s": 0.125},
  "model_load": {"busy_s": 2.0},
- "reference_check": {"rows_in": 2, "rows_out": 1, "busy_s": 0.75},
- "golden": {"rows_in": 8, "rows_out": 7, "busy_s": 1.5},
- "look_up": {"rows_in": 4, "rows_out": 2, "rows_quarantined": 1, "busy_s": 0.5},
- "truncated": {"rows_in": 3, "rows_out": 1},
- "tokens": {"rows_in": 20, "rows_out": 24},
- "isolated": {"rows_in": 4, "rows_out": 3, "rows_quarantined": 1, "retries": 2, "busy_s": 3.0},
- "device.Xeon, 2.4 GHz": {"rows_in": 4, "rows_out": 4},
- "advice.fp32 is slow": {"rows_in": 0}
+ "reference_check": {"num_rows": 2, "num_agreed": 1, "busy_s": 0.75},
+ "golden": {"num_rows": 8, "num_agreed": 7, "busy_s": 1.5},
+ "looked_up": {"num_rows": 4, "num_known": 2, "num_failed": 1, "busy_s": 0.5},
+ "tokenised": {"num_rows": 3, "num_truncated": 1},
+ "tokens": {"num_tokens": 20, "num_padded": 24},
+ "isolated": {"num_rows": 4, "num_quarantined": 1, "dead_processes": 2, "busy_s": 3.0},
+ "devices": {"Xeon, 2.4 GHz": 4},
+ "advice": {"fp32 is slow": 0}
 }"""
-"""As version 1 wrote it."""
 FIGURES = SliceFigures(
     stages={
         "read": StageCounters(4, 4, 0, 90, 90, 0.5, 1),

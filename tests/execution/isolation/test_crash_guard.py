@@ -119,8 +119,8 @@ def test_after_a_death_the_row_at_fault_is_found_in_a_child(case: Case) -> None:
     assert errors == [None, None, Reason.NATIVE_CRASH, None, None]
     assert case.num_here == 0
     isolated = counters["isolated"]
-    assert (isolated["rows_in"], isolated["rows_out"], isolated["rows_quarantined"]) == (5, 4, 1)
-    assert isolated["retries"] == 3  # the worker, a child over the batch, one over the row
+    assert (isolated["num_rows"], isolated["num_quarantined"]) == (5, 1)
+    assert isolated["dead_processes"] == 3  # the worker, a child over the batch, one over the row
     assert counters[STAGE]["rows_quarantined"] == 1
 
 
@@ -140,7 +140,7 @@ def test_a_row_that_two_workers_were_killed_over_alone_ran_out_of_memory(case: C
     die_over(case.attempts, NAME, (STAGE, "r0"), (STAGE, "r1"))
     errors, counters = case.run([0, KILL, 2])
     assert errors == [None, Reason.OUT_OF_MEMORY, None]
-    assert counters["isolated"]["retries"] == 4  # and no child: that row was not tried any more
+    assert counters["isolated"]["dead_processes"] == 4  # and no child
 
 
 @pytest.mark.slow

@@ -99,7 +99,7 @@ def test_a_reader_that_was_killed_costs_nothing_but_a_child(kind: str, tmp_path:
     read, case.counters = case.counters["read"], {}
     case.die(2)
     assert case.read() == undisturbed
-    assert case.counters["isolated"]["retries"] == 2
+    assert case.counters["isolated"]["dead_processes"] == 2
     assert {**case.counters["read"], "busy_s": 0, "retries": 0} == {
         **read, "busy_s": 0, "retries": 0,
     }  # fmt: skip
@@ -119,7 +119,7 @@ def test_a_child_reads_what_is_too_large_for_memory_in_pieces(tmp_path: Path) ->
     assert sum(key.num_rows for key in found) == 40
     assert all(rows.column("error").null_count == rows.num_rows for rows in found.values())
     assert case.counters["read"]["rows_out"] == 40
-    assert case.counters["isolated"]["retries"] == 1
+    assert case.counters["isolated"]["dead_processes"] == 1
 
 
 @pytest.mark.slow
@@ -133,7 +133,7 @@ def test_a_shard_that_stops_its_reader_costs_its_rows(s3: S3Server, tmp_path: Pa
     assert found.column("error").to_pylist() == errors
     read = case.counters["read"]
     assert (read["rows_in"], read["rows_out"], read["rows_quarantined"]) == (15, 10, 5)
-    assert case.counters["isolated"]["rows_quarantined"] == 5
+    assert case.counters["isolated"]["num_quarantined"] == 5
 
 
 @pytest.mark.slow

@@ -281,5 +281,5 @@ def test_a_few_rows_are_compared_with_eager_fp32_once():
         _, second = predict(model, rows)
         assert "reference_check" not in second
         counted[name] = first["reference_check"]
-    assert counted["lax"]["rows_in"] == counted["lax"]["rows_out"] == 16
-    assert counted["strict"]["rows_out"] < counted["strict"]["rows_in"] == 16
+    assert counted["lax"]["num_rows"] == counted["lax"]["num_agreed"] == 16
+    assert counted["strict"]["num_agreed"] < counted["strict"]["num_rows"] == 16

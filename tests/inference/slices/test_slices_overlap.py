@@ -220,7 +220,7 @@ def test_a_slice_that_comes_while_the_model_is_off_the_card_waits_for_it(num_row
         with ThreadPoolExecutor(2) as pool, gpu.away():
             first = pool.submit(model.predict, rows_of(images(20)), counters).result()
             [second] = [each.result() for each in coming]
-        assert counters["reference_check"]["rows_in"] > 0
+        assert counters["reference_check"]["num_rows"] > 0
     assert first.column("error").null_count == 20
     assert second.column("error").null_count == num_rows
 
@@ -258,4 +258,4 @@ def test_one_slice_in_flight_alone_is_compared_with_the_reference(tmp_path: Path
             done = [pool.submit(model.predict, rows_of(images(30)), each) for each in counted]
             assert all(each.result().column("error").null_count == 30 for each in done)
     [found] = [each["reference_check"] for each in counted if "reference_check" in each]
-    assert found["rows_in"] == found["rows_out"] > 0
+    assert found["num_rows"] == found["num_agreed"] > 0

@@ -81,7 +81,7 @@ def test_the_first_rows_that_have_not_failed_carry_the_pixels_of_the_cpu():
         expected[row] if row in chosen and row != 3 else None for row in range(rows.num_rows)
     ]
     assert counters["reference_check"]["busy_s"] > 0
-    assert counters["reference_check"]["rows_in"] == 0, "they are counted where they are compared"
+    assert counters["reference_check"]["num_rows"] == 0, "they are counted where they are compared"
 
 
 def test_a_slice_of_failed_rows_stays_as_it_is():
@@ -135,7 +135,7 @@ def test_a_model_waits_for_a_slice_with_reference_pixels():
     assert "reference_check" not in counters
     model.predict(shrinking.step_with_reference(rows_of(photos(3)), {}), counters)
     assert not model.awaits_reference_check
-    assert counters["reference_check"]["rows_in"] == 3
+    assert counters["reference_check"]["num_rows"] == 3
 
 
 @pytest.mark.parametrize(("is_same", "agreed"), [(True, 4), (False, 0)])
@@ -152,4 +152,4 @@ def test_a_decoder_that_changes_colours_is_caught(is_same: bool, agreed: int):
     assert failures_of(model.predict(rows, counters)) == [None] * 4
     assert not model.awaits_reference_check
     checked = counters["reference_check"]
-    assert (checked["rows_in"], checked["rows_out"]) == (4, agreed)
+    assert (checked["num_rows"], checked["num_agreed"]) == (4, agreed)

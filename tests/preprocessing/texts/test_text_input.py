@@ -75,7 +75,7 @@ def test_a_text_that_the_tokenizer_fails_over_costs_its_row(more: dict[str, Any]
         assert len(done[SHA256][row].as_py()) == 64
     entry = counters["tokenize"]
     assert (entry["rows_in"], entry["rows_out"], entry["rows_quarantined"]) == (6, 4, 2)
-    assert counters["truncated"]["rows_in"] == 4
+    assert counters["tokenised"]["num_rows"] == 4
     good = [row for row in range(len(texts)) if row not in failed]
     alone = seen.prepare(rows.take(good), {}, Limits(1, 1))
     assert done.take(good).select(alone.column_names).equals(alone)
@@ -137,8 +137,8 @@ def test_a_row_is_truncated_just_where_it_has_more_tokens_than_the_model_takes(
     is_cut = [num_tokens_uncut(*row) > MAX_TOKENS for row in rows]
     assert done[TRUNCATED].to_pylist() == is_cut
     assert {True, False} == {*is_cut}
-    entry = counters["truncated"]
-    assert (entry["rows_in"], entry["rows_out"]) == (len(TEXTS), sum(is_cut))
+    entry = counters["tokenised"]
+    assert (entry["num_rows"], entry["num_truncated"]) == (len(TEXTS), sum(is_cut))
 
 
 def test_the_mask_of_a_batch_has_the_tokens_of_each_row_and_no_padding(tmp_path: Path):

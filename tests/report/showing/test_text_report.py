@@ -6,7 +6,7 @@ import jsonschema
 import pytest
 from support.runs.report_examples import FULL, ROWS, STREAMING_S, Facts, counted, report_of
 
-from pipeline.core.figures.counters import StageCounters
+from pipeline.core.figures.slice_figures import Tokenised, Tokens
 from pipeline.report.document import report_schema, to_json
 from pipeline.report.showing.render import to_html
 from pipeline.report.speed.estimate import estimate
@@ -17,9 +17,9 @@ NUM_TOKENS, PADDED, CUT = 90_000, 100_000, 27
 def text_facts(tokens: int = NUM_TOKENS, padded: int = PADDED, cut: int = CUT) -> Facts:
     stages = ("list", "read", "tokenize", "transfer", "predict", "write", "publish")
     counters = {stage: counted(100.0 if stage == "predict" else 1.0) for stage in stages}
-    counters["truncated"] = StageCounters(ROWS, cut).to_dict()
+    counters["tokenised"] = Tokenised(ROWS, cut).to_dict()
     if padded:
-        counters["tokens"] = StageCounters(tokens, padded).to_dict()
+        counters["tokens"] = Tokens(tokens, padded).to_dict()
     model = FULL["model"] | {"batch_size": 256, "batch_tokens": 4096}
     in_actors = frozenset(["decoder"])
     return FULL | dict(counters=counters, prepared=("tokenize",), model=model, in_actors=in_actors)
