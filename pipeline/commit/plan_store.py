@@ -26,8 +26,8 @@ PLAN_VERSION = 1
 def adopt_plan(store: Store, layout: Layout, plan: Plan) -> Plan:
     """Store the plan if its fingerprint is new, otherwise return the stored one (same units).
 
-    What was skipped and the root are those of now: plans of the same shards may come of other
-    folders or globs. So are the ctimes of local shards.
+    What else is known of it is of now: plans of the same shards may come of other folders or globs.
+    So are the ctimes of local shards.
     """
     path = layout.plan(plan.work)
     try:
@@ -55,17 +55,13 @@ def read_plan(store: Store, layout: Layout, fingerprint: str) -> Plan:
 
 def _adopted(data: bytes, plan: Plan) -> Plan:
     stored = plan_from_json(data, plan.work)
-    units = with_ctimes(stored.units, ctimes_of(plan.units))
     return replace(
-        stored,
-        fingerprint=plan.fingerprint,
-        units=units,
-        skipped=plan.skipped,
-        ctimes_sha256=plan.ctimes_sha256,
-        source_root=plan.source_root,
-        has_hashes=plan.has_hashes,
-        stored_as=plan.stored_as,
-        twin=plan.twin,
+        plan,
+        units=with_ctimes(stored.units, ctimes_of(plan.units)),
+        model=stored.model,
+        batch_size=stored.batch_size,
+        batch_tokens=stored.batch_tokens,
+        created_at=stored.created_at,
     )
 
 
@@ -103,8 +99,6 @@ def plan_to_json(plan: Plan, token: str) -> bytes:
         "fields": schema_to_text(plan.fields),
         "row_ids": plan.row_ids,
         "fingerprint_parts": plan.fingerprint_parts,
-        "predictor": plan.predictor,
-        "row_settings": plan.row_settings,
         "shards": list(shards),
         "units": units,
     }
@@ -144,8 +138,6 @@ def plan_from_json(data: bytes, fingerprint: str) -> Plan:
             input_bytes=document["input_bytes"],
             created_at=document["created_at"],
             fingerprint_parts=document["fingerprint_parts"],
-            predictor=document["predictor"],
-            row_settings=document["row_settings"],
         )
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise InfraError(f"plan {fingerprint[:12]}: the stored plan is damaged: {error}") from None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -31,7 +30,7 @@ from pipeline.core.user_code.own_code import code_digest, kind_of
 from pipeline.job.job import Job
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks import task_class
-from pipeline.planning.predictor import predictor_parts, row_settings
+from pipeline.planning.predictor import digest_of, predictor_key, row_settings
 from pipeline.planning.slicing import units_of
 from pipeline.sources.inputs import Inputs
 from pipeline.sources.source_format import RowIds, format_of
@@ -74,23 +73,24 @@ class Plan:
     """The parts of the fingerprint, so that a later plan can say what changed: digests `inputs`,
     `model` and `settings`, `semantics`, area -> version, and `extensions`, what an installed
     distribution brings -> digest of its code, if there is any."""
-    predictor: dict[str, str] = field(default_factory=dict, compare=False)
-    """What decides the prediction of a row, as `predictor_parts`; {} if that is unknown."""
+    predictor_key: str = field(default="", compare=False)
+    """Digest of what decides the prediction of a row; '' if that is unknown. As all that follows,
+    it is of the job as it is, and not stored with the plan."""
     row_settings: str = field(default="", compare=False)
     """What decides the other columns of a row, as `predictor.row_settings`."""
     has_hashes: bool = field(default=False, compare=False)
-    """Predictions have the hash of what the model sees; of the job as it is, not stored with it."""
+    """Predictions have the hash of what the model sees."""
     stored_as: str = field(default="", compare=False)
     """Under which its slices are staged, if not under the fingerprint: of a retry, whose rows an
     earlier run has staged, too."""
     twin: str = field(default="", compare=False)
     """Fingerprint of a job that differs only in whether it pins eager fp32; '' if this one does
-    neither. What it published in eager fp32 is what this plan would give; not stored with it."""
+    neither. What it published in eager fp32 is what this plan would give."""
     ctimes_sha256: str = field(default="", compare=False)
     """Digest of when local shards were changed in any way, as listed; '' if no store says that. Not
-    part of the fingerprint, as copies of a file differ in it, and not stored with the plan."""
+    part of the fingerprint, as copies of a file differ in it."""
     skipped: Skipped = field(default_factory=Skipped)
-    """Files below the source that were not inputs when it was listed; not stored with the plan."""
+    """Files below the source that were not inputs when it was listed."""
 
     @cached_property
     def num_rows(self) -> int | None:
@@ -165,12 +165,12 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
     _require_free((*inputs.pass_through.names, *task_fields.names), job.sink.partition)
     parts, form = fingerprint_parts(job, inputs, model), format_of(job.source)
     limits = job.source.model_dump(include=_OF_DECODING)
-    predictor = predictor_parts(
+    key = predictor_key(
         model, inputs.fields, parts["semantics"], parts.get("extensions", {}), limits
     )
     is_whole = job.run.limit_rows is None
     return Plan(
-        fingerprint=_digest(parts),
+        fingerprint=digest_of(parts),
         source_root=inputs.root,
         units=with_ctimes(
             units_of(job, inputs.extents, batch_size, model.task.kind),
@@ -186,8 +186,8 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
         input_bytes=inputs.num_bytes,
         created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         fingerprint_parts=parts,
-        predictor=predictor,
-        has_hashes=job.run.reuse == "content" and is_whole and bool(predictor),
+        predictor_key=key,
+        has_hashes=job.run.reuse == "content" and is_whole and bool(key),
         row_settings=row_settings(
             job.source.model_dump(**_SECTION, exclude=_OF_LISTING | {"uri", "files"}),
             Store(inputs.root).url(""),
@@ -245,9 +245,9 @@ def fingerprint_parts(job: Job, inputs: Inputs, model: ModelSpec) -> dict[str, A
         "limit_rows": job.run.limit_rows,
     }
     return {
-        "inputs": _digest([Store(inputs.root).url(""), pass_through, shards]),
+        "inputs": digest_of([Store(inputs.root).url(""), pass_through, shards]),
         "model": model_digest(model),
-        "settings": _digest(settings),
+        "settings": digest_of(settings),
         "semantics": job_semantics(job, model),
         **({"extensions": own} if (own := job_extensions(job, model)) else {}),
     }
@@ -260,7 +260,7 @@ def model_digest(model: ModelSpec) -> str:
     it may be of any runtime at fp32, as its choice says.
     """
     pinned = {"pinned": True} if model.is_reference and model.is_pinned else {}
-    return _digest({**model.to_dict(), **pinned})
+    return digest_of({**model.to_dict(), **pinned})
 
 
 def _twin(parts: Mapping[str, Any], model: ModelSpec) -> str:
@@ -269,7 +269,7 @@ def _twin(parts: Mapping[str, Any], model: ModelSpec) -> str:
     if not model.is_reference:
         return ""
     other = replace(model, is_pinned=not model.is_pinned)
-    return _digest({**parts, "model": model_digest(other)})
+    return digest_of({**parts, "model": model_digest(other)})
 
 
 def job_semantics(job: Job, model: ModelSpec) -> dict[str, int]:
@@ -293,10 +293,6 @@ def job_extensions(job: Job, model: ModelSpec) -> dict[str, str]:
 def _ctimes_sha256(inputs: Inputs) -> str:
     ctimes_ns = np.fromiter((shard.ctime_ns for shard in inputs.shards), "<i8", len(inputs.shards))
     return hashlib.sha256(ctimes_ns.tobytes()).hexdigest() if ctimes_ns.any() else ""
-
-
-def _digest(facts: Any) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def schema_to_text(schema: pa.Schema) -> str:

@@ -50,14 +50,14 @@ _NOT_IN_MANIFEST = (
 )
 
 
-def predictor_parts(
+def predictor_key(
     model: ModelSpec,
     fields: pa.Schema,
     semantics: Mapping[str, int],
     extensions: Mapping[str, str],
     limits: Mapping[str, int],
-) -> dict[str, str]:
-    """Return what decides the prediction of a row: name -> digest; {} if that is unknown.
+) -> str:
+    """Return a digest of what decides the prediction of a row; '' if that is unknown.
 
     Args:
         model: As the job has it, before a runtime is chosen.
@@ -67,7 +67,7 @@ def predictor_parts(
         limits: Fields of the job -> the most that an input may have when it is decoded.
     """
     if not model.has_weights:
-        return {}
+        return ""
     facts = {k: v for k, v in model.to_dict().items() if k not in _OF_RUNTIME}
     if model.kind in _OF_LIBRARIES:
         del facts["code_sha256"]
@@ -77,12 +77,7 @@ def predictor_parts(
         "limits": dict(limits),
         "fields": [[field.name, str(field.type)] for field in fields],
     }
-    return {name: _digest(value) for name, value in facts.items()}
-
-
-def predictor_key(parts: Mapping[str, str]) -> str:
-    """Return the digest of `predictor_parts`; '' if they are unknown."""
-    return _digest(dict(parts)) if parts else ""
+    return digest_of(facts)
 
 
 def why_other(
@@ -136,8 +131,9 @@ def row_settings(
         task_fields: The columns that the task adds.
     """
     columns = [[f.name, str(f.type), f.nullable] for f in (*pass_through, *task_fields)]
-    return _digest([OUTPUT_SCHEMA_VERSION, dict(source), root, columns])
+    return digest_of([OUTPUT_SCHEMA_VERSION, dict(source), root, columns])
 
 
-def _digest(facts: Any) -> str:
+def digest_of(facts: Any) -> str:
+    """Return the digest of what JSON can hold."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

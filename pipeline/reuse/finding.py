@@ -24,7 +24,7 @@ from pipeline.core.printable import num_of
 from pipeline.core.versions import changed_versions, environment_versions
 from pipeline.job.job import Job
 from pipeline.planning.plan import Plan
-from pipeline.planning.predictor import predictor_key, why_other
+from pipeline.planning.predictor import why_other
 from pipeline.planning.slicing import SliceSizes
 from pipeline.reuse.checking import LEAST_ROWS, check_probability, choose_checked
 from pipeline.reuse.content import ContentIndex
@@ -113,8 +113,7 @@ class Reuse:
         """Tell whether the rows that are kept are of code of other semantics: of a retry."""
         if self.retry is None or self.division is None:
             return False
-        key = predictor_key(self.plan.predictor)
-        is_same = self.earlier[0].table.about.predictor_key == key
+        is_same = self.earlier[0].table.about.predictor_key == self.plan.predictor_key
         return not is_same and self.retry.base.fingerprint != self.plan.fingerprint
 
     def known(self, job: Job, plan: Plan) -> Known | None:
@@ -231,7 +230,7 @@ def _why_not_at_all(job: Job, plan: Plan, *, is_asked: bool) -> str:
         return _LIMITED
     if job.source.has_uris and job.run.reuse == "inputs":
         return "a shard does not show what its URIs lead to; run.reuse: content goes by the bytes"
-    return "" if plan.predictor else _NO_WEIGHTS
+    return "" if plan.predictor_key else _NO_WEIGHTS
 
 
 def _usable(
@@ -290,7 +289,7 @@ def _usable(
 def _why_other(table: ShardTable, manifest: Manifest, plan: Plan, retry: Retry | None) -> str:
     """Return what changed so that no prediction of a version can be taken, "" if nothing did."""
     then, now = manifest.fingerprint_parts, plan.fingerprint_parts
-    key = predictor_key(plan.predictor)
+    key = plan.predictor_key
     if key and table.about.predictor_key == key:
         return ""
     if retry is not None:

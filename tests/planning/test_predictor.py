@@ -11,7 +11,7 @@ from support.runs.plan_examples import SPEC
 
 from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.models.spec import ModelSpec
-from pipeline.planning.predictor import predictor_key, predictor_parts, row_settings, why_other
+from pipeline.planning.predictor import predictor_key, row_settings, why_other
 
 WITH_WEIGHTS = replace(SPEC, weights_uri="w.safetensors", weights_sha256="1" * 64)
 SEMANTICS = {"decode": 1, "predict": 2}
@@ -19,7 +19,7 @@ SEMANTICS = {"decode": 1, "predict": 2}
 
 def key_of(model: ModelSpec, fields: pa.Schema = IMAGE_FIELDS, **others: Any) -> str:
     how = {"semantics": SEMANTICS, "extensions": {}, "limits": {}, **others}
-    return predictor_key(predictor_parts(model, fields, **how))
+    return predictor_key(model, fields, **how)
 
 
 @pytest.mark.parametrize(

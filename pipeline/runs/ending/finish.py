@@ -30,7 +30,6 @@ from pipeline.gates.history import Past, look_back
 from pipeline.gates.judging import certain_failures, early_refusal, judge, needs_of
 from pipeline.gates.results import GateResult, require_pass
 from pipeline.planning.plan import Plan
-from pipeline.planning.predictor import predictor_key
 from pipeline.planning.tiling import Slices, require_complete
 from pipeline.process.failpoints import failpoint
 from pipeline.reuse.finding import day_of
@@ -172,7 +171,7 @@ def _write_keys(
         of_found = (extent for index in found_in for extent in plan.units[index].extents)
         days |= dict.fromkeys((url(extent.path) for extent in of_found), reuse.oldest_day)
     about = About(
-        "" if reuse.has_mixed_code else predictor_key(plan.predictor),
+        "" if reuse.has_mixed_code else plan.predictor_key,
         plan.row_settings,
         "content" if plan.has_hashes else "inputs",
         environment_versions(),
