@@ -110,7 +110,7 @@ class Writing:
     def advance(self) -> list[Row]:
         """Let some rows enter, or write a token for each; return those that have ended with it.
 
-        A model that is run by the library writes all of some rows.
+        Models that the library runs write to some rows as a whole.
 
         Raises:
             Exception: Any error of the model or the device; the rows at fault are among `active`,
@@ -180,7 +180,7 @@ class Writing:
     def _add_tokens(self, logits: torch.Tensor) -> torch.Tensor:
         """Add the next token to each row that has not ended.
 
-        Each call comes about as long after another as one pass of the model takes, so that a limit
+        It is called after each pass of the model and notes that the slice gets on, so that a limit
         of time is one of steps and not of rows.
 
         Returns:
