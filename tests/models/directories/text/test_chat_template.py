@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+from jinja2 import TemplateError
 from support.models.choosing import MESSAGES, TEXTS
 from support.models.language_models import CHAT, make_language_model
 from support.models.snapshots import change_json
+from support.runs.selection import quick_cases
 
 from pipeline.core.errors import JobError
+from pipeline.models.directories.text.chat_program import render
 from pipeline.models.directories.text.chat_template import FILE, LEGACY, chat_prompt, image_prompt
 
 SAID = [(each["role"], each["content"]) for each in MESSAGES]
@@ -62,13 +65,11 @@ def test_special_tokens_loop_controls_and_generation_marks_are_known(tmp_path: P
     assert not prompt.adds_special
 
 
-HOSTILE = {
+SANDBOXED = {
     "{{ ''.__class__.__mro__ }}": "SecurityError",
     "{{ messages.append(1) }}": "SecurityError",
     "{{ namespace.__init__.__globals__ }}": "SecurityError",
-    "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}": "too long",
     "{% for a in range(99999) %}{{ 'x' * 1000 }}{% endfor %}": "more than 1,048,576",
-    "{{ 'x' * 9999999999 }}": "MemoryError|too much memory",
     "{{ raise_exception('no system role') }}": "no system role",
     "{{ strftime_now('%Y') }}": "'strftime_now' is undefined",
     "{{ lipsum(n=1) }}": "'lipsum' is undefined",
@@ -77,13 +78,29 @@ HOSTILE = {
     "{{ [1, 2, 3] | random }}": "No filter named 'random'",
     "{{ raise_exception }}": "it writes an address of memory",
     "{{ ([1] | map('string')) ~ '' }}": "it writes an address of memory",
-    "{% if %}": "TemplateSyntaxError",
-    "{{ messages[0].content }}": "writes the text 0 times",
-    "{{ messages[1].content }}{{ messages[1].content }}": "writes the text 2 times",
 }
 
 
-@pytest.mark.parametrize("template", HOSTILE)
+@pytest.mark.parametrize("template", SANDBOXED)
+def test_a_template_sees_and_writes_nothing_but_texts(template: str):
+    with pytest.raises(TemplateError) as raised:
+        render(template, [{"role": "user", "content": "a"}], {})
+    assert SANDBOXED[template] in f"{type(raised.value).__name__}: {raised.value}"
+
+
+HOSTILE = {
+    "{{ messages.append(1) }}": "SecurityError",
+    "{{ 'x' * 9999999999 }}": "MemoryError|too much memory",
+    "{% if %}": "TemplateSyntaxError",
+    "{{ messages[0].content }}": "writes the text 0 times",
+    "{{ messages[1].content }}{{ messages[1].content }}": "writes the text 2 times",
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}": "too long",
+}
+
+
+@pytest.mark.parametrize(
+    "template", quick_cases(((each,) for each in HOSTILE), lambda each: HOSTILE[each] != "too long")
+)
 def test_a_hostile_template_is_one_line(template: str, tmp_path: Path):
     with pytest.raises(JobError, match=HOSTILE[template]) as raised:
         chat_prompt(written(tmp_path / "m", template), SAID)
