@@ -44,11 +44,6 @@ def test_the_job_says_what_the_file_does_not(tmp_path: Path):
     np.testing.assert_allclose(module(torch.from_numpy(features)), expected, atol=1e-5)
 
 
-def test_class_names_of_the_file_are_the_labels(tmp_path: Path):
-    model = onnx_files.features_model(metadata={"labels": '["a", "b", "c", "d", "e"]'})
-    assert resolve(onnx_files.save(model, tmp_path / "m.onnx")).task.labels == tuple(LABELS)
-
-
 def test_external_data_travel_with_the_file_and_are_in_the_digest(tmp_path: Path):
     path = onnx_files.save_apart(onnx_files.features_model(), tmp_path / "m.onnx")
     (tmp_path / "other.txt").write_text("is not copied")
