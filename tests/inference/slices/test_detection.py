@@ -13,6 +13,7 @@ from support.models import detectors
 from support.models.detector_snapshots import DETECTORS, make_detector
 from support.models.detectors import Fitted, Seen
 from support.models.snapshots import change_json
+from support.runs.selection import quick_cases
 
 from pipeline.core.errors import JobError
 
@@ -86,8 +87,18 @@ def test_post_processing_of_ones_own_gives_the_boxes_of_a_loop(kind: str):
     assert found > 10
 
 
-@pytest.mark.parametrize("family", ["detr", "conditional_detr"])
-@pytest.mark.parametrize("kind", [kind for kind in TRANSFORMS if "size_px" in TRANSFORMS[kind]])
+@pytest.mark.parametrize(
+    ("kind", "family"),
+    quick_cases(
+        (
+            (kind, family)
+            for kind in TRANSFORMS
+            if "size_px" in TRANSFORMS[kind]
+            for family in ("detr", "conditional_detr")
+        ),
+        lambda *case: case in (("pad", "detr"), ("shortest", "conditional_detr")),
+    ),
+)
 def test_a_directory_of_transformers_gives_the_boxes_of_the_library(
     kind: str, family: str, tmp_path: Path
 ):
@@ -107,7 +118,9 @@ def test_a_directory_of_transformers_gives_the_boxes_of_the_library(
     assert agree({"path": str(path), "min_score": 0.1}, TRANSFORMS[kind], loop) > 10
 
 
-@pytest.mark.parametrize("family", PROCESSORS)
+@pytest.mark.parametrize(
+    "family", quick_cases(((family,) for family in PROCESSORS), lambda family: family == "detr")
+)
 def test_a_detector_of_transformers_sees_what_its_own_processor_makes(family: str, tmp_path: Path):
     from transformers import AutoImageProcessor, AutoModelForObjectDetection
 

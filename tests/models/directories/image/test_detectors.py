@@ -11,6 +11,7 @@ import torch
 from support.models import detectors
 from support.models.detector_snapshots import DETECTORS, as_published, make_detector
 from support.models.snapshots import change_json, make_snapshot
+from support.runs.selection import quick_cases
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories.build import build_module
@@ -27,18 +28,26 @@ MIN_SCORE = 0.05
 CLOSE = 1e-4
 PIXELS = torch.randn(2, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
 TIMM = "test_resnet"
+QUICK = ("deformable_detr", "rt_detr", "yolos", "d_fine")
 
 
 def test_each_family_that_is_accepted_is_tried():
     assert {*DETECTORS} == {*FAMILIES}
 
 
-@pytest.mark.parametrize("family", DETECTORS)
+@pytest.mark.parametrize(
+    "family", quick_cases(((family,) for family in DETECTORS), lambda family: family in QUICK)
+)
 def test_a_detector_gives_the_boxes_of_the_library(family: str, tmp_path: Path):
     require_the_librarys_boxes(make_detector(tmp_path / "m", family), family)
 
 
-@pytest.mark.parametrize("family", ["detr", "dab-detr", "table-transformer"])
+@pytest.mark.parametrize(
+    "family",
+    quick_cases(
+        [("detr",), ("dab-detr",), ("table-transformer",)], lambda family: family == "detr"
+    ),
+)
 def test_a_backbone_of_timm_is_read_as_it_was_published(family: str, tmp_path: Path):
     path = make_detector(tmp_path / "m", family, backbone=TIMM)
     as_published(path, TIMM)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from support.models.snapshots import change_json, make_snapshot
 from support.runs.jobs import job_over
+from support.runs.selection import quick_cases
 from tokenizers import Tokenizer, normalizers
 from transformers import AutoTokenizer
 
@@ -43,7 +44,13 @@ CASED = normalizers.BertNormalizer(lowercase=False)
 ONLY_CASE = normalizers.BertNormalizer(lowercase=True, strip_accents=False)
 
 
-@pytest.mark.parametrize("name", ["BertTokenizer", "BertTokenizerFast", "TokenizersBackend", None])
+@pytest.mark.parametrize(
+    "name",
+    quick_cases(
+        [("BertTokenizer",), ("BertTokenizerFast",), ("TokenizersBackend",), (None,)],
+        lambda name: name in ("BertTokenizer", "TokenizersBackend"),
+    ),
+)
 @pytest.mark.parametrize(
     ("normalizer", "settings", "field"),
     [
