@@ -14,7 +14,6 @@ import toy_package
 from models import LABELS
 from support.inputs.photos import build_images
 from support.runs.cli import pipeline, write_job
-from support.runs.published_rows import read_predictions
 
 from pipeline.core.cache.cache_folder import PROFILES, cache_folder
 from pipeline.core.cache.cpu import describe_processor, instruction_sets
@@ -37,8 +36,6 @@ from pipeline.runs.tuning.trial import GIVEN_UP, Trial
 
 pytestmark = [pytest.mark.one_ray, pytest.mark.early]
 
-DATE = "2026-11-24"
-MAX_SCORE_DIFF = 0.01
 TUNE_S = 600  # every runtime, precision and batch size; more if cores are shared
 ALLOCATION = Allocation(2, 2, 0.9, 0.0, 1, 1, 1, 1)
 EAGER = Trial("eager", "fp32", rows_per_s=10, load_s=1, agreement_pct=100)
@@ -263,44 +260,6 @@ def test_who_decodes_other_pixels_is_compared_with_exact_ones(
     # The model is eager fp32 itself: from its own pixels all would agree.
     assert gate["value"] == pytest.approx(done.json["model"]["agreement_pct"])
     assert gate["value"] < 100
-
-
-@pytest.mark.slow
-def test_images_that_keep_their_sizes_come_out_as_eager_has_them(tmp_path: Path) -> None:
-    build_images(tmp_path / "images", 40, seed=12, num_bad=2)
-    source = {"uri": str(tmp_path / "images"), "format": "images"}
-    unset = {"size_px": None, "resize_px": None, "interpolation": None}
-    found = {}
-    for name, way in (("auto", ("auto", "auto")), ("plain", ("eager", "fp32"))):
-        model = {"factory": "support.runs.predicting:pooled", "labels": LABELS}
-        job = write_job(
-            tmp_path / f"{name}.yaml",
-            source,
-            str(tmp_path / name),
-            model={**model, "runtime": way[0], "precision": way[1]},
-            transform={"resize": "none", **unset},
-            run={"slice_rows": 16},
-            gates={"max_error_pct": 20},
-        )
-        given = (job, "--json", "--date", DATE, "--allow-import", "support")
-        if name == "auto":
-            assert pipeline("tune", *given, timeout_s=TUNE_S).code == 0
-        done = pipeline("run", *given)
-        assert done.code == 0, done.stderr
-        assert done.json["rows"]["predicted"] == 38
-        found[name] = read_predictions(str(tmp_path / name), f"date={DATE}").to_pylist()
-    (profile,) = (tmp_path / "auto" / "_control" / "profiles").iterdir()
-    ways = json.loads(profile.read_text())["ways"]
-    assert {"onnxruntime", "openvino"} <= {way["runtime"] for way in ways}
-    refused = [way for way in ways if way["problem"] and "rows/s" not in way["problem"]]
-    assert [way for way in refused if not way["problem"].startswith(GIVEN_UP)] == []
-    for ours, theirs in zip(found["auto"], found["plain"], strict=True):
-        assert ours["row_id"] == theirs["row_id"]
-        scores = [{each["label"]: each["score"] for each in row["top_k"]} for row in (ours, theirs)]
-        assert scores[0] == pytest.approx(scores[1], abs=MAX_SCORE_DIFF)
-        best, second = sorted(scores[1].values(), reverse=True)[:2]
-        if best - second > 2 * MAX_SCORE_DIFF:
-            assert ours["label"] == theirs["label"]
 
 
 @pytest.mark.slow
