@@ -8,7 +8,6 @@ What is here is the order of things; each step lives in the file of its name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -18,13 +17,11 @@ from pipeline.commit.manifest import current_manifest
 from pipeline.commit.publish import repair
 from pipeline.commit.staging import list_staged
 from pipeline.core.errors import JobError
-from pipeline.core.slices import SliceKey
-from pipeline.execution.caller import one_run_at_a_time, restore_process_state
+from pipeline.execution.caller import one_run
 from pipeline.execution.executors import Executor, start_executor
 from pipeline.job.job import Job
-from pipeline.planning.tiling import missing_units, num_left
+from pipeline.planning.tiling import Staged, missing_units, num_left
 from pipeline.process.failpoints import failpoint
-from pipeline.process.interrupts import stopped_by_ctrl_c
 from pipeline.report.document import Report, RunStatus
 from pipeline.runs.builders import make_stream
 from pipeline.runs.context import RunContext, RunOptions, Settled
@@ -43,7 +40,6 @@ from pipeline.runs.resume import (
 from pipeline.runs.settle import settle
 from pipeline.runs.staleness import why_stale
 from pipeline.runs.work import Work, divide
-from pipeline.storage.store import StoredFile
 
 
 def run_job(job: Job, options: RunOptions, progress: Progress) -> Report:
@@ -62,8 +58,7 @@ def run_job(job: Job, options: RunOptions, progress: Progress) -> Report:
             stops and failures too, also unexpected ones, once the store has been found usable.
         Interrupted: Ctrl-C in a caller's program has stopped it.
     """
-    is_callers = not options.owns_process
-    with one_run_at_a_time(), restore_process_state(signals=is_callers), stopped_by_ctrl_c():
+    with one_run(is_callers=not options.owns_process):
         return run_reported(RunContext.of(job, options), partial(_execute, progress=progress))
 
 
@@ -105,7 +100,7 @@ def _execute(run: RunContext, progress: Progress) -> RunStatus:
 
 def _predict(
     run: RunContext, work: Work, settled: Settled, executor: Executor, progress: Progress
-) -> Mapping[SliceKey, StoredFile]:
+) -> Staged:
     """Compute the slices that have no staged part yet; return the staged part of every slice.
 
     Raises:

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 from pipeline.core.errors import JobError
-from pipeline.process.interrupts import STOPS, life_of_run
+from pipeline.process.interrupts import STOPS, life_of_run, stopped_by_ctrl_c
 
 _running = threading.Lock()
 _SIGNALS = (*STOPS, signal.SIGALRM)
@@ -37,6 +37,21 @@ def one_run_at_a_time() -> Iterator[None]:
             yield
     finally:
         _running.release()
+
+
+@contextlib.contextmanager
+def one_run(*, is_callers: bool) -> Iterator[None]:
+    """Let the body be the only run of this process, and leave the process as it was.
+
+    Args:
+        is_callers: The process is not there for this run alone: its signal handlers are restored.
+
+    Raises:
+        JobError: Another run is in progress here.
+        Interrupted: Ctrl-C in a caller's program has stopped it.
+    """
+    with one_run_at_a_time(), restore_process_state(signals=is_callers), stopped_by_ctrl_c():
+        yield
 
 
 @contextlib.contextmanager
