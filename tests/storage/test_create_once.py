@@ -6,14 +6,19 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from pipeline.core import backoff
 from pipeline.core.backoff import TRIES
 from pipeline.core.errors import InfraError, JobError
 from pipeline.storage import create_once as module
 from pipeline.storage.create_once import CreateOutcome, create_once
 
-pytestmark = pytest.mark.usefixtures("impatient")
 Answer = bool | bytes | Exception
 LOST, SICK, GONE = InfraError("answer lost"), InfraError("store sick"), FileNotFoundError("gone")
+
+
+@pytest.fixture(autouse=True)
+def without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backoff, "FIRST_WAIT_S", 0.0)
 
 
 def answering(answers: Sequence[Answer]) -> Callable[[], Answer]:

@@ -129,7 +129,7 @@ def test_a_small_output_is_one_part(tmp_path: Path):
     assert [part.num_rows for part in done.predictions] == [400]
 
 
-@pytest.mark.parametrize("compression", ["zstd", "none"])
+@pytest.mark.parametrize("compression", ["zstd", pytest.param("none", marks=pytest.mark.slow)])
 def test_a_part_is_written_for_its_readers(tmp_path: Path, compression: str):
     store = Store(str(tmp_path))
     tables = [make_rows(index, 7000, tail="", bad=set()) for index in range(10)]

@@ -205,7 +205,7 @@ def test_slices_are_the_same_whichever_are_done(
     every = read(source, 7, slice_bytes=9000)
     assert len(every) > 16
     assert pa.concat_tables([rows for _, rows in every]).equals(read_all(source))
-    for kept in range(len(every)):
+    for kept in range(0, len(every), 3):
         done = [key for key, _ in every[:kept] + every[kept + 1 :]]
         [(key, rows)] = read(source, 7, slice_bytes=9000, done=done)
         assert key == every[kept][0]

@@ -36,6 +36,7 @@ from pipeline.core.errors import InfraError, JobError
 from pipeline.core.failures import Reason
 from pipeline.sources.uris.fetch import Fetched, FetchPolicy, Network, fetch_many
 
+pytestmark = pytest.mark.usefixtures("impatient")
 LIMIT_BYTES = 1 << 20
 PUBLIC = "93.184.216.34"
 OTHER_PUBLIC = "2606:4700::1111"
