@@ -97,7 +97,14 @@ def test_rows_come_in_at_their_places_until_none_is_left(
     assert log_numbers(partition.out, LAYOUT) == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("write", [write_parquet, write_tars, write_lines], ids=named)
+@pytest.mark.parametrize(
+    "write",
+    quick_cases(
+        ((write,) for write in (write_parquet, write_tars, write_lines)),
+        lambda write: write is write_tars,
+    ),
+    ids=named,
+)
 def test_of_a_shard_that_can_be_read_now_all_rows_come_in(write: Write, tmp_path: Path):
     partition = make_partition(tmp_path, write)
     expected = whole_partition(partition, tmp_path).content()[0]
@@ -289,7 +296,7 @@ def test_of_a_limit_of_rows_over_tars_all_rows_are_computed(tmp_path: Path):
     assert (len(limited.computed), limited.current().num_rows) == (25, 25)
 
 
-@pytest.mark.parametrize("by", [(), ("label",)], ids=named)
+@pytest.mark.parametrize("by", quick_cases([((),), (("label",),)], bool), ids=named)
 def test_a_version_without_any_prediction_can_be_retried(by: tuple[str, ...], tmp_path: Path):
     partition = make_partition(tmp_path, write_tars, sink={"partition_columns": by})
     partition.broken = set(all_ids(partition, tmp_path))

@@ -93,13 +93,20 @@ def assert_exact(store: Store, manifest: Manifest, rows: Rows, num_publishes: in
 
 
 def test_each_publish_is_one_commit_that_replaces_the_partition(any_store: Store):
+    manifests = []
     for edition in (1, 2):
         rows = Rows(edition, num_slices=2 + edition)
-        manifest = publish(any_store, rows)
-        assert_exact(any_store, manifest, rows, edition)
+        manifests.append(publish(any_store, rows))
+        assert_exact(any_store, manifests[-1], rows, edition)
     last = commits_of(table_of(any_store))[-1]
-    assert last["pipeline.fingerprint"] == manifest.fingerprint
-    assert last["pipeline.run_id"] == manifest.run_id
+    assert last["pipeline.fingerprint"] == manifests[-1].fingerprint
+    assert last["pipeline.run_id"] == manifests[-1].run_id
+    before = snapshot(any_store, "")
+    assert publish(any_store, rows) == manifests[-1], "the same again"
+    sync_published_folder(any_store, LAYOUT, manifests[-1], 2, table=Delta(any_store))
+    assert snapshot(any_store, "") == before
+    Delta(any_store).commit(LAYOUT, manifests[0])  # an older version, late
+    assert_exact(any_store, manifests[-1], rows, 2)
 
 
 def test_partitions_share_one_table(usual_store: Store):
@@ -125,6 +132,8 @@ def test_folders_of_columns_are_partitions_of_the_table(usual_store: Store):
     assert pa.schema(table.schema().to_arrow()).field("edition").type == pa.int32()
     frame = table.to_pyarrow_table(columns=["kind", "row_id"]).to_pylist()
     assert {row["kind"] for row in frame} == set(KINDS)
+    empty = dataclasses.replace(ROWS, num_slices=0)
+    assert_exact(usual_store, publish(usual_store, empty), empty, 3)
 
 
 def test_an_output_without_partitions_is_a_table_without_partitions(usual_store: Store):
@@ -132,13 +141,6 @@ def test_an_output_without_partitions_is_a_table_without_partitions(usual_store:
         publish(usual_store, Rows(edition), None)
     assert read(usual_store) == good(Rows(2))
     assert table_of(usual_store).metadata().partition_columns == []
-
-
-def test_an_empty_partition_is_empty_in_the_table(usual_store: Store):
-    publish(usual_store, dataclasses.replace(ROWS, edition=1))
-    empty = dataclasses.replace(ROWS, num_slices=0)
-    manifest = publish(usual_store, empty)
-    assert_exact(usual_store, manifest, empty, 2)
 
 
 def test_polars_and_duckdb_read_the_table(tmp_path: Path):
@@ -155,14 +157,6 @@ def test_polars_and_duckdb_read_the_table(tmp_path: Path):
     assert dataset.count_rows() == len(good(rows))
     only = duckdb.sql("SELECT count(*) FROM dataset WHERE kind = 'a/b'").fetchall()
     assert only == [(sum(row["kind"] == "a/b" for row in pl.read_delta(folder).to_dicts()),)]
-
-
-def test_the_same_again_commits_nothing(usual_store: Store):
-    manifest = publish(usual_store, Rows(1))
-    before = snapshot(usual_store, "")
-    assert publish(usual_store, Rows(1)) == manifest
-    sync_published_folder(usual_store, LAYOUT, manifest, 2, table=Delta(usual_store))
-    assert snapshot(usual_store, "") == before
 
 
 def test_a_table_asked_for_later_begins_with_what_is_current(usual_store: Store):
@@ -232,12 +226,6 @@ def test_killed_anywhere_and_done_again_it_is_committed_exactly_once(
     before = snapshot(any_store, "")
     publish(any_store, second)
     assert snapshot(any_store, "") == before
-
-
-def test_an_older_version_cannot_come_back_by_a_late_commit(usual_store: Store):
-    manifests = [publish(usual_store, Rows(edition)) for edition in (1, 2)]
-    Delta(usual_store).commit(LAYOUT, manifests[0])
-    assert_exact(usual_store, manifests[1], Rows(2), 2)
 
 
 @pytest.mark.slow

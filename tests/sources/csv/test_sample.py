@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from pathlib import Path
 from typing import Any
 
@@ -46,17 +45,6 @@ def test_a_column_is_what_all_first_values_spell(
     assert list_inputs(source, max_extent_rows=9).pass_through.field("x").type == kind
     rows = read_all(source)
     assert rows.column(ERROR).null_count == len(values), "what is inferred holds them all"
-
-
-def test_a_later_value_that_does_not_fit_costs_its_row(tmp_path: Path):
-    rows = read_all(source_of(tmp_path, ["a,1"] * 1000 + ["b,one", "c,2"]))
-    assert rows.column("x").to_pylist()[-3:] == [1, None, 2]
-    assert rows.column(ERROR).to_pylist()[-3:] == [None, "bad_schema", None]
-
-
-def test_casts_declare_types(tmp_path: Path):
-    source = source_of(tmp_path, ["a,2026-01-31", "b,"], casts={"x": "date32"})
-    assert read_all(source).column("x").to_pylist() == [dt.date(2026, 1, 31), None]
 
 
 @pytest.mark.parametrize(
