@@ -40,6 +40,11 @@ class ColumnPath:
     kind: pa.DataType
     """Of the values."""
 
+    @property
+    def has_items(self) -> bool:
+        """Tell whether it leads through a list."""
+        return any(isinstance(step, int) for step in self.steps)
+
 
 @functools.lru_cache(4096)
 def heads(name: str) -> tuple[tuple[str, str], ...]:
@@ -168,38 +173,6 @@ def _item(column: pa.Array, number: int) -> pa.Array:
     if published_type(values.type) != values.type:  # Arrow cannot choose rows of views
         values = values.cast(published_type(values.type))
     return values.take(places)
-
-
-def leaf_paths(path: ColumnPath, schema: pa.Schema, leaves: Sequence[str]) -> list[str]:
-    """Return what to read of a Parquet file for a path: leaves alone, as pyarrow names them.
-
-    Args:
-        path: In `schema`.
-        schema: The Arrow schema of the file.
-        leaves: The paths of the file's leaf columns, in its order.
-    """
-    if sum(_num_leaves(field.type) for field in schema) != len(leaves):
-        return [path.column]  # an order of leaves that is not known here: all of the column
-    index = schema.get_field_index(path.column)
-    first = sum(_num_leaves(schema.field(number).type) for number in range(index))
-    kind = schema.field(index).type
-    for step in path.steps:
-        if isinstance(step, int):
-            kind = kind.value_type
-            continue
-        at = kind.get_field_index(step)
-        first += sum(_num_leaves(kind.field(number).type) for number in range(at))
-        kind = kind.field(at).type
-    return list(leaves[first : first + _num_leaves(kind)])
-
-
-def _num_leaves(kind: pa.DataType) -> int:
-    """Return how many leaf columns Parquet has for a type."""
-    if isinstance(kind, pa.BaseExtensionType):
-        return _num_leaves(kind.storage_type)
-    if pa.types.is_dictionary(kind) or not pa.types.is_nested(kind):
-        return 1
-    return sum(_num_leaves(kind.field(index).type) for index in range(kind.num_fields))
 
 
 def value_at(row: Mapping[str, Any], name: str) -> tuple[Any, str]:

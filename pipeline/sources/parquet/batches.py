@@ -73,12 +73,7 @@ def _require_unchanged(reader: Reader, extent: Extent) -> None:
 def _read_batches(reader: Reader, extent: Extent, skip: int) -> Iterator[pa.Table]:
     store = reader.store
     with open_shard(store, extent) as shard:
-        leaves = shard.parquet.schema
-        needed = needed_columns(
-            reader.source,
-            shard.parquet.schema_arrow,
-            [leaves.column(index).path for index in range(len(leaves))],
-        )
+        needed = needed_columns(reader.source, shard.parquet.schema_arrow)
         numbers = extent.numbers(skip)
         for groups, position in shard.groups_with(numbers):
             for batch in _batches(reader, shard, extent, groups, needed):
@@ -102,10 +97,10 @@ def _batches(
     how = _batching(reader, extent, shard.num_rows(groups))
     is_table = columns_of(reader.source).has_small_rows
     few_rows = _FEW_TABLE_ROWS if is_table else _FEW_ROWS
-    safe_rows = shard.rows_within(groups, [*needed.read], how.num_rows, few_rows)
+    safe_rows = shard.rows_within(groups, needed.read, how.num_rows, few_rows)
     if safe_rows < how.num_rows:
         how = how._replace(rows_at_once=safe_rows, few_requests=False)
-    for batch in shard.batches(groups, [*needed.read], how):
+    for batch in shard.batches(groups, needed.read, how):
         for piece in bounded(batch, MAX_BATCH_BYTES):
             if not reader.store.is_object_store:  # an object cannot change under an open file
                 _require_unchanged(reader, extent)

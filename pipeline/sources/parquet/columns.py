@@ -5,7 +5,7 @@ Pure over Arrow: no storage. What does not fit is reported as a message for its 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -18,7 +18,6 @@ from pipeline.sources.columns.column_path import (
     ColumnPath,
     NoColumnError,
     find,
-    leaf_paths,
     paths_of,
     with_paths,
 )
@@ -29,9 +28,8 @@ from pipeline.sources.input_columns import columns_of
 class Needed:
     """What a job needs of a shard."""
 
-    read: dict[str, str]
-    """What to read, nested columns as `column.field`, or by their leaves -> the column that it is
-    of."""
+    read: list[str]
+    """What to read, fields of structs as `column.field`; of an item the list that it is in."""
     paths: dict[str, ColumnPath]
     """The columns of the job that are inside others."""
 
@@ -42,13 +40,8 @@ def named_columns(source: Source) -> list[str]:
     return list(dict.fromkeys([*names, *source.pass_through]))
 
 
-def needed_columns(source: Source, schema: pa.Schema, leaves: Sequence[str]) -> Needed:
-    """Return the columns of a shard to read.
-
-    Args:
-        source: The job's section; the shard fits it.
-        leaves: The paths of the shard's leaf columns, in its order.
-    """
+def needed_columns(source: Source, schema: pa.Schema) -> Needed:
+    """Return the columns of a shard to read, for a job that it fits."""
     known = with_paths(schema, named_columns(source))
     columns = columns_of(source)
     names = [
@@ -57,16 +50,20 @@ def needed_columns(source: Source, schema: pa.Schema, leaves: Sequence[str]) -> 
         if known.get_field_index(name) >= 0  # others are in the names of the folders
     ]
     names += [name for name in named_columns(source) if name not in columns.names]
-    read: dict[str, str] = {}
+    read: dict[str, None] = {}
     for name in names:
         try:
             path = find(name, schema)
         except NoColumnError:  # in the names of the folders
             continue
-        has_items = any(isinstance(step, int) for step in path.steps)
-        found = leaf_paths(path, schema, leaves) if has_items else [name]
-        read |= dict.fromkeys(found, path.column)
-    return Needed(read, paths_of(named_columns(source), schema))
+        read[path.column if path.has_items else name] = None
+    return Needed([*read], paths_of(named_columns(source), schema))
+
+
+def is_below(leaf: str, columns: Collection[str]) -> bool:
+    """Tell whether a leaf of a Parquet file is one of some columns, or in one."""
+    names = leaf.split(".")
+    return any(".".join(names[:end]) in columns for end in range(1, len(names) + 1))
 
 
 def schema_problem(source: Source, schema: pa.Schema, path: str) -> str:

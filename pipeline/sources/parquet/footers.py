@@ -16,11 +16,11 @@ from pipeline.core.backoff import BAD_BLOCK, BadBlockError, is_bad_block, with_r
 from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.failures import Reason
 from pipeline.job.source import Source
-from pipeline.sources.columns.column_path import leaf_paths, paths_of, with_paths
+from pipeline.sources.columns.column_path import paths_of, with_paths
 from pipeline.sources.columns.pass_through import check_names, declare, type_problem
 from pipeline.sources.extents import Extent
 from pipeline.sources.input_columns import columns_of
-from pipeline.sources.parquet.columns import named_columns, schema_problem
+from pipeline.sources.parquet.columns import is_below, named_columns, schema_problem
 from pipeline.sources.uris.policy import policy_of
 from pipeline.storage.store import Store, StoredFile
 
@@ -121,10 +121,9 @@ def _judge_footer(parquet: pq.ParquetFile, source: Source) -> Footer:
     schema.remove_metadata().to_string()  # raises if a name is not UTF-8, at any depth
     # `metadata.schema` refers to its metadata and back: they stay until garbage is collected.
     leaves = [*pq.ParquetSchema(metadata)]
-    wanted, names = {*named_columns(source)}, [leaf.path for leaf in leaves]
-    for path in paths_of(wanted, schema).values():
-        wanted |= {*leaf_paths(path, schema, names)}
-    chosen = [i for i, leaf in enumerate(leaves) if {leaf.path, leaf.path.split(".")[0]} & wanted]
+    wanted = {*named_columns(source)}
+    wanted |= {path.column for path in paths_of(wanted, schema).values() if path.has_items}
+    chosen = [i for i, leaf in enumerate(leaves) if is_below(leaf.path, wanted)]
     _require_chunks(metadata, [leaves[index].path for index in chosen])
     flat = [index for index in chosen if leaves[index].max_repetition_level == 0]
     rows: list[int] = []

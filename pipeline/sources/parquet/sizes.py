@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.sources.parquet.columns import is_below
+
 MAX_BATCH_BYTES = 128 << 20
 _USUAL_RATIO = 100
 """Text compresses three to ten times; what is smaller than a hundredth repeats itself."""
@@ -96,9 +98,8 @@ def _varying(parquet: pq.ParquetFile, columns: Sequence[str]) -> Iterator[_Leaf]
         is_bytes = leaf.physical_type == "BYTE_ARRAY"
         if not is_bytes and not leaf.max_repetition_level:
             continue
-        names = leaf.path.split(".")
-        if any(".".join(names[:end]) in wanted for end in range(1, len(names) + 1)):
-            top = parquet.schema_arrow.get_field_index(names[0])
+        if is_below(leaf.path, wanted):
+            top = parquet.schema_arrow.get_field_index(leaf.path.split(".")[0])
             kind = parquet.schema_arrow.field(top).type if top >= 0 else pa.null()
             yield _Leaf(
                 index,

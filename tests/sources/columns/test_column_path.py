@@ -16,7 +16,6 @@ from pipeline.sources.columns.column_path import (
     extract,
     find,
     heads,
-    leaf_paths,
     paths_of,
     take_paths,
     value_at,
@@ -87,7 +86,6 @@ def test_a_path_leads_where_walking_the_rows_does(seed: int) -> None:
     buffer = io.BytesIO()
     pq.write_table(table, buffer, row_group_size=7)
     parquet = pq.ParquetFile(buffer)
-    leaves = [parquet.schema.column(index).path for index in range(len(parquet.schema))]
     for name, kind in types.items():
         for text in every_path(name, kind):
             try:
@@ -99,29 +97,18 @@ def test_a_path_leads_where_walking_the_rows_does(seed: int) -> None:
             assert extract(column, path.steps).to_pylist() == expected, text
             assert extract(column.slice(3, 9), path.steps).to_pylist() == expected[3:12], text
             assert extract(column, path.steps).type == path.kind
-            read = parquet.read(columns=leaf_paths(path, parquet.schema_arrow, leaves))
+            read = parquet.read(columns=[path.column])
             assert take_paths(read, {"at": path}).column("at").to_pylist() == expected, text
             found = [value_at(row, text) for row in rows]
             assert [value for value, _ in found] == expected, text
             assert not any(trouble for _, trouble in found), text
 
 
-def test_only_the_leaves_of_a_path_are_read() -> None:
+def test_paths_are_columns_behind_those_of_the_schema() -> None:
     page = pa.struct([("text", pa.string()), ("size", pa.struct([("w", pa.int32())]))])
-    kinds = pa.map_(pa.string(), pa.int8())
-    schema = pa.schema([("kinds", kinds), ("pages", pa.list_(page)), ("n", pa.int64())])
-    buffer = io.BytesIO()
-    pq.write_table(schema.empty_table(), buffer)
-    parquet = pq.ParquetFile(buffer)
-    leaves = [parquet.schema.column(index).path for index in range(len(parquet.schema))]
-    paths = paths_of(("pages[0].size.w", "pages[3]", "n", "missing.x"), parquet.schema_arrow)
-    read = {name: leaf_paths(each, parquet.schema_arrow, leaves) for name, each in paths.items()}
-    assert read == {
-        "pages[0].size.w": ["pages.list.element.size.w"],
-        "pages[3]": ["pages.list.element.text", "pages.list.element.size.w"],
-    }
-    known = with_paths(parquet.schema_arrow, paths)
-    assert known.names == ["kinds", "pages", "n", "pages[0].size.w", "pages[3]"]
+    schema = pa.schema([("pages", pa.list_(page)), ("n", pa.int64())])
+    paths = paths_of(("pages[0].size.w", "pages[3]", "n", "missing.x"), schema)
+    assert with_paths(schema, paths).names == ["pages", "n", "pages[0].size.w", "pages[3]"]
     assert with_paths(schema, ["n"]) is schema
 
 
