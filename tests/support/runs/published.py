@@ -125,7 +125,7 @@ def make_plan(rows: Rows) -> Plan:
         num_shards=len(extents),
         input_bytes=1000 * len(extents),
         created_at=CREATED_AT,
-        predictor={"model": "made-up"},
+        predictor_key="made-up",
         row_settings="made-up",
     )
 
