@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,9 @@ from support.runs.plan_examples import example_plan, planned, shard_extents
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.plan_store import PLAN_VERSION, adopt_plan, plan_from_json, plan_to_json
-from pipeline.core.environment import FAILPOINT
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.schema import IMAGE_FIELDS, feature_fields, text_fields
 from pipeline.planning.plan import Plan
-from pipeline.process import failpoints
 from pipeline.storage.create_once import CreateOutcome
 from pipeline.storage.skipped import Skipped, SkipReason
 from pipeline.storage.store import Store
@@ -31,18 +28,6 @@ FEW_ROWS = st.lists(st.lists(st.integers(1, 60), min_size=1, max_size=5), max_si
 def stored(plan: Plan) -> Plan:
     """The plan as the next run finds it."""
     return plan_from_json(plan_to_json(plan, "token"), plan.fingerprint)
-
-
-def test_a_plan_whose_run_ends_behind_its_storing_is_adopted(
-    usual_store: Store, monkeypatch: pytest.MonkeyPatch
-):
-    first, second = (planned(shard_extents([[99]]), run__slice_rows=rows) for rows in (10, 50))
-    with monkeypatch.context() as patch:
-        patch.setattr(failpoints, "_reached", Counter())
-        patch.setenv(FAILPOINT, "planned:raise")
-        with pytest.raises(RuntimeError, match="planned"):
-            adopt_plan(usual_store, Layout(None), first)
-    assert adopt_plan(usual_store, Layout(None), second).units == first.units != second.units
 
 
 def test_the_loser_of_a_race_goes_on_with_the_plan_of_the_winner(

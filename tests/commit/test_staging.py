@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,11 @@ from pipeline.commit.staging import (
     quarantine_without_folder,
     read_footer,
 )
-from pipeline.core.environment import FAILPOINT
 from pipeline.core.errors import InfraError
 from pipeline.core.failures import Failure, Reason, failure_columns
 from pipeline.core.figures.counters import Counters, StageCounters
 from pipeline.core.schema import staged_schema
 from pipeline.core.slices import SliceKey
-from pipeline.process import failpoints
 from pipeline.storage.store import Store
 
 
@@ -101,17 +98,6 @@ def test_of_two_attempts_at_a_slice_the_first_by_name_counts(tmp_path: Path):
     store.put("staging/notes.txt", b"")
     found = list_staged(store, "staging")
     assert {each: file.path for each, file in found.items()} == {key: f"staging/{names[0]}"}
-
-
-def test_a_slice_whose_writer_ends_behind_the_put_is_staged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    store, key = Store(str(tmp_path)), SliceKey(0, 0, 4, is_last=True)
-    monkeypatch.setattr(failpoints, "_reached", Counter())
-    monkeypatch.setenv(FAILPOINT, "slice_put:raise")
-    with pytest.raises(RuntimeError, match="slice_put"):
-        StagingWriter(store, "staging", "r", "zstd", {}).write(key, {}, rows_of(4))
-    assert read_footer(store, list_staged(store, "staging")[key].path).num_rows == 4
 
 
 def test_a_part_that_is_not_staged_by_this_pipeline_is_refused(tmp_path: Path):

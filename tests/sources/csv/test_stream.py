@@ -15,7 +15,6 @@ import pytest
 from support.inputs.encoded import base_image, png
 from support.inputs.jsonl_shards import read, read_all, zstd
 
-from pipeline.core.errors import JobError
 from pipeline.core.schema import ERROR, FEATURES, IMAGE, MESSAGE, ROW_ID, TEXT, TEXT_PAIR
 from pipeline.job.features import FeatureColumn
 from pipeline.job.source import Source
@@ -139,8 +138,10 @@ def large_shard(num_rows: int = 300) -> bytes:
     return target.getvalue().encode()
 
 
-@pytest.mark.parametrize("suffix", CODECS)
-@pytest.mark.parametrize(("slice_rows", "slice_bytes"), [(7, 2**30), (1000, 700), (20, 2000)])
+@pytest.mark.parametrize(
+    ("suffix", "slice_rows", "slice_bytes"),
+    [(".csv", 7, 2**30), (".csv.gz", 1000, 700), (".csv.zst", 20, 2000)],
+)
 def test_slices_are_the_same_whichever_are_done(
     suffix: str, slice_rows: int, slice_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -196,12 +197,6 @@ def test_features_are_numbers_categories_and_dates(tmp_path: Path):
     assert column(rows, ERROR) == [None, None, "bad_schema", "bad_schema"]
     assert column(rows, MESSAGE)[2] == "age is 2e400, which no number of double holds"
     assert "age cannot be double" in column(rows, MESSAGE)[3]
-
-
-def test_whole_numbers_beyond_float32_end_the_run(tmp_path: Path):
-    (tmp_path / "a.csv").write_text("n\n1\n16777217\n")
-    with pytest.raises(JobError, match=r"n holds 16777217 in a\.csv, which float32 rounds"):
-        read_all(Source(uri=str(tmp_path), format="csv", features=("n",)))
 
 
 @pytest.mark.parametrize("null_features", ["quarantine", "zero"])

@@ -88,12 +88,13 @@ def test_unknown_values_and_nulls_do_as_declared(
 
 
 def test_messages_name_the_column_and_the_value(tmp_path: Path):
-    write_columns(tmp_path, plan=["gold", None, "basic"], a=[1.0, 2.0, None])
+    write_columns(tmp_path, plan=["gold", None, "basic", None], a=[1.0, 2.0, None, None])
     table = read_features(tmp_path, "a", {"column": "plan", "categories": ["basic"]})
     assert table["message"].to_pylist() == [
         "feature plan is 'gold': no category of it",
         "feature plan is null",
         "feature a is null",
+        "features a, plan are null",
     ]
 
 

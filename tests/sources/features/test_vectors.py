@@ -116,17 +116,6 @@ def test_what_is_infinite_in_float32_only_costs_its_row(tmp_path: Path):
     assert table["features"].to_pylist() == [[1, 1], [0, 0], [np.inf, 3]]
 
 
-def test_null_features_name_their_columns(tmp_path: Path):
-    write_columns(tmp_path, age=[1.0, None, None, 4.0], income=[1.0, 2.0, None, 4.0])
-    table = read_features(tmp_path, "age", "income")
-    assert table["message"].to_pylist() == [
-        None,
-        "feature age is null",
-        "features age, income are null",
-        None,
-    ]
-
-
 @pytest.mark.parametrize(
     ("policy", "value", "costs"), [("quarantine", None, True), ("zero", 0.0, False)]
 )
