@@ -7,6 +7,7 @@ cached.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
@@ -14,21 +15,21 @@ from pipeline.core.figures.slice_figures import FIGURE_NAMES
 from pipeline.core.registry import INPUTS, get
 from pipeline.core.schema import GEOMETRY
 from pipeline.core.user_code.own_code import errors_told
+from pipeline.job.audio import Audio
 from pipeline.models.directories.snapshot import local
 from pipeline.models.directories.text.text_facts import output_tokenizer
 from pipeline.models.generation import Generation
 from pipeline.models.records.grammar import Grammar
-from pipeline.models.resolving.audio_choice import choose_audio
 from pipeline.models.resolving.cards import FoundModel, find_card, of_weights
-from pipeline.models.resolving.taken_images import require_image_fits
 from pipeline.models.resolving.task_choice import choose_task, task_name
 from pipeline.models.resolving.text_choice import choose_text
-from pipeline.models.resolving.transform_choice import choose_transform
+from pipeline.models.resolving.transform_choice import choose_transform, require_image_fits
 from pipeline.models.spec import EAGER, ModelSpec
 from pipeline.models.tasks import task_class
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.models.weights.weights import weights_digest
 from pipeline.models.weights.weights_file import WEIGHT_SUFFIXES, check_suffix
+from pipeline.preprocessing.audio.audio_settings import USUAL_MAX_S, AudioSettings
 from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.model_input import Input, InputSettings
 
@@ -199,6 +200,33 @@ def _choose_input(
         found = get(INPUTS, name).of(settings)
         require_stage_names(found)
     return found, merged
+
+
+def choose_audio(name: str, wanted: Audio, own: AudioSettings | None) -> AudioSettings:
+    """Choose sample rate and longest clip.
+
+    Args:
+        name: The model, for messages.
+        wanted: The job's section.
+        own: What the model directory says; None for a model without one.
+
+    Raises:
+        JobError: There is no rate, or the model hears another one, or shorter clips.
+    """
+    if own is None:
+        if wanted.sample_rate_hz is None:
+            raise JobError(
+                f"audio.sample_rate_hz: {name} says none; give the samples per second that it hears"
+            )
+        return AudioSettings(wanted.sample_rate_hz, wanted.max_s or USUAL_MAX_S)
+    if wanted.sample_rate_hz not in (None, own.sample_rate_hz):
+        raise JobError(
+            f"audio.sample_rate_hz = {wanted.sample_rate_hz}: {name} hears {own.sample_rate_hz}; "
+            "leave it out: clips are resampled"
+        )
+    if wanted.max_s is not None and own.shape and wanted.max_s > own.max_s:
+        raise JobError(f"audio.max_s = {wanted.max_s:g}: {name} hears {own.max_s:g} s at most")
+    return replace(own, max_s=wanted.max_s or own.max_s)
 
 
 def require_stage_names(found: Input) -> None:

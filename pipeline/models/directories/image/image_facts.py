@@ -11,8 +11,7 @@ from pipeline.core.errors import JobError
 from pipeline.models.directories import heads
 from pipeline.models.directories.chosen import CONFIG, ModelClass, width_of
 from pipeline.models.directories.facts import TOWERS, DirectoryFacts, ImageContract, Pooling
-from pipeline.models.directories.image.image_transform import read_transform
-from pipeline.models.directories.image.told import told
+from pipeline.models.directories.image.image_transform import in_words, read_transform
 from pipeline.models.directories.library import quiet
 from pipeline.models.directories.loading import has_class_token, pooler_option
 from pipeline.models.directories.text.encoder_facts import said_of, text_of
@@ -242,4 +241,4 @@ def _transform(
     transform, problem, where = read_transform(folder, chosen.at, images.num_channels)
     if transform is None:
         return None, problem or "", f"no transform: {problem}"
-    return transform, "", f"{where}: {told(transform)}"
+    return transform, "", f"{where}: {in_words(transform)}"

@@ -13,8 +13,7 @@ from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.models.directories.facts import DirectoryFacts, ImageContract, TimmModel
 from pipeline.models.directories.image.image_numbers import channels, crop_ratio, pair
-from pipeline.models.directories.image.image_transform import make_spec
-from pipeline.models.directories.image.told import told
+from pipeline.models.directories.image.image_transform import in_words, make_spec
 from pipeline.models.directories.json_files import checked, preview, read_value
 from pipeline.models.directories.library import check_numbers, require
 from pipeline.models.directories.tensors import read_headers, read_tensors, require_size
@@ -75,7 +74,7 @@ def timm_facts(folder: Path, values: Mapping[str, Any]) -> DirectoryFacts:
         said=(
             f"{CONFIG}: timm {found.architecture}, {num_classes} outputs, {dim} numbers "
             "per image before them",
-            f"{CONFIG}: {told(transform) if transform else problem}",
+            f"{CONFIG}: {in_words(transform) if transform else problem}",
             *said,
         ),
     )

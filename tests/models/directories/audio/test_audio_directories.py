@@ -15,7 +15,7 @@ from pipeline.core.errors import JobError
 from pipeline.job.audio import Audio
 from pipeline.models.directories.build import build_module
 from pipeline.models.directories.opening import read_facts
-from pipeline.models.resolving.audio_choice import choose_audio
+from pipeline.models.resolving.resolve import choose_audio
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.preprocessing.audio.extractors import extracted
 

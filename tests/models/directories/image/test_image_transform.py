@@ -24,8 +24,7 @@ from support.models.snapshots import (
 )
 
 from pipeline.core.errors import JobError
-from pipeline.models.directories.image.image_transform import read_transform
-from pipeline.models.directories.image.told import told
+from pipeline.models.directories.image.image_transform import in_words, read_transform
 from pipeline.models.directories.opening import read_facts
 from pipeline.preprocessing.images.resizing import resize_and_crop
 from pipeline.preprocessing.images.transform import TransformSpec
@@ -253,4 +252,6 @@ def test_what_timm_can_and_the_transform_cannot_is_said(changes: dict, said: str
 def test_a_transform_is_told_in_words(spec: tuple, said: str):
     resize, size, resize_px, interpolation = spec
     half = (0.5,) * 3
-    assert told(TransformSpec(size, resize_px, interpolation, half, half, resize=resize)) == said
+    assert (
+        in_words(TransformSpec(size, resize_px, interpolation, half, half, resize=resize)) == said
+    )
