@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.faults.fake_device import FakeGpu, installed
 from support.runs.checkout import PYTHONPATH
@@ -30,6 +30,7 @@ from support.runs.predicting import (
     predictor,
     rows_of,
 )
+from support.runs.selection import examples
 
 from pipeline.core.cache.cache_folder import one_at_a_time
 from pipeline.core.device_errors import OutOfDeviceMemory
@@ -69,7 +70,7 @@ def same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
 # ---------------------------------------------------------------------------- streams and buffers
 
 
-@settings(max_examples=8)
+@examples(8)
 @given(
     kinds=st.lists(
         st.sampled_from(["good", "good", "good", "dark", "white", "bad"]), min_size=1, max_size=40

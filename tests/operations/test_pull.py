@@ -350,6 +350,7 @@ def test_a_disk_that_takes_no_more_is_not_called_the_hubs(hub: HubServer, tmp_pa
     assert message == f"{URI}: {LARGE}: cannot be written to the local disk: File too large"
 
 
+@pytest.mark.no_ray
 def test_the_command_prints_commit_and_digest(hub: HubServer, tmp_path: Path):
     hub.token = TOKEN
     done = command(hub, URI, str(tmp_path / "m"), HF_TOKEN=TOKEN)

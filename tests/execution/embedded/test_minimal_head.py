@@ -59,6 +59,7 @@ print(json.dumps({
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_an_embedded_ray_starts_what_runs_need_and_leaves_nothing():
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], env=environment(), capture_output=True, text=True

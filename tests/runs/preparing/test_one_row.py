@@ -89,34 +89,27 @@ def test_the_first_text_that_can_be_read_and_does_not_crash_is_shown(tmp_path: P
     assert found.found.startswith('1 row (s.parquet#2) -> label "red" 1.00')
 
 
+@pytest.mark.slow  # what plan says, below, is one of them
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
         (model("wide"), "row 0.png: model_error: .*the model has 6 outputs, model.labels 5"),
-        *(
-            pytest.param(*each, marks=pytest.mark.slow)
-            for each in (
-                (
-                    model("colours", labels=None, task="embed", embedding_dim=1),
-                    "the model has 5 outputs, model.embedding_dim is 1$",
-                ),
-                (
-                    model(
-                        "channels",
-                        labels=None,
-                        task="raw",
-                        outputs=[{"name": "means", "shape": [3]}],
-                        postprocess="models:broken",
-                    ),
-                    "RuntimeError: boom in my code",
-                ),
-                (model("unseeded"), "tensors are other ones each time that it is built"),
-                (
-                    model("counting"),
-                    "models:counting: cannot be built: KeyError: 'TEST_MODEL_LOADS'",
-                ),
-            )
+        (
+            model("colours", labels=None, task="embed", embedding_dim=1),
+            "the model has 5 outputs, model.embedding_dim is 1$",
         ),
+        (
+            model(
+                "channels",
+                labels=None,
+                task="raw",
+                outputs=[{"name": "means", "shape": [3]}],
+                postprocess="models:broken",
+            ),
+            "RuntimeError: boom in my code",
+        ),
+        (model("unseeded"), "tensors are other ones each time that it is built"),
+        (model("counting"), "models:counting: cannot be built: KeyError: 'TEST_MODEL_LOADS'"),
     ],
 )
 def test_what_no_row_survives_is_an_error_of_the_job_that_names_the_cause(

@@ -42,6 +42,7 @@ def test_a_sheet_of_pictures_has_those_that_can_be_decoded(photos: OriginalFinde
     assert len(html) < 24 * 12_000
 
 
+@pytest.mark.slow
 def test_a_row_that_ends_the_process_costs_its_own_picture(photos: OriginalFinder):
     deadly = DeadlyFinder(photos.store, photos.layout, photos.manifest, {})
     rows = [(f"shard-0.parquet#{row}", f"in/shard-0.parquet#{row}") for row in (0, 3, 5)]
