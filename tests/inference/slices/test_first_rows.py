@@ -72,12 +72,6 @@ def test_of_a_small_run_all_rows_are_enough(num_rows: int):
         )
 
 
-def test_a_single_row_does_not_show_whether_the_row_is_at_fault():
-    for factory in ("failing_models:raising", "failing_models:wrong"):
-        rows, _ = predict(watched(factory, SystematicFailureDetector(1)), rows_of(images(1)))
-        assert not is_predicted(rows[0])
-
-
 @pytest.mark.parametrize("batch_size", [1, 4, 32, 64])
 @pytest.mark.parametrize("good_at", [0, ENOUGH - 1])
 def test_one_row_with_a_prediction_ends_the_watch(batch_size: int, good_at: int):
@@ -106,23 +100,23 @@ def test_rows_that_never_reach_the_model_say_nothing_of_it():
     assert all(is_predicted(row) for row in rows)
 
 
-def test_a_lack_of_memory_is_no_job_error():
-    model = watched("failing_models:starved", SystematicFailureDetector(100))
-    rows, _ = predict(model, rows_of(images(100)))
-    assert not any(is_predicted(row) for row in rows)
-
-
-def test_memory_that_splitting_cures_is_no_failure():
-    rows, _ = predict(
-        watched("models:hungry", SystematicFailureDetector(100)), rows_of(images(100))
-    )
-    assert all(is_predicted(row) for row in rows)
-
-
-def test_outputs_whose_shape_depends_on_the_row_cost_the_row():
-    model = watched("failing_models:ragged", SystematicFailureDetector(None))
-    rows, _ = predict(model, rows_of(images(100)))
-    assert {row["error"] for row in rows} == {"model_error"}
+@pytest.mark.parametrize(
+    ("factory", "num_run_rows", "num_rows", "errors"),
+    [
+        ("failing_models:raising", 1, 1, {"model_error"}),  # the row may be at fault
+        ("failing_models:wrong", 1, 1, {"model_error"}),
+        ("failing_models:starved", 100, 100, {"out_of_memory"}),
+        ("models:hungry", 100, 100, {None}),  # splitting cures it
+        ("failing_models:ragged", None, 100, {"model_error"}),  # the shape depends on the row
+    ],
+)
+def test_what_may_be_the_rows_fault_costs_rows_alone(
+    factory: str, num_run_rows: int | None, num_rows: int, errors: set[str | None]
+):
+    model = watched(factory, SystematicFailureDetector(num_run_rows))
+    rows, _ = predict(model, rows_of(images(num_rows)))
+    assert {row["error"] for row in rows} == errors
+    assert {is_predicted(row) for row in rows} == {errors == {None}}
 
 
 def test_predictions_of_an_earlier_run_clear_exceptions_but_no_outputs():

@@ -7,13 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from support.models.snapshots import make_snapshot
-from support.runs.jobs import job_of, job_over
+from support.runs.jobs import job_of
 from tokenizers import Tokenizer, pre_tokenizers, processors
 from tokenizers.models import WordLevel
 
 from pipeline.core.errors import JobError
-from pipeline.job.model import Model
-from pipeline.job.text import Text
 from pipeline.models.directories.opening import read_facts
 from pipeline.models.directories.text.hypotheses import entailment_id, hypotheses
 from pipeline.models.resolving.resolve import resolve_model
@@ -34,6 +32,11 @@ def test_a_text_of_all_tokens_but_those_reserved_fits_beside_every_prompt(tmp_pa
     more = torch.full((2, spec.input.max_tokens + 1), 5)
     with pytest.raises((IndexError, RuntimeError)):
         module(input_ids=more, attention_mask=torch.ones_like(more))
+    most = rf"text\.max_tokens = 64: Bert.* takes {spec.input.max_tokens} at most"
+    with pytest.raises(JobError, match=most):
+        resolve_model(job_of(job, source, text={"max_tokens": 64}))
+    alone = resolve_model(job_of({"path": str(path)}, source))
+    assert alone.input.max_tokens == 64
 
 
 def test_what_cannot_be_asked_is_said_in_one_line():
@@ -48,23 +51,6 @@ def test_what_cannot_be_asked_is_said_in_one_line():
     )
     with pytest.raises(JobError, match="pairs do not begin with the tokens of the first text"):
         hypotheses(reversed_pairs, PROMPTS)
-
-
-def test_texts_leave_room_for_the_longest_prompt(tmp_path: Path):
-    labels = {0: "contradiction", 1: "neutral", 2: "entailment"}
-    path = make_snapshot(tmp_path / "m", "bert", "sequence", id2label=labels)
-    facts = read_facts(path)
-    assert facts.text is not None
-
-    def most(*prompts: str, **wanted: int) -> int:
-        asked = {"task": "zero_shot", "prompts": prompts} if prompts else {}
-        model = Model(path=str(path), **asked)
-        return resolve_model(job_over("text", model, text=Text(**wanted))).input.max_tokens
-
-    assert most() == facts.text.max_tokens
-    assert most("a dog", "the cat sat") == facts.text.max_tokens - 4  # three words and [SEP]
-    with pytest.raises(JobError, match=r"text\.max_tokens = 64: Bert.* takes 60 at most"):
-        most("a dog", "the cat sat", max_tokens=64)
 
 
 def test_two_towers_serve_texts_and_prompts_only_with_a_tokenizer(tmp_path: Path):
