@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 import yaml
 from machine import BENCH, ROOT, TESTS
+from passages import passages
 from safetensors.torch import save_file
-from support.inputs.passages import passages, write_passages
 from support.inputs.photos import build_images
 from support.runs.cli import command, environment
 from torchvision.models import get_model
@@ -102,7 +104,9 @@ def make_case(folder: Path, name: str, num_rows: int, slice_rows: int | None = N
     if name == MINILM:
         if not MINILM_FOLDER.exists():
             raise Unusable("`make build/minilm/modules.json` fetches the model")
-        write_passages(own / "texts" / "passages.parquet", passages(num_rows))
+        (own / "texts").mkdir()
+        rows = pa.table({"id": range(num_rows), "text": passages(num_rows)})
+        pq.write_table(rows, own / "texts" / "passages.parquet", row_group_size=2_000)
         columns = {"format": "parquet", "text_column": "text", "id_column": "id"}
         return Case(own, own / "texts", num_rows, {"path": str(MINILM_FOLDER)}, columns=columns)
     photos = photos_below(folder, num_rows)
