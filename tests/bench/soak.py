@@ -15,6 +15,7 @@ a process of each kind holds by itself.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 import signal
@@ -74,8 +75,10 @@ def make_input(path: Path, num_rows: int) -> None:
 
 
 def take_sample(driver: psutil.Process, out: Path, started_s: float) -> Sample:
-    looks = {}
-    for process in [driver, *driver.children(recursive=True)]:
+    looks, family = {}, [driver]
+    with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+        family += driver.children(recursive=True)
+    for process in family:
         try:
             kind = "driver" if process == driver else kind_of(process.cmdline()[0])
             memory, files = process.memory_full_info(), process.num_fds()

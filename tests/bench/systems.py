@@ -109,8 +109,8 @@ def make_case(folder: Path, name: str, num_rows: int, slice_rows: int | None = N
         pq.write_table(rows, own / "texts" / "passages.parquet", row_group_size=2_000)
         columns = {"format": "parquet", "text_column": "text", "id_column": "id"}
         return Case(own, own / "texts", num_rows, {"path": str(MINILM_FOLDER)}, columns=columns)
-    photos = photos_below(folder, num_rows)
-    return Case(own, photos, num_rows, write_weights(own, name), slice_rows)
+    model = write_weights(own, name)
+    return Case(own, photos_below(folder, num_rows), num_rows, model, slice_rows)
 
 
 def photos_below(folder: Path, num_rows: int) -> Path:

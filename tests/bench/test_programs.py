@@ -83,7 +83,7 @@ def verdicts_of(*arguments: str) -> tuple[int, dict[str, Any]]:
 
 @pytest.mark.slow
 def test_a_step_that_fails_or_does_not_end_stops_no_other_and_is_told():
-    code, found = verdicts_of("memory", "alone", "--cpu", "--model", "no_such_model")
+    code, found = verdicts_of("memory", "alone", "--cpu", "--rows=8", "--model=no_such_model")
     assert code == 1
     assert [each["verdict"] for each in found.values()] == ["not here", "fail"]
     assert "Unknown model no_such_model" in found["alone"]["said"]
