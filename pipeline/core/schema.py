@@ -31,11 +31,11 @@ _FAILURE_FIELDS = [
     pa.field(SHA256, pa.string()),
     pa.field(NUM_BYTES, pa.int64()),
 ]
-# Columns of rows in transit, which no output has: see partition_columns, core/rows/aside,
+# Columns of rows in transit, which no output has: see core/rows/aside,
 # preprocessing/reference_pixels, preprocessing/geometry, sources/parquet and sources/columns/texts.
 # Those of texts and clips are no plain `text` and `audio`, for jobs pass columns of these names
 # through.
-KEY_COLUMN, IS_COMPUTED, SOURCE, EXACT = "_key", "_is_computed", "_source", "_exact_image"
+IS_COMPUTED, SOURCE, EXACT = "_is_computed", "_source", "_exact_image"
 TEXT, TEXT_PAIR = "_text", "_text_pair"
 AUDIO = "_audio"
 TOKEN_IDS, TOKEN_TYPES = "_token_ids", "_token_types"
@@ -90,7 +90,6 @@ def columns_of_part(part: str, parts: Iterable[str], columns: Iterable[str]) -> 
 
 RESERVED_COLUMNS = frozenset(
     [
-        KEY_COLUMN,
         IS_COMPUTED,
         SOURCE,
         INPUT_HASH,

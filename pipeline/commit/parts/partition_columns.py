@@ -28,12 +28,13 @@ from pipeline.commit.parts.compaction import (
     Group,
     RunTasks,
     SizedSlice,
+    SliceRows,
     cut_groups,
 )
 from pipeline.core.arrays import Numbers
 from pipeline.core.errors import GateRefused
 from pipeline.core.hive_paths import MAX_VALUES, to_segment, to_text, without
-from pipeline.core.schema import KEY_COLUMN, QUARANTINE_SCHEMA
+from pipeline.core.schema import QUARANTINE_SCHEMA
 from pipeline.sources.units import Unit
 from pipeline.storage.store import Store
 
@@ -44,8 +45,6 @@ _SORT_MEMORY_BYTES = 512 * 2**20
 _READ_AHEAD = 4
 _FOLDERS_PER_TASK = 64
 
-Keyed = Iterator[tuple[pa.Table, Numbers]]
-"""Tables and the keys of their rows, which ascend."""
 T = TypeVar("T")
 
 
@@ -64,6 +63,8 @@ class SortedGroup:
     """What became of a group in the first pass."""
 
     pieces: tuple[RowGroupRef, ...]
+    ranks: tuple[Numbers, ...]
+    """int64 (N,) of each piece: how many rows of the input come before each of its rows."""
     quarantine: tuple[Part, ...]
 
 
@@ -89,69 +90,58 @@ class Regrouper:
             GateRefused: There are too many values.
         """
         quarantine = self.compactor.stream("quarantine", group.index, QUARANTINE_SCHEMA)
-
-        def good() -> Keyed:
-            for rows in self.compactor.read(group):
-                quarantine.write(rows.quarantined)
-                yield rows.good, rows.good_at
-
-        pieces = self.write_sorted(good(), group.index)
-        return SortedGroup(pieces, quarantine.close())
-
-    def write_sorted(self, keyed: Keyed, index: int) -> tuple[RowGroupRef, ...]:
-        """Write rows sorted by value, one row group per value and file.
-
-        Raises:
-            GateRefused: There are too many values.
-        """
-        pieces: list[RowGroupRef] = []
-        held: list[pa.Table] = []
-        num_files = num_bytes = 0
-        for rows, keys in keyed:
-            held.append(with_keys(rows, keys))
-            num_bytes += rows.nbytes
-            if num_bytes > _SORT_MEMORY_BYTES:
-                pieces += self._write_file(pa.concat_tables(held), index, num_files)
-                held, num_bytes, num_files = [], 0, num_files + 1
+        sorted_: list[tuple[RowGroupRef, Numbers]] = []
+        held: list[SliceRows] = []
+        num_files = 0
+        for rows in self.compactor.read(group):
+            quarantine.write(rows.quarantined)
+            held.append(rows)
+            if sum(each.good.nbytes for each in held) > _SORT_MEMORY_BYTES:
+                sorted_ += self._write_file(held, group.index, num_files)
+                held, num_files = [], num_files + 1
         if held:
-            pieces += self._write_file(pa.concat_tables(held), index, num_files)
-        return tuple(pieces)
+            sorted_ += self._write_file(held, group.index, num_files)
+        pieces, ranks = zip(*sorted_, strict=True) if sorted_ else ((), ())
+        return SortedGroup(pieces, ranks, quarantine.close())
 
-    def _write_file(self, rows: pa.Table, index: int, nth: int) -> list[RowGroupRef]:
+    def _write_file(
+        self, held: Sequence[SliceRows], index: int, nth: int
+    ) -> list[tuple[RowGroupRef, Numbers]]:
+        """Write rows sorted by value, one row group per value."""
+        rows = pa.concat_tables([each.good for each in held])
+        ranks = np.concatenate([each.good_at for each in held])
         folders, codes = _folders_of(rows, self.columns)
         order = np.argsort(codes, kind="stable")
         bounds = np.searchsorted(codes[order], np.arange(len(folders) + 1)).tolist()
         rows = rows.take(pa.array(order))
         path, buffer = f"sorted/{index:06d}-{nth:03d}.parquet", io.BytesIO()
-        pieces: list[RowGroupRef] = []
+        pieces: list[tuple[RowGroupRef, Numbers]] = []
         with pq.ParquetWriter(buffer, rows.schema, compression="zstd") as writer:
             for number, folder in enumerate(folders):
-                value = rows.slice(bounds[number], bounds[number + 1] - bounds[number])
+                first, end = bounds[number : number + 2]
                 started = buffer.tell()
-                writer.write_table(value, row_group_size=value.num_rows)
-                pieces.append(RowGroupRef(folder, path, number, buffer.tell() - started))
+                writer.write_table(rows.slice(first, end - first), row_group_size=end - first)
+                piece = RowGroupRef(folder, path, number, buffer.tell() - started)
+                pieces.append((piece, ranks[order[first:end]]))
         if pieces:
             self.compactor.store.put(f"{self.compactor.folder}/{path}", buffer.getvalue())
         return pieces
 
-    def write_folders(self, group: FolderGroup) -> tuple[tuple[Part, ...], Numbers]:
-        """Write the parts of some values; return them with the keys of their rows, (N,)."""
+    def write_folders(self, group: FolderGroup) -> tuple[Part, ...]:
+        """Write the parts of some values."""
         schema = without(self.compactor.schema, self.columns)
         pieces = [piece for _, own in group.values for piece in own]
         footers: dict[str, pq.FileMetaData] = {}
         where = self.compactor.store, self.compactor.folder
         tables = _read_ahead(lambda piece: read_piece(*where, piece, schema, footers), pieces)
         parts: list[Part] = []
-        ranks = [np.zeros(0, np.int64)]
         for number, (folder, own) in enumerate(group.values):
             index = group.index * _FOLDERS_PER_TASK + number
             stream = self.compactor.stream(f"predictions/{folder}", index, schema)
             for _ in own:
-                rows, keys = next(tables)
-                stream.write(rows)
-                ranks.append(keys)
+                stream.write(next(tables))
             parts += stream.close()
-        return tuple(parts), np.concatenate(ranks)
+        return tuple(parts)
 
 
 def read_piece(
@@ -160,8 +150,8 @@ def read_piece(
     piece: RowGroupRef,
     schema: pa.Schema,
     footers: dict[str, pq.FileMetaData],
-) -> tuple[pa.Table, Numbers]:
-    """Read the N rows of a piece, and their keys, int64 (N,).
+) -> pa.Table:
+    """Read the rows of a piece.
 
     `footers` keeps the footers of files that were read.
     """
@@ -169,13 +159,7 @@ def read_piece(
         # Two threads may both read a footer that none has yet; they find the same.
         file = pq.ParquetFile(handle, metadata=footers.get(piece.path), pre_buffer=True)
         footers[piece.path] = file.metadata
-        rows = file.read_row_group(piece.row_group, columns=[*schema.names, KEY_COLUMN])
-    return rows.select(schema.names), np.asarray(rows.column(KEY_COLUMN))
-
-
-def with_keys(rows: pa.Table, keys: Numbers) -> pa.Table:
-    """Append the keys of the rows, int64 (N,), as a column that no published part has."""
-    return rows.append_column(KEY_COLUMN, pa.array(keys))
+        return file.read_row_group(piece.row_group, columns=schema.names).select(schema.names)
 
 
 def compact_by_value(
@@ -202,18 +186,22 @@ def compact_by_value(
     groups = cut_groups(slices, units, _SORT_BYTES, duplicates)
     done: list[SortedGroup] = run_tasks(regrouper.sort, [(group,) for group in groups])
     values: dict[str, list[RowGroupRef]] = {}
+    ranks: dict[str, list[Numbers]] = {}
     for group in done:
-        for piece in group.pieces:
+        for piece, own in zip(group.pieces, group.ranks, strict=True):
             values.setdefault(piece.folder, []).append(piece)
+            ranks.setdefault(piece.folder, []).append(own)
     _require_few(len(values), columns, "")
     folder_groups = _group_folders(values, compactor.target_bytes)
-    written: list[tuple[tuple[Part, ...], Numbers]] = run_tasks(
+    written: list[tuple[Part, ...]] = run_tasks(
         regrouper.write_folders, [(s,) for s in folder_groups]
     )
     return compactor.whole(
-        [part for parts, _ in written for part in parts],
+        [part for parts in written for part in parts],
         [part for group in done for part in group.quarantine],
-        np.concatenate([np.zeros(0, np.int64), *(ranks for _, ranks in written)]),
+        np.concatenate(
+            [np.zeros(0, np.int64), *(own for name in sorted(ranks) for own in ranks[name])]
+        ),
     )
 
 

@@ -218,7 +218,7 @@ def test_the_job_of_the_example_is_short_and_names_what_is_there():
     )
 
 
-@pytest.mark.parametrize("stage", ["tokens", "golden", "device.cpu"])
+@pytest.mark.parametrize("stage", ["tokens", "golden", "devices"])
 def test_an_input_whose_stage_has_the_name_of_a_figure_is_refused(
     stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
