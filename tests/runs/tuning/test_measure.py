@@ -13,7 +13,11 @@ from pipeline.inference.runtimes.base import Runner
 from pipeline.inference.runtimes.compile import RUNTIME
 from pipeline.inference.runtimes.export import Exporter
 from pipeline.models.agreement import AgreementLimits
+from pipeline.preprocessing.model_input import BatchLimits
 from pipeline.runs.tuning import measure
+from pipeline.runs.tuning.measure import Workload
+from pipeline.runs.tuning.selection import best_batch
+from pipeline.runs.tuning.workload import Batches
 
 LIMITS = AgreementLimits(max_score_diff=0.1, min_cosine=0.9, max_relative_error=0.1)
 
@@ -40,3 +44,38 @@ def test_a_model_is_opened_before_the_timed_load_only_if_the_node_cache_keeps_it
 
 def test_compiled_models_are_not_in_the_node_cache():
     assert {each.name for each in all_runtimes() if not each.exports} >= {"eager", "compile"}
+
+
+@pytest.mark.parametrize(("node_actors", "sizes"), [(1, [4, 8, 16]), (1 << 40, [4, 8])])
+def test_other_batches_are_measured_as_memory_allows_and_the_best_is_kept(
+    node_actors: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    config = predictor("models:colours", 8)._config
+    sample = config.spec.input.arrays(rows_of(images(32)))
+    monkeypatch.setattr(measure, "MEASURE_S", 0.0)
+    others = Batches([BatchLimits(4), BatchLimits(16)], node_actors)
+    trial, _ = measure.try_out(config, sample, None, LIMITS, batches=others)
+    rates = dict(trial.batches)
+    assert (trial.problem, sorted(rates)) == ("", sizes)
+    assert trial.rows_per_s == rates[trial.batch_size] > 0
+    assert trial.batch_size == best_batch(rates)
+
+
+def test_a_batch_that_fails_is_no_choice_and_costs_no_other(monkeypatch: pytest.MonkeyPatch):
+    config = predictor("models:colours", 8)._config
+    sample = config.spec.input.arrays(rows_of(images(32)))
+    run, sizes = measure.Workload.warm_up, []
+
+    def warm_up(self: Workload, engine: Any) -> None:
+        sizes.append(len(self._batches[0].rows))
+        if sizes[-1] == 16:
+            raise RuntimeError("out of memory")
+        run(self, engine)
+
+    monkeypatch.setattr(measure, "MEASURE_S", 0.0)
+    monkeypatch.setattr(Workload, "warm_up", warm_up)
+    others = Batches([BatchLimits(4), BatchLimits(16)])
+    trial, _ = measure.try_out(config, sample, None, LIMITS, batches=others)
+    assert sizes == [8, 4, 16]
+    assert dict(trial.batches)[16] == 0
+    assert trial.batch_size in (4, 8)
