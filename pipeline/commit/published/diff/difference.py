@@ -90,7 +90,7 @@ class Difference:
         if self.is_equal:
             return f"equal: {self.both} rows"
         said = [f"{self.changed} of {self.both} rows in both differ ({self.changed_pct:.2f}%)"]
-        if not self.both and self.added and self.removed:
+        if not self.both and (self.added or self.removed):
             said = ["no row id is in both"]
         differing = [(sums.differing, name) for name, sums in self.columns.items()]
         named = [f"{name} in {rows}" for rows, name in sorted(differing, reverse=True) if rows]
