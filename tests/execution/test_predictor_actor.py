@@ -54,6 +54,6 @@ def test_a_model_that_made_room_is_compared_once_and_not_never(is_first: bool):
         unchecked: Counters = {}
         model.count_unchecked(rows, unchecked)
         model.count_unchecked(model.predict(rows, after), after)
-    compared = [each.get("reference_check", {}).get("rows_in") for each in (before, after)]
+    compared = [each.get("reference_check", {}).get("num_rows") for each in (before, after)]
     assert compared == ([None, 16] if is_first else [16, None])
     assert ("reference_check" in unchecked) == is_first
