@@ -12,7 +12,6 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 
-from pipeline.commit.layout import parse_staged_name
 from pipeline.commit.manifest import current_manifest
 from pipeline.commit.publish import repair
 from pipeline.commit.staging import list_staged
@@ -114,20 +113,16 @@ def _predict(
         return staged
     fail_fast_on_certain_refusal(run, plan)
     settled = replace(settled, allocation=settled.allocation.for_slices(num_left(units)))
-    listener = executor.listener(run.record.run_id, settled.allocation.max_actors)
-    parts = make_stream(run, settled, units, listener.channel)
+    parts = make_stream(run, settled, units)
     slices, shown = executor.stream(parts, settled.allocation), None
     with (
-        listener,
-        progress.rows(plan.num_rows, done=run.record.num_done, under_way=listener),
+        progress.rows(plan.num_rows, done=run.record.num_done),
         run.record.streaming(),
         closing(slices),
     ):
         for committed in slices:
             run.record.computed(committed)
-            key = parse_staged_name(committed.name)
-            where = (key.unit, key.start) if key else (-1, -1)
-            progress.advance(where, committed.num_rows, committed.num_quarantined)
+            progress.advance(committed.num_rows, committed.num_quarantined)
             if shown is None and (shown := run.record.scores):
                 progress.phase(shown)
             failpoint("slice_done")

@@ -13,7 +13,6 @@ from pipeline.execution.cluster.connect import connect
 from pipeline.execution.cluster.hardware import this_machine
 from pipeline.execution.cluster.node_versions import ray_versions, require_one_version
 from pipeline.execution.cluster.sharing import is_started
-from pipeline.execution.progress_channel import ProgressListener
 from pipeline.execution.stream_parts import StreamParts
 from pipeline.execution.tasks import run_tasks
 from pipeline.execution.without_ray import is_without_ray
@@ -31,8 +30,6 @@ class Executor(NamedTuple):
     stream: Callable[[StreamParts, Allocation], Generator[StagedSlice, None, None]]
     """Computes slices, and yields each one when it is committed."""
     run_tasks: RunTasks
-    listener: type[ProgressListener]
-    """Takes how far the actors are within slices."""
 
 
 @contextlib.contextmanager
@@ -48,13 +45,11 @@ def start_executor(address: str | None, say: Callable[[str], None]) -> Iterator[
         InfraError: As `connect`; or nodes of the cluster run several versions of Ray.
     """
     if is_without_ray() and address is None:
-        yield Executor(
-            this_machine(), 0.0, False, local.stream, local.run_tasks, local.LocalListener
-        )
+        yield Executor(this_machine(), 0.0, False, local.stream, local.run_tasks)
         return
     if not is_started():
         say("starting Ray" if address is None else f"connecting to Ray at {address}")
     with connect(address) as connection:
         if connection.on_cluster:
             require_one_version(ray_versions())
-        yield Executor(*connection, ray_stream.stream, run_tasks, ProgressListener)
+        yield Executor(*connection, ray_stream.stream, run_tasks)

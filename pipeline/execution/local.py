@@ -12,12 +12,9 @@ from pipeline.commit.staging import StagedSlice
 from pipeline.core.errors import PipelineError, find_cause
 from pipeline.core.user_code.user_errors import SHOW_ALL, describe_user_error
 from pipeline.execution.predictor_actor import PredictorActor
-from pipeline.execution.progress_channel import ProgressListener
 from pipeline.execution.stream_parts import StreamParts
 from pipeline.execution.tasks import attempts_of
-from pipeline.inference.slice_progress import Send, Slice
 from pipeline.planning.allocation import Allocation
-from pipeline.process.liveness import note_progress
 
 T = TypeVar("T")
 
@@ -52,30 +49,6 @@ def run_tasks(function: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> l
     """Call a function with every tuple of arguments; results in the order of calls."""
     with _stage_errors():
         return [function(*arguments) for arguments in calls]
-
-
-class LocalListener(ProgressListener):
-    """Hears of the actor, which is in this process, by a call."""
-
-    def __init__(self, run_id: str, num_actors: int) -> None:
-        """Be the channel, too."""
-        super().__init__(run_id, num_actors)
-        self.channel = self
-
-    def __enter__(self) -> LocalListener:
-        """Start nothing."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def open(self) -> Send:
-        """Return what the actor calls."""
-        return self._note
-
-    def _note(self, key: Slice, num_rows: int) -> None:
-        self.rows = {key: num_rows}
-        note_progress("rows or tokens within slices")
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from pipeline.execution.environment import set_gpu_allocator
 from pipeline.execution.isolation.attempts import Attempts
 from pipeline.execution.isolation.crash_guard import Guard
 from pipeline.execution.isolation.row_isolation import StagePlan
+from pipeline.execution.progress_channel import tell_of_slices
 from pipeline.execution.stages import PREDICT, Preprocessing, SliceWork, writer_stage
 from pipeline.execution.tasks import attempts_of
 from pipeline.execution.versions import connected_ray
@@ -29,12 +30,11 @@ from pipeline.execution.visible_gpus import settle_gpus
 from pipeline.inference.engines import engine_class, open_engine
 from pipeline.inference.engines.base import Engine
 from pipeline.inference.gpu_facts import count_device
-from pipeline.inference.slice_progress import Channel, send_to, start_slice
 from pipeline.inference.slice_results import unpredicted
 from pipeline.inference.slices.first_rows import SystematicFailureDetector
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks import task_class
-from pipeline.process.liveness import no_limit
+from pipeline.process.liveness import no_limit, tell_parent
 from pipeline.process.memory import MemoryShare
 
 if TYPE_CHECKING:
@@ -70,8 +70,6 @@ class ActorConfig:
     """Commits what was predicted; None where tasks do it."""
     first_rows: SystematicFailureDetector | None = None
     """Watches the first rows; None where the cause of what fails is taken to be the row."""
-    channel: Channel | None = None
-    """Takes how far this actor is; None: nothing does."""
 
 
 class PredictorActor:
@@ -96,7 +94,7 @@ class PredictorActor:
         self._guard = _guard(config, self._model, attempts)
         self._device = (config.predictor.num_gpus, config.predictor.spec.precision)
         self._commit = None if config.writer is None else writer_stage(config.writer)
-        send_to(config.channel)
+        self._slice_began = tell_of_slices(config.predictor.run_id)
         self._failure: PipelineError | None = None
         try:
             started = perf_counter()
@@ -138,12 +136,12 @@ class PredictorActor:
         """Give up the model, and end the child; for an actor whose process goes on without it."""
         self._guard.close()
         self._model.close()
-        send_to(None)
+        tell_parent()
 
     def _predict(self, key: SliceKey, counters: Counters, rows: pa.Table) -> pa.Table:
         if self._failure is not None:
             raise self._failure
-        start_slice((key.unit, key.start))
+        self._slice_began()
         return self._guard.run(f"predict-{key.unit}-{key.start}", rows, counters)
 
 

@@ -1,166 +1,122 @@
-"""Bring the progress within slices from the actors to the driver, by a Ray actor without CPUs.
+"""Tells the driver that its actors get on within a long slice, by a Ray actor without CPUs.
 
-The driver starts it after some seconds of a run. Lost messages do no harm: a slice counts when it
-is committed, and then its messages are dropped. The watchdog needs them, too: so it is started
-whether the run shows its progress or not.
+It feeds the watchdog of the run alone, and only where a slice takes some seconds: shorter ones tell
+by being committed. Lost messages do no harm.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from functools import partial
+from time import monotonic
 from typing import Any
 
-from pipeline.execution.cluster import in_flight
-from pipeline.inference.slice_progress import EVERY_S, Channel, Rows, Send, Slice
-from pipeline.process.liveness import note_progress
+from pipeline.execution.without_ray import is_without_ray
+from pipeline.process.liveness import note_progress, tell_parent
 
-_ACTORS_PER_S = 100
-"""Most messages per second at the actor: with more senders, each sends less often."""
-_LOOK_S = 5.0
-_MOST_NOTES = 16
+EVERY_S = 5.0
 _ANSWER_S = 2.0
+_WHAT = "rows or tokens within slices"
 
 
-class ProgressActor:
-    """Keeps the last counts of the senders."""
+class BeatCounter:
+    """Counts that actors got on."""
 
-    def __init__(self, most: int) -> None:
-        """Take the number of slices to keep."""
-        self._most = most
-        self._rows: dict[Slice, int] = {}
-        self._num_told = 0
+    def __init__(self) -> None:
+        """Begin at 0."""
+        self._num_beats = 0
 
-    def put(self, rows: Rows) -> None:
-        """Note the finished rows of slices."""
-        self._num_told += 1
-        for key, num_rows in rows.items():
-            self._rows.pop(key, None)
-            self._rows[key] = num_rows
-        while len(self._rows) > self._most:
-            del self._rows[next(iter(self._rows))]
+    def beat(self) -> None:
+        """Count once more."""
+        self._num_beats += 1
 
-    def read(self) -> tuple[Rows, int]:
-        """Return all counts that are kept, so that a lost answer does no harm, and how often actors
-        told some: within a long row the counts stay the same."""
-        return dict(self._rows), self._num_told
+    def read(self) -> int:
+        """Return the count."""
+        return self._num_beats
 
 
-@dataclass(frozen=True)
-class ProgressChannel:
-    """The name of a `ProgressActor`, which the driver may start later or never."""
-
-    name: str
-    every_s: float = EVERY_S
-
-    def open(self) -> Send:
-        """Return a function that notes counts; a thread finds the actor and sends them."""
-        sender = _Sender(self)
-        threading.Thread(target=sender.run, name="progress-sender", daemon=True).start()
-        return sender.note
-
-
-@dataclass
 class _Sender:
-    channel: ProgressChannel
-    _notes: dict[Slice, int] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _is_noted: threading.Event = field(default_factory=threading.Event)
+    """Notes in an actor what gets on; a thread tells the counter, so that nothing waits for Ray."""
 
-    def note(self, key: Slice, num_rows: int) -> None:
-        with self._lock:
-            self._notes[key] = num_rows
-            while len(self._notes) > _MOST_NOTES:  # not read for a while
-                del self._notes[next(iter(self._notes))]
-        self._is_noted.set()
+    def __init__(self, run_id: str) -> None:
+        self._name = _name(run_id)
+        self._has_news = threading.Event()
+        self._slice_from_s = monotonic()
+        self._own: Any = None
+        """The counter, if this actor has started it: it lives as long as it is kept."""
+
+    def note(self) -> None:
+        """Note that a row got on."""
+        self._has_news.set()
+
+    def slice_began(self) -> None:
+        """Forget what got on before."""
+        self._slice_from_s = monotonic()
+        self._has_news.clear()
 
     def run(self) -> None:
+        """Tell now and then."""
+        pause = threading.Event()
+        while not pause.wait(EVERY_S):
+            self._has_news.wait()
+            if monotonic() - self._slice_from_s >= EVERY_S:
+                self._has_news.clear()
+                with contextlib.suppress(Exception):  # if Ray fails, the run itself says so
+                    self._tell()
+
+    def _tell(self) -> None:
         import ray
 
-        actor, pause = None, threading.Event()
-        while True:
-            pause.wait(self.channel.every_s)
-            self._is_noted.wait()
-            try:
-                actor = actor or ray.get_actor(self.channel.name)
-            except Exception:  # noqa: BLE001  # it is not there yet, or Ray fails: try later
-                pause.wait(_LOOK_S)
-                continue
-            with self._lock:
-                notes, self._notes = self._notes, {}
-                self._is_noted.clear()
-            with contextlib.suppress(Exception):
-                actor.put.remote(notes)
-
-
-class ProgressListener:
-    """The driver's end: a thread of it listens during the body, whether a display asks or not.
-
-    That actors send something shows that the run gets on, however long a slice takes.
-    """
-
-    starts_after_s = 5.0
-    """A short run should not wait for another process."""
-
-    def __init__(self, run_id: str, num_actors: int) -> None:
-        """Take the run, and how many actors may send."""
-        every_s = max(EVERY_S, num_actors / _ACTORS_PER_S)
-        self._name = f"pipeline-progress-{run_id}"
-        self.channel: Channel = ProgressChannel(self._name, every_s)
-        self.rows: Rows = {}
-        """The newest counts."""
-        self.actors = ""
-        """What keeps actors from their work; empty if nothing is known to."""
-        self._most = _MOST_NOTES * num_actors
-        self._actor: Any = None
-        self._asked: Any = None
-        self._num_told = 0
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._listen, name="progress-listener", daemon=True)
-
-    def __enter__(self) -> ProgressListener:
-        """Listen from now on."""
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Ask Ray nothing any more, and release the actor."""
-        self._is_over.set()
-        self._thread.join(2 * _ANSWER_S)
-        self._actor = self._asked = None
-
-    def _listen(self) -> None:
-        pause_s = self.starts_after_s
-        while not self._is_over.wait(pause_s):
-            pause_s = EVERY_S
-            self.read()
-
-    def read(self) -> None:
-        """Ask for the counts so far and for the actors, and note progress."""
-        # Only for display and watchdog: the run itself reports errors.
-        with contextlib.suppress(Exception):
-            found, num_told = self._answer()
-            self.rows = found
-            if num_told != self._num_told:
-                note_progress("rows or tokens within slices")
-            self._num_told = num_told
-        with contextlib.suppress(Exception):
-            self.actors = in_flight.actors_in_trouble()
-
-    def _answer(self) -> tuple[Rows, int]:
-        """Return what the actor has; raises if Ray does not answer in time."""
-        import ray
-        from ray.exceptions import GetTimeoutError
-
-        if self._actor is None:
-            options = {"name": self._name, "num_cpus": 0}
-            self._actor = ray.remote(**options)(ProgressActor).remote(self._most)
-        self._asked = self._asked or self._actor.read.remote()
-        asked, self._asked = self._asked, None
         try:
-            found: tuple[Rows, int] = ray.get(asked, timeout=_ANSWER_S)
-        except GetTimeoutError:  # it is still starting: wait for the same answer later
-            self._asked = asked
-            raise
-        return found
+            counter = ray.get_actor(self._name)
+        except ValueError:  # none was started, or who started it has ended
+            options = {"name": self._name, "num_cpus": 0}
+            counter = self._own = ray.remote(**options)(BeatCounter).remote()
+        counter.beat.remote()
+
+
+def tell_of_slices(run_id: str) -> Callable[[], object]:
+    """Tell the driver of a run from now on whenever a row of this process is `still_alive`.
+
+    Returns:
+        What is to be called when a slice begins.
+    """
+    if is_without_ray():
+        tell_parent(of_life=partial(note_progress, _WHAT))
+        return lambda: None
+    sender = _Sender(run_id)
+    threading.Thread(target=sender.run, name="progress-sender", daemon=True).start()
+    tell_parent(of_life=sender.note)
+    return sender.slice_began
+
+
+@contextlib.contextmanager
+def listening(run_id: str) -> Iterator[None]:
+    """Note progress in the driver while the body runs and its actors tell that they get on."""
+    is_over = threading.Event()
+    arguments = (_name(run_id), is_over)
+    thread = threading.Thread(target=_listen, args=arguments, name="progress-listener", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join(2 * _ANSWER_S)
+
+
+def _listen(name: str, is_over: threading.Event) -> None:
+    import ray
+
+    before = 0
+    while not is_over.wait(EVERY_S):
+        with contextlib.suppress(Exception):  # no slice has taken long yet, or Ray fails
+            num_beats = ray.get(ray.get_actor(name).read.remote(), timeout=_ANSWER_S)
+            if num_beats != before:
+                before = num_beats
+                note_progress(_WHAT)
+
+
+def _name(run_id: str) -> str:
+    return f"pipeline-progress-{run_id}"

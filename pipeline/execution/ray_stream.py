@@ -8,6 +8,7 @@ from pipeline.commit.staging import StagedSlice
 from pipeline.execution import ray_options
 from pipeline.execution.embedded.backpressure import limit_read_ahead, reserve_less
 from pipeline.execution.predictor_actor import PredictorActor
+from pipeline.execution.progress_channel import listening
 from pipeline.execution.stream_parts import StreamParts
 from pipeline.execution.tasks import lost_nodes_blamed, ray_errors
 from pipeline.planning.allocation import Allocation
@@ -22,7 +23,7 @@ def stream(parts: StreamParts, allocation: Allocation) -> Generator[StagedSlice,
     limit_read_ahead(allocation.max_actors)
     if allocation.reserves_cores:
         reserve_less()
-    with ray_errors(), lost_nodes_blamed():
+    with ray_errors(), lost_nodes_blamed(), listening(parts.actor.predictor.run_id):
         # A row of this dataset is a slice (slices.pack): Ray cannot cut or merge slices.
         options = ray_options.read(allocation, len(parts.reads))
         dataset = ray.data.read_datasource(ShardSource(parts.reads), **options)

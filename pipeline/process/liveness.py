@@ -7,7 +7,7 @@
   each thread stood goes to standard error. Ray starts the process again, and the next attempt finds
   the marker of the one that did not end.
 - `input_started` tells a parent which of several inputs its child works on, and `still_alive` that
-  it gets on (`tell_parent`).
+  it gets on (`tell_parent`); an actor passes the latter on to its driver.
 """
 
 from __future__ import annotations
@@ -148,7 +148,9 @@ class _Parent:
     of_life: Callable[[], object] | None = None
 
 
-def tell_parent(of_inputs: Callable[[str], object], of_life: Callable[[], object]) -> None:
+def tell_parent(
+    of_inputs: Callable[[str], object] | None = None, of_life: Callable[[], object] | None = None
+) -> None:
     """Let functions hear of every input that this process begins with, and of `still_alive`."""
     told = current().part(_Parent)
     told.of_inputs, told.of_life = of_inputs, of_life

@@ -16,7 +16,6 @@ from pipeline.execution.stages import Preprocessing, preprocess_stage, writer_st
 from pipeline.execution.stream_parts import StreamParts, unit_reads
 from pipeline.execution.visible_gpus import without_gpus
 from pipeline.gates.judging import needs_of
-from pipeline.inference.slice_progress import Channel
 from pipeline.inference.slices.first_rows import SystematicFailureDetector
 from pipeline.job.job import Job
 from pipeline.models.agreement import AgreementLimits
@@ -47,7 +46,7 @@ def make_reader(job: Job, plan: Plan) -> Reader:
 
 
 def make_stream(
-    run: RunContext, settled: Settled, units: Mapping[Unit, Sequence[int]], channel: Channel | None
+    run: RunContext, settled: Settled, units: Mapping[Unit, Sequence[int]]
 ) -> StreamParts:
     """Return the parts that compute the slices of `units`, given as unit -> starts of slices."""
     source = run.job.source
@@ -75,7 +74,6 @@ def make_stream(
             golden=settled.golden and replace(settled.golden, preprocess=preprocessing),
             writer=writer if allocation.writes_in_actors else None,
             first_rows=first_rows(run, plan),
-            channel=channel,
         ),
         None if allocation.writes_in_actors else without_gpus(writer_stage(writer)),
     )

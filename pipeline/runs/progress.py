@@ -1,8 +1,7 @@
 """Show how far a run is: one line that is overwritten on a terminal, log lines elsewhere.
 
-Rows are those of committed slices, and of batches that actors have reported
-(`progress_channel`). The rate is that of the last minute, and the time that is left follows from
-it: nothing is guessed.
+Rows are those of committed slices. The rate is that of the last minute, and the time that is left
+follows from it: nothing is guessed.
 """
 
 from __future__ import annotations
@@ -10,12 +9,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from time import monotonic
 from types import TracebackType
 from typing import Protocol
 
-from pipeline.inference.slice_progress import Rows, Slice
 from pipeline.process.screen import clear_status, in_notebook, show_status, status_stream
 from pipeline.report.recording.rate import Rate
 
@@ -26,47 +25,14 @@ _BAR_CHARS = 20
 _ENDS_S = 4.0
 
 
+@dataclass
 class Counts:
-    """Rows done, by what is committed and what actors report of slices under way."""
+    """Rows done: those of committed slices."""
 
-    def __init__(self, total: int | None, done: int) -> None:
-        """Take the rows of the plan, None if that is unknown, and those of an earlier run."""
-        self.total, self.quarantined = total, 0
-        self._committed = self._shown = done
-        self._under_way: dict[Slice, int] = {}
-        self._ended: set[Slice] = set()
-
-    def told(self, rows: Rows) -> None:
-        """Take what actors report; what they report late, of committed slices, does not count."""
-        for key, num_rows in rows.items():
-            if key not in self._ended:
-                self._under_way[key] = max(num_rows, self._under_way.get(key, 0))
-
-    def committed(self, key: Slice, num_rows: int, num_quarantined: int) -> None:
-        """Count a committed slice."""
-        self._under_way.pop(key, None)
-        self._ended.add(key)
-        self._committed += num_rows
-        self.quarantined += num_quarantined
-
-    @property
-    def rows(self) -> int:
-        """Rows done so far; this never becomes less."""
-        rows = self._committed + sum(self._under_way.values())
-        self._shown = max(self._shown, rows if self.total is None else min(rows, self.total))
-        return self._shown
-
-
-class UnderWay(Protocol):
-    """What the actors of a run report before their slices are committed."""
-
-    @property
-    def rows(self) -> Rows:
-        """Return the rows of slices under way that are done."""
-
-    @property
-    def actors(self) -> str:
-        """Return what keeps actors from their work; empty if nothing is known to."""
+    total: int | None
+    """Of the plan; None: unknown."""
+    rows: int
+    quarantined: int = 0
 
 
 class Progress(Protocol):
@@ -75,19 +41,16 @@ class Progress(Protocol):
     def phase(self, what: str, *, is_logged: bool = True) -> None:
         """Say what the run does now; `is_logged`: also where there is no terminal."""
 
-    def rows(
-        self, total: int | None, *, done: int, under_way: UnderWay | None = None
-    ) -> AbstractContextManager[None]:
+    def rows(self, total: int | None, *, done: int) -> AbstractContextManager[None]:
         """Show the body's progress.
 
         Args:
             total: Of the plan; None: unknown before all is read.
             done: Were finished by an earlier run.
-            under_way: What actors report, if they do.
         """
 
-    def advance(self, key: Slice, num_rows: int, num_quarantined: int) -> None:
-        """Count the rows of one committed slice: its unit and first row, and how many."""
+    def advance(self, num_rows: int, num_quarantined: int) -> None:
+        """Count the rows of one committed slice."""
 
 
 class Silent:
@@ -96,13 +59,11 @@ class Silent:
     def phase(self, what: str, *, is_logged: bool = True) -> None:
         """Say nothing."""
 
-    def rows(
-        self, total: int | None, *, done: int, under_way: UnderWay | None = None
-    ) -> AbstractContextManager[None]:
+    def rows(self, total: int | None, *, done: int) -> AbstractContextManager[None]:
         """Return a context that does nothing."""
         return nullcontext()
 
-    def advance(self, key: Slice, num_rows: int, num_quarantined: int) -> None:
+    def advance(self, num_rows: int, num_quarantined: int) -> None:
         """Count nothing."""
 
 
@@ -115,7 +76,8 @@ class TerminalProgress:
         self._phase = ""
         self._counts: Counts | None = None
         self._rate = Rate()
-        self._under_way: UnderWay | None = None
+        self._trouble = ""
+        """What keeps actors from their work; empty if nothing is known to."""
         self._started = self._logged = monotonic()
         self._thread: threading.Thread | None = None
         self._is_over = threading.Event()
@@ -152,9 +114,7 @@ class TerminalProgress:
             show_status(self.line(), self._stream)
 
     @contextmanager
-    def rows(
-        self, total: int | None, *, done: int, under_way: UnderWay | None = None
-    ) -> Iterator[None]:
+    def rows(self, total: int | None, *, done: int) -> Iterator[None]:
         """Show the body's progress."""
         if total is None:
             self.phase("loading the model; how many rows there are is unknown until they are read")
@@ -163,19 +123,19 @@ class TerminalProgress:
         with self._lock:
             self._counts, self._rate = Counts(total, done), Rate()
             self._rate.add(monotonic(), done)
-            self._under_way = under_way
         try:
             with nullcontext() if self._thread is not None else self:
                 yield
         finally:
             with self._lock:
-                self._under_way = self._counts = None
+                self._counts, self._trouble = None, ""
 
-    def advance(self, key: Slice, num_rows: int, num_quarantined: int) -> None:
-        """Count the rows of one committed slice: its unit and first row, and how many."""
+    def advance(self, num_rows: int, num_quarantined: int) -> None:
+        """Count the rows of one committed slice."""
         with self._lock:
             if self._counts is not None:
-                self._counts.committed(key, num_rows, num_quarantined)
+                self._counts.rows += num_rows
+                self._counts.quarantined += num_quarantined
 
     def line(self) -> str:
         """Describe the progress in one line."""
@@ -183,8 +143,7 @@ class TerminalProgress:
         with self._lock:
             counts, rate = self._counts, self._rate.rows_per_s
             if counts is None or rate is None:
-                trouble = self._under_way.actors if self._under_way else ""
-                return "; ".join(filter(None, (self._phase, trouble))) + f", {so_far} so far"
+                return "; ".join(filter(None, (self._phase, self._trouble))) + f", {so_far} so far"
             return describe(counts, rate, so_far, with_bar=self._stream is not None)
 
     def _show(self) -> None:
@@ -203,9 +162,14 @@ class TerminalProgress:
 
     def _look(self) -> None:
         with self._lock:
-            if self._counts is not None:
-                self._counts.told(self._under_way.rows if self._under_way else {})
-                self._rate.add(monotonic(), self._counts.rows)
+            counts, rate = self._counts, self._rate
+            if counts is not None:
+                rate.add(monotonic(), counts.rows)
+        if counts is not None and rate.rows_per_s is None:
+            from pipeline.execution.cluster.in_flight import actors_in_trouble
+
+            with suppress(Exception):  # only for display: the run itself reports errors
+                self._trouble = actors_in_trouble()
 
     def _log(self, line: str) -> None:
         self._logged = monotonic()

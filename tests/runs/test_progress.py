@@ -7,16 +7,11 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from support.runs.cli import environment, write_job
 
-from pipeline.inference.slice_progress import Rows
 from pipeline.process import screen
 from pipeline.report.recording.rate import WINDOW_S, Rate
 from pipeline.runs.progress import (
@@ -26,45 +21,6 @@ from pipeline.runs.progress import (
     describe,
     duration,
 )
-
-SLICE = 64
-NUM_SLICES = 5
-
-steps = st.lists(
-    st.tuples(st.integers(0, NUM_SLICES - 1), st.integers(0, SLICE), st.booleans()), max_size=60
-)
-
-
-@given(steps)
-def test_rows_never_become_less_and_end_at_what_is_committed(
-    told: Sequence[tuple[int, int, bool]],
-) -> None:
-    """Actors die and slices are computed again; what is told may be late or lost."""
-    counts, committed, last = Counts(SLICE * NUM_SLICES, 0), set[int](), 0
-    for index, num_rows, is_committed in told:
-        key = (0, index * SLICE)
-        if is_committed and index not in committed:
-            committed.add(index)
-            counts.committed(key, SLICE, 0)
-        else:
-            counts.told({key: num_rows})
-        assert last <= counts.rows <= SLICE * NUM_SLICES
-        assert counts.rows >= SLICE * len(committed)
-        last = counts.rows
-    for index in set(range(NUM_SLICES)) - committed:
-        counts.committed((0, index * SLICE), SLICE, 0)
-    assert counts.rows == SLICE * NUM_SLICES
-
-
-def test_a_second_attempt_at_a_slice_is_not_counted_twice() -> None:
-    counts = Counts(1000, 100)
-    counts.told({(0, 0): 200, (1, 0): 50})
-    assert counts.rows == 350
-    counts.told({(0, 0): 32})  # another actor begins the slice anew
-    assert counts.rows == 350
-    counts.committed((0, 0), 256, 3)
-    counts.told({(0, 0): 256})  # late
-    assert (counts.rows, counts.quarantined) == (100 + 256 + 50, 3)
 
 
 def test_the_rate_is_that_of_the_last_minute_without_the_loading_before_it() -> None:
@@ -84,8 +40,7 @@ def test_the_rate_is_that_of_the_last_minute_without_the_loading_before_it() -> 
 
 
 def test_a_line_has_rows_rate_elapsed_and_what_is_left() -> None:
-    counts = Counts(5000, 1000)
-    counts.committed((0, 0), 250, 4)
+    counts = Counts(5000, 1250, 4)
     plain = describe(counts, 50.0, "1 min 05 s", with_bar=False)
     assert plain == (
         "1,250 of 5,000 rows, 25%, 50 rows/s, 4 quarantined, 1 min 05 s so far, 1 min 15 s left"
@@ -102,28 +57,20 @@ def test_durations_are_said_as_people_say_them(seconds: float, words: str) -> No
     assert duration(seconds) == words
 
 
-@dataclass
-class Reports:
-    """What actors report, without Ray."""
-
-    rows: Rows = field(default_factory=dict)
-    actors: str = ""
-
-
-def test_batches_move_the_progress_before_any_slice_is_committed() -> None:
-    progress, told = TerminalProgress(), Reports()
-    with progress.rows(1000, done=0, under_way=told):
+def test_committed_slices_move_the_progress() -> None:
+    progress = TerminalProgress()
+    with progress.rows(1000, done=0):
         assert progress.line().startswith("loading the model; 1,000 of 1,000 rows")
-        told.actors = "2 of 2 actors wait"
-        assert "computed; 2 of 2 actors wait, 0 s so far" in progress.line()
+        progress._trouble = "2 of 2 actors wait"
+        assert "are left; 2 of 2 actors wait, " in progress.line()
         progress._look()
-        told.rows = {(0, 0): 320}
+        progress.advance(320, 1)
         progress._look()
         assert progress.line().startswith("320 of 1,000 rows, 32%")
-        progress.advance((0, 0), 512, 0)
+        progress.advance(192, 0)
         assert progress.line().startswith("512 of 1,000 rows")
     progress.phase("checking and publishing")
-    assert progress.line().startswith("checking and publishing, 0 s so far")
+    assert progress.line().startswith("checking and publishing, ")
 
 
 def test_phases_are_log_lines_and_quiet_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -133,7 +80,7 @@ def test_phases_are_log_lines_and_quiet_says_nothing(caplog: pytest.LogCaptureFi
         quiet = Silent()
         quiet.phase("hidden")
         with quiet.rows(10, done=0):
-            quiet.advance((0, 0), 10, 0)
+            quiet.advance(10, 0)
     assert [record.getMessage() for record in caplog.records] == ["starting Ray"]
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from pipeline.core.printable import clean_message
 from pipeline.execution.private_names import read
+from pipeline.execution.versions import connected_ray
 from pipeline.process.life import current
 
 _COUNTS = {
@@ -117,10 +118,9 @@ def actors_in_trouble() -> str:
 
     May wait for Ray's head.
     """
-    import ray
-
-    actor_table = read("actors")
-    if actor_table is None or not ray.is_initialized():  # asking would start one
+    ray = connected_ray()
+    actor_table = None if ray is None else read("actors")  # asking would start one
+    if ray is None or actor_table is None:
         return ""
     job_id = ray.get_runtime_context().get_job_id()
     return told_of_pool([each for each in actor_table(None).values() if each["JobID"] == job_id])

@@ -29,7 +29,7 @@ from pipeline.core.failures import Reason
 from pipeline.core.figures.counters import Counters
 from pipeline.core.printable import clean_message
 from pipeline.core.user_code.user_errors import describe_user_error
-from pipeline.process.liveness import tell_parent
+from pipeline.process.liveness import still_alive, tell_parent
 from pipeline.process.memory import LOOK_S, taken_bytes, told
 from pipeline.process.parent_death import die_with
 
@@ -178,8 +178,11 @@ class Child:
             while isinstance(
                 answer := self._receive(process, pipe, until_s, limit_s), _Begun | _Alive
             ):
-                name = answer.input_name if isinstance(answer, _Begun) else name
-                until_s = monotonic() + limit_s if isinstance(answer, _Alive) else until_s
+                if isinstance(answer, _Begun):
+                    name = answer.input_name
+                else:
+                    until_s = monotonic() + limit_s
+                    still_alive()
         except (EOFError, ConnectionError):
             answer = self._reap(process)
         if isinstance(answer, PipelineError):

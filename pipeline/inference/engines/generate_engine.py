@@ -30,7 +30,6 @@ from pipeline.core.schema import (
 from pipeline.inference.devices.device_model import DeviceModel
 from pipeline.inference.engines.model_engine import ModelEngine, Predicted, Slice
 from pipeline.inference.exact import alone
-from pipeline.inference.slice_progress import add_rows
 from pipeline.inference.slices.fault_finder import FaultFinder
 from pipeline.inference.slices.first_rows import SystematicFailureDetector
 from pipeline.inference.slices.slice_run import STAGE, failure_of, not_finite
@@ -168,7 +167,6 @@ class GenerateEngine(ModelEngine):
         if ended and self._first is not None:
             self._first.predicted()
         held.written |= {row.number: row for row in ended}
-        add_rows(len(ended))
 
     def _results(self, held: Outputs) -> Arrays:
         """Return the results of a slice; those of rows that have none, or are refused, say nothing.

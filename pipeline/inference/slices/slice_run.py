@@ -18,7 +18,6 @@ from pipeline.core.user_code.own_code import module_of
 from pipeline.core.user_code.user_errors import whereabouts
 from pipeline.inference.devices.device_buffers import DeviceBuffer
 from pipeline.inference.devices.device_model import DeviceModel
-from pipeline.inference.slice_progress import add_rows
 from pipeline.inference.slice_results import Batches, Timer
 from pipeline.inference.slices.fault_finder import FaultFinder
 from pipeline.inference.slices.first_rows import RaisedFailure
@@ -159,7 +158,6 @@ class SliceRun:
         self.timer.add(*buffer.busy_s, buffer.launch_s)
         self._count_tokens(buffer, batch)
         still_alive()
-        add_rows(len(batch))
         return None
 
     def _count_tokens(self, buffer: DeviceBuffer, batch: Rows) -> None:
