@@ -101,9 +101,9 @@ def _is_csv(head: bytes) -> bool:
 
 KINDS = (
     Kind("Parquet", "PAR1", _magic(b"PAR1", b"PARE")),
-    Kind("a tar", "the header of a tar", _is_tar),
     Kind("gzip", "1f 8b", _magic(b"\x1f\x8b\x08")),
     Kind("zstd", "28 b5 2f fd", _magic(b"\x28\xb5\x2f\xfd")),
+    Kind("a tar", "the header of a tar", _is_tar),
     Kind("WAV", "RIFF and WAVE", _is_wav),
     Kind("FLAC", "fLaC", _magic(b"fLaC")),
     Kind("Ogg", "OggS", _magic(b"OggS")),
@@ -113,7 +113,8 @@ KINDS = (
     Kind("JSON lines", "{", _is_json_lines, is_text=True),
     Kind("CSV", "fields and lines of text", _is_csv, is_text=True),
 )
-"""The first that fits is what a file is."""
+"""The first that fits is what a file is: the sum that is in the header of a tar may be that of
+compressed data, too, by chance."""
 
 
 def kind_of(head: bytes) -> Kind | None:

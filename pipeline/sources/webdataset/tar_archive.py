@@ -96,7 +96,7 @@ class Archive:
         self._tar = tarfile.TarFile(
             fileobj=handle, mode="w", encoding="utf-8", errors="surrogateescape"
         )
-        self._body_bytes = 0
+        self._body_bytes = self._begin = 0
 
     def next_member(self) -> Member | None:
         """Return the next member; None at the end mark of the archive.
@@ -108,7 +108,7 @@ class Archive:
         if handle.tell() < tar.offset:
             handle.seek(tar.offset - 1)
             if not handle.read(1):
-                raise _ends(f"inside a member (after byte {self._handle.tell()})")
+                raise self._ends_inside()
         begin = handle.tell()
         try:
             header = _Header.fromtarfile(tar)
@@ -121,7 +121,7 @@ class Archive:
             return None
         if header.type == _END or header.size < 0 or tar.offset < handle.tell():
             raise self._damaged()
-        self._body_bytes = header.size
+        self._body_bytes, self._begin = header.size, begin
         return _member(header)
 
     def read_body(self) -> bytes:
@@ -131,9 +131,13 @@ class Archive:
             Broken: The archive ends inside.
         """
         data = self._handle.read(self._body_bytes)
-        if len(data) < self._body_bytes and not self._handle.read(1):  # which raises damage
-            raise _ends(f"inside a member (after byte {self._handle.tell()})")
+        if len(data) < self._body_bytes:
+            self._handle.read(1)  # raises what is damaged there
+            raise self._ends_inside()
         return data
+
+    def _ends_inside(self) -> Broken:
+        return _ends(f"inside the member that begins at byte {self._begin}")
 
     def check_rest(self) -> None:
         """Check that only padding follows the end mark.
