@@ -49,9 +49,9 @@ def unzip(model: onnx.ModelProto) -> dict[str, tuple[str, ...] | None]:
     found: dict[str, tuple[str, ...] | None] = {}
     for output in model.graph.output:
         node = makers.get(output.name)
-        if output.type.WhichOneof("value") != "sequence_type" or not _is(node, _ML, ("ZipMap",)):
+        is_mapped = output.type.WhichOneof("value") == "sequence_type"
+        if node is None or not is_mapped or not _is(node, _ML, ("ZipMap",)) or not node.input:
             continue
-        assert node is not None, "it is a ZipMap"
         found[output.name] = labels = _labels_of(node)
         width = None if labels is None else len(labels)
         node.CopyFrom(

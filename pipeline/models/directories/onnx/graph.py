@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
-from pipeline.models.directories.onnx.walk import bodies, random_operator, tensors
+from pipeline.models.directories.onnx.walk import bodies, names, random_operator, tensors
 from pipeline.models.weights.weights_file import GIT_LFS
 
 if TYPE_CHECKING:
@@ -86,6 +86,8 @@ def parse_onnx(path: Path) -> onnx.ModelProto:
         raise refusal(path, f"{_NO_MODEL}: {type(error).__name__}") from None
     if not model.ir_version or not model.graph.node:
         raise refusal(path, "is not an ONNX model, or cut off: it has no graph")
+    if odd := next((each for each in names(model) if isinstance(each, bytes)), None):
+        raise refusal(path, f"has a name that is not UTF-8: {odd[:_NAME_CHARS]!r}")
     _check_operators(path, model)
     return model
 

@@ -48,6 +48,24 @@ def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
             yield from (tensor.values, tensor.indices)
 
 
+def names(model: onnx.ModelProto) -> Iterator[str | bytes]:
+    """Walk what the file names; protobuf gives bytes for a name that is not UTF-8."""
+    yield from (model.graph.name, model.producer_name)
+    for entry in model.metadata_props:
+        yield from (entry.key, entry.value)
+    for value in (*model.graph.input, *model.graph.output):
+        yield value.name
+        yield from (dim.dim_param for dim in value.type.tensor_type.shape.dim)
+    for body in bodies(model.graph, *model.functions):
+        for node in body.node:
+            yield from (node.op_type, node.domain, node.name, *node.input, *node.output)
+            yield from (attribute.name for attribute in node.attribute)
+    for tensor in tensors(model):
+        yield tensor.name
+        for entry in tensor.external_data:
+            yield from (entry.key, entry.value)
+
+
 def random_operator(model: onnx.ModelProto) -> onnx.NodeProto | None:
     """Return an operator that draws random numbers; None: all outputs follow from the inputs.
 

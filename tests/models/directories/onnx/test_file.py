@@ -158,6 +158,14 @@ def test_a_function_that_calls_itself_is_refused(tmp_path: Path):
     assert "its function 'Ping' calls itself" in found
 
 
+def unfed_zip_map() -> bytes:
+    model = onnx_files.classifier()
+    for node in model.graph.node:
+        if node.op_type == "ZipMap":
+            del node.input[:]
+    return bytes(model.SerializeToString())
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [
@@ -166,6 +174,11 @@ def test_a_function_that_calls_itself_is_refused(tmp_path: Path):
         (b"version https://git-lfs.github.com/spec/v1", "run git lfs pull"),
         (onnx_files.features_model().SerializeToString()[:200], "is not an ONNX model, or damaged"),
         (b"\x80\x04\x95", "is not an ONNX model, or damaged"),
+        (
+            onnx_files.features_model().SerializeToString().replace(b"logits", b"logi\xf4s"),
+            "has a name that is not UTF-8: b'logi\\xf4s'",
+        ),
+        (unfed_zip_map(), "is a sequence of maps (ZipMap), not a tensor"),
     ],
 )
 def test_other_bytes_are_refused(tmp_path: Path, data: bytes, words: str):
