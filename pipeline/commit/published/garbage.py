@@ -47,9 +47,9 @@ class Garbage:
 def collect_garbage(store: Store, layout: Layout, *, grace_s: float) -> Garbage:
     """Delete staging, and what killed runs left, older than a grace period.
 
-    A published version does not need its staging any more; an unfinished one is kept for
-    `grace_s` after its last write, for the run that goes on from it. Killed runs leave files half
-    written, and keys of versions that never came about.
+    A run deletes its staging once it has published. That of one that has not is kept for `grace_s`
+    after its last write, for the run that goes on from it. Killed runs leave files half written,
+    and keys of versions that never came about.
     """
     now = store.now()
     folders = (layout.predictions, layout.quarantine, layout.control)
