@@ -1,7 +1,7 @@
 """Make a page of what throughput.py measured.
 
 `results.py build/bench.json ...` reads the JSON on the last line of each file, and writes
-results/<date>-<kind>.md beside this file, or below `--folder`, with a chart next to it.
+results/<date>-<kind>.md beside this file, or below `--folder`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from chart import draw
 from systems import LIMIT
 from throughput import OURS
 
@@ -29,17 +28,15 @@ def main() -> None:
     for file in wanted.files:
         document = json.loads(file.read_text().splitlines()[-1])
         page = wanted.folder / f"{document['date']}-{document['kind']}.md"
-        picture = page.with_suffix(".svg")
-        picture.write_text(draw(TITLES[document["kind"]], document["results"]))
-        page.write_text("\n".join(page_lines(document, picture.name)) + "\n")
+        page.write_text("\n".join(page_lines(document)) + "\n")
         print(page)
 
 
-def page_lines(document: dict[str, Any], picture: str) -> Iterator[str]:
-    results, title = document["results"], TITLES[document["kind"]]
+def page_lines(document: dict[str, Any]) -> Iterator[str]:
+    results = document["results"]
     yield from (f"# Rows/s, {document['date']}", "")
     yield from machine_lines(document["machine"])
-    yield from ("", f"## {title}", "")
+    yield from ("", f"## {TITLES[document['kind']]}", "")
     yield (
         f"{document['rows']} rows; {document['runs']} runs of each system in turn; medians, with "
         "the least and the most in brackets. `whole` counts the whole process, `steady` what is "
@@ -47,7 +44,6 @@ def page_lines(document: dict[str, Any], picture: str) -> Iterator[str]:
         "`x peer` is the ratio to the fastest peer by the same measure, `of limit` to plain "
         "processes without Ray, storage and publishing."
     )
-    yield from ("", f"![{title}]({picture})")
     for model in dict.fromkeys(line["model"] for line in results):
         yield from model_lines(model, [line for line in results if line["model"] == model])
     if document["skipped"]:
