@@ -14,16 +14,16 @@ seed breaks a promise.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pyarrow as pa
 from disturb import DATE, DRAIN, DRIVER, GAIN, LOSE, NODE, WORKER, Broken, Disturbed, Outcome
@@ -121,7 +121,8 @@ class Trial:
 
     def try_seed(self, seed: int, whole: Published, limit_s: float) -> Outcome:
         name = f"seed-{seed}"
-        with failing_calls() if self.fault == "rpc" else contextlib.nullcontext():
+        failing = {RPC_FAILURE: json.dumps(FAILING_CALLS)} if self.fault == "rpc" else {}
+        with patch.dict(os.environ, failing):  # of Ray's processes, driver and workers
             outcome = self.run(name, BLOWS[self.fault], seed)
         try:
             if not outcome.broken:
@@ -132,16 +133,6 @@ class Trial:
         except Broken as error:
             outcome.broken = str(error)
         return outcome
-
-
-@contextlib.contextmanager
-def failing_calls() -> Iterator[None]:
-    """Let Ray's processes that start in the body, driver and workers, fail calls now and then."""
-    os.environ[RPC_FAILURE] = json.dumps(FAILING_CALLS)
-    try:
-        yield
-    finally:
-        del os.environ[RPC_FAILURE]
 
 
 def require_equal(found: Published, expected: Published) -> None:

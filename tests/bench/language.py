@@ -33,7 +33,7 @@ from turns import spread, tell
 
 BATCH = 16
 NEW_TOKENS = {"choices": 3, "generate": 128}
-PEERS = {"choices": ("pipeline", "loop", "scores"), "generate": ("pipeline", "loop", "sorted")}
+PEERS = {"choices": ("pipeline", "loop", "scores"), "generate": ("pipeline", "loop")}
 ANSWERS = ["positive", "negative"]
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 ASKED = "Is this review positive or negative? Answer with one word.\n\n"
@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--precision", choices=DTYPES, default="fp32")
-    parser.add_argument("--peers", nargs="+", choices=sorted({*sum(PEERS.values(), ())}))
+    parser.add_argument("--peers", nargs="+", choices=PEERS["choices"])
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

@@ -1,10 +1,10 @@
 """Peers of a language model, one process each: the ways that transformers itself offers.
 
 `python tests/bench/peer_language.py WAY MODEL PARQUET NEW_TOKENS BATCH DTYPE`: `pipeline` is its
-`pipeline("text-generation")`, `loop` its `generate` over batches, padded on the left, and `sorted`
-the same over prompts sorted by length. `scores` is how one scores answers with the library: a batch
-of prompts, each with one of the answers behind it; PARQUET's column `answers` has those. The last
-line is JSON: rows, tokens (the end of a text is one), the seconds of the work and the texts.
+`pipeline("text-generation")`, `loop` its `generate` over batches, padded on the left. `scores` is
+how one scores answers with the library: a batch of prompts, each with one of the answers behind it;
+the column `answers` of PARQUET has those. The last line is JSON: rows, tokens (the end of a text is
+one), the seconds of the work and the texts.
 """
 
 from __future__ import annotations
@@ -37,14 +37,10 @@ def texts_of(
             size = len(tokenizer(text, add_special_tokens=False)["input_ids"])
             yield row, text, min(size + 1, new_tokens)
         return
-    order = range(len(prompts))
-    if way == "sorted":
-        order = sorted(order, key=lambda row: len(prompts[row]), reverse=True)
     for start in range(0, len(prompts), batch):
-        rows = list(order[start : start + batch])
-        given = tokenizer([prompts[row] for row in rows], return_tensors="pt", padding=True)
+        given = tokenizer(prompts[start : start + batch], return_tensors="pt", padding=True)
         made = model.generate(**given, max_new_tokens=new_tokens, do_sample=False)
-        for row, tokens in zip(rows, made[:, given["input_ids"].shape[1] :].tolist(), strict=True):
+        for row, tokens in enumerate(made[:, given["input_ids"].shape[1] :].tolist(), start):
             has_end = tokenizer.eos_token_id in tokens
             size = tokens.index(tokenizer.eos_token_id) if has_end else len(tokens)
             yield row, tokenizer.decode(tokens[:size]), size + has_end

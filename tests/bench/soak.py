@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -36,13 +35,14 @@ from machine import machine, today
 from support.inputs.photos import photo_rows
 from support.runs.cli import command, environment, working, write_job
 
+from pipeline.commit.layout import parse_staged_name
+
 NUM_PHOTOS, GROUP_ROWS = 16, 512
 EVERY_S = 5.0
 MIB = 2**20
 MAX_MIB_PER_1000 = 1.0
 WARM_UP = 0.4
 """The first share of the samples, in which caches and allocators fill."""
-_STAGED = re.compile(r"(\d{6,})-(\d{9,})-(\d{9,})z?-[0-9a-z]+\.parquet$")
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ def kind_of(command_line: str) -> str:
 
 def num_staged(out: Path) -> int:
     """Images whose slices are committed."""
-    names = (_STAGED.search(path.name) for path in out.glob("_control/*/staging/*/*.parquet"))
-    return sum(int(found[3]) - int(found[2]) for found in names if found)
+    keys = (parse_staged_name(path.name) for path in out.glob("_control/*/staging/*/*.parquet"))
+    return sum(key.num_rows for key in keys if key is not None)
 
 
 def watch(process: subprocess.Popen[bytes], out: Path, minutes: float) -> list[Sample]:
