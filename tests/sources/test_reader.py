@@ -339,17 +339,17 @@ def images_job(store: Store, slice_rows: int, **fields: Any) -> tuple[Reader, Pl
 
 
 def test_image_files_are_read_whole_and_in_order(any_store: Store):
-    files = {f"f/{index:03}.jpg": os.urandom(index) for index in range(150)}
+    files = {f"f/{index:03}.jpg": os.urandom(index) for index in range(20)}
     for path, data in files.items():
         any_store.put(path, data)
-    reader, plan = images_job(any_store, 70)
+    reader, plan = images_job(any_store, 8)
     slices, counted = read(reader, plan)
     found = rows(slices)
     assert {row["row_id"]: row["image"] for row in found} == files
     assert [row["row_id"] for row in found] == sorted(files)
     assert [row["uri"] for row in found] == [any_store.url(path) for path in sorted(files)]
-    assert sum(counters["read"]["bytes_in"] for counters in counted) == sum(range(150))
-    some, _ = read(reader, plan, {(0, 70)} & set(slices))
+    assert sum(counters["read"]["bytes_in"] for counters in counted) == sum(range(20))
+    some, _ = read(reader, plan, {(0, 8)})
     for key, table in some.items():
         assert table.equals(slices[key])
 
@@ -386,7 +386,7 @@ def test_a_vanished_file_costs_its_row_and_a_changed_one_stops_the_run(any_store
 
 
 def test_a_huge_row_group_is_streamed(tmp_path: Path):
-    num_rows, image_bytes = 2000, 100_000
+    num_rows, image_bytes = 1000, 100_000
     image = pa.array([os.urandom(image_bytes)])
     images = pc.take(image, pa.array([0] * num_rows))
     path = tmp_path / "huge.parquet"
@@ -410,7 +410,7 @@ def test_a_huge_row_group_is_streamed(tmp_path: Path):
     found_rows, found_bytes, left_bytes, most_bytes = map(int, done.stdout.split())
     path.unlink()
     assert found_rows == num_rows
-    assert found_bytes > 0.95 * file_bytes > 190e6
+    assert found_bytes > 0.95 * file_bytes > 95e6
     assert most_bytes < 0.4 * file_bytes
     assert left_bytes == 0, "a unit that has been read holds no memory"
 

@@ -175,7 +175,8 @@ def test_a_folder_without_a_name_is_one_of_its_own(keys: set[str]) -> None:
     assert listed == [f"lake/{key}" for key in bucket.keys]
 
 
-@pytest.mark.parametrize("kind", ["gcs", "azure"])  # SeaweedFS has no keys with two slashes
+# SeaweedFS has no keys with two slashes.
+@pytest.mark.parametrize("kind", ["gcs", pytest.param("azure", marks=pytest.mark.slow)])
 def test_odd_keys_are_listed_once_and_cost_at_most_themselves(
     kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

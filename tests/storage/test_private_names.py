@@ -15,6 +15,7 @@ from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.protocols.azure import switch_off_retries
 
 COROUTINES = {"s3": ["_call_s3"], "gcs": ["_cat_file", "_info"], "azure": ["_info"]}
+KINDS = ["s3", "gcs", pytest.param("azure", marks=pytest.mark.slow)]
 
 
 class Without:
@@ -40,7 +41,7 @@ def objects_of(server: LocalServer) -> tuple[ObjectStore, dict[str, tuple[str, s
     return objects, {name: (f"{root}/{name}", listed[name]) for name in listed}
 
 
-@pytest.mark.parametrize("kind", COROUTINES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_versions_are_read_without_the_private_coroutines(
     kind: str, request: pytest.FixtureRequest
 ) -> None:
@@ -57,6 +58,7 @@ def test_versions_are_read_without_the_private_coroutines(
     assert isinstance(found[3], FileNotFoundError)
 
 
+@pytest.mark.slow
 def test_azure_works_if_its_retry_policy_has_another_name(
     azure: LocalServer, caplog: pytest.LogCaptureFixture
 ) -> None:

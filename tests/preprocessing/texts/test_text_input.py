@@ -57,7 +57,13 @@ def rows_of(*texts: str, is_pair: bool = False, pairs: tuple[str, ...] | None = 
     )
 
 
-@pytest.mark.parametrize("more", [{}, {"has_pair": True}, {"has_offsets": True}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"has_pair": True},
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ({}, {"has_offsets": True})),
+    ],
+)
 def test_a_text_that_the_tokenizer_fails_over_costs_its_row(more: dict[str, Any], tmp_path: Path):
     texts = ["the cat", POISON, "the dog sat", "", POISON, "one"]
     rows = rows_of(*texts, is_pair="has_pair" in more)
