@@ -284,28 +284,6 @@ def test_shards_that_are_all_broken_are_rows_too(tmp_path: Path):
     assert [extent.reason for extent in found.extents] == [Reason.UNREADABLE_SHARD]
 
 
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ({"image_column": "picture"}, "no column 'picture'; it has image, id"),
-        ({"id_column": "key"}, "no column 'key'"),
-        ({"pass_through": ("id", "camera")}, "no column 'camera'"),
-        ({"image_column": "id"}, "column 'id' is int64, expected encoded images as binary"),
-        ({"id_column": "image"}, "column 'image' is binary, expected text or numbers"),
-        ({"id_column": "tags"}, "column 'tags' is list<element: string>, expected text or"),
-    ],
-)
-def test_a_column_that_no_shard_has_is_an_error_of_the_job(
-    fields: dict[str, Any], words: str, tmp_path: Path
-):
-    columns = {"image": images(3), "id": [1, 2, 3], "tags": [["a"]] * 3}
-    shards(tmp_path, columns, columns)
-    with pytest.raises(JobError) as caught:
-        listed(tmp_path, "parquet", **fields)
-    assert words in str(caught.value)
-    assert "s0.parquet" in str(caught.value)
-
-
 @pytest.mark.parametrize("missing", ["image", "id", "camera"])
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_a_column_that_some_shards_lack_costs_their_rows(missing: str, place: int, tmp_path: Path):

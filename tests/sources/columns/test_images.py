@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 from support.inputs.shard_columns import read_all, source_of
 
-from pipeline.core.errors import JobError
 from pipeline.core.schema import ERROR, IMAGE, MESSAGE
 from pipeline.sources.inputs import list_inputs
 
@@ -68,12 +67,3 @@ def test_the_size_is_checked_before_decoding(tmp_path: Path):
     rows = read(tmp_path, pa.array(values), max_image_bytes=len(DATA))
     assert rows.column(ERROR).to_pylist() == [None, "too_large", "too_large", "too_large"]
     assert rows.column(MESSAGE).to_pylist()[1] == "513 bytes, the limit is 512"
-
-
-def test_texts_without_an_encoding_are_refused_with_the_way_out(tmp_path: Path):
-    pq.write_table(pa.table({"image": [CODED]}), tmp_path / "a.parquet")
-    with pytest.raises(JobError, match="in base64 by image_encoding: base64"):
-        list_inputs(source_of(tmp_path), max_extent_rows=100)
-    pq.write_table(pa.table({"image": [1]}), tmp_path / "a.parquet")
-    with pytest.raises(JobError, match="expected images in base64 as text or binary"):
-        list_inputs(source_of(tmp_path, image_encoding="base64"), max_extent_rows=100)

@@ -9,7 +9,6 @@ import pyarrow as pa
 import pytest
 from support.inputs.shard_columns import read_all, source_of, text, write_columns
 
-from pipeline.core.errors import JobError
 from pipeline.core.schema import ERROR, MESSAGE, NUM_BYTES, ROW_ID, TEXT, TEXT_PAIR, text_fields
 from pipeline.sources.inputs import list_inputs
 
@@ -100,22 +99,6 @@ def test_the_first_failure_of_a_row_stays(tmp_path: Path):
     write_columns(tmp_path, id=["x", None], words=pa.array([None, None], pa.string()))
     rows = read(tmp_path, text_column="words", id_column="id")
     assert rows.column(MESSAGE).to_pylist() == ["words is null", "id is null"]
-
-
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ({"text_column": "word"}, "no column 'word'; it has words, n"),
-        ({"text_column": "n"}, "column 'n' is int64, expected text"),
-        ({"text_column": "words", "text_pair_column": "m"}, "no column 'm'; it has words, n"),
-    ],
-)
-def test_a_column_that_holds_no_texts_is_refused(
-    fields: dict[str, Any], words: str, tmp_path: Path
-):
-    write_columns(tmp_path, words=["a"], n=[1])
-    with pytest.raises(JobError, match=words):
-        list_inputs(source_of(tmp_path, **fields), max_extent_rows=100)
 
 
 def test_shards_that_cannot_be_read_leave_the_columns_as_they_are(tmp_path: Path):

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import base64
-import csv
 import gzip
-import io
-import random
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 from support.inputs.encoded import base_image, png
-from support.inputs.jsonl_shards import read, read_all, zstd
+from support.inputs.jsonl_shards import read_all, zstd
 
 from pipeline.core.schema import ERROR, FEATURES, IMAGE, MESSAGE, ROW_ID, TEXT, TEXT_PAIR
 from pipeline.job.features import FeatureColumn
 from pipeline.job.source import Source
-from pipeline.sources.lines import blocks
 
 CODECS: dict[str, Any] = {".csv": bytes, ".csv.gz": gzip.compress, ".csv.zst": zstd}
 WORDS: dict[str, Any] = {"text_column": "t"}
@@ -123,41 +119,6 @@ def test_shards_without_a_header_and_with_tabs(tmp_path: Path):
 def test_options_that_cannot_be_are_refused(options: dict[str, Any], words: str):
     with pytest.raises(ValueError, match=words):
         source_of(Path("in"), options=options)
-
-
-def large_shard(num_rows: int = 300) -> bytes:
-    """Texts of different lengths with line ends in quotes, and some bad records."""
-    chance = random.Random(5)
-    target = io.StringIO(newline="")
-    writer = csv.writer(target, lineterminator="\n")
-    writer.writerow(["n", "t"])
-    for row in range(num_rows):
-        writer.writerow([row, "word\n" * chance.randrange(1, 40) + '"'])
-        if row % 50 == 7:
-            target.write('"bad"x\n\n')
-    return target.getvalue().encode()
-
-
-@pytest.mark.parametrize(
-    ("suffix", "slice_rows", "slice_bytes"),
-    [(".csv", 7, 2**30), (".csv.gz", 1000, 700), (".csv.zst", 20, 2000)],
-)
-def test_slices_are_the_same_whichever_are_done(
-    suffix: str, slice_rows: int, slice_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(blocks, "_BLOCK_BYTES", 5000)
-    monkeypatch.setattr(blocks, "_CHUNK_BYTES", 1500)
-    source = write(tmp_path, CODECS[suffix](large_shard()), f"a{suffix}", pass_through=("n",))
-    every = read(source, slice_rows, slice_bytes=slice_bytes)
-    assert sum(key.num_rows for key, _ in every) == 306
-    assert len(every) > 10
-    whole = pa.concat_tables([table for _, table in every])
-    assert whole.equals(read_all(source))
-    for done in ([every[0][0]], [key for key, _ in every[1::2]], [key for key, _ in every[:-1]]):
-        left = read(source, slice_rows, slice_bytes=slice_bytes, done=done)
-        wanted = [(key, table) for key, table in every if key not in done]
-        assert [key for key, _ in left] == [key for key, _ in wanted]
-        assert all(one.equals(other) for (_, one), (_, other) in zip(left, wanted, strict=True))
 
 
 def test_ids_pairs_images_and_uris(tmp_path: Path):

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import datetime as dt
+import gc
+import io
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import models
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.inputs.badfiles import base_image, encode
+from support.inputs.encoded import base_image, encode
+from support.inputs.shard_columns import read_all, source_of
 
 from pipeline.core.errors import JobError
 from pipeline.core.hive_paths import hive_values
-from pipeline.job.job import Job
-from pipeline.job.reading.loader import parse_job
-from pipeline.models.resolving.resolve import resolve_model
-from pipeline.planning.plan import make_plan
 from pipeline.sources.features.vectors import feature_rows
 from pipeline.sources.inputs import Inputs, list_inputs
 from pipeline.sources.parquet.groups import group_batches
-from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
 from pipeline.sources.stream import Stream
 from pipeline.storage.store import Store
@@ -32,34 +30,13 @@ PNG = encode(base_image(1), "PNG")
 IMAGES = [PNG, None, encode(base_image(2), "JPEG"), PNG]
 
 
-def job_of(uri: Path, **source: Any) -> Job:
-    features = source.get("features")
-    document: dict[str, Any] = {
-        "source": {"uri": str(uri), "format": "parquet", **source},
-        "model": {"factory": "models:colours", "labels": models.LABELS},
-        "sink": {"uri": "out"},
-        "run": {"slice_rows": 3},
-    }
-    if not features:
-        document["transform"] = models.TRANSFORM
-    return parse_job(document, date=dt.date(2026, 11, 24), origin="test")
+def listed(uri: Path, **fields: Any) -> Inputs:
+    return list_inputs(source_of(uri, **fields), max_extent_rows=3)
 
 
-def list_all(job: Job) -> Inputs:
-    return list_inputs(job.source, max_extent_rows=3)
-
-
-def read_all(job: Job) -> pa.Table:
-    inputs = list_all(job)
-    model = resolve_model(job, ["models"])
-    plan = make_plan(job, inputs, model, batch_size=3)
-    reader = Reader(Store(inputs.root), job.source, plan.pass_through, plan.fields)
-    tables = [
-        table
-        for unit in plan.units
-        for _, _, table in read_slices(reader, unit, {key.start for key in unit.slices()})
-    ]
-    return pa.concat_tables(tables)
+def read(uri: Path, **fields: Any) -> pa.Table:
+    source = source_of(uri, **fields)
+    return pa.concat_tables(read_all(listed(uri, **fields), source, 3))
 
 
 def write(folder: Path, name: str = "a.parquet", **columns: Any) -> None:
@@ -84,7 +61,7 @@ def write(folder: Path, name: str = "a.parquet", **columns: Any) -> None:
 )
 def test_encoded_images_read_the_same_however_they_are_stored(column: pa.Array, tmp_path: Path):
     write(tmp_path, image=column, other=["unread"] * 4)
-    table = read_all(job_of(tmp_path))
+    table = read(tmp_path)
     assert table["image"].to_pylist() == IMAGES
     assert table["error"].to_pylist() == [None, "null_input", None, None]
 
@@ -92,7 +69,7 @@ def test_encoded_images_read_the_same_however_they_are_stored(column: pa.Array, 
 def test_features_join_columns_and_lists_in_the_declared_order(tmp_path: Path):
     lists = pa.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 8.0]], pa.list_(pa.float64(), 2))
     write(tmp_path, a=pa.array([10, 20, 30, 40], pa.int8()), v=lists, b=[True, False, True, True])
-    table = read_all(job_of(tmp_path, features=["b", "v", "a"]))
+    table = read(tmp_path, features=("b", "v", "a"))
     assert table["features"].to_pylist() == [
         [1, 1, 2, 10],
         [0, 3, 4, 20],
@@ -115,13 +92,13 @@ def test_nulls_among_features_follow_the_declared_policy(
 ):
     lists = pa.array([[1.0, 2.0], [None, 4.0], [5.0, 6.0]], pa.list_(pa.float32(), 2))
     write(tmp_path, a=[1.0, None, 3.0], v=lists)
-    table = read_all(job_of(tmp_path, features=["a", "v"], null_features=policy))
+    table = read(tmp_path, features=("a", "v"), null_features=policy)
     assert table["error"].to_pylist() == errors
     np.testing.assert_array_equal(table["features"].to_pylist()[1], second)
 
 
 def test_a_nan_that_is_no_null_is_kept_when_nulls_become_zero(tmp_path: Path):
-    source = job_of(tmp_path, features=["a", "b"], null_features="zero").source
+    source = source_of(tmp_path, features=("a", "b"), null_features="zero")
     table = pa.table({"a": [float("nan"), 1.0], "b": [None, 2.0]})
     found = feature_rows(source, table)
     np.testing.assert_array_equal(found.values, [[np.nan, 0.0], [1.0, 2.0]])
@@ -131,7 +108,7 @@ def test_a_nan_that_is_no_null_is_kept_when_nulls_become_zero(tmp_path: Path):
 def test_hive_folders_give_pass_through_columns(tmp_path: Path):
     write(tmp_path, "day=2026-01-02/city=S%C3%A3o%20Paulo/a.parquet", image=[PNG, PNG])
     write(tmp_path, "day=2026-01-03/city=__HIVE_DEFAULT_PARTITION__/a.parquet", image=[PNG])
-    table = read_all(job_of(tmp_path, pass_through=["city", "day"], casts={"day": "date32"}))
+    table = read(tmp_path, pass_through=("city", "day"), casts={"day": "date32"})
     assert table["city"].to_pylist() == ["S\u00e3o Paulo", "S\u00e3o Paulo", None]
     assert table["day"].to_pylist() == [dt.date(2026, 1, 2)] * 2 + [dt.date(2026, 1, 3)]
     assert hive_values("a=b/c/d=e=f/x=y.parquet") == {"a": "b", "d": "e=f"}
@@ -140,10 +117,10 @@ def test_hive_folders_give_pass_through_columns(tmp_path: Path):
 def test_shards_that_differ_need_a_declared_cast(tmp_path: Path):
     write(tmp_path, "a.parquet", image=[PNG], n=pa.array([1], pa.int32()))
     write(tmp_path, "b.parquet", image=[PNG], n=pa.array([2], pa.int64()))
-    undeclared = read_all(job_of(tmp_path, pass_through=["n"]))
+    undeclared = read(tmp_path, pass_through=("n",))
     assert undeclared["error"].to_pylist() == [None, "bad_schema"]
     assert "source.casts" in undeclared["message"].to_pylist()[1]
-    declared = read_all(job_of(tmp_path, pass_through=["n"], casts={"n": "int64"}))
+    declared = read(tmp_path, pass_through=("n",), casts={"n": "int64"})
     assert declared["error"].null_count == 2
     assert declared["n"].to_pylist() == [1, 2]
 
@@ -153,28 +130,38 @@ def test_named_files_are_read_in_their_order(tmp_path: Path):
         write(tmp_path / "in", f"{name}.parquet", image=[PNG])
     names = ["c.parquet", "a.parquet"]
     (tmp_path / "list.txt").write_text("\ufeff" + "\n".join(names) + "\n\n")  # as Windows writes
-    for files in (names, str(tmp_path / "list.txt")):
-        table = read_all(job_of(tmp_path / "in", files=files))
+    for files in (tuple(names), str(tmp_path / "list.txt")):
+        table = read(tmp_path / "in", files=files)
         assert table["row_id"].to_pylist() == ["c.parquet#0", "a.parquet#0"]
 
 
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ({"files": ["a.parquet", "a.parquet"]}, "named twice"),
+        ({"files": ("a.parquet", "a.parquet")}, "named twice"),
         ({"casts": {"n": "int64"}}, "no column of source.pass_through"),
-        ({"pass_through": ["n"], "casts": {"n": "integer"}}, "no Arrow type"),
-        ({"features": ["image"]}, "expected numbers"),
-        ({"features": ["n", "m"]}, "no column 'm'"),
+        ({"pass_through": ("n",), "casts": {"n": "integer"}}, "no Arrow type"),
+        ({"features": ("image",)}, "expected numbers"),
+        ({"features": ("n", "m")}, "no column 'm'"),
         ({"uri_column": "n"}, "expected URIs as text"),
-        ({"image_column": "n"}, "expected encoded images"),
+        ({"image_column": "picture"}, r"a\.parquet.*no column 'picture'; it has image, n, t, tags"),
+        ({"image_column": "n"}, "column 'n' is int64, expected encoded images as binary"),
+        ({"image_column": "n", "image_encoding": "base64"}, "expected images in base64 as text or"),
         ({"image_column": "t"}, "a column of texts is named by text_column, of URIs by uri_column"),
+        ({"image_column": "t"}, "in base64 by image_encoding: base64"),
+        ({"id_column": "key"}, "no column 'key'"),
+        ({"id_column": "image"}, "column 'image' is binary, expected text or numbers"),
+        ({"id_column": "tags"}, "column 'tags' is list<element: string>, expected text or"),
+        ({"pass_through": ("n", "camera")}, "no column 'camera'"),
+        ({"text_column": "word"}, "no column 'word'; it has image, n, t, tags"),
+        ({"text_column": "n"}, "column 'n' is int64, expected text"),
+        ({"text_column": "t", "text_pair_column": "m"}, "no column 'm'"),
     ],
 )
 def test_what_does_not_fit_is_one_clear_error(source: dict[str, Any], words: str, tmp_path: Path):
-    write(tmp_path, image=[PNG], n=[1], t=["a"])
-    with pytest.raises(JobError, match=words):
-        list_all(job_of(tmp_path, **source))
+    write(tmp_path, image=[PNG], n=[1], t=["a"], tags=[["a"]])
+    with pytest.raises((JobError, ValueError), match=words):
+        listed(tmp_path, **source)
 
 
 def test_uris_are_published_as_the_input_has_them(tmp_path: Path) -> None:
@@ -184,7 +171,7 @@ def test_uris_are_published_as_the_input_has_them(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(PNG)
     pq.write_table(pa.table({"at": names}), tmp_path / "0.parquet")
 
-    rows = read_all(job_of(tmp_path / "0.parquet", uri_column="at", uri_base=str(tmp_path)))
+    rows = read(tmp_path / "0.parquet", uri_column="at", uri_base=str(tmp_path))
 
     assert rows["uri"].to_pylist() == names
 
@@ -202,12 +189,38 @@ def test_nothing_is_read_behind_the_last_row_that_is_wanted(
 
     for name in "ab":
         pq.write_table(pa.table({"n": range(1_000_000)}), tmp_path / f"{name}.parquet")
-    job = job_of(tmp_path, features=["n"])
-    inputs = list_inputs(job.source, max_extent_rows=1_000_000)
-    reader = Reader(Store(inputs.root), job.source, inputs.pass_through, inputs.fields)
+    source = source_of(tmp_path, features=("n",))
+    inputs = list_inputs(source, max_extent_rows=1_000_000)
+    reader = Reader(Store(inputs.root), source, inputs.pass_through, inputs.fields)
     monkeypatch.setattr("pipeline.sources.parquet.shard.group_batches", counted)
     stream = Stream(reader, [extent.choose([5, 9]) for extent in inputs.extents])
     assert stream.take(4, 2**20)["row_id"].to_pylist() == [
         f"{x}.parquet#{n}" for x in "ab" for n in (5, 9)
     ]
     assert num_read < 1_500_000
+
+
+def _live() -> int:
+    types = Counter(map(type, gc.get_objects()))
+    held = (pq.FileMetaData, io.RawIOBase, OSError)
+    return sum(number for kind, number in types.items() if issubclass(kind, held))
+
+
+def test_nothing_of_a_footer_stays_in_memory_once_its_shard_is_listed(tmp_path: Path) -> None:
+    columns = {f"c{index}": pa.array([0.5] * 8, pa.float32()) for index in range(3)}
+    for number in range(20):
+        pq.write_table(pa.table(columns), tmp_path / f"{number}.parquet", row_group_size=4)
+    fields = {"features": tuple(columns)}
+
+    listed(tmp_path, **fields)
+    gc.collect()
+    gc.disable()  # a command collects seldom
+    try:
+        before = _live()
+        inputs = listed(tmp_path, **fields)
+        after = _live()
+    finally:
+        gc.enable()
+
+    assert inputs.num_rows == 160
+    assert after <= before
