@@ -1,23 +1,93 @@
-"""Which reader reads the input columns of a job."""
+"""Which reader reads the input columns of a job; those of several inputs are one reader."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Self
 
 import pyarrow as pa
 
+from pipeline.core.errors import JobError
+from pipeline.core.failures import of_part
 from pipeline.core.schema import (
     ENCODED,
     columns_of_part,
     input_column,
 )
 from pipeline.job.source import Source
-from pipeline.sources.columns.base import InputReader
+from pipeline.sources.columns.base import Failures, InputReader, InputRows, Place, null_where_failed
 from pipeline.sources.columns.images import EncodedColumn
-from pipeline.sources.columns.several import SeveralColumns
 from pipeline.sources.columns.texts import TextColumns
 from pipeline.sources.features.columns import FeatureColumns
-from pipeline.sources.uris.column import UriColumn
+from pipeline.sources.uris.fetch import UriColumn
+
+
+@dataclass(frozen=True)
+class SeveralColumns(InputReader):
+    """The readers of all inputs as one; their columns have the names of the inputs before theirs.
+
+    The URI of a row is that which the first input of URIs names.
+    """
+
+    names: tuple[str, ...]
+    rows_at_once: int
+    parts: Mapping[str, InputReader]
+    """By the names of the inputs, in the order of the job."""
+
+    @classmethod
+    def of(cls, parts: Mapping[str, InputReader]) -> Self:
+        names = dict.fromkeys(name for part in parts.values() for name in part.names)
+        return cls(tuple(names), min(part.rows_at_once for part in parts.values()), parts)
+
+    def line_bytes(self, escaped: int) -> int:
+        return sum(part.line_bytes(escaped) or 0 for part in self.parts.values())
+
+    def path(self, name: str, kind: pa.DataType) -> str:
+        found = {part.path(name, kind) for part in self.parts.values() if name in part.names}
+        return found.pop() if len(found) == 1 else name
+
+    def trouble(self, name: str, kind: pa.DataType) -> str:
+        for part, reader in self.parts.items():
+            if name in reader.names and (trouble := reader.trouble(name, kind)):
+                return f"{trouble} for input {part!r}"
+        return ""
+
+    def folder_trouble(self, name: str, value: str | None) -> str:
+        found = (p.folder_trouble(name, value) for p in self.parts.values() if name in p.names)
+        return next((trouble for trouble in found if trouble), "")
+
+    def fields(self, schema: pa.Schema | None) -> pa.Schema:
+        return pa.schema(
+            field.with_name(input_column(name, field.name))
+            for name, part in self.parts.items()
+            for field in part.fields(schema)
+        )
+
+    def read(self, table: pa.Table, failures: Failures, place: Place) -> InputRows:
+        found: dict[str, InputRows] = {}
+        for name, part in self.parts.items():
+            own = list(failures)
+            try:
+                found[name] = part.read(table, own, place)
+            except JobError as error:
+                raise JobError(f"input {name!r}: {error}") from None
+            for row, failure in enumerate(own):
+                if failures[row] is None and failure is not None:
+                    failures[row] = of_part(name, failure)
+        columns = {
+            input_column(name, column): _without_failed(values, failures)
+            for name, rows in found.items()
+            for column, values in rows.columns.items()
+        }
+        uris = next((rows.uris for rows in found.values() if rows.uris is not None), None)
+        return InputRows(columns, uris)
+
+
+def _without_failed(column: pa.Array, failures: Failures) -> pa.Array:
+    """Let no input of a failed row stay, except vectors, which have no nulls."""
+    is_vector = pa.types.is_fixed_size_list(column.type)
+    return column if is_vector else null_where_failed(column, failures)
 
 
 def _encoded(source: Source, names: tuple[str, ...]) -> InputReader:

@@ -1,17 +1,23 @@
-"""A shard that is read from its beginning to its end: requests are large, an early end is an error.
+"""A shard that is read from its beginning to its end, and the content of one that is compressed.
 
-What cannot be read further raises `Broken`; errors of the store are raised as they are.
+Requests are large, an early end is an error. What cannot be read further raises `Broken`; errors of
+the store are raised as they are. The same compressed bytes always give the same content up to the
+block of input in which damage is, for blocks begin at the same places.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
+import zlib
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
+
+import pyarrow as pa
 
 from pipeline.core.backoff import BAD_BLOCK, BadBlockError, is_bad_block, with_retries
-from pipeline.core.errors import InfraError
+from pipeline.core.errors import InfraError, PipelineError
 from pipeline.sources.extents import Extent
 from pipeline.sources.rows import changed
 from pipeline.storage.store import Store
@@ -86,3 +92,109 @@ class _WholeFile(io.RawIOBase):
 
     def tell(self) -> int:
         return int(self._raw.tell())
+
+
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_SKIPPABLE = b"\x2a\x4d\x18"
+"""Behind a byte 0x50 to 0x5f: a frame without content, with which a zstd may begin."""
+_INPUT_BYTES = 2**16
+_SKIPPED_BYTES = 2**20
+
+
+def opened(handle: BinaryIO) -> BinaryIO:
+    """Return a file, or its content as a file that is read from its beginning to its end.
+
+    Reading raises `Broken` once all before damage has been read.
+
+    Args:
+        handle: The file, at its beginning; must be seekable.
+    """
+    head = handle.read(4)
+    handle.seek(0)
+    if head.startswith(_GZIP):
+        return cast(BinaryIO, _Content(_gunzipped(handle)))
+    is_skippable = head[1:] == _SKIPPABLE and head[0] >> 4 == 5
+    if head == _ZSTD or is_skippable:
+        return cast(BinaryIO, _Content(_unzstd(handle)))
+    return handle
+
+
+class _Content(io.RawIOBase):
+    """As many bytes of some pieces at once as are wanted."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._rest = b""
+        self._damage: Broken | None = None
+        self._position = 0
+
+    def read(self, size: int = -1, /) -> bytes:
+        found = [self._rest]
+        left = size - len(self._rest)
+        while left > 0 and self._damage is None:
+            try:
+                piece = next(self._pieces, b"")
+            except Broken as error:
+                self._damage = error
+                break
+            if not piece:
+                break
+            found.append(piece)
+            left -= len(piece)
+        data = b"".join(found)
+        if not data and size and self._damage is not None:
+            raise self._damage
+        data, self._rest = data[:size], data[size:]
+        self._position += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """Read on, and drop what is read."""
+        while self.read(min(_SKIPPED_BYTES, offset - self._position)):
+            pass
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+
+def _gunzipped(handle: BinaryIO) -> Iterator[bytes]:
+    """Yield the content of members one after the other; zeros behind one fill up tapes."""
+    content = gzip.GzipFile(fileobj=handle)
+    while True:
+        try:
+            piece = content.read1(_INPUT_BYTES)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise Broken(f"damaged gzip: {error}") from error
+        if not piece:
+            return
+        yield piece
+
+
+def _unzstd(handle: BinaryIO) -> Iterator[bytes]:
+    """Yield the content of frames one after the other, which Arrow decodes."""
+    stream = pa.CompressedInputStream(pa.PythonFile(_Open(handle), mode="r"), "zstd")
+    while True:
+        try:
+            piece: bytes = stream.read(_INPUT_BYTES)
+        except (PipelineError, Broken):
+            raise
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise Broken(f"damaged zstd: {error}") from error
+        if not piece:
+            return
+        yield piece
+
+
+class _Open:
+    """A file that Arrow does not close: who opened it does."""
+
+    closed = False
+
+    def __init__(self, handle: BinaryIO) -> None:
+        self.read = handle.read
+
+    def close(self) -> None:
+        """Do nothing."""

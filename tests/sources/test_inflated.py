@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.inputs.jsonl_shards import CODECS, zstd
 
-from pipeline.sources.inflated import opened
-from pipeline.sources.whole_file import Broken
+from pipeline.sources.whole_file import Broken, opened
 
 DICE = random.Random(5)
 CONTENT = b"".join(b'{"t": "%s"}\n' % DICE.randbytes(40).hex().encode() for _ in range(4000))

@@ -27,8 +27,7 @@ from pipeline.sources.csv.rows import (
 )
 from pipeline.sources.extents import Extent
 from pipeline.sources.features.vectors import number_of
-from pipeline.sources.lines.format import NO_ROWS, LineFormat
-from pipeline.sources.lines.rows import LineRows
+from pipeline.sources.lines.rows import NO_ROWS, LineFormat, LineRows
 from pipeline.sources.lines.sample import INT64, Sample, first_objects, type_of
 from pipeline.sources.rows import Reader
 from pipeline.sources.source_format import FirstRows

@@ -12,8 +12,7 @@ from pipeline.sources.extents import Extent
 from pipeline.sources.jsonl.parse import Parser, parse_line
 from pipeline.sources.lines.blocks import Block, read_blocks
 from pipeline.sources.lines.columns import columns_for
-from pipeline.sources.lines.format import LineFormat
-from pipeline.sources.lines.rows import LineRows, Shard, max_line_bytes
+from pipeline.sources.lines.rows import LineFormat, LineRows, Shard, max_line_bytes
 from pipeline.sources.lines.sample import Sample, first_objects
 from pipeline.sources.rows import Reader
 from pipeline.storage.store import Store, StoredFile

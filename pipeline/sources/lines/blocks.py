@@ -13,8 +13,7 @@ from typing import BinaryIO
 import numpy as np
 
 from pipeline.core.arrays import Numbers
-from pipeline.sources.inflated import opened
-from pipeline.sources.whole_file import Broken
+from pipeline.sources.whole_file import Broken, opened
 
 _CHUNK_BYTES = 2**18
 _BLOCK_BYTES = 2**20

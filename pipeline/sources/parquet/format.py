@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.core.backoff import BAD_BLOCK, TRIES, BadBlockError, is_bad_block, wait_before_retry
+from pipeline.core.failures import Failure, Reason
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import FIELDS_OF_COLUMNS, Source
+from pipeline.sources.columns.base import STAGE
+from pipeline.sources.columns.column_path import take_paths
+from pipeline.sources.columns.value_sizes import bounded
 from pipeline.sources.extents import Extent
-from pipeline.sources.parquet.batches import read_tables
-from pipeline.sources.parquet.footers import declare_columns, extents_of, read_footers
-from pipeline.sources.rows import Reader
+from pipeline.sources.input_columns import columns_of
+from pipeline.sources.parquet.columns import Needed, needed_columns
+from pipeline.sources.parquet.footers import (
+    declare_columns,
+    extents_of,
+    is_unreadable,
+    read_footers,
+)
+from pipeline.sources.parquet.shard import Batching, Shard, open_shard
+from pipeline.sources.parquet.sizes import MAX_BATCH_BYTES
+from pipeline.sources.rows import Reader, changed, require_unchanged
 from pipeline.sources.source_format import (
     CountsRows,
     FirstRows,
@@ -20,8 +36,123 @@ from pipeline.sources.source_format import (
     RowIds,
     Rows,
     SourceFormat,
+    failed_rows,
 )
+from pipeline.sources.table_rows import to_rows
 from pipeline.storage.store import Store, StoredFile
+
+_BATCH_BYTES = 16 << 20
+_TABLE_BATCH_BYTES = 64 << 20
+"""Of tables, whose columns each cost something per batch."""
+_FEW_ROWS, _FEW_TABLE_ROWS = 16, 4096
+"""Rows that are read at once where large ones may be neighbours."""
+
+
+def read_tables(reader: Reader, extent: Extent) -> Iterator[pa.Table]:
+    """Yield the rows of an extent; unreadable rows become failed rows."""
+    if extent.reason is not None:
+        failure = Failure(extent.reason, STAGE, extent.message, num_bytes=extent.size_bytes)
+        yield failed_rows(reader, extent, 0, failure)
+        return
+    skip = 0
+    for attempt in itertools.count(1):
+        try:
+            for table in _read_batches(reader, extent, skip):
+                skip += table.num_rows
+                yield table
+                del table
+        except FileNotFoundError:
+            failure = Failure(Reason.MISSING, STAGE, "vanished since it was planned")
+        except (pa.ArrowException, OSError, BadBlockError) as error:
+            if is_bad_block(error) and attempt < TRIES:
+                wait_before_retry(attempt)
+                continue
+            if not is_unreadable(error):
+                raise
+            _require_unchanged(reader, extent)  # a file looks broken while it is written
+            message = BAD_BLOCK if is_bad_block(error) else str(error)
+            failure = Failure(Reason.UNREADABLE_SHARD, STAGE, message)
+        else:
+            if skip != extent.num_rows:
+                raise changed(reader.store, extent)
+            return
+        yield failed_rows(reader, extent, skip, failure)
+        return
+
+
+def _require_unchanged(reader: Reader, extent: Extent) -> None:
+    """Raise if the shard was written while it was read; a deleted one was not."""
+    with contextlib.suppress(FileNotFoundError):
+        require_unchanged(reader.store, extent)
+
+
+def _read_batches(reader: Reader, extent: Extent, skip: int) -> Iterator[pa.Table]:
+    store = reader.store
+    with open_shard(store, extent) as shard:
+        needed = needed_columns(reader.source, shard.parquet.schema_arrow)
+        numbers = extent.numbers(skip)
+        for groups, position in shard.groups_with(numbers):
+            for batch in _batches(reader, shard, extent, groups, needed):
+                begin = bisect_left(numbers, position)
+                end = bisect_left(numbers, position + batch.num_rows)
+                if begin < end:
+                    own = numbers[begin:end]
+                    rows = take_paths(_take(batch, own, position), needed.paths)
+                    yield to_rows(reader, extent.path, own, rows, [None] * len(own))
+                    del rows  # not kept while the next ones are read
+                position += batch.num_rows
+                del batch
+                if position > numbers[-1]:
+                    return
+
+
+def _batches(
+    reader: Reader, shard: Shard, extent: Extent, groups: Sequence[int], needed: Needed
+) -> Iterator[pa.RecordBatch]:
+    """Yield the batches of row groups."""
+    how = _batching(reader, extent, shard.num_rows(groups))
+    is_table = columns_of(reader.source).has_small_rows
+    few_rows = _FEW_TABLE_ROWS if is_table else _FEW_ROWS
+    safe_rows = shard.rows_within(groups, needed.read, how.num_rows, few_rows)
+    if safe_rows < how.num_rows:
+        how = how._replace(rows_at_once=safe_rows, few_requests=False)
+    for batch in shard.batches(groups, needed.read, how):
+        for piece in bounded(batch, MAX_BATCH_BYTES):
+            if not reader.store.is_object_store:  # an object cannot change under an open file
+                _require_unchanged(reader, extent)
+            yield piece
+            del piece  # not kept while the next one is read
+        del batch
+
+
+def _batching(reader: Reader, extent: Extent, group_rows: int) -> Batching:
+    """Return how to read an extent from row groups of so many rows."""
+    columns = columns_of(reader.source)
+    is_table = columns.has_small_rows
+    row_bytes = max(extent.row_bytes, _vector_bytes(reader), 1.0)
+    fit = int((_TABLE_BATCH_BYTES if is_table else _BATCH_BYTES) / row_bytes)
+    rows = max(1, min(columns.rows_at_once, fit))
+    # Most slices have a power of two of rows; one that lies in several batches is copied.
+    num_rows = 1 << (rows.bit_length() - 1)
+    is_mostly_wanted = 2 * extent.num_rows >= group_rows
+    return Batching(num_rows, row_bytes, few_requests=is_table and is_mostly_wanted)
+
+
+def _vector_bytes(reader: Reader) -> int:
+    """Return the bytes of a row's vectors of features, which may be encoded in fewer."""
+    kinds = [field.type for field in reader.fields if pa.types.is_fixed_size_list(field.type)]
+    return sum(kind.list_size * kind.value_type.bit_width // 8 for kind in kinds)
+
+
+def _take(batch: pa.RecordBatch, numbers: Sequence[int], position: int) -> pa.Table:
+    """Return rows of a batch by their numbers in the shard; its first row is `position`."""
+    first = numbers[0] - position
+    if numbers[-1] - numbers[0] + 1 == len(numbers):
+        return pa.Table.from_batches([batch.slice(first, len(numbers))])
+    # Arrow cannot choose rows of views, only slices.
+    rows = [batch.slice(number - position, 1) for number in numbers]
+    return pa.Table.from_batches(rows).combine_chunks()
+
 
 _FIRST_ROWS = 32
 

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, Self
 
 from pipeline.core.errors import PipelineError
-from pipeline.sources.inflated import opened
-from pipeline.sources.whole_file import Broken
+from pipeline.sources.whole_file import Broken, opened
 
 _BLOCK_BYTES = 512
 _CHUNK_BYTES = 2**20

@@ -21,7 +21,7 @@ from pipeline.core.errors import JobError
 from pipeline.core.hive_paths import hive_values
 from pipeline.sources.features.vectors import feature_rows
 from pipeline.sources.inputs import Inputs, list_inputs
-from pipeline.sources.parquet.groups import group_batches
+from pipeline.sources.parquet.shard import group_batches
 from pipeline.sources.rows import Reader
 from pipeline.sources.stream import Stream
 from pipeline.storage.store import Store

@@ -20,8 +20,7 @@ from pipeline.core.errors import JobError
 from pipeline.job.source import Source
 from pipeline.sources.extents import Extent
 from pipeline.sources.inputs import list_inputs
-from pipeline.sources.parquet.groups import Batching, group_batches
-from pipeline.sources.parquet.shard import open_shard
+from pipeline.sources.parquet.shard import Batching, group_batches, open_shard
 from pipeline.storage.store import Store
 
 NUM_COLUMNS = 230

@@ -24,10 +24,10 @@ from pipeline.core.slices import SliceKey
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import require_complete
 from pipeline.sources import extents, reader
-from pipeline.sources.parquet import batches as parquet
-from pipeline.sources.parquet import groups as parquet_groups
+from pipeline.sources.parquet import format as parquet_format
+from pipeline.sources.parquet import shard as parquet_shard
 from pipeline.sources.parquet import sizes as parquet_sizes
-from pipeline.sources.parquet.groups import Batching, group_batches
+from pipeline.sources.parquet.shard import Batching, group_batches
 from pipeline.sources.parquet.sizes import MAX_BATCH_BYTES, rows_within
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
@@ -112,7 +112,7 @@ def test_joined_batches_are_the_same_rows(
     shard = pq.ParquetFile(buffer)
     how = Batching(num_rows, 1.0, few_requests=False, rows_at_once=rows_at_once)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parquet_groups, "_JOINED_BYTES", joined_bytes)
+        patch.setattr(parquet_shard, "_JOINED_BYTES", joined_bytes)
         batches = [*group_batches(shard, None, range(shard.num_row_groups), ["t"], how)]
     assert pa.Table.from_batches(batches).equals(rows)
     for batch in batches:
@@ -179,7 +179,7 @@ def test_slices_in_pieces_are_the_rows_of_the_slice(
     whole = read(made, plan)[0]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reader, "MAX_SLICE_BYTES", 300)
-        patch.setattr(parquet, "_BATCH_BYTES", 64)
+        patch.setattr(parquet_format, "_BATCH_BYTES", 64)
         pieces, counted = read_pieces(made, plan)
     assert pa.concat_tables(pieces.values()).equals(pa.concat_tables(whole.values()))
     assert sum(counters["read"]["rows_out"] for counters in counted) == len(sizes)
