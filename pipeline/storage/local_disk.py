@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 from pipeline.process.failpoints import failpoint_quiet
+from pipeline.storage.disk_walk import folder_names, local_file, walk
 from pipeline.storage.interface import BadBlock, Choice, FileExpired, StoredFile
-from pipeline.storage.listing.disk_walk import folder_names, local_file, walk
 
 _TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{32}$")
 

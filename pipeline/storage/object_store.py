@@ -15,6 +15,7 @@ from pipeline.storage.errors import is_missing
 from pipeline.storage.interface import NoSuchBucket, Page, StoredFile
 from pipeline.storage.protocols import OBJECT_PROTOCOLS
 from pipeline.storage.protocols.base import Fetch, ObjectProtocol, run_together, stored_file
+from pipeline.storage.uris import options_of
 
 T = TypeVar("T")
 Read = Callable[[], bytes]
@@ -213,3 +214,9 @@ class RemoteFile(io.RawIOBase):
 
     def tell(self) -> int:
         return self._position
+
+
+def object_store(uri: str, storage_options: Mapping[str, Any]) -> ObjectStore:
+    """Return the object store at `uri`; options in the URI give way to those of the job."""
+    protocol = uri.partition("://")[0]
+    return ObjectStore.connect(protocol, {**options_of(uri), **storage_options})

@@ -22,13 +22,12 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from pipeline.core.backoff import TransientError, retries_taken, with_retries
 from pipeline.core.errors import InfraError, JobError
-from pipeline.storage.backends import object_store
 from pipeline.storage.create_once import CreateOutcome, create_once
 from pipeline.storage.errors import is_conflict, secret_values, storage_errors, translate
 from pipeline.storage.interface import Backend, Choice, Page, StoredFile
-from pipeline.storage.listing import collect
-from pipeline.storage.listing.object_pages import (
+from pipeline.storage.listing import (
     FetchPage,
+    collect,
     folder_names,
     have_plain_order,
     list_folders,
@@ -36,7 +35,7 @@ from pipeline.storage.listing.object_pages import (
     list_one_by_one,
 )
 from pipeline.storage.local_disk import LocalDisk, is_temporary
-from pipeline.storage.object_store import RemoteFile
+from pipeline.storage.object_store import RemoteFile, object_store
 from pipeline.storage.uris import join, normalise, root_path
 
 __all__ = ["PROBES", "CreateOutcome", "Store", "StoredFile", "retries_taken"]

@@ -24,11 +24,9 @@ from pipeline.planning.plan import make_plan
 from pipeline.sources.extents import Extent
 from pipeline.sources.inputs import Inputs, list_inputs
 from pipeline.storage import listing
-from pipeline.storage.backends import object_store
 from pipeline.storage.interface import Page, StoredFile
-from pipeline.storage.listing import collect
-from pipeline.storage.listing.object_pages import folder_names, list_in_parallel
-from pipeline.storage.object_store import ObjectStore
+from pipeline.storage.listing import collect, folder_names, list_in_parallel
+from pipeline.storage.object_store import ObjectStore, object_store
 from pipeline.storage.protocols import OBJECT_PROTOCOLS, azure, gcs, s3
 from pipeline.storage.store import Store
 from pipeline.storage.uris import root_path

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.storage import listing
 from pipeline.storage.interface import Page, StoredFile
-from pipeline.storage.listing import object_pages
-from pipeline.storage.listing.object_pages import list_folders
+from pipeline.storage.listing import list_folders
 from pipeline.storage.object_store import ObjectStore
 from pipeline.storage.protocols import gcs, s3
 from pipeline.storage.store import Store
@@ -35,7 +35,7 @@ def after(keys: list[str], key: str) -> Page:
 @given(st.sets(keys), st.sets(folders))
 def test_all_files_of_the_folders_and_no_others(keys: set[str], folders: set[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(object_pages, "_LEAST_FOLDERS", 2)
+        patch.setattr(listing, "_LEAST_FOLDERS", 2)
         pages = list_folders(lambda key: after(sorted(keys), key), sorted(folders))
         found = [file.path for page in pages for file in page]
     assert sorted(found) == sorted(key for key in keys if key.rpartition("/")[0] in folders)

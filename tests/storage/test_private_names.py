@@ -9,9 +9,8 @@ import pytest
 from gcsfs.core import GCSFileSystem
 from support.servers.localserver import LocalServer
 
-from pipeline.storage.backends import object_store
 from pipeline.storage.interface import FileExpired
-from pipeline.storage.object_store import ObjectStore
+from pipeline.storage.object_store import ObjectStore, object_store
 from pipeline.storage.protocols.azure import switch_off_retries
 
 COROUTINES = {"s3": ["_call_s3"], "gcs": ["_cat_file", "_info"], "azure": ["_info"]}

@@ -9,8 +9,8 @@ from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.models.directories.library import OWN_CODE
 from pipeline.models.directories.refused_files import explain_file
-from pipeline.storage.backends import object_store
 from pipeline.storage.errors import secret_values, storage_errors
+from pipeline.storage.object_store import object_store
 from pipeline.storage.store import Store
 from pipeline.storage.uris import root_path
 

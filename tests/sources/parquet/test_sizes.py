@@ -74,15 +74,14 @@ def repeated(value: str | bytes, num_rows: int) -> pa.Array:
     return pa.DictionaryArray.from_arrays(indices, pa.array([value]))
 
 
-@pytest.mark.parametrize(
-    "is_typed", [pytest.param(True, marks=pytest.mark.slow), False], ids=["dictionary", "plain"]
-)
+@pytest.mark.parametrize("is_typed", [True, False], ids=["dictionary", "plain"])
+@pytest.mark.slow
 def test_a_text_that_many_rows_pass_through_is_not_copied_for_each(tmp_path: Path, is_typed: bool):
-    table = pa.table({"image": [b"x"] * 24, "t": repeated("a" * 40_000_000, 24)})
+    table = pa.table({"image": [b"x"] * 60, "t": repeated("a" * 40_000_000, 60)})
     pq.write_table(table, tmp_path / "a.parquet", compression="zstd", store_schema=is_typed)
     assert (tmp_path / "a.parquet").stat().st_size < 4000
     errors, _, peak = read_apart(tmp_path, 256, pass_through=["t"])
-    assert errors == {"too_large": 24}
+    assert errors == {"too_large": 60}
     assert peak < 6 * MAX_BATCH_BYTES
 
 

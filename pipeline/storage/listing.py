@@ -7,17 +7,23 @@ and each is listed on its own at the same time; many or none, and it is read on 
 from __future__ import annotations
 
 import functools
+import logging
+import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 
+from pipeline.process.liveness import note_progress
 from pipeline.storage.interface import Page, StoredFile
+
+log = logging.getLogger(__name__)
 
 FetchPage = Callable[[str, bool, str | None], Page]
 """folder, whether to stop at the next `/`, token -> page; raises what cannot be cured."""
 
+_PROGRESS_S = 5.0
 _THREADS = 16
 _MAX_PREFIXES = 256
 FetchAfter = Callable[[str], Page]
@@ -152,3 +158,17 @@ def _is_below_one(path: str, wanted: Sequence[str]) -> bool:
 def _end(folder: str) -> str:
     """Return what sorts after all keys below a folder, and before all that follow these."""
     return f"{folder[:-1]}0"  # the character after "/"
+
+
+def collect(pages: Iterator[Sequence[StoredFile]], url: str) -> list[StoredFile]:
+    """Put the pages of a listing together, sorted by path; a long one says how far it is."""
+    files: list[StoredFile] = []
+    say_next = time.monotonic() + _PROGRESS_S
+    for page in pages:
+        files += page
+        note_progress(f"listing: {len(files)} files")
+        if time.monotonic() >= say_next:
+            say_next = time.monotonic() + _PROGRESS_S
+            log.info("listing %s: %d files so far", url, len(files))
+    files.sort(key=lambda file: file.path)
+    return files
