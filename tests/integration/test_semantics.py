@@ -40,9 +40,9 @@ from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.planning.plan import Plan, make_plan
+from pipeline.preprocessing.audio.audio_input import extracted
 from pipeline.preprocessing.audio.audio_settings import NORMALISED, AudioSettings
 from pipeline.preprocessing.audio.decode import decode_clip, resampled
-from pipeline.preprocessing.audio.extractors import extracted
 from pipeline.preprocessing.images.decode import DecodeLimits, decode_image
 from pipeline.preprocessing.images.geometry import geometry
 from pipeline.preprocessing.images.resizing import resize_and_crop

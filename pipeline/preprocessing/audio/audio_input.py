@@ -8,8 +8,10 @@ prediction depends on its neighbours; many models hear padding.
 
 from __future__ import annotations
 
+import functools
+import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -21,7 +23,12 @@ from pipeline.core.failures import Reason, RowError, failure_columns
 from pipeline.core.figures.counters import Counters
 from pipeline.core.schema import AUDIO, DURATION_S
 from pipeline.core.semantics import SEMANTICS
-from pipeline.preprocessing.audio.audio_settings import AudioSettings, require_decoders
+from pipeline.preprocessing.audio.audio_settings import (
+    NORMALISED,
+    SPECTROGRAMS,
+    AudioSettings,
+    require_decoders,
+)
 from pipeline.preprocessing.encoded_rows import STAGES, prepare_rows
 from pipeline.preprocessing.input_facts import Columns, Cost, SliceRows
 from pipeline.preprocessing.model_input import (
@@ -75,7 +82,7 @@ class AudioInput(Input):
     def columns_in(cls, rows: pa.Table, ids: Collection[str]) -> Sequence[Columns]:
         """Return the columns of encoded clips, of clips in base64, and of URIs of clips."""
         from pipeline.preprocessing.audio.decode import is_clip
-        from pipeline.preprocessing.encoded_columns import encoded_columns
+        from pipeline.preprocessing.encoded_rows import encoded_columns
         from pipeline.sources.image_files import AudioFiles
 
         hears = {"input": ("audio", "the URIs are of clips")}
@@ -104,7 +111,6 @@ class AudioInput(Input):
         self, rows: pa.Table, counters: Counters, limits: Limits, num_threads: int = 1
     ) -> pa.Table:
         from pipeline.preprocessing.audio.decode import decode_clip, resampled
-        from pipeline.preprocessing.audio.extractors import extracted
 
         durations: list[float | None] = [None] * rows.num_rows
         made: list[Samples | None] = [None] * rows.num_rows
@@ -167,3 +173,50 @@ class AudioInput(Input):
         from pipeline.preprocessing.normalise import Cast
 
         return Cast(dtype)
+
+
+_EPSILON = 1e-7
+
+
+def extracted(settings: AudioSettings, samples: Samples) -> Samples:
+    """Return the features of a clip.
+
+    Args:
+        settings: The model's.
+        samples: float32 (T,), at its rate, at least one.
+
+    Returns:
+        float32 of `settings.shape`; (T,) if that is ().
+    """
+    if not settings.extractor:
+        return samples
+    if settings.extractor == NORMALISED:
+        return _normalised(samples) if settings.options["do_normalize"] else samples
+    extract = _extractor(settings.extractor, json.dumps(settings.options, sort_keys=True))
+    # Resampling may round up; of what is too long CLAP takes a part by chance.
+    heard = samples[: settings.max_samples]
+    found: Samples = extract(heard).astype(np.float32, copy=False)
+    return found
+
+
+def _normalised(samples: Samples) -> Samples:
+    """Do what `Wav2Vec2FeatureExtractor` does, whose import takes seconds, to a clip alone."""
+    found: Samples = (samples - samples.mean()) / np.sqrt(samples.var() + _EPSILON)
+    return found
+
+
+@functools.cache
+def _extractor(name: str, options: str) -> Callable[[Samples], Any]:
+    """Make a feature extractor of the installed transformers; its filters are computed once."""
+    import transformers
+
+    assert name in SPECTROGRAMS, name
+    numbers = json.loads(options)
+    made = getattr(transformers, name)(**numbers)
+    rate = numbers["sampling_rate"]
+
+    def extract(samples: Samples) -> Any:
+        features = made(samples, sampling_rate=rate, return_tensors="np")
+        return features[made.model_input_names[0]][0]
+
+    return extract

@@ -80,7 +80,7 @@ class ImageInput(Input):
     def columns_in(cls, rows: pa.Table, ids: Collection[str]) -> Sequence[Columns]:
         """Return the columns of encoded images, of images in base64, and of URIs of images."""
         # These take pydantic along.
-        from pipeline.preprocessing.encoded_columns import encoded_columns
+        from pipeline.preprocessing.encoded_rows import encoded_columns
         from pipeline.preprocessing.images.image_formats import identify
         from pipeline.sources.image_files import ImageFiles
 

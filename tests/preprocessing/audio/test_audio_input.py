@@ -14,9 +14,8 @@ from pipeline.core.failures import failure_columns
 from pipeline.core.figures.counters import Counters
 from pipeline.core.schema import AUDIO, DURATION_S, ERROR
 from pipeline.inference.devices.device import _small
-from pipeline.preprocessing.audio.audio_input import TENSOR, AudioInput
+from pipeline.preprocessing.audio.audio_input import TENSOR, AudioInput, extracted
 from pipeline.preprocessing.audio.audio_settings import NORMALISED, AudioSettings
-from pipeline.preprocessing.audio.extractors import extracted
 from pipeline.preprocessing.model_input import BatchLimits, InputSettings, Limits
 
 SETTINGS = AudioSettings(RATE_HZ, 1.0)

@@ -17,7 +17,7 @@ from pipeline.models.directories.build import build_module
 from pipeline.models.directories.opening import read_facts
 from pipeline.models.resolving.resolve import choose_audio
 from pipeline.models.tasks.base import TaskSpec
-from pipeline.preprocessing.audio.extractors import extracted
+from pipeline.preprocessing.audio.audio_input import extracted
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 
