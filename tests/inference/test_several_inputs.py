@@ -108,18 +108,9 @@ def test_two_texts_whose_lengths_differ(sections: dict[str, Any], columns: Colum
     assert names <= {*found.column_names}
 
 
-@pytest.mark.parametrize(
-    ("runtime", "case"),
-    [
-        ("onnxruntime", "pair"),
-        *(
-            pytest.param(runtime, case, marks=pytest.mark.slow)
-            for runtime in ("compile", "onnxruntime", "openvino")
-            for case in ("pair", "several", "titles")
-            if (runtime, case) != ("onnxruntime", "pair")
-        ),
-    ],
-)
+@pytest.mark.slow  # test_runtime_conformance gives runtimes two tensors in `make test`
+@pytest.mark.parametrize("runtime", ["compile", "onnxruntime", "openvino"])
+@pytest.mark.parametrize("case", ["pair", "several", "titles"])
 def test_other_runtimes_agree(
     runtime: str, case: str, sections: dict[str, Any], columns: Columns, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -92,6 +92,7 @@ def test_arguments_decide_the_fingerprint_and_what_the_node_keeps():
     assert resolve().to_dict()["args"] == {}
 
 
+@pytest.mark.slow
 def test_the_same_tensors_with_other_arguments_are_exported_anew():
     """The tensors of both are equal, so that only the arguments tell them apart."""
     rows = rows_of(images(4))

@@ -167,13 +167,13 @@ IMAGES = {
     ),
     **{
         f"{name} classify": Case(timm(name, **options), of_timm(are_vectors=False), best)
-        for name, options in (("resnet10t", {}), ("vit_tiny_patch16_224", SMALL_VIT))
+        for name, options in (("test_resnet", {}), ("vit_tiny_patch16_224", SMALL_VIT))
     },
     **{
         f"{name} embed": Case(
             timm(name, **options), of_timm(are_vectors=True), embedding, {"task": "embed"}
         )
-        for name, options in (("resnet10t", {}), ("vit_tiny_patch16_224", SMALL_VIT))
+        for name, options in (("test_resnet", {}), ("vit_tiny_patch16_224", SMALL_VIT))
     },
 }
 SOUND = {
@@ -193,7 +193,12 @@ CASES = {
     },
     **{name: case._replace(rows="audio") for name, case in SOUND.items()},
 }
-LONG = ("wav2vec2 of layer norm classify", "hubert classify", "wavlm classify")
+LONG = (
+    *("wav2vec2 of layer norm classify", "hubert classify", "wavlm classify"),
+    *(f"{family} embed" for family in VISION_FAMILIES if family not in ("vit", "convnext")),
+    *(f"{family} embed mean" for family in VISION_FAMILIES if family not in ("vit", "convnext")),
+)
+"""Further families of what one family shows."""
 
 
 @pytest.mark.parametrize(

@@ -94,13 +94,15 @@ def exported(model: Any, folder: Path, number: str = "Float", **options: Any) ->
     return save(to_onnx(model, initial_types=types, options=told), folder / "m.onnx")
 
 
-@pytest.mark.parametrize("has_zipmap", [True, False])
 @pytest.mark.parametrize(
-    ("last", "number"),
+    ("last", "number", "has_zipmap"),
     [
-        ("LogisticRegression", "Float"),
-        ("LogisticRegression", "Double"),
-        ("RandomForestClassifier", "Float"),
+        ("LogisticRegression", "Float", True),
+        ("LogisticRegression", "Double", False),
+        ("RandomForestClassifier", "Float", False),
+        pytest.param("LogisticRegression", "Float", False, marks=pytest.mark.slow),
+        pytest.param("LogisticRegression", "Double", True, marks=pytest.mark.slow),
+        pytest.param("RandomForestClassifier", "Float", True, marks=pytest.mark.slow),
     ],
 )
 def test_scores_of_numbers_and_categories_are_those_of_predict_proba(

@@ -96,6 +96,7 @@ def test_a_row_for_which_there_is_no_memory_alone_costs_itself_alone(
     assert gpu.pauses_s == [*PAUSES_S]  # others may have held it
 
 
+@pytest.mark.slow
 def test_a_row_that_lacks_memory_and_then_fails_otherwise_costs_itself_alone(
     gpu: FakeGpu, spec: ModelSpec, rows: pa.Table, expected: list[dict[str, Any]]
 ):
@@ -113,7 +114,7 @@ def test_a_row_that_lacks_memory_and_then_fails_otherwise_costs_itself_alone(
     assert len(gpu.pauses_s) == 1
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "bf16"])
 def test_a_row_whose_logits_are_not_finite_fails_alone(
     gpu: FakeGpu, spec: ModelSpec, rows: pa.Table, precision: str
 ):

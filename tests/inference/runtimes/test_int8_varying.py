@@ -133,6 +133,7 @@ def test_embeddings_of_batches_of_any_shape_are_near_those_of_eager_fp32(
     assert not np.array_equal(exact, found)
 
 
+@pytest.mark.slow  # so has test_int8
 def test_equal_rows_give_equal_models(embedder: tuple[PredictorConfig, str]):
     assert calibrated(embedder[0]) == embedder[1]
 

@@ -216,7 +216,12 @@ def test_texts_of_any_length_run_or_are_refused_in_words(name: str, tmp_path: Pa
             torch.testing.assert_close(runner.run(batch), expected, atol=1e-4, rtol=1e-4)
 
 
-@ALL
+@pytest.mark.parametrize(
+    "name",
+    quick_cases(
+        ((name,) for name in NAMES), lambda name: name in ("eager", "compile-quick", "mnn")
+    ),
+)
 def test_a_last_batch_that_is_not_full_changes_nothing(name: str):
     require(name)
     rows = rows_of(images(7))

@@ -30,7 +30,7 @@ from pipeline.inference.devices.turns import Turns
 from pipeline.models.agreement import AgreementLimits
 from pipeline.process.memory import MemoryShare
 
-NUM_SLICES, SLICE_ROWS, BATCH_SIZE = 50, 256, 128
+NUM_SLICES, SLICE_ROWS, BATCH_SIZE = 25, 256, 128
 L4_ROWS_PER_S, H100_ROWS_PER_S = 1_000, 6_000
 """Of ViT-B/16."""
 COPY_S, LAUNCH_S = 0.001, 0.002
@@ -162,7 +162,7 @@ def slices() -> Iterator[pa.Table]:
     ("at_once", "room_rows"),
     quick_cases(
         product([1, CALLS_AT_ONCE, 4], [3, 12, 1 << 20]),
-        lambda *case: case in ((CALLS_AT_ONCE, 12), (4, 1 << 20)),
+        lambda *case: case == (4, 12),
     ),
 )
 def test_slices_in_flight_do_not_mix_whatever_fails(tmp_path: Path, at_once: int, room_rows: int):

@@ -17,7 +17,7 @@ MAKERS = {
     "head": lambda path: make_snapshot(path, "bert", "sequence", num_labels=1),
     "images": lambda path: make_snapshot(path, "vit"),
     "towers": lambda path: make_snapshot(path, "siglip"),
-    "timm": lambda path: make_timm(path, "resnet10t", 3, layers=[1, 1, 1, 1]),
+    "timm": lambda path: make_timm(path, "test_resnet", 3, layers=[1, 1, 1, 1]),
     "onnx": lambda path: onnx_files.save(onnx_files.image_model("s"), path / "m.onnx"),
 }
 

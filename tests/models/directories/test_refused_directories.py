@@ -29,7 +29,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         "sequence": make_snapshot(folder / "a", "bert", "sequence", num_labels=3),
         "sentence": make_snapshot(folder / "b", "bert", pooling="mean", dense=8),
-        "timm": make_timm(folder / "c", "resnet10t", num_classes=2),
+        "timm": make_timm(folder / "c", "test_resnet", num_classes=2),
     }
 
 
@@ -161,7 +161,7 @@ CONFIGS: Mapping[str, list[tuple[dict[str, Any], str]]] = {
         ({"architecture": 3}, "architecture is 3, expected a valid string"),
         ({"model_args": {"checkpoint_path": "w.pth"}}, "model_args has checkpoint_path"),
         ({"model_args": {"pretrained_cfg": {}}}, "model_args has pretrained_cfg"),
-        ({"model_args": {"no_such": 3}}, "builds no resnet10t"),
+        ({"model_args": {"no_such": 3}}, "builds no test_resnet"),
         ({"model_args": {"in_chans": 4}}, "in_chans is 4; an image has 3, or 1 of gray"),
         ({"model_args": {"stem_width": 100_000}}, "numbers, the safetensors hold"),
         ({"num_classes": 3}, "the weights are for 2 outputs and the model is built for 3"),

@@ -57,9 +57,9 @@ def test_a_directory_says_how_many_channels_its_model_takes(tmp_path: Path):
     assert resolve({"path": str(gray)}, {}).input.transform.channels == "gray"
     message = refusal({"path": str(gray)}, {"channels": "rgb", "mean": [0.5] * 3, "std": [0.5] * 3})
     assert "takes 1 channel, transform gives 3: set transform.channels: gray" in message
-    timm = make_timm(tmp_path / "timm", "resnet10t", num_classes=2)
+    timm = make_timm(tmp_path / "timm", "test_resnet", num_classes=2)
     message = refusal({"path": str(timm)}, {"channels": "gray", "mean": [0.5], "std": [0.5]})
-    assert "resnet10t takes 3 channels, transform gives 1" in message
+    assert "test_resnet takes 3 channels, transform gives 1" in message
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])

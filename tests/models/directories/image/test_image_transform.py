@@ -201,7 +201,7 @@ def test_pixels_are_those_of_timm(changes: dict, few: list[Image.Image], tmp_pat
     from timm.data import create_transform, resolve_data_config
 
     num_channels = len(changes.get("mean", "rgb"))
-    path = make_timm(tmp_path / "m", "resnet10t", num_classes=3, in_chans=num_channels)
+    path = make_timm(tmp_path / "m", "test_resnet", num_classes=3, in_chans=num_channels)
     change_cfg(path, changes)
     facts = read_facts(path)
     spec = facts.transform
@@ -233,7 +233,7 @@ def change_cfg(path: Path, changes: Mapping[str, Any]) -> None:
     ],
 )
 def test_what_timm_can_and_the_transform_cannot_is_said(changes: dict, said: str, tmp_path: Path):
-    path = make_timm(tmp_path / "m", "resnet10t", num_classes=3)
+    path = make_timm(tmp_path / "m", "test_resnet", num_classes=3)
     change_cfg(path, changes)
     facts = read_facts(path)
     assert facts.transform is None

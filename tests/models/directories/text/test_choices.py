@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from support.models.choosing import (
 from support.models.feature_writers import LOOK, make_feature_writer
 from support.models.language_models import FAMILIES, SEQ2SEQ, library_scores, make_language_model
 from support.models.snapshots import make_snapshot, write_model
+from support.runs.selection import quick_cases
 
 from pipeline.core.errors import JobError
 from pipeline.core.schema import TOKEN_IDS
@@ -29,7 +31,7 @@ from pipeline.models.directories.text.choices import _MOST_ENDS, CausalChoices
 from pipeline.models.spec import load_module
 from pipeline.preprocessing.model_input import BatchLimits
 
-LLAMA, SLOW = "llama", pytest.mark.slow
+LLAMA = "llama"
 
 
 def softmax(values: np.ndarray) -> np.ndarray:
@@ -69,8 +71,13 @@ def test_scores_are_those_of_the_library(family: str, tmp_path: Path):
     assert np.ptp([scores_of(row) for row in found], axis=0).max() > 5e-4  # the text decides
 
 
-@pytest.mark.parametrize("family", ["gemma2", "gemma3", pytest.param("mistral", marks=SLOW)])
-@pytest.mark.parametrize("count", [2, 7], ids=["ends in one pass", "ends apart"])
+@pytest.mark.parametrize(
+    ("family", "count"),  # of 7 lengths the ends are read apart
+    quick_cases(
+        product(["gemma2", "gemma3", "mistral"], [2, 7]),
+        lambda *case: case in (("gemma2", 2), ("gemma3", 7)),
+    ),
+)
 def test_a_prompt_beyond_the_window_is_read_whole(family: str, count: int, tmp_path: Path):
     path = make_language_model(tmp_path / "m", family, sliding_window=16)
     spec = choosing(path)

@@ -115,7 +115,7 @@ def test_what_neighbours_are_changes_no_bit_of_a_row(family: str, folder_of: Any
     assert first_of(0, 1, 2) == first_of(0, 3, 0)
 
 
-@pytest.mark.parametrize("family", ["whisper", "git"])
+@pytest.mark.parametrize("family", ["whisper", pytest.param("git", marks=pytest.mark.slow)])
 def test_a_row_over_which_the_model_raises_costs_only_itself(family: str, folder_of: Any):
     spec = feature_writing(folder_of(family))
     rows = prepared_features(spec, data_of(family))
