@@ -16,16 +16,15 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from deadly import (
-    CRASH,
     KILL,
     SEGFAULT,
     STAGE,
-    CrashingDecoder,
     Doubling,
     die_over,
     double,
     rows_of,
 )
+from deadly_stages import CRASH, CrashingDecoder
 from support.inputs.badfiles import base_image, encode
 from support.runs.checkout import PYTHONPATH
 

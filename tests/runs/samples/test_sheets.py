@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from deadly import DeadlyFinder
+from deadly_stages import DeadlyFinder
 from support.inputs.encoded import base_image, encode, png_bomb
 from support.runs.published import Rows
 from support.runs.sampled import TEXTS, publish_over

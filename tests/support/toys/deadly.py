@@ -1,6 +1,7 @@
 """Work that some rows end or stop: stands for decoders and models that crash, without loading any.
 
-Named by tests and imported by the child processes that they start, so it imports little.
+Named by tests and imported by the child processes that they start, so it imports little: what wraps
+real stages is in `deadly_stages`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,14 +26,11 @@ from pipeline.core.figures.counters import Counters, StageCounters, add
 from pipeline.core.schema import ERROR
 from pipeline.execution.isolation.attempts import Attempts
 from pipeline.execution.isolation.child_process import Step
-from pipeline.execution.stages import Preprocessing
 from pipeline.process.liveness import input_started
-from pipeline.runs.samples.originals import OriginalFinder, Originals
 
 STAGE = "predict"
 FIELDS = pa.schema([pa.field("value", pa.int64())])
 """What `rows_of` takes for the input of a row."""
-CRASH = b"crash"
 SEGFAULT, EXIT, HANG, KILL, RAISE, ABORT, KILL_FIRST, GROW = -1, -2, -3, -4, -5, -6, -7, -8
 MAX_BYTES = 400 << 20
 """More than any work here takes, but for GROW."""
@@ -142,27 +139,6 @@ class Sizing:
 def size(rows: pa.Table, counters: Counters) -> pa.Table:
     good = rows.column(ERROR).null_count
     return rows.append_column("together", pa.array([good] * rows.num_rows, pa.int64()))
-
-
-@dataclass(frozen=True)
-class CrashingDecoder(Preprocessing):
-    """The real decoding, but that some bytes at the end of an image crash it."""
-
-    def __call__(self, counters: Counters, rows: pa.Table) -> pa.Table:
-        good = rows.filter(rows.column(ERROR).is_null())
-        if any(data.endswith(CRASH) for data in good.column("image").to_pylist()):
-            ctypes.string_at(0)
-        return super().__call__(counters, rows)
-
-
-@dataclass(frozen=True)
-class DeadlyFinder(OriginalFinder):
-    """The real reading, but that row 3 of a shard crashes it."""
-
-    def find(self, rows: Any, *wanted: Any) -> Originals:
-        if any(row_id.endswith("#3") for row_id in rows.column("row_id").to_pylist()):
-            ctypes.string_at(0)
-        return super().find(rows, *wanted)
 
 
 def die_over(attempts: Attempts, name: str, *notes: tuple[str, str | None]) -> None:
