@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.core import registry
-from pipeline.job.audio import Audio
 from pipeline.job.deadline import seconds_until
 from pipeline.job.gates import Gates
 from pipeline.job.metrics import Metrics
@@ -22,8 +21,7 @@ from pipeline.job.model import Model
 from pipeline.job.report import Report
 from pipeline.job.section import MAPPING, NUMBER, NotNegative, PositiveInt, Section, by_form
 from pipeline.job.source import Source
-from pipeline.job.text import Text
-from pipeline.job.transform import Transform
+from pipeline.job.transform import Audio, Text, Transform
 
 _LOCAL_PATHS = {"model": ("path", "weights", "labels"), "text": ("tokenizer",)}
 """Fields of sections that may be local paths."""

@@ -1,11 +1,12 @@
-"""The job file's section `transform`: how an image becomes model input.
+"""The job file's sections `transform`, `text` and `audio`: how a row becomes model input.
 
-Whether its fields go together is known with those of the model: `TransformSpec` tells.
+Whether fields of `transform` go together is known with those of the model: `TransformSpec`
+tells.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 
@@ -101,3 +102,27 @@ class Transform(Section):
         if self.args and self.factory is None:
             raise ValueError("args has no effect without factory")
         return self
+
+
+class Text(Section):
+    """How texts become tokens; what is left out comes from the model directory."""
+
+    max_tokens: PositiveInt | None = None
+    """A row with more tokens, special ones included, is cut to this and marked as `truncated`;
+    left out: what the model directory says."""
+    prefix: str | None = Field(default=None, max_length=10_000)
+    """Put before each text, as in `"query: "`; left out: the default prompt of the directory, which
+    `""` leaves out."""
+    tokenizer: str | None = None
+    """URI of a `tokenizer.json`; left out: the one in the model directory."""
+
+
+class Audio(Section):
+    """How clips of sound become model input; what is left out comes from the model directory."""
+
+    sample_rate_hz: PositiveInt | None = None
+    """Samples per second that the model hears; clips of another rate are resampled. For models of
+    your own: a model directory says its rate, and takes no other."""
+    max_s: Annotated[float, Field(gt=0, le=3600)] | None = None
+    """A longer clip is quarantined as `too_large`, before it is decoded if its header says so; none
+    is cut. Left out: 30, or what the model hears at most if that is less."""

@@ -23,7 +23,7 @@ from pipeline.preprocessing.texts.tokenizer import tokenizer_errors
 
 if TYPE_CHECKING:
     from pipeline.job.model import Model
-    from pipeline.job.text import Text
+    from pipeline.job.transform import Text
 
 
 def choose_start(model: Model, facts: GenerationFacts, folder: Path) -> Rules:

@@ -15,7 +15,7 @@ from pipeline.core.figures.slice_figures import FIGURE_NAMES
 from pipeline.core.registry import INPUTS, get
 from pipeline.core.schema import GEOMETRY
 from pipeline.core.user_code.own_code import errors_told
-from pipeline.job.audio import Audio
+from pipeline.job.transform import Audio
 from pipeline.models.directories.snapshot import local
 from pipeline.models.directories.text.text_facts import output_tokenizer
 from pipeline.models.generation import Generation

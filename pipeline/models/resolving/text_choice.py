@@ -6,7 +6,7 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from pipeline.core.errors import JobError
-from pipeline.job.text import Text
+from pipeline.job.transform import Text
 from pipeline.models.directories.facts import TextFacts
 from pipeline.models.directories.text.hypotheses import hypotheses, reserved_tokens
 from pipeline.models.resolving.cards import FoundModel

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from pipeline.core.errors import JobError
 from pipeline.core.failures import RowError
 from pipeline.core.schema import ERROR, NUM_TOKENS, TOKEN_IDS, TRUNCATED
-from pipeline.job.text import Text
+from pipeline.job.transform import Text
 from pipeline.preprocessing.texts.prompts import PromptTokenizer
 from pipeline.preprocessing.texts.text_settings import Prompt
 

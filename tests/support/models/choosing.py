@@ -12,7 +12,7 @@ from pipeline.core.failures import failure_columns
 from pipeline.core.schema import TEXT
 from pipeline.inference.engines import open_engine
 from pipeline.job.model import Model
-from pipeline.job.text import Text
+from pipeline.job.transform import Text
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec, PredictorConfig
 from pipeline.preprocessing.model_input import BatchLimits, Limits

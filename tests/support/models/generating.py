@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.job.model import Generate, Message, Model
-from pipeline.job.text import Text
+from pipeline.job.transform import Text
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec
 from support.models.language_models import make_language_model

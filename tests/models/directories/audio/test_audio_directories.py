@@ -12,7 +12,7 @@ from support.models.audio_snapshots import make_listener
 from support.models.snapshots import change_json
 
 from pipeline.core.errors import JobError
-from pipeline.job.audio import Audio
+from pipeline.job.transform import Audio
 from pipeline.models.directories.build import build_module
 from pipeline.models.directories.opening import read_facts
 from pipeline.models.resolving.resolve import choose_audio

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from pipeline.core.errors import JobError
 from pipeline.job.model import Model
-from pipeline.job.text import Text
+from pipeline.job.transform import Text
 from pipeline.models.directories.opening import read_facts
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.preprocessing.texts.tokenizer import tokenise
