@@ -16,9 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from pipeline.core import registry
 from pipeline.job.deadline import seconds_until
 from pipeline.job.gates import Gates
-from pipeline.job.metrics import Metrics
 from pipeline.job.model import Model
-from pipeline.job.report import Report
 from pipeline.job.section import MAPPING, NUMBER, NotNegative, PositiveInt, Section, by_form
 from pipeline.job.source import Source
 from pipeline.job.transform import Audio, Text, Transform
@@ -183,6 +181,35 @@ class Run(Section):
         if deadline is not None:
             seconds_until(deadline, dt.datetime.now(dt.UTC))
         return deadline
+
+
+class Metrics(Section):
+    """Where the figures of a run go while it works, in the formats of Prometheus."""
+
+    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """The driver answers `GET /metrics` on this port, until the run ends."""
+    host: str = Field(default="127.0.0.1", min_length=1)
+    """The address of `port`; `0.0.0.0` for a Prometheus on another machine. It asks for no
+    password."""
+    textfile: str | None = None
+    """A file, `*.prom`, in the folder of node_exporter's textfile collector; it stays when the run
+    has ended. A job each has its own."""
+
+    @field_validator("textfile")
+    @classmethod
+    def _is_collected(cls, path: str | None) -> str | None:
+        if path is not None and (not path.endswith(".prom") or "://" in path):
+            raise ValueError("node_exporter reads files on its own disk whose names end in .prom")
+        return path
+
+
+class Report(Section):
+    """What `report.html` shows of the rows."""
+
+    samples: Annotated[int, Field(ge=0, le=24)] = 8
+    """How many of the least certain rows it shows, with small pictures (176 px) or the first 280
+    characters of texts. The page stays below 1 MiB; 24 at most. 0: none, and nothing of the input
+    is on the page."""
 
 
 class Job(Section):

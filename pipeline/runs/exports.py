@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pipeline.job.metrics import Metrics
+from pipeline.job.job import Metrics
 from pipeline.report.document import Report
 from pipeline.report.metrics.exporting import Exporter, Exporting, Planned
 from pipeline.report.metrics.figures import RunFigures
