@@ -14,9 +14,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.core import registry
-from pipeline.job.deadline import seconds_until
 from pipeline.job.gates import Gates
 from pipeline.job.model import Model
+from pipeline.job.reading.dates import seconds_until
 from pipeline.job.section import MAPPING, NUMBER, NotNegative, PositiveInt, Section, by_form
 from pipeline.job.source import Source
 from pipeline.job.transform import Audio, Text, Transform

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.core.errors import JobError
-from pipeline.job.deadline import seconds_until
 from pipeline.job.job import Job
 from pipeline.job.reading import substitution, yaml_reader
+from pipeline.job.reading.dates import seconds_until
 from pipeline.job.reading.loader import parse_job
 from pipeline.job.reading.substitution import Substitution
 

@@ -21,7 +21,7 @@ from pipeline.commit.staging import list_staged
 from pipeline.core.errors import InfraError, PipelineError, Stopped
 from pipeline.execution import health
 from pipeline.execution.cluster import in_flight
-from pipeline.job.deadline import seconds_until
+from pipeline.job.reading.dates import seconds_until
 from pipeline.planning.tiling import missing_units
 from pipeline.process.interrupts import interrupt, reason, stoppable_body
 from pipeline.process.keeper import exit_with

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core.errors import JobError
-from pipeline.job.deadline import seconds_until
+from pipeline.job.reading.dates import seconds_until
 from pipeline.job.reading.loader import parse_job
 from pipeline.job.reading.yaml_reader import parse_value
 
