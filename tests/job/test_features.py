@@ -9,8 +9,7 @@ import pytest
 from support.runs.jobs import job_of
 
 from pipeline.core.errors import JobError
-from pipeline.job.reading.loader import parse_job
-from pipeline.job.reading.paths import problems_of_relative_paths
+from pipeline.job.reading.loader import parse_job, problems_of_relative_paths
 from pipeline.job.source import Source
 
 

@@ -21,8 +21,7 @@ from pydantic import BaseModel, ValidationError
 from pipeline.core.errors import JobError, JobErrors
 from pipeline.job.job import Job
 from pipeline.job.reading import yaml_reader
-from pipeline.job.reading.loader import parse_job, read_job
-from pipeline.job.reading.paths import PATH_FIELDS
+from pipeline.job.reading.loader import PATH_FIELDS, parse_job, read_job
 
 DATE = dt.date(2026, 11, 24)
 SECRET = "hunter2-hunter2"
