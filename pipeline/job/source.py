@@ -13,9 +13,8 @@ from pipeline.core.errors import JobError
 from pipeline.core.schema import ENCODED, Encoded
 from pipeline.core.user_code.own_code import errors_told
 from pipeline.job.extensions import check_options, registered
-from pipeline.job.features import FeatureEntry, column_of
+from pipeline.job.features import FeatureEntry, SourceInput, column_of, name_trouble
 from pipeline.job.section import PositiveInt, Section, Texts
-from pipeline.job.source_input import SourceInput, name_trouble
 
 Extension = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 

@@ -34,8 +34,8 @@ from pipeline.core.schema import (
     text_fields,
 )
 from pipeline.inference.runtimes.inference_module import InferenceModule
+from pipeline.job.features import SourceInput
 from pipeline.job.source import Source
-from pipeline.job.source_input import SourceInput
 from pipeline.preprocessing.audio.audio_settings import AudioSettings
 from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.input_facts import Cost, cost_of
