@@ -32,7 +32,7 @@ from support.runs.predicting import (
 )
 from support.runs.selection import examples
 
-from pipeline.core.cache.cache_folder import one_at_a_time
+from pipeline.core.cache.private_files import one_at_a_time
 from pipeline.core.device_errors import OutOfDeviceMemory
 from pipeline.core.errors import InfraError, JobError
 from pipeline.execution.environment import WORKER_ENVIRONMENT

@@ -17,15 +17,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.core.cache.cache_folder import (
+from pipeline.core.cache.private_files import (
     CLAIMS,
     PROFILES,
     USERS,
     cache_folder,
+    first_of,
     locked,
     one_at_a_time,
 )
-from pipeline.core.cache.private_files import first_of
 
 log = logging.getLogger(__name__)
 

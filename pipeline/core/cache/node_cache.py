@@ -22,9 +22,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.core.cache.cache_folder import CLAIMS, cache_folder, locked, one_at_a_time
 from pipeline.core.cache.eviction import evict_for, num_bytes_of, use
-from pipeline.core.cache.private_files import first_of
+from pipeline.core.cache.private_files import CLAIMS, cache_folder, first_of, locked, one_at_a_time
 from pipeline.core.semantics import SEMANTICS
 
 if TYPE_CHECKING:

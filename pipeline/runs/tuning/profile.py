@@ -15,9 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.cache.cache_folder import PROFILES, cache_folder
 from pipeline.core.cache.cpu import describe_processor
-from pipeline.core.cache.private_files import first_of
+from pipeline.core.cache.private_files import PROFILES, cache_folder, first_of
 from pipeline.core.errors import InfraError
 from pipeline.core.versions import package_versions
 from pipeline.execution.cluster.hardware import start_on_workers

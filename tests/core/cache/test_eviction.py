@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.core.cache import eviction
-from pipeline.core.cache.cache_folder import cache_folder
 from pipeline.core.cache.eviction import UNUSED_S, evict_for, use
 from pipeline.core.cache.node_cache import cached_folder, claim_once_per_node
+from pipeline.core.cache.private_files import cache_folder
 
 SIZE = 1000
 USER = """

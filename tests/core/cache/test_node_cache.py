@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core.cache.cache_folder import cache_folder
 from pipeline.core.cache.node_cache import (
     cached_folder,
     claim_once_per_node,
     key_of,
     versions_of,
 )
+from pipeline.core.cache.private_files import cache_folder
 
 
 def test_what_could_not_be_written_whole_is_not_kept(

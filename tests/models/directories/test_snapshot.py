@@ -16,8 +16,8 @@ from support.models.snapshots import change_json, cut_in_two, make_snapshot, wri
 from support.servers.s3server import S3Server
 
 from pipeline.core.cache import eviction as cache_room
-from pipeline.core.cache.cache_folder import cache_folder
 from pipeline.core.cache.node_cache import cached_folder
+from pipeline.core.cache.private_files import cache_folder
 from pipeline.core.errors import JobError
 from pipeline.models.directories.build import build_module
 from pipeline.models.directories.opening import read_facts

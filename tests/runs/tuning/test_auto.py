@@ -15,8 +15,8 @@ from models import LABELS
 from support.inputs.photos import build_images
 from support.runs.cli import pipeline, write_job
 
-from pipeline.core.cache.cache_folder import PROFILES, cache_folder
 from pipeline.core.cache.cpu import describe_processor, instruction_sets
+from pipeline.core.cache.private_files import PROFILES, cache_folder
 from pipeline.core.errors import JobError
 from pipeline.inference.runtimes.choice import require_usable
 from pipeline.models.spec import ModelSpec
