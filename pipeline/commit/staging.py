@@ -24,6 +24,7 @@ from pipeline.commit.layout import COMPACTED, parse_staged_name, staged_name
 from pipeline.commit.parts.part_reader import open_part
 from pipeline.commit.parts.part_writer import META_PREFIX, repetitive_columns
 from pipeline.core.arrays import as_array
+from pipeline.core.aside import checked_pairs, is_taken_over, num_computed, put_back
 from pipeline.core.backoff import retries_taken
 from pipeline.core.causes import causes_of
 from pipeline.core.documents import known_fields
@@ -33,7 +34,6 @@ from pipeline.core.figures.counters import Counters, StageCounters, add
 from pipeline.core.figures.histograms import measure_numbers
 from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.core.hive_paths import without_folder
-from pipeline.core.rows.aside import checked_pairs, is_taken_over, num_computed, put_back
 from pipeline.core.schema import ERROR, LABEL, SOURCE
 from pipeline.core.slices import SliceKey
 from pipeline.process.failpoints import failpoint
@@ -137,7 +137,7 @@ class StagingWriter:
         Args:
             counters: What was measured of it.
             rows: Predictions and failures, as `staged_schema`; without those that were set aside.
-            aside: As `core.rows.aside` says; None if all rows are there.
+            aside: As `core.aside` says; None if all rows are there.
 
         Returns:
             What the footer says, plus the seconds and retries that the put itself took.

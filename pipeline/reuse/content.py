@@ -14,7 +14,7 @@ import pyarrow as pa
 from pipeline.commit.published.version_rows import PartReader, Version
 from pipeline.core.arrays import Numbers, as_array
 from pipeline.core.cache.node_cache import cached_folder
-from pipeline.core.rows.row_digests import HASH_BYTES
+from pipeline.core.row_digests import HASH_BYTES
 from pipeline.core.schema import INPUT_HASH
 
 UNKNOWN = -1

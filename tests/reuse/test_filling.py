@@ -18,7 +18,7 @@ from support.runs.night_inputs import KINDS
 from support.runs.selection import quick_cases
 
 from pipeline.commit.published.version_rows import NotReadable, PartReader
-from pipeline.core.rows.aside import num_computed
+from pipeline.core.aside import num_computed
 from pipeline.core.schema import INPUT_HASH, INPUT_HASH_FIELD, IS_COMPUTED, ROW_ID, SOURCE
 from pipeline.core.slices import Packed, pack, unpack
 from pipeline.reuse.content import ContentIndex

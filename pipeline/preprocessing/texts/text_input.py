@@ -16,7 +16,7 @@ from pipeline.core.arrays import as_array
 from pipeline.core.failures import Failure, RowError, failure_columns, failures_of
 from pipeline.core.figures.counters import Counters, measure
 from pipeline.core.figures.slice_figures import SliceFigures, Tokenised
-from pipeline.core.rows.row_digests import num_bytes, row_digests
+from pipeline.core.row_digests import num_bytes, row_digests
 from pipeline.core.schema import (
     ERROR,
     NUM_TOKENS,

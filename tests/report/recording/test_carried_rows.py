@@ -9,9 +9,9 @@ from pipeline.commit.manifest import Manifest
 from pipeline.commit.published.version_rows import Version
 from pipeline.commit.shard_table import About, KnownShard, ShardTable
 from pipeline.commit.staging import StagedSlice
+from pipeline.core.aside import NOT_READ
 from pipeline.core.figures.counters import Counters
 from pipeline.core.figures.slice_figures import LookedUp, SliceFigures
-from pipeline.core.rows.aside import NOT_READ
 from pipeline.report.recording.carried_rows import carried_section, first_shards, plan_facts
 from pipeline.report.recording.recorder import RunRecorder
 from pipeline.reuse.dividing import Division, ShardRows

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core.failures import Failure, Reason, failure_columns
-from pipeline.core.rows.row_digests import HASH_BYTES, input_hashes, num_bytes, row_digests
+from pipeline.core.row_digests import HASH_BYTES, input_hashes, num_bytes, row_digests
 
 VALUES = st.none() | st.binary(max_size=3)
 
