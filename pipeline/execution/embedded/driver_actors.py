@@ -1,4 +1,4 @@
-"""Patches that serve Ray Data in the driver what an embedded Ray would start actors for.
+"""Patches of the driver: what an embedded Ray would start actors for, its signals and its output.
 
 Ray Data asks an actor what it may use of the cluster, and starts nothing before that actor runs; it
 tells another, for the dashboard, how far it is; and a third keeps on which node each actor is. Each
@@ -9,6 +9,7 @@ a call does the same.
 from __future__ import annotations
 
 import contextlib
+import logging
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -124,3 +125,28 @@ class _OneNode:
     def __init__(self, node_id: str, put: Callable[[Any], Any]) -> None:
         self.get_actor_locations = _Method(partial(_all_at, node_id), put)
         self.update_actor_location = _Method(_say_nothing, _say_nothing)
+
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def talk_to_log(ray: Any) -> Iterator[None]:
+    """Keep what Ray's processes tell their driver out of its output: "20 retries remaining"."""
+    with patch.object(ray._private.worker, "print_to_stdstream", _to_log):
+        yield
+
+
+def _to_log(said: dict[str, Any], *_: Any, **__: Any) -> None:
+    log.debug("Ray says: %s", " ".join(" ".join(said.get("lines", ())).split()))
+
+
+@contextlib.contextmanager
+def own_sigterm(ray: Any) -> Iterator[None]:
+    """Keep our handler of SIGTERM: Ray's ends the process with another exit code."""
+    with patch.object(ray._private.utils, "set_sigterm_handler", _do_nothing):
+        yield
+
+
+def _do_nothing(_: Any) -> None:
+    pass

@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline.core.environment import PLAIN_RAY
 from pipeline.execution import health
-from pipeline.execution.embedded import driver_actors, driver_process, minimal_head, short_loop
+from pipeline.execution.embedded import driver_actors, minimal_head, short_loop
 from pipeline.execution.embedded.forkserver import fork_from
 from pipeline.execution.private_names import NameMissing, is_plain, look_up
 
@@ -69,14 +69,14 @@ TALK = Patch(
     "talk",
     (f"{_WORKER}:print_to_stdstream(data)",),
     "lines of Ray's processes in the output",
-    driver_process.talk_to_log,
+    driver_actors.talk_to_log,
     on_cluster=True,
 )
 SIGTERM = Patch(
     "sigterm",
     ("ray._private.utils:set_sigterm_handler(sigterm_handler)",),
     "exit code 6 of a stop while Ray starts",
-    driver_process.own_sigterm,
+    driver_actors.own_sigterm,
     on_cluster=True,
 )
 AGENTS = Patch(
