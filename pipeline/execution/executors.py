@@ -10,8 +10,7 @@ from pipeline.commit.parts.compaction import RunTasks
 from pipeline.commit.staging import StagedSlice
 from pipeline.execution import local, ray_stream
 from pipeline.execution.cluster.connect import connect
-from pipeline.execution.cluster.hardware import this_machine
-from pipeline.execution.cluster.node_versions import ray_versions, require_one_version
+from pipeline.execution.cluster.hardware import ray_versions, require_one_version, this_machine
 from pipeline.execution.cluster.sharing import is_started
 from pipeline.execution.stream_parts import StreamParts
 from pipeline.execution.tasks import run_tasks

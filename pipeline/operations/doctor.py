@@ -14,9 +14,8 @@ from typing import Any
 
 from pipeline.core.errors import InfraError, JobError
 from pipeline.execution.cluster.connect import connect
-from pipeline.execution.cluster.hardware import embedded_hardware
+from pipeline.execution.cluster.hardware import embedded_hardware, ray_versions, require_one_version
 from pipeline.execution.cluster.login import LOCAL, log_in
-from pipeline.execution.cluster.node_versions import ray_versions, require_one_version
 from pipeline.execution.embedded.patches import describe
 from pipeline.inference.runtimes.choice import usable_ways
 from pipeline.job.job import Job

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -12,7 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.errors import InfraError
 from pipeline.execution.private_names import read
+from pipeline.execution.tasks import TaskLost, are_done, give_up, value_if_kept
 from pipeline.execution.versions import connected_ray
 from pipeline.execution.without_ray import is_without_ray
 from pipeline.planning.allocation import Hardware
@@ -154,3 +157,46 @@ def start_on_workers(
         ).remote()
         for node in (workers() if nodes is None else nodes)
     ]
+
+
+log = logging.getLogger(__name__)
+_ANSWER_S = 30.0
+
+
+def ray_versions() -> list[tuple[str, str]]:
+    """Return the host and the Ray of each node that computes; without those that do not answer."""
+    found = list[tuple[str, str]]()
+    nodes = workers()
+    asked = start_on_workers(_version, nodes)
+    _, late = are_done(asked, _ANSWER_S) if asked else ([], [])
+    for node, reference in zip(nodes, asked, strict=True):
+        host = node["NodeManagerHostname"]
+        if reference in late:
+            give_up(reference)
+            log.warning("node %s has not answered for %.0f s, and is not checked", host, _ANSWER_S)
+            continue
+        try:
+            found.append((host, value_if_kept(reference)))
+        except TaskLost as error:
+            log.debug("node %s is not checked: %s", host, error)
+    return found
+
+
+def require_one_version(versions: Sequence[tuple[str, str]]) -> None:
+    """Refuse nodes, host and version of each, that run several versions of Ray.
+
+    Raises:
+        InfraError: They do.
+    """
+    hosts = dict[str, list[str]]()
+    for host, version in versions:
+        hosts.setdefault(version, []).append(host)
+    if len(hosts) > 1:
+        found = ", ".join(f"{version} on {' '.join(hosts[version])}" for version in sorted(hosts))
+        raise InfraError(f"nodes run several versions of Ray ({found}): install one")
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("ray")

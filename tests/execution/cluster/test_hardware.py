@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.core.errors import InfraError
-from pipeline.execution.cluster.hardware import hardware_from
-from pipeline.execution.cluster.node_versions import require_one_version
+from pipeline.execution.cluster.hardware import hardware_from, require_one_version
 from pipeline.job.job import Resources
 from pipeline.planning.allocation import allocate
 from pipeline.report.recording.placement import Placement
