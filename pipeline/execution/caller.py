@@ -11,11 +11,15 @@ import threading
 import traceback
 import warnings
 from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 from pipeline.core.errors import JobError
+from pipeline.execution import health
 from pipeline.process.interrupts import STOPS, life_of_run, stopped_by_ctrl_c
+from pipeline.process.life import current
 
 _running = threading.Lock()
 _SIGNALS = (*STOPS, signal.SIGALRM)
@@ -154,3 +158,32 @@ def _restore_handlers(before: dict[signal.Signals, Any]) -> None:
     for number, handler in before.items():
         if handler is not None and signal.getsignal(number) is not handler:
             signal.signal(number, handler)
+
+
+@dataclass
+class Sharing:
+    """The Ray of several runs: what ends it, and whether the first of them has started it."""
+
+    stack: contextlib.ExitStack
+    is_embedded: bool = False
+
+
+SHARING: ContextVar[Sharing | None] = ContextVar("SHARING", default=None)
+
+
+@contextlib.contextmanager
+def share_ray() -> Iterator[None]:
+    """Let the runs of the body share one Ray: the first `connect` starts it, leaving stops it."""
+    current().part(health.ConnectedRay)  # which the runs find
+    with restore_process_state(), contextlib.ExitStack() as stack:
+        token = SHARING.set(Sharing(stack))
+        try:
+            yield
+        finally:
+            SHARING.reset(token)
+
+
+def is_started() -> bool:
+    """Tell whether an earlier run of the body of `share_ray` has started a Ray."""
+    shared = SHARING.get()
+    return shared is not None and shared.is_embedded

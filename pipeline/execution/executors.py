@@ -9,9 +9,9 @@ from typing import NamedTuple
 from pipeline.commit.parts.compaction import RunTasks
 from pipeline.commit.staging import StagedSlice
 from pipeline.execution import local, ray_stream
+from pipeline.execution.caller import is_started
 from pipeline.execution.cluster.connect import connect
 from pipeline.execution.cluster.hardware import ray_versions, require_one_version, this_machine
-from pipeline.execution.cluster.sharing import is_started
 from pipeline.execution.stream_parts import StreamParts
 from pipeline.execution.tasks import run_tasks
 from pipeline.execution.without_ray import is_without_ray

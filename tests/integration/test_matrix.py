@@ -34,7 +34,7 @@ from support.servers.localserver import LocalServer
 from pipeline.commit.published.verify import verify_output
 from pipeline.core.causes import SystematicFailure
 from pipeline.dataflow import run_job
-from pipeline.execution.cluster.sharing import share_ray
+from pipeline.execution.caller import share_ray
 from pipeline.execution.without_ray import without_ray
 from pipeline.job.reading.loader import read_job
 from pipeline.runs.context import RunOptions

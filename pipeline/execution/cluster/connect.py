@@ -19,11 +19,10 @@ from typing import Any, NamedTuple
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.printable import clean_message
 from pipeline.execution import health
-from pipeline.execution.caller import default_data_context, restore_process_state
+from pipeline.execution.caller import SHARING, default_data_context, restore_process_state
 from pipeline.execution.cluster.hardware import embedded_store_bytes, hardware_of
 from pipeline.execution.cluster.in_flight import ExecutorSeen
 from pipeline.execution.cluster.login import is_let_in
-from pipeline.execution.cluster.sharing import SHARING
 from pipeline.execution.embedded.forkserver import ForkServer, fork_workers
 from pipeline.execution.embedded.patches import (
     BROKEN,

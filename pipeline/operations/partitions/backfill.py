@@ -17,7 +17,7 @@ from typing import Any
 from pipeline.commit.layout import Layout
 from pipeline.core.errors import InfraError, JobError, PartitionBusy, PipelineError, Stopped
 from pipeline.dataflow import run_job
-from pipeline.execution.cluster.sharing import share_ray
+from pipeline.execution.caller import share_ray
 from pipeline.job.job import Job
 from pipeline.job.reading.dates import date_text
 from pipeline.job.reading.loader import Overrides

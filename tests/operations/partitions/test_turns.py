@@ -24,7 +24,7 @@ class MadeUpDates:
         self._rays: list[Any] = []
 
     def do(self, day: dt.date, progress: object) -> tuple[DateRun, bool]:
-        from pipeline.execution.cluster.sharing import SHARING
+        from pipeline.execution.caller import SHARING
 
         sharing = SHARING.get()
         if sharing not in self._rays:

@@ -88,7 +88,7 @@ class CommandServer:
 
 def _serve(answers: int) -> None:
     from pipeline.commands import main
-    from pipeline.execution.cluster.sharing import share_ray
+    from pipeline.execution.caller import share_ray
     from pipeline.process import streams
     from pipeline.process.life import new_life
 
