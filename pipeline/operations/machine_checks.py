@@ -17,10 +17,15 @@ from packaging.requirements import Requirement
 
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.printable import clean_message
-from pipeline.execution.auth_token import auth_mode, has_token, is_open_to_others, token_file
 from pipeline.execution.cluster.hardware import embedded_store_bytes
 from pipeline.execution.embedded.ray_folder import base_folder, weakness
-from pipeline.execution.environment import refuse_autoload
+from pipeline.execution.environment import (
+    auth_mode,
+    has_token,
+    is_open_to_others,
+    refuse_autoload,
+    token_file,
+)
 from pipeline.execution.submit.client import is_loopback
 from pipeline.inference.gpu_facts import absence_here, driver_version
 from pipeline.inference.runtimes import all_runtimes

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.execution.auth_token import make_private_token, refused_token, send_token, token_file
+from pipeline.execution.environment import make_private_token, refused_token, send_token, token_file
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,7 @@ import logging
 import socket
 
 from pipeline.core.errors import InfraError, JobError
-from pipeline.execution.auth_token import refused_token
-from pipeline.execution.environment import set_remote
+from pipeline.execution.environment import refused_token, set_remote
 from pipeline.execution.private_names import read
 from pipeline.execution.submit.client import connect_job_api
 from pipeline.execution.submit.retrying import one_line

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline.core.errors import InfraError, JobError
-from pipeline.execution.auth_token import authorization, refused_token, send_token
+from pipeline.execution.environment import authorization, refused_token, send_token
 from pipeline.execution.submit.retrying import one_line, until_answered
 from pipeline.execution.versions import note_other_version, refused_errors, require_supported
 

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.core.backoff import wait_before_retry
 from pipeline.core.errors import InfraError
 from pipeline.core.printable import clean_message
-from pipeline.execution.auth_token import refused_token
+from pipeline.execution.environment import refused_token
 from pipeline.execution.versions import refused_errors
 
 log = logging.getLogger(__name__)
