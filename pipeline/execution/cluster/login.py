@@ -8,8 +8,7 @@ import socket
 from pipeline.core.errors import InfraError, JobError
 from pipeline.execution.environment import refused_token, set_remote
 from pipeline.execution.private_names import read
-from pipeline.execution.submit.client import connect_job_api
-from pipeline.execution.submit.retrying import one_line
+from pipeline.execution.submit.client import connect_job_api, one_line
 from pipeline.execution.versions import refused_errors
 from pipeline.process.terminal import native_errors_dropped
 

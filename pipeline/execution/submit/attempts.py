@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.core.errors import InputMissing, JobError, PipelineError, Stopped
-from pipeline.execution.submit.client import refusals_as_ours
-from pipeline.execution.submit.retrying import one_line
+from pipeline.execution.submit.client import one_line, refusals_as_ours
 from pipeline.execution.submit.submission import identify
 
 _ID = re.compile(r"(?P<key>.+-[0-9a-f]{8})-a(?P<number>[1-9]\d*)")

@@ -20,10 +20,9 @@ from typing import Any
 from pipeline.core.environment import SUBMITTED
 from pipeline.core.errors import InfraError, PipelineError
 from pipeline.execution.submit.attempts import Attempt, attempts_at, key_of
-from pipeline.execution.submit.client import connect_job_api, refusals_as_ours
+from pipeline.execution.submit.client import GIVE_UP_S, connect_job_api, one_line, refusals_as_ours
 from pipeline.execution.submit.code import Package, packed
 from pipeline.execution.submit.log_follower import PAUSE_S, Follower
-from pipeline.execution.submit.retrying import GIVE_UP_S, one_line
 from pipeline.execution.submit.submission import Submission, identify, refuse_secrets
 from pipeline.job.job import Job
 

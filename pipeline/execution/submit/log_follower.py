@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.core.errors import InfraError
-from pipeline.execution.submit.client import refusals_as_ours
-from pipeline.execution.submit.retrying import one_line
+from pipeline.execution.submit.client import one_line, refusals_as_ours
 
 log = logging.getLogger(__name__)
 

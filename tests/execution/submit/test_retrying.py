@@ -9,8 +9,8 @@ import requests
 from support.servers.httpserver import Answer, WebServer, answer, ok, reset
 
 from pipeline.core.errors import InfraError
-from pipeline.execution.submit import retrying
-from pipeline.execution.submit.retrying import one_line, until_answered
+from pipeline.execution.submit import client
+from pipeline.execution.submit.client import one_line, until_answered
 
 pytestmark = pytest.mark.usefixtures("impatient")
 
@@ -52,10 +52,10 @@ def test_what_the_cluster_has_decided_is_not_asked_again(final: Answer):
 
 
 def test_after_a_while_one_line_says_what_came_last(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(retrying, "GIVE_UP_S", 0.0)
+    monkeypatch.setattr(client, "GIVE_UP_S", 0.0)
     with pytest.raises(InfraError, match=r"^the cluster: does not answer: 503 Said: <html> busy$"):
         ask([answer(503, b"<html>\n busy")])
-    monkeypatch.setattr(retrying, "FIRST_CONTACT_S", 0.0)
+    monkeypatch.setattr(client, "FIRST_CONTACT_S", 0.0)
     with pytest.raises(InfraError, match="no Ray job API answers: 200, but no answer of Ray's"):
         ask([PAGE], is_known=False)
 
