@@ -28,7 +28,7 @@ def stream(
         allocation: Is not used: there is one process.
 
     Raises:
-        PipelineError: As `ray_stream.stream`.
+        PipelineError: As that of Ray.
     """
     with _stage_errors():
         actor = PredictorActor(replace(parts.actor, asked_at_s=None))
