@@ -26,8 +26,8 @@ from pipeline.core.schema import LABEL
 from pipeline.operations.published.output import Partition, open_output
 from pipeline.operations.published.pages import write_page
 from pipeline.report.showing.notebook import document_html
-from pipeline.report.showing.pages import page_html
 from pipeline.report.showing.printed import Printed
+from pipeline.report.showing.render import page_html
 
 if TYPE_CHECKING:
     import pandas as pd
