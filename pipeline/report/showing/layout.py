@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from pipeline.core.printable import num_of
-from pipeline.report.showing.classes import classes_of
 from pipeline.report.showing.number_format import (
     UNKNOWN,
     format_count,
@@ -41,7 +40,7 @@ from pipeline.report.showing.summary import (
     totals_line,
     written_lines,
 )
-from pipeline.report.showing.trends import Line, over_time, trends_of
+from pipeline.report.showing.trends import Line, classes_of, over_time, trends_of
 
 if TYPE_CHECKING:
     from pipeline.report.document import Report

@@ -7,8 +7,8 @@ from typing import Any
 from support.runs.report_examples import FULL, report_of
 
 from pipeline.report.document import Report
-from pipeline.report.showing.classes import classes_of
 from pipeline.report.showing.render import to_html
+from pipeline.report.showing.trends import classes_of
 
 
 def day(number: int, labels: dict[str, int], **changes: Any) -> Report:
