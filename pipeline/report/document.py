@@ -39,14 +39,15 @@ from pipeline.report.speed.performance import (
     Stage,
     StartupPart,
     Texts,
+    Written,
     bytes_per_row,
     isolation_of,
     ratio,
     stages_of,
     startup_parts,
     texts_of,
+    written_of,
 )
-from pipeline.report.speed.written import Written, written_of
 
 REPORT_VERSION: Final = 1
 
