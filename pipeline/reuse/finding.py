@@ -268,12 +268,12 @@ def _usable(
             continue
         has_same_rows = table.about.row_settings == plan.row_settings
         has_hashes = table.about.kind == "content"
-        if why := _why_other(table, manifest, plan, retry):
+        if not has_same_rows and not by_content:
+            reasons.append(f"{name}: the source section or the columns of the job changed")
+        elif why := _why_other(table, manifest, plan, retry):
             reasons.append(f"{name}: {why} changed")
         elif plan.has_hashes and not has_hashes and retry is None:
             reasons.append(f"{name} has no hashes, which run.reuse: content asks for")
-        elif not has_same_rows and not by_content:
-            reasons.append(f"{name}: the source section or the columns of the job changed")
         else:
             # A day to come is of a clock that was wrong, and would never be too old.
             shards = tuple(

@@ -15,7 +15,7 @@ from models import TRANSFORM
 from support.inputs.tars import Entry, pack
 from support.models.model_cases import colours_state
 from support.runs.earlier_partitions import LAYOUT, EarlierPartition, damage, write_same_time
-from support.runs.night_inputs import image
+from support.runs.night_inputs import KINDS, image
 from support.runs.retry_runs import (
     SOURCES,
     all_ids,
@@ -262,24 +262,27 @@ def test_what_cannot_be_retried_is_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "sections",
+    ("sections", "why"),
     [
-        {"model": {"labels": ["a", "b", "c", "d", "e"]}},
-        {"transform": {**TRANSFORM, "size_px": 16}},
-        {"run": {"limit_rows": 30}},
+        ({"model": {"labels": ["a", "b", "c", "d", "e"]}}, "the labels changed"),
+        ({"transform": {**TRANSFORM, "size_px": 16}}, "transform.size_px 32 -> 16 changed"),
+        ({"source": KINDS["ids"].source}, "the source section or the columns of the job changed"),
+        ({"run": {"limit_rows": 30}}, "run.limit_rows is set"),
     ],
-    ids=["labels", "transform", "limit"],
+    ids=["labels", "transform", "source", "limit"],
 )
 def test_of_another_job_all_rows_are_computed_and_the_log_says_so(
-    sections: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    sections: dict[str, Any], why: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     partition = make_partition(tmp_path, write_parquet)
     partition.broken = {"s0.parquet#1"}
     partition.run()
-    other = make_partition_again(partition, **sections)
+    source = {"uri": partition.inputs, **sections.get("source", partition.source)}
+    other = make_partition_again(partition, **{**sections, "source": source})
     assert other.retry() == "published"
     assert len(other.computed) == (30 if "run" in sections else 40)
-    assert "all rows are computed again: " in caplog.text
+    (said,) = [text for text in caplog.messages if text.startswith("all rows are computed again: ")]
+    assert said.endswith(why)
     assert other.content() == whole_partition(other, tmp_path).content()
 
 
