@@ -18,7 +18,7 @@ from pipeline.preprocessing.images.resizing import resize_and_crop, to_gray
 from pipeline.preprocessing.images.transform import TransformSpec
 
 FILTERS = ("nearest", "nearest-exact", "bilinear", "bicubic")
-SIZES_PX = [(375, 500), (1200, 801), (224, 224), (33, 517), (90, 41), (3, 100), (640, 480), (5, 5)]
+SIZES_PX = [(275, 300), (401, 267), (61, 61), (33, 517), (90, 41), (3, 100), (5, 5)]
 """(height, width) of images."""
 MODEL_PX = [24, (32, 48), (61, 25)]
 

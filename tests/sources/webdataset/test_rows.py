@@ -162,7 +162,7 @@ def reference(members: Sequence[tuple[str, str, bytes]]) -> list[_Expected]:
     return rows
 
 
-@examples(300)
+@examples(120)
 @given(names=MEMBERS)
 def test_rows_are_those_of_a_plain_reference(names: list[tuple[str, str]]):
     members = [(key, ext, str(index).encode()) for index, (key, ext) in enumerate(names)]
@@ -432,7 +432,7 @@ def damaged(data: bytes, draw: Any) -> bytes:
     return bytes(mutable[: draw(st.integers(0, len(mutable)))] if draw(st.booleans()) else mutable)
 
 
-@examples(300)
+@examples(120)
 @given(names=MEMBERS, data=st.data(), is_gzip=st.booleans())
 def test_any_bytes_give_rows_and_the_same_ones_whichever_are_wanted(
     names: list[tuple[str, str]], data: st.DataObject, is_gzip: bool
