@@ -64,6 +64,18 @@ def test_several_inputs_have_a_vector_each(tmp_path: Path):
     assert found == {"x": Vector(1, ("a",)), "z": Vector(2, ("b", "a"))}
 
 
+def test_texts_beside_the_vector_are_told_by_name(tmp_path: Path):
+    pq.write_table(pa.table({"n": [1], "plan": ["a"], "city": ["b"]}), tmp_path / "a.parquet")
+    texts = [{"column": name, "read_as": "text"} for name in ("plan", "city")]
+    for entries, names in (
+        ([{"column": "n", "read_as": "float64"}, *texts], ("n", "plan (text)", "city (text)")),
+        (texts[:1], ("plan (text)",)),
+    ):
+        mine = source_of(tmp_path, features=features_of(*entries))
+        fields = list_inputs(mine, max_extent_rows=9).fields
+        assert vectors_of(mine, fields) == {"": (len(names), names)}
+
+
 def test_long_vectors_and_hostile_names_are_made_short():
     long = Vector(1000, tuple(f"column_{n}" for n in range(1000)))
     assert long.describe() == (

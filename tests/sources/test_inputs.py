@@ -278,12 +278,6 @@ def test_a_shard_without_a_readable_footer_is_one_row_with_a_reason(tmp_path: Pa
     assert all(extent.message for extent in found.extents if extent.reason)
 
 
-def test_shards_that_are_all_broken_are_rows_too(tmp_path: Path):
-    (tmp_path / "a.parquet").write_bytes(b"nothing")
-    found = listed(tmp_path, "parquet", pass_through=("x",))
-    assert [extent.reason for extent in found.extents] == [Reason.UNREADABLE_SHARD]
-
-
 @pytest.mark.parametrize("missing", ["image", "id", "camera"])
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_a_column_that_some_shards_lack_costs_their_rows(missing: str, place: int, tmp_path: Path):

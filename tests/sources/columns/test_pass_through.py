@@ -130,31 +130,35 @@ def read_back(store: Store, done: Compacted, types: dict[str, str]) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-@pytest.mark.parametrize("kind", VALUES, ids=str)
-def test_what_parquet_restores_is_published_unchanged(kind: pa.DataType, tmp_path: Path):
-    values = VALUES[kind]
-    storage = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
-    column = pa.array(values, storage)
-    if storage is not kind:
-        column = pa.ExtensionArray.from_storage(kind, column)
-    expected = pa.chunked_array([column.cast(storage)]).to_pylist()
+@pytest.mark.parametrize("by", [(), ("label",)], ids=["whole", "by folder"])
+def test_what_parquet_restores_is_published_unchanged(by: tuple[str, ...], tmp_path: Path):
+    num_rows = max(map(len, VALUES.values()))
+    columns, expected = {"image": pa.array([b"x"] * num_rows)}, {}
+    for kind, values in VALUES.items():
+        storage = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+        column = pa.array([*values, *[None] * (num_rows - len(values))], storage)
+        expected[str(kind)] = column.to_pylist()
+        is_extension = storage is not kind
+        columns[str(kind)] = (
+            pa.ExtensionArray.from_storage(kind, column) if is_extension else column
+        )
     (tmp_path / "in").mkdir()
-    table = pa.table({"image": [b"x"] * len(values), "c": column})
-    pq.write_table(table, tmp_path / "in" / "a.parquet")
-    source = source_of(tmp_path / "in", pass_through=("c",))
+    pq.write_table(pa.table(columns), tmp_path / "in" / "a.parquet")
+    source = source_of(tmp_path / "in", pass_through=(*expected,))
     inputs = list_inputs(source, max_extent_rows=2)
-    assert not type_trouble(inputs.pass_through.field("c").type)
+    assert not any(type_trouble(field.type) for field in inputs.pass_through)
     tables = read_all(inputs, source)
     assert all(part["error"].null_count == part.num_rows for part in tables)
-    for number, by in enumerate(((), ("label",))):
-        store = Store(str(tmp_path / f"out{number}"))
-        done = publish(store, inputs.pass_through, tables, by)
-        found = read_back(store, done, {"label": "string"} if by else {})
-        assert found.schema.field("c").type == inputs.pass_through.field("c").type
-        assert found["c"].to_pylist() == expected
-        parts = [f"{store.uri}/out/{part.path}" for part in done.predictions]
-        if not pa.types.is_list_view(kind) and not pa.types.is_large_list_view(kind):
-            assert len(duckdb.sql(f"select * from read_parquet({parts})").fetchall()) == len(values)
+    store = Store(str(tmp_path / "out"))
+    done = publish(store, inputs.pass_through, tables, by)
+    found = read_back(store, done, {"label": "string"} if by else {})
+    for name, wanted in expected.items():
+        assert found.schema.field(name).type == inputs.pass_through.field(name).type
+        assert found[name].to_pylist() == wanted, name
+    parts = [f"{store.uri}/out/{part.path}" for part in done.predictions]
+    names = ", ".join(f'"{name}"' for name in expected if "list_view" not in name)
+    query = f"select {names} from read_parquet({parts})"
+    assert len(duckdb.sql(query).fetchall()) == num_rows
 
 
 @pytest.mark.parametrize("kind", REFUSED, ids=str)

@@ -10,9 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.inputs.shard_columns import (
-    features_of,
     read_features,
-    source_of,
     text,
     write_columns,
 )
@@ -20,8 +18,6 @@ from support.runs.reading import read_whole
 
 from pipeline.core.errors import JobError
 from pipeline.core.schema import FEATURES
-from pipeline.sources.feature_names import vectors_of
-from pipeline.sources.inputs import list_inputs
 
 PLAN = {"column": "plan", "read_as": "text"}
 WIDE = {"column": "n", "read_as": "float64"}
@@ -113,15 +109,3 @@ def test_a_line_with_a_number_that_float64_may_have_rounded_ends_the_run(tmp_pat
     (tmp_path / "a.jsonl").write_text('{"n": 9007199254740993}\n')
     with pytest.raises(JobError, match=r"holds 9007199254740992 in .* beyond float64"):
         read_whole(tmp_path, 9, format="jsonl", features=[WIDE])
-
-
-def test_texts_and_numbers_are_told_by_name(tmp_path: Path):
-    write_columns(tmp_path, n=[1], plan=["a"], city=["b"])
-    city = {"column": "city", "read_as": "text"}
-    for entries, names in (
-        ([WIDE, PLAN, city], ("n", "plan (text)", "city (text)")),
-        ([PLAN], ("plan (text)",)),
-    ):
-        source = source_of(tmp_path, features=features_of(*entries))
-        fields = list_inputs(source, max_extent_rows=9).fields
-        assert vectors_of(source, fields) == {"": (len(names), names)}
