@@ -13,9 +13,10 @@ from PIL import Image
 from support.runs.selection import examples
 from torchvision.transforms import InterpolationMode, v2
 
+from pipeline.core.failures import Reason
 from pipeline.preprocessing.images.geometry import geometry, placement
-from pipeline.preprocessing.images.resizing import resize_and_crop, to_gray
-from pipeline.preprocessing.images.transform import TransformSpec
+from pipeline.preprocessing.images.resizing import resize_and_crop, to_bytes, to_gray
+from pipeline.preprocessing.images.transform import TransformSpec, Untransformable
 
 FILTERS = ("nearest", "nearest-exact", "bilinear", "bicubic")
 SIZES_PX = [(275, 300), (401, 267), (61, 61), (33, 517), (90, 41), (3, 100), (5, 5)]
@@ -28,6 +29,11 @@ def make_image(height_px: int, width_px: int) -> torch.Tensor:
     rng = np.random.default_rng(height_px * 10_000 + width_px)
     pixels = rng.integers(0, 256, (height_px, width_px, 3), dtype=np.uint8)
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+IMAGES = [make_image(*px) for px in SIZES_PX]
+IMAGES += [IMAGES[0].contiguous(), make_image(1, 50), make_image(200, 4)]
+"""The last two are as long as an image may be that is resized by its shorter side."""
 
 
 def make_spec(size, resize: str = "stretch", interpolation: str | None = "bilinear", **more):
@@ -68,9 +74,9 @@ def test_pixels_equal_torchvision(resize: str, size):
         more = {"resize_px": resize_px} if resize == "shortest" else {}
         more |= {"pad_value": COLOUR} if resize in ("pad", "none") else {}
         spec = make_spec(size, resize, interpolation, **more)
-        for px in SIZES_PX:
-            found = resize_and_crop(make_image(*px), spec)
-            assert torch.equal(found, by_torchvision(make_image(*px), spec)), (interpolation, px)
+        for image in IMAGES if resize == "shortest" else IMAGES[:-2]:
+            found, wanted = resize_and_crop(image, spec), by_torchvision(image, spec)
+            assert torch.equal(found, wanted), (interpolation, image.shape)
 
 
 @pytest.mark.parametrize("resize", ["stretch", "pad", "shortest"])
@@ -156,3 +162,62 @@ def test_a_target_of_the_resize_beside_the_size_is_cropped():
         mode = InterpolationMode.BILINEAR
         whole = v2.Resize(expected, mode, antialias=True)(image)
         assert torch.equal(resize_and_crop(image, spec), v2.CenterCrop((24, 32))(whole))
+
+
+SHORTEST = TransformSpec(224, 256, "bilinear", (0.5,) * 3, (0.5,) * 3)
+
+
+@pytest.mark.parametrize(("height_px", "width_px"), [(1, 5000), (10000, 3), (1, 51), (102, 2)])
+def test_strips_are_refused_as_too_large(height_px: int, width_px: int) -> None:
+    with pytest.raises(Untransformable, match=f"{width_px} x {height_px} px") as caught:
+        resize_and_crop(make_image(height_px, width_px), SHORTEST)
+    assert caught.value.reason == Reason.TOO_LARGE
+
+
+@pytest.mark.parametrize(("height_px", "width_px"), [(1, 50), (200, 4)])
+def test_the_longest_allowed_strips_pass(height_px: int, width_px: int) -> None:
+    result = resize_and_crop(make_image(height_px, width_px), SHORTEST)
+    assert result.shape == (3, 224, 224)
+
+
+def test_an_image_is_made_no_larger_than_one_may_be() -> None:
+    spec, image = (
+        make_spec(32, "shortest", resize_px=300),
+        make_image(20, 40),
+    )  # 300 x 600 px before the crop
+    assert resize_and_crop(image, spec, 300 * 600).shape == (3, 32, 32)
+    with pytest.raises(Untransformable, match="40 x 20 px would be resized to 180000 px") as caught:
+        resize_and_crop(image, spec, 300 * 600 - 1)
+    assert caught.value.reason == Reason.TOO_LARGE
+    padded = make_spec(500, "pad", resize_px=30)
+    with pytest.raises(Untransformable, match="to 250000 px, allowed are 249999"):
+        resize_and_crop(image, padded, 249_999)
+
+
+def test_what_torch_refuses_costs_the_row_and_not_the_run() -> None:
+    image = make_image(2, 2).contiguous()
+    spec = make_spec(1, "shortest", resize_px=1)
+    try:
+        by_torchvision(image, spec)
+    except RuntimeError:
+        with pytest.raises(Untransformable, match="2 x 2 px failed"):
+            resize_and_crop(image, spec)
+    else:
+        pytest.skip("this torch resizes even to one pixel")
+
+
+def test_what_a_float_filter_overshoots_is_no_other_colour() -> None:
+    found = to_bytes(torch.tensor([-7.3, -0.4, 0.6, 254.4, 255.7, 300.0]))
+    assert found.tolist() == [0, 0, 1, 254, 255, 255]
+    assert found.dtype == torch.uint8
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_a_gpu_resizes_to_nearly_the_same(interpolation: str) -> None:
+    image, spec = make_image(375, 500), make_spec(224, "shortest", interpolation, resize_px=256)
+    found = resize_and_crop(image.cuda(), spec)
+    assert (found.device.type, found.dtype) == ("cuda", torch.uint8)
+    difference = found.cpu().int() - resize_and_crop(image, spec).int()
+    assert difference.abs().max() <= 2
