@@ -63,6 +63,13 @@ IN_WORKERS = (
 
 MAX_LINES = 350
 
+SERVERS = ("aiohttp.web", "http.server", "socketserver", "uvicorn", "wsgiref", "xmlrpc.server")
+# A Unix socket, by which the workers of an embedded Ray are forked; metrics, if the job says so.
+SERVED = {
+    "execution.embedded.forkserver": {"listening.bind", "listening.listen"},
+    "report.metrics.prometheus": {"start_http_server"},
+}
+
 FORBIDDEN_CALLS = {
     "eval": "runs code",
     "exec": "runs code",
@@ -261,3 +268,12 @@ def test_a_file_says_what_it_is_for_and_is_not_too_long():
         assert ast.get_docstring(parsed()[name]), f"{name} has no docstring"
         assert text.isascii(), name
         assert len(text.splitlines()) <= MAX_LINES, name
+
+
+def test_the_package_serves_nothing_to_other_machines():
+    for name, tree in parsed().items():
+        assert not [full for full in imports()[name] if full.startswith(SERVERS)], name
+        calls = {dotted(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        served = {call for call in calls if call.endswith((".listen", ".bind", "_http_server"))}
+        served.discard("signature.bind")  # of arguments to a function
+        assert served == SERVED.get(name, set()), name

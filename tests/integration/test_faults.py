@@ -8,7 +8,6 @@ import re
 
 import pytest
 from support.runs.checkout import TESTS
-from support.runs.package_source import imported, trees
 
 from pipeline.core.errors import JobError
 from pipeline.execution.cluster.connect import connect
@@ -18,7 +17,6 @@ NUM_LINES = {"F": 99, "S": 24}
 _ROW = re.compile(r"^\| ([FS]\d+) \| (.+?) \| (.+?) \|$", re.MULTILINE)
 _TEST = re.compile(r"`(\w+)::(\w+)`")
 _BENCH = re.compile(r"`(bench/\w+\.py)`")
-SERVERS = ("aiohttp.web", "http.server", "socketserver", "uvicorn", "wsgiref", "xmlrpc.server")
 
 
 def table() -> list[tuple[str, str, str]]:
@@ -58,20 +56,3 @@ def test_an_environment_that_lets_files_run_code_is_refused(
     monkeypatch.setenv(f"RAY_DATA_AUTOLOAD_{what}", "1")
     with pytest.raises(JobError, match=f"RAY_DATA_AUTOLOAD_{what}=1"), connect(None):
         pytest.fail("it started")
-
-
-# A Unix socket, by which the workers of an embedded Ray are forked; metrics, if the job says so.
-SERVED = {
-    "execution.embedded.forkserver": {"listening.bind", "listening.listen"},
-    "report.metrics.prometheus": {"start_http_server"},
-}
-
-
-def test_the_package_serves_nothing_to_other_machines():
-    for name, tree in trees():
-        found = imported(tree)
-        assert not [full for full in found if full.startswith(SERVERS)], name
-        calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-        served = {call for call in calls if call.endswith((".listen", ".bind", "_http_server"))}
-        served.discard("signature.bind")  # of arguments to a function
-        assert served == SERVED.get(name, set()), name
