@@ -22,12 +22,13 @@ from support.runs.documents import (
     DOCUMENTS,
     NUM_BAD,
     NUM_ROWS,
-    do_without_ray,
     make_directories,
     make_what_a_reader_has,
     marked,
     run,
+    without_ray,
 )
+from support.servers.forkedcommands import ForkedCommands
 from support.toys import toy_package
 
 from pipeline import open_output
@@ -66,21 +67,26 @@ def folder(template: Path, tmp_path: Path) -> Path:
     return shutil.copytree(template, tmp_path / "reader", symlinks=True)
 
 
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    "executor",
-    [
-        pytest.param("without Ray", marks=pytest.mark.early),
-        pytest.param("with Ray", marks=[pytest.mark.ray, pytest.mark.slow]),
-    ],
-)
-def test_the_marked_commands_run_in_order(executor: str, folder: Path):
-    if executor == "without Ray":
-        do_without_ray(folder)
+def do_marked(folder: Path) -> None:
     blocks = [(language, text) for mark, language, text in marked() if mark == "test"]
     assert len(blocks) >= 6
     for language, text in blocks:
         run(folder, text, language)
+
+
+@pytest.mark.early
+def test_the_marked_commands_run_in_order(
+    folder: Path, forked_commands: Callable[[], ForkedCommands]
+):
+    with without_ray(folder, forked_commands()):
+        do_marked(folder)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_marked_commands_run_in_order_with_ray(folder: Path):
+    do_marked(folder)
 
 
 def class_of_photos(rows: list[dict[str, Any]]) -> bool:

@@ -8,6 +8,10 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Client, Listener
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,7 +27,7 @@ from support.models.feature_writers import make_feature_writer
 from support.models.onnx_files import image_model, save
 from support.models.snapshots import make_snapshot, make_timm
 from support.runs.checkout import PYTHONPATH, ROOT
-from support.runs.cli import WITHOUT_RAY
+from support.servers.forkedcommands import ForkedCommands
 
 FOLDERS = ("", "jobs", "jobs/*", "pipeline", "pipeline/*", "tests", "examples")
 DOCUMENTS = {
@@ -62,11 +66,43 @@ def run(folder: Path, text: str, language: str = "sh", path: str = "") -> str:
     return done.stdout
 
 
-def do_without_ray(folder: Path) -> None:
-    """Let `pipeline` in a folder run jobs in a loop."""
-    (folder / "bin").mkdir()
-    (folder / "bin" / "pipeline").write_text(f"#!{sys.executable}\n{WITHOUT_RAY}")
-    (folder / "bin" / "pipeline").chmod(0o755)
+CLIENT = """#!{python} -IS
+import os, sys
+from multiprocessing.connection import Client
+
+with Client({address!r}) as server:
+    server.send((sys.argv[1:], os.getcwd(), dict(os.environ)))
+    code, stdout, stderr = server.recv()
+sys.stdout.write(stdout)
+sys.stderr.write(stderr)
+sys.exit(code)
+"""
+
+
+@contextmanager
+def without_ray(folder: Path, forks: ForkedCommands) -> Iterator[None]:
+    """Let `pipeline` in a folder run in forks, and jobs in a loop."""
+    with Listener() as listener:
+        program = folder / "bin" / "pipeline"
+        program.parent.mkdir()
+        program.write_text(CLIENT.format(python=sys.executable, address=listener.address))
+        program.chmod(0o755)
+
+        def serve() -> None:
+            while True:
+                with listener.accept() as caller:
+                    arguments, where, environment = caller.recv()
+                    if not arguments:
+                        return
+                    done = forks.run(*arguments, folder=where, environment=environment)
+                    caller.send((done.code, done.stdout, done.stderr))
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield
+        with Client(listener.address) as last:
+            last.send(((), "", {}))
+        thread.join()
 
 
 def make_what_a_reader_has(folder: Path) -> None:

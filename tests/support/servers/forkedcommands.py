@@ -99,22 +99,24 @@ class ForkedCommands:
         self,
         *arguments: str,
         environment: Mapping[str, str] | None = None,
+        folder: str = "",
         timeout_s: float = TIMEOUT_S,
         streams: Sequence[str] = ("file", "file"),
     ) -> Ended:
-        """Run `pipeline ARGUMENTS` in the current folder.
+        """Run `pipeline ARGUMENTS`.
 
         Args:
             environment: All of it; None: that which the process has started with.
+            folder: Where it runs; left out, the current folder.
             streams: What its standard output and error are: file, full, closed, or unread.
 
         Raises:
             RuntimeError: The command takes longer than `timeout_s`.
         """
         assert self._process.stdin is not None
-        with tempfile.TemporaryDirectory(prefix="command-") as folder:
-            files = Path(folder, "stdout"), Path(folder, "stderr")
-            where = os.getcwd(), [*map(str, files)], streams
+        with tempfile.TemporaryDirectory(prefix="command-") as place:
+            files = Path(place, "stdout"), Path(place, "stderr")
+            where = folder or os.getcwd(), [*map(str, files)], streams
             asked = (arguments, environment and dict(environment), *where)
             self._process.stdin.write(f"{json.dumps(asked)}\n")
             self._process.stdin.flush()
