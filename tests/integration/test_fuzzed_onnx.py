@@ -42,7 +42,7 @@ SOURCE = [f"f{number}" for number in range(onnx_files.NUM_FEATURES)]
 def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedCommands]:
     cache = {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
     warm = make_snapshot(tmp_path_factory.mktemp("warm"), "bert", "sequence", num_labels=3)
-    with ForkedCommands(environment(cache), OF_CHECKS, warm) as forked:
+    with ForkedCommands(environment(cache), ("ray.data", *OF_CHECKS), warm) as forked:
         yield forked
 
 

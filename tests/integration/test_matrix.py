@@ -52,8 +52,8 @@ FORMATS = (
 STORES = ("local", "s3", "gcs", "azure")
 CASES = ("clean", "bad rows", "kill -9")
 ALWAYS = {
-    *(("images", "s3", "bad rows"), ("parquet", "local", "clean"), ("uris", "s3", "bad rows")),
-    *(("tables", "local", "bad rows"), ("webdataset", "s3", "bad rows")),
+    *(("images", "s3", "bad rows"), ("parquet", "local", "clean"), ("uris", "local", "bad rows")),
+    *(("tables", "local", "bad rows"), ("webdataset", "local", "bad rows")),
     *(("jsonl", "local", "bad rows"), ("detections", "local", "clean")),
 }
 """Cells that `make test` runs; `make long` runs the others, all that are killed among them: in

@@ -40,8 +40,8 @@ OF_RUNS = (
 """What most commands import that run jobs."""
 OF_TRANSFORMERS = ("transformers.modeling_utils", "transformers.generation.utils")
 """What every class of transformers imports, torchvision among it: seconds."""
-OF_CHECKS = ("ray.data", "pipeline.commands.app", "pipeline.dataflow")
-"""What a run imports until it connects to a cluster."""
+OF_CHECKS = ("pipeline.commands.app", "pipeline.dataflow")
+"""What a run imports until it needs Ray."""
 
 
 @dataclass(frozen=True)
