@@ -8,7 +8,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from pipeline.models.directories.text.writing.batch import States
+from pipeline.models.directories.text.writing.causal import States
 
 _SPARE_COLUMNS = 32
 
