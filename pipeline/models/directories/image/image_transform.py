@@ -12,15 +12,19 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pipeline.core.errors import JobError
-from pipeline.models.directories.image.image_numbers import (
+from pipeline.models.directories.json_files import (
+    BOTH,
     MAX_NUMBER,
     channels,
+    checked,
     crop_ratio,
     pair,
+    preview,
+    read_object,
+    read_value,
     scaled,
     whole_px,
 )
-from pipeline.models.directories.json_files import BOTH, checked, preview, read_object, read_value
 from pipeline.preprocessing.images.transform import TransformSpec, sides
 
 PROCESSOR = "preprocessor_config.json"

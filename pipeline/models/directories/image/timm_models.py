@@ -12,9 +12,15 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.models.directories.facts import DirectoryFacts, ImageContract, TimmModel
-from pipeline.models.directories.image.image_numbers import channels, crop_ratio, pair
 from pipeline.models.directories.image.image_transform import in_words, make_spec
-from pipeline.models.directories.json_files import checked, preview, read_value
+from pipeline.models.directories.json_files import (
+    channels,
+    checked,
+    crop_ratio,
+    pair,
+    preview,
+    read_value,
+)
 from pipeline.models.directories.library import check_numbers, require
 from pipeline.models.directories.tensors import read_headers, read_tensors, require_size
 from pipeline.models.weights.state_dict import load_state
