@@ -18,10 +18,10 @@ from support.models.snapshots import (
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories.build import build_module
+from pipeline.models.directories.chosen import require_one_input
 from pipeline.models.directories.json_files import read_object
 from pipeline.models.directories.library import config_of, encoder_of, head_of
 from pipeline.models.directories.opening import read_facts
-from pipeline.models.directories.other_inputs import require_one_input
 from pipeline.models.tasks.base import TaskSpec
 
 SMALL = {
