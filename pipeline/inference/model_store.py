@@ -8,8 +8,7 @@ from pathlib import Path
 from pipeline.core.cache.node_cache import cached_folder
 from pipeline.core.errors import InfraError, JobError
 from pipeline.inference.runtimes.int8 import INT8
-from pipeline.models.directories.onnx.graph import is_external
-from pipeline.models.directories.onnx.walk import tensors
+from pipeline.models.directories.onnx.graph import is_external, tensors
 from pipeline.storage.store import Store
 
 _FILE = "model.onnx"
