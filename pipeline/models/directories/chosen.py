@@ -24,6 +24,15 @@ CONFIG = "config.json"
 _CLIPS = ("input_values", "input_features")
 CLAP = "clap"
 """The model type of two models, of clips and of texts, of which a job takes the first."""
+_DATA = re.compile(
+    r"(visual_)?bbox|(\w+_)?pixel_values(_\w+)?|image|xpath_\w+|entity_ids|visual_(feats|embeds)"
+    r"|(protein_)?input_ids|input_(features|values)|input_(points|boxes|(shape|pronunciation)_ids)"
+    r"|\w+_feats|spatial_shapes"
+)
+"""Parameters of `forward` that are data of a row, or places in it."""
+_IN_TEXT = re.compile(r'"(image|audio)_token_(id|index)"')
+"""Keys of models that put images or clips in the place of tokens: a text without them is whole."""
+_WAY_OUT = "model.factory, with source.inputs, gives a module several inputs"
 
 
 @dataclass(frozen=True)
@@ -115,17 +124,6 @@ def width_of(config: Any, *keys: str) -> int:
         if type(found) is int:
             return found
     raise JobError(f"model.path: {CONFIG}: {keys[0]} is {kind_of(found)}, expected a number")
-
-
-_DATA = re.compile(
-    r"(visual_)?bbox|(\w+_)?pixel_values(_\w+)?|image|xpath_\w+|entity_ids|visual_(feats|embeds)"
-    r"|(protein_)?input_ids|input_(features|values)|input_(points|boxes|(shape|pronunciation)_ids)"
-    r"|\w+_feats|spatial_shapes"
-)
-"""Parameters of `forward` that are data of a row, or places in it."""
-_IN_TEXT = re.compile(r'"(image|audio)_token_(id|index)"')
-"""Keys of models that put images or clips in the place of tokens: a text without them is whole."""
-_WAY_OUT = "model.factory, with source.inputs, gives a module several inputs"
 
 
 def require_one_input(cls: Any, config: Any, head: str) -> None:

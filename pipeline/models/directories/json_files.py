@@ -16,6 +16,10 @@ BOTH = "processor_config.json"
 MAX_CONFIG_BYTES = 1 << 20
 MAX_INDEX_BYTES = 16 << 20
 _SHOWN_CHARS = 80
+_MAX_PX = 1 << 16
+MAX_NUMBER = 1e12
+"""Of means, deviations and factors, which are multiplied with each other: none becomes infinite."""
+_LEAST_RATIO = 0.01
 
 
 def max_bytes(name: str) -> int | None:
@@ -156,12 +160,6 @@ def preview(value: Any) -> str:
 def is_timm(config: Mapping[str, Any]) -> bool:
     """Tell whether a `config.json` is timm's."""
     return "pretrained_cfg" in config or {"architecture", "num_classes"} <= config.keys()
-
-
-_MAX_PX = 1 << 16
-MAX_NUMBER = 1e12
-"""Of means, deviations and factors, which are multiplied with each other: none becomes infinite."""
-_LEAST_RATIO = 0.01
 
 
 def channels(values: Mapping[str, Any], key: str, where: str, count: int = 3) -> tuple[float, ...]:

@@ -29,6 +29,22 @@ _NAME_CHARS = 80
 ONNX_LOG_LEVEL = 4
 """Of onnxruntime, only what ends the process: its log has names of nodes as they are in the file,
 and what goes wrong is raised besides."""
+_RANDOM = {
+    "": (
+        *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
+        *("Bernoulli", "Multinomial"),
+    ),
+    "com.microsoft": ("Sampling",),
+}
+_RANDOM["ai.onnx"] = _RANDOM[""]
+_DROPOUTS = {
+    "": ("Dropout",),
+    "ai.onnx": ("Dropout",),
+    "com.microsoft": ("BiasDropout", "BitmaskDropout", "BitmaskBiasDropout"),
+}
+"""They do nothing, unless their last input says that the model is in training; that must be absent,
+or an initializer of the same graph."""
+_TRAINING_INPUT = {"Dropout": 2, "BitmaskDropout": 2, "BiasDropout": 4, "BitmaskBiasDropout": 4}
 
 
 def refusal(path: Path | str, found: str) -> JobError:
@@ -159,24 +175,6 @@ def _check_calls(path: Path, functions: dict[tuple[str, str], Any]) -> None:
     if calls:
         name = min(calls)[1]
         raise refusal(path, f"its function {name_of(name)} calls itself, so it has no end")
-
-
-_RANDOM = {
-    "": (
-        *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
-        *("Bernoulli", "Multinomial"),
-    ),
-    "com.microsoft": ("Sampling",),
-}
-_RANDOM["ai.onnx"] = _RANDOM[""]
-_DROPOUTS = {
-    "": ("Dropout",),
-    "ai.onnx": ("Dropout",),
-    "com.microsoft": ("BiasDropout", "BitmaskDropout", "BitmaskBiasDropout"),
-}
-"""They do nothing, unless their last input says that the model is in training; that must be absent,
-or an initializer of the same graph."""
-_TRAINING_INPUT = {"Dropout": 2, "BitmaskDropout": 2, "BiasDropout": 4, "BitmaskBiasDropout": 4}
 
 
 def bodies(*outer: Any) -> Iterator[Any]:

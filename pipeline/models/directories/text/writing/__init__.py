@@ -4,7 +4,6 @@ Begin with `decoding.py`, the base of the modules: `causal.py` continues a text,
 leave its batches; `library_decoding.py` answers to an encoder of texts, clips or images, or
 continues a prompt with an image, by the library's `generate`; `opening.py` chooses one of them. In:
 rows as the input makes them. Out: logits of the next token of each row;
-`inference/writing/greedy.py` chooses tokens. `batch.py` holds the rows of a batch as tensors,
-`growing_cache.py` their keys and values. `generation_config.py` reads the rules, `features.py` what
-the models begin with that read no text.
+`inference/writing/greedy.py` chooses tokens. `growing_cache.py` holds keys and values of a batch.
+`generation_config.py` reads the rules, `features.py` what the models begin with that read no text.
 """
