@@ -19,7 +19,7 @@ from pipeline.core.cache.node_cache import cached_folder, key_of
 from pipeline.core.errors import InfraError, JobError
 from pipeline.models.directories.contents import choose_files
 from pipeline.models.directories.onnx.choice import SUFFIX, choose_onnx
-from pipeline.models.directories.refused_files import require_local_model
+from pipeline.models.directories.refused import require_local_model
 from pipeline.process.liveness import note_progress
 from pipeline.storage.interface import StoredFile
 from pipeline.storage.store import Store
