@@ -78,7 +78,7 @@ def read_facts(path: Path, wanted: str | None = None) -> DirectoryFacts:
 
     chosen = choose(path)
     if chosen.hears:
-        from pipeline.models.directories.audio.audio_facts import audio_facts
+        from pipeline.models.directories.audio_facts import audio_facts
 
         return audio_facts(path, chosen)
     if chosen.head == CAPTION:
