@@ -12,10 +12,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.core.arrays import as_array
 from pipeline.core.printable import clean_message
-from pipeline.core.schema import DETECTIONS, LABEL, LABEL_ID, SCORE
+from pipeline.core.schema import DETECTIONS, GEOMETRY, HEIGHT_PX, LABEL, LABEL_ID, SCORE, WIDTH_PX
 from pipeline.models.agreement import Agreement, AgreementLimits
 from pipeline.models.detection.box_agreement import (
     NEAR_IOU,
@@ -24,7 +26,6 @@ from pipeline.models.detection.box_agreement import (
     compare_rows,
     match,
 )
-from pipeline.models.detection.original_pixels import sizes_of, to_original
 from pipeline.models.outputs import OutputError
 from pipeline.models.tasks.base import Arrays, Mask, Task, TaskSpec, as_lists, first_of
 from pipeline.models.tasks.postprocess import load_step
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.models.detection.boxes import Candidates
+
 
 BOXES = "boxes"
 CORNERS = ("x_min", "y_min", "x_max", "y_max")
@@ -43,6 +45,7 @@ _ENTRY = pa.struct(
         *(pa.field(name, pa.float32()) for name in (SCORE, *CORNERS)),
     ]
 )
+Values = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -195,3 +198,33 @@ class Detect(Task):
 
 def _corners(entry: Mapping[str, Any]) -> list[float]:
     return [entry[name] for name in CORNERS]
+
+
+def to_original(points: Values, rows: pa.Table, places: Values) -> Values:
+    """Undo resize, crop and padding.
+
+    Args:
+        points: (E, ..., 2): x and y in pixels of the model input; x = 0 is its left edge.
+        rows: N prepared rows.
+        places: (E,) the row of each, not null there.
+
+    Returns:
+        float64 (E, ..., 2), in pixels of the decoded image; may lie outside of it.
+    """
+    column = as_array(rows.column(GEOMETRY))
+    flat = column.values.slice(column.offset * 4, len(column) * 4)
+    geometry = flat.to_numpy(zero_copy_only=False).reshape(-1, 4).astype(np.float64)[places]
+    scale, offset = (
+        part.reshape(len(places), *[1] * (points.ndim - 2), 2)
+        for part in (geometry[:, :2], geometry[:, 2:])
+    )
+    return np.asarray((points.astype(np.float64) - offset) / scale)
+
+
+def sizes_of(rows: pa.Table, places: Values) -> Values:
+    """Return width and height of the original image, float64 (E, 2), of rows `places`, (E,)."""
+    sizes = [
+        as_array(rows.column(name)).fill_null(0).to_numpy(zero_copy_only=False)[places]
+        for name in (WIDTH_PX, HEIGHT_PX)
+    ]
+    return np.stack(sizes, axis=1).astype(np.float64)
