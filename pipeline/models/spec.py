@@ -26,9 +26,8 @@ from pipeline.models.directories.snapshot import ModelDirectory, local_bytes
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.models.torchvision_catalog import torchvision_module
-from pipeline.models.weights.factory_tensors import pin, seeded
 from pipeline.models.weights.state_dict import load_state
-from pipeline.models.weights.weights import read_weights, weights_bytes
+from pipeline.models.weights.weights import pin, read_weights, seeded, weights_bytes
 from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.model_input import BatchLimits, Input
 from pipeline.storage.store import Store

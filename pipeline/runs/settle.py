@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from pipeline.models.weights.factory_tensors import warn_random_weights
+from pipeline.models.weights.weights import warn_random_weights
 from pipeline.planning.allocation import Hardware, allocate
 from pipeline.preprocessing.input_facts import cost_of
 from pipeline.runs.context import RunContext, Settled

@@ -19,7 +19,7 @@ from pipeline.core.cache.node_cache import tensors_digest
 from pipeline.core.errors import InfraError, JobError
 from pipeline.inference.devices.device import load_runner
 from pipeline.models.spec import PredictorConfig, load_module, load_pinned
-from pipeline.models.weights.factory_tensors import pin, seeded
+from pipeline.models.weights.weights import pin, seeded
 from pipeline.storage.store import Store
 
 PATH = "_control/all/tensors/f.json"
