@@ -17,12 +17,11 @@ from pipeline.core.device_errors import OutOfDeviceMemory, TooLarge
 from pipeline.core.errors import JobError
 from pipeline.inference.devices.accelerator import Gpu, the_gpu
 from pipeline.inference.gpu_facts import absence_here
-from pipeline.inference.model_store import fetch_model
 from pipeline.inference.runtimes import runtime_of
 from pipeline.inference.runtimes.base import Runner
 from pipeline.inference.runtimes.export import Exporter, Varying
 from pipeline.inference.runtimes.inference_module import InferenceModule, Tensors
-from pipeline.inference.runtimes.int8 import INT8
+from pipeline.inference.runtimes.int8 import INT8, fetch_model
 from pipeline.inference.runtimes.opening import dtype_of, make_runner
 from pipeline.models.spec import ModelSpec, PredictorConfig, load_pinned
 from pipeline.preprocessing.model_input import Slot

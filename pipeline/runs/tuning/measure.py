@@ -261,8 +261,7 @@ def calibrate(config: PredictorConfig, sample: Inputs) -> tuple[str, str]:
         Its digest and '', or '' and why there is none.
     """
     from pipeline.inference.devices.device import export
-    from pipeline.inference.model_store import store_model
-    from pipeline.inference.runtimes.int8 import missing_reason, quantise
+    from pipeline.inference.runtimes.int8 import missing_reason, quantise, store_model
 
     reason = missing_reason(is_on_gpu=config.num_gpus > 0)
     if reason or config.models is None:

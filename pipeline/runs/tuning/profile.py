@@ -21,8 +21,8 @@ from pipeline.core.errors import InfraError
 from pipeline.core.versions import package_versions
 from pipeline.execution.cluster.hardware import start_on_workers
 from pipeline.execution.tasks import TaskLost, are_done, value_if_kept
-from pipeline.inference.model_store import model_path
 from pipeline.inference.runtimes import runtime_versions
+from pipeline.inference.runtimes.int8 import model_path
 from pipeline.models.spec import EAGER, FP32
 from pipeline.planning.allocation import Hardware
 from pipeline.runs.tuning.context import TuningContext

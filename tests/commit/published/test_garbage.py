@@ -13,7 +13,7 @@ from pipeline.commit.layout import Layout
 from pipeline.commit.published.garbage import Garbage, collect_garbage, unneeded_models
 from pipeline.commit.published.verify import verify_output
 from pipeline.core.environment import FAILPOINT
-from pipeline.inference.model_store import model_path
+from pipeline.inference.runtimes.int8 import model_path
 from pipeline.process import failpoints
 from pipeline.storage.store import Store
 

@@ -21,10 +21,9 @@ from support.runs.selection import quick_cases
 
 from pipeline.core.errors import InfraError, JobError
 from pipeline.inference.engines.torch_engine import TorchEngine
-from pipeline.inference.model_store import fetch_model, model_path, store_model
 from pipeline.inference.runtimes import runtime_of
 from pipeline.inference.runtimes.base import missing_reason
-from pipeline.inference.runtimes.int8 import _channel_scales
+from pipeline.inference.runtimes.int8 import _channel_scales, fetch_model, model_path, store_model
 from pipeline.job.reading.loader import parse_job
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig

@@ -18,10 +18,9 @@ from support.runs.predicting import predictor
 from pipeline.core.failures import failure_columns
 from pipeline.core.schema import TEXT
 from pipeline.inference.engines.torch_engine import TorchEngine
-from pipeline.inference.model_store import fetch_model
 from pipeline.inference.runtimes import runtime_of
 from pipeline.inference.runtimes.base import missing_reason
-from pipeline.inference.runtimes.int8 import quantise
+from pipeline.inference.runtimes.int8 import fetch_model, quantise
 from pipeline.job.model import Model
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
