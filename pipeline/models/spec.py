@@ -214,7 +214,7 @@ def load_module(spec: ModelSpec, salt: str = "") -> torch.nn.Module:
     """Build the module and load its weights, in eval mode, float32, on the CPU.
 
     Args:
-        salt: Draws other random parameters; see `factory_tensors.seeded`.
+        salt: Draws other random parameters; see `weights.seeded`.
 
     Raises:
         JobError: The weights do not fit the architecture, are not plain weights, or have a digest

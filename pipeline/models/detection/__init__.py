@@ -1,1 +1,1 @@
-"""What detectors have in common: boxes, their overlap, their outputs, pixels of the original."""
+"""What detectors have in common: boxes, their overlap, their outputs."""

@@ -1,6 +1,7 @@
 """Models that hear clips of sound: their tasks, and the numbers of their feature extractors.
 
-No extractor of a directory is run: numbers are read for classes of an allow-list.
+No extractor of a directory is run: its numbers are read, as data and bounded, for classes of an
+allow-list. What makes features depend on chance, as dither does, is refused.
 """
 
 from __future__ import annotations

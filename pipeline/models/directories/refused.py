@@ -1,4 +1,4 @@
-"""Say why a directory or a single file is not read, by names and first bytes, and what would be right."""
+"""Say why a directory or a file is not read, by names and first bytes, and what would be right."""
 
 from __future__ import annotations
 

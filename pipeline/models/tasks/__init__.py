@@ -1,4 +1,4 @@
-"""Turn a model's outputs into columns: one task per file, and the registry of all tasks.
+"""Turn a model's outputs into columns, and the registry of all tasks.
 
 A new task is a file with a class like `classify.Classify`, a line here, and a case in
 tests/models/tasks/test_task_conformance.py; or a class in another distribution with an entry
@@ -20,7 +20,7 @@ REGISTRY = {
     "score": "pipeline.models.tasks.score:Score",
     "detect": "pipeline.models.tasks.detect:Detect",
     "tokens": "pipeline.models.tasks.tokens:Tokens",
-    "zero_shot": "pipeline.models.tasks.zero_shot:ZeroShot",
+    "zero_shot": "pipeline.models.tasks.choices:ZeroShot",
     "choices": "pipeline.models.tasks.choices:Choices",
     "generate": "pipeline.models.tasks.generate:Generate",
     "raw": "pipeline.models.tasks.raw:Raw",

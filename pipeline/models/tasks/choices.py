@@ -1,4 +1,8 @@
-"""Task `choices`: as `classify`, with answers of the job that a language model finds likely."""
+"""Tasks `zero_shot` and `choices`: as `classify`, with labels that are texts of the job.
+
+A text encoder, or a model of entailment, compares rows with prompts; a language model says how
+likely it finds each answer.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +20,47 @@ PLACE = "{text}"
 
 
 @dataclass(frozen=True)
-class Choices(Classify):
+class ZeroShot(Classify):
+    """The best prompts with their probabilities."""
+
+    job_fields: ClassVar[tuple[str, ...]] = ("prompts", "top_k", "scores")
+    needs_labels: ClassVar[bool] = False
+    labels_field: ClassVar[str] = "model.prompts"
+    too_few: ClassVar[str] = (
+        "task 'zero_shot' needs prompts, at least two texts or a mapping of label to text"
+    )
+
+    @classmethod
+    def problems(cls, model: Model) -> Iterator[str]:
+        labels = cls.own_labels(model)
+        if len(labels) < 2:
+            yield cls.too_few
+        repeated = [label for label in dict.fromkeys(labels) if labels.count(label) > 1]
+        if repeated:
+            yield f"{cls._field()}: {repeated[0]!r} is there more than once"
+
+    @classmethod
+    def own_labels(cls, model: Model) -> tuple[str, ...]:
+        return tuple(getattr(model, cls._field()))
+
+    @classmethod
+    def _field(cls) -> str:
+        return cls.labels_field.removeprefix("model.")
+
+    def num_outputs(self) -> int | None:
+        return None
+
+
+@dataclass(frozen=True)
+class Choices(ZeroShot):
     """The most likely answers; scores are the softmax of mean log-likelihoods."""
 
     runtimes: ClassVar[tuple[str, ...] | None] = ("eager",)
     job_fields: ClassVar[tuple[str, ...]] = (
         *("choices", "prompt", "messages", "prior_corrected", "top_k"),
     )
-    needs_labels: ClassVar[bool] = False
     labels_field: ClassVar[str] = "model.choices"
+    too_few: ClassVar[str] = "task 'choices' needs choices, at least two answers"
     instead: ClassVar[Mapping[str, str]] = {
         "generate": "with the answers as the enum of a property of model.generate.schema",
         "zero_shot": "with the answers as model.prompts",
@@ -32,12 +68,7 @@ class Choices(Classify):
 
     @classmethod
     def problems(cls, model: Model) -> Iterator[str]:
-        labels = cls.own_labels(model)
-        if len(labels) < 2:
-            yield "task 'choices' needs choices, at least two answers"
-        repeated = [label for label in dict.fromkeys(labels) if labels.count(label) > 1]
-        if repeated:
-            yield f"choices: {repeated[0]!r} is there more than once"
+        yield from super().problems(model)
         answers = model.choices.values() if isinstance(model.choices, dict) else model.choices
         if not all(answer.strip() for answer in answers):
             yield "choices: an answer is empty"
@@ -47,13 +78,6 @@ class Choices(Classify):
         yield from prompt_problems(model)
         if model.prompt is not None and not model.prompt.replace(PLACE, "").strip():
             yield f"prompt: must say something beside {PLACE}"
-
-    @classmethod
-    def own_labels(cls, model: Model) -> tuple[str, ...]:
-        return tuple(model.choices)
-
-    def num_outputs(self) -> int | None:
-        return None
 
 
 def prompt_problems(model: Model) -> Iterator[str]:

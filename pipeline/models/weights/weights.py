@@ -1,6 +1,10 @@
 """Weights are data: safetensors, or a state dict loaded with weights_only, checked by digest.
 
 Pickled modules, TorchScript and .pt2 archives are code and refused.
+
+A factory with random parameters, or with files of its own, may give other tensors at each call.
+Random ones are seeded, and the first actor of a plan stores a digest of its tensors beside it, in
+the output; an actor or a resumed run with other tensors is refused, so that two models never mix.
 """
 
 from __future__ import annotations
