@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,6 +12,9 @@ from torch import nn
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
+
+States = list[tuple[torch.Tensor, torch.Tensor]]
+"""Keys and values of each layer, (B, heads, P, size) each."""
 
 
 class CachedModel(nn.Module):
@@ -91,14 +94,12 @@ def new_cache() -> Any:
     return DynamicCache()
 
 
-def states_of(cache: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def states_of(cache: Any) -> States:
     """Return the keys and values of each layer, (B, heads, P, size) each."""
     return [(layer.keys, layer.values) for layer in cache.layers]
 
 
-def moved(
-    states: Sequence[tuple[torch.Tensor, torch.Tensor]], columns: torch.Tensor
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def moved(states: States, columns: torch.Tensor) -> States:
     """Return keys and values of which each column is another one of its row, (B, P)."""
     index = columns.clamp(min=0)[:, None, :, None]
 

@@ -14,15 +14,13 @@ from typing import Any
 import torch
 
 from pipeline.models.directories.text.cached_model import (
+    States,
     moved,
     new_cache,
     places_of,
     states_of,
 )
 from pipeline.models.directories.text.writing.decoding import Begun, Decoding, Tensors
-
-States = list[tuple[torch.Tensor, torch.Tensor]]
-"""Keys and values of each layer, (B, heads, P, size) each."""
 
 
 @dataclass

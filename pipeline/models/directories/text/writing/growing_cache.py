@@ -8,7 +8,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from pipeline.models.directories.text.writing.causal import States
+from pipeline.models.directories.text.cached_model import States
 
 _SPARE_COLUMNS = 32
 
