@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+import pickle
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,6 @@ from hypothesis import strategies as st
 from support.runs.checkout import PYTHONPATH
 from support.runs.plan_examples import (
     SPEC,
-    example_plan,
     inputs_of,
     job,
     planned,
@@ -207,10 +207,8 @@ def test_most_rows_of_a_slice_are_whole_batches_or_what_the_job_says(batch_size:
 def test_slices_of_rows_that_are_mostly_known_have_more_of_them_within_the_same_bytes(
     row_bytes: float, most: int
 ):
-    (units,) = [
-        [*make_units(shard_extents([[1] * 20_000], row_bytes), sizes)]
-        for sizes in [SliceSizes.of(job(), 32, "classify", are_mostly_known=True)]
-    ]
+    sizes = SliceSizes.of(job(), 32, "classify", are_mostly_known=True)
+    units = [*make_units(shard_extents([[1] * 9_000], row_bytes), sizes)]
     assert units[0].slices()[0].num_rows == most
     assert most * row_bytes < 1.05 * 48 * 2**20
     fixed = SliceSizes.of(job(run__slice_rows=7), 32, "classify", are_mostly_known=True)
@@ -414,23 +412,25 @@ def test_batch_size_and_credentials_of_the_weights_keep_the_fingerprint():
 
 
 IN_ANOTHER_PROCESS = """
-from support.runs import plan_examples
-plan = plan_examples.example_plan()
+import pickle, sys
+from pipeline.planning.plan import make_plan
+plan = make_plan(*pickle.load(sys.stdin.buffer), batch_size=8)
 print(plan.fingerprint, [unit.bounds for unit in plan.units])
 """
 
 
 def test_a_plan_is_the_same_in_every_process():
-    env = {**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": PYTHONPATH}
+    made_of = (job(), inputs_of(shard_extents([[3], [700, 9]])), SPEC)
     done = subprocess.run(
         [sys.executable, "-c", IN_ANOTHER_PROCESS],
-        env=env,
+        env={**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": PYTHONPATH},
+        input=pickle.dumps(made_of),
         capture_output=True,
-        text=True,
         check=True,
     )
-    plan = example_plan()
-    assert done.stdout.strip() == f"{plan.fingerprint} {[unit.bounds for unit in plan.units]}"
+    plan = make_plan(*made_of, batch_size=8)
+    expected = f"{plan.fingerprint} {[unit.bounds for unit in plan.units]}"
+    assert done.stdout.decode().strip() == expected
 
 
 @given(st.sets(st.integers(0, 40)))

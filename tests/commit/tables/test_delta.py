@@ -4,11 +4,6 @@ is committed; every version of it that is current has all its files."""
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import signal
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
@@ -20,7 +15,8 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
-from support.runs.checkout import PYTHONPATH
+from support.faults.faultplaces import PUT, Disk, Point
+from support.runs.protocol import Children
 from support.runs.published import DAY, Rows, prepare_version, publish_rows, slice_table, snapshot
 from support.runs.selection import quick_cases
 
@@ -31,7 +27,6 @@ from pipeline.commit.published.rollback import rollback
 from pipeline.commit.published.verify import verify_output
 from pipeline.commit.tables.delta import Delta
 from pipeline.commit.tables.delta_storage import library_options
-from pipeline.core.environment import FAILPOINT
 from pipeline.core.errors import JobError
 from pipeline.core.schema import CLASSIFY_FIELDS, prediction_schema
 from pipeline.storage.store import Store
@@ -45,6 +40,11 @@ COLUMNS = ["row_id", "edition", "label"]
 BEFORE_COMMIT = ["compacted", "placed_part", "before_log"]
 AFTER_COMMIT = ["after_log", "before_table", "after_table", "retired", "before_current"]
 Found = set[tuple[Any, ...]]
+
+
+@pytest.fixture(scope="module")
+def children() -> Children:
+    return Children()
 
 
 def table_of(store: Store) -> DeltaTable:
@@ -169,42 +169,28 @@ def test_a_table_asked_for_later_begins_with_what_is_current(usual_store: Store)
     assert read(usual_store) == good(Rows(3))
 
 
-PUBLISH = """
-import json, sys
-from support.runs.published import Rows, publish_rows
-from pipeline.storage.store import Store
-uri, options, rows = json.loads(sys.argv[1])
-rows["kinds"], rows["partition_columns"] = tuple(rows["kinds"]), tuple(rows["partition_columns"])
-publish_rows(Store(uri, options), rows=Rows(**rows), table="delta")
-"""
+def publish_second(store: Store) -> None:
+    publish(store, dataclasses.replace(ROWS, edition=2))
 
 
-def publish_and_be_killed(store: Store, rows: Rows, failpoint: str) -> None:
-    arguments = json.dumps([store.uri, dict(store.storage_options), dataclasses.asdict(rows)])
-    done = subprocess.run(
-        [sys.executable, "-c", PUBLISH, arguments],
-        env={**os.environ, FAILPOINT: failpoint, "PYTHONPATH": PYTHONPATH},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
-
-
-def is_quick(place: str, is_first: bool, store: str) -> bool:
+def is_quick(how: str, place: str, is_first: bool, store: str) -> bool:
     """A replacement on disk around its two commits: that of the log, and that of the table."""
-    return store == "local" and place in AFTER_COMMIT[:3] and not is_first
+    return how == "raise" and store == "local" and place in AFTER_COMMIT[:3] and not is_first
 
 
 @pytest.mark.parametrize(
-    ("place", "is_first", "any_store"),
+    ("how", "place", "is_first", "any_store"),
     quick_cases(
-        product([*BEFORE_COMMIT[1:], *AFTER_COMMIT], [True, False], ["local", "s3"]), is_quick
+        product(
+            *(["raise", "kill"], [*BEFORE_COMMIT[1:], *AFTER_COMMIT]),
+            *([True, False], ["local", "s3"]),
+        ),
+        is_quick,
     ),
     indirect=["any_store"],
 )
-def test_killed_anywhere_and_done_again_it_is_committed_exactly_once(
-    any_store: Store, place: str, is_first: bool
+def test_ended_anywhere_and_done_again_it_is_committed_exactly_once(
+    any_store: Store, how: str, place: str, is_first: bool, request: pytest.FixtureRequest
 ):
     first, second = (dataclasses.replace(ROWS, edition=edition) for edition in (1, 2))
     number = 1 if is_first else 2
@@ -213,7 +199,10 @@ def test_killed_anywhere_and_done_again_it_is_committed_exactly_once(
     is_in_table = place in AFTER_COMMIT[2:]
     # A run first settles what is current, and there passes the last three places, too.
     nth = 1 if is_first or not is_in_table else 2
-    publish_and_be_killed(any_store, second, f"{place}:kill:{nth}")
+    point = Point(f"{place}:{nth}", PUT, "")
+    disk = Disk(Path(), request.getfixturevalue("children") if how == "kill" else None)
+    disk.store = any_store
+    (disk.die_at if how == "kill" else disk.fail_at)(point, publish_second)
     if is_first and not is_in_table:
         assert not any_store.exists("predictions/_delta_log")
     else:  # a reader finds one version, with all of its files
