@@ -6,13 +6,11 @@ And but for slices of files that changed since.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from support.runs.carried_runs import NUM_ROWS, make_partition
 from support.runs.earlier_partitions import LAYOUT, EarlierPartition, predict_rows
-from support.runs.retry_runs import NUM_ROWS, make_partition, write_images, write_parquet
 
 from pipeline.commit.parts.part_writer import file_metadata
 from pipeline.commit.plan_store import adopt_plan
@@ -64,7 +62,7 @@ def stage(
 
 
 def test_slices_over_which_the_model_failed_go_again_whichever_attempt_wins(tmp_path: Path):
-    partition = make_partition(tmp_path, write_images)
+    partition = make_partition(tmp_path, "images")
     stage(partition, failed={1, 3})
     stage(partition, failed={1})  # another attempt at each
     run, plan = planned(partition)
@@ -79,11 +77,9 @@ def test_slices_over_which_the_model_failed_go_again_whichever_attempt_wins(tmp_
 
 
 @pytest.mark.parametrize("is_noted", [True, False], ids=["noted", "of an older version"])
-@pytest.mark.parametrize("write", [write_images, write_parquet])
-def test_slices_of_files_that_changed_unseen_go_again(
-    write: Callable[[Path], dict[str, Any]], is_noted: bool, tmp_path: Path
-):
-    partition = make_partition(tmp_path, write)
+@pytest.mark.parametrize("kind", ["images", "parquet"])
+def test_slices_of_files_that_changed_unseen_go_again(kind: str, is_noted: bool, tmp_path: Path):
+    partition = make_partition(tmp_path, kind)
     run, plan = planned(partition)
     if is_noted:
         take_over(run, plan)
@@ -108,7 +104,7 @@ def test_slices_of_files_that_changed_unseen_go_again(
 
 @pytest.mark.parametrize("reason", [Reason.NON_FINITE, Reason.NATIVE_CRASH, Reason.OUT_OF_MEMORY])
 def test_slices_that_failed_for_what_their_rows_are_stay(reason: Reason, tmp_path: Path):
-    partition = make_partition(tmp_path, write_images)
+    partition = make_partition(tmp_path, "images")
     stage(partition, failed={0, 2}, reason=reason)
     run, plan = planned(partition)
     assert len(take_over(run, plan)) == NUM_ROWS // SLICE_ROWS
@@ -123,7 +119,7 @@ def count(partition: EarlierPartition, staged: list[StagedSlice]) -> tuple[RunCo
 
 
 def test_rows_that_all_failed_alike_are_a_job_error_whatever_the_gates_allow(tmp_path: Path):
-    partition = make_partition(tmp_path, write_images, gates={"max_error_pct": 100.0})
+    partition = make_partition(tmp_path, "images", gates={"max_error_pct": 100.0})
     partition.broken = {"000.jpg", "007.jpg"}
     staged = stage(partition, failed=set(range(NUM_ROWS // SLICE_ROWS)))
     run, _ = count(partition, staged)
@@ -138,7 +134,7 @@ def test_rows_that_all_failed_alike_are_a_job_error_whatever_the_gates_allow(tmp
 
 
 def test_a_gate_that_is_certain_to_refuse_gives_way_to_the_one_cause(tmp_path: Path):
-    partition = make_partition(tmp_path, write_images, gates={"max_error_pct": 1.0, "min_rows": 1})
+    partition = make_partition(tmp_path, "images", gates={"max_error_pct": 1.0, "min_rows": 1})
     run, plan = count(partition, stage(partition, failed={0})[:1])
     with pytest.raises(SystematicFailure, match="all 4 rows"):
         fail_fast_on_certain_refusal(run, plan)

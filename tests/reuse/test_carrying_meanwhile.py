@@ -29,12 +29,12 @@ LOOKS = r"open predictions/date=2026-11-24/"
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
-    return Inputs.write(tmp_path_factory.mktemp("inputs"))
+def kind() -> str:
+    return "inputs"
 
 
 @pytest.fixture(scope="module")
-def earlier(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def before(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An output of yesterday, of which a version was replaced; the input has changed since."""
     folder = tmp_path_factory.mktemp("before")
     with inputs.without("c"):
@@ -44,19 +44,9 @@ def earlier(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def whole(
-    inputs: Inputs, earlier: Path, tmp_path_factory: pytest.TempPathFactory
-) -> EarlierPartition:
-    """What a run of all rows publishes."""
-    night = inputs.night(Store(str(tmp_path_factory.mktemp("whole"))), reuse=False)
-    night.run()
-    return night
-
-
 @pytest.fixture
-def out(earlier: Path, tmp_path: Path) -> Store:
-    shutil.copytree(earlier, tmp_path / "out")
+def out(before: Path, tmp_path: Path) -> Store:
+    shutil.copytree(before, tmp_path / "out")
     return Store(str(tmp_path / "out"))
 
 
@@ -102,7 +92,7 @@ def test_of_a_source_that_is_replaced_while_it_is_read_rows_are_taken_over_or_co
 
 @pytest.mark.parametrize("other", [False, True], ids=["same rows", "other predictions"])
 @pytest.mark.parametrize(
-    "before",
+    "moment",
     [
         pytest.param(r"put _control/date=2026-11-25/staging/", marks=pytest.mark.slow),
         LOOKS,
@@ -113,7 +103,7 @@ def test_of_a_source_that_is_replaced_while_it_is_read_rows_are_taken_over_or_co
     ids=["staging", "reading", "keys", "placing", "log"],
 )
 def test_of_two_runs_that_carry_rows_one_wins_and_the_other_leaves_nothing(
-    before: str, other: bool, inputs: Inputs, out: Store, whole: EarlierPartition
+    moment: str, other: bool, inputs: Inputs, out: Store, whole: EarlierPartition
 ):
     """One is suspended there, its lease is lost, another one publishes, and it goes on."""
     second = inputs.night(out, **(OTHER if other else {}))
@@ -123,7 +113,7 @@ def test_of_two_runs_that_carry_rows_one_wins_and_the_other_leaves_nothing(
         release_lost(out, Layout(TODAY), first.record.run_id, InfraError("suspended"))
         second.run()
 
-    event = Event(before, overtake)
+    event = Event(moment, overtake)
     first = inputs.night(WatchedStore(out.uri, watch=event.watch))
     lost = pytest.raises((PartitionBusy, PublishConflict)) if other else suppress(PartitionBusy)
     with lost:

@@ -43,19 +43,15 @@ from pipeline.storage.store import Store
 NUM_ROWS = sum(FOLDERS.values())
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def out(tmp_path: Path) -> Store:
     return Store(str(tmp_path / "out"))
 
 
-@pytest.fixture(params=["inputs", pytest.param("content", marks=pytest.mark.slow)])
-def inputs(request: pytest.FixtureRequest, tmp_path: Path) -> Inputs:
-    return Inputs.write(tmp_path / "inputs", request.param)
+@pytest.fixture
+def inputs(kind: str, tmp_path: Path) -> Inputs:
+    """To be changed by one test alone."""
+    return Inputs.write(tmp_path / "inputs", kind)
 
 
 def touch(inputs: Inputs) -> None:
@@ -160,25 +156,6 @@ def test_a_run_over_few_photos_says_why_nothing_is_carried(
     assert len(second.computed) == 7
     said = [line for line in second.summary().splitlines() if "carried over" in line]
     assert [line.strip().startswith(why) for line in said] == ([True] if why else [])
-
-
-def test_a_retry_of_carried_rows_can_be_carried_on(inputs: Inputs, out: Store, tmp_path: Path):
-    inputs.night(out).run()
-    inputs.change()
-    night = inputs.night(out)
-    night.run()
-    assert night.current().carried["rows"] > 0
-    night.broken = {"b/001.jpg"}
-    assert night.retry() == "published"
-    assert night.failed() == {"b/001.jpg": "decode_error"}
-    assert_as_all_computed(night, tmp_path)
-    (inputs.photos / "a" / "005.jpg").write_bytes(image(6000))
-    last = inputs.night(out)
-    last.broken = night.broken
-    last.run()
-    sources = last.current().carried["sources"]
-    assert sources[0]["version"] == 3
-    assert_as_all_computed(last, tmp_path)
 
 
 def test_what_was_taken_over_from_a_version_that_is_none_any_more_is_computed(

@@ -4,31 +4,19 @@ from __future__ import annotations
 
 import gzip
 import random
-from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-import torch
 from models import TRANSFORM
 from support.inputs.tars import Entry, pack
-from support.models.model_cases import colours_state
-from support.runs.earlier_partitions import LAYOUT, EarlierPartition, damage, write_same_time
+from support.runs.carried_runs import make_partition, run_whole
+from support.runs.earlier_partitions import LAYOUT, EarlierPartition, write_same_time
 from support.runs.night_inputs import KINDS, image
-from support.runs.retry_runs import (
-    SOURCES,
-    all_ids,
-    make_partition,
-    make_partition_again,
-    whole_partition,
-    write_ids,
-    write_images,
-    write_lines,
-    write_links,
-    write_parquet,
-    write_tars,
-)
 from support.runs.selection import quick_cases
 
 from pipeline.commit.lease import hold_lease
@@ -40,7 +28,15 @@ from pipeline.core.errors import GateRefused, JobError, PartitionBusy, PublishCo
 from pipeline.core.semantics import SEMANTICS
 from pipeline.storage.store import Store
 
-Write = Callable[[Path], dict[str, Any]]
+
+def whole(partition: EarlierPartition, folder: Path) -> EarlierPartition:
+    """What a run without failures publishes."""
+    return run_whole(partition, folder, broken=set())
+
+
+def again(partition: EarlierPartition, **sections: Any) -> EarlierPartition:
+    """The same with other sections, and a decoder that takes all."""
+    return replace(partition, broken=set(), sections=sections, said=[], computed=[])
 
 
 def verify(partition: EarlierPartition) -> None:
@@ -53,33 +49,27 @@ def figures(partition: EarlierPartition) -> dict[str, Any]:
     return found
 
 
-def named(value: Any) -> str:
-    return getattr(value, "__name__", "by value" if value else "flat")
-
-
 @pytest.mark.parametrize(
-    ("write", "by"),
+    ("kind", "by"),
     quick_cases(
-        product(SOURCES, [(), ("label",)]),
-        lambda write, by: write is (write_parquet if by else write_links),
+        product(("images", "parquet", "ids", "uris", "tars"), [(), ("label",)]),
+        lambda kind, by: kind == ("parquet" if by else "uris"),
     ),
-    ids=named,
 )
 def test_rows_come_in_at_their_places_until_none_is_left(
-    write: Write, by: tuple[str, ...], tmp_path: Path
+    kind: str, by: tuple[str, ...], tmp_path: Path
 ):
-    partition = make_partition(tmp_path, write, sink={"partition_columns": by})
-    ids = all_ids(partition, tmp_path)
-    choose = random.Random(write.__name__)
+    partition = make_partition(tmp_path, kind, sink={"partition_columns": by})
+    reference = whole(partition, tmp_path)
+    expected, ids = reference.content()[0], [*reference.computed]
+    choose = random.Random(kind)
     bad = {ids[0], ids[1], ids[2], ids[19], ids[20], ids[-1], *choose.sample(ids, 12)}
     partition.broken = set(bad)
     first = partition.run()
     assert set(partition.failed()) == bad
-    reference = whole_partition(partition, tmp_path)
-    expected = reference.content()[0]
     retried = sorted(bad)
     choose.shuffle(retried)
-    for cut in (5, 6, len(bad)):
+    for cut in (5, len(bad)):
         partition.broken = set(retried[cut:])
         asked = set(partition.failed())
         assert partition.retry() == "published"
@@ -94,27 +84,26 @@ def test_rows_come_in_at_their_places_until_none_is_left(
     assert partition.current().distribution == reference.current().distribution
     assert partition.current().row_id_hash == reference.current().row_id_hash
     assert partition.retry() == "nothing_to_do"
-    assert log_numbers(partition.out, LAYOUT) == [1, 2, 3, 4]
+    assert log_numbers(partition.out, LAYOUT) == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
-    "write",
-    quick_cases(
-        ((write,) for write in (write_parquet, write_tars, write_lines)),
-        lambda write: write is write_tars,
-    ),
-    ids=named,
+    "kind",
+    quick_cases(((k,) for k in ("parquet", "tars", "jsonl")), lambda kind: kind == "tars"),
 )
-def test_of_a_shard_that_can_be_read_now_all_rows_come_in(write: Write, tmp_path: Path):
-    partition = make_partition(tmp_path, write)
-    expected = whole_partition(partition, tmp_path).content()[0]
+def test_of_a_shard_that_can_be_read_now_all_rows_come_in(kind: str, tmp_path: Path):
+    partition = make_partition(tmp_path, kind)
+    expected = whole(partition, tmp_path).content()[0]
     ids = [row["row_id"] for row in expected]
     path = sorted(Path(partition.inputs).iterdir())[1]
     data = path.read_bytes()
     write_same_time(path, data[:10] + b"\xff" * (len(data) - 10))
     partition.broken = {ids[25]}
     partition.run()
-    assert set(partition.failed()) == {path.name, ids[25]}
+    uri = Store(partition.inputs).url(path.name)
+    failed = {row["row_id"]: (row["shard"], row["row"]) for row in partition.content()[1]}
+    place = None if kind == "parquet" else 0  # only reading counts the rows of the others
+    assert failed == {path.name: (uri, place), ids[25]: (uri.replace("s1", "s2"), 5)}
     write_same_time(path, data)
     partition.broken = {ids[13], ids[25]}
     assert partition.retry("unreadable_shard") == "published"
@@ -131,7 +120,7 @@ def test_of_a_shard_that_can_be_read_now_all_rows_come_in(write: Write, tmp_path
 
 
 def test_other_reasons_than_those_asked_for_stay_as_they_are(tmp_path: Path):
-    partition = make_partition(tmp_path, write_links)
+    partition = make_partition(tmp_path, "uris")
     gone = [Path(partition.inputs) / "photos" / f"{row}.jpg" for row in (4, 14)]
     for path in gone:
         path.unlink()
@@ -148,6 +137,10 @@ def test_other_reasons_than_those_asked_for_stay_as_they_are(tmp_path: Path):
 
     for row, path in zip((4, 14), gone, strict=True):
         path.write_bytes(image(row))
+    partition.broken |= {"s0.parquet#4", "s1.parquet#4"}
+    assert partition.retry("missing") == "published", "all fail, and for another reason"
+    assert {*partition.failed().values()} == {"decode_error"}
+    rollback(partition.out, LAYOUT, "by-hand", keep_versions=2)
     partition.broken = {"s1.parquet#4"}
     assert partition.retry("missing") == "published"
     assert partition.failed() == {"s1.parquet#4": "decode_error", "s2.parquet#4": "decode_error"}
@@ -159,21 +152,26 @@ def test_other_reasons_than_those_asked_for_stay_as_they_are(tmp_path: Path):
     verify(partition)
 
 
-@pytest.mark.parametrize("write", [write_tars, write_lines], ids=named)
-def test_of_a_shard_that_only_reading_counts_other_failures_stay_in_their_places(
-    write: Write, tmp_path: Path
+@pytest.mark.parametrize("kind", ["tars", pytest.param("jsonl", marks=pytest.mark.slow), "parquet"])
+def test_failures_that_stay_are_at_their_places_in_units_of_one_shard_and_of_several(
+    kind: str, tmp_path: Path
 ):
-    partition = make_partition(tmp_path, write)
+    run = {"slice_rows": 100} if kind == "parquet" else {}
+    partition = make_partition(tmp_path, kind, run=run)
     path = sorted(Path(partition.inputs).iterdir())[1]
-    if write is write_tars:
+    if kind == "tars":
         lost = Entry("k13.cls", b"13")
         path.write_bytes(
             pack(lost if row == 13 else Entry(f"k{row}.jpg", image(row)) for row in range(10, 20))
         )
-    else:
+    elif kind == "jsonl":
         lines = gzip.decompress(path.read_bytes()).splitlines()
         lines[3] = b"{}"
         path.write_bytes(gzip.compress(b"\n".join(lines)))
+    else:
+        table = pq.read_table(path)
+        images = [None if row == 3 else v for row, v in enumerate(table["image"].to_pylist())]
+        pq.write_table(table.set_column(0, "image", pa.array(images, pa.binary())), path)
     partition.broken = {image(11).decode(), image(16).decode()}
     partition.run()
     asked, kept, again = partition.content()[1]
@@ -182,42 +180,15 @@ def test_of_a_shard_that_only_reading_counts_other_failures_stay_in_their_places
     assert partition.computed == [asked["row_id"], again["row_id"]]
     good, failed = partition.content()
     assert (failed[0], [row["row_id"] for row in failed[1:]]) == (kept, [again["row_id"]])
-    whole = whole_partition(partition, tmp_path)
-    assert good == [row for row in whole.content()[0] if row["row_id"] != again["row_id"]]
+    expected = whole(partition, tmp_path).content()[0]
+    assert good == [row for row in expected if row["row_id"] != again["row_id"]]
     verify(partition)
-
-
-def test_rows_that_all_fail_for_another_reason_are_a_new_version(tmp_path: Path):
-    partition = make_partition(tmp_path, write_links)
-    gone = Path(partition.inputs) / "photos" / "4.jpg"
-    gone.unlink()
-    partition.run()
-    gone.write_bytes(image(4))
-    partition.broken = {"s0.parquet#4"}
-    assert partition.retry() == "published"
-    assert partition.failed() == {"s0.parquet#4": "decode_error"}
-    assert partition.current().number == 2
-
-
-def test_files_that_changed_meanwhile_are_those_of_now(tmp_path: Path):
-    partition = make_partition(tmp_path, write_images)
-    folder = Path(partition.inputs)
-    partition.broken = {"003.jpg", "004.jpg", "005.jpg"}
-    partition.run()
-    partition.broken.clear()
-    (folder / "004.jpg").write_bytes(b"other bytes")
-    (folder / "005.jpg").unlink()
-    (folder / "900.jpg").write_bytes(image(900))
-    assert partition.retry() == "published"
-    assert partition.content() == whole_partition(partition, tmp_path).content()
-    verify(partition)
-    assert partition.run().number == 2, "nothing to do"
 
 
 def test_of_rows_with_one_id_the_first_is_predicted_and_duplicates_are_never_retried(
     tmp_path: Path,
 ):
-    partition = make_partition(tmp_path, write_ids)
+    partition = make_partition(tmp_path, "ids")
     path = Path(partition.inputs) / "s2.parquet"
     path.with_name("s9.parquet").write_bytes(path.read_bytes())
     partition.broken = {"id-3"}
@@ -234,12 +205,12 @@ def test_of_rows_with_one_id_the_first_is_predicted_and_duplicates_are_never_ret
 
 
 def test_gates_judge_the_whole_partition(tmp_path: Path):
-    partition = make_partition(tmp_path, write_images, gates={"max_error_pct": 10.0, "min_rows": 1})
+    partition = make_partition(tmp_path, "images", gates={"max_error_pct": 10.0, "min_rows": 1})
     partition.broken = {f"{row:03d}.jpg" for row in range(4)}
     partition.run()
     partition.broken = {"000.jpg", "001.jpg"}
     assert partition.retry() == "published"
-    strict = make_partition_again(partition, gates={"max_error_pct": 1.0, "min_rows": 1})
+    strict = again(partition, gates={"max_error_pct": 1.0, "min_rows": 1})
     strict.broken = {"000.jpg"}
     with pytest.raises(GateRefused, match="1 of 40 rows quarantined"):
         strict.retry()
@@ -249,7 +220,7 @@ def test_gates_judge_the_whole_partition(tmp_path: Path):
 
 
 def test_what_cannot_be_retried_is_refused(tmp_path: Path):
-    partition = make_partition(tmp_path, write_parquet)
+    partition = make_partition(tmp_path, "parquet")
     partition.broken = {"s0.parquet#1"}
     partition.run()
     with pytest.raises(JobError, match=r"--reason bad: no such reason; allowed are unreadable_sh"):
@@ -262,64 +233,63 @@ def test_what_cannot_be_retried_is_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("sections", "why"),
+    ("kind", "sections", "why"),
     [
-        ({"model": {"labels": ["a", "b", "c", "d", "e"]}}, "the labels changed"),
-        ({"transform": {**TRANSFORM, "size_px": 16}}, "transform.size_px 32 -> 16 changed"),
-        ({"source": KINDS["ids"].source}, "the source section or the columns of the job changed"),
-        ({"run": {"limit_rows": 30}}, "run.limit_rows is set"),
+        ("parquet", {"model": {"labels": [*"abcde"]}}, "the labels changed"),
+        (
+            "parquet",
+            {"transform": {**TRANSFORM, "size_px": 16}},
+            "transform.size_px 32 -> 16 changed",
+        ),
+        (
+            "parquet",
+            {"source": KINDS["ids"].source},
+            "the source section or the columns of the job changed",
+        ),
+        # One unit has all tars, of which no version knows the rows.
+        *(
+            (kind, {"run": {"limit_rows": 30}}, "run.limit_rows is set")
+            for kind in ("parquet", "tars")
+        ),
     ],
-    ids=["labels", "transform", "source", "limit"],
 )
 def test_of_another_job_all_rows_are_computed_and_the_log_says_so(
-    sections: dict[str, Any], why: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    kind: str,
+    sections: dict[str, Any],
+    why: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ):
-    partition = make_partition(tmp_path, write_parquet)
-    partition.broken = {"s0.parquet#1"}
+    partition = make_partition(tmp_path, kind, has_weights=True)
+    partition.broken = {image(1).decode()}
     partition.run()
     source = {"uri": partition.inputs, **sections.get("source", partition.source)}
-    other = make_partition_again(partition, **{**sections, "source": source})
+    other = again(partition, **{**sections, "source": source})
     assert other.retry() == "published"
     assert len(other.computed) == (30 if "run" in sections else 40)
     (said,) = [text for text in caplog.messages if text.startswith("all rows are computed again: ")]
     assert said.endswith(why)
-    assert other.content() == whole_partition(other, tmp_path).content()
+    assert other.content() == whole(other, tmp_path).content()
 
 
-def test_of_a_limit_of_rows_over_tars_all_rows_are_computed(tmp_path: Path):
-    """One unit has all tars then, of which no version knows the rows."""
-    partition = make_partition(tmp_path, write_tars)
-    partition.weights = str(tmp_path / "weights.pt")
-    torch.save(colours_state(), partition.weights)
-    partition.broken = {"t0.tar/k3"}
-    partition.run()
-    limited = make_partition_again(partition, run={"limit_rows": 25})
-    limited.weights = partition.weights
-    assert limited.retry() == "published"
-    assert (len(limited.computed), limited.current().num_rows) == (25, 25)
-
-
-@pytest.mark.parametrize("by", quick_cases([((),), (("label",),)], bool), ids=named)
+@pytest.mark.parametrize("by", quick_cases([((),), (("label",),)], bool))
 def test_a_version_without_any_prediction_can_be_retried(by: tuple[str, ...], tmp_path: Path):
-    partition = make_partition(tmp_path, write_tars, sink={"partition_columns": by})
-    partition.broken = set(all_ids(partition, tmp_path))
-    partition.sections["gates"] = {"max_error_pct": 100.0}
+    partition = make_partition(
+        tmp_path, "tars", sink={"partition_columns": by}, gates={"max_error_pct": 100.0}
+    )
+    expected = whole(partition, tmp_path)
+    partition.broken = {*expected.computed}
     assert partition.run().num_predicted == 0
-    partition.broken = {"t0.tar/k0"}
-    assert partition.retry() == "published"
-    verify(partition)
     partition.broken.clear()
     assert partition.retry() == "published"
-    assert partition.content() == whole_partition(partition, tmp_path).content()
+    assert partition.content() == expected.content()
     verify(partition)
 
 
 def test_of_code_that_was_mended_the_other_rows_stay_and_the_next_run_computes_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    partition = make_partition(tmp_path, write_images)
-    partition.weights = str(tmp_path / "weights.pt")
-    torch.save(colours_state(), partition.weights)
+    partition = make_partition(tmp_path, "images", has_weights=True)
     partition.broken = {"003.jpg"}
     first = partition.run()
     monkeypatch.setitem(SEMANTICS, "decode", SEMANTICS["decode"] + 1)  # type: ignore[arg-type]
@@ -336,7 +306,7 @@ def test_of_two_that_publish_at_once_the_second_does_not_pass_for_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """What was published meanwhile is of the same fingerprint, and yet other rows."""
-    partition = make_partition(tmp_path, write_images)
+    partition = make_partition(tmp_path, "images")
     partition.broken = {"003.jpg", "004.jpg"}
     partition.run()
     partition.broken = {"004.jpg"}
@@ -355,26 +325,3 @@ def test_of_two_that_publish_at_once_the_second_does_not_pass_for_the_first(
     assert partition.retry() == "published", "what was rolled back can be retried as well"
     assert partition.failed() == {}
     verify(partition)
-
-
-def test_a_delta_table_follows(tmp_path: Path):
-    deltalake = pytest.importorskip("deltalake")
-    sink = {"table": "delta", "partition_columns": ("camera",)}
-    partition = make_partition(tmp_path, write_parquet, sink=sink)
-    partition.broken = {"s0.parquet#1", "s2.parquet#8"}
-    partition.run()
-    partition.broken.clear()
-    assert partition.retry() == "published"
-    table = deltalake.DeltaTable(f"{partition.out.uri}/predictions").to_pyarrow_table()
-    assert sorted(table["row_id"].to_pylist()) == sorted(all_ids(partition, tmp_path))
-    verify(partition)
-
-
-def test_places_of_failed_rows_are_columns_of_the_quarantine(tmp_path: Path):
-    partition = make_partition(tmp_path, write_parquet)
-    damage(Path(partition.inputs) / "s3.parquet")
-    partition.broken = {"s1.parquet#4"}
-    partition.run()
-    root = Store(partition.inputs)
-    found = {(row["shard"], row["row"]) for row in partition.content()[1]}
-    assert found == {(root.url("s1.parquet"), 4), (root.url("s3.parquet"), None)}

@@ -1,5 +1,7 @@
-"""A night that carries rows from three versions: the current one, one in the history, and another
-partition's. Files of a folder keep their times while the folder is away.
+"""Jobs that carry rows over or are retried, without Ray and without a model.
+
+A night of `Inputs` carries rows from three versions: the current one, one in the history, and
+another partition's. Files of a folder keep their times while the folder is away.
 """
 
 from __future__ import annotations
@@ -27,12 +29,41 @@ from pipeline.process import failpoints
 from pipeline.storage.store import Store
 from support.models.model_cases import colours_state
 from support.runs.earlier_partitions import EarlierPartition
-from support.runs.night_inputs import image
+from support.runs.night_inputs import KINDS, image
 
 YESTERDAY, TODAY, TOMORROW = "date=2026-11-24", "date=2026-11-25", "date=2026-11-26"
 FOLDERS = {"a": 40, "b": 16, "c": 16}
 BROKEN = frozenset({"a/003.jpg", "b/001.jpg"})
 KEEP_VERSIONS = 1
+NUM_ROWS, SHARD_ROWS = 40, 10
+
+
+def make_partition(
+    tmp_path: Path,
+    kind: str = "images",
+    *,
+    num_rows: int = NUM_ROWS,
+    has_weights: bool = False,
+    **sections: Any,
+) -> EarlierPartition:
+    """A job over rows in order, as files or as shards of ten.
+
+    Args:
+        has_weights: The model has some in a file, so that rows can be carried over.
+    """
+    made, folder = KINDS[kind], tmp_path / "in"
+    folder.mkdir()
+    size = 1 if made.is_file else SHARD_ROWS
+    for number in range(num_rows // size):
+        name = f"{number:03d}" if made.is_file else f"s{number}"
+        rows = range(number * size, (number + 1) * size)
+        made.write(folder / f"{name}{made.suffix}", rows)
+    out, source = Store(str(tmp_path / "out")), dict(made.source)
+    partition = EarlierPartition(str(folder), out, source, sections=sections)
+    if has_weights:
+        partition.weights = str(tmp_path / "weights.pt")
+        torch.save(colours_state(), partition.weights)
+    return partition
 
 
 @dataclass(frozen=True)
@@ -126,16 +157,17 @@ def age_versions(store: Store, days: int) -> None:
         store.put(layout.log_entry(number), replace(manifest, keys=keys).to_json())
 
 
-def assert_as_all_computed(partition: EarlierPartition, folder: Path, **changes: Any) -> None:
-    """Compare predictions, quarantine and proofs with those of a run of all rows.
-
-    Args:
-        folder: Where that run publishes to.
-        changes: Fields in which it is another one.
-    """
+def run_whole(partition: EarlierPartition, folder: Path, **changes: Any) -> EarlierPartition:
+    """Publish below a folder what a run of all rows does, with other values of some fields."""
     out = Store(str(folder / f"whole-{uuid.uuid4().hex}"))
     whole = replace(partition, out=out, reuse=False, said=[], computed=[], **changes)
     whole.run()
+    return whole
+
+
+def assert_as_all_computed(partition: EarlierPartition, folder: Path, **changes: Any) -> None:
+    """Compare predictions, quarantine and proofs with those of a run of all rows."""
+    whole = run_whole(partition, folder, **changes)
     assert partition.content() == whole.content()
     ours, theirs = partition.current(), whole.current()
     assert (ours.fingerprint, ours.row_id_hash) == (theirs.fingerprint, theirs.row_id_hash)

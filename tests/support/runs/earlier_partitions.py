@@ -75,7 +75,7 @@ class EarlierPartition:
 
     @property
     def job(self) -> Job:
-        sink = {"uri": self.out.uri, "partition": self.partition, "target_part_mib": 0.001}
+        sink = {"uri": self.out.uri, "partition": self.partition, "target_part_mib": 0.004}
         weights = {"weights": self.weights} if self.weights else {}
         document = {
             "source": {"uri": self.inputs, **self.source},

@@ -39,8 +39,9 @@ def image(row: int) -> bytes:
     return b"image %04d" % row
 
 
-def _camera(row: int) -> str | None:
-    return CAMERAS[row % 3]
+def _cameras(rows: Sequence[int]) -> list[str | None]:
+    """Values that equal rows do not share, so that they are never those of another row."""
+    return [CAMERAS[(place + row) % 3] for place, row in enumerate(rows)]
 
 
 def _write_file(path: Path, rows: Sequence[int]) -> None:
@@ -52,7 +53,7 @@ def _write_parquet(path: Path, **columns: Sequence[Any]) -> None:
 
 
 def _write_images(path: Path, rows: Sequence[int]) -> None:
-    cameras = pa.array([_camera(row) for row in rows], pa.string())
+    cameras = pa.array(_cameras(rows), pa.string())
     ids = [f"id-{row}" for row in rows]
     images = pa.array([image(row) for row in rows], pa.binary())
     _write_parquet(path, image=images, camera=cameras, id=pa.array(ids, pa.string()))
@@ -64,7 +65,7 @@ def _write_links(path: Path, rows: Sequence[int]) -> None:
     for row in rows:
         (folder / f"{row}.jpg").write_bytes(image(row))
     links = [f"photos/{row}.jpg" for row in rows]
-    cameras = pa.array([_camera(row) for row in rows], pa.string())
+    cameras = pa.array(_cameras(rows), pa.string())
     _write_parquet(path, link=pa.array(links, pa.string()), camera=cameras)
 
 
@@ -87,14 +88,17 @@ def _write_tar(path: Path, rows: Sequence[int]) -> None:
 
 def _write_lines(path: Path, rows: Sequence[int]) -> None:
     lines = [
-        json.dumps({"image": base64.b64encode(image(row)).decode(), "camera": _camera(row)})
-        for row in rows
+        json.dumps({"image": base64.b64encode(image(row)).decode(), "camera": camera})
+        for row, camera in zip(rows, _cameras(rows), strict=True)
     ]
     path.write_bytes(gzip.compress("\n".join(lines).encode(), mtime=0))
 
 
 def _write_csv(path: Path, rows: Sequence[int]) -> None:
-    lines = [f"{base64.b64encode(image(row)).decode()},c{row % 3}" for row in rows]
+    lines = [
+        f"{base64.b64encode(image(row)).decode()},{camera or ''}"
+        for row, camera in zip(rows, _cameras(rows), strict=True)
+    ]
     path.write_text("\n".join(["image,camera", *lines]))
 
 

@@ -61,40 +61,8 @@ USUAL = (
 )
 
 
-@pytest.fixture(scope="module", params=["inputs", pytest.param("content", marks=pytest.mark.slow)])
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.fixture(scope="module")
-def inputs(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Inputs:
-    return Inputs.write(tmp_path_factory.mktemp("inputs"), kind)
-
-
-@pytest.fixture(scope="module")
-def before(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Every file of an output of yesterday and today; the input has changed since."""
-    store = Store(str(tmp_path_factory.mktemp("before")))
-    inputs.publish_earlier(store)
-    inputs.change()
-    collect(store)
-    return {file.path: store.read_bytes(file.path) for file in store.list_files()}
-
-
-@pytest.fixture(scope="module")
-def whole(
-    inputs: Inputs, before: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
-) -> EarlierPartition:
-    """What a run of all rows publishes."""
-    night = inputs.night(Store(str(tmp_path_factory.mktemp("whole"))), reuse=False)
-    night.run()
-    return night
-
-
-@pytest.fixture(scope="module")
-def work_rows(
-    inputs: Inputs, before: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
-) -> int:
+def work_rows(inputs: Inputs, before: Path, tmp_path_factory: pytest.TempPathFactory) -> int:
     """How many rows an undisturbed run reads."""
     store = Store(str(tmp_path_factory.mktemp("undisturbed")))
     put_all(store, before)
@@ -115,15 +83,8 @@ def proxy(s3: S3Server) -> Iterator[FaultProxy]:
         yield proxy
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 @pytest.fixture
-def place(
-    request: pytest.FixtureRequest, tmp_path: Path, before: dict[str, bytes], children: Children
-) -> Disk:
+def place(request: pytest.FixtureRequest, tmp_path: Path, before: Path, children: Children) -> Disk:
     """Where the next version is to be published."""
     place = Disk(tmp_path / "out", children)
     if request.param == "s3":
@@ -134,9 +95,11 @@ def place(
     return place
 
 
-def put_all(store: Store, files: dict[str, bytes]) -> None:
+def put_all(store: Store, before: Path) -> None:
+    files = Store(str(before))
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda item: store.put(*item), files.items()))
+        put = pool.map(lambda f: store.put(f.path, files.read_bytes(f.path)), files.list_files())
+        assert list(put)
 
 
 def staged_rows(store: Store) -> int:
