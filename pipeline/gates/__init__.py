@@ -1,6 +1,6 @@
 """What a result must hold before it is published: one gate or family per file, all of them by name.
 
-A new gate is a class like `volume.Volume`, a line here, and a case in
+A new gate is a class like `shares.Volume`, a line here, and a case in
 tests/gates/test_gate_conformance.py.
 """
 
@@ -12,12 +12,12 @@ REGISTRY = {
     "max_skipped_pct": "pipeline.gates.shares:SKIPPED",
     "max_truncated_pct": "pipeline.gates.shares:TRUNCATED",
     "max_repeating_pct": "pipeline.gates.shares:REPEATING",
-    "volume": "pipeline.gates.volume:VOLUME",
-    "constant": "pipeline.gates.constant:CONSTANT",
+    "volume": "pipeline.gates.shares:VOLUME",
+    "constant": "pipeline.gates.drift:CONSTANT",
     "label_drift": "pipeline.gates.drift:LABELS",
     "score_drift": "pipeline.gates.drift:SCORES",
     "golden": "pipeline.gates.agreement:GOLDEN",
     "min_agreement_pct": "pipeline.gates.agreement:REFERENCE_CHECK",
-    "carried": "pipeline.gates.carried:CARRIED",
+    "carried": "pipeline.gates.agreement:CARRIED",
 }
 """In the order in which they are shown."""

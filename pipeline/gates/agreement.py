@@ -1,4 +1,4 @@
-"""Gates on rows that are predicted twice: golden rows, and the reference check."""
+"""Gates on rows that are predicted twice: golden and carried rows, and the reference check."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pipeline.gates.gate import Figures, Gate, Need
 from pipeline.gates.history import Past
 from pipeline.gates.results import Finding
 from pipeline.job.gates import Gates, Mode
+
+_SHOWN = 3
 
 
 class Golden(Gate):
@@ -58,4 +60,35 @@ class ReferenceCheck(Gate):
         return Finding("pass" if is_fine else "fail", message, share, limit)
 
 
-GOLDEN, REFERENCE_CHECK = Golden(), ReferenceCheck()
+class Carried(Gate):
+    """Rows that are taken over from earlier versions, and predicted again."""
+
+    name = "carried"
+    needs: frozenset[Need] = frozenset(["carried"])
+
+    def mode(self, options: Gates) -> Mode:
+        return options.carried_mode
+
+    def judge(self, options: Gates, figures: Figures, past: Past) -> Finding:
+        compared = figures.num_checked
+        if not figures.num_carried and not compared:
+            return Finding("off", "nothing was carried")
+        if figures.is_retry:
+            return Finding("off", "a retry keeps the predictions of its version")
+        if not compared:
+            why = f"none of {figures.num_carried} carried rows could be predicted again"
+            return Finding("warn", why, None, 100.0)
+        differing = figures.differing
+        agreed = compared - len(differing)
+        message = f"{agreed} of {compared} carried rows agree when they are predicted again"
+        if differing:
+            more = f"; and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
+            message += (
+                f"; not these: {'; '.join(differing[:_SHOWN])}{more}; with --no-reuse the next run "
+                "predicts all rows"
+            )
+        share = 100.0 * agreed / compared
+        return Finding("fail" if differing else "pass", message, share, 100.0)
+
+
+CARRIED, GOLDEN, REFERENCE_CHECK = Carried(), Golden(), ReferenceCheck()

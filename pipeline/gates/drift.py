@@ -1,4 +1,4 @@
-"""Gates on drift: labels and numbers beside what was published before, by their PSI.
+"""Gates on labels and numbers: not all alike, and beside what was published before, by their PSI.
 
 The PSI bands of 0.1 and 0.25 are a convention, and the world may change from one partition to the
 next; so drift only warns unless the job says otherwise.
@@ -75,6 +75,29 @@ class ScoreDrift(Gate):
             return Finding("off", NOTHING_EARLIER)
         worst = max(shifts, key=lambda key: shifts[key].psi)
         return _drift(options.score_drift, shifts[worst], worst, past.basis)
+
+
+class Constant(Gate):
+    """One label and one score, one vector, or the same numbers for all rows."""
+
+    name = "constant"
+    judges_computed = True
+
+    def mode(self, options: Gates) -> Mode:
+        return options.constant.mode
+
+    def judge(self, options: Gates, figures: Figures, past: Past) -> Finding:
+        now, num_predicted = figures.distribution, figures.num_predicted
+        if not now.numbers:
+            return Finding("off", "no label or number was counted")
+        if num_predicted < max(2, options.min_rows):
+            few = f"{num_predicted} predictions; not judged below {options.min_rows}"
+            return Finding("off", few)
+        if not now.is_constant(options.constant.tolerance):
+            return Finding("pass", f"{num_predicted} predictions are not all alike")
+        seen = [f"label {label!r}" for label, rows in now.labels.items() if rows]
+        seen += [f"{key} {numbers.lowest:.6g}" for key, numbers in now.numbers.items()]
+        return Finding("fail", f"all {num_predicted} predictions are alike: {', '.join(seen[:3])}")
 
 
 def _same_bins(before: Numbers, now: Numbers) -> bool:
@@ -195,4 +218,4 @@ def _shift(bins: Sequence[Bin]) -> Shift:
     return Shift(psi, num_before, num_now, most)
 
 
-LABELS, SCORES = LabelDrift(), ScoreDrift()
+CONSTANT, LABELS, SCORES = Constant(), LabelDrift(), ScoreDrift()

@@ -1,14 +1,15 @@
-"""Gates on rows: all accounted for, at least one, and how many are quarantined, skipped or cut."""
+"""Gates on rows: all accounted for, as many as usual, and how many are quarantined or cut."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import median
 
 from pipeline.core.causes import format_causes
 from pipeline.core.figures.slice_figures import Generated, Tokenised
-from pipeline.gates.gate import Figures, Gate
-from pipeline.gates.history import Past
+from pipeline.gates.gate import Figures, Gate, Need
+from pipeline.gates.history import NOTHING_EARLIER, Past
 from pipeline.gates.results import Finding
 from pipeline.job.gates import Gates, Mode
 
@@ -39,6 +40,43 @@ class NotEmpty(Gate):
             return Finding("off", f"{message}; gates.allow_empty is true", 0.0, 1.0)
         hint = "check source.uri and source.format, or set gates.allow_empty to true"
         return Finding("fail", f"{message}; {hint}", 0.0, 1.0)
+
+
+class Volume(Gate):
+    """Rows beside the median of earlier partitions.
+
+    A fifth of the usual rows is hardly ever what the world did, so it refuses.
+    """
+
+    name = "volume"
+    needs: frozenset[Need] = frozenset(["history"])
+
+    def mode(self, options: Gates) -> Mode:
+        return options.volume.mode
+
+    def judge(self, options: Gates, figures: Figures, past: Past) -> Finding:
+        rule, num_rows = options.volume, figures.num_planned
+        if figures.is_limited:
+            return Finding("off", "not judged with run.limit_rows")
+        if not past.rows:
+            return Finding("off", f"{num_rows} rows; {NOTHING_EARLIER}")
+        usual = median(past.rows)
+        if max(usual, num_rows) < options.min_rows:
+            why = f"{num_rows} rows, median {usual:.10g}; not judged below {options.min_rows} rows"
+            return Finding("off", why)
+        if not usual:
+            return Finding("off", f"{num_rows} rows; earlier partitions were empty")
+        change_pct = 100.0 * (num_rows - usual) / usual
+        message = (
+            f"{num_rows} rows, {change_pct:+.1f}% beside the median {usual:.10g} of "
+            f"{len(past.rows)} earlier partitions"
+        )
+        limit = -rule.max_drop_pct if change_pct < 0 else rule.max_growth_pct
+        message = f"{message}; limit {limit:+g}%, warns beyond {rule.warn_pct:g}%"
+        if abs(change_pct) > abs(limit):
+            return Finding("fail", message, change_pct, limit)
+        is_fine = abs(change_pct) <= rule.warn_pct
+        return Finding("pass" if is_fine else "warn", message, change_pct, limit)
 
 
 @dataclass(frozen=True)
@@ -125,7 +163,8 @@ def _repeating(figures: Figures) -> tuple[int, int]:
     return written.num_repeating, written.num_rows
 
 
-CONSERVATION, NOT_EMPTY, REASONS = Conservation(), NotEmpty(), ReasonShares()
+CONSERVATION, NOT_EMPTY = Conservation(), NotEmpty()
+REASONS, VOLUME = ReasonShares(), Volume()
 ERRORS = Share(
     "max_error_pct",
     "error_mode",

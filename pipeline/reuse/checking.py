@@ -21,7 +21,6 @@ from pipeline.commit.staging import Checked
 from pipeline.core.arrays import Numbers
 from pipeline.core.failures import Reason
 from pipeline.core.schema import ERROR, ROW_ID
-from pipeline.gates.carried import differing_rows
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
@@ -154,5 +153,6 @@ class Checker:
             pa.concat_tables([each.select(columns).cast(others.schema), others])
             for each in (known, found)
         )
-        lines += differing_rows(task, [*ids, *[""] * others.num_rows], before, now, self.limits)
+        said = task.differences(before, now, self.limits.with_ties())[: len(ids)]
+        lines += [f"{row_id}: {each}" for row_id, each in zip(ids, said, strict=True) if each]
         return Checked(len(ids) + lost.num_rows, lines)
