@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pyarrow as pa
 
@@ -52,17 +52,6 @@ class CsvTexts(SourceFormat):
     ) -> Measured:
         extents = [e for s in shards for e in _extents(store, s, source, max_extent_rows)]
         return Measured(tuple(extents), fields=text_fields(has_pair=False))
-
-    def remeasure(
-        self,
-        store: Store,
-        shards: Sequence[StoredFile],
-        source: Source,
-        declared: pa.Schema,
-        *,
-        max_extent_rows: int,
-    ) -> Mapping[str, tuple[Extent, ...]]:
-        return {s.path: tuple(_extents(store, s, source, max_extent_rows)) for s in shards}
 
     def read(
         self, reader: Reader, extents: Sequence[Extent], is_wanted: Callable[[int], bool]

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pickle
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.runs.reading import plan_job, read, rows
+from support.runs.reading import Slices, plan_job, read, rows
 from support.runs.selection import examples
 
+from pipeline.commit.layout import Layout
+from pipeline.commit.plan_store import adopt_plan
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.schema import IMAGE_FIELDS, source_schema
 from pipeline.planning.plan import Plan
@@ -28,23 +28,6 @@ from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader, binary_array
 from pipeline.sources.units import Unit, only_rows, with_ctimes
 from pipeline.storage.store import Store
-
-READ_WHOLE = """
-import gc, pickle, sys
-import pyarrow as pa
-from pipeline.sources.reader import read_slices
-gc.disable()
-reader, units = pickle.load(sys.stdin.buffer)
-rows = taken = left = 0
-for unit in units:
-    starts = {key.start for key in unit.slices()}
-    for key, _, table in read_slices(reader, unit, starts):
-        rows += table.num_rows
-        taken += table.nbytes
-        del table
-    left += pa.total_allocated_bytes()
-print(rows, taken, left, pa.default_memory_pool().max_memory())
-"""
 
 
 def write_shards(folder: Path) -> None:
@@ -112,13 +95,18 @@ def test_ids_are_shard_and_row_without_an_id_column(shards: Path):
     assert {row["uri"] for row in found} == {str(shards / f"s{i}.parquet") for i in range(4)}
 
 
-@examples(60)
-@given(data=st.data(), slice_rows=st.integers(1, 60), limit=st.none() | st.integers(1, 151))
-def test_any_choice_of_slices_equals_the_full_read(
-    shards: Path, data: st.DataObject, slice_rows: int, limit: int | None
-):
+@functools.cache
+def full_read(shards: Path, slice_rows: int) -> tuple[Reader, Plan, Slices]:
     reader, plan = plan_job(shards, slice_rows, id_column="id", pass_through=["n", "city"])
-    every, _ = read(reader, plan)
+    return reader, plan, read(reader, plan)[0]
+
+
+@examples(60)
+@given(data=st.data(), slice_rows=st.sampled_from([3, 10, 41, 160]))
+def test_any_choice_of_slices_equals_the_full_read(
+    shards: Path, data: st.DataObject, slice_rows: int
+):
+    reader, plan, every = full_read(shards, slice_rows)
     wanted = data.draw(st.sets(st.sampled_from(sorted(every))))
     some, _ = read(reader, plan, wanted)
     assert set(some) == wanted
@@ -330,6 +318,23 @@ def test_a_replaced_object_stops_the_run(any_store: Store):
         read(reader, plan)
 
 
+def test_a_chmod_leaves_the_fingerprint_and_the_next_run_goes_on(tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    path = tmp_path / "in" / "a.parquet"
+    pq.write_table(pa.table({"image": [b"x"] * 12}), path)
+    reader, plan = plan_job(tmp_path / "in", 4)
+    store, layout = Store(str(tmp_path / "out")), Layout("date=2026-11-24")
+    adopt_plan(store, layout, plan)
+    path.chmod(0o600)
+    again = plan_job(tmp_path / "in", 4)[1]
+    assert again.fingerprint == plan.fingerprint
+    adopted = adopt_plan(store, layout, again)
+    assert adopted == replace(again, created_at=plan.created_at)
+    assert len(rows(read(reader, adopted)[0])) == 12
+    with pytest.raises(InfraError, match="changed since it was planned"):
+        read(reader, plan)
+
+
 # ---------------------------------------------------------------------------- image files
 
 
@@ -380,39 +385,6 @@ def test_a_vanished_file_costs_its_row_and_a_changed_one_stops_the_run(any_store
         any_store.put("c.jpg", content)
         with pytest.raises(InfraError, match=r"c\.jpg: it changed since it was listed"):
             read(reader, plan)
-
-
-# ---------------------------------------------------------------------------- memory
-
-
-def test_a_huge_row_group_is_streamed(tmp_path: Path):
-    num_rows, image_bytes = 1000, 100_000
-    image = pa.array([os.urandom(image_bytes)])
-    images = pc.take(image, pa.array([0] * num_rows))
-    path = tmp_path / "huge.parquet"
-    pq.write_table(
-        pa.table({"image": images}),
-        path,
-        row_group_size=num_rows,
-        compression="none",
-        use_dictionary=False,
-        write_batch_size=16,  # small pages: reading is by whole pages
-    )
-    file_bytes = path.stat().st_size
-    assert pq.ParquetFile(path).num_row_groups == 1
-    reader, plan = plan_job(tmp_path, 64)
-    done = subprocess.run(
-        [sys.executable, "-c", READ_WHOLE],
-        input=pickle.dumps((reader, plan.units)),
-        capture_output=True,
-        check=True,
-    )
-    found_rows, found_bytes, left_bytes, most_bytes = map(int, done.stdout.split())
-    path.unlink()
-    assert found_rows == num_rows
-    assert found_bytes > 0.95 * file_bytes > 95e6
-    assert most_bytes < 0.4 * file_bytes
-    assert left_bytes == 0, "a unit that has been read holds no memory"
 
 
 @given(values=st.lists(st.none() | st.binary(max_size=9), max_size=30))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from support.inputs.tars import Entry, pack
 from toy_source import POINTS, TOY_FILES
 
 from pipeline.core import registry
+from pipeline.core.errors import InfraError
 from pipeline.core.failures import Reason
 from pipeline.core.schema import AUDIO, ERROR, ROW_ID, URI
 from pipeline.job.source import Source
@@ -27,7 +29,7 @@ from pipeline.sources.inputs import Inputs, list_inputs
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
 from pipeline.sources.source_format import SourceFormat, format_of, planned_ids
-from pipeline.sources.units import Unit
+from pipeline.sources.units import Unit, with_ctimes
 from pipeline.storage.store import Store
 
 NUM_ROWS = 10
@@ -113,9 +115,11 @@ def reader_of(source: Source, inputs: Inputs) -> Reader:
     return Reader(store, source, inputs.pass_through, inputs.fields)
 
 
-def read(source: Source, inputs: Inputs) -> Iterator[pa.Table]:
+def read(
+    source: Source, inputs: Inputs, ctimes_ns: Mapping[str, int] | None = None
+) -> Iterator[pa.Table]:
     reader = reader_of(source, inputs)
-    for unit in units_of(source, inputs):
+    for unit in with_ctimes(units_of(source, inputs), ctimes_ns or {}):
         starts = [] if unit.cut else [key.start for key in unit.slices()]
         for key, _, rows in read_slices(reader, unit, frozenset(starts)):
             assert rows.num_rows == key.num_rows
@@ -213,6 +217,40 @@ def test_a_broken_shard_costs_its_own_rows(source: Source, tmp_path: Path):
     assert failed.column(ROW_ID).to_pylist() == [f"0{form.suffixes[0]}"]
     assert failed.column(ERROR).to_pylist() == [Reason.UNREADABLE_SHARD.value]
     assert rows.num_rows == NUM_ROWS + 1
+
+
+def rewritten(path: Path) -> None:
+    """Write other content of the same size in place, and put the mtime back."""
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.write(path.read_bytes()[::-1])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+def replaced(path: Path) -> None:
+    """Put another file of the same size and mtime in its place."""
+    before, other = path.stat(), path.with_name(".other")
+    other.write_bytes(path.read_bytes()[::-1])
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    other.replace(path)
+
+
+@pytest.mark.parametrize("change", [rewritten, replaced])
+@pytest.mark.parametrize("num_read", [0, 1, 2])
+def test_other_content_of_the_same_size_and_time_ends_the_run(
+    source: Source, change: Callable[[Path], None], num_read: int, tmp_path: Path
+):
+    inputs = list_inputs(source, max_extent_rows=4)
+    files = sorted(each for each in tmp_path.iterdir() if each.is_file())
+    tables = read(source, inputs, {shard.path: shard.ctime_ns for shard in inputs.shards})
+    for _ in range(num_read):
+        next(tables)
+    # After one slice the first shard is open if only reading counts rows; after two the last is.
+    is_first = num_read < 2 and format_of(source).counts_rows == "reading"
+    change(files[0] if is_first else files[-1])
+    with pytest.raises(InfraError, match="changed since it was"):
+        list(tables)
 
 
 def test_an_unknown_format_is_refused_with_those_that_there_are(tmp_path: Path):

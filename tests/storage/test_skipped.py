@@ -15,15 +15,7 @@ from support.runs.earlier_partitions import EarlierPartition
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, current_manifest
-from pipeline.core.errors import GateRefused, InfraError, JobError
-from pipeline.core.schema import IMAGE_FIELDS
-from pipeline.dataflow import run_job
-from pipeline.operations.plan import plan
-from pipeline.runs.context import RunOptions
-from pipeline.runs.preparing.prepare import prepare
-from pipeline.runs.progress import Silent
-from pipeline.sources.reader import read_slices
-from pipeline.sources.rows import Reader
+from pipeline.core.errors import GateRefused
 from pipeline.storage.skipped import (
     FIRST_NAMES,
     SkipCounter,
@@ -192,24 +184,3 @@ def test_a_manifest_of_an_older_version_says_nothing_of_skipped_files(tmp_path: 
     document = json.loads(partition_of(tmp_path).run().to_json())
     assert document.pop("skipped")
     assert Manifest.from_json(json.dumps(document).encode(), "x").skipped == {}
-
-
-def test_a_planned_photo_that_becomes_a_pipe_stops_the_run_at_once(tmp_path: Path) -> None:
-    partition = partition_of(tmp_path)
-    run = partition.new_run()
-    plan, _ = prepare(run)
-    (tmp_path / "blobs" / "2").unlink()
-    os.mkfifo(tmp_path / "blobs" / "2")
-    reader = Reader(Store(plan.source_root), run.job.source, plan.pass_through, IMAGE_FIELDS)
-    with pytest.raises(InfraError, match=r"_DSC2\.jpg: it changed since it was listed"):
-        list(read_slices(reader, plan.units[0], {key.start for key in plan.slices()}))
-
-
-def test_a_sink_below_the_source_is_refused_before_it_is_written(tmp_path: Path) -> None:
-    partition = partition_of(tmp_path)
-    partition.out = Store(f"{partition.inputs}/out")
-    with pytest.raises(JobError, match=r"sink\.uri = .*/in/out: its predictions/ lies in what"):
-        run_job(partition.job, RunOptions(allow_import=("models",)), Silent())
-    assert not Path(partition.out.uri).exists()
-    with pytest.raises(JobError, match=r"sink\.uri"):
-        plan(partition.job, allow_import=["models"], tries=False)

@@ -74,16 +74,6 @@ def test_every_moment_is_itself(kind: pa.DataType, tmp_path: Path):
     assert [row[0] for row in duckdb.sql(query).fetchall()] == MOMENTS
 
 
-@pytest.mark.parametrize("start", range(6))
-def test_a_row_is_the_same_wherever_reading_begins(start: int, tmp_path: Path):
-    write(tmp_path / "a.parquet", MOMENTS)
-    source = source_of(tmp_path, pass_through=("ts",))
-    inputs = list_inputs(source, max_extent_rows=100)
-    [whole] = read_all(inputs, source, 100)
-    pieces = read_all(inputs, source, 6 - start)
-    assert pa.concat_tables(pieces)["ts"].to_pylist() == whole["ts"].to_pylist()
-
-
 def test_digits_below_a_microsecond_are_cut(tmp_path: Path):
     day = JULIAN_EPOCH
     write_raw(tmp_path / "a.parquet", [(day, 1_001), (day - 1, DAY_NS - 1)])

@@ -35,7 +35,8 @@ from pipeline.storage.store import StoredFile
 
 MIB = 2**20
 READ = """
-import collections, json, pathlib, pickle, re, sys
+import collections, gc, json, pathlib, pickle, re, sys
+import pyarrow as pa
 from pipeline.sources.reader import read_slices
 
 def peak_bytes():
@@ -43,6 +44,7 @@ def peak_bytes():
     return int(re.search(r"VmHWM:\\s+([0-9]+) kB", status)[1]) * 1024
 
 reader, units = pickle.load(sys.stdin.buffer)
+gc.disable()
 before = peak_bytes()
 errors, most = collections.Counter(), 0
 for unit in units:
@@ -50,12 +52,19 @@ for unit in units:
         errors.update(str(error) for error in table.column("error").to_pylist())
         most = max(most, table.nbytes)
         del table
-print(json.dumps([errors, most, peak_bytes() - before]))
+    assert not pa.total_allocated_bytes(), "a unit that has been read holds no memory"
+print(json.dumps([errors, most, peak_bytes() - before, pa.default_memory_pool().max_memory()]))
 """
 
 
-def read_apart(folder: Path, slice_rows: int, **fields: Any) -> tuple[dict[str, int], int, int]:
-    """Read all rows in a child; return error -> rows, bytes of a slice and of all memory."""
+def read_apart(
+    folder: Path, slice_rows: int, **fields: Any
+) -> tuple[dict[str, int], int, int, int]:
+    """Read all rows in a child.
+
+    Returns:
+        Error -> rows; the most bytes of a slice, of all memory and of what Arrow holds at once.
+    """
     made, plan = plan_job(folder, slice_rows, **fields)
     made = Reader(made.store, made.source, plan.pass_through, plan.fields)
     done = subprocess.run(
@@ -64,8 +73,8 @@ def read_apart(folder: Path, slice_rows: int, **fields: Any) -> tuple[dict[str, 
         capture_output=True,
         check=True,
     )
-    errors, most, peak = json.loads(done.stdout)
-    return errors, most, peak
+    errors, most, peak, held = json.loads(done.stdout)
+    return errors, most, peak, held
 
 
 def repeated(value: str | bytes, num_rows: int) -> pa.Array:
@@ -80,7 +89,7 @@ def test_a_text_that_many_rows_pass_through_is_not_copied_for_each(tmp_path: Pat
     table = pa.table({"image": [b"x"] * 60, "t": repeated("a" * 40_000_000, 60)})
     pq.write_table(table, tmp_path / "a.parquet", compression="zstd", store_schema=is_typed)
     assert (tmp_path / "a.parquet").stat().st_size < 4000
-    errors, _, peak = read_apart(tmp_path, 256, pass_through=["t"])
+    errors, _, peak, _ = read_apart(tmp_path, 256, pass_through=["t"])
     assert errors == {"too_large": 60}
     assert peak < 6 * MAX_BATCH_BYTES
 
@@ -90,10 +99,27 @@ def test_a_text_that_many_rows_pass_through_is_not_copied_for_each(tmp_path: Pat
 def test_rows_of_more_than_2_gib_come_in_pieces_and_none_is_lost(tmp_path: Path, is_typed: bool):
     table = pa.table({"image": repeated(b"i" * 20 * MIB, 110)})
     pq.write_table(table, tmp_path / "a.parquet", compression="zstd", store_schema=is_typed)
-    errors, most, peak = read_apart(tmp_path, 110)
+    errors, most, peak, _ = read_apart(tmp_path, 110)
     assert errors == {"None": 110}
     assert most < 2 * extents.MAX_SLICE_BYTES
     assert peak < 5 * extents.MAX_SLICE_BYTES
+
+
+def test_a_huge_row_group_is_streamed(tmp_path: Path):
+    image = np.random.default_rng(0).bytes(100_000)
+    images = pa.array([image]).take(pa.array([0] * 1000))
+    pq.write_table(
+        pa.table({"image": images}),
+        tmp_path / "huge.parquet",
+        row_group_size=1000,
+        compression="none",
+        use_dictionary=False,
+        write_batch_size=16,  # small pages: reading is by whole pages
+    )
+    errors, most, _, held = read_apart(tmp_path, 64)
+    assert errors == {"None": 1000}
+    assert most > 63 * len(image)
+    assert held < 0.6 * (tmp_path / "huge.parquet").stat().st_size
 
 
 @given(
@@ -206,7 +232,7 @@ def test_large_rows_that_are_neighbours_do_not_fill_memory(tmp_path: Path):
     pq.write_table(table, tmp_path / "a.parquet", compression="zstd", use_dictionary=False,
                    write_batch_size=4)  # fmt: skip
     del texts, table
-    errors, most, peak = read_apart(tmp_path, 1024, pass_through=["t"])
+    errors, most, peak, _ = read_apart(tmp_path, 1024, pass_through=["t"])
     assert errors == {"None": 4060}
     assert most < 2 * extents.MAX_SLICE_BYTES
     assert peak < 5 * extents.MAX_SLICE_BYTES

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pyarrow as pa
 
@@ -51,17 +51,6 @@ class Toy(SourceFormat):
     ) -> Measured:
         extents = tuple(e for s in shards for e in _extents(store, s, max_extent_rows))
         return Measured(extents, fields=IMAGE_FIELDS)
-
-    def remeasure(
-        self,
-        store: Store,
-        shards: Sequence[StoredFile],
-        source: Source,
-        declared: pa.Schema,
-        *,
-        max_extent_rows: int,
-    ) -> Mapping[str, tuple[Extent, ...]]:
-        return {s.path: tuple(_extents(store, s, max_extent_rows)) for s in shards}
 
     def read(
         self, reader: Reader, extents: Sequence[Extent], is_wanted: Callable[[int], bool]
