@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import uuid
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from support.inputs.jsonl_shards import CODECS, lines
 from support.inputs.photos import build_parquet
@@ -34,46 +32,53 @@ pytestmark = [pytest.mark.no_ray, pytest.mark.early]
 
 DATE = "2026-11-24"
 PARTITION = f"date={DATE}"
-NUM_ROWS, NUM_BAD = 200, 8
+NUM_ROWS, NUM_SHARDS = 200, 4
+KINDS = {
+    "photos": ({"format": "parquet", "pass_through": ["camera"]}, {}, 8),
+    "texts": ({"format": "jsonl", "text_column": "body"}, {"transform": None}, NUM_SHARDS),
+}
+"""What is read -> fields of its source, sections of its job, and how many of its rows are bad."""
 
 
-@pytest.fixture(scope="module")
-def root(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A prefix whose `in` holds shards of photos, some of them broken."""
-    folder = tmp_path_factory.mktemp("shards")
-    build_parquet(folder, NUM_ROWS, seed=11, num_shards=4, num_bad=NUM_BAD, row_group_rows=20)
-    store = s3.store()
+def put_photos(root: Store, folder: Path) -> None:
+    num_bad = KINDS["photos"][2]
+    build_parquet(folder, NUM_ROWS, 11, num_shards=NUM_SHARDS, num_bad=num_bad, row_group_rows=20)
     for shard in folder.glob("*.parquet"):
-        store.put(f"in/{shard.name}", shard.read_bytes())
-    return store
+        root.put(f"in/{shard.name}", shard.read_bytes())
 
 
-@pytest.fixture(scope="module")
-def expected(s3: S3Server, root: Store, tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
-    """What a run over a good network predicts."""
-    report = run(tmp_path_factory.mktemp("clean"), root, s3.storage_options, "clean")
-    assert retries_of(report) == 0
-    return predictions(root, "clean")
+def put_texts(root: Store, folder: Path) -> None:
+    """Shards of texts, a null in each, and a model."""
+    for shard in range(NUM_SHARDS):
+        rows = [
+            {"id": f"{shard}-{row:02d}", "body": TEXTS[row % len(TEXTS)] if row else None}
+            for row in range(NUM_ROWS // NUM_SHARDS)
+        ]
+        root.put(f"in/{shard}.jsonl.gz", CODECS[".jsonl.gz"](lines(*rows)))
+    model = make_snapshot(folder / "model", "bert", pooling="mean")
+    for file in (path for path in model.rglob("*") if path.is_file()):
+        root.put(f"model/{file.relative_to(model)}", file.read_bytes())
 
 
-def run(folder: Path, root: Store, storage_options: dict[str, Any], output: str) -> dict[str, Any]:
-    source = {
-        "uri": root.url("in"),
-        "format": "parquet",
-        "id_column": "id",
-        "pass_through": ["camera"],
-        "storage_options": storage_options,
-    }
-    sink = {"uri": root.url(output), "storage_options": storage_options}
+def run(
+    folder: Path, root: Store, kind: str, storage_options: dict[str, Any], output: str
+) -> dict[str, Any]:
+    """Run with a node cache of its own, so that a model is read from the store."""
+    fields, sections, _ = KINDS[kind]
+    options = {"storage_options": storage_options}
+    if kind == "texts":
+        sections = {**sections, "model": {"path": root.url("model"), **options}}
     job = write_job(
         folder / "job.yaml",
-        source,
-        sink["uri"],
-        sink={**sink, "partition": "date=${date}"},
+        {"uri": root.url("in"), "id_column": "id", **fields, **options},
+        root.url(output),
+        sink=options,
         gates={"max_error_pct": 10},
         run={"slice_rows": 16},
+        **sections,
     )
-    result = pipeline("run", job, "--date", DATE, "--json")
+    cache = {"XDG_CACHE_HOME": str(folder / output)}
+    result = pipeline("run", job, "--date", DATE, "--json", env=cache)
     assert result.code == 0, result.stderr
     return result.json
 
@@ -84,106 +89,39 @@ def predictions(root: Store, output: str) -> pa.Table:
     return read_predictions(root.url(output), PARTITION, storage_options=options)
 
 
-def certain_faults() -> list[Rule]:
+def certain_faults(kind: str) -> list[Rule]:
     """One of each kind, so that no seed leaves one out; the others come by chance."""
+    is_cut = [Rule(TRUNCATE, method="GET", path="/in/", first=2, last=2)]
+    if kind == "texts":
+        is_cut.append(Rule(TRUNCATE, method="GET", path="/model/model.safetensors"))
     return [
+        *is_cut,
         Rule(RESET_BEFORE, method=".*", first=40, last=40),
         Rule(RESET_AFTER, method="PUT", path="staging", first=3, last=3),
-        Rule(TRUNCATE, method="GET", path="/in/", first=7, last=7),
         Rule(ERROR_BODY, method="PUT", head="\nx-amz-copy-source:"),
-        Rule(UNAVAILABLE, method="GET", path="/in/", first=14, last=15),
-        Rule(UNAVAILABLE, method="PUT", path="staging", first=2, last=2),
-    ]
-
-
-def retries_of(report: dict[str, Any]) -> int:
-    return sum(stage["retries"] or 0 for stage in report["stages"])
-
-
-SLOW = pytest.mark.slow
-
-
-@SLOW
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_a_bad_network_changes_no_row(
-    s3: S3Server, root: Store, expected: pa.Table, tmp_path: Path, seed: int
-) -> None:
-    output = f"out-{uuid.uuid4().hex}"
-    with FaultProxy(s3.endpoint_url, *certain_faults(), *bad_network(), seed=seed) as proxy:
-        report = run(tmp_path, root, s3.options_at(proxy.url), output)
-    done = Counter(action.partition(":")[0] for _, _, action in proxy.requests)
-    assert done.keys() >= {rule.action for rule in certain_faults()}
-    assert predictions(root, output).equals(expected)
-    assert report["rows"]["predicted"] == NUM_ROWS - NUM_BAD
-    assert report["rows"]["quarantined"] == NUM_BAD
-    retries = {stage["stage"]: stage["retries"] for stage in report["stages"]}
-    assert min(retries["read"], retries["write"]) > 0, retries
-
-
-def put_texts(root: Store, suffix: str) -> None:
-    """Four shards of texts, a null in each."""
-    for shard in range(4):
-        rows = [
-            {"id": f"{shard}-{row:02d}", "body": TEXTS[row % len(TEXTS)] if row else None}
-            for row in range(NUM_ROWS // 4)
-        ]
-        sink = pa.BufferOutputStream()
-        if suffix == ".parquet":
-            pq.write_table(pa.Table.from_pylist(rows), sink, row_group_size=20)
-        else:
-            sink.write(CODECS[suffix](lines(*rows)))
-        root.put(f"in/{shard}{suffix}", sink.getvalue().to_pybytes())
-
-
-def embed_texts(
-    folder: Path, root: Store, storage_options: dict[str, Any], suffix: str, output: str
-) -> dict[str, Any]:
-    """Run with a node cache of its own, so that the model is read from the store."""
-    section = {"storage_options": storage_options}
-    source = {
-        "uri": root.url("in"),
-        "format": "parquet" if suffix == ".parquet" else "jsonl",
-        "text_column": "body",
-        "id_column": "id",
-    }
-    job = write_job(
-        folder / "job.yaml",
-        {**source, **section},
-        root.url(output),
-        model={"path": root.url("model"), **section},
-        transform=None,
-        sink=section,
-        gates={"max_error_pct": 10},
-        run={"slice_rows": 16},
-    )
-    cache = {"XDG_CACHE_HOME": str(folder / output)}
-    result = pipeline("run", job, "--date", DATE, "--json", env=cache)
-    assert result.code == 0, result.stderr
-    return result.json
-
-
-@SLOW
-@pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".jsonl.gz"])
-def test_a_bad_network_changes_no_text(s3: S3Server, tmp_path: Path, suffix: str) -> None:
-    root = s3.store()
-    put_texts(root, suffix)
-    model = make_snapshot(tmp_path / "model", "bert", pooling="mean")
-    for file in (path for path in model.rglob("*") if path.is_file()):
-        root.put(f"model/{file.relative_to(model)}", file.read_bytes())
-    embed_texts(tmp_path, root, s3.storage_options, suffix, "clean")
-    certain = [
-        Rule(RESET_BEFORE, method=".*", first=40, last=40),
-        Rule(TRUNCATE, method="GET", path="/model/model.safetensors"),
-        Rule(TRUNCATE, method="GET", path="/in/", first=2, last=2),
         Rule(UNAVAILABLE, method="GET", path="/in/", first=3, last=4),
-        Rule(RESET_AFTER, method="PUT", path="staging", first=3, last=3),
         Rule(UNAVAILABLE, method="PUT", path="staging", first=2, last=2),
     ]
-    with FaultProxy(s3.endpoint_url, *certain, *bad_network(), seed=1) as proxy:
-        report = embed_texts(tmp_path, root, s3.options_at(proxy.url), suffix, "bad")
-    done = Counter(action.partition(":")[0] for _, _, action in proxy.requests)
-    assert done.keys() >= {rule.action for rule in certain}
-    assert predictions(root, "bad").equals(predictions(root, "clean"))
-    assert (report["rows"]["predicted"], report["rows"]["quarantined"]) == (NUM_ROWS - 4, 4)
-    retries = {stage["stage"]: stage["retries"] for stage in report["stages"]}
-    assert min(retries["read"], retries["write"]) > 0, retries
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "seeds"), [("photos", (1, 2, 3)), ("texts", (1,))])
+def test_a_bad_network_changes_no_row(
+    kind: str, seeds: tuple[int, ...], s3: S3Server, tmp_path: Path
+) -> None:
+    root = s3.store()
+    {"photos": put_photos, "texts": put_texts}[kind](root, tmp_path)
+    clean = run(tmp_path, root, kind, s3.storage_options, "clean")
+    assert sum(stage["retries"] or 0 for stage in clean["stages"]) == 0
+    num_bad = KINDS[kind][2]
+    for seed in seeds:
+        rules = certain_faults(kind)
+        with FaultProxy(s3.endpoint_url, *rules, *bad_network(), seed=seed) as proxy:
+            report = run(tmp_path, root, kind, s3.options_at(proxy.url), f"out-{seed}")
+        done = Counter(action.partition(":")[0] for _, _, action in proxy.requests)
+        assert done.keys() >= {rule.action for rule in rules}
+        assert predictions(root, f"out-{seed}").equals(predictions(root, "clean"))
+        rows = report["rows"]
+        assert (rows["predicted"], rows["quarantined"]) == (NUM_ROWS - num_bad, num_bad)
+        retries = {stage["stage"]: stage["retries"] for stage in report["stages"]}
+        assert min(retries["read"], retries["write"]) > 0, retries

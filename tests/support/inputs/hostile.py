@@ -144,55 +144,6 @@ def _many(num_tensors: int) -> Callable[[Path, Path], None]:
     return change
 
 
-def _reheaded(
-    change: Callable[[dict[str, Any]], None], first_byte: int | None = None
-) -> Callable[[Path, Path], None]:
-    """Change the header of the good weights; the data stays.
-
-    Args:
-        change: Of the parsed header.
-        first_byte: Of the file, to which the header is padded.
-    """
-
-    def act(folder: Path, marker: Path) -> None:
-        old = (folder / WEIGHTS).read_bytes()
-        length = struct.unpack("<Q", old[:8])[0]
-        header = json.loads(old[8 : 8 + length])
-        change(header)
-        text = json.dumps(header).encode()
-        if first_byte is not None:
-            text += b" " * ((first_byte - len(text)) % 256)
-        (folder / WEIGHTS).write_bytes(struct.pack("<Q", len(text)) + text + old[8 + length :])
-
-    return act
-
-
-def _renamed(header: dict[str, Any]) -> None:
-    header["bert.evil.weight"] = header.pop("classifier.bias")
-
-
-def _transposed(header: dict[str, Any]) -> None:
-    entry = header["bert.embeddings.word_embeddings.weight"]
-    entry["shape"] = entry["shape"][::-1]
-
-
-def _one_without(folder: Path, marker: Path) -> None:
-    """Take a tensor out, data and all."""
-    from safetensors.torch import load_file, save_file
-
-    tensors = load_file(folder / WEIGHTS)
-    del tensors["classifier.weight"]
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-
-
-def _one_more(folder: Path, marker: Path) -> None:
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    tensors = {**load_file(folder / WEIGHTS), "bert.evil.weight": torch.zeros(2)}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-
-
 def _indexed(**weight_map: str) -> Callable[[Path, Path], None]:
     def change(folder: Path, marker: Path) -> None:
         (folder / WEIGHTS).rename(folder / "model-00001-of-00001.safetensors")
@@ -267,7 +218,6 @@ def _deep(depth: int) -> bytes:
 
 _CUT = "is damaged or cut off: "
 _IS_PICKLE = "is a pickle, which can run code when it is loaded"
-_PICKLES = ("pytorch_model.bin", "model.pt", "model.pth", "w.pkl", "w.pickle", "w.joblib")
 _ENDLESS = "[" * 100_000
 
 HOSTILE: Mapping[str, Case] = {
@@ -284,7 +234,6 @@ HOSTILE: Mapping[str, Case] = {
         _code(CONFIG, model_type="own", architectures=["Own"]), 'model_type is "own"'
     ),
     "a class of its own": Case(_code(CONFIG, architectures=["modeling_own.Own"]), "'modeling_own"),
-    "a function of the library": Case(_change(CONFIG, architectures=["pipeline"]), "'pipeline'"),
     "a kernel of the hub": Case(_change(CONFIG, attn_implementation="own/kernel"), ""),
     "a kernel of the hub, privately": Case(
         _change(CONFIG, _attn_implementation="own/kernel", _attn_implementation_internal="a/b"), ""
@@ -295,19 +244,15 @@ HOSTILE: Mapping[str, Case] = {
     "a module of its own": Case(
         _modules("1_Pooling", "modeling_own.Own"), 'class "modeling_own.Own"', "sentence"
     ),
-    "a function as a module": Case(
-        _modules("1_Pooling", "os.system"), 'class "os.system"', "sentence"
-    ),
     "a function as an activation": Case(
         _change("2_Dense/config.json", activation_function="os.system"), "os.system", "sentence"
     ),
     # ---- pickles
-    **{f"{name} alone": Case(_pickled(name, WEIGHTS), _IS_PICKLE) for name in _PICKLES},
+    "pytorch_model.bin alone": Case(_pickled("pytorch_model.bin", WEIGHTS), _IS_PICKLE),
     "last.ckpt alone": Case(_pickled("last.ckpt", WEIGHTS), "is a training checkpoint"),
     "a pickle named safetensors": Case(_pickled(WEIGHTS), "is a pickle under another name"),
     "torch.save named safetensors": Case(_torch_saved, "is a pickle under another name"),
     "a pickle beside the weights": Case(_pickled("pytorch_model.bin"), ""),
-    "a pickle of arguments": Case(_pickled("training_args.bin"), ""),
     "a pickle as config": Case(_pickled(CONFIG), "config.json is no JSON"),
     "a pickle as tokenizer": Case(_pickled(TOKENIZER), "tokenizer.json is no tokenizer"),
     "a pickle as tokenizer_config": Case(_pickled(TOKENIZER_CONFIG), "is no JSON"),
@@ -329,11 +274,6 @@ HOSTILE: Mapping[str, Case] = {
         _header(None, b'{"a": {"dtype": "OS", "shape": [1], "data_offsets": [0, 4]}}', bytes(4)),
         _CUT,
     ),
-    "good weights that begin as a pickle does": Case(_reheaded(dict.copy, first_byte=0x80), ""),
-    "a tensor missing": Case(_one_without, "tensors 1 missing (classifier.weight)"),
-    "a tensor too many": Case(_one_more, "tensors 1 unexpected (bert.evil.weight)"),
-    "a tensor renamed": Case(_reheaded(_renamed), "1 missing (classifier.bias); 1 unexpected"),
-    "a tensor transposed": Case(_reheaded(_transposed), "1 of another shape"),
     "a header of 400,000 tensors": Case(_many(400_000), "bytes, at most 8388608 can be"),
     "a header of 100,000 tensors": Case(_many(100_000), "do not fit"),
     "no weights at all": Case(_write(WEIGHTS, b""), "is empty (0 bytes)"),
@@ -369,17 +309,8 @@ HOSTILE: Mapping[str, Case] = {
     "hidden_size 2**62": Case(_change(CONFIG, hidden_size=2**62), "hidden_size is"),
     "10**6 layers": Case(_change(CONFIG, num_hidden_layers=10**6), "num_hidden_layers is 1000000"),
     "256 layers": Case(_change(CONFIG, num_hidden_layers=256), "config.json"),
-    "a vocabulary of 10**12": Case(_change(CONFIG, vocab_size=10**12), "config.json"),
     "10**9 labels": Case(_change(CONFIG, num_labels=10**9), "num_labels is 1000000000"),
-    "10**12 positions": Case(_change(CONFIG, max_position_embeddings=10**12), "config.json"),
-    "a size below zero": Case(_change(CONFIG, hidden_size=-32), "config.json"),
-    "a vocabulary below zero": Case(_change(CONFIG, vocab_size=-1), "config.json"),
-    "a size with a fraction": Case(_change(CONFIG, hidden_size=32.5), "config.json"),
-    "a size of NaN": Case(_change(CONFIG, hidden_size=float("nan")), "config.json"),
-    "a size of Infinity": Case(_change(CONFIG, intermediate_size=float("inf")), "config.json"),
     "a size as text": Case(_change(CONFIG, hidden_size="32; import os"), "config.json"),
-    "no heads": Case(_change(CONFIG, num_attention_heads=0), "config.json"),
-    "labels as a list": Case(_change(CONFIG, id2label=[1, 2]), "config.json"),
     "no architectures": Case(_change(CONFIG, architectures=[]), "architectures is []"),
     "architectures as numbers": Case(_change(CONFIG, architectures=[1]), "architectures is [1]"),
     "quantised": Case(

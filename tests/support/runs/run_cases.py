@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from support.inputs import several_rows
 from support.inputs.clips import encoded, tone
 from support.inputs.photos import build_images
 from support.models.audio_snapshots import LABELS, make_listener
@@ -296,30 +295,6 @@ def _of_texts(
     )
 
 
-def several(folder: Path) -> RunCase:
-    """Rows of a photo, a text and a number, one of which may be bad."""
-    columns = several_rows.rows_of(24)
-    good = {name: [*values] for name, values in columns.items()}
-    columns["caption"][3], columns["weight"][7], columns["photo"][11] = None, None, b"no image"
-    given = several_rows.write_rows(folder, columns)
-
-    def require(rows: list[Row]) -> None:
-        logits = dict(zip(good["name"], several_rows.loop("several", good), strict=True))
-        assert all(row["label_id"] == logits[row["row_id"]].argmax() for row in rows)
-
-    return RunCase(
-        {**given["source"], "inputs": several_rows.INPUTS},
-        {"factory": "models:several", "labels": models.LABELS},
-        good["name"],
-        {"r003": "null_input", "r007": "null_input", "r011": "unidentified"},
-        "top_k",
-        LIST,
-        frozenset({"score"}),
-        require,
-        sections={"text": given["text"]},
-    )
-
-
 _COLOURS = {"factory": "models:colours"}
 _EMBED = {"factory": "models:channels", "layer": "pool", "embedding_dim": 3}
 CASES: Mapping[str, Callable[[Path], RunCase]] = {
@@ -335,7 +310,6 @@ CASES: Mapping[str, Callable[[Path], RunCase]] = {
                      factory="models:spots", labels=models.LABELS, min_score=0.3),
     "clip": prompts("clip"),
     "siglip": prompts("siglip"),
-    "several": several,
     "clips": clips,
     "transcripts": transcripts,
     "captions": captions,
