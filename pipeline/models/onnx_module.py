@@ -19,8 +19,8 @@ from pipeline.models.directories.facts import OnnxFile
 from pipeline.models.directories.onnx.file import read_onnx_facts, runnable
 from pipeline.models.directories.onnx.graph import ONNX_LOG_LEVEL, external_files, parse_onnx
 from pipeline.models.tasks import task_class
-from pipeline.preprocessing.column_input import texts_of
 from pipeline.preprocessing.input_facts import TEXT
+from pipeline.preprocessing.table_input import texts_of
 
 Feeds = dict[str, npt.NDArray[Any]]
 """Name of an input of the file -> C-contiguous (B, ...), of its dtype."""

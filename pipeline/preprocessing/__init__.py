@@ -7,7 +7,7 @@ distribution that is installed on every node; `source.input` names it.
 
 REGISTRY = {
     "image": "pipeline.preprocessing.images.image_input:ImageInput",
-    "features": "pipeline.preprocessing.feature_input:FeatureInput",
+    "features": "pipeline.preprocessing.table_input:FeatureInput",
     "text": "pipeline.preprocessing.texts.text_input:TextInput",
     "audio": "pipeline.preprocessing.audio.audio_input:AudioInput",
     "several": "pipeline.preprocessing.composite_input:CompositeInput",

@@ -13,7 +13,7 @@ from pipeline.inference.runtimes import all_runtimes
 from pipeline.inference.runtimes.base import missing_reason
 from pipeline.inference.runtimes.inference_module import InferenceModule, taken_names
 from pipeline.inference.runtimes.opening import make_runner
-from pipeline.preprocessing.feature_input import FeatureInput
+from pipeline.preprocessing.table_input import FeatureInput
 
 BATCH = 4
 SEEDED = torch.Generator().manual_seed(2)

@@ -18,10 +18,10 @@ from pipeline.inference.runtimes.export import Exporter
 from pipeline.inference.runtimes.inference_module import InferenceModule
 from pipeline.inference.runtimes.opening import make_runner
 from pipeline.models.onnx_module import OnnxModule
-from pipeline.preprocessing.feature_input import FeatureInput
 from pipeline.preprocessing.images.image_input import ImageInput
 from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.model_input import BatchLimits, Input
+from pipeline.preprocessing.table_input import FeatureInput
 
 SIZE_PX, BATCH = 32, 4
 TRANSFORM = TransformSpec(SIZE_PX, SIZE_PX, "bilinear", (0.4, 0.45, 0.5), (0.2, 0.25, 0.3))

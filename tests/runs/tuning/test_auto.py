@@ -22,8 +22,8 @@ from pipeline.inference.runtimes.choice import require_usable
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.planning.allocation import Allocation
-from pipeline.preprocessing.feature_input import FeatureInput
 from pipeline.preprocessing.model_input import BatchLimits
+from pipeline.preprocessing.table_input import FeatureInput
 from pipeline.runs.tuning.selection import (
     MAX_ATTEMPTS,
     Budget,

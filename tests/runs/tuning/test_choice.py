@@ -15,7 +15,7 @@ from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.planning.allocation import Allocation
 from pipeline.planning.plan import model_digest
-from pipeline.preprocessing.feature_input import FeatureInput
+from pipeline.preprocessing.table_input import FeatureInput
 from pipeline.runs.tuning.choice import Choice, measured, settled
 from pipeline.runs.tuning.profile import Profile
 from pipeline.runs.tuning.selection import (

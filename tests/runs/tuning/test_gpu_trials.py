@@ -15,7 +15,7 @@ from pipeline.inference.devices.device_buffers import DeviceBuffer
 from pipeline.inference.runtimes import all_runtimes
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.base import TaskSpec
-from pipeline.preprocessing.feature_input import FeatureInput
+from pipeline.preprocessing.table_input import FeatureInput
 from pipeline.runs.tuning import measure
 from pipeline.runs.tuning.measure import Workload, overlapping
 from pipeline.runs.tuning.selection import candidates

@@ -18,10 +18,10 @@ from pipeline.job.reading.loader import parse_job
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.base import TaskSpec
-from pipeline.preprocessing.feature_input import FeatureInput
 from pipeline.preprocessing.images.image_input import ImageInput
 from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.model_input import BatchLimits, take_rows
+from pipeline.preprocessing.table_input import FeatureInput
 from pipeline.preprocessing.texts.text_input import IDS, TextInput
 from pipeline.runs.tuning.measure import rate_of
 from pipeline.runs.tuning.selection import candidates
