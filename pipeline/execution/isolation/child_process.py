@@ -123,15 +123,21 @@ class Child:
         """Make sure that there is a process; return how it ended if it did while it started."""
         return self._start() if self._process is None else None
 
-    def call(self, stage: str, rows: pa.Table) -> ChildResult | ChildExit:
+    def call(self, stage: str, rows: pa.Table, *, is_load: bool = False) -> ChildResult | ChildExit:
         """Let the child do its work at a stage.
+
+        Args:
+            stage: Its name.
+            rows: What it works on.
+            is_load: It loads a model, so it may take as long as a start.
 
         Raises:
             PipelineError: The work raised it.
         """
         if (ended := self.start()) is not None:
             return ended
-        answer = self._ask((stage, _to_bytes(rows)), self._call_s)
+        limit_s = self._start_s if is_load else self._call_s
+        answer = self._ask((stage, _to_bytes(rows)), limit_s)
         if isinstance(answer, ChildExit):
             return answer
         data, counters = answer

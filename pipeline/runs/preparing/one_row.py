@@ -201,7 +201,7 @@ def _is_random(child: Child, model: ModelSpec) -> bool:
     Raises:
         JobError: They are other ones each time, whatever the seed.
     """
-    found = child.call(_BUILD, pa.table({"unit": [0]}))
+    found = child.call(_BUILD, pa.table({"unit": [0]}), is_load=True)
     if isinstance(found, ChildExit):
         raise JobError(f"model {model.name}: cannot be loaded again: {_why(found)}")
     if not found.rows.column("is_same")[0].as_py():

@@ -108,7 +108,6 @@ def test_the_first_text_that_can_be_read_and_does_not_crash_is_shown(tmp_path: P
             ),
             "RuntimeError: boom in my code",
         ),
-        (model("unseeded"), "tensors are other ones each time that it is built"),
         (model("counting"), "models:counting: cannot be built: KeyError: 'TEST_MODEL_LOADS'"),
     ],
 )
@@ -120,6 +119,12 @@ def test_what_no_row_survives_is_an_error_of_the_job_that_names_the_cause(
         attempt(make_job(tmp_path, [RED], model=fields))
     assert caught.value.exit_code == 2
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_may_take_longer_to_build_again_than_a_row(tmp_path: Path) -> None:
+    job = make_job(tmp_path, [RED], model=model("unseeded"), run={"row_timeout_s": 1e-6})
+    with pytest.raises(JobError, match="tensors are other ones each time that it is built"):
+        attempt(job)
 
 
 def onnx_job(folder: Path, nodes: list[Any], *initializers: Any, **sections: Any) -> Job:
