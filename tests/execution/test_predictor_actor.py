@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from support.faults.fake_device import FakeGpu, installed
-from support.runs.predicting import config_of, images, predictor, rows_of
+from support.runs.predicting import config_of, images, rows_of
 
 from pipeline.core.causes import SystematicFailure
 from pipeline.core.failures import Failure, Reason
@@ -19,7 +19,7 @@ OWN = Failure(Reason.DECODE_ERROR, "transform", "transform.factory own:make: Key
 
 
 def model_of(first: SystematicFailureDetector) -> _Model:
-    config = predictor("models:colours")._config
+    config = config_of("models:colours")
     return _Model(
         ActorConfig(config, 60.0, MemoryShare(2**32, 1), IMAGE_FIELDS, first_rows=first), {}
     )

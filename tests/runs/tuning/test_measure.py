@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from support.runs.predicting import images, predictor, rows_of
+from support.runs.predicting import config_of, images, rows_of
 
 from pipeline.inference.runtimes import all_runtimes
 from pipeline.inference.runtimes.base import Runner
@@ -26,7 +26,7 @@ LIMITS = AgreementLimits(max_score_diff=0.1, min_cosine=0.9, max_relative_error=
 def test_a_model_is_opened_before_the_timed_load_only_if_the_node_cache_keeps_it(
     exports: bool, num_opened: int, monkeypatch: pytest.MonkeyPatch
 ):
-    config = predictor("support.runs.predicting:convolved", runtime=RUNTIME.name)._config
+    config = config_of("support.runs.predicting:convolved", runtime=RUNTIME.name)
     sample = config.spec.input.arrays(rows_of(images(8)))
     opened = []
 
@@ -50,7 +50,7 @@ def test_compiled_models_are_not_in_the_node_cache():
 def test_other_batches_are_measured_as_memory_allows_and_the_best_is_kept(
     node_actors: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
 ):
-    config = predictor("models:colours", 8)._config
+    config = config_of("models:colours", 8)
     sample = config.spec.input.arrays(rows_of(images(32)))
     monkeypatch.setattr(measure, "MEASURE_S", 0.0)
     others = Batches([BatchLimits(4), BatchLimits(16)], node_actors)
@@ -62,7 +62,7 @@ def test_other_batches_are_measured_as_memory_allows_and_the_best_is_kept(
 
 
 def test_a_batch_that_fails_is_no_choice_and_costs_no_other(monkeypatch: pytest.MonkeyPatch):
-    config = predictor("models:colours", 8)._config
+    config = config_of("models:colours", 8)
     sample = config.spec.input.arrays(rows_of(images(32)))
     run, sizes = measure.Workload.warm_up, []
 
