@@ -38,24 +38,21 @@ def test_it_exports_these_names_and_no_other():
     assert [name for name in pipeline.__all__ if f"`{name}`" not in page] == []
 
 
-def test_every_module_can_be_imported_and_no_exported_name_is_a_module_then():
+def test_no_exported_name_is_that_of_a_module():
     """`import pipeline.x` puts the module `x` where an exported `x` was."""
+    assert set(pipeline.__all__) & {name.partition(".")[0] for name in NAMES} == {"errors"}
+
+
+@pytest.mark.slow
+def test_every_module_can_be_imported():
     modules = [f"pipeline.{name}" for name in NAMES if name not in ("__main__", "__init__")]
     program = (
-        "import importlib, inspect, json, sys, pipeline\n"
-        "exported = {name: getattr(pipeline, name) for name in pipeline.__all__}\n"
-        "for name in json.load(sys.stdin): importlib.import_module(name)\n"
-        "print([n for n, v in exported.items() if getattr(pipeline, n) is not v])\n"
-        "print([n for n, v in exported.items() if inspect.ismodule(v)])"
+        "import importlib, json, sys\n"
+        "for name in json.load(sys.stdin): importlib.import_module(name)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        input=json.dumps(modules),
-        capture_output=True,
-        text=True,
-        check=False,
+    subprocess.run(
+        [sys.executable, "-c", program], input=json.dumps(modules), text=True, check=True
     )
-    assert done.stdout.splitlines() == ["[]", "['errors']"], done.stderr
 
 
 def test_importing_it_imports_nothing_heavy():
