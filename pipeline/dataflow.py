@@ -25,7 +25,7 @@ from pipeline.report.document import Report, RunStatus
 from pipeline.runs.builders import make_stream
 from pipeline.runs.context import RunContext, RunOptions, Settled
 from pipeline.runs.ending.finish import fail_fast_on_certain_refusal, finish, require_some_row
-from pipeline.runs.ending.reported import run_reported
+from pipeline.runs.ending.supervisor import run_reported
 from pipeline.runs.preparing.checks import check_before_ray
 from pipeline.runs.preparing.prepare import prepare
 from pipeline.runs.progress import Progress

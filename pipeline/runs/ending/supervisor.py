@@ -23,14 +23,17 @@ from pipeline.execution import health
 from pipeline.execution.cluster import in_flight
 from pipeline.job.reading.dates import seconds_until
 from pipeline.planning.tiling import missing_units
-from pipeline.process.interrupts import interrupt, reason, stoppable_body
+from pipeline.process.interrupts import defer_stops, interrupt, reason, stoppable_body
 from pipeline.process.keeper import exit_with
 from pipeline.process.life import current, within
 from pipeline.process.liveness import last_progress
 from pipeline.process.shared_notes import note, own_notes
 from pipeline.process.terminal import show_error
+from pipeline.report.document import Report, RunStatus
 from pipeline.runs.context import RunContext
 from pipeline.runs.ending import lost_run
+from pipeline.runs.ending.save_report import save_report, save_trouble
+from pipeline.storage.errors import options_named
 
 log = logging.getLogger(__name__)
 
@@ -200,3 +203,23 @@ def _missing(run: RunContext) -> list[str]:
         for start in (starts or [0])
     ]
     return lines[:_MAX_MISSING]
+
+
+def run_reported(run: RunContext, execute: Callable[[RunContext], RunStatus]) -> Report:
+    """Probe the output, do what `execute` does under supervision, and store the report.
+
+    Raises:
+        PipelineError: As `execute`, or the output cannot be used; then there is no report.
+    """
+    with options_named("sink.storage_options"):
+        run.store.probe(single_writer=run.job.run.single_writer)
+    with supervise(run, lambda error: save_trouble(run, error)), run.exports.during(run):
+        try:
+            with stoppable(run):
+                status = execute(run.with_settled_source())
+        except BaseException as error:
+            with defer_stops():
+                save_trouble(run, error)
+            raise
+        with defer_stops():
+            return save_report(run, status, None)
