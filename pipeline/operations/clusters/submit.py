@@ -20,7 +20,7 @@ from pipeline.job.reading.loader import read_job
 from pipeline.operations.jobs import load_job, run_options
 from pipeline.operations.nearby_code import warn_of_local_code
 from pipeline.operations.partitions.backfill import ONLY
-from pipeline.runs.partitions.job_survey import survey_job
+from pipeline.runs.partitions.survey import survey_job
 
 log = logging.getLogger(__name__)
 

@@ -27,8 +27,7 @@ from pipeline.process.interrupts import as_ours, reason
 from pipeline.process.life import new_life
 from pipeline.report.showing.printed import Printed
 from pipeline.runs.context import RunOptions
-from pipeline.runs.partitions.job_survey import survey_job
-from pipeline.runs.partitions.survey import survey
+from pipeline.runs.partitions.survey import survey, survey_job
 from pipeline.runs.progress import Progress, duration, shown_on
 from pipeline.storage.store import Store
 

@@ -12,9 +12,8 @@ from pipeline.core.errors import JobError
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import Overrides
 from pipeline.operations.jobs import Date, JobLike, load_job, read_date, read_dates, run_options
-from pipeline.runs.partitions.job_survey import survey_job
 from pipeline.runs.partitions.overview import Status
-from pipeline.runs.partitions.survey import survey_output
+from pipeline.runs.partitions.survey import survey_job, survey_output
 
 
 def status(
