@@ -36,9 +36,8 @@ from pipeline.runs.resume import (
     take_over,
     tidy_if_free,
 )
-from pipeline.runs.settle import settle
 from pipeline.runs.staleness import why_stale
-from pipeline.runs.work import Work, divide
+from pipeline.runs.work import Work, divide, settle
 
 
 def run_job(job: Job, options: RunOptions, progress: Progress) -> Report:

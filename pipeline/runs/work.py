@@ -1,4 +1,4 @@
-"""What a run has to do: the rows of its plan, and what earlier versions know of them."""
+"""What a run has to do, what earlier versions know of its rows, and how a cluster is divided."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from pipeline.commit.manifest import Manifest
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.core.printable import num_of
 from pipeline.models.spec import ModelSpec
+from pipeline.models.weights.weights import warn_random_weights
+from pipeline.planning.allocation import Hardware, allocate
 from pipeline.planning.plan import Plan
+from pipeline.preprocessing.input_facts import cost_of
 from pipeline.report.recording.carried_rows import carried_section
 from pipeline.reuse.failures import Quarantined, read_quarantined
 from pipeline.reuse.finding import Retry, Reuse, find_reuse
 from pipeline.reuse.known import Known
-from pipeline.runs.context import RunContext
+from pipeline.runs.context import RunContext, Settled
+from pipeline.runs.tuning.auto import resolve_runtime
 
 log = logging.getLogger(__name__)
 
@@ -121,3 +125,43 @@ def _note_retry(run: RunContext, base: Manifest, found: Quarantined) -> None:
         duplicate_ids=found.num_duplicates,
         not_asked=found.num_not_asked,
     )
+
+
+def settle(
+    run: RunContext,
+    work: Work,
+    hardware: Hardware,
+    *,
+    on_cluster: bool,
+    say: Callable[[str], None],
+) -> Settled:
+    """Choose what runs the model, and divide the cluster; the golden rows are the caller's.
+
+    Args:
+        work: What is to be done.
+        hardware: What the Ray in use has.
+        on_cluster: That Ray is not one on this machine that this process has started.
+        say: Shows what is being tried.
+
+    Raises:
+        JobError: No runtime can run the model.
+    """
+    if work.model.kind == "factory" and not work.model.has_weights:
+        warn_random_weights(work.model.name)
+    allocation = allocate(run.job.resources, hardware, cost=cost_of(run.job.source))
+    settled = resolve_runtime(
+        run,
+        work.plan,
+        work.model,
+        hardware,
+        allocation,
+        on_cluster=on_cluster,
+        published=work.published_model,
+        has_known_rows=work.reuse.division is not None,
+        say=say,
+    )
+    allocation = settled.allocation
+    if not run.store.is_object_store:
+        allocation = allocation.for_local_disk(hardware)
+    allocation = allocation.for_slices(work.plan.num_slices)
+    return replace(settled, allocation=allocation, known=work.known)
