@@ -28,6 +28,7 @@ from pipeline.sources.rows import Reader
 from pipeline.sources.units import Unit
 from pipeline.storage.store import Store
 
+KINDS = ["parquet", pytest.param("webdataset", marks=pytest.mark.slow)]
 ROW_TIMEOUT_S = 0.5
 """A slice has ten times this limit."""
 
@@ -91,7 +92,7 @@ def stalled(s3: S3Server, folder: Path, kind: str, name: str) -> Iterator[Case]:
         yield Case(folder, replace(reader, store=behind), plan.units[case.unit.index])
 
 
-@pytest.mark.parametrize("kind", ["parquet", "webdataset"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_reader_that_was_killed_costs_nothing_but_a_child(kind: str, tmp_path: Path) -> None:
     case = make(tmp_path, kind)
     undisturbed = case.read()
@@ -149,7 +150,7 @@ def test_a_tar_that_stops_its_reader_is_an_unreadable_shard(s3: S3Server, tmp_pa
     assert "no result after 5 s" in row["message"]
 
 
-@pytest.mark.parametrize("kind", ["parquet", "webdataset"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_unit_that_keeps_killing_its_readers_is_given_up(kind: str, tmp_path: Path) -> None:
     case = make(tmp_path, kind)
     case.die(GIVE_UP_AFTER)

@@ -101,7 +101,9 @@ def test_plan_refuses_texts_on_a_runtime_of_one_shape(tmp_path: Path):
     ("resources", "words"),
     [
         ({"num_cpus": 4096}, "1 actors x 4096 CPUs do not fit"),
-        ({"max_actors": 4096}, "4096 actors x 1 CPUs do not fit"),
+        pytest.param(
+            *({"max_actors": 4096}, "4096 actors x 1 CPUs do not fit"), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_plan_refuses_more_than_this_machine_has(
