@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 
 import torch
-from transformers import Qwen3Config, Qwen3Model
 
 from pipeline.inference.devices.device import exact_frequencies
 
@@ -20,7 +19,9 @@ class Own(torch.nn.Module):
         self.register_buffer("inv_freq", torch.rand(8))
 
 
-def encoder() -> Qwen3Model:
+def encoder() -> torch.nn.Module:
+    from transformers import Qwen3Config, Qwen3Model  # seconds, when tests are collected
+
     torch.manual_seed(1)
     config = Qwen3Config(
         vocab_size=100,

@@ -30,7 +30,7 @@ SPEC = TransformSpec(24, 28, "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 SIZES = ["width_px", "height_px", "_geometry"]
 STRIP = encode(base_image(0, 1, 400), "PNG")
 GOOD = [encode(base_image(seed), "JPEG") for seed in range(4)]
-BAD = {file.name: file for file in bad_files(0)}
+BAD = {file.name: file for file in bad_files(7)}
 FAILED = Failure(Reason.NULL_INPUT, "read", "image is null")
 
 Input = bytes | Failure

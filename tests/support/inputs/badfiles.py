@@ -38,7 +38,8 @@ class BadFile:
     reason: Reason
 
 
-def bad_files(seed: int) -> list[BadFile]:
+@functools.cache
+def bad_files(seed: int) -> tuple[BadFile, ...]:
     """Make files that no decoder may turn into a prediction; names are unique."""
     image = base_image(seed)
     groups = [
@@ -47,7 +48,7 @@ def bad_files(seed: int) -> list[BadFile]:
         (Reason.DECODE_ERROR, _corrupt_files(image, seed)),
         *broken_files(image),
     ]
-    return [BadFile(*file, reason) for reason, files in groups for file in files.items()]
+    return tuple(BadFile(*file, reason) for reason, files in groups for file in files.items())
 
 
 def _not_images(seed: int) -> dict[str, bytes]:
