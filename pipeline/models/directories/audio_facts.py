@@ -201,11 +201,9 @@ def audio_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
         dim = width_of(chosen.config, "output_hidden_size", "hidden_size")
         tasks, what = ("embed",), f"pooling {known[0]}; {dim} numbers per clip"
     audio, said = read_extractor(folder, chosen)
-    return DirectoryFacts(
-        kind="transformers",
-        architecture=chosen.built.__name__,
-        input="audio",
-        tasks=tasks,
+    return chosen.directory(
+        "audio",
+        tasks,
         labels=labels,
         embedding_dim=dim,
         module=module,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
-from pipeline.models.directories.facts import WRITERS, LibraryClass
+from pipeline.models.directories.facts import WRITERS, DirectoryFacts, LibraryClass
 from pipeline.models.directories.json_files import kind_of, preview, read_object
 from pipeline.models.directories.library import base_of, config_of, encoder_of, head_of, named_class
 from pipeline.models.directories.loading import check_fit
@@ -72,6 +72,19 @@ class ModelClass:
     def facts(self) -> LibraryClass:
         """Return what the builder needs to build the class again."""
         return LibraryClass(self.at, self.named.__name__, self.built.__name__, self.head)
+
+    def directory(self, input_name: str, tasks: tuple[str, ...], **more: Any) -> DirectoryFacts:
+        """Return the facts of a directory of this class.
+
+        Args:
+            input_name: The registered name of the input that it takes.
+            tasks: What its outputs serve.
+            more: Other fields of the facts.
+        """
+        fields: dict[str, Any] = {"kind": "transformers", "module": self.facts, **more}
+        return DirectoryFacts(
+            architecture=self.built.__name__, input=input_name, tasks=tasks, **fields
+        )
 
 
 def choose(folder: Path, at: str = "", *, is_encoder: bool = False) -> ModelClass:

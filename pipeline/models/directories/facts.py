@@ -154,10 +154,10 @@ class DirectoryFacts:
     """The registered name of the input that it takes."""
     tasks: tuple[str, ...]
     """The tasks that the outputs serve; the first is the default."""
-    labels: tuple[str, ...] | None
-    embedding_dim: int | None
     module: LibraryClass | TimmModel | OnnxFile
     """What the module is built from."""
+    labels: tuple[str, ...] | None = None
+    embedding_dim: int | None = None
     transform: TransformSpec | None = None
     transform_problem: str = ""
     """Why there is no transform."""

@@ -58,14 +58,11 @@ def image_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
         tasks, what = ("embed",), f"pooling {poolings[0]}; {dim} numbers per image"
     images = _images(chosen)
     transform, problem, said = _transform(folder, chosen, images)
-    return DirectoryFacts(
-        kind="transformers",
-        architecture=chosen.built.__name__,
-        input="image",
-        tasks=tasks,
+    return chosen.directory(
+        "image",
+        tasks,
         labels=labels,
         embedding_dim=dim,
-        module=chosen.facts,
         transform=transform,
         transform_problem=problem,
         images=images,
@@ -83,14 +80,9 @@ def caption_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
     written = image_generation_facts(folder, chosen)
     images = _images(chosen)._replace(height_px=written.image_px, width_px=written.image_px)
     transform, problem, said = _transform(folder, chosen, images)
-    return DirectoryFacts(
-        kind="transformers",
-        architecture=chosen.built.__name__,
-        input="image",
-        tasks=("generate",),
-        labels=None,
-        embedding_dim=None,
-        module=chosen.facts,
+    return chosen.directory(
+        "image",
+        ("generate",),
         transform=transform,
         transform_problem=problem,
         images=images,
@@ -130,15 +122,11 @@ def tower_facts(folder: Path, chosen: ModelClass, wanted: str) -> DirectoryFacts
     else:
         text = text_of(folder, chosen)
         said = said_of(text)
-    return DirectoryFacts(
-        kind="transformers",
-        architecture=chosen.built.__name__,
-        input=wanted,
-        # Of images, the prompts need the tokenizer.
-        tasks=("embed", "zero_shot")
-        if wanted == "text" or (folder / (chosen.at + TOKENIZER)).is_file()
-        else ("embed",),
-        labels=None,
+    # Of images, the prompts need the tokenizer.
+    has_prompts = wanted == "text" or (folder / (chosen.at + TOKENIZER)).is_file()
+    return chosen.directory(
+        wanted,
+        ("embed", "zero_shot") if has_prompts else ("embed",),
         embedding_dim=dim,
         module=replace(chosen.facts, head=TOWERS),
         transform=transform,

@@ -68,14 +68,11 @@ def _sentence_facts(
     num_tokens = prompt_tokens(folder / text.tokenizer, prefix) if skips else 0
     kinds = (each if each == "normalize" else "dense" for each in layers)
     steps = [" + ".join(pooling.modes), *kinds]
-    return DirectoryFacts(
+    return chosen.directory(
+        "text",
+        ("embed", "zero_shot"),
         kind="sentence_transformers",
-        architecture=chosen.built.__name__,
-        input="text",
-        tasks=("embed", "zero_shot"),
-        labels=None,
         embedding_dim=dim,
-        module=chosen.facts,
         text=text,
         pooling=replace(pooling, prompt_tokens=num_tokens, layers=tuple(layers)),
         said=(
@@ -120,14 +117,11 @@ def encoder_facts(
             chosen.head, labels, chosen.values, scores_pairs=scores_pairs or is_named
         )
         said.append(f"{at}{CONFIG}: {len(labels)} outputs, {', '.join(tasks)}")
-    return DirectoryFacts(
-        kind="transformers",
-        architecture=chosen.built.__name__,
-        input="text",
-        tasks=tasks,
+    return chosen.directory(
+        "text",
+        tasks,
         labels=labels,
         embedding_dim=dim,
-        module=chosen.facts,
         text=text,
         pooling=pooling,
         activation=activation,
@@ -159,14 +153,9 @@ def language_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
     """Read the facts of a language model; raises as `encoder_facts`."""
     text = replace(text_of(folder, chosen), shares_places=chosen.head != SEQ2SEQ)
     written = generation_facts(folder, chosen.config, has_encoder=chosen.head == SEQ2SEQ)
-    return DirectoryFacts(
-        kind="transformers",
-        architecture=chosen.built.__name__,
-        input="text",
-        tasks=("choices", "generate"),
-        labels=None,
-        embedding_dim=None,
-        module=chosen.facts,
+    return chosen.directory(
+        "text",
+        ("choices", "generate"),
         text=text,
         generation=written,
         said=(
