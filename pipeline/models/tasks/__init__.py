@@ -17,7 +17,7 @@ REGISTRY = {
     "multilabel": "pipeline.models.tasks.multilabel:Multilabel",
     "embed": "pipeline.models.tasks.embed:Embed",
     "regress": "pipeline.models.tasks.regress:Regress",
-    "score": "pipeline.models.tasks.score:Score",
+    "score": "pipeline.models.tasks.regress:Score",
     "detect": "pipeline.models.tasks.detect:Detect",
     "tokens": "pipeline.models.tasks.tokens:Tokens",
     "zero_shot": "pipeline.models.tasks.choices:ZeroShot",
