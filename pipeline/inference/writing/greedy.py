@@ -23,8 +23,7 @@ from pipeline.core.failures import Failure
 from pipeline.core.figures.slice_figures import Steps
 from pipeline.inference.writing.rules import AppliedRules, Row
 from pipeline.models.directories.text.writing.causal import Batch, CausalDecoding
-from pipeline.models.directories.text.writing.decoding import Decoding
-from pipeline.models.directories.text.writing.library_decoding import LibraryDecoding
+from pipeline.models.directories.text.writing.decoding import Decoding, LibraryDecoding
 from pipeline.models.generation import FINISHES, Generation
 from pipeline.preprocessing.model_input import Arrays as Inputs
 from pipeline.preprocessing.model_input import BatchLimits

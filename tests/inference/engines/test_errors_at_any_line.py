@@ -25,7 +25,7 @@ from pipeline.inference.engines import generate_engine, model_engine, open_engin
 from pipeline.inference.slices import fault_finder, slice_run
 from pipeline.inference.writing import greedy, rules
 from pipeline.models.directories.text import choices
-from pipeline.models.directories.text.writing import causal, library_decoding
+from pipeline.models.directories.text.writing import causal, decoding
 from pipeline.models.records import grammar
 from pipeline.models.spec import ModelSpec, PredictorConfig
 
@@ -34,7 +34,7 @@ TRACED = {
     for module in (
         *(generate_engine, greedy, model_engine, rules, torch_engine),
         *(fault_finder, slice_run, slice_results, causal, grammar, choices),
-        library_decoding,
+        decoding,
     )
 }
 TEXTS = [f"the cat sat on the mat {'and on ' * (n % 4)}{n}" for n in range(7)]
@@ -155,7 +155,7 @@ def subjects(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Subjec
 @pytest.mark.parametrize("job", ["texts", "answers"])
 def test_at_some_lines_by_which_rows_enter_and_leave(job: str, subjects: Callable[[str], Subject]):
     subject, errors = subjects(job), itertools.cycle(ERRORS.values())
-    files = (greedy.__file__, causal.__file__, library_decoding.__file__)
+    files = (greedy.__file__, causal.__file__, decoding.__file__)
     places = [each for each in subject.places if each.file in files]
     for place in random.Random(7).sample(places, 8):
         subject.require_no_silent_difference(place, next(errors)())

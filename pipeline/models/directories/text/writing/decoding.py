@@ -1,4 +1,9 @@
-"""Base of the modules of task `generate`: models that write a text for each row of a batch."""
+"""Modules of task `generate`: models that write a text for each row of a batch.
+
+What writes to an encoded text, a clip or an image is run by the library's `generate`, a batch as a
+whole. Which token comes is decided outside, as with texts that are continued, so that rules and
+records are the same.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from pipeline.models.directories.text.cached_model import CachedModel
+from pipeline.models.directories.text.cached_model import CachedModel, new_cache
+from pipeline.models.directories.text.writing.pictured import FAMILIES
+from pipeline.models.generation import Rules
 from pipeline.models.records.grammar import Grammar
 
 Tensors = Mapping[str, torch.Tensor]
@@ -71,3 +78,151 @@ class Decoding(CachedModel, ABC):
     def column(self, values: Sequence[int]) -> torch.Tensor:
         """Return a number of each row, int64 (B, 1)."""
         return torch.tensor(values, device=self.device)[:, None]
+
+
+class Read(NamedTuple):
+    """B rows that are read."""
+
+    inputs: dict[str, Any]
+    """What `generate` takes beside the tokens of the decoder, and so does the model."""
+    ids: torch.Tensor
+    """int64 (B, P): the tokens of the decoder before the output."""
+
+
+class LibraryDecoding(Decoding):
+    """A model of the library whose decoder answers to its encoder."""
+
+    ids_name = "decoder_input_ids"
+
+    def __init__(
+        self, model: nn.Module, text: Callable[[Sequence[int]], str], rules: Rules
+    ) -> None:
+        """Take a model, or its decoder alone, and what the decoder begins with."""
+        from transformers import GenerationConfig
+
+        super().__init__(model, text)
+        self.start, self.languages = list(rules.start), list(rules.languages)
+        # What the library makes of the configuration would come on top of the rules.
+        model.generation_config = GenerationConfig()
+
+    def read(self, tensors: Tensors) -> tuple[dict[str, Any], Sequence[int]]:
+        """Return `Read.inputs`, and how many tokens or vectors are read of each row, (B,)."""
+        encoder: Any = self.model.get_encoder()  # type: ignore[operator]
+        if (mask := tensors.get("attention_mask")) is not None:
+            encoded = encoder(input_ids=tensors["input_ids"], attention_mask=mask)
+            return {"encoder_outputs": encoded, "attention_mask": mask}, mask.sum(dim=1).tolist()
+        [features] = tensors.values()
+        encoded = encoder(features)
+        rows, length = encoded.last_hidden_state.shape[:2]
+        return {"encoder_outputs": encoded}, [length] * rows
+
+    def begin(self, tensors: Tensors) -> Begun:
+        inputs, num_input = self.read(tensors)
+        ids = self.column(self.start).T.expand(len(num_input), -1)
+        if self.languages:
+            logits = self._logits(inputs, ids[:, :1])[:, -1]
+            likely = logits[:, self.languages].argmax(dim=1, keepdim=True)
+            spoken = torch.tensor(self.languages, device=self.device)[likely]
+            ids = torch.cat([ids[:, :1], spoken, ids[:, 1:]], dim=1)
+        return Begun(Read(inputs, ids), ids.tolist(), [*num_input])
+
+    def first_logits(self, begun: Begun) -> torch.Tensor:
+        return self._logits(*begun.batch)[:, -1].float()
+
+    def write(
+        self,
+        batch: Read,
+        max_new_tokens: int,
+        choose: Callable[[torch.Tensor], torch.Tensor],
+        have_ended: Callable[[], torch.Tensor],
+    ) -> None:
+        """Write to rows, a token for each at a step, until all have ended or have the most tokens.
+
+        Args:
+            batch: B rows.
+            max_new_tokens: The most tokens of a row.
+            choose: Takes logits, float32 (B, V), and returns those whose best are the next tokens.
+            have_ended: Says which rows have ended, bool (B,); what is written of them does not
+                count any more.
+        """
+        from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList
+        from transformers.generation import StoppingCriteriaList
+
+        # Some classes have a `generate` of their own around that, which cuts clips or adds tokens.
+        GenerationMixin.generate(
+            self.model,
+            **batch.inputs,
+            **{self.ids_name: batch.ids},
+            generation_config=GenerationConfig(
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                num_beams=1,
+                decoder_start_token_id=int(batch.ids[0, 0]),
+            ),
+            logits_processor=LogitsProcessorList([lambda _, logits: choose(logits)]),
+            stopping_criteria=StoppingCriteriaList([lambda _, __, **___: have_ended()]),
+        )
+
+    def plain(self, tensors: Tensors, before: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
+        inputs, _ = self.read(tensors)
+        ids = self.column([*before, *tokens[:-1]]).T
+        return self._logits(inputs, ids)[0, -len(tokens) :].float()
+
+    def _logits(self, inputs: dict[str, Any], ids: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.model(**inputs, **{self.ids_name: ids}, use_cache=False).logits
+        return found
+
+
+class BlipDecoding(LibraryDecoding):
+    """The decoder of BLIP, which looks at the vectors of an image."""
+
+    ids_name = "input_ids"
+
+    def __init__(
+        self, model: nn.Module, text: Callable[[Sequence[int]], str], rules: Rules
+    ) -> None:
+        super().__init__(model.text_decoder, text, rules)  # type: ignore[arg-type]
+        self.encoder: Any = model.vision_model
+
+    def read(self, tensors: Tensors) -> tuple[dict[str, Any], Sequence[int]]:
+        [images] = tensors.values()
+        vectors = self.encoder(pixel_values=images).last_hidden_state
+        mask = torch.ones(vectors.shape[:2], dtype=torch.int64, device=vectors.device)
+        inputs = {"encoder_hidden_states": vectors, "encoder_attention_mask": mask}
+        return inputs, mask.sum(dim=1).tolist()
+
+
+class PicturedDecoding(LibraryDecoding):
+    """A model that continues tokens which are the same for each row, an image among them."""
+
+    ids_name = "input_ids"
+
+    def read(self, tensors: Tensors) -> tuple[dict[str, Any], Sequence[int]]:
+        [images] = tensors.values()
+        family = FAMILIES.get(self.model.config.model_type)  # type: ignore[union-attr,arg-type]
+        pixels = images[:, None] if family is not None and family.has_tiles else images
+        return {"pixel_values": pixels}, [self.num_read()] * len(images)
+
+    def num_read(self) -> int:
+        """Return what is read of a row."""
+        return len(self.start)
+
+    def plain(self, tensors: Tensors, before: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
+        # An output may have the token that stands for an image, so it is no part of that pass.
+        inputs, cache = self.read(tensors)[0], new_cache()
+        found = [self.run(cache, **inputs, input_ids=self.column(before).T)[0, -1:]]
+        if len(tokens) > 1:
+            found.append(self.run(cache, input_ids=self.column(tokens[:-1]).T)[0])
+        return torch.cat(found).float()
+
+
+class ImageFirstDecoding(PicturedDecoding):
+    """The same of GIT, whose images come before all tokens and are none of them."""
+
+    def num_read(self) -> int:
+        """Return the vectors of the image."""
+        embeddings: Any = self.model.git.image_encoder.vision_model.embeddings  # type: ignore[union-attr]
+        return int(embeddings.num_positions)
+
+    def plain(self, tensors: Tensors, before: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
+        return LibraryDecoding.plain(self, tensors, before, tokens)

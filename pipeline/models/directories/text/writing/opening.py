@@ -11,12 +11,13 @@ from torch import nn
 from pipeline.models.directories.facts import CAPTION, CAUSAL, SEQ2SEQ
 from pipeline.models.directories.text.cached_model import refused_for
 from pipeline.models.directories.text.writing.causal import CausalDecoding
-from pipeline.models.directories.text.writing.decoding import Decoding, Tensors
-from pipeline.models.directories.text.writing.library_decoding import (
+from pipeline.models.directories.text.writing.decoding import (
     BlipDecoding,
+    Decoding,
     ImageFirstDecoding,
     LibraryDecoding,
     PicturedDecoding,
+    Tensors,
 )
 from pipeline.models.directories.text.writing.pictured import FAMILIES
 from pipeline.models.records.grammar import Grammar
