@@ -34,8 +34,7 @@ from pipeline.inference.slices.fault_finder import FaultFinder
 from pipeline.inference.slices.first_rows import SystematicFailureDetector
 from pipeline.inference.slices.slice_run import STAGE, failure_of, not_finite
 from pipeline.inference.writing.greedy import LENGTH, Outputs, Writing, is_repeating, text_of
-from pipeline.inference.writing.rules import Row
-from pipeline.inference.writing.teacher import num_agreed
+from pipeline.inference.writing.rules import Row, num_agreed
 from pipeline.models.directories.text.writing.causal import CausalDecoding
 from pipeline.models.directories.text.writing.decoding import Decoding
 from pipeline.models.generation import QUARANTINE
