@@ -22,8 +22,7 @@ from pipeline.execution.isolation.child_process import Child, ChildResult
 from pipeline.inference.engines.generate_engine import GenerateEngine
 from pipeline.inference.slices.first_rows import SystematicFailureDetector
 from pipeline.inference.writing.greedy import is_repeating
-from pipeline.inference.writing.rules import Row
-from pipeline.inference.writing.teacher import num_agreed
+from pipeline.inference.writing.rules import Row, num_agreed
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.directories.text.writing.decoding import Decoding
 from pipeline.models.directories.text.writing.opening import tensors_of

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 import toy_input
 
 from pipeline.core.errors import JobError
+from pipeline.inference import output_tree
 from pipeline.inference.runtimes import all_runtimes
 from pipeline.inference.runtimes.base import missing_reason
 from pipeline.inference.runtimes.inference_module import InferenceModule, taken_names
@@ -100,3 +103,23 @@ def test_one_tensor_is_given_by_position_whatever_it_is_called():
         assert taken_names(module, ("features",)) == ("features",)
     whole = InferenceModule(Other(), FeatureInput(3), torch.float32)
     assert whole.run({"features": torch.ones(2, 3)}).shape == (2, 3)
+
+
+def test_a_structure_of_outputs_is_kept_as_text_or_refused():
+    rows = torch.arange(6.0).view(2, 3)
+    tree = {"z": rows, "a": [rows + 1, (rows + 2,)]}
+    leaves, structure = output_tree.tree_flatten(tree)
+    kept = output_tree.treespec_loads(output_tree.treespec_dumps(structure))
+    assert str(output_tree.tree_unflatten(leaves, kept)) == str(tree)
+    halves = output_tree.tree_leaves(output_tree.first_rows(tree, 1))
+    assert [tuple(leaf.shape) for leaf in halves] == [(1, 3)] * 3
+    _, structure = output_tree.tree_flatten(rows.max(dim=1))  # a named tuple
+    with pytest.raises(NotImplementedError):
+        output_tree.treespec_dumps(structure)
+
+
+def test_a_torch_without_a_function_for_structures_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delattr("torch.utils._pytree.treespec_dumps")
+    monkeypatch.delitem(sys.modules, output_tree.__name__)
+    with pytest.raises(JobError, match="has no treespec_dumps: install a torch that has"):
+        importlib.import_module(output_tree.__name__)
