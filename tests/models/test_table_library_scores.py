@@ -76,10 +76,8 @@ CASES = {
 EACH = [(name, target) for name, case in CASES.items() for target in case.targets]
 
 
-def exported(
-    model: Any, *, has_zipmap: bool | None = None, zipped: bool = False
-) -> onnx.ModelProto:
-    """Return a fitted model as ONNX, with plain tensors as outputs unless they are zipped."""
+def exported(model: Any, *, has_zipmap: bool | None = None) -> onnx.ModelProto:
+    """Return a fitted model as ONNX, with plain tensors as outputs."""
     from onnxmltools import convert_lightgbm, convert_xgboost
     from onnxmltools.convert.common.data_types import FloatTensorType
     from skl2onnx import to_onnx
@@ -89,9 +87,9 @@ def exported(
     if of == "xgboost":
         return convert_xgboost(model, initial_types=types, target_opset=15)
     if of == "lightgbm":
-        return convert_lightgbm(model, initial_types=types, target_opset=15, zipmap=zipped)
+        return convert_lightgbm(model, initial_types=types, target_opset=15, zipmap=False)
     has_zipmap = hasattr(model, "predict_proba") if has_zipmap is None else has_zipmap
-    options = {id(model): {"zipmap": zipped}} if has_zipmap else None
+    options = {id(model): {"zipmap": False}} if has_zipmap else None
     return to_onnx(model, X[:1], options=options)
 
 
@@ -153,18 +151,6 @@ def test_scores_are_those_of_the_library(name: str, target: str, tmp_path: Path)
     np.testing.assert_allclose(by_label(rows), expected, atol=case.tolerance)
     [best] = np.asarray(expected).argmax(axis=1)[None]
     assert np.mean([row["label"] == labels[i] for row, i in zip(rows, best, strict=True)]) > 0.98
-    if name == "xgboost":
-        return
-    # Behind a ZipMap scores are the same, and the file has the labels.
-    file = exported(model, zipped=True)
-    assert "ZipMap" in {node.op_type for node in file.graph.node}
-    onnx.save(file, path)
-    rows = predictions(predictor(path), X)
-    np.testing.assert_allclose(by_label(rows), expected, atol=case.tolerance)
-    names = [*enumerate(map(str, model.classes_))]
-    assert {(row["label_id"], row["label"]) for row in rows} <= {*names}
-    named = predictor(path, labels=labels)
-    assert {row["label"] for row in predictions(named, X)} <= {*labels}
 
 
 def test_decision_values_whose_name_says_probabilities_are_logits_if_the_job_says_it(
