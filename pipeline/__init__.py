@@ -35,8 +35,7 @@ if TYPE_CHECKING:
     from pipeline.operations.partitions.stop import stop
     from pipeline.operations.plan import plan
     from pipeline.operations.published.output import Output, Partition, open_output
-    from pipeline.operations.retry import retry
-    from pipeline.operations.run import run
+    from pipeline.operations.run import retry, run
     from pipeline.operations.tune import tune
     from pipeline.report.document import Report
 
@@ -77,7 +76,7 @@ _HOMES = {
     "open_output": "pipeline.operations.published.output",
     "plan": "pipeline.operations.plan",
     "predict": "pipeline.operations.first_steps.predict",
-    "retry": "pipeline.operations.retry",
+    "retry": "pipeline.operations.run",
     "rollback": "pipeline.operations.maintenance",
     "run": "pipeline.operations.run",
     "status": "pipeline.operations.partitions.status",

@@ -94,7 +94,7 @@ def doctor(
     """
 
 
-@calls("retry:retry", shows_progress=True, goes_on="date")
+@calls("run:retry", shows_progress=True, goes_on="date")
 def retry(
     job: options.JobFile,
     reasons: Annotated[

@@ -4,7 +4,7 @@ In: jobs, stores, options as values. Out: a result or an error with its exit cod
 `pipeline.commands` parses and prints, other programs call the same functions.
 
 - First steps: `first_steps/` (`predict`, `init`), `doctor` (with `machine_checks`).
-- Runs: `run`, `plan`, `tune`, `retry`, `golden`, `pull` (with `hub`); `jobs` reads a job.
+- Runs: `run` (with retry), `plan`, `tune`, `golden`, `pull` (with `hub`); `jobs` reads a job.
 - Partitions: `partitions/` (`backfill`, `status`, `stop`).
 - Clusters: `clusters/` (`submit`, `attach`, `logs`).
 - Outputs: `outputs` (inspect, verify, report), `published/` (`open_output`), `diff`, `maintenance`
