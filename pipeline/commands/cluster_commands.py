@@ -56,7 +56,7 @@ def submit(
     It ends with the exit code of the job. Submitting twice runs it once.
     """
     from pipeline.execution.submit.submission import Submission
-    from pipeline.operations.clusters.submit import submit as hand_over
+    from pipeline.operations.clusters import submit as hand_over
 
     if from_ is None:
         date = prepare_end(date, ok_exit)
@@ -100,7 +100,7 @@ def attach(
 
     The job is left alone.
     """
-    from pipeline.operations.clusters.submitted import attach as follow
+    from pipeline.operations.clusters import attach as follow
 
     prepare_ok_exit(ok_exit)
     write = _to_terminal(as_json=as_json, quiet=quiet)
@@ -115,7 +115,7 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job ends.")] = False,
 ) -> None:
     """Show the log of a submitted job."""
-    from pipeline.operations.clusters.submitted import logs as read
+    from pipeline.operations.clusters import logs as read
 
     read(target, address, write=functools.partial(typer.echo, nl=False), date=date, follow=follow)
 

@@ -39,7 +39,7 @@ def status(
     Of a job also which are missing, and which are stale and why.
     """
     if _is_on_cluster(address, date):
-        from pipeline.operations.clusters.submitted import status_of_submitted
+        from pipeline.operations.clusters import status_of_submitted
 
         jobs = status_of_submitted(sink, address, date)
         show({"jobs": jobs}, as_json=as_json)
@@ -108,7 +108,7 @@ def stop(
     Wherever it is. It keeps what is done, and ends with exit code 6.
     """
     if _is_on_cluster(address, date):
-        from pipeline.operations.clusters.submitted import stop_submitted
+        from pipeline.operations.clusters import stop_submitted
 
         show(stop_submitted(uri, address, date), as_json=as_json)
         return

@@ -27,7 +27,7 @@ from pipeline.execution.submit.client import connect_job_api
 from pipeline.execution.submit.job import error_without_document
 from pipeline.execution.submit.log_follower import JobOutput
 from pipeline.execution.submit.submission import Submission
-from pipeline.operations.clusters.submit import submit
+from pipeline.operations.clusters import submit
 from pipeline.storage.store import Store
 
 pytestmark = pytest.mark.early
