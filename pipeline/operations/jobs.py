@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+import importlib.util
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from pipeline.core.errors import JobError
@@ -14,7 +17,6 @@ from pipeline.job.job import Job
 from pipeline.job.reading.dates import dates_between, now, parse_date, whole
 from pipeline.job.reading.loader import Overrides, parse_job, read_job
 from pipeline.job.reading.yaml_reader import parse
-from pipeline.operations.nearby_code import require_findable
 from pipeline.runs.context import RunOptions
 from pipeline.storage.single_file import read_file
 
@@ -66,7 +68,7 @@ def load_job(
         return parse_job(_stored(path), date=day, overrides=overrides, origin=path)
     loaded = read_job(path, date=day, overrides=overrides)
     if needs_model:
-        require_findable(loaded, path)
+        _require_findable(loaded, path)
     return loaded
 
 
@@ -136,3 +138,53 @@ def run_options(
 def name_of(job: JobLike) -> str:
     """Name a job in a line of progress."""
     return os.fspath(job) if isinstance(job, str | os.PathLike) else "the job"
+
+
+log = logging.getLogger(__name__)
+
+
+def _require_findable(job: Job, job_path: str) -> None:
+    """Check that what a job names can be imported, if it lies where a user would expect that.
+
+    A folder that is searched could replace any module that some library only looks for; so who
+    starts the run names the folder, in PYTHONPATH, and the module, with --allow-import.
+
+    Raises:
+        JobError: It lies beside the job file or in the current folder, and neither is searched.
+    """
+    for folder, where in ((Path(job_path).parent, "beside the job file"), (Path(), "here")):
+        for field, name, file in _files_in(folder, job):
+            if not _is_found(name):
+                raise JobError(
+                    f"{field}: {file} lies {where}, which is not searched: "
+                    f"PYTHONPATH={quote(str(folder))} pipeline ... --allow-import {name}"
+                )
+
+
+def warn_of_local_code(job: Job, job_path: str) -> None:
+    """Warn of code beside the job file, which is not sent to a cluster."""
+    for field, _, file in _files_in(Path(job_path).parent, job):
+        log.warning(
+            "%s: %s is not sent along with the job: give --code, or install it on the cluster's "
+            "nodes",
+            field,
+            file,
+        )
+
+
+def _files_in(folder: Path, job: Job) -> Iterator[tuple[str, str, str]]:
+    """Yield the fields that name code of a folder, with the outermost module and its file."""
+    for field in ("factory", "postprocess"):
+        target = getattr(job.model, field) or ""
+        name = target.partition(":")[0].split(".")[0]
+        for file in (f"{name}.py", f"{name}/__init__.py"):
+            if name.isidentifier() and (folder / file).is_file():
+                yield f"model.{field} = {target!r}", name, file
+
+
+def _is_found(name: str) -> bool:
+    """Tell whether a module can be imported, without importing it."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):  # it is imported already, from nowhere
+        return True
