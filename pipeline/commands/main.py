@@ -88,7 +88,7 @@ def _say(error: BaseException) -> int:
         stopped.report = getattr(error, "report", None)
         return show_error(stopped, why.exit_code)
     if hasattr(error, "format_message"):  # the parser's own errors know how to show themselves
-        from pipeline.commands.command_group import hint_of
+        from pipeline.commands.app import hint_of
 
         message = error.format_message() + hint_of(error)
         return show_error(JobError(message), JobError.exit_code)
