@@ -15,9 +15,9 @@ from typer.core import TyperGroup
 from pipeline.commands.cluster_commands import attach, logs, submit
 from pipeline.commands.first_commands import init, predict
 from pipeline.commands.job_commands import doctor, golden, plan, retry, run, tune
+from pipeline.commands.operation import versions
 from pipeline.commands.output_commands import diff, gc, inspect, pull, report, rollback, verify
 from pipeline.commands.partition_commands import backfill, status, stop
-from pipeline.commands.results import versions
 from pipeline.core.errors import JobError
 from pipeline.process.failpoints import failpoint_quiet
 from pipeline.process.screen import log_to_stderr

@@ -15,7 +15,7 @@ from pipeline.commands.again import (
     prepare_end,
     prepare_ok_exit,
 )
-from pipeline.commands.results import show
+from pipeline.commands.operation import show
 
 if TYPE_CHECKING:
     from pipeline.execution.submit.job import ClusterJob

@@ -10,8 +10,7 @@ from typing import Annotated
 import typer
 
 from pipeline.commands import options
-from pipeline.commands.operation import calls
-from pipeline.commands.results import show
+from pipeline.commands.operation import calls, show
 from pipeline.core.errors import JobError
 from pipeline.core.printable import printable
 from pipeline.process.interrupts import reason

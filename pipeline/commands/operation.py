@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import json
+import platform
 from collections.abc import Callable
-from contextlib import ExitStack
-from importlib import import_module
-from typing import Any, Literal
+from contextlib import AbstractContextManager, ExitStack
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING, Any, Literal
+
+import typer
 
 from pipeline.commands.again import goes_on_with_dates, prepare_end, prepare_end_of_same
-from pipeline.commands.results import progress_on_terminal, show
+
+if TYPE_CHECKING:
+    from pipeline.runs.progress import Progress
 
 Command = Callable[..., None]
 
@@ -74,3 +81,54 @@ def _prepare_end(goes_on: str, given: dict[str, Any]) -> None:
         given["to"] = prepare_end(given["to"], ok_exit, "--to", given["every"])
     else:
         prepare_end_of_same()
+
+
+def versions() -> str:
+    """Return the versions of what runs, read from what is installed: nothing is imported."""
+    found = [f"python {platform.python_version()}"]
+    for name in ("ray", "torch"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found.append(f"{name} {metadata.version(name)}")
+    return f"pipeline {metadata.version('batch-inference-pipeline')} ({', '.join(found)})"
+
+
+def progress_on_terminal(*, quiet: bool) -> AbstractContextManager[Progress]:
+    """Return where a command shows how far it is, in the body."""
+    from pipeline.runs.progress import Silent, TerminalProgress
+
+    return contextlib.nullcontext(Silent()) if quiet else TerminalProgress()
+
+
+def show(result: Any, *, as_json: bool, quiet: bool = False) -> None:
+    """Show what an operation returns, as tables, as one JSON document, or not at all.
+
+    Args:
+        result: A dict, a report, or what prints; perhaps with an exit code.
+        as_json: Write the document; beside that of a report its tables go to stderr.
+        quiet: Write no tables.
+
+    Raises:
+        typer.Exit: The result has another exit code than 0.
+    """
+    from pipeline.process.interrupts import ignore_stops
+    from pipeline.process.screen import show_rendered
+    from pipeline.report.document import Report
+    from pipeline.report.showing.document_table import render_document
+    from pipeline.report.showing.printed import Printed
+    from pipeline.report.showing.render import render_table
+
+    ignore_stops()
+    result, code = result if isinstance(result, tuple) else (result, 0)
+    document, is_report = result, isinstance(result, Report)
+    if is_report:
+        document = result.model_dump(mode="json")
+    elif isinstance(result, Printed):
+        document, code = result.to_dict(), getattr(result, "exit_code", 0)
+    if is_report and not quiet:
+        show_rendered(render_table(result), to_stderr=as_json)
+    elif not (as_json or quiet):
+        show_rendered(render_document(result.shown() if isinstance(result, Printed) else document))
+    if as_json:
+        typer.echo(json.dumps(document, allow_nan=False))
+    if code:
+        raise typer.Exit(code)

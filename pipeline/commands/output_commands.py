@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from pipeline.commands import options
-from pipeline.commands.operation import calls
-from pipeline.commands.results import show
+from pipeline.commands.operation import calls, show
 from pipeline.core.errors import GateRefused, JobError
 
 

@@ -7,8 +7,7 @@ from typing import Annotated, TypeGuard
 import typer
 
 from pipeline.commands import options
-from pipeline.commands.operation import calls
-from pipeline.commands.results import show
+from pipeline.commands.operation import calls, show
 from pipeline.core.errors import JobError
 
 ClusterOption = Annotated[
