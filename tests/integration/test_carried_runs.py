@@ -19,7 +19,7 @@ from support.runs.published_rows import read_predictions
 NUM_ROWS = 60
 
 
-@pytest.mark.ray
+@pytest.mark.no_ray
 @pytest.mark.slow
 @pytest.mark.parametrize("step", ["tiled", "compacted", "before_log", "before_current"])
 def test_a_run_that_stood_still_while_another_published_changes_nothing(step: str, tmp_path: Path):

@@ -42,7 +42,7 @@ def published(tmp_path: Path, kind: str = "parquet", **sections: Any) -> Earlier
     of_kind.write(folder / f"s{of_kind.suffix}", [row % 7 for row in range(NUM_ROWS)])
     torch.save(colours_state(), tmp_path / "weights.pt")
     out, weights = Store(str(tmp_path / "out")), str(tmp_path / "weights.pt")
-    sections = {"sink": {"target_part_mib": 0.012}, **sections}
+    sections = {"sink": {"target_part_mib": 0.006}, **sections}
     sections["run"] = {"slice_rows": 30, **sections.get("run", {})}
     partition = EarlierPartition(
         str(folder), out, of_kind.source, {f"s{of_kind.suffix}#7"}, sections, weights
@@ -127,7 +127,7 @@ def test_slices_are_tiled_and_no_row_is_lost_or_there_twice_whichever_part_is_go
 
 @pytest.mark.parametrize("by", [(), ("label", "camera")], ids=["flat", "by value"])
 def test_rows_are_found_by_ordinal_and_by_content_in_any_order(by: tuple[str, ...], tmp_path: Path):
-    sink = {"target_part_mib": 0.012, "partition_columns": by}
+    sink = {"target_part_mib": 0.006, "partition_columns": by}
     partition = published(tmp_path, sink=sink, run={"reuse": "content"})
     run = partition.new_run()
     plan, model = prepare(run)

@@ -124,7 +124,10 @@ class Nights:
         self.compare()
         if night.event == "retry some":
             reasons = [["decode_error"], ["timeout", "decode_error"], ["unreadable_shard"], []]
-            self.job.retry(*reasons[night.number % 4])
+            asked = reasons[night.number % 4]
+            if asked != ["unreadable_shard"]:
+                self.inputs.change(("mend", 0, night.number))
+            self.job.retry(*asked)
             self.compare()
         if night.event == "collect":
             collect_garbage(self.job.out, self.job.layout, grace_s=-3600.0)
