@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from statistics import median
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,6 +20,13 @@ from pipeline.gates.history import Past
 from pipeline.gates.judging import certain_failures, early_refusal, judge
 from pipeline.gates.results import GateResult, accept, how_to_accept, parse_accepted, require_pass
 from pipeline.job.gates import Gates
+
+Case = tuple[str, dict[str, Any], str, float | None]
+"""A gate, what is asked of `results_of`, its status and its value."""
+
+
+def facts(**values: object) -> dict[str, Any]:
+    return {"facts": values}
 
 
 def gates_of(limits: dict[str, object]) -> Gates:
@@ -57,41 +66,171 @@ def passes(found: dict[str, GateResult]) -> bool:
     return True
 
 
-@pytest.mark.parametrize(
-    ("quarantined", "planned", "limit", "status"),
-    [
-        (0, 1000, 5.0, "pass"),
-        (50, 1000, 5.0, "pass"),
-        (51, 1000, 5.0, "fail"),
-        (0, 1000, 0.0, "pass"),
-        (1, 1000, 0.0, "fail"),
-        (999, 1000, 99.9, "pass"),
-        (1000, 1000, 99.9, "fail"),
-        (1000, 1000, 100.0, "pass"),
-        (1, 100, 1.0, "pass"),
-        (7, 100, 7.0, "pass"),
-        (29, 100, 29.0, "pass"),
-    ],
-)
-def test_the_share_of_errors_passes_up_to_its_limit(
-    quarantined: int, planned: int, limit: float, status: str
+def errors(bad: int, rows: int, status: str, limit: float = 5.0, **options: object) -> Case:
+    asked = {"quarantined": bad, "planned": rows, "max_error_pct": limit, **options}
+    return "max_error_pct", asked, status, 100 * bad / rows
+
+
+def skipped(files: int, shards: int, status: str, **options: object) -> Case:
+    value = 100 * files / (files + shards) if status != "off" else None
+    return (
+        "max_skipped_pct",
+        {**facts(num_skipped=files), "shards": shards, **options},
+        status,
+        value,
+    )
+
+
+TRUNCATED = {"truncated": 5, "empty": 1}
+
+
+def reasons(caps: dict[str, float], status: str, value: float | None, **options: object) -> Case:
+    asked = {"quarantined": 6, **facts(reasons=TRUNCATED), "max_reason_pct": caps, **options}
+    return "max_reason_pct", asked, status, value
+
+
+def agreement(compared: int, agreed: int, status: str, limit: float = 98.0) -> Case:
+    check = Comparison(compared, agreed) if compared else None
+    asked = {**facts(measured=SliceFigures(reference_check=check)), "min_agreement_pct": limit}
+    return "min_agreement_pct", asked, status, 100 * agreed / compared if compared else None
+
+
+def volume(past: tuple[int, ...], rows: int, status: str, **options: object) -> Case:
+    usual = median(past) if past and status != "off" else None
+    value = 100 * (rows - usual) / usual if usual else None
+    return "volume", {"planned": rows, "past": Past(rows=past), **options}, status, value
+
+
+def scores(low: float, high: float, **labels: int) -> dict[str, Any]:
+    numbers = {"score": Numbers(low, high, {19: sum(labels.values())})}
+    return facts(distribution=Distribution(labels=labels, numbers=numbers))
+
+
+def constant(found: dict[str, Any], status: str, rows: int = 1000, **options: object) -> Case:
+    return "constant", {**found, "planned": rows, **options}, status, None
+
+
+def golden(compared: int, agreed: int, status: str) -> Case:
+    found = SliceFigures(golden=Comparison(compared, agreed), golden_actors=2)
+    asked = {**facts(measured=found), "golden": {"uri": "golden.parquet"}}
+    return "golden", asked, status, 100 * agreed / compared if compared else None
+
+
+def texts(cut: int, rows: int, status: str) -> Case:
+    asked = facts(measured=SliceFigures(tokenised=Tokenised(rows, cut)))
+    return "max_truncated_pct", asked, status, 100 * cut / rows if rows else None
+
+
+NEAR, FEW, ALIKE = (900, 1100, 1000, 10, 90_000), {"min_rows": 100}, scores(0.9, 0.9, cat=1000)
+CASES = [
+    errors(0, 1000, "pass"),
+    errors(50, 1000, "pass"),
+    errors(51, 1000, "fail"),
+    errors(0, 1000, "pass", 0.0),
+    errors(1, 1000, "fail", 0.0),
+    errors(999, 1000, "pass", 99.9),
+    errors(1000, 1000, "fail", 99.9),
+    errors(1000, 1000, "pass", 100.0),
+    errors(1, 100, "pass", 1.0),
+    errors(7, 100, "pass", 7.0),
+    errors(29, 100, "pass", 29.0),
+    # Few rows are judged only where all failed.
+    errors(9, 99, "off", **FEW),
+    errors(98, 99, "off", **FEW),
+    errors(99, 99, "fail", **FEW),
+    errors(10, 100, "fail", **FEW),
+    errors(1, 1, "fail", **FEW),
+    skipped(0, 10, "pass"),
+    skipped(1, 999, "warn"),
+    skipped(1, 999, "fail", skipped_mode="fail"),
+    skipped(1, 3, "pass", skipped_mode="fail", max_skipped_pct=25.0),
+    skipped(2, 3, "fail", skipped_mode="fail", max_skipped_pct=25.0),
+    skipped(0, 0, "off", skipped_mode="fail"),
+    reasons({}, "off", None),
+    reasons({"truncated": 0.5}, "pass", 0.5),
+    reasons({"truncated": 0.49}, "fail", 0.5),
+    reasons({"out_of_memory": 0.0}, "pass", 0.0),
+    reasons({"truncated": 9.0, "empty": 0.0}, "fail", 0.1),
+    reasons({"truncated": 0.1}, "off", 500 / 99, planned=99, min_rows=100),
+    # Of several rows one may differ.
+    agreement(16, 16, "pass"),
+    agreement(16, 15, "pass"),
+    agreement(16, 14, "fail"),
+    agreement(2, 1, "pass"),
+    agreement(2, 0, "fail"),
+    agreement(1, 1, "pass"),
+    agreement(1, 0, "fail"),
+    agreement(100, 98, "pass"),
+    agreement(100, 97, "fail"),
+    agreement(100, 97, "pass", 97.0),
+    agreement(0, 0, "off"),
+    volume(NEAR, 1000, "pass"),
+    volume(NEAR, 700, "pass"),
+    volume(NEAR, 699, "warn"),
+    volume(NEAR, 1300, "pass"),
+    volume(NEAR, 1301, "warn"),
+    volume(NEAR, 200, "warn"),
+    volume(NEAR, 199, "fail"),
+    volume(NEAR, 5000, "warn"),
+    volume(NEAR, 5001, "fail"),
+    volume((), 10, "off"),
+    volume((99, 99), 1, "off", min_rows=100),
+    volume((0, 0), 1000, "off"),
+    volume((1000,), 1, "off", **facts(is_limited=True)),
+    # A collapse to a few rows is judged, and a few beside a few are not.
+    volume((1000,), 3, "fail", **FEW),
+    volume((3,), 1000, "fail", **FEW),
+    volume((1000,), 0, "fail", **FEW),
+    volume((100,), 3, "fail", **FEW),
+    volume((3,), 100, "fail", **FEW),
+    volume((99,), 3, "off", **FEW),
+    volume((3,), 99, "off", **FEW),
+    constant(ALIKE, "fail"),
+    constant(ALIKE, "fail", min_rows=1000),
+    constant(ALIKE, "off", min_rows=1001),
+    constant(scores(0.9, 0.9 + 8e-7, cat=1000, dog=0), "fail"),
+    constant(scores(0.9, 0.91, cat=1000), "pass"),
+    constant(scores(0.9, 0.9, cat=999, dog=1), "pass"),
+    constant({}, "off"),
+    # One prediction is like no other.
+    *(constant(scores(0.9, 0.9, cat=1), "off", 1, min_rows=least) for least in (0, 1, 2)),
+    *(constant(scores(0.9, 0.9, cat=2), "fail", 2, min_rows=least) for least in (0, 1, 2)),
+    golden(8, 8, "pass"),
+    golden(8, 7, "fail"),
+    golden(0, 0, "warn"),
+    texts(50, 1000, "pass"),
+    texts(51, 1000, "warn"),
+    texts(99, 99, "off"),
+    texts(0, 0, "off"),
+]
+MODES = {
+    "max_error_pct": "error_mode",
+    "max_skipped_pct": "skipped_mode",
+    "max_reason_pct": "reason_mode",
+    "min_agreement_pct": "agreement_mode",
+    "max_truncated_pct": "truncated_mode",
+}
+
+
+def with_mode(asked: dict[str, Any], gate: str, mode: str) -> dict[str, Any]:
+    if gate in MODES:
+        return {**asked, MODES[gate]: mode}
+    return {**asked, gate: {**asked.get(gate, {}), "mode": mode}}
+
+
+@pytest.mark.parametrize(("gate", "asked", "status", "value"), CASES)
+def test_a_gate_passes_up_to_its_limit_and_says_no_worse_than_its_mode(
+    gate: str, asked: dict[str, Any], status: str, value: float | None
 ):
-    found = results_of(quarantined, planned, max_error_pct=limit)
-    assert found["max_error_pct"].status == status
-    assert passes(found) == (status == "pass")
-    assert found["max_error_pct"].value == pytest.approx(100 * quarantined / planned)
-    assert found["max_error_pct"].limit == limit
-
-
-@pytest.mark.parametrize(
-    ("quarantined", "planned", "status"),
-    [(9, 99, "off"), (98, 99, "off"), (99, 99, "fail"), (10, 100, "fail"), (1, 1, "fail")],
-)
-def test_few_rows_are_judged_only_where_all_failed(quarantined: int, planned: int, status: str):
-    found = results_of(quarantined, planned, max_error_pct=5.0, min_rows=100)
-    assert found["max_error_pct"].status == status
-    assert found["max_error_pct"].value == pytest.approx(100 * quarantined / planned)
-    assert passes(found) == (status == "off")
+    asked = {"quarantined": 0, "planned": 1000, **asked}
+    found = results_of(**asked)[gate]
+    assert found.status == status, found.message
+    assert found.value == (None if value is None else pytest.approx(value))
+    assert passes({gate: found}) == (status != "fail")
+    warned = results_of(**with_mode(asked, gate, "warn"))[gate]
+    assert warned.status == ("warn" if status == "fail" else status)
+    off = results_of(**with_mode(asked, gate, "off"))[gate]
+    assert (off.status, off.value) == ("off", None)
 
 
 @given(planned=st.integers(1, 10**6), share=st.floats(0, 1), limit=st.floats(0, 100))
@@ -138,29 +277,6 @@ def test_where_nothing_is_read_the_refusal_says_what_is_there():
     assert found["max_skipped_pct"].status == "warn"
 
 
-@pytest.mark.parametrize(
-    ("skipped", "shards", "limits", "status"),
-    [
-        (0, 10, {}, "pass"),
-        (1, 999, {}, "warn"),
-        (1, 999, {"skipped_mode": "fail"}, "fail"),
-        (1, 3, {"skipped_mode": "fail", "max_skipped_pct": 25.0}, "pass"),
-        (2, 3, {"skipped_mode": "fail", "max_skipped_pct": 25.0}, "fail"),
-        (2, 3, {"skipped_mode": "off"}, "off"),
-        (0, 0, {"skipped_mode": "fail"}, "off"),
-    ],
-)
-def test_files_that_are_not_read_warn_or_refuse_from_their_share_on(
-    skipped: int, shards: int, limits: dict[str, object], status: str
-):
-    found = results_of(0, 1000, shards=shards, facts={"num_skipped": skipped}, **limits)
-    assert found["max_skipped_pct"].status == status
-    is_judged = shards + skipped and limits.get("skipped_mode") != "off"
-    share = 100 * skipped / (shards + skipped) if is_judged else None
-    assert found["max_skipped_pct"].value == pytest.approx(share)
-    assert passes(found) == (status != "fail")
-
-
 def test_a_refusal_names_every_gate_that_failed():
     found = results_of(60, 100, predicted=20)
     with pytest.raises(GateRefused) as caught:
@@ -171,41 +287,28 @@ def test_a_refusal_names_every_gate_that_failed():
     assert "max_error_pct: 60 of 100 rows quarantined, 60.00%; limit 5%" in message
 
 
-TRUNCATED = {"truncated": 5, "empty": 1}
-
-
-@pytest.mark.parametrize(
-    ("caps", "mode", "status"),
-    [
-        ({}, "fail", "off"),
-        ({"truncated": 0.5}, "fail", "pass"),
-        ({"truncated": 0.49}, "fail", "fail"),
-        ({"truncated": 0.49}, "warn", "warn"),
-        ({"truncated": 0.49}, "off", "off"),
-        ({"out_of_memory": 0.0}, "fail", "pass"),
-        ({"truncated": 9.0, "empty": 0.0}, "fail", "fail"),
-    ],
-)
-def test_each_reason_has_a_limit_of_its_own(caps: dict[str, float], mode: str, status: str):
-    facts: dict[str, object] = {"reasons": TRUNCATED}
-    found = results_of(6, 1000, facts=facts, max_reason_pct=caps, reason_mode=mode)
-    assert found["max_reason_pct"].status == status
-    if status == "fail":
-        over = "empty" if caps.get("empty") == 0.0 else "truncated"
-        result = found["max_reason_pct"]
-        assert result.message.startswith(over)
-        assert (result.value, result.limit) == (100 * TRUNCATED[over] / 1000, caps[over])
-
-
-def test_all_reasons_over_their_limit_are_named_and_few_rows_are_not_judged():
-    facts: dict[str, object] = {"reasons": TRUNCATED}
+def test_all_reasons_over_their_limit_are_named():
     caps = {"truncated": 0.1, "empty": 0.0, "model_error": 0.0}
-    message = results_of(6, 1000, facts=facts, max_reason_pct=caps)["max_reason_pct"].message
+    found = results_of(6, 1000, **facts(reasons=TRUNCATED), max_reason_pct=caps)
+    message = found["max_reason_pct"].message
     assert "truncated: 5 of 1000 rows, 0.50%; limit 0.1%" in message
     assert "empty: 1 of 1000 rows" in message
     assert "model_error" not in message
-    few = results_of(6, 99, facts=facts, max_reason_pct=caps, min_rows=100)
-    assert few["max_reason_pct"].status == "off"
+    one = results_of(
+        6, 1000, **facts(reasons=TRUNCATED), max_reason_pct={"truncated": 9, "empty": 0}
+    )
+    assert one["max_reason_pct"].message.startswith("empty")
+    assert one["max_reason_pct"].limit == 0.0
+
+
+def test_what_is_alike_and_what_agrees_is_said():
+    alike = results_of(0, 1000, **ALIKE)["constant"].message
+    assert "all 1000 predictions are alike: label 'cat', score 0.9" in alike
+    _, asked, _, _ = golden(8, 7, "fail")
+    agreed = results_of(0, 1000, **asked)["golden"]
+    assert agreed.message == "7 of 8 golden rows agree, on 2 actors"
+    assert agreed.limit == 100.0
+    assert results_of(0, 1000, facts=asked["facts"])["golden"].status == "off"
 
 
 def test_a_reason_that_does_not_exist_is_refused():
@@ -214,145 +317,11 @@ def test_a_reason_that_does_not_exist_is_refused():
 
 
 @pytest.mark.parametrize(("mode", "status"), [("off", "off"), ("warn", "warn"), ("fail", "fail")])
-def test_a_gate_says_no_worse_than_its_mode(mode: str, status: str):
-    errors = results_of(60, 1000, error_mode=mode)["max_error_pct"]
-    assert (errors.status, errors.value) == (status, None if mode == "off" else 6.0)
-    facts: dict[str, object] = {"measured": SliceFigures(reference_check=Comparison(16, 10))}
-    agreement = results_of(0, 1000, facts=facts, agreement_mode=mode)["min_agreement_pct"]
-    assert (agreement.status, agreement.value) == (status, None if mode == "off" else 62.5)
-
-
-@pytest.mark.parametrize(
-    ("compared", "agreed", "limit", "status"),
-    [
-        (16, 16, 98.0, "pass"),
-        (16, 15, 98.0, "pass"),
-        (16, 14, 98.0, "fail"),
-        (16, 13, 98.0, "fail"),
-        (2, 1, 98.0, "pass"),
-        (2, 0, 98.0, "fail"),
-        (1, 1, 98.0, "pass"),
-        (1, 0, 98.0, "fail"),
-        (100, 98, 98.0, "pass"),
-        (100, 97, 98.0, "fail"),
-        (100, 97, 97.0, "pass"),
-        (0, 0, 98.0, "off"),
-    ],
-)
-def test_of_several_rows_that_were_compared_one_may_differ_and_no_more_below_the_limit(
-    compared: int, agreed: int, limit: float, status: str
-):
-    check = Comparison(compared, agreed) if compared else None
-    facts: dict[str, object] = {"measured": SliceFigures(reference_check=check)}
-    found = results_of(0, 1000, facts=facts, min_agreement_pct=limit)["min_agreement_pct"]
-    assert found.status == status
-    assert found.value == (100 * agreed / compared if compared else None)
-
-
-@pytest.mark.parametrize(("mode", "status"), [("off", "off"), ("warn", "warn"), ("fail", "fail")])
 def test_rows_that_were_to_be_compared_and_were_not_are_refused(mode: str, status: str):
     facts: dict[str, object] = {"measured": SliceFigures(reference_check=Comparison())}
     found = results_of(0, 1000, facts=facts, agreement_mode=mode)["min_agreement_pct"]
     assert (found.status, found.value) == (status, None)
     assert ("no row was compared with eager fp32" in found.message) == (mode != "off")
-
-
-def earlier(*rows: int) -> Past:
-    return Past(rows=rows)
-
-
-@pytest.mark.parametrize(
-    ("rows", "status"),
-    [
-        (1000, "pass"),
-        (700, "pass"),
-        (699, "warn"),
-        (1300, "pass"),
-        (1301, "warn"),
-        (200, "warn"),
-        (199, "fail"),
-        (5000, "warn"),
-        (5001, "fail"),
-    ],
-)
-def test_the_rows_of_a_partition_are_near_the_median_of_earlier_ones(rows: int, status: str):
-    past = earlier(900, 1100, 1000, 10, 90_000)
-    found = results_of(0, rows, past=past)["volume"]
-    assert found.status == status
-    assert found.value == pytest.approx((rows - 1000) / 10)
-    softened = results_of(0, rows, past=past, volume={"mode": "warn"})["volume"]
-    assert softened.status == ("warn" if status == "fail" else status)
-    assert results_of(0, rows, past=past, volume={"mode": "off"})["volume"].status == "off"
-
-
-@pytest.mark.parametrize(
-    ("past", "rows", "limited"),
-    [
-        (earlier(), 10, False),
-        (earlier(99, 99), 1, False),
-        (earlier(0, 0), 1000, False),
-        (earlier(1000), 1, True),
-    ],
-)
-def test_rows_are_not_judged_where_there_is_nothing_to_compare(
-    past: Past, rows: int, limited: bool
-):
-    facts: dict[str, object] = {"is_limited": limited}
-    assert results_of(0, rows, past=past, facts=facts)["volume"].status == "off"
-
-
-@pytest.mark.parametrize(
-    ("past", "rows", "status"),
-    [
-        (earlier(1000), 3, "fail"),
-        (earlier(3), 1000, "fail"),
-        (earlier(1000), 0, "fail"),
-        (earlier(100), 3, "fail"),
-        (earlier(3), 100, "fail"),
-        (earlier(99), 3, "off"),
-        (earlier(3), 99, "off"),
-    ],
-)
-def test_a_collapse_to_a_few_rows_is_judged_and_a_few_beside_a_few_are_not(
-    past: Past, rows: int, status: str
-):
-    assert results_of(0, rows, past=past, min_rows=100)["volume"].status == status
-
-
-def scores(low: float, high: float, **labels: int) -> dict[str, object]:
-    numbers = {"score": Numbers(low, high, {19: sum(labels.values())})}
-    return {"distribution": Distribution(labels=labels, numbers=numbers)}
-
-
-@pytest.mark.parametrize(
-    ("facts", "status"),
-    [
-        (scores(0.9, 0.9, cat=1000), "fail"),
-        (scores(0.9, 0.9 + 8e-7, cat=1000, dog=0), "fail"),
-        (scores(0.9, 0.91, cat=1000), "pass"),
-        (scores(0.9, 0.9, cat=999, dog=1), "pass"),
-        ({}, "off"),
-    ],
-)
-def test_predictions_that_are_all_alike_are_refused(facts: dict[str, object], status: str):
-    assert results_of(0, 1000, facts=facts)["constant"].status == status
-    if status == "fail":
-        warned = results_of(0, 1000, facts=facts, constant={"mode": "warn"})["constant"]
-        assert warned.status == "warn"
-        assert "all 1000 predictions are alike: label 'cat', score 0.9" in warned.message
-        assert results_of(0, 1000, facts=facts, min_rows=1000)["constant"].status == "fail"
-        assert results_of(0, 1000, facts=facts, min_rows=1001)["constant"].status == "off"
-        assert (
-            results_of(0, 1000, facts=facts, constant={"mode": "off"})["constant"].status == "off"
-        )
-
-
-@pytest.mark.parametrize("min_rows", [0, 1, 2])
-@pytest.mark.parametrize(("predicted", "status"), [(1, "off"), (2, "fail")])
-def test_one_prediction_is_like_no_other(min_rows: int, predicted: int, status: str):
-    facts = scores(0.9, 0.9, cat=predicted)
-    found = results_of(0, predicted, facts=facts, min_rows=min_rows)["constant"]
-    assert found.status == status
 
 
 def split(cats: int, dogs: int) -> Distribution:
@@ -416,31 +385,6 @@ def test_a_first_partition_is_only_recorded():
     for gate in ("volume", "label_drift", "score_drift"):
         assert found[gate].status == "off"
         assert "nothing earlier" in found[gate].message
-
-
-GOLDEN = {"uri": "golden.parquet"}
-
-
-@pytest.mark.parametrize(
-    ("mode", "compared", "agreed", "status"),
-    [
-        ("fail", 8, 8, "pass"),
-        ("fail", 8, 7, "fail"),
-        ("warn", 8, 7, "warn"),
-        ("off", 8, 7, "off"),
-        ("fail", 0, 0, "warn"),
-    ],
-)
-def test_all_golden_rows_agree(mode: str, compared: int, agreed: int, status: str):
-    facts: dict[str, object] = {
-        "measured": SliceFigures(golden=Comparison(compared, agreed), golden_actors=2)
-    }  # fmt: skip
-    found = results_of(0, 100, facts=facts, golden={**GOLDEN, "mode": mode})["golden"]
-    assert found.status == status
-    if compared and mode != "off":
-        assert found.message == f"{agreed} of {compared} golden rows agree, on 2 actors"
-        assert (found.value, found.limit) == (100 * agreed / compared, 100.0)
-    assert results_of(0, 100, facts=facts)["golden"].status == "off"
 
 
 def test_what_is_accepted_is_published_with_its_reason_and_only_that():
@@ -581,13 +525,3 @@ def test_a_refusal_names_each_gate_what_is_in_quarantine_once_and_the_way_to_acc
     assert str(caught.value) == f"nothing was published; {said}"
     require_pass([replace(each, status="warn") for each in results], why)
     assert how_to_accept([PASSED]) == ""
-
-
-@pytest.mark.parametrize(
-    ("cut", "num_rows", "status"),
-    [(50, 1000, "pass"), (51, 1000, "warn"), (99, 99, "off"), (0, 0, "off")],
-)
-def test_texts_that_were_cut_warn_above_their_limit(cut: int, num_rows: int, status: str):
-    figures = Figures(1000, 1000, 0, 4, measured=SliceFigures(tokenised=Tokenised(num_rows, cut)))
-    found = {result.name: result for result in judge(Gates(), figures, Past())}
-    assert found["max_truncated_pct"].status == status
