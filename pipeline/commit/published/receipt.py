@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,7 @@ from pipeline.commit.manifest import (
     log_numbers,
     unexpected_files_in_log,
 )
+from pipeline.commit.shard_table import KnownShard, NoKeys, read_shard_table
 from pipeline.storage.store import Store
 
 
@@ -46,6 +48,34 @@ def check_log(store: Store, layout: Layout, manifest: Manifest) -> Check:
         problems.append(f"the manifest says partition {manifest.partition}, not {layout.name}")
     problems += [f"{path} is no log entry" for path in unexpected_files_in_log(store, layout)]
     return verdict("log", problems, f"entries 1 to {len(numbers)}, of {layout.name}")
+
+
+def check_keys(store: Store, layout: Layout, manifest: Manifest) -> Check:
+    """Check what a version knows; one that knows nothing is a version all the same."""
+    if not manifest.keys:
+        return Check("keys", "skipped", "this version has no table of its shards")
+    try:
+        table = read_shard_table(store, layout, manifest)
+    except NoKeys as error:
+        return Check("keys", "fail", str(error))
+    problems = [*_problems_of_shards(table.shards, manifest)]
+    return verdict("keys", problems, f"{len(table.shards)} shards, as written")
+
+
+def _problems_of_shards(shards: Sequence[KnownShard], manifest: Manifest) -> Iterator[str]:
+    for shard in shards:
+        if not all(0 <= row < shard.num_rows for row in shard.failed):
+            yield f"{shard.uri} has {shard.num_rows} rows, and others that failed"
+    ends = [shard.first + shard.num_rows - len(shard.failed) for shard in shards]
+    for (shard, end), (other, _) in pairwise(zip(shards, ends, strict=True)):
+        if end > other.first:
+            yield f"{shard.uri} and {other.uri} have the same predictions"
+    predicted = sum(shard.num_rows - len(shard.failed) for shard in shards)
+    written = sum(part.num_rows for part in manifest.parts)
+    if max(ends, default=0) > written:
+        yield f"the shards have predictions beyond the {written} of the version"
+    if shards and not manifest.num_unreadable_shards and predicted != written:
+        yield f"the shards have {predicted} predictions, the version {written}"
 
 
 def linked_files(store: Store, layout: Layout) -> list[str]:

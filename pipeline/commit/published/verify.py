@@ -20,7 +20,6 @@ from pipeline.commit.manifest import Manifest, current_manifest, log_numbers
 from pipeline.commit.parts.row_ids import hash_ids, sum_hashes
 from pipeline.commit.plan_store import plan_from_json
 from pipeline.commit.published.describe import choose_partition
-from pipeline.commit.published.key_check import check_keys
 from pipeline.commit.published.part_audit import (
     BATCH_ROWS,
     FoundPart,
@@ -30,7 +29,13 @@ from pipeline.commit.published.part_audit import (
     join,
 )
 from pipeline.commit.published.read import locate, require_current
-from pipeline.commit.published.receipt import Check, check_log, linked_files, verdict
+from pipeline.commit.published.receipt import (
+    Check,
+    check_keys,
+    check_log,
+    linked_files,
+    verdict,
+)
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.hive_paths import values_of, without
 from pipeline.core.schema import INPUT_HASH, INPUT_HASH_FIELD, QUARANTINE_SCHEMA

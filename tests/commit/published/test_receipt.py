@@ -11,8 +11,7 @@ from support.runs.published import DAY, Rows, make_manifest, make_plan
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Part
 from pipeline.commit.parts.compaction import Compacted
-from pipeline.commit.published.key_check import check_keys
-from pipeline.commit.published.receipt import Check
+from pipeline.commit.published.receipt import Check, check_keys
 from pipeline.commit.shard_table import About, KnownShard, write_shard_table
 from pipeline.storage.store import Store
 
