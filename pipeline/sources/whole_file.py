@@ -22,6 +22,11 @@ from pipeline.sources.extents import Extent
 from pipeline.sources.rows import changed
 from pipeline.storage.store import Store
 
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_SKIPPABLE = b"\x2a\x4d\x18"
+"""Behind a byte 0x50 to 0x5f: a frame without content, with which a zstd may begin."""
+_INPUT_BYTES = 2**16
+_SKIPPED_BYTES = 2**20
 _LOCAL_BUFFER_BYTES = 256 * 2**10
 _REMOTE_BUFFER_BYTES = 8 * 2**20
 """Bytes per request: the store caches nothing, and headers are small."""
@@ -92,13 +97,6 @@ class _WholeFile(io.RawIOBase):
 
     def tell(self) -> int:
         return int(self._raw.tell())
-
-
-_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-_SKIPPABLE = b"\x2a\x4d\x18"
-"""Behind a byte 0x50 to 0x5f: a frame without content, with which a zstd may begin."""
-_INPUT_BYTES = 2**16
-_SKIPPED_BYTES = 2**20
 
 
 def opened(handle: BinaryIO) -> BinaryIO:

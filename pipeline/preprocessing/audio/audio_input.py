@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from pipeline.preprocessing.audio.decode import Clip, Samples
 
 TENSOR = "audio"
+_EPSILON = 1e-7
 _USUAL_ROWS = {False: 4, True: 16}
 """Whether it is on a GPU -> clips of a batch. A clip of 30 s takes 200 MB in the first layer of a
 usual model."""
@@ -173,9 +174,6 @@ class AudioInput(Input):
         from pipeline.preprocessing.normalise import Cast
 
         return Cast(dtype)
-
-
-_EPSILON = 1e-7
 
 
 def extracted(settings: AudioSettings, samples: Samples) -> Samples:

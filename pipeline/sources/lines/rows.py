@@ -31,6 +31,7 @@ from pipeline.sources.uris.policy import policy_of
 from pipeline.sources.whole_file import open_sequential
 from pipeline.storage.store import Store, StoredFile
 
+NO_ROWS = "has no rows"
 _MIB = 2**20
 _ROOM_BYTES = 8 * _MIB
 """For all of a line that is not its text or image."""
@@ -121,9 +122,6 @@ def max_line_bytes(source: Source, escaped: int) -> int:
         escaped: As how many bytes the format may write a byte of a text.
     """
     return _ROOM_BYTES + (columns_of(source).line_bytes(escaped) or 0)
-
-
-NO_ROWS = "has no rows"
 
 
 class LineFormat(SourceFormat):

@@ -41,6 +41,7 @@ from pipeline.sources.source_format import (
 from pipeline.sources.table_rows import to_rows
 from pipeline.storage.store import Store, StoredFile
 
+_FIRST_ROWS = 32
 _BATCH_BYTES = 16 << 20
 _TABLE_BATCH_BYTES = 64 << 20
 """Of tables, whose columns each cost something per batch."""
@@ -152,9 +153,6 @@ def _take(batch: pa.RecordBatch, numbers: Sequence[int], position: int) -> pa.Ta
     # Arrow cannot choose rows of views, only slices.
     rows = [batch.slice(number - position, 1) for number in numbers]
     return pa.Table.from_batches(rows).combine_chunks()
-
-
-_FIRST_ROWS = 32
 
 
 class Parquet(SourceFormat):

@@ -19,6 +19,9 @@ from pipeline.sources.parquet.sizes import rows_within
 from pipeline.sources.rows import require_unchanged
 from pipeline.storage.store import Store
 
+_LOCAL_BUFFER_BYTES = 64 << 10
+"""Every column has one: with 1 MiB each, the first rows of 1,000 columns took twice as long."""
+_REMOTE_BUFFER_BYTES = 1 << 20
 _JOINED_BYTES = 16 << 20
 _BUFFERED_BYTES = 512 << 20
 """Row groups of more bytes are read from an object store column by column."""
@@ -115,11 +118,6 @@ def _runs(
         run_rows += own
     if run:
         yield run, run_rows
-
-
-_LOCAL_BUFFER_BYTES = 64 << 10
-"""Every column has one: with 1 MiB each, the first rows of 1,000 columns took twice as long."""
-_REMOTE_BUFFER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)

@@ -181,10 +181,8 @@ def test_the_longest_allowed_strips_pass(height_px: int, width_px: int) -> None:
 
 
 def test_an_image_is_made_no_larger_than_one_may_be() -> None:
-    spec, image = (
-        make_spec(32, "shortest", resize_px=300),
-        make_image(20, 40),
-    )  # 300 x 600 px before the crop
+    # 300 x 600 px before the crop.
+    spec, image = make_spec(32, "shortest", resize_px=300), make_image(20, 40)
     assert resize_and_crop(image, spec, 300 * 600).shape == (3, 32, 32)
     with pytest.raises(Untransformable, match="40 x 20 px would be resized to 180000 px") as caught:
         resize_and_crop(image, spec, 300 * 600 - 1)
