@@ -25,8 +25,7 @@ from pipeline.core.printable import clean_message
 from pipeline.core.schema import LABEL
 from pipeline.operations.published.output import Partition, open_output
 from pipeline.operations.published.pages import write_page
-from pipeline.report.showing.notebook import document_html
-from pipeline.report.showing.printed import Printed
+from pipeline.report.showing.printed import Printed, document_html
 from pipeline.report.showing.render import page_html
 
 if TYPE_CHECKING:

@@ -135,7 +135,7 @@ class Report(Section):
 
     def _repr_html_(self) -> str:
         """Return the same for a notebook, escaped."""
-        from pipeline.report.showing.notebook import text_html
+        from pipeline.report.showing.printed import text_html
 
         return text_html(str(self))
 

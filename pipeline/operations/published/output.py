@@ -23,7 +23,7 @@ from pipeline.core.printable import num_of
 from pipeline.operations.published.rows import Rows
 from pipeline.report.document import Report
 from pipeline.report.history import load_report
-from pipeline.report.showing.notebook import facts_html, table_html
+from pipeline.report.showing.printed import facts_html, table_html
 from pipeline.runs.samples.choosing import least_certain, score_column
 from pipeline.runs.samples.originals import OriginalFinder, Originals
 from pipeline.storage.store import Store

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.commit.layout import Layout
 from pipeline.commit.published.read import locate, require_current
 from pipeline.core.errors import JobError
-from pipeline.report.showing.notebook import document_html
+from pipeline.report.showing.printed import document_html
 from pipeline.report.showing.render import page_html
 from pipeline.runs.partitions.overview import Status
 from pipeline.runs.partitions.survey import survey

@@ -14,7 +14,7 @@ import pyarrow.dataset as ds
 from pipeline.commit.published.dataset import PublishedParts
 from pipeline.core.errors import JobError
 from pipeline.core.printable import num_of
-from pipeline.report.showing.notebook import table_html
+from pipeline.report.showing.printed import table_html
 
 _SHOWN = 10
 

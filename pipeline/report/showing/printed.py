@@ -1,13 +1,20 @@
-"""What makes a result print, and a notebook show it, as the command of its operation does."""
+"""What makes a result print, and a notebook show it, as the command of its operation does.
+
+HTML for notebooks is tables and facts, escaped, without scripts, styles or requests. A cell has at
+most 80 characters and a table 60 rows of 12 columns, so that nothing is beyond 300 KB.
+"""
 
 from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from html import escape
 from typing import Any, ParamSpec
 
+from pipeline.core.printable import clean_message, printable
 from pipeline.process.screen import as_lines
+from pipeline.report.showing.number_format import UNKNOWN
 
 P = ParamSpec("P")
 
@@ -30,7 +37,6 @@ class Printed(ABC):
 
     def _repr_html_(self) -> str:
         """Return the same for a notebook, escaped."""
-        from pipeline.report.showing.notebook import text_html
 
         return text_html(str(self))
 
@@ -55,3 +61,71 @@ def printed(operation: Callable[P, dict[str, Any]]) -> Callable[P, Found]:
         return Found(operation(*args, **kwargs))
 
     return found
+
+
+_CELL_CHARS, _ROWS, _COLUMNS = 80, 60, 12
+
+
+def cell(value: Any) -> str:
+    """Return a value as escaped text."""
+    if value is None:
+        return UNKNOWN
+    if isinstance(value, float):
+        value = f"{value:.4g}"
+    elif isinstance(value, int) and not isinstance(value, bool):
+        value = f"{value:,}"
+    elif isinstance(value, bytes):
+        value = f"{len(value):,} bytes"
+    text = clean_message(str(value), _CELL_CHARS + 1)
+    return escape(text if len(text) <= _CELL_CHARS else f"{text[: _CELL_CHARS - 1]}\u2026")
+
+
+def table_html(names: Sequence[str], rows: Iterable[Sequence[Any]], caption: str = "") -> str:
+    """Return a table; what is beyond the limits is left out."""
+    head = "".join(f"<th>{cell(name)}</th>" for name in names[:_COLUMNS])
+    shown = [row for _, row in zip(range(_ROWS), rows, strict=False)]
+    body = "".join(
+        f"<tr>{''.join(f'<td>{cell(value)}</td>' for value in row[:_COLUMNS])}</tr>"
+        for row in shown
+    )
+    told = f"<caption>{escape(clean_message(caption))}</caption>" if caption else ""
+    return f"<table>{told}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def facts_html(title: str, facts: Mapping[str, Any]) -> str:
+    """Return a title and a table of names and values, without those that are unknown."""
+    rows = "".join(
+        f"<tr><th>{cell(name)}</th><td>{cell(value)}</td></tr>"
+        for name, value in facts.items()
+        if value not in (None, "")
+    )
+    return f"<h4>{cell(title)}</h4><table><tbody>{rows}</tbody></table>"
+
+
+def document_html(title: str, document: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the plain values of a nested document as a table, then each section and list."""
+    plain = {
+        name.replace("_", " "): value
+        for name, value in document.items()
+        if not isinstance(value, dict | list)
+    }
+    if plain:
+        yield facts_html(title, plain)
+    for name, value in document.items():
+        told = name.replace("_", " ")
+        if isinstance(value, dict) and any(value.values()):
+            yield from document_html(told, value)
+        elif isinstance(value, list) and value:
+            if isinstance(value[0], dict):
+                names = list(dict.fromkeys(key for entry in value for key in entry))
+                rows = [[entry.get(key) for key in names] for entry in value]
+                yield table_html([each.replace("_", " ") for each in names], rows, told)
+            else:
+                yield facts_html(told, {told: ", ".join(map(str, value))})
+
+
+def text_html(text: str) -> str:
+    """Return printed lines as they are, at most 200 of 200 characters."""
+    lines = (printable(line)[:200] for line in text.split("\n")[:200])
+    shown = escape("\n".join(lines))
+    return f"<pre>{shown}</pre>"

@@ -122,7 +122,7 @@ def page_html(title: str, pieces: Iterable[str], sheet: str = "", more: Iterable
 
     Args:
         title: Plain text.
-        pieces: HTML that is escaped already, such as `notebook.table_html` gives.
+        pieces: HTML that is escaped already, such as `table_html` gives.
         sheet: What comes behind them, as `samples.sheet_html` gives it.
         more: Further pieces, behind the sheet.
     """

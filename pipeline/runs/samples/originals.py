@@ -20,7 +20,7 @@ from pipeline.core.failures import RowError
 from pipeline.core.schema import ERROR, MESSAGE, ROW_ID, URI
 from pipeline.job.source import Source
 from pipeline.planning.plan import Plan
-from pipeline.report.showing.notebook import cell
+from pipeline.report.showing.printed import cell
 from pipeline.runs.samples.inputs import are_fetched, by_shard, fetch_rows, read_rows
 from pipeline.sources.rows import Reader
 from pipeline.storage.store import Store
