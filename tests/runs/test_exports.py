@@ -23,12 +23,12 @@ from pipeline.commit.published.verify import verify_output
 from pipeline.core.errors import InfraError, PartitionBusy
 from pipeline.job.reading.loader import parse_job
 from pipeline.report.document import Report
-from pipeline.report.metrics.figures import RunFigures
 from pipeline.report.metrics.prometheus import Port
 from pipeline.report.recording.recorder import RunRecorder
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.ending import lost_run
 from pipeline.runs.ending.save_report import save_report, save_trouble
+from pipeline.runs.exports import RunFigures
 from pipeline.storage.store import Store
 
 LAST_SUCCESS = 'pipeline_last_success_timestamp_seconds{job="nightly"}'

@@ -37,7 +37,6 @@ class Printed(ABC):
 
     def _repr_html_(self) -> str:
         """Return the same for a notebook, escaped."""
-
         return text_html(str(self))
 
 
