@@ -103,8 +103,18 @@ def command(how: str = "", ignored: int = 0) -> Iterator[Command]:
         made.parent.communicate()
 
 
-@pytest.mark.parametrize("to", ["parent", "child", "both"])
-@pytest.mark.parametrize("number", STOPS)
+@pytest.mark.parametrize(
+    ("number", "to"),
+    [
+        *((number, "parent") for number in STOPS),
+        *((STOPS[0], to) for to in ("child", "both")),
+        *(
+            pytest.param(number, to, marks=pytest.mark.slow)
+            for number in STOPS[1:]
+            for to in ("child", "both")
+        ),
+    ],
+)
 def test_a_signal_stops_once_whoever_gets_it(number: signal.Signals, to: str):
     with command() as made:
         if to == "both":  # as Ctrl-C does
