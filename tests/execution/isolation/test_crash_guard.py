@@ -258,37 +258,3 @@ def test_an_image_that_ends_its_decoder_costs_itself(tmp_path: Path) -> None:
     assert found.equals(Preprocessing(spec, 10**6, 10**6, IMAGE_FIELDS)({}, fail(rows, {2: crash})))
     decoded = counters["decode"]
     assert (decoded["rows_in"], decoded["rows_out"], decoded["rows_quarantined"]) == (5, 4, 1)
-
-
-WATCHED = """
-import ctypes, time
-from pipeline.process.liveness import still_alive, no_limit, hang_guard
-def go_on(seconds):
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        still_alive()
-        time.sleep(0.001)
-with hang_guard(2.0):
-    go_on(2.2)
-    with no_limit():
-        time.sleep(2.2)
-    go_on(0.1)
-time.sleep(2.2)
-print("alive", flush=True)
-with hang_guard(0.5):
-    ctypes.PyDLL(None).sleep(1000)  # never gives Python's lock back
-"""
-
-
-@pytest.mark.slow
-def test_the_watchdog_ends_what_stands_still_and_nothing_else() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", WATCHED],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env=dict(os.environ),
-    )
-    assert (done.returncode, done.stdout) == (1, "alive\n"), done.stderr
-    assert "Timeout (0:00:00.5" in done.stderr
