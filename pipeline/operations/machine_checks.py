@@ -28,17 +28,16 @@ from pipeline.execution.environment import (
 )
 from pipeline.execution.submit.client import is_loopback
 from pipeline.inference.gpu_facts import absence_here, driver_version
-from pipeline.inference.runtimes import all_runtimes
+from pipeline.inference.runtimes import all_runtimes, runtime_versions
+from pipeline.storage.protocols import OBJECT_PROTOCOLS
 
 FindingStatus = Literal["ok", "warn", "fail"]
 _GIB = 2**30
 _PACKAGES = ("ray", "torch", "torchvision", "pyarrow", "pandas", "fsspec", "pillow")
-_OF_MODELS = ("transformers", "tokenizers", "timm", "onnxruntime", "openvino")
-"""Packages that decide what a model computes, shown if they are installed."""
+_OF_MODELS = ("transformers", "tokenizers", "timm")
+"""Shown if they are installed, as are those of runtimes."""
 _EXTRAS = {
-    "s3": "s3fs",
-    "gcs": "gcsfs",
-    "azure": "adlfs",
+    **{each.extra: each.package for each in OBJECT_PROTOCOLS.values()},
     "delta": "deltalake",
     "submit": "aiohttp",
     "transformers": "transformers",
@@ -98,7 +97,7 @@ def _packages() -> Finding:
     if wrong:
         found = ", ".join(f"{each} (there is {_version(each.name) or 'none'})" for each in wrong)
         return Finding("packages", "fail", f"install {found}", JobError.exit_code)
-    shown = [*_PACKAGES, *(name for name in _OF_MODELS if _version(name))]
+    shown = dict.fromkeys([*_PACKAGES, *filter(_version, _OF_MODELS), *runtime_versions()])
     found = ", ".join(f"{name} {_version(name)}" for name in shown)
     return Finding("packages", "ok", f"python {platform.python_version()}, {found}")
 

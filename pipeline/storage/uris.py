@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.core.errors import JobError
+from pipeline.storage.protocols import OBJECT_PROTOCOLS
 
-PROTOCOLS = ("s3", "gs", "az", "abfs", "abfss")
 _AZURE = ("az", "abfs", "abfss")
 # The form of Spark and Hadoop: the container stands where others have a user.
 _AZURE_HOST = re.compile(r"([a-z0-9$-]+)@([a-z0-9]+)\.(?:dfs|blob)\.([a-z0-9.-]+)")
@@ -23,15 +23,15 @@ def normalise(uri: str) -> str:
     """
     protocol, separator, rest = uri.partition("://")
     if not separator:
-        if re.match(rf"({'|'.join(PROTOCOLS)}|file):/", uri):
+        if re.match(rf"({'|'.join(OBJECT_PROTOCOLS)}|file):/", uri):
             raise JobError(f"{uri}: not a URI; expected two slashes, as in s3://bucket/prefix")
         return os.path.abspath(os.path.expanduser(uri))
     if protocol == "file":
         if not rest.startswith("/"):
             raise JobError(f"{uri}: expected three slashes, as in file:///folder")
         return os.path.abspath(rest)
-    if protocol not in PROTOCOLS:
-        known = ", ".join(f"{name}://" for name in PROTOCOLS)
+    if protocol not in OBJECT_PROTOCOLS:
+        known = ", ".join(f"{name}://" for name in OBJECT_PROTOCOLS)
         raise JobError(f"{protocol}://: not supported; expected a local path or {known}")
     host = rest.split("/", 1)[0]
     if "@" in host and not (protocol in _AZURE and _AZURE_HOST.fullmatch(host)):

@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from pipeline.core.cache.node_cache import key_of
 from pipeline.core.errors import JobError
 from pipeline.core.registry import RUNTIMES, names
+from pipeline.core.versions import environment_versions
 from pipeline.inference.runtimes import all_runtimes, runtime_of, runtime_versions
 from pipeline.inference.runtimes.base import Runner, missing_reason
 from pipeline.inference.runtimes.inference_module import InferenceModule
@@ -239,6 +240,11 @@ def test_versions_of_its_packages_decide_what_the_node_keeps():
     assert key_of(["a model"], ("pillow",)) != key
     assert key_of(["a model"], ("no-such-distribution",)) == key
     assert {"torch", "onnx", "openvino", "MNN"} <= set(runtime_versions())
+
+
+def test_its_library_is_compared_before_rows_are_carried_over():
+    libraries = {runtime.packages[0] for runtime in all_runtimes() if runtime.packages}
+    assert libraries <= set(environment_versions())
 
 
 def test_listing_runtimes_imports_no_library_that_runs_models():
