@@ -1,1 +1,6 @@
-"""What every other folder may use: errors, schemas, counters, text, the node cache."""
+"""What every other folder may use: errors, schemas, figures, text, the node cache.
+
+It imports no other folder. Begin with `errors.py`, a class per exit code, and `schema.py`, the
+columns of a row from step to step. May not be touched: exit codes and the names of columns, which
+others' jobs depend on; a number of `semantics.py` is only ever raised.
+"""
