@@ -29,8 +29,11 @@ ACTORS = st.none() | st.integers(1, 40)
 def divide(
     cpus: float, gpus: float = 0.0, *, cost: Cost = "image", **fields: float | None
 ) -> Allocation:
-    resources = Resources.model_validate(fields)
-    return allocate(resources, Hardware(1, cpus, gpus), cost=cost)
+    return on(Hardware(1, cpus, gpus), cost, **fields)
+
+
+def on(hardware: Hardware, cost: Cost = "image", **fields: Any) -> Allocation:
+    return allocate(Resources.model_validate(fields), hardware, cost=cost)
 
 
 def assert_room(found: Allocation, left: list[float]) -> None:
@@ -115,7 +118,7 @@ def test_beside_the_actors_of_every_node_readers_and_writers_find_room_on_some(
     fields = {"num_cpus": num_cpus, "max_actors": actors, "decode_in": decode_in}
     assume(nodes * math.floor(cpus / (num_cpus or 1)) >= (actors or 1))
     hardware = Hardware(nodes, nodes * cpus, 0, node_cpus=(float(cpus),) * nodes)
-    found = allocate(Resources.model_validate(fields), hardware, cost="image")
+    found = on(hardware, **fields)
     packed = math.floor(cpus / found.actor_cpus)
     for most in (packed, math.ceil(found.max_actors / nodes)):
         placed = [min(most, max(0, found.max_actors - most * node)) for node in range(nodes)]
@@ -130,7 +133,7 @@ def test_nodes_of_different_sizes_have_room_for_tasks_however_actors_are_placed(
 ):
     assume(any(nodes))
     hardware = Hardware(len(nodes), sum(nodes), 0, node_cpus=tuple(map(float, nodes)))
-    found = allocate(Resources(), hardware, cost="image")
+    found = on(hardware)
     left, waiting = [], found.max_actors
     for cpus in sorted(nodes, reverse=backwards):
         number = min(waiting, math.floor(cpus / found.actor_cpus))
@@ -159,7 +162,7 @@ def test_no_node_of_several_gets_more_decoders_than_it_has_cores(
     cards = (1.0, *(0.0 for _ in nodes[1:])) if num_gpus else ()
     hardware = Hardware(len(nodes), cpus, sum(cards), (), tuple(map(float, nodes)), cards)
     fields = {"num_gpus": float(num_gpus), "decode_in": decode_in}
-    found = allocate(Resources.model_validate(fields), hardware, cost="image")
+    found = on(hardware, **fields)
     if found.num_decoders:
         for cores in nodes:
             # Where actors have all cores, they share them with the decoders.
@@ -173,14 +176,14 @@ def test_no_node_of_several_gets_more_decoders_than_it_has_cores(
 
 def test_the_first_node_of_a_cluster_that_grows_gets_its_own_decoders_only():
     hardware = Hardware(1, LATER, 4, ("L4",), (FIRST,), (1.0,))
-    found = allocate(Resources.model_validate({"num_gpus": 1.0}), hardware, cost="image")
+    found = on(hardware, num_gpus=1.0)
     assert found.num_decoders == LATER - 4
     assert math.floor((FIRST - found.actor_cpus) / found.decoder_cpus) == FIRST - 1
 
 
 def test_nodes_of_different_sizes_get_decoders_by_their_cores():
     hardware = Hardware(2, 24, 1, ("L4",), (8.0, 16.0), (1.0, 0.0))
-    found = allocate(Resources.model_validate({"num_gpus": 1.0}), hardware, cost="image")
+    found = on(hardware, num_gpus=1.0)
     on_small = math.floor((8 - found.actor_cpus) / found.decoder_cpus)
     assert (on_small, found.num_decoders - on_small) == (7, 16)
 
@@ -192,9 +195,7 @@ def test_on_one_machine_tasks_reserve_next_to_nothing(cpus: int, gpus: int):
     node = {"CPU": float(cpus), "GPU": float(gpus)}
     headed = hardware_from(node, [{"memory": 1.0}, node], {})
     for hardware in (alone, headed):
-        found = allocate(
-            Resources.model_validate({"num_gpus": float(gpus > 0)}), hardware, cost="image"
-        )
+        found = on(hardware, num_gpus=float(gpus > 0))
         assert found.reader_cpus == found.decoder_cpus == TASK_CPUS
 
 
@@ -211,7 +212,7 @@ def test_many_actors_may_share_the_cards_of_a_node_with_few_cores(
 def test_actors_on_cards_reserve_what_their_own_nodes_have():
     """A large node without a GPU must not raise what actors reserve on a small node with a GPU."""
     hardware = Hardware(2, 34, 1, node_cpus=(2.0, 32.0), node_gpus=(1.0, 0.0))
-    found = allocate(Resources.model_validate({"num_gpus": 0.25}), hardware, cost="image")
+    found = on(hardware, num_gpus=0.25)
     assert found.max_actors == 4
     assert found.max_actors * found.actor_cpus <= 2
 
@@ -238,45 +239,12 @@ def test_fractions_share_a_card_and_do_not_span_two(each: float, on_one: int):
         divide(64, 4, num_gpus=each, min_actors=4 * on_one + 1)
 
 
-@pytest.mark.parametrize(
-    ("nodes", "total", "threads", "actors"),
-    [((3.0, 3.0), 6, 2.0, 2), ((0.0, 1.0, 1.0), 2, None, 2), ((2.0,), 10, 4.0, 2), ((), 6, 2.0, 3)],
-)
-def test_no_actor_lies_on_two_nodes(
-    nodes: tuple[float, ...], total: float, threads: float | None, actors: int
-):
-    """Nodes that an autoscaler may add are assumed to be one node of their total size."""
-    hardware = Hardware(len(nodes), total, 0, node_cpus=nodes)
-    found = allocate(Resources.model_validate({"num_cpus": threads}), hardware, cost="image")
-    assert found.max_actors == actors
-
-
 def test_an_actor_that_no_node_can_hold_is_refused_and_the_nodes_are_named():
     hardware = Hardware(2, 6, 2, node_cpus=(2.0, 4.0), node_gpus=(1.0, 1.0))
     with pytest.raises(JobError, match="6 CPUs for 0 such actors, on nodes of 2, 4"):
-        allocate(Resources.model_validate({"num_cpus": 5.0}), hardware, cost="image")
+        on(hardware, num_cpus=5.0)
     with pytest.raises(JobError, match="2 GPUs for 2 such actors, on nodes of 1, 1"):
-        allocate(
-            Resources.model_validate({"num_gpus": 1.0, "max_actors": 3}), hardware, cost="image"
-        )
-
-
-@pytest.mark.parametrize(
-    ("cpus", "threads", "actors"),
-    [(1, None, 1), (2, None, 2), (4, 2.0, 2), (2, 2.0, 1), (1, 0.5, 2)],
-)
-def test_small_machines_work(cpus: int, threads: float | None, actors: int):
-    found = divide(cpus, num_cpus=threads)
-    assert (found.max_actors, found.num_readers) == (actors, 1)
-
-
-def test_cpus_that_are_asked_for_limit_the_actors_on_gpus():
-    assert divide(16, 8, num_gpus=1.0, num_cpus=4.0).max_actors == 4
-
-
-def test_the_pool_grows_no_further_than_the_cluster():
-    assert divide(8, min_actors=2, max_actors=100).max_actors == 8
-    assert divide(64, 4, num_gpus=1.0, min_actors=2, max_actors=100).max_actors == 4
+        on(hardware, num_gpus=1.0, max_actors=3)
 
 
 @pytest.mark.parametrize(
@@ -299,21 +267,45 @@ def test_asking_for_more_than_there_is_names_both_numbers(
         assert word in str(caught.value)
 
 
-def test_beside_gpus_the_cores_decode():
-    found = divide(16, 1, num_gpus=1.0)
-    assert (found.max_actors, found.num_decoders) == (1, 15)
+TASKS = {"decode_in": "tasks"}
+CARD = {"num_gpus": 1.0}
+SOME: list[tuple[Hardware, dict[str, Any], dict[str, float]]] = [
+    # No actor lies on two nodes; those that may still be added are taken for one node.
+    (Hardware(2, 6, 0, node_cpus=(3.0, 3.0)), {"num_cpus": 2.0}, {"max_actors": 2}),
+    (Hardware(3, 2, 0, node_cpus=(0.0, 1.0, 1.0)), {}, {"max_actors": 2}),
+    (Hardware(1, 10, 0, node_cpus=(2.0,)), {"num_cpus": 4.0}, {"max_actors": 2}),
+    (Hardware(0, 6, 0), {"num_cpus": 2.0}, {"max_actors": 3}),
+    # Small machines work.
+    (Hardware(1, 1, 0), {}, {"max_actors": 1, "num_readers": 1}),
+    (Hardware(1, 2, 0), {}, {"max_actors": 2, "num_readers": 1}),
+    (Hardware(1, 4, 0), {"num_cpus": 2.0}, {"max_actors": 2, "num_readers": 1}),
+    (Hardware(1, 2, 0), {"num_cpus": 2.0}, {"max_actors": 1, "num_readers": 1}),
+    (Hardware(1, 1, 0), {"num_cpus": 0.5}, {"max_actors": 2, "num_readers": 1}),
+    # CPUs that are asked for limit the actors on GPUs, and no pool outgrows its cluster.
+    (Hardware(1, 16, 8), {**CARD, "num_cpus": 4.0}, {"max_actors": 4}),
+    (Hardware(1, 8, 0), {"min_actors": 2, "max_actors": 100}, {"max_actors": 8}),
+    (Hardware(1, 64, 4), {**CARD, "min_actors": 2, "max_actors": 100}, {"max_actors": 4}),
+    # Beside GPUs the cores decode; the job may say who does.
+    (Hardware(1, 16, 1), CARD, {"max_actors": 1, "num_decoders": 15}),
+    (Hardware(1, 4, 0), {}, {"num_decoders": 0}),
+    (Hardware(1, 4, 0), {"max_actors": 1}, {"num_decoders": 3}),
+    (Hardware(1, 4, 0), {"decode_in": "actors", "max_actors": 1}, {"num_decoders": 0}),
+    (Hardware(1, 4, 0), TASKS, {"num_decoders": 2}),
+    (Hardware(1, 4, 0), {**TASKS, "max_actors": 3}, {"num_decoders": 1}),
+    (Hardware(1, 5, 0), TASKS, {"num_decoders": 2}),
+    # A card that decodes in its actor has no decoders, and otherwise at least one.
+    (Hardware(1, 4, 1), {**CARD, "num_cpus": 4.0, "decode_in": "actors"}, {"num_decoders": 0}),
+    (Hardware(1, 4, 1), {**CARD, "num_cpus": 4.0}, {"num_decoders": 1}),
+    (Hardware(1, 4, 1), {**CARD, "num_cpus": 4.0, **TASKS}, {"num_decoders": 1}),
+]
 
 
-@pytest.mark.parametrize(
-    ("decode_in", "actors", "decoders"),
-    [("auto", None, 0), ("auto", 1, 3), ("actors", 1, 0), ("tasks", None, 2), ("tasks", 3, 1)],
-)
-def test_the_job_may_say_who_decodes(decode_in: str, actors: int | None, decoders: int):
-    fields = {"decode_in": decode_in, "max_actors": actors}
-    assert (
-        allocate(Resources.model_validate(fields), Hardware(1, 4, 0), cost="image").num_decoders
-        == decoders
-    )
+@pytest.mark.parametrize(("hardware", "fields", "numbers"), SOME)
+def test_a_cluster_is_divided_as_its_job_says(
+    hardware: Hardware, fields: dict[str, Any], numbers: dict[str, float]
+):
+    found = on(hardware, **fields)
+    assert {name: getattr(found, name) for name in numbers} == numbers
 
 
 @pytest.mark.parametrize(
@@ -330,7 +322,7 @@ def test_on_local_disk_actors_that_have_all_cores_write_themselves(
     cpus: int, gpus: int, fields: dict[str, object], writers: int
 ):
     hardware = Hardware(1, cpus, gpus)
-    usual = allocate(Resources.model_validate(fields), hardware, cost="image")
+    usual = on(hardware, **fields)
     found = usual.for_local_disk(hardware)
     assert (usual.num_writers, found.num_writers) == (1, writers)
     assert found.writes_in_actors == ("writer" in found.in_actors) == (writers == 0)
@@ -409,15 +401,13 @@ def test_a_cluster_is_divided_into_just_these_shares(
     reader_cpus = TASK_CPUS if hardware.is_one_machine else CLUSTER_READER_CPUS
     *counts, decoder_cpus = numbers
     expected = Allocation(*counts, hardware.num_nodes, decoder_cpus, reader_cpus)  # type: ignore[arg-type]
-    assert allocate(Resources.model_validate(fields), hardware, cost="image") == expected
+    assert on(hardware, **fields) == expected
 
 
 @pytest.mark.parametrize(("cpus", "readers"), [(1, 1), (2, 2), (3, 2), (7, 3), (16, 8)])
 def test_a_table_has_a_reader_for_every_second_core(cpus: int, readers: int):
     assert divide(cpus, cost="row").num_readers == readers
-    assert allocate(Resources(), Hardware(1, cpus, 0), cost="image").num_readers == max(
-        1, cpus // 4
-    )
+    assert divide(cpus).num_readers == max(1, cpus // 4)
 
 
 @pytest.mark.parametrize(("actors", "share"), [(1, 1.0), (2, 0.5), (3, 0.3333), (7, 0.1428)])
@@ -425,17 +415,7 @@ def test_a_share_of_a_card_is_rounded_down_to_ten_thousandths(actors: int, share
     assert gpu_share(actors) == share
 
 
-def test_a_card_that_decodes_in_its_actor_has_no_decoders_and_otherwise_at_least_one():
-    for decode_in, decoders in (("actors", 0), ("auto", 1), ("tasks", 1)):
-        fields = {"num_gpus": 1.0, "num_cpus": 4.0, "decode_in": decode_in}
-        assert (
-            allocate(Resources.model_validate(fields), Hardware(1, 4, 1), cost="image").num_decoders
-            == decoders
-        )
-    assert divide(5, decode_in="tasks").num_decoders == 2
-
-
 def test_more_actors_than_cores_can_hold_beside_the_tasks_are_refused():
     crowded = Hardware(9, 2, 0, node_cpus=(0.25,) * 8)
     with pytest.raises(JobError, match="8 actors beside readers, decoders and writers do not fit"):
-        allocate(Resources.model_validate({"num_cpus": 0.25}), crowded, cost="image")
+        on(crowded, num_cpus=0.25)
