@@ -6,7 +6,6 @@ the one that is killed is a process of its own, and the run after it happens her
 
 from __future__ import annotations
 
-import datetime as dt
 import os
 import signal
 from collections.abc import Iterator
@@ -33,12 +32,8 @@ from support.servers.localserver import LocalServer
 
 from pipeline.commit.published.verify import verify_output
 from pipeline.core.causes import SystematicFailure
-from pipeline.dataflow import run_job
 from pipeline.execution.caller import share_ray
 from pipeline.execution.without_ray import without_ray
-from pipeline.job.reading.loader import read_job
-from pipeline.runs.context import RunOptions
-from pipeline.runs.progress import Silent
 from pipeline.storage.store import Store
 
 pytestmark = pytest.mark.early
@@ -376,50 +371,3 @@ def test_a_model_that_fails_every_row_ends_a_run_in_the_same_words_by_both(
     with without_ray(), pytest.raises(SystematicFailure) as by_loop:
         execute(jobs[1], DATE, monkeypatch)
     assert str(by_loop.value) == str(by_ray.value)
-
-
-@pytest.mark.slow
-def test_the_same_photos_give_the_same_predictions_however_they_are_stored(tmp_path: Path) -> None:
-    build_images(tmp_path / "images", 16, seed=31, num_bad=3)
-    photos = {
-        path.relative_to(tmp_path / "images").as_posix(): path.read_bytes()
-        for path in sorted((tmp_path / "images").rglob("*.*"))
-    }
-    names = list(photos)
-    sources: dict[str, dict[str, Any]] = {"images": {"format": "images"}}
-    tables = {
-        "bytes": {"name": names, "image": list(photos.values())},
-        "nested": {
-            "name": names,
-            "image": [{"bytes": photos[name], "path": name} for name in names],
-        },
-        "uris": {"name": names, "image": [str(tmp_path / "images" / name) for name in names]},
-    }
-    for kind, columns in tables.items():
-        (tmp_path / kind).mkdir()
-        pq.write_table(pa.table(columns), tmp_path / kind / "s.parquet", row_group_size=5)
-        sources[kind] = {"format": "parquet", "id_column": "name"}
-    sources["uris"] |= {"uri_column": "image", "uri_roots": [str(tmp_path / "images")]}
-    (tmp_path / "tars").mkdir()
-    (tmp_path / "tars" / "s.tar").write_bytes(pack(Entry(n, photos[n]) for n in names))
-    sources["tars"] = {"format": "webdataset"}
-
-    found = {}
-    for kind, source in sources.items():
-        job_path = write_job(
-            tmp_path / f"{kind}.yaml",
-            {"uri": str(tmp_path / kind), **source},
-            str(tmp_path / f"out-{kind}"),
-            model={"name": "efficientnet-lite0"},
-            transform=None,
-            gates={"max_error_pct": 20},
-            run={"slice_rows": 32},
-        )
-        job = read_job(job_path, date=dt.date.fromisoformat(DATE))
-        with without_ray():
-            report = run_job(job, RunOptions(), Silent())
-        assert (report.rows.predicted, report.rows.quarantined) == (13, 3), kind
-        table = read_predictions(str(tmp_path / f"out-{kind}"), PARTITION)
-        found[kind] = table.select(["label", "label_id", "score", "top_k"])
-    for kind, table in found.items():
-        assert table.equals(found["images"]), kind
