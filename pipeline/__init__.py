@@ -25,14 +25,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline import errors
     from pipeline.job.job import Job
+    from pipeline.operations.backfill import backfill
     from pipeline.operations.diff import Diff, diff
     from pipeline.operations.first_steps.predict import predict
     from pipeline.operations.jobs import load_job
     from pipeline.operations.maintenance import gc, rollback
     from pipeline.operations.outputs import verify
-    from pipeline.operations.partitions.backfill import backfill
-    from pipeline.operations.partitions.status import status
-    from pipeline.operations.partitions.stop import stop
+    from pipeline.operations.partitions import status, stop
     from pipeline.operations.plan import plan
     from pipeline.operations.published.output import Output, Partition, open_output
     from pipeline.operations.run import retry, run
@@ -68,7 +67,7 @@ _HOMES = {
     "Output": "pipeline.operations.published.output",
     "Partition": "pipeline.operations.published.output",
     "Report": "pipeline.report.document",
-    "backfill": "pipeline.operations.partitions.backfill",
+    "backfill": "pipeline.operations.backfill",
     "diff": "pipeline.operations.diff",
     "errors": "pipeline.errors",
     "gc": "pipeline.operations.maintenance",
@@ -79,8 +78,8 @@ _HOMES = {
     "retry": "pipeline.operations.run",
     "rollback": "pipeline.operations.maintenance",
     "run": "pipeline.operations.run",
-    "status": "pipeline.operations.partitions.status",
-    "stop": "pipeline.operations.partitions.stop",
+    "status": "pipeline.operations.partitions",
+    "stop": "pipeline.operations.partitions",
     "tune": "pipeline.operations.tune",
     "verify": "pipeline.operations.outputs",
 }

@@ -133,7 +133,7 @@ def _end(done: ClusterJob, *, as_json: bool, quiet: bool) -> None:
     elif document and as_json:
         typer.echo(done.document)
     elif document and "dates" in document:
-        from pipeline.operations.partitions.backfill import Backfill, DateRun
+        from pipeline.operations.backfill import Backfill, DateRun
 
         dates = tuple(DateRun(**each) for each in document["dates"])
         show(Backfill(dates), as_json=False, quiet=quiet)

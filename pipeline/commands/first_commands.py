@@ -58,7 +58,7 @@ def init(
     model = _given_or_asked(model, "option --model", _MODEL, asks=asks)
     to = _given_or_asked(to, "option --to", _TO, asks=asks)
     from pipeline.operations.first_steps.first_rows import Ambiguous
-    from pipeline.operations.first_steps.init import init as write
+    from pipeline.operations.first_steps.predict import init as write
 
     allowed, settings = allow_import or (), [*(overrides or ())]
     while True:

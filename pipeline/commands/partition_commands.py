@@ -43,7 +43,7 @@ def status(
         jobs = status_of_submitted(sink, address, date)
         show({"jobs": jobs}, as_json=as_json)
         return
-    from pipeline.operations.partitions.status import status as look
+    from pipeline.operations.partitions import status as look
 
     if prometheus and as_json:
         raise JobError("status: give --prometheus or --json, not both")
@@ -63,7 +63,7 @@ def status(
         show(found, as_json=as_json)
 
 
-@calls("partitions.backfill:backfill", shows_progress=True, goes_on="dates")
+@calls("backfill:backfill", shows_progress=True, goes_on="dates")
 def backfill(
     job: options.JobFile,
     from_: Annotated[
@@ -111,7 +111,7 @@ def stop(
 
         show(stop_submitted(uri, address, date), as_json=as_json)
         return
-    from pipeline.operations.partitions.stop import stop as ask
+    from pipeline.operations.partitions import stop as ask
 
     options.refuse_job_file("stop", uri)
     show(ask(uri, partition=partition, storage_options=storage_options), as_json=as_json)

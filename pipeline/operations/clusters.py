@@ -28,8 +28,8 @@ from pipeline.execution.submit.log_follower import Follower, JobOutput
 from pipeline.execution.submit.submission import Submission
 from pipeline.gates.results import parse_accepted
 from pipeline.job.reading.loader import read_job
+from pipeline.operations.backfill import ONLY
 from pipeline.operations.jobs import load_job, run_options, warn_of_local_code
-from pipeline.operations.partitions.backfill import ONLY
 from pipeline.runs.partitions.survey import survey_job
 
 log = logging.getLogger(__name__)

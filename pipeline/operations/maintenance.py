@@ -16,7 +16,7 @@ from pipeline.commit.tables.delta import table_of
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import Overrides
 from pipeline.operations.jobs import Date, JobLike, load_job
-from pipeline.operations.partitions.status import depends_on_date
+from pipeline.operations.partitions import depends_on_date
 from pipeline.report.showing.printed import printed
 from pipeline.storage.store import Store
 

@@ -1,4 +1,4 @@
-"""`pipeline predict`: run a model over an input without a job file; the job is found out."""
+"""`pipeline predict` and `pipeline init`: make the job of an input; run it, or only write it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from shlex import quote
+from typing import Any
 
 from pipeline.commit.manifest import list_partitions
 from pipeline.core.errors import JobError
@@ -14,6 +15,7 @@ from pipeline.job.reading.yaml_reader import parse
 from pipeline.operations.first_steps.draft import MARK, draft_job
 from pipeline.operations.run import run
 from pipeline.report.document import Report
+from pipeline.report.showing.printed import printed
 from pipeline.runs.progress import Progress, shown_on
 from pipeline.runs.sink_below_source import require_disjoint
 from pipeline.storage.store import Store
@@ -101,3 +103,40 @@ def _is_same(before: bytes, text: str) -> bool:
         return bool(parse(before.decode()).value == parse(text).value)
     except ValueError:  # it was changed, to something that is no YAML
         return False
+
+
+@printed
+def init(
+    input: str | os.PathLike[str],
+    *,
+    model: str | os.PathLike[str],
+    to: str | os.PathLike[str],
+    job: str | os.PathLike[str] = "job.yaml",
+    overrides: Overrides = (),
+    allow_import: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Write a job file for an input and a model, with a reason behind each line; nothing runs.
+
+    Args:
+        input: A folder, a file or a glob.
+        model: As of `predict`.
+        to: Where the output will go.
+        job: The file to write.
+        overrides: Fields of the job that are set over those that are found.
+        allow_import: Prefixes of the modules that the job may name.
+
+    Raises:
+        JobError: Something is ambiguous: one line with the choices. Or the file is there.
+    """
+    draft = draft_job(os.fspath(input), os.fspath(model), os.fspath(to), overrides, allow_import)
+    path = os.fspath(job)
+    try:
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(draft.text)
+    except FileExistsError:
+        raise JobError(
+            f"{path}: is there already; choose another name (--job; in Python job=)"
+        ) from None
+    except OSError as error:
+        raise JobError(f"{path}: cannot be written: {error.strerror}") from None
+    return {"job": path, "found": [*draft.said], "next": f"pipeline run {path}"}

@@ -20,8 +20,7 @@ from pipeline.job.reading.yaml_reader import parse
 from pipeline.operations.first_steps.columns import choose_columns, choose_id
 from pipeline.operations.first_steps.draft import Draft, draft_job
 from pipeline.operations.first_steps.first_rows import look
-from pipeline.operations.first_steps.init import init
-from pipeline.operations.first_steps.predict import predict
+from pipeline.operations.first_steps.predict import init, predict
 from pipeline.operations.jobs import load_job
 
 PNG = encode(base_image(1, 8, 8), "PNG")

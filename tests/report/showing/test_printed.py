@@ -6,7 +6,7 @@ from html import escape
 
 import pytest
 
-from pipeline.operations.partitions.backfill import Backfill, DateRun
+from pipeline.operations.backfill import Backfill, DateRun
 from pipeline.report.showing.printed import Found, Printed
 from pipeline.runs.partitions.overview import Status
 from pipeline.runs.partitions.state import PartitionStatus

@@ -15,7 +15,7 @@ import pipeline
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import hold_lease
 from pipeline.core.errors import JobError, PipelineError
-from pipeline.operations.partitions.backfill import WORST_FIRST, Backfill, DateRun
+from pipeline.operations.backfill import WORST_FIRST, Backfill, DateRun
 from pipeline.runs.progress import Silent
 from pipeline.storage.store import Store
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.job.reading.dates import date_text
-from pipeline.operations.partitions.backfill import DateRun, do_all
+from pipeline.operations.backfill import DateRun, do_all
 from pipeline.runs.progress import Silent
 
 DAYS = [dt.date(2026, 11, day) for day in (1, 2, 3)]

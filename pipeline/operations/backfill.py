@@ -22,7 +22,7 @@ from pipeline.job.job import Job
 from pipeline.job.reading.dates import date_text
 from pipeline.job.reading.loader import Overrides
 from pipeline.operations.jobs import Accepted, Date, JobLike, load_job, read_dates, run_options
-from pipeline.operations.partitions.status import same_partition
+from pipeline.operations.partitions import same_partition
 from pipeline.process.interrupts import as_ours, reason
 from pipeline.process.life import new_life
 from pipeline.report.showing.printed import Printed

@@ -15,7 +15,7 @@ import pipeline
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import hold_lease
 from pipeline.core.errors import JobError
-from pipeline.operations.partitions.status import status_of_job
+from pipeline.operations.partitions import status_of_job
 from pipeline.storage.store import Store
 
 DAYS = ["2026-11-22", "2026-11-23", "2026-11-24"]
