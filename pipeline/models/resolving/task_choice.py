@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.core.errors import JobError
@@ -14,17 +15,20 @@ from pipeline.core.registry import TASKS
 from pipeline.core.user_code.allowed_imports import require_allowed, source_digest
 from pipeline.core.user_code.own_code import errors_told
 from pipeline.models.directories.build import require_served
+from pipeline.models.directories.facts import GenerationFacts
 from pipeline.models.directories.snapshot import local
+from pipeline.models.directories.text.chat_template import image_prompt
 from pipeline.models.directories.text.text_facts import load_tokenizer
 from pipeline.models.generation import Generation, Rules
 from pipeline.models.outputs import OutputSpec
 from pipeline.models.records.grammar import require_grammars
 from pipeline.models.records.subset import SchemaError, canonical
 from pipeline.models.resolving.cards import FoundModel
-from pipeline.models.resolving.prompt_choice import choose_start
 from pipeline.models.tasks import task_class
 from pipeline.models.tasks.base import TaskSpec
+from pipeline.models.tasks.choices import PLACE
 from pipeline.models.tasks.scores import choose_scores
+from pipeline.preprocessing.texts.tokenizer import tokenizer_errors
 from pipeline.storage.single_file import read_file
 
 if TYPE_CHECKING:
@@ -110,7 +114,7 @@ def _choose_generation(model: Model, card: FoundModel) -> Generation | None:
         raise JobError(facts.problem)
     rules = facts.rules
     if facts.tokenizer and card.directory is not None:
-        rules = choose_start(model, facts, local(card.directory))
+        rules = _begun(model, facts, local(card.directory))
     rules = _in_language(rules, model, card)
     begins = len(rules.start) + bool(rules.languages)
     if facts.most_places is not None and most + begins > facts.most_places:
@@ -120,6 +124,52 @@ def _choose_generation(model: Model, card: FoundModel) -> Generation | None:
         )
     schema = record_schema(model)
     return Generation(most, model.generate.stop, model.generate.invalid, schema, rules)
+
+
+def _begun(model: Model, facts: GenerationFacts, folder: Path) -> Rules:
+    """Return the rules of a model that reads no text, begun with the job's prompt if it has one.
+
+    Args:
+        model: The job's section.
+        facts: Of the model directory.
+        folder: The directory.
+
+    Raises:
+        JobError: It has messages and there is no place for an image, or a place for a text.
+    """
+    if model.prompt is None and not model.messages and not facts.image_mark:
+        return facts.rules
+    tokenizer = load_tokenizer(folder / facts.tokenizer)
+    prompt = _plain_prompt(model, facts, folder)
+    if facts.image_mark:
+        prompt = prompt.replace(facts.image_mark, facts.image_text)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    with tokenizer_errors("model.prompt: the tokenizer fails over it"):
+        ids = tokenizer.encode(prompt, add_special_tokens=False).ids
+    if not ids:
+        raise JobError("model.prompt: has no tokens; leave it out")
+    first = facts.rules.start[:1]
+    is_whole = facts.is_begun_by_prompt or ids[:1] == [*first]
+    return replace(facts.rules, start=(*(() if is_whole else first), *ids), languages=())
+
+
+def _plain_prompt(model: Model, facts: GenerationFacts, folder: Path) -> str:
+    """Return the text that a model which reads none begins with; an image is one token there."""
+    texts = [model.prompt or "", *(each.content for each in model.messages)]
+    if any(PLACE in text for text in texts):
+        field = "messages" if model.messages else "prompt"
+        raise JobError(f"model.{field}: the model reads no text, so that {PLACE} has no effect")
+    if not facts.image_mark:
+        if model.messages:
+            raise JobError("model.messages: the model reads no text; give model.prompt instead")
+        return texts[0]
+    if model.messages:
+        messages = [(each.role, each.content) for each in model.messages]
+        return image_prompt(folder, messages, facts.image_mark)
+    if texts[0].count(facts.image_mark) != 1:
+        raise JobError(f"model.prompt: must have {facts.image_mark} once, where the image goes")
+    return texts[0]
 
 
 def _in_language(rules: Rules, model: Model, card: FoundModel) -> Rules:

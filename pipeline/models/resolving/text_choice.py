@@ -1,4 +1,7 @@
-"""How texts become tokens for a job: what the model directory says, unless the job says another."""
+"""How texts become tokens for a job: what the model directory says, unless the job says another.
+
+Around the text of a row stands the job's prompt, or its messages by the chat template.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,15 @@ from typing import TYPE_CHECKING
 from pipeline.core.errors import JobError
 from pipeline.job.transform import Text
 from pipeline.models.directories.facts import TextFacts
+from pipeline.models.directories.snapshot import local
+from pipeline.models.directories.text.chat_template import chat_prompt
 from pipeline.models.directories.text.hypotheses import hypotheses, reserved_tokens
 from pipeline.models.resolving.cards import FoundModel
-from pipeline.models.resolving.prompt_choice import choose_prompt
 from pipeline.models.resolving.task_choice import prompt_texts, task_name
 from pipeline.models.tasks import task_class
+from pipeline.models.tasks.choices import PLACE
 from pipeline.preprocessing.texts.prompts import PromptTokenizer
-from pipeline.preprocessing.texts.text_settings import TextSettings
+from pipeline.preprocessing.texts.text_settings import Prompt, TextSettings
 from pipeline.preprocessing.texts.tokenizer import (
     pad_id_of,
     parse_tokenizer,
@@ -43,7 +48,7 @@ def choose_text(card: FoundModel, model: Model, wanted: Text) -> TextSettings:
     """
     name, own = card.name, card.facts.text if card.facts else None
     kind = task_class(task_name(model, card))
-    prompt = choose_prompt(model, card, task_name(model, card), wanted)
+    prompt = _prompt(model, card, task_name(model, card), wanted)
     new_tokens, storage_options = kind.new_tokens(model), model.storage_options
     # A model with labels of its own reads prompts as hypotheses behind the text.
     behind = prompt_texts(model.prompts) if card.facts and card.facts.labels else ()
@@ -103,3 +108,29 @@ def _max_tokens(
             f"text.max_tokens = {most}: {name} takes {own.max_tokens - reserved} at most"
         )
     return most
+
+
+def _prompt(model: Model, card: FoundModel, task: str, text: Text) -> Prompt | None:
+    """Return the prompt of a job's task; None if it needs none.
+
+    Raises:
+        JobError: The model is no directory, or its chat template fails.
+    """
+    writes = bool(task_class(task).new_tokens(model))
+    if model.prompt is None and not model.messages and not writes:
+        return None
+    if card.directory is None:
+        raise JobError(f"model.task = {task!r}: needs model.path, and the model is {card.name}")
+    given, field = [PLACE if model.prompt is None else model.prompt], "prompt"
+    if model.messages:
+        given, field = [each.content for each in model.messages], "messages"
+    if not any(PLACE in each for each in given):
+        raise JobError(f"model.{field}: must have {PLACE} once, where the text of a row goes")
+    if text.prefix:
+        raise JobError("text.prefix: has no effect beside a prompt; write it into the prompt")
+    if model.messages:
+        messages = [(each.role, each.content) for each in model.messages]
+        return chat_prompt(local(card.directory), messages)
+    before, _, after = (model.prompt or PLACE).partition(PLACE)
+    # The answer of a choice begins with the space.
+    return Prompt(before, after if writes else after.rstrip(" "))
