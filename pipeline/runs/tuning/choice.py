@@ -100,7 +100,7 @@ def settled(
         text += f"; not measured: {', '.join(left)}" if left else ""
         return Choice(way, "known", text, profile.gain(way))
     if not others:
-        why = "no other runtime that is installed can run it (openvino and onnxruntime are extras)"
+        why = "no other runtime that is installed can run it (`pipeline doctor` lists extras)"
         return Choice(PLAIN, "unknown", f"{EAGER} {FP32}: {why}")
     verdicts = [
         f"{name} {verdict(profile, rival, min_agreement_pct)}" for name, rival in rivals.items()
