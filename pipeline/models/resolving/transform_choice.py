@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.errors import JobError
 from pipeline.core.failures import OWN_TRANSFORM
 from pipeline.core.user_code.allowed_imports import require_allowed, source_digest
-from pipeline.job.transform_words import CHANNELS, ONLY_WITH
 from pipeline.models.directories.facts import ImageContract
 from pipeline.preprocessing.images.geometry import least_made_px, most_made_px
 from pipeline.preprocessing.images.own_transform import check_factory
-from pipeline.preprocessing.images.transform import TransformSpec, sides
+from pipeline.preprocessing.images.transform import CHANNELS, ONLY_WITH, TransformSpec, sides
 
 if TYPE_CHECKING:
     from pipeline.job.transform import Transform
