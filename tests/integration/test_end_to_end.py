@@ -304,30 +304,6 @@ def test_the_same_run_again_loads_no_model_and_changes_nothing(
 
 
 @pytest.mark.no_ray
-def test_rows_that_the_model_cannot_take_cost_only_themselves(tmp_path: Path) -> None:
-    from PIL import Image
-
-    folder = tmp_path / "images"
-    build_images(folder, 40, seed=9, num_bad=0)
-    for name, level in (("black", 0), ("white", 255)):
-        Image.new("RGB", (64, 64), (level, level, level)).save(folder / f"{name}.png")
-    source = {"uri": str(folder), "format": "images"}
-    labels = {"labels": ["a", "b", "c", "d", "e"]}
-    job = write_job(
-        tmp_path / "job.yaml",
-        source,
-        str(tmp_path / "out"),
-        model={"factory": "models:fussy", **labels},
-    )
-    result = pipeline("run", job, "--date", DATE, "--json")
-    assert result.code == 0, result.stderr
-    table = quarantine_of(Store(str(tmp_path / "out")))
-    found = dict(zip(table["row_id"].to_pylist(), table["reason"].to_pylist(), strict=True))
-    assert found == {"black.png": "model_error", "white.png": "non_finite"}
-    assert read_predictions(str(tmp_path / "out"), PARTITION).num_rows == 40
-
-
-@pytest.mark.no_ray
 def test_duplicate_ids_keep_the_first_row(tmp_path: Path) -> None:
     build_parquet(tmp_path / "a", 20, seed=10, num_shards=1, num_bad=0)
     (tmp_path / "in").mkdir()
