@@ -64,14 +64,6 @@ _GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
 """As the help lists them."""
 
 
-_MEANT = {
-    **dict.fromkeys(["infer", "exec", "execute", "start", "apply"], "run"),
-    **dict.fromkeys(["dry-run", "check", "validate", "explain"], "plan"),
-    **dict.fromkeys(["show", "list", "ls", "info"], "inspect"),
-    **dict.fromkeys(["clean", "cleanup", "prune"], "gc"),
-    **dict.fromkeys(["download", "fetch"], "pull"),
-}
-"""What people type -> the command that does it."""
 _INSTEAD = {
     **dict.fromkeys(
         ["--dry-run", "--dryrun", "--check", "--plan"],
@@ -101,10 +93,8 @@ class CommandGroup(TyperGroup):
         """Return the command that the arguments name.
 
         Raises:
-            JobError: It is another name for a command, or an option of one value is given twice.
+            JobError: An option of one value is given twice.
         """
-        if args and args[0] not in self.commands and (meant := _MEANT.get(args[0])):
-            raise JobError(f"No such command {args[0]!r}. Did you mean {meant!r}?")
         found = super().resolve_command(ctx, args)
         name, command, rest = found
         if command is not None:

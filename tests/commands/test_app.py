@@ -146,8 +146,6 @@ def test_an_option_of_one_value_is_not_given_twice(
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["infer", "j.yaml"], "No such command 'infer'. Did you mean 'run'?"),
-        (["dry-run", "j.yaml"], "No such command 'dry-run'. Did you mean 'plan'?"),
         (["inspekt", "out"], "No such command 'inspekt'. Did you mean 'inspect'?"),
         (
             ["run", "j.yaml", "--dry-run"],
