@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import datetime as dt
 import errno
+import functools
 import io
 import json
 import os
@@ -122,16 +123,23 @@ def through(proxy: FaultProxy, server: LocalServer, direct: Store) -> Store:
     return Store(direct.uri, server.options_at(proxy.url))
 
 
+Proxies = Callable[..., FaultProxy]
+
+
 @pytest.fixture(scope="module")
-def proxies() -> Iterator[Callable[[LocalServer], FaultProxy]]:
+def proxies() -> Iterator[Proxies]:
     """One proxy for each server; a client of a new address takes up to a second to make."""
     with contextlib.ExitStack() as stack:
-        found: dict[str, FaultProxy] = {}
 
-        def of(server: LocalServer) -> FaultProxy:
-            if server.endpoint_url not in found:
-                found[server.endpoint_url] = stack.enter_context(FaultProxy(server.endpoint_url))
-            return found[server.endpoint_url]
+        @functools.cache
+        def made(url: str) -> FaultProxy:
+            return stack.enter_context(FaultProxy(url, seed=5))
+
+        def of(server: LocalServer, *rules: Rule) -> FaultProxy:
+            proxy = made(server.endpoint_url)
+            proxy.rules = rules
+            proxy.requests.clear()
+            return proxy
 
         yield of
 
@@ -348,37 +356,38 @@ def test_create_once_needs_its_token_in_the_data(every_store: Store) -> None:
 )
 def test_a_lost_answer_is_never_taken_for_a_lost_race(
     server: LocalServer,
-    proxies: Callable[[LocalServer], FaultProxy],
+    proxies: Proxies,
     rules: list[Rule],
     expected: set[CreateOutcome],
 ) -> None:
-    direct, proxy = server.store(), proxies(server)
-    rules = [dataclasses.replace(rule) for rule in rules]  # they count
-    proxy.rules, first = tuple(rules), len(proxy.requests)
+    direct = server.store()
+    proxy = proxies(server, *(dataclasses.replace(rule) for rule in rules))  # they count
     token = uuid.uuid4().hex
     data = json.dumps({"token": token, "padding": "x" * 200_000}).encode()
     outcome = through(proxy, server, direct).create_once("log/1", data, token)
-    done = [action for _, _, action in proxy.requests[first:]]
+    done = [action for _, _, action in proxy.requests]
     assert outcome in expected
     assert set(done) - {"forwarded"} == {rule.action for rule in rules}
     assert direct.read_bytes("log/1") == data
     assert direct.create_once("log/1", b"other", "other") is CreateOutcome.OTHER
 
 
-def test_an_outcome_that_stays_unclear_is_said_and_nothing_is_deleted(server: LocalServer) -> None:
+def test_an_outcome_that_stays_unclear_is_said_and_nothing_is_deleted(
+    server: LocalServer, proxies: Proxies
+) -> None:
     direct = server.store()
     rules = Rule(RESET_AFTER, last=999), Rule(RESET_BEFORE, method="GET|HEAD", last=999)
-    with FaultProxy(server.endpoint_url, *rules) as proxy:
-        with pytest.raises(InfraError, match="unclear"):
-            through(proxy, server, direct).create_once("log/1", b"my token", "my token")
-        assert not [method for method, _, _ in proxy.requests if method == "DELETE"]
+    proxy = proxies(server, *rules)
+    with pytest.raises(InfraError, match="unclear"):
+        through(proxy, server, direct).create_once("log/1", b"my token", "my token")
+    assert not [method for method, _, _ in proxy.requests if method == "DELETE"]
     assert direct.read_bytes("log/1") == b"my token"
 
 
 # ------------------------------------------------------------------ retries
 
 
-def test_whatever_passes_is_retried_and_counted(server: LocalServer) -> None:
+def test_whatever_passes_is_retried_and_counted(server: LocalServer, proxies: Proxies) -> None:
     direct = server.store()
     data = os.urandom(300_000)
     direct.put("x", data)
@@ -396,16 +405,16 @@ def test_whatever_passes_is_retried_and_counted(server: LocalServer) -> None:
     ]
     # Of a connection that breaks, aiohttp has a second try of its own, which is not counted.
     faults = ((UNAVAILABLE, 1), (RESET_BEFORE, 2), (RESET_AFTER, 2))
-    with FaultProxy(server.endpoint_url) as proxy:
-        store = through(proxy, server, direct)
-        for (method, act, expected), (fault, times) in product(acts, faults):
-            proxy.rules, first = (Rule(fault, method=method, last=times),), len(proxy.requests)
-            before = retries_taken()
-            assert act(store) == expected
-            # gcsfs looks for an object and a folder at once, and needs but one of the answers.
-            is_look = method == "GET|HEAD"
-            assert times > 1 or is_look or retries_taken() == before + 1
-            assert [action for _, _, action in proxy.requests[first:]].count(fault) == times
+    proxy = proxies(server)
+    store = through(proxy, server, direct)
+    for (method, act, expected), (fault, times) in product(acts, faults):
+        proxy.rules, first = (Rule(fault, method=method, last=times),), len(proxy.requests)
+        before = retries_taken()
+        assert act(store) == expected
+        # gcsfs looks for an object and a folder at once, and needs but one of the answers.
+        is_look = method == "GET|HEAD"
+        assert times > 1 or is_look or retries_taken() == before + 1
+        assert [action for _, _, action in proxy.requests[first:]].count(fault) == times
     assert direct.read_bytes("z") == direct.read_bytes("copied") == data
     assert [f.path for f in direct.list_files()] == ["copied", "x", "z"]
 
@@ -416,20 +425,22 @@ def read_range(store: Store, path: str) -> bytes:
         return handle.read(199_900)
 
 
-def test_a_truncated_answer_is_never_taken_for_the_whole(server: LocalServer) -> None:
+def test_a_truncated_answer_is_never_taken_for_the_whole(
+    server: LocalServer, proxies: Proxies
+) -> None:
     direct = server.store()
     data = os.urandom(400_000)
     paths = [f"folder/{number}" for number in range(8)]
     for path in paths:
         direct.put(path, data)
     cut_off = Chance(TRUNCATE, method="GET", probability=0.3)
-    with FaultProxy(server.endpoint_url, cut_off, seed=5) as proxy:
-        store = through(proxy, server, direct)
-        assert store.read_many(paths) == dict.fromkeys(paths, data)
-        assert {store.read_bytes(path) for path in paths[:5]} == {data}
-        assert [f.path for f in store.list_files()] == sorted(paths)
-        assert read_range(store, paths[0]) == data[100:200_000]
-        assert TRUNCATE in [action for _, _, action in proxy.requests]
+    proxy = proxies(server, cut_off)
+    store = through(proxy, server, direct)
+    assert store.read_many(paths) == dict.fromkeys(paths, data)
+    assert {store.read_bytes(path) for path in paths[:5]} == {data}
+    assert [f.path for f in store.list_files()] == sorted(paths)
+    assert read_range(store, paths[0]) == data[100:200_000]
+    assert TRUNCATE in [action for _, _, action in proxy.requests]
 
 
 def test_an_answer_that_stalls_is_asked_for_again(s3: S3Server) -> None:
@@ -455,17 +466,17 @@ def test_an_answer_that_stalls_is_asked_for_again(s3: S3Server) -> None:
     ids=["copy", "upload in parts"],
 )
 def test_an_error_under_status_200_is_an_error(
-    s3: S3Server, is_upload: bool, size_mib: int, rule: Rule
+    s3: S3Server, proxies: Proxies, is_upload: bool, size_mib: int, rule: Rule
 ) -> None:
     direct, data = s3.store(), os.urandom(1 << 20) * size_mib
     direct.put("source", data)
-    with FaultProxy(s3.endpoint_url, rule) as proxy:
-        store = through(proxy, s3, direct)
-        if is_upload:
-            store.put("target", data)
-        else:
-            store.copy("source", "target")
-        assert [action for _, _, action in proxy.requests].count(ERROR_BODY) == 1
+    proxy = proxies(s3, dataclasses.replace(rule))  # it counts
+    store = through(proxy, s3, direct)
+    if is_upload:
+        store.put("target", data)
+    else:
+        store.copy("source", "target")
+    assert [action for _, _, action in proxy.requests].count(ERROR_BODY) == 1
     assert direct.read_bytes("target") == data
 
 
@@ -731,25 +742,25 @@ def test_an_unreachable_store_is_worth_another_run(server: LocalServer) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_a_store_that_keeps_throttling_is_worth_another_run(server: LocalServer) -> None:
-    with FaultProxy(server.endpoint_url, Rule(UNAVAILABLE, method=".*", last=999)) as proxy:
-        store = through(proxy, server, server.store())
-        with pytest.raises(InfraError, match=r"SlowDown|503"):
-            store.put("x", b"x")
-        assert len(proxy.requests) == TRIES
+def test_a_store_that_keeps_throttling_is_worth_another_run(
+    server: LocalServer, proxies: Proxies
+) -> None:
+    proxy = proxies(server, Rule(UNAVAILABLE, method=".*", last=999))
+    store = through(proxy, server, server.store())
+    with pytest.raises(InfraError, match=r"SlowDown|503"):
+        store.put("x", b"x")
+    assert len(proxy.requests) == TRIES
 
 
-def test_trouble_while_arrow_reads_is_ours_too(server: LocalServer) -> None:
+def test_trouble_while_arrow_reads_is_ours_too(server: LocalServer, proxies: Proxies) -> None:
     direct = server.store()
     buffer = io.BytesIO()
     pq.write_table(pa.table({"n": range(10)}), buffer)
     direct.put("t.parquet", buffer.getvalue())
-    with FaultProxy(
-        server.endpoint_url, Rule(RESET_AFTER, method="GET", first=3, last=99)
-    ) as proxy:
-        store = through(proxy, server, direct)
-        with store.open("t.parquet") as handle, pytest.raises(InfraError, match=r"t\.parquet"):
-            [pq.ParquetFile(handle) for _ in range(9)]
+    proxy = proxies(server, Rule(RESET_AFTER, method="GET", first=3, last=99))
+    store = through(proxy, server, direct)
+    with store.open("t.parquet") as handle, pytest.raises(InfraError, match=r"t\.parquet"):
+        [pq.ParquetFile(handle) for _ in range(9)]
 
 
 def test_a_file_that_changes_while_it_is_read_is_noticed(server: LocalServer) -> None:
