@@ -15,7 +15,6 @@ import pytest
 from onnx import helper, numpy_helper
 from PIL import Image
 from support.models.onnx_files import FLOAT, make_model, value
-from support.models.tiny_tokenizer import make_tokenizer
 from support.runs.cli import pipeline, write_job
 
 from pipeline.commit.layout import Layout
@@ -67,25 +66,6 @@ def test_plan_shows_the_first_row_that_can_be_read_and_does_not_crash(tmp_path: 
     assert tried == 'ok: 1 row (2.png) -> label "red" 0.99, 5 outputs, 5 labels'
     assert pipeline(*command, "--no-try").json["model"]["tried"] is None
     assert not (tmp_path / "out").exists(), "nothing is written"
-
-
-@pytest.mark.slow
-def test_the_first_text_that_can_be_read_and_does_not_crash_is_shown(tmp_path: Path) -> None:
-    make_tokenizer().save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "in").mkdir()
-    texts = pa.table({"body": [None, "one cat ends it", "the red cat"]})
-    pq.write_table(texts, tmp_path / "in" / "s.parquet")
-    path = write_job(
-        tmp_path / "job.yaml",
-        {"uri": str(tmp_path / "in"), "format": "parquet", "text_column": "body"},
-        str(tmp_path / "out"),
-        model=model("deadly_mentions"),
-        text={"tokenizer": str(tmp_path / "tokenizer.json"), "max_tokens": 16},
-        transform=None,
-    )
-    found = attempt(read_job(path, date=dt.date(2026, 11, 24)))
-    assert found.status == "ok", found.found
-    assert found.found.startswith('1 row (s.parquet#2) -> label "red" 1.00')
 
 
 @pytest.mark.slow

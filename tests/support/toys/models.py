@@ -191,19 +191,6 @@ class Mentions(nn.Module):
         return 8.0 * found.any(dim=1).to(self.words.dtype)
 
 
-class DeadlyMentions(Mentions):
-    """Ends or stops its process over a text with some words, alone or in a batch."""
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        if (input_ids == token_id("one")).any():
-            os._exit(3)
-        if (input_ids == token_id("two")).any():
-            signal.raise_signal(signal.SIGSEGV)
-        if (input_ids == token_id("three")).any():
-            time.sleep(1e6)
-        return super().forward(input_ids, attention_mask)
-
-
 class Several(nn.Module):
     """Of a photo, a text of `tiny_tokenizer` and a number: what photo and text say, times it."""
 
@@ -282,7 +269,6 @@ def sums_of_two() -> nn.Module:
 
 moody_sums = MoodySums
 mentions = Mentions
-deadly_mentions = DeadlyMentions
 brightest = Brightest
 spots = Spots
 colours = Colours
