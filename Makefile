@@ -38,10 +38,6 @@ $(MINILM): | .venv/.installed-demo
 test: export PYTEST_DEBUG_TEMPROOT := $(shell df -k --output=avail /dev/shm 2>/dev/null \
 	| awk 'NR == 2 && $$1 > 4194304 { print "/dev/shm" }')
 
-# Threads of torch that wait do so without spinning: the cores are another test's meanwhile. It
-# halves the CPU time of those that predict.
-test long test-ray test-plain: export OMP_WAIT_POLICY := passive
-
 test: venv ## Run the tests
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadscope --no-loadscope-reorder --max-worker-restart 0
 
