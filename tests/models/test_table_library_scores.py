@@ -134,7 +134,13 @@ def quiet() -> Any:
         yield
 
 
-@pytest.mark.parametrize(("name", "target"), quick_cases(EACH, lambda _, target: target != "two"))
+QUICK = ("sklearn forest", "sklearn logistic", "xgboost", "lightgbm", "xgboost numbers")
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    quick_cases(EACH, lambda name, target: name in QUICK and target != "two"),
+)
 def test_scores_are_those_of_the_library(name: str, target: str, tmp_path: Path):
     case, path = CASES[name], tmp_path / "m.onnx"
     are_texts = target == "three" and name.startswith("sklearn")

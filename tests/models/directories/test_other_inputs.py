@@ -15,6 +15,7 @@ from support.models.snapshots import (
     write_model,
     write_tokenizer,
 )
+from support.runs.selection import quick_cases
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories.build import build_module
@@ -136,7 +137,9 @@ POOLINGS = {
 }
 
 
-@pytest.mark.parametrize("family", POOLINGS)
+@pytest.mark.parametrize(
+    "family", quick_cases(((name,) for name in POOLINGS), lambda name: name == "MobileViT")
+)
 def test_poolings_are_those_that_a_model_has_outputs_for(family, tmp_path):
     write_image_processor(tmp_path)
     sizes, poolings = POOLINGS[family]

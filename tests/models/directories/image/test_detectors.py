@@ -28,7 +28,7 @@ MIN_SCORE = 0.05
 CLOSE = 1e-4
 PIXELS = torch.randn(2, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
 TIMM = "test_resnet"
-QUICK = ("deformable_detr", "rt_detr", "yolos")
+QUICK = ("deformable_detr", "yolos")
 
 
 def test_each_family_that_is_accepted_is_tried():
