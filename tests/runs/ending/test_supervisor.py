@@ -57,6 +57,7 @@ BLOCKED = """
 import ctypes, datetime as dt, sys
 from pathlib import Path
 from pipeline.process.keeper import keep
+from pipeline.core.errors import Stopped
 from pipeline.job.reading.loader import read_job
 from pipeline.commit.layout import Layout
 from pipeline.runs.context import RunContext, RunOptions
@@ -71,9 +72,12 @@ def work():
     run = RunContext(job, RunOptions(owns_process=True), store, layout, record)
     with supervise(run, lambda error: store.put("last-will", str(error).encode())), stoppable(run):
         libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(256)
-        print("blocked", flush=True)
         libc.pthread_mutex_lock(mutex)
-        libc.pthread_mutex_lock(mutex)
+        try:
+            print("blocked", flush=True)
+            libc.pthread_mutex_lock(mutex)
+        except Stopped:  # the signal was quicker
+            libc.pthread_mutex_lock(mutex)
 
 keep(work, lambda code, left: print("lost", code, left))
 """
