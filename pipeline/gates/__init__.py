@@ -1,7 +1,8 @@
 """What a result must hold before it is published: one gate or family per file, all of them by name.
 
-A new gate is a class like `shares.Volume`, a line here, and a case in
-tests/gates/test_gate_conformance.py.
+In: the figures of a run, from footers alone. Out: a result per gate, and whether to publish. Begin
+with `gate.py`, the protocol, and `judging.py`. A new gate is a class like `shares.Volume`, a line
+here, and a case in tests/gates/test_gate_conformance.py.
 """
 
 REGISTRY = {

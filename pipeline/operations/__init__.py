@@ -1,7 +1,8 @@
 """One function per command, with the command's name: what it does, without a terminal.
 
 In: jobs, stores, options as values. Out: a result or an error with its exit code.
-`pipeline.commands` parses and prints, other programs call the same functions.
+`pipeline.commands` parses and prints, other programs call the same functions. Begin with `run.py`
+and `jobs.py`.
 
 - First steps: `first_steps/` (`predict`, `init`), `doctor` (with `machine_checks`).
 - Runs: `run` (with retry), `plan`, `tune`, `golden`, `pull` (with `hub`); `jobs` reads a job.

@@ -1,8 +1,8 @@
 """Turn rows into model input: decoded images and clips of sound, features, tokens.
 
-`REGISTRY` names the inputs, each a class of the protocol in model_input.py. To add one, write a
-file and a line here, or declare an entry point of the group `pipeline.preprocessing` in a
-distribution that is installed on every node; `source.input` names it.
+Begin with the protocol in `model_input.py`: `REGISTRY` names its classes. To add one, write a file
+and a line here, or declare an entry point of the group `pipeline.preprocessing` in a distribution
+that is installed on every node; `source.input` names it.
 """
 
 REGISTRY = {

@@ -1,1 +1,4 @@
-"""A Ray that runs already, or is started: connect, watch its health, bound what is in flight."""
+"""A Ray that runs already, or is started: connect, say what it has and what is in flight.
+
+Begin with `connect.py`; `login.py` starts nothing on a cluster.
+"""

@@ -1,8 +1,8 @@
 """Runtimes of models: one per file, and the registry of all of them.
 
-A new runtime is a file with a class like `eager.Eager`, a line here, and a row in
-tests/inference/runtimes/test_runtime_conformance.py. Other code reads properties of the runtime,
-never its name. Importing a runtime imports neither torch nor the runtime's library.
+Begin with `base.py`, the protocol. A new runtime is a file with a class like `eager.Eager`, a line
+here, and a row in tests/inference/runtimes/test_runtime_conformance.py. Other code reads properties
+of the runtime, never its name. Importing a runtime imports neither torch nor the runtime's library.
 """
 
 from __future__ import annotations

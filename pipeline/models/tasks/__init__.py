@@ -1,8 +1,9 @@
 """Turn a model's outputs into columns, and the registry of all tasks.
 
-A new task is a file with a class like `classify.Classify`, a line here, and a case in
-tests/models/tasks/test_task_conformance.py; or a class in another distribution with an entry
-point of group `pipeline.tasks`. Other code reads properties of the task, never its name.
+Begin with `base.py`, the protocol. A new task is a file with a class like `classify.Classify`, a
+line here, and a case in tests/models/tasks/test_task_conformance.py; or a class in another
+distribution with an entry point of group `pipeline.tasks`. Other code reads properties of the task,
+never its name.
 """
 
 from __future__ import annotations
