@@ -218,6 +218,7 @@ def _deep(depth: int) -> bytes:
 
 _CUT = "is damaged or cut off: "
 _IS_PICKLE = "is a pickle, which can run code when it is loaded"
+_PICKLES = ("pytorch_model.bin", "model.pt", "model.pth", "w.pkl", "w.pickle", "w.joblib")
 _ENDLESS = "[" * 100_000
 
 HOSTILE: Mapping[str, Case] = {
@@ -234,6 +235,7 @@ HOSTILE: Mapping[str, Case] = {
         _code(CONFIG, model_type="own", architectures=["Own"]), 'model_type is "own"'
     ),
     "a class of its own": Case(_code(CONFIG, architectures=["modeling_own.Own"]), "'modeling_own"),
+    "a function of the library": Case(_change(CONFIG, architectures=["pipeline"]), "'pipeline'"),
     "a kernel of the hub": Case(_change(CONFIG, attn_implementation="own/kernel"), ""),
     "a kernel of the hub, privately": Case(
         _change(CONFIG, _attn_implementation="own/kernel", _attn_implementation_internal="a/b"), ""
@@ -244,15 +246,19 @@ HOSTILE: Mapping[str, Case] = {
     "a module of its own": Case(
         _modules("1_Pooling", "modeling_own.Own"), 'class "modeling_own.Own"', "sentence"
     ),
+    "a function as a module": Case(
+        _modules("1_Pooling", "os.system"), 'class "os.system"', "sentence"
+    ),
     "a function as an activation": Case(
         _change("2_Dense/config.json", activation_function="os.system"), "os.system", "sentence"
     ),
     # ---- pickles
-    "pytorch_model.bin alone": Case(_pickled("pytorch_model.bin", WEIGHTS), _IS_PICKLE),
+    **{f"{name} alone": Case(_pickled(name, WEIGHTS), _IS_PICKLE) for name in _PICKLES},
     "last.ckpt alone": Case(_pickled("last.ckpt", WEIGHTS), "is a training checkpoint"),
     "a pickle named safetensors": Case(_pickled(WEIGHTS), "is a pickle under another name"),
     "torch.save named safetensors": Case(_torch_saved, "is a pickle under another name"),
     "a pickle beside the weights": Case(_pickled("pytorch_model.bin"), ""),
+    "a pickle of arguments": Case(_pickled("training_args.bin"), ""),
     "a pickle as config": Case(_pickled(CONFIG), "config.json is no JSON"),
     "a pickle as tokenizer": Case(_pickled(TOKENIZER), "tokenizer.json is no tokenizer"),
     "a pickle as tokenizer_config": Case(_pickled(TOKENIZER_CONFIG), "is no JSON"),
