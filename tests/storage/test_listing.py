@@ -176,7 +176,7 @@ def test_a_folder_without_a_name_is_one_of_its_own(keys: set[str]) -> None:
 
 
 # SeaweedFS has no keys with two slashes.
-@pytest.mark.parametrize("kind", ["gcs", pytest.param("azure", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["gcs", "azure"])
 def test_odd_keys_are_listed_once_and_cost_at_most_themselves(
     kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from pipeline.storage.object_store import ObjectStore, object_store
 from pipeline.storage.protocols.azure import switch_off_retries
 
 COROUTINES = {"s3": ["_call_s3"], "gcs": ["_cat_file", "_info"], "azure": ["_info"]}
-KINDS = ["s3", "gcs", pytest.param("azure", marks=pytest.mark.slow)]
+KINDS = ["s3", "gcs", "azure"]
 
 
 class Without:
@@ -57,7 +57,6 @@ def test_versions_are_read_without_the_private_coroutines(
     assert isinstance(found[3], FileNotFoundError)
 
 
-@pytest.mark.slow
 def test_azure_works_if_its_retry_policy_has_another_name(
     azure: LocalServer, caplog: pytest.LogCaptureFixture
 ) -> None:
