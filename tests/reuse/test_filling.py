@@ -148,6 +148,16 @@ def test_rows_are_found_by_ordinal_and_by_content_in_any_order(by: tuple[str, ..
     assert reader.at(ordinals[:0]).schema == schema
     with pytest.raises(NotReadable):
         reader.at(np.array([0, len(ids)]))
+    with pytest.raises(NotReadable, match="another version has its number now"):
+        PartReader(replace(version, token="of a version before"), schema)
+    assert len(known.checked)
+    filler, rows_of = Filler(replace(known, checked_probability=0.0)), make_reader(run.job, plan)
+    for unit in plan.units:
+        for block in filler.slices(rows_of, unit, frozenset([0]), read_with(rows_of)):
+            for key, _, _, aside in unpack(block):
+                assert aside is not None
+                is_computed = np.asarray(aside.column(IS_COMPUTED))
+                assert is_computed[known.are_checked(key)].all(), "not looked up, but computed"
 
     left_out = np.array([[0, 5], [8, 110]])
     hashes = rows.column(INPUT_HASH).to_pylist()

@@ -15,6 +15,7 @@ from support.inputs.jsonl_shards import read_all, zstd
 from pipeline.core.schema import ERROR, FEATURES, IMAGE, MESSAGE, ROW_ID, TEXT, TEXT_PAIR
 from pipeline.job.features import FeatureColumn
 from pipeline.job.source import Source
+from pipeline.sources.csv.rows import CsvOptions
 
 CODECS: dict[str, Any] = {".csv": bytes, ".csv.gz": gzip.compress, ".csv.zst": zstd}
 WORDS: dict[str, Any] = {"text_column": "t"}
@@ -103,6 +104,7 @@ def test_shards_without_a_header_and_with_tabs(tmp_path: Path):
         tmp_path, b"1\ta,b\n2\t\n", "x.tsv", options={"columns": ["n", "t"], "nulls": []}
     )
     assert column(read_all(source), TEXT) == ["a,b", ""]
+    assert CsvOptions().dialect("x.tsv/a.csv")["delimiter"] == ",", "folders have no delimiter"
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,14 @@ def test_nulls_of_float32_columns_alone_are_what_the_job_says(
     assert costs or found.values[1].tolist() == [value, 5.0]
 
 
+def test_a_list_that_is_null_and_a_null_inside_a_list_both_are_nulls():
+    table = pa.table({"a": pa.array([[1, 2], None, [3, None]], pa.list_(pa.float32(), 2))})
+    source = Source(uri="in", format="parquet", features=("a",))
+    assert feature_rows(source, table).is_bad().tolist() == [False, True, True]
+    source = source.model_copy(update={"null_features": "zero"})
+    assert feature_rows(source, table).values.tolist() == [[1, 2], [0, 0], [3, 0]]
+
+
 @pytest.mark.parametrize("has_nulls", [False, True])
 @pytest.mark.parametrize(
     "kind", [pa.list_(pa.int32(), 2), pa.list_(pa.float32(), 2), pa.list_(pa.float64(), 2)], ids=str
