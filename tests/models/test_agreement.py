@@ -80,9 +80,9 @@ def test_probabilities_that_are_not_numbers_agree_with_none(side: int):
 
 
 def test_of_probabilities_only_those_that_either_side_keeps_must_agree():
-    reference = {"score": np.array([[0.6, 0.1], [0.6, 0.1], [0.49, 0.1], [0.3, 0.1]])}
-    candidate = {"score": np.array([[0.64, 0.4], [0.7, 0.1], [0.51, 0.1], [0.4, 0.4]])}
+    reference = {"score": np.array([[0.6, 0.1], [0.6, 0.1], [0.49, 0.1], [0.3, 0.1], [0.4, 0.6]])}
+    candidate = {"score": np.array([[0.64, 0.4], [0.5, 0.1], [0.51, 0.1], [0.4, 0.4], [0.5, 0.4]])}
     task = make_task(TaskSpec("multilabel", labels=("a", "b"), min_score=0.5))
     found = task.compare(reference, candidate, LIMITS)
-    assert found.agrees.tolist() == [True, False, True, True]
-    assert found.worst == pytest.approx(0.1)
+    assert found.agrees.tolist() == [True, False, True, True, False]
+    assert found.worst == pytest.approx(0.2)

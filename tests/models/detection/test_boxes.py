@@ -188,6 +188,12 @@ def test_of_a_full_list_the_last_one_may_be_another():
     full = some((0, 0.9, "a"), (30, 0.7, "a"))._replace(least=0.7)
     other = some((0, 0.9, "a"), (60, 0.705, "a"))._replace(least=0.705)
     assert compare(full, other, LIMITS)[0]
+    task = make_task(TaskSpec("detect", labels=("a",), min_score=0.5, max_detections=2))
+    sides = [
+        {"boxes": each.boxes[None], "score": each.scores[None], "label_id": np.zeros((1, 2), int)}
+        for each in (full, other)
+    ]
+    assert task.compare(*sides, LIMITS).agrees.tolist() == [True]
 
 
 @pytest.mark.parametrize("label_id", [-1, 0, 2, 3, 4])

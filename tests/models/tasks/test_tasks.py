@@ -149,6 +149,13 @@ def test_of_two_labels_that_are_about_as_likely_either_may_be_the_best(
     assert strict or next(iter(known)) == next(iter(found))
 
 
+def test_of_sigmoid_scores_a_label_that_is_not_listed_may_have_as_much_as_the_least():
+    task = make_task(TaskSpec("classify", labels=("a", "b"), top_k=1, scores="sigmoid"))
+    limits = AgreementLimits(0.02, 1.0, 0.0, allows_ties=True)
+    sides = classified({"a": 0.9}, {"a": 0.9}), classified({"b": 0.9}, {"b": 0.95})
+    assert [said == "" for said in task.differences(*sides, limits)] == [True, False]
+
+
 @pytest.mark.parametrize(
     "altered", [{"label": "b"}, {"label_id": 2}, {"score": 0.5}, {"score": None}]
 )

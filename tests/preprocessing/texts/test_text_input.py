@@ -13,6 +13,7 @@ from support.models.tiny_tokenizer import make_tokenizer, text_settings
 from tokenizers import Regex, pre_tokenizers
 from transformers import BatchEncoding, PreTrainedTokenizerFast
 
+from pipeline.core.errors import JobError
 from pipeline.core.failures import failure_columns
 from pipeline.core.figures.counters import Counters
 from pipeline.core.schema import (
@@ -31,6 +32,7 @@ from pipeline.core.schema import (
 from pipeline.preprocessing.model_input import BatchLimits, Limits
 from pipeline.preprocessing.texts.text_input import TextInput
 from pipeline.preprocessing.texts.text_settings import TextSettings
+from pipeline.preprocessing.texts.tokenizer import local_tokenizer
 
 BACKTRACKS = r"(a+)+$|\s"
 """Tries 2**n ways over n letters `a` and another one; the library stops after ten million."""
@@ -85,6 +87,16 @@ def test_a_text_that_the_tokenizer_fails_over_costs_its_row(more: dict[str, Any]
     good = [row for row in range(len(texts)) if row not in failed]
     alone = seen.prepare(rows.take(good), {}, Limits(1, 1))
     assert done.take(good).select(alone.column_names).equals(alone)
+
+
+def test_a_tokenizer_that_was_replaced_since_the_plan_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    settings = settings_of(tmp_path, r"\s")
+    make_tokenizer().save(settings.tokenizer_uri)
+    with pytest.raises(JobError, match=f": sha256 is .*, expected {settings.tokenizer_sha256}"):
+        local_tokenizer(settings)
 
 
 def test_a_slice_may_have_nothing_but_such_texts(tmp_path: Path):
