@@ -12,10 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from support.runs.published import Rows, slice_table
 
+from pipeline.commit.layout import Layout
 from pipeline.commit.staging import (
     Checked,
     StagedSlice,
     StagingWriter,
+    discard_staged,
     encodings,
     list_staged,
     quarantine_without_folder,
@@ -98,6 +100,16 @@ def test_of_two_attempts_at_a_slice_the_first_by_name_counts(tmp_path: Path):
     store.put("staging/notes.txt", b"")
     found = list_staged(store, "staging")
     assert {each: file.path for each, file in found.items()} == {key: f"staging/{names[0]}"}
+
+
+def test_of_a_published_plan_the_parts_of_other_runs_stay(tmp_path: Path):
+    store, layout = Store(str(tmp_path)), Layout("p")
+    own, other = (layout.compacted("f", version) for version in ("000002-a", "000002-b"))
+    folder = layout.staging("f")
+    for path in (f"{folder}/0.parquet", f"{own}/1.parquet", f"{other}/1.parquet"):
+        store.put(path, b"")
+    discard_staged(store, folder, own)
+    assert [file.path for file in store.list_files(folder)] == [f"{other}/1.parquet"]
 
 
 def test_a_part_that_is_not_staged_by_this_pipeline_is_refused(tmp_path: Path):

@@ -20,8 +20,8 @@ from support.runs.published import (
 from support.runs.published_rows import read_predictions
 
 from pipeline.commit.layout import Layout, part_target
-from pipeline.commit.manifest import Manifest, Part, current_manifest
-from pipeline.commit.parts.compaction import Compactor
+from pipeline.commit.manifest import Manifest, current_manifest
+from pipeline.commit.parts.compaction import Compacted, Compactor
 from pipeline.commit.parts.partition_columns import compact_by_value
 from pipeline.commit.publish import commit, sync_published_folder
 from pipeline.commit.published.describe import describe_output
@@ -155,29 +155,34 @@ def stage_values(store: Store, values: list[list[int]]) -> list[tuple[SliceKey, 
     return [(key, file.path, 8.0 * 2**20) for key, file in zip(keys, files, strict=True)]
 
 
-def by_place(store: Store, slices: list[tuple[SliceKey, str, float]], target: float) -> list[Part]:
+def by_place(store: Store, slices: list[tuple[SliceKey, str, float]], target: float) -> Compacted:
     schema = prediction_schema([pa.field("place", pa.int32())], CLASSIFY_FIELDS)
     compactor = Compactor(store, "out", "000001-0123456789ab", schema, "zstd", {}, target, store)
-    return list(compact_by_value(compactor, ["place"], slices, (), {}, run_here).predictions)
+    return compact_by_value(compactor, ["place"], slices, (), {}, run_here)
 
 
 def test_a_value_that_is_everywhere_is_one_file_not_one_a_group(tmp_path: Path):
     store = Store(str(tmp_path))
-    slices = stage_values(store, [[row % 90 for row in range(500)] for _ in range(12)])
-    parts = by_place(store, slices, 2.0**27)
-    assert len(parts) == 90
-    everything = [row % 90 for _ in range(12) for row in range(500)]
-    for part in parts:
+    # The first folders by name come with the last slices.
+    places = [[max(row % 90, 11 - nth) for row in range(500)] for nth in range(12)]
+    done = by_place(store, stage_values(store, places), 2.0**27)
+    assert len(done.predictions) == 90
+    everything = [place for own in places for place in own]
+    ids: list[str] = []
+    for part in done.predictions:
         table = read_part_table(store, dataclasses.replace(part, path=f"out/{part.path}"))
         place = int(values_of(part.path, {"place": "int32"})["place"])
         expected = [f"{row:08d}" for row, value in enumerate(everything) if value == place]
         assert table["row_id"].to_pylist() == expected
+        ids += expected
+    assert done.ranks is not None
+    assert done.ranks.tolist() == [int(row) for row in ids]
 
 
 def test_a_large_value_is_cut_near_the_target_size(tmp_path: Path):
     store = Store(str(tmp_path))
     rare = [[7 if row == 100 else 1 for row in range(20_000)] for _ in range(20)]
-    parts = by_place(store, stage_values(store, rare), 60_000.0)
+    parts = by_place(store, stage_values(store, rare), 60_000.0).predictions
     large = [part.size_bytes / 60_000 for part in parts if "place=1/" in part.path]
     assert len(large) > 3
     assert all(0.8 <= size <= 1.2 for size in large[:-1]), large

@@ -314,8 +314,9 @@ def test_the_tolerance_is_absolute_up_to_1_and_relative_above(
 )
 def test_lists_differ_by_their_numbers_or_as_values(tmp_path: Path, now: list[Any], differs: bool):
     kind = pa.list_(pa.struct([("label", pa.string()), ("score", pa.float32())]))
-    before = [{"label": "cat", "score": 0.5}]
-    sides = (pa.table({"row_id": ["a"], "top": pa.array([each], kind)}) for each in (before, now))
+    before, same = [{"label": "cat", "score": 0.5}], {"label": "dog", "score": 0.25}
+    tops = (pa.array([[*each, same]], kind) for each in (before, now))
+    sides = (pa.table({"row_id": ["a"], "top": top}) for top in tops)
     found = compare(*(publish(tmp_path / str(n), 1, side) for n, side in enumerate(sides)))
     assert found.is_equal == (not differs)
 
