@@ -58,6 +58,12 @@ def test_suppression_keeps_what_torchvision_keeps(iou: float, most: int):
         assert not scores[row, len(kept) :].any()
 
 
+def test_boxes_that_overlap_by_exactly_the_limit_both_stay():
+    halves = torch.tensor([[[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 2.0]]])
+    found = Candidates(halves, torch.tensor([[0.9, 0.8]]), torch.zeros(1, 2, dtype=torch.long))
+    assert [best(found, 0.2, 2, iou)[1].count_nonzero() for iou in (0.5, 0.499)] == [2, 1]
+
+
 def test_without_suppression_the_best_stay_in_order_and_zeros_follow():
     found = drawn(3, 9)
     boxes, scores, label_ids = best(found, 0.5, 12, None)

@@ -19,8 +19,10 @@ from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.models.tasks.scores import (
     LOGITS,
+    OFF,
     PROBABILITIES,
     SIGMOID,
+    SOFTMAX,
     look_alike,
     of_outputs,
     scores_told,
@@ -123,6 +125,15 @@ def test_rows_are_enough_if_logits_are_not_so_by_chance(
     off: list[float], num_labels: int, adds_up: bool, found: bool | None
 ):
     assert look_alike(np.array(off, np.float32), num_labels, adds_up=adds_up) is found
+
+
+@pytest.mark.parametrize(("usual", "off"), [(SOFTMAX, [0.5, 0.25, 0.5]), (SIGMOID, [0, 0.25, 0])])
+def test_a_row_misses_being_probabilities_by_its_sum_where_labels_exclude_each_other(
+    usual: str, off: list[float]
+):
+    outputs = torch.tensor([[0.75, 0.75], [1.25, -0.25], [0.25, 0.25]])
+    _, beside = of_outputs(outputs, PROBABILITIES, usual)
+    assert beside[OFF].tolist() == off
 
 
 def test_a_line_says_what_outputs_are():
