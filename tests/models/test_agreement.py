@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.models.agreement import Agreement, AgreementLimits
+from pipeline.models.agreement import Agreement, AgreementLimits, compare_vectors, within
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
 
@@ -40,6 +40,16 @@ def test_where_ties_are_allowed_either_of_two_labels_of_one_score_may_be_the_bes
     }
     found = [task.compare(reference, candidate, each).agrees.tolist() for each in (ties, LIMITS)]
     assert found == [[True, False, False, False], [False] * 4]
+
+
+def test_each_limit_itself_is_allowed():
+    differences = np.array([0.0, 0.25, 0.5])
+    assert within(differences, 0.25).agrees.tolist() == [True, True, False]
+    assert within(differences, 0.0).agrees.tolist() == [True, False, False]
+    pair = np.array([[3.0, 4.0]]), np.array([[1.0, 0.0]])
+    assert [compare_vectors(*pair, cosine).agrees.tolist() for cosine in (0.6, 0.61)] == [
+        [True], [False]
+    ]  # fmt: skip
 
 
 def test_vectors_agree_by_their_direction():

@@ -19,6 +19,7 @@ from pipeline.core.schema import RESERVED_COLUMNS
 from pipeline.job.source import Source
 from pipeline.sources.globs import split_glob
 from pipeline.sources.inputs import Inputs, describe_no_input, list_inputs
+from pipeline.sources.units import Unit
 from pipeline.storage.store import Store
 
 
@@ -276,6 +277,10 @@ def test_a_shard_without_a_readable_footer_is_one_row_with_a_reason(tmp_path: Pa
         "s4.parquet": broken,
     }
     assert all(extent.message for extent in found.extents if extent.reason)
+    unit = Unit(0, tuple(found.extents), (0, found.num_rows or 0))
+    assert [unit.place_of(row) for row in (5, 6, 7, 9)] == [
+        ("s0.parquet", 5), ("s1.parquet", None), ("s2.parquet", 0), ("s3.parquet", None)
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("missing", ["image", "id", "camera"])
