@@ -100,3 +100,9 @@ def test_a_text_loses_the_end_that_the_library_cuts(in_config, in_file, tmp_path
     text = "the cat sat on the mat"
     expected = AutoTokenizer.from_pretrained(path)(text, truncation=True, max_length=5)["input_ids"]
     assert tokenise(settings, [text]).ids.tolist() == expected
+
+
+@pytest.mark.parametrize(("limit", "most"), [(5, 5), (10**30, 64), (None, 64)])
+def test_a_text_has_at_most_the_tokens_that_tokenizer_and_model_take(limit, most, tmp_path):
+    facts = read_facts(directory(tmp_path, LOWER, model_max_length=limit))
+    assert facts.text.max_tokens == most

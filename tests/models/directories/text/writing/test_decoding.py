@@ -13,12 +13,24 @@ import torch
 from support.models.choosing import MESSAGES, TEXTS, predicted, prepared
 from support.models.generating import ENDS, NEW_TOKENS, library_outputs, make_writer, writing
 from support.models.language_models import FAMILIES
+from transformers.generation.logits_process import (
+    ForcedEOSTokenLogitsProcessor,
+    LogitsProcessor,
+    MinLengthLogitsProcessor,
+    MinNewTokensLengthLogitsProcessor,
+    NoBadWordsLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+)
 
 from pipeline.core.errors import JobError
 from pipeline.core.schema import TOKEN_IDS
 from pipeline.inference.engines.generate_engine import GenerateEngine
+from pipeline.inference.writing.rules import AppliedRules, Row
 from pipeline.models.directories.text.writing.causal import CausalDecoding
 from pipeline.models.directories.text.writing.opening import tensors_of
+from pipeline.models.generation import Generation, Rules
 from pipeline.models.spec import PredictorConfig, load_module
 from pipeline.preprocessing.model_input import BatchLimits
 
@@ -87,6 +99,31 @@ def test_rules_of_the_directory_are_applied_as_the_library_does_it(
     assert [row["text"] for row in predicted(spec, rows, FEW)] == [each.text for each in expected]
     if (family, rules) != (LLAMA, FORCED):  # a prompt has more tokens than one
         assert [each.text for each in expected] != [row["text"] for row in predicted(plain, rows)]
+
+
+@pytest.mark.parametrize(
+    ("rules", "processor"),
+    [
+        (Rules(repetition_penalty=1.8), RepetitionPenaltyLogitsProcessor(1.8)),
+        (Rules(no_repeat_ngram=2), NoRepeatNGramLogitsProcessor(2)),
+        (
+            Rules(banned_words=((7, 4, 2), (4, 8), (8, 4))),
+            NoBadWordsLogitsProcessor([[7, 4, 2], [4, 8], [8, 4]]),
+        ),
+        (Rules(ends=(1, 2), min_length=6), MinLengthLogitsProcessor(6, [1, 2])),
+        (Rules(ends=(1, 2), min_length=5), MinLengthLogitsProcessor(5, [1, 2])),
+        (Rules(ends=(1,), min_new_tokens=4), MinNewTokensLengthLogitsProcessor(2, 4, [1])),
+        (Rules(ends=(1,), min_new_tokens=3), MinNewTokensLengthLogitsProcessor(2, 3, [1])),
+        (Rules(banned=(3, 5)), SuppressTokensLogitsProcessor([3, 5])),
+        (Rules(last=(1,)), ForcedEOSTokenLogitsProcessor(6, [1])),
+    ],
+)
+def test_each_rule_changes_logits_as_the_library_does_it(rules: Rules, processor: LogitsProcessor):
+    history = [7, 4, 8, 7, 4]
+    logits = torch.linspace(-2, 2, 10)[None]
+    row = Row(0, before=history[:2], tokens=history[2:])
+    found = AppliedRules(Generation(4, rules=rules), logits.device)(logits, [row])
+    assert torch.equal(found, processor(torch.tensor([history]), logits.clone()))
 
 
 def with_languages(folder: Path, **options: Any) -> Path:
