@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.core.errors import JobError
+from pipeline.core.errors import InfraError, JobError
 from pipeline.execution.submit.attempts import (
     Attempt,
     attempts_at,
@@ -19,8 +19,9 @@ from pipeline.execution.submit.attempts import (
     find_newest,
     key_of,
 )
-from pipeline.execution.submit.job import _choose
-from pipeline.execution.submit.submission import identify
+from pipeline.execution.submit.code import Package
+from pipeline.execution.submit.job import _choose, _send
+from pipeline.execution.submit.submission import Submission, identify
 
 
 def attempt(status: str, started_s_ago: float = 0.0, code: int | None = None) -> Attempt:
@@ -64,7 +65,7 @@ def test_exit_codes_are_those_of_the_run():
 
 
 class ListedJobs:
-    """A job API that only lists, in the order of texts as Ray does."""
+    """A job API that lists in the order of texts, as Ray does, and takes no new job."""
 
     where = "http://head"
 
@@ -79,6 +80,15 @@ class ListedJobs:
 
     def list_jobs(self) -> list[Any]:
         return self.jobs
+
+    def submit_job(self, submission_id: str, **_: Any) -> str:
+        raise RuntimeError(f"{submission_id}: the answer was lost, or there is such a job")
+
+    def get_job_info(self, job_id: str) -> Any:
+        found = [each for each in self.jobs if each.submission_id == job_id]
+        if not found:
+            raise RuntimeError(f"no job {job_id}")
+        return found[0]
 
 
 def test_attempts_are_in_the_order_of_their_numbers_and_the_next_one_is_new():
@@ -130,3 +140,15 @@ def test_a_job_file_means_its_own_submissions_and_not_those_of_another_of_that_n
         find_newest(client, "none-x-12345678-a1")
     with pytest.raises(JobError, match="cannot read the job file"):
         find_newest(client, "typo.yaml")
+
+
+def test_of_two_submissions_of_one_id_the_job_belongs_to_that_which_started_it(
+    teams: dict[str, str],
+):
+    client, asked, package = ListedJobs(), Submission(teams["a"]), Package(Path(), "")
+    with pytest.raises(InfraError, match="job a-b-12345678-a1: cannot be submitted"):
+        _send(client, "a-b-12345678-a1", asked, package, "ours")
+    client.add("a-b-12345678-a1", "RUNNING", submitter="ours")
+    submitters = ("ours", "another")
+    is_ours = [_send(client, "a-b-12345678-a1", asked, package, each) for each in submitters]
+    assert is_ours == [True, False]
