@@ -344,6 +344,9 @@ def test_broken_hardware_fails_no_row_but_ends_the_run(gpu: FakeGpu):
     gpu.lost = RuntimeError("CUDA error: uncorrectable ECC error encountered")
     with pytest.raises(InfraError, match=r"^Fake L4 of .* has failed .*finished slices are kept"):
         predict(model, rows_of(images(9)))
+    buffers = model._model.buffers
+    ticket = buffers.ticket()
+    assert all(buffers.take_spare(ticket) for _ in range(3)), "no other slice waits for ever"
 
 
 def test_a_batch_that_fails_leaves_nothing_behind_that_the_next_one_reads(gpu: FakeGpu):

@@ -19,6 +19,7 @@ from support.runs.selection import quick_cases
 
 from pipeline.commit.published.version_rows import NotReadable, PartReader
 from pipeline.core.aside import num_computed
+from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.core.schema import INPUT_HASH, INPUT_HASH_FIELD, IS_COMPUTED, ROW_ID, SOURCE
 from pipeline.core.slices import Packed, pack, unpack
 from pipeline.reuse.content import ContentIndex
@@ -59,7 +60,9 @@ def read_with(reader: Reader) -> Callable[[Unit, frozenset[int]], Iterator[pa.Ta
     return read
 
 
-def fill(partition: EarlierPartition, prepare_version: Callable[[], object]) -> list[Packed]:
+def fill(
+    partition: EarlierPartition, prepare_version: Callable[[], object], usual_rows: int = 1
+) -> list[Packed]:
     """The slices that a next run stages, after something has happened to the version."""
     partition.sections["run"] = {**partition.sections.get("run", {}), "slice_rows": 5}
     for path in Path(partition.inputs).iterdir():
@@ -71,7 +74,7 @@ def fill(partition: EarlierPartition, prepare_version: Callable[[], object]) -> 
     prepare_version()
     reader, found = make_reader(run.job, work.plan), list[Packed]()
     for unit in work.plan.units:
-        known = replace(work.known.of_unit(unit.index), usual_rows=1, most_rows=64)
+        known = replace(work.known.of_unit(unit.index), usual_rows=usual_rows, most_rows=64)
         starts = frozenset(() if unit.cut else unit.bounds[:-1])
         for block in Filler(known).slices(reader, unit, starts, read_with(reader)):
             found += unpack(block)
@@ -176,9 +179,13 @@ def test_a_part_whose_footer_names_other_fields_is_not_read(tmp_path: Path):
     at = data.rindex(b"\x08label_id", 0, data.index(b"ARROW:schema"))
     data[at + 1] ^= 1
     path.write_bytes(data)
-    slices = fill(partition, lambda: None)
+    slices = fill(partition, lambda: None, usual_rows=NUM_ROWS)
     names = ids_of(slices)
     assert len(names) == 2 * NUM_ROWS
+    known = sum(each.aside.num_rows - each.aside.column(SOURCE).null_count for each in slices)
+    told = [SliceFigures.from_json(each.counters).advice for each in slices]
+    num_told = sum(num_rows for advice in told for num_rows in advice.values())
+    assert num_told == partition.current().num_predicted - known
     assert all(
         top is None or top[0]["label_id"] is not None
         for each in slices
