@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
@@ -42,6 +43,7 @@ from pipeline.core.errors import InfraError
 from pipeline.core.failures import Failure, Reason, failures_of
 from pipeline.core.figures.counters import Counters
 from pipeline.core.schema import ERROR
+from pipeline.execution.isolation import child_process
 from pipeline.execution.isolation.child_process import Child, ChildResult
 from pipeline.execution.isolation.row_isolation import (
     MAX_EXITS_IN_A_ROW,
@@ -217,6 +219,33 @@ def test_a_child_that_cannot_start_is_not_started_for_ever(tmp_path: Path) -> No
         found = isolated.run(plan(4), rows_of(range(12)), {}, one_by_one=False)
     assert found.column(ERROR).to_pylist() == [Reason.NATIVE_CRASH] * 12
     assert len(work.pids) == MAX_STARTS
+
+
+class Steps:
+    """The end of a pipe from which a message comes each 0.6 s, and the clock beside it."""
+
+    def __init__(self, messages: list[object]) -> None:
+        self.messages, self.now_s, self.next_s = messages, 0.0, 0.6
+
+    def send(self, message: object) -> None:
+        pass
+
+    def poll(self, timeout_s: float) -> bool:
+        self.now_s = min(self.now_s + timeout_s, self.next_s)
+        return self.now_s == self.next_s
+
+    def recv(self) -> object:
+        self.next_s += 0.6
+        return self.messages.pop(0)
+
+
+def test_each_step_of_a_child_begins_its_limit_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, child = Steps([child_process._Alive()] * 3 + ["done"]), Child(Writing(), 1.0, 60.0)
+    monkeypatch.setattr(child_process, "monotonic", lambda: pipe.now_s)
+    monkeypatch.setattr(child, "_pipe", pipe)
+    monkeypatch.setattr(child, "_process", SimpleNamespace(poll=lambda: None))
+    monkeypatch.setattr(child, "close", lambda: None)
+    assert child._ask("rows", 1.0) == "done"
 
 
 def test_what_the_work_raises_is_raised_and_no_rows_need_no_child(tmp_path: Path) -> None:
