@@ -325,6 +325,14 @@ def test_rows_by_content_of_which_no_day_is_known_are_computed(tmp_path: Path):
     assert int(partition.current().carried["content_rows"]) > 0
 
 
+def test_nothing_is_carried_from_a_version_of_some_rows(tmp_path: Path):
+    partition = nightly(tmp_path, "parquet", limit_rows=NUM_ROWS - 5)
+    assert partition.run().keys == {}
+    partition.sections["run"] = {}
+    partition.run()
+    assert (carried_rows(partition), len(partition.computed)) == (0, NUM_ROWS)
+
+
 def test_damaged_hashes_cost_time_and_are_counted(tmp_path: Path):
     partition = nightly(tmp_path, reuse="content")
     partition.run()
