@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from contextlib import ExitStack
 from itertools import permutations
@@ -15,7 +16,7 @@ import pipeline
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import hold_lease
 from pipeline.core.errors import JobError, PipelineError
-from pipeline.operations.backfill import WORST_FIRST, Backfill, DateRun
+from pipeline.operations.backfill import ONLY, WORST_FIRST, Backfill, DateRun
 from pipeline.runs.progress import Silent
 from pipeline.storage.store import Store
 
@@ -79,6 +80,19 @@ def test_a_date_that_is_busy_is_looked_at_again_once_the_other_run_has_ended(
     ]
     assert done.to_dict()["dates"][1]["exit_code"] == done.dates[1].exit_code
     assert done.shown()["dates"][1]["outcome"] == outcome[0].replace("_", " ")
+
+
+def test_a_run_that_was_killed_is_one_that_failed(tmp_path: Path):
+    job, layout = job_over(tmp_path), Layout(f"date={DAYS[0]}")
+    build_images(tmp_path / "in" / DAYS[0], 4, seed=3, num_bad=0)
+    store = Store(str(tmp_path / "out"))
+    with hold_lease(store, layout, "killed", 1e6) as lease:
+        path = layout.heartbeat(lease.epoch)
+        last_words = json.loads(store.read_bytes(path))
+    store.put(path, json.dumps({**last_words, "pid_started": 1.0}).encode())
+    dates = {"from_": DAYS[0], "to": DAYS[0], "dry_run": True, "allow_import": ALLOWED}
+    found = {only: pipeline.backfill(job, only=only, **dates).dates[0].outcome for only in ONLY}
+    assert found == dict.fromkeys(ONLY, "left_out") | {"failed": "publish the first version"}
 
 
 def test_hours_are_dates_of_their_own(tmp_path: Path):

@@ -53,6 +53,7 @@ from pipeline.sources.inputs import list_inputs
 from pipeline.storage.create_once import CreateOutcome
 from pipeline.storage.errors import secret_values
 from pipeline.storage.local_disk import LocalDisk
+from pipeline.storage.object_store import RemoteFile
 from pipeline.storage.store import Store, retries_taken
 
 pytestmark = [pytest.mark.usefixtures("impatient"), pytest.mark.early]
@@ -438,6 +439,9 @@ def test_a_truncated_answer_is_never_taken_for_the_whole(
     store = through(proxy, server, direct)
     assert store.read_many(paths) == dict.fromkeys(paths, data)
     assert {store.read_bytes(path) for path in paths[:5]} == {data}
+    for answer in (data[:-1], data + b"x"):
+        with pytest.raises(OSError, match=f"got {len(answer)} of the 400000 bytes from 0 on"):
+            RemoteFile(len(data), lambda *_, found=answer: found).read()
     assert [f.path for f in store.list_files()] == sorted(paths)
     assert read_range(store, paths[0]) == data[100:200_000]
     assert TRUNCATE in [action for _, _, action in proxy.requests]
