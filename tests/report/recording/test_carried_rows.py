@@ -11,6 +11,7 @@ from pipeline.commit.shard_table import About, KnownShard, ShardTable
 from pipeline.commit.staging import StagedSlice
 from pipeline.core.aside import NOT_READ
 from pipeline.core.figures.counters import Counters
+from pipeline.core.figures.histograms import Distribution, Numbers
 from pipeline.core.figures.slice_figures import LookedUp, SliceFigures
 from pipeline.report.recording.carried_rows import carried_section, first_shards, plan_facts
 from pipeline.report.recording.recorder import RunRecorder
@@ -93,6 +94,18 @@ def test_what_was_taken_over_is_what_the_staged_slices_say():
     assert (carried.checked_rows, record.differing) == (2, ["a: expected x, found y"])
     assert record.carried_facts["rows"] == 52
     assert None not in record.carried_facts.values()
+
+
+def test_the_computed_predictions_are_those_of_rows_that_were_not_taken_over():
+    record = RunRecorder("r-1", "date=2026-11-25")
+    own, score = {"a": 1}, {"score": Numbers(0.5, 0.5, {1: 1}).to_dict()}
+    mixed = {"num_carried": 59, "sources": ["t"], "computed_labels": own, "computed_numbers": {}}
+    record.add("computed", StagedSlice("r", 60, labels={"a": 1, "b": 59}, numbers=score, **mixed))
+    assert record.distribution.labels == {"a": 1, "b": 59}
+    assert record.computed_distribution == Distribution(labels=own, numbers={})
+    record.add("computed", StagedSlice("r", 7, labels={"c": 7}, numbers=score))
+    assert record.computed_distribution.labels == {"a": 1, "c": 7}
+    assert [*record.computed_distribution.numbers] == ["score"]
 
 
 def test_if_nothing_could_be_read_the_report_says_why():
