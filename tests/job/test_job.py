@@ -380,8 +380,8 @@ def test_credentials_are_never_shown(tmp_path: Path):
         document[section]["storage_options"] = options
     job = load(document, tmp_path)
     assert job.source.storage_options == options
-    assert SECRET not in repr(job)
-    assert SECRET not in str(job)
+    for shown in (repr(job), str(job), f"{job.as_published()}", f"{job.source.as_published()}"):
+        assert SECRET not in shown
 
 
 @pytest.mark.parametrize("section", ["source", "model", "sink"])

@@ -15,7 +15,7 @@ from support.runs.cli import write_job
 import pipeline
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import hold_lease
-from pipeline.core.errors import JobError, PipelineError
+from pipeline.core.errors import JobError, PipelineError, Stopped
 from pipeline.operations.backfill import ONLY, WORST_FIRST, Backfill, DateRun
 from pipeline.runs.progress import Silent
 from pipeline.storage.store import Store
@@ -40,6 +40,18 @@ def test_the_exit_code_is_the_worst_of_all():
         for other in WORST_FIRST[place:]:
             assert {of_codes(*codes).exit_code for codes in permutations([worse, other])} == {worse}
     assert of_codes(None, None).exit_code == of_codes().exit_code == 0
+
+
+class StopsAtOnce(Silent):
+    def phase(self, what: str, *, is_logged: bool = True) -> None:
+        raise Stopped("SIGTERM")
+
+
+def test_no_date_is_begun_after_one_that_was_stopped(tmp_path: Path):
+    dates = {"from_": DAYS[0], "to": DAYS[2], "allow_import": ALLOWED}
+    done = pipeline.backfill(job_over(tmp_path), **dates, progress=StopsAtOnce())
+    assert [each.outcome for each in done.dates] == ["stopped", "not_begun", "not_begun"]
+    assert done.exit_code == 6
 
 
 class EndsTheOther(Silent):
