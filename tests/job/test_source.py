@@ -52,3 +52,12 @@ def test_several_inputs_are_sections_of_their_own():
     assert (size.features, size.null_features) == (("w", "h"), "zero")
     assert source().parts == {"": source()}
     assert source().input_parts == {}
+
+
+def test_what_may_hold_secrets_is_not_published():
+    csv = source(format="csv", features=("a",), options={"delimiter": ";"})
+    csv = csv.model_copy(update={"storage_options": {"secret": "s3cret"}})
+    public = {"format": "csv", "features": ["a"]}
+    assert csv.as_published() == {**public, "options": {"delimiter": ";"}}
+    other = csv.model_copy(update={"format": "of_a_package", "options": {"token": "t0ken"}})
+    assert other.as_published() == {**public, "format": "of_a_package"}
