@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from support.runs.plan_examples import planned, shard_extents
 
 from pipeline.commit.shard_table import KnownShard
+from pipeline.core.failures import Reason
 from pipeline.planning.plan import Plan
 from pipeline.reuse.dividing import divide, known_counts, known_runs, known_slices
 from pipeline.sources.extents import UncountedPlan
@@ -89,6 +90,10 @@ def test_a_shard_of_another_size_version_or_number_of_rows_is_not_known():
     ):
         division = divide(plan, [{**known, uri: other}], 1.0)
         assert [shard.state for shard in division.shards] == ["changed", "unchanged"]
+    broken = [replace(e, reason=Reason.UNREADABLE_SHARD) for e in plan.units[0].extents[:1]]
+    unit = replace(plan.units[0], extents=(*broken, *plan.units[0].extents[1:]))
+    division = divide(replace(plan, units=(unit, *plan.units[1:])), [known], 1.0)
+    assert [shard.state for shard in division.shards] == ["changed", "unchanged"]
     gone = replace(known[uri], uri="gone")
     states = [shard.state for shard in divide(plan, [{**known, "gone": gone}], 1.0).shards]
     assert states == ["unchanged", "unchanged", "gone"]
