@@ -119,6 +119,13 @@ def test_an_output_is_its_partitions_by_date(usual_store: Store):
     assert "3 partitions, date=2026-11-22 to date=2026-11-24; made-up" in repr(out)
 
 
+def test_the_latest_of_numbered_partitions_has_the_highest_number(tmp_path: Path):
+    for name in ("batch=10", "batch=9"):
+        publish_rows(Store(str(tmp_path)), name)
+    assert [each.name for each in pipeline.open_output(tmp_path)] == ["batch=9", "batch=10"]
+    assert pipeline.open_output(tmp_path).latest.name == "batch=10"
+
+
 def test_the_least_certain_rows_come_first(usual_store: Store, monkeypatch: pytest.MonkeyPatch):
     publish_rows(usual_store, None, Made(num_slices=8))
     found = opened(usual_store).least_certain(5)
