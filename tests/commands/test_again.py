@@ -10,7 +10,7 @@ import pytest
 from support.inputs.photos import build_images
 from support.runs.cli import Result, pipeline, write_job
 
-from pipeline.commands.again import prepare_end, the_same
+from pipeline.commands.again import _codes, prepare_end, the_same
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import hold_lease
 from pipeline.core.errors import JobError
@@ -67,6 +67,10 @@ def test_codes_that_a_scheduler_takes_for_success_are_0_outside_and_the_same_ins
 def test_no_other_code_can_be_fine(text: str):
     with pytest.raises(JobError, match="write exit codes from 3 to 8, as in 3,4"):
         prepare_end(DATE, text)
+
+
+def test_all_codes_of_ends_that_a_scheduler_may_expect_can_be_named():
+    assert _codes("3, 4,5,6,7,8") == {3, 4, 5, 6, 7, 8}
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from support.models.model_cases import colours_state
@@ -170,6 +171,12 @@ def test_rows_are_found_by_ordinal_and_by_content_in_any_order(by: tuple[str, ..
     found = ContentIndex(version, left_out).find(keys)
     allowed = {-1, 5, 6, 7, *range(110, len(ids))}
     assert {*found.tolist()} <= allowed
+
+    for part in partition.current().parts:  # equal rows in other bytes
+        path = Path(partition.out.uri) / part.path
+        pq.write_table(pq.ParquetFile(path).read(), path, compression="none")
+    with pytest.raises(NotReadable, match="bytes, its manifest says"):
+        PartReader(version, schema).at(np.array([0]))
 
 
 def test_rows_that_cannot_be_read_are_counted_from_the_first_slice_on(tmp_path: Path):

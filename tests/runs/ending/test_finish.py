@@ -11,7 +11,7 @@ from support.runs.published import Rows, make_plan, run_here, slice_table, work_
 from pipeline.commit.lease import hold_lease
 from pipeline.commit.manifest import current_manifest, log_numbers
 from pipeline.commit.plan_store import adopt_plan
-from pipeline.commit.staging import list_staged
+from pipeline.commit.staging import StagedSlice, list_staged
 from pipeline.core.errors import InfraError
 from pipeline.runs.ending.finish import finish
 from pipeline.storage.store import Store
@@ -33,3 +33,15 @@ def test_a_slice_that_was_deleted_before_the_end_publishes_nothing(lost: int, tm
     # Run again, it computes that slice alone.
     done = run_once(store, rows)
     assert (done.num_computed, log_numbers(store, LAYOUT)) == (rows.rows_per_slice, [1])
+
+
+def test_parts_with_other_rows_than_were_counted_are_not_published(tmp_path: Path):
+    store, rows = Store(str(tmp_path)), Rows()
+    plan, run = adopt_plan(store, LAYOUT, make_plan(rows)), new_run(store)
+    with hold_lease(store, LAYOUT, run.record.run_id, 60.0) as lease:
+        compute(run, plan, rows, slice_table, {})
+        run.record.computed(StagedSlice("r", 0, reasons={"empty": 1}))
+        staged = list_staged(store, LAYOUT.staging(plan.fingerprint))
+        with pytest.raises(InfraError, match=r"predictions and .* quarantined rows, expected"):
+            finish(run, work_of(plan), plan, staged, lease, run_here)
+    assert current_manifest(store, LAYOUT) is None
