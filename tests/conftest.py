@@ -20,8 +20,10 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from support.runs.cli import SHARING, environment
+from support.runs.protocol import Children
 from support.servers.azureserver import AzureServer, missing_reason
 from support.servers.commandserver import CommandServer
+from support.servers.faultproxy import FaultProxy
 from support.servers.forkedcommands import OF_RUNS, ForkedCommands
 from support.servers.gcsserver import GCSServer
 from support.servers.localserver import LocalServer
@@ -163,6 +165,19 @@ def s3() -> Iterator[S3Server]:
     """A real S3 server with one bucket, for the whole session."""
     with S3Server() as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def proxy(s3: S3Server) -> Iterator[FaultProxy]:
+    """In front of the S3 server."""
+    with FaultProxy(s3.endpoint_url) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def children() -> Children:
+    """Processes in which runs are killed."""
+    return Children()
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ after the fault, after doing it again, and after what comes late.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import product
@@ -29,8 +29,6 @@ from support.runs.protocol import (
 )
 from support.runs.published import DAY, Rows, make_plan, slice_table, snapshot
 from support.runs.selection import quick_cases
-from support.servers.faultproxy import FaultProxy
-from support.servers.s3server import S3Server
 
 from pipeline.commit.layout import staged_name
 from pipeline.commit.manifest import log_numbers, read_manifest
@@ -79,17 +77,6 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> tuple[pa.Table, pa.Tab
     """What an uninterrupted run publishes."""
     store = Store(str(tmp_path_factory.mktemp("expected")))
     return content(store, run_once(store, NEW).manifest)
-
-
-@pytest.fixture(scope="module")
-def children() -> Children:
-    return Children()
-
-
-@pytest.fixture(scope="module")
-def proxy(s3: S3Server) -> Iterator[FaultProxy]:
-    with FaultProxy(s3.endpoint_url) as proxy:
-        yield proxy
 
 
 @pytest.fixture

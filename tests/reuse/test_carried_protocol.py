@@ -7,7 +7,7 @@ nothing is left behind.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import product
@@ -19,8 +19,6 @@ from support.runs.carried_runs import TODAY, TOMORROW, YESTERDAY, Inputs, run_ni
 from support.runs.earlier_partitions import EarlierPartition
 from support.runs.protocol import LONG_AGO_S, Children
 from support.runs.selection import quick_cases
-from support.servers.faultproxy import FaultProxy
-from support.servers.s3server import S3Server
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import current_manifest, log_numbers, read_manifest
@@ -70,17 +68,6 @@ def work_rows(inputs: Inputs, before: Path, tmp_path_factory: pytest.TempPathFac
     night.run()
     assert night.current().carried["rows"] > 30
     return len(night.computed)
-
-
-@pytest.fixture(scope="module")
-def children() -> Children:
-    return Children()
-
-
-@pytest.fixture(scope="module")
-def proxy(s3: S3Server) -> Iterator[FaultProxy]:
-    with FaultProxy(s3.endpoint_url) as proxy:
-        yield proxy
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 from support.faults.faultplaces import PUT, Disk, Point
-from support.runs.protocol import Children
 from support.runs.published import DAY, Rows, prepare_version, publish_rows, slice_table, snapshot
 from support.runs.selection import quick_cases
 
@@ -40,11 +39,6 @@ COLUMNS = ["row_id", "edition", "label"]
 BEFORE_COMMIT = ["compacted", "placed_part", "before_log"]
 AFTER_COMMIT = ["after_log", "before_table", "after_table", "retired", "before_current"]
 Found = set[tuple[Any, ...]]
-
-
-@pytest.fixture(scope="module")
-def children() -> Children:
-    return Children()
 
 
 def table_of(store: Store) -> DeltaTable:
