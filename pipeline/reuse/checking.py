@@ -153,6 +153,6 @@ class Checker:
             pa.concat_tables([each.select(columns).cast(others.schema), others])
             for each in (known, found)
         )
-        said = task.differences(before, now, self.limits.with_ties())[: len(ids)]
-        lines += [f"{row_id}: {each}" for row_id, each in zip(ids, said, strict=True) if each]
+        differences = task.differences(before, now, self.limits.with_ties())[: len(ids)]
+        lines += [f"{i}: {text}" for i, text in zip(ids, differences, strict=True) if text]
         return Checked(len(ids) + lost.num_rows, lines)

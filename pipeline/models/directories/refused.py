@@ -131,10 +131,10 @@ def explain(store: Store, at: str, *, has_config: bool, has_weights: bool = Fals
 
 
 def _without_tokenizer(names: list[str]) -> str:
-    for own, told in _NEVER_FAST.items():
-        if set(own) <= set(names):
+    for files, why in _NEVER_FAST.items():
+        if set(files) <= set(names):
             return (
-                f"has no tokenizer.json, {told}: take a snapshot that has one, or make it yourself"
+                f"has no tokenizer.json, {why}: take a snapshot that has one, or make it yourself"
             )
     old = [name for name in _VOCABULARIES if name in names]
     if not old:
@@ -196,10 +196,10 @@ def explain_file(store: Store, at: str) -> JobError:
     name = PurePosixPath(place).name
     with store.open(at) as file:
         head = file.read(_HEAD_BYTES)
-    told = next((told for start, told in _BY_HEAD if start.match(head)), None)
+    reason = next((reason for start, reason in _BY_HEAD if start.match(head)), None)
     suffix = PurePosixPath(name.lower()).suffix
-    if told is None or suffix in (".pt", ".pth", ".bin", ".ckpt"):  # which are pickles as well
-        told = _FILES_BY_SUFFIX.get(suffix)
-    if told is None:
-        told = "is a file, expected the directory of a model, or an .onnx file"
-    return JobError(f"model.path = {place}: {name} {told}")
+    if reason is None or suffix in (".pt", ".pth", ".bin", ".ckpt"):  # which are pickles as well
+        reason = _FILES_BY_SUFFIX.get(suffix)
+    if reason is None:
+        reason = "is a file, expected the directory of a model, or an .onnx file"
+    return JobError(f"model.path = {place}: {name} {reason}")
