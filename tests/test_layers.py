@@ -5,12 +5,12 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
-from support.runs.package_source import FILES, NAMES, PACKAGE, folders_of, imported, trees
+from support.runs.package_source import FILES, NAMES, PACKAGE, folders_of, imported, running, trees
 
 # Lowest first: a file imports from its own folder and from those above its own in this list.
 FOLDERS = (
@@ -94,9 +94,19 @@ def parsed() -> dict[str, ast.Module]:
 
 
 @cache
+def doing() -> dict[str, list[ast.AST]]:
+    """The imports and calls of each file."""
+    kinds = (ast.Import, ast.ImportFrom, ast.Call)
+    return {
+        name: [node for node in running(tree) if isinstance(node, kinds)]
+        for name, tree in parsed().items()
+    }
+
+
+@cache
 def imports() -> dict[str, set[str]]:
     """Full names of what each file imports."""
-    return {name: imported(tree) for name, tree in parsed().items()}
+    return {name: imported(nodes) for name, nodes in doing().items()}
 
 
 def room(name: str) -> str:
@@ -117,8 +127,8 @@ def dotted(node: ast.AST) -> str:
     return node.id if isinstance(node, ast.Name) else ""
 
 
-def misdeeds(tree: ast.AST) -> Iterator[str]:
-    for node in ast.walk(tree):
+def misdeeds(nodes: Iterable[ast.AST]) -> Iterator[str]:
+    for node in nodes:
         if not isinstance(node, ast.Call):
             continue
         name = dotted(node.func)
@@ -199,7 +209,7 @@ def test_nothing_outside_the_package_is_imported_by_it():
 
 
 def test_no_file_runs_what_it_reads_or_prints():
-    seen = [f"{name} {each}" for name, tree in parsed().items() for each in misdeeds(tree)]
+    seen = [f"{name} {each}" for name, nodes in doing().items() for each in misdeeds(nodes)]
     assert seen == []
 
 
@@ -219,7 +229,7 @@ def test_no_file_runs_what_it_reads_or_prints():
     ],
 )
 def test_the_guard_sees_a_misdeed(code: str):
-    assert list(misdeeds(ast.parse(code)))
+    assert list(misdeeds(running(ast.parse(code))))
 
 
 @pytest.mark.parametrize(
@@ -239,7 +249,7 @@ def test_the_guard_sees_a_misdeed(code: str):
     ],
 )
 def test_the_guard_sees_an_import(code: str, found: set[str]):
-    assert folders_of(imported(ast.parse(code))) == found
+    assert folders_of(imported(running(ast.parse(code)))) == found
 
 
 def test_nothing_happens_at_import():
@@ -271,9 +281,9 @@ def test_a_file_says_what_it_is_for_and_is_not_too_long():
 
 
 def test_the_package_serves_nothing_to_other_machines():
-    for name, tree in parsed().items():
+    for name, nodes in doing().items():
         assert not [full for full in imports()[name] if full.startswith(SERVERS)], name
-        calls = {dotted(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        calls = {dotted(node.func) for node in nodes if isinstance(node, ast.Call)}
         served = {call for call in calls if call.endswith((".listen", ".bind", "_http_server"))}
         served.discard("signature.bind")  # of arguments to a function
         assert served == SERVED.get(name, set()), name

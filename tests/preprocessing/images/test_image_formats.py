@@ -7,6 +7,8 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -51,38 +53,55 @@ def pillow_rgb(data: bytes) -> torch.Tensor:
         return torch.from_numpy(np.array(upright.convert("RGB"))).permute(2, 0, 1)
 
 
-def heic_files() -> dict[str, bytes]:
-    image = base_image(SEED)
-    see_through = image.convert("RGBA")
-    see_through.putalpha(image.convert("L"))
-    mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    files = {
-        "plain": encode(image, "HEIF"),
-        "grey": encode(image.convert("L"), "HEIF"),
-        "alpha": encode(see_through, "HEIF"),
-        "two_pictures": encode(image, "HEIF", save_all=True, append_images=[mirrored]),
-    }
+def see_through() -> Image.Image:
+    image = base_image(SEED).convert("RGBA")
+    image.putalpha(image.convert("L"))
+    return image
+
+
+def ten_bits() -> bytes:
     wide = heif.from_pillow(Image.fromarray(np.full((40, 50), 40_000, np.uint16)))
     buffer = io.BytesIO()
     wide.save(buffer, quality=-1)
-    files["ten_bits"] = buffer.getvalue()
-    for orientation in range(2, 9):
-        turned = Image.open(io.BytesIO(encode(image, "PNG", exif=_exif(orientation))))
-        files[f"exif_{orientation}"] = encode(turned, "HEIF")  # as boxes, not as EXIF
-    return files
+    return buffer.getvalue()
 
 
-HEICS = heic_files()
+def two_pictures() -> bytes:
+    image = base_image(SEED)
+    mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return encode(image, "HEIF", save_all=True, append_images=[mirrored])
 
 
-@pytest.mark.parametrize(("name", "data"), HEICS.items(), ids=[*HEICS])
-def test_a_heic_has_the_pixels_of_its_plugin(name: str, data: bytes):
+def turned_png(orientation: int) -> bytes:
+    return encode(base_image(SEED), "PNG", exif=_exif(orientation))
+
+
+def turned(orientation: int) -> bytes:
+    return encode(Image.open(io.BytesIO(turned_png(orientation))), "HEIF")  # as boxes, not as EXIF
+
+
+def plain() -> bytes:
+    return encode(base_image(SEED), "HEIF")
+
+
+HEICS: dict[str, Callable[[], bytes]] = {
+    "plain": plain,
+    "grey": lambda: encode(base_image(SEED).convert("L"), "HEIF"),
+    "alpha": lambda: encode(see_through(), "HEIF"),
+    "two_pictures": two_pictures,
+    "ten_bits": ten_bits,
+    **{f"exif_{orientation}": partial(turned, orientation) for orientation in range(2, 9)},
+}
+
+
+@pytest.mark.parametrize("name", HEICS)
+def test_a_heic_has_the_pixels_of_its_plugin(name: str):
+    data = HEICS[name]()
     found = pixels_of(data)
     if name != "ten_bits":  # where Pillow clips and we do not
         assert torch.equal(found, pillow_rgb(data))
     if name.startswith("exif_"):
-        upright = ImageOps.exif_transpose(Image.open(io.BytesIO(encode(base_image(SEED), "PNG",
-            exif=_exif(int(name[-1]))))))  # fmt: skip
+        upright = ImageOps.exif_transpose(Image.open(io.BytesIO(turned_png(int(name[-1])))))
         wanted = torch.from_numpy(np.array(upright)).permute(2, 0, 1)
         assert found.shape == wanted.shape
         assert (found.int() - wanted.int()).abs().float().mean() < 15  # lossy, and not turned
@@ -93,7 +112,7 @@ def test_a_heic_has_the_pixels_of_its_plugin(name: str, data: bytes):
 def test_without_the_extra_a_heic_is_unsupported_and_the_message_names_the_extra(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    data = HEICS["plain"]
+    data = plain()
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     image_formats._load_decoder.cache_clear()
     try:
@@ -105,7 +124,7 @@ def test_without_the_extra_a_heic_is_unsupported_and_the_message_names_the_extra
 
 
 def test_the_format_is_told_by_the_bytes_whatever_brand_comes_first():
-    data = HEICS["plain"]
+    data = plain()
     assert image_formats.identify(data) == "HEIF"
     assert image_formats.identify(data[:8] + b"mif1" + data[12:]) == "HEIF"
     avif = encode(base_image(SEED), "AVIF")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.inputs.encoded import base_image, encode, png_bomb
+from support.inputs.encoded import base_image, encode, png_strip
 from support.runs.published import Rows, publish_rows
 from support.runs.report_examples import BARE, FULL, everywhere, report_of
 from support.runs.sampled import TEXTS, publish_over
@@ -117,7 +117,7 @@ def report_page(folder: Path) -> str:
 
 
 def real_sheets(folder: Path) -> str:
-    odd = {1: b"no image", 2: png_bomb(12_000), 4: PHOTO[:900]}
+    odd = {1: b"no image", 2: png_strip(12_000, 12_000), 4: PHOTO[:900]}
     photos = publish_over(folder, Rows(), lambda row: odd.get(row, PHOTO))
     return to_html(report_of(), (), try_sheet(photos, 8))
 

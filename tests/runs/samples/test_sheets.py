@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from deadly_stages import DeadlyFinder
-from support.inputs.encoded import base_image, encode, png_bomb
+from support.inputs.encoded import base_image, encode, png_strip
 from support.runs.published import Rows
 from support.runs.sampled import TEXTS, publish_over
 
@@ -24,7 +24,7 @@ PHOTO = encode(base_image(3, 400, 300), "JPEG")
 
 
 def image(row: int) -> bytes:
-    return {1: b"no image", 2: png_bomb(12_000), 4: PHOTO[:900]}.get(row, PHOTO)
+    return {1: b"no image", 2: png_strip(12_000, 12_000), 4: PHOTO[:900]}.get(row, PHOTO)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipeline.core.failures import Reason
 from support.inputs.brokenfiles import broken_files
-from support.inputs.encoded import PNG_MAGIC, base_image, chunk, encode, png, png16, png_bomb
+from support.inputs.encoded import PNG_MAGIC, base_image, chunk, encode, png, png16, png_strip
 
 MAX_IMAGE_BYTES = 1024 * 1024
 """`too_many_bytes.jpg` is larger than this; every other file is smaller."""
@@ -111,7 +111,7 @@ def _too_large_files(image: Image.Image) -> dict[str, bytes]:
     bmp = bytearray(encode(image, "BMP"))
     bmp[18:26] = struct.pack("<ii", 12_000, 10_000)
     return {
-        "bomb.png": png_bomb(30_000),
+        "bomb.png": png_strip(30_000, 30_000),
         "says_65500_px.jpg": bytes(jpeg),
         "says_16383_px.webp": bytes(webp),
         "says_12000_px.bmp": bytes(bmp),

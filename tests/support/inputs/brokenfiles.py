@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.core.failures import Reason
-from support.inputs.encoded import PNG_MAGIC, chunk, encode
+from support.inputs.encoded import PNG_MAGIC, chunk, encode, packed_zeros
 
 Files = dict[str, bytes]
 
@@ -130,7 +130,7 @@ def _pngs(image: Image.Image) -> dict[Reason, Files]:
     """Headers that cannot be, chunks that are missing or lie, and bombs beside the pixels."""
     header, end = _header(image), chunk(b"IEND", b"")
     body = chunk(b"IDAT", zlib.compress(_raw(image))) + end
-    bomb = b"a\0\0" + zlib.compress(bytes(80_000_000), 9)
+    bomb = b"a\0\0" + packed_zeros(80_000_000)
     impossible = {
         "no_height.png": _header(image, height=0) + body,
         "no_width.png": _header(image, width=0) + body,

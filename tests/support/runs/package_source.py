@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from support.runs.checkout import ROOT
@@ -26,24 +26,27 @@ def trees() -> Iterator[tuple[str, ast.Module]]:
         yield name_of(path), ast.parse(path.read_text(), str(path))
 
 
-def for_types_only(tree: ast.AST) -> set[int]:
-    """The nodes under `if TYPE_CHECKING:`, which never run."""
-    return {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
-        for statement in node.body
-        for inner in ast.walk(statement)
-    }
+def is_for_types_only(node: ast.AST) -> bool:
+    """Whether it is `if TYPE_CHECKING:`, whose body never runs."""
+    test = node.test if isinstance(node, ast.If) else None
+    name = test.attr if isinstance(test, ast.Attribute) else getattr(test, "id", "")
+    return name == "TYPE_CHECKING"
 
 
-def imported(tree: ast.AST) -> set[str]:
-    """Full names of what is imported anywhere, also inside functions."""
-    skipped = for_types_only(tree)
+def running(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes of a tree but the bodies of `if TYPE_CHECKING:`."""
+    todo = [tree]
+    while todo:
+        node = todo.pop()
+        yield node
+        below = node.orelse if is_for_types_only(node) else ast.iter_child_nodes(node)
+        todo += below
+
+
+def imported(nodes: Iterable[ast.AST]) -> set[str]:
+    """Full names of what is imported anywhere among them, also inside functions."""
     names: set[str] = set()
-    for node in ast.walk(tree):
-        if id(node) in skipped:
-            continue
+    for node in nodes:
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
