@@ -94,10 +94,10 @@ def _known(store: Store) -> str | None:
     None: the file there is none of ours.
     """
     try:
-        found = _MARK.search(store.read_bytes(CARD))
+        mark = _MARK.search(store.read_bytes(CARD))
     except FileNotFoundError:
         return ""
-    return found[3].decode() if found else None
+    return mark[3].decode() if mark else None
 
 
 def card_text(store: Store, layout: Layout, manifest: Manifest) -> str:
@@ -162,8 +162,8 @@ def _columns(store: Store, manifest: Manifest) -> list[tuple[str, str]]:
     if manifest.parts:
         with open_part(store, manifest.parts[0].path) as part:
             fields = part.schema_arrow
-    found = {field.name: str(field.type) for field in fields} | manifest.partition_columns
-    return [(_code(name), _code(kind)) for name, kind in found.items()]
+    types = {field.name: str(field.type) for field in fields} | manifest.partition_columns
+    return [(_code(name), _code(type_name)) for name, type_name in types.items()]
 
 
 def _table(rows: list[tuple[str, str]]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.core.documents import known_fields
 from pipeline.process.identity import ProcessId
 
-_KINDS: dict[str, Any] = {
+_TYPES: dict[str, Any] = {
     "str": str,
     "bool": bool,
     "int": int,
@@ -66,11 +66,11 @@ class Heartbeat:
             document = known_fields(cls, json.loads(data))
         except (ValueError, TypeError, RecursionError):
             return cls()
-        kinds = {each.name: str(each.type) for each in fields(cls)}
+        types = {field.name: str(field.type) for field in fields(cls)}
         return cls(**{
             name: value
             for name, value in document.items()
-            if any(isinstance(value, _KINDS[kind]) for kind in kinds[name].split(" | "))
+            if any(isinstance(value, _TYPES[type_name]) for type_name in types[name].split(" | "))
             and not (isinstance(value, float) and not math.isfinite(value))
         })  # fmt: skip
 

@@ -59,9 +59,9 @@ class Layout:
 
         The folders of partition columns stay: `predictions/label=cat/part-...parquet`.
         """
-        for kind, folder in (("predictions", self.predictions), ("quarantine", self.quarantine)):
+        for top, folder in (("predictions", self.predictions), ("quarantine", self.quarantine)):
             if path.startswith(f"{folder}/"):
-                return f"{kind}/{path.removeprefix(f'{folder}/')}"
+                return f"{top}/{path.removeprefix(f'{folder}/')}"
         raise ValueError(f"{path}: is no part of {self.name}")
 
     @property

@@ -110,12 +110,14 @@ class Lease:
                     log.warning("lease of %s not renewed: %s", self._layout.name, error)
 
     def _beat(self, **how: Any) -> None:
-        told = self._told()
-        is_same = told.get("fingerprint") and told["fingerprint"] == self._before.fingerprint
+        progress = self._read_progress()
+        is_same = (
+            progress.get("fingerprint") and progress["fingerprint"] == self._before.fingerprint
+        )
         owner = {name: value for name, value in asdict(self.owner).items() if name != "token"}
         beat = {
             "attempt": 1 + ((self._before.attempt or 1) if is_same else 0),
-            **told,
+            **progress,
             "released": False,
             **owner,
             "written_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
@@ -123,7 +125,7 @@ class Lease:
         }
         self._store.put(self._layout.heartbeat(self.epoch), json.dumps(beat).encode())
 
-    def _told(self) -> dict[str, Any]:
+    def _read_progress(self) -> dict[str, Any]:
         try:
             return json.loads(json.dumps(dict(self._tell()), allow_nan=False))  # type: ignore[no-any-return]
         except Exception as error:  # noqa: BLE001  # the lease lives, whatever its run cannot say
@@ -200,8 +202,8 @@ def _acquire(store: Store, layout: Layout, run_id: str, ttl_s: float, tell: Tell
 
 def latest_epoch(store: Store, layout: Layout) -> int:
     """Return the number of the last lease of a partition; 0 if there was none."""
-    found = (_LEASE.fullmatch(Path(file.path).name) for file in store.list_files(layout.leases))
-    return max((int(each[1]) for each in found if each), default=0)
+    matches = (_LEASE.fullmatch(Path(file.path).name) for file in store.list_files(layout.leases))
+    return max((int(match[1]) for match in matches if match), default=0)
 
 
 def read_heartbeat(store: Store, layout: Layout, epoch: int) -> Heartbeat:
@@ -220,17 +222,17 @@ def release_lost(store: Store, layout: Layout, run_id: str, error: PipelineError
     """
     epoch = latest_epoch(store, layout)
     if epoch and (owner := _owner(store, layout, epoch)).run_id == run_id:
-        said = read_heartbeat(store, layout, epoch)
-        Lease(store, layout, epoch, owner, lambda: asdict(said)).release(error)
+        heartbeat = read_heartbeat(store, layout, epoch)
+        Lease(store, layout, epoch, owner, lambda: asdict(heartbeat)).release(error)
 
 
 def _owner(store: Store, layout: Layout, epoch: int) -> Owner:
     return Owner(**known_fields(Owner, json.loads(store.read_bytes(layout.lease(epoch)))))
 
 
-def _require_dead(store: Store, layout: Layout, epoch: int, said: Heartbeat) -> None:
+def _require_dead(store: Store, layout: Layout, epoch: int, heartbeat: Heartbeat) -> None:
     owner = _owner(store, layout, epoch)
-    if said.released or owner.has_ended():
+    if heartbeat.released or owner.has_ended():
         return
     beat = store.stat(layout.heartbeat(epoch)) or store.stat(layout.lease(epoch))
     age_s = (store.now() - beat.modified).total_seconds() if beat and beat.modified else owner.ttl_s

@@ -139,7 +139,7 @@ class Manifest:
 def log_numbers(store: Store, layout: Layout) -> list[int]:
     """List the numbers of the log entries, ascending; other files there are none."""
     names = [PurePosixPath(file.path).name for file in store.list_files(layout.log)]
-    return sorted(int(found[1]) for name in names if (found := _ENTRY_NAME.fullmatch(name)))
+    return sorted(int(match[1]) for name in names if (match := _ENTRY_NAME.fullmatch(name)))
 
 
 def unexpected_files_in_log(store: Store, layout: Layout) -> list[str]:
@@ -166,20 +166,20 @@ def list_partitions(store: Store) -> list[Layout]:
     layouts = [Layout.named(name) for name in names]
     with ThreadPoolExecutor(_THREADS) as pool:  # of each its log: staging may have many files
         numbers = pool.map(partial(log_numbers, store), layouts)
-        return [layout for layout, found in zip(layouts, numbers, strict=True) if found]
+        return [layout for layout, entries in zip(layouts, numbers, strict=True) if entries]
 
 
 def not_published(store: Store, layout: Layout) -> JobError:
     """Say that a partition is not published, and what there is instead: its last run, or others."""
-    said = f"{store.url('')}: partition {layout.name} is not published"
+    problem = f"{store.url('')}: partition {layout.name} is not published"
     last = _last_run(store, layout)
     if last:
-        return JobError(f"{said}; {last}")
+        return JobError(f"{problem}; {last}")
     names = [known.name for known in list_partitions(store)]
     if not names:
-        return JobError(f"{said}: nothing is published there")
+        return JobError(f"{problem}: nothing is published there")
     shown = ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")
-    return JobError(f"{said}; {len(names)} are, name one of them: {shown}")
+    return JobError(f"{problem}; {len(names)} are, name one of them: {shown}")
 
 
 def _last_run(store: Store, layout: Layout) -> str:

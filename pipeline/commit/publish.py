@@ -64,9 +64,9 @@ def commit(store: Store, layout: Layout, manifest: Manifest, folder: str) -> Man
     return winner
 
 
-def _targets(parts: Sequence[Part], kind: str, target: str) -> tuple[Part, ...]:
+def _targets(parts: Sequence[Part], folder: str, target: str) -> tuple[Part, ...]:
     return tuple(
-        replace(part, path=renumber(f"{target}/{part.path.removeprefix(f'{kind}/')}", index))
+        replace(part, path=renumber(f"{target}/{part.path.removeprefix(f'{folder}/')}", index))
         for index, part in enumerate(parts)
     )
 

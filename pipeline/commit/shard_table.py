@@ -185,12 +185,12 @@ def read_failed(
     def read(part: Part) -> pa.Table:
         return read_columns(store, f"{folder}{part.path}", [SHARD, ROW, "reason"])
 
-    found: defaultdict[str, list[tuple[int | None, str]]] = defaultdict(list)
+    failed: defaultdict[str, list[tuple[int | None, str]]] = defaultdict(list)
     with ThreadPoolExecutor(_THREADS) as pool:
         for table in pool.map(read, parts):
             for shard, row, reason in zip(*table.to_pydict().values(), strict=True):
-                found[shard].append((row, reason))
-    return found
+                failed[shard].append((row, reason))
+    return failed
 
 
 def write_shard_table(
@@ -268,16 +268,16 @@ def unneeded_keys(
         Each file, with the number of the version that it was written for.
     """
     numbers = {*kept, *([current.number] if current else ())}
-    found = []
+    files = []
     for file in store.list_files(layout.all_keys):
         folder = file.path.removeprefix(f"{layout.all_keys}/").split("/")[0]
         version = _VERSION.fullmatch(folder)
         is_current = current is not None and layout.keys(folder) == current.keys.get("folder")
         if version and not is_current:
-            found.append((int(version[1]), file))
+            files.append((int(version[1]), file))
     return [
         (number, file)
-        for number, file in found
+        for number, file in files
         if number not in numbers or (current is not None and number == current.number)
     ]
 

@@ -194,11 +194,11 @@ class StagingWriter:
         if not is_taken.any() and aside.column(SOURCE).null_count == aside.num_rows:
             return {}
         labels, numbers = self._measure(computed)
-        known, found = checked_pairs(computed, aside)
+        known, recomputed = checked_pairs(computed, aside)
         checked = Checked(0, [])
         if self.check is not None and known.num_rows:
             others = aside.filter(pa.array(is_taken)).slice(0, _OTHERS).select(known.column_names)
-            checked = self.check(known, found, others)
+            checked = self.check(known, recomputed, others)
         return {
             "num_carried": int(is_taken.sum()),
             "sources": sorted(aside.column(SOURCE).drop_null().unique().to_pylist()),
@@ -219,15 +219,15 @@ def quarantine_without_folder(rows: pa.Table, folders: Sequence[str]) -> pa.Tabl
     The reader has done so for pass-through columns. What a model or its post-processing says is
     known only here, and at publication it would be too late: one such value refuses all rows.
     """
-    found: dict[int, str] = {}
+    messages: dict[int, str] = {}
     for name in folders:
-        found = {**without_folder(name, as_array(rows.column(name))), **found}
-    failures = failures_of(rows) if found else []
-    found = {row: message for row, message in found.items() if failures[row] is None}
-    if not found:
+        messages = {**without_folder(name, as_array(rows.column(name))), **messages}
+    failures = failures_of(rows) if messages else []
+    messages = {row: message for row, message in messages.items() if failures[row] is None}
+    if not messages:
         return rows
-    kept = pa.array([None if row in found else row for row in range(rows.num_rows)], pa.int64())
-    for row, message in found.items():
+    kept = pa.array([None if row in messages else row for row in range(rows.num_rows)], pa.int64())
+    for row, message in messages.items():
         failures[row] = Failure(Reason.BAD_SCHEMA, "write", message)
     columns = {
         field.name: rows.column(field.name).take(kept)
@@ -263,15 +263,15 @@ def count_labels(rows: pa.Table, counted: Sequence[str]) -> Counter[str]:
     """Count the labels of rows: their own, or those of counted columns: texts, or of entries."""
     if LABEL in rows.column_names and pa.types.is_string(rows.column(LABEL).type):
         return _count(rows.column(LABEL))
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for name in counted:
-        kind = rows.column(name).type
-        if pa.types.is_string(kind):
-            found.update(_count(rows.column(name)))
-        elif pa.types.is_list(kind) and pa.types.is_struct(kind.value_type):
+        column_type = rows.column(name).type
+        if pa.types.is_string(column_type):
+            counts.update(_count(rows.column(name)))
+        elif pa.types.is_list(column_type) and pa.types.is_struct(column_type.value_type):
             entries = pc.list_flatten(rows.column(name))
-            found.update(pc.struct_field(entries, LABEL).to_pylist())
-    return found
+            counts.update(pc.struct_field(entries, LABEL).to_pylist())
+    return counts
 
 
 def list_staged(store: Store, folder: str) -> dict[SliceKey, StoredFile]:
@@ -297,8 +297,8 @@ def discard_staged(store: Store, folder: str, compacted: str | None = None) -> N
     try:
         files = [file.path for file in store.list_files(folder)]
         others = [p for p in files if p.startswith(f"{folder}/{COMPACTED}")]
-        own = [p for p in others if compacted and p.startswith(f"{compacted}/")]
-        store.delete([*{*files} - {*others}, *own])
+        published = [p for p in others if compacted and p.startswith(f"{compacted}/")]
+        store.delete([*{*files} - {*others}, *published])
     except PipelineError as error:
         log.warning("staging is left, `pipeline gc` deletes it: %s", error)
     failpoint("unstaged")

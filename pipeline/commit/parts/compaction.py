@@ -163,9 +163,9 @@ class Compactor:
         """Read the slices of a group in order, some at a time."""
         num_before = group.num_before
         for some in _read_chunks(group.slices):
-            found = self.store.read_many([path for _, path, _ in some])
+            contents = self.store.read_many([path for _, path, _ in some])
             for key, path, size_bytes in some:
-                staged, rows = _decode(found[path], path)
+                staged, rows = _decode(contents[path], path)
                 rows = mark_duplicates(rows, group.duplicates.get(key, ()))
                 if INPUT_HASH in self.schema.names and INPUT_HASH not in rows.column_names:
                     # It was staged by a run whose job did not ask for hashes.
@@ -247,17 +247,17 @@ def cut_groups(
         pending_bytes += sized[2]
     if pending:
         cuts.append(pending)
-    rows = [sum(key.num_rows for key, _, _ in own) for own in cuts]
+    rows = [sum(key.num_rows for key, _, _ in cut) for cut in cuts]
     return [
         Group(
             index,
-            tuple(own),
-            {key.unit: units[key.unit] for key, _, _ in own} if units else {},
-            {key: duplicates[key] for key, _, _ in own if key in duplicates},
+            tuple(cut),
+            {key.unit: units[key.unit] for key, _, _ in cut} if units else {},
+            {key: duplicates[key] for key, _, _ in cut if key in duplicates},
             is_last=index == len(cuts) - 1,
             num_before=num_before,
         )
-        for index, (own, num_before) in enumerate(zip(cuts, accumulate([0, *rows]), strict=False))
+        for index, (cut, num_before) in enumerate(zip(cuts, accumulate([0, *rows]), strict=False))
     ]
 
 

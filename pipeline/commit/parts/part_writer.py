@@ -97,7 +97,7 @@ def repetitive_columns(rows: pa.Table) -> list[str]:
     unlike = {
         field.name
         for field, column in zip(first.schema, first.columns, strict=True)
-        if any(is_kind(field.type) for is_kind in _COUNTED)
+        if any(is_type(field.type) for is_type in _COUNTED)
         and len(column) > 1
         and pc.count_distinct(column, mode="only_valid").as_py() > len(column) / 2
     }
@@ -127,7 +127,7 @@ class PartStream:
         store: Store,
         folder: str,
         name: Callable[[int], str],
-        kind: PartFormat,
+        part_format: PartFormat,
         *,
         total_weight: float | None = None,
     ) -> None:
@@ -136,13 +136,13 @@ class PartStream:
         Args:
             folder: Its folder; the paths of the parts are relative to it.
             name: Path of the n-th part.
-            kind: How to write them.
+            part_format: How to write them.
             total_weight: Sum of the weights that `write` will be given, if it is known.
         """
         self._store = store
         self._folder = folder
         self._name = name
-        self._kind = kind
+        self._format = part_format
         self._total_weight = total_weight
         self._parts: list[Part] = []
         self._open: tuple[io.BytesIO, pq.ParquetWriter] | None = None
@@ -177,7 +177,9 @@ class PartStream:
         if rows.num_rows == 0:
             return _ROW_GROUP_ROWS
         encoded_per_byte = self._encoded / self._memory if self._memory else 1.0
-        wanted_bytes = self._kind.target_bytes / _ROW_GROUPS_PER_PART / max(encoded_per_byte, 1e-6)
+        wanted_bytes = (
+            self._format.target_bytes / _ROW_GROUPS_PER_PART / max(encoded_per_byte, 1e-6)
+        )
         row_bytes = max(1.0, rows.nbytes / rows.num_rows)
         rows_that_fit = min(_ROW_GROUP_BYTES, wanted_bytes) / row_bytes
         return max(1, min(_ROW_GROUP_ROWS, int(rows_that_fit)))
@@ -185,10 +187,10 @@ class PartStream:
     def _write_row_group(self) -> None:
         if not self._pending_rows:
             return
-        rows = pa.concat_tables(self._pending).cast(self._kind.schema)
+        rows = pa.concat_tables(self._pending).cast(self._format.schema)
         if self._open is None:
             buffer = io.BytesIO()
-            self._open = buffer, self._kind.open(buffer, rows)
+            self._open = buffer, self._format.open(buffer, rows)
         buffer, writer = self._open
         started = buffer.tell()
         writer.write_table(rows, row_group_size=rows.num_rows)
@@ -205,9 +207,9 @@ class PartStream:
     def _is_full(self, size_bytes: int, row_group_bytes: int) -> bool:
         reached = size_bytes + row_group_bytes / 2
         if self._total_weight is None or not self._weight:
-            return reached >= self._kind.target_bytes
+            return reached >= self._format.target_bytes
         left = max(0.0, self._total_weight - self._weight) * self._encoded / self._weight
-        num_parts = round((size_bytes + left) / self._kind.target_bytes)
+        num_parts = round((size_bytes + left) / self._format.target_bytes)
         return num_parts > 1 and reached >= (size_bytes + left) / num_parts
 
     def _end_part(self) -> None:
@@ -232,6 +234,6 @@ class PartStream:
         self._write_row_group()
         if at_least_one and not self._parts and self._open is None:
             buffer = io.BytesIO()
-            self._open = buffer, self._kind.open(buffer, self._kind.schema.empty_table())
+            self._open = buffer, self._format.open(buffer, self._format.schema.empty_table())
         self._end_part()
         return tuple(self._parts)

@@ -96,7 +96,7 @@ class Regrouper:
         for rows in self.compactor.read(group):
             quarantine.write(rows.quarantined)
             held.append(rows)
-            if sum(each.good.nbytes for each in held) > _SORT_MEMORY_BYTES:
+            if sum(slice_rows.good.nbytes for slice_rows in held) > _SORT_MEMORY_BYTES:
                 sorted_ += self._write_file(held, group.index, num_files)
                 held, num_files = [], num_files + 1
         if held:
@@ -108,8 +108,8 @@ class Regrouper:
         self, held: Sequence[SliceRows], index: int, nth: int
     ) -> list[tuple[RowGroupRef, Numbers]]:
         """Write rows sorted by value, one row group per value."""
-        rows = pa.concat_tables([each.good for each in held])
-        ranks = np.concatenate([each.good_at for each in held])
+        rows = pa.concat_tables([slice_rows.good for slice_rows in held])
+        ranks = np.concatenate([slice_rows.good_at for slice_rows in held])
         folders, codes = _folders_of(rows, self.columns)
         order = np.argsort(codes, kind="stable")
         bounds = np.searchsorted(codes[order], np.arange(len(folders) + 1)).tolist()
@@ -130,15 +130,15 @@ class Regrouper:
     def write_folders(self, group: FolderGroup) -> tuple[Part, ...]:
         """Write the parts of some values."""
         schema = without(self.compactor.schema, self.columns)
-        pieces = [piece for _, own in group.values for piece in own]
+        pieces = [piece for _, refs in group.values for piece in refs]
         footers: dict[str, pq.FileMetaData] = {}
         where = self.compactor.store, self.compactor.folder
         tables = _read_ahead(lambda piece: read_piece(*where, piece, schema, footers), pieces)
         parts: list[Part] = []
-        for number, (folder, own) in enumerate(group.values):
+        for number, (folder, refs) in enumerate(group.values):
             index = group.index * _FOLDERS_PER_TASK + number
             stream = self.compactor.stream(f"predictions/{folder}", index, schema)
-            for _ in own:
+            for _ in refs:
                 stream.write(next(tables))
             parts += stream.close()
         return tuple(parts)
@@ -188,9 +188,9 @@ def compact_by_value(
     values: dict[str, list[RowGroupRef]] = {}
     ranks: dict[str, list[Numbers]] = {}
     for group in done:
-        for piece, own in zip(group.pieces, group.ranks, strict=True):
+        for piece, piece_ranks in zip(group.pieces, group.ranks, strict=True):
             values.setdefault(piece.folder, []).append(piece)
-            ranks.setdefault(piece.folder, []).append(own)
+            ranks.setdefault(piece.folder, []).append(piece_ranks)
     _require_few(len(values), columns, "")
     folder_groups = _group_folders(values, compactor.target_bytes)
     written: list[tuple[Part, ...]] = run_tasks(
@@ -200,7 +200,10 @@ def compact_by_value(
         [part for parts in written for part in parts],
         [part for group in done for part in group.quarantine],
         np.concatenate(
-            [np.zeros(0, np.int64), *(own for name in sorted(ranks) for own in ranks[name])]
+            [
+                np.zeros(0, np.int64),
+                *(piece_ranks for name in sorted(ranks) for piece_ranks in ranks[name]),
+            ]
         ),
     )
 

@@ -88,32 +88,32 @@ def find_repeated(
     """
     values, counts = np.unique(np.concatenate([others.hashes, *hashes]), return_counts=True)
     suspects = values[counts > 1]
-    found = list[tuple[int, str, SliceKey | None, int, str | None]]()
+    candidates = list[tuple[int, str, SliceKey | None, int, str | None]]()
     chosen = np.flatnonzero(np.isin(others.hashes, suspects))
     known = zip(others.ranks[chosen].tolist(), others.read(chosen), chosen.tolist(), strict=True)
-    found += [(rank, value, None, row, "") for rank, value, row in known]
+    candidates += [(rank, value, None, row, "") for rank, value, row in known]
     first = 0
-    for (key, path), own in zip(slices, hashes, strict=True):
-        rows = np.flatnonzero(np.isin(own, suspects))
-        ranks, first = others.rank_of(first + rows).tolist(), first + len(own)
+    for (key, path), slice_hashes in zip(slices, hashes, strict=True):
+        rows = np.flatnonzero(np.isin(slice_hashes, suspects))
+        ranks, first = others.rank_of(first + rows).tolist(), first + len(slice_hashes)
         if len(rows) == 0:
             continue
         table = read_columns(store, path, [ROW_ID, ERROR, LABEL]).take(pa.array(rows))
         ids, errors = table[ROW_ID].to_pylist(), table[ERROR].to_pylist()
-        labels = table[LABEL].to_pylist() if LABEL in table.column_names else [""] * len(ids)
-        told = [
-            (label or "") if e is None else None for label, e in zip(labels, errors, strict=True)
+        texts = table[LABEL].to_pylist() if LABEL in table.column_names else [""] * len(ids)
+        labels = [
+            (label or "") if e is None else None for label, e in zip(texts, errors, strict=True)
         ]
-        found += zip(ranks, ids, [key] * len(ids), rows.tolist(), told, strict=True)
+        candidates += zip(ranks, ids, [key] * len(ids), rows.tolist(), labels, strict=True)
     seen: set[str] = set()
     duplicates: defaultdict[SliceKey, list[tuple[int, str | None]]] = defaultdict(list)
     repeated: list[int] = []
-    for _, value, slice_key, row, label in sorted(found, key=lambda each: each[0]):
+    for _, value, slice_key, row, label in sorted(candidates, key=lambda candidate: candidate[0]):
         if value in seen:
             if slice_key is None:
                 repeated.append(row)
             else:
                 duplicates[slice_key].append((row, label))
         seen.add(value)
-    found_in = {key: tuple(rows) for key, rows in duplicates.items()}
-    return found_in, np.array(sorted(repeated), np.int64)
+    rows_of = {key: tuple(rows) for key, rows in duplicates.items()}
+    return rows_of, np.array(sorted(repeated), np.int64)

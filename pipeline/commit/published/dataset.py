@@ -26,7 +26,7 @@ from pipeline.core.hive_paths import hive_values
 from pipeline.core.schema import QUARANTINE_SCHEMA
 from pipeline.storage.store import Store
 
-Kind = Literal["predictions", "quarantine"]
+OutputFolder = Literal["predictions", "quarantine"]
 _FORMAT = ds.ParquetFileFormat()
 
 
@@ -46,11 +46,11 @@ class PublishedPart:
             part: The part.
             with_key: The key of the partition is a column, too.
         """
-        types, found = manifest.partition_columns, hive_values(part.path)
+        types, folder_values = manifest.partition_columns, hive_values(part.path)
         values = {
-            name: pa.scalar(found[name]).cast(pa.type_for_alias(types[name]))
+            name: pa.scalar(folder_values[name]).cast(pa.type_for_alias(types[name]))
             for name in types
-            if name in found  # the only part of an empty version has them in its file
+            if name in folder_values  # the only part of an empty version has them in its file
         }
         if with_key and layout.partition:
             key, _, value = layout.partition.partition("=")
@@ -60,10 +60,10 @@ class PublishedPart:
 
 @dataclass(frozen=True)
 class PublishedParts:
-    """Parts of one kind, of one or several versions; a value that pickles."""
+    """Parts of one folder, of one or several versions; a value that pickles."""
 
     store: Store
-    kind: Kind
+    folder: OutputFolder
     parts: tuple[PublishedPart, ...]
 
     @classmethod
@@ -71,18 +71,18 @@ class PublishedParts:
         cls,
         store: Store,
         versions: Sequence[tuple[Layout, Manifest]],
-        kind: Kind,
+        folder: OutputFolder,
         *,
         with_key: bool = False,
     ) -> PublishedParts:
         """Return the parts of versions, in order; arguments: `PublishedPart.of`."""
-        is_good = kind == "predictions"
+        is_good = folder == "predictions"
         parts = (
             PublishedPart.of(layout, manifest, part, with_key=with_key)
             for layout, manifest in versions
             for part in (manifest.parts if is_good else manifest.quarantine_parts)
         )
-        return cls(store, kind, tuple(parts))
+        return cls(store, folder, tuple(parts))
 
     def only(self, numbers: Sequence[int]) -> PublishedParts:
         """Return some of the parts, by their places in `parts`."""
@@ -91,7 +91,7 @@ class PublishedParts:
     @property
     def num_rows(self) -> int:
         """Rows of all parts, as the manifests count them."""
-        return sum(each.file.part.num_rows for each in self.parts)
+        return sum(part.file.part.num_rows for part in self.parts)
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -101,7 +101,7 @@ class PublishedParts:
             NotReadable: That part is gone.
         """
         if not self.parts:
-            return QUARANTINE_SCHEMA if self.kind == "quarantine" else pa.schema([])
+            return QUARANTINE_SCHEMA if self.folder == "quarantine" else pa.schema([])
         last = self.parts[-1]
         schema = last.file.find(self.store, self._schema_at)
         for name, value in last.values.items():
@@ -122,19 +122,19 @@ class PublishedParts:
             return ds.dataset(self.schema.empty_table())
         files = pafs.PyFileSystem(_Handler(_Files(self)))
         fragments = [
-            _FORMAT.make_fragment(each.file.part.path, files, _expression(each.values))
-            for each in self.parts
+            _FORMAT.make_fragment(part.file.part.path, files, _expression(part.values))
+            for part in self.parts
         ]
         return ds.FileSystemDataset(fragments, self.schema, _FORMAT, files)
 
 
 def _expression(values: Mapping[str, Any]) -> pc.Expression | None:
-    found: pc.Expression | None = None
+    expression: pc.Expression | None = None
     for name, value in values.items():
         field = pc.field(name)
         one = field == value if value.is_valid else field.is_null()
-        found = one if found is None else found & one
-    return found
+        expression = one if expression is None else expression & one
+    return expression
 
 
 class _Files(AbstractFileSystem):  # type: ignore[misc]
@@ -145,7 +145,7 @@ class _Files(AbstractFileSystem):  # type: ignore[misc]
     def __init__(self, parts: PublishedParts) -> None:
         super().__init__()
         self._store = parts.store
-        self._files = {each.file.part.path: each.file for each in parts.parts}
+        self._files = {part.file.part.path: part.file for part in parts.parts}
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
         """Return name and size, as the manifest has them."""

@@ -27,7 +27,9 @@ _TOP_LABELS = 10
 _COLUMNS_SHOWN = 6
 
 
-def choose_partition(store: Store, found: Layout | None, partition: str | None) -> list[Layout]:
+def choose_partition(
+    store: Store, uri_layout: Layout | None, partition: str | None
+) -> list[Layout]:
     """Return the partition that is named, or else all that the output has.
 
     Raises:
@@ -35,8 +37,8 @@ def choose_partition(store: Store, found: Layout | None, partition: str | None) 
     """
     if partition is not None:
         return [Layout.named(partition)]
-    if found is not None and found.partition:
-        return [found]
+    if uri_layout is not None and uri_layout.partition:
+        return [uri_layout]
     known = list_partitions(store)
     if not known:
         raise JobError(f"{store.url('')}: nothing is published there")
@@ -58,8 +60,8 @@ def describe_output(
         JobError: Nothing is published there.
         InfraError: A part that the current manifest names is missing.
     """
-    store, found = locate(uri, storage_options)
-    layouts = choose_partition(store, found, partition)
+    store, uri_layout = locate(uri, storage_options)
+    layouts = choose_partition(store, uri_layout, partition)
     if len(layouts) == 1:
         return _describe_current(store, layouts[0])
     manifests = [require_current(store, layout) for layout in layouts]
@@ -120,9 +122,9 @@ def _shown_columns(schema: pa.Schema) -> list[str]:
     return [ROW_ID, *(name for name in plain if name not in (ROW_ID, URI))][:_COLUMNS_SHOWN]
 
 
-def _sum_parts(kind: str, parts: Sequence[Part]) -> dict[str, Any]:
+def _sum_parts(folder: str, parts: Sequence[Part]) -> dict[str, Any]:
     size_bytes = sum(part.size_bytes for part in parts)
-    return {"kind": kind, "parts": len(parts), "bytes": size_bytes}
+    return {"kind": folder, "parts": len(parts), "bytes": size_bytes}
 
 
 def _count(parts: PublishedParts, column: str) -> list[dict[str, Any]]:

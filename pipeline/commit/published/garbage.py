@@ -21,11 +21,7 @@ def unneeded_models(store: Store, grace_s: float) -> list[StoredFile]:
         grace_s: Younger ones may be named in a moment.
     """
     now = store.now()
-    models = [
-        file
-        for file in store.list_files("_control/models")
-        if file.modified and (now - file.modified).total_seconds() > grace_s
-    ]
+    models = [f for f in store.list_files("_control/models") if _age_s(f, now) > grace_s]
     if not models:
         return []
     folders = ["_control/profiles"]
@@ -53,36 +49,22 @@ def collect_garbage(store: Store, layout: Layout, *, grace_s: float) -> Garbage:
     """
     now = store.now()
     folders = (layout.predictions, layout.quarantine, layout.control)
-    leftovers = [
-        (file.path, file.size_bytes)
-        for folder in folders
-        for file in store.list_leftovers(folder)
-        if _age_s(file, now) > grace_s
-    ]
-    leftovers += [
-        (file.path, file.size_bytes)
-        for file in store.list_files(PROBES)
-        if _age_s(file, now) > grace_s
-    ]
     current, kept = current_manifest(store, layout), history_numbers(store, layout)
-    keys = [file for _, file in unneeded_keys(store, layout, current, kept)]
-    leftovers += [(file.path, file.size_bytes) for file in keys if _age_s(file, now) > grace_s]
-    by_fingerprint: dict[str, list[tuple[str, int, float]]] = {}
+    files = [file for folder in folders for file in store.list_leftovers(folder)]
+    files += store.list_files(PROBES)
+    files += [file for _, file in unneeded_keys(store, layout, current, kept)]
+    leftovers = [file for file in files if _age_s(file, now) > grace_s]
+    staged: dict[str, list[StoredFile]] = {}
     prefix = f"{layout.control}/staging/"
     for file in store.list_files(prefix.rstrip("/")):
-        fingerprint = file.path.removeprefix(prefix).split("/")[0]
-        by_fingerprint.setdefault(fingerprint, []).append(
-            (file.path, file.size_bytes, _age_s(file, now))
-        )
+        staged.setdefault(file.path.removeprefix(prefix).split("/")[0], []).append(file)
     dead = [
-        [(path, size_bytes) for path, size_bytes, _ in files]
-        for files in by_fingerprint.values()
-        if min(age_s for _, _, age_s in files) > grace_s
+        group for group in staged.values() if min(_age_s(file, now) for file in group) > grace_s
     ]
     for group in (*dead, leftovers):
-        store.delete([path for path, _ in group])
+        store.delete([file.path for file in group])
         failpoint("mid_gc")
-    sizes = [size_bytes for group in (*dead, leftovers) for _, size_bytes in group]
+    sizes = [file.size_bytes for group in (*dead, leftovers) for file in group]
     return Garbage(len(sizes), sum(sizes))
 
 

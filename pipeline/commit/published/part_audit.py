@@ -29,7 +29,7 @@ Hashes = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
-class FoundPart:
+class AuditedPart:
     """What one part really is; `problem` says why its rows cannot be read."""
 
     part: Part
@@ -40,7 +40,7 @@ class FoundPart:
     problem: str = ""
 
 
-def audit_part(store: Store, part: Part) -> FoundPart:
+def audit_part(store: Store, part: Part) -> AuditedPart:
     """Read a part, whatever is wrong with it.
 
     Raises:
@@ -58,12 +58,12 @@ def audit_part(store: Store, part: Part) -> FoundPart:
             hashes = [hash_ids(batch.column(0)) for batch in batches]
             schema = parquet.schema_arrow
     except FileNotFoundError:
-        return FoundPart(part, problem="is missing")
+        return AuditedPart(part, problem="is missing")
     except PipelineError:
         raise
     except Exception as error:  # noqa: BLE001  # changed bytes may surface as anything
-        return FoundPart(part, size_bytes, digest.hexdigest(), problem=f"cannot be read: {error}")
-    return FoundPart(part, size_bytes, digest.hexdigest(), schema, join(hashes))
+        return AuditedPart(part, size_bytes, digest.hexdigest(), problem=f"cannot be read: {error}")
+    return AuditedPart(part, size_bytes, digest.hexdigest(), schema, join(hashes))
 
 
 def join(hashes: Sequence[Hashes]) -> Hashes:
@@ -71,10 +71,10 @@ def join(hashes: Sequence[Hashes]) -> Hashes:
     return np.concatenate([np.zeros(0, np.uint64), *hashes])
 
 
-def ids_of(store: Store, found: FoundPart, wanted: Hashes) -> Iterator[str]:
+def ids_of(store: Store, audited: AuditedPart, wanted: Hashes) -> Iterator[str]:
     """Yield the row ids of a part whose hashes are among `wanted`, uint64 (M,), in its order."""
-    if not np.isin(found.hashes, wanted).any():
+    if not np.isin(audited.hashes, wanted).any():
         return
-    for batch in read_batches(store, found.part.path, [ROW_ID], BATCH_ROWS):
+    for batch in read_batches(store, audited.part.path, [ROW_ID], BATCH_ROWS):
         ids = batch.column(0)
         yield from ids.filter(pa.array(np.isin(hash_ids(ids), wanted))).to_pylist()

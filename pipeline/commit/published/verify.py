@@ -22,7 +22,7 @@ from pipeline.commit.plan_store import plan_from_json
 from pipeline.commit.published.describe import choose_partition
 from pipeline.commit.published.part_audit import (
     BATCH_ROWS,
-    FoundPart,
+    AuditedPart,
     Hashes,
     audit_part,
     ids_of,
@@ -63,8 +63,8 @@ def verify_output(
         JobError: It is not published, or there are several partitions and none is named.
         PipelineError: A check failed: something was lost, doubled or changed.
     """
-    store, found = locate(uri, storage_options)
-    layouts = choose_partition(store, found, partition)
+    store, uri_layout = locate(uri, storage_options)
+    layouts = choose_partition(store, uri_layout, partition)
     if len(layouts) > 1:
         names = ", ".join(layout.name for layout in layouts[:5])
         raise JobError(f"{store.url('')}: {len(layouts)} partitions; name one of them: {names}")
@@ -114,7 +114,7 @@ def _check_version(store: Store, layout: Layout, manifest: Manifest) -> list[Che
         plan_check,
         check_keys(store, layout, manifest),
     ]
-    if any(found.problem for found in every):
+    if any(audited.problem for audited in every):
         return checks
     return [
         *checks,
@@ -127,21 +127,21 @@ def _check_version(store: Store, layout: Layout, manifest: Manifest) -> list[Che
     ]
 
 
-def _check_parts(every: Sequence[FoundPart]) -> Check:
+def _check_parts(every: Sequence[AuditedPart]) -> Check:
     problems = []
-    for found in every:
-        wanted = found.part
-        if found.size_bytes == 0:
-            what = found.problem or "is empty"
-        elif found.size_bytes != wanted.size_bytes:
-            what = f"has {found.size_bytes} bytes, the manifest says {wanted.size_bytes}"
-        elif found.sha256 != wanted.sha256:
-            what = f"sha256 is {found.sha256}, the manifest says {wanted.sha256}"
+    for audited in every:
+        wanted = audited.part
+        if audited.size_bytes == 0:
+            what = audited.problem or "is empty"
+        elif audited.size_bytes != wanted.size_bytes:
+            what = f"has {audited.size_bytes} bytes, the manifest says {wanted.size_bytes}"
+        elif audited.sha256 != wanted.sha256:
+            what = f"sha256 is {audited.sha256}, the manifest says {wanted.sha256}"
         else:
-            what = found.problem
+            what = audited.problem
         if what:
             problems.append(f"{wanted.path} {what}")
-    size_bytes = sum(found.size_bytes for found in every)
+    size_bytes = sum(audited.size_bytes for audited in every)
     return verdict("parts", problems, f"{len(every)} parts, {size_bytes} bytes as published")
 
 
@@ -189,70 +189,75 @@ def _read_plan(store: Store, layout: Layout, manifest: Manifest) -> tuple[Plan |
     return plan, Check("plan", "pass", f"{rows}, of {plan.num_shards} shards")
 
 
-def _check_rows(every: Sequence[FoundPart]) -> Check:
+def _check_rows(every: Sequence[AuditedPart]) -> Check:
     problems = [
-        f"{found.part.path} has {len(found.hashes)} rows, the manifest says {found.part.num_rows}"
-        for found in every
-        if len(found.hashes) != found.part.num_rows
+        f"{audited.part.path} has {len(audited.hashes)} rows, "
+        f"the manifest says {audited.part.num_rows}"
+        for audited in every
+        if len(audited.hashes) != audited.part.num_rows
     ]
     return verdict("rows", problems, "every part has the rows that the manifest says")
 
 
 def _check_schema(
-    good: Sequence[FoundPart], bad: Sequence[FoundPart], manifest: Manifest, plan: Plan | None
+    good: Sequence[AuditedPart], bad: Sequence[AuditedPart], manifest: Manifest, plan: Plan | None
 ) -> Check:
     if plan is None:
         return Check("schema", "skipped", "there is no plan")
     expected, hive = plan.prediction_schema(), manifest.partition_columns
-    if any(found.schema and INPUT_HASH in found.schema.names for found in good):
+    if any(audited.schema and INPUT_HASH in audited.schema.names for audited in good):
         expected = expected.append(INPUT_HASH_FIELD)  # the job decides that, not the plan
-    wanted = [(found, without(expected, list(values_of(found.part.path, hive)))) for found in good]
+    wanted = [
+        (audited, without(expected, list(values_of(audited.part.path, hive)))) for audited in good
+    ]
     problems = [
-        f"{found.part.path} has other columns or types than were declared"
-        for found, schema in [*wanted, *((found, QUARANTINE_SCHEMA) for found in bad)]
-        if found.schema is None or not found.schema.equals(schema, check_metadata=False)
+        f"{audited.part.path} has other columns or types than were declared"
+        for audited, schema in [*wanted, *((audited, QUARANTINE_SCHEMA) for audited in bad)]
+        if audited.schema is None or not audited.schema.equals(schema, check_metadata=False)
     ]
     return verdict("schema", problems, f"{len(expected)} columns in every part, as declared")
 
 
 def _check_counts(
-    good: Sequence[FoundPart], bad: Sequence[FoundPart], manifest: Manifest, plan: Plan | None
+    good: Sequence[AuditedPart], bad: Sequence[AuditedPart], manifest: Manifest, plan: Plan | None
 ) -> Check:
-    predicted, quarantined = (sum(len(found.hashes) for found in parts) for parts in (good, bad))
+    predicted, quarantined = (
+        sum(len(audited.hashes) for audited in parts) for parts in (good, bad)
+    )
     shown = f"{predicted} predicted + {quarantined} quarantined"
     problems = []
     planned = None if plan is None else plan.num_rows
     if planned is not None and predicted + quarantined != planned:
         problems.append(f"{shown} = {predicted + quarantined} rows, planned {planned}")
-    said = (manifest.num_predicted, manifest.num_quarantined)
-    if said != (predicted, quarantined) or sum(said) != manifest.num_rows:
+    declared = (manifest.num_predicted, manifest.num_quarantined)
+    if declared != (predicted, quarantined) or sum(declared) != manifest.num_rows:
         problems.append(
-            f"{shown}, the manifest says {said[0]} + {said[1]} = {manifest.num_rows} rows"
+            f"{shown}, the manifest says {declared[0]} + {declared[1]} = {manifest.num_rows} rows"
         )
     return verdict("counts", problems, f"{shown} = {manifest.num_rows} rows")
 
 
-def _check_unique(store: Store, good: Sequence[FoundPart]) -> Check:
+def _check_unique(store: Store, good: Sequence[AuditedPart]) -> Check:
     """Find ids that two predictions have: hashes tell where to look, the ids themselves count."""
-    values, counts = np.unique(join([found.hashes for found in good]), return_counts=True)
+    values, counts = np.unique(join([audited.hashes for audited in good]), return_counts=True)
     suspects = values[counts > 1]
     seen: set[str] = set()
     problems = []
-    for found in good if len(suspects) else ():
-        for value in ids_of(store, found, suspects):
+    for audited in good if len(suspects) else ():
+        for value in ids_of(store, audited, suspects):
             if value in seen:
-                problems.append(f"{value!r} has two predictions, again in {found.part.path}")
+                problems.append(f"{value!r} has two predictions, again in {audited.part.path}")
             seen.add(value)
     return verdict("unique_ids", problems, f"{len(values)} ids, each predicted once")
 
 
-def _check_hash(every: Sequence[FoundPart], manifest: Manifest) -> Check:
-    total = _sum(join([found.hashes for found in every]))
+def _check_hash(every: Sequence[AuditedPart], manifest: Manifest) -> Check:
+    total = _sum(join([audited.hashes for audited in every]))
     problems = [
-        f"the row ids of {found.part.path} add up to {own}, the manifest says "
-        f"{found.part.row_id_hash}"
-        for found in every
-        if found.part.row_id_hash not in ("", own := _sum(found.hashes))
+        f"the row ids of {audited.part.path} add up to {part_sum}, the manifest says "
+        f"{audited.part.row_id_hash}"
+        for audited in every
+        if audited.part.row_id_hash not in ("", part_sum := _sum(audited.hashes))
     ]
     if total != manifest.row_id_hash:
         problems.append(f"the row ids add up to {total}, the manifest says {manifest.row_id_hash}")
@@ -263,7 +268,7 @@ def _sum(hashes: Hashes) -> str:
     return sum_hashes([int(hashes.sum(dtype=np.uint64))])
 
 
-def _check_planned(every: Sequence[FoundPart], plan: Plan | None) -> Check:
+def _check_planned(every: Sequence[AuditedPart], plan: Plan | None) -> Check:
     if plan is None:
         return Check("planned_ids", "skipped", "there is no plan")
     if plan.row_ids == "column":
@@ -271,7 +276,7 @@ def _check_planned(every: Sequence[FoundPart], plan: Plan | None) -> Check:
     if plan.row_ids == "key" or plan.counts_by_reading:
         return Check("planned_ids", "skipped", "the ids come from the shards, not from the plan")
     planned = join([hash_ids(pa.array(ids)) for ids in _chunks(_planned_ids(plan))])
-    present = join([found.hashes for found in every])
+    present = join([audited.hashes for audited in every])
     if _sum(planned) == _sum(present):
         return Check("planned_ids", "pass", f"{len(planned)} planned rows are there, no other")
     lost, strange = np.setdiff1d(planned, present), np.setdiff1d(present, planned)
@@ -294,5 +299,5 @@ def _chunks(ids: Iterator[str]) -> Iterator[list[str]]:
 
 
 def _select(ids: list[str], wanted: Hashes) -> list[str]:
-    found = np.isin(hash_ids(pa.array(ids)), wanted)
-    return [value for value, is_wanted in zip(ids, found.tolist(), strict=True) if is_wanted]
+    mask = np.isin(hash_ids(pa.array(ids)), wanted)
+    return [value for value, is_wanted in zip(ids, mask.tolist(), strict=True) if is_wanted]

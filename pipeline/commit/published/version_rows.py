@@ -107,12 +107,12 @@ class Version:
             NotReadable: It is another one, or cannot be read.
         """
         try:
-            found = read_manifest(self.store, self.layout, self.number)
+            manifest = read_manifest(self.store, self.layout, self.number)
         except (PipelineError, FileNotFoundError) as error:
             raise NotReadable(f"{self.name}: its manifest cannot be read: {error}") from error
-        if found.token != self.token:
+        if manifest.token != self.token:
             raise NotReadable(f"{self.name}: another version has its number now")
-        return found
+        return manifest
 
     def __reduce__(self) -> tuple[Any, ...]:
         names = (self.store, self.partition, self.number, self.token)
@@ -149,9 +149,9 @@ class PartReader:
         for index in np.unique(parts).tolist():
             rows = wanted[parts == index] - self._starts[index]
             tables += self._of_part(self._parts[index], rows)
-        found = pa.concat_tables(tables)
+        predictions = pa.concat_tables(tables)
         is_same = len(back) == len(wanted) and (back[1:] > back[:-1]).all()
-        return found if is_same else found.take(pa.array(back))
+        return predictions if is_same else predictions.take(pa.array(back))
 
     def row_groups(self) -> Iterator[pa.Table]:
         """Yield all predictions in the order of the parts."""

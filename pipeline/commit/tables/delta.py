@@ -238,27 +238,27 @@ def _table_schema(
         )
     inside = [pa.field(f.name, f.type) for f in schema if f.name not in by]
     return pa.schema(
-        [*inside, *(pa.field(name, pa.type_for_alias(kind)) for name, kind in by.items())]
+        [*inside, *(pa.field(name, pa.type_for_alias(type_name)) for name, type_name in by.items())]
     )
 
 
-def require_type(name: str, kind: pa.DataType) -> None:
+def require_type(name: str, column_type: pa.DataType) -> None:
     """Refuse what Delta Lake has no type for; the library would take some of it for another."""
     from deltalake import Schema
 
-    is_bad = pa.types.is_unsigned_integer(kind) or pa.types.is_null(kind)
-    is_bad = is_bad or (pa.types.is_timestamp(kind) and kind.unit == "ns")
+    is_bad = pa.types.is_unsigned_integer(column_type) or pa.types.is_null(column_type)
+    is_bad = is_bad or (pa.types.is_timestamp(column_type) and column_type.unit == "ns")
     try:
-        Schema.from_arrow(pa.schema([(name, kind)]))
+        Schema.from_arrow(pa.schema([(name, column_type)]))
     except Exception:  # noqa: BLE001  # the library raises plain Exception
         is_bad = True
     if is_bad:
         raise JobError(
-            f"sink.table: column {name} is {kind}, which a Delta table cannot hold; declare "
+            f"sink.table: column {name} is {column_type}, which a Delta table cannot hold; declare "
             "another type in source.casts (int64, timestamp[us]) or leave the column out"
         )
-    for index in range(kind.num_fields):
-        require_type(name, kind.field(index).type)
+    for index in range(column_type.num_fields):
+        require_type(name, column_type.field(index).type)
 
 
 def new_fields(

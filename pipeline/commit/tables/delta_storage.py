@@ -82,7 +82,7 @@ def library_options(store: Store) -> dict[str, str]:
         endpoint_url=given.get("endpoint_url") or client.get("endpoint_url"),
     ).meta
     is_aws = ".amazonaws.com" in resolved.endpoint_url
-    found = {
+    options = {
         "aws_region": resolved.region_name,
         "aws_endpoint_url": None if is_aws else resolved.endpoint_url,
         "aws_access_key_id": given.get("key"),
@@ -96,7 +96,7 @@ def library_options(store: Store) -> dict[str, str]:
         credentials = session.get_credentials()
         if credentials is not None:
             frozen = credentials.get_frozen_credentials()
-            found["aws_access_key_id"] = frozen.access_key
-            found["aws_secret_access_key"] = frozen.secret_key
-            found["aws_session_token"] = frozen.token
-    return {name: value for name, value in found.items() if value}
+            options["aws_access_key_id"] = frozen.access_key
+            options["aws_secret_access_key"] = frozen.secret_key
+            options["aws_session_token"] = frozen.token
+    return {name: value for name, value in options.items() if value}

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from pipeline.commit.layout import Layout, partition_order
 from pipeline.commit.manifest import Manifest, list_partitions, log_numbers, read_manifest
-from pipeline.commit.published.dataset import Kind, PublishedParts
+from pipeline.commit.published.dataset import OutputFolder, PublishedParts
 from pipeline.commit.published.read import locate, require_current
 from pipeline.commit.published.rollback import history_numbers
 from pipeline.core.errors import JobError
@@ -61,7 +61,7 @@ class _HasRows(ABC):
     """What has predictions, and rows without one."""
 
     @abstractmethod
-    def _parts(self, kind: Kind) -> PublishedParts:
+    def _parts(self, folder: OutputFolder) -> PublishedParts:
         """Return the parts in which these rows lie."""
 
     def predictions(
@@ -140,9 +140,9 @@ class Output(_HasRows):
     def __len__(self) -> int:
         return len(self.layouts)
 
-    def _parts(self, kind: Kind) -> PublishedParts:
+    def _parts(self, folder: OutputFolder) -> PublishedParts:
         versions = [(each.layout, each.manifest) for each in self.partitions.values()]
-        return PublishedParts.of(self.store, versions, kind, with_key=True)
+        return PublishedParts.of(self.store, versions, folder, with_key=True)
 
     def least_certain(self, number: int = 24) -> pa.Table:
         """Return the rows of the latest partition with the lowest scores; see `Partition`."""
@@ -232,8 +232,8 @@ class Partition(_HasRows):
         options = dict(self.store.storage_options)
         return load_report(self.store.url(""), self.name, self.manifest.run_id, options)
 
-    def _parts(self, kind: Kind) -> PublishedParts:
-        return PublishedParts.of(self.store, [(self.layout, self.manifest)], kind)
+    def _parts(self, folder: OutputFolder) -> PublishedParts:
+        return PublishedParts.of(self.store, [(self.layout, self.manifest)], folder)
 
     @property
     def labels(self) -> Counter[str]:

@@ -133,7 +133,7 @@ class Rows:
             names = ", ".join(self.schema.names)
         except JobError as error:
             names = str(error)
-        return f"{num_of(len(self), 'row')} of {self.parts.kind}: {names}"
+        return f"{num_of(len(self), 'row')} of {self.parts.folder}: {names}"
 
     def _repr_html_(self) -> str:
         """Return the first rows as a table, for a notebook."""

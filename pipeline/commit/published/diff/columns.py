@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from pipeline.commit.published.diff.equality import Mask, as_mask, equal_rows, list_lengths
 from pipeline.core.arrays import as_array
 
-Kind = Literal["value", "number", "vector", "entries"]
+Comparison = Literal["value", "number", "vector", "entries"]
 Floats = npt.NDArray[np.float64]
 _MOST_PAIRS = 2_000
 """Pairs of different values that are counted one by one; further ones together."""
@@ -25,7 +25,7 @@ class ColumnSums:
     """How a column of the rows of both sides differs, summed over the rows compared so far."""
 
     name: str
-    kind: Kind
+    comparison: Comparison
     differing: int = 0
     """Rows whose values differ by more than the tolerance."""
     became_null: int = 0
@@ -42,31 +42,31 @@ class ColumnSums:
     other_pairs: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form: what has a meaning for the kind."""
-        found: dict[str, Any] = {
-            "kind": self.kind,
+        """Return the JSON form: what has a meaning for the comparison."""
+        document: dict[str, Any] = {
+            "kind": self.comparison,
             "differing_rows": self.differing,
             "became_null": self.became_null,
             "was_null": self.was_null,
         }
-        if self.kind == "number" and self.compared:
-            found["mean_shift"] = self.sum_diff / self.compared
-            found["mean_abs_diff"] = self.sum_abs_diff / self.compared
-            found["max_abs_diff"] = self.max_abs_diff
-        if self.kind == "vector" and self.compared:
-            found["mean_cosine"] = self.sum_diff / self.compared
-            found["min_cosine"] = self.min_cosine
-        return found
+        if self.comparison == "number" and self.compared:
+            document["mean_shift"] = self.sum_diff / self.compared
+            document["mean_abs_diff"] = self.sum_abs_diff / self.compared
+            document["max_abs_diff"] = self.max_abs_diff
+        if self.comparison == "vector" and self.compared:
+            document["mean_cosine"] = self.sum_diff / self.compared
+            document["min_cosine"] = self.min_cosine
+        return document
 
 
-def kind_of(kind: pa.DataType) -> Kind:
+def comparison_of(column_type: pa.DataType) -> Comparison:
     """Return how columns of a type are compared."""
-    if pa.types.is_floating(kind):
+    if pa.types.is_floating(column_type):
         return "number"
-    if _is_list(kind):
-        if pa.types.is_floating(kind.value_type):
+    if _is_list(column_type):
+        if pa.types.is_floating(column_type.value_type):
             return "vector"
-        if pa.types.is_struct(kind.value_type):
+        if pa.types.is_struct(column_type.value_type):
             return "entries"
     return "value"
 
@@ -97,7 +97,7 @@ def compare_column(
     sums.compared += len(rows)
     if len(rows):
         pair = one.take(pa.array(rows)), other.take(pa.array(rows))
-        differs[rows], size[rows] = _COMPARE[sums.kind](sums, *pair, tolerance)
+        differs[rows], size[rows] = _COMPARE[sums.comparison](sums, *pair, tolerance)
     sums.differing += int(differs.sum())
     return differs, size
 
@@ -106,14 +106,14 @@ def _values(sums: ColumnSums, one: pa.Array, other: pa.Array, _: float) -> tuple
     differs = ~equal_rows(one, other)
     rows = pa.array(np.flatnonzero(differs))
     if len(rows) and not pa.types.is_nested(one.type):
-        texts = (pc.cast(each.take(rows), pa.string(), safe=False) for each in (one, other))
+        texts = (pc.cast(column.take(rows), pa.string(), safe=False) for column in (one, other))
         counted = pa.table(dict(zip("ab", texts, strict=True))).group_by(["a", "b"])
-        for each in counted.aggregate([([], "count_all")]).to_pylist():
-            key = (each["a"], each["b"])
+        for entry in counted.aggregate([([], "count_all")]).to_pylist():
+            key = (entry["a"], entry["b"])
             if key in sums.pairs or len(sums.pairs) < _MOST_PAIRS:
-                sums.pairs[key] += each["count_all"]
+                sums.pairs[key] += entry["count_all"]
             else:
-                sums.other_pairs += each["count_all"]
+                sums.other_pairs += entry["count_all"]
     return differs, differs.astype(np.float64)
 
 
@@ -132,7 +132,7 @@ def _differences(one: pa.Array, other: pa.Array) -> tuple[Floats, Floats]:
 
     The size is absolute up to 1, relative above; 1 where only one is a finite number.
     """
-    before, now = (np.asarray(each, np.float64) for each in (one, other))
+    before, now = (np.asarray(column, np.float64) for column in (one, other))
     with np.errstate(invalid="ignore"):
         diff = np.where(equal_rows(one, other), 0.0, now - before)
     is_odd = ~np.isfinite(diff)
@@ -145,13 +145,13 @@ def _differences(one: pa.Array, other: pa.Array) -> tuple[Floats, Floats]:
 def _vectors(
     sums: ColumnSums, one: pa.Array, other: pa.Array, tolerance: float
 ) -> tuple[Mask, Floats]:
-    lengths = [np.asarray(pc.list_value_length(each)) for each in (one, other)]
+    lengths = [np.asarray(pc.list_value_length(column)) for column in (one, other)]
     size = np.ones(len(one))
     for length in np.unique(lengths[0][lengths[0] == lengths[1]]).tolist():
         rows = np.flatnonzero((lengths[0] == length) & (lengths[1] == length))
         sides = [
-            np.asarray(each.take(pa.array(rows)).flatten(), np.float64).reshape(len(rows), length)
-            for each in (one, other)
+            np.asarray(column.take(pa.array(rows)).flatten(), np.float64).reshape(len(rows), length)
+            for column in (one, other)
         ]
         norms = [np.linalg.norm(side, axis=1) for side in sides]
         product = norms[0] * norms[1]
@@ -173,20 +173,24 @@ def _entries(
     lengths = list_lengths(one)
     rows = np.flatnonzero((size > 0) & (lengths == list_lengths(other)) & (lengths > 0))
     if len(rows):
-        before, now = (each.take(pa.array(rows)).flatten() for each in (one, other))
+        before, now = (column.take(pa.array(rows)).flatten() for column in (one, other))
         sizes = [np.where(equal_rows(before.is_null(), now.is_null()), 0.0, 1.0)]
         for pair in zip(before.flatten(), now.flatten(), strict=True):
             is_number = pa.types.is_floating(pair[0].type)
-            found = _differences(*pair)[1] if is_number else np.where(equal_rows(*pair), 0.0, 1.0)
-            sizes.append(found)
+            field_size = (
+                _differences(*pair)[1] if is_number else np.where(equal_rows(*pair), 0.0, 1.0)
+            )
+            sizes.append(field_size)
         starts = np.cumsum(lengths[rows]) - lengths[rows]
         size[rows] = np.maximum.reduceat(np.max(sizes, axis=0), starts)
     return size > tolerance, size
 
 
-def _is_list(kind: pa.DataType) -> bool:
+def _is_list(column_type: pa.DataType) -> bool:
     return bool(
-        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+        pa.types.is_list(column_type)
+        or pa.types.is_large_list(column_type)
+        or pa.types.is_fixed_size_list(column_type)
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.commit.published.diff.columns import ColumnSums, Floats, compare_column, kind_of
+from pipeline.commit.published.diff.columns import ColumnSums, Floats, compare_column, comparison_of
 from pipeline.commit.published.diff.difference import Difference, LabelScores, Mover
 from pipeline.commit.published.diff.joining import REASON, Bucket, Version, buckets, match
 from pipeline.core.arrays import Numbers
@@ -45,26 +45,26 @@ def compare_versions(
         JobError: Ids are not unique.
         NotReadable: A part is gone, also from the history, or a store failed.
     """
-    found = Difference(before.name, now.name, tolerance)
-    found.rows_before, found.rows_now = (v.manifest.num_predicted for v in (before, now))
-    found.carried = int(now.manifest.carried.get("rows", 0))
+    difference = Difference(before.name, now.name, tolerance)
+    difference.rows_before, difference.rows_now = (v.manifest.num_predicted for v in (before, now))
+    difference.carried = int(now.manifest.carried.get("rows", 0))
     not_shared = now.rows_beside(before).num_rows
-    found.same_files_rows = found.both = found.rows_now - not_shared
-    schema = _find_columns(found, _schema(before), _schema(now))
+    difference.same_files_rows = difference.both = difference.rows_now - not_shared
+    schema = _find_columns(difference, _schema(before), _schema(now))
     movers: list[tuple[float, str, Mover]] = []
     for bucket in buckets(before, now, schema):
         ids = bucket.before.column(ROW_ID), bucket.now.column(ROW_ID)
-        places = match(*ids, f"{found.before} and {found.now}")
+        places = match(*ids, f"{difference.before} and {difference.now}")
         rows = np.flatnonzero(places >= 0)
         gone = np.setdiff1d(np.arange(len(ids[0])), places[rows])
         pair = bucket.before.take(pa.array(places[rows])), bucket.now.take(pa.array(rows))
-        sizes = _compare(found, pair)
-        _count_rows(found, bucket, gone, np.flatnonzero(places < 0), sizes)
+        sizes = _compare(difference, pair)
+        _count_rows(difference, bucket, gone, np.flatnonzero(places < 0), sizes)
         _keep_largest(movers, pair, sizes, num_movers)
         if write_rows is not None:
             _write(write_rows, bucket, gone, places, sizes)
-    found.largest = tuple(mover for _, _, mover in sorted(movers, key=lambda m: (-m[0], m[1])))
-    return found
+    difference.largest = tuple(mover for _, _, mover in sorted(movers, key=lambda m: (-m[0], m[1])))
+    return difference
 
 
 def _schema(version: Version) -> pa.Schema:
@@ -73,56 +73,58 @@ def _schema(version: Version) -> pa.Schema:
     return parts.only([0][: len(parts.parts)]).schema
 
 
-def _find_columns(found: Difference, before: pa.Schema, now: pa.Schema) -> pa.Schema:
+def _find_columns(difference: Difference, before: pa.Schema, now: pa.Schema) -> pa.Schema:
     """Sort columns into those that are compared, and others; return the former after the row id."""
-    sides = [{f.name: f.type for f in each if f.name not in _LEFT_OUT} for each in (before, now)]
+    sides = [
+        {f.name: f.type for f in schema if f.name not in _LEFT_OUT} for schema in (before, now)
+    ]
     row_id = pa.field(ROW_ID, pa.string())
     if not before.names or not now.names:  # a side without parts has no columns either
         return pa.schema([row_id])
-    found.only_before = tuple(name for name in sides[0] if name not in sides[1])
-    found.only_now = tuple(name for name in sides[1] if name not in sides[0])
+    difference.only_before = tuple(name for name in sides[0] if name not in sides[1])
+    difference.only_now = tuple(name for name in sides[1] if name not in sides[0])
     common = [name for name in sides[1] if name in sides[0]]
-    found.other_types = {
+    difference.other_types = {
         name: (str(sides[0][name]), str(sides[1][name]))
         for name in common
         if sides[0][name] != sides[1][name]
     }
-    names = [name for name in common if name not in found.other_types]
-    found.columns = {name: ColumnSums(name, kind_of(sides[1][name])) for name in names}
+    names = [name for name in common if name not in difference.other_types]
+    difference.columns = {name: ColumnSums(name, comparison_of(sides[1][name])) for name in names}
     return pa.schema([row_id, *(now.field(name) for name in names)])
 
 
-def _compare(found: Difference, pair: tuple[pa.Table, pa.Table]) -> dict[str, Floats]:
+def _compare(difference: Difference, pair: tuple[pa.Table, pa.Table]) -> dict[str, Floats]:
     """Compare the columns of matched rows; return how much each differs, 0: not at all."""
     before, now = pair
     sizes: dict[str, Floats] = {}
-    for name, sums in found.columns.items():
-        differs, size = compare_column(sums, before[name], now[name], found.tolerance)
+    for name, sums in difference.columns.items():
+        differs, size = compare_column(sums, before[name], now[name], difference.tolerance)
         sizes[name] = np.where(differs, size, 0.0)
-    if {LABEL, SCORE} <= found.columns.keys() and before.num_rows:
+    if {LABEL, SCORE} <= difference.columns.keys() and before.num_rows:
         columns = {"label": before[LABEL], "before": before[SCORE], "now": now[SCORE]}
         grouped = pa.table(columns).group_by("label")
         sums_of = [("before", "sum"), ("now", "sum"), ("before", "count")]
-        for each in grouped.aggregate(sums_of).to_pylist():
-            if not each["before_count"]:
+        for row in grouped.aggregate(sums_of).to_pylist():
+            if not row["before_count"]:
                 continue
-            of_label = found.label_scores.setdefault(str(each["label"]), LabelScores())
-            of_label.rows += each["before_count"]
-            of_label.sum_before += each["before_sum"] or 0.0
-            of_label.sum_now += each["now_sum"] or 0.0
+            of_label = difference.label_scores.setdefault(str(row["label"]), LabelScores())
+            of_label.rows += row["before_count"]
+            of_label.sum_before += row["before_sum"] or 0.0
+            of_label.sum_now += row["now_sum"] or 0.0
     return sizes
 
 
 def _count_rows(
-    found: Difference, bucket: Bucket, gone: Numbers, new: Numbers, sizes: dict[str, Floats]
+    difference: Difference, bucket: Bucket, gone: Numbers, new: Numbers, sizes: dict[str, Floats]
 ) -> None:
     matched = bucket.now.num_rows - len(new)
-    found.both += matched
-    found.added += len(new)
-    found.removed += len(gone)
-    found.changed += int((_total(sizes, matched) > 0).sum())
-    found.recovered += _reasons(bucket.failed_before, bucket.now.column(ROW_ID).take(new))
-    found.failed += _reasons(bucket.failed_now, bucket.before.column(ROW_ID).take(gone))
+    difference.both += matched
+    difference.added += len(new)
+    difference.removed += len(gone)
+    difference.changed += int((_total(sizes, matched) > 0).sum())
+    difference.recovered += _reasons(bucket.failed_before, bucket.now.column(ROW_ID).take(new))
+    difference.failed += _reasons(bucket.failed_now, bucket.before.column(ROW_ID).take(gone))
 
 
 def _reasons(quarantine: pa.Table, ids: pa.ChunkedArray) -> Counter[str]:
@@ -149,7 +151,7 @@ def _keep_largest(
         size, row_id = float(total[row]), pair[0].column(ROW_ID)[row].as_py()
         if len(movers) == most and size <= movers[0][0]:
             break
-        names = [name for name, each in sizes.items() if each[row] > 0]
+        names = [name for name, column_sizes in sizes.items() if column_sizes[row] > 0]
         before, now = ({name: side[name][row].as_py() for name in names} for side in pair)
         entry = (size, row_id, Mover(row_id, size, before, now))
         (heapq.heappushpop if len(movers) == most else heapq.heappush)(movers, entry)

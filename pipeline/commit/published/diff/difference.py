@@ -89,20 +89,20 @@ class Difference:
         """The whole in a line."""
         if self.is_equal:
             return f"equal: {self.both} rows"
-        said = [f"{self.changed} of {self.both} rows in both differ ({self.changed_pct:.2f}%)"]
+        clauses = [f"{self.changed} of {self.both} rows in both differ ({self.changed_pct:.2f}%)"]
         if not self.both and (self.added or self.removed):
-            said = ["no row id is in both"]
+            clauses = ["no row id is in both"]
         differing = [(sums.differing, name) for name, sums in self.columns.items()]
         named = [f"{name} in {rows}" for rows, name in sorted(differing, reverse=True) if rows]
         if named:
-            said[0] += f": {', '.join(named[:3])}"
-        said += [f"{self.added} added"] if self.added else []
-        said += [f"{self.removed} removed"] if self.removed else []
+            clauses[0] += f": {', '.join(named[:3])}"
+        clauses += [f"{self.added} added"] if self.added else []
+        clauses += [f"{self.removed} removed"] if self.removed else []
         if self.failed:
-            said[-1] += f" ({self.failed.total()} of them in quarantine now)"
+            clauses[-1] += f" ({self.failed.total()} of them in quarantine now)"
         odd = [*self.only_before, *self.only_now, *self.other_types]
-        said += [f"columns that cannot be compared: {', '.join(odd)}"] if odd else []
-        return "; ".join(said)
+        clauses += [f"columns that cannot be compared: {', '.join(odd)}"] if odd else []
+        return "; ".join(clauses)
 
     def flips(self, column: str) -> list[tuple[str, str, int]]:
         """Return before, now and rows of a column of values, the most frequent pair first."""
@@ -131,17 +131,17 @@ class Difference:
             "other_types": {name: list(pair) for name, pair in self.other_types.items()},
             "columns": {name: sums.to_dict() for name, sums in self.columns.items()},
             "flips": {
-                name: [list(each) for each in self.flips(name)[:_SHOWN]]
+                name: [list(flip) for flip in self.flips(name)[:_SHOWN]]
                 for name, sums in self.columns.items()
                 if sums.pairs
             },
             "label_scores": {
                 name: {
-                    "rows": each.rows,
-                    "mean_before": _plain(each.sum_before / each.rows),
-                    "mean_now": _plain(each.sum_now / each.rows),
+                    "rows": scores.rows,
+                    "mean_before": _plain(scores.sum_before / scores.rows),
+                    "mean_now": _plain(scores.sum_now / scores.rows),
                 }
-                for name, each in sorted(
+                for name, scores in sorted(
                     self.label_scores.items(),
                     key=lambda pair: -abs(pair[1].sum_now - pair[1].sum_before),
                 )[:_SHOWN]
@@ -161,9 +161,9 @@ class Difference:
 def _plain(value: Any) -> Any:
     """Return a value as JSON has it; of long lists the first entries, of bytes the number."""
     if isinstance(value, Mapping):
-        return {name: _plain(each) for name, each in value.items()}
+        return {name: _plain(entry) for name, entry in value.items()}
     if isinstance(value, list):
-        return [_plain(each) for each in value[:_SHOWN_ENTRIES]]
+        return [_plain(entry) for entry in value[:_SHOWN_ENTRIES]]
     if isinstance(value, bytes):
         return f"{len(value)} bytes"
     if value is None or isinstance(value, str | int) or _is_finite(value):

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, Part
 from pipeline.commit.parts.row_ids import hash_ids
-from pipeline.commit.published.dataset import Kind, PublishedParts
+from pipeline.commit.published.dataset import OutputFolder, PublishedParts
 from pipeline.core.arrays import Numbers
 from pipeline.core.errors import JobError
 from pipeline.core.hive_paths import values_of
@@ -43,9 +43,9 @@ class Version:
         root = self.store.url("").rstrip("/")
         return f"{root} {self.layout.name} version {self.manifest.number}"
 
-    def rows(self, kind: Kind) -> PublishedParts:
+    def rows(self, folder: OutputFolder) -> PublishedParts:
         """Return the parts of predictions or of the quarantine, where they lie now."""
-        return PublishedParts.of(self.store, [(self.layout, self.manifest)], kind)
+        return PublishedParts.of(self.store, [(self.layout, self.manifest)], folder)
 
     def rows_beside(self, other: Version) -> PublishedParts:
         """Return the parts of predictions that the other one does not have, byte for byte."""
@@ -82,10 +82,10 @@ def buckets(before: Version, now: Version, schema: pa.Schema) -> Iterator[Bucket
         NotReadable: A part is gone, also from the history, or a store failed.
     """
     pairs = before.rows_beside(now), now.rows_beside(before)
-    size_bytes = sum(each.file.part.size_bytes for some in pairs for each in some.parts)
+    size_bytes = sum(part.file.part.size_bytes for parts in pairs for part in parts.parts)
     num_buckets = max(
         1,
-        -(-sum(some.num_rows for some in pairs) // _BUCKET_ROWS),
+        -(-sum(parts.num_rows for parts in pairs) // _BUCKET_ROWS),
         -(-size_bytes * _GROWTH // _BUCKET_BYTES),
     )
     with (
@@ -94,13 +94,14 @@ def buckets(before: Version, now: Version, schema: pa.Schema) -> Iterator[Bucket
     ):
         schemas = (schema, schema, _OF_FAILED, _OF_FAILED)
         sides = [
-            _Side(Path(name) / str(n), each, num_buckets, all_) for n, each in enumerate(schemas)
+            _Side(Path(name) / str(n), side_schema, num_buckets, all_)
+            for n, side_schema in enumerate(schemas)
         ]
         quarantines = (version.rows("quarantine") for version in (before, now))
-        for side, some in zip(sides, (*pairs, *quarantines), strict=True):
-            if not some.parts:  # without columns, too
+        for side, parts in zip(sides, (*pairs, *quarantines), strict=True):
+            if not parts.parts:  # without columns, too
                 continue
-            batches = some.dataset().to_batches(columns=side.schema.names, batch_readahead=1)
+            batches = parts.dataset().to_batches(columns=side.schema.names, batch_readahead=1)
             side.add(pa.Table.from_batches([batch]) for batch in batches)
         all_.close()
         for bucket in range(num_buckets):
@@ -125,8 +126,8 @@ def match(before: pa.ChunkedArray, now: pa.ChunkedArray, what: str) -> Numbers:
                 f"{what}: several rows have the id {twice[0]['values'].as_py()!r}, so rows cannot "
                 "be matched; choose a source.id_column whose values are unique"
             )
-    found = pc.fill_null(pc.index_in(now, value_set=before.combine_chunks()), -1)
-    return np.asarray(found.to_numpy(), np.int64)
+    indices = pc.fill_null(pc.index_in(now, value_set=before.combine_chunks()), -1)
+    return np.asarray(indices.to_numpy(), np.int64)
 
 
 class _Side:
