@@ -14,12 +14,14 @@ Numbers = npt.NDArray[np.int64]
 """Row numbers, keys, positions."""
 
 
-def empty_column(kind: pa.DataType, num_rows: int) -> pa.Array:
+def empty_column(column_type: pa.DataType, num_rows: int) -> pa.Array:
     """Return the values of rows without an input: zeros of fixed-size lists, otherwise nulls."""
-    if not pa.types.is_fixed_size_list(kind):
-        return pa.nulls(num_rows, kind)
-    zeros = pa.array(np.zeros(num_rows * kind.list_size, kind.value_type.to_pandas_dtype()))
-    return pa.FixedSizeListArray.from_arrays(zeros, kind.list_size)
+    if not pa.types.is_fixed_size_list(column_type):
+        return pa.nulls(num_rows, column_type)
+    zeros = pa.array(
+        np.zeros(num_rows * column_type.list_size, column_type.value_type.to_pandas_dtype())
+    )
+    return pa.FixedSizeListArray.from_arrays(zeros, column_type.list_size)
 
 
 def images_to_arrow(images: npt.NDArray[np.uint8]) -> pa.Array:
@@ -79,7 +81,7 @@ def sized_to_arrow(
         if image is not None:
             data[start : start + length] = image.reshape(-1)
     has_none = np.array([image is None for image in images], bool)
-    found = pa.LargeBinaryArray.from_buffers(
+    binary = pa.LargeBinaryArray.from_buffers(
         pa.large_binary(),
         len(images),
         [pa.array(~has_none).buffers()[1], pa.py_buffer(offsets), pa.py_buffer(data)],
@@ -87,7 +89,7 @@ def sized_to_arrow(
     sides = [(0, 0) if image is None else image.shape[:2] for image in images]
     sizes = np.array(sides, np.int32).reshape(-1, 2)
     heights, widths = (pa.array(sizes[:, axis], mask=has_none) for axis in (0, 1))
-    return found, heights, widths
+    return binary, heights, widths
 
 
 def sized_from_arrow(
@@ -98,13 +100,13 @@ def sized_from_arrow(
     offsets = np.frombuffer(array.buffers()[1] or b"", np.int64)[array.offset :]
     flat = np.frombuffer(array.buffers()[2] or b"", np.uint8)
     flat.flags.writeable = False
-    found = np.empty(len(array), object)
+    images = np.empty(len(array), object)
     sides = zip(*(column.fill_null(0).to_pylist() for column in (heights, widths)), strict=True)
     for row, (height, width) in enumerate(sides):
         start = int(offsets[row])
         shape = (height, width, num_channels)
-        found[row] = flat[start : start + height * width * num_channels].reshape(shape)
-    return found
+        images[row] = flat[start : start + height * width * num_channels].reshape(shape)
+    return images
 
 
 def features_from_arrow(column: pa.ChunkedArray | pa.Array) -> npt.NDArray[Any]:
@@ -126,12 +128,12 @@ def alike_in_shape(
         max_rows: Of a batch.
         max_size: Of a batch of several rows: the product of the first two axes, summed; 0: any.
     """
-    found: dict[tuple[int, ...], list[int]] = {}
+    by_shape: dict[tuple[int, ...], list[int]] = {}
     for row in rows.tolist():
-        found.setdefault(values[row].shape[:2], []).append(row)
+        by_shape.setdefault(values[row].shape[:2], []).append(row)
     batches = []
-    for shape in sorted(found, key=math.prod, reverse=True):
+    for shape in sorted(by_shape, key=math.prod, reverse=True):
         most = max_size // max(1, math.prod(shape)) if max_size else max_rows
-        size, alike = min(max_rows, max(1, most)), np.array(found[shape], np.intp)
+        size, alike = min(max_rows, max(1, most)), np.array(by_shape[shape], np.intp)
         batches += [alike[start : start + size] for start in range(0, len(alike), size)]
     return batches

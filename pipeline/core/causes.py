@@ -23,7 +23,7 @@ MAX_PER_SLICE = 16
 MAX_PER_RUN = 512
 PREDICT = "predict"
 _KEY_CHARS, _SHOWN_CHARS, _SHOWN_ID_CHARS = 160, 120, 80
-_OWN = re.compile(r"0x[0-9a-fA-F]+|\d+(?:[.,]\d+)*|'[^']*'|\"[^\"]*\"")
+_VARYING = re.compile(r"0x[0-9a-fA-F]+|\d+(?:[.,]\d+)*|'[^']*'|\"[^\"]*\"")
 """What differs from row to row in messages of one cause: numbers, addresses, quoted names."""
 
 
@@ -44,9 +44,9 @@ class Cause:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form for the report."""
-        told = asdict(self) | {"stage": self.stage or None}
-        del told["key"]
-        return told
+        document = asdict(self) | {"stage": self.stage or None}
+        del document["key"]
+        return document
 
 
 class SystematicFailure(JobError):
@@ -59,9 +59,9 @@ class SystematicFailure(JobError):
     @classmethod
     def of(cls, failed: Cause, where: str = "") -> SystematicFailure:
         """Say how many rows failed, of what; `where` is the place in the user's code."""
-        told = f'{failed.reason} "{failed.message}"' + (f" ({where})" if where else "")
+        description = f'{failed.reason} "{failed.message}"' + (f" ({where})" if where else "")
         error = cls(
-            f"{_all(failed.num_rows)} of the first batches failed alike: {told}; "
+            f"{_all(failed.num_rows)} of the first batches failed alike: {description}; "
             "nothing was published"
         )
         error.failed = failed
@@ -72,16 +72,16 @@ def _all(num_rows: int) -> str:
     return "the only row" if num_rows == 1 else f"all {num_rows} rows"
 
 
-def key_of(message: str, *own: str) -> str:
+def key_of(message: str, *names: str) -> str:
     """Return what messages of one cause have in common.
 
     Args:
         message: Of one row.
-        own: Names of that row, which others do not have.
+        names: Names of that row, which others do not have.
     """
-    for name in own:
+    for name in names:
         message = message.replace(name, "*") if name else message
-    return _OWN.sub("#", message)[:_KEY_CHARS]
+    return _VARYING.sub("#", message)[:_KEY_CHARS]
 
 
 def causes_of(rows: pa.Table) -> list[Cause]:
@@ -89,12 +89,12 @@ def causes_of(rows: pa.Table) -> list[Cause]:
     if rows.column(ERROR).null_count == rows.num_rows:
         return []
     failed = rows.filter(rows.column(ERROR).is_valid())
-    found = Causes(MAX_PER_SLICE)
+    causes = Causes(MAX_PER_SLICE)
     names = zip(failed.column(ROW_ID).to_pylist(), failed.column(URI).to_pylist(), strict=True)
     for (row_id, uri), failure in zip(names, failures_of(failed), strict=True):
         assert failure is not None, "only those were taken"
-        found.add([cause_of(failure, row_id, uri)])
-    return found.top(MAX_PER_SLICE + len(Reason))
+        causes.add([cause_of(failure, row_id, uri)])
+    return causes.top(MAX_PER_SLICE + len(Reason))
 
 
 def cause_of(failure: Failure, row_id: str, uri: str = "") -> Cause:
@@ -122,7 +122,9 @@ class Causes:
             elif before is None:
                 self._known[key] = cause
             else:  # of two examples the first by name, whichever was counted first
-                first = min(before, cause, key=lambda each: (each.row_id is None, each.row_id))
+                first = min(
+                    before, cause, key=lambda example: (example.row_id is None, example.row_id)
+                )
                 total = before.num_rows + cause.num_rows
                 self._known[key] = replace(first, num_rows=total)
 
@@ -142,14 +144,14 @@ class Causes:
         vague = Counter[str]()
         for (reason, _), num_rows in self._others.items():
             vague[reason] += num_rows
-        found = [replace(c, at_least=bool(vague[c.reason])) for c in self._known.values()]
-        found += [
+        causes = [replace(c, at_least=bool(vague[c.reason])) for c in self._known.values()]
+        causes += [
             Cause(reason, stage, num_rows=num_rows)
             for (reason, stage), num_rows in self._others.items()
             if num_rows
         ]
-        found.sort(key=lambda c: (-c.num_rows, c.reason, c.stage, c.key))
-        return found[:number]
+        causes.sort(key=lambda c: (-c.num_rows, c.reason, c.stage, c.key))
+        return causes[:number]
 
 
 def format_causes(causes: Sequence[Cause], num_rows: int, shown: int = 3) -> str:
@@ -160,11 +162,11 @@ def format_causes(causes: Sequence[Cause], num_rows: int, shown: int = 3) -> str
         num_rows: Rows that failed, of all causes.
         shown: How many causes at most.
     """
-    told = [_words(cause) for cause in causes[:shown]]
+    clauses = [_words(cause) for cause in causes[:shown]]
     left = num_rows - sum(cause.num_rows for cause in causes[:shown])
-    if told and left > 0:
-        told.append(f"{left} others")
-    return "; ".join(told)
+    if clauses and left > 0:
+        clauses.append(f"{left} others")
+    return "; ".join(clauses)
 
 
 def _words(cause: Cause) -> str:
@@ -190,14 +192,16 @@ def common_cause(causes: Sequence[Cause], num_predicted: int) -> Cause | None:
         causes: All that are known.
         num_predicted: Rows with a prediction.
     """
-    reached = [c for c in causes if c.stage == PREDICT] or [c for c in causes if _is_own(c)]
+    reached = [c for c in causes if c.stage == PREDICT] or [
+        c for c in causes if _is_of_transform(c)
+    ]
     if num_predicted or len(reached) != 1:
         return None
     (only,) = reached
     is_model = only.reason == Reason.MODEL_ERROR.value and only.message is not None
-    is_users = is_model or _is_own(only)
+    is_users = is_model or _is_of_transform(only)
     return only if is_users and not only.at_least and only.num_rows > 1 else None
 
 
-def _is_own(cause: Cause) -> bool:
+def _is_of_transform(cause: Cause) -> bool:
     return is_of_own_transform(cause.reason, cause.message)

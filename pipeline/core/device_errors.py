@@ -75,14 +75,14 @@ def require_context(error: BaseException, probe: Callable[[], object], card: str
     try:
         probe()
     except Exception as lost:  # noqa: BLE001  # any error of any call: that is how it shows
-        told = clean_message(f"{type(error).__name__}: {error}", _MAX_CHARS)
+        problem = clean_message(f"{type(error).__name__}: {error}", _MAX_CHARS)
         place = f"{card} of {socket.gethostname()}"
         if any(word in f"{error} {lost}".lower() for word in _OF_HARDWARE):
             raise InfraError(
-                f"{place} has failed ({told}); finished slices are kept: run again without this "
+                f"{place} has failed ({problem}); finished slices are kept: run again without this "
                 "card or this node"
             ) from error
-        end_process(f"{place}: its CUDA context is lost ({told})")
+        end_process(f"{place}: its CUDA context is lost ({problem})")
 
 
 def end_process(why: str) -> None:

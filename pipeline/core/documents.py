@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import Any
 
 
-def known_fields(kind: type, document: Mapping[str, Any]) -> dict[str, Any]:
+def known_fields(document_type: type, document: Mapping[str, Any]) -> dict[str, Any]:
     """Return the entries of a JSON document that a dataclass has fields for.
 
     Raises:
@@ -18,5 +18,5 @@ def known_fields(kind: type, document: Mapping[str, Any]) -> dict[str, Any]:
     """
     if not isinstance(document, Mapping):
         raise TypeError(f"expected an object, not {type(document).__name__}")
-    names = {field.name for field in fields(kind)}
+    names = {field.name for field in fields(document_type)}
     return {name: value for name, value in document.items() if name in names}

@@ -86,10 +86,10 @@ def of_part(part: str, failure: Failure) -> Failure:
 def failure_columns(failures: Sequence[Failure | None]) -> dict[str, pa.Array]:
     """Turn a failure (or None) per row into the five error columns."""
     if not any(failures):
-        kinds = {name: pa.string() for name in (ERROR, ERROR_STAGE, MESSAGE, SHA256)}
+        types = {name: pa.string() for name in (ERROR, ERROR_STAGE, MESSAGE, SHA256)}
         return {
-            name: pa.nulls(len(failures), kind)
-            for name, kind in {**kinds, NUM_BYTES: pa.int64()}.items()
+            name: pa.nulls(len(failures), column_type)
+            for name, column_type in {**types, NUM_BYTES: pa.int64()}.items()
         }
     return {
         ERROR: pa.array([f.reason.value if f else None for f in failures], pa.string()),

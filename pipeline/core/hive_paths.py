@@ -57,12 +57,12 @@ def require_folders(columns: Iterable[str], labels: Sequence[str]) -> None:
             raise JobError(f"sink.partition_columns: {LABEL}: {label[:40]!r} {trouble}")
 
 
-def _is_allowed(kind: pa.DataType) -> bool:
+def _is_allowed(column_type: pa.DataType) -> bool:
     checks = (
         pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_boolean,
         pa.types.is_date32,
     )  # fmt: skip
-    return any(check(kind) for check in checks)
+    return any(check(column_type) for check in checks)
 
 
 def hive_values(path: str) -> dict[str, str | None]:
@@ -154,9 +154,9 @@ def _decode(value: str, errors: str = "replace") -> str | None:
 def restore(rows: pa.Table, path: str, columns: Mapping[str, str]) -> pa.Table:
     """Append the partition columns that a part's path holds, in the types that they had."""
     for name, text in values_of(path, columns).items():
-        kind = pa.type_for_alias(columns[name])
-        value = pc.cast(pa.scalar(text, pa.string()), kind)
-        rows = rows.append_column(pa.field(name, kind), pa.repeat(value, rows.num_rows))
+        column_type = pa.type_for_alias(columns[name])
+        value = pc.cast(pa.scalar(text, pa.string()), column_type)
+        rows = rows.append_column(pa.field(name, column_type), pa.repeat(value, rows.num_rows))
     return rows
 
 

@@ -41,8 +41,8 @@ def built_in(group: str) -> Mapping[str, str]:
 
 def names(group: str) -> tuple[str, ...]:
     """Return all names of a group: the built-in ones in their order, then the installed ones."""
-    own = tuple(built_in(group))
-    return own + tuple(sorted({entry.name for entry in _installed(group)} - set(own)))
+    first = tuple(built_in(group))
+    return first + tuple(sorted({entry.name for entry in _installed(group)} - set(first)))
 
 
 def _installed(group: str) -> EntryPoints:
@@ -62,19 +62,19 @@ def load(group: str, name: str) -> Any:
     value = built_in(group).get(name)
     if value is not None:
         return EntryPoint(name, value, group).load()
-    found = {entry.value: entry for entry in _installed(group).select(name=name)}
-    if not found:
+    entries = {entry.value: entry for entry in _installed(group).select(name=name)}
+    if not entries:
         raise KeyError(name)
-    if len(found) > 1:
-        owners = sorted(f"{value} of {_owner(entry)}" for value, entry in found.items())
+    if len(entries) > 1:
+        owners = sorted(f"{value} of {_owner(entry)}" for value, entry in entries.items())
         raise JobError(f"{group} {name!r}: installed twice, as {' and as '.join(owners)}")
-    [entry] = found.values()
+    [entry] = entries.values()
     try:
         return entry.load()
     except Exception as error:  # code of another distribution may raise anything
-        told = clean_message(f"{type(error).__name__}: {error}", _MAX_CHARS)
+        reason = clean_message(f"{type(error).__name__}: {error}", _MAX_CHARS)
         raise JobError(
-            f"{group} {name!r}: {entry.value} of {_owner(entry)} cannot be imported: {told}"
+            f"{group} {name!r}: {entry.value} of {_owner(entry)} cannot be imported: {reason}"
         ) from error
 
 

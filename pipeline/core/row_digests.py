@@ -107,10 +107,10 @@ _BINARY: tuple[Callable[[pa.DataType], bool], ...] = (
 )
 
 
-def _is_binary(kind: pa.DataType) -> bool:
-    return any(holds(kind) for holds in _BINARY)
+def _is_binary(column_type: pa.DataType) -> bool:
+    return any(holds(column_type) for holds in _BINARY)
 
 
-def _is_vector(kind: pa.DataType) -> bool:
-    is_list = pa.types.is_fixed_size_list(kind) and kind.list_size > 0
-    return bool(is_list and pa.types.is_floating(kind.value_type))
+def _is_vector(column_type: pa.DataType) -> bool:
+    is_list = pa.types.is_fixed_size_list(column_type) and column_type.list_size > 0
+    return bool(is_list and pa.types.is_floating(column_type.value_type))

@@ -79,12 +79,12 @@ def columns_of_part(part: str, parts: Iterable[str], columns: Iterable[str]) -> 
         parts: All inputs; one may begin with the name of another one.
         columns: All columns of rows.
     """
-    longer = [f"{PART}{each}_" for each in parts if each.startswith(f"{part}_")]
-    own = f"{PART}{part}_"
+    longer = [f"{PART}{other}_" for other in parts if other.startswith(f"{part}_")]
+    prefix = f"{PART}{part}_"
     return {
-        name: name.removeprefix(own)
+        name: name.removeprefix(prefix)
         for name in columns
-        if name.startswith(own) and not name.startswith(tuple(longer))
+        if name.startswith(prefix) and not name.startswith(tuple(longer))
     }
 
 
@@ -175,8 +175,8 @@ class Encoded(NamedTuple):
 
 
 ENCODED: Mapping[str, Encoded] = {
-    each.name: each
-    for each in (
+    encoded.name: encoded
+    for encoded in (
         Encoded("image", "images", IMAGE_FIELDS),
         Encoded("audio", "clips of sound", AUDIO_FIELDS, has_look=False),
     )

@@ -31,14 +31,14 @@ that a source yields; `fetch`: what a URI column may name; `waveform`: what a cl
 `predict`: normalisation, export, weights, tasks."""
 
 
-def semantics_of(own: Mapping[str, int], *, has_uris: bool) -> dict[str, int]:
+def semantics_of(input_areas: Mapping[str, int], *, has_uris: bool) -> dict[str, int]:
     """Return the numbers of the areas that a job goes through.
 
     Args:
-        own: Areas and numbers of the source format and of the input, which installed packages may
-            bring.
+        input_areas: Areas and numbers of the source format and of the input, which installed
+            packages may bring.
         has_uris: Images are fetched from the URIs of a column.
     """
     areas = ["predict", *(["fetch"] if has_uris else [])]
-    found = {**own, **{area: SEMANTICS[area] for area in areas}}
-    return {area: found[area] for area in sorted(found)}
+    versions = {**input_areas, **{area: SEMANTICS[area] for area in areas}}
+    return {area: versions[area] for area in sorted(versions)}

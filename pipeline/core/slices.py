@@ -42,12 +42,12 @@ class SliceKey:
 
     def pieces_from(self, row: int) -> list[SliceKey]:
         """Return all pieces of the slice that begin with a row, itself included, largest first."""
-        piece, found = self, list[SliceKey]()
+        piece, pieces = self, list[SliceKey]()
         while True:
             if piece.start == row:
-                found.append(piece)
+                pieces.append(piece)
             if piece.num_rows == 1:
-                return found
+                return pieces
             first, second = piece.halves()
             piece = first if row < second.start else second
 

@@ -48,5 +48,5 @@ def _version_of(name: str) -> str | None:
 
 
 def _installed(names: tuple[str, ...]) -> dict[str, str]:
-    found = {name: _version_of(name) for name in names}
-    return {name: number for name, number in found.items() if number is not None}
+    versions = {name: _version_of(name) for name in names}
+    return {name: number for name, number in versions.items() if number is not None}

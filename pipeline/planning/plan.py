@@ -26,7 +26,7 @@ from pipeline.core.schema import (
 )
 from pipeline.core.semantics import semantics_of
 from pipeline.core.slices import SliceKey
-from pipeline.core.user_code.own_code import code_digest, kind_of
+from pipeline.core.user_code.own_code import code_digest, noun_of
 from pipeline.job.job import Job
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks import task_class
@@ -120,7 +120,7 @@ class Plan:
         return self.stored_as or self.fingerprint
 
     @property
-    def own_columns(self) -> tuple[str, ...]:
+    def source_columns(self) -> tuple[str, ...]:
         """Return the columns of a prediction that are the source's."""
         return ROW_ID, URI, *self.pass_through.names
 
@@ -144,13 +144,13 @@ class Plan:
 
     def usual_slice_rows(self) -> list[int]:
         """Return the rows per slice of the first units; for uncounted units the most per slice."""
-        found: list[int] = []
+        slice_rows: list[int] = []
         for unit in self.units[:_USUAL_UNITS]:
             if unit.cut is not None:
-                found.append(unit.cut.slice_rows)
+                slice_rows.append(unit.cut.slice_rows)
             else:
-                found += [key.num_rows for key in unit.slices()]
-        return found
+                slice_rows += [key.num_rows for key in unit.slices()]
+        return slice_rows
 
 
 def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) -> Plan:
@@ -202,8 +202,8 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
 
 def _task_fields(inputs: Inputs, model: ModelSpec) -> pa.Schema:
     fields = model.output_fields()
-    own = {field.name for field in CLASSIFY_FIELDS}
-    taken = (RESERVED_COLUMNS - own) | set(inputs.pass_through.names)
+    classify_columns = {field.name for field in CLASSIFY_FIELDS}
+    taken = (RESERVED_COLUMNS - classify_columns) | set(inputs.pass_through.names)
     clash = [field.name for field in fields if field.name in taken]
     published = {field.name for field in model.input.published_fields()}
     for name in clash:
@@ -249,7 +249,7 @@ def fingerprint_parts(job: Job, inputs: Inputs, model: ModelSpec) -> dict[str, A
         "model": model_digest(model),
         "settings": digest_of(settings),
         "semantics": job_semantics(job, model),
-        **({"extensions": own} if (own := job_extensions(job, model)) else {}),
+        **({"extensions": extensions} if (extensions := job_extensions(job, model)) else {}),
     }
 
 
@@ -274,8 +274,8 @@ def _twin(parts: Mapping[str, Any], model: ModelSpec) -> str:
 
 def job_semantics(job: Job, model: ModelSpec) -> dict[str, int]:
     """Return area -> version of the code that decides the predictions of a job."""
-    own = {job.source.format: format_of(job.source).semantics, **model.input.semantics}
-    return semantics_of(own, has_uris=job.source.has_uris)
+    areas = {job.source.format: format_of(job.source).semantics, **model.input.semantics}
+    return semantics_of(areas, has_uris=job.source.has_uris)
 
 
 def job_extensions(job: Job, model: ModelSpec) -> dict[str, str]:
@@ -286,7 +286,7 @@ def job_extensions(job: Job, model: ModelSpec) -> dict[str, str]:
         (TASKS, model.task.kind),
         (ENGINES, task_class(model.task.kind).engine),
     ]
-    digests = {f"{kind_of(group)} {name}": code_digest(group, name) for group, name in named}
+    digests = {f"{noun_of(group)} {name}": code_digest(group, name) for group, name in named}
     return {which: digest for which, digest in digests.items() if digest}
 
 

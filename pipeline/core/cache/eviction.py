@@ -83,7 +83,7 @@ def evict_for(num_bytes: int = 0) -> list[str]:
 def num_bytes_of(folder: Path) -> int:
     """Return what the files in a folder take; 0 if another process removes it."""
     try:
-        return sum(each.lstat().st_size for each in folder.rglob("*"))
+        return sum(path.lstat().st_size for path in folder.rglob("*"))
     except FileNotFoundError:
         return 0
 

@@ -127,14 +127,14 @@ def versions_of(packages: Sequence[str]) -> dict[str, str]:
         packages: Names of modules. A distribution mostly has the module's name; if none has, those
             are looked for that bring the module, as `onnxruntime-gpu` does.
     """
-    found = {}
+    versions = {}
     for name in (*_PACKAGES, *packages):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             others = _distributions_of(name) if find_spec(name) else ()
-            found |= {other: version(other) for other in others}
-    return found
+            versions |= {other: version(other) for other in others}
+    return versions
 
 
 @functools.cache

@@ -74,11 +74,11 @@ class Numbers:
 
     def bounded(self) -> Numbers:
         """Return this with no more than `MAX_BINS` bins."""
-        found = self
-        while found.shift is not None and len(found.counts) > MAX_BINS:
-            shift = found.shift + 1
-            found = Numbers(found.lowest, found.highest, found.shifted(shift), shift)
-        return found
+        numbers = self
+        while numbers.shift is not None and len(numbers.counts) > MAX_BINS:
+            shift = numbers.shift + 1
+            numbers = Numbers(numbers.lowest, numbers.highest, numbers.shifted(shift), shift)
+        return numbers
 
     def to_dict(self) -> dict[str, Any]:
         counts = {str(key): self.counts[key] for key in sorted(self.counts)}
@@ -140,34 +140,34 @@ def measure_numbers(rows: pa.Table, columns: Sequence[str]) -> dict[str, Numbers
         rows: A staged slice; rows without a prediction are null in these columns.
         columns: What `measured_columns` names.
     """
-    found: dict[str, Numbers] = {}
+    numbers: dict[str, Numbers] = {}
     for place, name in enumerate(columns):
         column = as_array(rows.column(name).drop_null())
         if not len(column) or pa.types.is_string(column.type):
             continue
         if pa.types.is_fixed_size_list(column.type):
             head = name.removesuffix(EMBEDDING)  # one of several has a name before the column's
-            found |= {f"{head}{part}": _counted(values) for part, values in _vectors(column)}
+            numbers |= {f"{head}{part}": _counted(values) for part, values in _vectors(column)}
             continue
         if pa.types.is_list(column.type):
             head = name.removesuffix(LABELS) if name.endswith(f"_{LABELS}") else ""
             counted = _of_entries(name.removeprefix(head), column)
-            found |= {f"{head}{part}": values for part, values in counted.items()}
+            numbers |= {f"{head}{part}": values for part, values in counted.items()}
             continue
         values = np.asarray(column.to_numpy(zero_copy_only=False), np.float32)
         if name == SCORE and LABEL in rows.column_names:  # the score of a pair has any size
-            found[name] = _probabilities(values)
+            numbers[name] = _probabilities(values)
         else:
-            found[name] = _counted(values, with_bins=place < MAX_COUNTED_TARGETS)
-    return found
+            numbers[name] = _counted(values, with_bins=place < MAX_COUNTED_TARGETS)
+    return numbers
 
 
 def _of_entries(name: str, column: pa.Array) -> dict[str, Numbers]:
     """Count how many entries rows have, and the entries' scores; list<struct<score, ...>> (N,)."""
     lengths = np.asarray(column.value_lengths().to_numpy(zero_copy_only=False), np.float32)
     scores = pc.struct_field(column.flatten(), SCORE).to_numpy(zero_copy_only=False)
-    found = {f"num_{name}": _counted(lengths)}
-    return {**found, SCORE: _probabilities(scores)} if len(scores) else found
+    numbers = {f"num_{name}": _counted(lengths)}
+    return {**numbers, SCORE: _probabilities(scores)} if len(scores) else numbers
 
 
 def _probabilities(values: Floats) -> Numbers:
@@ -211,10 +211,10 @@ def _counts(keys: npt.NDArray[np.int64]) -> dict[int, int]:
     low, high = int(keys.min()), int(keys.max())
     if high - low < _FEW_KEYS:  # counted without sorting
         counts = np.bincount(keys - low)
-        found = np.flatnonzero(counts)
-        return dict(zip((found + low).tolist(), counts[found].tolist(), strict=True))
-    found, rows = np.unique(keys, return_counts=True)
-    return dict(zip(found.tolist(), rows.tolist(), strict=True))
+        present = np.flatnonzero(counts)
+        return dict(zip((present + low).tolist(), counts[present].tolist(), strict=True))
+    present, rows = np.unique(keys, return_counts=True)
+    return dict(zip(present.tolist(), rows.tolist(), strict=True))
 
 
 def sum_numbers(a: Mapping[str, Numbers], b: Mapping[str, Numbers]) -> dict[str, Numbers]:

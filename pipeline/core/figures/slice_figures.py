@@ -137,8 +137,8 @@ class SliceFigures:
     @property
     def advice_told(self) -> list[str]:
         """Return the lines of advice, with the rows of those that count some."""
-        told = self.advice.items()
-        return [f"{line}: {num_of(rows, 'row')}" if rows else line for line, rows in told]
+        lines = self.advice.items()
+        return [f"{line}: {num_of(rows, 'row')}" if rows else line for line, rows in lines]
 
     def stage(self, name: str) -> StageCounters:
         """Return what a stage did; nothing, if it was not measured."""
@@ -160,13 +160,15 @@ class SliceFigures:
             PipelineError: As `checked`.
         """
         left = dict(counters)
-        found: dict[str, Any] = {
-            name: kind.from_dict(left.pop(name)) for name, kind in _FIGURES.items() if name in left
+        figures: dict[str, Any] = {
+            name: figure_type.from_dict(left.pop(name))
+            for name, figure_type in _FIGURES.items()
+            if name in left
         }
         for name in _COUNTS:
-            found[name] = {text: int(n) for text, n in checked(left.pop(name, {})).items()}
+            figures[name] = {text: int(n) for text, n in checked(left.pop(name, {})).items()}
         stages = {name: StageCounters.from_dict(values) for name, values in left.items()}
-        return cls(stages=stages, golden_actors=int("golden" in found), **found)
+        return cls(stages=stages, golden_actors=int("golden" in figures), **figures)
 
 
 def _sum(one: Any, other: Any) -> Any:

@@ -69,19 +69,19 @@ def source_digest(field: str, target: str) -> str:
     """
     module_name = target.partition(":")[0]
     try:
-        found = importlib.util.find_spec(module_name)
+        spec = importlib.util.find_spec(module_name)
     except ModuleNotFoundError:  # what is around it is no package
-        found = None
+        spec = None
     except Exception as error:  # a user's package may raise anything
         reason = describe_user_error(error, module_name)
         raise JobError(f"{field} = {target!r}: cannot import: {reason}") from error
-    if found is None:
+    if spec is None:
         raise JobError(f"{field} = {target!r}: there is no module {module_name}")
-    if found.origin is None or not Path(found.origin).is_file():
+    if spec.origin is None or not Path(spec.origin).is_file():
         raise JobError(
             f"{field} = {target!r}: {module_name} has no source file, so its changes go unnoticed"
         )
-    return hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()
+    return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
 
 
 def check_arguments(

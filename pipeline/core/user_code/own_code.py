@@ -16,7 +16,7 @@ from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.registry import ENGINES, INPUTS, SOURCES, TASKS, get, target_of
 from pipeline.core.user_code.user_errors import blame
 
-_KINDS = {SOURCES: "source", INPUTS: "input", TASKS: "task", ENGINES: "engine"}
+_NOUNS = {SOURCES: "source", INPUTS: "input", TASKS: "task", ENGINES: "engine"}
 _PASS = (PipelineError, OSError, MemoryError)
 """Errors that say what they mean: ours, those of stores, which may be tried again, and memory."""
 
@@ -46,13 +46,13 @@ def errors_told(group: str, name: str, *passing: type[Exception]) -> Iterator[No
         module = module_of(group, name)
         if not module:
             raise
-        kind = "" if isinstance(error, ContractError) else type(error).__name__
-        raise JobError(blame(f"{kind_of(group)} {name!r}", error, module, kind)) from error
+        error_type = "" if isinstance(error, ContractError) else type(error).__name__
+        raise JobError(blame(f"{noun_of(group)} {name!r}", error, module, error_type)) from error
 
 
-def kind_of(group: str) -> str:
+def noun_of(group: str) -> str:
     """Return what a group of the registry has, in a word."""
-    return _KINDS[group]
+    return _NOUNS[group]
 
 
 def module_of(group: str, name: str) -> str:
@@ -71,9 +71,9 @@ def code_digest(group: str, name: str) -> str:
     module = module_of(group, name)
     if not module:
         return ""
-    found = get(group, name)
-    owner = found if isinstance(found, type) else type(found)
-    files = [_file_of(each) for each in dict.fromkeys((module, owner.__module__))]
+    entry = get(group, name)
+    owner = entry if isinstance(entry, type) else type(entry)
+    files = [_file_of(module_name) for module_name in dict.fromkeys((module, owner.__module__))]
     digest = hashlib.sha256()
     for file in filter(None, files):
         digest.update(hashlib.sha256(file.read_bytes()).digest())

@@ -14,8 +14,8 @@ SHOW_ALL = "; --debug shows all"
 """Ends a message about an exception whose traceback says more."""
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _FRAME = re.compile(r'^\s*File "([^"]+)", line (\d+)', re.MULTILINE)
-_OWN = Path(__file__).parents[2]
-_SHIPPED = re.compile(rf"/(site-packages|dist-packages|py_modules/[^/]+)/{_OWN.name}/")
+_PACKAGE = Path(__file__).parents[2]
+_SHIPPED = re.compile(rf"/(site-packages|dist-packages|py_modules/[^/]+)/{_PACKAGE.name}/")
 """This package where it is installed on another node, or where Ray has put it."""
 _LIBRARY = re.compile(r"/(site|dist)-packages/|/lib(64)?/python3|^<")
 """Of Python and of packages, on whatever machine."""
@@ -44,18 +44,18 @@ def failed(field: str, target: str, error: BaseException) -> str:
     return f"{field} {target} failed: {describe_user_error(error, module)}{SHOW_ALL}"
 
 
-def blame(who: str, error: BaseException, module: str, kind: str) -> str:
+def blame(who: str, error: BaseException, module: str, error_type: str) -> str:
     """Say that code raised: `source 'csv' (csvkit.py line 41): KeyError: 'body'`.
 
     Args:
         who: Whose code it is.
         error: As it was caught.
         module: Of the code; it may be an installed package.
-        kind: What the error is called; '': its message says all.
+        error_type: What the error is called; '': its message says all.
     """
     where = whereabouts(error, module)
-    told = _line(kind, _text_of(error), "")
-    return f"{who}{f' ({where})' if where else ''}: {told}{SHOW_ALL}"
+    description = _line(error_type, _text_of(error), "")
+    return f"{who}{f' ({where})' if where else ''}: {description}{SHOW_ALL}"
 
 
 def whereabouts(error: BaseException, module: str = "") -> str:
@@ -90,7 +90,7 @@ def user_frame(frames: list[tuple[str, int]], module: str = "") -> str:
 
 
 def _is_users(path: str, module: str) -> bool:
-    if Path(path).is_relative_to(_OWN) or _SHIPPED.search(path):
+    if Path(path).is_relative_to(_PACKAGE) or _SHIPPED.search(path):
         return False
     name = Path(path).name
     top = module.partition(".")[0]
@@ -106,9 +106,9 @@ def _text_of(error: BaseException) -> str:
         return ""
 
 
-def _line(kind: str, message: str, where: str) -> str:
+def _line(error_type: str, message: str, where: str) -> str:
     text = " ".join(_ANSI.sub("", message).split())
     if len(text) > _MAX_CHARS:
         text = text[:_MAX_CHARS] + "..."
-    told = f"{kind}: {text}" if kind and text else kind or text
-    return f"{told} ({where})" if where else told
+    description = f"{error_type}: {text}" if error_type and text else error_type or text
+    return f"{description} ({where})" if where else description
