@@ -91,21 +91,21 @@ class GoldenRows:
         inputs = spec.input.arrays(rows)
         failed = dict(enumerate(_failures(rows)))
         good = [row for row, failure in failed.items() if failure is None]
-        found, raised = _predict(take_rows(inputs, good), reduce)
+        predicted, raised = _predict(take_rows(inputs, good), reduce)
         failed |= {good[row]: failure for row, failure in raised.items()}
         kept = [row for row in good if failed[row] is None]
         lines = {row: f"failed: {failure}" for row, failure in failed.items() if failure}
         if kept:
-            lines |= dict(zip(kept, self._compare(spec, found, rows, kept), strict=True))
+            lines |= dict(zip(kept, self._compare(spec, predicted, rows, kept), strict=True))
         ids = rows.column(ROW_ID).to_pylist()
         return [f"{ids[row]}: {lines[row]}" for row in sorted(lines) if lines[row]]
 
     def _compare(
-        self, spec: ModelSpec, found: Arrays, rows: pa.Table, kept: Sequence[int]
+        self, spec: ModelSpec, predicted: Arrays, rows: pa.Table, kept: Sequence[int]
     ) -> list[str]:
         """Return '' for each of the kept rows that agrees."""
         places, task = pa.array(kept), make_task(spec.task)
-        made = pa.table(task.columns(found, np.ones(len(kept), bool), rows.take(places)))
+        made = pa.table(task.columns(predicted, np.ones(len(kept), bool), rows.take(places)))
         limits = replace(self.limits, max_score_diff=self._score_diff(spec))
         return task.differences(self.expected.take(places), made, limits)
 
@@ -134,8 +134,8 @@ def _predict(inputs: Inputs, reduce: Reduce) -> tuple[Arrays, dict[int, str]]:
             pieces.append(reduce(take_rows(inputs, slice(row, row + 1))))
         except Exception as error:  # noqa: BLE001  # as above
             raised[row] = f"{type(error).__name__}: {error}"
-    found: Arrays = {}
+    predicted: Arrays = {}
     for index, piece in enumerate(pieces):
         for name, values in piece.items():
-            scatter_batch(found, name, len(pieces), np.array([index]), values)
-    return found, raised
+            scatter_batch(predicted, name, len(pieces), np.array([index]), values)
+    return predicted, raised

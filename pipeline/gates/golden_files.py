@@ -47,34 +47,34 @@ def read_golden(
         return None
     columns = [file_name_of(name) for name in reader.fields.names]
     if golden.uri.endswith(".parquet"):
-        found = _read_file(golden)
+        table = _read_file(golden)
     elif len(columns) == 1 and pa.types.is_large_binary(reader.fields.types[0]):
-        found = _read_folder(golden, task, columns[0])
+        table = _read_folder(golden, task, columns[0])
     else:
         needed = " and ".join(columns)
         raise JobError(f"{_FIELD} = {golden.uri}: rows of {needed} need a .parquet file")
-    if not 0 < found.num_rows <= MAX_ROWS:
+    if not 0 < table.num_rows <= MAX_ROWS:
         raise JobError(
-            f"{_FIELD} = {golden.uri}: has {found.num_rows} rows, must be 1 to {MAX_ROWS}"
+            f"{_FIELD} = {golden.uri}: has {table.num_rows} rows, must be 1 to {MAX_ROWS}"
         )
-    if found.nbytes > MAX_BYTES:
-        size = f"{found.nbytes / 2**20:.0f} MiB, must be at most {MAX_BYTES // 2**20}"
+    if table.nbytes > MAX_BYTES:
+        size = f"{table.nbytes / 2**20:.0f} MiB, must be at most {MAX_BYTES // 2**20}"
         raise JobError(f"{_FIELD} = {golden.uri}: has {size}")
-    found = _with_vectors(found, reader, golden.uri)
+    table = _with_vectors(table, reader, golden.uri)
     for name in (*columns, *make_task(task).golden_columns()):
-        if name not in found.column_names or found.column(name).null_count:
-            what = "a null in" if name in found.column_names else "no"
+        if name not in table.column_names or table.column(name).null_count:
+            what = "a null in" if name in table.column_names else "no"
             raise JobError(f"{_FIELD} = {golden.uri}: has {what} column {name!r}")
     return GoldenRows(
-        rows=_as_rows(found, reader, golden.uri),
-        expected=_as_expected(found, task, golden.uri),
+        rows=_as_rows(table, reader, golden.uri),
+        expected=_as_expected(table, task, golden.uri),
         limits=AgreementLimits.of(gates),
         max_score_diff=golden.max_score_diff,
         refuses=golden.mode == "fail" and not is_accepted,
     )
 
 
-def _with_vectors(found: pa.Table, reader: Reader, uri: str) -> pa.Table:
+def _with_vectors(table: pa.Table, reader: Reader, uri: str) -> pa.Table:
     """Add the vectors of features, and texts beside them, if the rows have their columns instead.
 
     Raises:
@@ -82,43 +82,45 @@ def _with_vectors(found: pa.Table, reader: Reader, uri: str) -> pa.Table:
     """
     names = reader.source.input_columns.names
     wanted = {name: file_name_of(name) for name in reader.fields.names if is_feature(name)}
-    made = {name: own for name, own in wanted.items() if own not in found.column_names}
-    if not made or not {*names} <= {*found.column_names}:
-        return found
+    made = {name: column for name, column in wanted.items() if column not in table.column_names}
+    if not made or not {*names} <= {*table.column_names}:
+        return table
     columns = columns_of(reader.source)
     for name in names:
-        if trouble := columns.trouble(name, found.schema.field(name).type):
-            kind = found.schema.field(name).type
-            raise JobError(f"{_FIELD} = {uri}: column {name!r} is {kind}, {trouble}")
-    failures: list[Failure | None] = [None] * found.num_rows
-    own = columns.read(found, failures, Place("", uri))
+        if trouble := columns.trouble(name, table.schema.field(name).type):
+            column_type = table.schema.field(name).type
+            raise JobError(f"{_FIELD} = {uri}: column {name!r} is {column_type}, {trouble}")
+    failures: list[Failure | None] = [None] * table.num_rows
+    vectors = columns.read(table, failures, Place("", uri))
     for row, failure in enumerate(failures):
         if failure is not None:
             raise JobError(f"{_FIELD} = {uri}: row {row}: {failure.message}")
     for name, shown in made.items():
-        found = found.append_column(shown, own.columns[name])
-    return found
+        table = table.append_column(shown, vectors.columns[name])
+    return table
 
 
-def _as_rows(found: pa.Table, reader: Reader, uri: str) -> pa.Table:
+def _as_rows(table: pa.Table, reader: Reader, uri: str) -> pa.Table:
     inputs: dict[str, pa.Array] = {}
-    for field, kind in zip(reader.fields.names, reader.fields.types, strict=True):
+    for field, column_type in zip(reader.fields.names, reader.fields.types, strict=True):
         name = file_name_of(field)
         try:
-            inputs[field] = pc.cast(found.column(name), kind).combine_chunks()
+            inputs[field] = pc.cast(table.column(name), column_type).combine_chunks()
         except pa.ArrowInvalid as error:
-            raise JobError(f"{_FIELD} = {uri}: column {name!r} must be {kind}: {error}") from None
+            raise JobError(
+                f"{_FIELD} = {uri}: column {name!r} must be {column_type}: {error}"
+            ) from None
         except pa.ArrowNotImplementedError:
-            raise JobError(f"{_FIELD} = {uri}: column {name!r} must be {kind}") from None
-    ids = [f"#{row}" for row in range(found.num_rows)]
-    if ROW_ID in found.column_names:
-        ids = [str(value) for value in found.column(ROW_ID).to_pylist()]
-    return make_rows(reader, ids, ids, inputs, [None] * found.num_rows)
+            raise JobError(f"{_FIELD} = {uri}: column {name!r} must be {column_type}") from None
+    ids = [f"#{row}" for row in range(table.num_rows)]
+    if ROW_ID in table.column_names:
+        ids = [str(value) for value in table.column(ROW_ID).to_pylist()]
+    return make_rows(reader, ids, ids, inputs, [None] * table.num_rows)
 
 
-def _as_expected(found: pa.Table, task: TaskSpec, uri: str) -> pa.Table:
+def _as_expected(table: pa.Table, task: TaskSpec, uri: str) -> pa.Table:
     try:
-        return make_task(task).parse_golden(found)
+        return make_task(task).parse_golden(table)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
         columns = ", ".join(make_task(task).golden_columns())
         raise JobError(
@@ -142,9 +144,9 @@ def _read_folder(golden: Golden, task: TaskSpec, column: str) -> pa.Table:
     paths = [file.path for file in store.list_files() if "/." not in f"/{file.path}"]
     loose = [path for path in paths if "/" not in path]
     if loose or not 0 < len(paths) <= MAX_ROWS:
-        found = f"{loose[0]} lies in no folder" if loose else f"there are {len(paths)} files"
+        problem = f"{loose[0]} lies in no folder" if loose else f"there are {len(paths)} files"
         raise JobError(
-            f"{_FIELD} = {golden.uri}: {found}; write <label>/<file>, 1 to {MAX_ROWS} files"
+            f"{_FIELD} = {golden.uri}: {problem}; write <label>/<file>, 1 to {MAX_ROWS} files"
         )
     files = store.read_many(paths)
     for value in files.values():

@@ -60,13 +60,13 @@ def look_back(store: Store, layout: Layout, base: Manifest | None, num_partition
     """
     names = earlier_names(layout.name, store.list_folders("_control"))[:_LOOKED_AT]
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = pool.map(partial(_current_or_none, store), map(Layout, names))
-        published = [manifest for manifest in found if manifest is not None]
+        manifests = pool.map(partial(_current_or_none, store), map(Layout, names))
+        published = [manifest for manifest in manifests if manifest is not None]
     last = published[:num_partitions]
     candidates = [(manifest, manifest.partition) for manifest in last]
     if base is not None:
         candidates.append((base, f"version {base.number}"))
-    rows = tuple(each.num_rows for each in last)
+    rows = tuple(manifest.num_rows for manifest in last)
     for manifest, basis in candidates:
         if manifest.distribution:
             return Past(rows, Distribution.from_dict(manifest.distribution), basis)

@@ -84,13 +84,13 @@ def _result(gate: Gate, section: Gates, figures: Figures, past: Past) -> GateRes
     """Return what a gate says of a run, no worse than its mode allows."""
     mode = gate.mode(section)
     if mode == "off":
-        found = Finding("off", "not judged: the gate is off")
+        finding = Finding("off", "not judged: the gate is off")
     elif gate.judges_computed and figures.computed is not None:
-        found = _judge_computed(gate, section, figures, figures.computed, past)
+        finding = _judge_computed(gate, section, figures, figures.computed, past)
     else:
-        found = gate.judge(section, figures, past)
-    status = "warn" if found.level == "fail" and mode == "warn" else found.level
-    return GateResult(gate.name, status, found.value, found.limit, found.message)
+        finding = gate.judge(section, figures, past)
+    status = "warn" if finding.level == "fail" and mode == "warn" else finding.level
+    return GateResult(gate.name, status, finding.value, finding.limit, finding.message)
 
 
 def _judge_computed(
@@ -100,5 +100,5 @@ def _judge_computed(
     if num_rows < least:
         return Finding("off", f"{num_rows} computed predictions; not judged below {least}")
     alone = replace(figures, distribution=computed, num_predicted=num_rows)
-    found = gate.judge(section, alone, past)
-    return replace(found, message=f"of the computed rows: {found.message}")
+    finding = gate.judge(section, alone, past)
+    return replace(finding, message=f"of the computed rows: {finding.message}")

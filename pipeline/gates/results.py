@@ -53,7 +53,7 @@ def parse_accepted(texts: Sequence[str]) -> dict[str, str]:
         name, _, reason = text.partition("=")
         if name == CONSERVATION:
             raise JobError(f"--accept {name}: rows that are not accounted for cannot be accepted")
-        known = [each for each in names(GATES) if each != CONSERVATION]
+        known = [gate for gate in names(GATES) if gate != CONSERVATION]
         if name not in known:
             raise JobError(f"--accept {name}: no such gate; there are {', '.join(known)}")
         if not reason.strip():
@@ -97,5 +97,7 @@ def require_pass(results: Sequence[GateResult], quarantined: str = "") -> None:
         GateRefused: Names the gates that failed, with their figures.
     """
     if reasons := failures(results):
-        told = f"; quarantined: {quarantined}" if quarantined and quarantined not in reasons else ""
-        raise GateRefused(f"nothing was published; {reasons}{told}{how_to_accept(results)}")
+        quarantine = (
+            f"; quarantined: {quarantined}" if quarantined and quarantined not in reasons else ""
+        )
+        raise GateRefused(f"nothing was published; {reasons}{quarantine}{how_to_accept(results)}")

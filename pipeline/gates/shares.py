@@ -32,8 +32,8 @@ class NotEmpty(Gate):
     name = "not_empty"
 
     def judge(self, options: Gates, figures: Figures, past: Past) -> Finding:
-        found = f"{figures.num_shards} shards with {figures.num_planned} rows"
-        message = figures.why_empty if figures.why_empty and not figures.num_shards else found
+        counts = f"{figures.num_shards} shards with {figures.num_planned} rows"
+        message = figures.why_empty if figures.why_empty and not figures.num_shards else counts
         if figures.num_planned:
             return Finding("pass", message, float(figures.num_planned), 1.0)
         if options.allow_empty:
@@ -139,8 +139,8 @@ class ReasonShares(Gate):
             f"limit {caps[reason]:g}%"
             for reason in over or [worst]
         )
-        found = [cause for cause in figures.causes if cause.reason in over]
-        if words := format_causes(found, sum(reasons.get(reason, 0) for reason in over)):
+        causes = [cause for cause in figures.causes if cause.reason in over]
+        if words := format_causes(causes, sum(reasons.get(reason, 0) for reason in over)):
             message += f" ({words})"
         value, limit = shares[worst], caps[worst]
         if num_rows < options.min_rows:

@@ -109,10 +109,10 @@ def _in_words(name: str, before: Any, after: Any) -> Iterator[str]:
         yield _WORDS.get(name, f"the {name}")
         return
     for key in {**before, **after}:
-        old, new = (each.get(key, "default") for each in (before, after))
+        old, new = (settings.get(key, "default") for settings in (before, after))
         if old == new:
             continue
-        is_shown = all(isinstance(each, str | int | float | None) for each in (old, new))
+        is_shown = all(isinstance(value, str | int | float | None) for value in (old, new))
         change = "" if not is_shown or key.endswith("_sha256") else f" {old} -> {new}"
         yield _SETTINGS.get(key) or clean_message(f"{section}.{key}{change}")
 

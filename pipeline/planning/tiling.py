@@ -91,14 +91,14 @@ def require_complete(plan: Plan, staged: Staged) -> Slices:
 
 def _by_unit(plan: Plan, staged: Staged) -> Iterator[tuple[Unit, list[SliceKey]]]:
     """Yield every unit with its staged slices in order, of slices in pieces all or none."""
-    found: defaultdict[int, list[SliceKey]] = defaultdict(list)
+    by_unit: defaultdict[int, list[SliceKey]] = defaultdict(list)
     for key in staged:
-        found[key.unit].append(key)
+        by_unit[key.unit].append(key)
     for unit in plan.units:
         if unit.cut is None:
-            yield unit, [piece for key in unit.slices() for piece in _pieces(key, staged, found)]
+            yield unit, [piece for key in unit.slices() for piece in _pieces(key, staged, by_unit)]
             continue
-        keys = sorted(found[unit.index], key=lambda key: (key.start, key.end))
+        keys = sorted(by_unit[unit.index], key=lambda key: (key.start, key.end))
         for one, other in pairwise(keys):
             if one.is_last or other.start < one.end:
                 raise InfraError(
@@ -124,14 +124,14 @@ def _tiled(key: SliceKey, inside: Set[SliceKey]) -> list[SliceKey] | None:
         return [key]
     if key.num_rows == 1 or not inside:
         return None
-    found: list[SliceKey] = []
+    pieces: list[SliceKey] = []
     for half in key.halves():
-        own = {k for k in inside if half.start <= k.start and k.end <= half.end}
-        pieces = _tiled(half, own)
-        if pieces is None:
+        in_half = {k for k in inside if half.start <= k.start and k.end <= half.end}
+        half_pieces = _tiled(half, in_half)
+        if half_pieces is None:
             return None
-        found += pieces
-    return found
+        pieces += half_pieces
+    return pieces
 
 
 def _missing_starts(unit: Unit, done: Sequence[SliceKey]) -> list[int]:

@@ -59,20 +59,20 @@ def choose_checked(
     chosen = [np.zeros(0, np.int64)]  # runs, and places in them, as one number
     before = np.cumsum(runs[:, 2]) - runs[:, 2]
     for version in np.unique(runs[:, 3]).tolist():
-        own = np.flatnonzero(runs[:, 3] == version)
-        own = own[np.argsort(runs[own, 4], kind="stable")]
+        version_runs = np.flatnonzero(runs[:, 3] == version)
+        version_runs = version_runs[np.argsort(runs[version_runs, 4], kind="stable")]
         random = np.random.default_rng([int(seed[:16], 16), version])
         bounds = np.cumsum([0, *part_rows[version]])
         # A run may reach over several parts; a rank counts the known rows of the version.
-        ranks = np.cumsum(np.append(0, runs[own, 2]))
-        firsts = runs[own, 4]
+        ranks = np.cumsum(np.append(0, runs[version_runs, 2]))
+        firsts = runs[version_runs, 4]
         at = np.searchsorted(firsts, bounds, "right") - 1
-        inside = np.clip(bounds - firsts[at.clip(0)], 0, runs[own, 2][at.clip(0)])
+        inside = np.clip(bounds - firsts[at.clip(0)], 0, runs[version_runs, 2][at.clip(0)])
         cuts = np.where(at < 0, 0, ranks[at.clip(0)] + inside)
         for low, high in pairwise(cuts):
             drawn = _draw(int(low), int(high), share, random)
             run = np.searchsorted(ranks, drawn, "right") - 1
-            chosen.append(before[own[run]] + drawn - ranks[run])
+            chosen.append(before[version_runs[run]] + drawn - ranks[run])
     every = np.unique(np.concatenate(chosen))
     run = np.searchsorted(before, every, "right") - 1
     return np.stack([runs[run, 0], runs[run, 1] + every - before[run]], axis=1)
@@ -146,12 +146,12 @@ class Checker:
         lost = computed.filter(pc.invert(pc.or_(is_good, is_of_moment))).select([ROW_ID, ERROR])
         lines = [f"{row[ROW_ID]}: is in quarantine now: {row[ERROR]}" for row in lost.to_pylist()]
         columns = [field.name for field in task.fields()]
-        known, found = known.filter(is_good), computed.filter(is_good)
-        ids = found.column(ROW_ID).to_pylist()
+        known, recomputed = known.filter(is_good), computed.filter(is_good)
+        ids = recomputed.column(ROW_ID).to_pylist()
         others = others.filter(pc.is_null(others.column(ERROR))).select(columns)
         before, now = (
-            pa.concat_tables([each.select(columns).cast(others.schema), others])
-            for each in (known, found)
+            pa.concat_tables([rows.select(columns).cast(others.schema), others])
+            for rows in (known, recomputed)
         )
         differences = task.differences(before, now, self.limits.with_ties())[: len(ids)]
         lines += [f"{i}: {text}" for i, text in zip(ids, differences, strict=True) if text]

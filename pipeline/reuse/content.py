@@ -91,7 +91,7 @@ def _halves(hashes: Hashes) -> tuple[Numbers, Numbers]:
 def _look_up(index: tuple[Any, ...], high: Numbers, low: Numbers) -> Numbers:
     """Return the ordinals, int64 (M,), of hashes, whose halves are int64 (M,)."""
     highs, lows, ordinals = index
-    found = np.full(len(high), UNKNOWN, np.int64)
+    places = np.full(len(high), UNKNOWN, np.int64)
     open_rows = np.arange(len(high))
     at = np.searchsorted(highs, high)
     while len(open_rows):
@@ -101,6 +101,6 @@ def _look_up(index: tuple[Any, ...], high: Numbers, low: Numbers) -> Numbers:
         same = highs[at] == high[open_rows]
         open_rows, at = open_rows[same], at[same]
         hit = lows[at] == low[open_rows]
-        found[open_rows[hit]] = ordinals[at[hit]]
+        places[open_rows[hit]] = ordinals[at[hit]]
         open_rows, at = open_rows[~hit], at[~hit] + 1
-    return found
+    return places

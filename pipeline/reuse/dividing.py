@@ -73,21 +73,21 @@ def divide(plan: Plan, versions: Sequence[Mapping[str, KnownShard]], row_bytes: 
     known: dict[str, tuple[int, KnownShard]] = {}
     shards: list[ShardRows] = []
     for path, group in groupby(pairs, key=lambda pair: pair[1].path):
-        own = list(group)
-        uri, unit, extents = root.url(path), own[0][0], [extent for _, extent in own]
+        pieces = list(group)
+        uri, unit, extents = root.url(path), pieces[0][0], [extent for _, extent in pieces]
         counted = None if unit.cut is not None else sum(extent.num_rows for extent in extents)
-        found = next(
+        match = next(
             ((n, v[uri]) for n, v in enumerate(versions)
              if uri in v and _is_same(extents[0], counted, v[uri])), None
         )  # fmt: skip
         is_alone = unit.cut is None or len(unit.extents) == 1
-        if found is None or not is_alone or any(each.reason is not None for each in extents):
+        if match is None or not is_alone or any(extent.reason is not None for extent in extents):
             state: State = "changed" if versions and uri in versions[0] else "new"
             shards.append(ShardRows(uri, state, 0, counted))
             continue
-        known[path] = found
-        failed = len(found[1].failed)
-        shards.append(ShardRows(uri, "unchanged", found[1].num_rows - failed, failed))
+        known[path] = match
+        failed = len(match[1].failed)
+        shards.append(ShardRows(uri, "unchanged", match[1].num_rows - failed, failed))
     here = {shard.uri for shard in shards}
     newest = versions[0].values() if versions else ()
     gone = (ShardRows(s.uri, "gone", 0, 0, s.num_rows) for s in newest if s.uri not in here)

@@ -50,9 +50,9 @@ class Quarantined:
 def read_quarantined(store: Store, base: Manifest, reasons: frozenset[str]) -> Quarantined:
     """Count the failed rows of a version by their reasons."""
     tables = [read_columns(store, part.path, ["reason"]) for part in base.quarantine_parts]
-    found = Counter[str](reason for table in tables for reason in table.column(0).to_pylist())
-    asked, duplicates = sum(found[each] for each in reasons), found[Reason.DUPLICATE_ID.value]
-    return Quarantined(found, asked, found.total() - asked - duplicates, duplicates)
+    counts = Counter[str](reason for table in tables for reason in table.column(0).to_pylist())
+    asked, duplicates = sum(counts[reason] for reason in reasons), counts[Reason.DUPLICATE_ID.value]
+    return Quarantined(counts, asked, counts.total() - asked - duplicates, duplicates)
 
 
 def check_reasons(given: Sequence[str]) -> frozenset[str]:
@@ -97,15 +97,15 @@ def kept_failures(reuse: Reuse, retry: Retry, plan: Plan) -> pa.Table | None:
                         places[uri, row] = unit.index, at
             first += extent.num_rows
     names = zip(rows.column(SHARD).to_pylist(), rows.column(ROW).to_pylist(), strict=True)
-    found = np.array([places.get(name, (-1, -1)) for name in names], np.int64).reshape(-1, 2)
-    is_here = found[:, 0] >= 0
-    rows, found = rows.filter(pa.array(is_here)), found[is_here]
+    locations = np.array([places.get(name, (-1, -1)) for name in names], np.int64).reshape(-1, 2)
+    is_here = locations[:, 0] >= 0
+    rows, locations = rows.filter(pa.array(is_here)), locations[is_here]
     if not rows.num_rows:
         return None
-    columns = {"unit": pa.array(found[:, 0]), "row": pa.array(found[:, 1])}
-    for each in plan.staged_schema():
-        name = _NAMES.get(each.name, each.name)
+    columns = {"unit": pa.array(locations[:, 0]), "row": pa.array(locations[:, 1])}
+    for field in plan.staged_schema():
+        name = _NAMES.get(field.name, field.name)
         is_there = name in rows.column_names
-        values = rows.column(name) if is_there else pa.nulls(rows.num_rows, each.type)
-        columns[each.name] = values
+        values = rows.column(name) if is_there else pa.nulls(rows.num_rows, field.type)
+        columns[field.name] = values
     return pa.table(columns)

@@ -140,8 +140,8 @@ class Filler:
             return None
 
     def _columns(self, version: Version, *, is_whole: bool) -> pa.Schema:
-        left_out = {*failure_columns([]), *(() if is_whole else self.known.own)}
-        fields = [each for each in self.known.schema if each.name not in left_out]
+        left_out = {*failure_columns([]), *(() if is_whole else self.known.source_columns)}
+        fields = [field for field in self.known.schema if field.name not in left_out]
         takes_hash = is_whole and self.known.hashes and version.has_hashes
         return pa.schema([*fields, *([INPUT_HASH_FIELD] if takes_hash else [])])
 
@@ -197,18 +197,18 @@ class Filler:
                 self._give_up(number, error, 0, counters)
                 continue
             hit = left[ordinals != UNKNOWN]
-            found = (
+            predictions = (
                 self._read(number, ordinals[ordinals != UNKNOWN], counters, is_whole=False)
                 if len(hit)
                 else None
             )
-            if found is None:
+            if predictions is None:
                 continue
             places = asked[hit]
-            own = rows.select([*known.own]).take(pa.array(places))
-            for name in found.column_names:
-                own = own.append_column(name, found.column(name))
-            aside.add(at[places], own, index.version.source)
+            columns = rows.select([*known.source_columns]).take(pa.array(places))
+            for name in predictions.column_names:
+                columns = columns.append_column(name, predictions.column(name))
+            aside.add(at[places], columns, index.version.source)
             is_left[hit] = False
             goes_on[places] = are_drawn(keys[hit], known.checked_probability, known.seed)
             num_known += int((~goes_on[places]).sum())
@@ -247,20 +247,22 @@ class _Aside:
         columns[SOURCE] = self._spread(sources, pa.string())
         if known.hashes:
             columns[INPUT_HASH] = self._spread(self._hashes, INPUT_HASH_FIELD.type)
-        for name, kind in zip(known.schema.names, known.schema.types, strict=True):
+        for name, column_type in zip(known.schema.names, known.schema.types, strict=True):
             pieces = [
                 (at, as_array(rows.column(name)))
                 for at, rows, _ in self._pieces
                 if name in rows.column_names
             ]
-            columns[name] = self._spread(pieces, kind)
+            columns[name] = self._spread(pieces, column_type)
         return pa.table(columns)
 
-    def _spread(self, pieces: Sequence[tuple[Numbers, pa.Array]], kind: pa.DataType) -> pa.Array:
+    def _spread(
+        self, pieces: Sequence[tuple[Numbers, pa.Array]], column_type: pa.DataType
+    ) -> pa.Array:
         """Return a column of N rows, null where no piece has one."""
         if not pieces:
-            return pa.nulls(len(self.missing), kind)
-        values = pa.concat_arrays([values.cast(kind) for _, values in pieces])
+            return pa.nulls(len(self.missing), column_type)
+        values = pa.concat_arrays([values.cast(column_type) for _, values in pieces])
         places = np.full(len(self.missing), UNKNOWN, np.int64)
         places[np.concatenate([at for at, _ in pieces])] = np.arange(len(values))
         return values.take(pa.array(places, mask=places == UNKNOWN))
@@ -285,20 +287,20 @@ def _read_rows(
         some = replace(unit, cut=cut)
     tables = [reader.schema.empty_table()]
     for block in read(some, frozenset([0])):
-        for _, counted, table, _ in unpack(block):
+        for _, counted, piece, _ in unpack(block):
             counters.update(merge(counters, counted))
-            tables.append(table)
-    found = pa.concat_tables(tables)
-    kept = found.num_rows - 1
-    last = next(iter(failures_of(found.slice(max(0, kept)))), None)
+            tables.append(piece)
+    table = pa.concat_tables(tables)
+    kept = table.num_rows - 1
+    last = next(iter(failures_of(table.slice(max(0, kept)))), None)
     if unit.cut is None or last is None or last.reason != Reason.UNREADABLE_SHARD:
-        if found.num_rows == len(rows):
-            return found
+        if table.num_rows == len(rows):
+            return table
         raise InfraError(
-            f"{reader.store.url(unit.extents[0].path)}: {found.num_rows} rows were read, expected "
+            f"{reader.store.url(unit.extents[0].path)}: {table.num_rows} rows were read, expected "
             f"{len(rows)}; nothing was written, run again"
         )
     # The last row stands for all behind the one before it.
     rest = unit.extents[0].choose(rows[kept:].tolist())
     failed = failed_rows(reader, rest, 0, last)
-    return pa.concat_tables([found.slice(0, kept), failed])
+    return pa.concat_tables([table.slice(0, kept), failed])

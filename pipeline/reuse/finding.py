@@ -123,7 +123,7 @@ class Reuse:
             plan: As it is stored.
         """
         bare = Known(
-            (), plan.staged_schema(), plan.own_columns, (*plan.fields.names,),
+            (), plan.staged_schema(), plan.source_columns, (*plan.fields.names,),
             hashes=plan.has_hashes, seed=plan.fingerprint,
             usual_rows=SliceSizes.of(job, plan.batch_size, plan.task).most,
         )  # fmt: skip
@@ -201,8 +201,8 @@ def find_reuse(
         {s.uri: s for s in one.shards} if one.has_same_rows and not has_uris else {}
         for one in earlier
     ]
-    found = replace(nothing, earlier=tuple(earlier), by_content=by_content)
-    division = divide(plan, known, found.row_bytes)
+    reuse = replace(nothing, earlier=tuple(earlier), by_content=by_content)
+    division = divide(plan, known, reuse.row_bytes)
     few = division.num_known <= LEAST_ROWS and retry is None
     if few and not by_content:
         if division.num_known:
@@ -213,7 +213,7 @@ def find_reuse(
         return replace(nothing, why_not=why)
     changed = changed_versions(earlier[0].table.about.environment, environment_versions())
     return replace(
-        found,
+        reuse,
         plan=replace(plan, units=division.units),
         division=division,
         why_not="; ".join(reasons),
@@ -244,12 +244,12 @@ def _usable(
     by_content: bool,
 ) -> tuple[list[Earlier], list[str]]:
     """Return the versions to take rows from, newest first, and why newer ones are none."""
-    found: list[Earlier] = []
+    usable: list[Earlier] = []
     reasons: list[str] = []
     candidates = _candidates(store, layout, base) if retry is None else iter([(layout, retry.base)])
     today = day_of(dt.datetime.now(dt.UTC))
     oldest = today - job.run.reuse_max_age_days
-    while len(found) < _MOST_SOURCES:
+    while len(usable) < _MOST_SOURCES:
         try:
             where, manifest = next(candidates)
         except StopIteration:
@@ -282,8 +282,8 @@ def _usable(
             days = [shard.computed_day for shard in shards]
             facts = (table.about.has_places, has_hashes, f"{min(days)}-{max(days)}" if days else "")
             version = Version(store, where.partition, manifest.number, manifest.token, *facts)
-            found.append(Earlier(version, manifest, table, shards, has_same_rows))
-    return found, reasons if not found else []
+            usable.append(Earlier(version, manifest, table, shards, has_same_rows))
+    return usable, reasons if not usable else []
 
 
 def _why_other(table: ShardTable, manifest: Manifest, plan: Plan, retry: Retry | None) -> str:

@@ -27,7 +27,7 @@ class Known:
     """The newest first."""
     schema: pa.Schema
     """Of staged rows."""
-    own: tuple[str, ...]
+    source_columns: tuple[str, ...]
     """Those of them that rows have from the source."""
     inputs: tuple[str, ...]
     """The columns of the source that hold the input."""

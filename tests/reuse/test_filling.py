@@ -142,7 +142,7 @@ def test_rows_are_found_by_ordinal_and_by_content_in_any_order(by: tuple[str, ..
     assert known is not None
     version = known.versions[0]
     schema = pa.schema(
-        [*(plan.staged_schema().field(n) for n in plan.own_columns), INPUT_HASH_FIELD]
+        [*(plan.staged_schema().field(n) for n in plan.source_columns), INPUT_HASH_FIELD]
     )
     reader = PartReader(version, schema)
     ids = [f"s.parquet#{row}" for row in range(NUM_ROWS) if row != 7]

@@ -228,7 +228,7 @@ def predict_rows(rows: pa.Table, plan: Plan, broken: Collection[str], salt: int 
         None if label is None else [{"label": label, "label_id": number, "score": 0.5}]
         for label, number in zip(labels, numbers, strict=True)
     ]
-    columns = {name: rows.column(name) for name in plan.own_columns}
+    columns = {name: rows.column(name) for name in plan.source_columns}
     columns |= {"label": labels, "score": scores, "top_k": top, **failure_columns(failures)}
     others = pa.array(numbers, pa.int32())
     schema = plan.staged_schema()
