@@ -31,7 +31,7 @@ def registered(group: str, name: str, also: tuple[str, ...] = ()) -> Any:
     try:
         return registry.load(group, name)
     except KeyError:
-        *most, last = (repr(each) for each in (*also, *registry.names(group)))
+        *most, last = (repr(choice) for choice in (*also, *registry.names(group)))
         expected = f"{', '.join(most)} or {last}" if most else last
         raise PydanticKnownError("literal_error", {"expected": expected}) from None
     except JobError as error:
@@ -71,11 +71,11 @@ def _problems(
     try:
         options_of(section, options)
     except ValidationError as error:
-        for each in error.errors(include_url=False):
-            message = each["msg"].removeprefix("Value error, ")
-            if each["type"] == "extra_forbidden":
-                message = f"unknown key, {_known(str(each['loc'][-1]), section)}"
-            yield f"{'.'.join([field, *map(str, each['loc'])])}: {message}"
+        for details in error.errors(include_url=False):
+            message = details["msg"].removeprefix("Value error, ")
+            if details["type"] == "extra_forbidden":
+                message = f"unknown key, {_known(str(details['loc'][-1]), section)}"
+            yield f"{'.'.join([field, *map(str, details['loc'])])}: {message}"
 
 
 def _known(name: str, section: type[Section]) -> str:

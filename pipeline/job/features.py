@@ -84,8 +84,8 @@ class FeatureColumn(Section):
     @property
     def origin_at(self) -> dt.datetime:
         """Return the origin, in UTC."""
-        found = dt.datetime.fromisoformat(self.origin or "1970-01-01")
-        return found.replace(tzinfo=dt.UTC) if found.tzinfo is None else found.astimezone(dt.UTC)
+        origin = dt.datetime.fromisoformat(self.origin or "1970-01-01")
+        return origin.replace(tzinfo=dt.UTC) if origin.tzinfo is None else origin.astimezone(dt.UTC)
 
     @model_validator(mode="after")
     def _fits_together(self) -> FeatureColumn:
@@ -147,9 +147,9 @@ def column_of(entry: FeatureEntry) -> str:
     return entry if isinstance(entry, str) else entry.column
 
 
-_KINDS = (*(f"{kind}_column" for kind in ENCODED), "uri_column", "text_column", "features")
+_INPUT_FIELDS = (*(f"{name}_column" for name in ENCODED), "uri_column", "text_column", "features")
 _NEEDS = {
-    **{f"{kind}_encoding": f"{kind}_column" for kind in ENCODED},
+    **{f"{name}_encoding": f"{name}_column" for name in ENCODED},
     "text_pair_column": "text_column",
     "null_features": "features",
     "lossy_features": "features",
@@ -183,10 +183,10 @@ class SourceInput(Section):
     """As `source.lossy_features`."""
 
     @model_validator(mode="after")
-    def _of_one_kind(self) -> SourceInput:
-        given = [name for name in _KINDS if getattr(self, name)]
+    def _of_one_input(self) -> SourceInput:
+        given = [name for name in _INPUT_FIELDS if getattr(self, name)]
         if len(given) != 1:
-            raise ValueError(f"give one of {', '.join(_KINDS[:-1])} and {_KINDS[-1]}")
+            raise ValueError(f"give one of {', '.join(_INPUT_FIELDS[:-1])} and {_INPUT_FIELDS[-1]}")
         for name, needed in _NEEDS.items():
             if name in self.model_fields_set and needed not in given:
                 raise ValueError(f"{name} has no effect without {needed}")

@@ -172,7 +172,7 @@ class Run(Section):
         if not isinstance(price, dict):
             return price
         of_nodes = [next((price[x] for x in labels if x in price), None) for labels in nodes]
-        known = [each for each in of_nodes if each is not None]
+        known = [node_price for node_price in of_nodes if node_price is not None]
         return fmean(known) if known and len(known) == len(of_nodes) else None
 
     @field_validator("deadline")
@@ -250,9 +250,9 @@ class Job(Section):
 
     @model_validator(mode="after")
     def _golden_is_comparable(self) -> Job:
-        kind = self.model.known_task
-        if self.gates.golden is None or kind is None:
+        task = self.model.known_task
+        if self.gates.golden is None or task is None:
             return self
-        if not registry.load(registry.TASKS, kind).has_golden:
-            raise ValueError(f"gates.golden has no effect with task {kind!r}")
+        if not registry.load(registry.TASKS, task).has_golden:
+            raise ValueError(f"gates.golden has no effect with task {task!r}")
         return self

@@ -247,18 +247,21 @@ class Model(Section):
 
     def problems_of(self, task: str) -> Iterator[str]:
         """Yield what of this section does not fit a task."""
-        kind = registry.load(registry.TASKS, task)
-        own = kind.job_fields
+        task_class = registry.load(registry.TASKS, task)
         owners: dict[str, list[str]] = {}
         for owner in registry.built_in(registry.TASKS):
             for field in registry.load(registry.TASKS, owner).job_fields:
                 owners.setdefault(field, []).append(repr(owner))
         for field, tasks in owners.items():
-            if field in self.model_fields_set and getattr(self, field) and field not in own:
+            if (
+                field in self.model_fields_set
+                and getattr(self, field)
+                and field not in task_class.job_fields
+            ):
                 can_be_null = type(self).model_fields[field].default is None
                 otherwise = f", or --set model.{field}=null" if can_be_null else ""
                 yield (
                     f"{field} has no effect with task {task!r}, only {', '.join(tasks)}: "
                     f"leave it out{otherwise}"
                 )
-        yield from kind.problems(self)
+        yield from task_class.problems(self)

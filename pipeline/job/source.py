@@ -36,7 +36,7 @@ _OTHER_COLUMNS = ("uri_column", "features", "text_column", "inputs")
 class InputColumns(NamedTuple):
     """The columns of a shard that hold the input of a row."""
 
-    kind: str
+    content: str
     """What they hold: a name of `ENCODED`, `uri` of such files, `features`, `text` or `several`."""
     names: tuple[str, ...]
     """In the order in which the model takes them; one for images, clips and URIs."""
@@ -191,10 +191,12 @@ class Source(Section):
         Neither where the shards are, which the plan says, nor what may hold secrets: storage
         options, and options of installed packages.
         """
-        is_own = self.format in registry.built_in(registry.SOURCES)
+        is_built_in = self.format in registry.built_in(registry.SOURCES)
         hidden = {"uri", "files", "storage_options"}
         return self.model_dump(
-            mode="json", exclude_defaults=True, exclude=hidden if is_own else hidden | {"options"}
+            mode="json",
+            exclude_defaults=True,
+            exclude=hidden if is_built_in else hidden | {"options"},
         )
 
     @classmethod
@@ -210,23 +212,23 @@ class Source(Section):
         try:
             return cls.model_validate_json(json.dumps(fields))
         except ValidationError as error:
-            found = error.errors(include_url=False)[0]
-            where = ".".join(["source", *map(str, found["loc"])])
-            raise JobError(f"{where}: {found['msg'].removeprefix('Value error, ')}") from None
+            details = error.errors(include_url=False)[0]
+            where = ".".join(["source", *map(str, details["loc"])])
+            raise JobError(f"{where}: {details['msg'].removeprefix('Value error, ')}") from None
 
     @property
     def encoded(self) -> Encoded:
         """Return which files rows are: those of a column, or what input or format say."""
-        named = [kind for kind in ENCODED if f"{kind}_column" in self.model_fields_set]
-        kinds = [kind for kind in named if getattr(self, f"{kind}_column")]
-        kinds += [self.input or "", registry.load(registry.SOURCES, self.format).holds]
-        return next(ENCODED[kind] for kind in kinds if kind in ENCODED)
+        named = [name for name in ENCODED if f"{name}_column" in self.model_fields_set]
+        names = [name for name in named if getattr(self, f"{name}_column")]
+        names += [self.input or "", registry.load(registry.SOURCES, self.format).holds]
+        return next(ENCODED[name] for name in names if name in ENCODED)
 
     @property
     def extensions(self) -> tuple[str, ...]:
         """Return those of the members of a tar that hold the input."""
-        found: tuple[str, ...] = getattr(self, f"{self.encoded.name}_extensions")
-        return found
+        extensions: tuple[str, ...] = getattr(self, f"{self.encoded.name}_extensions")
+        return extensions
 
     @property
     def has_uris(self) -> bool:
@@ -246,8 +248,8 @@ class Source(Section):
             return InputColumns("text", (self.text_column, *pair))
         if self.uri_column is not None:
             return InputColumns("uri", (self.uri_column,))
-        kind = self.encoded.name
-        return InputColumns(kind, (getattr(self, f"{kind}_column") or kind,))
+        content = self.encoded.name
+        return InputColumns(content, (getattr(self, f"{content}_column") or content,))
 
     @property
     def is_table(self) -> bool:
@@ -257,8 +259,8 @@ class Source(Section):
     @property
     def input_name(self) -> str:
         """Return the registered name of what the model sees of a row."""
-        kind = self.input_columns.kind
-        return self.input or (self.encoded.name if kind == "uri" else kind)
+        content = self.input_columns.content
+        return self.input or (self.encoded.name if content == "uri" else content)
 
     @property
     def input_parts(self) -> Mapping[str, str]:
@@ -284,31 +286,31 @@ class Source(Section):
         Raises:
             ValueError: The message names the fields.
         """
-        encoded = {f"{kind}_column" for kind in ENCODED} & self.model_fields_set
+        encoded = {f"{name}_column" for name in ENCODED} & self.model_fields_set
         given = [getattr(self, name) for name in encoded]
         given += [self.uri_column, self.features, self.text_column, self.inputs]
         if sum(map(bool, given)) > 1:
-            *columns, last = (*(f"{kind}_column" for kind in ENCODED), *_OTHER_COLUMNS)
+            *columns, last = (*(f"{name}_column" for name in ENCODED), *_OTHER_COLUMNS)
             raise ValueError(f"give one of {', '.join(columns)} and {last}")
         if self.inputs and self.input is not None:
             raise ValueError("input has no effect with inputs")
-        kind = self.input_columns.kind
-        if (files := ENCODED.get(self.input or "")) and kind not in (files.name, "uri"):
+        content = self.input_columns.content
+        if (files := ENCODED.get(self.input or "")) and content not in (files.name, "uri"):
             raise ValueError(
                 f"input {files.name!r} needs {files.name}_column or uri_column, or files of "
                 f"{files.what}"
             )
-        kinds = {part.input_columns.kind for part in self.parts.values()}
+        contents = {part.input_columns.content for part in self.parts.values()}
         for names, needed, wanted in (
-            (_FIELDS_OF_FEATURES, "features", kind == "features"),
-            (_FIELDS_OF_URIS, "uri_column", "uri" in kinds),
-            *(((f"{name}_encoding",), f"{name}_column", kind == name) for name in ENCODED),
+            (_FIELDS_OF_FEATURES, "features", content == "features"),
+            (_FIELDS_OF_URIS, "uri_column", "uri" in contents),
+            *(((f"{name}_encoding",), f"{name}_column", content == name) for name in ENCODED),
             *(
                 ((f"{name}_extensions",), f"input: {name}", self.encoded.name == name)
                 for name in ENCODED
             ),
-            (("text_pair_column",), "text_column", kind == "text"),
-            (("max_text_bytes",), "text_column", "text" in kinds),
+            (("text_pair_column",), "text_column", content == "text"),
+            (("max_text_bytes",), "text_column", "text" in contents),
         ):
             for name in names:
                 if name in self.model_fields_set and not wanted:

@@ -47,7 +47,7 @@ def test_several_inputs_are_sections_of_their_own():
     assert found.input_parts == {"photo": "image", "body": "text", "size": "features"}
     assert found.has_uris
     photo, body, size = found.parts.values()
-    assert (photo.input_columns.kind, photo.uri_roots, photo.inputs) == ("uri", ("photos",), {})
+    assert (photo.input_columns.content, photo.uri_roots, photo.inputs) == ("uri", ("photos",), {})
     assert (body.input_columns.names, body.max_text_bytes) == (("a", "b"), 9)
     assert (size.features, size.null_features) == (("w", "h"), "zero")
     assert source().parts == {"": source()}

@@ -62,8 +62,8 @@ def parse_job(
         JobError: A field is wrong.
     """
     value = copy.deepcopy(dict(document)) if overrides else dict(document)
-    found = Origin(origin, Document(value), apply_overrides(overrides, value))
-    return _validated(found, date, is_elsewhere=False)
+    overridden = apply_overrides(overrides, value)
+    return _validated(Origin(origin, Document(value), overridden), date, is_elsewhere=False)
 
 
 def _validated(origin: Origin, date: dt.date, *, is_elsewhere: bool) -> Job:
@@ -111,7 +111,7 @@ def _parsed(override: str) -> tuple[str, Any]:
     name, separator, text = override.partition("=")
     path = name.strip().split(".")
     if not separator or len(path) < 2 or not all(path):
-        raise JobError(f"--set {name}: {_one_field_each(path[0], text)}")
+        raise JobError(f"--set {name}: {_how_to_override(path[0], text)}")
     try:
         return name.strip(), parse_value(text)
     except ValueError as error:
@@ -124,7 +124,7 @@ def _parsed(override: str) -> tuple[str, Any]:
 def _set(document: dict[str, Any], name: str, value: Any) -> tuple[str, ...]:
     path = name.split(".")
     if len(path) < 2 or not all(path):
-        raise JobError(f"override {name}: {_one_field_each(path[0], '')}")
+        raise JobError(f"override {name}: {_how_to_override(path[0], '')}")
     target: Any = document
     for key in path[:-1]:
         target = target.setdefault(key, {})
@@ -134,7 +134,7 @@ def _set(document: dict[str, Any], name: str, value: Any) -> tuple[str, ...]:
     return tuple(path)
 
 
-def _one_field_each(section: str, text: str) -> str:
+def _how_to_override(section: str, text: str) -> str:
     """Say how to write an override, also of a value that is a whole section."""
     try:
         value = parse_value(text)

@@ -48,16 +48,16 @@ _PATTERN_HINTS: Mapping[Path, str] = {
 """Fields whose values must match a pattern -> what to write."""
 _CHOICE_HINTS: Mapping[tuple[Path, str], str] = {
     (("transform", "channels"), "grey"): "did you mean gray?",
-    **dict.fromkeys([(("transform", "resize"), each) for each in ("letterbox", "fit")], _PAD),
+    **dict.fromkeys([(("transform", "resize"), value) for value in ("letterbox", "fit")], _PAD),
     **dict.fromkeys(
-        [(("transform", "resize"), each) for each in ("squash", "warp", "exact")],
+        [(("transform", "resize"), value) for value in ("squash", "warp", "exact")],
         "both sides to size_px is resize: stretch",
     ),
-    **dict.fromkeys([(("source", "format"), each) for each in ("text", "json")], _TEXTS),
+    **dict.fromkeys([(("source", "format"), value) for value in ("text", "json")], _TEXTS),
     **dict.fromkeys(
         [
-            (("model", "task"), each)
-            for each in ("detection", "object-detection", "object_detection")
+            (("model", "task"), value)
+            for value in ("detection", "object-detection", "object_detection")
         ],
         "boxes are task detect",
     ),
@@ -78,10 +78,10 @@ class Origin:
         """Return where a problem stands: to sort by, and to show."""
         path = problem.path
         depth, line = self.document.line(path)
-        is_override = any(path[: len(each)] == each for each in self.overrides)
+        is_override = any(path[: len(override)] == override for override in self.overrides)
         if depth < len(path):
-            is_override |= any(each[: len(path)] == path for each in self.overrides)
-        is_override |= any(self._is_about(each, problem) for each in self.overrides)
+            is_override |= any(override[: len(path)] == path for override in self.overrides)
+        is_override |= any(self._is_about(override, problem) for override in self.overrides)
         if problem.line is None and is_override:
             return _LAST_LINE, "--set: "
         line = problem.line or line
@@ -105,7 +105,7 @@ def raise_problems(origin: Origin, problems: Iterable[Problem]) -> None:
         JobError: There is one.
         JobErrors: There are more.
     """
-    placed = sorted((*origin.place(each), each.text) for each in problems)
+    placed = sorted((*origin.place(problem), problem.text) for problem in problems)
     lines = list(dict.fromkeys(_one_line(f"{place}{text}") for _, place, text in placed))
     if not lines:
         return
@@ -125,7 +125,7 @@ def describe(error: ValidationError, job: Any, secrets: Secrets) -> Iterator[Pro
     """Yield what the job's sections say of a document, without its secrets."""
     for details in error.errors(include_url=False):
         path = _path(details, job)
-        if any(path[: len(each)] == each for each in secrets.unknown):
+        if any(path[: len(parent)] == parent for parent in secrets.unknown):
             continue  # said already
         text = _text(path, details, is_secret=path in secrets.paths)
         yield Problem(path, secrets.hide(text))
@@ -149,19 +149,19 @@ def _path(details: Mapping[str, Any], job: Any) -> Path:
 
 
 def _text(path: Path, details: Mapping[str, Any], *, is_secret: bool) -> str:
-    field, value, kind = ".".join(map(str, path)) or "job", details["input"], details["type"]
-    if kind == "extra_forbidden":
+    field, value, error_type = ".".join(map(str, path)) or "job", details["input"], details["type"]
+    if error_type == "extra_forbidden":
         return f"{field}: unknown key{_instead(path)}"
-    if kind == "missing":
+    if error_type == "missing":
         return f"{field}: required but missing"
-    if kind == "model_type":
+    if error_type == "model_type":
         return f"{field}{_shown(path, value, is_secret)}: {_as_section(path)}"
     message = details["msg"].removeprefix("Value error, ")
-    if kind == "string_pattern_mismatch":
+    if error_type == "string_pattern_mismatch":
         message = _PATTERN_HINTS.get(path, message)
-    if kind == "literal_error":
+    if error_type == "literal_error":
         message += _choice(path, value, _CHOICE.findall(details["ctx"]["expected"]))
-    if kind == "string_type" and isinstance(value, bool | int | float) and not is_secret:
+    if error_type == "string_type" and isinstance(value, bool | int | float) and not is_secret:
         message += "; in quotes it is text"
     return f"{field}{_shown(path, value, is_secret)}: {message}"
 
@@ -188,7 +188,7 @@ def _instead(path: Path) -> str:
         text = f"; {hint}; allowed"
     elif meant := _did_you_mean(name, allowed):
         return meant
-    elif others := [each for each in _homes(name) if each != section]:
+    elif others := [home for home in _homes(name) if home != section]:
         text = f"; it belongs to {' or '.join(others)}; allowed"
     else:
         text = "; allowed"
@@ -209,8 +209,12 @@ def _as_section(path: Path) -> str:
 def _homes(name: str) -> Iterator[str]:
     """Yield the sections that have a field of this name."""
     for section, field in Job.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel) and name in kind.model_fields:
+        section_type = field.annotation
+        if (
+            isinstance(section_type, type)
+            and issubclass(section_type, BaseModel)
+            and name in section_type.model_fields
+        ):
             yield section
 
 
@@ -220,8 +224,8 @@ def _section_of(path: Path) -> tuple[str, list[str]]:
     names = [str(part) for part in path[:-1] if not isinstance(part, int)]
     for name in names:
         field = model.model_fields.get(name)
-        kinds = _flat(field.annotation) if field else ()
-        sections = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
+        types = _flat(field.annotation) if field else ()
+        sections = [t for t in types if isinstance(t, type) and issubclass(t, BaseModel)]
         model = sections[0] if sections else model  # a name that the job gives, of an input
     fields = model.model_fields.items()
     return ".".join(names), [field.alias or name for name, field in fields]

@@ -65,10 +65,10 @@ class Document:
         """Return how many parts of a path there are, and the line of the last of them."""
         node, line = self.root, None
         for depth, part in enumerate(path):
-            found = _child(node, part)
-            if found is None:
+            child = _child(node, part)
+            if child is None:
                 return depth, line
-            line, node = found
+            line, node = child
         return len(path), line
 
 
@@ -206,11 +206,11 @@ class _Builder:
             else:
                 values[name] = self.build(item, (*path, name))
         for merged in _merged(node):
-            found = self.build(merged, path)
-            if not isinstance(found, dict):
+            mapping = self.build(merged, path)
+            if not isinstance(mapping, dict):
                 self._problem("<< takes mappings only", merged, path)
                 continue
-            values = {**found, **values}
+            values = {**mapping, **values}
         return values
 
     def _scalar(self, node: yaml.ScalarNode, path: Path) -> Any:
@@ -268,7 +268,7 @@ def _child(node: yaml.Node | None, part: str | int) -> tuple[int, yaml.Node] | N
     for key, item in node.value:
         if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE and joined(key.value) == part:
             return key.start_mark.line + 1, item
-    return next((found for each in _merged(node) if (found := _child(each, part))), None)
+    return next((child for merged in _merged(node) if (child := _child(merged, part))), None)
 
 
 def _too_deep(mark: yaml.Mark) -> yaml.MarkedYAMLError:
