@@ -41,7 +41,7 @@ class Reason(StrEnum):
     DUPLICATE_ID = "duplicate_id"
 
 
-OWN_TRANSFORM = "transform.factory"
+TRANSFORM_FACTORY = "transform.factory"
 """The field that names a user's own transform; messages of rows that fail in it contain it."""
 
 
@@ -68,14 +68,14 @@ class Failure:
     num_bytes: int | None = None
 
     @property
-    def is_of_own_transform(self) -> bool:
+    def is_of_transform_factory(self) -> bool:
         """Tell whether the user's own transform raised, or returned what is not declared."""
-        return is_of_own_transform(self.reason, self.message)
+        return is_of_transform_factory(self.reason, self.message)
 
 
-def is_of_own_transform(reason: str, message: str | None) -> bool:
+def is_of_transform_factory(reason: str, message: str | None) -> bool:
     """Tell the same of a failure's reason and message."""
-    return reason == Reason.DECODE_ERROR and OWN_TRANSFORM in (message or "")
+    return reason == Reason.DECODE_ERROR and TRANSFORM_FACTORY in (message or "")
 
 
 def of_part(part: str, failure: Failure) -> Failure:

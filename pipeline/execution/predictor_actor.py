@@ -17,7 +17,7 @@ from pipeline.core.figures.slice_figures import Comparison, SliceFigures
 from pipeline.core.registry import ENGINES
 from pipeline.core.schema import ERROR
 from pipeline.core.slices import SliceKey, pack, unpack
-from pipeline.core.user_code.own_code import errors_told
+from pipeline.core.user_code.own_code import extension_errors
 from pipeline.execution.environment import set_gpu_allocator
 from pipeline.execution.isolation.attempts import Attempts
 from pipeline.execution.isolation.crash_guard import Guard
@@ -207,7 +207,7 @@ class _Model:
                 with no_limit():
                     self._predictor = self._loaded(replace(config, limits=self._limits))
             predictor = self._predictor
-        with errors_told(ENGINES, task_class(config.spec.task.kind).engine):
+        with extension_errors(ENGINES, task_class(config.spec.task.kind).engine):
             return predictor.predict(rows, counters)
 
     def make_room(self) -> None:

@@ -16,7 +16,7 @@ from pipeline.commit.staging import StagingWriter
 from pipeline.core.figures.counters import Counters
 from pipeline.core.registry import INPUTS
 from pipeline.core.slices import pack, unpack
-from pipeline.core.user_code.own_code import errors_told
+from pipeline.core.user_code.own_code import extension_errors
 from pipeline.execution.isolation.child_process import Step
 from pipeline.execution.isolation.crash_guard import Guard
 from pipeline.execution.isolation.row_isolation import StagePlan
@@ -59,7 +59,7 @@ class Preprocessing:
     def __call__(self, counters: Counters, rows: pa.Table) -> pa.Table:
         """Prepare the rows of a slice."""
         limits = Limits(self.max_image_bytes, self.max_image_px)
-        with errors_told(INPUTS, self.input.name):
+        with extension_errors(INPUTS, self.input.name):
             return self.input.prepare(rows, counters, limits, self.num_threads)
 
     def step(self, rows: pa.Table, counters: Counters) -> pa.Table:

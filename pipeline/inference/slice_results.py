@@ -15,7 +15,7 @@ import pyarrow as pa
 from pipeline.core.failures import Failure, failure_columns, failures_of, without_failure
 from pipeline.core.registry import TASKS
 from pipeline.core.schema import ROW_ID, URI, staged_schema
-from pipeline.core.user_code.own_code import ContractError, errors_told
+from pipeline.core.user_code.own_code import ContractError, extension_errors
 from pipeline.models.spec import PredictorConfig
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import Arrays, Mask, Task
@@ -131,7 +131,7 @@ def to_table(
             f"the engine lost {len(lost)} of {rows.num_rows} rows of a slice, which have neither a "
             f"prediction nor a failure, the first of them {rows.column(ROW_ID)[int(lost[0])]}"
         )
-    with errors_told(TASKS, task.spec.kind):
+    with extension_errors(TASKS, task.spec.kind):
         return _to_table(task, pass_through, rows, results, failures, published)
 
 

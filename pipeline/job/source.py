@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pipeline.core import registry
 from pipeline.core.errors import JobError
 from pipeline.core.schema import ENCODED, Encoded
-from pipeline.core.user_code.own_code import errors_told
+from pipeline.core.user_code.own_code import extension_errors
 from pipeline.job.extensions import check_options, registered
 from pipeline.job.features import FeatureEntry, SourceInput, column_of, name_trouble
 from pipeline.job.section import PositiveInt, Section, Texts
@@ -276,7 +276,7 @@ class Source(Section):
                 raise ValueError(f"{name} has no effect with format {self.format!r}")
         self._check_input_columns()
         check_options(form.Options, self.options, "options", f"format {self.format!r}")
-        with errors_told(registry.SOURCES, self.format, ValueError):
+        with extension_errors(registry.SOURCES, self.format, ValueError):
             form.check(self)
         return self
 

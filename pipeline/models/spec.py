@@ -17,7 +17,7 @@ import pyarrow as pa
 from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.registry import INPUTS, TASKS
 from pipeline.core.user_code.allowed_imports import import_callable
-from pipeline.core.user_code.own_code import errors_told
+from pipeline.core.user_code.own_code import extension_errors
 from pipeline.core.user_code.user_errors import SHOW_ALL, describe_user_error
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.directories.facts import DirectoryFacts
@@ -133,12 +133,12 @@ class ModelSpec:
 
     def fitted(self, fields: pa.Schema) -> ModelSpec:
         """Return the spec completed from the shards' input columns; see `Input.fitted`."""
-        with errors_told(INPUTS, self.input.name):
+        with extension_errors(INPUTS, self.input.name):
             return replace(self, input=self.input.fitted(fields))
 
     def output_fields(self) -> list[pa.Field]:
         """Return the columns that the task and the input add to the predictions."""
-        with errors_told(TASKS, self.task.kind):
+        with extension_errors(TASKS, self.task.kind):
             fields = make_task(self.task).fields()
         return [*fields, *self.input.published_fields()]
 

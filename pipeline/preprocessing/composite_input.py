@@ -21,7 +21,7 @@ from pipeline.core.failures import failure_columns, failures_of, of_part
 from pipeline.core.figures.counters import Counters, StageCounters, add
 from pipeline.core.registry import INPUTS, get
 from pipeline.core.schema import ROW_ID, URI, columns_of_part, input_column
-from pipeline.core.user_code.own_code import errors_told
+from pipeline.core.user_code.own_code import extension_errors
 from pipeline.preprocessing.input_facts import Cost
 from pipeline.preprocessing.model_input import (
     FEW_ROWS,
@@ -168,7 +168,7 @@ class CompositeInput(Input):
             }
             did = Counters()
             table = pa.table({**columns, **failure_columns(failures)})
-            with errors_told(INPUTS, part.name):
+            with extension_errors(INPUTS, part.name):
                 made = part.prepare(table, did, limits, num_threads)
             _count(counted, did, self.stage_names)
             for row, failure in enumerate(failures_of(made)):

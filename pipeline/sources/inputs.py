@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pipeline.core.errors import InputMissing, JobError
 from pipeline.core.registry import SOURCES
-from pipeline.core.user_code.own_code import errors_told
+from pipeline.core.user_code.own_code import extension_errors
 from pipeline.job.source import Source
 from pipeline.sources.extents import Extent
 from pipeline.sources.first_bytes import require_kind
@@ -88,7 +88,7 @@ def list_inputs(source: Source, *, max_extent_rows: int, may_be_empty: bool = Fa
     store = Store(root, source.storage_options)
     is_one = len(shards) == 1 and source.uri.endswith(shards[0].path)
     require_kind(store, shards, form, are_named=is_one or source.files is not None)
-    with errors_told(SOURCES, source.format):
+    with extension_errors(SOURCES, source.format):
         found = form.measure(store, shards, source, max_extent_rows=max_extent_rows)
     return Inputs(root, shards, found.extents, found.pass_through, skipped, fields=found.fields)
 

@@ -18,7 +18,7 @@ from pipeline.core.figures.counters import Counters, StageCounters, measure
 from pipeline.core.registry import SOURCES
 from pipeline.core.schema import ERROR
 from pipeline.core.slices import SliceKey
-from pipeline.core.user_code.own_code import errors_told
+from pipeline.core.user_code.own_code import extension_errors
 from pipeline.sources.columns.base import STAGE
 from pipeline.sources.extents import MAX_SLICE_BYTES, Extent
 from pipeline.sources.rows import Reader, changed
@@ -41,7 +41,7 @@ def read_slices(
     Raises:
         InfraError: The store failed, or an input changed since it was planned.
     """
-    with errors_told(SOURCES, reader.source.format):
+    with extension_errors(SOURCES, reader.source.format):
         slices = _read_and_cut if unit.cut is not None else _read_counted
         yield from slices(reader, unit, wanted_starts)
 
@@ -56,7 +56,7 @@ def read_extent(reader: Reader, extent: Extent) -> tuple[Counters, pa.Table]:
         InfraError: The store failed, or the shard changed since it was planned.
     """
     with (
-        errors_told(SOURCES, reader.source.format),
+        extension_errors(SOURCES, reader.source.format),
         contextlib.closing(Stream(reader, [extent])) as stream,
     ):
         counters: Counters = {}

@@ -83,7 +83,7 @@ def test_models_that_padding_changes_predict_what_the_library_does(family: str, 
         assert {e["label_id"]: e["score"] for e in row["top_k"]} == pytest.approx(
             dict(enumerate(scores)), abs=1e-4
         )
-    assert SliceFigures.from_json(counters).advice_told == [ONE_LENGTH]
+    assert SliceFigures.from_json(counters).advice_lines == [ONE_LENGTH]
 
 
 @pytest.mark.parametrize(("rows", "tokens"), [(32, 1024), (1, 0)])

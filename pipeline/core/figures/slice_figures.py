@@ -135,7 +135,7 @@ class SliceFigures:
         return SliceFigures(**{name: _sum(*pair) for name, pair in pairs.items()})
 
     @property
-    def advice_told(self) -> list[str]:
+    def advice_lines(self) -> list[str]:
         """Return the lines of advice, with the rows of those that count some."""
         lines = self.advice.items()
         return [f"{line}: {num_of(rows, 'row')}" if rows else line for line, rows in lines]

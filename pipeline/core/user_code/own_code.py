@@ -26,7 +26,7 @@ class ContractError(TypeError):
 
 
 @contextlib.contextmanager
-def errors_told(group: str, name: str, *passing: type[Exception]) -> Iterator[None]:
+def extension_errors(group: str, name: str, *passing: type[Exception]) -> Iterator[None]:
     """Turn what the body raises into one line, if it calls the code of another distribution.
 
     Args:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.core.registry import ENGINES, get
-from pipeline.core.user_code.own_code import errors_told
+from pipeline.core.user_code.own_code import extension_errors
 from pipeline.models.tasks import task_class
 
 if TYPE_CHECKING:
@@ -43,5 +43,5 @@ def open_engine(
     ends_process: bool = False,
 ) -> Engine:
     """Load a model onto its device; see `Engine` for arguments and errors."""
-    with errors_told(ENGINES, task_class(config.spec.task.kind).engine):
+    with extension_errors(ENGINES, task_class(config.spec.task.kind).engine):
         return engine_class(config.spec)(config, first, ends_process=ends_process)

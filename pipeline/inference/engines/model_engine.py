@@ -17,7 +17,7 @@ from pipeline.core.figures.counters import Counters, StageCounters, add
 from pipeline.core.figures.slice_figures import Comparison, SliceFigures
 from pipeline.core.registry import INPUTS
 from pipeline.core.schema import ERROR, ROW_ID
-from pipeline.core.user_code.own_code import errors_told
+from pipeline.core.user_code.own_code import extension_errors
 from pipeline.inference.devices.device_model import DeviceModel
 from pipeline.inference.engines.base import Engine
 from pipeline.inference.slice_results import to_table
@@ -73,7 +73,7 @@ class ModelEngine(Engine):
     def predict(self, rows: pa.Table, counters: Counters) -> pa.Table:
         with self._model.turns.here():
             seen = self._config.spec.input
-            with errors_told(INPUTS, seen.name):
+            with extension_errors(INPUTS, seen.name):
                 inputs = seen.arrays(rows)
             todo = np.flatnonzero(rows.column(ERROR).is_null().to_numpy())
             failures, row_ids = failures_of(rows), rows.column(ROW_ID)

@@ -69,7 +69,7 @@ class SystematicFailureDetector:
         own = [
             (row, failure)
             for row, failure in enumerate(failures_of(rows))
-            if failure is not None and failure.is_of_own_transform
+            if failure is not None and failure.is_of_transform_factory
         ]
         if not own:
             return
@@ -132,7 +132,7 @@ class SystematicFailureDetector:
 
 def _is_users(failure: Failure) -> bool:
     """Tell whether the user's own code raised."""
-    return failure.is_of_own_transform or failure.reason is Reason.MODEL_ERROR
+    return failure.is_of_transform_factory or failure.reason is Reason.MODEL_ERROR
 
 
 def _are_alike(one: RaisedFailure, one_key: str, other: RaisedFailure, other_key: str) -> bool:

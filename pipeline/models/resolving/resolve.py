@@ -14,7 +14,7 @@ from pipeline.core.errors import JobError
 from pipeline.core.figures.slice_figures import FIGURE_NAMES
 from pipeline.core.registry import INPUTS, get
 from pipeline.core.schema import GEOMETRY
-from pipeline.core.user_code.own_code import errors_told
+from pipeline.core.user_code.own_code import extension_errors
 from pipeline.job.transform import Audio
 from pipeline.models.directories.snapshot import local
 from pipeline.models.directories.text.text_facts import output_tokenizer
@@ -196,7 +196,7 @@ def _choose_input(
         (card.facts.columns, card.facts.num_features) if card.facts else ((), None)
     )
     settings = InputSettings(merged, chosen, parts, columns, heard, num_features)
-    with errors_told(INPUTS, name):
+    with extension_errors(INPUTS, name):
         found = get(INPUTS, name).of(settings)
         require_stage_names(found)
     return found, merged

@@ -13,7 +13,7 @@ from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.core.registry import TASKS
 from pipeline.core.user_code.allowed_imports import require_allowed, source_digest
-from pipeline.core.user_code.own_code import errors_told
+from pipeline.core.user_code.own_code import extension_errors
 from pipeline.models.directories.build import require_served
 from pipeline.models.directories.facts import GenerationFacts
 from pipeline.models.directories.snapshot import local
@@ -59,7 +59,7 @@ def choose_task(model: Model, card: FoundModel, allow_import: Sequence[str]) -> 
     kind = task_class(name)
     if facts is not None:
         require_served(name, facts)
-    with errors_told(TASKS, name):
+    with extension_errors(TASKS, name):
         labels = kind.own_labels(model)
     if kind.needs_labels:
         found = card.labels if model.labels is None else _read_labels(model, model.labels)

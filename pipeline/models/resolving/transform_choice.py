@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
-from pipeline.core.failures import OWN_TRANSFORM
+from pipeline.core.failures import TRANSFORM_FACTORY
 from pipeline.core.user_code.allowed_imports import require_allowed, source_digest
 from pipeline.models.directories.facts import ImageContract
 from pipeline.preprocessing.images.geometry import least_made_px, most_made_px
@@ -99,9 +99,9 @@ def _by_factory(
     allow_import: Sequence[str],
 ) -> TransformSpec:
     """Return the transform of a job with a factory."""
-    require_allowed(OWN_TRANSFORM, factory, allow_import)
+    require_allowed(TRANSFORM_FACTORY, factory, allow_import)
     check_factory(factory, given.get("args", {}))
-    code = source_digest(OWN_TRANSFORM, factory)
+    code = source_digest(TRANSFORM_FACTORY, factory)
     kept = {key: base[key] for key in _OF_FACTORIES if key in base}
     merged = {"size_px": None, **kept, **given, "code_sha256": code}
     missing = [field for field in ("mean", "std") if field not in merged]

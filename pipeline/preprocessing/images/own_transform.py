@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
-from pipeline.core.failures import OWN_TRANSFORM, Reason
+from pipeline.core.failures import TRANSFORM_FACTORY, Reason
 from pipeline.core.user_code.allowed_imports import check_arguments, import_callable
 from pipeline.core.user_code.user_errors import describe_user_error, failed
 from pipeline.preprocessing.images.transform import TransformSpec, Untransformable
@@ -48,10 +48,10 @@ def load_step(factory: str, args: Mapping[str, Any]) -> Step:
     try:
         step = build(**copy.deepcopy(dict(args)))
     except Exception as error:  # a user's code may raise anything
-        raise JobError(failed(OWN_TRANSFORM, factory, error)) from error
+        raise JobError(failed(TRANSFORM_FACTORY, factory, error)) from error
     if not callable(step):
         kind = type(step).__name__
-        raise JobError(f"{OWN_TRANSFORM} = {factory!r}: {_CONTRACT}; it returned {kind}")
+        raise JobError(f"{TRANSFORM_FACTORY} = {factory!r}: {_CONTRACT}; it returned {kind}")
     return step  # type: ignore[no-any-return]  # what it returns is checked
 
 
@@ -61,13 +61,13 @@ def check_factory(factory: str, args: Mapping[str, Any]) -> Callable[..., Any]:
     Raises:
         JobError: It cannot be imported, or not be called with these arguments.
     """
-    build = import_callable(OWN_TRANSFORM, factory)
+    build = import_callable(TRANSFORM_FACTORY, factory)
     if not isinstance(build, type) and hasattr(build, "forward"):
         raise JobError(
-            f"{OWN_TRANSFORM} = {factory!r}: is a transform itself ({type(build).__name__}); name "
-            "a function that returns it"
+            f"{TRANSFORM_FACTORY} = {factory!r}: is a transform itself ({type(build).__name__}); "
+            "name a function that returns it"
         )
-    check_arguments(OWN_TRANSFORM, factory, build, args)
+    check_arguments(TRANSFORM_FACTORY, factory, build, args)
     return build
 
 
@@ -161,7 +161,7 @@ def _reason_of(error: Exception) -> Reason:
 
 
 def _told(spec: TransformSpec, what: str) -> str:
-    return f"{OWN_TRANSFORM} {spec.factory}: {what}"
+    return f"{TRANSFORM_FACTORY} {spec.factory}: {what}"
 
 
 def _module(spec: TransformSpec) -> str:

@@ -269,7 +269,7 @@ class RunRecorder(RowAccounts):
             model=self._model.but(
                 scores=self.scores,
                 devices=dict(self.figures.devices),
-                advice=self._figures.advice_told,
+                advice=self._figures.advice_lines,
             ),
             output=self._output,
             gates=[Gate(**result.to_dict()) for result in self._gate_results],

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from pipeline.core.cache.node_cache import tensors_digest
 from pipeline.core.errors import JobError, PipelineError
-from pipeline.core.failures import OWN_TRANSFORM, Failure
+from pipeline.core.failures import TRANSFORM_FACTORY, Failure
 from pipeline.core.figures.counters import Counters
 from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.core.printable import clean_message
@@ -230,7 +230,7 @@ def _first_good(child: Child, model: ModelSpec, num_units: int) -> Preview:
         decoded = _step(child, prepares[0], row) if prepares else row
         problem = decoded if isinstance(decoded, str) else _problem(decoded)
         if problem:
-            if OWN_TRANSFORM in problem:
+            if TRANSFORM_FACTORY in problem:
                 failed = failed or f"row {row_id}: {problem}"
             unread = unread or f"{row_id}: {problem}"
             continue
@@ -243,13 +243,13 @@ def _first_good(child: Child, model: ModelSpec, num_units: int) -> Preview:
             figures = SliceFigures.from_json(counters)
             told = scores_told(model.task, model.shown_name)
             described = f"1 row ({row_id}) -> {_describe(predicted, model)}"
-            found_row = "; ".join([described, *figures.advice_told])
+            found_row = "; ".join([described, *figures.advice_lines])
             return Preview("ok", found_row, scores=told, predicted=predicted)
         failed = failed or f"row {row_id}: {problem}"
         num_exits += isinstance(predicted, str)
         if num_exits == _MAX_DEATHS:
             break
-    if OWN_TRANSFORM in failed:
+    if TRANSFORM_FACTORY in failed:
         raise JobError(f"the first rows of the source fail in the transform: {failed}")
     if failed:
         raise JobError(f"model {model.name}: fails over the first rows of the source: {failed}")

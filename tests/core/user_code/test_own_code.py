@@ -28,7 +28,7 @@ from pipeline.core.failures import failure_columns
 from pipeline.core.registry import SOURCES, TASKS
 from pipeline.core.schema import IMAGE, IMAGE_FIELDS, ROW_ID, URI
 from pipeline.core.user_code import own_code
-from pipeline.core.user_code.own_code import errors_told, module_of
+from pipeline.core.user_code.own_code import extension_errors, module_of
 from pipeline.execution.stages import Preprocessing
 from pipeline.inference.slice_results import to_table
 from pipeline.job.job import Job
@@ -53,7 +53,7 @@ def forget() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _each_installs_it_anew() -> Iterator[None]:
+def _installed_anew() -> Iterator[None]:
     forget()
     yield
     forget()
@@ -91,7 +91,7 @@ def read_all(job: Job) -> list[dict[str, Any]]:
     plan, _ = prepare(RunContext.of(job, OPTIONS))
     reader = make_reader(job, plan)
     starts = frozenset(key.start for unit in plan.units for key in unit.slices())
-    slices = (each for unit in plan.units for each in read_slices(reader, unit, starts))
+    slices = (packed for unit in plan.units for packed in read_slices(reader, unit, starts))
     return [row for _, _, table in slices for row in table.to_pylist()]
 
 
@@ -99,8 +99,8 @@ def test_the_example_reads_texts_and_fails_a_row_without_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     rows = read_all(csv_job(tmp_path, monkeypatch))
-    told = [(row["row_id"], row["_text"], row["error"]) for row in rows]
-    assert told == [("a.csv#0", "the red cat", None), ("a.csv#1", None, "null_input")]
+    cells = [(row["row_id"], row["_text"], row["error"]) for row in rows]
+    assert cells == [("a.csv#0", "the red cat", None), ("a.csv#1", None, "null_input")]
 
 
 def test_an_error_while_an_own_source_checks_its_job_is_one_line_with_file_and_line(
@@ -160,8 +160,8 @@ def test_changed_code_of_an_own_source_is_another_plan(
     job = csv_job(tmp_path, monkeypatch, ("uris * len(ids)", "len(ids) * uris"))
     after, _ = prepare(RunContext.of(job, OPTIONS))
     assert after.fingerprint != before.fingerprint
-    told = what_changed(before.fingerprint_parts, after.fingerprint_parts)
-    assert told == "the code of source csv_texts"
+    change = what_changed(before.fingerprint_parts, after.fingerprint_parts)
+    assert change == "the code of source csv_texts"
 
 
 @pytest.mark.parametrize(
@@ -203,9 +203,9 @@ def test_what_this_distribution_brings_has_no_digest_of_code():
 
 
 def test_errors_of_built_in_code_and_of_stores_stay_what_they_are():
-    with pytest.raises(KeyError), errors_told(SOURCES, "parquet"):
+    with pytest.raises(KeyError), extension_errors(SOURCES, "parquet"):
         raise KeyError("x")
-    with pytest.raises(OSError, match="down"), errors_told(SOURCES, "csv_texts"):
+    with pytest.raises(OSError, match="down"), extension_errors(SOURCES, "csv_texts"):
         raise OSError("down")
 
 
