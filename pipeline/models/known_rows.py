@@ -23,36 +23,36 @@ _SHOWN_CHARS = 60
 
 
 def column_differences(
-    known: pa.Table, found: pa.Table, limits: AgreementLimits, compare: Compare
+    known: pa.Table, actual: pa.Table, limits: AgreementLimits, compare: Compare
 ) -> list[str]:
-    """Say per row how the found columns differ from the known ones; '' where they agree.
+    """Say per row how predicted columns differ from the known ones; '' where they agree.
 
     Args:
         known: N rows.
-        found: The same rows, with at least these columns.
+        actual: The same rows, with at least these columns.
         limits: How far numbers may be off.
         compare: `Task.compare`; gets columns of numbers, or of lists of one length of them, as
             float64 (N, ...), by their names.
     """
-    said, sides = [""] * known.num_rows, (dict[str, Values](), dict[str, Values]())
+    differences, sides = [""] * known.num_rows, (dict[str, Values](), dict[str, Values]())
     for name in known.column_names:
-        pair = as_array(known.column(name)), as_array(found.column(name))
+        pair = as_array(known.column(name)), as_array(actual.column(name))
         if all(_is_plain(column) for column in pair):
             sides[0][name], sides[1][name] = _comparable(*map(_numbers, pair))
             continue
-        for row, (a, b) in enumerate(zip(*(each.to_pylist() for each in pair), strict=True)):
-            if not said[row] and not _alike(a, b, limits.max_relative_error):
-                said[row] = f"expected {name} {_shown(a)}, found {_shown(b)}"
+        for row, (a, b) in enumerate(zip(*(column.to_pylist() for column in pair), strict=True)):
+            if not differences[row] and not _alike(a, b, limits.max_relative_error):
+                differences[row] = f"expected {name} {_shown(a)}, found {_shown(b)}"
     differing = np.flatnonzero(~compare(*sides, limits).agrees).tolist() if sides[0] else []
     sizes = _sizes(sides[0]) if differing else {}
     for row in differing:
-        said[row] = said[row] or _worst_number(*sides, row, sizes)
-    return said
+        differences[row] = differences[row] or _worst_number(*sides, row, sizes)
+    return differences
 
 
 def entry_differences(
     known: Mapping[str, float | None],
-    found: Mapping[str, float],
+    actual: Mapping[str, float],
     least: tuple[float, float],
     limit: float,
 ) -> list[str]:
@@ -60,23 +60,23 @@ def entry_differences(
 
     Args:
         known: Label -> its score; None: any.
-        found: The same of the other side.
-        least: The score that a label has at most if the known, the found side does not list it.
+        actual: The same of the other side.
+        least: The score that a label has at most if the known, the predicted side does not list it.
         limit: How far a score may be off.
     """
-    said = []
+    differences = []
     for label, score in known.items():
-        now = found.get(label)
+        now = actual.get(label)
         is_near = now is not None if score is None else _is_near(score, now, least[1], limit)
         if not is_near:
-            told = "none" if now is None else f"{now:.4f}"
-            said.append(
-                f"expected {label!r}{'' if score is None else f' {score:.4f}'}, found {told}"
+            shown = "none" if now is None else f"{now:.4f}"
+            differences.append(
+                f"expected {label!r}{'' if score is None else f' {score:.4f}'}, found {shown}"
             )
-    for label, score in found.items():
+    for label, score in actual.items():
         if label not in known and not score - least[0] <= limit:
-            said.append(f"expected no {label!r}, found {score:.4f}")
-    return said
+            differences.append(f"expected no {label!r}, found {score:.4f}")
+    return differences
 
 
 def _is_near(score: float, now: float | None, least: float, limit: float) -> bool:
@@ -85,10 +85,10 @@ def _is_near(score: float, now: float | None, least: float, limit: float) -> boo
 
 def _is_plain(column: pa.Array) -> bool:
     """Tell whether a column is of floats, or of lists of one length of them, without nulls."""
-    kind = column.type
-    while pa.types.is_fixed_size_list(kind):
-        kind = kind.value_type
-    return bool(pa.types.is_floating(kind)) and not column.null_count
+    dtype = column.type
+    while pa.types.is_fixed_size_list(dtype):
+        dtype = dtype.value_type
+    return bool(pa.types.is_floating(dtype)) and not column.null_count
 
 
 def _numbers(column: pa.Array) -> Values:
@@ -115,12 +115,15 @@ def _sizes(columns: Mapping[str, Values]) -> dict[str, float]:
 
 
 def _worst_number(
-    known: Mapping[str, Values], found: Mapping[str, Values], row: int, sizes: Mapping[str, float]
+    known: Mapping[str, Values],
+    actual: Mapping[str, Values],
+    row: int,
+    sizes: Mapping[str, float],
 ) -> str:
     """Show the number of a row that is off most for its column."""
     shown: list[tuple[float, str]] = [(-1.0, "other numbers than expected")]
     for name, values in known.items():
-        a, b = values[row], found[name][row]
+        a, b = values[row], actual[name][row]
         off = np.nan_to_num(np.abs(a - b), nan=np.inf)
         if off.size:
             place = int(off.argmax())
@@ -135,7 +138,7 @@ def _alike(a: Any, b: Any, limit: float, usual: float = 0.0) -> bool:
     if isinstance(a, float) and isinstance(b, float):
         return a == b or (a != a and b != b) or abs(a - b) <= limit * max(abs(a), usual)
     if isinstance(a, list) and isinstance(b, list):
-        largest = max((abs(each) for each in a if isinstance(each, float)), default=0.0)
+        largest = max((abs(item) for item in a if isinstance(item, float)), default=0.0)
         pairs = zip(a, b, strict=False)
         return len(a) == len(b) and all(_alike(x, y, limit, largest) for x, y in pairs)
     if isinstance(a, dict) and isinstance(b, dict):

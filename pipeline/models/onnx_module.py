@@ -53,13 +53,13 @@ class OnnxModule(torch.nn.Module):
         """
         super().__init__()
         self.path = path
-        self.input_names = tuple(each.name for each in facts.inputs)
+        self.input_names = tuple(tensor.name for tensor in facts.inputs)
         self.output_names = tuple(facts.output_names if outputs is None else outputs)
         self.is_fixed = facts.batch_size is not None
         """Whether the file takes one number of rows only."""
         self._facts = facts
-        self._dtypes = {each.name: each.dtype for each in facts.inputs}
-        self._flat = {each.name for each in facts.inputs if each.rank == 1}
+        self._dtypes = {tensor.name: tensor.dtype for tensor in facts.inputs}
+        self._flat = {tensor.name for tensor in facts.inputs if tensor.rank == 1}
         self._engine: Engine | None = None
         self._device_engine: DeviceEngine | None = None
 
@@ -101,7 +101,7 @@ class OnnxModule(torch.nn.Module):
             batch: The shape of the first tensor of a batch: (B, H, W, C), (B, F) or (B, L).
         """
         num_rows = self._facts.batch_size or batch[0]
-        shapes = {each.name: each.shape or (None, None) for each in self._facts.inputs}
+        shapes = {tensor.name: tensor.shape or (None, None) for tensor in self._facts.inputs}
         if "input_ids" in shapes and self._facts.max_tokens is None:
             return None
         layout = self._facts.layout
@@ -134,8 +134,10 @@ class OnnxModule(torch.nn.Module):
     def feeds(self, tensors: Mapping[str, torch.Tensor]) -> Feeds:
         """Return tensors as the file takes them: dtype, order of axes, length of padded texts."""
         if self.has_columns:
-            return {n: self._column(n, each.detach().cpu().numpy()) for n, each in tensors.items()}
-        return {name: each.cpu().numpy() for name, each in self._fed(tensors).items()}
+            return {
+                n: self._column(n, tensor.detach().cpu().numpy()) for n, tensor in tensors.items()
+            }
+        return {name: tensor.cpu().numpy() for name, tensor in self._fed(tensors).items()}
 
     def _fed(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Do the same where the tensors are."""
@@ -158,16 +160,16 @@ class OnnxModule(torch.nn.Module):
             ValueError: A number is none of that type.
         """
         if self._dtypes[name] == TEXT:
-            found: npt.NDArray[Any] = texts_of(values)
+            column: npt.NDArray[Any] = texts_of(values)
         else:
             dtype = np.dtype(self._dtypes[name])
             numbers = values.reshape(-1)
             with np.errstate(invalid="ignore"):
-                found = numbers.astype(dtype)
-            others = numbers[found != numbers] if dtype.kind in "iub" else numbers[:0]
+                column = numbers.astype(dtype)
+            others = numbers[column != numbers] if dtype.kind in "iub" else numbers[:0]
             if len(others):
                 raise ValueError(f"input {name!r} takes {dtype}, and a row has {others[0]:g}")
-        return found if name in self._flat else found.reshape(-1, 1)
+        return column if name in self._flat else column.reshape(-1, 1)
 
     def forward(self, *tensors: torch.Tensor, **named: torch.Tensor) -> Any:
         """Return the outputs of a batch.
@@ -203,8 +205,8 @@ class OnnxModule(torch.nn.Module):
             return list(engine(fed))
         starts = range(0, num_rows, size)
         rows = [[row % num_rows for row in range(start, start + size)] for start in starts]
-        pieces = [engine({name: each[part] for name, each in fed.items()}) for part in rows]
-        return [join(each)[:num_rows] for each in zip(*pieces, strict=True)]
+        pieces = [engine({name: values[part] for name, values in fed.items()}) for part in rows]
+        return [join(parts)[:num_rows] for parts in zip(*pieces, strict=True)]
 
     def _cut(self, output: torch.Tensor, num_tokens: int) -> torch.Tensor:
         """Take the padding of the token ids off an output per token, (B, L, ...)."""
@@ -226,8 +228,8 @@ def _reference(source: str | bytes, outputs: Sequence[str]) -> Engine:
     session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
     def run(feeds: Feeds) -> Sequence[npt.NDArray[Any]]:
-        found: Sequence[npt.NDArray[Any]] = session.run(list(outputs), feeds)
-        return found
+        arrays: Sequence[npt.NDArray[Any]] = session.run(list(outputs), feeds)
+        return arrays
 
     return run
 
@@ -235,9 +237,9 @@ def _reference(source: str | bytes, outputs: Sequence[str]) -> Engine:
 def _digest(path: Path) -> bytes:
     """Return the SHA-256 digest of a file and its external data."""
     digest = hashlib.sha256()
-    for each in (path, *(path.parent / name for name in external_files(parse_onnx(path)))):
-        digest.update(f"{each.name} {each.stat().st_size} ".encode())
-        with each.open("rb") as file:
+    for part in (path, *(path.parent / name for name in external_files(parse_onnx(path)))):
+        digest.update(f"{part.name} {part.stat().st_size} ".encode())
+        with part.open("rb") as file:
             while piece := file.read(_READ_BYTES):
                 digest.update(piece)
     return digest.digest()

@@ -42,19 +42,19 @@ def require(output: Any, shape: tuple[int, ...], declared: str, what: str) -> to
 
     if not isinstance(output, torch.Tensor):
         raise OutputError(f"output is a {type(output).__name__}, expected a tensor {shape}: {what}")
-    found = tuple(output.shape)
-    if found != shape:
-        if declared and found[:-1] == shape[:-1]:
-            what = f"the model has {found[-1]} outputs, {declared.format(shape[-1])}"
-        raise OutputError(f"output is {found}, expected {shape}: {what}")
+    actual = tuple(output.shape)
+    if actual != shape:
+        if declared and actual[:-1] == shape[:-1]:
+            what = f"the model has {actual[-1]} outputs, {declared.format(shape[-1])}"
+        raise OutputError(f"output is {actual}, expected {shape}: {what}")
     return output
 
 
 def nested_type(shape: tuple[int, ...]) -> pa.DataType:
-    kind = pa.float32()
+    dtype = pa.float32()
     for size in reversed(shape):
-        kind = pa.list_(kind, size)
-    return kind
+        dtype = pa.list_(dtype, size)
+    return dtype
 
 
 def nested(values: npt.NDArray[Any], ok: npt.NDArray[np.bool_]) -> pa.Array:

@@ -42,7 +42,7 @@ EAGER, FP32 = "eager", "fp32"
 _PX_PER_ROW = 512 * 512
 """Images that keep their size: pixels that a batch may have for each row that it may have."""
 
-Kind = Literal["entry_point", "torchvision", "factory", "directory"]
+Origin = Literal["entry_point", "torchvision", "factory", "directory"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class ModelSpec:
     """Everything about the model that decides the predictions; for JSON, and can be pickled."""
 
     name: str
-    kind: Kind
+    origin: Origin
     code_sha256: str
     """Digest of the source that builds the module, so that changed code never reuses old work."""
     weights_uri: str | None
@@ -93,7 +93,7 @@ class ModelSpec:
     """Arguments of a factory, by name: JSON values."""
     is_pinned: bool = False
     """The job itself says a runtime or a precision."""
-    said: tuple[str, ...] = field(default=(), compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
     """What was read from the directory, `<file>: <what it says>` each; decides nothing."""
 
     @property
@@ -124,7 +124,7 @@ class ModelSpec:
             return None
         return json.dumps(
             [
-                *(self.name, self.kind, self.code_sha256, self.weights_sha256, self.layer),
+                *(self.name, self.origin, self.code_sha256, self.weights_sha256, self.layer),
                 *(self.weights_key, self.pooling, dict(self.args), self.input.exact().settings()),
                 *(len(self.task.labels), self.task.prompts),
             ],
@@ -166,7 +166,7 @@ class ModelSpec:
         """Return the JSON form for fingerprints, plans and manifests, without storage options."""
         return {
             "name": self.name,
-            "kind": self.kind,
+            "kind": self.origin,
             "code_sha256": self.code_sha256,
             "weights_sha256": self.weights_sha256,
             "weights_key": self.weights_key,
@@ -226,8 +226,8 @@ def load_module(spec: ModelSpec, salt: str = "") -> torch.nn.Module:
     except PipelineError:
         raise
     except Exception as error:  # a user's factory may raise anything
-        told = describe_user_error(error, spec.name.partition(":")[0])
-        raise JobError(f"model {spec.name}: cannot be built: {told}{SHOW_ALL}") from error
+        reason = describe_user_error(error, spec.name.partition(":")[0])
+        raise JobError(f"model {spec.name}: cannot be built: {reason}{SHOW_ALL}") from error
     if spec.weights_uri is not None:
         held = read_weights(spec.weights_uri, spec.weights_sha256, spec.storage_options)
         load_state(module, held, spec.weights_key, spec.weights_uri, spec.name)
@@ -252,9 +252,9 @@ def _build(spec: ModelSpec) -> torch.nn.Module:
     if spec.directory is not None:
         assert spec.facts is not None, "a directory has facts"
         module = directory_module(spec.directory, spec.facts, spec.input, spec.pooling, spec.task)
-    elif spec.kind == "torchvision":
+    elif spec.origin == "torchvision":
         module = torchvision_module(spec.name, spec.weights_sha256, **_num_classes(spec.task))
-    elif spec.kind == "entry_point":
+    elif spec.origin == "entry_point":
         module = entry_point_card(spec.name).build()
     else:
         module = import_callable("model.factory", spec.name)(**copy.deepcopy(dict(spec.args)))
@@ -278,5 +278,5 @@ def entry_point_card(name: str) -> ModelCard:
 
 def _num_classes(task: TaskSpec) -> dict[str, int]:
     """Return torchvision's option for the number of outputs, {} if the task does not decide it."""
-    found = make_task(task).num_outputs()
-    return {} if found is None else {"num_classes": found}
+    num_outputs = make_task(task).num_outputs()
+    return {} if num_outputs is None else {"num_classes": num_outputs}

@@ -49,22 +49,22 @@ def _ask(name: str) -> dict[str, Any] | None:
     if name not in models.list_models():
         return None
     weights = []
-    for each in models.get_model_weights(name):
-        transform = _transform(each.transforms())
+    for entry in models.get_model_weights(name):
+        transform = _transform(entry.transforms())
         weights.append(
             {
-                "name": each.name,
-                "sha256": _digest(each),
+                "name": entry.name,
+                "sha256": _digest(entry),
                 "transform": transform and transform.to_dict(),
-                "labels": list(each.meta.get("categories", ())),
+                "labels": list(entry.meta.get("categories", ())),
             }
         )
     return {"weights": weights, "family": _family(models.get_model_builder(name))}
 
 
 def _digest(weights: Any) -> str:
-    found = _DIGEST.search(weights.url)
-    return found[1] if found else "unknown"
+    match = _DIGEST.search(weights.url)
+    return match[1] if match else "unknown"
 
 
 def _family(builder: Any) -> str:
@@ -104,9 +104,11 @@ def torchvision_module(
         options["weights_backbone"] = None
     module: torch.nn.Module = models.get_model(name, weights=None, **options)
     builder = inspect.unwrap(models.get_model_builder(name))
-    own = [_digest(each) for each in models.get_model_weights(name) if each.name == _WITHOUT_EPS]
+    digests = [
+        _digest(entry) for entry in models.get_model_weights(name) if entry.name == _WITHOUT_EPS
+    ]
     if "overwrite_eps" in builder.__code__.co_names and (weights_sha256 or "").startswith(
-        tuple(own)
+        tuple(digests)
     ):
         _set_eps(module, 0.0)
     return module
@@ -115,9 +117,9 @@ def torchvision_module(
 def _set_eps(module: torch.nn.Module, eps: float) -> None:
     from torch.nn import BatchNorm2d
 
-    for each in module.modules():
-        if isinstance(each, BatchNorm2d):
-            each.eps = eps
+    for part in module.modules():
+        if isinstance(part, BatchNorm2d):
+            part.eps = eps
 
 
 def _models() -> Any:

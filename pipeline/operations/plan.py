@@ -19,7 +19,7 @@ from pipeline.inference.runtimes.base import emulated_reason
 from pipeline.job.job import Job
 from pipeline.job.reading.loader import Overrides
 from pipeline.models.spec import ModelSpec
-from pipeline.models.tasks.scores import scores_told
+from pipeline.models.tasks.scores import describe_scores
 from pipeline.operations.jobs import Date, JobLike, load_job, run_options
 from pipeline.planning.plan import Plan
 from pipeline.planning.tiling import done_slices
@@ -230,10 +230,10 @@ def _model(
         "weights_sha256": (model.weights_sha256 or "")[:DIGEST_CHARS] or None,
         "batch_size": plan.batch_size,
         "batch_tokens": plan.batch_tokens or None,
-        "scores": tried.scores if tried else scores_told(task, model.shown_name),
+        "scores": tried.scores if tried else describe_scores(task, model.shown_name),
         "transform": None if tried is None else tried.transform,
         "tried": None if tried is None else str(tried),
-        "read_from_directory": [_read_from(line) for line in model.said],
+        "read_from_directory": [_read_from(line) for line in model.notes],
     }
 
 

@@ -69,7 +69,7 @@ def predictor_key(
     if not model.has_weights:
         return ""
     facts = {k: v for k, v in model.to_dict().items() if k not in _OF_RUNTIME}
-    if model.kind in _OF_LIBRARIES:
+    if model.origin in _OF_LIBRARIES:
         del facts["code_sha256"]
     facts |= {
         "semantics": dict(semantics),

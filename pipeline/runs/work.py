@@ -146,7 +146,7 @@ def settle(
     Raises:
         JobError: No runtime can run the model.
     """
-    if work.model.kind == "factory" and not work.model.has_weights:
+    if work.model.origin == "factory" and not work.model.has_weights:
         warn_random_weights(work.model.name)
     allocation = allocate(run.job.resources, hardware, cost=cost_of(run.job.source))
     settled = resolve_runtime(

@@ -8,6 +8,6 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _isolated_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep what a test copies and reads out of the cache of other tests and of this user."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -12,8 +12,8 @@ from pipeline.models.tasks.base import TaskSpec
 LIMITS = AgreementLimits(max_score_diff=0.05, min_cosine=0.99, max_relative_error=0.01)
 
 
-def compare(kind: str, *pair: dict[str, np.ndarray]) -> Agreement:
-    return make_task(TaskSpec(kind)).compare(*pair, LIMITS)
+def compare(task: str, *pair: dict[str, np.ndarray]) -> Agreement:
+    return make_task(TaskSpec(task)).compare(*pair, LIMITS)
 
 
 def classified(ids: list[int], scores: list[float]) -> dict[str, np.ndarray]:
@@ -25,9 +25,9 @@ def classified(ids: list[int], scores: list[float]) -> dict[str, np.ndarray]:
 
 def test_a_row_needs_the_same_label_and_nearly_the_same_score():
     reference = classified([1, 1, 1, 1], [0.5, 0.5, 0.5, 0.5])
-    found = compare("classify", reference, classified([1, 2, 1, 1], [0.54, 0.5, 0.4, np.nan]))
-    assert found.agrees.tolist() == [True, False, False, False]
-    assert found.pct == 25.0
+    agreement = compare("classify", reference, classified([1, 2, 1, 1], [0.54, 0.5, 0.4, np.nan]))
+    assert agreement.agrees.tolist() == [True, False, False, False]
+    assert agreement.pct == 25.0
     assert compare("classify", reference, reference).worst == 0.0
 
 
@@ -38,8 +38,10 @@ def test_where_ties_are_allowed_either_of_two_labels_of_one_score_may_be_the_bes
         "label_id": np.array([[2, 1], [2, 1], [2, 3], [2, 1]], np.int32),
         "score": np.array([[0.5, 0.48], [0.5, 0.4], [0.5, 0.2], [0.7, 0.69]], np.float32),
     }
-    found = [task.compare(reference, candidate, each).agrees.tolist() for each in (ties, LIMITS)]
-    assert found == [[True, False, False, False], [False] * 4]
+    agreed = [
+        task.compare(reference, candidate, limits).agrees.tolist() for limits in (ties, LIMITS)
+    ]
+    assert agreed == [[True, False, False, False], [False] * 4]
 
 
 def test_each_limit_itself_is_allowed():
@@ -55,17 +57,17 @@ def test_each_limit_itself_is_allowed():
 def test_vectors_agree_by_their_direction():
     reference = {"embedding": np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0], [0.0, 0.0]])}
     candidate = {"embedding": np.array([[2.0, 0.1], [0.5, 0.5], [0.0, 0.0], [0.0, 1.0]])}
-    found = compare("embed", reference, candidate)
-    assert found.agrees.tolist() == [True, False, True, False]
+    agreement = compare("embed", reference, candidate)
+    assert agreement.agrees.tolist() == [True, False, True, False]
 
 
 def test_numbers_agree_relative_to_their_usual_size():
     reference = {"value": np.array([[100.0, 100.0], [100.0, 100.0], [0.0, 100.0]])}
     candidate = {"value": np.array([[100.5, 100.0], [100.0, 102.0], [0.5, 100.0]])}
-    found = compare("regress", reference, candidate)
+    agreement = compare("regress", reference, candidate)
     # The error at the zero of the last row is relative to the RMS of the output.
-    assert found.agrees.tolist() == [True, False, True]
-    assert found.worst == pytest.approx(0.02)
+    assert agreement.agrees.tolist() == [True, False, True]
+    assert agreement.worst == pytest.approx(0.02)
 
 
 def test_several_outputs_must_all_agree():
@@ -93,6 +95,6 @@ def test_of_probabilities_only_those_that_either_side_keeps_must_agree():
     reference = {"score": np.array([[0.6, 0.1], [0.6, 0.1], [0.49, 0.1], [0.3, 0.1], [0.4, 0.6]])}
     candidate = {"score": np.array([[0.64, 0.4], [0.5, 0.1], [0.51, 0.1], [0.4, 0.4], [0.5, 0.4]])}
     task = make_task(TaskSpec("multilabel", labels=("a", "b"), min_score=0.5))
-    found = task.compare(reference, candidate, LIMITS)
-    assert found.agrees.tolist() == [True, False, True, True, False]
-    assert found.worst == pytest.approx(0.2)
+    agreement = task.compare(reference, candidate, LIMITS)
+    assert agreement.agrees.tolist() == [True, False, True, True, False]
+    assert agreement.worst == pytest.approx(0.2)

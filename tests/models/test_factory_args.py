@@ -87,7 +87,7 @@ def test_arguments_decide_the_fingerprint_and_what_the_node_keeps():
     spec, other = (resolve(factory=FACTORY, args={**ARGS, "scale": scale}) for scale in (2.0, 3.0))
     assert spec.to_dict()["args"] == ARGS
     assert spec.to_dict() != other.to_dict()
-    weighed = [replace(each, weights_sha256="a" * 64).identity for each in (spec, other)]
+    weighed = [replace(candidate, weights_sha256="a" * 64).identity for candidate in (spec, other)]
     assert weighed[0] != weighed[1]
     assert resolve().to_dict()["args"] == {}
 
@@ -99,8 +99,8 @@ def test_the_same_tensors_with_other_arguments_are_exported_anew():
     for scale in (1.0, 0.1):
         model = {"args": {"scale": scale, "order": [0, 1, 2, 3, 4]}, "batch_size": 4}
         expected, _ = predict(predictor(FACTORY, **model), rows)
-        found, _ = predict(predictor(FACTORY, runtime="onnxruntime", **model), rows)
-        scores = [[row["score"] for row in each] for each in (found, expected)]
+        actual, _ = predict(predictor(FACTORY, runtime="onnxruntime", **model), rows)
+        scores = [[row["score"] for row in table] for table in (actual, expected)]
         np.testing.assert_allclose(scores[0], scores[1], atol=1e-5)
 
 
@@ -110,10 +110,10 @@ def test_post_processing_is_called_with_the_arguments_of_the_job():
     for factor in (1.0, 10.0):
         spec = resolve(**raw(postprocess="models:Brighter", postprocess_args={"factor": factor}))
         assert spec.task.to_dict()["postprocess_args"] == {"factor": factor}
-        found = make_task(spec.task).columns(
+        columns = make_task(spec.task).columns(
             {"means": means}, ok, pa.table({"row_id": ["a"] * len(ok)})
         )
-        np.testing.assert_allclose(found["lead"].to_numpy(), [0.6 * factor, 0.3 * factor], 1e-5)
+        np.testing.assert_allclose(columns["lead"].to_numpy(), [0.6 * factor, 0.3 * factor], 1e-5)
     assert resolve().task.to_dict()["postprocess_args"] == {}
 
 

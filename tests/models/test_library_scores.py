@@ -41,13 +41,13 @@ def of_nli(path: Path, rows: Any) -> Found:
     from transformers import pipeline
 
     classify = pipeline("zero-shot-classification", model=str(path), device="cpu")
-    found = classify(list(rows), list(PROMPTS), hypothesis_template="{}")
-    return [dict(zip(each["labels"], each["scores"], strict=True)) for each in found]
+    answers = classify(list(rows), list(PROMPTS), hypothesis_template="{}")
+    return [dict(zip(answer["labels"], answer["scores"], strict=True)) for answer in answers]
 
 
 def of_numbers(path: Path, rows: Any) -> Found:
     """A regression: the pipeline applies no function."""
-    return [[*each.values()] for each in ALL_TEXT(path, rows)]
+    return [[*scores.values()] for scores in ALL_TEXT(path, rows)]
 
 
 def of_cross_encoder(path: Path, rows: Any) -> Found:
@@ -77,7 +77,10 @@ def of_tokens(path: Path, rows: Any) -> Found:
 
     tag = pipeline("token-classification", str(path), aggregation_strategy="simple", device="cpu")
     return [
-        [(each["start"], each["end"], each["entity_group"], float(each["score"])) for each in row]
+        [
+            (entity["start"], entity["end"], entity["entity_group"], float(entity["score"]))
+            for entity in row
+        ]
         for row in tag(list(rows))
     ]
 
@@ -97,8 +100,8 @@ def of_towers(family: str) -> Callable[[Path, Any], Found]:
         names = ("input_ids",) if is_full else ("input_ids", "attention_mask")
         with torch.inference_mode():
             model = AutoModel.from_pretrained(path)
-            found = model.get_text_features(**{name: given[name] for name in names})
-        return found.pooler_output.tolist()
+            features = model.get_text_features(**{name: given[name] for name in names})
+        return features.pooler_output.tolist()
 
     return give
 

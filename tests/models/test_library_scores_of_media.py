@@ -57,11 +57,11 @@ def of_model(vectors: Vectors, name: str = "AutoModel") -> Callable[[Path, Any],
 
         model = getattr(transformers, name).from_pretrained(path).eval()
         is_sound = not hasattr(rows[0], "convert")
-        kind = transformers.AutoFeatureExtractor if is_sound else transformers.AutoImageProcessor
-        prepare, more = kind.from_pretrained(path), {"sampling_rate": 16_000} if is_sound else {}
+        cls = transformers.AutoFeatureExtractor if is_sound else transformers.AutoImageProcessor
+        prepare, more = cls.from_pretrained(path), {"sampling_rate": 16_000} if is_sound else {}
         with torch.inference_mode():
             given = [prepare(row, return_tensors="pt", **more) for row in rows]
-            return [vectors(model, each)[0].tolist() for each in given]
+            return [vectors(model, item)[0].tolist() for item in given]
 
     return give
 
@@ -79,8 +79,8 @@ def first(model: Any, given: Any) -> torch.Tensor:
 
 
 def mean(model: Any, given: Any) -> torch.Tensor:
-    found = hidden(model, given)
-    return found.mean((2, 3) if found.ndim == 4 else 1)
+    states = hidden(model, given)
+    return states.mean((2, 3) if states.ndim == 4 else 1)
 
 
 def of_features(model: Any, given: Any) -> torch.Tensor:

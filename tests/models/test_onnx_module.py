@@ -27,10 +27,10 @@ def module(model: onnx.ModelProto, folder: Path, *, is_bound: bool = False) -> O
     path = onnx_files.save(model, folder / "m.onnx")
     if not is_bound:
         return OnnxModule.of(path)
-    found = OnnxModule(path, read_onnx_facts(path).module)
+    module = OnnxModule(path, read_onnx_facts(path).module)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    found.open_on_device(bound(session, found.output_names, torch.device("cpu")))
-    return found
+    module.open_on_device(bound(session, module.output_names, torch.device("cpu")))
+    return module
 
 
 IN_BOTH_WAYS = pytest.mark.parametrize("is_bound", [False, True], ids=["fed", "bound"])
@@ -49,8 +49,8 @@ def test_any_number_of_rows_gets_what_the_operators_say(
 ):
     x = torch.rand((num_rows, onnx_files.NUM_FEATURES), generator=SEEDED)
     [expected] = by_definition(onnx_files.features_model(), x=x)
-    found = module(onnx_files.features_model(batch), tmp_path, is_bound=is_bound)
-    for outputs in (found(x), found(x=x)):
+    wrapped = module(onnx_files.features_model(batch), tmp_path, is_bound=is_bound)
+    for outputs in (wrapped(x), wrapped(x=x)):
         torch.testing.assert_close(outputs, torch.from_numpy(expected), atol=1e-5, rtol=1e-5)
 
 
@@ -61,10 +61,10 @@ def test_images_are_given_with_channels_first(tmp_path: Path, layout: str, is_bo
     x = torch.rand((2, 3, 32, 32), generator=SEEDED)
     turned = x if layout == "NCHW" else x.permute(0, 2, 3, 1)
     logits, means = by_definition(model, x=turned)
-    found = module(model, tmp_path, is_bound=is_bound)(x)
-    assert list(found) == ["logits", "means"]
-    torch.testing.assert_close(found["logits"], torch.from_numpy(logits), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(found["means"], torch.from_numpy(means), atol=1e-4, rtol=1e-4)
+    actual = module(model, tmp_path, is_bound=is_bound)(x)
+    assert list(actual) == ["logits", "means"]
+    torch.testing.assert_close(actual["logits"], torch.from_numpy(logits), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(actual["means"], torch.from_numpy(means), atol=1e-4, rtol=1e-4)
 
 
 def test_one_output_is_a_tensor(tmp_path: Path):
@@ -81,29 +81,29 @@ def test_texts_are_padded_to_the_length_that_the_file_takes(
     mask = (torch.arange(7) < torch.tensor([[7], [2], [5]])).to(torch.int64)
     expected = by_definition(onnx_files.text_model(), input_ids=ids, attention_mask=mask)
     whole = module(onnx_files.text_model(length=length), tmp_path, is_bound=is_bound)
-    found = whole(input_ids=ids, attention_mask=mask)
-    for output, values in zip(found.values(), expected, strict=True):
+    actual = whole(input_ids=ids, attention_mask=mask)
+    for output, values in zip(actual.values(), expected, strict=True):
         torch.testing.assert_close(output, torch.from_numpy(values), atol=1e-5, rtol=1e-5)
 
 
 def test_tensors_get_the_types_of_the_file(tmp_path: Path):
     x = torch.rand((2, onnx_files.NUM_FEATURES), generator=SEEDED)
-    found = module(onnx_files.features_model(), tmp_path)
-    torch.testing.assert_close(found(x.double()), found(x))
+    wrapped = module(onnx_files.features_model(), tmp_path)
+    torch.testing.assert_close(wrapped(x.double()), wrapped(x))
 
 
 def test_tensors_that_the_file_does_not_have_are_an_error(tmp_path: Path):
     x = torch.zeros((2, onnx_files.NUM_FEATURES))
-    found = module(onnx_files.features_model(), tmp_path)
+    wrapped = module(onnx_files.features_model(), tmp_path)
     for tensors, named in (((), {}), ((x, x), {}), ((x,), {"x": x}), ((), {"y": x})):
         with pytest.raises(TypeError, match=r"m\.onnx takes x; it is given"):
-            found(*tensors, **named)
+            wrapped(*tensors, **named)
 
 
 def test_errors_of_the_library_come_as_they_are(tmp_path: Path):
-    found = module(onnx_files.features_model(), tmp_path)
+    wrapped = module(onnx_files.features_model(), tmp_path)
     with pytest.raises(Exception, match="Got invalid dimensions for input: x"):
-        found(torch.zeros((2, onnx_files.NUM_FEATURES + 1)))
+        wrapped(torch.zeros((2, onnx_files.NUM_FEATURES + 1)))
 
 
 def test_a_softmax_of_the_file_stays_as_it_is(tmp_path: Path):
@@ -123,9 +123,9 @@ def test_task_raw_gets_all_outputs_and_the_others_the_first(tmp_path: Path):
 
 
 def test_it_is_pickled_as_a_path_and_opened_anew(tmp_path: Path):
-    found, x = module(onnx_files.features_model(), tmp_path), torch.ones((1, 6))
-    expected = found(x)
-    data = pickle.dumps(found)
+    wrapped, x = module(onnx_files.features_model(), tmp_path), torch.ones((1, 6))
+    expected = wrapped(x)
+    data = pickle.dumps(wrapped)
     assert len(data) < 8000
     torch.testing.assert_close(pickle.loads(data)(x), expected)
 

@@ -38,7 +38,7 @@ def test_a_state_dict_loads_equal_from_pt_and_safetensors(tmp_path: Path):
     image = torch.rand(2, 3, 64, 64)
     for path in paths:
         spec = resolve(name="squeezenet1_1", weights=path)
-        assert spec.kind == "torchvision"
+        assert spec.origin == "torchvision"
         assert spec.weights_sha256 == hashlib.sha256(Path(path).read_bytes()).hexdigest()
         loaded = load_module(spec)
         assert not loaded.training
@@ -48,7 +48,7 @@ def test_a_state_dict_loads_equal_from_pt_and_safetensors(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("begins", "resize_px", "said"),
+    ("begins", "resize_px", "weights"),
     [
         ("0676ba61", 256, "IMAGENET1K_V1"),
         ("11ad3fa6", 232, "IMAGENET1K_V2"),
@@ -56,19 +56,19 @@ def test_a_state_dict_loads_equal_from_pt_and_safetensors(tmp_path: Path):
     ],
 )
 def test_the_transform_of_torchvision_is_that_of_the_weights(
-    begins: str, resize_px: int, said: str, tmp_path: Path
+    begins: str, resize_px: int, weights: str, tmp_path: Path
 ):
     path = saved(tmp_path / "w.pth", colours_state())
     spec = resolve(name="resnet50", weights=path, weights_sha256=begins + "0" * 56, transform={})
     assert spec.input.transform.resize_px == resize_px
-    assert spec.said[0].startswith(f"torchvision: transform and labels of {said}")
+    assert spec.notes[0].startswith(f"torchvision: transform and labels of {weights}")
 
 
 def test_weights_replace_those_of_the_factory(tmp_path: Path):
     loaded = load_module(resolve(weights=saved(tmp_path / "w.pth", colours_state())))
     assert torch.equal(loaded.state_dict()["head.bias"], torch.arange(5.0))
-    own = load_module(resolve())
-    assert not torch.equal(own.state_dict()["head.bias"], torch.arange(5.0))
+    unchanged = load_module(resolve())
+    assert not torch.equal(unchanged.state_dict()["head.bias"], torch.arange(5.0))
 
 
 def test_another_digest_than_the_job_expects_is_refused(tmp_path: Path):
@@ -117,7 +117,7 @@ def test_all_that_a_torchvision_name_lacks_is_said_at_once():
 
 def test_an_entry_point_brings_weights_labels_and_transform():
     spec = resolve(name="efficientnet-lite0", labels=None)
-    assert spec.kind == "entry_point"
+    assert spec.origin == "entry_point"
     assert (len(spec.task.labels), spec.input.transform.size_px, spec.task.top_k) == (1000, 224, 5)
     assert spec.weights_sha256
     assert len(spec.weights_sha256) == 64
@@ -150,7 +150,7 @@ def test_a_factory_is_imported_only_from_below_an_allowed_prefix(
             resolve(allow, models.TRANSFORM, factory=factory)
     monkeypatch.setenv("PIPELINE_ALLOW_IMPORT", " , ".join(allow))
     if is_allowed:
-        assert resolve((), models.TRANSFORM, factory=factory).kind == "factory"
+        assert resolve((), models.TRANSFORM, factory=factory).origin == "factory"
     else:
         with pytest.raises(JobError, match="is not allowed"):
             resolve((), models.TRANSFORM, factory=factory)

@@ -43,11 +43,11 @@ def predicted(folder: Path, file: Path, features: list[Any], **more: Any) -> pa.
     run = RunContext.of(job, RunOptions()).with_settled_source()
     plan, spec = prepare(run)
     engine = TorchEngine(plain_predictor_config(plan, spec, 32, 1))
-    reader, found = make_reader(run.job, plan), []
+    reader, batches = make_reader(run.job, plan), []
     for unit in plan.units:
         for _, _, rows in read_slices(reader, unit, {key.start for key in unit.slices()}):
-            found.append(engine.predict(rows, {}))
-    return pa.concat_tables(found)
+            batches.append(engine.predict(rows, {}))
+    return pa.concat_tables(batches)
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +60,7 @@ def quiet() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def table() -> pd.DataFrame:
     rng = np.random.default_rng(0)
-    found = pd.DataFrame(
+    frame = pd.DataFrame(
         {
             "age": rng.integers(18, 80, NUM_ROWS),
             "income": rng.normal(50_000, 12_000, NUM_ROWS),
@@ -68,8 +68,8 @@ def table() -> pd.DataFrame:
             "city": rng.choice(["Bern", "Zürich", "", "Genève \0"], NUM_ROWS),
         }
     )
-    chosen = (found.age > 40) & (found.plan != "basic")
-    return found.assign(chosen=np.array(CLASSES)[chosen.astype(int)])
+    chosen = (frame.age > 40) & (frame.plan != "basic")
+    return frame.assign(chosen=np.array(CLASSES)[chosen.astype(int)])
 
 
 def columns_model(last: Any) -> Any:
@@ -90,8 +90,8 @@ def exported(model: Any, folder: Path, number: str = "Float", **options: Any) ->
     of_numbers = getattr(data_types, f"{number}TensorType")
     types = [(name, of_numbers([None, 1])) for name in NUMBERS]
     types += [(name, data_types.StringTensorType([None, 1])) for name in TEXTS]
-    told = {id(model): options} if options else None
-    return save(to_onnx(model, initial_types=types, options=told), folder / "m.onnx")
+    by_model = {id(model): options} if options else None
+    return save(to_onnx(model, initial_types=types, options=by_model), folder / "m.onnx")
 
 
 @pytest.mark.parametrize(
@@ -119,8 +119,8 @@ def test_scores_of_numbers_and_categories_are_those_of_predict_proba(
     # Of doubles the linear classifier is no operator of its own, which would have the names.
     named = {} if has_zipmap or number == "Float" else {"labels": CLASSES}
     rows = predicted(tmp_path, path, [*TEXTS, *NUMBERS], model=named)
-    found = rows.column("label").to_pylist()
-    assert np.mean(np.array(found) == model.predict(table)) > 0.99
+    labels = rows.column("label").to_pylist()
+    assert np.mean(np.array(labels) == model.predict(table)) > 0.99
     output = {"name": "output_probability" if has_zipmap else "probabilities", "shape": [2]}
     raw = {"task": "raw", "outputs": [output]}
     rows = predicted(tmp_path, path, [*NUMBERS, *TEXTS], model=raw)
@@ -165,7 +165,7 @@ def passing(*inputs: tuple[str, int, list[int | str | None]]) -> onnx.ModelProto
         nodes.append(helper.make_node("Reshape", [f"{name}_cast", "column"], [f"{name}_one"]))
     nodes.append(helper.make_node("Concat", [f"{n}_one" for n, _, _ in inputs], ["out"], axis=1))
     column = onnx.numpy_helper.from_array(np.array([-1, 1]), "column")
-    ends = [value(*each) for each in inputs], [value("out", DOUBLE, [None, len(inputs)])]
+    ends = [value(*args) for args in inputs], [value("out", DOUBLE, [None, len(inputs)])]
     return make_model(nodes, *ends, [column])
 
 
@@ -212,7 +212,7 @@ def test_a_number_that_is_none_of_its_type_costs_its_row(tmp_path: Path):
 
 def test_facts_name_the_columns(tmp_path: Path):
     facts = read_onnx_facts(save(EVERY, tmp_path / "m.onnx"))
-    assert [tuple(each) for each in facts.columns] == [
+    assert [tuple(column) for column in facts.columns] == [
         *(("a", "float32"), ("b", "float64"), ("c", "int64"), ("d", "bool"), ("e e.e", "int32"))
     ]
     one = read_onnx_facts(save(onnx_files.features_model(), tmp_path / "m.onnx"))
@@ -230,7 +230,7 @@ def test_facts_name_the_columns(tmp_path: Path):
 )
 def test_inputs_that_are_no_columns_are_refused(tmp_path: Path, inputs: list[Any]):
     node = helper.make_node("Identity", ["a"], ["out"])
-    ends = [value(*each) for each in inputs], [value("out", FLOAT, None)]
+    ends = [value(*args) for args in inputs], [value("out", FLOAT, None)]
     with pytest.raises(JobError, match=r"m\.onnx: takes 'a' .* or an input \(B, 1\) for each col"):
         read_onnx_facts(save(make_model([node], *ends), tmp_path / "m.onnx"))
 

@@ -73,7 +73,7 @@ CASES = {
     "xgboost numbers": Case(fitted("xgboost:XGBRegressor", **_TREES), _NUMBERS),
     "lightgbm numbers": Case(fitted("lightgbm:LGBMRegressor", **_TREES, verbose=-1), _NUMBERS),
 }
-EACH = [(name, target) for name, case in CASES.items() for target in case.targets]
+PAIRS = [(name, target) for name, case in CASES.items() for target in case.targets]
 
 
 def exported(model: Any, *, has_zipmap: bool | None = None) -> onnx.ModelProto:
@@ -104,7 +104,7 @@ def predictor(path: Path, **model: Any) -> TorchEngine:
     return TorchEngine(PredictorConfig(spec, 32, 0, 1, pa.schema([])))
 
 
-def predictions(found: TorchEngine, features: np.ndarray) -> list[dict[str, Any]]:
+def predictions(engine: TorchEngine, features: np.ndarray) -> list[dict[str, Any]]:
     rows = pa.table(
         {
             "row_id": [str(row) for row in range(len(features))],
@@ -113,18 +113,18 @@ def predictions(found: TorchEngine, features: np.ndarray) -> list[dict[str, Any]
             **failure_columns([None] * len(features)),
         }
     )
-    table = found.predict(rows, {})
+    table = engine.predict(rows, {})
     assert table.column("error").null_count == len(features), table.column("message")
     return table.to_pylist()
 
 
 def by_label(rows: list[dict[str, Any]]) -> np.ndarray:
     """Return the scores of each row in the order of the labels: (N, K)."""
-    found = np.zeros((len(rows), len(rows[0]["top_k"])))
-    for row, each in enumerate(rows):
-        for entry in each["top_k"]:
-            found[row, entry["label_id"]] = entry["score"]
-    return found
+    scores = np.zeros((len(rows), len(rows[0]["top_k"])))
+    for row, prediction in enumerate(rows):
+        for entry in prediction["top_k"]:
+            scores[row, entry["label_id"]] = entry["score"]
+    return scores
 
 
 @pytest.fixture(autouse=True)
@@ -139,7 +139,7 @@ QUICK = ("sklearn forest", "sklearn logistic", "xgboost", "lightgbm", "xgboost n
 
 @pytest.mark.parametrize(
     ("name", "target"),
-    quick_cases(EACH, lambda name, target: name in QUICK and target != "two"),
+    quick_cases(PAIRS, lambda name, target: name in QUICK and target != "two"),
 )
 def test_scores_are_those_of_the_library(name: str, target: str, tmp_path: Path):
     case, path = CASES[name], tmp_path / "m.onnx"

@@ -68,5 +68,5 @@ def test_detectors_have_no_epsilon_just_where_torchvision_takes_it_from_its_weig
 ):
     """They are built without a download."""
     module = torchvision_module(name, begins and begins + "0" * 56, num_classes=3)
-    eps = {each.eps for each in module.modules() if isinstance(each, torch.nn.BatchNorm2d)}
+    eps = {module.eps for module in module.modules() if isinstance(module, torch.nn.BatchNorm2d)}
     assert (eps == {0.0}) == is_without_eps

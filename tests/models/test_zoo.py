@@ -46,8 +46,8 @@ def test_photos_get_the_labels_that_a_person_would_give():
     batch = torch.stack([prepare(photos[name], card.transform) for name in EXPECTED])
     with torch.inference_mode():
         label_ids = build_with_weights(card)(batch).argmax(dim=1).tolist()
-    found = {name: card.labels[i] for name, i in zip(EXPECTED, label_ids, strict=True)}
-    assert {name: label for name, label in found.items() if label not in EXPECTED[name]} == {}
+    labels = {name: card.labels[i] for name, i in zip(EXPECTED, label_ids, strict=True)}
+    assert {name: label for name, label in labels.items() if label not in EXPECTED[name]} == {}
 
 
 def test_labels_are_a_thousand_different_names():

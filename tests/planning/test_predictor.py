@@ -89,7 +89,7 @@ def test_semantics_extensions_and_types_of_columns_are_part_of_the_key():
 
 
 def test_a_new_version_of_an_installed_library_is_no_other_predictor():
-    library = replace(WITH_WEIGHTS, kind="torchvision")
+    library = replace(WITH_WEIGHTS, origin="torchvision")
     newer = replace(library, code_sha256="5" * 64)
     assert key_of(newer) == key_of(library)
     assert why_other(library.to_dict(), replace(newer, layer="x").to_dict()) == (

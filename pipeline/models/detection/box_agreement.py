@@ -51,15 +51,15 @@ class Pairs(NamedTuple):
     """bool (E,): those of the other side without a partner."""
 
 
-def match(reference: Detections, found: Detections) -> Pairs:
+def match(reference: Detections, candidate: Detections) -> Pairs:
     """Match the D detections of a reference with the E of another side."""
-    count, others = len(reference.scores), len(found.scores)
+    count, others = len(reference.scores), len(candidate.scores)
     partner, iou = np.full(count, -1), np.zeros(count)
     alone = np.ones(others, bool)
     if not others:
         return Pairs(partner, iou, alone)
-    overlaps = overlap(reference.boxes[:, None], found.boxes[None])
-    overlaps[reference.label_ids[:, None] != found.label_ids[None]] = 0.0
+    overlaps = overlap(reference.boxes[:, None], candidate.boxes[None])
+    overlaps[reference.label_ids[:, None] != candidate.label_ids[None]] = 0.0
     for place in range(count):
         left = np.where(alone, overlaps[place], 0.0)
         nearest = int(left.argmax())
@@ -76,14 +76,14 @@ def overlap(one: Values, other: Values) -> Values:
     one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
     sides = np.minimum(one[..., 2:], other[..., 2:]) - np.maximum(one[..., :2], other[..., :2])
     shared = sides.clip(0).prod(-1)
-    areas = [(each[..., 2:] - each[..., :2]).prod(-1) for each in (one, other)]
+    areas = [(boxes[..., 2:] - boxes[..., :2]).prod(-1) for boxes in (one, other)]
     union = areas[0] + areas[1] - shared
     share = shared / np.where(union > 0, union, 1.0)
     return np.where((np.abs(one - other) <= SAME_PX).all(-1), 1.0, share)
 
 
 def compare(
-    reference: Detections, found: Detections, limits: AgreementLimits
+    reference: Detections, candidate: Detections, limits: AgreementLimits
 ) -> tuple[bool, float]:
     """Compare the detections of one image.
 
@@ -91,14 +91,14 @@ def compare(
         Whether they agree, and by how much a score is off at most: of a detection without a partner
         by how much it exceeds what the other side leaves out.
     """
-    if np.isnan(reference.scores).any() or np.isnan(found.scores).any():
+    if np.isnan(reference.scores).any() or np.isnan(candidate.scores).any():
         return False, float("nan")
-    pairs = match(reference, found)
+    pairs = match(reference, candidate)
     has = pairs.partner >= 0
     off = [
-        np.abs(reference.scores[has] - found.scores[pairs.partner[has]]),
-        reference.scores[~has] - found.least,
-        found.scores[pairs.alone] - reference.least,
+        np.abs(reference.scores[has] - candidate.scores[pairs.partner[has]]),
+        reference.scores[~has] - candidate.least,
+        candidate.scores[pairs.alone] - reference.least,
     ]
     worst = float(np.concatenate(off).max(initial=0.0))
     is_near = bool((pairs.iou[has] >= NEAR_IOU).all())
@@ -106,9 +106,9 @@ def compare(
 
 
 def compare_rows(
-    reference: list[Detections], found: list[Detections], limits: AgreementLimits
+    reference: list[Detections], candidate: list[Detections], limits: AgreementLimits
 ) -> Agreement:
     """Compare the detections of N images."""
-    each = [compare(a, b, limits) for a, b in zip(reference, found, strict=True)]
-    agrees = np.array([agreed for agreed, _ in each], bool)
-    return Agreement(agrees, float(np.max([off for _, off in each])) if each else 0.0)
+    compared = [compare(a, b, limits) for a, b in zip(reference, candidate, strict=True)]
+    agrees = np.array([agreed for agreed, _ in compared], bool)
+    return Agreement(agrees, float(np.max([off for _, off in compared])) if compared else 0.0)

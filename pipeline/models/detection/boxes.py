@@ -29,8 +29,8 @@ class Candidates(NamedTuple):
 def corners(boxes: torch.Tensor) -> torch.Tensor:
     """Return the corners of boxes that are given by their centre, (..., 4): x, y, width, height."""
     x, y, width, height = boxes.unbind(-1)
-    found = [x - 0.5 * width, y - 0.5 * height, x + 0.5 * width, y + 0.5 * height]
-    return torch.stack(found, dim=-1)
+    sides = [x - 0.5 * width, y - 0.5 * height, x + 0.5 * width, y + 0.5 * height]
+    return torch.stack(sides, dim=-1)
 
 
 def overlap(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -47,12 +47,12 @@ def _area(boxes: torch.Tensor) -> torch.Tensor:
 
 
 def best(
-    found: Candidates, min_score: float, most: int, nms_iou: float | None
+    candidates: Candidates, min_score: float, most: int, nms_iou: float | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Choose the detections that are written, best first.
 
     Args:
-        found: Of B rows. A score that is NaN stays, in front, so that its row is found.
+        candidates: Of B rows. A score that is NaN stays, in front, so that its row is found.
         min_score: From which score on a detection counts.
         most: M, the most of a row.
         nms_iou: Leave out those that a better one of the same label overlaps by more than this.
@@ -61,7 +61,7 @@ def best(
         Boxes float32 (B, M, 4) or (B, M, D), scores float32 (B, M), label ids int32 (B, M); zeros
         behind the last detection of a row.
     """
-    scores = found.scores.float()
+    scores = candidates.scores.float()
     # Least in the type of the scores, so that 0.1 is reached by float32 0.1.
     least = torch.full((), min_score, dtype=scores.dtype, device=scores.device)
     counts = ~((scores < least) | (scores <= 0))
@@ -73,9 +73,9 @@ def best(
             num_ranked = int(counts.sum(1).amax())
     ranked = order.indices[:, :num_ranked]
     counts, scores = counts.gather(1, ranked), scores.gather(1, ranked)
-    label_ids = found.label_ids.gather(1, ranked)
-    places = ranked if found.box_of is None else found.box_of.gather(1, ranked)
-    boxes = _rows_of(found.boxes.float(), places)
+    label_ids = candidates.label_ids.gather(1, ranked)
+    places = ranked if candidates.box_of is None else candidates.box_of.gather(1, ranked)
+    boxes = _rows_of(candidates.boxes.float(), places)
     if nms_iou is not None:
         counts = kept_by_nms(boxes, label_ids, counts, nms_iou, most)
         first = (~counts).to(torch.uint8).sort(dim=1, stable=True).indices[:, :most]

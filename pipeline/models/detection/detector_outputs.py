@@ -39,10 +39,10 @@ def candidates(outputs: Any, num_rows: int, num_labels: int, px: Px | None) -> C
     Raises:
         OutputError: They have none of the forms, or other shapes.
     """
-    if isinstance(outputs, list | tuple) and all(isinstance(each, Mapping) for each in outputs):
+    if isinstance(outputs, list | tuple) and all(isinstance(row, Mapping) for row in outputs):
         return _of_rows(outputs, num_rows)
     if not isinstance(outputs, Mapping):
-        raise OutputError(f"output is {_told(outputs)}; {_SAYS}")
+        raise OutputError(f"output is {_shown(outputs)}; {_SAYS}")
     if "pred_boxes" in outputs and "logits" in outputs:
         return _of_queries(outputs["logits"], outputs["pred_boxes"], num_rows, num_labels, px)
     if "boxes" not in outputs or "scores" not in outputs:
@@ -53,14 +53,14 @@ def candidates(outputs: Any, num_rows: int, num_labels: int, px: Px | None) -> C
 def _of_rows(outputs: Sequence[Mapping[str, Any]], num_rows: int) -> Candidates:
     if len(outputs) != num_rows:
         raise OutputError(f"output has {len(outputs)} dicts for {num_rows} rows; {_SAYS}")
-    for each in outputs:
-        missing = [name for name in _NAMES if name not in each]
+    for row in outputs:
+        missing = [name for name in _NAMES if name not in row]
         if missing:
-            raise OutputError(f"the dicts have no {missing[0]}, but {', '.join(each)}; {_SAYS}")
-        size = len(each["scores"])
+            raise OutputError(f"the dicts have no {missing[0]}, but {', '.join(row)}; {_SAYS}")
+        size = len(row["scores"])
         for name, shape in (("boxes", (size, _BOX)), ("scores", (size,)), ("labels", (size,))):
-            _require(each[name], shape, name)
-    boxes, scores, labels = (padded([each[name] for each in outputs]) for name in _NAMES)
+            _require(row[name], shape, name)
+    boxes, scores, labels = (padded([row[name] for row in outputs]) for name in _NAMES)
     return Candidates(boxes, scores, labels)
 
 
@@ -79,8 +79,8 @@ def _of_queries(
     """
     if px is None:
         raise OutputError("pred_boxes are shares of an image, and the rows are no images")
-    queries, found = tuple(logits.shape[1:]) if _is_tensor(logits, 3) else (0, 0)
-    has_nothing = found == num_labels + 1
+    queries, num_logits = tuple(logits.shape[1:]) if _is_tensor(logits, 3) else (0, 0)
+    has_nothing = num_logits == num_labels + 1
     _require(
         logits,
         (num_rows, queries, num_labels + has_nothing),
@@ -124,10 +124,10 @@ def _is_tensor(value: Any, rank: int) -> bool:
 
 def _require(value: Any, shape: tuple[int, ...], what: str) -> None:
     if not isinstance(value, torch.Tensor) or tuple(value.shape) != shape:
-        raise OutputError(f"output {what} is {_told(value)}, expected {shape}")
+        raise OutputError(f"output {what} is {_shown(value)}, expected {shape}")
 
 
-def _told(value: Any) -> str:
+def _shown(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return f"{tuple(value.shape)}"
     return f"a {type(value).__name__}"

@@ -98,21 +98,22 @@ def read_extractor(folder: Path, chosen: ModelClass) -> tuple[AudioSettings, str
     where, values = _values(folder, chosen.at)
     name = read_value(values, "feature_extractor_type", where, str) or _usual(chosen)
     if not values or name not in _CLASSES:
-        found = f"its feature extractor is {preview(name)}" if values else f"no {PROCESSOR}"
-        raise JobError(f"model.path: {where}: {found}, expected one of {', '.join(_CLASSES)}")
+        problem = f"its feature extractor is {preview(name)}" if values else f"no {PROCESSOR}"
+        raise JobError(f"model.path: {where}: {problem}, expected one of {', '.join(_CLASSES)}")
     options: dict[str, Any] = {
         key: checked(values.get(key, usual), key, where, int, ge=may[0], le=may[-1])
         for key, usual, may in _WHOLE[name]
     }
     for key, usual in _REAL[name].items():
         above = 0.0 if key == "std" else -_MAX_NUMBER
-        found = values.get(key, usual)
-        options[key] = checked(found, key, where, float, gt=above, lt=_MAX_NUMBER)
+        value = values.get(key, usual)
+        options[key] = checked(value, key, where, float, gt=above, lt=_MAX_NUMBER)
     for key, taken in _MUST[name].items():
         if values.get(key) not in taken:
-            told = " or ".join(map(preview, taken))
-            found = preview(values.get(key))
-            raise JobError(f"model.path: {where}: {key} is {found}, expected {told}")
+            expected = " or ".join(map(preview, taken))
+            raise JobError(
+                f"model.path: {where}: {key} is {preview(values.get(key))}, expected {expected}"
+            )
     if name == _CLAP:
         options |= {key: values[key] for key in _MUST[name]}
     if name in (NORMALISED, _AST):
@@ -120,8 +121,8 @@ def read_extractor(folder: Path, chosen: ModelClass) -> tuple[AudioSettings, str
     rate = options["sampling_rate"]
     if name == NORMALISED:
         how = "normalised, " if options["do_normalize"] else ""
-        told = f"{where}: {rate} Hz, {how}clips of any length"
-        return AudioSettings(rate, USUAL_MAX_S, name, options), told
+        note = f"{where}: {rate} Hz, {how}clips of any length"
+        return AudioSettings(rate, USUAL_MAX_S, name, options), note
     window = _window(name, options)
     for key, wanted in window.config.items():
         config = getattr(chosen.config, "audio_config", chosen.config)
@@ -130,8 +131,8 @@ def read_extractor(folder: Path, chosen: ModelClass) -> tuple[AudioSettings, str
                 f"model.path: {CONFIG}: {key} is {preview(has)}, and {where} gives {wanted}"
             )
     length_s, frames = window.length_s, " x ".join(map(str, window.shape))
-    told = f"{where}: {rate} Hz, {frames} features of clips up to {length_s:g} s ({name})"
-    return AudioSettings(rate, min(USUAL_MAX_S, length_s), name, options, window.shape), told
+    note = f"{where}: {rate} Hz, {frames} features of clips up to {length_s:g} s ({name})"
+    return AudioSettings(rate, min(USUAL_MAX_S, length_s), name, options, window.shape), note
 
 
 def _window(name: str, options: Mapping[str, Any]) -> _Window:
@@ -163,8 +164,8 @@ def _usual(chosen: ModelClass) -> str | None:
     """Return the extractor that the library takes for a model type if the file names none."""
     from transformers import FEATURE_EXTRACTOR_MAPPING
 
-    found = FEATURE_EXTRACTOR_MAPPING.get(type(chosen.config), None)
-    return None if found is None else str(found.__name__)
+    extractor = FEATURE_EXTRACTOR_MAPPING.get(type(chosen.config), None)
+    return None if extractor is None else str(extractor.__name__)
 
 
 def audio_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
@@ -200,7 +201,7 @@ def audio_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
         pooling = Pooling(known[:1], known)
         dim = width_of(chosen.config, "output_hidden_size", "hidden_size")
         tasks, what = ("embed",), f"pooling {known[0]}; {dim} numbers per clip"
-    audio, said = read_extractor(folder, chosen)
+    audio, note = read_extractor(folder, chosen)
     return chosen.directory(
         "audio",
         tasks,
@@ -210,9 +211,9 @@ def audio_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
         audio=audio,
         pooling=pooling,
         generation=written,
-        said=(
+        notes=(
             f"{CONFIG}: {chosen.named.__name__}, {what}",
-            said,
-            *([written.said] if written else []),
+            note,
+            *([written.note] if written else []),
         ),
     )

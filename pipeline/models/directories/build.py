@@ -86,8 +86,8 @@ def require_served(task: str, facts: DirectoryFacts) -> str:
     Raises:
         JobError: It does not serve the task.
     """
-    found = served_as(task, facts.tasks)
-    if found is None:
+    served = served_as(task, facts.tasks)
+    if served is None:
         hint = "" if task in built_in(TASKS) else f", and the task reduces {_reduced(task)}"
         for other, way in task_class(task).instead.items():
             if other in facts.tasks:
@@ -96,7 +96,7 @@ def require_served(task: str, facts: DirectoryFacts) -> str:
             f"model.task = {task!r}: {facts.architecture} of model.path serves "
             f"{', '.join(facts.tasks)}{hint}"
         )
-    return found
+    return served
 
 
 def _reduced(task: str) -> str:
@@ -188,7 +188,9 @@ def _library_module(path: Path, facts: LibraryClass) -> torch.nn.Module:
 def _pooled(path: Path, pooling: Pooling) -> torch.nn.Module:
     from pipeline.models.directories.text.text_modules import Normalize, Pooled
 
-    layers = [Normalize() if each == "normalize" else _dense(path, each) for each in pooling.layers]
+    layers = [
+        Normalize() if layer == "normalize" else _dense(path, layer) for layer in pooling.layers
+    ]
     return Pooled(pooling.modes, pooling.prompt_tokens, layers)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories.facts import WRITERS, DirectoryFacts, LibraryClass
-from pipeline.models.directories.json_files import kind_of, preview, read_object
+from pipeline.models.directories.json_files import json_type_of, preview, read_object
 from pipeline.models.directories.library import base_of, config_of, encoder_of, head_of, named_class
 from pipeline.models.directories.loading import check_fit
 from pipeline.models.directories.tensors import read_headers
@@ -81,7 +81,7 @@ class ModelClass:
             tasks: What its outputs serve.
             more: Other fields of the facts.
         """
-        fields: dict[str, Any] = {"kind": "transformers", "module": self.facts, **more}
+        fields: dict[str, Any] = {"format_name": "transformers", "module": self.facts, **more}
         return DirectoryFacts(
             architecture=self.built.__name__, input=input_name, tasks=tasks, **fields
         )
@@ -117,12 +117,12 @@ def choose(folder: Path, at: str = "", *, is_encoder: bool = False) -> ModelClas
 
 
 def _architecture(values: Mapping[str, Any]) -> str:
-    found = values.get("architectures")
-    if not isinstance(found, list) or len(found) != 1 or not isinstance(found[0], str):
+    names = values.get("architectures")
+    if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
         raise JobError(
-            f"model.path: {CONFIG}: architectures is {preview(found)}, expected a list of one class"
+            f"model.path: {CONFIG}: architectures is {preview(names)}, expected a list of one class"
         )
-    return found[0]
+    return names[0]
 
 
 def width_of(config: Any, *keys: str) -> int:
@@ -132,11 +132,11 @@ def width_of(config: Any, *keys: str) -> int:
         JobError: It has none.
     """
     for key in keys:
-        found = getattr(config, key, None)
-        found = found[-1] if isinstance(found, list | tuple) and found else found
-        if type(found) is int:
-            return found
-    raise JobError(f"model.path: {CONFIG}: {keys[0]} is {kind_of(found)}, expected a number")
+        width = getattr(config, key, None)
+        width = width[-1] if isinstance(width, list | tuple) and width else width
+        if type(width) is int:
+            return width
+    raise JobError(f"model.path: {CONFIG}: {keys[0]} is {json_type_of(width)}, expected a number")
 
 
 def require_one_input(cls: Any, config: Any, head: str) -> None:
@@ -157,7 +157,8 @@ def require_one_input(cls: Any, config: Any, head: str) -> None:
     if head in WRITERS or hasattr(cls, "get_image_features") or hasattr(cls, "get_audio_features"):
         # It writes to one input, or its towers take one each.
         wanted -= {"input_ids", "input_features", "pixel_values"}
-    wanted |= {name for name, each in taken.items() if _is_required(each)} - {"self", main}
+    required = {name for name, parameter in taken.items() if _is_required(parameter)}
+    wanted |= required - {"self", main}
     if main == "input_ids" and getattr(config, "type_vocab_sizes", None):
         wanted.add("rows and columns of a table")
     if main == "pixel_values" and getattr(config, "num_frames", None):

@@ -21,7 +21,7 @@ from pipeline.models.directories.json_files import (
     parse_json,
     parse_object,
 )
-from pipeline.models.directories.library import OWN_CODE
+from pipeline.models.directories.library import FACTORY_ADVICE
 from pipeline.models.directories.refused import ADAPTER, MERGE, explain
 from pipeline.models.directories.tensors import INDEX, SINGLE, shards_of
 from pipeline.models.directories.text import sentence_transformers as st
@@ -66,35 +66,35 @@ def choose_files(store: Store) -> list[StoredFile]:
     Raises:
         JobError: It is refused by what lies in it, or a file is missing or too large.
     """
-    found = _look_up(store, _TOP)
-    if st.MODULES in found:
-        modules = st.parse_modules(parse_json(_read(store, st.MODULES, found), st.MODULES))
+    files = _look_up(store, _TOP)
+    if st.MODULES in files:
+        modules = st.parse_modules(parse_json(_read(store, st.MODULES, files), st.MODULES))
         for name in (CHAT, LEGACY_CHAT, GENERATION):
-            found.pop(name, None)  # encoders write no texts
+            files.pop(name, None)  # encoders write no texts
     else:
         modules = [("Transformer", "")]
-    found |= _look_up(store, _of_modules(modules))
+    files |= _look_up(store, _of_modules(modules))
     at = modules[0][1]
-    if at + CONFIG not in found or not {at + SINGLE, at + INDEX} & found.keys():
-        raise explain(store, at, has_config=at + CONFIG in found)
-    if at + ADAPTER in found:
+    if at + CONFIG not in files or not {at + SINGLE, at + INDEX} & files.keys():
+        raise explain(store, at, has_config=at + CONFIG in files)
+    if at + ADAPTER in files:
         raise JobError(
             f"model.path = {store.url(at)}: {ADAPTER} is of an adapter (LoRA) beside the weights, "
             f"which would not be applied: {MERGE}; or take the file away if the weights have it"
         )
-    config = parse_object(_read(store, at + CONFIG, found), at + CONFIG)
-    if at + TOKENIZER_CONFIG in found:
-        parse_object(_read(store, at + TOKENIZER_CONFIG, found), at + TOKENIZER_CONFIG)
+    config = parse_object(_read(store, at + CONFIG, files), at + CONFIG)
+    if at + TOKENIZER_CONFIG in files:
+        parse_object(_read(store, at + TOKENIZER_CONFIG, files), at + TOKENIZER_CONFIG)
     _refuse_series(config)
-    is_for_images = is_timm(config) or bool({at + PROCESSOR, at + BOTH} & found.keys())
-    if not is_for_images and not {TOKENIZER, at + TOKENIZER} & found.keys():
+    is_for_images = is_timm(config) or bool({at + PROCESSOR, at + BOTH} & files.keys())
+    if not is_for_images and not {TOKENIZER, at + TOKENIZER} & files.keys():
         raise explain(store, at, has_config=True, has_weights=True)
-    _require_parts(store, modules, found)
-    if at + INDEX in found:
-        found.pop(at + SINGLE, None)
-        found |= _shards(store, at, found)
-    _require_no_links(store, found)
-    return [found[path] for path in sorted(found)]
+    _require_parts(store, modules, files)
+    if at + INDEX in files:
+        files.pop(at + SINGLE, None)
+        files |= _shards(store, at, files)
+    _require_no_links(store, files)
+    return [files[path] for path in sorted(files)]
 
 
 def _refuse_series(config: Mapping[str, Any]) -> None:
@@ -102,27 +102,27 @@ def _refuse_series(config: Mapping[str, Any]) -> None:
     if config.get("model_type") in _OF_SERIES or "chronos_config" in config:
         raise JobError(
             "model.path: config.json is of a model of time series, which is not read; "
-            f"source.features of one list, and {OWN_CODE}"
+            f"source.features of one list, and {FACTORY_ADVICE}"
         )
 
 
 def _of_modules(modules: Iterable[tuple[str, str]]) -> Iterator[str]:
     names: Mapping[str, tuple[str, ...]] = {"Transformer": _TRANSFORMER, "Dense": _DENSE}
-    for kind, at in modules:
-        yield from (at + name for name in names.get(kind, (CONFIG,)))
+    for module_type, at in modules:
+        yield from (at + name for name in names.get(module_type, (CONFIG,)))
 
 
-def _require_parts(store: Store, modules: Sequence[tuple[str, str]], found: Files) -> None:
+def _require_parts(store: Store, modules: Sequence[tuple[str, str]], files: Files) -> None:
     """Refuse if a module of sentence-transformers lacks its settings or its weights."""
-    for kind, at in modules:
-        if kind == "Dense" and not {at + CONFIG, at + SINGLE} <= found.keys():
-            raise explain(store, at, has_config=at + CONFIG in found)
-        if kind == "Pooling" and at + CONFIG not in found:
+    for module_type, at in modules:
+        if module_type == "Dense" and not {at + CONFIG, at + SINGLE} <= files.keys():
+            raise explain(store, at, has_config=at + CONFIG in files)
+        if module_type == "Pooling" and at + CONFIG not in files:
             raise JobError(f"model.path: {store.url(at + CONFIG)} is missing")
 
 
-def _shards(store: Store, at: str, found: Files) -> Files:
-    index = parse_object(_read(store, at + INDEX, found), at + INDEX)
+def _shards(store: Store, at: str, files: Files) -> Files:
+    index = parse_object(_read(store, at + INDEX, files), at + INDEX)
     names = sorted({at + name for name in shards_of(index).values()})
     shards = _look_up(store, names)
     missing = [name for name in names if name not in shards]
@@ -134,24 +134,24 @@ def _shards(store: Store, at: str, found: Files) -> Files:
 def _look_up(store: Store, paths: Iterable[str]) -> Files:
     """Return those files that are there."""
     with ThreadPoolExecutor(_THREADS) as pool:
-        files = [each for each in pool.map(store.stat, dict.fromkeys(paths)) if each is not None]
+        files = [file for file in pool.map(store.stat, dict.fromkeys(paths)) if file is not None]
     for file in files:
         check_size(file.path, file.size_bytes, store.url(file.path))
     return {file.path: file for file in files}
 
 
-def _read(store: Store, path: str, found: Files) -> bytes:
+def _read(store: Store, path: str, files: Files) -> bytes:
     try:
-        return store.read_bytes(found[path].path)
+        return store.read_bytes(files[path].path)
     except FileNotFoundError:
         raise JobError(f"model.path: {store.url(path)} vanished") from None
 
 
-def _require_no_links(store: Store, found: Files) -> None:
+def _require_no_links(store: Store, files: Files) -> None:
     """Refuse links to folders, which could lead anywhere."""
     if store.is_object_store:
         return
-    for folder in {path.rpartition("/")[0] for path in found} - {""}:
+    for folder in {path.rpartition("/")[0] for path in files} - {""}:
         parts = folder.split("/")
         for end in range(1, len(parts) + 1):
             if os.path.islink(store.url("/".join(parts[:end]))):

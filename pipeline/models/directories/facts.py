@@ -12,7 +12,7 @@ from pipeline.preprocessing.audio.audio_settings import AudioSettings
 from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.input_facts import TensorColumn
 
-DirectoryKind = Literal["transformers", "sentence_transformers", "timm", "onnx"]
+DirectoryFormat = Literal["transformers", "sentence_transformers", "timm", "onnx"]
 TOWERS = "towers"
 """Head of a model of images and texts, of which a job takes one side."""
 CAUSAL, SEQ2SEQ = "causal", "seq2seq"
@@ -51,7 +51,7 @@ class GenerationFacts:
     """Tokens that a decoder beside an encoder has positions for; None: it names no limit."""
     problem: str
     """Why task `generate` is refused; '': it is not."""
-    said: str
+    note: str
     """What `pipeline plan` says of it."""
     tokenizer: str = ""
     """Of a model that reads no text: name of the tokenizer file whose tokens it writes."""
@@ -147,7 +147,7 @@ class OnnxFile:
 class DirectoryFacts:
     """What a directory says; can be pickled."""
 
-    kind: DirectoryKind
+    format_name: DirectoryFormat
     architecture: str
     """The class, or timm's name, of the installed library."""
     input: str
@@ -173,7 +173,7 @@ class DirectoryFacts:
     """`sigmoid` if scores of prompts are; None: as the task says."""
     ends_in: str | None = None
     """`softmax`, `sigmoid` or `probabilities` if the outputs are known to be probabilities."""
-    said: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     """What was read, and from which file, a line each."""
 
     @property
@@ -181,7 +181,7 @@ class DirectoryFacts:
         """Return the columns that an .onnx file takes by their names; () if it takes a vector."""
         if not isinstance(self.module, OnnxFile) or not self.module.has_columns:
             return ()
-        return tuple(TensorColumn(each.name, each.dtype) for each in self.module.inputs)
+        return tuple(TensorColumn(tensor.name, tensor.dtype) for tensor in self.module.inputs)
 
     @property
     def num_features(self) -> int | None:

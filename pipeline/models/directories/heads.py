@@ -65,9 +65,9 @@ def tasks_of(
         return ("score", "regress") if scores_pairs else ("regress", "score")
     if problem == "regression":
         return ("regress",)
-    found = _PROBLEMS[problem or "single_label_classification"]
+    tasks = _PROBLEMS[problem or "single_label_classification"]
     entails = any(name.lower().startswith(_ENTAILS) for name in labels)
-    return (*found, "zero_shot") if head == "sequence" and entails else found
+    return (*tasks, "zero_shot") if head == "sequence" and entails else tasks
 
 
 def score_activation(folder: Any, values: Mapping[str, Any], num_labels: int) -> tuple[str, bool]:
@@ -77,17 +77,17 @@ def score_activation(folder: Any, values: Mapping[str, Any], num_labels: int) ->
         JobError: A file names another function.
     """
     ours = values.get("sentence_transformers")
-    for found, where in (
+    for activation, where in (
         (read_object(folder, PROMPTS, optional=True).get("activation_fn"), PROMPTS),
         (ours.get("activation_fn") if isinstance(ours, dict) else None, CONFIG),
         (values.get(_OLD_ACTIVATION), CONFIG),
     ):
-        if isinstance(found, str):
-            named = activation_of(found, f"{where}: activation_fn")
+        if isinstance(activation, str):
+            named = activation_of(activation, f"{where}: activation_fn")
             if named not in ("identity", "sigmoid"):
                 raise JobError(
-                    f"model.path: {where}: activation_fn is {preview(found)}, expected Sigmoid or "
-                    "Identity of torch.nn"
+                    f"model.path: {where}: activation_fn is {preview(activation)}, expected "
+                    "Sigmoid or Identity of torch.nn"
                 )
             return named, True
     return ("sigmoid" if num_labels == 1 else "identity"), False

@@ -54,8 +54,8 @@ def parse_json(data: bytes, name: str) -> Any:
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
-        told = clean_message(str(error), _SHOWN_CHARS)
-        raise JobError(f"model.path: {name} is no JSON: {told}") from None
+        reason = clean_message(str(error), _SHOWN_CHARS)
+        raise JobError(f"model.path: {name} is no JSON: {reason}") from None
 
 
 def parse_object(data: bytes, name: str) -> dict[str, Any]:
@@ -64,27 +64,27 @@ def parse_object(data: bytes, name: str) -> dict[str, Any]:
     Raises:
         JobError: It is too large, holds something else, or names code of the directory.
     """
-    found = parse_json(data, name)
-    if not isinstance(found, dict):
-        raise JobError(f"model.path: {name} holds {kind_of(found)}, expected an object")
-    if _names_code(found):
+    content = parse_json(data, name)
+    if not isinstance(content, dict):
+        raise JobError(f"model.path: {name} holds {json_type_of(content)}, expected an object")
+    if _names_code(content):
         raise JobError(
             f"model.path: {name} has auto_map, which names code of the directory; none is run. "
             "Take a model whose class is in transformers, or return yours from model.factory"
         )
-    return found
+    return content
 
 
 def _names_code(value: Any) -> bool:
     waiting = [value]
     while waiting:
-        each = waiting.pop()
-        if isinstance(each, dict):
-            if each.get("auto_map"):
+        item = waiting.pop()
+        if isinstance(item, dict):
+            if item.get("auto_map"):
                 return True
-            waiting += each.values()
-        elif isinstance(each, list):
-            waiting += each
+            waiting += item.values()
+        elif isinstance(item, list):
+            waiting += item
     return False
 
 
@@ -112,7 +112,7 @@ def _bytes(folder: Path, name: str) -> bytes:
     return path.read_bytes()
 
 
-def kind_of(value: Any) -> str:
+def json_type_of(value: Any) -> str:
     """Return what kind of JSON value this is, for messages."""
     if value is None:
         return "null"
@@ -121,20 +121,25 @@ def kind_of(value: Any) -> str:
 
 
 def read_value(
-    values: Mapping[str, Any], key: str, where: str, kind: Any, default: Any = None, **bounds: float
+    values: Mapping[str, Any],
+    key: str,
+    where: str,
+    type_: Any,
+    default: Any = None,
+    **bounds: float,
 ) -> Any:
     """Return a value of an object; the default if it is null or not there. Raises as `checked`."""
     value = values.get(key)
-    return default if value is None else checked(value, key, where, kind, **bounds)
+    return default if value is None else checked(value, key, where, type_, **bounds)
 
 
-def checked(value: Any, key: str, where: str, kind: Any, **bounds: float) -> Any:
+def checked(value: Any, key: str, where: str, type_: Any, **bounds: float) -> Any:
     """Return a value of a file that is what it has to be.
 
     Args:
         key: Its name, for the message.
         where: The file.
-        kind: A type as pydantic knows it; nothing is converted but whole numbers to float.
+        type_: A type as pydantic knows it; nothing is converted but whole numbers to float.
         bounds: As those of `pydantic.Field`.
 
     Raises:
@@ -142,14 +147,14 @@ def checked(value: Any, key: str, where: str, kind: Any, **bounds: float) -> Any
     """
     from pydantic import ConfigDict, Field, TypeAdapter, ValidationError  # actors need none
 
-    adapter = TypeAdapter(Annotated[kind, Field(**bounds)], config=ConfigDict(strict=True))
+    adapter = TypeAdapter(Annotated[type_, Field(**bounds)], config=ConfigDict(strict=True))
     try:
         return adapter.validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
-        told = first["msg"].replace("Input should be", "expected")
-        found = f"{key} is {preview(first['input'])}, {told[0].lower()}{told[1:]}"
-        raise JobError(f"model.path: {where}: {found}") from None
+        message = first["msg"].replace("Input should be", "expected")
+        problem = f"{key} is {preview(first['input'])}, {message[0].lower()}{message[1:]}"
+        raise JobError(f"model.path: {where}: {problem}") from None
 
 
 def preview(value: Any) -> str:
@@ -168,10 +173,10 @@ def channels(values: Mapping[str, Any], key: str, where: str, count: int = 3) ->
     Raises:
         JobError: It is not so many numbers.
     """
-    found = values.get(key)
-    found = [found] * count if isinstance(found, int | float) else found
-    listed = checked(found, key, where, list, min_length=count, max_length=count)
-    return tuple(checked(each, key, where, float, ge=-MAX_NUMBER, le=MAX_NUMBER) for each in listed)
+    numbers = values.get(key)
+    numbers = [numbers] * count if isinstance(numbers, int | float) else numbers
+    listed = checked(numbers, key, where, list, min_length=count, max_length=count)
+    return tuple(checked(item, key, where, float, ge=-MAX_NUMBER, le=MAX_NUMBER) for item in listed)
 
 
 def scaled(values: Sequence[float], scale: float) -> tuple[float, ...]:
@@ -185,8 +190,8 @@ def crop_ratio(value: Any, where: str) -> float:
     Raises:
         JobError: It is no number, or one that makes a size without bounds.
     """
-    found: float = checked(value, "crop_pct", where, float, ge=_LEAST_RATIO, le=1 / _LEAST_RATIO)
-    return found
+    ratio: float = checked(value, "crop_pct", where, float, ge=_LEAST_RATIO, le=1 / _LEAST_RATIO)
+    return ratio
 
 
 def whole_px(value: Any, key: str, where: str) -> int:
@@ -195,8 +200,8 @@ def whole_px(value: Any, key: str, where: str) -> int:
     Raises:
         JobError: It is something else.
     """
-    found: int = checked(value, key, where, int, gt=0, lt=_MAX_PX)
-    return found
+    px: int = checked(value, key, where, int, gt=0, lt=_MAX_PX)
+    return px
 
 
 def pair(size: Any) -> tuple[int, int] | None:

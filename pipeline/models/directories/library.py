@@ -44,7 +44,7 @@ _ENCODERS = ("ModelWithProjection", "VisionModel", "TextModel", "EncoderModel")
 _WITHOUT_HEAD = ("ForMaskedLM", "ForPreTraining")
 """Endings of classes whose encoder gives embeddings, and whose head is for training."""
 
-OWN_CODE = "model.factory runs any module, with task raw, outputs and a postprocess"
+FACTORY_ADVICE = "model.factory runs any module, with task raw, outputs and a postprocess"
 _ELSEWHERE = {
     "HF_ColBERT": "gives a vector for each token (late interaction), which is no task here",
     "model2vec": "is a table of static vectors, which transformers has no class for",
@@ -93,7 +93,7 @@ def config_of(values: Mapping[str, Any], num_tensors: int) -> Any:
         JobError: The model type is unknown to the installed library, or a number is absurd.
     """
     require("transformers")
-    kind = values.get("model_type")
+    model_type = values.get("model_type")
     check_numbers(values, max(num_tensors, _MAX_LAYERS))
     if values.get("quantization_config"):
         raise JobError(
@@ -103,21 +103,23 @@ def config_of(values: Mapping[str, Any], num_tensors: int) -> Any:
     _require_no_download(values)
     from transformers import CONFIG_MAPPING
 
-    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
-        if isinstance(kind, str) and kind in _ELSEWHERE:
-            raise JobError(f"model.path: config.json: {kind} {_ELSEWHERE[kind]}; {OWN_CODE}")
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        if isinstance(model_type, str) and model_type in _ELSEWHERE:
+            raise JobError(
+                f"model.path: config.json: {model_type} {_ELSEWHERE[model_type]}; {FACTORY_ADVICE}"
+            )
         made = values.get("transformers_version")
         of = f", the directory was made with {preview(made)}" if made else ""
         raise JobError(
-            f"model.path: config.json: model_type is {preview(kind)}, which the installed "
+            f"model.path: config.json: model_type is {preview(model_type)}, which the installed "
             f"transformers {version('transformers')} does not know{of}; install one that does"
         )
     plain = {key: _decoded(value) for key, value in values.items() if key not in _NOT_TAKEN}
     try:
         with quiet():
-            config = CONFIG_MAPPING[kind].from_dict({**plain, "use_cache": False})
+            config = CONFIG_MAPPING[model_type].from_dict({**plain, "use_cache": False})
     except Exception as error:  # the library checks values in many ways
-        raise refused(error, f"makes no configuration of {kind} of config.json") from error
+        raise refused(error, f"makes no configuration of {model_type} of config.json") from error
     for name in config.sub_configs:
         part: Any = getattr(config, name, None)
         if hasattr(part, "use_cache"):
@@ -131,12 +133,12 @@ def _decoded(value: Any) -> Any:
     JSON has no infinity, which is in configs of Mamba 2 and of what is made of it.
     """
     if isinstance(value, list):
-        return [_decoded(each) for each in value]
+        return [_decoded(item) for item in value]
     if not isinstance(value, dict):
         return value
     if value.keys() == {_FLOAT} and value[_FLOAT] in ("Infinity", "-Infinity", "NaN"):
         return float(value[_FLOAT])
-    return {key: _decoded(each) for key, each in value.items()}
+    return {key: _decoded(item) for key, item in value.items()}
 
 
 def _require_no_download(values: Mapping[str, Any]) -> None:
@@ -146,8 +148,8 @@ def _require_no_download(values: Mapping[str, Any]) -> None:
         JobError: There is one; names it.
     """
     inner = values.get("backbone_config")
-    own = inner.get("backbone") if isinstance(inner, dict) else None
-    for name in (values.get("backbone"), own):
+    inner_name = inner.get("backbone") if isinstance(inner, dict) else None
+    for name in (values.get("backbone"), inner_name):
         if isinstance(name, str) and not _TIMM_NAME.fullmatch(name):
             raise JobError(
                 f"model.path: config.json: backbone is {preview(name)}, which the library would "
@@ -173,7 +175,7 @@ def check_numbers(values: Any, most_layers: int = _MAX_LAYERS, key: str = "") ->
         for value in values:
             check_numbers(value, most_layers, key)
         if _LAYERS.search(key):
-            check_numbers(sum(each for each in values if type(each) is int), most_layers, key)
+            check_numbers(sum(number for number in values if type(number) is int), most_layers, key)
     if type(values) is not int:
         return
     limit = most_layers if _LAYERS.search(key) else _MOST.get(key, _MAX_NUMBER)
@@ -189,16 +191,16 @@ def named_class(name: str, config: Any) -> Any:
     """
     import transformers
 
-    found = getattr(transformers, name, None) if name.isidentifier() else None
-    is_model = inspect.isclass(found) and issubclass(found, transformers.PreTrainedModel)
+    cls = getattr(transformers, name, None) if name.isidentifier() else None
+    is_model = inspect.isclass(cls) and issubclass(cls, transformers.PreTrainedModel)
     if name in _ELSEWHERE:
-        raise JobError(f"model.path: config.json: {name} {_ELSEWHERE[name]}; {OWN_CODE}")
-    if found is None or not is_model or found.config_class is not type(config):
+        raise JobError(f"model.path: config.json: {name} {_ELSEWHERE[name]}; {FACTORY_ADVICE}")
+    if cls is None or not is_model or cls.config_class is not type(config):
         raise JobError(
             f"model.path: config.json: architectures names {clean_message(name, 80)!r}, which is "
             f"no model of type {config.model_type} in transformers {version('transformers')}"
         )
-    return found
+    return cls
 
 
 def head_of(cls: Any, config: Any) -> str:
@@ -244,7 +246,7 @@ def encoder_of(cls: Any, config: Any, *, is_declared: bool) -> Any:
     raise JobError(
         f"model.path: config.json: architectures names {cls.__name__}, whose outputs are no task "
         f"here; expected an encoder, a language model, or a classification{_nearby(cls)}; "
-        f"{OWN_CODE}"
+        f"{FACTORY_ADVICE}"
     )
 
 
@@ -256,19 +258,19 @@ def base_of(config: Any) -> Any:
     """Return the library's encoder of a configuration; None if there is none."""
     import transformers
 
-    found = transformers.MODEL_MAPPING.get(type(config), None)
-    return found[0] if isinstance(found, tuple) else found
+    classes = transformers.MODEL_MAPPING.get(type(config), None)
+    return classes[0] if isinstance(classes, tuple) else classes
 
 
 def _is_in(cls: Any, mapping: Any, config: Any) -> bool:
-    found = mapping.get(type(config), ())
-    return cls in (found if isinstance(found, tuple) else (found,))
+    classes = mapping.get(type(config), ())
+    return cls in (classes if isinstance(classes, tuple) else (classes,))
 
 
 def refused(error: Exception, what: str) -> JobError:
     """Return the one line of an error of the library."""
-    told = clean_message(f"{type(error).__name__}: {error}", 200)
-    return JobError(f"model.path: transformers {version('transformers')} {what}: {told}")
+    reason = clean_message(f"{type(error).__name__}: {error}", 200)
+    return JobError(f"model.path: transformers {version('transformers')} {what}: {reason}")
 
 
 @contextlib.contextmanager

@@ -75,30 +75,30 @@ def load(cls: Any, named: Any, config: Any, tensors: Mapping[str, torch.Tensor])
     }
     with quiet():
         try:
-            module, found = cls.from_pretrained(None, **options)
+            module, info = cls.from_pretrained(None, **options)
         except Exception as error:
             raise refused(error, f"loads no {cls.__name__} from these tensors") from error
-    unexpected = set(found["unexpected_keys"])
+    unexpected = set(info["unexpected_keys"])
     if unexpected and named is not cls:
         unexpected -= _names(named, config)
     if unexpected:
         unexpected -= _names_of_pooler(cls, config)
-    missing = set(found["missing_keys"])
+    missing = set(info["missing_keys"])
     if hasattr(config, "encoder") and any(name.startswith(_POOLER) for name in missing):
         # Decoders look at all vectors of an encoder, so TrOCR's files have none.
         missing = {name for name in missing if not name.startswith(_POOLER)}
         module.encoder.pooler = None
-    _require_fit(cls.__name__, found, missing, unexpected)
+    _require_fit(cls.__name__, info, missing, unexpected)
     module.eval()
     return module  # type: ignore[no-any-return]
 
 
 def _require_fit(
-    name: str, found: Mapping[str, Any], missing: set[str], unexpected: set[str]
+    name: str, info: Mapping[str, Any], missing: set[str], unexpected: set[str]
 ) -> None:
     other = sorted(
         f"{key} is {tuple(held)}, not {tuple(wanted)}"
-        for key, held, wanted in found["mismatched_keys"]
+        for key, held, wanted in info["mismatched_keys"]
     )
     problems = [
         f"{len(names)} {what} ({first_names(names)})"

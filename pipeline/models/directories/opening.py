@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
 
 CONFIG = "config.json"
-_VERSION = 28
+_VERSION = 29
 """Of what is kept; raise it if the same directory gives other facts."""
 _PACKAGES = ("transformers", "tokenizers", "timm", "onnx", "onnxruntime")
 _FILE = "facts.json"
@@ -39,7 +39,7 @@ _LIBRARIES = {
     "timm": ("timm",),
     "onnx": ("onnxruntime",),
 }
-"""Kind of a directory -> the modules whose code is its architecture."""
+"""Format of a directory -> the modules whose code is its architecture."""
 
 
 def read_facts(path: Path, wanted: str | None = None) -> DirectoryFacts:
@@ -124,20 +124,21 @@ def _known_facts(directory: ModelDirectory, path: Path, wanted: str) -> Director
 
 
 def _check_pooling(facts: DirectoryFacts, pooling: str) -> None:
-    own = facts.pooling
-    if own is None:
+    declared = facts.pooling
+    if declared is None:
         raise JobError(f"model.pooling: has no effect on {facts.architecture}; leave it out")
-    if len(own.modes) > 1:
+    if len(declared.modes) > 1:
         raise JobError(
-            f"model.pooling: the directory joins {', '.join(own.modes)} to one vector; leave it out"
+            f"model.pooling: the directory joins {', '.join(declared.modes)} to one vector; leave "
+            "it out"
         )
-    if pooling not in own.known:
-        raise JobError(f"model.pooling = {pooling!r}: expected one of {', '.join(own.known)}")
+    if pooling not in declared.known:
+        raise JobError(f"model.pooling = {pooling!r}: expected one of {', '.join(declared.known)}")
 
 
 def library_digest(facts: DirectoryFacts) -> str:
     """Digest the versions of the libraries that hold the architecture."""
-    text = json.dumps([facts.kind, versions_of(_LIBRARIES[facts.kind])])
+    text = json.dumps([facts.format_name, versions_of(_LIBRARIES[facts.format_name])])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

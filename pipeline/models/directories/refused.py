@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
-from pipeline.models.directories.library import OWN_CODE
+from pipeline.models.directories.library import FACTORY_ADVICE
 from pipeline.storage.errors import secret_values, storage_errors
 from pipeline.storage.object_store import object_store
 from pipeline.storage.store import Store
@@ -28,8 +28,10 @@ _BY_NAME = {
     "this model as safetensors",
     ADAPTER: f"is an adapter (LoRA), not a model; {MERGE}",
     "model_index.json": "is a diffusers pipeline, which is not read",
-    "gliner_config.json": f"is of GLiNER, whose class is in no library that is read; {OWN_CODE}",
-    "config.cfg": f"is a spaCy pipeline, which is not read; {OWN_CODE}",
+    "gliner_config.json": (
+        f"is of GLiNER, whose class is in no library that is read; {FACTORY_ADVICE}"
+    ),
+    "config.cfg": f"is a spaCy pipeline, which is not read; {FACTORY_ADVICE}",
 }
 _CODE = "which can run code when it is loaded"
 _PICKLE = f"a pickle, {_CODE}; {_TO_SAFETENSORS}"
@@ -115,13 +117,13 @@ def explain(store: Store, at: str, *, has_config: bool, has_weights: bool = Fals
         return JobError(f"{where}: no such directory, or there is no file in it")
     if has_weights:
         return JobError(f"{where}: {_without_tokenizer(names)}")
-    for name, found in _BY_NAME.items():
+    for name, reason in _BY_NAME.items():
         if name in names:
-            return JobError(f"{where}: {name} says that it {found}")
-    for suffix, found in _BY_SUFFIX.items():
+            return JobError(f"{where}: {name} says that it {reason}")
+    for suffix, reason in _BY_SUFFIX.items():
         for name in names:
             if PurePosixPath(name.lower()).suffix == suffix:
-                return JobError(f"{where}: {clean_message(name, 80)} is {found}")
+                return JobError(f"{where}: {clean_message(name, 80)} is {reason}")
     lacks = "no model.safetensors" if has_config else "no config.json"
     shown = ", ".join(clean_message(name, 60) for name in names[:5])
     return JobError(

@@ -75,16 +75,16 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
     if not (folder / INDEX).is_file():
         return _header(folder, SINGLE)
     named = shards_of(read_object(folder, INDEX))
-    found: dict[str, TensorHeader] = {}
+    headers: dict[str, TensorHeader] = {}
     for file in sorted(set(named.values())):
-        found.update(_header(folder, file))
-    _require_equal(named, {name: header.file for name, header in found.items()})
-    return found
+        headers.update(_header(folder, file))
+    _require_equal(named, {name: header.file for name, header in headers.items()})
+    return headers
 
 
-def _require_equal(named: Mapping[str, str], found: Mapping[str, str]) -> None:
+def _require_equal(named: Mapping[str, str], files: Mapping[str, str]) -> None:
     other = sorted(
-        name for name in named.keys() | found.keys() if named.get(name) != found.get(name)
+        name for name in named.keys() | files.keys() if named.get(name) != files.get(name)
     )
     if other:
         raise JobError(
@@ -101,18 +101,20 @@ def _header(folder: Path, name: str) -> dict[str, TensorHeader]:
     try:
         with safe_open(path, framework="pt") as opened:
             slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118  # no dict
-            kinds = {key: str(each.get_dtype()) for key, each in slices.items()}
-            shapes = {key: tuple(each.get_shape()) for key, each in slices.items()}
+            dtypes = {key: str(tensor.get_dtype()) for key, tensor in slices.items()}
+            shapes = {key: tuple(tensor.get_shape()) for key, tensor in slices.items()}
     except SafetensorError as error:
-        told = clean_message(str(error), 120)
-        raise JobError(f"model.path: {name} is damaged or cut off: {told}; copy it again") from None
-    other = sorted(key for key, kind in kinds.items() if kind not in (*_FLOATS, *_WHOLE))
+        reason = clean_message(str(error), 120)
+        raise JobError(
+            f"model.path: {name} is damaged or cut off: {reason}; copy it again"
+        ) from None
+    other = sorted(key for key, dtype in dtypes.items() if dtype not in (*_FLOATS, *_WHOLE))
     if other:
         raise JobError(
-            f"model.path: {name} holds tensors of type {kinds[other[0]]} ({first_names(other)}): "
+            f"model.path: {name} holds tensors of type {dtypes[other[0]]} ({first_names(other)}): "
             "quantised weights are not read; take the float weights of this model"
         )
-    return {key: TensorHeader(name, shapes[key], kinds[key] in _FLOATS) for key in shapes}
+    return {key: TensorHeader(name, shapes[key], dtypes[key] in _FLOATS) for key in shapes}
 
 
 def _check(path: Path) -> None:
@@ -141,22 +143,22 @@ def read_tensors(folder: Path, headers: Mapping[str, TensorHeader]) -> dict[str,
     """Map the tensors of a folder's weights, by name; pages are read when they are used."""
     from safetensors import safe_open
 
-    found: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
     with ExitStack() as stack:
         for file in sorted({header.file for header in headers.values()}):
             opened = stack.enter_context(safe_open(folder / file, framework="pt"))
             names = [name for name, header in headers.items() if header.file == file]
-            found.update({name: opened.get_tensor(name) for name in names})
-    return found
+            tensors.update({name: opened.get_tensor(name) for name in names})
+    return tensors
 
 
 def repeating_tensors(headers: Mapping[str, TensorHeader]) -> dict[str, torch.Tensor]:
     """Return tensors of these shapes that take no memory: each repeats one number."""
     import torch
 
-    kinds = {True: torch.float32, False: torch.int64}
+    dtypes = {True: torch.float32, False: torch.int64}
     return {
-        name: torch.zeros((), dtype=kinds[header.is_float]).expand(header.shape)
+        name: torch.zeros((), dtype=dtypes[header.is_float]).expand(header.shape)
         for name, header in headers.items()
     }
 

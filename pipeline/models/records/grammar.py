@@ -96,11 +96,11 @@ class Grammar:
         words = -(-max(num_tokens, self._tokens.vocab_size) // 32)
         bits = np.zeros((len(matchers), words), np.uint32)
         for row, matcher in zip(bits, matchers, strict=True):
-            found = None if matcher is None else matcher.allowed()
-            if found is None:
+            allowed = None if matcher is None else matcher.allowed()
+            if allowed is None:
                 row[:] = _ANY
             else:
-                row[: len(found)] = found[: len(row)]  # it may have a word more
+                row[: len(allowed)] = allowed[: len(row)]  # it may have a word more
                 for token in self._ends:
                     row[token // 32] &= ~np.uint32(1 << token % 32)
         whole = np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little")
@@ -121,7 +121,7 @@ class Matcher:
     @property
     def problem(self) -> str:
         """Return why the record cannot go on; '': it can, or is complete."""
-        return _told(self._state)
+        return _error_of(self._state)
 
     def take(self, tokens: Sequence[int]) -> None:
         """Take what is written: what was taken before, and what is new behind it."""
@@ -131,8 +131,8 @@ class Matcher:
 
     def allowed(self) -> npt.NDArray[np.uint32] | None:
         """Return a bit for each token that may come next; None: there is a problem."""
-        found = np.frombuffer(self._state.compute_bitmask(), np.uint32)
-        return None if self._state.is_error() else found
+        bits = np.frombuffer(self._state.compute_bitmask(), np.uint32)
+        return None if self._state.is_error() else bits
 
 
 @lru_cache(maxsize=2)
@@ -144,25 +144,25 @@ def _tokens_of(tokenizer: str, ends: tuple[int, ...]) -> LLTokenizer:
     """
     from llguidance import LLTokenizer
 
-    told = (
+    problem = (
         f"{_FIELD}: the model's tokenizer is neither byte-level BPE nor SentencePiece, so its "
         "tokens make no JSON"
     )
-    with tokenizer_errors(told):
-        found = LLTokenizer(_with_bytes(tokenizer), eos_token=[*ends] or None)
-    if not ends and not found.is_special_token(found.eos_token):
+    with tokenizer_errors(problem):
+        tokens = LLTokenizer(_with_bytes(tokenizer), eos_token=[*ends] or None)
+    if not ends and not tokens.is_special_token(tokens.eos_token):
         raise JobError(f"{_FIELD}: the model's tokenizer has no token that ends a text")
-    return found
+    return tokens
 
 
 def _compiled(schema: str, tokens: LLTokenizer) -> LLMatcher:
     from llguidance import LLMatcher, LLParserLimits
 
     grammar = LLMatcher.grammar_from_json_schema(schema, overrides=_SPACES)
-    found = LLMatcher(tokens, grammar, log_level=0, limits=LLParserLimits(**_LIMITS))
-    if found.is_error():
-        raise JobError(f"{_FIELD}: is too much for llguidance: {_told(found)}")
-    return found
+    matcher = LLMatcher(tokens, grammar, log_level=0, limits=LLParserLimits(**_LIMITS))
+    if matcher.is_error():
+        raise JobError(f"{_FIELD}: is too much for llguidance: {_error_of(matcher)}")
+    return matcher
 
 
 def _with_bytes(tokenizer: str) -> str:
@@ -202,10 +202,10 @@ def _texts_of(schema: str) -> Iterator[str]:
     """Yield what records cannot do without: marks, names, and the values of enums."""
     yield _MARKS
     for value in below(json.loads(schema)):
-        for each in (*value.get("properties", ()), *values_of(value)):
-            yield json.dumps(each, ensure_ascii=False)
+        for text in (*value.get("properties", ()), *values_of(value)):
+            yield json.dumps(text, ensure_ascii=False)
 
 
-def _told(state: LLMatcher) -> str:
+def _error_of(state: LLMatcher) -> str:
     """Return the first line of an error of the library, which may tell its state behind it."""
     return clean_message(state.get_error().partition("\n")[0], 200)

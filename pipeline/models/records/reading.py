@@ -38,12 +38,12 @@ class Record:
 
     def fields(self) -> list[pa.Field]:
         """Return the columns, one per property."""
-        return [pa.field(name, _arrow_type(each)) for name, each in self._properties.items()]
+        return [pa.field(name, _arrow_type(schema)) for name, schema in self._properties.items()]
 
     def measured(self) -> list[str]:
         """Return the columns with numbers, true and false, or texts of an enum."""
         named = self._properties
-        kept = [name for name, each in named.items() if _is_measured(without_null(each))]
+        kept = [name for name, schema in named.items() if _is_measured(without_null(schema))]
         # Beside a label a score would count as a probability.
         return [name for name in kept if name != SCORE or LABEL not in named]
 
@@ -56,18 +56,18 @@ class Record:
         """
         from jsonschema.exceptions import best_match
 
-        found = _parsed(text)
-        error = best_match(self._validator.iter_errors(found))
+        value = _parsed(text)
+        error = best_match(self._validator.iter_errors(value))
         if error is not None:
             place = error.json_path.removeprefix("$").removeprefix(".")
-            told = clean_message(error.message, _SHOWN_CHARS)
-            raise ValueError(f"{place}: {told}" if place else told)
-        record: dict[str, Any] = found
+            reason = clean_message(error.message, _SHOWN_CHARS)
+            raise ValueError(f"{place}: {reason}" if place else reason)
+        record: dict[str, Any] = value
         return record
 
     def columns(self, records: Sequence[dict[str, Any] | None]) -> dict[str, pa.Array]:
         """Return the columns of records, (N,), with null for what is null or not there."""
-        rows = [{} if each is None else each for each in records]
+        rows = [{} if record is None else record for record in records]
         return {
             field.name: pa.array([row.get(field.name) for row in rows], field.type)
             for field in self.fields()
@@ -75,8 +75,8 @@ class Record:
 
     @property
     def _properties(self) -> dict[str, Schema]:
-        found: dict[str, Schema] = self._schema["properties"]
-        return found
+        properties: dict[str, Schema] = self._schema["properties"]
+        return properties
 
     @cached_property
     def _validator(self) -> Any:
@@ -104,38 +104,38 @@ def _is_measured(plain: Schema) -> bool:
 def _parsed(text: str) -> Any:
     """Return the JSON of a text, all of whose numbers and texts columns can hold."""
     try:
-        found = json.loads(
+        value = json.loads(
             text,
             parse_float=_float,
             parse_int=_int,
             parse_constant=_no_number,
             object_pairs_hook=_object,
         )
-        json.dumps(found, ensure_ascii=False).encode()  # a surrogate alone is no text
+        json.dumps(value, ensure_ascii=False).encode()  # a surrogate alone is no text
     except RecursionError:
         raise ValueError("is nested too deep") from None
     except ValueError as error:
         raise ValueError(f"is no JSON: {clean_message(str(error), _SHOWN_CHARS)}") from None
-    return found
+    return value
 
 
 def _float(text: str) -> float:
-    found = float(text)
-    if not math.isfinite(found):
+    number = float(text)
+    if not math.isfinite(number):
         raise ValueError("the number is beyond float64")
-    return found
+    return number
 
 
 def _int(text: str) -> int | float:
-    found = int(text)
-    return found if abs(found) <= MAX_NUMBER else _float(text)
+    number = int(text)
+    return number if abs(number) <= MAX_NUMBER else _float(text)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    values = dict(pairs)
+    if len(values) != len(pairs):
         raise ValueError("a property is there twice")
-    return found
+    return values
 
 
 def _no_number(text: str) -> NoReturn:

@@ -75,8 +75,8 @@ def canonical(given: Any) -> str:
 
 def without_null(schema: Schema) -> Schema:
     """Return the canonical schema of a value that may be null as of one that may not."""
-    found: Schema = schema["anyOf"][0] if "anyOf" in schema else schema
-    return found
+    plain: Schema = schema["anyOf"][0] if "anyOf" in schema else schema
+    return plain
 
 
 def values_of(schema: Schema) -> Sequence[Any]:
@@ -90,8 +90,8 @@ def below(schema: Schema) -> Iterator[Schema]:
     plain = without_null(schema)
     yield plain
     inner = [plain["items"]] if "items" in plain else plain.get("properties", {}).values()
-    for each in inner:
-        yield from below(each)
+    for value in inner:
+        yield from below(value)
 
 
 class _Reader:
@@ -110,16 +110,16 @@ class _Reader:
             named = given.get(section, {})
             if not isinstance(named, dict):
                 _refuse(section, "expected a mapping")
-            self._definitions |= {(section, name): each for name, each in named.items()}
+            self._definitions |= {(section, name): definition for name, definition in named.items()}
         plain = {key: value for key, value in given.items() if key not in _DEFINITIONS}
-        found = self._value(plain, "", ())
-        if found.get("type") != "object":
+        schema = self._value(plain, "", ())
+        if schema.get("type") != "object":
             raise SchemaError("a record is of type object, whose properties become columns")
         taken = {field.name for field in GENERATE_FIELDS}
-        for name in found["properties"]:
+        for name in schema["properties"]:
             if name.lower() in taken:
                 _refuse(f"properties.{name}", "is a column of task 'generate'; name it otherwise")
-        return found
+        return schema
 
     def _value(self, given: Any, place: str, refs: tuple[str, ...], depth: int = 0) -> Schema:
         """Read the schema of one value.
@@ -141,18 +141,18 @@ class _Reader:
             return self._or_null(asked, place, refs, depth)
         self._count(place, depth)
         name, is_nullable = _type_of(asked, place)
-        found: Schema = {"type": name}
+        schema: Schema = {"type": name}
         if "enum" in asked or "const" in asked:
-            found |= self._values(name, asked, place, is_nullable=is_nullable)
+            schema |= self._values(name, asked, place, is_nullable=is_nullable)
         elif name in _BOUNDS:
-            found |= self._bounds(name, asked, place)
+            schema |= self._bounds(name, asked, place)
         if name == "array":
             if "items" not in asked:
                 _refuse(place, "an array needs items, the schema of its values")
-            found["items"] = self._value(asked["items"], _join(place, "items"), refs, depth + 1)
+            schema["items"] = self._value(asked["items"], _join(place, "items"), refs, depth + 1)
         if name == "object":
-            found |= self._object(asked, place, refs, depth)
-        return _with_null(found) if is_nullable else found
+            schema |= self._object(asked, place, refs, depth)
+        return _with_null(schema) if is_nullable else schema
 
     def _count(self, place: str, depth: int) -> None:
         self._num_nodes += 1
@@ -163,18 +163,18 @@ class _Reader:
 
     def _referred(self, asked: Any, place: str, refs: tuple[str, ...], depth: int) -> Schema:
         target = asked["$ref"]
-        found = _REF.fullmatch(target) if isinstance(target, str) else None
-        if found is None or found.groups() not in self._definitions:
+        match = _REF.fullmatch(target) if isinstance(target, str) else None
+        if match is None or match.groups() not in self._definitions:
             _refuse(place, f"$ref {_shown(target)} names no definition of this schema")
         if len(asked) > 1:
             _refuse(place, "$ref may have no other keyword beside it")
         if target in refs:
             _refuse(place, f"$ref {_shown(target)} stands in itself; records have no recursion")
-        return self._value(self._definitions[found.groups()], place, (*refs, target), depth)
+        return self._value(self._definitions[match.groups()], place, (*refs, target), depth)
 
     def _or_null(self, asked: Any, place: str, refs: tuple[str, ...], depth: int) -> Schema:
         options = asked["anyOf"]
-        others = [each for each in options if each != NULL] if isinstance(options, list) else []
+        others = [item for item in options if item != NULL] if isinstance(options, list) else []
         if len(asked) > 1 or len(others) != 1 or len(options) != 2:
             _refuse(place, "anyOf is done for one schema and {type: 'null'} alone")
         return _with_null(self._value(others[0], place, (*refs, ""), depth))
@@ -196,7 +196,7 @@ class _Reader:
                 _refuse(place, f"{_shown(value)} is no {name}")
             if name in ("integer", "number"):
                 _require_number(value, name, place)
-            elif isinstance(value, str) and any("\ud800" <= each <= "\udfff" for each in value):
+            elif isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
                 _refuse(place, f"{_shown(value)} is no text of Unicode")
         self._num_values += len(kept)
         if self._num_values > MAX_VALUES:
@@ -219,7 +219,7 @@ class _Reader:
             least = -MAX_NUMBER if least is None else int(least)
             most = MAX_NUMBER if most is None else int(most)
         elif name == "number":
-            least, most = (None if each is None else float(each) for each in (least, most))
+            least, most = (None if limit is None else float(limit) for limit in (least, most))
         else:
             size = (least or 0) if most is None else most
             self._length += size * (name == "string")
@@ -244,22 +244,22 @@ class _Reader:
         seen: dict[str, str] = {}
         for name in properties:
             if not _NAME.fullmatch(name):
-                told = "is no name of a column: a letter, then ASCII letters, digits and _, 64 most"
-                _refuse(place, f"property {_shown(name)} {told}")
+                rule = "is no name of a column: a letter, then ASCII letters, digits and _, 64 most"
+                _refuse(place, f"property {_shown(name)} {rule}")
             if (other := seen.setdefault(name.lower(), name)) != name:
                 _refuse(place, f"properties {other!r} and {name!r} are one column to many readers")
-        if not isinstance(required, list) or not all(isinstance(each, str) for each in required):
+        if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
             _refuse(place, "required: expected a list of names")
         for name in required:
             if name not in properties:
                 _refuse(place, f"required: {_shown(name)} is none of the properties")
-        found = {
-            name: self._value(each, _join(place, f"properties.{name}"), refs, depth + 1)
-            for name, each in properties.items()
+        schemas = {
+            name: self._value(schema, _join(place, f"properties.{name}"), refs, depth + 1)
+            for name, schema in properties.items()
         }
         return {
-            "properties": found,
-            "required": [name for name in found if name in required],
+            "properties": schemas,
+            "required": [name for name in schemas if name in required],
             "additionalProperties": False,
         }
 
@@ -282,21 +282,21 @@ def _type_of(asked: Mapping[str, Any], place: str) -> tuple[str, bool]:
     given = asked.get("type", [])
     types = given if isinstance(given, list) else [given]
     if "type" not in asked and ("enum" in asked or "const" in asked):
-        kind = _TYPES.get(type(asked.get("const", "")))
-        types = [kind, *(["null"] if _has_null(asked) else [])]
+        type_name = _TYPES.get(type(asked.get("const", "")))
+        types = [type_name, *(["null"] if _has_null(asked) else [])]
     if not types and asked:
         first = _shown(next(iter(asked)))
         _refuse(place, f"{first} is not done here; a value has a type, an enum or a const")
-    kinds = [each for each in types if each != "null"]
-    if len(kinds) != 1 or len(types) > 2 or not _KEYWORDS.keys() & {str(each) for each in kinds}:
+    names = [name for name in types if name != "null"]
+    if len(names) != 1 or len(types) > 2 or not _KEYWORDS.keys() & {str(name) for name in names}:
         hint = "; null is a text in quotes there" if None in types else ""
         expected = f"expected one of {', '.join(_KEYWORDS)}, beside it 'null' at most{hint}"
         _refuse(place, f"type is {_shown(given)}, {expected}")
     for keyword in asked:
-        if keyword != "type" and keyword not in _KEYWORDS[kinds[0]]:
-            told = f"is not done here; {kinds[0]} may have {', '.join(_KEYWORDS[kinds[0]])}"
-            _refuse(place, f"{_shown(keyword)} {told}")
-    return kinds[0], len(types) == 2
+        if keyword != "type" and keyword not in _KEYWORDS[names[0]]:
+            problem = f"is not done here; {names[0]} may have {', '.join(_KEYWORDS[names[0]])}"
+            _refuse(place, f"{_shown(keyword)} {problem}")
+    return names[0], len(types) == 2
 
 
 def _require_number(value: Any, name: str, place: str) -> None:

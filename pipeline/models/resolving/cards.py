@@ -21,7 +21,7 @@ from pipeline.core.user_code.allowed_imports import (
 from pipeline.models.directories.facts import DirectoryFacts, ImageContract
 from pipeline.models.directories.opening import library_digest, open_facts
 from pipeline.models.directories.snapshot import ModelDirectory
-from pipeline.models.spec import ENTRY_POINT_GROUP, Kind, entry_point_card
+from pipeline.models.spec import ENTRY_POINT_GROUP, Origin, entry_point_card
 from pipeline.models.tasks import task_class
 from pipeline.models.torchvision_catalog import torchvision_facts
 from pipeline.preprocessing.images.transform import TransformSpec
@@ -29,15 +29,15 @@ from pipeline.preprocessing.images.transform import TransformSpec
 if TYPE_CHECKING:
     from pipeline.job.model import Model
 
-_OWN = "model.factory, a function of your own that returns a module (examples/custom_model)"
+_FACTORY = "model.factory, a function of your own that returns a module (examples/custom_model)"
 _OF_GRIDS = ("raw", "detect")
 """Tasks of an .onnx file over images with one output (B, N, M), as YOLO of ultralytics has."""
 _OF_PAIRS = "score"
 """What a directory that serves it is asked for if rows are pairs of texts."""
 _FAMILIES = {
     "detection": "is a detector: write task {tasks}",
-    "video": f"takes clips, and only images are read. To run it: {_OWN} that takes an image",
-    "optical_flow": f"takes pairs of images. To run it: {_OWN} that takes one image",
+    "video": f"takes clips, and only images are read. To run it: {_FACTORY} that takes an image",
+    "optical_flow": f"takes pairs of images. To run it: {_FACTORY} that takes one image",
     "segmentation": (
         "gives a map for each image: write task raw, model.outputs with name out and its shape "
         "([classes, size_px, size_px]), and all of transform"
@@ -47,11 +47,11 @@ _FAMILIES = {
 
 
 @dataclass(frozen=True)
-class FoundModel:
-    """A model that was found, and what it brings by itself."""
+class ResolvedModel:
+    """The model that a job names, and what it brings by itself."""
 
     name: str
-    kind: Kind
+    origin: Origin
     code_sha256: str
     """Digest of the code that builds the module."""
     transform: TransformSpec | None = None
@@ -62,13 +62,13 @@ class FoundModel:
     """What a model directory says."""
     directory: ModelDirectory | None = None
     images: ImageContract = field(default_factory=ImageContract)
-    said: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     """What was read, and from where, a line each."""
 
 
 def find_card(
     model: Model, allow_import: Sequence[str], input_name: str, *, has_pairs: bool
-) -> FoundModel:
+) -> ResolvedModel:
     """Find what the model section names, without building it.
 
     Args:
@@ -86,33 +86,33 @@ def find_card(
     return _named_card(model.name or "", model)
 
 
-def _directory_card(model: Model, path: str, input_name: str, *, has_pairs: bool) -> FoundModel:
+def _directory_card(model: Model, path: str, input_name: str, *, has_pairs: bool) -> ResolvedModel:
     directory, facts = open_facts(path, model.storage_options, input_name, model.pooling)
     if has_pairs and _OF_PAIRS in facts.tasks:  # of one output, which may be a number as well
         others = tuple(name for name in facts.tasks if name != _OF_PAIRS)
         facts = replace(facts, tasks=(_OF_PAIRS, *others))
     if facts.input != input_name:
-        told = get(INPUTS, facts.input).how_to_name
+        advice = get(INPUTS, facts.input).how_to_name
         if facts.columns:
-            names = clean_message(", ".join(each.name for each in facts.columns), 400)
-            told = f"takes columns by name: source.features: [{names}]"
-        raise JobError(f"model.path = {path}: {told}")
+            names = clean_message(", ".join(column.name for column in facts.columns), 400)
+            advice = f"takes columns by name: source.features: [{names}]"
+        raise JobError(f"model.path = {path}: {advice}")
     if facts.tasks == _OF_GRIDS and not model.postprocess:
         _refuse_grid(model, facts)
     if model.task is None:
         problems = [*model.problems_of(facts.tasks[0])]
         if problems:
             raise JobError(f"model: {'; '.join(problems)}")
-    return FoundModel(
+    return ResolvedModel(
         name=facts.architecture,
-        kind="directory",
+        origin="directory",
         code_sha256=library_digest(facts),
         transform=facts.transform,
         labels=facts.labels,
         images=facts.images,
         facts=facts,
         directory=directory,
-        said=facts.said,
+        notes=facts.notes,
     )
 
 
@@ -124,19 +124,19 @@ def _refuse_grid(model: Model, facts: DirectoryFacts) -> None:
     """
     if model.task == _OF_GRIDS[1] or (model.task is None and not model.outputs):
         raise JobError(
-            f"model.path: {facts.said[1]}; it is no boxes as task 'detect' reads them: export the "
+            f"model.path: {facts.notes[1]}; it is no boxes as task 'detect' reads them: export the "
             "model with outputs boxes and scores, or logits and pred_boxes, or name a "
             "model.postprocess that makes them; or take task 'raw' with model.outputs"
         )
 
 
-def _named_card(name: str, model: Model) -> FoundModel:
+def _named_card(name: str, model: Model) -> ResolvedModel:
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         if entry.name == name:
             brought = entry_point_card(name)
-            return FoundModel(
+            return ResolvedModel(
                 name=brought.name,
-                kind="entry_point",
+                origin="entry_point",
                 code_sha256=source_digest("model.name", entry.value),
                 transform=brought.transform,
                 labels=brought.labels,
@@ -147,16 +147,16 @@ def _named_card(name: str, model: Model) -> FoundModel:
     if facts is None:
         raise _unknown(name)
     _refuse_family(name, facts["family"], model)
-    found = FoundModel(
+    card = ResolvedModel(
         name=name,
-        kind="torchvision",
+        origin="torchvision",
         code_sha256=hashlib.sha256(f"torchvision {version('torchvision')}".encode()).hexdigest(),
         images=ImageContract(3),
     )
-    return of_weights(found, model, None)
+    return of_weights(card, model, None)
 
 
-def of_weights(card: FoundModel, model: Model, sha256: str | None) -> FoundModel:
+def of_weights(card: ResolvedModel, model: Model, sha256: str | None) -> ResolvedModel:
     """Return a model of torchvision with transform and labels of the weights of a digest.
 
     Weights that torchvision does not publish have those that it published first for the model.
@@ -164,15 +164,15 @@ def of_weights(card: FoundModel, model: Model, sha256: str | None) -> FoundModel
     facts = torchvision_facts(card.name)
     if facts is None or not facts["weights"]:
         return card
-    own = next((e for e in facts["weights"] if (sha256 or "").startswith(e["sha256"])), None)
-    weights = own or facts["weights"][0]
-    others = "" if own else "; model.weights are others: give transform if theirs is another"
+    published = next((e for e in facts["weights"] if (sha256 or "").startswith(e["sha256"])), None)
+    weights = published or facts["weights"][0]
+    others = "" if published else "; model.weights are others: give transform if theirs is another"
     transform = weights["transform"] and TransformSpec.from_dict(weights["transform"])
     return replace(
         card,
         transform=transform,
         labels=tuple(weights["labels"]) if model.labels is None else None,
-        said=(f"torchvision: transform and labels of {weights['name']}{others}",),
+        notes=(f"torchvision: transform and labels of {weights['name']}{others}",),
     )
 
 
@@ -210,10 +210,10 @@ def describe_name(name: str) -> str | None:
     except (OSError, ValueError):
         return None
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        told = clean_message(name)[:200]
+        shown_name = clean_message(name)[:200]
         return (
             "no such folder or file, and no installed model; of a model hub nothing is downloaded "
-            f"by a run: `pipeline pull hf://{told} FOLDER`, then model.path: FOLDER"
+            f"by a run: `pipeline pull hf://{shown_name} FOLDER`, then model.path: FOLDER"
         )
     return None
 
@@ -224,14 +224,16 @@ def _refuse_family(name: str, family: str, model: Model) -> None:
         return
     if family not in task_class(model.known_task or "").serves:
         able = (other for other in built_in(TASKS) if family in load(TASKS, other).serves)
-        told = _FAMILIES[family].format(tasks=" or ".join(able))
-        raise JobError(f"model.name = {name!r}: {told}")
+        advice = _FAMILIES[family].format(tasks=" or ".join(able))
+        raise JobError(f"model.name = {name!r}: {advice}")
 
 
-def _factory_card(factory: str, args: Mapping[str, Any], allow_import: Sequence[str]) -> FoundModel:
+def _factory_card(
+    factory: str, args: Mapping[str, Any], allow_import: Sequence[str]
+) -> ResolvedModel:
     require_allowed("model.factory", factory, allow_import)
     build = import_callable("model.factory", factory)
     check_arguments("model.factory", factory, build, args)
-    return FoundModel(
-        name=factory, kind="factory", code_sha256=source_digest("model.factory", factory)
+    return ResolvedModel(
+        name=factory, origin="factory", code_sha256=source_digest("model.factory", factory)
     )

@@ -20,7 +20,7 @@ from pipeline.models.directories.snapshot import local
 from pipeline.models.directories.text.text_facts import output_tokenizer
 from pipeline.models.generation import Generation
 from pipeline.models.records.grammar import Grammar
-from pipeline.models.resolving.cards import FoundModel, find_card, of_weights
+from pipeline.models.resolving.cards import ResolvedModel, find_card, of_weights
 from pipeline.models.resolving.task_choice import choose_task, task_name
 from pipeline.models.resolving.text_choice import choose_text
 from pipeline.models.resolving.transform_choice import choose_transform, require_image_fits
@@ -55,7 +55,7 @@ def resolve_model(job: Job, allow_import: Sequence[str] = ()) -> ModelSpec:
         _require_several(model)
     card = find_card(model, allow_import, job.source.input_name, has_pairs=has_pairs)
     weights_sha256 = None
-    if card.kind == "torchvision" and (model.weights or "").endswith(tuple(WEIGHT_SUFFIXES)):
+    if card.origin == "torchvision" and (model.weights or "").endswith(tuple(WEIGHT_SUFFIXES)):
         weights_sha256 = weights_digest(model.weights, model.weights_sha256, model.storage_options)
         card = of_weights(card, model, weights_sha256)
     name = task_name(model, card)
@@ -75,7 +75,7 @@ def resolve_model(job: Job, allow_import: Sequence[str] = ()) -> ModelSpec:
         weights_sha256 = weights_digest(weights_uri, model.weights_sha256, model.storage_options)
     return ModelSpec(
         name=card.name,
-        kind=card.kind,
+        origin=card.origin,
         code_sha256=card.code_sha256,
         weights_uri=weights_uri,
         weights_sha256=weights_sha256,
@@ -91,7 +91,7 @@ def resolve_model(job: Job, allow_import: Sequence[str] = ()) -> ModelSpec:
         directory=card.directory,
         facts=card.facts,
         pooling=model.pooling,
-        said=card.said,
+        notes=card.notes,
     )
 
 
@@ -108,7 +108,7 @@ def _require_geometry(task: TaskSpec, chosen: Input, images: TransformSpec | Non
         )
 
 
-def _require_writable(generation: Generation, card: FoundModel, chosen: Input) -> None:
+def _require_writable(generation: Generation, card: ResolvedModel, chosen: Input) -> None:
     """Refuse records that a model cannot write, before it is loaded."""
     assert card.facts is not None, "a directory writes"
     assert card.directory is not None, "likewise"
@@ -136,22 +136,22 @@ def _all_of(*steps: Callable[[], Any]) -> list[Any]:
     Raises:
         JobError: Some steps raised JobError; joins their messages.
     """
-    found, problems = [], []
+    results, problems = [], []
     for step in steps:
         try:
-            found.append(step())
+            results.append(step())
         except JobError as error:
             problems.append(error)
     if len(problems) > 1:
         raise JobError("; ".join(map(str, problems)))
     if problems:
         raise problems[0]
-    return found
+    return results
 
 
-def _weights_uri(card: FoundModel, model: Model) -> str | None:
+def _weights_uri(card: ResolvedModel, model: Model) -> str | None:
     uri = model.weights or card.weights_path
-    if uri is None and card.kind == "torchvision":
+    if uri is None and card.origin == "torchvision":
         raise JobError(
             f"model.weights: {card.name} needs the URI of a state dict "
             f"({', '.join(WEIGHT_SUFFIXES)}); nothing is downloaded silently"
@@ -166,11 +166,11 @@ def _weights_uri(card: FoundModel, model: Model) -> str | None:
 
 
 def _choose_input(
-    card: FoundModel, job: Job, allow_import: Sequence[str]
+    card: ResolvedModel, job: Job, allow_import: Sequence[str]
 ) -> tuple[Input, TransformSpec | None]:
     """Return the input, and the transform of its images; None if it has none."""
     name, parts = job.source.input_name, job.source.input_parts
-    taken = {get(INPUTS, each).takes for each in parts.values() or (name,)}
+    taken = {get(INPUTS, input_name).takes for input_name in parts.values() or (name,)}
     for section, given in (("transform", job.transform), ("text", job.text), ("audio", job.audio)):
         if section not in taken and given.model_fields_set:
             field = sorted(given.model_fields_set)[0]
@@ -197,43 +197,43 @@ def _choose_input(
     )
     settings = InputSettings(merged, chosen, parts, columns, heard, num_features)
     with extension_errors(INPUTS, name):
-        found = get(INPUTS, name).of(settings)
-        require_stage_names(found)
-    return found, merged
+        model_input = get(INPUTS, name).of(settings)
+        require_stage_names(model_input)
+    return model_input, merged
 
 
-def choose_audio(name: str, wanted: Audio, own: AudioSettings | None) -> AudioSettings:
+def choose_audio(name: str, wanted: Audio, declared: AudioSettings | None) -> AudioSettings:
     """Choose sample rate and longest clip.
 
     Args:
         name: The model, for messages.
         wanted: The job's section.
-        own: What the model directory says; None for a model without one.
+        declared: What the model directory says; None for a model without one.
 
     Raises:
         JobError: There is no rate, or the model hears another one, or shorter clips.
     """
-    if own is None:
+    if declared is None:
         if wanted.sample_rate_hz is None:
             raise JobError(
                 f"audio.sample_rate_hz: {name} says none; give the samples per second that it hears"
             )
         return AudioSettings(wanted.sample_rate_hz, wanted.max_s or USUAL_MAX_S)
-    if wanted.sample_rate_hz not in (None, own.sample_rate_hz):
+    if wanted.sample_rate_hz not in (None, declared.sample_rate_hz):
         raise JobError(
-            f"audio.sample_rate_hz = {wanted.sample_rate_hz}: {name} hears {own.sample_rate_hz}; "
-            "leave it out: clips are resampled"
+            f"audio.sample_rate_hz = {wanted.sample_rate_hz}: {name} hears "
+            f"{declared.sample_rate_hz}; leave it out: clips are resampled"
         )
-    if wanted.max_s is not None and own.shape and wanted.max_s > own.max_s:
-        raise JobError(f"audio.max_s = {wanted.max_s:g}: {name} hears {own.max_s:g} s at most")
-    return replace(own, max_s=wanted.max_s or own.max_s)
+    if wanted.max_s is not None and declared.shape and wanted.max_s > declared.max_s:
+        raise JobError(f"audio.max_s = {wanted.max_s:g}: {name} hears {declared.max_s:g} s at most")
+    return replace(declared, max_s=wanted.max_s or declared.max_s)
 
 
-def require_stage_names(found: Input) -> None:
+def require_stage_names(model_input: Input) -> None:
     """Refuse an installed input whose stages would be read as figures of other things."""
-    for stage in found.stage_names:
+    for stage in model_input.stage_names:
         if stage in FIGURE_NAMES:
             raise JobError(
-                f"input {found.name!r}: its stage {stage!r} has the name of a figure; its "
+                f"input {model_input.name!r}: its stage {stage!r} has the name of a figure; its "
                 f"distribution must call it otherwise than {', '.join(sorted(FIGURE_NAMES))}"
             )

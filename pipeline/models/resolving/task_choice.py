@@ -23,7 +23,7 @@ from pipeline.models.generation import Generation, Rules
 from pipeline.models.outputs import OutputSpec
 from pipeline.models.records.grammar import require_grammars
 from pipeline.models.records.subset import SchemaError, canonical
-from pipeline.models.resolving.cards import FoundModel
+from pipeline.models.resolving.cards import ResolvedModel
 from pipeline.models.tasks import task_class
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.models.tasks.choices import PLACE
@@ -40,12 +40,12 @@ _LANGUAGE = re.compile(r"[a-z]{2,3}(_[A-Za-z]{2,4})?|__[a-z]{2,3}__")
 _SHOWN_LANGUAGES = 4
 
 
-def task_name(model: Model, card: FoundModel) -> str:
+def task_name(model: Model, card: ResolvedModel) -> str:
     """Return the job's task, otherwise what the model directory serves first."""
     return model.known_task or (card.facts.tasks[0] if card.facts else "classify")
 
 
-def choose_task(model: Model, card: FoundModel, allow_import: Sequence[str]) -> TaskSpec:
+def choose_task(model: Model, card: ResolvedModel, allow_import: Sequence[str]) -> TaskSpec:
     """Choose the task of a model, with its labels.
 
     Args:
@@ -56,18 +56,18 @@ def choose_task(model: Model, card: FoundModel, allow_import: Sequence[str]) -> 
         JobError: The model does not serve the task, or there are no labels for it.
     """
     name, facts = task_name(model, card), card.facts
-    kind = task_class(name)
+    task = task_class(name)
     if facts is not None:
         require_served(name, facts)
     with extension_errors(TASKS, name):
-        labels = kind.own_labels(model)
-    if kind.needs_labels:
-        found = card.labels if model.labels is None else _read_labels(model, model.labels)
-        if not found:
+        labels = task.job_labels(model)
+    if task.needs_labels:
+        names = card.labels if model.labels is None else _read_labels(model, model.labels)
+        if not names:
             raise JobError(
                 f"model.labels: {card.name} brings no class names; give a list or a file"
             )
-        labels = tuple(found)
+        labels = tuple(names)
         if facts is not None and facts.labels and len(labels) != len(facts.labels):
             raise JobError(
                 f"model.labels: has {len(labels)} names, and {facts.architecture} of model.path "
@@ -97,11 +97,11 @@ def choose_task(model: Model, card: FoundModel, allow_import: Sequence[str]) -> 
         postprocess_args=model.postprocess_args,
         max_detections=model.max_detections,
         nms_iou=model.nms_iou,
-        scores=choose_scores(model, card, kind),
+        scores=choose_scores(model, card, task),
     )
 
 
-def _choose_generation(model: Model, card: FoundModel) -> Generation | None:
+def _choose_generation(model: Model, card: ResolvedModel) -> Generation | None:
     """Return how a job writes texts; None if its task writes none."""
     name = task_name(model, card)
     most = task_class(name).new_tokens(model)
@@ -156,7 +156,7 @@ def _begun(model: Model, facts: GenerationFacts, folder: Path) -> Rules:
 
 def _plain_prompt(model: Model, facts: GenerationFacts, folder: Path) -> str:
     """Return the text that a model which reads none begins with; an image is one token there."""
-    texts = [model.prompt or "", *(each.content for each in model.messages)]
+    texts = [model.prompt or "", *(message.content for message in model.messages)]
     if any(PLACE in text for text in texts):
         field = "messages" if model.messages else "prompt"
         raise JobError(f"model.{field}: the model reads no text, so that {PLACE} has no effect")
@@ -165,14 +165,14 @@ def _plain_prompt(model: Model, facts: GenerationFacts, folder: Path) -> str:
             raise JobError("model.messages: the model reads no text; give model.prompt instead")
         return texts[0]
     if model.messages:
-        messages = [(each.role, each.content) for each in model.messages]
+        messages = [(message.role, message.content) for message in model.messages]
         return image_prompt(folder, messages, facts.image_mark)
     if texts[0].count(facts.image_mark) != 1:
         raise JobError(f"model.prompt: must have {facts.image_mark} once, where the image goes")
     return texts[0]
 
 
-def _in_language(rules: Rules, model: Model, card: FoundModel) -> Rules:
+def _in_language(rules: Rules, model: Model, card: ResolvedModel) -> Rules:
     """Return rules by which outputs are in the job's language.
 
     As in the library its token is forced behind the first one of the decoder, or is the first if

@@ -14,7 +14,7 @@ from pipeline.models.directories.facts import TextFacts
 from pipeline.models.directories.snapshot import local
 from pipeline.models.directories.text.chat_template import chat_prompt
 from pipeline.models.directories.text.hypotheses import hypotheses, reserved_tokens
-from pipeline.models.resolving.cards import FoundModel
+from pipeline.models.resolving.cards import ResolvedModel
 from pipeline.models.resolving.task_choice import prompt_texts, task_name
 from pipeline.models.tasks import task_class
 from pipeline.models.tasks.choices import PLACE
@@ -35,7 +35,7 @@ _PROMPT_TOKENS = 4_096
 """The most tokens of a prompt unless the job says another number: models take up to millions."""
 
 
-def choose_text(card: FoundModel, model: Model, wanted: Text) -> TextSettings:
+def choose_text(card: ResolvedModel, model: Model, wanted: Text) -> TextSettings:
     """Choose the tokenizer and its limits.
 
     Args:
@@ -46,15 +46,15 @@ def choose_text(card: FoundModel, model: Model, wanted: Text) -> TextSettings:
     Raises:
         JobError: There is no tokenizer or limit, or they cannot be used.
     """
-    name, own = card.name, card.facts.text if card.facts else None
-    kind = task_class(task_name(model, card))
+    name, facts = card.name, card.facts.text if card.facts else None
+    task = task_class(task_name(model, card))
     prompt = _prompt(model, card, task_name(model, card), wanted)
-    new_tokens, storage_options = kind.new_tokens(model), model.storage_options
+    new_tokens, storage_options = task.new_tokens(model), model.storage_options
     # A model with labels of its own reads prompts as hypotheses behind the text.
     behind = prompt_texts(model.prompts) if card.facts and card.facts.labels else ()
     uri = wanted.tokenizer
-    if not uri and own and card.directory:
-        uri = f"{card.directory.uri}/{own.tokenizer}"
+    if not uri and facts and card.directory:
+        uri = f"{card.directory.uri}/{facts.tokenizer}"
     if not uri:
         raise JobError(
             f"text.tokenizer: {name} brings no tokenizer; give the URI of a tokenizer.json"
@@ -68,14 +68,14 @@ def choose_text(card: FoundModel, model: Model, wanted: Text) -> TextSettings:
             prompts = PromptTokenizer(tokenizer, prompt)
             reserved += max(map(len, prompts.answers(prompt_texts(model.choices))), default=0)
             least = prompts.num_fixed + 1
-    if own and own.shares_places:
+    if facts and facts.shares_places:
         reserved += new_tokens
-        if new_tokens and own.max_tokens - reserved < least:
+        if new_tokens and facts.max_tokens - reserved < least:
             raise JobError(
                 f"model.generate.max_new_tokens = {new_tokens}: leaves no room for a text; {name} "
-                f"takes {own.max_tokens} tokens, {least} or more of them before the output"
+                f"takes {facts.max_tokens} tokens, {least} or more of them before the output"
             )
-    most = _max_tokens(name, wanted, own, reserved, _PROMPT_TOKENS if prompt else None)
+    most = _max_tokens(name, wanted, facts, reserved, _PROMPT_TOKENS if prompt else None)
     if most < least:
         raise JobError(
             f"text.max_tokens = {most}: leaves no room for a text beside "
@@ -85,32 +85,32 @@ def choose_text(card: FoundModel, model: Model, wanted: Text) -> TextSettings:
         tokenizer_uri=uri,
         tokenizer_sha256=hashlib.sha256(data).hexdigest(),
         max_tokens=most,
-        prefix=wanted.prefix if wanted.prefix is not None else (own.prefix if own else ""),
-        pad_id=own.pad_id if own else pad_id_of(tokenizer),
-        tensor_names=own.tensor_names if own else _TENSORS,
-        has_offsets=kind.is_per_token,
+        prefix=wanted.prefix if wanted.prefix is not None else (facts.prefix if facts else ""),
+        pad_id=facts.pad_id if facts else pad_id_of(tokenizer),
+        tensor_names=facts.tensor_names if facts else _TENSORS,
+        has_offsets=task.is_per_token,
         prompt=prompt,
         new_tokens=new_tokens,
-        cuts_start=bool(own and own.cuts_start and prompt is None and not wanted.tokenizer),
+        cuts_start=bool(facts and facts.cuts_start and prompt is None and not wanted.tokenizer),
         storage_options=storage_options,
     )
 
 
 def _max_tokens(
-    name: str, wanted: Text, own: TextFacts | None, reserved: int, usual: int | None
+    name: str, wanted: Text, facts: TextFacts | None, reserved: int, usual: int | None
 ) -> int:
-    free = own.max_tokens - reserved if own else None
+    free = facts.max_tokens - reserved if facts else None
     most = wanted.max_tokens or (min(free, usual) if free and usual else free)
     if most is None:
         raise JobError(f"text.max_tokens: {name} says no limit; give the most tokens of a row")
-    if own and most > own.max_tokens - reserved:
+    if facts and most > facts.max_tokens - reserved:
         raise JobError(
-            f"text.max_tokens = {most}: {name} takes {own.max_tokens - reserved} at most"
+            f"text.max_tokens = {most}: {name} takes {facts.max_tokens - reserved} at most"
         )
     return most
 
 
-def _prompt(model: Model, card: FoundModel, task: str, text: Text) -> Prompt | None:
+def _prompt(model: Model, card: ResolvedModel, task: str, text: Text) -> Prompt | None:
     """Return the prompt of a job's task; None if it needs none.
 
     Raises:
@@ -123,13 +123,13 @@ def _prompt(model: Model, card: FoundModel, task: str, text: Text) -> Prompt | N
         raise JobError(f"model.task = {task!r}: needs model.path, and the model is {card.name}")
     given, field = [PLACE if model.prompt is None else model.prompt], "prompt"
     if model.messages:
-        given, field = [each.content for each in model.messages], "messages"
-    if not any(PLACE in each for each in given):
+        given, field = [message.content for message in model.messages], "messages"
+    if not any(PLACE in prompt for prompt in given):
         raise JobError(f"model.{field}: must have {PLACE} once, where the text of a row goes")
     if text.prefix:
         raise JobError("text.prefix: has no effect beside a prompt; write it into the prompt")
     if model.messages:
-        messages = [(each.role, each.content) for each in model.messages]
+        messages = [(message.role, message.content) for message in model.messages]
         return chat_prompt(local(card.directory), messages)
     before, _, after = (model.prompt or PLACE).partition(PLACE)
     # The answer of a choice begins with the space.

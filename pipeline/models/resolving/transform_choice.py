@@ -64,21 +64,21 @@ def _chosen(
     base = default.to_dict() if default else {}
     if wanted.factory is not None:
         return _by_factory(name, wanted.factory, base, given, allow_import)
-    kind = str(given.get("resize") or base.get("resize", "shortest"))
-    for field, kinds in ONLY_WITH.items():
-        if given.get(field) and kind not in kinds:
+    resize = str(given.get("resize") or base.get("resize", "shortest"))
+    for field, resizes in ONLY_WITH.items():
+        if given.get(field) and resize not in resizes:
             raise JobError(
-                f"transform.{field}: has no effect with resize {kind!r} of {name}; leave it out"
+                f"transform.{field}: has no effect with resize {resize!r} of {name}; leave it out"
             )
-    base = _still_valid(base, given, kind)
+    base = _still_valid(base, given, resize)
     if "size_px" in given and "resize_px" not in given and "resize_px" in base:
         # Keep the model's ratio of resize to crop.
         given["resize_px"] = _in_ratio(given["size_px"], base["size_px"], base["resize_px"])
     merged = {**base, **given}
-    needed = [field for field in _NEEDED if kind in ONLY_WITH.get(field, (kind,))]
-    if kind != "shortest" and "resize_px" in needed:
+    needed = [field for field in _NEEDED if resize in ONLY_WITH.get(field, (resize,))]
+    if resize != "shortest" and "resize_px" in needed:
         needed.remove("resize_px")
-    if kind == "none":
+    if resize == "none":
         needed.remove("size_px")
         merged.setdefault("size_px", None)
     missing = [field for field in needed if field not in merged]
@@ -116,11 +116,11 @@ def _by_factory(
         raise JobError(f"transform: {error}") from None
 
 
-def _still_valid(base: Mapping[str, Any], given: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """Return the model's fields that still hold if the job changes the kind or the channels."""
-    gone = {field for field, kinds in ONLY_WITH.items() if kind not in kinds}
+def _still_valid(base: Mapping[str, Any], given: Mapping[str, Any], resize: str) -> dict[str, Any]:
+    """Return the model's fields that still hold if the job changes the resize or the channels."""
+    gone = {field for field, resizes in ONLY_WITH.items() if resize not in resizes}
     gets_size = base.get("size_px") is None and "size_px" in given
-    if kind != base.get("resize", "shortest") or gets_size:
+    if resize != base.get("resize", "shortest") or gets_size:
         gone.add("resize_px")
     channels = given.get("channels")
     if channels and len(base.get("mean", ())) != CHANNELS[channels]:

@@ -34,8 +34,8 @@ def task_class(name: str) -> type[Task]:
     Raises:
         JobError: The name is unknown here, or the distribution of the task is broken.
     """
-    found: type[Task] = get(TASKS, name)
-    return found
+    task: type[Task] = get(TASKS, name)
+    return task
 
 
 def served_as(name: str, served: Sequence[str]) -> str | None:
@@ -48,7 +48,7 @@ def served_as(name: str, served: Sequence[str]) -> str | None:
     Returns:
         One of `served`; None: the model does not serve the task.
     """
-    return next((each for each in (name, *task_class(name).reduces) if each in served), None)
+    return next((task for task in (name, *task_class(name).reduces) if task in served), None)
 
 
 def make_task(spec: TaskSpec) -> Task:

@@ -79,7 +79,9 @@ class TaskSpec:
         So a field that is added leaves the fingerprints of other jobs as they are. Labels are a
         digest.
         """
-        usual = {each.name: each.default for each in fields(self)} | {"labels": self.labels}
+        usual = {setting.name: setting.default for setting in fields(self)} | {
+            "labels": self.labels
+        }
         values = {name: value for name, value in asdict(self).items() if value != usual[name]}
         if self.generation is not None and (schema := values["generation"].pop("schema")):
             values["generation"]["schema_sha256"] = hashlib.sha256(schema.encode()).hexdigest()
@@ -134,7 +136,7 @@ class Task(Protocol):
         yield from ()
 
     @classmethod
-    def own_labels(cls, model: Model) -> tuple[str, ...]:
+    def job_labels(cls, model: Model) -> tuple[str, ...]:
         """Return the labels that fields of this task alone give; empty if there are none."""
         return ()
 
@@ -198,11 +200,11 @@ class Task(Protocol):
         """Return the number of outputs to build a model with; None: as the architecture has it."""
         return None
 
-    def compare(self, reference: Arrays, found: Arrays, limits: AgreementLimits) -> Agreement:
+    def compare(self, reference: Arrays, candidate: Arrays, limits: AgreementLimits) -> Agreement:
         """Compare the results of two runs over the same rows, each (N, ...)."""
-        return compare_numbers(reference, found, limits)
+        return compare_numbers(reference, candidate, limits)
 
-    def differences(self, known: pa.Table, found: pa.Table, limits: AgreementLimits) -> list[str]:
+    def differences(self, known: pa.Table, actual: pa.Table, limits: AgreementLimits) -> list[str]:
         """Say per row how a prediction differs from what is known of it; '' if they agree.
 
         Numbers are compared by `compare`, as results with the names of their columns, and what is
@@ -210,10 +212,10 @@ class Task(Protocol):
 
         Args:
             known: N rows of published columns of the task, or of `parse_golden`.
-            found: The same rows as they are published, none of them null.
+            actual: The same rows as they are published, none of them null.
             limits: How far a row may be off.
         """
-        return column_differences(known, found, limits, self.compare)
+        return column_differences(known, actual, limits, self.compare)
 
     def measured_columns(self) -> tuple[str, ...]:
         """Return the columns whose histograms are kept for drift; texts count as labels."""
@@ -223,18 +225,18 @@ class Task(Protocol):
         """Return the columns that golden rows must have beside their input."""
         return tuple(field.name for field in self.fields())
 
-    def parse_golden(self, found: pa.Table) -> pa.Table:
+    def parse_golden(self, golden: pa.Table) -> pa.Table:
         """Cast the expected columns of golden rows to the task's types, without the input.
 
         Raises:
             pa.ArrowException: A column cannot be cast.
         """
-        kinds, columns = {each.name: each.type for each in self.fields()}, {}
+        types, columns = {field.name: field.type for field in self.fields()}, {}
         for name in self.golden_columns():
-            column, kind = found.column(name), kinds[name]
-            is_number = pa.types.is_floating(kind)
+            column, dtype = golden.column(name), types[name]
+            is_number = pa.types.is_floating(dtype)
             columns[name] = (
-                column.cast(pa.float64()) if is_number else pa.array(column.to_pylist(), kind)
+                column.cast(pa.float64()) if is_number else pa.array(column.to_pylist(), dtype)
             )
         return pa.table(columns)
 

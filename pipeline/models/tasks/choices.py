@@ -32,7 +32,7 @@ class ZeroShot(Classify):
 
     @classmethod
     def problems(cls, model: Model) -> Iterator[str]:
-        labels = cls.own_labels(model)
+        labels = cls.job_labels(model)
         if len(labels) < 2:
             yield cls.too_few
         repeated = [label for label in dict.fromkeys(labels) if labels.count(label) > 1]
@@ -40,7 +40,7 @@ class ZeroShot(Classify):
             yield f"{cls._field()}: {repeated[0]!r} is there more than once"
 
     @classmethod
-    def own_labels(cls, model: Model) -> tuple[str, ...]:
+    def job_labels(cls, model: Model) -> tuple[str, ...]:
         return tuple(getattr(model, cls._field()))
 
     @classmethod

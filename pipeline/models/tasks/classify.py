@@ -45,8 +45,8 @@ class Classify(Task):
 
         shape, declared = (num_rows, len(self.spec.labels)), f"{self.labels_field} {{}}"
         values = require(outputs, shape, declared, "one output per label").float()
-        found, beside = scores.of_outputs(values, self.spec.scores, self.scores_of_logits)
-        top = found.topk(self.spec.top_k, dim=1)
+        label_scores, beside = scores.of_outputs(values, self.spec.scores, self.scores_of_logits)
+        top = label_scores.topk(self.spec.top_k, dim=1)
         return {SCORE: top.values, LABEL_ID: top.indices.to(torch.int32), **beside}
 
     def columns(self, arrays: Arrays, ok: Mask, rows: pa.Table) -> dict[str, pa.Array]:
@@ -69,10 +69,10 @@ class Classify(Task):
     def num_outputs(self) -> int | None:
         return len(self.spec.labels)
 
-    def compare(self, reference: Arrays, found: Arrays, limits: AgreementLimits) -> Agreement:
+    def compare(self, reference: Arrays, candidate: Arrays, limits: AgreementLimits) -> Agreement:
         """Compare the best labels; where ties are allowed, one that is about as likely will do."""
-        a, b = (each[SCORE].astype(np.float64) for each in (reference, found))
-        wanted, ids = reference[LABEL_ID][:, :1], found[LABEL_ID]
+        a, b = (arrays[SCORE].astype(np.float64) for arrays in (reference, candidate))
+        wanted, ids = reference[LABEL_ID][:, :1], candidate[LABEL_ID]
         same = (wanted == ids[:, :1])[:, 0]
         if limits.allows_ties:
             is_listed = ids == wanted
@@ -87,33 +87,33 @@ class Classify(Task):
     def golden_columns(self) -> tuple[str, ...]:
         return (LABEL,)
 
-    def parse_golden(self, found: pa.Table) -> pa.Table:
+    def parse_golden(self, golden: pa.Table) -> pa.Table:
         """Return the label, and the score and its tolerance if the golden rows have them."""
-        columns = {LABEL: found.column(LABEL).cast(pa.string())}
+        columns = {LABEL: golden.column(LABEL).cast(pa.string())}
         for name in (SCORE, _TOLERANCE):
-            if name in found.column_names:
-                columns[name] = found.column(name).cast(pa.float64())
+            if name in golden.column_names:
+                columns[name] = golden.column(name).cast(pa.float64())
         return pa.table(columns)
 
-    def differences(self, known: pa.Table, found: pa.Table, limits: AgreementLimits) -> list[str]:
+    def differences(self, known: pa.Table, actual: pa.Table, limits: AgreementLimits) -> list[str]:
         """Compare labels and scores, with ties all of `top_k`: see `_published_difference`."""
         is_published = limits.allows_ties and TOP_K in known.column_names
         differ = self._published_difference if is_published else _difference
-        pairs = zip(known.to_pylist(), found.to_pylist(), strict=True)
+        pairs = zip(known.to_pylist(), actual.to_pylist(), strict=True)
         return [differ(a, b, limits.max_score_diff) for a, b in pairs]
 
     def _published_difference(
-        self, known: Mapping[str, Any], found: Mapping[str, Any], limit: float
+        self, known: Mapping[str, Any], actual: Mapping[str, Any], limit: float
     ) -> str:
         """Say how two published rows differ; of two labels of one score either may be the best.
 
         What one side does not list is at most its least score there.
         """
-        for row in (known, found):
+        for row in (known, actual):
             best = row[TOP_K][0]
             if (row[LABEL], row[LABEL_ID]) != (best[LABEL], best[LABEL_ID]):
                 return f"label {row[LABEL]!r} is not the best of top_k, {best[LABEL]!r}"
-        before, now = _listed(known), _listed(found)
+        before, now = _listed(known), _listed(actual)
         least = self._least(before), self._least(now)
         return ", ".join(entry_differences(before, now, least, limit))
 
@@ -137,15 +137,15 @@ def _listed(row: Mapping[str, Any]) -> dict[str, float]:
     return {label: _number(score) for label, score in listed.items()}
 
 
-def _difference(known: Mapping[str, Any], found: Mapping[str, Any], limit: float) -> str:
+def _difference(known: Mapping[str, Any], actual: Mapping[str, Any], limit: float) -> str:
     wanted, tolerance = known.get(SCORE), known.get(_TOLERANCE)
     tolerance = limit if tolerance is None else tolerance
-    score = _number(found[SCORE])
+    score = _number(actual[SCORE])
     is_near = wanted is None or abs(wanted - score) <= tolerance
-    if found[LABEL] == known[LABEL] and is_near:
+    if actual[LABEL] == known[LABEL] and is_near:
         return ""
-    told = f"{known[LABEL]!r}" + ("" if wanted is None else f" {wanted:.4f}")
-    return f"expected {told}, found {found[LABEL]!r} {score:.4f}"
+    expected = f"{known[LABEL]!r}" + ("" if wanted is None else f" {wanted:.4f}")
+    return f"expected {expected}, found {actual[LABEL]!r} {score:.4f}"
 
 
 def _number(score: float | None) -> float:

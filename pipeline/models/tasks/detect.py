@@ -33,8 +33,6 @@ from pipeline.models.tasks.postprocess import load_step
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.models.detection.boxes import Candidates
-
 
 BOXES = "boxes"
 CORNERS = ("x_min", "y_min", "x_max", "y_max")
@@ -82,25 +80,24 @@ class Detect(Task):
     def _reduced(
         self, outputs: Any, num_rows: int, px: tuple[int, int] | None
     ) -> dict[str, torch.Tensor]:
+        from pipeline.models.detection.boxes import best
         from pipeline.models.detection.detector_outputs import candidates
 
         if self.spec.postprocess is not None:
             outputs = self._step(outputs)
-        found = candidates(outputs, num_rows, len(self.spec.labels), px)
-        boxes, scores, label_ids = self._best(found)
+        spec = self.spec
+        boxes, scores, label_ids = best(
+            candidates(outputs, num_rows, len(spec.labels), px),
+            spec.min_score,
+            spec.max_detections,
+            spec.nms_iou,
+        )
         return {BOXES: boxes, SCORE: scores, LABEL_ID: label_ids}
 
     @cached_property
     def _step(self) -> Any:
         assert self.spec.postprocess is not None, "callers check it"
         return load_step(self.spec.postprocess, self.spec.postprocess_args)
-
-    def _best(self, found: Candidates) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return boxes (B, M, 4), scores and label ids (B, M) of what is written."""
-        from pipeline.models.detection.boxes import best
-
-        spec = self.spec
-        return best(found, spec.min_score, spec.max_detections, spec.nms_iou)
 
     def check(self, arrays: Arrays) -> None:
         ids, count = arrays[LABEL_ID], len(self.spec.labels)
@@ -130,15 +127,15 @@ class Detect(Task):
     def num_outputs(self) -> int | None:
         return len(self.spec.labels)
 
-    def compare(self, reference: Arrays, found: Arrays, limits: AgreementLimits) -> Agreement:
+    def compare(self, reference: Arrays, candidate: Arrays, limits: AgreementLimits) -> Agreement:
         """Compare by boxes that overlap; see `box_agreement`."""
-        return compare_rows(self._rows(reference), self._rows(found), limits)
+        return compare_rows(self._rows(reference), self._rows(candidate), limits)
 
     def _rows(self, arrays: Arrays) -> list[Detections]:
-        each = zip(arrays[BOXES], arrays[SCORE], arrays[LABEL_ID], strict=True)
+        rows = zip(arrays[BOXES], arrays[SCORE], arrays[LABEL_ID], strict=True)
         return [
             self._detections(boxes[scores != 0], scores[scores != 0], ids[scores != 0])
-            for boxes, scores, ids in each
+            for boxes, scores, ids in rows
         ]
 
     def _of_entries(self, entries: Sequence[Mapping[str, Any]]) -> Detections:
@@ -155,33 +152,37 @@ class Detect(Task):
         """Return the column: the number of detections per image is counted, and their scores."""
         return (DETECTIONS,)
 
-    def differences(self, known: pa.Table, found: pa.Table, limits: AgreementLimits) -> list[str]:
+    def differences(self, known: pa.Table, actual: pa.Table, limits: AgreementLimits) -> list[str]:
         """Compare by boxes that overlap; see `box_agreement`."""
-        pairs = zip(*(each.column(DETECTIONS).to_pylist() for each in (known, found)), strict=True)
+        pairs = zip(
+            *(table.column(DETECTIONS).to_pylist() for table in (known, actual)), strict=True
+        )
         return [self._difference(a or [], b, limits) for a, b in pairs]
 
     def _difference(
-        self, wanted: list[dict[str, Any]], found: list[dict[str, Any]], limits: AgreementLimits
+        self, wanted: list[dict[str, Any]], actual: list[dict[str, Any]], limits: AgreementLimits
     ) -> str:
         """Say how the detections of an image differ from what is wanted; '' if they agree."""
-        before, now = self._of_entries(wanted), self._of_entries(found)
-        pairs, limit, said = match(before, now), limits.max_score_diff, []
+        before, now = self._of_entries(wanted), self._of_entries(actual)
+        pairs, limit, differences = match(before, now), limits.max_score_diff, []
         least_iou = SAME_IOU if limits.allows_ties else NEAR_IOU
         for entry, place, iou in zip(wanted, pairs.partner, pairs.iou, strict=True):
-            score, other = entry[SCORE], found[place] if place >= 0 else None
+            score, other = entry[SCORE], actual[place] if place >= 0 else None
             if other is None:
                 is_near = score is not None and score - now.least <= limit
             else:
                 is_like = score is None or abs(score - other[SCORE]) <= limit
                 is_near = is_like and iou >= least_iou
             if not is_near:
-                said.append(f"expected {self._told(entry)}, found {self._told(other)}")
+                differences.append(f"expected {self._shown(entry)}, found {self._shown(other)}")
         for place in np.flatnonzero(pairs.alone):
-            if not found[place][SCORE] - before.least <= limit:
-                said.append(f"expected {self._told(None)}, found {self._told(found[place])}")
-        return ", ".join(said)
+            if not actual[place][SCORE] - before.least <= limit:
+                differences.append(
+                    f"expected {self._shown(None)}, found {self._shown(actual[place])}"
+                )
+        return ", ".join(differences)
 
-    def _told(self, entry: Mapping[str, Any] | None) -> str:
+    def _shown(self, entry: Mapping[str, Any] | None) -> str:
         if entry is None:
             return "none"
         score = "" if entry[SCORE] is None else f" {entry[SCORE]:.4f}"

@@ -42,8 +42,7 @@ class Embed(Task):
         if isinstance(outputs, torch.Tensor) and outputs.ndim > 2:
             outputs = outputs.flatten(1)  # a pooling layer gives (B, D, 1, 1)
         shape = (num_rows, self.spec.embedding_dim or _last(outputs))
-        told = "model.embedding_dim is {}", "one vector per row"
-        vectors = require(outputs, shape, *told).float()
+        vectors = require(outputs, shape, "model.embedding_dim is {}", "one vector per row").float()
         if self.spec.l2_norm:
             vectors = _normalised(vectors)
         # What float16 cannot hold becomes infinite, and its row `non_finite`.
@@ -56,16 +55,16 @@ class Embed(Task):
         vectors = pa.FixedSizeListArray.from_arrays(flat, size, mask=pa.array(~ok))
         return {EMBEDDING: vectors.cast(self.fields()[0].type)}
 
-    def compare(self, reference: Arrays, found: Arrays, limits: AgreementLimits) -> Agreement:
-        return compare_vectors(reference[EMBEDDING], found[EMBEDDING], limits.min_cosine)
+    def compare(self, reference: Arrays, candidate: Arrays, limits: AgreementLimits) -> Agreement:
+        return compare_vectors(reference[EMBEDDING], candidate[EMBEDDING], limits.min_cosine)
 
     def measured_columns(self) -> tuple[str, ...]:
         return (EMBEDDING,)
 
-    def parse_golden(self, found: pa.Table) -> pa.Table:
-        vectors = found.column(EMBEDDING).to_pylist()
-        kind = pa.list_(pa.float64(), self.spec.embedding_dim)
-        return pa.table({EMBEDDING: pa.array(vectors, kind)})
+    def parse_golden(self, golden: pa.Table) -> pa.Table:
+        vectors = golden.column(EMBEDDING).to_pylist()
+        dtype = pa.list_(pa.float64(), self.spec.embedding_dim)
+        return pa.table({EMBEDDING: pa.array(vectors, dtype)})
 
     def describe(self, row: Mapping[str, Any]) -> str:
         return f"a vector of {len(row[EMBEDDING])} numbers"

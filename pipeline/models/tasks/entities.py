@@ -72,13 +72,13 @@ def entities_of(
         scores = _means(scores, first)
         rows, starts, ends, label_ids = rows[first], starts[first], ends[last], label_ids[first]
         names = np.array([tag.shown for tag in tags], object)
-    found = names[label_ids]
-    kept = found != OUTSIDE
+    entity_labels = names[label_ids]
+    kept = entity_labels != OUTSIDE
     return Entities(
         rows[kept],
         starts[kept].astype(np.int32),
         ends[kept].astype(np.int32),
-        found[kept].tolist(),
+        entity_labels[kept].tolist(),
         scores[kept].astype(np.float32),
     )
 

@@ -97,16 +97,16 @@ class Generate(Task):
             **(self.record.columns(records) if self.record else {}),
         }
 
-    def compare(self, reference: Arrays, found: Arrays, limits: AgreementLimits) -> Agreement:
+    def compare(self, reference: Arrays, candidate: Arrays, limits: AgreementLimits) -> Agreement:
         """Compare texts; of two that are about as likely as a whole either may be written."""
-        same = reference[OUTPUT_TEXT] == found[OUTPUT_TEXT]
-        off = np.abs(reference[MEAN_LOGPROB].astype(float) - found[MEAN_LOGPROB])
+        same = reference[OUTPUT_TEXT] == candidate[OUTPUT_TEXT]
+        off = np.abs(reference[MEAN_LOGPROB].astype(float) - candidate[MEAN_LOGPROB])
         is_near = off <= limits.max_score_diff
         agrees = is_near & (same | limits.allows_ties)
         return Agreement(agrees, float(off.max(initial=0.0)))
 
-    def differences(self, known: pa.Table, found: pa.Table, limits: AgreementLimits) -> list[str]:
-        pairs = zip(known.to_pylist(), found.to_pylist(), strict=True)
+    def differences(self, known: pa.Table, actual: pa.Table, limits: AgreementLimits) -> list[str]:
+        pairs = zip(known.to_pylist(), actual.to_pylist(), strict=True)
         return [_difference(a, b, limits) for a, b in pairs]
 
     def measured_columns(self) -> tuple[str, ...]:
@@ -116,11 +116,11 @@ class Generate(Task):
     def golden_columns(self) -> tuple[str, ...]:
         return (_EXPECTED,)
 
-    def parse_golden(self, found: pa.Table) -> pa.Table:
+    def parse_golden(self, golden: pa.Table) -> pa.Table:
         """Return the text, and how likely it was if the golden rows say it."""
-        columns = {OUTPUT_TEXT: found.column(_EXPECTED).cast(pa.string())}
-        if MEAN_LOGPROB in found.column_names:
-            columns[MEAN_LOGPROB] = found.column(MEAN_LOGPROB).cast(pa.float64())
+        columns = {OUTPUT_TEXT: golden.column(_EXPECTED).cast(pa.string())}
+        if MEAN_LOGPROB in golden.column_names:
+            columns[MEAN_LOGPROB] = golden.column(MEAN_LOGPROB).cast(pa.float64())
         return pa.table(columns)
 
     def describe(self, row: Mapping[str, Any]) -> str:
@@ -145,12 +145,14 @@ def _record_problems(section: GenerateSection) -> Iterator[str]:
             yield f"generate.schema: {error}"
 
 
-def _difference(known: Mapping[str, Any], found: Mapping[str, Any], limits: AgreementLimits) -> str:
-    a, b = known.get(MEAN_LOGPROB), found[MEAN_LOGPROB]
+def _difference(
+    known: Mapping[str, Any], actual: Mapping[str, Any], limits: AgreementLimits
+) -> str:
+    a, b = known.get(MEAN_LOGPROB), actual[MEAN_LOGPROB]
     is_near = a is None or abs(a - b) <= limits.max_score_diff
-    if known[OUTPUT_TEXT] == found[OUTPUT_TEXT]:
+    if known[OUTPUT_TEXT] == actual[OUTPUT_TEXT]:
         return "" if is_near else f"expected {MEAN_LOGPROB} {a:.4f}, found {b:.4f}"
     if limits.allows_ties and a is not None and is_near:
         return ""  # batches of other sizes may tip the balance between two tokens
-    shown = (clean_message(repr(each[OUTPUT_TEXT]))[:_SHOWN_CHARS] for each in (known, found))
+    shown = (clean_message(repr(row[OUTPUT_TEXT]))[:_SHOWN_CHARS] for row in (known, actual))
     return "expected {}, found {}".format(*shown)

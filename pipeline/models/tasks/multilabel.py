@@ -46,54 +46,55 @@ class Multilabel(Task):
     def reduce(self, outputs: Any, num_rows: int) -> dict[str, torch.Tensor]:
         shape = (num_rows, len(self.spec.labels))
         values = require(outputs, shape, "model.labels {}", "one output per label").float()
-        found, beside = scores.of_outputs(values, self.spec.scores, self.scores_of_logits)
-        return {SCORE: found, **beside}
+        label_scores, beside = scores.of_outputs(values, self.spec.scores, self.scores_of_logits)
+        return {SCORE: label_scores, **beside}
 
     def columns(self, arrays: Arrays, ok: Mask, rows: pa.Table) -> dict[str, pa.Array]:
-        found = arrays[SCORE]
-        places, ids = np.nonzero((found >= self._least(found)) & ok[:, None])
-        best_first = np.lexsort((ids, -found[places, ids], places))
+        label_scores = arrays[SCORE]
+        least = label_scores.dtype.type(self.spec.min_score)  # float32 0.1 reaches 0.1
+        places, ids = np.nonzero((label_scores >= least) & ok[:, None])
+        best_first = np.lexsort((ids, -label_scores[places, ids], places))
         places, ids = places[best_first], ids[best_first].astype(np.int32)
         names = pa.array(self.spec.labels, pa.string()).take(pa.array(ids))
-        best = pa.array(np.ascontiguousarray(found[places, ids]))
+        best = pa.array(np.ascontiguousarray(label_scores[places, ids]))
         entries = pa.StructArray.from_arrays([names, pa.array(ids), best], [LABEL, LABEL_ID, SCORE])
         return {LABELS: as_lists(entries, places, ok)}
 
     def num_outputs(self) -> int | None:
         return len(self.spec.labels)
 
-    def compare(self, reference: Arrays, found: Arrays, limits: AgreementLimits) -> Agreement:
+    def compare(self, reference: Arrays, candidate: Arrays, limits: AgreementLimits) -> Agreement:
         """Compare the scores of all labels that either side writes.
 
         The labels of a row are thus the same, unless a score is within `max_score_diff` of
         `min_score`.
         """
-        a, b = (each[SCORE].astype(np.float64) for each in (reference, found))
+        a, b = (arrays[SCORE].astype(np.float64) for arrays in (reference, candidate))
         least, differences = self.spec.min_score, np.abs(a - b)
         matters = (a >= least) | (b >= least) | np.isnan(differences)
         return within(np.where(matters, differences, 0.0), limits.max_score_diff)
 
-    def differences(self, known: pa.Table, found: pa.Table, limits: AgreementLimits) -> list[str]:
+    def differences(self, known: pa.Table, actual: pa.Table, limits: AgreementLimits) -> list[str]:
         """Compare entries; of a label that is not there only `min_score` is known."""
-        pairs = zip(*(each.column(LABELS).to_pylist() for each in (known, found)), strict=True)
+        pairs = zip(*(table.column(LABELS).to_pylist() for table in (known, actual)), strict=True)
         return [", ".join(self._differences(a, b, limits.max_score_diff)) for a, b in pairs]
 
     def _differences(
-        self, known: list[dict[str, Any]], found: list[dict[str, Any]], limit: float
+        self, known: list[dict[str, Any]], actual: list[dict[str, Any]], limit: float
     ) -> list[str]:
-        before, now = _scores(known), _scores(found)
+        before, now = _scores(known), _scores(actual)
         unknown = [label for label in before if label not in self.spec.labels]
-        said = [f"expected {label!r}, which is no label of the model" for label in unknown]
+        differences = [f"expected {label!r}, which is no label of the model" for label in unknown]
         before = {label: before[label] for label in before if label not in unknown}
         least = (self.spec.min_score, self.spec.min_score)
-        return said + entry_differences(before, now, least, limit)
+        return differences + entry_differences(before, now, least, limit)
 
     def measured_columns(self) -> tuple[str, ...]:
         return (LABELS,)
 
-    def parse_golden(self, found: pa.Table) -> pa.Table:
+    def parse_golden(self, golden: pa.Table) -> pa.Table:
         """Return the entries; of labels that come as plain texts the scores are null."""
-        column = found.column(LABELS)
+        column = golden.column(LABELS)
         if pa.types.is_list(column.type) and pa.types.is_struct(column.type.value_type):
             return pa.table({LABELS: column.cast(LABELS_FIELD.type)})
         texts = column.cast(pa.list_(pa.string())).to_pylist()
@@ -106,10 +107,6 @@ class Multilabel(Task):
             return f"none of {count} labels reaches {self.spec.min_score:g}"
         shown = first_of(f'"{clean_message(e[LABEL])}" {e[SCORE]:.2f}' for e in entries)
         return f"labels {shown}, {count} outputs, {count} labels"
-
-    def _least(self, found: Any) -> Any:
-        """Return `min_score` in the type of the scores, so that 0.1 is reached by float32 0.1."""
-        return found.dtype.type(self.spec.min_score)
 
 
 def _scores(entries: list[dict[str, Any]]) -> dict[str, Any]:

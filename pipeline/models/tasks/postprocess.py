@@ -38,19 +38,19 @@ def _made(name: str, made: Any, field: pa.Field, num_rows: int) -> pa.Array:
     Raises:
         JobError: The column differs from the step's schema.
     """
-    told = f"model.postprocess {name}: column {field.name}"
+    subject = f"model.postprocess {name}: column {field.name}"
     if not isinstance(made, Mapping) or field.name not in made:
-        raise JobError(f"{told} is not in what the call returned ({_kind_of(made)})")
+        raise JobError(f"{subject} is not in what the call returned ({_contents_of(made)})")
     try:
         values = pa.array(made[field.name], field.type)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        raise JobError(f"{told} is to be {field.type}: {error}") from error
+        raise JobError(f"{subject} is to be {field.type}: {error}") from error
     if len(values) != num_rows:
-        raise JobError(f"{told} has {len(values)} values for {num_rows} rows")
+        raise JobError(f"{subject} has {len(values)} values for {num_rows} rows")
     return values
 
 
-def _kind_of(made: Any) -> str:
+def _contents_of(made: Any) -> str:
     return ", ".join(map(str, made)) if isinstance(made, Mapping) else type(made).__name__
 
 

@@ -64,9 +64,9 @@ class Raw(Task):
         if isinstance(outputs, Mapping):
             missing = [name for name in names if name not in outputs]
             if missing:
-                found = ", ".join(sorted(map(str, outputs)))
+                available = ", ".join(sorted(map(str, outputs)))
                 raise OutputError(
-                    f"no output {missing[0]!r} (model.outputs); the model has {found}"
+                    f"no output {missing[0]!r} (model.outputs); the model has {available}"
                 )
             return outputs
         listed = list(outputs) if isinstance(outputs, tuple | list) else [outputs]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.job.model import Model
-    from pipeline.models.resolving.cards import FoundModel
+    from pipeline.models.resolving.cards import ResolvedModel
     from pipeline.models.tasks.base import Task, TaskSpec
 
 OPEN, LOGITS, PROBABILITIES, SOFTMAX, SIGMOID = (
@@ -36,7 +36,7 @@ _ENOUGH_ROWS, _ENOUGH_VALUES = 4, 24
 _FAR = 1e9
 
 
-def choose_scores(model: Model, card: FoundModel, task: type[Task]) -> str:
+def choose_scores(model: Model, card: ResolvedModel, task: type[Task]) -> str:
     """Return `TaskSpec.scores` of a job's model.
 
     Args:
@@ -51,7 +51,7 @@ def choose_scores(model: Model, card: FoundModel, task: type[Task]) -> str:
         return LOGITS
     facts = card.facts
     usual = (facts and facts.scores) or task.scores_of_logits
-    is_library = card.kind == "torchvision" or (facts and facts.kind != "onnx")
+    is_library = card.origin == "torchvision" or (facts and facts.format_name != "onnx")
     gives_logits = is_library and model.layer is None
     if model.scores == PROBABILITIES and gives_logits:
         raise JobError(f"model.scores = {model.scores!r}: {card.name} gives logits; leave it out")
@@ -101,8 +101,8 @@ def _off_by(outputs: torch.Tensor, *, adds_up: bool) -> torch.Tensor:
     import torch
 
     beyond = torch.maximum(-outputs.amin(dim=1), outputs.amax(dim=1) - 1).clamp_min(0)
-    found = torch.maximum(beyond, (outputs.sum(dim=1) - 1).abs()) if adds_up else beyond
-    return found.nan_to_num(nan=_FAR, posinf=_FAR)
+    distances = torch.maximum(beyond, (outputs.sum(dim=1) - 1).abs()) if adds_up else beyond
+    return distances.nan_to_num(nan=_FAR, posinf=_FAR)
 
 
 def look_alike(off: Any, num_labels: int, *, adds_up: bool) -> bool | None:
@@ -122,7 +122,7 @@ def look_alike(off: Any, num_labels: int, *, adds_up: bool) -> bool | None:
     return True if is_enough else None
 
 
-def scores_told(spec: TaskSpec, name: str) -> str | None:
+def describe_scores(spec: TaskSpec, name: str) -> str | None:
     """Say in one line what the outputs of a model are, if they are not plainly logits.
 
     Args:

@@ -61,20 +61,20 @@ class Tokens(Task):
         return {SCORE: best.values, LABEL_ID: best.indices.to(torch.int32)}
 
     def columns(self, arrays: Arrays, ok: Mask, rows: pa.Table) -> dict[str, pa.Array]:
-        found = self._entities(arrays, ok, rows)
-        texts = rows.column(TEXT).take(pa.array(found.rows)).to_pylist()
-        places = zip(texts, found.starts.tolist(), found.ends.tolist(), strict=True)
+        entities = self._entities(arrays, ok, rows)
+        texts = rows.column(TEXT).take(pa.array(entities.rows)).to_pylist()
+        places = zip(texts, entities.starts.tolist(), entities.ends.tolist(), strict=True)
         entries = pa.StructArray.from_arrays(
             [
-                pa.array(found.starts),
-                pa.array(found.ends),
+                pa.array(entities.starts),
+                pa.array(entities.ends),
                 pa.array([text[start:end] for text, start, end in places], pa.string()),
-                pa.array(found.labels, pa.string()),
-                pa.array(found.scores),
+                pa.array(entities.labels, pa.string()),
+                pa.array(entities.scores),
             ],
             fields=list(ENTITIES_FIELD.type.value_type),
         )
-        return {ENTITIES: as_lists(entries, found.rows, ok)}
+        return {ENTITIES: as_lists(entries, entities.rows, ok)}
 
     def _entities(self, arrays: Arrays, ok: Mask, rows: pa.Table) -> Entities:
         words, places = as_array(rows.column(WORD_IDS)), as_array(rows.column(OFFSETS))
@@ -96,21 +96,21 @@ class Tokens(Task):
             tokens, arrays[SCORE][at], label_ids, self.spec.labels, self.spec.aggregation
         )
 
-    def compare(self, reference: Arrays, found: Arrays, limits: AgreementLimits) -> Agreement:
+    def compare(self, reference: Arrays, candidate: Arrays, limits: AgreementLimits) -> Agreement:
         """Compare the label of every token, and its score."""
-        sides = _best(reference), _best(found)
+        sides = _best(reference), _best(candidate)
         length = max(scores.shape[1] for _, scores in sides)
         (labels_a, a), (labels_b, b) = (
-            tuple(np.pad(values, ((0, 0), (0, length - values.shape[1]))) for values in each)
-            for each in sides
+            tuple(np.pad(values, ((0, 0), (0, length - values.shape[1]))) for values in side)
+            for side in sides
         )
         is_other = (labels_a != labels_b) & ((a != 0) | (b != 0))
         differences = np.abs(a.astype(np.float64) - b)
         return within(differences, limits.max_score_diff, ~is_other.any(axis=1))
 
-    def differences(self, known: pa.Table, found: pa.Table, limits: AgreementLimits) -> list[str]:
+    def differences(self, known: pa.Table, actual: pa.Table, limits: AgreementLimits) -> list[str]:
         """Compare labels, places and scores of entities."""
-        pairs = zip(*(each.column(ENTITIES).to_pylist() for each in (known, found)), strict=True)
+        pairs = zip(*(table.column(ENTITIES).to_pylist() for table in (known, actual)), strict=True)
         return [_difference(a, b, limits) for a, b in pairs]
 
     def measured_columns(self) -> tuple[str, ...]:
@@ -132,9 +132,9 @@ def _best(arrays: Arrays) -> tuple[Any, Any]:
     return scores.argmax(axis=2), scores.max(axis=2)
 
 
-def _difference(known: _Entries, found: _Entries, limits: AgreementLimits) -> str:
+def _difference(known: _Entries, actual: _Entries, limits: AgreementLimits) -> str:
     """Say how the entities of a row differ from the known ones; '' if they agree."""
-    wanted, have = ({(e[START], e[END], e[LABEL]): e for e in each} for each in (known, found))
+    wanted, have = ({(e[START], e[END], e[LABEL]): e for e in side} for side in (known, actual))
     for place in wanted.keys() & have.keys():
         score, now = wanted[place][SCORE], have[place][SCORE]
         if score is not None and not abs(score - now) <= limits.max_score_diff:
@@ -143,10 +143,10 @@ def _difference(known: _Entries, found: _Entries, limits: AgreementLimits) -> st
     more = [entity for place, entity in have.items() if place not in wanted]
     for entity in (*gone, *more):
         near = [other for other in (*gone, *more) if _touch(entity, other)]
-        if limits.allows_ties and any(_may_tie(each, limits) for each in near):
+        if limits.allows_ties and any(_may_tie(other, limits) for other in near):
             continue
         if entity in gone:
-            return f"expected {_name(entity)}, found {', '.join(map(_name, found)) or 'none'}"
+            return f"expected {_name(entity)}, found {', '.join(map(_name, actual)) or 'none'}"
         return f"expected no {_name(entity)}"
     return ""
 

@@ -44,7 +44,7 @@ def load_state(
     wanted = module.state_dict()
     if not any(_is_tensor(value) for value in state.values()):
         raise JobError(_elsewhere(held, key, wanted, uri))
-    if not all(isinstance(each, str) for each in state):
+    if not all(isinstance(entry, str) for entry in state):
         raise JobError(f"{uri}: holds keys that are no text, expected names and tensors")
     bare = _without_wrappers(state, wanted)
     if bare is not state and bare.keys() == wanted.keys():
@@ -57,19 +57,19 @@ def load_state(
 
 
 def _at(held: Mapping[Any, Any], key: str | None, uri: str) -> Mapping[Any, Any]:
-    found: Any = held
+    content: Any = held
     for part in [] if key is None else [key] if key in held else key.split("."):
-        if not isinstance(found, Mapping) or part not in found:
+        if not isinstance(content, Mapping) or part not in content:
             raise JobError(
                 f"model.weights_key = {key!r}: {uri} has no such key; it holds {_keys(held)}"
             )
-        found = found[part]
-    if not isinstance(found, Mapping):
+        content = content[part]
+    if not isinstance(content, Mapping):
         raise JobError(
-            f"model.weights_key = {key!r}: {uri} holds a {type(found).__name__} there, expected "
+            f"model.weights_key = {key!r}: {uri} holds a {type(content).__name__} there, expected "
             "names and tensors"
         )
-    return found
+    return content
 
 
 def _elsewhere(
@@ -122,7 +122,7 @@ def _why(state: Mapping[str, Any], wanted: Mapping[str, Any], error: Exception) 
         if state[name].shape != wanted[name].shape
     ]
     no_tensors = [name for name, value in state.items() if not _is_tensor(value)]
-    found = [
+    problems = [
         f"{len(names)} {what} ({_some(names)})"
         for names, what in (
             (missing, f"of {len(wanted)} tensors missing"),
@@ -132,10 +132,10 @@ def _why(state: Mapping[str, Any], wanted: Mapping[str, Any], error: Exception) 
         )
         if names
     ]
-    if not found:  # the module's own loading refused
+    if not problems:  # the module's own loading refused
         return clean_message(str(error))
     hint = _hint(state, wanted, missing, extra)
-    return "; ".join(found) + (f": {hint}" if hint else "")
+    return "; ".join(problems) + (f": {hint}" if hint else "")
 
 
 def _hint(

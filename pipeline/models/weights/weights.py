@@ -96,8 +96,8 @@ def _of_safetensors(uri: str, data: bytes) -> dict[Any, torch.Tensor]:
     try:
         return dict(load(data))
     except (SafetensorError, KeyError, ValueError) as error:
-        told = clean_message(str(error), _REASON_CHARS)
-        raise JobError(f"{uri}: is damaged or cut off: {told}; copy it again") from None
+        reason = clean_message(str(error), _REASON_CHARS)
+        raise JobError(f"{uri}: is damaged or cut off: {reason}; copy it again") from None
 
 
 def weights_bytes(uri: str, storage_options: Mapping[str, Any]) -> int:
@@ -108,19 +108,19 @@ def weights_bytes(uri: str, storage_options: Mapping[str, Any]) -> int:
     """
     folder, _, name = uri.rpartition("/")
     store = Store(folder or ("/" if uri.startswith("/") else "."), storage_options)
-    found = store.stat(name) if name else None
-    if found is None:
+    file = store.stat(name) if name else None
+    if file is None:
         is_folder = not name or store.exists(name)
         what = "is a folder; name the file in it" if is_folder else "no such file"
         raise JobError(f"model.weights = {uri}: {what}")
-    return found.size_bytes
+    return file.size_bytes
 
 
 def _reason(error: Exception) -> str:
     reason = f"{type(error).__name__}: {error}"
     if "weights_only" in reason:  # the rest of torch's message explains how to load it unsafely
-        found = _GLOBAL.search(reason)
-        what = f" ({found.group(1)})" if found else ""
+        match = _GLOBAL.search(reason)
+        what = f" ({match.group(1)})" if match else ""
         return f"it holds more than tensors{what}, and loading that could run code; {SAVE}"
     words = " ".join(reason.split())
     if len(words) <= _REASON_CHARS:
@@ -172,17 +172,17 @@ def pin(store: Store, path: str, module: torch.nn.Module, name: str) -> None:
         JobError: An earlier actor of the same plan had other tensors.
         InfraError: The stored digest is damaged.
     """
-    found, token = tensors_digest(module), uuid.uuid4().hex
-    data = json.dumps({"tensors_sha256": found, "model": name, "token": token}).encode()
+    digest, token = tensors_digest(module), uuid.uuid4().hex
+    data = json.dumps({"tensors_sha256": digest, "model": name, "token": token}).encode()
     if store.create_once(path, data, token) is not CreateOutcome.OTHER:
         return
     try:
         kept = json.loads(store.read_bytes(path))["tensors_sha256"]
     except (ValueError, KeyError, TypeError) as error:
         raise InfraError(f"{store.url(path)}: damaged: {error}") from None
-    if kept != found:
+    if kept != digest:
         raise JobError(
-            f"model {name}: has other tensors than before in this very plan ({found[:12]}, not "
+            f"model {name}: has other tensors than before in this very plan ({digest[:12]}, not "
             f"{kept[:12]}), so predictions of two models would mix; name its weights in "
             "model.weights, or seed what its module draws and pin what it reads "
             "(examples/custom_model): changed code starts anew"

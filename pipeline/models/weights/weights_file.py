@@ -66,9 +66,9 @@ def check_weights(named: str, data: bytes) -> None:
     Raises:
         JobError: The file is refused; says what it is and what to use instead.
     """
-    found = _fault(named, data)
-    if found is not None:
-        raise JobError(f"{named}: {found}")
+    fault = _fault(named, data)
+    if fault is not None:
+        raise JobError(f"{named}: {fault}")
 
 
 def fault_of_download(head: bytes) -> str | None:

@@ -18,7 +18,7 @@ from pipeline.core.versions import environment_versions, package_versions
 from pipeline.gates.results import GateResult
 from pipeline.inference.runtimes.base import math_of
 from pipeline.models.spec import ModelSpec
-from pipeline.models.tasks.scores import scores_told
+from pipeline.models.tasks.scores import describe_scores
 from pipeline.planning.allocation import Allocation, Hardware
 from pipeline.planning.plan import Plan
 from pipeline.report.document import Report, RunStatus, build_report
@@ -116,7 +116,7 @@ class RunRecorder(RowAccounts):
         """Say what the model's outputs are, as far as it is known and not plainly logits."""
         if self._spec is None:
             return None
-        return scores_told(self._spec.task, self._spec.shown_name)
+        return describe_scores(self._spec.task, self._spec.shown_name)
 
     def connected(
         self,

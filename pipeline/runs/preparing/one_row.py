@@ -27,7 +27,7 @@ from pipeline.inference.slices.first_rows import RaisedFailure, SystematicFailur
 from pipeline.job.job import Job
 from pipeline.models.spec import ModelSpec, PredictorConfig, load_module
 from pipeline.models.tasks import make_task
-from pipeline.models.tasks.scores import scores_told
+from pipeline.models.tasks.scores import describe_scores
 from pipeline.planning.plan import Plan
 from pipeline.preprocessing.images.own_transform import own_transform, try_step
 from pipeline.runs.builders import make_reader, plain_predictor_config, trial_bytes
@@ -241,7 +241,7 @@ def _first_good(child: Child, model: ModelSpec, num_units: int) -> Preview:
         if not problem:
             assert not isinstance(predicted, str), "has no problem"
             figures = SliceFigures.from_json(counters)
-            told = scores_told(model.task, model.shown_name)
+            told = describe_scores(model.task, model.shown_name)
             described = f"1 row ({row_id}) -> {_describe(predicted, model)}"
             found_row = "; ".join([described, *figures.advice_lines])
             return Preview("ok", found_row, scores=told, predicted=predicted)

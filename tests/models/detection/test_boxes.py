@@ -46,30 +46,30 @@ def anywhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("iou", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("most", [4, 200])
 def test_suppression_keeps_what_torchvision_keeps(iou: float, most: int):
-    found = drawn(5, 120)
-    boxes, scores, label_ids = best(found, 0.2, most, iou)
+    candidates = drawn(5, 120)
+    boxes, scores, label_ids = best(candidates, 0.2, most, iou)
     for row in range(5):
-        counts = found.scores[row] >= 0.2
-        each = [values[row][counts] for values in found[:3]]
-        kept = batched_nms(*each, iou)[:most]
-        assert torch.equal(boxes[row, : len(kept)], each[0][kept])
-        assert torch.equal(scores[row, : len(kept)], each[1][kept])
-        assert torch.equal(label_ids[row, : len(kept)].long(), each[2][kept])
+        counts = candidates.scores[row] >= 0.2
+        group = [values[row][counts] for values in candidates[:3]]
+        kept = batched_nms(*group, iou)[:most]
+        assert torch.equal(boxes[row, : len(kept)], group[0][kept])
+        assert torch.equal(scores[row, : len(kept)], group[1][kept])
+        assert torch.equal(label_ids[row, : len(kept)].long(), group[2][kept])
         assert not scores[row, len(kept) :].any()
 
 
 def test_boxes_that_overlap_by_exactly_the_limit_both_stay():
     halves = torch.tensor([[[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 2.0]]])
-    found = Candidates(halves, torch.tensor([[0.9, 0.8]]), torch.zeros(1, 2, dtype=torch.long))
-    assert [best(found, 0.2, 2, iou)[1].count_nonzero() for iou in (0.5, 0.499)] == [2, 1]
+    candidates = Candidates(halves, torch.tensor([[0.9, 0.8]]), torch.zeros(1, 2, dtype=torch.long))
+    assert [best(candidates, 0.2, 2, iou)[1].count_nonzero() for iou in (0.5, 0.499)] == [2, 1]
 
 
 def test_without_suppression_the_best_stay_in_order_and_zeros_follow():
-    found = drawn(3, 9)
-    boxes, scores, label_ids = best(found, 0.5, 12, None)
+    candidates = drawn(3, 9)
+    boxes, scores, label_ids = best(candidates, 0.5, 12, None)
     assert (boxes.shape, scores.shape, label_ids.dtype) == ((3, 12, 4), (3, 12), torch.int32)
     for row in range(3):
-        wanted = found.scores[row][found.scores[row] >= 0.5].sort(descending=True).values
+        wanted = candidates.scores[row][candidates.scores[row] >= 0.5].sort(descending=True).values
         assert torch.equal(scores[row][: len(wanted)], wanted)
         assert not scores[row][len(wanted) :].any()
         assert not boxes[row][len(wanted) :].any()
@@ -79,9 +79,9 @@ def test_without_suppression_the_best_stay_in_order_and_zeros_follow():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 @pytest.mark.parametrize("nms_iou", [None, 0.5])
 def test_a_gpu_is_asked_for_nothing_and_finds_the_same(nms_iou: float | None):
-    found = drawn(5, 120)
-    expected = best(found, 0.2, 30, nms_iou)
-    on_gpu = Candidates(*(values.cuda() for values in found[:3]))
+    candidates = drawn(5, 120)
+    expected = best(candidates, 0.2, 30, nms_iou)
+    on_gpu = Candidates(*(values.cuda() for values in candidates[:3]))
     torch.cuda.set_sync_debug_mode("error")
     try:
         results = best(on_gpu, 0.2, 30, nms_iou)
@@ -94,13 +94,13 @@ def test_a_gpu_is_asked_for_nothing_and_finds_the_same(nms_iou: float | None):
 @pytest.mark.usefixtures("anywhere")
 @pytest.mark.parametrize("nms_iou", [None, 0.5])
 def test_a_score_that_is_no_number_stays_and_rows_without_boxes_are_empty(nms_iou: float | None):
-    found = drawn(2, 5)
-    found.scores[0, 3], found.scores[1] = torch.nan, 0.0
-    _, scores, _ = best(found, 0.99, 2, nms_iou)
+    candidates = drawn(2, 5)
+    candidates.scores[0, 3], candidates.scores[1] = torch.nan, 0.0
+    _, scores, _ = best(candidates, 0.99, 2, nms_iou)
     assert scores[0].isnan().any()
     assert not scores[1].any()
     none = Candidates(torch.zeros(2, 0, 4), torch.zeros(2, 0), torch.zeros(2, 0, dtype=torch.long))
-    assert [each.shape for each in best(none, 0.5, 3, nms_iou)] == [(2, 3, 4), (2, 3), (2, 3)]
+    assert [tensor.shape for tensor in best(none, 0.5, 3, nms_iou)] == [(2, 3, 4), (2, 3), (2, 3)]
 
 
 BOXES, SCORES = torch.rand(2, 3, 4), torch.rand(2, 3)
@@ -165,7 +165,7 @@ def thin(x: float) -> Detections:
 
 
 @pytest.mark.parametrize(
-    ("reference", "found", "agrees"),
+    ("reference", "candidate", "agrees"),
     [
         (some(), some(), True),
         (some((0, 0.9, "a")), some((0.2, 0.905, "a")), True),
@@ -180,8 +180,8 @@ def thin(x: float) -> Detections:
         (some((0, np.nan, "a")), some((0, np.nan, "a")), False),
     ],
 )
-def test_two_sets_agree_by_overlap_label_and_score(reference, found, agrees):
-    assert compare(reference, found, LIMITS)[0] is agrees
+def test_two_sets_agree_by_overlap_label_and_score(reference, candidate, agrees):
+    assert compare(reference, candidate, LIMITS)[0] is agrees
 
 
 def test_each_detection_has_one_partner_at_most():
@@ -196,8 +196,8 @@ def test_of_a_full_list_the_last_one_may_be_another():
     assert compare(full, other, LIMITS)[0]
     task = make_task(TaskSpec("detect", labels=("a",), min_score=0.5, max_detections=2))
     sides = [
-        {"boxes": each.boxes[None], "score": each.scores[None], "label_id": np.zeros((1, 2), int)}
-        for each in (full, other)
+        {"boxes": side.boxes[None], "score": side.scores[None], "label_id": np.zeros((1, 2), int)}
+        for side in (full, other)
     ]
     assert task.compare(*sides, LIMITS).agrees.tolist() == [True]
 
@@ -210,10 +210,10 @@ def test_a_label_id_of_the_model_itself_is_one_that_the_labels_have(label_id: in
         "scores": torch.tensor([0.9, 0.8]),
         "labels": torch.tensor([1, label_id]),
     }
-    found = reduced(task, [image], 1)
+    detections = reduced(task, [image], 1)
     if 0 <= label_id < 3:
-        task.check(found)
-        assert found["label_id"][0, :2].tolist() == [1, label_id]
+        task.check(detections)
+        assert detections["label_id"][0, :2].tolist() == [1, label_id]
         return
     with pytest.raises(OutputError, match=f"label {label_id}, and model.labels has 3, 0 to 2"):
-        task.check(found)
+        task.check(detections)

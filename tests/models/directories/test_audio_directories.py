@@ -57,7 +57,7 @@ def test_an_extractor_that_is_not_named_is_the_one_of_the_model_type(tmp_path: P
     facts = read_facts(path)
     assert facts.audio is not None
     assert facts.audio.extractor == "Wav2Vec2FeatureExtractor"
-    assert "16000 Hz, clips of any length" in facts.said[1]
+    assert "16000 Hz, clips of any length" in facts.notes[1]
 
 
 REFUSED = {
@@ -75,10 +75,10 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_an_extractor_that_cannot_be_is_refused_in_one_line(case: str, tmp_path: Path):
-    family, changes, told = REFUSED[case]
+    family, changes, words = REFUSED[case]
     path = make_listener(tmp_path / "m", family)
     change_json(path / "preprocessor_config.json", **changes)
-    with pytest.raises(JobError, match=told) as caught:
+    with pytest.raises(JobError, match=words) as caught:
         read_facts(path)
     assert "\n" not in str(caught.value)
 
@@ -91,13 +91,13 @@ def test_a_model_whose_outputs_are_no_task_is_refused(family: str, head: str, tm
 
 
 def test_the_job_says_no_more_than_the_model_hears(tmp_path: Path):
-    own = read_facts(make_listener(tmp_path / "m", "whisper")).audio
-    assert choose_audio("it", Audio(), own).max_s == 2
-    assert choose_audio("it", Audio(max_s=1.0), own).max_s == 1
+    settings = read_facts(make_listener(tmp_path / "m", "whisper")).audio
+    assert choose_audio("it", Audio(), settings).max_s == 2
+    assert choose_audio("it", Audio(max_s=1.0), settings).max_s == 1
     with pytest.raises(JobError, match="hears 2 s at most"):
-        choose_audio("it", Audio(max_s=3.0), own)
+        choose_audio("it", Audio(max_s=3.0), settings)
     with pytest.raises(JobError, match="hears 16000"):
-        choose_audio("it", Audio(sample_rate_hz=8_000), own)
+        choose_audio("it", Audio(sample_rate_hz=8_000), settings)
     with pytest.raises(JobError, match="says none"):
         choose_audio("it", Audio(), None)
     assert choose_audio("it", Audio(sample_rate_hz=8_000), None).max_s == 30

@@ -22,10 +22,10 @@ MAKERS = {
 }
 
 
-@pytest.mark.parametrize("kind", MAKERS)
-def test_facts_that_are_kept_are_those_that_were_read(kind: str, tmp_path: Path):
+@pytest.mark.parametrize("maker", MAKERS)
+def test_facts_that_are_kept_are_those_that_were_read(maker: str, tmp_path: Path):
     (tmp_path / "m").mkdir()
-    path = MAKERS[kind](tmp_path / "m")
+    path = MAKERS[maker](tmp_path / "m")
     fresh = read_facts(path if path.is_dir() else path.parent)
     for kept in (open_facts(str(path), {}, fresh.input)[1] for _ in range(2)):
         assert kept == fresh

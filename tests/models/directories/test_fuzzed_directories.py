@@ -45,7 +45,7 @@ ROWS: dict[str, tuple[dict[str, str], Any]] = {
 """Column of a row -> the job's source, and a row."""
 
 
-class Kind(NamedTuple):
+class Case(NamedTuple):
     """A sound directory, and a job over it."""
 
     make: Callable[[Path], Path]
@@ -59,8 +59,8 @@ PROMPTS = {"task": "zero_shot", "prompts": ["the cat", "a dog"]}
 WRITES = {"task": "generate", "generate": {"max_new_tokens": 8}}
 ASKS = {**WRITES, "prompt": LOOK}
 CHATS = {**WRITES, "messages": [{"role": "user", "content": "<image>the cat"}]}
-KINDS: dict[str, Kind] = {
-    "sentences": Kind(
+KINDS: dict[str, Case] = {
+    "sentences": Case(
         lambda folder: make_snapshot(
             folder, "bert", pooling=["mean", "max"], dense=8, normalize=True,
             prompts={"query": "query: "}, default_prompt="query", include_prompt=False,
@@ -68,22 +68,22 @@ KINDS: dict[str, Kind] = {
         ),
         TEXT,
     ),
-    "texts": Kind(lambda folder: make_snapshot(folder, "roberta", "sequence", num_labels=3), TEXT),
-    "nli": Kind(lambda folder: make_snapshot(folder, "bert", "sequence", **NLI), TEXT, PROMPTS),
-    "tokens": Kind(lambda folder: make_snapshot(folder, "distilbert", "token"), TEXT),
-    "images": Kind(lambda folder: make_snapshot(folder, "vit", "image", num_labels=3), IMAGE),
-    "towers": Kind(lambda folder: make_snapshot(folder, "clip"), IMAGE, PROMPTS),
-    "timm": Kind(lambda folder: make_timm(folder, "test_vit", 3), IMAGE),
-    "speech": Kind(lambda folder: make_feature_writer(folder, "whisper"), AUDIO, WRITES),
-    "captions": Kind(lambda folder: make_feature_writer(folder, "donut"), IMAGE, WRITES),
-    "looks": Kind(lambda folder: make_feature_writer(folder, "llava"), IMAGE, ASKS),
-    "tiles": Kind(lambda folder: make_feature_writer(folder, "idefics3"), IMAGE, CHATS,
+    "texts": Case(lambda folder: make_snapshot(folder, "roberta", "sequence", num_labels=3), TEXT),
+    "nli": Case(lambda folder: make_snapshot(folder, "bert", "sequence", **NLI), TEXT, PROMPTS),
+    "tokens": Case(lambda folder: make_snapshot(folder, "distilbert", "token"), TEXT),
+    "images": Case(lambda folder: make_snapshot(folder, "vit", "image", num_labels=3), IMAGE),
+    "towers": Case(lambda folder: make_snapshot(folder, "clip"), IMAGE, PROMPTS),
+    "timm": Case(lambda folder: make_timm(folder, "test_vit", 3), IMAGE),
+    "speech": Case(lambda folder: make_feature_writer(folder, "whisper"), AUDIO, WRITES),
+    "captions": Case(lambda folder: make_feature_writer(folder, "donut"), IMAGE, WRITES),
+    "looks": Case(lambda folder: make_feature_writer(folder, "llava"), IMAGE, ASKS),
+    "tiles": Case(lambda folder: make_feature_writer(folder, "idefics3"), IMAGE, CHATS,
                   TILE.model_dump(exclude_unset=True)),
 }  # fmt: skip
 WRITERS = ("speech", "captions", "looks", "tiles")
 """They take longer, and have the long form to themselves."""
 Sound = Callable[[str], Path]
-"""Kind -> its directory, as it was made."""
+"""Case -> its directory, as it was made."""
 
 
 @pytest.fixture(scope="module")
@@ -103,14 +103,14 @@ def damage(folder: Path, rng: random.Random) -> str:
     return "; ".join(names)
 
 
-def read_all(folder: Path, kind: Kind) -> None:
+def read_all(folder: Path, case: Case) -> None:
     """Do with a directory what `plan` does: resolve, build, and prepare a row."""
-    source, row = ROWS[kind.input]
+    source, row = ROWS[case.input]
     job = parse_job(
         {
             "source": {"uri": "in", **source},
-            "model": {"path": str(folder), **kind.model},
-            "transform": kind.transform,
+            "model": {"path": str(folder), **case.model},
+            "transform": case.transform,
             "sink": {"uri": "out"},
         },
         date=dt.date(2026, 11, 24),
@@ -119,7 +119,7 @@ def read_all(folder: Path, kind: Kind) -> None:
     spec = resolve_model(job)
     spec.output_fields()
     load_module(spec)
-    table = pa.table({ROW_ID: ["a"], URI: ["a"], kind.input: [row], **failure_columns([None])})
+    table = pa.table({ROW_ID: ["a"], URI: ["a"], case.input: [row], **failure_columns([None])})
     spec.input.prepare(table, {}, LIMITS)
 
 
@@ -130,17 +130,17 @@ def fuzz(sound: Sound, folder: Path, seed: int, num_cases: int, kinds: Sequence[
         copy = folder / f"{number}"
         shutil.copytree(sound(name), copy)
         what = (seed, number, name, damage(copy, rng))
-        told = refusal(copy, KINDS[name], what)
-        assert not {"\n", "\x1b"} & {*told}, what
-        num_refused += bool(told)
+        message = refusal(copy, KINDS[name], what)
+        assert not {"\n", "\x1b"} & {*message}, what
+        num_refused += bool(message)
         shutil.rmtree(copy)
     assert num_cases / 5 < num_refused < num_cases, "most changes matter, and some do not"
 
 
-def refusal(folder: Path, kind: Kind, what: object) -> str:
+def refusal(folder: Path, case: Case, what: object) -> str:
     """Return why a directory is refused; '' if it is not."""
     try:
-        read_all(folder, kind)
+        read_all(folder, case)
     except JobError as error:
         return str(error)
     except BaseException as error:
@@ -150,11 +150,11 @@ def refusal(folder: Path, kind: Kind, what: object) -> str:
 
 @pytest.mark.slow
 def test_a_sound_directory_of_each_kind_is_read(sound: Sound):
-    for name, kind in KINDS.items():
-        read_all(sound(name), kind)
+    for name, case in KINDS.items():
+        read_all(sound(name), case)
 
 
-FOUND = [
+REGRESSIONS = [
     ("sentences", "modules.json", (1, "type"), [], "modules.json names the class []"),
     ("sentences", "modules.json", (1, "type"), {"a": 1}, "modules.json names the class {"),
     ("sentences", "modules.json", (0, "path"), [""], 'path [""] is no folder'),
@@ -164,12 +164,14 @@ FOUND = [
     ("nli", "tokenizer.json", ("post_processor", "special_tokens"), {}, "tokenizer.json"),
     ("towers", "tokenizer.json", ("post_processor", "special_tokens"), {}, "tokenizer.json"),
 ]
-"""What fell: kind, file, place, its new value, and what is said."""
+"""What fell: directory, file, place, its new value, and what is said."""
 
 
-@pytest.mark.parametrize(("kind", "file", "at", "new", "words"), FOUND, ids=range(len(FOUND)))
+@pytest.mark.parametrize(
+    ("name", "file", "at", "new", "words"), REGRESSIONS, ids=range(len(REGRESSIONS))
+)
 def test_what_once_ended_with_a_bare_error_is_one_line(
-    kind: str,
+    name: str,
     file: str,
     at: tuple[Any, ...],
     new: Any,
@@ -178,14 +180,14 @@ def test_what_once_ended_with_a_bare_error_is_one_line(
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ):
-    copy = shutil.copytree(sound(kind), tmp_path / "copy")
+    copy = shutil.copytree(sound(name), tmp_path / "copy")
     document = holder = json.loads((copy / file).read_text())
     for key in at[:-1]:
         holder = holder[key]
     holder[at[-1]] = new
     (copy / file).write_text(json.dumps(document))
-    told = refusal(copy, KINDS[kind], (kind, file, at, new))
-    assert words in told
+    message = refusal(copy, KINDS[name], (name, file, at, new))
+    assert words in message
     assert "panicked" not in capfd.readouterr().err
 
 

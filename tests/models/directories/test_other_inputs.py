@@ -40,7 +40,7 @@ def judge(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "words"),
     [
         ("LayoutLMForTokenClassification", "than input_ids, which a directory gets: bbox; model.f"),
         ("LayoutLMv2ForSequenceClassification", "bbox, image"),
@@ -59,10 +59,10 @@ def judge(name: str) -> None:
         ("ViTMAEForPreTraining", "mask_ratio is 0.75"),
     ],
 )
-def test_what_a_class_takes_besides_its_main_input_is_named(name, said):
+def test_what_a_class_takes_besides_its_main_input_is_named(name, words):
     with pytest.raises(JobError, match=f"config.json: {name.split('For')[0]}") as caught:
         judge(name)
-    assert said in str(caught.value)
+    assert words in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -43,10 +43,12 @@ def test_a_job_may_name_it_with_model_path(tmp_path: Path):
     spec = resolve_model(job)
     assert spec.task.kind == NAME
     assert spec.output_fields()[0].name == NAME
-    own, plain = load_module(spec), build_module(folder, read_facts(folder), TaskSpec("classify"))
+    loaded = load_module(spec)
+    plain = build_module(folder, read_facts(folder), TaskSpec("classify"))
     ids = torch.tensor([[2, 50, 51, 3]])
     with torch.inference_mode():
-        torch.testing.assert_close(*(each(ids, torch.ones_like(ids)) for each in (own, plain)))
+        mask = torch.ones_like(ids)
+        torch.testing.assert_close(loaded(ids, mask), plain(ids, mask))
 
 
 @pytest.mark.parametrize(

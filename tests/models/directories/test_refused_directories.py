@@ -36,21 +36,21 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture
 def copy(folders: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
     """Return a function that copies a directory, for the test to change."""
-    return lambda kind="sequence": Path(shutil.copytree(folders[kind], tmp_path / "m"))
+    return lambda name="sequence": Path(shutil.copytree(folders[name], tmp_path / "m"))
 
 
 def refusal(path: Path) -> str:
     """Return why a directory is refused: when it is opened, otherwise when it is read."""
     with pytest.raises(JobError) as caught:
         read_facts(open_directory(str(path))[1])
-    said = str(caught.value)
-    assert "\n" not in said
-    assert len(said) < 900
-    return said
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 900
+    return message
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "words"),
     [
         ("traced.torchscript", "is a TorchScript archive"),
         ("model.ts", "is a TorchScript archive"),
@@ -69,19 +69,19 @@ def refusal(path: Path) -> str:
     ],
 )
 @pytest.mark.parametrize("has_config", [True, False])
-def test_other_formats_are_refused_by_name(name, said, has_config, copy):
+def test_other_formats_are_refused_by_name(name, words, has_config, copy):
     path = copy()
     (path / WEIGHTS).unlink()
     if not has_config:
         (path / "config.json").unlink()
     (path / name).write_bytes(b"{}")
-    found = refusal(path)
-    assert name in found
-    assert said in found
+    message = refusal(path)
+    assert name in message
+    assert words in message
 
 
 @pytest.mark.parametrize(
-    ("names", "said"),
+    ("names", "words"),
     [
         (("source.spm", "target.spm", "vocab.json"), "none for MarianTokenizer of transformers"),
         (("sentencepiece.bpe.model", "vocab.json"), "none for M2M100Tokenizer of transformers"),
@@ -90,12 +90,12 @@ def test_other_formats_are_refused_by_name(name, said, has_config, copy):
         ((), "neither tokenizer.json"),
     ],
 )
-def test_what_becomes_of_a_tokenizer_without_its_file_is_said(names, said, copy):
+def test_what_becomes_of_a_tokenizer_without_its_file_is_said(names, words, copy):
     path = copy()
     (path / "tokenizer.json").unlink()
     for name in names:
         (path / name).write_text("{}")
-    assert said in refusal(path)
+    assert words in refusal(path)
 
 
 def test_a_special_token_without_its_text_would_shift_the_words_of_all_texts(copy):
@@ -106,13 +106,13 @@ def test_a_special_token_without_its_text_would_shift_the_words_of_all_texts(cop
     assert "gives the special token [SEP] 1 ids and 0 tokens, expected as many" in refusal(path)
 
 
-@pytest.mark.parametrize("kind", ["sequence", "sentence", "timm"])
-def test_an_adapter_beside_the_weights_is_refused_for_it_would_not_be_applied(kind, copy):
-    path = copy(kind)
+@pytest.mark.parametrize("name", ["sequence", "sentence", "timm"])
+def test_an_adapter_beside_the_weights_is_refused_for_it_would_not_be_applied(name, copy):
+    path = copy(name)
     (path / "adapter_config.json").write_text("{}")
-    said = refusal(path)
-    assert "adapter_config.json is of an adapter (LoRA) beside the weights" in said
-    assert "model.merge_and_unload().save_pretrained(NEW)" in said
+    message = refusal(path)
+    assert "adapter_config.json is of an adapter (LoRA) beside the weights" in message
+    assert "model.merge_and_unload().save_pretrained(NEW)" in message
 
 
 def test_what_is_no_directory_of_a_model_says_what_it_has(tmp_path, copy):
@@ -201,20 +201,20 @@ SETTINGS: list[tuple[str, dict[Any, Any], str]] = [
 ]
 """File of a directory of sentence-transformers -> its changes, and what is said."""
 REFUSED = [
-    *((kind, "config.json", *row) for kind, rows in CONFIGS.items() for row in rows),
+    *((name, "config.json", *row) for name, rows in CONFIGS.items() for row in rows),
     *(("sentence", *row) for row in SETTINGS),
 ]
 
 
-@pytest.mark.parametrize(("kind", "file", "changes", "said"), REFUSED)
-def test_a_document_that_cannot_be_is_refused_without_its_memory(kind, file, changes, said, copy):
-    path = copy(kind)
+@pytest.mark.parametrize(("name", "file", "changes", "words"), REFUSED)
+def test_a_document_that_cannot_be_is_refused_without_its_memory(name, file, changes, words, copy):
+    path = copy(name)
     document = json.loads((path / file).read_text()) if (path / file).exists() else {}
     for key, value in changes.items():
         document[key] = {**document[key], **value} if isinstance(document, list) else value
     write_json(path / file, document)
     before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert said in refusal(path)
+    assert words in refusal(path)
     grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib
     assert grown_kib < 1 << 20  # libraries are imported by the first; no config takes a GiB
 

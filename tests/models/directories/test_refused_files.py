@@ -43,7 +43,7 @@ def test_a_pickle_names_the_export_to_onnx(tmp_path: Path, name: str):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "words"),
     [
         ("xgb.json", XGBOOST, "convert_xgboost("),
         ("xgb.json", b'{"version":[3,2,0],"learner":{', "convert_xgboost("),
@@ -59,11 +59,11 @@ def test_a_pickle_names_the_export_to_onnx(tmp_path: Path, name: str):
         ("notes.txt", b"tree", "expected the directory of a model, or an .onnx file"),
     ],
 )
-def test_each_kind_of_file_names_its_way(tmp_path: Path, name: str, content: bytes, told: str):
+def test_each_kind_of_file_names_its_way(tmp_path: Path, name: str, content: bytes, words: str):
     (tmp_path / name).write_bytes(content)
-    said = refusal(str(tmp_path / name))
-    assert said.startswith(f"model.path = {tmp_path}/{name}: {name} is ")
-    assert told in said
+    message = refusal(str(tmp_path / name))
+    assert message.startswith(f"model.path = {tmp_path}/{name}: {name} is ")
+    assert words in message
 
 
 def test_a_folder_may_have_such_a_name(tmp_path: Path):

@@ -116,7 +116,7 @@ def test_a_copy_is_made_once_though_asked_for_twice(path):
     _, again = open_directory(str(path))
     assert again == copy
     assert (again / "model.safetensors").stat().st_ino == inode
-    assert [each for each in copy.parent.parent.iterdir() if each.name.startswith(".")] == []
+    assert [path for path in copy.parent.parent.iterdir() if path.name.startswith(".")] == []
     assert cached_folder(copy.parent.name, lambda _: None) == copy.parent
 
 
@@ -131,7 +131,7 @@ def test_the_links_of_the_hubs_cache_are_followed(path, tmp_path):
         (snapshot / name).symlink_to(target)
     directory, copy = open_directory(str(snapshot))
     assert directory.sha256 == digest
-    assert not any(each.is_symlink() for each in copy.rglob("*"))
+    assert not any(path.is_symlink() for path in copy.rglob("*"))
 
 
 def test_shards_give_what_one_file_gives(path):
@@ -159,9 +159,9 @@ def test_half_precision_is_read_as_float32(path):
     save_file(halves, path / "model.safetensors")
     values = json.loads((path / "config.json").read_text())
     write_json(path / "config.json", values | {"dtype": "bfloat16", "torch_dtype": "bfloat16"})
-    found = embed(path)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, expected, atol=0.5, rtol=0.1)
+    vectors = embed(path)
+    assert vectors.dtype == torch.float32
+    torch.testing.assert_close(vectors, expected, atol=0.5, rtol=0.1)
 
 
 def test_buffers_that_the_library_ignores_are_no_extra_tensors(path):

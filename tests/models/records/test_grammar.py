@@ -34,41 +34,43 @@ _BYTES = [f"<0x{n:02X}>" for n in range(256)]
 
 
 def byte_level() -> Tokenizer:
-    found = Tokenizer(models.BPE())
-    found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    found.decoder = decoders.ByteLevel()
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    found.train_from_iterator(_TEXTS * 9, trainers.BpeTrainer(
+    tokenizer.train_from_iterator(_TEXTS * 9, trainers.BpeTrainer(
         vocab_size=400, special_tokens=_SPECIAL, initial_alphabet=alphabet, show_progress=False
     ))  # fmt: skip
-    return found
+    return tokenizer
 
 
 def sentencepiece_with_bytes() -> Tokenizer:
     """As Llama 2 and Gemma have it."""
     words = [*_SPECIAL, *_BYTES, *sorted({*"".join(_TEXTS).replace(" ", "\u2581")}), "\u2581{"]
     vocabulary = {word: number for number, word in enumerate(words)}
-    found = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
-    found.normalizer = normalizers.Sequence(
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
     )
-    found.decoder = decoders.Sequence(
+    tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(),
          decoders.Strip(" ", 1, 0)]
     )  # fmt: skip
-    found.add_special_tokens(_SPECIAL)
-    return found
+    tokenizer.add_special_tokens(_SPECIAL)
+    return tokenizer
 
 
 def unigram(without: str = "") -> Tokenizer:
     """As T5 and mBART have it."""
     letters = {*"".join(_TEXTS), *(chr(n) for n in range(32, 127)), *"na\u00efve\U0001f600"}
     words = [*_SPECIAL, *sorted(letters - {" ", *without}), "\u2581", "\u2581the", '":\u2581']
-    found = Tokenizer(models.Unigram([(word, -1.0 - n) for n, word in enumerate(words)], unk_id=3))
-    found.pre_tokenizer = pre_tokenizers.Metaspace()
-    found.decoder = decoders.Metaspace()
-    found.add_special_tokens(_SPECIAL)
-    return found
+    tokenizer = Tokenizer(
+        models.Unigram([(word, -1.0 - n) for n, word in enumerate(words)], unk_id=3)
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.add_special_tokens(_SPECIAL)
+    return tokenizer
 
 
 KINDS: dict[str, Callable[[], Tokenizer]] = {
@@ -83,11 +85,11 @@ def grammar(schema: Any, tokenizer: Tokenizer) -> tuple[Grammar, PromptTokenizer
     return Grammar(canonical(schema), known, ENDS), known
 
 
-def written(found: Grammar, num_tokens: int, seed: int) -> tuple[list[int], bool]:
+def written(grammar: Grammar, num_tokens: int, seed: int) -> tuple[list[int], bool]:
     """Choose tokens at random; return them, and whether the record is complete."""
-    rng, matcher, tokens = np.random.default_rng(seed), found.begin(), list[int]()
+    rng, matcher, tokens = np.random.default_rng(seed), grammar.begin(), list[int]()
     while not matcher.is_done and len(tokens) < MOST:
-        [mask] = found.mask([matcher], num_tokens)
+        [mask] = grammar.mask([matcher], num_tokens)
         tokens.append(int(rng.choice(np.flatnonzero(mask))))
         matcher.take(tokens)
     assert not matcher.problem
@@ -95,8 +97,8 @@ def written(found: Grammar, num_tokens: int, seed: int) -> tuple[list[int], bool
 
 
 @cache
-def tokenizer_of(kind: str = "byte-level") -> Tokenizer:
-    return KINDS[kind]()
+def tokenizer_of(model_type: str = "byte-level") -> Tokenizer:
+    return KINDS[model_type]()
 
 
 @given(data=st.data(), seed=st.integers(0, 99))
@@ -104,8 +106,8 @@ def tokenizer_of(kind: str = "byte-level") -> Tokenizer:
 def test_any_record_of_any_schema_is_valid_or_unfinished(data: st.DataObject, seed: int):
     tokenizer = tokenizer_of()
     schema = data.draw(SCHEMAS)
-    found, known = grammar(schema, tokenizer)
-    tokens, is_complete = written(found, tokenizer.get_vocab_size() + 9, seed)
+    compiled, known = grammar(schema, tokenizer)
+    tokens, is_complete = written(compiled, tokenizer.get_vocab_size() + 9, seed)
     assert not {*tokens} & {*range(len(_SPECIAL))}
     if is_complete:
         text = known.text(tokens)
@@ -115,13 +117,13 @@ def test_any_record_of_any_schema_is_valid_or_unfinished(data: st.DataObject, se
             record_of(canonical(schema)).read(text)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_each_kind_of_tokenizer_writes_records(kind: str):
-    tokenizer = tokenizer_of(kind)
-    found, known = grammar(REVIEW, tokenizer)
+@pytest.mark.parametrize("model_type", KINDS)
+def test_each_kind_of_tokenizer_writes_records(model_type: str):
+    tokenizer = tokenizer_of(model_type)
+    compiled, known = grammar(REVIEW, tokenizer)
     complete = 0
     for seed in range(20):
-        tokens, is_complete = written(found, tokenizer.get_vocab_size(), seed)
+        tokens, is_complete = written(compiled, tokenizer.get_vocab_size(), seed)
         if is_complete:
             record_of(canonical(REVIEW)).read(known.text(tokens))
         complete += is_complete
@@ -130,21 +132,21 @@ def test_each_kind_of_tokenizer_writes_records(kind: str):
 
 def test_a_record_is_told_token_by_token_or_at_once():
     tokenizer = tokenizer_of()
-    found, _ = grammar(REVIEW, tokenizer)
+    compiled, _ = grammar(REVIEW, tokenizer)
     size = tokenizer.get_vocab_size()
-    tokens, _ = written(found, size, 3)
-    one, other = found.begin(), found.begin()
+    tokens, _ = written(compiled, size, 3)
+    one, other = compiled.begin(), compiled.begin()
     for end in range(1, len(tokens) // 2):
         one.take(tokens[:end])
     other.take(tokens[: len(tokens) // 2 - 1])
-    masks = found.mask([one, other, None], size)
+    masks = compiled.mask([one, other, None], size)
     assert (masks[0] == masks[1]).all()
     assert masks[2].all()
     assert not masks[0, list(ENDS)].any()
     other.take([*tokens[: len(tokens) // 2 - 1], 0])  # no record has a control token
     assert other.is_done
     assert other.problem.isprintable()
-    assert found.mask([other], size).all()
+    assert compiled.mask([other], size).all()
 
 
 @pytest.mark.parametrize(
@@ -205,7 +207,7 @@ LARGEST = {
 def test_the_largest_schemas_stay_within_the_limits(name: str):
     started = time.process_time()
     tokenizer = tokenizer_of()
-    found, _ = grammar(LARGEST[name], tokenizer)
+    compiled, _ = grammar(LARGEST[name], tokenizer)
     for seed in range(3):
-        written(found, tokenizer.get_vocab_size(), seed)  # it asserts that there is no problem
+        written(compiled, tokenizer.get_vocab_size(), seed)  # it asserts that there is no problem
     assert time.process_time() - started < 30

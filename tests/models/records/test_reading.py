@@ -28,24 +28,24 @@ def near(node: dict[str, Any]) -> st.SearchStrategy[Any]:
     if "anyOf" in node:
         node = node["anyOf"][0]
     known = node.get("enum", [node["const"]] if "const" in node else [])
-    found: list[st.SearchStrategy[Any]] = [_SCALARS, *([st.sampled_from(known)] if known else [])]
+    some: list[st.SearchStrategy[Any]] = [_SCALARS, *([st.sampled_from(known)] if known else [])]
     if node["type"] == "array":
-        found += [st.lists(near(node["items"]), max_size=4)] * 4
+        some += [st.lists(near(node["items"]), max_size=4)] * 4
     if node["type"] == "object":
-        named = {name: near(each) for name, each in node["properties"].items()}
-        found += [st.fixed_dictionaries({}, optional={**named, "odd": _SCALARS})]
-        found += [st.fixed_dictionaries(named)] * 4
-    return st.one_of(found)
+        named = {name: near(schema) for name, schema in node["properties"].items()}
+        some += [st.fixed_dictionaries({}, optional={**named, "odd": _SCALARS})]
+        some += [st.fixed_dictionaries(named)] * 4
+    return st.one_of(some)
 
 
-def without_absent(found: Any, said: Any) -> Any:
+def without_absent(record: Any, written: Any) -> Any:
     """Leave out of the columns of a record what its text does not say."""
-    if isinstance(said, list):
-        return [without_absent(*pair) for pair in zip(found, said, strict=True)]
-    if isinstance(said, dict):
-        assert all(each is None for name, each in found.items() if name not in said)
-        return {name: without_absent(found[name], said[name]) for name in said}
-    return found
+    if isinstance(written, list):
+        return [without_absent(*pair) for pair in zip(record, written, strict=True)]
+    if isinstance(written, dict):
+        assert all(value is None for name, value in record.items() if name not in written)
+        return {name: without_absent(record[name], written[name]) for name in written}
+    return record
 
 
 @given(st.data())
@@ -61,8 +61,8 @@ def test_columns_hold_what_a_record_says_and_other_texts_are_none(data: st.DataO
     table = pa.table(record.columns([record.read(json.dumps(value)), None]))
     table.validate(full=True)
     assert table.schema == pa.schema(record.fields())
-    found, none = table.to_pylist()
-    assert without_absent(found, value) == value
+    row, none = table.to_pylist()
+    assert without_absent(row, value) == value
     assert {*none.values()} == {None}
 
 

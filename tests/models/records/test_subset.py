@@ -25,10 +25,10 @@ def of(**properties: Any) -> dict[str, Any]:
 
 @given(SCHEMAS)
 def test_the_canonical_form_is_its_own_and_says_the_same(schema: dict[str, Any]):
-    found = canonical(schema)
-    assert canonical(json.loads(found)) == found
-    assert [*json.loads(found)["properties"]] == [*schema["properties"]]
-    assert {*json.loads(found)["required"]} == {*schema["required"]}
+    text = canonical(schema)
+    assert canonical(json.loads(text)) == text
+    assert [*json.loads(text)["properties"]] == [*schema["properties"]]
+    assert {*json.loads(text)["required"]} == {*schema["required"]}
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,6 @@ def test_a_classifier_has_no_family_and_a_layer_of_a_detector_may_be_taken() -> 
     facts = torchvision_facts("resnet18")
     assert facts is not None
     assert facts["family"] == ""
-    said = refusal(name="retinanet_resnet50_fpn", labels=None, task="embed", embedding_dim=1,
+    message = refusal(name="retinanet_resnet50_fpn", labels=None, task="embed", embedding_dim=1,
                    layer="backbone")  # fmt: skip
-    assert "needs the URI of a state dict" in said
+    assert "needs the URI of a state dict" in message

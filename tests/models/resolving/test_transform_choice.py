@@ -12,28 +12,28 @@ from pipeline.models.resolving.transform_choice import choose_transform
 from pipeline.preprocessing.images.transform import TransformSpec
 
 HALF = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
-OWN = TransformSpec(224, 256, "bicubic", **HALF)
+CROP = TransformSpec(224, 256, "bicubic", **HALF)
 SQUASHED = TransformSpec(224, None, "bicubic", **HALF, resize="stretch")
 FULL = {"size_px": 32, "interpolation": "bilinear", "mean": [0.5] * 3, "std": [0.5] * 3}
 
 GRAY = {"channels": "gray", "mean": [0.5], "std": [0.5]}
 
 
-def chosen(default: TransformSpec | None = OWN, **fields: Any) -> TransformSpec:
+def chosen(default: TransformSpec | None = CROP, **fields: Any) -> TransformSpec:
     return choose_transform("m", default, Transform(**fields))
 
 
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({}, OWN),
+        ({}, CROP),
         ({"size_px": 112}, TransformSpec(112, 128, "bicubic", **HALF)),
         ({"size_px": [112, 56]}, TransformSpec((112, 56), 128, "bicubic", **HALF)),
         ({"size_px": [96, 96]}, TransformSpec(96, 110, "bicubic", **HALF)),
         ({"resize": "stretch"}, SQUASHED),
         ({"interpolation": "bilinear"}, TransformSpec(224, 256, "bilinear", **HALF)),
         ({"size_px": 9, "resize_px": 10}, TransformSpec(9, 10, "bicubic", **HALF)),
-        ({"resize": "shortest"}, OWN),
+        ({"resize": "shortest"}, CROP),
         (
             {"resize": "pad", "pad_value": 114},
             TransformSpec(224, None, "bicubic", **HALF, resize="pad", pad_value=114),
@@ -63,17 +63,17 @@ def test_a_model_that_stretches_does_so_at_other_sizes():
         (None, {**FULL}, "brings no transform; give resize_px$"),
         (None, {"resize": "pad"}, "give size_px, interpolation, mean, std$"),
         (None, {"resize": "none"}, "give mean, std$"),
-        (OWN, {"channels": "gray"}, "m brings no transform; give mean, std$"),
-        (OWN, {"mean": [0.5], "std": [0.5]}, "must have 3 values each"),
-        (OWN, {"resize": "none", "interpolation": "bilinear"}, "interpolation: has no effect"),
-        (OWN, {"resize": "none", "resize_px": 3}, "resize_px: has no effect with resize 'none'"),
-        (OWN, {"resize": "none", "shrink_on_load": True}, "shrink_on_load: has no effect"),
-        (OWN, {"resize": "stretch", "pad_value": 3}, "pad_value: has no effect with resize 's"),
-        (OWN, {**GRAY, "mean": [0.5] * 3}, "mean has 3 and std 1 values, .* 1 value each, with"),
-        (OWN, {"channels": "rgb", "std": [0.5]}, "mean has 3 and std 1 values, .* 3 values each"),
-        (OWN, {**GRAY, "resize": "pad", "pad_value": [1, 2, 3]}, r"pad_value is \[1, 2, 3\]; it"),
+        (CROP, {"channels": "gray"}, "m brings no transform; give mean, std$"),
+        (CROP, {"mean": [0.5], "std": [0.5]}, "must have 3 values each"),
+        (CROP, {"resize": "none", "interpolation": "bilinear"}, "interpolation: has no effect"),
+        (CROP, {"resize": "none", "resize_px": 3}, "resize_px: has no effect with resize 'none'"),
+        (CROP, {"resize": "none", "shrink_on_load": True}, "shrink_on_load: has no effect"),
+        (CROP, {"resize": "stretch", "pad_value": 3}, "pad_value: has no effect with resize 's"),
+        (CROP, {**GRAY, "mean": [0.5] * 3}, "mean has 3 and std 1 values, .* 1 value each, with"),
+        (CROP, {"channels": "rgb", "std": [0.5]}, "mean has 3 and std 1 values, .* 3 values each"),
+        (CROP, {**GRAY, "resize": "pad", "pad_value": [1, 2, 3]}, r"pad_value is \[1, 2, 3\]; it"),
         (None, {}, "give size_px, resize_px, interpolation, mean, std$"),
-        (OWN, {"size_px": [300, 200], "resize_px": 256}, r"at least size_px \(\[300, 200\]\)"),
+        (CROP, {"size_px": [300, 200], "resize_px": 256}, r"at least size_px \(\[300, 200\]\)"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(default, fields: dict, words: str):
@@ -91,9 +91,9 @@ def test_what_does_not_fit_is_refused_in_one_line(default, fields: dict, words: 
 )
 def test_a_factory_replaces_all_but_the_size_and_the_normalisation(field: str, value: Any):
     fields = {**HALF, "factory": "own_transforms:composed", field: value}
-    told = "mean has 5 values" if field == "mean" else f"{field} has no effect with factory"
-    with pytest.raises(JobError, match=told):
-        choose_transform("m", OWN, Transform(**fields), allow_import=["own_transforms"])
+    words = "mean has 5 values" if field == "mean" else f"{field} has no effect with factory"
+    with pytest.raises(JobError, match=words):
+        choose_transform("m", CROP, Transform(**fields), allow_import=["own_transforms"])
 
 
 @pytest.mark.parametrize(
@@ -107,5 +107,5 @@ def test_a_factory_replaces_all_but_the_size_and_the_normalisation(field: str, v
 )
 def test_sizes_that_no_image_may_decode_to_are_refused(fields: dict):
     with pytest.raises(JobError, match=r"at least .* allowed are 100000000 \(source.max_image_px"):
-        choose_transform("m", OWN, Transform(**fields), max_image_px=100_000_000)
-    assert choose_transform("m", OWN, Transform(), max_image_px=10) == OWN
+        choose_transform("m", CROP, Transform(**fields), max_image_px=100_000_000)
+    assert choose_transform("m", CROP, Transform(), max_image_px=10) == CROP

@@ -146,16 +146,17 @@ def model(tokenizer: Tokenizer) -> BertForTokenClassification:
 
 def prepared(tokenizer: Tokenizer) -> pa.Table:
     """The rows of TEXTS as `TextInput.prepare` leaves them."""
-    rule, found = WordRule.of(tokenizer), tokenizer.encode_batch(TEXTS)
-    pairs = zip(TEXTS, found, strict=True)
+    rule, encodings = WordRule.of(tokenizer), tokenizer.encode_batch(TEXTS)
+    pairs = zip(TEXTS, encodings, strict=True)
     return pa.table(
         {
             TEXT: pa.array(TEXTS, pa.large_string()),
             OFFSETS: pa.array(
-                [list(itertools.chain(*each.offsets)) for each in found], pa.list_(pa.int32())
+                [list(itertools.chain(*encoding.offsets)) for encoding in encodings],
+                pa.list_(pa.int32()),
             ),
             WORD_IDS: pa.array(
-                [rule.word_ids(text, each) for text, each in pairs], pa.list_(pa.int32())
+                [rule.word_ids(text, encoding) for text, encoding in pairs], pa.list_(pa.int32())
             ),
         }
     )
@@ -168,11 +169,11 @@ def logits_of(model: BertForTokenClassification, tokenizer: Tokenizer) -> torch.
         for text in TEXTS:
             ids = torch.tensor([tokenizer.encode(text).ids])
             rows.append(model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0])
-    found = torch.full((len(rows), max(map(len, rows)), len(LABELS)), -9.0)
-    found[:, :, 1] = 9.0
+    padded = torch.full((len(rows), max(map(len, rows)), len(LABELS)), -9.0)
+    padded[:, :, 1] = 9.0
     for row, logits in enumerate(rows):
-        found[row, : len(logits)] = logits
-    return found
+        padded[row, : len(logits)] = logits
+    return padded
 
 
 def entities(tokenizer: Tokenizer, logits: torch.Tensor, aggregation: str) -> list[Any]:
@@ -181,8 +182,8 @@ def entities(tokenizer: Tokenizer, logits: torch.Tensor, aggregation: str) -> li
     column = task.columns(arrays, np.ones(len(logits), bool), prepared(tokenizer))["entities"]
     column.validate(full=True)
     assert column.type == task.fields()[0].type
-    found: list[Any] = column.to_pylist()
-    return found
+    entries: list[Any] = column.to_pylist()
+    return entries
 
 
 @pytest.fixture
@@ -206,9 +207,9 @@ def test_entities_equal_those_of_the_library(
     )  # fmt: skip
     library = TokenClassificationPipeline(model=model, tokenizer=wrapped)
     for aggregation in STRATEGIES:
-        found = entities(tokenizer, logits, aggregation)
+        actual = entities(tokenizer, logits, aggregation)
         name = "entity" if aggregation == "none" else "entity_group"
-        for text, ours in zip(TEXTS, found, strict=True):
+        for text, ours in zip(TEXTS, actual, strict=True):
             theirs = library(text, aggregation_strategy=aggregation)
             assert [(e["start"], e["end"], e["label"]) for e in ours] == [
                 (e["start"], e["end"], e[name]) for e in theirs
@@ -216,7 +217,7 @@ def test_entities_equal_those_of_the_library(
             scores = [float(e["score"]) for e in theirs]
             np.testing.assert_allclose([e["score"] for e in ours], scores, atol=1e-6)
             assert [e["text"] for e in ours] == [text[e["start"] : e["end"]] for e in ours]
-        assert sum(map(len, found)) > len(TEXTS)
+        assert sum(map(len, actual)) > len(TEXTS)
 
 
 def rows_of(text: str, *words: tuple[int, int, int]) -> pa.Table:
@@ -256,8 +257,8 @@ def test_special_tokens_and_padding_give_no_entities(
 ):
     task = make_task(TaskSpec("tokens", labels=LABELS, aggregation=aggregation))
     arrays = arrays_of(["B-PER", "I-PER", "B-LOC", "MISC"], [0.5, 0.6, 0.8, 0.7])
-    (found,) = task.columns(arrays, np.ones(1, bool), ROWS)["entities"].to_pylist()
-    assert [(entity["text"], entity["label"]) for entity in found] == expected
+    (entries,) = task.columns(arrays, np.ones(1, bool), ROWS)["entities"].to_pylist()
+    assert [(entity["text"], entity["label"]) for entity in entries] == expected
 
 
 def test_tokens_agree_by_label_and_score_whatever_stands_behind_them():
@@ -274,23 +275,23 @@ def test_tokens_agree_by_label_and_score_whatever_stands_behind_them():
         "one more token": arrays([1, 2, 0], [0.5, 0.6, 0.005]),
         "no number": arrays([1, 2], [0.5, np.nan]),
     }
-    found = {name: task.compare(reference, other, LIMITS) for name, other in agrees.items()}
-    same = [name for name, agreement in found.items() if agreement.agrees.all()]
+    agreements = {name: task.compare(reference, other, LIMITS) for name, other in agrees.items()}
+    same = [name for name, agreement in agreements.items() if agreement.agrees.all()]
     assert same == ["the same", "one more token"]
 
 
 def test_golden_entities_need_places_and_labels_and_are_told_apart():
     task = make_task(TaskSpec("tokens", labels=LABELS))
     arrays = arrays_of(["B-PER", "I-PER", "O", "O"], [0.5, 0.6, 0.8, 0.7])
-    found = pa.table(task.columns(arrays, np.ones(1, bool), ROWS))
+    published = pa.table(task.columns(arrays, np.ones(1, bool), ROWS))
 
     def difference(*entities: dict[str, Any]) -> str:
-        kind = pa.list_(
+        dtype = pa.list_(
             pa.struct([("start", pa.int64()), ("end", pa.int64()), ("label", pa.string()),
                        ("score", pa.float64())])
         )  # fmt: skip
-        expected = task.parse_golden(pa.table({"entities": pa.array([entities], kind)}))
-        return task.differences(expected, found, LIMITS)[0]
+        expected = task.parse_golden(pa.table({"entities": pa.array([entities], dtype)}))
+        return task.differences(expected, published, LIMITS)[0]
 
     ada = {"start": 0, "end": 6, "label": "PER"}
     assert difference(ada) == ""
@@ -308,7 +309,7 @@ def test_outputs_for_fewer_tokens_than_a_row_has_are_no_rows_fault():
 
 
 @pytest.mark.parametrize(
-    ("known", "found", "agrees"),
+    ("known", "actual", "agrees"),
     [
         ([(0, 6, "PER", 0.9)], [(0, 6, "PER", 0.905)], True),
         ([(0, 6, "PER", 0.9)], [(0, 6, "PER", 0.7)], False),
@@ -320,7 +321,7 @@ def test_outputs_for_fewer_tokens_than_a_row_has_are_no_rows_fault():
     ],
 )
 def test_an_entity_may_go_only_where_a_token_has_two_labels_of_one_score(
-    known: list[tuple[Any, ...]], found: list[tuple[Any, ...]], agrees: bool
+    known: list[tuple[Any, ...]], actual: list[tuple[Any, ...]], agrees: bool
 ):
     task = make_task(TaskSpec("tokens", labels=LABELS))
 
@@ -329,8 +330,8 @@ def test_an_entity_may_go_only_where_a_token_has_two_labels_of_one_score(
         rows = [dict(zip(names, entity, strict=True)) for entity in entities]
         return pa.table({"entities": pa.array([rows], task.fields()[0].type)})
 
-    sides = published(known), published(found)
-    [said] = task.differences(*sides, replace(LIMITS, allows_ties=True))
-    assert (said == "") == agrees
+    sides = published(known), published(actual)
+    [difference] = task.differences(*sides, replace(LIMITS, allows_ties=True))
+    assert (difference == "") == agrees
     [strict] = task.differences(*sides, LIMITS)
-    assert strict or len(known) == len(found)
+    assert strict or len(known) == len(actual)

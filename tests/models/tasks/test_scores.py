@@ -23,9 +23,9 @@ from pipeline.models.tasks.scores import (
     PROBABILITIES,
     SIGMOID,
     SOFTMAX,
+    describe_scores,
     look_alike,
     of_outputs,
-    scores_told,
 )
 
 FIVE = ["a", "b", "c", "d", "e"]
@@ -88,7 +88,7 @@ def test_what_has_no_meaning_is_refused_in_one_line(tmp_path: Path):
     images = str(make_timm(tmp_path / "timm", "vit_tiny_patch16_224", 2, img_size=32))
     texts = str(make_snapshot(tmp_path / "bert", "bert", pooling="mean"))
     as_texts = {"format": "jsonl", "text_column": "text"}
-    for found, source, model in (
+    for expected, source, model in (
         ("gives logits", {}, {"path": images, "scores": "probabilities"}),
         ("independent", {}, {"path": images, "task": "multilabel", "scores": "softmax"}),
         ("no effect with task 'embed'", {}, {"path": images, "task": "embed", "scores": "softmax"}),
@@ -96,19 +96,19 @@ def test_what_has_no_meaning_is_refused_in_one_line(tmp_path: Path):
     ):
         with pytest.raises(JobError) as caught:
             resolve(source, **model)
-        assert found in str(caught.value)
+        assert expected in str(caught.value)
         assert "\n" not in str(caught.value)
         assert "scores" in str(caught.value)
 
 
 def test_logits_that_the_job_names_change_no_fingerprint():
-    plain, told = TaskSpec("classify"), TaskSpec("classify", scores="sigmoid")
+    plain, sigmoid = TaskSpec("classify"), TaskSpec("classify", scores="sigmoid")
     assert TaskSpec("classify", scores="open").to_dict() == plain.to_dict()
-    assert told.to_dict() == {**plain.to_dict(), "scores": "sigmoid"}
+    assert sigmoid.to_dict() == {**plain.to_dict(), "scores": "sigmoid"}
 
 
 @pytest.mark.parametrize(
-    ("off", "num_labels", "adds_up", "found"),
+    ("off", "num_labels", "adds_up", "result"),
     [
         ([0.0], 2, True, True),
         ([0.003], 2, True, None),
@@ -122,9 +122,9 @@ def test_logits_that_the_job_names_change_no_fingerprint():
     ],
 )
 def test_rows_are_enough_if_logits_are_not_so_by_chance(
-    off: list[float], num_labels: int, adds_up: bool, found: bool | None
+    off: list[float], num_labels: int, adds_up: bool, result: bool | None
 ):
-    assert look_alike(np.array(off, np.float32), num_labels, adds_up=adds_up) is found
+    assert look_alike(np.array(off, np.float32), num_labels, adds_up=adds_up) is result
 
 
 @pytest.mark.parametrize(("usual", "off"), [(SOFTMAX, [0.5, 0.25, 0.5]), (SIGMOID, [0, 0.25, 0])])
@@ -137,17 +137,17 @@ def test_a_row_misses_being_probabilities_by_its_sum_where_labels_exclude_each_o
 
 
 def test_a_line_says_what_outputs_are():
-    assert scores_told(TaskSpec("classify", scores="open"), "m") is None
-    found = scores_told(TaskSpec("classify", scores="probabilities"), "m")
-    assert found == "m gives probabilities: taken as they are"
+    assert describe_scores(TaskSpec("classify", scores="open"), "m") is None
+    note = describe_scores(TaskSpec("classify", scores="probabilities"), "m")
+    assert note == "m gives probabilities: taken as they are"
 
 
 @pytest.mark.parametrize("are", [PROBABILITIES, LOGITS])
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
 def test_a_row_with_one_output_that_is_not_finite_has_no_finite_best(are: str, bad: float):
     outputs = torch.tensor([[0.3, bad, 0.2], [0.3, 0.5, 0.2]])
-    found, _ = of_outputs(outputs, are, SIGMOID)
-    assert not found[0].isfinite().all()
-    assert found[1].isfinite().all()
+    scores, _ = of_outputs(outputs, are, SIGMOID)
+    assert not scores[0].isfinite().all()
+    assert scores[1].isfinite().all()
     if are == PROBABILITIES:
-        assert found[0].isnan().all()  # whichever is the best
+        assert scores[0].isnan().all()  # whichever is the best

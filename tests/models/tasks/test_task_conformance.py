@@ -73,7 +73,7 @@ def written(spec: TaskSpec, results: dict[str, np.ndarray]) -> dict[str, np.ndar
         return results
     drawn = results["logits"]
     whole = (drawn * 100).astype(int)
-    texts = ["".join(chr(97 + each % 26) for each in row[:2]) for row in whole.tolist()]
+    texts = ["".join(chr(97 + number % 26) for number in row[:2]) for row in whole.tolist()]
     return {
         "text": np.array(texts, object),
         "record": np.full(len(texts), None, object),
@@ -180,11 +180,11 @@ class Waits(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.names: list[str] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in self.copies:
-            self.found.append(func.__name__)
+            self.names.append(func.__name__)
         return func(*args, **kwargs or {})
 
 
@@ -197,7 +197,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def kept(name: str, drawn: torch.Tensor) -> dict[str, np.ndarray]:
     outputs = CASES[name].outputs_of(drawn)
     reduced = make_task(CASES[name].spec).reduce(outputs, len(drawn))
-    return written(CASES[name].spec, {each: tensor.numpy() for each, tensor in reduced.items()})
+    return written(CASES[name].spec, {name: tensor.numpy() for name, tensor in reduced.items()})
 
 
 def predicted(name: str) -> tuple[Task, pa.Table]:
@@ -241,7 +241,7 @@ def test_a_batch_is_reduced_without_waiting_for_the_device(case: str):
     outputs = outputs_of(drawn.to("meta"))
     with Waits() as waits:
         reduced = make_task(spec).reduce_batch(outputs, 3, batch)
-    assert not waits.found
+    assert not waits.names
     assert {(values.device.type, len(values)) for values in reduced.values()} == {("meta", 3)}
 
 
@@ -290,9 +290,9 @@ def test_its_own_predictions_are_golden_rows_that_do_not_differ(name: str):
     task, table = predicted(name)
     if not task.has_golden:
         return
-    own = [task.golden_names.get(column, column) for column in table.column_names]
-    assert set(task.golden_columns()) <= set(own)
-    expected = task.parse_golden(table.rename_columns(own))
+    names = [task.golden_names.get(column, column) for column in table.column_names]
+    assert set(task.golden_columns()) <= set(names)
+    expected = task.parse_golden(table.rename_columns(names))
     assert set(expected.column_names) <= set(table.column_names)
     assert task.differences(expected, table, LIMITS) == ["", "", ""]
     assert any(task.differences(expected, table.take([1, 2, 0]), LIMITS))

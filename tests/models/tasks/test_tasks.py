@@ -44,11 +44,11 @@ def columns_of(spec: TaskSpec, outputs: Any) -> dict[str, list[Any]]:
 
 def test_classify_gives_the_best_label_and_the_top_k():
     logits = torch.tensor([[0.0, 2.0, 1.0], [9.0, 0.0, 0.0], [1.0, 0.0, 3.0]])
-    found = columns_of(TaskSpec("classify", labels=("a", "b", "c"), top_k=2), logits)
-    assert (found["label"], found["label_id"]) == (["b", None, "c"], [1, None, 2])
+    columns = columns_of(TaskSpec("classify", labels=("a", "b", "c"), top_k=2), logits)
+    assert (columns["label"], columns["label_id"]) == (["b", None, "c"], [1, None, 2])
     expected = torch.softmax(logits, dim=1)
-    assert found["score"][0] == pytest.approx(float(expected[0, 1]))
-    assert [(e["label"], e["label_id"]) for e in found["top_k"][2]] == [("c", 2), ("a", 0)]
+    assert columns["score"][0] == pytest.approx(float(expected[0, 1]))
+    assert [(e["label"], e["label_id"]) for e in columns["top_k"][2]] == [("c", 2), ("a", 0)]
 
 
 def test_embed_flattens_pooled_vectors_and_normalises_on_request():
@@ -63,31 +63,31 @@ def test_embed_flattens_pooled_vectors_and_normalises_on_request():
 def test_vectors_of_any_size_are_normalised_to_length_1(size: float):
     vectors = torch.tensor([[3.0, 0.0, -4.0], [1.0, 0.0, 0.0], [0.0, 0.0, 2.0]]) / 4 * size
     task = TaskSpec("embed", embedding_dim=3, l2_norm=True)
-    found = columns_of(task, vectors)["embedding"]
-    lengths = [sum(value**2 for value in found[row]) ** 0.5 for row in (0, 2)]
+    column = columns_of(task, vectors)["embedding"]
+    lengths = [sum(value**2 for value in column[row]) ** 0.5 for row in (0, 2)]
     np.testing.assert_allclose(lengths, [1.0, 1.0], rtol=1e-6)
-    assert found[2] == [0.0, 0.0, 1.0]
+    assert column[2] == [0.0, 0.0, 1.0]
 
 
 def test_ordinary_vectors_are_normalised_as_torch_does_to_the_last_bit():
     vectors = torch.randn(200, 64, generator=torch.Generator().manual_seed(18)) * 3
     vectors[7] = 0.0
     task = make_task(TaskSpec("embed", embedding_dim=64, l2_norm=True))
-    found = task.reduce(vectors, 200)["embedding"]
-    assert torch.equal(found, torch.nn.functional.normalize(vectors, dim=1))
+    reduced = task.reduce(vectors, 200)["embedding"]
+    assert torch.equal(reduced, torch.nn.functional.normalize(vectors, dim=1))
     vectors[3, 5], vectors[4, 5] = torch.inf, torch.nan
-    found = task.reduce(vectors, 200)["embedding"]
-    assert found.isfinite().all(dim=1).logical_not().nonzero().flatten().tolist() == [3, 4]
+    reduced = task.reduce(vectors, 200)["embedding"]
+    assert reduced.isfinite().all(dim=1).logical_not().nonzero().flatten().tolist() == [3, 4]
 
 
 def test_multilabel_gives_the_labels_from_min_score_on_best_first():
     logits = torch.tensor([[0.0, 2.0, 1.0], [9.0, 0.0, 0.0], [-1.0, -2.0, -3.0]])
-    found = columns_of(TaskSpec("multilabel", labels=("a", "b", "c")), logits)["labels"]
-    assert [(entry["label"], entry["label_id"]) for entry in found[0]] == [
+    column = columns_of(TaskSpec("multilabel", labels=("a", "b", "c")), logits)["labels"]
+    assert [(entry["label"], entry["label_id"]) for entry in column[0]] == [
         ("b", 1), ("c", 2), ("a", 0),
     ]  # fmt: skip
-    assert [entry["score"] for entry in found[0]] == torch.sigmoid(logits[0, [1, 2, 0]]).tolist()
-    assert found[1:] == [None, []]
+    assert [entry["score"] for entry in column[0]] == torch.sigmoid(logits[0, [1, 2, 0]]).tolist()
+    assert column[1:] == [None, []]
     strict = TaskSpec("multilabel", labels=("a", "b", "c"), min_score=0.8)
     assert [entry["label"] for entry in columns_of(strict, logits)["labels"][0]] == ["b"]
 
@@ -126,7 +126,7 @@ def classified(*tops: dict[str, float], **first: Any) -> pa.Table:
 
 
 @pytest.mark.parametrize(
-    ("top_k", "known", "found", "agrees"),
+    ("top_k", "known", "actual", "agrees"),
     [
         (2, {"a": 0.41, "b": 0.4}, {"b": 0.41, "a": 0.4}, True),
         (2, {"a": 0.41, "b": 0.4}, {"a": 0.41, "c": 0.4}, False),
@@ -139,21 +139,21 @@ def classified(*tops: dict[str, float], **first: Any) -> pa.Table:
     ],
 )
 def test_of_two_labels_that_are_about_as_likely_either_may_be_the_best(
-    top_k: int, known: dict[str, float], found: dict[str, float], agrees: bool
+    top_k: int, known: dict[str, float], actual: dict[str, float], agrees: bool
 ):
     task = make_task(TaskSpec("classify", labels=("a", "b", "c"), top_k=top_k))
-    sides, limits = (classified(known), classified(found)), AgreementLimits(0.02, 1.0, 0.0)
-    [said] = task.differences(*sides, replace(limits, allows_ties=True))
-    assert (said == "") == agrees
+    sides, limits = (classified(known), classified(actual)), AgreementLimits(0.02, 1.0, 0.0)
+    [difference] = task.differences(*sides, replace(limits, allows_ties=True))
+    assert (difference == "") == agrees
     [strict] = task.differences(*sides, limits)
-    assert strict or next(iter(known)) == next(iter(found))
+    assert strict or next(iter(known)) == next(iter(actual))
 
 
 def test_of_sigmoid_scores_a_label_that_is_not_listed_may_have_as_much_as_the_least():
     task = make_task(TaskSpec("classify", labels=("a", "b"), top_k=1, scores="sigmoid"))
     limits = AgreementLimits(0.02, 1.0, 0.0, allows_ties=True)
     sides = classified({"a": 0.9}, {"a": 0.9}), classified({"b": 0.9}, {"b": 0.95})
-    assert [said == "" for said in task.differences(*sides, limits)] == [True, False]
+    assert [difference == "" for difference in task.differences(*sides, limits)] == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -185,8 +185,8 @@ def test_score_gives_one_number_and_takes_the_activation_of_the_model():
 )
 def test_an_infinite_logit_is_no_probability(spec: TaskSpec):
     logits = torch.tensor([[torch.inf], [torch.nan], [1.0]])
-    found = make_task(spec).reduce(logits, 3)["score"].flatten()
-    assert found.isfinite().tolist() == [False, False, True]
+    scores = make_task(spec).reduce(logits, 3)["score"].flatten()
+    assert scores.isfinite().tolist() == [False, False, True]
 
 
 def test_embeddings_of_float16_are_halves_and_too_large_ones_are_not_finite():
@@ -198,8 +198,8 @@ def test_embeddings_of_float16_are_halves_and_too_large_ones_are_not_finite():
     assert (reduced.dtype, reduced.isfinite().all(dim=1).tolist()) == (
         torch.float16, [True, False, True],
     )  # fmt: skip
-    found = columns_of(spec, vectors)["embedding"]
-    assert found == [[float(np.float16(0.1)), 2.0], None, [0.5, -3.0]]
+    column = columns_of(spec, vectors)["embedding"]
+    assert column == [[float(np.float16(0.1)), 2.0], None, [0.5, -3.0]]
     part = io.BytesIO()
     table = pa.table(task.columns({"embedding": reduced.numpy()}, OK, pa.table({})))
     pq.write_table(table, part)
@@ -267,11 +267,11 @@ def test_the_example_of_masks_gives_pngs_and_run_lengths(monkeypatch: pytest.Mon
     )
     maps = np.random.default_rng(0).integers(0, 3, (3, 5, 4))
     maps[0], maps[2] = 2, 0
-    found = task.columns({"mask": maps.astype(np.float32)}, OK, pa.table({}))
+    columns = task.columns({"mask": maps.astype(np.float32)}, OK, pa.table({}))
     assert [field.name for field in task.fields()] == ["mask", "counts"]
-    [whole, none, empty] = found["counts"].to_pylist()
+    [whole, none, empty] = columns["counts"].to_pylist()
     assert (whole, none, empty) == ([0, 20], None, [20])
-    [png, none, _] = found["mask"].to_pylist()
+    [png, none, _] = columns["mask"].to_pylist()
     assert none is None
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(png))), maps[0])
     made = load_postprocess("masks:Masks", {"class_id": 2})({"mask": maps[1:2]})
@@ -285,8 +285,8 @@ def test_the_example_of_points_gives_lists_of_any_length(monkeypatch: pytest.Mon
     task = make_task(TaskSpec("raw", outputs=outputs, postprocess="points:Points"))
     heat = np.zeros((3, 6, 8), np.float32)
     heat[0, 2, 3], heat[0, 2, 4], heat[0, 5, 7] = 0.75, 0.625, 1.0
-    found = task.columns({"heat": heat}, OK, pa.table({}))
-    assert found["points"].to_pylist() == [
+    columns = task.columns({"heat": heat}, OK, pa.table({}))
+    assert columns["points"].to_pylist() == [
         [{"x": 3, "y": 2, "score": 0.75}, {"x": 7, "y": 5, "score": 1.0}],
         None,
         [],
@@ -308,8 +308,8 @@ def test_a_postprocess_is_built_once_for_all_slices(
     task = make_task(TaskSpec("raw", outputs=outputs, postprocess="counted_step:Step"))
     for _ in range(2):
         assert [field.name for field in task.fields()] == ["n"]
-        found = task.columns({"heat": np.ones((3, 1), np.float32)}, OK, pa.table({}))
-        assert found["n"].to_pylist() == [1.0, None, 1.0]
+        columns = task.columns({"heat": np.ones((3, 1), np.float32)}, OK, pa.table({}))
+        assert columns["n"].to_pylist() == [1.0, None, 1.0]
     assert importlib.import_module("counted_step").BUILT == [1]
 
 
@@ -343,9 +343,9 @@ def test_a_postprocess_that_breaks_its_contract_is_told_the_contract(factory: st
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize(("kind", "field"), [("choices", "choices"), ("zero_shot", "prompts")])
-def test_labels_are_the_texts_of_the_job_or_what_stands_for_them(kind: str, field: str):
-    asked = {"prompt": "Is it? {text}"} if kind == "choices" else {}
+@pytest.mark.parametrize(("task", "field"), [("choices", "choices"), ("zero_shot", "prompts")])
+def test_labels_are_the_texts_of_the_job_or_what_stands_for_them(task: str, field: str):
+    asked = {"prompt": "Is it? {text}"} if task == "choices" else {}
     for texts, labels in ((("yes", "no"), ("yes", "no")), ({"a": "yes", "b": "no"}, ("a", "b"))):
-        model = Model(path="m", task=kind, **{field: texts}, **asked)
-        assert task_class(kind).own_labels(model) == labels
+        model = Model(path="m", task=task, **{field: texts}, **asked)
+        assert task_class(task).job_labels(model) == labels

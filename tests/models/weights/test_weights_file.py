@@ -81,11 +81,11 @@ def test_safetensors_are_fine_whatever_their_header_length_begins_like(tmp_path:
 def test_a_copy_that_was_cut_off_says_so(tmp_path: Path) -> None:
     whole = save({"x": torch.zeros(3_000_000)})
     for data in (whole[:100_000], whole[:20], whole + bytes(7)):
-        said = refusal(tmp_path / "w.safetensors", data)
-        assert "w.safetensors: is damaged or cut off: " in said
-        assert said.endswith("; copy it again")
-    said = refusal(tmp_path / "half.pth", saved(STATE)[:-40])
-    assert "without its end; copy it again" in said
+        message = refusal(tmp_path / "w.safetensors", data)
+        assert "w.safetensors: is damaged or cut off: " in message
+        assert message.endswith("; copy it again")
+    message = refusal(tmp_path / "half.pth", saved(STATE)[:-40])
+    assert "without its end; copy it again" in message
     assert "is empty (0 bytes); copy it again" in refusal(tmp_path / "empty.pth", b"")
 
 
@@ -98,13 +98,13 @@ def test_no_damage_makes_the_check_break(cut: float, seed: int) -> None:
         for byte in range(seed % 5):
             if damaged:
                 damaged[(seed * (byte + 1)) % len(damaged)] ^= 1 + seed % 255
-        said = name
+        message = name
         try:
             check_weights(name, bytes(damaged))
         except JobError as error:
-            said = str(error)
-        assert name in said
-        assert "\n" not in said
+            message = str(error)
+        assert name in message
+        assert "\n" not in message
 
 
 @pytest.mark.parametrize(
@@ -154,9 +154,9 @@ def exported() -> bytes:
 def test_what_torch_did_not_save_is_refused_by_its_bytes_with_the_way_out(
     make: Callable[[], bytes], words: str, tmp_path: Path
 ) -> None:
-    said = refusal(tmp_path / "w.pth", make())
-    assert words in said
-    assert WAY_OUT in said
+    message = refusal(tmp_path / "w.pth", make())
+    assert words in message
+    assert WAY_OUT in message
 
 
 @pytest.mark.parametrize(

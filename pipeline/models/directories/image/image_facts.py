@@ -14,7 +14,7 @@ from pipeline.models.directories.facts import TOWERS, DirectoryFacts, ImageContr
 from pipeline.models.directories.image.image_transform import in_words, read_transform
 from pipeline.models.directories.library import quiet
 from pipeline.models.directories.loading import has_class_token, pooler_option
-from pipeline.models.directories.text.encoder_facts import said_of, text_of
+from pipeline.models.directories.text.encoder_facts import text_notes, text_of
 from pipeline.models.directories.text.text_facts import TOKENIZER
 from pipeline.models.directories.text.writing.features import image_generation_facts
 from pipeline.preprocessing.images.transform import TransformSpec
@@ -57,7 +57,7 @@ def image_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
         dim = dim or width_of(chosen.config, *keys, "hidden_size", "hidden_sizes")
         tasks, what = ("embed",), f"pooling {poolings[0]}; {dim} numbers per image"
     images = _images(chosen)
-    transform, problem, said = _transform(folder, chosen, images)
+    transform, problem, note = _transform(folder, chosen, images)
     return chosen.directory(
         "image",
         tasks,
@@ -67,7 +67,7 @@ def image_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
         transform_problem=problem,
         images=images,
         pooling=pooling,
-        said=(f"{CONFIG}: {chosen.named.__name__}, {what}", said),
+        notes=(f"{CONFIG}: {chosen.named.__name__}, {what}", note),
     )
 
 
@@ -79,7 +79,7 @@ def caption_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
     """
     written = image_generation_facts(folder, chosen)
     images = _images(chosen)._replace(height_px=written.image_px, width_px=written.image_px)
-    transform, problem, said = _transform(folder, chosen, images)
+    transform, problem, note = _transform(folder, chosen, images)
     return chosen.directory(
         "image",
         ("generate",),
@@ -87,7 +87,7 @@ def caption_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
         transform_problem=problem,
         images=images,
         generation=written,
-        said=(f"{CONFIG}: {chosen.named.__name__}, writes to an image", said, written.said),
+        notes=(f"{CONFIG}: {chosen.named.__name__}, writes to an image", note, written.note),
     )
 
 
@@ -118,10 +118,10 @@ def tower_facts(folder: Path, chosen: ModelClass, wanted: str) -> DirectoryFacts
     if wanted == "image":
         images = _images(chosen)
         transform, problem, line = _transform(folder, chosen, images)
-        said: tuple[str, ...] = (line,)
+        notes: tuple[str, ...] = (line,)
     else:
         text = text_of(folder, chosen)
-        said = said_of(text)
+        notes = text_notes(text)
     # Of images, the prompts need the tokenizer.
     has_prompts = wanted == "text" or (folder / (chosen.at + TOKENIZER)).is_file()
     return chosen.directory(
@@ -134,10 +134,10 @@ def tower_facts(folder: Path, chosen: ModelClass, wanted: str) -> DirectoryFacts
         images=images,
         text=text,
         scores="sigmoid" if is_sigmoid else None,
-        said=(
+        notes=(
             f"{CONFIG}: {chosen.named.__name__}, {dim} numbers per {wanted}"
             + ("; scores of prompts are sigmoids" if is_sigmoid else ""),
-            *said,
+            *notes,
         ),
     )
 
@@ -148,8 +148,8 @@ def _detector_labels(chosen: ModelClass) -> tuple[tuple[str, ...], str]:
     Raises:
         JobError: It is a detector of another kind.
     """
-    kind, config = chosen.values.get("model_type"), chosen.config
-    if kind not in FAMILIES:
+    model_type, config = chosen.values.get("model_type"), chosen.config
+    if model_type not in FAMILIES:
         raise JobError(
             f"model.path: {CONFIG}: {chosen.named.__name__} is a detector whose boxes are read in "
             f"a way of its own; expected one of {', '.join(FAMILIES)}"
@@ -160,7 +160,7 @@ def _detector_labels(chosen: ModelClass) -> tuple[tuple[str, ...], str]:
             "object; expected true, as published models of this family have it"
         )
     labels = heads.labels_of(config, chosen.values)
-    how = "softmax, one more for no object" if kind in _SOFTMAX else "sigmoid"
+    how = "softmax, one more for no object" if model_type in _SOFTMAX else "sigmoid"
     return labels, f"{len(labels)} labels ({how}), detect"
 
 
@@ -196,7 +196,7 @@ def _lengths(chosen: ModelClass, poolings: Sequence[str]) -> dict[str, int]:
     side = getattr(chosen.config, "image_size", None) or _USUAL_PX
     height, width = side if isinstance(side, list | tuple) else (side, side)
     options = pooler_option(chosen.built, chosen.config, chosen.module.state_dict())
-    found: dict[str, int] = {}
+    lengths: dict[str, int] = {}
     with quiet(), torch.device("meta"), torch.inference_mode():
         try:
             model = chosen.built(chosen.config, **options).eval()
@@ -212,13 +212,13 @@ def _lengths(chosen: ModelClass, poolings: Sequence[str]) -> dict[str, int]:
                         "it joins the images of a batch; it must treat each by itself"
                     )
                 if vectors.ndim == 2:  # CvT has a class token, and no place for it in its map
-                    found[pooling] = vectors.shape[1]
-    return found
+                    lengths[pooling] = vectors.shape[1]
+    return lengths
 
 
 def _images(chosen: ModelClass) -> ImageContract:
-    own = chosen.config
-    config = getattr(own, "vision_config", None) or getattr(own, "encoder", None) or own
+    whole = chosen.config
+    config = getattr(whole, "vision_config", None) or getattr(whole, "encoder", None) or whole
     return ImageContract(getattr(config, "num_channels", None))
 
 

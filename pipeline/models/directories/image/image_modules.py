@@ -28,20 +28,20 @@ class ImageModule(nn.Module):
         self.takes: str = model.main_input_name  # type: ignore[assignment]
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        found = self.model(**{self.takes: pixels})
+        outputs = self.model(**{self.takes: pixels})
         if self.output == "logits":
-            return found.logits  # type: ignore[no-any-return]
+            return outputs.logits  # type: ignore[no-any-return]
         if self.output == "projection":
             name = "image_embeds" if self.takes == "pixel_values" else "audio_embeds"
-            return getattr(found, name)  # type: ignore[no-any-return]
-        return pooled(found, self.output)
+            return getattr(outputs, name)  # type: ignore[no-any-return]
+        return pooled(outputs, self.output)
 
 
-def pooled(found: Any, pooling: str) -> torch.Tensor:
+def pooled(outputs: Any, pooling: str) -> torch.Tensor:
     """Return the vectors (B, D) of what a model of the library gives: `cls`, `mean` or `pooler`."""
     if pooling == "pooler":
-        return found.pooler_output.flatten(1)  # type: ignore[no-any-return]
-    vectors: torch.Tensor = found.last_hidden_state
+        return outputs.pooler_output.flatten(1)  # type: ignore[no-any-return]
+    vectors: torch.Tensor = outputs.last_hidden_state
     if pooling == "mean":
         return vectors.flatten(2).mean(2) if vectors.ndim == 4 else vectors.mean(1)
     return vectors[:, 0]
@@ -49,15 +49,15 @@ def pooled(found: Any, pooling: str) -> torch.Tensor:
 
 def _one_tower(model: Any, kept: str) -> Any:
     """Return a model of two towers without the other one, which can give its memory back."""
-    found = copy.copy(model)
+    tower = copy.copy(model)
     dropped = {"vision_model", "text_model"} - {kept}
-    found._modules = {**model._modules, **dict.fromkeys(dropped)}
-    return found
+    tower._modules = {**model._modules, **dict.fromkeys(dropped)}
+    return tower
 
 
-def _features(found: Any) -> torch.Tensor:
+def _features(outputs: Any) -> torch.Tensor:
     """Return the vectors (B, D) of what a model's own `get_..._features` gives."""
-    vectors = getattr(found, "pooler_output", found)  # before transformers 5 the vectors alone
+    vectors = getattr(outputs, "pooler_output", outputs)  # before transformers 5 the vectors alone
     # FLAVA projects all tokens of a text: the first one stands for it.
     return vectors[:, 0] if vectors.ndim == 3 else vectors  # type: ignore[no-any-return]
 
@@ -148,8 +148,8 @@ class DetectorModule(nn.Module):
         self.model = model
 
     def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        found = self.model(pixel_values=pixels)
-        return {"logits": found.logits, "pred_boxes": found.pred_boxes}
+        outputs = self.model(pixel_values=pixels)
+        return {"logits": outputs.logits, "pred_boxes": outputs.pred_boxes}
 
 
 class TimmVectors(nn.Module):

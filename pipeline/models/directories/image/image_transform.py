@@ -101,18 +101,20 @@ def _processor(folder: Path, at: str) -> tuple[str, Mapping[str, Any]]:
 
 
 def _spec(values: Mapping[str, Any], where: str, num_channels: int | None) -> TransformSpec:
-    kind = str(values.get("image_processor_type") or values.get("feature_extractor_type") or "")
+    processor = str(
+        values.get("image_processor_type") or values.get("feature_extractor_type") or ""
+    )
     is_gray = num_channels == 1 or (num_channels is None and _has_one_mean(values))
-    mean, std = _statistics(values, kind, where, 1 if is_gray else 3)
+    mean, std = _statistics(values, processor, where, 1 if is_gray else 3)
     resample = values.get("resample")
     interpolation = _FILTERS.get(resample) if isinstance(resample, int) else None
     give = _Give(mean, std, interpolation or "bilinear")
     if num_channels not in (None, 1, 3):
         raise _CannotDo(f"the model takes {num_channels} channels; an image has 3, or 1 of gray")
-    _refuse_other_steps(values, kind, give)
-    if kind.startswith(_OF_TILES):
+    _refuse_other_steps(values, processor, give)
+    if processor.startswith(_OF_TILES):
         _refuse_tiles(values, where, give)
-    sizes = _sizes(values, kind, where, give)
+    sizes = _sizes(values, processor, where, give)
     if read_value(values, "do_pad", where, bool, False):
         pad = values.get("pad_size")
         size_px = sizes["size_px"]
@@ -157,7 +159,7 @@ def _has_one_mean(values: Mapping[str, Any]) -> bool:
 
 
 def _statistics(
-    values: Mapping[str, Any], kind: str, where: str, count: int
+    values: Mapping[str, Any], processor: str, where: str, count: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return means and standard deviations of pixels that are divided by 255."""
     factor = 1.0
@@ -168,7 +170,7 @@ def _statistics(
     if read_value(values, "do_normalize", where, bool, True):
         mean = channels(values, "image_mean", where, count)
         std = channels(values, "image_std", where, count)
-    if kind.startswith("EfficientNet"):
+    if processor.startswith("EfficientNet"):
         if read_value(values, "rescale_offset", where, bool, False):
             mean = tuple(value + 1 for value in mean)  # it takes 1 from what is rescaled
         if read_value(
@@ -179,28 +181,30 @@ def _statistics(
     return scaled(mean, 255 * factor), scaled(std, 255 * factor)
 
 
-def _refuse_other_steps(values: Mapping[str, Any], kind: str, give: _Give) -> None:
+def _refuse_other_steps(values: Mapping[str, Any], processor: str, give: _Give) -> None:
     for key, what in _OTHER_STEPS.items():
-        value = values.get(key, key == "do_flip_channel_order" and kind.startswith("MobileViT"))
+        value = values.get(
+            key, key == "do_flip_channel_order" and processor.startswith("MobileViT")
+        )
         if value is True or value not in (None, 0, 1):
             raise _CannotDo(f"{key} is {preview(value)}, which {what}; {give()}")
     for name, (what, resize) in _OTHER_KINDS.items():
-        if kind.startswith(name):
-            raise _CannotDo(f"{kind} {what}; {give(_side(values.get('size')), resize)}")
+        if processor.startswith(name):
+            raise _CannotDo(f"{processor} {what}; {give(_side(values.get('size')), resize)}")
 
 
-def _sizes(values: Mapping[str, Any], kind: str, where: str, give: _Give) -> dict[str, Any]:
+def _sizes(values: Mapping[str, Any], processor: str, where: str, give: _Give) -> dict[str, Any]:
     """Return size_px, resize_px and resize."""
     crop, size = _crop(values, where, give), values.get("size")
     if not read_value(values, "do_resize", where, bool, True):
         if crop is None:
             raise _CannotDo(f"do_resize is false, so images have any size; {give()}")
         return {"size_px": crop, "resize_px": None, "resize": "none"}
-    within = _within(values, kind, where) if crop is None else None
+    within = _within(values, processor, where) if crop is None else None
     if within is not None:
         return {"size_px": None, "resize_px": within, "resize": "shortest"}
-    shortest = _shortest(size, kind, where, give)
-    if shortest is not None and kind.startswith(("ConvNext", "ConvNeXt")):
+    shortest = _shortest(size, processor, where, give)
+    if shortest is not None and processor.startswith(("ConvNext", "ConvNeXt")):
         if shortest >= _WARPED_FROM_PX:
             return {"size_px": shortest, "resize_px": None, "resize": "stretch"}
         ratio = crop_ratio(values.get("crop_pct", 224 / 256), where)
@@ -236,12 +240,12 @@ def _refuse_tiles(values: Mapping[str, Any], where: str, give: _Give) -> NoRetur
 
 
 def _longest_edge(values: Mapping[str, Any], key: str, where: str) -> int:
-    found = values.get(key)
-    edge = found.get("longest_edge") if isinstance(found, dict) else None
+    size = values.get(key)
+    edge = size.get("longest_edge") if isinstance(size, dict) else None
     return whole_px(edge, f"longest_edge of {key}", where)
 
 
-def _within(values: Mapping[str, Any], kind: str, where: str) -> tuple[int, int] | None:
+def _within(values: Mapping[str, Any], processor: str, where: str) -> tuple[int, int] | None:
     """Return what the shorter side becomes and the most of the longer one, as for detectors.
 
     They pad images to the largest of a batch and mask that; a batch of one size has no padding. A
@@ -251,7 +255,7 @@ def _within(values: Mapping[str, Any], kind: str, where: str) -> tuple[int, int]
     if isinstance(size, int):
         size = {"shortest_edge": size, "longest_edge": values.get("max_size", _LONGEST_PX)}
     is_both = isinstance(size, dict) and {*size} == {"shortest_edge", "longest_edge"}
-    if not kind.startswith(_OF_DETECTORS) or not isinstance(size, dict) or not is_both:
+    if not processor.startswith(_OF_DETECTORS) or not isinstance(size, dict) or not is_both:
         return None
     shorter, longest = (
         whole_px(size[key], "size", where) for key in ("shortest_edge", "longest_edge")
@@ -263,17 +267,17 @@ def _crop(values: Mapping[str, Any], where: str, give: _Give) -> tuple[int, int]
     """Return (height, width) of the centre crop; None if there is none."""
     if not read_value(values, "do_center_crop", where, bool, False):
         return None
-    found = pair(values.get("crop_size"))
-    if found is None:
+    size = pair(values.get("crop_size"))
+    if size is None:
         raise _CannotDo(
             f"crop_size is {preview(values.get('crop_size'))}, expected height and width; {give()}"
         )
-    return found
+    return size
 
 
-def _shortest(size: Any, kind: str, where: str, give: _Give) -> int | None:
+def _shortest(size: Any, processor: str, where: str, give: _Give) -> int | None:
     """Return what the shorter side becomes; None if the size is a height and a width."""
-    if type(size) is int and kind.startswith(_SHORTEST_KINDS):
+    if type(size) is int and processor.startswith(_SHORTEST_KINDS):
         return whole_px(size, "size", where)
     if not isinstance(size, dict) or "height" in size:
         return None

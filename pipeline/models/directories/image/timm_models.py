@@ -54,34 +54,34 @@ def timm_facts(folder: Path, values: Mapping[str, Any]) -> DirectoryFacts:
         JobError: The directory is refused.
     """
     require("timm")
-    found = _model(values)
-    module = _load(folder, found, is_trial=True)
-    num_classes = found.arguments["num_classes"]
+    model = _model(values)
+    module = _load(folder, model, is_trial=True)
+    num_classes = model.arguments["num_classes"]
     given = _object(values, "pretrained_cfg")
     data = {**given, **{key: values[key] for key in _DATA if key in values}}
-    in_chans = found.arguments.get("in_chans", 3)
+    in_chans = model.arguments.get("in_chans", 3)
     problem = _problem(data, in_chans)
     transform = None if problem else _transform(data, in_chans)
     problem = f"{CONFIG}: {problem}; give the fields of transform" if problem else ""
-    labels, said = _labels(values, given, num_classes)
+    labels, notes = _labels(values, given, num_classes)
     tasks = ("classify", "multilabel", "embed") if num_classes else ("embed",)
     dim = int(getattr(module, "head_hidden_size", None) or module.num_features)
     return DirectoryFacts(
-        kind="timm",
-        architecture=found.architecture,
+        format_name="timm",
+        architecture=model.architecture,
         input="image",
         tasks=tasks,
         labels=labels,
         embedding_dim=dim,
-        module=found,
+        module=model,
         transform=transform,
         transform_problem=problem,
         images=ImageContract(in_chans),
-        said=(
-            f"{CONFIG}: timm {found.architecture}, {num_classes} outputs, {dim} numbers "
+        notes=(
+            f"{CONFIG}: timm {model.architecture}, {num_classes} outputs, {dim} numbers "
             "per image before them",
             f"{CONFIG}: {in_words(transform) if transform else problem}",
-            *said,
+            *notes,
         ),
     )
 
@@ -133,8 +133,8 @@ def _model(values: Mapping[str, Any]) -> TimmModel:
 
 
 def _object(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    found: dict[str, Any] = read_value(values, key, CONFIG, dict, {})
-    return found
+    value: dict[str, Any] = read_value(values, key, CONFIG, dict, {})
+    return value
 
 
 def _is_numbers(value: Any) -> bool:
@@ -172,9 +172,9 @@ def _create(model: TimmModel) -> Any:
     try:
         return timm.create_model(name, pretrained=False, **model.arguments)
     except Exception as error:
-        told = clean_message(f"{type(error).__name__}: {error}", 200)
+        reason = clean_message(f"{type(error).__name__}: {error}", 200)
         raise JobError(
-            f"model.path: timm {version('timm')} builds no {name} of {CONFIG}: {told}"
+            f"model.path: timm {version('timm')} builds no {name} of {CONFIG}: {reason}"
         ) from error
 
 
@@ -233,8 +233,8 @@ def _labels(
         from timm.data import ImageNetInfo
 
         info = ImageNetInfo("imagenet-1k")
-        found = tuple(str(info.index_to_description(index)) for index in range(num_classes))
-        return found, (f"{CONFIG}: tag {preview(given['tag'])}: the class names of ImageNet-1k",)
+        labels = tuple(str(info.index_to_description(index)) for index in range(num_classes))
+        return labels, (f"{CONFIG}: tag {preview(given['tag'])}: the class names of ImageNet-1k",)
     if names is None:
         return tuple(f"LABEL_{index}" for index in range(num_classes)), ()
     count = {"min_length": num_classes, "max_length": num_classes}

@@ -32,27 +32,29 @@ def choose_onnx(store: Store, name: str) -> list[StoredFile]:
         JobError: A file is missing, too large, or outside the directory.
     """
     place = store.url(name)
-    found = store.stat(name)
-    if found is None:
+    stored = store.stat(name)
+    if stored is None:
         raise JobError(f"model.path = {place}: no such file")
-    if found.size_bytes > MAX_FILE_BYTES:
-        raise refusal(place, f"has {found.size_bytes} bytes, more than protobuf reads")
+    if stored.size_bytes > MAX_FILE_BYTES:
+        raise refusal(place, f"has {stored.size_bytes} bytes, more than protobuf reads")
 
     def write(folder: Path) -> None:
         with store.open(name) as file:
             check_is_here(place, file)
         (folder / _NAMES).write_text(json.dumps(_external_files(place, store.read_bytes(name))))
 
-    key = key_of(["external data", place, found.size_bytes, found.version], ("onnx",))
+    key = key_of(["external data", place, stored.size_bytes, stored.version], ("onnx",))
     files = json.loads((cached_folder(key, write) / _NAMES).read_text())
-    beside = [_beside(store, name, *each) for each in files.items()]
-    return sorted([found, *beside], key=lambda file: file.path)
+    beside = [
+        _beside(store, name, location, least_bytes) for location, least_bytes in files.items()
+    ]
+    return sorted([stored, *beside], key=lambda file: file.path)
 
 
 def onnx_file_of(folder: Path) -> Path | None:
     """Return the .onnx file of a copy that was chosen here; None: it is another directory."""
-    found = sorted(folder.glob(f"*{SUFFIX}"))
-    return found[0] if len(found) == 1 else None
+    files = sorted(folder.glob(f"*{SUFFIX}"))
+    return files[0] if len(files) == 1 else None
 
 
 def _external_files(place: str, data: bytes) -> dict[str, int]:
@@ -77,13 +79,13 @@ def _beside(store: Store, name: str, location: str, least_bytes: int) -> StoredF
     paths = ["/".join(parts[:end]) for end in range(1, len(parts) + 1)]
     if not store.is_object_store and any(os.path.islink(store.url(path)) for path in paths):
         raise refusal(store.url(name), f"{what}, which is a link; refused: copy the file there")
-    found = store.stat(location)
-    if found is None:
+    stored = store.stat(location)
+    if stored is None:
         raise refusal(store.url(name), f"{what}, and there is no such file beside it")
-    if found.size_bytes < least_bytes:
+    if stored.size_bytes < least_bytes:
         raise refusal(
             store.url(name),
-            f"{what} up to byte {least_bytes}, and that file has {found.size_bytes} bytes: cut off "
-            "or damaged? copy it again",
+            f"{what} up to byte {least_bytes}, and that file has {stored.size_bytes} bytes: cut "
+            "off or damaged? copy it again",
         )
-    return found
+    return stored

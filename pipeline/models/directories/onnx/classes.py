@@ -46,13 +46,13 @@ def unzip(model: onnx.ModelProto) -> dict[str, tuple[str, ...] | None]:
     from onnx import TensorProto, helper
 
     makers = _makers(model)
-    found: dict[str, tuple[str, ...] | None] = {}
+    class_names: dict[str, tuple[str, ...] | None] = {}
     for output in model.graph.output:
         node = makers.get(output.name)
         is_mapped = output.type.WhichOneof("value") == "sequence_type"
         if node is None or not is_mapped or not _is(node, _ML, ("ZipMap",)) or not node.input:
             continue
-        found[output.name] = labels = _labels_of(node)
+        class_names[output.name] = labels = _labels_of(node)
         width = None if labels is None else len(labels)
         node.CopyFrom(
             helper.make_node("Cast", [node.input[0]], [output.name], to=TensorProto.FLOAT)
@@ -60,9 +60,9 @@ def unzip(model: onnx.ModelProto) -> dict[str, tuple[str, ...] | None]:
         output.CopyFrom(
             helper.make_tensor_value_info(output.name, TensorProto.FLOAT, [None, width])
         )
-    if found and not any(each.domain in _STANDARD for each in model.opset_import):
+    if class_names and not any(opset.domain in _STANDARD for opset in model.opset_import):
         model.opset_import.append(helper.make_opsetid("", _OPSET))
-    return found
+    return class_names
 
 
 def classes_of(model: onnx.ModelProto, output: str) -> tuple[str, ...] | None:
@@ -79,8 +79,8 @@ def classes_of(model: onnx.ModelProto, output: str) -> tuple[str, ...] | None:
     if not _is(node, _ML, _CLASSIFIERS):
         return None
     assert node is not None, "it is a classifier"
-    labels = (_maker(makers, each.name, _KEEP_LABELS) for each in model.graph.output
-              if each.name != output)  # fmt: skip
+    labels = (_maker(makers, other.name, _KEEP_LABELS) for other in model.graph.output
+              if other.name != output)  # fmt: skip
     return _labels_of(node) if any(maker is node for maker in labels) else None
 
 
@@ -96,20 +96,22 @@ def activation_of(model: onnx.ModelProto, output: str) -> str | None:
     if node is None:
         return None
     if _is(node, _ML, ("Normalizer",)):
-        is_sum = any(each.name == "norm" and each.s == b"L1" for each in node.attribute)
+        is_sum = any(
+            attribute.name == "norm" and attribute.s == b"L1" for attribute in node.attribute
+        )
         return "softmax" if is_sum else None
     if _is(node, _ML, _CLASSIFIERS):
         # LOGISTIC gives two columns that add up to 1, or one of each class that do not.
-        last = {each.s for each in node.attribute if each.name == "post_transform"}
+        last = {attribute.s for attribute in node.attribute if attribute.name == "post_transform"}
         return "softmax" if last == {b"SOFTMAX"} else None
     return _ACTIVATIONS.get(node.op_type) if node.domain in _STANDARD else None
 
 
 def labels_in_metadata(model: onnx.ModelProto) -> tuple[str, ...] | None:
     """Return the class names in the metadata; None if there are none that can be read."""
-    found = {each.key: each.value for each in model.metadata_props}
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
     for key in _LABEL_KEYS:
-        text = found.get(key, "")
+        text = metadata.get(key, "")
         if text and len(text) <= _MAX_LABELS_CHARS and (names := _names(text)):
             return names
     return None

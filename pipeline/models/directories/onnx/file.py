@@ -25,9 +25,9 @@ from pipeline.models.directories.onnx.tensors import (
     is_column,
     is_of_maps,
     is_vector,
-    kind_of,
     listed,
     tensor_of,
+    type_name_of,
 )
 
 if TYPE_CHECKING:
@@ -58,33 +58,33 @@ def read_onnx_facts(path: Path) -> DirectoryFacts:
     is_apart = bool(external_files(model))
     zipped = {} if is_apart else unzip(model)
     inputs, outputs = _inputs(path, model), _outputs(path, model)
-    kind, layout = _kind(path, inputs)
-    main = next((each for each in outputs if each.is_float), outputs[0])
+    input_name, layout = _input_and_layout(path, inputs)
+    main = next((output for output in outputs if output.is_float), outputs[0])
     labels = labels_in_metadata(model) or _classes(model, main, zipped)
     ends_in = activation_of(model, main.name)
     file = OnnxFile(
         inputs=tuple(inputs),
-        output_names=tuple(each.name for each in outputs),
+        output_names=tuple(output.name for output in outputs),
         output=main.name,
         zipped=tuple(zipped),
         layout=layout,
         batch_size=_batch_size(path, inputs),
-        max_tokens=fixed(inputs[0].shape, 1) if kind == "text" else None,
-        has_columns=kind == "features" and not is_vector(inputs),
+        max_tokens=fixed(inputs[0].shape, 1) if input_name == "text" else None,
+        has_columns=input_name == "features" and not is_vector(inputs),
     )
     last = main.shape[-1] if main.shape else None
     return DirectoryFacts(
-        kind="onnx",
+        format_name="onnx",
         architecture=_architecture(model),
-        input=kind,
-        tasks=_tasks(kind, main, {each.name for each in outputs}),
+        input=input_name,
+        tasks=_tasks(input_name, main, {output.name for output in outputs}),
         labels=labels,
         embedding_dim=last if isinstance(last, int) and len(main.shape or ()) > 1 else None,
         module=file,
         images=_images(inputs[0], layout) if layout else ImageContract(),
         ends_in=ends_in,
-        said=_said(path, file, outputs, ends_in, labels)
-        + _said_of_dropped(path, model, outputs, zipped),
+        notes=_notes(path, file, outputs, ends_in, labels)
+        + _dropped_notes(path, model, outputs, zipped),
     )
 
 
@@ -103,36 +103,36 @@ def _classes(
     model: onnx.ModelProto, main: TensorFacts, zipped: Mapping[str, tuple[str, ...] | None]
 ) -> tuple[str, ...] | None:
     """Return the class names in the graph; None: there are none that fit the output."""
-    found = zipped[main.name] if main.name in zipped else classes_of(model, main.name)
+    names = zipped[main.name] if main.name in zipped else classes_of(model, main.name)
     last = main.shape[-1] if main.shape else None
-    is_other = isinstance(last, int) and found is not None and last != len(found)
-    return None if is_other else found
+    is_other = isinstance(last, int) and names is not None and last != len(names)
+    return None if is_other else names
 
 
 def _inputs(path: Path, model: onnx.ModelProto) -> list[TensorFacts]:
     # In old files initializers are listed among the inputs: they have values already.
-    given = {each.name for each in model.graph.initializer}
-    given |= {each.values.name for each in model.graph.sparse_initializer}
-    wanted = [each for each in model.graph.input if each.name not in given]
+    given = {tensor.name for tensor in model.graph.initializer}
+    given |= {tensor.values.name for tensor in model.graph.sparse_initializer}
+    wanted = [value for value in model.graph.input if value.name not in given]
     if not 0 < len(wanted) <= _MAX_ENDS:
         raise refusal(path, f"has {len(wanted)} inputs; {_SAYS}")
-    found = [tensor_of(each, takes_text=True) for each in wanted]
-    for value, tensor in zip(wanted, found, strict=True):
+    tensors = [tensor_of(value, takes_text=True) for value in wanted]
+    for value, tensor in zip(wanted, tensors, strict=True):
         if tensor is None:
             raise refusal(path, f"its input {name_of(value.name)} is no tensor of numbers or texts")
-    return [tensor for tensor in found if tensor is not None]
+    return [tensor for tensor in tensors if tensor is not None]
 
 
 def _outputs(path: Path, model: onnx.ModelProto) -> list[TensorFacts]:
     outputs = model.graph.output[: _MAX_ENDS + 1]
-    maps = [each for each in outputs if is_of_maps(each)]
+    maps = [output for output in outputs if is_of_maps(output)]
     if maps:
         raise refusal(
             path,
             f"output {name_of(maps[0].name)} is a sequence of maps (ZipMap), not a tensor: export "
             'with options={id(model): {"zipmap": False}}',
         )
-    numbers = [tensor for each in outputs if (tensor := tensor_of(each)) is not None]
+    numbers = [tensor for output in outputs if (tensor := tensor_of(output)) is not None]
     if not numbers:
         raise refusal(path, "has no output that is a tensor of numbers")
     if len(outputs) > _MAX_ENDS:
@@ -140,13 +140,13 @@ def _outputs(path: Path, model: onnx.ModelProto) -> list[TensorFacts]:
     return numbers
 
 
-def _kind(path: Path, inputs: Sequence[TensorFacts]) -> tuple[str, str | None]:
+def _input_and_layout(path: Path, inputs: Sequence[TensorFacts]) -> tuple[str, str | None]:
     """Return the input that fits, and of images the order of the axes."""
     first = inputs[0]
-    names = {each.name for each in inputs}
+    names = {tensor.name for tensor in inputs}
     if "input_ids" in names:
-        wrong = [each for each in inputs if each.name not in TEXT_NAMES
-                 or each.rank not in (2, None) or each.dtype not in IDS]  # fmt: skip
+        wrong = [tensor for tensor in inputs if tensor.name not in TEXT_NAMES
+                 or tensor.rank not in (2, None) or tensor.dtype not in IDS]  # fmt: skip
         if not wrong:
             return "text", None
     elif len(inputs) == 1 and first.is_float and first.shape is not None:
@@ -167,7 +167,7 @@ def _images(image: TensorFacts, layout: str) -> ImageContract:
 
 def _batch_size(path: Path, inputs: Sequence[TensorFacts]) -> int | None:
     """Return the only number of rows that the file takes; None if it takes any."""
-    sizes = {fixed(each.shape, 0) for each in inputs if each.shape}
+    sizes = {fixed(tensor.shape, 0) for tensor in inputs if tensor.shape}
     if len(sizes) > 1:
         raise refusal(
             path,
@@ -177,23 +177,25 @@ def _batch_size(path: Path, inputs: Sequence[TensorFacts]) -> int | None:
     return next(iter(sizes), None)
 
 
-def _tasks(kind: str, output: TensorFacts, names: set[str]) -> tuple[str, ...]:
-    if kind == "image" and any(names >= wanted for wanted in _OF_DETECTORS):
+def _tasks(input_name: str, output: TensorFacts, names: set[str]) -> tuple[str, ...]:
+    if input_name == "image" and any(names >= wanted for wanted in _OF_DETECTORS):
         return ("detect", "raw")
     if not output.is_float:
         return ("raw",)
     if output.rank == 2:
         is_vector = "embed" in output.name.lower() or "pool" in output.name.lower()
-        pairs = ("score",) if kind == "text" else ()
+        pairs = ("score",) if input_name == "text" else ()
         first = ("embed", "classify") if is_vector else ("classify", "embed")
-        if kind == "features" and output.shape and output.shape[-1] == 1:
+        if input_name == "features" and output.shape and output.shape[-1] == 1:
             return ("regress", *first, "multilabel", "raw")
         return (*first, "multilabel", "regress", *pairs, "raw")
     if output.rank == 1:
         return ("regress", "raw")
     if output.rank != 3:
         return ("raw",)
-    return {"text": ("embed", "tokens", "raw"), "image": ("raw", "detect")}.get(kind, ("raw",))
+    return {"text": ("embed", "tokens", "raw"), "image": ("raw", "detect")}.get(
+        input_name, ("raw",)
+    )
 
 
 def _architecture(model: onnx.ModelProto) -> str:
@@ -201,7 +203,7 @@ def _architecture(model: onnx.ModelProto) -> str:
     return name_of(name).strip("'\"")
 
 
-def _said(
+def _notes(
     path: Path,
     file: OnnxFile,
     outputs: Sequence[TensorFacts],
@@ -222,7 +224,7 @@ def _said(
     return tuple(lines)
 
 
-def _said_of_dropped(
+def _dropped_notes(
     path: Path,
     model: onnx.ModelProto,
     outputs: Sequence[TensorFacts],
@@ -230,10 +232,10 @@ def _said_of_dropped(
 ) -> tuple[str, ...]:
     """Say which outputs are read without their ZipMap, and which are not read."""
     lines = [f"{path.name}: {name_of(name)} is read without its ZipMap" for name in zipped]
-    read = {each.name for each in outputs}
+    read = {output.name for output in outputs}
     lines += [
-        f"{path.name}: its output {name_of(each.name)} is {kind_of(each)}, and is not read"
-        for each in model.graph.output
-        if each.name not in read
+        f"{path.name}: its output {name_of(output.name)} is {type_name_of(output)}, and is not read"
+        for output in model.graph.output
+        if output.name not in read
     ]
     return tuple(lines)

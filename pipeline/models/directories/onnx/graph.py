@@ -47,14 +47,14 @@ or an initializer of the same graph."""
 _TRAINING_INPUT = {"Dropout": 2, "BitmaskDropout": 2, "BiasDropout": 4, "BitmaskBiasDropout": 4}
 
 
-def refusal(path: Path | str, found: str) -> JobError:
+def refusal(path: Path | str, problem: str) -> JobError:
     """Return the error that says what is wrong with a file.
 
     A local copy lies in the node cache, whose folders mean nothing to people: its name alone is
-    told.
+    shown.
     """
     shown = path.name if isinstance(path, Path) else path
-    return JobError(f"model.path = {shown}: {clean_message(found)}")
+    return JobError(f"model.path = {shown}: {clean_message(problem)}")
 
 
 def name_of(text: str) -> str:
@@ -68,9 +68,9 @@ def check_is_here(path: Path | str, file: BinaryIO) -> None:
     Raises:
         JobError: It is one.
     """
-    start, found = GIT_LFS
+    start, problem = GIT_LFS
     if file.read(len(start)) == start:
-        raise refusal(path, found)
+        raise refusal(path, problem)
 
 
 def parse_onnx(path: Path) -> onnx.ModelProto:
@@ -103,7 +103,7 @@ def parse_onnx(path: Path) -> onnx.ModelProto:
         raise refusal(path, f"{_NO_MODEL}: {type(error).__name__}") from None
     if not model.ir_version or not model.graph.node:
         raise refusal(path, "is not an ONNX model, or cut off: it has no graph")
-    if odd := next((each for each in names(model) if isinstance(each, bytes)), None):
+    if odd := next((name for name in names(model) if isinstance(name, bytes)), None):
         raise refusal(path, f"has a name that is not UTF-8: {odd[:_NAME_CHARS]!r}")
     _check_operators(path, model)
     return model
@@ -111,15 +111,15 @@ def parse_onnx(path: Path) -> onnx.ModelProto:
 
 def external_files(model: onnx.ModelProto) -> dict[str, int]:
     """Return the files with external data as the model names them -> how long they must be."""
-    found: dict[str, int] = {}
+    files: dict[str, int] = {}
     for tensor in tensors(model):
         if is_external(tensor):
             where = {entry.key: entry.value for entry in tensor.external_data}
             numbers = [where.get(key, "") for key in ("offset", "length")]
             end = sum(int(number) for number in numbers if number.isdecimal())
             location = where.get("location", "")
-            found[location] = max(end, found.get(location, 0))
-    return dict(sorted(found.items()))
+            files[location] = max(end, files.get(location, 0))
+    return dict(sorted(files.items()))
 
 
 def is_external(tensor: onnx.TensorProto) -> bool:
@@ -223,7 +223,7 @@ def random_operator(model: onnx.ModelProto) -> onnx.NodeProto | None:
     A seed does not help: it is set once for a session, whose batches then draw one after the other.
     """
     for body in bodies(model.graph, *model.functions):
-        off = {each.name for each in getattr(body, "initializer", ()) if _is_false(each)}
+        off = {tensor.name for tensor in getattr(body, "initializer", ()) if _is_false(tensor)}
         node: onnx.NodeProto
         for node in body.node:
             if node.op_type in _RANDOM.get(node.domain, ()):

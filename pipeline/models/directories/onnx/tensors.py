@@ -50,10 +50,10 @@ class TensorFacts(NamedTuple):
 
 
 def is_of_maps(value: onnx.ValueInfoProto) -> bool:
-    kind = value.type
-    if kind.WhichOneof("value") == "sequence_type":
-        kind = kind.sequence_type.elem_type
-    return bool(kind.WhichOneof("value") == "map_type")
+    value_type = value.type
+    if value_type.WhichOneof("value") == "sequence_type":
+        value_type = value_type.sequence_type.elem_type
+    return bool(value_type.WhichOneof("value") == "map_type")
 
 
 def tensor_of(value: onnx.ValueInfoProto, *, takes_text: bool = False) -> TensorFacts | None:
@@ -83,8 +83,8 @@ def _axis(dim: Any) -> Axis:
 
 def fixed(shape: Sequence[Axis] | None, axis: int) -> int | None:
     """Return the length of an axis; None if it is dynamic."""
-    found = None if shape is None or axis >= len(shape) else shape[axis]
-    return found if isinstance(found, int) else None
+    length = None if shape is None or axis >= len(shape) else shape[axis]
+    return length if isinstance(length, int) else None
 
 
 def is_vector(inputs: Sequence[TensorFacts]) -> bool:
@@ -104,10 +104,10 @@ def listed(tensors: Sequence[TensorFacts]) -> str:
     return f"{shown} and {left} others" if left > 0 else shown
 
 
-def kind_of(value: onnx.ValueInfoProto) -> str:
+def type_name_of(value: onnx.ValueInfoProto) -> str:
     from onnx import TensorProto
 
-    kind = value.type.WhichOneof("value") or "of unknown type"
-    if kind == "tensor_type" and value.type.tensor_type.elem_type == TensorProto.STRING:
+    type_name = value.type.WhichOneof("value") or "of unknown type"
+    if type_name == "tensor_type" and value.type.tensor_type.elem_type == TensorProto.STRING:
         return "text"
-    return kind.replace("_type", "").replace("_", " ")
+    return type_name.replace("_type", "").replace("_", " ")

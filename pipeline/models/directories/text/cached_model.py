@@ -35,8 +35,8 @@ class CachedModel(nn.Module):
     def run(self, cache: Any, **tensors: Any) -> torch.Tensor:
         """Run the model with keys and values that it may add to; return its logits (B, T, V)."""
         options = {self._cache_name: cache, "use_cache": True}
-        found: torch.Tensor = self.model(**tensors, **options).logits
-        return found
+        logits: torch.Tensor = self.model(**tensors, **options).logits
+        return logits
 
     def run_decoder(
         self,
@@ -80,9 +80,9 @@ def refused_for(task: str, name: str, cannot: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        told = clean_message(f"{type(error).__name__}: {error}", 200)
+        reason = clean_message(f"{type(error).__name__}: {error}", 200)
         raise JobError(
-            f"model.task = {task!r}: {name} of model.path cannot {cannot}: {told}; take another "
+            f"model.task = {task!r}: {name} of model.path cannot {cannot}: {reason}; take another "
             "model"
         ) from error
 

@@ -41,13 +41,13 @@ def render(template: str, messages: list[Any], tokens: Mapping[str, str]) -> str
         del environment.globals[name]
     environment.globals["raise_exception"] = _refuse
     parsed = environment.from_string(_GENERATION.sub("", template))
-    found, num_chars = [], 0
+    pieces, num_chars = [], 0
     for piece in parsed.generate(messages=messages, add_generation_prompt=True, **tokens):
-        found.append(piece)
+        pieces.append(piece)
         num_chars += len(piece)
         if num_chars > _MAX_CHARS:
             raise TemplateError(f"it writes more than {_MAX_CHARS:,} characters")
-    text = "".join(found)
+    text = "".join(pieces)
     if _ADDRESS.search(text):
         raise TemplateError("it writes an address of memory, which differs from run to run")
     return text

@@ -41,8 +41,10 @@ def chat_prompt(folder: Path, messages: Sequence[tuple[str, str]]) -> Prompt:
         JobError: There is no template, it fails, takes too long or too much memory, or it does not
             write each message once.
     """
-    said = [{"role": role, "content": content.replace(PLACE, _MARK)} for role, content in messages]
-    before, *after = _rendered(folder, _OF_TEXTS, said).split(_MARK)
+    marked = [
+        {"role": role, "content": content.replace(PLACE, _MARK)} for role, content in messages
+    ]
+    before, *after = _rendered(folder, _OF_TEXTS, marked).split(_MARK)
     if len(after) != 1:
         raise JobError(
             f"model.messages: the chat template of model.path writes the text {len(after)} times, "
@@ -65,27 +67,28 @@ def image_prompt(folder: Path, messages: Sequence[tuple[str, str]], image: str) 
     if sum(content.count(image) for _, content in messages) != 1:
         raise JobError(f"model.messages: must have {image} once, where the image goes")
     parts = [_parts(content, image) for _, content in messages]
-    said = [
-        {"role": role, "content": each} for (role, _), each in zip(messages, parts, strict=True)
+    structured = [
+        {"role": role, "content": content}
+        for (role, _), content in zip(messages, parts, strict=True)
     ]
-    found = _rendered(folder, _OF_IMAGES, said)
-    texts = [part["text"] for each in parts for part in each if "text" in part]
-    missing = [text for text in texts if text.strip() not in found]
-    if missing or found.count(image) != 1:
-        what = f"no {preview(missing[0])}" if missing else f"{image} {found.count(image)} times"
+    rendered = _rendered(folder, _OF_IMAGES, structured)
+    texts = [part["text"] for content in parts for part in content if "text" in part]
+    missing = [text for text in texts if text.strip() not in rendered]
+    if missing or rendered.count(image) != 1:
+        what = f"no {preview(missing[0])}" if missing else f"{image} {rendered.count(image)} times"
         raise JobError(
             f"model.messages: the chat template of model.path writes {what}, expected each part "
             "once; write model.prompt instead"
         )
-    return found
+    return rendered
 
 
 def _parts(content: str, image: str) -> list[dict[str, str]]:
     """Return the parts of a content as transformers has them, without empty texts."""
     before, mark, behind = content.partition(image)
-    found = [{"type": "text", "text": before}] if before else []
-    found += [{"type": "image"}] if mark else []
-    return found + ([{"type": "text", "text": behind}] if behind else [])
+    parts = [{"type": "text", "text": before}] if before else []
+    parts += [{"type": "image"}] if mark else []
+    return parts + ([{"type": "text", "text": behind}] if behind else [])
 
 
 def _template(folder: Path, names: Sequence[str]) -> str:
@@ -96,31 +99,31 @@ def _template(folder: Path, names: Sequence[str]) -> str:
                 check_size(name, file.stat().st_size, name)
                 return file.read_text("utf-8", errors="replace")
             continue
-        found: Any = read_object(folder, name, optional=True).get("chat_template")
-        if isinstance(found, list):  # of names and templates
-            named = [each for each in found if isinstance(each, dict)]
-            found = [each.get("template") for each in named if each.get("name") == "default"]
-            found = found[0] if found else None
-        elif isinstance(found, dict):
-            found = found.get("default")
-        if isinstance(found, str):
-            return found
-    told = ", ".join(name if name == FILE else f"chat_template in {name}" for name in names)
+        template: Any = read_object(folder, name, optional=True).get("chat_template")
+        if isinstance(template, list):  # of names and templates
+            entries = [entry for entry in template if isinstance(entry, dict)]
+            defaults = (entry for entry in entries if entry.get("name") == "default")
+            template = next(defaults, {}).get("template")
+        elif isinstance(template, dict):
+            template = template.get("default")
+        if isinstance(template, str):
+            return template
+    places = ", ".join(name if name == FILE else f"chat_template in {name}" for name in names)
     raise JobError(
-        f"model.messages: model.path has no chat template ({told}); write model.prompt instead"
+        f"model.messages: model.path has no chat template ({places}); write model.prompt instead"
     )
 
 
 def _special(folder: Path) -> dict[str, str]:
     """Return name -> text of the special tokens that templates write."""
     known = read_object(folder, SPECIAL, optional=True) | read_object(folder, CONFIG, optional=True)
-    found = {}
+    tokens = {}
     for name in _TOKENS:
         token = known.get(name)
         token = token.get("content") if isinstance(token, dict) else token
         if isinstance(token, str):
-            found[name] = token
-    return found
+            tokens[name] = token
+    return tokens
 
 
 def _rendered(folder: Path, names: Sequence[str], messages: Sequence[Any]) -> str:
@@ -130,8 +133,8 @@ def _rendered(folder: Path, names: Sequence[str], messages: Sequence[Any]) -> st
     try:
         return str(json.loads(output_of(["-m", _PROGRAM], json.dumps(given).encode())))
     except ChildProcessError as error:
-        told = str(error)
+        reason = str(error)
     raise JobError(
-        f"model.messages: the chat template of model.path fails: {clean_message(told, 200)}; "
+        f"model.messages: the chat template of model.path fails: {clean_message(reason, 200)}; "
         "write model.prompt instead"
     )

@@ -48,8 +48,8 @@ class Choices(CachedModel, ABC):
 
     def means(self, sums: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return float32 (B, K) of the log-likelihoods (B,) of each answer as a whole."""
-        found = [each / len(answer) for each, answer in zip(sums, self.answers(), strict=True)]
-        scores = torch.stack(found, dim=1)
+        means = [total / len(answer) for total, answer in zip(sums, self.answers(), strict=True)]
+        scores = torch.stack(means, dim=1)
         return scores - scores.new_tensor(self.prior)
 
 
@@ -140,9 +140,9 @@ class CausalChoices(Choices):
         if not bool((input_ids[:, :size] == shared).all() & (lengths > size).all()):
             return 0
         if not self._shared_states:
-            own = new_cache()
-            self.run_decoder(own, shared[None], places_of(0, size, shared[None]))
-            self._shared_states = states_of(own)
+            shared_cache = new_cache()
+            self.run_decoder(shared_cache, shared[None], places_of(0, size, shared[None]))
+            self._shared_states = states_of(shared_cache)
         for number, (keys, values) in enumerate(self._shared_states):
             rows = len(input_ids)
             cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), number)
@@ -170,10 +170,10 @@ class TargetChoices(Choices):
         return self.means(sums)
 
     def plain(self, row: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
-        found = self.model(
+        outputs = self.model(
             input_ids=row[None], decoder_input_ids=self._decoded(answer)[None], use_cache=False
         )
-        return _likelihoods(found.logits, answer).mean()
+        return _likelihoods(outputs.logits, answer).mean()
 
     def _decoded(self, answer: torch.Tensor) -> torch.Tensor:
         config: Any = self.model.config

@@ -74,10 +74,10 @@ def _require_shares(
     """
     name = type(module.model).__name__
     with refused_for("choices", name, "score answers that share a prompt"):
-        found = torch.stack([module(*batch)[: len(rows)] for batch in batches])
+        scores = torch.stack([module(*batch)[: len(rows)] for batch in batches])
         for row, prompt in enumerate(rows):
             for number, answer in enumerate(module.answers()[:_CHECKED_ANSWERS]):
                 expected = module.plain(prompt, answer)
-                off = float((found[:, row, number] - expected).abs().max())
+                off = float((scores[:, row, number] - expected).abs().max())
                 if not off <= _TOLERANCE * max(1.0, abs(float(expected))):
                     raise ValueError(f"log-likelihoods are off by {off:.2g}")

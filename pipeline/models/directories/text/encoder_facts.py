@@ -29,15 +29,15 @@ def sentence_transformers_facts(folder: Path) -> DirectoryFacts:
         JobError: The directory is refused.
     """
     modules = st.read_modules(folder)
-    kinds = [kind for kind, _ in modules]
-    if kinds[0] != "Transformer" or kinds.count("Transformer") != 1:
+    types = [module_type for module_type, _ in modules]
+    if types[0] != "Transformer" or types.count("Transformer") != 1:
         raise JobError(
             f"model.path: {st.MODULES}: the first module, and no other, must be Transformer"
         )
     at = modules[0][1]
-    if st.is_cross_encoder(folder, kinds):
+    if st.is_cross_encoder(folder, types):
         return encoder_facts(folder, choose(folder, at), scores_pairs=True)
-    if kinds[1:2] != ["Pooling"] or kinds.count("Pooling") != 1:
+    if types[1:2] != ["Pooling"] or types.count("Pooling") != 1:
         raise JobError(f"model.path: {st.MODULES}: Pooling must follow Transformer, once")
     st.require_vectors(folder, at)
     return _sentence_facts(folder, modules, choose(folder, at, is_encoder=True))
@@ -52,8 +52,8 @@ def _sentence_facts(
     text = text_of(folder, chosen, prefix)
     dim = width_of(chosen.config, "hidden_size") * len(pooling.modes)
     layers: list[DenseLayer | Literal["normalize"]] = []
-    for kind, place in modules[2:]:
-        if kind == "Normalize":
+    for module_type, place in modules[2:]:
+        if module_type == "Normalize":
             st.check_normalize(folder, place)
             layers.append("normalize")
             continue
@@ -66,19 +66,19 @@ def _sentence_facts(
         dim = dense.out_features
     skips = not pooling.include_prompt and prefix
     num_tokens = prompt_tokens(folder / text.tokenizer, prefix) if skips else 0
-    kinds = (each if each == "normalize" else "dense" for each in layers)
-    steps = [" + ".join(pooling.modes), *kinds]
+    layer_names = (layer if layer == "normalize" else "dense" for layer in layers)
+    steps = [" + ".join(pooling.modes), *layer_names]
     return chosen.directory(
         "text",
         ("embed", "zero_shot"),
-        kind="sentence_transformers",
+        format_name="sentence_transformers",
         embedding_dim=dim,
         text=text,
         pooling=replace(pooling, prompt_tokens=num_tokens, layers=tuple(layers)),
-        said=(
+        notes=(
             f"{at}{CONFIG}: {chosen.named.__name__}, encoder of texts",
             f"{st.MODULES}: pooling {', '.join(steps)}; {dim} numbers per text",
-            *said_of(text),
+            *text_notes(text),
             *([f"{st.PROMPTS}: before each text {preview(prefix)}"] if prefix else []),
         ),
     )
@@ -99,24 +99,28 @@ def encoder_facts(
     """
     text = text_of(folder, chosen, st.read_prompt(folder))
     at = chosen.at
-    said: list[str] = [f"{at}{CONFIG}: {chosen.named.__name__}"]
+    notes: list[str] = [f"{at}{CONFIG}: {chosen.named.__name__}"]
     tasks: tuple[str, ...] = ("embed", "zero_shot")
     labels: tuple[str, ...] | None = None
     dim, pooling, activation = None, None, "identity"
     if chosen.head == "none":
         dim = width_of(chosen.config, "hidden_size")
         pooling = Pooling(("mean",), st.MODES)
-        said.append(f"no {st.MODULES}: pooling mean, without normalisation; {dim} numbers per text")
+        notes.append(
+            f"no {st.MODULES}: pooling mean, without normalisation; {dim} numbers per text"
+        )
         if chosen.named is not chosen.built:
             name = chosen.named.__name__
-            said.append(f"{at}{CONFIG}: the head of {name} is not used: no sparse vectors (SPLADE)")
+            notes.append(
+                f"{at}{CONFIG}: the head of {name} is not used: no sparse vectors (SPLADE)"
+            )
     else:
         labels = heads.labels_of(chosen.config, chosen.values)
         activation, is_named = heads.score_activation(folder, chosen.values, len(labels))
         tasks = heads.tasks_of(
             chosen.head, labels, chosen.values, scores_pairs=scores_pairs or is_named
         )
-        said.append(f"{at}{CONFIG}: {len(labels)} outputs, {', '.join(tasks)}")
+        notes.append(f"{at}{CONFIG}: {len(labels)} outputs, {', '.join(tasks)}")
     return chosen.directory(
         "text",
         tasks,
@@ -125,7 +129,7 @@ def encoder_facts(
         text=text,
         pooling=pooling,
         activation=activation,
-        said=(*said, *said_of(text)),
+        notes=(*notes, *text_notes(text)),
     )
 
 
@@ -143,7 +147,7 @@ def text_of(folder: Path, chosen: ModelClass, prefix: str = "") -> TextFacts:
     )
 
 
-def said_of(text: TextFacts) -> tuple[str, ...]:
+def text_notes(text: TextFacts) -> tuple[str, ...]:
     """Return what `pipeline plan` says of texts."""
     cut = "; longer ones lose their start" if text.cuts_start else ""
     return (f"{text.tokenizer}: texts of at most {text.max_tokens} tokens{cut}",)
@@ -158,9 +162,9 @@ def language_facts(folder: Path, chosen: ModelClass) -> DirectoryFacts:
         ("choices", "generate"),
         text=text,
         generation=written,
-        said=(
+        notes=(
             f"{chosen.at}{CONFIG}: {chosen.named.__name__}, language model",
-            *said_of(text),
-            written.said,
+            *text_notes(text),
+            written.note,
         ),
     )

@@ -37,7 +37,7 @@ def hypotheses(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[Hypothesis]
     tokenizer.no_padding()
     tokenizer.no_truncation()
     alone = tokenizer.encode("").ids
-    found = []
+    pairs = []
     for prompt in prompts:
         pair = tokenizer.encode("", prompt)
         if pair.ids[: len(alone)] != alone or len(pair.ids) == len(alone):
@@ -45,13 +45,13 @@ def hypotheses(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[Hypothesis]
                 "model.task = 'zero_shot': the tokenizer's pairs do not begin with the tokens of "
                 "the first text, so prompts cannot be put behind it; use a text encoder"
             )
-        found.append(Hypothesis(pair.ids[len(alone) :], pair.type_ids[len(alone) :]))
-    return found
+        pairs.append(Hypothesis(pair.ids[len(alone) :], pair.type_ids[len(alone) :]))
+    return pairs
 
 
-def reserved_tokens(found: Sequence[Hypothesis]) -> int:
+def reserved_tokens(pairs: Sequence[Hypothesis]) -> int:
     """Return how many tokens must be left free beside a text, so that every prompt fits."""
-    return max((len(each.ids) for each in found), default=0)
+    return max((len(pair.ids) for pair in pairs), default=0)
 
 
 def entailment_id(labels: Sequence[str]) -> int:

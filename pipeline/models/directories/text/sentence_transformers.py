@@ -35,11 +35,11 @@ _OLD_KEYS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-_KINDS = ("Transformer", "Pooling", "Dense", "Normalize")
+_MODULE_TYPES = ("Transformer", "Pooling", "Dense", "Normalize")
 _TYPES = {
-    **{f"sentence_transformers.models.{kind}": kind for kind in _KINDS},
-    **{f"sentence_transformers.models.{kind}.{kind}": kind for kind in _KINDS},
-    **{f"sentence_transformers.base.modules.{kind.lower()}.{kind}": kind for kind in _KINDS},
+    **{f"sentence_transformers.models.{name}": name for name in _MODULE_TYPES},
+    **{f"sentence_transformers.models.{name}.{name}": name for name in _MODULE_TYPES},
+    **{f"sentence_transformers.base.modules.{name.lower()}.{name}": name for name in _MODULE_TYPES},
     "sentence_transformers.sentence_transformer.modules.pooling.Pooling": "Pooling",
 }
 _USUAL_ACTIVATION = "torch.nn.modules.activation.Tanh"
@@ -54,17 +54,17 @@ ACTIVATIONS = {
 
 
 def read_modules(folder: Path) -> list[tuple[str, str]]:
-    """Read the list of modules: kind and path of each, the path '' or ending in `/`.
+    """Read the list of modules: type and path of each, the path '' or ending in `/`.
 
     Raises:
-        JobError: A class is not one of `_KINDS`, or a path leaves the directory.
+        JobError: A class is not one of `_MODULE_TYPES`, or a path leaves the directory.
     """
     return parse_modules(read_json(folder, MODULES))
 
 
-def parse_modules(found: Any) -> list[tuple[str, str]]:
+def parse_modules(content: Any) -> list[tuple[str, str]]:
     """Parse the list of modules; see `read_modules`."""
-    modules = checked(found, "modules", MODULES, list[dict[str, Any]], min_length=1)
+    modules = checked(content, "modules", MODULES, list[dict[str, Any]], min_length=1)
     return [_module(entry) for entry in modules]
 
 
@@ -73,7 +73,7 @@ def _module(entry: Mapping[str, Any]) -> tuple[str, str]:
     if not isinstance(name, str) or name not in _TYPES:
         raise JobError(
             f"model.path: {MODULES} names the class {preview(name)}, which is not read; expected "
-            f"{', '.join(_KINDS)} of sentence_transformers"
+            f"{', '.join(_MODULE_TYPES)} of sentence_transformers"
         )
     path = entry.get("path")
     if not isinstance(path, str) or _leaves(path):
@@ -95,10 +95,10 @@ def require_vectors(folder: Path, at: str) -> None:
     modes = read_object(folder, where, optional=True).get("modality_config") or {}
     text_mode = modes.get("text") if isinstance(modes, dict) else None
     for key, expected in (("method", "forward"), ("method_output_name", "last_hidden_state")):
-        found = text_mode.get(key) if isinstance(text_mode, dict) else expected
-        if found != expected:
+        actual = text_mode.get(key) if isinstance(text_mode, dict) else expected
+        if actual != expected:
             raise JobError(
-                f"model.path: {where}: {key} of texts is {preview(found)}, expected {expected}"
+                f"model.path: {where}: {key} of texts is {preview(actual)}, expected {expected}"
             )
 
 
@@ -115,10 +115,10 @@ def read_pooling(folder: Path, at: str) -> Pooling:
         mode = [new for old, new in _OLD_KEYS.items() if read_value(values, old, where, bool)]
     listed = [mode] if isinstance(mode, str) else mode
     modes: list[str] = checked(listed, "pooling_mode", where, list[str])
-    for each in modes:
-        if each not in MODES:
+    for name in modes:
+        if name not in MODES:
             raise JobError(
-                f"model.path: {where}: pooling_mode is {preview(each)}, expected {', '.join(MODES)}"
+                f"model.path: {where}: pooling_mode is {preview(name)}, expected {', '.join(MODES)}"
             )
     include_prompt = read_value(values, "include_prompt", where, bool, True)
     return Pooling(tuple(modes) or ("mean",), MODES, include_prompt)
@@ -166,7 +166,7 @@ def activation_of(name: str, where: str) -> str:
     if name not in ACTIVATIONS:
         raise JobError(
             f"model.path: {where} is {clean_message(name, 80)}, which is not read; expected one of "
-            f"{', '.join(each.rpartition('.')[2] for each in ACTIVATIONS)} of torch.nn"
+            f"{', '.join(path.rpartition('.')[2] for path in ACTIVATIONS)} of torch.nn"
         )
     return ACTIVATIONS[name]
 
@@ -188,7 +188,7 @@ def read_prompt(folder: Path) -> str:
     return "" if name is None else prompts[name]
 
 
-def is_cross_encoder(folder: Path, kinds: Sequence[str]) -> bool:
+def is_cross_encoder(folder: Path, types: Sequence[str]) -> bool:
     """Tell whether the directory is of a cross-encoder: one Transformer and nothing else."""
     named = read_object(folder, PROMPTS, optional=True).get("model_type")
-    return named == "CrossEncoder" or (named is None and list(kinds) == ["Transformer"])
+    return named == "CrossEncoder" or (named is None and list(types) == ["Transformer"])

@@ -109,9 +109,9 @@ def prompt_tokens(path: Path, prompt: str) -> int:
     try:
         return int(output_of(["-c", _COUNT, str(path)], prompt.encode("utf-8", "replace")))
     except ChildProcessError as error:
-        told = clean_message(str(error), 120)
+        reason = clean_message(str(error), 120)
     raise JobError(
-        f"model.path: {path.name} fails over the default prompt: {told}; mend its patterns, or "
+        f"model.path: {path.name} fails over the default prompt: {reason}; mend its patterns, or "
         "take the prompt out of config_sentence_transformers.json"
     )
 
@@ -164,8 +164,8 @@ def text_facts(
 
 
 def _cuts_start(settings: Mapping[str, Any], tokenizer: Tokenizer) -> bool:
-    own = (tokenizer.truncation or {}).get("direction")
-    return str(settings.get("truncation_side") or own).lower() == "left"
+    default_side = (tokenizer.truncation or {}).get("direction")
+    return str(settings.get("truncation_side") or default_side).lower() == "left"
 
 
 def max_positions(module: torch.nn.Module) -> int | None:
@@ -179,8 +179,8 @@ def max_positions(module: torch.nn.Module) -> int | None:
             # RoBERTa and its kin count from behind the padding index.
             skipped = 0 if part.padding_idx is None else part.padding_idx + 1
             return part.num_embeddings - skipped
-    found = getattr(_text_config(module), "max_position_embeddings", None)
-    return found if isinstance(found, int) and found > 0 else None
+    limit = getattr(_text_config(module), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
 
 
 def tensor_names(module: torch.nn.Module) -> tuple[str, ...]:
@@ -207,8 +207,8 @@ def _pad_id(
     for values in (settings, special):
         token = values.get("pad_token")
         token = token.get("content") if isinstance(token, dict) else token
-        found = tokenizer.token_to_id(token) if isinstance(token, str) else None
-        if found is not None:
-            return int(found)
-    found = getattr(_text_config(module), "pad_token_id", None)
-    return found if isinstance(found, int) and found >= 0 else 0
+        pad_id = tokenizer.token_to_id(token) if isinstance(token, str) else None
+        if pad_id is not None:
+            return int(pad_id)
+    pad_id = getattr(_text_config(module), "pad_token_id", None)
+    return pad_id if isinstance(pad_id, int) and pad_id >= 0 else 0

@@ -26,8 +26,8 @@ class TextModule(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Return (B, D), (B, K) or (B, L, K), as `output` makes it."""
-        found = self.model(input_ids=input_ids, attention_mask=attention_mask)
-        return self.output(found, attention_mask)  # type: ignore[no-any-return]
+        outputs = self.model(input_ids=input_ids, attention_mask=attention_mask)
+        return self.output(outputs, attention_mask)  # type: ignore[no-any-return]
 
 
 class PairModule(TextModule):
@@ -40,17 +40,17 @@ class PairModule(TextModule):
         token_type_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return (B, D), (B, K) or (B, L, K), as `output` makes it."""
-        found = self.model(
+        outputs = self.model(
             input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
         )
-        return self.output(found, attention_mask)  # type: ignore[no-any-return]
+        return self.output(outputs, attention_mask)  # type: ignore[no-any-return]
 
 
 class Logits(nn.Module):
     """The logits of a classification head: (B, K), of tokens (B, L, K)."""
 
-    def forward(self, found: Any, attention_mask: torch.Tensor) -> torch.Tensor:
-        return found.logits  # type: ignore[no-any-return]
+    def forward(self, outputs: Any, attention_mask: torch.Tensor) -> torch.Tensor:
+        return outputs.logits  # type: ignore[no-any-return]
 
 
 class Pooled(nn.Module):
@@ -69,8 +69,8 @@ class Pooled(nn.Module):
         self.num_skipped = num_skipped
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, found: Any, attention_mask: torch.Tensor) -> torch.Tensor:
-        vectors: torch.Tensor = found.last_hidden_state
+    def forward(self, outputs: Any, attention_mask: torch.Tensor) -> torch.Tensor:
+        vectors: torch.Tensor = outputs.last_hidden_state
         mask = attention_mask
         if self.num_skipped:
             positions = torch.arange(mask.shape[1], device=mask.device)
@@ -130,7 +130,7 @@ class Dense(nn.Module):
 
 def activation_module(name: str) -> nn.Module:
     """Return the module of one of `sentence_transformers.ACTIVATIONS`."""
-    found: dict[str, type[nn.Module]] = {
+    activations: dict[str, type[nn.Module]] = {
         "identity": nn.Identity,
         "tanh": nn.Tanh,
         "relu": nn.ReLU,
@@ -138,4 +138,4 @@ def activation_module(name: str) -> nn.Module:
         "silu": nn.SiLU,
         "sigmoid": nn.Sigmoid,
     }
-    return found[name]()
+    return activations[name]()

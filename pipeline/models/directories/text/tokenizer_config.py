@@ -51,13 +51,13 @@ def require_agreement(
     for field, (wanted, is_done) in _compared(cls, settings, tokenizer).items():
         if wanted != is_done:
             raise JobError(
-                f"model.path: {where}tokenizer_config.json: {field} is {_said(settings, field)}, "
+                f"model.path: {where}tokenizer_config.json: {field} is {_shown(settings, field)}, "
                 f"which {cls.__name__} of transformers goes by, and tokenizer.json does not; make "
                 "them agree: AutoTokenizer.from_pretrained(DIR).save_pretrained(NEW)"
             )
 
 
-def _said(settings: Mapping[str, Any], field: str) -> str:
+def _shown(settings: Mapping[str, Any], field: str) -> str:
     return str(settings[field]).lower() if field in settings else "left out"
 
 

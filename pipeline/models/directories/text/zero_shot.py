@@ -64,7 +64,7 @@ class EntailmentZeroShot(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        found: Sequence[Hypothesis],
+        pairs: Sequence[Hypothesis],
         entails: int,
         pad_id: int,
         *,
@@ -75,7 +75,7 @@ class EntailmentZeroShot(nn.Module):
         Args:
             model: Takes `input_ids`, `attention_mask`, and `token_type_ids` if it has types; gives
                 logits (B, C). Takes `reserved_tokens(found)` more tokens than the texts have.
-            found: Of K prompts.
+            pairs: Of K prompts.
             entails: Which of the C outputs counts.
             pad_id: Token id that fills up a batch.
             has_types: Whether the model takes token types.
@@ -83,13 +83,13 @@ class EntailmentZeroShot(nn.Module):
         super().__init__()
         self.model, self.entails, self.pad_id, self.has_types = model, entails, pad_id, has_types
         for name, values, padding in (
-            ("ids", [each.ids for each in found], pad_id),
-            ("types", [each.types for each in found], 0),
+            ("ids", [pair.ids for pair in pairs], pad_id),
+            ("types", [pair.types for pair in pairs], 0),
         ):
             rows = [torch.tensor(row) for row in values]
             padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding)
             self.register_buffer(name, padded)
-        self.lengths = [len(each.ids) for each in found]
+        self.lengths = [len(pair.ids) for pair in pairs]
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Return float (B, K)."""
@@ -140,10 +140,10 @@ def with_prompts(
     pad_id = facts.text.pad_id
     if facts.labels is not None:
         with tokenizer_errors(f"model.path: {facts.text.tokenizer}: fails over texts"):
-            found = hypotheses(tokenizer, prompts)
+            pairs = hypotheses(tokenizer, prompts)
         entails = entailment_id(facts.labels)
         has_types = "token_type_ids" in facts.text.tensor_names
-        return EntailmentZeroShot(module, found, entails, pad_id, has_types=has_types)
+        return EntailmentZeroShot(module, pairs, entails, pad_id, has_types=has_types)
     return EncoderZeroShot(module, token_ids(path, facts.text, prompts), pad_id)
 
 

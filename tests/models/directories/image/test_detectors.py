@@ -74,19 +74,21 @@ def require_the_librarys_boxes(path: Path, family: str) -> None:
             theirs(pixel_values=PIXELS), threshold=MIN_SCORE, target_sizes=[(HEIGHT, WIDTH)] * 2
         )
     images = {"image": torch.zeros(2, HEIGHT, WIDTH, 3, dtype=torch.uint8)}
-    found = make_task(spec).reduce_batch(outputs, 2, images)
-    assert min(len(each["scores"]) for each in wanted)
-    for row, each in enumerate(wanted):
-        order = each["scores"].argsort(descending=True, stable=True)
+    detections = make_task(spec).reduce_batch(outputs, 2, images)
+    assert min(len(entry["scores"]) for entry in wanted)
+    for row, entry in enumerate(wanted):
+        order = entry["scores"].argsort(descending=True, stable=True)
         count = len(order)
         close = {"atol": CLOSE, "rtol": CLOSE}
-        torch.testing.assert_close(found["score"][row, :count], each["scores"][order], **close)
-        assert not found["score"][row, count:].any()
+        torch.testing.assert_close(
+            detections["score"][row, :count], entry["scores"][order], **close
+        )
+        assert not detections["score"][row, count:].any()
         # Of like scores either is first.
         ours = torch.column_stack(
-            [found[name][row, :count] for name in ("label_id", "score", "boxes")]
+            [detections[name][row, :count] for name in ("label_id", "score", "boxes")]
         )
-        theirs = torch.column_stack([each[name] for name in ("labels", "scores", "boxes")])
+        theirs = torch.column_stack([entry[name] for name in ("labels", "scores", "boxes")])
         alike = torch.isclose(ours[:, None], theirs[None], **close).all(dim=2)
         assert alike.any(dim=0).all()
         assert alike.any(dim=1).all()
@@ -131,9 +133,9 @@ SIZES = {
 
 @pytest.mark.parametrize("case", SIZES)
 def test_the_sizes_that_a_processor_of_detectors_says_are_read(case: str, tmp_path: Path):
-    kind, size, expected = SIZES[case]
+    model_type, size, expected = SIZES[case]
     path = make_detector(tmp_path / "m", "detr")
-    changes = {"image_processor_type": f"{kind}ImageProcessor", "size": size, "do_pad": True}
+    changes = {"image_processor_type": f"{model_type}ImageProcessor", "size": size, "do_pad": True}
     change_json(path / "preprocessor_config.json", **changes)
     transform, problem, _ = read_transform(path)
     assert transform is not None, problem

@@ -64,8 +64,8 @@ CASES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "efficientnet": ("EfficientNet", stretched(include_top=True, rescale_offset=True)),
     "d_fine": ("RTDetr", stretched(64, 48, resample=2, do_normalize=False, do_convert_rgb=None)),
     **{
-        f"{kind}, edges": (kind, {"size": edges, "resample": 2, **_NO_CROP})
-        for kind in ("Detr", "ConditionalDetr", "DeformableDetr", "RTDetr")
+        f"{family}, edges": (family, {"size": edges, "resample": 2, **_NO_CROP})
+        for family in ("Detr", "ConditionalDetr", "DeformableDetr", "RTDetr")
         for edges in [{"shortest_edge": 90, "longest_edge": 133}]
     },
 }
@@ -80,30 +80,30 @@ def few() -> list[Image.Image]:
     return photos(NUM_PHOTOS)
 
 
-def processor(kind: str, folder: Path, backend: str) -> Any:
+def processor(family: str, folder: Path, backend: str) -> Any:
     import transformers
 
-    cls = getattr(transformers, f"{kind}ImageProcessor{'Pil' if backend == 'pil' else ''}")
+    cls = getattr(transformers, f"{family}ImageProcessor{'Pil' if backend == 'pil' else ''}")
     return cls.from_pretrained(folder)
 
 
 def normalised(image: Image.Image, spec: TransformSpec) -> torch.Tensor:
     pixels = resize_and_crop(torch.from_numpy(np.array(image)).permute(2, 0, 1), spec) / 255
-    mean, std = (torch.tensor(each)[:, None, None] for each in (spec.mean, spec.std))
+    mean, std = (torch.tensor(values)[:, None, None] for values in (spec.mean, spec.std))
     return (pixels - mean) / std
 
 
-def levels(found: torch.Tensor, expected: torch.Tensor, spec: TransformSpec) -> float:
+def levels(actual: torch.Tensor, expected: torch.Tensor, spec: TransformSpec) -> float:
     """Return the largest difference in levels of 255."""
-    assert found.shape == expected.shape
+    assert actual.shape == expected.shape
     std = torch.tensor(spec.std)[:, None, None]
-    return float(((found - expected).abs() * std * 255).max())
+    return float(((actual - expected).abs() * std * 255).max())
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_pixels_are_those_of_the_processor(case: str, few: list[Image.Image], tmp_path: Path):
-    kind, changes = CASES[case]
-    write_image_processor(tmp_path, image_processor_type=f"{kind}ImageProcessor")
+    family, changes = CASES[case]
+    write_image_processor(tmp_path, image_processor_type=f"{family}ImageProcessor")
     change_json(tmp_path / "preprocessor_config.json", **changes)
     spec, problem, _ = read_transform(tmp_path)
     assert spec is not None, problem
@@ -111,7 +111,7 @@ def test_pixels_are_those_of_the_processor(case: str, few: list[Image.Image], tm
     if case == "bit, padded":
         del limits["pil"]  # of an odd rest it puts one pixel more on the left and above
     for backend, most in limits.items():
-        theirs, furthest = processor(kind, tmp_path, backend), 0.0
+        theirs, furthest = processor(family, tmp_path, backend), 0.0
         for image in few:
             picture = image.convert("L") if spec.channels == "gray" else image
             expected = theirs(picture, return_tensors="pt")["pixel_values"][0]
@@ -152,21 +152,22 @@ LEFT = {
 
 
 @pytest.mark.parametrize(
-    ("kind", "changes", "said"), [(kind, *row) for kind, rows in LEFT.items() for row in rows]
+    ("family", "changes", "words"),
+    [(family, *row) for family, rows in LEFT.items() for row in rows],
 )
 def test_a_processor_with_steps_of_its_own_is_left_to_the_job(
-    kind: str, changes: dict, said: str, tmp_path: Path
+    family: str, changes: dict, words: str, tmp_path: Path
 ):
-    write_image_processor(tmp_path, image_processor_type=f"{kind}ImageProcessor")
+    write_image_processor(tmp_path, image_processor_type=f"{family}ImageProcessor")
     change_json(tmp_path / "preprocessor_config.json", **changes)
     spec, problem, _ = read_transform(tmp_path)
     assert spec is None
-    assert re.search(said.replace("[", r"\["), problem or "")
+    assert re.search(words.replace("[", r"\["), problem or "")
     assert "give the fields of transform: size_px: " in (problem or "")
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "words"),
     [
         ({"image_mean": [0.5], "image_std": [0.5, 0.5]}, r"image_std is .*, list should"),
         ({"image_std": [0.5, 0.0, 0.5]}, "std"),
@@ -174,10 +175,10 @@ def test_a_processor_with_steps_of_its_own_is_left_to_the_job(
         ({"do_rescale": "yes"}, 'do_rescale is "yes"'),
     ],
 )
-def test_a_damaged_processor_is_refused(changes: dict, said: str, tmp_path: Path):
+def test_a_damaged_processor_is_refused(changes: dict, words: str, tmp_path: Path):
     write_image_processor(tmp_path)
     change_json(tmp_path / "preprocessor_config.json", **changes)
-    with pytest.raises(JobError, match=said):
+    with pytest.raises(JobError, match=words):
         read_transform(tmp_path)
 
 
@@ -216,8 +217,8 @@ def test_pixels_are_those_of_timm(changes: dict, few: list[Image.Image], tmp_pat
 def cfg_of(path: Path) -> dict[str, Any]:
     import json
 
-    found: dict[str, Any] = json.loads((path / "config.json").read_text())["pretrained_cfg"]
-    return found
+    config: dict[str, Any] = json.loads((path / "config.json").read_text())["pretrained_cfg"]
+    return config
 
 
 def change_cfg(path: Path, changes: Mapping[str, Any]) -> None:
@@ -225,23 +226,23 @@ def change_cfg(path: Path, changes: Mapping[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "words"),
     [
         ({"interpolation": "random"}, "interpolation is"),
         ({"crop_mode": "corner"}, "crop_mode is"),
         ({"input_size": [1, 32, 32]}, "the model takes 3 channels"),
     ],
 )
-def test_what_timm_can_and_the_transform_cannot_is_said(changes: dict, said: str, tmp_path: Path):
+def test_what_timm_can_and_the_transform_cannot_is_said(changes: dict, words: str, tmp_path: Path):
     path = make_timm(tmp_path / "m", "test_resnet", num_classes=3)
     change_cfg(path, changes)
     facts = read_facts(path)
     assert facts.transform is None
-    assert said in facts.transform_problem
+    assert words in facts.transform_problem
 
 
 @pytest.mark.parametrize(
-    ("spec", "said"),
+    ("spec", "words"),
     [
         (("shortest", 32, 36, "bicubic"), "resized to 36 px (bicubic), centre crop of 32 px"),
         (("stretch", (32, 48), None, "bilinear"), "stretched to 32 x 48 px (bilinear)"),
@@ -249,9 +250,9 @@ def test_what_timm_can_and_the_transform_cannot_is_said(changes: dict, said: str
         (("none", 32, None, None), "not resized, centre crop of 32 px"),
     ],
 )
-def test_a_transform_is_told_in_words(spec: tuple, said: str):
+def test_a_transform_is_told_in_words(spec: tuple, words: str):
     resize, size, resize_px, interpolation = spec
     half = (0.5,) * 3
     assert (
-        in_words(TransformSpec(size, resize_px, interpolation, half, half, resize=resize)) == said
+        in_words(TransformSpec(size, resize_px, interpolation, half, half, resize=resize)) == words
     )

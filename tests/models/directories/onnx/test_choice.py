@@ -48,8 +48,8 @@ def test_external_data_travel_with_the_file_and_are_in_the_digest(tmp_path: Path
     path = onnx_files.save_apart(onnx_files.features_model(), tmp_path / "m.onnx")
     (tmp_path / "other.txt").write_text("is not copied")
     directory, facts = open_facts(str(path), {}, "features")
-    assert {each.name for each in local(directory).iterdir()} == {"m.onnx", "weights.bin"}
-    assert facts.kind == "onnx"
+    assert {path.name for path in local(directory).iterdir()} == {"m.onnx", "weights.bin"}
+    assert facts.format_name == "onnx"
     beside = tmp_path / "weights.bin"
     beside.write_bytes(beside.read_bytes()[:-4] + b"\0\0\0\0")
     assert open_facts(str(path), {}, "features")[0].sha256 != directory.sha256
@@ -58,8 +58,8 @@ def test_external_data_travel_with_the_file_and_are_in_the_digest(tmp_path: Path
 def test_it_is_read_from_an_object_store(s3: S3Server, tmp_path: Path):
     store, path = s3.store(), tmp_path / "m.onnx"
     onnx_files.save_apart(onnx_files.features_model(), path)
-    for each in tmp_path.iterdir():
-        store.put_file(f"models/{each.name}", str(each))
+    for file in tmp_path.iterdir():
+        store.put_file(f"models/{file.name}", str(file))
     directory, facts = open_facts(store.url("models/m.onnx"), store.storage_options, "features")
     assert facts.module.inputs[0].shape[1] == 6
     assert directory.sha256 == open_facts(str(path), {}, "features")[0].sha256

@@ -32,18 +32,18 @@ def test_probabilities_in_front_of_a_zipmap_are_those_in_its_maps(tmp_path: Path
 
     path = save(classifier(names, zipped=names), tmp_path / "m.onnx")
     [maps] = onnxruntime.InferenceSession(path).run(["output_probability"], {"x": ROWS})
-    expected = np.array([[each[name] for name in names] for each in maps])
-    found = OnnxModule.of(path, ["output_probability"])(torch.from_numpy(ROWS))
-    np.testing.assert_array_equal(found.numpy(), expected.astype(np.float32))
+    expected = np.array([[row[name] for name in names] for row in maps])
+    actual = OnnxModule.of(path, ["output_probability"])(torch.from_numpy(ROWS))
+    np.testing.assert_array_equal(actual.numpy(), expected.astype(np.float32))
     facts = read_onnx_facts(path)
     assert facts.labels == tuple(map(str, names))
     assert facts.module.output == "output_probability"
-    assert "m.onnx: 'output_probability' is read without its ZipMap" in facts.said
+    assert "m.onnx: 'output_probability' is read without its ZipMap" in facts.notes
 
 
 def test_outputs_that_are_no_numbers_are_listed(tmp_path: Path):
-    said = read_onnx_facts(save(classifier(), tmp_path / "m.onnx")).said
-    assert "m.onnx: its output 'label' is text, and is not read" in said
+    notes = read_onnx_facts(save(classifier(), tmp_path / "m.onnx")).notes
+    assert "m.onnx: its output 'label' is text, and is not read" in notes
 
 
 def test_the_file_itself_stays_as_it_is(tmp_path: Path):
@@ -110,9 +110,9 @@ def made_by(op_type: str, *, domain: str = "", then: tuple[str, ...] = (), **fie
     """A graph whose output is what an operator makes, through others."""
     names = ["raw", *(f"step{index}" for index in range(len(then)))]
     nodes = [helper.make_node(op_type, ["x"], ["raw"], domain=domain, **fields)]
-    for kind, name, before in zip(then, names[1:], names, strict=False):
-        more = {"to": FLOAT} if kind == "Cast" else {}
-        nodes.append(helper.make_node(kind, [before], [name], **more))
+    for operator, name, before in zip(then, names[1:], names, strict=False):
+        more = {"to": FLOAT} if operator == "Cast" else {}
+        nodes.append(helper.make_node(operator, [before], [name], **more))
     shape = ["batch", 2]
     ends = [value(name, FLOAT, shape) for name in ("x", names[-1])]
     opsets = (("", onnx_files.OPSET), (ML, 3))
@@ -120,7 +120,7 @@ def made_by(op_type: str, *, domain: str = "", then: tuple[str, ...] = (), **fie
 
 
 @pytest.mark.parametrize(
-    ("graph", "found"),
+    ("graph", "activation"),
     [
         (made_by("Softmax"), "softmax"),
         (made_by("Softmax", then=("Cast", "Identity")), "softmax"),
@@ -135,5 +135,5 @@ def made_by(op_type: str, *, domain: str = "", then: tuple[str, ...] = (), **fie
         (made_by("TreeEnsembleClassifier", domain=ML), None),
     ],
 )
-def test_what_the_last_operator_that_computes_says(graph: Any, found: str | None):
-    assert activation_of(*graph) == found
+def test_what_the_last_operator_that_computes_says(graph: Any, activation: str | None):
+    assert activation_of(*graph) == activation

@@ -42,11 +42,11 @@ def passed_on(inputs: list[Any], **more: Any) -> onnx.ModelProto:
 
 def test_features(tmp_path: Path):
     facts = read(onnx_files.features_model(), tmp_path)
-    assert (facts.kind, facts.input, facts.tasks[0]) == ("onnx", "features", "classify")
+    assert (facts.format_name, facts.input, facts.tasks[0]) == ("onnx", "features", "classify")
     assert facts.module.inputs == (("x", "float32", ("batch", 6)),)
     assert facts.embedding_dim == 5
     assert (facts.module.batch_size, facts.module.output) == (None, "logits")
-    assert facts.said == (
+    assert facts.notes == (
         "m.onnx: takes 'x' float32 (batch, 6)",
         "m.onnx: gives 'logits' float32 (batch, 5); tasks take 'logits'",
     )
@@ -71,13 +71,13 @@ def test_texts(tmp_path: Path):
 def test_a_fixed_number_of_rows_is_said(tmp_path: Path):
     facts = read(onnx_files.features_model(4), tmp_path)
     assert facts.module.batch_size == 4
-    assert "m.onnx: takes exactly 4 rows at once" in facts.said
+    assert "m.onnx: takes exactly 4 rows at once" in facts.notes
 
 
 def test_a_softmax_at_the_end_is_said(tmp_path: Path):
     facts = read(onnx_files.features_model(softmax=True), tmp_path)
     assert facts.ends_in == "softmax"
-    assert "m.onnx: its output is a softmax already" in facts.said
+    assert "m.onnx: its output is a softmax already" in facts.notes
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_class_names_come_from_the_metadata(
 def test_initializers_among_the_inputs_are_no_inputs(tmp_path: Path):
     model = onnx_files.features_model()
     model.graph.input.append(value("w", FLOAT, [6, 8]))
-    assert [each.name for each in read(model, tmp_path).module.inputs] == ["x"]
+    assert [tensor.name for tensor in read(model, tmp_path).module.inputs] == ["x"]
 
 
 def test_weights_may_lie_beside_the_file(tmp_path: Path):
@@ -116,31 +116,31 @@ def test_operators_that_onnxruntime_brings_and_functions_of_the_file_are_taken(t
     ends = [value("x", FLOAT, ["b", 3])], [value("out", FLOAT, ["b", 3])]
     brought = make_model([node], *ends, opsets=[("", 17), ("com.microsoft", 1)])
     assert read(brought, tmp_path).module.output_names == ("out",)
-    own = helper.make_function(
+    function = helper.make_function(
         "my.ops", "Twice", ["a"], ["b"], [helper.make_node("Add", ["a", "a"], ["b"])],
         [helper.make_opsetid("", 17)],
     )  # fmt: skip
     node = helper.make_node("Twice", ["x"], ["out"], domain="my.ops")
-    model = make_model([node], *ends, functions=[own], opsets=FOREIGN)
+    model = make_model([node], *ends, functions=[function], opsets=FOREIGN)
     assert read(model, tmp_path).module.output_names == ("out",)
 
 
 def test_a_custom_operator_is_refused_wherever_it_is(tmp_path: Path):
     ends = [value("x", FLOAT, ["b", 3])], [value("out", FLOAT, ["b", 3])]
     node = helper.make_node("Run", ["x"], ["out"], domain="my.ops")
-    found = refusal(make_model([node], *ends, opsets=FOREIGN), tmp_path)
-    assert "custom operator 'Run' of domain 'my.ops', which needs a library of its own" in found
+    message = refusal(make_model([node], *ends, opsets=FOREIGN), tmp_path)
+    assert "custom operator 'Run' of domain 'my.ops', which needs a library of its own" in message
     inner = helper.make_graph([helper.make_node("Run", [], ["y"], domain="my.ops")], "inner", [],
                               [value("y", FLOAT, None)])  # fmt: skip
     branch = helper.make_node("If", ["x"], ["out"], then_branch=inner, else_branch=inner)
     assert "'Run'" in refusal(make_model([branch], *ends, opsets=FOREIGN), tmp_path)
-    own = helper.make_function(
+    function = helper.make_function(
         "my.ops", "Outer", ["a"], ["b"],
         [helper.make_node("Run", ["a"], ["b"], domain="other.ops")], [helper.make_opsetid("", 17)],
     )  # fmt: skip
     node = helper.make_node("Outer", ["x"], ["out"], domain="my.ops")
-    found = refusal(make_model([node], *ends, functions=[own], opsets=FOREIGN), tmp_path)
-    assert "'Run' of domain 'other.ops'" in found
+    message = refusal(make_model([node], *ends, functions=[function], opsets=FOREIGN), tmp_path)
+    assert "'Run' of domain 'other.ops'" in message
 
 
 def test_a_function_that_calls_itself_is_refused(tmp_path: Path):
@@ -154,8 +154,8 @@ def test_a_function_that_calls_itself_is_refused(tmp_path: Path):
     ]  # fmt: skip
     node = helper.make_node("Ping", ["x"], ["out"], domain="my.ops")
     ends = [value("x", FLOAT, ["b", 3])], [value("out", FLOAT, ["b", 3])]
-    found = refusal(make_model([node], *ends, functions=functions, opsets=FOREIGN), tmp_path)
-    assert "its function 'Ping' calls itself" in found
+    message = refusal(make_model([node], *ends, functions=functions, opsets=FOREIGN), tmp_path)
+    assert "its function 'Ping' calls itself" in message
 
 
 def unfed_zip_map() -> bytes:
@@ -267,9 +267,9 @@ def test_random_operators_are_refused_wherever_they_are(tmp_path: Path, name: st
         model = make_model([yes, chosen], *ends)
     elif place == "function":
         opsets = [helper.make_opsetid("", 17)]
-        own = helper.make_function("own", "noise", ["x"], ["out"], [drawing(name)], opsets)
+        function = helper.make_function("own", "noise", ["x"], ["out"], [drawing(name)], opsets)
         call = helper.make_node("noise", ["x"], ["out"], domain="own")
-        model = make_model([call], *ends, functions=[own], opsets=[("", 17), ("own", 1)])
+        model = make_model([call], *ends, functions=[function], opsets=[("", 17), ("own", 1)])
     assert f"has the random operator {name} (node '" in refusal(model, tmp_path)
 
 

@@ -16,7 +16,7 @@ from pipeline.core.errors import JobError
 from pipeline.models.directories.text.chat_program import render
 from pipeline.models.directories.text.chat_template import FILE, LEGACY, chat_prompt, image_prompt
 
-SAID = [(each["role"], each["content"]) for each in MESSAGES]
+PAIRS = [(message["role"], message["content"]) for message in MESSAGES]
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +40,12 @@ def test_a_prompt_is_what_the_library_renders(model: Path, tmp_path: Path, is_in
         folder.mkdir()
         (folder / "tokenizer_config.json").write_text("{}")
         change_json(folder / "tokenizer_config.json", chat_template=CHAT)
-    prompt = chat_prompt(folder, SAID)
+    prompt = chat_prompt(folder, PAIRS)
     tokenizer = AutoTokenizer.from_pretrained(model)
     for text in TEXTS:
         messages = [
-            {**each, "content": each["content"].replace("{text}", text, 1)} for each in MESSAGES
+            {**message, "content": message["content"].replace("{text}", text, 1)}
+            for message in MESSAGES
         ]
         expected = tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
@@ -59,7 +60,7 @@ def test_special_tokens_loop_controls_and_generation_marks_are_known(tmp_path: P
     )
     folder = written(tmp_path / "m", template)
     (folder / "tokenizer_config.json").write_text('{"bos_token": {"content": "<s>"}}')
-    prompt = chat_prompt(folder, SAID)
+    prompt = chat_prompt(folder, PAIRS)
     assert prompt.before == '<s>"Answer in one word.""Is it good or bad? '
     assert prompt.after == '"'
     assert not prompt.adds_special
@@ -99,11 +100,11 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize(
-    "template", quick_cases(((each,) for each in HOSTILE), lambda each: HOSTILE[each] != "too long")
+    "template", quick_cases(((name,) for name in HOSTILE), lambda name: HOSTILE[name] != "too long")
 )
 def test_a_hostile_template_is_one_line(template: str, tmp_path: Path):
     with pytest.raises(JobError, match=HOSTILE[template]) as raised:
-        chat_prompt(written(tmp_path / "m", template), SAID)
+        chat_prompt(written(tmp_path / "m", template), PAIRS)
     assert "write model.prompt instead" in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -126,7 +127,7 @@ def test_a_content_becomes_the_parts_that_its_image_divides(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("template", "told"),
+    ("template", "words"),
     [
         (PARTS.replace("<image>", ""), "writes <image> 0 times"),
         (PARTS + "<image>", "writes <image> 2 times"),
@@ -136,13 +137,13 @@ def test_a_content_becomes_the_parts_that_its_image_divides(tmp_path: Path):
     ],
 )
 def test_a_template_without_a_place_for_the_image_is_refused(
-    template: str, told: str, tmp_path: Path
+    template: str, words: str, tmp_path: Path
 ):
-    with pytest.raises(JobError, match=told) as raised:
+    with pytest.raises(JobError, match=words) as raised:
         image_prompt(written(tmp_path / "m", template), ABOUT, "<image>")
     assert "write model.prompt instead" in str(raised.value)
 
 
 def test_a_directory_without_a_template_is_refused(tmp_path: Path):
     with pytest.raises(JobError, match="has no chat template"):
-        chat_prompt(tmp_path, SAID)
+        chat_prompt(tmp_path, PAIRS)

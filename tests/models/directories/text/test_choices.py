@@ -35,8 +35,8 @@ LLAMA = "llama"
 
 
 def softmax(values: np.ndarray) -> np.ndarray:
-    found = np.exp(values - values.max(axis=-1, keepdims=True))
-    return found / found.sum(axis=-1, keepdims=True)
+    weights = np.exp(values - values.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
 
 
 def library_ids(path: Path, family: str, text: str) -> tuple[list[int], list[list[int]]]:
@@ -49,8 +49,8 @@ def library_ids(path: Path, family: str, text: str) -> tuple[list[int], list[lis
     if family in SEQ2SEQ:
         return ids, [tokenizer(answer).input_ids for answer in CHOICES.values()]
     whole = [tokenizer(f"{prompt} {answer}").input_ids for answer in CHOICES.values()]
-    assert all(each[: len(ids)] == ids for each in whole)
-    return ids, [each[len(ids) :] for each in whole]
+    assert all(tokens[: len(ids)] == ids for tokens in whole)
+    return ids, [tokens[len(ids) :] for tokens in whole]
 
 
 @pytest.mark.parametrize(
@@ -61,14 +61,14 @@ def test_scores_are_those_of_the_library(family: str, tmp_path: Path):
     spec = choosing(path)
     rows = prepared(spec, TEXTS)
     ids = rows.column(TOKEN_IDS).to_pylist()
-    found = predicted(spec, rows)
+    actual = predicted(spec, rows)
     for number, text in enumerate(TEXTS):
         prompt, answers = library_ids(path, family, text)
         assert ids[number] == prompt
         expected = softmax(library_scores(path, prompt, answers))
-        np.testing.assert_allclose(scores_of(found[number]), expected, atol=1e-4)
-        assert found[number]["label"] == [*CHOICES][int(expected.argmax())]
-    assert np.ptp([scores_of(row) for row in found], axis=0).max() > 5e-4  # the text decides
+        np.testing.assert_allclose(scores_of(actual[number]), expected, atol=1e-4)
+        assert actual[number]["label"] == [*CHOICES][int(expected.argmax())]
+    assert np.ptp([scores_of(row) for row in actual], axis=0).max() > 5e-4  # the text decides
 
 
 @pytest.mark.parametrize(
@@ -84,8 +84,8 @@ def test_a_prompt_beyond_the_window_is_read_whole(family: str, count: int, tmp_p
     texts = [f"{'and the dog ' * (4 * n)} {n}" for n in range(count)]
     rows = prepared(spec, texts)
     assert not any(rows.column("truncated").to_pylist())
-    found = predicted(spec, rows, BatchLimits(64, 4096))
-    for text, row in zip(texts, found, strict=True):
+    actual = predicted(spec, rows, BatchLimits(64, 4096))
+    for text, row in zip(texts, actual, strict=True):
         expected = softmax(library_scores(path, *library_ids(path, family, text)))
         np.testing.assert_allclose(scores_of(row), expected, atol=1e-4)
 
@@ -100,8 +100,8 @@ def test_neither_batches_nor_neighbours_change_a_score(family: str, tmp_path: Pa
     assert len({len(ids) for ids in rows.column(TOKEN_IDS).to_pylist()}) > _MOST_ENDS
     expected = [scores_of(row) for row in predicted(spec, rows, BatchLimits(1))]
     for limits in (BatchLimits(3, 64), BatchLimits(64, 4096)):
-        found = [scores_of(row) for row in predicted(spec, rows, limits)]
-        np.testing.assert_allclose(found, expected, atol=1e-5)
+        actual = [scores_of(row) for row in predicted(spec, rows, limits)]
+        np.testing.assert_allclose(actual, expected, atol=1e-5)
     others = prepared(spec, [texts[0], *("dog " * len(text) for text in texts[1:])])
     [first, *_] = predicted(spec, others, BatchLimits(64, 4096))
     np.testing.assert_allclose(scores_of(first), expected[0], atol=1e-5)
@@ -121,13 +121,13 @@ def test_what_all_prompts_begin_with_is_computed_once(tmp_path: Path):
         lambda _, __, given: seen.append(given["input_ids"].numel()), with_kwargs=True
     )
     with torch.inference_mode():
-        found = module(ids, mask)
+        actual = module(ids, mask)
         seen.clear()
-        torch.testing.assert_close(module(ids, mask), found)
+        torch.testing.assert_close(module(ids, mask), actual)
         shared, module.shared = module.shared, ()
         num_tokens = sum(seen)
         seen.clear()
-        torch.testing.assert_close(module(ids, mask), found, atol=1e-4, rtol=0)
+        torch.testing.assert_close(module(ids, mask), actual, atol=1e-4, rtol=0)
     assert num_tokens == sum(seen) - len(shared) * len(ids)
     # The prompt once, then what follows the first token of each answer.
     rest = sum(len(answer) - 1 for answer in module.answers())
@@ -140,9 +140,9 @@ def test_prior_correction_takes_off_what_an_answer_has_without_a_text(tmp_path: 
     assert plain.to_dict() != corrected.to_dict()
     rows = prepared(plain, TEXTS)
     means = np.array([library_scores(path, *library_ids(path, LLAMA, text)) for text in TEXTS])
-    found = [scores_of(row) for row in predicted(corrected, rows)]
-    np.testing.assert_allclose(found, softmax(means - means[0]), atol=1e-4)
-    np.testing.assert_allclose(found[0], [1 / 3] * 3, atol=1e-4)  # of no text
+    actual = [scores_of(row) for row in predicted(corrected, rows)]
+    np.testing.assert_allclose(actual, softmax(means - means[0]), atol=1e-4)
+    np.testing.assert_allclose(actual[0], [1 / 3] * 3, atol=1e-4)  # of no text
 
 
 def test_a_model_that_scores_no_answers_is_refused_with_the_task_that_does(tmp_path: Path):
@@ -169,7 +169,7 @@ def test_the_chat_template_and_the_prompt_are_in_the_settings(tmp_path: Path):
         )
     ]  # fmt: skip
     assert settings[0] == settings[1]  # an answer begins with the space
-    digests = {str(each["transform"]["prompt"]) for each in settings}
+    digests = {str(entry["transform"]["prompt"]) for entry in settings}
     assert len(digests) == 4
     assert settings[3]["weights_sha256"] != settings[4]["weights_sha256"]
 
@@ -211,6 +211,6 @@ def test_half_precision_agrees_with_float32(tmp_path: Path):
     spec = choosing(make_language_model(tmp_path / "m", LLAMA))
     rows = prepared(spec, TEXTS)
     expected = [scores_of(row) for row in predicted(spec, rows)]
-    found = [scores_of(row) for row in predicted(replace(spec, precision="bf16"), rows)]
-    np.testing.assert_allclose(found, expected, atol=0.1)
-    assert np.abs(np.array(found) - expected).max() > 0
+    actual = [scores_of(row) for row in predicted(replace(spec, precision="bf16"), rows)]
+    np.testing.assert_allclose(actual, expected, atol=0.1)
+    assert np.abs(np.array(actual) - expected).max() > 0

@@ -35,8 +35,8 @@ def directory(folder: Path, normalizer: Any, **settings: Any) -> Path:
 
 def is_the_library_s(path: Path) -> bool:
     file = Tokenizer.from_file(str(path / "tokenizer.json"))
-    found: list[str] = AutoTokenizer.from_pretrained(path).tokenize(PROBE)
-    return found == file.encode(PROBE, add_special_tokens=False).tokens
+    tokens: list[str] = AutoTokenizer.from_pretrained(path).tokenize(PROBE)
+    return tokens == file.encode(PROBE, add_special_tokens=False).tokens
 
 
 LOWER = normalizers.BertNormalizer(lowercase=True)

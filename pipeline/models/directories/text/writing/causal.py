@@ -27,37 +27,39 @@ from pipeline.models.directories.text.writing.decoding import Begun, Decoding, T
 class Batch:
     """B rows on their way through a decoder, with P columns of keys and values."""
 
-    own: States
+    states: States
     """Of the tokens that the decoder has seen, those of a row in its last columns."""
     seen: torch.Tensor
     """bool (B, P): the columns that belong to the row."""
     cache: Any = None
-    """The library's cache of `own`; None: it has changed since."""
+    """The library's cache of `states`; None: it has changed since."""
 
     def kept(self, rows: Sequence[int]) -> Batch:
         """Return some of the rows, in this order, without columns that none of them needs."""
         chosen = torch.tensor(rows, device=self.seen.device)
         seen = self.seen[chosen]
         first = int((~seen.any(dim=0)).sum())
-        own = [(keys[chosen, :, first:], values[chosen, :, first:]) for keys, values in self.own]
-        return Batch(own, seen[:, first:])
+        states = [
+            (keys[chosen, :, first:], values[chosen, :, first:]) for keys, values in self.states
+        ]
+        return Batch(states, seen[:, first:])
 
     def joined(self, other: Batch) -> Batch:
         """Return the rows of both, these first."""
-        pairs = zip(self.own, other.own, strict=True)
-        own = [(_padded([k, m], 2), _padded([v, w], 2)) for (k, v), (m, w) in pairs]
-        return Batch(own, _padded([self.seen, other.seen], 1))
+        pairs = zip(self.states, other.states, strict=True)
+        states = [(_padded([k, m], 2), _padded([v, w], 2)) for (k, v), (m, w) in pairs]
+        return Batch(states, _padded([self.seen, other.seen], 1))
 
 
 def _padded(parts: Sequence[torch.Tensor], axis: int) -> torch.Tensor:
     """Join tensors along axis 0, filled up with zeros along another axis, on the left."""
     longest = max(part.shape[axis] for part in parts)
-    found = []
+    filled = []
     for part in parts:
         missing = [*part.shape]
         missing[axis] = longest - part.shape[axis]
-        found.append(torch.cat([part.new_zeros(missing), part], dim=axis))
-    return torch.cat(found)
+        filled.append(torch.cat([part.new_zeros(missing), part], dim=axis))
+    return torch.cat(filled)
 
 
 class CausalDecoding(Decoding):
@@ -73,12 +75,12 @@ class CausalDecoding(Decoding):
         columns = places_of(0, read.shape[1], ids) - (read.shape[1] + 1 - lengths)[:, None]
         cache = new_cache()
         self.run_decoder(cache, read, places_of(0, read.shape[1], ids))
-        own = moved(states_of(cache), columns)
-        return Begun(Batch(own, columns >= 0), before, counts)
+        states = moved(states_of(cache), columns)
+        return Begun(Batch(states, columns >= 0), before, counts)
 
     def first_logits(self, begun: Begun) -> torch.Tensor:
-        places = [len(each) - 1 for each in begun.before]
-        return self.step(begun.batch, [each[-1] for each in begun.before], places)
+        places = [len(tokens) - 1 for tokens in begun.before]
+        return self.step(begun.batch, [tokens[-1] for tokens in begun.before], places)
 
     def step(self, batch: Batch, tokens: Sequence[int], places: Sequence[int]) -> torch.Tensor:
         """Add a token to each row; return the logits of the next one, float32 (B, V).
@@ -91,11 +93,11 @@ class CausalDecoding(Decoding):
         if batch.cache is None:
             from pipeline.models.directories.text.writing.growing_cache import growing
 
-            batch.cache = growing(batch.own)
+            batch.cache = growing(batch.states)
         batch.seen = torch.cat([batch.seen, batch.seen.new_ones((len(batch.seen), 1))], dim=1)
         ids, at = self.column(tokens), self.column(places)
         logits = self.run_decoder(batch.cache, ids, at, batch.seen)
-        batch.own = states_of(batch.cache)
+        batch.states = states_of(batch.cache)
         return logits[:, -1].float()
 
     def plain(self, tensors: Tensors, before: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:

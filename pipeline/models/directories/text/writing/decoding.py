@@ -169,8 +169,8 @@ class LibraryDecoding(Decoding):
         return self._logits(inputs, ids)[0, -len(tokens) :].float()
 
     def _logits(self, inputs: dict[str, Any], ids: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = self.model(**inputs, **{self.ids_name: ids}, use_cache=False).logits
-        return found
+        logits: torch.Tensor = self.model(**inputs, **{self.ids_name: ids}, use_cache=False).logits
+        return logits
 
 
 class BlipDecoding(LibraryDecoding):
@@ -210,10 +210,10 @@ class PicturedDecoding(LibraryDecoding):
     def plain(self, tensors: Tensors, before: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
         # An output may have the token that stands for an image, so it is no part of that pass.
         inputs, cache = self.read(tensors)[0], new_cache()
-        found = [self.run(cache, **inputs, input_ids=self.column(before).T)[0, -1:]]
+        logits = [self.run(cache, **inputs, input_ids=self.column(before).T)[0, -1:]]
         if len(tokens) > 1:
-            found.append(self.run(cache, input_ids=self.column(tokens[:-1]).T)[0])
-        return torch.cat(found).float()
+            logits.append(self.run(cache, input_ids=self.column(tokens[:-1]).T)[0])
+        return torch.cat(logits).float()
 
 
 class ImageFirstDecoding(PicturedDecoding):

@@ -35,18 +35,20 @@ def speech_facts(folder: Path, chosen: ModelClass) -> GenerationFacts:
     _require_tokenizer(folder)
 
     def read() -> GenerationFacts:
-        found = reader_of(folder, config)
+        reader = reader_of(folder, config)
         if config.model_type != "whisper":
-            return facts_of(found, config, found.start())
-        start, languages = _whisper_start(found, config)
-        times = found.ids(_NO_TIMES)
+            return facts_of(reader, config, reader.start())
+        start, languages = _whisper_start(reader, config)
+        times = reader.ids(_NO_TIMES)
         facts = facts_of(
-            *(found, config, start), languages=languages, times_from=times[0] + 1 if times else None
+            *(reader, config, start),
+            languages=languages,
+            times_from=times[0] + 1 if times else None,
         )
         spoken = [f"the likeliest of {len(languages)} languages"] if languages else []
         begins = ", ".join([str(start[0]), *spoken, *map(str, start[1:])])
-        said = f"{facts.said}; begins with {begins}; without timestamps"
-        return replace(facts, said=said, is_begun_by_prompt=True)
+        note = f"{facts.note}; begins with {begins}; without timestamps"
+        return replace(facts, note=note, is_begun_by_prompt=True)
 
     return replace(or_problem(read), tokenizer=TOKENIZER)
 
@@ -66,14 +68,14 @@ def image_generation_facts(folder: Path, chosen: ModelClass) -> GenerationFacts:
             # The library's own `generate` of it takes no other file, and the end from here.
             text = config.text_config
             values = {**values_of(text), "eos_token_id": text.sep_token_id}
-            found = Reader(values, "config.json: text_config", text.vocab_size)
-            return facts_of(found, text, _first(found))
-        found = reader_of(folder, config)
+            reader = Reader(values, "config.json: text_config", text.vocab_size)
+            return facts_of(reader, text, _first(reader))
+        reader = reader_of(folder, config)
         if config.model_type == "git":
-            return facts_of(found, config, _first(found))
+            return facts_of(reader, config, _first(reader))
         if config.model_type in FAMILIES:
-            return pictured_facts(folder, found, config)
-        facts = facts_of(found, config, found.start())
+            return pictured_facts(folder, reader, config)
+        facts = facts_of(reader, config, reader.start())
         return replace(facts, is_begun_by_prompt="donut" in config.encoder.model_type)
 
     return replace(or_problem(read), tokenizer=TOKENIZER)
@@ -81,10 +83,10 @@ def image_generation_facts(folder: Path, chosen: ModelClass) -> GenerationFacts:
 
 def _first(read: Reader) -> tuple[int, ...]:
     """Return the token that a text begins with."""
-    found = read.ids("bos_token_id")
-    if not found:
+    ids = read.ids("bos_token_id")
+    if not ids:
         raise read.problem("no bos_token_id")
-    return found[:1]
+    return ids[:1]
 
 
 def _require_tokenizer(folder: Path) -> None:
@@ -116,20 +118,20 @@ def _whisper_start(read: Reader, config: Any) -> tuple[tuple[int, ...], tuple[in
             raise read.problem(f"language {preview(language)}, which lang_to_id does not have")
     elif spoken is None:
         languages = tuple(known.values())
-    found = [start, *([] if spoken is None else [spoken])]
-    found += [number for number in places.values() if number is not None]
+    ids = [start, *([] if spoken is None else [spoken])]
+    ids += [number for number in places.values() if number is not None]
     tasks = _ids_of(read, "task_to_id")
     if task is not None:
         if task not in _TASKS or task not in tasks:
             raise read.problem(f"task {preview(task)}, which task_to_id does not have")
-        found.append(tasks[task])
-    elif language is not None and tasks and not {*found} & {*tasks.values()}:
+        ids.append(tasks[task])
+    elif language is not None and tasks and not {*ids} & {*tasks.values()}:
         if _TASKS[0] not in tasks:
             raise read.problem(f"task_to_id without {_TASKS[0]}")
-        found.append(tasks[_TASKS[0]])
+        ids.append(tasks[_TASKS[0]])
     for number in read.ids(_NO_TIMES):
-        found += [number] * (found[-1] != number)
-    return tuple(found), languages
+        ids += [number] * (ids[-1] != number)
+    return tuple(ids), languages
 
 
 def _language(name: Any) -> str:
@@ -142,25 +144,25 @@ def _language(name: Any) -> str:
 
 def _ids_of(read: Reader, key: str) -> Mapping[str, int]:
     """Return token ids by name; {} if there are none."""
-    found: dict[str, int] = read_value(read.values, key, read.where, dict, {})
-    read.checked_ids(key, [*found.values()])
-    return found
+    ids: dict[str, int] = read_value(read.values, key, read.where, dict, {})
+    read.checked_ids(key, [*ids.values()])
+    return ids
 
 
-def _forced(read: Reader, found: Any) -> dict[int, int | None]:
+def _forced(read: Reader, value: Any) -> dict[int, int | None]:
     """Return place -> token of `forced_decoder_ids`, [place, token or null] each, from place 1 on.
 
     As in the library, those that begin at another place are left aside.
     """
     key = "forced_decoder_ids"
-    if not found:
+    if not value:
         return {}
-    pairs = found if isinstance(found, list) else [found]
-    if not all(isinstance(each, list | tuple) and len(each) == 2 for each in pairs):
-        raise read.refused(key, found, "a list of [place, token]")
+    pairs = value if isinstance(value, list) else [value]
+    if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+        raise read.refused(key, value, "a list of [place, token]")
     read.checked_ids(key, [number for _, number in pairs if number is not None])
     if pairs[0][0] != 1:
         return {}
     if [place for place, _ in pairs] != [*range(1, len(pairs) + 1)]:
-        raise read.refused(key, found, "places from 1 on, one after the other")
+        raise read.refused(key, value, "places from 1 on, one after the other")
     return dict(pairs)

@@ -67,8 +67,8 @@ def generation_facts(folder: Path, config: Any, *, has_encoder: bool) -> Generat
     """
 
     def read() -> GenerationFacts:
-        found = reader_of(folder, config)
-        return facts_of(found, config, found.start() if has_encoder else ())
+        reader = reader_of(folder, config)
+        return facts_of(reader, config, reader.start() if has_encoder else ())
 
     return or_problem(read)
 
@@ -94,8 +94,8 @@ def values_of(config: Any) -> Mapping[str, Any]:
     """Return what the library makes of a model's configuration where no file says it."""
     from transformers import GenerationConfig
 
-    found: Mapping[str, Any] = GenerationConfig.from_model_config(config).to_dict()
-    return found
+    values: Mapping[str, Any] = GenerationConfig.from_model_config(config).to_dict()
+    return values
 
 
 def facts_of(read: Reader, config: Any, start: tuple[int, ...], **rules: Any) -> GenerationFacts:
@@ -114,11 +114,11 @@ def facts_of(read: Reader, config: Any, start: tuple[int, ...], **rules: Any) ->
     ends = read.ids("eos_token_id")
     forced = read.ids("forced_bos_token_id")
     listed = read_value(values, "bad_words_ids", where, list, [])
-    words = [read.checked_ids("bad_words_ids", each) for each in listed]
+    words = [read.checked_ids("bad_words_ids", word) for word in listed]
     words = [word for word in words if len(word) != 1 or word[0] not in ends]
     bounds = {"gt": 0, "le": _MAX_PENALTY}
     penalty = read_value(values, "repetition_penalty", where, float, 1.0, **bounds)
-    found = Rules(
+    all_rules = Rules(
         ends=ends,
         start=start,
         first=forced[0] if forced else None,
@@ -140,7 +140,7 @@ def facts_of(read: Reader, config: Any, start: tuple[int, ...], **rules: Any) ->
     ended = f"ends at {', '.join(map(str, ends))}" if ends else "nothing ends a text"
     beside = f"; greedy, so overridden: {', '.join(overridden)}" if overridden else ""
     most = most_places(config) if start else None
-    return GenerationFacts(found, most, "", f"{where}: {ended}{beside}")
+    return GenerationFacts(all_rules, most, "", f"{where}: {ended}{beside}")
 
 
 def _asked(values: Mapping[str, Any], known: Mapping[str, tuple[Any, ...]]) -> Iterator[str]:
@@ -157,10 +157,10 @@ def most_places(config: Any) -> int | None:
     T5 and its kin have relative positions; what some of them call `n_positions` is no limit.
     """
     text = config.get_text_config(decoder=True)
-    found = getattr(text, "max_target_positions", None)
-    found = getattr(text, "max_position_embeddings", None) if found is None else found
+    most = getattr(text, "max_target_positions", None)
+    most = getattr(text, "max_position_embeddings", None) if most is None else most
     has_any = hasattr(text, "relative_attention_num_buckets")
-    return found if isinstance(found, int) and found > 0 and not has_any else None
+    return most if isinstance(most, int) and most > 0 and not has_any else None
 
 
 class Reader:
@@ -176,25 +176,27 @@ class Reader:
         Raises:
             JobError: There is none.
         """
-        found = self.ids("decoder_start_token_id") or self.ids("bos_token_id")
-        if not found:
+        ids = self.ids("decoder_start_token_id") or self.ids("bos_token_id")
+        if not ids:
             raise self.problem("no decoder_start_token_id")
-        return found[:1]
+        return ids[:1]
 
     def ids(self, key: str) -> tuple[int, ...]:
         """Return a token id or several of them; () if there is none."""
-        found = self.values.get(key)
-        if found is None:
+        value = self.values.get(key)
+        if value is None:
             return ()
-        return self.checked_ids(key, found if isinstance(found, list) else [found])
+        return self.checked_ids(key, value if isinstance(value, list) else [value])
 
-    def checked_ids(self, key: str, found: Any) -> tuple[int, ...]:
+    def checked_ids(self, key: str, value: Any) -> tuple[int, ...]:
         """Return a list of token ids as a tuple."""
         from pydantic import Field
 
         token = Annotated[int, Field(ge=-1, lt=self._num_tokens)]
-        listed = checked(found, key, self.where, list[token], max_length=self._num_tokens)
-        return tuple(each for each in listed if each != -1)  # which stands for none in old files
+        listed = checked(value, key, self.where, list[token], max_length=self._num_tokens)
+        return tuple(
+            number for number in listed if number != -1
+        )  # which stands for none in old files
 
     def count(self, key: str) -> int:
         """Return a number of tokens; 0 if there is none."""

@@ -42,9 +42,9 @@ class _Layer(DynamicLayer):  # type: ignore[misc]  # untyped
 
 def _with_room(held: torch.Tensor, more: torch.Tensor) -> torch.Tensor:
     rows, heads, columns, size = held.shape
-    found = held.new_empty((rows, heads, columns + more.shape[2] + _SPARE_COLUMNS, size))
-    found[:, :, :columns] = held
-    return found
+    room = held.new_empty((rows, heads, columns + more.shape[2] + _SPARE_COLUMNS, size))
+    room[:, :, :columns] = held
+    return room
 
 
 def growing(states: States) -> DynamicCache:

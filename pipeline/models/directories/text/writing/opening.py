@@ -63,7 +63,7 @@ def with_decoding(
 
 
 def _without(text: Text, times_from: int) -> Text:
-    return lambda ids: text([each for each in ids if each < times_from])
+    return lambda ids: text([token for token in ids if token < times_from])
 
 
 def _caption_class(model: Any) -> type[LibraryDecoding]:
@@ -77,7 +77,7 @@ def _caption_class(model: Any) -> type[LibraryDecoding]:
 def tensors_of(prompts: Sequence[Sequence[int]]) -> Tensors:
     """Return texts as the model takes them: ids and mask, int64 (B, L), padded on the right."""
     ids = [torch.tensor(prompt, dtype=torch.int64) for prompt in prompts]
-    masks = [torch.ones_like(each) for each in ids]
+    masks = [torch.ones_like(row) for row in ids]
     pad = nn.utils.rnn.pad_sequence
     return {"input_ids": pad(ids, batch_first=True), "attention_mask": pad(masks, batch_first=True)}
 
@@ -98,8 +98,8 @@ def _require_rows_alone(module: CausalDecoding, name: str) -> None:
             given = [output[steps[row] - 1] if steps[row] else prompts[row][-1] for row in rows]
             places = [len(prompts[row]) - 1 + steps[row] for row in rows]
             logits = module.step(batch, given, places)
-            for found, row in zip(logits, rows, strict=True):
-                _require_near(found, expected[row][steps[row]])
+            for actual, row in zip(logits, rows, strict=True):
+                _require_near(actual, expected[row][steps[row]])
                 steps[row] += 1
 
 
@@ -107,8 +107,8 @@ def _require_padding_is_unseen(module: LibraryDecoding, name: str) -> None:
     """Refuse a model whose logits change where a text is beside others."""
     prompts = _prompts(module)
     with refused_for("generate", name, "read texts of several lengths at once"):
-        for found, ids in zip(module(**tensors_of(prompts)), prompts, strict=True):
-            _require_near(found, module(**tensors_of([ids]))[0])
+        for actual, ids in zip(module(**tensors_of(prompts)), prompts, strict=True):
+            _require_near(actual, module(**tensors_of([ids]))[0])
 
 
 def _prompts(module: Decoding) -> list[list[int]]:
@@ -119,11 +119,11 @@ def _prompts(module: Decoding) -> list[list[int]]:
 
 
 def _num_tokens(module: Decoding) -> int:
-    found: int = module.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
-    return found
+    num_tokens: int = module.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    return num_tokens
 
 
-def _require_near(found: torch.Tensor, wanted: torch.Tensor) -> None:
-    off = float((found - wanted).abs().max())
+def _require_near(actual: torch.Tensor, wanted: torch.Tensor) -> None:
+    off = float((actual - wanted).abs().max())
     if not off <= _TOLERANCE * max(1.0, float(wanted.abs().max())):
         raise ValueError(f"logits are off by {off:.2g}")

@@ -96,7 +96,7 @@ def pictured_facts(folder: Path, read: Reader, config: Any) -> GenerationFacts:
         facts,
         rules=replace(facts.rules, start=tuple(begins)),
         most_places=most,
-        said=f"{facts.said}; {count} tokens of the prompt are the image",
+        note=f"{facts.note}; {count} tokens of the prompt are the image",
         image_mark=name,
         image_text=f"{before}{name * count}{after}",
         image_px=sizes[0],

@@ -51,20 +51,20 @@ def test_texts_are_those_of_the_library(family: str, tmp_path: Path):
     spec = writing(path)
     rows = prepared(spec, TEXTS)
     expected = library_outputs(path, rows.column(TOKEN_IDS).to_pylist())
-    found = predicted(spec, rows, FEW)
-    assert [row["text"] for row in found] == [each.text for each in expected]
-    assert [row["num_output_tokens"] for row in found] == [len(each.tokens) for each in expected]
+    actual = predicted(spec, rows, FEW)
+    assert [row["text"] for row in actual] == [text.text for text in expected]
+    assert [row["num_output_tokens"] for row in actual] == [len(text.tokens) for text in expected]
     is_forced = "forced_eos_token_id" in FAMILIES[family][1]
     ended = [
         "length" if len(tokens) == NEW_TOKENS and (is_forced or tokens[-1] not in ENDS) else "eos"
         for _, tokens, _ in expected
     ]
-    assert [row["finish_reason"] for row in found] == ended
-    logprobs = [row["mean_logprob"] for row in found]
-    np.testing.assert_allclose(logprobs, [each.logprob for each in expected], atol=1e-4)
+    assert [row["finish_reason"] for row in actual] == ended
+    logprobs = [row["mean_logprob"] for row in actual]
+    np.testing.assert_allclose(logprobs, [text.logprob for text in expected], atol=1e-4)
     inputs = [len(ids) for ids in rows.column(TOKEN_IDS).to_pylist()]
-    assert [row["num_input_tokens"] for row in found] == inputs
-    assert len({len(each.tokens) for each in expected}) > 1  # they leave at different steps
+    assert [row["num_input_tokens"] for row in actual] == inputs
+    assert len({len(text.tokens) for text in expected}) > 1  # they leave at different steps
 
 
 FORCED = {"forced_bos_token_id": 7, "forced_eos_token_id": 2}
@@ -96,9 +96,9 @@ def test_rules_of_the_directory_are_applied_as_the_library_does_it(
     assert spec.to_dict() != plain.to_dict()
     rows = prepared(spec, TEXTS)
     expected = library_outputs(path, rows.column(TOKEN_IDS).to_pylist())
-    assert [row["text"] for row in predicted(spec, rows, FEW)] == [each.text for each in expected]
+    assert [row["text"] for row in predicted(spec, rows, FEW)] == [text.text for text in expected]
     if (family, rules) != (LLAMA, FORCED):  # a prompt has more tokens than one
-        assert [each.text for each in expected] != [row["text"] for row in predicted(plain, rows)]
+        assert [text.text for text in expected] != [row["text"] for row in predicted(plain, rows)]
 
 
 @pytest.mark.parametrize(
@@ -122,8 +122,8 @@ def test_each_rule_changes_logits_as_the_library_does_it(rules: Rules, processor
     history = [7, 4, 8, 7, 4]
     logits = torch.linspace(-2, 2, 10)[None]
     row = Row(0, before=history[:2], tokens=history[2:])
-    found = AppliedRules(Generation(4, rules=rules), logits.device)(logits, [row])
-    assert torch.equal(found, processor(torch.tensor([history]), logits.clone()))
+    changed = AppliedRules(Generation(4, rules=rules), logits.device)(logits, [row])
+    assert torch.equal(changed, processor(torch.tensor([history]), logits.clone()))
 
 
 def with_languages(folder: Path, **options: Any) -> Path:
@@ -144,14 +144,14 @@ def test_outputs_are_in_the_language_of_the_job_as_the_library_forces_it(
     rows = prepared(spec, TEXTS[:3])
     prompts = rows.column(TOKEN_IDS).to_pylist()
     expected = library_outputs(path, prompts, forced_bos_token_id=token)
-    assert [row["text"] for row in predicted(spec, rows)] == [each.text for each in expected]
+    assert [row["text"] for row in predicted(spec, rows)] == [text.text for text in expected]
 
 
 def test_a_decoder_that_begins_with_a_language_begins_with_that_of_the_job(tmp_path: Path):
     path = with_languages(tmp_path / "m", decoder_start_token_id=3)  # as mBART-25
-    found = writing(path, generate={"language": "fr"}).task.generation
-    assert found is not None
-    assert (found.rules.start, found.rules.first) == ((4,), None)
+    generation = writing(path, generate={"language": "fr"}).task.generation
+    assert generation is not None
+    assert (generation.rules.start, generation.rules.first) == ((4,), None)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_a_window_counts_the_tokens_of_a_row_alone(tmp_path: Path):
     spec = writing(path)
     rows = prepared(spec, TEXTS)
     expected = library_outputs(path, rows.column(TOKEN_IDS).to_pylist())
-    assert [row["text"] for row in predicted(spec, rows, FEW)] == [each.text for each in expected]
+    assert [row["text"] for row in predicted(spec, rows, FEW)] == [text.text for text in expected]
 
 
 def test_what_neighbours_say_changes_no_bit_of_a_row(tmp_path: Path):
@@ -188,14 +188,14 @@ def test_what_neighbours_say_changes_no_bit_of_a_row(tmp_path: Path):
     assert isinstance(module, CausalDecoding)
 
     def logits(*prompts: list[int]) -> torch.Tensor:
-        begun, found = module.begin(tensors_of(prompts)), []
+        begun, logits = module.begin(tensors_of(prompts)), []
         given = [before[-1] for before in begun.before]
         with torch.inference_mode():
             for step in range(4):
                 places = [len(before) - 1 + step for before in begun.before]
-                found.append(module.step(begun.batch, given, places)[0])
+                logits.append(module.step(begun.batch, given, places)[0])
                 given = [20 + step, *(prompt[0] for prompt in prompts[1:])]
-        return torch.stack(found)
+        return torch.stack(logits)
 
     first = [31, 42, 53, 64, 75]
     assert torch.equal(logits(first, [7, 8, 9], [9]), logits(first, [70, 81, 92], [200]))
@@ -207,8 +207,8 @@ def test_what_neighbours_say_changes_no_bit_of_an_answer(tmp_path: Path):
     lengths = np.array([5, 3, 1], np.int32)
 
     def first_of(*ids: list[int]) -> tuple[str, float]:
-        found = engine.reduce({"input_ids": np.array(ids), "num_tokens": lengths})
-        return found["text"][0], found["mean_logprob"][0]
+        results = engine.reduce({"input_ids": np.array(ids), "num_tokens": lengths})
+        return results["text"][0], results["mean_logprob"][0]
 
     first = [31, 42, 53, 64, 75]
     some, others = ([7, 8, 9, 0, 0], [9, 0, 0, 0, 0]), ([70, 81, 92, 0, 0], [200, 0, 0, 0, 0])
@@ -222,7 +222,7 @@ def test_a_text_stops_before_what_stops_it(tmp_path: Path):
     stop = [first[7], second[4:6]]
     spec = writing(path, generate={"stop": tuple(stop)})
     for row, text in zip(predicted(spec, prepared(spec, TEXTS)), plain, strict=True):
-        places = [text.find(each) for each in stop if each in text]
+        places = [text.find(ending) for ending in stop if ending in text]
         assert row["text"] == text[: min(places, default=len(text))]
         assert (row["finish_reason"] == "stop") == bool(places)
     assert max(len(text) - text.find(stop[0]) for text in plain) > 1
@@ -234,11 +234,11 @@ def test_a_prompt_without_room_for_an_output_is_refused_and_the_longest_is_writt
     assert spec.input.max_tokens == 160 - NEW_TOKENS
     texts = [" ".join(["cat"] * count) for count in range(20, 161, 20)]
     rows = prepared(spec, texts)
-    found = predicted(spec, rows)
-    long = [row for row in found if row["error"]]
+    actual = predicted(spec, rows)
+    long = [row for row in actual if row["error"]]
     assert {row["error"] for row in long} == {"input_too_long"}
     assert "leave room for 24 new ones" in long[0]["message"]
-    written = [row for row in found if not row["error"]]
+    written = [row for row in actual if not row["error"]]
     assert max(row["num_input_tokens"] for row in written) > 160 - NEW_TOKENS - 20
     assert len(long) + len(written) == len(texts)
 
@@ -302,8 +302,8 @@ def test_what_asks_for_other_outputs_is_overridden_and_said(tmp_path: Path):
     path = make_writer(tmp_path / "m")
     values = {"eos_token_id": 2, "do_sample": True, "top_p": 0.9, "num_beams": 4, "top_k": 50}
     (path / "generation_config.json").write_text(json.dumps(values))
-    said = writing(path).said[-1]
-    assert said == (
+    note = writing(path).notes[-1]
+    assert note == (
         "generation_config.json: ends at 2; greedy, so overridden: do_sample true, num_beams 4, "
         "top_p 0.9"
     )

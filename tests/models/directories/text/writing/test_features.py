@@ -76,13 +76,13 @@ def require_equal(path: Path, spec: ModelSpec, data: Sequence[bytes], **options:
     """Compare what a job writes to rows with what the library does, and return it."""
     rows = prepared_features(spec, data)
     expected = library_texts(path, spec, rows, **options)
-    found = predicted(spec, rows, FEW)
-    assert [row["error"] for row in found] == [None] * len(data)
-    assert [row["text"] for row in found] == [each.text for each in expected]
-    assert [row["num_output_tokens"] for row in found] == [len(each.tokens) for each in expected]
-    logprobs = [row["mean_logprob"] for row in found]
-    np.testing.assert_allclose(logprobs, [each.logprob for each in expected], atol=1e-4)
-    return [each.text for each in expected]
+    actual = predicted(spec, rows, FEW)
+    assert [row["error"] for row in actual] == [None] * len(data)
+    assert [row["text"] for row in actual] == [text.text for text in expected]
+    assert [row["num_output_tokens"] for row in actual] == [len(text.tokens) for text in expected]
+    logprobs = [row["mean_logprob"] for row in actual]
+    np.testing.assert_allclose(logprobs, [text.logprob for text in expected], atol=1e-4)
+    return [text.text for text in expected]
 
 
 @pytest.mark.parametrize("family", ALL)
@@ -93,9 +93,9 @@ def test_texts_are_those_of_the_library_and_hold_the_check_by_one_pass(family: s
     assert len({*texts}) > 2  # the model looks at its input
     config = PredictorConfig(spec, 4, 0.0, 1, pa.schema([]), LIMITS, uuid.uuid4().hex)
     rows = prepared_features(spec, data_of(family))
-    found = GenerateEngine(config).predict(rows, counters).to_pylist()
-    assert {row["num_input_tokens"] for row in found} == NUM_INPUT.get(family, {17})
-    assert {row["finish_reason"] for row in found} <= {"eos", "length"}
+    actual = GenerateEngine(config).predict(rows, counters).to_pylist()
+    assert {row["num_input_tokens"] for row in actual} == NUM_INPUT.get(family, {17})
+    assert {row["finish_reason"] for row in actual} <= {"eos", "length"}
     checked = SliceFigures.from_json(counters).reference_check
     assert checked is not None
     assert checked.num_rows == checked.num_agreed == rows.num_rows
@@ -109,8 +109,8 @@ def test_what_neighbours_are_changes_no_bit_of_a_row(family: str, folder_of: Any
     inputs = spec.input.arrays(rows)
 
     def first_of(*numbers: int) -> tuple[str, float]:
-        found = engine.reduce({name: values[[*numbers]] for name, values in inputs.items()})
-        return found["text"][0], found["mean_logprob"][0]
+        results = engine.reduce({name: values[[*numbers]] for name, values in inputs.items()})
+        return results["text"][0], results["mean_logprob"][0]
 
     assert first_of(0, 1, 2) == first_of(0, 3, 0)
 
@@ -126,19 +126,19 @@ def test_a_row_over_which_the_model_raises_costs_only_itself(family: str, folder
     plain = engine.predict(rows, {}).to_pylist()
 
     def check(_: Any, given: Any, named: Any) -> None:
-        for each in (*given, *named.values()):
-            is_like = isinstance(each, torch.Tensor) and each.shape[1:] == bad.shape[1:]
-            if is_like and (each == bad).flatten(1).all(1).any():
+        for value in (*given, *named.values()):
+            is_like = isinstance(value, torch.Tensor) and value.shape[1:] == bad.shape[1:]
+            if is_like and (value == bad).flatten(1).all(1).any():
                 raise ValueError("what the row shows")
 
     module = engine._model.module
     part = module.model.model.encoder if family == "whisper" else module.model.git.image_encoder  # type: ignore[union-attr]
     part.register_forward_pre_hook(check, with_kwargs=True)  # type: ignore[union-attr]
-    found = engine.predict(rows, {}).to_pylist()
-    assert [n for n, row in enumerate(found) if row["error"]] == [3]
-    assert "ValueError: what the row shows" in found[3]["message"]
+    actual = engine.predict(rows, {}).to_pylist()
+    assert [n for n, row in enumerate(actual) if row["error"]] == [3]
+    assert "ValueError: what the row shows" in actual[3]["message"]
     others = [row["text"] for n, row in enumerate(plain) if n != 3]
-    assert [row["text"] for n, row in enumerate(found) if n != 3] == others
+    assert [row["text"] for n, row in enumerate(actual) if n != 3] == others
 
 
 SIZE = 363
@@ -167,7 +167,7 @@ def test_whisper_begins_as_its_directory_says(case: str, tmp_path: Path):
     path = make_feature_writer(tmp_path / "m", "whisper")
     change_json(path / "generation_config.json", **values)
     spec = feature_writing(path)
-    assert f"{begins}; without timestamps" in spec.said[-1]
+    assert f"{begins}; without timestamps" in spec.notes[-1]
     require_equal(path, spec, CLIPS)
 
 
@@ -181,10 +181,10 @@ def test_times_that_whisper_writes_are_no_part_of_a_text(folder_of: Any, tmp_pat
     rows = prepared_features(spec, CLIPS)
     # One call writes all of a clip: the library cuts it where it has times.
     expected = library_texts(tmp_path, spec, rows, force_unique_generate_call=True)
-    found = predicted(spec, rows, FEW)
+    actual = predicted(spec, rows, FEW)
     engine = GenerateEngine(PredictorConfig(plain, 4, 0.0, 1, pa.schema([])))
-    for row, wanted in zip(found, expected, strict=True):
-        text = engine._module.text([each for each in wanted.tokens if each <= 200])
+    for row, wanted in zip(actual, expected, strict=True):
+        text = engine._module.text([token for token in wanted.tokens if token <= 200])
         assert (row["text"], row["num_output_tokens"]) == (text, len(wanted.tokens))
         most.append(max(wanted.tokens))
     assert max(most) > 200
@@ -270,7 +270,7 @@ def test_an_image_is_where_the_prompt_has_its_token(folder_of: Any):
     start = spec.task.generation.rules.start
     token = max(start)
     assert (start[0], start.count(token)) == (1, 16)
-    assert "16 tokens of the prompt are the image" in spec.said[-1]
+    assert "16 tokens of the prompt are the image" in spec.notes[-1]
     for prompt in (None, "Say something", "<image> or <image>"):
         with pytest.raises(JobError, match=r"model\.prompt: must have <image> once"):
             feature_writing(path, prompt=prompt)
@@ -282,7 +282,7 @@ def test_an_image_is_where_the_prompt_has_its_token(folder_of: Any):
         feature_writing(path, {"max_new_tokens": 74})
 
 
-@pytest.mark.parametrize("family", [each for each in ALL if each.values[0] in LOOKERS])
+@pytest.mark.parametrize("family", [family for family in ALL if family.values[0] in LOOKERS])
 def test_prompts_and_messages_are_those_of_the_processor(family: str, folder_of: Any):
     path = folder_of(family)
     parts = [{"type": "image"}, {"type": "text", "text": "Is it good or bad?"}]
@@ -317,8 +317,8 @@ def test_half_precision_on_a_stand_in_for_a_gpu_holds_the_check(family: str, fol
     plain = predicted(spec, rows, FEW)
     config = PredictorConfig(spec, 4, 1.0, 1, pa.schema([]), LIMITS, uuid.uuid4().hex)
     with installed(FakeGpu()):
-        found = GenerateEngine(config).predict(rows, {}).to_pylist()
-        assert [row["text"] for row in found] == [row["text"] for row in plain]
+        actual = GenerateEngine(config).predict(rows, {}).to_pylist()
+        assert [row["text"] for row in actual] == [row["text"] for row in plain]
         counters = Counters()
         half = replace(config, spec=replace(spec, precision="bf16"), run_id=uuid.uuid4().hex)
         assert None not in GenerateEngine(half).predict(rows, counters)["text"].to_pylist()
@@ -335,7 +335,7 @@ def test_an_encoder_needs_no_layer_that_no_decoder_looks_at(folder_of: Any, tmp_
     for file in path.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     tensors = load_file(path / "model.safetensors")
-    kept = {name: each for name, each in tensors.items() if "pooler" not in name}
+    kept = {name: tensor for name, tensor in tensors.items() if "pooler" not in name}
     assert len(kept) == len(tensors) - 2
     save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
     require_equal(tmp_path, feature_writing(tmp_path), data_of("trocr"))
