@@ -261,4 +261,4 @@ def _beats(store: Store, layout: Layout, epoch: int, ttl_s: float) -> bool:
 
 
 def _this_process(run_id: str, ttl_s: float) -> Owner:
-    return Owner(**asdict(ProcessId.own()), run_id=run_id, ttl_s=ttl_s, token=uuid.uuid4().hex)
+    return Owner(**asdict(ProcessId.current()), run_id=run_id, ttl_s=ttl_s, token=uuid.uuid4().hex)

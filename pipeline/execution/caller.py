@@ -74,7 +74,9 @@ def restore_process_state(*, signals: bool = False) -> Iterator[None]:
         stack.callback(_restore_logging, _logging_state())
         stack.enter_context(warnings.catch_warnings())
         if signals and threading.current_thread() is threading.main_thread():
-            stack.callback(_restore_handlers, {each: signal.getsignal(each) for each in _SIGNALS})
+            stack.callback(
+                _restore_handlers, {number: signal.getsignal(number) for number in _SIGNALS}
+            )
         yield
 
 
@@ -116,12 +118,12 @@ def _clear_frames(error: BaseException) -> None:
     seen: list[BaseException] = []
     left: list[BaseException | None] = [error]
     while left:
-        each = left.pop()
-        if each is not None and each not in seen:
-            seen.append(each)
-            for frame, _ in traceback.walk_tb(each.__traceback__):
+        cause = left.pop()
+        if cause is not None and cause not in seen:
+            seen.append(cause)
+            for frame, _ in traceback.walk_tb(cause.__traceback__):
                 _clear_with_callers(frame)
-            left += [each.__cause__, each.__context__]
+            left += [cause.__cause__, cause.__context__]
 
 
 def _clear_with_callers(frame: FrameType | None) -> None:
@@ -142,16 +144,16 @@ def _logging_state() -> list[tuple[Any, int]]:
     named = logging.Logger.manager.loggerDict.values()
     loggers: list[logging.Logger] = [
         logging.root,
-        *(each for each in named if isinstance(each, logging.Logger)),
+        *(logger for logger in named if isinstance(logger, logging.Logger)),
     ]
-    handlers = [(each, each.level) for logger in loggers for each in logger.handlers]
-    return [*((each, each.level) for each in loggers), *handlers]
+    handlers = [(handler, handler.level) for logger in loggers for handler in logger.handlers]
+    return [*((logger, logger.level) for logger in loggers), *handlers]
 
 
 def _restore_logging(before: list[tuple[Any, int]]) -> None:
-    for each, level in before:
-        if each.level != level:
-            each.setLevel(level)
+    for target, level in before:
+        if target.level != level:
+            target.setLevel(level)
 
 
 def _restore_handlers(before: dict[signal.Signals, Any]) -> None:

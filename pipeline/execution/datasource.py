@@ -29,10 +29,13 @@ class ShardSource(Datasource):  # type: ignore[misc]  # Ray ships no types that 
     ) -> list[ReadTask]:
         return [
             ReadTask(
-                each.read,
+                unit_read.read,
                 BlockMetadata(
-                    num_rows=each.num_slices, size_bytes=None, input_files=None, exec_stats=None
+                    num_rows=unit_read.num_slices,
+                    size_bytes=None,
+                    input_files=None,
+                    exec_stats=None,
                 ),
             )
-            for each in self._reads
+            for unit_read in self._reads
         ]

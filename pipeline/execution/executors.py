@@ -12,7 +12,6 @@ from pipeline.execution import local, ray_options
 from pipeline.execution.caller import is_started
 from pipeline.execution.cluster.connect import connect
 from pipeline.execution.cluster.hardware import ray_versions, require_one_version, this_machine
-from pipeline.execution.embedded.backpressure import limit_read_ahead, reserve_less
 from pipeline.execution.predictor_actor import PredictorActor
 from pipeline.execution.progress_channel import listening
 from pipeline.execution.stream_parts import StreamParts
@@ -63,9 +62,9 @@ def _ray_stream(parts: StreamParts, allocation: Allocation) -> Generator[StagedS
 
     from pipeline.execution.datasource import ShardSource
 
-    limit_read_ahead(allocation.max_actors)
+    ray_options.limit_read_ahead(allocation.max_actors)
     if allocation.reserves_cores:
-        reserve_less()
+        ray_options.reserve_less()
     with ray_errors(), lost_nodes_blamed(), listening(parts.actor.predictor.run_id):
         # A row of this dataset is a slice (slices.pack): Ray cannot cut or merge slices.
         options = ray_options.read(allocation, len(parts.reads))

@@ -66,9 +66,9 @@ def watched(ray: Any, *, is_ours: bool) -> Iterator[None]:
     connected = _connected()
     if is_ours:
         connected.roots, connected.checks, outer = [], [], []
-        for kind, infos in _processes().items():
+        for process_type, infos in _processes().items():
             for info in infos:
-                started(kind, info)
+                started(process_type, info)
         if not connected.roots:  # private names of Ray tell nothing: what this process has started
             _note_children(connected)
     else:
@@ -80,12 +80,13 @@ def watched(ray: Any, *, is_ours: bool) -> Iterator[None]:
         connected.checks = outer
 
 
-def started(kind: str, info: Any) -> None:
+def started(process_type: str, info: Any) -> None:
     """Note a process of an embedded Ray, by Ray's own word for it."""
     connected = _connected()
     with contextlib.suppress(psutil.NoSuchProcess):
         connected.roots.append(psutil.Process(info.process.pid))
-    connected.checks.append(ProcessesLive({kind: [info]}))
+    if process_type in _VITAL:
+        connected.checks.append(ProcessLives(process_type, info))
 
 
 def _processes() -> dict[str, list[Any]]:
@@ -104,7 +105,7 @@ def _note_children(connected: ConnectedRay) -> None:
 def trouble() -> str | None:
     """Return what is wrong with the Ray that is connected; None if nothing is, or there is none."""
     checks = list(_connected().checks)
-    return next((found for check in checks if (found := check()) is not None), None)
+    return next((problem for check in checks if (problem := check()) is not None), None)
 
 
 class ChildLives:
@@ -117,34 +118,30 @@ class ChildLives:
         return None if _is_running(self._process) else f"Ray's own process {self._name} ended"
 
 
-class ProcessesLive:
-    """Sees at once when a process of an embedded Ray has ended."""
+class ProcessLives:
+    """Sees at once when a process of an embedded Ray has ended, and how."""
 
-    def __init__(self, processes: dict[str, list[Any]]) -> None:
-        self._infos = processes
+    def __init__(self, process_type: str, info: Any) -> None:
+        self._type, self._info = process_type, info
 
     def __call__(self) -> str | None:
-        for kind in _VITAL:
-            for info in self._infos.get(kind, ()):
-                code = info.process.poll()
-                if code is not None:
-                    return (
-                        f"Ray's own process {kind} ended ({how_it_ended(code)}){_complaint(info)}"
-                    )
-        return None
+        if (code := self._info.process.poll()) is None:
+            return None
+        how = f"({how_it_ended(code)}){_complaint(self._info)}"
+        return f"Ray's own process {self._type} ended {how}"
 
 
 def _complaint(info: Any) -> str:
     """Return what a process says in its own log before the check that ended it."""
-    said = ""
+    error_text = ""
     try:
         lines = Path(info.stderr_file).read_text(errors="replace").splitlines()
     except (AttributeError, OSError, TypeError):
         return ""
     for match in filter(None, map(_LOGGED.search, lines)):
         if match["level"] in "CF":
-            return f": {clean_message(said or match['text'])}"
-        said = match["text"]
+            return f": {clean_message(error_text or match['text'])}"
+        error_text = match["text"]
     return ""
 
 
@@ -231,11 +228,11 @@ def _is_running(process: psutil.Process) -> bool:
 def family() -> list[psutil.Process]:
     """Return the processes of an embedded Ray: its own, and their descendants."""
     roots = _connected().roots
-    found = list(roots)
+    processes = list(roots)
     for root in roots:
         with contextlib.suppress(psutil.NoSuchProcess):
-            found += root.children(recursive=True)
-    return found
+            processes += root.children(recursive=True)
+    return processes
 
 
 def kill(processes: list[psutil.Process]) -> None:

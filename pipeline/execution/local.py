@@ -33,7 +33,9 @@ def stream(
     with _stage_errors():
         actor = PredictorActor(replace(parts.actor, asked_at_s=None))
         try:
-            stages = [each for each in (parts.preprocess, actor, parts.write) if each is not None]
+            stages = [
+                stage for stage in (parts.preprocess, actor, parts.write) if stage is not None
+            ]
             for unit in parts.reads:
                 for block in unit.read():
                     for stage in stages:

@@ -54,18 +54,18 @@ def look_up(name: str) -> Any:
             if importlib.util.find_spec(match["module"]) is None:
                 raise NameMissing(name)
             return None
-        found: Any = importlib.import_module(match["module"])
+        value: Any = importlib.import_module(match["module"])
         for attribute in match["attributes"].split("."):
-            found = getattr(found, attribute)
+            value = getattr(value, attribute)
     except (ImportError, AttributeError):
         raise NameMissing(name) from None
     if match["parameters"] is not None:
-        _require_parameters(name, found, match["parameters"])
-    return found
+        _require_parameters(name, value, match["parameters"])
+    return value
 
 
 def _require_parameters(name: str, function: Any, parameters: str) -> None:
-    wanted = {each.strip() for each in parameters.split(",")}
+    wanted = {parameter.strip() for parameter in parameters.split(",")}
     try:
         known = inspect.signature(function).parameters
     except (TypeError, ValueError):

@@ -44,7 +44,7 @@ class _Sender:
         self._name = _name(run_id)
         self._has_news = threading.Event()
         self._slice_from_s = monotonic()
-        self._own: Any = None
+        self._counter: Any = None
         """The counter, if this actor has started it: it lives as long as it is kept."""
 
     def note(self) -> None:
@@ -73,7 +73,7 @@ class _Sender:
             counter = ray.get_actor(self._name)
         except ValueError:  # none was started, or who started it has ended
             options = {"name": self._name, "num_cpus": 0}
-            counter = self._own = ray.remote(**options)(BeatCounter).remote()
+            counter = self._counter = ray.remote(**options)(BeatCounter).remote()
         counter.beat.remote()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.execution.versions import actor_pool, read_options, with_calls_at_once
+from pipeline.execution.versions import actor_pool, read_options, set_known, with_calls_at_once
 from pipeline.planning.allocation import TASK_CPUS, Allocation
 
 # Preempted tasks are retried, and a slice that crashes its workers is given up earlier
@@ -20,6 +20,14 @@ _MAX_READ_RETRIES = MAX_TASK_RETRIES + 1
 # with GPUs Ray requires a batch size.
 _SLICE_BLOCKS: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
 _ONE_SLICE: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
+READ_AHEAD = "pipeline.read_ahead"
+READ_AHEAD_SLICES, READ_AHEAD_SLICES_PER_ACTOR = 32, 8
+"""How far a stage may be ahead of the next one. Ray Data bounds what lies between stages by bytes:
+a quarter of the object store and more. Small slices are then thousands, and the driver keeps some
+40 KiB for each, whole slices below 100 KiB."""
+_RESERVED_SHARE = 0.2
+"""Of the CPUs, for tasks of any stage. By Ray Data's half, of 24 cores with a GPU 14 to 20 would
+decode instead of 23; with this 20 to 22 do."""
 
 
 def read(allocation: Allocation, num_units: int) -> dict[str, Any]:
@@ -72,3 +80,19 @@ def _tasks(number: int, cpus: float) -> dict[str, Any]:
         "num_cpus": cpus,
         "max_retries": MAX_TASK_RETRIES,
     }
+
+
+def limit_read_ahead(num_actors: int) -> None:
+    """Let executions from now on read no more than the actors will soon take."""
+    from ray.data import DataContext
+
+    DataContext.get_current().set_config(
+        READ_AHEAD, READ_AHEAD_SLICES + READ_AHEAD_SLICES_PER_ACTOR * num_actors
+    )
+
+
+def reserve_less() -> None:
+    """Let Ray Data keep fewer CPUs for each stage, where decoders reserve whole ones."""
+    from ray.data import DataContext
+
+    set_known(DataContext.get_current(), {"op_resource_reservation_ratio": _RESERVED_SHARE})

@@ -109,8 +109,8 @@ def known_errors(*names: str) -> tuple[type[Exception], ...]:
     """Return those of Ray's exceptions that this version has."""
     from ray import exceptions
 
-    found = (getattr(exceptions, name, None) for name in names)
-    return tuple(each for each in found if each is not None)
+    errors = (getattr(exceptions, name, None) for name in names)
+    return tuple(error for error in errors if error is not None)
 
 
 def connected_ray() -> Any | None:
@@ -145,8 +145,8 @@ def require_supported(where: str, version: str) -> None:
     Raises:
         JobError: It is older than `OLDEST`.
     """
-    found = re.match(r"(\d+)\.(\d+)", version)
-    if found and (int(found[1]), int(found[2])) < tuple(map(int, OLDEST.split("."))):
+    match = re.match(r"(\d+)\.(\d+)", version)
+    if match and (int(match[1]), int(match[2])) < tuple(map(int, OLDEST.split("."))):
         raise JobError(f"{where} Ray {version}, and the pipeline needs Ray {OLDEST} or newer")
 
 
@@ -174,13 +174,13 @@ def different_versions(message: str) -> str | None:
     Args:
         message: Of the error that Ray raised.
     """
-    found = _MISMATCH.search(message)
-    if found is None:
+    match = _MISMATCH.search(message)
+    if match is None:
         return None
     import ray
 
     return (
-        f"it runs Ray {found[1]} on Python {found[2]}, this process Ray {ray.__version__} on "
+        f"it runs Ray {match[1]} on Python {match[2]}, this process Ray {ray.__version__} on "
         f"Python {platform.python_version()}: install the cluster's versions here, or use "
         "`pipeline submit`, whose job runs on the cluster's"
     )

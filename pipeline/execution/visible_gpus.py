@@ -61,7 +61,9 @@ def settle_gpus(num_gpus: float) -> None:
     from pipeline.inference.devices.accelerator import the_gpu
 
     num_seen = the_gpu().call(torch.cuda.device_count) if torch.cuda.is_available() else 0
-    given = [str(each) for each in ray.get_runtime_context().get_accelerator_ids().get("GPU", [])]
+    given = [
+        str(gpu_id) for gpu_id in ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
+    ]
     if reason := too_many_reason(given, num_seen):
         raise InfraError(reason)
 

@@ -13,7 +13,7 @@ from collections import Counter
 
 from pipeline.core.environment import FAILPOINT
 from pipeline.process.liveness import note_progress
-from pipeline.process.shared_notes import own_notes
+from pipeline.process.shared_notes import current_notes
 
 _SIGNALS = {
     **{"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT},
@@ -41,7 +41,7 @@ def failpoint_quiet(name: str) -> None:
     _reached[name] += 1
     if _reached[name] != int(nth or 1):
         return
-    if action == "kill" and own_notes() is not None:  # all of the command, its parent first
+    if action == "kill" and current_notes() is not None:  # all of the command, its parent first
         os.kill(os.getppid(), signal.SIGKILL)
     if action in _SIGNALS:
         os.kill(os.getpid(), _SIGNALS[action])

@@ -24,7 +24,7 @@ class ProcessId:
     """By the monotonic clock."""
 
     @classmethod
-    def own(cls) -> ProcessId:
+    def current(cls) -> ProcessId:
         """Return this process."""
         process = psutil.Process()
         return cls(socket.gethostname(), _machine(), process.pid, _started(process))

@@ -17,7 +17,7 @@ from types import FrameType
 from pipeline.core.errors import Interrupted, PipelineError, Stopped
 from pipeline.core.printable import clean_message
 from pipeline.process.life import current, new_life
-from pipeline.process.shared_notes import own_notes
+from pipeline.process.shared_notes import current_notes
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 """The signals that stop what runs."""
@@ -101,7 +101,7 @@ def stopped_by_ctrl_c() -> Iterator[None]:
 
 def ignore_stops() -> None:
     """Ignore signals from now on: the work is done and only has to be shown."""
-    if (notes := own_notes()) is not None:
+    if (notes := current_notes()) is not None:
         notes.ignores_signals = True
     if threading.current_thread() is threading.main_thread():
         for number in STOPS:

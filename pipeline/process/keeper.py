@@ -20,7 +20,7 @@ from pipeline.core.errors import InfraError, Stopped
 from pipeline.process.interrupts import STOPS, handle_signals
 from pipeline.process.parent_death import die_with
 from pipeline.process.screen import write_line
-from pipeline.process.shared_notes import SharedNotes, note, own_notes, set_own
+from pipeline.process.shared_notes import SharedNotes, current_notes, note, set_current_notes
 
 _GOES_ON = (Stopped.exit_code, InfraError.exit_code)
 _MEANS = {
@@ -47,7 +47,7 @@ def prepare_last_lines(
 
 def print_last_lines(code: int) -> int:
     """Print the last lines; return the exit code with which the process ends."""
-    notes = own_notes()
+    notes = current_notes()
     left = notes.read() if notes is not None else {}
     is_ok = code in left.get("ok_exits", ())
     again = left.get("again") if code in left.get("goes_on", ()) else None
@@ -72,7 +72,7 @@ def keep(work: Callable[[], NoReturn], lost: Lost) -> NoReturn:
     child = os.fork()
     if child == 0:
         die_with(parent)
-        set_own(notes)
+        set_current_notes(notes)
         handle_signals()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         work()
@@ -84,7 +84,7 @@ def keep(work: Callable[[], NoReturn], lost: Lost) -> NoReturn:
             signal.signal(number, signal.SIG_DFL)
     code, left = os.waitstatus_to_exitcode(status), notes.read()
     if "code" not in left:
-        set_own(notes)
+        set_current_notes(notes)
         lost(code, left)
     os._exit(left["code"])
 

@@ -23,16 +23,16 @@ class Life:
         self._outer, self._parts = outer, dict[type, Any]()
         self._closers: list[Callable[[], object]] = []
 
-    def part(self, kind: type[T]) -> T:
+    def part(self, value_type: type[T]) -> T:
         """Return this life's value of a class, which is made at the first call."""
-        found: T | None = self._parts.get(kind)
-        return self._parts.setdefault(kind, kind()) if found is None else found
+        value: T | None = self._parts.get(value_type)
+        return self._parts.setdefault(value_type, value_type()) if value is None else value
 
-    def nearest(self, kind: type[T]) -> T:
+    def nearest(self, value_type: type[T]) -> T:
         """Return the value of the innermost life that has one: several runs may share a Ray."""
-        if kind in self._parts or self._outer is None:
-            return self.part(kind)
-        return self._outer.nearest(kind)
+        if value_type in self._parts or self._outer is None:
+            return self.part(value_type)
+        return self._outer.nearest(value_type)
 
     @contextlib.contextmanager
     def closing(self, act: Callable[[], object]) -> Iterator[None]:
@@ -71,15 +71,15 @@ def new_life() -> Iterator[Life]:
 
 def within(limit_s: float, act: Callable[[], T]) -> T | None:
     """Call `act` in a thread; None if it fails or does not end in time."""
-    found: list[T] = []
+    results: list[T] = []
 
     def call() -> None:
         try:
-            found.append(act())
+            results.append(act())
         except Exception as error:  # noqa: BLE001  # the process ends, and with another error
             log.debug("%s: %s", act, error)
 
     thread = threading.Thread(target=call, daemon=True)
     thread.start()
     thread.join(limit_s)
-    return found[0] if found else None
+    return results[0] if results else None

@@ -70,7 +70,7 @@ class _Guards:
             faulthandler.cancel_dump_traceback_later()
             return
         now_s = monotonic()
-        left_s = min(each.limit_s - (now_s - each.from_s) for each in self.by_thread.values())
+        left_s = min(guard.limit_s - (now_s - guard.from_s) for guard in self.by_thread.values())
         left_s = max(0.001, round(left_s, 3))
         faulthandler.dump_traceback_later(left_s, exit=True, file=sys.__stderr__ or 2)
 
@@ -100,10 +100,10 @@ def still_alive(thread: int | None = None) -> None:
     if listener is not None:
         listener()
     guards = current().part(_Guards)
-    own = guards.by_thread.get(threading.get_ident() if thread is None else thread)
-    if own is not None and monotonic() - own.from_s > _REARM_AFTER * own.limit_s:
+    guard = guards.by_thread.get(threading.get_ident() if thread is None else thread)
+    if guard is not None and monotonic() - guard.from_s > _REARM_AFTER * guard.limit_s:
         with guards.lock:
-            own.from_s = monotonic()
+            guard.from_s = monotonic()
             guards.arm()
 
 
@@ -120,8 +120,8 @@ def no_limit() -> Iterator[None]:
         with guards.lock:
             guards.num_pauses -= 1
             now_s = monotonic()
-            for each in guards.by_thread.values():
-                each.from_s = now_s
+            for guard in guards.by_thread.values():
+                guard.from_s = now_s
             guards.arm()
 
 
@@ -130,15 +130,15 @@ def unguarded() -> Iterator[None]:
     """Do not guard this thread during the body: it waits for what other threads do."""
     guards, thread = current().part(_Guards), threading.get_ident()
     with guards.lock:
-        own = guards.by_thread.pop(thread, None)
+        guard = guards.by_thread.pop(thread, None)
         guards.arm()
     try:
         yield
     finally:
-        if own is not None:
+        if guard is not None:
             with guards.lock:
-                own.from_s = monotonic()
-                guards.by_thread[thread] = own
+                guard.from_s = monotonic()
+                guards.by_thread[thread] = guard
                 guards.arm()
 
 
@@ -152,8 +152,8 @@ def tell_parent(
     of_inputs: Callable[[str], object] | None = None, of_life: Callable[[], object] | None = None
 ) -> None:
     """Let functions hear of every input that this process begins with, and of `still_alive`."""
-    told = current().part(_Parent)
-    told.of_inputs, told.of_life = of_inputs, of_life
+    parent = current().part(_Parent)
+    parent.of_inputs, parent.of_life = of_inputs, of_life
 
 
 def input_started(name: str) -> None:

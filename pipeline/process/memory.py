@@ -20,7 +20,7 @@ from pathlib import Path
 MIB = 1 << 20
 LOOK_S = 0.05
 """How often to look at what a process takes."""
-_OWN = ("RssAnon:", "VmSwap:")
+_PRIVATE_FIELDS = ("RssAnon:", "VmSwap:")
 _OF_WORKERS = 0.9
 """What the workers of a node may take of its memory, all of them together."""
 _CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -45,7 +45,9 @@ def taken_bytes(pid: int) -> int:
     """Return the memory of a process in bytes, without files that it maps; 0 if it is gone."""
     try:
         with open(f"/proc/{pid}/status") as status:
-            return sum(1024 * int(line.split()[1]) for line in status if line.startswith(_OWN))
+            return sum(
+                1024 * int(line.split()[1]) for line in status if line.startswith(_PRIVATE_FIELDS)
+            )
     except (OSError, ValueError):
         return _resident_bytes(pid)
 
@@ -63,14 +65,14 @@ def node_bytes() -> int:
     """Return the memory of this machine, or of the container that this process is in."""
     import psutil
 
-    found = int(psutil.virtual_memory().total)
+    num_bytes = int(psutil.virtual_memory().total)
     for path in _CGROUPS:
         with contextlib.suppress(OSError, ValueError):
-            found = min(found, int(Path(path).read_text()))
-    return found
+            num_bytes = min(num_bytes, int(Path(path).read_text()))
+    return num_bytes
 
 
-def told(max_bytes: int) -> str:
+def excess_message(max_bytes: int) -> str:
     """Say that a process took more than a limit."""
     return f"its process took more than {max_bytes // MIB:,} MiB"
 
@@ -104,5 +106,5 @@ def at_most(max_bytes: int | None) -> Iterator[None]:
 def _watch(max_bytes: int, done: threading.Event) -> None:
     while not done.wait(LOOK_S):
         if taken_bytes(os.getpid()) > max_bytes:
-            (sys.__stderr__ or sys.stderr).write(f"{told(max_bytes)}: it ends\n")
+            (sys.__stderr__ or sys.stderr).write(f"{excess_message(max_bytes)}: it ends\n")
             os._exit(1)

@@ -34,10 +34,10 @@ class SharedNotes:
 
     def read(self) -> dict[str, Any]:
         """Return the last value of each name."""
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for line in self._memory[_TEXT : self._end()].splitlines():
-            found |= json.loads(line)
-        return found
+            values |= json.loads(line)
+        return values
 
     def _end(self) -> int:
         return _TEXT + int.from_bytes(self._memory[_LENGTH:_TEXT], "little")
@@ -61,21 +61,21 @@ class SharedNotes:
         self._memory[_IGNORES_SIGNALS] = ignores_signals
 
 
-_own: SharedNotes | None = None
+_notes: SharedNotes | None = None
 
 
-def own_notes() -> SharedNotes | None:
+def current_notes() -> SharedNotes | None:
     """Return the notes of this process; None: it has no parent that reads them."""
-    return _own
+    return _notes
 
 
-def set_own(notes: SharedNotes) -> None:
+def set_current_notes(notes: SharedNotes) -> None:
     """Let this process note its values there from now on."""
-    global _own  # of the process, whatever runs in it
-    _own = notes
+    global _notes  # of the process, whatever runs in it
+    _notes = notes
 
 
 def note(**values: Any) -> None:
     """Note values by name, JSON; None takes one back. Without a parent nothing happens."""
-    if _own is not None:
-        _own.note(values)
+    if _notes is not None:
+        _notes.note(values)

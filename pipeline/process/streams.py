@@ -48,8 +48,8 @@ def hold() -> None:
 
 def trouble() -> OSError | None:
     """Return why something that was written to stdout did not get there; None if all did."""
-    found: OSError | None = getattr(getattr(sys.stdout.buffer, "raw", None), "trouble", None)
-    return found if found is not None and found.errno != errno.EPIPE else None
+    error: OSError | None = getattr(getattr(sys.stdout.buffer, "raw", None), "trouble", None)
+    return error if error is not None and error.errno != errno.EPIPE else None
 
 
 def _stream(descriptor: int, like: TextIO | None) -> TextIO:

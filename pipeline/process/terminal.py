@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def own_signal_handlers() -> Iterator[None]:
+def restore_signal_handlers() -> Iterator[None]:
     """Keep our handlers: Ray replaces the one of SIGTERM and exits with another code."""
     if threading.current_thread() is not threading.main_thread():
         yield

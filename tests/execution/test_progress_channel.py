@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support.runs.cli import environment
 
-from pipeline.execution.cluster.in_flight import told_of_pool
+from pipeline.execution.cluster.in_flight import pool_trouble
 
 RUN = """
 import sys, time
@@ -61,7 +61,7 @@ def actor(state: str, restarts: int = 0, address: str = "10.0.0.1") -> dict[str,
 def test_actors_that_wait_or_start_again_are_told_of(
     actors: list[dict[str, Any]], told: str
 ) -> None:
-    found = told_of_pool(actors)
+    found = pool_trouble(actors)
     assert told in found
     assert bool(told) == bool(found)
 

@@ -57,7 +57,7 @@ from pipeline.process.interrupts import reason
 from pipeline.process.life import current
 from pipeline.process.liveness import note_progress
 from pipeline.process.shared_notes import note
-from pipeline.process.terminal import native_errors_to, own_signal_handlers
+from pipeline.process.terminal import native_errors_to, restore_signal_handlers
 
 log = logging.getLogger(__name__)
 _REACH_S = 10.0
@@ -77,7 +77,7 @@ def connect(address: str | None) -> Iterator[Connection]:
     refuse_autoload()
     started = perf_counter()
     shared = SHARING.get()
-    with restore_process_state(), contextlib.ExitStack() as own:
+    with restore_process_state(), contextlib.ExitStack() as stack:
         ray = _initialised(address)
         stays = shared is not None or ray is not None
         is_ours = address is None and (ray is None or bool(shared and shared.is_embedded))
@@ -86,7 +86,7 @@ def connect(address: str | None) -> Iterator[Connection]:
         else:
             set_remote()
         if ray is None:
-            ray = (shared.stack if shared else own).enter_context(_connected(address))
+            ray = (shared.stack if shared else stack).enter_context(_connected(address))
             if shared:
                 shared.is_embedded = is_ours
         with health.watched(ray, is_ours=is_ours), default_data_context(ray_stays=stays):
@@ -198,7 +198,7 @@ def _connect(
     _silence_ray()  # after its import, which sets filters of its own
     try:
         # Ray's handler, which ends the process with another code, would be there for seconds.
-        with own_signal_handlers(), applied(SIGTERM, ray=ray, on_cluster=address is not None):
+        with restore_signal_handlers(), applied(SIGTERM, ray=ray, on_cluster=address is not None):
             _init(ray, address, server, folder)
     except PipelineError:
         raise
@@ -253,7 +253,7 @@ def _init(
         ray.init(address=address, runtime_env=_remote_environment(), **common)
         return
     # Inside a Ray job RAY_ADDRESS is set and the caller passes it; here a local Ray is meant.
-    own: dict[str, Any] = {
+    options: dict[str, Any] = {
         **common,
         "address": "local",
         "include_dashboard": False,
@@ -262,14 +262,14 @@ def _init(
     }
     try:
         with applied(*START, ray=ray), applied(FORK, ray=ray, server=server):
-            ray.init(**own)
+            ray.init(**options)
     except BROKEN as error:
         if is_plain():
             raise
         # A patch has the names that it needs, but Ray means something else by one of them.
         log.debug("patched Ray does not start, so it starts by itself: %r", error)
         _end(ray)
-        ray.init(**own)
+        ray.init(**options)
 
 
 def _reach(address: str) -> None:

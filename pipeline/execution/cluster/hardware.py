@@ -20,12 +20,12 @@ from pipeline.execution.versions import connected_ray
 from pipeline.execution.without_ray import is_without_ray
 from pipeline.planning.allocation import Hardware
 
-_KIND = "accelerator_type:"
+_ACCELERATOR_TYPE = "accelerator_type:"
 _ASK_S = 60.0
 _ASK = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from pipeline.execution.cluster.hardware import found_by_ray; "
-    "print(json.dumps(found_by_ray()))"
+    "from pipeline.execution.cluster.hardware import counted_by_ray; "
+    "print(json.dumps(counted_by_ray()))"
 )
 _STORE_SHARE = 0.25
 _STORE_MIN_BYTES = 256 << 20
@@ -46,9 +46,9 @@ def hardware_of(ray: Any) -> Hardware:
     """Return what the cluster has, or may grow to where an autoscaler says so."""
     alive = [node for node in ray.nodes() if node["Alive"]]
     nodes = [node["Resources"] for node in alive]
-    found = hardware_from(ray.cluster_resources(), nodes, _autoscaler_limits())
+    hardware = hardware_from(ray.cluster_resources(), nodes, _autoscaler_limits())
     labels = (frozenset(node.get("Labels", {}).values()) for node in alive)
-    return replace(found, node_labels=tuple(labels))
+    return replace(hardware, node_labels=tuple(labels))
 
 
 def hardware_from(
@@ -62,7 +62,9 @@ def hardware_from(
             nothing.
         limits: What the autoscaler may grow the cluster to; empty without one.
     """
-    names = (key.partition(_KIND)[2] for key in total if key.startswith(_KIND))
+    names = (
+        key.partition(_ACCELERATOR_TYPE)[2] for key in total if key.startswith(_ACCELERATOR_TYPE)
+    )
     num_running = len(nodes)
     nodes = [node for node in nodes if node.get("CPU")]
     return Hardware(
@@ -86,7 +88,7 @@ def embedded_hardware() -> Hardware:
         return hardware_of(ray)
     if is_without_ray():
         return this_machine()
-    found: list[float | None] = [None, None]
+    counts: list[float | None] = [None, None]
     with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
         done = subprocess.run(  # noqa: S603  # this very Python
             [sys.executable, "-c", _ASK, json.dumps(sys.path)],
@@ -95,8 +97,8 @@ def embedded_hardware() -> Hardware:
             timeout=_ASK_S,
             check=True,
         )
-        found = json.loads(done.stdout.splitlines()[-1])
-    cpus, gpus = found
+        counts = json.loads(done.stdout.splitlines()[-1])
+    cpus, gpus = counts
     return this_machine(cpus, _gpus_of_torch() if gpus is None else gpus)
 
 
@@ -106,7 +108,7 @@ def this_machine(cpus: float | None = None, gpus: float = 0.0) -> Hardware:
     return Hardware(1, cpus, gpus, node_cpus=(cpus,), node_gpus=(gpus,))
 
 
-def found_by_ray() -> tuple[float | None, float | None]:
+def counted_by_ray() -> tuple[float | None, float | None]:
     """Return the processors and GPUs that Ray finds on this machine; None: it does not tell."""
     count, managers = read("processors"), read("accelerators")
     cpus = None if count is None else float(count(override_docker_cpu_warning=True))
@@ -165,7 +167,7 @@ _ANSWER_S = 30.0
 
 def ray_versions() -> list[tuple[str, str]]:
     """Return the host and the Ray of each node that computes; without those that do not answer."""
-    found = list[tuple[str, str]]()
+    versions = list[tuple[str, str]]()
     nodes = workers()
     asked = start_on_workers(_version, nodes)
     _, late = are_done(asked, _ANSWER_S) if asked else ([], [])
@@ -176,10 +178,10 @@ def ray_versions() -> list[tuple[str, str]]:
             log.warning("node %s has not answered for %.0f s, and is not checked", host, _ANSWER_S)
             continue
         try:
-            found.append((host, value_if_kept(reference)))
+            versions.append((host, value_if_kept(reference)))
         except TaskLost as error:
             log.debug("node %s is not checked: %s", host, error)
-    return found
+    return versions
 
 
 def require_one_version(versions: Sequence[tuple[str, str]]) -> None:
@@ -192,8 +194,10 @@ def require_one_version(versions: Sequence[tuple[str, str]]) -> None:
     for host, version in versions:
         hosts.setdefault(version, []).append(host)
     if len(hosts) > 1:
-        found = ", ".join(f"{version} on {' '.join(hosts[version])}" for version in sorted(hosts))
-        raise InfraError(f"nodes run several versions of Ray ({found}): install one")
+        description = ", ".join(
+            f"{version} on {' '.join(hosts[version])}" for version in sorted(hosts)
+        )
+        raise InfraError(f"nodes run several versions of Ray ({description}): install one")
 
 
 def _version() -> str:

@@ -71,7 +71,9 @@ def _operators() -> list[Any]:
     executor = seen() if seen else None
     # Ray's public statistics would cost time that grows with the blocks, and lack the queues.
     topology = getattr(executor, "_topology", None) or {}
-    return [each for each in list(topology) if getattr(each, "input_dependencies", None)]
+    return [
+        operator for operator in list(topology) if getattr(operator, "input_dependencies", None)
+    ]
 
 
 def _metrics(operator: Any) -> Any:
@@ -81,12 +83,14 @@ def _metrics(operator: Any) -> Any:
 def mark() -> tuple[int, ...]:
     """Return numbers that change when an operator gets on: a task finished, an actor is ready."""
     names = ("num_tasks_finished", "num_outputs_taken", "num_alive_actors")
-    return tuple(getattr(_metrics(each), name, 0) for each in _operators() for name in names)
+    return tuple(
+        getattr(_metrics(operator), name, 0) for operator in _operators() for name in names
+    )
 
 
 def operators() -> list[str]:
     """Describe each operator of what executes now, one line each."""
-    return [_describe(each) for each in _operators()]
+    return [_describe(operator) for operator in _operators()]
 
 
 def _describe(operator: Any) -> str:
@@ -123,24 +127,26 @@ def actors_in_trouble() -> str:
     if ray is None or actor_table is None:
         return ""
     job_id = ray.get_runtime_context().get_job_id()
-    return told_of_pool([each for each in actor_table(None).values() if each["JobID"] == job_id])
+    return pool_trouble([actor for actor in actor_table(None).values() if actor["JobID"] == job_id])
 
 
-def told_of_pool(actors: Sequence[Mapping[str, Any]]) -> str:
+def pool_trouble(actors: Sequence[Mapping[str, Any]]) -> str:
     """Return what `actors_in_trouble` says of the actors of a job, as Ray's table has them."""
-    pool = [each for each in actors if "MapWorker" in each["ActorClassName"]]
+    pool = [actor for actor in actors if "MapWorker" in actor["ActorClassName"]]
     waiting = [
-        each
-        for each in pool
-        if each["State"] not in ("ALIVE", "DEAD") and not each["Address"]["IPAddress"]
+        actor
+        for actor in pool
+        if actor["State"] not in ("ALIVE", "DEAD") and not actor["Address"]["IPAddress"]
     ]
-    num_restarts = sum(int(each["NumRestarts"]) for each in pool)
-    told = []
+    num_restarts = sum(int(actor["NumRestarts"]) for actor in pool)
+    problems = []
     if waiting:
-        told.append(f"{len(waiting)} of {len(pool)} actors wait for cores or memory")
+        problems.append(f"{len(waiting)} of {len(pool)} actors wait for cores or memory")
     if num_restarts:
-        told.append(f"actors' processes ended and were started anew: {num_restarts} times so far")
-    return "; ".join(told)
+        problems.append(
+            f"actors' processes ended and were started anew: {num_restarts} times so far"
+        )
+    return "; ".join(problems)
 
 
 def stacks() -> Iterator[str]:

@@ -16,6 +16,8 @@ from functools import partial
 from typing import Any
 from unittest.mock import patch
 
+log = logging.getLogger(__name__)
+
 _NEVER_S = 1e9
 
 
@@ -52,9 +54,9 @@ def without_statistics(ray: Any) -> Iterator[None]:
     with patch.multiple(
         stats._StatsManager,
         gen_dataset_id_from_stats_actor=staticmethod(lambda: uuid.uuid4().hex),
-        register_dataset_to_stats_actor=staticmethod(_say_nothing),
-        update_execution_metrics=staticmethod(_say_nothing),
-        update_iteration_metrics=staticmethod(_say_nothing),
+        register_dataset_to_stats_actor=staticmethod(_do_nothing),
+        update_execution_metrics=staticmethod(_do_nothing),
+        update_iteration_metrics=staticmethod(_do_nothing),
     ):
         yield
 
@@ -64,7 +66,7 @@ def without_metrics(ray: Any) -> Iterator[None]:
     """Record no metrics for the same dashboard; every look of Ray Data's loop records dozens."""
     from ray.util import metrics
 
-    with patch.object(metrics.Metric, "_record", _say_nothing):
+    with patch.object(metrics.Metric, "_record", _do_nothing):
         yield
 
 
@@ -76,14 +78,14 @@ def _make_coordinator(ray: Any, module: Any) -> Any:
         _tick_thread = _NeverStarted()
 
     nodes = ray.nodes()
-    return Coordinator(send_resources_request=_say_nothing, get_cluster_nodes=lambda: nodes)
+    return Coordinator(send_resources_request=_do_nothing, get_cluster_nodes=lambda: nodes)
 
 
 def _all_at(node_id: str, actors: Iterable[str]) -> dict[str, str]:
     return dict.fromkeys(actors, node_id)
 
 
-def _say_nothing(*_: Any, **__: Any) -> None:
+def _do_nothing(*_: Any, **__: Any) -> None:
     pass
 
 
@@ -109,7 +111,7 @@ class _Method:
 class _NeverStarted:
     """An attribute that is set to a thread, and gives one whose `start` does nothing."""
 
-    def __get__(self, owner: Any, kind: type) -> _NeverStarted:
+    def __get__(self, owner: Any, owner_type: type) -> _NeverStarted:
         return self
 
     def __set__(self, owner: Any, thread: Any) -> None:
@@ -124,10 +126,7 @@ class _OneNode:
 
     def __init__(self, node_id: str, put: Callable[[Any], Any]) -> None:
         self.get_actor_locations = _Method(partial(_all_at, node_id), put)
-        self.update_actor_location = _Method(_say_nothing, _say_nothing)
-
-
-log = logging.getLogger(__name__)
+        self.update_actor_location = _Method(_do_nothing, _do_nothing)
 
 
 @contextlib.contextmanager
@@ -137,16 +136,12 @@ def talk_to_log(ray: Any) -> Iterator[None]:
         yield
 
 
-def _to_log(said: dict[str, Any], *_: Any, **__: Any) -> None:
-    log.debug("Ray says: %s", " ".join(" ".join(said.get("lines", ())).split()))
+def _to_log(message: dict[str, Any], *_: Any, **__: Any) -> None:
+    log.debug("Ray says: %s", " ".join(" ".join(message.get("lines", ())).split()))
 
 
 @contextlib.contextmanager
-def own_sigterm(ray: Any) -> Iterator[None]:
+def keep_sigterm_handler(ray: Any) -> Iterator[None]:
     """Keep our handler of SIGTERM: Ray's ends the process with another exit code."""
     with patch.object(ray._private.utils, "set_sigterm_handler", _do_nothing):
         yield
-
-
-def _do_nothing(_: Any) -> None:
-    pass

@@ -37,7 +37,7 @@ _MODULES = (
 _WORKER_COMMAND = "--python_worker_command="
 _WORKER = ("_private", "workers", "default_worker.py")
 _PRESTART = "--num_prestart_python_workers="
-_KIND = "fork_server"
+_PROCESS_TYPE = "fork_server"
 
 
 class ForkServer:
@@ -77,22 +77,25 @@ class ForkServer:
     def asked_by(self, ray: Any, raylet: list[str]) -> list[str]:
         """Return the command of a raylet that asks for forked workers, from its usual one."""
         worker = str(Path(ray.__file__).parent.joinpath(*_WORKER))
-        own = subprocess.list2cmdline([worker])
+        quoted_worker = subprocess.list2cmdline([worker])
         asking = ["-I", "-S", forkserver_stub.__file__, self.name, worker]
         command = [
-            argument.replace(own, subprocess.list2cmdline(asking), 1)
+            argument.replace(quoted_worker, subprocess.list2cmdline(asking), 1)
             if argument.startswith(_WORKER_COMMAND)
             else argument
             for argument in raylet
         ]
         # Ray waits for workers that it starts before there is work.
-        return [*(each for each in command if not each.startswith(_PRESTART)), f"{_PRESTART}0"]
+        return [
+            *(argument for argument in command if not argument.startswith(_PRESTART)),
+            f"{_PRESTART}0",
+        ]
 
     def belongs_to(self, ray: Any) -> None:
         """Let it end with the Ray that this process has started."""
         nothing = dict.fromkeys(ray._private.services.ProcessInfo._fields)
         info = ray._private.services.ProcessInfo(**{**nothing, "process": self._process})
-        ray._private.worker._global_node.all_processes[_KIND] = [info]
+        ray._private.worker._global_node.all_processes[_PROCESS_TYPE] = [info]
 
     def end(self) -> None:
         """End it, and wait for that."""

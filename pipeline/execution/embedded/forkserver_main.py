@@ -64,8 +64,8 @@ def _import(modules: list[str]) -> None:
     """Import without drawing an identity: forked workers would go on from there, all alike."""
     import ray.actor
 
-    own = ray.actor.ActorClassID
-    drawn = SimpleNamespace(from_random=lambda: own(os.urandom(own.size())))
+    id_type = ray.actor.ActorClassID
+    drawn = SimpleNamespace(from_random=lambda: id_type(os.urandom(id_type.size())))
     with patch.object(ray.actor, "ActorClassID", drawn):
         for module in modules:
             importlib.import_module(module)

@@ -16,15 +16,17 @@ SIZE_BYTES = 4
 NUM_STREAMS = 3
 FORKED = b"1"
 OOM_SCORE = "/proc/self/oom_score_adj"
-_OWN_ENVIRONMENT = "--runtime-env-hash="
+_ENVIRONMENT_HASH = "--runtime-env-hash="
 _PEER = struct.Struct("3i")
 
 
 def main() -> None:
     """Let the server that listens as NAME fork the program, or become it."""
     name, *program = sys.argv[1:]
-    own = [each for each in program if each.startswith(_OWN_ENVIRONMENT)]
-    if any(each != f"{_OWN_ENVIRONMENT}0" for each in own) or not _is_forked(name, program):
+    hashes = [argument for argument in program if argument.startswith(_ENVIRONMENT_HASH)]
+    if any(argument != f"{_ENVIRONMENT_HASH}0" for argument in hashes) or not _is_forked(
+        name, program
+    ):
         os.execv(sys.executable, [sys.executable, *program])  # noqa: S606  # as Ray starts it
 
 
@@ -61,7 +63,7 @@ def _request(program: list[str]) -> dict[str, object]:
         "program": program,
         "folder": os.getcwd(),
         "environment": dict(os.environ),
-        "blocked": [int(each) for each in signal.pthread_sigmask(signal.SIG_BLOCK, ())],
+        "blocked": [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())],
         "oom_score": oom_score,
     }
 

@@ -32,12 +32,12 @@ _LOOK_S = 0.02
 @contextlib.contextmanager
 def raylet_command(ray: Any, change: Callable[[list[str]], list[str]]) -> Iterator[None]:
     """Let a raylet be started by a changed command in the body."""
-    own, raylet = ray._private.services.start_ray_process, ray._private.ray_constants
+    start_process, constants = ray._private.services.start_ray_process, ray._private.ray_constants
 
     def start(command: list[str], process_type: str, **named: Any) -> Any:
-        if process_type == raylet.PROCESS_TYPE_RAYLET:
+        if process_type == constants.PROCESS_TYPE_RAYLET:
             command = change(command)
-        return own(command, process_type, **named)
+        return start_process(command, process_type, **named)
 
     with patch.object(ray._private.services, "start_ray_process", start):
         yield
@@ -68,7 +68,7 @@ def without_agents(ray: Any) -> Iterator[None]:
     """
 
     def without(command: list[str]) -> list[str]:
-        _write_ports(ray, dict(each.split("=", 1) for each in command if "=" in each))
+        _write_ports(ray, dict(argument.split("=", 1) for argument in command if "=" in argument))
         port = _free_port()
         return [_unwaited(argument, port) for argument in command]
 
@@ -79,10 +79,10 @@ def without_agents(ray: Any) -> Iterator[None]:
 @contextlib.contextmanager
 def watched_start(ray: Any) -> Iterator[None]:
     """Let `health` know of each of Ray's processes as soon as it is started."""
-    own = ray._private.services.start_ray_process
+    start_process = ray._private.services.start_ray_process
 
     def start(command: list[str], process_type: str, **named: Any) -> Any:
-        info = own(command, process_type, **named)
+        info = start_process(command, process_type, **named)
         health.started(process_type, info)
         return info
 
@@ -130,9 +130,9 @@ def _unwaited(argument: str, port: int) -> str:
         program = [sys.executable, "-I", "-S", str(Path(idle_agent.__file__))]
         return _DASHBOARD_AGENT + subprocess.list2cmdline(program)
     if argument.startswith(_ENVIRONMENT_AGENT) and sys.platform == "linux":
-        own = argument.removeprefix(_ENVIRONMENT_AGENT)
+        command = argument.removeprefix(_ENVIRONMENT_AGENT)
         tie = subprocess.list2cmdline(tied_to(RAYLET, []))
-        argument = f"{_ENVIRONMENT_AGENT}{tie} {own}"
+        argument = f"{_ENVIRONMENT_AGENT}{tie} {command}"
     # The raylet's own flag, and that of the agent in the command by which it is started.
     return _ENVIRONMENT_PORT.sub(rf"\g<1>={port}", argument)
 
@@ -149,8 +149,8 @@ def _free_port() -> int:
 class _WaitForNode:
     """Ray's own `get_node`, called as soon as the node is there: it sleeps a second, else."""
 
-    def __init__(self, ray: Any, own: Callable[[str, str], Any]) -> None:
-        self._ray, self._own = ray, own
+    def __init__(self, ray: Any, get_node: Callable[[str, str], Any]) -> None:
+        self._ray, self._get_node = ray, get_node
 
     def __call__(self, gcs_address: str, node_id: str) -> Any:
         state = self._ray._private.state.GlobalState()
@@ -163,4 +163,4 @@ class _WaitForNode:
             if time.monotonic() > deadline:
                 break  # Ray's own says what is wrong
             time.sleep(_LOOK_S)
-        return self._own(gcs_address, node_id)
+        return self._get_node(gcs_address, node_id)

@@ -76,7 +76,7 @@ SIGTERM = Patch(
     "sigterm",
     ("ray._private.utils:set_sigterm_handler(sigterm_handler)",),
     "exit code 6 of a stop while Ray starts",
-    driver_actors.own_sigterm,
+    driver_actors.keep_sigterm_handler,
     on_cluster=True,
 )
 AGENTS = Patch(
@@ -243,6 +243,6 @@ def describe() -> str:
         return f"none is applied: {PLAIN_RAY} is set"
     missing = {patch.name: name for patch in PATCHES if (name := patch.missing()) is not None}
     active = [patch.name for patch in PATCHES if patch.name not in missing]
-    found = f"active: {', '.join(active) or 'none'}"
+    description = f"active: {', '.join(active) or 'none'}"
     lacking = "; ".join(f"{name} (no {private})" for name, private in missing.items())
-    return f"{found}; left out, which costs time only: {lacking}" if lacking else found
+    return f"{description}; left out, which costs time only: {lacking}" if lacking else description

@@ -85,8 +85,8 @@ class RayFolder:
         if keep_logs:
             keep_only_logs(self.folders)
         else:
-            for each in self.folders:
-                _remove(each)
+            for folder in self.folders:
+                _remove(folder)
         os.close(self._lock)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ray.data._internal.execution.backpressure_policy.backpressure_policy import BackpressurePolicy
 
-from pipeline.execution.embedded.backpressure import LIMIT
+from pipeline.execution.ray_options import READ_AHEAD
 
 
 class ReadAhead(BackpressurePolicy):  # type: ignore[misc]  # Ray is not typed
@@ -19,7 +19,7 @@ class ReadAhead(BackpressurePolicy):  # type: ignore[misc]  # Ray is not typed
 
     def __init__(self, context: Any, topology: Any, resource_manager: Any) -> None:
         super().__init__(context, topology, resource_manager)
-        self._limit = context.get_config(LIMIT)
+        self._limit = context.get_config(READ_AHEAD)
         self._next = {
             operator: operator.output_dependencies[0]
             for operator in topology

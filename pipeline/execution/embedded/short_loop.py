@@ -1,4 +1,4 @@
-"""Patches by which Ray Data's loop looks sooner what has ended, and keeps less.
+"""Patches by which Ray Data's loop looks sooner what has ended, keeps less, and reads less ahead.
 
 A look waits until all tasks have ended, 0.1 s at most, and only then the next ones start: of tasks
 that take milliseconds, each of the few readers would run ten a second. Of every block it keeps
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 from unittest.mock import patch
 
-from pipeline.execution.embedded.backpressure import LIMIT, SLICES
+from pipeline.execution.ray_options import READ_AHEAD, READ_AHEAD_SLICES
 
 _LOOK_S = 0.02
 _POLICIES = "backpressure_policies.enabled"
@@ -53,6 +53,6 @@ def enable_read_ahead(ray: Any) -> Iterator[None]:
     from pipeline.execution.embedded.read_ahead import ReadAhead
 
     context, enabled = DataContext.get_current(), backpressure_policy.ENABLED_BACKPRESSURE_POLICIES
-    context.set_config(LIMIT, SLICES)
+    context.set_config(READ_AHEAD, READ_AHEAD_SLICES)
     context.set_config(_POLICIES, [*enabled, ReadAhead])
     yield

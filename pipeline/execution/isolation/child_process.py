@@ -30,7 +30,7 @@ from pipeline.core.figures.counters import Counters
 from pipeline.core.printable import clean_message
 from pipeline.core.user_code.user_errors import describe_user_error
 from pipeline.process.liveness import still_alive, tell_parent
-from pipeline.process.memory import LOOK_S, taken_bytes, told
+from pipeline.process.memory import LOOK_S, excess_message, taken_bytes
 from pipeline.process.parent_death import die_with
 
 log = logging.getLogger(__name__)
@@ -205,7 +205,7 @@ class Child:
                 return self._reap(process)
             if most is not None and taken_bytes(process.pid) > most:
                 self.close()
-                return ChildExit(Reason.OUT_OF_MEMORY, told(most), max_bytes=most)
+                return ChildExit(Reason.OUT_OF_MEMORY, excess_message(most), max_bytes=most)
             if monotonic() >= until_s:
                 self.close()
                 return ChildExit(Reason.TIMEOUT, f"no result after {limit_s:g} s")
@@ -264,13 +264,13 @@ def serve(descriptor: int, parent: int) -> None:
 
 def _telling(pipe: Connection) -> Callable[[], None]:
     """Return what tells a parent now and then that this thread, which answers it, gets on."""
-    own, told_s = threading.get_ident(), monotonic()
+    answering_thread, sent_s = threading.get_ident(), monotonic()
 
     def tell() -> None:
-        nonlocal told_s
+        nonlocal sent_s
         # Another thread's steps are no progress of what the parent waits for.
-        if threading.get_ident() == own and monotonic() - told_s >= _TELL_S:
-            told_s = monotonic()
+        if threading.get_ident() == answering_thread and monotonic() - sent_s >= _TELL_S:
+            sent_s = monotonic()
             pipe.send(_Alive())
 
     return tell

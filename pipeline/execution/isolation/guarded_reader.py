@@ -206,19 +206,19 @@ def _read_next_slices(
             Child(UnitReading(reader, replace(unit, cut=cut)), limit_s, limit_s)
         ) as child:
             while (
-                isinstance(found := child.call(_SLICE, _NO_ROWS), ChildResult)
-                and found.rows.num_rows
+                isinstance(answer := child.call(_SLICE, _NO_ROWS), ChildResult)
+                and answer.rows.num_rows
             ):
-                [(key, counters, rows, _)] = unpack(found.rows)
+                [(key, counters, rows, _)] = unpack(answer.rows)
                 SliceFigures(isolated=IsolatedFigure(dead_processes=num_exits)).add_to(counters)
                 yield pack(key, counters, rows)
                 done.append(key)
                 num_exits = tries = 0
-        if isinstance(found, ChildResult):
+        if isinstance(answer, ChildResult):
             return
         num_exits, tries = num_exits + 1, tries + 1
         if tries == _MAX_TRIES:
-            yield _rest_of_shard(reader, unit, done, found, num_exits)
+            yield _rest_of_shard(reader, unit, done, answer, num_exits)
             return
 
 

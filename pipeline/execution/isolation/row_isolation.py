@@ -188,8 +188,9 @@ def failure_of(row: pa.Table, stage: str, ended: ChildExit, fields: pa.Schema) -
 
 def fail(rows: pa.Table, failures: Mapping[int, Failure]) -> pa.Table:
     """Return the same rows, some of them failed; failures that were there before are kept."""
-    found = failures_of(rows)
-    columns = failure_columns([f or failures.get(i) for i, f in enumerate(found)])
+    columns = failure_columns(
+        [failure or failures.get(index) for index, failure in enumerate(failures_of(rows))]
+    )
     for name in [name for name in rows.column_names if name in columns]:
         index = rows.schema.get_field_index(name)
         rows = rows.set_column(index, rows.schema.field(index), columns[name])

@@ -84,8 +84,8 @@ def key_of(job_name: str, partition: str, decides: Sequence[str]) -> str:
 
 def attempts_at(client: Any, key: str) -> list[Attempt]:
     """Return the attempts of a key that a cluster knows, by their numbers."""
-    found = [each for each in _all_attempts(client) if each.key == key]
-    return sorted(found, key=lambda each: each.number)
+    attempts = [attempt for attempt in _all_attempts(client) if attempt.key == key]
+    return sorted(attempts, key=lambda attempt: attempt.number)
 
 
 def find_attempts(client: Any, target: str, date: str | None = None) -> list[Attempt]:
@@ -98,16 +98,20 @@ def find_attempts(client: Any, target: str, date: str | None = None) -> list[Att
     Raises:
         JobError: There is none, or the job file cannot be read.
     """
-    found, is_id = _all_attempts(client), _ID.fullmatch(target)
+    attempts, is_id = _all_attempts(client), _ID.fullmatch(target)
     if is_id:
-        chosen = [each for each in found if each.job_id == target]
+        chosen = [attempt for attempt in attempts if attempt.job_id == target]
     else:
         wanted = {**identify(target), **({"date": date} if date else {})}
-        chosen = [each for each in found if wanted.items() <= (each.details.metadata or {}).items()]
+        chosen = [
+            attempt
+            for attempt in attempts
+            if wanted.items() <= (attempt.details.metadata or {}).items()
+        ]
     if not chosen:
         what = f"job {target}" if is_id else f"job of {target}" + (f" for {date}" if date else "")
         raise JobError(f"{client.where}: no {what} was submitted there")
-    return sorted(chosen, key=lambda each: each.details.start_time or 0)
+    return sorted(chosen, key=lambda attempt: attempt.details.start_time or 0)
 
 
 def find_newest(client: Any, target: str, date: str | None = None) -> Attempt:
@@ -116,12 +120,12 @@ def find_newest(client: Any, target: str, date: str | None = None) -> Attempt:
     Raises:
         JobError: Several go on, or as `find_attempts`.
     """
-    found = find_attempts(client, target, date)
-    active = [each for each in found if not each.details.status.is_terminal()]
+    attempts = find_attempts(client, target, date)
+    active = [attempt for attempt in attempts if not attempt.details.status.is_terminal()]
     if len(active) > 1:
-        ids = ", ".join(each.job_id for each in active)
+        ids = ", ".join(attempt.job_id for attempt in active)
         raise JobError(f"{client.where}: {len(active)} jobs of {target} go on: give one of {ids}")
-    return (active or found)[-1]
+    return (active or attempts)[-1]
 
 
 def _all_attempts(client: Any) -> list[Attempt]:

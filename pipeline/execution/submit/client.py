@@ -161,7 +161,7 @@ FIRST_CONTACT_S = 10.0
 """But an address at which nothing has answered yet may be wrong."""
 _SLOWEST = 5
 """After so many tries the pauses, of a few seconds then, grow no more."""
-_OK, _TOO_MANY, _SERVER_ERROR = 200, 429, 500
+_TOO_MANY, _SERVER_ERROR = 429, 500
 _REFUSED_BY_AGENT = "status code 4"
 """In the text of a 500: the head passes on that the node which runs jobs has refused."""
 
@@ -239,5 +239,5 @@ def one_line(reason: object) -> str:
     text = str(reason)
     if "Traceback (most recent call last)" in text:
         text = text.rstrip().splitlines()[-1]
-    kind = f"{type(reason).__name__}: " if isinstance(reason, ValueError | KeyError) else ""
-    return clean_message(f"{kind}{text}")
+    prefix = f"{type(reason).__name__}: " if isinstance(reason, ValueError | KeyError) else ""
+    return clean_message(f"{prefix}{text}")

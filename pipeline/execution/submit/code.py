@@ -83,9 +83,9 @@ def _add_code(code: Path, folder: Path) -> str:
             shutil.copy(code / name, folder / name)
     elif code.suffix == ".whl" and zipfile.is_zipfile(code):
         with zipfile.ZipFile(code) as wheel:
-            files = [each for each in wheel.infolist() if not each.is_dir()]
-            sizes = {each.filename: each.file_size for each in files if _may_go(each.filename)}
-            left_out = [each.filename for each in files if each.filename not in sizes]
+            files = [entry for entry in wheel.infolist() if not entry.is_dir()]
+            sizes = {entry.filename: entry.file_size for entry in files if _may_go(entry.filename)}
+            left_out = [entry.filename for entry in files if entry.filename not in sizes]
             _require_room(code, sizes)
             wheel.extractall(folder, sizes)
     else:
@@ -128,19 +128,19 @@ def _choose(root: Path) -> tuple[list[str], list[str]]:
             is_file = stat.S_ISREG(os.lstat(path).st_mode)
             goes = is_file and _may_go(name) and not _is_ignored(path, mine)
             (chosen if goes else left_out).append(os.path.relpath(path, root))
-    return chosen, [each for each in left_out if os.path.basename(each) not in _IGNORE_FILES]
+    return chosen, [path for path in left_out if os.path.basename(path) not in _IGNORE_FILES]
 
 
 def _rules_of(folder: str) -> list[tuple[str, Any]]:
     """Return the folder with the patterns of each of its files of them."""
     from pathspec import GitIgnoreSpec
 
-    found = []
+    rules = []
     for name in _IGNORE_FILES:
         with contextlib.suppress(FileNotFoundError):
             lines = Path(folder, name).read_text(errors="replace").splitlines()
-            found.append((folder, GitIgnoreSpec.from_lines(lines)))
-    return found
+            rules.append((folder, GitIgnoreSpec.from_lines(lines)))
+    return rules
 
 
 def _is_ignored(path: str, rules: list[tuple[str, Any]]) -> bool:
@@ -169,9 +169,9 @@ def _require_room(code: Path, sizes: dict[str, int]) -> None:
 
 def _digest(folder: Path) -> str:
     """Return the digest of all files below a folder."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            found.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\0".encode())
-            found.update(path.read_bytes())
-    return found.hexdigest()
+            digest.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\0".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()

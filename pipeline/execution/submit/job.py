@@ -34,7 +34,7 @@ _SUBMITTER = "submitter"
 """In a job's metadata: which submission started it."""
 START_TIMEOUT_S = 120.0
 """A driver starts within seconds on a head that has room for it."""
-_SAID_AFTER_S = 10.0
+_NOTICE_AFTER_S = 10.0
 _GOES_ON = "job %s goes on; pipeline stop %s --address ... ends it"
 
 
@@ -121,8 +121,10 @@ def attach_to(client: Any, job_id: str, write: Callable[[str], object]) -> Clust
 
 def error_without_document(code: int) -> PipelineError:
     """Return the error of a job that has ended with a code, but has written no document."""
-    kinds = {kind.exit_code: kind for kind in PipelineError.__subclasses__()}
-    return kinds.get(code, InfraError if code == 0 else PipelineError)(
+    error_types = {
+        error_type.exit_code: error_type for error_type in PipelineError.__subclasses__()
+    }
+    return error_types.get(code, InfraError if code == 0 else PipelineError)(
         f"the job ended with exit code {code}; its log has no JSON document"
     )
 
@@ -184,7 +186,7 @@ def wait_for_driver(client: Any, job_id: str, timeout_s: float, *, stops: bool) 
     Raises:
         InfraError: It takes longer; the next submission is another attempt.
     """
-    began, is_said = time.monotonic(), False
+    began, is_logged = time.monotonic(), False
     while True:
         with refusals_as_ours(f"job {job_id}"):
             details = client.get_job_info(job_id)
@@ -196,9 +198,9 @@ def wait_for_driver(client: Any, job_id: str, timeout_s: float, *, stops: bool) 
                 with refusals_as_ours(f"job {job_id}: cannot be stopped"):
                     client.stop_job(job_id)
             raise InfraError(f"job {job_id}: pending for {timeout_s:g} s, no driver starts: {why}")
-        if waited_s > _SAID_AFTER_S and not is_said:
+        if waited_s > _NOTICE_AFTER_S and not is_logged:
             log.info("job %s: pending, for at most %g s: %s", job_id, timeout_s, why)
-            is_said = True
+            is_logged = True
         time.sleep(PAUSE_S)
 
 

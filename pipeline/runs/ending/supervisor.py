@@ -27,7 +27,7 @@ from pipeline.process.interrupts import defer_stops, interrupt, reason, stoppabl
 from pipeline.process.keeper import exit_with
 from pipeline.process.life import current, within
 from pipeline.process.liveness import last_progress
-from pipeline.process.shared_notes import note, own_notes
+from pipeline.process.shared_notes import current_notes, note
 from pipeline.process.terminal import show_error
 from pipeline.report.document import Report, RunStatus
 from pipeline.runs.context import RunContext
@@ -152,7 +152,7 @@ class _Watchdog(threading.Thread):
 
 def _asked_to_stop() -> int:
     """Return the signal that our parent got, also if this process cannot handle it; 0: none."""
-    notes = own_notes()
+    notes = current_notes()
     return notes.signal if notes is not None else 0
 
 

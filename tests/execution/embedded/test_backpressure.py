@@ -9,7 +9,7 @@ import sys
 import pytest
 from support.runs.cli import environment
 
-from pipeline.execution.embedded.backpressure import SLICES, SLICES_PER_ACTOR
+from pipeline.execution.ray_options import READ_AHEAD_SLICES, READ_AHEAD_SLICES_PER_ACTOR
 
 pytestmark = pytest.mark.ray
 
@@ -18,7 +18,7 @@ SCRIPT = f"""
 import json, time
 from pipeline.execution.cluster import in_flight
 from pipeline.execution.cluster.connect import connect
-from pipeline.execution.embedded.backpressure import limit_read_ahead
+from pipeline.execution.ray_options import limit_read_ahead
 
 class Slow:
     def __call__(self, batch):
@@ -54,5 +54,5 @@ def test_a_stage_is_never_far_ahead_of_the_next_and_all_rows_arrive():
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["operators"] == 2
     assert found["rows"] == list(range(NUM_ROWS))
-    limit = SLICES + SLICES_PER_ACTOR
+    limit = READ_AHEAD_SLICES + READ_AHEAD_SLICES_PER_ACTOR
     assert limit // 2 < found["ahead"] < NUM_ROWS // 2  # a look takes all that lies ready

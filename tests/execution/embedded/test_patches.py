@@ -16,7 +16,7 @@ from support.runs.cli import environment
 from pipeline.execution.private_names import NameMissing, look_up
 
 PRIVATE = re.compile(r"\b(_private|_internal|_raylet)\b|\bray\.(\w+\.)*_[a-z]")
-MAY_TOUCH = {"embedded", "private_names.py", "read_ahead.py", "backpressure.py", "health.py"}
+MAY_TOUCH = {"embedded", "private_names.py", "health.py"}
 """Patches and what they apply; `health` has one, and asks `private_names` for what it reads."""
 
 DELETES = """

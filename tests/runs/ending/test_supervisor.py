@@ -25,7 +25,7 @@ from support.runs.published_rows import read_predictions
 from support.servers.rayhead import RayHead
 
 from pipeline.core.errors import InfraError, PipelineError, Stopped
-from pipeline.execution.health import HeadAnswers, ProcessesLive
+from pipeline.execution.health import HeadAnswers, ProcessLives
 from pipeline.process.interrupts import STOPS, interrupt, reason, stoppable_body
 from pipeline.process.life import new_life
 from pipeline.runs.ending.supervisor import Stall
@@ -359,7 +359,7 @@ def test_why_a_process_of_ray_ended_is_said(tmp_path: Path, ends: str, log: str,
     process = subprocess.Popen([sys.executable, "-c", f"import os, signal; {ends}"])
     info = SimpleNamespace(process=process, stderr_file=str(tmp_path / "raylet.err"))
     process.wait()
-    assert str(ProcessesLive({"raylet": [info]})()).startswith(f"Ray's own process {said}")
+    assert str(ProcessLives("raylet", info)()).startswith(f"Ray's own process {said}")
 
 
 @pytest.mark.ray

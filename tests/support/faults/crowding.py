@@ -97,7 +97,7 @@ def main(cores: int, later: int) -> None:
 
     from pipeline.execution import ray_options
     from pipeline.execution.cluster.connect import _configure_data
-    from pipeline.execution.embedded.backpressure import reserve_less
+    from pipeline.execution.ray_options import reserve_less
     from pipeline.job.job import Resources
     from pipeline.planning.allocation import Hardware, allocate
 
