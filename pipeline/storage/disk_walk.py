@@ -40,11 +40,11 @@ def walk(folder: str, choice: Choice | None = None) -> Iterator[Sequence[StoredF
                     with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
                         files.append(local_file(entry.path, entry.stat()))
                 elif choice is not None:
-                    found = _special(entry, follow_links=choice.follow_links)
-                    if isinstance(found, SkipReason):
-                        choice.skip(entry.path[skipped:], found)
+                    file_or_reason = _special(entry, follow_links=choice.follow_links)
+                    if isinstance(file_or_reason, SkipReason):
+                        choice.skip(entry.path[skipped:], file_or_reason)
                     else:
-                        files.append(found)
+                        files.append(file_or_reason)
         yield files
     if links:
         first = clean_message(min(links))

@@ -151,10 +151,10 @@ def options_named(field: str) -> Iterator[None]:
     try:
         yield
     except JobError as error:
-        told = str(error).replace(_SEE_OPTIONS, f"see {field}")
-        if type(error) is not JobError or told == str(error):
+        message = str(error).replace(_SEE_OPTIONS, f"see {field}")
+        if type(error) is not JobError or message == str(error):
             raise
-        raise JobError(told) from error
+        raise JobError(message) from error
 
 
 @contextlib.contextmanager
@@ -176,9 +176,9 @@ def classify(error: BaseException, what: str, secret_values: Sequence[str] = ())
     """Return our error for a raw storage error: JobError, InfraError or TransientError."""
     if isinstance(error, PipelineError):
         return error
-    kind, advice = _diagnose(error)
+    error_type, advice = _diagnose(error)
     detail = redact(str(error) or type(error).__name__, secret_values)
-    return kind(f"{redact(what, secret_values)}: {advice} ({detail})")
+    return error_type(f"{redact(what, secret_values)}: {advice} ({detail})")
 
 
 def redact(text: str, secret_values: Iterable[str] = ()) -> str:
@@ -302,15 +302,15 @@ def _is_storage_trouble(error: BaseException) -> bool:
 
 def secret_values(options: Mapping[str, Any]) -> list[str]:
     """Collect the strings among storage options, but for those that help and are no secrets."""
-    found: list[str] = []
+    secrets: list[str] = []
     for name, value in options.items():
         if isinstance(value, Mapping):
-            found += secret_values(value)
+            secrets += secret_values(value)
         elif name == "connection_string" and isinstance(value, str):
             # A message may hold a part of it; its key ends in `=`, so that a pair is cut but once.
             pairs = dict(pair.partition("=")[::2] for pair in value.split(";"))
             keys = ("AccountKey", "SharedAccessSignature")
-            found += [each for each in (value, *map(pairs.get, keys)) if each]
+            secrets += [secret for secret in (value, *map(pairs.get, keys)) if secret]
         elif isinstance(value, str) and len(value) >= 4 and name not in _PUBLIC_OPTIONS:
-            found += [] if value in _NO_SECRETS else [value]
-    return found
+            secrets += [] if value in _NO_SECRETS else [value]
+    return secrets

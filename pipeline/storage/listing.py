@@ -56,7 +56,7 @@ def list_in_parallel(fetch: FetchPage, folder: str) -> Iterator[Sequence[StoredF
                 for future in done:
                     step = future.result()
                     yield step.files
-                    waiting |= {pool.submit(each) for each in step.next_steps}
+                    waiting |= {pool.submit(next_step) for next_step in step.next_steps}
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -82,7 +82,7 @@ def _split(fetch: FetchPage, folder: str, flat: Page, below: str) -> _Step:
         if not page.next_token and len(page.prefixes) == 1 and not page.files:
             return _split(fetch, folder, flat, page.prefixes[0])
         if not page.next_token and 0 < len(page.prefixes) <= _MAX_PREFIXES:
-            more = [functools.partial(_begin, fetch, each) for each in page.prefixes]
+            more = [functools.partial(_begin, fetch, prefix) for prefix in page.prefixes]
             return _Step(page.files, more)
     return _Step(flat.files, [functools.partial(_go_on, fetch, folder, flat.next_token)])
 
@@ -109,7 +109,7 @@ def have_plain_order(folders: Sequence[str]) -> bool:
 
     Servers that keep folders as such list `a/` before `a.b/`; others sort whole keys.
     """
-    return sorted(folders) == sorted(folders, key=lambda each: each.split("/"))
+    return sorted(folders) == sorted(folders, key=lambda folder: folder.split("/"))
 
 
 def list_one_by_one(
@@ -117,7 +117,7 @@ def list_one_by_one(
 ) -> list[StoredFile]:
     """List the files below folders by a call for each, sorted by path."""
     with ThreadPoolExecutor(_CALLS_AT_ONCE, thread_name_prefix="list") as pool:
-        files = [file for found in pool.map(list_files, folders) for file in found]
+        files = [file for listing in pool.map(list_files, folders) for file in listing]
     return sorted(files, key=lambda file: file.path)
 
 
@@ -127,7 +127,7 @@ def list_folders(fetch: FetchAfter, folders: Sequence[str]) -> Iterator[Sequence
     Keys come in order, a thousand in an answer: one answer has the files of many folders. Where it
     ends inside something that is not wanted, the next one begins at the next wanted folder.
     """
-    wanted = sorted(f"{each}/" for each in folders)
+    wanted = sorted(f"{folder}/" for folder in folders)
     step = max(_LEAST_FOLDERS, -(-len(wanted) // _FOLDER_THREADS))
     groups = [wanted[begin : begin + step] for begin in range(0, len(wanted), step)]
     with ThreadPoolExecutor(_FOLDER_THREADS, thread_name_prefix="list") as pool:

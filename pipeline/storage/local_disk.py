@@ -119,9 +119,9 @@ def _bad_blocks(path: str) -> Iterator[None]:
 def _read_version(path: str, version: str | None) -> bytes:
     with _bad_blocks(path), open(path, "rb", opener=_open_regular) as file:
         data = file.read()
-        found = os.fstat(file.fileno())
-        mtime = str(found.st_mtime_ns)
-        if version not in (None, mtime, f"{mtime}/{found.st_ctime_ns}"):
+        status = os.fstat(file.fileno())
+        mtime = str(status.st_mtime_ns)
+        if version not in (None, mtime, f"{mtime}/{status.st_ctime_ns}"):
             raise FileExpired(errno.ESTALE, "replaced or written to", path)
     return data
 

@@ -73,7 +73,9 @@ class ObjectStore:
             raise NoSuchBucket(bucket) from error
         # An empty key ending in `/` is a placeholder of a folder.
         files = [file for file in page.files if file.size_bytes or not file.path.endswith("/")]
-        return Page(files, [f"{bucket}/{each}" for each in page.prefixes], page.next_token)
+        return Page(
+            files, [f"{bucket}/{key_prefix}" for key_prefix in page.prefixes], page.next_token
+        )
 
     def stat(self, path: str) -> StoredFile | None:
         info = self._info(path)
@@ -87,7 +89,9 @@ class ObjectStore:
         return self._info(path) is not None
 
     def read(self, path: str) -> bytes:
-        return self._found(path, lambda: cast(bytes, self.fs.cat_file(path, **self.facts.read)))
+        return self._with_bucket_check(
+            path, lambda: cast(bytes, self.fs.cat_file(path, **self.facts.read))
+        )
 
     def read_many(
         self, paths: Sequence[str], versions: Sequence[str] | None = None
@@ -95,13 +99,13 @@ class ObjectStore:
         if not paths:
             return []
         if versions is None:
-            found = self.fs.cat_ranges([*paths], None, None, on_error="return", **self.facts.read)
+            values = self.fs.cat_ranges([*paths], None, None, on_error="return", **self.facts.read)
         else:
             pairs = zip(paths, versions, strict=True)
-            found = run_together(
+            values = run_together(
                 self.fs, [partial(self.facts.read_version, self.fs, *p) for p in pairs]
             )
-        return [self._judged(path, value) for path, value in zip(paths, found, strict=True)]
+        return [self._judged(path, value) for path, value in zip(paths, values, strict=True)]
 
     def _judged(self, path: str, value: bytes | Exception) -> bytes | Exception:
         if isinstance(value, FileNotFoundError):
@@ -112,39 +116,39 @@ class ObjectStore:
         return value
 
     def open(self, path: str) -> BinaryIO:
-        size_bytes, fetch = self._found(path, lambda: self.facts.open(self.fs, path))
+        size_bytes, fetch = self._with_bucket_check(path, lambda: self.facts.open(self.fs, path))
         return cast(BinaryIO, RemoteFile(size_bytes, fetch))
 
     def put(self, path: str, data: bytes) -> None:
-        self._found(path, lambda: self.fs.pipe_file(path, data))
+        self._with_bucket_check(path, lambda: self.fs.pipe_file(path, data))
 
     def put_file(self, path: str, source: str) -> None:
-        self._found(path, lambda: self.fs.put_file(source, path))
+        self._with_bucket_check(path, lambda: self.fs.put_file(source, path))
 
     def create(self, path: str, data: bytes) -> None:
-        self._found(path, lambda: self.fs.pipe_file(path, data, mode="create"))
+        self._with_bucket_check(path, lambda: self.fs.pipe_file(path, data, mode="create"))
 
     def copy(self, source: str, target: str) -> None:
-        self._found(source, lambda: self.facts.copy(self.fs, source, target))
+        self._with_bucket_check(source, lambda: self.facts.copy(self.fs, source, target))
 
     def delete(self, paths: Sequence[str]) -> None:
         # Not by a bulk request: s3fs drops the errors that its answer lists key by key.
         for path in paths:
             try:
-                self._found(path, lambda path=path: self.fs.rm_file(path))  # type: ignore[misc]
+                self._with_bucket_check(path, lambda path=path: self.fs.rm_file(path))  # type: ignore[misc]
             except FileNotFoundError as error:
                 if not is_missing(error):
                     raise
 
     def _info(self, path: str) -> dict[str, Any] | None:
         try:
-            return self._found(path, lambda: cast(dict[str, Any], self.fs.info(path)))
+            return self._with_bucket_check(path, lambda: cast(dict[str, Any], self.fs.info(path)))
         except FileNotFoundError as error:
             if is_missing(error):
                 return None
             raise
 
-    def _found(self, path: str, act: Callable[[], T]) -> T:
+    def _with_bucket_check(self, path: str, act: Callable[[], T]) -> T:
         """Do something with an object; if it is not found, make sure that its bucket is."""
         try:
             return act()

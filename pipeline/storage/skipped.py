@@ -17,7 +17,7 @@ FIRST_NAMES: Final = 5
 """Names that are kept per reason."""
 _MAX_EXTENSIONS = 1_000
 _SHOWN_EXTENSIONS = 20
-_SAID = 6
+_MAX_DESCRIBED = 6
 NO_EXTENSION: Final = "(none)"
 OTHERS: Final = "(others)"
 _EXTENSION = re.compile(r"\.[a-z0-9_+-]{1,16}")
@@ -74,10 +74,10 @@ class Skipped:
         """Say in a few words what was left out: `15 .heic, 10 .xmp, 2 hidden`."""
         parts = Counter({_words(name): count for name, count in self.extensions.items()})
         parts.update({str(r): n for r, n in self.files.items() if r != SkipReason.EXTENSION})
-        shown = parts.most_common(_SAID if len(parts) > _SAID + 1 else None)
-        said = [f"{count} {name}" for name, count in shown]
+        shown = parts.most_common(_MAX_DESCRIBED if len(parts) > _MAX_DESCRIBED + 1 else None)
+        descriptions = [f"{count} {name}" for name, count in shown]
         rest = parts.total() - sum(count for _, count in shown)
-        return ", ".join([*said, f"{rest} others"] if rest else said)
+        return ", ".join([*descriptions, f"{rest} others"] if rest else descriptions)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the form in which plan, report and manifest hold it."""
@@ -98,9 +98,9 @@ class Skipped:
         """Read that form back; an empty one is nothing."""
         reasons = document.get("reasons", [])
         return cls(
-            {each["reason"]: each["files"] for each in reasons},
-            {each["reason"]: tuple(each["first"]) for each in reasons},
-            {each["extension"]: each["files"] for each in document.get("extensions", [])},
+            {entry["reason"]: entry["files"] for entry in reasons},
+            {entry["reason"]: tuple(entry["first"]) for entry in reasons},
+            {entry["extension"]: entry["files"] for entry in document.get("extensions", [])},
         )
 
 

@@ -113,8 +113,8 @@ class Store:
 
     def stat(self, path: str) -> StoredFile | None:
         """Describe a file; None if there is no file (a folder is none)."""
-        found = self._call("look at", path, lambda at: at.stat(self._full(path)))
-        return replace(found, path=path) if found else None
+        file = self._call("look at", path, lambda at: at.stat(self._full(path)))
+        return replace(file, path=path) if file else None
 
     def exists(self, path: str) -> bool:
         """Tell whether there is a file, or a folder (in an object store: one with objects)."""
@@ -137,25 +137,25 @@ class Store:
             versions: The version that each must have, as listed; another one is an InfraError. Of
                 local disk it may be followed by `/` and the ctime.
         """
-        found: dict[str, bytes | Exception] = {}
+        results: dict[str, bytes | Exception] = {}
 
         def read_rest() -> None:
-            rest = [path for path in dict.fromkeys(paths) if _is_open(found.get(path))]
+            rest = [path for path in dict.fromkeys(paths) if _is_open(results.get(path))]
             with self._errors("read", ""):
                 pinned = None if versions is None else [versions[path] for path in rest]
                 values = self._backend().read_many([self._full(path) for path in rest], pinned)
             for path, value in zip(rest, values, strict=True):
-                found[path] = self._translated(path, value)
-            passing = [value for value in found.values() if isinstance(value, TransientError)]
+                results[path] = self._translated(path, value)
+            passing = [value for value in results.values() if isinstance(value, TransientError)]
             if passing:
                 raise passing[0]
 
         try:
             with_retries(read_rest)
         except TransientError:
-            if len(found) < len(set(paths)):
+            if len(results) < len(set(paths)):
                 raise  # an error of the call itself; otherwise the last try's errors are the answer
-        return {path: found[path] for path in dict.fromkeys(paths)}
+        return {path: results[path] for path in dict.fromkeys(paths)}
 
     def _translated(self, path: str, value: bytes | Exception) -> bytes | Exception:
         if not isinstance(value, Exception):
@@ -257,11 +257,11 @@ class Store:
         """
         path = f"{PROBES}/clock-{uuid.uuid4().hex}"
         self.put(path, b"?")
-        found = self.stat(path)
+        file = self.stat(path)
         self.delete([path])  # `gc` takes what a store that fails keeps
-        if found is None or found.modified is None:
+        if file is None or file.modified is None:
             raise InfraError(f"{self.url(path)}: was put, but the store does not show its time")
-        return found.modified
+        return file.modified
 
     def _list(self, prefix: str, choice: Choice | None = None) -> list[StoredFile]:
         full = self._full(prefix)

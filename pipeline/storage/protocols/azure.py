@@ -58,12 +58,12 @@ def _list_azure(fs: Any, bucket: str, prefix: str, delimited: bool, token: str |
                 return [item async for item in page], pages.continuation_token
         return [], None
 
-    found, next_token = on_loop(fs, fetch)
-    names = [item.name for item in found]
+    items, next_token = on_loop(fs, fetch)
+    names = [item.name for item in items]
     prefixes = [name for name in names if name.endswith("/") and name != prefix]
     files = [
         stored_file(f"{bucket}/{item.name}", item.size, item.etag, item.last_modified)
-        for item in found
+        for item in items
         if not _is_folder(item)
     ]
     return Page(files, prefixes if delimited else [], next_token or None)

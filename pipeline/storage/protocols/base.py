@@ -97,8 +97,8 @@ def run_together(
 
         return await asyncio.gather(*map(run, functions), return_exceptions=True)
 
-    found: list[bytes | Exception] = on_loop(fs, gather)
-    return found
+    results: list[bytes | Exception] = on_loop(fs, gather)
+    return results
 
 
 def on_loop(fs: Any, function: Callable[..., Any], *arguments: Any) -> Any:

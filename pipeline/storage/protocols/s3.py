@@ -73,7 +73,7 @@ def _page(fs: Any, bucket: str, prefix: str, more: Mapping[str, str]) -> Page:
         stored_file(f"{bucket}/{o['Key']}", o["Size"], o["ETag"], o["LastModified"])
         for o in answer.get("Contents", ())
     ]
-    prefixes = [found["Prefix"] for found in answer.get("CommonPrefixes", ())]
+    prefixes = [entry["Prefix"] for entry in answer.get("CommonPrefixes", ())]
     return Page(files, prefixes, answer.get("NextContinuationToken"))
 
 
