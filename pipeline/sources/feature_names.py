@@ -44,20 +44,20 @@ def vectors_of(source: Source, fields: pa.Schema) -> Mapping[str, Vector]:
         source: The job's section, with its categories.
         fields: The columns of all inputs, as a plan has them; {} if no shard could be read.
     """
-    found = {
+    vectors = {
         name: _vector(part.features, fields_of_part(name, source, fields))
         for name, part in source.parts.items()
         if part.features
     }
-    return {name: vector for name, vector in found.items() if vector is not None}
+    return {name: vector for name, vector in vectors.items() if vector is not None}
 
 
 def _vector(features: Sequence[FeatureEntry], fields: pa.Schema) -> Vector | None:
     if not any(map(is_feature, fields.names)):
         return None
     vector = fields.field(FEATURES) if FEATURES in fields.names else None
-    told = (vector.metadata or {}).get(WIDTHS) if vector else None
-    widths = json.loads(told) if told else [0] * len(features)
+    widths_json = (vector.metadata or {}).get(WIDTHS) if vector else None
+    widths = json.loads(widths_json) if widths_json else [0] * len(features)
     size, names = 0, []
     for entry, width in zip(features, widths, strict=True):
         for name, num in _names(entry, width):

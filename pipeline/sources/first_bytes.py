@@ -36,7 +36,7 @@ _INFLATED = ("gzip", "zstd")
 
 
 @dataclass(frozen=True)
-class Kind:
+class FileType:
     """A kind of file that its first bytes tell."""
 
     name: str
@@ -93,36 +93,38 @@ def _is_csv(head: bytes) -> bool:
         return False
     try:
         texts = [line.decode("utf-8").rstrip("\r") for line in lines]
-        counts = [{len(row) for row in csv.reader(texts, delimiter=each)} for each in ",;\t"]
+        counts = [
+            {len(row) for row in csv.reader(texts, delimiter=delimiter)} for delimiter in ",;\t"
+        ]
     except (UnicodeDecodeError, csv.Error):
         return False
-    return any(len(found) == 1 and min(found) > 1 for found in counts)
+    return any(len(numbers) == 1 and min(numbers) > 1 for numbers in counts)
 
 
-KINDS = (
-    Kind("Parquet", "PAR1", _magic(b"PAR1", b"PARE")),
-    Kind("gzip", "1f 8b", _magic(b"\x1f\x8b\x08")),
-    Kind("zstd", "28 b5 2f fd", _magic(b"\x28\xb5\x2f\xfd")),
-    Kind("a tar", "the header of a tar", _is_tar),
-    Kind("WAV", "RIFF and WAVE", _is_wav),
-    Kind("FLAC", "fLaC", _magic(b"fLaC")),
-    Kind("Ogg", "OggS", _magic(b"OggS")),
-    Kind("MP3", "ID3", _magic(b"ID3")),
-    Kind("a JPEG", "ff d8 ff", _magic(b"\xff\xd8\xff")),
-    Kind("a PNG", "89 50 4e 47", _magic(b"\x89PNG\r\n\x1a\n")),
-    Kind("JSON lines", "{", _is_json_lines, is_text=True),
-    Kind("CSV", "fields and lines of text", _is_csv, is_text=True),
+FILE_TYPES = (
+    FileType("Parquet", "PAR1", _magic(b"PAR1", b"PARE")),
+    FileType("gzip", "1f 8b", _magic(b"\x1f\x8b\x08")),
+    FileType("zstd", "28 b5 2f fd", _magic(b"\x28\xb5\x2f\xfd")),
+    FileType("a tar", "the header of a tar", _is_tar),
+    FileType("WAV", "RIFF and WAVE", _is_wav),
+    FileType("FLAC", "fLaC", _magic(b"fLaC")),
+    FileType("Ogg", "OggS", _magic(b"OggS")),
+    FileType("MP3", "ID3", _magic(b"ID3")),
+    FileType("a JPEG", "ff d8 ff", _magic(b"\xff\xd8\xff")),
+    FileType("a PNG", "89 50 4e 47", _magic(b"\x89PNG\r\n\x1a\n")),
+    FileType("JSON lines", "{", _is_json_lines, is_text=True),
+    FileType("CSV", "fields and lines of text", _is_csv, is_text=True),
 )
 """The first that fits is what a file is: the sum that is in the header of a tar may be that of
 compressed data, too, by chance."""
 
 
-def kind_of(head: bytes) -> Kind | None:
+def file_type_of(head: bytes) -> FileType | None:
     """Return what a file certainly is, by its first 64 KiB or all of it; None: that is not told."""
-    return next((kind for kind in KINDS if kind.fits(head)), None)
+    return next((file_type for file_type in FILE_TYPES if file_type.fits(head)), None)
 
 
-def require_kind(
+def require_file_type(
     store: Store, shards: Sequence[StoredFile], form: SourceFormat, *, are_named: bool
 ) -> None:
     """Read the beginning of the first shard, and of the next ones if it is not of the format.
@@ -140,12 +142,12 @@ def require_kind(
     """
     first = ""
     for shard in shards[:_SHARDS]:
-        wrong = _wrong_kind(head_of(store, shard), form)
+        wrong = _wrong_file_types(head_of(store, shard), form)
         if not wrong:
             if first:
                 log.warning("%s; its rows will be quarantined", first)
             return
-        first = first or _told(shard, wrong, are_named=are_named)
+        first = first or _mismatch_message(shard, wrong, are_named=are_named)
     if first:
         raise JobError(f"source: {first}")
 
@@ -163,44 +165,45 @@ def head_of(store: Store, shard: StoredFile) -> bytes:
         return b""
 
 
-def _wrong_kind(head: bytes, form: SourceFormat) -> tuple[Kind, ...]:
+def _wrong_file_types(head: bytes, form: SourceFormat) -> tuple[FileType, ...]:
     """Return what a shard is, and what is inside if it is compressed; () if the format reads it."""
-    kind = kind_of(head)
-    if kind is None or not form.kinds:
+    outer = file_type_of(head)
+    if outer is None or not form.kinds:
         return ()
-    inside = kind_of(inflated(head, kind))
-    kinds = (kind,) if inside is None else (kind, inside)
-    if {each.name for each in kinds} <= form.kinds:
+    inner = file_type_of(inflated(head, outer))
+    file_types = (outer,) if inner is None else (outer, inner)
+    if {file_type.name for file_type in file_types} <= form.kinds:
         return ()
     # Of files that are a row each, the pages of a failed download cost their rows: not so tables.
     is_row = form.counts_rows == "listing"
-    return () if is_row and (kind.is_text or not _readers(kinds)) else kinds
+    return () if is_row and (outer.is_text or not _readers(file_types)) else file_types
 
 
-def inflated(head: bytes, kind: Kind) -> bytes:
+def inflated(head: bytes, file_type: FileType) -> bytes:
     """Return the beginning of what is compressed; b'' if nothing is, or it is damaged."""
-    if kind.name not in _INFLATED:
+    if file_type.name not in _INFLATED:
         return b""
     try:
-        with pa.input_stream(pa.BufferReader(head), compression=kind.name) as stream:
+        with pa.input_stream(pa.BufferReader(head), compression=file_type.name) as stream:
             return bytes(stream.read(_HEAD_BYTES))
     except (pa.ArrowException, OSError):
         return b""
 
 
-def _readers(kinds: Sequence[Kind]) -> list[SourceFormat]:
+def _readers(file_types: Sequence[FileType]) -> list[SourceFormat]:
     """Return the formats that read a file; none if only its compression is known."""
-    if kinds[-1].name in _INFLATED:
+    if file_types[-1].name in _INFLATED:
         return []
-    known = {kind.name for kind in kinds}
+    known = {file_type.name for file_type in file_types}
     return [form for _, form in usable(SOURCES) if known <= form.kinds]
 
 
-def _told(shard: StoredFile, kinds: Sequence[Kind], *, are_named: bool) -> str:
-    kind, is_inside = kinds[-1], len(kinds) > 1
-    inflated = f", once its {kinds[0].name} is inflated," if is_inside else ""
-    what = f"{clean_message(shard.path)} begins{inflated} with {kind.begins}: it is {kind.name}"
-    if not (readers := _readers(kinds)):
+def _mismatch_message(shard: StoredFile, file_types: Sequence[FileType], *, are_named: bool) -> str:
+    file_type, is_inside = file_types[-1], len(file_types) > 1
+    inflated = f", once its {file_types[0].name} is inflated," if is_inside else ""
+    begins = f"{clean_message(shard.path)} begins{inflated} with {file_type.begins}"
+    what = f"{begins}: it is {file_type.name}"
+    if not (readers := _readers(file_types)):
         return f"{what}; decompress it"
     form = readers[0]
     renamed = ""

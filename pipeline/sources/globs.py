@@ -61,10 +61,10 @@ def reaches_below(pattern: str, folder: Sequence[str]) -> bool:
 
 def _with_empty(parts: Sequence[str], states: Iterable[int]) -> set[int]:
     """Add the states that are reached where `**` stands for no segment."""
-    found = set()
+    reached = set()
     for state in states:
-        found.add(state)
+        reached.add(state)
         while state + 1 < len(parts) and parts[state] == "**":
             state += 1
-            found.add(state)
-    return found
+            reached.add(state)
+    return reached

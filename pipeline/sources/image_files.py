@@ -47,9 +47,9 @@ class ImageFiles(SourceFormat):
     ) -> Iterator[Rows]:
         limit = reader.source.max_image_bytes
         small = {e.path: e.exact_version for e in extents if e.size_bytes <= limit}
-        found = reader.store.read_many(list(small), small)
+        contents = reader.store.read_many(list(small), small)
         values, failures = zip(
-            *(_judged(reader, extent, found.get(extent.path)) for extent in extents), strict=True
+            *(_judged(reader, extent, contents.get(extent.path)) for extent in extents), strict=True
         )
         ids = [extent.path for extent in extents]
         uris = [reader.store.url(extent.path) for extent in extents]
@@ -72,17 +72,17 @@ FORMAT, AUDIO = ImageFiles(), AudioFiles()
 
 
 def _judged(
-    reader: Reader, extent: Extent, found: bytes | Exception | None
+    reader: Reader, extent: Extent, content: bytes | Exception | None
 ) -> tuple[bytes | None, Failure | None]:
-    if found is None:
+    if content is None:
         message = f"{extent.size_bytes} bytes, the limit is {reader.source.max_image_bytes}"
         return None, Failure(Reason.TOO_LARGE, STAGE, message, num_bytes=extent.size_bytes)
-    if isinstance(found, FileNotFoundError):
+    if isinstance(content, FileNotFoundError):
         return None, Failure(Reason.MISSING, STAGE, "vanished since it was planned")
-    if isinstance(found, BadBlockError):
-        return None, Failure(Reason.UNREADABLE_SHARD, STAGE, str(found))
-    if isinstance(found, Exception):
-        raise found
-    if len(found) != extent.size_bytes:
+    if isinstance(content, BadBlockError):
+        return None, Failure(Reason.UNREADABLE_SHARD, STAGE, str(content))
+    if isinstance(content, Exception):
+        raise content
+    if len(content) != extent.size_bytes:
         raise changed(reader.store, extent)
-    return found, None
+    return content, None

@@ -43,19 +43,19 @@ class SeveralColumns(InputReader):
     def line_bytes(self, escaped: int) -> int:
         return sum(part.line_bytes(escaped) or 0 for part in self.parts.values())
 
-    def path(self, name: str, kind: pa.DataType) -> str:
-        found = {part.path(name, kind) for part in self.parts.values() if name in part.names}
-        return found.pop() if len(found) == 1 else name
+    def path(self, name: str, dtype: pa.DataType) -> str:
+        paths = {part.path(name, dtype) for part in self.parts.values() if name in part.names}
+        return paths.pop() if len(paths) == 1 else name
 
-    def trouble(self, name: str, kind: pa.DataType) -> str:
+    def trouble(self, name: str, dtype: pa.DataType) -> str:
         for part, reader in self.parts.items():
-            if name in reader.names and (trouble := reader.trouble(name, kind)):
+            if name in reader.names and (trouble := reader.trouble(name, dtype)):
                 return f"{trouble} for input {part!r}"
         return ""
 
     def folder_trouble(self, name: str, value: str | None) -> str:
-        found = (p.folder_trouble(name, value) for p in self.parts.values() if name in p.names)
-        return next((trouble for trouble in found if trouble), "")
+        troubles = (p.folder_trouble(name, value) for p in self.parts.values() if name in p.names)
+        return next((trouble for trouble in troubles if trouble), "")
 
     def fields(self, schema: pa.Schema | None) -> pa.Schema:
         return pa.schema(
@@ -65,22 +65,22 @@ class SeveralColumns(InputReader):
         )
 
     def read(self, table: pa.Table, failures: Failures, place: Place) -> InputRows:
-        found: dict[str, InputRows] = {}
+        inputs: dict[str, InputRows] = {}
         for name, part in self.parts.items():
-            own = list(failures)
+            part_failures = list(failures)
             try:
-                found[name] = part.read(table, own, place)
+                inputs[name] = part.read(table, part_failures, place)
             except JobError as error:
                 raise JobError(f"input {name!r}: {error}") from None
-            for row, failure in enumerate(own):
+            for row, failure in enumerate(part_failures):
                 if failures[row] is None and failure is not None:
                     failures[row] = of_part(name, failure)
         columns = {
             input_column(name, column): _without_failed(values, failures)
-            for name, rows in found.items()
+            for name, rows in inputs.items()
             for column, values in rows.columns.items()
         }
-        uris = next((rows.uris for rows in found.values() if rows.uris is not None), None)
+        uris = next((rows.uris for rows in inputs.values() if rows.uris is not None), None)
         return InputRows(columns, uris)
 
 
@@ -91,9 +91,9 @@ def _without_failed(column: pa.Array, failures: Failures) -> pa.Array:
 
 
 def _encoded(source: Source, names: tuple[str, ...]) -> InputReader:
-    kind = source.encoded
-    is_base64 = getattr(source, f"{kind.name}_encoding") == "base64"
-    return EncodedColumn(names, is_base64, source.max_image_bytes, kind.what, kind.fields)
+    encoded = source.encoded
+    is_base64 = getattr(source, f"{encoded.name}_encoding") == "base64"
+    return EncodedColumn(names, is_base64, source.max_image_bytes, encoded.what, encoded.fields)
 
 
 _READERS: Mapping[str, Callable[[Source, tuple[str, ...]], InputReader]] = {
@@ -109,8 +109,8 @@ _READERS: Mapping[str, Callable[[Source, tuple[str, ...]], InputReader]] = {
 
 def columns_of(source: Source) -> InputReader:
     """Return the reader of the columns that hold a job's input."""
-    kind, names = source.input_columns
-    return _READERS[kind](source, names)
+    input_name, names = source.input_columns
+    return _READERS[input_name](source, names)
 
 
 def fields_of_parts(source: Source, fields_of: Callable[[Source], pa.Schema]) -> pa.Schema:
@@ -133,5 +133,5 @@ def fields_of_part(part: str, source: Source, fields: pa.Schema) -> pa.Schema:
     """
     if not part:
         return fields
-    own = columns_of_part(part, source.inputs, fields.names)
-    return pa.schema([fields.field(name).with_name(column) for name, column in own.items()])
+    columns = columns_of_part(part, source.inputs, fields.names)
+    return pa.schema([fields.field(name).with_name(column) for name, column in columns.items()])

@@ -14,7 +14,7 @@ from pipeline.core.registry import SOURCES
 from pipeline.core.user_code.own_code import extension_errors
 from pipeline.job.source import Source
 from pipeline.sources.extents import Extent
-from pipeline.sources.first_bytes import require_kind
+from pipeline.sources.first_bytes import require_file_type
 from pipeline.sources.globs import compiled, is_glob, reaches_below, split_glob
 from pipeline.sources.source_format import format_of
 from pipeline.storage.errors import options_named
@@ -87,10 +87,12 @@ def list_inputs(source: Source, *, max_extent_rows: int, may_be_empty: bool = Fa
     )
     store = Store(root, source.storage_options)
     is_one = len(shards) == 1 and source.uri.endswith(shards[0].path)
-    require_kind(store, shards, form, are_named=is_one or source.files is not None)
+    require_file_type(store, shards, form, are_named=is_one or source.files is not None)
     with extension_errors(SOURCES, source.format):
-        found = form.measure(store, shards, source, max_extent_rows=max_extent_rows)
-    return Inputs(root, shards, found.extents, found.pass_through, skipped, fields=found.fields)
+        measured = form.measure(store, shards, source, max_extent_rows=max_extent_rows)
+    return Inputs(
+        root, shards, measured.extents, measured.pass_through, skipped, fields=measured.fields
+    )
 
 
 def _list_shards(
@@ -180,14 +182,14 @@ def _named_shards(store: Store, pattern: str, source: Source) -> tuple[StoredFil
     if doubled:
         raise JobError(f"source.files: {doubled[0]} is named twice")
     with ThreadPoolExecutor(_STAT_THREADS) as pool:
-        found = list(pool.map(store.stat, names))
-    missing = [name for name, file in zip(names, found, strict=True) if file is None]
+        files = list(pool.map(store.stat, names))
+    missing = [name for name, file in zip(names, files, strict=True) if file is None]
     if missing:
         raise InputMissing(
             f"source.files: {len(missing)} of {len(names)} are missing, first "
             f"{store.url(missing[0])}; run again when they are there"
         )
-    return tuple(file for file in found if file is not None)
+    return tuple(file for file in files if file is not None)
 
 
 def describe_no_input(source: Source, skipped: Skipped) -> str:

@@ -99,7 +99,7 @@ def _read_pieces(
                 held = taken if held is None else pa.concat_tables([held, taken])
                 del taken
             assert held is not None, "a slice has rows"
-            piece = next(each for each in pieces if _is_in(each, held))
+            piece = next(candidate for candidate in pieces if _is_in(candidate, held))
             table = held.slice(0, piece.num_rows)
             held = held.slice(piece.num_rows) if piece.num_rows < held.num_rows else None
             _count(reader, table, done)

@@ -126,12 +126,12 @@ def require_unchanged(store: Store, extent: Extent) -> None:
         InfraError: Its size or version differs; or the ctime of a local file, which is what tells
             of new content if size and mtime were put back. After a chmod a new run goes on.
     """
-    found = store.stat(extent.path)
-    if found is None:
+    file = store.stat(extent.path)
+    if file is None:
         raise FileNotFoundError(extent.path)
-    if (found.size_bytes, found.version) != (extent.size_bytes, extent.version):
+    if (file.size_bytes, file.version) != (extent.size_bytes, extent.version):
         raise changed(store, extent)
-    if extent.ctime_ns not in (0, found.ctime_ns):
+    if extent.ctime_ns not in (0, file.ctime_ns):
         raise changed(store, extent)
 
 

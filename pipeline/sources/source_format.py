@@ -114,7 +114,7 @@ class SourceFormat(ABC):
     holds: str = "image"
     """Which of `ENCODED` the files of rows are, if a job does not say it."""
     kinds: frozenset[str] = frozenset()
-    """Names of the kinds of `first_bytes.KINDS` that its shards are, with those of compressed ones;
+    """Names of the `first_bytes.FILE_TYPES` that its shards are, with those of compressed ones;
     empty: first bytes tell nothing of them."""
     Options: type[Section] | None = None
     """The section that `source.options` is parsed as; None if there are no options."""
@@ -180,12 +180,12 @@ def format_of(source: Source) -> SourceFormat:
     return cast(SourceFormat, get(SOURCES, source.format))
 
 
-def planned_ids(kind: RowIds, extent: Extent, skip: int = 0) -> Iterator[str]:
+def planned_ids(row_ids: RowIds, extent: Extent, skip: int = 0) -> Iterator[str]:
     """Yield the ids of an extent's rows that the plan knows, without the first `skip` rows.
 
-    Ids of kind `column` and `key` are in the shards; unreadable rows have the ids yielded here.
+    Ids by `column` and `key` are in the shards; unreadable rows have the ids yielded here.
     """
-    if kind == "path" or extent.is_whole_shard:
+    if row_ids == "path" or extent.is_whole_shard:
         yield extent.path
         return
     for number in extent.numbers(skip):

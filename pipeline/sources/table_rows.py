@@ -50,17 +50,17 @@ def to_rows(
         for row, text in broken.items():
             message = f"{source.id_column} is not UTF-8: {text}"
             fail(failures, [row], Reason.UNIDENTIFIED, message)
-    passed, found = pass_through(reader.pass_through, reader.folders, table, path)
-    for row, message in found.items():
+    passed, problems = pass_through(reader.pass_through, reader.folders, table, path)
+    for row, message in problems.items():
         fail(failures, [row], Reason.BAD_SCHEMA, message)
     place = Place(reader.store.uri, path, has_integers)
-    own = columns_of(source).read(table, failures, place)
+    inputs = columns_of(source).read(table, failures, place)
     url = reader.store.url(path)
     uris = pa.repeat(pa.scalar(url, pa.string()), table.num_rows)
-    if own.uris is not None:
-        given = [published_uri(uri) if uri else url for uri in own.uris]
+    if inputs.uris is not None:
+        given = [published_uri(uri) if uri else url for uri in inputs.uris]
         uris = pa.array(given, pa.string())
-    return make_rows(reader, ids, uris, own.columns, failures, passed)
+    return make_rows(reader, ids, uris, inputs.columns, failures, passed)
 
 
 def _numbered(path: str, numbers: Sequence[int]) -> pa.Array:

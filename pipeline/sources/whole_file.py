@@ -127,7 +127,7 @@ class _Content(io.RawIOBase):
         self._position = 0
 
     def read(self, size: int = -1, /) -> bytes:
-        found = [self._rest]
+        pieces = [self._rest]
         left = size - len(self._rest)
         while left > 0 and self._damage is None:
             try:
@@ -137,9 +137,9 @@ class _Content(io.RawIOBase):
                 break
             if not piece:
                 break
-            found.append(piece)
+            pieces.append(piece)
             left -= len(piece)
-        data = b"".join(found)
+        data = b"".join(pieces)
         if not data and size and self._damage is not None:
             raise self._damage
         data, self._rest = data[:size], data[size:]

@@ -17,7 +17,7 @@ from support.inputs.encoded import base_image, png
 
 from pipeline.core.errors import JobError
 from pipeline.job.source import Source
-from pipeline.sources.first_bytes import KINDS, kind_of
+from pipeline.sources.first_bytes import FILE_TYPES, file_type_of
 from pipeline.sources.inputs import Inputs, list_inputs
 
 ROWS = [{"text": f"row {row}, of several", "n": row} for row in range(3)]
@@ -99,10 +99,10 @@ def test_what_no_row_can_come_of_ends_the_job(form: str, kind: str, tmp_path: Pa
 
 @pytest.mark.parametrize("kind", DATA)
 def test_a_kind_is_told_by_its_first_bytes(kind: str):
-    found = kind_of(DATA[kind])
+    found = file_type_of(DATA[kind])
     assert found is not None
     assert found.name == kind
-    assert [each.name for each in KINDS if each.fits(DATA[kind])] == [kind]
+    assert [file_type.name for file_type in FILE_TYPES if file_type.fits(DATA[kind])] == [kind]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_a_kind_is_told_by_its_first_bytes(kind: str):
     ],
 )
 def test_what_is_not_certain_is_not_told(data: bytes):
-    assert kind_of(data[: 2**16]) is None
+    assert file_type_of(data[: 2**16]) is None
 
 
 @pytest.mark.parametrize("data", [LINES, b"\xef\xbb\xbf" + LINES, b"\n\n" + LINES, b"\r\n" + LINES])
@@ -136,7 +136,7 @@ def test_lines_are_lines(data: bytes, tmp_path: Path):
 @pytest.mark.parametrize("layout", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_a_tar_is_told_whatever_its_first_name(layout: int):
     for name in ("PAR1.png", "{.png", "\x1f\x8b", "n" * 100):
-        found = kind_of(tar(layout, name))
+        found = file_type_of(tar(layout, name))
         assert found is not None
         assert found.name == "a tar" or name == "PAR1.png"
 

@@ -16,7 +16,7 @@ from pipeline.core.printable import clean_message, num_of
 from pipeline.core.registry import SOURCES, built_in, load, names
 from pipeline.job.extensions import check_options
 from pipeline.job.source import Source
-from pipeline.sources.first_bytes import head_of, kind_of
+from pipeline.sources.first_bytes import file_type_of, head_of
 from pipeline.sources.globs import compiled
 from pipeline.sources.inputs import open_source, require_there
 from pipeline.sources.source_format import FirstRows
@@ -106,8 +106,8 @@ def look(uri: str, given: Mapping[str, Any] = MappingProxyType({})) -> Found:
     }
     by_format = {name: found for name, found in by_format.items() if found}
     if wanted is None and not by_format and len(files) == 1:
-        kind = kind_of(head_of(store, files[0]))
-        fits = [name for name, form in forms.items() if kind and kind.name in form.kinds]
+        file_type = file_type_of(head_of(store, files[0]))
+        fits = [name for name, form in forms.items() if file_type and file_type.name in form.kinds]
         by_format = {name: tuple(files) for name in fits[:1]}
     if wanted is not None:
         by_format = {wanted: by_format.get(wanted, tuple(files))}

@@ -15,29 +15,29 @@ import pyarrow.parquet as pq
 from pipeline.core.errors import JobError
 
 
-def published_type(kind: pa.DataType) -> pa.DataType:
+def published_type(dtype: pa.DataType) -> pa.DataType:
     """Return the type that columns of a type are published as.
 
     Text and binary views become plain text and binary: Arrow cannot choose rows of views. Extension
     types become their storage types: a registered extension may run code when it is read. Other
     types stay.
     """
-    if isinstance(kind, pa.BaseExtensionType):
-        return published_type(kind.storage_type)
-    if pa.types.is_string_view(kind):
+    if isinstance(dtype, pa.BaseExtensionType):
+        return published_type(dtype.storage_type)
+    if pa.types.is_string_view(dtype):
         return pa.string()
-    if pa.types.is_binary_view(kind):
+    if pa.types.is_binary_view(dtype):
         return pa.binary()
-    if pa.types.is_struct(kind):
-        return pa.struct([_field(field) for field in _children(kind)])
-    if pa.types.is_map(kind):
-        return pa.map_(_field(kind.key_field), _field(kind.item_field), kind.keys_sorted)
-    if pa.types.is_fixed_size_list(kind):
-        return pa.list_(_field(kind.value_field), kind.list_size)
-    for is_kind, make in _LISTS:
-        if is_kind(kind):
-            return make(_field(kind.value_field))
-    return kind
+    if pa.types.is_struct(dtype):
+        return pa.struct([_field(field) for field in _children(dtype)])
+    if pa.types.is_map(dtype):
+        return pa.map_(_field(dtype.key_field), _field(dtype.item_field), dtype.keys_sorted)
+    if pa.types.is_fixed_size_list(dtype):
+        return pa.list_(_field(dtype.value_field), dtype.list_size)
+    for is_type, make in _LISTS:
+        if is_type(dtype):
+            return make(_field(dtype.value_field))
+    return dtype
 
 
 _LISTS = (
@@ -48,8 +48,8 @@ _LISTS = (
 )
 
 
-def _children(kind: pa.DataType) -> Sequence[pa.Field]:
-    return [kind.field(index) for index in range(kind.num_fields)]
+def _children(dtype: pa.DataType) -> Sequence[pa.Field]:
+    return [dtype.field(index) for index in range(dtype.num_fields)]
 
 
 def _field(field: pa.Field) -> pa.Field:
@@ -58,50 +58,52 @@ def _field(field: pa.Field) -> pa.Field:
     return field if is_extension else field.with_type(published_type(field.type))
 
 
-def plain_type(kind: pa.DataType) -> pa.DataType:
+def plain_type(dtype: pa.DataType) -> pa.DataType:
     """Return the type of the values of a dictionary; other types stay."""
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
+    return dtype.value_type if pa.types.is_dictionary(dtype) else dtype
 
 
-def is_text(kind: pa.DataType) -> bool:
+def is_text(dtype: pa.DataType) -> bool:
     """Tell whether a type holds text."""
     return bool(
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+        pa.types.is_string(dtype)
+        or pa.types.is_large_string(dtype)
+        or pa.types.is_string_view(dtype)
     )
 
 
-def is_binary(kind: pa.DataType) -> bool:
+def is_binary(dtype: pa.DataType) -> bool:
     """Tell whether a type holds bytes."""
     return bool(
-        pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-        or pa.types.is_binary_view(kind)
-        or pa.types.is_fixed_size_binary(kind)
+        pa.types.is_binary(dtype)
+        or pa.types.is_large_binary(dtype)
+        or pa.types.is_binary_view(dtype)
+        or pa.types.is_fixed_size_binary(dtype)
     )
 
 
-def is_number(kind: pa.DataType) -> bool:
+def is_number(dtype: pa.DataType) -> bool:
     """Tell whether a type holds numbers, or true and false."""
     return bool(
-        pa.types.is_integer(kind)
-        or pa.types.is_floating(kind)
-        or pa.types.is_boolean(kind)
-        or pa.types.is_decimal(kind)
+        pa.types.is_integer(dtype)
+        or pa.types.is_floating(dtype)
+        or pa.types.is_boolean(dtype)
+        or pa.types.is_decimal(dtype)
     )
 
 
-def has_extension(kind: pa.DataType) -> bool:
+def has_extension(dtype: pa.DataType) -> bool:
     """Tell whether a type is an extension type or contains one."""
-    if isinstance(kind, pa.BaseExtensionType):
+    if isinstance(dtype, pa.BaseExtensionType):
         return True
-    return any(has_extension(field.type) for field in _children(kind))
+    return any(has_extension(field.type) for field in _children(dtype))
 
 
-def type_trouble(kind: pa.DataType) -> str:
+def type_trouble(dtype: pa.DataType) -> str:
     """Return why columns of a type cannot be published, or ''."""
-    if has_extension(kind):
+    if has_extension(dtype):
         return "what is made of extension types is not copied"
-    rows = pa.table({"column": pa.nulls(2, kind)})
+    rows = pa.table({"column": pa.nulls(2, dtype)})
     try:
         for _ in range(2):  # staged, then published
             buffer = io.BytesIO()
@@ -109,11 +111,11 @@ def type_trouble(kind: pa.DataType) -> str:
             rows = pq.ParquetFile(pa.BufferReader(buffer.getvalue())).read(use_threads=False)
             pa.ListArray.from_arrays(pa.array([0, 4], pa.int32()), rows.to_struct_array().chunk(0))
             rows = rows.filter(pa.array([True, False, True, True])).take(pa.array([0, 2]))
-        rows.cast(pa.schema([pa.field("column", kind)]))
+        rows.cast(pa.schema([pa.field("column", dtype)]))
     except (pa.ArrowException, NotImplementedError) as error:
         return f"Arrow cannot write it to Parquet and choose rows of it: {error}"
-    found = rows.schema.field("column").type
-    return "" if found == kind else f"Parquet keeps it as {found}"
+    kept = rows.schema.field("column").type
+    return "" if kept == dtype else f"Parquet keeps it as {kept}"
 
 
 def parse_type(column: str, alias: str) -> pa.DataType:
@@ -124,11 +126,11 @@ def parse_type(column: str, alias: str) -> pa.DataType:
     """
     where = f"source.casts.{column} = {alias!r}"
     try:
-        kind = pa.type_for_alias(alias)
+        dtype = pa.type_for_alias(alias)
     except ValueError:
         raise JobError(
             f"{where}: no Arrow type; write int64, double, string, date32, timestamp[us], ..."
         ) from None
-    if trouble := type_trouble(kind):
+    if trouble := type_trouble(dtype):
         raise JobError(f"{where}: {trouble}; declare another type")
-    return kind
+    return dtype

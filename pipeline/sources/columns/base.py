@@ -65,12 +65,12 @@ class InputReader(ABC):
         """
         return 0
 
-    def path(self, name: str, kind: pa.DataType) -> str:
+    def path(self, name: str, dtype: pa.DataType) -> str:
         """Return what to read of a column of some type: all of it, or `column.field`."""
         return name
 
     @abstractmethod
-    def trouble(self, name: str, kind: pa.DataType) -> str:
+    def trouble(self, name: str, dtype: pa.DataType) -> str:
         """Return what was expected of a column instead of this type; '' if it can be read."""
 
     def folder_trouble(self, name: str, value: str | None) -> str:

@@ -37,7 +37,7 @@ class ColumnPath:
     """The column of the schema."""
     steps: tuple[Step, ...]
     """From there; empty for a column by its own name."""
-    kind: pa.DataType
+    dtype: pa.DataType
     """Of the values."""
 
     @property
@@ -65,70 +65,70 @@ def find(name: str, schema: pa.Schema) -> ColumnPath:
     raise NoColumnError(f"no column {name!r}; it has {', '.join(schema.names)}")
 
 
-def _descended(name: str, head: str, rest: str, kind: pa.DataType) -> ColumnPath:
+def _descended(name: str, head: str, rest: str, dtype: pa.DataType) -> ColumnPath:
     done, steps = head, list[Step]()
     while rest:
         item = _ITEM.match(rest)
-        told = f"no column {name!r}: {done} is {_shown(kind)}"
-        if item is not None and _is_list(kind):
+        where = f"no column {name!r}: {done} is {_shown(dtype)}"
+        if item is not None and _is_list(dtype):
             number = int(item[1])
-            if pa.types.is_fixed_size_list(kind) and number >= kind.list_size:
-                raise NoColumnError(f"{told}, whose last item is {kind.list_size - 1}")
+            if pa.types.is_fixed_size_list(dtype) and number >= dtype.list_size:
+                raise NoColumnError(f"{where}, whose last item is {dtype.list_size - 1}")
             steps.append(number)
-            done, rest, kind = done + item[0], rest[item.end() :], kind.value_type
-        elif rest[0] == "." and pa.types.is_struct(kind):
-            known = [each for each in heads(rest[1:]) if kind.get_field_index(each[0]) >= 0]
+            done, rest, dtype = done + item[0], rest[item.end() :], dtype.value_type
+        elif rest[0] == "." and pa.types.is_struct(dtype):
+            known = [split for split in heads(rest[1:]) if dtype.get_field_index(split[0]) >= 0]
             if not known:
-                names = ", ".join(kind.field(index).name for index in range(kind.num_fields))
+                names = ", ".join(dtype.field(index).name for index in range(dtype.num_fields))
                 raise NoColumnError(f"no column {name!r}: {done} has no such field; it has {names}")
             steps.append(known[0][0])
             done, rest = f"{done}.{known[0][0]}", known[0][1]
-            kind = kind.field(kind.get_field_index(steps[-1])).type
-        elif _is_list(kind):
-            raise NoColumnError(f"{told}, of which an item is chosen as in {done}[0]")
+            dtype = dtype.field(dtype.get_field_index(steps[-1])).type
+        elif _is_list(dtype):
+            raise NoColumnError(f"{where}, of which an item is chosen as in {done}[0]")
         elif rest[0] == "." or item is not None:
             what = "fields" if rest[0] == "." else "items"
-            raise NoColumnError(f"{told}, which has no {what}")
+            raise NoColumnError(f"{where}, which has no {what}")
         else:
-            raise NoColumnError(f"{told}, and {rest!r} behind it is neither a field nor an item")
-    return ColumnPath(head, tuple(steps), kind)
+            raise NoColumnError(f"{where}, and {rest!r} behind it is neither a field nor an item")
+    return ColumnPath(head, tuple(steps), dtype)
 
 
-def _shown(kind: pa.DataType) -> str:
-    text = str(kind)
+def _shown(dtype: pa.DataType) -> str:
+    text = str(dtype)
     return text if len(text) <= _SHOWN_MAX_CHARS else f"{text[:_SHOWN_MAX_CHARS]}..."
 
 
-def _is_list(kind: pa.DataType) -> bool:
+def _is_list(dtype: pa.DataType) -> bool:
     return bool(
-        pa.types.is_list(kind)
-        or pa.types.is_large_list(kind)
-        or pa.types.is_fixed_size_list(kind)
-        or pa.types.is_list_view(kind)
-        or pa.types.is_large_list_view(kind)
+        pa.types.is_list(dtype)
+        or pa.types.is_large_list(dtype)
+        or pa.types.is_fixed_size_list(dtype)
+        or pa.types.is_list_view(dtype)
+        or pa.types.is_large_list_view(dtype)
     )
 
 
 def paths_of(names: Iterable[str], schema: pa.Schema) -> dict[str, ColumnPath]:
     """Return those names that are paths in a schema, not columns of their own, and where to."""
-    found = {}
+    paths = {}
     for name in dict.fromkeys(names):
         try:
             path = find(name, schema)
         except NoColumnError:
             continue
         if path.steps:
-            found[name] = path
-    return found
+            paths[name] = path
+    return paths
 
 
 def with_paths(schema: pa.Schema, names: Iterable[str]) -> pa.Schema:
     """Return a schema that has those names that are paths as columns, too, behind its own."""
-    found = paths_of(names, schema)
-    if not found:
+    paths = paths_of(names, schema)
+    if not paths:
         return schema
-    own = (pa.field(name, path.kind) for name, path in found.items())
-    return pa.schema([*schema, *own], metadata=schema.metadata)
+    fields = (pa.field(name, path.dtype) for name, path in paths.items())
+    return pa.schema([*schema, *fields], metadata=schema.metadata)
 
 
 def take_paths(table: pa.Table, paths: Mapping[str, ColumnPath]) -> pa.Table:
@@ -158,11 +158,11 @@ def _field(column: pa.Array, name: str) -> pa.Array:
 
 
 def _item(column: pa.Array, number: int) -> pa.Array:
-    kind = column.type
-    if pa.types.is_fixed_size_list(kind):
-        starts = (np.arange(len(column)) + column.offset) * kind.list_size
-        lengths = np.full(len(column), kind.list_size)
-    elif pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
+    dtype = column.type
+    if pa.types.is_fixed_size_list(dtype):
+        starts = (np.arange(len(column)) + column.offset) * dtype.list_size
+        lengths = np.full(len(column), dtype.list_size)
+    elif pa.types.is_list_view(dtype) or pa.types.is_large_list_view(dtype):
         starts, lengths = column.offsets.to_numpy(), column.sizes.to_numpy()
     else:
         offsets = column.offsets.to_numpy()
@@ -205,7 +205,7 @@ def _value_below(value: Any, done: str, rest: str) -> tuple[Any, str]:
             return None, f"{rest!r} behind {done} is neither a field nor an item"
         if not isinstance(value, dict):
             return None, f"{done} is no object"
-        known = [each for each in heads(rest[1:]) if each[0] in value]
+        known = [split for split in heads(rest[1:]) if split[0] in value]
         if not known:
             return None, ""
         value, done, rest = value[known[0][0]], f"{done}.{known[0][0]}", known[0][1]

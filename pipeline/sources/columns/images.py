@@ -47,15 +47,15 @@ class EncodedColumn(InputReader):
     def line_bytes(self, escaped: int) -> int | None:
         return self.max_bytes * 3 // 2 if self.is_base64 else None
 
-    def path(self, name: str, kind: pa.DataType) -> str:
-        return f"{name}.{_BYTES}" if pa.types.is_struct(kind) else name
+    def path(self, name: str, dtype: pa.DataType) -> str:
+        return f"{name}.{_BYTES}" if pa.types.is_struct(dtype) else name
 
-    def trouble(self, name: str, kind: pa.DataType) -> str:
-        kind = plain_type(kind)
-        if pa.types.is_struct(kind):
-            index = kind.get_field_index(_BYTES)
-            kind = kind.field(index).type if index >= 0 else kind
-        if is_binary(kind) or (self.is_base64 and is_text(kind)):
+    def trouble(self, name: str, dtype: pa.DataType) -> str:
+        dtype = plain_type(dtype)
+        if pa.types.is_struct(dtype):
+            index = dtype.get_field_index(_BYTES)
+            dtype = dtype.field(index).type if index >= 0 else dtype
+        if is_binary(dtype) or (self.is_base64 and is_text(dtype)):
             return ""
         if self.is_base64:
             return f"expected {self.what} in base64 as text or binary"
@@ -63,7 +63,7 @@ class EncodedColumn(InputReader):
             "; a column of texts is named by text_column, of URIs by uri_column, and "
             f"{self.what} in base64 by {file_name_of(self.target.names[0])}_encoding: base64"
         )
-        return f"expected encoded {self.what} as binary{hint if is_text(kind) else ''}"
+        return f"expected encoded {self.what} as binary{hint if is_text(dtype) else ''}"
 
     def fields(self, schema: pa.Schema | None) -> pa.Schema:
         return self.target
@@ -78,15 +78,15 @@ class EncodedColumn(InputReader):
         return InputRows({self.target.names[0]: null_where_failed(images, failures)})
 
     def _decoded(self, images: pa.Array, name: str, failures: Failures) -> pa.Array:
-        found: list[bytes | None] = [None] * len(images)
+        decoded_images: list[bytes | None] = [None] * len(images)
         for row, value in enumerate(images):
             if failures[row] is None:
                 decoded = decode_base64(memoryview(value.as_buffer()), name, self.max_bytes)
                 if isinstance(decoded, Failure):
                     failures[row] = decoded
                 else:
-                    found[row] = decoded
-        return pa.array(found, pa.large_binary())
+                    decoded_images[row] = decoded
+        return pa.array(decoded_images, pa.large_binary())
 
 
 def _plain(column: pa.Array) -> pa.Array:

@@ -29,15 +29,15 @@ def declare(source: Source, schema: pa.Schema, path: str) -> pa.Schema:
     fields = []
     for name in source.pass_through:
         given = schema.field(name).type if schema.get_field_index(name) >= 0 else pa.string()
-        kind = published_type(given)
+        declared = published_type(given)
         if name in source.casts:
-            kind = parse_type(name, source.casts[name])
-        if trouble := type_trouble(kind) or _cast_trouble(given, kind):
+            declared = parse_type(name, source.casts[name])
+        if trouble := type_trouble(declared) or _cast_trouble(given, declared):
             raise JobError(
                 f"source.pass_through: column {name!r} of {path} is {given}: {trouble}; leave it "
                 "out, or write another type into the shards"
             )
-        fields.append(pa.field(name, kind))
+        fields.append(pa.field(name, declared))
     return pa.schema(fields)
 
 
@@ -47,23 +47,23 @@ def type_problem(source: Source, declared: pa.Schema, schema: pa.Schema) -> str:
         index = schema.get_field_index(field.name)
         if index < 0:
             continue
-        found = schema.field(index).type
-        if trouble := _cast_trouble(found, field.type):
-            return f"column {field.name!r} is {found}: {trouble}"
-        if field.name not in source.casts and published_type(found) != field.type:
+        shard_type = schema.field(index).type
+        if trouble := _cast_trouble(shard_type, field.type):
+            return f"column {field.name!r} is {shard_type}: {trouble}"
+        if field.name not in source.casts and published_type(shard_type) != field.type:
             return (
-                f"column {field.name!r} is {found}, other shards have {field.type}; "
+                f"column {field.name!r} is {shard_type}, other shards have {field.type}; "
                 f"declare one with source.casts"
             )
     return ""
 
 
-def _cast_trouble(given: pa.DataType, kind: pa.DataType) -> str:
+def _cast_trouble(given: pa.DataType, target: pa.DataType) -> str:
     """Return why Arrow has no cast from one type to another for any values, or ''."""
     try:
-        pa.nulls(1, given).cast(kind)
+        pa.nulls(1, given).cast(target)
     except pa.ArrowNotImplementedError:
-        return f"Arrow cannot make {kind} of it"
+        return f"Arrow cannot make {target} of it"
     except pa.ArrowException:
         return ""
     return ""
@@ -84,11 +84,11 @@ def pass_through(
     columns: dict[str, pa.Array] = {}
     problems: Problems = {}
     for field in fields:
-        column, found = _take(field, table, path)
+        column, column_problems = _take(field, table, path)
         if field.name in folders:
-            found = {**without_folder(field.name, column), **found}
+            column_problems = {**without_folder(field.name, column), **column_problems}
         columns[field.name] = column
-        problems = {**found, **problems}
+        problems = {**column_problems, **problems}
     return columns, problems
 
 
@@ -98,8 +98,8 @@ def _take(field: pa.Field, table: pa.Table, path: str) -> tuple[pa.Array, Proble
     value = hive_values(path).get(field.name)
     if value is None:
         return pa.nulls(table.num_rows, field.type), {}
-    column, found = cast_column(pa.array([value], pa.string()), field)
-    problems = dict.fromkeys(range(table.num_rows), found[0]) if found else {}
+    column, folder_problems = cast_column(pa.array([value], pa.string()), field)
+    problems = dict.fromkeys(range(table.num_rows), folder_problems[0]) if folder_problems else {}
     return pa.repeat(column[0], table.num_rows), problems
 
 
@@ -120,19 +120,21 @@ def cast_column(column: pa.Array, field: pa.Field) -> tuple[pa.Array, Problems]:
 
 
 def _cast_rows(column: pa.Array, field: pa.Field) -> tuple[pa.Array, Problems]:
-    kind = field.type
+    value_type = field.type
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type  # the dictionary would hold the values that do not fit as well
+    if pa.types.is_dictionary(value_type):
+        value_type = (
+            value_type.value_type
+        )  # the dictionary would hold the values that do not fit as well
     pieces: list[pa.Array] = []
     problems: Problems = {}
     for row in range(len(column)):
         try:
-            piece = _alone(column, row).cast(kind)
+            piece = _alone(column, row).cast(value_type)
             piece.validate(full=True)
         except pa.ArrowException as error:
-            piece = pa.nulls(1, kind)
+            piece = pa.nulls(1, value_type)
             problems[row] = _explain(column, row, field, str(error))
         pieces.append(piece)
     made = pa.concat_arrays(pieces)
@@ -165,13 +167,13 @@ def not_utf8(column: pa.Array) -> Mapping[int, str]:
     """Return row -> printable form of text that is not UTF-8; {} for columns of other types."""
     if not is_text(column.type):
         return {}
-    found = {}
+    texts = {}
     for row, value in enumerate(column.cast(pa.large_binary()).to_pylist()):
         try:
             (value or b"").decode("utf-8")
         except UnicodeDecodeError:
-            found[row] = value.decode("utf-8", "backslashreplace")
-    return found
+            texts[row] = value.decode("utf-8", "backslashreplace")
+    return texts
 
 
 def check_names(source: Source) -> None:

@@ -36,9 +36,9 @@ class TextColumns(InputReader):
     def line_bytes(self, escaped: int) -> int:
         return escaped * self.max_bytes * len(self.names)
 
-    def trouble(self, name: str, kind: pa.DataType) -> str:
-        kind = plain_type(kind)
-        return "" if is_text(kind) or is_binary(kind) else "expected text"
+    def trouble(self, name: str, dtype: pa.DataType) -> str:
+        dtype = plain_type(dtype)
+        return "" if is_text(dtype) or is_binary(dtype) else "expected text"
 
     def fields(self, schema: pa.Schema | None) -> pa.Schema:
         return text_fields(has_pair=len(self.names) == 2)
@@ -48,8 +48,8 @@ class TextColumns(InputReader):
         columns = {}
         for target, name in zip(targets, self.names, strict=True):
             column = as_array(table.column(name))
-            columns[target], found = checked_texts(column, name, self.max_bytes)
-            for row, failure in found.items():
+            columns[target], text_failures = checked_texts(column, name, self.max_bytes)
+            for row, failure in text_failures.items():
                 failures[row] = failures[row] or failure
         return InputRows(
             {name: null_where_failed(column, failures) for name, column in columns.items()}
@@ -103,8 +103,8 @@ def _checked_dictionary(
 def _nulls(column: pa.Array) -> list[int]:
     if not column.null_count:
         return []
-    found: list[int] = np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False)).tolist()
-    return found
+    rows: list[int] = np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False)).tolist()
+    return rows
 
 
 def _without(data: pa.Array, failures: Mapping[int, Failure]) -> pa.Array:
@@ -117,11 +117,11 @@ def _without(data: pa.Array, failures: Mapping[int, Failure]) -> pa.Array:
 
 
 def _not_utf8(data: pa.Array, name: str) -> dict[int, Failure]:
-    found = {}
+    failed = {}
     for row, value in enumerate(data):
         try:
             str(memoryview(value.as_buffer() or b""), "utf-8")
         except UnicodeDecodeError as error:
             message = f"{name} is not UTF-8, at byte {error.start}"
-            found[row] = Failure(Reason.DECODE_ERROR, STAGE, message, num_bytes=len(error.object))
-    return found
+            failed[row] = Failure(Reason.DECODE_ERROR, STAGE, message, num_bytes=len(error.object))
+    return failed

@@ -25,24 +25,24 @@ _SMALL_DICTIONARY_BYTES = 1 << 20
 
 def value_bytes(column: pa.Array) -> Numbers:
     """Return the bytes of each value of a column, int64 (N,); 0 for nulls of any length."""
-    kind = column.type
-    if isinstance(kind, pa.BaseExtensionType):
+    dtype = column.type
+    if isinstance(dtype, pa.BaseExtensionType):
         return value_bytes(column.storage)
     sizes: Numbers
-    if pa.types.is_dictionary(kind):
+    if pa.types.is_dictionary(dtype):
         indices = pc.fill_null(column.indices.cast(pa.int64()), -1).to_numpy()
         sizes = np.append(value_bytes(column.dictionary), 0)[indices]
-    elif pa.types.is_struct(kind):
+    elif pa.types.is_struct(dtype):
         fields = [value_bytes(field) for field in column.flatten()]
         sizes = np.sum([np.zeros(len(column), np.int64), *fields], axis=0)
-    elif pa.types.is_fixed_size_list(kind):
-        items = column.values.slice(column.offset * kind.list_size, len(column) * kind.list_size)
-        sizes = value_bytes(items).reshape(len(column), kind.list_size).sum(axis=1)
+    elif pa.types.is_fixed_size_list(dtype):
+        items = column.values.slice(column.offset * dtype.list_size, len(column) * dtype.list_size)
+        sizes = value_bytes(items).reshape(len(column), dtype.list_size).sum(axis=1)
     elif isinstance(column, pa.ListArray | pa.LargeListArray | pa.MapArray):
         ends = np.asarray(column.offsets).astype(np.int64)
         before = np.append(0, np.cumsum(value_bytes(_items(column, ends))))
         sizes = before[ends[1:] - ends[0]] - before[ends[:-1] - ends[0]]
-    elif is_text(kind) or is_binary(kind):
+    elif is_text(dtype) or is_binary(dtype):
         lengths = pc.binary_length(_plain(column))
         sizes = pc.fill_null(lengths, 0).cast(pa.int64()).to_numpy()
     else:  # lists as views are rare: each has the same share

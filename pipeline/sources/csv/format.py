@@ -67,8 +67,8 @@ class _CsvSample(Sample):
 
     def column(self, values: Sequence[Any]) -> pa.Array:
         given = [value for value in values if value is not None]
-        kind = self.type_of(given) if given else pa.null()
-        return pc.cast(pa.array(values, pa.string()), kind)
+        dtype = self.type_of(given) if given else pa.null()
+        return pc.cast(pa.array(values, pa.string()), dtype)
 
     def type_of(self, values: Sequence[Any]) -> pa.DataType:
         """Return the type that all values spell; a number with zeros before it is text."""
@@ -103,17 +103,17 @@ class Csv(LineFormat):
         options = options_of(CsvOptions, source.options)
         if options.delimiter is None:
             _require_delimiter(_header(store, shard, source, options))
-        found = super().first_rows(store, shard, source)
-        if NOT_UTF8 in found.trouble:
+        first = super().first_rows(store, shard, source)
+        if NOT_UTF8 in first.trouble:
             cure = "`iconv -f latin1 -t utf-8` makes UTF-8 of Latin-1"
-            found = found._replace(trouble=f"{found.trouble} ({cure})")
-        if found.trouble == NO_ROWS and not options.columns:
-            return found._replace(trouble=f"{NO_ROWS} but a header")
-        numbers = [each.name for each in found.rows.schema if is_number(each.type)]
+            first = first._replace(trouble=f"{first.trouble} ({cure})")
+        if first.trouble == NO_ROWS and not options.columns:
+            return first._replace(trouble=f"{NO_ROWS} but a header")
+        numbers = [field.name for field in first.rows.schema if is_number(field.type)]
         if options.columns or not numbers or not all(map(_FRACTION.fullmatch, numbers)):
-            return found
-        names = clean_message(", ".join(found.rows.column_names), 200)
-        return found._replace(
+            return first
+        names = clean_message(", ".join(first.rows.column_names), 200)
+        return first._replace(
             doubt=f"its header ({names}) looks like a row: name the columns with --set "
             "source.options.columns=[...], or if it is a header the input with --set "
             "source.features=[...] or source.text_column=..."

@@ -46,7 +46,7 @@ class CsvOptions(Section):
     @model_validator(mode="after")
     def _differ(self) -> CsvOptions:
         given = [self.delimiter or ",", self.quote, self.escape]
-        if len({each for each in given if each}) < sum(map(bool, given)):
+        if len({character for character in given if character}) < sum(map(bool, given)):
             raise ValueError("delimiter, quote and escape must differ")
         if self.columns and len(set(self.columns)) < len(self.columns):
             raise ValueError("columns: name each column once")
@@ -154,20 +154,20 @@ def _column(texts: pa.Array, column: Column) -> tuple[pa.Array, Problems]:
         texts: large_string (N,).
         column: What they are.
     """
-    kind = column.kind if column.role == "pass" else None
+    dtype = column.dtype if column.role == "pass" else None
     if column.role == "number":
-        kind = pa.float64()
+        dtype = pa.float64()
         is_bool = pc.is_in(pc.utf8_lower(texts), pa.array(["true", "false"], pa.large_string()))
         if pc.any(is_bool).as_py():
             digits = pc.cast(pc.equal(pc.utf8_lower(texts), "true"), pa.int8()).cast(texts.type)
             texts = pc.if_else(is_bool, digits, texts)
-    if kind is None:
+    if dtype is None:
         return texts, {}
-    made, problems = cast_column(texts, pa.field(column.name, kind))
-    if pa.types.is_floating(kind) and pc.any(is_infinite := pc.is_inf(made)).as_py():
+    made, problems = cast_column(texts, pa.field(column.name, dtype))
+    if pa.types.is_floating(dtype) and pc.any(is_infinite := pc.is_inf(made)).as_py():
         spelt = pc.match_substring(texts, "inf", ignore_case=True)
         rounded = pc.fill_null(pc.and_(is_infinite, pc.invert(spelt)), False)
         for row in np.flatnonzero(rounded.to_numpy(zero_copy_only=False)).tolist():
-            problems[row] = f"{column.name} is {texts[row]}, which no number of {kind} holds"
-        made = pc.if_else(rounded, pa.scalar(None, kind), made)
+            problems[row] = f"{column.name} is {texts[row]}, which no number of {dtype} holds"
+        made = pc.if_else(rounded, pa.scalar(None, dtype), made)
     return made, problems

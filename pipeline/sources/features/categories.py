@@ -26,7 +26,7 @@ NONE = -1
 Codes = npt.NDArray[np.int32]
 
 
-class Found(NamedTuple):
+class CategoryCodes(NamedTuple):
     """What the values of N rows are."""
 
     codes: Codes
@@ -35,14 +35,14 @@ class Found(NamedTuple):
     """bool (N,); None: no row is null."""
 
 
-def category_trouble(kind: pa.DataType) -> str:
+def category_trouble(dtype: pa.DataType) -> str:
     """Return why columns of a type hold no categories, or ''."""
-    kind = plain_type(kind)
-    is_one = is_text(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)
-    return "" if is_one or pa.types.is_null(kind) else "expected categories: text, whole numbers"
+    dtype = plain_type(dtype)
+    is_one = is_text(dtype) or pa.types.is_integer(dtype) or pa.types.is_boolean(dtype)
+    return "" if is_one or pa.types.is_null(dtype) else "expected categories: text, whole numbers"
 
 
-def find_categories(column: pa.Array, categories: tuple[str, ...]) -> Found:
+def find_categories(column: pa.Array, categories: tuple[str, ...]) -> CategoryCodes:
     """Look the values of a column up.
 
     Args:
@@ -51,45 +51,45 @@ def find_categories(column: pa.Array, categories: tuple[str, ...]) -> Found:
     """
     is_null = _nulls(column)
     if not pa.types.is_dictionary(column.type):
-        return Found(_codes(column, categories), is_null)
+        return CategoryCodes(_codes(column, categories), is_null)
     of_values = find_categories(as_array(column.dictionary), categories)
     places = pc.fill_null(column.indices, 0).to_numpy(zero_copy_only=False)
     if not len(of_values.codes):  # an empty dictionary: all rows are null
-        return Found(np.full(len(column), NONE, np.int32), is_null)
+        return CategoryCodes(np.full(len(column), NONE, np.int32), is_null)
     codes = of_values.codes[places]
     if of_values.is_null is not None:  # a dictionary may hold a null itself
         inner = of_values.is_null[places]
         is_null = inner if is_null is None else is_null | inner
     if is_null is not None:
         codes = np.where(is_null, np.int32(NONE), codes)
-    return Found(codes, is_null)
+    return CategoryCodes(codes, is_null)
 
 
 def _codes(column: pa.Array, categories: tuple[str, ...]) -> Codes:
     if pa.types.is_null(column.type):
         return np.full(len(column), NONE, np.int32)
-    kind, codes = column.type, np.arange(len(categories), dtype=np.int32)
-    if pa.types.is_integer(kind):
-        values, codes = _whole_numbers(categories, kind)
+    dtype, codes = column.type, np.arange(len(categories), dtype=np.int32)
+    if pa.types.is_integer(dtype):
+        values, codes = _whole_numbers(categories, dtype)
     else:
         column = as_texts(column)
         values = pa.array(categories, column.type)
     places = pc.index_in(column, value_set=values, skip_nulls=True)
-    found = np.asarray(pc.fill_null(places, NONE).to_numpy(zero_copy_only=False), np.int32)
+    indices = np.asarray(pc.fill_null(places, NONE).to_numpy(zero_copy_only=False), np.int32)
     whole: Codes = np.append(codes, np.int32(NONE))
-    return whole[found]
+    return whole[indices]
 
 
-def _whole_numbers(categories: tuple[str, ...], kind: pa.DataType) -> tuple[pa.Array, Codes]:
+def _whole_numbers(categories: tuple[str, ...], dtype: pa.DataType) -> tuple[pa.Array, Codes]:
     """Return the categories that a column of whole numbers can hold, and their places."""
-    bounds = np.iinfo(kind.to_pandas_dtype())
-    found = {
+    bounds = np.iinfo(dtype.to_pandas_dtype())
+    numbers = {
         place: int(text)
         for place, text in enumerate(categories)
         if text.removeprefix("-").isdecimal() and str(int(text)) == text
     }
-    kept = {place: n for place, n in found.items() if bounds.min <= n <= bounds.max}
-    return pa.array([*kept.values()], kind), np.array([*kept], np.int32)
+    kept = {place: n for place, n in numbers.items() if bounds.min <= n <= bounds.max}
+    return pa.array([*kept.values()], dtype), np.array([*kept], np.int32)
 
 
 def as_texts(column: pa.Array) -> pa.Array:
@@ -113,25 +113,25 @@ def with_categories(source: Source) -> Source:
     """
     if features := _read_all(source.features, source.storage_options):
         source = source.model_copy(update={"features": features})
-    found = {
+    inputs = {
         name: part.model_copy(update={"features": features})
         for name, part in source.inputs.items()
         if (features := _read_all(part.features, source.storage_options))
     }
-    return source.model_copy(update={"inputs": {**source.inputs, **found}}) if found else source
+    return source.model_copy(update={"inputs": {**source.inputs, **inputs}}) if inputs else source
 
 
 def _read_all(
-    features: Sequence[FeatureEntry], storage_options: Mapping[str, Any]
+    features: Sequence[FeatureEntry], options: Mapping[str, Any]
 ) -> tuple[FeatureEntry, ...]:
     """Return the entries with their lists; () if none of them names a file."""
-    found = tuple(
-        each.model_copy(update={"categories": _read(each.categories, storage_options, each.column)})
-        if isinstance(each, FeatureColumn) and isinstance(each.categories, str)
-        else each
-        for each in features
+    entries = tuple(
+        entry.model_copy(update={"categories": _read(entry.categories, options, entry.column)})
+        if isinstance(entry, FeatureColumn) and isinstance(entry.categories, str)
+        else entry
+        for entry in features
     )
-    return () if found == tuple(features) else found
+    return () if entries == tuple(features) else entries
 
 
 def _read(uri: str, storage_options: Mapping[str, Any], column: str) -> tuple[str, ...]:
@@ -144,13 +144,13 @@ def _read(uri: str, storage_options: Mapping[str, Any], column: str) -> tuple[st
         values = json.loads(text) if text.lstrip().startswith("[") else _lines(text)
     except ValueError as error:
         raise JobError(f"{where}: no list of values: {error}") from None
-    found = [_as_category(value, where) for value in values]
-    if not found:
+    categories = [_as_category(value, where) for value in values]
+    if not categories:
         raise JobError(f"{where}: holds no values")
-    if len(set(found)) < len(found):
-        doubled = next(value for value in found if found.count(value) > 1)
+    if len(set(categories)) < len(categories):
+        doubled = next(value for value in categories if categories.count(value) > 1)
         raise JobError(f"{where}: {doubled!r:.40} is there twice")
-    return tuple(found)
+    return tuple(categories)
 
 
 def _lines(text: str) -> list[str]:

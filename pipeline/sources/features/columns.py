@@ -51,12 +51,12 @@ class FeatureColumns(InputReader):
     rows_at_once = 524_288
     has_small_rows: ClassVar[bool] = True
 
-    def trouble(self, name: str, kind: pa.DataType) -> str:
-        found = (_trouble(each, kind) for each in self._entries(name))
-        return next((text for text in found if text), "")
+    def trouble(self, name: str, dtype: pa.DataType) -> str:
+        troubles = (_trouble(entry, dtype) for entry in self._entries[name])
+        return next((trouble for trouble in troubles if trouble), "")
 
     def folder_trouble(self, name: str, value: str | None) -> str:
-        for entry in self._entries(name):
+        for entry in self._entries[name]:
             is_number = isinstance(entry, str) or not (
                 entry.is_category or entry.part or entry.is_text
             )
@@ -72,17 +72,17 @@ class FeatureColumns(InputReader):
         fields = feature_fields(count, text_names(features), number_type(features))
         if not any(widths := list_widths(self.source, schema)):
             return fields
-        told = fields.field(FEATURES).with_metadata({WIDTHS: json.dumps(widths).encode()})
-        return pa.schema(told if field.name == FEATURES else field for field in fields)
+        vector = fields.field(FEATURES).with_metadata({WIDTHS: json.dumps(widths).encode()})
+        return pa.schema(vector if field.name == FEATURES else field for field in fields)
 
     def read(self, table: pa.Table, failures: Failures, place: Place) -> InputRows:
         for name, value in hive_values(place.path).items():
-            is_here = name in self._by_name and name not in table.column_names
+            is_here = name in self._entries and name not in table.column_names
             if is_here and (trouble := self.folder_trouble(name, value)):
                 message = f"column {name!r} {trouble}"
                 fail(failures, range(table.num_rows), Reason.BAD_SCHEMA, message)
-        found = self._features(table, failures, place)
-        vector = {FEATURES: features_to_arrow(found.values)} if found.values.shape[1] else {}
+        rows = self._features(table, failures, place)
+        vector = {FEATURES: features_to_arrow(rows.values)} if rows.values.shape[1] else {}
         texts = {
             f"{TEXT_FEATURE}{name}": self._texts(name, table, failures, place)
             for name in text_names(self.source.features)
@@ -97,20 +97,17 @@ class FeatureColumns(InputReader):
             column = pa.repeat(pa.scalar(hive_values(place.path).get(name)), table.num_rows)
         if pa.types.is_null(column.type):
             column = column.cast(pa.large_string())
-        texts, found = checked_texts(column, f"feature {name}", self.source.max_text_bytes)
-        for row, failure in found.items():
+        texts, text_failures = checked_texts(column, f"feature {name}", self.source.max_text_bytes)
+        for row, failure in text_failures.items():
             failures[row] = failures[row] or failure
         return texts
 
-    def _entries(self, name: str) -> list[FeatureEntry]:
-        return self._by_name[name]
-
     @cached_property
-    def _by_name(self) -> Mapping[str, list[FeatureEntry]]:
-        found: dict[str, list[FeatureEntry]] = {}
-        for each in self.source.features:
-            found.setdefault(column_of(each), []).append(each)
-        return found
+    def _entries(self) -> Mapping[str, list[FeatureEntry]]:
+        entries: dict[str, list[FeatureEntry]] = {}
+        for entry in self.source.features:
+            entries.setdefault(column_of(entry), []).append(entry)
+        return entries
 
     def _features(self, table: pa.Table, failures: Failures, place: Place) -> FeatureRows:
         """Return the feature vectors, (N, F); a row without them fails and gets zeros.
@@ -118,27 +115,27 @@ class FeatureColumns(InputReader):
         Raises:
             JobError: Integers would be rounded, and the job does not allow it.
         """
-        found = feature_rows(self.source, table, has_integers=place.has_integers, path=place.path)
-        if found.inexact and not self.source.lossy_features:
-            name, number = next(iter(found.inexact.items()))
-            kind = found.values.dtype
-            rounded = int(kind.type(number))
+        rows = feature_rows(self.source, table, has_integers=place.has_integers, path=place.path)
+        if rows.inexact and not self.source.lossy_features:
+            name, number = next(iter(rows.inexact.items()))
+            dtype = rows.values.dtype
+            rounded = int(dtype.type(number))
             # Numbers of JSON lines are read as float64, and may have been others.
-            why = f"which {kind} rounds to {rounded}" if rounded != number else f"beyond {kind}"
+            why = f"which {dtype} rounds to {rounded}" if rounded != number else f"beyond {dtype}"
             raise JobError(
                 f"source.features: {name} holds {number} in {place.path}, {why}; "
                 f"{self._way_out(name)}, or accept rounded whole numbers with "
                 "source.lossy_features: true"
             )
-        _fail_features(failures, Reason.NULL_INPUT, found.nulls, "null")
-        self._fail_unknown(failures, found.unknown, table)
-        _fail_features(failures, Reason.NON_FINITE, found.overflows, "too large for float32")
-        if found.nulls or found.unknown or found.overflows:
-            found.values[found.is_bad()] = 0.0
-        return found
+        _fail_features(failures, Reason.NULL_INPUT, rows.nulls, "null")
+        self._fail_unknown(failures, rows.unknown, table)
+        _fail_features(failures, Reason.NON_FINITE, rows.overflows, "too large for float32")
+        if rows.nulls or rows.unknown or rows.overflows:
+            rows.values[rows.is_bad()] = 0.0
+        return rows
 
     def _way_out(self, name: str) -> str:
-        seconds = [e for e in self._entries(name) if getattr(e, "read_as", None) == "seconds"]
+        seconds = [e for e in self._entries[name] if getattr(e, "read_as", None) == "seconds"]
         if seconds:
             return "choose an origin near the data, or read_as: days, hour, weekday"
         return "leave the column out"
@@ -147,7 +144,7 @@ class FeatureColumns(InputReader):
         self, failures: Failures, unknown: Mapping[str, npt.NDArray[np.bool_]], table: pa.Table
     ) -> None:
         for name, mask in unknown.items():
-            is_time = any(getattr(each, "part", None) for each in self._entries(name))
+            is_time = any(getattr(entry, "part", None) for entry in self._entries[name])
             what = "no date or time" if is_time else "no category of it"
             for row in np.flatnonzero(mask).tolist():
                 shown = ""
@@ -163,19 +160,19 @@ def _shown(column: pa.ChunkedArray) -> str:
         return "not UTF-8"
 
 
-def _trouble(entry: FeatureEntry, kind: pa.DataType) -> str:
+def _trouble(entry: FeatureEntry, dtype: pa.DataType) -> str:
     name = column_of(entry)
     if isinstance(entry, FeatureColumn) and entry.is_category:
-        return category_trouble(kind)
+        return category_trouble(dtype)
     if isinstance(entry, FeatureColumn) and entry.is_text:
-        is_there = is_text(plain_type(kind)) or pa.types.is_null(kind)
+        is_there = is_text(plain_type(dtype)) or pa.types.is_null(dtype)
         return "" if is_there else "expected text, as which the model takes it"
     if isinstance(entry, FeatureColumn) and entry.part:
-        return time_trouble(kind, entry.part)
-    if pa.types.is_temporal(kind):
+        return time_trouble(dtype, entry.part)
+    if pa.types.is_temporal(dtype):
         return _DATES.format(name)
-    is_list = pa.types.is_fixed_size_list(kind)
-    return "" if is_number(kind.value_type if is_list else kind) else _NUMBERS.format(name)
+    is_list = pa.types.is_fixed_size_list(dtype)
+    return "" if is_number(dtype.value_type if is_list else dtype) else _NUMBERS.format(name)
 
 
 def _fail_features(

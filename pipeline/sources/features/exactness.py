@@ -62,63 +62,63 @@ class Piece:
 
 def judged(pieces: Sequence[Piece], values: Values, *, has_integers: bool) -> FeatureRows:
     """Put what stands for nulls into the vectors, and find what their type cannot hold."""
-    found = FeatureRows(values)
+    rows = FeatureRows(values)
     is_finite = bool(np.isfinite(values).all())
     start = 0
     for piece in pieces:
-        own = values[:, start : start + piece.values.shape[1]]
+        out = values[:, start : start + piece.values.shape[1]]
         start += piece.values.shape[1]
         if piece.column is not None:
             is_there = np.ones((), np.bool_) if piece.nulls is None else ~piece.nulls
             if not is_finite:
-                overflow = np.isinf(own) & np.isfinite(piece.values) & is_there
+                overflow = np.isinf(out) & np.isfinite(piece.values) & is_there
                 if overflow.any():
-                    _note(found.overflows, piece.name, _rows(overflow))
-            lost = _lost(piece, piece.column, own, has_integers=has_integers) & is_there
+                    _note(rows.overflows, piece.name, _rows(overflow))
+            lost = _lost(piece, piece.column, out, has_integers=has_integers) & is_there
             if lost.any():
                 place = int(np.flatnonzero(lost)[0])
-                found.inexact.setdefault(piece.name, int(piece.column[place].as_py()))
+                rows.inexact.setdefault(piece.name, int(piece.column[place].as_py()))
         if piece.nulls is not None:
-            own[piece.nulls] = np.nan if piece.null_means is None else piece.null_means
+            out[piece.nulls] = np.nan if piece.null_means is None else piece.null_means
             if piece.null_means is None:
-                _note(found.nulls, piece.name, _rows(piece.nulls))
+                _note(rows.nulls, piece.name, _rows(piece.nulls))
         if piece.unknown is not None:
-            _note(found.unknown, piece.name, piece.unknown)
-    return found
+            _note(rows.unknown, piece.name, piece.unknown)
+    return rows
 
 
 def _note(masks: dict[str, Mask], name: str, mask: Mask) -> None:
     masks[name] = masks[name] | mask if name in masks else mask
 
 
-def _lost(piece: Piece, column: pa.Array, own: Values, *, has_integers: bool) -> Mask:
+def _lost(piece: Piece, column: pa.Array, out: Values, *, has_integers: bool) -> Mask:
     """Return bool, perhaps (N, W): whole numbers that the vectors do not hold; any at nulls.
 
     Args:
         column: That of the piece: integers, float64, or decimals, whose `values` are float64.
-        own: (N, W): what became of the values.
+        out: (N, W): what became of the values.
         has_integers: As in `feature_rows`.
     """
-    numbers, exact = piece.values, _EXACT[own.dtype.name]
-    lost = np.zeros(own.shape, np.bool_)
+    numbers, exact = piece.values, _EXACT[out.dtype.name]
+    lost = np.zeros(out.shape, np.bool_)
     if pa.types.is_integer(column.type):
         bounds = pc.min_max(column).as_py()
         if -exact <= (bounds["min"] or 0) and (bounds["max"] or 0) <= exact:
             return lost
         with np.errstate(invalid="ignore"):
-            beyond = own >= 2.0 ** int(np.iinfo(numbers.dtype).max).bit_length()
-            return np.asarray(beyond | (own.astype(numbers.dtype) != numbers))
+            beyond = out >= 2.0 ** int(np.iinfo(numbers.dtype).max).bit_length()
+            return np.asarray(beyond | (out.astype(numbers.dtype) != numbers))
     if is_whole_decimal(column):
-        is_large = np.isfinite(own) & (np.abs(numbers) > exact)
+        is_large = np.isfinite(out) & (np.abs(numbers) > exact)
         for place in np.flatnonzero(is_large).tolist():
-            if column[place].is_valid and int(column[place].as_py()) != int(own.flat[place]):
+            if column[place].is_valid and int(column[place].as_py()) != int(out.flat[place]):
                 lost.flat[place] = True
                 break
     elif not has_integers:
         with np.errstate(invalid="ignore"):
             # What was beyond 2^53 may have been rounded when it was read.
-            is_inexact = np.abs(numbers) >= exact if own.dtype == np.float64 else own != numbers
-            lost = np.isfinite(own) & (numbers == np.floor(numbers)) & is_inexact
+            is_inexact = np.abs(numbers) >= exact if out.dtype == np.float64 else out != numbers
+            lost = np.isfinite(out) & (numbers == np.floor(numbers)) & is_inexact
     return lost
 
 

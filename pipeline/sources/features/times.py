@@ -29,14 +29,14 @@ _PARTS: Mapping[Part, Callable[[pa.Array], pa.Array]] = {
 }
 
 
-def time_trouble(kind: pa.DataType, part: Part) -> str:
+def time_trouble(dtype: pa.DataType, part: Part) -> str:
     """Return why columns of a type have no such number, or ''."""
-    kind = plain_type(kind)
-    if is_text(kind) or pa.types.is_timestamp(kind):
+    dtype = plain_type(dtype)
+    if is_text(dtype) or pa.types.is_timestamp(dtype):
         return ""
-    if pa.types.is_date(kind):
+    if pa.types.is_date(dtype):
         return "which has no hour" if part == "hour" else ""
-    if pa.types.is_time(kind):
+    if pa.types.is_time(dtype):
         return "" if part in _OF_TIMES else f"of which {' and '.join(_OF_TIMES)} can be taken"
     return f"expected a date or time, for read_as: {part}"
 
@@ -68,29 +68,29 @@ def read_times(column: pa.Array, entry: FeatureColumn) -> tuple[pa.Array, Mask]:
 
 def _seconds(column: pa.Array) -> npt.NDArray[np.int64]:
     """Return whole seconds since 1970 or midnight, int64 (N,); anything where it is null."""
-    kind = column.type
-    is_date = pa.types.is_date(kind)
+    dtype = column.type
+    is_date = pa.types.is_date(dtype)
     whole = column.cast(pa.date32()) if is_date else column
-    whole = whole.cast(pa.int32() if is_date or pa.types.is_time32(kind) else pa.int64())
+    whole = whole.cast(pa.int32() if is_date or pa.types.is_time32(dtype) else pa.int64())
     numbers = np.asarray(pc.fill_null(whole, 0).to_numpy(), np.int64)
-    return numbers * _DAY_S if is_date else np.floor_divide(numbers, _UNITS_PER_S[kind.unit])
+    return numbers * _DAY_S if is_date else np.floor_divide(numbers, _UNITS_PER_S[dtype.unit])
 
 
 def _parsed(column: pa.Array) -> tuple[pa.Array, Mask]:
     """Parse ISO 8601 texts to timestamp[us] in UTC; each different text once."""
     coded = column.cast(pa.large_string()).dictionary_encode()
     moments = pa.array([_moment(text) for text in coded.dictionary], pa.int64())
-    found = moments.cast(pa.timestamp("us")).take(coded.indices)
+    timestamps = moments.cast(pa.timestamp("us")).take(coded.indices)
     was_there = column.is_valid().to_numpy(zero_copy_only=False)
-    return found, was_there & found.is_null().to_numpy(zero_copy_only=False)
+    return timestamps, was_there & timestamps.is_null().to_numpy(zero_copy_only=False)
 
 
 def _moment(text: pa.Scalar) -> int | None:
     """Return microseconds since 1970 in UTC; None if it is no date or time."""
-    for kind in (pa.timestamp("us"), pa.timestamp("us", "UTC")):  # without a zone, or with one
+    for dtype in (pa.timestamp("us"), pa.timestamp("us", "UTC")):  # without a zone, or with one
         try:
-            found: int = text.cast(kind).cast(pa.int64()).as_py()
+            moment_us: int = text.cast(dtype).cast(pa.int64()).as_py()
         except pa.ArrowException:
             continue
-        return found
+        return moment_us
     return None

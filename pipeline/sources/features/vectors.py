@@ -25,13 +25,13 @@ from pipeline.sources.features.times import read_times
 
 def number_type(features: Sequence[FeatureEntry]) -> pa.DataType:
     """Return the type of the vector's numbers: float64 if one of them is declared as such."""
-    is_wide = any(getattr(each, "read_as", None) == "float64" for each in features)
+    is_wide = any(getattr(entry, "read_as", None) == "float64" for entry in features)
     return pa.float64() if is_wide else pa.float32()
 
 
 def text_names(features: Sequence[FeatureEntry]) -> list[str]:
     """Return the columns whose texts stay as they are, beside the vector."""
-    return [column_of(each) for each in features if _is_text(each)]
+    return [column_of(entry) for entry in features if _is_text(entry)]
 
 
 def _is_text(entry: FeatureEntry) -> bool:
@@ -50,18 +50,18 @@ def count_features(source: Source, schema: pa.Schema) -> int:
 
 def list_widths(source: Source, schema: pa.Schema) -> list[int]:
     """Return the length of each feature that is a list of numbers in a shard, 0 for others."""
-    found = []
+    widths = []
     for entry in source.features:
         index = schema.get_field_index(column_of(entry))
-        kind = schema.field(index).type if index >= 0 else pa.null()
-        found.append(kind.list_size if pa.types.is_fixed_size_list(kind) else 0)
-    return found
+        dtype = schema.field(index).type if index >= 0 else pa.null()
+        widths.append(dtype.list_size if pa.types.is_fixed_size_list(dtype) else 0)
+    return widths
 
 
 def _width(entry: FeatureEntry, list_width: int) -> int:
     if isinstance(entry, FeatureColumn) and entry.is_category:
-        own = entry.unknown == "own"
-        return 1 if entry.encoding == "index" else len(categories_of(entry)) + own
+        has_other = entry.unknown == "own"
+        return 1 if entry.encoding == "index" else len(categories_of(entry)) + has_other
     return list_width or 1
 
 
@@ -83,8 +83,8 @@ def feature_rows(
             number is whole if its value is.
         path: Of the shard, whose folders may name a column.
     """
-    kind = number_type(source.features)
-    if (joined := _joined_at_once(source, table, kind)) is not None:
+    vector_type = number_type(source.features)
+    if (joined := _joined_at_once(source, table, vector_type)) is not None:
         return FeatureRows(joined)
     null_features = source.null_features
     batches = table.to_batches()
@@ -96,23 +96,21 @@ def feature_rows(
         if not _is_text(entry)
     ]
     shape = (table.num_rows, sum(piece.values.shape[1] for piece in pieces))
-    values: Values = np.empty(shape, kind.to_pandas_dtype())
+    values: Values = np.empty(shape, vector_type.to_pandas_dtype())
     with np.errstate(over="ignore", invalid="ignore"):
         if pieces:
             np.concatenate([piece.values for piece in pieces], axis=1, out=values, casting="unsafe")
     return judged(pieces, values, has_integers=has_integers)
 
 
-def _joined_at_once(source: Source, table: pa.Table, kind: pa.DataType) -> Values | None:
+def _joined_at_once(source: Source, table: pa.Table, vector_type: pa.DataType) -> Values | None:
     """Return the vectors if all columns are of their type without nulls, as Arrow joins them.
 
     Of 1,000 columns a look at each costs several times as much as joining them.
     """
-    names, kinds = (
-        [*source.features],
-        dict(zip(table.column_names, table.schema.types, strict=True)),
-    )
-    if not all(isinstance(name, str) and kinds.get(name) == kind for name in names):
+    names = [*source.features]
+    types = dict(zip(table.column_names, table.schema.types, strict=True))
+    if not all(isinstance(name, str) and types.get(name) == vector_type for name in names):
         return None
     batches = table.select(names).to_batches()
     if len(batches) != 1:
@@ -138,7 +136,7 @@ def _column(
     if isinstance(entry, FeatureColumn) and (entry.is_category or entry.part):
         return pa.repeat(pa.scalar(value, pa.string()), num_rows)
     number = None if value is None else number_of(value)  # no number fails the rows before
-    return pa.repeat(pa.scalar(number, _kind_of(number)), num_rows)
+    return pa.repeat(pa.scalar(number, _type_of(number)), num_rows)
 
 
 def number_of(text: str) -> int | float | None:
@@ -154,7 +152,7 @@ def number_of(text: str) -> int | float | None:
     return int(text) if is_whole else number
 
 
-def _kind_of(number: int | float | None) -> pa.DataType:
+def _type_of(number: int | float | None) -> pa.DataType:
     if not isinstance(number, int):
         return pa.float64()
     return pa.int64() if -(2**63) <= number < 2**63 else pa.decimal256(_MAX_DIGITS, 0)
@@ -191,10 +189,10 @@ def _numbers(name: str, column: pa.Array, means: float | None) -> Piece:
     nulls = column.is_null().to_numpy(zero_copy_only=False) if column.null_count else None
     if outer is not None:
         nulls = outer if nulls is None else nulls | outer
-    kind, judged_column = column.type, column
-    if pa.types.is_boolean(kind):
+    dtype, judged_column = column.type, column
+    if pa.types.is_boolean(dtype):
         column = column.cast(pa.uint8())
-    elif pa.types.is_decimal(kind) or pa.types.is_null(kind):
+    elif pa.types.is_decimal(dtype) or pa.types.is_null(dtype):
         column = column.cast(pa.float64(), safe=False)
     is_exact = column.type.bit_width <= 16 or pa.types.is_float32(column.type)
     if not is_whole_decimal(judged_column):
@@ -210,17 +208,16 @@ def _numbers(name: str, column: pa.Array, means: float | None) -> Piece:
 
 def _view(column: pa.Array) -> Values:
     """View a column of numbers as an array; anything where it is null."""
-    kind = np.dtype(column.type.to_pandas_dtype())
+    dtype = np.dtype(column.type.to_pandas_dtype())
     data = column.buffers()[1]
     if data is None or not len(column):
-        return np.zeros(len(column), kind)
-    return np.frombuffer(data, kind, len(column), column.offset * kind.itemsize)
+        return np.zeros(len(column), dtype)
+    return np.frombuffer(data, dtype, len(column), column.offset * dtype.itemsize)
 
 
 def _category_piece(entry: FeatureColumn, column: pa.Array, means: float | None) -> Piece:
     categories = categories_of(entry)
-    found = find_categories(column, categories)
-    codes, is_null = found.codes, found.is_null
+    codes, is_null = find_categories(column, categories)
     is_unknown = codes < 0
     # Of unknown values that cost their rows, nulls are told apart.
     if entry.null == "unknown" and entry.unknown != "quarantine":

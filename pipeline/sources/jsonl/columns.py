@@ -28,15 +28,15 @@ def plain_type(column: Column) -> pa.DataType:
     """Return the type of the JSON values that fit a column without a change."""
     if column.role == "number":
         return pa.list_(pa.float64()) if column.width else pa.float64()
-    kind = column.kind
-    if column.role == "category" and kind is not None:
-        return kind
-    if column.role == "pass" and kind is not None:
-        if pa.types.is_boolean(kind):
+    dtype = column.dtype
+    if column.role == "category" and dtype is not None:
+        return dtype
+    if column.role == "pass" and dtype is not None:
+        if pa.types.is_boolean(dtype):
             return pa.bool_()
-        if pa.types.is_integer(kind):
+        if pa.types.is_integer(dtype):
             return pa.int64()
-        if pa.types.is_floating(kind):
+        if pa.types.is_floating(dtype):
             return pa.float64()
     return pa.large_string()
 
@@ -64,12 +64,12 @@ def _converted(
     values: Values, column: Column, convert: Callable[[Any], Any], expected: str
 ) -> tuple[list[Any], Problems]:
     """Convert the values that are not null; those of which it makes `_BAD` are problems."""
-    found = [None if value is None else convert(value) for value in values]
-    bad = [row for row, value in enumerate(found) if value is _BAD]
+    converted = [None if value is None else convert(value) for value in values]
+    bad = [row for row, value in enumerate(converted) if value is _BAD]
     problems = {
         row: f"{column.name} is {described(values[row])}, expected {expected}" for row in bad
     }
-    return [None if value is _BAD else value for value in found], problems
+    return [None if value is _BAD else value for value in converted], problems
 
 
 def _as_text(values: Values, column: Column) -> tuple[pa.Array, Problems]:
@@ -104,8 +104,8 @@ def _as_number(values: Values, column: Column) -> tuple[pa.Array, Problems]:
     good, problems = _converted(values, column, convert, expected)
     if not column.width:
         return pa.array(good, pa.float64()), problems
-    made, found = _fixed(pa.array(good, pa.list_(pa.float64())), column)
-    return made, {**found, **problems}
+    made, length_problems = _fixed(pa.array(good, pa.list_(pa.float64())), column)
+    return made, {**length_problems, **problems}
 
 
 _NUMBER = "a number of 64 bits"
@@ -142,40 +142,40 @@ def _fixed(column: pa.Array, of: Column) -> tuple[pa.Array, Problems]:
 
 def _as_passed(values: Values, column: Column) -> tuple[pa.Array, Problems]:
     """Cast values to the declared type; a column of text has what is no text as JSON."""
-    kind = column.kind
-    assert kind is not None, "a pass-through column has a type"
-    if is_text(kind):
+    dtype = column.dtype
+    assert dtype is not None, "a pass-through column has a type"
+    if is_text(dtype):
         return _texts([_to_json(value) for value in values]), {}
     problems: Problems = {}
     groups: dict[pa.DataType, list[Any]] = {}
     for row, value in enumerate(values):
         if value is None:
             continue
-        group, plain = _grouped(value, kind)
+        group, plain = _grouped(value, dtype)
         if group is None:
-            problems[row] = f"{column.name} is {described(value)}, expected {kind}"
+            problems[row] = f"{column.name} is {described(value)}, expected {dtype}"
         else:
             groups.setdefault(group, [None] * len(values))[row] = plain
-    made = pa.nulls(len(values), kind)
+    made = pa.nulls(len(values), dtype)
     for group, plain in groups.items():
         array = _texts(plain) if is_text(group) else pa.array(plain, group)
-        cast, found = cast_column(array, pa.field(column.name, kind))
+        cast, misfits = cast_column(array, pa.field(column.name, dtype))
         made = pc.coalesce(made, cast)
         # If Arrow has no cast between the types, it has none of the nulls in other rows either.
-        problems |= {row: message for row, message in found.items() if plain[row] is not None}
+        problems |= {row: message for row, message in misfits.items() if plain[row] is not None}
     return made, problems
 
 
-def _grouped(value: Any, kind: pa.DataType) -> tuple[pa.DataType | None, Any]:
+def _grouped(value: Any, dtype: pa.DataType) -> tuple[pa.DataType | None, Any]:
     """Return as which type a value is cast, and the value; None if it does not fit."""
     if isinstance(value, str):
         return pa.large_string(), value
-    if isinstance(value, bool) or pa.types.is_boolean(kind):
-        fits = isinstance(value, bool) and pa.types.is_boolean(kind)
+    if isinstance(value, bool) or pa.types.is_boolean(dtype):
+        fits = isinstance(value, bool) and pa.types.is_boolean(dtype)
         return (pa.bool_() if fits else None), value
     if not isinstance(value, (int, float)) or not math.isfinite(value):
         return None, value
-    if isinstance(value, float) or pa.types.is_floating(kind):
+    if isinstance(value, float) or pa.types.is_floating(dtype):
         return pa.float64(), float(value)
     return (pa.int64(), value) if value in INT64 else (pa.large_string(), str(value))
 

@@ -41,9 +41,10 @@ def sample_jsonl(store: Store, shards: Sequence[StoredFile], source: Source) -> 
                 if block.broken:
                     yield block.broken, 0
                 elif block.sizes[row] <= max_bytes:
-                    line, found = block.line(row), _object(block.line(row))
+                    line = block.line(row)
+                    value = _object(line)
                     bad = f"line {block.numbers[row]} is no JSON object"
-                    yield bad if found is None else found, len(line)
+                    yield bad if value is None else value, len(line)
 
     return Sample(source, *first_objects(store, shards, read))
 

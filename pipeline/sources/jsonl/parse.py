@@ -140,8 +140,7 @@ class Parser:
 def _has_infinity(table: pa.Table) -> bool:
     """Tell whether a number was rounded to infinity: JSON has none."""
     for column in table.columns:
-        kind = column.type
-        values = pc.list_flatten(column) if pa.types.is_list(kind) else column
+        values = pc.list_flatten(column) if pa.types.is_list(column.type) else column
         if pa.types.is_floating(values.type) and pc.any(pc.is_inf(values)).as_py():
             return True
     return False
@@ -149,10 +148,10 @@ def _has_infinity(table: pa.Table) -> bool:
 
 def _from_objects(column: Column, objects: Sequence[dict[str, Any]]) -> tuple[pa.Array, Problems]:
     """Return a column of objects, null where it does not fit, and row -> message."""
-    found = [value_at(each, column.name) for each in objects]
-    made, problems = from_values(column, [value for value, _ in found])
+    lookups = [value_at(row, column.name) for row in objects]
+    made, problems = from_values(column, [value for value, _ in lookups])
     blocked = {
-        row: f"{column.name}: {trouble}" for row, (_, trouble) in enumerate(found) if trouble
+        row: f"{column.name}: {trouble}" for row, (_, trouble) in enumerate(lookups) if trouble
     }
     return made, {**problems, **blocked}
 
@@ -201,10 +200,10 @@ _TOO_DEEP = f"is nested more than {MAX_DEPTH} deep"
 def _depth(value: Any) -> int:
     """Return how many lists and objects are inside each other at most."""
     depth, level = 0, [value]
-    while level := [each for each in level if isinstance(each, (dict, list))]:
+    while level := [item for item in level if isinstance(item, (dict, list))]:
         depth += 1
         level = [
-            inner for each in level for inner in (each.values() if isinstance(each, dict) else each)
+            inner for item in level for inner in (item.values() if isinstance(item, dict) else item)
         ]
     return depth
 

@@ -27,7 +27,7 @@ class Column:
 
     name: str
     role: Role
-    kind: pa.DataType | None = None
+    dtype: pa.DataType | None = None
     """Of a pass-through column, and of categories."""
     width: int = 0
     """Of a feature that is a list: its length."""
@@ -40,21 +40,21 @@ def columns_for(reader: Reader, path: str) -> list[Column]:
     """
     source, hive = reader.source, hive_values(path)
     passed = {field.name: field.type for field in reader.pass_through}
-    found: dict[str, Column] = {}
+    columns: dict[str, Column] = {}
     for part, section in source.parts.items():
         if section.features:
             fields = fields_of_part(part, source, reader.fields)
             for column in _features(section.features, fields, passed):
                 if column.name not in hive:
-                    found.setdefault(column.name, column)
+                    columns.setdefault(column.name, column)
         else:
-            found |= {name: Column(name, "text") for name in section.input_columns.names}
-    if source.id_column and source.id_column not in found:
-        found[source.id_column] = Column(source.id_column, "id")
+            columns |= {name: Column(name, "text") for name in section.input_columns.names}
+    if source.id_column and source.id_column not in columns:
+        columns[source.id_column] = Column(source.id_column, "id")
     for name, declared in passed.items():
         if name not in hive:
-            found.setdefault(name, Column(name, "pass", declared))
-    return list(found.values())
+            columns.setdefault(name, Column(name, "pass", declared))
+    return list(columns.values())
 
 
 def _features(
@@ -62,11 +62,11 @@ def _features(
 ) -> Iterator[Column]:
     """Yield the columns of the features, in order; one may be there several times."""
     widths = widths_of(fields) or (0,) * len(features)
-    kinds = _told(fields, KINDS) or (None,) * len(features)
-    for entry, width, kind in zip(features, widths, kinds, strict=True):
+    category_types = _metadata(fields, KINDS) or (None,) * len(features)
+    for entry, width, category_type in zip(features, widths, category_types, strict=True):
         name, role = column_of(entry), role_of(entry)
         if role == "category":
-            yield Column(name, role, _CATEGORIES[kind or "text"])
+            yield Column(name, role, _CATEGORIES[category_type or "text"])
         elif role == "text":
             yield Column(name, role)
         else:
@@ -87,11 +87,11 @@ def role_of(entry: FeatureEntry) -> Role:
 
 def widths_of(fields: pa.Schema) -> tuple[int, ...]:
     """Return the lengths of the features that are lists, 0 for numbers; () if all are numbers."""
-    return tuple(_told(fields, WIDTHS))
+    return tuple(_metadata(fields, WIDTHS))
 
 
-def _told(fields: pa.Schema, key: bytes) -> Sequence[Any]:
+def _metadata(fields: pa.Schema, key: bytes) -> Sequence[Any]:
     if FEATURES not in fields.names:
         return ()
-    told = (fields.field(FEATURES).metadata or {}).get(key)
-    return json.loads(told) if told else ()
+    text = (fields.field(FEATURES).metadata or {}).get(key)
+    return json.loads(text) if text else ()

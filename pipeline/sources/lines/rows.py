@@ -145,10 +145,10 @@ class LineFormat(SourceFormat):
         for name, part in source.parts.items():
             if columns_of(part).line_bytes(1) is None:
                 where = f"input {name!r}: " if name else ""
-                kind, what, *_ = part.encoded
+                media, what = part.encoded.name, part.encoded.what
                 raise ValueError(
                     f"{where}format {self.name!r} holds texts (text_column), features, URIs of "
-                    f"{what} (uri_column) or {what} in base64 ({kind}_encoding: base64): name one"
+                    f"{what} (uri_column) or {what} in base64 ({media}_encoding: base64): name one"
                 )
 
     def row_ids(self, source: Source) -> RowIds:

@@ -15,7 +15,7 @@ from pipeline.core.printable import printable
 from pipeline.core.schema import FEATURES
 from pipeline.job.features import column_of
 from pipeline.job.source import Source
-from pipeline.sources.columns.arrow_types import parse_type, type_trouble
+from pipeline.sources.columns.arrow_types import parse_type
 from pipeline.sources.columns.column_path import value_at
 from pipeline.sources.columns.pass_through import check_names
 from pipeline.sources.extents import Extent
@@ -69,7 +69,7 @@ class Sample:
     ) -> None:
         self._source, self._path, self._objects = source, path, objects
         self._troubles = troubles
-        self._names = sorted({name for each in objects for name in each})
+        self._names = sorted({name for line in objects for name in line})
 
     @property
     def trouble(self) -> str:
@@ -81,9 +81,9 @@ class Sample:
 
     def rows(self) -> pa.Table:
         """Return the lines with all their columns, in the order in which lines have them."""
-        names = dict.fromkeys(name for each in self._objects for name in each)
+        names = dict.fromkeys(name for line in self._objects for name in line)
         return pa.table(
-            {name: self.column([each.get(name) for each in self._objects]) for name in names}
+            {name: self.column([line.get(name) for line in self._objects]) for name in names}
         )
 
     def column(self, values: Sequence[Any]) -> pa.Array:
@@ -138,7 +138,7 @@ class Sample:
         features, columns = part.features, columns_of(part)
         self._require_one_role(part)
         hive = hive_values(self._path)
-        kinds, types = [], {}
+        category_types, types = [], {}
         for entry in features:
             name, role = column_of(entry), role_of(entry)
             is_here = name not in hive
@@ -147,14 +147,16 @@ class Sample:
             if is_here and role == "text":
                 self._require_text(name)
             width = self._width(name) if is_here and role == "number" else 0
-            kinds.append(self._kind(name) if is_here and role == "category" else None)
+            category_types.append(
+                self._category_type(name) if is_here and role == "category" else None
+            )
             types[name] = pa.list_(pa.float64(), width) if width else pa.float64()
         fields = columns.fields(pa.schema([*types.items()]))
-        if not any(kinds):
+        if not any(category_types):
             return fields
         vector = fields.field(FEATURES)
-        told = (vector.metadata or {}) | {KINDS: json.dumps(kinds).encode()}
-        of_numbers = vector.with_metadata(told)
+        metadata = (vector.metadata or {}) | {KINDS: json.dumps(category_types).encode()}
+        of_numbers = vector.with_metadata(metadata)
         return pa.schema(of_numbers if field.name == FEATURES else field for field in fields)
 
     def _require_one_role(self, part: Source) -> None:
@@ -164,15 +166,15 @@ class Sample:
             if roles.setdefault(name, role) != role:
                 raise self._refused(f"column {name!r} is both a number and something else")
 
-    def _kind(self, name: str) -> str:
+    def _category_type(self, name: str) -> str:
         """Return what categories mostly are: `text`, `whole` or `bool`."""
         values = self._values(name)
         fitting = [value for value in values if isinstance(value, str | int)]
         if values and not fitting:
             what = described(values[0])
             raise self._refused(f"column {name!r} holds {what}, expected text, whole numbers")
-        kinds = {*_kinds(fitting)}
-        return kinds.pop() if len(kinds) == 1 else "text"
+        type_names = {*_type_names(fitting)}
+        return type_names.pop() if len(type_names) == 1 else "text"
 
     def _pass_through(self) -> pa.Schema:
         """Return the declared types of the pass-through columns.
@@ -184,10 +186,7 @@ class Sample:
 
     def _type(self, name: str) -> pa.DataType:
         if name in self._source.casts:
-            kind = parse_type(name, self._source.casts[name])
-            if trouble := type_trouble(kind):
-                raise JobError(f"source.casts.{name}: {trouble}")
-            return kind
+            return parse_type(name, self._source.casts[name])
         if name in hive_values(self._path):
             return pa.string()
         return self.type_of(self._values(name, ", or declare its type with source.casts"))
@@ -198,10 +197,10 @@ class Sample:
         Raises:
             JobError: No line has it.
         """
-        found = [value_at(each, name) for each in self._objects]
-        values = [value for value, _ in found if value is not None]
+        lookups = [value_at(line, name) for line in self._objects]
+        values = [value for value, _ in lookups if value is not None]
         if not values and name not in self._names:
-            why = next((f": {trouble}" for _, trouble in found if trouble), "")
+            why = next((f": {trouble}" for _, trouble in lookups if trouble), "")
             names = printable(", ".join(self._names))
             raise self._refused(f"no column {name!r}{why}; there are {names}{hint}")
         return values
@@ -244,15 +243,15 @@ def described(value: Any) -> str:
 
 def type_of(values: Sequence[Any]) -> pa.DataType:
     """Return the type of a pass-through column by its first values: text unless all are numbers."""
-    kinds = {*_kinds(values)}
-    if kinds == {"bool"}:
+    type_names = {*_type_names(values)}
+    if type_names == {"bool"}:
         return pa.bool_()
-    if kinds == {"whole"}:
+    if type_names == {"whole"}:
         return pa.int64()
-    return pa.float64() if kinds and kinds <= {"whole", "fraction"} else pa.string()
+    return pa.float64() if type_names and type_names <= {"whole", "fraction"} else pa.string()
 
 
-def _kinds(values: Sequence[Any]) -> Iterator[str]:
+def _type_names(values: Sequence[Any]) -> Iterator[str]:
     for value in values:
         if isinstance(value, bool):
             yield "bool"

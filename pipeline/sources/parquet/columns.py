@@ -83,9 +83,9 @@ def schema_problem(source: Source, schema: pa.Schema, path: str) -> str:
         if name in columns.names and (trouble := columns.folder_trouble(name, hive[name])):
             return f"column {name!r} {trouble}"
     schema = with_paths(schema, named_columns(source))
-    id_kind = schema.field(source.id_column).type if source.id_column else pa.string()
-    if pa.types.is_nested(id_kind) or is_binary(id_kind):
-        return f"column {source.id_column!r} is {id_kind}, expected text or numbers"
+    id_type = schema.field(source.id_column).type if source.id_column else pa.string()
+    if pa.types.is_nested(id_type) or is_binary(id_type):
+        return f"column {source.id_column!r} is {id_type}, expected text or numbers"
     for name in columns.names:
         if schema.get_field_index(name) < 0:
             continue

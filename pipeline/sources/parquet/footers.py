@@ -200,7 +200,7 @@ def declare_columns(
     columns = columns_of(source)
     first_problem = ""
     pairs = zip(shards, footers, strict=True)
-    readable = [(shard, each.schema) for shard, each in pairs if each.schema is not None]
+    readable = [(shard, footer.schema) for shard, footer in pairs if footer.schema is not None]
     for shard, schema in readable:
         problem = schema_problem(source, schema, shard.path)
         if not problem:

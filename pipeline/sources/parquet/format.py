@@ -97,9 +97,9 @@ def _read_batches(reader: Reader, extent: Extent, skip: int) -> Iterator[pa.Tabl
                 begin = bisect_left(numbers, position)
                 end = bisect_left(numbers, position + batch.num_rows)
                 if begin < end:
-                    own = numbers[begin:end]
-                    rows = take_paths(_take(batch, own, position), needed.paths)
-                    yield to_rows(reader, extent.path, own, rows, [None] * len(own))
+                    wanted = numbers[begin:end]
+                    rows = take_paths(_take(batch, wanted, position), needed.paths)
+                    yield to_rows(reader, extent.path, wanted, rows, [None] * len(wanted))
                     del rows  # not kept while the next ones are read
                 position += batch.num_rows
                 del batch
@@ -141,8 +141,8 @@ def _batching(reader: Reader, extent: Extent, group_rows: int) -> Batching:
 
 def _vector_bytes(reader: Reader) -> int:
     """Return the bytes of a row's vectors of features, which may be encoded in fewer."""
-    kinds = [field.type for field in reader.fields if pa.types.is_fixed_size_list(field.type)]
-    return sum(kind.list_size * kind.value_type.bit_width // 8 for kind in kinds)
+    types = [field.type for field in reader.fields if pa.types.is_fixed_size_list(field.type)]
+    return sum(dtype.list_size * dtype.value_type.bit_width // 8 for dtype in types)
 
 
 def _take(batch: pa.RecordBatch, numbers: Sequence[int], position: int) -> pa.Table:

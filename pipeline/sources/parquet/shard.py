@@ -110,12 +110,12 @@ def _runs(
     run: list[int] = []
     run_rows = 0
     for group in groups:
-        own = metadata.row_group(group).num_rows
-        if run and run_rows + own > num_rows:
+        group_rows = metadata.row_group(group).num_rows
+        if run and run_rows + group_rows > num_rows:
             yield run, run_rows
             run, run_rows = [], 0
         run.append(group)
-        run_rows += own
+        run_rows += group_rows
     if run:
         yield run, run_rows
 

@@ -76,14 +76,14 @@ def rows_within(
     leaves = [*_varying(parquet, columns)]
     if not leaves:
         return num_rows
-    found = [_group(parquet.metadata, index, leaves) for index in groups]
+    row_groups = [_group(parquet.metadata, index, leaves) for index in groups]
     rows = num_rows
-    if _stored_at_once(found, num_rows) > MAX_BATCH_BYTES:
-        is_usual = all(g.stored_bytes <= _USUAL_RATIO * g.packed_bytes for g in found)
+    if _stored_at_once(row_groups, num_rows) > MAX_BATCH_BYTES:
+        is_usual = all(g.stored_bytes <= _USUAL_RATIO * g.packed_bytes for g in row_groups)
         rows = min(num_rows, few_rows if is_usual else 1)
-    most = min(num_rows, sum(group.num_rows for group in found))
-    longest = max(_longest(open_as_dictionaries, group, most) for group in found)
-    row_bytes = longest + max(group.row_bytes for group in found)
+    most = min(num_rows, sum(group.num_rows for group in row_groups))
+    longest = max(_longest(open_as_dictionaries, group, most) for group in row_groups)
+    row_bytes = longest + max(group.row_bytes for group in row_groups)
     if min(rows, most) * row_bytes > MAX_BATCH_BYTES:
         rows = max(1, int(MAX_BATCH_BYTES / row_bytes))
     return rows
@@ -100,13 +100,13 @@ def _varying(parquet: pq.ParquetFile, columns: Sequence[str]) -> Iterator[_Leaf]
             continue
         if is_below(leaf.path, wanted):
             top = parquet.schema_arrow.get_field_index(leaf.path.split(".")[0])
-            kind = parquet.schema_arrow.field(top).type if top >= 0 else pa.null()
+            dtype = parquet.schema_arrow.field(top).type if top >= 0 else pa.null()
             yield _Leaf(
                 index,
                 leaf.path,
                 is_bytes,
-                is_bytes or not pa.types.is_fixed_size_list(kind),
-                pa.types.is_dictionary(kind),
+                is_bytes or not pa.types.is_fixed_size_list(dtype),
+                pa.types.is_dictionary(dtype),
             )
 
 

@@ -131,10 +131,10 @@ def _read(uri: str, policy: FetchPolicy) -> bytes:
     elif not path or path[0] == "/" or path[-1] == "/" or len(path.encode()) > _KEY_MAX_BYTES:
         raise missing
     store = Store(root, options)
-    found = store.stat(path)
-    if found is None:
+    file = store.stat(path)
+    if file is None:
         raise missing
-    check_size(found.size_bytes, policy)
+    check_size(file.size_bytes, policy)
     try:
         data = store.read_bytes(path)
     except FileNotFoundError:
@@ -170,8 +170,8 @@ class UriColumn(InputReader):
     rows_at_once = 64
     is_fetched: ClassVar[bool] = True
 
-    def trouble(self, name: str, kind: pa.DataType) -> str:
-        return "" if is_text(plain_type(kind)) else "expected URIs as text"
+    def trouble(self, name: str, dtype: pa.DataType) -> str:
+        return "" if is_text(plain_type(dtype)) else "expected URIs as text"
 
     def fields(self, schema: pa.Schema | None) -> pa.Schema:
         return self.source.encoded.fields
@@ -179,8 +179,8 @@ class UriColumn(InputReader):
     def read(self, table: pa.Table, failures: Failures, place: Place) -> InputRows:
         given = uri_values(table.column(self.names[0]))
         [name] = self.source.encoded.fields.names
-        found = binary_array(self._fetch(given, failures, place))
-        return InputRows({name: found}, uris=given)
+        contents = binary_array(self._fetch(given, failures, place))
+        return InputRows({name: contents}, uris=given)
 
     def _fetch(
         self, uris: Sequence[str | None], failures: Failures, place: Place
@@ -189,8 +189,8 @@ class UriColumn(InputReader):
         policy = policy_of(self.source, place.store_uri)
         wanted = [index for index, failure in enumerate(failures) if failure is None]
         images: list[bytes | None] = [None] * len(uris)
-        found = fetch_many([uris[index] for index in wanted], policy)
-        for index, fetched in zip(wanted, found, strict=True):
+        results = fetch_many([uris[index] for index in wanted], policy)
+        for index, fetched in zip(wanted, results, strict=True):
             images[index] = fetched.data
             if fetched.failure is not None:
                 failures[index] = Failure(fetched.failure[0], STAGE, fetched.failure[1])

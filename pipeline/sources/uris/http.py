@@ -46,8 +46,8 @@ _OUR_LIMITS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS
 
 def system_addresses(host: str, port: int) -> Sequence[str]:
     """Resolve a host name as this machine does."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [str(address[0]) for *_, address in found]
+    addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [str(address[0]) for *_, address in addresses]
 
 
 def connect_to(address: str, port: int, timeout_s: float) -> socket.socket:
@@ -101,7 +101,7 @@ class Web:
     def __init__(self, policy: FetchPolicy, network: Network) -> None:
         self._policy, self._network = policy, network
         self._lock = threading.Lock()
-        self._found: dict[tuple[str, int], Future[Sequence[str]]] = {}
+        self._futures: dict[tuple[str, int], Future[Sequence[str]]] = {}
         # A lookup takes no timeout, so it runs on a thread of its own.
         self._lookups = ThreadPoolExecutor(_LOOKUP_THREADS, "lookup")
 
@@ -179,10 +179,10 @@ class Web:
 
     def _look_up(self, host: str, port: int) -> Future[Sequence[str]]:
         with self._lock:
-            future = self._found.get((host, port))
+            future = self._futures.get((host, port))
             if future is None or (future.done() and future.exception() is not None):
                 future = self._lookups.submit(self._network.resolve, host, port)
-                self._found[host, port] = future
+                self._futures[host, port] = future
         return future
 
     def _secure(self, sock: socket.socket, target: Target, deadline: float) -> socket.socket:

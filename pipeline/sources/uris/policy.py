@@ -110,11 +110,11 @@ def policy_of(source: Source, root: str) -> FetchPolicy:
         JobError: A root or a host of the job cannot be one.
     """
     # Credentials go to stores of the kind that they were given for, and to no others.
-    kind = root.partition("://")[0] if "://" in root else ""
+    protocol = root.partition("://")[0] if "://" in root else ""
     roots: dict[str, Mapping[str, Any]] = {root: source.storage_options}
     for folder in (Store(uri).uri for uri in source.uri_roots):
-        is_same_kind = (folder.partition("://")[0] if "://" in folder else "") == kind
-        roots[folder] = source.storage_options if is_same_kind else {}
+        is_same_protocol = (folder.partition("://")[0] if "://" in folder else "") == protocol
+        roots[folder] = source.storage_options if is_same_protocol else {}
     return FetchPolicy(
         max_bytes=source.max_image_bytes,
         uri_base=source.uri_base or root,

@@ -118,9 +118,9 @@ def split_name(member: Member) -> tuple[str, str] | None:
 
 def _problem(member: Member) -> str:
     """Return why a member is not read; '' for a plain file inside the archive."""
-    if member.kind:
-        hint = {"a hard link": "; write the tar with --hard-dereference"}.get(member.kind, "")
-        return f"{member.name} is {member.kind}{hint}"
+    if member.special:
+        hint = {"a hard link": "; write the tar with --hard-dereference"}.get(member.special, "")
+        return f"{member.name} is {member.special}{hint}"
     if member.name.startswith("/") or ".." in member.name.split("/"):
         return f"{member.name} points out of the archive"
     return ""

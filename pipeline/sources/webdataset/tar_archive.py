@@ -44,7 +44,7 @@ class Member:
     name: str
     size_bytes: int
     is_folder: bool = False
-    kind: str = ""
+    special: str = ""
     """Empty for a plain file, otherwise a description: a link, a device, a sparse file."""
 
 
@@ -165,10 +165,10 @@ def to_text(name: str) -> str:
 
 
 def _member(header: tarfile.TarInfo) -> Member:
-    name, kind = to_text(header.name), _LINKS_AND_DEVICES.get(header.type, "")
+    name, special = to_text(header.name), _LINKS_AND_DEVICES.get(header.type, "")
     is_folder = header.type in _FOLDERS or name.endswith("/")
     if header.issparse() or any(name.startswith("GNU.sparse.") for name in header.pax_headers):
-        kind = "a sparse file"
-    elif not kind and not is_folder and not header.isreg():
-        kind = f"a member of unknown type {header.type!r}"
-    return Member(name, 0 if kind or is_folder else header.size, is_folder, kind)
+        special = "a sparse file"
+    elif not special and not is_folder and not header.isreg():
+        special = f"a member of unknown type {header.type!r}"
+    return Member(name, 0 if special or is_folder else header.size, is_folder, special)

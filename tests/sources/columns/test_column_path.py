@@ -96,7 +96,7 @@ def test_a_path_leads_where_walking_the_rows_does(seed: int) -> None:
             column = table.column(path.column).chunk(0)
             assert extract(column, path.steps).to_pylist() == expected, text
             assert extract(column.slice(3, 9), path.steps).to_pylist() == expected[3:12], text
-            assert extract(column, path.steps).type == path.kind
+            assert extract(column, path.steps).type == path.dtype
             read = parquet.read(columns=[path.column])
             assert take_paths(read, {"at": path}).column("at").to_pylist() == expected, text
             found = [value_at(row, text) for row in rows]
@@ -115,9 +115,9 @@ def test_paths_are_columns_behind_those_of_the_schema() -> None:
 def test_the_longest_own_name_wins() -> None:
     inner = pa.struct([("b", pa.int8()), ("b.c", pa.int16()), ("b[0]", pa.int32())])
     schema = pa.schema([("a", inner), ("a.b", pa.string()), ("x[0]", pa.bool_())])
-    assert find("a.b", schema).kind == pa.string()
-    assert find("a.b.c", schema.remove(1)).kind == pa.int16()
-    assert find("a.b[0]", schema.remove(1)).kind == pa.int32()
+    assert find("a.b", schema).dtype == pa.string()
+    assert find("a.b.c", schema.remove(1)).dtype == pa.int16()
+    assert find("a.b[0]", schema.remove(1)).dtype == pa.int32()
     assert find("x[0]", schema).steps == ()
     assert [head for head, _ in heads("a.b[0].c")] == ["a.b[0].c", "a.b[0]", "a.b", "a"]
 

@@ -110,8 +110,8 @@ def parsed(block: Block, *, at_once: bool) -> tuple[list[list[Any]], Failures]:
         values = as_array(table.column(column.name))
         if pa.types.is_int64(values.type) and column.role == "id":
             values = values.cast(pa.large_string())  # as readers do with ids
-        if column.kind is not None:
-            values, problems = cast_column(values, pa.field(column.name, column.kind))
+        if column.dtype is not None:
+            values, problems = cast_column(values, pa.field(column.name, column.dtype))
             for row, message in problems.items():
                 failures[row] = failures[row] or message  # type: ignore[call-overload]
         found.append([repr(value) for value in values.cast(_raw(values.type)).to_pylist()])
@@ -214,8 +214,8 @@ def test_a_value_that_does_not_fit_is_null_and_a_problem(
     column: Column, values: list[Any], expected: list[Any] | None
 ):
     array, problems = from_values(column, values)
-    assert column.kind is not None
-    found, more = cast_column(array, pa.field("c", column.kind))
+    assert column.dtype is not None
+    found, more = cast_column(array, pa.field("c", column.dtype))
     problems = {**problems, **more}
     if expected is None:
         assert [value is None for value in found.to_pylist()] == [False, True]
