@@ -60,8 +60,8 @@ class CompositeInput(Input):
 
     @classmethod
     def of(cls, settings: InputSettings) -> Self:
-        kinds: dict[str, type[Input]] = {n: get(INPUTS, kind) for n, kind in settings.parts.items()}
-        made = cls(tuple((name, kind.of(settings)) for name, kind in kinds.items()))
+        parts = [(name, get(INPUTS, input_name)) for name, input_name in settings.parts.items()]
+        made = cls(tuple((name, part.of(settings)) for name, part in parts))
         names = Counter(name for tensors in made.tensors.values() for name in tensors.values())
         if twice := [name for name, number in names.items() if number > 1]:
             raise JobError(f"source.inputs: two inputs have a tensor {twice[0]!r}; name one anew")
@@ -71,16 +71,16 @@ class CompositeInput(Input):
     def tensors(self) -> Mapping[str, Mapping[str, str]]:
         """Return input -> its own name of each of its tensors -> the name that the model knows."""
         num_texts = sum(part.counts_tokens for _, part in self.parts)
-        found: dict[str, dict[str, str]] = {}
+        names: dict[str, dict[str, str]] = {}
         for name, part in self.parts:
-            own = [*part.slots(_ONE_ROW)]
+            tensors = [*part.slots(_ONE_ROW)]
             if part.counts_tokens and num_texts == 1:
-                found[name] = {tensor: tensor for tensor in own}
-            elif len(own) == 1 and not part.counts_tokens:
-                found[name] = {own[0]: name}
+                names[name] = {tensor: tensor for tensor in tensors}
+            elif len(tensors) == 1 and not part.counts_tokens:
+                names[name] = {tensors[0]: name}
             else:
-                found[name] = {tensor: f"{name}_{tensor}" for tensor in own}
-        return found
+                names[name] = {tensor: f"{name}_{tensor}" for tensor in tensors}
+        return names
 
     @property
     def stage_names(self) -> tuple[str, ...]:
@@ -116,8 +116,8 @@ class CompositeInput(Input):
 
     def settings(self) -> dict[str, Any]:
         """Return the settings of each input by its name, and the most tokens of a text."""
-        told = [[name, part.name, part.settings()] for name, part in self.parts]
-        return {"inputs": told, **({"max_tokens": self.max_tokens} if self.counts_tokens else {})}
+        parts = [[name, part.name, part.settings()] for name, part in self.parts]
+        return {"inputs": parts, **({"max_tokens": self.max_tokens} if self.counts_tokens else {})}
 
     def fitted(self, fields: pa.Schema) -> Self:
         return replace(
@@ -144,7 +144,7 @@ class CompositeInput(Input):
         ]
 
     def _published(self, part: str, column: str) -> str:
-        of_all = [field.name for _, each in self.parts for field in each.published_fields()]
+        of_all = [field.name for _, other in self.parts for field in other.published_fields()]
         return column if of_all.count(column) == 1 else f"{part}_{column}"
 
     def _columns(self, part: str, columns: Iterable[str]) -> dict[str, str]:
@@ -158,13 +158,13 @@ class CompositeInput(Input):
         for name, _ in self.parts:
             for column in self._columns(name, rows.column_names):
                 del kept[column]
-        failures, found, counted = failures_of(rows), dict[str, pa.ChunkedArray](), Counters()
+        failures, prepared, counted = failures_of(rows), dict[str, pa.ChunkedArray](), Counters()
         for name, part in self.parts:
             input_started(name)
             columns = {ROW_ID: rows.column(ROW_ID), URI: rows.column(URI)}
             columns |= {
-                own: rows.column(column)
-                for column, own in self._columns(name, rows.column_names).items()
+                part_column: rows.column(column)
+                for column, part_column in self._columns(name, rows.column_names).items()
             }
             did = Counters()
             table = pa.table({**columns, **failure_columns(failures)})
@@ -177,34 +177,34 @@ class CompositeInput(Input):
             published = {field.name for field in part.published_fields()}
             for column in made.column_names:
                 if column in published:
-                    found[self._published(name, column)] = made.column(column)
+                    prepared[self._published(name, column)] = made.column(column)
                 elif column not in (ROW_ID, URI, *failure_columns([])):
-                    found[input_column(name, column)] = made.column(column)
+                    prepared[input_column(name, column)] = made.column(column)
         for entry, values in counted.items():
             add(counters, entry, values)
-        return pa.table({**kept, **found, **failure_columns(failures)})
+        return pa.table({**kept, **prepared, **failure_columns(failures)})
 
     def arrays(self, rows: pa.Table) -> Arrays:
-        found: dict[str, npt.NDArray[Any]] = {}
+        arrays: dict[str, npt.NDArray[Any]] = {}
         for name, part in self.parts:
             columns = {
-                own: rows.column(column)
-                for column, own in self._columns(name, rows.column_names).items()
+                part_column: rows.column(column)
+                for column, part_column in self._columns(name, rows.column_names).items()
             }
             for field in part.published_fields():
                 columns[field.name] = rows.column(self._published(name, field.name))
-            for own, values in part.arrays(pa.table(columns)).items():
+            for tensor, values in part.arrays(pa.table(columns)).items():
                 # What is no tensor of the model, such as the numbers of tokens, has a dot.
-                found[self.tensors[name].get(own, f"{name}.{own}")] = values
-        return found
+                arrays[self.tensors[name].get(tensor, f"{name}.{tensor}")] = values
+        return arrays
 
-    def _own(self, part: str, named: Mapping[str, Any]) -> dict[str, Any]:
+    def _part(self, part: str, named: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arrays, buffers or shapes of one input, under its own names."""
         tensors = self.tensors[part]
-        own = {tensor: named[name] for tensor, name in tensors.items() if name in named}
+        values = {tensor: named[name] for tensor, name in tensors.items() if name in named}
         start = f"{part}."
-        others = {n.removeprefix(start): each for n, each in named.items() if n.startswith(start)}
-        return {**own, **others}
+        others = {n.removeprefix(start): value for n, value in named.items() if n.startswith(start)}
+        return {**values, **others}
 
     def batches(self, inputs: Arrays, rows: Rows, limits: BatchLimits) -> list[Rows]:
         """Divide rows by each input whose rows differ in shape or length, the texts last.
@@ -216,41 +216,41 @@ class CompositeInput(Input):
             for name, part in self.parts
             if any(slot.varying for slot in part.slots(limits).values())
         ]
-        found = [rows]
+        batches = [rows]
         for name, part in sorted(varying or self.parts[:1], key=lambda p: p[1].counts_tokens):
-            own = self._own(name, inputs)
-            found = [batch for each in found for batch in part.batches(own, each, limits)]
-        return found
+            arrays = self._part(name, inputs)
+            batches = [batch for wider in batches for batch in part.batches(arrays, wider, limits)]
+        return batches
 
     def lengths(self, inputs: Arrays, rows: Rows) -> npt.NDArray[np.int32] | None:
         """Return the tokens of all texts of each row."""
-        found = [part.lengths(self._own(name, inputs), rows) for name, part in self.parts]
-        counted = [lengths for lengths in found if lengths is not None]
+        lengths = [part.lengths(self._part(name, inputs), rows) for name, part in self.parts]
+        counted = [counts for counts in lengths if counts is not None]
         return np.sum(counted, axis=0, dtype=np.int32) if counted else None
 
     def num_padded(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
-        return sum(part.num_padded(self._own(name, shapes)) for name, part in self.parts)
+        return sum(part.num_padded(self._part(name, shapes)) for name, part in self.parts)
 
     def slots(self, limits: BatchLimits) -> Mapping[str, Slot]:
-        found = {
+        slots = {
             self.tensors[name][tensor]: slot
             for name, part in self.parts
             for tensor, slot in part.slots(limits).items()
         }
-        if not any(slot.varying for slot in found.values()):
-            return found
+        if not any(slot.varying for slot in slots.values()):
+            return slots
         # Batches that go by one input have any number of rows of the others.
         return {
             name: slot._replace(varying=tuple(sorted({0, *slot.varying})))
-            for name, slot in found.items()
+            for name, slot in slots.items()
         }
 
     def gather(self, inputs: Arrays, rows: Rows, buffers: Arrays) -> Mapping[str, tuple[int, ...]]:
-        found: dict[str, tuple[int, ...]] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
         for name, part in self.parts:
-            shapes = part.gather(self._own(name, inputs), rows, self._own(name, buffers))
-            found |= {self.tensors[name][tensor]: shape for tensor, shape in shapes.items()}
-        return found
+            part_shapes = part.gather(self._part(name, inputs), rows, self._part(name, buffers))
+            shapes |= {self.tensors[name][tensor]: shape for tensor, shape in part_shapes.items()}
+        return shapes
 
     def normaliser(self, dtype: torch.dtype) -> torch.nn.Module:
         from pipeline.preprocessing.normalise import NormaliseSeveral
@@ -259,13 +259,13 @@ class CompositeInput(Input):
         return NormaliseSeveral(parts, [len(tensors) for tensors in self.tensors.values()])
 
 
-def require_every_input_used(seen: Input, taken: Sequence[str], told: str) -> None:
+def require_every_input_used(seen: Input, taken: Sequence[str], what: str) -> None:
     """Check that a model takes each of several inputs, of which it may leave out some tensors.
 
     Args:
         seen: The input of the model.
         taken: The tensors that the model takes.
-        told: What is checked, for the message.
+        what: What is checked, for the message.
 
     Raises:
         JobError: It takes no tensor of an input, whose name is perhaps misspelt.
@@ -275,13 +275,13 @@ def require_every_input_used(seen: Input, taken: Sequence[str], told: str) -> No
     for name, tensors in seen.tensors.items():
         if not {*tensors.values()}.intersection(taken):
             raise JobError(
-                f"source.inputs.{name}: {told} takes {', '.join(taken) or 'none of the inputs'}, "
+                f"source.inputs.{name}: {what} takes {', '.join(taken) or 'none of the inputs'}, "
                 f"not {' or '.join(tensors.values())}"
             )
 
 
 def _renamed(schema: pa.Schema, names: Mapping[str, str]) -> pa.Schema:
-    return pa.schema([schema.field(name).with_name(own) for name, own in names.items()])
+    return pa.schema([schema.field(name).with_name(new_name) for name, new_name in names.items()])
 
 
 def _count(counters: Counters, did: Counters, stages: Sequence[str]) -> None:

@@ -53,10 +53,9 @@ def prepare_rows(
         transform = free.get()
         try:
             data: bytes = encoded[row].as_py()
-            found = _done(row, data, (decode, transform))
+            failures[row], counted = _done(row, data, (decode, transform))
         finally:
             free.put(transform)
-        failures[row], counted = found
         return counted
 
     total, started = [StageCounters() for _ in STAGES], perf_counter()
@@ -95,7 +94,7 @@ def _done(
 
 def encoded_columns(
     rows: pa.Table,
-    kind: str,
+    media: str,
     is_one: Callable[[bytes], bool],
     suffixes: tuple[str, ...],
     of_uris: Mapping[str, tuple[Any, str]] = _NONE,
@@ -104,7 +103,7 @@ def encoded_columns(
 
     Args:
         rows: The first rows.
-        kind: `image` or `audio`, as the names of the fields begin.
+        media: `image` or `audio`, as the names of the fields begin.
         is_one: Tells whether bytes begin as such a value.
         suffixes: With which URIs end.
         of_uris: What a job with URIs says besides.
@@ -114,8 +113,8 @@ def encoded_columns(
     base64 = [name for name in texts if _is_base64(_first(rows, name), name, is_one)]
     uris = [name for name in texts if _is_uri(_first(rows, name), suffixes)]
     return (
-        Columns(f"{kind}_column", encoded),
-        Columns(f"{kind}_column", base64, {f"{kind}_encoding": ("base64", "as text")}),
+        Columns(f"{media}_column", encoded),
+        Columns(f"{media}_column", base64, {f"{media}_encoding": ("base64", "as text")}),
         Columns("uri_column", uris, of_uris),
     )
 

@@ -78,7 +78,7 @@ def cost_of(source: Source) -> Cost:
 
     Several tables cost as images, for their vectors are not read as those of one are.
     """
-    costs: list[Cost] = [kind.cost for kind in _kinds_of(source)]
+    costs: list[Cost] = [input_type.cost for input_type in _input_types(source)]
     if source.inputs and {*costs} == {"row"}:
         return "image"
     return max(costs, key=get_args(Cost).index)
@@ -87,9 +87,13 @@ def cost_of(source: Source) -> Cost:
 def slice_rows_of(job: Job) -> SliceRows:
     """Return how many rows the slices of a job have, by what takes the time of a row."""
     cost = cost_of(job.source)
-    found = (kind.slice_rows(job) for kind in _kinds_of(job.source) if kind.cost == cost)
-    return max(found, key=lambda rows: rows.weight, default=SliceRows())
+    slice_rows = (
+        input_type.slice_rows(job)
+        for input_type in _input_types(job.source)
+        if input_type.cost == cost
+    )
+    return max(slice_rows, key=lambda rows: rows.weight, default=SliceRows())
 
 
-def _kinds_of(source: Source) -> list[type[Input]]:
+def _input_types(source: Source) -> list[type[Input]]:
     return [get(INPUTS, part.input_name) for part in source.parts.values()]

@@ -246,11 +246,11 @@ class Input(ABC):
         """
         shapes = {}
         for name, values in inputs.items():
-            has_own_shapes = values.dtype == object
-            row_shape = values[rows[0]].shape if has_own_shapes else values.shape[1:]
+            is_ragged = values.dtype == object
+            row_shape = values[rows[0]].shape if is_ragged else values.shape[1:]
             shapes[name] = shape = (len(rows), *row_shape)
             batch = buffers[name][: math.prod(shape)].reshape(shape)
-            if has_own_shapes:
+            if is_ragged:
                 for place, value in zip(batch, values[rows], strict=True):
                     place[:] = value
             else:

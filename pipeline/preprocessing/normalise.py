@@ -39,12 +39,12 @@ class NormaliseSeveral(torch.nn.Module):
 
     def forward(self, *batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return the tensors as the model takes them, in the same order."""
-        found: list[torch.Tensor] = []
+        tensors: list[torch.Tensor] = []
         first = 0
         for part, count in zip(self.parts, self._counts, strict=True):
-            found += part(*batch[first : first + count])
+            tensors += part(*batch[first : first + count])
             first += count
-        return tuple(found)
+        return tuple(tensors)
 
 
 class Unchanged(torch.nn.Module):

@@ -64,7 +64,7 @@ class TableInput(Input):
     @classmethod
     def columns_in(cls, rows: pa.Table, ids: Collection[str]) -> Sequence[Columns]:
         """Return those of numbers or of lists of them."""
-        names = [each.name for each in rows.schema if _is_numeric(each.type)]
+        names = [field.name for field in rows.schema if _is_numeric(field.type)]
         return (Columns("features", [name for name in names if name not in ids], takes_all=True),)
 
     @property
@@ -80,9 +80,9 @@ class TableInput(Input):
         return rows
 
 
-def _is_numeric(kind: pa.DataType) -> bool:
-    is_list = pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind)
-    return is_number(kind.value_type if is_list else kind)
+def _is_numeric(dtype: pa.DataType) -> bool:
+    is_list = pa.types.is_list(dtype) or pa.types.is_fixed_size_list(dtype)
+    return is_number(dtype.value_type if is_list else dtype)
 
 
 def batch_of_numbers(num_numbers: int, *, is_on_gpu: bool) -> BatchLimits:
@@ -120,61 +120,61 @@ class ColumnInput(TableInput):
         if vector.list_size != len(self._numbers):
             raise JobError(
                 f"source.features: the model takes one number of each of {len(self._numbers)} "
-                f"columns ({', '.join(each.name for each in self._numbers)}), and the columns have "
-                f"{vector.list_size}: lists, and one_hot categories, are several"
+                f"columns ({', '.join(column.name for column in self._numbers)}), and the columns "
+                f"have {vector.list_size}: lists, and one_hot categories, are several"
             )
         return replace(self, number=str(np.dtype(vector.value_type.to_pandas_dtype())))
 
     @property
     def _numbers(self) -> tuple[TensorColumn, ...]:
-        return tuple(each for each in self.columns if not each.is_text)
+        return tuple(column for column in self.columns if not column.is_text)
 
     def fields(self) -> list[pa.Field]:
-        texts = [each.name for each in self.columns if each.is_text]
-        kind = pa.list_(pa.from_numpy_dtype(self.number), len(self._numbers))
-        vector = [pa.field(FEATURES, kind)] if self._numbers else []
+        texts = [column.name for column in self.columns if column.is_text]
+        dtype = pa.list_(pa.from_numpy_dtype(self.number), len(self._numbers))
+        vector = [pa.field(FEATURES, dtype)] if self._numbers else []
         return [*vector, *(pa.field(TEXT_FEATURE + name, pa.large_string()) for name in texts)]
 
     def arrays(self, rows: pa.Table) -> Arrays:
         """View numbers as (N, 1), and texts as (N,) of arrays: the bytes of each, read-only."""
         vector = features_from_arrow(rows.column(FEATURES)) if self._numbers else np.empty((0, 0))
-        places = {each.name: index for index, each in enumerate(self._numbers)}
+        places = {column.name: index for index, column in enumerate(self._numbers)}
         return {
-            each.name: _bytes_of_texts(rows.column(TEXT_FEATURE + each.name))
-            if each.is_text
-            else vector[:, places[each.name] : places[each.name] + 1]
-            for each in self.columns
+            column.name: _bytes_of_texts(rows.column(TEXT_FEATURE + column.name))
+            if column.is_text
+            else vector[:, places[column.name] : places[column.name] + 1]
+            for column in self.columns
         }
 
     def batches(self, inputs: Arrays, rows: Rows, limits: BatchLimits) -> list[Rows]:
         """Divide rows in order; those with texts by length, so that padding stays bounded."""
-        texts = [inputs[each.name] for each in self.columns if each.is_text]
+        texts = [inputs[column.name] for column in self.columns if column.is_text]
         if not texts:
             return super().batches(inputs, rows, limits)
         sizes = np.array([max(column[row].size for column in texts) for row in rows], np.int64)
         order = np.argsort(-sizes, kind="stable")
-        found, first = [], 0
+        batches, first = [], 0
         while first < len(order):
             most = _BATCH_BYTES // max(1, int(sizes[order[first]]) * len(texts))
             last = first + max(1, min(most, limits.rows))
-            found.append(rows[order[first:last]])
+            batches.append(rows[order[first:last]])
             first = last
-        return found
+        return batches
 
     def slots(self, limits: BatchLimits) -> Mapping[str, Slot]:
-        has_texts = any(each.is_text for each in self.columns)
+        has_texts = any(column.is_text for column in self.columns)
         # Batches that go by the length of texts have any number of rows.
         varying = (0,) if has_texts else ()
         return {
-            each.name: Slot((limits.rows, _TRACED_BYTES), "uint8", varying=(0, 1))
-            if each.is_text
+            column.name: Slot((limits.rows, _TRACED_BYTES), "uint8", varying=(0, 1))
+            if column.is_text
             else Slot((limits.rows, 1), self.number, varying)
-            for each in self.columns
+            for column in self.columns
         }
 
     def gather(self, inputs: Arrays, rows: Rows, buffers: Arrays) -> Mapping[str, tuple[int, ...]]:
         """Copy rows into the buffers; texts are padded to the longest of these rows."""
-        names = [each.name for each in self.columns if each.is_text]
+        names = [column.name for column in self.columns if column.is_text]
         numbers = {name: values for name, values in inputs.items() if name not in names}
         shapes = {**super().gather(numbers, rows, buffers)}
         for name in names:
@@ -185,7 +185,7 @@ class ColumnInput(TableInput):
             for place, text in zip(batch, texts, strict=True):
                 place[: text.size] = text
             shapes[name] = shape
-        return {each.name: shapes[each.name] for each in self.columns}
+        return {column.name: shapes[column.name] for column in self.columns}
 
     def normaliser(self, dtype: torch.dtype) -> torch.nn.Module:
         from pipeline.preprocessing.normalise import Unchanged
@@ -195,9 +195,9 @@ class ColumnInput(TableInput):
 
 def texts_of(padded: npt.NDArray[np.uint8]) -> npt.NDArray[np.object_]:
     """Return the texts of a batch, (B,), of their padded bytes, uint8 (B, bytes)."""
-    found = np.empty(len(padded), object)
-    found[:] = [row.tobytes().rstrip(bytes([PAD])).decode() for row in padded]
-    return found
+    texts = np.empty(len(padded), object)
+    texts[:] = [row.tobytes().rstrip(bytes([PAD])).decode() for row in padded]
+    return texts
 
 
 def _bytes_of_texts(column: pa.ChunkedArray) -> npt.NDArray[np.object_]:
@@ -205,14 +205,10 @@ def _bytes_of_texts(column: pa.ChunkedArray) -> npt.NDArray[np.object_]:
     array = as_array(column)
     offsets = np.frombuffer(array.buffers()[1] or bytes(8), np.int64)[array.offset :]
     flat = np.frombuffer(array.buffers()[2] or b"", np.uint8)
-    found = np.empty(len(array), object)
+    texts = np.empty(len(array), object)
     for row, (start, end) in enumerate(itertools.pairwise(offsets[: len(array) + 1].tolist())):
-        found[row] = flat[start:end]
-    return found
-
-
-if TYPE_CHECKING:
-    import torch
+        texts[row] = flat[start:end]
+    return texts
 
 
 @dataclass(frozen=True)

@@ -101,8 +101,8 @@ class AudioInput(Input):
 
     def fields(self) -> list[pa.Field]:
         size, number = math.prod(self.audio.shape), pa.float32()
-        kind = pa.list_(number, size) if self.audio.shape else pa.large_list(number)
-        return [pa.field(AUDIO, kind)]
+        dtype = pa.list_(number, size) if self.audio.shape else pa.large_list(number)
+        return [pa.field(AUDIO, dtype)]
 
     def published_fields(self) -> list[pa.Field]:
         """Return how long the clip is, before its rate is changed."""
@@ -135,20 +135,20 @@ class AudioInput(Input):
         columns[DURATION_S] = pa.array(durations, pa.float32())
         return pa.table(columns | failure_columns(failures))
 
-    def _to_arrow(self, found: Sequence[Samples | None]) -> pa.Array:
+    def _to_arrow(self, clips: Sequence[Samples | None]) -> pa.Array:
         """Copy features into one column; those of failed rows are null, or zeros of the shape."""
         number = pa.float32()
         if self.audio.shape:
             size = math.prod(self.audio.shape)
-            values = np.zeros((len(found), size), np.float32)
-            for place, features in zip(values, found, strict=True):
-                if features is not None:
-                    place[:] = features.reshape(-1)
+            values = np.zeros((len(clips), size), np.float32)
+            for place, clip in zip(values, clips, strict=True):
+                if clip is not None:
+                    place[:] = clip.reshape(-1)
             return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), size)
-        ends = np.cumsum([0, *(0 if each is None else len(each) for each in found)], dtype=np.int64)
-        there = [each for each in found if each is not None]
+        ends = np.cumsum([0, *(0 if clip is None else len(clip) for clip in clips)], dtype=np.int64)
+        there = [clip for clip in clips if clip is not None]
         flat = np.concatenate(there) if there else np.empty(0, np.float32)
-        has_none = pa.array([each is None for each in found], pa.bool_())
+        has_none = pa.array([clip is None for clip in clips], pa.bool_())
         return pa.LargeListArray.from_arrays(
             pa.array(ends), pa.array(flat, number), pa.large_list(number), mask=has_none
         )
@@ -156,8 +156,8 @@ class AudioInput(Input):
     def arrays(self, rows: pa.Table) -> Arrays:
         """View features as float32 (N, ...); samples as (N,) of arrays, float32 (T,), read-only."""
         if self.audio.shape:
-            found = features_from_arrow(rows.column(AUDIO))
-            return {TENSOR: found.reshape(len(found), *self.audio.shape)}
+            features = features_from_arrow(rows.column(AUDIO))
+            return {TENSOR: features.reshape(len(features), *self.audio.shape)}
         column = as_array(rows.column(AUDIO))
         ends, flat = column.offsets.to_numpy(), column.values.to_numpy()
         views = np.empty(len(column), object)
@@ -193,14 +193,14 @@ def extracted(settings: AudioSettings, samples: Samples) -> Samples:
     extract = _extractor(settings.extractor, json.dumps(settings.options, sort_keys=True))
     # Resampling may round up; of what is too long CLAP takes a part by chance.
     heard = samples[: settings.max_samples]
-    found: Samples = extract(heard).astype(np.float32, copy=False)
-    return found
+    features: Samples = extract(heard).astype(np.float32, copy=False)
+    return features
 
 
 def _normalised(samples: Samples) -> Samples:
     """Do what `Wav2Vec2FeatureExtractor` does, whose import takes seconds, to a clip alone."""
-    found: Samples = (samples - samples.mean()) / np.sqrt(samples.var() + _EPSILON)
-    return found
+    normalised: Samples = (samples - samples.mean()) / np.sqrt(samples.var() + _EPSILON)
+    return normalised
 
 
 @functools.cache

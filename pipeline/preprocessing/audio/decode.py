@@ -25,7 +25,7 @@ from pipeline.preprocessing.audio.mp3 import counted
 from pipeline.process.liveness import still_alive
 
 Samples = npt.NDArray[np.float32]
-_KINDS = {"WAV": "WAV", "WAVEX": "WAV", "RF64": "WAV", "FLAC": "FLAC", "OGG": "Ogg", "MP3": "MP3"}
+_NAMES = {"WAV": "WAV", "WAVEX": "WAV", "RF64": "WAV", "FLAC": "FLAC", "OGG": "Ogg", "MP3": "MP3"}
 """libsndfile's name of a container -> ours."""
 _OTHERS = {
     b"FORM": "AIFF",
@@ -87,23 +87,24 @@ def decode_clip(data: bytes, max_bytes: int, max_s: float) -> Clip:
     if not data:
         raise Undecodable(Reason.EMPTY, "the clip has 0 bytes")
     if len(data) > max_bytes:
-        told = f"the clip has {len(data)} bytes, allowed are {max_bytes}"
-        raise Undecodable(Reason.TOO_LARGE, told)
-    kind = identified(data)
-    check_whole(kind, data)
-    if kind == "MP3":
+        message = f"the clip has {len(data)} bytes, allowed are {max_bytes}"
+        raise Undecodable(Reason.TOO_LARGE, message)
+    container = identified(data)
+    check_whole(container, data)
+    if container == "MP3":
         data = _counted_mp3(data)
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
-            if _KINDS.get(file.format) != kind:
-                told = f"begins like {kind} and is {file.format}; {_CONVERT}"
-                raise Undecodable(Reason.UNSUPPORTED_FORMAT, told)
-            return _read(file, kind, max_s)
+            if _NAMES.get(file.format) != container:
+                message = f"begins like {container} and is {file.format}; {_CONVERT}"
+                raise Undecodable(Reason.UNSUPPORTED_FORMAT, message)
+            return _read(file, container, max_s)
     except (soundfile.SoundFileError, RuntimeError, ValueError) as error:
-        told = str(error).rpartition(": ")[2] or type(error).__name__
-        if "does not exist" in told:  # what libsndfile says of a stream that it cannot begin with
-            told = "the header cannot be read"
-        raise Undecodable(Reason.DECODE_ERROR, f"{kind} of {len(data)} bytes: {told}") from error
+        cause = str(error).rpartition(": ")[2] or type(error).__name__
+        if "does not exist" in cause:  # what libsndfile says of a stream that it cannot begin with
+            cause = "the header cannot be read"
+        message = f"{container} of {len(data)} bytes: {cause}"
+        raise Undecodable(Reason.DECODE_ERROR, message) from error
 
 
 def identified(data: bytes) -> str:
@@ -124,8 +125,8 @@ def identified(data: bytes) -> str:
     named = "MP4 (AAC)" if data[4:8] == b"ftyp" else _OTHERS.get(data[:4])
     if named:
         raise Undecodable(Reason.UNSUPPORTED_FORMAT, f"is {named}; {_CONVERT}")
-    told = f"begins with {data[:8].hex(' ')}: neither WAV, FLAC, MP3 nor Ogg"
-    raise Undecodable(Reason.UNIDENTIFIED, told)
+    message = f"begins with {data[:8].hex(' ')}: neither WAV, FLAC, MP3 nor Ogg"
+    raise Undecodable(Reason.UNIDENTIFIED, message)
 
 
 def is_clip(data: bytes) -> bool:
@@ -136,36 +137,36 @@ def is_clip(data: bytes) -> bool:
         return False
 
 
-def check_whole(kind: str, data: bytes) -> None:
+def check_whole(container: str, data: bytes) -> None:
     """Check what the decoder would take for a shorter clip.
 
     Raises:
         Undecodable: A WAV or an Ogg ends before its last chunk or page does, or a FLAC or Ogg has
             another stream behind its first.
     """
-    missing = {"WAV": _missing_of_wav, "Ogg": _missing_of_ogg}.get(kind, lambda _: 0)(data)
+    missing = {"WAV": _missing_of_wav, "Ogg": _missing_of_ogg}.get(container, lambda _: 0)(data)
     if missing > 0:
-        told = f"{kind} of {len(data)} bytes: {missing} bytes are missing at its end"
-        raise Undecodable(Reason.TRUNCATED, told)
-    if kind in _BEGINS and len(_BEGINS[kind].findall(data)) > 1:
-        raise _joined(kind, "a second stream begins within it")
+        message = f"{container} of {len(data)} bytes: {missing} bytes are missing at its end"
+        raise Undecodable(Reason.TRUNCATED, message)
+    if container in _BEGINS and len(_BEGINS[container].findall(data)) > 1:
+        raise _joined(container, "a second stream begins within it")
 
 
-def _joined(kind: str, why: str) -> Undecodable:
+def _joined(container: str, why: str) -> Undecodable:
     return Undecodable(
         Reason.UNSUPPORTED_FORMAT,
-        f"{kind}: {why}, as in files that are joined, of which only the first would be decoded; "
-        + _CONVERT,
+        f"{container}: {why}, as in files that are joined, of which only the first would be "
+        f"decoded; {_CONVERT}",
     )
 
 
 def _counted_mp3(data: bytes) -> bytes:
     mp3 = counted(data)
     if not mp3.num_frames:
-        told = f"MP3 of {len(data)} bytes: has no frames, or frames of free bitrate; {_CONVERT}"
-        raise Undecodable(Reason.UNSUPPORTED_FORMAT, told)
-    if mp3.num_frames > mp3.num_told:
-        raise _joined("MP3", f"its tag says {mp3.num_told} frames, it has {mp3.num_frames}")
+        message = f"MP3 of {len(data)} bytes: has no frames, or frames of free bitrate; {_CONVERT}"
+        raise Undecodable(Reason.UNSUPPORTED_FORMAT, message)
+    if mp3.num_frames > mp3.num_declared:
+        raise _joined("MP3", f"its tag says {mp3.num_declared} frames, it has {mp3.num_frames}")
     return mp3.data
 
 
@@ -178,8 +179,8 @@ def _missing_of_wav(data: bytes) -> int:
         if data[at : at + 4] == b"data":
             return at + 8 + size - len(data) if size < _STREAMED_BYTES else 0
         at += 8 + size + size % 2
-    told = f"WAV of {len(data)} bytes: more than {_MAX_CHUNKS} chunks before its samples"
-    raise Undecodable(Reason.UNSUPPORTED_FORMAT, f"{told}; {_CONVERT}")
+    message = f"WAV of {len(data)} bytes: more than {_MAX_CHUNKS} chunks before its samples"
+    raise Undecodable(Reason.UNSUPPORTED_FORMAT, f"{message}; {_CONVERT}")
 
 
 def _missing_of_ogg(data: bytes) -> int:
@@ -190,41 +191,44 @@ def _missing_of_ogg(data: bytes) -> int:
     return body + sum(data[at + 27 : body]) - len(data)
 
 
-def _read(file: Any, kind: str, max_s: float) -> Clip:
+def _read(file: Any, container: str, max_s: float) -> Clip:
     """Read an open file.
 
     Raises:
         Undecodable: As `decode_clip`.
     """
-    rate, told = file.samplerate, file.frames
+    rate, declared = file.samplerate, file.frames
     if rate not in _RATES_HZ:
         raise Undecodable(
             Reason.UNSUPPORTED_FORMAT,
             f"the header says {rate} samples a second, expected {_RATES_HZ[0]} to {_RATES_HZ[-1]}",
         )
-    most, is_known = math.floor(max_s * rate), told < _UNKNOWN_FRAMES
-    if is_known and told > most:
-        raise _too_long(f"the header says {told / rate:.1f} s", max_s)
+    most, is_known = math.floor(max_s * rate), declared < _UNKNOWN_FRAMES
+    if is_known and declared > most:
+        raise _too_long(f"the header says {declared / rate:.1f} s", max_s)
     blocks: list[Samples] = []
-    found, step = 0, max(1, _BLOCK_VALUES // file.channels)
-    while found <= most:
+    num_read, step = 0, max(1, _BLOCK_VALUES // file.channels)
+    while num_read <= most:
         still_alive()
         block = file.read(step, dtype="float32", always_2d=True)
         if not len(block):
             break
         blocks.append(block[:, 0] if block.shape[1] == 1 else block.mean(axis=1))
-        found += len(block)
-    if found > most:
+        num_read += len(block)
+    if num_read > most:
         raise _too_long(f"the clip has more than {most / rate:.1f} s", max_s)
-    if is_known and found < told - (_END_SAMPLES if kind == "MP3" else 0):
+    if is_known and num_read < declared - (_END_SAMPLES if container == "MP3" else 0):
         raise Undecodable(
-            Reason.TRUNCATED, f"{kind}: the header says {told} samples, {found} could be decoded"
+            Reason.TRUNCATED,
+            f"{container}: the header says {declared} samples, {num_read} could be decoded",
         )
-    if not found:
+    if not num_read:
         raise Undecodable(Reason.EMPTY, "the clip has no samples")
     samples = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
     if not np.isfinite(samples).all():
-        raise Undecodable(Reason.DECODE_ERROR, f"{kind}: has samples that are no finite numbers")
+        raise Undecodable(
+            Reason.DECODE_ERROR, f"{container}: has samples that are no finite numbers"
+        )
     return Clip(np.ascontiguousarray(samples), rate)
 
 
@@ -242,5 +246,5 @@ def resampled(clip: Clip, rate_hz: int) -> Samples:
         return clip.samples
     import soxr
 
-    found: Samples = soxr.resample(clip.samples, clip.rate_hz, rate_hz, quality="HQ")
-    return found
+    samples: Samples = soxr.resample(clip.samples, clip.rate_hz, rate_hz, quality="HQ")
+    return samples

@@ -28,7 +28,7 @@ class Mp3(NamedTuple):
     data: bytes
     num_frames: int
     """0 if they cannot be counted: their header does not say their size."""
-    num_told: int
+    num_declared: int
     """What the tag says."""
 
 
@@ -44,15 +44,15 @@ def counted(data: bytes) -> Mp3:
     first = _next_frame(data, first, is_first=True)
     if first < 0:
         return Mp3(data, 0, 0)
-    begin, num_told = first, 0
+    begin, num_declared = first, 0
     tag = max(data.find(name, first, first + 48) for name in (b"Xing", b"Info"))
     if tag > 0:
         begin += _size(data, first)
         if data[tag + 7 : tag + 8] and data[tag + 7] & 1:
-            num_told = int.from_bytes(data[tag + 8 : tag + 12], "big")
+            num_declared = int.from_bytes(data[tag + 8 : tag + 12], "big")
     num_frames = _count(data, begin)
-    if num_told:
-        return Mp3(data[first:], num_frames, num_told)
+    if num_declared:
+        return Mp3(data[first:], num_frames, num_declared)
     return Mp3(_tag(data, first, num_frames) + data[begin:], num_frames, num_frames)
 
 
@@ -70,12 +70,12 @@ def _next_frame(data: bytes, at: int, *, is_first: bool = False) -> int:
 
     Of a short clip, which has fewer, the first frames may be the last ones.
     """
-    for found in _HEADER.finditer(data, at):
-        end, num_frames = found.start(), 0
+    for match in _HEADER.finditer(data, at):
+        end, num_frames = match.start(), 0
         while num_frames < 3 and (size := _size(data, end)):
             end, num_frames = end + size, num_frames + 1
         if num_frames == 3 or (is_first and num_frames and end >= len(data)):
-            return found.start()
+            return match.start()
     return -1
 
 

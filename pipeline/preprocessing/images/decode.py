@@ -94,20 +94,21 @@ def decode_sized(data: bytes, limits: DecodeLimits, shrink: Shrink | None = None
     Raises:
         Undecodable: The bytes are not a whole image of an accepted format within the limits.
     """
-    kind = identified(data, limits)
+    format_name = identified(data, limits)
     try:
-        return _decode(kind, data, limits, shrink)
+        return _decode(format_name, data, limits, shrink)
     except Undecodable:
         raise
     except Exception as error:
-        raise explain(error, kind, data) from error
+        raise explain(error, format_name, data) from error
 
 
-def _decode(kind: str, data: bytes, limits: DecodeLimits, shrink: Shrink | None) -> Decoded:
-    check_container(kind, data, limits)
-    with Image.open(io.BytesIO(data), formats=(kind,)) as image:  # lazy: reads the header only
+def _decode(format_name: str, data: bytes, limits: DecodeLimits, shrink: Shrink | None) -> Decoded:
+    check_container(format_name, data, limits)
+    # Lazy: reads the header only.
+    with Image.open(io.BytesIO(data), formats=(format_name,)) as image:
         check_px(*image.size, limits)
-        if kind == "JPEG":
+        if format_name == "JPEG":
             orientation = orientation_of(image)
             is_turned = orientation in TURNS and TURNS[orientation][0]
             size_px = image.size[::-1] if is_turned else image.size
@@ -118,12 +119,12 @@ def _decode(kind: str, data: bytes, limits: DecodeLimits, shrink: Shrink | None)
                 image.load()
                 return Decoded(_upright(_to_rgb(image), orientation), size_px)
             return _whole(_upright(_decode_jpeg(data), orientation))
-        if kind == "PNG":
+        if format_name == "PNG":
             image.verify()
     # verify() leaves the image unusable; opening it again is cheap.
-    with Image.open(io.BytesIO(data), formats=(kind,)) as image:
+    with Image.open(io.BytesIO(data), formats=(format_name,)) as image:
         image.load()
-        pixels = _tiff_to_rgb(image, data) if kind == "TIFF" else _to_rgb(image)
+        pixels = _tiff_to_rgb(image, data) if format_name == "TIFF" else _to_rgb(image)
         return _whole(_upright(pixels, orientation_of(image)))
 
 
@@ -155,8 +156,8 @@ def _jpeg_decoder() -> Callable[[torch.Tensor, int], torch.Tensor]:
 
 def _load_image_ops() -> None:
     """Load only torchvision's decoders: importing all of torchvision takes 1.2 s per worker."""
-    found = importlib.util.find_spec("torchvision")
-    folders = found.submodule_search_locations if found else None
+    spec = importlib.util.find_spec("torchvision")
+    folders = spec.submodule_search_locations if spec else None
     libraries = [path for folder in folders or [] for path in Path(folder).glob("image*.so")]
     try:
         torch.ops.load_library(str(libraries[0]))  # type: ignore[no-untyped-call]

@@ -173,12 +173,12 @@ class Sizes:
         if spec.factory is not None:  # where it puts the image is known to the user's code alone
             return
         (width_px, height_px), (decoded_width_px, decoded_height_px) = size_px, decoded_px
-        found = geometry(spec, decoded_width_px, decoded_height_px)
+        placed = geometry(spec, decoded_width_px, decoded_height_px)
         self.places[row] = (
-            found.scale_x * decoded_width_px / width_px,
-            found.scale_y * decoded_height_px / height_px,
-            found.offset_x,
-            found.offset_y,
+            placed.scale_x * decoded_width_px / width_px,
+            placed.scale_y * decoded_height_px / height_px,
+            placed.offset_x,
+            placed.offset_y,
         )
 
     def columns(self) -> dict[str, pa.Array]:

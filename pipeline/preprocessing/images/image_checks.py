@@ -63,22 +63,22 @@ def identified(data: bytes, limits: DecodeLimits) -> str:
             Reason.TOO_LARGE,
             f"the image has {len(data)} bytes, allowed are {limits.max_image_bytes}",
         )
-    kind = identify(data)
-    if kind is None:
+    format_name = identify(data)
+    if format_name is None:
         raise not_accepted(data)
-    return kind
+    return format_name
 
 
-def check_container(kind: str, data: bytes, limits: DecodeLimits) -> None:
+def check_container(format_name: str, data: bytes, limits: DecodeLimits) -> None:
     """Make a decoder ready, and check what it would not: is a TIFF, AVIF or HEIC whole?
 
     Raises:
         Undecodable: It is not, or the decoder is not installed.
     """
-    prepare_decoder(kind)
-    if kind == "TIFF":
+    prepare_decoder(format_name)
+    if format_name == "TIFF":
         check_tiff(data, limits.max_image_px)
-    if kind in ("AVIF", "HEIF"):
+    if format_name in ("AVIF", "HEIF"):
         check_boxes(data)
 
 
@@ -112,7 +112,7 @@ def orientation_of(image: Image.Image) -> int:
         return 1
 
 
-def explain(error: Exception, kind: str, data: bytes) -> Undecodable:
+def explain(error: Exception, format_name: str, data: bytes) -> Undecodable:
     """Turn an error of a decoder into a reason and a message of one line."""
     if isinstance(error, UnidentifiedImageError):  # its own text holds a memory address
         text = "the header cannot be read"
@@ -124,25 +124,25 @@ def explain(error: Exception, kind: str, data: bytes) -> Undecodable:
         reason = Reason.OUT_OF_MEMORY
     elif isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         reason = Reason.TOO_LARGE
-    elif any(word in lowered for word in _CUT_WORDS) or _is_cut(kind, data):
+    elif any(word in lowered for word in _CUT_WORDS) or _is_cut(format_name, data):
         reason = Reason.TRUNCATED
     else:
         reason = Reason.DECODE_ERROR
-    return Undecodable(reason, f"{kind} of {len(data)} bytes: {text}")
+    return Undecodable(reason, f"{format_name} of {len(data)} bytes: {text}")
 
 
-def _is_cut(kind: str, data: bytes) -> bool:
+def _is_cut(format_name: str, data: bytes) -> bool:
     """Tell whether data that failed to decode lack the end that their format prescribes."""
-    if kind == "JPEG":
+    if format_name == "JPEG":
         return b"\xff\xd9" not in data
-    if kind == "PNG":
+    if format_name == "PNG":
         return b"IEND" not in data
-    if kind == "GIF":
+    if format_name == "GIF":
         return not data.endswith(b";")
-    if kind in ("AVIF", "HEIF"):
+    if format_name in ("AVIF", "HEIF"):
         return lacks_boxes(data)
-    if kind == "TIFF":
+    if format_name == "TIFF":
         return False  # `check_tiff` has found it complete
-    if kind == "WEBP":
+    if format_name == "WEBP":
         return len(data) < 8 + int.from_bytes(data[4:8], "little")
     return len(data) < int.from_bytes(data[2:6], "little")

@@ -121,21 +121,21 @@ def _unread_name(data: bytes) -> str | None:
     return "SVG" if start.startswith((b"<?xml", b"<!--", b"<svg")) and b"<svg" in start else None
 
 
-def prepare_decoder(kind: str) -> None:
+def prepare_decoder(format_name: str) -> None:
     """Register an optional decoder with Pillow.
 
     Raises:
         Undecodable: The decoder is not installed.
     """
-    missing = _load_decoder(kind)
+    missing = _load_decoder(format_name)
     if missing:
         raise Undecodable(Reason.UNSUPPORTED_FORMAT, missing)
 
 
 @functools.cache
-def _load_decoder(kind: str) -> str:
+def _load_decoder(format_name: str) -> str:
     """Load a decoder on its first use; return what is missing, or ''."""
-    if kind == "HEIF":
+    if format_name == "HEIF":
         try:
             plugin = importlib.import_module("pillow_heif")
         except ImportError:
@@ -147,13 +147,13 @@ def _load_decoder(kind: str) -> str:
         plugin.register_heif_opener(
             decode_threads=1, thumbnails=False, depth_images=False, aux_images=False
         )
-    if kind == "AVIF":
+    if format_name == "AVIF":
         from PIL import AvifImagePlugin
 
         if not AvifImagePlugin.SUPPORTED:
             return "the image is AVIF, which this Pillow was built without"
         AvifImagePlugin.DEFAULT_MAX_THREADS = 1
-    if kind == "TIFF":
+    if format_name == "TIFF":
         importlib.import_module("PIL.TiffImagePlugin")
     return ""
 
@@ -179,7 +179,7 @@ def lacks_boxes(data: bytes) -> bool:
 
 def _boxes(data: bytes) -> list[tuple[bytes, int, int]]:
     """Return the outermost boxes: name, and start and end in bytes."""
-    found, at = [], 0
+    boxes, at = [], 0
     while at + 8 <= len(data):
         size = int.from_bytes(data[at : at + 4], "big")
         if size == 1:
@@ -188,9 +188,9 @@ def _boxes(data: bytes) -> list[tuple[bytes, int, int]]:
             size = len(data) - at
         if size < 8:
             break
-        found.append((data[at + 4 : at + 8], at, at + size))
+        boxes.append((data[at + 4 : at + 8], at, at + size))
         at += size
-    return found
+    return boxes
 
 
 @dataclass(frozen=True)
@@ -201,8 +201,8 @@ class TiffPage:
 
     def first(self, tag: int, default: int = 0) -> int:
         """Return the first number of a tag."""
-        found = self.tags.get(tag)
-        return default if found is None or not len(found) else int(found[0])
+        numbers = self.tags.get(tag)
+        return default if numbers is None or not len(numbers) else int(numbers[0])
 
 
 def read_tiff(data: bytes) -> TiffPage:
@@ -219,14 +219,14 @@ def read_tiff(data: bytes) -> TiffPage:
     at += int(half[1])
     tags: dict[int, Numbers] = {}
     for place in range(at, at + count * step, step):
-        tag, kind = (int(n) for n in _numbers(data, place, f"{order}u2", 2))
-        if kind not in _TYPES or tag not in _WANTED or tag in tags:
+        tag, type_code = (int(n) for n in _numbers(data, place, f"{order}u2", 2))
+        if type_code not in _TYPES or tag not in _WANTED or tag in tags:
             continue
         number = int(_numbers(data, place + 4, order + word, 1)[0])
         value = place + 4 + int(word[1])
-        if number * int(_TYPES[kind][1]) > int(word[1]):
+        if number * int(_TYPES[type_code][1]) > int(word[1]):
             value = int(_numbers(data, value, order + word, 1)[0])
-        tags[tag] = _numbers(data, value, order + _TYPES[kind], number)
+        tags[tag] = _numbers(data, value, order + _TYPES[type_code], number)
     return TiffPage(tags)
 
 
@@ -239,12 +239,12 @@ _WANTED = frozenset(
 )
 
 
-def _numbers(data: bytes, at: int, kind: str, count: int) -> Numbers:
-    if at + count * int(kind[2]) > len(data):
+def _numbers(data: bytes, at: int, dtype: str, count: int) -> Numbers:
+    if at + count * int(dtype[2]) > len(data):
         raise Undecodable(
             Reason.TRUNCATED, f"TIFF of {len(data)} bytes: its directory refers to {at} and beyond"
         )
-    return np.frombuffer(data, kind, count, at).astype(np.uint64)
+    return np.frombuffer(data, dtype, count, at).astype(np.uint64)
 
 
 def check_tiff(data: bytes, max_px: int) -> None:

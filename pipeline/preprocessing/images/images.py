@@ -40,7 +40,7 @@ def preprocess(
 
     Returns:
         The same rows with `image` as fixed-size binary, uint8 (H, W, C), zeros where `error` is
-        set, or as the columns of `OwnSizes`; and with the columns of `Sizes`.
+        set, or as the columns of `VaryingSizes`; and with the columns of `Sizes`.
 
     Raises:
         JobError: The user's own transform cannot be made.
@@ -49,9 +49,9 @@ def preprocess(
     shrink = partial(shrink_factor, spec) if spec.shrink_on_load else None
 
     def decode(row: int, data: bytes) -> tuple[torch.Tensor, int]:
-        found = decode_sized(data, limits, shrink)
-        sizes.put(row, spec, found.size_px, found.decoded_px)
-        return found.pixels, found.pixels.numel()
+        decoded = decode_sized(data, limits, shrink)
+        sizes.put(row, spec, decoded.size_px, decoded.decoded_px)
+        return decoded.pixels, decoded.pixels.numel()
 
     def transform(thread: int) -> Step:
         make = _maker(spec, limits, thread)
@@ -94,7 +94,7 @@ class OneSize:
         return {IMAGE: images_to_arrow(self.images)}
 
 
-class OwnSizes:
+class VaryingSizes:
     """Images of different sizes."""
 
     def __init__(self, num_rows: int) -> None:
@@ -102,15 +102,15 @@ class OwnSizes:
 
     def put(self, row: int, image: torch.Tensor) -> int:
         # Always a copy: the user's transform may return the same memory for the next image.
-        found = np.array(image.permute(1, 2, 0).numpy(), order="C")
-        self.images[row] = found
-        return found.nbytes
+        pixels = np.array(image.permute(1, 2, 0).numpy(), order="C")
+        self.images[row] = pixels
+        return pixels.nbytes
 
     def columns(self) -> dict[str, pa.Array]:
         pixels, heights, widths = sized_to_arrow(self.images)
         return {IMAGE: pixels, IMAGE_HEIGHT_PX: heights, IMAGE_WIDTH_PX: widths}
 
 
-def pixels_of(spec: TransformSpec, num_rows: int) -> OneSize | OwnSizes:
+def pixels_of(spec: TransformSpec, num_rows: int) -> OneSize | VaryingSizes:
     """Return where the images of N rows go."""
-    return OneSize(num_rows, spec.shape) if spec.has_one_size else OwnSizes(num_rows)
+    return OneSize(num_rows, spec.shape) if spec.has_one_size else VaryingSizes(num_rows)

@@ -50,8 +50,8 @@ def load_step(factory: str, args: Mapping[str, Any]) -> Step:
     except Exception as error:  # a user's code may raise anything
         raise JobError(failed(TRANSFORM_FACTORY, factory, error)) from error
     if not callable(step):
-        kind = type(step).__name__
-        raise JobError(f"{TRANSFORM_FACTORY} = {factory!r}: {_CONTRACT}; it returned {kind}")
+        type_name = type(step).__name__
+        raise JobError(f"{TRANSFORM_FACTORY} = {factory!r}: {_CONTRACT}; it returned {type_name}")
     return step  # type: ignore[no-any-return]  # what it returns is checked
 
 
@@ -71,7 +71,7 @@ def check_factory(factory: str, args: Mapping[str, Any]) -> Callable[..., Any]:
     return build
 
 
-def own_transform(seen: object) -> TransformSpec | None:
+def transform_with_factory(seen: object) -> TransformSpec | None:
     """Return the transform of an input if it has a factory."""
     spec = getattr(seen, "transform", None)
     return spec if isinstance(spec, TransformSpec) and spec.factory is not None else None
@@ -122,15 +122,15 @@ def transform_by(
             made = step(image)
     except Exception as error:
         raise Untransformable(
-            _reason_of(error), _told(spec, describe_user_error(error, _module(spec)))
+            _reason_of(error), _message(spec, describe_user_error(error, _module(spec)))
         ) from error
     problem = _problem(made, spec)
     if problem:
-        raise Untransformable(Reason.DECODE_ERROR, _told(spec, problem))
+        raise Untransformable(Reason.DECODE_ERROR, _message(spec, problem))
     num_px = made.shape[-2] * made.shape[-1]
     if max_px is not None and num_px > max_px:
-        told = f"returned {_shape(made)}, {num_px} px, allowed are {max_px} (source.max_image_px)"
-        raise Untransformable(Reason.TOO_LARGE, _told(spec, told))
+        text = f"returned {_shape(made)}, {num_px} px, allowed are {max_px} (source.max_image_px)"
+        raise Untransformable(Reason.TOO_LARGE, _message(spec, text))
     return made  # type: ignore[no-any-return]  # _problem has found it to be one
 
 
@@ -146,12 +146,12 @@ def try_step(spec: TransformSpec) -> str:
     rows, columns = torch.arange(height_px)[:, None], torch.arange(width_px)[None]
     planes = (rows + 0 * columns, 0 * rows + columns, rows + columns)
     image = torch.stack([plane % 256 for plane in planes], dim=-1).to(torch.uint8).permute(2, 0, 1)
-    told = f"a generated image of {width_px} x {height_px} px"
+    what = f"a generated image of {width_px} x {height_px} px"
     try:
         made = transform_by(step_of(spec), image, spec)
     except Untransformable as error:
-        return f"warn: of {told}: {error}"
-    return f"ok: {spec.factory} makes {_shape(made)} of {told}"
+        return f"warn: of {what}: {error}"
+    return f"ok: {spec.factory} makes {_shape(made)} of {what}"
 
 
 def _reason_of(error: Exception) -> Reason:
@@ -160,7 +160,7 @@ def _reason_of(error: Exception) -> Reason:
     return Reason.OUT_OF_MEMORY if is_memory else Reason.DECODE_ERROR
 
 
-def _told(spec: TransformSpec, what: str) -> str:
+def _message(spec: TransformSpec, what: str) -> str:
     return f"{TRANSFORM_FACTORY} {spec.factory}: {what}"
 
 
@@ -182,8 +182,8 @@ def _problem(made: Any, spec: TransformSpec) -> str:
         has_size = size is None or tuple(made.shape[1:]) == size
         if is_image and is_plain and has_size and made.layout == torch.strided:
             return ""
-        kind = str(made.dtype).removeprefix("torch.")
-        given = f"{kind} {_shape(made)} on {made.device}, {made.layout}"
+        dtype = str(made.dtype).removeprefix("torch.")
+        given = f"{dtype} {_shape(made)} on {made.device}, {made.layout}"
     return (
         f"returned {given}, expected a uint8 tensor ({expected}) on the CPU: one image, channels "
         "first, as many as transform.mean has, of transform.size_px; it is normalised later, so "

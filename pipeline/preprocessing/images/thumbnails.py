@@ -47,27 +47,29 @@ def make_thumbnail(data: bytes, limits: DecodeLimits, side_px: int, max_bytes: i
     Raises:
         Undecodable: The bytes are not a whole image of an accepted format within the limits.
     """
-    kind = identified(data, limits)
+    format_name = identified(data, limits)
     try:
-        return _make(kind, data, limits, side_px, max_bytes)
+        return _make(format_name, data, limits, side_px, max_bytes)
     except Undecodable:
         raise
     except Exception as error:
-        raise explain(error, kind, data) from error
+        raise explain(error, format_name, data) from error
 
 
-def _make(kind: str, data: bytes, limits: DecodeLimits, side_px: int, max_bytes: int) -> Thumbnail:
-    check_container(kind, data, limits)
-    with Image.open(io.BytesIO(data), formats=(kind,)) as image:
+def _make(
+    format_name: str, data: bytes, limits: DecodeLimits, side_px: int, max_bytes: int
+) -> Thumbnail:
+    check_container(format_name, data, limits)
+    with Image.open(io.BytesIO(data), formats=(format_name,)) as image:
         check_px(*image.size, limits)
-        if kind == "PNG":
+        if format_name == "PNG":
             image.verify()
-    with Image.open(io.BytesIO(data), formats=(kind,)) as image:
+    with Image.open(io.BytesIO(data), formats=(format_name,)) as image:
         size_px = image.size
-        if kind == "JPEG":
+        if format_name == "JPEG":
             image.draft("RGB", (2 * side_px, 2 * side_px))
         image.load()  # before the orientation: to find that, Pillow loads some, and hides errors
-        size_px = size_px if kind == "JPEG" else image.size  # loading turns a TIFF
+        size_px = size_px if format_name == "JPEG" else image.size  # loading turns a TIFF
         orientation = orientation_of(image)
         if image.mode.startswith("I;16"):
             small = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")

@@ -140,7 +140,7 @@ class TransformSpec:
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values without defaults; equal specs give equal JSON."""
         usual = _usual_values()
-        values = {each.name: _as_json(getattr(self, each.name)) for each in fields(self)}
+        values = {f.name: _as_json(getattr(self, f.name)) for f in fields(self)}
         values |= {name: [float(value) for value in values[name]] for name in ("mean", "std")}
         return {name: value for name, value in values.items() if value != usual[name]}
 
@@ -157,7 +157,7 @@ class TransformSpec:
 
 def _usual_values() -> dict[str, Any]:
     """Return each field's default, which its JSON form leaves out."""
-    usual = {each.name: each.default for each in fields(TransformSpec)}
+    usual = {f.name: f.default for f in fields(TransformSpec)}
     return usual | {"resize_px": None, "interpolation": None, "args": {}}
 
 
@@ -194,10 +194,10 @@ def _problems(spec: TransformSpec) -> Iterator[str]:
         yield "pad_value has no effect without size_px"
     count = spec.num_channels
     if len(spec.mean) != count or len(spec.std) != count:
-        each = f"{count} values each, one a channel" if count > 1 else "1 value each"
+        expected = f"{count} values each, one a channel" if count > 1 else "1 value each"
         given = "" if spec.factory else f", with channels {spec.channels!r}"
-        found = f"mean has {len(spec.mean)} and std {len(spec.std)} values"
-        yield f"{found}, they must have {each}{given}"
+        actual = f"mean has {len(spec.mean)} and std {len(spec.std)} values"
+        yield f"{actual}, they must have {expected}{given}"
     if min(spec.std) <= 0:
         yield f"std is {list(spec.std)}; its values must be above 0"
     pads = spec.pad_value if isinstance(spec.pad_value, tuple) else (spec.pad_value,) * count

@@ -75,10 +75,11 @@ class PromptTokenizer:
         encode = functools.partial(
             self._tokenizer.encode_batch_fast, add_special_tokens=self._prompt.adds_special
         )
-        found = encoded(encode, [f"{before}{text}{after}" for text in texts])
+        encodings = encoded(encode, [f"{before}{text}{after}" for text in texts])
+        rows = [encoding.ids for encoding in encodings]
         return [
-            each.ids if self._count(each.ids) == self._num_control else self._in_pieces(text)
-            for text, each in zip(texts, found, strict=True)
+            ids if self._count(ids) == self._num_control else self._in_pieces(text)
+            for text, ids in zip(texts, rows, strict=True)
         ]
 
     def cut(self, ids: list[int], max_tokens: int) -> list[int]:
@@ -92,8 +93,8 @@ class PromptTokenizer:
         """Return the token ids that prompts begin with, whatever their text is."""
         # The tokens next to a text may be others, so the last one is left out.
         columns = zip(*self.prompts(_VARIED), strict=False)
-        alike = itertools.takewhile(lambda each: len(set(each)) == 1, columns)
-        return [each[0] for each in alike][:-1]
+        alike = itertools.takewhile(lambda column: len(set(column)) == 1, columns)
+        return [column[0] for column in alike][:-1]
 
     def answers(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of answers as they continue a prompt.
@@ -103,12 +104,12 @@ class PromptTokenizer:
         """
         space = "" if self._prompt.after[-1:].isspace() else " "
         context = self._prompt.after or "."
-        begin, found = self._plain(context), []
+        begin, answers = self._plain(context), []
         for text in texts:
             whole = self._plain(f"{context}{space}{text}")
             follows = whole[: len(begin)] == begin and len(whole) > len(begin)
-            found.append(whole[len(begin) :] if follows else self._plain(space + text))
-        return found
+            answers.append(whole[len(begin) :] if follows else self._plain(space + text))
+        return answers
 
     def targets(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of answers by themselves, with the tokenizer's special tokens."""
@@ -126,7 +127,7 @@ class PromptTokenizer:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def _count(self, ids: Sequence[int]) -> int:
-        return sum(each in self._control for each in ids)
+        return sum(number in self._control for number in ids)
 
     def _in_pieces(self, text: str) -> list[int]:
         pieces = encoded(
@@ -202,8 +203,8 @@ def _unknown(tokenizer: Tokenizer) -> str | None:
     """Return the token that stands for what the tokenizer does not know, in any text."""
     model = json.loads(tokenizer.to_str())["model"]
     number = model.get("unk_id")
-    found: str | None = model.get("unk_token")
-    return found if number is None else str(model["vocab"][number][0])
+    unknown: str | None = model.get("unk_token")
+    return unknown if number is None else str(model["vocab"][number][0])
 
 
 def _pieces(text: str, words: Iterable[str]) -> list[str]:

@@ -87,7 +87,7 @@ class TextInput(Input):
 
     @classmethod
     def columns_in(cls, rows: pa.Table, ids: Collection[str]) -> Sequence[Columns]:
-        names = [each.name for each in rows.schema if is_text(each.type) and each.name not in ids]
+        names = [f.name for f in rows.schema if is_text(f.type) and f.name not in ids]
         return (Columns("text_column", names, usual=_USUAL),)
 
     @property
@@ -146,8 +146,8 @@ class TextInput(Input):
         columns = {name: rows.column(name) for name in kept}
         columns.update({name: spread.column(name) for name in spread.column_names})
         if failed:
-            found = failures_of(rows)
-            columns.update(failure_columns([f or failed.get(i) for i, f in enumerate(found)]))
+            failures = failures_of(rows)
+            columns.update(failure_columns([f or failed.get(i) for i, f in enumerate(failures)]))
         return pa.table(columns)
 
     @property
@@ -167,24 +167,24 @@ class TextInput(Input):
                 return self._tokenised(rows, chosen[:0])
         still_alive()
         return pa.concat_tables(
-            [self._tokenised_apart(rows, each, failed) for each in chosen.reshape(-1, 1)]
+            [self._tokenised_apart(rows, row, failed) for row in chosen.reshape(-1, 1)]
         )
 
     def _tokenised(self, rows: pa.Table, chosen: Rows) -> pa.Table:
         """Return the columns of `fields` and `published_fields` for some rows."""
         some = rows.select([c for c in (TEXT, TEXT_PAIR) if c in rows.column_names])
         some = some.take(pa.array(chosen, pa.int64()))
-        found = self._tokens_of(some)
+        tokens = self._tokens_of(some)
         still_alive()
-        ends = np.concatenate([[0], np.cumsum(found.counts)]).astype(np.int32)
-        columns = {TOKEN_IDS: pa.ListArray.from_arrays(ends, found.ids)}
+        ends = np.concatenate([[0], np.cumsum(tokens.counts)]).astype(np.int32)
+        columns = {TOKEN_IDS: pa.ListArray.from_arrays(ends, tokens.ids)}
         if self.text.has_pair:
-            columns[TOKEN_TYPES] = pa.ListArray.from_arrays(ends, found.types)
+            columns[TOKEN_TYPES] = pa.ListArray.from_arrays(ends, tokens.types)
         if self.text.has_offsets:
-            columns[OFFSETS] = pa.ListArray.from_arrays(2 * ends, found.offsets)
-            columns[WORD_IDS] = pa.ListArray.from_arrays(ends, found.word_ids)
-        columns[NUM_TOKENS] = pa.array(found.counts)
-        columns[TRUNCATED] = pa.array(found.truncated)
+            columns[OFFSETS] = pa.ListArray.from_arrays(2 * ends, tokens.offsets)
+            columns[WORD_IDS] = pa.ListArray.from_arrays(ends, tokens.word_ids)
+        columns[NUM_TOKENS] = pa.array(tokens.counts)
+        columns[TRUNCATED] = pa.array(tokens.truncated)
         return pa.table(columns)
 
     def _tokens_of(self, rows: pa.Table) -> Tokens:
@@ -201,10 +201,10 @@ class TextInput(Input):
     def arrays(self, rows: pa.Table) -> Arrays:
         """Return `input_ids` (N, L), padded to the longest row, and `num_tokens` (N,), int32."""
         counts = rows.column(NUM_TOKENS).fill_null(0).to_numpy()
-        found = {IDS: _padded(rows.column(TOKEN_IDS), counts, self.text.pad_id)}
+        arrays = {IDS: _padded(rows.column(TOKEN_IDS), counts, self.text.pad_id)}
         if self.text.has_pair:
-            found[TYPES] = _padded(rows.column(TOKEN_TYPES), counts, 0)
-        return {**found, NUM_TOKENS: counts}
+            arrays[TYPES] = _padded(rows.column(TOKEN_TYPES), counts, 0)
+        return {**arrays, NUM_TOKENS: counts}
 
     def batches(self, inputs: Arrays, rows: Rows, limits: BatchLimits) -> list[Rows]:
         """Sort rows by length, the longest first, and fill batches up to `limits.tokens`.
@@ -213,7 +213,7 @@ class TextInput(Input):
         """
         order = rows[np.argsort(-inputs[NUM_TOKENS][rows].astype(np.int64), kind="stable")]
         lengths = inputs[NUM_TOKENS][order].astype(np.int64)
-        found, first = [], 0
+        batches, first = [], 0
         while first < len(order):
             longest = self._width(int(lengths[first]))
             fitting = max(1, limits.tokens // longest) if limits.tokens else limits.rows
@@ -222,22 +222,22 @@ class TextInput(Input):
             alike = first + int((lengths[first:last] >= least).sum())
             enough = first + max(1, -(-limits.tokens // (_PARTS * longest)))
             last = min(last, max(alike, enough) if self.is_padded else alike)
-            found.append(order[first:last])
+            batches.append(order[first:last])
             first = last
-        return found
+        return batches
 
     def padding_trial(self) -> tuple[Arrays, Self] | None:
         texts = pa.array(_TRIED)
         rows = pa.table({TEXT: texts, **({TEXT_PAIR: texts} if self.text.has_pair else {})})
         try:
-            found = self.arrays(self._tokenised(rows, np.arange(2)))
+            arrays = self.arrays(self._tokenised(rows, np.arange(2)))
         except RowError:  # the rows of the source will tell
             return None
-        return found, replace(self, is_padded=False)
+        return arrays, replace(self, is_padded=False)
 
     def lengths(self, inputs: Arrays, rows: Rows) -> npt.NDArray[np.int32]:
-        found: npt.NDArray[np.int32] = inputs[NUM_TOKENS][rows]
-        return found
+        lengths: npt.NDArray[np.int32] = inputs[NUM_TOKENS][rows]
+        return lengths
 
     def num_padded(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
         return math.prod(next(iter(shapes.values())))
@@ -294,6 +294,6 @@ def _padded(column: pa.ChunkedArray, counts: npt.NDArray[Any], pad: int) -> npt.
     """Return the lists of a column as (N, L), L the longest, filled up with `pad`."""
     lists = as_array(column)
     values = lists.flatten().to_numpy()
-    found = np.full((len(counts), int(counts.max(initial=0))), pad, values.dtype)
-    found[np.arange(found.shape[1]) < counts[:, None]] = values
-    return found
+    padded = np.full((len(counts), int(counts.max(initial=0))), pad, values.dtype)
+    padded[np.arange(padded.shape[1]) < counts[:, None]] = values
+    return padded

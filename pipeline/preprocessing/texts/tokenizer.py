@@ -22,7 +22,7 @@ from pipeline.core.failures import Reason, RowError
 from pipeline.core.printable import clean_message
 from pipeline.preprocessing.texts.text_settings import TextSettings
 from pipeline.process.terminal import native_errors_dropped
-from pipeline.storage.single_file import read_file
+from pipeline.storage.single_file import read_file, split_name
 from pipeline.storage.store import Store
 
 if TYPE_CHECKING:
@@ -79,14 +79,18 @@ def tokenise(
     batch = given if pairs is None else list(zip(given, pairs, strict=True))
     # The fast form leaves the offsets out.
     encode = tokenizer.encode_batch if settings.has_offsets else tokenizer.encode_batch_fast
-    found = encoded(encode, batch)
+    encodings = encoded(encode, batch)
     return Tokens(
-        ids=joined([each.ids for each in found], np.int32),
-        types=joined([each.type_ids for each in found] if pairs is not None else [], np.int8),
-        counts=np.fromiter((len(each) for each in found), np.int32, len(found)),
-        truncated=np.fromiter((bool(each.overflowing) for each in found), np.bool_, len(found)),
-        offsets=_offsets(found, len(prefix)) if settings.has_offsets else NONE,
-        word_ids=_word_ids(_rule(path), given, found, len(prefix))
+        ids=joined([encoding.ids for encoding in encodings], np.int32),
+        types=joined(
+            [encoding.type_ids for encoding in encodings] if pairs is not None else [], np.int8
+        ),
+        counts=np.fromiter((len(encoding) for encoding in encodings), np.int32, len(encodings)),
+        truncated=np.fromiter(
+            (bool(encoding.overflowing) for encoding in encodings), np.bool_, len(encodings)
+        ),
+        offsets=_offsets(encodings, len(prefix)) if settings.has_offsets else NONE,
+        word_ids=_word_ids(_rule(path), given, encodings, len(prefix))
         if settings.has_offsets
         else NONE,
     )
@@ -116,18 +120,18 @@ def joined(values: Sequence[Sequence[int]], dtype: type[Number]) -> npt.NDArray[
     return np.array(list(itertools.chain.from_iterable(values)), dtype)
 
 
-def _offsets(found: Sequence[Encoding], num_prefix: int) -> npt.NDArray[np.int32]:
-    pairs = [pair for each in found for pair in each.offsets]
+def _offsets(encodings: Sequence[Encoding], num_prefix: int) -> npt.NDArray[np.int32]:
+    pairs = [pair for encoding in encodings for pair in encoding.offsets]
     # Places in the text itself: those in the prefix become empty ones at its start.
     return np.maximum(np.array(pairs, np.int32).reshape(-1) - num_prefix, 0)
 
 
 def _word_ids(
-    rule: WordRule, texts: Sequence[str], found: Sequence[Encoding], num_prefix: int
+    rule: WordRule, texts: Sequence[str], encodings: Sequence[Encoding], num_prefix: int
 ) -> npt.NDArray[np.int32]:
-    words = [rule.word_ids(text, each) for text, each in zip(texts, found, strict=True)]
-    for row, each in zip(words, found, strict=True):
-        for token, (_, end) in enumerate(each.offsets):
+    words = [rule.word_ids(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
+    for row, encoding in zip(words, encodings, strict=True):
+        for token, (_, end) in enumerate(encoding.offsets):
             if end <= num_prefix:
                 row[token] = NO_WORD  # the prefix is no part of the text
     return joined(words, np.int32)
@@ -191,13 +195,13 @@ def _require_template(where: str, processor: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def tokenizer_errors(told: str) -> Iterator[None]:
+def tokenizer_errors(what: str) -> Iterator[None]:
     """Turn what the library raises in the body, panics of its Rust code included, into one line.
 
     Not for the rows of a run, each of which fails by itself (`tokenise`).
 
     Args:
-        told: Begins the message: which file, and what it fails at.
+        what: Begins the message: which file, and what it fails at.
 
     Raises:
         JobError: The library raised something.
@@ -210,7 +214,7 @@ def tokenizer_errors(told: str) -> Iterator[None]:
     except BaseException as error:
         if not is_of_library(error):
             raise
-        raise JobError(f"{told}: {clean_message(f'{error}', 200)}") from None
+        raise JobError(f"{what}: {clean_message(f'{error}', 200)}") from None
 
 
 def special_around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
@@ -223,12 +227,12 @@ def special_around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    found = tokenizer.encode("a")
-    is_special = found.special_tokens_mask
+    encoding = tokenizer.encode("a")
+    is_special = encoding.special_tokens_mask
     if 0 not in is_special:
         raise JobError(f"{_FILE}: makes no token of the text 'a', expected one or more")
     last = len(is_special) - is_special[::-1].index(0)
-    return found.ids[: is_special.index(0)], found.ids[last:]
+    return encoding.ids[: is_special.index(0)], encoding.ids[last:]
 
 
 def pad_id_of(tokenizer: Tokenizer) -> int:
@@ -249,11 +253,9 @@ def local_tokenizer(settings: TextSettings) -> Path:
 
     def fetch(folder: Path) -> None:
         data = read_tokenizer_bytes(settings.tokenizer_uri, settings.storage_options)
-        found = hashlib.sha256(data).hexdigest()
-        if found != settings.tokenizer_sha256:
-            raise JobError(
-                f"{settings.tokenizer_uri}: sha256 is {found}, expected {settings.tokenizer_sha256}"
-            )
+        sha256, expected = hashlib.sha256(data).hexdigest(), settings.tokenizer_sha256
+        if sha256 != expected:
+            raise JobError(f"{settings.tokenizer_uri}: sha256 is {sha256}, expected {expected}")
         (folder / _FILE).write_bytes(data)
 
     return cached_folder(f"tokenizer-{settings.tokenizer_sha256}", fetch) / _FILE
@@ -265,14 +267,13 @@ def read_tokenizer_bytes(uri: str, storage_options: Mapping[str, Any]) -> bytes:
     Raises:
         JobError: It is missing or larger.
     """
-    folder, _, name = uri.rpartition("/")
-    store = Store(folder or ("/" if uri.startswith("/") else "."), storage_options)
-    held = store.stat(name) if name else None
-    if held is None:
+    folder, name = split_name(uri)
+    file = Store(folder, storage_options).stat(name) if name else None
+    if file is None:
         raise JobError(f"text.tokenizer = {uri}: no such file")
-    if held.size_bytes > MAX_BYTES:
+    if file.size_bytes > MAX_BYTES:
         raise JobError(
-            f"text.tokenizer = {uri}: {held.size_bytes:,} bytes, the most is {MAX_BYTES:,}"
+            f"text.tokenizer = {uri}: {file.size_bytes:,} bytes, the most is {MAX_BYTES:,}"
         )
     return read_file(uri, storage_options, "text.tokenizer")
 
@@ -302,7 +303,7 @@ class WordRule:
 
     def word_ids(self, text: str, encoding: Encoding) -> list[int]:
         """Return the word of each token, counted from 0; `NO_WORD` for special tokens."""
-        found, word = list[int](), NO_WORD
+        word_ids, word = list[int](), NO_WORD
         for token, number, (start, end), is_special in zip(
             encoding.tokens,
             encoding.ids,
@@ -311,7 +312,7 @@ class WordRule:
             strict=True,
         ):
             if is_special:
-                found.append(NO_WORD)
+                word_ids.append(NO_WORD)
                 continue
             if number == self.unknown_id:
                 is_piece = False
@@ -320,5 +321,5 @@ class WordRule:
             else:
                 is_piece = start > 0 and " " not in text[start - 1 : start + 1]
             word += 1 if word == NO_WORD or not is_piece else 0
-            found.append(word)
-        return found
+            word_ids.append(word)
+        return word_ids

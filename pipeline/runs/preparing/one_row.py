@@ -29,7 +29,7 @@ from pipeline.models.spec import ModelSpec, PredictorConfig, load_module
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.scores import describe_scores
 from pipeline.planning.plan import Plan
-from pipeline.preprocessing.images.own_transform import own_transform, try_step
+from pipeline.preprocessing.images.own_transform import transform_with_factory, try_step
 from pipeline.runs.builders import make_reader, plain_predictor_config, trial_bytes
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
@@ -101,7 +101,7 @@ class _RowWork:
 
     def _transform(self, wanted: pa.Table, counters: Counters) -> pa.Table:
         """Let the user's own transform work on a generated image."""
-        transform = own_transform(self.config.spec.input)
+        transform = transform_with_factory(self.config.spec.input)
         assert transform is not None, "the caller has asked"
         return pa.table({"found": [try_step(transform)]})
 
@@ -187,7 +187,7 @@ def _try_transform(child: Child, model: ModelSpec) -> str | None:
     Raises:
         JobError: It cannot be made.
     """
-    if own_transform(model.input) is None:
+    if transform_with_factory(model.input) is None:
         return None
     found = child.call(_TRANSFORM, pa.table({"unit": [0]}))
     if isinstance(found, ChildExit):
