@@ -223,7 +223,7 @@ def _limit(extents: Sequence[Extent], limit_rows: int | None) -> list[Extent]:
 def make_units(extents: Sequence[Extent], sizes: SliceSizes) -> Iterator[Unit]:
     """Cut counted extents into units of one or several slices."""
     left = sum(extent.num_rows for extent in extents)
-    row_bytes = _mean_row_bytes(extents)
+    row_bytes = mean_row_bytes(extents)
     pending: list[Extent] = []
     rows = index = 0
     wanted = _unit_rows(sizes.at(left, row_bytes), left)
@@ -258,7 +258,7 @@ def _split_large(extents: Sequence[Extent], sizes: SliceSizes, unit_rows: int) -
 
 def _make_unit(index: int, extents: Sequence[Extent], sizes: SliceSizes, rows_left: int) -> Unit:
     num_rows = sum(extent.num_rows for extent in extents)
-    mean, heaviest = _mean_row_bytes(extents), max(extent.row_bytes for extent in extents)
+    mean, heaviest = mean_row_bytes(extents), max(extent.row_bytes for extent in extents)
     bounds = [0]
     while bounds[-1] < num_rows:
         step = _bounded(sizes.at(rows_left - bounds[-1], mean), heaviest)
@@ -272,6 +272,7 @@ def _bounded(rows: int, row_bytes: float) -> int:
     return rows
 
 
-def _mean_row_bytes(extents: Sequence[Extent]) -> float:
+def mean_row_bytes(extents: Sequence[Extent]) -> float:
+    """Return the mean encoded bytes of a row."""
     num_rows = sum(extent.num_rows for extent in extents)
     return sum(extent.row_bytes * extent.num_rows for extent in extents) / max(1, num_rows)

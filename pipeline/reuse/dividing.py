@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from pipeline.commit.shard_table import KnownShard
 from pipeline.core.arrays import Numbers
 from pipeline.core.slices import SliceKey
 from pipeline.planning.plan import Plan
+from pipeline.planning.slicing import SliceSizes, mean_row_bytes
 from pipeline.sources.extents import Extent
 from pipeline.sources.units import Unit
 from pipeline.storage.store import Store
@@ -50,7 +51,7 @@ class Division:
     """What versions know of the shards of a plan."""
 
     units: tuple[Unit, ...]
-    """Of the plan, cut so that slices have about as many rows to compute as usual."""
+    """Of the plan, cut so that slices have as many rows to compute as usual of so many."""
     known: KnownPaths
     shards: tuple[ShardRows, ...]
     """Those of the plan, in order, then those that are gone."""
@@ -61,12 +62,18 @@ class Division:
         return sum(shard.carried for shard in self.shards)
 
 
-def divide(plan: Plan, versions: Sequence[Mapping[str, KnownShard]], row_bytes: float) -> Division:
+def divide(
+    plan: Plan,
+    versions: Sequence[Mapping[str, KnownShard]],
+    row_bytes: float,
+    sizes: SliceSizes,
+) -> Division:
     """Say which rows of a plan are known.
 
     Args:
         versions: What each knows, by URI; of several that know a shard the first is taken.
         row_bytes: Of a prediction, about.
+        sizes: Of slices without known rows.
     """
     root = Store(plan.source_root)
     pairs = ((unit, extent) for unit in plan.units for extent in unit.extents)
@@ -91,7 +98,7 @@ def divide(plan: Plan, versions: Sequence[Mapping[str, KnownShard]], row_bytes: 
     here = {shard.uri for shard in shards}
     newest = versions[0].values() if versions else ()
     gone = (ShardRows(s.uri, "gone", 0, 0, s.num_rows) for s in newest if s.uri not in here)
-    units = [*_recut(plan.units, known, row_bytes)] if known else plan.units
+    units = [*_recut(plan.units, known, row_bytes, sizes)] if known else plan.units
     return Division(tuple(units), known, (*shards, *gone))
 
 
@@ -137,42 +144,61 @@ def _is_same(extent: Extent, num_rows: int | None, known: KnownShard) -> bool:
     return num_rows in (None, known.num_rows)
 
 
-def _recut(units: Sequence[Unit], known: KnownPaths, row_bytes: float) -> Iterator[Unit]:
-    """Join slices of counted rows with neighbours until enough of their rows are computed.
+def _recut(
+    units: Sequence[Unit], known: KnownPaths, row_bytes: float, sizes: SliceSizes
+) -> Iterator[Unit]:
+    """Cut counted rows into slices of as many computed ones as a run of these alone would have.
 
-    Units without known rows, and uncounted ones, stay as they are.
+    Uncounted units stay as they are, and those without known rows whose slices are no larger.
     """
     most = slice_rows(row_bytes)
+    counted = (extent for unit in units if unit.cut is None for extent in unit.extents)
+    left = sum(_num_computed(extent, known) for extent in counted)
     index, held, num_rows, num_computed = 0, list[Extent](), 0, 0
     for unit in units:
-        if unit.cut is not None or not any(extent.path in known for extent in unit.extents):
+        near = sizes.at(left, mean_row_bytes(unit.extents))
+        if unit.cut is not None or _is_new(unit, known, near):
             if held:
                 yield Unit(index, tuple(held), (0, num_rows))
                 index, held, num_rows, num_computed = index + 1, [], 0, 0
             yield replace(unit, index=index)
-            index += 1
+            index, left = index + 1, left - (unit.num_rows or 0)
             continue
-        for start, end in zip(unit.bounds, unit.bounds[1:], strict=False):
-            pieces = [*_pieces(unit.extents, start, end)]
-            computed = sum(_num_computed(piece, known) for piece in pieces)
-            is_full = num_computed + computed > end - start or num_rows + end - start > most
-            if held and is_full:
-                yield Unit(index, tuple(held), (0, num_rows))
-                index, held, num_rows, num_computed = index + 1, [], 0, 0
-            held += pieces
-            num_rows, num_computed = num_rows + end - start, num_computed + computed
+        for start, end in pairwise(unit.bounds):
+            near = min(end - start, sizes.at(left, mean_row_bytes(unit.extents)))
+            for piece in _pieces(unit.extents, start, end, known, near):
+                computed = _num_computed(piece, known)
+                is_full = num_computed + computed > near or num_rows + piece.num_rows > most
+                if held and is_full:
+                    yield Unit(index, tuple(held), (0, num_rows))
+                    index, held, num_rows, num_computed = index + 1, [], 0, 0
+                held.append(piece)
+                num_rows, num_computed = num_rows + piece.num_rows, num_computed + computed
+                left -= computed
     if held:
         yield Unit(index, tuple(held), (0, num_rows))
 
 
-def _pieces(extents: Sequence[Extent], start: int, end: int) -> Iterator[Extent]:
-    """Yield the pieces of extents that are the rows [start, end) of them all."""
+def _is_new(unit: Unit, known: KnownPaths, near: int) -> bool:
+    """Tell whether a unit has no known row, and slices of so many rows at most."""
+    is_known = any(extent.path in known for extent in unit.extents)
+    return not is_known and all(end - start <= near for start, end in pairwise(unit.bounds))
+
+
+def _pieces(
+    extents: Sequence[Extent], start: int, end: int, known: KnownPaths, near: int
+) -> Iterator[Extent]:
+    """Yield the rows [start, end) of extents in pieces of about `near` computed rows at most."""
     first = 0
     for extent in extents:
         low, high = max(start, first), min(end, first + extent.num_rows)
         if low < high:
             is_whole = high - low == extent.num_rows
-            yield extent if is_whole else extent.piece(low - first, high - low)
+            rows = extent if is_whole else extent.piece(low - first, high - low)
+            step = max(1, rows.num_rows * near // max(near, _num_computed(rows, known)))
+            for skip in range(0, rows.num_rows, step):
+                few = min(step, rows.num_rows - skip)
+                yield rows if few == rows.num_rows else rows.piece(skip, few)
         first += extent.num_rows
 
 

@@ -202,7 +202,8 @@ def find_reuse(
         for one in earlier
     ]
     reuse = replace(nothing, earlier=tuple(earlier), by_content=by_content)
-    division = divide(plan, known, reuse.row_bytes)
+    sizes = SliceSizes.of(job, plan.batch_size, plan.task)
+    division = divide(plan, known, reuse.row_bytes, sizes)
     few = division.num_known <= LEAST_ROWS and retry is None
     if few and not by_content:
         if division.num_known:

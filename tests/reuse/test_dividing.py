@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -12,11 +13,13 @@ from support.runs.plan_examples import planned, shard_extents
 from pipeline.commit.shard_table import KnownShard
 from pipeline.core.failures import Reason
 from pipeline.planning.plan import Plan
+from pipeline.planning.slicing import SliceSizes
 from pipeline.reuse.dividing import divide, known_counts, known_runs, known_slices
 from pipeline.sources.extents import UncountedPlan
 from pipeline.sources.units import Unit
 from pipeline.storage.store import Store
 
+SIZES = SliceSizes(8, few=2, is_fixed=False)
 SHARDS = st.lists(
     st.tuples(st.integers(1, 40), st.sampled_from([None, 0, 1]), st.sets(st.integers(0, 39))),
     min_size=1,
@@ -61,7 +64,7 @@ def test_each_row_is_known_as_its_shard_says_however_the_plan_is_cut(
 ):
     plan = planned(shard_extents([[rows] for rows, _, _ in shards]))
     versions = versions_of(plan, shards)
-    division = divide(plan, versions, row_bytes)
+    division = divide(plan, versions, row_bytes, SIZES)
     found = by_row(plan, division.units, known_runs(division.units, division.known))
     expected: dict[tuple[str, int], object] = {}
     root = Store(plan.source_root)
@@ -77,6 +80,12 @@ def test_each_row_is_known_as_its_shard_says_however_the_plan_is_cut(
     assert found == expected
     assert division.num_known == sum(each is not None for each in found.values())
     assert [unit.index for unit in division.units] == list(range(len(division.units)))
+    if division.known and not any(failed for _, _, failed in shards):
+        computed = Counter(place for place, version in found.items() if version is None)
+        near = SIZES.at(computed.total(), 100.0)
+        for key in (key for unit in division.units for key in unit.slices()):
+            rows = [division.units[key.unit].place_of(row) for row in range(key.start, key.end)]
+            assert sum(computed[row] for row in rows) <= near, "actors share what is computed"
 
 
 def test_a_shard_of_another_size_version_or_number_of_rows_is_not_known():
@@ -88,14 +97,14 @@ def test_a_shard_of_another_size_version_or_number_of_rows_is_not_known():
         replace(known[uri], version="another"),
         replace(known[uri], num_rows=6),
     ):
-        division = divide(plan, [{**known, uri: other}], 1.0)
+        division = divide(plan, [{**known, uri: other}], 1.0, SIZES)
         assert [shard.state for shard in division.shards] == ["changed", "unchanged"]
     broken = [replace(e, reason=Reason.UNREADABLE_SHARD) for e in plan.units[0].extents[:1]]
     unit = replace(plan.units[0], extents=(*broken, *plan.units[0].extents[1:]))
-    division = divide(replace(plan, units=(unit, *plan.units[1:])), [known], 1.0)
+    division = divide(replace(plan, units=(unit, *plan.units[1:])), [known], 1.0, SIZES)
     assert [shard.state for shard in division.shards] == ["changed", "unchanged"]
     gone = replace(known[uri], uri="gone")
-    states = [shard.state for shard in divide(plan, [{**known, "gone": gone}], 1.0).shards]
+    states = [shard.state for shard in divide(plan, [{**known, "gone": gone}], 1.0, SIZES).shards]
     assert states == ["unchanged", "unchanged", "gone"]
 
 
