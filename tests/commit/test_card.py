@@ -25,7 +25,11 @@ from pipeline.process import failpoints
 from pipeline.storage.store import Store
 
 DAYS = ("date=2026-11-24", "date=2026-11-25")
-SAID = {"license": "cc-by-4.0", "source": "Photos of *our* cameras.", "input": "s3://lake/photos"}
+CARD_TEXTS = {
+    "license": "cc-by-4.0",
+    "source": "Photos of *our* cameras.",
+    "input": "s3://lake/photos",
+}
 _SNIPPET = re.compile(r"```python\n(.*?)```", re.DOTALL)
 OTHERS = ("pyspark", "daft", "datasets")
 """Engines that need an environment of their own: `make engines`."""
@@ -35,7 +39,7 @@ ENGINES = os.environ.get("ENGINES_PYTHON")
 def published(store: Store, day: str | None, edition: int = 0, **options: Any) -> Manifest:
     """Publish rows and their card."""
     rows = Rows(edition, num_slices=2, kinds=("a|b", "c"), **options)
-    manifest = replace(publish_rows(store, day, rows), card=SAID)
+    manifest = replace(publish_rows(store, day, rows), card=CARD_TEXTS)
     write_card(store, Layout(day), manifest)
     return manifest
 
@@ -47,7 +51,7 @@ def card(store: Store) -> str:
 def snippets(store: Store) -> tuple[str, dict[str, str]]:
     """The first line of code of a card, and of each engine what reads its rows."""
     first, *readers = _SNIPPET.findall(card(store))
-    names = {re.search(r"(?:import|from) (\w+)", each)[1]: each for each in readers}  # type: ignore[index]
+    names = {re.search(r"(?:import|from) (\w+)", snippet)[1]: snippet for snippet in readers}  # type: ignore[index]
     return first, names
 
 
@@ -55,7 +59,9 @@ def ids_of(rows: Any) -> list[str]:
     """The ids of the rows of any engine."""
     frame = rows.df() if hasattr(rows, "fetchall") else rows
     column = frame["row_id"]
-    return [str(each) for each in (column.to_pylist() if hasattr(column, "to_pylist") else column)]
+    return [
+        str(row_id) for row_id in (column.to_pylist() if hasattr(column, "to_pylist") else column)
+    ]
 
 
 LAYOUTS: dict[str, Callable[[Store], list[Manifest]]] = {
@@ -170,7 +176,7 @@ def test_a_file_of_ones_own_stays_and_so_does_an_output_without_a_card(tmp_path:
     sync_published_folder(store, layout, without, 2)
     assert not store.exists(CARD)
     store.put(CARD, b"# Mine\n")
-    write_card(store, layout, replace(without, card=SAID))
+    write_card(store, layout, replace(without, card=CARD_TEXTS))
     assert store.read_bytes(CARD) == b"# Mine\n"
 
 
@@ -178,7 +184,7 @@ def test_a_card_that_a_killed_run_left_out_is_written_by_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, layout = Store(str(tmp_path)), Layout(DAYS[0])
-    manifest = replace(publish_rows(store, DAYS[0]), card=SAID)
+    manifest = replace(publish_rows(store, DAYS[0]), card=CARD_TEXTS)
     monkeypatch.setenv(FAILPOINT, "trimmed:raise")
     failpoints._reached.clear()
     with pytest.raises(RuntimeError, match="trimmed"):
@@ -206,13 +212,13 @@ def test_a_card_that_cannot_be_written_is_a_warning(
 def test_labels_of_a_model_have_no_effect_as_markdown(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     hostile = {"labels": {"a|`<b>\n## c": 3}}
-    manifest = replace(publish_rows(store, None), card=SAID, distribution=hostile)
+    manifest = replace(publish_rows(store, None), card=CARD_TEXTS, distribution=hostile)
     write_card(store, Layout(None), manifest)
     assert r"| most common labels | `a\|'<b>\n## c` 3 |" in card(store).splitlines()
 
 
 def test_a_delta_table_has_its_card_without_the_log(tmp_path: Path) -> None:
     store, layout = Store(str(tmp_path)), Layout(DAYS[0])
-    manifest = replace(publish_rows(store, DAYS[0], table="delta"), card=SAID)
+    manifest = replace(publish_rows(store, DAYS[0], table="delta"), card=CARD_TEXTS)
     sync_published_folder(store, layout, manifest, 2, table=table_of(sink_of("delta"), store))
     assert "predictions/date=*/*.parquet" in card(store)

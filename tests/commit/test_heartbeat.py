@@ -23,7 +23,7 @@ LAYOUT = Layout("date=2026-11-24")
 SHORT_S, LONG_S = 0.2, 1e6
 
 
-def said(store: Store, epoch: int = 1) -> Heartbeat:
+def read_beat(store: Store, epoch: int = 1) -> Heartbeat:
     return read_heartbeat(store, LAYOUT, epoch)
 
 
@@ -35,12 +35,12 @@ def test_each_renewal_says_how_far_the_run_is_and_the_last_one_how_it_ended(any_
 
     with suppress(GateRefused), hold_lease(any_store, LAYOUT, "run-1", SHORT_S, tell):
         done = 7
-        assert wait_until(lambda: said(any_store).rows_done == 7)
-        now = said(any_store)
+        assert wait_until(lambda: read_beat(any_store).rows_done == 7)
+        now = read_beat(any_store)
         assert (now.released, now.rows, now.phase, now.exit_code) == (False, 10, "predicting", None)
         assert not now.process.has_ended()
         raise GateRefused("too few\nrows")
-    end = said(any_store)
+    end = read_beat(any_store)
     assert (end.released, end.exit_code, end.error) == (True, 3, "too few rows")
     assert (end.rows_done, end.rows) == (7, 10)
 
@@ -55,7 +55,7 @@ def test_whatever_ends_a_run_its_exit_code_is_in_the_last_renewal(
     store = Store(str(tmp_path))
     with pytest.raises(type(error)), hold_lease(store, LAYOUT, "run-1", LONG_S):
         raise error
-    assert said(store).exit_code == code
+    assert read_beat(store).exit_code == code
     with hold_lease(store, LAYOUT, "run-2", LONG_S) as lease:
         assert lease.epoch == 2, "it let go"
 
@@ -63,25 +63,27 @@ def test_whatever_ends_a_run_its_exit_code_is_in_the_last_renewal(
 def test_leases_of_the_same_fingerprint_are_attempts(tmp_path: Any):
     store, attempts = Store(str(tmp_path)), list[int | None]()
     for epoch, fingerprint in enumerate(["f", "f", "f", "g", "f"], start=1):
-        told = {"fingerprint": fingerprint}
-        with hold_lease(store, LAYOUT, f"run-{epoch}", LONG_S, lambda told=told: told):
-            attempts.append(said(store, epoch).attempt)
+        fields = {"fingerprint": fingerprint}
+        with hold_lease(store, LAYOUT, f"run-{epoch}", LONG_S, lambda fields=fields: fields):
+            attempts.append(read_beat(store, epoch).attempt)
     assert attempts == [1, 2, 3, 1, 1]
 
 
-@pytest.mark.parametrize("told", [RuntimeError("broken"), {"rows": float("nan")}, {"rows": {1}}, 5])
-def test_a_run_that_cannot_say_how_far_it_is_keeps_its_lease(told: Any, tmp_path: Any):
+@pytest.mark.parametrize(
+    "progress", [RuntimeError("broken"), {"rows": float("nan")}, {"rows": {1}}, 5]
+)
+def test_a_run_that_cannot_say_how_far_it_is_keeps_its_lease(progress: Any, tmp_path: Any):
     store = Store(str(tmp_path))
 
     def tell() -> Any:
-        if isinstance(told, Exception):
-            raise told
-        return told
+        if isinstance(progress, Exception):
+            raise progress
+        return progress
 
     with hold_lease(store, LAYOUT, "run-1", LONG_S, tell) as lease:
         lease.check()
-        assert (said(store).run_id, said(store).rows) == ("run-1", None)
-    assert said(store).released
+        assert (read_beat(store).run_id, read_beat(store).rows) == ("run-1", None)
+    assert read_beat(store).released
 
 
 @pytest.mark.parametrize(
@@ -103,7 +105,7 @@ def test_what_a_lost_run_said_last_stays_when_its_lease_is_released_for_it(tmp_p
     store = Store(str(tmp_path))
     with hold_lease(store, LAYOUT, "run-1", LONG_S, lambda: {"rows": 10, "rows_done": 4}):
         release_lost(store, LAYOUT, "run-1", InfraError("killed"))
-        end = said(store)
+        end = read_beat(store)
     assert (end.released, end.exit_code, end.error) == (True, 7, "killed")
     assert (end.rows, end.rows_done, end.attempt) == (10, 4, 1)
 
@@ -122,12 +124,12 @@ def run_until_stopped(store: Store, before: Callable[[int], object]) -> Pipeline
 def test_a_run_that_is_asked_to_stop_ends_as_by_a_signal_and_no_later_one_does(any_store: Store):
     stopped = run_until_stopped(any_store, lambda _: ask_to_stop(any_store, LAYOUT, 1, "me\n@pc"))
     assert str(stopped) == "pipeline stop by me @pc"
-    assert (said(any_store).exit_code, said(any_store).error) == (6, str(stopped))
+    assert (read_beat(any_store).exit_code, read_beat(any_store).error) == (6, str(stopped))
     with new_life(), stoppable_body(), hold_lease(any_store, LAYOUT, "run-2", SHORT_S):
-        first = said(any_store, 2).written_at
-        assert wait_until(lambda: said(any_store, 2).written_at != first)
+        first = read_beat(any_store, 2).written_at
+        assert wait_until(lambda: read_beat(any_store, 2).written_at != first)
         assert not ask_to_stop(any_store, LAYOUT, 1, "again")
-    assert said(any_store, 2).exit_code == 0
+    assert read_beat(any_store, 2).exit_code == 0
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b'{"by": 1}', b"{}"])

@@ -198,9 +198,9 @@ def test_another_index_keeps_the_folder_and_the_version_of_a_part(folder: str):
 
 def test_a_path_inside_a_partition_is_that_without_it():
     layout = Layout("date=2026-11-24")
-    for kind in ("predictions", "quarantine"):
-        assert layout.inside(f"{kind}/date=2026-11-24/label=a/part") == f"{kind}/label=a/part"
-        assert Layout(None).inside(f"{kind}/part") == f"{kind}/part"
+    for folder in ("predictions", "quarantine"):
+        assert layout.inside(f"{folder}/date=2026-11-24/label=a/part") == f"{folder}/label=a/part"
+        assert Layout(None).inside(f"{folder}/part") == f"{folder}/part"
     for path in ("predictions/date=2026-11-25/part", "reports/date=2026-11-24/part"):
         with pytest.raises(ValueError, match=rf"^{path}: is no part of date=2026-11-24$"):
             layout.inside(path)

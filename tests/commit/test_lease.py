@@ -145,7 +145,7 @@ def test_the_files_of_a_lease_say_who_holds_it_until_it_is_released(disk: Store)
         return dict(json.loads(disk.read_bytes(path)))
 
     def renewing() -> list[threading.Thread]:
-        return [each for each in threading.enumerate() if each.name == "lease"]
+        return [thread for thread in threading.enumerate() if thread.name == "lease"]
 
     with hold_lease(disk, LAYOUT, "run-1", LONG_S) as lease:
         owner = read(LAYOUT.lease(1))
@@ -155,7 +155,7 @@ def test_the_files_of_a_lease_say_who_holds_it_until_it_is_released(disk: Store)
         beat = read(LAYOUT.heartbeat(1))
         assert (beat["run_id"], beat["released"], beat["pid"]) == ("run-1", False, os.getpid())
         assert owner["token"] not in beat.values()
-        assert [each.daemon for each in renewing()] == [True], "it keeps no process alive"
+        assert [thread.daemon for thread in renewing()] == [True], "it keeps no process alive"
     beat = read(LAYOUT.heartbeat(1))
     assert (beat["run_id"], beat["released"], beat["exit_code"]) == ("run-1", True, 0)
     assert renewing() == []
@@ -396,6 +396,6 @@ def test_of_many_that_start_together_exactly_one_wins(usual_store: Store):
     )
     results = json.loads(done.stdout)
     for number in range(ROUNDS):
-        outcomes = [outcome for found, outcome, _ in results if found == number]
+        outcomes = [outcome for round_number, outcome, _ in results if round_number == number]
         assert sorted(outcomes) == ["busy"] * (RACERS - 1) + ["won"]
     assert {detail for _, outcome, detail in results if outcome == "won"} == {1}

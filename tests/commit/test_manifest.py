@@ -60,8 +60,8 @@ def test_a_manifest_reads_back_exactly(tmp_path: Path):
 
 def test_fields_of_a_newer_version_are_left_out_and_those_of_an_older_one_are_empty():
     part = {"path": "p", "num_rows": 2, "size_bytes": 10, "sha256": "ab", "mood": "good"}
-    found = Manifest.from_json(changed(parts=[part], mood="good"), "here")
-    assert found == replace(MANIFEST, parts=(Part("p", 2, 10, "ab"),))
+    manifest = Manifest.from_json(changed(parts=[part], mood="good"), "here")
+    assert manifest == replace(MANIFEST, parts=(Part("p", 2, 10, "ab"),))
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_only_numbered_files_are_log_entries(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("report", "said"),
+    ("report", "message"),
     [
         ({"status": "failed", "gates": []}, "its last run, 2-b, failed; pipeline report"),
         ({"status": "refused", "gates": []}, "its last run, 2-b, was refused; pipeline report"),
@@ -133,14 +133,14 @@ def test_only_numbered_files_are_log_entries(tmp_path: Path):
     ],
 )
 def test_of_a_partition_that_is_not_published_the_last_run_is_told(
-    report: dict[str, Any], said: str, tmp_path: Path
+    report: dict[str, Any], message: str, tmp_path: Path
 ):
     store = Store(str(tmp_path))
     put_report(store, OTHER_DAY, "1-a", {"status": "stopped", "gates": []})
     put_report(store, OTHER_DAY, "2-b", report)
     store.put(Layout(OTHER_DAY).report("3-c", "report.html"), b"of a run without the other file")
     assert str(not_published(store, Layout(OTHER_DAY))) == (
-        f"{store.uri}: partition {OTHER_DAY} is not published; {said} {store.uri} "
+        f"{store.uri}: partition {OTHER_DAY} is not published; {message} {store.uri} "
         f"--partition {OTHER_DAY}"
     )
 

@@ -57,8 +57,8 @@ def test_a_stored_plan_reads_back_exactly():
         batch_tokens=5,
         fingerprint_parts={"a": "b"},
     )
-    found = stored(plan)
-    assert found == plan
+    adopted = stored(plan)
+    assert adopted == plan
     document = json.loads(plan_to_json(plan, "token"))
     assert (document["version"], document["token"]) == (PLAN_VERSION, "token")
     assert (document["num_rows"], document["source_root"]) == (plan.num_rows, "/in")

@@ -329,10 +329,10 @@ def test_a_late_announcement_is_put_right_by_the_run_that_made_it(
     assert_whole(usual_store, current)
 
 
-@pytest.mark.parametrize("kind", ["parts", "quarantine_parts"])
-def test_a_published_part_that_is_lost_is_said_by_the_next_run(usual_store: Store, kind: str):
+@pytest.mark.parametrize("field", ["parts", "quarantine_parts"])
+def test_a_published_part_that_is_lost_is_said_by_the_next_run(usual_store: Store, field: str):
     manifest = publish_rows(usual_store)
-    lost = getattr(manifest, kind)[-1].path
+    lost = getattr(manifest, field)[-1].path
     usual_store.delete([lost])
     with pytest.raises(InfraError, match=f"{lost}: named by the current manifest but missing"):
         repair(usual_store, LAYOUT, 2)
@@ -468,10 +468,10 @@ def test_a_reader_sees_only_whole_versions_while_they_are_replaced(usual_store: 
         reader.join()
     assert not errors
     rows_in = {edition: 5 * rows.num_slices for edition, rows in sizes.items()}
-    for found, num_rows in seen:
-        assert len(found) == 1
-        assert num_rows == rows_in[min(found)]
-    order = [min(found) for found, _ in seen]
+    for editions_read, num_rows in seen:
+        assert len(editions_read) == 1
+        assert num_rows == rows_in[min(editions_read)]
+    order = [min(editions_read) for editions_read, _ in seen]
     assert order == sorted(order)
     assert len(set(order)) > 1
 

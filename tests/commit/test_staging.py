@@ -50,9 +50,9 @@ def test_a_slice_of_another_number_of_rows_than_its_key_is_not_staged(
 def test_a_staged_slice_is_found_by_its_key_and_says_what_it_holds(tmp_path: Path):
     store, key = Store(str(tmp_path)), SliceKey(7, 10, 14, is_last=False)
     staged = StagingWriter(store, "staging", "r", "zstd", {}).write(key, {}, rows_of(4))
-    found = list_staged(store, "staging")
-    assert [*found] == [key]
-    footer = read_footer(store, found[key].path)
+    files = list_staged(store, "staging")
+    assert [*files] == [key]
+    footer = read_footer(store, files[key].path)
     assert (footer.name, footer.num_rows, footer.run_id) == (staged.name, 4, "r")
 
 
@@ -81,8 +81,8 @@ def test_rows_that_were_set_aside_are_staged_in_their_places_and_counted(tmp_pat
     assert staged.labels == {"red": 2, "green": 1, "blue": 1}
     assert staged.computed_labels == {"red": 1, "green": 1}
     assert (staged.num_checked, len(staged.differing)) == (1, 1)
-    [[known, found, others]] = compared
-    labels = [each.column("label").to_pylist() for each in (known, found, others)]
+    [[known, recomputed, others]] = compared
+    labels = [rows_.column("label").to_pylist() for rows_ in (known, recomputed, others)]
     assert labels == [["blue"], ["green"], ["red", "blue"]]
     [path] = list_staged(store, "staging").values()
     assert read_footer(store, path.path).num_carried == 2
@@ -98,17 +98,19 @@ def test_of_two_attempts_at_a_slice_the_first_by_name_counts(tmp_path: Path):
     writer = StagingWriter(store, "staging", "r", "zstd", {})
     names = sorted(writer.write(key, {}, rows_of(4)).name for _ in range(3))
     store.put("staging/notes.txt", b"")
-    found = list_staged(store, "staging")
-    assert {each: file.path for each, file in found.items()} == {key: f"staging/{names[0]}"}
+    files = list_staged(store, "staging")
+    assert {staged_key: file.path for staged_key, file in files.items()} == {
+        key: f"staging/{names[0]}"
+    }
 
 
 def test_of_a_published_plan_the_parts_of_other_runs_stay(tmp_path: Path):
     store, layout = Store(str(tmp_path)), Layout("p")
-    own, other = (layout.compacted("f", version) for version in ("000002-a", "000002-b"))
+    published, other = (layout.compacted("f", version) for version in ("000002-a", "000002-b"))
     folder = layout.staging("f")
-    for path in (f"{folder}/0.parquet", f"{own}/1.parquet", f"{other}/1.parquet"):
+    for path in (f"{folder}/0.parquet", f"{published}/1.parquet", f"{other}/1.parquet"):
         store.put(path, b"")
-    discard_staged(store, folder, own)
+    discard_staged(store, folder, published)
     assert [file.path for file in store.list_files(folder)] == [f"{other}/1.parquet"]
 
 
@@ -175,15 +177,15 @@ def test_a_slice_that_one_reason_kept_from_any_prediction_is_told(
 
 def test_without_a_label_of_the_row_those_of_counted_entries_are_counted(tmp_path: Path):
     entry = pa.struct([("label", pa.string()), ("score", pa.float32())])
-    found = [
+    entries = [
         [{"label": "cat", "score": 0.5}, {"label": "dog", "score": 0.4}],
         [],
         None,
         [{"label": "cat", "score": 0.3}],
     ]
-    rows = rows_of(4).append_column("labels", pa.array(found, pa.list_(entry)))
+    rows = rows_of(4).append_column("labels", pa.array(entries, pa.list_(entry)))
     rows = rows.append_column("size", pa.array([1.0, 2.0, None, 3.0], pa.float32()))
-    rows = rows.append_column("other", pa.array(found, pa.list_(entry)))
+    rows = rows.append_column("other", pa.array(entries, pa.list_(entry)))
     key, store = SliceKey(0, 0, 4, is_last=True), Store(str(tmp_path))
     writer = StagingWriter(store, "staging", "r", "zstd", {}, ("size", "labels"))
     assert writer.write(key, {}, rows).labels == {"cat": 2, "dog": 1}
@@ -196,9 +198,9 @@ def test_whole_numbers_that_hardly_repeat_are_stored_as_differences():
         "rarely": [*range(50)],
         "text": [f"r{row}" for row in range(50)],
     }
-    found = encodings(pa.table(columns))
-    assert found["column_encoding"] == {"rarely": "DELTA_BINARY_PACKED"}
-    assert found["use_dictionary"] == ["often"]
+    arguments = encodings(pa.table(columns))
+    assert arguments["column_encoding"] == {"rarely": "DELTA_BINARY_PACKED"}
+    assert arguments["use_dictionary"] == ["often"]
     assert encodings(pa.table({"often": [7] * 50}))["column_encoding"] is None
 
 
@@ -209,13 +211,13 @@ def test_of_a_row_without_folders_the_first_column_is_blamed_and_its_failure_sta
     schema = staged_schema([], fields)
     columns = {"row_id": [*"01234"], "uri": ["in"] * 5, "kind": kinds, "room": rooms}
     rows = pa.table({**columns, **failure_columns(failures)}, schema=schema)
-    found = quarantine_without_folder(rows, ("kind", "room"))
-    assert found.schema.equals(schema)
-    assert found["row_id"].to_pylist() == [*"01234"]
-    assert found["kind"].to_pylist() == [None, None, "b", "", "c"]
-    assert found["error"].to_pylist() == ["bad_schema", "bad_schema", None, "timeout", None]
-    assert found["error_stage"].to_pylist()[:4] == ["write", "write", None, "predict"]
-    messages = found["message"].to_pylist()
+    quarantined = quarantine_without_folder(rows, ("kind", "room"))
+    assert quarantined.schema.equals(schema)
+    assert quarantined["row_id"].to_pylist() == [*"01234"]
+    assert quarantined["kind"].to_pylist() == [None, None, "b", "", "c"]
+    assert quarantined["error"].to_pylist() == ["bad_schema", "bad_schema", None, "timeout", None]
+    assert quarantined["error_stage"].to_pylist()[:4] == ["write", "write", None, "predict"]
+    messages = quarantined["message"].to_pylist()
     assert messages[0].startswith("kind is empty text")
     assert messages[1].startswith("room has 300 characters")
     assert messages[3] == "too slow"
@@ -223,5 +225,5 @@ def test_of_a_row_without_folders_the_first_column_is_blamed_and_its_failure_sta
     staged = writer.write(SliceKey(0, 0, 5, is_last=True), {}, rows)
     assert staged.reasons == {"bad_schema": 2, "timeout": 1}
     assert pq.read_table(tmp_path / "s" / staged.name)["error"].to_pylist() == (
-        found["error"].to_pylist()
+        quarantined["error"].to_pylist()
     )

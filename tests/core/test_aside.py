@@ -48,14 +48,14 @@ def test_each_row_has_its_own_result_and_a_failed_one_that_is_known_the_known(st
         }
     )
     computed = rows_of(states, 0).filter(pa.array(is_computed))
-    found = put_back(computed, aside).to_pylist()
+    rows = put_back(computed, aside).to_pylist()
     now, then = rows_of(states, 0).to_pylist(), before.to_pylist()
     takes_known = [state in ("known", "checked, failed") for state in states]
     expected = [b if known else a for a, b, known in zip(now, then, takes_known, strict=True)]
     hashes = aside.column("input_hash").to_pylist()
-    assert found == [{**r, "input_hash": h} for r, h in zip(expected, hashes, strict=True)]
+    assert rows == [{**r, "input_hash": h} for r, h in zip(expected, hashes, strict=True)]
     assert num_computed(aside) == computed.num_rows
     assert is_taken_over(computed, aside).tolist() == takes_known
     checked = [row for row, state in enumerate(states) if "checked" in state]
-    pairs = [each.to_pylist() for each in checked_pairs(computed, aside)]
+    pairs = [table.to_pylist() for table in checked_pairs(computed, aside)]
     assert pairs == [[then[row] for row in checked], [now[row] for row in checked]]

@@ -38,8 +38,8 @@ def rows_of(failures: list[Failure | None], first: int = 0) -> pa.Table:
 def staged(failures: list[Failure | None], first: int = 0) -> StagedSlice:
     """As a part's footer says it, through JSON."""
     reasons = Counter(failure.reason.value for failure in failures if failure)
-    found = [cause.__dict__ for cause in causes_of(rows_of(failures, first))]
-    footer = StagedSlice("run", len(failures), reasons=dict(reasons), causes=found)
+    causes = [cause.__dict__ for cause in causes_of(rows_of(failures, first))]
+    footer = StagedSlice("run", len(failures), reasons=dict(reasons), causes=causes)
     return StagedSlice.from_json(footer.to_json())
 
 
@@ -81,22 +81,22 @@ failures_of_rows = st.lists(
 
 @given(slices=st.lists(failures_of_rows, max_size=6), seed=st.randoms())
 def test_causes_of_all_slices_make_up_the_reasons_in_whatever_order_they_come(slices, seed):
-    def told(order):
+    def top_causes(order):
         tally = RowAccounts()
         for number in order:
             tally.add("computed", staged(slices[number], first=100 * number))
         causes = tally.top_failures(1000)
-        found = Counter[str]()
+        counts = Counter[str]()
         for cause in causes:
-            found[cause.reason] += cause.num_rows
-        assert +found == tally.reasons
+            counts[cause.reason] += cause.num_rows
+        assert +counts == tally.reasons
         assert all(cause.num_rows > 0 for cause in causes)
         return causes
 
     order = list(range(len(slices)))
-    causes = told(order)
+    causes = top_causes(order)
     seed.shuffle(order)
-    assert told(order) == causes
+    assert top_causes(order) == causes
     true = Counter(
         (f.reason.value, f.stage, f.message) for rows in slices for f in rows if f is not None
     )
@@ -128,8 +128,8 @@ def test_a_footer_of_before_counts_by_its_reasons():
     tally = RowAccounts()
     tally.add("computed", StagedSlice("run", 5, reasons={"empty": 3}))
     tally.duplicates({"cat": 2})
-    found = tally.top_failures(5)
-    assert [(c.reason, c.num_rows, c.message) for c in found] == [
+    causes = tally.top_failures(5)
+    assert [(c.reason, c.num_rows, c.message) for c in causes] == [
         ("empty", 3, None),
         ("duplicate_id", 2, "an earlier row has the same id"),
     ]
@@ -143,10 +143,10 @@ def test_causes_in_words_name_a_row_each():
     vague = [Cause("missing", num_rows=7)]
     assert format_causes(vague, 7) == "7 missing"
     long = Cause("empty", "decode", "x" * 500, 1, "a\x1b[31m\nb" * 50, at_least=True)
-    told = format_causes([long], 1)
-    assert told.startswith("at least 1 empty, e.g. a\\x1b[31m b")
-    assert told.isprintable()
-    assert len(told) < 250
+    text = format_causes([long], 1)
+    assert text.startswith("at least 1 empty, e.g. a\\x1b[31m b")
+    assert text.isprintable()
+    assert len(text) < 250
 
 
 def test_one_cause_is_common_to_all_only_if_nothing_was_predicted():
@@ -160,10 +160,10 @@ def test_one_cause_is_common_to_all_only_if_nothing_was_predicted():
     assert common_cause([Cause("model_error", "predict", "x", 1, "a", "x")], 0) is None
     assert common_cause([Cause("model_error", "predict", None, 9)], 0) is None
     assert common_cause([Cause("non_finite", "predict", "x", 9, "a", "x")], 0) is None
-    own = Cause("decode_error", "transform", "transform.factory a:b: OSError", 9, "a", "x")
-    assert common_cause([own, decode], 0) == own
-    assert common_cause([own], 1) is None
-    assert common_cause([own, alike], 0) == alike
+    transform = Cause("decode_error", "transform", "transform.factory a:b: OSError", 9, "a", "x")
+    assert common_cause([transform, decode], 0) == transform
+    assert common_cause([transform], 1) is None
+    assert common_cause([transform, alike], 0) == alike
 
 
 def test_the_error_of_rows_that_failed_alike_survives_pickling():

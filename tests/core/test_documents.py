@@ -29,8 +29,8 @@ def grown(document: Any) -> Any:
         return [grown(item) for item in document]
     if not isinstance(document, dict):
         return document
-    found = {key: grown(value) if key in NESTED else value for key, value in document.items()}
-    return {**found, "added_later": {"by": "a newer version"}}
+    fields = {key: grown(value) if key in NESTED else value for key, value in document.items()}
+    return {**fields, "added_later": {"by": "a newer version"}}
 
 
 NESTED = ("parts", "quarantine_parts", "ways", "batches", "rows", "stages", "hardware")
@@ -40,9 +40,9 @@ NESTED = ("parts", "quarantine_parts", "ways", "batches", "rows", "stages", "har
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     store = Store(str(tmp_path_factory.mktemp("published")))
     publish_rows(store, DAY, Rows())
-    found = current_manifest(store, Layout(DAY))
-    assert found is not None
-    return found
+    current = current_manifest(store, Layout(DAY))
+    assert current is not None
+    return current
 
 
 def test_a_manifest_with_added_fields_is_read(manifest: Manifest):

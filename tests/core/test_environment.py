@@ -10,10 +10,10 @@ from pipeline.core import environment
 
 
 def test_our_variables_are_named_in_one_module_alone():
-    own = {value for name, value in vars(environment).items() if name.isupper()}
+    variables = {value for name, value in vars(environment).items() if name.isupper()}
     named = {
         name: path.relative_to(PACKAGE).as_posix()
         for path in FILES
         for name in re.findall(r"""['"](PIPELINE_[A-Z_]+)['"]""", path.read_text())
     }
-    assert named == dict.fromkeys(own, "core/environment.py")
+    assert named == dict.fromkeys(variables, "core/environment.py")

@@ -46,8 +46,12 @@ def caught(outer: Exception, inner: BaseException) -> Exception:
 
 def test_every_error_has_the_exit_code_of_the_contract():
     kinds = {PipelineError, *PipelineError.__subclasses__()} - {WrapperLikeRays}
-    found = {kind.__name__: kind.exit_code for kind in kinds if kind.__module__ == errors.__name__}
-    assert found == EXIT_CODES
+    exit_codes = {
+        error_type.__name__: error_type.exit_code
+        for error_type in kinds
+        if error_type.__module__ == errors.__name__
+    }
+    assert exit_codes == EXIT_CODES
 
 
 @pytest.mark.parametrize("name", EXIT_CODES)

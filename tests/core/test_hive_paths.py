@@ -81,7 +81,7 @@ def test_a_value_too_long_for_a_folder_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("kind", "values"),
+    ("column_type", "values"),
     [
         (pa.string(), ["a", None, "b c"]),
         (pa.large_string(), ["a", None]),
@@ -92,16 +92,18 @@ def test_a_value_too_long_for_a_folder_is_refused():
     ],
     ids=str,
 )
-def test_values_come_back_in_their_type(kind: pa.DataType, values: list[object]):
-    column = pa.chunked_array([pa.array(values, kind)])
-    types = partition_types(["kind"], prediction_schema([pa.field("kind", kind)], CLASSIFY_FIELDS))
+def test_values_come_back_in_their_type(column_type: pa.DataType, values: list[object]):
+    column = pa.chunked_array([pa.array(values, column_type)])
+    types = partition_types(
+        ["kind"], prediction_schema([pa.field("kind", column_type)], CLASSIFY_FIELDS)
+    )
     rows = pa.table({"row_id": ["1", "2"]})
     for text, value in zip(to_text(column).to_pylist(), values, strict=True):
         path = f"{to_segment('kind', text)}/part.parquet"
-        found = restore(rows, path, types)
-        assert found.column_names == ["row_id", "kind"]
-        assert found["kind"].type == kind
-        assert found["kind"].to_pylist() == [value, value]
+        restored = restore(rows, path, types)
+        assert restored.column_names == ["row_id", "kind"]
+        assert restored["kind"].type == column_type
+        assert restored["kind"].to_pylist() == [value, value]
 
 
 def test_no_folder_stands_for_empty_text():
@@ -135,5 +137,5 @@ def test_what_makes_no_folder_is_refused(columns: list[str], message: str):
 
 
 def test_labels_numbers_and_dates_make_folders():
-    found = partition_types(["label", "label_id", "day"], SCHEMA)
-    assert found == {"label": "string", "label_id": "int32", "day": "date32[day]"}
+    types = partition_types(["label", "label_id", "day"], SCHEMA)
+    assert types == {"label": "string", "label_id": "int32", "day": "date32[day]"}

@@ -33,22 +33,26 @@ def test_rows_of_two_columns_have_one_digest_only_if_they_are_equal(
 
 def test_a_column_counts_with_its_name() -> None:
     values = pa.array([b"a"])
-    found = {
+    digests = {
         next(row_digests(pa.table({first: values, second: values}), [first, second]))
         for first, second in (("a", "b"), ("ab", ""), ("b", "a"))
     }
-    assert len(found) == 3
+    assert len(digests) == 3
 
 
 @pytest.mark.parametrize(
-    "kind", [pa.binary(), pa.large_binary(), pa.binary(5), pa.string(), pa.large_string()], ids=str
+    "column_type",
+    [pa.binary(), pa.large_binary(), pa.binary(5), pa.string(), pa.large_string()],
+    ids=str,
 )
-def test_one_column_counts_with_its_bytes_alone(kind: pa.DataType) -> None:
+def test_one_column_counts_with_its_bytes_alone(column_type: pa.DataType) -> None:
     table = pa.table({"x": pa.array(["hallo", None, "hello", "hallo"]).cast(pa.string())})
-    if not pa.types.is_string(kind):
+    if not pa.types.is_string(column_type):
         values = [None if v is None else v.encode() for v in table.column("x").to_pylist()]
-        values = values if not pa.types.is_large_string(kind) else table.column("x").to_pylist()
-        table = pa.table({"x": pa.array(values, kind)})
+        values = (
+            values if not pa.types.is_large_string(column_type) else table.column("x").to_pylist()
+        )
+        table = pa.table({"x": pa.array(values, column_type)})
     hallo, none, hello, again = row_digests(table, ["x"])
     assert hallo == again == hashlib.sha256(b"hallo").digest()
     assert hello == hashlib.sha256(b"hello").digest()
@@ -94,8 +98,8 @@ def test_hashes_begin_the_digests_of_rows_that_have_not_failed() -> None:
     rows = pa.table({**inputs, **failure_columns(failures)})
     for names in (["features"], ["_text"], ["features", "_text"]):
         digests = [digest and digest[:HASH_BYTES] for digest in row_digests(rows, names)]
-        found = input_hashes(rows, names)
-        assert found.type == pa.binary(HASH_BYTES)
-        assert found.to_pylist() == [*digests[:2], None, digests[3]]
+        hashes = input_hashes(rows, names)
+        assert hashes.type == pa.binary(HASH_BYTES)
+        assert hashes.to_pylist() == [*digests[:2], None, digests[3]]
         assert (digests[3] is None) == (names == ["_text"])
-        assert (found[0] == found[3]) == (names == ["features"])
+        assert (hashes[0] == hashes[3]) == (names == ["features"])

@@ -75,9 +75,9 @@ def test_packed_slices_come_out_the_same_and_in_order(sizes: list[int], has_asid
         expected.append((key, counters, rows, aside))
     block = pa.concat_tables(packed)
     assert block.num_rows == len(sizes), "a slice is one row, which Ray cannot cut"
-    found = unpack(block)
-    assert [entry[:2] for entry in found] == [entry[:2] for entry in expected]
-    for (_, _, mine, my_aside), (_, _, theirs, aside) in zip(found, expected, strict=True):
+    unpacked = unpack(block)
+    assert [entry[:2] for entry in unpacked] == [entry[:2] for entry in expected]
+    for (_, _, mine, my_aside), (_, _, theirs, aside) in zip(unpacked, expected, strict=True):
         assert mine.equals(theirs)
         mine.validate(full=True)
         assert (my_aside is not None) == has_aside
@@ -90,16 +90,16 @@ def test_slices_of_different_sizes_in_one_chunk_are_told_apart_however_ray_cuts_
     packed = [pack(key, {}, example_rows(key.num_rows)) for key in keys]
     block = pa.concat_tables(packed).combine_chunks()
     for first, end in itertools.combinations_with_replacement(range(4), 2):
-        found = unpack(block.slice(first, end - first))
-        assert [key for key, *_ in found] == keys[first:end]
-        for key, _, rows, _ in found:
+        unpacked = unpack(block.slice(first, end - first))
+        assert [key for key, *_ in unpacked] == keys[first:end]
+        for key, _, rows, _ in unpacked:
             assert rows.equals(example_rows(key.num_rows))
 
 
 def test_rows_in_many_chunks_pack_like_rows_in_one():
     rows = pa.concat_tables([example_rows(3), example_rows(4)])
-    ((_, _, found, _),) = unpack(pack(SliceKey(0, 0, 7, is_last=True), {}, rows))
-    assert found.to_pylist() == rows.to_pylist()
+    ((_, _, unpacked, _),) = unpack(pack(SliceKey(0, 0, 7, is_last=True), {}, rows))
+    assert unpacked.to_pylist() == rows.to_pylist()
 
 
 def test_unpacking_copies_no_pixels():

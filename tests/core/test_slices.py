@@ -19,11 +19,11 @@ def test_pieces_tile_their_slice_and_never_cross(start: int, num_rows: int, is_l
     key = SliceKey(3, start, start + num_rows, is_last)
     pieces = all_pieces(key)
     for row in range(key.start, key.end):
-        found = key.pieces_from(row)
-        assert found == sorted(
+        pieces_from_row = key.pieces_from(row)
+        assert pieces_from_row == sorted(
             (piece for piece in pieces if piece.start == row), key=lambda piece: -piece.end
         )
-        assert found[-1].num_rows == 1
+        assert pieces_from_row[-1].num_rows == 1
     assert all(piece.is_last == (is_last and piece.end == key.end) for piece in pieces)
     for one in pieces:
         for other in pieces:

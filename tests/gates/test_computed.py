@@ -76,5 +76,5 @@ def test_few_computed_rows_prove_nothing(num_rows: int, min_rows: int, least: in
     if least is None:
         assert result.status == "fail"
     else:
-        told = f"{num_rows} computed predictions; not judged below {least}"
-        assert (result.status, result.message) == ("off", told)
+        message = f"{num_rows} computed predictions; not judged below {least}"
+        assert (result.status, result.message) == ("off", message)

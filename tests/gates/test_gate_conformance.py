@@ -91,8 +91,8 @@ def section_of(**changes: Any) -> Gates:
 
 
 def results_of(figures: Figures, section: Gates | None = None) -> dict[str, GateResult]:
-    found = judge(section or section_of(), figures, PAST)
-    return {result.name: result for result in found}
+    results = judge(section or section_of(), figures, PAST)
+    return {result.name: result for result in results}
 
 
 def test_every_gate_is_tried_here_in_the_order_in_which_they_are_shown():
@@ -155,6 +155,6 @@ def test_a_failure_can_be_accepted_with_a_reason_unless_rows_are_missing(name: s
             parse_accepted([f"{name}=fine"])
         return
     accepted = parse_accepted([f"{name}=fine"])
-    found = judge(section_of(), replace(GOOD, **CASES[name].bad), PAST, accepted)
-    [result] = [result for result in found if result.name == name]
+    results = judge(section_of(), replace(GOOD, **CASES[name].bad), PAST, accepted)
+    [result] = [result for result in results if result.name == name]
     assert (result.status, result.reason) == ("accepted", "fine")

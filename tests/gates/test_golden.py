@@ -139,11 +139,11 @@ def test_another_transform_shows_in_the_score(tmp_path: Path):
         check(job, rows)
     within = {"uri": write_rows(tmp_path / "g.parquet", score=known), "max_score_diff": 0.5}
     check(job, load_rows(job_with(within)))
-    own = write_rows(tmp_path / "g.parquet", score=known, tolerance=[0.5, 0.5, 0.5])
-    check(job, load_rows(job_with({"uri": own})))
-    own = write_rows(tmp_path / "g.parquet", score=known, tolerance=[0.5, 0.0, None])
+    uri = write_rows(tmp_path / "g.parquet", score=known, tolerance=[0.5, 0.5, 0.5])
+    check(job, load_rows(job_with({"uri": uri})))
+    uri = write_rows(tmp_path / "g.parquet", score=known, tolerance=[0.5, 0.0, None])
     with pytest.raises(GoldenRefused, match="2 of 3 golden rows differ") as caught:
-        check(job, load_rows(job_with({"uri": own})))
+        check(job, load_rows(job_with({"uri": uri})))
     assert "g: " in str(caught.value)
     assert "r: " not in str(caught.value)
 
@@ -278,8 +278,8 @@ def vectors_of(sections: dict[str, Any], texts: list[str]) -> list[list[float]]:
     columns = {name: pa.array(texts, pa.large_string()) for name in names}
     rows = make_rows(reader, texts, texts, columns, [None] * len(texts))
     prepared = spec.input.prepare(rows, {}, Limits(1, 1))
-    found = TorchEngine(config).reduce(spec.input.arrays(prepared))
-    vectors: list[list[float]] = found["embedding"].tolist()
+    arrays = TorchEngine(config).reduce(spec.input.arrays(prepared))
+    vectors: list[list[float]] = arrays["embedding"].tolist()
     return vectors
 
 

@@ -50,17 +50,17 @@ def results_of(
         num_shards=shards,
         **(facts or {}),
     )
-    found = judge(gates_of(limits), figures, past or Past())
-    for result in found:
+    results = judge(gates_of(limits), figures, past or Past())
+    for result in results:
         assert result.message
         assert "\n" not in result.message
         assert "None" not in result.message
-    return {result.name: result for result in found}
+    return {result.name: result for result in results}
 
 
-def passes(found: dict[str, GateResult]) -> bool:
+def passes(results: dict[str, GateResult]) -> bool:
     try:
-        require_pass(list(found.values()))
+        require_pass(list(results.values()))
     except GateRefused:
         return False
     return True
@@ -106,13 +106,13 @@ def scores(low: float, high: float, **labels: int) -> dict[str, Any]:
     return facts(distribution=Distribution(labels=labels, numbers=numbers))
 
 
-def constant(found: dict[str, Any], status: str, rows: int = 1000, **options: object) -> Case:
-    return "constant", {**found, "planned": rows, **options}, status, None
+def constant(asked: dict[str, Any], status: str, rows: int = 1000, **options: object) -> Case:
+    return "constant", {**asked, "planned": rows, **options}, status, None
 
 
 def golden(compared: int, agreed: int, status: str) -> Case:
-    found = SliceFigures(golden=Comparison(compared, agreed), golden_actors=2)
-    asked = {**facts(measured=found), "golden": {"uri": "golden.parquet"}}
+    figures = SliceFigures(golden=Comparison(compared, agreed), golden_actors=2)
+    asked = {**facts(measured=figures), "golden": {"uri": "golden.parquet"}}
     return "golden", asked, status, 100 * agreed / compared if compared else None
 
 
@@ -223,10 +223,10 @@ def test_a_gate_passes_up_to_its_limit_and_says_no_worse_than_its_mode(
     gate: str, asked: dict[str, Any], status: str, value: float | None
 ):
     asked = {"quarantined": 0, "planned": 1000, **asked}
-    found = results_of(**asked)[gate]
-    assert found.status == status, found.message
-    assert found.value == (None if value is None else pytest.approx(value))
-    assert passes({gate: found}) == (status != "fail")
+    result = results_of(**asked)[gate]
+    assert result.status == status, result.message
+    assert result.value == (None if value is None else pytest.approx(value))
+    assert passes({gate: result}) == (status != "fail")
     warned = results_of(**with_mode(asked, gate, "warn"))[gate]
     assert warned.status == ("warn" if status == "fail" else status)
     off = results_of(**with_mode(asked, gate, "off"))[gate]
@@ -248,39 +248,39 @@ def test_a_partition_of_failures_only_is_never_published(planned: int, limit: fl
 
 @pytest.mark.parametrize("predicted", [0, 89, 91, 1000])
 def test_rows_that_are_not_accounted_for_are_refused_whatever_the_limits(predicted: int):
-    found = results_of(10, 100, predicted=predicted, max_error_pct=100.0, min_rows=10**6)
-    assert found["conservation"].status == "fail"
+    results = results_of(10, 100, predicted=predicted, max_error_pct=100.0, min_rows=10**6)
+    assert results["conservation"].status == "fail"
     with pytest.raises(GateRefused, match=rf"{predicted + 10} of 100 planned rows"):
-        require_pass(list(found.values()))
+        require_pass(list(results.values()))
     assert results_of(10, 100)["conservation"].status == "pass"
 
 
 def test_nothing_is_refused_unless_allowed():
-    found = results_of(0, 0, shards=0)
-    assert found["not_empty"].status == "fail"
+    results = results_of(0, 0, shards=0)
+    assert results["not_empty"].status == "fail"
     with pytest.raises(GateRefused, match=r"0 shards with 0 rows.*gates\.allow_empty"):
-        require_pass(list(found.values()))
+        require_pass(list(results.values()))
     allowed = results_of(0, 0, shards=0, allow_empty=True)
     assert passes(allowed)
-    for result in (found["not_empty"], allowed["not_empty"]):
+    for result in (results["not_empty"], allowed["not_empty"]):
         assert (result.value, result.limit) == (0.0, 1.0)
-    assert found["max_error_pct"].status == "off"
-    assert found["max_error_pct"].value is None
+    assert results["max_error_pct"].status == "off"
+    assert results["max_error_pct"].value is None
     assert not passes(results_of(0, 0, shards=3))
 
 
 def test_where_nothing_is_read_the_refusal_says_what_is_there():
     why = "in/*.HEIC matches 15 files, none read: format parquet reads .parquet .pq; skipped: ..."
-    found = results_of(0, 0, shards=0, facts={"num_skipped": 15, "why_empty": why})
+    results = results_of(0, 0, shards=0, facts={"num_skipped": 15, "why_empty": why})
     with pytest.raises(GateRefused, match=r"not_empty: in/\*\.HEIC matches 15 files, none read"):
-        require_pass(list(found.values()))
-    assert found["max_skipped_pct"].status == "warn"
+        require_pass(list(results.values()))
+    assert results["max_skipped_pct"].status == "warn"
 
 
 def test_a_refusal_names_every_gate_that_failed():
-    found = results_of(60, 100, predicted=20)
+    results = results_of(60, 100, predicted=20)
     with pytest.raises(GateRefused) as caught:
-        require_pass(list(found.values()))
+        require_pass(list(results.values()))
     message = str(caught.value)
     assert message.startswith("nothing was published; ")
     assert "conservation: 80 of 100" in message
@@ -289,8 +289,8 @@ def test_a_refusal_names_every_gate_that_failed():
 
 def test_all_reasons_over_their_limit_are_named():
     caps = {"truncated": 0.1, "empty": 0.0, "model_error": 0.0}
-    found = results_of(6, 1000, **facts(reasons=TRUNCATED), max_reason_pct=caps)
-    message = found["max_reason_pct"].message
+    results = results_of(6, 1000, **facts(reasons=TRUNCATED), max_reason_pct=caps)
+    message = results["max_reason_pct"].message
     assert "truncated: 5 of 1000 rows, 0.50%; limit 0.1%" in message
     assert "empty: 1 of 1000 rows" in message
     assert "model_error" not in message
@@ -319,9 +319,9 @@ def test_a_reason_that_does_not_exist_is_refused():
 @pytest.mark.parametrize(("mode", "status"), [("off", "off"), ("warn", "warn"), ("fail", "fail")])
 def test_rows_that_were_to_be_compared_and_were_not_are_refused(mode: str, status: str):
     facts: dict[str, object] = {"measured": SliceFigures(reference_check=Comparison())}
-    found = results_of(0, 1000, facts=facts, agreement_mode=mode)["min_agreement_pct"]
-    assert (found.status, found.value) == (status, None)
-    assert ("no row was compared with eager fp32" in found.message) == (mode != "off")
+    result = results_of(0, 1000, facts=facts, agreement_mode=mode)["min_agreement_pct"]
+    assert (result.status, result.value) == (status, None)
+    assert ("no row was compared with eager fp32" in result.message) == (mode != "off")
 
 
 def split(cats: int, dogs: int) -> Distribution:
@@ -339,15 +339,15 @@ def test_another_distribution_than_before_is_drift(gate: str, cats: int, status:
     # As PSI bands go, 0.1 and 0.25 are far apart; here nearer, so that both sides are the same.
     rule = {"mode": "fail", "warn_psi": 0.05, "fail_psi": 0.15}
     facts: dict[str, object] = {"distribution": split(cats, 10_000 - cats)}
-    found = results_of(0, 10_000, past=past, facts=facts, **{gate: rule})[gate]
-    assert found.status == status, found.message
-    assert "10000 predictions beside 10000 of date=2026-11-23" in found.message
-    value = found.value
+    result = results_of(0, 10_000, past=past, facts=facts, **{gate: rule})[gate]
+    assert result.status == status, result.message
+    assert "10000 predictions beside 10000 of date=2026-11-23" in result.message
+    value = result.value
     assert value == round(value or 0.0, 6)
-    assert found.limit == rule["fail_psi"]
+    assert result.limit == rule["fail_psi"]
     has_most = gate == "label_drift" and cats != 5000
-    assert ("; most: " in found.message) == has_most
-    assert (f"of {past.basis}; limit" in found.message) != has_most
+    assert ("; most: " in result.message) == has_most
+    assert (f"of {past.basis}; limit" in result.message) != has_most
     at_limit = {"mode": "fail", "warn_psi": value, "fail_psi": value}
     assert results_of(0, 10_000, past=past, facts=facts, **{gate: at_limit})[gate].status == "pass"
     softened = results_of(0, 10_000, past=past, facts=facts, **{gate: {**rule, "mode": "warn"}})
@@ -381,16 +381,16 @@ def test_the_label_that_moved_most_is_named():
 
 def test_a_first_partition_is_only_recorded():
     facts: dict[str, object] = {"distribution": split(9000, 1000)}
-    found = results_of(0, 10_000, facts=facts)
+    results = results_of(0, 10_000, facts=facts)
     for gate in ("volume", "label_drift", "score_drift"):
-        assert found[gate].status == "off"
-        assert "nothing earlier" in found[gate].message
+        assert results[gate].status == "off"
+        assert "nothing earlier" in results[gate].message
 
 
 def test_what_is_accepted_is_published_with_its_reason_and_only_that():
-    found = [*results_of(60, 1000, predicted=20).values()]
+    results = [*results_of(60, 1000, predicted=20).values()]
     reason = {"max_error_pct": "the camera of gate 7 broke", "conservation": "no", "volume": "no"}
-    by_name = {result.name: result for result in accept(found, reason)}
+    by_name = {result.name: result for result in accept(results, reason)}
     accepted = by_name["max_error_pct"]
     assert (accepted.status, accepted.reason) == ("accepted", "the camera of gate 7 broke")
     assert by_name["conservation"].status == "fail"
@@ -401,8 +401,8 @@ def test_what_is_accepted_is_published_with_its_reason_and_only_that():
 
 
 def test_accepted_gates_are_read_from_the_command_line():
-    found = parse_accepted(["volume=half a day: moved = twice", "constant= all black "])
-    assert found == {"volume": "half a day: moved = twice", "constant": "all black"}
+    accepted = parse_accepted(["volume=half a day: moved = twice", "constant= all black "])
+    assert accepted == {"volume": "half a day: moved = twice", "constant": "all black"}
 
 
 @pytest.mark.parametrize(
@@ -460,9 +460,9 @@ EMPTY = Cause("empty", "decode", "the image has 0 bytes", 20, "0000.jpg")
 def test_a_refusal_says_why_rows_are_in_quarantine_and_how_to_accept_it():
     facts = {"reasons": {"empty": 20}, "causes": [EMPTY]}
     words = "(20 empty, e.g. 0000.jpg: the image has 0 bytes)"
-    found = list(results_of(20, 120, facts=facts).values())
+    results = list(results_of(20, 120, facts=facts).values())
     with pytest.raises(GateRefused) as refused:
-        require_pass(found)
+        require_pass(results)
     assert str(refused.value) == (
         f"nothing was published; max_error_pct: 20 of 120 rows quarantined, 16.67%; limit 5% "
         f"{words}; if that is right: --accept max_error_pct=REASON"
@@ -480,9 +480,9 @@ def test_a_refusal_says_why_rows_are_in_quarantine_and_how_to_accept_it():
 def test_rows_of_a_reason_whose_cause_is_not_known_are_others():
     facts = {"reasons": {"empty": 23, "truncated": 9}, "causes": [EMPTY]}
     caps = {"max_error_pct": 50.0, "max_reason_pct": {"empty": 1.0, "truncated": 20.0}}
-    found = results_of(32, 120, facts=facts, **caps)["max_reason_pct"]
-    assert found.message.endswith("(20 empty, e.g. 0000.jpg: the image has 0 bytes; 3 others)")
-    assert "truncated" not in found.message
+    result = results_of(32, 120, facts=facts, **caps)["max_reason_pct"]
+    assert result.message.endswith("(20 empty, e.g. 0000.jpg: the image has 0 bytes; 3 others)")
+    assert "truncated" not in result.message
 
 
 WHY = "3 empty, e.g. a.jpg: the image has 0 bytes"
@@ -495,7 +495,7 @@ def refused(name: str, message: str = "m") -> GateResult:
 
 
 @pytest.mark.parametrize(
-    ("results", "why", "said"),
+    ("results", "why", "text"),
     [
         ([refused("volume", "few")], "", "volume: few; if that is right: --accept volume=REASON"),
         (
@@ -518,10 +518,10 @@ def refused(name: str, message: str = "m") -> GateResult:
     ],
 )
 def test_a_refusal_names_each_gate_what_is_in_quarantine_once_and_the_way_to_accept_it(
-    results: list[GateResult], why: str, said: str
+    results: list[GateResult], why: str, text: str
 ):
     with pytest.raises(GateRefused) as caught:
         require_pass(results, why)
-    assert str(caught.value) == f"nothing was published; {said}"
-    require_pass([replace(each, status="warn") for each in results], why)
+    assert str(caught.value) == f"nothing was published; {text}"
+    require_pass([replace(result, status="warn") for result in results], why)
     assert how_to_accept([PASSED]) == ""

@@ -23,26 +23,26 @@ def source(*features: Any, **fields: Any) -> Source:
 
 
 def test_names_stay_text_so_that_fingerprints_do():
-    found = source("a", "b")
-    assert found.features == ("a", "b")
-    assert found.model_dump(mode="json")["features"] == ["a", "b"]
-    assert found.input_columns.names == ("a", "b")
+    section = source("a", "b")
+    assert section.features == ("a", "b")
+    assert section.model_dump(mode="json")["features"] == ["a", "b"]
+    assert section.input_columns.names == ("a", "b")
 
 
 def test_a_mapping_dumps_what_was_said_of_it_and_categories_as_text():
     entry = {"column": "plan", "categories": ["pro", 1, True, "1.5"]}
-    found = source(entry, {"column": "t", "read_as": "days", "null": 3})
-    assert found.model_dump(mode="json", exclude_defaults=True)["features"] == [
+    section = source(entry, {"column": "t", "read_as": "days", "null": 3})
+    assert section.model_dump(mode="json", exclude_defaults=True)["features"] == [
         {"column": "plan", "categories": ["pro", "1", "true", "1.5"]},
         {"column": "t", "read_as": "days", "null": 3.0},
     ]
-    assert found.input_columns.names == ("plan", "t")
+    assert section.input_columns.names == ("plan", "t")
 
 
 def test_a_null_in_a_column_of_texts_is_quarantined_whether_that_is_said_or_not():
-    for said in ({}, {"null": "quarantine"}):
-        (found,) = source({"column": "p", "read_as": "text", **said}).features
-        assert (found.null, found.is_text) == (said.get("null"), True)
+    for null in ({}, {"null": "quarantine"}):
+        (column,) = source({"column": "p", "read_as": "text", **null}).features
+        assert (column.null, column.is_text) == (null.get("null"), True)
 
 
 def test_a_zero_for_nulls_must_not_be_the_first_category():

@@ -113,8 +113,8 @@ def test_all_errors_are_shown_at_once_each_with_its_line(tmp_path: Path):
 
 def test_an_error_of_an_override_names_it_and_not_a_line(tmp_path: Path):
     text = yaml.safe_dump(MINIMAL)
-    found = errors_of(text, tmp_path, "model.batch_size=many", "modle.top_k=3", "sink.uri=5")
-    assert found == [
+    problems = errors_of(text, tmp_path, "model.batch_size=many", "modle.top_k=3", "sink.uri=5")
+    assert problems == [
         "--set: model.batch_size = 'many': Input should be a valid integer",
         "--set: modle: unknown key, did you mean model?",
         "--set: sink.uri = 5: Input should be a valid string; in quotes it is text",
@@ -124,8 +124,8 @@ def test_an_error_of_an_override_names_it_and_not_a_line(tmp_path: Path):
 def test_an_error_of_a_section_has_its_line_though_a_field_of_it_is_overridden(tmp_path: Path):
     text = yaml.safe_dump(MINIMAL) + "transform: {args: {a: 1}}\n"
     line = text.count("\n")
-    said = f"line {line}: transform: args has no effect without factory"
-    assert said in refusal(text, tmp_path, "transform.size_px=64")
+    problem = f"line {line}: transform: args has no effect without factory"
+    assert problem in refusal(text, tmp_path, "transform.size_px=64")
 
 
 def test_an_error_behind_an_alias_or_a_merge_has_the_line_where_it_is_written(tmp_path: Path):
@@ -160,8 +160,8 @@ gates:
     {lines[0]}
     {lines[1]}
 """
-    found = yaml_reader.parse(text).value["gates"]["score_drift"]
-    assert found == {"warn_psi": 0.3, "fail_psi": 0.4, "mode": "warn"}
+    merged = yaml_reader.parse(text).value["gates"]["score_drift"]
+    assert merged == {"warn_psi": 0.3, "fail_psi": 0.4, "mode": "warn"}
 
 
 def test_more_errors_than_anyone_reads_are_counted(tmp_path: Path):
@@ -478,7 +478,9 @@ _PIECES = [
 @given(
     data=st.one_of(
         st.binary(max_size=200),
-        st.lists(st.sampled_from(_PIECES), max_size=40).map(lambda each: "".join(each).encode()),
+        st.lists(st.sampled_from(_PIECES), max_size=40).map(
+            lambda pieces: "".join(pieces).encode()
+        ),
     ),
     in_override=st.booleans(),
 )
@@ -514,14 +516,14 @@ _VALUES: tuple[Any, ...] = (
 
 @given(field=st.sampled_from(_FIELDS), value=st.sampled_from(_VALUES))
 def test_any_value_of_any_field_is_taken_or_refused(field: str, value: object):
-    said = ""
+    message = ""
     try:
         parse_job(changed(field, value), date=DATE, origin="job.yaml")
     except JobErrors:
         return
     except JobError as error:
-        said = str(error)
-    assert "\n" not in said
+        message = str(error)
+    assert "\n" not in message
 
 
 def test_what_is_relative_is_refused_for_another_machine(tmp_path: Path):
@@ -538,8 +540,8 @@ def test_what_is_relative_is_refused_for_another_machine(tmp_path: Path):
     read_job(path, date=DATE)
     with pytest.raises(JobErrors) as caught:
         read_job(path, date=DATE, is_elsewhere=True)
-    found = {re.split(": | =", line)[1] for line in caught.value.lines[1:]}
-    assert found == {
+    fields = {re.split(": | =", line)[1] for line in caught.value.lines[1:]}
+    assert fields == {
         *("source.uri", "source.uri_roots.1", "source.uri_base", "source.files", "model.weights"),
         *("model.labels", "sink.uri", "gates.golden.uri"),
     }
@@ -565,9 +567,9 @@ def test_every_field_that_is_a_path_is_known_as_one():
 
     def fields(model: type[BaseModel], path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
         for name, field in model.model_fields.items():
-            for kind in (field.annotation, *get_args(field.annotation)):
-                if isinstance(kind, type) and issubclass(kind, BaseModel):
-                    yield from fields(kind, (*path, name))
+            for field_type in (field.annotation, *get_args(field.annotation)):
+                if isinstance(field_type, type) and issubclass(field_type, BaseModel):
+                    yield from fields(field_type, (*path, name))
             name = field.alias or name
             if name in names or name.endswith(("_uri", "_path", "file")):
                 yield (*path, name)

@@ -22,7 +22,7 @@ MINIMAL = {
     "model": {"name": "tiny"},
     "sink": {"uri": "out"},
 }
-KIND = "give one of image_column, audio_column, "
+GIVE_ONE = "give one of image_column, audio_column, "
 ARGUMENT = "is that of an argument of the model's forward"
 AT_LEAST_1 = "Input should be greater than or equal to 1"
 PARTITION = "write key=value, as in date=2026-11-24, of letters, digits and _"
@@ -38,11 +38,11 @@ SOURCE = [
     ("source: {format: webdataset, image_encoding: base64}", "no effect with format 'webdataset'"),
     ("source: {format: parquet, image_encoding: hex}", "'binary' or 'base64'"),
     ("source: {format: parquet, text_column: x, max_text_bytes: 0}", AT_LEAST_1),
-    ("source: {format: parquet, text_column: x, features: [a]}", KIND),
-    ("source: {format: parquet, text_column: x, uri_column: a}", KIND),
-    ("source: {format: parquet, text_column: x, image_column: a}", KIND),
-    ("source: {format: parquet, audio_column: x, uri_column: a}", KIND),
-    ("source: {format: parquet, features: [x], uri_column: a}", KIND),
+    ("source: {format: parquet, text_column: x, features: [a]}", GIVE_ONE),
+    ("source: {format: parquet, text_column: x, uri_column: a}", GIVE_ONE),
+    ("source: {format: parquet, text_column: x, image_column: a}", GIVE_ONE),
+    ("source: {format: parquet, audio_column: x, uri_column: a}", GIVE_ONE),
+    ("source: {format: parquet, features: [x], uri_column: a}", GIVE_ONE),
     ("source: {format: parquet, image_column: x, input: audio}", "needs audio_column or uri_colu"),
     ("source: {format: parquet, text_column: x, input: audio}", "needs audio_column or uri_column"),
     ("source: {format: parquet, audio_encoding: base64}", "has no effect without audio_column"),
@@ -58,10 +58,10 @@ SOURCE = [
     ),
 ]
 INPUTS = [
-    ("{a: {}}", f"source.inputs.a: {KIND}uri_column, text_column and features"),
+    ("{a: {}}", f"source.inputs.a: {GIVE_ONE}uri_column, text_column and features"),
     (
         "{a: {image_column: x, text_column: y}}",
-        f"source.inputs.a: {KIND}uri_column, text_column and features",
+        f"source.inputs.a: {GIVE_ONE}uri_column, text_column and features",
     ),
     ("{a: {image_column: x, lossy_features: true}}", "lossy_features has no effect without featu"),
     ("{a: {image_column: x}}, text_column: y", "text_column and inputs"),
@@ -225,26 +225,26 @@ TABLE = "source: {format: parquet, %s}\nmodel: {task: %s, %s}"
 WRITES = TABLE % ("text_column: body", "generate", "name: null, path: s3://b/m, generate: %s")
 CASES = [
     *SOURCE,
-    *((f"source: {{format: parquet, inputs: {text}}}", said) for text, said in INPUTS),
+    *((f"source: {{format: parquet, inputs: {text}}}", message) for text, message in INPUTS),
     ("source: {inputs: {a: {image_column: x}}}", "inputs has no effect with format 'images'"),
     ("source: {format: jsonl, inputs: {a: {image_column: x}}}", "'a': format 'jsonl' holds texts"),
     (
         "source: {format: parquet, inputs: {x: {features: [{column: p, encodings: a}]}}}",
         r"source.inputs\.x\.features\.0\.encodings: unknown key, did you mean encoding\?",
     ),
-    *((TABLE % (f"features: [{text}]", "regress", ""), said) for text, said in FEATURES),
-    *((f"transform: {{{text}}}", said) for text, said in TRANSFORM),
-    *((f"model: {{{text}}}", said) for text, said in MODEL),
-    *((WRITES % text, said) for text, said in GENERATE),
-    *((ASKS % text, said) for text, said in CHOICES),
-    *((f"sink: {{{text}}}", said) for text, said in SINK),
-    *((f"gates: {{{text}}}", said) for text, said in GATES),
+    *((TABLE % (f"features: [{text}]", "regress", ""), message) for text, message in FEATURES),
+    *((f"transform: {{{text}}}", message) for text, message in TRANSFORM),
+    *((f"model: {{{text}}}", message) for text, message in MODEL),
+    *((WRITES % text, message) for text, message in GENERATE),
+    *((ASKS % text, message) for text, message in CHOICES),
+    *((f"sink: {{{text}}}", message) for text, message in SINK),
+    *((f"gates: {{{text}}}", message) for text, message in GATES),
     *OTHERS,
 ]
 
 
-@pytest.mark.parametrize(("text", "said"), CASES)
-def test_what_cannot_be_is_one_line_with_the_field_and_what_can(text: str, said: str):
+@pytest.mark.parametrize(("text", "pattern"), CASES)
+def test_what_cannot_be_is_one_line_with_the_field_and_what_can(text: str, pattern: str):
     document: dict[str, Any] = copy.deepcopy(MINIMAL)
     for section, value in parse_value(text).items():
         is_section = isinstance(value, dict) and section in document
@@ -252,7 +252,7 @@ def test_what_cannot_be_is_one_line_with_the_field_and_what_can(text: str, said:
     with pytest.raises(JobError) as caught:
         parse_job(document, date=DATE, origin="job")
     message = str(caught.value)
-    assert re.search(said, message), message
+    assert re.search(pattern, message), message
     assert message.startswith("job: ")
     assert "\n" not in message
 

@@ -33,7 +33,7 @@ def test_one_place_says_which_columns_hold_the_input(
 
 
 def test_several_inputs_are_sections_of_their_own():
-    found = source(
+    section = source(
         inputs={
             "photo": {"uri_column": "link"},
             "body": {"text_column": "a", "text_pair_column": "b"},
@@ -42,11 +42,11 @@ def test_several_inputs_are_sections_of_their_own():
         uri_roots=("photos",),
         max_text_bytes=9,
     )
-    assert found.input_columns == InputColumns("several", ("link", "a", "b", "w", "h"))
-    assert found.input_name == "several"
-    assert found.input_parts == {"photo": "image", "body": "text", "size": "features"}
-    assert found.has_uris
-    photo, body, size = found.parts.values()
+    assert section.input_columns == InputColumns("several", ("link", "a", "b", "w", "h"))
+    assert section.input_name == "several"
+    assert section.input_parts == {"photo": "image", "body": "text", "size": "features"}
+    assert section.has_uris
+    photo, body, size = section.parts.values()
     assert (photo.input_columns.content, photo.uri_roots, photo.inputs) == ("uri", ("photos",), {})
     assert (body.input_columns.names, body.max_text_bytes) == (("a", "b"), 9)
     assert (size.features, size.null_features) == (("w", "h"), "zero")

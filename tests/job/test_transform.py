@@ -26,19 +26,19 @@ def image_job(transform: dict[str, Any], **model: Any) -> Job:
 
 def spec_of(transform: dict[str, Any], allowed: str = "own_transforms", **model: Any):
     job = image_job({"factory": "own_transforms:composed", **transform}, **model)
-    found = resolve_model(job, ["models", allowed]).input
-    assert isinstance(found, ImageInput)
-    return found.transform
+    image_input = resolve_model(job, ["models", allowed]).input
+    assert isinstance(image_input, ImageInput)
+    return image_input.transform
 
 
 def test_size_channels_and_the_digest_of_the_source_are_part_of_the_transform():
     spec = spec_of({**PLAIN, "size_px": [32, 48], "args": {"size_px": 32}})
     assert (spec.height_px, spec.width_px, spec.num_channels) == (32, 48, 3)
-    told = spec.to_dict()
-    assert (told["factory"], told["args"]) == ("own_transforms:composed", {"size_px": 32})
-    assert len(told["code_sha256"]) == 64
-    assert TransformSpec.from_dict(told) == spec
-    assert not {"resize_px", "interpolation", "resize", "channels"} & told.keys()
+    document = spec.to_dict()
+    assert (document["factory"], document["args"]) == ("own_transforms:composed", {"size_px": 32})
+    assert len(document["code_sha256"]) == 64
+    assert TransformSpec.from_dict(document) == spec
+    assert not {"resize_px", "interpolation", "resize", "channels"} & document.keys()
     for count in (1, 2, 4):
         values = {"mean": [0.5] * count, "std": [0.5] * count}
         spec = spec_of({**values, "size_px": 32})
@@ -55,9 +55,9 @@ def test_without_a_size_it_is_the_models_and_otherwise_any():
 
 def test_resize_none_without_a_size_keeps_images_as_they_are():
     job = image_job({"resize": "none", **PLAIN})
-    found = resolve_model(job, ["models"]).input
-    assert found.settings() == {**TransformSpec.from_dict(found.settings()).to_dict()}
-    assert not found.transform.has_one_size
+    image_input = resolve_model(job, ["models"]).input
+    assert image_input.settings() == {**TransformSpec.from_dict(image_input.settings()).to_dict()}
+    assert not image_input.transform.has_one_size
     assert job.transform.may_vary
     assert not image_job({"resize": "none", "size_px": 8, **PLAIN}).transform.may_vary
     wrong = image_job({"resize": "none", "pad_value": 9, **PLAIN})

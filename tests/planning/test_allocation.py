@@ -36,24 +36,24 @@ def on(hardware: Hardware, cost: Cost = "image", **fields: Any) -> Allocation:
     return allocate(Resources.model_validate(fields), hardware, cost=cost)
 
 
-def assert_room(found: Allocation, left: list[float]) -> None:
+def assert_room(allocation: Allocation, left: list[float]) -> None:
     """Beside actors all readers and writers can run, so that decoders never starve them.
 
     On one machine all decoders as well.
     """
-    readers, room = found.num_readers, 0
+    readers, room = allocation.num_readers, 0
     for cpus in left:
-        number = min(readers, math.floor(cpus / found.reader_cpus + 1e-6))
+        number = min(readers, math.floor(cpus / allocation.reader_cpus + 1e-6))
         readers -= number
-        room += math.floor((cpus - number * found.reader_cpus) / TASK_CPUS + 1e-6)
+        room += math.floor((cpus - number * allocation.reader_cpus) / TASK_CPUS + 1e-6)
     assert readers == 0
-    are_small = found.decoder_cpus == TASK_CPUS
-    assert room >= found.num_writers + (found.num_decoders if are_small else 0)
+    are_small = allocation.decoder_cpus == TASK_CPUS
+    assert room >= allocation.num_writers + (allocation.num_decoders if are_small else 0)
 
 
-def gpus_used(actors: int, each: float) -> float:
+def gpus_used(actors: int, share: float) -> float:
     """Whole cards that are taken: an actor does not spread over two."""
-    return math.ceil(actors / math.floor(1 / each + 1e-9))
+    return math.ceil(actors / math.floor(1 / share + 1e-9))
 
 
 @given(
@@ -82,26 +82,26 @@ def test_what_is_handed_out_is_there(
         with pytest.raises(JobError):
             divide(cpus, gpus, cost=cost, **fields)
         return
-    found = divide(cpus, gpus, cost=cost, **fields)
-    assert 1 <= found.min_actors <= found.max_actors
-    assert found.min_actors >= (least or 1)
-    assert most is None or found.max_actors <= most
-    assert found.num_readers >= 1
-    assert found.num_decoders >= (1 if num_gpus else 0)
+    allocation = divide(cpus, gpus, cost=cost, **fields)
+    assert 1 <= allocation.min_actors <= allocation.max_actors
+    assert allocation.min_actors >= (least or 1)
+    assert most is None or allocation.max_actors <= most
+    assert allocation.num_readers >= 1
+    assert allocation.num_decoders >= (1 if num_gpus else 0)
     # No core is unused: if actors do not have all of them, decoders run beside them.
-    idle = cpus - found.max_actors * (num_cpus or 1.0)
-    assert found.decodes_in_actors == (not num_gpus and idle < 1)
-    assert found.num_writers >= 1
-    assert 0 < found.actor_cpus <= (num_cpus or 1.0)
-    tasks = found.num_readers + found.num_decoders + found.num_writers
+    idle = cpus - allocation.max_actors * (num_cpus or 1.0)
+    assert allocation.decodes_in_actors == (not num_gpus and idle < 1)
+    assert allocation.num_writers >= 1
+    assert 0 < allocation.actor_cpus <= (num_cpus or 1.0)
+    tasks = allocation.num_readers + allocation.num_decoders + allocation.num_writers
     # All at once: tasks that wait for the next stage must not keep it from starting.
-    assert found.max_actors * found.actor_cpus + tasks * TASK_CPUS <= cpus + 1e-9
-    assert found.actor_gpus == num_gpus
+    assert allocation.max_actors * allocation.actor_cpus + tasks * TASK_CPUS <= cpus + 1e-9
+    assert allocation.actor_gpus == num_gpus
     if num_gpus:
-        assert gpus_used(found.max_actors, num_gpus) <= gpus
+        assert gpus_used(allocation.max_actors, num_gpus) <= gpus
     if num_cpus or not num_gpus:
-        assert found.max_actors * (num_cpus or 1.0) <= cpus
-    assert found.actor_threads == max(1, int(num_cpus or 1))
+        assert allocation.max_actors * (num_cpus or 1.0) <= cpus
+    assert allocation.actor_threads == max(1, int(num_cpus or 1))
 
 
 @given(
@@ -118,13 +118,13 @@ def test_beside_the_actors_of_every_node_readers_and_writers_find_room_on_some(
     fields = {"num_cpus": num_cpus, "max_actors": actors, "decode_in": decode_in}
     assume(nodes * math.floor(cpus / (num_cpus or 1)) >= (actors or 1))
     hardware = Hardware(nodes, nodes * cpus, 0, node_cpus=(float(cpus),) * nodes)
-    found = on(hardware, **fields)
-    packed = math.floor(cpus / found.actor_cpus)
-    for most in (packed, math.ceil(found.max_actors / nodes)):
-        placed = [min(most, max(0, found.max_actors - most * node)) for node in range(nodes)]
-        assert sum(placed) == found.max_actors
-        left = [cpus - number * found.actor_cpus for number in placed]
-        assert_room(found, left)
+    allocation = on(hardware, **fields)
+    packed = math.floor(cpus / allocation.actor_cpus)
+    for most in (packed, math.ceil(allocation.max_actors / nodes)):
+        placed = [min(most, max(0, allocation.max_actors - most * node)) for node in range(nodes)]
+        assert sum(placed) == allocation.max_actors
+        left = [cpus - number * allocation.actor_cpus for number in placed]
+        assert_room(allocation, left)
 
 
 @given(nodes=st.lists(st.integers(0, 16), min_size=1, max_size=6), backwards=st.booleans())
@@ -133,14 +133,14 @@ def test_nodes_of_different_sizes_have_room_for_tasks_however_actors_are_placed(
 ):
     assume(any(nodes))
     hardware = Hardware(len(nodes), sum(nodes), 0, node_cpus=tuple(map(float, nodes)))
-    found = on(hardware)
-    left, waiting = [], found.max_actors
+    allocation = on(hardware)
+    left, waiting = [], allocation.max_actors
     for cpus in sorted(nodes, reverse=backwards):
-        number = min(waiting, math.floor(cpus / found.actor_cpus))
+        number = min(waiting, math.floor(cpus / allocation.actor_cpus))
         waiting -= number
-        left.append(cpus - number * found.actor_cpus)
+        left.append(cpus - number * allocation.actor_cpus)
     assert waiting == 0
-    assert_room(found, left)
+    assert_room(allocation, left)
 
 
 FIRST, LATER = 8.0, 160.0
@@ -162,30 +162,33 @@ def test_no_node_of_several_gets_more_decoders_than_it_has_cores(
     cards = (1.0, *(0.0 for _ in nodes[1:])) if num_gpus else ()
     hardware = Hardware(len(nodes), cpus, sum(cards), (), tuple(map(float, nodes)), cards)
     fields = {"num_gpus": float(num_gpus), "decode_in": decode_in}
-    found = on(hardware, **fields)
-    if found.num_decoders:
+    allocation = on(hardware, **fields)
+    if allocation.num_decoders:
         for cores in nodes:
             # Where actors have all cores, they share them with the decoders.
             most = cores if num_gpus and cores < 16 else 2 * cores
-            assert math.floor(cores / found.decoder_cpus + 1e-9) <= most
+            assert math.floor(cores / allocation.decoder_cpus + 1e-9) <= most
     # All together, beside all actors, they have what is there.
-    taken = found.max_actors * found.actor_cpus + found.num_decoders * found.decoder_cpus
-    taken += found.num_readers * found.reader_cpus + found.num_writers * TASK_CPUS
+    taken = (
+        allocation.max_actors * allocation.actor_cpus
+        + allocation.num_decoders * allocation.decoder_cpus
+    )
+    taken += allocation.num_readers * allocation.reader_cpus + allocation.num_writers * TASK_CPUS
     assert taken <= cpus + 1e-9
 
 
 def test_the_first_node_of_a_cluster_that_grows_gets_its_own_decoders_only():
     hardware = Hardware(1, LATER, 4, ("L4",), (FIRST,), (1.0,))
-    found = on(hardware, num_gpus=1.0)
-    assert found.num_decoders == LATER - 4
-    assert math.floor((FIRST - found.actor_cpus) / found.decoder_cpus) == FIRST - 1
+    allocation = on(hardware, num_gpus=1.0)
+    assert allocation.num_decoders == LATER - 4
+    assert math.floor((FIRST - allocation.actor_cpus) / allocation.decoder_cpus) == FIRST - 1
 
 
 def test_nodes_of_different_sizes_get_decoders_by_their_cores():
     hardware = Hardware(2, 24, 1, ("L4",), (8.0, 16.0), (1.0, 0.0))
-    found = on(hardware, num_gpus=1.0)
-    on_small = math.floor((8 - found.actor_cpus) / found.decoder_cpus)
-    assert (on_small, found.num_decoders - on_small) == (7, 16)
+    allocation = on(hardware, num_gpus=1.0)
+    on_small = math.floor((8 - allocation.actor_cpus) / allocation.decoder_cpus)
+    assert (on_small, allocation.num_decoders - on_small) == (7, 16)
 
 
 @given(cpus=st.integers(1, 64), gpus=st.integers(0, 2))
@@ -195,48 +198,48 @@ def test_on_one_machine_tasks_reserve_next_to_nothing(cpus: int, gpus: int):
     node = {"CPU": float(cpus), "GPU": float(gpus)}
     headed = hardware_from(node, [{"memory": 1.0}, node], {})
     for hardware in (alone, headed):
-        found = on(hardware, num_gpus=float(gpus > 0))
-        assert found.reader_cpus == found.decoder_cpus == TASK_CPUS
+        allocation = on(hardware, num_gpus=float(gpus > 0))
+        assert allocation.reader_cpus == allocation.decoder_cpus == TASK_CPUS
 
 
-@pytest.mark.parametrize(("cpus", "gpus", "each"), [(1, 2, 0.1), (1, 8, 0.05), (2, 1, 1 / 64)])
+@pytest.mark.parametrize(("cpus", "gpus", "share"), [(1, 2, 0.1), (1, 8, 0.05), (2, 1, 1 / 64)])
 def test_many_actors_may_share_the_cards_of_a_node_with_few_cores(
-    cpus: int, gpus: int, each: float
+    cpus: int, gpus: int, share: float
 ):
-    found = divide(cpus, gpus, num_gpus=each)
-    assert found.max_actors == gpus * math.floor(1 / each + 1e-9)
-    tasks = found.num_readers + found.num_decoders + found.num_writers
-    assert found.max_actors * found.actor_cpus + tasks * TASK_CPUS <= cpus
+    allocation = divide(cpus, gpus, num_gpus=share)
+    assert allocation.max_actors == gpus * math.floor(1 / share + 1e-9)
+    tasks = allocation.num_readers + allocation.num_decoders + allocation.num_writers
+    assert allocation.max_actors * allocation.actor_cpus + tasks * TASK_CPUS <= cpus
 
 
 def test_actors_on_cards_reserve_what_their_own_nodes_have():
     """A large node without a GPU must not raise what actors reserve on a small node with a GPU."""
     hardware = Hardware(2, 34, 1, node_cpus=(2.0, 32.0), node_gpus=(1.0, 0.0))
-    found = on(hardware, num_gpus=0.25)
-    assert found.max_actors == 4
-    assert found.max_actors * found.actor_cpus <= 2
+    allocation = on(hardware, num_gpus=0.25)
+    assert allocation.max_actors == 4
+    assert allocation.max_actors * allocation.actor_cpus <= 2
 
 
 @given(cpus=st.integers(1, 128))
 def test_left_alone_there_is_one_actor_a_cpu(cpus: int):
-    found = divide(cpus)
-    assert (found.min_actors, found.max_actors) == (cpus, cpus)
+    allocation = divide(cpus)
+    assert (allocation.min_actors, allocation.max_actors) == (cpus, cpus)
 
 
 @given(gpus=st.integers(1, 8), cpus=st.integers(1, 128))
 def test_left_alone_there_is_one_actor_a_gpu_even_with_few_cpus(gpus: int, cpus: int):
-    found = divide(cpus, gpus, num_gpus=1.0)
-    assert (found.min_actors, found.max_actors) == (gpus, gpus)
+    allocation = divide(cpus, gpus, num_gpus=1.0)
+    assert (allocation.min_actors, allocation.max_actors) == (gpus, gpus)
 
 
 @pytest.mark.parametrize(
-    ("each", "on_one"), [(0.5, 2), (0.3, 3), (0.25, 4), (0.1, 10), (0.7, 1), (1 / 99, 99)]
+    ("share", "on_one"), [(0.5, 2), (0.3, 3), (0.25, 4), (0.1, 10), (0.7, 1), (1 / 99, 99)]
 )
-def test_fractions_share_a_card_and_do_not_span_two(each: float, on_one: int):
-    assert divide(64, 1, num_gpus=each).max_actors == on_one
-    assert divide(64, 4, num_gpus=each).max_actors == 4 * on_one
+def test_fractions_share_a_card_and_do_not_span_two(share: float, on_one: int):
+    assert divide(64, 1, num_gpus=share).max_actors == on_one
+    assert divide(64, 4, num_gpus=share).max_actors == 4 * on_one
     with pytest.raises(JobError, match=f"the cluster has 4 GPUs for {4 * on_one} such"):
-        divide(64, 4, num_gpus=each, min_actors=4 * on_one + 1)
+        divide(64, 4, num_gpus=share, min_actors=4 * on_one + 1)
 
 
 def test_an_actor_that_no_node_can_hold_is_refused_and_the_nodes_are_named():
@@ -304,8 +307,8 @@ SOME: list[tuple[Hardware, dict[str, Any], dict[str, float]]] = [
 def test_a_cluster_is_divided_as_its_job_says(
     hardware: Hardware, fields: dict[str, Any], numbers: dict[str, float]
 ):
-    found = on(hardware, **fields)
-    assert {name: getattr(found, name) for name in numbers} == numbers
+    allocation = on(hardware, **fields)
+    assert {name: getattr(allocation, name) for name in numbers} == numbers
 
 
 @pytest.mark.parametrize(
@@ -323,10 +326,10 @@ def test_on_local_disk_actors_that_have_all_cores_write_themselves(
 ):
     hardware = Hardware(1, cpus, gpus)
     usual = on(hardware, **fields)
-    found = usual.for_local_disk(hardware)
-    assert (usual.num_writers, found.num_writers) == (1, writers)
-    assert found.writes_in_actors == ("writer" in found.in_actors) == (writers == 0)
-    assert ("decoder" in found.in_actors) == found.decodes_in_actors
+    writing = usual.for_local_disk(hardware)
+    assert (usual.num_writers, writing.num_writers) == (1, writers)
+    assert writing.writes_in_actors == ("writer" in writing.in_actors) == (writers == 0)
+    assert ("decoder" in writing.in_actors) == writing.decodes_in_actors
 
 
 @given(cpus=st.integers(1, 64), slices=st.integers(0, 99), least=st.integers(1, 64))
@@ -334,10 +337,10 @@ def test_there_are_no_more_actors_than_slices_and_nothing_else_changes(
     cpus: int, slices: int, least: int
 ):
     usual = divide(cpus, min_actors=min(least, cpus))
-    found = usual.for_slices(slices)
-    assert found.max_actors == min(usual.max_actors, max(1, slices))
-    assert 1 <= found.min_actors == min(usual.min_actors, found.max_actors)
-    again = replace(found, max_actors=usual.max_actors, min_actors=usual.min_actors)
+    limited = usual.for_slices(slices)
+    assert limited.max_actors == min(usual.max_actors, max(1, slices))
+    assert 1 <= limited.min_actors == min(usual.min_actors, limited.max_actors)
+    again = replace(limited, max_actors=usual.max_actors, min_actors=usual.min_actors)
     assert again == usual == usual.for_slices(None)
 
 
@@ -363,10 +366,10 @@ def test_readers_never_vanish_behind_actors(cpus: int):
 
 @pytest.mark.parametrize(("sharing", "actors"), [(None, 2), (1, 2), (2, 4), (3, 6), (7, 14)])
 def test_actors_share_each_gpu_and_fill_it(sharing: int | None, actors: int):
-    found = divide(32, 2, num_gpus=1.0, actors_per_gpu=sharing)
-    assert found.max_actors == actors
-    assert found.actor_gpus * (sharing or 1) == pytest.approx(1, abs=1e-3)
-    assert found.actor_gpus * (sharing or 1) <= 1
+    allocation = divide(32, 2, num_gpus=1.0, actors_per_gpu=sharing)
+    assert allocation.max_actors == actors
+    assert allocation.actor_gpus * (sharing or 1) == pytest.approx(1, abs=1e-3)
+    assert allocation.actor_gpus * (sharing or 1) <= 1
 
 
 @pytest.mark.parametrize("num_gpus", [0.0, 0.5])
@@ -379,7 +382,7 @@ ONE = Hardware(1, 4, 0)
 THREE = Hardware(3, 24, 0, node_cpus=(8.0, 8.0, 8.0))
 GROWS = Hardware(1, 40, 2, ("L4",), (8.0,), (1.0,))
 CARD_ON_SMALL = Hardware(2, 34, 1, node_cpus=(2.0, 32.0), node_gpus=(1.0, 0.0))
-TWO_EACH = Hardware(2, 12, 4, node_cpus=(4.0, 8.0), node_gpus=(2.0, 2.0))
+TWO_CARDS = Hardware(2, 12, 4, node_cpus=(4.0, 8.0), node_gpus=(2.0, 2.0))
 NUMBERS: list[tuple[Hardware, dict[str, Any], tuple[float, ...]]] = [
     (Hardware(1, 1, 0), {}, (1, 1, 0.9, 0, 1, 1, 0, 1, TASK_CPUS)),
     (ONE, {}, (4, 4, 0.975, 0, 1, 1, 0, 1, TASK_CPUS)),
@@ -389,7 +392,7 @@ NUMBERS: list[tuple[Hardware, dict[str, Any], tuple[float, ...]]] = [
     (THREE, {"max_actors": 5, "decode_in": "tasks"}, (5, 5, 0.919, 0, 1, 6, 19, 6, 0.916)),
     (GROWS, {"num_gpus": 1.0}, (2, 2, 0.946, 1, 1, 10, 38, 10, 0.937)),
     (CARD_ON_SMALL, {"num_gpus": 0.25}, (4, 4, 0.5, 0.25, 1, 8, 30, 8, 0.933)),
-    (TWO_EACH, {"num_gpus": 1.0, "actors_per_gpu": 3}, (12, 12, 0.666, 0.3333, 1, 3, 1, 3, 0.846)),
+    (TWO_CARDS, {"num_gpus": 1.0, "actors_per_gpu": 3}, (12, 12, 0.666, 0.3333, 1, 3, 1, 3, 0.846)),
 ]
 """A cluster, a job, and all that they give: a share changes only if somebody means it to."""
 

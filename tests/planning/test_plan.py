@@ -142,14 +142,14 @@ def test_much_input_makes_units_of_several_slices():
     rows=st.integers(1, 6000),
     row_bytes=st.sampled_from([0.0, 100.0, 6e4, 3e6, 1e9]),
     batch_size=st.integers(1, 600),
-    is_said=st.booleans(),
+    has_batch_size=st.booleans(),
 )
-@example(rows=541, row_bytes=0.0, batch_size=109, is_said=False)  # 112 rows after 109, once
+@example(rows=541, row_bytes=0.0, batch_size=109, has_batch_size=False)  # 112 rows after 109, once
 def test_slices_become_smaller_towards_the_end_and_hold_whole_batches(
-    rows: int, row_bytes: float, batch_size: int, is_said: bool
+    rows: int, row_bytes: float, batch_size: int, has_batch_size: bool
 ):
-    said = {"model__batch_size": batch_size} if is_said else {}
-    plan = planned(shard_extents([[1] * rows], row_bytes), batch_size, **said)
+    settings = {"model__batch_size": batch_size} if has_batch_size else {}
+    plan = planned(shard_extents([[1] * rows], row_bytes), batch_size, **settings)
     sizes = [key.num_rows for key in plan.slices()]
     assert sum(sizes) == rows
     is_halved = batch_size * row_bytes > MAX_SLICE_BYTES
@@ -158,7 +158,7 @@ def test_slices_become_smaller_towards_the_end_and_hold_whole_batches(
     for size in sizes[:-1]:
         assert size <= max(64, batch_size, left / 4) + batch_size / 2
         assert size * row_bytes <= MAX_SLICE_BYTES or size == 1
-        assert size % batch_size == 0 or is_halved or (not is_said and size < batch_size)
+        assert size % batch_size == 0 or is_halved or (not has_batch_size and size < batch_size)
         left -= size
 
 
@@ -201,7 +201,7 @@ def test_most_rows_of_a_slice_are_whole_batches_or_what_the_job_says(batch_size:
     ("row_bytes", "most"),
     [
         (6e4, 832),
-        *(pytest.param(*each, marks=pytest.mark.slow) for each in ((4e3, 2048), (3e6, 16))),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((4e3, 2048), (3e6, 16))),
     ],
 )
 def test_slices_of_rows_that_are_mostly_known_have_more_of_them_within_the_same_bytes(
@@ -325,8 +325,8 @@ def test_a_column_of_the_task_with_the_name_of_another_is_refused():
 def test_a_limit_of_decoding_is_part_of_what_decides_predictions(field: str):
     model = replace(SPEC, weights_uri="w.safetensors", weights_sha256="1" * 64)
     usual, lower = (
-        make_plan(each, inputs_of(EXTENTS), model, batch_size=8)
-        for each in (job(), job(**{f"source__{field}": 1000}))
+        make_plan(some_job, inputs_of(EXTENTS), model, batch_size=8)
+        for some_job in (job(), job(**{f"source__{field}": 1000}))
     )
     assert usual.predictor_key != lower.predictor_key
 
@@ -435,10 +435,12 @@ def test_a_plan_is_the_same_in_every_process():
 
 @given(st.sets(st.integers(0, 40)))
 def test_rows_that_are_chosen_of_a_tar_are_counted_as_if_there_were_no_others(chosen: set[int]):
-    rows, own = RowFilter(tuple(sorted(chosen))), sorted(chosen)
-    assert [row for row in range(60) if rows.number(row) is not None] == own
-    assert [rows.number(row) for row in own] == list(range(len(own)))
-    assert all(rows.is_past(row) == (not any(other >= row for other in own)) for row in range(59))
+    rows, numbers = RowFilter(tuple(sorted(chosen))), sorted(chosen)
+    assert [row for row in range(60) if rows.number(row) is not None] == numbers
+    assert [rows.number(row) for row in numbers] == list(range(len(numbers)))
+    assert all(
+        rows.is_past(row) == (not any(other >= row for other in numbers)) for row in range(59)
+    )
 
 
 def test_slices_of_unknown_rows_usually_have_the_most_rows():

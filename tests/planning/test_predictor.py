@@ -81,9 +81,9 @@ def test_semantics_extensions_and_types_of_columns_are_part_of_the_key():
     assert why_other(model, {**model, "layer": "x"}, (same, same)) == "the layer of the model"
     turned = dict(reversed(now["semantics"].items()))
     assert key_of(WITH_WEIGHTS, semantics=turned) == key_of(WITH_WEIGHTS, **now)
-    own = {"extensions": {"task spots": "4" * 64}}
-    assert key_of(WITH_WEIGHTS, **own) != key_of(WITH_WEIGHTS)
-    assert why_other(model, model, ({}, own)) == "the code of an extension"
+    extended = {"extensions": {"task spots": "4" * 64}}
+    assert key_of(WITH_WEIGHTS, **extended) != key_of(WITH_WEIGHTS)
+    assert why_other(model, model, ({}, extended)) == "the code of an extension"
     fields = pa.schema([("image", pa.string())])
     assert key_of(WITH_WEIGHTS, fields) != key_of(WITH_WEIGHTS)
 

@@ -47,8 +47,8 @@ def sizes_of(rows: int, row_bytes: float, job: Job | None = None) -> list[int]:
 
 
 def test_the_shorter_the_texts_the_more_rows_has_a_slice():
-    found = [sizes_of(4_200, row_bytes)[0] for row_bytes in (512.0, 1024.0, 20_000.0)]
-    assert found == [1024, 512, 512]
+    slice_rows = [sizes_of(4_200, row_bytes)[0] for row_bytes in (512.0, 1024.0, 20_000.0)]
+    assert slice_rows == [1024, 512, 512]
 
 
 def test_towards_the_end_slices_become_smaller_so_that_no_actor_waits_long():
@@ -95,8 +95,10 @@ def test_slices_of_written_texts_have_so_many_tokens_in_few_batches(
 
 
 def test_on_a_gpu_a_slice_of_written_texts_is_as_large_however_few_there_are():
-    found = [written_rows(128, 256, num_rows, is_on_gpu=True) for num_rows in (None, 300, 10**6)]
-    assert found == [1024, 1024, 1024]
+    slice_rows = [
+        written_rows(128, 256, num_rows, is_on_gpu=True) for num_rows in (None, 300, 10**6)
+    ]
+    assert slice_rows == [1024, 1024, 1024]
 
 
 @given(st.integers(1, 2_000))

@@ -114,10 +114,10 @@ def test_every_part_but_the_last_is_near_its_target(
     assert rows_per_slice > 1000 or sum(sizes) * TARGET_BYTES < 0.8 * staged_bytes
     files = [open_part(store, part.path) for part in done.predictions]
     assert [file.metadata.num_rows for file in files] == [p.num_rows for p in done.predictions]
-    found = pa.concat_tables([file.read() for file in files])
+    published = pa.concat_tables([file.read() for file in files])
     everything = pa.concat_tables(tables)
     expected = everything.filter(pa.compute.is_null(everything["error"])).select(SCHEMA.names)
-    assert found.equals(expected.replace_schema_metadata(found.schema.metadata))
+    assert published.equals(expected.replace_schema_metadata(published.schema.metadata))
     quarantined = sum(part.num_rows for part in done.quarantine)
     assert quarantined == everything.num_rows - expected.num_rows
 

@@ -74,27 +74,27 @@ def test_every_value_has_a_folder_with_its_rows_in_input_order(any_store: Store)
         rows = read_part_table(any_store, part)
         assert rows.column_names == ["row_id", "uri", "edition", "label_id", "score", "top_k"]
         values = values_of(part.path, manifest.partition_columns)
-        own = [row for row in expected if all(row[k] == v for k, v in values.items())]
-        assert rows.to_pylist() == [{k: row[k] for k in rows.column_names} for row in own]
-        assert own
-        seen += len(own)
+        in_folder = [row for row in expected if all(row[k] == v for k, v in values.items())]
+        assert rows.to_pylist() == [{k: row[k] for k in rows.column_names} for row in in_folder]
+        assert in_folder
+        seen += len(in_folder)
     assert seen == len(expected) == manifest.num_predicted
     numbers = [part.path.rpartition("part-")[2][:5] for part in manifest.parts]
     assert numbers == [f"{index:05d}" for index in range(len(manifest.parts))]
     assert folders_of(manifest) == sorted(folders_of(manifest))
     by_id = {row["row_id"]: row for row in read(any_store).to_pylist()}
     assert by_id == {row["row_id"]: row for row in expected}
-    found = describe_output(any_store.uri, DAY, dict(any_store.storage_options))
-    assert sum(row["rows"] for row in found["labels"]) == len(expected)
-    assert {row["column"] for row in found["schema"]} == set(good_rows(ROWS).column_names)
+    description = describe_output(any_store.uri, DAY, dict(any_store.storage_options))
+    assert sum(row["rows"] for row in description["labels"]) == len(expected)
+    assert {row["column"] for row in description["schema"]} == set(good_rows(ROWS).column_names)
 
 
 def test_versions_with_other_folders_replace_each_other_and_come_back(usual_store: Store):
     plain = dataclasses.replace(ROWS, edition=1, partition_columns=())
-    by_kind = dataclasses.replace(ROWS, edition=2, partition_columns=("kind",))
-    versions = [plain, by_kind, dataclasses.replace(ROWS, edition=3)]
+    in_folders = dataclasses.replace(ROWS, edition=2, partition_columns=("kind",))
+    versions = [plain, in_folders, dataclasses.replace(ROWS, edition=3)]
     manifests = [publish_rows(usual_store, rows=rows, keep_versions=3) for rows in versions]
-    for number, rows in ((2, by_kind), (1, plain), (3, versions[2])):
+    for number, rows in ((2, in_folders), (1, plain), (3, versions[2])):
         back = rollback(usual_store, LAYOUT, "r", keep_versions=6, to_number=number)
         verify(usual_store)
         assert back.partition_columns == manifests[number - 1].partition_columns
@@ -140,17 +140,17 @@ def stage_values(store: Store, values: list[list[int]]) -> list[tuple[SliceKey, 
     schema = staged_schema(fields, CLASSIFY_FIELDS)
     writer = StagingWriter(store, "staging", "r", "zstd", {})
     start, keys = 0, []
-    for own in values:
+    for places in values:
         columns = {
-            "row_id": [f"{start + row:08d}" for row in range(len(own))],
-            "uri": ["in"] * len(own),
-            "place": own,
-            **failure_columns([None] * len(own)),
+            "row_id": [f"{start + row:08d}" for row in range(len(places))],
+            "uri": ["in"] * len(places),
+            "place": places,
+            **failure_columns([None] * len(places)),
         }
-        nothing = {f.name: pa.nulls(len(own), f.type) for f in schema if f.name not in columns}
-        keys.append(SliceKey(0, start, start + len(own), is_last=False))
+        nothing = {f.name: pa.nulls(len(places), f.type) for f in schema if f.name not in columns}
+        keys.append(SliceKey(0, start, start + len(places), is_last=False))
         writer.write(keys[-1], {}, pa.table({**columns, **nothing}, schema=schema))
-        start += len(own)
+        start += len(places)
     files = store.list_files("staging")
     return [(key, file.path, 8.0 * 2**20) for key, file in zip(keys, files, strict=True)]
 
@@ -167,7 +167,7 @@ def test_a_value_that_is_everywhere_is_one_file_not_one_a_group(tmp_path: Path):
     places = [[max(row % 90, 11 - nth) for row in range(500)] for nth in range(12)]
     done = by_place(store, stage_values(store, places), 2.0**27)
     assert len(done.predictions) == 90
-    everything = [place for own in places for place in own]
+    everything = [place for slice_places in places for place in slice_places]
     ids: list[str] = []
     for part in done.predictions:
         table = read_part_table(store, dataclasses.replace(part, path=f"out/{part.path}"))
@@ -207,7 +207,7 @@ def test_values_are_counted_over_all_groups(tmp_path: Path):
     store = Store(str(tmp_path))
     half = MAX_VALUES // 2 + 1
     values = [list(range(half)), [], list(range(half, 2 * half))]
-    slices = stage_values(store, [own for own in values if own])
+    slices = stage_values(store, [numbers for numbers in values if numbers])
     slices = [(key, path, 16.0 * 2**20) for key, path, _ in slices]
     with pytest.raises(GateRefused, match=f"place: {2 * half} different values"):
         by_place(store, slices, 2.0**27)

@@ -19,7 +19,7 @@ Slices = list[tuple[SliceKey, str]]
 
 def stage(store: Store, slices: list[list[Row]], *, has_label: bool = True) -> Slices:
     writer = StagingWriter(store, "staging", "r", "zstd", {})
-    found: Slices = []
+    staged_slices: Slices = []
     for index, rows in enumerate(slices):
         labels = [label for _, label in rows]
         failures = [
@@ -31,8 +31,8 @@ def stage(store: Store, slices: list[list[Row]], *, has_label: bool = True) -> S
         columns |= {"label": pa.array(labels, pa.string())} if has_label else {}
         key = SliceKey(index, 0, len(rows), is_last=True)
         staged = writer.write(key, {}, pa.table(columns))
-        found.append((key, f"staging/{staged.name}"))
-    return found
+        staged_slices.append((key, f"staging/{staged.name}"))
+    return staged_slices
 
 
 def duplicates_of(
@@ -51,13 +51,13 @@ def test_of_equal_ids_in_different_slices_the_first_stays(tmp_path: Path):
         [("e", "elk")],
         [("d", "dog"), ("a", "asp")],
     ]
-    found = duplicates_of(Store(str(tmp_path)), slices)
-    assert found == {1: ((1, "ant"),), 3: ((0, "dog"), (1, "asp"))}
+    duplicates = duplicates_of(Store(str(tmp_path)), slices)
+    assert duplicates == {1: ((1, "ant"),), 3: ((0, "dog"), (1, "asp"))}
 
 
 def test_of_equal_ids_in_one_slice_the_first_stays(tmp_path: Path):
-    found = duplicates_of(Store(str(tmp_path)), [[("a", "cat"), ("b", "dog"), ("a", "fox")]])
-    assert found == {0: ((2, "fox"),)}
+    duplicates = duplicates_of(Store(str(tmp_path)), [[("a", "cat"), ("b", "dog"), ("a", "fox")]])
+    assert duplicates == {0: ((2, "fox"),)}
 
 
 def test_a_duplicate_that_had_failed_has_no_label_and_one_without_labels_an_empty_one(
@@ -65,8 +65,8 @@ def test_a_duplicate_that_had_failed_has_no_label_and_one_without_labels_an_empt
 ):
     slices: list[list[Row]] = [[("a", "cat"), ("b", None)], [("b", "dog"), ("a", None)]]
     assert duplicates_of(Store(str(tmp_path / "1")), slices) == {1: ((0, "dog"), (1, None))}
-    found = duplicates_of(Store(str(tmp_path / "2")), slices, has_label=False)
-    assert found == {1: ((0, ""), (1, None))}
+    duplicates = duplicates_of(Store(str(tmp_path / "2")), slices, has_label=False)
+    assert duplicates == {1: ((0, ""), (1, None))}
 
 
 def test_ids_that_are_all_different_have_no_duplicates(tmp_path: Path):

@@ -63,11 +63,16 @@ def test_a_partition_is_described_as_it_is(usual_store: Store):
     for version in (rows, dataclasses.replace(rows, edition=2)):
         manifest = publish_rows(usual_store, rows=version)
     before = snapshot(usual_store, "")
-    found = describe_output(usual_store.uri, None, dict(usual_store.storage_options))
-    assert (found["partition"], found["version"], found["kind"]) == (DAY, 2, "publish")
-    assert found["run_id"] == manifest.run_id
-    assert found["rows"] == {"total": 25, "predicted": 20, "quarantined": 5, "unreadable_shards": 1}
-    assert found["parts"] == [
+    output = describe_output(usual_store.uri, None, dict(usual_store.storage_options))
+    assert (output["partition"], output["version"], output["kind"]) == (DAY, 2, "publish")
+    assert output["run_id"] == manifest.run_id
+    assert output["rows"] == {
+        "total": 25,
+        "predicted": 20,
+        "quarantined": 5,
+        "unreadable_shards": 1,
+    }
+    assert output["parts"] == [
         {"kind": "predictions", "parts": 2, "bytes": sum(p.size_bytes for p in manifest.parts)},
         {
             "kind": "quarantine",
@@ -75,17 +80,17 @@ def test_a_partition_is_described_as_it_is(usual_store: Store):
             "bytes": sum(p.size_bytes for p in manifest.quarantine_parts),
         },
     ]
-    assert {label["label"]: label["rows"] for label in found["labels"]} == labels_of(rows)
-    assert found["predictions"][0] == {"row_id": "shard-0.parquet#0", "label": "cat", "score": 0.5}
-    assert len(found["predictions"]) == len(found["quarantine"]) == 5
-    assert found["reasons"] == [
+    assert {label["label"]: label["rows"] for label in output["labels"]} == labels_of(rows)
+    assert output["predictions"][0] == {"row_id": "shard-0.parquet#0", "label": "cat", "score": 0.5}
+    assert len(output["predictions"]) == len(output["quarantine"]) == 5
+    assert output["reasons"] == [
         {"reason": "truncated", "rows": 4},
         {"reason": "unreadable_shard", "rows": 1},
     ]
-    assert found["quarantine"][-1]["row_id"] == "shard-4.parquet"
-    assert {"column": "edition", "type": "int32"} in found["schema"]
-    assert found["history"] == [1]
-    json.dumps(found, allow_nan=False)
+    assert output["quarantine"][-1]["row_id"] == "shard-4.parquet"
+    assert {"column": "edition", "type": "int32"} in output["schema"]
+    assert output["history"] == [1]
+    json.dumps(output, allow_nan=False)
     assert snapshot(usual_store, "") == before, "describing writes nothing"
 
 
@@ -93,10 +98,10 @@ def test_of_several_partitions_all_are_listed_and_the_last_date_is_shown(store: 
     publish_rows(store, NEXT_DAY, Rows(1))
     publish_rows(store, DAY, Rows(2))
     publish_rows(store, DAY, Rows(3))
-    found = describe_output(store.uri, None, {})
-    listed = [(entry["partition"], entry["version"]) for entry in found["partitions"]]
+    output = describe_output(store.uri, None, {})
+    listed = [(entry["partition"], entry["version"]) for entry in output["partitions"]]
     assert listed == [(DAY, 2), (NEXT_DAY, 1)]
-    assert found["newest"]["partition"] == NEXT_DAY  # whichever was published last
+    assert output["newest"]["partition"] == NEXT_DAY  # whichever was published last
     for uri, partition in ((store.uri, NEXT_DAY), (f"{store.uri}/predictions/{NEXT_DAY}/", None)):
         assert describe_output(uri, partition, {})["partition"] == NEXT_DAY
 
@@ -110,9 +115,9 @@ def test_an_output_without_partitions_is_described(store: Store):
 @pytest.mark.parametrize("rows", [Rows(fail_every=1), Rows(num_slices=0), Rows(fail_every=0)])
 def test_an_output_without_predictions_or_failures_is_described(store: Store, rows: Rows):
     publish_rows(store, rows=rows)
-    found = describe_output(store.uri, None, {})
-    assert bool(found["labels"]) == bool(found["predictions"]) == bool(labels_of(rows))
-    assert shown(found)
+    output = describe_output(store.uri, None, {})
+    assert bool(output["labels"]) == bool(output["predictions"]) == bool(labels_of(rows))
+    assert shown(output)
 
 
 def test_what_is_not_published_is_the_users_error(store: Store):
@@ -145,7 +150,7 @@ def test_a_partition_that_was_refused_is_answered_with_its_last_run(store: Store
     gates = [{"name": "max_error_pct", "status": "fail"}, {"name": "volume", "status": "pass"}]
     put_report(store, NEXT_DAY, "1-a", report_of("1-a", NEXT_DAY))
     put_report(store, NEXT_DAY, "2-b", document_of(BARE["refused"], run_id="2-b", gates=gates))
-    said = (
+    message = (
         f"its last run, 2-b, was refused: max_error_pct; pipeline report .* --partition {NEXT_DAY}"
     )
     for ask in (
@@ -153,15 +158,15 @@ def test_a_partition_that_was_refused_is_answered_with_its_last_run(store: Store
         lambda: describe_output(store.uri, NEXT_DAY, {}),
         lambda: verify_output(store.uri, NEXT_DAY, {}),
     ):
-        with pytest.raises(JobError, match=said):
+        with pytest.raises(JobError, match=message):
             ask()
 
 
 def test_a_lost_part_is_said_to_be_lost(store: Store):
     manifest = publish_rows(store)
     store.delete([manifest.parts[1].path])
-    said = f"{manifest.parts[1].path}.*is gone"
-    with pytest.raises(InfraError, match=said):
+    message = f"{manifest.parts[1].path}.*is gone"
+    with pytest.raises(InfraError, match=message):
         describe_output(store.uri, None, {})
 
 
@@ -192,9 +197,9 @@ def test_the_latest_report_is_found_by_root_partition_run_and_file(usual_store: 
         (f"{root}/predictions/{NEXT_DAY}", None, None, "2-c"),
         (f"{root}/reports/{DAY}/1-a/report.json", None, None, "1-a"),
     ):
-        found = load_report(uri, partition, run_id, options)
+        report = load_report(uri, partition, run_id, options)
         name = {"2-c": NEXT_DAY, "0-d": "all"}.get(expected, DAY)
-        assert found == Report(**report_of(expected, name))
+        assert report == Report(**report_of(expected, name))
 
 
 def test_a_report_that_is_not_there_is_the_users_error(store: Store):
@@ -221,7 +226,7 @@ def test_a_stored_report_is_compared_with_the_one_before(store: Store):
 
 
 @pytest.mark.parametrize(
-    ("data", "error", "said"),
+    ("data", "error", "message"),
     [
         ({"version": 2}, JobError, "written by a newer version"),
         ({"rows": 7}, InfraError, "not a report: rows"),
@@ -230,11 +235,11 @@ def test_a_stored_report_is_compared_with_the_one_before(store: Store):
         (b"\xff{", InfraError, "not a report"),
     ],
 )
-def test_what_is_not_a_report_is_refused(store: Store, data, error, said: str):
+def test_what_is_not_a_report_is_refused(store: Store, data, error, message: str):
     if isinstance(data, dict):
         data = json.dumps(report_of("1-a") | data).encode()
     store.put(Layout(DAY).report("1-a", "report.json"), data)
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         load_report(store.uri, None, None, {})
 
 
@@ -282,24 +287,24 @@ def past_report(job: Job) -> dict:
 
 
 def test_a_plan_says_what_is_to_be_done_and_writes_nothing(job: Job, store: Store):
-    found = planned(job)
+    plan = planned(job)
     assert not Path(store.uri).exists()
-    assert found["partition"] == DAY
-    assert found["a_run_would"] == "publish the first version"
-    assert (found["slices"], found["slices_staged"], found["rows_left"]) == (3, 0, 10)
-    said = found["input"]
-    assert (said["shards"], said["rows"], said["unreadable_shards"]) == (10, 10, 0)
-    assert said["bytes"] == sum(p.stat().st_size for p in Path(job.source.uri).glob("*.png"))
-    assert (found["skipped"]["files"], found["skipped"]["extensions"][0]["extension"]) == (
+    assert plan["partition"] == DAY
+    assert plan["a_run_would"] == "publish the first version"
+    assert (plan["slices"], plan["slices_staged"], plan["rows_left"]) == (3, 0, 10)
+    source = plan["input"]
+    assert (source["shards"], source["rows"], source["unreadable_shards"]) == (10, 10, 0)
+    assert source["bytes"] == sum(p.stat().st_size for p in Path(job.source.uri).glob("*.png"))
+    assert (plan["skipped"]["files"], plan["skipped"]["extensions"][0]["extension"]) == (
         7,
         ".txt",
     )
-    assert found["model"]["batch_size"] == 2
-    assert found["published_now"] is None
-    assert found["estimate"]["minutes"] is None
-    assert "no run of this model over 100 rows or more is on record" in found["estimate"]["basis"]
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert "publish the first version" in shown(found)
+    assert plan["model"]["batch_size"] == 2
+    assert plan["published_now"] is None
+    assert plan["estimate"]["minutes"] is None
+    assert "no run of this model over 100 rows or more is on record" in plan["estimate"]["basis"]
+    assert json.loads(json.dumps(plan, allow_nan=False)) == plan
+    assert "publish the first version" in shown(plan)
 
 
 def test_a_plan_counts_the_slices_that_are_staged(job: Job, store: Store):
@@ -309,35 +314,35 @@ def test_a_plan_counts_the_slices_that_are_staged(job: Job, store: Store):
     for key in (first, third):
         store.put(f"{Layout(DAY).staging(plan.fingerprint)}/{staged_name(key, 'abc')}", b"a part")
     before = snapshot(store, "")
-    found = planned(job)
-    assert found["a_run_would"] == "resume, then publish the first version"
-    assert (found["slices_staged"], found["rows_left"]) == (2, 4)
+    estimated = planned(job)
+    assert estimated["a_run_would"] == "resume, then publish the first version"
+    assert (estimated["slices_staged"], estimated["rows_left"]) == (2, 4)
     # 60 s for 1,000 rows, 20 s besides; four rows are left.
-    assert found["estimate"]["minutes"] == pytest.approx((20 + 4 * 0.06) / 60)
-    assert "run 1-a: 1,000 rows" in found["estimate"]["basis"]
+    assert estimated["estimate"]["minutes"] == pytest.approx((20 + 4 * 0.06) / 60)
+    assert "run 1-a: 1,000 rows" in estimated["estimate"]["basis"]
     assert snapshot(store, "") == before
 
 
 def test_a_plan_says_what_would_be_replaced_and_when_all_is_done(job: Job, store: Store):
     base = publish_rows(store)
-    found = planned(job)
-    assert found["a_run_would"] == "replace version 1"
-    assert "changed" not in found, "a version without parts does not tell"
+    preview = planned(job)
+    assert preview["a_run_would"] == "replace version 1"
+    assert "changed" not in preview, "a version without parts does not tell"
     parts = plan_of(job).fingerprint_parts | {"inputs": "of before"}
     before = dataclasses.replace(base, number=2, fingerprint_parts=parts, token="s")
     commit(store, Layout(DAY), dataclasses.replace(before, parts=(), quarantine_parts=()), "none")
-    found = planned(job)
-    assert found["changed"].startswith("the input (it was "), "its plan is of another folder"
-    assert found["published_now"]["run_id"] == base.run_id
+    preview = planned(job)
+    assert preview["changed"].startswith("the input (it was "), "its plan is of another folder"
+    assert preview["published_now"]["run_id"] == base.run_id
     done = dataclasses.replace(base, number=3, fingerprint=plan_of(job).fingerprint, token="t")
     commit(store, Layout(DAY), dataclasses.replace(done, parts=(), quarantine_parts=()), "none")
-    found = planned(job)
-    assert found["a_run_would"] == "nothing: this is published already"
-    assert found["rows_left"] == 0
-    assert found["estimate"]["minutes"] == 0
+    preview = planned(job)
+    assert preview["a_run_would"] == "nothing: this is published already"
+    assert preview["rows_left"] == 0
+    assert preview["estimate"]["minutes"] == 0
     too_large = job.resources.model_copy(update={"num_gpus": 512.0})
-    found = planned(job.model_copy(update={"resources": too_large}))
-    assert found["rows_left"] == 0, "a run would start nothing, so nothing has to fit"
+    preview = planned(job.model_copy(update={"resources": too_large}))
+    assert preview["rows_left"] == 0, "a run would start nothing, so nothing has to fit"
 
 
 # Rendering

@@ -28,8 +28,8 @@ def test_models_that_nothing_names_any_more_are_garbage(usual_store: Store):
     for sha256 in (*named.values(), "3" * 64):
         usual_store.put(model_path(sha256), b"model")
     assert unneeded_models(usual_store, grace_s=3600) == []
-    (found,) = unneeded_models(usual_store, grace_s=-3600)
-    assert found.path == model_path("3" * 64)
+    (unneeded,) = unneeded_models(usual_store, grace_s=-3600)
+    assert unneeded.path == model_path("3" * 64)
 
 
 def test_what_is_younger_than_the_grace_period_stays(tmp_path: Path):

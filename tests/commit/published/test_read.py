@@ -48,5 +48,5 @@ def test_columns_are_read_in_the_order_that_is_asked_for(tmp_path: Path):
     assert whole.column_names[0] == "row_id"
     assert whole.column_names[-1] == "kind"
     for columns in (["score", "row_id"], ["kind", "label"], ["kind"]):
-        found = read_predictions(f"{store.uri}/predictions/{DAY}", columns=columns)
-        assert found.equals(whole.select(columns))
+        rows = read_predictions(f"{store.uri}/predictions/{DAY}", columns=columns)
+        assert rows.equals(whole.select(columns))

@@ -44,8 +44,8 @@ def changed(number: int, **how: object) -> tuple[KnownShard, ...]:
 
 
 def test_what_is_sound_passes_and_shards_that_could_not_be_read_may_be_missing(tmp_path: Path):
-    found = check(tmp_path)
-    assert (found.status, found.message) == ("pass", "3 shards, as written")
+    result = check(tmp_path)
+    assert (result.status, result.message) == ("pass", "3 shards, as written")
     assert check(tmp_path, ()).status == "pass"
     assert check(tmp_path, SOUND[:2]).status == "fail"
     assert check(tmp_path, SOUND[:2], unreadable_shards=1).status == "pass"
@@ -55,7 +55,7 @@ BEYOND = "the shards have predictions beyond the 7 of the version"
 
 
 @pytest.mark.parametrize(
-    ("shards", "unreadable", "said"),
+    ("shards", "unreadable", "message"),
     [
         (changed(0, failed=(3,)), 0, "a has 3 rows, and others that failed"),
         (changed(0, failed=(-1,)), 0, "a has 3 rows, and others that failed"),
@@ -67,7 +67,7 @@ BEYOND = "the shards have predictions beyond the 7 of the version"
     ],
 )
 def test_shards_whose_rows_cannot_be_are_named(
-    tmp_path: Path, shards: tuple[KnownShard, ...], unreadable: int, said: str
+    tmp_path: Path, shards: tuple[KnownShard, ...], unreadable: int, message: str
 ):
-    found = check(tmp_path, shards, unreadable)
-    assert (found.status, found.message) == ("fail", said)
+    result = check(tmp_path, shards, unreadable)
+    assert (result.status, result.message) == ("fail", message)

@@ -110,10 +110,10 @@ def test_rows_that_only_reading_counts_are_proved_without_their_number(store: St
     uncounted = plan_to_json(dataclasses.replace(plan, units=(unit,)), "t")
     store.put(LAYOUT.plan(manifest.fingerprint), uncounted)
     checks = verify_output(store.uri, DAY, {})["checks"]
-    told = {check["name"]: (check["status"], check["message"]) for check in checks}
-    assert told["plan"] == ("pass", "rows unknown until read, of 5 shards")
-    assert told["planned_ids"][0] == "skipped"
-    assert {status for status, _ in told.values()} == {"pass", "skipped"}
+    results = {check["name"]: (check["status"], check["message"]) for check in checks}
+    assert results["plan"] == ("pass", "rows unknown until read, of 5 shards")
+    assert results["planned_ids"][0] == "skipped"
+    assert {status for status, _ in results.values()} == {"pass", "skipped"}
 
 
 def test_an_entry_of_another_version_of_the_package_is_whole_and_stays_as_it_is(store: Store):
@@ -254,7 +254,7 @@ def damage_the_plan(store: Store, manifest: Manifest) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "expected", "said"),
+    ("damage", "expected", "text"),
     [
         (delete_a_part, ["parts", "folder"], "is missing"),
         (lose_a_quarantine_part, ["parts", "folder"], "quarantine/"),
@@ -290,14 +290,14 @@ def damage_the_plan(store: Store, manifest: Manifest) -> None:
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_damage_is_found_by_its_own_check(
-    store: Store, damage: Callable[[Store, Manifest], None], expected: list[str], said: str
+    store: Store, damage: Callable[[Store, Manifest], None], expected: list[str], text: str
 ):
     manifest = publish_rows(store)
     damage(store, manifest)
     names, message = failures(store)
     assert names[0] == expected[0]
     assert set(names) == set(expected)
-    assert said in message
+    assert text in message
 
 
 def test_a_flipped_byte_anywhere_in_a_part_is_found(store: Store):
@@ -324,8 +324,8 @@ def test_a_flipped_byte_anywhere_in_a_part_is_found(store: Store):
     ],
 )
 def test_of_several_problems_one_is_told(problems: list[str], status: str, message: str):
-    found = verdict("rows", problems, "fine")
-    assert (found.name, found.status, found.message) == ("rows", status, message)
+    result = verdict("rows", problems, "fine")
+    assert (result.name, result.status, result.message) == ("rows", status, message)
 
 
 def test_what_is_not_published_is_the_users_error(store: Store):
@@ -420,12 +420,12 @@ WRONG_ROWS: dict[Spoil, tuple[list[str], str]] = {
 def test_one_wrong_row_is_found_and_named(store: Store, spoil: Spoil):
     num_rows = 1_000
     publish_spoiled(store, spoil, num_rows)
-    expected, said = WRONG_ROWS[spoil]
+    expected, text = WRONG_ROWS[spoil]
     names, message = failures(store)
     assert names == expected
     first = num_rows // 2
     numbers = {"rows": num_rows, "less": num_rows - 1, "more": num_rows + 1}
-    assert said.format(**numbers, doubled=first + 7, lost=first + 123) in message
+    assert text.format(**numbers, doubled=first + 7, lost=first + 123) in message
 
 
 @pytest.mark.slow

@@ -38,7 +38,7 @@ ROWS = Rows(kinds=KINDS, partition_columns=("kind", "edition"))
 COLUMNS = ["row_id", "edition", "label"]
 BEFORE_COMMIT = ["compacted", "placed_part", "before_log"]
 AFTER_COMMIT = ["after_log", "before_table", "after_table", "retired", "before_current"]
-Found = set[tuple[Any, ...]]
+RowSet = set[tuple[Any, ...]]
 
 
 def table_of(store: Store) -> DeltaTable:
@@ -58,18 +58,18 @@ def commits_of(table: DeltaTable) -> list[dict[str, Any]]:
     return table.history()[::-1]
 
 
-def good(rows: Rows) -> Found:
+def good(rows: Rows) -> RowSet:
     tables = [slice_table(rows, index) for index in range(rows.num_slices)]
     everything = [row for table in tables for row in table.to_pylist() if row["error"] is None]
     return {tuple(row[name] for name in COLUMNS) for row in everything}
 
 
-def read(store: Store) -> Found:
+def read(store: Store) -> RowSet:
     """All rows of the table, by the library's own reader; no row twice."""
     rows = table_of(store).to_pyarrow_table(columns=COLUMNS).to_pylist()
-    found = {tuple(row[name] for name in COLUMNS) for row in rows}
-    assert len(found) == len(rows)
-    return found
+    distinct = {tuple(row[name] for name in COLUMNS) for row in rows}
+    assert len(distinct) == len(rows)
+    return distinct
 
 
 def publish(store: Store, rows: Rows, day: str | None = DAY, keep: int = 2) -> Manifest:
@@ -108,8 +108,8 @@ def test_partitions_share_one_table(usual_store: Store):
     for edition, day in enumerate([*days, days[1]]):
         publish(usual_store, Rows(edition), day)
     frame = table_of(usual_store).to_pyarrow_table(columns=["date", "edition"])
-    found = {(row["date"], row["edition"]) for row in frame.to_pylist()}
-    assert found == {("2026-11-24", 0), ("2026-11-25", 3), ("2026-11-26", 2)}
+    days_and_editions = {(row["date"], row["edition"]) for row in frame.to_pylist()}
+    assert days_and_editions == {("2026-11-24", 0), ("2026-11-25", 3), ("2026-11-26", 2)}
     assert table_of(usual_store).metadata().partition_columns == ["date"]
     where = [("date", "=", "2026-11-25")]
     only = table_of(usual_store).to_pyarrow_table(filters=where, columns=COLUMNS)
@@ -146,8 +146,8 @@ def test_polars_and_duckdb_read_the_table(tmp_path: Path):
     polars = pl.scan_delta(folder).select(COLUMNS).collect().rows()
     assert (set(polars), len(polars)) == (good(rows), len(good(rows)))
     dataset = table_of(store).to_pyarrow_dataset()  # DuckDB finds it by this name
-    found = duckdb.sql(f"SELECT {', '.join(COLUMNS)} FROM dataset").fetchall()
-    assert (set(found), len(found)) == (good(rows), len(good(rows)))
+    by_duckdb = duckdb.sql(f"SELECT {', '.join(COLUMNS)} FROM dataset").fetchall()
+    assert (set(by_duckdb), len(by_duckdb)) == (good(rows), len(good(rows)))
     assert dataset.count_rows() == len(good(rows))
     only = duckdb.sql("SELECT count(*) FROM dataset WHERE kind = 'a/b'").fetchall()
     assert only == [(sum(row["kind"] == "a/b" for row in pl.read_delta(folder).to_dicts()),)]

@@ -80,8 +80,8 @@ def user() -> Iterator[subprocess.Popen[str]]:
 
 
 def names() -> set[str]:
-    found = {path.name for path in cache_folder().iterdir() if path.is_dir()}
-    return found - {"users"}
+    folders = {path.name for path in cache_folder().iterdir() if path.is_dir()}
+    return folders - {"users"}
 
 
 def test_the_oldest_go_until_there_is_room() -> None:
@@ -191,4 +191,4 @@ def test_what_a_killed_process_left_unfinished_goes() -> None:
 def test_no_locks_are_left_behind() -> None:
     for number in range(3):
         cached_folder(f"m-{number}", write)
-    assert [each.name for each in cache_folder().glob("*.lock")] == []
+    assert [lock.name for lock in cache_folder().glob("*.lock")] == []

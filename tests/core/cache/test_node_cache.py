@@ -40,8 +40,8 @@ def test_what_could_not_be_written_whole_is_not_kept(
     before = [path for path in cache_folder().iterdir() if path.is_dir()]
     assert [path.name for path in before if path.name[:1] == "." or path.name == "a-model"] == []
     for _ in range(2):
-        found = cached_folder("a-model", whole)
-        assert sorted(path.name for path in found.iterdir()) == ["config", "weights"]
+        folder = cached_folder("a-model", whole)
+        assert sorted(path.name for path in folder.iterdir()) == ["config", "weights"]
     assert calls == ["half", "whole"]
 
 

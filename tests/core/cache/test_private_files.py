@@ -74,10 +74,10 @@ def test_a_link_or_a_file_is_no_folder(to: str, tmp_path: Path):
 
 @needs_root
 def test_another_users_folder_is_refused_and_the_next_one_taken(tmp_path: Path):
-    taken, own = tmp_path / "taken", tmp_path / "own"
+    taken, free = tmp_path / "taken", tmp_path / "own"
     taken.mkdir(mode=0o700)
     os.chown(taken, OTHER_USER, OTHER_USER)
-    assert first_of([taken, own]) == own
+    assert first_of([taken, free]) == free
     with pytest.raises(InfraError, match="taken: must be this user's own"):
         first_of([taken])
 
@@ -146,15 +146,15 @@ def test_rays_folder_is_private_whatever_the_umask(base: Path, umask: int):
         folder = RayFolder()
     finally:
         os.umask(before)
-    (own,) = base.iterdir()
-    assert stat.S_IMODE(own.stat().st_mode) == 0o700
-    assert folder.path.parent == own
+    (private,) = base.iterdir()
+    assert stat.S_IMODE(private.stat().st_mode) == 0o700
+    assert folder.path.parent == private
     folder.path.chmod(0o777)  # as Ray does with whatever it is given
     (folder.path / "session_1" / "sockets").mkdir(parents=True)
     if os.geteuid() == 0:
         assert as_other_user(lambda: list(folder.path.iterdir())) == "PermissionError"
         assert as_other_user(lambda: (folder.path / "planted").touch()) == "PermissionError"
-        assert as_other_user(lambda: own.rename(base / "away")) == "PermissionError"
+        assert as_other_user(lambda: private.rename(base / "away")) == "PermissionError"
     folder.end(keep_logs=False)
     assert list(base.iterdir()) == []
 
@@ -208,7 +208,7 @@ def test_the_short_link_of_a_killed_run_is_swept_away_and_no_others(
     monkeypatch.setenv("RAY_TMPDIR", str(base / ("x" * 90)))
     killed, running = RayFolder(), RayFolder()
     os.close(killed._lock)
-    links = [each.path.parent for each in (killed, running)]
+    links = [created.path.parent for created in (killed, running)]
     for folder in [*links, *killed.folders, *running.folders]:
         os.utime(folder, (0, 0))
     RayFolder().end(keep_logs=False)
@@ -236,8 +236,8 @@ def test_what_rays_core_says_is_written_through_no_link(
 ):
     target, planted = tmp_path / "target", tmp_path / "driver-native.err"
     planted.symlink_to(target)
-    with open(os.dup(2), "w") as own, monkeypatch.context() as here:
-        here.setattr("sys.stderr", own)
+    with open(os.dup(2), "w") as stderr, monkeypatch.context() as here:
+        here.setattr("sys.stderr", stderr)
         with native_errors_to(planted):
             os.write(2, b"from the core\n")
         with native_errors_to(tmp_path / "fresh"):

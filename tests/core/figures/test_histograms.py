@@ -90,11 +90,11 @@ def test_bins_keep_the_order_of_numbers_whatever_the_shift(a: float, b: float):
 
 def test_of_lists_of_labels_their_length_and_scores_are_counted():
     entries = [[{"label": "a", "score": 0.9}, {"label": "b", "score": 0.52}], [], None]
-    kind = pa.list_(pa.struct([("label", pa.string()), ("score", pa.float32())]))
-    table = pa.table({"labels": pa.array(entries, kind)})
-    found = measure_numbers(table, ("labels",))
-    assert found["num_labels"] == of_values([2.0, 0.0])
-    assert found["score"] == of_scores([0.9, 0.52])
+    list_type = pa.list_(pa.struct([("label", pa.string()), ("score", pa.float32())]))
+    table = pa.table({"labels": pa.array(entries, list_type)})
+    numbers = measure_numbers(table, ("labels",))
+    assert numbers["num_labels"] == of_values([2.0, 0.0])
+    assert numbers["score"] == of_scores([0.9, 0.52])
     assert list(measure_numbers(table.slice(1), ("labels",))) == ["num_labels"]
 
 
@@ -114,9 +114,9 @@ def test_rows_without_a_prediction_are_not_counted():
     table = pa.table({"value": pa.nulls(3, pa.float32())})
     assert measure_numbers(table, ("value",)) == {}
     vectors = pa.array([[3.0, 4.0], None, [0.0, 0.0]], pa.list_(pa.float32(), 2))
-    found = measure_numbers(pa.table({"embedding": vectors}).slice(0, 3), ("embedding",))
-    assert sum(found[NORM].counts.values()) == 2
-    assert (found[NORM].lowest, found[NORM].highest) == (0.0, 5.0)
+    numbers = measure_numbers(pa.table({"embedding": vectors}).slice(0, 3), ("embedding",))
+    assert sum(numbers[NORM].counts.values()) == 2
+    assert (numbers[NORM].lowest, numbers[NORM].highest) == (0.0, 5.0)
 
 
 def test_scores_have_twenty_bins():
@@ -126,9 +126,9 @@ def test_scores_have_twenty_bins():
 def test_of_many_targets_all_have_a_range_and_some_have_bins():
     names = tuple(f"t{i}" for i in range(MAX_COUNTED_TARGETS + 2))
     table = pa.table({name: pa.array([1.0, 2.0], pa.float32()) for name in names})
-    found = measure_numbers(table, names)
-    assert [bool(found[name].counts) for name in names].count(True) == MAX_COUNTED_TARGETS
-    assert all(found[name].highest == 2.0 for name in names)
+    numbers = measure_numbers(table, names)
+    assert [bool(numbers[name].counts) for name in names].count(True) == MAX_COUNTED_TARGETS
+    assert all(numbers[name].highest == 2.0 for name in names)
 
 
 def test_what_the_manifest_keeps_is_bounded():
@@ -136,13 +136,13 @@ def test_what_the_manifest_keeps_is_bounded():
     values = of_values(np.random.default_rng(0).normal(size=50_000))
     assert len(values.counts) > MAX_BINS
     kept = Distribution(labels=labels, numbers={"value": values}).to_dict()
-    found = Distribution.from_dict(json.loads(json.dumps(kept)))
-    assert len(found.labels) == MAX_LABELS
-    assert found.num_labelled == sum(labels.values())
-    assert min(found.labels.values()) == 2001, "the most frequent are kept"
-    assert len(found.numbers["value"].counts) <= MAX_BINS
-    assert sum(found.numbers["value"].counts.values()) == 50_000
-    assert compare_numbers(found.numbers["value"], values).psi < 0.001
+    restored = Distribution.from_dict(json.loads(json.dumps(kept)))
+    assert len(restored.labels) == MAX_LABELS
+    assert restored.num_labelled == sum(labels.values())
+    assert min(restored.labels.values()) == 2001, "the most frequent are kept"
+    assert len(restored.numbers["value"].counts) <= MAX_BINS
+    assert sum(restored.numbers["value"].counts.values()) == 50_000
+    assert compare_numbers(restored.numbers["value"], values).psi < 0.001
     assert Distribution.from_dict({}) == Distribution()
 
 
@@ -214,8 +214,8 @@ def test_psi_is_the_textbook_sum():
 
 def test_the_label_that_moved_most_is_named():
     before, now = Counter(a=500, b=300, c=200), Counter(a=480, b=120, c=400)
-    found = compare_labels(Distribution(before), Distribution(now))
-    assert found.most in ("'b' was 30.0%, now 12.0%", "'c' was 20.0%, now 40.0%")
+    shift = compare_labels(Distribution(before), Distribution(now))
+    assert shift.most in ("'b' was 30.0%, now 12.0%", "'c' was 20.0%, now 40.0%")
 
 
 def test_equal_vectors_are_constant_and_others_are_not():
@@ -234,9 +234,9 @@ def test_equal_vectors_are_constant_and_others_are_not():
 def test_lengths_that_are_scaled_to_one_are_one_bin():
     vectors = np.random.default_rng(3).normal(size=(500, 48)).astype(np.float32)
     units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    found = of_vectors(units).numbers[NORM]
-    assert found.lowest < 1.0 < found.highest, "which is why they are rounded"
-    assert len(found.counts) == 1
+    norms = of_vectors(units).numbers[NORM]
+    assert norms.lowest < 1.0 < norms.highest, "which is why they are rounded"
+    assert len(norms.counts) == 1
 
 
 def test_another_space_of_embeddings_is_drift():

@@ -51,7 +51,7 @@ def test_an_hour_is_filled_in_and_missed_where_only_a_date_is_given():
 def test_a_key_with_half_a_character_is_said_and_becomes_text():
     filled = Substitution(DAY, {})
     assert filled.apply({"a": {"x\ud800": "${date}", 3: 1}}) == {"a": {"x?": "2026-11-24", 3: 1}}
-    assert [(each.path, each.text) for each in filled.problems] == [
+    assert [(problem.path, problem.text) for problem in filled.problems] == [
         (("a",), "a: a key is not UTF-8 text")
     ]
 
@@ -60,7 +60,7 @@ def test_what_is_no_variable_is_shown_unless_it_may_be_a_credential():
     filled = Substitution(DAY, {})
     filled.apply({"source": {"uri": "${day}", "storage_options": {"key": "${hunter2}"}}})
     only = "only ${date}, ${hour} and ${env:NAME} are substituted"
-    assert [each.text for each in filled.problems] == [
+    assert [problem.text for problem in filled.problems] == [
         f"source.uri: ${{day}}: {only}",
         f"source.storage_options.key: {only}",
     ]

@@ -41,21 +41,21 @@ def test_a_list_in_lists_is_read_down_to_a_depth():
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("a:\n\t- b", r"^line 2: found character .* \(indent with spaces, not with tabs\)$"),
         ("a: [1", r"^line 1: expected [^(]*$"),
         ("a: *x", r"^line 1: .* \(text that begins with \* needs quotes\)$"),
     ],
 )
-def test_what_is_likely_meant_is_said_beside_what_is_wrong(text: str, said: str):
-    with pytest.raises(ValueError, match=said):
+def test_what_is_likely_meant_is_said_beside_what_is_wrong(text: str, message: str):
+    with pytest.raises(ValueError, match=message):
         parse(text)
 
 
 def test_a_key_that_is_there_twice_is_shown_unless_it_may_be_a_credential():
     problems = parse("a: {storage_options: {k: 1, k: 2}}\nb: {k: 1, k: 2}").problems
-    assert [(each.text, each.line) for each in problems] == [
+    assert [(problem.text, problem.line) for problem in problems] == [
         ("a key is there twice", 1),
         ("the key k is there twice", 2),
     ]

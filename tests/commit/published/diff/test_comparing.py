@@ -80,7 +80,7 @@ def made_row(draw: np.random.Generator, number: int) -> dict[str, Any]:
         return {"label": LABELS[at], "label_id": at, "score": round(float(draw.random()), 2)}
 
     def box() -> dict[str, Any]:
-        x, y, score = (float(each) for each in draw.integers(1, 9, 3))
+        x, y, score = (float(number) for number in draw.integers(1, 9, 3))
         place = {"x_min": x, "y_min": y, "x_max": x + 5, "y_max": y + 5}
         return {"label": LABELS[int(draw.integers(2))], "score": score / 10, **place}
 
@@ -95,7 +95,7 @@ def made_row(draw: np.random.Generator, number: int) -> dict[str, Any]:
         "top_k": some or None,
         "labels": some,
         "entities": [entity() for _ in range(int(draw.integers(3)))],
-        "embedding": [float(each) for each in draw.integers(-2, 3, 3)],
+        "embedding": [float(number) for number in draw.integers(-2, 3, 3)],
         "price": float(draw.choice([1.0, 1.0005, 250.0, math.nan, math.inf])),
         "text": [None, "", "a cat", "two\ncats"][int(draw.integers(4))],
         "detections": [box() for _ in range(int(draw.integers(3)))],
@@ -198,21 +198,21 @@ def assert_as_naive(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(joining, "_BUCKET_ROWS", bucket_rows)
-        found = compare(
+        diff = compare(
             publish(folder / "a", 1, table_of(before)), publish(folder / "b", 1, table_of(now))
         )
     wanted = naive(before, now)
-    assert (found.both, found.added, found.removed) == tuple(
+    assert (diff.both, diff.added, diff.removed) == tuple(
         wanted[name] for name in ("both", "added", "removed")
     )
-    columns = found.columns
+    columns = diff.columns
     for name in ("label", "price", "text", "score", "top_k", "labels", "entities", "detections"):
         assert columns[name].differing == wanted[name], name
     assert columns["label"].pairs == wanted["flips"]
     assert columns["embedding"].sum_diff == pytest.approx(sum(wanted["cosines"]))
     if before == now:
-        assert found.is_equal
-        assert found.verdict == f"equal: {len(now)} rows"
+        assert diff.is_equal
+        assert diff.verdict == f"equal: {len(now)} rows"
 
 
 def rows(*labels: str, score: float = 0.5) -> pa.Table:
@@ -228,28 +228,28 @@ def test_files_that_both_versions_have_are_equal_and_are_not_read(tmp_path: Path
     before = publish(tmp_path, 1, old.slice(2), shared)
     now = publish(tmp_path, 2, new.slice(2), shared)
     (tmp_path / now.manifest.parts[1].path).unlink()
-    found = compare(before, now)
-    assert (found.both, found.same_files_rows, found.changed) == (3, 2, 1)
-    assert found.verdict == "1 of 3 rows in both differ (33.33%): label in 1"
+    diff = compare(before, now)
+    assert (diff.both, diff.same_files_rows, diff.changed) == (3, 2, 1)
+    assert diff.verdict == "1 of 3 rows in both differ (33.33%): label in 1"
     assert compare(now, now).is_equal
 
 
 def test_rows_that_left_for_the_quarantine_or_came_from_it_are_told_apart(tmp_path: Path):
     before = publish(tmp_path / "a", 1, rows("cat", "dog").slice(0, 1), failed={"r1": "timeout"})
     now = publish(tmp_path / "b", 1, rows("cat", "dog").slice(1), failed={"r0": "undecodable"})
-    found = compare(before, now)
-    assert (found.added, found.removed) == (1, 1)
-    assert (dict(found.recovered), dict(found.failed)) == ({"timeout": 1}, {"undecodable": 1})
-    assert found.verdict.endswith("1 added; 1 removed (1 of them in quarantine now)")
+    diff = compare(before, now)
+    assert (diff.added, diff.removed) == (1, 1)
+    assert (dict(diff.recovered), dict(diff.failed)) == ({"timeout": 1}, {"undecodable": 1})
+    assert diff.verdict.endswith("1 added; 1 removed (1 of them in quarantine now)")
 
 
 def test_the_rows_that_differ_most_come_first_and_say_what_they_were(tmp_path: Path):
     before = publish(tmp_path / "a", 1, rows("cat", "dog", "fox", score=0.5))
     changed = rows("cat", "dog", "cat", score=0.5).to_pylist()
     changed[1]["score"] = 0.75
-    found = compare(before, publish(tmp_path / "b", 1, table_of(changed)))
-    assert [mover.row_id for mover in found.largest] == ["r2", "r1"]
-    assert (found.largest[0].before, found.largest[0].now) == ({"label": "fox"}, {"label": "cat"})
+    diff = compare(before, publish(tmp_path / "b", 1, table_of(changed)))
+    assert [mover.row_id for mover in diff.largest] == ["r2", "r1"]
+    assert (diff.largest[0].before, diff.largest[0].now) == ({"label": "fox"}, {"label": "cat"})
     assert [m.row_id for m in compare(before, publish(tmp_path / "c", 1, table_of(changed)),
                                       num_movers=1).largest] == ["r2"]  # fmt: skip
 
@@ -257,11 +257,11 @@ def test_the_rows_that_differ_most_come_first_and_say_what_they_were(tmp_path: P
 def test_columns_of_one_side_or_of_other_types_are_named_and_not_compared(tmp_path: Path):
     one = pa.table({"row_id": ["a"], "score": [1.0], "gone": [1]})
     other = pa.table({"row_id": ["a"], "score": ["high"], "new": [1]})
-    found = compare(publish(tmp_path / "a", 1, one), publish(tmp_path / "b", 1, other))
-    assert (found.only_before, found.only_now) == (("gone",), ("new",))
-    assert found.other_types == {"score": ("double", "string")}
-    assert not found.is_equal
-    assert "columns that cannot be compared: gone, new, score" in found.verdict
+    diff = compare(publish(tmp_path / "a", 1, one), publish(tmp_path / "b", 1, other))
+    assert (diff.only_before, diff.only_now) == (("gone",), ("new",))
+    assert diff.other_types == {"score": ("double", "string")}
+    assert not diff.is_equal
+    assert "columns that cannot be compared: gone, new, score" in diff.verdict
 
 
 @pytest.mark.parametrize(
@@ -277,8 +277,8 @@ def test_rows_that_only_came_or_went_or_changed_are_a_difference(
     tmp_path: Path, labels: tuple[str, ...], verdict: str
 ):
     before = publish(tmp_path / "a", 1, rows("cat", "dog"))
-    found = compare(before, publish(tmp_path / "b", 1, rows(*labels)))
-    assert (found.is_equal, found.verdict) == (False, verdict)
+    diff = compare(before, publish(tmp_path / "b", 1, rows(*labels)))
+    assert (diff.is_equal, diff.verdict) == (False, verdict)
 
 
 @pytest.mark.parametrize(
@@ -296,9 +296,9 @@ def test_the_tolerance_is_absolute_up_to_1_and_relative_above(
     tmp_path: Path, before: float, now: float, differs: bool
 ):
     sides = [pa.table({"row_id": ["a"], "price": [value]}) for value in (before, now)]
-    found = compare(*(publish(tmp_path / str(n), 1, side) for n, side in enumerate(sides)))
-    assert found.tolerance == 0.001
-    assert found.is_equal == (not differs)
+    diff = compare(*(publish(tmp_path / str(n), 1, side) for n, side in enumerate(sides)))
+    assert diff.tolerance == 0.001
+    assert diff.is_equal == (not differs)
 
 
 @pytest.mark.parametrize(
@@ -313,12 +313,12 @@ def test_the_tolerance_is_absolute_up_to_1_and_relative_above(
     ],
 )
 def test_lists_differ_by_their_numbers_or_as_values(tmp_path: Path, now: list[Any], differs: bool):
-    kind = pa.list_(pa.struct([("label", pa.string()), ("score", pa.float32())]))
+    list_type = pa.list_(pa.struct([("label", pa.string()), ("score", pa.float32())]))
     before, same = [{"label": "cat", "score": 0.5}], {"label": "dog", "score": 0.25}
-    tops = (pa.array([[*each, same]], kind) for each in (before, now))
+    tops = (pa.array([[*entries, same]], list_type) for entries in (before, now))
     sides = (pa.table({"row_id": ["a"], "top": top}) for top in tops)
-    found = compare(*(publish(tmp_path / str(n), 1, side) for n, side in enumerate(sides)))
-    assert found.is_equal == (not differs)
+    diff = compare(*(publish(tmp_path / str(n), 1, side) for n, side in enumerate(sides)))
+    assert diff.is_equal == (not differs)
 
 
 def test_a_row_that_lies_elsewhere_is_the_same(tmp_path: Path):
@@ -338,8 +338,8 @@ def test_the_value_of_a_partition_folder_is_a_column(tmp_path: Path):
         )
         sides.append(Version(store, LAYOUT, manifest))
     # The files are equal byte for byte: what tells them apart is where they lie.
-    found = compare(*sides)
-    assert (found.changed, found.columns["label"].pairs) == (1, {("cat", "dog"): 1})
+    diff = compare(*sides)
+    assert (diff.changed, diff.columns["label"].pairs) == (1, {("cat", "dog"): 1})
 
 
 def test_ids_that_are_not_unique_cannot_be_matched(tmp_path: Path):
@@ -352,8 +352,8 @@ def test_ids_that_are_not_unique_cannot_be_matched(tmp_path: Path):
 def test_what_is_null_on_one_side_alone_differs(tmp_path: Path):
     one = pa.table({"row_id": ["a", "b", "c"], "score": [None, 1.0, None]})
     other = pa.table({"row_id": ["a", "b", "c"], "score": pa.array([None, None, 2.0])})
-    found = compare(publish(tmp_path / "a", 1, one), publish(tmp_path / "b", 1, other))
-    score = found.columns["score"]
+    diff = compare(publish(tmp_path / "a", 1, one), publish(tmp_path / "b", 1, other))
+    score = diff.columns["score"]
     assert (score.differing, score.became_null, score.was_null) == (2, 1, 1)
 
 
@@ -385,8 +385,8 @@ def test_each_row_that_differs_is_written_once(tmp_path: Path):
         publish(tmp_path / "a", 1, before), publish(tmp_path / "b", 1, now),
         write_rows=written.append,
     )  # fmt: skip
-    found = pa.concat_tables(written).to_pylist()
-    assert {(each["row_id"], each["change"]) for each in found} == {
+    changes = pa.concat_tables(written).to_pylist()
+    assert {(row["row_id"], row["change"]) for row in changes} == {
         ("r1", "changed"), ("r3", "added"), ("r0", "removed"),
     }  # fmt: skip
-    assert len(found) == 3
+    assert len(changes) == 3
