@@ -88,7 +88,8 @@ def require_served(task: str, facts: DirectoryFacts) -> str:
     """
     served = served_as(task, facts.tasks)
     if served is None:
-        hint = "" if task in built_in(TASKS) else f", and the task reduces {_reduced(task)}"
+        reduced = ", ".join(task_class(task).reduces) or "none (`reduces` of its class)"
+        hint = "" if task in built_in(TASKS) else f", and the task reduces {reduced}"
         for other, way in task_class(task).instead.items():
             if other in facts.tasks:
                 hint = f"; take task {other!r}, {way}"
@@ -97,10 +98,6 @@ def require_served(task: str, facts: DirectoryFacts) -> str:
             f"{', '.join(facts.tasks)}{hint}"
         )
     return served
-
-
-def _reduced(task: str) -> str:
-    return ", ".join(task_class(task).reduces) or "none (`reduces` of its class)"
 
 
 def _language_module(
@@ -112,7 +109,7 @@ def _language_module(
     seen: Input,
 ) -> torch.nn.Module:
     if task.generation is None:
-        from pipeline.models.directories.text.choices_opening import with_choices
+        from pipeline.models.directories.text.choices import with_choices
 
         return with_choices(head, model, task, seen)
     from pipeline.models.directories.text.text_facts import output_tokenizer

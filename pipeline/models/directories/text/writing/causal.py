@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from pipeline.models.directories.text.cached_model import (
     States,
@@ -21,6 +23,8 @@ from pipeline.models.directories.text.cached_model import (
     states_of,
 )
 from pipeline.models.directories.text.writing.decoding import Begun, Decoding, Tensors
+
+_SPARE_COLUMNS = 32
 
 
 @dataclass
@@ -91,9 +95,7 @@ class CausalDecoding(Decoding):
             places: (B,), of the tokens among those of the row, from 0 on.
         """
         if batch.cache is None:
-            from pipeline.models.directories.text.writing.growing_cache import growing
-
-            batch.cache = growing(batch.states)
+            batch.cache = _growing(batch.states)
         batch.seen = torch.cat([batch.seen, batch.seen.new_ones((len(batch.seen), 1))], dim=1)
         ids, at = self.column(tokens), self.column(places)
         logits = self.run_decoder(batch.cache, ids, at, batch.seen)
@@ -105,3 +107,44 @@ class CausalDecoding(Decoding):
         logits = self.model(input_ids=ids, use_cache=False).logits
         answers: torch.Tensor = logits[0, -len(tokens) :]
         return answers.float()
+
+
+class _Layer(DynamicLayer):  # type: ignore[misc]  # untyped
+    """The keys and values of one layer, views of tensors with room for more columns."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        super().__init__()
+        self.keys, self.values = keys, values
+        self.device, self.dtype = keys.device, keys.dtype
+        self.is_initialized = True
+        self._room: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add keys and values, (B, heads, T, size) each; return all."""
+        assert self.keys is not None, "initialised"
+        assert self.values is not None, "likewise"
+        start, end = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
+        if self._room is None or end > self._room[0].shape[2]:
+            pairs = ((self.keys, key_states), (self.values, value_states))
+            self._room = tuple(_with_room(held, more) for held, more in pairs)  # type: ignore[assignment]
+        assert self._room is not None
+        for room, more in zip(self._room, (key_states, value_states), strict=True):
+            room[:, :, start:end] = more
+        self.keys, self.values = (room[:, :, :end] for room in self._room)
+        return self.keys, self.values
+
+
+def _with_room(held: torch.Tensor, more: torch.Tensor) -> torch.Tensor:
+    rows, heads, columns, size = held.shape
+    room = held.new_empty((rows, heads, columns + more.shape[2] + _SPARE_COLUMNS, size))
+    room[:, :, :columns] = held
+    return room
+
+
+def _growing(states: States) -> DynamicCache:
+    """Return a cache that grows in place; the library's own copies all of it at each step."""
+    cache = DynamicCache()
+    cache.layers = [_Layer(keys, values) for keys, values in states]
+    return cache
