@@ -15,12 +15,11 @@ from pipeline.core.errors import JobError
 from pipeline.models.directories import heads
 from pipeline.models.directories.chosen import CLAP, CONFIG, ModelClass, width_of
 from pipeline.models.directories.facts import SPEECH, TOWERS, DirectoryFacts, Pooling
-from pipeline.models.directories.image.image_transform import PROCESSOR
 from pipeline.models.directories.json_files import (
-    BOTH,
+    PROCESSOR,
     checked,
     preview,
-    read_object,
+    processor_settings,
     read_value,
 )
 from pipeline.models.directories.text.writing.features import speech_facts
@@ -95,7 +94,7 @@ def read_extractor(folder: Path, chosen: ModelClass) -> tuple[AudioSettings, str
     Raises:
         JobError: There is none, or one that is not known here.
     """
-    where, values = _values(folder, chosen.at)
+    where, values = processor_settings(folder, chosen.at, "feature_extractor")
     name = read_value(values, "feature_extractor_type", where, str) or _usual(chosen)
     if not values or name not in _CLASSES:
         problem = f"its feature extractor is {preview(name)}" if values else f"no {PROCESSOR}"
@@ -151,13 +150,6 @@ def _window(name: str, options: Mapping[str, Any]) -> _Window:
     # Where models fuse features, which parts of a clip they hear is chosen by chance.
     config = {"num_mel_bins": bins, "enable_fusion": False}
     return _Window((1, length_s * rate // hop + 1, bins), float(length_s), config)
-
-
-def _values(folder: Path, at: str) -> tuple[str, Mapping[str, Any]]:
-    both = read_object(folder, at + BOTH, optional=True).get("feature_extractor")
-    if isinstance(both, dict):
-        return at + BOTH, both
-    return at + PROCESSOR, read_object(folder, at + PROCESSOR, optional=True)
 
 
 def _usual(chosen: ModelClass) -> str | None:

@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pipeline.core.errors import JobError
-from pipeline.models.directories.image.image_transform import PROCESSOR
 from pipeline.models.directories.json_files import (
     BOTH,
+    PROCESSOR,
     check_size,
     is_timm,
     parse_json,

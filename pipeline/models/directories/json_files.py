@@ -11,7 +11,7 @@ from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.preprocessing.texts.tokenizer import MAX_BYTES
 
-BOTH = "processor_config.json"
+PROCESSOR, BOTH = "preprocessor_config.json", "processor_config.json"
 """Newer releases put the processors of images, clips and texts into one file."""
 MAX_CONFIG_BYTES = 1 << 20
 MAX_INDEX_BYTES = 16 << 20
@@ -102,6 +102,20 @@ def read_object(folder: Path, name: str, *, optional: bool = False) -> dict[str,
     if optional and not (folder / name).is_file():
         return {}
     return parse_object(_bytes(folder, name), name)
+
+
+def processor_settings(folder: Path, at: str, key: str) -> tuple[str, Mapping[str, Any]]:
+    """Return the file with the settings of a preprocessor, and these; {} if there are none.
+
+    Args:
+        folder: The snapshot.
+        at: Where the model's files lie: '' or a folder ending in `/`.
+        key: Of the settings in a file with those of several: `image_processor`, for example.
+    """
+    both = read_object(folder, at + BOTH, optional=True).get(key)
+    if isinstance(both, dict):
+        return at + BOTH, both
+    return at + PROCESSOR, read_object(folder, at + PROCESSOR, optional=True)
 
 
 def _bytes(folder: Path, name: str) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,7 +65,7 @@ def open_directory(
 
     def write(folder: Path) -> None:
         digest = _copy(store, files, folder / _FILES)
-        cached_folder(_key(digest), lambda copy: _move(folder / _FILES, copy / _FILES))
+        cached_folder(_key(digest), lambda copy: os.rename(folder / _FILES, copy / _FILES))
         shutil.rmtree(folder / _FILES, ignore_errors=True)  # there was a copy of the same
         (folder / _DIGEST).write_text(digest)
 
@@ -113,10 +114,6 @@ def _chosen(uri: str, options: Mapping[str, Any]) -> tuple[Store, list[StoredFil
 
 def _key(digest: str) -> str:
     return f"model-{digest}"
-
-
-def _move(source: Path, target: Path) -> None:
-    source.rename(target)
 
 
 def _copy(store: Store, files: Sequence[StoredFile], folder: Path) -> str:

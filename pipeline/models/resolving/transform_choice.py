@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
 from pipeline.core.failures import TRANSFORM_FACTORY
+from pipeline.core.printable import num_of
 from pipeline.core.user_code.allowed_imports import require_allowed, source_digest
 from pipeline.models.directories.facts import ImageContract
 from pipeline.preprocessing.images.geometry import least_made_px, most_made_px
@@ -85,8 +86,12 @@ def _chosen(
     if missing:
         why = f" ({problem})" if problem else ""
         raise JobError(f"transform: {name} brings no transform{why}; give {', '.join(missing)}")
+    return _made(merged)
+
+
+def _made(fields: Mapping[str, Any]) -> TransformSpec:
     try:
-        return TransformSpec.from_dict(merged)
+        return TransformSpec.from_dict(fields)
     except ValueError as error:
         raise JobError(f"transform: {error}") from None
 
@@ -110,10 +115,7 @@ def _by_factory(
             f"transform: {name} brings no mean and std; give {', '.join(missing)}, one value for "
             "each channel that the factory returns"
         )
-    try:
-        return TransformSpec.from_dict(merged)
-    except ValueError as error:
-        raise JobError(f"transform: {error}") from None
+    return _made(merged)
 
 
 def _still_valid(base: Mapping[str, Any], given: Mapping[str, Any], resize: str) -> dict[str, Any]:
@@ -157,7 +159,7 @@ def require_image_fits(name: str, taken: ImageContract, transform: TransformSpec
     """
     count = transform.num_channels
     if taken.num_channels not in (None, count):
-        channels = _plural(taken.num_channels or 0, "channel")
+        channels = num_of(taken.num_channels or 0, "channel")
         names = [name for name, number in CHANNELS.items() if number == taken.num_channels]
         way = f"set transform.channels: {names[0]}" if names else "an image has 3, or 1 of gray"
         raise JobError(f"model: {name} takes {channels}, transform gives {count}: {way}")
@@ -187,7 +189,3 @@ def _refuse_one_size(name: str, taken: ImageContract) -> None:
             f"model: {name} takes images of {height} x {width} px (height x width), and images "
             f"keep their sizes: set transform.size_px: {size}"
         )
-
-
-def _plural(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"

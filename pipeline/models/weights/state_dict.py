@@ -42,7 +42,7 @@ def load_state(
     """
     state = _at(held, key, uri)
     wanted = module.state_dict()
-    if not any(_is_tensor(value) for value in state.values()):
+    if not any(map(_is_tensor, state.values())):
         raise JobError(_elsewhere(held, key, wanted, uri))
     if not all(isinstance(entry, str) for entry in state):
         raise JobError(f"{uri}: holds keys that are no text, expected names and tensors")
@@ -96,7 +96,11 @@ def _states(held: Mapping[Any, Any], path: str, depth: int) -> Iterator[tuple[st
         if not isinstance(value, Mapping) or not isinstance(key, str):
             continue
         inner = f"{path}.{key}" if path else key
-        if value and all(isinstance(name, str) for name in value) and _has_tensors(value):
+        if (
+            value
+            and all(isinstance(name, str) for name in value)
+            and any(map(_is_tensor, value.values()))
+        ):
             yield inner, value
         elif depth > 1:
             yield from _states(value, inner, depth - 1)
@@ -181,10 +185,6 @@ def _keys(held: Mapping[Any, Any]) -> str:
     names = [clean_message(repr(key)) for key in list(held)[:_MAX_KEYS]]
     more = len(held) - len(names)
     return (", ".join(names) or "nothing") + (f" and {more} more" if more else "")
-
-
-def _has_tensors(state: Mapping[Any, Any]) -> bool:
-    return any(_is_tensor(value) for value in state.values())
 
 
 def _is_tensor(value: Any) -> bool:

@@ -13,21 +13,20 @@ from typing import Any, NoReturn
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories.json_files import (
-    BOTH,
     MAX_NUMBER,
+    PROCESSOR,
     channels,
     checked,
     crop_ratio,
     pair,
     preview,
-    read_object,
+    processor_settings,
     read_value,
     scaled,
     whole_px,
 )
 from pipeline.preprocessing.images.transform import TransformSpec, sides
 
-PROCESSOR = "preprocessor_config.json"
 _FILTERS = {0: "nearest-exact", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 """Numbers of Pillow, whose nearest is that of torchvision's `nearest-exact`."""
 _WARPED_FROM_PX = 384
@@ -84,20 +83,13 @@ def read_transform(
     Raises:
         JobError: The file is damaged.
     """
-    where, values = _processor(folder, at)
+    where, values = processor_settings(folder, at, "image_processor")
     if not values:
         return None, f"no {PROCESSOR}: give the fields of transform", where
     try:
         return _spec(values, where, num_channels), None, where
     except _CannotDo as error:
         return None, f"{where}: {error}", where
-
-
-def _processor(folder: Path, at: str) -> tuple[str, Mapping[str, Any]]:
-    both = read_object(folder, at + BOTH, optional=True).get("image_processor")
-    if isinstance(both, dict):
-        return at + BOTH, both
-    return at + PROCESSOR, read_object(folder, at + PROCESSOR, optional=True)
 
 
 def _spec(values: Mapping[str, Any], where: str, num_channels: int | None) -> TransformSpec:
