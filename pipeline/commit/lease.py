@@ -190,7 +190,8 @@ def _acquire(store: Store, layout: Layout, run_id: str, ttl_s: float, tell: Tell
     if epoch:
         before = read_heartbeat(store, layout, epoch)
         _require_dead(store, layout, epoch, before)
-    owner = _this_process(run_id, ttl_s)
+    process = asdict(ProcessId.current())
+    owner = Owner(**process, run_id=run_id, ttl_s=ttl_s, token=uuid.uuid4().hex)
     data = json.dumps(asdict(owner)).encode()
     if store.create_once(layout.lease(epoch + 1), data, owner.token) is CreateOutcome.OTHER:
         raise PartitionBusy(
@@ -258,7 +259,3 @@ def _beats(store: Store, layout: Layout, epoch: int, ttl_s: float) -> bool:
         if store.stat(layout.heartbeat(epoch)) != before:
             return True
     return False
-
-
-def _this_process(run_id: str, ttl_s: float) -> Owner:
-    return Owner(**asdict(ProcessId.current()), run_id=run_id, ttl_s=ttl_s, token=uuid.uuid4().hex)

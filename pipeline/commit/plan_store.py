@@ -68,7 +68,7 @@ def _adopted(data: bytes, plan: Plan) -> Plan:
 def plan_to_json(plan: Plan, token: str) -> bytes:
     """Serialise a plan; shards are listed once and extents refer to them by number."""
     shards: dict[tuple[str, int, str], int] = {}
-    units = []
+    units: list[dict[str, Any]] = []
     for unit in plan.units:
         rows = [
             [
@@ -76,12 +76,13 @@ def plan_to_json(plan: Plan, token: str) -> bytes:
                 e.first_row,
                 e.num_rows,
                 e.row_bytes,
-                *_rarely(e),
+                *([e.reason.value, e.message] if e.reason else []),
             ]
             for e in unit.extents
         ]
-        cut = unit.cut and _cut_to_json(unit.cut)
-        units.append({"extents": rows, "bounds": unit.bounds, **({"cut": cut} if cut else {})})
+        units.append({"extents": rows, "bounds": unit.bounds})
+        if unit.cut is not None:
+            units[-1]["cut"] = [unit.cut.slice_rows, unit.cut.slice_bytes, unit.cut.max_rows]
     document = {
         "version": PLAN_VERSION,
         "token": token,
@@ -148,15 +149,6 @@ def _extent(row: list[Any], shards: list[list[Any]]) -> Extent:
     reason = Reason(row[4]) if len(row) > 4 and row[4] else None
     message = row[5] if len(row) > 5 else ""
     return Extent(path, size_bytes, version, row[1], row[2], row[3], reason, message)
-
-
-def _rarely(extent: Extent) -> list[Any]:
-    """Return what most extents have not: why they cannot be read."""
-    return [extent.reason.value, extent.message] if extent.reason else []
-
-
-def _cut_to_json(cut: UncountedPlan) -> list[Any]:
-    return [cut.slice_rows, cut.slice_bytes, cut.max_rows]
 
 
 def _schema_from_text(text: str) -> pa.Schema:

@@ -255,14 +255,11 @@ def repair(
     manifest = current_manifest(store, layout)
     if manifest is None:
         return None
-    if is_last and _has_parts_of_later_versions(store, layout, manifest.number):
+    present = _published_files(store, layout) if is_last else []
+    if any((part_target(file.path) or 0) > manifest.number for file in present):
         manifest = _republish_as_next(store, layout, manifest)
     sync_published_folder(store, layout, manifest, keep_versions, table=table)
     return manifest
-
-
-def _has_parts_of_later_versions(store: Store, layout: Layout, number: int) -> bool:
-    return any((part_target(f.path) or 0) > number for f in _published_files(store, layout))
 
 
 def _republish_as_next(store: Store, layout: Layout, manifest: Manifest) -> Manifest:

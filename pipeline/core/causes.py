@@ -60,16 +60,12 @@ class SystematicFailure(JobError):
     def of(cls, failed: Cause, where: str = "") -> SystematicFailure:
         """Say how many rows failed, of what; `where` is the place in the user's code."""
         description = f'{failed.reason} "{failed.message}"' + (f" ({where})" if where else "")
+        rows = "the only row" if failed.num_rows == 1 else f"all {failed.num_rows} rows"
         error = cls(
-            f"{_all(failed.num_rows)} of the first batches failed alike: {description}; "
-            "nothing was published"
+            f"{rows} of the first batches failed alike: {description}; nothing was published"
         )
         error.failed = failed
         return error
-
-
-def _all(num_rows: int) -> str:
-    return "the only row" if num_rows == 1 else f"all {num_rows} rows"
 
 
 def key_of(message: str, *names: str) -> str:

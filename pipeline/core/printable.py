@@ -16,7 +16,9 @@ def printable(text: str) -> str:
     """
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
 
 
 def joined(text: str) -> str:
@@ -32,7 +34,3 @@ def clean_message(text: str, max_chars: int = MESSAGE_MAX_CHARS) -> str:
 def num_of(count: int, noun: str) -> str:
     """Return a number with its noun: `1 row`, `12,345 rows`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")

@@ -34,7 +34,8 @@ def row_digests(rows: pa.Table, names: list[str]) -> Iterator[bytes | None]:
         for value in columns[0]:
             yield None if value is None else hashlib.sha256(value).digest()
         return
-    heads = [_sized(name.encode()) for name in names]
+    texts = [name.encode() for name in names]
+    heads = [len(text).to_bytes(_LENGTH_BYTES, "little") + text for text in texts]
     for values in zip(*columns, strict=True):
         yield None if all(value is None for value in values) else _joined(heads, values)
 
@@ -76,13 +77,9 @@ def _joined(heads: list[bytes], values: tuple[_Buffer | None, ...]) -> bytes:
     return digest.digest()
 
 
-def _sized(text: bytes) -> bytes:
-    return len(text).to_bytes(_LENGTH_BYTES, "little") + text
-
-
 def _buffers(column: pa.ChunkedArray) -> Iterator[_Buffer | None]:
     """Yield the bytes of each value, None for a null; those of texts and images without a copy."""
-    if _is_binary(column.type):
+    if any(is_type(column.type) for is_type in _BINARY):
         for value in column:
             yield value.as_buffer() if value.is_valid else None
     elif _is_vector(column.type) and column.null_count == 0:
@@ -105,10 +102,6 @@ _BINARY: tuple[Callable[[pa.DataType], bool], ...] = (
     *(pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary),
     *(pa.types.is_string, pa.types.is_large_string),
 )
-
-
-def _is_binary(column_type: pa.DataType) -> bool:
-    return any(holds(column_type) for holds in _BINARY)
 
 
 def _is_vector(column_type: pa.DataType) -> bool:

@@ -69,7 +69,10 @@ class ScoreDrift(Gate):
         shifts = {
             key: compare_numbers(before[key], numbers)
             for key, numbers in counted.items()
-            if key in before and before[key].counts and _same_bins(before[key], numbers)
+            if key in before
+            and before[key].counts
+            # Both are probabilities, or neither: other bins cannot be compared.
+            and (before[key].shift is None) == (numbers.shift is None)
         }
         if not shifts:
             return Finding("off", NOTHING_EARLIER)
@@ -98,11 +101,6 @@ class Constant(Gate):
         seen = [f"label {label!r}" for label, rows in now.labels.items() if rows]
         seen += [f"{key} {numbers.lowest:.6g}" for key, numbers in now.numbers.items()]
         return Finding("fail", f"all {num_predicted} predictions are alike: {', '.join(seen[:3])}")
-
-
-def _same_bins(before: Numbers, now: Numbers) -> bool:
-    """Tell whether both are probabilities, or neither: other bins cannot be compared."""
-    return (before.shift is None) == (now.shift is None)
 
 
 def _drift(rule: Drift, shift: Shift, what: str, basis: str) -> Finding:

@@ -146,18 +146,10 @@ class Compactor:
         return PartStream(
             self.store,
             self.folder,
-            lambda nth: self.part_path(folder, index, nth),
-            self.format_of(schema),
+            lambda nth: f"{folder}/{part_name(index * _NAMES_PER_GROUP + nth, self.version)}",
+            PartFormat(schema, self.compression, self.metadata, self.target_bytes),
             total_weight=total_weight,
         )
-
-    def format_of(self, schema: pa.Schema) -> PartFormat:
-        """Return how parts of a schema are written."""
-        return PartFormat(schema, self.compression, self.metadata, self.target_bytes)
-
-    def part_path(self, folder: str, index: int, nth: int = 0) -> str:
-        """Name the n-th part that is made of the rows of an index."""
-        return f"{folder}/{part_name(index * _NAMES_PER_GROUP + nth, self.version)}"
 
     def read(self, group: Group) -> Iterator[SliceRows]:
         """Read the slices of a group in order, some at a time."""

@@ -166,10 +166,6 @@ def _plain(value: Any) -> Any:
         return [_plain(entry) for entry in value[:_SHOWN_ENTRIES]]
     if isinstance(value, bytes):
         return f"{len(value)} bytes"
-    if value is None or isinstance(value, str | int) or _is_finite(value):
+    if value is None or isinstance(value, str | int):
         return value
-    return str(value)
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, float) and math.isfinite(value)
+    return value if isinstance(value, float) and math.isfinite(value) else str(value)
