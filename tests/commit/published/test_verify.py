@@ -1,11 +1,11 @@
 """Whatever is lost, doubled or changed after (or before) publishing is found, and named."""
 
 import dataclasses
-import functools
 import hashlib
 import json
 import re
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -164,12 +164,16 @@ def test_a_version_that_is_replaced_while_it_is_read_proves_nothing(
         verify_output(store.uri, DAY, {})
 
 
-def delete_a_part(store: Store, manifest: Manifest) -> None:
-    store.delete([manifest.parts[1].path])
+def delete(store: Store, manifest: Manifest, path_of: Callable[[Manifest], str]) -> None:
+    store.delete([path_of(manifest)])
 
 
-def lose_a_quarantine_part(store: Store, manifest: Manifest) -> None:
-    store.delete([manifest.quarantine_parts[0].path])
+def write_manifest(store: Store, manifest: Manifest, path: str) -> None:
+    store.put(path, manifest.to_json())
+
+
+def damage_the_plan(store: Store, manifest: Manifest) -> None:
+    store.put(LAYOUT.plan(manifest.fingerprint), b"no plan")
 
 
 def remove_a_row(store: Store, manifest: Manifest) -> None:
@@ -198,11 +202,6 @@ def change_the_list(store: Store, manifest: Manifest) -> None:
     store.put(LAYOUT.current, other.to_json())
 
 
-def fill_the_marker(store: Store, manifest: Manifest) -> None:
-    """As versions before wrote it; Polars would take it for a part."""
-    store.put(LAYOUT.success, manifest.to_json())
-
-
 def add_a_link(store: Store, manifest: Manifest) -> None:
     part = Path(store.uri) / manifest.parts[0].path
     part.with_name("more.parquet").symlink_to(part)
@@ -215,14 +214,6 @@ def edit(store: Store, manifest: Manifest, **changes: Any) -> None:
     store.put(LAYOUT.current, data)
 
 
-def edit_number(store: Store, manifest: Manifest) -> None:
-    edit(store, manifest, number=7)
-
-
-def edit_partition(store: Store, manifest: Manifest) -> None:
-    edit(store, manifest, partition="date=2020-01-01")
-
-
 def edit_counts(store: Store, manifest: Manifest) -> None:
     more = {"num_predicted": manifest.num_predicted + 1}
     edit(store, manifest, **more, num_quarantined=manifest.num_quarantined - 1)
@@ -233,31 +224,15 @@ def edit_a_hash(store: Store, manifest: Manifest) -> None:
     edit(store, manifest, parts=(dataclasses.replace(first, row_id_hash="0" * 16), *rest))
 
 
-def add_to_the_log(store: Store, manifest: Manifest) -> None:
-    store.put(f"{LAYOUT.log}/abc.json", manifest.to_json())
-
-
-def delete_success(store: Store, manifest: Manifest) -> None:
-    store.delete([LAYOUT.success])
-
-
-def delete_the_list(store: Store, manifest: Manifest) -> None:
-    store.delete([LAYOUT.current])
-
-
-def delete_the_plan(store: Store, manifest: Manifest) -> None:
-    store.delete([LAYOUT.plan(manifest.fingerprint)])
-
-
-def damage_the_plan(store: Store, manifest: Manifest) -> None:
-    store.put(LAYOUT.plan(manifest.fingerprint), b"no plan")
-
-
 @pytest.mark.parametrize(
     ("damage", "expected", "text"),
     [
-        (delete_a_part, ["parts", "folder"], "is missing"),
-        (lose_a_quarantine_part, ["parts", "folder"], "quarantine/"),
+        (partial(delete, path_of=lambda m: m.parts[1].path), ["parts", "folder"], "is missing"),
+        (
+            partial(delete, path_of=lambda m: m.quarantine_parts[0].path),
+            ["parts", "folder"],
+            "quarantine/",
+        ),
         (
             remove_a_row,
             ["parts", "rows", "counts", "row_id_hash", "planned_ids"],
@@ -271,23 +246,31 @@ def damage_the_plan(store: Store, manifest: Manifest) -> None:
         (drop_a_column, ["parts", "schema"], "the manifest says"),
         (add_a_stray_part, ["folder"], "part-00009-000001-0123456789ab.parquet is no part"),
         (change_the_list, ["success"], "current.json is not as published"),
-        (fill_the_marker, ["success"], "_SUCCESS is not as published"),
+        # As versions before wrote it; Polars would take it for a part.
+        (partial(write_manifest, path=LAYOUT.success), ["success"], "_SUCCESS is not as published"),
         (add_a_link, ["folder"], "more.parquet is a link"),
-        (edit_number, ["log"], "0000000001.json says that it is 7"),
-        (edit_partition, ["log"], "says partition date=2020-01-01"),
+        (partial(edit, number=7), ["log"], "0000000001.json says that it is 7"),
+        (partial(edit, partition="date=2020-01-01"), ["log"], "says partition date=2020-01-01"),
         (edit_a_hash, ["row_id_hash"], "add up to"),
         (
             edit_counts,
             ["counts"],
             "counts: 20 predicted + 4 quarantined, the manifest says 21 + 3 = 24 rows",
         ),
-        (add_to_the_log, ["log"], "abc.json is no log entry"),
-        (delete_success, ["success"], "_SUCCESS is missing"),
-        (delete_the_list, ["success"], "current.json is missing"),
-        (delete_the_plan, ["plan"], "rows in cannot be proved"),
+        (
+            partial(write_manifest, path=f"{LAYOUT.log}/abc.json"),
+            ["log"],
+            "abc.json is no log entry",
+        ),
+        (partial(delete, path_of=lambda _: LAYOUT.success), ["success"], "_SUCCESS is missing"),
+        (partial(delete, path_of=lambda _: LAYOUT.current), ["success"], "current.json is missing"),
+        (
+            partial(delete, path_of=lambda m: LAYOUT.plan(m.fingerprint)),
+            ["plan"],
+            "rows in cannot be proved",
+        ),
         (damage_the_plan, ["plan"], "the stored plan is damaged"),
     ],
-    ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_damage_is_found_by_its_own_check(
     store: Store, damage: Callable[[Store, Manifest], None], expected: list[str], text: str
@@ -363,7 +346,7 @@ def publish_spoiled(store: Store, spoil: Spoil | None = None, num_rows: int = MI
     return manifest
 
 
-@functools.cache
+@cache
 def encoded_quarter(index: int, spoil: Spoil | None, quarter: int) -> tuple[bytes, int, int]:
     """A part, its rows and the sum of their hashes."""
     schema = prediction_schema([], CLASSIFY_FIELDS)
