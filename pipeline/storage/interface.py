@@ -1,11 +1,11 @@
-"""What a kind of storage must do for `pipeline.storage.store`, and what a listing shows."""
+"""What a listing shows, what chooses files of it, and errors that all storage has."""
 
 from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 from pipeline.storage.skipped import SkipReason
 
@@ -49,56 +49,6 @@ class FileExpired(OSError):
 
 class BadBlock(OSError):
     """A local disk cannot read a file, or a part of it."""
-
-
-class Backend(Protocol):
-    """What a kind of storage must do, besides listing; paths are absolute, errors are raw."""
-
-    def stat(self, path: str) -> StoredFile | None:
-        """Return the file as a listing shows it; None if there is none."""
-        ...
-
-    def exists(self, path: str) -> bool:
-        """Tell whether there is such a file."""
-        ...
-
-    def read(self, path: str) -> bytes:
-        """Return a whole file; FileNotFoundError if there is none."""
-        ...
-
-    def read_many(
-        self, paths: Sequence[str], versions: Sequence[str] | None = None
-    ) -> Sequence[bytes | Exception]:
-        """Return many files, or why one could not be read, in the order of `paths`.
-
-        With `versions`, FileExpired stands for a file of another version. One of local disk may be
-        `<version>/<ctime in ns>`.
-        """
-        ...
-
-    def open(self, path: str) -> BinaryIO:
-        """Open a file for reading at any offset."""
-        ...
-
-    def put(self, path: str, data: bytes) -> None:
-        """Write a whole file; readers see the old content or the new one."""
-        ...
-
-    def put_file(self, path: str, source: str) -> None:
-        """Write a whole file as `put` does, from a file on local disk of any size."""
-        ...
-
-    def create(self, path: str, data: bytes) -> None:
-        """Write a whole file; an OSError of the library if the name is taken."""
-        ...
-
-    def copy(self, source: str, target: str) -> None:
-        """Copy a file within the store, replacing what has the name of the target."""
-        ...
-
-    def delete(self, paths: Sequence[str]) -> None:
-        """Delete files; those that are gone already count as deleted."""
-        ...
 
 
 class Choice(Protocol):

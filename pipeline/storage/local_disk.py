@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import errno
+import logging
 import os
 import re
 import shutil
@@ -12,10 +14,14 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
+from pipeline.core.printable import clean_message
 from pipeline.process.failpoints import failpoint_quiet
-from pipeline.storage.disk_walk import folder_names, local_file, walk
 from pipeline.storage.interface import BadBlock, Choice, FileExpired, StoredFile
+from pipeline.storage.skipped import SkipReason
 
+log = logging.getLogger(__name__)
+
+_LEADS_NOWHERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
 _TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{32}$")
 
 
@@ -23,17 +29,50 @@ class LocalDisk:
     """POSIX files. fsspec is not used: its local writes are neither atomic nor synced."""
 
     def list(self, folder: str, choice: Choice | None = None) -> Iterator[Sequence[StoredFile]]:
-        return walk(folder, choice)
+        """Yield the files below a folder; without a choice, as of a sink, links are none."""
+        links: list[str] = []
+        skipped = len(folder.rstrip("/")) + 1
+        folders = [folder]
+        while folders:
+            try:
+                entries = os.scandir(folders.pop())
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            files: list[StoredFile] = []
+            with entries:
+                for entry in entries:
+                    if choice is None and entry.is_symlink():
+                        links.append(entry.path)
+                    elif entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                    elif entry.is_file(follow_symlinks=False):
+                        with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+                            files.append(_local_file(entry.path, entry.stat()))
+                    elif choice is not None:
+                        file_or_reason = _special(entry, follow_links=choice.follow_links)
+                        if isinstance(file_or_reason, SkipReason):
+                            choice.skip(entry.path[skipped:], file_or_reason)
+                        else:
+                            files.append(file_or_reason)
+            yield files
+        if links:
+            first = clean_message(min(links))
+            log.warning("%s: skipped %d symbolic links, as %s", folder, len(links), first)
 
     def folder_names(self, folder: str) -> Sequence[str]:
-        return folder_names(folder)
+        """List the names of the folders directly below a folder, sorted, and nothing in them."""
+        try:
+            with os.scandir(folder) as entries:
+                return sorted(e.name for e in entries if e.is_dir(follow_symlinks=False))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
     def stat(self, path: str) -> StoredFile | None:
         try:
             status = os.stat(path)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        return local_file(path, status) if stat.S_ISREG(status.st_mode) else None
+        return _local_file(path, status) if stat.S_ISREG(status.st_mode) else None
 
     def exists(self, path: str) -> bool:
         try:
@@ -49,6 +88,11 @@ class LocalDisk:
     def read_many(
         self, paths: Sequence[str], versions: Sequence[str] | None = None
     ) -> Sequence[bytes | Exception]:
+        """Return many files, or why one could not be read, in the order of `paths`.
+
+        With `versions`, FileExpired stands for a file of another one; `/` and the ctime in ns may
+        follow a version.
+        """
         values: list[bytes | Exception] = []
         pinned: Sequence[str | None] = versions or [None] * len(paths)
         for path, version in zip(paths, pinned, strict=True):
@@ -100,6 +144,28 @@ class LocalDisk:
         for folder in {os.path.dirname(path) for path in paths}:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 _sync(folder)
+
+
+def _special(entry: os.DirEntry[str], *, follow_links: bool) -> StoredFile | SkipReason:
+    """Describe the file behind a link, or say why an entry that is no file is none."""
+    if not entry.is_symlink():
+        return SkipReason.SPECIAL_FILE
+    if not follow_links:
+        return SkipReason.LINK
+    try:
+        status = os.stat(entry.path)  # of the target: its size and time are the version
+    except OSError as error:
+        if error.errno not in _LEADS_NOWHERE:
+            raise
+        return SkipReason.BROKEN_LINK
+    if stat.S_ISREG(status.st_mode):
+        return _local_file(entry.path, status)
+    return SkipReason.LINK_TO_FOLDER if stat.S_ISDIR(status.st_mode) else SkipReason.SPECIAL_FILE
+
+
+def _local_file(path: str, status: os.stat_result) -> StoredFile:
+    modified = dt.datetime.fromtimestamp(status.st_mtime, dt.UTC)
+    return StoredFile(path, status.st_size, str(status.st_mtime_ns), modified, status.st_ctime_ns)
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from pipeline.core.backoff import TransientError, retries_taken, with_retries
 from pipeline.core.errors import InfraError, JobError
 from pipeline.storage.create_once import CreateOutcome, create_once
 from pipeline.storage.errors import is_conflict, secret_values, storage_errors, translate
-from pipeline.storage.interface import Backend, Choice, Page, StoredFile
+from pipeline.storage.interface import Choice, Page, StoredFile
 from pipeline.storage.listing import (
     FetchPage,
     collect,
@@ -35,12 +35,15 @@ from pipeline.storage.listing import (
     list_one_by_one,
 )
 from pipeline.storage.local_disk import LocalDisk, is_temporary
-from pipeline.storage.object_store import RemoteFile, object_store
+from pipeline.storage.object_store import ObjectStore, RemoteFile, object_store
 from pipeline.storage.uris import join, normalise, root_path
 
 __all__ = ["PROBES", "CreateOutcome", "Store", "StoredFile", "retries_taken"]
 
 T = TypeVar("T")
+Backend = LocalDisk | ObjectStore
+"""Both have the same methods, which take absolute paths and raise raw errors. What is put appears
+whole, `create` raises if the name is taken, and what is gone already counts as deleted."""
 
 PROBES = "_control/.probe"
 """Where trial files lie for a moment: a killed run may leave one."""
@@ -88,7 +91,7 @@ class Store:
         with self._errors("list", prefix):
             if self.is_object_store:
                 return folder_names(self._fetch_pages(prefix), self._full(prefix))
-            return [*self._disk().folder_names(self._full(prefix))]
+            return [*LocalDisk().folder_names(self._full(prefix))]
 
     def list_small_folders(self, parent: str, folders: Sequence[str]) -> list[StoredFile]:
         """List all files below many folders of a few files each, sorted by path.
@@ -140,7 +143,8 @@ class Store:
         results: dict[str, bytes | Exception] = {}
 
         def read_rest() -> None:
-            rest = [path for path in dict.fromkeys(paths) if _is_open(results.get(path))]
+            unanswered = (type(None), TransientError)
+            rest = [p for p in dict.fromkeys(paths) if isinstance(results.get(p), unanswered)]
             with self._errors("read", ""):
                 pinned = None if versions is None else [versions[path] for path in rest]
                 values = self._backend().read_many([self._full(path) for path in rest], pinned)
@@ -268,7 +272,7 @@ class Store:
         if self.is_object_store:
             pages = list_in_parallel(self._fetch_pages(prefix), full)
         else:
-            pages = self._call("list", prefix, lambda _: self._disk().list(full, choice))
+            pages = self._call("list", prefix, lambda _: LocalDisk().list(full, choice))
         takes = choice.takes if choice else lambda file: not file.path.endswith("/")
         relative = map(self._relative, pages)
         with self._errors("list", prefix):
@@ -325,9 +329,6 @@ class Store:
     def _backend(self) -> Backend:
         if self.is_object_store:
             return object_store(self.uri, self.storage_options)
-        return self._disk()
-
-    def _disk(self) -> LocalDisk:
         return LocalDisk()
 
     def _secrets(self) -> list[str]:
@@ -341,7 +342,3 @@ class Store:
             self._secrets(),
             missing=None if missing is None else self.url(missing),
         )
-
-
-def _is_open(value: bytes | Exception | None) -> bool:
-    return value is None or isinstance(value, TransientError)
