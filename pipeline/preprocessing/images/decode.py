@@ -139,12 +139,8 @@ def _size_of(pixels: torch.Tensor) -> tuple[int, int]:
 
 def _decode_jpeg(data: bytes) -> torch.Tensor:
     # torch warns about read-only memory; copying the encoded bytes costs 1 % of decoding them.
-    return _jpeg_decoder()(_as_tensor(data), RGB)
-
-
-def _as_tensor(data: bytes) -> torch.Tensor:
-    """Return a copy of encoded bytes as uint8 (L,)."""
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    return _jpeg_decoder()(encoded, RGB)
 
 
 @functools.cache

@@ -121,8 +121,9 @@ def transform_by(
         with torch.no_grad():
             made = step(image)
     except Exception as error:
+        module = spec.factory.partition(":")[0]
         raise Untransformable(
-            _reason_of(error), _message(spec, describe_user_error(error, _module(spec)))
+            _reason_of(error), _message(spec, describe_user_error(error, module))
         ) from error
     problem = _problem(made, spec)
     if problem:
@@ -162,10 +163,6 @@ def _reason_of(error: Exception) -> Reason:
 
 def _message(spec: TransformSpec, what: str) -> str:
     return f"{TRANSFORM_FACTORY} {spec.factory}: {what}"
-
-
-def _module(spec: TransformSpec) -> str:
-    return (spec.factory or "").partition(":")[0]
 
 
 def _problem(made: Any, spec: TransformSpec) -> str:

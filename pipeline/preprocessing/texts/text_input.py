@@ -142,18 +142,14 @@ class TextInput(Input):
         for index, row in enumerate(good):
             places[row] = index
         spread = tokens.take(pa.array(places, pa.int64()))
-        kept = [name for name in rows.column_names if name not in self._consumed]
+        consumed = () if self.text.has_offsets else (TEXT, TEXT_PAIR)
+        kept = [name for name in rows.column_names if name not in consumed]
         columns = {name: rows.column(name) for name in kept}
         columns.update({name: spread.column(name) for name in spread.column_names})
         if failed:
             failures = failures_of(rows)
             columns.update(failure_columns([f or failed.get(i) for i, f in enumerate(failures)]))
         return pa.table(columns)
-
-    @property
-    def _consumed(self) -> tuple[str, ...]:
-        """Return the columns that prepared rows no longer have."""
-        return () if self.text.has_offsets else (TEXT, TEXT_PAIR)
 
     def _tokenised_apart(
         self, rows: pa.Table, chosen: Rows, failed: dict[int, Failure]

@@ -40,28 +40,6 @@ _FRACTION = re.compile(r"-?((0|[1-9][0-9]*)(\.[0-9]*)?(e[+-]?[0-9]+)?|inf|nan)",
 _DELIMITERS = ";\t|,"
 
 
-def sample_csv(
-    store: Store, shards: Sequence[StoredFile], source: Source, options: CsvOptions
-) -> Sample:
-    """Return the first records of the first shard that has some."""
-    max_bytes, nulls = max_record_bytes(source), frozenset(options.nulls)
-
-    def read(handle: BinaryIO, path: str) -> Iterator[tuple[Mapping[str, Any] | str, int]]:
-        for records in read_named(handle, path, max_bytes, options):
-            names = records.names
-            for row, (fields, num_bytes) in enumerate(
-                zip(records.fields, records.sizes.tolist(), strict=True)
-            ):
-                if records.broken or (trouble := record_trouble(fields, len(names))):
-                    where = f"line {records.numbers[row]} "
-                    yield records.broken or where + trouble, num_bytes
-                    continue
-                pairs = zip(names, fields, strict=True)
-                yield {name: None if text in nulls else text for name, text in pairs}, num_bytes
-
-    return _CsvSample(source, *first_objects(store, shards, read))
-
-
 class _CsvSample(Sample):
     """Records of texts."""
 
@@ -97,7 +75,23 @@ class Csv(LineFormat):
     Options: type[Section] | None = CsvOptions
 
     def sample(self, store: Store, shards: Sequence[StoredFile], source: Source) -> Sample:
-        return sample_csv(store, shards, source, options_of(CsvOptions, source.options))
+        options = options_of(CsvOptions, source.options)
+        max_bytes, nulls = max_record_bytes(source), frozenset(options.nulls)
+
+        def read(handle: BinaryIO, path: str) -> Iterator[tuple[Mapping[str, Any] | str, int]]:
+            for records in read_named(handle, path, max_bytes, options):
+                names = records.names
+                for row, (fields, num_bytes) in enumerate(
+                    zip(records.fields, records.sizes.tolist(), strict=True)
+                ):
+                    if records.broken or (trouble := record_trouble(fields, len(names))):
+                        where = f"line {records.numbers[row]} "
+                        yield records.broken or where + trouble, num_bytes
+                        continue
+                    pairs = zip(names, fields, strict=True)
+                    yield {name: None if text in nulls else text for name, text in pairs}, num_bytes
+
+        return _CsvSample(source, *first_objects(store, shards, read))
 
     def first_rows(self, store: Store, shard: StoredFile, source: Source) -> FirstRows:
         options = options_of(CsvOptions, source.options)

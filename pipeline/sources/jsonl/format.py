@@ -17,36 +17,9 @@ from pipeline.sources.lines.sample import Sample, first_objects
 from pipeline.sources.rows import Reader
 from pipeline.storage.store import Store, StoredFile
 
+_WHAT = "JSON lines"
 _ESCAPED = 6
 """JSON may write a byte of a text as six: \\u0041."""
-
-
-def read_json_blocks(handle: BinaryIO, max_bytes: int) -> Iterator[Block]:
-    """Yield the lines of a shard that are not blank."""
-    return read_blocks(handle, max_bytes, "JSON lines")
-
-
-def max_json_bytes(source: Source) -> int:
-    """Return the limit of a line."""
-    return max_line_bytes(source, _ESCAPED)
-
-
-def sample_jsonl(store: Store, shards: Sequence[StoredFile], source: Source) -> Sample:
-    """Return the first lines of the first shard in which a line is an object."""
-    max_bytes = max_json_bytes(source)
-
-    def read(handle: BinaryIO, path: str) -> Iterator[tuple[Mapping[str, Any] | str, int]]:
-        for block in read_json_blocks(handle, max_bytes):
-            for row in range(len(block)):
-                if block.broken:
-                    yield block.broken, 0
-                elif block.sizes[row] <= max_bytes:
-                    line = block.line(row)
-                    value = _object(line)
-                    bad = f"line {block.numbers[row]} is no JSON object"
-                    yield bad if value is None else value, len(line)
-
-    return Sample(source, *first_objects(store, shards, read))
 
 
 def _object(line: bytes) -> Mapping[str, Any] | None:
@@ -66,15 +39,29 @@ class Jsonl(LineFormat):
     kinds = frozenset(["JSON lines", "gzip", "zstd"])
 
     def sample(self, store: Store, shards: Sequence[StoredFile], source: Source) -> Sample:
-        return sample_jsonl(store, shards, source)
+        """Return the first lines of the first shard in which a line is an object."""
+        max_bytes = max_line_bytes(source, _ESCAPED)
+
+        def read(handle: BinaryIO, path: str) -> Iterator[tuple[Mapping[str, Any] | str, int]]:
+            for block in read_blocks(handle, max_bytes, _WHAT):
+                for row in range(len(block)):
+                    if block.broken:
+                        yield block.broken, 0
+                    elif block.sizes[row] <= max_bytes:
+                        line = block.line(row)
+                        value = _object(line)
+                        bad = f"line {block.numbers[row]} is no JSON object"
+                        yield bad if value is None else value, len(line)
+
+        return Sample(source, *first_objects(store, shards, read))
 
     def read(
         self, reader: Reader, extents: Sequence[Extent], is_wanted: Callable[[int], bool]
     ) -> Iterator[LineRows[Block]]:
         [extent] = extents
-        max_bytes = max_json_bytes(reader.source)
+        max_bytes = max_line_bytes(reader.source, _ESCAPED)
         parser = Parser(columns_for(reader, extent.path), max_bytes)
-        read = partial(read_json_blocks, max_bytes=max_bytes)
+        read = partial(read_blocks, max_line_bytes=max_bytes, what=_WHAT)
         return Shard(reader, extent, max_bytes, read, parser.parse).rows()
 
 

@@ -110,12 +110,14 @@ class Sample:
         """Declare the pass-through columns, and the columns of the input.
 
         Raises:
-            JobError: The lines lack a column that the job names, or it holds what it cannot be.
+            JobError: The lines lack a column that the job names, it holds what it cannot be, or it
+                cannot be published.
         """
         check_names(self._source)
         if not self._objects:
             return pa.schema([]), columns_of(self._source).fields(None)
-        return self._pass_through(), self._fields()
+        types = [(name, self._type(name)) for name in self._source.pass_through]
+        return pa.schema(types), self._fields()
 
     def _fields(self) -> pa.Schema:
         """Return the columns of the input; of features with what was found of them.
@@ -175,14 +177,6 @@ class Sample:
             raise self._refused(f"column {name!r} holds {what}, expected text, whole numbers")
         type_names = {*_type_names(fitting)}
         return type_names.pop() if len(type_names) == 1 else "text"
-
-    def _pass_through(self) -> pa.Schema:
-        """Return the declared types of the pass-through columns.
-
-        Raises:
-            JobError: A column is not there, or cannot be published.
-        """
-        return pa.schema([(name, self._type(name)) for name in self._source.pass_through])
 
     def _type(self, name: str) -> pa.DataType:
         if name in self._source.casts:

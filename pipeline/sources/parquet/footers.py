@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
@@ -89,26 +89,22 @@ def read_footers(store: Store, shards: Sequence[StoredFile], source: Source) -> 
 
 def _read_footer(store: Store, shard: StoredFile, source: Source) -> Footer:
     def read() -> Footer:
-        with store.open(shard.path) as handle, arrow_errors():
-            return _judge_footer(open_parquet(handle), source)
+        try:
+            with store.open(shard.path) as handle, arrow_errors():
+                return _judge_footer(open_parquet(handle), source)
+        except OSError as error:
+            if is_bad_block(error):
+                raise BadBlockError(BAD_BLOCK) from error
+            raise
 
     try:
-        return with_retries(lambda: _again_if_bad(read))
+        return with_retries(read)
     except FileNotFoundError:
         return Footer(reason=Reason.MISSING, message="vanished while it was listed")
     except (pa.ArrowException, OSError, BadBlockError) as error:
         if not is_unreadable(error):
             raise
         return Footer(reason=Reason.UNREADABLE_SHARD, message=str(error))
-
-
-def _again_if_bad(read: Callable[[], Footer]) -> Footer:
-    try:
-        return read()
-    except OSError as error:
-        if is_bad_block(error):
-            raise BadBlockError(BAD_BLOCK) from error
-        raise
 
 
 def _judge_footer(parquet: pq.ParquetFile, source: Source) -> Footer:

@@ -15,9 +15,8 @@ from pipeline.core.arrays import as_array
 from pipeline.sources.columns.base import Failures
 from pipeline.sources.columns.pass_through import cast_column
 from pipeline.sources.jsonl.columns import from_values
-from pipeline.sources.jsonl.format import read_json_blocks
 from pipeline.sources.jsonl.parse import Parser
-from pipeline.sources.lines.blocks import Block
+from pipeline.sources.lines.blocks import Block, read_blocks
 from pipeline.sources.lines.columns import Column
 
 LIMIT = 10_000
@@ -97,7 +96,7 @@ def some_line(dice: random.Random, oddness: float) -> bytes:
 
 
 def blocks_of(data: bytes) -> list[Block]:
-    return list(read_json_blocks(io.BytesIO(data), LIMIT))
+    return list(read_blocks(io.BytesIO(data), LIMIT, "JSON lines"))
 
 
 def parsed(block: Block, *, at_once: bool) -> tuple[list[list[Any]], Failures]:

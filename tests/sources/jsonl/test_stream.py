@@ -21,10 +21,10 @@ from pipeline.job.source import Source
 from pipeline.sources.columns.base import Failures
 from pipeline.sources.extents import RowFilter
 from pipeline.sources.inputs import list_inputs
-from pipeline.sources.jsonl.format import max_json_bytes
 from pipeline.sources.jsonl.parse import MAX_DEPTH, MAX_VALUES, Parser
 from pipeline.sources.lines import blocks as jsonl_lines
 from pipeline.sources.lines.blocks import Block
+from pipeline.sources.lines.rows import max_line_bytes
 
 WORDS = {"text_column": "t"}
 
@@ -152,7 +152,7 @@ def test_a_line_that_is_too_long_is_not_held(
 ):
     monkeypatch.setattr("pipeline.sources.lines.rows._ROOM_BYTES", 100)
     source = source_of(tmp_path, **WORDS, max_text_bytes=50)
-    limit = max_json_bytes(source)
+    limit = max_line_bytes(source, 6)
     assert limit == 400
     long = b'{"t": "' + b"x" * 5_000_000 + b'"}\n'
     just = b'{"t": "' + b"x" * (limit - 9) + b'"}\n'  # 400 bytes with its line end and one more
