@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.core.errors import JobError
 from pipeline.core.registry import TASKS, built_in
@@ -36,16 +35,14 @@ def build_module(
     path: Path,
     facts: DirectoryFacts,
     task: TaskSpec,
-    args: Mapping[str, Any] | None = None,
-    seen: Input | None = None,
+    model_input: Input | None = None,
 ) -> torch.nn.Module:
     """Build the module of a local directory: float32, on the CPU, in eval mode.
 
     Args:
         facts: What `read_facts` read of it; the job may have another pooling.
         task: What the outputs are for.
-        args: `model.args`; a directory takes none.
-        seen: What a model that writes or chooses sees of a row.
+        model_input: What a model that writes or chooses sees of a row.
 
     Returns:
         Takes the tensors of `facts.text.tensor_names` by name, or `pixels` float (B, 3, H, W),
@@ -55,8 +52,6 @@ def build_module(
     Raises:
         JobError: The directory does not serve the task, or its weights do not fit.
     """
-    if args:
-        raise JobError(f"model.args: a model directory takes none, got {', '.join(sorted(args))}")
     served = require_served(task.kind, facts)
     if isinstance(facts.module, OnnxFile):
         from pipeline.models.onnx_module import OnnxModule
@@ -71,8 +66,8 @@ def build_module(
     else:
         module = _class_module(path, facts, facts.module, task)
     if isinstance(facts.module, LibraryClass) and facts.module.head in WRITERS:
-        assert seen is not None, "a job has an input"
-        module = _language_module(path, facts, facts.module.head, module, task, seen)
+        assert model_input is not None, "a job has an input"
+        module = _language_module(path, facts, facts.module.head, module, task, model_input)
     elif task.prompts and facts.text is not None:
         from pipeline.models.directories.text.zero_shot import with_prompts
 
@@ -106,16 +101,16 @@ def _language_module(
     head: str,
     model: torch.nn.Module,
     task: TaskSpec,
-    seen: Input,
+    model_input: Input,
 ) -> torch.nn.Module:
     if task.generation is None:
         from pipeline.models.directories.text.choices import with_choices
 
-        return with_choices(head, model, task, seen)
+        return with_choices(head, model, task, model_input)
     from pipeline.models.directories.text.text_facts import output_tokenizer
     from pipeline.models.directories.text.writing.opening import with_decoding
 
-    return with_decoding(head, model, task, output_tokenizer(path, facts, seen))
+    return with_decoding(head, model, task, output_tokenizer(path, facts, model_input))
 
 
 def _class_module(

@@ -64,7 +64,7 @@ class ModelClass:
         return bool(self.built.main_input_name == "input_ids")
 
     @property
-    def hears(self) -> bool:
+    def takes_audio(self) -> bool:
         """Tell whether its first input is a clip of sound."""
         return self.built.main_input_name in _CLIPS or self.config.model_type == CLAP
 

@@ -13,12 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories.library import base_of, quiet, refused
-from pipeline.models.directories.tensors import (
-    TensorHeader,
-    first_names,
-    repeating_tensors,
-    require_size,
-)
+from pipeline.models.directories.tensors import TensorHeader, repeating_tensors, require_size
+from pipeline.models.weights.state_dict import listed_problems
 
 if TYPE_CHECKING:
     import torch
@@ -100,19 +96,14 @@ def _require_fit(
         f"{key} is {tuple(held)}, not {tuple(wanted)}"
         for key, held, wanted in info["mismatched_keys"]
     )
-    problems = [
-        f"{len(names)} {what} ({first_names(names)})"
-        for names, what in (
-            (sorted(missing), "missing"),
-            (sorted(unexpected), "unexpected"),
-            (other, "of another shape"),
-        )
-        if names
-    ]
+    problems = listed_problems(
+        (sorted(missing), "missing"),
+        (sorted(unexpected), "unexpected"),
+        (other, "of another shape"),
+    )
     if problems:
         raise JobError(
-            f"model.path: the safetensors do not fit {name} of config.json: tensors "
-            + "; ".join(problems)
+            f"model.path: the safetensors do not fit {name} of config.json: tensors {problems}"
         )
 
 

@@ -77,7 +77,7 @@ def read_facts(path: Path, wanted: str | None = None) -> DirectoryFacts:
     from pipeline.models.directories.text.encoder_facts import encoder_facts, language_facts
 
     chosen = choose(path)
-    if chosen.hears:
+    if chosen.takes_audio:
         from pipeline.models.directories.audio_facts import audio_facts
 
         return audio_facts(path, chosen)
@@ -165,7 +165,7 @@ def directory_module(
         facts = replace(facts, pooling=replace(facts.pooling, modes=(pooling,)))
     if facts.text is not None and text is not None:
         facts = _with_prefix(path, facts, facts.text, text.prefix)
-    return build_module(path, facts, task, seen=model_input)
+    return build_module(path, facts, task, model_input)
 
 
 def _with_prefix(path: Path, facts: DirectoryFacts, text: TextFacts, prefix: str) -> DirectoryFacts:

@@ -7,7 +7,7 @@ numbers of a model are refused before anything is allocated.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.models.directories.json_files import read_object
+from pipeline.models.weights.state_dict import first_names
 from pipeline.models.weights.weights_file import fault_of_download, has_header
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ _SPARE = 64 << 20
 _LENGTH_BYTES, _MAX_HEADER_BYTES = 8, 8 << 20
 """A header of this length has 100,000 tensors, more than any model's file; what is made of it takes
 thirty times as much memory."""
-_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -182,9 +182,3 @@ def require_size(module: torch.nn.Module, headers: Mapping[str, TensorHeader], w
             f"model.path: {where} describes {needed} numbers, the safetensors hold {held}: they "
             "are not of the same model"
         )
-
-
-def first_names(names: Sequence[str]) -> str:
-    """Return the first names, and how many more there are, for messages."""
-    shown = ", ".join(clean_message(name, 120) for name in names[:_SHOWN])
-    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -61,14 +61,14 @@ def resolve_model(job: Job, allow_import: Sequence[str] = ()) -> ModelSpec:
     name = task_name(model, card)
     if has_pairs and (model.choices or task_class(name).new_tokens(model)):
         raise JobError(f"source.text_pair_column: task {name!r} takes one text a row; leave it out")
-    weights_uri, (chosen, images), task = _all_of(
+    weights_uri, (model_input, transform), task = _all_of(
         lambda: _weights_uri(card, model),
         lambda: _choose_input(card, job, allow_import),
         lambda: choose_task(model, card, allow_import),
     )
-    _require_geometry(task, chosen, images)
+    _require_geometry(task, model_input, transform)
     if task.generation is not None and task.generation.schema:
-        _require_writable(task.generation, card, chosen)
+        _require_writable(task.generation, card, model_input)
     if card.directory is not None:
         weights_sha256 = card.directory.sha256
     elif weights_sha256 is None:
@@ -79,7 +79,7 @@ def resolve_model(job: Job, allow_import: Sequence[str] = ()) -> ModelSpec:
         code_sha256=card.code_sha256,
         weights_uri=weights_uri,
         weights_sha256=weights_sha256,
-        input=chosen,
+        input=model_input,
         task=task,
         precision=model.precision,
         runtime=model.runtime or EAGER,
@@ -95,24 +95,24 @@ def resolve_model(job: Job, allow_import: Sequence[str] = ()) -> ModelSpec:
     )
 
 
-def _require_geometry(task: TaskSpec, chosen: Input, images: TransformSpec | None) -> None:
+def _require_geometry(task: TaskSpec, model_input: Input, transform: TransformSpec | None) -> None:
     """Refuse rows whose places in the original are not known, if the task needs them."""
     if not task_class(task.kind).needs_geometry:
         return
-    if GEOMETRY not in (field.name for field in chosen.fields()):
-        raise JobError(f"model.task = {task.kind!r}: needs images; the rows are {chosen.name}")
-    if images is not None and images.factory:
+    if GEOMETRY not in (field.name for field in model_input.fields()):
+        raise JobError(f"model.task = {task.kind!r}: needs images; the rows are {model_input.name}")
+    if transform is not None and transform.factory:
         raise JobError(
             f"transform.factory: task {task.kind!r} undoes the transform, and what a factory does "
             "to an image is unknown; take a transform.resize"
         )
 
 
-def _require_writable(generation: Generation, card: ResolvedModel, chosen: Input) -> None:
+def _require_writable(generation: Generation, card: ResolvedModel, model_input: Input) -> None:
     """Refuse records that a model cannot write, before it is loaded."""
     assert card.facts is not None, "a directory writes"
     assert card.directory is not None, "likewise"
-    Grammar.of(generation, output_tokenizer(local(card.directory), card.facts, chosen))
+    Grammar.of(generation, output_tokenizer(local(card.directory), card.facts, model_input))
 
 
 def _require_several(model: Model) -> None:
@@ -176,10 +176,10 @@ def _choose_input(
             field = sorted(given.model_fields_set)[0]
             where = f"inputs {', '.join(parts)}" if parts else f"input {name!r}"
             raise JobError(f"{section}.{field}: has no effect on {where}; leave it out")
-    merged = None
+    transform = None
     if "transform" in taken:
         problem = card.facts.transform_problem if card.facts else ""
-        merged = choose_transform(
+        transform = choose_transform(
             card.name,
             card.transform,
             job.transform,
@@ -187,19 +187,19 @@ def _choose_input(
             allow_import,
             job.source.max_image_px,
         )
-        require_image_fits(card.name, card.images, merged)
-    chosen = choose_text(card, job.model, job.text) if "text" in taken else None
-    heard = None
+        require_image_fits(card.name, card.images, transform)
+    text = choose_text(card, job.model, job.text) if "text" in taken else None
+    audio = None
     if "audio" in taken:
-        heard = choose_audio(card.name, job.audio, card.facts.audio if card.facts else None)
+        audio = choose_audio(card.name, job.audio, card.facts.audio if card.facts else None)
     columns, num_features = (
         (card.facts.columns, card.facts.num_features) if card.facts else ((), None)
     )
-    settings = InputSettings(merged, chosen, parts, columns, heard, num_features)
+    settings = InputSettings(transform, text, parts, columns, audio, num_features)
     with extension_errors(INPUTS, name):
         model_input = get(INPUTS, name).of(settings)
         require_stage_names(model_input)
-    return model_input, merged
+    return model_input, transform
 
 
 def choose_audio(name: str, wanted: Audio, declared: AudioSettings | None) -> AudioSettings:

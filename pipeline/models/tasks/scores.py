@@ -69,13 +69,13 @@ def choose_scores(model: Model, card: ResolvedModel, task: type[Task]) -> str:
 
 
 def of_outputs(
-    outputs: torch.Tensor, are: str, usual: str
+    outputs: torch.Tensor, scores: str, usual: str
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Return the scores of a batch, and the result beside them that says what the outputs are.
 
     Args:
         outputs: float32 (B, K).
-        are: `TaskSpec.scores`.
+        scores: `TaskSpec.scores`.
         usual: `Task.scores_of_logits`.
 
     Returns:
@@ -85,12 +85,12 @@ def of_outputs(
     import torch
 
     beside = {}
-    if are in (OPEN, PROBABILITIES):
+    if scores in (OPEN, PROBABILITIES):
         beside = {OFF: _off_by(outputs, adds_up=usual == SOFTMAX)}
-    if are == PROBABILITIES:
+    if scores == PROBABILITIES:
         is_finite = outputs.isfinite().all(dim=1, keepdim=True)
         return torch.where(is_finite, outputs, torch.nan), beside
-    if (are if are in (SOFTMAX, SIGMOID) else usual) == SOFTMAX:
+    if (scores if scores in (SOFTMAX, SIGMOID) else usual) == SOFTMAX:
         return torch.softmax(outputs, dim=1), beside
     # The sigmoid of infinity would be 1, and the row would pass for a good one.
     return torch.where(outputs.isfinite(), torch.sigmoid(outputs), torch.nan), beside

@@ -126,20 +126,16 @@ def _why(state: Mapping[str, Any], wanted: Mapping[str, Any], error: Exception) 
         if state[name].shape != wanted[name].shape
     ]
     no_tensors = [name for name, value in state.items() if not _is_tensor(value)]
-    problems = [
-        f"{len(names)} {what} ({_some(names)})"
-        for names, what in (
-            (missing, f"of {len(wanted)} tensors missing"),
-            (extra, "unexpected"),
-            (other, "of another shape"),
-            (no_tensors, "that are no tensors"),
-        )
-        if names
-    ]
+    problems = listed_problems(
+        (missing, f"of {len(wanted)} tensors missing"),
+        (extra, "unexpected"),
+        (other, "of another shape"),
+        (no_tensors, "that are no tensors"),
+    )
     if not problems:  # the module's own loading refused
         return clean_message(str(error))
     hint = _hint(state, wanted, missing, extra)
-    return "; ".join(problems) + (f": {hint}" if hint else "")
+    return problems + (f": {hint}" if hint else "")
 
 
 def _hint(
@@ -176,8 +172,16 @@ def _hint(
     return ""
 
 
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(clean_message(name) for name in names[:_SHOWN])
+def listed_problems(*groups: tuple[Sequence[str], str]) -> str:
+    """Say how many tensors, and the first of them, have each problem; '' if none has any."""
+    return "; ".join(
+        f"{len(names)} {problem} ({first_names(names)})" for names, problem in groups if names
+    )
+
+
+def first_names(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are, for messages."""
+    shown = ", ".join(clean_message(name, 200) for name in names[:_SHOWN])
     return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 

@@ -252,15 +252,13 @@ def test_a_dense_layer_must_fit(copy):
     facts = read_facts(path)
     save_file({"linear.weight": torch.zeros(8, 32)}, path / "2_Dense" / WEIGHTS)
     with pytest.raises(JobError, match=r"1 of 2 tensors missing \(linear\.bias\)"):
-        build_module(path, facts, TaskSpec("embed"), {})
+        build_module(path, facts, TaskSpec("embed"))
 
 
 def test_a_task_that_the_outputs_do_not_serve_is_refused(folders):
     facts = read_facts(folders["sequence"])
     with pytest.raises(JobError, match="serves classify, multilabel"):
-        build_module(folders["sequence"], facts, TaskSpec("embed"), {})
-    with pytest.raises(JobError, match=r"model\.args: a model directory takes none, got depth"):
-        build_module(folders["sequence"], facts, TaskSpec("classify"), {"depth": 3})
+        build_module(folders["sequence"], facts, TaskSpec("embed"))
 
 
 def test_a_pooling_that_the_model_has_no_outputs_for_is_refused(tmp_path):

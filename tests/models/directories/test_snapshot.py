@@ -48,7 +48,7 @@ def names(folder: Path) -> list[str]:
 
 def embed(folder: Path) -> torch.Tensor:
     facts = read_facts(folder)
-    module = build_module(folder, facts, TaskSpec("embed"), {})
+    module = build_module(folder, facts, TaskSpec("embed"))
     ids = torch.tensor([[2, 50, 51, 3], [2, 52, 3, 0]])
     with torch.inference_mode():
         return module(input_ids=ids, attention_mask=(ids != 0).long())
@@ -186,7 +186,7 @@ def test_a_pooler_that_a_classifier_does_not_use_is_no_extra_tensor(tmp_path):
     tensors |= {f"bert.pooler.dense.{name}": value for name, value in pooler.items()}
     save_file(tensors, path / "model.safetensors")
     facts = read_facts(path)
-    build_module(path, facts, TaskSpec("tokens"), {})
+    build_module(path, facts, TaskSpec("tokens"))
     tensors["bert.pooler.other"] = torch.zeros(1)
     save_file(tensors, path / "model.safetensors")
     with pytest.raises(JobError, match=r"1 unexpected \(bert\.pooler\.other\)"):

@@ -218,20 +218,20 @@ def _likelihoods(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     return chosen - logits.logsumexp(dim=2)
 
 
-def with_choices(head: str, model: nn.Module, task: TaskSpec, seen: Input) -> Choices:
+def with_choices(head: str, model: nn.Module, task: TaskSpec, model_input: Input) -> Choices:
     """Return the module that scores the answers of a task.
 
     Args:
         head: As `LibraryClass.head`, of a model that writes.
         model: Of the library, with this head.
         task: Its prompts are the answers.
-        seen: What the model sees of a row.
+        model_input: What the model sees of a row.
 
     Raises:
         JobError: Keys and values of the model cannot be shared.
     """
-    assert seen.text is not None, "the job's rows are texts"
-    tokenizer = prompt_tokenizer(seen.text)
+    assert model_input.text is not None, "the job's rows are texts"
+    tokenizer = prompt_tokenizer(model_input.text)
     module: CausalChoices | TargetChoices
     if head == CAUSAL:
         module = CausalChoices(model, tokenizer.answers(task.prompts))

@@ -81,19 +81,19 @@ def load_tokenizer(path: Path) -> Tokenizer:
     return parse_tokenizer(f"model.path: {path.name}", path.read_bytes())
 
 
-def output_tokenizer(path: Path, facts: DirectoryFacts, seen: Input) -> PromptTokenizer:
+def output_tokenizer(path: Path, facts: DirectoryFacts, model_input: Input) -> PromptTokenizer:
     """Return the tokenizer of what a language model writes.
 
     Args:
         path: The directory.
         facts: Of it.
-        seen: What the model sees of a row.
+        model_input: What the model sees of a row.
 
     Raises:
         JobError: It cannot be read.
     """
-    if seen.text is not None:
-        return prompt_tokenizer(seen.text)
+    if model_input.text is not None:
+        return prompt_tokenizer(model_input.text)
     assert facts.generation is not None, "the directory writes"
     return PromptTokenizer(load_tokenizer(path / facts.generation.tokenizer), Prompt("", ""))
 
