@@ -90,9 +90,9 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'pipeline' has no attribute {name!r}")
     module = importlib.import_module(_HOMES[name])
-    found = module if name == "errors" else getattr(module, name)
-    globals()[name] = found
-    return found
+    value = module if name == "errors" else getattr(module, name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

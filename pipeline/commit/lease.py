@@ -94,9 +94,9 @@ class Lease:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
-        how = {"exit_code": error.exit_code, "error": clean_message(str(error))} if error else {}
+        ending = {"exit_code": error.exit_code, "error": clean_message(str(error))} if error else {}
         try:
-            self._beat(**{"released": True, "exit_code": 0, **how})
+            self._beat(**{"released": True, "exit_code": 0, **ending})
         except PipelineError as trouble:
             # No reason to hide how the run ended: the lease ends with this process, or its ttl.
             log.warning("lease of %s not released: %s", self._layout.name, trouble)
@@ -109,7 +109,7 @@ class Lease:
                 except PipelineError as error:
                     log.warning("lease of %s not renewed: %s", self._layout.name, error)
 
-    def _beat(self, **how: Any) -> None:
+    def _beat(self, **changes: Any) -> None:
         progress = self._read_progress()
         is_same = (
             progress.get("fingerprint") and progress["fingerprint"] == self._before.fingerprint
@@ -121,7 +121,7 @@ class Lease:
             "released": False,
             **owner,
             "written_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-            **how,
+            **changes,
         }
         self._store.put(self._layout.heartbeat(self.epoch), json.dumps(beat).encode())
 

@@ -299,6 +299,13 @@ def copy_keys(store: Store, layout: Layout, old: Manifest, folder: str) -> dict[
 def _encoded(table: pa.Table, encoding: dict[str, str], row_group_rows: int = 2**20) -> bytes:
     """Return a table as a Parquet file without dictionaries."""
     buffer = io.BytesIO()
-    how = {"compression": "zstd", "use_dictionary": False, "column_encoding": encoding or None}
-    pq.write_table(table, buffer, row_group_size=row_group_rows, write_page_checksum=True, **how)
+    pq.write_table(
+        table,
+        buffer,
+        row_group_size=row_group_rows,
+        compression="zstd",
+        use_dictionary=False,
+        column_encoding=encoding or None,
+        write_page_checksum=True,
+    )
     return buffer.getvalue()

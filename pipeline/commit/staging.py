@@ -161,8 +161,8 @@ class StagingWriter:
         reasons = _count(rows.column(ERROR))
         labels, numbers = self._measure(rows)
         buffer = io.BytesIO()
-        how = {**encodings(rows), "compression": self.compression, "write_statistics": False}
-        with pq.ParquetWriter(buffer, rows.schema, **how) as writer:
+        options = {**encodings(rows), "compression": self.compression, "write_statistics": False}
+        with pq.ParquetWriter(buffer, rows.schema, **options) as writer:
             writer.write_table(rows)
             written = StageCounters(
                 rows.num_rows, rows.num_rows, 0, rows.nbytes, buffer.tell(),

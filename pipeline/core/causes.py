@@ -126,14 +126,14 @@ class Causes:
 
     def complete(self, reasons: Mapping[str, int]) -> Causes:
         """Return causes that make up these counts: what is not known has no message."""
-        whole = Causes(self._most)
-        whole._known, whole._others = dict(self._known), Counter(self._others)
+        completed = Causes(self._most)
+        completed._known, completed._others = dict(self._known), Counter(self._others)
         known = Counter[str]()
         for cause in self.top(len(self._known) + len(self._others)):
             known[cause.reason] += cause.num_rows
         for reason, num_rows in reasons.items():
-            whole._others[reason, ""] += max(0, num_rows - known[reason])
-        return whole
+            completed._others[reason, ""] += max(0, num_rows - known[reason])
+        return completed
 
     def top(self, number: int) -> list[Cause]:
         """Return the causes of the most rows, in an order that does not depend on the additions."""

@@ -95,8 +95,8 @@ def get(group: str, name: str) -> Any:
     try:
         return load(group, name)
     except KeyError:
-        there = ", ".join(names(group))
-        raise JobError(f"no {group} {name!r} is installed here; there are {there}") from None
+        installed = ", ".join(names(group))
+        raise JobError(f"no {group} {name!r} is installed here; there are {installed}") from None
 
 
 def usable(group: str) -> Iterator[tuple[str, Any]]:

@@ -103,9 +103,9 @@ class Constant(Gate):
         return Finding("fail", f"all {num_predicted} predictions are alike: {', '.join(seen[:3])}")
 
 
-def _drift(rule: Drift, shift: Shift, what: str, basis: str) -> Finding:
+def _drift(rule: Drift, shift: Shift, name: str, basis: str) -> Finding:
     psi = round(shift.psi, 6)
-    beside = f"{what}, {shift.num_now} predictions beside {shift.num_before} of {basis}"
+    beside = f"{name}, {shift.num_now} predictions beside {shift.num_before} of {basis}"
     if min(shift.num_now, shift.num_before) < rule.min_rows:
         return Finding("off", f"{beside}; not judged below {rule.min_rows}")
     most = f"; most: {shift.most}" if shift.most else ""
@@ -199,20 +199,20 @@ def _join(triples: Iterable[tuple[str, int, int]], weight: _BinWeight) -> list[B
 
 def _shift(bins: Sequence[Bin]) -> Shift:
     """Sum (q - p) ln(q / p), where p and q are the shares of a bin before and now."""
-    used = [one for one in bins if one.before or one.now]
-    num_before, num_now = sum(one.before for one in used), sum(one.now for one in used)
+    used = [bin_ for bin_ in bins if bin_.before or bin_.now]
+    num_before, num_now = sum(bin_.before for bin_ in used), sum(bin_.now for bin_ in used)
     all_before = num_before + _SMOOTHING * len(used)
     all_now = num_now + _SMOOTHING * len(used)
     psi, worst, most = 0.0, 0.0, ""
-    for one in used:
-        p, q = (one.before + _SMOOTHING) / all_before, (one.now + _SMOOTHING) / all_now
+    for bin_ in used:
+        p, q = (bin_.before + _SMOOTHING) / all_before, (bin_.now + _SMOOTHING) / all_now
         part = (q - p) * log(q / p)
         psi += part
         if part > worst:
             worst = part
-            shares = f"{100 * one.before / max(1, num_before):.1f}%, "
-            shares += f"now {100 * one.now / max(1, num_now):.1f}%"
-            most = f"{one.name!r} was {shares}" if one.name else ""
+            shares = f"{100 * bin_.before / max(1, num_before):.1f}%, "
+            shares += f"now {100 * bin_.now / max(1, num_now):.1f}%"
+            most = f"{bin_.name!r} was {shares}" if bin_.name else ""
     return Shift(psi, num_before, num_now, most)
 
 

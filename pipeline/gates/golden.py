@@ -105,9 +105,9 @@ class GoldenRows:
     ) -> list[str]:
         """Return '' for each of the kept rows that agrees."""
         places, task = pa.array(kept), make_task(spec.task)
-        made = pa.table(task.columns(predicted, np.ones(len(kept), bool), rows.take(places)))
+        table = pa.table(task.columns(predicted, np.ones(len(kept), bool), rows.take(places)))
         limits = replace(self.limits, max_score_diff=self._score_diff(spec))
-        return task.differences(self.expected.take(places), made, limits)
+        return task.differences(self.expected.take(places), table, limits)
 
     def _score_diff(self, spec: ModelSpec) -> float:
         if self.max_score_diff is not None:

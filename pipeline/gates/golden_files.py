@@ -63,8 +63,8 @@ def read_golden(
     table = _with_vectors(table, reader, golden.uri)
     for name in (*columns, *make_task(task).golden_columns()):
         if name not in table.column_names or table.column(name).null_count:
-            what = "a null in" if name in table.column_names else "no"
-            raise JobError(f"{_FIELD} = {golden.uri}: has {what} column {name!r}")
+            problem = "a null in" if name in table.column_names else "no"
+            raise JobError(f"{_FIELD} = {golden.uri}: has {problem} column {name!r}")
     return GoldenRows(
         rows=_as_rows(table, reader, golden.uri),
         expected=_as_expected(table, task, golden.uri),
@@ -82,8 +82,8 @@ def _with_vectors(table: pa.Table, reader: Reader, uri: str) -> pa.Table:
     """
     names = reader.source.input_columns.names
     wanted = {name: file_name_of(name) for name in reader.fields.names if is_feature(name)}
-    made = {name: column for name, column in wanted.items() if column not in table.column_names}
-    if not made or not {*names} <= {*table.column_names}:
+    missing = {name: column for name, column in wanted.items() if column not in table.column_names}
+    if not missing or not {*names} <= {*table.column_names}:
         return table
     columns = columns_of(reader.source)
     for name in names:
@@ -95,7 +95,7 @@ def _with_vectors(table: pa.Table, reader: Reader, uri: str) -> pa.Table:
     for row, failure in enumerate(failures):
         if failure is not None:
             raise JobError(f"{_FIELD} = {uri}: row {row}: {failure.message}")
-    for name, shown in made.items():
+    for name, shown in missing.items():
         table = table.append_column(shown, vectors.columns[name])
     return table
 

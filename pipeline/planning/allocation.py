@@ -98,8 +98,8 @@ class Allocation:
     @property
     def in_actors(self) -> frozenset[str]:
         """Return the groups of stages (`limits.GROUPS`) that run in the actors."""
-        theirs = {"decoder": self.decodes_in_actors, "writer": self.writes_in_actors}
-        return frozenset(group for group, is_theirs in theirs.items() if is_theirs)
+        by_group = {"decoder": self.decodes_in_actors, "writer": self.writes_in_actors}
+        return frozenset(group for group, is_theirs in by_group.items() if is_theirs)
 
     @property
     def reserves_cores(self) -> bool:

@@ -34,8 +34,8 @@ def sample_rows(reader: Reader, units: Sequence[Unit], num_rows: int, seed: int)
     pieces = []
     for unit in units:
         if unit.cut is None:
-            some = _choose(random, unit.bounds[1], share)
-            _, _, rows = next(iter(read_slices(reader, only_rows(unit, some), frozenset([0]))))
+            numbers = _choose(random, unit.bounds[1], share)
+            _, _, rows = next(iter(read_slices(reader, only_rows(unit, numbers), frozenset([0]))))
         else:
             _, _, rows = next(iter(read_slices(reader, unit, frozenset([0]))))
             rows = rows.take(_choose(random, rows.num_rows, share))

@@ -73,9 +73,9 @@ def choose_checked(
             drawn = _draw(int(low), int(high), share, random)
             run = np.searchsorted(ranks, drawn, "right") - 1
             chosen.append(before[version_runs[run]] + drawn - ranks[run])
-    every = np.unique(np.concatenate(chosen))
-    run = np.searchsorted(before, every, "right") - 1
-    return np.stack([runs[run, 0], runs[run, 1] + every - before[run]], axis=1)
+    numbers = np.unique(np.concatenate(chosen))
+    run = np.searchsorted(before, numbers, "right") - 1
+    return np.stack([runs[run, 0], runs[run, 1] + numbers - before[run]], axis=1)
 
 
 def _draw(low: int, high: int, share: float, random: np.random.Generator) -> Numbers:

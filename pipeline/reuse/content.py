@@ -74,8 +74,8 @@ def _write_index(version: Version, folder: Path) -> None:
         hashes.append(data.reshape(-1, HASH_BYTES))
         places.append(first + np.flatnonzero(is_there))
         first += rows.num_rows
-    every = np.concatenate([np.zeros((0, HASH_BYTES), np.uint8), *hashes])
-    high, low = _halves(every)
+    all_hashes = np.concatenate([np.zeros((0, HASH_BYTES), np.uint8), *hashes])
+    high, low = _halves(all_hashes)
     order = np.argsort(high)
     ordinals = reader.ordinals(np.concatenate([np.zeros(0, np.int64), *places]))
     for name, array in zip(_FILES, (high, low, ordinals), strict=True):

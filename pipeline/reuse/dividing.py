@@ -95,9 +95,9 @@ def divide(
         known[path] = match
         failed = len(match[1].failed)
         shards.append(ShardRows(uri, "unchanged", match[1].num_rows - failed, failed))
-    here = {shard.uri for shard in shards}
+    uris = {shard.uri for shard in shards}
     newest = versions[0].values() if versions else ()
-    gone = (ShardRows(s.uri, "gone", 0, 0, s.num_rows) for s in newest if s.uri not in here)
+    gone = (ShardRows(s.uri, "gone", 0, 0, s.num_rows) for s in newest if s.uri not in uris)
     units = [*_recut(plan.units, known, row_bytes, sizes)] if known else plan.units
     return Division(tuple(units), known, (*shards, *gone))
 

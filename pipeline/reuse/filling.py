@@ -281,12 +281,12 @@ def _read_rows(
         InfraError: There are not so many rows.
     """
     if unit.cut is None:
-        some = only_rows(unit, rows.tolist())
+        subset = only_rows(unit, rows.tolist())
     else:
         cut = replace(unit.cut, rows=RowFilter(tuple(rows.tolist())), done=())
-        some = replace(unit, cut=cut)
+        subset = replace(unit, cut=cut)
     tables = [reader.schema.empty_table()]
-    for block in read(some, frozenset([0])):
+    for block in read(subset, frozenset([0])):
         for _, counted, piece, _ in unpack(block):
             counters.update(merge(counters, counted))
             tables.append(piece)

@@ -95,7 +95,7 @@ class Reuse:
     @property
     def sources(self) -> frozenset[str]:
         """What slices that were staged before may have taken rows from."""
-        return frozenset(one.version.source for one in self.earlier if self.division)
+        return frozenset(source.version.source for source in self.earlier if self.division)
 
     @property
     def days(self) -> dict[str, int]:
@@ -106,7 +106,7 @@ class Reuse:
     @property
     def oldest_day(self) -> int:
         """When the oldest prediction was computed that may be taken over."""
-        return min(shard.computed_day for one in self.earlier for shard in one.shards)
+        return min(shard.computed_day for source in self.earlier for shard in source.shards)
 
     @property
     def has_mixed_code(self) -> bool:
@@ -133,23 +133,25 @@ class Reuse:
         is_thorough, checked = bool(self.environment), np.zeros((0, 2), np.int64)
         if self.retry is None and len(runs):
             parts = [
-                [one.table.about.num_rows]
-                if one.version.has_places
-                else [part.num_rows for part in one.manifest.parts]
-                for one in self.earlier
+                [source.table.about.num_rows]
+                if source.version.has_places
+                else [part.num_rows for part in source.manifest.parts]
+                for source in self.earlier
             ]
             checked = choose_checked(runs, parts, plan.fingerprint, is_thorough=is_thorough)
-        num_rows = sum(one.table.about.num_rows for one in self.earlier)
+        num_rows = sum(source.table.about.num_rows for source in self.earlier)
         return replace(
             bare,
-            versions=tuple(one.version for one in self.earlier),
+            versions=tuple(source.version for source in self.earlier),
             runs=runs,
             checked=checked,
             counts=known_counts(plan.units, self.division.known),
             failures=self.retry and kept_failures(self, self.retry, plan),
             most_rows=slice_rows(self.row_bytes),
             indices=tuple(
-                one.index() for one in self.earlier if self.by_content and one.version.has_hashes
+                source.index()
+                for source in self.earlier
+                if self.by_content and source.version.has_hashes
             ),
             checked_probability=check_probability(
                 min(plan.num_rows or num_rows, num_rows), is_thorough=is_thorough
@@ -159,7 +161,7 @@ class Reuse:
     @property
     def row_bytes(self) -> float:
         """What a prediction takes, about."""
-        parts = [part for one in self.earlier for part in one.manifest.parts]
+        parts = [part for source in self.earlier for part in source.manifest.parts]
         num_bytes, num_rows = (
             sum(getattr(part, name) for part in parts) for name in ("size_bytes", "num_rows")
         )
@@ -191,17 +193,17 @@ def find_reuse(
         return Reuse(plan, why_not=_LIMITED, looked_at=1, retry=retry)
     wants_content = job.run.reuse == "content" and retry is None
     earlier, reasons = _usable(store, layout, job, plan, base, retry, by_content=wants_content)
-    by_content = wants_content and any(one.version.has_hashes for one in earlier)
+    by_content = wants_content and any(source.version.has_hashes for source in earlier)
     why, looked_at = "; ".join(reasons) or "nothing earlier is published", len(earlier + reasons)
-    nothing = Reuse(plan, why_not=why, looked_at=looked_at, retry=retry)
+    no_reuse = Reuse(plan, why_not=why, looked_at=looked_at, retry=retry)
     if not earlier:
-        return nothing
+        return no_reuse
     has_uris = job.source.has_uris and retry is None  # a shard does not say what they lead to
     known = [
-        {s.uri: s for s in one.shards} if one.has_same_rows and not has_uris else {}
-        for one in earlier
+        {s.uri: s for s in source.shards} if source.has_same_rows and not has_uris else {}
+        for source in earlier
     ]
-    reuse = replace(nothing, earlier=tuple(earlier), by_content=by_content)
+    reuse = replace(no_reuse, earlier=tuple(earlier), by_content=by_content)
     sizes = SliceSizes.of(job, plan.batch_size, plan.task)
     division = divide(plan, known, reuse.row_bytes, sizes)
     few = division.num_known <= LEAST_ROWS and retry is None
@@ -211,7 +213,7 @@ def find_reuse(
             why = f"only {count} could be, and of so few all are predicted again as a check"
         elif not reasons:
             why = f"no shard is as it was in {earlier[0].version.name}"
-        return replace(nothing, why_not=why)
+        return replace(no_reuse, why_not=why)
     changed = changed_versions(earlier[0].table.about.environment, environment_versions())
     return replace(
         reuse,

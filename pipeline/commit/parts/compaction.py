@@ -154,9 +154,9 @@ class Compactor:
     def read(self, group: Group) -> Iterator[SliceRows]:
         """Read the slices of a group in order, some at a time."""
         num_before = group.num_before
-        for some in _read_chunks(group.slices):
-            contents = self.store.read_many([path for _, path, _ in some])
-            for key, path, size_bytes in some:
+        for chunk in _read_chunks(group.slices):
+            contents = self.store.read_many([path for _, path, _ in chunk])
+            for key, path, size_bytes in chunk:
                 staged, rows = _decode(contents[path], path)
                 rows = mark_duplicates(rows, group.duplicates.get(key, ()))
                 if INPUT_HASH in self.schema.names and INPUT_HASH not in rows.column_names:

@@ -132,8 +132,8 @@ def _expression(values: Mapping[str, Any]) -> pc.Expression | None:
     expression: pc.Expression | None = None
     for name, value in values.items():
         field = pc.field(name)
-        one = field == value if value.is_valid else field.is_null()
-        expression = one if expression is None else expression & one
+        condition = field == value if value.is_valid else field.is_null()
+        expression = condition if expression is None else expression & condition
     return expression
 
 

@@ -28,11 +28,11 @@ def locate(
         raise JobError(f"{clean_message(repr(uri), 80)}: no place of an output; give a path or URI")
     trimmed = text.rstrip("/")
     head, separator, tail = trimmed.rpartition("/predictions")
-    whole = Store(trimmed, storage_options or {})
-    is_root = separator and not tail and whole.list_folders("_control")
+    store = Store(trimmed, storage_options or {})
+    is_root = separator and not tail and store.list_folders("_control")
     if separator and not is_root and (not tail or (tail.startswith("/") and "/" not in tail[1:])):
         return Store(head, storage_options or {}), Layout(tail[1:] or None)
-    return whole, None
+    return store, None
 
 
 def require_current(store: Store, layout: Layout) -> Manifest:

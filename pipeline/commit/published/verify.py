@@ -105,44 +105,44 @@ def _check_version(store: Store, layout: Layout, manifest: Manifest) -> list[Che
         good = list(pool.map(lambda part: audit_part(store, part), manifest.parts))
         bad = list(pool.map(lambda part: audit_part(store, part), manifest.quarantine_parts))
     plan, plan_check = _read_plan(store, layout, manifest)
-    every = good + bad
+    parts = good + bad
     checks = [
-        _check_parts(every),
+        _check_parts(parts),
         _check_folder(store, layout, manifest),
         _check_success(store, layout),
         check_log(store, layout, manifest),
         plan_check,
         check_keys(store, layout, manifest),
     ]
-    if any(audited.problem for audited in every):
+    if any(audited.problem for audited in parts):
         return checks
     return [
         *checks,
-        _check_rows(every),
+        _check_rows(parts),
         _check_schema(good, bad, manifest, plan),
         _check_counts(good, bad, manifest, plan),
         _check_unique(store, good),
-        _check_hash(every, manifest),
-        _check_planned(every, plan),
+        _check_hash(parts, manifest),
+        _check_planned(parts, plan),
     ]
 
 
-def _check_parts(every: Sequence[AuditedPart]) -> Check:
+def _check_parts(parts: Sequence[AuditedPart]) -> Check:
     problems = []
-    for audited in every:
+    for audited in parts:
         wanted = audited.part
         if audited.size_bytes == 0:
-            what = audited.problem or "is empty"
+            problem = audited.problem or "is empty"
         elif audited.size_bytes != wanted.size_bytes:
-            what = f"has {audited.size_bytes} bytes, the manifest says {wanted.size_bytes}"
+            problem = f"has {audited.size_bytes} bytes, the manifest says {wanted.size_bytes}"
         elif audited.sha256 != wanted.sha256:
-            what = f"sha256 is {audited.sha256}, the manifest says {wanted.sha256}"
+            problem = f"sha256 is {audited.sha256}, the manifest says {wanted.sha256}"
         else:
-            what = audited.problem
-        if what:
-            problems.append(f"{wanted.path} {what}")
-    size_bytes = sum(audited.size_bytes for audited in every)
-    return verdict("parts", problems, f"{len(every)} parts, {size_bytes} bytes as published")
+            problem = audited.problem
+        if problem:
+            problems.append(f"{wanted.path} {problem}")
+    size_bytes = sum(audited.size_bytes for audited in parts)
+    return verdict("parts", problems, f"{len(parts)} parts, {size_bytes} bytes as published")
 
 
 def _check_folder(store: Store, layout: Layout, manifest: Manifest) -> Check:
@@ -189,11 +189,11 @@ def _read_plan(store: Store, layout: Layout, manifest: Manifest) -> tuple[Plan |
     return plan, Check("plan", "pass", f"{rows}, of {plan.num_shards} shards")
 
 
-def _check_rows(every: Sequence[AuditedPart]) -> Check:
+def _check_rows(parts: Sequence[AuditedPart]) -> Check:
     problems = [
         f"{audited.part.path} has {len(audited.hashes)} rows, "
         f"the manifest says {audited.part.num_rows}"
-        for audited in every
+        for audited in parts
         if len(audited.hashes) != audited.part.num_rows
     ]
     return verdict("rows", problems, "every part has the rows that the manifest says")
@@ -251,12 +251,12 @@ def _check_unique(store: Store, good: Sequence[AuditedPart]) -> Check:
     return verdict("unique_ids", problems, f"{len(values)} ids, each predicted once")
 
 
-def _check_hash(every: Sequence[AuditedPart], manifest: Manifest) -> Check:
-    total = _sum(join([audited.hashes for audited in every]))
+def _check_hash(parts: Sequence[AuditedPart], manifest: Manifest) -> Check:
+    total = _sum(join([audited.hashes for audited in parts]))
     problems = [
         f"the row ids of {audited.part.path} add up to {part_sum}, the manifest says "
         f"{audited.part.row_id_hash}"
-        for audited in every
+        for audited in parts
         if audited.part.row_id_hash not in ("", part_sum := _sum(audited.hashes))
     ]
     if total != manifest.row_id_hash:
@@ -268,7 +268,7 @@ def _sum(hashes: Hashes) -> str:
     return sum_hashes([int(hashes.sum(dtype=np.uint64))])
 
 
-def _check_planned(every: Sequence[AuditedPart], plan: Plan | None) -> Check:
+def _check_planned(parts: Sequence[AuditedPart], plan: Plan | None) -> Check:
     if plan is None:
         return Check("planned_ids", "skipped", "there is no plan")
     if plan.row_ids == "column":
@@ -276,7 +276,7 @@ def _check_planned(every: Sequence[AuditedPart], plan: Plan | None) -> Check:
     if plan.row_ids == "key" or plan.counts_by_reading:
         return Check("planned_ids", "skipped", "the ids come from the shards, not from the plan")
     planned = join([hash_ids(pa.array(ids)) for ids in _chunks(_planned_ids(plan))])
-    present = join([audited.hashes for audited in every])
+    present = join([audited.hashes for audited in parts])
     if _sum(planned) == _sum(present):
         return Check("planned_ids", "pass", f"{len(planned)} planned rows are there, no other")
     lost, strange = np.setdiff1d(planned, present), np.setdiff1d(present, planned)

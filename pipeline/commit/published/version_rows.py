@@ -163,9 +163,9 @@ class PartReader:
         """Return the ordinals of predictions by their places, int64 (N,) both."""
         if not self._version.has_places:
             return places
-        every = self._places(np.arange(self._starts[-1]))
-        back = np.empty(len(every), np.int64)
-        back[every] = np.arange(len(every))
+        all_places = self._places(np.arange(self._starts[-1]))
+        back = np.empty(len(all_places), np.int64)
+        back[all_places] = np.arange(len(all_places))
         return back[places]
 
     def _places(self, ordinals: Numbers) -> Numbers:
@@ -237,9 +237,12 @@ class PartReader:
                     f"{self._version.store.url(path)}: has {size_bytes} bytes, its manifest says "
                     f"{part.size_bytes}"
                 )
-            known = self._footers.get(name)
-            how = {"pre_buffer": True, "page_checksum_verification": True}
-            file = pq.ParquetFile(handle, metadata=known, **how)
+            file = pq.ParquetFile(
+                handle,
+                metadata=self._footers.get(name),
+                pre_buffer=True,
+                page_checksum_verification=True,
+            )
             self._footers[name] = file.metadata
             return act(file)
 

@@ -122,7 +122,7 @@ def _commit_once(
     with open_part(store, manifest.parts[0].path) as part:
         inside = part.schema_arrow
     schema = _table_schema(layout, manifest.partition_columns, inside)
-    by = _partition_by(layout, manifest.partition_columns)
+    partition_by = _partition_by(layout, manifest.partition_columns)
     adds = _adds(layout, manifest)
     if table is None:
         create_table_with_add_actions(
@@ -130,12 +130,12 @@ def _commit_once(
             Schema.from_arrow(schema),
             list(adds.values()),
             mode="error",
-            partition_by=by,
+            partition_by=partition_by,
             storage_options=library_options(store),
             commit_properties=_properties(layout, manifest),
         )
         return
-    fields = new_fields(store, table, schema, by)
+    fields = new_fields(store, table, schema, partition_by)
     if fields:
         new = Schema.from_arrow(pa.schema(fields)).fields
         table.alter.add_columns(new, commit_properties=_properties(None, manifest))
@@ -148,7 +148,7 @@ def _commit_once(
         actions,
         mode="append",  # with removals of our own: `overwrite` would also remove what it adds
         schema=table.schema(),
-        partition_by=by,
+        partition_by=partition_by,
         commit_properties=_properties(layout, manifest),
     )
 
@@ -180,12 +180,12 @@ def _adds(layout: Layout, manifest: Manifest) -> dict[str, AddAction]:
     adds = {}
     for part in manifest.parts:
         path = part.path.removeprefix(f"{FOLDER}/")
-        nothing = dict.fromkeys(manifest.partition_columns)
+        nulls = dict.fromkeys(manifest.partition_columns)
         values = values_of(part.path, manifest.partition_columns)
         adds[path] = AddAction(
             path=path,
             size=part.size_bytes,
-            partition_values={**_partition_values(layout), **nothing, **values},
+            partition_values={**_partition_values(layout), **nulls, **values},
             modification_time=int(modified.timestamp() * 1000),
             data_change=True,
             stats=json.dumps({"numRecords": part.num_rows}),
@@ -229,17 +229,16 @@ def _table_schema(
     layout: Layout, partition_columns: Mapping[str, str], schema: pa.Schema
 ) -> pa.Schema:
     """Return the columns of the files and those of the folders."""
-    by = {**dict.fromkeys(_partition_values(layout), "string"), **partition_columns}
+    folder_types = {**dict.fromkeys(_partition_values(layout), "string"), **partition_columns}
     clash = set(_partition_values(layout)) & set(schema.names)
     if clash:
         raise JobError(
             f"sink.partition: the predictions have a column {min(clash)}, too; a Delta table needs "
             "another name for the partition"
         )
-    inside = [pa.field(f.name, f.type) for f in schema if f.name not in by]
-    return pa.schema(
-        [*inside, *(pa.field(name, pa.type_for_alias(type_name)) for name, type_name in by.items())]
-    )
+    inside = [pa.field(f.name, f.type) for f in schema if f.name not in folder_types]
+    outside = [pa.field(name, pa.type_for_alias(text)) for name, text in folder_types.items()]
+    return pa.schema([*inside, *outside])
 
 
 def require_type(name: str, column_type: pa.DataType) -> None:
@@ -271,10 +270,10 @@ def new_fields(
     """
     from deltalake import Schema
 
-    there = table.metadata().partition_columns
-    if there != partition_by:
+    columns = table.metadata().partition_columns
+    if columns != partition_by:
         raise JobError(
-            f"{table_url(store)}: this Delta table is partitioned by ({', '.join(there)}), the "
+            f"{table_url(store)}: this Delta table is partitioned by ({', '.join(columns)}), the "
             f"job by ({', '.join(partition_by)}); write to another sink.uri"
         )
     known = {field.name: field.type for field in table.schema().fields}

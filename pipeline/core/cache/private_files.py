@@ -104,12 +104,12 @@ def one_at_a_time(name: str, *, waits: bool = True) -> Iterator[None]:
         os.close(descriptor)
 
 
-def locked(path: Path, how: int) -> int:
+def locked(path: Path, operation: int) -> int:
     """Return a descriptor of a file, which is made if it is not there, with a lock on it.
 
     Args:
         path: The file.
-        how: Operation of `flock`.
+        operation: Operation of `flock`.
 
     Raises:
         BlockingIOError: A process has a lock that excludes this one, which does not wait.
@@ -117,7 +117,7 @@ def locked(path: Path, how: int) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            fcntl.flock(descriptor, how)
+            fcntl.flock(descriptor, operation)
             if os.fstat(descriptor).st_nlink:
                 return descriptor
         except BaseException:

@@ -100,8 +100,8 @@ class Difference:
         clauses += [f"{self.removed} removed"] if self.removed else []
         if self.failed:
             clauses[-1] += f" ({self.failed.total()} of them in quarantine now)"
-        odd = [*self.only_before, *self.only_now, *self.other_types]
-        clauses += [f"columns that cannot be compared: {', '.join(odd)}"] if odd else []
+        left_out = [*self.only_before, *self.only_now, *self.other_types]
+        clauses += [f"columns that cannot be compared: {', '.join(left_out)}"] if left_out else []
         return "; ".join(clauses)
 
     def flips(self, column: str) -> list[tuple[str, str, int]]:

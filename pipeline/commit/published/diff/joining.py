@@ -108,13 +108,13 @@ def buckets(before: Version, now: Version, schema: pa.Schema) -> Iterator[Bucket
             yield Bucket(*(side.read(bucket) for side in sides))
 
 
-def match(before: pa.ChunkedArray, now: pa.ChunkedArray, what: str) -> Numbers:
+def match(before: pa.ChunkedArray, now: pa.ChunkedArray, versions: str) -> Numbers:
     """Return, int64 (M,), which of N rows before each of M rows now is; -1: none.
 
     Args:
         before: Ids, (N,).
         now: Ids, (M,).
-        what: Whose ids, for the message.
+        versions: Whose ids, for the message.
 
     Raises:
         JobError: An id is there twice, so that it does not say which row is meant.
@@ -123,8 +123,8 @@ def match(before: pa.ChunkedArray, now: pa.ChunkedArray, what: str) -> Numbers:
         if pc.count_distinct(ids, mode="all").as_py() != len(ids):
             twice = ids.value_counts().filter(pc.greater(ids.value_counts().field("counts"), 1))
             raise JobError(
-                f"{what}: several rows have the id {twice[0]['values'].as_py()!r}, so rows cannot "
-                "be matched; choose a source.id_column whose values are unique"
+                f"{versions}: several rows have the id {twice[0]['values'].as_py()!r}, so rows "
+                "cannot be matched; choose a source.id_column whose values are unique"
             )
     indices = pc.fill_null(pc.index_in(now, value_set=before.combine_chunks()), -1)
     return np.asarray(indices.to_numpy(), np.int64)
