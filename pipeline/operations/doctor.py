@@ -171,7 +171,7 @@ def _one_row(job: Job, planned: Callable[[], tuple[Plan, ModelSpec]]) -> Finding
 
     def look() -> str:
         tried.append(preview_row(job, *planned()))
-        return tried[0].found
+        return tried[0].message
 
     check = guarded("one row", look)
     return replace(check, status="warn") if tried and tried[0].status != "ok" else check

@@ -33,7 +33,7 @@ from pipeline.storage.store import Store
 _COPIES = 4
 """How many times the bytes of its files a model may take while it is loaded: they are read, and
 make tensors, of twice the width if they are float16, and perhaps once more for the module."""
-_COMPARED_EACH = 2
+_COMPARED_PER_ACTOR = 2
 """Slices per actor that carry reference pixels if tasks decode; Ray decides which actor gets
 which slice."""
 
@@ -57,7 +57,9 @@ def make_stream(
     in_actor = preprocessing if allocation.decodes_in_actors else None
     in_tasks = None if allocation.decodes_in_actors else preprocessing
     is_compared = predictor.limits is not None and model.input.is_approximate
-    compared = first_slices(units, _COMPARED_EACH * allocation.max_actors if is_compared else 0)
+    compared = first_slices(
+        units, _COMPARED_PER_ACTOR * allocation.max_actors if is_compared else 0
+    )
     guarding = (run.record.run_id, run.job.run.row_timeout_s)
     decode = preprocess_stage(in_tasks, compared, *guarding) if in_tasks else None
     asked_at_s = time() if allocation.min_actors == allocation.max_actors else None

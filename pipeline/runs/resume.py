@@ -103,7 +103,9 @@ def stage_known_slices(
     if not calls:
         return staged
     writer = make_writer(run, plan, model)
-    for slices in run_tasks(stage_known, [(known.of_units(each), writer, each) for each in calls]):
+    for slices in run_tasks(
+        stage_known, [(known.of_units(units), writer, units) for units in calls]
+    ):
         for one in slices:
             run.record.computed(one)
             failpoint("slice_done")

@@ -37,20 +37,21 @@ def settled_source(job: Job) -> Source:
 
 
 def match_columns(
-    features: Sequence[FeatureEntry], columns: Sequence[TensorColumn], told: str
+    features: Sequence[FeatureEntry], columns: Sequence[TensorColumn], model_name: str
 ) -> tuple[FeatureEntry, ...]:
     """Return the features in the order of the model's inputs, each as the model takes it.
 
     Args:
         features: The job's, in any order.
         columns: The inputs of the model.
-        told: The model, for messages.
+        model_name: Of the model, for messages.
 
     Raises:
         JobError: They are not the same names, or a text is wanted where the job makes numbers; has
             both lists.
     """
-    names, wanted = [column_of(each) for each in features], [each.name for each in columns]
+    names = [column_of(entry) for entry in features]
+    wanted = [column.name for column in columns]
     if Counter(names) != Counter(wanted):
         missing = [name for name in wanted if name not in names]
         others = [name for name in names if name not in wanted]
@@ -61,33 +62,33 @@ def match_columns(
             f"named twice: {_listed(twice)}" if twice else "",
         )
         raise JobError(
-            f"source.features: {told} takes {_listed(wanted)}, each by its name; the job has "
+            f"source.features: {model_name} takes {_listed(wanted)}, each by its name; the job has "
             f"{_listed(names)}: {'; '.join(filter(None, why))}"
         )
     by_name = dict(zip(names, features, strict=True))
-    return tuple(_as_taken(by_name[each.name], each, told) for each in columns)
+    return tuple(_as_taken(by_name[column.name], column, model_name) for column in columns)
 
 
-def _as_taken(entry: FeatureEntry, column: TensorColumn, told: str) -> FeatureEntry:
+def _as_taken(entry: FeatureEntry, column: TensorColumn, model_name: str) -> FeatureEntry:
     is_plain = isinstance(entry, str) or not (entry.is_category or entry.read_as)
     if column.is_text:
         if not is_plain and not (isinstance(entry, FeatureColumn) and entry.is_text):
             raise JobError(
-                f"source.features: {told} takes {column.name!r} as text, and the job makes numbers "
-                f"of it: name the column alone, {column.name}"
+                f"source.features: {model_name} takes {column.name!r} as text, and the job makes "
+                f"numbers of it: name the column alone, {column.name}"
             )
         return _read_as(entry, "text")
     if isinstance(entry, FeatureColumn) and entry.is_text:
         raise JobError(
-            f"source.features: {told} takes {column.name!r} as {column.dtype}, and the job has "
-            "read_as: text"
+            f"source.features: {model_name} takes {column.name!r} as {column.dtype}, and the job "
+            "has read_as: text"
         )
     return _read_as(entry, "float64") if is_plain and column.is_wide else entry
 
 
 def _read_as(entry: FeatureEntry, how: str) -> FeatureColumn:
-    own = {} if isinstance(entry, str) else entry.model_dump(exclude_unset=True)
-    return FeatureColumn.model_validate({**own, "column": column_of(entry), "read_as": how})
+    fields = {} if isinstance(entry, str) else entry.model_dump(exclude_unset=True)
+    return FeatureColumn.model_validate({**fields, "column": column_of(entry), "read_as": how})
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -31,16 +31,16 @@ def require_disjoint(source: Source, sink: Store) -> None:
     here, there = _segments(root), _segments(sink)
     names = None if source.files is None else named_files(source)
     for folder in OUTPUT_FOLDERS:
-        own = [*there, folder]
-        if here[: len(own)] == own:  # the source is a folder of the sink, or lies in one
+        path = [*there, folder]
+        if here[: len(path)] == path:  # the source is a folder of the sink, or lies in one
             meets = True
-        elif own[: len(here)] != here:
+        elif path[: len(here)] != here:
             meets = False
         elif names is not None:
-            below = "/".join(own[len(here) :])
+            below = "/".join(path[len(here) :])
             meets = any(name.startswith(f"{below}/") for name in names)
         else:
-            meets = reaches_below(pattern or "**", own[len(here) :])
+            meets = reaches_below(pattern or "**", path[len(here) :])
         if meets:
             raise JobError(
                 f"sink.uri = {sink.url('')}: its {folder}/ lies in what source.uri = {source.uri} "
@@ -52,12 +52,12 @@ def _are_alike(one: Store, other: Store) -> bool:
     """Tell whether two stores are on local disk both, or on one and the same service."""
     if not one.is_object_store or not other.is_object_store:
         return one.is_object_store == other.is_object_store
-    kinds = [_kind(store.uri) for store in (one, other)]
+    providers = [_provider(store.uri) for store in (one, other)]
     services = [_service(store) for store in (one, other)]
-    return kinds[0] == kinds[1] and (services[0] == services[1] or None in services)
+    return providers[0] == providers[1] and (services[0] == services[1] or None in services)
 
 
-def _kind(uri: str) -> str:
+def _provider(uri: str) -> str:
     protocol = uri.partition("://")[0]
     return "az" if protocol.startswith("abfs") else protocol
 

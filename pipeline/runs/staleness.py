@@ -91,19 +91,19 @@ def shards_changed(before: Plan, now: Plan) -> str:
     if before.source_root != now.source_root:
         return f"the input (it was {clean_message(before.source_root)})"
     both = old.keys() & new.keys()
-    told = [
-        _told(new.keys() - old.keys(), "new"),
-        _told((path for path in both if old[path] != new[path]), "changed"),
-        _told(old.keys() - new.keys(), "gone"),
+    changes = [
+        _describe(new.keys() - old.keys(), "new"),
+        _describe((path for path in both if old[path] != new[path]), "changed"),
+        _describe(old.keys() - new.keys(), "gone"),
     ]
-    return "the input: " + (", ".join(filter(None, told)) or "its columns or their types")
+    return "the input: " + (", ".join(filter(None, changes)) or "its columns or their types")
 
 
 def _shards(plan: Plan) -> dict[str, tuple[int, str]]:
     return {e.path: (e.size_bytes, e.version) for unit in plan.units for e in unit.extents}
 
 
-def _told(paths: Iterable[str], state: str) -> str:
+def _describe(paths: Iterable[str], state: str) -> str:
     names = sorted(paths)
     if not names:
         return ""

@@ -111,19 +111,19 @@ def _name_of_retry(retry: Retry, plan: Plan) -> str:
     return hashlib.sha256(salt.encode()).hexdigest()
 
 
-def _note_retry(run: RunContext, base: Manifest, found: Quarantined) -> None:
-    others = found.describe_others()
+def _note_retry(run: RunContext, base: Manifest, quarantined: Quarantined) -> None:
+    others = quarantined.describe_others()
     stay = f"quarantined stay {others}" if others else ""
-    if found.num_asked:
-        rows = num_of(found.num_asked, "quarantined row")
+    if quarantined.num_asked:
+        rows = num_of(quarantined.num_asked, "quarantined row")
         log.info("retrying %s of version %d%s", rows, base.number, f"; {stay}" if stay else "")
     else:
         log.info("nothing to retry%s", f": {stay}" if stay else "")
     run.record.retried(
         base_version=base.number,
-        entries=found.num_asked,
-        duplicate_ids=found.num_duplicates,
-        not_asked=found.num_not_asked,
+        entries=quarantined.num_asked,
+        duplicate_ids=quarantined.num_duplicates,
+        not_asked=quarantined.num_not_asked,
     )
 
 

@@ -55,7 +55,7 @@ class RowAccounts:
         self._numbers: dict[str, Numbers] = {}
         self._computed_labels: Counter[str] = Counter()
         self._computed_numbers: dict[str, Numbers] = {}
-        self.units_with_found_rows: set[int] = set()
+        self.units_with_looked_up_rows: set[int] = set()
         """Units of the plan with rows whose predictions were found by their content."""
         self.num_checked = 0
         """Rows that were known and computed, and compared."""
@@ -76,7 +76,7 @@ class RowAccounts:
             self._names[key] = staged.name
             looked_up = staged.figures.looked_up
             if looked_up is not None and looked_up.num_known:
-                self.units_with_found_rows.add(key.unit)
+                self.units_with_looked_up_rows.add(key.unit)
         self.figures += staged.figures
         self._numbers = sum_numbers(self._numbers, _read(staged.numbers))
         self._labels.update(staged.labels)

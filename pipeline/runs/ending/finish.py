@@ -125,9 +125,9 @@ def _account(run: RunContext, slices: Slices, tasks: RunTasks) -> LabelledDuplic
         return {}  # paths and row numbers are unique by construction
     paths = [(key, file.path) for key, file in slices]
     hashes = tasks(read_hashes, [(run.store, path) for _, path in paths])
-    found = find_duplicates(run.store, paths, hashes)
-    run.record.duplicates(Counter(label for rows in found.values() for _, label in rows))
-    return found
+    duplicates = find_duplicates(run.store, paths, hashes)
+    run.record.duplicates(Counter(label for rows in duplicates.values() for _, label in rows))
+    return duplicates
 
 
 def _note_retried(run: RunContext, work: Work) -> None:
@@ -164,12 +164,12 @@ def _write_keys(
     plan, reuse, today = work.plan, work.reuse, day_of(dt.datetime.now(dt.UTC))
     if run.job.run.limit_rows is not None:
         return {}  # not all rows of its shards are there
-    days, found_in = reuse.days, run.record.units_with_found_rows
-    if found_in:
+    days, uncertain_units = reuse.days, run.record.units_with_looked_up_rows
+    if uncertain_units:
         # Which of them a row was found in is not known, so that the oldest decides.
         url = Store(plan.source_root).url
-        of_found = (extent for index in found_in for extent in plan.units[index].extents)
-        days |= dict.fromkeys((url(extent.path) for extent in of_found), reuse.oldest_day)
+        extents = (extent for index in uncertain_units for extent in plan.units[index].extents)
+        days |= dict.fromkeys((url(extent.path) for extent in extents), reuse.oldest_day)
     about = About(
         "" if reuse.has_mixed_code else plan.predictor_key,
         plan.row_settings,
@@ -237,9 +237,9 @@ def require_some_row(run: RunContext) -> None:
             slices again.
     """
     record = run.record
-    found = common_cause(record.top_failures(MAX_PER_RUN), record.num_predicted)
-    if found is not None and not record.is_retry:
-        raise SystematicFailure.of(found)
+    cause = common_cause(record.top_failures(MAX_PER_RUN), record.num_predicted)
+    if cause is not None and not record.is_retry:
+        raise SystematicFailure.of(cause)
 
 
 def _judge(run: RunContext, plan: Plan, num_rows: int, base: Manifest | None) -> list[GateResult]:
@@ -294,8 +294,8 @@ def _compactor(run: RunContext, plan: Plan, number: int) -> Compactor:
 def _card(run: RunContext, plan: Plan) -> dict[str, Any]:
     """Return what the dataset card says of the job; {} if there is to be none."""
     card = run.job.sink.card
-    told = card.model_dump(mode="json", exclude={"write"})
-    return {**told, "input": Store(plan.source_root).url("")} if card.write else {}
+    fields = card.model_dump(mode="json", exclude={"write"})
+    return {**fields, "input": Store(plan.source_root).url("")} if card.write else {}
 
 
 def _manifest(

@@ -42,21 +42,21 @@ def describe(run: RunContext) -> dict[str, Any]:
     }
 
 
-def end(told: Mapping[str, Any], how: str) -> InfraError:
+def end(description: Mapping[str, Any], how: str) -> InfraError:
     """End a run as its own process would have done; return its error.
 
     Args:
-        told: As `describe` has returned it.
+        description: As `describe` has returned it.
         how: How its process ended.
     """
-    job = Job.model_validate_json(told["job"])
+    job = Job.model_validate_json(description["job"])
     layout = Layout(job.sink.partition)
-    record = RunRecorder(told["run_id"], layout.name)
-    record.started_at = dt.datetime.fromisoformat(told["started_at"])
-    record.started_s = told["started_s"]
+    record = RunRecorder(description["run_id"], layout.name)
+    record.started_at = dt.datetime.fromisoformat(description["started_at"])
+    record.started_s = description["started_s"]
     store = Store(job.sink.uri, job.sink.storage_options)
-    run = RunContext(job, RunOptions(job_name=told["job_name"]), store, layout, record)
-    fingerprint = told["fingerprint"]
+    run = RunContext(job, RunOptions(job_name=description["job_name"]), store, layout, record)
+    fingerprint = description["fingerprint"]
     current = within(_STEP_S, lambda: current_manifest(store, layout))
     if current is not None and current.run_id == record.run_id:
         # A report of a failed run would contradict the log; the next run tidies up.
@@ -65,14 +65,14 @@ def end(told: Mapping[str, Any], how: str) -> InfraError:
         )
         within(_STEP_S, lambda: release_lost(store, layout, record.run_id, error))
         return error
-    found = within(_STEP_S, lambda: _staged(run, fingerprint)) if fingerprint else None
-    if found is not None:
-        plan, footers = found
+    staged = within(_STEP_S, lambda: _staged(run, fingerprint)) if fingerprint else None
+    if staged is not None:
+        plan, footers = staged
         if plan.num_rows is not None:
             record.tiled(list(plan.slices()))
         for footer in footers:
-            is_own = footer.run_id == record.run_id
-            (record.computed if is_own else record.resumed)(footer)
+            count = record.computed if footer.run_id == record.run_id else record.resumed
+            count(footer)
     error = InfraError(
         f"{how}: {record.left_to_do()}; finished slices are kept, run again to go on"
     )

@@ -21,11 +21,11 @@ class Status(Printed):
 
     def count(self) -> dict[str, int]:
         """Return how many partitions are in which state, without those that none is in."""
-        return dict(Counter(each.state for each in self.partitions))
+        return dict(Counter(status.state for status in self.partitions))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the form of `--json`."""
-        rows = [asdict(each) for each in self.partitions]
+        rows = [asdict(status) for status in self.partitions]
         return {"sink": self.sink, "states": self.count(), "partitions": rows}
 
     def shown(self) -> dict[str, Any]:
@@ -44,36 +44,38 @@ class Status(Printed):
         made.gauge(
             "partitions", "state", {state: states.get(state, 0) for state in get_args(State)}
         )
-        published = filter(None, (instant(each.published_at) for each in self.partitions))
-        days = filter(None, (day_of(each.partition) for each in self.partitions if each.version))
+        published = filter(None, (instant(status.published_at) for status in self.partitions))
+        days = filter(
+            None, (day_of(status.partition) for status in self.partitions if status.version)
+        )
         made.one("last_success_timestamp_seconds", max(published, default=None))
         made.one("last_partition_timestamp_seconds", max(days, default=None))
         return as_text(made.families)
 
     def _name(self) -> str:
         """Return the name of the job that ran last, or that of the output's folder."""
-        named = [each for each in self.partitions if each.job and each.run_id]
-        last = max(named, key=lambda each: each.run_id or "", default=None)
+        named = [status for status in self.partitions if status.job and status.run_id]
+        last = max(named, key=lambda status: status.run_id or "", default=None)
         return (last.job if last else None) or folder_name(self.sink)
 
 
-def _row(each: PartitionStatus) -> dict[str, Any]:
-    since = f"since {each.started_at}" if each.state == "running" and each.started_at else ""
-    left = "" if each.eta_s is None else f"{duration(each.eta_s)} left"
-    would = each.a_run_would
-    if would and each.why:
-        would = would.removesuffix(f": {each.why}")
-    why = ", ".join(filter(None, [each.why, since, left]))
+def _row(status: PartitionStatus) -> dict[str, Any]:
+    since = f"since {status.started_at}" if status.state == "running" and status.started_at else ""
+    left = "" if status.eta_s is None else f"{duration(status.eta_s)} left"
+    would = status.a_run_would
+    if would and status.why:
+        would = would.removesuffix(f": {status.why}")
+    why = ", ".join(filter(None, [status.why, since, left]))
     return {
-        "partition": each.partition,
-        "state": each.state.replace("_", " "),
+        "partition": status.partition,
+        "state": status.state.replace("_", " "),
         "why": why or None,
-        "version": each.version,
-        "rows": each.rows,
-        "quarantined": each.quarantined,
-        "carried": each.carried or None,
-        "took": None if each.duration_s is None else duration(each.duration_s),
-        "cost": None if each.cost is None else f"{each.cost:,.2f}",
-        "attempt": each.attempt if (each.attempt or 1) > 1 else None,
+        "version": status.version,
+        "rows": status.rows,
+        "quarantined": status.quarantined,
+        "carried": status.carried or None,
+        "took": None if status.duration_s is None else duration(status.duration_s),
+        "cost": None if status.cost is None else f"{status.cost:,.2f}",
+        "attempt": status.attempt if (status.attempt or 1) > 1 else None,
         "a_run_would": would,
     }

@@ -172,7 +172,7 @@ def _carried(manifest: Manifest | None) -> int | None:
 
 def _time(text: str | None) -> dt.datetime | None:
     try:
-        found = dt.datetime.fromisoformat(text) if text else None
+        moment = dt.datetime.fromisoformat(text) if text else None
     except ValueError:
         return None
-    return found if found is None or found.tzinfo else found.replace(tzinfo=dt.UTC)
+    return moment if moment is None or moment.tzinfo else moment.replace(tzinfo=dt.UTC)

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -51,14 +52,14 @@ def survey(store: Store, partitions: Sequence[str] | None = None) -> list[Partit
     names = partitions
     if names is None:
         names = sorted({*filter(is_partition, store.list_folders("_control")), *reports})
-    now, found = dt.datetime.now(dt.UTC), list[PartitionStatus]()
+    now, statuses = dt.datetime.now(dt.UTC), list[PartitionStatus]()
     control = _control_files(store, names)
     listed = [_Listed.of(Layout.named(name), control[name], reports.get(name)) for name in names]
     for begin in range(0, len(listed), _READ_AT_ONCE):
         some = listed[begin : begin + _READ_AT_ONCE]
-        data = store.read_many([path for each in some for path in each.to_read])
-        found += [each.status(store, data, now) for each in some]
-    return sorted(found, key=lambda each: partition_order(each.partition))
+        data = store.read_many([path for partition in some for path in partition.to_read])
+        statuses += [partition.status(store, data, now) for partition in some]
+    return sorted(statuses, key=lambda status: partition_order(status.partition))
 
 
 def survey_output(store: Store, partition: str | None = None) -> list[PartitionStatus]:
@@ -132,21 +133,21 @@ class _Listed:
 def _control_files(store: Store, names: Sequence[str]) -> dict[str, list[StoredFile]]:
     """Return the manifests and leases of partitions, by name, sorted by path."""
     layouts = [Layout.named(name) for name in names]
-    folders = [folder for each in layouts for folder in (each.log, each.leases)]
+    folders = [folder for layout in layouts for folder in (layout.log, layout.leases)]
     files: dict[str, list[StoredFile]] = {name: [] for name in names}
     for file in store.list_small_folders("_control", folders):
         files[file.path.split("/", 2)[1]].append(file)
     return files
 
 
-def _bytes(found: bytes | Exception) -> bytes:
-    if isinstance(found, Exception):
-        raise found
-    return found
+def _bytes(content: bytes | Exception) -> bytes:
+    if isinstance(content, Exception):
+        raise content
+    return content
 
 
-def _heartbeat(found: bytes | Exception) -> Heartbeat:
-    return Heartbeat() if isinstance(found, Exception) else Heartbeat.from_json(found)
+def _heartbeat(content: bytes | Exception) -> Heartbeat:
+    return Heartbeat() if isinstance(content, Exception) else Heartbeat.from_json(content)
 
 
 def _began_after(report: StoredFile, heartbeat: StoredFile) -> bool:
@@ -159,9 +160,9 @@ def _began_after(report: StoredFile, heartbeat: StoredFile) -> bool:
     return heartbeat.modified is not None and began > heartbeat.modified
 
 
-def _by_report(found: bytes | Exception, report: StoredFile) -> LastRun | None:
+def _by_report(content: bytes | Exception, report: StoredFile) -> LastRun | None:
     try:
-        document = json.loads(_bytes(found))
+        document = json.loads(_bytes(content))
         rows = document["rows"]
         failed = [str(gate["name"]) for gate in document["gates"] if gate["status"] == "fail"]
         done = [rows.get(name) for name in ("computed", "resumed", "carried")]
@@ -183,7 +184,7 @@ def _newest_reports(store: Store, partitions: Sequence[str] | None) -> dict[str,
     folders = ["reports"] if partitions is None else [f"reports/{name}" for name in partitions]
     with ThreadPoolExecutor(_THREADS) as pool:
         listed = pool.map(store.list_files, folders)
-        files = [file for each in listed for file in each if file.path.endswith("/report.json")]
+        files = [file for file in chain(*listed) if file.path.endswith("/report.json")]
     newest: dict[str, StoredFile] = {}
     for file in sorted(files, key=_path):  # run ids sort by time
         name = PurePosixPath(file.path).parent.parent.name

@@ -71,5 +71,5 @@ def check_hardware(
         from pipeline.inference.devices.device import require_cuda
 
         require_cuda(job.resources.num_gpus, "the")
-    found = allocate(job.resources, here(), cost=cost_of(job.source))
-    return f"{found.max_actors} actors of {found.actor_threads} threads fit this machine"
+    allocation = allocate(job.resources, here(), cost=cost_of(job.source))
+    return f"{allocation.max_actors} actors of {allocation.actor_threads} threads fit this machine"

@@ -36,7 +36,7 @@ from pipeline.sources.rows import Reader
 from pipeline.sources.units import Unit, only_rows
 
 _READ, _BUILD, _TRANSFORM = "read", "build", "transform an image"
-_MAX_UNITS, _ROWS_EACH = 3, 3
+_MAX_UNITS, _ROWS_PER_UNIT = 3, 3
 _MAX_DEATHS = 2
 """So many processes may end over rows: a hang takes its whole time limit."""
 _MAX_START_S, _START_LIMITS = 600.0, 10
@@ -54,7 +54,7 @@ class Preview:
     """What trying a row gave, if it was no error."""
 
     status: Status
-    found: str
+    message: str
     transform: str | None = None
     """What the user's own transform makes of a generated image; None: there is none."""
     scores: str | None = None
@@ -63,7 +63,7 @@ class Preview:
     """The row with its prediction; None if no row could be read."""
 
     def __str__(self) -> str:
-        return f"{self.status}: {self.found}"
+        return f"{self.status}: {self.message}"
 
 
 @dataclass(frozen=True)
@@ -81,20 +81,20 @@ class _RowWork:
         steps = SliceWork(self.preprocessing, None).open()
         places = _Places()
         predictor = open_engine(self.config, places)
-        own = {_READ: self._read, _BUILD: self._build, _TRANSFORM: self._transform}
+        trial_steps = {_READ: self._read, _BUILD: self._build, _TRANSFORM: self._transform}
         return {
-            **own,
+            **trial_steps,
             **steps,
-            PREDICT: lambda rows, counters: places.told(predictor.predict(rows, counters)),
+            PREDICT: lambda rows, counters: places.with_place(predictor.predict(rows, counters)),
         }
 
     def _read(self, wanted: pa.Table, counters: Counters) -> pa.Table:
         """Read the first rows of a unit."""
         unit = self.units[wanted.column("unit")[0].as_py()]
         if unit.cut is not None:
-            unit = replace(unit, cut=replace(unit.cut, slice_rows=_ROWS_EACH))
+            unit = replace(unit, cut=replace(unit.cut, slice_rows=_ROWS_PER_UNIT))
         else:
-            unit = only_rows(unit, range(min(_ROWS_EACH, unit.bounds[-1])))
+            unit = only_rows(unit, range(min(_ROWS_PER_UNIT, unit.bounds[-1])))
         slices = read_slices(self.reader, unit, frozenset([0]))
         with contextlib.closing(slices):  # type: ignore[type-var]  # a generator
             return next(slices)[2]
@@ -103,7 +103,7 @@ class _RowWork:
         """Let the user's own transform work on a generated image."""
         transform = transform_with_factory(self.config.spec.input)
         assert transform is not None, "the caller has asked"
-        return pa.table({"found": [try_step(transform)]})
+        return pa.table({"result": [try_step(transform)]})
 
     def _build(self, wanted: pa.Table, counters: Counters) -> pa.Table:
         """Tell whether the model's tensors are random, and whether they are always the same."""
@@ -130,13 +130,13 @@ class _Places(SystematicFailureDetector):
     def check(self) -> None:
         """Let every failure be its row's."""
 
-    def told(self, rows: pa.Table) -> pa.Table:
+    def with_place(self, rows: pa.Table) -> pa.Table:
         """Return one row with that place behind its message."""
         message = rows.column(MESSAGE)[0].as_py()
         if not self._where or message is None:
             return rows
-        told = pa.array([f"{message} ({self._where})"], pa.string())
-        return rows.set_column(rows.column_names.index(MESSAGE), MESSAGE, told)
+        messages = pa.array([f"{message} ({self._where})"], pa.string())
+        return rows.set_column(rows.column_names.index(MESSAGE), MESSAGE, messages)
 
 
 def preview_row(job: Job, plan: Plan, model: ModelSpec) -> Preview:
@@ -164,11 +164,11 @@ def preview_row(job: Job, plan: Plan, model: ModelSpec) -> Preview:
             raise JobError(f"model {model.name}: cannot be loaded: {_why(ended)}")
         transform = _try_transform(child, model)
         is_random = not model.has_weights and _is_random(child, model)
-        found = replace(_first_good(child, model, len(units)), transform=transform)
+        preview = replace(_first_good(child, model, len(units)), transform=transform)
     if not is_random:
-        return found
-    status: Status = "unknown" if found.status == "unknown" else "warn"
-    return replace(found, status=status, found=f"{found.found}; {_RANDOM}")
+        return preview
+    status: Status = "unknown" if preview.status == "unknown" else "warn"
+    return replace(preview, status=status, message=f"{preview.message}; {_RANDOM}")
 
 
 def _work(job: Job, plan: Plan, model: ModelSpec, units: tuple[Unit, ...]) -> _RowWork:
@@ -189,10 +189,10 @@ def _try_transform(child: Child, model: ModelSpec) -> str | None:
     """
     if transform_with_factory(model.input) is None:
         return None
-    found = child.call(_TRANSFORM, pa.table({"unit": [0]}))
-    if isinstance(found, ChildExit):
-        return f"warn: of a generated image: {_why(found)}"
-    return str(found.rows.column("found")[0])
+    answer = child.call(_TRANSFORM, pa.table({"unit": [0]}))
+    if isinstance(answer, ChildExit):
+        return f"warn: of a generated image: {_why(answer)}"
+    return str(answer.rows.column("result")[0])
 
 
 def _is_random(child: Child, model: ModelSpec) -> bool:
@@ -201,15 +201,15 @@ def _is_random(child: Child, model: ModelSpec) -> bool:
     Raises:
         JobError: They are other ones each time, whatever the seed.
     """
-    found = child.call(_BUILD, pa.table({"unit": [0]}), is_load=True)
-    if isinstance(found, ChildExit):
-        raise JobError(f"model {model.name}: cannot be loaded again: {_why(found)}")
-    if not found.rows.column("is_same")[0].as_py():
+    answer = child.call(_BUILD, pa.table({"unit": [0]}), is_load=True)
+    if isinstance(answer, ChildExit):
+        raise JobError(f"model {model.name}: cannot be loaded again: {_why(answer)}")
+    if not answer.rows.column("is_same")[0].as_py():
         raise JobError(
             f"model {model.name}: its tensors are other ones each time that it is built, so "
             "predictions of two actors would not be those of one model; give model.weights"
         )
-    return bool(found.rows.column("is_random")[0].as_py())
+    return bool(answer.rows.column("is_random")[0].as_py())
 
 
 def _first_good(child: Child, model: ModelSpec, num_units: int) -> Preview:
@@ -241,10 +241,10 @@ def _first_good(child: Child, model: ModelSpec, num_units: int) -> Preview:
         if not problem:
             assert not isinstance(predicted, str), "has no problem"
             figures = SliceFigures.from_json(counters)
-            told = describe_scores(model.task, model.shown_name)
+            scores = describe_scores(model.task, model.shown_name)
             described = f"1 row ({row_id}) -> {_describe(predicted, model)}"
-            found_row = "; ".join([described, *figures.advice_lines])
-            return Preview("ok", found_row, scores=told, predicted=predicted)
+            message = "; ".join([described, *figures.advice_lines])
+            return Preview("ok", message, scores=scores, predicted=predicted)
         failed = failed or f"row {row_id}: {problem}"
         num_exits += isinstance(predicted, str)
         if num_exits == _MAX_DEATHS:
@@ -298,5 +298,5 @@ def _problem(rows: pa.Table) -> str:
 def _describe(predicted: pa.Table, model: ModelSpec) -> str:
     """Say in a few words what was predicted."""
     [row] = predicted.to_pylist()
-    told, num_tokens = make_task(model.task).describe(row), row.get(NUM_TOKENS)
-    return told if num_tokens is None else f"{told}, of {num_tokens} tokens"
+    description, num_tokens = make_task(model.task).describe(row), row.get(NUM_TOKENS)
+    return description if num_tokens is None else f"{description}, of {num_tokens} tokens"

@@ -135,10 +135,10 @@ def with_lengths(job: Job, inputs: Inputs, model: ModelSpec) -> ModelSpec:
 
     facts = ["vector length", model.to_dict(), schema_to_text(inputs.fields)]
     try:
-        found = json.loads((cached_folder(key_of(facts), write) / _FILE).read_text())
+        length = json.loads((cached_folder(key_of(facts), write) / _FILE).read_text())
     except (OSError, InfraError):  # the node cache is not writable
-        found = _measure(job, inputs, model)
-    return replace(model, task=replace(model.task, embedding_dim=found))
+        length = _measure(job, inputs, model)
+    return replace(model, task=replace(model.task, embedding_dim=length))
 
 
 def _measure(job: Job, inputs: Inputs, model: ModelSpec) -> int:
@@ -146,6 +146,6 @@ def _measure(job: Job, inputs: Inputs, model: ModelSpec) -> int:
 
     tried = preview_row(job, make_plan(job, inputs, model, batch_size=1), model)
     if tried.predicted is None:
-        raise JobError(f"model.embedding_dim: is to be measured, and {tried.found}; give it")
+        raise JobError(f"model.embedding_dim: is to be measured, and {tried.message}; give it")
     [row] = tried.predicted.to_pylist()
     return len(row[EMBEDDING])

@@ -43,7 +43,7 @@ def least_certain(
     Raises:
         NotReadable: A part is gone.
     """
-    found: list[tuple[float, int, int]] = []
+    lowest_rows: list[tuple[float, int, int]] = []
     looked_at = 0
     for part in range(len(parts.parts)):
         if most is not None and looked_at >= most:
@@ -53,11 +53,11 @@ def least_certain(
             scores = _scores(batch.column(0), column)
             lowest = np.argsort(scores, kind="stable")[:number]  # NaN comes last
             known = ((float(scores[n]), part, row + int(n)) for n in lowest[: _known(scores)])
-            found = sorted([*found, *known])[:number]
+            lowest_rows = sorted([*lowest_rows, *known])[:number]
             row += batch.num_rows
         looked_at += row
-    datasets = {part: parts.only([part]).dataset() for _, part, _ in found}
-    tables = [_row_at(datasets[part], row, columns) for _, part, row in found]
+    datasets = {part: parts.only([part]).dataset() for _, part, _ in lowest_rows}
+    tables = [_row_at(datasets[part], row, columns) for _, part, row in lowest_rows]
     return pa.concat_tables([parts.dataset().head(0, columns=columns), *tables]), looked_at
 
 
@@ -68,8 +68,8 @@ def _row_at(dataset: ds.Dataset, row: int, columns: Sequence[str] | None) -> pa.
         if row < group.num_rows:
             break
         row -= group.num_rows
-    own = fragment.subset(row_group_ids=[group.id])
-    return own.to_table(schema=dataset.schema, columns=columns).slice(row, 1)
+    row_group = fragment.subset(row_group_ids=[group.id])
+    return row_group.to_table(schema=dataset.schema, columns=columns).slice(row, 1)
 
 
 def _known(scores: npt.NDArray[np.float64]) -> int:

@@ -38,10 +38,10 @@ def fetch_rows(reader: Reader, asked: Sequence[tuple[str, str]]) -> pa.Table:
     """Fetch the input of rows, given as id and URI; returns them as `reader.schema`."""
     ids, uris = [row_id for row_id, _ in asked], [uri for _, uri in asked]
     fetched = fetch_many(uris, policy_of(reader.source, reader.store.uri))
-    failures = [each.failure and Failure(each.failure[0], STAGE, each.failure[1])
-                for each in fetched]  # fmt: skip
+    failures = [result.failure and Failure(result.failure[0], STAGE, result.failure[1])
+                for result in fetched]  # fmt: skip
     [field] = reader.fields
-    return make_rows(reader, ids, uris, {field.name: [each.data for each in fetched]}, failures)
+    return make_rows(reader, ids, uris, {field.name: [result.data for result in fetched]}, failures)
 
 
 def by_shard(
@@ -103,9 +103,9 @@ def read_rows(
     left = set(ids)
     for _, _, rows in read_slices(reader, unit, starts):
         is_wanted = pa.array([row_id in left for row_id in rows.column(ROW_ID).to_pylist()])
-        found = rows.filter(is_wanted)
-        left.difference_update(found.column(ROW_ID).to_pylist())
-        yield found
+        matches = rows.filter(is_wanted)
+        left.difference_update(matches.column(ROW_ID).to_pylist())
+        yield matches
         if not left:
             return
 
@@ -118,7 +118,7 @@ def _unit(plan: Plan, extents: Sequence[Extent], numbers: Sequence[int] | None) 
         return Unit(0, (replace(extents[0], only=None),), (), cut)
     chosen = list(extents)
     if numbers is not None:
-        own = [[n for n in numbers if n in each.numbers()] for each in extents]
-        chosen = [each.choose(some) for each, some in zip(extents, own, strict=True) if some]
-    total = sum(each.num_rows for each in chosen)
+        wanted = [[n for n in numbers if n in extent.numbers()] for extent in extents]
+        chosen = [extent.choose(some) for extent, some in zip(extents, wanted, strict=True) if some]
+    total = sum(extent.num_rows for extent in chosen)
     return Unit(0, tuple(chosen), (*range(0, total, _ROWS_AT_ONCE), total))

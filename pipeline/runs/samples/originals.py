@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _THUMBNAILS, _THUMBNAIL_PX, _THUMBNAIL_BYTES = 24, 128, 8_000
 T = TypeVar("T")
 Wanted = Literal["images", "texts"]
-_KINDS = {"images": pa.types.is_large_binary, "texts": pa.types.is_large_string}
+_TYPE_CHECKS = {"images": pa.types.is_large_binary, "texts": pa.types.is_large_string}
 
 
 @dataclass(frozen=True)
@@ -87,26 +87,26 @@ class Original:
 class Originals(Sequence[Original]):
     """Originals in the order of the rows that were asked for; a notebook shows the first 24."""
 
-    def __init__(self, found: Sequence[Original]) -> None:
-        self._found = tuple(found)
+    def __init__(self, originals: Sequence[Original]) -> None:
+        self._originals = tuple(originals)
 
     def __getitem__(self, index: Any) -> Any:
-        found = self._found[index]
-        return Originals(found) if isinstance(index, slice) else found
+        chosen = self._originals[index]
+        return Originals(chosen) if isinstance(index, slice) else chosen
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len(self._originals)
 
     def __repr__(self) -> str:
-        num_bad = sum(each.problem is not None for each in self)
+        num_bad = sum(original.problem is not None for original in self)
         return f"{len(self)} originals, {num_bad} of which cannot be read"
 
     def _repr_html_(self) -> str:
         """Return thumbnails with their ids, at most 8 KB each."""
         figures = "".join(
             '<figure style="display:inline-block;margin:4px;max-width:140px">'
-            f"{_thumbnail(each)}<figcaption>{cell(each.row_id)}</figcaption></figure>"
-            for each in self._found[:_THUMBNAILS]
+            f"{_thumbnail(original)}<figcaption>{cell(original.row_id)}</figcaption></figure>"
+            for original in self._originals[:_THUMBNAILS]
         )
         return f"<div>{figures}</div>"
 
@@ -154,9 +154,9 @@ class OriginalFinder:
         Raises:
             JobError: There are none.
         """
-        kinds = [_KINDS[each] for each in wanted]
+        checks = [_TYPE_CHECKS[name] for name in wanted]
         fields = self.plan.fields
-        columns = [field.name for field in fields if any(kind(field.type) for kind in kinds)]
+        columns = [field.name for field in fields if any(check(field.type) for check in checks)]
         if not columns:
             raise JobError(f"{self.where}: its rows were predicted from {', '.join(fields.names)}")
         return columns
@@ -175,15 +175,13 @@ class OriginalFinder:
         else:
             shards = by_shard(reader, plan, asked, self.where)
             tables = (t for extents, ids in shards for t in read_rows(reader, plan, extents, ids))
-        found = {
+        originals = {
             row[ROW_ID]: _original(reader.source, row, columns, plan.fields)
             for table in tables
             for row in table.to_pylist()
         }
-        missing = "is not in the input any more"
-        return Originals(
-            [found.get(row_id) or Original(row_id, uri, problem=missing) for row_id, uri in asked]
-        )
+        missing = partial(Original, problem="is not in the input any more")
+        return Originals([originals.get(row_id) or missing(row_id, uri) for row_id, uri in asked])
 
 
 def _asked(rows: Any) -> list[tuple[str, str]]:
@@ -208,7 +206,7 @@ def _original(
     source: Source, row: Mapping[str, Any], columns: Sequence[str], fields: pa.Schema
 ) -> Original:
     problem = None if row[ERROR] is None else f"{row[ERROR]}: {row[MESSAGE]}"
-    is_image = _KINDS["images"]
+    is_image = _TYPE_CHECKS["images"]
     images = [row[name] for name in columns if is_image(fields.field(name).type)]
     texts = [row[name] for name in columns if not is_image(fields.field(name).type)]
     return Original(

@@ -26,8 +26,8 @@ _STAGE = "sample"
 _CALL_S, _ALL_S = 10.0, 20.0
 _MAX_BYTES = 4 * 2**30
 _MAX_CHARS = 20_000
-_ASKED = pa.schema([(ROW_ID, pa.string()), (URI, pa.string())])
-_FOUND = pa.schema(
+_ROWS_SCHEMA = pa.schema([(ROW_ID, pa.string()), (URI, pa.string())])
+_SMALL_SCHEMA = pa.schema(
     [
         (ROW_ID, pa.string()),
         ("jpeg", pa.binary()),
@@ -51,8 +51,8 @@ class Reading:
         return {_STAGE: self._read}
 
     def _read(self, rows: pa.Table, _: Counters) -> pa.Table:
-        found = self.finder.find(rows, "images", "texts")
-        return pa.Table.from_pylist([*map(_small, found)], schema=_FOUND)
+        originals = self.finder.find(rows, "images", "texts")
+        return pa.Table.from_pylist([*map(_small, originals)], schema=_SMALL_SCHEMA)
 
 
 def _small(original: Original) -> dict[str, Any]:
@@ -85,23 +85,23 @@ def read_small(finder: OriginalFinder, rows: Iterable[tuple[str, str]]) -> dict[
     by_uri: dict[str, list[dict[str, str]]] = {}
     for row_id, uri in dict.fromkeys(rows):
         by_uri.setdefault(uri, []).append({ROW_ID: row_id, URI: uri})
-    found: dict[str, Small] = {}
+    small: dict[str, Small] = {}
     until_s = monotonic() + _ALL_S
     child = Child(Reading(finder), _CALL_S, _ALL_S, max_bytes=_MAX_BYTES, is_silent=True)
     with contextlib.closing(child):
         for asked in by_uri.values():
             why = "not read: others took too long"
             if monotonic() < until_s:
-                answer = child.call(_STAGE, pa.Table.from_pylist(asked, schema=_ASKED))
+                answer = child.call(_STAGE, pa.Table.from_pylist(asked, schema=_ROWS_SCHEMA))
                 if isinstance(answer, ChildResult):
-                    found |= dict(_told(answer.rows))
+                    small |= dict(_small_by_id(answer.rows))
                     continue
                 why = answer.message
-            found |= {row[ROW_ID]: Small(problem=why) for row in asked}
-    return found
+            small |= {row[ROW_ID]: Small(problem=why) for row in asked}
+    return small
 
 
-def _told(rows: pa.Table) -> Iterator[tuple[str, Small]]:
+def _small_by_id(rows: pa.Table) -> Iterator[tuple[str, Small]]:
     for row in rows.to_pylist():
         picture = None
         if row["jpeg"] is not None:

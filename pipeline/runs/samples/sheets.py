@@ -40,8 +40,8 @@ def try_sheet(finder: OriginalFinder, number: int) -> str:
     try:
         return make_sheet(finder, number)
     except Exception as error:  # noqa: BLE001  # a version is no worse for lack of its pictures
-        told = error if isinstance(error, PipelineError) else f"{type(error).__name__}: {error}"
-        why = clean_message(f"no sheet of rows: {told}")
+        reason = error if isinstance(error, PipelineError) else f"{type(error).__name__}: {error}"
+        why = clean_message(f"no sheet of rows: {reason}")
         log.warning("%s", why)
         return sheet_html("", (), {}, why)
 

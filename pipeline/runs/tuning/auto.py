@@ -282,8 +282,8 @@ def tune(
         wanted = candidates(opened(model), is_on_gpu=is_on_gpu, is_command=True)
     profile, way = choose_confirmed(tuning, tried, wanted, budget)
     kept = load_profile(tuning)
-    for each in profile.ways:
-        kept = kept.with_way(each)
+    for trial in profile.ways:
+        kept = kept.with_way(trial)
     keep_profile(tuning, kept)
     return kept, way
 

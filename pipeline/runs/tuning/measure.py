@@ -105,12 +105,12 @@ def try_out(
         load_s = perf_counter() - started
         rate, call_bytes = work.measure_rate(predictor), _peak_bytes() - loaded_bytes
         compared = take_rows(sample, compared_rows(num_rows(sample), num_compared))
-        found = predictor.reduce(compared)
+        outputs = predictor.reduce(compared)
         predictor.close()
     except Exception as error:  # noqa: BLE001  # a user's model may raise anything
         return replace(trial, problem=_failure_texts(error)), {}
     task = make_task(config.spec.task)
-    agreement = task.compare(reference if reference is not None else found, found, limits)
+    agreement = task.compare(reference if reference is not None else outputs, outputs, limits)
     trial = replace(
         trial,
         rows_per_s=round(rate, 1),
@@ -122,7 +122,7 @@ def try_out(
     )
     if batches.others:
         trial = _with_best_batch(trial, config, sample, batches, loaded_bytes, call_bytes)
-    return replace(trial, took_s=round(perf_counter() - began, 2)), found
+    return replace(trial, took_s=round(perf_counter() - began, 2)), outputs
 
 
 def _with_best_batch(
@@ -194,9 +194,9 @@ def compare(
 def _kept(config: PredictorConfig, inputs: Inputs) -> Arrays:
     """Return what a way keeps of rows, and give up its memory."""
     predictor = open_engine(config)
-    found = predictor.reduce(inputs)
+    outputs = predictor.reduce(inputs)
     predictor.close()
-    return found
+    return outputs
 
 
 def _failure_texts(error: Exception) -> str:

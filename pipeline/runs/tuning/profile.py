@@ -69,12 +69,12 @@ class Profile:
 
     def of(self, runtime: str, precision: str) -> Trial | None:
         """Return what a runtime and precision gave; None if they were never tried."""
-        found = (w for w in self.ways if (w.runtime, w.precision) == (runtime, precision))
-        return next(found, None)
+        trials = (w for w in self.ways if (w.runtime, w.precision) == (runtime, precision))
+        return next(trials, None)
 
     def those(self, wanted: Sequence[tuple[str, str]]) -> list[Trial]:
         """Return what is known of some runtimes and precisions, in their order."""
-        return [found for way in wanted if (found := self.of(*way))]
+        return [trial for way in wanted if (trial := self.of(*way))]
 
     @property
     def eager(self) -> Trial | None:
@@ -88,11 +88,11 @@ class Profile:
             return None
         return round(way.rows_per_s / eager.rows_per_s, 2)
 
-    def with_way(self, found: Trial) -> Profile:
+    def with_way(self, trial: Trial) -> Profile:
         """Return the profile with what was found now in place of what was known of this way."""
-        way = (found.runtime, found.precision)
+        way = (trial.runtime, trial.precision)
         kept = [old for old in self.ways if (old.runtime, old.precision) != way]
-        return Profile((*kept, found))
+        return Profile((*kept, trial))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the form that is stored."""

@@ -55,14 +55,16 @@ def candidates(model: ModelSpec, *, is_on_gpu: bool, is_command: bool = False) -
     able = task_class(model.task.kind).runtimes
     device: Device = "gpu" if is_on_gpu else "cpu"
     if able is not None:
-        runtimes = [each for each in runtimes if each.name in able]
+        runtimes = [runtime for runtime in runtimes if runtime.name in able]
     if model.runtime == AUTO and is_varying(model.input):
         runtimes = [
-            each for each in runtimes if each.takes_varying and device in each.tries_varying
+            runtime
+            for runtime in runtimes
+            if runtime.takes_varying and device in runtime.tries_varying
         ]
     elif model.runtime == AUTO and not is_command:
-        runtimes = [each for each in runtimes if device not in each.autotunes]
-    found = [
+        runtimes = [runtime for runtime in runtimes if device not in runtime.autotunes]
+    ways = [
         (runtime.name, precision)
         for runtime in runtimes
         for precision, devices in runtime.precisions.items()
@@ -70,7 +72,7 @@ def candidates(model: ModelSpec, *, is_on_gpu: bool, is_command: bool = False) -
         and device in devices
         and (precision != INT8 or not is_file)
     ]
-    return sorted(found, key=lambda way: way[1] == INT8)
+    return sorted(ways, key=lambda way: way[1] == INT8)
 
 
 def as_tried(model: ModelSpec, trial: Trial) -> ModelSpec:

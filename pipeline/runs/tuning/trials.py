@@ -277,7 +277,7 @@ def choose_confirmed(
 def _confirm_s(profile: Profile, way: Trial) -> float:
     """Return how long the comparison takes, by what was measured."""
     both = (profile.eager or way, way)
-    return sum(each.load_s + CONFIRM_ROWS / (each.rows_per_s or 1.0) for each in both)
+    return sum(trial.load_s + CONFIRM_ROWS / (trial.rows_per_s or 1.0) for trial in both)
 
 
 def _confirmed(tuning: TuningContext, way: Trial) -> Trial:

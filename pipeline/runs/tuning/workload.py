@@ -98,8 +98,8 @@ def run_batches(seen: Input, inputs: Arrays, limits: BatchLimits) -> list[RunBat
     assert lengths is not None, "rows have tokens"
     mean = max(1.0, float(lengths.mean()))
     batches = seen.batches(inputs, np.arange(size), limits)
-    found = [RunBatch(rows, max(1.0, float(lengths[rows].sum())) / mean) for rows in batches]
-    return [found[index] for index in sorted(range(len(found)), key=_reversed_bits)]
+    weighted = [RunBatch(rows, max(1.0, float(lengths[rows].sum())) / mean) for rows in batches]
+    return [weighted[index] for index in sorted(range(len(weighted)), key=_reversed_bits)]
 
 
 def _reversed_bits(number: int) -> str:

@@ -177,8 +177,8 @@ def test_an_exception_of_the_users_model_is_told_with_file_and_line(tmp_path: Pa
 def test_if_no_row_can_be_read_the_model_is_built_all_the_same(tmp_path: Path) -> None:
     found = attempt(make_job(tmp_path, [b"no image"] * 3, model=model("untrained")))
     assert found.status == "unknown"
-    assert found.found.startswith("no row could be read (0.png: unidentified: ")
-    assert "its parameters are random" in found.found
+    assert found.message.startswith("no row could be read (0.png: unidentified: ")
+    assert "its parameters are random" in found.message
 
 
 @pytest.mark.slow
