@@ -26,7 +26,7 @@ from pipeline.planning.tiling import done_slices
 from pipeline.report.history import find_past_run, is_basis
 from pipeline.report.recording.carried_rows import first_shards, plan_facts
 from pipeline.report.sections import ModelSection
-from pipeline.report.showing.printed import Found
+from pipeline.report.showing.printed import PrintedDict
 from pipeline.report.speed.estimate import estimate
 from pipeline.reuse.finding import Reuse, find_reuse
 from pipeline.runs.context import RunContext
@@ -45,7 +45,7 @@ from pipeline.storage.store import Store
 _NOTHING = "nothing: this is published already"
 
 
-class Planned(Found):
+class Planned(PrintedDict):
     """What a run would do; printed with the first of many features and shards only."""
 
     def shown(self) -> dict[str, Any]:

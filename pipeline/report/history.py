@@ -78,7 +78,7 @@ def _newest_reports(store: Store, partition: str) -> Iterator[Report]:
     folders = [f"reports/{name}" for name in looked_at]
     with ThreadPoolExecutor(max(1, len(folders))) as pool:
         listed = [*pool.map(store.list_folders, folders)]
-    runs = [(run, name) for name, found in zip(looked_at, listed, strict=True) for run in found]
+    runs = [(run, name) for name, run_ids in zip(looked_at, listed, strict=True) for run in run_ids]
     newest = sorted(runs, reverse=True)[:_NEWEST_RUNS]
     yield from _read(store, [Layout.named(name).report(run, "report.json") for run, name in newest])
 
@@ -86,17 +86,17 @@ def _newest_reports(store: Store, partition: str) -> Iterator[Report]:
 def past_reports(store: Store, report: Report) -> list[Report]:
     """Return the newest reports of earlier runs; storage trouble costs them, and one warning."""
     try:
-        found = [*_newest_reports(store, report.partition)]
+        reports = [*_newest_reports(store, report.partition)]
     except PipelineError as error:
         log.warning("not compared with earlier runs: %s", error)
         return []
-    return [past for past in found if past.run_id < report.run_id]
+    return [past for past in reports if past.run_id < report.run_id]
 
 
 def _read(store: Store, paths: Sequence[str]) -> Iterator[Report]:
-    found = store.read_many(paths)
+    contents = store.read_many(paths)
     for path in paths:
-        data = found[path]
+        data = contents[path]
         if isinstance(data, bytes):  # a run that was killed has left none
             try:
                 yield Report.model_validate_json(data, extra="ignore")
@@ -135,8 +135,8 @@ def compare_with_before(past: Iterable[Report], report: Report) -> Report:
     had = (report.hardware, report.decode_in)
     if not is_basis(report.model, report):
         return report
-    alike = (each for each in past if is_basis(report.model, each))
-    previous = next((each for each in alike if (each.hardware, each.decode_in) == had), None)
+    alike = (run for run in past if is_basis(report.model, run))
+    previous = next((run for run in alike if (run.hardware, run.decode_in) == had), None)
     if previous is None:
         return report
     return report.but(slower_than_before=slower_than_before(report, previous))
@@ -177,9 +177,9 @@ def load_report(
 def _find_report(
     uri: str, partition: str | None, run_id: str | None, storage_options: dict[str, Any]
 ) -> tuple[Store, str]:
-    store, found = locate(uri, storage_options)
-    if partition is None and found is not None and found.partition:
-        partition = found.name
+    store, layout = locate(uri, storage_options)
+    if partition is None and layout is not None and layout.partition:
+        partition = layout.name
     prefix = f"reports/{partition}" if partition else "reports"
     paths = [
         PurePosixPath(file.path)

@@ -172,7 +172,7 @@ def note_if_published(run: RunContext, manifest: Manifest | None, plan: Plan) ->
     """Tell whether a version holds just what the plan would give; note it if so."""
     if manifest is None or not is_published(manifest, plan, run.job.sink.partition_columns):
         return False
-    run.record.found_published(manifest, run.store.url(run.layout.predictions))
+    run.record.already_published(manifest, run.store.url(run.layout.predictions))
     return True
 
 
@@ -181,7 +181,7 @@ def note_unchanged(run: RunContext) -> None:
     keep = run.job.sink.keep_versions
     current = repair(run.store, run.layout, keep, table=run.table, is_last=True)
     if current is not None:
-        run.record.found_published(current, run.store.url(run.layout.predictions))
+        run.record.already_published(current, run.store.url(run.layout.predictions))
 
 
 def tidy_if_free(run: RunContext) -> None:

@@ -55,7 +55,7 @@ def run_with(folder: Path, **metrics: Any) -> RunContext:
 
 def publish(run: RunContext) -> Report:
     manifest = publish_rows(run.store, DAY, Rows())
-    run.record.found_published(manifest, run.store.url(run.layout.predictions))
+    run.record.already_published(manifest, run.store.url(run.layout.predictions))
     return save_report(run, "published", None)
 
 

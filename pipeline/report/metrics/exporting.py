@@ -46,7 +46,7 @@ class Exporting:
     """The exporters of one run."""
 
     def __init__(self, planned: Iterable[Planned]) -> None:
-        self._workers = [_Worker(each) for each in planned]
+        self._workers = [_Worker(exporter) for exporter in planned]
         for worker in self._workers:
             worker.start()
 

@@ -44,7 +44,7 @@ class Family:
 
     name: str
     """Without `_total`, which exporters put behind the name of a counter."""
-    kind: Literal["counter", "gauge"]
+    metric_type: Literal["counter", "gauge"]
     text: str
     samples: tuple[tuple[Mapping[str, str], float], ...] = ()
     """Labels and value of each series."""
@@ -78,10 +78,10 @@ def families_of(report: Report, outside: Outside) -> list[Family]:
     published_at, started_at = instant(outside.published_at), instant(report.started_at)
     day = day_of(report.partition) if published_at else None
     made = Maker(outside.job)
-    made.counter("rows", "stage", {each.stage: each.rows_out for each in did})
-    made.counter("bytes", "stage", {each.stage: each.bytes_out for each in did})
-    made.counter("busy_seconds", "stage", {each.stage: each.busy_s for each in did})
-    shares = {each.stage: each.utilisation_pct for each in did}
+    made.counter("rows", "stage", {stage.stage: stage.rows_out for stage in did})
+    made.counter("bytes", "stage", {stage.stage: stage.bytes_out for stage in did})
+    made.counter("busy_seconds", "stage", {stage.stage: stage.busy_s for stage in did})
+    shares = {stage.stage: stage.utilisation_pct for stage in did}
     shares = {stage: pct / 100 for stage, pct in shares.items() if pct is not None}
     made.gauge("stage_utilization_ratio", "stage", shares)
     counted = {reason.value: report.reasons.get(reason.value, 0) for reason in Reason}
@@ -92,14 +92,14 @@ def families_of(report: Report, outside: Outside) -> list[Family]:
     made.gauge("slices", "state", states)
     eta_s = 0.0 if rows.left == 0 else outside.eta_s
     made.one("eta_seconds", math.nan if eta_s is None else eta_s)
-    results = [(each, result) for each in report.gates for result in _RESULTS]
+    results = [(gate, result) for gate in report.gates for result in _RESULTS]
     made.add(
         "gate_result",
         [({"gate": of.name, "result": result}, of.status == result) for of, result in results],
     )
     status = RUNNING if outside.is_running else report.status
     statuses = (RUNNING, *get_args(RunStatus))
-    made.add("run_status", [({"status": each}, each == status) for each in statuses])
+    made.add("run_status", [({"status": name}, name == status) for name in statuses])
     made.one("run_start_timestamp_seconds", started_at)
     made.one("run_duration_seconds", report.wall_s)
     made.one("last_progress_timestamp_seconds", outside.progress_at)
@@ -134,14 +134,14 @@ class Maker:
         self,
         name: str,
         samples: Sequence[tuple[Mapping[str, str], float | None]],
-        kind: Literal["counter", "gauge"] = "gauge",
+        metric_type: Literal["counter", "gauge"] = "gauge",
     ) -> None:
         known = [
             ({**self._job, **labels}, float(value))
             for labels, value in samples
             if value is not None
         ]
-        self.families.append(Family(f"pipeline_{name}", kind, MEANINGS[name], tuple(known)))
+        self.families.append(Family(f"pipeline_{name}", metric_type, MEANINGS[name], tuple(known)))
 
 
 def day_of(partition: str) -> dt.datetime | None:
@@ -152,7 +152,7 @@ def day_of(partition: str) -> dt.datetime | None:
 def instant(text: str | None) -> dt.datetime | None:
     """Return the time of an ISO 8601 text, UTC if it names no zone; None: it is none."""
     try:
-        found = dt.datetime.fromisoformat(text or "")
+        moment = dt.datetime.fromisoformat(text or "")
     except ValueError:
         return None
-    return found if found.tzinfo else found.replace(tzinfo=dt.UTC)
+    return moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)

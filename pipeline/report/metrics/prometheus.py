@@ -27,9 +27,11 @@ class _Collector:
 
     def collect(self) -> Iterator[Metric]:
         for family in self._families():
-            kind = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
+            metric_class = (
+                CounterMetricFamily if family.metric_type == "counter" else GaugeMetricFamily
+            )
             names = list(family.samples[0][0]) if family.samples else ["job"]
-            metric = kind(family.name, family.text, labels=names)
+            metric = metric_class(family.name, family.text, labels=names)
             for labels, value in family.samples:
                 metric.add_metric(list(labels.values()), value)
             yield metric
@@ -79,7 +81,7 @@ class Textfile:
         if self._path.exists():  # written meanwhile by a run of another date, too
             self._read(self._path.read_text())
         labels = {"job": self._job}
-        now = [each.at_least(self._floor, labels) for each in self._families()]
+        now = [family.at_least(self._floor, labels) for family in self._families()]
         write_to_textfile(str(self._path), registry_of(lambda: now))
 
     def close(self) -> None:

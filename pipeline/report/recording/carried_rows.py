@@ -40,17 +40,17 @@ def carried_section(reuse: Reuse) -> Carried:
 
 def plan_facts(reuse: Reuse) -> dict[str, Any]:
     """Return what `pipeline plan` says of carried rows: the totals, and the rows of each shard."""
-    found = carried_section(reuse).model_dump(exclude_none=True)
+    section = carried_section(reuse).model_dump(exclude_none=True)
     shards = reuse.division.shards if reuse.division else ()
-    return {**found, "shards": [asdict(shard) for shard in shards]}
+    return {**section, "shards": [asdict(shard) for shard in shards]}
 
 
 def first_shards(facts: dict[str, Any]) -> dict[str, Any]:
     """Return the same for a terminal: the first shards of which not all rows are carried."""
     others = [shard for shard in facts["shards"] if shard["state"] != "unchanged"]
     more = len(others) - _SHOWN_SHARDS
-    told = {"more_shards": f"{more:,}, in --json"} if more > 0 else {}
-    return {**facts, "shards": others[:_SHOWN_SHARDS], **told}
+    rest = {"more_shards": f"{more:,}, in --json"} if more > 0 else {}
+    return {**facts, "shards": others[:_SHOWN_SHARDS], **rest}
 
 
 def _computed(shards: Iterable[ShardRows], state: State) -> int | None:

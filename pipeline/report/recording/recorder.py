@@ -91,7 +91,7 @@ class RunRecorder(RowAccounts):
 
     def planned(self, plan: Plan, model: ModelSpec, num_gpus: float) -> None:
         """Note the plan and the model."""
-        self._plan, self._prepared, self._spec = plan, model.input.stage_names, model
+        self.plan, self._prepared, self._spec = plan, model.input.stage_names, model
         self._total_rows = plan.num_rows
         if plan.num_rows is not None:
             self._total_slices = sum(1 for _ in plan.slices())
@@ -209,12 +209,12 @@ class RunRecorder(RowAccounts):
         """Note the results of the gates."""
         self._gate_results = results
 
-    def found_published(self, manifest: Manifest, uri: str) -> None:
+    def already_published(self, manifest: Manifest, uri: str) -> None:
         """Note that all is done: an earlier run published exactly this."""
         self._rows.update(resumed=manifest.num_rows)
-        self._num_quarantined = manifest.num_quarantined
-        told = ("runtime", "precision", "choice")
-        known = {name: manifest.model[name] for name in told if name in manifest.model}
+        self.num_quarantined = manifest.num_quarantined
+        names = ("runtime", "precision", "choice")
+        known = {name: manifest.model[name] for name in names if name in manifest.model}
         self._model = self._model.but(**known)
         self._total_rows, self._published = manifest.num_rows, manifest
         self.published(manifest, uri)
@@ -259,12 +259,12 @@ class RunRecorder(RowAccounts):
             wall_s=self.elapsed_s,
             streaming_wall_s=self.streaming_wall_s,
             price_per_node_hour=price_per_node_hour,
-            rows=self._rows_told(),
+            rows=self._rows_with_carried(),
             slices=self.slices_section(),
             reasons=dict(self.reasons),
             top_failures=[FailedRows(**cause.to_dict()) for cause in self.top_failures()],
             unreadable_shards=self.num_unreadable_shards,
-            skipped=SkippedFiles(**(self.skipped.to_dict() if self._plan else {})),
+            skipped=SkippedFiles(**(self.skipped.to_dict() if self.plan else {})),
             hardware=placement.hardware_section() if placement else HardwareSection(),
             model=self._model.but(
                 scores=self.scores,
@@ -289,7 +289,7 @@ class RunRecorder(RowAccounts):
         )
         return build_report(stated, measured)
 
-    def _rows_told(self) -> Rows:
+    def _rows_with_carried(self) -> Rows:
         rows = self.rows_section()
         has_sources = self._carried is not None and bool(self._carried.sources)
         return rows.but(carried=self.num_carried) if has_sources else rows
@@ -297,12 +297,12 @@ class RunRecorder(RowAccounts):
     @property
     def fingerprint(self) -> str | None:
         """Return that of the partition as it will be; None until it is planned."""
-        return self._plan.fingerprint if self._plan else None
+        return self.plan.fingerprint if self.plan else None
 
     @property
     def phase(self) -> Phase:
         """Return what the run does now."""
-        if self._plan is None:
+        if self.plan is None:
             return "listing"
         if self._streaming_wall_s is not None or self.num_left == 0:
             return "publishing"

@@ -34,7 +34,8 @@ class RowAccounts:
     """The sums over all rows of a run, as they are known so far."""
 
     def __init__(self) -> None:
-        self._plan: Plan | None = None
+        self.plan: Plan | None = None
+        """What is to be done, once that is known."""
         self._published: Manifest | None = None
         self._alike: Cause | None = None
         self._rows: Counter[Literal[Origin, "carried"]] = Counter()
@@ -48,7 +49,7 @@ class RowAccounts:
     def _clear(self) -> None:
         self.figures = SliceFigures()
         """What was measured of all committed slices, of this run and of earlier ones."""
-        self._num_quarantined = 0
+        self.num_quarantined = 0
         self._reasons: Counter[str] = Counter()
         self._causes = Causes()  # as far as the footers say
         self._labels: Counter[str] = Counter()
@@ -89,7 +90,7 @@ class RowAccounts:
         self.differing += staged.differing
         self._reasons.update(staged.reasons)
         self._causes.add(Cause(**cause) for cause in staged.causes)
-        self._num_quarantined += staged.num_quarantined
+        self.num_quarantined += staged.num_quarantined
 
     def recount(self, slices: Sequence[tuple[SliceKey, str]], read: ReadFooter) -> None:
         """Count what is staged if not our attempt of a slice won, but another run's.
@@ -124,7 +125,7 @@ class RowAccounts:
                 if label in self._labels:
                     self._labels[label] -= num_rows
                 self._reasons[Reason.DUPLICATE_ID.value] += num_rows
-                self._num_quarantined += num_rows
+                self.num_quarantined += num_rows
 
     def left_to_do(self) -> str:
         """Describe in a few words what is done and what is left."""
@@ -176,16 +177,6 @@ class RowAccounts:
         )
 
     @property
-    def plan(self) -> Plan | None:
-        """Return what is to be done, once that is known."""
-        return self._plan
-
-    @property
-    def num_accounted(self) -> int:
-        """Rows that will be published: of all committed slices."""
-        return self.num_done
-
-    @property
     def num_planned(self) -> int:
         """Rows of all slices that make up the plan."""
         return self._total_rows or 0
@@ -206,11 +197,6 @@ class RowAccounts:
         return None if self._total_rows is None else self._total_rows - self.num_done
 
     @property
-    def num_quarantined(self) -> int:
-        """Quarantined rows."""
-        return self._num_quarantined
-
-    @property
     def reasons(self) -> Mapping[str, int]:
         """Quarantined rows by reason."""
         return {reason: num_rows for reason, num_rows in self._reasons.items() if num_rows}
@@ -228,7 +214,7 @@ class RowAccounts:
     @property
     def skipped(self) -> Skipped:
         """What lies below the source and is no row."""
-        return self._plan.skipped if self._plan else Skipped()
+        return self.plan.skipped if self.plan else Skipped()
 
     @property
     def distribution(self) -> Distribution:
@@ -243,18 +229,18 @@ class RowAccounts:
     @property
     def num_predicted(self) -> int:
         """Predicted rows."""
-        return self.num_accounted - self.num_quarantined
+        return self.num_done - self.num_quarantined
 
     @property
     def num_unreadable_shards(self) -> int:
         """Shards that could not be read (to their end), so that their row count is unknown."""
         if self._published is not None:
             return self._published.num_unreadable_shards
-        if self._plan is None:
+        if self.plan is None:
             return 0
-        if self._plan.counts_by_reading:  # each such shard is one row
+        if self.plan.counts_by_reading:  # each such shard is one row
             return self.reasons.get(Reason.UNREADABLE_SHARD.value, 0)
-        return sum(extent.is_whole_shard for unit in self._plan.units for extent in unit.extents)
+        return sum(extent.is_whole_shard for unit in self.plan.units for extent in unit.extents)
 
 
 def _read(numbers: Mapping[str, dict[str, Any]]) -> dict[str, Numbers]:

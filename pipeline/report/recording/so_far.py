@@ -34,7 +34,7 @@ class SoFar:
             "started_at": record.started_at.isoformat(timespec="seconds"),
             "phase": record.phase,
             "rows": rows.total,
-            "rows_done": record.num_accounted,
+            "rows_done": record.num_done,
             "rows_quarantined": rows.quarantined,
             "slices": slices.total,
             "slices_done": (slices.computed or 0) + (slices.resumed or 0),

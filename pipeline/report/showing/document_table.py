@@ -48,7 +48,7 @@ def _section(document: Mapping[str, Any]) -> list[RenderableType]:
 
 def _table(rows: list[dict[str, Any]]) -> RenderableType:
     known = dict.fromkeys(name for row in rows for name in row if not is_unknown(row[name]))
-    names = [name for name in known if _TOLD_BY.get(name) not in known]
+    names = [name for name in known if _IMPLIED_BY.get(name) not in known]
     texts = [
         title_of(name)
         for name in names
@@ -85,5 +85,5 @@ def render_columns(
     return table
 
 
-_TOLD_BY = {"created_at": "run_id"}
+_IMPLIED_BY = {"created_at": "run_id"}
 """Columns of a table that another one makes superfluous: a run id begins with its time."""

@@ -268,14 +268,16 @@ def _classes(report: Report, past: Sequence[Report]) -> Section:
 def _speed(report: Report) -> Section:
     """Return the limits, each beside the rate of this run."""
     rate, neck, limits = report.rows_per_s or 0.0, report.bottleneck, report.limits
-    full = max(3 * rate, 1.2 * min((each.limit_rows_per_s for each in limits), default=0.0)) or 1.0
+    full = (
+        max(3 * rate, 1.2 * min((limit.limit_rows_per_s for limit in limits), default=0.0)) or 1.0
+    )
     advice = [] if report.status in BROKEN else [neck.advice]
     return Section(
         "What held it back",
         [*advice, *slower_lines(report)],
         table=table_of(
             limits,
-            lambda each: Bar(100 * each.limit_rows_per_s / full, 100 * rate / full),
+            lambda limit: Bar(100 * limit.limit_rows_per_s / full, 100 * rate / full),
             neck.limit,
         ),
         note=f"What a group could do alone; dark line: this run, {format_rate(rate)} rows/s."

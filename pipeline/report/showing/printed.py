@@ -40,7 +40,7 @@ class Printed(ABC):
         return text_html(str(self))
 
 
-class Found(Printed, dict[str, Any]):
+class PrintedDict(Printed, dict[str, Any]):
     """A dict for programs; `print` of it gives tables, without styles."""
 
     def shown(self) -> dict[str, Any]:
@@ -52,14 +52,14 @@ class Found(Printed, dict[str, Any]):
         return dict(self)
 
 
-def printed(operation: Callable[P, dict[str, Any]]) -> Callable[P, Found]:
-    """Let an operation return its dict as `Found`."""
+def printed(operation: Callable[P, dict[str, Any]]) -> Callable[P, PrintedDict]:
+    """Let an operation return its dict as `PrintedDict`."""
 
     @functools.wraps(operation)
-    def found(*args: P.args, **kwargs: P.kwargs) -> Found:
-        return Found(operation(*args, **kwargs))
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> PrintedDict:
+        return PrintedDict(operation(*args, **kwargs))
 
-    return found
+    return wrapper
 
 
 _CELL_CHARS, _ROWS, _COLUMNS = 80, 60, 12
@@ -87,8 +87,8 @@ def table_html(names: Sequence[str], rows: Iterable[Sequence[Any]], caption: str
         f"<tr>{''.join(f'<td>{cell(value)}</td>' for value in row[:_COLUMNS])}</tr>"
         for row in shown
     )
-    told = f"<caption>{escape(clean_message(caption))}</caption>" if caption else ""
-    return f"<table>{told}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    caption_html = f"<caption>{escape(clean_message(caption))}</caption>" if caption else ""
+    return f"<table>{caption_html}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def facts_html(title: str, facts: Mapping[str, Any]) -> str:
@@ -111,16 +111,16 @@ def document_html(title: str, document: Mapping[str, Any]) -> Iterator[str]:
     if plain:
         yield facts_html(title, plain)
     for name, value in document.items():
-        told = name.replace("_", " ")
+        section_title = name.replace("_", " ")
         if isinstance(value, dict) and any(value.values()):
-            yield from document_html(told, value)
+            yield from document_html(section_title, value)
         elif isinstance(value, list) and value:
             if isinstance(value[0], dict):
                 names = list(dict.fromkeys(key for entry in value for key in entry))
                 rows = [[entry.get(key) for key in names] for entry in value]
-                yield table_html([each.replace("_", " ") for each in names], rows, told)
+                yield table_html([key.replace("_", " ") for key in names], rows, section_title)
             else:
-                yield facts_html(told, {told: ", ".join(map(str, value))})
+                yield facts_html(section_title, {section_title: ", ".join(map(str, value))})
 
 
 def text_html(text: str) -> str:

@@ -128,8 +128,8 @@ def page_html(title: str, pieces: Iterable[str], sheet: str = "", more: Iterable
     """
     named = escape(clean_message(title))
     before, behind = (
-        [f'<section class="scroll list" tabindex="0">{piece}</section>' for piece in each]
-        for each in (pieces, more)
+        [f'<section class="scroll list" tabindex="0">{piece}</section>' for piece in group]
+        for group in (pieces, more)
     )
     body = "\n".join([*before, sheet, *behind])
     return (

@@ -31,7 +31,7 @@ PICTURE_PX, PICTURE_BYTES = 176, 6_000
 TEXT_CHARS = 280
 _BEFORE_CHARS = 40
 _BOXES, _MARKS = 24, 24
-_SAID_CHARS, _ID_CHARS = 120, 100
+_PREDICTION_CHARS, _ID_CHARS = 120, 100
 _NAMED = 3
 Row = Mapping[str, Any]
 
@@ -58,10 +58,12 @@ def sheet_html(
     """
     shown = ""
     if rows:
-        kind = "sheet texts" if any(each.texts for each in seen.values()) else "sheet"
+        css_class = "sheet texts" if any(small.texts for small in seen.values()) else "sheet"
         figures = (_figure(row, seen.get(row[ROW_ID], Small())) for row in rows)
         items = "\n".join(f"<li>{figure}</li>" for figure in figures)
-        shown = f'<section><h2>{_text(title)}</h2>\n<ul class="{kind}">\n{items}\n</ul></section>'
+        shown = (
+            f'<section><h2>{_text(title)}</h2>\n<ul class="{css_class}">\n{items}\n</ul></section>'
+        )
     if problem:
         shown += f'\n<section><p class="soft">{_text(problem)}</p></section>'
     return shown
@@ -77,20 +79,20 @@ def _figure(row: Row, seen: Small) -> str:
         pieces = "".join(_pieces(text, row.get(ENTITIES) or () if number == 0 else ()))
         shown += f"<blockquote>{pieces}</blockquote>"
     return (
-        f"<figure>{shown}<figcaption><b>{_text(_said(row), _SAID_CHARS)}</b>"
+        f"<figure>{shown}<figcaption><b>{_text(_prediction(row), _PREDICTION_CHARS)}</b>"
         f"<span>{_text(row[ROW_ID], _ID_CHARS)}</span></figcaption></figure>"
     )
 
 
-def _said(row: Row) -> str:
+def _prediction(row: Row) -> str:
     """Say what was predicted of a row."""
     length = f", {row[DURATION_S]:.1f} s" if row.get(DURATION_S) is not None else ""
     for name in (DETECTIONS, ENTITIES, LABELS):
         if name in row:
             return _entries(name, row[name] or []) + length
-    told = [row[name] for name in (LABEL, SCORE) if name in row]
-    if told:
-        return " ".join(map(_value, told)) + length
+    values = [row[name] for name in (LABEL, SCORE) if name in row]
+    if values:
+        return " ".join(map(_value, values)) + length
     shown = {name: value for name, value in row.items() if name not in (ROW_ID, URI)}
     return ", ".join(f"{name} {_value(value)}" for name, value in shown.items())
 
@@ -100,8 +102,8 @@ def _entries(name: str, entries: list[Row]) -> str:
         return f"no {name}"
     best = sorted(entries, key=lambda entry: -(entry[SCORE] or 0.0))
     more = f", and {len(best) - _NAMED} more" if len(best) > _NAMED else ""
-    told = (f"{_value(each[LABEL])} {_value(each[SCORE])}" for each in best[:_NAMED])
-    return ", ".join(told) + more
+    best_texts = (f"{_value(entry[LABEL])} {_value(entry[SCORE])}" for entry in best[:_NAMED])
+    return ", ".join(best_texts) + more
 
 
 def _value(value: Any) -> str:

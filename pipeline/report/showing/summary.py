@@ -187,7 +187,7 @@ def carried_lines(report: Report) -> list[str]:
         return []
     if not carried.rows:
         return [f"nothing carried over: {carried.why_not}"] if carried.looked_at else []
-    versions = [f"{each.partition} version {each.version}" for each in carried.sources]
+    versions = [f"{source.partition} version {source.version}" for source in carried.sources]
     parts = [f"{num_of(carried.rows, 'row')} of {' and '.join(versions)}"]
     others = {
         "new": carried.new_rows,

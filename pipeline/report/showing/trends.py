@@ -55,7 +55,8 @@ def trends_of(reports: Iterable[Report]) -> list[Line]:
     published.sort(key=lambda run: (partition_order(run.partition), run.run_id))
     versions = published[-_SHOWN:]
     lines = (
-        _line(name, [*map(figure, versions)], told) for name, (figure, told) in _FIGURES.items()
+        _line(name, [*map(figure, versions)], format_value)
+        for name, (figure, format_value) in _FIGURES.items()
     )
     return [line for line in lines if line is not None]
 
@@ -69,7 +70,9 @@ def over_time(report: Report) -> list[Line]:
     return [line for line in lines if line is not None]
 
 
-def _line(name: str, values: Sequence[float | None], told: Callable[[float], str]) -> Line | None:
+def _line(
+    name: str, values: Sequence[float | None], format_value: Callable[[float], str]
+) -> Line | None:
     """Return a line; None if fewer than two values are known."""
     known = [value for value in values if value is not None]
     if len(known) < 2:
@@ -81,7 +84,9 @@ def _line(name: str, values: Sequence[float | None], told: Callable[[float], str
         for number, value in enumerate(values)
         if value is not None
     )
-    return Line(name, len(values), told(known[-1]), told(low), told(high), points)
+    return Line(
+        name, len(values), format_value(known[-1]), format_value(low), format_value(high), points
+    )
 
 
 def _pct(part: int | None, whole: int | None) -> float | None:
@@ -115,12 +120,12 @@ class Classes:
     @property
     def has_ids(self) -> bool:
         """Tell whether a class id stands behind a name, as in `missile (657)`."""
-        return any(re.search(r" \(\d+\)$", each.label) for each in self.shares)
+        return any(re.search(r" \(\d+\)$", share.label) for share in self.shares)
 
     @property
     def most_pct(self) -> float:
         """The largest of all shares, for the scale of a chart."""
-        return max((max(each.pct, each.before_pct or 0.0) for each in self.shares), default=0.0)
+        return max((max(share.pct, share.before_pct or 0.0) for share in self.shares), default=0.0)
 
 
 def classes_of(report: Report, past: Sequence[Report]) -> Classes:
@@ -130,10 +135,10 @@ def classes_of(report: Report, past: Sequence[Report]) -> Classes:
         past: Reports of earlier runs, the newest first.
     """
     now, before = _shares(report), _before(report, past)
-    earlier = [_shares(each) for each in before]
+    earlier = [_shares(run) for run in before]
     names = dict.fromkeys([*now, *(name for shares in earlier for name in [*shares][:3])])
-    counts = {each.label: each.count for each in report.top_labels}
-    found = []
+    counts = {label.label: label.count for label in report.top_labels}
+    class_shares = []
     for name in names:
         if name not in now and len(now) >= _REPORTED:
             continue  # it may have rows all the same
@@ -141,23 +146,23 @@ def classes_of(report: Report, past: Sequence[Report]) -> Classes:
             shares.get(name, 0.0) for shares in earlier if name in shares or len(shares) < _REPORTED
         ]
         mean = fmean(known) if known else None
-        found.append(ClassShare(name, counts.get(name, 0), now.get(name, 0.0), mean))
+        class_shares.append(ClassShare(name, counts.get(name, 0), now.get(name, 0.0), mean))
     if not now or not before:
-        return Classes(tuple(found) if now else (), "")
+        return Classes(tuple(class_shares) if now else (), "")
     last, first = before[0].partition, before[-1].partition
     are = f"the mean of the {len(before)} partitions before, {first} to {last}"
-    return Classes(tuple(found), last if len(before) == 1 else are)
+    return Classes(tuple(class_shares), last if len(before) == 1 else are)
 
 
 def _shares(report: Report) -> dict[str, float]:
     rows = report.rows.predicted
-    return {each.label: 100 * each.count / rows for each in report.top_labels} if rows else {}
+    return {label.label: 100 * label.count / rows for label in report.top_labels} if rows else {}
 
 
 def _before(report: Report, past: Sequence[Report]) -> list[Report]:
     """Return the newest published report of each of the partitions before, the last one first."""
     newest: dict[str, Report] = {}
-    for each in past:
-        if each.status == "published" and each.top_labels:
-            newest.setdefault(each.partition, each)
+    for run in past:
+        if run.status == "published" and run.top_labels:
+            newest.setdefault(run.partition, run)
     return [newest[name] for name in earlier_names(report.partition, [*newest])[:_PARTITIONS]]

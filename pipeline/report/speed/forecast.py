@@ -60,8 +60,8 @@ def _forecast(load: Load, limits: list[GroupLimit], change: _Change) -> tuple[Fo
     if binding is None:
         predicted, limited_by, ceiling = rate, WAITING, max(rate, min(after.values()))
     else:
-        own = after.pop(binding.group)
-        scaled = rate * own / binding.limit_rows_per_s
+        group_limit = after.pop(binding.group)
+        scaled = rate * group_limit / binding.limit_rows_per_s
         for group in after:
             after[group] *= _crowding(load, binding, group)
         following = min(after, key=lambda group: after[group], default=None)
@@ -69,7 +69,7 @@ def _forecast(load: Load, limits: list[GroupLimit], change: _Change) -> tuple[Fo
         predicted = max(rate, min(scaled, next_limit))
         is_next = following is not None and rate < scaled and next_limit <= scaled
         limited_by = following if following and is_next else binding.group
-        ceiling = max(predicted, min(own, next_limit))
+        ceiling = max(predicted, min(group_limit, next_limit))
     forecast = Forecast(
         change=name,
         note=note,
@@ -145,4 +145,4 @@ def _faster(load: Load, stage: str, times: float) -> Load:
 
 
 def _with_slots(load: Load, group: str, number: float) -> Load:
-    return replace(load, slots={**load.slots, **dict.fromkeys(load.own_groups[group], number)})
+    return replace(load, slots={**load.slots, **dict.fromkeys(load.all_groups[group], number)})

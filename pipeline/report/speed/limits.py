@@ -80,23 +80,25 @@ class Load:
         return 100 * self.busy_s(LAUNCH) / computed_s if computed_s else 0.0
 
     @property
-    def own_groups(self) -> dict[str, tuple[str, ...]]:
+    def all_groups(self) -> dict[str, tuple[str, ...]]:
         """Group -> its stages, in tasks or in actors."""
         return {**GROUPS, "decoder": self.prepared}
 
     @property
     def streaming(self) -> tuple[str, ...]:
         """All stages between the first read and the last write, in order."""
-        return tuple(stage for stages in self.own_groups.values() for stage in stages)
+        return tuple(stage for stages in self.all_groups.values() for stage in stages)
 
     @property
     def groups(self) -> dict[str, tuple[str, ...]]:
         """Group -> the stages that share its slots, in this run."""
         of_actors = {"actor", *self.in_actors}
-        every = self.own_groups
+        every = self.all_groups
         theirs = (stage for group in every if group in of_actors for stage in every[group])
-        own = {group: stages for group, stages in every.items() if group not in self.in_actors}
-        return {**own, "actor": tuple(theirs)}
+        with_slots = {
+            group: stages for group, stages in every.items() if group not in self.in_actors
+        }
+        return {**with_slots, "actor": tuple(theirs)}
 
     @property
     def fused(self) -> bool:
@@ -108,11 +110,11 @@ class Load:
         if group not in self.groups:
             return 0.0
         # Where the actors do more, it is still their own stages that say how many there are.
-        return max((self.slots.get(stage, 0.0) for stage in self.own_groups[group]), default=0.0)
+        return max((self.slots.get(stage, 0.0) for stage in self.all_groups[group]), default=0.0)
 
     def stage_slots(self, stage: str) -> float | None:
         """Slots of a stage, those of the actors if they do its work."""
-        if any(stage in self.own_groups[group] for group in self.in_actors):
+        if any(stage in self.all_groups[group] for group in self.in_actors):
             return self.group_slots("actor") or None
         return self.slots.get(stage)
 

@@ -224,7 +224,7 @@ def fail_fast_on_certain_refusal(run: RunContext, plan: Plan) -> None:
         require_some_row(run)
         failed = judge_so_far(record.top_failures())
         record.judged(failed)
-        raise early_refusal(failed, record.num_accounted, num_planned)
+        raise early_refusal(failed, record.num_done, num_planned)
 
 
 def require_some_row(run: RunContext) -> None:
@@ -320,7 +320,7 @@ def _manifest(
         run_id=run.record.run_id,
         token=uuid.uuid4().hex,
         created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        num_rows=run.record.num_accounted,  # what a gate compared with the slices
+        num_rows=run.record.num_done,  # what a gate compared with the slices
         num_predicted=run.record.num_predicted,
         num_quarantined=run.record.num_quarantined,
         num_unreadable_shards=run.record.num_unreadable_shards,

@@ -9,6 +9,7 @@ from typing import Literal
 from pipeline.commit.heartbeat import Heartbeat
 from pipeline.commit.manifest import Manifest
 from pipeline.core.errors import GateRefused, InputMissing, Stopped
+from pipeline.report.metrics.families import instant
 
 State = Literal[
     "complete",
@@ -97,7 +98,7 @@ def status_of(
     state = _state(manifest, published, last, now)
     beat = last.heartbeat if last else Heartbeat()
     done_pct = 100 * (beat.rows_done or 0) / beat.rows if beat.rows else None
-    started, written = _time(beat.started_at), _time(beat.written_at)
+    started, written = instant(beat.started_at), instant(beat.written_at)
     return PartitionStatus(
         partition=partition,
         state=state,
@@ -168,11 +169,3 @@ def _carried(manifest: Manifest | None) -> int | None:
         return None
     rows = manifest.carried.get("rows", 0)
     return rows if isinstance(rows, int) else None
-
-
-def _time(text: str | None) -> dt.datetime | None:
-    try:
-        moment = dt.datetime.fromisoformat(text) if text else None
-    except ValueError:
-        return None
-    return moment if moment is None or moment.tzinfo else moment.replace(tzinfo=dt.UTC)

@@ -7,7 +7,7 @@ from html import escape
 import pytest
 
 from pipeline.operations.backfill import Backfill, DateRun
-from pipeline.report.showing.printed import Found, Printed
+from pipeline.report.showing.printed import Printed, PrintedDict
 from pipeline.runs.partitions.overview import Status
 from pipeline.runs.partitions.state import PartitionStatus
 
@@ -17,7 +17,7 @@ HOSTILE = "<img src=x onerror=alert(1)>"
 @pytest.mark.parametrize(
     ("result", "words"),
     [
-        (Found(why=HOSTILE, rows=3), ("why", HOSTILE)),
+        (PrintedDict(why=HOSTILE, rows=3), ("why", HOSTILE)),
         (Backfill((DateRun("2026-11-24", "failed", 1, error=HOSTILE),)), ("failed", HOSTILE)),
         (Status("out", (PartitionStatus("date=2026-11-24", "failed", HOSTILE),)), ("failed",)),
     ],

@@ -48,7 +48,7 @@ def test_a_published_run_names_predictions_quarantine_and_report_and_all_are_the
 ) -> None:
     run = run_in(tmp_path)
     manifest = publish_rows(run.store, DAY, Rows())
-    run.record.found_published(manifest, run.store.url(run.layout.predictions))
+    run.record.already_published(manifest, run.store.url(run.layout.predictions))
     report = save_report(run, "published", None)
     lines = str(report).splitlines()
     places = dict(line.split(": ", 1) for line in lines[-3:])
@@ -63,7 +63,7 @@ def test_a_published_run_names_predictions_quarantine_and_report_and_all_are_the
 def test_only_what_there_is_has_a_place(tmp_path: Path) -> None:
     run = run_in(tmp_path)
     manifest = publish_rows(run.store, DAY, Rows(fail_every=0))
-    run.record.found_published(manifest, run.store.url(run.layout.predictions))
+    run.record.already_published(manifest, run.store.url(run.layout.predictions))
     report = save_report(run, "nothing_to_do", None)
     (line,) = str(report).splitlines()[1:]
     assert line == f"predictions: {tmp_path}/out/predictions/{DAY}"
