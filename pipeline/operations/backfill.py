@@ -77,26 +77,26 @@ class Backfill(Printed):
     @property
     def exit_code(self) -> int:
         """Return the worst of the exit codes."""
-        codes = {each.exit_code for each in self.dates}
+        codes = {date_run.exit_code for date_run in self.dates}
         return next(code for code in WORST_FIRST if code in codes or code == 0)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the form of `--json`."""
-        return {"exit_code": self.exit_code, "dates": [asdict(each) for each in self.dates]}
+        return {"exit_code": self.exit_code, "dates": [asdict(date_run) for date_run in self.dates]}
 
     def shown(self) -> dict[str, Any]:
         """Return what a terminal has room for."""
         rows = [
             {
-                "date": each.date,
-                "outcome": each.outcome.replace("_", " "),
-                "exit": each.exit_code,
-                "rows": each.rows,
-                "quarantined": each.quarantined,
-                "took": None if each.wall_s is None else duration(each.wall_s),
-                "error": each.error,
+                "date": date_run.date,
+                "outcome": date_run.outcome.replace("_", " "),
+                "exit": date_run.exit_code,
+                "rows": date_run.rows,
+                "quarantined": date_run.quarantined,
+                "took": None if date_run.wall_s is None else duration(date_run.wall_s),
+                "error": date_run.error,
             }
-            for each in self.dates
+            for date_run in self.dates
         ]
         return {"dates": rows}
 
@@ -237,7 +237,9 @@ def _await_one(dates: Dates, busy: Sequence[dt.date], progress: Progress) -> lis
         try:
             while True:
                 seen = survey(store, [*names])
-                if ready := [names[each.partition] for each in seen if each.state != "running"]:
+                if ready := [
+                    names[status.partition] for status in seen if status.state != "running"
+                ]:
                     return ready
                 time.sleep(_LOOK_S)
         except KeyboardInterrupt:

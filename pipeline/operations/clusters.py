@@ -177,8 +177,8 @@ def logs(
 
 def status_of_submitted(target: str, address: str, date: str | None = None) -> list[dict[str, Any]]:
     """Say how the submissions of a job are, newest first."""
-    found = find_attempts(connect_job_api(address), target, date)
-    return [each.to_dict() for each in reversed(found)]
+    attempts = find_attempts(connect_job_api(address), target, date)
+    return [attempt.to_dict() for attempt in reversed(attempts)]
 
 
 def stop_submitted(target: str, address: str, date: str | None = None) -> dict[str, Any]:

@@ -40,27 +40,27 @@ Place = str | os.PathLike[str] | Partition
 class Diff(Printed):
     """What differs between two versions; it prints as a summary."""
 
-    found: Difference
+    difference: Difference
 
     @property
     def summary(self) -> str:
         """The whole in a line."""
-        return self.found.verdict
+        return self.difference.verdict
 
     @property
     def changed_pct(self) -> float:
         """Rows of which a column differs, of the rows that both versions have."""
-        return self.found.changed_pct
+        return self.difference.changed_pct
 
     @property
     def differing_pct(self) -> float:
         """Rows that changed, came or went, of the rows of either version."""
-        return self.found.differing_pct
+        return self.difference.differing_pct
 
     @property
     def flips(self) -> list[tuple[str, str, int]]:
         """Labels before and now, and how many rows went from one to the other."""
-        return self.found.flips(LABEL) if LABEL in self.found.columns else []
+        return self.difference.flips(LABEL) if LABEL in self.difference.columns else []
 
     @property
     def confusion(self) -> pd.DataFrame:
@@ -72,11 +72,11 @@ class Diff(Printed):
 
     def movers(self, n: int = 24) -> list[Mover]:
         """Return the rows that differ most, at most 100: id, what it was, what it is."""
-        return list(self.found.largest[:n])
+        return list(self.difference.largest[:n])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form; of long lists the first entries."""
-        return self.found.to_dict()
+        return self.difference.to_dict()
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """Write one page that loads nothing, all values escaped.
@@ -94,7 +94,9 @@ class Diff(Printed):
         document = self.to_dict()
         columns = document.pop("columns")
         document["columns"] = [
-            {"column": name, **each} for name, each in columns.items() if each["differing_rows"]
+            {"column": name, **figures}
+            for name, figures in columns.items()
+            if figures["differing_rows"]
         ]
         flips = document.pop("flips")
         document["flips"] = [
@@ -104,9 +106,9 @@ class Diff(Printed):
         ]
         scores = document.pop("label_scores")
         document["label_scores"] = [
-            {"label": name, **each}
-            for name, each in scores.items()
-            if each["mean_before"] != each["mean_now"]
+            {"label": name, **means}
+            for name, means in scores.items()
+            if means["mean_before"] != means["mean_now"]
         ][:10]
         document["movers"] = [
             {"row_id": m.row_id, "before": _short(m.before), "now": _short(m.now)}
@@ -159,12 +161,12 @@ def diff(
     options = dict(storage_options or {})
     first = _partition_at(before, options)
     sides = (_before(first), first) if now is None else (first, _partition_at(now, options))
-    versions = [Version(each.store, each.layout, each.manifest) for each in sides]
+    versions = [Version(side.store, side.layout, side.manifest) for side in sides]
     with _writer(rows_to) as write_rows:
-        found = compare_versions(
+        difference = compare_versions(
             *versions, tolerance=tolerance, num_movers=_KEPT, write_rows=write_rows
         )
-    return Diff(found)
+    return Diff(difference)
 
 
 def _partition_at(place: Place, options: Mapping[str, Any]) -> Partition:
@@ -173,8 +175,8 @@ def _partition_at(place: Place, options: Mapping[str, Any]) -> Partition:
     is_path = isinstance(place, str | os.PathLike)
     numbered = _NUMBERED.fullmatch(os.fspath(place)) if is_path else None
     url = numbered["url"] if numbered else place
-    found = open_output(url, storage_options=options).latest
-    return found.version(int(numbered["number"])) if numbered else found
+    partition = open_output(url, storage_options=options).latest
+    return partition.version(int(numbered["number"])) if numbered else partition
 
 
 def _before(now: Partition) -> Partition:

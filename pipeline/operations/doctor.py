@@ -131,9 +131,9 @@ def _source(job: Job) -> str:
     inputs = list_inputs(source, max_extent_rows=_MANY_ROWS, may_be_empty=may_be_empty)
     if not inputs.shards:
         raise JobError(f"source.uri: {describe_no_input(job.source, inputs.skipped)}")
-    found = f"{job.source.uri}: {len(inputs.shards)} shards, {inputs.num_bytes} bytes"
+    description = f"{job.source.uri}: {len(inputs.shards)} shards, {inputs.num_bytes} bytes"
     skipped = inputs.skipped
-    return f"{found}; skipped: {skipped.describe()}" if skipped.total else found
+    return f"{description}; skipped: {skipped.describe()}" if skipped.total else description
 
 
 def _model(spec: ModelSpec) -> str:

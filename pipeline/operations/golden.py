@@ -131,8 +131,8 @@ def _predict(job: Job, plan: Plan, model: ModelSpec, rows: pa.Table) -> pa.Table
     columns = {ROW_ID: rows.column(ROW_ID)}
     columns |= {file_name_of(name): rows.column(name) for name in plan.fields.names}
     task = make_task(model.task)
-    own = {shown: name for name, shown in task.golden_names.items()}
-    names = {name: own.get(name, name) for name in (*task.golden_columns(), SCORE, TOP_K)}
+    names_of_task = {shown: name for name, shown in task.golden_names.items()}
+    names = {name: names_of_task.get(name, name) for name in (*task.golden_columns(), SCORE, TOP_K)}
     columns |= {
         shown: predicted.column(name)
         for shown, name in names.items()

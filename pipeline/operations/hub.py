@@ -166,11 +166,11 @@ def _checked(repo: HubRepo, file: HubFile, path: Path) -> str:
         while piece := data.read(_READ_BYTES):
             sha256.update(piece)
             git.update(piece)
-    found, expected, kind = sha256.hexdigest(), file.sha256, "sha256"
+    digest, expected, digest_name = sha256.hexdigest(), file.sha256, "sha256"
     if expected is None and file.blob_id is not None:
-        found, expected, kind = git.hexdigest(), file.blob_id, "git digest"
-    if expected is not None and found != expected:
-        raise JobError(f"{what}: {kind} is {found}, the hub says {expected}; not copied")
+        digest, expected, digest_name = git.hexdigest(), file.blob_id, "git digest"
+    if expected is not None and digest != expected:
+        raise JobError(f"{what}: {digest_name} is {digest}, the hub says {expected}; not copied")
     return sha256.hexdigest()
 
 

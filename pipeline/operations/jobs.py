@@ -79,12 +79,12 @@ def _stored(uri: str) -> Mapping[str, Any]:
         JobError: It cannot be read, or is no mapping in plain YAML.
     """
     try:
-        found = parse(read_file(uri, {}, "the job file").decode("utf-8-sig")).value
+        sections = parse(read_file(uri, {}, "the job file").decode("utf-8-sig")).value
     except ValueError as error:
         raise JobError(f"{uri}: not valid YAML: {error}") from None
-    if not isinstance(found, dict):
+    if not isinstance(sections, dict):
         raise JobError(f"{uri}: a job file is a mapping with source, model and sink")
-    return found
+    return sections
 
 
 def read_date(date: Date) -> dt.date:
@@ -105,7 +105,7 @@ def read_dates(first: Date, last: Date, every: str = "day") -> Sequence[dt.date]
         JobError: As `dates_between`.
     """
     this = now(every)
-    begin, end = (this if each is None else read_date(each) for each in (first, last))
+    begin, end = (this if bound is None else read_date(bound) for bound in (first, last))
     return dates_between(begin, end, every)
 
 
@@ -154,7 +154,7 @@ def _require_findable(job: Job, job_path: str) -> None:
     """
     for folder, where in ((Path(job_path).parent, "beside the job file"), (Path(), "here")):
         for field, name, file in _files_in(folder, job):
-            if not _is_found(name):
+            if not _is_importable(name):
                 raise JobError(
                     f"{field}: {file} lies {where}, which is not searched: "
                     f"PYTHONPATH={quote(str(folder))} pipeline ... --allow-import {name}"
@@ -182,7 +182,7 @@ def _files_in(folder: Path, job: Job) -> Iterator[tuple[str, str, str]]:
                 yield f"model.{field} = {target!r}", name, file
 
 
-def _is_found(name: str) -> bool:
+def _is_importable(name: str) -> bool:
     """Tell whether a module can be imported, without importing it."""
     try:
         return importlib.util.find_spec(name) is not None

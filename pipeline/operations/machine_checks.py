@@ -37,7 +37,7 @@ _PACKAGES = ("ray", "torch", "torchvision", "pyarrow", "pandas", "fsspec", "pill
 _OF_MODELS = ("transformers", "tokenizers", "timm")
 """Shown if they are installed, as are those of runtimes."""
 _EXTRAS = {
-    **{each.extra: each.package for each in OBJECT_PROTOCOLS.values()},
+    **{protocol.extra: protocol.package for protocol in OBJECT_PROTOCOLS.values()},
     "delta": "deltalake",
     "submit": "aiohttp",
     "transformers": "transformers",
@@ -86,20 +86,27 @@ def guarded(name: str, look: Callable[[], str]) -> Finding:
     except PipelineError as error:
         return Finding(name, "fail", str(error), error.exit_code)
     except Exception as error:  # noqa: BLE001  # a library's error is a finding, too
-        found = clean_message(f"{type(error).__name__}: {error}", 300)
-        return Finding(name, "fail", found, PipelineError.exit_code)
+        message = clean_message(f"{type(error).__name__}: {error}", 300)
+        return Finding(name, "fail", message, PipelineError.exit_code)
 
 
 def _packages() -> Finding:
     needed = [Requirement(text) for text in metadata.requires(_DISTRIBUTION) or []]
-    needed = [each for each in needed if each.marker is None]
-    wrong = [each for each in needed if not each.specifier.contains(_version(each.name) or "0")]
+    needed = [requirement for requirement in needed if requirement.marker is None]
+    wrong = [
+        requirement
+        for requirement in needed
+        if not requirement.specifier.contains(_version(requirement.name) or "0")
+    ]
     if wrong:
-        found = ", ".join(f"{each} (there is {_version(each.name) or 'none'})" for each in wrong)
-        return Finding("packages", "fail", f"install {found}", JobError.exit_code)
+        listed = ", ".join(
+            f"{requirement} (there is {_version(requirement.name) or 'none'})"
+            for requirement in wrong
+        )
+        return Finding("packages", "fail", f"install {listed}", JobError.exit_code)
     shown = dict.fromkeys([*_PACKAGES, *filter(_version, _OF_MODELS), *runtime_versions()])
-    found = ", ".join(f"{name} {_version(name)}" for name in shown)
-    return Finding("packages", "ok", f"python {platform.python_version()}, {found}")
+    listed = ", ".join(f"{name} {_version(name)}" for name in shown)
+    return Finding("packages", "ok", f"python {platform.python_version()}, {listed}")
 
 
 def _version(name: str) -> str | None:
@@ -111,31 +118,33 @@ def _version(name: str) -> str | None:
 
 def _extras() -> Finding:
     needed: dict[str, tuple[str, ...]] = {extra: (name,) for extra, name in _EXTRAS.items()}
-    needed |= {each.extra: each.packages for each in all_runtimes() if each.extra}
+    needed |= {runtime.extra: runtime.packages for runtime in all_runtimes() if runtime.extra}
     there = [extra for extra, packages in needed.items() if all(map(find_spec, packages))]
     absent = [extra for extra in needed if extra not in there]
-    found = f"installed: {', '.join(there) or 'none'}"
-    return Finding("extras", "ok", found + (f"; not: {', '.join(absent)}" if absent else ""))
+    description = f"installed: {', '.join(there) or 'none'}"
+    return Finding("extras", "ok", description + (f"; not: {', '.join(absent)}" if absent else ""))
 
 
 def _memory() -> Iterator[Finding]:
     import psutil
 
     memory = psutil.virtual_memory()
-    found = f"{memory.available / _GIB:.1f} of {memory.total / _GIB:.1f} GiB are free"
+    description = f"{memory.available / _GIB:.1f} of {memory.total / _GIB:.1f} GiB are free"
     tight = memory.available < 2 * _GIB
     hint = "; Ray and each actor take half a GiB and the model: free some, or run fewer actors"
-    yield Finding("memory", "warn" if tight else "ok", found + (hint if tight else ""))
+    yield Finding("memory", "warn" if tight else "ok", description + (hint if tight else ""))
     shared = Path("/dev/shm")  # noqa: S108  # Ray's, not ours
     if not shared.exists():
         return
     free, wanted = psutil.disk_usage(str(shared)).free, embedded_store_bytes()
-    found = f"{free / _GIB:.1f} GiB of /dev/shm are free, an embedded Ray takes {wanted / _GIB:.1f}"
+    description = (
+        f"{free / _GIB:.1f} GiB of /dev/shm are free, an embedded Ray takes {wanted / _GIB:.1f}"
+    )
     hint = ": its object store would lie on disk; give the container a larger /dev/shm"
     if free >= wanted:
-        yield Finding("object store", "ok", found)
+        yield Finding("object store", "ok", description)
     else:
-        yield Finding("object store", "warn", found + hint)
+        yield Finding("object store", "warn", description + hint)
 
 
 def _disk_of_ray() -> Finding:
@@ -149,11 +158,11 @@ def _disk_of_ray() -> Finding:
         return Finding("disk of Ray", "warn", weak)
     usage = shutil.disk_usage(folder)
     share = usage.free / usage.total
-    found = f"{usage.free / _GIB:.1f} GiB of {folder} are free ({100 * share:.0f}%)"
+    description = f"{usage.free / _GIB:.1f} GiB of {folder} are free ({100 * share:.0f}%)"
     if share < _LEAST_FREE_SHARE:
         hint = "; below 5% Ray takes it for full: free some, or set RAY_TMPDIR"
-        return Finding("disk of Ray", "warn", found + hint)
-    return Finding("disk of Ray", "ok", found)
+        return Finding("disk of Ray", "warn", description + hint)
+    return Finding("disk of Ray", "ok", description)
 
 
 def _environment() -> str:
@@ -172,8 +181,8 @@ def look_at_access(address: str | None) -> Iterator[Finding]:
             hint = "any user who reaches its ports runs code as you; unset it"
             yield Finding("ray access", "warn", f"RAY_AUTH_MODE=disabled: {hint}")
         else:
-            found = "an embedded Ray: it asks for a token and has no dashboard"
-            yield Finding("ray access", "ok", found)
+            description = "an embedded Ray: it asks for a token and has no dashboard"
+            yield Finding("ray access", "ok", description)
         return
     url = urlsplit(address if "://" in address else f"ray://{address}")
     host = url.hostname or ""
@@ -195,7 +204,7 @@ def _gpus(*, is_wanted: bool) -> Finding:
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         return Finding("gpu", "ok", f"{', '.join(names)}; driver {driver_version() or 'unknown'}")
-    found = f"torch {torch.__version__} sees none"
+    description = f"torch {torch.__version__} sees none"
     if is_wanted or (torch.version.cuda and driver_version()):
-        return Finding("gpu", "warn", f"{found}: {absence_here()}")
-    return Finding("gpu", "ok", f"{found}: models run on the CPU")
+        return Finding("gpu", "warn", f"{description}: {absence_here()}")
+    return Finding("gpu", "ok", f"{description}: models run on the CPU")

@@ -37,12 +37,12 @@ def inspect(
         JobError: Nothing is published there, or the page cannot be written.
         InfraError: A part that the current manifest names is missing.
     """
-    found = describe_output(uri, partition, dict(storage_options or {}))
+    document = describe_output(uri, partition, dict(storage_options or {}))
     if html is not None:
         from pipeline.operations.published.pages import inspect_page, write_page
 
-        write_page(inspect_page(found, uri, samples, storage_options or {}), Path(html))
-    return found
+        write_page(inspect_page(document, uri, samples, storage_options or {}), Path(html))
+    return document
 
 
 @printed

@@ -61,12 +61,12 @@ def status(
         )
     if overrides or allow_import or every != "day":
         raise JobError(f"{sink}: overrides and every are for a job, and this is an output")
-    store, found = locate(sink, dict(storage_options or {}))  # type: ignore[arg-type]
-    if partition is None and found is not None and found.partition:
-        partition = found.name
+    store, uri_layout = locate(sink, dict(storage_options or {}))  # type: ignore[arg-type]
+    if partition is None and uri_layout is not None and uri_layout.partition:
+        partition = uri_layout.name
     first, last = bound_of(from_), bound_of(to)
     rows = survey_output(store, partition)
-    chosen = tuple(each for each in rows if is_between(each.partition, first, last))
+    chosen = tuple(row for row in rows if is_between(row.partition, first, last))
     return Status(store.url(""), chosen)
 
 
@@ -118,12 +118,12 @@ def status_of_job(
     else:
         days = read_dates(from_ if from_ is not None else to, to, every)
         jobs = [load_job(job, date=day, overrides=overrides) for day in days]
-    names = {each.sink.partition for each in jobs}
+    names = {dated_job.sink.partition for dated_job in jobs}
     if from_ is None and len(jobs) == 1 and depends_on_date(job, overrides):
         raise JobError("which dates? the job has ${date}: give --from YYYY-MM-DD")
     if len(names) < len(jobs):
         raise same_partition(every)
-    return Status(jobs[0].sink.uri, tuple(survey_job(each, options) for each in jobs))
+    return Status(jobs[0].sink.uri, tuple(survey_job(dated_job, options) for dated_job in jobs))
 
 
 def same_partition(every: str) -> JobError:
@@ -161,34 +161,35 @@ def stop(
         JobError: No run has worked there, or runs work on several partitions and none is named.
         InfraError: The output cannot be read or written.
     """
-    store, found = locate(sink, dict(storage_options or {}))
-    if partition is None and found is not None and found.partition:
-        partition = found.name
+    store, uri_layout = locate(sink, dict(storage_options or {}))
+    if partition is None and uri_layout is not None and uri_layout.partition:
+        partition = uri_layout.name
     rows = survey_output(store, partition)
-    running = [each for each in rows if each.state == "running"]
+    running = [row for row in rows if row.state == "running"]
     if len(running) > 1:
-        names = ", ".join(each.partition for each in running)
+        names = ", ".join(row.partition for row in running)
         raise JobError(f"{store.url('')}: name the partition, runs work on {names}")
     if not running:
         return {"partition": partition, "asked": None, "said": "nothing runs there"}
     one = running[0]
     layout = Layout(None if one.partition == WHOLE_OUTPUT else one.partition)
     epoch = latest_epoch(store, layout)
-    said = read_heartbeat(store, layout, epoch)
-    if said.run_id != one.run_id:
+    heartbeat = read_heartbeat(store, layout, epoch)
+    if heartbeat.run_id != one.run_id:
         return {"partition": one.partition, "asked": None, "said": f"{one.run_id} has just ended"}
-    is_new = ask_to_stop(store, layout, epoch, _own_name())
+    is_new = ask_to_stop(store, layout, epoch, _user_at_host())
     asked = "it hears it within" if is_new else "it was asked before; it hears it within"
+    end = f"pipeline status {store.url('')} shows its end"
     return {
         "partition": one.partition,
-        "asked": said.run_id,
-        "host": said.host,
-        "pid": said.pid,
-        "said": f"{asked} {said.ttl_s / 4:.0f} s; pipeline status {store.url('')} shows its end",
+        "asked": heartbeat.run_id,
+        "host": heartbeat.host,
+        "pid": heartbeat.pid,
+        "said": f"{asked} {heartbeat.ttl_s / 4:.0f} s; {end}",
     }
 
 
-def _own_name() -> str:
+def _user_at_host() -> str:
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container may know no name for its user

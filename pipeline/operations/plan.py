@@ -134,8 +134,8 @@ def _check(run: RunContext, plan: Plan, model: ModelSpec) -> str | None:
     # What a job without `resources` takes fits every machine.
     if address is None and not job.resources.model_fields_set:
         return None
-    found = check_hardware(job, address)
-    return None if address is None else found
+    message = check_hardware(job, address)
+    return None if address is None else message
 
 
 def _next_step(
@@ -210,7 +210,7 @@ def _features(vectors: Mapping[str, Vector]) -> dict[str, Any]:
     if not vectors:
         return {}
     names = [f"{of}: {name}" if of else name for of, v in vectors.items() for name in v.names]
-    return {"num_features": sum(each.size for each in vectors.values()), "features": names}
+    return {"num_features": sum(vector.size for vector in vectors.values()), "features": names}
 
 
 def _model(

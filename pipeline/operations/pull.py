@@ -96,13 +96,13 @@ def choose_files(repo: HubRepo, include: Sequence[str]) -> tuple[list[HubFile], 
         JobError: A pattern of `include` names nothing, or only what is not allowed.
     """
     allowed = [file for file in repo.files if _is_like(file.name, ALLOWED)]
-    chosen = [file for file in allowed if any(_matches(file.name, each) for each in include)]
+    chosen = [file for file in allowed if any(_matches(file.name, pattern) for pattern in include)]
     for pattern in include:
-        found = [file.name for file in repo.files if _matches(file.name, pattern)]
-        if not found:
+        matching = [file.name for file in repo.files if _matches(file.name, pattern)]
+        if not matching:
             raise JobError(f"{repo.uri}: --include {pattern}: the repository has no such file")
-        refused = [name for name in found if not _is_like(name, ALLOWED)]
-        if len(refused) == len(found):
+        refused = [name for name in matching if not _is_like(name, ALLOWED)]
+        if len(refused) == len(matching):
             raise JobError(
                 f"{repo.uri}: --include {pattern}: {_listed(refused)} is not copied: only "
                 f"{', '.join(ALLOWED)} are, for other files may run code when they are loaded"
@@ -155,11 +155,11 @@ def _held(store: Store, repo: HubRepo) -> dict[str, dict[str, Any]]:
     Raises:
         JobError: It holds another commit or repository.
     """
-    found = store.stat(RECORD)
-    if found is None:
+    record_file = store.stat(RECORD)
+    if record_file is None:
         return {}
     try:
-        if found.size_bytes > _MAX_RECORD_BYTES:
+        if record_file.size_bytes > _MAX_RECORD_BYTES:
             raise ValueError("too large")
         record = json.loads(store.read_bytes(RECORD))
         name, commit = str(record["repository"]), str(record["commit"])

@@ -177,9 +177,9 @@ def load_report(
 def _find_report(
     uri: str, partition: str | None, run_id: str | None, storage_options: dict[str, Any]
 ) -> tuple[Store, str]:
-    store, layout = locate(uri, storage_options)
-    if partition is None and layout is not None and layout.partition:
-        partition = layout.name
+    store, uri_layout = locate(uri, storage_options)
+    if partition is None and uri_layout is not None and uri_layout.partition:
+        partition = uri_layout.name
     prefix = f"reports/{partition}" if partition else "reports"
     paths = [
         PurePosixPath(file.path)

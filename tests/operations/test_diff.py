@@ -35,24 +35,26 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 def test_an_output_alone_is_compared_with_the_partition_before(output: Store):
     found = pipeline.diff(output.url(""))
-    assert DAYS[0] in found.found.before
-    assert f"{DAYS[1]} version 2" in found.found.now
-    assert found.summary.startswith(f"{found.found.changed} of {found.found.both} rows in both")
-    assert str(found).split()[:2] == ["verdict", str(found.found.changed)]
+    assert DAYS[0] in found.difference.before
+    assert f"{DAYS[1]} version 2" in found.difference.now
+    assert found.summary.startswith(
+        f"{found.difference.changed} of {found.difference.both} rows in both"
+    )
+    assert str(found).split()[:2] == ["verdict", str(found.difference.changed)]
 
 
 def test_a_version_is_compared_with_any_other(output: Store):
     folder = f"{output.url('')}/predictions/{DAYS[1]}"
     old, new = (
-        pipeline.diff(folder, f"{folder}@1").found,
-        pipeline.diff(f"{folder}@1", folder).found,
+        pipeline.diff(folder, f"{folder}@1").difference,
+        pipeline.diff(f"{folder}@1", folder).difference,
     )
     assert (old.added, old.removed) == (new.removed, new.added)
     partitions = pipeline.open_output(output.url(""))
     first, last = partitions[DAYS[0]], partitions[DAYS[1]]
-    assert pipeline.diff(first, last.version(1)).found.is_equal
-    assert pipeline.diff(first, last).found == pipeline.diff(output.url("")).found
-    recovered = pipeline.diff(first, last).found.recovered
+    assert pipeline.diff(first, last.version(1)).difference.is_equal
+    assert pipeline.diff(first, last).difference == pipeline.diff(output.url("")).difference
+    recovered = pipeline.diff(first, last).difference.recovered
     assert dict(recovered) == {"truncated": recovered.total()}
     assert recovered.total() > 0
 
@@ -63,13 +65,13 @@ def test_without_a_partition_before_it_is_the_version_before(tmp_path: Path):
     with pytest.raises(JobError, match="nothing was published before it; name what to compare"):
         pipeline.diff(str(tmp_path))
     publish_rows(store, None, OF_DOGS)
-    found = pipeline.diff(tmp_path).found
+    found = pipeline.diff(tmp_path).difference
     assert ("version 1" in found.before, "version 2" in found.now) == (True, True)
 
 
 def test_rows_that_differ_are_written_whole_or_not_at_all(output: Store, tmp_path: Path):
     target = tmp_path / "rows.parquet"
-    found = pipeline.diff(output.url(""), rows_to=target).found
+    found = pipeline.diff(output.url(""), rows_to=target).difference
     counted = pq.read_table(target).column("change").value_counts().to_pylist()
     wanted = {"changed": found.changed, "added": found.added, "removed": found.removed}
     assert {each["values"]: each["counts"] for each in counted} == {
@@ -118,7 +120,7 @@ def test_a_page_and_a_notebook_show_hostile_values_as_text(tmp_path: Path):
     assert found.summary in page
     with pytest.raises(JobError, match="cannot be written: "):
         found.to_html(tmp_path / "none" / "page.html")
-    assert found._repr_html_().startswith(f"<p><b>{found.found.changed} of ")
+    assert found._repr_html_().startswith(f"<p><b>{found.difference.changed} of ")
     for shown in (page, found._repr_html_()):
         assert Tags(shown).names.isdisjoint({"script", "img", "link", "iframe"})
         assert "&lt;script&gt;" in shown

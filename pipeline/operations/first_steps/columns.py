@@ -52,60 +52,60 @@ def choose_columns(
         return _by_name(rows, names)
     known = inputs_in(rows)
     takes = takes or _only_one(rows, known)
-    found = known.get(takes)
+    columns = known.get(takes)
     if is_pair:
-        return _pair(found.names if found else ())
-    if found is None:
+        return _pair(columns.names if columns else ())
+    if columns is None:
         raise JobError(
             f"the model {get(INPUTS, takes).how_to_name}; none is seen in the first rows: there "
             f"are {names_of(described(rows))}"
         )
-    if found.takes_all:
-        _require_all(rows, found.names, num_features)
-        return {found.field: ([*found.names], f"all with {takes}, in this order")}
-    usual = [name for name in found.names if name.lower() in found.usual]
-    if len(usual) == 1 < len(found.names):
-        others = names_of([name for name in found.names if name not in usual])
-        return {found.field: (usual[0], f"fits as well: {others}"), **found.more}
-    if len(found.names) > 1:
-        field = f"source.{found.field}"
+    if columns.takes_all:
+        _require_all(rows, columns.names, num_features)
+        return {columns.field: ([*columns.names], f"all with {takes}, in this order")}
+    usual = [name for name in columns.names if name.lower() in columns.usual]
+    if len(usual) == 1 < len(columns.names):
+        others = names_of([name for name in columns.names if name not in usual])
+        return {columns.field: (usual[0], f"fits as well: {others}"), **columns.more}
+    if len(columns.names) > 1:
+        field = f"source.{columns.field}"
         raise Ambiguous.of(
-            f"which column has the {takes}", field, found.names, names_of(found.names)
+            f"which column has the {takes}", field, columns.names, names_of(columns.names)
         )
-    return {found.field: (found.names[0], f"the only one with {takes}"), **found.more}
+    return {columns.field: (columns.names[0], f"the only one with {takes}"), **columns.more}
 
 
 def choose_id(rows: pa.Table) -> Fields:
     """Choose the column of ids: one that is named like one, and whose first values differ."""
     by_name = {name.lower(): name for name in rows.column_names}
     ends = [name for name in rows.column_names if name.lower().endswith("_id")]
-    found = next((by_name[name] for name in _IDS if name in by_name), None)
+    id_name = next((by_name[name] for name in _IDS if name in by_name), None)
     for likely in (ends, [name for name in rows.column_names if _may_be_id(rows, name)]):
-        if found is None and len(likely) == 1:
-            [found] = likely
-    if found is None or not _may_be_id(rows, found, by_name=False):
+        if id_name is None and len(likely) == 1:
+            [id_name] = likely
+    if id_name is None or not _may_be_id(rows, id_name, by_name=False):
         return {}
-    values = rows.column(found)
+    values = rows.column(id_name)
     if values.null_count or pc.count_distinct(values).as_py() < len(values):
         return {}
-    return {"id_column": (found, "names a row; without it, the shard and its number do")}
+    return {"id_column": (id_name, "names a row; without it, the shard and its number do")}
 
 
 def _may_be_id(rows: pa.Table, name: str, *, by_name: bool = True) -> bool:
-    kind = rows.schema.field(name).type
+    dtype = rows.schema.field(name).type
     is_named = not by_name or _LIKE_ID.fullmatch(name) is not None
-    return is_named and (is_text(kind) or pa.types.is_integer(kind))
+    return is_named and (is_text(dtype) or pa.types.is_integer(dtype))
 
 
 def described(rows: pa.Table, names: Sequence[str] | None = None) -> list[str]:
     """Return columns with what they hold, as in `spent (text like numbers, "1,100.50")`."""
     return [
-        f"{name} ({_kind(rows.column(name))})"
+        f"{name} ({_content(rows.column(name))})"
         for name in (rows.column_names if names is None else names)
     ]
 
 
-def _kind(values: pa.ChunkedArray) -> str:
+def _content(values: pa.ChunkedArray) -> str:
     if not is_text(values.type):
         return str(values.type)
     texts = [text for text in values.to_pylist() if text]
@@ -128,11 +128,11 @@ def _require_all(rows: pa.Table, names: Sequence[str], num_features: int | None)
     is_clear = len(names) == 1 if num_features is None else size == num_features
     if is_clear and not others and not doubtful:
         return
-    told = f"; {names_of(doubtful)} may be an id (source.id_column)" if doubtful else ""
-    told += f"; no numbers are {names_of(described(rows, others))}" if others else ""
+    doubts = f"; {names_of(doubtful)} may be an id (source.id_column)" if doubtful else ""
+    doubts += f"; no numbers are {names_of(described(rows, others))}" if others else ""
     raise JobError(
         f"the model takes {num_features or 'some'} numbers without names: which columns, in which "
-        f"order? --set source.features=[...] of {names_of(names)}{told}"
+        f"order? --set source.features=[...] of {names_of(names)}{doubts}"
     )
 
 
@@ -150,37 +150,37 @@ def inputs_in(rows: pa.Table) -> Mapping[str, Columns]:
     A column is of one input only: what stands for an image is no text.
     """
     ids = [value for value, _ in choose_id(rows).values()]
-    costs, found, taken = get_args(Cost), dict[str, Columns](), set[str]()
-    for name, kind in sorted(usable(INPUTS), key=lambda each: -costs.index(each[1].cost)):
-        for columns in kind.columns_in(rows, ids):
-            left = [each for each in columns.names if each not in taken]
-            if left and name not in found:
-                found[name] = columns._replace(names=left)
+    costs, fitting, taken = get_args(Cost), dict[str, Columns](), set[str]()
+    for name, input_class in sorted(usable(INPUTS), key=lambda entry: -costs.index(entry[1].cost)):
+        for columns in input_class.columns_in(rows, ids):
+            left = [column for column in columns.names if column not in taken]
+            if left and name not in fitting:
+                fitting[name] = columns._replace(names=left)
             taken |= {*left}
-    return found
+    return fitting
 
 
 def _only_one(rows: pa.Table, known: Mapping[str, Columns]) -> str:
     """Return which input the columns must be for: of numbers, and all others, only one."""
     others = [name for name, columns in known.items() if not columns.takes_all][:1]
-    found = [*others, *(name for name, columns in known.items() if columns.takes_all)]
-    if len(found) == 1:
-        return found[0]
+    fitting = [*others, *(name for name, columns in known.items() if columns.takes_all)]
+    if len(fitting) == 1:
+        return fitting[0]
     raise JobError(
         "which columns does the model see? --set source.image_column, audio_column, text_column or "
         f"features; there are {names_of(rows.column_names)}"
     )
 
 
-def _pair(found: Sequence[str]) -> Fields:
-    if len(found) != 2:
+def _pair(names: Sequence[str]) -> Fields:
+    if len(names) != 2:
         raise JobError(
             "which two columns are the pair of texts? --set source.text_column=... --set "
-            f"source.text_pair_column=...; there are {names_of(found) or 'none'}"
+            f"source.text_pair_column=...; there are {names_of(names) or 'none'}"
         )
     return {
-        "text_column": (found[0], "the first of two with texts"),
-        "text_pair_column": (found[1], "the second one"),
+        "text_column": (names[0], "the first of two with texts"),
+        "text_pair_column": (names[1], "the second one"),
     }
 
 

@@ -26,7 +26,7 @@ from pipeline.operations.first_steps.columns import (
     described,
     inputs_in,
 )
-from pipeline.operations.first_steps.first_rows import Found, look, names_of
+from pipeline.operations.first_steps.first_rows import InputFiles, look, names_of
 from pipeline.operations.jobs import load_job
 
 _INPUTS = ("image_column", "audio_column", "uri_column", "text_column", "features", "inputs")
@@ -45,7 +45,7 @@ class Draft:
     job: Job
     text: str
     """The job file, with a reason behind each line."""
-    said: tuple[str, ...]
+    notes: tuple[str, ...]
     """What was found, a line each: the input, the model."""
 
 
@@ -73,16 +73,16 @@ def draft_job(
     apply_overrides(overrides, known)
     given = parse_overrides(overrides)
     named = _model(model)
-    found = look(uri, known.get("source", {}))
+    files = look(uri, known.get("source", {}))
     lines: Lines = {
         "source": {
-            "uri": (_absolute(uri), num_of(len(found.shards), "file")),
-            "format": (found.format, "by the names of the files"),
+            "uri": (_absolute(uri), num_of(len(files.shards), "file")),
+            "format": (files.format, "by the names of the files"),
         },
         "model": named,
         "sink": {"uri": (_absolute(to), "predictions, quarantine and reports")},
     }
-    lines["source"] |= _columns(found, lines["model"], given)
+    lines["source"] |= _columns(files, lines["model"], given)
     sections = {
         name: {field: value for field, (value, _) in fields.items()}
         for name, fields in lines.items()
@@ -93,11 +93,11 @@ def draft_job(
     spec = resolve_model(job, allow_import)
     labels = f", {num_of(len(spec.task.labels), 'label')}" if spec.task.labels else ""
     size = f", {spec.task.embedding_dim} numbers a row" if spec.task.embedding_dim else ""
-    said = f"{spec.shown_name}, task {spec.task.kind}{labels}{size}"
+    description = f"{spec.shown_name}, task {spec.task.kind}{labels}{size}"
     first = next(iter(lines["model"]))
-    lines["model"][first] = (lines["model"][first][0], said)
-    looked = _input(found, job, lines["source"])
-    return Draft(job, _text(lines), (*looked, f"model: {printable(said)}"))
+    lines["model"][first] = (lines["model"][first][0], description)
+    looked = _input(files, job, lines["source"])
+    return Draft(job, _text(lines), (*looked, f"model: {printable(description)}"))
 
 
 def _set(lines: Lines, path: Sequence[str], value: Any) -> None:
@@ -134,15 +134,15 @@ def _model(model: str) -> Fields:
     return {"name": (model, "")}
 
 
-def _columns(found: Found, model: Fields, given: Mapping[str, Any]) -> Fields:
-    if found.first is None:
-        return {} if "source.input" in given else _of_files(found, model)
-    rows, chosen = found.first.rows, Fields()
+def _columns(files: InputFiles, model: Fields, given: Mapping[str, Any]) -> Fields:
+    if files.first is None:
+        return {} if "source.input" in given else _of_files(files, model)
+    rows, chosen = files.first.rows, Fields()
     if not any(name.split(".")[1] in _INPUTS for name in given if name.startswith("source.")):
-        if found.first.doubt:
-            raise JobError(f"{found.store.url('')}: {found.first.doubt}")
+        if files.first.doubt:
+            raise JobError(f"{files.store.url('')}: {files.first.doubt}")
         facts = _facts(model, next(iter(inputs_in(rows)), ""))
-        names = tuple(each.name for each in facts.columns) if facts else ()
+        names = tuple(column.name for column in facts.columns) if facts else ()
         chosen = choose_columns(
             rows,
             facts.input if facts else "image" if "name" in model else None,
@@ -155,20 +155,22 @@ def _columns(found: Found, model: Fields, given: Mapping[str, Any]) -> Fields:
     return chosen
 
 
-def _of_files(found: Found, model: Fields) -> Fields:
+def _of_files(input_files: InputFiles, model: Fields) -> Fields:
     """Return what a job says of rows that are files.
 
     Raises:
         JobError: The model takes something else.
     """
-    facts, form = _facts(model, "image"), load(SOURCES, found.format)
+    facts, form = _facts(model, "image"), load(SOURCES, input_files.format)
     takes = facts.input if facts else form.holds
     if takes == "audio" and form.counts_rows == "reading":
         return {"input": ("audio", "the model hears clips of sound")}
     if takes != form.holds:
         what = get(INPUTS, takes).how_to_name.partition(":")[0]
-        files = num_of(len(found.shards), "file")
-        raise JobError(f"the model {what}, and {found.source.uri} is {files} of {found.format}")
+        files = num_of(len(input_files.shards), "file")
+        raise JobError(
+            f"the model {what}, and {input_files.source.uri} is {files} of {input_files.format}"
+        )
     return {}
 
 
@@ -182,20 +184,20 @@ def _facts(model: Fields, side: str) -> DirectoryFacts | None:
     return open_facts(model["path"][0], {}, side)[1] if "path" in model else None
 
 
-def _input(found: Found, job: Job, why: Fields) -> tuple[str, ...]:
+def _input(files: InputFiles, job: Job, why: Fields) -> tuple[str, ...]:
     """Say in a line each what the input is, which columns are left out, which rows cannot be read.
 
     Args:
         why: The fields of `source`, each with the reason for its value.
     """
     source = job.source
-    what = f"input: {num_of(len(found.shards), 'file')} of format {found.format}"
-    if load(SOURCES, found.format).counts_rows == "listing":
+    what = f"input: {num_of(len(files.shards), 'file')} of format {files.format}"
+    if load(SOURCES, files.format).counts_rows == "listing":
         return (f"{what}; a file is a row, its path is the id",)
     row = source.id_column or "the shard and the row's number"
-    if found.first is None:
+    if files.first is None:
         return (f"{what}; {source.input_name} of {source.encoded.what}; the id is {row}",)
-    names, rows = source.input_columns.names, found.first.rows
+    names, rows = source.input_columns.names, files.first.rows
     others = [reason for _, reason in why.values() if reason.startswith(_OTHERS)]
     shown = "; ".join([", ".join(names), *others])
     used = {*names, *source.pass_through, source.id_column}
@@ -203,8 +205,8 @@ def _input(found: Found, job: Job, why: Fields) -> tuple[str, ...]:
     lines = [f"{what}; {source.input_name} of {shown}; the id is {row}"]
     if left:
         lines.append(f"left out: {names_of(described(rows, left))}")
-    if found.first.trouble:
-        lines.append(f"cannot be read: {found.first.trouble}")
+    if files.first.trouble:
+        lines.append(f"cannot be read: {files.first.trouble}")
     return tuple(printable(line)[:300] for line in lines)
 
 
@@ -217,8 +219,8 @@ def _text(lines: Lines) -> str:
     for section, fields in lines.items():
         written += ["", f"{section}:"]
         for field, (value, why) in fields.items():
-            told = f"  # {printable(why)[:80]}" if why else ""
-            written.append(f"  {field}: {_value(value)}{told}")
+            comment = f"  # {printable(why)[:80]}" if why else ""
+            written.append(f"  {field}: {_value(value)}{comment}")
     return "\n".join(written) + "\n"
 
 

@@ -41,7 +41,7 @@ class Ambiguous(JobError):
 
 
 @dataclass(frozen=True)
-class Found:
+class InputFiles:
     """What lies at an input."""
 
     source: Source
@@ -66,23 +66,23 @@ class Found:
         troubles = []
         for shard in self.shards[:_SHARDS]:
             where = self.store.url(shard.path)
-            found: FirstRows | None
+            head: FirstRows | None
             try:
-                found = load(SOURCES, self.format).first_rows(self.store, shard, self.source)
+                head = load(SOURCES, self.format).first_rows(self.store, shard, self.source)
             except JobError as error:
                 raise JobError(f"{where}: {error}") from None
             except (pa.ArrowException, OSError) as error:
                 why = clean_message(str(error), 200)
                 raise JobError(f"{where}: cannot be read as {self.format}: {why}") from None
-            if found is None:
+            if head is None:
                 return None
-            if len(found.rows):
-                return found._replace(rows=found.rows.slice(0, _ROWS))
-            troubles.append(f"{where}: {found.trouble}")
+            if len(head.rows):
+                return head._replace(rows=head.rows.slice(0, _ROWS))
+            troubles.append(f"{where}: {head.trouble}")
         raise JobError(troubles[0])
 
 
-def look(uri: str, given: Mapping[str, Any] = MappingProxyType({})) -> Found:
+def look(uri: str, given: Mapping[str, Any] = MappingProxyType({})) -> InputFiles:
     """Find the format of an input by the names of its files, of a single file by its first bytes.
 
     Args:
@@ -104,7 +104,7 @@ def look(uri: str, given: Mapping[str, Any] = MappingProxyType({})) -> Found:
         name: tuple(file for file in files if file.path.lower().endswith(form.suffixes))
         for name, form in forms.items()
     }
-    by_format = {name: found for name, found in by_format.items() if found}
+    by_format = {name: matching for name, matching in by_format.items() if matching}
     if wanted is None and not by_format and len(files) == 1:
         file_type = file_type_of(head_of(store, files[0]))
         fits = [name for name, form in forms.items() if file_type and file_type.name in form.kinds]
@@ -129,7 +129,7 @@ def look(uri: str, given: Mapping[str, Any] = MappingProxyType({})) -> Found:
     except ValueError as error:
         raise JobError(str(error)) from None
     source = Source.model_construct(None, uri=uri, format=name, options=options)
-    return Found(source, store, shards)
+    return InputFiles(source, store, shards)
 
 
 def _files(store: Store, pattern: str) -> tuple[Store, list[StoredFile]]:

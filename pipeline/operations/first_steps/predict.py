@@ -63,7 +63,7 @@ def predict(
         require_disjoint(draft.job.source, store)
         _write(store, draft.text)
         where = store.url(JOB_FILE)
-        for line in (*draft.said, f"job: {where}; the next run is `pipeline run {quote(where)}`"):
+        for line in (*draft.notes, f"job: {where}; the next run is `pipeline run {quote(where)}`"):
             log.info("%s", line)
         return run(
             draft.job,
@@ -139,4 +139,4 @@ def init(
         ) from None
     except OSError as error:
         raise JobError(f"{path}: cannot be written: {error.strerror}") from None
-    return {"job": path, "found": [*draft.said], "next": f"pipeline run {path}"}
+    return {"job": path, "found": [*draft.notes], "next": f"pipeline run {path}"}

@@ -48,8 +48,8 @@ def open_output(
     Raises:
         JobError: Nothing is published there.
     """
-    store, found = locate(url, dict(storage_options or {}))
-    layouts = [found] if found and found.partition else list_partitions(store)
+    store, uri_layout = locate(url, dict(storage_options or {}))
+    layouts = [uri_layout] if uri_layout and uri_layout.partition else list_partitions(store)
     if not layouts:
         raise JobError(f"{store.url('')}: nothing is published there")
     options = storage_options if source_options is None else source_options
@@ -120,7 +120,7 @@ class Output(_HasRows):
     @property
     def versions(self) -> dict[str, tuple[int, ...]]:
         """Partition -> numbers of the versions that can be read."""
-        return {name: each.versions for name, each in self.partitions.items()}
+        return {name: partition.versions for name, partition in self.partitions.items()}
 
     def __getitem__(self, name: str) -> Partition:
         """Return a partition by its name, `date=2026-11-24`, or by its value alone.
@@ -141,7 +141,9 @@ class Output(_HasRows):
         return len(self.layouts)
 
     def _parts(self, folder: OutputFolder) -> PublishedParts:
-        versions = [(each.layout, each.manifest) for each in self.partitions.values()]
+        versions = [
+            (partition.layout, partition.manifest) for partition in self.partitions.values()
+        ]
         return PublishedParts.of(self.store, versions, folder, with_key=True)
 
     def least_certain(self, number: int = 24) -> pa.Table:
@@ -175,10 +177,16 @@ class Output(_HasRows):
         """Return the last partitions as a table, for a notebook; the store is asked once."""
         names = ("partition", "version", "published", "rows", "quarantined", "model")
         rows = [
-            (each.name, each.number, each.manifest.created_at, each.manifest.num_rows,
-             each.manifest.num_quarantined, each.manifest.model.get("name"))
-            for each in self._shown
-        ]  # fmt: skip
+            (
+                partition.name,
+                partition.number,
+                partition.manifest.created_at,
+                partition.manifest.num_rows,
+                partition.manifest.num_quarantined,
+                partition.manifest.model.get("name"),
+            )
+            for partition in self._shown
+        ]
         return table_html(names, rows, repr(self))
 
 
@@ -270,7 +278,7 @@ class Partition(_HasRows):
 
         Arguments and errors: as `images`.
         """
-        return [each.text for each in self._finder.find(rows, "texts")]
+        return [original.text for original in self._finder.find(rows, "texts")]
 
     @property
     def _finder(self) -> OriginalFinder:
@@ -298,13 +306,13 @@ class Partition(_HasRows):
         pieces = [facts_html(f"{self.name}, version {self.number}", facts)]
         if common := self.labels.most_common(_LABELS_SHOWN):
             pieces.append(table_html(("label", "rows"), common))
-        told = [
+        gates = [
             (gate.get("name"), gate.get("status"), gate.get("message"))
             for gate in manifest.gates
             if gate.get("status") not in ("pass", "off")
         ]
-        if told:
-            pieces.append(table_html(("gate", "status", "why"), told))
+        if gates:
+            pieces.append(table_html(("gate", "status", "why"), gates))
         if manifest.parts:
             pieces.append(self._first_rows)
         return "".join(pieces)
@@ -318,6 +326,6 @@ class Partition(_HasRows):
 def _model(manifest: Manifest) -> str:
     model = manifest.model
     task = model.get("task", {})
-    kind = task.get("kind") if isinstance(task, dict) else None
-    told = [model.get("name"), kind, model.get("runtime"), model.get("precision")]
-    return ", ".join(str(each) for each in told if each)
+    task_name = task.get("kind") if isinstance(task, dict) else None
+    parts = [model.get("name"), task_name, model.get("runtime"), model.get("precision")]
+    return ", ".join(str(part) for part in parts if part)

@@ -40,8 +40,8 @@ class Rows:
     @property
     def dataset(self) -> ds.Dataset:
         """The pyarrow Dataset of all rows that fit the filter, with all columns."""
-        found = self.parts.dataset()
-        return found if self.filter is None else found.filter(self.filter)
+        dataset = self.parts.dataset()
+        return dataset if self.filter is None else dataset.filter(self.filter)
 
     @property
     def schema(self) -> pa.Schema:
@@ -101,11 +101,11 @@ class Rows:
         duckdb = _library("duckdb")
         if self.filter is not None:
             return duckdb.from_arrow(self.to_table())
-        found = duckdb.from_arrow(self.dataset)
+        relation = duckdb.from_arrow(self.dataset)
         if self.columns is None:
-            return found
+            return relation
         quoted = (f'"{name}"' for name in self.schema.names)
-        return found.project(", ".join(quoted))
+        return relation.project(", ".join(quoted))
 
     def to_ray(self) -> Any:
         """Return the rows as a Ray Dataset, which reads the parts on the cluster when it is asked.

@@ -78,7 +78,7 @@ def test_numbers_are_taken_where_nothing_is_left_to_guess(
     assert draft.job.source.input_columns.names == tuple(HEADER.split(","))
     assert draft.job.source.id_column == id_column
     is_ragged = data.endswith(b"x")
-    told = [line for line in draft.said if line.startswith("cannot be read: 1 of its first 21")]
+    told = [line for line in draft.notes if line.startswith("cannot be read: 1 of its first 21")]
     assert bool(told) == is_ragged
 
 
@@ -119,8 +119,8 @@ def test_texts_say_which_column_is_taken_and_what_else_there_is(tmp_path: Path, 
     data = rows("00#", "one cat", "two cats", header="customer,title,body")
     draft = drafted(tmp_path, data, models / "encoder")
     assert (draft.job.source.text_column, draft.job.source.id_column) == ("body", "customer")
-    assert "text of body; fits as well: title; the id is customer" in draft.said[0]
-    assert draft.said[1] == "left out: title (text)"
+    assert "text of body; fits as well: title; the id is customer" in draft.notes[0]
+    assert draft.notes[1] == "left out: title (text)"
     with pytest.raises(JobError, match="looks like delimiter"):
         drafted(tmp_path, rows("00#", "soup", header="id;body", sep=";"), models / "encoder")
     latin = rows("00#", "caf\u00e9", header="id,body").decode().encode("latin-1")

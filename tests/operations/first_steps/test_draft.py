@@ -62,10 +62,10 @@ def test_texts_of_every_format_need_no_job_file(tmp_path: Path, encoder: str, na
     assert (source.text_column, source.id_column) == ("text", "id")
     assert source.format == {"tsv": "csv"}.get(name[5:], name[5:])
     assert load_job(parse(draft.text).value) == draft.job, "the file is the job"
-    assert [line.partition(":")[0] for line in draft.said] == ["input", "left out", "model"]
-    assert draft.said[1].startswith("left out: n (int")
-    assert "task embed" in draft.said[2]
-    assert not any("\n" in line for line in draft.said)
+    assert [line.partition(":")[0] for line in draft.notes] == ["input", "left out", "model"]
+    assert draft.notes[1].startswith("left out: n (int")
+    assert "task embed" in draft.notes[2]
+    assert not any("\n" in line for line in draft.notes)
 
 
 def test_what_the_caller_sets_is_in_the_file_too(tmp_path: Path, encoder: str):
