@@ -95,13 +95,13 @@ class CommandGroup(TyperGroup):
         Raises:
             JobError: An option of one value is given twice.
         """
-        found = super().resolve_command(ctx, args)
-        name, command, rest = found
+        resolved = super().resolve_command(ctx, args)
+        name, command, rest = resolved
         if command is not None:
             # What else is wrong with the arguments is said when they are parsed in earnest.
             trial = type(ctx)(command, info_name=name, parent=ctx, resilient_parsing=True)
             _refuse_repeated(command.make_parser(trial).parse_args(list(rest))[2])
-        return found
+        return resolved
 
 
 def hint_of(error: BaseException) -> str:

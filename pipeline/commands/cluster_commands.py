@@ -135,6 +135,6 @@ def _end(done: ClusterJob, *, as_json: bool, quiet: bool) -> None:
     elif document and "dates" in document:
         from pipeline.operations.backfill import Backfill, DateRun
 
-        dates = tuple(DateRun(**each) for each in document["dates"])
+        dates = tuple(DateRun(**date_run) for date_run in document["dates"])
         show(Backfill(dates), as_json=False, quiet=quiet)
     raise typer.Exit(done.exit_code or 0)

@@ -63,7 +63,7 @@ def init(
     allowed, settings = allow_import or (), [*(overrides or ())]
     while True:
         try:
-            found = write(
+            summary = write(
                 input_, model=model, to=to, job=job, overrides=settings, allow_import=allowed
             )
         except Ambiguous as error:
@@ -72,7 +72,7 @@ def init(
             settings.append(f"{error.field}={json.dumps(_choose(error.field, error.choices))}")
         else:
             break
-    show(found, as_json=as_json)
+    show(summary, as_json=as_json)
 
 
 def _is_on_terminal() -> bool:
@@ -100,8 +100,8 @@ def _choose(field: str, choices: Sequence[str]) -> str:
     Raises:
         JobError: The input ends without an answer.
     """
-    numbered = {str(number): each for number, each in enumerate(choices, 1)}
-    lines = (f"  {number} {printable(each)}\n" for number, each in numbered.items())
+    numbered = {str(number): choice for number, choice in enumerate(choices, 1)}
+    lines = (f"  {number} {printable(choice)}\n" for number, choice in numbered.items())
     question = f"Which one is {field}?\n{''.join(lines)}Name or number"
     while (answer := _answer(question, field)) not in {*choices, *numbered}:
         pass

@@ -110,7 +110,7 @@ def _lost(code: int, left: Mapping[str, Any]) -> NoReturn:
     if left.get("ray_folders"):
         from pipeline.execution.embedded.ray_folder import keep_only_logs
 
-        keep_only_logs([Path(each) for each in left["ray_folders"]])
+        keep_only_logs([Path(folder) for folder in left["ray_folders"]])
     if left.get("run"):
         from pipeline.runs.ending import lost_run
 

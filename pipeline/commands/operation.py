@@ -60,10 +60,10 @@ def calls(
                     during.enter_context(started_ahead(given["address"]))
                 module, _, name = operation.partition(":")
                 act = getattr(import_module(f"pipeline.operations.{module}"), name)
-                found = act(**{key: value for key, value in given.items() if value is not None})
+                result = act(**{key: value for key, value in given.items() if value is not None})
             if goes_on == "dates":
                 goes_on_with_dates()
-            show(found, as_json=as_json, quiet=quiet)
+            show(result, as_json=as_json, quiet=quiet)
 
         call.__dict__["operation"] = operation
         return call
@@ -85,11 +85,11 @@ def _prepare_end(goes_on: str, given: dict[str, Any]) -> None:
 
 def versions() -> str:
     """Return the versions of what runs, read from what is installed: nothing is imported."""
-    found = [f"python {platform.python_version()}"]
+    packages = [f"python {platform.python_version()}"]
     for name in ("ray", "torch"):
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found.append(f"{name} {metadata.version(name)}")
-    return f"pipeline {metadata.version('batch-inference-pipeline')} ({', '.join(found)})"
+            packages.append(f"{name} {metadata.version(name)}")
+    return f"pipeline {metadata.version('batch-inference-pipeline')} ({', '.join(packages)})"
 
 
 def progress_on_terminal(*, quiet: bool) -> AbstractContextManager[Progress]:

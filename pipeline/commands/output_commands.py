@@ -65,15 +65,17 @@ def diff(
     from pipeline.operations.diff import diff as compare
 
     limit_pct = None if fail_over is None else _percentage(fail_over)
-    found = compare(
+    comparison = compare(
         before, now, rows_to=rows_to, tolerance=tolerance, storage_options=storage_options
     )
     if html is not None:
-        found.to_html(html)
-    show(found, as_json=as_json)
-    if limit_pct is not None and found.differing_pct > limit_pct:
-        said = f"{found.differing_pct:.4g}% of the rows differ, more than --fail-over {fail_over}"
-        typer.echo(said, err=True)
+        comparison.to_html(html)
+    show(comparison, as_json=as_json)
+    if limit_pct is not None and comparison.differing_pct > limit_pct:
+        message = (
+            f"{comparison.differing_pct:.4g}% of the rows differ, more than --fail-over {fail_over}"
+        )
+        typer.echo(message, err=True)
         raise typer.Exit(GateRefused.exit_code)
 
 

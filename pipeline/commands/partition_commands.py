@@ -47,7 +47,7 @@ def status(
 
     if prometheus and as_json:
         raise JobError("status: give --prometheus or --json, not both")
-    found = look(
+    overview = look(
         sink,
         partition=partition,
         from_=from_,
@@ -58,9 +58,9 @@ def status(
         storage_options=storage_options,
     )
     if prometheus:
-        typer.echo(found.to_prometheus(), nl=False)
+        typer.echo(overview.to_prometheus(), nl=False)
     else:
-        show(found, as_json=as_json)
+        show(overview, as_json=as_json)
 
 
 @calls("backfill:backfill", shows_progress=True, goes_on="dates")

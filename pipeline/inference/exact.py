@@ -23,7 +23,7 @@ def reduced(model: DeviceModel, inputs: Inputs) -> Arrays:
     """Return the reduced outputs of rows as `Engine.reduce` does; `model` is loaded."""
     results = Arrays()
     try:
-        for batch in model.each(inputs, results):
+        for batch in model.predict_batches(inputs, results):
             model.check_outputs(results, batch)
     except Exception as error:
         if model.gpu is not None:

@@ -84,9 +84,8 @@ def advice(precision: str, card: Card) -> str:
 
 def count_device(counters: Counters, num_gpus: float, precision: str, num_rows: int) -> None:
     """Count rows for the device of this process, and say what it could do faster."""
-    device, told = _device(bool(num_gpus), precision)
-    advice = {told: 0} if told else {}
-    SliceFigures(devices={device: num_rows}, advice=advice).add_to(counters)
+    device, line = _device(bool(num_gpus), precision)
+    SliceFigures(devices={device: num_rows}, advice={line: 0} if line else {}).add_to(counters)
 
 
 @functools.cache
@@ -100,10 +99,10 @@ def _device(is_on_gpu: bool, precision: str) -> tuple[str, str]:
 def driver_version(file: Path = _DRIVER) -> str | None:
     """Return the version of the NVIDIA driver of this machine; None if there is none."""
     try:
-        found = re.search(r"\s(\d{3,}\.\d+(?:\.\d+)?)\s", file.read_text())
+        match = re.search(r"\s(\d{3,}\.\d+(?:\.\d+)?)\s", file.read_text())
     except OSError:
         return None
-    return found[1] if found else None
+    return match[1] if match else None
 
 
 def absence_reason(built_for: str | None, driver: str | None) -> str:

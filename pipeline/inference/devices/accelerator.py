@@ -170,7 +170,7 @@ class Gpu:
             torch.cuda.max_memory_reserved(self.device),
         )
 
-    def kernels_told(self) -> str:
+    def describe_kernels(self) -> str:
         """Say for which cards this torch has kernels, and what this card is."""
         major, minor = torch.cuda.get_device_capability(self.device)
         made = ", ".join(torch.cuda.get_arch_list())

@@ -152,13 +152,13 @@ def export(config: PredictorConfig) -> Path:
 
 def _load(config: PredictorConfig, gpu: Gpu | None) -> InferenceModule:
     spec = config.spec
-    kind = dtype_of(spec.runtime, spec.precision)
+    dtype = dtype_of(spec.runtime, spec.precision)
     module = load_pinned(config)
     choose_attention(module, spec, _CPU if gpu is None else gpu.device)
     if gpu is None:
-        module = module.to(kind)
+        module = module.to(dtype)
     else:
-        _move(module, spec, kind, gpu)
+        _move(module, spec, dtype, gpu)
         give_back()  # the same weights on the host
     # Not by Module.to, which refuses the weights of three-dimensional convolutions.
     for tensor in (*module.parameters(), *module.buffers()):
@@ -167,7 +167,7 @@ def _load(config: PredictorConfig, gpu: Gpu | None) -> InferenceModule:
     try:
         args = f" {json.dumps(dict(spec.args), sort_keys=True)}" if spec.args else ""
         identity = f"{spec.name} {spec.code_sha256}{args}"
-        inner = InferenceModule(module, spec.input, kind, spec.layer, identity)
+        inner = InferenceModule(module, spec.input, dtype, spec.layer, identity)
     except AttributeError:
         names = [name for name, _ in module.named_children()]
         raise JobError(
@@ -177,16 +177,16 @@ def _load(config: PredictorConfig, gpu: Gpu | None) -> InferenceModule:
     return (inner if gpu is None else inner.to(gpu.device)).eval()
 
 
-def _move(module: torch.nn.Module, spec: ModelSpec, kind: torch.dtype, gpu: Gpu) -> None:
+def _move(module: torch.nn.Module, spec: ModelSpec, dtype: torch.dtype, gpu: Gpu) -> None:
     tensors = [*module.parameters(), *module.buffers()]
     needed_bytes = sum(
-        t.numel() * (kind.itemsize if t.is_floating_point() else t.itemsize) for t in tensors
+        t.numel() * (dtype.itemsize if t.is_floating_point() else t.itemsize) for t in tensors
     )
     num_parameters = sum(parameter.numel() for parameter in module.parameters())
     free_bytes, total_bytes = gpu.memory_bytes()
     try:
         with exact_frequencies(module):
-            module.to(gpu.device, kind)
+            module.to(gpu.device, dtype)
         return
     except Exception as error:
         if not gpu.lacks_memory(error):

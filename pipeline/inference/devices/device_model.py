@@ -61,7 +61,7 @@ class DeviceModel:
         self._runner: Runner | None = None
         self.turns = Turns()
         """Of the slices in flight and of what takes the model off its device meanwhile."""
-        self.buffers = self._told(self._make_buffers)
+        self.buffers = self._call_to_load(self._make_buffers)
         self.load()
 
     @property
@@ -72,7 +72,7 @@ class DeviceModel:
     def load(self) -> None:
         """Load the model onto its device, and run a full batch there if that is a GPU."""
         try:
-            self._told(self._load)
+            self._call_to_load(self._load)
         except BaseException:
             self._runner = None
             raise
@@ -87,7 +87,7 @@ class DeviceModel:
         assert self.runner.module is not None, "the task allows no other runtime"
         return self.runner.module
 
-    def _told(self, function: Callable[[], T]) -> T:
+    def _call_to_load(self, function: Callable[[], T]) -> T:
         """Call a function as `call` does; what a device raises is told as an error of the job."""
         try:
             return self.call(function)
@@ -97,9 +97,9 @@ class DeviceModel:
             lacks_memory = self.gpu.lacks_memory(error)
             if isinstance(error, PipelineError):
                 raise
-            told = clean_message(f"{type(error).__name__}: {error}", _MAX_CHARS)
+            cause = clean_message(f"{type(error).__name__}: {error}", _MAX_CHARS)
             raise (OutOfDeviceMemory if lacks_memory else JobError)(
-                f"model {self.config.spec.name}: cannot be loaded onto {self.gpu.name}: {told}"
+                f"model {self.config.spec.name}: cannot be loaded onto {self.gpu.name}: {cause}"
             ) from error
 
     def unload(self) -> None:
@@ -168,13 +168,13 @@ class DeviceModel:
     def keep(self, buffer: DeviceBuffer, inputs: Inputs, batch: Rows, results: Arrays) -> None:
         """Wait for a batch, and write what it gave to its rows' places in (N, ...)."""
         lengths = self.config.spec.input.lengths(inputs, batch)
-        found = buffer.finish()
-        self.task.check(found)
-        for name, values in found.items():
+        outputs = buffer.finish()
+        self.task.check(outputs)
+        for name, values in outputs.items():
             kept = lengths if self.task.is_per_token else None
             scatter_batch(results, name, num_rows(inputs), batch, values, kept)
 
-    def each(self, inputs: Inputs, results: Arrays) -> Iterator[Rows]:
+    def predict_batches(self, inputs: Inputs, results: Arrays) -> Iterator[Rows]:
         """Predict all rows, a batch in flight per free buffer; yield the batches that are kept."""
         ticket, busy = self.buffers.ticket(), deque[tuple[DeviceBuffer, Rows]]()
         rows = np.arange(num_rows(inputs))
@@ -231,11 +231,11 @@ class DeviceModel:
 
     def _blame_device(self, gpu: Gpu, error: Exception) -> None:
         """Raise an error that is the device's."""
-        told = clean_message(f"{type(error).__name__}: {error}", _MAX_CHARS)
-        if any(word in told.lower() for word in _OF_THE_DEVICE):
-            kernels = f" ({gpu.kernels_told()})" if "no kernel image" in told else ""
+        cause = clean_message(f"{type(error).__name__}: {error}", _MAX_CHARS)
+        if any(word in cause.lower() for word in _OF_THE_DEVICE):
+            kernels = f" ({gpu.describe_kernels()})" if "no kernel image" in cause else ""
             name = self.config.spec.name
-            raise JobError(f"model {name}: {gpu.name} cannot run a batch: {told}{kernels}")
+            raise JobError(f"model {name}: {gpu.name} cannot run a batch: {cause}{kernels}")
 
     def no_room(self, num_rows: int) -> OutOfDeviceMemory:
         """Return the error of a batch that cannot be smaller: one row, or of the one size."""

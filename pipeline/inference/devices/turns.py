@@ -38,11 +38,11 @@ class Turns:
         Args:
             within_slice: This thread is in a body of `here`, whose slice may be.
         """
-        own = int(within_slice)
+        num_allowed = int(within_slice)
         with self._changed:
             self._num_waiting += 1
             with unguarded():
-                self._changed.wait_for(lambda: not (self._is_alone or self._num_here > own))
+                self._changed.wait_for(lambda: not (self._is_alone or self._num_here > num_allowed))
             self._num_waiting -= 1
             self._is_alone = True
         try:

@@ -32,8 +32,8 @@ def engine_class(spec: ModelSpec) -> type[Engine]:
     Raises:
         JobError: It is unknown here, or its distribution is broken.
     """
-    found: type[Engine] = get(ENGINES, task_class(spec.task.kind).engine)
-    return found
+    engine: type[Engine] = get(ENGINES, task_class(spec.task.kind).engine)
+    return engine
 
 
 def open_engine(

@@ -102,9 +102,9 @@ class GenerateEngine(ModelEngine):
         return cast(Decoding, self._model.module)
 
     def _rows(self, inputs: Inputs, places: Rows) -> list[Row]:
-        found = self._input.lengths(inputs, places)
-        lengths = [0] * len(places) if found is None else found.tolist()
-        return [Row(*each) for each in zip(places.tolist(), lengths, strict=True)]
+        counts = self._input.lengths(inputs, places)
+        lengths = [0] * len(places) if counts is None else counts.tolist()
+        return [Row(*pair) for pair in zip(places.tolist(), lengths, strict=True)]
 
     def _writing(self, rows: Sequence[Row], held: Outputs) -> Writing:
         model, at = self._model, {row.number: row for row in rows}
@@ -199,16 +199,16 @@ class GenerateEngine(ModelEngine):
         if not np.isfinite(row.logprob):
             return None, not_finite(self._config.spec.precision)
         if (refuses or record) and row.finish == LENGTH:
-            told = f"the output has {most} tokens (generate.max_new_tokens) and no end"
-            return None, Failure(Reason.OUTPUT_TRUNCATED, STAGE, told)
+            message = f"the output has {most} tokens (generate.max_new_tokens) and no end"
+            return None, Failure(Reason.OUTPUT_TRUNCATED, STAGE, message)
         if record is not None:
             try:
                 if row.matcher is not None and row.matcher.problem:
                     raise ValueError(row.matcher.problem)
                 return record.read(text), None
             except ValueError as error:
-                told = f"the output is no record of generate.schema: {error}"
-                return None, Failure(Reason.OUTPUT_INVALID, STAGE, told)
+                message = f"the output is no record of generate.schema: {error}"
+                return None, Failure(Reason.OUTPUT_INVALID, STAGE, message)
         if refuses and not text:
             return None, Failure(Reason.EMPTY_OUTPUT, STAGE, "the output has no text")
         return None, None

@@ -15,7 +15,11 @@ from pipeline.core.figures.counters import LAUNCH, Counters, StageCounters, add
 from pipeline.core.figures.slice_figures import SliceFigures, Tokens
 from pipeline.inference.engines.model_engine import ModelEngine, Predicted, Slice
 from pipeline.inference.exact import alone, reduced
-from pipeline.inference.own_rows import ONE_LENGTH, leave_out_padding, require_own
+from pipeline.inference.row_independence import (
+    ONE_LENGTH,
+    leave_out_padding,
+    require_independent_rows,
+)
 from pipeline.inference.slices.first_rows import SystematicFailureDetector
 from pipeline.inference.slices.slice_run import SliceRun
 from pipeline.models.agreement import AgreementLimits
@@ -37,16 +41,16 @@ class TorchEngine(ModelEngine):
         ends_process: bool = False,
     ) -> None:
         super().__init__(config, first, ends_process=ends_process)
-        self._has_own_rows, self._is_unpadded = False, leave_out_padding(self._model)
+        self._has_independent_rows, self._is_unpadded = False, leave_out_padding(self._model)
 
     def _predicted(self, part: Slice, counters: Counters) -> Predicted:
         model, inputs, faults = self._model, part.inputs, part.faults
         run = SliceRun(model, inputs, faults)
         run.run(part.todo)
         ok = np.flatnonzero(without_failure(faults.failures))
-        if not self._has_own_rows and len(ok):
-            require_own(model, inputs, run.results, ok, faults.row_ids)
-            self._has_own_rows = len(ok) > 1  # one row has no neighbours
+        if not self._has_independent_rows and len(ok):
+            require_independent_rows(model, inputs, run.results, ok, faults.row_ids)
+            self._has_independent_rows = len(ok) > 1  # one row has no neighbours
         if self.awaits_reference_check and (limits := self._config.limits) is not None:
             seen = self._config.spec.input
             compared, exact = choose_reference_rows(part.rows, seen, inputs, ok)
@@ -78,8 +82,8 @@ class TorchEngine(ModelEngine):
             reference = self.reduce(inputs)  # it is loaded already, and computes the same
         else:
             reference = alone(self._model, config, lambda exact: reduced(exact, inputs))
-        found = {name: values[rows] for name, values in results.items()}
-        return int(self._model.task.compare(reference, found, limits).agrees.sum())
+        predicted = {name: values[rows] for name, values in results.items()}
+        return int(self._model.task.compare(reference, predicted, limits).agrees.sum())
 
     def reduce(self, inputs: Inputs) -> Arrays:
         return reduced(self._model, inputs)

@@ -27,8 +27,8 @@ def runtime_of(name: str) -> Runtime:
     Raises:
         JobError: The name is unknown here.
     """
-    found: Runtime = get(RUNTIMES, name)
-    return found
+    runtime: Runtime = get(RUNTIMES, name)
+    return runtime
 
 
 def all_runtimes() -> list[Runtime]:

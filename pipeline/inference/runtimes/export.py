@@ -73,21 +73,21 @@ class Exporter:
 
     def folder(
         self,
-        kind: str,
+        form: str,
         write: Callable[[Path, FlatOutputs], None],
         packages: tuple[str, ...] | None = None,
     ) -> Path:
         """Return the cached folder of an exported model; `write` makes it if there is none.
 
         Args:
-            kind: Names the form of the model.
+            form: Names the form of the model.
             write: Writes it into an empty folder.
             packages: Modules it depends on; None: those of the runtime.
         """
         packages = self.packages if packages is None else packages
         # Order, shape and dtype of each tensor; names do not matter to the exported model.
         batch: list[Any] = [
-            kind,
+            form,
             *(x for t in self.tensors() for x in (list(t.shape), str(t.dtype))),
         ]
         batch += [[name, *axes] for name, axes in self.varying.items() if axes]

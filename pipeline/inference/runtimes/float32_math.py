@@ -45,5 +45,5 @@ def exact_math() -> Iterator[None]:
 def _backends() -> list[Any]:
     cudnn, mkldnn = torch.backends.cudnn, torch.backends.mkldnn
     named = [(cudnn, "conv"), (cudnn, "rnn"), (mkldnn, "matmul"), (mkldnn, "conv"), (mkldnn, "rnn")]
-    found = [torch.backends.cuda.matmul, *(getattr(owner, name, None) for owner, name in named)]
-    return [backend for backend in found if hasattr(backend, "fp32_precision")]
+    backends = [torch.backends.cuda.matmul, *(getattr(owner, name, None) for owner, name in named)]
+    return [backend for backend in backends if hasattr(backend, "fp32_precision")]

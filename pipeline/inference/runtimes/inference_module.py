@@ -102,20 +102,20 @@ def taken_names(module: torch.nn.Module, names: tuple[str, ...]) -> tuple[str, .
     if len(names) > 1:
         missing = [name for name in required if name not in names]
         taken = tuple(name for name in names if takes is None or name in takes)
-    told = f"model: forward of {type(module).__name__}"
+    prefix = f"model: forward of {type(module).__name__}"
     has = f"the input has {', '.join(names)}"
     if missing:
-        raise JobError(f"{told} needs {', '.join(missing)}, and {has}")
+        raise JobError(f"{prefix} needs {', '.join(missing)}, and {has}")
     if not taken:
-        raise JobError(f"{told} takes {', '.join(takes or ()) or 'no tensor by name'}, and {has}")
+        raise JobError(f"{prefix} takes {', '.join(takes or ()) or 'no tensor by name'}, and {has}")
     return taken
 
 
 def _parameters(module: torch.nn.Module) -> tuple[list[str], list[str] | None]:
     """Return what `forward` requires, and what it takes by name; None: anything."""
-    own = getattr(module, "input_names", None)
-    if isinstance(own, tuple) and all(isinstance(name, str) for name in own):
-        return [*own], [*own]
+    names = getattr(module, "input_names", None)
+    if isinstance(names, tuple) and all(isinstance(name, str) for name in names):
+        return [*names], [*names]
     try:
         parameters = inspect.signature(module.forward).parameters.values()
     except (TypeError, ValueError):  # compiled code may have no signature

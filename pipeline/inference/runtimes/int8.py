@@ -78,7 +78,7 @@ def quantise(source: Path, batches: Iterable[Batch], *, only_products: bool = Fa
         quantization.quantize_static(
             prepared,
             target,
-            _reader([each.name for each in graph.input], batches),
+            _reader([value.name for value in graph.input], batches),
             per_channel=True,
             # For weights that `_weight_scales` leaves out: 7 bits never saturate.
             reduce_range=True,
@@ -134,14 +134,14 @@ def _products(graph: onnx.GraphProto) -> list[str]:
         ValueError: There is none.
     """
     weights = {tensor.name for tensor in graph.initializer if len(tensor.dims) == 2}
-    found = [
+    products = [
         node.name
         for node in graph.node
         if node.op_type in _PRODUCTS and node.name and node.input[1] in weights
     ]
-    if not found:
+    if not products:
         raise ValueError("the model has no matrix product with a constant weight")
-    return found
+    return products
 
 
 def _weight_scales(graph: onnx.GraphProto) -> dict[str, list[dict[str, Any]]]:
@@ -156,7 +156,7 @@ def _weight_scales(graph: onnx.GraphProto) -> dict[str, list[dict[str, Any]]]:
     from onnxruntime.quantization import QuantType
 
     initializers = {tensor.name: tensor for tensor in graph.initializer}
-    found = {}
+    overrides = {}
     for node in graph.node:
         if node.op_type not in ("Conv", "Gemm", "MatMul") or node.input[1] not in initializers:
             continue
@@ -169,8 +169,8 @@ def _weight_scales(graph: onnx.GraphProto) -> dict[str, list[dict[str, Any]]]:
         scales = _channel_scales(np.moveaxis(values, axis, 0).astype(np.float64))
         shared = {"quant_type": QuantType.QInt8, "zero_point": np.array(0, np.int8)}
         channels = [{**shared, "scale": np.array(scale, np.float32)} for scale in scales]
-        found[node.input[1]] = [{**channels[0], "axis": axis}, *channels[1:]]
-    return found
+        overrides[node.input[1]] = [{**channels[0], "axis": axis}, *channels[1:]]
+    return overrides
 
 
 def _channel_axis(node: onnx.NodeProto) -> int:
@@ -236,9 +236,9 @@ def fetch_model(store: Store | None, sha256: str | None) -> bytes:
 
 
 def _check(data: bytes, sha256: str, place: str) -> None:
-    found = hashlib.sha256(data).hexdigest()
-    if found != sha256:
-        raise JobError(f"{place}: sha256 is {found}, expected {sha256}")
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != sha256:
+        raise JobError(f"{place}: sha256 is {digest}, expected {sha256}")
     _refuse_external_data(data, place)
 
 

@@ -89,8 +89,8 @@ def convert(source: Path, target: Path, converter: str = _CONVERT) -> None:
         timeout=_CONVERT_S,
     )
     if done.returncode or not target.exists():
-        said = f"{done.stdout}\n{done.stderr}".strip().splitlines() or ["it said nothing"]
-        raise RuntimeError(f"its converter ended with {done.returncode}: {said[-1]}")
+        output_lines = f"{done.stdout}\n{done.stderr}".strip().splitlines() or ["it said nothing"]
+        raise RuntimeError(f"its converter ended with {done.returncode}: {output_lines[-1]}")
 
 
 def open_model(path: Path, num_threads: int) -> Callable[..., Outputs]:

@@ -59,8 +59,8 @@ def bound(
         binding = session.io_binding()
         held = {name: tensor.contiguous() for name, tensor in batch.items()}
         for name, tensor in held.items():  # by address: `held` keeps them alive
-            kind = torch.empty(0, dtype=tensor.dtype).numpy().dtype.type
-            binding.bind_input(name, *place, kind, tuple(tensor.shape), tensor.data_ptr())
+            numpy_type = torch.empty(0, dtype=tensor.dtype).numpy().dtype.type
+            binding.bind_input(name, *place, numpy_type, tuple(tensor.shape), tensor.data_ptr())
         for name in outputs:
             binding.bind_output(name, *place)
         with _joined(stream):

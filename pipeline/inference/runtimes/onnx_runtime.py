@@ -52,8 +52,8 @@ class OnnxRuntime(Runtime):
         model = exporter.onnx() if calibrated is None else calibrated
         gpu = _Card() if exporter.is_on_gpu else None
         session = _session(model, num_threads, gpu)
-        names = [each.name for each in session.get_inputs()]
-        outputs = [each.name for each in session.get_outputs()]
+        names = [value.name for value in session.get_inputs()]
+        outputs = [value.name for value in session.get_outputs()]
         if gpu is not None:
             on_gpu = bound(session, outputs, gpu.device, gpu.stream)
 
@@ -90,10 +90,10 @@ class _Card:
         # The default stream is 0, which a session takes for none, and makes one of its own.
         self.stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         # torch >= 2.10 tells which share of the card this process may take.
-        told = getattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 1.0)
+        get_share = getattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 1.0)
         total_bytes = torch.cuda.get_device_properties(self.device).total_memory
         self.options = cuda_options(
-            self.device.index, self.stream.cuda_stream, told(self.device), total_bytes
+            self.device.index, self.stream.cuda_stream, get_share(self.device), total_bytes
         )
 
 

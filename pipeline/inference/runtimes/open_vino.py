@@ -96,15 +96,15 @@ class OpenVino(Runtime):
         try:
             model = core.read_model(file.source())
         except RuntimeError as error:
-            if (found := _NO_OPERATORS.search(str(error))) is None:
+            if (match := _NO_OPERATORS.search(str(error))) is None:
                 raise
             raise JobError(
                 f"model.runtime {self.name!r}: lacks operators of {file.path.name}: "
-                f"{clean_message(found[1], _MAX_CHARS)}; onnxruntime has them"
+                f"{clean_message(match[1], _MAX_CHARS)}; onnxruntime has them"
             ) from error
         batch = exporter.tensors()[0].shape
-        has_own_sizes = exporter.is_varying and len(batch) == _DIMS_OF_IMAGES
-        shapes = None if has_own_sizes else file.fixed_shapes(batch)
+        has_varying_sizes = exporter.is_varying and len(batch) == _DIMS_OF_IMAGES
+        shapes = None if has_varying_sizes else file.fixed_shapes(batch)
         if shapes is not None:
             model.reshape(shapes)
         compiled = core.compile_model(model, "CPU", _options(precision, num_threads))

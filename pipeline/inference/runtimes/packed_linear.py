@@ -34,8 +34,8 @@ class PackedLinear(nn.Module):
         self._run = run
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = self._run(values, self.weight, self.bias, "none", [], "")
-        return found
+        outputs: torch.Tensor = self._run(values, self.weight, self.bias, "none", [], "")
+        return outputs
 
     def plain(self) -> nn.Linear:
         """Return the layer as torch has it."""
@@ -59,7 +59,7 @@ def pack_linear_layers(module: nn.Module, run: Callable[[], object]) -> bool:
     Returns:
         Whether they are replaced: it runs, and each gives what it gave, up to rounding.
     """
-    layers = [each for each in _places(module) if type(getattr(*each)) is nn.Linear]
+    layers = [place for place in _places(module) if type(getattr(*place)) is nn.Linear]
     try:
         functions = [getattr(torch.ops.mkldnn, name) for name in PRIVATE]
         with torch.inference_mode():
@@ -91,8 +91,8 @@ def _packed(layer: nn.Linear, pack: Callable[..., Any], run: Callable[..., Any])
     packed = PackedLinear(layer, pack, run)
     drawn = torch.Generator().manual_seed(0)
     values = torch.randn((_TRIED_ROWS, layer.in_features), generator=drawn).to(layer.weight.dtype)
-    expected, found = layer(values).float(), packed(values).float()
+    expected, outputs = layer(values).float(), packed(values).float()
     limit = _ROUNDINGS * torch.finfo(layer.weight.dtype).eps * expected.abs().max()
-    if not (found - expected).abs().max() <= limit:
+    if not (outputs - expected).abs().max() <= limit:
         raise ValueError(f"a layer {layer.in_features} x {layer.out_features} gives something else")
     return packed

@@ -66,15 +66,15 @@ class SystematicFailureDetector:
         """
         if self._is_over or rows.column(ERROR).null_count:
             return  # what gets past it is for the model to fail or to predict
-        own = [
+        transform_failures = [
             (row, failure)
             for row, failure in enumerate(failures_of(rows))
             if failure is not None and failure.is_of_transform_factory
         ]
-        if not own:
+        if not transform_failures:
             return
         row_ids = rows.column(ROW_ID)
-        for row, failure in own:
+        for row, failure in transform_failures:
             self.failed(
                 str(row_ids[row]), RaisedFailure(failure.reason, failure.stage, failure.message)
             )

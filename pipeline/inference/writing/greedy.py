@@ -237,7 +237,7 @@ class Writing:
 def text_of(row: Row, generation: Generation, decode: Decode) -> str:
     """Return the text of a row, without what stopped it."""
     text = decode(row.tokens)
-    places = [text.find(each) for each in generation.stop] if row.finish == STOP else []
+    places = [text.find(stop) for stop in generation.stop] if row.finish == STOP else []
     return text[: min((place for place in places if place >= 0), default=len(text))]
 
 

@@ -75,13 +75,13 @@ class AppliedRules:
         """
         if self._is_plain and not len(self._banned):
             return self._within_records(logits, logits, rows)
-        found = logits.clone()
+        allowed = logits.clone()
         if not self._is_plain:
-            for values, row in zip(found, rows, strict=True):
+            for values, row in zip(allowed, rows, strict=True):
                 if row.finish is None:
                     self._apply(values, row)
-        found[:, self._banned] = _NEVER
-        return self._within_records(found, logits, rows)
+        allowed[:, self._banned] = _NEVER
+        return self._within_records(allowed, logits, rows)
 
     def matcher(self, row: Row) -> Matcher | None:
         """Return the record of a row as far as it is written; None: it is a text."""
@@ -98,32 +98,32 @@ class AppliedRules:
         return self._rules.first is not None and len(row.before) + num_new == 1
 
     def _within_records(
-        self, found: torch.Tensor, logits: torch.Tensor, rows: Sequence[Row]
+        self, allowed: torch.Tensor, logits: torch.Tensor, rows: Sequence[Row]
     ) -> torch.Tensor:
         """Return logits, (B, V), with those alone that a record may go on with.
 
         Where rules forbid all of them, they give way: otherwise a row would have no record.
         """
         if self._grammar is None:
-            return found
+            return allowed
         matchers = [
             None if row.finish is not None or self._is_forced(row, len(row.tokens))
             else self.matcher(row)
             for row in rows
         ]  # fmt: skip
-        mask = self._grammar.mask(matchers, found.shape[1])
+        mask = self._grammar.mask(matchers, allowed.shape[1])
         may_come = torch.from_numpy(mask).to(self._never.device)
-        kept = torch.where(may_come, found, self._never, out=self._room_of(found))
+        kept = torch.where(may_come, allowed, self._never, out=self._room_of(allowed))
         has_none = kept.amax(dim=1) == _NEVER
         if has_none.any():
             kept[has_none] = torch.where(may_come, logits, self._never)[has_none]
         return kept
 
-    def _room_of(self, found: torch.Tensor) -> torch.Tensor:
+    def _room_of(self, logits: torch.Tensor) -> torch.Tensor:
         """Return room for logits, (B, V): new memory for each step would take longer to come."""
-        if self._room is None or len(self._room) < len(found):
-            self._room = torch.empty_like(found)
-        return self._room[: len(found)]
+        if self._room is None or len(self._room) < len(logits):
+            self._room = torch.empty_like(logits)
+        return self._room[: len(logits)]
 
     def _apply(self, logits: torch.Tensor, row: Row) -> None:
         """Change the logits, (V,), of a row in place."""
@@ -183,8 +183,8 @@ def num_agreed(
         read: Reads rows.
     """
     rules = AppliedRules(generation, module.device, module.grammar)
-    kind = torch.finfo(_TYPES.get(precision, torch.float32))
-    return sum(_agrees(module, rules, row, kind.eps, read) for row in rows)
+    finfo = torch.finfo(_TYPES.get(precision, torch.float32))
+    return sum(_agrees(module, rules, row, finfo.eps, read) for row in rows)
 
 
 def _agrees(module: Decoding, rules: AppliedRules, row: Row, eps: float, read: Read) -> bool:

@@ -403,7 +403,7 @@ class FakeGpu(Gpu):
         self.check()
         return Used(self.held_bytes, self.most_bytes, self.most_bytes)
 
-    def kernels_told(self) -> str:
+    def describe_kernels(self) -> str:
         return "the card is sm_70, torch has kernels for sm_75, sm_80"
 
     def pause(self, seconds: float) -> None:

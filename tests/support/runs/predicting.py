@@ -105,7 +105,7 @@ def predictor(
 ) -> TorchEngine:
     """Of the same as `config_of`; makes batches of slices alone, unless it checks rows."""
     found = TorchEngine(config_of(factory, batch_size, **options))
-    found._has_own_rows = not checks_rows
+    found._has_independent_rows = not checks_rows
     return found
 
 

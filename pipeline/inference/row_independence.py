@@ -37,13 +37,13 @@ def leave_out_padding(model: DeviceModel) -> bool:
         return False
     rows, unpadded = trial
     try:
-        found = _given(model, rows)
+        outputs = _given(model, rows)
         model.take_input(unpadded)
         expected = _given(model, rows)
         # What is not finite without padding says nothing of it.
         is_known = are_finite(expected, np.arange(num_rows(rows))).all()
         limits = _limits(model, _PADDING)
-        is_same = not is_known or model.task.compare(expected, found, limits).agrees.all()
+        is_same = not is_known or model.task.compare(expected, outputs, limits).agrees.all()
     except PipelineError:
         raise
     except Exception as error:  # noqa: BLE001  # what a model cannot do, its rows will tell
@@ -55,7 +55,7 @@ def leave_out_padding(model: DeviceModel) -> bool:
     return not is_same
 
 
-def require_own(
+def require_independent_rows(
     model: DeviceModel, inputs: Inputs, results: Arrays, ok: Rows, row_ids: Sequence[object]
 ) -> None:
     """Predict the first and the last row of a slice again, without the others, and compare.
@@ -78,34 +78,34 @@ def require_own(
             continue
         some, given = take_rows(inputs, rows), take_rows(results, rows)
         names = " and ".join(clean_message(str(row_ids[row])) for row in rows)
-        told = f"model {model.config.spec.name}: predicted again, {names} "
+        begin = f"model {model.config.spec.name}: predicted again, {names} "
         still_alive()
         try:
-            found = reduced(model, some)
-            if model.task.compare(found, given, limits).agrees.all():
+            outputs = reduced(model, some)
+            if model.task.compare(outputs, given, limits).agrees.all():
                 continue
             again = reduced(model, some)
         except PipelineError:
             raise
         except Exception as error:
             cause = clean_message(f"{type(error).__name__}: {error}")
-            raise JobError(f"{told}failed without the other rows of the batch: {cause}") from error
-        is_known = are_finite(found, np.arange(len(rows))).all()
-        if is_known and not model.task.compare(found, again, limits).agrees.all():
+            raise JobError(f"{begin}failed without the other rows of the batch: {cause}") from error
+        is_known = are_finite(outputs, np.arange(len(rows))).all()
+        if is_known and not model.task.compare(outputs, again, limits).agrees.all():
             raise JobError(
-                f"{told}came out otherwise each time: the model is not deterministic; it must draw "
-                "no random numbers, as dropout and random masks do"
+                f"{begin}came out otherwise each time: the model is not deterministic; it must "
+                "draw no random numbers, as dropout and random masks do"
             )
         padding = " or on padding" if model.config.spec.input.counts_tokens else ""
         raise JobError(
-            f"{told}came out otherwise without the other rows of the batch: the model depends on "
+            f"{begin}came out otherwise without the other rows of the batch: the model depends on "
             f"them{padding}; it must treat each row by itself"
         )
 
 
 def _given(model: DeviceModel, rows: Inputs) -> Arrays:
     results: Arrays = {}
-    for _ in model.each(rows, results):
+    for _ in model.predict_batches(rows, results):
         pass
     return results
 

@@ -20,7 +20,7 @@ from pipeline.core.failures import failure_columns
 from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.core.schema import TEXT
 from pipeline.inference.engines.torch_engine import TorchEngine
-from pipeline.inference.own_rows import ONE_LENGTH
+from pipeline.inference.row_independence import ONE_LENGTH
 from pipeline.job.model import Model
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec, PredictorConfig
