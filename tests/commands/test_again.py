@@ -42,8 +42,8 @@ def test_the_last_line_of_a_run_that_was_stopped_is_the_command_that_goes_on(tmp
     assert last.startswith(AGAIN)
     day = re.search(r"date=(\d{4}-\d\d-\d\d)", done.json["report"])
     assert day is not None
-    told = shlex.split(last.removeprefix(AGAIN))
-    assert told == [
+    arguments = shlex.split(last.removeprefix(AGAIN))
+    assert arguments == [
         *("pipeline", "run", job, "--json", "--set", "model.batch_size=4", "--date", day[1])
     ]
 

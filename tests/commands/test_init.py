@@ -88,8 +88,12 @@ def test_no_answer_writes_nothing(folder: Path):
         if is_stopped:
             terminal.process.send_signal(signal.SIGINT)
         code = terminal.process.wait(timeout=60)
-        said = "SIGINT received" if is_stopped else "Missing option --model: nothing was answered"
-        assert (code, said in terminal.shown()) == (6 if is_stopped else 2, True), terminal.shown()
+        message = (
+            "SIGINT received" if is_stopped else "Missing option --model: nothing was answered"
+        )
+        assert (code, message in terminal.shown()) == (6 if is_stopped else 2, True), (
+            terminal.shown()
+        )
     assert not (folder / "job.yaml").exists()
 
 

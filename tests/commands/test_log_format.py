@@ -20,9 +20,9 @@ KEYS = ["time", "level", "logger", "message", "exception"]
 
 
 def records(done: Result) -> list[dict[str, Any]]:
-    found = [json.loads(line) for line in done.stderr.splitlines()]
-    assert [list(each) for each in found] == [KEYS] * len(found)
-    return found
+    parsed = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [list(record) for record in parsed] == [KEYS] * len(parsed)
+    return parsed
 
 
 @pytest.mark.no_ray
@@ -37,14 +37,14 @@ def test_every_line_is_a_record_and_stdout_is_as_ever(tmp_path: Path):
         busy = pipeline(*words, "json", "--date", BUSY, "--ok-exit", "4")
 
     assert wrong.code == 2
-    assert any("Traceback" in (each["exception"] or "") for each in records(wrong))
+    assert any("Traceback" in (record["exception"] or "") for record in records(wrong))
     assert "top_q" in records(wrong)[-1]["message"]
     assert unknown.code == 2
     assert "error: --log-format xml: write text or json" in unknown.stderr
 
     assert (busy.code, busy.json["exit_code"]) == (0, 4)
     *before, error, last = records(busy)
-    assert {each["level"] for each in before} <= {"INFO", "WARNING"}
+    assert {record["level"] for record in before} <= {"INFO", "WARNING"}
     assert (error["level"], error["message"]) == ("ERROR", f"error: {busy.json['error']}")
     assert last["message"] == "exit 0 instead of 4, as --ok-exit says"
 

@@ -88,7 +88,7 @@ def test_a_refused_token_is_never_shown(
     (home / ".ray").mkdir()
     (home / ".ray" / "auth_token").write_text("x" * 64)
     send_token()
-    told = refused_token("Ray at HOST:6411")
-    assert told.startswith("Ray at HOST:6411: the cluster wants a")
-    assert words in told
-    assert "xxxx" not in told
+    message = refused_token("Ray at HOST:6411")
+    assert message.startswith("Ray at HOST:6411: the cluster wants a")
+    assert words in message
+    assert "xxxx" not in message

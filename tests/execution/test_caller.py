@@ -135,16 +135,16 @@ def test_a_process_is_as_it_was_after_two_runs_and_both_are_published(how: str, 
         env=environment(), capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["published"] == ["published"] * 2
-    assert found["changed"] == [], found["seen"]
-    assert found["alive"] == (7 if how == "initialised" else False)
-    assert found["ticking"] == []  # threads of Ray Data's coordinators, one of each run
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert seen["published"] == ["published"] * 2
+    assert seen["changed"] == [], seen["seen"]
+    assert seen["alive"] == (7 if how == "initialised" else False)
+    assert seen["ticking"] == []  # threads of Ray Data's coordinators, one of each run
     if how == "initialised":  # the rows of an output as a Ray Dataset, on that Ray
-        in_ray, expected = map(sorted, found["in_ray"])
+        in_ray, expected = map(sorted, seen["in_ray"])
         assert in_ray == expected
         assert len(in_ray) == 22
-    [refused] = found["refused"]
+    [refused] = seen["refused"]
     assert "another run is in progress in this process" in refused
     for day in (1, 2):
         table = read_predictions(str(tmp_path / "out"), f"date=2026-11-{day:02}")
@@ -174,8 +174,8 @@ def test_ctrl_c_in_a_program_leaves_a_run_that_goes_on(tmp_path: Path):
     )  # fmt: skip
     assert program.returncode == 0, program.stderr
     assert "Traceback" not in program.stderr
-    said, has_ray = program.stdout.splitlines()
-    assert said.startswith("Interrupted 6 SIGINT received: ")
+    output, has_ray = program.stdout.splitlines()
+    assert output.startswith("Interrupted 6 SIGINT received: ")
     assert has_ray == "False"
     again = pipeline("run", job, "--date", "2026-11-24", "--json").json
     assert again["rows"]["predicted"] == 64

@@ -15,7 +15,9 @@ from pipeline.inference.slices.first_rows import SystematicFailureDetector
 from pipeline.models.agreement import AgreementLimits
 from pipeline.process.memory import MemoryShare
 
-OWN = Failure(Reason.DECODE_ERROR, "transform", "transform.factory own:make: KeyError: 'a'")
+OF_TRANSFORM = Failure(
+    Reason.DECODE_ERROR, "transform", "transform.factory own:make: KeyError: 'a'"
+)
 
 
 def model_of(first: SystematicFailureDetector) -> _Model:
@@ -30,13 +32,13 @@ def test_a_slice_of_which_no_row_gets_to_the_model_is_watched_too():
     with pytest.raises(
         SystematicFailure, match="all 8 rows of the first batches failed alike: decode_e"
     ):
-        model.predict(rows_of(images(8), [OWN] * 8), {})
+        model.predict(rows_of(images(8), [OF_TRANSFORM] * 8), {})
 
 
 def test_some_rows_that_fail_are_rows_that_fail():
     model = model_of(SystematicFailureDetector(8))
-    found = model.predict(rows_of(images(9), [None, *[OWN] * 8]), {})
-    assert found.column("error").to_pylist() == [None, *[Reason.DECODE_ERROR] * 8]
+    predicted = model.predict(rows_of(images(9), [None, *[OF_TRANSFORM] * 8]), {})
+    assert predicted.column("error").to_pylist() == [None, *[Reason.DECODE_ERROR] * 8]
 
 
 @pytest.mark.parametrize("is_first", [True, False], ids=["before any slice", "after a slice"])
@@ -54,6 +56,6 @@ def test_a_model_that_made_room_is_compared_once_and_not_never(is_first: bool):
         unchecked: Counters = {}
         model.count_unchecked(rows, unchecked)
         model.count_unchecked(model.predict(rows, after), after)
-    compared = [each.get("reference_check", {}).get("num_rows") for each in (before, after)]
+    compared = [figures.get("reference_check", {}).get("num_rows") for figures in (before, after)]
     assert compared == ([None, 16] if is_first else [16, None])
     assert ("reference_check" in unchecked) == is_first

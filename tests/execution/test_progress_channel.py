@@ -49,7 +49,7 @@ def actor(state: str, restarts: int = 0, address: str = "10.0.0.1") -> dict[str,
 
 
 @pytest.mark.parametrize(
-    ("actors", "told"),
+    ("actors", "trouble"),
     [
         ([], ""),
         ([actor("ALIVE"), actor("PENDING_CREATION")], ""),  # it loads the model
@@ -59,11 +59,11 @@ def actor(state: str, restarts: int = 0, address: str = "10.0.0.1") -> dict[str,
     ],
 )
 def test_actors_that_wait_or_start_again_are_told_of(
-    actors: list[dict[str, Any]], told: str
+    actors: list[dict[str, Any]], trouble: str
 ) -> None:
-    found = pool_trouble(actors)
-    assert told in found
-    assert bool(told) == bool(found)
+    message = pool_trouble(actors)
+    assert trouble in message
+    assert bool(trouble) == bool(message)
 
 
 @pytest.mark.ray

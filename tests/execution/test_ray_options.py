@@ -9,15 +9,18 @@ from pipeline.planning.allocation import TASK_CPUS, Allocation
 
 
 def test_every_stage_asks_ray_for_its_own_share_and_as_many_retries():
-    found = Allocation(2, 3, 0.5, 0.25, 1, 5, 6, 7, decoder_cpus=0.4, reader_cpus=0.3)
-    assert ray_options.read(found, 9) == {
+    allocation = Allocation(2, 3, 0.5, 0.25, 1, 5, 6, 7, decoder_cpus=0.4, reader_cpus=0.3)
+    assert ray_options.read(allocation, 9) == {
         "override_num_blocks": 9,
         "concurrency": 5,
         "num_cpus": 0.3,
         # Of equal ones Ray would make one task.
         "ray_remote_args": {"max_retries": ray_options.MAX_TASK_RETRIES + 1},
     }
-    stages = [(ray_options.preprocess(found), 6, 0.4), (ray_options.write(found), 7, TASK_CPUS)]
+    stages = [
+        (ray_options.preprocess(allocation), 6, 0.4),
+        (ray_options.write(allocation), 7, TASK_CPUS),
+    ]
     for options, number, cpus in stages:
         assert options.pop("compute").size == number
         assert options == {
@@ -26,8 +29,8 @@ def test_every_stage_asks_ray_for_its_own_share_and_as_many_retries():
             "num_cpus": cpus,
             "max_retries": ray_options.MAX_TASK_RETRIES,
         }
-    assert ray_options.predict(found)["num_gpus"] == 0.25
-    options = ray_options.predict(replace(found, actor_gpus=0.0))
+    assert ray_options.predict(allocation)["num_gpus"] == 0.25
+    options = ray_options.predict(replace(allocation, actor_gpus=0.0))
     pool = options.pop("compute")
     assert (pool.min_size, pool.max_size) == (2, 3)
     assert getattr(pool, "initial_size", 3) == 3  # not one by one, behind the readers
@@ -43,6 +46,9 @@ def test_every_stage_asks_ray_for_its_own_share_and_as_many_retries():
 
 def test_of_long_slices_an_actor_gets_no_more_than_it_can_begin():
     on_cpu = Allocation(2, 3, 0.5, 0.0, 1, 5, 6, 7)
-    for found, given in [(on_cpu, 1), (replace(on_cpu, actor_gpus=1.0), ray_options.CALLS_AT_ONCE)]:
-        pool = ray_options.predict(found, are_long=True)["compute"]
+    for allocation, given in [
+        (on_cpu, 1),
+        (replace(on_cpu, actor_gpus=1.0), ray_options.CALLS_AT_ONCE),
+    ]:
+        pool = ray_options.predict(allocation, are_long=True)["compute"]
         assert pool.max_tasks_in_flight_per_actor == given

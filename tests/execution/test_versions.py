@@ -51,13 +51,13 @@ def test_what_ray_says_of_other_versions_becomes_one_line_with_both():
 
 def refused(versions: list[str]) -> list[str]:
     """The versions that are refused."""
-    found = []
+    too_old = []
     for version in versions:
         try:
             require_supported("this Python has", version)
         except JobError:
-            found.append(version)
-    return found
+            too_old.append(version)
+    return too_old
 
 
 def test_a_ray_that_is_new_enough_or_unknown_is_tried():
@@ -146,7 +146,7 @@ def test_a_cluster_of_another_ray_runs_what_is_submitted_and_refuses_a_driver_in
     arguments = ("--date", DATE, "--allow-import", "models")
     refused = pipeline("run", job, *arguments, "--address", other_head.address, env=env)
     assert refused.code == 7, refused.stderr
-    [line] = [each for each in refused.stderr.splitlines() if each.startswith("error: ")]
+    [line] = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
     assert f"this process Ray {ray.__version__} on Python" in line
     assert f"it runs Ray {OTHERS[0].parts[-2].removeprefix('ray-')} on Python" in line
     sent = pipeline("submit", job, *arguments, "--address", other_head.url, "--json", env=env)

@@ -38,7 +38,11 @@ def of_codes(*codes: int | None) -> Backfill:
 
 
 def test_the_exit_code_is_the_worst_of_all():
-    assert set(WORST_FIRST) == {0, 1, *(kind.exit_code for kind in PipelineError.__subclasses__())}
+    assert set(WORST_FIRST) == {
+        0,
+        1,
+        *(error_type.exit_code for error_type in PipelineError.__subclasses__()),
+    }
     for place, worse in enumerate(WORST_FIRST):
         for other in WORST_FIRST[place:]:
             assert {of_codes(*codes).exit_code for codes in permutations([worse, other])} == {worse}
@@ -56,7 +60,7 @@ class StopsAtOnce(Silent):
 def test_no_date_is_begun_after_one_that_was_stopped(tmp_path: Path):
     dates = {"from_": DAYS[0], "to": DAYS[2], "allow_import": ALLOWED}
     done = pipeline.backfill(job_over(tmp_path), **dates, progress=StopsAtOnce())
-    assert [each.outcome for each in done.dates] == ["stopped", "not_begun", "not_begun"]
+    assert [date_run.outcome for date_run in done.dates] == ["stopped", "not_begun", "not_begun"]
     assert done.exit_code == 6
 
 
@@ -90,10 +94,10 @@ def test_a_date_that_is_busy_is_looked_at_again_once_the_other_run_has_ended(
         done = pipeline.backfill(
             job, from_=DAYS[0], to=DAYS[2], only=only, allow_import=ALLOWED, progress=progress
         )
-    assert [each.outcome for each in seen.dates] == ["left_out"] * 3
+    assert [date_run.outcome for date_run in seen.dates] == ["left_out"] * 3
     assert progress.lines.count(f"waiting for the other run of {DAYS[1]}") == 1
     outcome = ("no_input", 8) if only is None else ("left_out", None)
-    assert [(each.date, each.outcome, each.exit_code) for each in done.dates] == [
+    assert [(date_run.date, date_run.outcome, date_run.exit_code) for date_run in done.dates] == [
         (day, *outcome) for day in DAYS
     ]
     assert done.to_dict()["dates"][1]["exit_code"] == done.dates[1].exit_code
@@ -109,8 +113,8 @@ def test_a_run_that_was_killed_is_one_that_failed(tmp_path: Path):
         last_words = json.loads(store.read_bytes(path))
     store.put(path, json.dumps({**last_words, "pid_started": 1.0}).encode())
     dates = {"from_": DAYS[0], "to": DAYS[0], "dry_run": True, "allow_import": ALLOWED}
-    found = {only: pipeline.backfill(job, only=only, **dates).dates[0].outcome for only in ONLY}
-    assert found == dict.fromkeys(ONLY, "left_out") | {"failed": "publish the first version"}
+    outcomes = {only: pipeline.backfill(job, only=only, **dates).dates[0].outcome for only in ONLY}
+    assert outcomes == dict.fromkeys(ONLY, "left_out") | {"failed": "publish the first version"}
 
 
 def test_hours_are_dates_of_their_own(tmp_path: Path):
@@ -121,10 +125,12 @@ def test_hours_are_dates_of_their_own(tmp_path: Path):
     build_images(tmp_path / "in" / DAYS[0] / "23", 4, seed=3, num_bad=0)
     planned = pipeline.backfill(job, **hours, dry_run=True, allow_import=ALLOWED)
     names = [f"{DAYS[0]}T22", f"{DAYS[0]}T23", f"{DAYS[1]}T00", f"{DAYS[1]}T01"]
-    assert [each.date for each in planned.dates] == names
+    assert [date_run.date for date_run in planned.dates] == names
     assert planned.dates[1].outcome == "publish the first version"
     seen = pipeline.status(job, **hours, allow_import=ALLOWED)
-    assert [each.partition for each in seen.partitions] == [f"hour={name}" for name in names]
+    assert [partition.partition for partition in seen.partitions] == [
+        f"hour={name}" for name in names
+    ]
     assert seen.count() == {"no_input": 3, "missing": 1}
     with pytest.raises(JobError, match=r"\$\{hour\}: which one\? give the date as 2026-11-22T05"):
         pipeline.backfill(job, from_=DAYS[0], to=DAYS[1], allow_import=ALLOWED)

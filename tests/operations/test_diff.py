@@ -34,13 +34,13 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def test_an_output_alone_is_compared_with_the_partition_before(output: Store):
-    found = pipeline.diff(output.url(""))
-    assert DAYS[0] in found.difference.before
-    assert f"{DAYS[1]} version 2" in found.difference.now
-    assert found.summary.startswith(
-        f"{found.difference.changed} of {found.difference.both} rows in both"
+    result = pipeline.diff(output.url(""))
+    assert DAYS[0] in result.difference.before
+    assert f"{DAYS[1]} version 2" in result.difference.now
+    assert result.summary.startswith(
+        f"{result.difference.changed} of {result.difference.both} rows in both"
     )
-    assert str(found).split()[:2] == ["verdict", str(found.difference.changed)]
+    assert str(result).split()[:2] == ["verdict", str(result.difference.changed)]
 
 
 def test_a_version_is_compared_with_any_other(output: Store):
@@ -65,23 +65,27 @@ def test_without_a_partition_before_it_is_the_version_before(tmp_path: Path):
     with pytest.raises(JobError, match="nothing was published before it; name what to compare"):
         pipeline.diff(str(tmp_path))
     publish_rows(store, None, OF_DOGS)
-    found = pipeline.diff(tmp_path).difference
-    assert ("version 1" in found.before, "version 2" in found.now) == (True, True)
+    difference = pipeline.diff(tmp_path).difference
+    assert ("version 1" in difference.before, "version 2" in difference.now) == (True, True)
 
 
 def test_rows_that_differ_are_written_whole_or_not_at_all(output: Store, tmp_path: Path):
     target = tmp_path / "rows.parquet"
-    found = pipeline.diff(output.url(""), rows_to=target).difference
+    difference = pipeline.diff(output.url(""), rows_to=target).difference
     counted = pq.read_table(target).column("change").value_counts().to_pylist()
-    wanted = {"changed": found.changed, "added": found.added, "removed": found.removed}
-    assert {each["values"]: each["counts"] for each in counted} == {
+    wanted = {
+        "changed": difference.changed,
+        "added": difference.added,
+        "removed": difference.removed,
+    }
+    assert {counts["values"]: counts["counts"] for counts in counted} == {
         name: rows for name, rows in wanted.items() if rows
     }
     with pytest.raises(JobError, match="cannot be written: "):
         pipeline.diff(output.url(""), rows_to=tmp_path / "none" / "rows.parquet")
     with pytest.raises(JobError, match="is a folder; give a file"):
         pipeline.diff(output.url(""), rows_to=tmp_path)
-    assert [each.name for each in tmp_path.iterdir()] == ["rows.parquet"]
+    assert [file.name for file in tmp_path.iterdir()] == ["rows.parquet"]
 
 
 def test_a_part_that_is_gone_is_named_and_nothing_is_written(tmp_path: Path):
@@ -92,7 +96,7 @@ def test_a_part_that_is_gone_is_named_and_nothing_is_written(tmp_path: Path):
     Path(store.url(gone)).unlink()
     with pytest.raises(InfraError, match=r"part-.*parquet: is gone, also from the history"):
         pipeline.diff(store.url(""), rows_to=tmp_path / "rows.parquet")
-    assert [each.name for each in tmp_path.iterdir()] == ["output"]
+    assert [file.name for file in tmp_path.iterdir()] == ["output"]
 
 
 class Tags(HTMLParser):
@@ -113,15 +117,15 @@ def test_a_page_and_a_notebook_show_hostile_values_as_text(tmp_path: Path):
     store = Store(str(tmp_path / "output"))
     publish_rows(store, None, Rows(kinds=("a", "b")))
     publish_rows(store, None, Rows(edition=2, kinds=(hostile, "b")))
-    found = pipeline.diff(store.url(""))
-    found.to_html(tmp_path / "page.html")
+    result = pipeline.diff(store.url(""))
+    result.to_html(tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text("utf-8")
-    assert repr(found) == found.summary
-    assert found.summary in page
+    assert repr(result) == result.summary
+    assert result.summary in page
     with pytest.raises(JobError, match="cannot be written: "):
-        found.to_html(tmp_path / "none" / "page.html")
-    assert found._repr_html_().startswith(f"<p><b>{found.difference.changed} of ")
-    for shown in (page, found._repr_html_()):
+        result.to_html(tmp_path / "none" / "page.html")
+    assert result._repr_html_().startswith(f"<p><b>{result.difference.changed} of ")
+    for shown in (page, result._repr_html_()):
         assert Tags(shown).names.isdisjoint({"script", "img", "link", "iframe"})
         assert "&lt;script&gt;" in shown
         assert len(shown) < 300_000
@@ -138,14 +142,14 @@ def test_the_largest_page_is_below_300_kb():
         for number in range(200)
     }  # fmt: skip
     mover = Mover(quotes, 1.0, dict.fromkeys(columns, quotes), dict.fromkeys(columns, quotes))
-    found = pipeline.Diff(
+    result = pipeline.Diff(
         Difference(
             quotes, quotes, 0.001, both=1000, changed=1000, columns=columns, largest=(mover,) * 100,
             recovered=Counter({quotes: 5}),
             label_scores={f"{n}{quotes}": LabelScores(1, 0.5, n) for n in range(1000)},
         )
     )  # fmt: skip
-    page = found._repr_html_()
+    page = result._repr_html_()
     assert len(page.encode()) < 300_000
     assert quotes[:80] not in page
 
@@ -161,8 +165,8 @@ def test_the_command_prints_one_document_and_fails_over_a_limit(output: Store, t
     assert document["verdict"] == pipeline.diff(output.url("")).summary
     limit = f"{document['differing_pct'] - 0.01}%"
     assert call("--fail-over", "100%")[0] == call("--fail-over", "100")[0] == 0
-    code, _, said = call("--fail-over", limit)
-    assert (code, f"more than --fail-over {limit}" in said) == (3, True)
+    code, _, message = call("--fail-over", limit)
+    assert (code, f"more than --fail-over {limit}" in message) == (3, True)
 
 
 @pytest.mark.parametrize("limit", ["some", "-1", "101%"])

@@ -20,8 +20,8 @@ from pipeline.operations.machine_checks import look_at_access, look_at_machine
 pytestmark = pytest.mark.no_ray
 
 
-def looks(found: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    return {check["check"]: (check["status"], check["found"]) for check in found["checks"]}
+def looks(findings: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    return {check["check"]: (check["status"], check["found"]) for check in findings["checks"]}
 
 
 def test_a_job_that_can_run_is_found_fine_and_nothing_is_left_behind(tmp_path: Path) -> None:
@@ -62,8 +62,8 @@ def test_what_is_wrong_fails_alone_with_the_code_of_the_run(tmp_path: Path) -> N
         no_try = [] if check == "one row" else ["--no-try"]
         result = pipeline("doctor", job, "--json", "--set", override, *no_try, env=env)
         assert result.code == code, result.stdout
-        found = looks(result.json).items()
-        failed = {name: text for name, (status, text) in found if status == "fail"}
+        statuses = looks(result.json).items()
+        failed = {name: text for name, (status, text) in statuses if status == "fail"}
         assert [*failed] == [check]
         assert words in failed[check]
         assert "SECRET" not in result.stdout + result.stderr
@@ -92,10 +92,10 @@ def test_who_may_reach_ray_is_told_and_the_token_is_not(
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    (found,) = look_at_access(address)
-    assert (found.check, found.status, found.exit_code) == ("ray access", status, 0)
-    assert words in found.found
-    assert "t0ken" not in str(found)
+    (finding,) = look_at_access(address)
+    assert (finding.check, finding.status, finding.exit_code) == ("ray access", status, 0)
+    assert words in finding.found
+    assert "t0ken" not in str(finding)
 
 
 @pytest.mark.parametrize("scheme", ["", "http://"])
@@ -103,17 +103,17 @@ def test_a_cluster_that_does_not_answer_fails_with_the_code_of_the_run(scheme: s
     with socket.socket() as taken:  # refuses connections, and no other process can take it
         taken.bind(("127.0.0.1", 0))
         address = f"{scheme}127.0.0.1:{taken.getsockname()[1]}"
-        found, code = doctor(address=address)
+        findings, code = doctor(address=address)
     assert code == 7
-    assert looks(found)["cluster"][0] == "fail"
-    assert address in looks(found)["cluster"][1]
-    assert "refused" in looks(found)["cluster"][1]
+    assert looks(findings)["cluster"][0] == "fail"
+    assert address in looks(findings)["cluster"][1]
+    assert "refused" in looks(findings)["cluster"][1]
 
 
 def test_an_address_of_no_kind_is_a_mistake_of_the_command() -> None:
-    found, code = doctor(address="head")
-    assert (looks(found)["cluster"][0], code) == ("fail", 2)
-    assert "HOST:PORT" in looks(found)["cluster"][1]
+    findings, code = doctor(address="head")
+    assert (looks(findings)["cluster"][0], code) == ("fail", 2)
+    assert "HOST:PORT" in looks(findings)["cluster"][1]
 
 
 def test_a_token_that_others_may_read_is_told(
@@ -122,17 +122,17 @@ def test_a_token_that_others_may_read_is_told(
     token = tmp_path / "token"
     token.write_text("t0ken")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
-    for mode, is_told in ((0o644, True), (0o600, False)):
+    for mode, has_warning in ((0o644, True), (0o600, False)):
         os.chmod(token, mode)
-        found, _ = doctor()
-        assert ("ray token" in looks(found)) is is_told
+        findings, _ = doctor()
+        assert ("ray token" in looks(findings)) is has_warning
 
 
 def test_what_lets_inputs_run_code_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_DATA_AUTOLOAD_PICKLE_OBJECT_SCALAR", "1")
-    found, code = doctor()
-    assert (found["status"], code) == ("fail", 2)
-    assert re.search("AUTOLOAD.*unset it", looks(found)["ray environment"][1])
+    findings, code = doctor()
+    assert (findings["status"], code) == ("fail", 2)
+    assert re.search("AUTOLOAD.*unset it", looks(findings)["ray environment"][1])
 
 
 def test_a_package_that_does_not_fit_is_named_with_what_is_needed(
@@ -140,14 +140,16 @@ def test_a_package_that_does_not_fit_is_named_with_what_is_needed(
 ) -> None:
     real = metadata.version
     monkeypatch.setattr(metadata, "version", lambda name: "9.0" if name == "pillow" else real(name))
-    found, code = doctor()
-    status, text = looks(found)["packages"]
+    findings, code = doctor()
+    status, text = looks(findings)["packages"]
     assert (status, code) == ("fail", 2)
     assert re.search(r"install pillow>=[0-9.]+ \(there is 9\.0\)$", text)
 
 
 def test_a_job_that_wants_a_gpu_is_warned_of_its_absence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    (found,) = (each for each in look_at_machine(None, wants_gpu=True) if each.check == "gpu")
-    assert found.status == "warn"
-    assert f"torch {torch.__version__} sees none: it is built for " in found.found
+    (gpu,) = (
+        finding for finding in look_at_machine(None, wants_gpu=True) if finding.check == "gpu"
+    )
+    assert gpu.status == "warn"
+    assert f"torch {torch.__version__} sees none: it is built for " in gpu.found

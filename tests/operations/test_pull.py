@@ -69,28 +69,28 @@ def files(folder: Path) -> dict[str, bytes]:
     }
 
 
-def refusal(uri: str, folder: Path, *include: str, kind: type[Exception] = JobError) -> str:
-    with pytest.raises(kind) as caught:
+def refusal(uri: str, folder: Path, *include: str, error_type: type[Exception] = JobError) -> str:
+    with pytest.raises(error_type) as caught:
         pull(uri, str(folder), include=include)
-    assert type(caught.value) in (kind, *kind.__subclasses__())
+    assert type(caught.value) in (error_type, *error_type.__subclasses__())
     assert "\n" not in str(caught.value)
     assert "pull.json" not in files(folder)
     return str(caught.value)
 
 
 def test_data_is_copied_and_what_may_run_code_is_not(hub: HubServer, tmp_path: Path):
-    found = pull(URI, str(tmp_path / "m"))
+    pulled = pull(URI, str(tmp_path / "m"))
     there = files(tmp_path / "m")
     record = json.loads(there.pop("pull.json"))
     assert there == DATA
-    assert found["left_out"] == sorted(OTHERS)
+    assert pulled["left_out"] == sorted(OTHERS)
     assert (record["repository"], record["commit"]) == (REPO, COMMIT)
-    assert record["files"] == found["files"]
+    assert record["files"] == pulled["files"]
     assert {f["name"]: (f["size_bytes"], f["sha256"]) for f in record["files"]} == {
         name: (len(data), hashlib.sha256(data).hexdigest()) for name, data in DATA.items()
     }
     lines = "".join(f"{f['name']} {f['sha256']}\n" for f in record["files"])
-    assert record["sha256"] == found["sha256"] == hashlib.sha256(lines.encode()).hexdigest()
+    assert record["sha256"] == pulled["sha256"] == hashlib.sha256(lines.encode()).hexdigest()
     assert set(hub.downloads) == set(DATA)
 
 
@@ -118,8 +118,8 @@ def test_files_that_are_asked_for_join_those_of_the_same_commit(hub: HubServer, 
     assert LARGE not in files(tmp_path)
     then = pull(URI, str(tmp_path), include=[LARGE, "onnx/*"])
     assert then["copied"] == 2
-    names = {each["name"] for each in then["files"]}
-    assert names == {each["name"] for each in first["files"]} | {LARGE, "onnx/model.onnx"}
+    names = {file["name"] for file in then["files"]}
+    assert names == {file["name"] for file in first["files"]} | {LARGE, "onnx/model.onnx"}
 
 
 def test_without_safetensors_onnx_files_are_taken(hub: HubServer, tmp_path: Path):
@@ -156,8 +156,8 @@ def test_other_content_than_the_hub_says_is_refused(hub: HubServer, tmp_path: Pa
     data = DATA[name]
     hub.sent_instead[name] = bytes([data[0] ^ 1]) + data[1:]
     message = refusal(URI, tmp_path)
-    kind = "sha256" if name == LARGE else "git digest"
-    assert f"{URI}: {name}: {kind} is " in message
+    digest_name = "sha256" if name == LARGE else "git digest"
+    assert f"{URI}: {name}: {digest_name} is " in message
     assert name not in files(tmp_path)
 
 
@@ -177,7 +177,7 @@ def test_a_download_that_was_cut_goes_on(hub: HubServer, tmp_path: Path, ignores
 
 def test_a_download_that_is_cut_again_and_again_is_given_up(hub: HubServer, tmp_path: Path):
     hub.cuts[LARGE] = [70_000] * 20
-    message = refusal(URI, tmp_path, kind=InfraError)
+    message = refusal(URI, tmp_path, error_type=InfraError)
     assert message.startswith(f"{URI}: {LARGE}: the hub does not answer (")
     assert message.endswith("; run again to try anew")
     assert LARGE not in files(tmp_path)
@@ -271,10 +271,10 @@ def test_a_damaged_record_is_said(hub: HubServer, tmp_path: Path):
 
 def test_it_writes_to_an_object_store(hub: HubServer, s3: S3Server):
     store = s3.store()
-    found = pull(URI, store.uri, storage_options=store.storage_options)
+    pulled = pull(URI, store.uri, storage_options=store.storage_options)
     assert {f.path for f in store.list_files()} == {*DATA, "pull.json"}
     assert store.read_bytes(LARGE) == DATA[LARGE]
-    assert pull(URI, store.uri, storage_options=store.storage_options)["sha256"] == found["sha256"]
+    assert pull(URI, store.uri, storage_options=store.storage_options)["sha256"] == pulled["sha256"]
 
 
 def command(hub: HubServer, *arguments: str, **env: str) -> Result:
@@ -320,7 +320,7 @@ def test_an_answer_that_describes_no_repository_is_said(
     hub: HubServer, tmp_path: Path, answer: bytes
 ):
     hub.describes = answer
-    assert "answer describes no repository" in refusal(URI, tmp_path, kind=InfraError)
+    assert "answer describes no repository" in refusal(URI, tmp_path, error_type=InfraError)
 
 
 @pytest.mark.parametrize("key", ["size", "blobId"])
@@ -336,7 +336,7 @@ def test_a_file_that_the_hub_does_not_describe_is_taken_only_if_asked_for(
 def test_what_does_not_fit_the_disk_is_refused(hub: HubServer, tmp_path: Path):
     lfs = {"sha256": "0" * 64, "size": 10**15, "pointerSize": 134}
     hub.describes = described({"rfilename": LARGE, "size": 10**15, "lfs": lfs})
-    assert "has 1000000000000000 bytes, and" in refusal(URI, tmp_path, kind=InfraError)
+    assert "has 1000000000000000 bytes, and" in refusal(URI, tmp_path, error_type=InfraError)
     assert not hub.downloads
 
 
@@ -344,7 +344,7 @@ def test_a_disk_that_takes_no_more_is_not_called_the_hubs(hub: HubServer, tmp_pa
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(DATA[LARGE]) // 2, hard))
     try:
-        message = refusal(URI, tmp_path, LARGE, kind=InfraError)
+        message = refusal(URI, tmp_path, LARGE, error_type=InfraError)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert message == f"{URI}: {LARGE}: cannot be written to the local disk: File too large"

@@ -40,12 +40,15 @@ def test_missing_stale_running_and_without_input(tmp_path: Path, store: Store):
     job = job_over(tmp_path)
     publish_rows(store, f"date={DAYS[1]}")
     before = snapshot(store)
-    found = pipeline.status(job, from_=DAYS[0], to=DAYS[-1], allow_import=ALLOWED)
-    told = {each.partition[5:]: (each.state, each.a_run_would) for each in found.partitions}
-    assert told[DAYS[0]] == ("missing", "publish the first version")
-    assert told[DAYS[1]] == ("stale", "replace version 1")
-    assert told[DAYS[2]][0] == "no_input"
-    assert str(told[DAYS[2]][1]).startswith("end with 8: ")
+    seen = pipeline.status(job, from_=DAYS[0], to=DAYS[-1], allow_import=ALLOWED)
+    states = {
+        partition.partition[5:]: (partition.state, partition.a_run_would)
+        for partition in seen.partitions
+    }
+    assert states[DAYS[0]] == ("missing", "publish the first version")
+    assert states[DAYS[1]] == ("stale", "replace version 1")
+    assert states[DAYS[2]][0] == "no_input"
+    assert str(states[DAYS[2]][1]).startswith("end with 8: ")
     assert snapshot(store) == before, "it only looks"
     with hold_lease(store, Layout(f"date={DAYS[0]}"), "run-1", 1e6):
         (one,) = status_of_job(job, from_=DAYS[0], to=DAYS[0], allow_import=ALLOWED).partitions

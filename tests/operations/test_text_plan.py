@@ -40,16 +40,16 @@ def job_of(folder: Path, model: dict[str, Any], **sections: Any) -> Job:
 
 def test_a_plan_says_what_was_read_from_the_model_directory(tmp_path: Path, directory: Path):
     job = job_of(tmp_path, {"path": str(directory)})
-    found = plan(job, tries=False)
-    model = found["model"]
+    planned = plan(job, tries=False)
+    model = planned["model"]
     assert (model["name"], model["task"], model["embedding_dim"]) == ("BertModel", "embed", 32)
     assert (model["max_tokens"], model["batch_size"], model["batch_tokens"]) == (64, 256, 1024)
-    read = {each["file"]: each["says"] for each in model["read_from_directory"]}
+    read = {line["file"]: line["says"] for line in model["read_from_directory"]}
     assert "BertModel" in read["config.json"]
     assert "pooling cls" in read["modules.json"]
     assert "64 tokens" in read["tokenizer.json"]
     console = Console(file=io.StringIO(), width=100, color_system=None)
-    console.print(render_document(found))
+    console.print(render_document(planned))
     assert "pooling cls" in console.file.getvalue()
 
 
@@ -64,8 +64,8 @@ def test_a_plan_tries_one_text(tmp_path: Path, directory: Path):
 
 def test_int8_is_planned_for_texts(tmp_path: Path, directory: Path):
     model = {"path": str(directory), "runtime": "onnxruntime", "precision": "int8"}
-    found = plan(job_of(tmp_path, model), tries=False)["model"]
-    assert (found["runtime"], found["precision"]) == ("onnxruntime", "int8")
+    section = plan(job_of(tmp_path, model), tries=False)["model"]
+    assert (section["runtime"], section["precision"]) == ("onnxruntime", "int8")
 
 
 def test_int8_is_refused_for_an_onnx_file(tmp_path: Path):

@@ -49,12 +49,12 @@ def test_a_date_that_fails_keeps_no_other_from_its_turn_but_a_stop_does(
     dates: Any = MadeUpDates(codes)
     runs = do_all(dates, DAYS, Silent())
     assert dates.done == done
-    assert [each.exit_code for each in runs] == ends
-    assert [each.date for each in runs] == [*map(date_text, DAYS)]
+    assert [date_run.exit_code for date_run in runs] == ends
+    assert [date_run.date for date_run in runs] == [*map(date_text, DAYS)]
 
 
 def test_the_newest_may_be_first_and_results_are_by_date():
     dates: Any = MadeUpDates({})
     runs = do_all(dates, DAYS[::-1], Silent())
     assert [day for day, _ in dates.done] == [3, 2, 1]
-    assert [each.date for each in runs] == [*map(date_text, DAYS)]
+    assert [date_run.date for date_run in runs] == [*map(date_text, DAYS)]

@@ -83,14 +83,14 @@ class Command:
         """The exit code of the parent and what else was said, when both have ended."""
         if stdin is None:  # the end of its input would be something to read
             self.parent.wait(ENDS_S)
-        said, _ = self.parent.communicate(stdin, timeout=ENDS_S)
-        return self.parent.returncode, said.splitlines()
+        output, _ = self.parent.communicate(stdin, timeout=ENDS_S)
+        return self.parent.returncode, output.splitlines()
 
 
 def survivors(processes: list[psutil.Process]) -> list[psutil.Process]:
     """Those that have not ended, after a while for the last ones to go."""
     _, alive = psutil.wait_procs(processes, timeout=ENDS_S)
-    return [each for each in alive if each.status() != psutil.STATUS_ZOMBIE]
+    return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
 
 @contextmanager
@@ -195,10 +195,10 @@ def test_a_terminal_is_read_and_ctrl_c_there_is_one_stop():
         pid, terminal = pty.fork()
         if pid == 0:
             os.execv(sys.executable, [sys.executable, "-c", PROGRAM, "", "0"])
-        said = os.read(terminal, 1024)  # the child works
+        output = os.read(terminal, 1024)  # the child works
         os.write(terminal, typed)
-        while end not in said:
-            said += os.read(terminal, 1024)
+        while end not in output:
+            output += os.read(terminal, 1024)
         _, status = os.waitpid(pid, 0)
         os.close(terminal)
         assert os.waitstatus_to_exitcode(status) == (6 if b"SIGINT" in end else 0)

@@ -29,20 +29,20 @@ def test_a_life_keeps_one_value_of_a_class_and_the_next_one_has_another():
 
 
 def test_close_gives_up_what_is_held_the_newest_first_whatever_fails_or_hangs():
-    told, hangs = list[str](), threading.Event()
-    with new_life() as life, life.closing(lambda: told.append("given back")):
+    calls, hangs = list[str](), threading.Event()
+    with new_life() as life, life.closing(lambda: calls.append("given back")):
         pass
     with (
         new_life() as life,
-        life.closing(lambda: told.append("oldest")),
+        life.closing(lambda: calls.append("oldest")),
         life.closing(lambda: 1 / 0),
         life.closing(hangs.wait),
-        life.closing(lambda: told.append("newest")),
+        life.closing(lambda: calls.append("newest")),
     ):
         life.close(0.05)
-        assert told == ["newest", "oldest"]
+        assert calls == ["newest", "oldest"]
         life.close(0.05)
-    assert told == ["newest", "oldest"], "what is given up is not given up again"
+    assert calls == ["newest", "oldest"], "what is given up is not given up again"
     hangs.set()
 
 

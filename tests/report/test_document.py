@@ -111,8 +111,8 @@ def test_the_bottleneck_is_the_busiest_group():
 
 def test_the_predictions_hold_the_rate_that_the_advice_promises():
     report = document_of()
-    found = {entry["change"]: entry for entry in report["predictions"]}
-    rates = [entry["rows_per_s"] for entry in found.values() if entry["rows_per_s"]]
+    changes = {entry["change"]: entry for entry in report["predictions"]}
+    rates = [entry["rows_per_s"] for entry in changes.values() if entry["rows_per_s"]]
     assert report["bottleneck"]["predicted_rows_per_s"] == max(rates)
     assert document_of(BARE["failed"])["predictions"] == []
 
@@ -153,8 +153,8 @@ def test_stages_in_the_actors_have_the_slots_of_the_actors():
     slots = FULL["slots"] | {"decode": 0.0, "transform": 0.0}
     both = frozenset(["decoder", "writer"])
     report = document_of(slots=slots, in_actors=both)
-    found = {stage["stage"]: stage["slots"] for stage in report["stages"]}
-    assert found["decode"] == found["transform"] == found["predict"] == found["write"] == 2.0
+    used = {stage["stage"]: stage["slots"] for stage in report["stages"]}
+    assert used["decode"] == used["transform"] == used["predict"] == used["write"] == 2.0
     assert [limit["group"] for limit in report["limits"]] == ["reader", "actor", "cores"]
     stages = {stage["stage"]: stage["busy_s"] for stage in report["stages"]}
     theirs = sum(stages[name] for name in ("decode", "transform", "transfer", "predict", "write"))

@@ -27,27 +27,27 @@ def keep(store: Store, partition: str, run_id: str, facts: Facts = FACTS) -> Non
     put_report(store, partition, run_id, document_of(facts, run_id=run_id, partition=partition))
 
 
-def found_in(store: Store, partition: str = "all", wanted: ModelSection = WANTED) -> str | None:
-    found = find_past_run(store, partition, partial(is_basis, wanted))
-    return found.run_id if found else None
+def past_run_in(store: Store, partition: str = "all", wanted: ModelSection = WANTED) -> str | None:
+    past = find_past_run(store, partition, partial(is_basis, wanted))
+    return past.run_id if past else None
 
 
 def test_the_newest_run_of_any_partition_is_found(usual_store: Store):
-    assert found_in(usual_store) is None
+    assert past_run_in(usual_store) is None
     for partition, run_id in (("date=2026-11-24", "3"), ("date=2026-11-25", "2"), ("all", "1")):
         keep(usual_store, partition, run_id)
-    assert found_in(usual_store) == "3"
+    assert past_run_in(usual_store) == "3"
 
 
 def test_the_newest_partitions_are_those_of_the_highest_numbers(tmp_path: Path):
     store = Store(str(tmp_path))
     for number in range(90, 110):
         keep(store, f"batch={number}", f"{number:03d}")
-    assert found_in(store) == "109"
+    assert past_run_in(store) == "109"
     store.delete(
         [file.path for n in range(104, 110) for file in store.list_files(f"reports/batch={n}")]
     )
-    assert found_in(store) == "103"
+    assert past_run_in(store) == "103"
 
 
 def report_with(**changes) -> Report:
@@ -121,9 +121,9 @@ def test_few_reports_are_read_however_many_there_are(
         return read_many(self, paths, versions)
 
     monkeypatch.setattr(Store, "read_many", counting)
-    assert found_in(store, "date=2026-11-30") == "20261130-1"
+    assert past_run_in(store, "date=2026-11-30") == "20261130-1"
     assert len(read) <= 16
-    assert found_in(store, "all") == "20261201-0"  # its own partition counts, whatever its name
+    assert past_run_in(store, "all") == "20261201-0"  # its own partition counts, whatever its name
 
 
 def test_what_is_no_report_is_passed_over(tmp_path: Path):
@@ -132,4 +132,4 @@ def test_what_is_no_report_is_passed_over(tmp_path: Path):
     store.put("reports/all/2/report.html", b"killed before report.json")
     store.put("reports/all/3/report.json", b"\xff{")
     put_report(store, "all", "4", {**document_of(FACTS), "version": 2})
-    assert found_in(store) == "1"
+    assert past_run_in(store) == "1"

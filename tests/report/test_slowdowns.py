@@ -27,9 +27,9 @@ def compared(store: Store, report: Report) -> Report:
 )
 def test_a_stage_that_lost_more_than_a_fifth_is_named(decode_s: float, stages: list[str]):
     before, now = with_busy("1", decode=12.0), with_busy("2", decode=decode_s)
-    found = slower_than_before(report_of(now), report_of(before))
-    assert [stage.stage for stage in found] == stages
-    for stage in found:
+    slower = slower_than_before(report_of(now), report_of(before))
+    assert [stage.stage for stage in slower] == stages
+    for stage in slower:
         assert stage.change_pct == pytest.approx(100 * (12 / decode_s - 1), abs=0.01)
         assert stage.before == pytest.approx(9003 / 12)
         assert stage.run_id == "1"
@@ -50,9 +50,9 @@ def test_a_run_is_compared_with_the_newest_one_like_it(usual_store: Store):
     ):
         put_report(usual_store, facts["partition"], facts["run_id"], document_of(facts))
     report = report_of(with_busy("5", decode=24.0))
-    found = compared(usual_store, report)
-    assert [(one.stage, one.run_id) for one in found.slower_than_before] == [("decode", "2")]
-    assert Report.model_validate_json(to_json(found)) == found
+    report_with = compared(usual_store, report)
+    assert [(one.stage, one.run_id) for one in report_with.slower_than_before] == [("decode", "2")]
+    assert Report.model_validate_json(to_json(report_with)) == report_with
     same = compared(usual_store, report_of(with_busy("5", decode=12.0)))
     assert same.slower_than_before == []
 

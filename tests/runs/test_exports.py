@@ -76,11 +76,11 @@ def test_a_run_goes_on_whatever_becomes_of_its_metrics(tmp_path: Path):
     (at_port,) = (line[line.index("metrics") :] for line in warned)
     assert at_port.startswith(f"metrics at 127.0.0.1:{port}: OSError: ")
 
-    found, wanted = samples(textfile.read_text()), expected(done.json, "nightly")
-    assert {series: found.get(series) for series in wanted} == wanted
-    assert found['pipeline_rows_total{job="nightly",stage="predict"}'] == 22
-    assert found[LAST_PARTITION] == LATER_S, "a backfill of an older date is no step back"
-    assert found[LAST_SUCCESS] > 1.7e9
+    series, wanted = samples(textfile.read_text()), expected(done.json, "nightly")
+    assert {name: series.get(name) for name in wanted} == wanted
+    assert series['pipeline_rows_total{job="nightly",stage="predict"}'] == 22
+    assert series[LAST_PARTITION] == LATER_S, "a backfill of an older date is no step back"
+    assert series[LAST_SUCCESS] > 1.7e9
 
 
 def test_a_port_answers_with_the_figures_of_the_moment(tmp_path: Path):
@@ -90,11 +90,11 @@ def test_a_port_answers_with_the_figures_of_the_moment(tmp_path: Path):
     try:
         figures.end(report := publish(run))
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
-            found = samples(answer.read().decode())
+            series = samples(answer.read().decode())
     finally:
         exporter.close()
     wanted = expected(report.model_dump(mode="json"), "nightly")
-    assert {series: found.get(series) for series in wanted} == wanted
+    assert {name: series.get(name) for name in wanted} == wanted
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics")
 
@@ -103,9 +103,9 @@ def test_a_run_that_fails_says_so_and_leaves_the_time_of_the_last_success(tmp_pa
     textfile = tmp_path / "nightly.prom"
     textfile.write_text(BEFORE)
     save_trouble(run_with(tmp_path, textfile=str(textfile)), InfraError("the store is down"))
-    found = samples(text := textfile.read_text())
-    assert (found[FAILED], found[LAST_SUCCESS]) == (1.0, 1e9)
-    assert LAST_PARTITION not in found
+    series = samples(text := textfile.read_text())
+    assert (series[FAILED], series[LAST_SUCCESS]) == (1.0, 1e9)
+    assert LAST_PARTITION not in series
     assert 'job="other"' not in text
 
 

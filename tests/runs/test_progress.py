@@ -135,7 +135,7 @@ def test_a_script_on_a_terminal_sees_how_far_it_is(is_terminal: bool):
     )
     done = subprocess.run([sys.executable, "-c", program], stderr=theirs, check=True)
     os.close(theirs)
-    said = os.read(ours, 4096)
+    output = os.read(ours, 4096)
     os.close(ours)
     assert done.returncode == 0
-    assert (b"looking at rows" in said) == is_terminal
+    assert (b"looking at rows" in output) == is_terminal

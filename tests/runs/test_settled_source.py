@@ -20,8 +20,8 @@ COLUMNS = (
 
 def match(*features: str | dict[str, Any]) -> list[Any]:
     return [
-        each if isinstance(each, str) else each.model_dump(exclude_unset=True)
-        for each in match_columns(features_of(*features), COLUMNS, "m.onnx")
+        entry if isinstance(entry, str) else entry.model_dump(exclude_unset=True)
+        for entry in match_columns(features_of(*features), COLUMNS, "m.onnx")
     ]
 
 
@@ -45,7 +45,7 @@ def test_what_the_job_makes_of_a_column_stays():
 
 
 @pytest.mark.parametrize(
-    ("features", "told"),
+    ("features", "message"),
     [
         (["age", "plan"], "missing: income"),
         (["age", "plan", "income", "city"], "not among its inputs: city"),
@@ -53,17 +53,17 @@ def test_what_the_job_makes_of_a_column_stays():
         (["age", "plan", "income", "age"], "named twice: age"),
     ],
 )
-def test_other_names_are_refused_with_both_lists(features: list[str], told: str):
+def test_other_names_are_refused_with_both_lists(features: list[str], message: str):
     with pytest.raises(JobError) as caught:
         match(*features)
     assert str(caught.value) == (
         "source.features: m.onnx takes age, plan, income, each by its name; the job has "
-        f"{', '.join(features)}: {told}"
+        f"{', '.join(features)}: {message}"
     )
 
 
 @pytest.mark.parametrize(
-    ("entry", "told"),
+    ("entry", "message"),
     [
         (
             {"column": "plan", "categories": ["a"]},
@@ -75,9 +75,9 @@ def test_other_names_are_refused_with_both_lists(features: list[str], told: str)
         ),
     ],
 )
-def test_another_type_than_the_model_takes_is_refused(entry: dict[str, Any], told: str):
+def test_another_type_than_the_model_takes_is_refused(entry: dict[str, Any], message: str):
     others = [name for name in ("age", "plan", "income") if name != entry["column"]]
-    with pytest.raises(JobError, match=told):
+    with pytest.raises(JobError, match=message):
         match(entry, *others)
 
 

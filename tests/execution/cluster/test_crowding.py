@@ -20,7 +20,7 @@ def test_the_first_node_of_a_cluster_that_grows_gets_no_more_decoders_than_cores
     command = [sys.executable, crowding.__file__, str(CORES), str(LATER)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert 2 <= found["decoder"] <= CORES
-    assert found["reader"] <= 2 * CORES
-    assert found["writer"] <= CORES
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert 2 <= figures["decoder"] <= CORES
+    assert figures["reader"] <= 2 * CORES
+    assert figures["writer"] <= CORES

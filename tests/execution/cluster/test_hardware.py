@@ -17,11 +17,17 @@ TOTAL = {"CPU": 12.0, "GPU": 2.0, "accelerator_type:T4": 1.0, "accelerator_type:
 
 
 def test_a_head_without_cpus_only_costs_and_all_kinds_of_gpus_are_named():
-    found = hardware_from(TOTAL, [HEAD, L4, T4], {})
-    assert (found.num_nodes, found.node_cpus, found.node_gpus) == (2, (8.0, 4.0), (1.0, 1.0))
-    assert (found.gpu_names, found.gpu_name) == (("L4", "T4"), "L4, T4")
-    assert not found.is_one_machine
-    placed = Placement(found, allocate(Resources(), found, cost="image"), 0.0, on_cluster=True)
+    hardware = hardware_from(TOTAL, [HEAD, L4, T4], {})
+    assert (hardware.num_nodes, hardware.node_cpus, hardware.node_gpus) == (
+        2,
+        (8.0, 4.0),
+        (1.0, 1.0),
+    )
+    assert (hardware.gpu_names, hardware.gpu_name) == (("L4", "T4"), "L4, T4")
+    assert not hardware.is_one_machine
+    placed = Placement(
+        hardware, allocate(Resources(), hardware, cost="image"), 0.0, on_cluster=True
+    )
     assert placed.hardware_section().nodes == 3
 
 
@@ -34,8 +40,8 @@ def test_a_node_beside_a_head_is_one_machine_until_others_may_be_added():
 
 
 def test_a_cluster_whose_nodes_are_all_to_come_has_one():
-    found = hardware_from({}, [HEAD], {"CPU": 160.0})
-    assert (found.num_nodes, found.cpus, found.node_cpus) == (1, 160.0, ())
+    hardware = hardware_from({}, [HEAD], {"CPU": 160.0})
+    assert (hardware.num_nodes, hardware.cpus, hardware.node_cpus) == (1, 160.0, ())
 
 
 def test_nodes_of_several_versions_of_ray_are_refused_and_named() -> None:

@@ -51,8 +51,8 @@ def test_a_stage_is_never_far_ahead_of_the_next_and_all_rows_arrive():
         [sys.executable, "-c", SCRIPT], env=environment(), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["operators"] == 2
-    assert found["rows"] == list(range(NUM_ROWS))
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert seen["operators"] == 2
+    assert seen["rows"] == list(range(NUM_ROWS))
     limit = READ_AHEAD_SLICES + READ_AHEAD_SLICES_PER_ACTOR
-    assert limit // 2 < found["ahead"] < NUM_ROWS // 2  # a look takes all that lies ready
+    assert limit // 2 < seen["ahead"] < NUM_ROWS // 2  # a look takes all that lies ready

@@ -65,9 +65,9 @@ def ask(name: str, program: Path, *arguments: str, folder: Path | None = None) -
         text=True,
         preexec_fn=prepare,
     ) as process:
-        said, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=60)
     assert process.returncode == 0
-    return {**json.loads(said), "asked by": process.pid}
+    return {**json.loads(output), "asked by": process.pid}
 
 
 def test_a_forked_worker_is_what_the_process_would_have_become(
@@ -86,9 +86,9 @@ def test_a_forked_worker_is_what_the_process_would_have_become(
 
 def test_a_worker_with_an_environment_of_its_own_is_started(server: ForkServer, program: Path):
     alike = ask(server.name, program, "--runtime-env-hash=0")
-    own = ask(server.name, program, "--runtime-env-hash=-12")
+    answer = ask(server.name, program, "--runtime-env-hash=-12")
     assert alike["pid"] != alike["asked by"]
-    assert own["pid"] == own["asked by"]
+    assert answer["pid"] == answer["asked by"]
 
 
 def test_workers_share_no_random_numbers(server: ForkServer, tmp_path: Path):
@@ -194,10 +194,10 @@ def test_without_its_server_ray_starts_workers_by_itself():
         [sys.executable, "-c", FORKS], env=environment(), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
-    pids, parents, threads, puts = zip(*found["forked"], strict=True)
-    assert parents == (found["server"],) * 2
+    seen = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+    pids, parents, threads, puts = zip(*seen["forked"], strict=True)
+    assert parents == (seen["server"],) * 2
     assert threads == (1, 1)
     assert len(set(pids)) == len(set(puts)) == 2
-    assert found["later"][1] == found["raylet"]
-    assert found["left"] == 0
+    assert seen["later"][1] == seen["raylet"]
+    assert seen["left"] == 0

@@ -65,15 +65,15 @@ def test_an_embedded_ray_starts_what_runs_need_and_leaves_nothing():
         [sys.executable, "-c", SCRIPT], env=environment(), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["rows"] == list(range(1, 9))
-    assert found["started"] == ["fork_server", "gcs_server", "raylet"]
-    assert found["actors"] == []
-    assert "ray::DashboardAgent" not in found["programs"]
-    assert found["environment"] == "as asked"
-    assert found["family"] > 4  # workers, and what stands in the place of agents, too
-    assert found["left"] == []
-    assert "--address 10.0.0.1:6379: this process is connected to the Ray at" in found["refusal"]
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert seen["rows"] == list(range(1, 9))
+    assert seen["started"] == ["fork_server", "gcs_server", "raylet"]
+    assert seen["actors"] == []
+    assert "ray::DashboardAgent" not in seen["programs"]
+    assert seen["environment"] == "as asked"
+    assert seen["family"] > 4  # workers, and what stands in the place of agents, too
+    assert seen["left"] == []
+    assert "--address 10.0.0.1:6379: this process is connected to the Ray at" in seen["refusal"]
 
 
 def test_a_module_is_hidden_and_what_else_is_imported_meanwhile_stays():

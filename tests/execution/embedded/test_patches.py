@@ -97,18 +97,18 @@ def script(text: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 def last_json(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    document: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return document
 
 
 def test_without_any_one_private_name_its_patches_alone_are_left_out_with_a_debug_line_each():
-    found = last_json(script(DELETES))
-    assert found["again"], "what was deleted is there again"
-    assert len(found["found"]) > 5
-    for name, seen in found["found"].items():
+    deleted = last_json(script(DELETES))
+    assert deleted["again"], "what was deleted is there again"
+    assert len(deleted["found"]) > 5
+    for name, seen in deleted["found"].items():
         assert (seen["left"], seen["lost"]) == ([], []), name
         assert seen["lines"] == seen["patches"] > 0, name
-    assert set(map(tuple, found["reads"].values())) == {(None, 1)}
+    assert set(map(tuple, deleted["reads"].values())) == {(None, 1)}
 
 
 RUNS = """
@@ -174,13 +174,13 @@ def test_a_run_gives_the_same_whatever_is_left_out(how: str):
     done = subprocess.run(
         [sys.executable, "-c", RUNS, how], env=env, capture_output=True, text=True
     )
-    found = last_json(done)
-    assert (found["rows"], found["initialised"]) == (list(range(1, 9)), False)
-    assert found["by itself"] == (how == "misunderstood")
+    seen = last_json(done)
+    assert (seen["rows"], seen["initialised"]) == (list(range(1, 9)), False)
+    assert seen["by itself"] == (how == "misunderstood")
     if how == "plain":
-        assert found["left out"] == 0, "nothing is even looked for"
+        assert seen["left out"] == 0, "nothing is even looked for"
     if how == "all gone":
-        assert found["left out"] >= 15
+        assert seen["left out"] >= 15
 
 
 def test_a_function_with_other_parameters_is_not_the_one_that_was_meant():

@@ -59,8 +59,8 @@ class Case:
 
     def run(self, values: list[int], name: str = NAME) -> tuple[list[str | None], Counters]:
         counters: Counters = {}
-        found = self.guard.run(name, rows_of(values), counters)
-        return found.column("error").to_pylist(), counters
+        done = self.guard.run(name, rows_of(values), counters)
+        return done.column("error").to_pylist(), counters
 
 
 @pytest.fixture
@@ -99,8 +99,8 @@ def test_a_slice_in_a_child_has_the_room_of_all_others(tmp_path: Path) -> None:
         runs += [pool.submit(guard.run, "isolated", rows_of([SEGFAULT, 1, 2]), {})]
         runs += [pool.submit(guard.run, "late", rows_of([1, 2]), {})]
         may_end.set()
-        found = [each.result().column("error").to_pylist() for each in runs]
-    assert found == [[None], [None], [Reason.NATIVE_CRASH, None, None], [None, None]]
+        errors = [future.result().column("error").to_pylist() for future in runs]
+    assert errors == [[None], [None], [Reason.NATIVE_CRASH, None, None], [None, None]]
     at = log.index("released")
     assert log[:at].count("begins") == log[:at].count("ends")
 
@@ -158,8 +158,8 @@ def test_workers_that_die_over_batches_twice_have_their_rows_taken_one_by_one(
         with closing(
             Guard(work, [plan], attempts, row_timeout_s=20.0, fields=IMAGE_FIELDS)
         ) as guard:
-            found = guard.run(NAME, rows_of([1, 2]), {})
-        assert found.column("error").to_pylist() == [None, None]
+            done = guard.run(NAME, rows_of([1, 2]), {})
+        assert done.column("error").to_pylist() == [None, None]
         assert len(work.pids) == starts
 
 
@@ -250,11 +250,11 @@ def test_an_image_that_ends_its_decoder_costs_itself(tmp_path: Path) -> None:
     with closing(
         Guard(SliceWork(decoder, None), [decoder.plan], attempts, 60.0, fields=IMAGE_FIELDS)
     ) as guard:
-        found = guard.run(NAME, rows, counters)
+        done = guard.run(NAME, rows, counters)
     digest = hashlib.sha256(images[2]).hexdigest()
     message = "its process was ended by SIGSEGV"
     crash = Failure(Reason.NATIVE_CRASH, "decode", message, digest, len(images[2]))
-    assert failures_of(found) == [None, None, crash, None, None]
-    assert found.equals(Preprocessing(spec, 10**6, 10**6, IMAGE_FIELDS)({}, fail(rows, {2: crash})))
+    assert failures_of(done) == [None, None, crash, None, None]
+    assert done.equals(Preprocessing(spec, 10**6, 10**6, IMAGE_FIELDS)({}, fail(rows, {2: crash})))
     decoded = counters["decode"]
     assert (decoded["rows_in"], decoded["rows_out"], decoded["rows_quarantined"]) == (5, 4, 1)

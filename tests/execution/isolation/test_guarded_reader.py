@@ -47,43 +47,43 @@ class Case:
 
     def read(self) -> dict[SliceKey, pa.Table]:
         starts = {key.start for key in self.unit.slices()} if self.unit.cut is None else set()
-        found = {}
+        slices = {}
         for packed in read_guarded(self.reader, self.unit, starts, self.attempts, ROW_TIMEOUT_S):
             [(key, counters, rows, _)] = unpack(packed)
-            found[key] = rows
+            slices[key] = rows
             assert rows.num_rows == key.num_rows
             self.counters = merge(self.counters, counters)
         assert list(self.attempts.folder.iterdir()) == []
-        return found
+        return slices
 
 
-def make(folder: Path, kind: str) -> Case:
+def make(folder: Path, case_name: str) -> Case:
     """Plan three shards; return the case of the unit with shard b."""
     shards = folder / "in"
     shards.mkdir()
     for name in ("a", "b", "c"):
         images = {f"{name}{i}__jpg": f"{name}:{i}".encode() for i in range(5)}
-        if kind == "parquet":
+        if case_name == "parquet":
             table = pa.table({"image": list(images.values())})
             pq.write_table(table, shards / f"{name}.parquet")
         else:
             (shards / f"{name}.tar").write_bytes(pack_tar(files(**images)))
-    reader, plan = plan_job(shards, 4 if kind == "webdataset" else 12, format=kind)
-    unit = plan.units[1 if kind == "webdataset" else 0]
+    reader, plan = plan_job(shards, 4 if case_name == "webdataset" else 12, format=case_name)
+    unit = plan.units[1 if case_name == "webdataset" else 0]
     return Case(folder, reader, unit)
 
 
 @contextlib.contextmanager
-def stalled(s3: S3Server, folder: Path, kind: str, name: str) -> Iterator[Case]:
+def stalled(s3: S3Server, folder: Path, case_name: str, name: str) -> Iterator[Case]:
     """Plan three shards in a bucket, one of which then stalls: a read of it never returns."""
     store = s3.store()
-    case = make(folder, kind)
+    case = make(folder, case_name)
     for path in (folder / "in").iterdir():
         store.put(path.name, path.read_bytes())
     reader, plan = plan_job(
         store.uri,
-        4 if kind == "webdataset" else 12,
-        format=kind,
+        4 if case_name == "webdataset" else 12,
+        format=case_name,
         storage_options=s3.storage_options,
     )
     rule = Rule(STALL, method="GET", path=name, last=1000)
@@ -92,9 +92,9 @@ def stalled(s3: S3Server, folder: Path, kind: str, name: str) -> Iterator[Case]:
         yield Case(folder, replace(reader, store=behind), plan.units[case.unit.index])
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_reader_that_was_killed_costs_nothing_but_a_child(kind: str, tmp_path: Path) -> None:
-    case = make(tmp_path, kind)
+@pytest.mark.parametrize("case_name", KINDS)
+def test_a_reader_that_was_killed_costs_nothing_but_a_child(case_name: str, tmp_path: Path) -> None:
+    case = make(tmp_path, case_name)
     undisturbed = case.read()
     assert "isolated" not in case.counters
     read, case.counters = case.counters["read"], {}
@@ -115,10 +115,10 @@ def test_a_child_reads_what_is_too_large_for_memory_in_pieces(tmp_path: Path) ->
     reader, plan = plan_job(tmp_path / "in", 40)
     case = Case(tmp_path, reader, plan.units[0])
     case.die()
-    found = case.read()
-    assert len(found) > 1
-    assert sum(key.num_rows for key in found) == 40
-    assert all(rows.column("error").null_count == rows.num_rows for rows in found.values())
+    slices = case.read()
+    assert len(slices) > 1
+    assert sum(key.num_rows for key in slices) == 40
+    assert all(rows.column("error").null_count == rows.num_rows for rows in slices.values())
     assert case.counters["read"]["rows_out"] == 40
     assert case.counters["isolated"]["dead_processes"] == 1
 
@@ -127,11 +127,11 @@ def test_a_child_reads_what_is_too_large_for_memory_in_pieces(tmp_path: Path) ->
 def test_a_shard_that_stops_its_reader_costs_its_rows(s3: S3Server, tmp_path: Path) -> None:
     with stalled(s3, tmp_path, "parquet", "b.parquet") as case:
         case.die()
-        found = pa.concat_tables(case.read().values())
+        rows = pa.concat_tables(case.read().values())
     ids = [f"{name}.parquet#{row}" for name in "abc" for row in range(5)]
-    assert found.column("row_id").to_pylist() == ids
+    assert rows.column("row_id").to_pylist() == ids
     errors = [Reason.TIMEOUT if row_id.startswith("b") else None for row_id in ids]
-    assert found.column("error").to_pylist() == errors
+    assert rows.column("error").to_pylist() == errors
     read = case.counters["read"]
     assert (read["rows_in"], read["rows_out"], read["rows_quarantined"]) == (15, 10, 5)
     assert case.counters["isolated"]["num_quarantined"] == 5
@@ -150,9 +150,9 @@ def test_a_tar_that_stops_its_reader_is_an_unreadable_shard(s3: S3Server, tmp_pa
     assert "no result after 5 s" in row["message"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_unit_that_keeps_killing_its_readers_is_given_up(kind: str, tmp_path: Path) -> None:
-    case = make(tmp_path, kind)
+@pytest.mark.parametrize("case_name", KINDS)
+def test_a_unit_that_keeps_killing_its_readers_is_given_up(case_name: str, tmp_path: Path) -> None:
+    case = make(tmp_path, case_name)
     case.die(GIVE_UP_AFTER)
     errors = {error for rows in case.read().values() for error in rows.column("error").to_pylist()}
-    assert errors == {Reason.NATIVE_CRASH if kind == "parquet" else Reason.UNREADABLE_SHARD}
+    assert errors == {Reason.NATIVE_CRASH if case_name == "parquet" else Reason.UNREADABLE_SHARD}

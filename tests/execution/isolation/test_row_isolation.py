@@ -79,8 +79,8 @@ def test_rows_that_end_processes_are_failed_with_their_reasons_and_the_others_ar
     counters: Counters = {}
     work = Doubling(str(tmp_path / "starts"))
     with isolating(work) as isolated:
-        found = isolated.run(plan(5), rows, counters, one_by_one=one_by_one)
-    failures = {index: f for index, f in enumerate(failures_of(found)) if f}
+        done = isolated.run(plan(5), rows, counters, one_by_one=one_by_one)
+    failures = {index: f for index, f in enumerate(failures_of(done)) if f}
     assert {index: (f.reason, f.stage) for index, f in failures.items()} == {
         3: (Reason.NATIVE_CRASH, STAGE),
         4: (Reason.NATIVE_CRASH, STAGE),
@@ -95,7 +95,7 @@ def test_rows_that_end_processes_are_failed_with_their_reasons_and_the_others_ar
     assert "SIGSEGV" in failures[3].message
     assert "exit code 3" in failures[4].message
     assert "SIGABRT" in failures[18].message
-    assert found.equals(double(fail(rows, failures), {}))
+    assert done.equals(double(fail(rows, failures), {}))
     did = counters[STAGE]
     assert (did["rows_in"], did["rows_out"], did["rows_quarantined"]) == (19, 14, 5)
     assert len(work.pids) == isolated.num_exits + 1
@@ -107,8 +107,8 @@ def test_a_row_that_takes_too_much_memory_is_ended_once_and_says_the_limit(tmp_p
     work = Doubling(str(tmp_path / "starts"))
     with closing(Child(work, 60.0, START_S, max_bytes=MAX_BYTES)) as child:
         isolated = IsolatedRunner(child, lambda stage, row: None, FIELDS)
-        found = isolated.run(plan(3), rows_of([1, GROW, 3]), {}, one_by_one=True)
-    failures = failures_of(found)
+        done = isolated.run(plan(3), rows_of([1, GROW, 3]), {}, one_by_one=True)
+    failures = failures_of(done)
     assert [failure and failure.reason for failure in failures] == [
         None,
         Reason.OUT_OF_MEMORY,
@@ -127,9 +127,9 @@ def test_what_a_silent_child_writes_is_one_printable_line_of_the_debug_log(
     with closing(Child(Writing(), CALL_S, START_S, is_silent=True)) as child:
         assert isinstance(child.call(STAGE, rows), ChildResult)
     assert wait_until(lambda: len(caplog.records) >= 2)
-    said = [record.getMessage() for record in caplog.records]
-    assert "a child says: \\x1b]0;T\\x07" in said
-    assert all(message.isprintable() for message in said)
+    messages = [record.getMessage() for record in caplog.records]
+    assert "a child says: \\x1b]0;T\\x07" in messages
+    assert all(message.isprintable() for message in messages)
     assert capfd.readouterr().err == ""
 
 
@@ -139,9 +139,9 @@ def test_a_row_that_ends_its_process_says_over_which_input() -> None:
     rows = rows_of(values).append_column("other", pa.array(others, pa.int64()))
     with closing(Child(TwoInputs(), CALL_S, START_S)) as child:
         isolated = IsolatedRunner(child, lambda stage, row: None, FIELDS)
-        found = isolated.run(StagePlan(STAGE, 1, double_both), rows, {}, one_by_one=True)
-    said = [failure and failure.message for failure in failures_of(found)]
-    assert said == [
+        done = isolated.run(StagePlan(STAGE, 1, double_both), rows, {}, one_by_one=True)
+    messages = [failure and failure.message for failure in failures_of(done)]
+    assert messages == [
         None,
         "input 'value': its process was ended by SIGSEGV",
         f"input 'other': no result after {CALL_S:g} s",
@@ -154,8 +154,8 @@ def test_a_batch_that_is_too_much_loses_no_row(tmp_path: Path) -> None:
     rows = rows_of(range(10))
     counters: Counters = {}
     with isolating(Doubling(str(tmp_path / "starts"), max_rows=3)) as isolated:
-        found = isolated.run(plan(5), rows, counters, one_by_one=False)
-    assert found.equals(double(rows, {}))
+        done = isolated.run(plan(5), rows, counters, one_by_one=False)
+    assert done.equals(double(rows, {}))
     assert counters[STAGE]["rows_out"] == 10
     assert isolated.num_poison == 0
 
@@ -164,8 +164,8 @@ def test_a_batch_that_is_too_much_loses_no_row(tmp_path: Path) -> None:
 def test_a_child_that_is_killed_once_costs_no_row(one_by_one: bool, tmp_path: Path) -> None:
     rows, work = rows_of([0, KILL_FIRST, 2, 3]), Doubling(str(tmp_path / "starts"))
     with isolating(work) as isolated:
-        found = isolated.run(plan(2), rows, {}, one_by_one=one_by_one)
-    assert found.equals(double(rows, {}))
+        done = isolated.run(plan(2), rows, {}, one_by_one=one_by_one)
+    assert done.equals(double(rows, {}))
     assert (len(work.pids), isolated.num_exits) == (2, 1)
 
 
@@ -174,10 +174,10 @@ def test_batches_are_those_of_the_stage_itself() -> None:
     rows = rows_of(range(11), [BAD if index in (1, 2, 6) else None for index in range(11)])
     with closing(Child(Sizing(), CALL_S, START_S)) as child:
         isolated = IsolatedRunner(child, lambda stage, row: None, FIELDS)
-        found = isolated.run(StagePlan(STAGE, 3, size), rows, {}, one_by_one=False)
-    good = found.filter(found.column(ERROR).is_null())
+        done = isolated.run(StagePlan(STAGE, 3, size), rows, {}, one_by_one=False)
+    good = done.filter(done.column(ERROR).is_null())
     assert good.column("together").to_pylist() == [3] * 6 + [2] * 2
-    assert found.column("row_id").equals(rows.column("row_id"))
+    assert done.column("row_id").equals(rows.column("row_id"))
 
 
 @pytest.mark.slow
@@ -196,9 +196,9 @@ def test_what_works_is_noted_once_its_child_is_there(tmp_path: Path) -> None:
 def test_what_kills_every_child_is_given_up_after_bounded_tries(tmp_path: Path) -> None:
     work = Doubling(str(tmp_path / "starts"))
     with isolating(work) as isolated:
-        found = isolated.run(plan(64), rows_of([SEGFAULT] * 50 + [1]), {}, one_by_one=False)
-    assert found.column(ERROR).to_pylist() == [Reason.NATIVE_CRASH] * 51
-    assert "given up" in found.column("message")[50].as_py()
+        done = isolated.run(plan(64), rows_of([SEGFAULT] * 50 + [1]), {}, one_by_one=False)
+    assert done.column(ERROR).to_pylist() == [Reason.NATIVE_CRASH] * 51
+    assert "given up" in done.column("message")[50].as_py()
     assert len(work.pids) == isolated.num_exits == MAX_EXITS_IN_A_ROW
 
 
@@ -216,8 +216,8 @@ def test_a_slice_of_hangs_takes_no_longer_than_a_few(tmp_path: Path) -> None:
 def test_a_child_that_cannot_start_is_not_started_for_ever(tmp_path: Path) -> None:
     work = Doubling(str(tmp_path / "starts"), can_start=False)
     with isolating(work) as isolated:
-        found = isolated.run(plan(4), rows_of(range(12)), {}, one_by_one=False)
-    assert found.column(ERROR).to_pylist() == [Reason.NATIVE_CRASH] * 12
+        done = isolated.run(plan(4), rows_of(range(12)), {}, one_by_one=False)
+    assert done.column(ERROR).to_pylist() == [Reason.NATIVE_CRASH] * 12
     assert len(work.pids) == MAX_STARTS
 
 

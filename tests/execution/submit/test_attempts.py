@@ -76,7 +76,7 @@ class ListedJobs:
         details = attempt(status, started_s_ago).details
         details.submission_id, details.metadata = job_id, metadata
         details.status.is_terminal = lambda: status not in ("PENDING", "RUNNING")
-        self.jobs = sorted([*self.jobs, details], key=lambda each: str(each.submission_id))
+        self.jobs = sorted([*self.jobs, details], key=lambda job: str(job.submission_id))
 
     def list_jobs(self) -> list[Any]:
         return self.jobs
@@ -85,10 +85,10 @@ class ListedJobs:
         raise RuntimeError(f"{submission_id}: the answer was lost, or there is such a job")
 
     def get_job_info(self, job_id: str) -> Any:
-        found = [each for each in self.jobs if each.submission_id == job_id]
-        if not found:
+        jobs = [job for job in self.jobs if job.submission_id == job_id]
+        if not jobs:
             raise RuntimeError(f"no job {job_id}")
-        return found[0]
+        return jobs[0]
 
 
 def test_attempts_are_in_the_order_of_their_numbers_and_the_next_one_is_new():
@@ -97,7 +97,7 @@ def test_attempts_are_in_the_order_of_their_numbers_and_the_next_one_is_new():
     for number in range(1, 11):
         client.add(f"{key}-a{number}", "FAILED")
     client.add("a-b-00000000-a99", "RUNNING")
-    assert [each.number for each in attempts_at(client, key)] == [*range(1, 11)]
+    assert [attempt.number for attempt in attempts_at(client, key)] == [*range(1, 11)]
     assert _choose(client, key, lambda: True, 60) == (f"{key}-a11", True)
     client.add(f"{key}-a11", "SUCCEEDED")
     assert _choose(client, key, lambda: True, 60) == (f"{key}-a11", False)
@@ -110,12 +110,12 @@ def test_attempts_are_in_the_order_of_their_numbers_and_the_next_one_is_new():
 @pytest.fixture
 def teams(tmp_path: Path) -> dict[str, str]:
     """Job files of one name with two outputs."""
-    found = {}
+    paths = {}
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (path := tmp_path / name / "nightly.yaml").write_text(f"sink: {{uri: 's3://{name}/out'}}\n")
-        found[name] = str(path)
-    return found
+        paths[name] = str(path)
+    return paths
 
 
 def test_a_job_file_means_its_own_submissions_and_not_those_of_another_of_that_name(
@@ -150,5 +150,7 @@ def test_of_two_submissions_of_one_id_the_job_belongs_to_that_which_started_it(
         _send(client, "a-b-12345678-a1", asked, package, "ours")
     client.add("a-b-12345678-a1", "RUNNING", submitter="ours")
     submitters = ("ours", "another")
-    is_ours = [_send(client, "a-b-12345678-a1", asked, package, each) for each in submitters]
+    is_ours = [
+        _send(client, "a-b-12345678-a1", asked, package, submitter) for submitter in submitters
+    ]
     assert is_ours == [True, False]

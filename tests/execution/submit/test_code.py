@@ -51,8 +51,8 @@ def job(tmp_path: Path) -> str:
 
 def sent(job: str, code: Path) -> dict[str, str]:
     with packed(job, str(code)) as package:
-        files = [each for each in package.folder.rglob("*") if each.is_file()]
-        return {str(each.relative_to(package.folder)): each.read_text() for each in files}
+        files = [path for path in package.folder.rglob("*") if path.is_file()]
+        return {str(path.relative_to(package.folder)): path.read_text() for path in files}
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_code_goes_without_secrets_caches_links_and_what_is_ignored(
 ):
     caplog.set_level(logging.INFO)
     assert sent(job, tree) == {**GOES, "nightly.yaml": "sink: {uri: /out}\n"}
-    (line,) = [each for each in caplog.messages if "go along" in each]
+    (line,) = [message for message in caplog.messages if "go along" in message]
     num_bytes = sum(map(len, GOES.values()))
     assert f"{len(GOES)} files, {num_bytes} bytes: " in line
     going, left_out = line.split("; left out: ")

@@ -25,16 +25,16 @@ def ask(script: list[Answer], *, is_known: bool = True) -> tuple[Any, int]:
     with WebServer() as server:
         server.scripts["/api/jobs/"] = script
         url = server.url("/api/jobs/")
-        found = until_answered(
+        answer = until_answered(
             lambda: requests.get(url, timeout=10), "the cluster", is_known=is_known
         )
-        return found, len(server.paths)
+        return answer, len(server.paths)
 
 
 @pytest.mark.parametrize("is_known", [True, False])
 def test_what_may_pass_is_asked_again(is_known: bool):
-    found, times = ask([*AGAIN, GOOD], is_known=is_known)
-    assert (found.json(), times) == ({"jobs": []}, len(AGAIN) + 1)
+    answer, times = ask([*AGAIN, GOOD], is_known=is_known)
+    assert (answer.json(), times) == ({"jobs": []}, len(AGAIN) + 1)
 
 
 @pytest.mark.parametrize(

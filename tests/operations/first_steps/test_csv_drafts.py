@@ -22,7 +22,9 @@ WIDTH, NUM_ROWS = 3, 20
 def rows(*columns: str, header: str = "", sep: str = ",") -> bytes:
     """20 records; `#` in a column is the number of the record, `00#` with zeros before it."""
     lines = [
-        sep.join(each.replace("00#", f"{row:05}").replace("#", str(row + 2)) for each in columns)
+        sep.join(
+            column.replace("00#", f"{row:05}").replace("#", str(row + 2)) for column in columns
+        )
         for row in range(NUM_ROWS)
     ]
     return "\n".join([header, *lines] if header else lines).encode()
@@ -78,8 +80,8 @@ def test_numbers_are_taken_where_nothing_is_left_to_guess(
     assert draft.job.source.input_columns.names == tuple(HEADER.split(","))
     assert draft.job.source.id_column == id_column
     is_ragged = data.endswith(b"x")
-    told = [line for line in draft.notes if line.startswith("cannot be read: 1 of its first 21")]
-    assert bool(told) == is_ragged
+    notes = [line for line in draft.notes if line.startswith("cannot be read: 1 of its first 21")]
+    assert bool(notes) == is_ragged
 
 
 @pytest.mark.parametrize(

@@ -120,8 +120,8 @@ CLIP_B64 = base64.b64encode(CLIP).decode()
     ],
 )  # fmt: skip
 def test_columns_are_chosen_by_what_they_hold(rows: pa.Table, takes: Any, expected: dict[str, Any]):
-    found = choose_columns(rows, takes)
-    assert {name: value for name, (value, _) in found.items()} == expected
+    chosen = choose_columns(rows, takes)
+    assert {name: value for name, (value, _) in chosen.items()} == expected
 
 
 @pytest.mark.parametrize(
@@ -143,8 +143,8 @@ def test_what_is_ambiguous_is_one_line(rows: pa.Table, takes: Any, words: str):
 
 def test_pairs_and_columns_by_name():
     rows = table(q=["a b"], d=["c d"], n=[1])
-    found = choose_columns(rows, "text", is_pair=True)
-    assert (found["text_column"][0], found["text_pair_column"][0]) == ("q", "d")
+    chosen = choose_columns(rows, "text", is_pair=True)
+    assert (chosen["text_column"][0], chosen["text_pair_column"][0]) == ("q", "d")
     assert choose_columns(rows, "features", ["n", "q"])["features"][0] == ["n", "q"]
     with pytest.raises(JobError, match="there is no age; there are q, d, n"):
         choose_columns(rows, "features", ["n", "age"])
@@ -230,10 +230,10 @@ def test_photos_for_a_model_of_texts_are_no_columns(tmp_path: Path, encoder: str
 
 def test_init_writes_a_file_that_runs_as_it_is_and_none_over_another(tmp_path: Path, encoder: str):
     uri, job = write(tmp_path, "rows.csv", TEXTS), tmp_path / "job.yaml"
-    found = init(uri, model=encoder, to=str(tmp_path / "out"), job=job)
-    assert found["next"] == f"pipeline run {job}"
+    written = init(uri, model=encoder, to=str(tmp_path / "out"), job=job)
+    assert written["next"] == f"pipeline run {job}"
     assert load_job(job).source.text_column == "text"
-    assert "pipeline run" in str(found)
+    assert "pipeline run" in str(written)
     comments = [line for line in job.read_text().splitlines() if "  # " in line]
     assert len(comments) >= 6
     with pytest.raises(JobError, match="is there already; choose another name"):

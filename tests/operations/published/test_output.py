@@ -106,7 +106,7 @@ def test_an_output_is_its_partitions_by_date(usual_store: Store):
     for number, day in enumerate(DAYS[::-1]):
         publish_rows(usual_store, day, Made(edition=number, fail_every=2 * number))
     out = opened(usual_store)
-    assert [*out.partitions] == [each.name for each in out] == DAYS
+    assert [*out.partitions] == [partition.name for partition in out] == DAYS
     assert out["2026-11-23"].name == out[DAYS[1]].name == DAYS[1]
     assert out.latest.name == DAYS[2]
     assert out.versions == {day: (1,) for day in DAYS}
@@ -122,16 +122,19 @@ def test_an_output_is_its_partitions_by_date(usual_store: Store):
 def test_the_latest_of_numbered_partitions_has_the_highest_number(tmp_path: Path):
     for name in ("batch=10", "batch=9"):
         publish_rows(Store(str(tmp_path)), name)
-    assert [each.name for each in pipeline.open_output(tmp_path)] == ["batch=9", "batch=10"]
+    assert [partition.name for partition in pipeline.open_output(tmp_path)] == [
+        "batch=9",
+        "batch=10",
+    ]
     assert pipeline.open_output(tmp_path).latest.name == "batch=10"
 
 
 def test_the_least_certain_rows_come_first(usual_store: Store, monkeypatch: pytest.MonkeyPatch):
     publish_rows(usual_store, None, Made(num_slices=8))
-    found = opened(usual_store).least_certain(5)
+    rows = opened(usual_store).least_certain(5)
     scores = opened(usual_store).predictions(["score"]).to_pandas()["score"]
-    assert found.column("score").to_pylist() == sorted(scores)[:5]
-    assert len(set(found.column("row_id").to_pylist())) == 5
+    assert rows.column("score").to_pylist() == sorted(scores)[:5]
+    assert len(set(rows.column("row_id").to_pylist())) == 5
 
 
 def test_the_report_of_a_version_is_that_of_its_run(usual_store: Store):
@@ -159,12 +162,12 @@ def test_pages_of_a_notebook_are_small_and_escaped(tmp_path: Path):
     store.put(layout.log_entry(manifest.number), manifest.to_json())
     report = Report(**document_of(everywhere(HOSTILE)))
     night = opened(store)["part=012"]
-    for each in (opened(store), night, report, night.predictions()):
-        page = each._repr_html_()
+    for shown in (opened(store), night, report, night.predictions()):
+        page = shown._repr_html_()
         assert len(page.encode()) < 300_000
         assert "<img" not in page.replace("<img alt", "")
         assert not re.search(r"<script|https?://|\son\w+=\"", page)
-        assert repr(each)
+        assert repr(shown)
     assert HOSTILE.split()[0][1:] in opened(store)._repr_html_()
 
 
@@ -173,7 +176,7 @@ def test_what_was_shown_once_is_shown_again_without_the_store(tmp_path: Path):
         publish_rows(Store(str(tmp_path / "out")), day)
     out = opened(Store(str(tmp_path / "out")))
     night = out.latest
-    before = [each._repr_html_() for each in (out, night)] + [repr(out)]
+    before = [shown._repr_html_() for shown in (out, night)] + [repr(out)]
     shutil.rmtree(tmp_path / "out")
-    assert [each._repr_html_() for each in (out, night)] + [repr(out)] == before
+    assert [shown._repr_html_() for shown in (out, night)] + [repr(out)] == before
     assert before[0].index(DAYS[2]) < before[0].index(f"<td>{DAYS[0]}"), "the latest first"

@@ -26,7 +26,7 @@ def test_a_page_of_inspect_says_what_the_command_says(tmp_path: Path):
         assert words in text
     assert "does not say how its input was read" in text
     assert "<th>unreadable shards</th><td>0</td>" in text, "what is zero is said, too"
-    places = [text.index(each) for each in (">predicted<", "does not say", "fingerprint")]
+    places = [text.index(words) for words in (">predicted<", "does not say", "fingerprint")]
     assert places == sorted(places), "what was predicted, pictures, then ids and hashes"
     inspect(store.url(""), html=page, samples=0)
     assert "Least certain" not in page.read_text("utf-8")

@@ -25,9 +25,9 @@ def families(facts: Facts = FULL, outside: Outside = ENDED, **changes: Any) -> l
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_figures_are_those_of_the_report(name: str):
-    found = samples(as_text(families(CASES[name])))
+    series = samples(as_text(families(CASES[name])))
     wanted = expected(document_of(CASES[name]), "nightly")
-    assert {series: found.get(series) for series in wanted} == wanted
+    assert {name: series.get(name) for name in wanted} == wanted
 
 
 def test_the_same_series_are_there_every_night():
@@ -39,28 +39,28 @@ def test_the_same_series_are_there_every_night():
 
 
 def test_every_state_of_a_set_is_there_once():
-    found = samples(as_text(families()))
+    series = samples(as_text(families()))
     for name in ("pipeline_run_status", 'pipeline_gate_result{gate="max_error_pct"'):
-        values = [value for series, value in found.items() if series.startswith(name)]
+        values = [value for sample, value in series.items() if sample.startswith(name)]
         assert sum(values) == 1
         assert len(values) > 4
-    reasons = [series for series in found if series.startswith("pipeline_quarantined_rows_total")]
+    reasons = [sample for sample in series if sample.startswith("pipeline_quarantined_rows_total")]
     assert len(reasons) == len(Reason), "a reason that appears is a step from 0, not a new series"
 
 
 def test_what_is_unknown_is_no_number():
     running = Outside("nightly", AT)
-    found = samples(as_text(families(CASES["stopped"], running)))
-    assert math.isnan(found['pipeline_eta_seconds{job="nightly"}'])
-    assert found['pipeline_run_status{job="nightly",status="running"}'] == 1
-    assert 'pipeline_last_success_timestamp_seconds{job="nightly"}' not in found
+    series = samples(as_text(families(CASES["stopped"], running)))
+    assert math.isnan(series['pipeline_eta_seconds{job="nightly"}'])
+    assert series['pipeline_run_status{job="nightly",status="running"}'] == 1
+    assert 'pipeline_last_success_timestamp_seconds{job="nightly"}' not in series
     assert samples(as_text(families(rows={"left": 0})))['pipeline_eta_seconds{job="nightly"}'] == 0
 
 
 def test_the_two_times_are_of_the_version_and_of_its_date():
-    found = samples(as_text(families()))
-    assert found['pipeline_last_success_timestamp_seconds{job="nightly"}'] == 1795485600.0
-    assert found['pipeline_last_partition_timestamp_seconds{job="nightly"}'] == 1795478400.0
+    series = samples(as_text(families()))
+    assert series['pipeline_last_success_timestamp_seconds{job="nightly"}'] == 1795485600.0
+    assert series['pipeline_last_partition_timestamp_seconds{job="nightly"}'] == 1795478400.0
     undated = samples(as_text(families(partition="all")))
     assert 'pipeline_last_partition_timestamp_seconds{job="nightly"}' not in undated
 
@@ -68,18 +68,20 @@ def test_the_two_times_are_of_the_version_and_of_its_date():
 def test_names_units_and_both_formats_are_prometheus_own():
     """Counters end in _total; a unit is the last word; the stricter format takes all of it."""
     made = families()
-    assert {each.name.removeprefix("pipeline_") for each in made} == set(MEANINGS) - {"partitions"}
+    assert {family.name.removeprefix("pipeline_") for family in made} == set(MEANINGS) - {
+        "partitions"
+    }
     text = generate_latest(registry_of(lambda: made)).decode()  # type: ignore[no-untyped-call]
-    assert {each.name for each in text_string_to_metric_families(text)} == {  # type: ignore[no-untyped-call]
-        each.name for each in made
+    assert {family.name for family in text_string_to_metric_families(text)} == {  # type: ignore[no-untyped-call]
+        family.name for family in made
     }
     for name in MEANINGS:
         assert not name.endswith(("_total", "_s", "_ms", "_pct", "_mib"))
 
 
-@pytest.mark.parametrize(("sample", "found"), [(5.0, 7.0), (9.0, 9.0), (None, 7.0)])
-def test_a_gauge_that_outlives_its_run_never_becomes_less(sample: float | None, found: float):
+@pytest.mark.parametrize(("sample", "shown"), [(5.0, 7.0), (9.0, 9.0), (None, 7.0)])
+def test_a_gauge_that_outlives_its_run_never_becomes_less(sample: float | None, shown: float):
     samples = () if sample is None else (({}, sample),)
     family = Family("last", "gauge", "The last one.", samples)
-    assert family.at_least({"last": 7.0}, {}).samples == (({}, found),)
+    assert family.at_least({"last": 7.0}, {}).samples == (({}, shown),)
     assert family.at_least({"other": 7.0}, {}) == family

@@ -98,11 +98,11 @@ def test_what_was_taken_over_is_what_the_staged_slices_say():
 
 def test_the_computed_predictions_are_those_of_rows_that_were_not_taken_over():
     record = RunRecorder("r-1", "date=2026-11-25")
-    own, score = {"a": 1}, {"score": Numbers(0.5, 0.5, {1: 1}).to_dict()}
-    mixed = {"num_carried": 59, "sources": ["t"], "computed_labels": own, "computed_numbers": {}}
+    labels, score = {"a": 1}, {"score": Numbers(0.5, 0.5, {1: 1}).to_dict()}
+    mixed = {"num_carried": 59, "sources": ["t"], "computed_labels": labels, "computed_numbers": {}}
     record.add("computed", StagedSlice("r", 60, labels={"a": 1, "b": 59}, numbers=score, **mixed))
     assert record.distribution.labels == {"a": 1, "b": 59}
-    assert record.computed_distribution == Distribution(labels=own, numbers={})
+    assert record.computed_distribution == Distribution(labels=labels, numbers={})
     record.add("computed", StagedSlice("r", 7, labels={"c": 7}, numbers=score))
     assert record.computed_distribution.labels == {"a": 1, "c": 7}
     assert [*record.computed_distribution.numbers] == ["score"]

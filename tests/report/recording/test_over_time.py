@@ -11,9 +11,9 @@ def test_bins_double_and_lose_no_row():
     assert timeline.section() is None
     for second in range(1000):
         timeline.add(second + 0.5, FIRST if second in (0, 700) else StagedSlice("r", 10))
-    found = timeline.section()
-    assert found is not None
-    assert (found.bin_s, sum(found.rows)) == (32.0, 10_000)
-    assert set(found.rows[:-1]) == {320}
-    assert (found.actors[0], found.actors[21], found.actors[-1]) == (1, 2, 2)
-    assert len(found.rows) == len(found.actors) <= 60
+    section = timeline.section()
+    assert section is not None
+    assert (section.bin_s, sum(section.rows)) == (32.0, 10_000)
+    assert set(section.rows[:-1]) == {320}
+    assert (section.actors[0], section.actors[21], section.actors[-1]) == (1, 2, 2)
+    assert len(section.rows) == len(section.actors) <= 60

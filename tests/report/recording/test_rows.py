@@ -32,15 +32,15 @@ def test_a_row_without_a_label_that_loses_its_prediction_is_counted_all_the_same
 def test_footers_are_of_the_attempts_that_were_counted_or_of_slices_that_were_not():
     totals = RowAccounts()
     counted, other = SliceKey(0, 0, 4, is_last=False), SliceKey(0, 4, 8, is_last=True)
-    found: dict[str, dict[str, int]] = {"reasons": {"empty": 1}, "labels": {"cat": 3}}
-    totals.add("computed", StagedSlice("r", 4, name=staged_name(counted, "a1"), **found))
+    counts: dict[str, dict[str, int]] = {"reasons": {"empty": 1}, "labels": {"cat": 3}}
+    totals.add("computed", StagedSlice("r", 4, name=staged_name(counted, "a1"), **counts))
 
     def read_again(*attempts: tuple[SliceKey, str]) -> list[str]:
         read: list[str] = []
 
         def footer(path: str) -> StagedSlice:
             read.append(path)
-            return StagedSlice("s", 4, **found)
+            return StagedSlice("s", 4, **counts)
 
         totals.recount([(key, f"staging/{staged_name(key, a)}") for key, a in attempts], footer)
         return read

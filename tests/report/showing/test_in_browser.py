@@ -83,7 +83,8 @@ def sheets() -> str:
     corners = ("x_min", "y_min", "x_max", "y_max")
     places = ((10, 10, 200, 390), (600, 300, 640, 400))
     boxes = [
-        {"label": HOSTILE, "score": 0.5, **dict(zip(corners, each, strict=True))} for each in places
+        {"label": HOSTILE, "score": 0.5, **dict(zip(corners, place, strict=True))}
+        for place in places
     ]
     text = f"{HOSTILE} Ada Lovelace met Charles Babbage in London. " * 4
     marks = [
@@ -94,11 +95,11 @@ def sheets() -> str:
     seen = {row["row_id"]: Small(tall if n % 3 else picture) for n, row in enumerate(photos)}
     odd = [{"row_id": LONG, "label": LONG}, {"row_id": "b", "label": "c"}]
     seen |= {LONG: Small(picture), "b": Small(problem=f"truncated: {HOSTILE}")}
-    told = [{"row_id": "a", "entities": marks}, {"row_id": "b", "label": "x"}]
+    predicted = [{"row_id": "a", "entities": marks}, {"row_id": "b", "label": "x"}]
     texts = {"a": Small(texts=(text, LONG)), "b": Small(texts=("",))}
     problem = f"without the others: {HOSTILE}"
     pictures = sheet_html("Least certain", photos + odd, seen)
-    return pictures + sheet_html("Texts", told, texts, problem)
+    return pictures + sheet_html("Texts", predicted, texts, problem)
 
 
 def report_page(folder: Path) -> str:
@@ -123,8 +124,8 @@ def real_sheets(folder: Path) -> str:
 
 
 def texts(folder: Path) -> str:
-    found = publish_over(folder, Rows(), lambda row: f"{HOSTILE} {LONG} {row}", TEXTS)
-    return to_html(report_of(), (), try_sheet(found, 8))
+    output = publish_over(folder, Rows(), lambda row: f"{HOSTILE} {LONG} {row}", TEXTS)
+    return to_html(report_of(), (), try_sheet(output, 8))
 
 
 def diff_page(folder: Path) -> str:
@@ -133,7 +134,7 @@ def diff_page(folder: Path) -> str:
     for edition, some in ((1, kinds), (2, (LONG, *kinds[1:]))):
         rows = Rows(edition=edition, kinds=some, fail_every=4 + edition)
         versions.append(publish_over(folder, rows, lambda row: PHOTO))
-    pair = [Partition(each.store, each.layout, each.manifest, {}) for each in versions]
+    pair = [Partition(version.store, version.layout, version.manifest, {}) for version in versions]
     pipeline.diff(*pair).to_html(folder / "diff.html")
     return (folder / "diff.html").read_text("utf-8")
 
@@ -169,8 +170,8 @@ PAGES: dict[str, Callable[[Path], str]] = {
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with Browser(tmp_path_factory.mktemp("profile")) as found:
-        yield found
+    with Browser(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -94,7 +94,7 @@ def test_control_characters_reach_neither_terminal_nor_page(facts: Facts):
 def test_the_page_says_what_is_not_plain():
     assert "needs run.price_per_node_hour" not in to_html(report_of())
     assert "needs run.price_per_node_hour" in to_html(report_of(BARE["published"]))
-    classes = [{"label": f"missile{each}", "count": 2} for each in ("", " (657)")]
+    classes = [{"label": f"missile{class_id}", "count": 2} for class_id in ("", " (657)")]
     named = to_html(report_of({**FULL, "top_labels": classes}))
     assert "the class id: several classes have that name" in named
 
@@ -124,10 +124,10 @@ def test_terminal_and_page_say_what_a_row_weighs_and_what_a_change_would_bring()
 
 
 def test_terminal_and_page_say_what_the_outputs_of_a_model_are():
-    said = "rf.onnx gives probabilities: taken as they are"
-    report = report_of(model=FULL["model"] | {"scores": said})
-    assert said in str(report)
-    assert said in Page(to_html(report)).text
+    line = "rf.onnx gives probabilities: taken as they are"
+    report = report_of(model=FULL["model"] | {"scores": line})
+    assert line in str(report)
+    assert line in Page(to_html(report)).text
     plain = report_of()
     assert "taken as they are" not in str(plain) + Page(to_html(plain)).text
 
@@ -143,18 +143,18 @@ def test_a_stage_that_became_slower_is_named():
         }
     ]
     report = report_of(slower_than_before=slower)
-    said = "slower than before: decode, 70 rows/s per slot while busy instead of 140 in run r-0"
-    assert said in str(report)
-    assert said in Page(to_html(report)).text
+    line = "slower than before: decode, 70 rows/s per slot while busy instead of 140 in run r-0"
+    assert line in str(report)
+    assert line in Page(to_html(report)).text
 
 
 def test_what_the_gates_warn_of_and_what_was_accepted_is_shown():
-    said = [
+    gates = [
         {"name": "volume", "status": "warn", "value": -37.5, "message": "60 rows"},
         {"name": "label_drift", "status": "accepted", "message": "PSI 0.4", "reason": "new lens"},
         {"name": "constant", "status": "pass", "message": "not all alike"},
     ]
-    report = report_of(gates=said)
+    report = report_of(gates=gates)
     shown = str(report)
     assert "gate volume warns: 60 rows" in shown
     assert "gate label_drift failed: PSI 0.4 (accepted: new lens)" in shown
@@ -174,12 +174,12 @@ def test_a_retry_shows_what_became_of_the_quarantine():
     retry = {"base_version": 2, "entries": 1234, "recovered": 1200, "failed_again": 34}
     retry |= {"duplicate_ids": 0, "not_asked": 3}
     report = report_of(retry=retry)
-    said = (
+    line = (
         "retried: 1,234 quarantined rows of version 2, 1,200 are predicted now, 34 failed again, "
         "3 stay with reasons that were not asked for"
     )
-    assert said in str(report)
-    assert said in Page(to_html(report)).text
+    assert line in str(report)
+    assert line in Page(to_html(report)).text
 
 
 def test_carried_rows_are_told_in_a_line_and_on_the_page():
@@ -189,14 +189,14 @@ def test_carried_rows_are_told_in_a_line_and_on_the_page():
         "sources": [{"partition": "date=2026-11-23", "version": 7, "rows": 11_000}],
     }  # fmt: skip
     report = report_of(FULL | dict(carried=carried))
-    said = (
+    line = (
         "carried over: 11,000 rows of date=2026-11-23 version 7, 5 new, 3 of changed shards, "
         "2 gone, 16 predicted again to be compared, more are compared since libraries changed: "
         "pillow 12.2.0 -> 13.0.0"
     )
-    assert said in str(report).replace("\n", " ")
+    assert line in str(report).replace("\n", " ")
     page = Page(to_html(report)).text
-    assert said in page
+    assert line in page
     assert "Carried over" in page
     assert "Carried over" not in Page(to_html(report_of())).text
     nothing = report_of(FULL | dict(carried={"why_not": "the weights changed", "looked_at": 1}))
@@ -284,16 +284,16 @@ def test_what_came_to_nothing_opens_with_its_reason_and_gives_no_advice(status: 
 
 
 def test_gpus_and_what_they_could_do_faster_are_told_and_a_lone_processor_is_not():
-    def lines(device: str, **told: object) -> list[str]:
-        model = FULL["model"] | {"device": device, **told}
+    def lines(device: str, **fields: object) -> list[str]:
+        model = FULL["model"] | {"device": device, **fields}
         return str(report_of(model=model)).splitlines()
 
     on_gpus = {"NVIDIA L4, driver 580.65": 2_000, "Tesla T4, driver 580.65": 1}
-    found = lines("cuda", devices=on_gpus, advice=["fp32 is slow"])
+    on_gpu = lines("cuda", devices=on_gpus, advice=["fp32 is slow"])
     assert (
-        "computed on NVIDIA L4, driver 580.65: 2,000 rows; Tesla T4, driver 580.65: 1 row" in found
+        "computed on NVIDIA L4, driver 580.65: 2,000 rows; Tesla T4, driver 580.65: 1 row" in on_gpu
     )
-    assert "fp32 is slow" in found
+    assert "fp32 is slow" in on_gpu
     on_cpus = lines("cpu", devices={"Xeon": 5})
     assert not any("computed on" in line for line in on_cpus)
     assert any("computed on Xeon" in x for x in lines("cpu", devices={"Xeon": 5, "Epyc": 5}))

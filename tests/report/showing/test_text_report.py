@@ -54,14 +54,14 @@ def test_what_no_batch_has_told_is_null():
 
 def test_a_terminal_and_the_page_say_it():
     report = report_of(text_facts())
-    told, page = str(report), to_html(report)
+    text, page = str(report), to_html(report)
     for words in (
         "10 tokens",
         "10.0% of what the model computed was padding",
         "27 rows cut (0.3%)",
         "1,500 tokens/s",
     ):
-        assert words in told
+        assert words in text
         assert words in page
     assert "tokenize, transfer, predict share the slots of the actors" in page
     others = to_html(report_of())

@@ -73,7 +73,7 @@ def test_copies_to_a_gpu_overlap_with_its_computing(transfer_s: float):
     limits = find_limits(load_of(busy, slots, cpus=16, gpus=1, is_on_gpu=True))
     assert [limit.busy_s for limit in limits if limit.group == "actor"] == [pytest.approx(9.8)]
     on_cpu = find_limits(load_of(busy, slots, cpus=16))
-    assert [each.busy_s for each in on_cpu if each.group == "actor"] == [
+    assert [limit.busy_s for limit in on_cpu if limit.group == "actor"] == [
         pytest.approx(9.8 + transfer_s)
     ]
 

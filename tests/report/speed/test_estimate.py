@@ -38,21 +38,21 @@ def test_for_its_own_rows_the_estimate_is_the_time_that_it_took(
         startup={"ray_start": rest_s / 2, "model_load": min(load_s, streaming_s)},
         counters=counters,
     )
-    found = estimate(past, rows, rows, None)
-    assert found.minutes * 60 == pytest.approx(streaming_s + rest_s)
-    assert found.start_up_s >= 0
+    estimated = estimate(past, rows, rows, None)
+    assert estimated.minutes * 60 == pytest.approx(streaming_s + rest_s)
+    assert estimated.start_up_s >= 0
     # More rows never take less, and fewer never more.
-    assert estimate(past, 2 * rows, 2 * rows, None).minutes >= found.minutes
-    assert estimate(past, 0, rows, None).minutes <= found.minutes
+    assert estimate(past, 2 * rows, 2 * rows, None).minutes >= estimated.minutes
+    assert estimate(past, 0, rows, None).minutes <= estimated.minutes
 
 
 def test_start_up_counts_once_and_rows_and_publishing_by_their_number():
     publish = StageCounters(ROWS, ROWS, busy_s=4.0).to_dict()
     past = report_of(BARE, counters={"publish": publish})
-    found = estimate(past, 2 * ROWS, 3 * ROWS, None)
-    assert found.rows_per_s == pytest.approx(ROWS / STREAMING_S)
-    assert found.start_up_s == pytest.approx(WALL_S - STREAMING_S - 4)
-    assert found.minutes * 60 == pytest.approx(16 + 2 * STREAMING_S + 3 * 4)
+    estimated = estimate(past, 2 * ROWS, 3 * ROWS, None)
+    assert estimated.rows_per_s == pytest.approx(ROWS / STREAMING_S)
+    assert estimated.start_up_s == pytest.approx(WALL_S - STREAMING_S - 4)
+    assert estimated.minutes * 60 == pytest.approx(16 + 2 * STREAMING_S + 3 * 4)
 
 
 def test_loading_the_model_within_the_stream_is_not_counted_for_every_row():
@@ -73,10 +73,11 @@ def test_loading_the_model_within_the_stream_is_not_counted_for_every_row():
 
 def test_cost_is_that_of_the_nodes_for_the_minutes():
     past = report_of(BARE, hardware={"nodes": 3, "cpus": 12.0, "gpus": 3.0, "gpu_name": "H100"})
-    found = estimate(past, ROWS, ROWS, 2.0)
-    assert found.cost == pytest.approx(WALL_S / 3600 * 3 * 2.0)
+    estimated = estimate(past, ROWS, ROWS, 2.0)
+    assert estimated.cost == pytest.approx(WALL_S / 3600 * 3 * 2.0)
     assert (
-        found.basis == "run r-1: 9,003 rows at 150.1 rows/s on 3 nodes, 12 CPU cores, 3 GPUs (H100)"
+        estimated.basis
+        == "run r-1: 9,003 rows at 150.1 rows/s on 3 nodes, 12 CPU cores, 3 GPUs (H100)"
     )
     assert estimate(past, ROWS, ROWS, None).cost is None
     assert estimate(report_of(BARE, hardware={}), ROWS, ROWS, 2.0).cost is None
@@ -99,12 +100,12 @@ def test_a_refused_run_is_a_basis_without_publishing():
 
 @pytest.mark.parametrize(("status", "code"), [("stopped", 6), ("failed", 7)])
 def test_an_interrupted_run_gives_an_estimate_of_the_rows_that_are_left(status: str, code: int):
-    found = estimate(report_of(BARE, status=status, exit_code=code), 10 * ROWS, 10 * ROWS, None)
-    assert found.minutes is not None
-    assert found.rows_per_s == pytest.approx(ROWS / 60)
-    assert "before its end, so publishing is not counted" in found.basis
+    estimated = estimate(report_of(BARE, status=status, exit_code=code), 10 * ROWS, 10 * ROWS, None)
+    assert estimated.minutes is not None
+    assert estimated.rows_per_s == pytest.approx(ROWS / 60)
+    assert "before its end, so publishing is not counted" in estimated.basis
 
 
 def test_what_is_published_already_costs_nothing():
-    found = estimate(report_of(BARE), 0, ROWS, 2.0, is_published=True)
-    assert (found.minutes, found.cost, found.rows_per_s) == (0.0, 0.0, None)
+    estimated = estimate(report_of(BARE), 0, ROWS, 2.0, is_published=True)
+    assert (estimated.minutes, estimated.cost, estimated.rows_per_s) == (0.0, 0.0, None)

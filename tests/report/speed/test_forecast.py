@@ -35,29 +35,29 @@ def test_the_usual_changes_of_a_cpu_run_in_order():
 
 
 def test_a_change_beside_the_limit_brings_nothing_and_one_at_it_leads_to_the_next():
-    found = by_change(load_of(SPARE, CPU_SLOTS, cpus=8))
+    forecasts = by_change(load_of(SPARE, CPU_SLOTS, cpus=8))
     for change in ("one more decoder core", "half the decode time"):
-        assert (found[change].gain_pct, found[change].limited_by) == (0.0, "actor")
+        assert (forecasts[change].gain_pct, forecasts[change].limited_by) == (0.0, "actor")
     # Three actors could do 158 rows/s, but the decoder ends at 1000 rows / 8 s.
-    more = found["one more actor on the same cores"]
+    more = forecasts["one more actor on the same cores"]
     assert more.rows_per_s == pytest.approx(125)
     assert (more.gain_pct, more.limited_by) == (25.0, "decoder")
 
 
 def test_with_full_cores_only_less_work_or_more_cores_help():
-    found = by_change(fused())
+    forecasts = by_change(fused())
     assert find_bottleneck(fused()).limit == "cores"
-    assert found["one more actor on the same cores"].gain_pct == 0.0
-    assert found["one more core with its actor"].rows_per_s == pytest.approx(150, rel=0.01)
+    assert forecasts["one more actor on the same cores"].gain_pct == 0.0
+    assert forecasts["one more core with its actor"].rows_per_s == pytest.approx(150, rel=0.01)
     # Four of the 19.7 busy seconds less.
-    assert found["half the decode time"].rows_per_s == pytest.approx(100 * 19.7 / 15.7)
+    assert forecasts["half the decode time"].rows_per_s == pytest.approx(100 * 19.7 / 15.7)
 
 
 def test_seconds_of_waiting_for_a_core_do_not_hide_what_one_more_core_brings():
     # Three processes at work on two cores: a third of each one's busy seconds is waiting.
     busy = {"decode": 9.5, "predict": 19.5}
-    found = by_change(load_of(busy, CPU_SLOTS, cpus=2))["one more decoder core"]
-    assert found.rows_per_s == pytest.approx(100 * 1.45 / 0.975, rel=0.01)
+    forecast = by_change(load_of(busy, CPU_SLOTS, cpus=2))["one more decoder core"]
+    assert forecast.rows_per_s == pytest.approx(100 * 1.45 / 0.975, rel=0.01)
 
 
 def test_decoding_in_the_actors_is_work_of_the_actors():
@@ -89,23 +89,23 @@ def test_on_a_gpu_decoding_in_the_actors_still_takes_cores():
 def test_actors_follow_the_gpus(actors: int, gpus: int, change: str, rate: float):
     busy = {"read": 1.0, "decode": 2.0, "predict": 9.8 * actors}
     slots = {"reader": 4, "decoder": 4, "actor": actors, "writer": 1}
-    found = by_change(load_of(busy, slots, cpus=16, gpus=gpus, is_on_gpu=True))
-    assert found[change].rows_per_s == pytest.approx(rate)
-    assert "one more actor on the same cores" not in found
+    forecasts = by_change(load_of(busy, slots, cpus=16, gpus=gpus, is_on_gpu=True))
+    assert forecasts[change].rows_per_s == pytest.approx(rate)
+    assert "one more actor on the same cores" not in forecasts
 
 
 def test_what_was_not_measured_has_no_forecast():
     slots = {"reader": 1, "decoder": 1, "actor": 0, "writer": 1}
-    found = by_change(load_of({"read": 5.0, "write": 9.0}, slots, cpus=4))
-    assert [*found] == ["one more writer"]
-    assert found["one more writer"].rows_per_s == pytest.approx(200)
+    forecasts = by_change(load_of({"read": 5.0, "write": 9.0}, slots, cpus=4))
+    assert [*forecasts] == ["one more writer"]
+    assert forecasts["one more writer"].rows_per_s == pytest.approx(200)
     assert make_forecasts(Load()) == []
 
 
 def test_a_run_that_waited_gains_nothing_from_any_change():
-    found = by_change(load_of({"decode": 2.0, "predict": 3.0}, CPU_SLOTS, cpus=4)).values()
-    assert found
-    assert all((f.gain_pct, f.limited_by) == (0.0, "waiting") for f in found)
+    forecasts = by_change(load_of({"decode": 2.0, "predict": 3.0}, CPU_SLOTS, cpus=4)).values()
+    assert forecasts
+    assert all((f.gain_pct, f.limited_by) == (0.0, "waiting") for f in forecasts)
 
 
 shares = st.floats(0.001, 1.5)

@@ -69,19 +69,19 @@ def test_only_what_there_is_has_a_place(tmp_path: Path) -> None:
     assert line == f"predictions: {tmp_path}/out/predictions/{DAY}"
 
 
-@pytest.mark.parametrize("kind", [GateRefused, Stopped, InfraError, InputMissing])
+@pytest.mark.parametrize("error_type", [GateRefused, Stopped, InfraError, InputMissing])
 def test_a_run_that_fails_names_its_report(
-    kind: type[PipelineError],
+    error_type: type[PipelineError],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run, error = run_in(tmp_path), kind("what happened")
+    run, error = run_in(tmp_path), error_type("what happened")
     save_trouble(run, error)
     assert error.report is not None
     assert Path(error.report).is_file()
     monkeypatch.setattr(sys, "argv", ["pipeline", "run", "job.yaml", "--json"])
-    assert show_error(error, error.exit_code) == kind.exit_code
+    assert show_error(error, error.exit_code) == error_type.exit_code
     shown = capsys.readouterr()
     assert shown.err.splitlines() == [f"report: {error.report}", "error: what happened"]
     assert json.loads(shown.out)["report"] == error.report

@@ -114,7 +114,7 @@ def wait_for(why: PipelineError, then: Callable[[], None] = lambda: None) -> Non
 
 
 @pytest.fixture(autouse=True)
-def _own_life() -> Iterator[None]:
+def _new_life() -> Iterator[None]:
     with new_life():
         yield
 
@@ -210,7 +210,7 @@ def test_a_signal_is_heard_while_ray_waits():
 def survivors(tree: list[psutil.Process]) -> list[psutil.Process]:
     """Those that have not ended, after a while for the last ones to go."""
     _, alive = psutil.wait_procs(tree, timeout=15)
-    return [each for each in alive if each.status() != psutil.STATUS_ZOMBIE]
+    return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
 
 @pytest.mark.slow
@@ -244,8 +244,8 @@ class Case:
 
     def __init__(self, folder: Path, factory: str = "stuck:stuck") -> None:
         build_images(folder / "images", NUM_ROWS, seed=3, num_bad=0)
-        self.told, self.store = folder / "hang", Store(str(folder / "out"))
-        self.env = {"PIPELINE_ALLOW_IMPORT": "stuck", "TEST_STUCK": str(self.told)}
+        self.hang_file, self.store = folder / "hang", Store(str(folder / "out"))
+        self.env = {"PIPELINE_ALLOW_IMPORT": "stuck", "TEST_STUCK": str(self.hang_file)}
         self.job = write_job(
             folder / "job.yaml",
             {"uri": str(folder / "images"), "format": "images"},
@@ -285,7 +285,7 @@ class Case:
 @pytest.mark.slow
 def test_a_hanging_model_is_ended_by_standstill_or_deadline_and_a_rerun_completes(tmp_path: Path):
     case = Case(tmp_path)
-    case.told.touch()
+    case.hang_file.touch()
     stalled = case.run("--set", "run.stall_s=30")
     assert stalled.code == 7, stalled.stderr
     assert "no progress for 30 s (run.stall_s)" in stalled.json["error"]
@@ -306,7 +306,7 @@ def test_a_hanging_model_is_ended_by_standstill_or_deadline_and_a_rerun_complete
     assert "deadline 25s reached" in stopped.json["error"]
     assert (case.report()["status"], case.report()["in_flight"]) == ("stopped", [])
     assert case.lease_is_free()
-    case.told.unlink()
+    case.hang_file.unlink()
     case.assert_completes()
 
 
@@ -315,11 +315,11 @@ def test_a_hanging_model_is_ended_by_standstill_or_deadline_and_a_rerun_complete
 @pytest.mark.parametrize("signals", [1, 2])
 def test_signals_end_a_run_whose_actors_hang_and_no_process_stays(tmp_path: Path, signals: int):
     case = Case(tmp_path)
-    case.told.touch()
+    case.hang_file.touch()
     process = start("run", case.job, "--date", DATE, env=case.env)
-    wait_until(Path(f"{case.told}.now").exists, process)
+    wait_until(Path(f"{case.hang_file}.now").exists, process)
     tree = psutil.Process(process.pid).children(recursive=True)
-    assert any("MapWorker" in each.name() for each in tree)
+    assert any("MapWorker" in process.name() for process in tree)
     for _ in range(signals):
         process.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):  # two signals at once may arrive as one
@@ -330,7 +330,7 @@ def test_signals_end_a_run_whose_actors_hang_and_no_process_stays(tmp_path: Path
     if signals == 1:
         assert case.report()["status"] == "stopped"
         assert case.lease_is_free()
-    case.told.unlink()
+    case.hang_file.unlink()
     case.assert_completes(kept=0)
 
 
@@ -342,7 +342,7 @@ FAILED_CHECK = """\
 
 
 @pytest.mark.parametrize(
-    ("ends", "log", "said"),
+    ("ends", "log", "reason"),
     [
         ("os.kill(os.getpid(), 9)", "", "raylet ended (SIGKILL, as happens when memory runs out)"),
         ("os._exit(1)", FAILED_CHECK, "raylet ended (exit code 1): mmap failed with error: no me"),
@@ -354,12 +354,12 @@ FAILED_CHECK = """\
         ),
     ],
 )
-def test_why_a_process_of_ray_ended_is_said(tmp_path: Path, ends: str, log: str, said: str):
+def test_why_a_process_of_ray_ended_is_said(tmp_path: Path, ends: str, log: str, reason: str):
     (tmp_path / "raylet.err").write_text(log)
     process = subprocess.Popen([sys.executable, "-c", f"import os, signal; {ends}"])
     info = SimpleNamespace(process=process, stderr_file=str(tmp_path / "raylet.err"))
     process.wait()
-    assert str(ProcessLives("raylet", info)()).startswith(f"Ray's own process {said}")
+    assert str(ProcessLives("raylet", info)()).startswith(f"Ray's own process {reason}")
 
 
 @pytest.mark.ray
@@ -395,10 +395,10 @@ def test_a_killed_process_of_ray_is_infrastructure_trouble_with_a_report_and_no_
     process = start("run", case.job, "--date", DATE, "--json", env=case.env)
     if moment == "middle":
         wait_until(lambda: case.staged() > 0, process)
-    found: list[psutil.Process] = []
-    wait_until(lambda: bool(found.extend(named(process.pid, name)) or found), process)
+    processes: list[psutil.Process] = []
+    wait_until(lambda: bool(processes.extend(named(process.pid, name)) or processes), process)
     tree = psutil.Process(process.pid).children(recursive=True)
-    found[0].kill()
+    processes[0].kill()
     stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 7, stderr
     last = stderr.splitlines()[-2]
@@ -418,11 +418,11 @@ def test_a_killed_process_of_ray_is_infrastructure_trouble_with_a_report_and_no_
 
 def named(driver: int, name: str) -> list[psutil.Process]:
     """The processes below a driver that are called so."""
-    found = []
-    for each in psutil.Process(driver).children(recursive=True):
+    processes = []
+    for child in psutil.Process(driver).children(recursive=True):
         with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-            found += [each] if name in (each.name(), *each.cmdline()[:1]) else []
-    return found
+            processes += [child] if name in (child.name(), *child.cmdline()[:1]) else []
+    return processes
 
 
 @pytest.mark.ray
@@ -438,13 +438,17 @@ def test_of_a_driver_that_is_killed_its_parent_stores_the_report_and_frees_the_l
     working(process).kill()
     stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 7, stderr
-    (error, again), told = stderr.splitlines()[-2:], json.loads(stdout)
-    assert error == f"error: {told['error']}"
+    (error, again), document = stderr.splitlines()[-2:], json.loads(stdout)
+    assert error == f"error: {document['error']}"
     assert again.endswith(f": python -m pipeline run {case.job} --date {DATE} --json")
     assert error.startswith("error: the process of the command ended (SIGKILL, as happens when")
     assert "rows are done" in error
     report = case.report()
-    assert (report["status"], report["exit_code"], report["error"]) == ("failed", 7, told["error"])
+    assert (report["status"], report["exit_code"], report["error"]) == (
+        "failed",
+        7,
+        document["error"],
+    )
     assert report["rows"]["left"] == NUM_ROWS - report["rows"]["computed"] < NUM_ROWS
     assert report["wall_s"] > 1
     assert case.lease_is_free()
@@ -485,7 +489,7 @@ def test_a_killed_head_of_a_cluster_is_infrastructure_trouble_and_a_rerun_comple
         env, address = {**case.env, **head.secret}, ("--address", head.address)
         process = start("run", case.job, "--date", DATE, "--json", *address, env=env)
         wait_until(lambda: case.staged() > 0, process)
-        (server,) = (each for each in head.processes() if each.name() == "gcs_server")
+        (server,) = (process for process in head.processes() if process.name() == "gcs_server")
         server.kill()
         stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 7, stderr

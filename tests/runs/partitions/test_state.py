@@ -20,7 +20,7 @@ def ago(seconds: float) -> dt.datetime:
 
 
 def looked_at(
-    *, published_s: float | None = None, by: str = "run-1", heard_s: float | None = 5, **said: Any
+    *, published_s: float | None = None, by: str = "run-1", heard_s: float | None = 5, **fields: Any
 ) -> PartitionStatus:
     """The status of a version that was published, and a run that was heard of, so long ago."""
     manifest: Any = None
@@ -28,17 +28,17 @@ def looked_at(
         manifest = SimpleNamespace(
             number=3, run_id=by, created_at="2026-11-24", num_rows=9, num_quarantined=1, carried={}
         )
-    has_ended = said.pop("has_ended", "exit_code" in said)
+    has_ended = fields.pop("has_ended", "exit_code" in fields)
     last = None
     if heard_s is not None:
-        last = LastRun(Heartbeat(**{**vars(HALF), **said}), ago(heard_s), has_ended)
+        last = LastRun(Heartbeat(**{**vars(HALF), **fields}), ago(heard_s), has_ended)
     published = None if published_s is None else ago(published_s)
     return status_of("date=2026-11-24", manifest, published, last, NOW)
 
 
 @pytest.mark.parametrize("published_s", [None, 100.0])
 @pytest.mark.parametrize(
-    ("said", "state", "why"),
+    ("fields", "state", "why"),
     [
         ({"phase": "listing", "rows_per_s": 9.5}, "running", "listing at 50% 10 rows/s on far"),
         ({"has_ended": True}, "interrupted", "at 50%, its process is gone"),
@@ -54,12 +54,12 @@ def looked_at(
     ],
 )  # fmt: skip
 def test_a_run_that_came_to_nothing_is_told_whatever_is_published(
-    published_s: float | None, said: dict[str, Any], state: str, why: str
+    published_s: float | None, fields: dict[str, Any], state: str, why: str
 ):
-    found = looked_at(published_s=published_s, **said)
-    assert (found.state, found.why) == (state, why)
-    assert found.version == (None if published_s is None else 3)
-    assert found.done_pct == 50
+    status = looked_at(published_s=published_s, **fields)
+    assert (status.state, status.why) == (state, why)
+    assert status.version == (None if published_s is None else 3)
+    assert status.done_pct == 50
 
 
 @pytest.mark.parametrize(
@@ -73,9 +73,9 @@ def test_a_run_that_came_to_nothing_is_told_whatever_is_published(
     ],
 )
 def test_what_is_published_and_not_tried_again_is_complete(how: dict[str, Any]):
-    found = looked_at(published_s=100, **how)
-    assert (found.state, found.why, found.version, found.rows) == ("complete", None, 3, 9)
-    assert (found.quarantined, found.carried) == (1, 0)
+    status = looked_at(published_s=100, **how)
+    assert (status.state, status.why, status.version, status.rows) == ("complete", None, 3, 9)
+    assert (status.quarantined, status.carried) == (1, 0)
 
 
 @pytest.mark.parametrize("how", [{"heard_s": None}, {"exit_code": 0}])

@@ -24,17 +24,17 @@ from pipeline.storage.store import Store
 
 LONG_S = 1e6
 DAYS = [f"date=2026-11-{day}" for day in range(20, 26)]
-TOLD = {"rows": 10, "rows_done": 4, "job": "nightly", "failed_gates": ["label_drift"]}
+BEAT = {"rows": 10, "rows_done": 4, "job": "nightly", "failed_gates": ["label_drift"]}
 
 
 def states(store: Store) -> dict[str, str]:
-    return {each.partition: each.state for each in survey(store)}
+    return {status.partition: status.state for status in survey(store)}
 
 
 def run(store: Store, day: str, error: Exception | None = None, run_id: str = "run-9") -> None:
     """What a run leaves that ends so."""
     try:
-        with hold_lease(store, Layout(day), run_id, LONG_S, lambda: TOLD):
+        with hold_lease(store, Layout(day), run_id, LONG_S, lambda: BEAT):
             if error:
                 raise error
             publish_rows(store, day, run_id=run_id)
@@ -52,7 +52,7 @@ def make_week(store: Store) -> None:
     run(store, DAYS[1], GateRefused("no"))
     put_report(store, DAYS[2], "20261124T020000Z-1a2b3c4d", 8, "no folder")
     publish_rows(store, DAYS[3])
-    with hold_lease(store, Layout(DAYS[4]), "run-9", LONG_S, lambda: TOLD) as lease:
+    with hold_lease(store, Layout(DAYS[4]), "run-9", LONG_S, lambda: BEAT) as lease:
         beat = store.read_bytes(Layout(DAYS[4]).heartbeat(lease.epoch))
     # As if its process had been killed: the last words of its lease are those of one at work.
     lost = {**json.loads(beat), "pid_started": 1.0}
@@ -78,20 +78,20 @@ def test_a_week_is_told_right_and_two_requests_for_a_partition_are_enough(
         listings.append(folder)
         return list_pages(store, folder, ask)
 
-    with hold_lease(any_store, Layout(DAYS[5]), "run-9", LONG_S, lambda: TOLD):
+    with hold_lease(any_store, Layout(DAYS[5]), "run-9", LONG_S, lambda: BEAT):
         monkeypatch.setattr(ObjectStore, "_page", listed)
         monkeypatch.setattr(Store, "read_many", counted)
         monkeypatch.setattr(Store, "read_bytes", none)
-        found = {each.partition: each for each in survey(any_store)}
+        statuses = {status.partition: status for status in survey(any_store)}
         monkeypatch.undo()
     wanted = ["complete", "refused", "no_input", "complete", "interrupted", "running"]
-    assert [found[day].state for day in DAYS] == wanted
+    assert [statuses[day].state for day in DAYS] == wanted
     assert sorted(requests) == DAYS
     assert max(requests.values()) <= 2, requests
     assert len(listings) == (3 if any_store.is_object_store else 0), "of all partitions together"
-    assert found[DAYS[1]].why == "gate label_drift"
-    assert (found[DAYS[2]].why, found[DAYS[2]].version) == ("no folder", None)
-    assert (found[DAYS[4]].done_pct, found[DAYS[5]].done_pct) == (40, 40)
+    assert statuses[DAYS[1]].why == "gate label_drift"
+    assert (statuses[DAYS[2]].why, statuses[DAYS[2]].version) == ("no folder", None)
+    assert (statuses[DAYS[4]].done_pct, statuses[DAYS[5]].done_pct) == (40, 40)
     assert states(any_store)[DAYS[5]] == "unpublished"
 
 
@@ -142,10 +142,10 @@ def test_the_operation_chooses_shows_and_refuses(tmp_path: Path):
     with pytest.raises(JobError, match="no run has worked on anything there"):
         pipeline.status(store.uri)
     make_week(store)
-    found = pipeline.status(store.uri, from_=DAYS[1][5:], to=DAYS[3][5:])
-    assert [each.partition for each in found.partitions] == DAYS[1:4]
-    assert found.count() == {"refused": 1, "no_input": 1, "complete": 1}
-    assert re.search(rf"{DAYS[1]} +refused +gate label_drift", str(found))
+    seen = pipeline.status(store.uri, from_=DAYS[1][5:], to=DAYS[3][5:])
+    assert [status.partition for status in seen.partitions] == DAYS[1:4]
+    assert seen.count() == {"refused": 1, "no_input": 1, "complete": 1}
+    assert re.search(rf"{DAYS[1]} +refused +gate label_drift", str(seen))
     (one,) = pipeline.status(store.url(f"predictions/{DAYS[3]}")).partitions
     assert one.partition == DAYS[3]
     with pytest.raises(JobError, match="soon: write a date or a number"):
@@ -157,14 +157,14 @@ def test_the_operation_chooses_shows_and_refuses(tmp_path: Path):
 def test_prometheus_gets_all_states_and_two_times_and_no_partition(tmp_path: Path):
     store = Store(str(tmp_path / 'an "output"'))
     make_week(store)
-    found = samples(pipeline.status(store.uri).to_prometheus())
-    states = {name: value for name, value in found.items() if "state=" in name}
+    series = samples(pipeline.status(store.uri).to_prometheus())
+    states = {name: value for name, value in series.items() if "state=" in name}
     assert sum(states.values()) == 5
     assert states['pipeline_partitions{job="nightly",state="interrupted"}'] == 1
     assert states['pipeline_partitions{job="nightly",state="stale"}'] == 0
-    last = found['pipeline_last_partition_timestamp_seconds{job="nightly"}']
+    last = series['pipeline_last_partition_timestamp_seconds{job="nightly"}']
     assert last == 1795392000, "2026-11-23, the last one that has a version"
-    assert 'pipeline_last_success_timestamp_seconds{job="nightly"}' in found
+    assert 'pipeline_last_success_timestamp_seconds{job="nightly"}' in series
     unnamed = pipeline.status(store.uri, partition=DAYS[3]).to_prometheus()
     assert 'job="an \\"output\\""' in unnamed
 
@@ -177,8 +177,8 @@ def test_stop_asks_the_run_that_is_there_once_and_no_later_one(tmp_path: Path):
         for ask in (pipeline.stop, pipeline.status):
             with pytest.raises(JobError, match="no run has worked on 2026-11-24 there"):
                 ask(store.uri, partition="2026-11-24")
-        found = pipeline.stop(store.uri)
-        assert (found["partition"], found["asked"]) == (DAYS[0], "run-1")
+        answer = pipeline.stop(store.uri)
+        assert (answer["partition"], answer["asked"]) == (DAYS[0], "run-1")
         assert pipeline.stop(store.uri, partition=DAYS[0])["said"].startswith("it was asked before")
         assert [file.path for file in store.list_files(layout.leases)][-1] == layout.stop(1)
         with hold_lease(store, Layout(DAYS[1]), "run-2", LONG_S):

@@ -83,18 +83,18 @@ def test_plan_refuses_what_a_run_refuses_before_it_starts_ray(
     sections: dict[str, Any], words: str, tmp_path: Path
 ):
     job = image_job(tmp_path, **sections)
-    told = refusal_of_plan(job)
-    assert words in told
-    assert "\n" not in told
-    assert refusal_of_run(job) == told
+    message = refusal_of_plan(job)
+    assert words in message
+    assert "\n" not in message
+    assert refusal_of_run(job) == message
 
 
 def test_plan_refuses_texts_on_a_runtime_of_one_shape(tmp_path: Path):
     job = text_job(tmp_path, runtime="mnn")
-    told = refusal_of_plan(job)
-    if "not installed" not in told:
-        assert "it runs batches of one shape; texts differ in length" in told
-    assert refusal_of_run(job) == told
+    message = refusal_of_plan(job)
+    if "not installed" not in message:
+        assert "it runs batches of one shape; texts differ in length" in message
+    assert refusal_of_run(job) == message
 
 
 @pytest.mark.parametrize(
@@ -120,19 +120,19 @@ def test_plan_refuses_more_than_this_machine_has(
 
 def test_a_gpu_that_is_not_there_is_told_by_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    told = refusal_of_plan(image_job(tmp_path, resources={"num_gpus": 1}))
-    assert re.fullmatch(r"resources.num_gpus = 1: the torch \S+ sees no CUDA device: .*", told)
+    message = refusal_of_plan(image_job(tmp_path, resources={"num_gpus": 1}))
+    assert re.fullmatch(r"resources.num_gpus = 1: the torch \S+ sees no CUDA device: .*", message)
 
 
 def test_a_precision_that_this_machine_emulates_is_told_by_plan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     job = image_job(tmp_path, model={"precision": "bf16"})
-    for has, told in ({"avx2"}, "this CPU has no bf16 arithmetic"), ({"amx_bf16"}, None):
+    for has, reason in ({"avx2"}, "this CPU has no bf16 arithmetic"), ({"amx_bf16"}, None):
         monkeypatch.setattr(base, "instruction_sets", lambda has=has: frozenset(has))
-        found = plan(job, allow_import=OPTIONS.allow_import, tries=False)
-        slow = found["model"].get("slow")
-        assert (slow is None) if told is None else slow.startswith(told)
+        planned = plan(job, allow_import=OPTIONS.allow_import, tries=False)
+        slow = planned["model"].get("slow")
+        assert (slow is None) if reason is None else slow.startswith(reason)
     monkeypatch.setattr(gpu_facts, "_card", lambda: T4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert base.emulated_reason("tf32", is_on_gpu=True).startswith("T4 has no TF32")
@@ -145,10 +145,12 @@ def test_a_file_that_would_run_on_the_cpu_beside_an_idle_gpu_is_refused(
     file = onnx_files.save(onnx_files.image_model(models.SIZE_PX), tmp_path / "m.onnx")
     model = {"factory": None, "path": str(file), "runtime": runtime}
     job = image_job(tmp_path, model=model, resources={"num_gpus": 1})
-    told = refusal_of_plan(job)
-    assert "runs an .onnx file on one CPU thread, and the GPU would be idle: take runtime" in told
-    assert "\n" not in told
-    assert refusal_of_run(job) == told
+    message = refusal_of_plan(job)
+    assert (
+        "runs an .onnx file on one CPU thread, and the GPU would be idle: take runtime" in message
+    )
+    assert "\n" not in message
+    assert refusal_of_run(job) == message
 
 
 @pytest.mark.parametrize("is_plain", [False, True])
@@ -156,7 +158,7 @@ def test_the_machine_is_told_as_ray_finds_it(is_plain: bool, monkeypatch: pytest
     """Without private names of Ray it is the system's count."""
     monkeypatch.setenv("PIPELINE_PLAIN_RAY", "1" if is_plain else "0")
     monkeypatch.setenv("RAY_USE_MULTIPROCESSING_CPU_COUNT", "1")
-    found = embedded_hardware()
-    assert found.cpus == multiprocessing.cpu_count()
-    assert found.node_cpus == (found.cpus,)
-    assert found.gpus >= 0
+    hardware = embedded_hardware()
+    assert hardware.cpus == multiprocessing.cpu_count()
+    assert hardware.node_cpus == (hardware.cpus,)
+    assert hardware.gpus >= 0

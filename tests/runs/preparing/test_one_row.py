@@ -168,17 +168,17 @@ def test_a_crash_or_a_hang_in_native_code_is_a_finding_and_no_end_of_the_command
 
 @pytest.mark.slow
 def test_an_exception_of_the_users_model_is_told_with_file_and_line(tmp_path: Path) -> None:
-    told = r"model_error: ValueError: too dark to look at \(models.py line \d+\)$"
-    with pytest.raises(JobError, match=told):
+    message = r"model_error: ValueError: too dark to look at \(models.py line \d+\)$"
+    with pytest.raises(JobError, match=message):
         attempt(make_job(tmp_path, [(0, 0, 0)], model=model("fussy")))
 
 
 @pytest.mark.slow
 def test_if_no_row_can_be_read_the_model_is_built_all_the_same(tmp_path: Path) -> None:
-    found = attempt(make_job(tmp_path, [b"no image"] * 3, model=model("untrained")))
-    assert found.status == "unknown"
-    assert found.message.startswith("no row could be read (0.png: unidentified: ")
-    assert "its parameters are random" in found.message
+    preview = attempt(make_job(tmp_path, [b"no image"] * 3, model=model("untrained")))
+    assert preview.status == "unknown"
+    assert preview.message.startswith("no row could be read (0.png: unidentified: ")
+    assert "its parameters are random" in preview.message
 
 
 @pytest.mark.slow
@@ -190,8 +190,8 @@ def test_features_go_the_whole_way_too(tmp_path: Path) -> None:
     path = write_job(
         tmp_path / "job.yaml", source, str(tmp_path / "out"), model=fields, transform=None
     )
-    found = attempt(read_job(path, date=dt.date(2026, 11, 24)))
-    assert str(found) == "ok: 1 row (a.parquet#1) -> total 5, largest 3"
+    preview = attempt(read_job(path, date=dt.date(2026, 11, 24)))
+    assert str(preview) == "ok: 1 row (a.parquet#1) -> total 5, largest 3"
 
 
 @pytest.mark.slow
@@ -206,7 +206,7 @@ def test_a_vector_that_does_not_fit_is_refused_with_both_lengths(tmp_path: Path)
     )
     with pytest.raises(JobError, match=r"shapes cannot be multiplied \(1x4 and 2x2\)"):
         attempt(read_job(path, date=dt.date(2026, 11, 24)))
-    told = pipeline("plan", path, "--no-try", "--json").json["input"]
-    assert (told["num_features"], told["features"]) == (4, ["a", "b=x", "b=y", "b=''"])
+    facts = pipeline("plan", path, "--no-try", "--json").json["input"]
+    assert (facts["num_features"], facts["features"]) == (4, ["a", "b=x", "b=y", "b=''"])
     shown = pipeline("plan", path, "--no-try").stdout
     assert "4: a, b=x, b=y, b=''" in shown

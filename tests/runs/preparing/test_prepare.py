@@ -75,20 +75,20 @@ def test_lists_may_be_sequences_and_wide_rows_are_bounded_by_bytes(tmp_path: Pat
     write(tmp_path, features=lists, **wide)
     assert plan_of(job_of(tmp_path, "features", "f0")).batch_size == 32
     assert plan_of(job_of(tmp_path, *wide)).batch_size == 1_024
-    own = {"factory": "models:sums", "task": "regress", "targets": ["a", "b"], "batch_size": 7}
-    assert plan_of(job_of(tmp_path, "features", model=own)).batch_size == 7
+    section = {"factory": "models:sums", "task": "regress", "targets": ["a", "b"], "batch_size": 7}
+    assert plan_of(job_of(tmp_path, "features", model=section)).batch_size == 7
 
 
 def test_the_length_of_vectors_is_measured_if_the_job_does_not_say_it(tmp_path: Path):
     write(tmp_path, a=[1.0, 2.0])
 
-    def plan_with(**said: int) -> Plan:
-        model = {"factory": "models:sums", "task": "embed", **said}
+    def plan_with(**fields: int) -> Plan:
+        model = {"factory": "models:sums", "task": "embed", **fields}
         return plan_of(job_of(tmp_path, "a", model=model))
 
     measured = plan_with()
-    kind = pa.list_(pa.float32(), 2)
-    assert [*measured.task_fields] == [pa.field("embedding", kind)]
+    vector = pa.list_(pa.float32(), 2)
+    assert [*measured.task_fields] == [pa.field("embedding", vector)]
     assert measured.fingerprint == plan_with(embedding_dim=2).fingerprint
 
 

@@ -48,12 +48,12 @@ def test_parts_give_what_all_rows_at_once_give(
         of_list = pa.list_(pa.struct([(LABEL, pa.string()), (SCORE, pa.float32())]))
         table = pa.table({column: pa.array([row or None for row in rows], of_list)})
     table = table.append_column("number", pa.array(range(300)))
-    found, looked_at = least_certain(parts_of(tmp_path, table, part_rows), column, 9, ["number"])
+    least, looked_at = least_certain(parts_of(tmp_path, table, part_rows), column, 9, ["number"])
     judge = min if column == ENTITIES else max
     certain = [
         (judge(entry[SCORE] for entry in row), number) for number, row in enumerate(rows) if row
     ]
-    assert found.column("number").to_pylist() == [number for _, number in sorted(certain)[:9]]
+    assert least.column("number").to_pylist() == [number for _, number in sorted(certain)[:9]]
     assert looked_at == 300
 
 
@@ -71,7 +71,7 @@ def test_labels_that_are_folders_are_those_of_the_rows(tmp_path: Path):
     store, layout = Store(str(tmp_path)), Layout("date=2026-11-24")
     manifest = publish_rows(store, layout.partition, Rows(partition_columns=("label",)))
     parts = PublishedParts.of(store, [(layout, manifest)], "predictions")
-    found, _ = least_certain(parts, SCORE, 24)
-    assert found.num_rows == manifest.num_predicted
+    rows, _ = least_certain(parts, SCORE, 24)
+    assert rows.num_rows == manifest.num_predicted
     labels = {row["row_id"]: row["label"] for row in parts.dataset().to_table().to_pylist()}
-    assert {row["row_id"]: row["label"] for row in found.to_pylist()} == labels
+    assert {row["row_id"]: row["label"] for row in rows.to_pylist()} == labels

@@ -127,15 +127,15 @@ def test_originals_are_what_was_read_in_the_order_of_the_rows(tmp_path: Path, ca
     some = night.some([11, 0, night.rows.num_rows - 1, 3])
     wanted = some.column(night.column).to_pylist()
     if night.column == "image":
-        found = night.partition.images(some)
-        assert [each.data for each in found] == wanted
-        assert found[0].open().size == (8, 8)
-        assert "4 originals, 0 of which cannot be read" in repr(found)
-        page = found._repr_html_()
+        originals = night.partition.images(some)
+        assert [original.data for original in originals] == wanted
+        assert originals[0].open().size == (8, 8)
+        assert "4 originals, 0 of which cannot be read" in repr(originals)
+        page = originals._repr_html_()
         assert page.count("data:image/jpeg;base64,") == 4
     else:
         texts = night.partition.texts(some.to_pandas())
-        assert [each[0] if case == "pairs" else each for each in texts] == wanted
+        assert [text[0] if case == "pairs" else text for text in texts] == wanted
         with pytest.raises(JobError, match="were predicted from _text"):
             night.partition.images(some)
 

@@ -46,9 +46,9 @@ def test_a_sheet_of_pictures_has_those_that_can_be_decoded(photos: OriginalFinde
 def test_a_row_that_ends_the_process_costs_its_own_picture(photos: OriginalFinder):
     deadly = DeadlyFinder(photos.store, photos.layout, photos.manifest, {})
     rows = [(f"shard-0.parquet#{row}", f"in/shard-0.parquet#{row}") for row in (0, 3, 5)]
-    found = read_small(deadly, rows)
-    assert found[rows[1][0]] == Small(problem="its process was ended by SIGSEGV")
-    assert [found[row_id].picture is not None for row_id, _ in rows] == [True, False, True]
+    small = read_small(deadly, rows)
+    assert small[rows[1][0]] == Small(problem="its process was ended by SIGSEGV")
+    assert [small[row_id].picture is not None for row_id, _ in rows] == [True, False, True]
 
 
 @pytest.mark.slow  # below, cut and escaped texts are shown without being read

@@ -94,7 +94,7 @@ def test_a_smaller_and_a_larger_batch_are_tried_and_none_beyond_a_slice(
 ):
     usual = BatchLimits(rows)
     others = batches_beside(usual, slice_rows, counts_tokens=False)
-    assert [each.rows for each in others] == sizes
+    assert [limits.rows for limits in others] == sizes
     texts = batches_beside(BatchLimits(256, 1024), slice_rows, counts_tokens=True)
     assert texts == [(256, 256, 0), (256, 4096, 0)]
 
@@ -159,9 +159,9 @@ def test_a_run_measures_once_and_says_what_it_chose(tmp_path: Path) -> None:
     assert done.code == 0, done.stderr
     (choice,) = (tmp_path / "out").rglob("choice/*.json")
     chosen = json.loads(choice.read_text())
-    found = done.json["model"]
-    assert (found["runtime"], found["precision"]) == ("eager", chosen["precision"])
-    assert found["agreement_pct"] >= 99.0
+    section = done.json["model"]
+    assert (section["runtime"], section["precision"]) == ("eager", chosen["precision"])
+    assert section["agreement_pct"] >= 99.0
     gate = next(gate for gate in done.json["gates"] if gate["name"] == "min_agreement_pct")
     assert gate["status"] == ("off" if chosen["precision"] == "fp32" else "pass")
     again = pipeline("run", job, "--json")
@@ -270,28 +270,28 @@ def test_tune_tries_everything_and_a_run_goes_by_it(tmp_path: Path) -> None:
     model = {"factory": "models:colours", "labels": LABELS, "runtime": "auto", "precision": "auto"}
     out = str(tmp_path / "out")
     job = write_job(tmp_path / "job.yaml", source, out, model=model, resources=None)
-    own = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
-    tuned = pipeline("tune", job, "--json", timeout_s=TUNE_S, env=own)
+    environment = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    tuned = pipeline("tune", job, "--json", timeout_s=TUNE_S, env=environment)
     assert tuned.code == 0, tuned.stderr
     tried = {(trial["runtime"], trial["precision"]) for trial in tuned.json["runtimes"]}
     assert tried == set(candidates(spec("auto", "auto"), is_on_gpu=False))
     usable = {t["runtime"] for t in tuned.json["runtimes"] if t["precision"] == "fp32"}
     sizes = {
         runtime: {
-            each["batch"]
-            for each in tuned.json["batch_sizes"]
-            if (each["runtime"], each["precision"]) == (runtime, "fp32")
+            batch["batch"]
+            for batch in tuned.json["batch_sizes"]
+            if (batch["runtime"], batch["precision"]) == (runtime, "fp32")
         }
         for runtime in usable
     }
     assert sizes == {runtime: {8, 32, 40} for runtime in usable}, tuned.json["runtimes"]
-    assert all(each["rows_per_s"] > 0 for each in tuned.json["batch_sizes"])
+    assert all(batch["rows_per_s"] > 0 for batch in tuned.json["batch_sizes"])
     assert not (tmp_path / "out" / "predictions").exists()
-    done = pipeline("run", job, "--json", env=own)
+    done = pipeline("run", job, "--json", env=environment)
     assert done.code == 0, done.stderr
-    found = done.json["model"]
-    assert f"{found['runtime']} {found['precision']}" == tuned.json["chosen"]
-    assert found["batch_size"] == tuned.json["batch_size"]
+    section = done.json["model"]
+    assert f"{section['runtime']} {section['precision']}" == tuned.json["chosen"]
+    assert section["batch_size"] == tuned.json["batch_size"]
 
 
 def test_processors_of_one_name_differ_by_their_instructions(tmp_path: Path) -> None:

@@ -50,9 +50,9 @@ def test_a_run_over_texts_chooses_what_agrees_and_says_what_it_cost(tmp_path: Pa
     assert (ways[0]["runtime"], ways[0]["precision"]) == ("eager", "fp32")
     assert ways[0]["rows_per_s"] > 0
     assert ways[0]["agreement_pct"] == 100
-    found, texts = done.json["model"], done.json["texts"]
-    assert found["agreement_pct"] >= 99
-    assert found["batch_tokens"] == 1024
+    model, texts = done.json["model"], done.json["texts"]
+    assert model["agreement_pct"] >= 99
+    assert model["batch_tokens"] == 1024
     assert texts["tokens"] > NUM_ROWS
     assert texts["truncated_rows"] == 1
     assert 0 <= texts["padding_pct"] < 100
@@ -68,14 +68,14 @@ def test_tune_tries_batches_by_tokens_and_a_run_goes_by_it(tmp_path: Path) -> No
     tuned = pipeline("tune", job, "--json", timeout_s=TUNE_S)
     assert tuned.code == 0, tuned.stderr
     batches = tuned.json["batch_sizes"]
-    assert {each["batch"] for each in batches} == {256, 1024, 4096}
-    assert all(each["rows_per_s"] > 0 for each in batches)
+    assert {batch["batch"] for batch in batches} == {256, 1024, 4096}
+    assert all(batch["rows_per_s"] > 0 for batch in batches)
     assert tuned.json["batch_tokens"] in {256, 1024, 4096}
     done = pipeline("run", job, "--json")
     assert done.code == 0, done.stderr
-    found = done.json["model"]
-    assert f"{found['runtime']} {found['precision']}" == tuned.json["chosen"]
-    assert found["batch_tokens"] == tuned.json["batch_tokens"]
+    model = done.json["model"]
+    assert f"{model['runtime']} {model['precision']}" == tuned.json["chosen"]
+    assert model["batch_tokens"] == tuned.json["batch_tokens"]
 
 
 @pytest.mark.slow
@@ -84,11 +84,11 @@ def test_a_run_over_texts_in_int8_is_judged_by_the_cosine(tmp_path: Path) -> Non
     job = text_job(tmp_path, runtime="onnxruntime", precision="int8")
     done = pipeline("run", job, "--json", "--set", "gates.min_cosine=0.9")
     assert done.code == 0, done.stderr
-    found = done.json["model"]
-    assert (found["runtime"], found["precision"]) == ("onnxruntime", "int8")
-    assert 0.9 <= found["agreement_worst"] < 1
+    model = done.json["model"]
+    assert (model["runtime"], model["precision"]) == ("onnxruntime", "int8")
+    assert 0.9 <= model["agreement_worst"] < 1
     [stored] = (tmp_path / "out" / "_control" / "models").iterdir()
-    assert found["artefact_sha256"] == stored.stem
+    assert model["artefact_sha256"] == stored.stem
     again = pipeline("run", job, "--json", "--set", "gates.min_cosine=0.9")
     assert again.json["status"] == "nothing_to_do"
     other = tmp_path / "other"

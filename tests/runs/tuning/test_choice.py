@@ -46,19 +46,21 @@ OTHERS = ("openvino", "onnxruntime")
 MANY = 100_000
 
 
-def said(*ways: Trial, num_rows: int | None = MANY, others: tuple[str, ...] = OTHERS) -> Choice:
+def choice_of(
+    *ways: Trial, num_rows: int | None = MANY, others: tuple[str, ...] = OTHERS
+) -> Choice:
     return settled(Profile(ways), 99.0, num_rows, TWO, others)
 
 
 def test_what_is_known_to_be_faster_is_taken_and_said():
-    found = said(EAGER, FAST, others=("openvino",))
-    assert (found.way, found.reason, found.gain) == (FAST, "known", 2.0)
-    assert found.text == (
+    choice = choice_of(EAGER, FAST, others=("openvino",))
+    assert (choice.way, choice.reason, choice.gain) == (FAST, "known", 2.0)
+    assert choice.text == (
         "openvino fp32, as measured on 2026-11-27 by run 20261127T000000Z-1: 2 times eager fp32, "
         "agreement 100% of 64 rows"
     )
-    assert said(EAGER, FAST).text == f"{found.text}; not measured: onnxruntime"
-    assert said(EAGER, FAST, replace(LATE, problem="crashed")).text == found.text
+    assert choice_of(EAGER, FAST).text == f"{choice.text}; not measured: onnxruntime"
+    assert choice_of(EAGER, FAST, replace(LATE, problem="crashed")).text == choice.text
 
 
 @pytest.mark.parametrize(
@@ -79,10 +81,10 @@ def test_what_is_known_to_be_faster_is_taken_and_said():
 def test_it_stays_eager_and_says_why(
     ways: tuple[Trial, ...], others: tuple[str, ...], reason: str, says: str
 ):
-    found = said(*ways, others=others)
-    assert (found.way.runtime, found.way.precision, found.reason) == ("eager", "fp32", reason)
-    assert says in found.text
-    assert ("pipeline tune" in found.text) == (reason == "unknown" and bool(others))
+    choice = choice_of(*ways, others=others)
+    assert (choice.way.runtime, choice.way.precision, choice.reason) == ("eager", "fp32", reason)
+    assert says in choice.text
+    assert ("pipeline tune" in choice.text) == (reason == "unknown" and bool(others))
 
 
 def test_fewer_bits_are_never_taken_unasked():
@@ -101,9 +103,9 @@ def test_a_run_that_is_over_before_the_start_has_paid_stays_eager():
 
 
 def test_a_choice_survives_the_store():
-    found = measured(Profile((EAGER, FAST)), FAST)
-    assert found.text == "auto chose openvino fp32: 2 times eager fp32, agreement 100% of 64 rows"
-    assert Choice.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    choice = measured(Profile((EAGER, FAST)), FAST)
+    assert choice.text == "auto chose openvino fp32: 2 times eager fp32, agreement 100% of 64 rows"
+    assert Choice.from_dict(json.loads(json.dumps(choice.to_dict()))) == choice
 
 
 @given(st.floats(0, 1e6), st.booleans())
@@ -160,9 +162,9 @@ def test_what_was_given_up_is_tried_a_few_times():
 def test_a_profile_keeps_what_was_known_of_other_ways():
     known = Profile((EAGER, replace(FAST, batches=[(8, 10.0), (32, 12.5)])))
     newer = replace(FAST, rows_per_s=300)
-    found = known.with_way(newer)
-    assert (found.of("openvino", "fp32"), found.eager) == (newer, EAGER)
-    assert found.gain(newer) == 3.0
+    profile = known.with_way(newer)
+    assert (profile.of("openvino", "fp32"), profile.eager) == (newer, EAGER)
+    assert profile.gain(newer) == 3.0
     assert Profile.from_dict(json.loads(json.dumps(known.to_dict()))) == known
 
 

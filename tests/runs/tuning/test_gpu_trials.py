@@ -37,7 +37,7 @@ def test_only_tune_and_a_job_that_names_it_time_kernels_for_minutes():
 
 
 def test_eager_is_tried_in_all_precisions_before_anything_compiles():
-    order = [each.name for each in all_runtimes()]
+    order = [runtime.name for runtime in all_runtimes()]
     assert order[0] == "eager"
     assert order.index("compile-quick") < order.index("compile")
 

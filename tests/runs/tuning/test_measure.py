@@ -43,7 +43,10 @@ def test_a_model_is_opened_before_the_timed_load_only_if_the_node_cache_keeps_it
 
 
 def test_compiled_models_are_not_in_the_node_cache():
-    assert {each.name for each in all_runtimes() if not each.exports} >= {"eager", "compile"}
+    assert {runtime.name for runtime in all_runtimes() if not runtime.exports} >= {
+        "eager",
+        "compile",
+    }
 
 
 @pytest.mark.parametrize(("node_actors", "sizes"), [(1, [4, 8, 16]), (1 << 40, [4, 8])])

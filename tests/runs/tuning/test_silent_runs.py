@@ -79,9 +79,9 @@ def test_unknown_stays_eager_known_is_taken_and_what_is_begun_or_published_stays
     resumed = pipeline("run", job, *FIRST, "--json")
     assert resumed.code == 0, resumed.stderr
     assert resumed.json["slices"]["resumed"] > 0
-    found = resumed.json["model"]
-    assert (found["runtime"], found["choice"]["reason"]) == ("eager", "unknown")
-    assert "openvino is not measured" in found["choice"]["text"]
+    section = resumed.json["model"]
+    assert (section["runtime"], section["choice"]["reason"]) == ("eager", "unknown")
+    assert "openvino is not measured" in section["choice"]["text"]
 
     planned = pipeline("plan", job, *FIRST, "--json", "--no-try")
     assert planned.json["a_run_would"].startswith("nothing")
@@ -95,10 +95,10 @@ def test_unknown_stays_eager_known_is_taken_and_what_is_begun_or_published_stays
     assert planned.json["model"]["choice"].startswith(says)
     done = pipeline("run", job, *NEXT, "--json")
     assert done.code == 0, done.stderr
-    found = done.json["model"]
-    assert (found["runtime"], found["precision"]) == ("openvino", "fp32")
-    assert (found["choice"]["reason"], found["choice"]["measured_by"]) == ("known", "tune")
-    assert found["choice"]["text"].startswith(says)
+    section = done.json["model"]
+    assert (section["runtime"], section["precision"]) == ("openvino", "fp32")
+    assert (section["choice"]["reason"], section["choice"]["measured_by"]) == ("known", "tune")
+    assert section["choice"]["text"].startswith(says)
     gates = {gate["name"]: gate["status"] for gate in done.json["gates"]}
     assert gates["min_agreement_pct"] == "pass", "the reference check judges it"
 
@@ -132,12 +132,12 @@ def settled(
     plan, model = prepare(run)
     plan = replace(plan, fingerprint=fingerprint or plan.fingerprint, input_bytes=MANY)
     vars(plan)["num_rows"] = num_rows  # computed once, of units that would have to be there
-    said: list[str] = []
-    found = resolve_runtime(
-        *(run, plan, model, tuning.hardware, tuning.allocation), say=said.append
+    messages: list[str] = []
+    resolved = resolve_runtime(
+        *(run, plan, model, tuning.hardware, tuning.allocation), say=messages.append
     )
-    choice = found.plan.model["choice"]
-    return Choice(Trial(found.model.runtime, FP32), choice["reason"], choice["text"]), said
+    choice = resolved.plan.model["choice"]
+    return Choice(Trial(resolved.model.runtime, FP32), choice["reason"], choice["text"]), messages
 
 
 @pytest.mark.ray
@@ -147,12 +147,12 @@ def test_a_long_run_measures_first_and_the_next_one_goes_by_its_figures(
 ) -> None:
     job = str(tmp_path / "job.yaml")
     with connect(None):
-        first, said = settled(tuning, job, MANY)
-        again, said_again = settled(tuning, job, MANY, "a" * 64)
-    assert (first.reason, said[0]) == ("measured", f"trying {REFERENCE}")
+        first, messages = settled(tuning, job, MANY)
+        again, messages_again = settled(tuning, job, MANY, "a" * 64)
+    assert (first.reason, messages[0]) == ("measured", f"trying {REFERENCE}")
     assert first.way.runtime != EAGER, "it sleeps in torch alone"
-    assert any(text.startswith("trying openvino fp32, for at most ") for text in said)
-    assert (again.reason, again.way.runtime, said_again) == ("known", first.way.runtime, [])
+    assert any(text.startswith("trying openvino fp32, for at most ") for text in messages)
+    assert (again.reason, again.way.runtime, messages_again) == ("known", first.way.runtime, [])
     profile = load_profile(tuning)
     ways = {trial.runtime: trial for trial in profile.ways}
     assert ways.keys() >= {EAGER, "openvino", "onnxruntime"}
@@ -176,9 +176,9 @@ def test_what_fails_while_it_is_measured_fails_no_run(
             monkeypatch.setattr(trials, "TRIAL_S", limit_s)
             (tmp_path / name).mkdir()
             tuning = tuning_here(tmp_path / name, monkeypatch, factory)
-            found, said = settled(tuning, str(tmp_path / name / "job.yaml"), MANY)
-            assert (found.way.runtime, found.reason) == (EAGER, "unknown"), name
-            assert said == [f"trying {REFERENCE}"]
+            resolved, messages = settled(tuning, str(tmp_path / name / "job.yaml"), MANY)
+            assert (resolved.way.runtime, resolved.reason) == (EAGER, "unknown"), name
+            assert messages == [f"trying {REFERENCE}"]
             assert load_profile(tuning) == Profile()
 
 
@@ -199,9 +199,9 @@ def test_a_trial_that_takes_more_than_its_share_is_ended_and_tried_again_later(
             [(EAGER, FP32), ("openvino", FP32), ("onnxruntime", FP32)],
             Profile((begun,)),
         )
-    found = profile.of("openvino", FP32)
-    assert found is not None
-    assert (found.problem, found.attempts) == (f"{GIVEN_UP} after 0 s", 2)
+    trial = profile.of("openvino", FP32)
+    assert trial is not None
+    assert (trial.problem, trial.attempts) == (f"{GIVEN_UP} after 0 s", 2)
     assert profile.eager is not None
     assert profile.eager.rows_per_s > 0
 
@@ -221,9 +221,9 @@ def test_a_run_that_is_short_or_has_nothing_to_find_out_measures_nothing(
         ]
     ):
         keep_profile(tuning, Profile(known))
-        found, said = settled(tuning, job, num_rows, f"{number}" * 64, LIMITED)
-        assert (found.way.runtime, said) == (EAGER, []), text
-        assert text in found.text
+        resolved, messages = settled(tuning, job, num_rows, f"{number}" * 64, LIMITED)
+        assert (resolved.way.runtime, messages) == (EAGER, []), text
+        assert text in resolved.text
         assert load_profile(tuning) == Profile(known)
 
 
@@ -233,8 +233,8 @@ def test_without_a_row_nothing_is_measured(tuning: TuningContext, tmp_path: Path
     run = RunContext.of(job, RunOptions(allow_import=("models",)))
     plan, model = prepare(run)
     empty = replace(plan, units=(), fingerprint="e" * 64)
-    found = resolve_runtime(run, empty, model, tuning.hardware, tuning.allocation)
-    assert (found.model.runtime, found.model.precision) == (EAGER, FP32)
+    resolved = resolve_runtime(run, empty, model, tuning.hardware, tuning.allocation)
+    assert (resolved.model.runtime, resolved.model.precision) == (EAGER, FP32)
 
 
 def test_what_was_chosen_on_another_device_is_chosen_anew_where_it_cannot_run_and_told(
@@ -249,11 +249,11 @@ def test_what_was_chosen_on_another_device_is_chosen_anew_where_it_cannot_run_an
     on_gpu = {"token": "t", **Choice(Trial(EAGER, "fp16"), "measured", "on a GPU").to_dict()}
     run.store.put(path, json.dumps(on_gpu).encode())
     for _ in range(2):
-        said: list[str] = []
+        messages: list[str] = []
         facts = (run, tuning.plan, model, tuning.hardware, tuning.allocation)
-        found = resolve_runtime(*facts, say=said.append)
-        assert (found.model.runtime, found.model.precision) == (EAGER, FP32)
-        assert said == [
+        resolved = resolve_runtime(*facts, say=messages.append)
+        assert (resolved.model.runtime, resolved.model.precision) == (EAGER, FP32)
+        assert messages == [
             "eager fp16, with which the work was begun, cannot run here: fp16 needs a GPU; on the "
             "CPU use fp32 or bf16; choosing anew"
         ]

@@ -98,9 +98,9 @@ def test_of_texts_a_whole_slice_is_sampled_and_some_of_it_compared(texts: TextIn
 def test_int8_is_tried_for_texts(texts: TextInput):
     task = TaskSpec("embed", embedding_dim=8)
     spec = ModelSpec("m", "factory", "", None, None, texts, task, "auto", "auto")
-    found = candidates(spec, is_on_gpu=False)
-    assert {precision for _, precision in found} == {"fp32", "bf16", "int8"}
-    assert {("openvino", "int8"), ("onnxruntime", "int8")} < set(found)
+    ways = candidates(spec, is_on_gpu=False)
+    assert {precision for _, precision in ways} == {"fp32", "bf16", "int8"}
+    assert {("openvino", "int8"), ("onnxruntime", "int8")} < set(ways)
     assert not any(precision == "int8" for _, precision in candidates(spec, is_on_gpu=True))
 
 
@@ -112,9 +112,9 @@ def test_int8_is_not_tried_for_an_onnx_file(tmp_path: Path):
         "sink": {"uri": "out"},
     }
     spec = resolve_model(parse_job(document, date=None, origin="test"))
-    found = candidates(spec, is_on_gpu=False)
-    assert ("onnxruntime", "fp32") in found
-    assert not any(precision == "int8" for _, precision in found)
+    ways = candidates(spec, is_on_gpu=False)
+    assert ("onnxruntime", "fp32") in ways
+    assert not any(precision == "int8" for _, precision in ways)
 
 
 def test_a_half_of_the_sample_calibrates_and_of_many_rows_not_those_that_are_compared():
@@ -132,9 +132,9 @@ def test_images_of_their_own_sizes_are_timed_on_all_of_the_sample():
     images = ImageInput(TransformSpec(None, None, None, *plain, resize="none"))
     task = TaskSpec("embed", embedding_dim=8)
     spec = ModelSpec("m", "factory", "", None, None, images, task, "auto", "auto")
-    found = candidates(spec, is_on_gpu=False)
-    assert {precision for _, precision in found} == {"fp32", "bf16", "int8"}
-    assert not {"mnn", "compile"} & {runtime for runtime, _ in found}
+    ways = candidates(spec, is_on_gpu=False)
+    assert {precision for _, precision in ways} == {"fp32", "bf16", "int8"}
+    assert not {"mnn", "compile"} & {runtime for runtime, _ in ways}
     inputs = {"image": np.empty(5, object)}
     batches = run_batches(images, inputs, BatchLimits(2))
     assert [batch.rows.tolist() for batch in batches] == [[0, 1], [2, 3], [4, 0]]
