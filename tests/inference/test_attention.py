@@ -30,8 +30,8 @@ def load(path: Path) -> torch.nn.Module:
 def chosen(module: Any, runtime: str, device: str, directory: object = "one") -> str:
     spec: Any = SimpleNamespace(runtime=runtime, directory=directory)
     choose_attention(module, spec, torch.device(device))
-    found: str = module.model.config._attn_implementation
-    return found
+    implementation: str = module.model.config._attn_implementation
+    return implementation
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -54,13 +54,13 @@ def gpu() -> Iterator[FakeGpu]:
 
 
 def scores(row: dict[str, Any]) -> Any:
-    found = row["top_k"] and {entry["label"]: entry["score"] for entry in row["top_k"]}
-    return found and pytest.approx(found, abs=1e-5)
+    scores = row["top_k"] and {entry["label"]: entry["score"] for entry in row["top_k"]}
+    return scores and pytest.approx(scores, abs=1e-5)
 
 
-def same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+def same(predicted: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
     """Predicted alike, whatever the batches; and failed alike."""
-    for mine, theirs in zip(found, expected, strict=True):
+    for mine, theirs in zip(predicted, expected, strict=True):
         assert (mine["row_id"], mine["error"]) == (theirs["row_id"], theirs["error"])
         assert is_predicted(mine) == is_predicted(theirs)
         if mine["error"] is None:
@@ -79,16 +79,16 @@ def same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
 )
 def test_no_buffer_is_read_before_what_fills_it_has_run(kinds: list[str], batch_size: int):
     pixels = images(len(kinds))
-    for row, kind in enumerate(kinds):
-        if kind in ("dark", "white"):
-            pixels[row] = BLACK if kind == "dark" else WHITE
-    rows = rows_of(pixels, [BAD if kind == "bad" else None for kind in kinds])
+    for row, row_type in enumerate(kinds):
+        if row_type in ("dark", "white"):
+            pixels[row] = BLACK if row_type == "dark" else WHITE
+    rows = rows_of(pixels, [BAD if row_type == "bad" else None for row_type in kinds])
     expected, _ = predict(predictor("models:fussy", batch_size), rows)
     with installed(FakeGpu(copy_s=0.001, rows_per_s=20_000)):
         model = predictor("models:fussy", batch_size, num_gpus=1)
         for _ in range(2):
-            found, _ = predict(model, rows)
-            same(found, expected)
+            predicted, _ = predict(model, rows)
+            same(predicted, expected)
 
 
 def test_each_value_crosses_to_the_device_once_as_a_byte(gpu: FakeGpu):

@@ -43,8 +43,10 @@ def test_what_keeps_torch_from_a_gpu_is_said_in_one_line():
 def test_precisions_that_a_card_lacks_are_named_and_others_are_not():
     assert "no bf16 arithmetic" in slow_precision_reason("bf16", T4)
     assert "no TF32" in slow_precision_reason("tf32", T4)
-    assert [slow_precision_reason(each, T4) for each in ("fp32", "fp16")] == ["", ""]
-    assert not any(slow_precision_reason(each, L4) for each in ("fp32", "tf32", "bf16", "fp16"))
+    assert [slow_precision_reason(precision, T4) for precision in ("fp32", "fp16")] == ["", ""]
+    assert not any(
+        slow_precision_reason(precision, L4) for precision in ("fp32", "tf32", "bf16", "fp16")
+    )
 
 
 def test_exact_fp32_on_a_card_that_can_do_more_gets_one_line_of_advice():

@@ -69,8 +69,8 @@ def test_declared_probabilities_are_published_as_they_are(
     store: Store, likely: dict[str, Any], task: dict[str, Any], size: int
 ):
     expected, _ = predicted(predictor(store, **LOGITS_OF, **task), DARK)
-    found, _ = predicted(predictor(store, None, size, **likely, **task, **KNOWN), DARK)
-    np.testing.assert_allclose(scores(found), scores(expected), atol=1e-6)
+    table, _ = predicted(predictor(store, None, size, **likely, **task, **KNOWN), DARK)
+    np.testing.assert_allclose(scores(table), scores(expected), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_rows_that_are_not_finite_are_quarantined_and_say_nothing_of_the_outputs
     pixels = np.concatenate([WHITE[:1], DARK, WHITE[:1]])
     with pytest.raises(JobError, match=WRITE):
         predicted(predictor(store, **LIKELY), pixels)
-    found = predicted(predictor(store, **LIKELY, **KNOWN), pixels)[0]
-    assert [row["error"] for row in found] == ["non_finite", *[None] * len(DARK), "non_finite"]
+    table = predicted(predictor(store, **LIKELY, **KNOWN), pixels)[0]
+    assert [row["error"] for row in table] == ["non_finite", *[None] * len(DARK), "non_finite"]
     expected = predicted(predictor(None, **LOGITS_OF), DARK)[0]
-    np.testing.assert_allclose(scores(found[1:-1]), scores(expected), atol=1e-6)
+    np.testing.assert_allclose(scores(table[1:-1]), scores(expected), atol=1e-6)

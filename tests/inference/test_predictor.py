@@ -53,15 +53,15 @@ def scores_of(row: dict[str, Any]) -> dict[str, float]:
 def plain_loop(module: nn.Module, pixels: np.ndarray, top_k: int = 3) -> list[dict[str, float]]:
     """The reference: one image after the other, with the usual normalisation."""
     module.eval()
-    found = []
+    top_labels = []
     for image in pixels:
         x = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1) / 255
         x = (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
         with torch.inference_mode():
             scores = torch.softmax(module(x[None]), dim=1)[0].tolist()
         best = sorted(zip(models.LABELS, scores, strict=True), key=lambda pair: -pair[1])
-        found.append(dict(best[:top_k]))
-    return found
+        top_labels.append(dict(best[:top_k]))
+    return top_labels
 
 
 # ---------------------------------------------------------------------------- right answers
@@ -151,10 +151,10 @@ def test_one_number_that_is_not_finite_costs_its_row_and_no_other(
     pixels = np.zeros((len(OUTPUTS), SIZE_PX, SIZE_PX, 3), np.uint8)
     pixels += np.arange(len(OUTPUTS), dtype=np.uint8)[:, None, None, None]
     whole = predictor(factory, batch_size, labels=None, top_k=None, **model)
-    found = whole.predict(rows_of(pixels), {})
+    predicted = whole.predict(rows_of(pixels), {})
     is_finite = OUTPUTS.isfinite().all(dim=1).tolist()
-    assert found["error"].to_pylist() == [None if ok else "non_finite" for ok in is_finite]
-    for row, ok in zip(found.to_pylist(), is_finite, strict=True):
+    assert predicted["error"].to_pylist() == [None if ok else "non_finite" for ok in is_finite]
+    for row, ok in zip(predicted.to_pylist(), is_finite, strict=True):
         values = row["embedding"] if "embedding" in row else [row["a"], row["b"]]
         assert (values == OUTPUTS[int(row["n"])].tolist()) if ok else values in (None, [None] * 2)
 
@@ -164,9 +164,9 @@ def test_rows_in_several_chunks_and_with_an_offset_are_the_same_rows():
     model = predictor("support.runs.predicting:convolved", 5)
     expected = predict(model, rows)[0]
     assert predict(model, pa.concat_tables([rows.slice(0, 5), rows.slice(5)]))[0] == expected
-    found = predict(model, rows.slice(3, 6))[0]
-    assert [row["row_id"] for row in found] == [f"r{row}" for row in range(3, 9)]
-    for mine, theirs in zip(found, expected[3:9], strict=True):
+    predicted = predict(model, rows.slice(3, 6))[0]
+    assert [row["row_id"] for row in predicted] == [f"r{row}" for row in range(3, 9)]
+    for mine, theirs in zip(predicted, expected[3:9], strict=True):
         assert scores_of(mine) == pytest.approx(scores_of(theirs), abs=1e-6)
 
 
@@ -196,21 +196,21 @@ def test_a_row_that_the_model_cannot_take_costs_itself(
     kinds: list[str], batch_size: int, num_buffers: int
 ):
     pixels = images(len(kinds))
-    for row, kind in enumerate(kinds):
-        if kind in ("dark", "white"):
-            pixels[row] = BLACK if kind == "dark" else WHITE
-    failures = [BAD if kind == "bad" else None for kind in kinds]
+    for row, row_type in enumerate(kinds):
+        if row_type in ("dark", "white"):
+            pixels[row] = BLACK if row_type == "dark" else WHITE
+    failures = [BAD if row_type == "bad" else None for row_type in kinds]
     model = predictor("models:fussy", batch_size)
     model._model.buffers = FreeBuffers(buffers(num_buffers, batch_size))
     rows, counters = predict(model, rows_of(pixels, failures))
     undisturbed, _ = predict(predictor("models:colours", batch_size), rows_of(pixels, failures))
     expected = {"dark": "model_error", "white": "non_finite", "bad": "truncated", "good": None}
-    assert [row["error"] for row in rows] == [expected[kind] for kind in kinds]
-    for kind, row, calm in zip(kinds, rows, undisturbed, strict=True):
-        assert is_predicted(row) == (kind == "good")
-        if kind == "good":
+    assert [row["error"] for row in rows] == [expected[row_type] for row_type in kinds]
+    for row_type, row, calm in zip(kinds, rows, undisturbed, strict=True):
+        assert is_predicted(row) == (row_type == "good")
+        if row_type == "good":
             assert scores_of(row) == pytest.approx(scores_of(calm), abs=1e-6)
-        if kind == "dark":
+        if row_type == "dark":
             assert row["error_stage"] == "predict"
             assert row["message"] == "ValueError: too dark to look at"
     assert counters["predict"]["rows_quarantined"] == kinds.count("dark") + kinds.count("white")
@@ -316,12 +316,12 @@ def test_the_gpu_predicts_what_the_cpu_predicts(precision: str, tolerance: float
     rows = rows_of(images(500, seed=5), failures)
     made: dict[str, Any] = {"factory": "support.runs.predicting:convolved", "top_k": 5}
     expected, _ = predict(predictor(batch_size=8, **made), rows)
-    found, counters = predict(
+    predicted, counters = predict(
         predictor(batch_size=8, num_gpus=1, precision=precision, **made), rows
     )
     assert counters["transfer"]["busy_s"] > 0
     assert counters["predict"]["busy_s"] > 0
-    for mine, theirs in zip(found, expected, strict=True):
+    for mine, theirs in zip(predicted, expected, strict=True):
         assert is_predicted(mine) == is_predicted(theirs)
         if mine["error"] is None:
             assert scores_of(mine) == pytest.approx(scores_of(theirs), abs=tolerance)

@@ -73,10 +73,10 @@ def test_models_that_padding_changes_predict_what_the_library_does(family: str, 
     write_model(tmp_path, getattr(transformers, f"{family}ForSequenceClassification"), made)
     spec = spec_of(tmp_path, "text", top_k=3)
     counters: dict[str, Any] = {}
-    found = engine_of(spec).predict(rows_of_texts(spec), counters)
+    table = engine_of(spec).predict(rows_of_texts(spec), counters)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
-    for text, row in zip(TEXTS, found.to_pylist(), strict=True):
+    for text, row in zip(TEXTS, table.to_pylist(), strict=True):
         batch = tokenizer(text, truncation=True, return_tensors="pt")
         with torch.inference_mode():
             scores = model(**batch).logits.softmax(-1)[0].tolist()
@@ -110,7 +110,7 @@ def test_texts_of_one_length_are_batched_together(tmp_path: Path):
     limits = engine_of(spec)._config.limits_of_batch
     batches = seen.batches(inputs, np.arange(18), limits)
     counts = [seen.lengths(inputs, batch) for batch in batches]
-    assert all(len(set(each)) == 1 for each in counts if each is not None)
+    assert all(len(set(lengths)) == 1 for lengths in counts if lengths is not None)
     assert len(batches) == len(set(seen.lengths(inputs, np.arange(18))))  # type: ignore[arg-type]
     assert sorted(np.concatenate(batches)) == [*range(18)]
 

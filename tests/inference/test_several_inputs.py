@@ -43,19 +43,19 @@ def predicted(job: Any, runtime: str = "eager", batch_size: int = 8) -> tuple[pa
     counters = Counters()
     preprocessing = Preprocessing.of(job.source, config.spec.input, 1, plan.fields)
     assert preprocessing is not None
-    found = TorchEngine(config).predict(preprocessing(counters, rows), counters)
-    assert found.column(ERROR).null_count == found.num_rows
-    return found, counters
+    table = TorchEngine(config).predict(preprocessing(counters, rows), counters)
+    assert table.column(ERROR).null_count == table.num_rows
+    return table, counters
 
 
 def test_a_photo_a_text_and_a_number(sections: dict[str, Any], columns: Columns) -> None:
     job = job_of(sections, INPUTS, factory="models:several", labels=LABELS)
-    found, counters = predicted(job)
+    table, counters = predicted(job)
     logits = loop("several", columns)
-    assert found.column("label_id").to_pylist() == logits.argmax(axis=1).tolist()
+    assert table.column("label_id").to_pylist() == logits.argmax(axis=1).tolist()
     scores = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(found.column("score").to_numpy(), scores.max(axis=1), atol=1e-5)
-    tokens = found.column("num_tokens").to_numpy()
+    np.testing.assert_allclose(table.column("score").to_numpy(), scores.max(axis=1), atol=1e-5)
+    tokens = table.column("num_tokens").to_numpy()
     assert tokens.tolist() == [several_rows.tokens(t)[0].shape[1] for t in columns["caption"]]
     assert counters["tokens"]["num_tokens"] == tokens.sum()
     assert counters["tokens"]["num_tokens"] <= counters["tokens"]["num_padded"] <= 64 * NUM_ROWS
@@ -71,10 +71,10 @@ TASKS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("task", TASKS)
 def test_two_photos(task: str, sections: dict[str, Any], columns: Columns) -> None:
-    found, counters = predicted(job_of(sections, PAIR, factory="models:pair", **TASKS[task]))
+    table, counters = predicted(job_of(sections, PAIR, factory="models:pair", **TASKS[task]))
     expected = loop("pair", columns)
     names = TASKS[task].get("targets") or [{"embed": "embedding", "raw": "output"}[task]]
-    values = np.stack([np.array(found.column(name).to_pylist()) for name in names], axis=-1)
+    values = np.stack([np.array(table.column(name).to_pylist()) for name in names], axis=-1)
     np.testing.assert_allclose(values.reshape(NUM_ROWS, 7), expected, atol=1e-5)
     assert (counters["decode"]["rows_in"], counters["decode"]["rows_out"]) == (NUM_ROWS, NUM_ROWS)
 
@@ -92,20 +92,20 @@ def test_photos_that_keep_their_sizes(
     sections["transform"] = several_rows.OWN_SIZES
     expected = loop(case, varied)
     embed = {"task": "embed", "embedding_dim": expected.shape[1]}
-    found, _ = predicted(job_of(sections, inputs, factory=f"models:{case}", **embed))
-    np.testing.assert_allclose(np.array(found["embedding"].to_pylist()), expected, atol=1e-5)
-    heights = found["height_px" if case == "several" else "left_height_px"]
+    table, _ = predicted(job_of(sections, inputs, factory=f"models:{case}", **embed))
+    np.testing.assert_allclose(np.array(table["embedding"].to_pylist()), expected, atol=1e-5)
+    heights = table["height_px" if case == "several" else "left_height_px"]
     assert heights.to_pylist() == [20 + 7 * (row % 3) for row in range(NUM_ROWS)]
 
 
 def test_two_texts_whose_lengths_differ(sections: dict[str, Any], columns: Columns) -> None:
     job = job_of(sections, TITLES, factory="models:titles", labels=LABELS)
-    found, _ = predicted(job)
+    table, _ = predicted(job)
     logits = loop("titles", columns)
     scores = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(found.column("score").to_numpy(), scores.max(axis=1), atol=1e-5)
+    np.testing.assert_allclose(table.column("score").to_numpy(), scores.max(axis=1), atol=1e-5)
     names = {"title_num_tokens", "body_num_tokens", "title_truncated", "body_truncated"}
-    assert names <= {*found.column_names}
+    assert names <= {*table.column_names}
 
 
 @pytest.mark.slow  # test_runtime_conformance gives runtimes two tensors in `make test`
@@ -119,9 +119,9 @@ def test_other_runtimes_agree(
     inputs = {"pair": PAIR, "several": INPUTS, "titles": TITLES}[case]
     embed = {"task": "embed", "embedding_dim": {"pair": 7}.get(case, 5)}
     job = job_of(sections, inputs, factory=f"models:{case}", **embed)
-    found, _ = predicted(job, runtime)
+    table, _ = predicted(job, runtime)
     np.testing.assert_allclose(
-        np.array(found.column("embedding").to_pylist()), loop(case, columns), atol=1e-4
+        np.array(table.column("embedding").to_pylist()), loop(case, columns), atol=1e-4
     )
 
 
@@ -140,12 +140,12 @@ def test_int8_is_calibrated_by_all_inputs(
     sha256, problem = calibrate(config, arrays)
     assert problem == ""
     way = {"runtime": "onnxruntime", "precision": "int8", "artefact_sha256": sha256}
-    found = TorchEngine(replace(config, spec=replace(config.spec, **way))).reduce(arrays)[
+    vectors = TorchEngine(replace(config, spec=replace(config.spec, **way))).reduce(arrays)[
         "embedding"
     ]
     expected = loop("several", columns)
-    assert np.abs(found - expected).max() <= INT8_ERROR * np.abs(expected).max()
-    assert not np.array_equal(found, expected)
+    assert np.abs(vectors - expected).max() <= INT8_ERROR * np.abs(expected).max()
+    assert not np.array_equal(vectors, expected)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from pipeline.preprocessing.model_input import BatchLimits
 from pipeline.preprocessing.texts.text_input import TextInput
 
 LENGTHS = np.array([3, 16, 5, 9, 2, 12, 7], np.int32)
-EACH = np.arange(len(LENGTHS))
+ALL_ROWS = np.arange(len(LENGTHS))
 
 
 @given(st.data(), st.sampled_from([(), (3,)]))
@@ -43,11 +43,11 @@ def test_every_row_has_its_values_and_zeros_behind_them(data: st.DataObject, inn
         values = values.reshape(len(batch), width, *inner)
         scatter_batch(results, "a", size, batch, values)
         expected |= dict(zip(batch.tolist(), values, strict=True))
-    found = results["a"]
-    assert found.shape[1] == max(len(values) for values in expected.values())
+    scattered = results["a"]
+    assert scattered.shape[1] == max(len(values) for values in expected.values())
     for row, values in expected.items():
-        np.testing.assert_array_equal(found[row, : len(values)], values)
-        assert not found[row, len(values) :].any()
+        np.testing.assert_array_equal(scattered[row, : len(values)], values)
+        assert not scattered[row, len(values) :].any()
 
 
 @pytest.mark.parametrize("shape", [(), (4,), (2, 3)])
@@ -78,21 +78,21 @@ def test_what_a_model_made_of_padding_is_zero():
 
 
 def taken(left: Batches, limits: BatchLimits) -> list[list[int]]:
-    found = []
+    tables = []
     while left:
-        found.append(left.take(limits).tolist())
-    return found
+        tables.append(left.take(limits).tolist())
+    return tables
 
 
 def test_texts_are_divided_by_their_tokens_and_what_is_left_anew_by_smaller_limits(tmp_path: Path):
     seen, inputs = TextInput(text_settings(tmp_path)), {NUM_TOKENS: LENGTHS}
     limits, smaller = BatchLimits(8, 32), BatchLimits(4, 16)
-    left = Batches(seen, inputs, EACH, limits)
+    left = Batches(seen, inputs, ALL_ROWS, limits)
     first = left.take(limits).tolist()
     rest = taken(left, smaller)
-    assert sorted([*first, *(row for rows in rest for row in rows)]) == EACH.tolist()
+    assert sorted([*first, *(row for rows in rest for row in rows)]) == ALL_ROWS.tolist()
     assert all(len(rows) * LENGTHS[rows].max() <= 16 for rows in rest)
-    others = np.setdiff1d(EACH, first)
+    others = np.setdiff1d(ALL_ROWS, first)
     assert rest == [rows.tolist() for rows in seen.batches(inputs, others, smaller)]
     assert not left
 
@@ -103,10 +103,10 @@ def test_the_same_limits_divide_nothing_anew(tmp_path: Path):
         {NUM_TOKENS: LENGTHS},
         BatchLimits(2, 1000),
     )
-    once = [rows.tolist() for rows in seen.batches(inputs, EACH, limits)]
+    once = [rows.tolist() for rows in seen.batches(inputs, ALL_ROWS, limits)]
     assert len(once) == 4
-    assert taken(Batches(seen, inputs, EACH, limits), limits) == once
-    assert not Batches(seen, inputs, EACH[:0], limits)
+    assert taken(Batches(seen, inputs, ALL_ROWS, limits), limits) == once
+    assert not Batches(seen, inputs, ALL_ROWS[:0], limits)
 
 
 def test_seconds_of_batches_add_up():

@@ -27,24 +27,24 @@ def test_a_lost_context_costs_exactly_the_row_that_loses_it(tmp_path: Path):
     program = f"from support.faults import gpu_worker; gpu_worker.main{arguments}"
     command = [sys.executable, "-c", program]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([PYTHONPATH, *sys.path])}
-    said: list[str] = []
+    messages: list[str] = []
     for _ in range(MOST_WORKERS):  # as Ray starts an actor again
         done = subprocess.run(
             command, capture_output=True, text=True, env=environment, timeout=200, check=False
         )
-        said.append(done.stderr)
+        messages.append(done.stderr)
         if done.returncode == 0:
             break
         assert done.returncode == 1, done.stderr
-    assert len(said) >= 2, said
-    assert "Fake L4 of " in said[0]
-    assert "its CUDA context is lost" in said[0]
+    assert len(messages) >= 2, messages
+    assert "Fake L4 of " in messages[0]
+    assert "its CUDA context is lost" in messages[0]
     on_cpu = predictor("models:colours", BATCH_SIZE)
     for number in range(CALLS_AT_ONCE):
         white = [WHITE_ROW] if number == 0 else []
-        found = pq.read_table(tmp_path / f"{number}.parquet").to_pylist()
-        errors = {row["row_id"]: row["error"] for row in found if row["error"]}
+        predicted = pq.read_table(tmp_path / f"{number}.parquet").to_pylist()
+        errors = {row["row_id"]: row["error"] for row in predicted if row["error"]}
         assert errors == {f"r{row}": "native_crash" for row in white}
         expected = on_cpu.predict(rows_of(slice_of(NUM_ROWS, white)), {}).to_pylist()
-        for index, (mine, theirs) in enumerate(zip(found, expected, strict=True)):
+        for index, (mine, theirs) in enumerate(zip(predicted, expected, strict=True)):
             assert index in white or mine["label"] == theirs["label"]

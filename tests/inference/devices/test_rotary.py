@@ -11,7 +11,7 @@ from pipeline.inference.devices.device import exact_frequencies
 TOKENS, SIZE = 2048, 64
 
 
-class Own(torch.nn.Module):
+class CustomRotary(torch.nn.Module):
     """A user's own module: whether it computes in one dtype is not known."""
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ def test_exact_frequencies_make_the_vectors_of_far_tokens_agree_better():
     kept = encoder()
     with exact_frequencies(kept):
         kept.to(torch.bfloat16)
-    assert all(each.dtype == torch.bfloat16 for each in kept.parameters())
+    assert all(parameter.dtype == torch.bfloat16 for parameter in kept.parameters())
     ids = torch.randint(0, 100, (1, TOKENS), generator=torch.Generator().manual_seed(2))
     with torch.inference_mode():
         wanted = exact(input_ids=ids).last_hidden_state
@@ -53,13 +53,13 @@ def test_exact_frequencies_make_the_vectors_of_far_tokens_agree_better():
 
 
 def test_they_are_fp32_after_the_cast_and_those_of_other_modules_are_cast():
-    both = torch.nn.ModuleList([encoder(), Own()])
+    both = torch.nn.ModuleList([encoder(), CustomRotary()])
     before = copy.deepcopy(both)
     with exact_frequencies(both):
         both.to(torch.bfloat16)
-    found = dict(both.named_buffers())
-    ours = [name for name in found if name.startswith("0.")]
+    buffers = dict(both.named_buffers())
+    ours = [name for name in buffers if name.startswith("0.")]
     assert ours
     for name in ours:
-        assert torch.equal(found[name], dict(before.named_buffers())[name])
-    assert found["1.inv_freq"].dtype == torch.bfloat16
+        assert torch.equal(buffers[name], dict(before.named_buffers())[name])
+    assert buffers["1.inv_freq"].dtype == torch.bfloat16

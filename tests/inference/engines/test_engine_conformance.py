@@ -77,11 +77,11 @@ class Subject:
             rows = rows.set_column(rows.schema.get_field_index(name), name, column)
         return rows
 
-    def answers(self, found: list[dict[str, Any]]) -> list[Any]:
-        return [row["text" if self.name == WRITES else "label_id"] for row in found]
+    def answers(self, predicted_rows: list[dict[str, Any]]) -> list[Any]:
+        return [row["text" if self.name == WRITES else "label_id"] for row in predicted_rows]
 
-    def numbers(self, found: list[dict[str, Any]]) -> list[float]:
-        return [row["mean_logprob" if self.name == WRITES else "score"] for row in found]
+    def numbers(self, predicted_rows: list[dict[str, Any]]) -> list[float]:
+        return [row["mean_logprob" if self.name == WRITES else "score"] for row in predicted_rows]
 
     def reduced(self, results: Arrays) -> tuple[list[Any], list[float]]:
         """Return the same of results that are not published."""
@@ -98,16 +98,16 @@ def subject(name: str, folder: Path) -> Subject:
 def predicted(subject: Subject, engine: Engine, rows: pa.Table) -> list[dict[str, Any]]:
     """Predict rows; what comes out is complete, in order, and counted."""
     counters: Counters = {}
-    found = engine.predict(rows, counters)
-    found.validate(full=True)
-    assert found.schema == staged_schema(list(PASS_THROUGH), subject.config().spec.output_fields())
-    assert found.column("row_id").to_pylist() == rows.column("row_id").to_pylist()
-    assert found.column("n").to_pylist() == rows.column("n").to_pylist()
+    table = engine.predict(rows, counters)
+    table.validate(full=True)
+    assert table.schema == staged_schema(list(PASS_THROUGH), subject.config().spec.output_fields())
+    assert table.column("row_id").to_pylist() == rows.column("row_id").to_pylist()
+    assert table.column("n").to_pylist() == rows.column("n").to_pylist()
     assert counters["predict"]["rows_in"] == rows.column("error").null_count
     for stage in ("transfer", "predict"):
         entry = counters[stage]
         assert entry["rows_in"] == entry["rows_out"] + entry["rows_quarantined"]
-    return found.to_pylist()
+    return table.to_pylist()
 
 
 def test_every_engine_is_tried_here():
@@ -125,21 +125,21 @@ def test_it_is_the_one_that_the_task_names(name: str, subject: Subject):
 @ALL
 def test_every_row_has_a_prediction_or_keeps_its_failure(name: str, subject: Subject):
     failures = [BAD, None, None, BAD, None]
-    found = predicted(subject, subject.opened(2), subject.rows(5, failures))
-    assert [row["error"] for row in found] == [f and f.reason for f in failures]
-    assert [answer is None for answer in subject.answers(found)] == [bool(f) for f in failures]
-    assert found[0]["message"] == BAD.message
-    found = predicted(subject, subject.opened(), subject.rows(2, [BAD, BAD]))
-    assert subject.answers(found) == [None, None]
+    table = predicted(subject, subject.opened(2), subject.rows(5, failures))
+    assert [row["error"] for row in table] == [f and f.reason for f in failures]
+    assert [answer is None for answer in subject.answers(table)] == [bool(f) for f in failures]
+    assert table[0]["message"] == BAD.message
+    table = predicted(subject, subject.opened(), subject.rows(2, [BAD, BAD]))
+    assert subject.answers(table) == [None, None]
 
 
 @ALL
 def test_what_is_reduced_is_what_is_published(name: str, subject: Subject):
     engine, rows = subject.opened(), subject.rows(5)
     answers, numbers = subject.reduced(engine.reduce(subject.config().spec.input.arrays(rows)))
-    found = predicted(subject, engine, rows)
-    assert answers == subject.answers(found)
-    assert np.allclose(numbers, subject.numbers(found), atol=1e-6)
+    table = predicted(subject, engine, rows)
+    assert answers == subject.answers(table)
+    assert np.allclose(numbers, subject.numbers(table), atol=1e-6)
 
 
 @ALL

@@ -102,8 +102,10 @@ class Subject:
         ]
 
     def predicted(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self._engine.predict(self._rows, {}).to_pylist()
-        return [{**row, "top_k": None} for row in found]  # the label and its score are beside it
+        predicted_rows: list[dict[str, Any]] = self._engine.predict(self._rows, {}).to_pylist()
+        return [
+            {**row, "top_k": None} for row in predicted_rows
+        ]  # the label and its score are beside it
 
     def require_no_silent_difference(self, place: Place, error: BaseException) -> None:
         """Raise an error at a place, and compare each row with the undisturbed one."""
@@ -117,14 +119,14 @@ class Subject:
 
         try:
             with traced(visit):
-                found = self.predicted()
+                predicted_rows = self.predicted()
         except (Exception, PanicException):  # noqa: BLE001  # raised, thus not silent
             self._engine = open_engine(self._config)  # a buffer may not have been given back
             return
         assert left <= 0, "the error was raised"
         model: Any = self._engine
         model._model.limits = self._config.limits_of_batch  # smaller after lack of memory
-        for row, expected in zip(found, self._expected, strict=True):
+        for row, expected in zip(predicted_rows, self._expected, strict=True):
             if row["error"] is None:
                 assert row == pytest.approx(expected, abs=1e-4), place
 
@@ -156,7 +158,7 @@ def subjects(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Subjec
 def test_at_some_lines_by_which_rows_enter_and_leave(job: str, subjects: Callable[[str], Subject]):
     subject, errors = subjects(job), itertools.cycle(ERRORS.values())
     files = (greedy.__file__, causal.__file__, decoding.__file__)
-    places = [each for each in subject.places if each.file in files]
+    places = [place for place in subject.places if place.file in files]
     for place in random.Random(7).sample(places, 8):
         subject.require_no_silent_difference(place, next(errors)())
 

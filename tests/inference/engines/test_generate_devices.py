@@ -47,15 +47,15 @@ def gpu() -> Iterator[FakeGpu]:
 
 
 def written(engine: GenerateEngine, rows: pa.Table) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = engine.predict(rows, {}).select(COLUMNS).to_pylist()
-    return found
+    outputs: list[dict[str, Any]] = engine.predict(rows, {}).select(COLUMNS).to_pylist()
+    return outputs
 
 
 def no_memory(*_: object) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate too much")
 
 
-def before_each_pass(engine: GenerateEngine, hook: Callable[[int], object]) -> None:
+def before_passes(engine: GenerateEngine, hook: Callable[[int], object]) -> None:
     """Call a function with the number of rows before each pass of the model."""
     module = engine._model.module
     assert isinstance(module, Decoding)
@@ -75,7 +75,7 @@ def test_lack_of_memory_in_a_step_halves_the_batch_and_loses_no_row(
         if num_rows > ROOM:
             no_memory()
 
-    before_each_pass(engine, run)
+    before_passes(engine, run)
     assert written(engine, rows) == expected
     assert max(sizes) > ROOM
     sizes.clear()
@@ -89,10 +89,10 @@ def test_a_row_for_which_there_is_no_memory_alone_costs_itself_alone(
 ):
     engine = GenerateEngine(replace(config_of(spec), num_gpus=1.0))
     meeting(engine, spec, rows, [BAD], no_memory)
-    found = written(engine, rows)
-    assert [n for n, row in enumerate(found) if row["error"]] == [BAD]
-    assert (found[BAD]["error"], found[BAD]["text"]) == ("out_of_memory", None)
-    assert found[:BAD] + found[BAD + 1 :] == expected[:BAD] + expected[BAD + 1 :]
+    outputs = written(engine, rows)
+    assert [n for n, row in enumerate(outputs) if row["error"]] == [BAD]
+    assert (outputs[BAD]["error"], outputs[BAD]["text"]) == ("out_of_memory", None)
+    assert outputs[:BAD] + outputs[BAD + 1 :] == expected[:BAD] + expected[BAD + 1 :]
     assert gpu.pauses_s == [*PAUSES_S]  # others may have held it
 
 
@@ -108,9 +108,9 @@ def test_a_row_that_lacks_memory_and_then_fails_otherwise_costs_itself_alone(
         no_memory()
 
     meeting(engine, spec, rows, [BAD], fail)
-    found = written(engine, rows)
-    assert [n for n, row in enumerate(found) if row["error"]] == [BAD]
-    assert found[BAD]["error"] == "model_error"
+    outputs = written(engine, rows)
+    assert [n for n, row in enumerate(outputs) if row["error"]] == [BAD]
+    assert outputs[BAD]["error"] == "model_error"
     assert len(gpu.pauses_s) == 1
 
 
@@ -120,10 +120,10 @@ def test_a_row_whose_logits_are_not_finite_fails_alone(
 ):
     engine = GenerateEngine(replace(config_of(replace(spec, precision=precision)), num_gpus=1.0))
     meeting(engine, spec, rows, [BAD], lambda out, place: out.logits[place].fill_(torch.inf))
-    found = engine.predict(rows, {}).to_pylist()
-    assert [n for n, row in enumerate(found) if row["error"]] == [BAD]
-    assert found[BAD]["error"] == "non_finite"
-    assert ("model.precision fp32" in found[BAD]["message"]) == (precision == "bf16")
+    outputs = engine.predict(rows, {}).to_pylist()
+    assert [n for n, row in enumerate(outputs) if row["error"]] == [BAD]
+    assert outputs[BAD]["error"] == "non_finite"
+    assert ("model.precision fp32" in outputs[BAD]["message"]) == (precision == "bf16")
 
 
 @pytest.mark.parametrize("share", [pytest.param(0.95, marks=pytest.mark.slow), 0.6])

@@ -78,12 +78,12 @@ def test_rows_over_which_the_model_raises_cost_only_themselves(spec: ModelSpec):
     plain = GenerateEngine(config_of(spec)).predict(rows, {}).to_pylist()
     engine = GenerateEngine(config_of(spec), SystematicFailureDetector(rows.num_rows))
     failing(engine, spec, rows, [BAD])
-    found = engine.predict(rows, {}).to_pylist()
-    assert [n for n, row in enumerate(found) if row["error"]] == [BAD]
-    assert (found[BAD]["error"], found[BAD]["text"]) == ("model_error", None)
-    assert "ValueError: what the text says" in found[BAD]["message"]
+    outputs = engine.predict(rows, {}).to_pylist()
+    assert [n for n, row in enumerate(outputs) if row["error"]] == [BAD]
+    assert (outputs[BAD]["error"], outputs[BAD]["text"]) == ("model_error", None)
+    assert "ValueError: what the text says" in outputs[BAD]["message"]
     expected = [row["text"] for n, row in enumerate(plain) if n != BAD]
-    assert [row["text"] for n, row in enumerate(found) if n != BAD] == expected
+    assert [row["text"] for n, row in enumerate(outputs) if n != BAD] == expected
 
 
 def test_a_model_that_raises_over_every_row_is_no_rows_fault(spec: ModelSpec):
@@ -97,17 +97,19 @@ def test_a_model_that_raises_over_every_row_is_no_rows_fault(spec: ModelSpec):
 def test_tokens_and_lengths_are_counted(spec: ModelSpec):
     counters: Counters = {}
     rows = prepared(spec, TEXTS)
-    found = GenerateEngine(config_of(spec)).predict(rows, counters).to_pylist()
+    outputs = GenerateEngine(config_of(spec)).predict(rows, counters).to_pylist()
     figures = SliceFigures.from_json(counters)
     assert figures.generated is not None
     assert figures.tokens is not None
     assert figures.generated.num_rows == len(TEXTS)
-    assert figures.generated.num_tokens == sum(row["num_output_tokens"] for row in found)
-    assert figures.tokens.num_tokens == sum(row["num_input_tokens"] for row in found)
+    assert figures.generated.num_tokens == sum(row["num_output_tokens"] for row in outputs)
+    assert figures.tokens.num_tokens == sum(row["num_input_tokens"] for row in outputs)
     assert figures.tokens.num_padded >= figures.tokens.num_tokens
     assert sum(figures.output_lengths.values()) == len(TEXTS)
-    assert {int(each) for each in figures.output_lengths} == {r["num_output_tokens"] for r in found}
-    long = [row for row in found if row["finish_reason"] == "length"]
+    assert {int(length) for length in figures.output_lengths} == {
+        r["num_output_tokens"] for r in outputs
+    }
+    long = [row for row in outputs if row["finish_reason"] == "length"]
     assert figures.generated.num_long == len(long)
     assert figures.stage(PREFILL).rows_in == len(TEXTS)
 
@@ -120,10 +122,10 @@ def test_a_long_output_is_no_hang_for_the_limits_count_from_step_to_step(spec: M
     assert step_s * longest > 1.5 * limit_s  # as a whole it takes longer than the limits
     work = SlowWriting(config_of(spec), step_s, limit_s)
     with closing(Child(work, limit_s, 0.0)) as child:
-        found = child.call(STAGE, rows)
-    assert isinstance(found, ChildResult), found
+        answer = child.call(STAGE, rows)
+    assert isinstance(answer, ChildResult), answer
     columns = ["text", "num_output_tokens", "finish_reason", "error"]
-    assert found.rows.select(columns) == expected.select(columns)
+    assert answer.rows.select(columns) == expected.select(columns)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -181,10 +183,10 @@ def test_a_row_whose_tokens_are_no_text_costs_itself_alone(spec: ModelSpec):
         return text(tokens)
 
     module.text = decode
-    found = engine.predict(rows, {}).to_pylist()
-    assert found[bad]["error"] == "model_error"
-    assert "PanicException: no text" in found[bad]["message"]
-    assert found[:bad] + found[bad + 1 :] == expected[:bad] + expected[bad + 1 :]
+    outputs = engine.predict(rows, {}).to_pylist()
+    assert outputs[bad]["error"] == "model_error"
+    assert "PanicException: no text" in outputs[bad]["message"]
+    assert outputs[:bad] + outputs[bad + 1 :] == expected[:bad] + expected[bad + 1 :]
 
 
 def test_a_token_that_is_not_the_best_does_not_agree(spec: ModelSpec):

@@ -74,9 +74,9 @@ def ruled(folder: Path, family: str, rules: dict[str, Any]) -> ModelSpec:
 def test_each_row_has_a_record_or_a_reason(family: str, rules: dict[str, Any], tmp_path: Path):
     spec = ruled(tmp_path / "m", family, rules)
     rows = prepared(spec, MANY)
-    found = predicted(spec, rows, BatchLimits(64, 10_000))
+    outputs = predicted(spec, rows, BatchLimits(64, 10_000))
     validator = jsonschema.Draft202012Validator(REVIEW)
-    for row in found:
+    for row in outputs:
         columns = {name: row[name] for name in REVIEW["properties"]}
         if row["error"]:
             assert row["error"] == "output_truncated"
@@ -85,13 +85,13 @@ def test_each_row_has_a_record_or_a_reason(family: str, rules: dict[str, Any], t
         assert row["finish_reason"] == "stop"
         validator.validate(json.loads(row["text"]))
         assert columns == {**dict.fromkeys(columns), **json.loads(row["text"])}
-    assert sum(row["error"] is None for row in found) > len(MANY) // 2
-    assert len({row["text"] for row in found}) > 2
+    assert sum(row["error"] is None for row in outputs) > len(MANY) // 2
+    assert len({row["text"] for row in outputs}) > 2
     alone = predicted(spec, rows, FEW)
-    assert [row["text"] for row in alone] == [row["text"] for row in found]
+    assert [row["text"] for row in alone] == [row["text"] for row in outputs]
     engine = engine_of(spec)
     written = [row for row in written_by(engine, rows).values() if row.matcher.is_done]
-    assert len(written) == sum(row["error"] is None for row in found)
+    assert len(written) == sum(row["error"] is None for row in outputs)
     assert engine._num_agreed(written, engine._input.arrays(rows)) == len(written)
 
 
@@ -101,15 +101,15 @@ def test_clips_and_images_have_records_too(family: str, tmp_path: Path):
     path = make_feature_writer(tmp_path / "m", family, eos_token_id=[2])
     spec = feature_writing(path, {"max_new_tokens": 50, "schema": SHORT})
     rows = prepared_features(spec, CLIPS if family in SPEECH else images())
-    found = predicted(spec, rows, BatchLimits(3))
-    for row in found:
+    outputs = predicted(spec, rows, BatchLimits(3))
+    for row in outputs:
         assert row["error"] in (None, "output_truncated")
         if row["error"] is None:
             assert {name: row[name] for name in SHORT["properties"]} == json.loads(row["text"])
-    assert sum(row["error"] is None for row in found) > len(found) // 2
+    assert sum(row["error"] is None for row in outputs) > len(outputs) // 2
     engine = engine_of(spec)
     held = written_by(engine, rows)
-    written = [held[n] for n, row in enumerate(found) if row["error"] is None]
+    written = [held[n] for n, row in enumerate(outputs) if row["error"] is None]
     assert engine._num_agreed(written, engine._input.arrays(rows)) == len(written)
 
 
@@ -167,7 +167,7 @@ def test_columns_and_fingerprint_are_those_of_the_schema(llama: Path, tmp_path: 
         writing(llama, generate={"schema": schema}) for schema in (REVIEW, str(file), OPEN, None)
     )
     assert inline.to_dict() == by_path.to_dict()
-    assert len({json.dumps(each.to_dict()) for each in (inline, other, texts)}) == 3
+    assert len({json.dumps(spec_of_text.to_dict()) for spec_of_text in (inline, other, texts)}) == 3
     assert "schema" not in json.dumps(texts.to_dict())
     names = [field.name for field in inline.output_fields()]
     assert names[: len(texts.output_fields())] == [field.name for field in texts.output_fields()]

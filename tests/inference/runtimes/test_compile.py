@@ -34,8 +34,8 @@ def test_only_compile_tries_kernels_and_both_take_the_cores_of_the_actor(
     monkeypatch.delenv(THREADS)
     kinds: list[str] = []
 
-    def folder(kind: str, write: Callable[[Path, Any], None]) -> None:
-        kinds.append(kind)
+    def folder(form: str, write: Callable[[Path, Any], None]) -> None:
+        kinds.append(form)
         write(tmp_path, None)
 
     batch = torch.ones(2, 3)
@@ -48,8 +48,8 @@ def test_only_compile_tries_kernels_and_both_take_the_cores_of_the_actor(
     assert os.environ[THREADS] == "3"
     assert runner.is_static
     assert torch.equal(runner.run({"image": batch}), batch)
-    [kind] = kinds
-    assert ("quickly" in kind) is (name == "compile-quick")
+    [form] = kinds
+    assert ("quickly" in form) is (name == "compile-quick")
 
 
 def num_compiled() -> int:

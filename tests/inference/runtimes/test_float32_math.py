@@ -23,7 +23,7 @@ def set_all(value: str) -> None:
     backends.fp32_precision = value
 
 
-def set_each() -> None:
+def set_every_flag() -> None:
     backends.cuda.matmul.fp32_precision = TF32
     backends.cudnn.conv.fp32_precision = TF32
     backends.cudnn.rnn.fp32_precision = TF32
@@ -37,10 +37,10 @@ WAYS = {
     "as torch begins": lambda: None,
     "old names": old_names,
     "all": lambda: set_all(TF32),
-    "each": set_each,
+    "each": set_every_flag,
     "cudnn": set_cudnn,
     "matmul precision": lambda: torch.set_float32_matmul_precision("medium"),
-    "all of them": lambda: (set_all(TF32), set_each(), old_names(), set_cudnn()),
+    "all of them": lambda: (set_all(TF32), set_every_flag(), old_names(), set_cudnn()),
 }
 
 
@@ -109,10 +109,10 @@ def test_a_module_that_sets_flags_while_it_is_loaded_does_not_decide(
         return forward(self, x)
 
     monkeypatch.setattr("models.Colours.forward", watched)
-    monkeypatch.setattr("models.Colours.train", lambda self, mode=True: (set_each(), self)[1])
+    monkeypatch.setattr("models.Colours.train", lambda self, mode=True: (set_every_flag(), self)[1])
     from support.runs.predicting import images, predict, rows_of
 
     predict(predictor("models:colours"), rows_of(images(3)))
     assert seen
-    assert all(each == wanted(EXACT) for each in seen)
+    assert all(flags == wanted(EXACT) for flags in seen)
     assert float32_math._set == EXACT

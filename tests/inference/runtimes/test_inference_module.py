@@ -71,14 +71,14 @@ def test_a_tensor_that_forward_does_not_take_is_left_out(runtime: str):
         expected = module(batch["size"])
         whole = InferenceModule(module, toy_input.ToyInput(), torch.float32)
         example = {name: torch.zeros_like(tensor) for name, tensor in batch.items()}
-        found = make_runner(runtime, "fp32", lambda: whole, example, num_threads=1).run(batch)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        outputs = make_runner(runtime, "fp32", lambda: whole, example, num_threads=1).run(batch)
+    torch.testing.assert_close(outputs, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_keywords_of_any_name_get_all_tensors():
     batch = {"head": torch.rand(2, 4), "size": torch.rand(2, 1)}
-    found = InferenceModule(Anything(), toy_input.ToyInput(), torch.float32).run(batch)
-    assert list(found) == ["head", "size"]
+    outputs = InferenceModule(Anything(), toy_input.ToyInput(), torch.float32).run(batch)
+    assert list(outputs) == ["head", "size"]
 
 
 @pytest.mark.parametrize(

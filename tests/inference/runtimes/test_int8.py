@@ -40,7 +40,7 @@ TOLERANCE = 0.05
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _new_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -93,11 +93,11 @@ def test_outputs_are_near_those_of_eager_fp32(tmp_path: Path, runtime: str):
     with torch.inference_mode():
         pixels = torch.from_numpy(unseen).permute(0, 3, 1, 2) / 255.0
         expected = Convolved().eval()(pixels).softmax(1).max(1).values.numpy()
-    found, _ = predict(TorchEngine(config), rows_of(unseen))
+    results, _ = predict(TorchEngine(config), rows_of(unseen))
     reference, _ = predict(TorchEngine(config_of(store, "eager")), rows_of(unseen))
-    differences = np.abs([row["score"] for row in found] - expected)
+    differences = np.abs([row["score"] for row in results] - expected)
     assert differences.max() <= TOLERANCE
-    assert [row["label"] for row in found] == [row["label"] for row in reference]
+    assert [row["label"] for row in results] == [row["label"] for row in reference]
     stored = onnx.load_model_from_string(fetch_model(store, config.spec.artefact_sha256))
     assert "QuantizeLinear" in {node.op_type for node in stored.graph.node}
 

@@ -79,8 +79,8 @@ def both(config: PredictorConfig, runtime: str, sha256: str) -> tuple[Arrays, Ar
     assert len({(len(b.rows), inputs["num_tokens"][b.rows].max()) for b in batches}) > 3
     exact = replace(config, spec=config.spec.as_reference())
     spec = replace(config.spec, runtime=runtime, artefact_sha256=sha256)
-    found = TorchEngine(replace(config, spec=spec)).reduce(inputs)
-    return TorchEngine(exact).reduce(inputs), found
+    results = TorchEngine(replace(config, spec=spec)).reduce(inputs)
+    return TorchEngine(exact).reduce(inputs), results
 
 
 def require(runtime: str) -> None:
@@ -125,11 +125,11 @@ def test_embeddings_of_batches_of_any_shape_are_near_those_of_eager_fp32(
     embedder: tuple[PredictorConfig, str], runtime: str
 ):
     require(runtime)
-    exact, found = (kept["embedding"] for kept in both(embedder[0], runtime, embedder[1]))
-    norms = np.linalg.norm(exact, axis=1) * np.linalg.norm(found, axis=1)
-    cosines = (exact * found).sum(axis=1) / norms
+    exact, rounded = (kept["embedding"] for kept in both(embedder[0], runtime, embedder[1]))
+    norms = np.linalg.norm(exact, axis=1) * np.linalg.norm(rounded, axis=1)
+    cosines = (exact * rounded).sum(axis=1) / norms
     assert cosines.min() >= MIN_COSINE
-    assert not np.array_equal(exact, found)
+    assert not np.array_equal(exact, rounded)
 
 
 @pytest.mark.slow  # so has test_int8
@@ -143,9 +143,9 @@ def test_labels_of_texts_are_those_of_eager_fp32(store: Store, tmp_path: Path, r
     require(runtime)
     folder = make_snapshot(tmp_path / "bert", "bert", "sequence", num_labels=3)
     config = config_of(store, folder, runtime)
-    exact, found = both(config, runtime, calibrated(config))
-    assert np.abs(exact["score"] - found["score"]).max() <= MAX_SCORE_DIFF
-    assert np.array_equal(exact["label_id"][:, 0], found["label_id"][:, 0])
+    exact, rounded = both(config, runtime, calibrated(config))
+    assert np.abs(exact["score"] - rounded["score"]).max() <= MAX_SCORE_DIFF
+    assert np.array_equal(exact["label_id"][:, 0], rounded["label_id"][:, 0])
 
 
 def test_the_range_of_a_tensor_is_that_of_batches_of_any_shape(tmp_path: Path):
@@ -172,7 +172,7 @@ def test_a_model_without_a_product_with_a_weight_is_told(tmp_path: Path):
         quantise(path, [[values, values]], only_products=True)
 
 
-def own_sizes(store: Store, runtime: str) -> PredictorConfig:
+def varying_sizes(store: Store, runtime: str) -> PredictorConfig:
     sizes = {"resize": "none", "size_px": None, "resize_px": None, "interpolation": None}
     config = predictor("support.runs.predicting:pooled", 4, transform=sizes)._config
     spec = replace(config.spec, runtime=runtime, precision="int8")
@@ -192,12 +192,12 @@ def photos(seed: int) -> Arrays:
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_images_that_keep_their_sizes_are_calibrated_in_them(store: Store, runtime: str):
     require(runtime)
-    config = own_sizes(store, runtime)
+    config = varying_sizes(store, runtime)
     sha256, problem = calibrate(config, photos(0))
     assert problem == ""
     inputs = photos(1)
     exact = TorchEngine(replace(config, spec=config.spec.as_reference())).reduce(inputs)
     spec = replace(config.spec, artefact_sha256=sha256)
-    found = TorchEngine(replace(config, spec=spec)).reduce(inputs)
-    assert np.abs(exact["score"] - found["score"]).max() <= MAX_SCORE_DIFF
-    assert np.array_equal(exact["label_id"][:, 0], found["label_id"][:, 0])
+    results = TorchEngine(replace(config, spec=spec)).reduce(inputs)
+    assert np.abs(exact["score"] - results["score"]).max() <= MAX_SCORE_DIFF
+    assert np.array_equal(exact["label_id"][:, 0], results["label_id"][:, 0])

@@ -49,16 +49,16 @@ def test_fp32_is_fp32_and_an_actor_that_shares_a_card_keeps_to_its_share():
 def test_a_session_reads_and_writes_the_memory_of_tensors(tmp_path: Path, num_rows: int):
     path = onnx_files.save(onnx_files.features_model(), tmp_path / "m.onnx")
     session = session_of(path)
-    (name,) = (each.name for each in session.get_inputs())
-    outputs = [each.name for each in session.get_outputs()]
+    (name,) = (value.name for value in session.get_inputs())
+    outputs = [value.name for value in session.get_outputs()]
     values = torch.rand((num_rows, onnx_files.NUM_FEATURES))
     run = bound(session, outputs, ON_CPU)
-    found = run({name: values})
+    results = run({name: values})
     again = run({name: torch.zeros_like(values)})
-    for one, wanted in zip(found, session.run(outputs, {name: values.numpy()}), strict=True):
+    for one, wanted in zip(results, session.run(outputs, {name: values.numpy()}), strict=True):
         # Earlier outputs are not overwritten by later batches.
         np.testing.assert_array_equal(one.numpy(), wanted)
-    assert not torch.equal(again[0], found[0])
+    assert not torch.equal(again[0], results[0])
     turned = values.T.contiguous().T
     assert not turned.is_contiguous() or num_rows == 1
-    assert torch.equal(run({name: turned})[0], found[0])
+    assert torch.equal(run({name: turned})[0], results[0])

@@ -46,9 +46,9 @@ def runner_of(path: Path, seen: Input, runtime: str, precision: str = "fp32") ->
         return make_runner(runtime, precision, lambda: whole, example, num_threads=1)
 
 
-def assert_agree(found: Runner, expected: Runner, batch: dict[str, torch.Tensor], precision: str):
+def assert_agree(runner: Runner, expected: Runner, batch: dict[str, torch.Tensor], precision: str):
     with torch.inference_mode():
-        outputs, wanted = found.run(batch), expected.run(batch)
+        outputs, wanted = runner.run(batch), expected.run(batch)
     if isinstance(wanted, torch.Tensor):
         outputs, wanted = {"": outputs}, {"": wanted}
     assert list(outputs) == list(wanted)
@@ -72,8 +72,8 @@ def test_outputs_for_images_are_those_of_the_reference(
     model = onnx_files.image_model(size_px, layout=layout)
     path, seen = onnx_files.save(model, tmp_path / "m.onnx"), ImageInput(TRANSFORM)
     batch = {"image": torch.from_numpy(np.ascontiguousarray(images(BATCH, seed=3)))}
-    found = runner_of(path, seen, runtime, precision)
-    assert_agree(found, runner_of(path, seen, "eager"), batch, precision)
+    runner = runner_of(path, seen, runtime, precision)
+    assert_agree(runner, runner_of(path, seen, "eager"), batch, precision)
 
 
 @pytest.mark.parametrize(("runtime", "precision"), ABLE)
@@ -83,11 +83,11 @@ def test_outputs_for_features_are_those_of_the_reference(
 ):
     path = onnx_files.save(onnx_files.features_model(batch_size), tmp_path / "m.onnx")
     seen = FeatureInput(onnx_files.NUM_FEATURES)
-    found = runner_of(path, seen, runtime, precision)
-    sizes = [BATCH] if found.is_static else [BATCH, 1, 7]
+    runner = runner_of(path, seen, runtime, precision)
+    sizes = [BATCH] if runner.is_static else [BATCH, 1, 7]
     for size in sizes:
         batch = {"features": torch.rand((size, onnx_files.NUM_FEATURES), generator=SEEDED)}
-        assert_agree(found, runner_of(path, seen, "eager"), batch, precision)
+        assert_agree(runner, runner_of(path, seen, "eager"), batch, precision)
 
 
 @pytest.mark.parametrize(("runtime", "precision"), ABLE)
@@ -96,8 +96,8 @@ def test_weights_beside_the_file_are_found(tmp_path: Path, runtime: str, precisi
     whole = onnx_files.save(onnx.load(path), tmp_path / "whole.onnx")
     seen = FeatureInput(onnx_files.NUM_FEATURES)
     batch = {"features": torch.rand((BATCH, onnx_files.NUM_FEATURES), generator=SEEDED)}
-    found, expected = runner_of(path, seen, runtime, precision), runner_of(whole, seen, "eager")
-    assert_agree(found, expected, batch, precision)
+    runner, expected = runner_of(path, seen, runtime, precision), runner_of(whole, seen, "eager")
+    assert_agree(runner, expected, batch, precision)
 
 
 @pytest.mark.parametrize("runtime", UNABLE)
@@ -139,14 +139,14 @@ def test_probabilities_in_front_of_a_zipmap_come_from_the_optimised_graph_as_wel
     seen = FeatureInput(onnx_files.NUM_FEATURES)
     batch = {"features": torch.rand((BATCH, onnx_files.NUM_FEATURES), generator=SEEDED)}
     expected = runner_of(path, seen, "eager").run(batch)
-    found = runner_of(path, seen, "onnxruntime").run(batch)
-    torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(found.sum(dim=1), torch.ones(BATCH))
+    outputs = runner_of(path, seen, "onnxruntime").run(batch)
+    torch.testing.assert_close(outputs, expected)
+    torch.testing.assert_close(outputs.sum(dim=1), torch.ones(BATCH))
 
 
 def test_a_runtime_without_the_operators_of_a_file_names_them(tmp_path: Path):
     path = onnx_files.save(onnx_files.classifier(), tmp_path / "m.onnx")
-    told = r"lacks operators of m\.onnx: ai\.onnx\.ml\.LinearClassifier.*; onnxruntime has them"
-    with pytest.raises(JobError, match=told) as caught:
+    message = r"lacks operators of m\.onnx: ai\.onnx\.ml\.LinearClassifier.*; onnxruntime has them"
+    with pytest.raises(JobError, match=message) as caught:
         runner_of(path, FeatureInput(onnx_files.NUM_FEATURES), "openvino")
     assert "\n" not in str(caught.value)

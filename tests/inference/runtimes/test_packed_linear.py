@@ -15,44 +15,44 @@ from pipeline.inference.runtimes.packed_linear import PackedLinear, pack_linear_
 SIZES = (24, 40, 24, 7)
 
 
-class Own(nn.Linear):
+class Subclass(nn.Linear):
     """A layer that may do anything."""
 
 
-def layers(kind: torch.dtype = torch.float32) -> nn.Sequential:
+def layers(dtype: torch.dtype = torch.float32) -> nn.Sequential:
     torch.manual_seed(0)
     pairs = itertools.pairwise(SIZES)
-    found = [nn.Linear(*pair, bias=bool(number % 2)) for number, pair in enumerate(pairs)]
-    return nn.Sequential(nn.Sequential(*found), Own(7, 3), nn.GELU()).to(kind).eval()
+    linear_layers = [nn.Linear(*pair, bias=bool(number % 2)) for number, pair in enumerate(pairs)]
+    return nn.Sequential(nn.Sequential(*linear_layers), Subclass(7, 3), nn.GELU()).to(dtype).eval()
 
 
-def run(module: nn.Module, kind: torch.dtype = torch.float32) -> Callable[[], torch.Tensor]:
-    values = torch.randn((2, 5, SIZES[0]), generator=torch.Generator().manual_seed(1)).to(kind)
+def run(module: nn.Module, dtype: torch.dtype = torch.float32) -> Callable[[], torch.Tensor]:
+    values = torch.randn((2, 5, SIZES[0]), generator=torch.Generator().manual_seed(1)).to(dtype)
     return lambda: module(values)
 
 
 def kinds(module: nn.Module) -> set[type[nn.Module]]:
-    return {type(each) for each in module.modules() if not [*each.children()]}
+    return {type(part) for part in module.modules() if not [*part.children()]}
 
 
-@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.inference_mode()
-def test_results_are_the_same_up_to_rounding_and_weights_exactly(kind: torch.dtype):
-    module, plain = layers(kind), layers(kind)
-    if not pack_linear_layers(module, run(module, kind)):
+def test_results_are_the_same_up_to_rounding_and_weights_exactly(dtype: torch.dtype):
+    module, plain = layers(dtype), layers(dtype)
+    if not pack_linear_layers(module, run(module, dtype)):
         assert kinds(module) == kinds(plain)
         pytest.skip("this processor, or this torch, has no such layers")
-    assert kinds(module) == {PackedLinear, Own, nn.GELU}
-    close = 1e-6 if kind == torch.float32 else 2e-2
-    torch.testing.assert_close(run(module, kind)(), run(plain, kind)(), rtol=close, atol=close)
+    assert kinds(module) == {PackedLinear, Subclass, nn.GELU}
+    close = 1e-6 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(run(module, dtype)(), run(plain, dtype)(), rtol=close, atol=close)
     for packed, layer in zip(module[0], plain[0], strict=True):
-        assert (packed.weight.dtype, packed.weight.shape) == (kind, layer.weight.shape)
+        assert (packed.weight.dtype, packed.weight.shape) == (dtype, layer.weight.shape)
         assert torch.equal(packed.plain().weight, layer.weight)
 
 
 @pytest.mark.parametrize("name", packed_linear.PRIVATE)
 def test_without_a_private_name_layers_stay(name: str, monkeypatch: pytest.MonkeyPatch):
-    others = [each for each in packed_linear.PRIVATE if each != name]
+    others = [private for private in packed_linear.PRIVATE if private != name]
     monkeypatch.setattr(packed_linear, "PRIVATE", (*others, f"no_{name}"))
     module, plain = layers(), layers()
     assert not pack_linear_layers(module, run(module))

@@ -138,11 +138,11 @@ def test_outputs_and_their_structure_are_those_of_eager_fp32(
     runner = runner_of(made(), name, precision, layer)
     with torch.inference_mode():
         expected = runner_of(made(), "eager", layer=layer).run(batch())
-        found = pytree.tree_map(torch.Tensor.float, runner.run(batch()))
+        outputs = pytree.tree_map(torch.Tensor.float, runner.run(batch()))
     assert runner.is_static == runtime_of(name).is_static
     if precision == "fp32":
-        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-    for one, other in zip(pytree.tree_leaves(found), pytree.tree_leaves(expected), strict=True):
+        torch.testing.assert_close(outputs, expected, atol=1e-4, rtol=1e-4)
+    for one, other in zip(pytree.tree_leaves(outputs), pytree.tree_leaves(expected), strict=True):
         assert one.shape == other.shape
         assert (one - other).abs().max() <= 0.03 * other.abs().max()
 
@@ -227,12 +227,12 @@ def test_a_last_batch_that_is_not_full_changes_nothing(name: str):
     require(name)
     rows = rows_of(images(7))
     expected, _ = predict(predictor("support.runs.predicting:convolved"), rows)
-    found, _ = predict(
+    results, _ = predict(
         predictor("support.runs.predicting:convolved", batch_size=4, runtime=name), rows
     )
-    assert [row["label"] for row in found] == [row["label"] for row in expected]
+    assert [row["label"] for row in results] == [row["label"] for row in expected]
     scores = [row["score"] for row in expected]
-    np.testing.assert_allclose([row["score"] for row in found], scores, atol=1e-5)
+    np.testing.assert_allclose([row["score"] for row in results], scores, atol=1e-5)
 
 
 def test_versions_of_its_packages_decide_what_the_node_keeps():

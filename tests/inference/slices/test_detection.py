@@ -33,7 +33,7 @@ PROCESSORS: dict[str, dict[str, Any]] = {
     "table-transformer": {"size": {"shortest_edge": 90, "longest_edge": 90}, "do_pad": True},
     "d_fine": {"do_normalize": False},
 }
-ALL = pytest.mark.parametrize("kind", TRANSFORMS)
+ALL = pytest.mark.parametrize("transform", TRANSFORMS)
 Loop = Callable[[Fitted], Seen]
 
 
@@ -49,58 +49,61 @@ def agree(model: dict[str, Any], transform: dict[str, Any], loop: Loop, num_phot
             wanted = detectors.on_photo(loop(fitted), fitted, image, spec.task.min_score)
             assert row["error"] is None, row["message"]
             assert (row["width_px"], row["height_px"]) == image.size
-            found = row["detections"]
+            detections = row["detections"]
             names = ("x_min", "y_min", "x_max", "y_max")
-            assert [each["label"] for each in found] == [
-                spec.task.labels[each["label_id"]] for each in found
+            assert [detection["label"] for detection in detections] == [
+                spec.task.labels[detection["label_id"]] for detection in detections
             ]
-            rows_of = [[each[name] for name in ("label_id", "score", *names)] for each in found]
+            rows_of = [
+                [detection[name] for name in ("label_id", "score", *names)]
+                for detection in detections
+            ]
             require_equal(torch.tensor(rows_of).reshape(-1, 6), wanted)
-            count += len(found)
+            count += len(detections)
     return count
 
 
-def require_equal(found: torch.Tensor, wanted: Seen) -> None:
+def require_equal(boxes: torch.Tensor, wanted: Seen) -> None:
     """Hold detections (D, 6), label, score and corners, to others; like scores in any order."""
     others = torch.cat([wanted.label_ids[:, None], wanted.scores[:, None], wanted.boxes], dim=1)
-    assert found.shape == others.shape
-    torch.testing.assert_close(found[:, 1], others[:, 1], atol=1e-5, rtol=0)
+    assert boxes.shape == others.shape
+    torch.testing.assert_close(boxes[:, 1], others[:, 1], atol=1e-5, rtol=0)
     most = torch.tensor([0.0, 1e-5, *[5e-3] * 4])
-    alike = ((found[:, None] - others[None]).abs() <= most).all(dim=2)
+    alike = ((boxes[:, None] - others[None]).abs() <= most).all(dim=2)
     assert alike.any(dim=0).all()
     assert alike.any(dim=1).all()
 
 
 @ALL
-def test_post_processing_of_ones_own_gives_the_boxes_of_a_loop(kind: str):
+def test_post_processing_of_ones_own_gives_the_boxes_of_a_loop(transform: str):
     module = detectors.yolo_like().eval()
     model = {
         **{"factory": "support.models.detectors:yolo_like", "labels": detectors.LABELS},
         **{"postprocess": "support.models.detectors:decode", "nms_iou": 0.3},
         **{"min_score": 0.6, "max_detections": 300},
     }
-    found = agree(
+    num_agreed = agree(
         model,
-        TRANSFORMS[kind],
+        TRANSFORMS[transform],
         lambda fitted: detectors.yolo_boxes(module(fitted.pixels[None])[0], 0.3),
     )
-    assert found > 10
+    assert num_agreed > 10
 
 
 @pytest.mark.parametrize(
-    ("kind", "family"),
+    ("transform", "family"),
     quick_cases(
         (
-            (kind, family)
-            for kind in TRANSFORMS
-            if "size_px" in TRANSFORMS[kind]
+            (transform, family)
+            for transform in TRANSFORMS
+            if "size_px" in TRANSFORMS[transform]
             for family in ("detr", "conditional_detr")
         ),
         lambda *case: case == ("shortest", "detr"),
     ),
 )
 def test_a_directory_of_transformers_gives_the_boxes_of_the_library(
-    kind: str, family: str, tmp_path: Path
+    transform: str, family: str, tmp_path: Path
 ):
     import transformers
 
@@ -110,12 +113,12 @@ def test_a_directory_of_transformers_gives_the_boxes_of_the_library(
 
     def loop(fitted: Fitted) -> Seen:
         outputs = module(pixel_values=fitted.pixels[None])
-        [found] = library.post_process_object_detection(
+        [expected] = library.post_process_object_detection(
             outputs, threshold=0.0, target_sizes=[tuple(fitted.pixels.shape[-2:])]
         )
-        return Seen(found["boxes"], found["scores"], found["labels"])
+        return Seen(expected["boxes"], expected["scores"], expected["labels"])
 
-    assert agree({"path": str(path), "min_score": 0.1}, TRANSFORMS[kind], loop) > 10
+    assert agree({"path": str(path), "min_score": 0.1}, TRANSFORMS[transform], loop) > 10
 
 
 @pytest.mark.parametrize(
@@ -136,21 +139,21 @@ def test_a_detector_of_transformers_sees_what_its_own_processor_makes(family: st
     for row, (_, image) in zip(rows, photos, strict=True):
         with torch.inference_mode():
             outputs = module(**processor(images=image, return_tensors="pt"))
-        [found] = processor.post_process_object_detection(
+        [expected] = processor.post_process_object_detection(
             outputs, threshold=0.1, target_sizes=[(image.height, image.width)]
         )
-        order = found["scores"].argsort(descending=True, stable=True)
-        for each, place in zip(row["detections"], order.tolist(), strict=True):
-            assert each["label_id"] == int(found["labels"][place])
-            assert each["score"] == pytest.approx(float(found["scores"][place]), abs=5e-3)
-            x_min, y_min, x_max, y_max = found["boxes"][place].tolist()
+        order = expected["scores"].argsort(descending=True, stable=True)
+        for detection, place in zip(row["detections"], order.tolist(), strict=True):
+            assert detection["label_id"] == int(expected["labels"][place])
+            assert detection["score"] == pytest.approx(float(expected["scores"][place]), abs=5e-3)
+            x_min, y_min, x_max, y_max = expected["boxes"][place].tolist()
             wanted = [
                 max(0, x_min),
                 max(0, y_min),
                 min(x_max, image.width),
                 min(y_max, image.height),
             ]
-            box = [each[name] for name in ("x_min", "y_min", "x_max", "y_max")]
+            box = [detection[name] for name in ("x_min", "y_min", "x_max", "y_max")]
             assert box == pytest.approx([*wanted], abs=0.5)
             count += 1
     assert count > 10
@@ -168,15 +171,20 @@ def test_detectors_that_check_their_own_shapes_run_in_onnx_runtime(family: str, 
     for row, wanted in zip(exported, plain, strict=True):
         assert row["error"] is None, row["message"]
         for name in ("label_id", "score", "x_min", "y_max"):
-            found = [each[name] for each in row["detections"]]
-            assert found == pytest.approx([each[name] for each in wanted["detections"]], abs=1e-2)
+            values = [detection[name] for detection in row["detections"]]
+            assert values == pytest.approx(
+                [detection[name] for detection in wanted["detections"]], abs=1e-2
+            )
 
 
 @pytest.mark.parametrize(
-    "kind",
-    [pytest.param(kind, marks=[pytest.mark.slow] * (kind != "as it is")) for kind in TRANSFORMS],
+    "transform",
+    [
+        pytest.param(transform, marks=[pytest.mark.slow] * (transform != "as it is"))
+        for transform in TRANSFORMS
+    ],
 )
-def test_torchvisions_detectors_give_their_own_boxes(kind: str, tmp_path: Path):
+def test_torchvisions_detectors_give_their_own_boxes(transform: str, tmp_path: Path):
     from torchvision.models import get_model
 
     name = "ssdlite320_mobilenet_v3_large"
@@ -190,10 +198,10 @@ def test_torchvisions_detectors_give_their_own_boxes(kind: str, tmp_path: Path):
     }
 
     def loop(fitted: Fitted) -> Seen:
-        [found] = module([fitted.pixels])
-        return Seen(found["boxes"], found["scores"], found["labels"])
+        [expected] = module([fitted.pixels])
+        return Seen(expected["boxes"], expected["scores"], expected["labels"])
 
-    assert agree(model, TRANSFORMS[kind], loop, NUM_FEW) > 10
+    assert agree(model, TRANSFORMS[transform], loop, NUM_FEW) > 10
 
 
 def test_an_image_without_detections_is_a_row_and_a_broken_one_is_not():

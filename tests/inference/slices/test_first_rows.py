@@ -164,7 +164,7 @@ def test_the_watch_goes_to_actors_by_pickling():
     plain.check()
 
 
-OWN = Failure(
+OF_TRANSFORM = Failure(
     Reason.DECODE_ERROR, "transform", "transform.factory own:make: KeyError: 'a' (own.py 3)"
 )
 
@@ -175,25 +175,25 @@ def untransformed(failures: list[Failure | None]) -> pa.Table:
 
 def test_rows_that_all_fail_in_the_users_transform_end_the_run():
     first = SystematicFailureDetector(10_000)
-    first.prepared(untransformed([OWN, BAD] * (ENOUGH // 2 - 1)))
+    first.prepared(untransformed([OF_TRANSFORM, BAD] * (ENOUGH // 2 - 1)))
     with pytest.raises(SystematicFailure) as raised:
-        first.prepared(untransformed([OWN] * ENOUGH))
+        first.prepared(untransformed([OF_TRANSFORM] * ENOUGH))
     assert raised.value.failed.num_rows == ENOUGH + ENOUGH // 2 - 1
     assert "decode_error \"transform.factory own:make: KeyError: 'a'" in str(raised.value)
     for number in (2, 24):
         with pytest.raises(SystematicFailure, match=f"all {number} rows"):
-            SystematicFailureDetector(number).prepared(untransformed([OWN] * number))
-    SystematicFailureDetector(1).prepared(untransformed([OWN]))
+            SystematicFailureDetector(number).prepared(untransformed([OF_TRANSFORM] * number))
+    SystematicFailureDetector(1).prepared(untransformed([OF_TRANSFORM]))
 
 
 def test_a_row_that_gets_past_the_users_transform_leaves_the_watch_to_the_model():
     first = SystematicFailureDetector(None)
     for _ in range(3):
-        first.prepared(untransformed([*[OWN] * ENOUGH, None]))
+        first.prepared(untransformed([*[OF_TRANSFORM] * ENOUGH, None]))
     first.prepared(untransformed([BAD] * ENOUGH))
     other = Failure(Reason.DECODE_ERROR, "transform", "transform.factory own:make: OSError: b")
-    first.prepared(untransformed([OWN, other] * ENOUGH))
-    first.prepared(untransformed([OWN] * ENOUGH))
+    first.prepared(untransformed([OF_TRANSFORM, other] * ENOUGH))
+    first.prepared(untransformed([OF_TRANSFORM] * ENOUGH))
     over = SystematicFailureDetector(None)
     over.predicted()
-    over.prepared(untransformed([OWN] * ENOUGH))
+    over.prepared(untransformed([OF_TRANSFORM] * ENOUGH))

@@ -27,7 +27,7 @@ from pipeline.preprocessing.images.image_input import ImageInput
 from pipeline.preprocessing.images.transform import TransformSpec
 from pipeline.preprocessing.model_input import BatchLimits, Limits, bytes_of, is_varying
 
-OWN_SIZE = {"resize": "none", "size_px": None, "resize_px": None, "interpolation": None}
+VARYING_SIZE = {"resize": "none", "size_px": None, "resize_px": None, "interpolation": None}
 SPEC = TransformSpec(None, None, None, (0.0,) * 3, (1.0,) * 3, resize="none")
 LIMITS = Limits(10**7, 10**7)
 SIZES = [(40, 30), (64, 64), (40, 30), (33, 97), (40, 30), (64, 64), (200, 150), (30, 40), (40, 30)]
@@ -55,22 +55,22 @@ def prepared() -> pa.Table:
     return ImageInput(SPEC).prepare(rows_of(photos()), {}, LIMITS, 2)
 
 
-def own_sizes(factory: str = "support.runs.predicting:pooled", **options: Any) -> TorchEngine:
-    return predictor(factory, transform=OWN_SIZE, **options)
+def varying_sizes(factory: str = "support.runs.predicting:pooled", **options: Any) -> TorchEngine:
+    return predictor(factory, transform=VARYING_SIZE, **options)
 
 
 def one_by_one() -> list[np.ndarray | None]:
     """A plain loop: each image alone through the net."""
     net = Pooled().eval()
-    found: list[np.ndarray | None] = []
+    vectors: list[np.ndarray | None] = []
     for row, data in enumerate(photos()):
         if row == BAD:
-            found.append(None)
+            vectors.append(None)
             continue
         pixels = decode_image(data, DecodeLimits(*LIMITS)).float() / 255
         with torch.inference_mode():
-            found.append(torch.softmax(net(pixels[None]), dim=1)[0].numpy())
-    return found
+            vectors.append(torch.softmax(net(pixels[None]), dim=1)[0].numpy())
+    return vectors
 
 
 def require_equal_to_the_loop(rows: list[dict[str, Any]]) -> None:
@@ -86,8 +86,8 @@ def test_batches_are_of_one_size_and_within_the_limit_of_pixels():
     seen, rows = ImageInput(SPEC), np.array([0, 1, 2, 4, 5, 6, 7, 8])
     inputs = seen.arrays(prepared())
     assert bytes_of(inputs, np.array([0, BAD, 7])) == 3 * (40 * 30 + 30 * 40)
-    found = seen.batches(inputs, rows, BatchLimits(3))
-    assert [batch.tolist() for batch in found] == [[6], [1, 5], [0, 2, 4], [8], [7]]
+    batches = seen.batches(inputs, rows, BatchLimits(3))
+    assert [batch.tolist() for batch in batches] == [[6], [1, 5], [0, 2, 4], [8], [7]]
     tight = seen.batches(inputs, rows, BatchLimits(3, pixels=2 * 40 * 30))
     assert [batch.tolist() for batch in tight] == [[6], [1], [5], [0, 2], [4, 8], [7]]
     assert BatchLimits(8, pixels=100).halved(2) == BatchLimits(2, pixels=50)
@@ -108,8 +108,8 @@ def test_a_buffer_grows_to_the_largest_batch_and_is_used_again():
 
     for rows in ([7], [6], [0, 2]):
         buffer.start(inputs, np.array(rows), compute)
-        [found] = buffer.finish().values()
-        for image, row in zip(found, rows, strict=True):
+        [values] = buffer.finish().values()
+        for image, row in zip(values, rows, strict=True):
             assert np.array_equal(image, inputs["image"][row])
     assert shapes == [(1, 40, 30, 3), (1, 150, 200, 3), (2, 30, 40, 3)]
     assert places[0] != places[1] == places[2]
@@ -117,13 +117,13 @@ def test_a_buffer_grows_to_the_largest_batch_and_is_used_again():
 
 @pytest.mark.parametrize("batch_size", [1, 4, 32])
 def test_predictions_equal_a_plain_loop_over_the_images(batch_size: int):
-    rows, _ = predict(own_sizes(batch_size=batch_size), prepared())
+    rows, _ = predict(varying_sizes(batch_size=batch_size), prepared())
     require_equal_to_the_loop(rows)
 
 
 def test_buffers_that_grow_on_a_gpu_are_not_read_too_early():
     with installed(FakeGpu(copy_s=0.01)):
-        rows, _ = predict(own_sizes(batch_size=2, num_gpus=1), prepared())
+        rows, _ = predict(varying_sizes(batch_size=2, num_gpus=1), prepared())
     require_equal_to_the_loop(rows)
 
 
@@ -137,7 +137,7 @@ def test_a_buffer_grows_on_a_gpu_only_while_nothing_reads_the_old_memory():
         empty, are_quiet = gpu.empty, list[bool]()
 
         def grow(num_values: int, dtype: torch.dtype) -> torch.Tensor:
-            are_quiet.append(all(each.num_waited == each.num_queued for each in gpu._streams))
+            are_quiet.append(all(stream.num_waited == stream.num_queued for stream in gpu._streams))
             return empty(num_values, dtype)
 
         gpu.empty = grow
@@ -160,23 +160,23 @@ def test_a_runtime_takes_any_size_or_refuses_in_words(runtime: str):
         pytest.skip(reason)
     if not runtime_of(runtime).takes_varying:
         with pytest.raises(JobError, match=r"images without transform.size_px in size; choose ano"):
-            own_sizes(runtime=runtime)
+            varying_sizes(runtime=runtime)
         return
-    rows, _ = predict(own_sizes(runtime=runtime), prepared())
+    rows, _ = predict(varying_sizes(runtime=runtime), prepared())
     require_equal_to_the_loop(rows)
 
 
 def test_lack_of_memory_halves_batches_and_costs_no_row():
     images = [encoded((40, 30), 1)] * 12 + [encoded((50, 50), 2)] * 5
     table = ImageInput(SPEC).prepare(rows_of(images), {}, LIMITS)
-    rows, _ = predict(own_sizes("models:hungry"), table)
+    rows, _ = predict(varying_sizes("models:hungry"), table)
     assert [row["error"] for row in rows] == [None] * 17
     assert len({row["label"] for row in rows[:12]}) == 1
 
 
 def test_a_slice_without_any_image_has_only_failures():
     table = ImageInput(SPEC).prepare(rows_of([b"no image"] * 3), {}, LIMITS)
-    rows, _ = predict(own_sizes(), table)
+    rows, _ = predict(varying_sizes(), table)
     assert {row["error"] for row in rows} == {"unidentified"}
 
 

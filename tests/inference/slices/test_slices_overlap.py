@@ -55,18 +55,18 @@ class Actor:
     def run(self, slices: Sequence[pa.Table], at_once: int) -> list[pa.Table]:
         """Predict slices, so many at once, as Ray calls an actor; return them in order."""
         left = iter(range(len(slices)))
-        found: dict[int, pa.Table] = {}
+        tables: dict[int, pa.Table] = {}
 
         def call() -> None:
             with self.gpu.host():
                 for number in left:
                     self.gpu.clock.sleep(self.between_s)
-                    found[number] = self.guard.run(f"predict-{number}", slices[number], {})
+                    tables[number] = self.guard.run(f"predict-{number}", slices[number], {})
 
         with ThreadPoolExecutor(at_once) as pool, self.gpu.away():
-            for each in [pool.submit(call) for _ in range(at_once)]:
-                each.result()
-        return [found[number] for number in range(len(slices))]
+            for future in [pool.submit(call) for _ in range(at_once)]:
+                future.result()
+        return [tables[number] for number in range(len(slices))]
 
 
 def idle_share(folder: Path, rows_per_s: float, at_once: int) -> tuple[float, float]:
@@ -155,7 +155,7 @@ def slices() -> Iterator[pa.Table]:
         pixels = images(int(rng.integers(1, 40)), seed=number)
         kinds = rng.choice(["good", "good", "good", "good", "dark", "white", "bad"], len(pixels))
         pixels[kinds == "dark"], pixels[kinds == "white"] = BLACK, WHITE
-        yield rows_of(pixels, [BAD if kind == "bad" else None for kind in kinds])
+        yield rows_of(pixels, [BAD if row_type == "bad" else None for row_type in kinds])
 
 
 @pytest.mark.parametrize(
@@ -171,8 +171,8 @@ def test_slices_in_flight_do_not_mix_whatever_fails(tmp_path: Path, at_once: int
     expected = [alone.predict(rows, {}) for rows in work]
     gpu = FakeGpu(rows_per_s=20_000, row_bytes=1, total_bytes=room_rows)
     with installed(gpu):
-        found = Actor(gpu, tmp_path, "models:fussy", 8, 0.001).run(work, at_once)
-    for mine, theirs in zip(found, expected, strict=True):
+        tables = Actor(gpu, tmp_path, "models:fussy", 8, 0.001).run(work, at_once)
+    for mine, theirs in zip(tables, expected, strict=True):
         for name in ("row_id", "n", "label", "error", "message"):
             assert mine.column(name).to_pylist() == theirs.column(name).to_pylist()
         ours, others = mine.column("score").to_pylist(), theirs.column("score").to_pylist()
@@ -219,7 +219,7 @@ def test_a_slice_that_comes_while_the_model_is_off_the_card_waits_for_it(num_row
         counters: Counters = {}
         with ThreadPoolExecutor(2) as pool, gpu.away():
             first = pool.submit(model.predict, rows_of(images(20)), counters).result()
-            [second] = [each.result() for each in coming]
+            [second] = [future.result() for future in coming]
         assert counters["reference_check"]["num_rows"] > 0
     assert first.column("error").null_count == 20
     assert second.column("error").null_count == num_rows
@@ -255,7 +255,11 @@ def test_one_slice_in_flight_alone_is_compared_with_the_reference(tmp_path: Path
         limits = AgreementLimits(0.02, 0.999, 0.02)
         model = predictor("support.runs.predicting:convolved", 8, num_gpus=1, limits=limits)
         with ThreadPoolExecutor(4) as pool, gpu.away():
-            done = [pool.submit(model.predict, rows_of(images(30)), each) for each in counted]
-            assert all(each.result().column("error").null_count == 30 for each in done)
-    [found] = [each["reference_check"] for each in counted if "reference_check" in each]
-    assert found["num_rows"] == found["num_agreed"] > 0
+            done = [
+                pool.submit(model.predict, rows_of(images(30)), counters) for counters in counted
+            ]
+            assert all(future.result().column("error").null_count == 30 for future in done)
+    [checked] = [
+        counters["reference_check"] for counters in counted if "reference_check" in counters
+    ]
+    assert checked["num_rows"] == checked["num_agreed"] > 0
