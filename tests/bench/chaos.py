@@ -135,14 +135,14 @@ class Trial:
         return outcome
 
 
-def require_equal(found: Published, expected: Published) -> None:
+def require_equal(published: Published, expected: Published) -> None:
     """Compare row by row, in order.
 
     Raises:
         Broken: A row is lost, there twice, another one, or in quarantine for nothing.
     """
     for what in ("quarantine", "predictions"):
-        ours, theirs = getattr(found, what), getattr(expected, what)
+        ours, theirs = getattr(published, what), getattr(expected, what)
         ids = Counter(ours.column("row_id").to_pylist())
         wanted = Counter(theirs.column("row_id").to_pylist())
         if ids != wanted:
@@ -181,7 +181,7 @@ def show(outcome: Outcome, whole_s: float) -> None:
     kills, ratio = len(outcome.blows), outcome.wall_s / whole_s
     verdict = "no" if outcome.broken else "yes"
     print(f"{outcome.seed:4} {kills:5} {outcome.wall_s:7.1f} {ratio:6.2f} {verdict:>6}", end="  ")
-    missed = [f"ended before {kind}" for kind in outcome.missed]
+    missed = [f"ended before {blow}" for blow in outcome.missed]
     print("; ".join([*outcome.blows, *missed]), outcome.broken, flush=True)
 
 

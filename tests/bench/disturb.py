@@ -69,25 +69,25 @@ class Disturbed:
         self._started_s = 0.0
         self.outcome = Outcome(seed)
 
-    def run(self, kinds: Sequence[str], num_slices: int) -> Outcome:
+    def run(self, blows: Sequence[str], num_slices: int) -> Outcome:
         """Run to the end.
 
         Raises:
             Broken: The run failed or took far too long.
         """
-        kinds = self._dice.sample(kinds, len(kinds))
-        moments = sorted(self._dice.sample(range(1, num_slices - 2 * DRAINED_FOR), len(kinds)))
+        blows = self._dice.sample(blows, len(blows))
+        moments = sorted(self._dice.sample(range(1, num_slices - 2 * DRAINED_FOR), len(blows)))
         self._started_s = time.monotonic()
         self._start()
         try:
             at = 0
-            for moment, kind in zip(moments, kinds, strict=True):
-                at = self._wait_for_slices(min(max(moment, at + 1), num_slices), kind)
+            for moment, blow in zip(moments, blows, strict=True):
+                at = self._wait_for_slices(min(max(moment, at + 1), num_slices), blow)
                 if self._driver.poll() == 0:
-                    self.outcome.missed = list(kinds[len(self.outcome.blows) :])
+                    self.outcome.missed = list(blows[len(self.outcome.blows) :])
                     break
                 since_s = time.monotonic() - self._started_s
-                self.outcome.blows.append(f"{since_s:.0f} s, {at}: {self._strike(kind)}")
+                self.outcome.blows.append(f"{since_s:.0f} s, {at}: {self._strike(blow)}")
             stdout, stderr = self._driver.communicate(timeout=self._left_s())
         except subprocess.TimeoutExpired:
             raise Broken(f"after {LIMIT_S:g} s the run has not ended") from None
@@ -99,30 +99,30 @@ class Disturbed:
         self.outcome.report = json.loads(stdout.splitlines()[-1])
         return self.outcome
 
-    def _strike(self, kind: str) -> str:
+    def _strike(self, blow: str) -> str:
         """Let a blow fall; return what it hit."""
-        if kind == DRIVER:
+        if blow == DRIVER:
             self.outcome.staged_when_killed = num_staged(self._out)
             self._kill_driver()
             self._start()
-        elif kind == WORKER:
+        elif blow == WORKER:
             self._wait(lambda: bool(self._nodes.workers()), "a worker")
             workers = self._nodes.workers()
             title = self._dice.choice(sorted(workers))
             with contextlib.suppress(psutil.NoSuchProcess):
                 self._dice.choice(workers[title]).kill()
-            return f"{kind} {title}"
-        elif kind == GAIN:
+            return f"{blow} {title}"
+        elif blow == GAIN:
             self._nodes.add()
         else:
             node = self._dice.choice(self._nodes.nodes)
-            if kind == DRAIN:
+            if blow == DRAIN:
                 self._nodes.drain(node, NOTICE_S)
                 self._wait_for_slices(num_staged(self._out) + DRAINED_FOR, "a drained node")
             self._nodes.kill(node)
-            if kind != LOSE:
+            if blow != LOSE:
                 self._nodes.add()
-        return kind
+        return blow
 
     def _start(self) -> None:
         command = ("run", self._job, "--date", DATE, "--json", "--quiet")

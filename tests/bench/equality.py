@@ -133,9 +133,11 @@ def cases(inputs: Path) -> Iterator[Case]:
 
 def compare(case: Case, folder: Path, checkouts: dict[str, Path]) -> int:
     """Run a case's commands in each checkout; return how many of them left something else."""
-    found = {name: list(outcomes(case, folder, name, at)) for name, at in checkouts.items()}
+    by_checkout = {name: list(outcomes(case, folder, name, at)) for name, at in checkouts.items()}
     differences = 0
-    for command, old, new in zip(case.commands, found["old"], found["new"], strict=True):
+    for command, old, new in zip(
+        case.commands, by_checkout["old"], by_checkout["new"], strict=True
+    ):
         what = [key for key in old if old[key] != shared(new[key], old[key])]
         differences += bool(what)
         rows = {key: value.num_rows for key, value in new.items() if isinstance(value, pa.Table)}
@@ -165,7 +167,9 @@ def outcomes(case: Case, folder: Path, name: str, checkout: Path) -> Iterator[di
             yield {"exit": 0}
             continue
         code = run(checkout, command, job, "--date", DATE, *arguments)
-        yield {"exit": code} | {kind: rows(sink / kind) for kind in ("predictions", "quarantine")}
+        yield {"exit": code} | {
+            subfolder: rows(sink / subfolder) for subfolder in ("predictions", "quarantine")
+        }
 
 
 def spoil(inputs: Path) -> None:

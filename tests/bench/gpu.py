@@ -107,8 +107,8 @@ def measure_peer(case: Case, system: str, precision: str) -> dict[str, Any]:
     if absent := missing(system):
         raise Unusable(absent)
     os.environ["PEERS_DTYPE"] = DTYPES[precision]
-    found = run_peer(system, case)
-    rates = {f"{name}_rows_per_s": round(rate, 1) for name, rate in found.items()}
+    rate_by_name = run_peer(system, case)
+    rates = {f"{name}_rows_per_s": round(rate, 1) for name, rate in rate_by_name.items()}
     line = {"model": case.folder.name, "system": system, "precision": precision, **rates}
     print(json.dumps(line), flush=True)
     return line
@@ -116,10 +116,13 @@ def measure_peer(case: Case, system: str, precision: str) -> dict[str, Any]:
 
 def alone(case: Case, model: Model, report: dict[str, Any], num_gpus: float) -> float:
     """Return rows/s of the model of a run over batches that lie on the device."""
-    said = report["model"]
-    own = {"transform": Transform(**case.transform)} if case.transform else {}
-    spec = resolve_model(job_over("text" if report["texts"] else "image", model, **own))
-    limits = {"batch_size": said["batch_size"], "batch_tokens": said["batch_tokens"] or 0}
+    model_section = report["model"]
+    sections = {"transform": Transform(**case.transform)} if case.transform else {}
+    spec = resolve_model(job_over("text" if report["texts"] else "image", model, **sections))
+    limits = {
+        "batch_size": model_section["batch_size"],
+        "batch_tokens": model_section["batch_tokens"] or 0,
+    }
     config = PredictorConfig(
         spec, num_gpus=num_gpus, num_threads=1, pass_through=pa.schema([]), **limits
     )
@@ -198,13 +201,13 @@ def gpu_case(folder: Path, name: str, num_rows: int, detector_px: int) -> Case:
         if name != MINILM:
             decide(case.model)
         return case
-    own = folder / name
-    own.mkdir()
-    model, photos = detector(own, detector_px), photos_below(folder, num_rows)
+    case_folder = folder / name
+    case_folder.mkdir()
+    model, photos = detector(case_folder, detector_px), photos_below(folder, num_rows)
     # The processor rounds sides down to multiples of a patch, which a job does not.
     transform = {"size_px": detector_px, "resize": "stretch", "interpolation": "bilinear"}
     transform |= {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-    return Case(own, photos, num_rows, model, transform=transform)
+    return Case(case_folder, photos, num_rows, model, transform=transform)
 
 
 def decide(model: dict[str, Any]) -> None:
@@ -215,7 +218,7 @@ def decide(model: dict[str, Any]) -> None:
     """
     module = get_model(model["name"], weights=None).eval()
     module.load_state_dict(load_file(model["weights"]))
-    head = [each for each in module.modules() if isinstance(each, torch.nn.Linear)][-1]
+    head = [layer for layer in module.modules() if isinstance(layer, torch.nn.Linear)][-1]
     with torch.inference_mode():
         spread = float(module(torch.randn(4, 3, 224, 224)).std())
     with torch.no_grad():

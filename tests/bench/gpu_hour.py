@@ -47,7 +47,7 @@ POISON = 99.0
 """The feature of the row that loses its context."""
 _SPIN_SHARE = 0.3
 """Of a core, for launching and gathering; a wait that spins takes all of one."""
-Said = tuple[str, str]
+Outcome = tuple[str, str]
 """Verdict, and what was found."""
 
 
@@ -79,24 +79,24 @@ class Large(nn.Module):
         return x.sum(dim=1, keepdim=True) + 0 * self.weight[:1]
 
 
-def facts(wanted: argparse.Namespace) -> Said:
+def facts(wanted: argparse.Namespace) -> Outcome:
     code = subprocess.run(command("doctor"), env=environment(), capture_output=True, check=False)
-    said = [f"torch {torch.__version__}, CUDA {torch.version.cuda}"]
-    said += [f"doctor exits with {code.returncode}"]
-    said += [f"{name} {shutil.which(name) or 'missing'}" for name in ("gcc", "nvidia-smi")]
+    notes = [f"torch {torch.__version__}, CUDA {torch.version.cuda}"]
+    notes += [f"doctor exits with {code.returncode}"]
+    notes += [f"{name} {shutil.which(name) or 'missing'}" for name in ("gcc", "nvidia-smi")]
     if wanted.cpu:
-        return FIGURE, "; ".join(said)
+        return FIGURE, "; ".join(notes)
     major, minor = torch.cuda.get_device_capability()
     arch, known = f"sm_{major}{minor}", torch.cuda.get_arch_list()
-    said += [torch.cuda.get_device_name(), f"{arch} among {', '.join(known)}"]
+    notes += [torch.cuda.get_device_name(), f"{arch} among {', '.join(known)}"]
     is_fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    said += [f"bf16 {'in hardware' if is_fast else 'emulated'}"]
+    notes += [f"bf16 {'in hardware' if is_fast else 'emulated'}"]
     # A kernel of the same generation serves its later members, too.
-    fits = any(each.startswith(f"sm_{major}") for each in known)
-    return PASS if fits and not code.returncode else FAIL, "; ".join(said)
+    fits = any(arch_name.startswith(f"sm_{major}") for arch_name in known)
+    return PASS if fits and not code.returncode else FAIL, "; ".join(notes)
 
 
-def tests(wanted: argparse.Namespace) -> Said:
+def tests(wanted: argparse.Namespace) -> Outcome:
     folders = ["tests/inference", "tests/preprocessing", "tests/models"]
     program = [sys.executable, "-m", "pytest", "-n0", "-m", "gpu", "-p", "no:cacheprovider"]
     done = subprocess.run(
@@ -121,7 +121,7 @@ def run_features(
     return run_pipeline("run", job, "--quiet", env=env)
 
 
-def sticky(wanted: argparse.Namespace) -> Said:
+def sticky(wanted: argparse.Namespace) -> Outcome:
     """Run three slices; one row of the middle one loses the context."""
     first = np.ones(3 * 64, np.float32)
     first[len(first) // 2] = POISON
@@ -133,7 +133,7 @@ def sticky(wanted: argparse.Namespace) -> Said:
     return PASS if sum(lost.values()) == 1 else FAIL, f"{len(first)} rows, quarantined: {lost}"
 
 
-def races(wanted: argparse.Namespace) -> Said:
+def races(wanted: argparse.Namespace) -> Outcome:
     """Predict small batches again and again; the CPU's answer is right."""
     rounds = max(1, round(2.5 * wanted.seconds))
     rows = rows_of(images(500, seed=5))
@@ -154,22 +154,22 @@ def races(wanted: argparse.Namespace) -> Said:
         thread.join()
         worst.setdefault(name, float("inf"))  # it raised
     is_equal = all(difference <= 1e-4 for difference in worst.values())
-    told = ", ".join(f"{name} {value:.1e}" for name, value in worst.items())
-    return PASS if is_equal else FAIL, f"{rounds} rounds, largest difference: {told}"
+    differences = ", ".join(f"{name} {value:.1e}" for name, value in worst.items())
+    return PASS if is_equal else FAIL, f"{rounds} rounds, largest difference: {differences}"
 
 
 def _scores(model: Any, rows: pa.Table) -> np.ndarray:
-    return np.array([each.as_py() for each in model.predict(rows, {}).column("score")])
+    return np.array([score.as_py() for score in model.predict(rows, {}).column("score")])
 
 
-def spin(wanted: argparse.Namespace) -> Said:
+def spin(wanted: argparse.Namespace) -> Outcome:
     """Predict slices, and count the processor seconds of all threads of this process."""
-    found = _classifier(wanted, 1 if wanted.cpu else 128, "fp32" if wanted.cpu else "bf16")
-    rows, num_rows = _noise(found, 8 if wanted.cpu else 512), 0
-    found.predict(rows, {})
+    engine = _classifier(wanted, 1 if wanted.cpu else 128, "fp32" if wanted.cpu else "bf16")
+    rows, num_rows = _noise(engine, 8 if wanted.cpu else 512), 0
+    engine.predict(rows, {})
     began, cpu_s = time.perf_counter(), time.process_time()
     while time.perf_counter() - began < wanted.seconds:
-        found.predict(rows, {})
+        engine.predict(rows, {})
         num_rows += rows.num_rows
     took_s, share = time.perf_counter() - began, time.process_time() - cpu_s
     share /= took_s
@@ -177,42 +177,42 @@ def spin(wanted: argparse.Namespace) -> Said:
     return verdict, f"{share:.2f} of a core at {num_rows / took_s:,.0f} rows/s"
 
 
-def memory(wanted: argparse.Namespace) -> Said:
+def memory(wanted: argparse.Namespace) -> Outcome:
     """Let memory run out in a batch, beside another tenant, and while the model is loaded."""
     if wanted.cpu:
         return NOT_HERE, "needs a card"
-    said, fine = [], True
+    results, fine = [], True
     for runtime, held_share in itertools.product(("eager", "compile"), (0.0, 0.9)):
         free, _ = torch.cuda.mem_get_info()
         held = torch.empty(int(held_share * free), dtype=torch.uint8, device="cuda")
-        num_failed, told = _predict_much(wanted, runtime)
+        num_failed, result = _predict_much(wanted, runtime)
         fine &= not num_failed
-        said.append(f"{runtime}, {held_share:.0%} held: {told}")
+        results.append(f"{runtime}, {held_share:.0%} held: {result}")
         del held
         gc.collect()
         torch.cuda.empty_cache()
-    size_gib, told = 1.2 * torch.cuda.mem_get_info()[1] / 2**30, "nothing"
+    size_gib, result = 1.2 * torch.cuda.mem_get_info()[1] / 2**30, "nothing"
     with tempfile.TemporaryDirectory() as folder:
         model = {"factory": "Large", "args": {"size_gib": size_gib}}
         try:
             run_features(Path(folder), {"x": np.ones(8, np.float32)}, model, num_gpus=1)
         except Unusable as error:
-            told = str(error)
-    return PASS if fine and "GiB" in told else FAIL, "; ".join([*said, f"too large: {told}"])
+            result = str(error)
+    return PASS if fine and "GiB" in result else FAIL, "; ".join([*results, f"too large: {result}"])
 
 
 def _predict_much(wanted: argparse.Namespace, runtime: str) -> tuple[int, str]:
     """Predict a batch that is too large for most cards; return the rows that failed, and words."""
     try:
-        found = _classifier(wanted, 4096, "fp32", runtime=runtime)
-        errors = found.predict(_noise(found, 4096), {}).column("error")
+        engine = _classifier(wanted, 4096, "fp32", runtime=runtime)
+        errors = engine.predict(_noise(engine, 4096), {}).column("error")
     except JobError as error:  # batches of one size cannot be made smaller
         return 0, f"refused: {error}"
     num_failed = len(errors) - errors.null_count
     return num_failed, f"{num_failed} rows failed"
 
 
-def alone(wanted: argparse.Namespace) -> Said:
+def alone(wanted: argparse.Namespace) -> Outcome:
     """Run gpu.py, and return what it says of each precision."""
     program = [sys.executable, str(BENCH / "gpu.py"), wanted.model, "--rows", str(wanted.rows)]
     program += ["--cpu"] if wanted.cpu else []
@@ -220,13 +220,13 @@ def alone(wanted: argparse.Namespace) -> Said:
     if done.returncode:
         sys.exit((done.stderr.strip() or "gpu.py failed").splitlines()[-1])
     document = json.loads(done.stdout.splitlines()[-1])
-    told = [
+    lines = [
         f"{line['precision']} {line['steady_rows_per_s']} rows/s, {line['share_of_model_alone']} "
         f"of the model alone, idle {line['idle_pct']}%"
         for line in document["results"]
     ]
-    told += [f"{name}: {why}" for name, why in document["skipped"].items()]
-    return FIGURE, "; ".join(told)
+    lines += [f"{name}: {why}" for name, why in document["skipped"].items()]
+    return FIGURE, "; ".join(lines)
 
 
 def _classifier(wanted: argparse.Namespace, batch_size: int, precision: str, **model: Any) -> Any:
@@ -243,16 +243,16 @@ def _classifier(wanted: argparse.Namespace, batch_size: int, precision: str, **m
         return TorchEngine(config)
 
 
-def _noise(found: Any, num_rows: int) -> pa.Table:
+def _noise(engine: Any, num_rows: int) -> pa.Table:
     """Return prepared rows of the size that an engine takes."""
-    shape = found._config.spec.input.transform.shape
+    shape = engine._config.spec.input.transform.shape
     pixels = np.random.default_rng(0).integers(0, 255, (num_rows, *shape), np.uint8)
     rows = rows_of(images(num_rows)).drop_columns(["n"])
     at = rows.schema.get_field_index("image")
     return rows.set_column(at, "image", images_to_arrow(pixels))
 
 
-STEPS: dict[str, tuple[float, str, Callable[[argparse.Namespace], Said]]] = {
+STEPS: dict[str, tuple[float, str, Callable[[argparse.Namespace], Outcome]]] = {
     "facts": (3, "driver, card and torch fit, and doctor says so", facts),
     "tests": (8, "the tests that need a card", tests),
     "sticky": (6, "a row that loses the context costs itself", sticky),
@@ -272,20 +272,22 @@ def main() -> None:
         os.environ["PYTHONPATH"] = os.pathsep.join(
             [str(BENCH), str(ROOT), os.environ.get("PYTHONPATH", "")]
         )
-        verdict, said = STEPS[wanted.here][2](wanted)
-        print(json.dumps({"verdict": verdict, "said": said}))
+        verdict, summary = STEPS[wanted.here][2](wanted)
+        print(json.dumps({"verdict": verdict, "said": summary}))
         return
     options = [*(["--cpu"] if wanted.cpu else []), "--rows", str(wanted.rows)]
     options += ["--seconds", str(wanted.seconds), "--model", wanted.model]
-    found = {}
+    outcomes = {}
     for step in wanted.steps:
         minutes, shows, _ = STEPS[step]
         began = time.monotonic()
-        found[step] = run(["--here", step, *options], 60 * (wanted.minutes or minutes))
-        found[step]["took_s"] = round(time.monotonic() - began, 1)
-        print(f"{found[step]['verdict']:<9}{step}: {shows}: {found[step]['said']}", flush=True)
-    print(json.dumps(found))
-    sys.exit(int(any(each["verdict"] == FAIL for each in found.values())))
+        outcomes[step] = run(["--here", step, *options], 60 * (wanted.minutes or minutes))
+        outcomes[step]["took_s"] = round(time.monotonic() - began, 1)
+        print(
+            f"{outcomes[step]['verdict']:<9}{step}: {shows}: {outcomes[step]['said']}", flush=True
+        )
+    print(json.dumps(outcomes))
+    sys.exit(int(any(outcome["verdict"] == FAIL for outcome in outcomes.values())))
 
 
 def parse() -> argparse.Namespace:
@@ -316,12 +318,12 @@ def run(options: list[str], limit_s: float) -> dict[str, Any]:
             with contextlib.suppress(ProcessLookupError):  # whatever it started ends with it
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        lines = [_lines(each) for each in (out, err)]
+        lines = [_lines(file) for file in (out, err)]
     if code:
         last = (lines[1] or lines[0] or ["no message"])[-1]
         return {"verdict": FAIL, "said": f"ended with {code}: {last}"}
-    found: dict[str, Any] = json.loads(lines[0][-1])
-    return found
+    outcome: dict[str, Any] = json.loads(lines[0][-1])
+    return outcome
 
 
 def _lines(file: Any) -> list[str]:

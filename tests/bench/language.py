@@ -38,7 +38,7 @@ ANSWERS = ["positive", "negative"]
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 ASKED = "Is this review positive or negative? Answer with one word.\n\n"
 _THINGS = ("film", "phone", "hotel", "book", "meal", "game", "song", "chair")
-_SAID = (
+_OPINIONS = (
     "was wonderful, I would recommend it to everybody",
     "broke after two days and nobody answered my letters",
     "is the best that I have had in years, and it was cheap as well",
@@ -55,8 +55,10 @@ _PLACES = ("France", "Japan", "Kenya", "Peru", "Norway", "India", "Canada")
 
 def texts_of(task: str, rows: int) -> list[str]:
     """Return texts that differ."""
-    said, of = (_SAID, _THINGS) if task == "choices" else (_QUESTIONS, _PLACES)
-    texts = ((said[row % len(said)], of[row % len(of)]) for row in range(rows))
+    sentences, subjects = (_OPINIONS, _THINGS) if task == "choices" else (_QUESTIONS, _PLACES)
+    texts = (
+        (sentences[row % len(sentences)], subjects[row % len(subjects)]) for row in range(rows)
+    )
     if task == "choices":
         return [f"Day {row}. The {thing} {text}." for row, (text, thing) in enumerate(texts)]
     return [f"{text.format(place)} It is day {row}." for row, (text, place) in enumerate(texts)]
@@ -74,9 +76,9 @@ def write_input(folder: Path, task: str, rows: int, before: str) -> Path:
 
 def ours(case: Case, task: str) -> dict[str, Any]:
     report = run_job(case, "job")
-    found = read_predictions(str(case.out), report["partition"])
-    texts = found["label" if task == "choices" else "text"].to_pylist()
-    tokens = sum(found["num_output_tokens"].to_pylist()) if task == "generate" else len(texts)
+    predictions = read_predictions(str(case.out), report["partition"])
+    texts = predictions["label" if task == "choices" else "text"].to_pylist()
+    tokens = sum(predictions["num_output_tokens"].to_pylist()) if task == "generate" else len(texts)
     return {
         "rows": len(texts),
         "tokens": tokens,
@@ -103,34 +105,34 @@ def measure(task: str, model: str, options: argparse.Namespace, folder: Path) ->
     rows, precision = options.rows, options.precision
     before = ASKED if task == "choices" else ""
     file = write_input(folder / task / "in", task, rows, before)
-    said = {"path": model, "task": task, "batch_size": BATCH, "precision": precision}
-    said["messages"] = [{"role": "user", "content": f"{before}{{text}}"}]
+    model_section = {"path": model, "task": task, "batch_size": BATCH, "precision": precision}
+    model_section["messages"] = [{"role": "user", "content": f"{before}{{text}}"}]
     if task == "choices":
-        said["choices"] = ANSWERS
+        model_section["choices"] = ANSWERS
     else:
-        said["generate"] = {"max_new_tokens": NEW_TOKENS[task], "invalid": "keep"}
+        model_section["generate"] = {"max_new_tokens": NEW_TOKENS[task], "invalid": "keep"}
     columns = {"format": "parquet", "text_column": "text", "id_column": "id"}
-    case = Case(folder / task, file.parent, rows, said, columns=columns)
-    found: dict[str, list[dict[str, Any]]] = {}
-    peers = [each for each in PEERS[task] if each in (options.peers or PEERS[task])]
+    case = Case(folder / task, file.parent, rows, model_section, columns=columns)
+    runs_by_system: dict[str, list[dict[str, Any]]] = {}
+    peers = [name for name in PEERS[task] if name in (options.peers or PEERS[task])]
     for _ in range(options.runs):
         for system in ("ours", *peers):
             one = (
                 ours(case, task) if system == "ours" else peer(system, model, file, task, precision)
             )
-            found.setdefault(system, []).append(one)
+            runs_by_system.setdefault(system, []).append(one)
             print(task, system, {k: v for k, v in one.items() if k != "texts"}, flush=True)
     unit = "rows" if task == "choices" else "tokens"
     result: dict[str, Any] = {
         system: {
-            f"whole_{unit}_per_s": spread(one[unit] / one["wall_s"] for one in each),
-            f"steady_{unit}_per_s": spread(one[unit] / one["work_s"] for one in each),
+            f"whole_{unit}_per_s": spread(one[unit] / one["wall_s"] for one in runs),
+            f"steady_{unit}_per_s": spread(one[unit] / one["work_s"] for one in runs),
         }
-        for system, each in found.items()
+        for system, runs in runs_by_system.items()
     }
-    if same := found.get("scores" if task == "choices" else "loop"):
-        pairs = zip(found["ours"][0]["texts"], same[0]["texts"], strict=True)
-        result["equal_rows"] = sum(own == its for own, its in pairs)
+    if same := runs_by_system.get("scores" if task == "choices" else "loop"):
+        pairs = zip(runs_by_system["ours"][0]["texts"], same[0]["texts"], strict=True)
+        result["equal_rows"] = sum(text == peer_text for text, peer_text in pairs)
     return result
 
 
@@ -147,8 +149,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         model = str(Path(options.model).resolve())
         results = {task: measure(task, model, options, Path(name)) for task in options.tasks}
-    found = {"date": today(), "machine": machine(), "rows": options.rows, "results": results}
-    tell(found | {"precision": options.precision}, options.out)
+    document = {"date": today(), "machine": machine(), "rows": options.rows, "results": results}
+    tell(document | {"precision": options.precision}, options.out)
 
 
 if __name__ == "__main__":

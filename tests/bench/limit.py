@@ -33,7 +33,7 @@ def limit(
     ready = context.Barrier(CORES)
     with ProcessPoolExecutor(CORES, context, initializer=_wait_at, initargs=(ready,)) as pool:
         done = [pool.submit(_work, files[core::CORES], *model) for core in range(CORES)]
-        return len(files), max(each.result() for each in done)
+        return len(files), max(future.result() for future in done)
 
 
 def _wait_at(ready: Any) -> None:
@@ -73,9 +73,9 @@ def _load(
     from pipeline.preprocessing.model_input import BatchLimits
 
     module, spec = build(name, weights)
-    kind, seen = dtype_of(runtime, precision), ImageInput(spec)
+    dtype, seen = dtype_of(runtime, precision), ImageInput(spec)
     whole = InferenceModule(
-        module.to(kind).to(memory_format=torch.channels_last), seen, kind
+        module.to(dtype).to(memory_format=torch.channels_last), seen, dtype
     ).eval()
     [slot] = seen.slots(BatchLimits(batch_size)).values()
     buffer = torch.zeros(slot.shape, dtype=torch.uint8)

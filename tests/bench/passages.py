@@ -22,13 +22,13 @@ def passages(num_rows: int, seed: int = 1) -> list[str]:
     files = (path for path in sorted(library.rglob("*.py")) if _is_documented(path))
     single = list(dict.fromkeys(text for path in files for text in _texts(path)))
     chosen.shuffle(single)
-    found = single[:num_rows]
-    while len(found) < num_rows:
+    texts = single[:num_rows]
+    while len(texts) < num_rows:
         joined = " ".join(chosen.sample(single, 2))
         if len(joined.split()) <= MAX_WORDS:
-            found.append(joined)
-    chosen.shuffle(found)
-    return found
+            texts.append(joined)
+    chosen.shuffle(texts)
+    return texts
 
 
 def _is_documented(path: Path) -> bool:

@@ -32,8 +32,8 @@ def texts_of(
     if way == "pipeline":
         write = transformers.pipeline("text-generation", model=model, tokenizer=tokenizer)
         options = {"max_new_tokens": new_tokens, "do_sample": False, "return_full_text": False}
-        for row, found in enumerate(write(prompts, batch_size=batch, **options)):
-            text = found[0]["generated_text"]
+        for row, outputs in enumerate(write(prompts, batch_size=batch, **options)):
+            text = outputs[0]["generated_text"]
             size = len(tokenizer(text, add_special_tokens=False)["input_ids"])
             yield row, text, min(size + 1, new_tokens)
         return
@@ -56,18 +56,18 @@ def scored(
         for row, (chat, some) in enumerate(zip(chats, answers, strict=True))
         for answer in some
     ]
-    found: dict[int, dict[str, float]] = {}
+    scores: dict[int, dict[str, float]] = {}
     for start in range(0, len(pairs), batch):
         some = pairs[start : start + batch]
-        prompts = [each["input_ids"] for _, _, each in some]
+        prompts = [prompt["input_ids"] for _, _, prompt in some]
         ends = [tokenizer(answer)["input_ids"] for _, answer, _ in some]
         whole = [a + b for a, b in zip(prompts, ends, strict=True)]
         logits = model(**tokenizer.pad({"input_ids": whole}, return_tensors="pt")).logits
         for number, (row, answer, _) in enumerate(some):
             size, end = len(prompts[number]), torch.tensor(ends[number])
-            own = logits[number, size - 1 : size - 1 + len(end)].float().log_softmax(1)
-            found.setdefault(row, {})[answer] = float(own.gather(1, end[:, None]).mean())
-    for row, by_answer in found.items():
+            log_probs = logits[number, size - 1 : size - 1 + len(end)].float().log_softmax(1)
+            scores.setdefault(row, {})[answer] = float(log_probs.gather(1, end[:, None]).mean())
+    for row, by_answer in scores.items():
         yield row, max(by_answer, key=by_answer.__getitem__), 1
 
 
@@ -78,18 +78,18 @@ def main() -> None:
     loaded = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
     model = loaded.eval()
     table = pq.read_table(file)
-    chats = [json.loads(each) for each in table["chat"].to_pylist()]
+    chats = [json.loads(chat) for chat in table["chat"].to_pylist()]
     begun = time.perf_counter()
     with torch.inference_mode():
         if way == "scores":
             answers = table["answers"].to_pylist()
-            found = list(scored(model, tokenizer, chats, answers, int(batch)))
+            outputs = list(scored(model, tokenizer, chats, answers, int(batch)))
         else:
-            found = list(texts_of(way, model, tokenizer, chats, int(new_tokens), int(batch)))
+            outputs = list(texts_of(way, model, tokenizer, chats, int(new_tokens), int(batch)))
     took_s = time.perf_counter() - begun
-    texts = [text for _, text, _ in sorted(found)]
-    tokens = sum(count for _, _, count in found)
-    print(json.dumps({"rows": len(found), "tokens": tokens, "work_s": took_s, "texts": texts}))
+    texts = [text for _, text, _ in sorted(outputs)]
+    tokens = sum(count for _, _, count in outputs)
+    print(json.dumps({"rows": len(outputs), "tokens": tokens, "work_s": took_s, "texts": texts}))
 
 
 if __name__ == "__main__":

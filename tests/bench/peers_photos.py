@@ -68,10 +68,10 @@ def best_class(module: Any, batch: Any) -> np.ndarray:
     """The class of each row."""
     import torch
 
-    kind = getattr(torch, DTYPE)
+    dtype = getattr(torch, DTYPE)
     with torch.inference_mode():
-        found = module.to(DEVICE, kind)(batch.to(DEVICE, kind))
-        return torch.softmax(found.float(), 1).cpu().max(1).indices.numpy()
+        logits = module.to(DEVICE, dtype)(batch.to(DEVICE, dtype))
+        return torch.softmax(logits.float(), 1).cpu().max(1).indices.numpy()
 
 
 def files_of(images: str) -> list[str]:
@@ -107,10 +107,10 @@ def loader(images: str, name: str, weights: str, out: str) -> Done:
 
     module, spec = build(name, weights)
     photos = Photos(files_of(images), torchvision_transform(spec))
-    found, started = [], time.perf_counter()
+    classes, started = [], time.perf_counter()
     for batch in DataLoader(photos, batch_size=BATCH, num_workers=CORES):
-        found += best_class(module, batch).tolist()
-    return len(found), time.perf_counter() - started
+        classes += best_class(module, batch).tolist()
+    return len(classes), time.perf_counter() - started
 
 
 def ray(images: str, name: str, weights: str, out: str) -> Done:

@@ -59,12 +59,12 @@ def _encoded(texts: str, out: str, encode: Callable[..., np.ndarray]) -> Done:
     passages = rows.column("text").to_pylist()
     encode(passages[: ST_BATCH * CORES], batch_size=ST_BATCH)
     started = time.perf_counter()
-    found = encode(passages, batch_size=ST_BATCH, show_progress_bar=False)
-    values = pa.array(found.astype(np.float32, copy=False).reshape(-1))
-    column = pa.FixedSizeListArray.from_arrays(values, found.shape[1])
+    vectors = encode(passages, batch_size=ST_BATCH, show_progress_bar=False)
+    values = pa.array(vectors.astype(np.float32, copy=False).reshape(-1))
+    column = pa.FixedSizeListArray.from_arrays(values, vectors.shape[1])
     Path(out).mkdir(parents=True)
     pq.write_table(rows.select(["id"]).append_column("embedding", column), f"{out}/0.parquet")
-    return len(found), time.perf_counter() - started
+    return len(vectors), time.perf_counter() - started
 
 
 def ray_text(texts: str, model: str, weights: str, out: str) -> Done:
@@ -79,8 +79,8 @@ def ray_text(texts: str, model: str, weights: str, out: str) -> Done:
 
         def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
             passages = batch["text"].tolist()
-            found = self.encoder.encode(passages, batch_size=ST_BATCH, show_progress_bar=False)
-            return {"id": batch["id"], "embedding": found}
+            vectors = self.encoder.encode(passages, batch_size=ST_BATCH, show_progress_bar=False)
+            return {"id": batch["id"], "embedding": vectors}
 
     # One slot more than cores: reading and writing take next to nothing, and need a slot.
     ray.init(num_cpus=CORES + 1, logging_level="ERROR", log_to_driver=False)
@@ -98,6 +98,6 @@ def daft_text(texts: str, model: str, weights: str, out: str) -> Done:
     from daft.functions import embed_text
 
     frame = daft.read_parquet(f"{texts}/*.parquet")
-    found = embed_text(frame["text"], provider="transformers", model=model)
-    frame = frame.with_column("embedding", found)
+    embedding = embed_text(frame["text"], provider="transformers", model=model)
+    frame = frame.with_column("embedding", embedding)
     return written(frame.select("id", "embedding").write_parquet, out)

@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from reach_models import ATTEMPTS, KINDS, TABLES, Table, class_of, classes_of, rows_of, write_class
+from reach_models import ATTEMPTS, TABLES, TASKS, Table, class_of, classes_of, rows_of, write_class
 from reach_page import DIFFERS, EQUAL, NOT_BUILT, REFUSED, Verdict, page_of
 from support.models.language_models import library_scores
 from support.runs.jobs import job_over
@@ -54,9 +54,9 @@ MOST_S, MOST_CPU_S, MOST_BYTES = 1_800, 30, 12 << 30
 
 def spec_of(folder: Path, task: str, table: Table) -> ModelSpec:
     """Return the model of a job."""
-    kind = KINDS.get(task, task)
-    more = {"generate": Generate(max_new_tokens=NEW_TOKENS)} if kind == "generate" else {}
-    model = Model(path=str(folder), task=kind, **table.fields, **more)
+    task_name = TASKS.get(task, task)
+    more = {"generate": Generate(max_new_tokens=NEW_TOKENS)} if task_name == "generate" else {}
+    model = Model(path=str(folder), task=task_name, **table.fields, **more)
     return resolve_model(job_over(table.input, model))
 
 
@@ -65,7 +65,7 @@ def of_library(spec: ModelSpec, cls: Any, folder: Path, prepared: pa.Table) -> l
     task, inputs = make_task(spec.task), spec.input.arrays(prepared)
     counts = spec.input.lengths(inputs, np.arange(prepared.num_rows))
     model, normalise = cls.from_pretrained(folder).eval(), spec.input.normaliser(torch.float32)
-    found = []
+    results = []
     for row in range(prepared.num_rows):
         if counts is not None:
             ids = torch.from_numpy(inputs["input_ids"][row, : counts[row]].astype(np.int64))[None]
@@ -79,13 +79,15 @@ def of_library(spec: ModelSpec, cls: Any, folder: Path, prepared: pa.Table) -> l
             given = {name: ready}
         with torch.inference_mode():
             if spec.task.kind == "generate":
-                found.append(_written(model, given, folder))
+                results.append(_written(model, given, folder))
             elif spec.task.kind == "choices":
-                found.append(_chosen(folder, given["input_ids"][0].tolist(), spec))
+                results.append(_chosen(folder, given["input_ids"][0].tolist(), spec))
             else:
                 outputs = _outputs(spec, model, given)
-                found.append({n: v.numpy() for n, v in task.reduce_batch(outputs, 1, seen).items()})
-    return found
+                results.append(
+                    {n: v.numpy() for n, v in task.reduce_batch(outputs, 1, seen).items()}
+                )
+    return results
 
 
 def _outputs(spec: ModelSpec, model: Any, given: Mapping[str, torch.Tensor]) -> Any:
@@ -95,17 +97,17 @@ def _outputs(spec: ModelSpec, model: Any, given: Mapping[str, torch.Tensor]) -> 
             part.config.use_cache = False
     if spec.task.kind == "embed" and hasattr(model, "get_text_features"):
         return _of_tower(spec, model, given)
-    found = model(**given)
+    outputs = model(**given)
     if spec.task.kind == "detect":
-        return {"logits": found.logits, "pred_boxes": found.pred_boxes}
+        return {"logits": outputs.logits, "pred_boxes": outputs.pred_boxes}
     if spec.task.kind != "embed":
-        return found.logits
+        return outputs.logits
     pooling = pooling_of(spec)
     if pooling == "pooler":
-        return found.pooler_output.flatten(1)
+        return outputs.pooler_output.flatten(1)
     if pooling == "projection":
-        return found.image_embeds
-    vectors = found.last_hidden_state
+        return outputs.image_embeds
+    vectors = outputs.last_hidden_state
     if pooling == "cls":
         return vectors[:, 0]
     assert pooling == "mean", pooling
@@ -114,16 +116,17 @@ def _outputs(spec: ModelSpec, model: Any, given: Mapping[str, torch.Tensor]) -> 
 
 def _of_tower(spec: ModelSpec, model: Any, given: Mapping[str, torch.Tensor]) -> Any:
     if "input_ids" not in given:
-        found = model.get_image_features(**given)
+        features = model.get_image_features(**given)
     elif model.config.model_type.startswith("siglip"):  # reads texts of one length, without a mask
         text = spec.input.text
         assert text is not None, "the rows are texts"
         missing = text.max_tokens - given["input_ids"].shape[1]
         ids = torch.nn.functional.pad(given["input_ids"], (0, missing), value=text.pad_id)
-        found = model.get_text_features(input_ids=ids)
+        features = model.get_text_features(input_ids=ids)
     else:
-        found = model.get_text_features(**given)
-    vectors = getattr(found, "pooler_output", found)  # of releases from 5 on, otherwise the vector
+        features = model.get_text_features(**given)
+    # Releases from 5 on return an object, others the vector.
+    vectors = getattr(features, "pooler_output", features)
     return vectors[:, 0] if vectors.ndim == 3 else vectors
 
 
@@ -154,14 +157,14 @@ def _chosen(folder: Path, prompt: Sequence[int], spec: ModelSpec) -> npt.NDArray
 
 def compared(folder: Path, task: str, cls: Any) -> Verdict:
     """Return what becomes of a class."""
-    found: list[Verdict] = []
+    verdicts: list[Verdict] = []
     for number, attempt in enumerate(ATTEMPTS[TABLES[task].input]):
         (at := folder / str(number)).mkdir()
         verdict = _attempted(at, task, cls, attempt)
-        found.append(verdict)
+        verdicts.append(verdict)
         if verdict.verdict in (EQUAL, DIFFERS) or _is_of_class(verdict):
             return verdict
-    return next((each for each in found if each.verdict == REFUSED), found[0])
+    return next((verdict for verdict in verdicts if verdict.verdict == REFUSED), verdicts[0])
 
 
 def _is_of_class(verdict: Verdict) -> bool:
@@ -176,19 +179,19 @@ def _attempted(folder: Path, task: str, cls: Any, attempt: Mapping[str, Any]) ->
         writes = table.input == "text" and "prompt" in table.fields
         write_class(folder, cls, table.input, attempt, writes=writes)
     except Exception as error:  # noqa: BLE001  # whatever the library raises
-        return Verdict(task, name, NOT_BUILT, _told(error))
+        return Verdict(task, name, NOT_BUILT, _error_line(error))
     try:
         spec = spec_of(folder, task, table)
         prepared = spec.input.prepare(rows_of(table.input), {}, Limits(1 << 30, 1 << 30))
         engine = open_engine(PredictorConfig(spec, 4, 0.0, 1, pa.schema([]), batch_tokens=512))
         rows = engine.predict(prepared, {}).to_pylist()
     except PipelineError as error:
-        return Verdict(task, name, REFUSED, _told(error))
+        return Verdict(task, name, REFUSED, _error_line(error))
     try:
         expected = of_library(spec, cls, folder, prepared)
     except Exception as error:  # noqa: BLE001  # as above
-        return Verdict(task, name, NOT_BUILT, _told(error))
-    if not all(np.isfinite(values).all() for each in expected for values in _numbers(each)):
+        return Verdict(task, name, NOT_BUILT, _error_line(error))
+    if not all(np.isfinite(values).all() for result in expected for values in _numbers(result)):
         return Verdict(task, name, NOT_BUILT, "what the library gives is not finite")
     failed = next((row for row in rows if row["error"]), None)
     if failed is not None:
@@ -217,13 +220,15 @@ def _difference(
             for label, score in zip(spec.task.labels, scores, strict=True)
         ]
         return f"scores are off by {max(off):.2g}" if not max(off) <= SAME.max_score_diff else ""
-    task, found = make_task(spec.task), engine.reduce(spec.input.arrays(prepared))
-    pairs = [task.compare(each, take_rows(found, [row]), SAME) for row, each in enumerate(expected)]
-    bad = [each for each in pairs if not each.agrees.all()]
+    task, reduced = make_task(spec.task), engine.reduce(spec.input.arrays(prepared))
+    pairs = [
+        task.compare(result, take_rows(reduced, [row]), SAME) for row, result in enumerate(expected)
+    ]
+    bad = [pair for pair in pairs if not pair.agrees.all()]
     return f"{len(bad)} of {len(pairs)} rows, such as {bad[0].worst:.4g}" if bad else ""
 
 
-def _told(error: Exception) -> str:
+def _error_line(error: Exception) -> str:
     return clean_message(f"{type(error).__name__}: {error}", 300)
 
 
@@ -234,10 +239,10 @@ def _child(task: str, cls: Any, results: Any) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (MOST_CPU_S, MOST_CPU_S))
     with tempfile.TemporaryDirectory() as folder:
         try:
-            found = compared(Path(folder), task, cls)
+            verdict = compared(Path(folder), task, cls)
         except Exception as error:  # noqa: BLE001  # what neither side is meant to raise
-            found = Verdict(task, cls.__name__, DIFFERS, _told(error))
-    results.send(found)
+            verdict = Verdict(task, cls.__name__, DIFFERS, _error_line(error))
+    results.send(verdict)
 
 
 def apart(task: str, cls: Any) -> Verdict:
@@ -249,8 +254,8 @@ def apart(task: str, cls: Any) -> Verdict:
     theirs.close()
     try:
         if ours.poll(MOST_S):
-            found: Verdict = ours.recv()
-            return found
+            verdict: Verdict = ours.recv()
+            return verdict
         return Verdict(task, name, NOT_BUILT, f"took more than {MOST_S} s")
     except EOFError:
         child.join()
@@ -286,28 +291,28 @@ def main() -> int:
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     warm_up()
-    found: list[Verdict] = []
+    verdicts: list[Verdict] = []
     if args.out is not None and args.out.exists():
-        known = [Verdict(*each) for each in json.loads(args.out.read_text())]
-        found = [each for each in known if args.more or each.task not in args.tasks]
-    known_names = {(each.task, each.name) for each in found}
+        known = [Verdict(*fields) for fields in json.loads(args.out.read_text())]
+        verdicts = [verdict for verdict in known if args.more or verdict.task not in args.tasks]
+    known_names = {(verdict.task, verdict.name) for verdict in verdicts}
     for task in args.tasks:
-        names = [each for each in classes_of(TABLES[task]) if any(n in each for n in args.only)]
-        for name in (each for each in names if (task, each) not in known_names):
+        names = [n for n in classes_of(TABLES[task]) if any(part in n for part in args.only)]
+        for name in (n for n in names if (task, n) not in known_names):
             try:
                 cls = class_of(name, TABLES[task].input)
             except ImportError as error:  # it needs a package that is not here
-                found.append(Verdict(task, name, NOT_BUILT, _told(error)))
+                verdicts.append(Verdict(task, name, NOT_BUILT, _error_line(error)))
                 continue
             if cls is None:
                 continue
-            found.append(apart(task, cls))
-            print(*found[-1], sep="\t", flush=True)
+            verdicts.append(apart(task, cls))
+            print(*verdicts[-1], sep="\t", flush=True)
             if args.out is not None:
-                args.out.write_text(json.dumps(found))
+                args.out.write_text(json.dumps(verdicts))
     if args.page is not None:
-        args.page.write_text(page_of(found))
-    return int(any(each.verdict == DIFFERS for each in found))
+        args.page.write_text(page_of(verdicts))
+    return int(any(verdict.verdict == DIFFERS for verdict in verdicts))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ INPUTS_OF = {
     "audio": ("input_values", "input_features"),
 }
 _LISTENERS = {"ASTForAudioClassification": "ast", "WhisperForAudioClassification": "whisper"}
-_DETECTORS = {f"{each.prefix}ForObjectDetection": name for name, each in DETECTORS.items()}
+_DETECTORS = {f"{family.prefix}ForObjectDetection": name for name, family in DETECTORS.items()}
 """Class -> its family among the small directories of the tests, as its sizes depend on others."""
 _NAMES = {
     1: "attn_layer_offset topk_group",
@@ -61,21 +61,21 @@ SIZES: Mapping[str, Any] = {
     **{"attention_types": [[["global", "local"], 1]], "mrope_section": [2, 1, 1]},
     **{"default_language": "en_XX", "tie_word_embeddings": False},
 }
-_OWN = None
+_DEFAULT = None
 """In an attempt: what the class itself has."""
 _LAYERS = dict.fromkeys(("num_hidden_layers", "num_layers", "n_layer", "n_layers"), 4)
 _HEADS = {"num_key_value_heads": 4, "num_kv_heads": 4}
-_TALL = {"image_size": 64, "hidden_dim": _OWN}
+_TALL = {"image_size": 64, "hidden_dim": _DEFAULT}
 ATTEMPTS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
     "text": (
-        *({}, _HEADS, {**_HEADS, **_LAYERS}, {**_HEADS, **_LAYERS, "head_dim": _OWN}),
+        *({}, _HEADS, {**_HEADS, **_LAYERS}, {**_HEADS, **_LAYERS, "head_dim": _DEFAULT}),
         {"num_heads": 8},
-        {**_HEADS, **dict.fromkeys(_LAYERS, _OWN)},
+        {**_HEADS, **dict.fromkeys(_LAYERS, _DEFAULT)},
     ),
     "image": (
         {},
         _TALL,
-        {**_TALL, "patch_size": _OWN},
+        {**_TALL, "patch_size": _DEFAULT},
         {**_TALL, "patch_size": 4, "window_size": 2},
     ),
     "audio": ({},),
@@ -110,7 +110,7 @@ TABLES = {
     "detect": Table("MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES", "image", {"min_score": 0.0}),
     "sound": Table("MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES", "audio", {"top_k": 3}),
 }
-KINDS = {"translate": "generate", "images": "classify", "vectors": "embed", "sound": "classify"}
+TASKS = {"translate": "generate", "images": "classify", "vectors": "embed", "sound": "classify"}
 """Names above -> the package's task, where it has another name."""
 
 
@@ -118,35 +118,35 @@ def classes_of(table: Table) -> list[str]:
     """Return the names of the classes of a table, each once."""
     from transformers.models.auto import modeling_auto
 
-    found: list[str] = []
+    classes: list[str] = []
     for names in getattr(modeling_auto, table.mapping).values():
-        found += [names] if isinstance(names, str) else list(names)
-    return sorted(set(found))
+        classes += [names] if isinstance(names, str) else list(names)
+    return sorted(set(classes))
 
 
 def small_config(cls: Any, num_tokens: int, attempt: Mapping[str, Any]) -> Any:
     """Return a small configuration of a class, whose sizes may also be those of parts of it."""
-    wanted = {name: size for name, size in {**SIZES, **attempt}.items() if size is not _OWN}
+    wanted = {name: size for name, size in {**SIZES, **attempt}.items() if size is not _DEFAULT}
 
     def sizes(values: Mapping[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        changes: dict[str, Any] = {}
         for name, value in values.items():
             if isinstance(value, dict):
                 if "model_type" in value:
                     ids = {key: number for key, number in IDS.items() if key in value}
-                    found[name] = {**sizes(value), **ids, "model_type": value["model_type"]}
+                    changes[name] = {**sizes(value), **ids, "model_type": value["model_type"]}
                 elif changed := sizes(value):
-                    found[name] = {**value, **changed}
+                    changes[name] = {**value, **changed}
             elif name in wanted and (value is not None or name in _FILLED):
                 are_many, size = isinstance(value, list | tuple), wanted[name]
                 if isinstance(size, list) and not are_many:
                     continue
-                found[name] = (
+                changes[name] = (
                     size if isinstance(size, list) or not are_many else [size] * len(value)
                 )
         if "vocab_size" in values:
-            found["vocab_size"] = num_tokens
-        return found
+            changes["vocab_size"] = num_tokens
+        return changes
 
     made = cls.config_class
     return made(**{**sizes(made().to_dict()), **IDS, "num_labels": NUM_LABELS})

@@ -23,31 +23,33 @@ class Verdict(NamedTuple):
     """Of vectors that are equal, the pooling."""
 
 
-def page_of(found: Sequence[Verdict]) -> str:
+def page_of(verdicts: Sequence[Verdict]) -> str:
     """Return the page."""
     import transformers
 
     lines = [f"# Every class of transformers {transformers.__version__}", "", f"`{_COMMAND}`", ""]
     lines += ["| task | equal | differs | refused | not built |", "|---|---:|---:|---:|---:|"]
-    for task in dict.fromkeys(each.task for each in found):
-        counts = Counter(each.verdict for each in found if each.task == task)
+    for task in dict.fromkeys(verdict.task for verdict in verdicts):
+        counts = Counter(verdict.verdict for verdict in verdicts if verdict.task == task)
         cells = (str(counts[v]) for v in (EQUAL, DIFFERS, REFUSED, NOT_BUILT))
         lines.append(f"| {task} | {' | '.join(cells)} |")
-    poolings = Counter((e.task, e.why) for e in found if e.verdict == EQUAL and e.why)
-    told = ", ".join(f"{task} {why} {num}" for (task, why), num in sorted(poolings.items()))
-    lines += ["", f"Pooling of vectors that are equal: {told}."]
-    for verdict in (DIFFERS, REFUSED, NOT_BUILT):
-        some = [each for each in found if each.verdict == verdict]
+    poolings = Counter((e.task, e.why) for e in verdicts if e.verdict == EQUAL and e.why)
+    poolings_line = ", ".join(
+        f"{task} {why} {num}" for (task, why), num in sorted(poolings.items())
+    )
+    lines += ["", f"Pooling of vectors that are equal: {poolings_line}."]
+    for outcome in (DIFFERS, REFUSED, NOT_BUILT):
+        some = [verdict for verdict in verdicts if verdict.verdict == outcome]
         if some:
-            lines += ["", f"## {verdict.capitalize()}", "", *_grouped(some)]
+            lines += ["", f"## {outcome.capitalize()}", "", *_grouped(some)]
     return "\n".join(lines) + "\n"
 
 
-def _grouped(found: Sequence[Verdict]) -> Iterator[str]:
+def _grouped(verdicts: Sequence[Verdict]) -> Iterator[str]:
     """Yield an entry of a list per message, with the classes that it is about."""
     groups: dict[str, dict[str, None]] = defaultdict(dict)
-    for each in found:
-        groups[_message(each)][each.name] = None
+    for verdict in verdicts:
+        groups[_message(verdict)][verdict.name] = None
     for message, names in sorted(groups.items(), key=lambda item: -len(item[1])):
         yield from textwrap.wrap(
             f"- {message}: {', '.join(names)}",
@@ -58,11 +60,11 @@ def _grouped(found: Sequence[Verdict]) -> Iterator[str]:
         )
 
 
-def _message(each: Verdict) -> str:
+def _message(verdict: Verdict) -> str:
     """Return a message without what is of one class alone; of the library's errors the type."""
-    if each.verdict == NOT_BUILT:
-        return each.why.partition(":")[0]
-    text = each.why.replace(each.name, "the class").removeprefix("JobError: ")
+    if verdict.verdict == NOT_BUILT:
+        return verdict.why.partition(":")[0]
+    text = verdict.why.replace(verdict.name, "the class").removeprefix("JobError: ")
     text = re.sub(r"model\.path = \S+:", "model.path:", text)  # a folder of this run
     text = re.sub(r"than \w+, which a directory gets: [^;]*", "than its main input", text)
     text = re.sub(r"\(\d+(?:, \d+)*\)|\[\d+(?:, \d+)*\]|\b\d+(?:\.\d+)?\b", "N", text)

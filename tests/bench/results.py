@@ -88,16 +88,19 @@ def table_lines(head: list[str], rows: list[list[str]]) -> Iterator[str]:
     yield from (f"| {' | '.join(cells)} |" for cells in rows)
 
 
-def figures(found: dict[str, float]) -> str:
+def figures(spread: dict[str, float]) -> str:
     """The median, and the least and the most; without decimals from 1,000 on."""
-    digits = 0 if found["median"] >= 1000 else 1
-    median, least, most = (f"{found[name]:,.{digits}f}" for name in ("median", "min", "max"))
+    digits = 0 if spread["median"] >= 1000 else 1
+    median, least, most = (f"{spread[name]:,.{digits}f}" for name in ("median", "min", "max"))
     return f"{median} ({least} to {most})"
 
 
 def ratios(system: str, rates: dict[str, float]) -> list[str]:
     """The ratios to the fastest peer and to the limit; the limit has none to itself."""
-    fastest = max((rates[each] for each in rates if each not in (*OURS, LIMIT)), default=None)
+    fastest = max(
+        (rates[peer] for peer in rates if peer not in (*OURS, LIMIT)),
+        default=None,
+    )
     limit = None if system == LIMIT else rates.get(LIMIT)
     return [f"{rates[system] / other:.2f}" if other else "-" for other in (fastest, limit)]
 

@@ -49,9 +49,9 @@ WARM_UP = 0.4
 class Look:
     """One look at one process."""
 
-    kind: str
+    name: str
     pss_mib: float
-    own_mib: float
+    uss_mib: float
     descriptors: int
 
 
@@ -80,15 +80,15 @@ def take_sample(driver: psutil.Process, out: Path, started_s: float) -> Sample:
         family += driver.children(recursive=True)
     for process in family:
         try:
-            kind = "driver" if process == driver else kind_of(process.cmdline()[0])
+            name = "driver" if process == driver else name_of(process.cmdline()[0])
             memory, files = process.memory_full_info(), process.num_fds()
         except (psutil.NoSuchProcess, psutil.ZombieProcess, IndexError):
             continue
-        looks[process.pid] = Look(kind, memory.pss / MIB, memory.uss / MIB, files)
+        looks[process.pid] = Look(name, memory.pss / MIB, memory.uss / MIB, files)
     return Sample(time.monotonic() - started_s, num_staged(out), looks)
 
 
-def kind_of(command_line: str) -> str:
+def name_of(command_line: str) -> str:
     """Ray calls a worker after its class and what it runs now: only the former stays."""
     name = command_line.split("(")[0].rpartition("/")[2]
     return name.partition(".")[0]
@@ -103,19 +103,19 @@ def num_staged(out: Path) -> int:
 def watch(process: subprocess.Popen[bytes], out: Path, minutes: float) -> list[Sample]:
     """Sample until the time is over, counted from the first finished images on."""
     driver, samples = working(process), []
-    started_s = said_s = time.monotonic()
+    started_s = printed_s = time.monotonic()
     while process.poll() is None:
-        found = take_sample(driver, out, started_s)
-        if found.images or samples:
-            samples.append(found)
+        sample = take_sample(driver, out, started_s)
+        if sample.images or samples:
+            samples.append(sample)
         else:
             started_s = time.monotonic()
-        if samples and time.monotonic() - said_s >= 60:
-            said_s = time.monotonic()
-            looks = sorted(found.looks.values(), key=lambda look: look.kind)
-            own = "  ".join(f"{look.kind} {look.own_mib:.0f}" for look in looks)
-            print(f"{found.at_s:.0f} s  {found.images} images  own MiB: {own}", flush=True)
-        if samples and found.at_s >= 60 * minutes:
+        if samples and time.monotonic() - printed_s >= 60:
+            printed_s = time.monotonic()
+            looks = sorted(sample.looks.values(), key=lambda look: look.name)
+            line = "  ".join(f"{look.name} {look.uss_mib:.0f}" for look in looks)
+            print(f"{sample.at_s:.0f} s  {sample.images} images  own MiB: {line}", flush=True)
+        if samples and sample.at_s >= 60 * minutes:
             process.send_signal(signal.SIGTERM)
             break
         time.sleep(EVERY_S)
@@ -132,13 +132,13 @@ def judge(samples: list[Sample]) -> dict[str, Any]:
     settled = samples[int(WARM_UP * len(samples)) :]
     lasting = set.intersection(*(set(sample.looks) for sample in settled))
     # Ray renames a worker as it works: it is called what it was at first.
-    kinds = {pid: settled[0].looks[pid].kind for pid in lasting}
-    by_kind = {
-        kind: slope_per_1000(
+    names = {pid: settled[0].looks[pid].name for pid in lasting}
+    slopes = {
+        name: slope_per_1000(
             settled,
-            [sum(s.looks[pid].own_mib for pid in kinds if kinds[pid] == kind) for s in settled],
+            [sum(s.looks[pid].uss_mib for pid in names if names[pid] == name) for s in settled],
         )
-        for kind in sorted(set(kinds.values()))
+        for name in sorted(set(names.values()))
     }
     pss = [sum(look.pss_mib for look in sample.looks.values()) for sample in settled]
     files = [sum(look.descriptors for look in sample.looks.values()) for sample in settled]
@@ -146,8 +146,8 @@ def judge(samples: list[Sample]) -> dict[str, Any]:
         "images": samples[-1].images,
         "minutes": round(samples[-1].at_s / 60, 1),
         "samples": len(settled),
-        "own_mib_per_1000": round(sum(by_kind.values()), 3),
-        "own_mib_per_1000_by_kind": {kind: round(slope, 3) for kind, slope in by_kind.items()},
+        "own_mib_per_1000": round(sum(slopes.values()), 3),
+        "own_mib_per_1000_by_kind": {name: round(slope, 3) for name, slope in slopes.items()},
         "pss_mib": ends(pss),
         "pss_mib_per_1000": round(slope_per_1000(settled, pss), 3),
         "processes": ends([len(sample.looks) for sample in settled]),
@@ -190,10 +190,10 @@ def whole_runs(folder: Path, sizes: Sequence[int]) -> Iterator[dict[str, Any]]:
         driver, peaks = working(process), dict[str, float]()
         while process.poll() is None:
             for look in take_sample(driver, folder / str(num_rows) / "out", 0.0).looks.values():
-                peaks[look.kind] = max(peaks.get(look.kind, 0.0), look.own_mib)
+                peaks[look.name] = max(peaks.get(look.name, 0.0), look.uss_mib)
             time.sleep(EVERY_S / 20)
         require_end(process, 0)
-        most = {kind: round(mib, 1) for kind, mib in sorted(peaks.items())}
+        most = {name: round(mib, 1) for name, mib in sorted(peaks.items())}
         print(f"{num_rows} images, own MiB: {most}", flush=True)
         yield {"images": num_rows, "own_mib": most}
 

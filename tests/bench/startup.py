@@ -63,8 +63,8 @@ def main() -> None:
 
 
 def measure(case: Case, num_runs: int) -> dict[str, Any]:
-    found = tune(case, "auto")
-    chosen = f"{found['chosen']} {found['batch_size']}"
+    tuned = tune(case, "auto")
+    chosen = f"{tuned['chosen']} {tuned['batch_size']}"
     seconds: dict[str, list[float]] = {}
     parts: list[dict[str, float]] = []
     for _ in range(num_runs):

@@ -99,18 +99,24 @@ def make_case(folder: Path, name: str, num_rows: int, slice_rows: int | None = N
     Raises:
         Unusable: The model of texts is not there.
     """
-    own = folder / name
-    own.mkdir()
+    case_folder = folder / name
+    case_folder.mkdir()
     if name == MINILM:
         if not MINILM_FOLDER.exists():
             raise Unusable("`make build/minilm/modules.json` fetches the model")
-        (own / "texts").mkdir()
+        (case_folder / "texts").mkdir()
         rows = pa.table({"id": range(num_rows), "text": passages(num_rows)})
-        pq.write_table(rows, own / "texts" / "passages.parquet", row_group_size=2_000)
+        pq.write_table(rows, case_folder / "texts" / "passages.parquet", row_group_size=2_000)
         columns = {"format": "parquet", "text_column": "text", "id_column": "id"}
-        return Case(own, own / "texts", num_rows, {"path": str(MINILM_FOLDER)}, columns=columns)
-    model = write_weights(own, name)
-    return Case(own, photos_below(folder, num_rows), num_rows, model, slice_rows)
+        return Case(
+            case_folder,
+            case_folder / "texts",
+            num_rows,
+            {"path": str(MINILM_FOLDER)},
+            columns=columns,
+        )
+    model = write_weights(case_folder, name)
+    return Case(case_folder, photos_below(folder, num_rows), num_rows, model, slice_rows)
 
 
 def photos_below(folder: Path, num_rows: int) -> Path:
@@ -164,7 +170,7 @@ def run(
     return {
         "whole": report["whole_rows_per_s"],
         "steady": case.num_rows / working_s(report),
-        "startup": {each["part"]: each["wall_s"] or 0.0 for each in report["startup"]},
+        "startup": {part["part"]: part["wall_s"] or 0.0 for part in report["startup"]},
         **({"padding_pct": report["texts"]["padding_pct"]} if report["texts"] else {}),
     }
 
@@ -188,7 +194,7 @@ def run_job(
 def working_s(report: Mapping[str, Any]) -> float:
     """Return the seconds of a run's stream in which its actors were there, with their models."""
     waited_s = sum(
-        each["wall_s"] or 0.0 for each in report["startup"] if each["part"] != "ray_start"
+        part["wall_s"] or 0.0 for part in report["startup"] if part["part"] != "ray_start"
     )
     return max(report["streaming_wall_s"] - waited_s, 1e-3)
 
@@ -215,9 +221,9 @@ def run_peer(system: str, case: Case, chosen: str = "") -> dict[str, Any]:
     whole_s = time.perf_counter() - started
     if done.returncode:
         raise Unusable(f"{system}: {_last_line(done.stderr)}")
-    found = json.loads(done.stdout.splitlines()[-1])
-    _check_rows(system, found["rows"], case)
-    return {"whole": found["rows"] / whole_s, "steady": found["rows"] / found["work_s"]}
+    document = json.loads(done.stdout.splitlines()[-1])
+    _check_rows(system, document["rows"], case)
+    return {"whole": document["rows"] / whole_s, "steady": document["rows"] / document["work_s"]}
 
 
 def python_of(system: str) -> str:

@@ -32,9 +32,9 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
     """Files of programs, which can be imported until the test ends."""
     before = {*sys.modules}
     monkeypatch.syspath_prepend(BENCH)
-    found = [path for path in sorted(BENCH.glob("*.py")) if not path.stem.startswith("test_")]
-    yield found
-    for name in {path.stem for path in found} - before:
+    paths = [path for path in sorted(BENCH.glob("*.py")) if not path.stem.startswith("test_")]
+    yield paths
+    for name in {path.stem for path in paths} - before:
         sys.modules.pop(name, None)
 
 
@@ -44,7 +44,7 @@ def test_all_programs_find_what_they_import(programs: list[Path]):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and str(node.module).startswith("pipeline."):
                 module = importlib.import_module(str(node.module))
-                missing = [each.name for each in node.names if not hasattr(module, each.name)]
+                missing = [alias.name for alias in node.names if not hasattr(module, alias.name)]
                 assert missing == [], f"{path.name}: {node.module}"
 
 
@@ -54,14 +54,14 @@ def test_a_detector_is_measured_beside_the_model_alone():
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout.splitlines()[-1])
     assert document["skipped"] == {}
-    [found] = document["results"]
-    assert [found[name] for name in ("model", "runtime", "precision")] == [
+    [result] = document["results"]
+    assert [result[name] for name in ("model", "runtime", "precision")] == [
         "detector",
         "eager",
         "fp32",
     ]
     for name in ("one_decoder", "model_alone", "whole", "steady"):
-        assert found[f"{name}_rows_per_s"] > 0, name
+        assert result[f"{name}_rows_per_s"] > 0, name
 
 
 @pytest.mark.slow
@@ -70,8 +70,8 @@ def test_the_hour_on_a_gpu_gives_a_verdict_for_every_step_that_can_run_here():
     small = ["--rows", "32", "--seconds", "0.4", "--model", "mobilenet_v3_small"]
     done = run("gpu_hour.py", "--cpu", *small)
     assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    verdicts = {step: each["verdict"] for step, each in found.items()}
+    outcomes = json.loads(done.stdout.splitlines()[-1])
+    verdicts = {step: outcome["verdict"] for step, outcome in outcomes.items()}
     assert verdicts == {
         **dict.fromkeys(("tests", "sticky", "races"), "pass"),
         **dict.fromkeys(("facts", "spin", "alone"), "figure"),
@@ -86,10 +86,10 @@ def verdicts_of(*arguments: str) -> tuple[int, dict[str, Any]]:
 
 @pytest.mark.slow
 def test_a_step_that_fails_or_does_not_end_stops_no_other_and_is_told():
-    code, found = verdicts_of("memory", "alone", "--cpu", "--rows=8", "--model=no_such_model")
+    code, outcomes = verdicts_of("memory", "alone", "--cpu", "--rows=8", "--model=no_such_model")
     assert code == 1
-    assert [each["verdict"] for each in found.values()] == ["not here", "fail"]
-    assert "Unknown model no_such_model" in found["alone"]["said"]
-    code, found = verdicts_of("spin", "--cpu", "--minutes", "0.0001")
-    assert (code, found["spin"]["verdict"]) == (1, "fail")
-    assert found["spin"]["said"].startswith("no end after")
+    assert [outcome["verdict"] for outcome in outcomes.values()] == ["not here", "fail"]
+    assert "Unknown model no_such_model" in outcomes["alone"]["said"]
+    code, outcomes = verdicts_of("spin", "--cpu", "--minutes", "0.0001")
+    assert (code, outcomes["spin"]["verdict"]) == (1, "fail")
+    assert outcomes["spin"]["said"].startswith("no end after")

@@ -39,7 +39,7 @@ def main() -> None:
     has_texts = wanted.models == [MINILM]
     known = OF_TEXTS if has_texts else OF_PHOTOS
     num_rows = wanted.rows or (20_000 if has_texts else 2_000)
-    systems, skipped = usable(each for each in known if each in (wanted.systems or known))
+    systems, skipped = usable(system for system in known if system in (wanted.systems or known))
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for model in wanted.models:
@@ -78,7 +78,10 @@ def compare(
     runs = in_turn(
         systems, num_runs, lambda system: run(system, case, chosen[system]), skipped, model
     )
-    return [summarise(model, system, chosen[system], found) for system, found in runs.items()]
+    return [
+        summarise(model, system, chosen[system], runs_of_system)
+        for system, runs_of_system in runs.items()
+    ]
 
 
 def tune_all(case: Case, model: str, systems: list[str], skipped: dict[str, str]) -> dict[str, str]:
@@ -89,14 +92,14 @@ def tune_all(case: Case, model: str, systems: list[str], skipped: dict[str, str]
         if not tuned:
             continue
         try:
-            found = tune(case, names[0])
+            tuning = tune(case, names[0])
         except Unusable as error:
             print(f"{model}: {error}", flush=True)
             skipped.update({f"{model} {name}": str(error) for name in tuned})
             continue
-        for trial in (*found["runtimes"], *found["batch_sizes"]):
+        for trial in (*tuning["runtimes"], *tuning["batch_sizes"]):
             print(f"{model} {json.dumps(trial)}", flush=True)
-        choice = f"{found['chosen']} {found['batch_size']}"
+        choice = f"{tuning['chosen']} {tuning['batch_size']}"
         print(f"{model} chosen: {choice}", flush=True)
         chosen.update(dict.fromkeys(tuned, choice))
     return chosen

@@ -45,33 +45,33 @@ def in_turn(
             if f"{model} {system}" in skipped:
                 continue
             try:
-                found = run(system)
+                result = run(system)
             except Unusable as error:
                 skipped[f"{model} {system}"] = str(error)
                 print(f"skipped {model} {system}: {error}", flush=True)
                 continue
-            runs[system].append(found)
-            print(f"{model} {system} {json.dumps(found)}", flush=True)
+            runs[system].append(result)
+            print(f"{model} {system} {json.dumps(result)}", flush=True)
     return {
-        system: found
-        for system, found in runs.items()
-        if found and f"{model} {system}" not in skipped
+        system: results
+        for system, results in runs.items()
+        if results and f"{model} {system}" not in skipped
     }
 
 
 def summarise(model: str, system: str, chosen: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Medians, and the least and the most, over the runs of one system."""
-    startup = [found["startup"] for found in runs if "startup" in found]
-    padding = [found["padding_pct"] for found in runs if "padding_pct" in found]
+    startup = [run["startup"] for run in runs if "startup" in run]
+    padding = [run["padding_pct"] for run in runs if "padding_pct" in run]
     line = {
         "model": model,
         "system": system,
         "chosen": chosen,
-        "whole": spread(found["whole"] for found in runs),
-        "steady": spread(found["steady"] for found in runs),
+        "whole": spread(run["whole"] for run in runs),
+        "steady": spread(run["steady"] for run in runs),
         "startup": {
-            part: round(statistics.median(each.get(part, 0.0) for each in startup), 2)
-            for part in dict.fromkeys(part for each in startup for part in each)
+            part: round(statistics.median(parts.get(part, 0.0) for parts in startup), 2)
+            for part in dict.fromkeys(part for parts in startup for part in parts)
         },
         **({"padding_pct": round(statistics.mean(padding), 2)} if padding else {}),
     }
