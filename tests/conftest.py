@@ -144,14 +144,14 @@ def _package_is_heard(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     names = [name for name in logging.root.manager.loggerDict if name.split(".")[0] == "pipeline"]
     loggers = [logging.getLogger(name) for name in names]
-    before = [(each, each.level, each.disabled, each.propagate) for each in loggers]
-    for each in loggers:
-        each.setLevel(logging.NOTSET)
-        each.disabled, each.propagate = False, True
+    before = [(logger, logger.level, logger.disabled, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.NOTSET)
+        logger.disabled, logger.propagate = False, True
     yield
-    for each, level, is_disabled, propagates in before:
-        each.setLevel(level)
-        each.disabled, each.propagate = is_disabled, propagates
+    for logger, level, is_disabled, propagates in before:
+        logger.setLevel(level)
+        logger.disabled, logger.propagate = is_disabled, propagates
 
 
 @pytest.fixture

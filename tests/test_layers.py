@@ -209,7 +209,7 @@ def test_nothing_outside_the_package_is_imported_by_it():
 
 
 def test_no_file_runs_what_it_reads_or_prints():
-    seen = [f"{name} {each}" for name, nodes in doing().items() for each in misdeeds(nodes)]
+    seen = [f"{name} {misdeed}" for name, nodes in doing().items() for misdeed in misdeeds(nodes)]
     assert seen == []
 
 
@@ -233,7 +233,7 @@ def test_the_guard_sees_a_misdeed(code: str):
 
 
 @pytest.mark.parametrize(
-    ("code", "found"),
+    ("code", "folders"),
     [
         ("import pipeline.planning.plan", {"planning"}),
         ("from pipeline.planning.plan import Plan", {"planning"}),
@@ -248,8 +248,8 @@ def test_the_guard_sees_a_misdeed(code: str):
         ("import pipelines.planning", set()),
     ],
 )
-def test_the_guard_sees_an_import(code: str, found: set[str]):
-    assert folders_of(imported(running(ast.parse(code)))) == found
+def test_the_guard_sees_an_import(code: str, folders: set[str]):
+    assert folders_of(imported(running(ast.parse(code)))) == folders
 
 
 def test_nothing_happens_at_import():

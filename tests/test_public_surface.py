@@ -69,7 +69,11 @@ def test_a_function_says_what_it_takes_and_raises(name: str):
     function = getattr(pipeline, name)
     text = inspect.getdoc(function) or ""
     assert "Raises:" in text
-    assert [each for each in inspect.signature(function).parameters if f"{each}:" not in text] == []
+    assert [
+        argument
+        for argument in inspect.signature(function).parameters
+        if f"{argument}:" not in text
+    ] == []
 
 
 def test_a_job_is_a_path_a_mapping_or_a_job(tmp_path: Path):
@@ -88,7 +92,7 @@ def test_a_job_is_a_path_a_mapping_or_a_job(tmp_path: Path):
 NO_PATHS: tuple[Any, ...] = (5, 0.5, [], b"x.yaml", "a\0", "a" * 5_000, object(), {1: 2})
 
 
-@pytest.mark.parametrize("given", NO_PATHS, ids=lambda each: ascii(each)[:8])
+@pytest.mark.parametrize("given", NO_PATHS, ids=lambda value: ascii(value)[:8])
 def test_what_is_no_job_and_no_output_is_an_error_of_ours(given: Any):
     for function in (pipeline.load_job, pipeline.run, pipeline.plan):
         with pytest.raises(PipelineError):
@@ -101,9 +105,9 @@ def test_what_is_no_job_and_no_output_is_an_error_of_ours(given: Any):
 
 
 def test_errors_are_a_module_with_every_error():
-    own = {name for name, each in vars(core_errors).items()
-           if isinstance(each, type) and each.__module__ == core_errors.__name__}  # fmt: skip
-    assert set(pipeline.errors.__all__) == own
+    classes = {name for name, value in vars(core_errors).items()
+           if isinstance(value, type) and value.__module__ == core_errors.__name__}  # fmt: skip
+    assert set(pipeline.errors.__all__) == classes
     assert pipeline.errors.PipelineError is PipelineError
 
 

@@ -136,8 +136,8 @@ def limits(constraints: Sequence[Any]) -> str:
     bounds = [
         f" {sign} {getattr(constraint, name):g}"
         for constraint in constraints
-        for kind, sign, name in _SIGNS
-        if isinstance(constraint, kind)
+        for constraint_class, sign, name in _SIGNS
+        if isinstance(constraint, constraint_class)
     ]
     return ",".join(bounds)
 
@@ -186,11 +186,11 @@ def test_every_reason_is_in_the_table() -> None:
 
 
 def test_every_reason_to_skip_a_file_is_in_the_table() -> None:
-    found = {row[0].strip("`"): row[2] for row in table_below(FAILURES, "## Skipped files")}
+    table_rows = {row[0].strip("`"): row[2] for row in table_below(FAILURES, "## Skipped files")}
     wanted = {
         skip.value: "no" if skip in skipped.EXPECTED else "yes" for skip in skipped.SkipReason
     }
-    assert found == wanted
+    assert table_rows == wanted
 
 
 def test_every_gate_is_in_the_table() -> None:
@@ -198,8 +198,8 @@ def test_every_gate_is_in_the_table() -> None:
 
 
 def test_every_exit_code_is_in_the_table() -> None:
-    kinds = [errors.PipelineError, *errors.PipelineError.__subclasses__()]
-    codes = {"0": "-", **{str(kind.exit_code): f"`{kind.__name__}`" for kind in kinds}}
+    classes = [errors.PipelineError, *errors.PipelineError.__subclasses__()]
+    codes = {"0": "-", **{str(cls.exit_code): f"`{cls.__name__}`" for cls in classes}}
     assert {row[0]: row[1] for row in table_below(README, "### Exit codes")} == codes
 
 
@@ -209,8 +209,8 @@ def test_every_task_is_in_the_table() -> None:
 
 def test_every_stage_is_in_the_table() -> None:
     group_of = {stage: group for group, stages in GROUPS.items() for stage in stages}
-    found = {row[0].strip("`"): row[1] for row in table_below(REPORT, "## Stages")}
-    assert found == {stage: group_of.get(stage, "-") for stage in STAGES}
+    group_in_table = {row[0].strip("`"): row[1] for row in table_below(REPORT, "## Stages")}
+    assert group_in_table == {stage: group_of.get(stage, "-") for stage in STAGES}
 
 
 @pytest.mark.parametrize(
@@ -221,8 +221,8 @@ def test_every_stage_is_in_the_table() -> None:
     ],
 )
 def test_every_column_is_in_the_table(heading: str, fields: Any) -> None:
-    found = [(row[0].strip("`"), row[1].strip("`")) for row in table_below(OUTPUT, heading)]
-    assert found == [(field.name, str(field.type)) for field in fields]
+    columns = [(row[0].strip("`"), row[1].strip("`")) for row in table_below(OUTPUT, heading)]
+    assert columns == [(field.name, str(field.type)) for field in fields]
 
 
 def test_every_metric_is_in_the_table() -> None:

@@ -322,8 +322,7 @@ def run(options: list[str], limit_s: float) -> dict[str, Any]:
     if code:
         last = (lines[1] or lines[0] or ["no message"])[-1]
         return {"verdict": FAIL, "said": f"ended with {code}: {last}"}
-    outcome: dict[str, Any] = json.loads(lines[0][-1])
-    return outcome
+    return json.loads(lines[0][-1])
 
 
 def _lines(file: Any) -> list[str]:

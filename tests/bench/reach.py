@@ -142,8 +142,7 @@ def _written(model: Any, given: Mapping[str, torch.Tensor], folder: Path) -> str
 
     done = model.generate(**given, max_new_tokens=NEW_TOKENS, do_sample=False, num_beams=1)[0]
     begin = 1 if model.config.is_encoder_decoder else given["input_ids"].shape[1]
-    text: str = AutoTokenizer.from_pretrained(folder).decode(done[begin:], skip_special_tokens=True)
-    return text
+    return AutoTokenizer.from_pretrained(folder).decode(done[begin:], skip_special_tokens=True)
 
 
 def _chosen(folder: Path, prompt: Sequence[int], spec: ModelSpec) -> npt.NDArray[np.float64]:
@@ -254,8 +253,7 @@ def apart(task: str, cls: Any) -> Verdict:
     theirs.close()
     try:
         if ours.poll(MOST_S):
-            verdict: Verdict = ours.recv()
-            return verdict
+            return ours.recv()
         return Verdict(task, name, NOT_BUILT, f"took more than {MOST_S} s")
     except EOFError:
         child.join()

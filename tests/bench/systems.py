@@ -255,8 +255,7 @@ def run_pipeline(*arguments: str, env: Mapping[str, str] | None = None) -> dict[
     )
     if done.returncode:
         raise Unusable(f"pipeline {arguments[0]}: {_last_line(done.stderr)}")
-    document: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return document
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _check_rows(system: str, rows: int, case: Case) -> None:

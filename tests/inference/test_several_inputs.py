@@ -89,7 +89,7 @@ def test_photos_that_keep_their_sizes(
         "other": [several_rows.photo(row, 33, 20 + 9 * (row % 2)) for row in range(NUM_ROWS)],
     }
     sections = several_rows.write_rows(tmp_path, varied)
-    sections["transform"] = several_rows.OWN_SIZES
+    sections["transform"] = several_rows.NOT_RESIZED
     expected = loop(case, varied)
     embed = {"task": "embed", "embedding_dim": expected.shape[1]}
     table, _ = predicted(job_of(sections, inputs, factory=f"models:{case}", **embed))

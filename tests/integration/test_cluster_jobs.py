@@ -88,9 +88,9 @@ class Night:
 
     @staticmethod
     def id_of(text: str) -> str:
-        found = re.search(rf"nightly-date={DATE}-[0-9a-f]{{8}}-a\d+", text)
-        assert found, text
-        return found[0]
+        match = re.search(rf"nightly-date={DATE}-[0-9a-f]{{8}}-a\d+", text)
+        assert match, text
+        return match[0]
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -131,7 +131,7 @@ def test_a_night_is_submitted_watched_stopped_submitted_again_and_done(
     again = night.submit("--detach", *slow)  # pressed twice
     assert again.json == first.json, again.stderr
     seen = night.ask("status", job_id, "--json").json["jobs"]
-    assert [(each["job_id"], each["state"]) for each in seen] == [(job_id, "running")]
+    assert [(job["job_id"], job["state"]) for job in seen] == [(job_id, "running")]
     stopped = night.ask("stop", night.job, "--date", DATE, "--json")
     assert stopped.code == 0, stopped.stderr
     assert (stopped.json["state"], stopped.json["exit_code"]) == ("stopped", 6)
@@ -152,8 +152,8 @@ def test_a_night_is_submitted_watched_stopped_submitted_again_and_done(
     finished = night.submit(*slow)  # which starts nothing
     assert (finished.code, finished.json) == (0, done.json), finished.stderr
     shown = night.ask("status", night.job, "--json").json["jobs"]
-    mine = [each for each in shown if each["job_id"][:-1] == job_id[:-1]]
-    ends = [(each["state"], each["exit_code"]) for each in mine]
+    mine = [job for job in shown if job["job_id"][:-1] == job_id[:-1]]
+    ends = [(job["state"], job["exit_code"]) for job in mine]
     assert ends == [("succeeded", 0), ("stopped", 6)]
 
     build_images(photos / "late", 1, seed=9, num_bad=0)  # the same command now has more to do
@@ -178,7 +178,7 @@ def test_two_submissions_at_the_same_moment_are_one_job_through_a_bad_proxy(
         night = Night(ray_head, photos, tmp_path, proxy.url)
         num_before = len(ray_head.jobs())
         both = [start(*night.arguments, *night.allowed, "--json", env=night.env) for _ in range(2)]
-        ends = [(*each.communicate(timeout=2 * WAIT_S), each.returncode) for each in both]
+        ends = [(*process.communicate(timeout=2 * WAIT_S), process.returncode) for process in both]
     for stdout, stderr, code in ends:
         assert code == 0, stdout + stderr
         assert json.loads(stdout)["rows"]["predicted"] == 15
@@ -194,7 +194,7 @@ def test_who_follows_a_job_may_be_killed_or_leave_and_come_back(
     night, num_before = Night(ray_head, photos, tmp_path), len(ray_head.jobs())
     killed = start(*night.arguments, *night.allowed, env=night.env)
     assert killed.stderr is not None
-    line = next(each for each in killed.stderr if "submitted to" in each)
+    line = next(text for text in killed.stderr if "submitted to" in text)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.communicate()
     again = night.submit("--json")
@@ -208,7 +208,7 @@ def test_who_follows_a_job_may_be_killed_or_leave_and_come_back(
     job_id = start_line(trusted, shell, "left")
     leaving = start("attach", job_id, *night.address, env=night.env)
     assert leaving.stdout is not None
-    assert any("begun" in each for each in leaving.stdout)
+    assert any("begun" in text for text in leaving.stdout)
     leaving.send_signal(signal.SIGTERM)
     _, stderr = leaving.communicate(timeout=WAIT_S)
     assert (leaving.returncode, ray_head.jobs()[-1]["status"]) == (6, "RUNNING"), stderr
@@ -231,7 +231,7 @@ def test_a_token_that_expires_is_read_again(
     with FaultProxy(trusted.url) as proxy:
         # A gateway with short-lived tokens of its own.
         proxy.edit_head = lambda head: re.sub(
-            rb"Bearer (first|second)", lambda found: b"Bearer " + names[found[1].decode()], head
+            rb"Bearer (first|second)", lambda match: b"Bearer " + names[match[1].decode()], head
         )
         client = connect_job_api(proxy.url)
 
@@ -284,7 +284,7 @@ def test_a_backfill_is_one_job_for_all_dates(ray_head: RayHead, photos: Path, tm
     command = ("submit", night.job, *night.address, *dates, *night.allowed)
     done = pipeline(*command, "--json", env=night.env)
     assert done.code == 0, done.stdout + done.stderr
-    assert [each["outcome"] for each in done.json["dates"]] == ["published", "published"]
+    assert [day["outcome"] for day in done.json["dates"]] == ["published", "published"]
     assert len(ray_head.jobs()) == num_before + 1
     again = pipeline(*command, env=night.env)
     assert again.code == 0, again.stderr

@@ -19,14 +19,12 @@ TOKEN = "~/.ray/auth_token"  # made by each user
 
 @pytest.fixture
 def config() -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load((ROOT / "cluster.yaml").read_text())
-    return loaded
+    return yaml.safe_load((ROOT / "cluster.yaml").read_text())
 
 
 def schema() -> dict[str, Any]:
     path = Path(ray.autoscaler.__file__).parent / "ray-schema.json"
-    loaded: dict[str, Any] = json.loads(path.read_text())
-    return loaded
+    return json.loads(path.read_text())
 
 
 def test_ray_accepts_the_file_and_what_it_becomes_with_defaults(config: dict[str, Any]):

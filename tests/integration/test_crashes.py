@@ -94,10 +94,10 @@ def test_rows_that_crash_stop_or_starve_the_model_cost_only_themselves(
     assert {row["row_id"]: (row["stage"], row["reason"]) for row in rows} == {
         f"{name}.png": ("predict", reason) for name, (_, reason) in DEADLY.items()
     }
-    found = read_predictions(str(tmp_path / "out"), PARTITION)
+    predictions = read_predictions(str(tmp_path / "out"), PARTITION)
     expected = predicted_undisturbed(images)
-    assert found.column("row_id").to_pylist() == sorted(expected)
-    for row in found.to_pylist():
+    assert predictions.column("row_id").to_pylist() == sorted(expected)
+    for row in predictions.to_pylist():
         label, score = expected[row["row_id"]]
         assert (row["label"], row["score"]) == (label, pytest.approx(score, abs=1e-6))
     verify_output(str(tmp_path / "out"), PARTITION, {})

@@ -90,14 +90,16 @@ def test_the_marked_commands_run_in_order_with_ray(folder: Path):
 
 
 def class_of_photos(rows: list[dict[str, Any]]) -> bool:
-    found = {row["row_id"].split("/")[1].split("-")[0]: row["label"] for row in rows}
-    return (found["chelsea"], found["coffee"], found["flower"]) == ("cat", "food", "other")
+    labels = {row["row_id"].split("/")[1].split("-")[0]: row["label"] for row in rows}
+    return (labels["chelsea"], labels["coffee"], labels["flower"]) == ("cat", "food", "other")
 
 
 def faces(rows: list[dict[str, Any]]) -> bool:
     """Whether there is a face in one of the photos that show one."""
     shown = [row["detections"] for row in rows if "astronaut" in row["row_id"]]
-    return any(each["label"] == "FACE_FEMALE" for found in shown for each in found)
+    return any(
+        detection["label"] == "FACE_FEMALE" for detections in shown for detection in detections
+    )
 
 
 LOOKS: dict[str, Callable[[list[dict[str, Any]]], bool]] = {

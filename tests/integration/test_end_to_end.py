@@ -48,7 +48,7 @@ def predict_plainly(images: dict[str, bytes]) -> dict[str, tuple[str, float]]:
     module.eval()
     mean = torch.tensor(card.transform.mean).view(3, 1, 1)
     std = torch.tensor(card.transform.std).view(3, 1, 1)
-    found = {}
+    predictions = {}
     for name, data in images.items():
         try:
             pixels = decode_image(data, DecodeLimits(2**30, 10**9))
@@ -58,8 +58,8 @@ def predict_plainly(images: dict[str, bytes]) -> dict[str, tuple[str, float]]:
         with torch.inference_mode():
             scores = torch.softmax(module(x[None]), dim=1)[0]
         best = int(scores.argmax())
-        found[name] = (card.labels[best], float(scores[best]))
-    return found
+        predictions[name] = (card.labels[best], float(scores[best]))
+    return predictions
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
@@ -71,10 +71,10 @@ def by_id(table: pa.Table) -> dict[str, tuple[str, float]]:
     return {row_id: (label, score) for row_id, label, score in zip(*columns.values(), strict=True)}
 
 
-def assert_same_predictions(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert found.keys() == expected.keys()
-    assert {k: v[0] for k, v in found.items()} == {k: v[0] for k, v in expected.items()}
-    difference = max(abs(found[k][1] - expected[k][1]) for k in expected)
+def assert_same_predictions(predictions: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert predictions.keys() == expected.keys()
+    assert {k: v[0] for k, v in predictions.items()} == {k: v[0] for k, v in expected.items()}
+    difference = max(abs(predictions[k][1] - expected[k][1]) for k in expected)
     assert difference <= 1e-5
 
 
@@ -266,7 +266,7 @@ def test_kill_9_and_rerun_equals_a_plain_loop(
         process.communicate()
         # By themselves Ray's agents look for their raylet now and then.
         _, alive = psutil.wait_procs(family, timeout=10 if is_usable(AGENTS) else 120)
-        left = [each for each in alive if each.status() != psutil.STATUS_ZOMBIE]
+        left = [survivor for survivor in alive if survivor.status() != psutil.STATUS_ZOMBIE]
         assert left == [], "nothing that a driver has started outlives it"
     kept = case.staged_rows()
     assert kept > 0

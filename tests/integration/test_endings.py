@@ -59,8 +59,8 @@ def test_a_signal_ends_a_command_with_6_one_line_and_a_document(
         done = pipeline(name, "--json", env={"PIPELINE_FAILPOINT": f"command:{sent}"})
         line = f"SIG{sent.upper()} received; run again to go on"
         assert (done.code, done.stderr) == (6, f"error: {line}\n"), name
-        told = {"status": "error", "exit_code": 6, "error": line, "report": None}
-        assert document(done.stdout) == told, name
+        expected = {"status": "error", "exit_code": 6, "error": line, "report": None}
+        assert document(done.stdout) == expected, name
 
 
 AT_IMPORT = """
@@ -231,7 +231,7 @@ def test_a_reader_that_has_seen_enough_and_a_stderr_that_takes_nothing_change_no
     store = Store(str(tmp_path / "out"))
     publish_rows(store)
     run = ("run", "none.yaml", "--json")
-    done = [
+    results = [
         pipeline("schema", stdout="unread"),
         pipeline("verify", store.uri, "--json", stdout="unread"),
         pipeline("inspect", store.uri, stdout="unread"),
@@ -240,10 +240,10 @@ def test_a_reader_that_has_seen_enough_and_a_stderr_that_takes_nothing_change_no
         pipeline(*run, stderr="full"),
         pipeline(*run, stderr="closed"),
     ]
-    assert [each.code for each in done] == [0, 0, 0, 0, 0, 2, 2]
-    assert [each.stderr for each in done] == [""] * 7
-    assert json.loads(done[3].stdout) == json.loads(done[4].stdout)
-    assert [document(each.stdout)["exit_code"] for each in done[5:]] == [2, 2]
+    assert [result.code for result in results] == [0, 0, 0, 0, 0, 2, 2]
+    assert [result.stderr for result in results] == [""] * 7
+    assert json.loads(results[3].stdout) == json.loads(results[4].stdout)
+    assert [document(result.stdout)["exit_code"] for result in results[5:]] == [2, 2]
 
 
 def test_no_file_takes_the_place_of_a_closed_stream(tmp_path: Path) -> None:

@@ -28,10 +28,10 @@ pytestmark = pytest.mark.early
 DAYS = ("date=2026-11-24", "date=2026-11-25")
 KINDS = ("a/b", "..", None, "50% off", "a=b", "two words", "plain")
 COLUMNS = ("date", "row_id", "edition", "kind", "label", "score")
-Found = set[tuple[Any, ...]]
+RowSet = set[tuple[Any, ...]]
 
 
-def published(folder: Path, partition_columns: tuple[str, ...]) -> tuple[str, Found]:
+def published(folder: Path, partition_columns: tuple[str, ...]) -> tuple[str, RowSet]:
     """Publish two days; return the folder to read, and the rows that must be found there."""
     store, expected = Store(str(folder)), set()
     for edition, day in enumerate(DAYS):
@@ -50,30 +50,29 @@ def published(folder: Path, partition_columns: tuple[str, ...]) -> tuple[str, Fo
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Found]:
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, RowSet]:
     return published(tmp_path_factory.mktemp("plain"), ())
 
 
 @pytest.fixture(scope="module")
-def by_kind(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Found]:
+def by_two_columns(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, RowSet]:
     return published(tmp_path_factory.mktemp("by_kind"), ("kind", "label"))
 
 
 @pytest.fixture(params=["plain", "by_kind"])
-def output(request: pytest.FixtureRequest) -> tuple[str, Found]:
-    found: tuple[str, Found] = request.getfixturevalue(request.param)
-    return found
+def output(request: pytest.FixtureRequest) -> tuple[str, RowSet]:
+    return request.getfixturevalue(request.param)
 
 
-def to_rows(rows: list[dict[str, Any]]) -> Found:
+def to_rows(rows: list[dict[str, Any]]) -> RowSet:
     """Engines guess that a folder's value is a date, or keep it as text."""
-    found = set()
+    row_set = set()
     for row in rows:
-        kind = None if pd.isna(row["kind"]) else row["kind"]
-        values = {**row, "date": str(row["date"])[:10], "kind": kind}
-        found.add(tuple(values[name] for name in COLUMNS))
-    assert len(found) == len(rows), "no row twice"
-    return found
+        value = None if pd.isna(row["kind"]) else row["kind"]
+        values = {**row, "date": str(row["date"])[:10], "kind": value}
+        row_set.add(tuple(values[name] for name in COLUMNS))
+    assert len(row_set) == len(rows), "no row twice"
+    return row_set
 
 
 def with_pyarrow(folder: str) -> list[dict[str, Any]]:
@@ -110,7 +109,7 @@ ENGINES = [with_pyarrow, with_pyarrow_parquet, with_pandas, with_duckdb, with_po
 
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.__name__)
 def test_an_engine_finds_every_row_in_the_folder(
-    output: tuple[str, Found], engine: Callable[[str], list[dict[str, Any]]]
+    output: tuple[str, RowSet], engine: Callable[[str], list[dict[str, Any]]]
 ):
     folder, expected = output
     assert to_rows(engine(folder)) == expected
@@ -138,7 +137,7 @@ def test_polars_reads_the_folder_of_an_object_store(s3: S3Server):
     store = s3.store()
     for day in DAYS:
         publish_rows(store, day)
-    found = pl.scan_parquet(
+    table = pl.scan_parquet(
         f"{store.uri}/predictions/",
         storage_options={
             "aws_access_key_id": s3.access_key,
@@ -151,11 +150,11 @@ def test_polars_reads_the_folder_of_an_object_store(s3: S3Server):
         read_predictions(store.uri, day, storage_options=s3.storage_options).num_rows
         for day in DAYS
     )
-    assert found.height == expected
+    assert table.height == expected
 
 
 def test_a_listing_as_spark_does_it_finds_only_parts_and_the_right_values(
-    output: tuple[str, Found],
+    output: tuple[str, RowSet],
 ):
     folder, expected = output
     rows = []
@@ -178,17 +177,19 @@ def test_a_listing_as_spark_does_it_finds_only_parts_and_the_right_values(
         assert {part["path"] for part in json.loads(current.read_text())["parts"]} == listed
 
 
-def test_filters_on_a_folder_open_only_its_files(by_kind: tuple[str, Found]):
-    folder, expected = by_kind
+def test_filters_on_a_folder_open_only_its_files(by_two_columns: tuple[str, RowSet]):
+    folder, expected = by_two_columns
     dataset = ds.dataset(folder, partitioning="hive")
     wanted = (ds.field("label") == "cat") & (ds.field("kind") == "a/b")
     fragments = list(dataset.get_fragments(filter=wanted))
     assert len(fragments) == len(DAYS)
-    found = dataset.to_table(filter=wanted, columns=list(COLUMNS)).to_pylist()
-    assert to_rows(found) == {row for row in expected if row[3:5] == ("a/b", "cat")}
+    filtered = dataset.to_table(filter=wanted, columns=list(COLUMNS)).to_pylist()
+    assert to_rows(filtered) == {row for row in expected if row[3:5] == ("a/b", "cat")}
     frame = pl.scan_parquet(f"{folder}/**/*.parquet", hive_partitioning=True)
     wanted_too = (pl.col("label") == "cat") & (pl.col("kind") == "a/b")
-    assert to_rows(frame.filter(wanted_too).select(COLUMNS).collect().to_dicts()) == to_rows(found)
+    assert to_rows(frame.filter(wanted_too).select(COLUMNS).collect().to_dicts()) == to_rows(
+        filtered
+    )
 
 
 def test_an_output_without_rows_has_its_columns_for_every_engine(tmp_path: Path):
@@ -201,8 +202,8 @@ def test_an_output_without_rows_has_its_columns_for_every_engine(tmp_path: Path)
     assert list(pd.read_parquet(folder).columns) == names
     frame = pl.scan_parquet(f"{folder}/**/*.parquet", hive_partitioning=True)
     assert frame.collect_schema().names() == names
-    found = duckdb.sql(f"SELECT * FROM read_parquet('{folder}/**/*.parquet')")
-    assert found.columns == names
+    relation = duckdb.sql(f"SELECT * FROM read_parquet('{folder}/**/*.parquet')")
+    assert relation.columns == names
 
 
 RAY = """
@@ -224,16 +225,16 @@ print(json.dumps(found, default=str))
 @pytest.mark.ray
 @pytest.mark.slow
 def test_ray_data_finds_every_row_in_the_folder(
-    plain: tuple[str, Found], by_kind: tuple[str, Found]
+    plain: tuple[str, RowSet], by_two_columns: tuple[str, RowSet]
 ):
-    outputs = [plain, by_kind]
+    outputs = [plain, by_two_columns]
     arguments = [json.dumps(COLUMNS), *(folder for folder, _ in outputs)]
     done = subprocess.run(
         [sys.executable, "-c", RAY, *arguments], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    for (_, expected), versions in zip(outputs, (found[:2], found[2:]), strict=True):
+    tables = json.loads(done.stdout.splitlines()[-1])
+    for (_, expected), versions in zip(outputs, (tables[:2], tables[2:]), strict=True):
         for rows in versions:
             for row in rows:  # Ray leaves this name as it is
                 if row["kind"] == "__HIVE_DEFAULT_PARTITION__":
@@ -241,7 +242,7 @@ def test_ray_data_finds_every_row_in_the_folder(
             assert to_rows(rows) == expected
 
 
-def test_two_readers_of_one_schema_agree_on_its_types(plain: tuple[str, Found]):
+def test_two_readers_of_one_schema_agree_on_its_types(plain: tuple[str, RowSet]):
     folder, _ = plain
     schema = ds.dataset(folder, partitioning="hive").schema
     assert schema.field("score").type == pa.float32()

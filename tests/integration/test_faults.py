@@ -32,16 +32,16 @@ def named_in(file: str) -> set[str]:
 
 def test_every_fault_has_its_line():
     lines = [line for line, _, _ in table()]
-    for kind, num_lines in NUM_LINES.items():
-        numbers = sorted(int(line[1:]) for line in lines if line[0] == kind)
+    for letter, num_lines in NUM_LINES.items():
+        numbers = sorted(int(line[1:]) for line in lines if line[0] == letter)
         assert numbers == [*range(1, max(num_lines, len(numbers)) + 1)]
 
 
 def test_every_test_in_the_table_exists():
     for line, _, where in table():
-        found = _TEST.findall(where)
-        assert found or where == "-" or where.startswith("not held: "), line
-        for file, name in found:
+        references = _TEST.findall(where)
+        assert references or where == "-" or where.startswith("not held: "), line
+        for file, name in references:
             assert name.startswith("test_"), line
             assert name in named_in(file), f"{line}: {file}::{name}"
         for bench in _BENCH.findall(where):

@@ -85,19 +85,19 @@ def check(folder: Path, source: dict[str, Any], fuzzed: Fuzzed) -> None:
     job = write_job(folder / "job.yaml", given, out, gates=GATES, run={"row_timeout_s": 20.0})
     done = pipeline("run", job, "--date", "2026-11-24", "--json", "--quiet", timeout_s=1200)
     tail = f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    told = f"seed {SEED}, {folder.name}: exit {done.code}\n{tail}"
-    assert done.code == 0, told
-    assert list((folder / "out" / "reports").rglob("report.json")), told
-    account(done, out, fuzzed, told)
+    context = f"seed {SEED}, {folder.name}: exit {done.code}\n{tail}"
+    assert done.code == 0, context
+    assert list((folder / "out" / "reports").rglob("report.json")), context
+    account(done, out, fuzzed, context)
 
 
-def account(done: Result, out: str, fuzzed: Fuzzed, told: str) -> None:
+def account(done: Result, out: str, fuzzed: Fuzzed, context: str) -> None:
     rows, skipped = done.json["rows"], done.json["skipped"]
-    assert rows["total"] == rows["predicted"] + rows["quarantined"], told
+    assert rows["total"] == rows["predicted"] + rows["quarantined"], context
     plan = json.loads(Store(out).read_bytes(Layout(DAY).plan(done.json["fingerprint"])))
-    assert fuzzed.num_files == plan["num_shards"] + skipped["files"], told
-    found = set(read_predictions(out, DAY).column("row_id").to_pylist())
-    assert fuzzed.sound_ids <= found, (sorted(fuzzed.sound_ids - found)[:5], told)
+    assert fuzzed.num_files == plan["num_shards"] + skipped["files"], context
+    row_ids = set(read_predictions(out, DAY).column("row_id").to_pylist())
+    assert fuzzed.sound_ids <= row_ids, (sorted(fuzzed.sound_ids - row_ids)[:5], context)
 
 
 def parquet_shards(folder: Path, rng: random.Random, num_shards: int) -> Fuzzed:
@@ -149,8 +149,8 @@ def images(folder: Path, rng: random.Random, num_files: int) -> Fuzzed:
     refused = bad_files(rng.randrange(2**31))
     sound: set[str] = set()
     for index in range(num_files):
-        kind = rng.choice(FORMATS)
-        name, data = f"{index:04d}.{SUFFIX[kind]}", small_image(rng, kind)
+        format_name = rng.choice(FORMATS)
+        name, data = f"{index:04d}.{SUFFIX[format_name]}", small_image(rng, format_name)
         if index % 10 == 0:
             sound.add(name)
         elif index % 10 == 1:
@@ -196,5 +196,5 @@ _PIECES: tuple[Callable[[random.Random], bytes], ...] = (
 )
 
 
-def small_image(rng: random.Random, kind: str | None = None) -> bytes:
-    return encode(base_image(rng.randrange(8)), kind or rng.choice(FORMATS))
+def small_image(rng: random.Random, format_name: str | None = None) -> bytes:
+    return encode(base_image(rng.randrange(8)), format_name or rng.choice(FORMATS))

@@ -52,8 +52,8 @@ def job(folder: Path, rng: random.Random) -> str:
 
 
 @cache
-def clip(kind: str) -> bytes:
-    return encoded(tone(), kind)
+def clip(format_name: str) -> bytes:
+    return encoded(tone(), format_name)
 
 
 def sound(folder: Path, rng: random.Random) -> str:

@@ -68,9 +68,9 @@ def test_damaged_files_are_refused_in_one_line_or_go_on(commands: ForkedCommands
         assert ended.code in (REFUSED, NO_RAY), what
         assert ended.more_bytes < MAX_MORE_BYTES, f"{ended.more_bytes / 2**20:.0f} MiB, {what}"
         assert "\x1b" not in ended.stderr, what
-        lines = [each for each in ended.stderr.splitlines() if each.startswith("error: ")]
+        lines = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
         assert len(lines) == 1, what
-        assert not any(each.startswith("2026-01-01") for each in ended.stderr.splitlines()), what
+        assert not any(line.startswith("2026-01-01") for line in ended.stderr.splitlines()), what
         codes.append(ended.code)
     assert {*codes} == {REFUSED, NO_RAY}, "most damage matters, and some does not"
 
@@ -114,8 +114,10 @@ def _wiring(model: onnx.ModelProto, rng: random.Random) -> None:
 
 
 def _attribute(model: onnx.ModelProto, rng: random.Random) -> None:
-    found = [attribute for node in model.graph.node for attribute in node.attribute]
-    attribute = rng.choice(found) if found else model.graph.node[0].attribute.add(name="axis")
+    attributes = [attribute for node in model.graph.node for attribute in node.attribute]
+    attribute = (
+        rng.choice(attributes) if attributes else model.graph.node[0].attribute.add(name="axis")
+    )
     attribute.type = rng.choice((1, 2, 3, 6, 7, 8))
     attribute.i = rng.choice(NUMBERS)
     attribute.f = rng.choice((float("nan"), float("inf"), 1e38))

@@ -63,15 +63,14 @@ class Partitions:
         return current_manifest(self.store, Layout(f"date={date}"))
 
     def bytes_of(self, date: str) -> dict[str, str]:
-        places = [f"{kind}/date={date}" for kind in ("predictions", "quarantine")]
+        places = [f"{folder}/date={date}" for folder in ("predictions", "quarantine")]
         return snapshot(self.store, *places, f"_control/date={date}/log")
 
     def last_report(self, date: str) -> dict[str, Any]:
         runs = self.store.list_folders(f"reports/date={date}")
         path = f"reports/date={date}/{runs[-1]}"
         assert b"Gates" in self.store.read_bytes(f"{path}/report.html")
-        report: dict[str, Any] = json.loads(self.store.read_bytes(f"{path}/report.json"))
-        return report
+        return json.loads(self.store.read_bytes(f"{path}/report.json"))
 
 
 def statuses(gates: list[dict[str, Any]] | tuple[dict[str, Any], ...]) -> dict[str, str]:
@@ -105,9 +104,9 @@ def _make_golden(partitions: Partitions) -> None:
 def _the_first_partition_is_recorded(partitions: Partitions) -> None:
     done = partitions.run("2026-11-20")
     assert done.code == 0, done.stderr
-    found = statuses(done.json["gates"])
-    assert (found["volume"], found["label_drift"]) == ("off", "off")
-    assert (found["golden"], found["constant"], found["max_error_pct"]) == ("pass",) * 3
+    status = statuses(done.json["gates"])
+    assert (status["volume"], status["label_drift"]) == ("off", "off")
+    assert (status["golden"], status["constant"], status["max_error_pct"]) == ("pass",) * 3
     golden = next(gate for gate in done.json["gates"] if gate["name"] == "golden")
     assert golden["message"].startswith(("6 of 6 golden rows agree, on 1", "12 of 12"))
     manifest = partitions.published("2026-11-20")
@@ -120,8 +119,8 @@ def _another_world_is_refused_and_accepted(partitions: Partitions) -> None:
     date = "2026-11-21"
     first = partitions.run(date, "--set", "gates.label_drift.mode=warn")
     assert first.code == 0, first.stderr
-    found = statuses(first.json["gates"])
-    assert (found["volume"], found["label_drift"], found["golden"]) == ("warn", "warn", "pass")
+    status = statuses(first.json["gates"])
+    assert (status["volume"], status["label_drift"], status["golden"]) == ("warn", "warn", "pass")
     shown = " ".join(first.stderr.split())
     assert "gate volume warns: 60 rows, -37.5% beside the median 96 of 1 earlier partition" in shown
     assert "gate label_drift warns: PSI" in shown
@@ -159,7 +158,7 @@ def _a_wrong_model_is_refused_before_it_predicts(partitions: Partitions) -> None
     assert re.search(r"expected '(red|green|blue)' 0\.\d+, found '\w+' 0\.\d+", refused.stderr)
     assert refused.stderr.endswith("or a sick device\n"), "and nothing of Ray's"
     staged = partitions.store.list_files(f"_control/date={date}/staging")
-    assert [each for each in staged if each.path.endswith(".parquet")] == []
+    assert [file for file in staged if file.path.endswith(".parquet")] == []
     assert partitions.published(date) is None
     report = partitions.last_report(date)
     assert statuses(report["gates"]) == {"golden": "fail"}
@@ -176,13 +175,13 @@ def _errors_stop_the_reading_early(partitions: Partitions) -> None:
     assert "; if that is right: --accept max_error_pct=REASON" in refused.stderr
     report = partitions.last_report(date)
     assert statuses(report["gates"]) == {"max_error_pct": "fail"}
-    assert sum(found["num_rows"] for found in report["top_failures"]) == 10
+    assert sum(failure["num_rows"] for failure in report["top_failures"]) == 10
     accepted = ["--accept", "max_error_pct=ten photos are lost", "--accept", "label_drift=back"]
     done = partitions.run(date, *accepted)
     assert done.code == 0, done.stderr
     assert done.json["rows"]["resumed"] >= 16
     assert done.json["top_failures"] == report["top_failures"], "those of resumed slices, too"
     assert (done.json["rows"]["predicted"], done.json["rows"]["quarantined"]) == (86, 10)
-    found = statuses(done.json["gates"])
-    assert (found["max_error_pct"], found["label_drift"]) == ("accepted", "accepted")
+    status = statuses(done.json["gates"])
+    assert (status["max_error_pct"], status["label_drift"]) == ("accepted", "accepted")
     assert pipeline("verify", partitions.store.uri, "--partition", f"date={date}").code == 0

@@ -92,17 +92,17 @@ def test_it_is_refused_in_one_line_and_nothing_is_run_before_a_run_begins(
     shutil.copytree(bases[case.base], folder)
     case.change(folder, marker)
     model = folder / ONNX if case.base == "onnx" else folder
-    said = ""
+    message = ""
     try:
         resolve_model(read_job(job_over(model, texts, tmp_path), date=None))
     except JobError as error:
-        said = str(error)
+        message = str(error)
     assert not marker.exists()
-    assert "root:" not in said, "it shows a line of /etc/passwd"
-    assert case.says in said
-    assert bool(case.says) == bool(said), said
-    assert "\n" not in said
-    assert not said or "model.path" in said or str(folder) in said, said
+    assert "root:" not in message, "it shows a line of /etc/passwd"
+    assert case.says in message
+    assert bool(case.says) == bool(message), message
+    assert "\n" not in message
+    assert not message or "model.path" in message or str(folder) in message, message
 
 
 @pytest.mark.parametrize("name", [marked(name, name in QUICK) for name in HOSTILE])
@@ -121,8 +121,8 @@ def test_it_is_refused_in_one_line_and_nothing_is_run(
         assert ended.code == NO_RAY, ended.stderr
         return
     assert ended.code == REFUSED, ended.stderr
-    told = [each for each in ended.stderr.splitlines() if " INFO " not in each]
-    [line] = [each for each in told if not each.startswith("report: ")]
+    lines = [text for text in ended.stderr.splitlines() if " INFO " not in text]
+    [line] = [text for text in lines if not text.startswith("report: ")]
     assert line.startswith("error: ")
     assert "model.path" in line or str(folder) in line, line
     assert case.says in line

@@ -21,22 +21,20 @@ IMAGE = (FOLDER / "Dockerfile").read_text()
 
 @cache
 def document(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load((FOLDER / name).read_text())
-    return found
+    return yaml.safe_load((FOLDER / name).read_text())
 
 
 def pod_specs(value: Any) -> list[dict[str, Any]]:
     """The specs of all pods in a document."""
     if isinstance(value, list):
-        return [spec for each in value for spec in pod_specs(each)]
+        return [spec for item in value for spec in pod_specs(item)]
     if not isinstance(value, dict):
         return []
     return [value] if "containers" in value else pod_specs([*value.values()])
 
 
 def cron_job() -> dict[str, Any]:
-    found: dict[str, Any] = document("cron_job.yaml")["spec"]["jobTemplate"]["spec"]
-    return found
+    return document("cron_job.yaml")["spec"]["jobTemplate"]["spec"]
 
 
 _FILES = {"RayJob": "rayjobs.json", "RayCronJob": "raycronjobs.json"}
@@ -50,25 +48,29 @@ def schemas() -> Path | None:
 
 
 @cache
-def _schema(kind: str) -> dict[str, Any]:
+def _schema(resource: str) -> dict[str, Any]:
     place = schemas()
     assert place is not None
-    found = json.loads((place / _FILES[kind]).read_text())["versions"]["v1"]
-    found = found.get("schema", found)
-    return _strict(found.get("openAPIV3Schema", found))
+    schema = json.loads((place / _FILES[resource]).read_text())["versions"]["v1"]
+    schema = schema.get("schema", schema)
+    return _strict(schema.get("openAPIV3Schema", schema))
 
 
 def _strict(schema: Any) -> Any:
     """The same schema, which refuses fields that it does not name, as kubectl does."""
     if isinstance(schema, list):
-        return [_strict(each) for each in schema]
+        return [_strict(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    found = {key: _strict(value) for key, value in schema.items()}
-    is_open = "additionalProperties" in found or found.get(_KEPT)
-    if isinstance(found.get("properties"), dict) and found.get("type") == "object" and not is_open:
-        found["additionalProperties"] = False
-    return found
+    closed = {key: _strict(value) for key, value in schema.items()}
+    is_open = "additionalProperties" in closed or closed.get(_KEPT)
+    if (
+        isinstance(closed.get("properties"), dict)
+        and closed.get("type") == "object"
+        and not is_open
+    ):
+        closed["additionalProperties"] = False
+    return closed
 
 
 def problems(document: dict[str, Any]) -> list[str]:
@@ -108,10 +110,10 @@ NEEDS_SCHEMAS = pytest.mark.skipif(schemas() is None, reason="KubeRay's schemas 
 
 @NEEDS_SCHEMAS
 def test_the_ray_job_is_as_kuberays_schema_and_operator_say():
-    found = document("ray_job.yaml")
-    assert problems(found) == []
-    require_rules(found["spec"])
-    [problem] = problems({**found, "spec": {**found["spec"], "backofLimit": 1}})
+    ray_job = document("ray_job.yaml")
+    assert problems(ray_job) == []
+    require_rules(ray_job["spec"])
+    [problem] = problems({**ray_job, "spec": {**ray_job["spec"], "backofLimit": 1}})
     assert "backofLimit" in problem
 
 
@@ -130,9 +132,11 @@ def test_what_is_started_is_a_run_of_the_job_that_is_mounted_for_a_date():
     assert ray_job["metadata"]["name"].endswith(once["date"])
     head = ray_job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
     for spec, run in ((pod, night), (head, once)):
-        mounts = {each["mountPath"]: each["name"] for each in spec["containers"][0]["volumeMounts"]}
+        mounts = {
+            mount["mountPath"]: mount["name"] for mount in spec["containers"][0]["volumeMounts"]
+        }
         folder, name = run["job"].rsplit("/", 1)
-        volumes = {each["name"]: each for each in spec["volumes"]}
+        volumes = {volume["name"]: volume for volume in spec["volumes"]}
         assert name == "job.yaml"
         assert volumes[mounts[folder]]["configMap"] == {"name": "nightly"}
 

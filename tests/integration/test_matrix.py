@@ -53,11 +53,11 @@ ALWAYS = {
 }
 """Cells that `make test` runs; `make long` runs the others, all that are killed among them: in
 `make test` test_end_to_end kills a run, and test_protocol one at each of its steps."""
-OWN_SIZES = "own sizes"
+ORIGINAL_SIZES = "own sizes"
 """Image files that the model sees in their own sizes."""
 TABLE = [
     pytest.param(*cell, marks=[] if cell in ALWAYS else [pytest.mark.slow])
-    for cell in (*product(FORMATS, STORES, CASES), *product([OWN_SIZES], ["local"], CASES))
+    for cell in (*product(FORMATS, STORES, CASES), *product([ORIGINAL_SIZES], ["local"], CASES))
 ]
 COLOURS = {
     "dark": (10, 12, 9),
@@ -74,7 +74,7 @@ SATURDAY = ("2026-01-03T12:00:00", 5)
 BAD_DAYS = {"unidentified": SATURDAY[0], "truncated": "soon"}
 BAD_PLANS = {"empty": None, "unidentified": "gold"}
 """Reason of a bad image -> what is in the place of its date, or of its category."""
-TEXT_KINDS, JSONL_SUFFIXES = ("texts", "jsonl"), (".jsonl.gz", ".jsonl.zst")
+TEXT_FORMATS, JSONL_SUFFIXES = ("texts", "jsonl"), (".jsonl.gz", ".jsonl.zst")
 BAD_TEXTS: dict[str, tuple[bytes | None, str]] = {
     "empty": (None, "null_input"),
     "unidentified": (b"the \xff cat", "decode_error"),
@@ -93,12 +93,12 @@ Row = tuple[str, bytes, str]
 
 
 def good_rows() -> list[Row]:
-    found = []
+    rows = []
     for index in range(NUM_ROWS):
         label = LABELS[index % len(LABELS)]
         data = encode(Image.new("RGB", (40, 40 + index), COLOURS[label]), "PNG")
-        found.append((f"p{index:02d}.png", data, label))
-    return found
+        rows.append((f"p{index:02d}.png", data, label))
+    return rows
 
 
 def rows_of(case: str) -> list[Row]:
@@ -110,34 +110,36 @@ def rows_of(case: str) -> list[Row]:
     return rows
 
 
-def write_input(store: Store, kind: str, rows: list[Row]) -> tuple[dict[str, Any], dict[str, Any]]:
+def write_input(
+    store: Store, content: str, rows: list[Row]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Put the rows into a store; return the job's source, and the label or reason of each id."""
-    form = "images" if kind == "detections" else kind
+    form = "images" if content == "detections" else content
     source: dict[str, Any] = {"uri": store.url("in"), "format": form}
     ids = [name for name, _, _ in rows]
-    if kind in ("images", "detections", "uris"):
-        folder = "photos" if kind == "uris" else "in"
+    if content in ("images", "detections", "uris"):
+        folder = "photos" if content == "uris" else "in"
         for name, data, _ in rows:
             store.put(f"{folder}/{name}", data)
     shards = [rows[: NUM_ROWS // 2], rows[NUM_ROWS // 2 :]]
-    if kind == "webdataset":
+    if content == "webdataset":
         for number, part in enumerate(shards):
             store.put(f"in/{number}.tar", pack(Entry(name, data) for name, data, _ in part))
         ids = [
             f"{i // len(shards[0])}.tar/{name.removesuffix('.png')}" for i, name in enumerate(ids)
         ]
-    if kind in ("parquet", "uris", "texts", "inputs", *NUMBERS):
+    if content in ("parquet", "uris", "texts", "inputs", *NUMBERS):
         source |= {"format": "parquet", "id_column": "name"}
         for number, part in enumerate(shards):
-            store.put(f"in/{number}.parquet", to_parquet(store, kind, part))
-    if kind == "jsonl":
+            store.put(f"in/{number}.parquet", to_parquet(store, content, part))
+    if content == "jsonl":
         ids = write_lines(store, shards)
     texts = {"text_column": "body", "max_text_bytes": MAX_TEXT_BYTES}
     source |= {
         "uris": {"uri_column": "link", "uri_roots": [store.url("photos")]},
         "features": {"features": ["size", "half"]},
         "tables": {"features": table_features(store)},
-        **dict.fromkeys(TEXT_KINDS, texts),
+        **dict.fromkeys(TEXT_FORMATS, texts),
         "inputs": {
             "inputs": {
                 "photo": {"image_column": "of.image"},
@@ -145,8 +147,8 @@ def write_input(store: Store, kind: str, rows: list[Row]) -> tuple[dict[str, Any
                 "weight": {"features": ["half"]},
             }
         },
-    }.get(kind, {})
-    return source, dict(zip(ids, (outcome_of(kind, row) for row in rows), strict=True))
+    }.get(content, {})
+    return source, dict(zip(ids, (outcome_of(content, row) for row in rows), strict=True))
 
 
 def table_features(store: Store) -> list[Any]:
@@ -160,17 +162,17 @@ def table_features(store: Store) -> list[Any]:
     ]
 
 
-def outcome_of(kind: str, row: Row) -> Any:
+def outcome_of(content: str, row: Row) -> Any:
     """The label, number or reason that a row must get where its input is of some kind."""
     _, data, outcome = row
-    if kind == "features":
+    if content == "features":
         return len(data) + 0.5 if outcome in LABELS else "null_input"
-    if kind == "tables":
+    if content == "tables":
         total = len(data) + 1 + 1 + SATURDAY[1]
         return {"empty": "null_input", **dict.fromkeys(BAD_DAYS, "bad_schema")}.get(outcome, total)
-    if kind == "inputs":
+    if content == "inputs":
         return BAD_INPUTS.get(outcome, outcome)
-    return BAD_TEXTS[outcome][1] if kind in TEXT_KINDS and outcome in BAD_TEXTS else outcome
+    return BAD_TEXTS[outcome][1] if content in TEXT_FORMATS and outcome in BAD_TEXTS else outcome
 
 
 def write_lines(store: Store, shards: list[list[Row]]) -> list[str]:
@@ -197,29 +199,29 @@ def to_lines(first: int, rows: list[Row]) -> bytes:
     return b"".join(b'{"body": %s}\n' % value for value in values)
 
 
-def to_parquet(store: Store, kind: str, rows: list[Row]) -> bytes:
+def to_parquet(store: Store, content: str, rows: list[Row]) -> bytes:
     """One shard of what the job needs to know of the rows."""
     columns: dict[str, Any] = {"name": [name for name, _, _ in rows]}
-    if kind == "parquet":
+    if content == "parquet":
         columns["image"] = [data for _, data, _ in rows]
-    if kind == "uris":
+    if content == "uris":
         columns["link"] = [store.url(f"photos/{name}") for name, _, _ in rows]
-    if kind == "features":
+    if content == "features":
         columns["size"] = [len(data) for _, data, _ in rows]
         columns["half"] = [0.5 if outcome in LABELS else None for _, _, outcome in rows]
-    if kind == "tables":
+    if content == "tables":
         plans = [BAD_PLANS.get(outcome, outcome) for _, _, outcome in rows]
         plans = ["dark" if plan in BAD_DAYS else plan for plan in plans]
         columns["plan"] = pa.array(plans, pa.string()).dictionary_encode()
         columns["tier"] = [len(data) % 3 for _, data, _ in rows]
         columns["size"] = [len(data) for _, data, _ in rows]
         columns["day"] = [BAD_DAYS.get(outcome, SATURDAY[0]) for _, _, outcome in rows]
-    if kind == "texts":
+    if content == "texts":
         columns["body"] = [text_of(row, outcome) for row, (_, _, outcome) in enumerate(rows)]
-    if kind == "inputs":
+    if content == "inputs":
         images = [b"" if outcome == "empty" else data for _, data, outcome in rows]
-        said = [outcome if outcome in LABELS else LABELS[0] for _, _, outcome in rows]
-        texts = [text_of(row, outcome) for row, outcome in enumerate(said)]
+        mentioned = [outcome if outcome in LABELS else LABELS[0] for _, _, outcome in rows]
+        texts = [text_of(row, outcome) for row, outcome in enumerate(mentioned)]
         columns["of"] = [
             {
                 "image": encode(Image.new("RGB", (40, 40), COLOURS[LABELS[0]]), "PNG")
@@ -235,7 +237,7 @@ def to_parquet(store: Store, kind: str, rows: list[Row]) -> bytes:
     return bytes(sink.getvalue().to_pybytes())
 
 
-def outcomes_of(store: Store, kind: str) -> dict[str, Any]:
+def outcomes_of(store: Store, content: str) -> dict[str, Any]:
     """The published label (or number) or reason of every row."""
     options = dict(store.storage_options)
     manifest = verify_output(store.url("out"), PARTITION, options)
@@ -243,21 +245,21 @@ def outcomes_of(store: Store, kind: str) -> dict[str, Any]:
     out = Store(store.url("out"), options)
     table = read_predictions(out.uri, PARTITION, storage_options=options)
     assert table.num_rows == len(set(table["row_id"].to_pylist()))
-    if kind == "detections":
+    if content == "detections":
         values = [seen[0]["label"] for seen in table["detections"].to_pylist()]
     else:
-        values = table["total" if kind in NUMBERS else "label"].to_pylist()
-    found = dict(zip(table["row_id"].to_pylist(), values, strict=True))
+        values = table["total" if content in NUMBERS else "label"].to_pylist()
+    outcomes = dict(zip(table["row_id"].to_pylist(), values, strict=True))
     for file in out.list_files(f"quarantine/{PARTITION}"):
         with out.open(file.path) as handle:
             bad = pq.ParquetFile(handle).read(columns=["row_id", "reason", "message"]).to_pylist()
-        found |= {
+        outcomes |= {
             row["row_id"]: (row["reason"], *row["message"].partition(": ")[:2])
-            if kind == "inputs"
+            if content == "inputs"
             else row["reason"]
             for row in bad
         }
-    return found
+    return outcomes
 
 
 @pytest.fixture(scope="module")
@@ -277,9 +279,9 @@ def ray_address() -> Iterator[str]:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(("kind", "where", "case"), TABLE)
+@pytest.mark.parametrize(("content", "where", "case"), TABLE)
 def test_every_row_ends_once_where_it_belongs(
-    kind: str,
+    content: str,
     where: str,
     case: str,
     ray_address: str,
@@ -293,29 +295,29 @@ def test_every_row_ends_once_where_it_belongs(
         server: LocalServer = request.getfixturevalue(where)
         store = server.store()
     options = dict(store.storage_options)
-    stored = "images" if kind == OWN_SIZES else kind
+    stored = "images" if content == ORIGINAL_SIZES else content
     source, expected = write_input(store, stored, rows_of(case))
     sections: dict[str, Any] = {
         "sink": {"storage_options": options},
         "run": {"slice_rows": SLICE_ROWS},
         "gates": {"max_error_pct": 20},
     }
-    if kind == OWN_SIZES:
+    if content == ORIGINAL_SIZES:
         unset = {"size_px": None, "resize_px": None, "interpolation": None}
         sections |= {"transform": {"resize": "none", **unset}}
-    if kind in NUMBERS:
+    if content in NUMBERS:
         targets = {"task": "regress", "targets": ["total", "largest"]}
         sections |= {"model": {"factory": "models:sums", **targets}, "transform": None}
-    if kind == "detections":
+    if content == "detections":
         detector = {"task": "detect", "factory": "models:spots", "labels": LABELS}
         sections |= {"model": detector}
-    if kind in (*TEXT_KINDS, "inputs"):
+    if content in (*TEXT_FORMATS, "inputs"):
         store.put("model/tokenizer.json", make_tokenizer().to_str().encode())
-        factory = "models:several" if kind == "inputs" else "models:mentions"
+        factory = "models:several" if content == "inputs" else "models:mentions"
         model = {"factory": factory, "labels": LABELS, "storage_options": options}
         text = {"tokenizer": store.url("model/tokenizer.json"), "max_tokens": 16}
         sections |= {"model": model, "text": text}
-        if kind != "inputs":
+        if content != "inputs":
             sections["transform"] = None
     with_ray, without = (
         write_job(

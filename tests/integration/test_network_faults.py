@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.no_ray, pytest.mark.early]
 DATE = "2026-11-24"
 PARTITION = f"date={DATE}"
 NUM_ROWS, NUM_SHARDS = 200, 4
-KINDS = {
+CASES = {
     "photos": ({"format": "parquet", "pass_through": ["camera"]}, {}, 8),
     "texts": ({"format": "jsonl", "text_column": "body"}, {"transform": None}, NUM_SHARDS),
 }
@@ -41,7 +41,7 @@ KINDS = {
 
 
 def put_photos(root: Store, folder: Path) -> None:
-    num_bad = KINDS["photos"][2]
+    num_bad = CASES["photos"][2]
     build_parquet(folder, NUM_ROWS, 11, num_shards=NUM_SHARDS, num_bad=num_bad, row_group_rows=20)
     for shard in folder.glob("*.parquet"):
         root.put(f"in/{shard.name}", shard.read_bytes())
@@ -61,12 +61,12 @@ def put_texts(root: Store, folder: Path) -> None:
 
 
 def run(
-    folder: Path, root: Store, kind: str, storage_options: dict[str, Any], output: str
+    folder: Path, root: Store, case: str, storage_options: dict[str, Any], output: str
 ) -> dict[str, Any]:
     """Run with a node cache of its own, so that a model is read from the store."""
-    fields, sections, _ = KINDS[kind]
+    fields, sections, _ = CASES[case]
     options = {"storage_options": storage_options}
-    if kind == "texts":
+    if case == "texts":
         sections = {**sections, "model": {"path": root.url("model"), **options}}
     job = write_job(
         folder / "job.yaml",
@@ -89,10 +89,10 @@ def predictions(root: Store, output: str) -> pa.Table:
     return read_predictions(root.url(output), PARTITION, storage_options=options)
 
 
-def certain_faults(kind: str) -> list[Rule]:
+def certain_faults(case: str) -> list[Rule]:
     """One of each kind, so that no seed leaves one out; the others come by chance."""
     is_cut = [Rule(TRUNCATE, method="GET", path="/in/", first=2, last=2)]
-    if kind == "texts":
+    if case == "texts":
         is_cut.append(Rule(TRUNCATE, method="GET", path="/model/model.safetensors"))
     return [
         *is_cut,
@@ -105,19 +105,19 @@ def certain_faults(kind: str) -> list[Rule]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "seeds"), [("photos", (1, 2, 3)), ("texts", (1,))])
+@pytest.mark.parametrize(("case", "seeds"), [("photos", (1, 2, 3)), ("texts", (1,))])
 def test_a_bad_network_changes_no_row(
-    kind: str, seeds: tuple[int, ...], s3: S3Server, tmp_path: Path
+    case: str, seeds: tuple[int, ...], s3: S3Server, tmp_path: Path
 ) -> None:
     root = s3.store()
-    {"photos": put_photos, "texts": put_texts}[kind](root, tmp_path)
-    clean = run(tmp_path, root, kind, s3.storage_options, "clean")
+    {"photos": put_photos, "texts": put_texts}[case](root, tmp_path)
+    clean = run(tmp_path, root, case, s3.storage_options, "clean")
     assert sum(stage["retries"] or 0 for stage in clean["stages"]) == 0
-    num_bad = KINDS[kind][2]
+    num_bad = CASES[case][2]
     for seed in seeds:
-        rules = certain_faults(kind)
+        rules = certain_faults(case)
         with FaultProxy(s3.endpoint_url, *rules, *bad_network(), seed=seed) as proxy:
-            report = run(tmp_path, root, kind, s3.options_at(proxy.url), f"out-{seed}")
+            report = run(tmp_path, root, case, s3.options_at(proxy.url), f"out-{seed}")
         done = Counter(action.partition(":")[0] for _, _, action in proxy.requests)
         assert done.keys() >= {rule.action for rule in rules}
         assert predictions(root, f"out-{seed}").equals(predictions(root, "clean"))

@@ -28,21 +28,21 @@ def test_predict_look_run_again_and_change(tmp_path: Path):
     first = command(*asked)
     assert first.code == 0, first.stderr
     assert first.json["rows"]["quarantined"] == NUM_BAD
-    lines = [each for each in first.stderr.splitlines() if " INFO " in each]
-    told = [line.split(" INFO ")[1] for line in lines]
-    told = [line for line in told if line.startswith(("input: ", "model: ", "job: "))]
-    assert [line.split(":")[0] for line in told] == ["input", "model", "job"]
-    assert f"{NUM_ROWS} files of format images" in told[0]
-    assert told[2].endswith(f"the next run is `pipeline run {out}/job.yaml`")
+    lines = [line for line in first.stderr.splitlines() if " INFO " in line]
+    messages = [line.split(" INFO ")[1] for line in lines]
+    messages = [line for line in messages if line.startswith(("input: ", "model: ", "job: "))]
+    assert [line.split(":")[0] for line in messages] == ["input", "model", "job"]
+    assert f"{NUM_ROWS} files of format images" in messages[0]
+    assert messages[2].endswith(f"the next run is `pipeline run {out}/job.yaml`")
 
     assert command("run", f"{out}/job.yaml", "--json").json["status"] == "nothing_to_do"
     assert command(*asked).json["status"] == "nothing_to_do"
 
     night = pipeline.open_output(out).latest
     rows = night.least_certain(3)
-    assert [each.problem for each in night.images(rows)] == [None] * 3
+    assert [image.problem for image in night.images(rows)] == [None] * 3
     bad = night.images(night.quarantine())
-    assert [each.data for each in bad] == [Path(each.uri).read_bytes() for each in bad]
+    assert [image.data for image in bad] == [Path(image.uri).read_bytes() for image in bad]
 
     (photos / "added.png").write_bytes(encode(base_image(3, 40, 40), "PNG"))
     more = command(*asked)

@@ -112,9 +112,9 @@ class Protocol(RuleBasedStateMachine):
 
     # ---------------------------------------------------------------- what may happen
 
-    def start(self, kind: str, body: Callable[[Store], object]) -> None:
-        steps[kind] += 1
-        self.programs.append(Program(kind, self.store.uri, body))
+    def start(self, name: str, body: Callable[[Store], object]) -> None:
+        steps[name] += 1
+        self.programs.append(Program(name, self.store.uri, body))
 
     def has_room(self) -> bool:
         return len(self.programs) < MAX_PROGRAMS
@@ -138,8 +138,8 @@ class Protocol(RuleBasedStateMachine):
         self.start("run", lambda store: run_once(store, rows, ttl_s=TTL_S, make=make))
 
     @precondition(has_room)
-    @rule(kind=st.sampled_from(["read", "rollback", "collect"]), is_rival=st.booleans())
-    def start_another(self, kind: str, is_rival: bool) -> None:
+    @rule(name=st.sampled_from(["read", "rollback", "collect"]), is_rival=st.booleans())
+    def start_another(self, name: str, is_rival: bool) -> None:
         if is_rival:
             self.let_leases_run_out()
         first = len(self.versions)
@@ -155,7 +155,7 @@ class Protocol(RuleBasedStateMachine):
         def read(store: Store) -> tuple[int, pa.Table]:
             return first, read_in_turn(store, LAYOUT)
 
-        self.start(kind, {"rollback": roll_back, "collect": collect, "read": read}[kind])
+        self.start(name, {"rollback": roll_back, "collect": collect, "read": read}[name])
 
     @precondition(lambda self: self.programs)
     @rule(which=st.integers(0, 99), turns=st.integers(1, 9), fault=FAULTS)
@@ -261,9 +261,9 @@ class Protocol(RuleBasedStateMachine):
 
     def check_reading(self, first: int, table: pa.Table) -> None:
         """What was read is one of the versions that were current meanwhile."""
-        found = frozenset(table["row_id"].to_pylist()), set(table["edition"].to_pylist())
+        edition_read = frozenset(table["row_id"].to_pylist()), set(table["edition"].to_pylist())
         possible = self.versions[max(0, first - 1) :]
-        assert found in [(v.predicted, {v.edition}) for v in possible]
+        assert edition_read in [(v.predicted, {v.edition}) for v in possible]
 
     @invariant()
     def every_part_of_the_current_version_is_there(self) -> None:

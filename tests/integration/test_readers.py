@@ -101,9 +101,9 @@ CASES = [
 def published_files(store: Store) -> set[tuple[str, int]]:
     """All that any reader goes by; most operations change nothing of it."""
     folders = (Path(store.uri) / "predictions", Path(store.uri) / LAYOUT.log)
-    found = [path for folder in folders for path in folder.rglob("*")]
-    found.append(Path(store.uri) / LAYOUT.current)
-    return {(str(path), path.stat().st_mtime_ns) for path in found if path.is_file()}
+    paths = [path for folder in folders for path in folder.rglob("*")]
+    paths.append(Path(store.uri) / LAYOUT.current)
+    return {(str(path), path.stat().st_mtime_ns) for path in paths if path.is_file()}
 
 
 def readmes_table() -> list[Seen]:
@@ -139,20 +139,20 @@ def name_of(paths: set[str], old: set[str], new: set[str]) -> str:
 
 def by_folder(store: Store) -> set[str]:
     """What a glob over the folder finds, and can read."""
-    found = sorted((Path(store.uri) / LAYOUT.predictions).rglob("*.parquet"))
-    for path in found:
+    paths = sorted((Path(store.uri) / LAYOUT.predictions).rglob("*.parquet"))
+    for path in paths:
         pq.read_table(path, partitioning=None)
-    return {str(path.relative_to(store.uri)) for path in found}
+    return {str(path.relative_to(store.uri)) for path in paths}
 
 
 def by_list(store: Store) -> set[str]:
     """What the list in `current.json` names; every file of it is there, as published."""
     if not store.exists(LAYOUT.current):
         return set()
-    said = Manifest.from_json(store.read_bytes(LAYOUT.current), LAYOUT.current)
-    assert all(store.stat(part.path) for part in said.all_parts)
-    assert sum(rows_of(store, part) for part in said.parts) == said.num_predicted
-    return {part.path for part in said.parts}
+    listed = Manifest.from_json(store.read_bytes(LAYOUT.current), LAYOUT.current)
+    assert all(store.stat(part.path) for part in listed.all_parts)
+    assert sum(rows_of(store, part) for part in listed.parts) == listed.num_predicted
+    return {part.path for part in listed.parts}
 
 
 def rows_of(store: Store, part: Part) -> int:
@@ -200,23 +200,23 @@ def test_readers_see_what_the_readme_says_after_every_step_and_a_kill_there_is_c
         if present == looked_at:
             continue
         looked_at = present
-        found = tuple(reader(store) for reader in READERS)
+        views = tuple(reader(store) for reader in READERS)
         for path in old:  # a reader that began with the old list finds the old bytes, or no file
             assert not store.exists(path) or store.read_bytes(path) == bytes_of[path]
-        if not seen or found != seen[-1]:
-            seen.append(found)
+        if not seen or views != seen[-1]:
+            seen.append(views)
             assert_cured(store, tmp_path / "cured", act, tmp_path)
     new = {part.path for part in manifests(store)[-1].parts}
     assert not new & old
     assert len(new) > 1
     assert len(old) != 1
-    told = [tuple(name_of(paths, old, new) for paths in found) for found in seen]
+    rows = [tuple(name_of(paths, old, new) for paths in views) for views in seen]
     expected = readmes_table()
     if act.name == "first":  # old is nothing, and nothing moves out
         expected = [
             tuple(cell.replace("old", "").strip(" +") for cell in row) for row in expected[:-2]
         ]
-    assert [moment for moment, _ in groupby(told)] == expected
+    assert [moment for moment, _ in groupby(rows)] == expected
 
 
 def assert_cured(store: Store, copied: Path, act: Act, folder: Path) -> None:

@@ -29,8 +29,7 @@ def unit(name: str) -> configparser.ConfigParser:
 
 
 def skypilot() -> dict[str, Any]:
-    document: dict[str, Any] = yaml.safe_load((FOLDER / "skypilot.yaml").read_text())
-    return document
+    return yaml.safe_load((FOLDER / "skypilot.yaml").read_text())
 
 
 def command_lines() -> dict[str, str]:
@@ -105,7 +104,7 @@ def test_a_scheduler_needs_no_package_of_ours_and_knows_the_codes(name: str):
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
-            assert not any(each.split(".")[0] in ("pipeline", "ray") for each in names)
+            assert not any(module.split(".")[0] in ("pipeline", "ray") for module in names)
         if isinstance(node, ast.Assign) and isinstance(target := node.targets[0], ast.Name):
             values[target.id] = node.value
     assert ast.literal_eval(values["NEEDS_A_PERSON"]) == NEEDS_A_PERSON

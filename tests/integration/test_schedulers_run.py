@@ -54,8 +54,7 @@ class Nights:
         done = pipeline("status", str(self.sink), "--json")
         assert done.code == 0, done.stderr
         rows = {row["partition"]: row for row in done.json["partitions"]}
-        found: dict[str, Any] = rows.get(f"date={day}", {})
-        return found
+        return rows.get(f"date={day}", {})
 
 
 class Airflow(Nights):
@@ -147,10 +146,10 @@ def test_dagster_materialises_two_partitions_and_fails_a_refusal_at_once(tmp_pat
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    outcomes = json.loads(done.stdout.splitlines()[-1])
     for day in DAYS:
-        assert found[day] == {"ok": True, "rows": [NUM_ROWS], "restarts": 0}
+        assert outcomes[day] == {"ok": True, "rows": [NUM_ROWS], "restarts": 0}
         assert nights.state(day)["version"] == 1
-    assert found[REFUSED] == {"ok": False, "rows": [], "restarts": 0}
+    assert outcomes[REFUSED] == {"ok": False, "rows": [], "restarts": 0}
     assert nights.state(REFUSED)["attempt"] == 1
-    assert found["2026-11-26"] == {"ok": True, "rows": [], "restarts": 0}
+    assert outcomes["2026-11-26"] == {"ok": True, "rows": [], "restarts": 0}

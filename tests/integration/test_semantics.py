@@ -122,15 +122,15 @@ def as_json(value: Any) -> Any:
 
 
 def decoded(images: Path) -> list[Any]:
-    found = []
+    results = []
     for path in sorted(images.iterdir()):
         try:
             pixels = decode_image(path.read_bytes(), LIMITS)
         except RowError as error:
-            found.append([path.name, error.reason.value])
+            results.append([path.name, error.reason.value])
         else:
-            found.append([path.name, list(pixels.shape), as_json(pixels.numpy().tobytes())])
-    return found
+            results.append([path.name, list(pixels.shape), as_json(pixels.numpy().tobytes())])
+    return results
 
 
 def made_image(height_px: int, width_px: int) -> torch.Tensor:
@@ -140,38 +140,38 @@ def made_image(height_px: int, width_px: int) -> torch.Tensor:
     return torch.from_numpy(np.stack(planes).astype(np.uint8))
 
 
-def made_clip(kind: str, rate_hz: int) -> bytes:
+def made_clip(format_name: str, rate_hz: int) -> bytes:
     """16-bit samples of two channels by integer arithmetic alone, the same everywhere."""
     time = np.arange(4 * rate_hz // 10)
     both = np.column_stack([(37 * time) % 20_000 - 10_000, (53 * time) % 16_000 - 8_000])
-    return encoded(both.astype(np.int16), kind, rate_hz)
+    return encoded(both.astype(np.int16), format_name, rate_hz)
 
 
 def sounds(folder: Path) -> list[Any]:
-    for name, kind in (("b.wav", "WAV"), ("a.flac", "FLAC")):
-        (folder / name).write_bytes(made_clip(kind, 8_000))
+    for name, format_name in (("b.wav", "WAV"), ("a.flac", "FLAC")):
+        (folder / name).write_bytes(made_clip(format_name, 8_000))
     (folder / "c.mp3").write_bytes(b"")
     return read(folder, format="audio")
 
 
 def waveforms() -> list[Any]:
     """To three digits: soxr and the decoder's floats may differ in the last ones."""
-    found: list[Any] = []
+    clips: list[Any] = []
     for extractor, options in (("", {}), (NORMALISED, {"do_normalize": True})):
         settings = AudioSettings(16_000, 1.0, extractor, options)
-        for kind, rate_hz in (("WAV", 16_000), ("FLAC", 16_000), ("WAV", 44_100)):
-            clip = decode_clip(made_clip(kind, rate_hz), 10**6, 1.0)
+        for format_name, rate_hz in (("WAV", 16_000), ("FLAC", 16_000), ("WAV", 44_100)):
+            clip = decode_clip(made_clip(format_name, rate_hz), 10**6, 1.0)
             samples = extracted(settings, resampled(clip, 16_000))[1_000:5_000:50]
-            found.append([clip.duration_s, *(round(float(each), 2) for each in samples)])
-    return found
+            clips.append([clip.duration_s, *(round(float(sample), 2) for sample in samples)])
+    return clips
 
 
 def transformed() -> list[Any]:
-    found = []
+    results = []
     for interpolation in ("bilinear", "bicubic"):
         for height_px, width_px in ((61, 83), (200, 90), (24, 24), (7, 40)):
             spec = TransformSpec(24, 28, interpolation, (0.5,) * 3, (0.5,) * 3)
-            found.append(whole_of(spec, height_px, width_px))
+            results.append(whole_of(spec, height_px, width_px))
     for resize, interpolation, more in (
         ("stretch", "nearest", {}),
         ("stretch", "nearest-exact", {"resize_px": (30, 40)}),
@@ -183,9 +183,9 @@ def transformed() -> list[Any]:
         fields = {"resize_px": None, "mean": (0.5,) * 3, "std": (0.5,) * 3, **more}
         spec = TransformSpec((24, 33), interpolation=interpolation, resize=resize, **fields)
         for height_px, width_px in ((61, 83), (200, 90), (7, 40)):
-            found.append(whole_of(spec, height_px, width_px))
-            found.append([round(value, 9) for value in geometry(spec, width_px, height_px)])
-    return found
+            results.append(whole_of(spec, height_px, width_px))
+            results.append([round(value, 9) for value in geometry(spec, width_px, height_px)])
+    return results
 
 
 def whole_of(spec: TransformSpec, height_px: int, width_px: int) -> str:
@@ -201,15 +201,17 @@ def tokenised(folder: Path) -> list[Any]:
         "\u00e9t\u00e9 42",
         "x" * 50,
     ]
-    found = []
+    tables = []
     for more in ({}, {"prefix": "one: "}, {"has_offsets": True}, {"has_pair": True}):
         columns: dict[str, Any] = {TEXT: pa.array(texts, pa.large_string())}
         if "has_pair" in more:
             columns[TEXT_PAIR] = pa.array(texts[::-1], pa.large_string())
         rows = pa.table({**columns, **failure_columns([None] * len(texts))})
         prepared = TextInput(text_settings(folder, 8, **more)).prepare(rows, {}, Limits(1, 1))
-        found.append(prepared.drop_columns([*columns] if "has_offsets" in more else []).to_pylist())
-    return found
+        tables.append(
+            prepared.drop_columns([*columns] if "has_offsets" in more else []).to_pylist()
+        )
+    return tables
 
 
 TASKS: dict[str, dict[str, Any]] = {
@@ -250,7 +252,7 @@ TASKS: dict[str, dict[str, Any]] = {
 
 def predicted() -> list[Any]:
     """Two decimals: processors differ in the last bits of a float."""
-    found = []
+    results = []
     for name, section in TASKS.items():
         job = job_of(
             section,
@@ -261,8 +263,8 @@ def predicted() -> list[Any]:
         rows = predictor.predict(model_input(10), {})
         # What the input publishes is of area `transform`.
         rows = rows.drop_columns([field.name for field in spec.input.published_fields()])
-        found.append([name, rounded(rows.to_pylist())])
-    return [*found, ["tokens", rounded(entities())]]
+        results.append([name, rounded(rows.to_pylist())])
+    return [*results, ["tokens", rounded(entities())]]
 
 
 def entities() -> list[Any]:
@@ -273,13 +275,13 @@ def entities() -> list[Any]:
     labels = ("O", "B-PER", "I-PER", "B-LOC", "MISC")
     logits = torch.tensor([[[(7 * token + 5 * label + token * label) % 11 / 4 for label in range(5)]
                             for token in range(6)]])  # fmt: skip
-    found = []
+    results = []
     for aggregation in ("none", "simple", "first", "average", "max"):
         task = make_task(TaskSpec("tokens", labels, aggregation=aggregation))
         arrays = {name: values.numpy() for name, values in task.reduce(logits, 1).items()}
         columns = task.columns(arrays, np.ones(1, bool), rows)
-        found.append([aggregation, columns["entities"].to_pylist()])
-    return found
+        results.append([aggregation, columns["entities"].to_pylist()])
+    return results
 
 
 def model_input(num_rows: int) -> pa.Table:
@@ -387,10 +389,10 @@ def test_every_area_is_characterised():
     assert set(AREAS) == set(EXPECTED) == set(SEMANTICS)
 
 
-def numbers(name: str, kind: str, has_uris: bool) -> dict[str, int]:
+def numbers(name: str, input_name: str, has_uris: bool) -> dict[str, int]:
     transform = TransformSpec(8, 8, "bilinear", (0.0,) * 3, (1.0,) * 3)
     text = TextSettings("tokenizer.json", "0" * 64, 8)
-    seen = load(INPUTS, kind).of(InputSettings(transform, text)).semantics
+    seen = load(INPUTS, input_name).of(InputSettings(transform, text)).semantics
     return semantics_of({name: SEMANTICS[name], **seen}, has_uris=has_uris)
 
 
@@ -399,9 +401,9 @@ def test_a_number_makes_stale_only_the_jobs_that_go_through_its_area(
     area: str, monkeypatch: pytest.MonkeyPatch
 ):
     jobs = {
-        (name, kind, has_uris): numbers(name, kind, has_uris)
+        (name, input_name, has_uris): numbers(name, input_name, has_uris)
         for name in built_in(SOURCES)
-        for kind in ("image", "features")
+        for input_name in ("image", "features")
         for has_uris in (True, False)
     }
     monkeypatch.setitem(SEMANTICS, area, SEMANTICS[area] + 1)  # type: ignore[arg-type]

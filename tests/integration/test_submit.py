@@ -152,8 +152,8 @@ def test_the_document_is_taken_out_of_the_log_wherever_the_log_is_cut(size: int,
 
 
 def test_a_job_that_left_no_document_is_an_error_with_its_own_code():
-    for code, kind in ((0, InfraError), (1, PipelineError), (3, GateRefused), (6, Stopped)):
-        assert type(error_without_document(code)) is kind
+    for code, error_class in ((0, InfraError), (1, PipelineError), (3, GateRefused), (6, Stopped)):
+        assert type(error_without_document(code)) is error_class
 
 
 @pytest.mark.slow
@@ -259,7 +259,7 @@ def test_another_kind_of_address_is_refused_with_the_right_form(address: str):
 
 
 @pytest.mark.parametrize(
-    ("override", "kind", "words"),
+    ("override", "error_class", "words"),
     [
         ("model.nme=x", JobError, "nme: unknown key"),
         ("sink.uri=out", JobError, "sink.uri = out is relative; submit runs elsewhere"),
@@ -270,7 +270,7 @@ def test_another_kind_of_address_is_refused_with_the_right_form(address: str):
 )
 def test_what_is_wrong_with_the_job_is_said_before_anything_is_sent(
     override: str,
-    kind: type[PipelineError],
+    error_class: type[PipelineError],
     words: str,
     photos: tuple[Path, dict[str, Reason]],
     tmp_path: Path,
@@ -279,7 +279,7 @@ def test_what_is_wrong_with_the_job_is_said_before_anything_is_sent(
 ):
     (tmp_path / "nets.py").touch()
     asked = Submission(photo_job(tmp_path, photos), DATE, overrides=[override])
-    with pytest.raises(kind) as refused:
+    with pytest.raises(error_class) as refused:
         submit(asked, f"http://127.0.0.1:{closed_port}", write=str)
     assert words in str(refused.value)
     assert "hunter2" not in str(refused.value) + caplog.text

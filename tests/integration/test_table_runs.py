@@ -79,8 +79,8 @@ def test_another_list_is_another_version_even_in_a_retry(tmp_path: Path) -> None
     first = pipeline("run", job, *AT)
     assert (first.code, first.json["rows"]["quarantined"]) == (0, NUM_ROWS // 2)
     (tmp_path / "plans.json").write_text('["pro", "gold"]')
-    told = pipeline("plan", job, *AT).json
-    assert told["changed"] == "the job's source or row limit"
+    plan = pipeline("plan", job, *AT).json
+    assert plan["changed"] == "the job's source or row limit"
     second = pipeline("retry", job, *AT)
     assert (second.code, second.json["rows"]["quarantined"]) == (0, 0)
     why = "the source section or the columns of the job changed"

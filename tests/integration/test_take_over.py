@@ -66,20 +66,20 @@ def test_slices_over_which_the_model_failed_go_again_whichever_attempt_wins(tmp_
     stage(partition, failed={1, 3})
     stage(partition, failed={1})  # another attempt at each
     run, plan = planned(partition)
-    found = take_over(run, plan)
+    staged = take_over(run, plan)
     num_slices = NUM_ROWS // SLICE_ROWS
-    assert len(found) == num_slices - 1, "of slice 3 one attempt is good"
+    assert len(staged) == num_slices - 1, "of slice 3 one attempt is good"
     assert run.record.num_done == NUM_ROWS - SLICE_ROWS
     assert run.record.num_quarantined == 0
-    left = {key for unit in missing_units(plan, found).items() for key in unit[1]}
+    left = {key for unit in missing_units(plan, staged).items() for key in unit[1]}
     assert len(left) == 1
-    assert found == list_staged(partition.out, LAYOUT.staging(plan.fingerprint))
+    assert staged == list_staged(partition.out, LAYOUT.staging(plan.fingerprint))
 
 
 @pytest.mark.parametrize("is_noted", [True, False], ids=["noted", "of an older version"])
-@pytest.mark.parametrize("kind", ["images", "parquet"])
-def test_slices_of_files_that_changed_unseen_go_again(kind: str, is_noted: bool, tmp_path: Path):
-    partition = make_partition(tmp_path, kind)
+@pytest.mark.parametrize("form", ["images", "parquet"])
+def test_slices_of_files_that_changed_unseen_go_again(form: str, is_noted: bool, tmp_path: Path):
+    partition = make_partition(tmp_path, form)
     run, plan = planned(partition)
     if is_noted:
         take_over(run, plan)
@@ -91,8 +91,8 @@ def test_slices_of_files_that_changed_unseen_go_again(kind: str, is_noted: bool,
 
     again, same = planned(partition)
     assert same.fingerprint == plan.fingerprint
-    found = take_over(again, same)
-    left = missing_units(same, found)
+    staged = take_over(again, same)
+    left = missing_units(same, staged)
     changed = {u.index for u in same.units if path.name in {e.path for e in u.extents}}
     assert {unit.index for unit in left} == (changed if is_noted else set())
     assert again.record.num_done == NUM_ROWS - sum(unit.num_rows or 0 for unit in left)
@@ -113,8 +113,8 @@ def test_slices_that_failed_for_what_their_rows_are_stay(reason: Reason, tmp_pat
 
 def count(partition: EarlierPartition, staged: list[StagedSlice]) -> tuple[RunContext, Plan]:
     run, plan = planned(partition)
-    for found in staged:
-        run.record.computed(found)
+    for staged_slice in staged:
+        run.record.computed(staged_slice)
     return run, plan
 
 

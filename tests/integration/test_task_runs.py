@@ -141,7 +141,7 @@ def require_records(folder: Path, table: pa.Table) -> None:
     query = "select count(*), sum(stars), count(place.row) from relation where len(named) <= 2"
     [(count, stars, places)] = duckdb.sql(query).fetchall()
     assert (count, stars) == (len(table), sum(table["stars"].to_pylist()))
-    assert places == sum(each is not None for each in table["place"].to_pylist())
+    assert places == sum(place is not None for place in table["place"].to_pylist())
     frame = table.to_pandas()
     assert frame["stars"].between(1, 5).all()
     assert frame["score"].dtype == "float64"

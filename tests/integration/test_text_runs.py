@@ -91,9 +91,9 @@ def reasons_of(out: Path) -> dict[str, tuple[str, str]]:
 
 def require_labels(out: Path, numbers: Sequence[int]) -> None:
     """Every other row is predicted, in order, with its own label."""
-    found = read_predictions(str(out), PARTITION)
-    assert found.column("row_id").to_pylist() == [f"t{number:03d}" for number in numbers]
-    assert found.column("label").to_pylist() == [label_of(number) for number in numbers]
+    predictions = read_predictions(str(out), PARTITION)
+    assert predictions.column("row_id").to_pylist() == [f"t{number:03d}" for number in numbers]
+    assert predictions.column("label").to_pylist() == [label_of(number) for number in numbers]
 
 
 def run(job: str, *more: str, command: str = "run") -> Result:
@@ -126,11 +126,11 @@ def test_bad_texts_are_quarantined_and_odd_ones_predicted(tmp_path: Path) -> Non
     assert (rows["total"], rows["predicted"], rows["quarantined"]) == (32, 27, 5)
     assert rows["resumed"] >= 24, "a refused run's work is used"
     out = tmp_path / "out"
-    found = quarantine_of(out)
+    quarantine = quarantine_of(out)
     assert reasons_of(out) == {f"t{row:03d}": ("read", why) for row, (_, why) in BAD.items()}
-    assert found["t020"]["num_bytes"] == len("the red cat " * 900_000)
-    assert "10800000 bytes, the limit is 1048576" in found["t020"]["message"]
-    assert "not UTF-8, at byte 4" in found["t009"]["message"]
+    assert quarantine["t020"]["num_bytes"] == len("the red cat " * 900_000)
+    assert "10800000 bytes, the limit is 1048576" in quarantine["t020"]["message"]
+    assert "not UTF-8, at byte 4" in quarantine["t009"]["message"]
     table = read_predictions(str(out), PARTITION)
     assert table.column("row_id").to_pylist() == [f"t{row:03d}" for row in numbers]
     by_id = {row["row_id"]: row for row in table.to_pylist()}

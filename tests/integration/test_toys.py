@@ -62,10 +62,10 @@ def test_one_run_by_a_source_an_input_and_a_task_of_other_distributions(
     assert stages[toy_input.STAGE]["rows_in"] == 7
     assert stages[toy_input.STAGE]["rows_quarantined"] == 1
     rows = {row["row_id"]: row for row in read_predictions(str(tmp_path / "out"))}
-    found = {row_id: row[toy_task.NAME] for row_id, row in rows.items()}
+    value_by_id = {row_id: row[toy_task.NAME] for row_id, row in rows.items()}
     ids = [*(f"a{toy_source.TOY_FILES}#{row}" for row in range(4)),
            *(f"b{toy_source.TOY_FILES}#{row}" for row in range(2))]  # fmt: skip
-    assert found == {i: len(image) - 1.0 for i, image in zip(ids, images, strict=True)}
+    assert value_by_id == {i: len(image) - 1.0 for i, image in zip(ids, images, strict=True)}
     again = pipeline(*command, env=installed)
     assert again.json["status"] == "nothing_to_do"
     assert pipeline("verify", str(tmp_path / "out"), env=installed).code == 0

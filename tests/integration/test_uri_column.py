@@ -27,10 +27,10 @@ def read_uris(
         storage_options=dict(store.storage_options),
         **fields,
     )
-    found = rows(read(reader, plan)[0])
-    assert [row["n"] for row in found] == list(range(len(uris)))
-    assert [row["row_id"] for row in found] == [f"s.parquet#{n}" for n in range(len(uris))]
-    return found
+    uri_rows = rows(read(reader, plan)[0])
+    assert [row["n"] for row in uri_rows] == list(range(len(uris)))
+    assert [row["row_id"] for row in uri_rows] == [f"s.parquet#{n}" for n in range(len(uris))]
+    return uri_rows
 
 
 def outcome(row: dict[str, Any]) -> Any:
@@ -56,21 +56,21 @@ def test_uris_below_the_roots_are_read_and_no_others(any_store: Store):
         None,
         "",
     ]
-    found = read_uris(any_store, uris, uri_roots=[any_store.url("photos")])
+    uri_rows = read_uris(any_store, uris, uri_roots=[any_store.url("photos")])
     forbidden = ["forbidden_uri"] * 6
-    assert [outcome(row) for row in found] == [
+    assert [outcome(row) for row in uri_rows] == [
         *(b"near", b"near", b"near", b"far", "missing"),
         *forbidden,
         *("null_input", "null_input"),
     ]
-    assert found[3]["uri"] == uris[3]
-    assert found[11]["uri"] == any_store.url("table/s.parquet")
+    assert uri_rows[3]["uri"] == uris[3]
+    assert uri_rows[11]["uri"] == any_store.url("table/s.parquet")
 
 
 def test_text_that_is_no_utf8_and_lines_in_it_stay_harmless(tmp_path: Path):
     raw = pa.array([b"\xff\xfe.jpg", b"a\nforged.jpg", b"https://u:hush@h/x"], pa.binary())
     uris = pa.Array.from_buffers(pa.string(), 3, raw.buffers())
-    found = read_uris(Store(str(tmp_path)), uris)
-    assert [row["error"] for row in found] == ["missing", "forbidden_uri", "forbidden_uri"]
-    assert found[1]["uri"] == "a\nforged.jpg", "as the input has it"
-    assert not any("\n" in row["message"] or "hush" in str(row) for row in found)
+    uri_rows = read_uris(Store(str(tmp_path)), uris)
+    assert [row["error"] for row in uri_rows] == ["missing", "forbidden_uri", "forbidden_uri"]
+    assert uri_rows[1]["uri"] == "a\nforged.jpg", "as the input has it"
+    assert not any("\n" in row["message"] or "hush" in str(row) for row in uri_rows)

@@ -76,14 +76,14 @@ def staged(keys: Iterable[SliceKey]) -> dict[SliceKey, StoredFile]:
 
 def read(reader: Reader, plan: Plan, done: Iterable[SliceKey] = ()) -> Tables:
     """Read all slices but those that are done."""
-    found: Tables = {}
+    tables: Tables = {}
     for unit, starts in missing_units(plan, staged(done)).items():
         for key, counters, table in read_slices(reader, unit, frozenset(starts)):
             assert table.num_rows == key.num_rows == counters["read"]["rows_in"]
             assert table.schema == source_schema(list(plan.pass_through), IMAGE_FIELDS)
-            assert key not in found
-            found[key] = table
-    return found
+            assert key not in tables
+            tables[key] = table
+    return tables
 
 
 def rows(tables: Mapping[SliceKey, pa.Table]) -> list[dict[str, Any]]:
@@ -122,17 +122,17 @@ def tars(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_full_read_gives_every_row_with_its_place(tars: Path):
     reader, plan = plan_job(tars, 10, pass_through=["cls"])
-    found = rows(read(reader, plan))
+    read_rows = rows(read(reader, plan))
     wanted = [(0, row) for row in range(40)] + [(2, row) for row in range(7)]
     wanted += [(3, row) for row in range(23)]
     ids = [f"t{tar}.tar/k{row:03d}" for tar, row in wanted]
-    assert [row["row_id"] for row in found] == [*ids, "t3.tar", "z.tar.zst"]
-    for row, (tar, number) in zip(found, wanted, strict=False):
+    assert [row["row_id"] for row in read_rows] == [*ids, "t3.tar", "z.tar.zst"]
+    for row, (tar, number) in zip(read_rows, wanted, strict=False):
         assert row["uri"] == f"{tars}/t{tar}.tar#k{number:03d}.jpg"
-    good = [row for row in found if row["error"] is None]
+    good = [row for row in read_rows if row["error"] is None]
     assert [row["cls"] for row in good] == [number for _, number in wanted[:-1] if number % 7]
     assert all(row["image"].startswith(str(row["cls"]).encode()) for row in good)
-    bad = {row["row_id"]: row["error"] for row in found[-3:]}
+    bad = {row["row_id"]: row["error"] for row in read_rows[-3:]}
     assert bad == {
         "t3.tar/k022": "truncated",
         "t3.tar": "unreadable_shard",
@@ -197,12 +197,12 @@ def test_tars_in_an_object_store_read_like_local_ones(tars: Path, any_store: Sto
         any_store.put(path.name, path.read_bytes())
     options = dict(any_store.storage_options)
     reader, plan = plan_job(any_store.url(), 10, storage_options=options, pass_through=["cls"])
-    found = read(reader, plan)
+    tables = read(reader, plan)
     local = rows(read(*plan_job(tars, 10, pass_through=["cls"])))
-    assert [{**row, "uri": ""} for row in rows(found)] == [{**row, "uri": ""} for row in local]
-    assert rows(found)[0]["uri"] == any_store.url("t0.tar#k000.jpg")
-    done = list(found)[1::2]
-    assert set(read(reader, plan, done)) == set(found) - set(done)
+    assert [{**row, "uri": ""} for row in rows(tables)] == [{**row, "uri": ""} for row in local]
+    assert rows(tables)[0]["uri"] == any_store.url("t0.tar#k000.jpg")
+    done = list(tables)[1::2]
+    assert set(read(reader, plan, done)) == set(tables) - set(done)
 
 
 def test_a_plan_survives_storing_and_knows_no_rows(tars: Path):
@@ -224,10 +224,10 @@ def test_pass_through_and_the_image_are_part_of_the_fingerprint(tars: Path):
 
 
 def test_the_description_of_a_plan_says_what_is_not_known(tars: Path):
-    found = plan(make_job(tars, 10), allow_import=["models"], tries=False)
-    assert (found["units"], found["slices"], found["rows_left"]) == (5, None, None)
-    assert (found["input"]["rows"], found["input"]["rows_are"]) == (None, "unknown until read")
-    assert found["input"]["unreadable_shards"] is None
+    planned = plan(make_job(tars, 10), allow_import=["models"], tries=False)
+    assert (planned["units"], planned["slices"], planned["rows_left"]) == (5, None, None)
+    assert (planned["input"]["rows"], planned["input"]["rows_are"]) == (None, "unknown until read")
+    assert planned["input"]["unreadable_shards"] is None
 
 
 # ---------------------------------------------------------------------------- trouble
@@ -299,10 +299,10 @@ def test_only_tars_are_shards_and_none_lies_in_another(tmp_path: Path, any_store
     ):
         any_store.put(name, b"x")
     source = make_job(any_store.url(), 4, storage_options=dict(any_store.storage_options)).source
-    found = list_inputs(source, max_extent_rows=4)
+    inputs = list_inputs(source, max_extent_rows=4)
     names = ["_i.tar", "a.tar", "b/c.TAR", "b/d.tgz", "b/e.tar.gz", "f.tar.xz"]
-    assert [shard.path for shard in found.shards] == names
-    assert found.skipped.first == {"extension": ("g.txt",), "hidden": (".h.tar",)}
+    assert [shard.path for shard in inputs.shards] == names
+    assert inputs.skipped.first == {"extension": ("g.txt",), "hidden": (".h.tar",)}
     if any_store.is_object_store:
         any_store.put("a.tar/i.tar", b"x")
         with pytest.raises(JobError, match=r"a\.tar/i\.tar lies in a folder that is a tar"):

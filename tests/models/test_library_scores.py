@@ -18,7 +18,7 @@ from support.models.library_cases import (
     PROMPTS,
     ZERO_SHOT,
     Case,
-    Found,
+    Results,
     best,
     embedding,
     entities,
@@ -37,7 +37,7 @@ _NLI = {0: "contradiction", 1: "neutral", 2: "entailment"}
 NLI = {"id2label": _NLI, "label2id": {label: number for number, label in _NLI.items()}}
 
 
-def of_nli(path: Path, rows: Any) -> Found:
+def of_nli(path: Path, rows: Any) -> Results:
     from transformers import pipeline
 
     classify = pipeline("zero-shot-classification", model=str(path), device="cpu")
@@ -45,25 +45,25 @@ def of_nli(path: Path, rows: Any) -> Found:
     return [dict(zip(answer["labels"], answer["scores"], strict=True)) for answer in answers]
 
 
-def of_numbers(path: Path, rows: Any) -> Found:
+def of_numbers(path: Path, rows: Any) -> Results:
     """A regression: the pipeline applies no function."""
     return [[*scores.values()] for scores in ALL_TEXT(path, rows)]
 
 
-def of_cross_encoder(path: Path, rows: Any) -> Found:
+def of_cross_encoder(path: Path, rows: Any) -> Results:
     from sentence_transformers import CrossEncoder
 
     pairs = [list(pair) for pair in rows]
     return [[score] for score in CrossEncoder(str(path), device="cpu").predict(pairs).tolist()]
 
 
-def of_encoder(path: Path, rows: Any) -> Found:
+def of_encoder(path: Path, rows: Any) -> Results:
     from sentence_transformers import SentenceTransformer
 
     return SentenceTransformer(str(path), device="cpu").encode(list(rows)).tolist()
 
 
-def of_similarities(path: Path, rows: Any) -> Found:
+def of_similarities(path: Path, rows: Any) -> Results:
     from sentence_transformers import SentenceTransformer, util
 
     model = SentenceTransformer(str(path), device="cpu")
@@ -72,7 +72,7 @@ def of_similarities(path: Path, rows: Any) -> Found:
     return [dict(zip(PROMPTS, row, strict=True)) for row in scores]
 
 
-def of_tokens(path: Path, rows: Any) -> Found:
+def of_tokens(path: Path, rows: Any) -> Results:
     from transformers import pipeline
 
     tag = pipeline("token-classification", str(path), aggregation_strategy="simple", device="cpu")
@@ -85,10 +85,10 @@ def of_tokens(path: Path, rows: Any) -> Found:
     ]
 
 
-def of_towers(family: str) -> Callable[[Path, Any], Found]:
+def of_towers(family: str) -> Callable[[Path, Any], Results]:
     """The vectors of texts of a model of two towers, which SigLIP makes of texts of one length."""
 
-    def give(path: Path, rows: Any) -> Found:
+    def give(path: Path, rows: Any) -> Results:
         import torch
         from transformers import AutoModel, AutoTokenizer
 

@@ -16,7 +16,7 @@ from support.models.library_cases import (
     PROMPTS,
     ZERO_SHOT,
     Case,
-    Found,
+    Results,
     best,
     embedding,
     labels,
@@ -32,8 +32,8 @@ Vectors = Callable[[Any, Any], torch.Tensor]
 """A model and what its processor makes of rows -> their vectors."""
 
 
-def of_timm(*, are_vectors: bool) -> Callable[[Path, Any], Found]:
-    def give(path: Path, rows: Any) -> Found:
+def of_timm(*, are_vectors: bool) -> Callable[[Path, Any], Results]:
+    def give(path: Path, rows: Any) -> Results:
         import timm
         from timm.data import create_transform, resolve_data_config
 
@@ -49,10 +49,10 @@ def of_timm(*, are_vectors: bool) -> Callable[[Path, Any], Found]:
     return give
 
 
-def of_model(vectors: Vectors, name: str = "AutoModel") -> Callable[[Path, Any], Found]:
+def of_model(vectors: Vectors, name: str = "AutoModel") -> Callable[[Path, Any], Results]:
     """What a class of transformers makes of rows, each alone."""
 
-    def give(path: Path, rows: Any) -> Found:
+    def give(path: Path, rows: Any) -> Results:
         import transformers
 
         model = getattr(transformers, name).from_pretrained(path).eval()

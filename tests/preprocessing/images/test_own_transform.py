@@ -126,7 +126,7 @@ def test_it_is_made_once_in_a_process_for_each_thread_that_decodes():
     ],
 )
 def test_what_it_returns_is_checked_and_the_message_says_what_is_right(kind: str, returned: str):
-    [(error, stage, message)] = messages(spec_of("returning", kind=kind), photos()[:1])
+    [(error, stage, message)] = messages(spec_of("returning", fault=kind), photos()[:1])
     assert (error, stage) == ("decode_error", "transform")
     assert message.startswith(f"transform.factory own_transforms:returning: returned {returned}")
     assert ", expected a uint8 tensor (3, 32, 32) on the CPU: one image, channels first" in message

@@ -59,7 +59,7 @@ def outcomes(data: bytes, spec: TarSpec = SPEC) -> list[tuple[str | None, str]]:
 def test_the_members_of_a_key_make_a_row():
     entries = [
         Entry("./"),
-        Entry("photos", kind=tarfile.DIRTYPE),
+        Entry("photos", member_type=tarfile.DIRTYPE),
         Entry("LICENSE", b"of the archive, not of a row"),
         Entry("photos/.hidden", b"a name that begins with a dot has no key"),
         Entry("photos/one.jpg", FIRST),
@@ -214,30 +214,38 @@ def test_rows_are_those_of_a_plain_reference(names: list[tuple[str, str]]):
         ([Entry("../shadow", b"x")], [("../shadow", "bad_schema")], "points out of the archive"),
         ([Entry("b/../../a.jpg", b"x")], [("b/../../a", "bad_schema")], "points out of the"),
         (
-            [Entry("a.jpg", kind=tarfile.SYMTYPE, target="/etc/passwd")],
+            [Entry("a.jpg", member_type=tarfile.SYMTYPE, target="/etc/passwd")],
             [("a", "bad_schema")],
             "a.jpg is a symbolic link",
         ),
         (
-            [*files(b__jpg=b"x"), Entry("a.jpg", kind=tarfile.LNKTYPE, target="b.jpg")],
+            [*files(b__jpg=b"x"), Entry("a.jpg", member_type=tarfile.LNKTYPE, target="b.jpg")],
             [("b", "ok"), ("a", "bad_schema")],
             "--hard-dereference",
         ),
         (
-            [*files(a__jpg=b"x"), Entry("a.txt", kind=tarfile.SYMTYPE, target="b.txt")],
+            [*files(a__jpg=b"x"), Entry("a.txt", member_type=tarfile.SYMTYPE, target="b.txt")],
             [("a", "bad_schema")],
             "a.txt is a symbolic link",
         ),
-        ([Entry("a.jpg", kind=tarfile.CHRTYPE)], [("a", "bad_schema")], "is a device"),
-        ([Entry("a.jpg", kind=tarfile.BLKTYPE)], [("a", "bad_schema")], "is a device"),
-        ([Entry("a.jpg", kind=tarfile.FIFOTYPE)], [("a", "bad_schema")], "is a fifo"),
-        ([Entry("a.jpg", b"x" * 600, kind=b"M")], [("a", "bad_schema")], "unknown type b'M'"),
+        ([Entry("a.jpg", member_type=tarfile.CHRTYPE)], [("a", "bad_schema")], "is a device"),
+        ([Entry("a.jpg", member_type=tarfile.BLKTYPE)], [("a", "bad_schema")], "is a device"),
+        ([Entry("a.jpg", member_type=tarfile.FIFOTYPE)], [("a", "bad_schema")], "is a fifo"),
+        (
+            [Entry("a.jpg", b"x" * 600, member_type=b"M")],
+            [("a", "bad_schema")],
+            "unknown type b'M'",
+        ),
         (
             [Entry("GNUSparseFile.1/a.jpg", b"x", pax={"GNU.sparse.name": "a.jpg"})],
             [("a", "bad_schema")],
             "is a sparse file",
         ),
-        ([Entry("a.jpg", b"x", kind=tarfile.GNUTYPE_SPARSE)], [("a", "bad_schema")], "sparse"),
+        (
+            [Entry("a.jpg", b"x", member_type=tarfile.GNUTYPE_SPARSE)],
+            [("a", "bad_schema")],
+            "sparse",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
@@ -254,7 +262,7 @@ def test_what_cannot_be_a_row_is_a_row_with_a_reason(
 
 
 def test_a_sparse_map_that_goes_on_is_passed_over():
-    header = bytearray(Entry("a.jpg", b"", kind=tarfile.GNUTYPE_SPARSE).to_bytes(1, "utf-8"))
+    header = bytearray(Entry("a.jpg", b"", member_type=tarfile.GNUTYPE_SPARSE).to_bytes(1, "utf-8"))
     header[482] = 1
     going_on = bytes(504) + b"\1" + bytes(7)
     data = with_checksum(bytes(header)) + going_on + bytes(BLOCK_BYTES)
@@ -389,7 +397,9 @@ def test_rows_behind_the_end_mark_are_not_lost_in_silence():
 
 
 def test_thousands_of_headers_without_a_member_are_one_bad_row():
-    name = Entry("a", b"n\0", kind=tarfile.GNUTYPE_LONGNAME).to_bytes(tarfile.GNU_FORMAT, "utf-8")
+    name = Entry("a", b"n\0", member_type=tarfile.GNUTYPE_LONGNAME).to_bytes(
+        tarfile.GNU_FORMAT, "utf-8"
+    )
     assert outcomes(name * 5000 + pack(files(a__jpg=b"x"))) == [(None, "unreadable_shard")]
 
 

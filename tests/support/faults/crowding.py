@@ -26,14 +26,14 @@ EVENTS = "events"
 
 
 @contextmanager
-def noted(kind: str, seconds: float) -> Iterator[None]:
+def noted(stage: str, seconds: float) -> Iterator[None]:
     """Note when the body begins and ends; it works for some seconds."""
     path = Path(os.environ[FOLDER], f"{os.getpid()}.{EVENTS}")
     began = time.time()
     time.sleep(seconds)
     yield
     with path.open("a") as file:
-        file.write(json.dumps([kind, began, time.time()]) + "\n")
+        file.write(json.dumps([stage, began, time.time()]) + "\n")
 
 
 def decode(block: pa.Table) -> pa.Table:
@@ -79,15 +79,15 @@ def most_at_once(folder: Path) -> dict[str, int]:
     """Return how many of each kind worked at the same time, at most."""
     lines = (line for path in folder.glob(f"*.{EVENTS}") for line in path.read_text().splitlines())
     times: dict[str, list[tuple[float, int]]] = {}
-    for kind, began, ended in map(json.loads, lines):
-        times.setdefault(kind, []).extend([(began, 1), (ended, -1)])
-    found = {}
-    for kind, changes in times.items():
-        now = found[kind] = 0
+    for stage, began, ended in map(json.loads, lines):
+        times.setdefault(stage, []).extend([(began, 1), (ended, -1)])
+    most = {}
+    for stage, changes in times.items():
+        now = most[stage] = 0
         for _, change in sorted(changes):
             now += change
-            found[kind] = max(found[kind], now)
-    return found
+            most[stage] = max(most[stage], now)
+    return most
 
 
 def main(cores: int, later: int) -> None:

@@ -30,7 +30,7 @@ from pipeline.inference.devices import device, device_buffers, turns
 from pipeline.inference.devices.accelerator import Compute, Gpu, Used
 from support.faults.fake_clock import Clock, ClockCondition, Signal, Turns
 
-found: FakeGpu | None = None
+installed_gpu: FakeGpu | None = None
 """The one that this process has at present."""
 
 
@@ -125,18 +125,18 @@ class FakeResults(Mapping[str, torch.Tensor]):
     """What a batch gives: there once the host has waited for an event behind it."""
 
     def __init__(self, stream: FakeStream) -> None:
-        self._stream, self._found = stream, dict[str, torch.Tensor]()
+        self._stream, self._tensors = stream, dict[str, torch.Tensor]()
         self.number = 0
         self.error: Exception | None = None
 
     def fill(self, values: Mapping[str, torch.Tensor]) -> None:
-        self._found = {name: tensor.clone() for name, tensor in values.items()}
+        self._tensors = {name: tensor.clone() for name, tensor in values.items()}
 
     def _read(self) -> dict[str, torch.Tensor]:
         assert self._stream.num_waited >= self.number, "read before its event was waited for"
         if self.error is not None:
             raise self.error
-        return self._found
+        return self._tensors
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._read()[name]
@@ -160,7 +160,7 @@ class Operations(TorchDispatchMode):
         self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         self._gpu.check()
-        given = {each.untyped_storage().data_ptr() for each in _tensors((args, kwargs))}
+        given = {tensor_.untyped_storage().data_ptr() for tensor_ in _tensors((args, kwargs))}
         try:
             made = operation(*args, **(kwargs or {}))
         except IndexError as error:
@@ -188,7 +188,7 @@ class Operations(TorchDispatchMode):
 
 
 def _tensors(tree: Any) -> list[torch.Tensor]:
-    return [each for each in tree_leaves(tree) if isinstance(each, torch.Tensor)]
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
 class FakeGpu(Gpu):
@@ -425,7 +425,7 @@ def poisoned(tensor: torch.Tensor) -> torch.Tensor:
 @contextlib.contextmanager
 def installed(gpu: FakeGpu) -> Iterator[FakeGpu]:
     """Let the code of this process find this GPU; this thread is its host."""
-    global found
+    global installed_gpu
     real = device.gpu_of, device_buffers.Condition, turns.Condition
 
     def gpu_of(num_gpus: float) -> FakeGpu | None:
@@ -433,7 +433,7 @@ def installed(gpu: FakeGpu) -> Iterator[FakeGpu]:
             gpu.call(gpu.take, num_gpus)
         return gpu if num_gpus else None
 
-    found, device.gpu_of = gpu, gpu_of
+    installed_gpu, device.gpu_of = gpu, gpu_of
     device_buffers.Condition = lambda: ClockCondition(gpu.clock, lambda: gpu.is_host)
     turns.Condition = device_buffers.Condition
     try:
@@ -441,5 +441,5 @@ def installed(gpu: FakeGpu) -> Iterator[FakeGpu]:
             yield gpu
     finally:
         device.gpu_of, device_buffers.Condition, turns.Condition = real
-        found = None
+        installed_gpu = None
         gpu.close()

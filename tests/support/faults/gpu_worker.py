@@ -62,8 +62,8 @@ def main(factory: str, num_rows: int, white_row: int, path: str) -> None:
 
         def predict(number: int) -> None:
             rows = rows_of(slice_of(num_rows, [white_row] if number == 0 else []))
-            found = guard.run(f"predict-0-{number}", rows, {})
-            pq.write_table(found, folder / f"{number}.parquet")
+            predicted = guard.run(f"predict-0-{number}", rows, {})
+            pq.write_table(predicted, folder / f"{number}.parquet")
 
         with contextlib.closing(guard), ThreadPoolExecutor(CALLS_AT_ONCE) as pool, gpu.away():
             for done in [pool.submit(predict, number) for number in range(CALLS_AT_ONCE)]:

@@ -222,8 +222,11 @@ def _other_formats(image: Image.Image) -> list[tuple[str, bytes]]:
 
 def _tiffs(image: Image.Image, see_through: Image.Image) -> dict[str, bytes]:
     mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    kinds = ("tiff_lzw", "tiff_deflate", "packbits", "jpeg")
-    files = {f"{kind}.tif": encode(image, "TIFF", compression=kind) for kind in kinds}
+    compressions = ("tiff_lzw", "tiff_deflate", "packbits", "jpeg")
+    files = {
+        f"{compression}.tif": encode(image, "TIFF", compression=compression)
+        for compression in compressions
+    }
     files |= {
         "cmyk.tif": encode(image.convert("CMYK"), "TIFF"),
         "grey.tif": encode(image.convert("L"), "TIFF", compression="tiff_lzw"),

@@ -24,16 +24,16 @@ def base_image(seed: int, width_px: int = 83, height_px: int = 61) -> Image.Imag
     return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
 
 
-def encode(image: Image.Image, kind: str, **options: object) -> bytes:
+def encode(image: Image.Image, format_name: str, **options: object) -> bytes:
     """Encode with Pillow; `options` are those of `Image.save`."""
     buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
+    image.save(buffer, format_name, **options)
     return buffer.getvalue()
 
 
-def chunk(kind: bytes, body: bytes, crc_error: int = 0) -> bytes:
-    crc = zlib.crc32(kind + body) ^ crc_error
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", crc)
+def chunk(chunk_type: bytes, body: bytes, crc_error: int = 0) -> bytes:
+    crc = zlib.crc32(chunk_type + body) ^ crc_error
+    return struct.pack(">I", len(body)) + chunk_type + body + struct.pack(">I", crc)
 
 
 def png(image: Image.Image, *, crc_error: int = 0) -> bytes:

@@ -152,10 +152,10 @@ def _indexed(**weight_map: str) -> Callable[[Path, Path], None]:
     return change
 
 
-def _modules(path: str, kind: str = "sentence_transformers.models.Pooling") -> Any:
+def _modules(path: str, module_type: str = "sentence_transformers.models.Pooling") -> Any:
     def change(folder: Path, marker: Path) -> None:
         modules = json.loads((folder / "modules.json").read_text())
-        modules[1] |= {"path": path, "type": kind}
+        modules[1] |= {"path": path, "type": module_type}
         write_json(folder / "modules.json", modules)
 
     return change

@@ -26,8 +26,7 @@ def zstd(data: bytes) -> bytes:
     target = pa.BufferOutputStream()
     with pa.CompressedOutputStream(target, "zstd") as stream:
         stream.write(data)
-    compressed: bytes = target.getvalue().to_pybytes()
-    return compressed
+    return target.getvalue().to_pybytes()
 
 
 CODECS: dict[str, Callable[[bytes], bytes]] = {
@@ -63,14 +62,14 @@ def read(
     inputs = list_inputs(source, max_extent_rows=4)
     reader = Reader(Store(inputs.root), source, inputs.pass_through, inputs.fields)
     cut = UncountedPlan(slice_rows, slice_bytes, max_rows, tuple(done), rows)
-    found = []
+    slices = []
     for key, counters, table in read_slices(reader, Unit(0, inputs.extents, (), cut), frozenset()):
         assert table.schema.equals(reader.schema)
         table.validate(full=True)
         if table.num_rows:
             table = unpack(pack(key, counters, table))[0][2]
-        found.append((key, table))
-    return found
+        slices.append((key, table))
+    return slices
 
 
 def read_all(source: Source, **options: Any) -> pa.Table:

@@ -115,12 +115,12 @@ def _crop(base: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def _encode(image: Image.Image, rng: np.random.Generator) -> tuple[str, bytes]:
-    kind, quality = rng.random(), int(rng.integers(80, 95, endpoint=True))
+    share, quality = rng.random(), int(rng.integers(80, 95, endpoint=True))
     buffer = io.BytesIO()
-    if kind < 0.90:
+    if share < 0.90:
         image.save(buffer, "JPEG", quality=quality)
         return "jpg", buffer.getvalue()
-    if kind < 0.95:
+    if share < 0.95:
         image.save(buffer, "PNG", compress_level=1)  # level 6 takes four times as long
         return "png", buffer.getvalue()
     image.save(buffer, "WEBP", quality=quality, method=0)  # method 4 takes four times as long

@@ -34,7 +34,7 @@ INPUTS = {
 }
 PAIR = {"left": {"image_column": "photo"}, "right": {"image_column": "other"}}
 TITLES = {"title": {"text_column": "caption"}, "body": {"text_column": "body"}}
-OWN_SIZES = {"resize": "none", "mean": [0.0] * 3, "std": [1.0] * 3}
+NOT_RESIZED = {"resize": "none", "mean": [0.0] * 3, "std": [1.0] * 3}
 WORDS = ("red", "blue", "green", "slow", "fast", "cat", "dog")
 
 
@@ -72,10 +72,10 @@ def write_rows(folder: Path, columns: dict[str, list[Any]]) -> dict[str, Any]:
 
 def job_of(sections: dict[str, Any], inputs: dict[str, Any], **model: Any) -> Job:
     source = {**sections["source"], "inputs": inputs}
-    kinds = {kind for each in inputs.values() for kind in each}
+    column_fields = {field for fields in inputs.values() for field in fields}
     left_out = [
-        *(["text"] if "text_column" not in kinds else []),
-        *(["transform"] if not kinds & {"image_column", "uri_column"} else []),
+        *(["text"] if "text_column" not in column_fields else []),
+        *(["transform"] if not column_fields & {"image_column", "uri_column"} else []),
     ]
     document = {**sections, "source": source, "model": model}
     for name in left_out:
@@ -114,7 +114,7 @@ def tokens(text: str) -> tuple[torch.Tensor, torch.Tensor]:
 def loop(factory: str, columns: dict[str, list[Any]]) -> np.ndarray:
     """The outputs of a model over all rows, one by one: (N, ...)."""
     module = getattr(models, factory)().eval()
-    found = []
+    results = []
     for row in zip(*columns.values(), strict=True):
         values = dict(zip(columns, row, strict=True))
         ids, mask = tokens(values["caption"])
@@ -125,5 +125,5 @@ def loop(factory: str, columns: dict[str, list[Any]]) -> np.ndarray:
             outputs = module(pixels(values["photo"]), pixels(values["other"]))
         else:
             outputs = module(ids, mask, *tokens(values["body"]))
-        found.append(outputs.detach().numpy()[0])
-    return np.stack(found)
+        results.append(outputs.detach().numpy()[0])
+    return np.stack(results)

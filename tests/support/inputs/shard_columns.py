@@ -26,8 +26,8 @@ def source_of(folder: Path, **fields: Any) -> Source:
 def features_of(*entries: str | dict[str, Any]) -> tuple[str | FeatureColumn, ...]:
     """Entries of `source.features` as a job file has them."""
     return tuple(
-        each if isinstance(each, str) else FeatureColumn.model_validate_json(json.dumps(each))
-        for each in entries
+        entry if isinstance(entry, str) else FeatureColumn.model_validate_json(json.dumps(entry))
+        for entry in entries
     )
 
 

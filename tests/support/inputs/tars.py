@@ -17,13 +17,13 @@ class Entry:
 
     name: str
     data: bytes = b""
-    kind: bytes = tarfile.REGTYPE
+    member_type: bytes = tarfile.REGTYPE
     target: str = ""
     pax: dict[str, str] = field(default_factory=dict)
 
     def to_bytes(self, fmt: int, encoding: str) -> bytes:
         info = tarfile.TarInfo(self.name)
-        info.type, info.linkname, info.size = self.kind, self.target, len(self.data)
+        info.type, info.linkname, info.size = self.member_type, self.target, len(self.data)
         info.pax_headers = self.pax
         padding = bytes(-len(self.data) % BLOCK_BYTES)
         return info.tobuf(fmt, encoding, "surrogateescape") + self.data + padding

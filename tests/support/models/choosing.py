@@ -66,5 +66,5 @@ def predicted(
 
 def scores_of(row: dict[str, Any]) -> list[float]:
     """Return the scores of a row in the order of CHOICES."""
-    found = {entry["label"]: entry["score"] for entry in row["top_k"]}
-    return [found[label] for label in CHOICES]
+    score_by_label = {entry["label"]: entry["score"] for entry in row["top_k"]}
+    return [score_by_label[label] for label in CHOICES]

@@ -128,8 +128,8 @@ def make_detector(folder: Path, family: str, **options: Any) -> Path:
     detector = DETECTORS[family]
     values = {**detector.values, "id2label": LABELS, **options}
     if detector.backbone is not None and "backbone" not in options:
-        kind, numbers = detector.backbone
-        values = {"backbone_config": getattr(transformers, kind)(**numbers), **values}
+        backbone_config, numbers = detector.backbone
+        values = {"backbone_config": getattr(transformers, backbone_config)(**numbers), **values}
     config = getattr(transformers, f"{detector.prefix}Config")(**values)
     write_image_processor(
         folder,

@@ -44,12 +44,12 @@ class YoloLike(nn.Module):
             nn.init.normal_(self.head.weight, std=0.3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        found = self.head(x - 0.5)
-        height, width = found.shape[-2:]
+        features = self.head(x - 0.5)
+        height, width = features.shape[-2:]
         y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        centres = torch.stack([x, y]) * 8 + 4 + 4 * torch.tanh(found[:, :2])
-        sides = 24 * torch.sigmoid(found[:, 2:4]) + 4
-        return torch.cat([centres, sides, torch.sigmoid(found[:, 4:])], dim=1).flatten(2)
+        centres = torch.stack([x, y]) * 8 + 4 + 4 * torch.tanh(features[:, :2])
+        sides = 24 * torch.sigmoid(features[:, 2:4]) + 4
+        return torch.cat([centres, sides, torch.sigmoid(features[:, 4:])], dim=1).flatten(2)
 
 
 def yolo_like() -> nn.Module:
@@ -58,9 +58,9 @@ def yolo_like() -> nn.Module:
 
 def decode() -> Callable[[torch.Tensor], dict[str, torch.Tensor]]:
     """Post-processing of `yolo_like` for the pipeline."""
-    return lambda found: {
-        "boxes": corners(found[:, :4].transpose(1, 2)),
-        "scores": found[:, 4:].transpose(1, 2),
+    return lambda output: {
+        "boxes": corners(output[:, :4].transpose(1, 2)),
+        "scores": output[:, 4:].transpose(1, 2),
     }
 
 
@@ -72,10 +72,10 @@ class Seen(NamedTuple):
     label_ids: torch.Tensor
 
 
-def yolo_boxes(found: torch.Tensor, iou: float) -> Seen:
+def yolo_boxes(output: torch.Tensor, iou: float) -> Seen:
     """Do by torchvision's operations what the pipeline does with `nms_iou`; found (4 + K, P)."""
-    scores, label_ids = found[4:].max(dim=0)
-    boxes = box_convert(found[:4].T, "cxcywh", "xyxy")
+    scores, label_ids = output[4:].max(dim=0)
+    boxes = box_convert(output[:4].T, "cxcywh", "xyxy")
     kept = batched_nms(boxes, scores, label_ids, iou)
     return Seen(boxes[kept], scores[kept], label_ids[kept])
 
@@ -132,10 +132,10 @@ def detections(spec: ModelSpec, data: Sequence[bytes], batch_size: int = 4) -> l
     config = PredictorConfig(
         spec=spec, batch_size=batch_size, num_gpus=0, num_threads=1, pass_through=empty
     )
-    found = TorchEngine(config).predict(prepared, {})
-    assert found.schema == staged_schema([], spec.output_fields())
-    found.validate(full=True)
-    return found.to_pylist()
+    predictions = TorchEngine(config).predict(prepared, {})
+    assert predictions.schema == staged_schema([], spec.output_fields())
+    predictions.validate(full=True)
+    return predictions.to_pylist()
 
 
 class Fitted(NamedTuple):
@@ -152,12 +152,12 @@ def fit(image: Image.Image, transform: Mapping[str, Any]) -> Fitted:
     """Resize a photo by torchvision alone."""
     pixels = F.pil_to_tensor(image)
     height, width = pixels.shape[-2:]
-    size, kind = transform.get("size_px"), transform.get("resize", "shortest")
-    if kind == "shortest":
+    size, resize = transform.get("size_px"), transform.get("resize", "shortest")
+    if resize == "shortest":
         resized = F.resize(pixels, [transform["resize_px"]], antialias=True)
-    elif kind == "stretch":
+    elif resize == "stretch":
         resized = F.resize(pixels, [size, size], antialias=True)
-    elif kind == "pad":
+    elif resize == "pad":
         ratio = max(height, width) / size
         resized = F.resize(pixels, [round(height / ratio), round(width / ratio)], antialias=True)
     else:

@@ -221,7 +221,7 @@ def images(count: int = 6) -> tuple[bytes, ...]:
     """PNGs of 40 x 36 pixels, no two alike."""
     drawn = np.random.default_rng(5)
     pixels = drawn.integers(0, 255, (count, 3, 3, 3), np.uint8).repeat(12, 1).repeat(14, 2)
-    return tuple(encode(Image.fromarray(each), "PNG") for each in pixels)
+    return tuple(encode(Image.fromarray(array), "PNG") for array in pixels)
 
 
 def prepared_features(spec: ModelSpec, data: Sequence[bytes]) -> pa.Table:
@@ -248,11 +248,11 @@ def library_texts(folder: Path, spec: ModelSpec, rows: pa.Table, **options: Any)
     [name] = json.loads((folder / "config.json").read_text())["architectures"]
     model = getattr(transformers, name).from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    normaliser, found = spec.input.normaliser(torch.float32), []
+    normaliser, outputs = spec.input.normaliser(torch.float32), []
     [values] = spec.input.arrays(rows).values()
     takes = model.main_input_name if spec.input.name == "audio" else "pixel_values"
-    for each in values:
-        [features] = normaliser(torch.from_numpy(np.array(each))[None])
+    for value in values:
+        [features] = normaliser(torch.from_numpy(np.array(value))[None])
         given = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "num_beams": 1, **options}
         if _family_of(folder) in LOOKERS:
             features = pixels_of(folder, features)
@@ -265,5 +265,5 @@ def library_texts(folder: Path, spec: ModelSpec, rows: pa.Table, **options: Any)
         pairs = zip(done.logits, tokens, strict=True)
         scores = [logits[0].log_softmax(0)[token] for logits, token in pairs]
         text = tokenizer.decode(tokens, skip_special_tokens=True)
-        found.append(Written(text, tokens, float(np.mean(scores))))
-    return found
+        outputs.append(Written(text, tokens, float(np.mean(scores))))
+    return outputs

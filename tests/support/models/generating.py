@@ -49,7 +49,7 @@ def writing(
     """Return the model of a job; `Review: {text}` is the prompt unless it says another."""
     fields = {"path": str(path), "task": "generate", "prompt": "Review: {text}", **model}
     if fields.get("messages"):
-        fields["messages"] = tuple(Message(**each) for each in fields["messages"])
+        fields["messages"] = tuple(Message(**message) for message in fields["messages"])
         del fields["prompt"]
     options = Generate(**{"max_new_tokens": NEW_TOKENS, **(generate or {})})
     model_section = Model(**fields, generate=options)
@@ -77,7 +77,7 @@ def library_outputs(
         auto = transformers.AutoModelForSeq2SeqLM
     model = auto.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    found = []
+    outputs = []
     for prompt in prompts:
         ids = torch.tensor([list(prompt)])
         given = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "num_beams": 1, **options}
@@ -90,5 +90,5 @@ def library_outputs(
         pairs = zip(done.logits, tokens, strict=True)
         scores = [logits[0].log_softmax(0)[token] for logits, token in pairs]
         text = tokenizer.decode(tokens, skip_special_tokens=True)
-        found.append(Written(text, tokens, float(np.mean(scores))))
-    return found
+        outputs.append(Written(text, tokens, float(np.mean(scores))))
+    return outputs

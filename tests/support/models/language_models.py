@@ -155,12 +155,12 @@ def library_scores(folder: Path, prompt: Sequence[int], answers: Sequence[Sequen
     if config.is_encoder_decoder:
         auto = transformers.AutoModelForSeq2SeqLM
     model = auto.from_pretrained(folder, dtype=torch.float32).eval()
-    found = []
+    scores = []
     for answer in answers:
         ids, labels = list(prompt), list(answer)
         if not config.is_encoder_decoder:
             ids, labels = [*ids, *labels], [*[-100] * len(ids), *labels]
         with torch.inference_mode():
             loss = model(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss
-        found.append(-float(loss))
-    return np.array(found)
+        scores.append(-float(loss))
+    return np.array(scores)

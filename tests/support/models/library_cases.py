@@ -31,7 +31,7 @@ PROMPTS = ("a dog", "the cat sat on the mat", "rain in the city")
 EVERY = {"task": "multilabel", "min_score": 0.0}
 MULTI = {"id2label": NAMES, "problem_type": "multi_label_classification"}
 ZERO_SHOT = {"task": "zero_shot", "prompts": PROMPTS}
-Found = list[Any]
+Results = list[Any]
 """For each row: label -> score, or numbers, or entities."""
 
 
@@ -57,8 +57,8 @@ class Rows(NamedTuple):
 
 
 def _texts(*columns: Sequence[str]) -> dict[str, pa.Array]:
-    found = zip((TEXT, TEXT_PAIR), columns, strict=False)
-    return {name: pa.array(texts, pa.large_string()) for name, texts in found}
+    pairs = zip((TEXT, TEXT_PAIR), columns, strict=False)
+    return {name: pa.array(texts, pa.large_string()) for name, texts in pairs}
 
 
 def _bytes(name: str, values: list[bytes]) -> dict[str, pa.Array]:
@@ -77,7 +77,7 @@ ROWS = {
     ),
     "audio": Rows(
         SOURCES["audio"],
-        _bytes(AUDIO, [encoded(each, subtype="FLOAT") for each in CLIPS]),
+        _bytes(AUDIO, [encoded(clip, subtype="FLOAT") for clip in CLIPS]),
         CLIPS,
     ),
 }
@@ -88,11 +88,11 @@ def embedding(row: dict[str, Any]) -> Any:
 
 
 def best(row: dict[str, Any]) -> dict[str, float]:
-    return {each["label"]: each["score"] for each in row["top_k"]}
+    return {entry["label"]: entry["score"] for entry in row["top_k"]}
 
 
 def labels(row: dict[str, Any]) -> dict[str, float]:
-    return {each["label"]: each["score"] for each in row["labels"]}
+    return {entry["label"]: entry["score"] for entry in row["labels"]}
 
 
 def entities(row: dict[str, Any]) -> list[tuple[int, int, str, float]]:
@@ -103,7 +103,7 @@ class Case(NamedTuple):
     """A directory, the library's own way over it, and ours."""
 
     make: Callable[[Path], Path]
-    library: Callable[[Path, Any], Found]
+    library: Callable[[Path, Any], Results]
     columns: Callable[[dict[str, Any]], Any]
     """The same of a published row."""
     model: Mapping[str, Any] = {}
@@ -117,24 +117,24 @@ def made(family: str, head: str = "none", **options: Any) -> Callable[[Path], Pa
     return lambda folder: make_snapshot(folder, family, head, **options)
 
 
-def of_pipeline(task: str, **options: Any) -> Callable[[Path, Any], Found]:
+def of_pipeline(task: str, **options: Any) -> Callable[[Path, Any], Results]:
     """A pipeline of transformers with labels and scores."""
 
-    def give(path: Path, rows: Any) -> Found:
+    def give(path: Path, rows: Any) -> Results:
         from transformers import pipeline
 
         more = {"feature_extractor": str(path)} if task.startswith("audio") else {}
-        found = pipeline(task, model=str(path), device="cpu", **more)(list(rows), **options)
-        return [{each["label"]: each["score"] for each in row} for row in found]
+        results = pipeline(task, model=str(path), device="cpu", **more)(list(rows), **options)
+        return [{entry["label"]: entry["score"] for entry in row} for row in results]
 
     return give
 
 
-def published(case: Case, path: Path) -> Found:
+def published(case: Case, path: Path) -> Results:
     """Return what the pipeline publishes of the rows, without Ray."""
     given = ROWS[case.rows]
     spec = resolve_model(job_of({"path": str(path), **case.model}, given.source))
-    fields = [pa.field(name, each.type) for name, each in given.columns.items()]
+    fields = [pa.field(name, column.type) for name, column in given.columns.items()]
     spec, num_rows = spec.fitted(pa.schema(fields)), len(given.opened)
     columns = {
         "row_id": [str(row) for row in range(num_rows)],
@@ -151,14 +151,14 @@ def published(case: Case, path: Path) -> Found:
 
 def require_scores_of_the_library(case: Case, folder: Path) -> None:
     path, rows = case.make(folder), ROWS[case.rows].opened
-    expected, found = case.library(path, rows), published(case, path)
-    assert len(found) == len(expected) == len(rows)
-    for ours, theirs in zip(found, expected, strict=True):
+    expected, published_rows = case.library(path, rows), published(case, path)
+    assert len(published_rows) == len(expected) == len(rows)
+    for ours, theirs in zip(published_rows, expected, strict=True):
         if isinstance(theirs, dict):
             assert ours == pytest.approx(theirs, abs=case.tolerance)
         elif theirs and isinstance(theirs[0], tuple):
-            assert [each[:3] for each in ours] == [each[:3] for each in theirs]
-            ours, theirs = ([each[3] for each in row] for row in (ours, theirs))
+            assert [entry[:3] for entry in ours] == [entry[:3] for entry in theirs]
+            ours, theirs = ([entry[3] for entry in row] for row in (ours, theirs))
             np.testing.assert_allclose(ours, theirs, atol=case.tolerance)
         else:
             atol = case.tolerance * max(1.0, np.abs(theirs).max())

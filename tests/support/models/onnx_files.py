@@ -15,8 +15,8 @@ FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 OPSET, IR_VERSION = 17, 8
 
 
-def value(name: str, kind: int, shape: Sequence[int | str | None] | None) -> Any:
-    return helper.make_tensor_value_info(name, kind, shape)
+def value(name: str, element_type: int, shape: Sequence[int | str | None] | None) -> Any:
+    return helper.make_tensor_value_info(name, element_type, shape)
 
 
 def weights(name: str, *shape: int, seed: int = 0) -> Any:
@@ -35,7 +35,7 @@ def make_model(
     metadata: dict[str, str] | None = None,
 ) -> onnx.ModelProto:
     graph = helper.make_graph(nodes, "small", inputs, outputs, initializers)
-    imports = [helper.make_opsetid(*each) for each in opsets]
+    imports = [helper.make_opsetid(*opset) for opset in opsets]
     model = helper.make_model(
         graph, ir_version=IR_VERSION, opset_imports=imports, functions=functions
     )
@@ -188,7 +188,7 @@ def classifier(
         nodes.append(helper.make_node("ZipMap", inputs, made, domain="ai.onnx.ml", **named))
         entry = helper.make_tensor_type_proto(FLOAT, None)
         key = TensorProto.STRING if is_of_text else INT64
-        kind = helper.make_sequence_type_proto(helper.make_map_type_proto(key, entry))
-        outputs.append(helper.make_value_info("output_probability", kind))
+        sequence_type = helper.make_sequence_type_proto(helper.make_map_type_proto(key, entry))
+        outputs.append(helper.make_value_info("output_probability", sequence_type))
     ends = [value("x", FLOAT, [None, NUM_FEATURES])], outputs
     return make_model(nodes, *ends, opsets=[("", OPSET), ("ai.onnx.ml", 1)])

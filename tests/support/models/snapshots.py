@@ -150,7 +150,7 @@ def write_tokenizer(folder: Path, manner: str, max_tokens: int = MAX_TOKENS) -> 
         special = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
     else:
         special = {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"}
-    pieces = [*special.values(), *_LETTERS, *(f"##{each}" for each in _LETTERS), *WORDS]
+    pieces = [*special.values(), *_LETTERS, *(f"##{letter}" for letter in _LETTERS), *WORDS]
     vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=special["unk"]))
     tokenizer.normalizer = normalizers.BertNormalizer()
@@ -160,7 +160,7 @@ def write_tokenizer(folder: Path, manner: str, max_tokens: int = MAX_TOKENS) -> 
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{cls} $A {sep}",
         pair=f"{cls} $A {sep} {second}",
-        special_tokens=[(each, vocabulary[each]) for each in (cls, sep)],
+        special_tokens=[(token, vocabulary[token]) for token in (cls, sep)],
     )
     from transformers import PreTrainedTokenizerFast
 
@@ -196,18 +196,18 @@ def write_image_processor(folder: Path, **changes: Any) -> None:
     write_json(folder / "preprocessor_config.json", values | changes)
 
 
-def write_tiling_processor(folder: Path, kind: str, **changes: Any) -> None:
+def write_tiling_processor(folder: Path, family: str, **changes: Any) -> None:
     """Write one that resizes the longer side to 48 px, then stretches to 32 px.
 
     Args:
         folder: Made if it is not there.
-        kind: `Idefics3` or `SmolVLM`.
+        family: `Idefics3` or `SmolVLM`.
         changes: Other values.
     """
     values = {
         **{"size": {"longest_edge": 48}, "max_image_size": {"longest_edge": 32}, "resample": 1},
         **{"do_image_splitting": False, "do_pad": True, "do_center_crop": None, "crop_size": None},
-        "image_processor_type": f"{kind}ImageProcessor",
+        "image_processor_type": f"{family}ImageProcessor",
     }
     write_image_processor(folder, **values | changes)
 

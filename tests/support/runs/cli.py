@@ -34,8 +34,7 @@ class Result:
     @property
     def json(self) -> dict[str, Any]:
         """The document on the last line of stdout."""
-        document: dict[str, Any] = json.loads(self.stdout.splitlines()[-1])
-        return document
+        return json.loads(self.stdout.splitlines()[-1])
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -84,9 +83,9 @@ def pipeline(
             timeout_s=timeout_s,
             streams=(stdout, stderr),
         )
-        found = Result(ended.code, ended.stdout, ended.stderr)
+        result = Result(ended.code, ended.stdout, ended.stderr)
     elif SHARING.server and not env and "--address" not in arguments:
-        found = Result(*SHARING.server().run(arguments, timeout_s))
+        result = Result(*SHARING.server().run(arguments, timeout_s))
     else:
         done = subprocess.run(
             command(*arguments),
@@ -96,9 +95,9 @@ def pipeline(
             timeout=timeout_s,
             check=False,
         )
-        found = Result(done.returncode, done.stdout, done.stderr)
-    assert "DeprecationWarning" not in found.stderr  # it is ours to cure, not the user's to read
-    return found
+        result = Result(done.returncode, done.stdout, done.stderr)
+    assert "DeprecationWarning" not in result.stderr  # it is ours to cure, not the user's to read
+    return result
 
 
 WITHOUT_RAY = """

@@ -48,8 +48,8 @@ def marked() -> list[tuple[str, str, str]]:
 
 def run(folder: Path, text: str, language: str = "sh", path: str = "") -> str:
     """Run commands or a program of a document in a folder; return what it printed."""
-    own = folder / "bin"  # what is there comes before what is installed
-    scripts = f"{own}:{Path(sys.executable).parent}"
+    stubs = folder / "bin"  # what is there comes before what is installed
+    scripts = f"{stubs}:{Path(sys.executable).parent}"
     env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PIPELINE_"))}
     env |= {"PYTHONPATH": f"{path}:{PYTHONPATH}", "PATH": f"{scripts}:{env['PATH']}"}
     shell = ["bash", "-euo", "pipefail", "-c", text]

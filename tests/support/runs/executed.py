@@ -43,14 +43,14 @@ class Executed:
     @property
     def figures(self) -> dict[str, Any]:
         """The report without times."""
-        found: dict[str, Any] = _without(self.report.model_dump(mode="json"), OF_TIMES | OF_RUNS)
-        for stage in found["stages"]:
+        report: dict[str, Any] = _without(self.report.model_dump(mode="json"), OF_TIMES | OF_RUNS)
+        for stage in report["stages"]:
             if stage["stage"] in ("write", "publish"):
                 del stage["bytes_in"]  # of a file whose footer has times
             if stage["stage"] == "publish":
                 del stage["bytes_out"]  # the quarantine has names of runs, compressed
-        found["bytes_per_row"].pop("published")
-        return found
+        report["bytes_per_row"].pop("published")
+        return report
 
 
 def execute(job_path: str, date: str, monkeypatch: pytest.MonkeyPatch) -> Executed:
@@ -90,8 +90,8 @@ def _facts(staged: StagedSlice) -> dict[str, Any]:
 def _without(value: Any, names: set[str]) -> Any:
     if isinstance(value, dict):
         return {
-            key: _without(each, names)
-            for key, each in value.items()
+            key: _without(entry, names)
+            for key, entry in value.items()
             if not (key in names or key.endswith("_s"))
         }
-    return [_without(each, names) for each in value] if isinstance(value, list) else value
+    return [_without(entry, names) for entry in value] if isinstance(value, list) else value

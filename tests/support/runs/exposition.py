@@ -15,23 +15,23 @@ def samples(text: str) -> dict[str, float]:
 def expected(report: Mapping[str, Any], job: str) -> dict[str, float]:
     """The series that follow from a report.json alone."""
     label = f'job="{job}"'
-    found: dict[str, float | None] = {
+    series: dict[str, float | None] = {
         f"pipeline_run_duration_seconds{{{label}}}": report["wall_s"],
         f'pipeline_run_status{{{label},status="{report["status"]}"}}': 1.0,
         f'pipeline_run_status{{{label},status="running"}}': 0.0,
     }
     for state in ("predicted", "quarantined", "left"):
-        found[f'pipeline_partition_rows{{{label},state="{state}"}}'] = report["rows"][state]
+        series[f'pipeline_partition_rows{{{label},state="{state}"}}'] = report["rows"][state]
     for state in ("computed", "resumed", "left"):
-        found[f'pipeline_slices{{{label},state="{state}"}}'] = report["slices"][state]
+        series[f'pipeline_slices{{{label},state="{state}"}}'] = report["slices"][state]
     for stage in report["stages"]:
         of = f'{{{label},stage="{stage["stage"]}"}}'
-        found[f"pipeline_rows_total{of}"] = stage["rows_out"]
-        found[f"pipeline_bytes_total{of}"] = stage["bytes_out"]
-        found[f"pipeline_busy_seconds_total{of}"] = stage["busy_s"]
+        series[f"pipeline_rows_total{of}"] = stage["rows_out"]
+        series[f"pipeline_bytes_total{of}"] = stage["bytes_out"]
+        series[f"pipeline_busy_seconds_total{of}"] = stage["busy_s"]
     for reason, num_rows in report["reasons"].items():
-        found[f'pipeline_quarantined_rows_total{{{label},reason="{reason}"}}'] = num_rows
+        series[f'pipeline_quarantined_rows_total{{{label},reason="{reason}"}}'] = num_rows
     for gate in report["gates"]:
         name, result = gate["name"], gate["status"]
-        found[f'pipeline_gate_result{{gate="{name}",{label},result="{result}"}}'] = 1.0
-    return {series: value for series, value in found.items() if value is not None}
+        series[f'pipeline_gate_result{{gate="{name}",{label},result="{result}"}}'] = 1.0
+    return {name: value for name, value in series.items() if value is not None}

@@ -79,11 +79,11 @@ def _write_numbers(path: Path, rows: Sequence[int]) -> None:
 
 
 def _write_tar(path: Path, rows: Sequence[int]) -> None:
-    each = [
+    pairs = [
         (Entry(f"k{place}.jpg", image(row)), Entry(f"k{place}.cls", b"%d" % row))
         for place, row in enumerate(rows)
     ]
-    path.write_bytes(pack([entry for pair in each for entry in pair]))
+    path.write_bytes(pack([entry for pair in pairs for entry in pair]))
 
 
 def _write_lines(path: Path, rows: Sequence[int]) -> None:

@@ -92,8 +92,8 @@ class Numbers(Vectors):
     """Gives the same as two outputs."""
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:  # type: ignore[override]
-        found = super().forward(x)
-        return {"a": found[:, 0], "b": found[:, 1]}
+        outputs = super().forward(x)
+        return {"a": outputs[:, 0], "b": outputs[:, 1]}
 
 
 vectors = Vectors
@@ -104,9 +104,9 @@ def predictor(
     factory: str, batch_size: int = 32, *, checks_rows: bool = False, **options: Any
 ) -> TorchEngine:
     """Of the same as `config_of`; makes batches of slices alone, unless it checks rows."""
-    found = TorchEngine(config_of(factory, batch_size, **options))
-    found._has_independent_rows = not checks_rows
-    return found
+    engine = TorchEngine(config_of(factory, batch_size, **options))
+    engine._has_independent_rows = not checks_rows
+    return engine
 
 
 def config_of(
@@ -158,16 +158,16 @@ def rows_of(pixels: np.ndarray, failures: list[Failure | None] | None = None) ->
 
 def predict(model: TorchEngine, rows: pa.Table) -> tuple[list[dict[str, Any]], Counters]:
     counters: Counters = {}
-    found = model.predict(rows, counters)
+    predictions = model.predict(rows, counters)
     added = [*CLASSIFY_FIELDS, *model._config.spec.input.published_fields()]
-    assert found.schema == staged_schema(list(PASS_THROUGH), added)
-    found.validate(full=True)
-    assert found.column("row_id").to_pylist() == rows.column("row_id").to_pylist()
-    assert found.column("n").to_pylist() == rows.column("n").to_pylist()
+    assert predictions.schema == staged_schema(list(PASS_THROUGH), added)
+    predictions.validate(full=True)
+    assert predictions.column("row_id").to_pylist() == rows.column("row_id").to_pylist()
+    assert predictions.column("n").to_pylist() == rows.column("n").to_pylist()
     for stage in ("transfer", "predict"):
         entry = counters[stage]
         assert entry["rows_in"] == entry["rows_out"] + entry["rows_quarantined"]
-    return found.to_pylist(), counters
+    return predictions.to_pylist(), counters
 
 
 def is_predicted(row: dict[str, Any]) -> bool:
@@ -198,10 +198,10 @@ class Likely(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         logits = self.net(x)
-        found = torch.softmax(logits, 1) if self.function == "softmax" else torch.sigmoid(logits)
+        scores = torch.softmax(logits, 1) if self.function == "softmax" else torch.sigmoid(logits)
         level = x.mean((1, 2, 3))[:, None]
-        found = torch.where(level > self.from_level, logits, found)
-        return torch.where(level > 0.98, torch.nan, found)
+        scores = torch.where(level > self.from_level, logits, scores)
+        return torch.where(level > 0.98, torch.nan, scores)
 
 
 def likely(function: str = "softmax", from_level: float = 1e9) -> nn.Module:
@@ -216,12 +216,12 @@ class Impure(Convolved):
         self.of = of
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        found = self.net(x)
+        outputs = self.net(x)
         if self.of == "single":  # as normalisation over a batch does in training
-            return found / (len(found) - 1)
-        if self.of == "several" and len(found) == 1:
+            return outputs / (len(outputs) - 1)
+        if self.of == "several" and len(outputs) == 1:
             raise ValueError("one row")
-        return found + (torch.randn_like(found) if self.of == "noise" else found.mean(0))
+        return outputs + (torch.randn_like(outputs) if self.of == "noise" else outputs.mean(0))
 
 
 def impure(of: str) -> nn.Module:

@@ -175,9 +175,9 @@ def assert_readable(store: Store) -> Manifest | None:
     for part in manifest.all_parts if manifest else ():
         assert_as_published(store, part)
     if store.exists(LAYOUT.current):
-        said = Manifest.from_json(store.read_bytes(LAYOUT.current), LAYOUT.current)
-        assert said.number in numbers[-2:]
-        for part in said.all_parts:
+        listed = Manifest.from_json(store.read_bytes(LAYOUT.current), LAYOUT.current)
+        assert listed.number in numbers[-2:]
+        for part in listed.all_parts:
             assert_as_published(store, part)
     return manifest
 

@@ -253,8 +253,8 @@ def _duplicates(
     store: Store, slices: list[tuple[SliceKey, str]]
 ) -> dict[SliceKey, tuple[int, ...]]:
     hashes = [read_hashes(store, path) for _, path in slices]
-    found = find_duplicates(store, slices, hashes)
-    return {key: tuple(row for row, _ in pairs) for key, pairs in found.items()}
+    duplicates = find_duplicates(store, slices, hashes)
+    return {key: tuple(row for row, _ in pairs) for key, pairs in duplicates.items()}
 
 
 def make_manifest(

@@ -25,8 +25,8 @@ def read_predictions(
     storage_options: dict[str, Any] | None = None,
 ) -> pa.Table:
     """The current version of a partition, in input order; the URI may name the partition."""
-    store, found = locate(uri, storage_options)
-    return read_current(store, found or Layout(partition), columns)
+    store, layout = locate(uri, storage_options)
+    return read_current(store, layout or Layout(partition), columns)
 
 
 def read_current(store: Store, layout: Layout, columns: Sequence[str] | None = None) -> pa.Table:
@@ -40,7 +40,7 @@ def read_in_turn(store: Store, layout: Layout) -> pa.Table:
     """The same by operations that follow each other; a dataset opens several parts at once."""
     versions = [(layout, require_current(store, layout))]
     parts = PublishedParts.of(store, versions, "predictions").parts
-    return pa.concat_tables(each.file.find(store, partial(read_columns, store)) for each in parts)
+    return pa.concat_tables(part.file.find(store, partial(read_columns, store)) for part in parts)
 
 
 def read_part(

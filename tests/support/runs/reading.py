@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import models
 import pyarrow as pa
@@ -51,7 +51,7 @@ def read(
     reader: Reader, plan: Plan, wanted: Collection[tuple[int, int]] | None = None
 ) -> tuple[Slices, list[Counters]]:
     """Read the wanted slices (unit, start), or all."""
-    found: Slices = {}
+    slices: Slices = {}
     counted = []
     for unit in plan.units:
         starts = {
@@ -60,9 +60,9 @@ def read(
         for key, counters, table in read_slices(reader, unit, starts):
             assert isinstance(key, SliceKey)
             assert table.num_rows == key.num_rows
-            found[key.unit, key.start] = table
+            slices[key.unit, key.start] = table
             counted.append(counters)
-    return found, counted
+    return slices, counted
 
 
 def read_whole(uri: Path | str, slice_rows: int, **fields: Any) -> tuple[pa.Table, Plan]:
@@ -77,5 +77,4 @@ def read_whole(uri: Path | str, slice_rows: int, **fields: Any) -> tuple[pa.Tabl
 
 
 def rows(slices: Slices) -> list[dict[str, Any]]:
-    found = pa.concat_tables([slices[key] for key in sorted(slices)]).to_pylist()
-    return cast(list[dict[str, Any]], found)
+    return pa.concat_tables([slices[key] for key in sorted(slices)]).to_pylist()

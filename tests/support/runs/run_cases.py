@@ -78,11 +78,11 @@ class RunCase:
     """Of the job, beside these."""
 
 
-def photos(column: str, kind: pa.DataType, *numbers: str, **model: Any) -> Any:
+def photos(column: str, dtype: pa.DataType, *numbers: str, **model: Any) -> Any:
     """A model of the tests over forty photos, two of them bad."""
 
     def make(folder: Path) -> RunCase:
-        return _of_photos(folder, 40, 2, model, column, kind, frozenset(numbers))
+        return _of_photos(folder, 40, 2, model, column, dtype, frozenset(numbers))
 
     return make
 
@@ -91,9 +91,13 @@ def prompts(family: str) -> Any:
     """A directory that compares twelve photos, one of them bad, with prompts."""
 
     def make(folder: Path) -> RunCase:
-        said = {"cat": "the cat sat", "home": "a long way home by the river", "dog": "a dog"}
+        descriptions = {
+            "cat": "the cat sat",
+            "home": "a long way home by the river",
+            "dog": "a dog",
+        }
         path = make_snapshot(folder / "model", family)
-        model = {"path": str(path), "task": "zero_shot", "prompts": said}
+        model = {"path": str(path), "task": "zero_shot", "prompts": descriptions}
         return _of_photos(folder, 12, 1, model, "top_k", LIST, frozenset({"score"}))
 
     return make
@@ -105,13 +109,13 @@ def _of_photos(
     num_bad: int,
     model: Row,
     column: str,
-    kind: pa.DataType,
+    dtype: pa.DataType,
     numbers: frozenset[str],
 ) -> RunCase:
     bad = build_images(folder / "in", num_rows, seed=8, num_bad=num_bad)
     ids = sorted(path.relative_to(folder / "in").as_posix() for path in folder.rglob("in/*/*"))
     source = {"uri": str(folder / "in"), "format": "images"}
-    return RunCase(source, model, ids, bad, column, kind, numbers)
+    return RunCase(source, model, ids, bad, column, dtype, numbers)
 
 
 def clips(folder: Path) -> RunCase:
@@ -132,9 +136,9 @@ def clips(folder: Path) -> RunCase:
         assert all(0.2 < row["duration_s"] < 0.5 for row in rows)
 
     model = {"path": str(make_listener(folder / "model", "wav2vec2"))}
-    kind, numbers = pa.float32(), frozenset({"score"})
+    dtype, numbers = pa.float32(), frozenset({"score"})
     sections = {"audio": {"max_s": 2.0}}
-    return _of_files(folder, "audio", good, bad, model, "duration_s", kind, numbers, require,
+    return _of_files(folder, "audio", good, bad, model, "duration_s", dtype, numbers, require,
                      sections)  # fmt: skip
 
 
@@ -188,7 +192,7 @@ def _of_files(
     bad: Mapping[str, tuple[bytes, str]],
     model: Row,
     column: str,
-    kind: pa.DataType,
+    dtype: pa.DataType,
     numbers: frozenset[str],
     require: Callable[[list[Row]], None],
     sections: Row,
@@ -203,7 +207,7 @@ def _of_files(
         sorted(files),
         {name: reason for name, (_, reason) in bad.items()},
         column,
-        kind,
+        dtype,
         numbers,
         require,
         sections={"transform": None, **sections},
@@ -270,7 +274,7 @@ def _of_texts(
     odd: Mapping[bytes | None, str | None],
     model: Row,
     column: str,
-    kind: pa.DataType,
+    dtype: pa.DataType,
     numbers: frozenset[str],
     require: Callable[[list[Row]], None] = lambda rows: None,
     may_fail: frozenset[str] = frozenset(),
@@ -287,7 +291,7 @@ def _of_texts(
         ids,
         reasons,
         column,
-        kind,
+        dtype,
         numbers,
         require,
         may_fail,

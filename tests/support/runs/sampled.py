@@ -50,13 +50,13 @@ def publish_over(
     manifest = publish_rows(store, partition, rows)
     store.put(layout.plan(plan.fingerprint), plan_to_json(plan, "token"))
     document = {"format": "parquet", **fields}
-    found = replace(
+    published = replace(
         manifest,
         fingerprint=plan.fingerprint,
         source=document,
         distribution={"labels": dict(labels_of(rows))},
     )
-    return OriginalFinder(store, layout, Manifest.from_json(found.to_json(), "log"), {})
+    return OriginalFinder(store, layout, Manifest.from_json(published.to_json(), "log"), {})
 
 
 def ids_of(rows: Rows) -> Sequence[str]:

@@ -67,8 +67,7 @@ class Browser:
         while (answer := self._next(until_s)).get("id") != number:
             self.events.append(answer)
         assert "error" not in answer, answer
-        found: dict[str, Any] = answer["result"]
-        return found
+        return answer["result"]
 
     def wait_for(self, method: str) -> None:
         """Wait for an event."""
@@ -84,8 +83,7 @@ class Browser:
             assert data, "chromium has ended"
             self._rest += data
         line, _, self._rest = self._rest.partition(b"\0")
-        found: dict[str, Any] = json.loads(line)
-        return found
+        return json.loads(line)
 
     def open(self, page: Path, width_px: int, *, is_dark: bool) -> Tab:
         """Open a page in a window of its own, and wait until it is loaded."""
@@ -116,14 +114,14 @@ class Tab:
 
     def evaluate(self, expression: str) -> Any:
         """Return the JSON value of an expression of JavaScript."""
-        found = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
-        assert "exceptionDetails" not in found, found
-        return found["result"].get("value")
+        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
 
     def press(self, key: str, code: int) -> None:
         """Press a key and let it go."""
-        for kind in ("rawKeyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key,
+        for event in ("rawKeyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=event, key=key, code=key,
                       windowsVirtualKeyCode=code)  # fmt: skip
 
     def requests(self) -> list[str]:
@@ -141,8 +139,8 @@ class Tab:
 
     def screenshot(self, path: Path) -> None:
         """Store a picture of the whole page."""
-        found = self.call("Page.captureScreenshot", captureBeyondViewport=True)
-        path.write_bytes(base64.b64decode(found["data"]))
+        answer = self.call("Page.captureScreenshot", captureBeyondViewport=True)
+        path.write_bytes(base64.b64decode(answer["data"]))
 
     def close(self) -> None:
         """Close it."""

@@ -165,8 +165,8 @@ class FaultProxy:
             client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
             head = re.sub(rb"(?i)\r\nexpect:[^\r]*", b"", head)
         body = _read_body(stream, head)
-        if action in _OWN_ANSWERS:
-            client.sendall(_own_answer(method, *_OWN_ANSWERS[action]))
+        if action in _REPLIES:
+            client.sendall(_reply(method, *_REPLIES[action]))
             return
         if action.startswith(DELAY):
             time.sleep(float(action.partition(":")[2]))
@@ -212,7 +212,7 @@ def _answer(client: socket.socket, action: str, answer: bytes) -> None:
         client.recv(1)  # nothing more comes from the client but its end
 
 
-_OWN_ANSWERS = {
+_REPLIES = {
     UNAVAILABLE: (b"503 Slow Down", _SLOW_DOWN),
     DENIED: (b"403 Forbidden", _DENIED),
     UNAUTHORIZED: (b"401 Unauthorized", b"Unauthorized: Missing authentication token"),
@@ -222,7 +222,7 @@ _OWN_ANSWERS = {
 }
 
 
-def _own_answer(method: str, status: bytes, body: bytes) -> bytes:
+def _reply(method: str, status: bytes, body: bytes) -> bytes:
     length = str(len(body)).encode()
     head = b"HTTP/1.1 " + status + b"\r\nConnection: close\r\nContent-Type: application/xml\r\n"
     return head + b"Content-Length: " + length + b"\r\n\r\n" + (b"" if method == "HEAD" else body)

@@ -192,8 +192,8 @@ def _become(
         resource.setrlimit(resource.RLIMIT_CPU, (MAX_CPU_S, MAX_CPU_S))
     os.chdir(folder)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    for stream, kind, path in zip(("stdout", "stderr"), streams, files, strict=True):
-        _divert(stream, kind, path)
+    for stream, state, path in zip(("stdout", "stderr"), streams, files, strict=True):
+        _divert(stream, state, path)
     if environment is not None:
         os.environ.clear()
         os.environ.update(environment)
@@ -204,17 +204,17 @@ def _become(
         main.main()
 
 
-def _divert(stream: str, kind: str, path: str) -> None:
+def _divert(stream: str, state: str, path: str) -> None:
     number = {"stdout": 1, "stderr": 2}[stream]
-    if kind == "closed":
+    if state == "closed":
         os.close(number)
         setattr(sys, stream, None)
         return
-    if kind == "unread":
+    if state == "unread":
         reading, target = os.pipe()
         os.close(reading)
     else:
-        path = "/dev/full" if kind == "full" else path
+        path = "/dev/full" if state == "full" else path
         target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(target, number)
     os.close(target)

@@ -61,14 +61,14 @@ class HubServer:
     def downloads(self) -> Counter[str]:
         """How often the content of each file was asked for."""
         with self.lock:
-            found = [path for method, path, _ in self.requests if method == "GET"]
-        found = [
-            path.replace(f"/resolve/{self.commit}/", "/").removeprefix("/cdn") for path in found
+            paths = [path for method, path, _ in self.requests if method == "GET"]
+        paths = [
+            path.replace(f"/resolve/{self.commit}/", "/").removeprefix("/cdn") for path in paths
         ]
         return Counter(
             path.removeprefix(f"/{repo}/")
             for repo in self.repos
-            for path in found
+            for path in paths
             if path.startswith(f"/{repo}/")
         )
 
@@ -207,9 +207,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _sibling(hub: HubServer, name: str, data: bytes) -> dict[str, Any]:
     git = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
-    found: dict[str, Any] = {"rfilename": name, "size": len(data), "blobId": git}
+    sibling: dict[str, Any] = {"rfilename": name, "size": len(data), "blobId": git}
     if name in hub.large:
         sha256 = hashlib.sha256(data).hexdigest()
-        found |= {"blobId": "0" * 40, "lfs": {"sha256": sha256, "size": len(data),
+        sibling |= {"blobId": "0" * 40, "lfs": {"sha256": sha256, "size": len(data),
                                              "pointerSize": 134}}  # fmt: skip
-    return found
+    return sibling

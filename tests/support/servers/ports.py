@@ -13,14 +13,14 @@ before its server does, and above that of Ray's workers."""
 
 def free_ports(count: int) -> list[int]:
     """Return different ports that no process holds."""
-    found: list[int] = []
+    ports: list[int] = []
     with contextlib.ExitStack() as held:
         # Not of the generator that a test may have seeded: two processes would try the same ports.
         for port in random.SystemRandom().sample(_RANGE, len(_RANGE)):
-            if len(found) == count:
-                return found
+            if len(ports) == count:
+                return ports
             one = held.enter_context(socket.socket())
             with contextlib.suppress(OSError):
                 one.bind(("127.0.0.1", port))
-                found.append(port)
+                ports.append(port)
     raise OSError(f"fewer than {count} ports are free")

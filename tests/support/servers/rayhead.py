@@ -101,8 +101,7 @@ class RayHead:
 
     def processes(self) -> list[psutil.Process]:
         """All processes of the node."""
-        found: list[psutil.Process] = self._process.children(recursive=True)
-        return found
+        return self._process.children(recursive=True)
 
     def _wait_for(self, log_path: Path, *ports: int) -> bool:
         # Its ports listen before the raylet has registered; a job then finds no node.

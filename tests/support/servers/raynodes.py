@@ -115,16 +115,16 @@ class RayNodes:
         Idle workers are there only where there is nothing else. Not Ray's agents, without which a
         raylet ends itself.
         """
-        found: dict[str, list[psutil.Process]] = {}
+        by_title: dict[str, list[psutil.Process]] = {}
         for node in self.nodes:
             for process in _family(node)[1:]:
-                kind = _kind(process)
-                if kind and not kind.endswith("Agent"):
-                    found.setdefault(kind, []).append(process)
-        return {kind: these for kind, these in found.items() if kind != _IDLE} or found
+                title = _title(process)
+                if title and not title.endswith("Agent"):
+                    by_title.setdefault(title, []).append(process)
+        return {title: these for title, these in by_title.items() if title != _IDLE} or by_title
 
 
-def _kind(process: psutil.Process) -> str:
+def _title(process: psutil.Process) -> str:
     """Ray calls a worker after its class, or its task, and what it does now."""
     with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
         line = " ".join(process.cmdline())

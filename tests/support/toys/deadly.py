@@ -163,9 +163,9 @@ def wait_for_end(pid: int, timeout_s: float = 30.0) -> bool:
 def wait_until(is_so: Callable[[], bool], timeout_s: float = 30.0) -> bool:
     """Wait until something is so; return whether it is."""
     until_s = time.monotonic() + timeout_s
-    while not (found := is_so()) and time.monotonic() < until_s:
+    while not (is_true := is_so()) and time.monotonic() < until_s:
         time.sleep(0.02)
-    return found
+    return is_true
 
 
 def _is_gone(pid: int) -> bool:

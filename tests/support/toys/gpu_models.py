@@ -31,7 +31,7 @@ class Heavy(models.Colours):
         self.num_bytes, self.is_moved = num_bytes, False
 
     def to(self, *where: Any, **options: Any) -> nn.Module:
-        gpu, is_there = fake_device.found, len(where) == 2  # a device and a dtype
+        gpu, is_there = fake_device.installed_gpu, len(where) == 2  # a device and a dtype
         if gpu is not None and is_there and not self.is_moved:
             num_bytes = self.num_bytes * where[1].itemsize // 4
             gpu.hold(num_bytes)

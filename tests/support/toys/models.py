@@ -51,8 +51,8 @@ class Spots(Colours):
         left = torch.arange(len(LABELS), device=x.device, dtype=torch.float32)
         boxes = torch.stack([left, left, left + x.shape[3] / 2, left + x.shape[2] / 2], dim=1)
         labels, masks = torch.arange(len(LABELS)), torch.zeros(len(LABELS), 1, *x.shape[2:])
-        found = {"boxes": boxes, "labels": labels.to(x.device), "masks": masks}
-        return [{**found, "scores": each} for each in scores]
+        shared = {"boxes": boxes, "labels": labels.to(x.device), "masks": masks}
+        return [{**shared, "scores": row_scores} for row_scores in scores]
 
 
 class Fussy(Colours):
@@ -187,8 +187,8 @@ class Mentions(nn.Module):
         self.words = nn.Parameter(torch.tensor(ids, dtype=torch.float32), requires_grad=False)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        found = (input_ids[:, :, None] == self.words) & (attention_mask[:, :, None] == 1)
-        return 8.0 * found.any(dim=1).to(self.words.dtype)
+        is_word = (input_ids[:, :, None] == self.words) & (attention_mask[:, :, None] == 1)
+        return 8.0 * is_word.any(dim=1).to(self.words.dtype)
 
 
 class Several(nn.Module):
@@ -205,8 +205,8 @@ class Several(nn.Module):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
     ) -> torch.Tensor:
-        said = self.mentions(input_ids, attention_mask).to(photo.dtype)
-        return (self.colours(photo) + said) * weight
+        mentions = self.mentions(input_ids, attention_mask).to(photo.dtype)
+        return (self.colours(photo) + mentions) * weight
 
 
 class Pair(nn.Module):
@@ -339,8 +339,8 @@ class Brighter(Brightest):
         self.factor = factor
 
     def __call__(self, outputs: dict[str, np.ndarray]) -> dict[str, object]:
-        found = super().__call__(outputs)
-        return {**found, "lead": np.asarray(found["lead"]) * self.factor}
+        results = super().__call__(outputs)
+        return {**results, "lead": np.asarray(results["lead"]) * self.factor}
 
 
 class Broken(Brightest):

@@ -86,7 +86,7 @@ def fussy() -> Callable[[Image], Image]:
     return transform
 
 
-def returning(kind: str) -> Callable[[Image], Any]:
+def returning(fault: str) -> Callable[[Image], Any]:
     """Returns something else than a transform may."""
     wrong: dict[str, Callable[[Image], Any]] = {
         "none": lambda image: None,
@@ -101,7 +101,7 @@ def returning(kind: str) -> Callable[[Image], Any]:
         "empty": lambda image: image[:, :0],
         "small": lambda image: image[:, :5, :7],
     }
-    return wrong[kind]
+    return wrong[fault]
 
 
 def counted(**args: Any) -> Callable[[Image], Image]:

@@ -18,9 +18,9 @@ class Stuck(Colours):
     """Hangs once a slice is staged beside the file that tells it to, which TEST_STUCK names."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        told = os.environ.get("TEST_STUCK")
-        if told and os.path.exists(told) and any(Path(told).parent.glob(_STAGED)):
-            with open(f"{told}.now", "w"):
+        trigger = os.environ.get("TEST_STUCK")
+        if trigger and os.path.exists(trigger) and any(Path(trigger).parent.glob(_STAGED)):
+            with open(f"{trigger}.now", "w"):
                 ctypes.PyDLL(None).sleep(100_000)
         return super().forward(x)
 

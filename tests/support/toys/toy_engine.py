@@ -45,8 +45,8 @@ class OneByOne(Engine):
             # Rows that failed before get the values of others: no column shows them.
             places = np.zeros(rows.num_rows, np.intp)
             places[todo] = np.arange(len(todo))
-            found = self.reduce(take_rows(seen.arrays(rows), todo))
-            results = {name: values[places] for name, values in found.items()}
+            reduced = self.reduce(take_rows(seen.arrays(rows), todo))
+            results = {name: values[places] for name, values in reduced.items()}
         for stage in ("transfer", "predict"):
             add(counters, stage, StageCounters(len(todo), len(todo)))
         published = seen.published_fields()
@@ -58,8 +58,8 @@ class OneByOne(Engine):
         return to_table(task, pass_through, rows, results, is_done, failures, published)
 
     def reduce(self, inputs: Inputs) -> Arrays:
-        found = [self._reduce_one(take_rows(inputs, [row])) for row in range(num_rows(inputs))]
-        return {name: np.concatenate([each[name] for each in found]) for name in found[0]}
+        parts = [self._reduce_one(take_rows(inputs, [row])) for row in range(num_rows(inputs))]
+        return {name: np.concatenate([arrays[name] for arrays in parts]) for name in parts[0]}
 
     def _reduce_one(self, inputs: Inputs) -> Arrays:
         with torch.inference_mode():
