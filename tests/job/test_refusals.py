@@ -129,6 +129,7 @@ MODEL = [
     ("weights_sha256: abc", "model.weights_sha256 = 'abc': String should match pattern"),
     ("precision: int4", "model.precision = 'int4': .*'fp16' or 'int8'"),
     ("factory_args: {}", "the arguments of a factory are model.args"),
+    ("args: {depth: 3}", "model: args has no effect without factory"),
     ("hf: bert", "model.hf: unknown key; a model directory is named by model.path"),
     ("prompts: 3", "model.prompts = 3: Input should be a valid array or an object$"),
     ("task: object-detection", "boxes are task detect"),
