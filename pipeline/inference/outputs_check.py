@@ -20,7 +20,7 @@ from pipeline.models.tasks.scores import (
     PROBABILITIES,
     SOFTMAX,
     TOLERANCE,
-    look_alike,
+    are_probabilities,
 )
 from pipeline.preprocessing.model_input import Rows
 
@@ -76,7 +76,7 @@ class OutputsCheck:
             )
 
     def _judge(self, off: np.ndarray) -> None:
-        alike = look_alike(off, len(self._task.labels), adds_up=self._adds_up)
+        alike = are_probabilities(off, len(self._task.labels), adds_up=self._adds_up)
         if alike:
             raise JobError(
                 f"model.scores: the outputs of the first rows {self._like}: write "

@@ -71,7 +71,7 @@ _WRITERS = {
 """Classes that write and read no text, whose own `generate` was read -> their head."""
 
 
-def require(extra: str) -> None:
+def require_library(extra: str) -> None:
     """Refuse if the library of an extra is not installed.
 
     Raises:
@@ -92,7 +92,7 @@ def config_of(values: Mapping[str, Any], num_tensors: int) -> Any:
     Raises:
         JobError: The model type is unknown to the installed library, or a number is absurd.
     """
-    require("transformers")
+    require_library("transformers")
     model_type = values.get("model_type")
     check_numbers(values, max(num_tensors, _MAX_LAYERS))
     if values.get("quantization_config"):

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
 from pipeline.models.generation import Generation
-from pipeline.models.records.subset import below, values_of
+from pipeline.models.records.subset import all_schemas, values_of
 from pipeline.preprocessing.texts.prompts import PromptTokenizer
 from pipeline.preprocessing.texts.tokenizer import tokenizer_errors
 
@@ -201,7 +201,7 @@ def _require_writable(tokens: LLTokenizer, decode: Callable[[list[int]], str], n
 def _texts_of(schema: str) -> Iterator[str]:
     """Yield what records cannot do without: marks, names, and the values of enums."""
     yield _MARKS
-    for value in below(json.loads(schema)):
+    for value in all_schemas(json.loads(schema)):
         for text in (*value.get("properties", ()), *values_of(value)):
             yield json.dumps(text, ensure_ascii=False)
 

@@ -85,13 +85,13 @@ def values_of(schema: Schema) -> Sequence[Any]:
     return only
 
 
-def below(schema: Schema) -> Iterator[Schema]:
+def all_schemas(schema: Schema) -> Iterator[Schema]:
     """Yield the canonical schemas of a value and of all values inside of it, none of them null."""
     plain = without_null(schema)
     yield plain
     inner = [plain["items"]] if "items" in plain else plain.get("properties", {}).values()
     for value in inner:
-        yield from below(value)
+        yield from all_schemas(value)
 
 
 class _Reader:

@@ -153,10 +153,10 @@ def _named_card(name: str, model: Model) -> ResolvedModel:
         code_sha256=hashlib.sha256(f"torchvision {version('torchvision')}".encode()).hexdigest(),
         images=ImageContract(3),
     )
-    return of_weights(card, model, None)
+    return with_weights(card, model, None)
 
 
-def of_weights(card: ResolvedModel, model: Model, sha256: str | None) -> ResolvedModel:
+def with_weights(card: ResolvedModel, model: Model, sha256: str | None) -> ResolvedModel:
     """Return a model of torchvision with transform and labels of the weights of a digest.
 
     Weights that torchvision does not publish have those that it published first for the model.

@@ -20,7 +20,7 @@ from pipeline.models.directories.snapshot import local
 from pipeline.models.directories.text.text_facts import output_tokenizer
 from pipeline.models.generation import Generation
 from pipeline.models.records.grammar import Grammar
-from pipeline.models.resolving.cards import ResolvedModel, find_card, of_weights
+from pipeline.models.resolving.cards import ResolvedModel, find_card, with_weights
 from pipeline.models.resolving.task_choice import choose_task, task_name
 from pipeline.models.resolving.text_choice import choose_text
 from pipeline.models.resolving.transform_choice import choose_transform, require_image_fits
@@ -57,7 +57,7 @@ def resolve_model(job: Job, allow_import: Sequence[str] = ()) -> ModelSpec:
     weights_sha256 = None
     if card.origin == "torchvision" and (model.weights or "").endswith(tuple(WEIGHT_SUFFIXES)):
         weights_sha256 = weights_digest(model.weights, model.weights_sha256, model.storage_options)
-        card = of_weights(card, model, weights_sha256)
+        card = with_weights(card, model, weights_sha256)
     name = task_name(model, card)
     if has_pairs and (model.choices or task_class(name).new_tokens(model)):
         raise JobError(f"source.text_pair_column: task {name!r} takes one text a row; leave it out")

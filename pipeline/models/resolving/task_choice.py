@@ -114,7 +114,7 @@ def _choose_generation(model: Model, card: ResolvedModel) -> Generation | None:
         raise JobError(facts.problem)
     rules = facts.rules
     if facts.tokenizer and card.directory is not None:
-        rules = _begun(model, facts, local(card.directory))
+        rules = _with_prompt(model, facts, local(card.directory))
     rules = _in_language(rules, model, card)
     begins = len(rules.start) + bool(rules.languages)
     if facts.most_places is not None and most + begins > facts.most_places:
@@ -126,7 +126,7 @@ def _choose_generation(model: Model, card: ResolvedModel) -> Generation | None:
     return Generation(most, model.generate.stop, model.generate.invalid, schema, rules)
 
 
-def _begun(model: Model, facts: GenerationFacts, folder: Path) -> Rules:
+def _with_prompt(model: Model, facts: GenerationFacts, folder: Path) -> Rules:
     """Return the rules of a model that reads no text, begun with the job's prompt if it has one.
 
     Args:

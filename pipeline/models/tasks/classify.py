@@ -45,7 +45,7 @@ class Classify(Task):
 
         shape, declared = (num_rows, len(self.spec.labels)), f"{self.labels_field} {{}}"
         values = require(outputs, shape, declared, "one output per label").float()
-        label_scores, beside = scores.of_outputs(values, self.spec.scores, self.scores_of_logits)
+        label_scores, beside = scores.scores_of(values, self.spec.scores, self.scores_of_logits)
         top = label_scores.topk(self.spec.top_k, dim=1)
         return {SCORE: top.values, LABEL_ID: top.indices.to(torch.int32), **beside}
 

@@ -46,7 +46,7 @@ class Multilabel(Task):
     def reduce(self, outputs: Any, num_rows: int) -> dict[str, torch.Tensor]:
         shape = (num_rows, len(self.spec.labels))
         values = require(outputs, shape, "model.labels {}", "one output per label").float()
-        label_scores, beside = scores.of_outputs(values, self.spec.scores, self.scores_of_logits)
+        label_scores, beside = scores.scores_of(values, self.spec.scores, self.scores_of_logits)
         return {SCORE: label_scores, **beside}
 
     def columns(self, arrays: Arrays, ok: Mask, rows: pa.Table) -> dict[str, pa.Array]:

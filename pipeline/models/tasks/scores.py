@@ -68,7 +68,7 @@ def choose_scores(model: Model, card: ResolvedModel, task: type[Task]) -> str:
     return PROBABILITIES if is_probable else OPEN
 
 
-def of_outputs(
+def scores_of(
     outputs: torch.Tensor, scores: str, usual: str
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Return the scores of a batch, and the result beside them that says what the outputs are.
@@ -105,7 +105,7 @@ def _off_by(outputs: torch.Tensor, *, adds_up: bool) -> torch.Tensor:
     return distances.nan_to_num(nan=_FAR, posinf=_FAR)
 
 
-def look_alike(off: Any, num_labels: int, *, adds_up: bool) -> bool | None:
+def are_probabilities(off: Any, num_labels: int, *, adds_up: bool) -> bool | None:
     """Tell whether outputs of some rows are probabilities; None: too few rows to tell.
 
     Args:

@@ -142,7 +142,7 @@ def _difference(known: _Entries, actual: _Entries, limits: AgreementLimits) -> s
     gone = [entity for place, entity in wanted.items() if place not in have]
     more = [entity for place, entity in have.items() if place not in wanted]
     for entity in (*gone, *more):
-        near = [other for other in (*gone, *more) if _touch(entity, other)]
+        near = [other for other in (*gone, *more) if _overlap(entity, other)]
         if limits.allows_ties and any(_may_tie(other, limits) for other in near):
             continue
         if entity in gone:
@@ -151,7 +151,7 @@ def _difference(known: _Entries, actual: _Entries, limits: AgreementLimits) -> s
     return ""
 
 
-def _touch(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+def _overlap(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return bool(one[START] <= other[END] and other[START] <= one[END])
 
 

@@ -14,7 +14,7 @@ from pipeline.models.records.subset import (
     MAX_DEPTH,
     MAX_NODES,
     SchemaError,
-    below,
+    all_schemas,
     canonical,
 )
 
@@ -167,6 +167,6 @@ def test_what_is_not_in_the_subset_is_refused_with_its_place(schema: Any, proble
 
 
 def test_a_record_knows_the_values_in_it():
-    assert [value["type"] for value in below(json.loads(canonical(REVIEW)))] == [
+    assert [value["type"] for value in all_schemas(json.loads(canonical(REVIEW)))] == [
         *("object", "string", "integer", "array", "string", "boolean", "object", "integer")
     ]

@@ -23,9 +23,9 @@ from pipeline.models.tasks.scores import (
     PROBABILITIES,
     SIGMOID,
     SOFTMAX,
+    are_probabilities,
     describe_scores,
-    look_alike,
-    of_outputs,
+    scores_of,
 )
 
 FIVE = ["a", "b", "c", "d", "e"]
@@ -124,7 +124,7 @@ def test_logits_that_the_job_names_change_no_fingerprint():
 def test_rows_are_enough_if_logits_are_not_so_by_chance(
     off: list[float], num_labels: int, adds_up: bool, result: bool | None
 ):
-    assert look_alike(np.array(off, np.float32), num_labels, adds_up=adds_up) is result
+    assert are_probabilities(np.array(off, np.float32), num_labels, adds_up=adds_up) is result
 
 
 @pytest.mark.parametrize(("usual", "off"), [(SOFTMAX, [0.5, 0.25, 0.5]), (SIGMOID, [0, 0.25, 0])])
@@ -132,7 +132,7 @@ def test_a_row_misses_being_probabilities_by_its_sum_where_labels_exclude_each_o
     usual: str, off: list[float]
 ):
     outputs = torch.tensor([[0.75, 0.75], [1.25, -0.25], [0.25, 0.25]])
-    _, beside = of_outputs(outputs, PROBABILITIES, usual)
+    _, beside = scores_of(outputs, PROBABILITIES, usual)
     assert beside[OFF].tolist() == off
 
 
@@ -146,7 +146,7 @@ def test_a_line_says_what_outputs_are():
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
 def test_a_row_with_one_output_that_is_not_finite_has_no_finite_best(are: str, bad: float):
     outputs = torch.tensor([[0.3, bad, 0.2], [0.3, 0.5, 0.2]])
-    scores, _ = of_outputs(outputs, are, SIGMOID)
+    scores, _ = scores_of(outputs, are, SIGMOID)
     assert not scores[0].isfinite().all()
     assert scores[1].isfinite().all()
     if are == PROBABILITIES:

@@ -64,7 +64,7 @@ _OTHER_STEPS = {
 """Settings of processors that do something else besides -> what."""
 
 
-class _CannotDo(Exception):
+class _Unsupported(Exception):
     """The transform has no such step; the text says which."""
 
 
@@ -88,7 +88,7 @@ def read_transform(
         return None, f"no {PROCESSOR}: give the fields of transform", where
     try:
         return _spec(values, where, num_channels), None, where
-    except _CannotDo as error:
+    except _Unsupported as error:
         return None, f"{where}: {error}", where
 
 
@@ -100,9 +100,9 @@ def _spec(values: Mapping[str, Any], where: str, num_channels: int | None) -> Tr
     mean, std = _statistics(values, processor, where, 1 if is_gray else 3)
     resample = values.get("resample")
     interpolation = _FILTERS.get(resample) if isinstance(resample, int) else None
-    give = _Give(mean, std, interpolation or "bilinear")
+    give = _Advice(mean, std, interpolation or "bilinear")
     if num_channels not in (None, 1, 3):
-        raise _CannotDo(f"the model takes {num_channels} channels; an image has 3, or 1 of gray")
+        raise _Unsupported(f"the model takes {num_channels} channels; an image has 3, or 1 of gray")
     _refuse_other_steps(values, processor, give)
     if processor.startswith(_OF_TILES):
         _refuse_tiles(values, where, give)
@@ -111,12 +111,12 @@ def _spec(values: Mapping[str, Any], where: str, num_channels: int | None) -> Tr
         pad = values.get("pad_size")
         size_px = sizes["size_px"]
         if pad is not None and (size_px is None or pair(pad) != sides(size_px)):
-            raise _CannotDo(
+            raise _Unsupported(
                 f"do_pad fills up to {preview(pad)} after the normalisation; "
                 f"{give(pair(pad) or 224, 'pad')} fills up before it"
             )
     if sizes["resize"] != "none" and interpolation is None:
-        raise _CannotDo(
+        raise _Unsupported(
             f"resample is {preview(resample)}, expected 0 (nearest), 1 (lanczos), 2 (bilinear) or "
             f"3 (bicubic); {give(sizes['size_px'], sizes['resize'])}"
         )
@@ -173,24 +173,24 @@ def _statistics(
     return scaled(mean, 255 * factor), scaled(std, 255 * factor)
 
 
-def _refuse_other_steps(values: Mapping[str, Any], processor: str, give: _Give) -> None:
+def _refuse_other_steps(values: Mapping[str, Any], processor: str, give: _Advice) -> None:
     for key, what in _OTHER_STEPS.items():
         value = values.get(
             key, key == "do_flip_channel_order" and processor.startswith("MobileViT")
         )
         if value is True or value not in (None, 0, 1):
-            raise _CannotDo(f"{key} is {preview(value)}, which {what}; {give()}")
+            raise _Unsupported(f"{key} is {preview(value)}, which {what}; {give()}")
     for name, (what, resize) in _OTHER_KINDS.items():
         if processor.startswith(name):
-            raise _CannotDo(f"{processor} {what}; {give(_side(values.get('size')), resize)}")
+            raise _Unsupported(f"{processor} {what}; {give(_side(values.get('size')), resize)}")
 
 
-def _sizes(values: Mapping[str, Any], processor: str, where: str, give: _Give) -> dict[str, Any]:
+def _sizes(values: Mapping[str, Any], processor: str, where: str, give: _Advice) -> dict[str, Any]:
     """Return size_px, resize_px and resize."""
     crop, size = _crop(values, where, give), values.get("size")
     if not read_value(values, "do_resize", where, bool, True):
         if crop is None:
-            raise _CannotDo(f"do_resize is false, so images have any size; {give()}")
+            raise _Unsupported(f"do_resize is false, so images have any size; {give()}")
         return {"size_px": crop, "resize_px": None, "resize": "none"}
     within = _within(values, processor, where) if crop is None else None
     if within is not None:
@@ -204,13 +204,13 @@ def _sizes(values: Mapping[str, Any], processor: str, where: str, give: _Give) -
     target = pair(size)
     if shortest is not None:
         if crop is None:
-            raise _CannotDo(
+            raise _Unsupported(
                 f"do_center_crop is false, so images have any size; {give(shortest, 'shortest')}"
             )
         _require_inside(crop, (shortest, shortest), size, give)
         return {"size_px": crop, "resize_px": shortest, "resize": "shortest"}
     if target is None:
-        raise _CannotDo(f"size is {preview(size)}, expected height and width; {give()}")
+        raise _Unsupported(f"size is {preview(size)}, expected height and width; {give()}")
     if crop is None or crop == target:
         return {"size_px": target, "resize_px": None, "resize": "stretch"}
     _require_inside(crop, target, size, give)
@@ -223,12 +223,14 @@ def _side(size: Any) -> int | tuple[int, int]:
     return pair(size) or (edge if type(edge) is int else 224)
 
 
-def _refuse_tiles(values: Mapping[str, Any], where: str, give: _Give) -> NoReturn:
+def _refuse_tiles(values: Mapping[str, Any], where: str, give: _Advice) -> NoReturn:
     what = "resizes the longer side before it stretches"
     if read_value(values, "do_image_splitting", where, bool, True):
         what = "do_image_splitting is true, which cuts an image into several"
     side_px = _longest_edge(values, "max_image_size", where)
-    raise _CannotDo(f"{what}; to show the model the whole image as one, {give(side_px, 'stretch')}")
+    raise _Unsupported(
+        f"{what}; to show the model the whole image as one, {give(side_px, 'stretch')}"
+    )
 
 
 def _longest_edge(values: Mapping[str, Any], key: str, where: str) -> int:
@@ -255,19 +257,19 @@ def _within(values: Mapping[str, Any], processor: str, where: str) -> tuple[int,
     return min(shorter, longest), longest
 
 
-def _crop(values: Mapping[str, Any], where: str, give: _Give) -> tuple[int, int] | None:
+def _crop(values: Mapping[str, Any], where: str, give: _Advice) -> tuple[int, int] | None:
     """Return (height, width) of the centre crop; None if there is none."""
     if not read_value(values, "do_center_crop", where, bool, False):
         return None
     size = pair(values.get("crop_size"))
     if size is None:
-        raise _CannotDo(
+        raise _Unsupported(
             f"crop_size is {preview(values.get('crop_size'))}, expected height and width; {give()}"
         )
     return size
 
 
-def _shortest(size: Any, processor: str, where: str, give: _Give) -> int | None:
+def _shortest(size: Any, processor: str, where: str, give: _Advice) -> int | None:
     """Return what the shorter side becomes; None if the size is a height and a width."""
     if type(size) is int and processor.startswith(_SHORTEST_KINDS):
         return whole_px(size, "size", where)
@@ -275,7 +277,7 @@ def _shortest(size: Any, processor: str, where: str, give: _Give) -> int | None:
         return None
     if size.get("longest_edge") or size.get("max_height"):
         largest = size.get("longest_edge") or size.get("max_height")
-        raise _CannotDo(
+        raise _Unsupported(
             f"size {preview(size)} gives images many sizes; "
             f"{give(whole_px(largest, 'size', where), 'pad')}"
         )
@@ -284,16 +286,16 @@ def _shortest(size: Any, processor: str, where: str, give: _Give) -> int | None:
 
 
 def _require_inside(
-    crop: tuple[int, int], resized: tuple[int, int], size: Any, give: _Give
+    crop: tuple[int, int], resized: tuple[int, int], size: Any, give: _Advice
 ) -> None:
     if crop[0] > resized[0] or crop[1] > resized[1]:
-        raise _CannotDo(
+        raise _Unsupported(
             f"crop_size {preview(list(crop))} is larger than size {preview(size)}; "
             f"{give(crop, 'stretch')}"
         )
 
 
-class _Give:
+class _Advice:
     """Says which fields a job can give instead."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], interpolation: str) -> None:

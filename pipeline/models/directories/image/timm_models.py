@@ -21,7 +21,7 @@ from pipeline.models.directories.json_files import (
     preview,
     read_value,
 )
-from pipeline.models.directories.library import check_numbers, require
+from pipeline.models.directories.library import check_numbers, require_library
 from pipeline.models.directories.tensors import read_headers, read_tensors, require_size
 from pipeline.models.weights.state_dict import load_state
 from pipeline.preprocessing.images.transform import TransformSpec
@@ -53,7 +53,7 @@ def timm_facts(folder: Path, values: Mapping[str, Any]) -> DirectoryFacts:
     Raises:
         JobError: The directory is refused.
     """
-    require("timm")
+    require_library("timm")
     model = _model(values)
     module = _load(folder, model, is_trial=True)
     num_classes = model.arguments["num_classes"]

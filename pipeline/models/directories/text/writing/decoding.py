@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from pipeline.models.directories.text.cached_model import CachedModel, new_cache
-from pipeline.models.directories.text.writing.pictured import FAMILIES
+from pipeline.models.directories.text.writing.image_prompts import FAMILIES
 from pipeline.models.generation import Rules
 from pipeline.models.records.grammar import Grammar
 
@@ -192,7 +192,7 @@ class BlipDecoding(LibraryDecoding):
         return inputs, mask.sum(dim=1).tolist()
 
 
-class PicturedDecoding(LibraryDecoding):
+class ImagePromptDecoding(LibraryDecoding):
     """A model that continues tokens which are the same for each row, an image among them."""
 
     ids_name = "input_ids"
@@ -216,7 +216,7 @@ class PicturedDecoding(LibraryDecoding):
         return torch.cat(logits).float()
 
 
-class ImageFirstDecoding(PicturedDecoding):
+class ImageFirstDecoding(ImagePromptDecoding):
     """The same of GIT, whose images come before all tokens and are none of them."""
 
     def num_read(self) -> int:

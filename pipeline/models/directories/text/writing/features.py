@@ -19,7 +19,7 @@ from pipeline.models.directories.text.writing.generation_config import (
     reader_of,
     values_of,
 )
-from pipeline.models.directories.text.writing.pictured import FAMILIES, pictured_facts
+from pipeline.models.directories.text.writing.image_prompts import FAMILIES, image_prompt_facts
 
 _TASKS = ("transcribe", "translate")
 _NO_TIMES = "no_timestamps_token_id"
@@ -74,7 +74,7 @@ def image_generation_facts(folder: Path, chosen: ModelClass) -> GenerationFacts:
         if config.model_type == "git":
             return facts_of(reader, config, _first(reader))
         if config.model_type in FAMILIES:
-            return pictured_facts(folder, reader, config)
+            return image_prompt_facts(folder, reader, config)
         facts = facts_of(reader, config, reader.start())
         return replace(facts, is_begun_by_prompt="donut" in config.encoder.model_type)
 

@@ -134,16 +134,16 @@ def facts_of(read: Reader, config: Any, start: tuple[int, ...], **rules: Any) ->
     )
     for key in ("max_length", "max_new_tokens"):
         read.count(key)
-    if problem := ", ".join(_asked(values, _NOT_DONE)):
+    if problem := ", ".join(_requested(values, _NOT_DONE)):
         raise read.problem(problem)
-    overridden = tuple(_asked(values, _PLAIN))
+    overridden = tuple(_requested(values, _PLAIN))
     ended = f"ends at {', '.join(map(str, ends))}" if ends else "nothing ends a text"
     beside = f"; greedy, so overridden: {', '.join(overridden)}" if overridden else ""
     most = most_places(config) if start else None
     return GenerationFacts(all_rules, most, "", f"{where}: {ended}{beside}")
 
 
-def _asked(values: Mapping[str, Any], known: Mapping[str, tuple[Any, ...]]) -> Iterator[str]:
+def _requested(values: Mapping[str, Any], known: Mapping[str, tuple[Any, ...]]) -> Iterator[str]:
     """Yield the keys whose value asks for something, with the value."""
     for key, plain in known.items():
         value = values.get(key)

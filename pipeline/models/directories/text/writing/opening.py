@@ -15,11 +15,11 @@ from pipeline.models.directories.text.writing.decoding import (
     BlipDecoding,
     Decoding,
     ImageFirstDecoding,
+    ImagePromptDecoding,
     LibraryDecoding,
-    PicturedDecoding,
     Tensors,
 )
-from pipeline.models.directories.text.writing.pictured import FAMILIES
+from pipeline.models.directories.text.writing.image_prompts import FAMILIES
 from pipeline.models.records.grammar import Grammar
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.preprocessing.texts.prompts import PromptTokenizer
@@ -68,7 +68,7 @@ def _without(text: Text, times_from: int) -> Text:
 
 def _caption_class(model: Any) -> type[LibraryDecoding]:
     if model.config.model_type in FAMILIES:
-        return PicturedDecoding
+        return ImagePromptDecoding
     if hasattr(model, "git"):
         return ImageFirstDecoding
     return BlipDecoding if hasattr(model, "text_decoder") else LibraryDecoding

@@ -60,7 +60,7 @@ FAMILIES: Mapping[str, _Family] = {
 """By the model type."""
 
 
-def pictured_facts(folder: Path, read: Reader, config: Any) -> GenerationFacts:
+def image_prompt_facts(folder: Path, read: Reader, config: Any) -> GenerationFacts:
     """Return how a model writes that reads an image in its prompt.
 
     The prompt comes behind what the tokenizer begins a text with.
