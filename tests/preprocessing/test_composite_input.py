@@ -27,11 +27,11 @@ TEXTS = ["the cat", "a dog ran fast, and the red cat sat", "", "one", "two", "th
 NUM_ROWS = len(TEXTS)
 
 
-def column_of(kind: str, shift: int, bad: int | None) -> pa.Array:
-    if kind == "text":
+def column_of(input_name: str, shift: int, bad: int | None) -> pa.Array:
+    if input_name == "text":
         texts = TEXTS[shift:] + TEXTS[:shift]
         return pa.array(texts, pa.large_string())
-    if kind == "image":
+    if input_name == "image":
         images = [png(base_image(row + shift)) for row in range(NUM_ROWS)]
         if bad is not None:
             images[bad] = b"no image"
@@ -44,8 +44,8 @@ def made(tmp_path: Path, parts: dict[str, str]) -> CompositeInput:
     settings = InputSettings(TRANSFORM, text_settings(tmp_path), parts)
     fields = [
         field.with_name(f"_in_{name}_{field.name}")
-        for name, kind in parts.items()
-        for field in FIELDS[kind]
+        for name, input_name in parts.items()
+        for field in FIELDS[input_name]
     ]
     return CompositeInput.of(settings).fitted(pa.schema(fields))
 
@@ -57,9 +57,9 @@ def rows_of(parts: dict[str, str], bad: dict[str, int], failed: int | None = Non
         "uri": [f"/in/{row}" for row in range(NUM_ROWS)],
         "n": list(range(NUM_ROWS)),
     }
-    for shift, (name, kind) in enumerate(parts.items()):
-        column = column_of(kind, shift, bad.get(name))
-        columns[f"_in_{name}_{FIELDS[kind].names[0]}"] = column
+    for shift, (name, input_name) in enumerate(parts.items()):
+        column = column_of(input_name, shift, bad.get(name))
+        columns[f"_in_{name}_{FIELDS[input_name].names[0]}"] = column
     failures = [failure if row == failed else None for row in range(NUM_ROWS)]
     return pa.table({**columns, **failure_columns(failures)})
 
@@ -90,12 +90,12 @@ def test_each_input_is_what_it_would_be_alone(parts: dict[str, str], tmp_path: P
         assert list(shapes) == list(slots)
         for name, part in seen.parts:
             alone = part.prepare(_alone(rows, name, parts), {}, LIMITS)
-            own = part.arrays(alone)
+            arrays = part.arrays(alone)
             held = {
                 tensor: np.zeros(math.prod(slot.shape), slot.dtype)
                 for tensor, slot in part.slots(limits).items()
             }
-            for tensor, shape in part.gather(own, batch, held).items():
+            for tensor, shape in part.gather(arrays, batch, held).items():
                 outer = seen.tensors[name][tensor]
                 assert shapes[outer] == shape
                 size = math.prod(shape)
@@ -105,9 +105,9 @@ def test_each_input_is_what_it_would_be_alone(parts: dict[str, str], tmp_path: P
 
 
 def _alone(rows: pa.Table, name: str, parts: dict[str, str]) -> pa.Table:
-    own = FIELDS[parts[name]].names[0]
-    kept = [each for each in rows.column_names if not each.startswith("_in_")]
-    return rows.select(kept).append_column(own, rows.column(f"_in_{name}_{own}"))
+    column = FIELDS[parts[name]].names[0]
+    kept = [other for other in rows.column_names if not other.startswith("_in_")]
+    return rows.select(kept).append_column(column, rows.column(f"_in_{name}_{column}"))
 
 
 def test_tensors_have_the_names_of_the_inputs(tmp_path: Path) -> None:
@@ -138,10 +138,10 @@ def test_a_row_fails_once_and_says_over_which_input(tmp_path: Path) -> None:
     assert prepared.column(ERROR).to_pylist() == [
         "null_input", "unidentified", None, None, "unidentified", None
     ]  # fmt: skip
-    said = prepared.column(MESSAGE).to_pylist()
-    assert said[0] == "id is null"
-    assert said[1].startswith("input 'left': ")
-    assert said[4].startswith("input 'right': ")
+    messages = prepared.column(MESSAGE).to_pylist()
+    assert messages[0] == "id is null"
+    assert messages[1].startswith("input 'left': ")
+    assert messages[4].startswith("input 'right': ")
     for stage in ("decode", "transform"):
         done = counters[stage]
         assert done["rows_in"] == done["rows_out"] + done["rows_quarantined"]
@@ -155,7 +155,7 @@ def test_all_of_it_is_composed(tmp_path: Path) -> None:
     assert {"decode", "transform", "tokenize", "features"} == {*seen.semantics}
     assert seen.exact() == seen
     assert seen.settings()["max_tokens"] == 16
-    assert [told[:2] for told in seen.settings()["inputs"]] == [[*item] for item in THREE.items()]
+    assert [part[:2] for part in seen.settings()["inputs"]] == [[*item] for item in THREE.items()]
     fast = CompositeInput((("a", seen.parts[0][1]), ("b", _shrinking(tmp_path))))
     assert fast.is_approximate
     assert not fast.exact().is_approximate

@@ -107,8 +107,8 @@ def _with_toy(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 @pytest.fixture(params=[*CASES])
 def seen(request: pytest.FixtureRequest, tmp_path: Path) -> Input:
-    kind: type[Input] = registry.load(registry.INPUTS, request.param)
-    made = kind.of(InputSettings(TRANSFORM, text_settings(tmp_path), PARTS, audio=AUDIO))
+    input_type: type[Input] = registry.load(registry.INPUTS, request.param)
+    made = input_type.of(InputSettings(TRANSFORM, text_settings(tmp_path), PARTS, audio=AUDIO))
     return made.fitted(CASES[request.param][0])
 
 
@@ -253,6 +253,6 @@ def test_rows_of_several_arrays_are_taken_together():
 
 def test_rows_without_an_input_have_nulls_or_zeros():
     assert empty_column(IMAGE_FIELDS.field(IMAGE).type, 2).to_pylist() == [None, None]
-    kind = feature_fields(2).field(FEATURES).type
-    assert empty_column(kind, 2).to_pylist() == [[0, 0], [0, 0]]
-    assert empty_column(kind, 2).type == kind
+    dtype = feature_fields(2).field(FEATURES).type
+    assert empty_column(dtype, 2).to_pylist() == [[0, 0], [0, 0]]
+    assert empty_column(dtype, 2).type == dtype

@@ -52,11 +52,11 @@ def batches_of(rows: pa.Table, num_rows: int) -> list[tuple[np.ndarray, dict[str
         for name, slot in made.slots(limits).items()
     }
     buffer = DeviceBuffer(memory, made.gather)
-    found = []
+    batches = []
     for batch in made.batches(inputs, np.arange(rows.num_rows), limits):
         tensors = buffer.fill(inputs, batch)
-        found.append((batch, {name: tensor.numpy().copy() for name, tensor in tensors.items()}))
-    return found
+        batches.append((batch, {name: tensor.numpy().copy() for name, tensor in tensors.items()}))
+    return batches
 
 
 @given(
@@ -67,7 +67,7 @@ def test_every_text_arrives_as_it_is(texts: list[str], num_rows: int):
     rows = table(texts, texts[::-1])
     seen_rows = []
     for batch, tensors in batches_of(rows, num_rows):
-        assert list(tensors) == [each.name for each in COLUMNS]
+        assert list(tensors) == [column.name for column in COLUMNS]
         assert len(batch) <= num_rows
         seen_rows += batch.tolist()
         assert texts_of(tensors["plan"]).tolist() == [texts[row] for row in batch]
@@ -86,9 +86,9 @@ def test_slices_of_larger_columns_and_nulls_of_failed_rows_are_read_where_they_a
 
 def test_a_long_text_is_not_padding_for_all_others():
     rows = table(["x" * (1 << 20), *["y"] * 999], ["n"] * 1000)
-    found = batches_of(rows, 1000)
-    assert max(tensors["plan"].nbytes for _, tensors in found) <= 16 << 20
-    assert len(found[0][0]) < 20 < len(found[-1][0])
+    batches = batches_of(rows, 1000)
+    assert max(tensors["plan"].nbytes for _, tensors in batches) <= 16 << 20
+    assert len(batches[0][0]) < 20 < len(batches[-1][0])
 
 
 def test_numbers_keep_their_type_up_to_the_model():

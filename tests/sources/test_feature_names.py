@@ -60,8 +60,8 @@ def test_several_inputs_have_a_vector_each(tmp_path: Path):
     mine = Source.model_validate_json(
         json.dumps({"uri": str(tmp_path), "format": "parquet", "inputs": inputs})
     )
-    found = vectors_of(mine, list_inputs(mine, max_extent_rows=9).fields)
-    assert found == {"x": Vector(1, ("a",)), "z": Vector(2, ("b", "a"))}
+    vectors = vectors_of(mine, list_inputs(mine, max_extent_rows=9).fields)
+    assert vectors == {"x": Vector(1, ("a",)), "z": Vector(2, ("b", "a"))}
 
 
 def test_texts_beside_the_vector_are_told_by_name(tmp_path: Path):

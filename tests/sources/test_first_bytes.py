@@ -59,7 +59,7 @@ READS = {
     "jsonl": ["JSON lines", "gzip", "zstd"],
     "csv": ["CSV", "gzip", "zstd"],
     "webdataset": ["a tar", "gzip", "zstd"],
-    "images": [kind for kind in DATA if kind not in ("Parquet", "a tar")],
+    "images": [name for name in DATA if name not in ("Parquet", "a tar")],
 }
 """What costs rows at most; of images all but the shards of other formats."""
 FIELDS: dict[str, dict[str, Any]] = {
@@ -86,23 +86,25 @@ def put(folder: Path, form: str, *shards: bytes, suffix: str = "") -> None:
         (folder / f"{number}{suffix or SUFFIXES[form]}").write_bytes(data)
 
 
-@pytest.mark.parametrize("kind", DATA)
+@pytest.mark.parametrize("file_type", DATA)
 @pytest.mark.parametrize("form", READS)
-def test_what_no_row_can_come_of_ends_the_job(form: str, kind: str, tmp_path: Path):
-    put(tmp_path, form, DATA[kind], DATA[kind])
-    if kind in READS[form]:
+def test_what_no_row_can_come_of_ends_the_job(form: str, file_type: str, tmp_path: Path):
+    put(tmp_path, form, DATA[file_type], DATA[file_type])
+    if file_type in READS[form]:
         listed(tmp_path, form)
         return
-    with pytest.raises(JobError, match=rf"^source: 0\{SUFFIXES[form]} begins .*: it is {kind}; "):
+    with pytest.raises(
+        JobError, match=rf"^source: 0\{SUFFIXES[form]} begins .*: it is {file_type}; "
+    ):
         listed(tmp_path, form)
 
 
-@pytest.mark.parametrize("kind", DATA)
-def test_a_kind_is_told_by_its_first_bytes(kind: str):
-    found = file_type_of(DATA[kind])
-    assert found is not None
-    assert found.name == kind
-    assert [file_type.name for file_type in FILE_TYPES if file_type.fits(DATA[kind])] == [kind]
+@pytest.mark.parametrize("name", DATA)
+def test_a_kind_is_told_by_its_first_bytes(name: str):
+    file_type = file_type_of(DATA[name])
+    assert file_type is not None
+    assert file_type.name == name
+    assert [known.name for known in FILE_TYPES if known.fits(DATA[name])] == [name]
 
 
 @pytest.mark.parametrize(
@@ -136,9 +138,9 @@ def test_lines_are_lines(data: bytes, tmp_path: Path):
 @pytest.mark.parametrize("layout", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_a_tar_is_told_whatever_its_first_name(layout: int):
     for name in ("PAR1.png", "{.png", "\x1f\x8b", "n" * 100):
-        found = file_type_of(tar(layout, name))
-        assert found is not None
-        assert found.name == "a tar" or name == "PAR1.png"
+        file_type = file_type_of(tar(layout, name))
+        assert file_type is not None
+        assert file_type.name == "a tar" or name == "PAR1.png"
 
 
 def test_what_is_inside_a_compressed_shard_counts(tmp_path: Path):

@@ -22,14 +22,14 @@ PACKED = {codec: CODECS[f".jsonl.{codec}"](CONTENT) for codec in ("gz", "zst")}
 
 def inflated(data: bytes, num_bytes: int = 2**18) -> tuple[bytes, str]:
     """The content before damage, and what is damaged."""
-    read, found = opened(io.BytesIO(data)).read, []
+    read, pieces = opened(io.BytesIO(data)).read, []
     try:
         while piece := read(num_bytes):
             assert len(piece) <= num_bytes
-            found.append(piece)
+            pieces.append(piece)
     except Broken as error:
-        return b"".join(found), str(error)
-    return b"".join(found), ""
+        return b"".join(pieces), str(error)
+    return b"".join(pieces), ""
 
 
 @pytest.mark.parametrize("codec", ["gz", "zst"])
@@ -50,8 +50,8 @@ def test_zeros_behind_a_gzip_are_no_damage(num_zeros: int):
 @pytest.mark.parametrize("rest", [b"x", b"\x1f", b"\0\0garbage", b"garbage" * 9999])
 def test_other_bytes_behind_a_gzip_are_damage_behind_all_of_its_content(rest: bytes):
     for content, packed in ((CONTENT, PACKED["gz"]), (b"", gzip.compress(b""))):
-        found, why = inflated(packed + rest)
-        assert found == content
+        inflated_bytes, why = inflated(packed + rest)
+        assert inflated_bytes == content
         assert "Not a gzipped file" in why
 
 
@@ -84,8 +84,8 @@ def test_all_that_is_before_damage_is_read_at_any_pace(codec: str, data: st.Data
     assert len(content) >= ratio * (place - 2**16) - 2**17
 
 
-@pytest.mark.parametrize("kind", range(16))
-def test_a_zstd_may_begin_with_a_frame_without_content(kind: int):
-    frame = struct.pack("<II", 0x184D2A50 + kind, 5) + b"about"
+@pytest.mark.parametrize("number", range(16))
+def test_a_zstd_may_begin_with_a_frame_without_content(number: int):
+    frame = struct.pack("<II", 0x184D2A50 + number, 5) + b"about"
     assert inflated(frame + zstd(b"content")) == (b"content", "")
     assert inflated(frame * 2 + zstd(b"a") + frame + zstd(b"b") + frame) == (b"ab", "")

@@ -23,8 +23,8 @@ from pipeline.sources.units import Unit
 from pipeline.storage.store import Store
 
 
-def listed(uri: str | Path, kind: Any, *, rows: int = 100, **fields: Any) -> Inputs:
-    return list_inputs(Source(uri=str(uri), format=kind, **fields), max_extent_rows=rows)
+def listed(uri: str | Path, form: Any, *, rows: int = 100, **fields: Any) -> Inputs:
+    return list_inputs(Source(uri=str(uri), format=form, **fields), max_extent_rows=rows)
 
 
 def paths(inputs: Inputs) -> list[str]:
@@ -44,13 +44,13 @@ def images(count: int) -> list[bytes]:
     return [b"x" * 50] * count
 
 
-@pytest.mark.parametrize(("kind", "name"), [("images", "a.jpg"), ("webdataset", "a.tar")])
-def test_who_may_list_but_not_read_hears_of_it_at_once(s3: S3Server, kind: str, name: str):
+@pytest.mark.parametrize(("form", "name"), [("images", "a.jpg"), ("webdataset", "a.tar")])
+def test_who_may_list_but_not_read_hears_of_it_at_once(s3: S3Server, form: str, name: str):
     direct = s3.store()
     direct.put(name, b"x")
     with FaultProxy(s3.endpoint_url, Rule(DENIED, "GET|HEAD", rf"/{name}", last=99)) as proxy:
         with pytest.raises(JobError, match=rf"{name}: access denied"):
-            listed(direct.uri, kind, storage_options=s3.options_at(proxy.url))
+            listed(direct.uri, form, storage_options=s3.options_at(proxy.url))
         denied = [action for _, _, action in proxy.requests if action == DENIED]
     assert len(denied) == 1, "an access error is not retried"
 
@@ -94,16 +94,18 @@ def test_folders_globs_and_single_files_name_their_shards(
     for path, data in FILES.items():
         usual_store.put(path, data)
     options = dict(usual_store.storage_options)
-    found = listed(usual_store.url(pattern), "images", storage_options=options)
-    root = Store(found.root, options)
-    shown = [root.url(path).removeprefix(usual_store.url("") + "/") for path in paths(found)]
+    inputs = listed(usual_store.url(pattern), "images", storage_options=options)
+    root = Store(inputs.root, options)
+    shown = [root.url(path).removeprefix(usual_store.url("") + "/") for path in paths(inputs)]
     assert shown == wanted
-    assert [root.read_bytes(path) for path in paths(found)] == [FILES[name] for name in wanted]
-    assert found.skipped.files == skipped
+    assert [root.read_bytes(path) for path in paths(inputs)] == [FILES[name] for name in wanted]
+    assert inputs.skipped.files == skipped
     if not pattern:
-        assert found.skipped.total + len(found.shards) == len(FILES), "every file is accounted for"
-        assert found.skipped.extensions == {".parquet": 1, ".txt": 1}
-        assert found.skipped.first["extension"] == ("b/notes.txt", "z.parquet")
+        assert inputs.skipped.total + len(inputs.shards) == len(FILES), (
+            "every file is accounted for"
+        )
+        assert inputs.skipped.extensions == {".parquet": 1, ".txt": 1}
+        assert inputs.skipped.first["extension"] == ("b/notes.txt", "z.parquet")
 
 
 @pytest.mark.parametrize(
@@ -135,8 +137,8 @@ def test_a_folder_that_is_named_like_a_glob_is_a_folder(any_store: Store):
         "br[2]/*": ["br2/d.jpg"],
         "e[1].jpg": ["e[1].jpg"],
     }.items():
-        found = listed(any_store.url(uri), "images", storage_options=options)
-        assert paths(found) == wanted, uri
+        inputs = listed(any_store.url(uri), "images", storage_options=options)
+        assert paths(inputs) == wanted, uri
 
 
 def test_stars_within_a_segment_are_refused_in_one_line(tmp_path: Path):
@@ -167,9 +169,9 @@ def test_an_entry_of_any_kind_is_input_or_counted(tmp_path: Path):
         "notes.txt": outside / "photo.jpg",
     }.items():
         (source / name).symlink_to(target)
-    found = listed(source, "images")
-    assert paths(found) == ["a.jpg", "out.jpg", "sub/chain.jpg"]
-    assert found.skipped.files == {
+    inputs = listed(source, "images")
+    assert paths(inputs) == ["a.jpg", "out.jpg", "sub/chain.jpg"]
+    assert inputs.skipped.files == {
         "extension": 1,
         "hidden": 1,
         "link_to_folder": 2,
@@ -177,8 +179,8 @@ def test_an_entry_of_any_kind_is_input_or_counted(tmp_path: Path):
         "special_file": 3,
         "not_utf8": 2,
     }
-    assert found.skipped.first["not_utf8"] == (r"caf\xe9.jpg", r"caf\xe9/b.jpg")
-    assert found.num_bytes == 1 + 2 + 2, "a link counts as its target"
+    assert inputs.skipped.first["not_utf8"] == (r"caf\xe9.jpg", r"caf\xe9/b.jpg")
+    assert inputs.num_bytes == 1 + 2 + 2, "a link counts as its target"
     unfollowed = listed(source, "images", follow_links=False)
     assert paths(unfollowed) == ["a.jpg"]
     assert unfollowed.skipped.files == {"hidden": 1, "link": 9, "special_file": 1, "not_utf8": 2}
@@ -194,7 +196,7 @@ def test_a_link_to_a_folder_that_a_glob_would_look_into_is_counted(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("pattern", "said"),
+    ("pattern", "expected"),
     [
         ("*.XMP", "*.XMP matches 3 files, none read: format images reads .jpg"),
         ("*.XMP", "; skipped: 3 .xmp"),
@@ -203,15 +205,17 @@ def test_a_link_to_a_folder_that_a_glob_would_look_into_is_counted(tmp_path: Pat
         ("empty", "empty holds no files"),
     ],
 )
-def test_where_there_is_no_input_it_is_said_what_is_there(pattern: str, said: str, tmp_path: Path):
+def test_where_there_is_no_input_it_is_said_what_is_there(
+    pattern: str, expected: str, tmp_path: Path
+):
     for number in range(3):
         (tmp_path / f"{number}.XMP").write_bytes(b"1")
     (tmp_path / os.fsdecode(b"\xff.png")).write_bytes(b"1")
     (tmp_path / "empty").mkdir()
     source = Source(uri=str(tmp_path / pattern), format="images")
-    found = list_inputs(source, max_extent_rows=1)
-    assert found.shards == ()
-    assert said in describe_no_input(source, found.skipped)
+    inputs = list_inputs(source, max_extent_rows=1)
+    assert inputs.shards == ()
+    assert expected in describe_no_input(source, inputs.skipped)
 
 
 def test_a_folder_that_is_not_there_is_missing_and_an_empty_one_has_no_rows(tmp_path: Path):
@@ -246,8 +250,8 @@ def test_row_groups_are_joined_up_to_the_limit_and_empty_ones_dropped(tmp_path: 
     with pq.ParquetWriter(tmp_path / "a.parquet", pa.schema([("image", pa.binary())])) as writer:
         for num_rows in (3, 0, 4, 10, 1, 1, 30, 4, 6):
             writer.write_table(pa.table({"image": pa.array(images(num_rows), pa.binary())}))
-    found = listed(tmp_path, "parquet", rows=10)
-    cut = [(extent.first_row, extent.num_rows) for extent in found.extents]
+    inputs = listed(tmp_path, "parquet", rows=10)
+    cut = [(extent.first_row, extent.num_rows) for extent in inputs.extents]
     assert cut == [(0, 7), (7, 10), (17, 2), (19, 30), (49, 10)]
 
 
@@ -266,8 +270,8 @@ def test_a_shard_without_a_readable_footer_is_one_row_with_a_reason(tmp_path: Pa
     (tmp_path / "s1.parquet").write_bytes(cut)
     (tmp_path / "s3.parquet").write_bytes(b"")
     (tmp_path / "s4.parquet").write_bytes(b"PAR1 is not enough PAR1")
-    found = listed(tmp_path, "parquet")
-    rows = {e.path: (e.num_rows, e.reason, e.is_whole_shard) for e in found.extents}
+    inputs = listed(tmp_path, "parquet")
+    rows = {e.path: (e.num_rows, e.reason, e.is_whole_shard) for e in inputs.extents}
     broken = (1, Reason.UNREADABLE_SHARD, True)
     assert rows == {
         "s0.parquet": (6, None, False),
@@ -276,8 +280,8 @@ def test_a_shard_without_a_readable_footer_is_one_row_with_a_reason(tmp_path: Pa
         "s3.parquet": broken,
         "s4.parquet": broken,
     }
-    assert all(extent.message for extent in found.extents if extent.reason)
-    unit = Unit(0, tuple(found.extents), (0, found.num_rows or 0))
+    assert all(extent.message for extent in inputs.extents if extent.reason)
+    unit = Unit(0, tuple(inputs.extents), (0, inputs.num_rows or 0))
     assert [unit.place_of(row) for row in (5, 6, 7, 9)] == [
         ("s0.parquet", 5), ("s1.parquet", None), ("s2.parquet", 0), ("s3.parquet", None)
     ]  # fmt: skip
@@ -291,9 +295,9 @@ def test_a_column_that_some_shards_lack_costs_their_rows(missing: str, place: in
     del tables[place][missing]
     tables[place]["other"] = [1] * 5
     shards(tmp_path, *tables, row_group_size=2)
-    found = listed(tmp_path, "parquet", rows=2, id_column="id", pass_through=("camera",))
-    assert found.num_rows == 15
-    for extent in found.extents:
+    inputs = listed(tmp_path, "parquet", rows=2, id_column="id", pass_through=("camera",))
+    assert inputs.num_rows == 15
+    for extent in inputs.extents:
         is_bad = extent.path == f"s{place}.parquet"
         assert extent.reason == (Reason.BAD_SCHEMA if is_bad else None)
         assert not extent.is_whole_shard
@@ -311,5 +315,5 @@ def test_pass_through_columns_become_nullable_and_lose_their_metadata(tmp_path: 
     field = pa.field("n", pa.int32(), nullable=False, metadata={"from": "elsewhere"})
     schema = pa.schema([pa.field("image", pa.binary()), field])
     pq.write_table(pa.table({"image": images(2), "n": [1, 2]}, schema=schema), tmp_path / "a.pq")
-    (found,) = listed(tmp_path, "parquet", pass_through=("n",)).pass_through
-    assert found.equals(pa.field("n", pa.int32()), check_metadata=True)
+    (field,) = listed(tmp_path, "parquet", pass_through=("n",)).pass_through
+    assert field.equals(pa.field("n", pa.int32()), check_metadata=True)

@@ -65,11 +65,11 @@ def test_a_full_read_gives_every_row_in_order(shards: Path):
             for path in sorted(shards.iterdir())
         ]
     ).to_pylist()
-    found = rows(slices)
-    assert [row["row_id"] for row in found] == [row["id"] for row in expected]
+    read_rows = rows(slices)
+    assert [row["row_id"] for row in read_rows] == [row["id"] for row in expected]
     for name in ("n", "city", "image"):
-        assert [row[name] for row in found] == [row[name] for row in expected]
-    assert all(row["error"] is None for row in found)
+        assert [row[name] for row in read_rows] == [row[name] for row in expected]
+    assert all(row["error"] is None for row in read_rows)
     for table in slices.values():
         assert table.schema == source_schema(list(plan.pass_through), IMAGE_FIELDS)
     num_bytes = sum(len(row["image"]) for row in expected)
@@ -88,11 +88,11 @@ def test_a_full_read_gives_every_row_in_order(shards: Path):
 
 def test_ids_are_shard_and_row_without_an_id_column(shards: Path):
     reader, plan = plan_job(shards, 10)
-    found = rows(read(reader, plan)[0])
+    read_rows = rows(read(reader, plan)[0])
     wanted = [(i, r) for i, num_rows in enumerate((40, 3, 101, 7)) for r in range(num_rows)]
-    assert [row["row_id"] for row in found] == [f"s{i}.parquet#{r}" for i, r in wanted]
-    assert [row["image"] for row in found] == [f"{i}:{r}".encode() * 3 for i, r in wanted]
-    assert {row["uri"] for row in found} == {str(shards / f"s{i}.parquet") for i in range(4)}
+    assert [row["row_id"] for row in read_rows] == [f"s{i}.parquet#{r}" for i, r in wanted]
+    assert [row["image"] for row in read_rows] == [f"{i}:{r}".encode() * 3 for i, r in wanted]
+    assert {row["uri"] for row in read_rows} == {str(shards / f"s{i}.parquet") for i in range(4)}
 
 
 @functools.cache
@@ -144,9 +144,9 @@ def test_object_storage_reads_like_a_local_folder(shards: Path, any_store: Store
     options = dict(any_store.storage_options)
     reader, plan = plan_job(any_store.url(), 10, id_column="id", storage_options=options)
     local = rows(read(*plan_job(shards, 10, id_column="id"))[0])
-    found = rows(read(reader, plan)[0])
-    assert [{**row, "uri": ""} for row in found] == [{**row, "uri": ""} for row in local]
-    assert found[0]["uri"] == any_store.url("s0.parquet")
+    read_rows = rows(read(reader, plan)[0])
+    assert [{**row, "uri": ""} for row in read_rows] == [{**row, "uri": ""} for row in local]
+    assert read_rows[0]["uri"] == any_store.url("s0.parquet")
 
 
 # ---------------------------------------------------------------------------- rows that fail
@@ -159,13 +159,13 @@ def test_null_images_and_null_ids_cost_their_row(tmp_path: Path):
     pq.write_table(table, tmp_path / "s.parquet")
     reader, plan = plan_job(tmp_path, 10, id_column="id", pass_through=["n"])
     slices, (counters,) = read(reader, plan)
-    found = rows(slices)
-    assert [row["row_id"] for row in found] == ["a", "b", "s.parquet#2", "d"]
-    assert [row["error"] for row in found] == [None, "null_input", "null_input", None]
-    assert [row["error_stage"] for row in found] == [None, "read", "read", None]
-    assert [row["message"] for row in found] == [None, "image is null", "id is null", None]
-    assert [row["image"] for row in found] == [b"0", None, None, b"3"]
-    assert [row["n"] for row in found] == [0, 1, 2, 3]
+    read_rows = rows(slices)
+    assert [row["row_id"] for row in read_rows] == ["a", "b", "s.parquet#2", "d"]
+    assert [row["error"] for row in read_rows] == [None, "null_input", "null_input", None]
+    assert [row["error_stage"] for row in read_rows] == [None, "read", "read", None]
+    assert [row["message"] for row in read_rows] == [None, "image is null", "id is null", None]
+    assert [row["image"] for row in read_rows] == [b"0", None, None, b"3"]
+    assert [row["n"] for row in read_rows] == [0, 1, 2, 3]
     read_ = counters["read"]
     assert (read_["rows_in"], read_["rows_out"], read_["rows_quarantined"]) == (4, 2, 2)
 
@@ -184,14 +184,14 @@ def test_shards_that_do_not_fit_become_failed_rows(tmp_path: Path):
     (tmp_path / "d.parquet").write_bytes(b"broken")
     pq.write_table(pa.table({"picture": [b"x"] * 3}), tmp_path / "e.parquet")
     reader, plan = plan_job(tmp_path, 2, pass_through=["n"])
-    found = rows(read(reader, plan)[0])
-    assert [row["error"] for row in found] == (
+    read_rows = rows(read(reader, plan)[0])
+    assert [row["error"] for row in read_rows] == (
         [None] * 3 + ["bad_schema"] * 6 + ["unreadable_shard"] + ["bad_schema"] * 3
     )
-    ids = [row["row_id"] for row in found]
+    ids = [row["row_id"] for row in read_rows]
     assert ids[3:10] == [f"{s}.parquet#{r}" for s in "bc" for r in range(3)] + ["d.parquet"]
     assert len(set(ids)) == len(ids)
-    assert all(row["message"] and row["image"] is None for row in found if row["error"])
+    assert all(row["message"] and row["image"] is None for row in read_rows if row["error"])
 
 
 class Payload:
@@ -220,17 +220,17 @@ def test_no_column_type_runs_what_a_shard_carries(extension: str, tmp_path: Path
     (tmp_path / "in").mkdir()
     for name, column in (("a", "image"), ("b", "note")):
         fields = [
-            pa.field(each, pa.binary(), metadata=metadata if each == column else None)
-            for each in ("image", "note")
+            pa.field(name, pa.binary(), metadata=metadata if name == column else None)
+            for name in ("image", "note")
         ]
         table = pa.table([[payload] * 3] * 2, schema=pa.schema(fields))
         pq.write_table(table, tmp_path / "in" / f"{name}.parquet")
-    found = []
+    read_rows = []
     with contextlib.suppress(JobError):  # the whole job may be refused as well
         reader, plan = plan_job(tmp_path / "in", 2, pass_through=["note"])
-        found = rows(read(reader, plan)[0])
+        read_rows = rows(read(reader, plan)[0])
     assert not canary.exists()
-    for row in found:
+    for row in read_rows:
         assert row["error"] or row["image"] == payload
     pickle.loads(payload).close()
     assert canary.exists(), "the payload works if it is unpickled"
@@ -269,16 +269,16 @@ def test_damage_in_the_middle_of_a_shard_costs_rows_and_no_run(
     damage(tmp_path / "s.parquet", 52, 60, fill)
     reader, plan = plan_job(tmp_path, 10)
     slices, counted = read(reader, plan)
-    found = rows(slices)
-    assert len(found) == 200
-    assert [row["row_id"] for row in found] == [f"s.parquet#{i}" for i in range(200)]
-    failed = [index for index, row in enumerate(found) if row["error"]]
+    read_rows = rows(slices)
+    assert len(read_rows) == 200
+    assert [row["row_id"] for row in read_rows] == [f"s.parquet#{i}" for i in range(200)]
+    failed = [index for index, row in enumerate(read_rows) if row["error"]]
     assert failed
-    assert {found[index]["error"] for index in failed} == {"unreadable_shard"}
+    assert {read_rows[index]["error"] for index in failed} == {"unreadable_shard"}
     # Row groups before and after the damage are complete.
     assert set(failed) <= set(range(75, 150))
     for index in set(range(200)) - set(range(75, 150)):
-        assert found[index]["image"] == images[index]
+        assert read_rows[index]["image"] == images[index]
     assert sum(counters["read"]["rows_quarantined"] for counters in counted) == len(failed)
 
 
@@ -289,9 +289,9 @@ def test_a_shard_cut_after_planning_costs_its_rows(tmp_path: Path):
     damage(tmp_path / "a.parquet", 45, 100, b"\x00")
     # As a disk damages it, without a new ctime.
     plan = replace(plan, units=with_ctimes(plan.units, {"": 1}))
-    found = rows(read(reader, plan)[0])
-    assert [row["error"] for row in found] == ["unreadable_shard"] * 200 + [None] * 200
-    assert [row["image"] for row in found[200:]] == images
+    read_rows = rows(read(reader, plan)[0])
+    assert [row["error"] for row in read_rows] == ["unreadable_shard"] * 200 + [None] * 200
+    assert [row["image"] for row in read_rows[200:]] == images
 
 
 def test_a_vanished_shard_costs_its_rows(tmp_path: Path):
@@ -299,9 +299,9 @@ def test_a_vanished_shard_costs_its_rows(tmp_path: Path):
         pq.write_table(pa.table({"image": [b"x"] * 5}), tmp_path / f"{name}.parquet")
     reader, plan = plan_job(tmp_path, 4)
     (tmp_path / "a.parquet").unlink()
-    found = rows(read(reader, plan)[0])
-    assert [row["error"] for row in found] == ["missing"] * 5 + [None] * 5
-    assert len({row["row_id"] for row in found}) == 10
+    read_rows = rows(read(reader, plan)[0])
+    assert [row["error"] for row in read_rows] == ["missing"] * 5 + [None] * 5
+    assert len({row["row_id"] for row in read_rows}) == 10
 
 
 def test_a_replaced_object_stops_the_run(any_store: Store):
@@ -349,10 +349,10 @@ def test_image_files_are_read_whole_and_in_order(any_store: Store):
         any_store.put(path, data)
     reader, plan = images_job(any_store, 8)
     slices, counted = read(reader, plan)
-    found = rows(slices)
-    assert {row["row_id"]: row["image"] for row in found} == files
-    assert [row["row_id"] for row in found] == sorted(files)
-    assert [row["uri"] for row in found] == [any_store.url(path) for path in sorted(files)]
+    read_rows = rows(slices)
+    assert {row["row_id"]: row["image"] for row in read_rows} == files
+    assert [row["row_id"] for row in read_rows] == sorted(files)
+    assert [row["uri"] for row in read_rows] == [any_store.url(path) for path in sorted(files)]
     assert sum(counters["read"]["bytes_in"] for counters in counted) == sum(range(20))
     some, _ = read(reader, plan, {(0, 8)})
     for key, table in some.items():
@@ -367,11 +367,11 @@ def test_a_file_above_the_limit_is_refused_unread(tmp_path: Path):
     # A folder in its place: reading it would fail.
     (tmp_path / "b.jpg").unlink()
     (tmp_path / "b.jpg").mkdir()
-    found = rows(read(reader, plan)[0])
-    assert [row["error"] for row in found] == [None, "too_large", None]
-    assert found[1]["num_bytes"] == 11
-    assert found[1]["message"] == "11 bytes, the limit is 10"
-    assert found[1]["image"] is None
+    read_rows = rows(read(reader, plan)[0])
+    assert [row["error"] for row in read_rows] == [None, "too_large", None]
+    assert read_rows[1]["num_bytes"] == 11
+    assert read_rows[1]["message"] == "11 bytes, the limit is 10"
+    assert read_rows[1]["image"] is None
 
 
 def test_a_vanished_file_costs_its_row_and_a_changed_one_stops_the_run(any_store: Store):
@@ -379,8 +379,8 @@ def test_a_vanished_file_costs_its_row_and_a_changed_one_stops_the_run(any_store
         any_store.put(name, name.encode())
     reader, plan = images_job(any_store, 10)
     any_store.delete(["b.jpg"])
-    found = rows(read(reader, plan)[0])
-    assert [row["error"] for row in found] == [None, "missing", None]
+    read_rows = rows(read(reader, plan)[0])
+    assert [row["error"] for row in read_rows] == [None, "missing", None]
     for content in (b"longer than it was", b"C.jpg"):  # the second is as long as the first was
         any_store.put("c.jpg", content)
         with pytest.raises(InfraError, match=r"c\.jpg: it changed since it was listed"):
@@ -405,8 +405,8 @@ def test_chosen_rows_of_a_unit_are_those_of_the_full_read(
     unit = data.draw(st.sampled_from(plan.units))
     chosen = sorted(data.draw(st.sets(st.integers(0, unit.bounds[-1] - 1), min_size=1)))
     every = pa.concat_tables([part for _, _, part in read_slices(reader, unit, _starts(unit))])
-    [(_, _, found)] = read_slices(reader, only_rows(unit, chosen), frozenset([0]))
-    assert found.to_pylist() == every.take(chosen).to_pylist()
+    [(_, _, table)] = read_slices(reader, only_rows(unit, chosen), frozenset([0]))
+    assert table.to_pylist() == every.take(chosen).to_pylist()
 
 
 def _starts(unit: Unit) -> frozenset[int]:
@@ -421,9 +421,9 @@ def test_a_sample_is_of_rows_from_all_over_and_the_same_each_time(
     reader, plan = plan_job(shards, slice_rows)
     units, seed = sample_units(plan, num_rows)
     assert len({unit.index for unit in units}) == min(16, len(plan.units))
-    found = sample_rows(reader, units, num_rows, seed)
-    assert found.equals(sample_rows(reader, *sample_units(plan, num_rows)[:1], num_rows, seed))
-    ids = found.column("row_id").to_pylist()
+    sample = sample_rows(reader, units, num_rows, seed)
+    assert sample.equals(sample_rows(reader, *sample_units(plan, num_rows)[:1], num_rows, seed))
+    ids = sample.column("row_id").to_pylist()
     assert len(set(ids)) == len(ids) <= num_rows
     from_units = [len(set(ids) & set(_ids(reader, unit))) for unit in units]
     assert max(from_units) <= -(-num_rows // len(units))

@@ -242,7 +242,7 @@ def test_other_content_of_the_same_size_and_time_ends_the_run(
     source: Source, change: Callable[[Path], None], num_read: int, tmp_path: Path
 ):
     inputs = list_inputs(source, max_extent_rows=4)
-    files = sorted(each for each in tmp_path.iterdir() if each.is_file())
+    files = sorted(path for path in tmp_path.iterdir() if path.is_file())
     tables = read(source, inputs, {shard.path: shard.ctime_ns for shard in inputs.shards})
     for _ in range(num_read):
         next(tables)

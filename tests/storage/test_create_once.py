@@ -39,7 +39,7 @@ def outcome(create: Sequence[Answer], read: Sequence[Answer]) -> CreateOutcome:
 
 
 @pytest.mark.parametrize(
-    ("create", "read", "found"),
+    ("create", "read", "expected"),
     [
         ([True], [AssertionError("not asked")], CreateOutcome.CREATED),
         ([False], [b"{token}"], CreateOutcome.MINE),
@@ -53,9 +53,9 @@ def outcome(create: Sequence[Answer], read: Sequence[Answer]) -> CreateOutcome:
     ],
 )
 def test_what_is_there_in_the_end_decides(
-    create: list[Answer], read: list[Answer], found: CreateOutcome
+    create: list[Answer], read: list[Answer], expected: CreateOutcome
 ):
-    assert outcome(create, read) is found
+    assert outcome(create, read) is expected
 
 
 @pytest.mark.parametrize(

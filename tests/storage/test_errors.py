@@ -58,9 +58,9 @@ def test_a_secret_at_any_depth_is_in_no_error_of_a_store(secret: str):
 
 def test_the_parts_of_a_connection_string_are_secrets_too():
     text = "AccountName=me;AccountKey=a2V5MQ==;SharedAccessSignature=sv=1&sig=x;EndpointSuffix=x"
-    found = secret_values({"connection_string": text})
-    assert {text, "a2V5MQ==", "sv=1&sig=x"} <= {*found}
-    assert "me" not in found
+    secrets = secret_values({"connection_string": text})
+    assert {text, "a2V5MQ==", "sv=1&sig=x"} <= {*secrets}
+    assert "me" not in secrets
 
 
 def test_nothing_is_no_secret():
@@ -70,12 +70,12 @@ def test_nothing_is_no_secret():
 
 
 def test_the_section_whose_options_are_wrong_is_named():
-    told = classify(type("NoCredentialsError", (Exception,), {})(), "cannot list s3://b")
+    error = classify(type("NoCredentialsError", (Exception,), {})(), "cannot list s3://b")
     with (
         pytest.raises(JobError, match=r"missing: see sink\.storage_options or the variables"),
         options_named("sink.storage_options"),
     ):
-        raise told
+        raise error
     for other in (InfraError("see storage_options"), JobError("no such bucket")):
         with pytest.raises(type(other)) as caught, options_named("sink.storage_options"):
             raise other
@@ -154,14 +154,14 @@ ANSWERS: list[tuple[BaseException, type[PipelineError], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("error", "kind", "words"), ANSWERS, ids=range(len(ANSWERS)))
+@pytest.mark.parametrize(("error", "error_type", "words"), ANSWERS, ids=range(len(ANSWERS)))
 def test_an_error_is_the_users_the_stores_or_over_in_a_moment(
-    error: BaseException, kind: type[PipelineError], words: str
+    error: BaseException, error_type: type[PipelineError], words: str
 ):
-    found = classify(error, "cannot read s3cr3t/x", ["s3cr3t"])
-    assert type(found) is kind
-    with pytest.raises(kind, match=rf"^cannot read \*\*\*/x: .*{words}"):
-        raise found
+    classified = classify(error, "cannot read s3cr3t/x", ["s3cr3t"])
+    assert type(classified) is error_type
+    with pytest.raises(error_type, match=rf"^cannot read \*\*\*/x: .*{words}"):
+        raise classified
 
 
 def test_an_error_that_was_handled_before_does_not_decide():
@@ -189,11 +189,11 @@ def test_causes_that_run_in_circles_end():
 
 
 def test_our_own_errors_pass_as_they_are():
-    for own in (JobError("x"), InfraError("y")):
-        assert classify(own, "cannot read x") is own
-        with pytest.raises(type(own)) as caught, storage_errors("cannot read x"):
-            raise own
-        assert caught.value is own
+    for error in (JobError("x"), InfraError("y")):
+        assert classify(error, "cannot read x") is error
+        with pytest.raises(type(error)) as caught, storage_errors("cannot read x"):
+            raise error
+        assert caught.value is error
 
 
 def test_a_missing_file_is_told_from_a_missing_bucket_where_the_caller_asks():

@@ -51,22 +51,22 @@ class Bucket:
         with self._lock:
             self.num_requests += 1
         prefix = f"{folder}/" if folder and not folder.endswith("/") else folder
-        found: list[str] = []
+        entries: list[str] = []
         for key in self.keys[bisect.bisect_left(self.keys, token or prefix) :]:
             if not key.startswith(prefix):
                 continue
             rest = key.removeprefix(prefix)
             entry = prefix + rest.partition("/")[0] + "/" if delimited and "/" in rest else key
-            if entry in found or (token or "") > entry:
+            if entry in entries or (token or "") > entry:
                 continue
-            if len(found) == PAGE_KEYS:
-                return self._page(found, entry)
-            found.append(entry)
-        return self._page(found, None)
+            if len(entries) == PAGE_KEYS:
+                return self._page(entries, entry)
+            entries.append(entry)
+        return self._page(entries, None)
 
-    def _page(self, found: list[str], token: str | None) -> Page:
-        files = [StoredFile(entry, 1, "v", None) for entry in found if not entry.endswith("/")]
-        return Page(files, [entry for entry in found if entry.endswith("/")], token)
+    def _page(self, entries: list[str], token: str | None) -> Page:
+        files = [StoredFile(entry, 1, "v", None) for entry in entries if not entry.endswith("/")]
+        return Page(files, [entry for entry in entries if entry.endswith("/")], token)
 
 
 def paths(pages: Iterator[list[StoredFile]]) -> list[str]:
@@ -166,9 +166,9 @@ def test_a_folder_without_a_name_is_one_of_its_own(keys: set[str]) -> None:
     bucket = Bucket(keys)
 
     def page(_fs: object, name: str, prefix: str, delimited: bool, token: str | None) -> Page:
-        found = bucket.fetch(prefix, delimited, token)
-        files = [dataclasses.replace(f, path=f"{name}/{f.path}") for f in found.files]
-        return Page(files, found.prefixes, found.next_token)
+        listed = bucket.fetch(prefix, delimited, token)
+        files = [dataclasses.replace(f, path=f"{name}/{f.path}") for f in listed.files]
+        return Page(files, listed.prefixes, listed.next_token)
 
     facts = dataclasses.replace(OBJECT_PROTOCOLS["s3"], list_page=page)
     listed = paths(list_in_parallel(ObjectStore(None, facts).list_page, "lake"))
@@ -176,11 +176,11 @@ def test_a_folder_without_a_name_is_one_of_its_own(keys: set[str]) -> None:
 
 
 # SeaweedFS has no keys with two slashes.
-@pytest.mark.parametrize("kind", ["gcs", "azure"])
+@pytest.mark.parametrize("protocol", ["gcs", "azure"])
 def test_odd_keys_are_listed_once_and_cost_at_most_themselves(
-    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    protocol: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server: LocalServer = request.getfixturevalue(kind)
+    server: LocalServer = request.getfixturevalue(protocol)
     set_page_keys(monkeypatch, 3)
     store = server.store()
     names = [f"{folder}{number}.png" for folder in ("a/", "b//", "") for number in range(5)]
@@ -191,12 +191,12 @@ def test_odd_keys_are_listed_once_and_cost_at_most_themselves(
         put(f"/{number}.png")
     put("folder.png/")
     source = Source(uri=store.uri, format="images", storage_options=dict(store.storage_options))
-    found = list_inputs(source, max_extent_rows=10)
-    assert [shard.path for shard in found.shards] == sorted(names)
-    read = store.read_many([shard.path for shard in found.shards])
+    inputs = list_inputs(source, max_extent_rows=10)
+    assert [shard.path for shard in inputs.shards] == sorted(names)
+    read = store.read_many([shard.path for shard in inputs.shards])
     assert read == {name: name.encode() for name in names}
-    assert found.skipped.files == {"bad_key": 6}
-    assert found.skipped.first["bad_key"] == tuple(f"/{number}.png" for number in range(5))
+    assert inputs.skipped.files == {"bad_key": 6}
+    assert inputs.skipped.first["bad_key"] == tuple(f"/{number}.png" for number in range(5))
 
 
 def raw_writer(store: Store) -> Callable[[str], None]:
@@ -258,8 +258,8 @@ keys_of_days = st.tuples(
 def after(keys: list[str], key: str) -> Page:
     """List sorted keys as object stores do it."""
     begin = bisect.bisect_right(keys, key)
-    found = [StoredFile(each, 1, "v", None) for each in keys[begin : begin + PAGE_KEYS]]
-    return Page(found, next_token=found[-1].path if begin + PAGE_KEYS < len(keys) else None)
+    files = [StoredFile(key, 1, "v", None) for key in keys[begin : begin + PAGE_KEYS]]
+    return Page(files, next_token=files[-1].path if begin + PAGE_KEYS < len(keys) else None)
 
 
 @given(st.sets(keys_of_days), st.sets(folders))
@@ -267,16 +267,18 @@ def test_all_files_of_the_folders_and_no_others(keys: set[str], folders: set[str
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(listing, "_LEAST_FOLDERS", 2)
         pages = list_folders(lambda key: after(sorted(keys), key), sorted(folders))
-        found = [file.path for page in pages for file in page]
-    assert sorted(found) == sorted(key for key in keys if key.rpartition("/")[0] in folders)
+        paths = [file.path for page in pages for file in page]
+    assert sorted(paths) == sorted(key for key in keys if key.rpartition("/")[0] in folders)
 
 
 def test_every_kind_of_store_lists_the_same_and_jumps_over_what_is_large(
     every_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_page_keys(monkeypatch, 10)
-    small = [f"c/d={n}/{kind}/{i}" for n in (1, 2, 3) for kind in ("lease", "log") for i in (1, 2)]
-    large = [f"c/d=2/{kind}/{i:03d}" for kind in ("keys", "staging") for i in range(60)]
+    small = [
+        f"c/d={n}/{folder}/{i}" for n in (1, 2, 3) for folder in ("lease", "log") for i in (1, 2)
+    ]
+    large = [f"c/d=2/{folder}/{i:03d}" for folder in ("keys", "staging") for i in range(60)]
     for path in [*small, *large, "c/d=1/current.json", "c/d=30/log/1"]:
         every_store.put(path, b"x")
     requests, list_after = list[str](), ObjectStore.list_after
@@ -286,10 +288,10 @@ def test_every_kind_of_store_lists_the_same_and_jumps_over_what_is_large(
         return list_after(store, folder, path)
 
     monkeypatch.setattr(ObjectStore, "list_after", counted)
-    wanted = [f"c/d={n}/{kind}" for n in (1, 2, 3, 4) for kind in ("lease", "log")]
-    found = every_store.list_small_folders("c", wanted)
-    assert [file.path for file in found] == sorted(small)
-    assert found[0] == every_store.stat(small[0])
+    wanted = [f"c/d={n}/{folder}" for n in (1, 2, 3, 4) for folder in ("lease", "log")]
+    files = every_store.list_small_folders("c", wanted)
+    assert [file.path for file in files] == sorted(small)
+    assert files[0] == every_store.stat(small[0])
     assert len(requests) <= 4
 
 
@@ -297,8 +299,8 @@ def test_names_that_servers_sort_in_two_ways_are_listed_one_by_one(every_store: 
     paths = [f"c/{name}/log/1" for name in ("d=2026-11", "d=2026-11-24", "d=2026-11.5")]
     for path in paths:
         every_store.put(path, b"x")
-    found = every_store.list_small_folders("c", [path.rpartition("/")[0] for path in paths])
-    assert sorted(file.path for file in found) == sorted(paths)
+    files = every_store.list_small_folders("c", [path.rpartition("/")[0] for path in paths])
+    assert sorted(file.path for file in files) == sorted(paths)
     assert every_store.list_small_folders("c", []) == []
 
 

@@ -14,7 +14,7 @@ from pipeline.storage.object_store import ObjectStore, object_store
 from pipeline.storage.protocols.azure import switch_off_retries
 
 COROUTINES = {"s3": ["_call_s3"], "gcs": ["_cat_file", "_info"], "azure": ["_info"]}
-KINDS = ["s3", "gcs", "azure"]
+PROTOCOLS = ["s3", "gcs", "azure"]
 
 
 class Without:
@@ -40,21 +40,21 @@ def objects_of(server: LocalServer) -> tuple[ObjectStore, dict[str, tuple[str, s
     return objects, {name: (f"{root}/{name}", listed[name]) for name in listed}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_versions_are_read_without_the_private_coroutines(
-    kind: str, request: pytest.FixtureRequest
+    protocol: str, request: pytest.FixtureRequest
 ) -> None:
-    objects, files = objects_of(request.getfixturevalue(kind))
-    hidden = COROUTINES[kind]
+    objects, files = objects_of(request.getfixturevalue(protocol))
+    hidden = COROUTINES[protocol]
     assert all(hasattr(objects.fs, name) for name in hidden), "no longer the library's name"
     plain = ObjectStore(Without(objects.fs, *hidden), objects.facts)
     paths, versions = zip(*files.values(), strict=True)
     assert plain.read_many(paths, versions) == [b"a", b"b", b"c"]
     objects.put(paths[1], b"new content")
-    found = plain.read_many([*paths, f"{paths[0]}-missing"], [*versions, versions[0]])
-    assert (found[0], found[2]) == (b"a", b"c")
-    assert isinstance(found[1], FileExpired)
-    assert isinstance(found[3], FileNotFoundError)
+    contents = plain.read_many([*paths, f"{paths[0]}-missing"], [*versions, versions[0]])
+    assert (contents[0], contents[2]) == (b"a", b"c")
+    assert isinstance(contents[1], FileExpired)
+    assert isinstance(contents[3], FileNotFoundError)
 
 
 def test_azure_works_if_its_retry_policy_has_another_name(

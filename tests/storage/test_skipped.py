@@ -32,10 +32,10 @@ _BAD_KEYS = ("/x.png", "a/", "a/./b.png", "../b.png", "a/..", "\0")
 
 
 def tally(*entries: tuple[str, SkipReason]) -> Skipped:
-    found = SkipCounter()
+    counter = SkipCounter()
     for path, reason in entries:
-        found.add(path, reason)
-    return found.result()
+        counter.add(path, reason)
+    return counter.result()
 
 
 @pytest.mark.parametrize(
@@ -73,9 +73,9 @@ def test_hidden_names_markers_and_odd_keys_are_told_by_their_names(
 
 
 def test_every_reason_is_counted_or_expected_and_the_rest_is_said() -> None:
-    found = tally(*((f"{reason}-{i}.x", reason) for reason in SkipReason for i in range(2)))
-    assert found.total == 2 * len(SkipReason)
-    assert found.judged == 2 * (len(SkipReason) - 3), (
+    skipped = tally(*((f"{reason}-{i}.x", reason) for reason in SkipReason for i in range(2)))
+    assert skipped.total == 2 * len(SkipReason)
+    assert skipped.judged == 2 * (len(SkipReason) - 3), (
         "hidden, marker and link are as they should be"
     )
     assert not tally(
@@ -87,26 +87,26 @@ def test_every_reason_is_counted_or_expected_and_the_rest_is_said() -> None:
         ("b", SkipReason.EXTENSION),
         (".c", SkipReason.HIDDEN),
     ]
-    said = tally(*others, *heavy).describe()
-    assert said == "15 .heic, 1 without extension, 1 .xmp, 1 hidden"
+    description = tally(*others, *heavy).describe()
+    assert description == "15 .heic, 1 without extension, 1 .xmp, 1 hidden"
 
 
 @given(st.permutations(range(12)))
 def test_the_first_names_do_not_depend_on_the_order_of_the_listing(order: list[int]) -> None:
-    found = tally(*((f"{number:02d}.x", SkipReason.EXTENSION) for number in order))
-    assert found.first["extension"] == tuple(f"{number:02d}.x" for number in range(FIRST_NAMES))
+    skipped = tally(*((f"{number:02d}.x", SkipReason.EXTENSION) for number in order))
+    assert skipped.first["extension"] == tuple(f"{number:02d}.x" for number in range(FIRST_NAMES))
 
 
 @pytest.mark.slow
 def test_a_million_skipped_files_take_no_memory() -> None:
-    found = SkipCounter()
+    counter = SkipCounter()
     tracemalloc.start()
     for number in range(200_000):
-        found.add(f"folder/{number:09d}.{number}", SkipReason.EXTENSION)
+        counter.add(f"folder/{number:09d}.{number}", SkipReason.EXTENSION)
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak_bytes < 2**20
-    result = found.result()
+    result = counter.result()
     assert (result.total, sum(result.extensions.values())) == (200_000, 200_000)
     assert len(json.dumps(result.to_dict())) < 4096
 
@@ -126,8 +126,8 @@ def test_a_latin_1_name_is_shown_with_its_bytes() -> None:
 
 
 def test_what_was_stored_is_read_back_also_what_an_older_version_did_not_know() -> None:
-    found = tally(("a.x", SkipReason.EXTENSION), ("b", SkipReason.BAD_KEY))
-    assert Skipped.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    skipped = tally(("a.x", SkipReason.EXTENSION), ("b", SkipReason.BAD_KEY))
+    assert Skipped.from_dict(json.loads(json.dumps(skipped.to_dict()))) == skipped
     assert Skipped.from_dict({}) == Skipped()
     newer = {"reasons": [{"reason": "of tomorrow", "files": 2, "first": ["x"]}]}
     assert Skipped.from_dict(newer).describe() == "2 of tomorrow"
@@ -154,10 +154,10 @@ def test_every_file_is_a_row_or_counted_in_report_and_manifest(
 ) -> None:
     partition = partition_of(tmp_path)
     manifest = partition.run()
-    found = Skipped.from_dict(manifest.skipped)
+    skipped = Skipped.from_dict(manifest.skipped)
     assert manifest.num_rows == manifest.num_predicted + manifest.num_quarantined == 4
-    assert manifest.num_rows + found.total == len([*Path(partition.inputs).iterdir()])
-    assert found.files == {
+    assert manifest.num_rows + skipped.total == len([*Path(partition.inputs).iterdir()])
+    assert skipped.files == {
         "extension": 3, "hidden": 1, "marker": 1, "link_to_folder": 1, "not_utf8": 1
     }  # fmt: skip
     assert partition.report()["skipped"] == manifest.skipped

@@ -157,12 +157,12 @@ def test_what_is_put_is_listed_read_and_described_alike(every_store: Store) -> N
     for file in listed:
         assert every_store.read_bytes(file.path) == contents[file.path]
         assert file.size_bytes == len(contents[file.path])
-        found = every_store.stat(file.path)
-        assert found is not None
-        assert (found.path, found.size_bytes) == (file.path, file.size_bytes)
-        assert found.version == file.version != ""
-        assert found.modified is not None
-        assert abs(found.modified - dt.datetime.now(dt.UTC)) < dt.timedelta(minutes=5)
+        stat = every_store.stat(file.path)
+        assert stat is not None
+        assert (stat.path, stat.size_bytes) == (file.path, file.size_bytes)
+        assert stat.version == file.version != ""
+        assert stat.modified is not None
+        assert abs(stat.modified - dt.datetime.now(dt.UTC)) < dt.timedelta(minutes=5)
     assert every_store.read_many([*contents, "empty"]) == contents
 
 
@@ -201,9 +201,9 @@ def test_reading_what_is_not_there_is_left_to_the_caller(every_store: Store) -> 
         with pytest.raises(FileNotFoundError) as caught:
             act()
         assert caught.value.filename == every_store.url("not there")
-    found = every_store.read_many(["there", "not there"])
-    assert found["there"] == b"x"
-    assert isinstance(found["not there"], FileNotFoundError)
+    contents = every_store.read_many(["there", "not there"])
+    assert contents["there"] == b"x"
+    assert isinstance(contents["not there"], FileNotFoundError)
     assert every_store.stat("not there") is None
     assert every_store.read_many([]) == {}
 
@@ -216,11 +216,11 @@ def test_reading_another_version_than_was_listed_is_refused(every_store: Store) 
     assert every_store.read_many(names, listed) == dict.fromkeys(names, b"old")
     every_store.put("replaced", b"new")
     every_store.delete(["gone"])
-    found = every_store.read_many(names, listed)
-    assert found["kept"] == b"old"
-    assert isinstance(found["replaced"], InfraError)
-    assert "changed since it was listed" in str(found["replaced"])
-    assert isinstance(found["gone"], FileNotFoundError)
+    contents = every_store.read_many(names, listed)
+    assert contents["kept"] == b"old"
+    assert isinstance(contents["replaced"], InfraError)
+    assert "changed since it was listed" in str(contents["replaced"])
+    assert isinstance(contents["gone"], FileNotFoundError)
 
 
 def test_a_file_on_disk_is_put_as_its_bytes_are(every_store: Store, tmp_path: Path) -> None:
@@ -441,7 +441,7 @@ def test_a_truncated_answer_is_never_taken_for_the_whole(
     assert {store.read_bytes(path) for path in paths[:5]} == {data}
     for answer in (data[:-1], data + b"x"):
         with pytest.raises(OSError, match=f"got {len(answer)} of the 400000 bytes from 0 on"):
-            RemoteFile(len(data), lambda *_, found=answer: found).read()
+            RemoteFile(len(data), lambda *_, body=answer: body).read()
     assert [f.path for f in store.list_files()] == sorted(paths)
     assert read_range(store, paths[0]) == data[100:200_000]
     assert TRUNCATE in [action for _, _, action in proxy.requests]
@@ -600,9 +600,9 @@ def test_what_became_a_pipe_is_a_changed_file_at_once(tmp_path: Path) -> None:
     listener.bind(str(tmp_path / "socket.jpg"))
     with contextlib.closing(listener):
         for name in ("pipe.jpg", "socket.jpg"):
-            found = store.read_many([name], {name: "1"})[name]
-            assert isinstance(found, InfraError)
-            assert "changed since it was listed" in str(found)
+            error = store.read_many([name], {name: "1"})[name]
+            assert isinstance(error, InfraError)
+            assert "changed since it was listed" in str(error)
             with pytest.raises(InfraError, match="changed since it was listed"):
                 store.open(name)
             assert store.stat(name) is None

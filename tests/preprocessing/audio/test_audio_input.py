@@ -26,7 +26,9 @@ LONG = 3
 
 def rows_of(seconds: tuple[float, ...] = SECONDS) -> pa.Table:
     ids = [str(row) for row in range(len(seconds))]
-    data = pa.array([encoded(tone(each), subtype="FLOAT") for each in seconds], pa.large_binary())
+    data = pa.array(
+        [encoded(tone(duration_s), subtype="FLOAT") for duration_s in seconds], pa.large_binary()
+    )
     columns = {"row_id": ids, "uri": ids, AUDIO: data}
     return pa.table({**columns, **failure_columns([None] * len(seconds))})
 
@@ -36,12 +38,12 @@ def test_clips_keep_their_lengths_and_are_counted(num_threads: int):
     counters = Counters()
     prepared = SEEN.prepare(rows_of(), counters, Limits(10**6, 1), num_threads)
     assert prepared.column(DURATION_S).to_pylist() == [
-        None if row == LONG else each for row, each in enumerate(SECONDS)
+        None if row == LONG else duration_s for row, duration_s in enumerate(SECONDS)
     ]
     assert prepared.column(ERROR).to_pylist() == [None, None, None, "too_large", None]
     for row, samples in enumerate(SEEN.arrays(prepared)[TENSOR]):
         assert np.array_equal(samples, [] if row == LONG else tone(SECONDS[row]))
-    counts = [(each["rows_in"], each["rows_out"]) for each in counters.values()]
+    counts = [(stage["rows_in"], stage["rows_out"]) for stage in counters.values()]
     assert counts == [(5, 4), (4, 4)]
 
 
@@ -53,7 +55,7 @@ def test_a_slice_without_rows_is_prepared():
 
 def test_a_slice_of_a_table_is_viewed_where_it_begins():
     prepared = SEEN.prepare(rows_of(), {}, Limits(10**6, 1)).slice(1, 2)
-    assert [len(each) for each in SEEN.arrays(prepared)[TENSOR]] == [RATE_HZ // 2, RATE_HZ // 4]
+    assert [len(clip) for clip in SEEN.arrays(prepared)[TENSOR]] == [RATE_HZ // 2, RATE_HZ // 4]
 
 
 def test_a_batch_has_clips_of_one_length_and_bounded_samples():

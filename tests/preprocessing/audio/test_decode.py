@@ -32,14 +32,14 @@ def refusal(data: bytes, max_bytes: int = MAX_BYTES) -> tuple[Reason, str]:
     return caught.value.reason, caught.value.message
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_clip_becomes_its_samples(kind: str):
+@pytest.mark.parametrize("encoding", KINDS)
+def test_a_clip_becomes_its_samples(encoding: str):
     samples = tone(1.0)
-    clip = decode_clip(encoded(samples, **KINDS[kind]), MAX_BYTES, MAX_S)
+    clip = decode_clip(encoded(samples, **KINDS[encoding]), MAX_BYTES, MAX_S)
     assert clip.rate_hz == RATE_HZ
     assert clip.samples.dtype == np.float32
-    assert clip.duration_s == pytest.approx(1.0, abs=0.1 if kind == "mp3" else 1e-6)
-    if kind not in LOSSY:
+    assert clip.duration_s == pytest.approx(1.0, abs=0.1 if encoding == "mp3" else 1e-6)
+    if encoding not in LOSSY:
         assert np.abs(clip.samples - samples).max() < 1e-4
     else:
         assert np.abs(clip.samples).max() == pytest.approx(np.abs(samples).max(), rel=0.3)
@@ -64,17 +64,17 @@ def test_silence_is_a_clip():
     assert not clip.samples.any()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_longer_clip_is_refused_with_the_recipe(kind: str):
-    reason, message = refusal(encoded(tone(2.5), **KINDS[kind]))
+@pytest.mark.parametrize("encoding", KINDS)
+def test_a_longer_clip_is_refused_with_the_recipe(encoding: str):
+    reason, message = refusal(encoded(tone(2.5), **KINDS[encoding]))
     assert reason is Reason.TOO_LARGE
     assert "allowed are 2 (audio.max_s); cut it into pieces: ffmpeg" in message
 
 
-@pytest.mark.parametrize("kind", [name for name in KINDS if name != "mp3"])
-def test_a_clip_that_is_cut_is_never_a_shorter_one(kind: str):
+@pytest.mark.parametrize("encoding", [name for name in KINDS if name != "mp3"])
+def test_a_clip_that_is_cut_is_never_a_shorter_one(encoding: str):
     """At any byte of the last half; pages of Ogg are whole, and so seen only within the last."""
-    data = encoded(tone(1.0), **KINDS[kind])
+    data = encoded(tone(1.0), **KINDS[encoding])
     first = data.rfind(b"OggS") + 4 if data.startswith(b"OggS") else len(data) // 2
     for end in range(first, len(data), max(1, (len(data) - first) // 20)):
         assert refusal(data[:end])[0] in (Reason.TRUNCATED, Reason.DECODE_ERROR)
@@ -93,10 +93,10 @@ class Endless:
         return np.zeros((num_frames if self.num_read < 10**7 else 0, 1), np.float32)
 
 
-@pytest.mark.parametrize("kind", [name for name in KINDS if "wav" not in name])
+@pytest.mark.parametrize("encoding", [name for name in KINDS if "wav" not in name])
 @pytest.mark.parametrize("tag", [b"", b"ID3\4\0\0\0\0\2\0" + bytes(256)])
-def test_joined_clips_are_never_their_first_one(kind: str, tag: bytes):
-    one, other = encoded(tone(0.3), **KINDS[kind]), encoded(tone(0.2, 600.0), **KINDS[kind])
+def test_joined_clips_are_never_their_first_one(encoding: str, tag: bytes):
+    one, other = encoded(tone(0.3), **KINDS[encoding]), encoded(tone(0.2, 600.0), **KINDS[encoding])
     reason, message = refusal(one + tag + other)
     assert reason is Reason.UNSUPPORTED_FORMAT
     assert "files that are joined" in message
@@ -112,7 +112,7 @@ def test_an_mp3_is_whole_whatever_its_frames_say_of_its_length():
     untagged = data[data.index(b"\xff\xf3", 1) :]  # the tag is the first frame
     pictured = b"ID3\4\0\0\0\0\0\x40" + b"\xff\xd8\xff\xe0" * 16
     pictured = pictured * 2 + untagged + b"TAG" + bytes(125)
-    for clip in (decode_clip(each, MAX_BYTES, 3.0) for each in (untagged, pictured)):
+    for clip in (decode_clip(data, MAX_BYTES, 3.0) for data in (untagged, pictured)):
         assert 2.0 <= clip.duration_s < 2.2
         begin = len(clip.samples) - RATE_HZ
         assert np.abs(clip.samples[begin + 4000 :]).mean() > 0.05
@@ -182,9 +182,9 @@ HOSTILE = {
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_what_is_no_clip_gets_its_reason(case: str):
-    data, reason, told = HOSTILE[case]
-    found, message = refusal(data)
-    assert (found, told in message) == (reason, True), message
+    data, reason, expected_message = HOSTILE[case]
+    actual_reason, message = refusal(data)
+    assert (actual_reason, expected_message in message) == (reason, True), message
 
 
 def test_a_clip_of_too_many_bytes_is_not_looked_at():
@@ -197,7 +197,7 @@ def test_a_clip_of_too_many_bytes_is_not_looked_at():
 @pytest.mark.parametrize("rate_hz", [8_000, 22_050, 44_100, 48_000])
 def test_a_clip_of_another_rate_sounds_the_same(rate_hz: int):
     """A tone below all limits is the same tone, but for the ends, where the filter hears less."""
-    found = resampled(Clip(tone(1.0, rate_hz=rate_hz), rate_hz), RATE_HZ)
+    actual = resampled(Clip(tone(1.0, rate_hz=rate_hz), rate_hz), RATE_HZ)
     wanted, inner = tone(1.0), slice(400, -400)
-    assert abs(len(found) - len(wanted)) <= 1
-    assert np.abs(found[: len(wanted)] - wanted[: len(found)])[inner].max() < 1e-3
+    assert abs(len(actual) - len(wanted)) <= 1
+    assert np.abs(actual[: len(wanted)] - wanted[: len(actual)])[inner].max() < 1e-3

@@ -115,7 +115,7 @@ def test_jpeg_routes_agree_bit_for_bit(mode: str, subsampling: str, progressive:
 
 
 @pytest.mark.parametrize(
-    ("kind", "options"),
+    ("format_name", "options"),
     [
         ("JPEG", {"quality": 80}),
         ("JPEG", {"quality": 80, "progressive": True}),
@@ -131,32 +131,32 @@ def test_jpeg_routes_agree_bit_for_bit(mode: str, subsampling: str, progressive:
     ],
 )
 def test_a_cut_at_any_byte_is_refused_or_changes_no_pixel(
-    kind: str, options: dict[str, object]
+    format_name: str, options: dict[str, object]
 ) -> None:
-    if kind == "HEIF":
+    if format_name == "HEIF":
         pytest.importorskip("pillow_heif").register_heif_opener()  # to encode
-    data = encode(base_image(SEED, 40, 30), kind, **options)
+    data = encode(base_image(SEED, 40, 30), format_name, **options)
     whole = decode_image(data, LIMITS)
-    for kept in range(33, len(data), 11 if kind in ("AVIF", "HEIF") else 1):
+    for kept in range(33, len(data), 11 if format_name in ("AVIF", "HEIF") else 1):
         outcome = outcome_of(data[:kept])
         if isinstance(outcome, torch.Tensor):  # only bytes after the last pixel were missing
-            assert kind in ("GIF", "BMP", "PNG", "TIFF")
-            assert kind == "TIFF" or kept > len(data) - 12
+            assert format_name in ("GIF", "BMP", "PNG", "TIFF")
+            assert format_name == "TIFF" or kept > len(data) - 12
             assert torch.equal(outcome, whole), kept
-        elif kind == "GIF" and data[kept - 1 : kept] == b";":  # by chance an end marker
+        elif format_name == "GIF" and data[kept - 1 : kept] == b";":  # by chance an end marker
             assert outcome.reason in (Reason.TRUNCATED, Reason.DECODE_ERROR)
         else:
             assert outcome.reason == Reason.TRUNCATED, (kept, outcome.message)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_a_tail_of_zeros_never_becomes_pixels(kind: str) -> None:
-    data = encode(base_image(SEED, 40, 30), kind)
+@pytest.mark.parametrize("format_name", ["JPEG", "PNG"])
+def test_a_tail_of_zeros_never_becomes_pixels(format_name: str) -> None:
+    data = encode(base_image(SEED, 40, 30), format_name)
     whole = decode_image(data, LIMITS)
     for kept in range(30, len(data)):
         outcome = outcome_of(data[:kept] + bytes(len(data) - kept))
         if isinstance(outcome, torch.Tensor):  # the checksum of the empty last chunk
-            assert kind == "PNG"
+            assert format_name == "PNG"
             assert kept >= len(data) - 4
             assert torch.equal(outcome, whole), kept
 
@@ -255,7 +255,7 @@ def test_the_decoder_shrinks_large_jpegs_and_the_result_looks_the_same(mode: str
 @pytest.mark.parametrize(("side_px", "scale"), [(511, 1), (1023, 1), (1024, 2), (2048, 4)])
 def test_it_shrinks_only_as_far_as_enough_is_left(side_px: int, scale: int):
     data = encode(Image.new("RGB", (side_px + 100, side_px), (9, 99, 199)), "JPEG")
-    found = decode_image(data, DecodeLimits(2**30, 10**9), partial(shrink_factor, SPEC))
-    assert found.shape[1] == -(-side_px // scale)
+    pixels = decode_image(data, DecodeLimits(2**30, 10**9), partial(shrink_factor, SPEC))
+    assert pixels.shape[1] == -(-side_px // scale)
     if scale == 1:
-        assert torch.equal(found, decode_image(data, DecodeLimits(2**30, 10**9)))
+        assert torch.equal(pixels, decode_image(data, DecodeLimits(2**30, 10**9)))

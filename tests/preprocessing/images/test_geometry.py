@@ -38,11 +38,11 @@ def prepared(images: list[bytes | None], spec: TransformSpec) -> pa.Table:
     return preprocess(pa.table(columns), {}, LIMITS, spec)
 
 
-def photo(width_px: int, height_px: int, orientation: int = 1, kind: str = "JPEG") -> bytes:
+def photo(width_px: int, height_px: int, orientation: int = 1, format_name: str = "JPEG") -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
     image = base_image(3).resize((width_px, height_px))
-    return encode(image, kind, **({"exif": exif} if kind == "JPEG" else {}))
+    return encode(image, format_name, **({"exif": exif} if format_name == "JPEG" else {}))
 
 
 @pytest.mark.parametrize(
@@ -77,23 +77,23 @@ def test_no_shape_of_an_image_is_made_smaller_than_the_least(spec: TransformSpec
 
 
 def test_sizes_are_those_of_the_upright_image_and_null_if_it_cannot_be_decoded():
-    images = [photo(120, 80), photo(120, 80, 6), photo(50, 70, kind="PNG"), b"none", None]
-    found = prepared(images, SPEC)
-    assert found.column(WIDTH_PX).to_pylist() == [120, 80, 50, None, None]
-    assert found.column(HEIGHT_PX).to_pylist() == [80, 120, 70, None, None]
-    assert found.schema.field(WIDTH_PX).type == found.schema.field(HEIGHT_PX).type == pa.int32()
-    assert found.schema.field(GEOMETRY).type == pa.list_(pa.float32(), 4)
-    places = found.column(GEOMETRY).to_pylist()
+    images = [photo(120, 80), photo(120, 80, 6), photo(50, 70, format_name="PNG"), b"none", None]
+    rows = prepared(images, SPEC)
+    assert rows.column(WIDTH_PX).to_pylist() == [120, 80, 50, None, None]
+    assert rows.column(HEIGHT_PX).to_pylist() == [80, 120, 70, None, None]
+    assert rows.schema.field(WIDTH_PX).type == rows.schema.field(HEIGHT_PX).type == pa.int32()
+    assert rows.schema.field(GEOMETRY).type == pa.list_(pa.float32(), 4)
+    places = rows.column(GEOMETRY).to_pylist()
     assert places[3:] == [None, None]
     for row, (width_px, height_px) in enumerate([(120, 80), (80, 120), (50, 70)]):
         assert places[row] == pytest.approx(geometry(SPEC, width_px, height_px), rel=1e-6)
-    assert found.take(pa.array([1, None], pa.int64())).column(GEOMETRY).null_count == 1
+    assert rows.take(pa.array([1, None], pa.int64())).column(GEOMETRY).null_count == 1
 
 
 def test_an_image_that_only_the_transform_refuses_has_a_size():
     limits = TransformSpec(1, 1, "bilinear", **HALF)
-    found = prepared([photo(2, 2, kind="PNG")], limits)
-    assert found.column(WIDTH_PX).to_pylist() == [2]
+    rows = prepared([photo(2, 2, format_name="PNG")], limits)
+    assert rows.column(WIDTH_PX).to_pylist() == [2]
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
@@ -103,12 +103,12 @@ def test_a_photo_that_the_decoder_shrinks_keeps_its_size(orientation: int, resiz
     more = {**HALF, "shrink_on_load": True, "resize": resize}
     spec = TransformSpec((24, 30), resize_px, "bilinear", **more)
     shrunk, whole = (
-        prepared([photo(801, 603, orientation)], each) for each in (spec, spec.exact())
+        prepared([photo(801, 603, orientation)], transform) for transform in (spec, spec.exact())
     )
     sizes = [603, 801] if orientation == 6 else [801, 603]
-    for found in (shrunk, whole):
-        assert [found.column(name)[0].as_py() for name in (WIDTH_PX, HEIGHT_PX)] == sizes
-    places = [np.array(found.column(GEOMETRY)[0].as_py()) for found in (shrunk, whole)]
+    for rows in (shrunk, whole):
+        assert [rows.column(name)[0].as_py() for name in (WIDTH_PX, HEIGHT_PX)] == sizes
+    places = [np.array(rows.column(GEOMETRY)[0].as_py()) for rows in (shrunk, whole)]
     # A pixel at most at the far edge: the decoder rounds its sizes up.
     assert np.abs(places[0][:2] * sizes - places[1][:2] * sizes).max() <= 1
     assert not shrunk.column("image").equals(whole.column("image"))

@@ -97,16 +97,16 @@ HEICS: dict[str, Callable[[], bytes]] = {
 @pytest.mark.parametrize("name", HEICS)
 def test_a_heic_has_the_pixels_of_its_plugin(name: str):
     data = HEICS[name]()
-    found = pixels_of(data)
+    pixels = pixels_of(data)
     if name != "ten_bits":  # where Pillow clips and we do not
-        assert torch.equal(found, pillow_rgb(data))
+        assert torch.equal(pixels, pillow_rgb(data))
     if name.startswith("exif_"):
         upright = ImageOps.exif_transpose(Image.open(io.BytesIO(turned_png(int(name[-1])))))
         wanted = torch.from_numpy(np.array(upright)).permute(2, 0, 1)
-        assert found.shape == wanted.shape
-        assert (found.int() - wanted.int()).abs().float().mean() < 15  # lossy, and not turned
+        assert pixels.shape == wanted.shape
+        assert (pixels.int() - wanted.int()).abs().float().mean() < 15  # lossy, and not turned
     if name == "ten_bits":
-        assert (found.int() - 40_000 // 256).abs().max() <= 2
+        assert (pixels.int() - 40_000 // 256).abs().max() <= 2
 
 
 def test_without_the_extra_a_heic_is_unsupported_and_the_message_names_the_extra(
@@ -160,9 +160,9 @@ def test_a_12_bit_grey_tiff_uses_all_its_bits():
     assert pixels_of(data)[0].flatten().tolist() == [0, 127, 128, 255]
 
 
-@pytest.mark.parametrize(("kind", "sample_format"), [("<f4", 3), ("<i4", 2), ("<i2", 2)])
-def test_a_tiff_without_a_known_white_is_refused(kind: str, sample_format: int):
-    grey = np.zeros((8, 8), kind)
+@pytest.mark.parametrize(("dtype", "sample_format"), [("<f4", 3), ("<i4", 2), ("<i2", 2)])
+def test_a_tiff_without_a_known_white_is_refused(dtype: str, sample_format: int):
+    grey = np.zeros((8, 8), dtype)
     bits = grey.itemsize * 8
     data = tiff(grey.tobytes(), t256=8, t257=8, t258=bits, t339=sample_format)
     reason, message = refused(data)
@@ -171,17 +171,19 @@ def test_a_tiff_without_a_known_white_is_refused(kind: str, sample_format: int):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "expected"),
     [
         ({"t254": 1}, "a smaller copy"),
         ({"t50706": 0x01040000}, "camera raw"),
         ({"t262": 32803}, "camera raw"),
     ],
 )
-def test_a_tiff_whose_first_page_is_not_the_photo_is_refused(changes: dict[str, int], said: str):
+def test_a_tiff_whose_first_page_is_not_the_photo_is_refused(
+    changes: dict[str, int], expected: str
+):
     reason, message = refused(tiff(bytes(64), t256=8, t257=8, **changes))
     assert reason == Reason.UNSUPPORTED_FORMAT
-    assert said in message
+    assert expected in message
 
 
 def test_tiles_are_put_together():
@@ -220,7 +222,7 @@ def test_a_tiff_that_contradicts_itself_is_refused(changes: dict[str, int], reas
 
 def test_damaged_files_raise_nothing_but_undecodable():
     rng = np.random.default_rng(SEED)
-    files = [encode(base_image(SEED), kind) for kind in ("AVIF", "HEIF", "TIFF")]
+    files = [encode(base_image(SEED), name) for name in ("AVIF", "HEIF", "TIFF")]
     files.append(encode(base_image(SEED), "TIFF", compression="tiff_lzw"))
     for whole in files:
         for _ in range(15):
@@ -242,7 +244,7 @@ def says(data: bytes, width_px: int, height_px: int) -> bytes:
 
 
 def bombs() -> dict[str, bytes]:
-    avif, heic = (encode(base_image(SEED), kind) for kind in ("AVIF", "HEIF"))
+    avif, heic = (encode(base_image(SEED), name) for name in ("AVIF", "HEIF"))
     large = encode(Image.new("RGB", (1200, 800)), "HEIF")
     zeros = bytes(1000)
     return {
@@ -291,14 +293,14 @@ def test_what_says_that_it_is_huge_is_refused_before_memory_is_taken(tmp_path: P
         (tmp_path / name).write_bytes(data)
     command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout)
-    for name, (reason, grown_mib) in found.items():
+    refusals = json.loads(done.stdout)
+    for name, (reason, grown_mib) in refusals.items():
         allowed_mib = MAX_MIB + 4 * len(files[name]) / 2**20
         assert grown_mib < allowed_mib, (name, reason, grown_mib)
     wanted = dict.fromkeys(files, "too_large")
     damaged = ("strips.tif", "huge.heic", "other.heic", "small.heic")
     wanted |= {**dict.fromkeys(damaged, "decode_error"), "tags.tif": "decoded"}
-    assert {name: reason for name, (reason, _) in found.items()} == wanted
+    assert {name: reason for name, (reason, _) in refusals.items()} == wanted
 
 
 # Through the way of the data
@@ -306,7 +308,7 @@ def test_what_says_that_it_is_huge_is_refused_before_memory_is_taken(tmp_path: P
 
 def test_new_formats_go_through_the_transform_as_others_do():
     image = Image.new("RGB", (300, 280), (200, 40, 90))
-    files = [encode(image, kind) for kind in ("TIFF", "AVIF", "HEIF", "PNG", "JPEG2000")]
+    files = [encode(image, name) for name in ("TIFF", "AVIF", "HEIF", "PNG", "JPEG2000")]
     names = [str(index) for index in range(len(files))]
     columns = {ROW_ID: names, URI: names, "image": files, **failure_columns([None] * len(files))}
     rows = pa.table(columns, schema=source_schema([], IMAGE_FIELDS))

@@ -53,12 +53,12 @@ def run(inputs: list[Input]) -> tuple[np.ndarray, list[dict[str, Any]], Counters
     """Return pixels, the other columns, and the counters."""
     counters: Counters = {}
     rows = source_rows(inputs)
-    found = preprocess(rows, counters, LIMITS, SPEC)
-    assert found.column_names == [*rows.column_names, *SIZES]
-    found_rows = found.drop_columns(["image", *SIZES])
-    assert found_rows.schema == rows.drop_columns(["image"]).schema
-    pixels = images_from_arrow(found.column("image"), SPEC.shape)
-    return pixels, found_rows.to_pylist(), counters
+    prepared = preprocess(rows, counters, LIMITS, SPEC)
+    assert prepared.column_names == [*rows.column_names, *SIZES]
+    other_columns = prepared.drop_columns(["image", *SIZES])
+    assert other_columns.schema == rows.drop_columns(["image"]).schema
+    pixels = images_from_arrow(prepared.column("image"), SPEC.shape)
+    return pixels, other_columns.to_pylist(), counters
 
 
 @pytest.mark.parametrize("num_threads", [2, 3, 8])
@@ -155,7 +155,7 @@ def test_nothing_to_decode_still_gives_pixels_of_the_right_size():
 
 def test_rows_in_several_chunks_are_taken_in_order(good_pixels: list[np.ndarray]):
     chunked = pa.concat_tables([source_rows([GOOD[2], FAILED]), source_rows([GOOD[0]])])
-    found = preprocess(chunked, {}, LIMITS, SPEC)
-    pixels = images_from_arrow(found.column("image"), SPEC.shape)
+    prepared = preprocess(chunked, {}, LIMITS, SPEC)
+    pixels = images_from_arrow(prepared.column("image"), SPEC.shape)
     assert np.array_equal(pixels[0], good_pixels[2])
     assert np.array_equal(pixels[2], good_pixels[0])

@@ -60,11 +60,9 @@ def prepared(spec: TransformSpec, encoded: list[bytes], num_threads: int = 1) ->
 
 
 def messages(spec: TransformSpec, encoded: list[bytes]) -> list[tuple[str, str, str]]:
-    found = prepared(spec, encoded)
+    rows = prepared(spec, encoded)
     return list(
-        zip(
-            *(found.column(c).to_pylist() for c in ("error", "error_stage", "message")), strict=True
-        )
+        zip(*(rows.column(c).to_pylist() for c in ("error", "error_stage", "message")), strict=True)
     )
 
 
@@ -82,9 +80,9 @@ def test_the_model_sees_what_the_callable_makes_of_the_decoded_image(
     factory: str, channels: int, args: dict[str, Any], num_threads: int
 ):
     spec, encoded = spec_of(factory, num_channels=channels, **args), photos()
-    found = prepared(spec, encoded, num_threads)
-    assert found.column("error").null_count == len(encoded)
-    images = images_from_arrow(found.column("image"), (SIZE_PX, SIZE_PX, channels))
+    rows = prepared(spec, encoded, num_threads)
+    assert rows.column("error").null_count == len(encoded)
+    images = images_from_arrow(rows.column("image"), (SIZE_PX, SIZE_PX, channels))
     step = load_step(f"own_transforms:{factory}", args)
     for data, image in zip(encoded, images, strict=True):
         expected = step(decode_image(data, LIMITS))
@@ -92,17 +90,15 @@ def test_the_model_sees_what_the_callable_makes_of_the_decoded_image(
 
 
 def test_sizes_are_those_of_the_decoded_images_and_places_are_unknown():
-    found = prepared(spec_of("composed"), photos())
-    sizes = zip(
-        *(found.column(name).to_pylist() for name in ("width_px", "height_px")), strict=True
-    )
+    rows = prepared(spec_of("composed"), photos())
+    sizes = zip(*(rows.column(name).to_pylist() for name in ("width_px", "height_px")), strict=True)
     assert list(sizes) == SIZES
-    assert found.column("_geometry").null_count == len(SIZES)
+    assert rows.column("_geometry").null_count == len(SIZES)
 
 
 def test_memory_that_the_callable_uses_again_is_copied():
-    found = prepared(spec_of("reused"), photos())
-    images = images_from_arrow(found.column("image"), (SIZE_PX, SIZE_PX, 3))
+    rows = prepared(spec_of("reused"), photos())
+    images = images_from_arrow(rows.column("image"), (SIZE_PX, SIZE_PX, 3))
     assert len({image.tobytes() for image in images}) == len(SIZES)
 
 
@@ -117,7 +113,7 @@ def test_it_is_made_once_in_a_process_for_each_thread_that_decodes():
 
 
 @pytest.mark.parametrize(
-    ("kind", "returned"),
+    ("fault", "returned"),
     [
         *(("none", "builtins.NoneType"), ("array", "numpy.ndarray"), ("pil", "PIL.Image")),
         *(("float", "float32 (3, "), ("int64", "int64 (3, "), ("batch", "uint8 (1, 3, 40, 60)")),
@@ -125,8 +121,8 @@ def test_it_is_made_once_in_a_process_for_each_thread_that_decodes():
         *(("gray", "uint8 (1, 40, 60)"), ("empty", "uint8 (3, 0, 60)"), ("small", "uint8 (3, 5, ")),
     ],
 )
-def test_what_it_returns_is_checked_and_the_message_says_what_is_right(kind: str, returned: str):
-    [(error, stage, message)] = messages(spec_of("returning", fault=kind), photos()[:1])
+def test_what_it_returns_is_checked_and_the_message_says_what_is_right(fault: str, returned: str):
+    [(error, stage, message)] = messages(spec_of("returning", fault=fault), photos()[:1])
     assert (error, stage) == ("decode_error", "transform")
     assert message.startswith(f"transform.factory own_transforms:returning: returned {returned}")
     assert ", expected a uint8 tensor (3, 32, 32) on the CPU: one image, channels first" in message
@@ -134,9 +130,9 @@ def test_what_it_returns_is_checked_and_the_message_says_what_is_right(kind: str
 
 def test_an_exception_costs_its_row_and_keeps_the_users_words():
     black = png(Image.new("RGB", (40, 40)))
-    found = messages(spec_of("fussy"), [photos()[0], black, photos()[1]])
-    assert [error for error, _, _ in found] == [None, "decode_error", None]
-    assert found[1][2].startswith(
+    outcomes = messages(spec_of("fussy"), [photos()[0], black, photos()[1]])
+    assert [error for error, _, _ in outcomes] == [None, "decode_error", None]
+    assert outcomes[1][2].startswith(
         "transform.factory own_transforms:fussy: ValueError: nothing to see (own_transforms.py line"
     )
     [digest] = prepared(spec_of("fussy"), [black]).column("sha256").to_pylist()
@@ -180,18 +176,16 @@ def test_a_factory_that_cannot_be_used_is_an_error_of_the_job(
 
 def test_images_of_their_own_sizes_are_copied_as_they_are():
     spec, encoded = spec_of("halved", size_px=None), [*photos(), b"no image"]
-    found = prepared(spec, encoded)
-    heights, widths = (
-        found.column(f"_image_{side}_px").to_pylist() for side in ("height", "width")
-    )
+    rows = prepared(spec, encoded)
+    heights, widths = (rows.column(f"_image_{side}_px").to_pylist() for side in ("height", "width"))
     assert list(zip(widths, heights, strict=True)) == [
         *((-(-width // 2), -(-height // 2)) for width, height in SIZES),
         (None, None),
     ]
-    assert found.column("image").type == pa.large_binary()
-    assert found.column("image").null_count == 1
+    assert rows.column("image").type == pa.large_binary()
+    assert rows.column("image").null_count == 1
     for data, pixels, height, width in zip(
-        encoded[:-1], found.column("image").to_pylist(), heights, widths, strict=False
+        encoded[:-1], rows.column("image").to_pylist(), heights, widths, strict=False
     ):
         expected = decode_image(data, LIMITS)[:, ::2, ::2].permute(1, 2, 0).numpy()
         shape = (height, width, 3)
@@ -201,18 +195,18 @@ def test_images_of_their_own_sizes_are_copied_as_they_are():
 def test_a_result_of_too_many_pixels_is_refused():
     limits = DecodeLimits(10**7, 60 * 40)
     spec = spec_of("larger", size_px=None)
-    found = preprocess(rows_of(photos()[:1]), Counters(), limits, spec)
-    assert found.column("error").to_pylist() == ["too_large"]
-    assert "returned (3, 80, 120), 9600 px, allowed are 2400" in found.column("message")[0].as_py()
+    rows = preprocess(rows_of(photos()[:1]), Counters(), limits, spec)
+    assert rows.column("error").to_pylist() == ["too_large"]
+    assert "returned (3, 80, 120), 9600 px, allowed are 2400" in rows.column("message")[0].as_py()
 
 
 def test_a_generated_image_shows_what_comes_out():
-    told = "a generated image of 320 x 240 px"
+    what = "a generated image of 320 x 240 px"
     assert try_step(spec_of("composed")) == (
-        f"ok: own_transforms:composed makes (3, 32, 32) of {told}"
+        f"ok: own_transforms:composed makes (3, 32, 32) of {what}"
     )
     assert try_step(spec_of("refusing")).startswith(
-        f"warn: of {told}: transform.factory own_transforms:refusing: KeyError: 'no such lens'"
+        f"warn: of {what}: transform.factory own_transforms:refusing: KeyError: 'no such lens'"
     )
 
 
@@ -224,11 +218,11 @@ def test_the_transform_evens_contrast_and_keeps_the_whole_image(
     module = importlib.import_module("custom_transform")
     transform = module.even_letterbox(224, limit=4.0)
     dark = torch.arange(40).repeat(300, 20)[None].repeat(3, 1, 1).to(torch.uint8)  # 300 x 800 px
-    found = transform(dark)
-    assert (found.dtype, tuple(found.shape)) == (torch.uint8, (3, 224, 224))
-    assert (found[:, :70] == 114).all()
-    assert (found[:, 154:] == 114).all()
-    inside = found[:, 70:154]
+    image = transform(dark)
+    assert (image.dtype, tuple(image.shape)) == (torch.uint8, (3, 224, 224))
+    assert (image[:, :70] == 114).all()
+    assert (image[:, 154:] == 114).all()
+    inside = image[:, 70:154]
     assert int(inside.max()) > 100, "brighter than any of its pixels were"
     assert torch.equal(inside[0], inside[2]), "gray stays gray"
     same = module.EvenContrast(1.0)(dark)

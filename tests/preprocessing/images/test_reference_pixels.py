@@ -75,11 +75,11 @@ def test_the_first_rows_that_have_not_failed_carry_the_pixels_of_the_cpu():
     shrinking, exact = decoder(shrink_on_load=True), decoder()
     rows = rows_of([*photos(3), b"no image", *photos(20)], failed={1})
     counters: Counters = {}
-    found = with_reference_pixels(rows, counters, shrinking.exact)
-    assert found.drop_columns([EXACT]).equals(rows)
+    checked = with_reference_pixels(rows, counters, shrinking.exact)
+    assert checked.drop_columns([EXACT]).equals(rows)
     expected = exact({}, rows).column("image").to_pylist()
     chosen = [0, *range(2, NUM_REFERENCE_ROWS + 1)]
-    assert exact_column(found) == [
+    assert exact_column(checked) == [
         expected[row] if row in chosen and row != 3 else None for row in range(rows.num_rows)
     ]
     assert counters["reference_check"]["busy_s"] > 0
@@ -97,8 +97,8 @@ def test_exact_pixels_pass_the_decoder_and_are_gone_after_the_model():
     decoded = shrinking({}, rows)
     assert exact_column(decoded) == exact_column(rows)
     assert decoded.column("image").to_pylist() != exact_column(rows), "shrinking changes pixels"
-    found = predictor(spec_of(shrink_on_load=True)).predict(decoded, {})
-    assert EXACT not in found.column_names
+    predicted = predictor(spec_of(shrink_on_load=True)).predict(decoded, {})
+    assert EXACT not in predicted.column_names
 
 
 def test_the_rows_to_compare_are_predicted_ones_with_reference_pixels():

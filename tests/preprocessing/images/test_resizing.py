@@ -75,8 +75,8 @@ def test_pixels_equal_torchvision(resize: str, size):
         more |= {"pad_value": COLOUR} if resize in ("pad", "none") else {}
         spec = make_spec(size, resize, interpolation, **more)
         for image in IMAGES if resize == "shortest" else IMAGES[:-2]:
-            found, wanted = resize_and_crop(image, spec), by_torchvision(image, spec)
-            assert torch.equal(found, wanted), (interpolation, image.shape)
+            actual, wanted = resize_and_crop(image, spec), by_torchvision(image, spec)
+            assert torch.equal(actual, wanted), (interpolation, image.shape)
 
 
 @pytest.mark.parametrize("resize", ["stretch", "pad", "shortest"])
@@ -117,11 +117,11 @@ def test_gray_is_resized_as_one_channel(resize: str):
     fields["resize_px"] = 30 if resize == "shortest" else None
     spec = make_spec((24, 30), resize, None if resize == "none" else "bicubic", **fields)
     for px in SIZES_PX:
-        found = resize_and_crop(make_image(*px), spec)
-        assert found.shape == (1, 24, 30)
+        pixels = resize_and_crop(make_image(*px), spec)
+        assert pixels.shape == (1, 24, 30)
         gray = to_gray(make_image(*px)).repeat(3, 1, 1)
         rgb = make_spec((24, 30), resize, spec.interpolation, resize_px=spec.resize_px)
-        assert torch.equal(found, resize_and_crop(gray, rgb)[:1])
+        assert torch.equal(pixels, resize_and_crop(gray, rgb)[:1])
 
 
 @examples(100)
@@ -139,10 +139,10 @@ def test_geometry_says_where_a_part_of_the_image_is(width_px, height_px, resize,
     # An image whose red is the column and whose green is the row, in 1/300 of 255.
     y, x = np.mgrid[0:height_px, 0:width_px]
     image = torch.from_numpy(np.stack([x % 256, y % 256, 0 * x + 7]).astype(np.uint8))
-    found = resize_and_crop(image, spec).int()
+    pixels = resize_and_crop(image, spec).int()
     for row in range(spec.height_px):
         for column in (0, spec.width_px // 2, spec.width_px - 1):
-            red, green, blue = found[:, row, column].tolist()
+            red, green, blue = pixels[:, row, column].tolist()
             # The middle of this pixel, in the original image.
             from_x = (column + 0.5 - at.offset_x) / at.scale_x
             from_y = (row + 0.5 - at.offset_y) / at.scale_y
@@ -205,9 +205,9 @@ def test_what_torch_refuses_costs_the_row_and_not_the_run() -> None:
 
 
 def test_what_a_float_filter_overshoots_is_no_other_colour() -> None:
-    found = to_bytes(torch.tensor([-7.3, -0.4, 0.6, 254.4, 255.7, 300.0]))
-    assert found.tolist() == [0, 0, 1, 254, 255, 255]
-    assert found.dtype == torch.uint8
+    rounded = to_bytes(torch.tensor([-7.3, -0.4, 0.6, 254.4, 255.7, 300.0]))
+    assert rounded.tolist() == [0, 0, 1, 254, 255, 255]
+    assert rounded.dtype == torch.uint8
 
 
 @pytest.mark.gpu
@@ -215,7 +215,7 @@ def test_what_a_float_filter_overshoots_is_no_other_colour() -> None:
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_a_gpu_resizes_to_nearly_the_same(interpolation: str) -> None:
     image, spec = make_image(375, 500), make_spec(224, "shortest", interpolation, resize_px=256)
-    found = resize_and_crop(image.cuda(), spec)
-    assert (found.device.type, found.dtype) == ("cuda", torch.uint8)
-    difference = found.cpu().int() - resize_and_crop(image, spec).int()
+    pixels = resize_and_crop(image.cuda(), spec)
+    assert (pixels.device.type, pixels.dtype) == ("cuda", torch.uint8)
+    difference = pixels.cpu().int() - resize_and_crop(image, spec).int()
     assert difference.abs().max() <= 2

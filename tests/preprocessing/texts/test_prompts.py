@@ -37,11 +37,11 @@ def test_texts_without_control_tokens_are_tokenised_as_the_library_does_it(model
 
     library = AutoTokenizer.from_pretrained(model)
     before, after = PROMPT.split("{text}")
-    found = opened(model, Prompt(before, after)).prompts(TEXTS)
-    assert found == [library(f"{before}{text}{after}").input_ids for text in TEXTS]
-    found = opened(model).prompts(TEXTS)
+    prompts = opened(model, Prompt(before, after)).prompts(TEXTS)
+    assert prompts == [library(f"{before}{text}{after}").input_ids for text in TEXTS]
+    prompts = opened(model).prompts(TEXTS)
     chat = [f"{CHAT_PROMPT.before}{text}{CHAT_PROMPT.after}" for text in TEXTS]
-    assert found == [library(each, add_special_tokens=False).input_ids for each in chat]
+    assert prompts == [library(text, add_special_tokens=False).input_ids for text in chat]
 
 
 PARTS = st.lists(st.sampled_from([*ROLES, "<|im_", "end|>", "<", "s>", "a", " ", "\n", "{{", "}}"]))
@@ -51,11 +51,11 @@ PARTS = st.lists(st.sampled_from([*ROLES, "<|im_", "end|>", "<", "s>", "a", " ",
 @examples(200)
 def test_control_tokens_of_a_text_are_text(model: Path, text: str):
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
-    [found] = opened(model).prompts([text])
-    control = [tokenizer.id_to_token(each) for each in found if each < len(ROLES)]
+    [ids] = opened(model).prompts([text])
+    control = [tokenizer.id_to_token(number) for number in ids if number < len(ROLES)]
     assert control == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
     wanted = f"{CHAT_PROMPT.before}{text}{CHAT_PROMPT.after}"
-    assert tokenizer.decode(found, skip_special_tokens=False) == wanted
+    assert tokenizer.decode(ids, skip_special_tokens=False) == wanted
 
 
 def test_a_long_row_is_cut_at_the_end_of_its_text_and_keeps_the_prompt(model: Path):
@@ -97,10 +97,10 @@ def test_a_text_that_cannot_be_kept_text_is_its_rows_failure():
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.add_special_tokens(["stop", "~", "?"])
-    found = PromptTokenizer(tokenizer, Prompt("a ", " a", adds_special=False))
-    assert found.prompts(["a", "zz", "stop"]) == [[0, 0, 0], [0, 2, 0], [0, 2, 2, 0]]
+    prompter = PromptTokenizer(tokenizer, Prompt("a ", " a", adds_special=False))
+    assert prompter.prompts(["a", "zz", "stop"]) == [[0, 0, 0], [0, 2, 0], [0, 2, 2, 0]]
     with pytest.raises(RowError, match="makes the control token '~' of the text"):
-        found.prompts(["a ~"])
+        prompter.prompts(["a ~"])
 
 
 def test_the_prompt_must_leave_room_for_a_text(model: Path):
@@ -116,5 +116,5 @@ def test_the_prompt_must_leave_room_for_a_text(model: Path):
 def test_answers_continue_what_stands_before_them(model: Path):
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     for prompt, space in ((Prompt("", "Sentiment:"), " "), (CHAT_PROMPT, "")):
-        found = opened(model, prompt).answers(["positive"])
-        assert [tokenizer.decode(ids) for ids in found] == [f"{space}positive"]
+        answers = opened(model, prompt).answers(["positive"])
+        assert [tokenizer.decode(ids) for ids in answers] == [f"{space}positive"]

@@ -63,7 +63,7 @@ def rows_of(*texts: str, is_pair: bool = False, pairs: tuple[str, ...] | None = 
     "more",
     [
         {"has_pair": True},
-        *(pytest.param(each, marks=pytest.mark.slow) for each in ({}, {"has_offsets": True})),
+        *(pytest.param(options, marks=pytest.mark.slow) for options in ({}, {"has_offsets": True})),
     ],
 )
 def test_a_text_that_the_tokenizer_fails_over_costs_its_row(more: dict[str, Any], tmp_path: Path):
@@ -172,11 +172,11 @@ def test_the_mask_of_a_batch_has_the_tokens_of_each_row_and_no_padding(tmp_path:
         ids, types = wanted["input_ids"][row], wanted["token_type_ids"][row]
         rest = shapes["input_ids"][1] - len(ids)
         assert rest >= 0
-        found = [
+        batches = [
             buffers[name][: np.prod(shapes[name])].reshape(shapes[name])[place].tolist()
             for name in names
         ]
-        assert found == [
+        assert batches == [
             ids + [pad] * rest, [1] * len(ids) + [0] * rest, types + [0] * rest
         ]  # fmt: skip
 
@@ -184,8 +184,8 @@ def test_the_mask_of_a_batch_has_the_tokens_of_each_row_and_no_padding(tmp_path:
 def test_rows_of_equal_length_keep_their_order_in_batches(tmp_path: Path):
     seen = TextInput(text_settings(tmp_path, MAX_TOKENS))
     inputs = {NUM_TOKENS: np.tile(np.array([5, 3], np.int32), 200)}
-    found = np.concatenate(seen.batches(inputs, np.arange(400), BatchLimits(30)))
-    assert found.tolist() == [*range(0, 400, 2), *range(1, 400, 2)]
+    order = np.concatenate(seen.batches(inputs, np.arange(400), BatchLimits(30)))
+    assert order.tolist() == [*range(0, 400, 2), *range(1, 400, 2)]
 
 
 def test_a_buffer_holds_as_many_of_the_longest_rows_as_a_batch_has_tokens_for(tmp_path: Path):
@@ -202,13 +202,13 @@ def test_places_are_those_in_the_text_itself_whatever_its_prefix(prefix: str, tm
     def places(prefix: str) -> list[list[tuple[int, int, int]]]:
         settings = text_settings(tmp_path, 64, has_offsets=True, prefix=prefix)
         done = TextInput(settings).prepare(rows_of(*texts), {}, Limits(1, 1))
-        found = []
+        rows = []
         for ends, words in zip(done[OFFSETS].to_pylist(), done[WORD_IDS].to_pylist(), strict=True):
-            each = zip(ends[::2], ends[1::2], words, strict=True)
-            real = [(start, end, word) for start, end, word in each if word >= 0]
+            tokens = zip(ends[::2], ends[1::2], words, strict=True)
+            real = [(start, end, word) for start, end, word in tokens if word >= 0]
             first = real[0][2] if real else 0
-            found.append([(start, end, word - first) for start, end, word in real])
-        return found
+            rows.append([(start, end, word - first) for start, end, word in real])
+        return rows
 
     plain = places("")
     assert [text[start:end] for text, row in zip(texts, plain, strict=True) for start, end, _ in row

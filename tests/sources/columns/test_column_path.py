@@ -27,44 +27,44 @@ NAMES = ("a", "b", "a.b", "b[0]", "c d")
 
 
 def random_type(dice: random.Random, depth: int) -> pa.DataType:
-    kind = dice.randrange(4) if depth else 3
-    if kind == 0:
+    choice = dice.randrange(4) if depth else 3
+    if choice == 0:
         names = dice.sample(NAMES, dice.randint(1, 3))
         return pa.struct([(name, random_type(dice, depth - 1)) for name in names])
-    if kind == 1:
+    if choice == 1:
         make = dice.choice((pa.list_, pa.large_list))
         return make(random_type(dice, depth - 1))
-    if kind == 2:
+    if choice == 2:
         return pa.list_(random_type(dice, depth - 1), 2)
     return dice.choice(LEAVES)
 
 
-def random_value(dice: random.Random, kind: pa.DataType) -> Any:
+def random_value(dice: random.Random, dtype: pa.DataType) -> Any:
     if dice.random() < 0.2:
         return None
-    if pa.types.is_struct(kind):
-        fields = [kind.field(index) for index in range(kind.num_fields)]
+    if pa.types.is_struct(dtype):
+        fields = [dtype.field(index) for index in range(dtype.num_fields)]
         return {field.name: random_value(dice, field.type) for field in fields}
-    if pa.types.is_fixed_size_list(kind):
-        return [random_value(dice, kind.value_type) for _ in range(kind.list_size)]
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return [random_value(dice, kind.value_type) for _ in range(dice.randrange(4))]
-    if pa.types.is_string(kind):
+    if pa.types.is_fixed_size_list(dtype):
+        return [random_value(dice, dtype.value_type) for _ in range(dtype.list_size)]
+    if pa.types.is_list(dtype) or pa.types.is_large_list(dtype):
+        return [random_value(dice, dtype.value_type) for _ in range(dice.randrange(4))]
+    if pa.types.is_string(dtype):
         return dice.choice(("", "x", "yy"))
-    if pa.types.is_binary(kind):
+    if pa.types.is_binary(dtype):
         return dice.choice((b"", b"\xff"))
-    return dice.randrange(2) if not pa.types.is_boolean(kind) else dice.random() < 0.5
+    return dice.randrange(2) if not pa.types.is_boolean(dtype) else dice.random() < 0.5
 
 
-def every_path(name: str, kind: pa.DataType) -> list[str]:
-    found = [name]
-    if pa.types.is_struct(kind):
-        for field in (kind.field(index) for index in range(kind.num_fields)):
-            found += every_path(f"{name}.{field.name}", field.type)
-    elif pa.types.is_nested(kind):
+def every_path(name: str, dtype: pa.DataType) -> list[str]:
+    paths = [name]
+    if pa.types.is_struct(dtype):
+        for field in (dtype.field(index) for index in range(dtype.num_fields)):
+            paths += every_path(f"{name}.{field.name}", field.type)
+    elif pa.types.is_nested(dtype):
         for number in range(2):
-            found += every_path(f"{name}[{number}]", kind.value_type)
-    return found
+            paths += every_path(f"{name}[{number}]", dtype.value_type)
+    return paths
 
 
 def walked(value: Any, steps: tuple[Any, ...]) -> Any:
@@ -81,13 +81,13 @@ def walked(value: Any, steps: tuple[Any, ...]) -> Any:
 def test_a_path_leads_where_walking_the_rows_does(seed: int) -> None:
     dice = random.Random(seed)
     types = {name: random_type(dice, 3) for name in dice.sample(NAMES, 3)}
-    rows = [{name: random_value(dice, kind) for name, kind in types.items()} for _ in range(20)]
+    rows = [{name: random_value(dice, dtype) for name, dtype in types.items()} for _ in range(20)]
     table = pa.Table.from_pylist(rows, pa.schema(list(types.items())))
     buffer = io.BytesIO()
     pq.write_table(table, buffer, row_group_size=7)
     parquet = pq.ParquetFile(buffer)
-    for name, kind in types.items():
-        for text in every_path(name, kind):
+    for name, dtype in types.items():
+        for text in every_path(name, dtype):
             try:
                 path = find(text, table.schema)
             except NoColumnError:  # a longer name comes first, and leads nowhere
@@ -99,9 +99,9 @@ def test_a_path_leads_where_walking_the_rows_does(seed: int) -> None:
             assert extract(column, path.steps).type == path.dtype
             read = parquet.read(columns=[path.column])
             assert take_paths(read, {"at": path}).column("at").to_pylist() == expected, text
-            found = [value_at(row, text) for row in rows]
-            assert [value for value, _ in found] == expected, text
-            assert not any(trouble for _, trouble in found), text
+            lookups = [value_at(row, text) for row in rows]
+            assert [value for value, _ in lookups] == expected, text
+            assert not any(trouble for _, trouble in lookups), text
 
 
 def test_paths_are_columns_behind_those_of_the_schema() -> None:

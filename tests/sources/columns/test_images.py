@@ -24,9 +24,9 @@ def read(folder: Path, column: pa.Array, **fields: object) -> pa.Table:
     return pa.concat_tables(read_all(list_inputs(source, max_extent_rows=100), source))
 
 
-@pytest.mark.parametrize("kind", [*KINDS, pa.dictionary(pa.int8(), pa.string())], ids=str)
-def test_base64_is_decoded_whatever_the_type_of_its_column(kind: pa.DataType, tmp_path: Path):
-    rows = read(tmp_path, pa.array([CODED, None, CODED], pa.string()).cast(kind))
+@pytest.mark.parametrize("dtype", [*KINDS, pa.dictionary(pa.int8(), pa.string())], ids=str)
+def test_base64_is_decoded_whatever_the_type_of_its_column(dtype: pa.DataType, tmp_path: Path):
+    rows = read(tmp_path, pa.array([CODED, None, CODED], pa.string()).cast(dtype))
     assert rows.column(IMAGE).to_pylist() == [DATA, None, DATA]
     assert rows.column(MESSAGE).to_pylist() == [None, "image is null", None]
 

@@ -134,13 +134,13 @@ def read_back(store: Store, done: Compacted, types: dict[str, str]) -> pa.Table:
 def test_what_parquet_restores_is_published_unchanged(by: tuple[str, ...], tmp_path: Path):
     num_rows = max(map(len, VALUES.values()))
     columns, expected = {"image": pa.array([b"x"] * num_rows)}, {}
-    for kind, values in VALUES.items():
-        storage = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+    for dtype, values in VALUES.items():
+        storage = dtype.storage_type if isinstance(dtype, pa.BaseExtensionType) else dtype
         column = pa.array([*values, *[None] * (num_rows - len(values))], storage)
-        expected[str(kind)] = column.to_pylist()
-        is_extension = storage is not kind
-        columns[str(kind)] = (
-            pa.ExtensionArray.from_storage(kind, column) if is_extension else column
+        expected[str(dtype)] = column.to_pylist()
+        is_extension = storage is not dtype
+        columns[str(dtype)] = (
+            pa.ExtensionArray.from_storage(dtype, column) if is_extension else column
         )
     (tmp_path / "in").mkdir()
     pq.write_table(pa.table(columns), tmp_path / "in" / "a.parquet")
@@ -151,44 +151,44 @@ def test_what_parquet_restores_is_published_unchanged(by: tuple[str, ...], tmp_p
     assert all(part["error"].null_count == part.num_rows for part in tables)
     store = Store(str(tmp_path / "out"))
     done = publish(store, inputs.pass_through, tables, by)
-    found = read_back(store, done, {"label": "string"} if by else {})
+    published = read_back(store, done, {"label": "string"} if by else {})
     for name, wanted in expected.items():
-        assert found.schema.field(name).type == inputs.pass_through.field(name).type
-        assert found[name].to_pylist() == wanted, name
+        assert published.schema.field(name).type == inputs.pass_through.field(name).type
+        assert published[name].to_pylist() == wanted, name
     parts = [f"{store.uri}/out/{part.path}" for part in done.predictions]
     names = ", ".join(f'"{name}"' for name in expected if "list_view" not in name)
     query = f"select {names} from read_parquet({parts})"
     assert len(duckdb.sql(query).fetchall()) == num_rows
 
 
-@pytest.mark.parametrize("kind", REFUSED, ids=str)
-def test_what_cannot_be_published_is_refused_at_listing(kind: pa.DataType, tmp_path: Path):
-    table = pa.table({"image": [b"x"], "c": pa.nulls(1, kind)})
+@pytest.mark.parametrize("dtype", REFUSED, ids=str)
+def test_what_cannot_be_published_is_refused_at_listing(dtype: pa.DataType, tmp_path: Path):
+    table = pa.table({"image": [b"x"], "c": pa.nulls(1, dtype)})
     pq.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(JobError, match=r"pass_through: column 'c' of a\.parquet is .*leave it out"):
         list_inputs(source_of(tmp_path, pass_through=("c",)), max_extent_rows=2)
 
 
-@pytest.mark.parametrize("kind", UNWRITABLE, ids=str)
-def test_a_type_that_parquet_cannot_hold_is_said_to_be_one(kind: pa.DataType):
+@pytest.mark.parametrize("dtype", UNWRITABLE, ids=str)
+def test_a_type_that_parquet_cannot_hold_is_said_to_be_one(dtype: pa.DataType):
     with pytest.raises(pa.ArrowNotImplementedError):
-        pq.write_table(pa.table({"c": pa.nulls(1, kind)}), pa.BufferOutputStream())
-    assert "cannot write" in type_trouble(kind)
+        pq.write_table(pa.table({"c": pa.nulls(1, dtype)}), pa.BufferOutputStream())
+    assert "cannot write" in type_trouble(dtype)
 
 
-@pytest.mark.parametrize("kind", UNSTABLE, ids=str)
-def test_casts_name_types_that_parquet_keeps(kind: pa.DataType, tmp_path: Path):
-    assert "Parquet keeps it as" in type_trouble(kind)
+@pytest.mark.parametrize("dtype", UNSTABLE, ids=str)
+def test_casts_name_types_that_parquet_keeps(dtype: pa.DataType, tmp_path: Path):
+    assert "Parquet keeps it as" in type_trouble(dtype)
     pq.write_table(pa.table({"image": [b"x"], "c": [NOW]}), tmp_path / "a.parquet")
-    alias = str(kind).partition("[")[0] if pa.types.is_date64(kind) else str(kind)
+    alias = str(dtype).partition("[")[0] if pa.types.is_date64(dtype) else str(dtype)
     source = source_of(tmp_path, pass_through=("c",), casts={"c": alias})
     with pytest.raises(JobError, match=r"source\.casts\.c = .*Parquet keeps it as"):
         list_inputs(source, max_extent_rows=2)
 
 
 def test_every_kind_of_type_is_either_published_or_refused():
-    for kind in (*VALUES, *REFUSED, *UNWRITABLE):
-        wanted = published_type(kind)
+    for dtype in (*VALUES, *REFUSED, *UNWRITABLE):
+        wanted = published_type(dtype)
         assert published_type(wanted) == wanted
 
 
@@ -239,8 +239,8 @@ def test_a_value_that_makes_no_folder_costs_its_row(tmp_path: Path):
     assert "k has 300 characters" in messages[3]
     store = Store(str(tmp_path / "out"))
     done = publish(store, inputs.pass_through, [table], ("k",))
-    found = read_back(store, done, {"k": "string"})
-    assert sorted(found["k"].to_pylist(), key=str) == [" ", None, "a"]
+    published = read_back(store, done, {"k": "string"})
+    assert sorted(published["k"].to_pylist(), key=str) == [" ", None, "a"]
     paths = f"{store.uri}/out/predictions/**/*.parquet"
     query = f"select k from read_parquet('{paths}', hive_partitioning=true) order by k"
     assert duckdb.sql(query).fetchall() == [(" ",), ("a",), (None,)]

@@ -53,18 +53,18 @@ def test_a_row_has_all_inputs_or_says_which_one_it_lacks(form: str, tmp_path: Pa
     rows, plan = read_whole(tmp_path, 3, **given)
     assert plan.fields.names == ["_in_photo_image", "_in_body__text", "_in_size_features"]
     rows.validate(full=True)
-    found = rows.to_pylist()
-    assert [(row[ERROR], row[MESSAGE]) for row in found] == [
+    row_dicts = rows.to_pylist()
+    assert [(row[ERROR], row[MESSAGE]) for row in row_dicts] == [
         (None, None),
         ("null_input", "input 'photo': photo is null"),
         ("null_input", "input 'body': body is null"),
         ("too_large", "input 'body': body has 30 bytes, the limit is 20"),
         ("null_input", "input 'size': feature v is null"),
     ]
-    assert found[0]["_in_photo_image"] == b"one"
-    assert found[0]["_in_body__text"] == "x"
-    assert found[0]["_in_size_features"] == [1.0, 1.0, 2.0]
-    for row in found[1:]:
+    assert row_dicts[0]["_in_photo_image"] == b"one"
+    assert row_dicts[0]["_in_body__text"] == "x"
+    assert row_dicts[0]["_in_size_features"] == [1.0, 1.0, 2.0]
+    for row in row_dicts[1:]:
         assert row["_in_photo_image"] is row["_in_body__text"] is None
     assert [file_name_of(name) for name in plan.fields.names] == [
         *("photo_image", "body_text", "size_features")
@@ -118,8 +118,8 @@ def test_inexact_numbers_name_the_input(tmp_path: Path) -> None:
 
 def test_columns_go_to_the_input_with_the_longest_name() -> None:
     parts = ("image", "image_2", "image_2_b")
-    columns = [input_column(part, own) for part in parts for own in ("image", "_text")]
+    columns = [input_column(part, column) for part in parts for column in ("image", "_text")]
     for part in parts:
         assert columns_of_part(part, parts, [*columns, "row_id"]) == {
-            input_column(part, own): own for own in ("image", "_text")
+            input_column(part, column): column for column in ("image", "_text")
         }

@@ -34,16 +34,16 @@ def read(folder: Path, **fields: Any) -> pa.Table:
 
 
 def failed(rows: pa.Table) -> list[tuple[str, str, str]]:
-    found = rows.filter(rows.column(ERROR).is_valid())
+    failures = rows.filter(rows.column(ERROR).is_valid())
     return [
         (row[ROW_ID], row[ERROR], row[MESSAGE])
-        for row in found.select([ROW_ID, ERROR, MESSAGE]).to_pylist()
+        for row in failures.select([ROW_ID, ERROR, MESSAGE]).to_pylist()
     ]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_texts_read_the_same_whatever_the_type_of_their_column(kind: str, tmp_path: Path):
-    write_columns(tmp_path, words=pa.array(TEXTS, pa.string()).cast(KINDS[kind]))
+@pytest.mark.parametrize("storage", KINDS)
+def test_texts_read_the_same_whatever_the_type_of_their_column(storage: str, tmp_path: Path):
+    write_columns(tmp_path, words=pa.array(TEXTS, pa.string()).cast(KINDS[storage]))
     rows = read(tmp_path, text_column="words")
     assert rows.schema.field(TEXT).type == pa.large_string()
     assert rows.column(TEXT).to_pylist() == TEXTS

@@ -26,22 +26,22 @@ def size_of(value: Any) -> int:
     if isinstance(value, str):
         return len(value.encode())
     if isinstance(value, list | tuple):
-        return sum(size_of(each) for each in value)
+        return sum(size_of(item) for item in value)
     if isinstance(value, dict):
-        return sum(size_of(each) for each in value.values())
+        return sum(size_of(item) for item in value.values())
     return 0
 
 
 @given(
     values=st.lists(TEXTS, max_size=9),
-    kind=st.sampled_from([pa.string(), pa.large_string(), pa.string_view()]),
+    dtype=st.sampled_from([pa.string(), pa.large_string(), pa.string_view()]),
     skip=st.integers(0, 3),
 )
-def test_texts_have_their_bytes(values: list[str | None], kind: pa.DataType, skip: int):
-    column = pa.array(values, kind).slice(skip)
+def test_texts_have_their_bytes(values: list[str | None], dtype: pa.DataType, skip: int):
+    column = pa.array(values, dtype).slice(skip)
     assert value_bytes(column).tolist() == [size_of(value) for value in values[skip:]]
-    if kind != pa.string_view():
-        encoded = pa.array(values, kind).dictionary_encode().slice(skip)
+    if dtype != pa.string_view():
+        encoded = pa.array(values, dtype).dictionary_encode().slice(skip)
         assert value_bytes(encoded).tolist() == [size_of(value) for value in values[skip:]]
 
 
@@ -52,7 +52,7 @@ def test_lists_and_structs_have_the_bytes_of_what_is_in_them(
     lists = pa.array(values, pa.list_(pa.string()))
     expected = [size_of(value) for value in values[skip:]]
     assert value_bytes(lists.slice(skip)).tolist() == expected
-    maps = [None if v is None else [(str(i), each) for i, each in enumerate(v)] for v in values]
+    maps = [None if v is None else [(str(i), item) for i, item in enumerate(v)] for v in values]
     keyed = pa.array(maps, pa.map_(pa.string(), pa.string())).slice(skip)
     assert value_bytes(keyed).tolist() == [
         expected[row] + len(value or []) for row, value in enumerate(maps[skip:])
@@ -94,8 +94,10 @@ def test_a_compact_dictionary_has_the_values_that_rows_refer_to(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(value_sizes, "_SMALL_DICTIONARY_BYTES", -1)
         table = with_compact_dictionaries(pa.table({"t": encoded}))
-    found = table.column("t").combine_chunks()
-    assert found.to_pylist() == values[skip:]
-    assert found.type == encoded.type
+    compact = table.column("t").combine_chunks()
+    assert compact.to_pylist() == values[skip:]
+    assert compact.type == encoded.type
     used = {value for value in values[skip:] if value is not None}
-    assert found.dictionary.to_pylist() == [v for v in encoded.dictionary.to_pylist() if v in used]
+    assert compact.dictionary.to_pylist() == [
+        v for v in encoded.dictionary.to_pylist() if v in used
+    ]

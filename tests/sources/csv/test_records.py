@@ -28,20 +28,20 @@ def records(data: bytes, options: CsvOptions | None = None, limit: int = LIMIT) 
 
 
 def fields(data: bytes, options: CsvOptions | None = None, limit: int = LIMIT) -> list[object]:
-    found = chain.from_iterable(batch.fields for batch in records(data, options, limit))
-    return [each if isinstance(each, str) else [*each] for each in found]
+    all_fields = chain.from_iterable(batch.fields for batch in records(data, options, limit))
+    return [record if isinstance(record, str) else [*record] for record in all_fields]
 
 
 def strict(text: str) -> list[object]:
     """What `csv` says of a text as a whole; of a record that it refuses, that it does."""
-    reader, found = csv.reader(io.StringIO(text, newline="\n"), **DIALECT), list[object]()
+    reader, results = csv.reader(io.StringIO(text, newline="\n"), **DIALECT), list[object]()
     while True:
         try:
-            found.append(next(reader))
+            results.append(next(reader))
         except StopIteration:
-            return [each for each in found if each != []]
+            return [result for result in results if result != []]
         except csv.Error:
-            found.append("refused")
+            results.append("refused")
 
 
 @pytest.fixture
@@ -63,16 +63,18 @@ def test_what_csv_writes_comes_back(rows: list[list[str]], end: str, quoting: in
 @examples(500)
 @given(st.text(st.sampled_from('ab,"\n\r')))
 def test_any_text_has_the_records_and_the_errors_of_csv(text: str):
-    found = [each if isinstance(each, list) else "refused" for each in fields(text.encode())]
-    assert found == strict(text)
+    results = [
+        record if isinstance(record, list) else "refused" for record in fields(text.encode())
+    ]
+    assert results == strict(text)
 
 
 @pytest.mark.usefixtures("_small_blocks")
 def test_a_record_says_in_which_line_it_begins_and_how_large_it_is():
-    found = records(b'a,b\n\n"x\ny\nz",1\r\nlast,2')
-    assert found[0].fields == [["a", "b"]], "a header comes alone"
-    numbers = [number for batch in found for number in batch.numbers.tolist()]
-    sizes = [size for batch in found for size in batch.sizes.tolist()]
+    batches = records(b'a,b\n\n"x\ny\nz",1\r\nlast,2')
+    assert batches[0].fields == [["a", "b"]], "a header comes alone"
+    numbers = [number for batch in batches for number in batch.numbers.tolist()]
+    sizes = [size for batch in batches for size in batch.sizes.tolist()]
     assert (numbers, sizes) == ([1, 3, 6], [4, 11, 6])
 
 
@@ -93,14 +95,14 @@ def test_the_job_says_how_fields_are_written(
 
 
 def test_a_record_that_is_refused_ends_with_its_line():
-    found = fields(b'a,b\n"x"y,1\nok,2\nc\rd,3\nok,4\n"open,5\n')
-    assert [each for each in found if isinstance(each, list)] == [
+    records = fields(b'a,b\n"x"y,1\nok,2\nc\rd,3\nok,4\n"open,5\n')
+    assert [record for record in records if isinstance(record, list)] == [
         ["a", "b"],
         ["ok", "2"],
         ["ok", "4"],
     ]
-    assert found[1] == "is not CSV: ',' expected after '\"'"
-    assert found[-1] == "is not CSV: unexpected end of data"
+    assert records[1] == "is not CSV: ',' expected after '\"'"
+    assert records[-1] == "is not CSV: unexpected end of data"
 
 
 def test_a_line_that_is_not_utf8_costs_itself():
@@ -110,9 +112,9 @@ def test_a_line_that_is_not_utf8_costs_itself():
 @pytest.mark.usefixtures("_small_blocks")
 def test_a_line_that_is_too_long_costs_itself():
     before, long = b"a,b\nx,1\n", b"z" * 300 + b"\n"
-    found = records(before + long + b"y,2\n" * 50, limit=100)
-    assert all(sum(map(len, batch.fields[0])) <= 100 for batch in found)
-    sizes = [size for batch in found for size in batch.sizes.tolist()]
+    batches = records(before + long + b"y,2\n" * 50, limit=100)
+    assert all(sum(map(len, batch.fields[0])) <= 100 for batch in batches)
+    sizes = [size for batch in batches for size in batch.sizes.tolist()]
     assert sizes == [4, 4, len(long), *[4] * 50]
 
 

@@ -21,7 +21,7 @@ def source_of(folder: Path, values: list[str], **fields: Any) -> Source:
 
 
 @pytest.mark.parametrize(
-    ("values", "kind"),
+    ("values", "dtype"),
     [
         (["1", "-20", ""], pa.int64()),
         (["1", "2.5"], pa.float64()),
@@ -39,10 +39,10 @@ def source_of(folder: Path, values: list[str], **fields: Any) -> Source:
     ],
 )
 def test_a_column_is_what_all_first_values_spell(
-    values: list[str], kind: pa.DataType, tmp_path: Path
+    values: list[str], dtype: pa.DataType, tmp_path: Path
 ):
     source = source_of(tmp_path, [f"a,{value}" for value in values])
-    assert list_inputs(source, max_extent_rows=9).pass_through.field("x").type == kind
+    assert list_inputs(source, max_extent_rows=9).pass_through.field("x").type == dtype
     rows = read_all(source)
     assert rows.column(ERROR).null_count == len(values), "what is inferred holds them all"
 

@@ -31,8 +31,8 @@ def write(folder: Path, data: bytes, name: str = "a.csv", **fields: Any) -> Sour
 
 
 def column(rows: pa.Table, name: str) -> list[Any]:
-    found: list[Any] = rows.column(name).to_pylist()
-    return found
+    values: list[Any] = rows.column(name).to_pylist()
+    return values
 
 
 @pytest.mark.parametrize("suffix", CODECS)

@@ -39,17 +39,17 @@ PLANS = ("basic", "pro", "1")
     ids=["text", "large", "view", "dictionary", "slice", "null in dictionary"],
 )
 def test_text_is_found_however_it_is_stored(column: pa.Array):
-    found = find_categories(column, PLANS)
-    assert found.codes.tolist() == [1, NONE, NONE, 2]
-    assert found.is_null is not None
-    assert found.is_null.tolist() == [False, True, False, False]
+    result = find_categories(column, PLANS)
+    assert result.codes.tolist() == [1, NONE, NONE, 2]
+    assert result.is_null is not None
+    assert result.is_null.tolist() == [False, True, False, False]
 
 
-@pytest.mark.parametrize("kind", [pa.int8(), pa.int64(), pa.uint8(), pa.uint64()], ids=str)
-def test_whole_numbers_are_their_text(kind: pa.DataType):
-    column = pa.array([1, 7, None, 100], kind)
-    found = find_categories(column, ("x", "100", "01", "-5", "1", "99999999999999999999999"))
-    assert found.codes.tolist() == [4, NONE, NONE, 1]
+@pytest.mark.parametrize("dtype", [pa.int8(), pa.int64(), pa.uint8(), pa.uint64()], ids=str)
+def test_whole_numbers_are_their_text(dtype: pa.DataType):
+    column = pa.array([1, 7, None, 100], dtype)
+    result = find_categories(column, ("x", "100", "01", "-5", "1", "99999999999999999999999"))
+    assert result.codes.tolist() == [4, NONE, NONE, 1]
 
 
 def test_booleans_are_true_and_false():

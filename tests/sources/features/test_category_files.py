@@ -26,7 +26,7 @@ def source(folder: Path, categories: Any, **more: Any) -> Source:
     return source_of(folder / "in", features=features_of("n", entry))
 
 
-def found(folder: Path, text: str | bytes) -> Any:
+def categories_in(folder: Path, text: str | bytes) -> Any:
     file = folder / "plans.txt"
     file.write_bytes(text.encode() if isinstance(text, str) else text)
     [_, entry] = with_categories(source(folder, str(file))).features
@@ -50,7 +50,7 @@ def found(folder: Path, text: str | bytes) -> Any:
 def test_a_file_is_lines_or_json_and_nothing_is_left_out(
     text: str | bytes, expected: list[str], tmp_path: Path
 ):
-    assert found(tmp_path, text) == tuple(expected)
+    assert categories_in(tmp_path, text) == tuple(expected)
 
 
 @given(st.lists(st.text(), min_size=1, unique=True))
@@ -58,7 +58,7 @@ def test_what_json_writes_is_read_back(tmp_path_factory: Any, values: list[str])
     folder = tmp_path_factory.mktemp("c")
     if any("\ud800" <= char <= "\udfff" for value in values for char in value):
         return
-    assert found(folder, json.dumps(values, ensure_ascii=False)) == tuple(values)
+    assert categories_in(folder, json.dumps(values, ensure_ascii=False)) == tuple(values)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_what_json_writes_is_read_back(tmp_path_factory: Any, values: list[str])
 )
 def test_a_bad_file_is_one_line(text: str | bytes, words: str, tmp_path: Path):
     with pytest.raises(JobError, match=f"source.features: plan: categories .*{words}") as caught:
-        found(tmp_path, text)
+        categories_in(tmp_path, text)
     assert "\n" not in str(caught.value)
 
 
@@ -103,8 +103,8 @@ def test_empty_strings_are_categories_and_nulls_are_not(way: str, tmp_path: Path
     mine = source(tmp_path, values if way == "list" else str(file), encoding="index")
     full = with_categories(mine)
     rows = pa.concat_tables(read_all(list_inputs(full, max_extent_rows=9), full, 9))
-    told = zip(rows["features"].to_pylist(), rows["error"].to_pylist(), strict=True)
-    assert [error or vector[1] for vector, error in told] == [2, 0, "null_input", 1]
+    outcomes = zip(rows["features"].to_pylist(), rows["error"].to_pylist(), strict=True)
+    assert [error or vector[1] for vector, error in outcomes] == [2, 0, "null_input", 1]
 
 
 def test_the_features_of_one_of_several_inputs_have_files_too(tmp_path: Path):

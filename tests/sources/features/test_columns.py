@@ -29,12 +29,12 @@ def reasons(table: pa.Table) -> list[tuple[str | None, str | None]]:
 
 
 @pytest.mark.parametrize(
-    "kind",
+    "dtype",
     [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())],
 )
-def test_texts_of_every_type_stay_as_they_are(tmp_path: Path, kind: pa.DataType):
+def test_texts_of_every_type_stay_as_they_are(tmp_path: Path, dtype: pa.DataType):
     texts = ["basic", "", "Zürich\0x", "basic"]
-    write_columns(tmp_path, n=pa.array([1.0, 2.0, 3.0, 4.0]), plan=pa.array(texts).cast(kind))
+    write_columns(tmp_path, n=pa.array([1.0, 2.0, 3.0, 4.0]), plan=pa.array(texts).cast(dtype))
     table = read_features(tmp_path, "n", PLAN)
     assert table.column("_feature_plan").to_pylist() == texts
     assert table.column("_feature_plan").type == pa.large_string()
@@ -70,9 +70,9 @@ def test_float64_holds_what_float32_does_not(tmp_path: Path):
     write_columns(tmp_path, n=numbers, x=[0.1, 1e300, -0.0, 1 / 3])
     table = read_features(tmp_path, WIDE, "x")
     assert table.schema.field(FEATURES).type == pa.list_(pa.float64(), 2)
-    found = np.array(table.column(FEATURES).to_pylist())
-    assert found[:, 0].tolist() == numbers
-    assert found[:, 1].tolist() == [0.1, 1e300, -0.0, 1 / 3]
+    vectors = np.array(table.column(FEATURES).to_pylist())
+    assert vectors[:, 0].tolist() == numbers
+    assert vectors[:, 1].tolist() == [0.1, 1e300, -0.0, 1 / 3]
     assert reasons(table) == [(None, None)] * 4
 
 

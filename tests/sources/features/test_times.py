@@ -25,8 +25,8 @@ PARTS = ("year", "month", "day", "weekday", "hour")
 
 
 def taken(column: pa.Array, part: Any, **more: Any) -> list[int | None]:
-    found, _ = read_times(column, FeatureColumn(column="t", read_as=part, **more))
-    return found.to_pylist()
+    numbers, _ = read_times(column, FeatureColumn(column="t", read_as=part, **more))
+    return numbers.to_pylist()
 
 
 def read(folder: Path, column: pa.Array, *entries: Any, **fields: Any) -> pa.Table:
@@ -55,11 +55,11 @@ def test_parts_are_those_of_python(moments: list[dt.datetime | None]):
         assert taken(column, part) == expected
     origin = dt.datetime(2026, 1, 1, 12)
     since = [m and m - origin for m in moments]
-    told = "2026-01-01T12:00:00"
+    origin = "2026-01-01T12:00:00"
     seconds = [s if s is None else s // dt.timedelta(seconds=1) for s in since]
-    assert taken(column, "seconds", origin=told) == seconds
+    assert taken(column, "seconds", origin=origin) == seconds
     days = [s if s is None else s // dt.timedelta(days=1) for s in since]
-    assert taken(column, "days", origin=told) == days
+    assert taken(column, "days", origin=origin) == days
 
 
 @pytest.mark.parametrize(

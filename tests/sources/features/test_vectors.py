@@ -24,9 +24,9 @@ def rows_of(features: tuple[str, ...] = ("a",), **columns: Any) -> Any:
 
 @given(number=st.integers(-(2**63), 2**63 - 1))
 def test_a_whole_number_is_inexact_just_where_float32_changes_it(number: int):
-    found = rows_of(a=pa.array([0, number, None], pa.int64()))
+    rows = rows_of(a=pa.array([0, number, None], pa.int64()))
     is_exact = int(np.float32(number)) == number
-    assert found.inexact == ({} if is_exact else {"a": number})
+    assert rows.inexact == ({} if is_exact else {"a": number})
 
 
 @pytest.mark.parametrize("number", [2**24 + 1, 2**53 + 1, 2**63 + 1, 2**64 - 1])
@@ -55,13 +55,13 @@ def test_whole_numbers_inside_lists_count_too(tmp_path: Path):
 
 @given(number=st.integers(-(10**38) + 1, 10**38 - 1), width=st.sampled_from([38, 76]))
 def test_decimals_without_places_are_whole_numbers(number: int, width: int):
-    kind = pa.decimal128(38, 0) if width == 38 else pa.decimal256(76, 0)
-    found = rows_of(a=pa.array([0, number, None], kind))
+    dtype = pa.decimal128(38, 0) if width == 38 else pa.decimal256(76, 0)
+    rows = rows_of(a=pa.array([0, number, None], dtype))
     exact = int(np.float32(number)) == number
-    assert found.inexact == ({} if exact else {"a": number})
+    assert rows.inexact == ({} if exact else {"a": number})
     # In lists, too, and beside their neighbours.
-    lists = pa.FixedSizeListArray.from_arrays(pa.array([0, number, 5, 6], kind), 2)
-    assert rows_of(a=lists).inexact == found.inexact
+    lists = pa.FixedSizeListArray.from_arrays(pa.array([0, number, 5, 6], dtype), 2)
+    assert rows_of(a=lists).inexact == rows.inexact
 
 
 @pytest.mark.parametrize(
@@ -123,13 +123,13 @@ def test_nulls_of_float32_columns_alone_are_what_the_job_says(
     policy: str, value: float | None, costs: bool
 ):
     columns = {"a": [1.0, None, 3.0], "b": [4.0, 5.0, 6.0]}
-    table = pa.table({name: pa.array(each, pa.float32()) for name, each in columns.items()})
+    table = pa.table({name: pa.array(values, pa.float32()) for name, values in columns.items()})
     source = Source(uri="in", format="parquet", features=("a", "b"), null_features=policy)
-    found = feature_rows(source, table)
-    assert found.is_bad().tolist() == [False, costs, False]
-    assert [*found.nulls] == (["a"] if costs else [])
-    assert found.values[[0, 2]].tolist() == [[1.0, 4.0], [3.0, 6.0]]
-    assert costs or found.values[1].tolist() == [value, 5.0]
+    rows = feature_rows(source, table)
+    assert rows.is_bad().tolist() == [False, costs, False]
+    assert [*rows.nulls] == (["a"] if costs else [])
+    assert rows.values[[0, 2]].tolist() == [[1.0, 4.0], [3.0, 6.0]]
+    assert costs or rows.values[1].tolist() == [value, 5.0]
 
 
 def test_a_list_that_is_null_and_a_null_inside_a_list_both_are_nulls():
@@ -142,15 +142,17 @@ def test_a_list_that_is_null_and_a_null_inside_a_list_both_are_nulls():
 
 @pytest.mark.parametrize("has_nulls", [False, True])
 @pytest.mark.parametrize(
-    "kind", [pa.list_(pa.int32(), 2), pa.list_(pa.float32(), 2), pa.list_(pa.float64(), 2)], ids=str
+    "dtype",
+    [pa.list_(pa.int32(), 2), pa.list_(pa.float32(), 2), pa.list_(pa.float64(), 2)],
+    ids=str,
 )
-def test_rows_within_a_shard_have_their_own_lists(kind: pa.DataType, has_nulls: bool):
+def test_rows_within_a_shard_have_their_own_lists(dtype: pa.DataType, has_nulls: bool):
     lists = [[2 * row, 2 * row + 1] for row in range(9)]
-    column = [None if has_nulls and row == 4 else each for row, each in enumerate(lists)]
-    table = pa.table({"a": pa.array(column, kind), "b": pa.array(range(9), pa.int64())})
+    column = [None if has_nulls and row == 4 else values for row, values in enumerate(lists)]
+    table = pa.table({"a": pa.array(column, dtype), "b": pa.array(range(9), pa.int64())})
     source = Source(uri="in", format="parquet", features=("b", "a"), null_features="zero")
-    found = feature_rows(source, table.slice(3, 4)).values.tolist()
-    assert found == [[row, *(column[row] or [0, 0])] for row in range(3, 7)]
+    vectors = feature_rows(source, table.slice(3, 4)).values.tolist()
+    assert vectors == [[row, *(column[row] or [0, 0])] for row in range(3, 7)]
 
 
 @pytest.mark.parametrize(

@@ -65,10 +65,10 @@ def test_texts_and_features_of_items(form: str, tmp_path: Path) -> None:
     assert [row[TEXT] for row in texts] == ["one", None, None, "three"]
     assert [row[MESSAGE] for row in texts[1:3]] == ["pages[0].text is null"] * 2
     wanted = ["meta.size.h", "pages[0].v"]
-    found = rows_of(tmp_path, [FEATURES], format=form, features=wanted)
-    assert [row[FEATURES] for row in found] == [[4, 1, 2], [0, 0, 0], [0, 0, 0], [1, 3, 4]]
-    assert found[1][MESSAGE] == "features meta.size.h, pages[0].v are null"
-    assert found[2][MESSAGE] == "feature pages[0].v is null"
+    rows = rows_of(tmp_path, [FEATURES], format=form, features=wanted)
+    assert [row[FEATURES] for row in rows] == [[4, 1, 2], [0, 0, 0], [0, 0, 0], [1, 3, 4]]
+    assert rows[1][MESSAGE] == "features meta.size.h, pages[0].v are null"
+    assert rows[2][MESSAGE] == "feature pages[0].v is null"
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -80,14 +80,14 @@ def test_images_ids_and_copies_by_path(form: str, tmp_path: Path) -> None:
         with (tmp_path / "a.jsonl").open("a") as file:
             file.write('{"meta": 7, "photo": {"bytes": "AAAA"}}\n')
     names = ["row_id", IMAGE, "meta.size.w"]
-    found = rows_of(tmp_path, names, format=form, pass_through=["meta.size.w"], **given)
-    assert [tuple(row.values()) for row in found[:4]] == [
+    rows = rows_of(tmp_path, names, format=form, pass_through=["meta.size.w"], **given)
+    assert [tuple(row.values()) for row in rows[:4]] == [
         ("r0", PNG, 3, None, None),
         ("r1", None, None, "null_input", "photo.bytes is null"),
         ("r2", None, 5, "null_input", "photo.bytes is null"),
         (f"a.{form}#3", None, None, "null_input", "meta.key is null"),
     ]
-    assert [(row[ERROR], row[MESSAGE]) for row in found[4:]] == (
+    assert [(row[ERROR], row[MESSAGE]) for row in rows[4:]] == (
         [("bad_schema", "meta.key: meta is no object")] if form == "jsonl" else []
     )
 

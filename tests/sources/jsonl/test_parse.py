@@ -104,7 +104,7 @@ def parsed(block: Block, *, at_once: bool) -> tuple[list[list[Any]], Failures]:
     if not at_once:
         parser._parse_at_once = lambda block: None  # type: ignore[method-assign, assignment]
     table, failures = parser.parse(block)
-    found = []
+    columns = []
     for column in COLUMNS:
         values = as_array(table.column(column.name))
         if pa.types.is_int64(values.type) and column.role == "id":
@@ -113,17 +113,17 @@ def parsed(block: Block, *, at_once: bool) -> tuple[list[list[Any]], Failures]:
             values, problems = cast_column(values, pa.field(column.name, column.dtype))
             for row, message in problems.items():
                 failures[row] = failures[row] or message  # type: ignore[call-overload]
-        found.append([repr(value) for value in values.cast(_raw(values.type)).to_pylist()])
-    return found, failures
+        columns.append([repr(value) for value in values.cast(_raw(values.type)).to_pylist()])
+    return columns, failures
 
 
-def _raw(kind: pa.DataType) -> pa.DataType:
-    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    return pa.large_binary() if is_text else kind
+def _raw(dtype: pa.DataType) -> pa.DataType:
+    is_text = pa.types.is_string(dtype) or pa.types.is_large_string(dtype)
+    return pa.large_binary() if is_text else dtype
 
 
 @pytest.mark.parametrize(
-    "oddness", [0.02, *(pytest.param(each, marks=pytest.mark.slow) for each in (0.0, 0.3))]
+    "oddness", [0.02, *(pytest.param(share, marks=pytest.mark.slow) for share in (0.0, 0.3))]
 )
 def test_lines_become_the_same_at_once_and_one_by_one(oddness: float):
     dice = random.Random(f"jsonl {oddness}")
@@ -137,10 +137,12 @@ def test_lines_become_the_same_at_once_and_one_by_one(oddness: float):
             one, why = parsed(block, at_once=True)
             other, whether = parsed(block, at_once=False)
             assert one == other, data
-            assert [bool(each) for each in why] == [bool(each) for each in whether], data
+            assert [bool(failure) for failure in why] == [bool(failure) for failure in whether], (
+                data
+            )
             for row in range(len(block)):
                 alone, reasons = parsed(block.take(slice(row, row + 1)), at_once=True)
-                assert [each[row] for each in one] == [each[0] for each in alone], data
+                assert [column[row] for column in one] == [column[0] for column in alone], data
                 assert bool(why[row]) == bool(reasons[0])
     assert num_at_once > 8 or oddness == 0.3
 
@@ -214,12 +216,12 @@ def test_a_value_that_does_not_fit_is_null_and_a_problem(
 ):
     array, problems = from_values(column, values)
     assert column.dtype is not None
-    found, more = cast_column(array, pa.field("c", column.dtype))
+    cast, more = cast_column(array, pa.field("c", column.dtype))
     problems = {**problems, **more}
     if expected is None:
-        assert [value is None for value in found.to_pylist()] == [False, True]
+        assert [value is None for value in cast.to_pylist()] == [False, True]
         return
-    assert found.to_pylist() == expected
+    assert cast.to_pylist() == expected
     assert sorted(problems) == [
         row for row, value in enumerate(expected) if value is None and values[row] is not None
     ]

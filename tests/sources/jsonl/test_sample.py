@@ -24,7 +24,7 @@ def listed(folder: Path, *values: Any, **fields: Any) -> Inputs:
 
 
 @pytest.mark.parametrize(
-    ("values", "kind"),
+    ("values", "dtype"),
     [
         ([1, 2, None], pa.int64()),
         ([1, 2.5], pa.float64()),
@@ -39,11 +39,11 @@ def listed(folder: Path, *values: Any, **fields: Any) -> Inputs:
     ],
 )
 def test_the_type_of_a_column_is_what_all_first_values_are(
-    values: list[Any], kind: pa.DataType, tmp_path: Path
+    values: list[Any], dtype: pa.DataType, tmp_path: Path
 ):
-    assert type_of([value for value in values if value is not None]) == kind
+    assert type_of([value for value in values if value is not None]) == dtype
     rows = [{"t": "a", "x": value} for value in values]
-    assert listed(tmp_path, *rows, pass_through=("x",)).pass_through == pa.schema([("x", kind)])
+    assert listed(tmp_path, *rows, pass_through=("x",)).pass_through == pa.schema([("x", dtype)])
 
 
 def test_a_later_value_that_does_not_fit_costs_its_row(tmp_path: Path):
@@ -104,10 +104,10 @@ def test_the_first_shard_with_an_object_counts(suffix: str, tmp_path: Path):
     (tmp_path / "c.jsonl").write_bytes(bytes(100))
     (tmp_path / f"d{suffix}").write_bytes(CODECS[suffix](lines(b"?\n", {"t": "a", "x": 1})))
     source = source_of(tmp_path, text_column="t", pass_through=("x",))
-    found = list_inputs(source, max_extent_rows=4)
-    assert found.pass_through == pa.schema([("x", pa.int64())])
-    assert found.fields.equals(text_fields(has_pair=False))
-    assert [extent.num_rows for extent in found.extents] == [0] * 4
+    inputs = list_inputs(source, max_extent_rows=4)
+    assert inputs.pass_through == pa.schema([("x", pa.int64())])
+    assert inputs.fields.equals(text_fields(has_pair=False))
+    assert [extent.num_rows for extent in inputs.extents] == [0] * 4
 
 
 def test_lengths_of_lists_of_numbers_come_through_the_plan(tmp_path: Path):

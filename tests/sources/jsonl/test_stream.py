@@ -35,8 +35,8 @@ def write(folder: Path, *values: Any, name: str = "a.jsonl") -> Source:
 
 
 def column(rows: pa.Table, name: str) -> list[Any]:
-    found: list[Any] = rows.column(name).to_pylist()
-    return found
+    values: list[Any] = rows.column(name).to_pylist()
+    return values
 
 
 @pytest.mark.parametrize("suffix", CODECS)
@@ -105,15 +105,15 @@ def test_a_bad_line_costs_its_row_alone(end: bytes, tmp_path: Path):
     data = b"".join(b'{"t": "before"}' + end + line + end for line, _ in BAD)
     (tmp_path / "a.jsonl").write_bytes(data + b'{"t": "last"}' + end)
     rows = read_all(source_of(tmp_path, **WORDS, max_text_bytes=100))
-    found = [*zip(*(column(rows, name) for name in (TEXT, ERROR, MESSAGE)), strict=True)]
-    assert found.pop() == ("last", None, None)
+    outcomes = [*zip(*(column(rows, name) for name in (TEXT, ERROR, MESSAGE)), strict=True)]
+    assert outcomes.pop() == ("last", None, None)
     for number, (line, expected) in enumerate(BAD, 1):
-        assert found.pop(0) == ("before", None, None), line
+        assert outcomes.pop(0) == ("before", None, None), line
         if expected is not None:  # a blank line is no row
-            text, error, message = found.pop(0)
+            text, error, message = outcomes.pop(0)
             assert (text, error) == (None, expected[0]), line
             assert expected[1].replace("line 2 ", f"line {2 * number} ") in message
-    assert not found
+    assert not outcomes
 
 
 def test_what_is_odd_and_right_is_read(tmp_path: Path):
@@ -182,14 +182,14 @@ def some_lines(seed: int, number: int) -> bytes:
     """Return lines of all kinds, also long ones, so that blocks end anywhere."""
     dice = random.Random(seed)
     kinds: list[bytes] = [line for line, _ in BAD] + GOOD
-    found = []
+    lines = []
     for index in range(number):
         if dice.random() < 0.1:
-            found.append(dice.choice([line for line in kinds if len(line) < 1000]))
+            lines.append(dice.choice([line for line in kinds if len(line) < 1000]))
         else:
             text = "x" * dice.choice([0, 5, 50, 3000])
-            found.append(json.dumps({"t": text, "id": f"i{index}", "n": index}).encode())
-    return b"\n".join(found)
+            lines.append(json.dumps({"t": text, "id": f"i{index}", "n": index}).encode())
+    return b"\n".join(lines)
 
 
 @pytest.mark.parametrize(
@@ -294,8 +294,8 @@ def test_ids_of_numbers_and_texts(tmp_path: Path):
     values = ["x", 7, -0, None, True, 1.5, 10**30, "\ud800"]
     source = write(tmp_path, *({"t": "a", "id": value} for value in values), {"t": "a"})
     rows = read_all(source.model_copy(update={"id_column": "id"}))
-    own = [f"a.jsonl#{row}" for row in range(9)]
-    assert column(rows, ROW_ID) == ["x", "7", "0", *own[3:6], str(10**30), *own[7:]]
+    row_ids = [f"a.jsonl#{row}" for row in range(9)]
+    assert column(rows, ROW_ID) == ["x", "7", "0", *row_ids[3:6], str(10**30), *row_ids[7:]]
     assert column(rows, ERROR) == [
         None, None, None, "null_input", "bad_schema", "bad_schema", None, "unidentified",
         "null_input",
@@ -364,6 +364,6 @@ def test_all_shards_are_listed_by_their_suffixes(tmp_path: Path):
     names = ["a.jsonl", "b.ndjson", "c.jsonl.gz", "d.ndjson.gz", "e.jsonl.zst", "f.ndjson.ZST"]
     for name in [*names, "g.json", "h.jsonl.bz2"]:
         (tmp_path / name).write_bytes(b"")
-    found = list_inputs(source_of(tmp_path, **WORDS), max_extent_rows=4)
-    assert [shard.path for shard in found.shards] == names
-    assert found.skipped.total == 2
+    inputs = list_inputs(source_of(tmp_path, **WORDS), max_extent_rows=4)
+    assert [shard.path for shard in inputs.shards] == names
+    assert inputs.skipped.total == 2

@@ -100,9 +100,9 @@ def test_nulls_among_features_follow_the_declared_policy(
 def test_a_nan_that_is_no_null_is_kept_when_nulls_become_zero(tmp_path: Path):
     source = source_of(tmp_path, features=("a", "b"), null_features="zero")
     table = pa.table({"a": [float("nan"), 1.0], "b": [None, 2.0]})
-    found = feature_rows(source, table)
-    np.testing.assert_array_equal(found.values, [[np.nan, 0.0], [1.0, 2.0]])
-    assert found.nulls == {}
+    rows = feature_rows(source, table)
+    np.testing.assert_array_equal(rows.values, [[np.nan, 0.0], [1.0, 2.0]])
+    assert rows.nulls == {}
 
 
 def test_hive_folders_give_pass_through_columns(tmp_path: Path):
@@ -203,7 +203,7 @@ def test_nothing_is_read_behind_the_last_row_that_is_wanted(
 def _live() -> int:
     types = Counter(map(type, gc.get_objects()))
     held = (pq.FileMetaData, io.RawIOBase, OSError)
-    return sum(number for kind, number in types.items() if issubclass(kind, held))
+    return sum(number for held_type, number in types.items() if issubclass(held_type, held))
 
 
 def test_nothing_of_a_footer_stays_in_memory_once_its_shard_is_listed(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_rows_before_damage_are_read(tmp_path: Path):
     path.write_bytes(data)
     shard = pq.ParquetFile(path)
     batches = group_batches(shard, shard, [0], NAMES, Batching(50, 1.0, True))
-    found = [next(batches), next(batches)]
-    assert joined(found, NAMES).equals(rows.slice(0, 100).combine_chunks())
+    read_batches = [next(batches), next(batches)]
+    assert joined(read_batches, NAMES).equals(rows.slice(0, 100).combine_chunks())
     with pytest.raises((pa.ArrowException, OSError)):
         list(batches)

@@ -28,8 +28,8 @@ MOMENTS = [
 ]
 
 
-def write(path: Path, values: list[Any], kind: pa.DataType | None = None, **columns: Any) -> None:
-    column = pa.array(values, kind or pa.timestamp("us"))
+def write(path: Path, values: list[Any], dtype: pa.DataType | None = None, **columns: Any) -> None:
+    column = pa.array(values, dtype or pa.timestamp("us"))
     table = pa.table({"image": [b"x"] * len(values), "ts": column, **columns})
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path, use_deprecated_int96_timestamps=True, row_group_size=4)
@@ -63,9 +63,9 @@ def read(folder: Path, **fields: Any) -> pa.Table:
     return pa.concat_tables(read_all(inputs, source, 3))
 
 
-@pytest.mark.parametrize("kind", [pa.timestamp("us"), pa.timestamp("us", "UTC")], ids=str)
-def test_every_moment_is_itself(kind: pa.DataType, tmp_path: Path):
-    write(tmp_path / "a.parquet", MOMENTS, kind)
+@pytest.mark.parametrize("dtype", [pa.timestamp("us"), pa.timestamp("us", "UTC")], ids=str)
+def test_every_moment_is_itself(dtype: pa.DataType, tmp_path: Path):
+    write(tmp_path / "a.parquet", MOMENTS, dtype)
     table = read(tmp_path)
     assert table.schema.field("ts").type == pa.timestamp("us")
     assert table["error"].null_count == len(MOMENTS)

@@ -92,23 +92,26 @@ def private(web: WebServer) -> FetchPolicy:
 
 
 def one(uri: str | None, policy: FetchPolicy, network: Network | None = None) -> Fetched:
-    (found,) = fetch_many([uri], policy, network)
-    return found
+    (fetched,) = fetch_many([uri], policy, network)
+    return fetched
 
 
-def reason(found: Fetched) -> str:
-    assert found.data is None
-    assert found.failure is not None, "it was fetched"
-    return found.failure[0]
+def reason(fetched: Fetched) -> str:
+    assert fetched.data is None
+    assert fetched.failure is not None, "it was fetched"
+    return fetched.failure[0]
 
 
-def message(found: Fetched) -> str:
-    assert found.failure is not None, "it was fetched"
-    return found.failure[1]
+def message(fetched: Fetched) -> str:
+    assert fetched.failure is not None, "it was fetched"
+    return fetched.failure[1]
 
 
-def assert_all(wanted: Reason, uris: Sequence[str], found: Sequence[Fetched]) -> None:
-    reasons = {uri: each.failure and each.failure[0] for uri, each in zip(uris, found, strict=True)}
+def assert_all(wanted: Reason, uris: Sequence[str], fetched: Sequence[Fetched]) -> None:
+    reasons = {
+        uri: outcome.failure and outcome.failure[0]
+        for uri, outcome in zip(uris, fetched, strict=True)
+    }
     assert reasons == dict.fromkeys(uris, wanted)
 
 
@@ -116,8 +119,8 @@ def assert_all(wanted: Reason, uris: Sequence[str], found: Sequence[Fetched]) ->
 
 
 def test_an_allowed_host_is_fetched(web: WebServer, public: FetchPolicy, wires: Wires):
-    found = one("http://IMG.Example./a.jpg#part", public, wires.network)
-    assert found == Fetched(b"bytes of a", None)
+    fetched = one("http://IMG.Example./a.jpg#part", public, wires.network)
+    assert fetched == Fetched(b"bytes of a", None)
     assert wires.connected == [(PUBLIC, 80)]
     ((path, headers),) = web.requests
     assert (path, headers["Host"], headers["Accept-Encoding"]) == (
@@ -210,10 +213,10 @@ FORBIDDEN_BEFORE_RESOLVING = [
 def test_what_is_not_allowed_is_refused_before_anything_is_asked(
     web: WebServer, public: FetchPolicy, wires: Wires
 ):
-    found = fetch_many(FORBIDDEN_BEFORE_RESOLVING, public, wires.network)
-    assert_all(Reason.FORBIDDEN_URI, FORBIDDEN_BEFORE_RESOLVING, found)
+    fetched = fetch_many(FORBIDDEN_BEFORE_RESOLVING, public, wires.network)
+    assert_all(Reason.FORBIDDEN_URI, FORBIDDEN_BEFORE_RESOLVING, fetched)
     assert (wires.resolved, wires.connected, web.requests) == ([], [], [])
-    assert all(message(each).isprintable() for each in found)
+    assert all(message(outcome).isprintable() for outcome in fetched)
 
 
 # Addresses
@@ -226,9 +229,9 @@ def test_a_listed_name_must_not_have_an_address_that_is_not_public(
     public: FetchPolicy, wires: Wires, addresses: list[str]
 ):
     wires.names["img.example"] = addresses
-    found = one("http://img.example/a.jpg", public, wires.network)
-    assert reason(found) == Reason.FORBIDDEN_URI
-    assert "not public" in message(found)
+    fetched = one("http://img.example/a.jpg", public, wires.network)
+    assert reason(fetched) == Reason.FORBIDDEN_URI
+    assert "not public" in message(fetched)
     assert wires.connected == []
 
 
@@ -277,8 +280,8 @@ def test_a_name_that_changes_its_address_is_connected_to_the_checked_one_only(
 
 
 def test_a_name_is_resolved_once_a_call(public: FetchPolicy, wires: Wires):
-    found = fetch_many(["http://img.example/a.jpg"] * 20, public, wires.network)
-    assert [each.data for each in found] == [b"bytes of a"] * 20
+    fetched = fetch_many(["http://img.example/a.jpg"] * 20, public, wires.network)
+    assert [outcome.data for outcome in fetched] == [b"bytes of a"] * 20
     assert wires.resolved == ["img.example"]
 
 
@@ -307,8 +310,8 @@ def test_a_name_that_cannot_be_resolved_fails_its_row(
         raise socket.gaierror(code, "it is not known")
 
     network = Network(resolve, wires.connect)
-    found = one("http://img.example/a.jpg", replace(public, tries=2), network)
-    assert reason(found) == Reason.UNREACHABLE
+    fetched = one("http://img.example/a.jpg", replace(public, tries=2), network)
+    assert reason(fetched) == Reason.UNREACHABLE
     assert len(calls) == asked
 
 
@@ -319,10 +322,10 @@ def test_a_lookup_that_hangs_ends_at_the_deadline(public: FetchPolicy, web: WebS
 
     policy = replace(public, timeout_s=0.2)
     try:
-        found = one("http://img.example/a.jpg", policy, Network(resolve))
+        fetched = one("http://img.example/a.jpg", policy, Network(resolve))
     finally:
         web.stopping.set()
-    assert (reason(found), "in time" in message(found)) == (Reason.UNREACHABLE, True)
+    assert (reason(fetched), "in time" in message(fetched)) == (Reason.UNREACHABLE, True)
 
 
 def test_running_out_of_sockets_is_not_the_fault_of_a_row(public: FetchPolicy, wires: Wires):
@@ -379,10 +382,10 @@ def test_a_redirect_is_checked_from_the_beginning(
     web.scripts |= {
         path: [redirect(to)] for path, to in zip(paths, FORBIDDEN_REDIRECTS, strict=True)
     }
-    found = fetch_many([f"http://img.example{path}" for path in paths], policy, wires.network)
-    assert_all(Reason.FORBIDDEN_URI, FORBIDDEN_REDIRECTS, found)
+    fetched = fetch_many([f"http://img.example{path}" for path in paths], policy, wires.network)
+    assert_all(Reason.FORBIDDEN_URI, FORBIDDEN_REDIRECTS, fetched)
     assert sorted(web.paths) == sorted(paths)
-    assert not any(SECRET in message(each) for each in found)
+    assert not any(SECRET in message(outcome) for outcome in fetched)
 
 
 @pytest.mark.parametrize(("hops", "arrives"), [(5, True), (6, False)])
@@ -391,9 +394,9 @@ def test_five_redirects_are_enough(
 ):
     for hop in range(hops):
         web.scripts[f"/{hop}"] = [redirect(f"/{hop + 1}" if hop + 1 < hops else "/a.jpg")]
-    found = one("http://img.example/0", public, wires.network)
-    assert (found.data == b"bytes of a") is arrives
-    assert arrives or reason(found) == Reason.UNREACHABLE
+    fetched = one("http://img.example/0", public, wires.network)
+    assert (fetched.data == b"bytes of a") is arrives
+    assert arrives or reason(fetched) == Reason.UNREACHABLE
 
 
 # TLS
@@ -434,8 +437,8 @@ def test_https_is_never_left_for_http(secure: WebServer, certificate: Path):
     )
     wires = Wires(secure.port)
     secure.scripts["/start"] = [redirect("http://img.example/a.jpg")]
-    found = one("https://img.example/start", policy, wires.network)
-    assert (reason(found), secure.paths) == (Reason.FORBIDDEN_URI, ["/start"])
+    fetched = one("https://img.example/start", policy, wires.network)
+    assert (reason(fetched), secure.paths) == (Reason.FORBIDDEN_URI, ["/start"])
 
 
 def test_a_cut_tls_connection_is_not_the_end_of_a_body(secure: WebServer, certificate: Path):
@@ -443,8 +446,8 @@ def test_a_cut_tls_connection_is_not_the_end_of_a_body(secure: WebServer, certif
         LIMIT_BYTES, http_hosts=("img.example",), ca_file=str(certificate), tries=1
     )
     secure.scripts["/cut.jpg"] = [raw(b"HTTP/1.1 200 OK\r\n\r\nhalf")]
-    found = one("https://img.example/cut.jpg", policy, Wires(secure.port).network)
-    assert reason(found) == Reason.UNREACHABLE
+    fetched = one("https://img.example/cut.jpg", policy, Wires(secure.port).network)
+    assert reason(fetched) == Reason.UNREACHABLE
 
 
 def test_a_server_without_tls_fails_its_row(web: WebServer, wires: Wires):
@@ -472,7 +475,7 @@ def test_the_limit_is_exact_however_a_body_is_framed(
         web.scripts[f"/{num_bytes}"] = [framed(b"x" * num_bytes, framing)]
     uris = [web.url(f"/{num_bytes}") for num_bytes in (0, 999, 1000, 1001)]
     *small, large = fetch_many(uris, policy)
-    assert [len(found.data or b"") for found in small] == [0, 999, 1000]
+    assert [len(fetched.data or b"") for fetched in small] == [0, 999, 1000]
     assert reason(large) == Reason.TOO_LARGE
 
 
@@ -514,8 +517,8 @@ def test_a_body_without_end_is_cut_off(
 
 def test_no_more_files_than_threads_are_in_flight(web: WebServer, private: FetchPolicy):
     policy = replace(private, threads=3)
-    found = fetch_many([web.url("/a.jpg")] * 40, policy)
-    assert [each.data for each in found] == [b"bytes of a"] * 40
+    fetched = fetch_many([web.url("/a.jpg")] * 40, policy)
+    assert [outcome.data for outcome in fetched] == [b"bytes of a"] * 40
     assert web.most_at_once <= 3
 
 
@@ -548,13 +551,13 @@ def test_passing_trouble_is_tried_again(web: WebServer, private: FetchPolicy, tr
     web.scripts["/x"] = [trouble, ok(b"at last")]
     assert one(web.url("/x"), private).data == b"at last"
     web.scripts["/y"] = [trouble]
-    found = one(web.url("/y"), replace(private, tries=2))
-    assert (reason(found), web.paths.count("/y")) == (Reason.UNREACHABLE, 2)
-    assert "try 2" in message(found)
+    fetched = one(web.url("/y"), replace(private, tries=2))
+    assert (reason(fetched), web.paths.count("/y")) == (Reason.UNREACHABLE, 2)
+    assert "try 2" in message(fetched)
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("answer", "expected"),
     [
         (answer(404), Reason.MISSING),
         (answer(410), Reason.MISSING),
@@ -572,9 +575,9 @@ def test_passing_trouble_is_tried_again(web: WebServer, private: FetchPolicy, tr
     ],
 )
 def test_an_answer_that_will_not_change_is_not_asked_for_again(
-    web: WebServer, private: FetchPolicy, said: Answer, expected: str
+    web: WebServer, private: FetchPolicy, answer: Answer, expected: str
 ):
-    web.scripts["/x"] = [said]
+    web.scripts["/x"] = [answer]
     assert reason(one(web.url("/x"), private)) == expected
     assert web.paths == ["/x"]
 
@@ -604,8 +607,8 @@ def test_a_server_that_drips_meets_the_deadline(
 ):
     web.scripts["/slow"] = [dripping(head, drop)]
     policy = replace(private, timeout_s=0.3, tries=100)
-    found = one(web.url("/slow"), policy)
-    assert reason(found) == Reason.UNREACHABLE
+    fetched = one(web.url("/slow"), policy)
+    assert reason(fetched) == Reason.UNREACHABLE
 
 
 def test_a_stalled_try_leaves_time_for_another(web: WebServer, private: FetchPolicy):
@@ -633,7 +636,7 @@ def local(lake: Path) -> FetchPolicy:
 
 def test_files_below_a_root_are_read(lake: Path, local: FetchPolicy):
     uris = ["a.jpg", "./deep/../a.jpg", f"{lake}/a.jpg", f"file://{lake}/a.jpg", f"{lake}//a.jpg"]
-    assert [each.data for each in fetch_many(uris, local)] == [b"local a"] * 5
+    assert [outcome.data for outcome in fetch_many(uris, local)] == [b"local a"] * 5
     assert one("deep/b #?%20.jpg", local).data == b"local b"
     assert one("deep/./a.jpg", local).failure is not None
 
@@ -671,7 +674,9 @@ def test_relative_uris_need_a_base(lake: Path, local: FetchPolicy):
 
 
 def test_null_and_empty_uris_are_null_inputs(local: FetchPolicy):
-    assert [reason(each) for each in fetch_many([None, "", "  "], local)] == [Reason.NULL_INPUT] * 3
+    assert [reason(outcome) for outcome in fetch_many([None, "", "  "], local)] == [
+        Reason.NULL_INPUT
+    ] * 3
     assert fetch_many([], local) == []
 
 
@@ -691,9 +696,9 @@ def test_objects_are_read_below_their_root_only(server: LocalServer):
     root = store.url("in")
     policy = FetchPolicy(1000, uri_base=root, roots={root: store.storage_options})
     uris = [f"{root}/a.jpg", "a.jpg", "x/../a.jpg", "big.jpg", "none.jpg", "", "k" * 2000, "x//y"]
-    found = fetch_many([*uris, "../out/b.jpg", store.url("out/b.jpg"), f"{root}x/a.jpg"], policy)
-    assert [each.data for each in found[:3]] == [b"object a"] * 3
-    assert [reason(each) for each in found[3:]] == [
+    fetched = fetch_many([*uris, "../out/b.jpg", store.url("out/b.jpg"), f"{root}x/a.jpg"], policy)
+    assert [outcome.data for outcome in fetched[:3]] == [b"object a"] * 3
+    assert [reason(outcome) for outcome in fetched[3:]] == [
         Reason.TOO_LARGE,
         Reason.MISSING,
         Reason.NULL_INPUT,
@@ -708,7 +713,7 @@ def test_a_key_that_no_object_can_have_is_not_asked_for():
     options = {"key": "k", "secret": "s", "endpoint_url": f"http://127.0.0.1:{port}"}
     policy = FetchPolicy(LIMIT_BYTES, roots={"s3://lake": options})
     uris = ["s3://lake/" + "k" * 1025, "s3://lake/", "s3://lake", "s3://lake/x/", "s3://lake//x"]
-    assert [reason(each) for each in fetch_many(uris, policy)] == [Reason.MISSING] * 5
+    assert [reason(outcome) for outcome in fetch_many(uris, policy)] == [Reason.MISSING] * 5
 
 
 def test_the_longest_root_gives_the_options(s3: LocalServer):
@@ -758,9 +763,9 @@ def test_results_keep_their_order_whatever_each_does(
         ("a.jpg", b"bytes of a"),
         (store.url("none"), Reason.MISSING),
     ]
-    found = fetch_many([uri for uri, _ in want] * 3, replace(policy, threads=4))
-    told = [each.failure[0] if each.failure else each.data for each in found]
-    assert told == [outcome for _, outcome in want] * 3
+    fetched = fetch_many([uri for uri, _ in want] * 3, replace(policy, threads=4))
+    outcomes = [result.failure[0] if result.failure else result.data for result in fetched]
+    assert outcomes == [outcome for _, outcome in want] * 3
 
 
 # Secrets and the policy itself
@@ -782,9 +787,9 @@ def test_users_are_refused_and_secrets_never_shown(public: FetchPolicy, wires: W
         f"ftp://user:{SECRET}@img.example/a.jpg",
         f"s3://key:{SECRET}@lake/a.jpg",
     ]
-    found = fetch_many(uris, public, wires.network)
-    assert_all(Reason.FORBIDDEN_URI, uris, found)
-    assert not any(SECRET in message(each) for each in found)
+    fetched = fetch_many(uris, public, wires.network)
+    assert_all(Reason.FORBIDDEN_URI, uris, fetched)
+    assert not any(SECRET in message(outcome) for outcome in fetched)
     assert wires.connected == []
 
 
@@ -792,8 +797,8 @@ def test_a_signed_uri_that_fails_does_not_show_its_signature(web: WebServer, pri
     path = f"/none.jpg?X-Amz-Signature={SECRET}"
     for status in (404, 403, 503):
         web.scripts[path] = [answer(status)]
-        found = one(web.url(path), replace(private, tries=1))
-        assert SECRET not in message(found)
+        fetched = one(web.url(path), replace(private, tries=1))
+        assert SECRET not in message(fetched)
     assert len(web.requests) == 3
 
 

@@ -147,8 +147,8 @@ def test_the_limit_of_bytes_is_the_most_that_is_read():
     ],
 )
 def test_an_allowed_url_has_one_spelling(url: str, target: Target, authority: str):
-    found = target_of(url, POLICY)
-    assert (found, found.authority) == (target, authority)
+    actual = target_of(url, POLICY)
+    assert (actual, actual.authority) == (target, authority)
 
 
 @pytest.mark.parametrize(
