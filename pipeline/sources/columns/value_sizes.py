@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.core.arrays import Numbers, as_array, with_nulls
-from pipeline.core.failures import Failure, Reason
+from pipeline.core.failures import Reason
 from pipeline.sources.columns.arrow_types import is_binary, is_text
-from pipeline.sources.columns.base import STAGE, Failures
+from pipeline.sources.columns.base import Failures, fail
 
 MAX_VALUE_BYTES = 16 << 20
 """Size limit of a value that is passed through, or is an id; a larger one fails its row."""
@@ -83,9 +83,7 @@ def without_large(table: pa.Table, names: Sequence[str], failures: Failures) -> 
         too_large = sizes > MAX_VALUE_BYTES
         for row in np.flatnonzero(too_large).tolist():
             message = f"{name} has {sizes[row]} bytes, the limit is {MAX_VALUE_BYTES}"
-            failures[row] = failures[row] or Failure(
-                Reason.TOO_LARGE, STAGE, message, num_bytes=int(sizes[row])
-            )
+            fail(failures, [row], Reason.TOO_LARGE, message, num_bytes=int(sizes[row]))
         if too_large.any():
             kept = _without(column, too_large)
             table = table.set_column(index, table.schema.field(index).with_nullable(True), kept)

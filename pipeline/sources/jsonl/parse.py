@@ -18,7 +18,7 @@ import pyarrow.json
 
 from pipeline.core.arrays import as_array
 from pipeline.core.failures import Failure, Reason
-from pipeline.sources.columns.base import STAGE, Failures
+from pipeline.sources.columns.base import STAGE, Failures, fail
 from pipeline.sources.columns.column_path import value_at
 from pipeline.sources.columns.pass_through import Problems
 from pipeline.sources.jsonl.columns import from_plain, from_values, plain_type
@@ -64,7 +64,7 @@ class Parser:
             made = [_from_objects(column, objects) for column in self._columns]
         for _, problems in made:
             for row, message in problems.items():
-                failures[row] = failures[row] or Failure(Reason.BAD_SCHEMA, STAGE, message)
+                fail(failures, [row], Reason.BAD_SCHEMA, message)
         names = [column.name for column in self._columns]
         return pa.table([array for array, _ in made], names=names), failures
 
