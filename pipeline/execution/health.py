@@ -66,7 +66,8 @@ def watched(ray: Any, *, is_ours: bool) -> Iterator[None]:
     connected = _connected()
     if is_ours:
         connected.roots, connected.checks, outer = [], [], []
-        for process_type, infos in _processes().items():
+        processes: dict[str, list[Any]] = getattr(read("node"), "all_processes", None) or {}
+        for process_type, infos in processes.items():
             for info in infos:
                 started(process_type, info)
         if not connected.roots:  # private names of Ray tell nothing: what this process has started
@@ -87,11 +88,6 @@ def started(process_type: str, info: Any) -> None:
         connected.roots.append(psutil.Process(info.process.pid))
     if process_type in _VITAL:
         connected.checks.append(ProcessLives(process_type, info))
-
-
-def _processes() -> dict[str, list[Any]]:
-    """Return the processes of the Ray that this process has started, by Ray's word for them."""
-    return getattr(read("node"), "all_processes", None) or {}
 
 
 def _note_children(connected: ConnectedRay) -> None:
@@ -175,7 +171,9 @@ def end(ray: Any) -> None:
         ray.shutdown()
     finally:
         kill(ours)
-        _await_end(ours)
+        deadline = time.monotonic() + _DIE_S
+        while any(map(_is_running, ours)) and time.monotonic() < deadline:
+            time.sleep(_LOOK_S)
         connected.roots = []
 
 
@@ -210,12 +208,6 @@ def node_left_alone(ray: Any) -> Iterator[None]:
         yield
     finally:
         node.destroy_external_storage()
-
-
-def _await_end(processes: list[psutil.Process]) -> None:
-    deadline = time.monotonic() + _DIE_S
-    while any(map(_is_running, processes)) and time.monotonic() < deadline:
-        time.sleep(_LOOK_S)
 
 
 def _is_running(process: psutil.Process) -> bool:

@@ -164,7 +164,10 @@ class _Model:
             PipelineError: It cannot be loaded, or golden rows come out otherwise.
         """
         config, golden = self._config.predictor, self._config.golden
-        with attempts.attempt(f"load-{_actor_id()}") as earlier:
+        ray = connected_ray()
+        # An actor keeps its id when it is started again.
+        actor_id = "local" if ray is None else ray.get_runtime_context().get_actor_id()
+        with attempts.attempt(f"load-{actor_id}") as earlier:
             if earlier.exits >= _MAX_LOADS:
                 raise InfraError(_NOT_LOADED.format(config.spec.name, earlier.exits))
             started = perf_counter()
@@ -246,12 +249,6 @@ def _guard(config: ActorConfig, model: _Model, attempts: Attempts) -> Guard:
         fields=config.fields,
         max_bytes=config.memory.max_bytes,
     )
-
-
-def _actor_id() -> str:
-    """Return the id of this actor, which it keeps when it is started again."""
-    ray = connected_ray()
-    return "local" if ray is None else str(ray.get_runtime_context().get_actor_id())
 
 
 def _waited_s(asked_at_s: float | None) -> float:

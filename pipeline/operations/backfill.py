@@ -149,7 +149,10 @@ def backfill(
     days = read_dates(from_, to, every)
     options = run_options(address, allow_import, accept, job=job, owns_process=owns_process)
     dates = Dates(job, overrides, options, only, dry_run)
-    _require_partitions(dates, days, every)
+    # Dates must not replace each other: the next one, and the same hour of a day.
+    some = [*days[:2], *days[24:25]]
+    if len({dates.of(day).sink.partition for day in some}) < len(some):
+        raise same_partition(every)
     order = days[::-1] if newest_first else days
     with shown_on(progress) as shown:
         return Backfill(tuple(do_all(dates, order, shown)))
@@ -244,10 +247,3 @@ def _await_one(dates: Dates, busy: Sequence[dt.date], progress: Progress) -> lis
                 time.sleep(_LOOK_S)
         except KeyboardInterrupt:
             return []
-
-
-def _require_partitions(dates: Dates, days: Sequence[dt.date], every: str) -> None:
-    """Make sure that dates do not replace each other: the next one, and the same hour of a day."""
-    some = [*days[:2], *days[24:25]]
-    if len({dates.of(day).sink.partition for day in some}) < len(some):
-        raise same_partition(every)

@@ -238,7 +238,8 @@ def _translated(what: str, error: BaseException) -> PipelineError | None:
         return (TransientError if is_transient else InfraError)(
             f"{what}: the hub answers with {status}"
         )
-    if isinstance(error, OSError) and error.errno and not _is_of_network(error):
+    is_of_network = isinstance(error, ConnectionError | TimeoutError | socket.gaierror)
+    if isinstance(error, OSError) and error.errno and not is_of_network:
         return InfraError(f"{what}: cannot be written to the local disk: {error.strerror}")
     # Each version of the library has its own HTTP client with its own classes.
     is_of_client = type(error).__module__.startswith(("httpx", "httpcore", "hf_xet"))
@@ -248,7 +249,3 @@ def _translated(what: str, error: BaseException) -> PipelineError | None:
         reason = clean_message(f"{type(error).__name__}: {error}", 200)
         return TransientError(f"{what}: the hub does not answer ({reason})")
     return None
-
-
-def _is_of_network(error: OSError) -> bool:
-    return isinstance(error, ConnectionError | TimeoutError | socket.gaierror)

@@ -154,6 +154,7 @@ def build_report(stated: Report, measured: Load) -> Report:
             taken from there.
     """
     rows, model, hardware = stated.rows, stated.model, stated.hardware
+    cost = _cost(stated)
     load = replace(
         measured,
         streaming_wall_s=stated.streaming_wall_s,
@@ -165,7 +166,7 @@ def build_report(stated: Report, measured: Load) -> Report:
     return stated.but(
         rows_per_s=ratio(rows.computed, load.streaming_wall_s),
         run_rows_per_s=ratio(rows.computed, load.wall_s),
-        cost_per_million_rows=_cost_per_million(stated),
+        cost_per_million_rows=None if cost is None else ratio(1e6 * cost, rows.computed),
         startup=startup_parts(load),
         stages=stages_of(load),
         limits=find_limits(load),
@@ -176,7 +177,7 @@ def build_report(stated: Report, measured: Load) -> Report:
         decode_in=_done_in(load, load.prepared, "decoder"),
         write_in=_done_in(load, ("write",), "writer"),
         texts=texts_of(load),
-        written=written_of(load, _cost(stated)),
+        written=written_of(load, cost),
     )
 
 
@@ -184,11 +185,6 @@ def _done_in(load: Load, stages: Sequence[str], group: str) -> Literal["actors",
     if not any(stage in load.figures.stages for stage in stages):
         return None
     return "actors" if group in load.in_actors else "tasks"
-
-
-def _cost_per_million(report: Report) -> float | None:
-    cost, rows = _cost(report), report.rows.computed
-    return None if cost is None or not rows else 1e6 * cost / rows
 
 
 def _cost(report: Report) -> float | None:

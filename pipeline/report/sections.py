@@ -26,15 +26,14 @@ class Section(BaseModel):
         # JSON has no NaN and no Infinity.
         if not isinstance(values, dict):
             return values
-        return {name: None if _is_no_number(value) else value for name, value in values.items()}
+        return {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in values.items()
+        }
 
     def but(self, **changes: Any) -> Self:
         """Return this section with other values of some fields, validated like the first ones."""
         return type(self)(**{**dict(self), **changes})
-
-
-def _is_no_number(value: object) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
 
 
 class Rows(Section):

@@ -46,7 +46,8 @@ def hardware_of(ray: Any) -> Hardware:
     """Return what the cluster has, or may grow to where an autoscaler says so."""
     alive = [node for node in ray.nodes() if node["Alive"]]
     nodes = [node["Resources"] for node in alive]
-    hardware = hardware_from(ray.cluster_resources(), nodes, _autoscaler_limits())
+    limits = read("autoscaler limits")
+    hardware = hardware_from(ray.cluster_resources(), nodes, (limits and limits()) or {})
     labels = (frozenset(node.get("Labels", {}).values()) for node in alive)
     return replace(hardware, node_labels=tuple(labels))
 
@@ -99,7 +100,11 @@ def embedded_hardware() -> Hardware:
         )
         counts = json.loads(done.stdout.splitlines()[-1])
     cpus, gpus = counts
-    return this_machine(cpus, _gpus_of_torch() if gpus is None else gpus)
+    if gpus is None:
+        import torch
+
+        gpus = float(torch.cuda.device_count()) if torch.cuda.is_available() else 0.0
+    return this_machine(cpus, gpus)
 
 
 def this_machine(cpus: float | None = None, gpus: float = 0.0) -> Hardware:
@@ -120,18 +125,6 @@ def counted_by_ray() -> tuple[float | None, float | None]:
     gpus = manager.get_current_node_num_accelerators()
     visible = manager.get_current_process_visible_accelerator_ids()
     return cpus, float(gpus if visible is None else min(gpus, len(visible)))
-
-
-def _gpus_of_torch() -> float:
-    import torch
-
-    return float(torch.cuda.device_count()) if torch.cuda.is_available() else 0.0
-
-
-def _autoscaler_limits() -> dict[str, float]:
-    """Return what the autoscaler may grow the cluster to; empty without one."""
-    limits = read("autoscaler limits")
-    return dict((limits and limits()) or {})
 
 
 def workers() -> list[dict[str, Any]]:

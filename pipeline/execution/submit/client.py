@@ -190,7 +190,9 @@ def until_answered(ask: Callable[[], Any], shown: str, *, is_known: bool) -> Any
             if not trouble:
                 return answer
         except RequestException as error:
-            root = _root(error)
+            root = error
+            while root.__context__ is not None:  # "connection refused" without three wrappers
+                root = root.__context__
             trouble = one_line(root)
         except refused_errors():
             if not is_known:
@@ -225,13 +227,6 @@ def _is_whole(answer: Any) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _root(error: BaseException) -> BaseException:
-    """Return what the HTTP client met first: "connection refused" without three wrappers."""
-    while error.__context__ is not None:
-        error = error.__context__
-    return error
 
 
 def one_line(reason: object) -> str:

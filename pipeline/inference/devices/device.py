@@ -137,7 +137,9 @@ def load_runner(config: PredictorConfig, gpu: Gpu | None = None) -> Runner:
         varying=varying,
         num_threads=config.num_threads,
         identity=config.spec.identity,
-        calibrated=_calibrated(config),
+        calibrated=fetch_model(config.models, config.spec.artefact_sha256)
+        if config.spec.precision == INT8
+        else None,
     )
 
 
@@ -210,12 +212,6 @@ def choose_attention(module: torch.nn.Module, spec: ModelSpec, device: torch.dev
     from pipeline.models.directories.loading import use_sdpa
 
     use_sdpa(module)
-
-
-def _calibrated(config: PredictorConfig) -> bytes | None:
-    if config.spec.precision != INT8:
-        return None
-    return fetch_model(config.models, config.spec.artefact_sha256)
 
 
 @contextlib.contextmanager

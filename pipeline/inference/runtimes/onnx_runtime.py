@@ -115,10 +115,13 @@ def require_on_gpu(session: Any) -> None:
     """
     opened: list[str] = session.get_providers()
     if opened[:1] != [_CUDA]:
+        import torch
+
+        cuda = f"CUDA {torch.version.cuda}, as torch has it" if torch.version.cuda else "CUDA"
         raise JobError(
             f"model.runtime 'onnxruntime': its CUDA provider could not be opened, and {opened[0]} "
             "would run the model while the GPU is idle: install an onnxruntime-gpu for "
-            f"{_cuda_of_torch()}, or take runtime eager or compile"
+            f"{cuda}, or take runtime eager or compile"
         )
 
 
@@ -152,12 +155,6 @@ def _load_libraries(onnxruntime: Any) -> None:
     if load is not None:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
             load()
-
-
-def _cuda_of_torch() -> str:
-    import torch
-
-    return f"CUDA {torch.version.cuda}, as torch has it" if torch.version.cuda else "CUDA"
 
 
 RUNTIME = OnnxRuntime()

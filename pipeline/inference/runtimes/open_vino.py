@@ -38,7 +38,9 @@ class OpenVino(Runtime):
     file_precisions = ("fp32", "bf16")
 
     def missing_reason(self, precision: str, device: Device) -> str:
-        if precision != "bf16" or _has_bf16():
+        if precision != "bf16":
+            return ""
+        if "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             return ""
         return "openvino would run fp32, for this CPU has no bf16"
 
@@ -138,10 +140,6 @@ def _core() -> Any:
     import openvino
 
     return openvino.Core()
-
-
-def _has_bf16() -> bool:
-    return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 RUNTIME = OpenVino()

@@ -88,7 +88,9 @@ def make_runner(
     except PipelineError:
         raise
     except Exception as error:
-        first = _first_cause(error)
+        first: BaseException = error
+        while first.__cause__ is not None:  # exporters wrap it in advice
+            first = first.__cause__
         reason = clean_message(f"{type(first).__name__}: {first}", _MAX_CHARS)
         raise JobError(f"model.runtime = {runtime!r}: cannot run this model: {reason}") from error
 
@@ -98,13 +100,6 @@ def _then_set_math(load: Callable[[], InferenceModule], precision: str) -> Infer
     module = load()
     set_math(math_of(precision))
     return module
-
-
-def _first_cause(error: BaseException) -> BaseException:
-    """Return what an error was raised from, at the very first: exporters wrap it in advice."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
 
 
 def _has_file(runtime: Runtime, exporter: Exporter) -> bool:

@@ -129,14 +129,11 @@ class SliceRun:
 
     def _attempt(self, batch: Rows) -> Failure | None:
         """Predict a batch, with no other in flight; return why it failed, None if it did not."""
-        failure = self._try(batch)
+        with self._model.buffers.one(self._ticket) as buffer:
+            failure = self._try_start(buffer, batch) or self._try_finish(buffer, batch)
         if failure is None:
             self._kept(batch)
         return failure
-
-    def _try(self, batch: Rows) -> Failure | None:
-        with self._model.buffers.one(self._ticket) as buffer:
-            return self._try_start(buffer, batch) or self._try_finish(buffer, batch)
 
     def _try_start(self, buffer: DeviceBuffer, batch: Rows) -> Failure | None:
         """Start a batch; return the failure if that raises.

@@ -131,7 +131,9 @@ class AppliedRules:
         before = row.before
         length = len(before) + num_new
         if rules.repetition_penalty != 1.0:
-            _penalise(logits, [*{*before, *row.tokens}], rules.repetition_penalty)
+            ids, penalty = [*{*before, *row.tokens}], rules.repetition_penalty
+            chosen = logits[ids]
+            logits[ids] = torch.where(chosen < 0, chosen * penalty, chosen / penalty)
         if rules.no_repeat_ngram or rules.banned_words:
             logits[[*self._repeating(row, [*before, *row.tokens])]] = _NEVER
         if length < rules.min_length or num_new < rules.min_new_tokens:
@@ -157,11 +159,6 @@ class AppliedRules:
             if len(word) <= len(history) and history[1 - len(word) :] == [*word[:-1]]:
                 banned.add(word[-1])
         return banned
-
-
-def _penalise(logits: torch.Tensor, ids: list[int], penalty: float) -> None:
-    chosen = logits[ids]
-    logits[ids] = torch.where(chosen < 0, chosen * penalty, chosen / penalty)
 
 
 def _force(logits: torch.Tensor, ids: list[int]) -> None:

@@ -220,11 +220,7 @@ def _text(lines: Lines) -> str:
         written += ["", f"{section}:"]
         for field, (value, why) in fields.items():
             comment = f"  # {printable(why)[:80]}" if why else ""
-            written.append(f"  {field}: {_value(value)}{comment}")
+            dumped = yaml.safe_dump(value, default_flow_style=True, width=10**9, allow_unicode=True)
+            line = dumped.removesuffix("...\n").strip()
+            written.append(f"  {field}: {line}{comment}")
     return "\n".join(written) + "\n"
-
-
-def _value(value: Any) -> str:
-    """Return a value in one line of YAML."""
-    dumped = yaml.safe_dump(value, default_flow_style=True, width=10**9, allow_unicode=True)
-    return dumped.removesuffix("...\n").strip()

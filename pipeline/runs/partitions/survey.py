@@ -125,7 +125,8 @@ class _Listed:
             return _by_report(data[self.report.path], self.report)
         if self.last_heartbeat is None:
             return None
-        heartbeat = _heartbeat(data[self.last_heartbeat.path])
+        content = data[self.last_heartbeat.path]
+        heartbeat = Heartbeat() if isinstance(content, Exception) else Heartbeat.from_json(content)
         has_ended = heartbeat.released or heartbeat.process.has_ended()
         return LastRun(heartbeat, self.last_heartbeat.modified, has_ended)
 
@@ -144,10 +145,6 @@ def _bytes(content: bytes | Exception) -> bytes:
     if isinstance(content, Exception):
         raise content
     return content
-
-
-def _heartbeat(content: bytes | Exception) -> Heartbeat:
-    return Heartbeat() if isinstance(content, Exception) else Heartbeat.from_json(content)
 
 
 def _began_after(report: StoredFile, heartbeat: StoredFile) -> bool:

@@ -51,8 +51,9 @@ def least_certain(
         row, rows = 0, parts.only([part]).dataset()
         for batch in rows.to_batches([column], batch_size=_BATCH_ROWS, batch_readahead=1):
             scores = _scores(batch.column(0), column)
-            lowest = np.argsort(scores, kind="stable")[:number]  # NaN comes last
-            known = ((float(scores[n]), part, row + int(n)) for n in lowest[: _known(scores)])
+            lowest = np.argsort(scores, kind="stable")[:number]
+            lowest = lowest[~np.isnan(scores[lowest])]
+            known = ((float(scores[n]), part, row + int(n)) for n in lowest)
             lowest_rows = sorted([*lowest_rows, *known])[:number]
             row += batch.num_rows
         looked_at += row
@@ -70,10 +71,6 @@ def _row_at(dataset: ds.Dataset, row: int, columns: Sequence[str] | None) -> pa.
         row -= group.num_rows
     row_group = fragment.subset(row_group_ids=[group.id])
     return row_group.to_table(schema=dataset.schema, columns=columns).slice(row, 1)
-
-
-def _known(scores: npt.NDArray[np.float64]) -> int:
-    return int(np.count_nonzero(~np.isnan(scores)))
 
 
 def _scores(values: pa.Array, column: str) -> npt.NDArray[np.float64]:

@@ -95,7 +95,8 @@ def settled(
     if way is not None and way.runtime != EAGER:
         left = [name for name, rival in rivals.items() if rival is None or rival.was_given_up]
         text = f"{way.runtime} {way.precision}, as measured on {way.measured_at}"
-        text += f" by {_by(way)}" if way.measured_by else ""
+        by = "`pipeline tune`" if way.measured_by == "tune" else f"run {way.measured_by}"
+        text += f" by {by}" if way.measured_by else ""
         text += _figures(profile, way, ": ")
         text += f"; not measured: {', '.join(left)}" if left else ""
         return Choice(way, "known", text, profile.gain(way))
@@ -114,10 +115,6 @@ def settled(
         "`pipeline tune JOB` measures all"
     )
     return Choice(way or PLAIN, "unknown", text)
-
-
-def _by(way: Trial) -> str:
-    return "`pipeline tune`" if way.measured_by == "tune" else f"run {way.measured_by}"
 
 
 def verdict(profile: Profile, way: Trial | None, min_agreement_pct: float) -> str:

@@ -134,12 +134,15 @@ def _with_best_batch(
     call_bytes: int,
 ) -> Trial:
     """Return what was tried with the best of several batches, and the rates of all of them."""
+    import psutil
+
+    most_bytes = MEMORY_SHARE * psutil.virtual_memory().total
     size, counts_tokens = _size(config.limits_of_batch), bool(config.batch_tokens)
     rates = {size: trial.rows_per_s}
     for limits in batches.others:
         more = _size(limits) / size
         needed_bytes = (loaded_bytes + more * call_bytes) * batches.node_actors
-        if more > 1 and not config.num_gpus and needed_bytes > MEMORY_SHARE * _memory_bytes():
+        if more > 1 and not config.num_gpus and needed_bytes > most_bytes:
             continue
         rung = replace(config, batch_size=limits.rows, batch_tokens=limits.tokens)
         try:
@@ -166,12 +169,6 @@ def _size(limits: BatchLimits) -> int:
 def _peak_bytes() -> int:
     """Return the most memory that this process had at once."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _memory_bytes() -> int:
-    import psutil
-
-    return int(psutil.virtual_memory().total)
 
 
 def compare(
