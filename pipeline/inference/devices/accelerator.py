@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from functools import cache, partial
 from threading import get_ident
 from time import sleep
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
@@ -28,17 +28,6 @@ PAUSES_S = (1.0, 2.0, 4.0, 8.0)
 """A process that is ending, a child, or the reference check next door may hold memory so long."""
 CONTEXT_BYTES = 600 << 20
 """What CUDA itself takes of a card for a process, beside its tensors; about."""
-
-
-class Used(NamedTuple):
-    """Bytes of a card's memory."""
-
-    now: int
-    """Of tensors."""
-    most: int
-    """Of tensors, at once."""
-    most_reserved: int
-    """Of torch's allocator, at once."""
 
 
 class Gpu:
@@ -161,14 +150,6 @@ class Gpu:
     def memory_bytes(self) -> tuple[int, int]:
         """Return the free and the total memory of the card."""
         return torch.cuda.mem_get_info(self.device)
-
-    def used_bytes(self) -> Used:
-        """Return what this process has of the card, beside CUDA's own memory."""
-        return Used(
-            torch.cuda.memory_allocated(self.device),
-            torch.cuda.max_memory_allocated(self.device),
-            torch.cuda.max_memory_reserved(self.device),
-        )
 
     def describe_kernels(self) -> str:
         """Say for which cards this torch has kernels, and what this card is."""

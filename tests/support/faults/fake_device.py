@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pipeline.inference.devices import device, device_buffers, turns
-from pipeline.inference.devices.accelerator import Compute, Gpu, Used
+from pipeline.inference.devices.accelerator import Compute, Gpu
 from support.faults.fake_clock import Clock, ClockCondition, Signal, Turns
 
 installed_gpu: FakeGpu | None = None
@@ -398,10 +398,6 @@ class FakeGpu(Gpu):
     def memory_bytes(self) -> tuple[int, int]:
         self.check()
         return self.total_bytes - self.held_bytes, self.total_bytes
-
-    def used_bytes(self) -> Used:
-        self.check()
-        return Used(self.held_bytes, self.most_bytes, self.most_bytes)
 
     def describe_kernels(self) -> str:
         return "the card is sm_70, torch has kernels for sm_75, sm_80"
