@@ -9,14 +9,13 @@ from typing import NamedTuple
 from pipeline.commit.parts.compaction import RunTasks
 from pipeline.commit.staging import StagedSlice
 from pipeline.execution import local, ray_options
-from pipeline.execution.caller import is_started
+from pipeline.execution.caller import is_started, is_without_ray
 from pipeline.execution.cluster.connect import connect
 from pipeline.execution.cluster.hardware import ray_versions, require_one_version, this_machine
 from pipeline.execution.predictor_actor import PredictorActor
 from pipeline.execution.progress_channel import listening
 from pipeline.execution.stream_parts import StreamParts
 from pipeline.execution.tasks import lost_nodes_blamed, ray_errors, run_tasks
-from pipeline.execution.without_ray import is_without_ray
 from pipeline.planning.allocation import Allocation, Hardware
 
 

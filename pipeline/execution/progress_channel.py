@@ -13,7 +13,7 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
-from pipeline.execution.without_ray import is_without_ray
+from pipeline.execution.caller import is_without_ray
 from pipeline.process.liveness import note_progress, tell_parent
 
 EVERY_S = 5.0

@@ -12,7 +12,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -23,6 +23,7 @@ from pipeline.process.screen import write_line
 from pipeline.process.shared_notes import SharedNotes, current_notes, note, set_current_notes
 
 _GOES_ON = (Stopped.exit_code, InfraError.exit_code)
+"""Exit codes after which the command line is printed that goes on."""
 _MEANS = {
     "SIGKILL": "as happens when memory runs out",
     "SIGXFSZ": "a file grew beyond what ulimit -f allows",
@@ -32,17 +33,14 @@ Lost = Callable[[int, Mapping[str, Any]], NoReturn]
 """Says how a child ended, by its exit code (minus a signal) and its notes, and ends the parent."""
 
 
-def prepare_last_lines(
-    command: str | None, ok_exits: frozenset[int], goes_on: Sequence[int] = _GOES_ON
-) -> None:
+def prepare_last_lines(command: str | None, ok_exits: frozenset[int]) -> None:
     """Note what the last lines need; the command or, if it was killed, its parent prints them.
 
     Args:
         command: The command line that continues it, printable; None: there is none.
         ok_exits: Exit codes for which the process ends with 0.
-        goes_on: Exit codes after which the command line is printed.
     """
-    note(again=command, ok_exits=sorted(ok_exits), goes_on=list(goes_on))
+    note(again=command, ok_exits=sorted(ok_exits), goes_on=list(_GOES_ON))
 
 
 def print_last_lines(code: int) -> int:

@@ -32,8 +32,7 @@ from support.servers.localserver import LocalServer
 
 from pipeline.commit.published.verify import verify_output
 from pipeline.core.causes import SystematicFailure
-from pipeline.execution.caller import share_ray
-from pipeline.execution.without_ray import without_ray
+from pipeline.execution.caller import share_ray, without_ray
 from pipeline.storage.store import Store
 
 pytestmark = pytest.mark.early

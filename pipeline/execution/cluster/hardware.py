@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import InfraError
+from pipeline.execution.caller import is_without_ray
 from pipeline.execution.private_names import read
 from pipeline.execution.tasks import TaskLost, are_done, give_up, value_if_kept
 from pipeline.execution.versions import connected_ray
-from pipeline.execution.without_ray import is_without_ray
 from pipeline.planning.allocation import Hardware
 
 _ACCELERATOR_TYPE = "accelerator_type:"

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.execution.caller import is_without_ray
 from pipeline.execution.embedded import forkserver_main, forkserver_stub
 from pipeline.execution.embedded.minimal_head import raylet_command
 from pipeline.execution.environment import set_embedded
 from pipeline.execution.private_names import is_plain
-from pipeline.execution.without_ray import is_without_ray
 from pipeline.process.life import current
 
 log = logging.getLogger(__name__)

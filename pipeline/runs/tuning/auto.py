@@ -16,8 +16,8 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.core.errors import InfraError, JobError, PipelineError
+from pipeline.execution.caller import is_without_ray
 from pipeline.execution.cluster.hardware import embedded_hardware
-from pipeline.execution.without_ray import is_without_ray
 from pipeline.inference.runtimes import runtime_of
 from pipeline.inference.runtimes.base import missing_reason, unfit_reason
 from pipeline.inference.runtimes.choice import usable_ways

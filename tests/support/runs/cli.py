@@ -102,7 +102,7 @@ def pipeline(
 
 WITHOUT_RAY = """
 from pipeline.commands.main import main
-from pipeline.execution.without_ray import without_ray
+from pipeline.execution.caller import without_ray
 
 with without_ray():
     main()

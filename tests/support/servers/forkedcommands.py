@@ -182,7 +182,7 @@ def _become(
 ) -> None:
     """Be the command, with its standard output and error where they are wanted."""
     from pipeline.commands import main
-    from pipeline.execution.without_ray import without_ray
+    from pipeline.execution.caller import without_ray
     from pipeline.process.parent_death import die_with
 
     die_with(os.getppid())
