@@ -87,6 +87,16 @@ FORBIDDEN_CALLS = {
     "print": "belongs to the command line",
 }
 
+# Words that name nothing; where they stand, they are a field of a document or a library's argument.
+NO_NAMES = {"found", "told", "said", "each", "own", "kind"}
+WRITTEN = {
+    ("commit.manifest", "kind"),
+    ("commit.shard_table", "kind"),
+    ("job.reading.yaml_reader", "kind"),
+    ("models.tasks.base", "kind"),
+    ("operations.machine_checks", "found"),
+}
+
 
 @cache
 def parsed() -> dict[str, ast.Module]:
@@ -278,6 +288,21 @@ def test_a_file_says_what_it_is_for_and_is_not_too_long():
         assert ast.get_docstring(parsed()[name]), f"{name} has no docstring"
         assert text.isascii(), name
         assert len(text.splitlines()) <= MAX_LINES, name
+
+
+def test_names_say_what_they_are():
+    for name, tree in parsed().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+                given = dotted(node).rpartition(".")[2]
+            elif isinstance(node, ast.arg):
+                given = node.arg
+            else:
+                is_definition = isinstance(node, ast.FunctionDef | ast.ClassDef)
+                given = node.name if is_definition else ""
+            words = NO_NAMES & {*given.lower().split("_")}
+            places = {(name, word) for word in words}
+            assert places <= WRITTEN, f"{name}: {given!r}, line {node.lineno}"
 
 
 def test_the_package_serves_nothing_to_other_machines():
