@@ -35,11 +35,10 @@ from pipeline.core import backoff
 from pipeline.storage.store import Store
 
 # No property fails because the machine is busy. What passes once has to pass again, so the usual
-# run tries a few examples, the same each time; `make long` tries many others (--hypothesis-profile
-# others), and `make mutants` few as well, since it runs each test hundreds of times.
-settings.register_profile("same", deadline=None, derandomize=True, max_examples=30)
+# run, and `make mutants`, try a few examples, the same each time; `make long` tries five times as
+# many others (--hypothesis-profile others).
+settings.register_profile("same", deadline=None, derandomize=True, max_examples=20)
 settings.register_profile("others", deadline=None)
-settings.register_profile("few", deadline=None, derandomize=True, max_examples=20)
 settings.load_profile("same")
 
 
@@ -52,16 +51,22 @@ for ignored in (signal.SIGHUP, signal.SIGQUIT):
     signal.signal(ignored, signal.SIG_DFL)
 
 
+ON_ONE_RAY = ("integration/test_end_to_end.py", "runs/tuning/test_auto.py")
+
+
 class Grouped(LoadScopeScheduling):
     """Gives the tests of a file to one process, in order: they share what is slow to make.
 
     Those that need an Azure server are one more group, wherever they stand: it takes long to start.
+    So are the files whose commands share a Ray in `make test`.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         path, _, rest = nodeid.partition("::")
         case = rest.partition("[")[2].rstrip("]").split("-")
-        return "azure" if "azure" in case else path
+        if "azure" in case:
+            return "azure"
+        return "one Ray" if path.endswith(ON_ONE_RAY) else path
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Grouped:

@@ -371,13 +371,13 @@ def test_a_renewal_that_fails_is_said_and_tried_again(
     assert "lease of date=2026-11-24 not renewed: no way there" in caplog.text
 
 
-def test_a_renewal_is_no_step_forward(any_store: Store):
+def test_a_renewal_is_no_step_forward(usual_store: Store):
     """A run that hangs renews its lease, and must be found hanging all the same."""
-    with hold_lease(any_store, LAYOUT, "a-run", ttl_s=0.2):
+    with hold_lease(usual_store, LAYOUT, "a-run", ttl_s=0.2):
         before, seen = last_progress(), set[str]()
         until_s = time.monotonic() + 60
         while len(seen) < 3 and time.monotonic() < until_s:
-            beat = any_store.stat(LAYOUT.heartbeat(1))
+            beat = usual_store.stat(LAYOUT.heartbeat(1))
             assert beat is not None
             seen.add(f"{beat.version} {beat.modified}")
         assert len(seen) >= 3

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.runs.predicting import (
     BAD,
@@ -26,6 +26,7 @@ from support.runs.predicting import (
     predictor,
     rows_of,
 )
+from support.runs.selection import examples
 from torch import nn
 from toy_input import ToyInput
 
@@ -67,7 +68,7 @@ def plain_loop(module: nn.Module, pixels: np.ndarray, top_k: int = 3) -> list[di
 # ---------------------------------------------------------------------------- right answers
 
 
-@settings(max_examples=25)
+@examples(60)
 @given(
     batch_size=st.sampled_from([1, 3, 32]),
     bad=st.lists(st.booleans(), min_size=1, max_size=70),
@@ -184,7 +185,7 @@ def test_bfloat16_is_close():
 # ---------------------------------------------------------------------------- failing rows
 
 
-@settings(max_examples=25)
+@examples(60)
 @given(
     kinds=st.lists(
         st.sampled_from(["good", "good", "dark", "white", "bad"]), min_size=1, max_size=40

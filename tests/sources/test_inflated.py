@@ -8,9 +8,10 @@ import random
 import struct
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.inputs.jsonl_shards import CODECS, zstd
+from support.runs.selection import examples
 
 from pipeline.sources.whole_file import Broken, opened
 
@@ -64,7 +65,7 @@ def test_content_whose_checksum_is_wrong_is_damaged_at_its_end(place: int):
     assert "check failed" in why or "Incorrect length" in why
 
 
-@settings(max_examples=25, deadline=None)
+@examples(60)
 @given(data=st.data())
 @pytest.mark.parametrize("codec", ["gz", "zst"])
 def test_all_that_is_before_damage_is_read_at_any_pace(codec: str, data: st.DataObject):

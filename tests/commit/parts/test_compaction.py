@@ -23,35 +23,37 @@ from pipeline.storage.store import Store
 SCHEMA = prediction_schema([], CLASSIFY_FIELDS)
 TARGET_BYTES = 192 * 1024.0
 VERSION = "000001-0123456789ab"
+CLASSES = pa.array([f"class number {number}" for number in range(200)])
 
 
 def make_rows(index: int, num_rows: int, *, tail: str, bad: set[int]) -> pa.Table:
     """Rows of one slice: ids that differ, labels that repeat; `tail` makes the ids longer."""
-    rng = np.random.default_rng(index)
-    classes, scores = rng.integers(0, 200, (num_rows, 3)), rng.random((num_rows, 3))
-    ids = [f"{rng.integers(1000):04d}/{index:06d}-{row:06d}{tail}.jpg" for row in range(num_rows)]
-    entries = [
-        [
-            {"label": f"class number {number}", "label_id": number, "score": score}
-            for number, score in zip(*pair, strict=True)
-        ]
-        for pair in zip(classes.tolist(), scores.tolist(), strict=True)
-    ]
+    rng, schema = np.random.default_rng(index), staged_schema([], CLASSIFY_FIELDS)
+    numbers = rng.integers(0, 1000, num_rows).tolist()
+    ids = [f"{number:04d}/{index:06d}-{row:06d}{tail}.jpg" for row, number in enumerate(numbers)]
+    classes, scores = rng.integers(0, 200, 3 * num_rows), rng.random(3 * num_rows)
+    entry = schema.field("top_k").type.value_type
+    entries = pa.StructArray.from_arrays(
+        [CLASSES.take(pa.array(classes)), pa.array(classes, entry.field("label_id").type),
+         pa.array(scores, entry.field("score").type)],
+        fields=[*entry],
+    )  # fmt: skip
     failures = [
         Failure(Reason.TRUNCATED, "decode", "ends early") if row in bad else None
         for row in range(num_rows)
     ]
+    firsts = CLASSES.take(pa.array(classes[::3])).to_pylist()
     return pa.table(
         {
             "row_id": ids,
             "uri": [f"in/{value}" for value in ids],
-            "label": [None if f else e[0]["label"] for f, e in zip(failures, entries, strict=True)],
-            "label_id": classes[:, 0],
-            "score": scores[:, 0].astype("f4"),
-            "top_k": entries,
+            "label": [None if f else first for f, first in zip(failures, firsts, strict=True)],
+            "label_id": classes[::3],
+            "score": scores[::3].astype("f4"),
+            "top_k": pa.ListArray.from_arrays(np.arange(0, 3 * num_rows + 1, 3, "i4"), entries),
             **failure_columns(failures),
         },
-        schema=staged_schema([], CLASSIFY_FIELDS),
+        schema=schema,
     )
 
 

@@ -12,9 +12,10 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.models.record_schemas import REVIEW, SCHEMAS
+from support.runs.selection import examples
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from pipeline.core.errors import JobError
@@ -102,7 +103,7 @@ def tokenizer_of(model_type: str = "byte-level") -> Tokenizer:
 
 
 @given(data=st.data(), seed=st.integers(0, 99))
-@settings(max_examples=25)
+@examples(60)
 def test_any_record_of_any_schema_is_valid_or_unfinished(data: st.DataObject, seed: int):
     tokenizer = tokenizer_of()
     schema = data.draw(SCHEMAS)

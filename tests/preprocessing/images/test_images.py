@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.inputs.badfiles import (
     MAX_IMAGE_BYTES,
@@ -17,6 +17,7 @@ from support.inputs.badfiles import (
     base_image,
     encode,
 )
+from support.runs.selection import examples
 
 from pipeline.core.arrays import images_from_arrow
 from pipeline.core.failures import Failure, Reason, failure_columns
@@ -84,7 +85,7 @@ def good_pixels() -> list[np.ndarray]:
     return pixels
 
 
-@settings(max_examples=30)
+@examples(60)
 @given(
     order=st.lists(
         st.sampled_from([*range(len(GOOD)), "strip", "failed", *sorted(BAD)]),

@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.runs.reading import plan_job, read
+from support.runs.selection import examples
 
 from pipeline.core.figures.counters import Counters
 from pipeline.core.slices import SliceKey
@@ -190,7 +191,7 @@ def test_fewer_rows_are_read_where_they_may_be_large(monkeypatch: pytest.MonkeyP
     assert rows_of(pa.table({"t": [*noise, *[b"d"] * 100]}), 64, use_dictionary=False) == 7
 
 
-@settings(max_examples=30)
+@examples(60)
 @given(sizes=st.lists(st.integers(0, 60), min_size=1, max_size=40), slice_rows=st.integers(1, 50))
 def test_slices_in_pieces_are_the_rows_of_the_slice(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int], slice_rows: int
