@@ -32,6 +32,7 @@ from support.servers.s3server import S3Server
 from xdist.scheduler import LoadScopeScheduling
 
 from pipeline.core import backoff
+from pipeline.execution.without_ray import without_ray
 from pipeline.storage.store import Store
 
 # No property fails because the machine is busy. What passes once has to pass again, so the usual
@@ -127,6 +128,13 @@ def model_loads(loads_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for path in loads_folder.iterdir():
         path.unlink()
     return loads_folder
+
+
+@pytest.fixture
+def without_ray_here() -> Iterator[None]:
+    """Let what is called in this process do without Ray, which tells what the machine has, too."""
+    with without_ray():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ import pytest
 from support.inputs.photos import build_images
 from support.runs.cli import environment, pipeline, write_job
 from support.runs.published import publish_rows
+from support.runs.selection import quick_cases
 from typer.main import get_command
 
 from pipeline.commands.app import app
@@ -82,13 +83,16 @@ main()
 
 @pytest.mark.parametrize(
     ("command", "module"),
-    [
-        ("plan", "typer"),
-        ("plan", "pydantic"),
-        ("run", "pydantic.main"),
-        ("inspect", "pyarrow"),
-        ("doctor", "psutil"),
-    ],
+    quick_cases(
+        [
+            ("plan", "typer"),
+            ("plan", "pydantic"),
+            ("run", "pydantic.main"),
+            ("inspect", "pyarrow"),
+            ("doctor", "psutil"),
+        ],
+        lambda command, module: module in ("typer", "pydantic.main"),
+    ),
 )
 def test_a_signal_is_heard_while_modules_are_imported(
     command: str, module: str, tmp_path: Path

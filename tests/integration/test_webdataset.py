@@ -223,6 +223,7 @@ def test_pass_through_and_the_image_are_part_of_the_fingerprint(tars: Path):
     assert len({plan.fingerprint for plan in plans}) == 3
 
 
+@pytest.mark.usefixtures("without_ray_here")
 def test_the_description_of_a_plan_says_what_is_not_known(tars: Path):
     planned = plan(make_job(tars, 10), allow_import=["models"], tries=False)
     assert (planned["units"], planned["slices"], planned["rows_left"]) == (5, None, None)

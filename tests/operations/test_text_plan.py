@@ -18,6 +18,8 @@ from pipeline.job.job import Job
 from pipeline.operations.plan import plan
 from pipeline.report.showing.document_table import render_document
 
+pytestmark = pytest.mark.usefixtures("without_ray_here")
+
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:

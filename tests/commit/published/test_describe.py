@@ -32,6 +32,8 @@ from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.preparing.prepare import prepare
 from pipeline.storage.store import Store
 
+pytestmark = pytest.mark.usefixtures("without_ray_here")
+
 NEXT_DAY = "date=2026-11-25"
 OPTIONS = RunOptions(allow_import=("models",))
 
