@@ -32,7 +32,7 @@ from support.servers.s3server import S3Server
 from xdist.scheduler import LoadScopeScheduling
 
 from pipeline.core import backoff
-from pipeline.execution.without_ray import without_ray
+from pipeline.execution.caller import without_ray
 from pipeline.storage.store import Store
 
 # No property fails because the machine is busy. What passes once has to pass again, so the usual

@@ -20,8 +20,8 @@ from support.runs.cli import write_job
 
 from pipeline.core.errors import JobError
 from pipeline.dataflow import run_job
+from pipeline.execution.caller import without_ray
 from pipeline.execution.cluster.hardware import embedded_hardware
-from pipeline.execution.without_ray import without_ray
 from pipeline.inference import gpu_facts
 from pipeline.inference.runtimes import base
 from pipeline.job.job import Job
