@@ -8,19 +8,19 @@ after the fault, after doing it again, and after what comes late.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import product
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from support.faults.faultplaces import COPY, CREATE, DELETE, PUT, Bucket, Disk, Point
+from support.faults.faultplaces import FAULTS, POINTS, Disk, Point, make_place
 from support.runs.protocol import (
     FOLDERS,
     LAYOUT,
     Children,
     assert_readable,
+    assert_tidy,
     collect,
     content,
     new_run,
@@ -31,36 +31,12 @@ from support.runs.published import DAY, Rows, make_plan, slice_table, snapshot
 from support.runs.selection import quick_cases
 
 from pipeline.commit.layout import staged_name
-from pipeline.commit.manifest import log_numbers, read_manifest
-from pipeline.commit.published.rollback import history_numbers
 from pipeline.commit.published.verify import verify_output
 from pipeline.commit.staging import list_staged
 from pipeline.storage.store import Store
 
 OLD, NEW, NEXT = Rows(2, num_slices=3), Rows(3, num_slices=4), Rows(4, num_slices=3)
-PUBLISHED_PREDICTION = r"predictions/[^/]+/part-"  # an object's URL has no `=`
-PUBLISHED_FAILURE = r"quarantine/[^/]+/part-"
-
-
 pytestmark = [pytest.mark.usefixtures("impatient"), pytest.mark.early]
-POINTS = (
-    Point("leased", CREATE, r"/lease/\d+\.json"),
-    Point("planned", CREATE, r"/plan/"),
-    Point("mid_put:3", PUT, r"/staging/\w+/000000-000000000-"),
-    Point("slice_put:2", PUT, r"/staging/\w+/000000-\d+-\d+z-"),
-    Point("tiled", PUT, r"/compacted-[\w-]+/predictions/"),
-    Point("judged", PUT, r"/compacted-[\w-]+/quarantine/"),
-    Point("keys_written", PUT, r"/keys/[\w-]+/shards"),
-    Point("compacted", COPY, PUBLISHED_PREDICTION),
-    Point("placed_part", COPY, PUBLISHED_FAILURE),
-    Point("before_log", CREATE, r"/log/"),
-    Point("after_log", COPY, r"/history/", is_committed=True),
-    Point("kept", DELETE, PUBLISHED_PREDICTION, is_committed=True),
-    Point("retired:2", DELETE, r"/history/", is_committed=True),
-    Point("before_current:2", PUT, r"/current\.json", is_committed=True),
-    Point("unstaged", DELETE, r"/staging/", is_committed=True),
-    Point("mid_gc", DELETE, r"/staging/", is_committed=True),
-)
 
 
 @pytest.fixture(scope="module")
@@ -84,12 +60,7 @@ def place(
     request: pytest.FixtureRequest, tmp_path: Path, before: dict[str, bytes], children: Children
 ) -> Disk:
     """Where the next version is to be published."""
-    place = Disk(tmp_path / "out", children)
-    if request.param == "s3":
-        place = Bucket(*map(request.getfixturevalue, ("s3", "proxy", "children")))
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda item: place.store.put(*item), before.items()))
-    return place
+    return make_place(request, tmp_path / "out", children, before)
 
 
 def staged_rows(store: Store, rows: Rows) -> int:
@@ -113,11 +84,7 @@ def assert_published(
     assert manifest is not None
     assert manifest.fingerprint == NEW.fingerprint
     assert content(store, manifest) == expected
-    assert log_numbers(store, LAYOUT) == versions
-    assert history_numbers(store, LAYOUT) == versions[-2:-1]
-    kept = {read_manifest(store, LAYOUT, version).keys["folder"] for version in versions[-2:]}
-    assert {file.path.rpartition("/")[0] for file in store.list_files(LAYOUT.all_keys)} == kept
-    verify_output(store.uri, DAY, dict(store.storage_options))
+    assert_tidy(store, versions)
 
 
 def write_late(store: Store) -> None:
@@ -136,7 +103,7 @@ def is_quick(point: Point, fault: str, place: str) -> bool:
 
 @pytest.mark.parametrize(
     ("point", "fault", "place"),
-    quick_cases(product(POINTS, ["exit", "raise", "lost answer"], ["local", "s3"]), is_quick),
+    quick_cases(product(POINTS, FAULTS, ["local", "s3"]), is_quick),
     indirect=["place"],
     ids=lambda value: value.name.partition(":")[0] if isinstance(value, Point) else value,
 )
@@ -149,8 +116,7 @@ def test_a_fault_at_any_step_changes_nothing_of_what_is_published_in_the_end(
         step(store)
         write_late(store)
         step = collect
-    act = {"exit": place.die_at, "raise": place.fail_at, "lost answer": place.lose_at}[fault]
-    is_done = act(point, step) or point.is_committed
+    is_done = place.act(fault, point, step) or point.is_committed
 
     # A reader of the manifest sees one whole version: the old one up to the commit.
     seen = assert_readable(store)

@@ -7,14 +7,17 @@ import os
 import re
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline.core.environment import FAILPOINT
+from pipeline.core.errors import PartitionBusy
 from pipeline.process import failpoints
 from pipeline.storage.store import Store
 from support.runs.protocol import Children
@@ -38,6 +41,41 @@ class Point:
     """Whether readers see the new version from here on."""
 
 
+_PREDICTION = r"predictions/[^/]+/part-"  # an object's URL has no `=`
+_FAILURE = r"quarantine/[^/]+/part-"
+POINTS = (
+    Point("leased", CREATE, r"/lease/\d+\.json"),
+    Point("planned", CREATE, r"/plan/"),
+    Point("mid_put:3", PUT, r"/staging/\w+/000000-000000000-"),
+    Point("slice_put:2", PUT, r"/staging/\w+/000000-\d+-\d+z-"),
+    Point("tiled", PUT, r"/compacted-[\w-]+/predictions/"),
+    Point("judged", PUT, r"/compacted-[\w-]+/quarantine/"),
+    Point("keys_written", PUT, r"/keys/[\w-]+/shards"),
+    Point("compacted", COPY, _PREDICTION),
+    Point("placed_part", COPY, _FAILURE),
+    Point("before_log", CREATE, r"/log/"),
+    Point("after_log", COPY, r"/history/", is_committed=True),
+    Point("kept", DELETE, _PREDICTION, is_committed=True),
+    Point("retired:2", DELETE, r"/history/", is_committed=True),
+    Point("before_current:2", PUT, r"/current\.json", is_committed=True),
+    Point("trimmed:2", DELETE, r"/history/", is_committed=True),
+    Point("unstaged", DELETE, r"/staging/", is_committed=True),
+    Point("mid_gc", DELETE, r"/staging/", is_committed=True),
+)
+"""The steps of a run that publishes the third version of a partition and keeps one."""
+FAULTS = ("exit", "raise", "lost answer")
+
+
+def fail_at(name: str, act: Callable[[], object]) -> None:
+    """Let what is done fail at a failpoint, after a colon the number of the time."""
+    name, _, nth = name.partition(":")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(failpoints, "_reached", Counter())
+        patch.setenv(FAILPOINT, f"{name}:raise:{nth or 1}")
+        with pytest.raises(RuntimeError, match=f"failpoint {name}"):
+            act()
+
+
 class Disk:
     """A folder, and how a step of publishing to it fails; each way tells whether it was done."""
 
@@ -53,12 +91,7 @@ class Disk:
         return False
 
     def fail_at(self, point: Point, step: Callable[[Store], object]) -> bool:
-        name, _, nth = point.name.partition(":")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(failpoints, "_reached", Counter())
-            patch.setenv(FAILPOINT, f"{name}:raise:{nth or 1}")
-            with pytest.raises(RuntimeError, match=f"failpoint {name}"):
-                step(self.store)
+        fail_at(point.name, lambda: step(self.store))
         return False
 
     def lose_at(self, point: Point, step: Callable[[Store], object]) -> bool:
@@ -77,6 +110,29 @@ class Disk:
             step(self.store)
         assert lost
         return True
+
+    def stop_at(self, point: Point, step: Callable[[Store], object]) -> bool:
+        """Let a process stand still until another one has done the step, and then go on."""
+        name, _, nth = point.name.partition(":")
+        child = self._children.start(step, self.store, point=f"{name}:stop:{nth or 1}")
+        process = psutil.Process(child.pid)
+        while process.status() != psutil.STATUS_STOPPED:
+            assert child.exitcode is None
+        is_done = False
+        while not is_done:
+            with suppress(PartitionBusy):  # until the lease has run out
+                step(self.store)
+                is_done = True
+        process.send_signal(signal.SIGCONT)
+        child.join(120)
+        assert child.exitcode in (0, 1)
+        return True
+
+    def act(self, fault: str, point: Point, step: Callable[[Store], object]) -> bool:
+        """Let a step fail in one of `FAULTS`, or stop."""
+        acts = {"exit": self.die_at, "raise": self.fail_at, "lost answer": self.lose_at}
+        acts["stop"] = self.stop_at
+        return acts[fault](point, step)
 
 
 class Bucket(Disk):
@@ -122,3 +178,17 @@ class Bucket(Disk):
             yield rule
         finally:
             self._proxy.rules, self._proxy.on_fault = (), lambda _: None
+
+
+def make_place(
+    request: pytest.FixtureRequest, folder: Path, children: Children, files: Mapping[str, bytes]
+) -> Disk:
+    """Return the place that a fixture was asked for, with files: local, or the name of a server."""
+    place = Disk(folder, children)
+    if request.param == "s3":
+        place = Bucket(*map(request.getfixturevalue, ("s3", "proxy", "children")))
+    elif request.param != "local":
+        place.store = request.getfixturevalue(request.param).store()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda item: place.store.put(*item), files.items()))
+    return place

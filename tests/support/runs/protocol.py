@@ -19,11 +19,19 @@ import pyarrow as pa
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import hold_lease
-from pipeline.commit.manifest import Manifest, Part, current_manifest, log_numbers
+from pipeline.commit.manifest import (
+    Manifest,
+    Part,
+    current_manifest,
+    log_numbers,
+    read_manifest,
+)
 from pipeline.commit.parts.part_writer import file_metadata
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.publish import repair
 from pipeline.commit.published.garbage import collect_garbage
+from pipeline.commit.published.rollback import history_numbers
+from pipeline.commit.published.verify import verify_output
 from pipeline.commit.staging import StagingWriter, list_staged, read_footer
 from pipeline.core.environment import FAILPOINT
 from pipeline.core.slices import SliceKey
@@ -180,6 +188,16 @@ def assert_readable(store: Store) -> Manifest | None:
         for part in listed.all_parts:
             assert_as_published(store, part)
     return manifest
+
+
+def assert_tidy(store: Store, versions: list[int], layout: Layout = LAYOUT) -> None:
+    """Check that a partition has these versions, the one before the last kept, and no others."""
+    assert log_numbers(store, layout) == versions
+    assert history_numbers(store, layout) == versions[-2:-1]
+    kept = {read_manifest(store, layout, version).keys["folder"] for version in versions[-2:]}
+    assert {file.path.rpartition("/")[0] for file in store.list_files(layout.all_keys)} == kept
+    options = dict(store.storage_options)
+    assert verify_output(store.uri, layout.name, options)["status"] == "ok"
 
 
 def assert_as_published(store: Store, part: Part) -> None:
