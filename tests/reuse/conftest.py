@@ -2,53 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
 from pathlib import Path
 
 import pytest
-from support.runs.carried_runs import Inputs
+from support.runs.carried_runs import YESTERDAY, change, make_photos, run_whole, without
 from support.runs.earlier_partitions import EarlierPartition
 
 from pipeline.storage.store import Store
 
 
-@pytest.fixture
-def empty_cache(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[], None]:
-    """Begins with an empty cache of the node, so that hashes are read again."""
-    return lambda: monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-
-
 @pytest.fixture(autouse=True)
-def own_cache(empty_cache: Callable[[], None]) -> None:
-    empty_cache()
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The node has no hashes of other tests."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module", params=["inputs", pytest.param("content", marks=pytest.mark.slow)])
-def kind(request: pytest.FixtureRequest) -> str:
+def reuse(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def inputs(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Inputs:
-    return Inputs.write(tmp_path_factory.mktemp("inputs"), kind)
+def photos(reuse: str, tmp_path_factory: pytest.TempPathFactory) -> EarlierPartition:
+    return make_photos(tmp_path_factory.mktemp("photos"), reuse)
 
 
 @pytest.fixture(scope="module")
-def before(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An output of yesterday and today; the input has changed since."""
-    folder = tmp_path_factory.mktemp("before")
-    inputs.publish_earlier(Store(str(folder)))
-    inputs.change()
-    return folder
+def before(reuse: str, photos: EarlierPartition, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output of yesterday, and of today twice: each version alone has one of the folders."""
+    out = Store(str(tmp_path_factory.mktemp("before")))
+    photos.at(out, YESTERDAY).run()
+    with without(photos, "c"):
+        photos.at(out).run()
+        with without(photos, "b"):
+            photos.at(out).run()
+    change(photos, "a/900.jpg", "b/002.jpg")
+    (Path(photos.inputs) / "c/003.jpg").unlink()
+    for path in Path(photos.inputs).glob("[ac]/*.jpg") if reuse == "content" else ():
+        os.utime(path)
+    return Path(out.uri)
 
 
 @pytest.fixture(scope="module")
 def whole(
-    inputs: Inputs, before: Path, tmp_path_factory: pytest.TempPathFactory
+    photos: EarlierPartition, before: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> EarlierPartition:
-    """What a run of all rows publishes."""
-    night = inputs.night(Store(str(tmp_path_factory.mktemp("whole"))), reuse=False)
-    night.run()
-    return night
+    """What a run of all rows publishes, after the change."""
+    return run_whole(photos, tmp_path_factory.mktemp("whole"))

@@ -1,14 +1,20 @@
-"""Carried rows, by the rules that they keep to: each night is what a run of all rows gives."""
+"""Which rows are computed where a night alone does not show it: settings, old and damaged versions.
+
+That each night is as if all rows were computed, and that rows that are known are not computed, is
+tried by `test_nights.py`.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import models
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,113 +22,50 @@ import torch
 from support.models.model_cases import colours_state
 from support.runs.carried_runs import (
     NUM_ROWS,
-    age_versions,
+    TODAY,
     assert_as_all_computed,
+    change,
     make_partition,
-    stop_at,
 )
-from support.runs.earlier_partitions import EarlierPartition
-from support.runs.night_inputs import image
-from support.runs.selection import quick_cases
+from support.runs.earlier_partitions import EarlierPartition, read_with
+from support.runs.night_inputs import FORMATS, image
 
 from pipeline.commit.published.garbage import collect_garbage
-from pipeline.commit.published.rollback import rollback
 from pipeline.commit.shard_table import read_shard_table
+from pipeline.core.arrays import Numbers
+from pipeline.core.aside import NOT_READ
 from pipeline.core.errors import GateRefused
+from pipeline.core.schema import ROW_ID
+from pipeline.core.versions import environment_versions
+from pipeline.reuse.checking import choose_checked
+from pipeline.reuse.filling import _read_rows
+from pipeline.runs.builders import make_reader
+from pipeline.runs.preparing.prepare import prepare
 
 Act = Callable[[EarlierPartition], object]
-BROKEN = image(31).decode()
-"""What the decoder cannot take."""
-NEXT_DAY = "date=2026-11-25"
 
 
 @pytest.fixture(autouse=True)
-def half_of_the_found_rows_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of so few rows that are found by content almost all would be."""
+def half_of_the_rows_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of so few rows that are looked up by content almost all would be."""
     monkeypatch.setattr("pipeline.reuse.finding.check_probability", lambda *_, **__: 0.5)
 
 
 def nightly(
-    tmp_path: Path, kind: str = "images", *, num_rows: int = NUM_ROWS, **run: Any
+    tmp_path: Path, input_format: str = "images", *, num_rows: int = NUM_ROWS, **run: Any
 ) -> EarlierPartition:
     """A partition whose model has weights, so that rows can be carried."""
     sections = {"sink": {"target_part_mib": 1.0}, "run": run}
-    return make_partition(tmp_path, kind, num_rows=num_rows, has_weights=True, **sections)
+    return make_partition(tmp_path, input_format, num_rows=num_rows, has_weights=True, **sections)
 
 
 def carried_rows(partition: EarlierPartition) -> int:
     return int(partition.current().carried.get("rows", 0))
 
 
-def files(partition: EarlierPartition) -> list[Path]:
-    return sorted(Path(partition.inputs).iterdir())
-
-
-def change(partition: EarlierPartition, rows: list[int], to: int = 1000) -> None:
-    """Write other photos into files of the source."""
-    for row in rows:
-        (Path(partition.inputs) / f"{row:03d}.jpg").write_bytes(image(to + row))
-
-
-def add_change_and_remove(partition: EarlierPartition) -> None:
-    change(partition, [3, 17])
-    (Path(partition.inputs) / "900.jpg").write_bytes(image(900))
-    (Path(partition.inputs) / "010.jpg").unlink()
-
-
-def replace_and_keep_the_time(partition: EarlierPartition) -> None:
-    path = Path(partition.inputs) / "005.jpg"
-    before, other = path.stat(), path.with_name("other.tmp")
-    other.write_bytes(image(7))
-    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
-    other.rename(path)
-    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
-
-
-def touch(*places: int) -> Act:
-    def act(partition: EarlierPartition) -> None:
-        for path in [files(partition)[place] for place in places] or files(partition):
-            os.utime(path, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns + 1))
-
-    return act
-
-
-def mend(partition: EarlierPartition) -> None:
-    partition.broken.clear()
-    change(partition, [2])
-
-
-def be_refused(partition: EarlierPartition) -> None:
-    change(partition, [1])
-    with pytest.raises(GateRefused, match="max_error_pct"):
-        replace(partition, sections={"gates": {"max_error_pct": 0.0, "min_rows": 1}}).run()
-    change(partition, [2])
-
-
-def take_back(*rows: int) -> Act:
-    """Publish a version that has other photos, and take it back."""
-
-    def act(partition: EarlierPartition) -> None:
-        change(partition, [*rows])
-        partition.run()
-        rollback(partition.out, partition.layout, "by-hand", keep_versions=3, to_number=1)
-        change(partition, [NUM_ROWS - 1])
-
-    return act
-
-
-def move_the_weights(partition: EarlierPartition) -> None:
-    moved = Path(partition.weights).with_name("elsewhere.pt")
-    moved.write_bytes(Path(partition.weights).read_bytes())
-    partition.weights, partition.partition = str(moved), NEXT_DAY
-
-
-def age_by(days: int) -> Act:
-    def act(partition: EarlierPartition) -> None:
-        age_versions(partition.out, days)
-        change(partition, [2])
-
-    return act
+def touch(partition: EarlierPartition) -> None:
+    for path in Path(partition.inputs).iterdir():
+        os.utime(path)
 
 
 def set_to(name: str, value: Any) -> Act:
@@ -131,182 +74,202 @@ def set_to(name: str, value: Any) -> Act:
 
 def to_section(name: str, **fields: Any) -> Act:
     def act(partition: EarlierPartition) -> None:
-        partition.sections[name] = {**partition.sections.get(name, {}), **fields}
+        section = {**partition.sections.get(name, {}), **fields}
+        partition.sections = {**partition.sections, name: section}
 
     return act
 
 
 def take_other_weights(partition: EarlierPartition) -> None:
-    state = colours_state()
-    state["head.bias"] += 1
-    torch.save(state, partition.weights)
-
-
-def damage_keys(partition: EarlierPartition) -> None:
-    """Flip one bit of the table of the version's shards."""
-    path = keys_of(partition)
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
+    torch.save({name: tensor + 1 for name, tensor in colours_state().items()}, partition.weights)
 
 
 def keys_of(partition: EarlierPartition) -> Path:
     return Path(partition.out.uri, partition.current().keys["folder"], "shards.parquet")
 
 
-KINDS = ("images", "tars", "parquet", "jsonl", "csv")
-"""Formats whose rows are known by listing, by measuring and by reading."""
-SOME: list[tuple[str, str, str, Act, set[str]]] = [
-    *(("inputs", kind, "another day", set_to("partition", NEXT_DAY), set()) for kind in KINDS),
-    *(("content", kind, "touched", touch(), set()) for kind in KINDS),
-    ("inputs", "images", "changed", add_change_and_remove, {"003.jpg", "017.jpg", "900.jpg"}),
-    ("inputs", "images", "kept time", replace_and_keep_the_time, {"005.jpg"}),
-    ("inputs", "images", "touched", touch(2), {"002.jpg"}),
-    ("inputs", "parquet", "touched", touch(1), {f"s1.parquet#{row}" for row in range(10)}),
-    ("inputs", "tars", "touched", touch(1), {f"s1.tar/k{row}" for row in range(10)}),
-    ("inputs", "images", "mended", mend, {"002.jpg", "031.jpg"}),
-    ("inputs", "images", "refused", be_refused, {"001.jpg", "002.jpg"}),
-    ("inputs", "images", "taken back", take_back(1), {"001.jpg", "039.jpg"}),
-    ("inputs", "images", "moved weights", move_the_weights, set()),
-    ("inputs", "images", "a day older", age_by(1), {"002.jpg"}),
-]
-"""What `run.reuse` says, format, what happens between two nights, which rows it makes unknown."""
+def damage(path: Path) -> None:
+    """Flip one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 1
+    path.write_bytes(data)
 
 
-def is_quick(reuse: str, kind: str, what: str, *_: object) -> bool:
-    many = {("inputs", "another day"): ("images", "tars"), ("content", "touched"): ("parquet",)}
-    return kind in many.get((reuse, what), KINDS)
+def leave_six(partition: EarlierPartition) -> None:
+    for path in sorted(Path(partition.inputs).iterdir())[7:]:  # one of seven failed
+        path.unlink()
 
 
-@pytest.mark.parametrize(("reuse", "kind", "what", "act", "unknown"), quick_cases(SOME, is_quick))
-def test_only_rows_that_are_unknown_failed_or_checked_are_computed(
-    reuse: str, kind: str, what: str, act: Act, unknown: set[str], tmp_path: Path
+NOTHING: dict[str, tuple[str, Act, str]] = {
+    "labels": (
+        "images", to_section("model", labels=[*reversed(models.LABELS)]), "the labels changed"
+    ),
+    "transform": (
+        "parquet", to_section("transform", **{**models.TRANSFORM, "size_px": 16}),
+        "transform.size_px 32 -> 16 changed",
+    ),
+    "source": (
+        "parquet", set_to("source", FORMATS["ids"].source),
+        "the source section or the columns of the job changed",
+    ),
+    "pass-through": (
+        "parquet", lambda p: p.source.update(pass_through=[]),
+        "the source section or the columns of the job changed",
+    ),
+    "limit": ("parquet", to_section("run", limit_rows=30), "run.limit_rows is set"),
+    # One unit has all tars, of which no version knows the rows.
+    "tars limit": ("tars", to_section("run", limit_rows=30), "run.limit_rows is set"),
+    "top_k": ("images", to_section("model", top_k=2), "changed"),
+    "weights": ("images", take_other_weights, "changed"),
+    "weights of code": ("images", set_to("weights", ""), "the tensors of the model come from code"),
+    "reuse off": ("images", to_section("run", reuse="off"), "run.reuse is off"),
+    "--no-reuse": ("images", set_to("reuse", False), "--no-reuse was given"),
+    "no hashes": ("images", to_section("run", reuse="content"), "has no hashes"),
+    "damaged keys": ("images", lambda p: damage(keys_of(p)), "the table of its shards is damaged"),
+    "lost keys": ("images", lambda p: keys_of(p).unlink(), "the table of its shards is missing"),
+    "uris": ("uris", touch, "a shard does not show what its URIs lead to"),
+    "few": ("images", leave_six, "only 6 rows could be, and of so few all are predicted again"),
+}  # fmt: skip
+"""Format, what happens after the first run, and why nothing is carried then."""
+SILENT, RETRIED = (
+    ("reuse off", "--no-reuse"),
+    ("labels", "transform", "source", "limit", "tars limit"),
+)
+CASES = [*((case, False) for case in NOTHING), *((case, True) for case in RETRIED)]
+
+
+@pytest.mark.parametrize(("case", "is_retry"), CASES)
+def test_all_rows_are_computed_where_none_may_be_carried_and_why_is_reported(
+    case: str, is_retry: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
-    # Of thirty rows that are known all would be checked.
-    num_rows = 80 if what == "touched" else NUM_ROWS
-    partition = nightly(tmp_path, kind, num_rows=num_rows, reuse=reuse, reuse_max_age_days=1.0)
-    partition.broken = {BROKEN}
+    input_format, act, why = NOTHING[case]
+    partition = nightly(tmp_path, input_format)
+    partition.broken = {image(1).decode()}
     partition.run()
-    to_compute = {*partition.failed(), *unknown}
     act(partition)
-    partition.run()
-    assert to_compute <= set(partition.computed)
-    num_checked = int(partition.current().carried["checked_rows"])
-    assert num_checked >= (16 if reuse == "inputs" else 1)
-    assert len(partition.computed) == len(to_compute) + num_checked
-    assert carried_rows(partition) == partition.current().num_rows - len(partition.computed) > 0
-    gates = {gate["name"]: gate["message"] for gate in partition.current().gates}
-    assert gates["carried"].startswith(f"{num_checked} of ")
-    num_predicted = len({*partition.computed} - {*partition.failed()})
-    assert f"{num_predicted} computed predictions" in gates["constant"]
-    version = partition.current().number
-    assert partition.run().number == version, "nothing to do"
+    if is_retry:
+        partition.broken = set()
+        assert partition.retry() == "published"
+        assert any(re.match(f"all rows are computed again: .*{why}$", m) for m in caplog.messages)
+    else:
+        change(partition, *["039.jpg"] * (input_format == "images"))  # there is something to do
+        partition.run()
+    assert carried_rows(partition) == 0
+    assert len(partition.computed) == partition.current().num_rows
+    carried = partition.report()["carried"]
+    assert why in carried["why_not"]
+    assert bool(carried["looked_at"]) == (case not in SILENT), "what was asked for is no news"
     assert_as_all_computed(partition, tmp_path)
 
 
-NOTHING: dict[str, tuple[str, Act]] = {
-    "transform": ("images", to_section("transform", **{**models.TRANSFORM, "size_px": 16})),
-    "top_k": ("images", to_section("model", top_k=2)),
-    "labels": ("images", to_section("model", labels=[*reversed(models.LABELS)])),
-    "weights": ("images", take_other_weights),
-    "weights of code": ("images", set_to("weights", "")),
-    "pass-through": ("parquet", lambda p: p.source.update(pass_through=[])),
-    "reuse off": ("images", to_section("run", reuse="off")),
-    "--no-reuse": ("images", set_to("reuse", False)),
-    "limit": ("images", to_section("run", limit_rows=NUM_ROWS)),
-    "no hashes": ("images", to_section("run", reuse="content")),
-    "too old": ("images", age_by(2)),
-    "of a day to come": ("images", age_by(-1)),
-    "damaged keys": ("images", damage_keys),
-    "lost keys": ("images", lambda p: keys_of(p).unlink()),
-    "taken back": ("images", take_back(*range(1, NUM_ROWS - 1))),
-}
-
-
-@pytest.mark.parametrize("case", NOTHING)
-def test_all_rows_are_computed_where_none_may_be_carried(case: str, tmp_path: Path):
-    kind, act = NOTHING[case]
-    partition = nightly(tmp_path, kind, reuse_max_age_days=1.0)
+@pytest.mark.parametrize("reuse", ["inputs", pytest.param("content", marks=pytest.mark.slow)])
+def test_altered_predictions_are_refused_by_name_and_mended_without_reuse(
+    reuse: str, tmp_path: Path
+):
+    partition = nightly(tmp_path, reuse=reuse)
+    manifest, parts = partition.run(), []
+    for part in manifest.parts:  # stays valid, and as large as the manifest says
+        path = Path(partition.out.uri, part.path)
+        table = pq.ParquetFile(path).read()
+        labels = ["green" if value == "blue" else "blue" for value in table["label"].to_pylist()]
+        place, field = table.schema.get_field_index("label"), table.schema.field("label")
+        pq.write_table(table.set_column(place, field, pa.array(labels).cast(field.type)), path)
+        parts.append(replace(part, size_bytes=path.stat().st_size))
+    altered = replace(manifest, parts=tuple(parts)).to_json()
+    partition.out.put(partition.layout.log_entry(1), altered)
+    if reuse == "content":
+        touch(partition)
+    change(partition, "039.jpg")
+    for _ in range(2):  # what was staged is not mistaken for proved
+        with pytest.raises(GateRefused, match=r"carried.*\d\d\d\.jpg.*--no-reuse"):
+            partition.run()
+    assert partition.current().number == 1
+    partition.reuse = False
     partition.run()
-    act(partition)
-    if kind == "images":
-        change(partition, [NUM_ROWS - 1])  # so that there is something to do
-    partition.run()
-    assert carried_rows(partition) == 0
-    assert sorted(partition.computed) == sorted(r["row_id"] for r in partition.content()[0])
     assert len(partition.computed) == NUM_ROWS
-
-
-def test_a_row_with_the_id_of_a_carried_one_is_the_duplicate_that_a_full_run_has(tmp_path: Path):
-    partition = nightly(tmp_path, "ids")
-    partition.run()
-    folder = Path(partition.inputs)
-    # One before all other shards, whose id row 25 has, and one behind them.
-    for name, ids in (("a.parquet", ["id-25", "new-1"]), ("z.parquet", ["id-3", "new-2"])):
-        cameras = pa.nulls(2, pa.string())
-        table = pa.table({"image": [image(500), image(501)], "camera": cameras, "id": ids})
-        pq.write_table(table, folder / name)
+    assert_as_all_computed(partition, tmp_path)
+    partition.reuse, partition.partition = True, TODAY
     partition.run()
     assert carried_rows(partition) > 0
-    assert partition.failed() == {"id-25": "duplicate_id", "id-3": "duplicate_id"}
-    assert_as_all_computed(partition, tmp_path)
-    os.utime(folder / "s0.parquet")
-    partition.run()
     assert_as_all_computed(partition, tmp_path)
 
 
-def days_of(partition: EarlierPartition) -> dict[str, int]:
-    """When the predictions of each shard were computed."""
-    table = read_shard_table(partition.out, partition.layout, partition.current())
-    return {shard.uri: shard.computed_day for shard in table.shards}
+def test_another_environment_is_named_and_raises_the_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    partition, asked = nightly(tmp_path), list[bool]()
+    partition.run()
+    now = environment_versions()
+    assert now.items() <= partition.current().versions.items()
+
+    def choose(*arguments: Any, is_thorough: bool) -> Numbers:
+        asked.append(is_thorough)
+        return choose_checked(*arguments, is_thorough=is_thorough)
+
+    monkeypatch.setattr("pipeline.reuse.finding.choose_checked", choose)
+    other = {**now, "pillow": "99.1"}
+    monkeypatch.setattr("pipeline.reuse.finding.environment_versions", lambda: other)
+    partition.partition = TODAY
+    partition.run()
+    changed = partition.current().carried["changed_libraries"]
+    assert (changed, asked) == ([f"pillow {now['pillow']} -> 99.1"], [True])
 
 
-def test_a_prediction_grows_older_while_it_is_carried_on(tmp_path: Path):
-    partition = nightly(tmp_path)
-    partition.run()
-    age_versions(partition.out, 2)
-    (then,) = {*days_of(partition).values()}
-    for night in (1, 2):
-        change(partition, [night])
-        partition.run()
-    days = days_of(partition)
-    changed = {days.pop(f"{partition.inputs}/00{night}.jpg") for night in (1, 2)}
-    assert (changed, set(days.values())) == ({then + 2}, {then})
+def write_anew(path: Path) -> None:
+    """Write equal rows in other bytes."""
+    pq.write_table(pq.ParquetFile(path).read(), path, compression="none")
 
 
-def test_what_a_stopped_run_has_taken_over_grows_too_old_as_well(tmp_path: Path):
-    partition = nightly(tmp_path, reuse_max_age_days=1.0)
+@pytest.mark.parametrize(
+    ("reuse", "act"),
+    [("inputs", Path.unlink), ("inputs", write_anew), ("content", damage)],
+    ids=["lost", "of other bytes", "damaged"],
+)
+def test_where_no_part_can_be_read_all_rows_are_computed_in_pieces_and_counted(
+    reuse: str, act: Callable[[Path], None], tmp_path: Path
+):
+    partition = nightly(tmp_path, num_rows=120, reuse=reuse)
+    partition.broken = {"003.jpg"}
+    for part in partition.run().parts:
+        act(Path(partition.out.uri, part.path))
+    if reuse == "content":
+        touch(partition)
+    change(partition, "039.jpg")
+    partition.partition = TODAY
     partition.run()
-    age_versions(partition.out, 1)
-    change(partition, [*range(20)])
-    partition.run()
-    change(partition, [0], to=2000)
-    stop_at("tiled", partition.run)
-    age_versions(partition.out, 1)
-    partition.run()
-    assert {f"{row:03d}.jpg" for row in range(20, NUM_ROWS)} <= set(partition.computed)
+    partition.status = "published"
+    rows, carried = (partition.report()[name] for name in ("rows", "carried"))
+    assert (rows["computed"], rows["total"], rows["quarantined"]) == (120, 120, 1)
+    assert not rows.get("carried")
+    assert not carried["rows"]
+    assert max(partition.slice_rows) <= 2 * 4 + 32
+    assert partition.record is not None
+    not_read = sum(
+        n for text, n in partition.record.figures.advice.items() if text.startswith(NOT_READ)
+    )
+    if reuse == "inputs":
+        assert NOT_READ in carried["why_not"]
+        assert not_read == 118, "but for the failed and the changed one"
+    else:
+        assert carried["lookup_failed_rows"] == 120
     assert_as_all_computed(partition, tmp_path)
 
 
 def test_a_shard_that_is_as_it_was_long_ago_is_as_old_as_then(tmp_path: Path):
     """An older version than the newest that knows its name is the one that it is carried from."""
-    partition = nightly(tmp_path)
-    old, new = Path(partition.inputs) / "a", tmp_path / "b"
-    for where, first in ((old, 100), (new, 500)):
-        where.mkdir()
-        for row in range(20):
-            (where / f"{row}.jpg").write_bytes(image(first + row))
+    partition = make_partition(tmp_path, num_rows=20, folders="abc", has_weights=True)
+    one, other = (Path(partition.inputs) / name for name in "ab")
     partition.run()
-    age_versions(partition.out, 2)
-    (then,) = {*days_of(partition).values()}
+    then, partition.today = partition.today, partition.today + 2
     for _ in range(2):  # there and back, with the times of the files
-        old.rename(tmp_path / "away")
-        new.rename(old)
-        (tmp_path / "away").rename(new)
+        one.rename(tmp_path / "away")
+        other.rename(one)
+        (tmp_path / "away").rename(other)
         collect_garbage(partition.out, partition.layout, grace_s=-3600.0)
         partition.run()
     assert len(partition.current().carried["sources"]) == 2
-    assert days_of(partition)[f"{old}/3.jpg"] == then
+    table = read_shard_table(partition.out, partition.layout, partition.current())
+    assert {shard.computed_day for shard in table.shards} == {then}
     assert_as_all_computed(partition, tmp_path)
 
 
@@ -317,7 +280,7 @@ def test_rows_by_content_of_which_no_day_is_known_are_computed(tmp_path: Path):
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2 + 700])
     partition.run()
-    touch()(partition)
+    touch(partition)
     partition.run()
     read = [row for row in partition.content()[0] if row["row_id"].startswith("s1.tar")]
     assert read
@@ -333,35 +296,34 @@ def test_nothing_is_carried_from_a_version_of_some_rows(tmp_path: Path):
     assert (carried_rows(partition), len(partition.computed)) == (0, NUM_ROWS)
 
 
-def test_damaged_hashes_cost_time_and_are_counted(tmp_path: Path):
-    partition = nightly(tmp_path, reuse="content")
-    partition.run()
-    for part in partition.current().parts:
-        path = Path(partition.out.uri) / part.path
-        data = bytearray(path.read_bytes())
-        data[len(data) // 3] ^= 1
-        path.write_bytes(data)
-    touch()(partition)
-    partition.run()
-    assert len(partition.computed) == NUM_ROWS
-    assert partition.report()["carried"]["lookup_failed_rows"] == NUM_ROWS
-
-
 def test_of_rows_with_uris_the_bytes_that_they_lead_to_decide(tmp_path: Path):
-    partition = nightly(tmp_path, "uris")
+    partition = nightly(tmp_path, "uris", reuse="content")
     partition.run()
     photos = Path(partition.inputs) / "photos"
-    (photos / "3.jpg").write_bytes(image(900))
-    os.utime(Path(partition.inputs) / "s1.parquet")
-    partition.run()
-    assert carried_rows(partition) == 0, "the shard does not show that photo 3 is another one"
-    partition.sections["run"] = {"reuse": "content"}
-    partition.partition = NEXT_DAY
-    partition.run()  # keeps the hashes
     for row in range(10):  # more than are checked anyway
         (photos / f"{row}.jpg").write_bytes(image(901 + row))
-    partition.partition = "date=2026-11-26"
+    partition.partition = TODAY
     partition.run()
     assert {f"s0.parquet#{row}" for row in range(10)} <= set(partition.computed)
     assert carried_rows(partition) > 0
     assert_as_all_computed(partition, tmp_path)
+
+
+@pytest.mark.parametrize("input_format", ["tars", "jsonl"])
+def test_of_a_known_shard_that_breaks_off_all_rows_behind_fail_under_ids_of_their_places(
+    input_format: str, tmp_path: Path
+):
+    partition = make_partition(tmp_path, input_format, num_rows=120, shard_rows=120, contents=7)
+    run = partition.new_run()
+    [path] = Path(partition.inputs).iterdir()
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    plan, _ = prepare(run)
+    reader, counters = make_reader(run.job, plan), {}
+    before = [1] if input_format == "tars" else []  # of so few lines none can be read
+    for behind in ([119], [118, 119]):
+        rows = np.array([*before, *behind])
+        table = _read_rows(reader, plan.units[0], rows, read_with(reader), counters)
+        errors = [None] * len(before) + ["unreadable_shard"] * len(behind)
+        assert table.column("error").to_pylist() == errors
+        ids = table.column(ROW_ID).to_pylist()[len(before) :]
+        assert ids == [f"{path.name}#{row}" for row in behind]

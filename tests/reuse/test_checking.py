@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.schema import CLASSIFY_FIELDS
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.reuse.checking import LEAST_ROWS, Checker, are_drawn, choose_checked
@@ -25,10 +24,10 @@ LIMITS = AgreementLimits(0.01, 0.999, 0.01)
     st.lists(st.integers(0, 2_000), max_size=8),
     st.booleans(),
 )
-def test_of_each_part_and_of_all_rows_enough_are_chosen(
+def test_of_every_part_and_of_all_rows_enough_are_chosen(
     pieces: list[tuple[int, int]], cuts: list[int], is_thorough: bool
 ):
-    counts, gaps = (np.array(each, np.int64) for each in zip(*pieces, strict=True))
+    counts, gaps = (np.array(column, np.int64) for column in zip(*pieces, strict=True))
     ends = np.cumsum(counts + gaps)
     runs = np.stack(
         [np.arange(len(counts)), np.zeros_like(counts), counts, 0 * counts, ends - counts], axis=1
@@ -90,21 +89,3 @@ def test_numbers_are_compared_by_the_usual_size_of_the_slice_and_what_fails_diff
     assert "is in quarantine now: too_large" in lines[0]
     of_moment = numbers([0.0, 100.0, None], "timeout")
     assert checker(known, of_moment, others) == (2, []), "the moment may be why"
-
-
-def labels(*scores: float) -> pa.Table:
-    names = (("cat", 0), ("dog", 1))
-    top = [[{"label": n, "label_id": i, "score": (s, 0.1)[i]} for n, i in names] for s in scores]
-    rows = [
-        {"row_id": f"r{n}", "error": None, **each[0], "top_k": each} for n, each in enumerate(top)
-    ]
-    fields = [pa.field("row_id", pa.string()), pa.field("error", pa.string()), *CLASSIFY_FIELDS]
-    return pa.Table.from_pylist(rows, pa.schema(fields))
-
-
-def test_rows_are_compared_by_the_agreement_of_their_task():
-    checker = Checker(TaskSpec("classify", labels=("cat", "dog", "cow"), top_k=2), LIMITS)
-    known = labels(0.8, 0.7, 0.6)
-    assert checker(known, known, known) == (3, [])
-    differs = ["r1: expected 'cat' 0.7000, found 0.5000"]
-    assert checker(known, labels(0.805, 0.5, 0.6), known) == (3, differs)

@@ -31,16 +31,16 @@ SHARDS = st.lists(
 def versions_of(
     plan: Plan, shards: list[tuple[int, int | None, set[int]]]
 ) -> list[dict[str, KnownShard]]:
-    root, found = Store(plan.source_root), [dict[str, KnownShard](), dict[str, KnownShard]()]
+    root, versions = Store(plan.source_root), [dict[str, KnownShard](), dict[str, KnownShard]()]
     extents = {e.path: e for unit in plan.units for e in unit.extents}
     first = [0, 0]
     for (rows, version, failed), (path, extent) in zip(shards, extents.items(), strict=True):
         if version is not None:
             lost = tuple(sorted(row for row in failed if row < rows))
             facts = (extent.size_bytes, extent.exact_version, rows, first[version], lost)
-            found[version][root.url(path)] = KnownShard(root.url(path), *facts)
+            versions[version][root.url(path)] = KnownShard(root.url(path), *facts)
             first[version] += rows - len(lost)
-    return found
+    return versions
 
 
 def by_row(plan: Plan, units: tuple[Unit, ...], runs: np.ndarray) -> dict[tuple[str, int], object]:
@@ -59,13 +59,13 @@ def by_row(plan: Plan, units: tuple[Unit, ...], runs: np.ndarray) -> dict[tuple[
 
 
 @given(SHARDS, st.floats(1, 1e9))
-def test_each_row_is_known_as_its_shard_says_however_the_plan_is_cut(
+def test_rows_are_known_as_their_shards_say_however_the_plan_is_cut(
     shards: list[tuple[int, int | None, set[int]]], row_bytes: float
 ):
     plan = planned(shard_extents([[rows] for rows, _, _ in shards]))
     versions = versions_of(plan, shards)
     division = divide(plan, versions, row_bytes, SIZES)
-    found = by_row(plan, division.units, known_runs(division.units, division.known))
+    actual = by_row(plan, division.units, known_runs(division.units, division.known))
     expected: dict[tuple[str, int], object] = {}
     root = Store(plan.source_root)
     for path, number in by_row(plan, plan.units, np.zeros((0, 5), np.int64)):
@@ -76,12 +76,12 @@ def test_each_row_is_known_as_its_shard_says_however_the_plan_is_cut(
         if shard is not None and number not in shard[1].failed:
             before = sum(row < number for row in shard[1].failed)
             expected[path, number] = (shard[0], shard[1].first + number - before)
-    assert list(found) == list(expected), "all rows, in the order of the input"
-    assert found == expected
-    assert division.num_known == sum(each is not None for each in found.values())
+    assert list(actual) == list(expected), "all rows, in the order of the input"
+    assert actual == expected
+    assert division.num_known == sum(place is not None for place in actual.values())
     assert [unit.index for unit in division.units] == list(range(len(division.units)))
     if division.known and not any(failed for _, _, failed in shards):
-        computed = Counter(place for place, version in found.items() if version is None)
+        computed = Counter(place for place, version in actual.items() if version is None)
         near = SIZES.at(computed.total(), 100.0)
         for key in (key for unit in division.units for key in unit.slices()):
             rows = [division.units[key.unit].place_of(row) for row in range(key.start, key.end)]

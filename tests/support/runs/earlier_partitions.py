@@ -11,12 +11,15 @@ import hashlib
 import os
 import uuid
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import models
 import pyarrow as pa
+import pytest
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import hold_lease
@@ -34,8 +37,9 @@ from pipeline.planning.tiling import missing_units
 from pipeline.report.document import RunStatus
 from pipeline.report.recording.recorder import RunRecorder
 from pipeline.reuse.failures import check_reasons
-from pipeline.reuse.filling import Filler
-from pipeline.runs.builders import make_writer
+from pipeline.reuse.filling import Filler, Read
+from pipeline.reuse.finding import day_of
+from pipeline.runs.builders import make_reader, make_writer
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.ending.finish import fail_fast_on_certain_refusal, finish
 from pipeline.runs.preparing.prepare import prepare
@@ -43,7 +47,6 @@ from pipeline.runs.resume import is_published, note_unchanged, stage_known_slice
 from pipeline.runs.work import Work, divide
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
-from pipeline.sources.units import Unit
 from pipeline.storage.store import Store, StoredFile
 from support.runs.published import DAY, LABELS, run_here
 from support.runs.published_rows import read_part
@@ -66,10 +69,13 @@ class EarlierPartition:
     drift: int = 0
     """Another number is another model, of which nothing tells: for what may not be taken over."""
     partition: str = DAY
-    said: list[str] = field(default_factory=list)
-    """What the last run said of carried rows."""
+    lease_ttl_s: float = 60.0
+    today: int = field(default_factory=lambda: day_of(dt.datetime.now(dt.UTC)))
+    """What the clock says to runs, in days from 1970."""
     computed: list[str] = field(default_factory=list)
     """Row ids, in the order in which they were predicted or failed."""
+    slice_rows: list[int] = field(default_factory=list)
+    """Of the slices with such rows."""
     record: RunRecorder | None = None
     status: RunStatus = "failed"
 
@@ -88,11 +94,11 @@ class EarlierPartition:
             "transform": models.TRANSFORM,
             "gates": {"max_error_pct": 100.0},
             "report": {"samples": 0},
-            **{name: each for name, each in self.sections.items() if name != "model"},
+            **{name: section for name, section in self.sections.items() if name != "model"},
             "run": {"slice_rows": 4, **self.sections.get("run", {})},
             "sink": {**sink, **self.sections.get("sink", {})},
         }
-        document = {name: each for name, each in document.items() if each is not None}
+        document = {name: value for name, value in document.items() if value is not None}
         job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
         options = dict(self.out.storage_options)
         return job.model_copy(
@@ -103,35 +109,47 @@ class EarlierPartition:
     def layout(self) -> Layout:
         return Layout(self.partition)
 
+    def at(self, out: Store, partition: str = "", **sections: Any) -> EarlierPartition:
+        """The same job for another output or another partition, with other sections."""
+        sections = {**self.sections, **sections}
+        return replace(self, out=out, partition=partition or self.partition, sections=sections)
+
     def new_run(self) -> RunContext:
         self.record = RunRecorder(f"run-{uuid.uuid4().hex[:8]}", self.layout.name)
-        self.computed.clear()
-        self.said.clear()
+        self.computed, self.slice_rows = [], []
         options = RunOptions(allow_import=("models",), reuse=self.reuse)
         return RunContext(self.job, options, self.out, self.layout, self.record)
 
     def run(self) -> Manifest:
         """Do what `pipeline run` does."""
-        return self._carry_out(self.new_run())
+        with self._clock():
+            return self._carry_out(self.new_run())
 
     def retry(self, *reasons: str) -> RunStatus:
         """Do what `pipeline retry` does."""
         base = current_manifest(self.out, self.layout)
         options = replace(self.new_run().options, retried=check_reasons(reasons))
-        run = replace(self.new_run(), options=options)
-        found = self._carry_out(run)
-        is_same = base is not None and found.token == base.token
+        with self._clock():
+            manifest = self._carry_out(replace(self.new_run(), options=options))
+        is_same = base is not None and manifest.token == base.token
         self.status = "nothing_to_do" if is_same else "published"
         return self.status
+
+    @contextmanager
+    def _clock(self) -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            for module in ("pipeline.reuse.finding", "pipeline.runs.ending.finish"):
+                patch.setattr(f"{module}.day_of", lambda _: self.today)
+            yield
 
     def _carry_out(self, run: RunContext) -> Manifest:
         plan, model = prepare(run)
         columns, is_retry = run.job.sink.partition_columns, run.options.retried is not None
-        with hold_lease(self.out, run.layout, run.record.run_id, 60.0) as lease:
+        with hold_lease(self.out, run.layout, run.record.run_id, self.lease_ttl_s) as lease:
             base = repair(self.out, run.layout, run.job.sink.keep_versions, table=run.table)
             if base is not None and not is_retry and is_published(base, plan, columns):
                 return base
-            work = divide(run, plan, model, base, self.said.append)
+            work = divide(run, plan, model, base, lambda _: None)
             if work.is_vain:
                 note_unchanged(run)
                 assert base is not None
@@ -140,36 +158,27 @@ class EarlierPartition:
             return finish(run, work, work.plan, staged, lease, run_here)
 
     def report(self) -> dict[str, Any]:
-        """The report of the last retry."""
+        """The report of the last run or retry."""
         assert self.record is not None
         return self.record.report(self.status, 0).model_dump(mode="json")
-
-    def summary(self) -> str:
-        """What the last run prints."""
-        assert self.record is not None
-        return str(self.record.report("published", 0))
 
     def stage(self, run: RunContext, work: Work) -> Mapping[SliceKey, StoredFile]:
         """Stage the slices that are missing, as `dataflow` does."""
         plan, model, known = work.plan, work.model, work.known
         staged = take_over(run, plan, work.reuse.sources)
         staged = stage_known_slices(run, work, model, staged, run_here)
-        writer, source, salt = make_writer(run, plan, model), run.job.source, salt_of(model)
-        reader = Reader(
-            Store(plan.source_root, source.storage_options), source, plan.pass_through, plan.fields
-        )
-
-        def read(unit: Unit, starts: frozenset[int]) -> Iterator[pa.Table]:
-            yield from (pack(*each) for each in read_slices(reader, unit, starts))
-
+        writer, salt = make_writer(run, plan, model), salt_of(model)
+        reader = make_reader(run.job, plan)
+        read = read_with(reader)
         for unit, starts in missing_units(plan, staged).items():
             if known is None:
                 blocks = read(unit, frozenset(starts))
             else:
                 filler = Filler(known.of_unit(unit.index))
                 blocks = filler.slices(reader, unit, frozenset(starts), read)
-            for key, counters, rows, aside in (each for block in blocks for each in unpack(block)):
+            for key, counters, rows, aside in chain.from_iterable(map(unpack, blocks)):
                 self.computed += rows.column(ROW_ID).to_pylist()
+                self.slice_rows.append(key.num_rows)
                 staged_rows = predict_rows(rows, plan, self.broken, salt + self.drift)
                 run.record.computed(writer.write(key, counters, staged_rows, aside))
                 fail_fast_on_certain_refusal(run, plan)
@@ -182,21 +191,21 @@ class EarlierPartition:
 
     def content(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Predictions and quarantine as they are published, in order."""
-        return content_of(self.out, self.current())
+        manifest = self.current()
+        tables = [read_part(self.out, p, None, manifest.partition_columns) for p in manifest.parts]
+        failed = [read_part(self.out, part) for part in manifest.quarantine_parts]
+        return (
+            [row for table in tables for row in table.to_pylist()],
+            [row for table in failed for row in table.drop_columns("run_id").to_pylist()],
+        )
 
     def failed(self) -> dict[str, str]:
         return {row["row_id"]: row["reason"] for row in self.content()[1]}
 
 
-def content_of(
-    store: Store, manifest: Manifest
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    hive = manifest.partition_columns
-    good = [
-        row for part in manifest.parts for row in read_part(store, part, None, hive).to_pylist()
-    ]
-    bad = [row for p in manifest.quarantine_parts for row in read_part(store, p).to_pylist()]
-    return good, [{k: v for k, v in row.items() if k != "run_id"} for row in bad]
+def read_with(reader: Reader) -> Read:
+    """Return what reads slices of a unit, as a filler has them read."""
+    return lambda unit, starts: (pack(*item) for item in read_slices(reader, unit, starts))
 
 
 def salt_of(model: ModelSpec) -> int:
@@ -212,7 +221,11 @@ def predict_rows(rows: pa.Table, plan: Plan, broken: Collection[str], salt: int 
         broken: Ids, or contents as text, of rows that cannot be decoded.
     """
     ids = rows.column(ROW_ID).to_pylist()
-    inputs = [content_of_row(row) for row in rows.select(plan.fields.names).to_pylist()]
+    # All that a row says, as bytes.
+    inputs = [
+        b" ".join(v if isinstance(v, bytes) else str(v).encode() for v in row.values())
+        for row in rows.select(plan.fields.names).to_pylist()
+    ]
     undecodable = Failure(Reason.DECODE_ERROR, "decode", "no such codec")
     failures = [
         failure or (undecodable if {value, content.decode("latin-1")} & {*broken} else None)
@@ -234,16 +247,11 @@ def predict_rows(rows: pa.Table, plan: Plan, broken: Collection[str], salt: int 
     schema = plan.staged_schema()
     return pa.table(
         {
-            each.name: columns[each.name] if each.name in columns else others.cast(each.type)
-            for each in schema
+            field.name: columns[field.name] if field.name in columns else others.cast(field.type)
+            for field in schema
         },
         schema=schema,
     )
-
-
-def content_of_row(row: Mapping[str, Any]) -> bytes:
-    """All that a row says, as bytes."""
-    return b" ".join(v if isinstance(v, bytes) else str(v).encode() for v in row.values())
 
 
 def write_same_time(path: Path, data: bytes) -> None:

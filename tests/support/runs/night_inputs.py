@@ -48,15 +48,20 @@ def _write_file(path: Path, rows: Sequence[int]) -> None:
     path.write_bytes(image(rows[0]))
 
 
-def _write_parquet(path: Path, **columns: Sequence[Any]) -> None:
-    pq.write_table(pa.table(columns), path, row_group_size=3, compression="none")
-
-
-def _write_images(path: Path, rows: Sequence[int]) -> None:
-    cameras = pa.array(_cameras(rows), pa.string())
-    ids = [f"id-{row}" for row in rows]
-    images = pa.array([image(row) for row in rows], pa.binary())
-    _write_parquet(path, image=images, camera=cameras, id=pa.array(ids, pa.string()))
+def _write_parquet(path: Path, rows: Sequence[int]) -> None:
+    """The same rows in the columns of each kind of input."""
+    table = pa.table(
+        {
+            "image": pa.array([image(row) for row in rows], pa.binary()),
+            "camera": pa.array(_cameras(rows), pa.string()),
+            "id": pa.array([f"id-{row}" for row in rows], pa.string()),
+            "link": pa.array([f"photos/{row}.jpg" for row in rows], pa.string()),
+            "text": pa.array([image(row).decode() for row in rows], pa.string()),
+            "x": pa.array([float(row) for row in rows]),
+            "y": pa.array([*rows], pa.int64()),
+        }
+    )
+    pq.write_table(table, path, row_group_size=3, compression="none")
 
 
 def _write_links(path: Path, rows: Sequence[int]) -> None:
@@ -64,26 +69,16 @@ def _write_links(path: Path, rows: Sequence[int]) -> None:
     folder.mkdir(exist_ok=True)
     for row in rows:
         (folder / f"{row}.jpg").write_bytes(image(row))
-    links = [f"photos/{row}.jpg" for row in rows]
-    cameras = pa.array(_cameras(rows), pa.string())
-    _write_parquet(path, link=pa.array(links, pa.string()), camera=cameras)
-
-
-def _write_texts(path: Path, rows: Sequence[int]) -> None:
-    _write_parquet(path, text=pa.array([image(row).decode() for row in rows], pa.string()))
-
-
-def _write_numbers(path: Path, rows: Sequence[int]) -> None:
-    names = {"x": pa.array([float(row) for row in rows]), "y": pa.array([*rows], pa.int64())}
-    _write_parquet(path, **names)
+    _write_parquet(path, rows)
 
 
 def _write_tar(path: Path, rows: Sequence[int]) -> None:
-    pairs = [
-        (Entry(f"k{place}.jpg", image(row)), Entry(f"k{place}.cls", b"%d" % row))
+    entries = [
+        entry
         for place, row in enumerate(rows)
+        for entry in (Entry(f"k{place}.jpg", image(row)), Entry(f"k{place}.cls", b"%d" % row))
     ]
-    path.write_bytes(pack([entry for pair in pairs for entry in pair]))
+    path.write_bytes(pack(entries))
 
 
 def _write_lines(path: Path, rows: Sequence[int]) -> None:
@@ -103,45 +98,40 @@ def _write_csv(path: Path, rows: Sequence[int]) -> None:
 
 
 @dataclass(frozen=True)
-class Kind:
-    """How rows are written."""
+class Format:
+    """How rows are written, and what a job says of them."""
 
     write: Callable[[Path, Sequence[int]], None]
     suffix: str
     source: dict[str, Any]
-    is_file: bool = False
-    """A shard is one row."""
     columns: tuple[str, ...] = ("label",)
     """By which a partition can be divided."""
+    is_file: bool = False
+    """A shard is one row."""
     sections: dict[str, Any] = field(default_factory=dict)
 
 
-_CAMERA = {"pass_through": ["camera"], "image_column": "image"}
-_ENCODED = {**_CAMERA, "image_encoding": "base64"}
+_PARQUET = {"format": "parquet", "pass_through": ["camera"]}
+_ENCODED = {"pass_through": ["camera"], "image_column": "image", "image_encoding": "base64"}
 _BOTH = ("label", "camera")
-KINDS = {
-    "images": Kind(_write_file, ".jpg", {"format": "images"}, is_file=True),
-    "parquet": Kind(_write_images, ".parquet", {"format": "parquet", **_CAMERA}, columns=_BOTH),
-    "ids": Kind(
-        _write_images, ".parquet", {"format": "parquet", **_CAMERA, "id_column": "id"},
-        columns=_BOTH,
+FORMATS = {
+    "images": Format(_write_file, ".jpg", {"format": "images"}, is_file=True),
+    "parquet": Format(_write_parquet, ".parquet", {**_PARQUET, "image_column": "image"}, _BOTH),
+    "ids": Format(
+        _write_parquet, ".parquet", {**_PARQUET, "image_column": "image", "id_column": "id"}, _BOTH
     ),
-    "uris": Kind(
-        _write_links, ".parquet",
-        {"format": "parquet", "pass_through": ["camera"], "uri_column": "link"}, columns=_BOTH,
+    "uris": Format(_write_links, ".parquet", {**_PARQUET, "uri_column": "link"}, _BOTH),
+    "tars": Format(
+        _write_tar, ".tar", {"format": "webdataset", "pass_through": ["cls"]}, ("label", "cls")
     ),
-    "tars": Kind(
-        _write_tar, ".tar", {"format": "webdataset", "pass_through": ["cls"]},
-        columns=("label", "cls"),
-    ),
-    "jsonl": Kind(_write_lines, ".jsonl.gz", {"format": "jsonl", **_ENCODED}, columns=_BOTH),
-    "csv": Kind(_write_csv, ".csv", {"format": "csv", **_ENCODED}, columns=_BOTH),
-    "texts": Kind(
-        _write_texts, ".parquet", {"format": "parquet", "text_column": "text"},
+    "jsonl": Format(_write_lines, ".jsonl.gz", {"format": "jsonl", **_ENCODED}, _BOTH),
+    "csv": Format(_write_csv, ".csv", {"format": "csv", **_ENCODED}, _BOTH),
+    "texts": Format(
+        _write_parquet, ".parquet", {"format": "parquet", "text_column": "text"},
         sections={"transform": None},
     ),
-    "features": Kind(
-        _write_numbers, ".parquet", {"format": "parquet", "features": ["x", "y"]},
+    "features": Format(
+        _write_parquet, ".parquet", {"format": "parquet", "features": ["x", "y"]},
         sections={"transform": None},
     ),
 }  # fmt: skip
@@ -150,27 +140,28 @@ KINDS = {
 class NightInputs:
     """A folder of shards; the first one always has rows that can be read."""
 
-    def __init__(self, folder: Path, kind: Kind) -> None:
-        self.folder, self.kind = folder, kind
+    def __init__(self, folder: Path, form: Format) -> None:
+        self.folder, self.format = folder, form
         self.broken: set[str] = set()
         """Contents that cannot be decoded yet."""
         self._rows: dict[str, list[int]] = {}
+        self._unreadable: set[str] = set()
         self._num_broken = 0
         folder.mkdir()
-        num_shards, num_rows = (48, 1) if kind.is_file else (8, 6)
-        self._names = [f"s{number:02d}{kind.suffix}" for number in range(num_shards + 2)]
+        num_shards, num_rows = (64, 1) if form.is_file else (12, 6)
+        self._names = [f"s{number:02d}{form.suffix}" for number in range(num_shards + 2)]
         for number in range(num_shards):
             first = number * num_rows
             self._write(self._names[number], [*range(first, first + num_rows)])
-        if "text_column" in kind.source:
+        if "text_column" in form.source:
             make_tokenizer().save(str(folder.parent / "tokenizer.json"))
 
     @property
     def sections(self) -> dict[str, Any]:
-        if "text_column" not in self.kind.source:
-            return self.kind.sections
+        if "text_column" not in self.format.source:
+            return self.format.sections
         text = {"tokenizer": str(self.folder.parent / "tokenizer.json"), "max_tokens": 16}
-        return {**self.kind.sections, "text": text}
+        return {**self.format.sections, "text": text}
 
     def change(self, change: Change) -> None:
         what, shard, number = change
@@ -178,12 +169,12 @@ class NightInputs:
         other = self._names[1 + number % (len(self._names) - 1)]
         rows = self._rows.get(name, [])
         if what == "add":
-            self._write(name, [*(() if self.kind.is_file else rows), number % CONTENTS])
+            self._write(name, [*(() if self.format.is_file else rows), number % CONTENTS])
         elif what == "break":
             self._num_broken += 1
             row = BROKEN + self._num_broken
             self.broken.add(self._key(row))
-            self._write(name, [*(() if self.kind.is_file else rows), row])
+            self._write(name, [*(() if self.format.is_file else rows), row])
         elif what == "mend" and self.broken:
             self.broken.remove(sorted(self.broken)[number % len(self.broken)])
         elif not rows:
@@ -199,6 +190,11 @@ class NightInputs:
         elif name != self._names[0]:
             self._change_shard(what, name, other)
 
+    def restore(self) -> None:
+        """Let all shards be readable again."""
+        for name in sorted(self._unreadable & self._rows.keys()):
+            self._write(name, self._rows[name])
+
     def _change_shard(self, what: str, name: str, other: str) -> None:
         path, rows = self.folder / name, self._rows[name]
         if what == "delete":
@@ -212,16 +208,19 @@ class NightInputs:
             self._write(other, rows)
         elif what == "zero":
             path.write_bytes(bytes(path.stat().st_size))
+            self._unreadable.add(name)
         elif what == "cut":
             path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+            self._unreadable.add(name)
 
     def _write(self, name: str, rows: Sequence[int]) -> None:
         """Write a shard; where it has as many bytes as before it keeps its time."""
-        path, new = self.folder / name, self.folder.parent / f"new{self.kind.suffix}"
+        path, new = self.folder / name, self.folder.parent / f"new{self.format.suffix}"
         self._rows[name] = [*rows]
-        if self.kind.source.get("uri_column"):
-            new = self.folder / f".new{self.kind.suffix}"
-        self.kind.write(new, rows)
+        self._unreadable.discard(name)
+        if self.format.source.get("uri_column"):
+            new = self.folder / f".new{self.format.suffix}"
+        self.format.write(new, rows)
         if path.exists() and path.stat().st_size == new.stat().st_size:
             write_same_time(path, new.read_bytes())
             new.unlink()
@@ -229,6 +228,6 @@ class NightInputs:
             new.rename(path)
 
     def _key(self, row: int) -> str:
-        if "features" in self.kind.source:
+        if "features" in self.format.source:
             return f"{float(row)} {row}"
         return image(row).decode()
