@@ -140,6 +140,7 @@ def test_an_error_of_an_own_source_is_one_line_with_file_and_line(
     assert str(caught.value).endswith("; --debug shows all")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_ray_here")
 def test_plan_ends_with_the_error_of_an_own_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """It reads the first row in a process of its own."""
