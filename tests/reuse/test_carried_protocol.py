@@ -29,12 +29,12 @@ pytestmark = [pytest.mark.usefixtures("impatient"), pytest.mark.early]
 LAYOUT = Layout(TODAY)
 PARTS = (f"{LAYOUT.predictions}/part-", f"{LAYOUT.quarantine}/part-")
 USUAL = ("planned", "slice_put", "judged", "keys_written", "placed_part", "after_log", "retired:2")
-# One slice has all rows that are computed.
+# One slice has all rows that are computed; half a file is there on a disk and on S3 alone.
 STEPS = [replace(point, name=point.name.replace("put:2", "put")) for point in POINTS]
 CASES = [
     *product(STEPS, FAULTS, ["local", "s3"]),
     *product(STEPS, ["stop"], ["local"]),
-    *product(STEPS, ["exit"], ["gcs", "azure"]),
+    *product((s for s in STEPS if s.name != "mid_put:3"), ["exit"], ["gcs", "azure"]),
 ]
 
 
