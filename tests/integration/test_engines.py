@@ -59,7 +59,7 @@ def by_two_columns(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, RowSe
     return published(tmp_path_factory.mktemp("by_kind"), ("kind", "label"))
 
 
-@pytest.fixture(params=["plain", "by_kind"])
+@pytest.fixture(params=["plain", "by_two_columns"])
 def output(request: pytest.FixtureRequest) -> tuple[str, RowSet]:
     return request.getfixturevalue(request.param)
 

@@ -13,14 +13,14 @@ from pipeline.preprocessing.audio.decode import Clip, Undecodable, _read, decode
 
 MAX_BYTES, MAX_S = 10**6, 2.0
 KINDS = {
-    "wav": {"kind": "WAV"},
-    "wav of floats": {"kind": "WAV", "subtype": "FLOAT"},
-    "wav of 24 bits": {"kind": "WAV", "subtype": "PCM_24"},
-    "wav of another header": {"kind": "WAVEX"},
-    "flac": {"kind": "FLAC"},
-    "mp3": {"kind": "MP3"},
-    "vorbis": {"kind": "OGG", "subtype": "VORBIS"},
-    "opus": {"kind": "OGG", "subtype": "OPUS"},
+    "wav": {"format_name": "WAV"},
+    "wav of floats": {"format_name": "WAV", "subtype": "FLOAT"},
+    "wav of 24 bits": {"format_name": "WAV", "subtype": "PCM_24"},
+    "wav of another header": {"format_name": "WAVEX"},
+    "flac": {"format_name": "FLAC"},
+    "mp3": {"format_name": "MP3"},
+    "vorbis": {"format_name": "OGG", "subtype": "VORBIS"},
+    "opus": {"format_name": "OGG", "subtype": "OPUS"},
 }
 LOSSY = ("mp3", "vorbis", "opus")
 
