@@ -302,8 +302,9 @@ class Nights:
 
     def compare(self) -> None:
         """Compare what is published with what a run of all rows publishes."""
-        sink = {**self.job.sections["sink"], "table": None}
-        assert_as_all_computed(self.job, self.root, sections={**self.job.sections, "sink": sink})
+        sink = {**self.job.sections["sink"], "table": None, "target_part_mib": 16}
+        whole = {"sink": sink, "run": {**self.job.sections["run"], "slice_rows": 1_000}}
+        assert_as_all_computed(self.job, self.root, sections={**self.job.sections, **whole})
         if self.setting.delta and self.setting.same_partition:
             table = DeltaTable(f"{self.job.out.uri}/predictions").to_pyarrow_table()
             ids = [row["row_id"] for row in self.job.content()[0]]
