@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import models
 import pytest
@@ -41,9 +42,7 @@ EVENTS = (
 FORGETTING = ("flip", "lose", "weights", "limits")
 """Events after which all rows may be computed."""
 REASONS = (["decode_error"], ["timeout", "decode_error"], ["unreadable_shard"], RETRIED)
-CHANGES = [
-    *("add", "set", "drop", "delete", "rename", "touch", "swap", "break", "mend", "zero", "cut")
-]
+CHANGES = get_args(get_args(Change)[0])
 
 
 @dataclass(frozen=True)
