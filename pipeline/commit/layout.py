@@ -24,8 +24,11 @@ _PART_NAME = re.compile(r"(?:^|/)part-\d{5,}-(\d{6,})-[0-9a-f]{12}\.parquet$")
 
 
 def new_run_id(now: dt.datetime) -> str:
-    """Return a run id that sorts by time and is unique: 20261124T020000Z-1a2b3c4d."""
-    return f"{now:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
+    """Return a run id that sorts by time and is unique: 20261124T020000Z-0f3c41a2b3c4d.
+
+    The first five digits of its end are microseconds.
+    """
+    return f"{now:%Y%m%dT%H%M%SZ}-{now.microsecond:05x}{uuid.uuid4().hex[:8]}"
 
 
 @dataclass(frozen=True)

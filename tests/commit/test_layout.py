@@ -156,7 +156,8 @@ def test_what_readers_see_is_apart_from_what_is_ours():
 
 def test_run_ids_sort_by_time_and_never_repeat():
     start = dt.datetime(2026, 12, 31, 23, 59, 58, tzinfo=dt.UTC)
-    ids = [new_run_id(start + dt.timedelta(seconds=second)) for second in range(5)]
+    steps_s = (0, 1e-6, 0.1, 0.999_999, 1, 2)
+    ids = [new_run_id(start + dt.timedelta(seconds=step_s)) for step_s in steps_s]
     assert all(earlier < later for earlier, later in pairwise(ids))
     assert ids[0].startswith("20261231T235958Z-")
     assert len({new_run_id(start) for _ in range(100)}) == 100
