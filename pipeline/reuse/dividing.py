@@ -149,15 +149,15 @@ def _recut(
 ) -> Iterator[Unit]:
     """Cut counted rows into slices of as many computed ones as a run of these alone would have.
 
-    Uncounted units stay as they are, and those without known rows whose slices are no larger.
+    Uncounted units stay, and those without known rows whose slices are no larger than these.
     """
     most = slice_rows(row_bytes)
     counted = (extent for unit in units if unit.cut is None for extent in unit.extents)
     left = sum(_num_computed(extent, known) for extent in counted)
     index, held, num_rows, num_computed = 0, list[Extent](), 0, 0
     for unit in units:
-        near = sizes.at(left, mean_row_bytes(unit.extents))
-        if unit.cut is not None or _is_new(unit, known, near):
+        input_bytes = mean_row_bytes(unit.extents)
+        if unit.cut is not None or _is_new(unit, known, sizes.at(left, input_bytes)):
             if held:
                 yield Unit(index, tuple(held), (0, num_rows))
                 index, held, num_rows, num_computed = index + 1, [], 0, 0
@@ -165,7 +165,7 @@ def _recut(
             index, left = index + 1, left - (unit.num_rows or 0)
             continue
         for start, end in pairwise(unit.bounds):
-            near = min(end - start, sizes.at(left, mean_row_bytes(unit.extents)))
+            near = min(end - start, sizes.at(left, input_bytes))
             for piece in _pieces(unit.extents, start, end, known, near):
                 computed = _num_computed(piece, known)
                 is_full = num_computed + computed > near or num_rows + piece.num_rows > most
