@@ -7,6 +7,7 @@ readable when it is replaced, as long as the history has it.
 from __future__ import annotations
 
 import io
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -28,6 +29,9 @@ from pipeline.storage.store import Store
 
 OutputFolder = Literal["predictions", "quarantine"]
 _FORMAT = ds.ParquetFileFormat()
+_KEPT: deque[pafs.PyFileSystem] = deque(maxlen=16)
+"""Else a thread of Arrow may be the last to let go of one while the interpreter ends, which aborts
+the process: a file system of Python is freed by Python."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,7 @@ class PublishedParts:
         if not self.parts:
             return ds.dataset(self.schema.empty_table())
         files = pafs.PyFileSystem(_Handler(_Files(self)))
+        _KEPT.append(files)
         fragments = [
             _FORMAT.make_fragment(part.file.part.path, files, _expression(part.values))
             for part in self.parts

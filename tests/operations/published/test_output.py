@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import pickle
 import re
 import shutil
 import sys
+import weakref
 from pathlib import Path
 
 import pyarrow as pa
@@ -55,6 +57,17 @@ def test_a_version_is_read_whole_and_only_what_is_asked_for(any_store: Store):
     for filters in ("score > 0.5", ("score", ">", 0.5), [("score", ">", 0.5)]):
         with pytest.raises(JobError, match=r'is no expression .*field\("score"\) > 0\.5'):
             night.predictions(filter=filters)
+
+
+def test_files_outlive_their_dataset(tmp_path: Path):
+    """Arrow's threads must not be the last to let go of what is of Python."""
+    store = Store(str(tmp_path))
+    publish_rows(store, DAYS[0])
+    dataset = opened(store).latest.predictions().dataset
+    files = weakref.ref(dataset.filesystem.handler.fs)
+    del dataset
+    gc.collect()
+    assert files() is not None
 
 
 def test_other_libraries_get_the_same_rows(tmp_path: Path):
