@@ -157,7 +157,7 @@ def _recut(
     index, held, num_rows, num_computed = 0, list[Extent](), 0, 0
     for unit in units:
         input_bytes = mean_row_bytes(unit.extents)
-        if unit.cut is not None or _is_new(unit, known, sizes.at(left, input_bytes)):
+        if _stays(unit, known, sizes.at(left, input_bytes)):
             if held:
                 yield Unit(index, tuple(held), (0, num_rows))
                 index, held, num_rows, num_computed = index + 1, [], 0, 0
@@ -179,8 +179,10 @@ def _recut(
         yield Unit(index, tuple(held), (0, num_rows))
 
 
-def _is_new(unit: Unit, known: KnownPaths, near: int) -> bool:
-    """Tell whether a unit has no known row, and slices of so many rows at most."""
+def _stays(unit: Unit, known: KnownPaths, near: int) -> bool:
+    """Tell whether a unit is cut as it is to be: uncounted, or new in slices of `near` rows."""
+    if unit.cut is not None:
+        return True
     is_known = any(extent.path in known for extent in unit.extents)
     return not is_known and all(end - start <= near for start, end in pairwise(unit.bounds))
 

@@ -30,8 +30,8 @@ from pipeline.storage.store import Store
 OutputFolder = Literal["predictions", "quarantine"]
 _FORMAT = ds.ParquetFileFormat()
 _KEPT: deque[pafs.PyFileSystem] = deque(maxlen=16)
-"""Else a thread of Arrow may be the last to let go of one while the interpreter ends, which aborts
-the process: a file system of Python is freed by Python."""
+"""Those of the last datasets. Otherwise a thread of Arrow may be the one that frees such an object
+of Python while the interpreter ends, which aborts the process."""
 
 
 @dataclass(frozen=True)
