@@ -42,11 +42,11 @@ class Case:
     .onnx file."""
 
 
-QUICK = (
+BY_COMMAND = (
     *("auto_map", "a pickle named safetensors", "a header of 100 GB", "a tokenizer of 1 GB"),
-    *("a config of 1 GB", "onnx data in ../weights.bin"),
+    *("a config of 1 GB", "onnx data in ../weights.bin", "a kernel of the hub"),
 )
-"""Code that may run and sizes that may be taken, for `make test`; `make long` runs the others."""
+"""Some of each sort, which are run by the real command as well."""
 LONG = (
     *("a header of 400,000 tensors", "a header of 100,000 tensors", "a pattern that takes hours"),
     "256 layers",
