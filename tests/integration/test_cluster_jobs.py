@@ -76,7 +76,12 @@ class Night:
             folder / "nightly.yaml", source, str(folder / "out"), run={"slice_rows": 4}
         )
         self.address = ("--address", url or head.url)
-        self.env = {**head.secret, "PYTHONUNBUFFERED": "1"}
+        self.env = {
+            **head.secret,
+            "PYTHONUNBUFFERED": "1",
+            "AWS_SECRET_ACCESS_KEY": "not-for-the-job-list",
+            "RAY_ADDRESS": "http://127.0.0.1:1",  # --address is what counts
+        }
         self.arguments = ("submit", self.job, *self.address, "--date", DATE)
         self.allowed = ("--allow-import", "models")
 
@@ -110,6 +115,7 @@ def start_line(head: RayHead, shell: str, name: str) -> str:
     return job_id
 
 
+@pytest.mark.any_ray
 def test_a_night_is_submitted_watched_stopped_submitted_again_and_done(
     ray_head: RayHead, photos: Path, tmp_path: Path
 ):
@@ -141,7 +147,7 @@ def test_a_night_is_submitted_watched_stopped_submitted_again_and_done(
 
     done = night.submit(*slow)
     assert done.code == 0, done.stderr
-    assert done.json["rows"]["predicted"] == 15
+    assert json.loads(done.stdout)["rows"]["predicted"] == 15, "nothing else is on stdout"
     second = job_id[:-1] + "2"
     assert second in done.stderr
     log = night.ask("logs", "-f", second)
@@ -161,6 +167,11 @@ def test_a_night_is_submitted_watched_stopped_submitted_again_and_done(
     assert late.code == 0, late.stderr
     assert late.json["rows"]["predicted"] == 16
     assert job_id[:-1] + "3" in late.stderr
+    listed = ray_head.jobs()[-1]
+    assert listed["metadata"].items() > {"job": "nightly", "date": DATE}.items()
+    variables = {"RAY_JOB_STOP_WAIT_TIME_S", "PIPELINE_SUBMITTED"}
+    assert listed["runtime_env"]["env_vars"].keys() >= variables
+    assert "not-for-the-job-list" not in json.dumps(ray_head.jobs())
 
 
 def test_two_submissions_at_the_same_moment_are_one_job_through_a_bad_proxy(
@@ -214,6 +225,22 @@ def test_who_follows_a_job_may_be_killed_or_leave_and_come_back(
     assert (leaving.returncode, ray_head.jobs()[-1]["status"]) == (6, "RUNNING"), stderr
     goes_on.touch()
     assert night.ask("attach", job_id).code == 3
+
+
+def test_a_stopped_submission_stops_its_job_and_a_run_that_connects_is_free_to_go(
+    ray_head: RayHead, photos: Path, tmp_path: Path
+):
+    night = Night(ray_head, photos, tmp_path)
+    process = start(*night.arguments, *night.allowed, env=night.env)
+    assert process.stdout is not None
+    assert any(re.search("Running entrypoint|listing ", line) for line in process.stdout)
+    process.terminate()
+    _, stderr = process.communicate(timeout=2 * WAIT_S)
+    assert (process.returncode, ray_head.jobs()[-1]["status"]) == (6, "STOPPED"), stderr
+    run = ("run", night.job, "--date", DATE, *night.allowed, "--json")
+    done = pipeline(*run, "--address", ray_head.address, env=ray_head.secret)
+    assert done.code == 0, done.stdout + done.stderr
+    assert (done.json["rows"]["predicted"], done.json["hardware"]["cpus"]) == (15, 2.0)
 
 
 def test_a_token_that_expires_is_read_again(

@@ -1,34 +1,27 @@
-"""Jobs on a cluster: through its job API, and by connecting to it; a real Ray head, no mocks."""
+"""Jobs for a cluster: what is sent, what is refused before, and who is let in.
+
+What becomes of a job that was sent, is in test_cluster_jobs.
+"""
 
 from __future__ import annotations
 
-import json
-import re
 import shlex
-import signal
 import socket
-import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
 
 import pytest
 from support.inputs.photos import build_images
-from support.runs.cli import pipeline, start, write_job
-from support.runs.published_rows import read_predictions
+from support.runs.cli import pipeline, write_job
 from support.servers.rayhead import RayHead
 
-from pipeline.commit.layout import Layout
-from pipeline.commit.manifest import current_manifest
 from pipeline.core.errors import GateRefused, InfraError, JobError, PipelineError, Stopped
-from pipeline.core.failures import Reason
 from pipeline.execution.submit.client import connect_job_api
 from pipeline.execution.submit.job import error_without_document
 from pipeline.execution.submit.log_follower import JobOutput
 from pipeline.execution.submit.submission import Submission
 from pipeline.operations.clusters import submit
-from pipeline.storage.store import Store
 
 pytestmark = pytest.mark.early
 
@@ -37,9 +30,10 @@ PARTITION = f"date={DATE}"
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Reason]]:
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
-    return folder, build_images(folder, 16, seed=3, num_bad=1)
+    build_images(folder, 16, seed=3, num_bad=1)
+    return folder
 
 
 @pytest.fixture
@@ -50,83 +44,21 @@ def closed_port() -> Iterator[int]:
         yield taken.getsockname()[1]
 
 
-def photo_job(tmp_path: Path, photos: tuple[Path, dict[str, Reason]], **sections: object) -> str:
-    source = {"uri": str(photos[0]), "format": "images"}
-    return write_job(tmp_path / "photos.yaml", source, str(tmp_path / "out"), **sections)
-
-
-def wait_for_log(process: subprocess.Popen[str], stream: IO[str] | None) -> None:
-    """Wait for the first line of the job's log: Ray's own, where it writes one, or ours."""
-    assert stream is not None
-    line = ""
-    while "Running entrypoint" not in line and "listing " not in line:
-        assert process.poll() is None
-        line = stream.readline()
-
-
-@pytest.mark.any_ray
-def test_a_submitted_job_runs_on_the_cluster_and_its_log_comes_while_it_runs(
-    ray_head: RayHead, photos: tuple[Path, dict[str, Reason]], tmp_path: Path, closed_port: int
-):
-    job = photo_job(tmp_path, photos, run={"slice_rows": 8})
-    env = {
-        **ray_head.secret,
-        "AWS_SECRET_ACCESS_KEY": "not-for-the-job-list",
-        "RAY_ADDRESS": f"http://127.0.0.1:{closed_port}",  # --address is what counts
-        "PYTHONUNBUFFERED": "1",
-    }
-    store = Store(str(tmp_path / "out"))
-    process = start(
-        *("submit", job, "--address", ray_head.url, "--date", DATE, "--json"),
-        *("--allow-import", "models"),
-        env=env,
-    )
-    wait_for_log(process, process.stderr)
-    assert current_manifest(store, Layout(PARTITION)) is None
-    stdout, stderr = process.communicate(timeout=240)
-    assert process.returncode == 0, stdout + stderr
-    document = json.loads(stdout)  # and nothing else is on stdout
-    assert (document["status"], document["rows"]["total"]) == ("published", 16)
-    assert "published; 16 rows = 15 predicted + 1 quarantined" in " ".join(stderr.split())
-    bad = set(photos[1])
-    ids = read_predictions(store.url(), PARTITION).column("row_id").to_pylist()
-    assert len(ids) == 15
-    assert set(ids) | bad == {str(p.relative_to(photos[0])) for p in photos[0].rglob("*.*")}
-    mine = ray_head.jobs()[-1]
-    assert re.fullmatch(rf"photos-{PARTITION}-[0-9a-f]{{8}}-a1", mine["submission_id"])
-    assert mine["metadata"].items() > {"job": "photos", "date": DATE}.items()
-    variables = {"RAY_JOB_STOP_WAIT_TIME_S", "PIPELINE_SUBMITTED"}
-    assert mine["runtime_env"]["env_vars"].keys() == variables
-    assert "not-for-the-job-list" not in json.dumps(ray_head.jobs())
-
-
-@pytest.mark.slow
-def test_a_refused_gate_comes_back_as_the_exit_code_and_arguments_pass_the_shell_unharmed(
-    ray_head: RayHead, photos: tuple[Path, dict[str, Reason]], tmp_path: Path
-):
-    empty = tmp_path / 'it\'s "$HOME" $(false); `false` &'
-    empty.mkdir()
-    job = photo_job(tmp_path, photos)
-    arguments = ["--allow-import", "models", "--set", f"source.uri={json.dumps(str(empty))}"]
-    done = pipeline(
-        "submit", job, "--address", ray_head.url, "--date", DATE, *arguments, env=ray_head.secret
-    )
-    assert done.code == 3, done.stdout + done.stderr
-    assert "not_empty" in done.stdout  # without --json the log, with its table, and no document
-    assert '"status"' not in done.stdout + done.stderr
-    sent = shlex.split(ray_head.jobs()[-1]["entrypoint"])
-    assert sent[-len(arguments) - 1 :] == [*arguments[2:], *arguments[:2], "--json"]
-    assert current_manifest(Store(str(tmp_path / "out")), Layout(PARTITION)) is None
+def photo_job(tmp_path: Path, photos: Path) -> str:
+    source = {"uri": str(photos), "format": "images"}
+    return write_job(tmp_path / "photos.yaml", source, str(tmp_path / "out"))
 
 
 def test_what_is_accepted_goes_along_as_it_was_said():
     accept = ['volume=half; $(a) "day"', "constant='all' black"]
+    override = 'source.uri="it\'s $HOME `false` &"'
     asked = Submission(
-        "-x/job.yaml", DATE, overrides=["a.b=1"], allow_import=["models"], accept=accept
+        "-x/job.yaml", DATE, overrides=[override], allow_import=["models"], accept=accept
     )
     command = shlex.split(asked.entrypoint)
     assert command[3:7] == ["run", "./job.yaml", "--date", DATE]
-    assert command[-5:] == ["--accept", accept[0], "--accept", accept[1], "--json"]
+    sent = ["--set", override, "--allow-import", "models"]
+    assert command[7:] == [*sent, "--accept", accept[0], "--accept", accept[1], "--json"]
     assert shlex.split(replace(asked, quiet=True).entrypoint) == [*command, "--quiet"]
     week = replace(asked, date=None, from_=DATE, to="2026-11-30", only="missing")
     dates = f"./job.yaml --from {DATE} --to 2026-11-30 --only missing --set"
@@ -157,34 +89,11 @@ def test_a_job_that_left_no_document_is_an_error_with_its_own_code():
 
 
 @pytest.mark.slow
-def test_a_stopped_submission_stops_the_job_and_a_rerun_is_free_to_go(
-    ray_head: RayHead, photos: tuple[Path, dict[str, Reason]], tmp_path: Path
+def test_a_head_that_does_not_answer_is_infrastructure_trouble(
+    photos: Path, tmp_path: Path, closed_port: int
 ):
-    job = photo_job(tmp_path, photos)
-    arguments = (job, "--date", DATE, "--allow-import", "models")
-    process = start(
-        *("submit", *arguments, "--address", ray_head.url),
-        env={**ray_head.secret, "PYTHONUNBUFFERED": "1"},
-    )
-    wait_for_log(process, process.stdout)
-    process.send_signal(signal.SIGTERM)
-    stdout, stderr = process.communicate(timeout=240)
-    assert process.returncode == 6, stdout + stderr
-    assert ray_head.jobs()[-1]["status"] == "STOPPED"
-    # By connecting to the cluster, the other way to use it.
-    done = pipeline("run", *arguments, "--address", ray_head.address, "--json", env=ray_head.secret)
-    assert done.code == 0, done.stdout + done.stderr
-    assert done.json["rows"]["predicted"] == 15
-    assert done.json["hardware"]["cpus"] == 2.0
-
-
-@pytest.mark.parametrize("command", ["submit", pytest.param("run", marks=pytest.mark.slow)])
-def test_an_address_where_nothing_answers_is_infrastructure_trouble(
-    command: str, photos: tuple[Path, dict[str, Reason]], tmp_path: Path, closed_port: int
-):
-    job = photo_job(tmp_path, photos)
-    address = f"{'http://' if command == 'submit' else ''}127.0.0.1:{closed_port}"
-    done = pipeline(command, job, "--address", address, "--date", DATE)
+    address = f"127.0.0.1:{closed_port}"
+    done = pipeline("run", photo_job(tmp_path, photos), "--address", address, "--date", DATE)
     assert done.code == 7
     assert address in done.stderr
     assert "refused" in done.stderr
@@ -209,7 +118,7 @@ def test_a_token_that_the_cluster_does_not_know_is_the_users_mistake(
     has_file: bool,
     words: str,
     ray_head: RayHead,
-    photos: tuple[Path, dict[str, Reason]],
+    photos: Path,
     tmp_path: Path,
 ):
     job, home = photo_job(tmp_path, photos), tmp_path / "home"
@@ -237,9 +146,7 @@ def test_a_token_that_the_cluster_does_not_know_is_the_users_mistake(
 
 
 @pytest.mark.slow
-def test_a_right_token_lets_doctor_and_plan_in(
-    ray_head: RayHead, photos: tuple[Path, dict[str, Reason]], tmp_path: Path
-):
+def test_a_right_token_lets_doctor_and_plan_in(ray_head: RayHead, photos: Path, tmp_path: Path):
     looked = pipeline("doctor", "--address", ray_head.address, "--json", env=ray_head.secret)
     assert looked.code == 0, looked.stdout
     assert "lets us in" in looked.stdout
@@ -272,16 +179,18 @@ def test_what_is_wrong_with_the_job_is_said_before_anything_is_sent(
     override: str,
     error_class: type[PipelineError],
     words: str,
-    photos: tuple[Path, dict[str, Reason]],
+    photos: Path,
     tmp_path: Path,
     closed_port: int,
     caplog: pytest.LogCaptureFixture,
 ):
     (tmp_path / "nets.py").touch()
     asked = Submission(photo_job(tmp_path, photos), DATE, overrides=[override])
+    address = f"http://127.0.0.1:{closed_port}"
     with pytest.raises(error_class) as refused:
-        submit(asked, f"http://127.0.0.1:{closed_port}", write=str)
+        submit(asked, address, write=str)
     assert words in str(refused.value)
+    assert (address in str(refused.value)) is (error_class is InfraError)
     assert "hunter2" not in str(refused.value) + caplog.text
     is_beside = "nets.py is not sent along with the job: give --code" in caplog.text
     assert is_beside is ("nets:" in override)
