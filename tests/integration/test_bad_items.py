@@ -7,7 +7,6 @@ import errno
 import io
 import os
 import random
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -23,7 +22,6 @@ from pipeline.core.errors import InfraError, JobError
 from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.job.source import Source
 from pipeline.planning.slicing import SliceSizes, make_units
-from pipeline.sources.extents import UncountedPlan
 from pipeline.sources.inputs import Inputs, list_inputs
 from pipeline.sources.parquet.footers import is_unreadable, read_footers
 from pipeline.sources.reader import read_slices
@@ -139,22 +137,6 @@ def test_an_id_that_is_no_utf8_costs_its_row(tmp_path: Path):
             "id is null",
             None,
         ]
-
-
-def test_a_member_name_that_is_no_utf8_costs_at_most_its_row(tmp_path: Path):
-    path = tmp_path / "a.tar"
-    with tarfile.open(path, "w", errors="surrogateescape", format=tarfile.GNU_FORMAT) as tar:
-        for name in ("a.png", "caf\udce9.png", "z.png"):
-            info = tarfile.TarInfo(name)
-            info.size = 1
-            tar.addfile(info, io.BytesIO(b"x"))
-    source = Source(uri=str(tmp_path), format="webdataset")
-    inputs = list_inputs(source, max_extent_rows=9)
-    reader = Reader(Store(inputs.root), source, inputs.pass_through, IMAGE_FIELDS)
-    unit = Unit(0, inputs.extents, (), UncountedPlan(9, 2**20))
-    [(_, _, rows)] = read_slices(reader, unit, frozenset())
-    assert rows["row_id"].to_pylist() == ["a.tar/a", r"a.tar/caf\xe9", "a.tar/z"]
-    assert rows["error"].null_count == 3
 
 
 # ---------------------------------------------------------------------------- footers

@@ -13,13 +13,10 @@ from typing import Any
 import duckdb
 import pandas as pd
 import polars as pl
-import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from support.runs.published import Rows, publish_rows, slice_table
-from support.runs.published_rows import read_predictions
-from support.servers.s3server import S3Server
 
 from pipeline.storage.store import Store
 
@@ -133,26 +130,6 @@ def spark_decodes(text: str) -> str | None:
     return head + "".join(chr(int(piece[:2], 16)) + piece[2:] for piece in rest)
 
 
-def test_polars_reads_the_folder_of_an_object_store(s3: S3Server):
-    store = s3.store()
-    for day in DAYS:
-        publish_rows(store, day)
-    table = pl.scan_parquet(
-        f"{store.uri}/predictions/",
-        storage_options={
-            "aws_access_key_id": s3.access_key,
-            "aws_secret_access_key": s3.secret_key,
-            "aws_endpoint_url": s3.endpoint_url,
-            "aws_region": "us-east-1",
-        },
-    ).collect()
-    expected = sum(
-        read_predictions(store.uri, day, storage_options=s3.storage_options).num_rows
-        for day in DAYS
-    )
-    assert table.height == expected
-
-
 def test_a_listing_as_spark_does_it_finds_only_parts_and_the_right_values(
     output: tuple[str, RowSet],
 ):
@@ -240,13 +217,3 @@ def test_ray_data_finds_every_row_in_the_folder(
                 if row["kind"] == "__HIVE_DEFAULT_PARTITION__":
                     row["kind"] = None
             assert to_rows(rows) == expected
-
-
-def test_two_readers_of_one_schema_agree_on_its_types(plain: tuple[str, RowSet]):
-    folder, _ = plain
-    schema = ds.dataset(folder, partitioning="hive").schema
-    assert schema.field("score").type == pa.float32()
-    assert schema.field("label_id").type == pa.int32()
-    assert pl.read_parquet(f"{folder}/**/*.parquet").schema["score"] == pl.Float32
-    query = f"SELECT DISTINCT typeof(score) FROM read_parquet('{folder}/**/*.parquet')"
-    assert duckdb.sql(query).fetchall() == [("FLOAT",)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 import toy_input
@@ -14,11 +13,7 @@ import toy_task
 from support.inputs.encoded import base_image, png
 from support.runs.checkout import PYTHONPATH
 from support.runs.cli import pipeline, write_job
-from support.runs.published_rows import read_part
-
-from pipeline.commit.layout import Layout
-from pipeline.commit.manifest import current_manifest
-from pipeline.storage.store import Store
+from support.runs.published_rows import read_predictions
 
 pytestmark = pytest.mark.no_ray
 
@@ -61,18 +56,11 @@ def test_one_run_by_a_source_an_input_and_a_task_of_other_distributions(
     assert list(stages)[1:4] == ["read", toy_input.STAGE, "transfer"]
     assert stages[toy_input.STAGE]["rows_in"] == 7
     assert stages[toy_input.STAGE]["rows_quarantined"] == 1
-    rows = {row["row_id"]: row for row in read_predictions(str(tmp_path / "out"))}
-    value_by_id = {row_id: row[toy_task.NAME] for row_id, row in rows.items()}
+    rows = read_predictions(str(tmp_path / "out"), "date=2026-11-24").to_pylist()
+    value_by_id = {row["row_id"]: row[toy_task.NAME] for row in rows}
     ids = [*(f"a{toy_source.TOY_FILES}#{row}" for row in range(4)),
            *(f"b{toy_source.TOY_FILES}#{row}" for row in range(2))]  # fmt: skip
     assert value_by_id == {i: len(image) - 1.0 for i, image in zip(ids, images, strict=True)}
     again = pipeline(*command, env=installed)
     assert again.json["status"] == "nothing_to_do"
     assert pipeline("verify", str(tmp_path / "out"), env=installed).code == 0
-
-
-def read_predictions(uri: str) -> list[dict[str, Any]]:
-    store = Store(uri)
-    manifest = current_manifest(store, Layout("date=2026-11-24"))
-    assert manifest is not None
-    return [row for part in manifest.parts for row in read_part(store, part, None).to_pylist()]

@@ -176,6 +176,19 @@ def test_uris_are_published_as_the_input_has_them(tmp_path: Path) -> None:
     assert rows["uri"].to_pylist() == names
 
 
+def test_uris_that_are_no_text_and_lines_in_them_stay_harmless(tmp_path: Path) -> None:
+    raw = pa.array([b"\xff\xfe.jpg", b"a\nforged.jpg", b"https://u:hush@h/x", None], pa.binary())
+    write(tmp_path, at=pa.Array.from_buffers(pa.string(), 4, raw.buffers()))
+    rows = read(tmp_path, uri_column="at")
+    reasons = ["missing", "forbidden_uri", "forbidden_uri", "null_input"]
+    assert rows["error"].to_pylist() == reasons
+    uris = rows["uri"].to_pylist()
+    assert uris[1] == "a\nforged.jpg", "as the input has it"
+    assert uris[3] == str(tmp_path / "a.parquet")
+    assert "\n" not in "".join(rows["message"].to_pylist())
+    assert "hush" not in str(rows.to_pylist())
+
+
 def test_nothing_is_read_behind_the_last_row_that_is_wanted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

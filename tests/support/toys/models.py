@@ -169,15 +169,6 @@ class ScaledSums(Sums):
         return x.sum(dim=1, keepdim=True) * self.scale
 
 
-class MoodySums(Sums):
-    """Raises over a row whose first feature is 3, as long as a variable is set."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if os.environ.get("TEST_MOODY") and (x[:, 0] == 3).any():
-            raise RuntimeError("not today")
-        return super().forward(x)
-
-
 class Mentions(nn.Module):
     """For texts of `tiny_tokenizer`: the label whose word they hold, (B, L) -> (B, 5)."""
 
@@ -267,7 +258,6 @@ def sums_of_two() -> nn.Module:
     return nn.Linear(2, 2)
 
 
-moody_sums = MoodySums
 mentions = Mentions
 brightest = Brightest
 spots = Spots
