@@ -61,14 +61,14 @@ CORPUS = SUPPORT / "inputs" / "corpus"
 LIMITS = DecodeLimits(max_image_bytes=1_000_000, max_image_px=1_000_000)
 
 EXPECTED: dict[str, tuple[int, str]] = {
-    "images": (1, "530da80b09233517"),
+    "images": (1, "dc0a7c2e1d3083b1"),
     "audio": (1, "fd6260b6215c1f50"),
-    "parquet": (3, "2a4906d6207b53b2"),
+    "parquet": (3, "134b53b699ffee4d"),
     "jsonl": (4, "d24f3031f83b469e"),
     "csv": (3, "f1f45d10824ed63f"),
-    "webdataset": (2, "fd3ae8a88977ed57"),
-    "fetch": (1, "c8997aac9c610b11"),
-    "decode": (1, "b5b8c918f8b1e477"),
+    "webdataset": (2, "874d533d7fb8d54f"),
+    "fetch": (1, "3584629b6e59e3ef"),
+    "decode": (1, "b7d60bbe4671c339"),
     "transform": (2, "c2e105ba690c3d38"),
     "waveform": (2, "0a9534cfb0a6d087"),
     "features": (1, "cdbf2bc807461cc4"),
