@@ -18,7 +18,7 @@ PROCESSES ?= 3
 MUTANTS ?= pipeline.*
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types long bench bench-startup bench-gpu gpu-hour bench-text bench-language reach memory soak chaos engines schedulers mutants clean test-ray test-plain
+.PHONY: help venv demo test lint types long bench bench-startup bench-gpu gpu-hour bench-text reach memory soak chaos engines schedulers mutants clean test-ray test-plain
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -73,9 +73,6 @@ gpu-hour: venv ## Check on a GPU what cannot be checked without one, a verdict p
 
 bench-text: venv build/peers/.installed build/minilm/modules.json ## Measure rows/s of MiniLM over passages beside peers
 	PEERS_PYTHON=build/peers/bin/python $(BIN)/python tests/bench/throughput.py minilm --out build/bench-text.json
-
-bench-language: venv build/smollm2/config.json ## Measure choices and texts of SmolLM2 beside transformers' own ways (an hour)
-	$(BIN)/python tests/bench/language.py build/smollm2 --out build/bench-language.json
 
 reach: venv ## Hold every class of transformers that is taken to the library itself (hours)
 	$(BIN)/python tests/bench/reach.py --out build/reach.json --page build/reach.md
