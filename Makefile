@@ -18,7 +18,7 @@ PROCESSES ?= 3
 MUTANTS ?= pipeline.*
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types long bench bench-startup bench-gpu gpu-hour bench-text reach memory soak chaos engines schedulers mutants clean test-ray test-plain
+.PHONY: help venv demo test lint types long bench bench-startup bench-gpu gpu-hour bench-text reach soak chaos engines schedulers mutants clean test-ray test-plain
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -76,9 +76,6 @@ bench-text: venv build/peers/.installed build/minilm/modules.json ## Measure row
 
 reach: venv ## Hold every class of transformers that is taken to the library itself (hours)
 	$(BIN)/python tests/bench/reach.py --out build/reach.json --page build/reach.md
-
-memory: venv ## Measure the memory of runs whose rows grow (minutes)
-	$(BIN)/python tests/bench/soak.py --sizes 2000 20000
 
 soak: venv ## Let one run go on for half an hour: memory and open files must not grow
 	$(BIN)/python tests/bench/soak.py --minutes 30

@@ -1,15 +1,11 @@
 """Let one run go on and on: `python tests/bench/soak.py --minutes 30`. It must not grow.
 
 The real command classifies photos with EfficientNet-Lite0 until it is told to stop. Meanwhile the
-memory of the driver, of the workers and of Ray's own processes and their open file descriptors are
-sampled. `pss` counts what processes share once, and with it Ray's object store, which fills up to
-its size and then stays; `own` is what a process shares with nobody. Ray ends workers that idle and
-starts others, so memory is judged over the processes that last. Prints a line a minute, and JSON
-last; exit 1 where their own memory grows by a MiB or more for 1,000 images, or where the number of
-processes or of descriptors grows.
-
-`--sizes 2000 20000` shows instead how much memory whole runs of so many images take: the most that
-a process of each kind holds by itself.
+memory of the driver, of the workers and of Ray's own processes that each shares with no other, and
+their open file descriptors are sampled. Ray ends workers that idle and starts others, so memory is
+judged over the processes that last. Prints a line a minute, and JSON last; exit 1 where their
+memory grows by a MiB or more for 1,000 images, or where the number of processes or of descriptors
+grows.
 """
 
 from __future__ import annotations
@@ -22,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from machine import machine, today
 from support.inputs.photos import photo_rows
-from support.runs.cli import command, environment, working, write_job
+from support.runs.cli import start, working, write_job
 
 from pipeline.commit.layout import parse_staged_name
 
@@ -41,6 +37,8 @@ NUM_PHOTOS, GROUP_ROWS = 16, 512
 EVERY_S = 5.0
 MIB = 2**20
 MAX_MIB_PER_1000 = 1.0
+STOPPED = 6
+"""The exit code of a run that was told to stop."""
 WARM_UP = 0.4
 """The first share of the samples, in which caches and allocators fill."""
 
@@ -50,7 +48,6 @@ class Look:
     """One look at one process."""
 
     name: str
-    pss_mib: float
     uss_mib: float
     descriptors: int
 
@@ -84,7 +81,7 @@ def take_sample(driver: psutil.Process, out: Path, started_s: float) -> Sample:
             memory, files = process.memory_full_info(), process.num_fds()
         except (psutil.NoSuchProcess, psutil.ZombieProcess, IndexError):
             continue
-        looks[process.pid] = Look(name, memory.pss / MIB, memory.uss / MIB, files)
+        looks[process.pid] = Look(name, memory.uss / MIB, files)
     return Sample(time.monotonic() - started_s, num_staged(out), looks)
 
 
@@ -100,7 +97,7 @@ def num_staged(out: Path) -> int:
     return sum(key.num_rows for key in keys if key is not None)
 
 
-def watch(process: subprocess.Popen[bytes], out: Path, minutes: float) -> list[Sample]:
+def watch(process: subprocess.Popen[str], out: Path, minutes: float) -> list[Sample]:
     """Sample until the time is over, counted from the first finished images on."""
     driver, samples = working(process), []
     started_s = printed_s = time.monotonic()
@@ -140,7 +137,6 @@ def judge(samples: list[Sample]) -> dict[str, Any]:
         )
         for name in sorted(set(names.values()))
     }
-    pss = [sum(look.pss_mib for look in sample.looks.values()) for sample in settled]
     files = [sum(look.descriptors for look in sample.looks.values()) for sample in settled]
     figures: dict[str, Any] = {
         "images": samples[-1].images,
@@ -148,8 +144,6 @@ def judge(samples: list[Sample]) -> dict[str, Any]:
         "samples": len(settled),
         "own_mib_per_1000": round(sum(slopes.values()), 3),
         "own_mib_per_1000_by_kind": {name: round(slope, 3) for name, slope in slopes.items()},
-        "pss_mib": ends(pss),
-        "pss_mib_per_1000": round(slope_per_1000(settled, pss), 3),
         "processes": ends([len(sample.looks) for sample in settled]),
         "descriptors": ends(files),
     }
@@ -165,58 +159,28 @@ def ends(values: Sequence[float]) -> tuple[int, int]:
     return int(np.median(values[:quarter])), int(np.median(values[-quarter:]))
 
 
-def start(folder: Path, num_rows: int) -> subprocess.Popen[bytes]:
-    """Start a run over so many images below a folder."""
-    (folder / "in").mkdir(parents=True)
-    make_input(folder / "in" / "rows.parquet", num_rows)
+def soak(folder: Path, minutes: float, most_rows_per_s: int) -> dict[str, Any]:
+    (folder / "in").mkdir()
+    make_input(folder / "in" / "rows.parquet", int(60 * minutes * most_rows_per_s))
     source = {"uri": str(folder / "in"), "format": "parquet"}
     model = {"name": "efficientnet-lite0"}
     job = write_job(folder / "job.yaml", source, str(folder / "out"), model=model, transform=None)
-    command_line = command("run", job, "--quiet")
-    return subprocess.Popen(command_line, env=environment(), stderr=subprocess.PIPE)
-
-
-def soak(folder: Path, minutes: float, most_rows_per_s: int) -> dict[str, Any]:
-    process = start(folder, int(60 * minutes * most_rows_per_s))
+    process = start("run", job, "--quiet")
     samples = watch(process, folder / "out", minutes)
-    require_end(process, 6)
-    return judge(samples)
-
-
-def whole_runs(folder: Path, sizes: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """Yield the peaks of a run of each size, by kind of process."""
-    for num_rows in sizes:
-        process = start(folder / str(num_rows), num_rows)
-        driver, peaks = working(process), dict[str, float]()
-        while process.poll() is None:
-            for look in take_sample(driver, folder / str(num_rows) / "out", 0.0).looks.values():
-                peaks[look.name] = max(peaks.get(look.name, 0.0), look.uss_mib)
-            time.sleep(EVERY_S / 20)
-        require_end(process, 0)
-        most = {name: round(mib, 1) for name, mib in sorted(peaks.items())}
-        print(f"{num_rows} images, own MiB: {most}", flush=True)
-        yield {"images": num_rows, "own_mib": most}
-
-
-def require_end(process: subprocess.Popen[bytes], code: int) -> None:
     _, stderr = process.communicate()
-    if process.returncode != code:
-        sys.exit(f"the run ended with exit {process.returncode}: {stderr.decode()[-500:]}")
+    if process.returncode != STOPPED:
+        sys.exit(f"the run ended with exit {process.returncode}: {stderr[-500:]}")
+    return judge(samples)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--most-rows-per-s", type=int, default=600, help="makes the input so long")
-    parser.add_argument("--sizes", type=int, nargs="+", help="measure whole runs of so many images")
     options = parser.parse_args()
-    figures: dict[str, Any] = {"date": today(), "machine": machine(), "ok": True}
     with tempfile.TemporaryDirectory() as name:
-        if options.sizes:
-            figures["sizes"] = list(whole_runs(Path(name), options.sizes))
-        else:
-            figures |= soak(Path(name), options.minutes, options.most_rows_per_s)
-    print(json.dumps(figures))
+        figures = soak(Path(name), options.minutes, options.most_rows_per_s)
+    print(json.dumps({"date": today(), "machine": machine(), **figures}))
     sys.exit(0 if figures["ok"] else 1)
 
 
