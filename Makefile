@@ -68,8 +68,10 @@ bench-gpu: venv build/peers/.installed build/minilm/modules.json ## Measure the 
 	PEERS_PYTHON=build/peers/bin/python $(BIN)/python tests/bench/gpu.py --peers ray daft \
 		--out build/bench-gpu.json
 
-gpu-hour: venv ## Check on a GPU what cannot be checked without one, a verdict per step (an hour)
-	$(BIN)/python tests/bench/gpu_hour.py
+gpu-hour: venv ## Check on a GPU what cannot be checked without one, then measure it (an hour)
+	$(BIN)/pipeline doctor
+	$(BIN)/python -m pytest -n0 -m gpu tests/inference tests/preprocessing tests/models
+	$(BIN)/python tests/bench/gpu.py vit_b_16 --rows 8000
 
 bench-text: venv build/peers/.installed build/minilm/modules.json ## Measure rows/s of MiniLM over passages beside peers
 	PEERS_PYTHON=build/peers/bin/python $(BIN)/python tests/bench/throughput.py minilm --out build/bench-text.json

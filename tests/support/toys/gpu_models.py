@@ -1,7 +1,8 @@
-"""Models that a stand-in for a GPU runs: they lose its context, or take its memory."""
+"""Models that a GPU, or a stand-in for one, runs: they lose its context, or take its memory."""
 
 from __future__ import annotations
 
+import os
 import weakref
 from typing import Any
 
@@ -54,3 +55,42 @@ poisoned = Poisoned
 
 def heavy(num_bytes: int) -> nn.Module:
     return Heavy(num_bytes)
+
+
+class LostAt99(nn.Module):
+    """One number per row, (B, F) -> (B, 1); a row that begins with 99 loses the device.
+
+    On a GPU the kernel's assertion leaves no context behind; on the CPU the process ends.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(10, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        ids = torch.where(x[:, 0] == 99, 99, 1)
+        if not x.is_cuda and bool((ids == 99).any()):
+            os._exit(3)
+        return x.sum(dim=1, keepdim=True) + 0 * self.table(ids).sum(dim=1, keepdim=True)
+
+
+lost_at_99 = LostAt99
+
+
+class OfGib(models.Colours):
+    """Has so many GiB of numbers in fp32, which it does not use."""
+
+    def __init__(self, size_gib: float) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.empty(int(size_gib * 2**28)), requires_grad=False)
+
+
+def of_gib(size_gib: float) -> nn.Module:
+    return OfGib(size_gib)
+
+
+def vit() -> nn.Module:
+    """A classifier that computes much longer than it takes to launch."""
+    from torchvision.models import vit_b_16
+
+    return vit_b_16(num_classes=len(models.LABELS))
