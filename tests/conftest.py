@@ -22,9 +22,8 @@ from hypothesis import settings
 from support.runs.cli import SHARING, environment
 from support.runs.protocol import Children
 from support.servers.azureserver import AzureServer, missing_reason
-from support.servers.commandserver import CommandServer
+from support.servers.commandserver import OF_RUNS, CommandServer
 from support.servers.faultproxy import FaultProxy
-from support.servers.forkedcommands import OF_RUNS, ForkedCommands
 from support.servers.gcsserver import GCSServer
 from support.servers.localserver import LocalServer
 from support.servers.rayhead import RayHead
@@ -102,12 +101,13 @@ def loads_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def command_server(loads_folder: Path) -> Iterator[CommandServer]:
     """A process with a Ray for the commands of the whole session."""
-    with CommandServer(environment({"TEST_MODEL_LOADS": str(loads_folder)})) as server:
+    env = environment({"TEST_MODEL_LOADS": str(loads_folder)})
+    with CommandServer(env, on_one_ray=True) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def forked_commands() -> Iterator[Callable[..., ForkedCommands]]:
+def forked_commands() -> Iterator[Callable[..., CommandServer]]:
     """Processes without a Ray, whose forks are the commands of the whole session.
 
     There is one for all commands, and one for each choice of more modules to import before.
@@ -115,8 +115,8 @@ def forked_commands() -> Iterator[Callable[..., ForkedCommands]]:
     with contextlib.ExitStack() as stack:
 
         @functools.cache
-        def forked(*modules: str) -> ForkedCommands:
-            return stack.enter_context(ForkedCommands(environment(), (*OF_RUNS, *modules)))
+        def forked(*modules: str) -> CommandServer:
+            return stack.enter_context(CommandServer(environment(), (*OF_RUNS, *modules)))
 
         yield forked
 
@@ -138,30 +138,26 @@ def without_ray_here() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _commands_share_ray(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def _commands_share_ray(request: pytest.FixtureRequest) -> Iterator[None]:
     # A process starts when a test needs it.
     if marker := request.node.get_closest_marker("no_ray"):
-        forked = functools.partial(request.getfixturevalue, "forked_commands")
-        modules = marker.args
-        monkeypatch.setattr(SHARING, "forks", lambda: forked()(*modules))
+        SHARING.forks = lambda: request.getfixturevalue("forked_commands")(*marker.args)
     elif request.node.get_closest_marker("one_ray"):
-        server = functools.partial(request.getfixturevalue, "command_server")
-        monkeypatch.setattr(SHARING, "server", server)
+        SHARING.server = lambda: request.getfixturevalue("command_server")
+    yield
+    SHARING.forks = SHARING.server = None
 
 
-@pytest.fixture(autouse=True)
-def _package_is_heard(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Undo for a test that listens to the log what commands in this process have silenced."""
-    if "caplog" not in request.fixturenames:
-        yield
-        return
+@pytest.fixture
+def caplog(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """pytest's own, with what commands in this process have silenced undone for the test."""
     names = [name for name in logging.root.manager.loggerDict if name.split(".")[0] == "pipeline"]
     loggers = [logging.getLogger(name) for name in names]
     before = [(logger, logger.level, logger.disabled, logger.propagate) for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.NOTSET)
         logger.disabled, logger.propagate = False, True
-    yield
+    yield caplog
     for logger, level, is_disabled, propagates in before:
         logger.setLevel(level)
         logger.disabled, logger.propagate = is_disabled, propagates

@@ -28,7 +28,7 @@ from support.runs.documents import (
     run,
     without_ray,
 )
-from support.servers.forkedcommands import ForkedCommands
+from support.servers.commandserver import CommandServer
 from support.toys import toy_package
 
 from pipeline import open_output
@@ -76,7 +76,7 @@ def do_marked(folder: Path) -> None:
 
 @pytest.mark.early
 def test_the_marked_commands_run_in_order(
-    folder: Path, forked_commands: Callable[[], ForkedCommands]
+    folder: Path, forked_commands: Callable[[], CommandServer]
 ):
     with without_ray(folder, forked_commands()):
         do_marked(folder)

@@ -24,7 +24,7 @@ from support.inputs.damage import damaged
 from support.models import onnx_files
 from support.models.snapshots import make_snapshot
 from support.runs.cli import environment, write_job
-from support.servers.forkedcommands import OF_CHECKS, ForkedCommands
+from support.servers.commandserver import OF_CHECKS, CommandServer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -39,14 +39,14 @@ SOURCE = [f"f{number}" for number in range(onnx_files.NUM_FEATURES)]
 
 
 @pytest.fixture(scope="module")
-def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedCommands]:
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandServer]:
     cache = {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
     warm = make_snapshot(tmp_path_factory.mktemp("warm"), "bert", "sequence", num_labels=3)
-    with ForkedCommands(environment(cache), ("ray.data", *OF_CHECKS), warm) as forked:
+    with CommandServer(environment(cache), ("ray.data", *OF_CHECKS), warm) as forked:
         yield forked
 
 
-def test_damaged_files_are_refused_in_one_line_or_go_on(commands: ForkedCommands, tmp_path: Path):
+def test_damaged_files_are_refused_in_one_line_or_go_on(commands: CommandServer, tmp_path: Path):
     rng = random.Random(SEED)
     columns = {name: pa.array([0.5, 1.0], pa.float32()) for name in SOURCE}
     (tmp_path / "in").mkdir()

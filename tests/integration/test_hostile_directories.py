@@ -19,7 +19,7 @@ from support.models.snapshots import make_snapshot
 from support.models.tiny_tokenizer import make_tokenizer
 from support.runs.cli import environment, write_job
 from support.runs.selection import quick_cases
-from support.servers.forkedcommands import OF_CHECKS, ForkedCommands
+from support.servers.commandserver import OF_CHECKS, CommandServer
 
 from pipeline.core.errors import JobError
 from pipeline.job.reading.loader import read_job
@@ -50,9 +50,9 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def commands(
     bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[ForkedCommands]:
+) -> Iterator[CommandServer]:
     cache = {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
-    with ForkedCommands(environment(cache), OF_CHECKS, bases["plain"]) as forked:
+    with CommandServer(environment(cache), OF_CHECKS, bases["plain"]) as forked:
         yield forked
 
 
@@ -115,7 +115,7 @@ def test_it_is_refused_in_one_line_and_nothing_is_run_before_a_run_begins(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BY_COMMAND)
 def test_a_command_refuses_it_in_one_line(
-    name: str, bases: dict[str, Path], commands: ForkedCommands, texts: Path, tmp_path: Path
+    name: str, bases: dict[str, Path], commands: CommandServer, texts: Path, tmp_path: Path
 ):
     model, marker, says = changed(name, bases, tmp_path)
     ended = commands.run("run", job_over(model, texts, tmp_path), "--address", "127.0.0.1:1")

@@ -27,7 +27,7 @@ from support.runs.checkout import PYTHONPATH
 from support.runs.cli import environment, pipeline, write_job
 from support.runs.executed import execute
 from support.runs.published_rows import read_predictions
-from support.servers.forkedcommands import ForkedCommands
+from support.servers.commandserver import CommandServer
 from support.servers.localserver import LocalServer
 
 from pipeline.commit.published.verify import verify_output
@@ -336,7 +336,7 @@ def test_every_row_ends_once_where_it_belongs(
             env={**failpoint, **secret},
         )
         assert killed.code == -signal.SIGKILL, killed.stderr
-        forked: ForkedCommands = request.getfixturevalue("forked_commands")()
+        forked: CommandServer = request.getfixturevalue("forked_commands")()
         ended = forked.run("run", without, "--date", DATE, environment=environment(failpoint))
         assert ended.code == -signal.SIGKILL, ended.stderr
     done = execute(with_ray, DATE, monkeypatch)

@@ -16,7 +16,7 @@ import yaml
 from support.runs.cli import pipeline, write_job
 from support.runs.published_rows import read_predictions
 from support.runs.run_cases import CASES, SCHEMA, RunCase
-from support.servers.forkedcommands import OF_TRANSFORMERS
+from support.servers.commandserver import OF_TRANSFORMERS
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import current_manifest

@@ -18,7 +18,6 @@ from models import LABELS, TRANSFORM
 
 from support.runs.checkout import PYTHONPATH
 from support.servers.commandserver import CommandServer
-from support.servers.forkedcommands import ForkedCommands
 
 TIMEOUT_S = 240
 
@@ -52,7 +51,7 @@ class Sharing:
     def __init__(self) -> None:
         self.server: Callable[[], CommandServer] | None = None
         """Those that may share a process and its Ray; None: each has its own."""
-        self.forks: Callable[[], ForkedCommands] | None = None
+        self.forks: Callable[[], CommandServer] | None = None
         """Those that need no Ray, in forks of one process; None: there are none."""
 
 
@@ -76,16 +75,15 @@ def pipeline(
     it needs none, those without an address run in forks, and jobs in a loop. The standard streams
     of these may also be full, closed or unread.
     """
-    if SHARING.forks and "--address" not in arguments:
-        ended = SHARING.forks().run(
+    server = SHARING.forks or (None if env else SHARING.server)
+    if server and "--address" not in arguments:
+        ended = server().run(
             *arguments,
             environment=environment(env),
             timeout_s=timeout_s,
             streams=(stdout, stderr),
         )
         result = Result(ended.code, ended.stdout, ended.stderr)
-    elif SHARING.server and not env and "--address" not in arguments:
-        result = Result(*SHARING.server().run(arguments, timeout_s))
     else:
         done = subprocess.run(
             command(*arguments),

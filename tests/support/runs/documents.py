@@ -27,7 +27,7 @@ from support.models.feature_writers import make_feature_writer
 from support.models.onnx_files import image_model, save
 from support.models.snapshots import make_snapshot, make_timm
 from support.runs.checkout import PYTHONPATH, ROOT
-from support.servers.forkedcommands import ForkedCommands
+from support.servers.commandserver import CommandServer
 
 FOLDERS = ("", "jobs", "jobs/*", "pipeline", "pipeline/*", "tests", "examples")
 DOCUMENTS = {
@@ -80,7 +80,7 @@ sys.exit(code)
 
 
 @contextmanager
-def without_ray(folder: Path, forks: ForkedCommands) -> Iterator[None]:
+def without_ray(folder: Path, forks: CommandServer) -> Iterator[None]:
     """Let `pipeline` in a folder run in forks, and jobs in a loop."""
     with Listener() as listener:
         program = folder / "bin" / "pipeline"

@@ -1,62 +1,131 @@
-"""A process that runs `pipeline` commands one after the other on one Ray, which it starts once.
+"""A process that runs `pipeline` commands one after the other: a command costs what it does alone.
 
-A command costs what it does, not the start of Python, of Ray and of workers.
+In forks of itself, which have imported all that commands need, or in itself, on a Ray that it
+starts once. Runs of jobs in forks do without Ray, unless a command names a cluster. A fork costs
+milliseconds, ends as a user's command does, and leaves nothing behind. Its memory can be told from
+that of the imports: the system says of each fork how much it held at most, and the fork begins with
+what the process holds.
 """
 
 from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
+import importlib
 import json
 import os
+import resource
 import select
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-START_TIMEOUT_S = 60.0
+import psutil
+
+MORE_ADDRESSES_BYTES = 8 << 30
+"""Of addresses, so that a command that asks for all memory fails instead of the machine."""
+MAX_CPU_S = 60
+TIMEOUT_S = 240.0
+END_S = 60.0
 TRACEBACK_S = 5.0
+READY = "ready"
+OF_RUNS = (
+    *("pipeline.commands.app", "pipeline.operations.run", "pipeline.operations.plan"),
+    *("pipeline.execution.local", "pipeline.runs.preparing.one_row"),
+    *("pipeline.inference.engines.torch_engine", "pipeline.preprocessing.images.images"),
+    *("pipeline.commit.staging", "pipeline.commit.published.verify"),
+    *("pipeline.report.showing.render", "pipeline.runs.samples.sheets", "models"),
+    *("rich.console", "rich.table", "jinja2", "PIL.JpegImagePlugin", "PIL.PngImagePlugin"),
+)
+"""What most commands import that run jobs."""
+OF_TRANSFORMERS = ("transformers.modeling_utils", "transformers.generation.utils")
+"""What every class of transformers imports, torchvision among it: seconds."""
+OF_CHECKS = ("pipeline.commands.app", "pipeline.dataflow")
+"""What a run imports until it needs Ray."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    """Exit code; minus the signal that killed it."""
+    stdout: str
+    stderr: str
+    more_bytes: int
+    """What it held at most beyond what its process began with."""
 
 
 class CommandServer:
-    """The process; it starts on entering and ends, with its Ray, on leaving."""
+    """The process; it starts on entering and ends on leaving."""
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        self._environment = dict(environment)
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        imports: Sequence[str] = OF_RUNS,
+        *warm: Path,
+        on_one_ray: bool = False,
+    ) -> None:
+        """Take the environment that it starts with.
+
+        Args:
+            imports: Modules that it imports before all commands.
+            warm: Model directories that are read once before all commands; these are then limited
+                in memory and processor time.
+            on_one_ray: Commands run in the process itself, with its environment, on its Ray.
+        """
+        threads = {"OMP_NUM_THREADS": "1"} if warm else {}  # each takes addresses
+        self._environment = {**environment, **threads}
+        self._imports, self._warm, self._on_one_ray = imports, warm, on_one_ray
 
     def __enter__(self) -> CommandServer:
         self._start()
         return self
 
     def _start(self) -> None:
-        reading, writing = os.pipe()
+        asked = {"imports": self._imports, "warm": [*map(str, self._warm)]}
+        asked |= {"on_one_ray": self._on_one_ray}
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(writing)],
+            [sys.executable, __file__, json.dumps(asked)],
             env=self._environment,
             stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             text=True,
-            pass_fds=[writing],
-            start_new_session=True,
+            start_new_session=self._on_one_ray,
         )
-        os.close(writing)
-        self._answers = os.fdopen(reading)
+        assert self._answer(TIMEOUT_S) == READY
 
     def __exit__(self, *_: object) -> None:
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         try:
-            self._process.wait(START_TIMEOUT_S)
+            self._process.wait(END_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._answers.close()
+        self._process.stdout.close()
 
-    def run(self, arguments: tuple[str, ...], timeout_s: float) -> tuple[int, str, str]:
-        """Run `pipeline ARGUMENTS`; return its exit code, stdout and stderr.
+    def run(
+        self,
+        *arguments: str,
+        environment: Mapping[str, str] | None = None,
+        folder: str = "",
+        timeout_s: float = TIMEOUT_S,
+        streams: Sequence[str] = ("file", "file"),
+    ) -> Ended:
+        """Run `pipeline ARGUMENTS`.
+
+        Args:
+            environment: All of it; None: that which the process has started with.
+            folder: Where it runs; left out, the current folder.
+            streams: What its standard output and error are: file, full, closed, or unread.
 
         Raises:
             RuntimeError: The process has ended, or the command takes longer than `timeout_s`.
@@ -65,28 +134,67 @@ class CommandServer:
             self.__exit__()
             self._start()
         assert self._process.stdin is not None
-        with tempfile.TemporaryDirectory(prefix="command-") as folder:
-            asked = {"arguments": arguments, "folder": folder}
+        with tempfile.TemporaryDirectory(prefix="command-") as place:
+            files = Path(place, "stdout"), Path(place, "stderr")
+            where = folder or os.getcwd(), [*map(str, files)], streams
+            asked = (arguments, environment and dict(environment), *where)
             self._process.stdin.write(f"{json.dumps(asked)}\n")
             self._process.stdin.flush()
-            ready, _, _ = select.select([self._answers], [], [], timeout_s)
-            code = self._answers.readline() if ready else ""
-            if not ready:  # have it say where it stands
-                self._process.send_signal(signal.SIGUSR1)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._process.wait(TRACEBACK_S)
-            out, err = (
-                path.read_text() if path.exists() else ""
-                for path in (Path(folder, "stdout"), Path(folder, "stderr"))
-            )
-            if not code:
-                self._process.kill()
-                self._process.wait()
-                raise RuntimeError(f"{arguments} did not end:\n{out}\n{err}")
-        return int(code), out, err
+            answer = None
+            try:
+                answer = self._answer(timeout_s)
+            finally:
+                if answer is None:  # not in time, or the test is over
+                    if self._on_one_ray:  # have it say where it stands
+                        self._process.send_signal(signal.SIGUSR1)
+                        with contextlib.suppress(subprocess.TimeoutExpired):
+                            self._process.wait(TRACEBACK_S)
+                    self._process.kill()  # and with it the command
+                    self.__exit__()
+                    self._start()
+            out, err = (path.read_text() if path.exists() else "" for path in files)
+        if answer is None:
+            raise RuntimeError(f"{arguments} did not end:\n{out}\n{err}")
+        code, more_bytes = answer
+        return Ended(code, out, err, more_bytes)
+
+    def _answer(self, timeout_s: float) -> Any:
+        """Return what the process answers; None if it ends, or does not in time."""
+        assert self._process.stdout is not None
+        ready, _, _ = select.select([self._process.stdout], [], [], timeout_s)
+        line = self._process.stdout.readline() if ready else ""
+        return json.loads(line) if line else None
 
 
-def _serve(answers: int) -> None:
+def _serve(imports: Sequence[str], warm: Sequence[str], *, on_one_ray: bool) -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    if on_one_ray:
+        _serve_on_one_ray(answers)
+        return
+    for name in imports:
+        importlib.import_module(name)
+    if warm:
+        from pipeline.models.directories.opening import read_facts
+
+        for folder in warm:
+            read_facts(Path(folder))
+    gc.collect()
+    gc.freeze()
+    _tell(answers, READY)
+    for line in sys.stdin:
+        before = psutil.Process().memory_info().rss
+        pid = os.fork()
+        if not pid:
+            try:
+                _become(*json.loads(line), is_limited=bool(warm))
+            finally:
+                os._exit(99)  # it should have ended itself
+        _, status, used = os.wait4(pid, 0)
+        _tell(answers, [os.waitstatus_to_exitcode(status), used.ru_maxrss * 1024 - before])
+
+
+def _serve_on_one_ray(answers: Any) -> None:
     from pipeline.commands import main
     from pipeline.execution.caller import share_ray
     from pipeline.process import streams
@@ -94,26 +202,73 @@ def _serve(answers: int) -> None:
 
     streams.hold()
     faulthandler.register(signal.SIGUSR1, file=sys.stderr)
-    with share_ray(), os.fdopen(answers, "w") as out:
+    with share_ray():
+        _tell(answers, READY)
         for line in sys.stdin:
-            asked: dict[str, Any] = json.loads(line)
-            _write_to(Path(asked["folder"], "stdout"), Path(asked["folder"], "stderr"))
-            sys.argv[:] = ["pipeline", *asked["arguments"]]
+            arguments, _, _, files, states = json.loads(line)
+            _divert(states, files)
+            sys.argv[:] = ["pipeline", *arguments]
             with new_life():
                 code = main._guard(main._command)
-            _write_to(Path(os.devnull), Path(os.devnull))
-            out.write(f"{code}\n")
-            out.flush()
+            _divert(states, [os.devnull, os.devnull])
+            _tell(answers, [code, 0])
 
 
-def _write_to(stdout: Path, stderr: Path) -> None:
-    """Let the standard streams write to files; Ray's own talk goes where Ray has diverted it."""
-    for stream, path in ((sys.stdout, stdout), (sys.stderr, stderr)):
+def _tell(answers: Any, value: Any) -> None:
+    answers.write(f"{json.dumps(value)}\n")
+    answers.flush()
+
+
+def _become(
+    arguments: list[str],
+    environment: dict[str, str] | None,
+    folder: str,
+    files: list[str],
+    streams: list[str],
+    *,
+    is_limited: bool,
+) -> None:
+    """Be the command, with its standard output and error where they are wanted."""
+    from pipeline.commands import main
+    from pipeline.execution.caller import without_ray
+    from pipeline.process.parent_death import die_with
+
+    die_with(os.getppid())
+    if is_limited:
+        addresses = psutil.Process().memory_info().vms + MORE_ADDRESSES_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (addresses, addresses))
+        resource.setrlimit(resource.RLIMIT_CPU, (MAX_CPU_S, MAX_CPU_S))
+    os.chdir(folder)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    _divert(streams, files)
+    if environment is not None:
+        os.environ.clear()
+        os.environ.update(environment)
+        paths = environment.get("PYTHONPATH", "").split(os.pathsep)
+        sys.path[:0] = [path for path in paths if path not in sys.path]
+    sys.argv[:] = ["pipeline", *arguments]
+    with without_ray():
+        main.main()
+
+
+def _divert(states: Sequence[str], files: Sequence[str]) -> None:
+    """Let the standard streams go where they are wanted; Ray's own talk goes where it did."""
+    for name, state, path in zip(("stdout", "stderr"), states, files, strict=True):
+        stream = getattr(sys, name)
         stream.flush()
-        opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(opened, stream.fileno())
-        os.close(opened)
+        if state == "closed":
+            os.close(stream.fileno())
+            setattr(sys, name, None)
+            continue
+        if state == "unread":
+            reading, target = os.pipe()
+            os.close(reading)
+        else:
+            path = "/dev/full" if state == "full" else path
+            target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(target, stream.fileno())
+        os.close(target)
 
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]))
+    _serve(**json.loads(sys.argv[1]))
