@@ -1,10 +1,10 @@
 """Hold what this checkout publishes to an older commit: `python tests/bench/equality.py OLD`.
 
-Both run the same commands over the same small inputs, each in its own worktree with the installed
-packages: every source format, every task, a retry, a rollback, a Delta table, a refused gate and a
-wrong job. After each command the exit code, the predictions and the quarantine are compared, row
-for row and in order; columns that are new are left out. Prints a line per command; the exit code is
-the number of differences.
+Both run the same commands without Ray over the same small inputs, each in its own worktree with the
+installed packages: every source format, every task, a retry, a rollback, a Delta table, a refused
+gate and a wrong job. After each command the exit code, the predictions and the quarantine are
+compared, row for row and in order; columns that are new are left out. Prints a line per command;
+the exit code is the number of differences.
 """
 
 from __future__ import annotations
@@ -23,18 +23,21 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 from machine import ROOT
-from models import LABELS, TRANSFORM
+from models import LABELS
 from support.inputs.photos import build_images, build_parquet
 from support.inputs.tars import Entry, pack
-from support.runs.earlier_partitions import damage, write_same_time
+from support.runs.cli import WITHOUT_RAY, environment, write_job
+from support.runs.earlier_partitions import damage
 
 DATE = "2026-11-24"
 NUM_PHOTOS, NUM_BAD, NUM_NUMBERS = 60, 5, 500
 _OF_MODELS = ("tests/support/toys", "tests", "tests/support")
 _PER_RUN = ("run_id",)
 """Columns that differ from run to run."""
+
+
+USUAL = {"gates": {"max_error_pct": 50.0}, "run": {"slice_rows": 16}}
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Case:
     source: dict[str, Any]
     sections: dict[str, dict[str, Any] | None] = field(default_factory=dict)
     commands: Sequence[Sequence[str]] = (("run",),)
-    """Arguments; JOB is put after the first. `mend` copies the good photo over the spoiled one."""
+    """Arguments; JOB is put after the first. `mend` puts good photos in place of spoiled ones."""
 
 
 def main() -> None:
@@ -101,18 +104,17 @@ def cases(inputs: Path) -> Iterator[Case]:
     yield Case("images", images)
     yield Case("parquet", parquet | {"pass_through": ["taken_at", "camera"]})
     yield Case("parquet without ids", {k: v for k, v in parquet.items() if k != "id_column"})
-    uris = {"image_column": None, "uri_column": "image", "uri_roots": [str(inputs / "images")]}
-    table = {"uri": str(inputs / "uris"), "format": "parquet", "id_column": "id"} | uris
-    yield Case("uris", {k: v for k, v in table.items() if v is not None})
+    uris = {"uri_column": "image", "uri_roots": [str(inputs / "images")]}
+    yield Case("uris", parquet | {"uri": str(inputs / "uris")} | uris)
     yield Case("tars", {"uri": str(inputs / "tars"), "format": "webdataset"})
-    sums = {"factory": "models:sums", "labels": None, "task": "regress"}
+    sums = {"factory": "models:sums", "task": "regress"}
     numbers = {"uri": str(inputs / "numbers"), "format": "parquet", "id_column": "key"}
     yield Case(
         "features, regress",
         numbers | {"features": ["a", "b"]},
         {"model": sums | {"targets": ["total", "largest"]}, "transform": None},
     )
-    channels = {"factory": "models:channels", "labels": None}
+    channels = {"factory": "models:channels"}
     pooled = {"task": "embed", "embedding_dim": 3, "layer": "pool"}
     yield Case("embed", images, {"model": channels | pooled})
     means, grid = {"name": "means", "shape": [3]}, {"name": "grid", "shape": [2, 3]}
@@ -127,7 +129,7 @@ def cases(inputs: Path) -> Iterator[Case]:
     spoiled = {"uri": str(inputs / "spoiled"), "format": "images"}
     yield Case("retry", spoiled, {}, (("run",), ("mend",), ("retry",), ("run",)))
     yield Case("refused", images, {"gates": {"max_error_pct": 1.0, "min_rows": 1}})
-    yield Case("wrong", images, {"model": {"labels": LABELS[:-1]}})
+    yield Case("wrong", images, {"model": {"factory": "models:colours", "labels": LABELS[:-1]}})
     yield Case("nothing there", {"uri": str(inputs / "nothing"), "format": "images"})
 
 
@@ -158,12 +160,12 @@ def shared(new: Any, old: Any) -> Any:
 def outcomes(case: Case, folder: Path, name: str, checkout: Path) -> Iterator[dict[str, Any]]:
     place = folder / name / "out" if name == "old" else folder / "out"
     sink = place / case.name.replace(" ", "-").replace(",", "")
-    job = write_job(folder, case, sink)
+    job = write_job(folder / "job.yaml", case.source, str(sink), **(USUAL | case.sections))
     if case.name == "retry":
         spoil(folder / "in")
     for command, *arguments in case.commands:
         if command == "mend":
-            mend(folder / "in")
+            shutil.copytree(folder / "in/images", folder / "in/spoiled", dirs_exist_ok=True)
             yield {"exit": 0}
             continue
         code = run(checkout, command, job, "--date", DATE, *arguments)
@@ -176,51 +178,17 @@ def spoil(inputs: Path) -> None:
     """Overwrite two photos; their size and time stay, as when a disk goes bad."""
     shutil.rmtree(inputs / "spoiled", ignore_errors=True)
     shutil.copytree(inputs / "images", inputs / "spoiled")
-    for path in spoiled_photos(inputs):
+    for path in sorted(path for path in (inputs / "spoiled").rglob("*") if path.is_file())[7:9]:
         damage(path)
 
 
-def mend(inputs: Path) -> None:
-    for path in spoiled_photos(inputs):
-        good = inputs / "images" / path.relative_to(inputs / "spoiled")
-        write_same_time(path, good.read_bytes())
-
-
-def spoiled_photos(inputs: Path) -> list[Path]:
-    return sorted(path for path in (inputs / "spoiled").rglob("*") if path.is_file())[7:9]
-
-
-def write_job(folder: Path, case: Case, sink: Path) -> str:
-    document: dict[str, Any] = {
-        "source": case.source,
-        "model": {"factory": "models:colours", "labels": LABELS},
-        "transform": TRANSFORM,
-        "sink": {"uri": str(sink), "partition": "date=${date}"},
-        "gates": {"max_error_pct": 50.0},
-        "run": {"slice_rows": 16},
-        "resources": {"max_actors": 1},
-    }
-    for section, values in case.sections.items():
-        if values is None:
-            document.pop(section)
-        else:
-            document[section] = {**document[section], **values}
-    document["model"] = {k: v for k, v in document["model"].items() if v is not None}
-    path = folder / "job.yaml"
-    path.write_text(yaml.safe_dump(document))
-    return str(path)
-
-
 def run(checkout: Path, command: str, job: str, *arguments: str) -> int:
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     # The models are those of the checkout, for they may import its package.
     folders = (checkout, *(checkout / folder for folder in _OF_MODELS))
-    environment["PYTHONPATH"] = os.pathsep.join(map(str, folders))
-    environment["PIPELINE_ALLOW_IMPORT"] = "models"
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline", command, job, *arguments],
+        [sys.executable, "-c", WITHOUT_RAY, command, job, *arguments],
         cwd=checkout,
-        env=environment,
+        env=environment({"PYTHONPATH": os.pathsep.join(map(str, folders))}),
         capture_output=True,
         text=True,
         check=False,
