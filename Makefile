@@ -77,7 +77,7 @@ bench-text: venv build/peers/.installed build/minilm/modules.json ## Measure row
 	PEERS_PYTHON=build/peers/bin/python $(BIN)/python tests/bench/throughput.py minilm --out build/bench-text.json
 
 reach: venv ## Hold every class of transformers that is taken to the library itself (hours)
-	$(BIN)/python tests/bench/reach.py --out build/reach.json --page build/reach.md
+	$(BIN)/python tests/bench/reach.py --out build/reach.json
 
 soak: venv ## Let one run go on for half an hour: memory and open files must not grow
 	$(BIN)/python tests/bench/soak.py --minutes 30

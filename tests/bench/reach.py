@@ -1,7 +1,7 @@
 """Hold every class of the installed transformers that the package takes to the library itself.
 
     python tests/bench/reach.py [--tasks classify embed] [--only Bert Yoso] [--out build/reach.json]
-        [--more] [--page build/reach.md]
+        [--more]
 
 Each class gets a directory with random weights, of one or two layers, a tokenizer or processor
 beside it. Rows go through the package in batches of four, and through the library one at a time, of
@@ -9,7 +9,8 @@ what the package prepared, with `use_cache=False`; both without Ray. Vectors of 
 pooled in the way that the package says it takes. `equal`: scores and numbers differ by at most
 1e-4, texts not at all. `refused`: by a message of the package. `not built`: the library makes no
 such model of a small configuration, or cannot run it. Exit 1 if a class differs. Results of tasks
-that are not run are kept in `--out`; with `--more` those of all classes that it has.
+that are not run are kept in `--out`; with `--more` those of all classes that it has. Prints a line
+per class, and numbers of each task last.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ import re
 import sys
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import machine  # noqa: F401  # says where what tests share lies
 import numpy as np
@@ -31,7 +33,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 from reach_models import ATTEMPTS, TABLES, TASKS, Table, class_of, classes_of, rows_of, write_class
-from reach_page import DIFFERS, EQUAL, NOT_BUILT, REFUSED, Verdict, page_of
 from support.models.language_models import library_scores
 from support.runs.jobs import job_over
 
@@ -50,6 +51,17 @@ from pipeline.preprocessing.model_input import Limits, take_rows
 SAME = AgreementLimits(1e-4, 1 - 1e-8, 1e-4, allows_ties=True)
 NEW_TOKENS = 6
 MOST_S, MOST_CPU_S, MOST_BYTES = 1_800, 30, 12 << 30
+EQUAL, DIFFERS, REFUSED, NOT_BUILT = "equal", "differs", "refused", "not built"
+
+
+class Verdict(NamedTuple):
+    """What became of one class."""
+
+    task: str
+    name: str
+    verdict: str
+    why: str = ""
+    """Of vectors that are equal, the pooling."""
 
 
 def spec_of(folder: Path, task: str, table: Table) -> ModelSpec:
@@ -285,7 +297,6 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", default=[""], help="what names of classes contain")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--more", action="store_true", help="keep what --out has, and go on")
-    parser.add_argument("--page", type=Path)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     warm_up()
@@ -308,8 +319,8 @@ def main() -> int:
             print(*verdicts[-1], sep="\t", flush=True)
             if args.out is not None:
                 args.out.write_text(json.dumps(verdicts))
-    if args.page is not None:
-        args.page.write_text(page_of(verdicts))
+    for (task, verdict), num in sorted(Counter((v.task, v.verdict) for v in verdicts).items()):
+        print(task, verdict, num, sep="\t")
     return int(any(verdict.verdict == DIFFERS for verdict in verdicts))
 
 
