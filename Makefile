@@ -61,8 +61,8 @@ long: venv ## Run the tests that `make test` leaves out, and properties with new
 bench: venv build/peers/.installed ## Measure rows/s beside peers and the limit (hours)
 	PEERS_PYTHON=build/peers/bin/python $(BIN)/python tests/bench/throughput.py --out build/bench.json
 
-bench-startup: venv ## Hold a run's start to what Ray and the model cost, with patches of Ray and without
-	$(BIN)/python tests/bench/startup.py
+bench-startup: venv ## Measure the start of a run beside the limit, with patches of Ray and without
+	$(BIN)/python tests/bench/throughput.py --rows 128 --systems auto plain limit
 
 bench-gpu: venv build/peers/.installed build/minilm/modules.json ## Measure the share of a GPU's own speed that the pipeline reaches, beside peers
 	PEERS_PYTHON=build/peers/bin/python $(BIN)/python tests/bench/gpu.py --peers ray daft \

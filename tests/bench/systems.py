@@ -23,6 +23,7 @@ from support.inputs.photos import build_images
 from support.runs.cli import command, environment
 from torchvision.models import get_model
 
+from pipeline.core.environment import PLAIN_RAY
 from pipeline.execution.environment import WORKER_ENVIRONMENT as MALLOC
 from pipeline.inference.runtimes.int8 import INT8
 
@@ -30,14 +31,17 @@ OURS = {
     "exact": {"runtime": "eager", "precision": "fp32"},
     "fp32": {"runtime": "auto", "precision": "fp32"},
     "auto": {"runtime": "auto", "precision": "auto"},
+    "plain": {"runtime": "auto", "precision": "auto"},
 }
 """Our systems, and what their jobs say of the model."""
+PLAIN = "plain"
+"""With Ray as it comes, without the pipeline's patches."""
 LIMIT = "limit"
 MINILM = "minilm"
 """The model of texts; all others classify photos."""
 MINILM_FOLDER = ROOT / "build" / "minilm"
 PEERS_PYTHON = os.environ.get("PEERS_PYTHON", sys.executable)
-"""Daft and Spark live in an environment of their own: they hold pyarrow to an older version."""
+"""Of Daft and Spark, which hold pyarrow to an older version: `make bench` installs them there."""
 # The children import this checkout, whatever else is installed.
 CHECKOUT = {
     "PYTHONPATH": os.pathsep.join(map(str, (ROOT, TESTS, BENCH))),
@@ -59,8 +63,6 @@ class Case:
     num_rows: int
     model: dict[str, Any]
     """The model section of a job."""
-    slice_rows: int | None = None
-    """What the job says; None leaves it to the pipeline."""
     columns: Mapping[str, Any] = field(default_factory=lambda: {"format": "images"})
     """The source section of a job, beside the place of the inputs."""
     transform: Mapping[str, Any] | None = None
@@ -78,12 +80,11 @@ class Case:
 
     def job(self, name: str, **sections: Any) -> str:
         """Write a job file; a section that is given stands in place of the usual one."""
-        cut = {} if self.slice_rows is None else {"slice_rows": self.slice_rows}
         document = {
             "source": {"uri": str(self.inputs), **self.columns},
             "model": self.model,
             "sink": {"uri": str(self.out), "partition": f"run={time.time_ns()}"},
-            "run": {"reuse": "off", **cut},
+            "run": {"reuse": "off"},
             "gates": {"constant": {"mode": "off"}},  # random weights see one class everywhere
             **({"transform": dict(self.transform)} if self.transform else {}),
             **sections,
@@ -93,7 +94,7 @@ class Case:
         return str(path)
 
 
-def make_case(folder: Path, name: str, num_rows: int, slice_rows: int | None = None) -> Case:
+def make_case(folder: Path, name: str, num_rows: int) -> Case:
     """Write the rows of a model, and its weights.
 
     Raises:
@@ -116,7 +117,7 @@ def make_case(folder: Path, name: str, num_rows: int, slice_rows: int | None = N
             columns=columns,
         )
     model = write_weights(case_folder, name)
-    return Case(case_folder, photos_below(folder, num_rows), num_rows, model, slice_rows)
+    return Case(case_folder, photos_below(folder, num_rows), num_rows, model)
 
 
 def photos_below(folder: Path, num_rows: int) -> Path:
@@ -145,16 +146,13 @@ def tune(case: Case, system: str) -> dict[str, Any]:
     return run_pipeline("tune", case.job("tune", model={**case.model, **OURS[system]}))
 
 
-def run(
-    system: str, case: Case, chosen: str, env: Mapping[str, str] | None = None
-) -> dict[str, Any]:
+def run(system: str, case: Case, chosen: str) -> dict[str, Any]:
     """Run one system once.
 
     Args:
         system: Its name.
         case: Over what.
         chosen: Runtime, precision and batch size that the limit takes.
-        env: Further variables of the environment, for ours.
 
     Returns:
         `whole` and `steady`, rows/s of the whole process and without starting up; for ours also
@@ -166,7 +164,7 @@ def run(
     """
     if system not in OURS:
         return run_peer(system, case, chosen)
-    report = run_job(case, system, env, model={**case.model, **OURS[system]})
+    report = run_job(case, system, model={**case.model, **OURS[system]})
     return {
         "whole": report["whole_rows_per_s"],
         "steady": case.num_rows / working_s(report),
@@ -175,9 +173,7 @@ def run(
     }
 
 
-def run_job(
-    case: Case, name: str, env: Mapping[str, str] | None = None, **sections: Any
-) -> dict[str, Any]:
+def run_job(case: Case, name: str, **sections: Any) -> dict[str, Any]:
     """Run `pipeline run` once with sections of the job; return its report and `whole_rows_per_s`.
 
     Raises:
@@ -185,7 +181,8 @@ def run_job(
     """
     job = case.job(name, **sections)
     started = time.perf_counter()
-    report = run_pipeline("run", job, "--quiet", env=env)
+    env = {PLAIN_RAY: "1"} if name == PLAIN else {}
+    report = run_pipeline("run", job, "--quiet", **env)
     whole_s = time.perf_counter() - started
     _check_rows(name, report["rows"]["computed"], case)
     return {**report, "whole_rows_per_s": case.num_rows / whole_s}
@@ -209,7 +206,8 @@ def run_peer(system: str, case: Case, chosen: str = "") -> dict[str, Any]:
     if system == LIMIT:
         more.append(case.calibrated() if INT8 in more else "")
     name, weights = case.model.get("name") or case.model["path"], case.model.get("weights", "")
-    program = [python_of(system), str(BENCH / "peers.py"), system, str(case.inputs), name, weights]
+    python = PEERS_PYTHON if system in ("daft", "daft-text", "spark") else sys.executable
+    program = [python, str(BENCH / "peers.py"), system, str(case.inputs), name, weights]
     started = time.perf_counter()
     done = subprocess.run(
         [*program, *more],
@@ -226,21 +224,7 @@ def run_peer(system: str, case: Case, chosen: str = "") -> dict[str, Any]:
     return {"whole": document["rows"] / whole_s, "steady": document["rows"] / document["work_s"]}
 
 
-def python_of(system: str) -> str:
-    """Return the interpreter that runs a peer."""
-    return PEERS_PYTHON if system in ("daft", "daft-text", "spark") else sys.executable
-
-
-def missing(system: str) -> str:
-    """Say what a system needs that is not here; '' where nothing is missing."""
-    if system in OURS:
-        return ""
-    program = [python_of(system), str(BENCH / "peers.py"), system, "--missing"]
-    done = subprocess.run(program, capture_output=True, check=False, text=True)
-    return (done.stdout.strip() or _last_line(done.stderr)) if done.returncode else ""
-
-
-def run_pipeline(*arguments: str, env: Mapping[str, str] | None = None) -> dict[str, Any]:
+def run_pipeline(*arguments: str, **env: str) -> dict[str, Any]:
     """Run a command of ours, and return its document.
 
     Raises:
@@ -248,7 +232,7 @@ def run_pipeline(*arguments: str, env: Mapping[str, str] | None = None) -> dict[
     """
     done = subprocess.run(
         command(*arguments, "--json"),
-        env=environment({**CHECKOUT, **(env or {})}),
+        env=environment({**CHECKOUT, **env}),
         capture_output=True,
         check=False,
         text=True,

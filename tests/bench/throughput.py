@@ -5,6 +5,7 @@ classify photos; `minilm` embeds docstrings of the standard library, of 3 to 500
 
 - `exact`: `pipeline run` in eager fp32.
 - `fp32`, `auto`: with what `pipeline tune` chose in fp32, and in any precision.
+- if it is asked for, `plain`: `auto` with Ray as it comes, without the pipeline's patches.
 - over photos `loader`, `ray`, `daft`, `spark`: peers, eager fp32, as their documentation has it.
 - over photos `limit`: plain processes with what `auto` chose and nothing around the work.
 - over texts `st-1`, `st`: sentence-transformers in one process, with one thread and with one a
@@ -26,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from machine import machine, today
-from systems import LIMIT, MINILM, OURS, Case, Unusable, make_case, run, tune
-from turns import in_turn, summarise, tell, usable
+from systems import LIMIT, MINILM, OURS, PLAIN, Case, Unusable, make_case, run, tune
+from turns import in_turn, summarise, tell
 
 MODELS = ("efficientnet-lite0", "mobilenet_v3_large", "resnet18")
 OF_PHOTOS = (*OURS, "loader", "ray", "daft", "spark", LIMIT)
@@ -39,7 +40,8 @@ def main() -> None:
     has_texts = wanted.models == [MINILM]
     known = OF_TEXTS if has_texts else OF_PHOTOS
     num_rows = wanted.rows or (20_000 if has_texts else 2_000)
-    systems, skipped = usable(system for system in known if system in (wanted.systems or known))
+    systems = [system for system in known if system in (wanted.systems or {*known} - {PLAIN})]
+    skipped: dict[str, str] = {}
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for model in wanted.models:
@@ -87,7 +89,7 @@ def compare(
 def tune_all(case: Case, model: str, systems: list[str], skipped: dict[str, str]) -> dict[str, str]:
     """Let `pipeline tune` choose for those of ours that ask for it; say what each system runs."""
     chosen = dict.fromkeys(systems, "eager fp32 32")
-    for names in (("fp32",), ("auto", LIMIT)):
+    for names in (("fp32",), ("auto", PLAIN, LIMIT)):
         tuned = [name for name in names if name in systems]
         if not tuned:
             continue

@@ -8,16 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from systems import Unusable, missing
-
-
-def usable(systems: Iterable[str]) -> tuple[list[str], dict[str, str]]:
-    """The systems that can run here, and why the others cannot."""
-    reasons = {system: missing(system) for system in systems}
-    skipped = {system: reason for system, reason in reasons.items() if reason}
-    for system, reason in skipped.items():
-        print(f"skipped {system}: {reason}", flush=True)
-    return [system for system in reasons if system not in skipped], skipped
+from systems import Unusable
 
 
 def in_turn(
