@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -100,7 +101,11 @@ WRITTEN = {
 
 @cache
 def parsed() -> dict[str, ast.Module]:
-    return dict(trees())
+    gc.disable()
+    nodes = dict(trees())
+    gc.freeze()  # they stay to the end, and no collection looks at them
+    gc.enable()
+    return nodes
 
 
 @cache
