@@ -30,7 +30,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from machine import machine, today
+from machine import machine, tell, today
 from safetensors.torch import load_file, save_file
 from support.runs.jobs import job_over
 from systems import (
@@ -45,7 +45,6 @@ from systems import (
 )
 from torchvision.models import get_model
 from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcessor
-from turns import tell
 
 from pipeline.core.failures import failure_columns
 from pipeline.core.schema import TEXT

@@ -6,6 +6,7 @@ To be imported before what tests share, and the tests' models: it says where the
 from __future__ import annotations
 
 import datetime as dt
+import json
 import os
 import platform
 import sys
@@ -41,6 +42,15 @@ def machine() -> dict[str, Any]:
 
 def today() -> str:
     return dt.datetime.now(dt.UTC).date().isoformat()
+
+
+def tell(document: dict[str, Any], out: Path | None) -> None:
+    """Print a document as one JSON line, and write it to a file if one is named."""
+    line = json.dumps(document)
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(line + "\n")
+    print(line)
 
 
 def _version(package: str) -> str:

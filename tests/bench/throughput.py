@@ -22,13 +22,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from machine import machine, today
+from machine import machine, tell, today
 from systems import LIMIT, MINILM, OURS, PLAIN, Case, Unusable, make_case, run, tune
-from turns import in_turn, summarise, tell
 
 MODELS = ("efficientnet-lite0", "mobilenet_v3_large", "resnet18")
 OF_PHOTOS = (*OURS, "loader", "ray", "daft", "spark", LIMIT)
@@ -77,13 +78,50 @@ def compare(
 ) -> list[dict[str, Any]]:
     """Measure the systems in turn; one that fails is dropped, and `skipped` says why."""
     chosen = tune_all(case, model, systems, skipped)
-    runs = in_turn(
-        systems, num_runs, lambda system: run(system, case, chosen[system]), skipped, model
-    )
+    runs: dict[str, list[dict[str, Any]]] = {system: [] for system in systems}
+    for _ in range(num_runs):
+        for system in systems:
+            if f"{model} {system}" in skipped:
+                continue
+            try:
+                result = run(system, case, chosen[system])
+            except Unusable as error:
+                skipped[f"{model} {system}"] = str(error)
+                print(f"skipped {model} {system}: {error}", flush=True)
+                continue
+            runs[system].append(result)
+            print(f"{model} {system} {json.dumps(result)}", flush=True)
     return [
-        summarise(model, system, chosen[system], runs_of_system)
-        for system, runs_of_system in runs.items()
+        summarise(model, system, chosen[system], results)
+        for system, results in runs.items()
+        if results and f"{model} {system}" not in skipped
     ]
+
+
+def summarise(model: str, system: str, chosen: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians, and the least and the most, over the runs of one system."""
+    startup = [run["startup"] for run in runs if "startup" in run]
+    padding = [run["padding_pct"] for run in runs if "padding_pct" in run]
+    line = {
+        "model": model,
+        "system": system,
+        "chosen": chosen,
+        "whole": spread(run["whole"] for run in runs),
+        "steady": spread(run["steady"] for run in runs),
+        "startup": {
+            part: round(statistics.median(parts.get(part, 0.0) for parts in startup), 2)
+            for part in dict.fromkeys(part for parts in startup for part in parts)
+        },
+        **({"padding_pct": round(statistics.mean(padding), 2)} if padding else {}),
+    }
+    print(json.dumps(line), flush=True)
+    return line
+
+
+def spread(values: Iterable[float]) -> dict[str, float]:
+    known = sorted(values)
+    figures = {"median": statistics.median(known), "min": known[0], "max": known[-1]}
+    return {name: round(value, 2) for name, value in figures.items()}
 
 
 def tune_all(case: Case, model: str, systems: list[str], skipped: dict[str, str]) -> dict[str, str]:
