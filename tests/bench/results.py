@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from systems import LIMIT
-from throughput import OURS
+from systems import LIMIT, OURS
 
 TITLES = {"photos": "Photos around 500 x 375", "texts": "Passages of 3 to 500 words"}
 MEASURES = ("whole", "steady")
