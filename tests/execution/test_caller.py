@@ -1,15 +1,11 @@
-"""The process of a caller is as it was after runs in it, and does one run at a time."""
+"""The process of a caller is as it was after runs in it."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from support.inputs.photos import build_images
-from support.runs.cli import environment, pipeline, write_job
+from support.runs.cli import photos_job, run_python
 from support.runs.published_rows import read_predictions
 
 pytestmark = pytest.mark.ray
@@ -86,23 +82,6 @@ for day in (1, 2):
     wait_for_processors()
 changed = [key for seen in after for key in before if seen[key] != before[key]]
 
-refused = []
-def second():
-    try:
-        run_job(job, options, Silent())
-    except JobError as error:
-        refused.append(str(error))
-
-def first(run, progress):
-    thread = threading.Thread(target=second)
-    thread.start()
-    thread.join()
-    return "nothing_to_do"
-
-import pipeline.dataflow
-
-pipeline.dataflow._execute = first
-run_job(job, options, Silent())
 rows = open_output(sys.argv[3]).predictions(["row_id", "date"])
 in_ray = []
 if ray.is_initialized():
@@ -111,7 +90,7 @@ if ray.is_initialized():
 ticking = [each.name for each in threading.enumerate() if "tick" in each.name]
 alive = ray.is_initialized() and ray.get(ray.remote(lambda: 7).remote())
 print(json.dumps({
-    "published": published, "changed": changed, "refused": refused, "alive": alive,
+    "published": published, "changed": changed, "alive": alive,
     "ticking": ticking, "in_ray": in_ray,
     "seen": [{k: [before[k], after[-1][k]] for k in changed}],
 }))
@@ -127,15 +106,10 @@ print(json.dumps({
     ],
 )
 def test_a_process_is_as_it_was_after_two_runs_and_both_are_published(how: str, tmp_path: Path):
-    build_images(tmp_path / "images", 12, seed=1, num_bad=1)
-    source = {"uri": str(tmp_path / "images"), "format": "images"}
-    job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"))
-    done = subprocess.run(
-        [sys.executable, "-c", CALLER, job, how, str(tmp_path / "out")],
-        env=environment(), capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    seen = json.loads(done.stdout.splitlines()[-1])
+    job = photos_job(tmp_path, 12, num_bad=1)
+    done = run_python(CALLER, job, how, str(tmp_path / "out"))
+    assert done.code == 0, done.stderr
+    seen = done.json
     assert seen["published"] == ["published"] * 2
     assert seen["changed"] == [], seen["seen"]
     assert seen["alive"] == (7 if how == "initialised" else False)
@@ -144,39 +118,6 @@ def test_a_process_is_as_it_was_after_two_runs_and_both_are_published(how: str, 
         in_ray, expected = map(sorted, seen["in_ray"])
         assert in_ray == expected
         assert len(in_ray) == 22
-    [refused] = seen["refused"]
-    assert "another run is in progress in this process" in refused
     for day in (1, 2):
         table = read_predictions(str(tmp_path / "out"), f"date=2026-11-{day:02}")
         assert table.num_rows == 11
-
-
-INTERRUPTED = """
-import sys
-import pipeline
-try:
-    pipeline.run(sys.argv[1], date="2026-11-24", allow_import=["models"])
-except KeyboardInterrupt as error:
-    print(type(error).__name__, error.exit_code, error)
-import ray
-print(ray.is_initialized())
-"""
-
-
-@pytest.mark.slow
-def test_ctrl_c_in_a_program_leaves_a_run_that_goes_on(tmp_path: Path):
-    build_images(tmp_path / "images", 64, seed=1, num_bad=0)
-    source = {"uri": str(tmp_path / "images"), "format": "images"}
-    job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"), run={"slice_rows": 8})
-    program = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED, job],
-        env=environment({"PIPELINE_FAILPOINT": "slice_done:int:2"}), capture_output=True, text=True,
-    )  # fmt: skip
-    assert program.returncode == 0, program.stderr
-    assert "Traceback" not in program.stderr
-    output, has_ray = program.stdout.splitlines()
-    assert output.startswith("Interrupted 6 SIGINT received: ")
-    assert has_ray == "False"
-    again = pipeline("run", job, "--date", "2026-11-24", "--json").json
-    assert again["rows"]["predicted"] == 64
-    assert again["rows"]["resumed"] >= 16

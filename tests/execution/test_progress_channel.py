@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import Any
 
 import pytest
-from support.runs.cli import environment
+from support.runs.cli import run_python
 
 from pipeline.execution.cluster.in_flight import pool_trouble
 
@@ -74,11 +72,9 @@ def test_actors_that_wait_or_start_again_are_told_of(
 def test_a_slice_that_takes_long_but_gets_on_is_progress_whichever_actor_told_first(
     where: str, request: pytest.FixtureRequest
 ) -> None:
-    address, env = "local", environment()
+    address, env = "local", {}
     if where == "a cluster":
         head = request.getfixturevalue("ray_head")
-        address, env = head.address, {**env, "RAY_AUTH_MODE": "token", **head.secret}
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, address], env=env, capture_output=True, text=True, timeout=240
-    )
+        address, env = head.address, {"RAY_AUTH_MODE": "token", **head.secret}
+    done = run_python(RUN, address, env=env)
     assert done.stdout == "[True, True] rows or tokens within slices\n", done.stderr

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray
-from support.inputs.photos import build_images
 from support.runs.checkout import ROOT
-from support.runs.cli import environment, pipeline, write_job
+from support.runs.cli import photos_job, pipeline, run_python
 from support.runs.published_rows import read_predictions
 from support.servers import rayhead
 
@@ -110,17 +107,10 @@ else:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_calls_of_an_actor_run_at_once_where_this_ray_can():
-    done = subprocess.run(
-        [sys.executable, "-c", TWO_CALLS],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    done = run_python(TWO_CALLS)
     if done.stdout == "one at a time\n":
         pytest.skip("actor pools of this Ray have one call at a time")
-    assert (done.returncode, done.stdout) == (0, "4\n"), done.stderr
+    assert (done.code, done.stdout) == (0, "4\n"), done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -139,9 +129,7 @@ def other_head() -> Iterator[rayhead.RayHead]:
 def test_a_cluster_of_another_ray_runs_what_is_submitted_and_refuses_a_driver_in_one_line(
     other_head: rayhead.RayHead, tmp_path: Path
 ):
-    build_images(tmp_path / "images", 12, seed=1, num_bad=1)
-    source = {"uri": str(tmp_path / "images"), "format": "images"}
-    job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"))
+    job = photos_job(tmp_path, 12, num_bad=1)
     env = {**other_head.secret, "PYTHONUNBUFFERED": "1"}
     arguments = ("--date", DATE, "--allow-import", "models")
     refused = pipeline("run", job, *arguments, "--address", other_head.address, env=env)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-
 import pytest
-from support.runs.cli import environment
+from support.runs.cli import run_python
 
 from pipeline.execution.ray_options import READ_AHEAD_SLICES, READ_AHEAD_SLICES_PER_ACTOR
 
@@ -47,11 +43,9 @@ print(json.dumps({{"rows": sorted(rows), "ahead": max(ahead), "operators": len(f
 
 @pytest.mark.slow
 def test_a_stage_is_never_far_ahead_of_the_next_and_all_rows_arrive():
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=environment(), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    seen = json.loads(done.stdout.splitlines()[-1])
+    done = run_python(SCRIPT)
+    assert done.code == 0, done.stderr
+    seen = done.json
     assert seen["operators"] == 2
     assert seen["rows"] == list(range(NUM_ROWS))
     limit = READ_AHEAD_SLICES + READ_AHEAD_SLICES_PER_ACTOR

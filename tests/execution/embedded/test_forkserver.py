@@ -13,9 +13,9 @@ from typing import Any
 
 import psutil
 import pytest
-from support.runs.cli import environment, left_by
+from support.runs.cli import environment, left_by, run_python
 
-from pipeline.execution.embedded import forkserver_stub
+from pipeline.execution.embedded import forkserver, forkserver_stub
 from pipeline.execution.embedded.forkserver import ForkServer, fork_workers
 
 pytestmark = [
@@ -104,12 +104,14 @@ def test_workers_share_no_random_numbers(server: ForkServer, tmp_path: Path):
     assert all(len(set(values)) == 3 for values in zip(*drawn, strict=True))
 
 
+OF_NOTHING = """
+from pipeline.execution.embedded import forkserver
+forkserver._MODULES = ()  # what it imports takes long
+"""
+
+
 def test_a_server_whose_driver_is_gone_ends():
-    starts = (
-        "from pipeline.execution.embedded.forkserver import ForkServer; "
-        "print(ForkServer().pid, flush=True);"
-    )
-    left, _ = left_by(f"{starts} input()")
+    left, _ = left_by(f"{OF_NOTHING}print(forkserver.ForkServer().pid, flush=True)\ninput()")
     assert psutil.wait_procs([left], timeout=60)[1] == []
 
 
@@ -122,7 +124,8 @@ def test_a_system_without_such_sockets_has_no_server(
     assert "workers start one by one" in caplog.text
 
 
-def test_a_server_ends_where_ray_does_not_start():
+def test_a_server_ends_where_ray_does_not_start(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(forkserver, "_MODULES", ())
     with pytest.raises(KeyError), fork_workers() as server:  # noqa: PT012
         assert server is not None
         process = psutil.Process(server.pid)
@@ -151,9 +154,7 @@ print(servers() == [ahead])
 
 
 def test_a_server_that_is_started_ahead_is_used_or_ends():
-    done = subprocess.run(
-        [sys.executable, "-c", AHEAD], env=environment(), capture_output=True, text=True
-    )
+    done = run_python(OF_NOTHING + AHEAD)
     assert done.stdout.splitlines() == ["[]", "[]", "True", "True"], done.stderr
 
 
@@ -190,10 +191,8 @@ with connect(None):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_without_its_server_ray_starts_workers_by_itself():
-    done = subprocess.run(
-        [sys.executable, "-c", FORKS], env=environment(), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_python(FORKS)
+    assert done.code == 0, done.stderr
     seen = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
     pids, parents, threads, puts = zip(*seen["forked"], strict=True)
     assert parents == (seen["server"],) * 2

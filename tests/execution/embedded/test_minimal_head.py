@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 from types import SimpleNamespace
 
 import psutil
 import pytest
-from support.runs.cli import environment, left_by
+from support.runs.cli import left_by, run_python
 
 from pipeline.execution.embedded.driver_actors import _Called
 from pipeline.execution.embedded.minimal_head import _without
@@ -61,11 +59,9 @@ print(json.dumps({
 @pytest.mark.ray
 @pytest.mark.slow
 def test_an_embedded_ray_starts_what_runs_need_and_leaves_nothing():
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=environment(), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    seen = json.loads(done.stdout.splitlines()[-1])
+    done = run_python(SCRIPT)
+    assert done.code == 0, done.stderr
+    seen = done.json
     assert seen["rows"] == list(range(1, 9))
     assert seen["started"] == ["fork_server", "gcs_server", "raylet"]
     assert seen["actors"] == []

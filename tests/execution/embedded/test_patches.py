@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support.runs.checkout import ROOT
-from support.runs.cli import environment
+from support.runs.cli import run_python
 
 from pipeline.execution.private_names import NameMissing, look_up
 
@@ -89,20 +86,10 @@ print(json.dumps({"found": found, "reads": reads, "again": active() == before}))
 """
 
 
-def script(text: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", text], env=environment(env), capture_output=True, text=True
-    )
-
-
-def last_json(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    assert done.returncode == 0, done.stderr
-    document: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return document
-
-
 def test_without_any_one_private_name_its_patches_alone_are_left_out_with_a_debug_line_each():
-    deleted = last_json(script(DELETES))
+    done = run_python(DELETES)
+    assert done.code == 0, done.stderr
+    deleted = done.json
     assert deleted["again"], "what was deleted is there again"
     assert len(deleted["found"]) > 5
     for name, seen in deleted["found"].items():
@@ -170,11 +157,9 @@ print(json.dumps({
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["plain", "all gone", "misunderstood"])
 def test_a_run_gives_the_same_whatever_is_left_out(how: str):
-    env = environment({"PIPELINE_PLAIN_RAY": "1" if how == "plain" else ""})
-    done = subprocess.run(
-        [sys.executable, "-c", RUNS, how], env=env, capture_output=True, text=True
-    )
-    seen = last_json(done)
+    done = run_python(RUNS, how, env={"PIPELINE_PLAIN_RAY": "1" if how == "plain" else ""})
+    assert done.code == 0, done.stderr
+    seen = done.json
     assert (seen["rows"], seen["initialised"]) == (list(range(1, 9)), False)
     assert seen["by itself"] == (how == "misunderstood")
     if how == "plain":

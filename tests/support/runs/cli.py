@@ -16,6 +16,7 @@ import psutil
 import yaml
 from models import LABELS, TRANSFORM
 
+from support.inputs.photos import build_images
 from support.runs.checkout import PYTHONPATH
 from support.servers.commandserver import CommandServer
 
@@ -85,17 +86,31 @@ def pipeline(
         )
         result = Result(ended.code, ended.stdout, ended.stderr)
     else:
-        done = subprocess.run(
-            command(*arguments),
-            env=environment(env),
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
-        result = Result(done.returncode, done.stdout, done.stderr)
+        result = _ended(command(*arguments), env, timeout_s)
     assert "DeprecationWarning" not in result.stderr  # it is ours to cure, not the user's to read
     return result
+
+
+def run_python(
+    program: str,
+    *arguments: str,
+    env: Mapping[str, str] | None = None,
+    timeout_s: float = TIMEOUT_S,
+) -> Result:
+    """Run a program to its end, in a Python of its own."""
+    return _ended([sys.executable, "-c", program, *arguments], env, timeout_s)
+
+
+def _ended(words: list[str], env: Mapping[str, str] | None, timeout_s: float) -> Result:
+    done = subprocess.run(
+        words,
+        env=environment(env),
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
 
 
 WITHOUT_RAY = """
@@ -176,6 +191,15 @@ def write_job(path: Path, source: Mapping[str, Any], sink_uri: str, **sections: 
     job["model"] = {"runtime": "eager", **job["model"]}
     path.write_text(yaml.safe_dump(job))
     return str(path)
+
+
+def photos_job(
+    folder: Path, num_photos: int, *, num_bad: int = 0, seed: int = 3, **sections: Any
+) -> str:
+    """Write photos, and a job over them, into a folder."""
+    build_images(folder / "images", num_photos, seed=seed, num_bad=num_bad)
+    source = {"uri": str(folder / "images"), "format": "images"}
+    return write_job(folder / "job.yaml", source, str(folder / "out"), **sections)
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:

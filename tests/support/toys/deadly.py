@@ -7,11 +7,8 @@ real stages is in `deadly_stages`.
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +28,7 @@ from pipeline.process.liveness import input_started
 STAGE = "predict"
 FIELDS = pa.schema([pa.field("value", pa.int64())])
 """What `rows_of` takes for the input of a row."""
-SEGFAULT, EXIT, HANG, KILL, RAISE, ABORT, KILL_FIRST, GROW = -1, -2, -3, -4, -5, -6, -7, -8
+SEGFAULT, EXIT, HANG, KILL, RAISE, KILL_FIRST, GROW = -1, -2, -3, -4, -5, -6, -7
 MAX_BYTES = 400 << 20
 """More than any work here takes, but for GROW."""
 
@@ -49,7 +46,6 @@ DEADLY: dict[int, Callable[[], object]] = {
     EXIT: lambda: os._exit(3),
     HANG: lambda: ctypes.PyDLL(None).sleep(10**6),  # keeps Python's lock
     KILL: lambda: os.kill(os.getpid(), signal.SIGKILL),
-    ABORT: os.abort,
     GROW: grow,
 }
 
@@ -143,16 +139,15 @@ def size(rows: pa.Table, counters: Counters) -> pa.Table:
 
 def die_over(attempts: Attempts, name: str, *notes: tuple[str, str | None]) -> None:
     """Let a real process die in the middle of an attempt."""
-    code = (
-        "import json, os, sys; from pathlib import Path\n"
-        "from pipeline.execution.isolation.attempts import Attempts\n"
-        "attempts = Attempts(Path(sys.argv[1]))\n"
-        "with attempts.attempt(sys.argv[2]):\n"
-        "    for note in json.loads(sys.argv[3]): attempts.note(sys.argv[2], *note)\n"
-        "    os._exit(1)\n"
-    )
-    command = [sys.executable, "-c", code, str(attempts.folder), name, json.dumps(notes)]
-    assert subprocess.run(command, check=False, timeout=60).returncode == 1
+    if (pid := os.fork()) == 0:
+        try:
+            with attempts.attempt(name):
+                for stage, row in notes:
+                    attempts.note(name, stage, row)
+                os._exit(1)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
 
 
 def wait_for_end(pid: int, timeout_s: float = 30.0) -> bool:
