@@ -7,13 +7,11 @@ import math
 import platform
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import toy_package
 from models import LABELS
-from support.inputs.photos import build_images
-from support.runs.cli import pipeline, write_job
+from support.runs.cli import photos_job, pipeline
 
 from pipeline.core.cache.cpu import describe_processor, instruction_sets
 from pipeline.core.cache.private_files import PROFILES, cache_folder
@@ -25,7 +23,6 @@ from pipeline.planning.allocation import Allocation
 from pipeline.preprocessing.model_input import BatchLimits
 from pipeline.preprocessing.table_input import FeatureInput
 from pipeline.runs.tuning.selection import (
-    MAX_ATTEMPTS,
     Budget,
     batches_beside,
     best_batch,
@@ -144,17 +141,8 @@ def test_a_task_says_which_runtimes_may_run_it(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_run_measures_once_and_says_what_it_chose(tmp_path: Path) -> None:
-    build_images(tmp_path / "images", 40, seed=12, num_bad=2)
-    source = {"uri": str(tmp_path / "images"), "format": "images"}
-    model = {"factory": "models:colours", "labels": LABELS, "runtime": "eager"}
-    job = write_job(
-        tmp_path / "job.yaml",
-        source,
-        str(tmp_path / "out"),
-        model={**model, "precision": "auto"},
-        resources=None,
-        run={"slice_rows": 16},
-    )
+    model = {"factory": "models:colours", "labels": LABELS, "precision": "auto"}
+    job = photos_job(tmp_path, 40, num_bad=2, model=model, run={"slice_rows": 16})
     done = pipeline("run", job, "--json")
     assert done.code == 0, done.stderr
     (choice,) = (tmp_path / "out").rglob("choice/*.json")
@@ -170,13 +158,18 @@ def test_a_run_measures_once_and_says_what_it_chose(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_what_agreed_on_few_rows_is_compared_on_more_before_it_is_used(tmp_path: Path) -> None:
-    job, profile = _tuned_coarse(tmp_path)
+    # Its bf16 rounds all labels away.
+    model = {"factory": "models:coarse", "labels": LABELS, "precision": "auto"}
+    job = photos_job(tmp_path, 40, model=model)
+    assert pipeline("tune", job, "--date", "2026-11-24", timeout_s=TUNE_S).code == 0
+    (profile,) = (tmp_path / "out" / "_control" / "profiles").iterdir()
     measured = json.loads(profile.read_text())
     exact, coarse = measured["ways"]
     assert (exact["precision"], coarse["precision"], coarse["agreement_pct"]) == ("fp32", "bf16", 0)
     # As if the few rows that were compared had all come out alike.
     coarse |= {"agreement_pct": 100.0, "rows_per_s": 1e6, "load_s": 0.0, "problem": ""}
-    _rewrite(profile, measured)
+    for path in (profile, cache_folder() / PROFILES / profile.name):
+        path.write_text(json.dumps(measured))
     done = pipeline("run", job, "--json", "--date", "2026-11-25")
     assert (done.code, done.json["model"]["precision"]) == (0, "fp32")
     measured = json.loads(profile.read_text())
@@ -186,44 +179,8 @@ def test_what_agreed_on_few_rows_is_compared_on_more_before_it_is_used(tmp_path:
 
 
 @pytest.mark.slow
-def test_a_run_measures_nothing_again_that_is_known_or_was_given_up_too_often(
-    tmp_path: Path,
-) -> None:
-    job, profile = _tuned_coarse(tmp_path)
-    measured = json.loads(profile.read_text())
-    exact, coarse = measured["ways"]
-    # As if runs of a few seconds had given it up so often that they do not try again.
-    tired = {"problem": GIVEN_UP, "attempts": MAX_ATTEMPTS, "took_s": 20.0}
-    measured["ways"] = [exact, {**coarse, **tired}]
-    _rewrite(profile, measured)
-    assert pipeline("run", job, "--date", "2026-11-25").code == 0
-    assert json.loads(profile.read_text()) == measured
-
-
-def _tuned_coarse(folder: Path) -> tuple[str, Path]:
-    """Tune a job whose bf16 rounds all labels away; return it, and the profile that was kept."""
-    build_images(folder / "images", 40, seed=12, num_bad=2)
-    source, out = {"uri": str(folder / "images"), "format": "images"}, folder / "out"
-    model = {"factory": "models:coarse", "labels": LABELS, "precision": "auto"}
-    job = write_job(folder / "job.yaml", source, str(out), model=model)
-    assert pipeline("tune", job, "--date", "2026-11-24", timeout_s=TUNE_S).code == 0
-    (profile,) = (out / "_control" / "profiles").iterdir()
-    return job, profile
-
-
-def _rewrite(profile: Path, measured: dict[str, Any]) -> None:
-    """Write a profile to both of its places."""
-    for path in (profile, cache_folder() / PROFILES / profile.name):
-        path.write_text(json.dumps(measured))
-
-
-@pytest.mark.slow
 def test_shrinking_is_measured_before_it_is_used(tmp_path: Path) -> None:
-    build_images(tmp_path / "images", 12, seed=13, num_bad=0)
-    source = {"uri": str(tmp_path / "images"), "format": "images"}
-    job = write_job(
-        tmp_path / "job.yaml", source, str(tmp_path / "out"), transform={"shrink_on_load": True}
-    )
+    job = photos_job(tmp_path, 12, seed=13, transform={"shrink_on_load": True})
     # Which photos are told apart by it depends on the processor's instructions; some are.
     refused = pipeline("run", job, "--json", "--set", "gates.max_score_diff=0.00001")
     assert refused.code == 2
@@ -238,18 +195,14 @@ def test_shrinking_is_measured_before_it_is_used(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "decode_in", [pytest.param("actors", marks=pytest.mark.slow), "tasks"], ids=str
-)
+@pytest.mark.parametrize("decode_in", ["actors", "tasks"])
 def test_who_decodes_other_pixels_is_compared_with_exact_ones(
     tmp_path: Path, decode_in: str
 ) -> None:
-    build_images(tmp_path / "images", 12, seed=13, num_bad=0)
-    source = {"uri": str(tmp_path / "images"), "format": "images"}
-    job = write_job(
-        tmp_path / "job.yaml",
-        source,
-        str(tmp_path / "out"),
+    job = photos_job(
+        tmp_path,
+        12,
+        seed=13,
         transform={"shrink_on_load": True},
         gates={"min_agreement_pct": 0.0, "max_score_diff": 0.0},
         resources={"decode_in": decode_in},
@@ -265,11 +218,8 @@ def test_who_decodes_other_pixels_is_compared_with_exact_ones(
 @pytest.mark.slow
 @pytest.mark.timeout(TUNE_S + 300)
 def test_tune_tries_everything_and_a_run_goes_by_it(tmp_path: Path) -> None:
-    build_images(tmp_path / "images", 40, seed=12, num_bad=2)
-    source = {"uri": str(tmp_path / "images"), "format": "images"}
     model = {"factory": "models:colours", "labels": LABELS, "runtime": "auto", "precision": "auto"}
-    out = str(tmp_path / "out")
-    job = write_job(tmp_path / "job.yaml", source, out, model=model, resources=None)
+    job = photos_job(tmp_path, 40, num_bad=2, model=model, resources=None)
     environment = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     tuned = pipeline("tune", job, "--json", timeout_s=TUNE_S, env=environment)
     assert tuned.code == 0, tuned.stderr

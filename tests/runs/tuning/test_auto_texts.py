@@ -1,8 +1,7 @@
-"""`auto` and `tune` over texts: ways are timed on whole slices, and batches are tried by tokens."""
+"""`tune` over texts: batches are tried by tokens."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -41,27 +40,6 @@ def text_job(folder: Path, **model: object) -> str:
 
 
 @pytest.mark.slow
-def test_a_run_over_texts_chooses_what_agrees_and_says_what_it_cost(tmp_path: Path) -> None:
-    job = text_job(tmp_path, runtime="eager", precision="auto")
-    done = pipeline("run", job, "--json")
-    assert done.code == 0, done.stderr
-    (profile,) = (tmp_path / "out" / "_control" / "profiles").iterdir()
-    ways = json.loads(profile.read_text())["ways"]
-    assert (ways[0]["runtime"], ways[0]["precision"]) == ("eager", "fp32")
-    assert ways[0]["rows_per_s"] > 0
-    assert ways[0]["agreement_pct"] == 100
-    model, texts = done.json["model"], done.json["texts"]
-    assert model["agreement_pct"] >= 99
-    assert model["batch_tokens"] == 1024
-    assert texts["tokens"] > NUM_ROWS
-    assert texts["truncated_rows"] == 1
-    assert 0 <= texts["padding_pct"] < 100
-    assert "tokenize" in [stage["stage"] for stage in done.json["stages"]]
-    gate = next(gate for gate in done.json["gates"] if gate["name"] == "max_truncated_pct")
-    assert gate["status"] == "off", "fewer rows than gates.min_rows"
-
-
-@pytest.mark.slow
 @pytest.mark.timeout(TUNE_S + 300)
 def test_tune_tries_batches_by_tokens_and_a_run_goes_by_it(tmp_path: Path) -> None:
     job = text_job(tmp_path, runtime="eager", precision="auto")
@@ -76,24 +54,3 @@ def test_tune_tries_batches_by_tokens_and_a_run_goes_by_it(tmp_path: Path) -> No
     model = done.json["model"]
     assert f"{model['runtime']} {model['precision']}" == tuned.json["chosen"]
     assert model["batch_tokens"] == tuned.json["batch_tokens"]
-
-
-@pytest.mark.slow
-def test_a_run_over_texts_in_int8_is_judged_by_the_cosine(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    job = text_job(tmp_path, runtime="onnxruntime", precision="int8")
-    done = pipeline("run", job, "--json", "--set", "gates.min_cosine=0.9")
-    assert done.code == 0, done.stderr
-    model = done.json["model"]
-    assert (model["runtime"], model["precision"]) == ("onnxruntime", "int8")
-    assert 0.9 <= model["agreement_worst"] < 1
-    [stored] = (tmp_path / "out" / "_control" / "models").iterdir()
-    assert model["artefact_sha256"] == stored.stem
-    again = pipeline("run", job, "--json", "--set", "gates.min_cosine=0.9")
-    assert again.json["status"] == "nothing_to_do"
-    other = tmp_path / "other"
-    strict = ("--set", f"sink.uri={other}", "--set", "gates.min_cosine=1.0")
-    refused = pipeline("run", job, "--json", *strict)
-    assert refused.code == 2
-    assert "onnxruntime int8" in refused.stderr
-    assert not (other / "predictions").exists()

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 from models import LABELS
-from support.inputs.photos import build_images
-from support.runs.cli import environment, pipeline, write_job
+from support.runs.cli import environment, photos_job, pipeline
 
 from pipeline.execution.cluster.connect import connect
 from pipeline.execution.cluster.hardware import embedded_hardware
 from pipeline.job.reading.loader import read_job
-from pipeline.models.spec import EAGER, FP32
+from pipeline.models.spec import EAGER, FP32, ModelSpec
 from pipeline.planning.allocation import allocate
+from pipeline.planning.plan import Plan
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.preparing.prepare import prepare
 from pipeline.runs.tuning import trials
@@ -37,19 +37,20 @@ REFERENCE = "eager fp32, with which others are compared"
 
 
 def silent_job(folder: Path, factory: str = "colours") -> str:
-    build_images(folder / "images", 40, seed=12, num_bad=0)
-    source = {"uri": str(folder / "images"), "format": "images"}
     model = {"factory": f"models:{factory}", "labels": LABELS, "runtime": None}
-    return write_job(
-        *(folder / "job.yaml", source, str(folder / "out")), model=model, run={"slice_rows": 16}
-    )
+    return photos_job(folder, 40, model=model, run={"slice_rows": 16})
+
+
+def prepared(job: str, *overrides: str) -> tuple[RunContext, Plan, ModelSpec]:
+    """A run of a job file, with its plan and its model."""
+    loaded = read_job(job, date=dt.date(2026, 11, 24), overrides=overrides)
+    run = RunContext.of(loaded, RunOptions(allow_import=("models",)))
+    return run, *prepare(run)
 
 
 def tuning_of(job: str) -> TuningContext:
     """As a run on this machine has it."""
-    loaded = read_job(job, date=dt.date(2026, 11, 24), overrides=[])
-    run = RunContext.of(loaded, RunOptions(allow_import=("models",)))
-    plan, model = prepare(run)
+    run, plan, model = prepared(job)
     here = embedded_hardware()
     allocation = allocate(run.job.resources, here, cost="image")
     machines = machines_of(on_cluster=False)
@@ -127,9 +128,7 @@ def settled(
     overrides: Sequence[str] = (),
 ) -> tuple[Choice, list[str]]:
     """Return what a run of so many rows chooses, and what it says while it measures."""
-    loaded = read_job(job, date=dt.date(2026, 11, 24), overrides=overrides)
-    run = RunContext.of(loaded, RunOptions(allow_import=("models",)))
-    plan, model = prepare(run)
+    run, plan, model = prepared(job, *overrides)
     plan = replace(plan, fingerprint=fingerprint or plan.fingerprint, input_bytes=MANY)
     vars(plan)["num_rows"] = num_rows  # computed once, of units that would have to be there
     messages: list[str] = []
@@ -228,10 +227,7 @@ def test_a_run_that_is_short_or_has_nothing_to_find_out_measures_nothing(
 
 
 def test_without_a_row_nothing_is_measured(tuning: TuningContext, tmp_path: Path) -> None:
-    sections = ["model.runtime=auto"]
-    job = read_job(str(tmp_path / "job.yaml"), date=dt.date(2026, 11, 24), overrides=sections)
-    run = RunContext.of(job, RunOptions(allow_import=("models",)))
-    plan, model = prepare(run)
+    run, plan, model = prepared(str(tmp_path / "job.yaml"), "model.runtime=auto")
     empty = replace(plan, units=(), fingerprint="e" * 64)
     resolved = resolve_runtime(run, empty, model, tuning.hardware, tuning.allocation)
     assert (resolved.model.runtime, resolved.model.precision) == (EAGER, FP32)
@@ -242,9 +238,7 @@ def test_what_was_chosen_on_another_device_is_chosen_anew_where_it_cannot_run_an
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     tuning = tuning_of(silent_job(tmp_path))
-    loaded = read_job(str(tmp_path / "job.yaml"), date=dt.date(2026, 11, 24), overrides=[])
-    run = RunContext.of(loaded, RunOptions(allow_import=("models",)))
-    _, model = prepare(run)
+    run, _, model = prepared(str(tmp_path / "job.yaml"))
     path = f"{run.layout.control}/choice/{tuning.plan.fingerprint}.json"
     on_gpu = {"token": "t", **Choice(Trial(EAGER, "fp16"), "measured", "on a GPU").to_dict()}
     run.store.put(path, json.dumps(on_gpu).encode())
