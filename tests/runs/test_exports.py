@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 from models import LABELS, TRANSFORM
-from support.inputs.photos import build_images
-from support.runs.cli import pipeline, write_job
 from support.runs.exposition import expected, samples
 from support.runs.published import DAY, Rows, publish_rows
 from support.servers.ports import free_ports
@@ -57,30 +55,6 @@ def publish(run: RunContext) -> Report:
     manifest = publish_rows(run.store, DAY, Rows())
     run.record.already_published(manifest, run.store.url(run.layout.predictions))
     return save_report(run, "published", None)
-
-
-@pytest.mark.slow
-@pytest.mark.no_ray
-def test_a_run_goes_on_whatever_becomes_of_its_metrics(tmp_path: Path):
-    build_images(tmp_path / "in", 24, seed=3, num_bad=2)
-    source = {"uri": str(tmp_path / "in"), "format": "images"}
-    textfile = tmp_path / "nightly.prom"
-    textfile.write_text(f"{LAST_PARTITION} {LATER_S}\n")
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        metrics = {"port": port, "textfile": str(textfile)}
-        job = write_job(tmp_path / "nightly.yaml", source, str(tmp_path / "out"), metrics=metrics)
-        done = pipeline("run", job, "--date", "2026-11-24", "--json")
-    assert done.code == 0, done.stderr
-    warned = [line for line in done.stderr.splitlines() if "the run goes on without" in line]
-    (at_port,) = (line[line.index("metrics") :] for line in warned)
-    assert at_port.startswith(f"metrics at 127.0.0.1:{port}: OSError: ")
-
-    series, wanted = samples(textfile.read_text()), expected(done.json, "nightly")
-    assert {name: series.get(name) for name in wanted} == wanted
-    assert series['pipeline_rows_total{job="nightly",stage="predict"}'] == 22
-    assert series[LAST_PARTITION] == LATER_S, "a backfill of an older date is no step back"
-    assert series[LAST_SUCCESS] > 1.7e9
 
 
 def test_a_port_answers_with_the_figures_of_the_moment(tmp_path: Path):
@@ -142,15 +116,19 @@ def test_a_run_that_finds_another_at_work_exports_nothing(tmp_path: Path):
     assert not textfile.exists()
 
 
-def test_a_folder_that_cannot_be_written_is_one_warning(
+def test_a_folder_that_cannot_be_written_and_a_port_that_is_taken_are_a_warning_each(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
-    run = run_with(tmp_path, textfile="/proc/nightly.prom")
-    with run.exports.during(run):
-        assert publish(run).status == "published"
-    (warned,) = [record.getMessage() for record in caplog.records]
-    assert warned.startswith("metrics to /proc/nightly.prom: ")
-    assert warned.endswith("the run goes on without")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        run = run_with(tmp_path, textfile="/proc/nightly.prom", port=port)
+        with run.exports.during(run):
+            assert publish(run).status == "published"
+    warned = sorted(record.getMessage() for record in caplog.records)
+    assert len(warned) == 2
+    for place, text in zip((f"at 127.0.0.1:{port}", "to /proc/nightly.prom"), warned, strict=True):
+        assert text.startswith(f"metrics {place}: ")
+        assert text.endswith("the run goes on without")
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,7 @@ from typing import Any
 import psutil
 import pytest
 from models import LABELS
-from support.inputs.photos import build_images
-from support.runs.cli import command, environment, pipeline, start, wait_until, working, write_job
+from support.runs.cli import environment, photos_job, pipeline, start, wait_until, working
 from support.runs.published_rows import read_predictions
 from support.servers.rayhead import RayHead
 
@@ -36,22 +35,6 @@ pytestmark = pytest.mark.early
 DATE = "2026-11-24"
 PARTITION = f"date={DATE}"
 NUM_ROWS = 48
-WAIT = """
-import sys, time
-from pipeline.commands import main
-from pipeline.execution.cluster.connect import connect
-from pipeline.process.interrupts import handle_signals
-from pipeline.execution.tasks import run_tasks
-
-def body(**_):
-    with connect(None):
-        print("connected", flush=True)
-        run_tasks(time.sleep, [(1000,)])
-
-handle_signals()
-sys.exit(main._guard(body))
-"""
-
 # The main thread waits for a lock in C, in which Python handles no signal.
 BLOCKED = """
 import ctypes, datetime as dt, sys
@@ -189,24 +172,6 @@ class RayHeadSocket:
         self._socket.close()
 
 
-def test_a_signal_is_heard_while_ray_waits():
-    process = subprocess.Popen(
-        [sys.executable, "-c", WAIT],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "connected\n"
-    tree = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGTERM)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 6, stderr
-    assert stderr == "error: SIGTERM received; run again to go on\n"
-    assert survivors(tree) == []
-
-
 def survivors(tree: list[psutil.Process]) -> list[psutil.Process]:
     """Those that have not ended, after a while for the last ones to go."""
     _, alive = psutil.wait_procs(tree, timeout=15)
@@ -243,13 +208,11 @@ class Case:
     """A job whose model hangs while a file is there."""
 
     def __init__(self, folder: Path, factory: str = "stuck:stuck") -> None:
-        build_images(folder / "images", NUM_ROWS, seed=3, num_bad=0)
         self.hang_file, self.store = folder / "hang", Store(str(folder / "out"))
         self.env = {"PIPELINE_ALLOW_IMPORT": "stuck", "TEST_STUCK": str(self.hang_file)}
-        self.job = write_job(
-            folder / "job.yaml",
-            {"uri": str(folder / "images"), "format": "images"},
-            self.store.uri,
+        self.job = photos_job(
+            folder,
+            NUM_ROWS,
             model={"factory": factory, "labels": LABELS, "batch_size": 8},
             run={"slice_rows": 8},
         )
@@ -360,27 +323,6 @@ def test_why_a_process_of_ray_ended_is_said(tmp_path: Path, ends: str, log: str,
     info = SimpleNamespace(process=process, stderr_file=str(tmp_path / "raylet.err"))
     process.wait()
     assert str(ProcessLives("raylet", info)()).startswith(f"Ray's own process {reason}")
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.parametrize("limit", ["-v 4194304", "-f 10240"])
-def test_a_ray_that_cannot_start_is_infrastructure_trouble_with_a_report(
-    tmp_path: Path, limit: str
-):
-    case = Case(tmp_path)
-    done = subprocess.run(
-        ["sh", "-c", f'ulimit {limit} && exec "$@"', "sh", *command("run", case.job, "--json")],
-        env=environment(case.env),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 7, done.stderr
-    assert "Ray's own process raylet ended" in json.loads(done.stdout)["error"]
-    assert case.report()["status"] == "failed"
-    assert case.lease_is_free()
 
 
 @pytest.mark.ray

@@ -10,7 +10,7 @@ import pytest
 from deadly_stages import DeadlyFinder
 from support.inputs.encoded import base_image, encode, png_strip
 from support.runs.published import Rows
-from support.runs.sampled import TEXTS, publish_over
+from support.runs.sampled import publish_over
 
 from pipeline.core.schema import DETECTIONS, ENTITIES
 from pipeline.preprocessing.images.thumbnails import Thumbnail
@@ -49,14 +49,6 @@ def test_a_row_that_ends_the_process_costs_its_own_picture(photos: OriginalFinde
     small = read_small(deadly, rows)
     assert small[rows[1][0]] == Small(problem="its process was ended by SIGSEGV")
     assert [small[row_id].picture is not None for row_id, _ in rows] == [True, False, True]
-
-
-@pytest.mark.slow  # below, cut and escaped texts are shown without being read
-def test_texts_are_cut_and_escaped(tmp_path: Path):
-    texts = publish_over(tmp_path, ROWS, lambda row: f"<b>text {row}</b> " + "\x1b[2J" * 999, TEXTS)
-    html = try_sheet(texts, 2)
-    assert "&lt;b&gt;text 0&lt;/b&gt; \\x1b[2J" in html
-    assert len(html) < 20_000
 
 
 def test_an_input_that_is_gone_costs_the_pictures_and_no_more(
