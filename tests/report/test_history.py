@@ -7,7 +7,6 @@ import pytest
 from support.runs.published import put_report
 from support.runs.report_examples import FULL, Facts, document_of, report_of
 
-from pipeline.report.document import Report
 from pipeline.report.history import find_past_run, is_basis
 from pipeline.report.sections import ModelSection
 from pipeline.storage.store import Store
@@ -50,59 +49,49 @@ def test_the_newest_partitions_are_those_of_the_highest_numbers(tmp_path: Path):
     assert past_run_in(store) == "103"
 
 
-def report_with(**changes) -> Report:
-    return report_of(FACTS, **changes)
+def model(**changes: object) -> dict[str, object]:
+    return {"model": FACTS["model"] | changes}
+
+
+STOPPED, FAILED = {"status": "stopped", "exit_code": 6}, {"status": "failed", "exit_code": 7}
+FEW, NO_STREAM = {"rows": FACTS["rows"] | {"computed": 99}}, {"streaming_wall_s": None}
+OPEN = WANTED.but(runtime="auto", precision="auto")
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("wanted", "changes", "is_one", "is_one_unfinished"),
     [
-        {"model": FACTS["model"] | {"name": "other"}},
-        {"model": FACTS["model"] | {"weights_sha256": "cd" * 32}},
-        {"model": FACTS["model"] | {"runtime": "compile"}},
-        {"model": FACTS["model"] | {"precision": "fp32"}},
-        {"model": FACTS["model"] | {"batch_size": 32}},
-        {"status": "failed", "exit_code": 7},
-        {"status": "stopped", "exit_code": 6},
-        {"rows": FACTS["rows"] | {"computed": 99}},
-        {"streaming_wall_s": None},
+        (WANTED, {}, True, True),
+        (WANTED, model(name="other"), False, False),
+        (WANTED, model(weights_sha256="cd" * 32), False, False),
+        (WANTED, model(runtime="compile"), False, False),
+        (WANTED, model(precision="fp32"), False, False),
+        (WANTED, model(batch_size=32), False, False),
+        (WANTED, FEW, False, False),
+        (WANTED, NO_STREAM, False, False),
+        (WANTED, {"status": "refused", "exit_code": 3}, True, True),
+        (WANTED, {"status": "nothing_to_do"}, False, False),
+        # Rows of an unfinished run are a basis if nothing better is.
+        (WANTED, STOPPED, False, True),
+        (WANTED, FAILED, False, True),
+        (WANTED, STOPPED | FEW, False, False),
+        (WANTED, STOPPED | NO_STREAM, False, False),
+        # What the job leaves open fits anything.
+        (OPEN, model(runtime="compile"), True, True),
+        (OPEN.but(precision="fp32"), model(runtime="compile"), False, False),
+        (WANTED.but(batch_size=None), model(batch_size=128), True, True),
+        (WANTED.but(batch_tokens=8192), {"model": TEXTS}, True, True),
+        (WANTED, {"model": TEXTS}, True, True),
+        (WANTED.but(batch_tokens=4096), {"model": TEXTS}, False, False),
+        (WANTED.but(batch_tokens=16_384), {"model": TEXTS}, False, False),
     ],
 )
-def test_another_model_or_an_unfinished_run_is_no_basis(changes):
-    assert not is_basis(WANTED, report_with(**changes))
-
-
-@pytest.mark.parametrize(
-    ("changes", "is_one"),
-    [
-        ({"status": "stopped", "exit_code": 6}, True),
-        ({"status": "failed", "exit_code": 7}, True),
-        ({"status": "stopped", "exit_code": 6, "rows": FACTS["rows"] | {"computed": 99}}, False),
-        ({"status": "stopped", "exit_code": 6, "streaming_wall_s": None}, False),
-        ({"status": "nothing_to_do"}, False),
-        ({"model": FACTS["model"] | {"precision": "fp32"}}, False),
-    ],
-)
-def test_rows_of_an_unfinished_run_are_a_basis_if_nothing_better_is(changes, is_one: bool):
-    assert is_basis(WANTED, report_with(**changes), is_finished=False) == is_one
-
-
-def test_what_the_job_leaves_open_fits_anything():
-    compiled = report_with(model=FACTS["model"] | {"runtime": "compile"})
-    assert is_basis(WANTED.but(runtime="auto", precision="auto"), compiled)
-    assert not is_basis(WANTED.but(runtime="auto", precision="fp32"), compiled)
-    larger = report_with(model=FACTS["model"] | {"batch_size": 128})
-    assert is_basis(WANTED.but(batch_size=None), larger)
-    refused = report_with(status="refused", exit_code=3)
-    assert is_basis(WANTED, refused)
-
-
-@pytest.mark.parametrize(
-    ("batch_tokens", "fits"), [(8192, True), (None, True), (4096, False), (16_384, False)]
-)
-def test_a_run_with_another_batch_of_tokens_is_no_basis(batch_tokens: int | None, fits: bool):
-    used = report_with(model=TEXTS)
-    assert is_basis(WANTED.but(batch_tokens=batch_tokens), used) == fits
+def test_a_run_is_a_basis_if_it_did_what_is_wanted(
+    wanted: ModelSection, changes: Facts, is_one: bool, is_one_unfinished: bool
+):
+    past = report_of(FACTS, **changes)
+    assert is_basis(wanted, past) == is_one
+    assert is_basis(wanted, past, is_finished=False) == is_one_unfinished
 
 
 def test_few_reports_are_read_however_many_there_are(

@@ -1,12 +1,7 @@
-"""The pages in a headless Chromium: nothing is loaded or run, all can be read and reached.
-
-`python tests/report/showing/test_in_browser.py FOLDER` stores pictures of all pages there.
-"""
+"""The pages in a headless Chromium: nothing is loaded or run, all can be read and reached."""
 
 from __future__ import annotations
 
-import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -200,22 +195,3 @@ def test_a_page_can_be_read_and_reached_and_loads_nothing(
             assert [place for place, _ in reached] == [*range(len(reached))], where
             assert all(outline != "none" for _, outline in reached), where
             tab.close()
-
-
-def main(folder: Path) -> None:
-    """Store pictures of all pages."""
-    with tempfile.TemporaryDirectory() as profile, Browser(Path(profile)) as browser:
-        for name, make in PAGES.items():
-            with tempfile.TemporaryDirectory() as work:
-                page = Path(work) / "page.html"
-                page.write_text(make(Path(work)), "utf-8")
-                for width_px in WIDTHS:
-                    for is_dark in (False, True):
-                        tab = browser.open(page, width_px, is_dark=is_dark)
-                        scheme = "dark" if is_dark else "light"
-                        tab.screenshot(folder / f"{name}-{width_px}-{scheme}.png")
-                        tab.close()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -5,7 +5,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from support.runs.report_examples import BARE, CASES, FULL, Facts, everywhere, report_of
+from support.runs.report_examples import CASES, FULL, Facts, everywhere, report_of
 
 from pipeline.core.figures.counters import STAGES
 from pipeline.report.document import to_json
@@ -57,17 +57,6 @@ def test_text_of_the_data_never_becomes_markup(text: str):
     assert page.text.count(text) >= 15
 
 
-def test_skipped_files_are_on_the_page_and_in_the_table():
-    report = report_of()
-    assert "skipped 17 files: 15 .cr2, 2 marker" in str(report)
-    page = Page(to_html(report)).text
-    for words in ("Skipped files", "IMG_1.cr2, IMG_2.cr2", "_SUCCESS", "15 .cr2"):
-        assert words in page
-    failed_early = report_of(skipped={})
-    assert failed_early.skipped.files is None
-    assert "skipped" not in str(failed_early)
-
-
 @pytest.mark.parametrize("facts", [FULL, everywhere(HOSTILE[2])])
 def test_the_page_loads_nothing(facts: Facts):
     html = to_html(report_of(facts))
@@ -91,117 +80,116 @@ def test_control_characters_reach_neither_terminal_nor_page(facts: Facts):
     assert json.loads(to_json(report))["output"]["uri"] == facts["output"]["uri"]
 
 
-def test_the_page_says_what_is_not_plain():
-    assert "needs run.price_per_node_hour" not in to_html(report_of())
-    assert "needs run.price_per_node_hour" in to_html(report_of(BARE["published"]))
-    classes = [{"label": f"missile{class_id}", "count": 2} for class_id in ("", " (657)")]
-    named = to_html(report_of({**FULL, "top_labels": classes}))
-    assert "the class id: several classes have that name" in named
+def both(facts: Facts = FULL, **changes: object) -> tuple[str, str]:
+    """What a terminal shows, on one line, and what a browser would see."""
+    report = report_of(facts, **changes)
+    return str(report).replace("\n", " "), Page(to_html(report)).text
 
 
-def test_the_terminal_shows_stages_advice_and_totals():
+FAILED_ROWS = {
+    "reason": "empty",
+    "stage": "decode",
+    "message": "the image has 0 bytes",
+    "num_rows": 20,
+    "row_id": "in/0000.jpg",
+}
+REFUSED = FULL | dict(
+    status="refused",
+    exit_code=3,
+    error="nothing was published; max_error_pct: 20 of 120 rows quarantined",
+    top_failures=[FAILED_ROWS],
+)
+SLOWER = {
+    "stage": "decode", "rows_per_busy_slot_s": 70.0, "before": 140.0, "change_pct": -50.0,
+    "run_id": "r-0",
+}  # fmt: skip
+GATES = [
+    {"name": "volume", "status": "warn", "value": -37.5, "message": "60 rows"},
+    {"name": "label_drift", "status": "accepted", "message": "PSI 0.4", "reason": "new lens"},
+    {"name": "constant", "status": "pass", "message": "not all alike"},
+]
+RETRY = {
+    "base_version": 2, "entries": 1234, "recovered": 1200, "failed_again": 34, "duplicate_ids": 0,
+    "not_asked": 3,
+}  # fmt: skip
+CARRIED = {
+    "rows": 11_000, "looked_at": 2, "new_rows": 5, "changed_rows": 3, "gone_rows": 2,
+    "failed_rows": 0, "checked_rows": 16, "changed_libraries": ["pillow 12.2.0 -> 13.0.0"],
+    "sources": [{"partition": "date=2026-11-23", "version": 7, "rows": 11_000}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "in_both", "on_terminal", "on_page"),
+    [
+        ({"model": FULL["model"] | {"scores": "gives probabilities: taken as they are"}},
+         ["gives probabilities: taken as they are"], [], []),
+        ({"slower_than_before": [SLOWER]},
+         ["slower than before: decode, 70 rows/s per slot while busy instead of 140 in run r-0"],
+         [], []),
+        ({"gates": GATES}, ["gate label_drift failed: PSI 0.4 (accepted: new lens)"],
+         ["gate volume warns: 60 rows"], ["not all alike", "-37.5"]),
+        ({"retry": RETRY},
+         ["retried: 1,234 quarantined rows of version 2, 1,200 are predicted now, 34 failed again, "
+          "3 stay with reasons that were not asked for"], [], []),
+        ({"carried": CARRIED},
+         ["carried over: 11,000 rows of date=2026-11-23 version 7, 5 new, 3 of changed shards, "
+          "2 gone, 16 predicted again to be compared, more are compared since libraries changed: "
+          "pillow 12.2.0 -> 13.0.0"], [], ["Carried over"]),
+        ({"carried": {"why_not": "the weights changed", "looked_at": 1}}, [],
+         ["nothing carried over: the weights changed"], ["why not"]),
+        ({"top_failures": [FAILED_ROWS]}, ["the image has 0 bytes", "in/0000"],
+         ["20 rows empty at decode: the image has 0 bytes (e.g. in/0000.jpg)"], []),
+        ({"top_failures": [{"reason": "missing", "num_rows": 7, "at_least": True}]},
+         ["at least 7"], ["at least 7 rows missing"], []),
+        ({"in_actors": frozenset(["decoder", "writer"])}, [], [],
+         ["decode, transform, transfer, predict, write share the slots of the actors"]),
+        ({"price_per_node_hour": None}, [], [], ["needs run.price_per_node_hour"]),
+        ({"top_labels": [{"label": f"missile{number}", "count": 2} for number in ("", " (657)")]},
+         [], [], ["the class id: several classes have that name"]),
+    ],
+)  # fmt: skip
+def test_terminal_and_page_tell_what_a_run_states_and_nothing_of_it_elsewhere(
+    changes: dict[str, object], in_both: list[str], on_terminal: list[str], on_page: list[str]
+):
+    (terminal, page), others = both(**changes), both()
+    for shown, other, words in (
+        (terminal, others[0], [*in_both, *on_terminal]),
+        (page, others[1], [*in_both, *on_page]),
+    ):
+        assert [each for each in words if each not in shown] == []
+        assert [each for each in words if each in other] == []
+
+
+def test_terminal_and_page_tell_stages_totals_skipped_files_and_what_a_change_would_bring():
     report = report_of()
-    terminal = str(report)
+    terminal, page = str(report), Page(to_html(report)).text
     assert all(re.search(rf"^{stage}\b", terminal, re.MULTILINE) for stage in STAGES)
+    for words in (
+        "skipped 17 files: 15 .cr2, 2 marker",
+        "12,003 rows = 11,990 predicted + 13 quarantined",
+        "unreadable shards 1 (rows unknown)",
+        "12 of 47 slices taken over from an earlier run",
+        "a row: 5 B stored, 5 B to the decoders, 17 B to the actors",
+    ):
+        assert words in terminal
+    for words in (
+        *("Skipped files", "IMG_1.cr2, IMG_2.cr2", "_SUCCESS", "15 .cr2", "A row on its way"),
+        "transfer, predict share the slots of the actors. decode and transform share",
+        *(change.change for change in report.predictions),
+    ):
+        assert words in page
     assert report.bottleneck.advice in terminal
-    assert "12,003 rows = 11,990 predicted + 13 quarantined" in terminal
-    assert "unreadable shards 1 (rows unknown)" in terminal
-    assert "12 of 47 slices taken over from an earlier run" in terminal
+    assert report.bottleneck.advice in page
 
 
-def test_terminal_and_page_say_what_a_row_weighs_and_what_a_change_would_bring():
-    report = report_of()
-    assert "a row: 5 B stored, 5 B to the decoders, 17 B to the actors" in str(report)
-    page = Page(to_html(report)).text
-    assert "A row on its way" in page
-    for change in report.predictions:
-        assert change.change in page
-    assert "transfer, predict share the slots of the actors. decode and transform share" in page
-    fused = report_of(in_actors=frozenset(["decoder", "writer"]))
-    assert "to the decoders" not in str(fused)
-    shared = "decode, transform, transfer, predict, write share the slots of the actors"
-    assert shared in Page(to_html(fused)).text
-
-
-def test_terminal_and_page_say_what_the_outputs_of_a_model_are():
-    line = "rf.onnx gives probabilities: taken as they are"
-    report = report_of(model=FULL["model"] | {"scores": line})
-    assert line in str(report)
-    assert line in Page(to_html(report)).text
-    plain = report_of()
-    assert "taken as they are" not in str(plain) + Page(to_html(plain)).text
-
-
-def test_a_stage_that_became_slower_is_named():
-    slower = [
-        {
-            "stage": "decode",
-            "rows_per_busy_slot_s": 70.0,
-            "before": 140.0,
-            "change_pct": -50.0,
-            "run_id": "r-0",
-        }
-    ]
-    report = report_of(slower_than_before=slower)
-    line = "slower than before: decode, 70 rows/s per slot while busy instead of 140 in run r-0"
-    assert line in str(report)
-    assert line in Page(to_html(report)).text
-
-
-def test_what_the_gates_warn_of_and_what_was_accepted_is_shown():
-    gates = [
-        {"name": "volume", "status": "warn", "value": -37.5, "message": "60 rows"},
-        {"name": "label_drift", "status": "accepted", "message": "PSI 0.4", "reason": "new lens"},
-        {"name": "constant", "status": "pass", "message": "not all alike"},
-    ]
-    report = report_of(gates=gates)
-    shown = str(report)
-    assert "gate volume warns: 60 rows" in shown
-    assert "gate label_drift failed: PSI 0.4 (accepted: new lens)" in shown
-    assert "not all alike" not in shown
-    page = Page(to_html(report)).text
-    assert "gate label_drift failed: PSI 0.4 (accepted: new lens)" in page
-    assert "not all alike" in page
-    assert "-37.5" in page
-
-
-def test_a_run_that_took_nothing_over_does_not_speak_of_it():
-    fresh = FULL | dict(slices={"total": 47, "computed": 47, "resumed": 0})
-    assert "taken over" not in str(report_of(fresh))
-
-
-def test_a_retry_shows_what_became_of_the_quarantine():
-    retry = {"base_version": 2, "entries": 1234, "recovered": 1200, "failed_again": 34}
-    retry |= {"duplicate_ids": 0, "not_asked": 3}
-    report = report_of(retry=retry)
-    line = (
-        "retried: 1,234 quarantined rows of version 2, 1,200 are predicted now, 34 failed again, "
-        "3 stay with reasons that were not asked for"
-    )
-    assert line in str(report)
-    assert line in Page(to_html(report)).text
-
-
-def test_carried_rows_are_told_in_a_line_and_on_the_page():
-    carried = {
-        "rows": 11_000, "looked_at": 2, "new_rows": 5, "changed_rows": 3, "gone_rows": 2,
-        "failed_rows": 0, "checked_rows": 16, "changed_libraries": ["pillow 12.2.0 -> 13.0.0"],
-        "sources": [{"partition": "date=2026-11-23", "version": 7, "rows": 11_000}],
-    }  # fmt: skip
-    report = report_of(FULL | dict(carried=carried))
-    line = (
-        "carried over: 11,000 rows of date=2026-11-23 version 7, 5 new, 3 of changed shards, "
-        "2 gone, 16 predicted again to be compared, more are compared since libraries changed: "
-        "pillow 12.2.0 -> 13.0.0"
-    )
-    assert line in str(report).replace("\n", " ")
-    page = Page(to_html(report)).text
-    assert line in page
-    assert "Carried over" in page
-    assert "Carried over" not in Page(to_html(report_of())).text
-    nothing = report_of(FULL | dict(carried={"why_not": "the weights changed", "looked_at": 1}))
-    assert "nothing carried over: the weights changed" in str(nothing)
-    assert "why not" in Page(to_html(nothing)).text
+def test_what_a_run_did_not_do_is_not_told():
+    failed_early = report_of(skipped={})
+    assert failed_early.skipped.files is None
+    assert "skipped" not in str(failed_early)
+    assert "taken over" not in both(slices={"total": 47, "computed": 47, "resumed": 0})[0]
+    assert "to the decoders" not in both(in_actors=frozenset(["decoder", "writer"]))[0]
+    assert "not all alike" not in both(gates=GATES)[0]
 
 
 def test_a_retry_in_vain_does_not_say_that_there_was_nothing_to_do():
@@ -237,41 +225,12 @@ def test_a_run_that_was_stopped_claims_no_more_rows_than_it_has():
     assert "5,000 predicted + 1 quarantined of 12,003 rows" in str(report_of(stopped))
 
 
-FAILED_ROWS = {
-    "reason": "empty",
-    "stage": "decode",
-    "message": "the image has 0 bytes",
-    "num_rows": 20,
-    "row_id": "in/0000.jpg",
-}
-REFUSED = FULL | dict(
-    status="refused",
-    exit_code=3,
-    error="nothing was published; max_error_pct: 20 of 120 rows quarantined",
-    top_failures=[FAILED_ROWS],
-)
-
-
-def test_why_rows_failed_is_shown_with_one_of_them():
-    for facts in (FULL | dict(top_failures=[FAILED_ROWS]), REFUSED):
-        report = report_of(facts)
-        shown = "20 rows empty at decode: the image has 0 bytes (e.g. in/0000.jpg)"
-        assert shown in str(report)
-        page = Page(to_html(report)).text
-        assert all(word in page for word in ("Why rows failed", "the image has 0 bytes", "in/0000"))
-    vague = {"reason": "missing", "num_rows": 7, "at_least": True}
-    report = report_of(top_failures=[vague])
-    assert "at least 7 rows missing" in str(report)
-    assert "at least 7" in Page(to_html(report)).text
-
-
 @pytest.mark.parametrize("status", ["refused", "failed"])
 def test_what_came_to_nothing_opens_with_its_reason_and_gives_no_advice(status: str):
     report = report_of(REFUSED, status=status)
     advice = report.bottleneck.advice
-    assert advice in str(report_of())
-    assert advice in Page(to_html(report_of())).text
-    for shown in (str(report), Page(to_html(report)).text.partition("exit code")[2]):
+    page = Page(to_html(report)).text
+    for shown in (str(report), page.partition("exit code")[2]):
         places = [
             shown.index(word) for word in (REFUSED["error"], "the image has 0 bytes", "transfer")
         ]
@@ -279,8 +238,7 @@ def test_what_came_to_nothing_opens_with_its_reason_and_gives_no_advice(status: 
         assert advice not in shown
         assert shown.index("max_error_pct") < shown.index("rows/s")
     assert str(report).startswith("nothing was published")
-    assert Page(to_html(report)).text.count("Gates") == 1
-    assert Page(to_html(report_of())).text.count("Gates") == 1
+    assert page.count("Gates") == both()[1].count("Gates") == 1
 
 
 def test_gpus_and_what_they_could_do_faster_are_told_and_a_lone_processor_is_not():

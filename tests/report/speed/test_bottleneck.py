@@ -1,6 +1,7 @@
 """The advice names what was really the limit, and promises no more than it can keep."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -23,56 +24,64 @@ def test_utilisation_is_unknown_without_slots_or_wall(slots, wall_s):
     assert utilisation_pct(1.0, slots, wall_s) is None
 
 
-def test_a_decoder_bound_run_names_the_decoders():
-    # No stage of the decoder is busier than predict; together they fill their slot.
-    busy = {"read": 3.0, "decode": 6.0, "transform": 3.7, "predict": 10.0, "write": 0.5}
-    slots = {"reader": 1, "decoder": 1, "actor": 2, "writer": 1}
-    neck = find_bottleneck(load_of(busy, slots, cpus=8))
-    assert (neck.limit, neck.stage) == ("decoder", "decode")
+ONE_EACH = {"reader": 1, "decoder": 1, "actor": 1, "writer": 1}
+TWO_ACTORS = ONE_EACH | {"actor": 2}
+# No stage of the decoder is busier than predict; together they fill their slot.
+OF_DECODERS = {"read": 3.0, "decode": 6.0, "transform": 3.7, "predict": 10.0, "write": 0.5}
+OF_ACTORS = {"read": 1.0, "decode": 7.0, "transform": 1.0, "predict": 19.0, "write": 0.2}
+OF_CORES = {"read": 0.5, "decode": 5.0, "transform": 1.0, "predict": 13.0, "write": 0.5}
+OF_STORAGE = {"read": 19.0, "decode": 0.5, "predict": 2.0}
+IDLE = {"decode": 2.0, "predict": 3.0}
+LONG = {"streaming_wall_s": 100.0, "wall_s": 250.0}
+STARTS, LOADS = {"ray_start": 8.0, "imports": 3.0}, {"model_load": 140.0, "imports": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("busy", "slots", "more", "limit", "stage", "advice"),
+    [
+        (OF_DECODERS, TWO_ACTORS, {"cpus": 8}, "decoder", "decode",
+         ["one more decoder core (2 instead of 1)"]),
+        (OF_ACTORS, TWO_ACTORS, {"cpus": 8}, "actor", "predict",
+         ["one more actor on the same cores (3 instead of 2)",
+          "where the decoders become the limit"]),
+        (OF_CORES, TWO_ACTORS, {"cpus": 2}, "cores", "predict",
+         ["more actors on the same cores would not help",
+          "one more decoder core (2 instead of 1)"]),
+        # Readers that wait for storage are not blamed on the cores.
+        (OF_STORAGE, ONE_EACH | {"reader": 2}, {"cpus": 2, "gpus": 1, "is_on_gpu": True},
+         "reader", "read", []),
+        (IDLE, ONE_EACH, {"cpus": 2, "wall_s": 22.0, "startup": STARTS}, "startup", "ray_start",
+         ["50% of the run"]),
+        (IDLE, ONE_EACH, {"cpus": 4, "startup": LOADS, **LONG}, "startup", "model_load",
+         ["most of it model load, 140.0 s", "more rows per run would help most"]),
+        (IDLE, TWO_ACTORS, {"cpus": 4, "startup": {"ray_start": 1.0}, **LONG}, "waiting", "decode",
+         ["No stage was the limit", "run.slice_rows"]),
+    ],
+)  # fmt: skip
+def test_the_advice_names_the_limit_and_what_would_help(
+    busy: dict[str, float], slots: dict[str, float], more: dict[str, Any], limit: str,
+    stage: str, advice: list[str],
+):  # fmt: skip
+    neck = find_bottleneck(load_of(busy, slots, **more))
+    assert (neck.limit, neck.stage) == (limit, stage)
+    assert [words for words in advice if words not in neck.advice] == []
+
+
+def test_what_the_advice_promises_ends_at_the_next_limit():
+    neck = find_bottleneck(load_of(OF_DECODERS, TWO_ACTORS, cpus=8))
     assert neck.utilisation_pct == 97.0
-    assert "one more decoder core (2 instead of 1)" in neck.advice
     # Two decoders would reach 206 rows/s, twice today's rate is 200: the actors' 200 comes first.
-    assert neck.predicted_rows_per_s == pytest.approx(200)
-    assert neck.limit_rows_per_s == pytest.approx(200)
-
-
-def test_an_actor_bound_run_names_the_actors_and_the_next_limit():
-    busy = {"read": 1.0, "decode": 7.0, "transform": 1.0, "predict": 19.0, "write": 0.2}
-    neck = find_bottleneck(
-        load_of(busy, {"reader": 1, "decoder": 1, "actor": 2, "writer": 1}, cpus=8)
-    )
-    assert (neck.limit, neck.stage) == ("actor", "predict")
-    assert "one more actor on the same cores (3 instead of 2)" in neck.advice
-    # Three actors could do 150 rows/s, but the decoder ends at 1000 / 8 s.
-    assert neck.predicted_rows_per_s == pytest.approx(125)
-    assert "where the decoders become the limit" in neck.advice
-
-
-def test_a_run_on_full_cores_does_not_advise_more_actors():
-    busy = {"read": 0.5, "decode": 5.0, "transform": 1.0, "predict": 13.0, "write": 0.5}
-    slots = {"reader": 1, "decoder": 1, "actor": 2, "writer": 1}
-    neck = find_bottleneck(load_of(busy, slots, cpus=2))
-    assert (neck.limit, neck.stage) == ("cores", "predict")
-    assert "more actors on the same cores would not help" in neck.advice
-    assert "one more decoder core (2 instead of 1)" in neck.advice
+    assert neck.predicted_rows_per_s == neck.limit_rows_per_s == pytest.approx(200)
     # The same work with cores to spare is bound by something else.
-    assert find_bottleneck(load_of(busy, slots, cpus=8)).limit != "cores"
-
-
-def test_readers_that_wait_for_storage_are_not_blamed_on_the_cores():
-    busy = {"read": 19.0, "decode": 0.5, "predict": 2.0}
-    slots = {"reader": 2, "decoder": 1, "actor": 1, "writer": 1}
-    neck = find_bottleneck(load_of(busy, slots, cpus=2, gpus=1, is_on_gpu=True))
-    assert (neck.limit, neck.stage) == ("reader", "read")
+    assert find_bottleneck(load_of(OF_CORES, TWO_ACTORS, cpus=8)).limit != "cores"
 
 
 @pytest.mark.parametrize("transfer_s", [0.0, 3.0, 9.7])
 def test_copies_to_a_gpu_overlap_with_its_computing(transfer_s: float):
     busy = {"transfer": transfer_s, "predict": 9.8}
-    slots = {"reader": 1, "decoder": 1, "actor": 1, "writer": 1}
-    limits = find_limits(load_of(busy, slots, cpus=16, gpus=1, is_on_gpu=True))
+    limits = find_limits(load_of(busy, ONE_EACH, cpus=16, gpus=1, is_on_gpu=True))
     assert [limit.busy_s for limit in limits if limit.group == "actor"] == [pytest.approx(9.8)]
-    on_cpu = find_limits(load_of(busy, slots, cpus=16))
+    on_cpu = find_limits(load_of(busy, ONE_EACH, cpus=16))
     assert [limit.busy_s for limit in on_cpu if limit.group == "actor"] == [
         pytest.approx(9.8 + transfer_s)
     ]
@@ -91,50 +100,19 @@ def test_a_gpu_that_waits_for_its_host_needs_no_other_gpu(launch_s: float, is_la
     assert LAUNCH not in {limit.group for limit in find_limits(load)}
 
 
-def test_a_short_run_blames_start_up_and_says_its_share():
-    busy = {"decode": 2.0, "predict": 3.0}
-    slots = {"reader": 1, "decoder": 1, "actor": 1, "writer": 1}
-    startup = {"ray_start": 8.0, "imports": 3.0}
-    neck = find_bottleneck(load_of(busy, slots, cpus=2, wall_s=22.0, startup=startup))
-    assert (neck.limit, neck.stage) == ("startup", "ray_start")
-    assert "50% of the run" in neck.advice
-
-
-LONG = {"streaming_wall_s": 100.0, "wall_s": 250.0}
-
-
 @pytest.mark.parametrize("stream_s", [0.4, 5.0, 29.9])
 @pytest.mark.parametrize("startup_s", [0.1, 60.0])
 def test_a_short_run_says_that_it_is_too_short_and_gives_no_advice(
     stream_s: float, startup_s: float
 ):
     busy = {"decode": 0.2 * stream_s, "predict": 0.3 * stream_s}
-    slots = {"reader": 1, "decoder": 1, "actor": 1, "writer": 1}
     times = {"streaming_wall_s": stream_s, "wall_s": stream_s + startup_s}
-    startup = {"ray_start": startup_s}
-    load = load_of(busy, slots, cpus=4, startup=startup, **times)
-    neck = find_bottleneck(load)
+    neck = find_bottleneck(
+        load_of(busy, ONE_EACH, cpus=4, startup={"ray_start": startup_s}, **times)
+    )
     assert neck.limit in ("startup", "waiting")
     assert neck.advice.startswith("Too short a run to say")
     assert "would help" not in neck.advice
-
-
-def test_a_long_run_that_mostly_started_up_needs_more_rows():
-    busy = {"decode": 2.0, "predict": 3.0}
-    slots = {"reader": 1, "decoder": 1, "actor": 1, "writer": 1}
-    load = load_of(busy, slots, cpus=4, startup={"model_load": 140.0, "imports": 2.0}, **LONG)
-    advice = find_bottleneck(load).advice
-    assert "most of it model load, 140.0 s" in advice
-    assert "more rows per run would help most" in advice
-
-
-def test_an_idle_run_with_little_start_up_says_that_nothing_was_the_limit():
-    busy = {"decode": 2.0, "predict": 3.0}
-    slots = {"reader": 1, "decoder": 1, "actor": 2, "writer": 1}
-    neck = find_bottleneck(load_of(busy, slots, cpus=4, startup={"ray_start": 1.0}, **LONG))
-    assert neck.limit == "waiting"
-    assert "No stage was the limit" in neck.advice
-    assert "run.slice_rows" in neck.advice
 
 
 @pytest.mark.parametrize(

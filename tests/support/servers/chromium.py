@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import itertools
 import json
 import os
@@ -136,11 +135,6 @@ class Tab:
         kinds = ("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled")
         return [json.dumps(event["params"]) for event in self._browser.events
                 if event.get("method") in kinds]  # fmt: skip
-
-    def screenshot(self, path: Path) -> None:
-        """Store a picture of the whole page."""
-        answer = self.call("Page.captureScreenshot", captureBeyondViewport=True)
-        path.write_bytes(base64.b64decode(answer["data"]))
 
     def close(self) -> None:
         """Close it."""
