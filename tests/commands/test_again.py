@@ -7,8 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from support.inputs.photos import build_images
-from support.runs.cli import Result, pipeline, write_job
+from support.runs.cli import Result, photos_job, pipeline
 
 from pipeline.commands.again import _codes, prepare_end, the_same
 from pipeline.commit.layout import Layout
@@ -22,19 +21,13 @@ DATE = "2026-11-24"
 AGAIN = "the same command again is safe, and keeps what is done: "
 
 
-def job_over(folder: Path) -> str:
-    build_images(folder / "images", 8, seed=3, num_bad=0)
-    source = {"uri": str(folder / "images"), "format": "images"}
-    return write_job(folder / "a job.yaml", source, str(folder / "out"))
-
-
 def run_until_leased(job: str, how: str, *options: str) -> Result:
     env = {"PIPELINE_FAILPOINT": f"leased:{how}"} if how else None
     return pipeline("run", job, "--json", *options, env=env)
 
 
 def test_the_last_line_of_a_run_that_was_stopped_is_the_command_that_goes_on(tmp_path: Path):
-    job = job_over(tmp_path)
+    job = photos_job(tmp_path, 8)
     done = run_until_leased(job, "term", "--set", "model.batch_size=4")
     assert done.code == done.json["exit_code"] == 6
     error, last = done.stderr.splitlines()[-2:]
@@ -50,7 +43,7 @@ def test_the_last_line_of_a_run_that_was_stopped_is_the_command_that_goes_on(tmp
 
 @pytest.mark.slow
 def test_codes_that_a_scheduler_takes_for_success_are_0_outside_and_the_same_inside(tmp_path: Path):
-    job = job_over(tmp_path)
+    job = photos_job(tmp_path, 8)
     busy = ("--date", DATE)
     with hold_lease(Store(str(tmp_path / "out")), Layout(f"date={DATE}"), "another", 60.0):
         assert run_until_leased(job, "", *busy).code == 4

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.inputs.photos import build_images
-from support.runs.cli import Result, pipeline, write_job
+from support.runs.cli import Result, photos_job, pipeline
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import hold_lease
@@ -27,10 +26,7 @@ def records(done: Result) -> list[dict[str, Any]]:
 
 @pytest.mark.no_ray
 def test_every_line_is_a_record_and_stdout_is_as_ever(tmp_path: Path):
-    build_images(tmp_path / "in", 8, seed=3, num_bad=1)
-    source = {"uri": str(tmp_path / "in"), "format": "images"}
-    job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"))
-    words = ["run", job, "--json", "--log-format"]
+    words = ["run", photos_job(tmp_path, 8, num_bad=1), "--json", "--log-format"]
     wrong = pipeline("--debug", *words, "json", "--set", "model.top_q=3")
     unknown = pipeline(*words, "xml")
     with hold_lease(Store(str(tmp_path / "out")), Layout(f"date={BUSY}"), "another", 600.0):

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.inputs.photos import build_images
-from support.runs.cli import pipeline, write_job
+from support.runs.cli import photos_job, pipeline
 
 from pipeline.operations.doctor import doctor
 from pipeline.operations.machine_checks import look_at_access, look_at_machine
@@ -25,9 +24,7 @@ def looks(findings: dict[str, Any]) -> dict[str, tuple[str, str]]:
 
 
 def test_a_job_that_can_run_is_found_fine_and_nothing_is_left_behind(tmp_path: Path) -> None:
-    build_images(tmp_path / "in", 20, seed=1, num_bad=0)
-    source = {"uri": str(tmp_path / "in"), "format": "images"}
-    job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"))
+    job = photos_job(tmp_path, 20)
     result = pipeline("doctor", job, "--json")
     assert result.code == 0, result.stdout
     seen = looks(result.json)
@@ -52,9 +49,7 @@ PROBLEMS = [
 
 @pytest.mark.slow
 def test_what_is_wrong_fails_alone_with_the_code_of_the_run(tmp_path: Path) -> None:
-    build_images(tmp_path / "in", 20, seed=1, num_bad=0)
-    source = {"uri": str(tmp_path / "in"), "format": "images"}
-    job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"))
+    job = photos_job(tmp_path, 20)
     keys = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "SECRET-IN-NO-OUTPUT"}
     keys["CUDA_VISIBLE_DEVICES"] = ""
     env = {**keys, "AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_MAX_ATTEMPTS": "1"}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from support.inputs.photos import build_images
-from support.runs.cli import write_job
+from support.runs.cli import photos_job, write_job
 from support.runs.published import publish_rows, snapshot
 
 import pipeline
@@ -71,9 +71,7 @@ def test_a_range_of_dates_has_to_make_sense(tmp_path: Path):
 
 
 def test_a_job_without_dates_is_one_row(tmp_path: Path):
-    build_images(tmp_path / "in", 4, seed=3, num_bad=0)
-    source = {"uri": str(tmp_path / "in"), "format": "images"}
-    job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"), sink={"partition": "n=1"})
+    job = photos_job(tmp_path, 4, sink={"partition": "n=1"})
     (one,) = pipeline.status(job, allow_import=ALLOWED).partitions
     assert (one.partition, one.state) == ("n=1", "missing")
     loaded = pipeline.load_job(job, date=dt.date(2026, 11, 24))

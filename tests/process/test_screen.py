@@ -15,7 +15,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.text import Text
-from support.runs.cli import environment, write_job
+from support.runs.cli import WITHOUT_RAY, environment, write_job
 from support.runs.report_examples import everywhere, report_of
 
 from pipeline.core.printable import joined, printable
@@ -112,7 +112,7 @@ def test_a_plan_shows_hostile_names_escaped_in_every_encoding(
         tmp_path / "job.yaml", {"uri": str(folder), "format": "images"}, str(tmp_path / "out")
     )
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline", "plan", job, "--no-try", *options],
+        [sys.executable, "-c", WITHOUT_RAY, "plan", job, "--no-try", *options],
         env=environment({"PYTHONIOENCODING": encoding, "LC_ALL": "C"}),
         capture_output=True,
         check=False,
