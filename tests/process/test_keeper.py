@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import psutil
 import pytest
+from support.runs.cli import left_by, survivors
 
 from pipeline.process.interrupts import STOPS
 
@@ -85,12 +86,6 @@ class Command:
             self.parent.wait(ENDS_S)
         output, _ = self.parent.communicate(stdin, timeout=ENDS_S)
         return self.parent.returncode, output.splitlines()
-
-
-def survivors(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Those that have not ended, after a while for the last ones to go."""
-    _, alive = psutil.wait_procs(processes, timeout=ENDS_S)
-    return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
 
 @contextmanager
@@ -182,11 +177,7 @@ def test_where_the_kernel_does_not_tie_processes_a_thread_does():
         "parent_death.die_with(os.getppid()); print(os.getpid(), flush=True); time.sleep(60)"
     )
     starts = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {program!r}])"
-    parent = subprocess.Popen([sys.executable, "-c", starts], stdout=subprocess.PIPE, text=True)
-    assert parent.stdout is not None
-    child = psutil.Process(int(parent.stdout.readline()))
-    parent.kill()
-    parent.communicate()
+    child, _ = left_by(starts)
     assert survivors([child]) == []
 
 

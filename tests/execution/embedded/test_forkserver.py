@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from support.runs.cli import environment, left_by, run_python
+from support.runs.cli import environment, left_by, run_python, survivors
 
 from pipeline.execution.embedded import forkserver, forkserver_stub
 from pipeline.execution.embedded.forkserver import ForkServer, fork_workers
@@ -112,7 +112,7 @@ forkserver._MODULES = ()  # what it imports takes long
 
 def test_a_server_whose_driver_is_gone_ends():
     left, _ = left_by(f"{OF_NOTHING}print(forkserver.ForkServer().pid, flush=True)\ninput()")
-    assert psutil.wait_procs([left], timeout=60)[1] == []
+    assert survivors([left]) == []
 
 
 def test_a_system_without_such_sockets_has_no_server(

@@ -5,9 +5,8 @@ from __future__ import annotations
 import sys
 from types import SimpleNamespace
 
-import psutil
 import pytest
-from support.runs.cli import left_by, run_python
+from support.runs.cli import left_by, run_python, survivors
 
 from pipeline.execution.embedded.driver_actors import _Called
 from pipeline.execution.embedded.minimal_head import _without
@@ -112,8 +111,7 @@ sys.stdin.read()
 def test_what_stands_in_the_place_of_an_agent_ends_with_its_raylet_and_not_before():
     stands, (code,) = left_by(STARTS_STAY)
     assert code == "None"
-    _, alive = psutil.wait_procs([stands], timeout=30)
-    assert alive == []
+    assert survivors([stands]) == []
 
 
 STARTS_TIED = """
@@ -128,4 +126,4 @@ sys.stdin.read()
 
 def test_a_tied_program_ends_with_the_process_that_started_it():
     tied, _ = left_by(STARTS_TIED)
-    assert psutil.wait_procs([tied], timeout=30)[1] == []
+    assert survivors([tied]) == []

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.inputs.encoded import base_image, encode, png_strip
+from support.inputs.encoded import base_image, encode
 from support.runs.published import Rows, publish_rows
 from support.runs.report_examples import BARE, FULL, everywhere, report_of
-from support.runs.sampled import TEXTS, publish_over
+from support.runs.sampled import publish_over
 from support.servers.chromium import PROGRAM, Browser
 
 import pipeline
@@ -18,7 +18,6 @@ from pipeline.operations.published.output import Partition
 from pipeline.preprocessing.images.thumbnails import Thumbnail
 from pipeline.report.showing.render import to_html
 from pipeline.report.showing.samples import Small, sheet_html
-from pipeline.runs.samples.sheets import try_sheet
 from pipeline.storage.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not PROGRAM, reason="no chromium is installed")]
@@ -112,17 +111,6 @@ def report_page(folder: Path) -> str:
     return to_html(report_of(facts), past, sheets())
 
 
-def real_sheets(folder: Path) -> str:
-    odd = {1: b"no image", 2: png_strip(12_000, 12_000), 4: PHOTO[:900]}
-    photos = publish_over(folder, Rows(), lambda row: odd.get(row, PHOTO))
-    return to_html(report_of(), (), try_sheet(photos, 8))
-
-
-def texts(folder: Path) -> str:
-    output = publish_over(folder, Rows(), lambda row: f"{HOSTILE} {LONG} {row}", TEXTS)
-    return to_html(report_of(), (), try_sheet(output, 8))
-
-
 def diff_page(folder: Path) -> str:
     kinds = tuple(f"{HOSTILE} {n}" for n in range(3))
     versions = []
@@ -155,8 +143,6 @@ PAGES: dict[str, Callable[[Path], str]] = {
     "long": lambda folder: to_html(report_of(everywhere(LONG))),
     "empty": lambda folder: to_html(report_of(BARE["published"])),
     "refused": lambda folder: to_html(report_of(BARE["refused"])),
-    "pictures": real_sheets,
-    "texts": texts,
     "diff": diff_page,
     "1,000 classes": thousand_classes,
     "inspect": inspected,

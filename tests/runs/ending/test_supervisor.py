@@ -11,7 +11,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,15 @@ from typing import Any
 import psutil
 import pytest
 from models import LABELS
-from support.runs.cli import environment, photos_job, pipeline, start, wait_until, working
+from support.runs.cli import (
+    environment,
+    photos_job,
+    pipeline,
+    start,
+    survivors,
+    wait_until,
+    working,
+)
 from support.runs.published_rows import read_predictions
 from support.servers.rayhead import RayHead
 
@@ -66,27 +75,6 @@ keep(work, lambda code, left: print("lost", code, left))
 """
 
 
-@contextmanager
-def in_a_thread(errors: list[PipelineError]) -> Iterator[None]:
-    """A thread that works, interruptible, until it is interrupted."""
-    started = threading.Event()
-
-    def work() -> None:
-        try:
-            with stoppable_body():
-                started.set()
-                while True:
-                    time.sleep(0.001)
-        except PipelineError as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    started.wait()
-    yield
-    thread.join(60)
-
-
 def wait_for(why: PipelineError, then: Callable[[], None] = lambda: None) -> None:
     """Wait, as a driver does, until another thread interrupts us."""
     threading.Thread(target=interrupt, args=(why,)).start()
@@ -112,10 +100,20 @@ def test_the_main_thread_is_interrupted_while_it_waits():
 
 
 def test_another_thread_is_interrupted_too():
-    errors: list[PipelineError] = []
-    with in_a_thread(errors):
+    started = threading.Event()
+
+    def work() -> None:
+        with stoppable_body():
+            started.set()
+            while True:
+                time.sleep(0.001)
+
+    with ThreadPoolExecutor(1) as pool:
+        works = pool.submit(work)
+        started.wait()
         interrupt(InfraError("no progress"))
-    assert [type(error) for error in errors] == [InfraError]
+        with pytest.raises(InfraError, match="no progress"):
+            works.result(60)
 
 
 def test_the_first_reason_counts_and_a_run_is_interrupted_once_and_not_when_done():
@@ -151,7 +149,8 @@ def test_time_that_the_process_did_not_have_is_no_standstill():
 
 def test_a_head_is_lost_when_nothing_answers_for_a_while_and_not_before():
     now = 0.0
-    with RayHeadSocket() as address:
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
         check = HeadAnswers(address, lambda: now)
         now = 6.0
         assert check() is None
@@ -159,23 +158,6 @@ def test_a_head_is_lost_when_nothing_answers_for_a_while_and_not_before():
     assert check() is None
     now = 40.0
     assert f"the cluster's head at {address} has not answered for 34 s" in str(check())
-
-
-class RayHeadSocket:
-    """Something that takes connections."""
-
-    def __enter__(self) -> str:
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        return f"127.0.0.1:{self._socket.getsockname()[1]}"
-
-    def __exit__(self, *_: object) -> None:
-        self._socket.close()
-
-
-def survivors(tree: list[psutil.Process]) -> list[psutil.Process]:
-    """Those that have not ended, after a while for the last ones to go."""
-    _, alive = psutil.wait_procs(tree, timeout=15)
-    return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
 
 @pytest.mark.slow

@@ -146,6 +146,12 @@ def working(process: subprocess.Popen[Any]) -> psutil.Process:
     return children[0]
 
 
+def survivors(processes: list[psutil.Process], timeout_s: float = 30.0) -> list[psutil.Process]:
+    """Those that have not ended, after a while for the last ones to go."""
+    _, alive = psutil.wait_procs(processes, timeout=timeout_s)
+    return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
 def left_by(program: str) -> tuple[psutil.Process, list[str]]:
     """Kill a Python program when it has printed the number of a process that it has started.
 
