@@ -12,18 +12,6 @@ from support.faults import fake_device
 from torch import nn
 
 
-class Poisoned(models.Colours):
-    """Loses the context over a nearly white image, and fails over a nearly black one."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        brightness = x.float().mean(dim=(1, 2, 3))
-        if (brightness > 0.98).any():
-            raise RuntimeError("CUDA error: device-side assert triggered")
-        if ((brightness < 0.02) & (brightness > 0.005)).any():
-            raise ValueError("too dark to look at")
-        return super().forward(x)
-
-
 class Heavy(models.Colours):
     """Takes memory of the stand-in, `num_bytes` in fp32, from when it is moved there to its end."""
 
@@ -50,7 +38,6 @@ class Wide(models.Colours):
 
 
 wide = Wide
-poisoned = Poisoned
 
 
 def heavy(num_bytes: int) -> nn.Module:
