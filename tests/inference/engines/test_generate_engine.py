@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 import torch
-from slow_writer import STAGE, SlowWriting
 from support.models.choosing import prepared
 from support.models.generating import NEW_TOKENS, make_writer, writing
 
 from pipeline.core.causes import SystematicFailure
 from pipeline.core.figures.counters import PREFILL, Counters
 from pipeline.core.figures.slice_figures import SliceFigures
-from pipeline.execution.isolation.child_process import Child, ChildResult
 from pipeline.inference.engines.generate_engine import GenerateEngine
 from pipeline.inference.slices.first_rows import SystematicFailureDetector
 from pipeline.inference.writing.greedy import is_repeating
@@ -27,6 +26,7 @@ from pipeline.models.agreement import AgreementLimits
 from pipeline.models.directories.text.writing.decoding import Decoding
 from pipeline.models.directories.text.writing.opening import tensors_of
 from pipeline.models.spec import ModelSpec, PredictorConfig
+from pipeline.process.liveness import tell_parent
 
 TEXTS = [f"the cat sat on the mat {'and on ' * (n % 4)}{n}" for n in range(12)]
 BAD = 7
@@ -114,18 +114,18 @@ def test_tokens_and_lengths_are_counted(spec: ModelSpec):
     assert figures.stage(PREFILL).rows_in == len(TEXTS)
 
 
-@pytest.mark.slow
-def test_a_long_output_is_no_hang_for_the_limits_count_from_step_to_step(spec: ModelSpec):
-    rows, limit_s, step_s = prepared(spec, TEXTS), 3.0, 0.25
-    expected = GenerateEngine(config_of(spec)).predict(rows, {})
-    longest = max(expected.column("num_output_tokens").to_pylist())
-    assert step_s * longest > 1.5 * limit_s  # as a whole it takes longer than the limits
-    work = SlowWriting(config_of(spec), step_s, limit_s)
-    with closing(Child(work, limit_s, 0.0)) as child:
-        answer = child.call(STAGE, rows)
-    assert isinstance(answer, ChildResult), answer
-    columns = ["text", "num_output_tokens", "finish_reason", "error"]
-    assert answer.rows.select(columns) == expected.select(columns)
+@pytest.mark.parametrize("family", ["llama", "bart"])
+def test_each_step_of_an_output_says_that_the_process_gets_on(family: str, tmp_path: Path):
+    """As limits count from one sign of life to the next, a long output is no hang."""
+    spec = writing(make_writer(tmp_path / "m", family))
+    rows, signs = prepared(spec, TEXTS), list[None]()
+    engine = GenerateEngine(config_of(spec))
+    tell_parent(of_life=lambda: signs.append(None))
+    try:
+        lengths = engine.predict(rows, {}).column("num_output_tokens").to_pylist()
+    finally:
+        tell_parent()
+    assert len(signs) >= max(lengths) > 5
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
