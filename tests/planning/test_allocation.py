@@ -19,7 +19,6 @@ from pipeline.planning.allocation import (
     Allocation,
     Hardware,
     allocate,
-    gpu_share,
 )
 from pipeline.preprocessing.input_facts import Cost
 
@@ -143,10 +142,6 @@ def test_nodes_of_different_sizes_have_room_for_tasks_however_actors_are_placed(
     assert_room(allocation, left)
 
 
-FIRST, LATER = 8.0, 160.0
-"""CPUs of the node that is up, and of the largest cluster that an autoscaler may make."""
-
-
 @given(
     nodes=st.lists(st.integers(1, 64), min_size=1, max_size=6),
     to_come=st.sampled_from([0, 8, 152, 1000]),
@@ -177,20 +172,6 @@ def test_no_node_of_several_gets_more_decoders_than_it_has_cores(
     assert taken <= cpus + 1e-9
 
 
-def test_the_first_node_of_a_cluster_that_grows_gets_its_own_decoders_only():
-    hardware = Hardware(1, LATER, 4, ("L4",), (FIRST,), (1.0,))
-    allocation = on(hardware, num_gpus=1.0)
-    assert allocation.num_decoders == LATER - 4
-    assert math.floor((FIRST - allocation.actor_cpus) / allocation.decoder_cpus) == FIRST - 1
-
-
-def test_nodes_of_different_sizes_get_decoders_by_their_cores():
-    hardware = Hardware(2, 24, 1, ("L4",), (8.0, 16.0), (1.0, 0.0))
-    allocation = on(hardware, num_gpus=1.0)
-    on_small = math.floor((8 - allocation.actor_cpus) / allocation.decoder_cpus)
-    assert (on_small, allocation.num_decoders - on_small) == (7, 16)
-
-
 @given(cpus=st.integers(1, 64), gpus=st.integers(0, 2))
 def test_on_one_machine_tasks_reserve_next_to_nothing(cpus: int, gpus: int):
     """A head without CPUs beside it is none."""
@@ -210,26 +191,6 @@ def test_many_actors_may_share_the_cards_of_a_node_with_few_cores(
     assert allocation.max_actors == gpus * math.floor(1 / share + 1e-9)
     tasks = allocation.num_readers + allocation.num_decoders + allocation.num_writers
     assert allocation.max_actors * allocation.actor_cpus + tasks * TASK_CPUS <= cpus
-
-
-def test_actors_on_cards_reserve_what_their_own_nodes_have():
-    """A large node without a GPU must not raise what actors reserve on a small node with a GPU."""
-    hardware = Hardware(2, 34, 1, node_cpus=(2.0, 32.0), node_gpus=(1.0, 0.0))
-    allocation = on(hardware, num_gpus=0.25)
-    assert allocation.max_actors == 4
-    assert allocation.max_actors * allocation.actor_cpus <= 2
-
-
-@given(cpus=st.integers(1, 128))
-def test_left_alone_there_is_one_actor_a_cpu(cpus: int):
-    allocation = divide(cpus)
-    assert (allocation.min_actors, allocation.max_actors) == (cpus, cpus)
-
-
-@given(gpus=st.integers(1, 8), cpus=st.integers(1, 128))
-def test_left_alone_there_is_one_actor_a_gpu_even_with_few_cpus(gpus: int, cpus: int):
-    allocation = divide(cpus, gpus, num_gpus=1.0)
-    assert (allocation.min_actors, allocation.max_actors) == (gpus, gpus)
 
 
 @pytest.mark.parametrize(
@@ -288,6 +249,8 @@ SOME: list[tuple[Hardware, dict[str, Any], dict[str, float]]] = [
     (Hardware(1, 16, 8), {**CARD, "num_cpus": 4.0}, {"max_actors": 4}),
     (Hardware(1, 8, 0), {"min_actors": 2, "max_actors": 100}, {"max_actors": 8}),
     (Hardware(1, 64, 4), {**CARD, "min_actors": 2, "max_actors": 100}, {"max_actors": 4}),
+    # Left alone there is an actor a GPU, even with few CPUs.
+    (Hardware(1, 1, 8), CARD, {"min_actors": 8, "max_actors": 8}),
     # Beside GPUs the cores decode; the job may say who does.
     (Hardware(1, 16, 1), CARD, {"max_actors": 1, "num_decoders": 15}),
     (Hardware(1, 4, 0), {}, {"num_decoders": 0}),
@@ -344,26 +307,6 @@ def test_there_are_no_more_actors_than_slices_and_nothing_else_changes(
     assert again == usual == usual.for_slices(None)
 
 
-def test_readers_and_writers_grow_with_the_cluster_within_bounds():
-    few, many = divide(4, max_actors=1), divide(128, max_actors=1)
-    assert few.num_readers < many.num_readers <= 128
-    assert 0 < few.num_decoders < many.num_decoders <= 128
-    assert few.num_writers <= many.num_writers <= 16
-
-
-@given(cpus=st.integers(1, 128))
-def test_tables_have_two_readers_or_more_and_nothing_else_changes(cpus: int):
-    usual, table = divide(cpus), divide(cpus, cost="row")
-    assert usual.num_readers <= table.num_readers <= cpus
-    assert table.num_readers >= min(2, cpus)
-    assert (table.max_actors, table.num_writers) == (usual.max_actors, usual.num_writers)
-
-
-@given(cpus=st.integers(1, 128))
-def test_readers_never_vanish_behind_actors(cpus: int):
-    assert divide(cpus, num_cpus=0.25).num_readers >= 1
-
-
 @pytest.mark.parametrize(("sharing", "actors"), [(None, 2), (1, 2), (2, 4), (3, 6), (7, 14)])
 def test_actors_share_each_gpu_and_fill_it(sharing: int | None, actors: int):
     allocation = divide(32, 2, num_gpus=1.0, actors_per_gpu=sharing)
@@ -411,11 +354,6 @@ def test_a_cluster_is_divided_into_just_these_shares(
 def test_a_table_has_a_reader_for_every_second_core(cpus: int, readers: int):
     assert divide(cpus, cost="row").num_readers == readers
     assert divide(cpus).num_readers == max(1, cpus // 4)
-
-
-@pytest.mark.parametrize(("actors", "share"), [(1, 1.0), (2, 0.5), (3, 0.3333), (7, 0.1428)])
-def test_a_share_of_a_card_is_rounded_down_to_ten_thousandths(actors: int, share: float):
-    assert gpu_share(actors) == share
 
 
 def test_more_actors_than_cores_can_hold_beside_the_tasks_are_refused():
