@@ -91,37 +91,6 @@ def test_post_processing_of_ones_own_gives_the_boxes_of_a_loop(transform: str):
 
 
 @pytest.mark.parametrize(
-    ("transform", "family"),
-    quick_cases(
-        (
-            (transform, family)
-            for transform in TRANSFORMS
-            if "size_px" in TRANSFORMS[transform]
-            for family in ("detr", "conditional_detr")
-        ),
-        lambda *case: case == ("shortest", "detr"),
-    ),
-)
-def test_a_directory_of_transformers_gives_the_boxes_of_the_library(
-    transform: str, family: str, tmp_path: Path
-):
-    import transformers
-
-    path = make_detector(tmp_path / "m", family)
-    module = transformers.AutoModelForObjectDetection.from_pretrained(path).eval()
-    library = getattr(transformers, f"{DETECTORS[family].processor}ImageProcessor")()
-
-    def loop(fitted: Fitted) -> Seen:
-        outputs = module(pixel_values=fitted.pixels[None])
-        [expected] = library.post_process_object_detection(
-            outputs, threshold=0.0, target_sizes=[tuple(fitted.pixels.shape[-2:])]
-        )
-        return Seen(expected["boxes"], expected["scores"], expected["labels"])
-
-    assert agree({"path": str(path), "min_score": 0.1}, TRANSFORMS[transform], loop) > 10
-
-
-@pytest.mark.parametrize(
     "family", quick_cases(((family,) for family in PROCESSORS), lambda family: family == "detr")
 )
 def test_a_detector_of_transformers_sees_what_its_own_processor_makes(family: str, tmp_path: Path):
@@ -177,14 +146,7 @@ def test_detectors_that_check_their_own_shapes_run_in_onnx_runtime(family: str, 
             )
 
 
-@pytest.mark.parametrize(
-    "transform",
-    [
-        pytest.param(transform, marks=[pytest.mark.slow] * (transform != "as it is"))
-        for transform in TRANSFORMS
-    ],
-)
-def test_torchvisions_detectors_give_their_own_boxes(transform: str, tmp_path: Path):
+def test_a_detector_of_torchvision_gives_its_own_boxes(tmp_path: Path):
     from torchvision.models import get_model
 
     name = "ssdlite320_mobilenet_v3_large"
@@ -201,7 +163,7 @@ def test_torchvisions_detectors_give_their_own_boxes(transform: str, tmp_path: P
         [expected] = module([fitted.pixels])
         return Seen(expected["boxes"], expected["scores"], expected["labels"])
 
-    assert agree(model, TRANSFORMS[transform], loop, NUM_FEW) > 10
+    assert agree(model, TRANSFORMS["as it is"], loop, NUM_FEW) > 10
 
 
 def test_an_image_without_detections_is_a_row_and_a_broken_one_is_not():
