@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,6 @@ import models
 import numpy as np
 import pytest
 import torch
-from support.inputs.photos import build_images
-from support.runs.cli import pipeline, write_job
 from support.runs.jobs import job_of
 from support.runs.predicting import PASS_THROUGH, Convolved, images, predict, rows_of
 from support.runs.selection import quick_cases
@@ -29,8 +26,6 @@ from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import PredictorConfig
 from pipeline.runs.tuning.measure import calibrate
 from pipeline.storage.store import Store
-
-pytestmark = pytest.mark.one_ray
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -177,38 +172,3 @@ def test_a_job_that_cannot_have_int8_is_told_at_once(runtime: str):
     document = {"source": {"uri": "in", "format": "images"}, "model": model, "sink": {"uri": "out"}}
     with pytest.raises(JobError, match="needs runtime onnxruntime, openvino or auto"):
         parse_job(document, date=dt.date(2026, 11, 24), origin="test")
-
-
-def int8_job(folder: Path, **sections: Any) -> str:
-    build_images(folder / "images", 24, seed=12, num_bad=0)
-    model = {
-        "factory": "models:colours",
-        "labels": models.LABELS,
-        "runtime": "onnxruntime",
-        "precision": "int8",
-        "batch_size": 8,
-    }
-    source = {"uri": str(folder / "images"), "format": "images"}
-    return write_job(folder / "job.yaml", source, str(folder / "out"), model=model, **sections)
-
-
-@pytest.mark.slow
-def test_a_run_in_int8_calibrates_once_and_reruns_adopt_the_model(tmp_path: Path):
-    job = int8_job(tmp_path, gates={"min_agreement_pct": 80.0}, run={"slice_rows": 8})
-    killed = pipeline("run", job, "--json", env={"PIPELINE_FAILPOINT": "slice_done"})
-    assert killed.code != 0
-    (stored,) = (tmp_path / "out" / "_control" / "models").iterdir()
-    (choice,) = (tmp_path / "out").rglob("choice/*.json")
-    assert json.loads(choice.read_text())["artefact_sha256"] == stored.stem
-    done = pipeline("run", job, "--json")
-    assert done.code == 0, done.stderr
-    assert done.json["model"]["precision"] == "int8"
-    assert done.json["model"]["artefact_sha256"] == stored.stem
-    assert list((tmp_path / "out" / "_control" / "models").iterdir()) == [stored]
-    refused = pipeline("run", job, "--json", "--set", "gates.max_score_diff=0.0")
-    assert refused.json["status"] == "nothing_to_do"
-    other = ("--set", "sink.uri=" + str(tmp_path / "other"), "--set", "gates.max_score_diff=0.0")
-    refused = pipeline("run", job, "--json", *other)
-    assert refused.code == 2
-    assert "onnxruntime int8" in refused.stderr
-    assert not (tmp_path / "other" / "predictions").exists()
