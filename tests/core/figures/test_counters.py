@@ -1,48 +1,15 @@
-"""Counters add up whatever the order, survive JSON, and refuse what cannot be counted."""
-
-import json
+"""Counters add up, and refuse what cannot be counted."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pipeline.core.errors import PipelineError
 from pipeline.core.figures.counters import (
-    STAGES,
-    STARTUP_PARTS,
     Counters,
     StageCounters,
     measure,
     merge,
     stages_with,
 )
-
-counts = st.integers(0, 2**50)
-# Multiples of 2**-10 s below 2**20 s add without rounding, so associativity can be asked exactly.
-exact_s = st.integers(0, 2**30).map(lambda n: n / 1024)
-stage_counters = st.builds(StageCounters, counts, counts, counts, counts, counts, exact_s)
-all_counters = st.dictionaries(
-    st.sampled_from(STAGES + STARTUP_PARTS), stage_counters.map(StageCounters.to_dict)
-)
-
-
-@given(all_counters, all_counters, all_counters)
-def test_merge_is_associative_and_commutative(a: Counters, b: Counters, c: Counters):
-    assert merge(merge(a, b), c) == merge(a, merge(b, c))
-    assert merge(a, b) == merge(b, a)
-    assert merge(a, {}) == a
-
-
-@given(all_counters, all_counters)
-def test_merge_changes_neither_side(a: Counters, b: Counters):
-    before = json.dumps([a, b])
-    merge(a, b)
-    assert json.dumps([a, b]) == before
-
-
-@given(stage_counters)
-def test_counters_survive_the_json_of_a_footer(did: StageCounters):
-    assert StageCounters.from_dict(json.loads(json.dumps(did.to_dict()))) == did
 
 
 @pytest.mark.parametrize(
@@ -60,9 +27,10 @@ def test_wrong_counters_are_refused(values):
         StageCounters.from_dict(values)
 
 
-def test_an_input_brings_stages_of_its_own():
-    theirs = {"tokenize": {"rows_in": 1}}
-    assert merge(theirs, theirs) == {"tokenize": {"rows_in": 2}}
+def test_an_input_brings_stages_of_its_own_and_merging_changes_neither_side():
+    one, other = {"tokenize": {"rows_in": 1}}, {"tokenize": {"rows_in": 2}, "read": {"rows_in": 3}}
+    assert merge(one, other) == {"tokenize": {"rows_in": 3}, "read": {"rows_in": 3}}
+    assert (one["tokenize"], other["tokenize"]) == ({"rows_in": 1}, {"rows_in": 2})
     assert stages_with(["tokenize"])[1:4] == ("read", "tokenize", "transfer")
 
 

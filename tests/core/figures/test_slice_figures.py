@@ -5,7 +5,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.figures.counters import STAGES, Counters, StageCounters
+from pipeline.core.figures.counters import STAGES, STARTUP_PARTS, Counters, StageCounters
 from pipeline.core.figures.slice_figures import (
     Comparison,
     Isolated,
@@ -48,9 +48,12 @@ FIGURES = SliceFigures(
     advice={"fp32 is slow": 0},
 )
 COUNTS = st.integers(0, 2**50)
+# Multiples of 2**-10 s below 2**20 s add without rounding, so associativity can be asked exactly.
+SECONDS = st.integers(0, 2**30).map(lambda n: n / 1024)
+STAGE = st.builds(StageCounters, COUNTS, COUNTS, COUNTS, COUNTS, COUNTS, SECONDS, COUNTS)
 SOME = st.builds(
     SliceFigures,
-    stages=st.dictionaries(st.sampled_from(STAGES), st.builds(StageCounters, COUNTS, COUNTS)),
+    stages=st.dictionaries(st.sampled_from(STAGES + STARTUP_PARTS), STAGE),
     reference_check=st.none() | st.builds(Comparison, COUNTS, COUNTS),
     tokens=st.none() | st.builds(Tokens, COUNTS, COUNTS),
     isolated=st.none() | st.builds(Isolated, COUNTS, st.just(0), COUNTS),
