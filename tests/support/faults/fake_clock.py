@@ -21,14 +21,14 @@ class Clock:
     """The time of a stand-in, in seconds."""
 
     def __init__(self) -> None:
-        self.changed = threading.Condition()
+        self.lock = threading.RLock()
         self.now_s = 0.0
         self._num_busy = 0
         self._sleepers: list[tuple[float, int, Signal]] = []
         self._numbers = itertools.count()
 
     def add_busy(self, more: int) -> None:
-        """Count more or fewer as busy; `changed` is held."""
+        """Count more or fewer as busy; `lock` is held."""
         self._num_busy += more
         while not self._num_busy and self._sleepers:
             self.now_s, _, sleeper = heapq.heappop(self._sleepers)
@@ -37,7 +37,7 @@ class Clock:
     def sleep(self, seconds: float) -> None:
         """Wait, as one who is counted as busy."""
         sleeper = Signal(self)
-        with self.changed:
+        with self.lock:
             entry = (self.now_s + seconds, next(self._numbers), sleeper)
             heapq.heappush(self._sleepers, entry)
         sleeper.wait(is_busy=True)
@@ -48,23 +48,24 @@ class Signal:
 
     def __init__(self, clock: Clock) -> None:
         self._clock, self._num_waiting = clock, 0
+        self._fired = threading.Condition(clock.lock)  # its own: the others stay asleep
         self.has_fired = False
 
     def fire(self) -> None:
-        with self._clock.changed:
+        with self._clock.lock:
             if not self.has_fired:
                 self.has_fired = True
                 self._clock.add_busy(self._num_waiting)
-                self._clock.changed.notify_all()
+                self._fired.notify_all()
 
     def wait(self, *, is_busy: bool) -> None:
-        with self._clock.changed:
+        with self._clock.lock:
             if self.has_fired:
                 return
             if is_busy:
                 self._num_waiting += 1
                 self._clock.add_busy(-1)
-            fired = self._clock.changed.wait_for(lambda: self.has_fired, WAIT_S)
+            fired = self._fired.wait_for(lambda: self.has_fired, WAIT_S)
         assert fired, "waits for what never happens"
 
 
@@ -77,7 +78,7 @@ class Turns:
 
     @contextmanager
     def held(self, *, is_busy: bool) -> Iterator[None]:
-        with self._clock.changed:
+        with self._clock.lock:
             turn = Signal(self._clock)
             if self._is_held:
                 self._next.append(turn)
@@ -87,7 +88,7 @@ class Turns:
         try:
             yield
         finally:
-            with self._clock.changed:
+            with self._clock.lock:
                 if self._next:
                     self._next.popleft().fire()
                 else:

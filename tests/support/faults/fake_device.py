@@ -40,6 +40,7 @@ class FakeStream:
     def __init__(self, gpu: FakeGpu) -> None:
         self._gpu, self._clock = gpu, gpu.clock
         self._work: deque[Callable[[], object] | None] = deque()
+        self._queued = threading.Condition(gpu.clock.lock)
         self._is_active = False
         self.num_queued = self.num_waited = 0
         """Pieces of work so far, and how many of them the host has waited for."""
@@ -66,19 +67,19 @@ class FakeStream:
 
     def mark(self, reached: Callable[[], object]) -> int:
         """Queue what takes no time and also happens if the context is lost; return its number."""
-        with self._clock.changed:
+        with self._clock.lock:
             self.num_queued += 1
             self._work.append(reached)
             if not self._is_active:
                 self._is_active = True
                 self._clock.add_busy(1)
-            self._clock.changed.notify_all()
+            self._queued.notify()
         return self.num_queued
 
     def close(self) -> None:
-        with self._clock.changed:
+        with self._clock.lock:
             self._work.append(None)
-            self._clock.changed.notify_all()
+            self._queued.notify()
 
     def _run(self) -> None:
         torch.set_num_threads(1)  # of this thread
@@ -87,11 +88,11 @@ class FakeStream:
             self.cpu_s = time.thread_time()
 
     def _next(self) -> Callable[[], object] | None:
-        with self._clock.changed:
+        with self._clock.lock:
             if not self._work and self._is_active:
                 self._is_active = False
                 self._clock.add_busy(-1)
-            self._clock.changed.wait_for(lambda: self._work)
+            self._queued.wait_for(lambda: self._work)
             return self._work.popleft()
 
 
@@ -242,25 +243,25 @@ class FakeGpu(Gpu):
     @contextlib.contextmanager
     def host(self) -> Iterator[None]:
         """Let no time pass while this thread is at work, in the body."""
-        with self.clock.changed:
+        with self.clock.lock:
             self.clock.add_busy(1)
         self._local.is_host = True
         try:
             yield
         finally:
             self._local.is_host = False
-            with self.clock.changed:
+            with self.clock.lock:
                 self.clock.add_busy(-1)
 
     @contextlib.contextmanager
     def away(self) -> Iterator[None]:
         """Let time pass in the body, in which this thread waits for others."""
-        with self.clock.changed:
+        with self.clock.lock:
             self.clock.add_busy(-1)
         try:
             yield
         finally:
-            with self.clock.changed:
+            with self.clock.lock:
                 self.clock.add_busy(1)
 
     @property
