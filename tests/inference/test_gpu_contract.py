@@ -6,6 +6,7 @@ not waited for changes predictions.
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from support.runs.predicting import (
     rows_of,
 )
 from support.runs.selection import examples
+from torch import nn
 
 from pipeline.core.cache.private_files import one_at_a_time
 from pipeline.core.device_errors import OutOfDeviceMemory
@@ -301,6 +303,16 @@ def test_one_actor_of_a_card_at_a_time_has_a_reference_on_it(
     assert not is_locked("reference-check-fake")
 
 
+@pytest.mark.usefixtures("gpu")
+def test_no_copy_of_weights_is_kept_in_more_bits_than_the_precision():
+    size = 12_345
+    model = predictor("gpu_models:wide", num_gpus=1, precision="bf16", args={"size": size})
+    kept = [value for value in gc.get_objects() if isinstance(value, nn.Parameter)]
+    assert {value.dtype for value in kept if value.numel() == size} == {torch.bfloat16}
+    model.close()
+
+
+@pytest.mark.slow
 def test_the_host_keeps_no_copy_of_weights_that_are_on_the_device():
     """As workers are started, glibc keeps what is freed."""
     code = (

@@ -30,11 +30,11 @@ class Heavy(models.Colours):
 
 
 class Wide(models.Colours):
-    """Has 256 MiB of numbers in fp32, which it does not use."""
+    """Has numbers in fp32 which it does not use: 256 MiB, if nothing else is asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = 64 << 20) -> None:
         super().__init__()
-        self.unused = nn.Parameter(torch.ones(64 << 20))
+        self.unused = nn.Parameter(torch.ones(size))
 
 
 wide = Wide
