@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ import toy_engine
 import toy_package
 from support.models.choosing import prepared
 from support.models.generating import make_writer, writing
-from support.runs.checkout import PYTHONPATH
 from support.runs.predicting import BAD, PASS_THROUGH, config_of, images, rows_of
 
 from pipeline.core.errors import JobError
@@ -170,13 +167,3 @@ def test_what_is_closed_stays_closed(name: str, subject: Subject):
 def test_a_broken_engine_is_one_line():
     with pytest.raises(JobError, match=r"'broken': .* of toys 1\.0 cannot be imported: Module"):
         load(ENGINES, "broken")
-
-
-def test_finding_an_engine_imports_no_library_that_runs_models():
-    code = (
-        "import sys, pipeline.inference.engines as engines;"
-        "print({'torch', 'transformers', 'ray'} & set(sys.modules), *engines.REGISTRY)"
-    )
-    env = {"PYTHONPATH": PYTHONPATH}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
-    assert (done.stdout.strip(), done.returncode) == ("set() torch generate", 0), done.stderr

@@ -247,10 +247,12 @@ def test_its_library_is_compared_before_rows_are_carried_over():
     assert libraries <= set(environment_versions())
 
 
-def test_listing_runtimes_imports_no_library_that_runs_models():
+def test_listing_engines_and_runtimes_imports_no_library_that_runs_models():
     code = (
-        "from pipeline.inference.runtimes import all_runtimes; import sys; all_runtimes();"
-        "print({'torch', 'onnx', 'onnxruntime', 'openvino', 'MNN', 'ray'} & set(sys.modules))"
+        "import sys, pipeline.inference.engines; from pipeline.inference import runtimes;"
+        "runtimes.all_runtimes();"
+        "print({'torch', 'transformers', 'onnx', 'onnxruntime', 'openvino', 'MNN', 'ray'}"
+        " & set(sys.modules))"
     )
     env = {"PYTHONPATH": PYTHONPATH}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
