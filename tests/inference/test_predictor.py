@@ -171,17 +171,6 @@ def test_rows_in_several_chunks_and_with_an_offset_are_the_same_rows():
         assert scores_of(mine) == pytest.approx(scores_of(theirs), abs=1e-6)
 
 
-def test_bfloat16_is_close():
-    rows = rows_of(images(40))
-    exact, _ = predict(predictor("support.runs.predicting:convolved", top_k=5), rows)
-    close, _ = predict(
-        predictor("support.runs.predicting:convolved", top_k=5, precision="bf16"), rows
-    )
-    for mine, theirs in zip(close, exact, strict=True):
-        assert is_predicted(mine)
-        assert scores_of(mine) == pytest.approx(scores_of(theirs), abs=0.02)
-
-
 # ---------------------------------------------------------------------------- failing rows
 
 

@@ -50,16 +50,6 @@ def test_every_row_has_its_values_and_zeros_behind_them(data: st.DataObject, inn
         assert not scattered[row, len(values) :].any()
 
 
-@pytest.mark.parametrize("shape", [(), (4,), (2, 3)])
-def test_results_of_one_shape_are_copied(shape: tuple[int, ...]):
-    results: dict[str, np.ndarray] = {}
-    values = np.random.default_rng(1).random((2, *shape), np.float32)
-    scatter_batch(results, "a", 3, np.array([2, 0]), values)
-    np.testing.assert_array_equal(results["a"][[2, 0]], values)
-    assert not results["a"][1].any()
-    assert results["a"].dtype == np.float32
-
-
 def test_a_row_that_is_written_again_keeps_nothing_of_a_longer_result():
     results: dict[str, np.ndarray] = {}
     scatter_batch(results, "a", 2, np.array([0, 1]), np.full((2, 5), 7))

@@ -215,17 +215,6 @@ def test_slices_of_rows_that_are_mostly_known_have_more_of_them_within_the_same_
     assert fixed == SliceSizes.of(job(run__slice_rows=7), 32, "classify")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("are_mostly_known", [False, True])
-def test_a_tenth_of_the_rows_fill_batches_if_slices_are_made_for_that(are_mostly_known: bool):
-    """Batches are filled from one slice, whose rows that are known reach no model."""
-    sizes = SliceSizes.of(job(), 128, "classify", are_mostly_known=are_mostly_known)
-    units = [*make_units(shard_extents([[1] * 40_000], 6e4), sizes)]
-    calls = sum(-(-key.num_rows // 10 // 128) for unit in units for key in unit.slices())
-    best = 40_000 // 10 // 128
-    assert (calls < 2.2 * best) == are_mostly_known
-
-
 def test_nothing_makes_an_empty_plan():
     plan = planned([])
     assert (plan.units, plan.num_rows, list(plan.slices())) == ((), 0, [])

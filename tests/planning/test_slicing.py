@@ -51,17 +51,6 @@ def test_the_shorter_the_texts_the_more_rows_has_a_slice():
     assert slice_rows == [1024, 512, 512]
 
 
-def test_towards_the_end_slices_become_smaller_so_that_no_actor_waits_long():
-    sizes = sizes_of(9_000, 120.0)
-    assert sum(sizes) == 9_000
-    assert sizes[0] == 2048
-    assert sizes[-2] == 64
-    left = 9_000
-    for size in sizes[:-1]:
-        assert size <= max(64, left / 4) + 1
-        left -= size
-
-
 def test_what_the_job_says_stays():
     job = text_job()
     job = job.model_copy(update={"run": job.run.model_copy(update={"slice_rows": 100})})

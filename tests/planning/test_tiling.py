@@ -130,10 +130,3 @@ def test_two_slices_of_one_row_or_rows_behind_a_last_slice_are_refused(keys: lis
 def test_an_empty_unit_is_complete_with_its_one_empty_slice():
     only = last(0, 0)
     assert [key for key, _ in require_complete(ONE_UNIT, staged([only]))] == [only]
-
-
-def test_the_first_missing_slices_are_those_of_as_many_units():
-    missing = missing_units(COUNTED, {})
-    assert first_slices(missing, 0) == frozenset()
-    assert first_slices(missing, 2) == {(unit.index, 0) for unit in COUNTED.units[:2]}
-    assert first_slices(missing, 99) == {(unit.index, 0) for unit in COUNTED.units}

@@ -19,7 +19,6 @@ from pipeline.core.user_code.user_errors import describe_user_error, user_frame
 from pipeline.execution.tasks import ray_errors
 from pipeline.models.tasks import make_task
 from pipeline.models.tasks.base import TaskSpec
-from pipeline.models.tasks.postprocess import load_postprocess
 
 LINE = "net3_of_test.py line"
 
@@ -81,27 +80,6 @@ def test_a_module_that_raises_at_import_is_told_with_its_line(module):
     name = module("\nraise RuntimeError('no licence')\n")
     with pytest.raises(JobError, match=rf"RuntimeError: no licence \({LINE} 2\)"):
         import_callable("model.factory", f"{name}:run")
-
-
-def test_an_exception_of_a_postprocess_is_the_users_own(module):
-    name = module(
-        "import pyarrow as pa\n\n"
-        "class Post:\n"
-        "    schema = pa.schema([('a', pa.float32())])\n"
-        "    def __call__(self, outputs):\n"
-        "        raise RuntimeError('boom in my code')\n\n"
-        "def bad():\n    return Post()\n\n"
-        "def worse():\n    return {}['x']\n"
-    )
-    spec = TaskSpec("raw", postprocess=f"{name}:bad")
-    with pytest.raises(JobError) as raised:
-        make_task(spec).columns({}, np.ones(2, bool), pa.table({}))
-    assert str(raised.value) == (
-        f"model.postprocess {name}:bad failed: RuntimeError: boom in my code ({LINE} 6); "
-        "--debug shows all"
-    )
-    with pytest.raises(JobError, match=rf"{name}:worse failed: KeyError: 'x' \({LINE} 12\)"):
-        load_postprocess(f"{name}:worse", {})
 
 
 @pytest.mark.parametrize(

@@ -132,22 +132,6 @@ def test_embeddings_of_batches_of_any_shape_are_near_those_of_eager_fp32(
     assert not np.array_equal(exact, rounded)
 
 
-@pytest.mark.slow  # so has test_int8
-def test_equal_rows_give_equal_models(embedder: tuple[PredictorConfig, str]):
-    assert calibrated(embedder[0]) == embedder[1]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("runtime", RUNTIMES)
-def test_labels_of_texts_are_those_of_eager_fp32(store: Store, tmp_path: Path, runtime: str):
-    require(runtime)
-    folder = make_snapshot(tmp_path / "bert", "bert", "sequence", num_labels=3)
-    config = config_of(store, folder, runtime)
-    exact, rounded = both(config, runtime, calibrated(config))
-    assert np.abs(exact["score"] - rounded["score"]).max() <= MAX_SCORE_DIFF
-    assert np.array_equal(exact["label_id"][:, 0], rounded["label_id"][:, 0])
-
-
 def test_the_range_of_a_tensor_is_that_of_batches_of_any_shape(tmp_path: Path):
     ends = [onnx_files.value(n, onnx_files.FLOAT, ["b", w]) for n, w in (("x", 4), ("y", 3))]
     node = onnx.helper.make_node("MatMul", ["x", "w"], ["y"], name="product")
