@@ -43,7 +43,7 @@ def bad_files(seed: int) -> tuple[BadFile, ...]:
     """Make files that no decoder may turn into a prediction; names are unique."""
     image = base_image(seed)
     groups = [
-        *((Reason.EMPTY, {"empty.jpg": b""}), (Reason.UNIDENTIFIED, _not_images(seed))),
+        *((Reason.EMPTY, {"empty.jpg": b""}), (Reason.UNIDENTIFIED, _not_images(image, seed))),
         *((Reason.TRUNCATED, _cut_files(image)), (Reason.TOO_LARGE, _too_large_files(image))),
         (Reason.DECODE_ERROR, _corrupt_files(image, seed)),
         *broken_files(image),
@@ -51,12 +51,13 @@ def bad_files(seed: int) -> tuple[BadFile, ...]:
     return tuple(BadFile(*file, reason) for reason, files in groups for file in files.items())
 
 
-def _not_images(seed: int) -> dict[str, bytes]:
+def _not_images(image: Image.Image, seed: int) -> dict[str, bytes]:
     return {
         "text.jpg": b"Bring milk and bread, please.\n" * 9,
         "bm_text.bmp": b"BM is how this text begins, and a bitmap as well.\n",
         "html.png": b"<!doctype html><title>404</title><p>Not found</p>\n",
         "zeros.webp": bytes(500),
+        "byte_order_mark.jpg": b"\xef\xbb\xbf" + encode(image, "JPEG"),
         "random.gif": b"\x01" + np.random.default_rng(seed).bytes(4000),
     }
 
