@@ -144,30 +144,6 @@ def test_proxies_from_the_environment_are_not_used(
     assert one(web.url("/a.jpg"), private).data == b"bytes of a"
 
 
-@pytest.mark.parametrize(
-    ("sent", "asked"),
-    [
-        ("/a b/\u00e4.jpg?q=\u00e4 b", "/a%20b/%C3%A4.jpg?q=%C3%A4%20b"),
-        ("/a%20b.jpg?x=%2F&y=1", "/a%20b.jpg?x=%2F&y=1"),
-        ("?x=1", "/?x=1"),
-        ("", "/"),
-        ("/x HTTP/1.1", "/x%20HTTP/1.1"),
-    ],
-)
-def test_odd_characters_are_quoted_and_quoted_ones_kept(
-    web: WebServer, public: FetchPolicy, wires: Wires, sent: str, asked: str
-):
-    web.scripts[asked] = [ok(b"odd")]
-    assert one(f"http://img.example{sent}", public, wires.network).data == b"odd"
-
-
-def test_names_are_compared_as_idna(web: WebServer, wires: Wires):
-    policy = FetchPolicy(LIMIT_BYTES, http_hosts=("b\u00fccher.example",), allow_http=True)
-    for host in ("B\u00dcCHER.example", "xn--bcher-kva.example"):
-        assert one(f"http://{host}/a.jpg", policy, wires.network).data == b"bytes of a"
-    assert set(wires.resolved) == {"xn--bcher-kva.example"}
-
-
 FORBIDDEN_BEFORE_RESOLVING = [
     "http://other.example/a.jpg",
     "http://img.example.evil.example/a.jpg",
@@ -250,19 +226,6 @@ def test_a_private_host_may_have_a_private_address(web: WebServer, wires: Wires,
     wires.names["store.internal"] = [address]
     assert one("http://store.internal/a.jpg", policy, wires.network).data == b"bytes of a"
     assert wires.connected == [(address, 80)]
-
-
-def test_a_private_host_is_trusted_on_its_port_only(wires: Wires):
-    policy = FetchPolicy(
-        LIMIT_BYTES,
-        http_hosts=("store.internal",),
-        private_hosts=("store.internal:8080",),
-        allow_http=True,
-    )
-    wires.names["store.internal"] = ["10.1.2.3"]
-    assert reason(one("http://store.internal/a.jpg", policy, wires.network)) == Reason.FORBIDDEN_URI
-    assert one("http://store.internal:8080/a.jpg", policy, wires.network).data == b"bytes of a"
-    assert wires.connected == [("10.1.2.3", 8080)]
 
 
 @pytest.mark.parametrize("repeats", [1, 3])
@@ -714,15 +677,6 @@ def test_a_key_that_no_object_can_have_is_not_asked_for():
     policy = FetchPolicy(LIMIT_BYTES, roots={"s3://lake": options})
     uris = ["s3://lake/" + "k" * 1025, "s3://lake/", "s3://lake", "s3://lake/x/", "s3://lake//x"]
     assert [reason(outcome) for outcome in fetch_many(uris, policy)] == [Reason.MISSING] * 5
-
-
-def test_the_longest_root_gives_the_options(s3: LocalServer):
-    store = s3.store()
-    store.put("deep/a.jpg", b"object a")
-    wrong = {**store.storage_options, "secret": "wrong"}
-    roots = {store.url(): wrong, store.url("deep"): store.storage_options}
-    policy = FetchPolicy(LIMIT_BYTES, roots=roots)
-    assert one(store.url("deep/a.jpg"), policy).data == b"object a"
 
 
 def test_a_root_that_is_not_there_is_the_fault_of_the_job(local: FetchPolicy, lake: Path):
