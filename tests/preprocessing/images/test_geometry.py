@@ -12,7 +12,6 @@ from pipeline.core.failures import Failure, Reason, failure_columns
 from pipeline.core.schema import GEOMETRY, HEIGHT_PX, WIDTH_PX
 from pipeline.preprocessing.images.decode import DecodeLimits
 from pipeline.preprocessing.images.geometry import (
-    Geometry,
     geometry,
     least_made_px,
     made_px,
@@ -43,19 +42,6 @@ def photo(width_px: int, height_px: int, orientation: int = 1, format_name: str 
     exif[0x0112] = orientation
     image = base_image(3).resize((width_px, height_px))
     return encode(image, format_name, **({"exif": exif} if format_name == "JPEG" else {}))
-
-
-@pytest.mark.parametrize(
-    ("spec", "expected"),
-    [
-        (SPEC, Geometry(56 / 400, 28 / 200, -16, -2)),
-        (STRETCH, Geometry(0.5, 0.5, 0, 0)),
-        (PAD, Geometry(0.25, 0.25, 0, 25)),
-        (NONE, Geometry(1, 1, -150, -50)),
-    ],
-)
-def test_geometry_of_each_kind(spec: TransformSpec, expected: Geometry):
-    assert geometry(spec, 400, 200) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

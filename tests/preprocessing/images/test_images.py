@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from support.inputs.badfiles import (
     MAX_IMAGE_BYTES,
@@ -32,7 +32,7 @@ SIZES = ["width_px", "height_px", "_geometry"]
 STRIP = encode(base_image(0, 1, 400), "PNG")
 GOOD = [encode(base_image(seed), "JPEG") for seed in range(4)]
 BAD = {file.name: file for file in bad_files(7)}
-FAILED = Failure(Reason.NULL_INPUT, "read", "image is null")
+FAILED = Failure(Reason.UNREADABLE_SHARD, "read", "no footer", "f" * 64, 12)
 
 Input = bytes | Failure
 
@@ -93,6 +93,7 @@ def good_pixels() -> list[np.ndarray]:
         max_size=9,
     )
 )
+@example(order=["failed", "failed"])
 def test_a_bad_row_costs_itself_and_leaves_its_neighbours_alone(
     good_pixels: list[np.ndarray], order: list[int | str]
 ):
@@ -112,12 +113,15 @@ def test_a_bad_row_costs_itself_and_leaves_its_neighbours_alone(
             assert np.array_equal(image, good_pixels[entry])
             continue
         assert not image.any()
-        wanted = {"strip": Reason.TOO_LARGE, "failed": Reason.NULL_INPUT}
+        wanted = {"strip": Reason.TOO_LARGE, "failed": Reason.UNREADABLE_SHARD}
         assert row["error"] == wanted.get(entry, BAD[entry].reason if entry in BAD else None)
         if isinstance(data, bytes):
             assert row["sha256"] == hashlib.sha256(data).hexdigest()
             assert row["num_bytes"] == len(data)
             assert row["error_stage"] == "decode"
+        if data is FAILED:
+            kept = failure_columns([FAILED])
+            assert {name: row[name] for name in kept} == {n: v[0].as_py() for n, v in kept.items()}
     _check_counters(counters, order, inputs)
 
 
@@ -135,23 +139,6 @@ def _check_counters(counters: Counters, order: list[int | str], inputs: list[Inp
     assert transform["rows_out"] == sum(isinstance(entry, int) for entry in order)
     assert transform["bytes_in"] == decode["bytes_out"]
     assert transform["bytes_out"] == transform["rows_out"] * 3 * SPEC.size_px**2
-
-
-def test_a_row_that_failed_before_keeps_its_failure():
-    failed = Failure(Reason.UNREADABLE_SHARD, "read", "no footer", "f" * 64, 12)
-    _, (row,), counters = run([failed])
-    assert row == {
-        "row_id": "r0",
-        "n": 0,
-        **{k: v[0].as_py() for k, v in failure_columns([failed]).items()},
-    }
-    assert counters["decode"]["rows_in"] == 0
-
-
-def test_nothing_to_decode_still_gives_pixels_of_the_right_size():
-    pixels, rows, _ = run([FAILED, FAILED])
-    assert pixels.shape == (2, 24, 24, 3)
-    assert [row["error"] for row in rows] == ["null_input"] * 2
 
 
 def test_rows_in_several_chunks_are_taken_in_order(good_pixels: list[np.ndarray]):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import io
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
-from support.inputs.badfiles import base_image
+from support.inputs.encoded import base_image, encode
 from support.runs.checkout import ROOT
 
 from pipeline.core.arrays import images_from_arrow
@@ -39,14 +38,8 @@ def spec_of(
     )
 
 
-def png(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
-
-
 def photos() -> list[bytes]:
-    return [png(base_image(row).resize(size)) for row, size in enumerate(SIZES)]
+    return [encode(base_image(row).resize(size), "PNG") for row, size in enumerate(SIZES)]
 
 
 def rows_of(encoded: list[bytes]) -> pa.Table:
@@ -129,7 +122,7 @@ def test_what_it_returns_is_checked_and_the_message_says_what_is_right(fault: st
 
 
 def test_an_exception_costs_its_row_and_keeps_the_users_words():
-    black = png(Image.new("RGB", (40, 40)))
+    black = encode(Image.new("RGB", (40, 40)), "PNG")
     outcomes = messages(spec_of("fussy"), [photos()[0], black, photos()[1]])
     assert [error for error, _, _ in outcomes] == [None, "decode_error", None]
     assert outcomes[1][2].startswith(
@@ -140,7 +133,7 @@ def test_an_exception_costs_its_row_and_keeps_the_users_words():
 
 
 def test_lack_of_memory_is_named_as_such():
-    white = png(Image.new("RGB", (40, 40), (255, 255, 255)))
+    white = encode(Image.new("RGB", (40, 40), (255, 255, 255)), "PNG")
     [(error, stage, message)] = messages(spec_of("starved"), [white])
     assert (error, stage) == ("out_of_memory", "transform")
     assert "MemoryError: asked for too much" in message
