@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.inputs.encoded import base_image, png
 
+from pipeline.core import registry
 from pipeline.core.errors import JobError
 from pipeline.job.source import Source
 from pipeline.sources.first_bytes import FILE_TYPES, file_type_of
@@ -67,13 +68,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "jsonl": {"text_column": "text"},
     "csv": {"text_column": "text"},
 }
-SUFFIXES = {
-    "parquet": ".parquet",
-    "jsonl": ".jsonl",
-    "csv": ".csv",
-    "webdataset": ".tar",
-    "images": ".png",
-}
+SUFFIXES = {form: registry.load(registry.SOURCES, form).suffixes[0] for form in READS}
 
 
 def listed(folder: Path, form: str, **fields: Any) -> Inputs:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -47,43 +46,32 @@ def write_clips(folder: Path) -> None:
         (folder / f"{index}.wav").write_bytes(CLIP)
 
 
-def write_parquet(folder: Path) -> None:
-    for name, rows in (("a", 4), ("b", 6)):
-        table = pa.table({"image": pa.array([IMAGE] * rows, pa.binary())})
-        pq.write_table(table, folder / f"{name}.parquet", row_group_size=3)
+def shards(suffix: str, shard_of: Callable[[int], bytes]) -> Callable[[Path], None]:
+    """Return a function that writes two shards; `shard_of` makes one of so many rows."""
+
+    def write(folder: Path) -> None:
+        for name, num_rows in (("a", 4), ("b", 6)):
+            (folder / f"{name}{suffix}").write_bytes(shard_of(num_rows))
+
+    return write
 
 
-def write_tars(folder: Path) -> None:
-    for name, rows in (("a", 4), ("b", 6)):
-        data = pack(Entry(f"{index}.png", IMAGE) for index in range(rows))
-        (folder / f"{name}.tar").write_bytes(data)
+def parquet_shard(num_rows: int) -> bytes:
+    sink = pa.BufferOutputStream()
+    table = pa.table({"image": pa.array([IMAGE] * num_rows, pa.binary())})
+    pq.write_table(table, sink, row_group_size=3)
+    return sink.getvalue().to_pybytes()
 
 
-def write_jsonl(folder: Path) -> None:
-    line = json.dumps({"image": base64.b64encode(IMAGE).decode()})
-    for name, rows in (("a", 4), ("b", 6)):
-        (folder / f"{name}.jsonl").write_text("\n".join([line] * rows))
-
-
-def write_csv(folder: Path) -> None:
-    text = base64.b64encode(IMAGE).decode()
-    for name, rows in (("a", 4), ("b", 6)):
-        (folder / f"{name}.csv").write_text("\n".join(["image,n", *[f"{text},1"] * rows]))
-
-
-def write_toys(folder: Path) -> None:
-    for name, rows in (("a", 4), ("b", 6)):
-        (folder / f"{name}{TOY_FILES}").write_text("\n".join([IMAGE.hex()] * rows))
-
-
+CODED = base64.b64encode(IMAGE)
 WRITERS: dict[str, Callable[[Path], None]] = {
     "images": write_images,
     "audio": write_clips,
-    "parquet": write_parquet,
-    "jsonl": write_jsonl,
-    "csv": write_csv,
-    "webdataset": write_tars,
-    "toy": write_toys,
+    "parquet": shards(".parquet", parquet_shard),
+    "jsonl": shards(".jsonl", lambda rows: b'{"image": "%s"}\n' % CODED * rows),
+    "csv": shards(".csv", lambda rows: b"image,n\n" + b"%s,1\n" % CODED * rows),
+    "webdataset": shards(".tar", lambda rows: pack(Entry(f"{i}.png", IMAGE) for i in range(rows))),
+    "toy": shards(TOY_FILES, lambda rows: "\n".join([IMAGE.hex()] * rows).encode()),
 }
 """Format -> function that writes NUM_ROWS rows; a new format needs a line here."""
 FIELDS: dict[str, dict[str, Any]] = {

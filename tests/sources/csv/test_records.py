@@ -51,17 +51,8 @@ def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_small_blocks")
-@examples(300)
-@given(rows=FIELDS, end=st.sampled_from(["\n", "\r\n"]), quoting=st.sampled_from([0, 1]))
-def test_what_csv_writes_comes_back(rows: list[list[str]], end: str, quoting: int):
-    target = io.StringIO(newline="")
-    csv.writer(target, lineterminator=end, quoting=quoting).writerows(rows)  # type: ignore[arg-type]
-    assert fields(target.getvalue().encode()) == rows
-
-
-@pytest.mark.usefixtures("_small_blocks")
 @examples(500)
-@given(st.text(st.sampled_from('ab,"\n\r')))
+@given(st.text(st.sampled_from('ab\u00e4,; "\n\r')))
 def test_any_text_has_the_records_and_the_errors_of_csv(text: str):
     results = [
         record if isinstance(record, list) else "refused" for record in fields(text.encode())

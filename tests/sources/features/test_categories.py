@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from support.inputs.jsonl_shards import read_all as read_lines
 from support.inputs.jsonl_shards import source_of as lines_of
 from support.inputs.shard_columns import (
@@ -55,14 +53,6 @@ def test_whole_numbers_are_their_text(dtype: pa.DataType):
 def test_booleans_are_true_and_false():
     column = pa.array([True, None, False])
     assert find_categories(column, ("false", "true")).codes.tolist() == [1, NONE, 0]
-
-
-@given(st.lists(st.one_of(st.none(), st.sampled_from(["a", "b", "c", ""]))))
-def test_a_dictionary_and_its_text_give_the_same(values: list[str | None]):
-    plain = find_categories(pa.array(values, pa.string()), ("b", "a", ""))
-    coded = find_categories(pa.array(values, pa.string()).dictionary_encode(), ("b", "a", ""))
-    assert plain.codes.tolist() == coded.codes.tolist()
-    assert np.array_equal(plain.is_null, coded.is_null)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from support.inputs.shard_columns import features_of, read_all, source_of
 
 from pipeline.core.errors import JobError
@@ -51,14 +49,6 @@ def test_a_file_is_lines_or_json_and_nothing_is_left_out(
     text: str | bytes, expected: list[str], tmp_path: Path
 ):
     assert categories_in(tmp_path, text) == tuple(expected)
-
-
-@given(st.lists(st.text(), min_size=1, unique=True))
-def test_what_json_writes_is_read_back(tmp_path_factory: Any, values: list[str]):
-    folder = tmp_path_factory.mktemp("c")
-    if any("\ud800" <= char <= "\udfff" for value in values for char in value):
-        return
-    assert categories_in(folder, json.dumps(values, ensure_ascii=False)) == tuple(values)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from support.inputs.shard_columns import features_of, read_all, source_of
 
 from pipeline.core.errors import JobError
-from pipeline.core.schema import FEATURES
 from pipeline.job.features import FeatureColumn
 from pipeline.sources.features.times import read_times
 from pipeline.sources.inputs import list_inputs
@@ -33,15 +32,6 @@ def read(folder: Path, column: pa.Array, *entries: Any, **fields: Any) -> pa.Tab
     pq.write_table(pa.table({"t": column}), folder / "a.parquet")
     source = source_of(folder, features=features_of(*entries), **fields)
     return pa.concat_tables(read_all(list_inputs(source, max_extent_rows=9), source, 9))
-
-
-@pytest.mark.parametrize(
-    "column", [pa.array([dt.date(2026, 1, 3), None]), pa.array(["2026-01-03", None])]
-)
-def test_dates_in_a_dictionary_are_dates(column: pa.Array, tmp_path: Path):
-    entry = {"column": "t", "read_as": "day", "null": 0}
-    rows = read(tmp_path, column.dictionary_encode(), entry)
-    assert rows[FEATURES].to_pylist() == [[3.0], [0.0]]
 
 
 @given(st.lists(st.one_of(st.none(), MOMENTS), min_size=1))
@@ -70,6 +60,8 @@ def test_parts_are_those_of_python(moments: list[dt.datetime | None]):
         pa.array([dt.datetime(2026, 1, 3, 23), None], pa.timestamp("s")),
         pa.array([dt.datetime(2026, 1, 3, 23), None], pa.timestamp("ns")),
         pa.array(["2026-01-03", None]),
+        pa.array(["2026-01-03", None]).dictionary_encode(),
+        pa.array([dt.date(2026, 1, 3), None]).dictionary_encode(),
         pa.array(["2026-01-03T23:00:00+00:00", None], pa.large_string()),
         pa.array(["2026-01-03 23:00:00.25", None], pa.string_view()),
     ],

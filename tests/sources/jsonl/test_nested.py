@@ -92,27 +92,6 @@ def test_images_ids_and_copies_by_path(form: str, tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        ({"text_column": "pages.text"}, "an item is chosen as in pages[0]"),
-        ({"text_column": "pages[0].v"}, "column 'pages[0].v' is fixed_size_list"),
-        ({"image_column": "photo.by"}, "column 'photo.by' is string, expected encoded images"),
-        ({"image_column": "photo.byte"}, "photo has no such field; it has bytes, by"),
-        ({"features": ["meta.key"]}, "column 'meta.key' is string, expected numbers"),
-        ({"image_column": "photo", "id_column": "meta.size"}, "expected text or numbers"),
-        ({"image_column": "photo", "pass_through": ["meta.x"]}, "it has key, size"),
-    ],
-)
-def test_types_are_checked_before_anything_starts(
-    source: dict[str, Any], message: str, tmp_path: Path
-) -> None:
-    write_parquet(tmp_path)
-    with pytest.raises(JobError) as caught:
-        plan_job(tmp_path, 3, **source)
-    assert message in str(caught.value)
-
-
 def test_lines_without_the_path_are_refused(tmp_path: Path) -> None:
     write_lines(tmp_path)
     with pytest.raises(JobError) as caught:

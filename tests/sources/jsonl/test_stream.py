@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import gzip
 import json
 import random
 from pathlib import Path
@@ -11,12 +9,11 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from support.inputs.encoded import base_image, png
-from support.inputs.jsonl_shards import CODECS, lines, read, read_all, source_of, zstd
+from support.inputs.jsonl_shards import CODECS, lines, read, read_all, source_of
 from support.runs.selection import quick_cases
 
 from pipeline.core.errors import InfraError, JobError
-from pipeline.core.schema import ERROR, FEATURES, IMAGE, MESSAGE, NUM_BYTES, ROW_ID, TEXT, TEXT_PAIR
+from pipeline.core.schema import ERROR, FEATURES, MESSAGE, NUM_BYTES, ROW_ID, TEXT
 from pipeline.job.source import Source
 from pipeline.sources.columns.base import Failures
 from pipeline.sources.extents import RowFilter
@@ -37,22 +34,6 @@ def write(folder: Path, *values: Any, name: str = "a.jsonl") -> Source:
 def column(rows: pa.Table, name: str) -> list[Any]:
     values: list[Any] = rows.column(name).to_pylist()
     return values
-
-
-@pytest.mark.parametrize("suffix", CODECS)
-def test_lines_are_rows_however_the_shard_is_compressed(suffix: str, tmp_path: Path):
-    source = write(tmp_path, {"t": "a"}, {"t": "\u00e4\U0001f600"}, {"t": ""}, name=f"x{suffix}")
-    rows = read_all(source)
-    assert column(rows, TEXT) == ["a", "\u00e4\U0001f600", ""]
-    assert column(rows, ROW_ID) == [f"x{suffix}#{row}" for row in range(3)]
-    assert rows.column(ERROR).null_count == 3
-
-
-@pytest.mark.parametrize("join", [gzip.compress, zstd])
-def test_concatenated_members_are_read_to_the_last(join: Any, tmp_path: Path):
-    data = join(lines({"t": "a"})) + join(lines({"t": "b"}))
-    (tmp_path / "a.jsonl").write_bytes(data)  # found by what it holds, whatever its name
-    assert column(read_all(source_of(tmp_path, **WORDS)), TEXT) == ["a", "b"]
 
 
 BAD = [
@@ -300,31 +281,6 @@ def test_ids_of_numbers_and_texts(tmp_path: Path):
         None, None, None, "null_input", "bad_schema", "bad_schema", None, "unidentified",
         "null_input",
     ]  # fmt: skip
-
-
-def test_pairs_of_texts(tmp_path: Path):
-    write(tmp_path, {"t": "a", "u": "b"}, {"t": "a"}, {"u": "b"})
-    rows = read_all(source_of(tmp_path, **WORDS, text_pair_column="u"))
-    assert column(rows, TEXT) == ["a", None, None]
-    assert column(rows, TEXT_PAIR) == ["b", None, None]
-    assert column(rows, MESSAGE) == [None, "u is null", "t is null"]
-
-
-def test_images_in_base64(tmp_path: Path):
-    image = png(base_image(1))
-    coded = base64.b64encode(image).decode()
-    write(tmp_path, {"p": coded}, {"p": f"data:image/png;base64,{coded}"}, {"p": "!"}, {"p": 1})
-    rows = read_all(source_of(tmp_path, image_column="p", image_encoding="base64"))
-    assert column(rows, IMAGE) == [image, image, None, None]
-    assert column(rows, ERROR) == [None, None, "decode_error", "bad_schema"]
-
-
-def test_uris_of_images(tmp_path: Path):
-    (tmp_path / "a.png").write_bytes(b"image")
-    write(tmp_path, {"u": "a.png"}, {"u": "b.png"}, {})
-    rows = read_all(source_of(tmp_path, uri_column="u", uri_base=str(tmp_path)))
-    assert column(rows, IMAGE) == [b"image", None, None]
-    assert column(rows, ERROR) == [None, "missing", "null_input"]
 
 
 def test_features_are_numbers_and_lists_of_one_length(tmp_path: Path):

@@ -79,24 +79,6 @@ def test_features_join_columns_and_lists_in_the_declared_order(tmp_path: Path):
     assert "image" not in table.column_names
 
 
-@pytest.mark.parametrize(
-    ("policy", "errors", "second"),
-    [
-        ("quarantine", [None, "null_input", None], [0.0, 0.0, 0.0]),
-        ("zero", [None, None, None], [0.0, 0.0, 4.0]),
-        ("nan", [None, None, None], [np.nan, np.nan, 4.0]),
-    ],
-)
-def test_nulls_among_features_follow_the_declared_policy(
-    policy: str, errors: list[str | None], second: list[float], tmp_path: Path
-):
-    lists = pa.array([[1.0, 2.0], [None, 4.0], [5.0, 6.0]], pa.list_(pa.float32(), 2))
-    write(tmp_path, a=[1.0, None, 3.0], v=lists)
-    table = read(tmp_path, features=("a", "v"), null_features=policy)
-    assert table["error"].to_pylist() == errors
-    np.testing.assert_array_equal(table["features"].to_pylist()[1], second)
-
-
 def test_a_nan_that_is_no_null_is_kept_when_nulls_become_zero(tmp_path: Path):
     source = source_of(tmp_path, features=("a", "b"), null_features="zero")
     table = pa.table({"a": [float("nan"), 1.0], "b": [None, 2.0]})
@@ -153,13 +135,18 @@ def test_named_files_are_read_in_their_order(tmp_path: Path):
         ({"id_column": "image"}, "column 'image' is binary, expected text or numbers"),
         ({"id_column": "tags"}, "column 'tags' is list<element: string>, expected text or"),
         ({"pass_through": ("n", "camera")}, "no column 'camera'"),
-        ({"text_column": "word"}, "no column 'word'; it has image, n, t, tags"),
+        ({"text_column": "word"}, "no column 'word'; it has image, n, t, tags, photo"),
+        ({"text_column": "tags.x"}, "an item is chosen as in tags\\[0\\]"),
+        ({"image_column": "photo.byte"}, "photo has no such field; it has bytes, by"),
+        ({"image_column": "photo.by"}, "column 'photo.by' is string, expected encoded images"),
+        ({"pass_through": ("photo.x",)}, "photo has no such field"),
         ({"text_column": "n"}, "column 'n' is int64, expected text"),
         ({"text_column": "t", "text_pair_column": "m"}, "no column 'm'"),
     ],
 )
 def test_what_does_not_fit_is_one_clear_error(source: dict[str, Any], words: str, tmp_path: Path):
-    write(tmp_path, image=[PNG], n=[1], t=["a"], tags=[["a"]])
+    photo = [{"bytes": PNG, "by": "me"}]
+    write(tmp_path, image=[PNG], n=[1], t=["a"], tags=[["a"]], photo=photo)
     with pytest.raises((JobError, ValueError), match=words):
         listed(tmp_path, **source)
 

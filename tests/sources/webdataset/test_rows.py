@@ -375,32 +375,31 @@ def test_a_broken_header_costs_what_comes_after_and_is_said(bad: bytes, words: s
     assert words in rows[-1].failure.message
 
 
-def test_a_member_that_claims_more_than_there_is_is_cut():
-    huge = broken_header(size=(124, b"77777777777\0"))
-    rows = read(pack(files(b__jpg=SECOND), end=False) + huge + bytes(99_999))
-    expected = [("b", "ok"), ("x", "truncated"), (None, "unreadable_shard")]
-    assert [outcome(row) for row in rows] == expected
+A_ROW = files(a__jpg=FIRST, a__cls=b"1", a__txt=b"t")
+LONG_NAME = Entry("a", b"n\0", member_type=tarfile.GNUTYPE_LONGNAME)
 
 
-def test_an_archive_without_an_end_mark_may_have_lost_rows():
-    rows = read(pack(files(a__jpg=FIRST, a__cls=b"1", a__txt=b"t"), end=False))
-    assert [outcome(row) for row in rows] == [("a", "ok"), (None, "unreadable_shard")]
-    assert rows[1].failure is not None
-    assert "without an end mark" in rows[1].failure.message
-
-
-def test_rows_behind_the_end_mark_are_not_lost_in_silence():
-    rows = read(pack(files(a__jpg=FIRST)) + pack(files(b__jpg=FIRST)))
-    assert [outcome(row) for row in rows] == [("a", "ok"), (None, "unreadable_shard")]
-    assert rows[1].failure is not None
-    assert "data after the end of the archive" in rows[1].failure.message
-
-
-def test_thousands_of_headers_without_a_member_are_one_bad_row():
-    name = Entry("a", b"n\0", member_type=tarfile.GNUTYPE_LONGNAME).to_bytes(
-        tarfile.GNU_FORMAT, "utf-8"
-    )
-    assert outcomes(name * 5000 + pack(files(a__jpg=b"x"))) == [(None, "unreadable_shard")]
+@pytest.mark.parametrize(
+    ("data", "expected", "words"),
+    [
+        (pack(A_ROW, end=False), [("a", "ok")], "without an end mark"),
+        (pack(A_ROW) + pack(files(b__jpg=FIRST)), [("a", "ok")], "data after the end of the arch"),
+        (
+            pack(A_ROW, end=False) + broken_header(size=(124, b"77777777777\0")) + bytes(99_999),
+            [("a", "ok"), ("x", "truncated")],
+            "truncated",
+        ),
+        (LONG_NAME.to_bytes(tarfile.GNU_FORMAT, "utf-8") * 5000 + pack(A_ROW), [], "header"),
+    ],
+    ids=["no end mark", "more behind it", "a member beyond the end", "headers without a member"],
+)
+def test_an_archive_that_does_not_end_well_may_have_lost_rows(
+    data: bytes, expected: list[tuple[str, str]], words: str
+):
+    rows = read(data)
+    assert [outcome(row) for row in rows] == [*expected, (None, "unreadable_shard")]
+    assert rows[-1].failure is not None
+    assert words in rows[-1].failure.message
 
 
 # ---------------------------------------------------------------------------- gzip
