@@ -45,6 +45,7 @@ def noise(size: tuple[int, int], seed: int) -> bytes:
 
 IMAGES = [noise(size, seed) for seed, size in enumerate([(40, 52), (64, 36), (36, 36)])]
 CLIPS = [tone(0.7, 300), tone(0.4, 700), tone(0.7, 1200), np.zeros(4_000, np.float32)]
+FEATURES = np.random.default_rng(0).normal(size=(96, 4)).astype(np.float32)
 
 
 class Rows(NamedTuple):
@@ -79,6 +80,11 @@ ROWS = {
         SOURCES["audio"],
         _bytes(AUDIO, [encoded(clip, subtype="FLOAT") for clip in CLIPS]),
         CLIPS,
+    ),
+    "features": Rows(
+        {**SOURCES["features"], "features": ["a", "b", "c", "d"]},
+        {"features": pa.FixedSizeListArray.from_arrays(FEATURES.reshape(-1), FEATURES.shape[1])},
+        FEATURES,
     ),
 }
 
