@@ -166,6 +166,8 @@ CONFIGS: Mapping[str, list[tuple[dict[str, Any], str]]] = {
         ({"model_args": {"stem_width": 100_000}}, "numbers, the safetensors hold"),
         ({"num_classes": 3}, "the weights are for 2 outputs and the model is built for 3"),
         ({"label_names": ["a"]}, 'label_names is ["a"], list should have at least 2 items'),
+        ({"pretrained_cfg": {"crop_pct": 1e-310}}, "crop_pct is 1e-310, expected"),
+        ({"pretrained_cfg": {"mean": [1e308] * 3}}, "mean is 1e+308, expected"),
     ],
 }
 """Kind of directory -> changes of its config.json, and what is said."""
@@ -186,6 +188,9 @@ SETTINGS: list[tuple[str, dict[Any, Any], str]] = [
         'method of texts is "get_text_features", expected forward',
     ),
     ("modules.json", {0: {"type": f"{_OLD}.CLIPModel"}}, "names the class"),
+    ("modules.json", {1: {"type": []}}, "names the class []"),
+    ("modules.json", {1: {"type": {"a": 1}}}, "names the class {"),
+    ("modules.json", {0: {"path": [""]}}, 'path [""] is no folder'),
     ("modules.json", {1: {"path": 3}}, "path 3 is no folder of the directory"),
     ("modules.json", {1: {"path": "elsewhere"}}, "elsewhere/config.json is missing"),
     (
@@ -211,7 +216,8 @@ def test_a_document_that_cannot_be_is_refused_without_its_memory(name, file, cha
     path = copy(name)
     document = json.loads((path / file).read_text()) if (path / file).exists() else {}
     for key, value in changes.items():
-        document[key] = {**document[key], **value} if isinstance(document, list) else value
+        is_part = isinstance(document, list) or key == "pretrained_cfg"
+        document[key] = {**document[key], **value} if is_part else value
     write_json(path / file, document)
     before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert words in refusal(path)

@@ -229,6 +229,7 @@ def change_cfg(path: Path, changes: Mapping[str, Any]) -> None:
     ("changes", "words"),
     [
         ({"interpolation": "random"}, "interpolation is"),
+        ({"interpolation": [1]}, "interpolation is [1]"),
         ({"crop_mode": "corner"}, "crop_mode is"),
         ({"input_size": [1, 32, 32]}, "the model takes 3 channels"),
     ],

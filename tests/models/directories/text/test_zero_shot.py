@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
-from support.models.snapshots import make_snapshot
-from support.runs.jobs import job_of
+from support.models.snapshots import change_json, make_snapshot
+from support.runs.jobs import SOURCES, job_of
 from tokenizers import Tokenizer, pre_tokenizers, processors
 from tokenizers.models import WordLevel
 
@@ -18,13 +19,12 @@ from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import load_module
 
 PROMPTS = ["the cat", "a long way home by the river", "rain"]
+LABELS = {"id2label": {0: "contradiction", 1: "neutral", 2: "entailment"}}
 
 
 def test_a_text_of_all_tokens_but_those_reserved_fits_beside_every_prompt(tmp_path: Path):
-    labels = {0: "contradiction", 1: "neutral", 2: "entailment"}
-    path = make_snapshot(tmp_path / "m", "bert", "sequence", id2label=labels)
-    job = {"path": str(path), "task": "zero_shot", "prompts": PROMPTS}
-    source = {"uri": "in", "format": "jsonl", "text_column": "text"}
+    path = make_snapshot(tmp_path / "m", "bert", "sequence", **LABELS)
+    job, source = {"path": str(path), "task": "zero_shot", "prompts": PROMPTS}, SOURCES["text"]
     spec = resolve_model(job_of(job, source))
     module = load_module(spec)
     ids = torch.full((2, spec.input.max_tokens), 5)
@@ -51,6 +51,23 @@ def test_what_cannot_be_asked_is_said_in_one_line():
     )
     with pytest.raises(JobError, match="pairs do not begin with the tokens of the first text"):
         hypotheses(reversed_pairs, PROMPTS)
+
+
+@pytest.mark.parametrize(
+    ("family", "head", "rows"), [("bert", "sequence", "text"), ("clip", "none", "image")]
+)
+def test_a_tokenizer_that_panics_over_prompts_is_one_line(
+    family: str, head: str, rows: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    path = make_snapshot(tmp_path / "m", family, head, **LABELS if family == "bert" else {})
+    tokenizer = path / "tokenizer.json"
+    post = {**json.loads(tokenizer.read_text())["post_processor"], "special_tokens": {}}
+    change_json(tokenizer, post_processor=post)
+    job = job_of({"path": str(path), "task": "zero_shot", "prompts": PROMPTS}, SOURCES[rows])
+    with pytest.raises(JobError, match=r"tokenizer\.json") as caught:
+        load_module(resolve_model(job))
+    assert "\n" not in str(caught.value)
+    assert "panicked" not in capfd.readouterr().err
 
 
 def test_two_towers_serve_texts_and_prompts_only_with_a_tokenizer(tmp_path: Path):
