@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.models import detectors
 from support.models.detector_snapshots import DETECTORS, as_published, make_detector
-from support.models.snapshots import change_json, make_snapshot
+from support.models.snapshots import change_json, write_image_processor
 from support.runs.selection import quick_cases
 
 from pipeline.core.errors import JobError
@@ -100,13 +100,6 @@ def test_a_model_that_is_not_asked_for_boxes_is_refused_with_what_it_serves(tmp_
         build_module(path, read_facts(path), TaskSpec("classify"))
 
 
-def test_a_detector_whose_last_label_is_nothing_is_refused(tmp_path: Path):
-    path = make_detector(tmp_path / "m", "rt_detr")
-    change_json(path / "config.json", use_focal_loss=False)
-    with pytest.raises(JobError, match="use_focal_loss is false"):
-        read_facts(path)
-
-
 @pytest.mark.parametrize(
     ("family", "changes"),
     [
@@ -123,38 +116,30 @@ def test_a_backbone_is_never_fetched(family: str, changes: dict[str, Any], tmp_p
     assert "\n" not in str(caught.value)
 
 
-SIZES = {
-    "detr": ("Detr", {"shortest_edge": 64, "longest_edge": 96}, (64, 96)),
-    "table-transformer": ("Detr", {"shortest_edge": 96, "longest_edge": 96}, (96, 96)),
-    "shorter than the shortest": ("Detr", {"shortest_edge": 96, "longest_edge": 90}, (90, 90)),
-    "a number": ("Detr", 800, (800, 1333)),
-}
-
-
-@pytest.mark.parametrize("case", SIZES)
-def test_the_sizes_that_a_processor_of_detectors_says_are_read(case: str, tmp_path: Path):
-    model_type, size, expected = SIZES[case]
-    path = make_detector(tmp_path / "m", "detr")
-    changes = {"image_processor_type": f"{model_type}ImageProcessor", "size": size, "do_pad": True}
-    change_json(path / "preprocessor_config.json", **changes)
-    transform, problem, _ = read_transform(path)
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [({"shortest_edge": 96, "longest_edge": 90}, (90, 90)), (800, (800, 1333))],
+)
+def test_the_sizes_that_a_processor_of_detectors_says_are_read(
+    size: Any, expected: tuple[int, int], tmp_path: Path
+):
+    named = {"image_processor_type": "DetrImageProcessor", "size": size}
+    write_image_processor(tmp_path, **named, do_pad=True, do_center_crop=False)
+    transform, problem, _ = read_transform(tmp_path)
     assert transform is not None, problem
-    assert (transform.size_px, transform.resize_px, transform.resize) == (
-        None,
-        expected,
-        "shortest",
-    )
+    sizes = (transform.size_px, transform.resize_px, transform.resize)
+    assert sizes == (None, expected, "shortest")
 
 
 def test_another_number_of_labels_is_refused_and_not_taken_for_no_object(tmp_path: Path):
-    path = str(make_detector(tmp_path / "m", "rt_detr"))
+    path = make_detector(tmp_path / "m", "rt_detr")
     with pytest.raises(JobError, match=r"model.labels: has 2 names, and RTDetr.* has 3 labels"):
-        detectors.spec_of(None, path=path, labels=["cat", "dog"])
-    assert detectors.spec_of(None, path=path, labels=["a", "b", "c"]).task.labels == ("a", "b", "c")
-
-
-def test_another_head_is_no_detector(tmp_path: Path):
-    assert read_facts(make_snapshot(tmp_path / "m", "vit", "image")).tasks[0] == "classify"
+        detectors.spec_of(None, path=str(path), labels=["cat", "dog"])
+    named = detectors.spec_of(None, path=str(path), labels=["a", "b", "c"])
+    assert named.task.labels == ("a", "b", "c")
+    change_json(path / "config.json", use_focal_loss=False)  # its last label is nothing
+    with pytest.raises(JobError, match="use_focal_loss is false"):
+        read_facts(path)
 
 
 @pytest.mark.parametrize("sizes", [(800, 1333), (64, 96), (64, 64), (800, 800)])
