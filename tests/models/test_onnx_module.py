@@ -11,9 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
-from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 from support.models import onnx_files
-from support.models.onnx_files import place_apart
 
 from pipeline.inference.runtimes.onnx_binding import bound
 from pipeline.models.directories.onnx.file import read_onnx_facts
@@ -100,21 +98,6 @@ def test_tensors_that_the_file_does_not_have_are_an_error(tmp_path: Path):
             wrapped(*tensors, **named)
 
 
-def test_errors_of_the_library_come_as_they_are(tmp_path: Path):
-    wrapped = module(onnx_files.features_model(), tmp_path)
-    with pytest.raises(Exception, match="Got invalid dimensions for input: x"):
-        wrapped(torch.zeros((2, onnx_files.NUM_FEATURES + 1)))
-
-
-def test_a_softmax_of_the_file_stays_as_it_is(tmp_path: Path):
-    path = onnx_files.save(onnx_files.features_model(softmax=True), tmp_path / "m.onnx")
-    facts = read_onnx_facts(path).module
-    x = torch.rand((3, onnx_files.NUM_FEATURES), generator=SEEDED)
-    plain = OnnxModule.for_task(path, facts, "embed")(x)
-    torch.testing.assert_close(plain.sum(dim=1), torch.ones(3))
-    torch.testing.assert_close(OnnxModule.for_task(path, facts, "classify")(x), plain)
-
-
 def test_task_raw_gets_all_outputs_and_the_others_the_first(tmp_path: Path):
     path = onnx_files.save(onnx_files.image_model(), tmp_path / "m.onnx")
     facts, x = read_onnx_facts(path).module, torch.zeros((2, 3, 32, 32))
@@ -138,27 +121,3 @@ def test_the_digest_of_all_its_files_is_among_its_tensors(tmp_path: Path):
     beside = tmp_path / "weights.bin"
     beside.write_bytes(beside.read_bytes()[:-4] + b"\0\0\0\0")
     assert not torch.equal(OnnxModule.of(path).get_buffer("sha256"), before)
-
-
-@pytest.mark.parametrize(
-    ("model", "words"),
-    [
-        (onnx_files.features_model(opsets=[("", 999)]), "opset"),
-        (place_apart(onnx_files.features_model(), location="../w.bin", length="192"), "escapes"),
-        (place_apart(onnx_files.features_model(), location="link.bin", length="192"), "escapes"),
-        (place_apart(onnx_files.features_model(), location="cut.bin", length="192"), "w offset: 0"),
-    ],
-    ids=["version", "outside", "link", "cut"],
-)
-def test_what_onnxruntime_does_not_run_it_refuses_to_open(
-    tmp_path: Path, model: onnx.ModelProto, words: str
-):
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (tmp_path / "w.bin").write_bytes(bytes(1000))
-    (folder / "link.bin").symlink_to(tmp_path / "w.bin")
-    (folder / "cut.bin").write_bytes(b"short")
-    path = onnx_files.save(model, folder / "m.onnx")
-    module = OnnxModule(path, read_onnx_facts(path).module)
-    with pytest.raises(Fail, match=words):
-        module.open()

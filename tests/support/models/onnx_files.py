@@ -119,13 +119,6 @@ def text_model(
     )
 
 
-def by_definition(model: onnx.ModelProto, **feeds: np.ndarray) -> list[np.ndarray]:
-    """What the definition of the operators says, in plain numpy."""
-    from onnx.reference import ReferenceEvaluator
-
-    return ReferenceEvaluator(model).run(None, feeds)
-
-
 def save(model: onnx.ModelProto, path: Path) -> Path:
     path.write_bytes(model.SerializeToString())
     return path

@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from support.models import onnx_files
 from support.runs.jobs import job_of
 from support.servers.s3server import S3Server
@@ -16,7 +14,7 @@ from pipeline.core.errors import JobError
 from pipeline.models.directories.opening import open_facts
 from pipeline.models.directories.snapshot import local
 from pipeline.models.resolving.resolve import resolve_model
-from pipeline.models.spec import ModelSpec, load_module
+from pipeline.models.spec import ModelSpec
 
 LABELS = ["a", "b", "c", "d", "e"]
 
@@ -32,16 +30,6 @@ def refusal(path: Path) -> str:
         resolve(path, labels=LABELS)
     assert "\n" not in str(caught.value)
     return str(caught.value)
-
-
-def test_the_job_says_what_the_file_does_not(tmp_path: Path):
-    path = onnx_files.save(onnx_files.features_model(), tmp_path / "m.onnx")
-    spec = resolve(path, labels=LABELS)
-    assert (spec.task.kind, spec.task.labels) == ("classify", tuple(LABELS))
-    features = np.random.default_rng(0).normal(size=(3, 6)).astype(np.float32)
-    module = load_module(spec)
-    [expected] = onnx_files.by_definition(onnx_files.features_model(), x=features)
-    np.testing.assert_allclose(module(torch.from_numpy(features)), expected, atol=1e-5)
 
 
 def test_external_data_travel_with_the_file_and_are_in_the_digest(tmp_path: Path):

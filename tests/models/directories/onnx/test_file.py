@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import onnx
 import pytest
 from onnx import helper
 from support.models import onnx_files
-from support.models.onnx_files import FLOAT, INT64, make_model, save, save_apart, value
+from support.models.onnx_files import FLOAT, INT64, make_model, save, value
 
 from pipeline.core.errors import JobError
 from pipeline.models.directories.facts import DirectoryFacts
@@ -17,6 +18,7 @@ from pipeline.models.directories.onnx import graph as onnx_graph
 from pipeline.models.directories.onnx.file import read_onnx_facts
 
 FOREIGN = (("", 17), ("my.ops", 1))
+RATIO = helper.make_tensor("ratio", FLOAT, [], [0.5])
 
 
 def read(model: onnx.ModelProto, folder: Path) -> DirectoryFacts:
@@ -105,57 +107,82 @@ def test_initializers_among_the_inputs_are_no_inputs(tmp_path: Path):
     assert [tensor.name for tensor in read(model, tmp_path).module.inputs] == ["x"]
 
 
-def test_weights_may_lie_beside_the_file(tmp_path: Path):
-    path = save_apart(onnx_files.features_model(), tmp_path / "m.onnx")
-    assert read_onnx_facts(path).input == "features"
-    assert list(onnx_graph.external_files(onnx_graph.parse_onnx(path))) == ["weights.bin"]
+def model_of(*nodes: Any, initializers: Sequence[Any] = (), **more: Any) -> onnx.ModelProto:
+    """A model from `x` (b, 3) to `out` (b, 3)."""
+    ends = [value("x", FLOAT, ["b", 3])], [value("out", FLOAT, ["b", 3])]
+    return make_model(nodes, *ends, initializers, **more)
+
+
+def function_of(name: str, node: Any) -> Any:
+    """A function of the file, `my.ops`, that calls an operator: a -> b."""
+    imports = [helper.make_opsetid(*opset) for opset in FOREIGN]
+    return helper.make_function("my.ops", name, ["a"], ["b"], [node], imports)
+
+
+def called(name: str, ends: tuple[str, str] = ("x", "out"), domain: str = "my.ops") -> Any:
+    return helper.make_node(name, [ends[0]], [ends[1]], domain=domain)
+
+
+def branching(node: Any, *initializers: Any) -> list[Any]:
+    """Nodes of which one has a graph inside with an operator that makes `in`."""
+    inner = helper.make_graph([node], "inner", [], [value("in", FLOAT, None)], initializers)
+    yes = helper.make_node("Constant", [], ["yes"], value=helper.make_tensor("t", 9, [], [1]))
+    return [yes, helper.make_node("If", ["yes"], ["out"], then_branch=inner, else_branch=inner)]
 
 
 def test_operators_that_onnxruntime_brings_and_functions_of_the_file_are_taken(tmp_path: Path):
-    node = helper.make_node("Gelu", ["x"], ["out"], domain="com.microsoft")
-    ends = [value("x", FLOAT, ["b", 3])], [value("out", FLOAT, ["b", 3])]
-    brought = make_model([node], *ends, opsets=[("", 17), ("com.microsoft", 1)])
+    brought = model_of(
+        called("Gelu", domain="com.microsoft"), opsets=[("", 17), ("com.microsoft", 1)]
+    )
     assert read(brought, tmp_path).module.output_names == ("out",)
-    function = helper.make_function(
-        "my.ops", "Twice", ["a"], ["b"], [helper.make_node("Add", ["a", "a"], ["b"])],
-        [helper.make_opsetid("", 17)],
-    )  # fmt: skip
-    node = helper.make_node("Twice", ["x"], ["out"], domain="my.ops")
-    model = make_model([node], *ends, functions=[function], opsets=FOREIGN)
+    function = function_of("Twice", helper.make_node("Add", ["a", "a"], ["b"]))
+    model = model_of(called("Twice"), functions=[function], opsets=FOREIGN)
     assert read(model, tmp_path).module.output_names == ("out",)
 
 
-def test_a_custom_operator_is_refused_wherever_it_is(tmp_path: Path):
-    ends = [value("x", FLOAT, ["b", 3])], [value("out", FLOAT, ["b", 3])]
-    node = helper.make_node("Run", ["x"], ["out"], domain="my.ops")
-    message = refusal(make_model([node], *ends, opsets=FOREIGN), tmp_path)
-    assert "custom operator 'Run' of domain 'my.ops', which needs a library of its own" in message
-    inner = helper.make_graph([helper.make_node("Run", [], ["y"], domain="my.ops")], "inner", [],
-                              [value("y", FLOAT, None)])  # fmt: skip
-    branch = helper.make_node("If", ["x"], ["out"], then_branch=inner, else_branch=inner)
-    assert "'Run'" in refusal(make_model([branch], *ends, opsets=FOREIGN), tmp_path)
-    function = helper.make_function(
-        "my.ops", "Outer", ["a"], ["b"],
-        [helper.make_node("Run", ["a"], ["b"], domain="other.ops")], [helper.make_opsetid("", 17)],
-    )  # fmt: skip
-    node = helper.make_node("Outer", ["x"], ["out"], domain="my.ops")
-    message = refusal(make_model([node], *ends, functions=[function], opsets=FOREIGN), tmp_path)
-    assert "'Run' of domain 'other.ops'" in message
-
-
 def test_a_function_that_calls_itself_is_refused(tmp_path: Path):
-    imports = [helper.make_opsetid("", 17), helper.make_opsetid("my.ops", 1)]
-    functions = [
-        helper.make_function(
-            "my.ops", name, ["a"], ["b"],
-            [helper.make_node(other, ["a"], ["b"], domain="my.ops")], imports,
-        )
-        for name, other in (("Ping", "Pong"), ("Pong", "Ping"))
-    ]  # fmt: skip
-    node = helper.make_node("Ping", ["x"], ["out"], domain="my.ops")
-    ends = [value("x", FLOAT, ["b", 3])], [value("out", FLOAT, ["b", 3])]
-    message = refusal(make_model([node], *ends, functions=functions, opsets=FOREIGN), tmp_path)
+    pairs = (("Ping", "Pong"), ("Pong", "Ping"))
+    functions = [function_of(name, called(other, ("a", "b"))) for name, other in pairs]
+    message = refusal(model_of(called("Ping"), functions=functions, opsets=FOREIGN), tmp_path)
     assert "its function 'Ping' calls itself" in message
+
+
+RANDOM = {
+    "RandomNormalLike": ["x"],
+    "RandomUniformLike": ["x"],
+    "Bernoulli": ["x"],
+    "Multinomial": ["x"],
+    "RandomNormal": [],
+    "RandomUniform": [],
+}
+
+
+def refused_operator(name: str, output: str) -> Any:
+    if name == "Run":
+        return helper.make_node(name, ["x"], [output], domain="other.ops")
+    more = {} if RANDOM[name] else {"shape": [1, 3]}
+    return helper.make_node(name, RANDOM[name], [output], seed=1.0, **more)
+
+
+@pytest.mark.parametrize("place", ["graph", "subgraph", "function"])
+@pytest.mark.parametrize("name", [*RANDOM, "Run"])
+def test_random_and_custom_operators_are_refused_wherever_they_are(
+    tmp_path: Path, name: str, place: str
+):
+    opsets = [*FOREIGN, ("other.ops", 1)]
+    if place == "graph":
+        model = model_of(refused_operator(name, "out"), opsets=opsets)
+    elif place == "subgraph":
+        model = model_of(*branching(refused_operator(name, "in")), opsets=opsets)
+    else:
+        node = refused_operator(name, "b")
+        node.input[:] = ["a"] * len(node.input)
+        function = function_of("Outer", node)
+        model = model_of(called("Outer"), functions=[function], opsets=opsets)
+    words = f"has the random operator {name} (node '"
+    if name == "Run":
+        words = "custom operator 'Run' of domain 'other.ops', which needs a library of its own"
+    assert words in refusal(model, tmp_path)
 
 
 def unfed_zip_map() -> bytes:
@@ -240,51 +267,16 @@ def test_outputs_that_are_no_numbers_are_left_out_or_refused(tmp_path: Path):
     assert "has no output that is a tensor of numbers" in refusal(model, tmp_path)
 
 
-RANDOM = {
-    "RandomNormalLike": ["x"],
-    "RandomUniformLike": ["x"],
-    "Bernoulli": ["x"],
-    "Multinomial": ["x"],
-    "RandomNormal": [],
-    "RandomUniform": [],
-}
-
-
-def drawing(name: str, output: str = "out") -> Any:
-    more = {} if RANDOM[name] else {"shape": [1, 3]}
-    return helper.make_node(name, RANDOM[name], [output], seed=1.0, **more)
-
-
-@pytest.mark.parametrize("place", ["graph", "subgraph", "function"])
-@pytest.mark.parametrize("name", RANDOM)
-def test_random_operators_are_refused_wherever_they_are(tmp_path: Path, name: str, place: str):
-    ends = [value("x", FLOAT, ["b", 3])], [value("out", FLOAT, ["b", 3])]
-    model = make_model([drawing(name)], *ends)
-    if place == "subgraph":
-        inner = helper.make_graph([drawing(name, "in")], "inner", [], [value("in", FLOAT, None)])
-        yes = helper.make_node("Constant", [], ["yes"], value=helper.make_tensor("t", 9, [], [1]))
-        chosen = helper.make_node("If", ["yes"], ["out"], then_branch=inner, else_branch=inner)
-        model = make_model([yes, chosen], *ends)
-    elif place == "function":
-        opsets = [helper.make_opsetid("", 17)]
-        function = helper.make_function("own", "noise", ["x"], ["out"], [drawing(name)], opsets)
-        call = helper.make_node("noise", ["x"], ["out"], domain="own")
-        model = make_model([call], *ends, functions=[function], opsets=[("", 17), ("own", 1)])
-    assert f"has the random operator {name} (node '" in refusal(model, tmp_path)
-
-
 @pytest.mark.parametrize(
     ("switch", "is_refused"), [("off", False), ("", False), ("on", True), ("computed", True)]
 )
 def test_dropout_is_refused_in_training_alone(tmp_path: Path, switch: str, is_refused: bool):
-    ends = [value("x", FLOAT, ["b", 3])], [value("out", FLOAT, ["b", 3])]
-    tensors = [helper.make_tensor("off", 9, [], [0]), helper.make_tensor("on", 9, [], [1])]
-    tensors.append(helper.make_tensor("ratio", FLOAT, [], [0.5]))
+    tensors = [helper.make_tensor("off", 9, [], [0]), helper.make_tensor("on", 9, [], [1]), RATIO]
     nodes = [
         helper.make_node("Not", ["on"], ["computed"]),
         helper.make_node("Dropout", ["x", "ratio", *([switch] if switch else [])], ["out"]),
     ]
-    model = make_model(nodes, *ends, tensors)
+    model = model_of(*nodes, initializers=tensors)
     if is_refused:
         assert "has the random operator Dropout" in refusal(model, tmp_path)
     else:
@@ -293,16 +285,7 @@ def test_dropout_is_refused_in_training_alone(tmp_path: Path, switch: str, is_re
 
 def test_a_switch_that_is_off_in_one_graph_and_on_in_another_is_on(tmp_path: Path):
     """Graphs inside operators may give a name of the outer graph another value."""
-    ends = [value("x", FLOAT, ["b", 3])], [value("out", FLOAT, ["b", 3])]
-    ratio = helper.make_tensor("ratio", FLOAT, [], [0.5])
-    inner = helper.make_graph(
-        [helper.make_node("Dropout", ["x", "ratio", "switch"], ["in"])],
-        "inner",
-        [],
-        [value("in", FLOAT, None)],
-        [helper.make_tensor("switch", 9, [], [1])],
-    )
-    yes = helper.make_tensor("yes", 9, [], [1])
-    chosen = helper.make_node("If", ["yes"], ["out"], then_branch=inner, else_branch=inner)
+    dropout = helper.make_node("Dropout", ["x", "ratio", "switch"], ["in"])
+    nodes = branching(dropout, helper.make_tensor("switch", 9, [], [1]))
     off = helper.make_tensor("switch", 9, [], [0])
-    assert "Dropout" in refusal(make_model([chosen], *ends, [ratio, yes, off]), tmp_path)
+    assert "Dropout" in refusal(model_of(*nodes, initializers=[RATIO, off]), tmp_path)
