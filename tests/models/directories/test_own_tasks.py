@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from pathlib import Path
 
 import pytest
 import torch
 import toy_package
 from support.models.snapshots import make_snapshot
+from support.runs.jobs import SOURCES, job_of
 from toy_task import NAME, Spread
 
 from pipeline.core import registry
 from pipeline.core.errors import JobError
 from pipeline.core.registry import TASKS
-from pipeline.job.reading.loader import parse_job
 from pipeline.models.directories.build import build_module
 from pipeline.models.directories.opening import read_facts
 from pipeline.models.resolving.resolve import resolve_model
@@ -31,16 +30,7 @@ def _spread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_job_may_name_it_with_model_path(tmp_path: Path):
     folder = make_snapshot(tmp_path / "m", "bert", head="sequence", num_labels=3)
-    job = parse_job(
-        {
-            "source": {"uri": "in", "format": "jsonl", "text_column": "body"},
-            "model": {"path": str(folder), "task": NAME},
-            "sink": {"uri": "out"},
-        },
-        date=dt.date(2026, 11, 24),
-        origin="test",
-    )
-    spec = resolve_model(job)
+    spec = resolve_model(job_of({"path": str(folder), "task": NAME}, SOURCES["text"]))
     assert spec.task.kind == NAME
     assert spec.output_fields()[0].name == NAME
     loaded = load_module(spec)

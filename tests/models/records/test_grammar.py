@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.models.record_schemas import REVIEW, SCHEMAS
+from support.models.tiny_tokenizer import byte_level
 from support.runs.selection import examples
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from pipeline.core.errors import JobError
 from pipeline.models.records.grammar import Grammar
@@ -32,17 +33,6 @@ _TEXTS = [
     '{"mood": "good", "stars": 5, "named": ["a cat", "le chat"]} true false null -12.5e+3'
 ] * 9
 _BYTES = [f"<0x{n:02X}>" for n in range(256)]
-
-
-def byte_level() -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(_TEXTS * 9, trainers.BpeTrainer(
-        vocab_size=400, special_tokens=_SPECIAL, initial_alphabet=alphabet, show_progress=False
-    ))  # fmt: skip
-    return tokenizer
 
 
 def sentencepiece_with_bytes() -> Tokenizer:
@@ -75,7 +65,7 @@ def unigram(without: str = "") -> Tokenizer:
 
 
 KINDS: dict[str, Callable[[], Tokenizer]] = {
-    "byte-level": byte_level,
+    "byte-level": lambda: byte_level(_TEXTS * 9, _SPECIAL, 400),
     "sentencepiece with bytes": sentencepiece_with_bytes,
     "unigram": unigram,
 }

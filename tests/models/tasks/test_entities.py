@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from support.models.tiny_tokenizer import byte_level
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers import models as token_models
-from tokenizers.trainers import BpeTrainer
 from transformers import (
     BertConfig,
     BertForTokenClassification,
@@ -32,42 +32,14 @@ from pipeline.preprocessing.texts.tokenizer import WordRule
 LABELS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC", "MISC", "X-O", "Y-LOC")
 STRATEGIES = ("none", "simple", "first", "average", "max")
 LIMITS = AgreementLimits(0.01, 1.0, 0.0)
-WORDS = [
-    *(
-        "Ada",
-        "Lovelace",
-        "met",
-        "Zo\u00eb",
-        "in",
-        "Z\u00fcrich;",
-        "na\u00efve",
-        "don't",
-        "co-op",
-        "3.14",
-    ),
-    *(
-        "caf\u00e9,",
-        "cafe\u0301,",
-        "Stra\u00dfe,",
-        "\u00c5NGSTR\u00d6M,",
-        "\u0130stanbul,",
-        "\ufb01ne",
-    ),
-    *(
-        "\u6771\u4eac",
-        "\u306b",
-        "\u041c\u043e\u0441\u043a\u0432\u0430",
-        "\u0391\u03b8\u03ae\u03bd\u03b1",
-    ),
-    *(
-        "\uc11c\uc6b8",
-        "\u0639\u0631\u0628\u0649",
-        "\U0001f600",
-        "\U0001f469\u200d\U0001f680",
-        "x\u0000y",
-    ),
-    *("a\u00a0b", "[SEP]", "[MASK]", "http://a.b/c", "well-known\ttab\nline", "''"),
-]
+_TEXT = (
+    "Ada Lovelace met Zo\u00eb in Z\u00fcrich; na\u00efve don't co-op 3.14 caf\u00e9, cafe\u0301, "
+    "Stra\u00dfe, \u00c5NGSTR\u00d6M, \u0130stanbul, \ufb01ne \u6771\u4eac \u306b "
+    "\u041c\u043e\u0441\u043a\u0432\u0430 \u0391\u03b8\u03ae\u03bd\u03b1 \uc11c\uc6b8 "
+    "\u0639\u0631\u0628\u0649 \U0001f600 \U0001f469\u200d\U0001f680 x\u0000y a\u00a0b [SEP] "
+    "[MASK] http://a.b/c well-known\ttab\nline ''"
+)
+WORDS = _TEXT.split(" ")
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -91,16 +63,6 @@ def word_piece() -> Tokenizer:
     return tokenizer
 
 
-def byte_pairs() -> Tokenizer:
-    tokenizer = Tokenizer(token_models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = BpeTrainer(vocab_size=320, special_tokens=SPECIAL, initial_alphabet=alphabet)
-    tokenizer.train_from_iterator(TEXTS, trainer)
-    return tokenizer
-
-
 def unigrams() -> Tokenizer:
     pieces = [*SPECIAL, *"\u2581aadelmnoprtvz:;,.34/'", "\u2581A", "\u2581L", "ove", "lace", "ich"]
     weights = [(piece, -float(len(pieces[:5])) / len(piece)) for piece in dict.fromkeys(pieces)]
@@ -112,7 +74,7 @@ def unigrams() -> Tokenizer:
 
 TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
     "word pieces": word_piece,
-    "byte pairs": byte_pairs,
+    "byte pairs": lambda: byte_level(TEXTS, SPECIAL, 320),
     "unigrams": unigrams,
 }
 
@@ -241,24 +203,6 @@ def arrays_of(labels: list[str], scores: list[float]) -> Arrays:
         "label_id": np.array([ids], np.int32),
         "score": np.array([[0.9, *scores, 0.9, 0.9, 0.9]], np.float32),
     }
-
-
-@pytest.mark.parametrize(
-    ("aggregation", "expected"),
-    [
-        ("none", [("Ada", "B-PER"), ("L\u00f6", "I-PER"), ("we", "B-LOC"), ("\U0001f600", "MISC")]),
-        ("simple", [("Ada L\u00f6", "PER"), ("we", "LOC"), ("\U0001f600", "MISC")]),
-        ("first", [("Ada L\u00f6we", "PER"), ("\U0001f600", "MISC")]),
-        ("max", [("Ada", "PER"), ("L\u00f6we", "LOC"), ("\U0001f600", "MISC")]),
-    ],
-)
-def test_special_tokens_and_padding_give_no_entities(
-    aggregation: str, expected: list[tuple[str, str]]
-):
-    task = make_task(TaskSpec("tokens", labels=LABELS, aggregation=aggregation))
-    arrays = arrays_of(["B-PER", "I-PER", "B-LOC", "MISC"], [0.5, 0.6, 0.8, 0.7])
-    (entries,) = task.columns(arrays, np.ones(1, bool), ROWS)["entities"].to_pylist()
-    assert [(entity["text"], entity["label"]) for entity in entries] == expected
 
 
 def test_tokens_agree_by_label_and_score_whatever_stands_behind_them():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,12 +13,12 @@ import pyarrow as pa
 import pytest
 import torch
 import toy_package
+from support.runs.jobs import job_of
 from torch.overrides import TorchFunctionMode
 
 from pipeline.core.errors import JobError
 from pipeline.core.registry import TASKS, load, names
 from pipeline.core.schema import GEOMETRY, HEIGHT_PX, OFFSETS, TEXT, WIDTH_PX, WORD_IDS
-from pipeline.job.reading.loader import parse_job
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.generation import Generation
 from pipeline.models.outputs import OutputError, OutputSpec
@@ -313,7 +312,5 @@ def test_a_broken_task_of_another_distribution_is_one_line_that_names_it():
 
 
 def test_an_unknown_task_is_one_line_with_those_that_there_are():
-    model = {"name": "alexnet", "weights": "w.pth", "task": "spreads"}
-    job = {"source": {"uri": "in", "format": "images"}, "model": model, "sink": {"uri": "out"}}
     with pytest.raises(JobError, match=r"'raw', 'broken' or 'spread', did you mean spread\?"):
-        parse_job(job, date=dt.date(2026, 11, 24), origin="job.yaml")
+        job_of({"name": "alexnet", "weights": "w.pth", "task": "spreads"})

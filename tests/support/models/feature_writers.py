@@ -21,7 +21,7 @@ from pipeline.preprocessing.model_input import Limits
 from support.inputs.clips import encoded, tone
 from support.inputs.encoded import encode
 from support.models.audio_snapshots import FAMILIES as HEARD
-from support.models.generating import ENDS, NEW_TOKENS, Written, plain_norms
+from support.models.generating import ENDS, NEW_TOKENS, Written, greedy, plain_norms
 from support.models.language_models import write_language_tokenizer
 from support.models.snapshots import (
     write_image_processor,
@@ -253,17 +253,10 @@ def library_texts(folder: Path, spec: ModelSpec, rows: pa.Table, **options: Any)
     takes = model.main_input_name if spec.input.name == "audio" else "pixel_values"
     for value in values:
         [features] = normaliser(torch.from_numpy(np.array(value))[None])
-        given = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "num_beams": 1, **options}
+        given = {takes: features, **options}
         if _family_of(folder) in LOOKERS:
-            features = pixels_of(folder, features)
+            given[takes] = pixels_of(folder, features)
             assert spec.task.generation is not None
             given["input_ids"] = torch.tensor([spec.task.generation.rules.start])
-        done = model.generate(
-            **{takes: features}, return_dict_in_generate=True, output_logits=True, **given
-        )
-        tokens = done.sequences[0, -len(done.logits) :].tolist()
-        pairs = zip(done.logits, tokens, strict=True)
-        scores = [logits[0].log_softmax(0)[token] for logits, token in pairs]
-        text = tokenizer.decode(tokens, skip_special_tokens=True)
-        outputs.append(Written(text, tokens, float(np.mean(scores))))
+        outputs.append(greedy(model, tokenizer, given))
     return outputs

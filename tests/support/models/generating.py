@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from pipeline.job.model import Generate, Message, Model
 from pipeline.job.transform import Text
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec
-from support.models.language_models import make_language_model
+from support.models.language_models import library_model, make_language_model
 from support.runs.jobs import job_over
 
 ENDS = (2, *range(100, 140))
@@ -71,24 +71,22 @@ def library_outputs(
     import torch
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(folder)
-    auto = transformers.AutoModelForCausalLM
-    if config.is_encoder_decoder:
-        auto = transformers.AutoModelForSeq2SeqLM
-    model = auto.from_pretrained(folder, dtype=torch.float32).eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = library_model(folder), transformers.AutoTokenizer.from_pretrained(folder)
     outputs = []
     for prompt in prompts:
         ids = torch.tensor([list(prompt)])
-        given = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "num_beams": 1, **options}
-        done = model.generate(
-            ids, attention_mask=torch.ones_like(ids), return_dict_in_generate=True,
-            output_logits=True, **given,
-        )  # fmt: skip
-        begin = 1 if config.is_encoder_decoder else len(prompt)
-        tokens = done.sequences[0, begin:].tolist()
-        pairs = zip(done.logits, tokens, strict=True)
-        scores = [logits[0].log_softmax(0)[token] for logits, token in pairs]
-        text = tokenizer.decode(tokens, skip_special_tokens=True)
-        outputs.append(Written(text, tokens, float(np.mean(scores))))
+        given = {"inputs": ids, "attention_mask": torch.ones_like(ids), **options}
+        outputs.append(greedy(model, tokenizer, given))
     return outputs
+
+
+def greedy(model: Any, tokenizer: Any, given: Mapping[str, Any]) -> Written:
+    """Write to one row with `generate` of a model of the library, which is given these."""
+    plain = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "num_beams": 1}
+    kept = {"return_dict_in_generate": True, "output_logits": True}
+    done = model.generate(**{**plain, **kept, **given})
+    tokens = done.sequences[0, -len(done.logits) :].tolist()
+    pairs = zip(done.logits, tokens, strict=True)
+    scores = [logits[0].log_softmax(0)[token] for logits, token in pairs]
+    text = tokenizer.decode(tokens, skip_special_tokens=True)
+    return Written(text, tokens, float(np.mean(scores)))

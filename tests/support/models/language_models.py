@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from support.models.snapshots import write_model
+from support.models.tiny_tokenizer import byte_level
 
 MAX_TOKENS = 160
 CHAT = (
@@ -109,19 +110,10 @@ def write_language_tokenizer(
     Returns:
         The number of its tokens.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=list(_SPECIAL),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_TEXTS * 4, trainer)
+    tokenizer = byte_level(_TEXTS * 4, _SPECIAL, 400)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A </s>" if ends else "<s> $A", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
@@ -138,6 +130,16 @@ def write_language_tokenizer(
     return tokenizer.get_vocab_size()
 
 
+def library_model(folder: Path) -> Any:
+    """Load a directory with the library's own class for what it writes, in float32."""
+    import torch
+    import transformers
+
+    is_seq2seq = transformers.AutoConfig.from_pretrained(folder).is_encoder_decoder
+    auto = getattr(transformers, f"AutoModelFor{'Seq2SeqLM' if is_seq2seq else 'CausalLM'}")
+    return auto.from_pretrained(folder, dtype=torch.float32).eval()
+
+
 def library_scores(folder: Path, prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> Any:
     """Return the mean log-likelihood of each answer by the library's own loss, float64 (K,).
 
@@ -148,17 +150,11 @@ def library_scores(folder: Path, prompt: Sequence[int], answers: Sequence[Sequen
     """
     import numpy as np
     import torch
-    import transformers
 
-    config = transformers.AutoConfig.from_pretrained(folder)
-    auto = transformers.AutoModelForCausalLM
-    if config.is_encoder_decoder:
-        auto = transformers.AutoModelForSeq2SeqLM
-    model = auto.from_pretrained(folder, dtype=torch.float32).eval()
-    scores = []
+    model, scores = library_model(folder), []
     for answer in answers:
         ids, labels = list(prompt), list(answer)
-        if not config.is_encoder_decoder:
+        if not model.config.is_encoder_decoder:
             ids, labels = [*ids, *labels], [*[-100] * len(ids), *labels]
         with torch.inference_mode():
             loss = model(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,9 @@ import pytest
 import torch
 
 from pipeline.core.errors import JobError
-from pipeline.job.reading.loader import parse_job
 from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec, load_module
+from support.runs.jobs import job_of
 
 LABELS = models.LABELS
 
@@ -25,16 +24,10 @@ def resolve(
     fields: dict[str, Any] = {"labels": LABELS, **model}
     if "name" not in fields:
         fields.setdefault("factory", "models:colours")
-    document = {
-        "source": {"uri": "in", "format": "images"},
-        "model": {key: value for key, value in fields.items() if value is not None},
-        "sink": {"uri": "out"},
-    }
     if transform is None and "factory" in fields:
         transform = models.TRANSFORM
-    document["transform"] = transform or {}
-    job = parse_job(document, date=dt.date(2026, 11, 24), origin="test")
-    return resolve_model(job, allow)
+    model = {key: value for key, value in fields.items() if value is not None}
+    return resolve_model(job_of(model, transform=transform or {}), allow)
 
 
 def refusal(**model: Any) -> str:

@@ -1,8 +1,9 @@
-"""Small tokenizers, made on the spot: WordPiece over letters, a few words and their pieces."""
+"""Small tokenizers, made on the spot: WordPiece over letters and a few words, byte-level BPE."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,23 @@ def make_tokenizer() -> Tokenizer:
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[(name, vocabulary[name]) for name in ("[CLS]", "[SEP]")],
     )
+    return tokenizer
+
+
+def byte_level(texts: Sequence[str], special: Sequence[str], size: int) -> Tokenizer:
+    """Return a byte-level BPE tokenizer as GPT-2 has it, trained on texts, of so many tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=[*special],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from itertools import product
 from pathlib import Path
+from shutil import copytree, ignore_patterns
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,11 @@ from pipeline.preprocessing.model_input import BatchLimits
 LLAMA = "llama"
 
 
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return cache(lambda family: make_language_model(tmp_path_factory.mktemp("m") / "m", family))
+
+
 def softmax(values: np.ndarray) -> np.ndarray:
     weights = np.exp(values - values.max(axis=-1, keepdims=True))
     return weights / weights.sum(axis=-1, keepdims=True)
@@ -56,8 +63,8 @@ def library_ids(path: Path, family: str, text: str) -> tuple[list[int], list[lis
 @pytest.mark.parametrize(
     "family", [pytest.param(name, marks=[pytest.mark.slow] * (name != LLAMA)) for name in FAMILIES]
 )
-def test_scores_are_those_of_the_library(family: str, tmp_path: Path):
-    path = make_language_model(tmp_path / "m", family)
+def test_scores_are_those_of_the_library(family: str, folder_of: Any):
+    path = folder_of(family)
     spec = choosing(path)
     rows = prepared(spec, TEXTS)
     ids = rows.column(TOKEN_IDS).to_pylist()
@@ -91,8 +98,8 @@ def test_a_prompt_beyond_the_window_is_read_whole(family: str, count: int, tmp_p
 
 
 @pytest.mark.parametrize("family", [LLAMA, "t5"])
-def test_neither_batches_nor_neighbours_change_a_score(family: str, tmp_path: Path):
-    spec = choosing(make_language_model(tmp_path / "m", family))
+def test_neither_batches_nor_neighbours_change_a_score(family: str, folder_of: Any):
+    spec = choosing(folder_of(family))
     texts = [*TEXTS, "cat " * 200]
     rows = prepared(spec, texts)
     assert rows.column("truncated").to_pylist() == [False] * len(TEXTS) + [True]
@@ -107,8 +114,8 @@ def test_neither_batches_nor_neighbours_change_a_score(family: str, tmp_path: Pa
     np.testing.assert_allclose(scores_of(first), expected[0], atol=1e-5)
 
 
-def test_what_all_prompts_begin_with_is_computed_once(tmp_path: Path):
-    spec = choosing(make_language_model(tmp_path / "m", LLAMA), messages=MESSAGES)
+def test_what_all_prompts_begin_with_is_computed_once(folder_of: Any):
+    spec = choosing(folder_of(LLAMA), messages=MESSAGES)
     module = load_module(spec)
     assert isinstance(module, CausalChoices)
     inputs = spec.input.arrays(prepared(spec, TEXTS[1:3]))
@@ -134,8 +141,8 @@ def test_what_all_prompts_begin_with_is_computed_once(tmp_path: Path):
     assert sum(seen) == (ids.shape[1] + rest) * len(ids)
 
 
-def test_prior_correction_takes_off_what_an_answer_has_without_a_text(tmp_path: Path):
-    path = make_language_model(tmp_path / "m", LLAMA)
+def test_prior_correction_takes_off_what_an_answer_has_without_a_text(folder_of: Any):
+    path = folder_of(LLAMA)
     plain, corrected = choosing(path), choosing(path, prior_corrected=True)
     assert plain.to_dict() != corrected.to_dict()
     rows = prepared(plain, TEXTS)
@@ -155,8 +162,8 @@ def test_a_model_that_scores_no_answers_is_refused_with_the_task_that_does(tmp_p
         choosing(llava, input_name="image", prompt=LOOK)
 
 
-def test_the_chat_template_and_the_prompt_are_in_the_settings(tmp_path: Path):
-    path = make_language_model(tmp_path / "m", LLAMA)
+def test_the_chat_template_and_the_prompt_are_in_the_settings(folder_of: Any, tmp_path: Path):
+    path = folder_of(LLAMA)
     settings = [
         spec.to_dict()
         for spec in (
@@ -174,8 +181,8 @@ def test_the_chat_template_and_the_prompt_are_in_the_settings(tmp_path: Path):
     assert settings[3]["weights_sha256"] != settings[4]["weights_sha256"]
 
 
-def test_a_prompt_without_a_place_for_the_text_is_refused(tmp_path: Path):
-    path = make_language_model(tmp_path / "m", LLAMA)
+def test_a_prompt_without_a_place_for_the_text_is_refused(folder_of: Any):
+    path = folder_of(LLAMA)
     with pytest.raises(JobError, match=r"model\.prompt: must have \{text\} once"):
         choosing(path, prompt="Is it so?")
     with pytest.raises(JobError, match=r"model\.messages: must have \{text\} once"):
@@ -190,12 +197,11 @@ def test_a_prompt_without_a_place_for_the_text_is_refused(tmp_path: Path):
     ],
 )
 def test_a_model_that_cannot_share_a_prompt_is_refused(
-    cls: str, config: dict[str, Any], tmp_path: Path
+    cls: str, config: dict[str, Any], folder_of: Any, tmp_path: Path
 ):
     import transformers
 
-    path = make_language_model(tmp_path / "m", LLAMA)
-    (path / "model.safetensors").unlink()
+    path = copytree(folder_of(LLAMA), tmp_path / "m", ignore=ignore_patterns("*.safetensors"))
     made = getattr(transformers, cls).config_class(
         vocab_size=400, num_hidden_layers=2, pad_token_id=0, bos_token_id=1, eos_token_id=2,
         **config,
@@ -207,8 +213,8 @@ def test_a_model_that_cannot_share_a_prompt_is_refused(
 
 
 @pytest.mark.slow
-def test_half_precision_agrees_with_float32(tmp_path: Path):
-    spec = choosing(make_language_model(tmp_path / "m", LLAMA))
+def test_half_precision_agrees_with_float32(folder_of: Any):
+    spec = choosing(folder_of(LLAMA))
     rows = prepared(spec, TEXTS)
     expected = [scores_of(row) for row in predicted(spec, rows)]
     actual = [scores_of(row) for row in predicted(replace(spec, precision="bf16"), rows)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ import torch
 from support.models.choosing import MESSAGES, TEXTS, predicted, prepared
 from support.models.generating import ENDS, NEW_TOKENS, library_outputs, make_writer, writing
 from support.models.language_models import FAMILIES
+from support.models.snapshots import change_json
 from transformers.generation.logits_process import (
     ForcedEOSTokenLogitsProcessor,
     LogitsProcessor,
@@ -42,12 +45,17 @@ FEW = BatchLimits(3, 200)
 QUICK = (LLAMA, "bart")
 
 
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return cache(lambda family: make_writer(tmp_path_factory.mktemp("m") / "m", family))
+
+
 @pytest.mark.parametrize(
     "family",
     [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in FAMILIES],
 )
-def test_texts_are_those_of_the_library(family: str, tmp_path: Path):
-    path = make_writer(tmp_path / "m", family)
+def test_texts_are_those_of_the_library(family: str, folder_of: Any):
+    path = folder_of(family)
     spec = writing(path)
     rows = prepared(spec, TEXTS)
     expected = library_outputs(path, rows.column(TOKEN_IDS).to_pylist())
@@ -86,12 +94,11 @@ RULES: list[dict[str, Any]] = [
     ],
 )
 def test_rules_of_the_directory_are_applied_as_the_library_does_it(
-    family: str, rules: dict[str, Any], tmp_path: Path
+    family: str, rules: dict[str, Any], folder_of: Any, tmp_path: Path
 ):
-    path = make_writer(tmp_path / "m", family)
+    path = copytree(folder_of(family), tmp_path / "m")
     plain = writing(path)
-    written = path / "generation_config.json"
-    written.write_text(json.dumps({**json.loads(written.read_text()), **rules}))
+    change_json(path / "generation_config.json", **rules)
     spec = writing(path)
     assert spec.to_dict() != plain.to_dict()
     rows = prepared(spec, TEXTS)
@@ -163,13 +170,9 @@ def test_a_decoder_that_begins_with_a_language_begins_with_that_of_the_job(tmp_p
     ],
 )
 def test_a_language_that_a_model_does_not_know_is_refused(
-    family: str, problem: str, tmp_path: Path
+    family: str, problem: str, folder_of: Any, tmp_path: Path
 ):
-    path = tmp_path / "m"
-    if family == "languages":
-        with_languages(path)
-    else:
-        make_writer(path, family)
+    path = with_languages(tmp_path / "m") if family == "languages" else folder_of(family)
     with pytest.raises(JobError, match=rf"model\.generate\.language = {problem}") as refused:
         writing(path, generate={"language": "de"})
     assert "\n" not in str(refused.value)
@@ -183,8 +186,8 @@ def test_a_window_counts_the_tokens_of_a_row_alone(tmp_path: Path):
     assert [row["text"] for row in predicted(spec, rows, FEW)] == [text.text for text in expected]
 
 
-def test_what_neighbours_say_changes_no_bit_of_a_row(tmp_path: Path):
-    module = load_module(writing(make_writer(tmp_path / "m")))
+def test_what_neighbours_say_changes_no_bit_of_a_row(folder_of: Any):
+    module = load_module(writing(folder_of(LLAMA)))
     assert isinstance(module, CausalDecoding)
 
     def logits(*prompts: list[int]) -> torch.Tensor:
@@ -201,8 +204,8 @@ def test_what_neighbours_say_changes_no_bit_of_a_row(tmp_path: Path):
     assert torch.equal(logits(first, [7, 8, 9], [9]), logits(first, [70, 81, 92], [200]))
 
 
-def test_what_neighbours_say_changes_no_bit_of_an_answer(tmp_path: Path):
-    spec = writing(make_writer(tmp_path / "m", "bart"))
+def test_what_neighbours_say_changes_no_bit_of_an_answer(folder_of: Any):
+    spec = writing(folder_of("bart"))
     engine = GenerateEngine(PredictorConfig(spec, 8, 0.0, 1, pa.schema([])))
     lengths = np.array([5, 3, 1], np.int32)
 
@@ -215,8 +218,8 @@ def test_what_neighbours_say_changes_no_bit_of_an_answer(tmp_path: Path):
     assert first_of(first, *some) == first_of(first, *others)
 
 
-def test_a_text_stops_before_what_stops_it(tmp_path: Path):
-    path = make_writer(tmp_path / "m")
+def test_a_text_stops_before_what_stops_it(folder_of: Any):
+    path = folder_of(LLAMA)
     plain = [row["text"] for row in predicted(writing(path), prepared(writing(path), TEXTS))]
     first, second, *_ = sorted(plain, key=len, reverse=True)
     stop = [first[7], second[4:6]]
@@ -228,8 +231,8 @@ def test_a_text_stops_before_what_stops_it(tmp_path: Path):
     assert max(len(text) - text.find(stop[0]) for text in plain) > 1
 
 
-def test_a_prompt_without_room_for_an_output_is_refused_and_the_longest_is_written(tmp_path: Path):
-    path = make_writer(tmp_path / "m", "gpt2")
+def test_a_prompt_without_room_for_an_output_is_refused_and_the_longest_is_written(folder_of: Any):
+    path = folder_of("gpt2")
     spec = writing(path, prompt="{text}")
     assert spec.input.max_tokens == 160 - NEW_TOKENS
     texts = [" ".join(["cat"] * count) for count in range(20, 161, 20)]
@@ -243,8 +246,8 @@ def test_a_prompt_without_room_for_an_output_is_refused_and_the_longest_is_writt
     assert len(long) + len(written) == len(texts)
 
 
-def test_outputs_without_an_end_or_a_text_are_kept_or_quarantined(tmp_path: Path):
-    path = make_writer(tmp_path / "m")
+def test_outputs_without_an_end_or_a_text_are_kept_or_quarantined(folder_of: Any):
+    path = folder_of(LLAMA)
     rows, few = prepared(writing(path), TEXTS), {"max_new_tokens": 5}
     kept = predicted(writing(path, generate=few), rows)
     assert not any(row["error"] for row in kept)
@@ -256,8 +259,8 @@ def test_outputs_without_an_end_or_a_text_are_kept_or_quarantined(tmp_path: Path
     assert {row["error"] for row in strict} > {None}
 
 
-def test_messages_and_the_text_alone_are_prompts_too(tmp_path: Path):
-    path = make_writer(tmp_path / "m")
+def test_messages_and_the_text_alone_are_prompts_too(folder_of: Any):
+    path = folder_of(LLAMA)
     ids = [
         prepared(spec, ["<|im_end|> a film"]).column(TOKEN_IDS)[0].as_py()
         for spec in (writing(path, prompt=None), writing(path, messages=MESSAGES))
@@ -288,9 +291,9 @@ def test_messages_and_the_text_alone_are_prompts_too(tmp_path: Path):
     ],
 )
 def test_what_cannot_be_done_is_refused_in_a_line(
-    values: dict[str, Any], problem: str, tmp_path: Path
+    values: dict[str, Any], problem: str, folder_of: Any, tmp_path: Path
 ):
-    path = make_writer(tmp_path / "m")
+    path = copytree(folder_of(LLAMA), tmp_path / "m")
     (path / "generation_config.json").write_text(json.dumps(values))
     with pytest.raises(JobError, match=problem) as refused:
         writing(path)
@@ -298,8 +301,8 @@ def test_what_cannot_be_done_is_refused_in_a_line(
     assert str(refused.value).count(problem[:10]) == 1
 
 
-def test_what_asks_for_other_outputs_is_overridden_and_said(tmp_path: Path):
-    path = make_writer(tmp_path / "m")
+def test_what_asks_for_other_outputs_is_overridden_and_said(folder_of: Any, tmp_path: Path):
+    path = copytree(folder_of(LLAMA), tmp_path / "m")
     values = {"eos_token_id": 2, "do_sample": True, "top_p": 0.9, "num_beams": 4, "top_k": 50}
     (path / "generation_config.json").write_text(json.dumps(values))
     note = writing(path).notes[-1]
@@ -309,12 +312,10 @@ def test_what_asks_for_other_outputs_is_overridden_and_said(tmp_path: Path):
     )
 
 
-def test_the_window_of_a_decoder_limits_its_outputs(tmp_path: Path):
-    path = make_writer(tmp_path / "m", "bart")
+def test_the_window_of_a_decoder_limits_its_outputs(folder_of: Any):
     with pytest.raises(JobError, match=r"max_new_tokens = 160: .* writes 159 tokens at most"):
-        writing(path, generate={"max_new_tokens": 160})
-    llama = make_writer(tmp_path / "n", LLAMA)
+        writing(folder_of("bart"), generate={"max_new_tokens": 160})
     for most in (158, 4096):
         problem = rf"model\.generate\.max_new_tokens = {most}: leaves no room for a text"
         with pytest.raises(JobError, match=problem):
-            writing(llama, generate={"max_new_tokens": most})
+            writing(folder_of(LLAMA), generate={"max_new_tokens": most})

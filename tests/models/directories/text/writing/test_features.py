@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from shutil import copytree, ignore_patterns
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,6 @@ from pipeline.core.errors import JobError
 from pipeline.core.figures.counters import Counters
 from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.inference.engines.generate_engine import GenerateEngine
-from pipeline.inference.slices.first_rows import SystematicFailureDetector
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.directories.chosen import choose
 from pipeline.models.directories.text.writing.features import image_generation_facts
@@ -115,32 +115,6 @@ def test_what_neighbours_are_changes_no_bit_of_a_row(family: str, folder_of: Any
     assert first_of(0, 1, 2) == first_of(0, 3, 0)
 
 
-@pytest.mark.parametrize("family", ["whisper", pytest.param("git", marks=pytest.mark.slow)])
-def test_a_row_over_which_the_model_raises_costs_only_itself(family: str, folder_of: Any):
-    spec = feature_writing(folder_of(family))
-    rows = prepared_features(spec, data_of(family))
-    [values] = spec.input.arrays(rows).values()
-    [bad] = spec.input.normaliser(torch.float32)(torch.from_numpy(np.array(values[3]))[None])
-    detector = SystematicFailureDetector(rows.num_rows)
-    engine = GenerateEngine(PredictorConfig(spec, 4, 0.0, 1, pa.schema([])), detector)
-    plain = engine.predict(rows, {}).to_pylist()
-
-    def check(_: Any, given: Any, named: Any) -> None:
-        for value in (*given, *named.values()):
-            is_like = isinstance(value, torch.Tensor) and value.shape[1:] == bad.shape[1:]
-            if is_like and (value == bad).flatten(1).all(1).any():
-                raise ValueError("what the row shows")
-
-    module = engine._model.module
-    part = module.model.model.encoder if family == "whisper" else module.model.git.image_encoder  # type: ignore[union-attr]
-    part.register_forward_pre_hook(check, with_kwargs=True)  # type: ignore[union-attr]
-    actual = engine.predict(rows, {}).to_pylist()
-    assert [n for n, row in enumerate(actual) if row["error"]] == [3]
-    assert "ValueError: what the row shows" in actual[3]["message"]
-    others = [row["text"] for n, row in enumerate(plain) if n != 3]
-    assert [row["text"] for n, row in enumerate(actual) if n != 3] == others
-
-
 SIZE = 363
 """Tokens of the tokenizer; the last ones are `feature_writers.CONTROL`."""
 START, EN, DE, TRANSCRIBE, TRANSLATE, NO_TIMES = range(SIZE - 6, SIZE)
@@ -162,9 +136,9 @@ WHISPERS: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize(
     "case", [pytest.param(name, marks=[pytest.mark.slow] * (name != "task")) for name in WHISPERS]
 )
-def test_whisper_begins_as_its_directory_says(case: str, tmp_path: Path):
+def test_whisper_begins_as_its_directory_says(case: str, folder_of: Any, tmp_path: Path):
     values, begins = WHISPERS[case]
-    path = make_feature_writer(tmp_path / "m", "whisper")
+    path = copytree(folder_of("whisper"), tmp_path / "m")
     change_json(path / "generation_config.json", **values)
     spec = feature_writing(path)
     assert f"{begins}; without timestamps" in spec.notes[-1]
@@ -173,8 +147,7 @@ def test_whisper_begins_as_its_directory_says(case: str, tmp_path: Path):
 
 @pytest.mark.slow
 def test_times_that_whisper_writes_are_no_part_of_a_text(folder_of: Any, tmp_path: Path):
-    for file in folder_of("whisper").iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+    copytree(folder_of("whisper"), tmp_path, dirs_exist_ok=True)
     plain = feature_writing(tmp_path)
     change_json(tmp_path / "generation_config.json", no_timestamps_token_id=200, eos_token_id=2)
     spec, most = feature_writing(tmp_path), []
@@ -238,8 +211,7 @@ def test_a_prompt_is_what_the_decoder_begins_with(
 def test_what_whisper_cannot_do_here_is_refused_in_a_line(
     values: dict[str, Any], problem: str, folder_of: Any, tmp_path: Path
 ):
-    for file in folder_of("whisper").iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+    copytree(folder_of("whisper"), tmp_path, dirs_exist_ok=True)
     change_json(tmp_path / "generation_config.json", **values)
     with pytest.raises(JobError, match=problem) as refused:
         feature_writing(tmp_path)
@@ -256,9 +228,7 @@ def test_what_a_model_that_reads_no_text_cannot_have_is_refused(folder_of: Any, 
     most = 256 - 4
     with pytest.raises(JobError, match=rf"max_new_tokens = {most + 1}: .* writes {most} tokens"):
         feature_writing(path, {"max_new_tokens": most + 1})
-    for file in path.iterdir():
-        if file.name != "tokenizer.json":
-            (tmp_path / file.name).write_bytes(file.read_bytes())
+    copytree(path, tmp_path, ignore=ignore_patterns("tokenizer.json"), dirs_exist_ok=True)
     with pytest.raises(JobError, match=r"tokenizer\.json is missing; save the model's tokenizer"):
         feature_writing(tmp_path)
 
@@ -296,8 +266,10 @@ def test_prompts_and_messages_are_those_of_the_processor(family: str, folder_of:
         assert [*spec.task.generation.rules.start] == expected
 
 
-def test_padding_that_a_tokenizer_was_saved_with_is_no_part_of_a_prompt(tmp_path: Path):
-    path = make_feature_writer(tmp_path / "m", "llava")
+def test_padding_that_a_tokenizer_was_saved_with_is_no_part_of_a_prompt(
+    folder_of: Any, tmp_path: Path
+):
+    path = copytree(folder_of("llava"), tmp_path / "m")
     tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
     expected = feature_writing(path).task.generation
     tokenizer.enable_padding(direction="left", pad_id=2, length=6)
@@ -332,8 +304,7 @@ def test_half_precision_on_a_stand_in_for_a_gpu_holds_the_check(family: str, fol
 def test_an_encoder_needs_no_layer_that_no_decoder_looks_at(folder_of: Any, tmp_path: Path):
     """As published files of TrOCR have none, which the library fills up with random numbers."""
     path = folder_of("trocr")
-    for file in path.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+    copytree(path, tmp_path, dirs_exist_ok=True)
     tensors = load_file(path / "model.safetensors")
     kept = {name: tensor for name, tensor in tensors.items() if "pooler" not in name}
     assert len(kept) == len(tensors) - 2
