@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 from support.models.model_cases import resolve
-from support.runs.predicting import images, predict, predictor, rows_of
+from support.runs.predicting import predictor
 
 from pipeline.core.errors import JobError
 from pipeline.job.job import Model
@@ -92,18 +92,6 @@ def test_arguments_decide_the_fingerprint_and_what_the_node_keeps():
     assert resolve().to_dict()["args"] == {}
 
 
-@pytest.mark.slow
-def test_the_same_tensors_with_other_arguments_are_exported_anew():
-    """The tensors of both are equal, so that only the arguments tell them apart."""
-    rows = rows_of(images(4))
-    for scale in (1.0, 0.1):
-        model = {"args": {"scale": scale, "order": [0, 1, 2, 3, 4]}, "batch_size": 4}
-        expected, _ = predict(predictor(FACTORY, **model), rows)
-        actual, _ = predict(predictor(FACTORY, runtime="onnxruntime", **model), rows)
-        scores = [[row["score"] for row in table] for table in (actual, expected)]
-        np.testing.assert_allclose(scores[0], scores[1], atol=1e-5)
-
-
 def test_post_processing_is_called_with_the_arguments_of_the_job():
     means = np.array([[0.1, 0.9, 0.3], [0.5, 0.2, 0.1]], np.float32)
     ok = np.ones(2, bool)
@@ -115,13 +103,6 @@ def test_post_processing_is_called_with_the_arguments_of_the_job():
         )
         np.testing.assert_allclose(columns["lead"].to_numpy(), [0.6 * factor, 0.3 * factor], 1e-5)
     assert resolve().task.to_dict()["postprocess_args"] == {}
-
-
-def test_wrong_arguments_of_post_processing_are_named_before_a_run():
-    spec = resolve(**raw(postprocess="models:Brighter", postprocess_args={"faktor": 1}))
-    words = "missing a required argument: 'factor', with those of model.postprocess_args; it takes"
-    with pytest.raises(JobError, match=words):
-        make_task(spec.task).fields()
 
 
 def test_post_processing_of_a_module_that_was_not_allowed_is_refused():

@@ -16,7 +16,6 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from onnx import TensorProto, helper
-from support.models import onnx_files
 from support.models.onnx_files import FLOAT, INT64, make_model, save, value
 from support.runs.jobs import job_of
 
@@ -100,9 +99,6 @@ def exported(model: Any, folder: Path, number: str = "Float", **options: Any) ->
         ("LogisticRegression", "Float", True),
         ("LogisticRegression", "Double", False),
         ("RandomForestClassifier", "Float", False),
-        pytest.param("LogisticRegression", "Float", False, marks=pytest.mark.slow),
-        pytest.param("LogisticRegression", "Double", True, marks=pytest.mark.slow),
-        pytest.param("RandomForestClassifier", "Float", True, marks=pytest.mark.slow),
     ],
 )
 def test_scores_of_numbers_and_categories_are_those_of_predict_proba(
@@ -126,16 +122,6 @@ def test_scores_of_numbers_and_categories_are_those_of_predict_proba(
     rows = predicted(tmp_path, path, [*NUMBERS, *TEXTS], model=raw)
     scores = np.array(rows.column(output["name"]).to_pylist())
     np.testing.assert_allclose(scores, model.predict_proba(table), atol=1e-5)
-
-
-def test_a_regression_gives_what_predict_gives(tmp_path: Path, table: pd.DataFrame):
-    from sklearn.ensemble import GradientBoostingRegressor
-
-    model = columns_model(GradientBoostingRegressor(n_estimators=5)).fit(table, table.income)
-    path = exported(model, tmp_path)
-    table.to_parquet(tmp_path / "a.parquet")
-    rows = predicted(tmp_path, path, [*NUMBERS, *TEXTS])
-    np.testing.assert_allclose(rows.column("value"), model.predict(table), rtol=1e-5)
 
 
 def test_texts_alone_are_a_model_as_well(tmp_path: Path):
@@ -208,15 +194,6 @@ def test_a_number_that_is_none_of_its_type_costs_its_row(tmp_path: Path):
     assert "input 'd' takes bool, and a row has 2" in rows[2]["message"]
     nan = predicted(tmp_path, path, ["d", {"column": "c", "null": "nan"}], **more).to_pylist()
     assert "input 'c' takes int64, and a row has nan" in nan[3]["message"]
-
-
-def test_facts_name_the_columns(tmp_path: Path):
-    facts = read_onnx_facts(save(EVERY, tmp_path / "m.onnx"))
-    assert [tuple(column) for column in facts.columns] == [
-        *(("a", "float32"), ("b", "float64"), ("c", "int64"), ("d", "bool"), ("e e.e", "int32"))
-    ]
-    one = read_onnx_facts(save(onnx_files.features_model(), tmp_path / "m.onnx"))
-    assert (one.columns, one.input) == ((), "features")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from importlib.metadata import entry_points
 
 import numpy as np
 import pytest
@@ -13,8 +12,8 @@ from support.inputs.photos import load_bases
 from torchvision.transforms.v2 import functional as tv
 
 from pipeline.core.errors import JobError
-from pipeline.models.spec import ENTRY_POINT_GROUP, ModelCard
-from pipeline.models.zoo import _unique, efficientnet_lite0
+from pipeline.models.spec import ModelCard
+from pipeline.models.zoo import efficientnet_lite0
 
 EXPECTED = {
     "camera": {"tripod"},
@@ -48,27 +47,6 @@ def test_photos_get_the_labels_that_a_person_would_give():
         label_ids = build_with_weights(card)(batch).argmax(dim=1).tolist()
     labels = {name: card.labels[i] for name, i in zip(EXPECTED, label_ids, strict=True)}
     assert {name: label for name, label in labels.items() if label not in EXPECTED[name]} == {}
-
-
-def test_labels_are_a_thousand_different_names():
-    labels = efficientnet_lite0().labels
-    assert labels is not None
-    assert len(labels) == len(set(labels)) == 1000
-    assert all(label.strip() == label and label.isprintable() for label in labels)
-
-
-def test_shared_names_get_their_class_id_and_others_stay():
-    assert _unique(["cat", "missile", "dog", "missile"]) == (
-        "cat",
-        "missile (1)",
-        "dog",
-        "missile (3)",
-    )
-
-
-def test_the_entry_point_leads_to_the_card():
-    (entry,) = entry_points(group=ENTRY_POINT_GROUP, name="efficientnet-lite0")
-    assert entry.load() is efficientnet_lite0
 
 
 def test_a_card_is_made_without_importing_torch():

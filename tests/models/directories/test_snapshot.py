@@ -12,15 +12,20 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.models.snapshots import change_json, cut_in_two, make_snapshot, write_json
+from support.models import onnx_files
+from support.models.snapshots import (
+    change_json,
+    cut_in_two,
+    make_snapshot,
+    make_timm,
+    write_json,
+)
 from support.servers.s3server import S3Server
 
-from pipeline.core.cache import eviction as cache_room
 from pipeline.core.cache.node_cache import cached_folder
-from pipeline.core.cache.private_files import cache_folder
 from pipeline.core.errors import JobError
 from pipeline.models.directories.build import build_module
-from pipeline.models.directories.opening import read_facts
+from pipeline.models.directories.opening import open_facts, read_facts
 from pipeline.models.directories.snapshot import ModelDirectory, local, open_directory
 from pipeline.models.tasks.base import TaskSpec
 from pipeline.storage.store import Store
@@ -94,21 +99,6 @@ def test_a_worker_copies_for_itself_and_checks_the_digest(path, tmp_path, monkey
     assert open_directory(str(path))[0].sha256 != directory.sha256
 
 
-def test_a_new_copy_takes_the_place_of_old_ones_that_nobody_uses(path, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(cache_room, "MAX_BYTES", 0)
-    old = cache_folder() / "model-old"
-    old.mkdir()
-    (old / "weights").write_bytes(b"?")
-    os.utime(old, (1, 1))
-    _, copy = open_directory(str(path))
-    assert not old.exists()
-    os.utime(copy.parent, (1, 1))
-    write_json(path / "sentence_bert_config.json", {"max_seq_length": 9, "do_lower_case": False})
-    assert open_directory(str(path))[1] != copy
-    assert names(copy) == NAMES, "this process uses it"
-
-
 def test_a_copy_is_made_once_though_asked_for_twice(path):
     _, copy = open_directory(str(path))
     inode = (copy / "model.safetensors").stat().st_ino
@@ -132,6 +122,28 @@ def test_the_links_of_the_hubs_cache_are_followed(path, tmp_path):
     directory, copy = open_directory(str(snapshot))
     assert directory.sha256 == digest
     assert not any(path.is_symlink() for path in copy.rglob("*"))
+
+
+LAYERS = {"pooling": ["cls", "mean"], "dense": 8, "normalize": True, "include_prompt": False}
+PROMPTS = {"prompts": {"query": "a cat "}, "default_prompt": "query"}
+MAKERS = {
+    "sentence_transformers": lambda path: make_snapshot(path, "bert", **LAYERS, **PROMPTS),
+    "head": lambda path: make_snapshot(path, "bert", "sequence", num_labels=1),
+    "images": lambda path: make_snapshot(path, "vit"),
+    "towers": lambda path: make_snapshot(path, "siglip"),
+    "timm": lambda path: make_timm(path, "test_resnet", 3, layers=[1, 1, 1, 1]),
+    "onnx": lambda path: onnx_files.save(onnx_files.image_model("s"), path / "m.onnx"),
+}
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_facts_that_are_kept_as_json_are_those_that_were_read(maker: str, tmp_path: Path):
+    (tmp_path / "m").mkdir()
+    path = MAKERS[maker](tmp_path / "m")
+    fresh = read_facts(path if path.is_dir() else path.parent)
+    for kept in (open_facts(str(path), {}, fresh.input)[1] for _ in range(2)):
+        assert kept == fresh
+        assert repr(kept) == repr(fresh)  # a named tuple equals a plain one
 
 
 def test_shards_give_what_one_file_gives(path):
