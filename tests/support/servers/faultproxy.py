@@ -132,8 +132,6 @@ class FaultProxy:
         self._dice = random.Random(seed)
         self.requests: list[tuple[str, str, str]] = []
         """Method, path and what was done: `forwarded` or the action."""
-        self.bytes_moved = 0
-        """Bodies of requests and answers, as far as they reached the other side."""
         parts = urlsplit(upstream_url)
         self._upstream = (parts.hostname or "127.0.0.1", parts.port or 80)
         self._lock = threading.Lock()
@@ -194,8 +192,6 @@ class FaultProxy:
             upstream.sendall(head + body)
             answer = b"".join(iter(lambda: upstream.recv(1 << 16), b""))
         answer_head, _, answer_body = answer.partition(b"\r\n\r\n")
-        with self._lock:
-            self.bytes_moved += len(body) + len(answer_body)
         return _closing(answer_head + b"\r\n\r\n") + answer_body
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import ipaddress
 import socket
 import ssl
 import struct
@@ -186,30 +185,26 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-def make_certificate(folder: Path, *names: str) -> Path:
-    """Write a self-signed certificate for these hosts, with its key, to one PEM file."""
+def make_certificate(folder: Path, host: str) -> Path:
+    """Write a self-signed certificate for a host, with its key, to one PEM file."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
-    now = dt.datetime.now(dt.UTC)
-    hosts: list[x509.GeneralName] = [
-        x509.IPAddress(ipaddress.ip_address(name)) if name[0].isdigit() else x509.DNSName(name)
-        for name in names
-    ]
+    now, day = dt.datetime.now(dt.UTC), dt.timedelta(days=1)
     certificate = (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName(hosts), critical=False)
+        .not_valid_before(now - day)
+        .not_valid_after(now + day)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(key, hashes.SHA256())
     )
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    path = folder / f"{names[0]}.pem"
+    path = folder / f"{host}.pem"
     path.write_bytes(private + certificate.public_bytes(serialization.Encoding.PEM))
     return path
