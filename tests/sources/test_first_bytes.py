@@ -18,7 +18,7 @@ from support.inputs.encoded import base_image, png
 from pipeline.core import registry
 from pipeline.core.errors import JobError
 from pipeline.job.source import Source
-from pipeline.sources.first_bytes import FILE_TYPES, file_type_of
+from pipeline.sources.first_bytes import file_type_of
 from pipeline.sources.inputs import Inputs, list_inputs
 
 ROWS = [{"text": f"row {row}, of several", "n": row} for row in range(3)]
@@ -92,14 +92,6 @@ def test_what_no_row_can_come_of_ends_the_job(form: str, file_type: str, tmp_pat
         JobError, match=rf"^source: 0\{SUFFIXES[form]} begins .*: it is {file_type}; "
     ):
         listed(tmp_path, form)
-
-
-@pytest.mark.parametrize("name", DATA)
-def test_a_kind_is_told_by_its_first_bytes(name: str):
-    file_type = file_type_of(DATA[name])
-    assert file_type is not None
-    assert file_type.name == name
-    assert [known.name for known in FILE_TYPES if known.fits(DATA[name])] == [name]
 
 
 @pytest.mark.parametrize(

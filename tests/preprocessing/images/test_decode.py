@@ -146,6 +146,9 @@ def test_a_cut_at_any_byte_is_refused_or_changes_no_pixel(
             assert outcome.reason in (Reason.TRUNCATED, Reason.DECODE_ERROR)
         else:
             assert outcome.reason == Reason.TRUNCATED, (kept, outcome.message)
+            if kept % 50 == 0:
+                with pytest.raises(Undecodable):
+                    make_thumbnail(data[:kept], LIMITS, side_px=20, max_bytes=4000)
 
 
 @pytest.mark.parametrize("format_name", ["JPEG", "PNG"])

@@ -130,11 +130,6 @@ def test_an_allowed_host_is_fetched(web: WebServer, public: FetchPolicy, wires: 
     )
 
 
-def test_a_private_host_is_fetched_without_any_injection(web: WebServer, private: FetchPolicy):
-    assert one(web.url("/a.jpg"), private).data == b"bytes of a"
-    assert one("a.jpg", private).data == b"bytes of a"
-
-
 def test_proxies_from_the_environment_are_not_used(
     web: WebServer, private: FetchPolicy, monkeypatch: pytest.MonkeyPatch
 ):
@@ -641,14 +636,6 @@ def test_null_and_empty_uris_are_null_inputs(local: FetchPolicy):
         Reason.NULL_INPUT
     ] * 3
     assert fetch_many([], local) == []
-
-
-def test_a_large_file_fails_its_row(lake: Path, local: FetchPolicy):
-    (lake / "big.jpg").write_bytes(b"x" * 11)
-    (lake / "fits.jpg").write_bytes(b"x" * 10)
-    policy = replace(local, max_bytes=10)
-    assert reason(one("big.jpg", policy)) == Reason.TOO_LARGE
-    assert one("fits.jpg", policy).data == b"x" * 10
 
 
 def test_objects_are_read_below_their_root_only(server: LocalServer):
