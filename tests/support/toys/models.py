@@ -209,13 +209,6 @@ class Pair(nn.Module):
         return torch.cat([*means, apart], dim=1)
 
 
-class Weighed(nn.Module):
-    """Of a photo of any size and F numbers: the channel means, then the numbers, (N, 3 + F)."""
-
-    def forward(self, photo: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-        return torch.cat([photo.mean(dim=(2, 3)), numbers.to(photo.dtype)], dim=1)
-
-
 class Titles(nn.Module):
     """Of two texts: what both mention."""
 
@@ -247,7 +240,6 @@ channels = Channels
 redness = Redness
 several = Several
 pair = Pair
-weighed = Weighed
 titles = Titles
 sums = Sums
 carried_sums = ScaledSums
