@@ -101,12 +101,6 @@ def test_what_has_no_meaning_is_refused_in_one_line(tmp_path: Path):
         assert "scores" in str(caught.value)
 
 
-def test_logits_that_the_job_names_change_no_fingerprint():
-    plain, sigmoid = TaskSpec("classify"), TaskSpec("classify", scores="sigmoid")
-    assert TaskSpec("classify", scores="open").to_dict() == plain.to_dict()
-    assert sigmoid.to_dict() == {**plain.to_dict(), "scores": "sigmoid"}
-
-
 @pytest.mark.parametrize(
     ("off", "num_labels", "adds_up", "result"),
     [

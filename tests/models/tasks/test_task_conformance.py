@@ -217,6 +217,7 @@ def test_it_gives_the_columns_that_it_declares_and_nulls_for_rows_that_failed(na
     for column in columns.values():
         column.validate(full=True)
         assert column.is_valid().to_pylist() == OK.tolist()
+    assert {*task.measured_columns()} <= {*columns}
 
 
 @ALL
@@ -253,12 +254,6 @@ def test_predictions_agree_with_themselves_and_not_with_others(name: str):
     factors = torch.tensor([-9.0, 5.0, -3.0, 7.0])[: drawn[0].numel()].view(drawn.shape[1:])
     others = kept(name, drawn * factors)
     assert not task.compare(arrays, others, LIMITS).agrees.all()
-
-
-@ALL
-def test_what_is_counted_is_one_of_its_columns(name: str):
-    task = make_task(CASES[name].spec)
-    assert set(task.measured_columns()) <= {field.name for field in task.fields()}
 
 
 @PUBLISHED

@@ -218,6 +218,9 @@ def test_fields_with_their_defaults_are_in_no_fingerprint_so_that_new_ones_chang
         **plain,
         "min_score": 0.0,
     }
+    assert TaskSpec("embed", embedding_dim=3, scores="open").to_dict() == plain
+    sigmoid = TaskSpec("embed", embedding_dim=3, scores="sigmoid").to_dict()
+    assert sigmoid == {**plain, "scores": "sigmoid"}
 
 
 def test_regress_gives_a_column_a_target():

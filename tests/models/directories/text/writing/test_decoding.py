@@ -45,9 +45,23 @@ FEW = BatchLimits(3, 200)
 QUICK = (LLAMA, "bart")
 
 
+def with_languages(folder: Path, **options: Any) -> Path:
+    """Write a directory of BART with tokens of two languages."""
+    file = make_writer(folder, "bart", **options) / "tokenizer.json"
+    text = file.read_text().replace("<|im_start|>", "deu_Latn")
+    file.write_text(text.replace("<|im_end|>", "__fr__"))
+    return folder
+
+
 @pytest.fixture(scope="module")
 def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return cache(lambda family: make_writer(tmp_path_factory.mktemp("m") / "m", family))
+    """Returns a function that makes a directory of a family, or of `languages`, once."""
+
+    def make(family: str) -> Path:
+        folder = tmp_path_factory.mktemp("m") / "m"
+        return with_languages(folder) if family == "languages" else make_writer(folder, family)
+
+    return cache(make)
 
 
 @pytest.mark.parametrize(
@@ -133,19 +147,11 @@ def test_each_rule_changes_logits_as_the_library_does_it(rules: Rules, processor
     assert torch.equal(changed, processor(torch.tensor([history]), logits.clone()))
 
 
-def with_languages(folder: Path, **options: Any) -> Path:
-    """Write a directory of BART with tokens of two languages."""
-    file = make_writer(folder, "bart", **options) / "tokenizer.json"
-    text = file.read_text().replace("<|im_start|>", "deu_Latn")
-    file.write_text(text.replace("<|im_end|>", "__fr__"))
-    return folder
-
-
 @pytest.mark.parametrize(("language", "token"), [("deu_Latn", 3), ("fr", 4), ("__fr__", 4)])
 def test_outputs_are_in_the_language_of_the_job_as_the_library_forces_it(
-    language: str, token: int, tmp_path: Path
+    language: str, token: int, folder_of: Any
 ):
-    path = with_languages(tmp_path / "m")
+    path = folder_of("languages")
     spec = writing(path, generate={"language": language})
     assert spec.to_dict() != writing(path).to_dict()
     rows = prepared(spec, TEXTS[:3])
@@ -170,11 +176,10 @@ def test_a_decoder_that_begins_with_a_language_begins_with_that_of_the_job(tmp_p
     ],
 )
 def test_a_language_that_a_model_does_not_know_is_refused(
-    family: str, problem: str, folder_of: Any, tmp_path: Path
+    family: str, problem: str, folder_of: Any
 ):
-    path = with_languages(tmp_path / "m") if family == "languages" else folder_of(family)
     with pytest.raises(JobError, match=rf"model\.generate\.language = {problem}") as refused:
-        writing(path, generate={"language": "de"})
+        writing(folder_of(family), generate={"language": "de"})
     assert "\n" not in str(refused.value)
 
 
