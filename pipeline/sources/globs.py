@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from pipeline.core.errors import JobError
 
@@ -45,26 +45,9 @@ def compiled(pattern: str) -> re.Pattern[str]:
 def reaches_below(pattern: str, folder: Sequence[str]) -> bool:
     """Tell whether something below a folder, given by its segments, could match a glob."""
     parts = pattern.split("/")
-    states = _with_empty(parts, [0])
-    for name in folder:
-        states = _with_empty(
-            parts,
-            (
-                state if parts[state] == "**" else state + 1
-                for state in states
-                if state < len(parts)
-                and (parts[state] == "**" or compiled(parts[state]).match(name))
-            ),
-        )
-    return any(state < len(parts) for state in states)
-
-
-def _with_empty(parts: Sequence[str], states: Iterable[int]) -> set[int]:
-    """Add the states that are reached where `**` stands for no segment."""
-    reached = set()
-    for state in states:
-        reached.add(state)
-        while state + 1 < len(parts) and parts[state] == "**":
-            state += 1
-            reached.add(state)
-    return reached
+    for part, name in zip(parts, folder, strict=False):
+        if part == "**":  # which stands for the rest of the folder, too
+            return True
+        if not compiled(part).match(name):
+            return False
+    return len(parts) > len(folder)
