@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import signal
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -138,53 +137,6 @@ def test_predictions_of_loose_images_equal_a_plain_loop(tmp_path: Path) -> None:
     assert (verified.code, verified.json["status"]) == (0, "ok"), verified.stderr
 
 
-@pytest.mark.slow
-@pytest.mark.any_ray
-@pytest.mark.one_ray
-def test_parquet_on_s3_keeps_ids_and_pass_through_columns(tmp_path: Path, s3: S3Server) -> None:
-    bad = build_parquet(tmp_path / "shards", 30, seed=4, num_shards=3, num_bad=3, row_group_rows=4)
-    root = f"e2e-{uuid.uuid4().hex}"
-    store = Store(s3.uri(root), s3.storage_options)
-    images: dict[str, bytes] = {}
-    cameras: dict[str, str] = {}
-    for shard in sorted((tmp_path / "shards").glob("*.parquet")):
-        store.put(f"in/{shard.name}", shard.read_bytes())
-        table = pq.read_table(shard)
-        images |= zip(table["id"].to_pylist(), table["image"].to_pylist(), strict=True)
-        cameras |= zip(table["id"].to_pylist(), table["camera"].to_pylist(), strict=True)
-    source = {
-        "uri": s3.uri(f"{root}/in/*.parquet"),
-        "format": "parquet",
-        "id_column": "id",
-        "pass_through": ["camera", "taken_at"],
-        "storage_options": s3.storage_options,
-    }
-    job = write_job(
-        tmp_path / "job.yaml",
-        source,
-        s3.uri(f"{root}/out"),
-        sink={"storage_options": s3.storage_options},
-        model=LITE0,
-        transform=None,
-    )
-    result = pipeline("run", job, "--date", DATE, "--json")
-    assert result.code == 0, result.stderr
-    assert result.json["write_in"] == "tasks", "an actor would wait for the store"
-    out = Store(s3.uri(f"{root}/out"), s3.storage_options)
-    table = read_predictions(out.uri, PARTITION, storage_options=s3.storage_options)
-    good = {name: data for name, data in images.items() if name not in bad}
-    assert_same_predictions(by_id(table), predict_plainly(good))
-    assert table["camera"].to_pylist() == [cameras[i] for i in table["row_id"].to_pylist()]
-    quarantine = quarantine_of(out)
-    reasons = zip(quarantine["row_id"].to_pylist(), quarantine["reason"].to_pylist(), strict=True)
-    assert dict(reasons) == {name: reason.value for name, reason in bad.items()}
-    secrets = [s3.access_key, s3.secret_key]
-    for file in out.list_files():
-        text = out.read_bytes(file.path)
-        assert not any(secret.encode() in text for secret in secrets), file.path
-    assert not any(secret in result.stdout + result.stderr for secret in secrets)
-
-
 def quarantine_of(store: Store, partition: str = PARTITION) -> pa.Table:
     manifest = current_manifest(store, Layout(partition))
     assert manifest is not None
@@ -192,14 +144,12 @@ def quarantine_of(store: Store, partition: str = PARTITION) -> pa.Table:
 
 
 class KillCase:
-    """One input, one store, one job."""
+    """One input, one output, one job."""
 
     num_rows = 40
 
-    def __init__(self, folder: Path, sink_uri: str, storage_options: dict[str, Any]) -> None:
-        self.folder = folder
-        self.store = Store(sink_uri, storage_options)
-        self.env: dict[str, str] = {}
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.store = folder, Store(str(folder / "out"))
 
     def job(self) -> str:
         return write_job(
@@ -227,71 +177,33 @@ class KillCase:
         return sum(key.num_rows for key in staged)
 
 
-@pytest.fixture(scope="module")
-def kill_inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """Photos, and what a plain loop predicts of them."""
-    folder = tmp_path_factory.mktemp("kill")
-    build_images(folder / "images", KillCase.num_rows, seed=5, num_bad=4)
-    return folder, predict_plainly(read_files(folder / "images"))
-
-
 @pytest.mark.any_ray
 @pytest.mark.one_ray
-@pytest.mark.parametrize(
-    ("moment", "where"),
-    [
-        ("30%", "local"),
-        pytest.param("60%", "s3", marks=pytest.mark.slow),
-        pytest.param("publish", "local", marks=pytest.mark.slow),
-        pytest.param("publish", "s3", marks=pytest.mark.slow),
-    ],
-)
-def test_kill_9_and_rerun_equals_a_plain_loop(
-    where: str,
-    moment: str,
-    tmp_path: Path,
-    kill_inputs: tuple[Path, dict[str, Any]],
-    request: pytest.FixtureRequest,
-) -> None:
-    inputs, golden = kill_inputs
-    (tmp_path / "images").symlink_to(inputs / "images")
-    if where == "local":
-        case = KillCase(tmp_path, str(tmp_path / "out"), {})
-    else:
-        server: S3Server = request.getfixturevalue("s3")
-        case = KillCase(tmp_path, server.uri(f"kill-{uuid.uuid4().hex}"), server.storage_options)
-        case.env = server.env
+def test_kill_9_and_rerun_equals_a_plain_loop(tmp_path: Path) -> None:
+    build_images(tmp_path / "images", KillCase.num_rows, seed=5, num_bad=4)
+    case = KillCase(tmp_path)
     job = case.job()
-    if moment == "publish":
-        result = pipeline(
-            "run", job, "--date", DATE, env={**case.env, "PIPELINE_FAILPOINT": "placed_part:kill"}
-        )
-        assert result.code == -signal.SIGKILL
-        assert current_manifest(case.store, Layout(PARTITION)) is None
-    else:
-        wanted = case.num_rows * int(moment[:-1]) / 100
-        process = start("run", job, "--date", DATE, env=case.env)
-        wait_until(lambda: case.staged_rows() >= wanted, process)
-        assert process.poll() is None, process.communicate()
-        family = psutil.Process(process.pid).children(recursive=True)
-        process.kill()
-        process.communicate()
-        # By themselves Ray's agents look for their raylet now and then.
-        _, alive = psutil.wait_procs(family, timeout=10 if is_usable(AGENTS) else 120)
-        left = [survivor for survivor in alive if survivor.status() != psutil.STATUS_ZOMBIE]
-        assert left == [], "nothing that a driver has started outlives it"
+    process = start("run", job, "--date", DATE)
+    wait_until(lambda: case.staged_rows() >= 0.3 * case.num_rows, process)
+    assert process.poll() is None, process.communicate()
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.communicate()
+    # By themselves Ray's agents look for their raylet now and then.
+    _, alive = psutil.wait_procs(family, timeout=10 if is_usable(AGENTS) else 120)
+    left = [survivor for survivor in alive if survivor.status() != psutil.STATUS_ZOMBIE]
+    assert left == [], "nothing that a driver has started outlives it"
     kept = case.staged_rows()
     assert kept > 0
 
-    again = pipeline("run", job, "--date", DATE, "--json", env=case.env)
+    again = pipeline("run", job, "--date", DATE, "--json")
     assert again.code == 0, again.stderr
     assert again.json["rows"]["resumed"] >= kept
     assert again.json["rows"]["resumed"] + again.json["rows"]["computed"] == case.num_rows
-    assert_published(case.store, golden, case.num_rows, again.json)
-    if moment != "publish":  # after which nothing is left to decode
-        writer = "actors" if where == "local" else "tasks"
-        assert (again.json["decode_in"], again.json["write_in"]) == ("actors", writer)
-    verified = pipeline("verify", case.store.uri, "--json", env=case.env)
+    expected = predict_plainly(read_files(tmp_path / "images"))
+    assert_published(case.store, expected, case.num_rows, again.json)
+    assert (again.json["decode_in"], again.json["write_in"]) == ("actors", "actors")
+    verified = pipeline("verify", case.store.uri, "--json")
     assert verified.code == 0, verified.stderr
 
 
@@ -346,13 +258,9 @@ def test_duplicate_ids_keep_the_first_row(tmp_path: Path) -> None:
     ("overrides", "code", "words"),
     [
         (["model.weigths=x"], 2, "model.weigths: unknown key"),
-        (["model.top_k=many"], 2, "model.top_k"),
         (["source.uri=nowhere"], 8, "no such file or folder"),
-        (["model.factory=os:system"], 2, "not allowed"),
-        (["model.factory=models:nothing"], 2, "no callable nothing"),
         (["model.factory=models:not_a_module"], 2, "not an nn.Module"),
         (["resources.num_gpus=4096"], 2, "4096"),
-        (["resources.min_actors=64"], 2, "the cluster has"),
         (["sink.uri=/proc/nowhere"], 2, "/proc/nowhere"),
         (["sink.uri=s3://no-such-bucket-here/x"], 2, "no-such-bucket-here"),
         (
@@ -420,7 +328,7 @@ def test_a_shard_that_cannot_be_opened_counts_as_one_row(tmp_path: Path) -> None
 @pytest.mark.one_ray
 def test_sigterm_keeps_what_is_done_and_exits_6(tmp_path: Path) -> None:
     build_images(tmp_path / "images", KillCase.num_rows, seed=13, num_bad=0)
-    case = KillCase(tmp_path, str(tmp_path / "out"), {})
+    case = KillCase(tmp_path)
     process = start("run", case.job(), "--date", DATE)
     wait_until(lambda: case.staged_rows() > 0, process)
     process.send_signal(signal.SIGTERM)

@@ -50,32 +50,15 @@ class Fuzzed:
     """Rows that nothing was done to."""
 
 
-def test_damaged_parquet_shards_cost_only_themselves(tmp_path: Path):
-    rng = random.Random(SEED)
-    for index in range(10):
+@pytest.mark.parametrize("what", ["parquet", "tars", "images", "names"])
+def test_what_is_damaged_costs_only_itself_and_any_name_is_a_row_or_counted(
+    what: str, tmp_path: Path
+):
+    source, write, num_folders, num_files = FUZZED[what]
+    rng = random.Random(f"{SEED} {what}")
+    for index in range(num_folders):
         folder = tmp_path / str(index)
-        check(folder, {"format": "parquet", "id_column": "id"}, parquet_shards(folder, rng, 150))
-
-
-def test_damaged_tars_cost_only_themselves(tmp_path: Path):
-    rng = random.Random(SEED + 1)
-    for index in range(8):
-        folder = tmp_path / str(index)
-        check(folder, {"format": "webdataset"}, tars(folder, rng, 125))
-
-
-def test_damaged_images_cost_only_themselves(tmp_path: Path):
-    rng = random.Random(SEED + 2)
-    for index in range(5):
-        folder = tmp_path / str(index)
-        check(folder, {"format": "images"}, images(folder, rng, 300))
-
-
-def test_any_file_name_is_a_row_or_counted(tmp_path: Path):
-    rng = random.Random(SEED + 3)
-    for index in range(2):
-        folder = tmp_path / str(index)
-        check(folder, {"format": "images"}, odd_names(folder, rng, 250))
+        check(folder, source, write(folder, rng, num_files))
 
 
 def check(folder: Path, source: dict[str, Any], fuzzed: Fuzzed) -> None:
@@ -198,3 +181,12 @@ _PIECES: tuple[Callable[[random.Random], bytes], ...] = (
 
 def small_image(rng: random.Random, format_name: str | None = None) -> bytes:
     return encode(base_image(rng.randrange(8)), format_name or rng.choice(FORMATS))
+
+
+FUZZED: dict[str, tuple[dict[str, Any], Callable[[Path, random.Random, int], Fuzzed], int, int]] = {
+    "parquet": ({"format": "parquet", "id_column": "id"}, parquet_shards, 10, 150),
+    "tars": ({"format": "webdataset"}, tars, 8, 125),
+    "images": ({"format": "images"}, images, 5, 300),
+    "names": ({"format": "images"}, odd_names, 2, 250),
+}
+"""Fields of the source, what writes a folder, how many folders, and how many files in each."""

@@ -1,20 +1,16 @@
-"""Credentials that expire and a disk that fills up: one clear line, and a rerun completes."""
+"""A disk that fills up: one clear line, and a rerun completes."""
 
 from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from support.inputs.photos import build_images
-from support.runs.cli import command, environment, pipeline, write_job
-from support.servers.faultproxy import EXPIRED, FaultProxy, Rule
-from support.servers.s3server import S3Server
+from support.runs.cli import command, environment, write_job
 
 from pipeline.core.errors import InfraError
 from pipeline.execution.tasks import ray_errors
@@ -31,48 +27,14 @@ mount -o remount,size=50m {folder} || exit 99
 """
 
 
-@dataclass
-class Expires(Rule):
-    """Every request is refused from a certain slice's put on."""
-
-    def applies(self, method: str, path: str, head: str, dice: random.Random) -> bool:
-        self.matches(method, path, head)
-        return self.seen >= self.first
-
-
-def image_job(folder: Path, sink: dict[str, object]) -> str:
-    if not (folder / "images").exists():  # written again they are others
-        build_images(folder / "images", NUM_ROWS, seed=3, num_bad=0)
-    source = {"uri": str(folder / "images"), "format": "images"}
-    return write_job(
-        folder / "job.yaml", source, str(sink["uri"]), sink=sink, run={"slice_rows": 8}
-    )
-
-
-@pytest.mark.no_ray
-@pytest.mark.slow
-def test_credentials_that_expire_are_said_and_renewed_ones_go_on(tmp_path: Path, s3: S3Server):
-    root = s3.store()
-    expires = Expires(EXPIRED, method="PUT", path=r"staging/.*\.parquet", first=3)
-    with FaultProxy(s3.endpoint_url, expires) as proxy:
-        sink = {"uri": root.uri, "storage_options": s3.options_at(proxy.url)}
-        done = pipeline("run", image_job(tmp_path, sink), "--date", DATE, "--json")
-    assert done.code == 2, done.stderr
-    assert "expired" in done.json["error"]
-    assert "Traceback" not in done.stderr
-    assert not any(secret in done.stderr for secret in (s3.secret_key, s3.access_key))
-    job = image_job(tmp_path, {"uri": root.uri, "storage_options": s3.storage_options})
-    again = pipeline("run", job, "--date", DATE, "--json")
-    assert again.code == 0, again.stderr
-    assert again.json["slices"]["resumed"] >= 2
-    assert again.json["rows"]["predicted"] == NUM_ROWS
-
-
 @pytest.mark.slow
 def test_a_full_disk_is_said_publishes_nothing_and_space_cures_it(tmp_path: Path):
     folder, log = tmp_path / "small", tmp_path / "log"
     folder.mkdir()
-    job = image_job(tmp_path, {"uri": str(folder / "out")})
+    build_images(tmp_path / "images", NUM_ROWS, seed=3, num_bad=0)
+    source = {"uri": str(tmp_path / "images"), "format": "images"}
+    out = str(folder / "out")
+    job = write_job(tmp_path / "job.yaml", source, out, run={"slice_rows": 8})
     run = " ".join(command(*RUN.format(job=job).split()))
     script = ON_A_SMALL_DISK.format(size="60k", folder=folder, run=run, log=log)
     unshare = shutil.which("unshare") or pytest.skip("there is no unshare")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,40 +65,6 @@ class Week:
 def outcomes(done: Result) -> list[tuple[str, int | None]]:
     """What became of each date of a backfill."""
     return [(each["outcome"], each["exit_code"]) for each in done.json["dates"]]
-
-
-@pytest.mark.no_ray
-def test_a_week_as_it_is_told_beside_what_runs_made_of_it(tmp_path: Path):
-    week = Week(tmp_path, DAYS, NUM_ROWS)
-    good, refused, missing = DAYS
-    report = week.run(good).json
-    strict = ("--set", "gates.min_rows=10", "--set", "gates.max_error_pct=0.1")
-    assert week.run(refused, *strict).code == 3
-    shutil.rmtree(tmp_path / "in" / missing)
-
-    row = week.seen(good)
-    assert (row["state"], row["version"], row["why"]) == ("complete", 1, None)
-    assert (row["rows"], row["quarantined"], row["carried"]) == (
-        NUM_ROWS,
-        report["rows"]["quarantined"],
-        0,
-    )
-    assert (row["run_id"], row["job"], row["attempt"]) == (report["run_id"], "nightly", 1)
-    assert 0 < row["duration_s"] < report["wall_s"] + 2
-    row = week.seen(refused)
-    assert (row["state"], row["why"], row["version"]) == ("refused", "gate max_error_pct", None)
-
-    assert week.seen(good, week.job)["a_run_would"] == "do nothing"
-    assert week.seen(refused, week.job)["a_run_would"] == "resume, then publish the first version"
-    assert week.seen(missing, week.job)["state"] == "no_input"
-    build_images(tmp_path / "new", 1, seed=9, num_bad=0)
-    (photo,) = (tmp_path / "new").glob("**/*.jpg")
-    shutil.copy(photo, tmp_path / "in" / good / "new.jpg")
-    row = week.seen(good, week.job)
-    assert (row["state"], row["version"]) == ("stale", 1)
-    assert "1 shard new (new.jpg)" in row["why"]
-    assert week.run(good).code == 0
-    assert week.seen(good)["version"] == 2
 
 
 @pytest.mark.no_ray

@@ -8,7 +8,7 @@ import pytest
 from support.runs.published import DAY, Rows, make_manifest, make_plan
 
 from pipeline.commit.layout import Layout
-from pipeline.runs.resume import is_published
+from pipeline.runs.resume import is_published, next_step
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,9 @@ def test_what_a_twin_published_is_the_same_only_in_eager_fp32(
     assert is_published(manifest, twin, ()) == is_same
     assert not is_published(manifest, replace(twin, twin=""), ())
     assert not is_published(manifest, twin, ("label",))
+
+
+def test_what_a_run_would_do_names_the_version_and_what_is_staged():
+    manifest = make_manifest(Layout(DAY), make_plan(Rows()), 3, "r", (), ())
+    assert next_step(None, has_staged=False) == "publish the first version"
+    assert next_step(manifest, has_staged=True) == "resume, then replace version 3"
