@@ -36,6 +36,8 @@ SOURCE = [
     ("source: {text: text}", "source.text: unknown key; texts lie in a column"),
     ("source: {text_column: x}", "text_column has no effect with format 'images'"),
     ("source: {format: webdataset, image_encoding: base64}", "no effect with format 'webdataset'"),
+    ("source: {format: jsonl, image_column: x}", "format 'jsonl' holds texts"),
+    ("source: {format: csv, text_column: x, image_extensions: [png]}", "no effect with format"),
     ("source: {format: parquet, image_encoding: hex}", "'binary' or 'base64'"),
     ("source: {format: parquet, text_column: x, max_text_bytes: 0}", AT_LEAST_1),
     ("source: {format: parquet, text_column: x, features: [a]}", GIVE_ONE),

@@ -140,11 +140,6 @@ def test_ids_pairs_images_and_uris(tmp_path: Path):
         assert column(rows, ERROR) == [None, "null_input"]
 
 
-def test_images_are_in_base64():
-    with pytest.raises(ValueError, match="format 'csv' holds texts"):
-        Source(uri="in", format="csv", image_column="i")
-
-
 def test_features_are_numbers_categories_and_dates(tmp_path: Path):
     lines = ["age,is_new,plan,seen", "1.5,True,pro,2026-01-05", ",False,basic,2026-01-06"]
     lines += ["2e400,true,pro,2026-01-06", "x,true,pro,"]

@@ -13,7 +13,6 @@ import pytest
 from support.inputs.badfiles import base_image, encode
 from support.runs.reading import plan_job, read_whole
 
-from pipeline.core.errors import JobError
 from pipeline.core.schema import ERROR, FEATURES, IMAGE, MESSAGE, TEXT
 from pipeline.sources.inputs import list_inputs
 
@@ -90,13 +89,6 @@ def test_images_ids_and_copies_by_path(form: str, tmp_path: Path) -> None:
     assert [(row[ERROR], row[MESSAGE]) for row in rows[4:]] == (
         [("bad_schema", "meta.key: meta is no object")] if form == "jsonl" else []
     )
-
-
-def test_lines_without_the_path_are_refused(tmp_path: Path) -> None:
-    write_lines(tmp_path)
-    with pytest.raises(JobError) as caught:
-        plan_job(tmp_path, 3, format="jsonl", text_column="meta.key.x")
-    assert "no column 'meta.key.x': meta.key is no object" in str(caught.value)
 
 
 def test_a_column_whose_name_has_a_dot_is_read_by_its_name(tmp_path: Path) -> None:

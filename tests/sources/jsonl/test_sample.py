@@ -76,6 +76,7 @@ def test_a_folder_names_a_column_before_its_lines(tmp_path: Path):
     [
         ({"text_column": "u"}, "a.jsonl does not fit the job; in its first 2 rows: no column 'u'"),
         ({"text_column": "n"}, "column 'n' holds a number, expected text"),
+        ({"text_column": "n.x"}, "no column 'n.x': n is no object"),
         ({"text_pair_column": "u"}, "no column 'u'; there are l, n, o, t, v"),
         ({"id_column": "u"}, "no column 'u'"),
         ({"pass_through": ("u",)}, "no column 'u'; .*or declare its type with source.casts"),

@@ -309,13 +309,6 @@ def test_whole_numbers_beyond_float32_end_the_run(tmp_path: Path):
     assert read_all(source).column(ERROR).null_count == 2
 
 
-def test_the_job_says_what_the_lines_hold():
-    with pytest.raises(ValueError, match="or images in base64"):
-        source_of(Path("in"))
-    with pytest.raises(ValueError, match="image_extensions has no effect"):
-        source_of(Path("in"), **WORDS, image_extensions=("png",))
-
-
 def test_all_shards_are_listed_by_their_suffixes(tmp_path: Path):
     names = ["a.jsonl", "b.ndjson", "c.jsonl.gz", "d.ndjson.gz", "e.jsonl.zst", "f.ndjson.ZST"]
     for name in [*names, "g.json", "h.jsonl.bz2"]:

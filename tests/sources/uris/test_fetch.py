@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import pickle
 import socket
 import uuid
 from collections.abc import Iterator, Sequence
@@ -741,12 +740,3 @@ def test_a_signed_uri_that_fails_does_not_show_its_signature(web: WebServer, pri
         fetched = one(web.url(path), replace(private, tries=1))
         assert SECRET not in message(fetched)
     assert len(web.requests) == 3
-
-
-def test_a_policy_pickles_and_shows_no_secrets(lake: Path):
-    policy = FetchPolicy(
-        LIMIT_BYTES, roots={str(lake): {"secret": SECRET}}, http_hosts=("B.Example",)
-    )
-    assert pickle.loads(pickle.dumps(policy)) == policy
-    assert SECRET not in repr(policy)
-    assert policy.http_hosts == ("b.example",)
