@@ -1,4 +1,4 @@
-"""`tune` over texts: batches are tried by tokens."""
+"""Texts: `tune` tries batches by tokens, and a run in int8 is judged by the cosine."""
 
 from __future__ import annotations
 
@@ -54,3 +54,24 @@ def test_tune_tries_batches_by_tokens_and_a_run_goes_by_it(tmp_path: Path) -> No
     model = done.json["model"]
     assert f"{model['runtime']} {model['precision']}" == tuned.json["chosen"]
     assert model["batch_tokens"] == tuned.json["batch_tokens"]
+
+
+@pytest.mark.slow
+def test_a_run_over_texts_in_int8_is_judged_by_the_cosine(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    job = text_job(tmp_path, runtime="onnxruntime", precision="int8")
+    done = pipeline("run", job, "--json", "--set", "gates.min_cosine=0.9")
+    assert done.code == 0, done.stderr
+    model = done.json["model"]
+    assert (model["runtime"], model["precision"]) == ("onnxruntime", "int8")
+    assert 0.9 <= model["agreement_worst"] < 1
+    [stored] = (tmp_path / "out" / "_control" / "models").iterdir()
+    assert model["artefact_sha256"] == stored.stem
+    again = pipeline("run", job, "--json", "--set", "gates.min_cosine=0.9")
+    assert again.json["status"] == "nothing_to_do"
+    other = tmp_path / "other"
+    strict = ("--set", f"sink.uri={other}", "--set", "gates.min_cosine=1.0")
+    refused = pipeline("run", job, "--json", *strict)
+    assert refused.code == 2
+    assert "onnxruntime int8" in refused.stderr
+    assert not (other / "predictions").exists()
