@@ -17,7 +17,10 @@ from pipeline.core.errors import JobError, PartitionBusy, PublishConflict
 from pipeline.core.semantics import SEMANTICS
 
 
-def test_a_retry_that_recovers_nothing_publishes_nothing_and_counts_why(tmp_path: Path):
+def test_a_retry_that_recovers_nothing_publishes_nothing_and_counts_why(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level("INFO", "pipeline")
     partition = make_partition(tmp_path, "uris")
     gone = [Path(partition.inputs) / "photos" / f"{row}.jpg" for row in (4, 14)]
     for path in gone:
@@ -26,6 +29,7 @@ def test_a_retry_that_recovers_nothing_publishes_nothing_and_counts_why(tmp_path
     partition.run()
     before = partition.content()
     assert partition.retry("timeout") == "nothing_to_do"
+    assert "nothing to retry: quarantined stay 3 with other reasons than --reason" in caplog.text
     assert partition.report()["retry"]["not_asked"] == 3
     assert partition.retry("missing") == "nothing_to_do"
     assert partition.computed == ["s0.parquet#4", "s1.parquet#4"]
