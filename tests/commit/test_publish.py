@@ -2,10 +2,8 @@
 
 import datetime as dt
 import json
-import threading
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from itertools import product
 from pathlib import Path
 
 import pytest
@@ -20,9 +18,7 @@ from support.runs.published import (
     snapshot,
 )
 from support.runs.published_rows import read_predictions
-from support.runs.selection import quick_cases
 
-from pipeline.commit import publish
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, current_manifest, list_partitions, log_numbers
 from pipeline.commit.publish import commit, repair, sync_published_folder
@@ -38,8 +34,6 @@ from pipeline.storage.store import PROBES, Store, StoredFile
 
 LAYOUT = Layout(DAY)
 FOLDERS = (LAYOUT.predictions, LAYOUT.quarantine)
-STORES = ["local", "s3", "gcs", "azure"]
-CRASHES = ["placed_part", "before_log", "after_log"]
 
 
 def files_of(store: Store) -> set[str]:
@@ -97,21 +91,6 @@ def test_a_replaced_version_moves_to_the_history_byte_by_byte(usual_store: Store
     assert sorted(history.values()) == sorted(before.values())
 
 
-@pytest.mark.parametrize("crash", ["before_current", "before_success"])
-def test_a_first_version_has_its_marker_only_when_the_list_is_there(
-    usual_store: Store, monkeypatch: pytest.MonkeyPatch, crash: str
-):
-    with monkeypatch.context() as patch:
-        crash_at(patch, crash)
-        with pytest.raises(RuntimeError, match=crash):
-            publish_rows(usual_store, rows=Rows(1))
-    assert usual_store.exists(LAYOUT.current) == (crash == "before_success")
-    assert not usual_store.exists(LAYOUT.success)
-    repaired = repair(usual_store, LAYOUT, 2)
-    assert repaired is not None
-    assert_whole(usual_store, repaired)
-
-
 def test_the_marker_and_the_list_of_an_earlier_layout_are_put_right(usual_store: Store):
     """The marker held the list before."""
     first = publish_rows(usual_store, rows=Rows(1))
@@ -139,63 +118,6 @@ def test_the_history_keeps_as_many_versions_as_the_job_says(usual_store: Store, 
     assert_whole(usual_store, last)
 
 
-@pytest.mark.parametrize(
-    ("any_store", "is_first", "crash"),
-    quick_cases(
-        product(STORES, [True, False], CRASHES),
-        lambda *case: case[0] == "local" or case == ("s3", False, "before_log"),
-    ),
-    indirect=["any_store"],
-)
-def test_a_crash_while_publishing_is_cured_by_doing_it_again(
-    any_store: Store, monkeypatch: pytest.MonkeyPatch, crash: str, is_first: bool
-):
-    base = None if is_first else publish_rows(any_store, rows=Rows(1))
-    number = 1 if is_first else 2
-    with monkeypatch.context() as patch:
-        crash_at(patch, crash)
-        with pytest.raises(RuntimeError, match=crash):
-            publish_rows(any_store, rows=Rows(2))
-    is_committed = log_numbers(any_store, LAYOUT) == [*range(1, number + 1)]
-    assert is_committed == (crash == "after_log")
-    present = snapshot(any_store, *FOLDERS)
-    assert not base or digests_of(base).items() <= present.items()
-    assert (LAYOUT.success in present) == (not is_first)
-    if not is_committed:
-        assert current_manifest(any_store, LAYOUT) == base
-    again = publish_rows(any_store, rows=Rows(2))
-    assert again.number == number
-    assert_whole(any_store, again)
-    assert edition_of(any_store) == {2}
-
-
-@pytest.mark.parametrize(
-    ("crash", "nth", "table"),
-    [
-        ("after_log", 1, None),
-        ("after_table", 2, "delta"),  # the first time it makes sure of version 1
-        ("before_current", 2, None),
-        ("before_success", 2, None),
-        ("kept", 1, None),
-        ("retired", 2, None),
-    ],
-)
-def test_a_crash_after_the_commit_is_tidied_up_by_any_later_run(
-    usual_store: Store, monkeypatch: pytest.MonkeyPatch, crash: str, nth: int, table: str | None
-):
-    names = table_of(sink_of(table), usual_store)
-    publish_rows(usual_store, rows=Rows(1), table=table)
-    with monkeypatch.context() as patch:
-        crash_at(patch, crash, nth)
-        with pytest.raises(RuntimeError, match=crash):
-            publish_rows(usual_store, rows=Rows(2), table=table)
-    repaired = repair(usual_store, LAYOUT, 2, table=names)
-    assert repaired is not None
-    assert repaired.number == 2
-    assert_whole(usual_store, repaired)
-    assert history_numbers(usual_store, LAYOUT) == [1]
-
-
 def test_of_two_different_versions_the_first_in_the_log_wins_untouched(usual_store: Store):
     publish_rows(usual_store, rows=Rows(1))
     ours, our_folder = prepare_version(usual_store, LAYOUT, Rows(2), 2, "ours")
@@ -210,16 +132,6 @@ def test_of_two_different_versions_the_first_in_the_log_wins_untouched(usual_sto
     assert edition_of(usual_store) == {3}
     assert repair(usual_store, LAYOUT, 2) == winner
     assert_whole(usual_store, winner)
-
-
-def test_parts_of_a_copy_that_failed_are_gone_at_once(usual_store: Store):
-    first = publish_rows(usual_store, rows=Rows(1))
-    manifest, folder = prepare_version(usual_store, LAYOUT, Rows(2), 2, "ours")
-    usual_store.delete([f"{folder}/{manifest.parts[-1].path}"])
-    with pytest.raises(FileNotFoundError, match=r"part-\d+-000002-"):
-        commit(usual_store, LAYOUT, manifest, folder)
-    assert len(manifest.parts) > 1, "at least one was copied"
-    assert_whole(usual_store, first)
 
 
 def test_settling_leaves_what_a_suspended_run_is_about_to_commit(
@@ -278,34 +190,6 @@ def test_a_suspended_run_that_commits_while_it_is_tidied_up_after_has_won(
     assert repaired is not None
     assert (repaired.number, repaired.run_id) == (2, "suspended")
     assert_whole(usual_store, repaired)
-
-
-def test_a_late_run_never_announces_a_version_that_is_replaced(
-    usual_store: Store, monkeypatch: pytest.MonkeyPatch
-):
-    first = publish_rows(usual_store, rows=Rows(1))
-    usual_store.delete([LAYOUT.current])
-    announced: list[int] = []
-    put, announce = Store.put, publish._write_success
-
-    def watched(store: Store, path: str, data: bytes) -> None:
-        if path == LAYOUT.current:
-            announced.append(Manifest.from_json(data, path).number)
-        put(store, path, data)
-
-    def announce_late(store: Store, layout: Layout, manifest: Manifest) -> None:
-        monkeypatch.setattr(publish, "_write_success", announce)
-        publish_rows(store, rows=Rows(2))  # it repairs version 1 first
-        assert announced == [1, 2]
-        announce(store, layout, manifest)
-
-    monkeypatch.setattr(Store, "put", watched)
-    monkeypatch.setattr(publish, "_write_success", announce_late)
-    sync_published_folder(usual_store, LAYOUT, first, 2)
-    assert announced == [1, 2]
-    current = current_manifest(usual_store, LAYOUT)
-    assert current is not None
-    assert_whole(usual_store, current)
 
 
 def test_a_late_announcement_is_put_right_by_the_run_that_made_it(
@@ -399,30 +283,6 @@ def test_foreign_files_in_log_and_history_are_passed_over(usual_store: Store):
     assert rollback(usual_store, LAYOUT, "r", keep_versions=1).restored_from == 1
 
 
-@pytest.mark.parametrize(
-    ("any_store", "crash"),
-    quick_cases(product(STORES, CRASHES), lambda store, _: store == "local"),
-    indirect=["any_store"],
-)
-def test_a_crash_in_a_rollback_leaves_one_whole_version(
-    any_store: Store, monkeypatch: pytest.MonkeyPatch, crash: str
-):
-    publish_rows(any_store, rows=Rows(1))
-    second = publish_rows(any_store, rows=Rows(2))
-    with monkeypatch.context() as patch:
-        crash_at(patch, crash)
-        with pytest.raises(RuntimeError, match=crash):
-            rollback(any_store, LAYOUT, "r", keep_versions=2)
-    is_committed = crash == "after_log"
-    current = repair(any_store, LAYOUT, 2)
-    assert current is not None
-    assert is_committed or current == second
-    if not is_committed:
-        current = rollback(any_store, LAYOUT, "again", keep_versions=2)
-    assert_whole(any_store, current)
-    assert edition_of(any_store) == {1}
-
-
 def test_a_rollback_whose_copies_are_collected_meanwhile_says_so(
     usual_store: Store, monkeypatch: pytest.MonkeyPatch
 ):
@@ -437,43 +297,6 @@ def test_a_rollback_whose_copies_are_collected_meanwhile_says_so(
     with pytest.raises(InfraError, match="was there a moment ago and is gone; run again"):
         rollback(usual_store, LAYOUT, "r", keep_versions=2)
     assert repair(usual_store, LAYOUT, 2) == second
-
-
-def test_a_reader_sees_only_whole_versions_while_they_are_replaced(usual_store: Store):
-    editions = 4 if usual_store.is_object_store else 8
-    sizes = {edition: Rows(edition, num_slices=2 + edition % 4) for edition in range(editions + 1)}
-    publish_rows(usual_store, rows=sizes[0], keep_versions=1)
-    seen: list[tuple[set[int], int]] = []
-    errors: list[Exception] = []
-    done = threading.Event()
-
-    def read() -> None:
-        while not done.is_set():
-            try:
-                table = read_predictions(
-                    usual_store.uri, DAY, storage_options=dict(usual_store.storage_options)
-                )
-            except Exception as error:  # noqa: BLE001  # the assertion below shows it
-                errors.append(error)
-                return
-            seen.append((set(table.column("edition").to_pylist()), table.num_rows))
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    try:
-        for edition in range(1, editions + 1):
-            publish_rows(usual_store, rows=sizes[edition], keep_versions=1)
-    finally:
-        done.set()
-        reader.join()
-    assert not errors
-    rows_in = {edition: 5 * rows.num_slices for edition, rows in sizes.items()}
-    for editions_read, num_rows in seen:
-        assert len(editions_read) == 1
-        assert num_rows == rows_in[min(editions_read)]
-    order = [min(editions_read) for editions_read, _ in seen]
-    assert order == sorted(order)
-    assert len(set(order)) > 1
 
 
 def test_partitions_do_not_touch_each_other(usual_store: Store):

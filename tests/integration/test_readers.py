@@ -200,6 +200,7 @@ def test_readers_see_what_the_readme_says_after_every_step_and_a_kill_there_is_c
         if present == looked_at:
             continue
         looked_at = present
+        assert store.exists(LAYOUT.current) or not store.exists(LAYOUT.success), "its list first"
         views = tuple(reader(store) for reader in READERS)
         for path in old:  # a reader that began with the old list finds the old bytes, or no file
             assert not store.exists(path) or store.read_bytes(path) == bytes_of[path]
@@ -234,6 +235,8 @@ def assert_cured(store: Store, copied: Path, act: Act, folder: Path) -> None:
             manifest = manifests(cured)[-1]
             parts = {part.path for part in manifest.parts}
             assert [reader(cured) for reader in READERS] == [parts] * 4
+            commits = [commit["pipeline.version"] for commit in open_table(cured).history()]
+            assert len({*commits}) == len(commits), "once each, whatever was killed"
             verify_output(cured.uri, DAY, {})
         shutil.rmtree(copied)
 

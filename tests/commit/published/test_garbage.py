@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
 
-import pytest
-from support.runs.published import DAY, Rows, age_files, prepare_version, publish_rows, snapshot
+from support.runs.published import DAY, Rows, age_files, prepare_version, snapshot
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.published.garbage import Garbage, collect_garbage, unneeded_models
-from pipeline.commit.published.verify import verify_output
-from pipeline.core.environment import FAILPOINT
 from pipeline.inference.runtimes.int8 import model_path
-from pipeline.process import failpoints
 from pipeline.storage.store import Store
 
 LAYOUT = Layout(DAY)
@@ -47,24 +42,3 @@ def test_what_is_younger_than_the_grace_period_stays(tmp_path: Path):
     assert snapshot(store, f"{LAYOUT.control}/staging") == young
     assert store.exists(f"{LAYOUT.control}/notes.txt")
     assert collect_garbage(store, LAYOUT, grace_s=3600) == Garbage(0, 0)
-
-
-def test_a_collection_that_is_killed_is_finished_by_the_next(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    store = Store(str(tmp_path))
-    for edition in (1, 2):
-        publish_rows(store, rows=Rows(edition))
-    published = snapshot(store, "")
-    staged = snapshot(store, f"{LAYOUT.control}/staging")
-    with monkeypatch.context() as patch:
-        patch.setattr(failpoints, "_reached", Counter())
-        patch.setenv(FAILPOINT, "mid_gc:raise")
-        with pytest.raises(RuntimeError, match="mid_gc"):
-            collect_garbage(store, LAYOUT, grace_s=-3600)
-    left = snapshot(store, f"{LAYOUT.control}/staging")
-    assert 0 < len(left) < len(staged)
-    verify_output(store.uri, DAY, {})
-    assert collect_garbage(store, LAYOUT, grace_s=-3600).num_files == len(left)
-    assert snapshot(store, "") == {k: v for k, v in published.items() if k not in staged}
-    verify_output(store.uri, DAY, {})

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
-from itertools import product
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -15,14 +14,11 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
-from support.faults.faultplaces import PUT, Disk, Point
 from support.runs.published import DAY, Rows, prepare_version, publish_rows, slice_table, snapshot
-from support.runs.selection import quick_cases
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.commit.publish import commit, repair, sync_published_folder
-from pipeline.commit.published.rollback import rollback
 from pipeline.commit.published.verify import verify_output
 from pipeline.commit.tables.delta import Delta
 from pipeline.commit.tables.delta_storage import library_options
@@ -36,8 +32,6 @@ LAYOUT = Layout(DAY)
 KINDS = ("a/b", None, "50% off", "two words", "\u00e9")
 ROWS = Rows(kinds=KINDS, partition_columns=("kind", "edition"))
 COLUMNS = ["row_id", "edition", "label"]
-BEFORE_COMMIT = ["compacted", "placed_part", "before_log"]
-AFTER_COMMIT = ["after_log", "before_table", "after_table", "retired", "before_current"]
 RowSet = set[tuple[Any, ...]]
 
 
@@ -163,54 +157,6 @@ def test_a_table_asked_for_later_begins_with_what_is_current(usual_store: Store)
     assert read(usual_store) == good(Rows(3))
 
 
-def publish_second(store: Store) -> None:
-    publish(store, dataclasses.replace(ROWS, edition=2))
-
-
-def is_quick(how: str, place: str, is_first: bool, store: str) -> bool:
-    """A replacement on disk around its two commits: that of the log, and that of the table."""
-    return how == "raise" and store == "local" and place in AFTER_COMMIT[:3] and not is_first
-
-
-@pytest.mark.parametrize(
-    ("how", "place", "is_first", "any_store"),
-    quick_cases(
-        product(
-            *(["raise", "kill"], [*BEFORE_COMMIT[1:], *AFTER_COMMIT]),
-            *([True, False], ["local", "s3"]),
-        ),
-        is_quick,
-    ),
-    indirect=["any_store"],
-)
-def test_ended_anywhere_and_done_again_it_is_committed_exactly_once(
-    any_store: Store, how: str, place: str, is_first: bool, request: pytest.FixtureRequest
-):
-    first, second = (dataclasses.replace(ROWS, edition=edition) for edition in (1, 2))
-    number = 1 if is_first else 2
-    if not is_first:
-        publish(any_store, first)
-    is_in_table = place in AFTER_COMMIT[2:]
-    # A run first settles what is current, and there passes the last three places, too.
-    nth = 1 if is_first or not is_in_table else 2
-    point = Point(f"{place}:{nth}", PUT, "")
-    disk = Disk(Path(), request.getfixturevalue("children") if how == "kill" else None)
-    disk.store = any_store
-    (disk.die_at if how == "kill" else disk.fail_at)(point, publish_second)
-    if is_first and not is_in_table:
-        assert not any_store.exists("predictions/_delta_log")
-    else:  # a reader finds one version, with all of its files
-        assert read(any_store) == good(second if is_in_table else first)
-    publish(any_store, second)
-    manifest = current_manifest(any_store, LAYOUT)
-    assert manifest is not None
-    assert manifest.number == number
-    assert_exact(any_store, manifest, second, number)
-    before = snapshot(any_store, "")
-    publish(any_store, second)
-    assert snapshot(any_store, "") == before
-
-
 @pytest.mark.slow
 def test_of_many_who_commit_the_same_version_one_does(any_store: Store):
     for edition in (1, 2):
@@ -247,13 +193,6 @@ def test_a_checkpoint_still_knows_what_was_committed(usual_store: Store):
     mine = {path for path in named_by(table_of(usual_store)) if path.startswith(DAY)}
     assert mine == parts_of(manifest)
     assert read(usual_store) == good(Rows(1)) | good(Rows(2))
-
-
-def test_a_rollback_is_a_commit_too(usual_store: Store):
-    for edition in (1, 2):
-        publish(usual_store, Rows(edition))
-    back = rollback(usual_store, LAYOUT, "r", keep_versions=2, table=Delta(usual_store))
-    assert_exact(usual_store, back, Rows(1), 3)
 
 
 def test_what_others_made_of_the_partition_is_replaced(usual_store: Store):
