@@ -124,36 +124,6 @@ def test_the_layout_is_that_of_the_contract():
     assert whole.control == "_control/all"
 
 
-def paths(layout: Layout) -> list[str]:
-    return [
-        layout.success,
-        f"{layout.quarantine}/part",
-        layout.report("R", "report.json"),
-        layout.current,
-        layout.plan(FINGERPRINT),
-        layout.tensors(FINGERPRINT),
-        layout.ctimes(FINGERPRINT, "R"),
-        layout.keys("v"),
-        layout.staging(FINGERPRINT),
-        layout.compacted(FINGERPRINT, "v"),
-        layout.lease(1),
-        layout.heartbeat(1),
-        layout.log_entry(1),
-        layout.history(1),
-    ]
-
-
-def test_partitions_share_no_path():
-    layouts = [Layout(None), Layout("date=2026-11-24"), Layout("date=2026-11-25"), Layout("a=1")]
-    every = [path for layout in layouts for path in paths(layout)]
-    assert len(set(every)) == len(every)
-
-
-def test_what_readers_see_is_apart_from_what_is_ours():
-    for path in paths(Layout("date=2026-11-24"))[3:]:
-        assert path.startswith("_control/")
-
-
 def test_run_ids_sort_by_time_and_never_repeat():
     start = dt.datetime(2026, 12, 31, 23, 59, 58, tzinfo=dt.UTC)
     steps_s = (0, 1e-6, 0.1, 0.999_999, 1, 2)

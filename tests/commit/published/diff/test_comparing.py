@@ -183,16 +183,6 @@ def test_it_finds_what_a_naive_comparison_does(
     assert_as_naive(folder, before, now, bucket_rows)
 
 
-@pytest.mark.slow
-def test_it_finds_what_a_naive_comparison_does_in_100_000_rows(tmp_path: Path):
-    draw = np.random.default_rng(7)
-    before = [made_row(draw, number) for number in range(100_000)]
-    now = [made_row(draw, number) if draw.random() < 0.1 else before[number]
-           for number in range(500, 100_000)]  # fmt: skip
-    now += [made_row(draw, number) for number in range(100_000, 101_000)]
-    assert_as_naive(tmp_path, before, now, bucket_rows=20_000)
-
-
 def assert_as_naive(
     folder: Path, before: list[dict[str, Any]], now: list[dict[str, Any]], bucket_rows: int
 ) -> None:
