@@ -116,6 +116,16 @@ def golden(compared: int, agreed: int, status: str) -> Case:
     return "golden", asked, status, 100 * agreed / compared if compared else None
 
 
+DIFFERING = [f"{name}.jpg: expected 'cat' 0.9800, found 'dog' 0.7000" for name in "abcde"]
+
+
+def carried(rows: int, checked: int, differing: int, status: str, **more: object) -> Case:
+    named = DIFFERING[:differing]
+    asked = facts(num_carried=rows, num_checked=checked, differing=named, **more)
+    is_judged = checked and status != "off"
+    return "carried", asked, status, 100 * (1 - differing / checked) if is_judged else None
+
+
 def texts(cut: int, rows: int, status: str) -> Case:
     asked = facts(measured=SliceFigures(tokenised=Tokenised(rows, cut)))
     return "max_truncated_pct", asked, status, 100 * cut / rows if rows else None
@@ -198,6 +208,14 @@ CASES = [
     golden(8, 8, "pass"),
     golden(8, 7, "fail"),
     golden(0, 0, "warn"),
+    carried(900, 16, 0, "pass"),
+    carried(900, 16, 1, "fail"),
+    carried(900, 0, 0, "warn"),
+    carried(0, 0, 0, "off"),
+    carried(199, 0, 0, "off", is_retry=True),
+    # All of them were predicted again.
+    carried(0, 3, 0, "pass"),
+    carried(0, 3, 1, "fail"),
     texts(50, 1000, "pass"),
     texts(51, 1000, "warn"),
     texts(99, 99, "off"),
@@ -209,6 +227,7 @@ MODES = {
     "max_reason_pct": "reason_mode",
     "min_agreement_pct": "agreement_mode",
     "max_truncated_pct": "truncated_mode",
+    "carried": "carried_mode",
 }
 
 
@@ -277,14 +296,16 @@ def test_where_nothing_is_read_the_refusal_says_what_is_there():
     assert results["max_skipped_pct"].status == "warn"
 
 
-def test_a_refusal_names_every_gate_that_failed():
-    results = results_of(60, 100, predicted=20)
-    with pytest.raises(GateRefused) as caught:
-        require_pass(list(results.values()))
-    message = str(caught.value)
-    assert message.startswith("nothing was published; ")
-    assert "conservation: 80 of 100" in message
-    assert "max_error_pct: 60 of 100 rows quarantined, 60.00%; limit 5%" in message
+def test_a_refusal_names_the_first_carried_rows_that_differ_and_says_how_to_go_on():
+    def message(num_differing: int) -> str:
+        _, asked, _, _ = carried(900, 16, num_differing, "")
+        return results_of(0, 1000, **asked)["carried"].message
+
+    assert message(5).startswith("11 of 16 carried rows agree when they are predicted again;")
+    assert all(row in message(5) for row in DIFFERING[:3])
+    assert "; and 2 more; with --no-reuse the next run predicts all rows" in message(5)
+    assert "more" not in message(3)
+    assert "--no-reuse" not in message(0)
 
 
 def test_all_reasons_over_their_limit_are_named():
