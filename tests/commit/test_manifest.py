@@ -60,7 +60,9 @@ def test_a_manifest_reads_back_exactly(tmp_path: Path):
 
 def test_fields_of_a_newer_version_are_left_out_and_those_of_an_older_one_are_empty():
     part = {"path": "p", "num_rows": 2, "size_bytes": 10, "sha256": "ab", "mood": "good"}
-    manifest = Manifest.from_json(changed(parts=[part], mood="good"), "here")
+    document = json.loads(changed(parts=[part], mood="good"))
+    del document["skipped"]
+    manifest = Manifest.from_json(json.dumps(document).encode(), "here")
     assert manifest == replace(MANIFEST, parts=(Part("p", 2, 10, "ab"),))
 
 

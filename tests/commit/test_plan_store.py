@@ -90,6 +90,18 @@ def test_a_shard_of_many_row_groups_is_stored_once():
     assert plan_to_json(planned(extents), "t").count(b"a/rather/long/name/" * 5) == 1
 
 
+def test_a_plan_takes_the_same_room_for_every_file():
+    def size(num_files: int) -> int:
+        names = [f"camera-{i % 8}/2026-11-24/photo-{i:08d}.jpg" for i in range(num_files)]
+        shards = zip(shard_extents([[1]] * num_files), names, strict=True)
+        extents = [replace(extent, path=name, version="0123456789" * 3) for extent, name in shards]
+        return len(plan_to_json(planned(extents), "token"))
+
+    one, two, four = map(size, (1000, 2000, 4000))
+    assert four < 4000 * 130
+    assert four - two == pytest.approx(2 * (two - one), rel=0.02)
+
+
 @pytest.mark.parametrize(
     "damage",
     [

@@ -10,21 +10,15 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import models
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from support.servers.localserver import LocalServer
 
-from pipeline.commit.plan_store import plan_to_json
 from pipeline.core.errors import InfraError
-from pipeline.core.schema import IMAGE_FIELDS
-from pipeline.job.job import Job
 from pipeline.job.source import Source
-from pipeline.models.resolving.resolve import resolve_model
-from pipeline.planning.plan import make_plan
 from pipeline.sources.extents import Extent
-from pipeline.sources.inputs import Inputs, list_inputs
+from pipeline.sources.inputs import list_inputs
 from pipeline.storage import listing
 from pipeline.storage.interface import Page, StoredFile
 from pipeline.storage.listing import collect, folder_names, list_folders, list_in_parallel
@@ -203,34 +197,6 @@ def raw_writer(store: Store) -> Callable[[str], None]:
     """Write objects whose keys a `Store` refuses."""
     objects = object_store(store.uri, store.storage_options)
     return lambda name: objects.put(f"{root_path(store.uri)}/{name}", b"x")
-
-
-def test_a_plan_takes_the_same_room_for_every_file() -> None:
-    sizes = {num_files: len(plan_json(num_files)) for num_files in (1000, 2000, 4000)}
-    assert sizes[4000] < 4000 * 130
-    assert sizes[4000] - sizes[2000] == pytest.approx(2 * (sizes[2000] - sizes[1000]), rel=0.02)
-
-
-def plan_json(num_files: int) -> bytes:
-    job = Job.model_validate(
-        {
-            "source": {"uri": "in", "format": "images"},
-            "model": {"factory": "models:colours", "labels": models.LABELS},
-            "transform": models.TRANSFORM,
-            "sink": {"uri": "out"},
-        },
-        strict=False,
-    )
-    spec = resolve_model(job, ["models"])
-    etag = "0123456789abcdef0123456789abcdef"
-    shards = [
-        StoredFile(f"camera-{i % 8}/2026-11-24/photo-{i:08d}.jpg", 100_000 + i, etag, None)
-        for i in range(num_files)
-    ]
-    extents = [Extent(s.path, s.size_bytes, s.version, 0, 1, float(s.size_bytes)) for s in shards]
-    inputs = Inputs("/in", tuple(shards), tuple(extents), fields=IMAGE_FIELDS)
-    plan = make_plan(job, inputs, spec, batch_size=32)
-    return plan_to_json(plan, "token")
 
 
 def test_what_is_planned_carries_no_dictionary_a_file() -> None:

@@ -13,9 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.runs.earlier_partitions import EarlierPartition
 
-from pipeline.commit.layout import Layout
-from pipeline.commit.manifest import Manifest, current_manifest
-from pipeline.core.errors import GateRefused
 from pipeline.storage.skipped import (
     FIRST_NAMES,
     SkipCounter,
@@ -171,16 +168,3 @@ def test_every_file_is_a_row_or_counted_in_report_and_manifest(
     assert partition.current().number == 2
     assert partition.current().skipped == manifest.skipped, "what is kept is said again"
     assert partition.report()["skipped"] == manifest.skipped
-
-
-def test_too_many_skipped_files_refuse_if_the_job_says_so(tmp_path: Path) -> None:
-    partition = partition_of(tmp_path, max_skipped_pct=50.0, skipped_mode="fail")
-    with pytest.raises(GateRefused, match=r"max_skipped_pct: 5 of 9 files are not read"):
-        partition.run()
-    assert current_manifest(partition.out, Layout("date=2026-11-24")) is None
-
-
-def test_a_manifest_of_an_older_version_says_nothing_of_skipped_files(tmp_path: Path) -> None:
-    document = json.loads(partition_of(tmp_path).run().to_json())
-    assert document.pop("skipped")
-    assert Manifest.from_json(json.dumps(document).encode(), "x").skipped == {}
