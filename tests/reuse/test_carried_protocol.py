@@ -28,7 +28,7 @@ from pipeline.storage.store import Store
 pytestmark = [pytest.mark.usefixtures("impatient"), pytest.mark.early]
 LAYOUT = Layout(TODAY)
 PARTS = (f"{LAYOUT.predictions}/part-", f"{LAYOUT.quarantine}/part-")
-USUAL = ("planned", "slice_put", "judged", "keys_written", "placed_part", "after_log", "retired:2")
+USUAL = ("planned", "slice_put", "keys_written", "retired:2")
 # One slice has all rows that are computed; half a file is there on a disk and on S3 alone.
 STEPS = [replace(point, name=point.name.replace("put:2", "put")) for point in POINTS]
 CASES = [

@@ -29,6 +29,7 @@ from support.runs.carried_runs import (
 )
 from support.runs.earlier_partitions import EarlierPartition, read_with
 from support.runs.night_inputs import FORMATS, image
+from support.runs.selection import quick_cases
 
 from pipeline.commit.published.garbage import collect_garbage
 from pipeline.commit.shard_table import read_shard_table
@@ -135,7 +136,10 @@ SILENT, RETRIED = (
     ("reuse off", "--no-reuse"),
     ("labels", "transform", "source", "limit", "tars limit"),
 )
-CASES = [*((case, False) for case in NOTHING), *((case, True) for case in RETRIED)]
+CASES = quick_cases(
+    [*((case, False) for case in NOTHING), *((case, True) for case in RETRIED)],
+    lambda case, is_retry: not is_retry or case in ("labels", "tars limit"),
+)
 
 
 @pytest.mark.parametrize(("case", "is_retry"), CASES)

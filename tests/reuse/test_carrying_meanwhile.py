@@ -62,7 +62,10 @@ def replace_source(
 
 @pytest.mark.parametrize(
     "how",
-    ["retired", "trimmed", "trimmed before", "replaced twice", "taken back", "collected"],
+    [
+        *("retired", "trimmed", "trimmed before", "taken back", "collected"),
+        pytest.param("replaced twice", marks=pytest.mark.slow),
+    ],
 )
 def test_of_a_source_that_is_replaced_while_it_is_read_rows_are_taken_over_or_computed(
     how: str, photos: EarlierPartition, out: Store, whole: EarlierPartition
@@ -91,7 +94,7 @@ def test_of_a_source_that_is_replaced_while_it_is_read_rows_are_taken_over_or_co
         pytest.param(r"put _control/date=2026-11-25/staging/", marks=pytest.mark.slow),
         LOOKS,
         pytest.param(r"put .*/keys/", marks=pytest.mark.slow),
-        r"copy _control/.*/compacted-",
+        pytest.param(r"copy _control/.*/compacted-", marks=pytest.mark.slow),
         r"create .*/log/",
     ],
     ids=["staging", "reading", "keys", "placing", "log"],
