@@ -11,9 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
+from support.inputs.encoded import encode
 from support.inputs.photos import build_images
 from support.models.tiny_tokenizer import make_tokenizer
 from support.runs.cli import pipeline, write_job
+from support.runs.jobs import DATE
 
 from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.figures.counters import Counters
@@ -39,14 +42,11 @@ NO_COLUMNS = pa.schema([])
 COLOURS = {"red": (250, 10, 10), "green": (10, 250, 10), "blue": (10, 10, 250)}
 
 
+SUMS = {"factory": "models:sums", "task": "regress", "targets": ["sum", "most"]}
+
+
 def png(colour: tuple[int, int, int], size_px: int = 48) -> bytes:
-    import io
-
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.new("RGB", (size_px, size_px), colour).save(buffer, "PNG")
-    return buffer.getvalue()
+    return encode(Image.new("RGB", (size_px, size_px), colour), "PNG")
 
 
 def job_with(golden: dict[str, Any], **sections: Any) -> Job:
@@ -58,9 +58,7 @@ def job_with(golden: dict[str, Any], **sections: Any) -> Job:
         "gates": {"golden": golden},
         **sections,
     }
-    import datetime as dt
-
-    return parse_job(json.loads(json.dumps(document)), date=dt.date(2026, 11, 24), origin="job")
+    return parse_job(json.loads(json.dumps(document)), date=DATE, origin="job")
 
 
 def spec_of(job: Job) -> ModelSpec:
@@ -186,13 +184,12 @@ def test_a_batch_that_is_too_large_is_predicted_row_by_row(folder: Path):
 
 def test_numbers_are_compared_by_their_error(tmp_path: Path):
     source = {"uri": "in", "format": "parquet", "features": ["x"]}
-    model = {"factory": "models:sums", "task": "regress", "targets": ["sum", "most"]}
     features = pa.array([[1.0, 2.0], [3.0, 5.0]], pa.list_(pa.float64()))
     for most, differ in ((5.0, False), (5.2, True)):
         table = {"features": features, "sum": [3.0, 8.0], "most": [2.0, most]}
         path = tmp_path / f"{most}.parquet"
         pq.write_table(pa.table(table), path)
-        job = job_with({"uri": str(path)}, source=source, model=model, transform={})
+        job = job_with({"uri": str(path)}, source=source, model=SUMS, transform={})
         rows = load_rows(job, 2)
         if not differ:
             assert check(job, rows, 2)["golden"]["num_agreed"] == 2
@@ -204,10 +201,9 @@ def test_numbers_are_compared_by_their_error(tmp_path: Path):
 def test_rows_of_a_table_may_have_its_columns(tmp_path: Path):
     plan = {"column": "plan", "categories": ["basic", "pro"]}
     source = {"uri": "in", "format": "parquet", "features": ["x", plan]}
-    model = {"factory": "models:sums", "task": "regress", "targets": ["sum", "most"]}
     known = {"sum": [4.0, 6.0], "most": [3.0, 5.0]}
     path = tmp_path / "g.parquet"
-    job = job_with({"uri": str(path)}, source=source, model=model, transform={})
+    job = job_with({"uri": str(path)}, source=source, model=SUMS, transform={})
     pq.write_table(pa.table({"x": [3, 5], "plan": ["pro", "basic"], **known}), path)
     rows = load_rows(job, 3)
     assert rows.rows["features"].to_pylist() == [[3, 0, 1], [5, 1, 0]]
@@ -223,9 +219,8 @@ def test_rows_of_a_table_may_have_its_texts(tmp_path: Path):
     """Of a model with an input per column: by their columns, or as the command writes them."""
     plan = {"column": "plan", "read_as": "text"}
     source = {"uri": "in", "format": "parquet", "features": ["x", plan]}
-    model = {"factory": "models:sums", "task": "regress", "targets": ["sum", "most"]}
     golden = {"uri": str(tmp_path / "g.parquet")}
-    job = job_with(golden, source=source, model=model, transform={})
+    job = job_with(golden, source=source, model=SUMS, transform={})
     fields = feature_fields(1, ["plan"])
     reader = Reader(Store("in"), job.source, NO_COLUMNS, fields)
     outputs = {"sum": [4.0, 6.0], "most": [3.0, 5.0]}
@@ -305,12 +300,6 @@ def test_pairs_of_texts_need_both_columns(tmp_path: Path):
     pq.write_table(pair.append_column("text_pair", [SENTENCES]), tmp_path / "both.parquet")
     rows = load_rows(job_with({"uri": str(tmp_path / "both.parquet")}, **sections))
     assert rows.rows.num_rows == 3
-
-
-def test_texts_are_in_no_folder_of_labels(folder: Path, tmp_path: Path):
-    sections = text_sections(tmp_path)
-    with pytest.raises(JobError, match=r"rows of text need a \.parquet file"):
-        load_rows(job_with({"uri": str(folder)}, **sections))
 
 
 def test_the_command_writes_texts_that_agree_with_themselves(tmp_path: Path):
@@ -417,7 +406,9 @@ def test_golden_rows_are_one_to_1024(num_rows: int, is_fine: bool, is_folder: bo
     assert {*rows.expected["label"].to_pylist()} == {"red"}
 
 
-def test_only_labels_can_be_the_names_of_folders(folder: Path):
+def test_only_labels_of_images_can_be_the_names_of_folders(folder: Path, tmp_path: Path):
+    with pytest.raises(JobError, match=r"rows of text need a \.parquet file"):
+        load_rows(job_with({"uri": str(folder)}, **text_sections(tmp_path)))
     model = {"factory": "models:channels", "task": "embed", "embedding_dim": 3}
     with pytest.raises(JobError, match=r"task 'embed' needs a \.parquet file"):
         load_rows(job_with({"uri": str(folder)}, model=model))
