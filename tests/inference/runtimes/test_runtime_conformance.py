@@ -172,7 +172,8 @@ def test_a_signal_is_handled_when_a_runner_has_gone_in_another_thread(name: str)
         capture_output=True,
         text=True,
     )
-    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
+    # MNN prints what its processor supports before.
+    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["handled"]), done.stderr
 
 
 @ALL
