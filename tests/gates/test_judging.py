@@ -346,7 +346,10 @@ def test_rows_that_were_to_be_compared_and_were_not_are_refused(mode: str, statu
 
 
 def split(cats: int, dogs: int) -> Distribution:
-    numbers = {"score": Numbers(0.0, 1.0, {3: cats, 17: dogs})}
+    numbers = {
+        "score": Numbers(0.0, 1.0, {3: cats, 17: dogs}),
+        "steady": Numbers(0.0, 1.0, {5: cats + dogs}),
+    }
     return Distribution({"cat": cats, "dog": dogs}, numbers=numbers)
 
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.models.agreement import AgreementLimits
@@ -19,6 +19,7 @@ SEED, OTHER = (hashlib.sha256(name).hexdigest() for name in (b"a plan", b"anothe
 LIMITS = AgreementLimits(0.01, 0.999, 0.01)
 
 
+@example([(90, 0)], [30, 60], False)  # 5.3 of each part
 @given(
     st.lists(st.tuples(st.integers(1, 400), st.integers(0, 300)), min_size=1, max_size=12),
     st.lists(st.integers(0, 2_000), max_size=8),

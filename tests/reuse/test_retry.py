@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from support.faults.watched_store import Event, WatchedStore
 from support.runs.carried_runs import assert_as, make_partition, run_whole
+from support.runs.cli import photos_job
 from support.runs.earlier_partitions import LAYOUT
 from support.runs.night_inputs import image
 
@@ -15,6 +16,7 @@ from pipeline.commit.manifest import log_numbers
 from pipeline.commit.published.rollback import rollback
 from pipeline.core.errors import JobError, PartitionBusy, PublishConflict
 from pipeline.core.semantics import SEMANTICS
+from pipeline.operations.run import retry, run
 
 
 def test_a_retry_that_recovers_nothing_publishes_nothing_and_counts_why(
@@ -46,6 +48,17 @@ def test_a_retry_that_recovers_nothing_publishes_nothing_and_counts_why(
     rows, retry = (partition.report()[name] for name in ("rows", "retry"))
     assert (rows["total"], rows["quarantined"], rows["computed"], rows["carried"]) == (40, 2, 3, 37)
     assert (retry["recovered"], retry["failed_again"]) == (1, 2)
+
+
+@pytest.mark.usefixtures("without_ray_here")
+def test_the_operation_retries_only_rows_with_the_reasons_that_it_is_given(tmp_path: Path):
+    job = photos_job(tmp_path, 4, num_bad=1, gates={"max_error_pct": 100.0})
+    date, allowed = "2026-11-24", ["models"]
+    assert run(job, date=date, allow_import=allowed).rows.quarantined == 1
+    for reasons, not_asked in ((["timeout"], 1), ([], 0)):
+        report = retry(job, reasons=reasons, date=date, allow_import=allowed)
+        assert report.retry is not None
+        assert (report.status, report.retry.not_asked) == ("nothing_to_do", not_asked)
 
 
 def test_what_cannot_be_retried_is_refused(tmp_path: Path):

@@ -228,6 +228,9 @@ def after(keys: list[str], key: str) -> Page:
     return Page(files, next_token=files[-1].path if begin + PAGE_KEYS < len(keys) else None)
 
 
+@example(  # the first page ends inside the second folder
+    {"d=1/lease/a", *(f"d=1/log/{name}" for name in "abcdefg")}, {"d=1/lease", "d=1/log"}
+)
 @given(st.sets(keys_of_days), st.sets(folders))
 def test_all_files_of_the_folders_and_no_others(keys: set[str], folders: set[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:

@@ -34,7 +34,7 @@ def test_what_is_younger_than_the_grace_period_stays(tmp_path: Path):
     old, young = (snapshot(store, LAYOUT.staging(Rows(edition).fingerprint)) for edition in (1, 2))
     store.put(f"{LAYOUT.control}/notes.txt", b"no staging")
     newest, *others = young
-    age_files(tmp_path, [*old, *others, f"{LAYOUT.control}/notes.txt"], age_s=7200)
+    age_files(tmp_path, [*old, *others, f"{LAYOUT.control}/notes.txt"], age_s=86_401)
     age_files(tmp_path, [newest], age_s=3000)
     assert others, "a folder stays while its newest file is young"
     num_bytes = sum((tmp_path / path).stat().st_size for path in old)

@@ -247,6 +247,7 @@ def edit_a_hash(store: Store, manifest: Manifest) -> None:
         (partial(edit, number=7), ["log"], "0000000001.json says that it is 7"),
         (partial(edit, partition="date=2020-01-01"), ["log"], "says partition date=2020-01-01"),
         (edit_a_hash, ["row_id_hash"], "add up to"),
+        (partial(edit, row_id_hash="0" * 16), ["row_id_hash"], "the row ids add up to"),
         (
             edit_counts,
             ["counts"],

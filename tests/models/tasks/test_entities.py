@@ -217,6 +217,7 @@ def test_tokens_agree_by_label_and_score_whatever_stands_behind_them():
         "another label": arrays([1, 3], [0.5, 0.6]),
         "another score": arrays([1, 2], [0.5, 0.7]),
         "one more token": arrays([1, 2, 0], [0.5, 0.6, 0.005]),
+        "one more entity": arrays([1, 2, 3], [0.5, 0.6, 0.005]),
         "no number": arrays([1, 2], [0.5, np.nan]),
     }
     agreements = {name: task.compare(reference, other, LIMITS) for name, other in agrees.items()}

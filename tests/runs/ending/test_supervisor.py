@@ -77,8 +77,8 @@ keep(work, lambda code, left: print("lost", code, left))
 
 def wait_for(why: PipelineError, then: Callable[[], None] = lambda: None) -> None:
     """Wait, as a driver does, until another thread interrupts us."""
-    threading.Thread(target=interrupt, args=(why,)).start()
     try:
+        threading.Thread(target=interrupt, args=(why,)).start()  # it may already come in here
         threading.Event().wait(60)
     finally:
         then()
