@@ -33,6 +33,7 @@ from support.servers.localserver import LocalServer
 from pipeline.commit.published.verify import verify_output
 from pipeline.core.causes import SystematicFailure
 from pipeline.execution.caller import share_ray, without_ray
+from pipeline.execution.tasks import run_tasks
 from pipeline.report.document import Report
 from pipeline.storage.store import Store
 
@@ -386,3 +387,20 @@ def test_a_model_that_fails_every_row_ends_a_run_in_the_same_words_by_both(
     with without_ray(), pytest.raises(SystematicFailure) as by_loop:
         execute(jobs[1], DATE, monkeypatch)
     assert str(by_loop.value) == str(by_ray.value)
+
+
+@pytest.mark.ray
+@pytest.mark.slow  # a worker starts for nearly every call
+@pytest.mark.usefixtures("ray_address")
+def test_results_of_tasks_are_in_the_order_of_the_calls(tmp_path: Path) -> None:
+    last = 2 * (os.cpu_count() or 1)  # it is started only when another has ended
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    def wait(number: int) -> int:
+        """The first and the last call wait for each other."""
+        if number in (0, last):
+            pipe.open("rb" if number else "wb").close()
+        return number
+
+    assert run_tasks(wait, [(number,) for number in range(last + 1)]) == [*range(last + 1)]
