@@ -108,6 +108,9 @@ def test_slices_that_failed_for_what_their_rows_are_stay(reason: Reason, tmp_pat
     stage(partition, failed={0, 2}, reason=reason)
     run, plan = planned(partition)
     assert len(take_over(run, plan)) == NUM_ROWS // SLICE_ROWS
+    retry, plan = planned(partition)
+    retry.record.retried(entries=2 * SLICE_ROWS)
+    assert len(take_over(retry, plan)) == NUM_ROWS // SLICE_ROWS - 2, "a retry tries them again"
     assert run.record.num_quarantined == 2 * SLICE_ROWS
 
 

@@ -67,6 +67,9 @@ def test_without_a_partition_before_it_is_the_version_before(tmp_path: Path):
     publish_rows(store, None, OF_DOGS)
     difference = pipeline.diff(tmp_path).difference
     assert ("version 1" in difference.before, "version 2" in difference.now) == (True, True)
+    publish_rows(store, None, OF_CATS)
+    difference = pipeline.diff(tmp_path).difference
+    assert ("version 2" in difference.before, "version 3" in difference.now) == (True, True)
 
 
 def test_rows_that_differ_are_written_whole_or_not_at_all(output: Store, tmp_path: Path):
@@ -155,8 +158,8 @@ def test_the_largest_page_is_below_300_kb():
 
 
 def test_the_command_prints_one_document_and_fails_over_a_limit(output: Store, tmp_path: Path):
-    def call(*options: str) -> tuple[int, str, str]:
-        done = CliRunner().invoke(app, ["diff", output.url(""), *options])
+    def call(*options: str, url: str = output.url("")) -> tuple[int, str, str]:
+        done = CliRunner().invoke(app, ["diff", url, *options])
         return done.exit_code, done.stdout, done.stderr
 
     code, printed, _ = call("--json", "--html", str(tmp_path / "page.html"))
@@ -167,6 +170,12 @@ def test_the_command_prints_one_document_and_fails_over_a_limit(output: Store, t
     assert call("--fail-over", "100%")[0] == call("--fail-over", "100")[0] == 0
     code, _, message = call("--fail-over", limit)
     assert (code, f"more than --fail-over {limit}" in message) == (3, True)
+    store = Store(str(tmp_path / "output"))
+    publish_rows(store, None, OF_CATS)
+    publish_rows(store, None, Rows(fail_every=0))
+    url = store.url("")
+    assert pipeline.diff(url).changed_pct == 0, "rows came and none changed"
+    assert (call("--fail-over=16%", url=url)[0], call("--fail-over=17%", url=url)[0]) == (3, 0)
 
 
 @pytest.mark.parametrize("limit", ["some", "-1", "101%"])

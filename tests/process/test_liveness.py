@@ -14,6 +14,7 @@ with hang_guard(0.3):
     with no_limit():
         still_alive()
         time.sleep(0.6)
+    time.sleep(0.02)
     print("after the pause", flush=True)
     ctypes.PyDLL(None).sleep(60)  # never gives Python's lock back
 """

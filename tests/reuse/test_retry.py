@@ -61,6 +61,17 @@ def test_the_operation_retries_only_rows_with_the_reasons_that_it_is_given(tmp_p
         assert (report.status, report.retry.not_asked) == ("nothing_to_do", not_asked)
 
 
+def test_rows_that_stay_for_their_ids_are_none_that_failed_again(tmp_path: Path):
+    partition = make_partition(tmp_path, "ids", contents=36)
+    partition.broken = {"id-5", "id-6"}
+    partition.run()
+    partition.broken = {"id-6"}
+    assert partition.retry() == "published"
+    figures = partition.report()["retry"]
+    counts = [figures[name] for name in ("recovered", "failed_again", "duplicate_ids")]
+    assert counts == [1, 1, 4]
+
+
 def test_what_cannot_be_retried_is_refused(tmp_path: Path):
     partition = make_partition(tmp_path, "parquet")
     partition.broken = {"s0.parquet#1"}

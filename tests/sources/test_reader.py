@@ -353,7 +353,8 @@ def test_chosen_rows_of_a_unit_are_those_of_the_full_read(
     unit = data.draw(st.sampled_from(plan.units))
     chosen = sorted(data.draw(st.sets(st.integers(0, unit.bounds[-1] - 1), min_size=1)))
     every = pa.concat_tables([part for _, _, part in read_slices(reader, unit, _starts(unit))])
-    [(_, _, table)] = read_slices(reader, only_rows(unit, chosen), frozenset([0]))
+    [(key, _, table)] = read_slices(reader, only_rows(unit, chosen), frozenset([0]))
+    assert (key.unit, key.num_rows) == (unit.index, len(chosen))
     assert table.to_pylist() == every.take(chosen).to_pylist()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +22,11 @@ from support.servers.s3server import S3Server
 from pipeline.core.failures import Reason
 from pipeline.core.figures.counters import merge
 from pipeline.core.slices import SliceKey, unpack
+from pipeline.execution.isolation import guarded_reader
 from pipeline.execution.isolation.attempts import Attempts
+from pipeline.execution.isolation.child_process import ChildExit, ChildResult
 from pipeline.execution.isolation.crash_guard import GIVE_UP_AFTER
-from pipeline.execution.isolation.guarded_reader import read_guarded
+from pipeline.execution.isolation.guarded_reader import UnitReading, read_guarded
 from pipeline.sources.rows import Reader
 from pipeline.sources.units import Unit
 from pipeline.storage.store import Store
@@ -148,6 +151,36 @@ def test_a_tar_that_stops_its_reader_is_an_unreadable_shard(s3: S3Server, tmp_pa
         "b.tar", Reason.UNREADABLE_SHARD, "read",
     )  # fmt: skip
     assert "no result after 5 s" in row["message"]
+
+
+class DyingReaders:
+    """A child that reads in this process, and ends at the first and the third call."""
+
+    calls: Iterator[int]
+    """Numbers from 0, of the calls of all children."""
+
+    def __init__(self, work: UnitReading, call_s: float, start_s: float) -> None:
+        self._steps = work.open()
+
+    def call(self, stage: str, rows: pa.Table) -> ChildResult | ChildExit:
+        if next(self.calls) in (0, 2):
+            return ChildExit(Reason.NATIVE_CRASH, "killed")
+        return ChildResult(self._steps[stage](rows, {}), {})
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def test_only_readers_that_end_at_one_place_make_a_shard_unreadable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = make(tmp_path, "webdataset")
+    undisturbed, case.counters = case.read(), {}
+    monkeypatch.setattr(DyingReaders, "calls", itertools.count(), raising=False)
+    monkeypatch.setattr(guarded_reader, "Child", DyingReaders)
+    case.die()
+    assert case.read() == undisturbed
+    assert case.counters["isolated"]["dead_processes"] == 3
 
 
 @pytest.mark.parametrize("case_name", KINDS)

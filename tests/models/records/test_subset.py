@@ -54,6 +54,8 @@ def test_references_are_what_they_stand_for_as_pydantic_writes_them():
                                                            {"type": "null"}]})  # fmt: skip
     whole = of(a=place, b={"anyOf": [place, {"type": "null"}]})
     assert canonical({**referred, "$defs": {"Place": place}}) == canonical(whole)
+    longest = {**of(x={"$ref": "#/$defs/A885"}), "$defs": CHAIN}
+    assert canonical(longest) == canonical(of(x={"type": ["string", "null"]}))
 
 
 def test_what_is_accepted_can_be_read_again_however_large_it_is():
@@ -150,6 +152,7 @@ def test_a_schema_that_explodes_is_one_line_at_once(name: str):
         (of(a={"type": "number", "minimum": 1e-12}), "at most 53 bits and 9 decimals"),
         (of(a={"type": "string", "maxLength": -1}), "expected a whole number from 0"),
         (of(a={"$ref": "http://example.com/x"}), "names no definition of this schema"),
+        ({**of(a={"$ref": "#/$defs/A884"}), "$defs": CHAIN}, "a: more than 32 of $ref and anyOf"),
         ({**of(a={"const": 1}), "additionalProperties": True}, "have no others; give false"),
         ({**of(a={"const": 1}), "required": ["b"]}, '"b" is none of the properties'),
         (of(**{"a b": {"const": 1}}), '"a b" is no name of a column'),

@@ -138,6 +138,13 @@ def test_a_wav_from_a_pipe_does_not_know_its_size():
     assert len(clip.samples) == len(tone())
 
 
+def test_a_chunk_of_odd_size_is_padded():
+    data = encoded(tone())
+    more = data[:12] + b"junk\3\0\0\0abc\0" + data[12:]
+    samples = [decode_clip(wav, MAX_BYTES, MAX_S).samples for wav in (data, more)]
+    assert np.array_equal(*samples)
+
+
 def header_says(rate: int = RATE_HZ, channels: int = 1, size: int = 1000) -> bytes:
     """A WAV of 1,000 bytes of samples whose header says what it likes."""
     form = struct.pack("<HHIIHH", 1, channels, rate, rate * 2 % 2**32, 2, 16)

@@ -228,7 +228,7 @@ def test_undecodable_survives_pickling() -> None:
     assert error.args == (Reason.TRUNCATED, "cut")
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_the_decoder_shrinks_large_jpegs_and_the_result_looks_the_same(mode: str, orientation: int):
     exif = Image.Exif()
@@ -237,6 +237,9 @@ def test_the_decoder_shrinks_large_jpegs_and_the_result_looks_the_same(mode: str
     data = encode(large, "JPEG", quality=90, exif=exif)
     whole = decode_image(data, DecodeLimits(2**30, 10**9))
     shrunk = decode_image(data, DecodeLimits(2**30, 10**9), partial(shrink_factor, SMALL))
+    if mode == "CMYK":
+        assert torch.equal(shrunk, whole), "Pillow would shrink it to other colours"
+        return
     assert shrunk.shape == (3, whole.shape[1] // 2, whole.shape[2] // 2)
     difference = resize_and_crop(whole, SMALL).int() - resize_and_crop(shrunk, SMALL).int()
     assert difference.abs().float().mean() < 1.5

@@ -94,6 +94,9 @@ def test_hive_folders_give_pass_through_columns(tmp_path: Path):
     assert table["city"].to_pylist() == ["S\u00e3o Paulo", "S\u00e3o Paulo", None]
     assert table["day"].to_pylist() == [dt.date(2026, 1, 2)] * 2 + [dt.date(2026, 1, 3)]
     assert hive_values("a=b/c/d=e=f/x=y.parquet") == {"a": "b", "d": "e=f"}
+    write(tmp_path, "day=some/a.parquet", image=[PNG, PNG])
+    table = read(tmp_path, pass_through=("day",), casts={"day": "date32"})
+    assert table["error"].to_pylist() == [None] * 3 + ["bad_schema"] * 2
 
 
 def test_shards_that_differ_need_a_declared_cast(tmp_path: Path):

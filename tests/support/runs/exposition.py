@@ -29,6 +29,8 @@ def expected(report: Mapping[str, Any], job: str) -> dict[str, float]:
         series[f"pipeline_rows_total{of}"] = stage["rows_out"]
         series[f"pipeline_bytes_total{of}"] = stage["bytes_out"]
         series[f"pipeline_busy_seconds_total{of}"] = stage["busy_s"]
+        if stage["utilisation_pct"] is not None:
+            series[f"pipeline_stage_utilization_ratio{of}"] = stage["utilisation_pct"] / 100
     for reason, num_rows in report["reasons"].items():
         series[f'pipeline_quarantined_rows_total{{{label},reason="{reason}"}}'] = num_rows
     for gate in report["gates"]:

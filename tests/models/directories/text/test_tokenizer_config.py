@@ -102,7 +102,13 @@ def test_a_text_loses_the_end_that_the_library_cuts(in_config, in_file, tmp_path
     assert tokenise(settings, [text]).ids.tolist() == expected
 
 
-@pytest.mark.parametrize(("limit", "most"), [(5, 5), (10**30, 64), (None, 64)])
-def test_a_text_has_at_most_the_tokens_that_tokenizer_and_model_take(limit, most, tmp_path):
-    facts = read_facts(directory(tmp_path, LOWER, model_max_length=limit))
-    assert facts.text.max_tokens == most
+@pytest.mark.parametrize(
+    ("family", "limit", "most"),
+    [("bert", 5, 5), ("bert", 10**30, 64), ("bert", None, 64), ("roberta", None, 64)],
+)
+def test_a_text_has_at_most_the_tokens_that_tokenizer_and_model_take(family, limit, most, tmp_path):
+    path = make_snapshot(tmp_path, family)
+    change_json(path / "tokenizer_config.json", model_max_length=limit)
+    text = read_facts(path).text
+    assert text.max_tokens == most, "RoBERTa has 66 positions, the first two for padding"
+    assert ("token_type_ids" in text.tensor_names) == (family == "bert"), "RoBERTa has one type"

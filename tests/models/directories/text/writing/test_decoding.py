@@ -142,8 +142,13 @@ def test_rules_of_the_directory_are_applied_as_the_library_does_it(
 def test_each_rule_changes_logits_as_the_library_does_it(rules: Rules, processor: LogitsProcessor):
     history = [7, 4, 8, 7, 4]
     logits = torch.linspace(-2, 2, 10)[None]
-    row = Row(0, before=history[:2], tokens=history[2:])
-    changed = AppliedRules(Generation(4, rules=rules), logits.device)(logits, [row])
+    row, applied = (
+        Row(0, before=history[:2]),
+        AppliedRules(Generation(4, rules=rules), logits.device),
+    )
+    for size in range(2, len(history) + 1):  # rules note what they have seen of a row
+        row.tokens = history[2:size]
+        changed = applied(logits, [row])
     assert torch.equal(changed, processor(torch.tensor([history]), logits.clone()))
 
 
@@ -227,7 +232,7 @@ def test_a_text_stops_before_what_stops_it(folder_of: Any):
     path = folder_of(LLAMA)
     plain = [row["text"] for row in predicted(writing(path), prepared(writing(path), TEXTS))]
     first, second, *_ = sorted(plain, key=len, reverse=True)
-    stop = [first[7], second[4:6]]
+    stop = [first[7], second[4:6], second[3:6]]
     spec = writing(path, generate={"stop": tuple(stop)})
     for row, text in zip(predicted(spec, prepared(spec, TEXTS)), plain, strict=True):
         places = [text.find(ending) for ending in stop if ending in text]
