@@ -130,6 +130,24 @@ def test_a_clip_that_passes_the_limit_is_not_read_on():
     assert file.num_read < 3 * file.samplerate
 
 
+class Short:
+    """An open file that ends 1,000 samples before its header says."""
+
+    samplerate, channels, frames = RATE_HZ, 1, RATE_HZ
+
+    def __init__(self) -> None:
+        self.blocks = iter([np.zeros((RATE_HZ - 1_000, 1), np.float32), np.zeros((0, 1))])
+
+    def read(self, num_frames: int, **_: object) -> object:
+        return next(self.blocks)
+
+
+def test_only_an_mp3_may_end_a_little_before_its_header_says():
+    assert len(_read(Short(), "MP3", MAX_S).samples) == RATE_HZ - 1_000
+    with pytest.raises(Undecodable, match="the header says"):
+        _read(Short(), "FLAC", MAX_S)
+
+
 def test_a_wav_from_a_pipe_does_not_know_its_size():
     data = bytearray(encoded(tone()))
     at = data.index(b"data")
