@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pipeline.core.device_errors import is_out_of_memory
 from pipeline.core.errors import JobError, PipelineError
 from pipeline.core.printable import clean_message
 from pipeline.inference.devices.device_model import DeviceModel
@@ -57,7 +58,7 @@ def leave_out_padding(model: DeviceModel) -> bool:
 
 def require_independent_rows(
     model: DeviceModel, inputs: Inputs, results: Arrays, ok: Rows, row_ids: Sequence[object]
-) -> None:
+) -> bool:
     """Predict the first and the last row of a slice again, without the others, and compare.
 
     Args:
@@ -66,6 +67,9 @@ def require_independent_rows(
         results: What the task kept, each (N, ...).
         ok: The rows that were predicted, ascending, at least one.
         row_ids: (N,).
+
+    Returns:
+        Whether they were compared: not if memory is lacking, which slices in flight may hold.
 
     Raises:
         JobError: A row has another prediction then.
@@ -88,6 +92,8 @@ def require_independent_rows(
         except PipelineError:
             raise
         except Exception as error:
+            if is_out_of_memory(error):
+                return False
             cause = clean_message(f"{type(error).__name__}: {error}")
             raise JobError(f"{begin}failed without the other rows of the batch: {cause}") from error
         is_known = are_finite(outputs, np.arange(len(rows))).all()
@@ -101,6 +107,7 @@ def require_independent_rows(
             f"{begin}came out otherwise without the other rows of the batch: the model depends on "
             f"them{padding}; it must treat each row by itself"
         )
+    return True
 
 
 def _given(model: DeviceModel, rows: Inputs) -> Arrays:

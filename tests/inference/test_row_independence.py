@@ -140,9 +140,13 @@ def test_models_that_are_no_function_of_a_row_are_refused(of: str, problem: str,
         predict(model, rows_of(images(12)))
 
 
-def test_a_row_that_comes_alone_is_checked_again_among_others():
-    mean = {"of": "mean"}
-    model = predictor("support.runs.predicting:impure", 8, checks_rows=True, args=mean, top_k=1)
-    predict(model, rows_of(images(1)))
+@pytest.mark.parametrize(
+    ("of", "first"), [("mean", 1), ("mean, without memory for the first row alone", 12)]
+)
+def test_rows_that_were_not_compared_are_compared_in_the_next_slice(of: str, first: int):
+    """There is nothing to compare a row alone with; memory may be lacking for a while."""
+    args = {"of": of}
+    model = predictor("support.runs.predicting:impure", 8, checks_rows=True, args=args, top_k=1)
+    predict(model, rows_of(images(first)))
     with pytest.raises(JobError, match="depends on them"):
         predict(model, rows_of(images(12)))

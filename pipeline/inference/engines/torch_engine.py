@@ -49,8 +49,8 @@ class TorchEngine(ModelEngine):
         run.run(part.todo)
         ok = np.flatnonzero(without_failure(faults.failures))
         if not self._has_independent_rows and len(ok):
-            require_independent_rows(model, inputs, run.results, ok, faults.row_ids)
-            self._has_independent_rows = len(ok) > 1  # one row has no neighbours
+            is_compared = require_independent_rows(model, inputs, run.results, ok, faults.row_ids)
+            self._has_independent_rows |= is_compared and len(ok) > 1  # one row has no neighbours
         if self.awaits_reference_check and (limits := self._config.limits) is not None:
             seen = self._config.spec.input
             compared, exact = choose_reference_rows(part.rows, seen, inputs, ok)

@@ -213,10 +213,13 @@ class Impure(Convolved):
 
     def __init__(self, of: str) -> None:
         super().__init__()
-        self.of = of
+        self.of, self.lacks_memory = of, of == "mean, without memory for the first row alone"
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         outputs = self.net(x)
+        if self.lacks_memory and len(outputs) == 1:
+            self.lacks_memory = False
+            raise torch.OutOfMemoryError("another slice holds it")
         if self.of == "single":  # as normalisation over a batch does in training
             return outputs / (len(outputs) - 1)
         if self.of == "several" and len(outputs) == 1:
