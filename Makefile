@@ -54,7 +54,7 @@ lint: venv ## Check style and format
 types: venv ## Check types
 	$(BIN)/python -m mypy
 
-long: venv ## Run the tests that `make test` leaves out, and properties with new examples (an hour)
+long: venv ## Run the tests that `make test` leaves out, and properties with new examples (one to two hours)
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadscope --no-loadscope-reorder --max-worker-restart 0 \
 		-m "slow or hypothesis" --hypothesis-profile others
 
