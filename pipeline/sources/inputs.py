@@ -16,6 +16,7 @@ from pipeline.job.source import Source
 from pipeline.sources.extents import Extent
 from pipeline.sources.first_bytes import require_file_type
 from pipeline.sources.globs import compiled, is_glob, reaches_below, split_glob
+from pipeline.sources.lake_tables import LakeTable, refuse_tables, table_of
 from pipeline.sources.source_format import format_of
 from pipeline.storage.errors import options_named
 from pipeline.storage.single_file import read_lines
@@ -100,6 +101,7 @@ def _list_shards(
 ) -> tuple[str, tuple[StoredFile, ...], Skipped]:
     choice = _Choice(tuple(suffixes), pattern, follow_links=source.follow_links)
     shards = tuple(store.list_chosen(choice))
+    refuse_tables(store, shards, choice.tables)
     skipped = choice.tally.result()
     is_nothing = not shards and not skipped.total
     root = store.uri
@@ -122,10 +124,14 @@ class _Choice:
     def __init__(self, suffixes: tuple[str, ...], pattern: str, *, follow_links: bool) -> None:
         self.follow_links = follow_links
         self.tally = SkipCounter()
+        self.tables: set[LakeTable] = set()
+        """Those that lie at or below the root, whether the glob matches their files or not."""
         self._suffixes, self._pattern = suffixes, pattern
         self._matches = compiled(pattern).match if pattern else None
 
     def takes(self, file: StoredFile) -> bool:
+        if table := table_of(file.path):
+            self.tables.add(table)
         if self._matches and not self._matches(file.path):
             return False
         reason = reason_of_name(file.path)

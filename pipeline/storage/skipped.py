@@ -24,8 +24,10 @@ _EXTENSION = re.compile(r"\.[a-z0-9_+-]{1,16}")
 _MARKER = re.compile(
     r"_SUCCESS(\.\w+)?|_(common_)?metadata(\.\w+)?|_(committed|started)_(vacuum)?\d+"
     r"|_delta_log|_delta_index|_change_data|_symlink_format_manifest|_spark_metadata"
-    r"|_temporary|_logs|_control|__MACOSX|Thumbs\.db|desktop\.ini"
+    r"|_temporary|__MACOSX|Thumbs\.db|desktop\.ini"
 )
+_RESERVED = frozenset(["_control", "_logs"])
+"""Our own files and Hadoop's; a folder of data may be called so, too."""
 
 
 class SkipReason(StrEnum):
@@ -34,6 +36,7 @@ class SkipReason(StrEnum):
     EXTENSION = "extension"
     HIDDEN = "hidden"
     MARKER = "marker"
+    RESERVED = "reserved"
     LINK = "link"
     LINK_TO_FOLDER = "link_to_folder"
     BROKEN_LINK = "broken_link"
@@ -154,6 +157,8 @@ def reason_of_name(path: str) -> SkipReason | None:
             return SkipReason.HIDDEN
         if _MARKER.fullmatch(segment):
             return SkipReason.MARKER
+        if segment in _RESERVED:
+            return SkipReason.RESERVED
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,47 @@ def test_a_prefix_without_objects_is_missing_unless_it_may_be_empty(s3: S3Server
     assert list_inputs(source, max_extent_rows=1, may_be_empty=True).shards == ()
     store.put("notes.txt", b"?")
     assert list_inputs(source, max_extent_rows=1).shards == ()
+
+
+@pytest.mark.parametrize(
+    ("log", "what"),
+    [
+        ("_delta_log/00000000000000000000.json", "a Delta table"),
+        ("metadata/00001-5f.metadata.json", "an Iceberg table"),
+        ("metadata/v3.gz.metadata.json", "an Iceberg table"),
+        (".hoodie/hoodie.properties", "a Hudi table"),
+        ("day=1/.hoodie_partition_metadata", "a Hudi table"),
+    ],
+)
+def test_the_files_of_a_lake_table_are_not_read_as_loose_files(
+    log: str, what: str, usual_store: Store
+):
+    for path in (f"db/t/{log}", "db/photo.jpg", "other/a.parquet"):
+        usual_store.put(path, b"{}")
+    for path in ("db/t/day=1/a.parquet", "db/t/data/day=1/a.parquet"):
+        pq.write_table(pa.table({"image": images(1)}), sink := pa.BufferOutputStream())
+        usual_store.put(path, sink.getvalue().to_pybytes())
+    options = dict(usual_store.storage_options)
+    for uri in ("", "db", "db/t", "db/t/day=1", "db/*/day=*/*.parquet"):
+        with pytest.raises(JobError, match=rf"db/t\S* holds the files of {what}, .*source.files"):
+            listed(usual_store.url(uri), "parquet", storage_options=options)
+    assert paths(listed(usual_store.url(""), "images", storage_options=options)) == ["db/photo.jpg"]
+    named = {"files": ("db/t/day=1/a.parquet",), "storage_options": options}
+    assert len(listed(usual_store.url(""), "parquet", **named).extents) == 1
+    one = listed(usual_store.url("db/t/day=1/a.parquet"), "parquet", storage_options=options)
+    assert paths(one) == ["a.parquet"], "named by hand"
+
+
+def test_the_line_that_writes_live_rows_of_a_delta_table_writes_them(tmp_path: Path):
+    deltalake = pytest.importorskip("deltalake")
+    table, rows = str(tmp_path / "table"), str(tmp_path / "rows")
+    deltalake.write_deltalake(table, pa.table({"id": [1, 2, 3]}))
+    deltalake.DeltaTable(table).delete("id = 2")
+    with pytest.raises(JobError) as refusal:
+        listed(table, "parquet")
+    [line] = re.findall(r"elsewhere by (.*), or name", str(refusal.value))
+    exec("import pyarrow.dataset, deltalake\n" + line.replace("ROWS", rows))
+    assert sorted(pq.read_table(rows)["id"].to_pylist()) == [1, 3]
 
 
 def test_named_shards_that_are_not_there_are_missing_input(tmp_path: Path):

@@ -58,8 +58,9 @@ def test_a_name_that_is_no_known_marker_speaks_for_input(path: str) -> None:
             *("_SUCCESS", "_SUCCESS.crc", "_metadata", "_common_metadata", "_metadata.crc"),
             *("_delta_log/00000000000000000010.checkpoint.parquet", "_temporary/0/a.parquet"),
             *("_committed_123", "_started_123", "_committed_vacuum123", "_spark_metadata/0"),
-            *("_control/all/staging/a.parquet", "__MACOSX/a.jpg", "Thumbs.db", "desktop.ini"),
+            *("__MACOSX/a.jpg", "Thumbs.db", "desktop.ini"),
         )),
+        *((f"{name}/a.jpg", SkipReason.RESERVED) for name in ("_control", "b/_control", "_logs")),
         *((key, SkipReason.BAD_KEY) for key in _BAD_KEYS),
     ],
 )  # fmt: skip
