@@ -44,7 +44,7 @@ class LakeTable(NamedTuple):
 
     folder: str
     """Relative to the root of the listing, '' or ending in `/`."""
-    kind: str
+    format: str
     """A key of `_ADVICE`."""
 
 
@@ -67,11 +67,11 @@ def refuse_tables(store: Store, shards: Iterable[StoredFile], tables: Iterable[L
         JobError: Says what the table is, and how to read its live rows.
     """
     files = [shard.path for shard in shards if shard.path.lower().endswith(".parquet")]
-    for folder, kind in sorted(tables):
+    for folder, table_format in sorted(tables):
         if any(path.startswith(folder) for path in files):
-            raise _refusal(store.url(folder), kind)
-    for uri, kind in _tables_above(store) if files else ():
-        raise _refusal(uri, kind)
+            raise _refusal(store.url(folder), table_format)
+    for uri, table_format in _tables_above(store) if files else ():
+        raise _refusal(uri, table_format)
 
 
 def _tables_above(store: Store) -> Iterator[tuple[str, str]]:
@@ -94,11 +94,11 @@ def _tables_at(uri: str, below: Store) -> Iterator[tuple[str, str]]:
         logs = [f"{name}/" for name in ("_delta_log", ".hoodie") if folder.exists(name)]
         for path in [*logs, *(file.path for file in folder.list_files("metadata"))]:
             if table := table_of(path):
-                yield uri, table.kind
+                yield uri, table.format
 
 
-def _refusal(uri: str, kind: str) -> JobError:
-    what, live_rows = _ADVICE[kind]
+def _refusal(uri: str, table_format: str) -> JobError:
+    what, live_rows = _ADVICE[table_format]
     return JobError(
         f"source.uri: {uri} holds the files of {what}, with deleted and replaced rows: write the "
         f"live rows elsewhere by {live_rows.replace('TABLE', uri)}, or name the live files in "
