@@ -14,7 +14,7 @@ from pipeline.core.schema import ENCODED, Encoded
 from pipeline.core.user_code.own_code import extension_errors
 from pipeline.job.extensions import check_options, registered
 from pipeline.job.features import FeatureEntry, SourceInput, column_of, name_trouble
-from pipeline.job.section import PositiveInt, Section, Texts
+from pipeline.job.section import PositiveInt, Section, Texts, TextsByName
 
 Extension = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 
@@ -113,11 +113,12 @@ class Source(Section):
     id_column: str | None = None
     """The column that becomes `row_id`, which is text: numbers are written out.
     Left out, the id is `<shard path>#<row>`."""
-    pass_through: tuple[str, ...] = ()
+    pass_through: TextsByName = ()
     """Columns copied beside the predictions, also those that the shards' folders name
-    (`year=2026/`; text, unless `casts` says otherwise). A value of more than 16 MiB is quarantined
-    with its row, as `too_large`. Webdataset: extensions of members whose content becomes a column
-    of that name: `cls` a whole number (int64), any other text."""
+    (`year=2026/`; text, unless `casts` says otherwise): a list, or a mapping from published names
+    to columns, as in `{true_label: label}`. A value of more than 16 MiB is quarantined with its
+    row, as `too_large`. Webdataset: extensions of members whose content becomes a column: `cls` a
+    whole number (int64), any other text."""
     image_extensions: tuple[Extension, ...] = (
         *("jpg", "jpeg", "png", "webp", "gif", "bmp"),
         *("tif", "tiff", "avif", "heic", "heif"),
@@ -126,8 +127,9 @@ class Source(Section):
     audio_extensions: tuple[Extension, ...] = ("wav", "flac", "mp3", "ogg", "opus")
     """With `input: audio`: the clip of a key is its member with the first of these that it has."""
     casts: dict[str, str] = Field(default_factory=dict)
-    """Declared types of pass-through columns (`taken_at: timestamp[us]`), for shards that differ;
-    without, the first shard says them. A value that does not fit costs its row."""
+    """Declared types of pass-through columns, by their published names (`taken_at: timestamp[us]`),
+    for shards that differ; without, the first shard says them. A value that does not fit costs its
+    row."""
     max_image_bytes: PositiveInt = 64 * 1024 * 1024
     """An encoded image, or clip of sound, of more bytes is quarantined as `too_large` without being
     decoded."""
@@ -156,8 +158,11 @@ class Source(Section):
 
     @field_validator("pass_through")
     @classmethod
-    def _named_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(names)) < len(names):
+    def _named_once(
+        cls, names: tuple[str, ...] | dict[str, str]
+    ) -> tuple[str, ...] | dict[str, str]:
+        columns = names.values() if isinstance(names, dict) else names
+        if len(set(columns)) < len(columns):
             raise ValueError("name each column once")
         return names
 
@@ -167,6 +172,12 @@ class Source(Section):
         if trouble := name_trouble(inputs):
             raise ValueError(trouble)
         return inputs
+
+    @property
+    def passed(self) -> Mapping[str, str]:
+        """Return the columns of `pass_through` in order: published name -> column of the shards."""
+        names = self.pass_through
+        return names if isinstance(names, dict) else {name: name for name in names}
 
     @property
     def parts(self) -> Mapping[str, Source]:

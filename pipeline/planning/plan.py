@@ -28,10 +28,12 @@ from pipeline.core.semantics import semantics_of
 from pipeline.core.slices import SliceKey
 from pipeline.core.user_code.own_code import code_digest, noun_of
 from pipeline.job.job import Job
+from pipeline.job.source import Source
 from pipeline.models.spec import ModelSpec
 from pipeline.models.tasks import task_class
 from pipeline.planning.predictor import digest_of, predictor_key, row_settings
 from pipeline.planning.slicing import units_of
+from pipeline.sources.columns.pass_through import taken_name
 from pipeline.sources.inputs import Inputs
 from pipeline.sources.source_format import RowIds, format_of
 from pipeline.sources.units import Unit, with_ctimes
@@ -161,7 +163,7 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
         inputs: The result of `list_inputs`.
         batch_size: Rows per model call; most slices are a multiple of it.
     """
-    task_fields = _task_fields(inputs, model)
+    task_fields = _task_fields(job.source, inputs, model)
     _require_free((*inputs.pass_through.names, *task_fields.names), job.sink.partition)
     parts, form = fingerprint_parts(job, inputs, model), format_of(job.source)
     limits = job.source.model_dump(include=_OF_DECODING)
@@ -200,20 +202,15 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
     )
 
 
-def _task_fields(inputs: Inputs, model: ModelSpec) -> pa.Schema:
+def _task_fields(source: Source, inputs: Inputs, model: ModelSpec) -> pa.Schema:
     fields = model.output_fields()
-    classify_columns = {field.name for field in CLASSIFY_FIELDS}
-    taken = (RESERVED_COLUMNS - classify_columns) | set(inputs.pass_through.names)
-    clash = [field.name for field in fields if field.name in taken]
-    published = {field.name for field in model.input.published_fields()}
-    for name in clash:
-        if name in published:
-            raise JobError(
-                f"source.pass_through: the output has a column {name!r} of every row by itself; "
-                "leave it out"
-            )
-        raise JobError(f"model: column {name!r} of the outputs is taken; choose another name")
     names = [field.name for field in fields]
+    taken = RESERVED_COLUMNS - {field.name for field in CLASSIFY_FIELDS}
+    for name in names:
+        if name in inputs.pass_through.names:
+            raise JobError(taken_name(source, name))
+        if name in taken:
+            raise JobError(f"model: column {name!r} of the outputs is taken; choose another name")
     for name in names:
         if names.count(name) > 1:
             raise JobError(

@@ -42,7 +42,7 @@ def to_rows(
     source = reader.source
     ids = _numbered(path, numbers)
     table = with_compact_dictionaries(table)
-    copied = [*reader.pass_through.names, *([source.id_column] if source.id_column else [])]
+    copied = [*source.passed.values(), *([source.id_column] if source.id_column else [])]
     table = without_large(table, copied, failures)
     if source.id_column:
         ids, nulls, broken = text_ids(table.column(source.id_column), ids)
@@ -50,7 +50,7 @@ def to_rows(
         for row, text in broken.items():
             message = f"{source.id_column} is not UTF-8: {text}"
             fail(failures, [row], Reason.UNIDENTIFIED, message)
-    passed, problems = pass_through(reader.pass_through, reader.folders, table, path)
+    passed, problems = pass_through(reader.pass_through, source.passed, reader.folders, table, path)
     for row, message in problems.items():
         fail(failures, [row], Reason.BAD_SCHEMA, message)
     place = Place(reader.store.uri, path, has_integers)

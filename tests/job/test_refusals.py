@@ -33,6 +33,7 @@ SOURCE = [
     ("source: {uri: ''}", "source.uri = '': String should have at least 1 character"),
     ("source: {max_image_px: 0}", f"source.max_image_px = 0: {AT_LEAST_1}"),
     ("source: {pass_through: [a, b, a]}", "source.pass_through: name each column once"),
+    ("source: {pass_through: {x: a, y: a}}", "source.pass_through: name each column once"),
     ("source: {text: text}", "source.text: unknown key; texts lie in a column"),
     ("source: {text_column: x}", "text_column has no effect with format 'images'"),
     ("source: {format: webdataset, image_encoding: base64}", "no effect with format 'webdataset'"),

@@ -12,13 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import toy_package
+import yaml
 from pydantic import ValidationError
 from support.inputs.encoded import base_image, png
 from support.inputs.tars import Entry, pack
 from toy_source import POINTS, TOY_FILES
 
 from pipeline.core import registry
-from pipeline.core.errors import InfraError
+from pipeline.core.errors import InfraError, JobError
 from pipeline.core.failures import Reason
 from pipeline.core.schema import AUDIO, ERROR, ROW_ID, URI
 from pipeline.job.source import Source
@@ -174,6 +175,46 @@ def test_rows_that_are_counted_before_have_the_planned_ids(source: Source):
     assert inputs.num_rows == NUM_ROWS
     planned = [i for e in inputs.extents for i in planned_ids(form.row_ids(source), e)]
     assert pa.concat_tables(read(source, inputs)).column(ROW_ID).to_pylist() == planned
+
+
+@pytest.mark.parametrize("form", ["parquet", "jsonl", "csv", "webdataset"])
+def test_a_column_is_published_under_the_name_that_the_job_gives_it(form: str, tmp_path: Path):
+    folder = tmp_path / "day=5"
+    folder.mkdir()
+    columns = {"text": ["a"], "label": ["cat"]}
+    fields: dict[str, Any] = {"text_column": "text", "casts": {"on": "int64"}}
+    fields["pass_through"] = {"true_label": "label", "on": "day"}
+    if form == "parquet":
+        pq.write_table(pa.table(columns), folder / "a.parquet")
+    elif form == "webdataset":
+        members = [Entry("1.png", IMAGE), Entry("1.label", b"cat")]
+        (folder / "a.tar").write_bytes(pack(members))
+        fields = {"pass_through": {"true_label": "label"}}
+    else:
+        data = {"jsonl": '{"text": "a", "label": "cat"}', "csv": "text,label\na,cat\n"}[form]
+        (folder / f"a.{form}").write_text(data)
+    source = Source(uri=str(tmp_path), format=form, **fields)
+    [rows] = read(source, list_inputs(source, max_extent_rows=4))
+    assert rows.column(ERROR).null_count == 1
+    assert rows.column("true_label").to_pylist() == ["cat"]
+    assert "label" not in rows.column_names
+    assert form == "webdataset" or rows.column("on").to_pylist() == [5]
+
+
+@pytest.mark.parametrize("name", ["label", "error", "image", "score"])
+def test_a_name_that_the_output_makes_is_refused_with_the_line_that_cures_it(
+    name: str, tmp_path: Path
+):
+    columns = {"text": ["a"], "n": [1], name: [2]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    given: dict[str, Any] = {"uri": str(tmp_path), "format": "parquet", "text_column": "text"}
+    with pytest.raises(JobError, match=f"{name} is a column that the output makes") as caught:
+        list_inputs(Source(**given, pass_through=("n", name)), max_extent_rows=4)
+    cure = yaml.safe_load(str(caught.value).partition("under another name, ")[2])
+    source = Source(**given, **cure)
+    [rows] = read(source, list_inputs(source, max_extent_rows=4))
+    assert rows.column("n").to_pylist() == [1]
+    assert rows.column(f"source_{name}").to_pylist() == [2]
 
 
 def test_slices_that_are_done_are_passed_over(source: Source):

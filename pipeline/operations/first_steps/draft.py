@@ -200,7 +200,7 @@ def _input(files: InputFiles, job: Job, why: Fields) -> tuple[str, ...]:
     names, rows = source.input_columns.names, files.first.rows
     others = [reason for _, reason in why.values() if reason.startswith(_OTHERS)]
     shown = "; ".join([", ".join(names), *others])
-    used = {*names, *source.pass_through, source.id_column}
+    used = {*names, *source.passed.values(), source.id_column}
     left = [name for name in rows.column_names if name not in used]
     lines = [f"{what}; {source.input_name} of {shown}; the id is {row}"]
     if left:

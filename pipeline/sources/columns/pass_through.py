@@ -5,6 +5,7 @@ Pure over Arrow: no storage. A value that does not fit fails its row, never its 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
@@ -27,14 +28,14 @@ def declare(source: Source, schema: pa.Schema, path: str) -> pa.Schema:
         JobError: A column cannot be published.
     """
     fields = []
-    for name in source.pass_through:
-        given = schema.field(name).type if schema.get_field_index(name) >= 0 else pa.string()
+    for name, column in source.passed.items():
+        given = schema.field(column).type if schema.get_field_index(column) >= 0 else pa.string()
         declared = published_type(given)
         if name in source.casts:
             declared = parse_type(name, source.casts[name])
         if trouble := type_trouble(declared) or _cast_trouble(given, declared):
             raise JobError(
-                f"source.pass_through: column {name!r} of {path} is {given}: {trouble}; leave it "
+                f"source.pass_through: column {column!r} of {path} is {given}: {trouble}; leave it "
                 "out, or write another type into the shards"
             )
         fields.append(pa.field(name, declared))
@@ -44,15 +45,16 @@ def declare(source: Source, schema: pa.Schema, path: str) -> pa.Schema:
 def type_problem(source: Source, declared: pa.Schema, schema: pa.Schema) -> str:
     """Return which pass-through column differs in type from the first shard's, or ''."""
     for field in declared:
-        index = schema.get_field_index(field.name)
+        column = source.passed[field.name]
+        index = schema.get_field_index(column)
         if index < 0:
             continue
         shard_type = schema.field(index).type
         if trouble := _cast_trouble(shard_type, field.type):
-            return f"column {field.name!r} is {shard_type}: {trouble}"
+            return f"column {column!r} is {shard_type}: {trouble}"
         if field.name not in source.casts and published_type(shard_type) != field.type:
             return (
-                f"column {field.name!r} is {shard_type}, other shards have {field.type}; "
+                f"column {column!r} is {shard_type}, other shards have {field.type}; "
                 f"declare one with source.casts"
             )
     return ""
@@ -70,11 +72,17 @@ def _cast_trouble(given: pa.DataType, target: pa.DataType) -> str:
 
 
 def pass_through(
-    fields: pa.Schema, folders: Sequence[str], table: pa.Table, path: str
+    fields: pa.Schema,
+    names: Mapping[str, str],
+    folders: Sequence[str],
+    table: pa.Table,
+    path: str,
 ) -> tuple[dict[str, pa.Array], Problems]:
     """Take the pass-through columns out of a shard's rows, or out of its path.
 
     Args:
+        fields: As they are published.
+        names: Published name -> column of the shard.
         folders: Those of them whose values become folders.
         table: N rows of the shard.
 
@@ -84,7 +92,7 @@ def pass_through(
     columns: dict[str, pa.Array] = {}
     problems: Problems = {}
     for field in fields:
-        column, column_problems = _take(field, table, path)
+        column, column_problems = _take(field, names[field.name], table, path)
         if field.name in folders:
             column_problems = {**without_folder(field.name, column), **column_problems}
         columns[field.name] = column
@@ -92,10 +100,10 @@ def pass_through(
     return columns, problems
 
 
-def _take(field: pa.Field, table: pa.Table, path: str) -> tuple[pa.Array, Problems]:
-    if field.name in table.column_names:
-        return cast_column(as_array(table.column(field.name)), field)
-    value = hive_values(path).get(field.name)
+def _take(field: pa.Field, name: str, table: pa.Table, path: str) -> tuple[pa.Array, Problems]:
+    if name in table.column_names:
+        return cast_column(as_array(table.column(name)), field)
+    value = hive_values(path).get(name)
     if value is None:
         return pa.nulls(table.num_rows, field.type), {}
     column, folder_problems = cast_column(pa.array([value], pa.string()), field)
@@ -182,12 +190,22 @@ def check_names(source: Source) -> None:
     Raises:
         JobError: The output itself has a column of that name, or a cast is of another column.
     """
-    clash = RESERVED_COLUMNS.intersection(source.pass_through)
-    clash |= {name for name in source.pass_through if source.inputs and name.startswith(PART)}
-    clash |= {name for name in source.pass_through if name.startswith(TEXT_FEATURE)}
-    if clash:
-        raise JobError(f"source.pass_through: {sorted(clash)[0]} is a column that the output makes")
+    for name in sorted(source.passed):
+        is_in_transit = name.startswith(TEXT_FEATURE) or (source.inputs and name.startswith(PART))
+        if name in RESERVED_COLUMNS or is_in_transit:
+            raise JobError(taken_name(source, name))
     for name, alias in source.casts.items():
-        if name not in source.pass_through:
-            raise JobError(f"source.casts.{name}: no column of source.pass_through")
+        if name not in source.passed:
+            raise JobError(f"source.casts.{name}: no column that source.pass_through publishes")
         parse_type(name, alias)
+
+
+def taken_name(source: Source, name: str) -> str:
+    """Say that the output makes a column of a published name, and what publishes the shards' own
+    under another one."""
+    other = f"source_{name.strip('_')}"
+    names = {other if there == name else there: column for there, column in source.passed.items()}
+    return (
+        f"source.pass_through: {name} is a column that the output makes; publish the other one "
+        f"under another name, pass_through: {json.dumps(names)}"
+    )

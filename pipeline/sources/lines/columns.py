@@ -39,7 +39,7 @@ def columns_for(reader: Reader, path: str) -> list[Column]:
     A pass-through column that the shard's folders name has the folder's value, not those of lines.
     """
     source, hive = reader.source, hive_values(path)
-    passed = {field.name: field.type for field in reader.pass_through}
+    passed = {source.passed[field.name]: field.type for field in reader.pass_through}
     columns: dict[str, Column] = {}
     for part, section in source.parts.items():
         if section.features:

@@ -116,7 +116,7 @@ class Sample:
         check_names(self._source)
         if not self._objects:
             return pa.schema([]), columns_of(self._source).fields(None)
-        types = [(name, self._type(name)) for name in self._source.pass_through]
+        types = [(name, self._type(name, of)) for name, of in self._source.passed.items()]
         return pa.schema(types), self._fields()
 
     def _fields(self) -> pa.Schema:
@@ -178,12 +178,12 @@ class Sample:
         type_names = {*_type_names(fitting)}
         return type_names.pop() if len(type_names) == 1 else "text"
 
-    def _type(self, name: str) -> pa.DataType:
+    def _type(self, name: str, column: str) -> pa.DataType:
         if name in self._source.casts:
             return parse_type(name, self._source.casts[name])
-        if name in hive_values(self._path):
+        if column in hive_values(self._path):
             return pa.string()
-        return self.type_of(self._values(name, ", or declare its type with source.casts"))
+        return self.type_of(self._values(column, ", or declare its type with source.casts"))
 
     def _values(self, name: str, hint: str = "") -> list[Any]:
         """Return the values of a column that are not null.
@@ -208,7 +208,7 @@ class Sample:
         """Return the length of a feature's lists; 0 if it is a number."""
         for value in self._values(name):
             width = self.width_of(value)
-            if width == 0 or (isinstance(width, int) and name not in self._source.pass_through):
+            if width == 0 or (isinstance(width, int) and name not in self._source.passed.values()):
                 return width
             what = width if isinstance(width, str) else "a list"
             hint = " or a list of numbers that is not passed through"

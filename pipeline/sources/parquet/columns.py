@@ -37,7 +37,7 @@ class Needed:
 def named_columns(source: Source) -> list[str]:
     """Return the columns that a job names."""
     names = [*columns_of(source).names, *([source.id_column] if source.id_column else [])]
-    return list(dict.fromkeys([*names, *source.pass_through]))
+    return list(dict.fromkeys([*names, *source.passed.values()]))
 
 
 def needed_columns(source: Source, schema: pa.Schema) -> Needed:

@@ -219,7 +219,7 @@ def extents_of(
         )
         return
     message = schema_problem(source, footer.schema, shard.path) or type_problem(
-        source, declared, with_paths(footer.schema, declared.names)
+        source, declared, with_paths(footer.schema, source.passed.values())
     )
     reason = Reason.BAD_SCHEMA if message else None
     first = 0

@@ -98,7 +98,7 @@ class WebDataset(SourceFormat):
         self, reader: Reader, extents: Sequence[Extent], is_wanted: Callable[[int], bool]
     ) -> Iterator[TarRows]:
         [extent] = extents
-        source, names = reader.source, tuple(reader.pass_through.names)
+        source, names = reader.source, tuple(reader.source.passed.values())
         spec = TarSpec(source.extensions, names, source.max_image_bytes, source.encoded.name)
         rows, num_bytes = list[TarRow](), 0
         with open_sequential(reader.store, extent) as handle:
@@ -123,13 +123,13 @@ def _declare_members(source: Source) -> pa.Schema:
         JobError: A name is not an extension, or is that of the input.
     """
     check_names(source)
-    for name in source.pass_through:
+    for name in source.passed.values():
         if name != name.lower() or name.startswith(".") or name in source.extensions:
             raise JobError(
                 f"source.pass_through: {name!r} is no extension of a member beside the input; "
                 "write it in lower case, without the dot"
             )
-    return pa.schema([pa.field(name, column_type(name)) for name in source.pass_through])
+    return pa.schema([(name, column_type(member)) for name, member in source.passed.items()])
 
 
 def _check_apart(shards: Sequence[StoredFile]) -> None:
