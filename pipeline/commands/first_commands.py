@@ -28,6 +28,7 @@ def predict(
     input: Input,
     model: Model,
     to: To,
+    features: options.FeaturesOption = None,
     overrides: options.SetOption = None,
     address: options.AddressOption = None,
     allow_import: options.AllowImportOption = None,
@@ -45,6 +46,7 @@ def init(
     model: Annotated[str | None, typer.Option("--model", metavar="M", help=_MODEL)] = None,
     to: Annotated[str | None, typer.Option("--to", metavar="OUT", help=_TO)] = None,
     job: Annotated[str, typer.Option("--job", metavar="FILE", help="To write.")] = "job.yaml",
+    features: options.FeaturesOption = None,
     overrides: options.SetOption = None,
     allow_import: options.AllowImportOption = None,
     as_json: options.JsonOption = False,
@@ -64,7 +66,13 @@ def init(
     while True:
         try:
             summary = write(
-                input_, model=model, to=to, job=job, overrides=settings, allow_import=allowed
+                input_,
+                model=model,
+                to=to,
+                job=job,
+                features=features or (),
+                overrides=settings,
+                allow_import=allowed,
             )
         except Ambiguous as error:
             if not asks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from typing import Annotated, Any
@@ -43,6 +44,11 @@ def _require_format(name: str) -> str:
 def _inverted(value: bool) -> bool:
     """Return what an operation is told where its command has `--no-...`."""
     return not value
+
+
+def _as_names(text: str | None) -> list[str] | None:
+    """Read names with commas between them, as a record of CSV."""
+    return None if text is None else next(csv.reader([text], skipinitialspace=True), [])
 
 
 def _as_storage_options(text: str) -> dict[str, Any]:
@@ -93,6 +99,16 @@ AllowImportOption = Annotated[
     list[str] | None,
     typer.Option("--allow-import", metavar="PREFIX", help="Modules model.factory may name."),
 ]
+FeaturesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--features",
+        metavar="A,B,C",
+        help="Columns of a model of unnamed numbers, in its order.",
+        callback=_as_names,
+    ),
+]
+"""Its value is a list."""
 NoReuseOption = Annotated[
     bool,
     typer.Option(

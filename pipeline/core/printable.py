@@ -5,6 +5,9 @@ The one place that decides what may reach a terminal, a log or a page as it is.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
+
 MESSAGE_MAX_CHARS = 500
 
 
@@ -29,6 +32,11 @@ def joined(text: str) -> str:
 def clean_message(text: str, max_chars: int = MESSAGE_MAX_CHARS) -> str:
     """Return text as one short printable line, so that log lines cannot be forged."""
     return joined(text)[:max_chars]
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names of columns for a message; one that is blank, or ends in spaces, is quoted."""
+    return ", ".join(json.dumps(n) if n != n.strip() or not n else printable(n) for n in names)
 
 
 def num_of(count: int, noun: str) -> str:

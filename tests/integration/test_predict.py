@@ -36,7 +36,9 @@ def test_predict_look_run_again_and_change(tmp_path: Path):
     assert messages[2].endswith(f"the next run is `pipeline run {out}/job.yaml`")
 
     assert command("run", f"{out}/job.yaml", "--json").json["status"] == "nothing_to_do"
-    assert command(*asked).json["status"] == "nothing_to_do"
+    again = command(*asked, "--quiet")
+    assert again.json["status"] == "nothing_to_do"
+    assert " INFO " not in again.stderr
 
     night = pipeline.open_output(out).latest
     rows = night.least_certain(3)

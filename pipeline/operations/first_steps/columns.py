@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from shlex import quote
 from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.core.errors import JobError
+from pipeline.core.printable import listed
 from pipeline.core.registry import INPUTS, get, usable
 from pipeline.operations.first_steps.first_rows import Ambiguous, names_of
 from pipeline.preprocessing.input_facts import Columns, Cost
-from pipeline.sources.columns.arrow_types import is_text
+from pipeline.sources.columns.arrow_types import is_number, is_text
 
 Fields = dict[str, tuple[Any, str]]
 """Field of `source` -> its value, and why."""
@@ -23,6 +25,10 @@ _LIKE_ID = re.compile(
     r"(.*[_ .-])?(id|key|uuid|guid|no|nr|number|code|ref)|customer|client|user|account|order|sku",
     re.IGNORECASE,
 )
+_INDEX = re.compile(
+    r"|index|level_\d+|__index_level_\d+__|Unnamed: ?\d+|row_?names?", re.IGNORECASE
+)
+"""What pandas and R call the index of a table that they write."""
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?")
 _LIKE_NUMBER = re.compile(r"\s*[-+(]?[$\u20ac\u00a3]?\s*[0-9][0-9.,'\s]*[%$\u20ac\u00a3)]?\s*")
 
@@ -34,6 +40,7 @@ def choose_columns(
     *,
     is_pair: bool = False,
     num_features: int | None = None,
+    command: str = "",
 ) -> Fields:
     """Choose the columns of the input.
 
@@ -43,6 +50,7 @@ def choose_columns(
         names: The columns that it takes by name, if it does.
         is_pair: It judges pairs of texts.
         num_features: How many numbers it takes without names; None: that is not known.
+        command: The command that asks, to be copied with `--features` behind it.
 
     Raises:
         JobError: No column fits, or several do, or which are its numbers could only be guessed: one
@@ -61,8 +69,8 @@ def choose_columns(
             f"are {names_of(described(rows))}"
         )
     if columns.takes_all:
-        _require_all(rows, columns.names, num_features)
-        return {columns.field: ([*columns.names], f"all with {takes}, in this order")}
+        _require_one_vector(rows, columns.names, num_features, command)
+        return {columns.field: ([*columns.names], f"the only one with {takes}")}
     usual = [name for name in columns.names if name.lower() in columns.usual]
     if len(usual) == 1 < len(columns.names):
         others = names_of([name for name in columns.names if name not in usual])
@@ -100,7 +108,7 @@ def _may_be_id(rows: pa.Table, name: str, *, by_name: bool = True) -> bool:
 def described(rows: pa.Table, names: Sequence[str] | None = None) -> list[str]:
     """Return columns with what they hold, as in `spent (text like numbers, "1,100.50")`."""
     return [
-        f"{name} ({_content(rows.column(name))})"
+        f"{listed([name])} ({_content(rows.column(name))})"
         for name in (rows.column_names if names is None else names)
     ]
 
@@ -115,32 +123,48 @@ def _content(values: pa.ChunkedArray) -> str:
     return f'text among numbers, "{odd:.40}"'
 
 
-def _require_all(rows: pa.Table, names: Sequence[str], num_features: int | None) -> None:
-    """Require that all columns are numbers of the model, which has no names for them.
+def _require_one_vector(
+    rows: pa.Table, names: Sequence[str], num_features: int | None, command: str
+) -> None:
+    """Require that the numbers are one column of lists, as wide as the model.
+
+    Of columns with a number each, the model says neither which they are nor in which order.
 
     Raises:
-        JobError: They are not as many as it takes, or some are no numbers, or an id.
+        JobError: They are something else; has the command with the numeric columns of the file.
     """
-    ids = [name for name, _ in choose_id(rows).values()]
-    others = [name for name in rows.column_names if name not in (*names, *ids)]
-    doubtful = [name for name in names if _may_be_id(rows, name)]
-    size = sum(_width(rows.column(name)) for name in names)
-    is_clear = len(names) == 1 if num_features is None else size == num_features
-    if is_clear and not others and not doubtful:
+    proposed = [name for name in names if not _names_rows(rows, name)] or names
+    size = sum(_width(rows.column(name)) for name in proposed)
+    fits = num_features in (None, size)
+    if len(names) == 1 and fits and not is_number(rows.schema.field(names[0]).type):
         return
-    doubts = f"; {names_of(doubtful)} may be an id (source.id_column)" if doubtful else ""
-    doubts += f"; no numbers are {names_of(described(rows, others))}" if others else ""
+    choose = "" if fits else f" (these are {size}: choose)"
+    left = [name for name in rows.column_names if name not in proposed]
+    doubts = f"; left out here: {names_of(described(rows, left))}" if left else ""
     raise JobError(
         f"the model takes {num_features or 'some'} numbers without names: which columns, in which "
-        f"order? --set source.features=[...] of {names_of(names)}{doubts}"
+        f"order? {command} --features {quote(','.join(map(_quoted, proposed)))}{choose}{doubts}"
     )
 
 
-def _width(values: pa.ChunkedArray) -> int:
+def _names_rows(rows: pa.Table, name: str) -> bool:
+    """Tell whether a column of numbers looks like an id, an index, or the number of the row."""
+    counted = [[*range(start, start + len(rows))] for start in (0, 1)]
+    is_count = len(rows) > 2 and rows.column(name).to_pylist() in counted
+    return is_count or _may_be_id(rows, name) or _INDEX.fullmatch(name.strip()) is not None
+
+
+def _quoted(name: str) -> str:
+    """Return a name as a field of CSV, which `--features` takes."""
+    is_plain = name == name.strip() != "" and not {*name} & {*',"'}
+    return name if is_plain else '"' + name.replace('"', '""') + '"'
+
+
+def _width(column: pa.ChunkedArray) -> int:
     """Return how many numbers a column gives to a row."""
-    if pa.types.is_fixed_size_list(values.type):
-        return int(values.type.list_size)
-    first = next((value for value in values.to_pylist() if value is not None), None)
+    if pa.types.is_fixed_size_list(column.type):
+        return int(column.type.list_size)
+    first = next((value for value in column.to_pylist() if value is not None), None)
     return len(first) if isinstance(first, list) else 1
 
 

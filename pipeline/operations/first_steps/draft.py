@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +21,7 @@ from pipeline.models.directories.facts import DirectoryFacts
 from pipeline.models.directories.opening import open_facts
 from pipeline.models.resolving.cards import require_installed
 from pipeline.models.resolving.resolve import resolve_model
+from pipeline.models.tasks.embed import EMBED
 from pipeline.operations.first_steps.columns import (
     Fields,
     choose_columns,
@@ -34,6 +37,7 @@ _INPUTS = ("image_column", "audio_column", "uri_column", "text_column", "feature
 _PAIRS, _OTHERS = "score", "fits as well"
 MARK = "# Made of the input and the model by `pipeline predict` or `pipeline init`. All fields:"
 """The first line of a job file that was made."""
+StrPath = str | os.PathLike[str]
 Lines = dict[str, Fields]
 """Section -> its fields, each with its value and why."""
 
@@ -50,7 +54,14 @@ class Draft:
 
 
 def draft_job(
-    uri: str, model: str, to: str, overrides: Overrides = (), allow_import: Sequence[str] = ()
+    uri: StrPath,
+    model: StrPath,
+    to: StrPath,
+    overrides: Overrides = (),
+    allow_import: Sequence[str] = (),
+    features: Sequence[str] = (),
+    *,
+    command: str = "predict",
 ) -> Draft:
     """Make a job.
 
@@ -61,14 +72,19 @@ def draft_job(
         to: The root of the output.
         overrides: Fields that are set over those that are found.
         allow_import: Prefixes of the modules that the job may name.
+        features: `source.features`, the columns that the model sees, in its order.
+        command: What a question repeats, with the answer that is missing.
 
     Raises:
         InputMissing: There is no input.
         JobError: Something is ambiguous, wrong or missing; one line with the choices.
     """
+    uri, model, to = os.fspath(uri), os.fspath(model), os.fspath(to)
     for text in (uri, model, to):
         if "${" in text:
             raise JobError(f"{text}: write ${{...}} into a job file; pipeline init makes one")
+    asking = _command(command, uri, model, to, overrides)
+    overrides = _with_features(overrides, features)
     known: dict[str, Any] = {}
     apply_overrides(overrides, known)
     given = parse_overrides(overrides)
@@ -82,7 +98,7 @@ def draft_job(
         "model": named,
         "sink": {"uri": (_absolute(to), "predictions, quarantine and reports")},
     }
-    lines["source"] |= _columns(files, lines["model"], given)
+    lines["source"] |= _columns(files, lines["model"], given, asking)
     sections = {
         name: {field: value for field, (value, _) in fields.items()}
         for name, fields in lines.items()
@@ -92,12 +108,29 @@ def draft_job(
         _set(lines, name.split("."), value)
     spec = resolve_model(job, allow_import)
     labels = f", {num_of(len(spec.task.labels), 'label')}" if spec.task.labels else ""
-    size = f", {spec.task.embedding_dim} numbers a row" if spec.task.embedding_dim else ""
+    is_vector = spec.task.kind == EMBED and spec.task.embedding_dim
+    size = f", vectors of {spec.task.embedding_dim} numbers" if is_vector else ""
     description = f"{spec.shown_name}, task {spec.task.kind}{labels}{size}"
     first = next(iter(lines["model"]))
     lines["model"][first] = (lines["model"][first][0], description)
     looked = _input(files, job, lines["source"])
     return Draft(job, _text(lines), (*looked, f"model: {printable(description)}"))
+
+
+def _command(command: str, uri: str, model: str, to: str, overrides: Overrides) -> str:
+    """Return the command line of the caller, to be copied."""
+    words = ["pipeline", command, uri, "--model", model, "--to", to]
+    for name, value in parse_overrides(overrides).items():
+        words += ["--set", f"{name}={json.dumps(value)}"]
+    return shlex.join(words)
+
+
+def _with_features(overrides: Overrides, features: Sequence[str]) -> Overrides:
+    """Return overrides with the columns that the model sees among them."""
+    given = parse_overrides(overrides)
+    if features and "source.features" in given:
+        raise JobError("source.features is given twice: by --features and by --set")
+    return given | ({"source.features": [*features]} if features else {})
 
 
 def _set(lines: Lines, path: Sequence[str], value: Any) -> None:
@@ -134,7 +167,7 @@ def _model(model: str) -> Fields:
     return {"name": (model, "")}
 
 
-def _columns(files: InputFiles, model: Fields, given: Mapping[str, Any]) -> Fields:
+def _columns(files: InputFiles, model: Fields, given: Mapping[str, Any], asking: str) -> Fields:
     if files.first is None:
         return {} if "source.input" in given else _of_files(files, model)
     rows, chosen = files.first.rows, Fields()
@@ -149,6 +182,7 @@ def _columns(files: InputFiles, model: Fields, given: Mapping[str, Any]) -> Fiel
             names,
             is_pair=facts is not None and facts.input == "text" and facts.tasks[:1] == (_PAIRS,),
             num_features=facts.num_features if facts else None,
+            command=asking,
         )
     if "source.id_column" not in given:
         chosen |= choose_id(rows)

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.core.errors import InputMissing, JobError
-from pipeline.core.printable import clean_message, num_of
+from pipeline.core.printable import clean_message, listed, num_of
 from pipeline.core.registry import SOURCES, built_in, load, names
 from pipeline.job.extensions import check_options
 from pipeline.job.source import Source
@@ -154,4 +154,4 @@ def _files(store: Store, pattern: str) -> tuple[Store, list[StoredFile]]:
 
 def names_of(rows: Sequence[str]) -> str:
     """Return names for a message, as many as a line has room for."""
-    return clean_message(", ".join(rows), 300)
+    return clean_message(listed(rows), 300)

@@ -16,7 +16,7 @@ from pipeline.operations.first_steps.draft import MARK, draft_job
 from pipeline.operations.run import run
 from pipeline.report.document import Report
 from pipeline.report.showing.printed import printed
-from pipeline.runs.progress import Progress, shown_on
+from pipeline.runs.progress import Progress, Silent, shown_on
 from pipeline.runs.sink_below_source import require_disjoint
 from pipeline.storage.store import Store
 
@@ -30,6 +30,7 @@ def predict(
     *,
     model: str | os.PathLike[str],
     to: str | os.PathLike[str],
+    features: Sequence[str] = (),
     overrides: Overrides = (),
     address: str | None = None,
     allow_import: Sequence[str] = (),
@@ -45,26 +46,28 @@ def predict(
         input: A folder, a file or a glob.
         model: A model directory or an .onnx file, the name of an installed model, or a factory.
         to: Where the output goes.
+        features: The numeric columns that the model sees, in its order; a model that names its
+            columns needs none.
         overrides: Fields of the job that are set over those that are found.
         address: The Ray cluster; None starts a local Ray.
         allow_import: Prefixes of the modules that the job may name.
-        progress: As of `run`. What was found is logged.
+        progress: As of `run`. What was found is logged, unless it is `Silent`.
         owns_process: As of `run`.
 
     Raises:
         JobError: Something is ambiguous: one line with the choices. Or another job is there.
         PipelineError: As `run`.
     """
-    root = os.fspath(to)
     with shown_on(progress) as shown:
         shown.phase(f"looking at {os.fspath(input)}", is_logged=False)
-        draft = draft_job(os.fspath(input), os.fspath(model), root, overrides, allow_import)
-        store = Store(root, draft.job.sink.storage_options)
+        draft = draft_job(input, model, to, overrides, allow_import, features)
+        store = Store(os.fspath(to), draft.job.sink.storage_options)
         require_disjoint(draft.job.source, store)
         _write(store, draft.text)
         where = store.url(JOB_FILE)
+        level = logging.DEBUG if isinstance(progress, Silent) else logging.INFO
         for line in (*draft.notes, f"job: {where}; the next run is `pipeline run {quote(where)}`"):
-            log.info("%s", line)
+            log.log(level, "%s", line)
         return run(
             draft.job,
             address=address,
@@ -112,6 +115,7 @@ def init(
     model: str | os.PathLike[str],
     to: str | os.PathLike[str],
     job: str | os.PathLike[str] = "job.yaml",
+    features: Sequence[str] = (),
     overrides: Overrides = (),
     allow_import: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -122,13 +126,15 @@ def init(
         model: As of `predict`.
         to: Where the output will go.
         job: The file to write.
+        features: The numeric columns that the model sees, in its order; a model that names its
+            columns needs none.
         overrides: Fields of the job that are set over those that are found.
         allow_import: Prefixes of the modules that the job may name.
 
     Raises:
         JobError: Something is ambiguous: one line with the choices. Or the file is there.
     """
-    draft = draft_job(os.fspath(input), os.fspath(model), os.fspath(to), overrides, allow_import)
+    draft = draft_job(input, model, to, overrides, allow_import, features, command="init")
     path = os.fspath(job)
     try:
         with open(path, "x", encoding="utf-8") as file:

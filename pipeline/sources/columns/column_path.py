@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.core.arrays import as_array
+from pipeline.core.printable import listed
 from pipeline.sources.columns.arrow_types import published_type
 
 Step = str | int
@@ -62,7 +63,7 @@ def find(name: str, schema: pa.Schema) -> ColumnPath:
     for head, rest in heads(name):
         if (index := schema.get_field_index(head)) >= 0:
             return _descended(name, head, rest, schema.field(index).type)
-    raise NoColumnError(f"no column {name!r}; it has {', '.join(schema.names)}")
+    raise NoColumnError(f"no column {name!r}; it has {listed(schema.names)}")
 
 
 def _descended(name: str, head: str, rest: str, dtype: pa.DataType) -> ColumnPath:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from pipeline.core.failures import Failure, Reason
+from pipeline.core.printable import listed
 from pipeline.job.section import Section
 from pipeline.job.source import Source
 from pipeline.sources.columns.base import STAGE, Failures, fail
@@ -133,8 +134,8 @@ def _trouble(names: Sequence[str], needed: Sequence[str]) -> str:
     """Return which column that the job needs a header lacks, or ''."""
     for name in needed:
         if (count := names.count(name)) != 1:
-            there = ", ".join(names)
-            return f"its header has column {name!r} {count} times, expected once; it has {there}"
+            there = f"expected once; it has {listed(names)}"
+            return f"its header has column {name!r} {count} times, {there}"
     return ""
 
 

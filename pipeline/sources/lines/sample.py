@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pipeline.core.errors import JobError
 from pipeline.core.hive_paths import hive_values
-from pipeline.core.printable import printable
+from pipeline.core.printable import listed
 from pipeline.core.schema import FEATURES
 from pipeline.job.features import column_of
 from pipeline.job.source import Source
@@ -195,8 +195,7 @@ class Sample:
         values = [value for value, _ in lookups if value is not None]
         if not values and name not in self._names:
             why = next((f": {trouble}" for _, trouble in lookups if trouble), "")
-            names = printable(", ".join(self._names))
-            raise self._refused(f"no column {name!r}{why}; there are {names}{hint}")
+            raise self._refused(f"no column {name!r}{why}; there are {listed(self._names)}{hint}")
         return values
 
     def _require_text(self, name: str) -> None:

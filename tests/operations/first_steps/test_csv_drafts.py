@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +12,16 @@ import pytest
 from onnx import helper
 from support.models.onnx_files import FLOAT, make_model, value, weights
 from support.models.snapshots import make_snapshot
+from typer.main import get_command
 
+from pipeline.commands.app import app
 from pipeline.core.errors import JobError
 from pipeline.operations.first_steps.draft import draft_job
 from pipeline.operations.jobs import load_job
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.preparing.prepare import prepare
 
+PREDICT = get_command(app).commands["predict"]  # type: ignore[attr-defined]
 WIDTH, NUM_ROWS = 3, 20
 
 
@@ -44,12 +50,27 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def drafted(folder: Path, data: bytes, model: Path, name: str = "in.csv", **given: Any) -> Any:
+def drafted(
+    folder: Path,
+    data: bytes,
+    model: Path,
+    name: str = "in.csv",
+    features: Sequence[str] = (),
+    **given: Any,
+) -> Any:
     (folder / name).write_bytes(data)
     overrides = {f"source.{field}": value for field, value in given.items()}
     if model.suffix == ".onnx":
         overrides["model.labels"] = ["stay", "churn"]
-    return draft_job(str(folder / name), str(model), str(folder / "out"), overrides)
+    to = str(folder / "out")
+    return draft_job(str(folder / name), str(model), to, overrides, features=features)
+
+
+def features_of(error: object) -> list[str]:
+    """The columns that the command in a message gives, as the command line parses it."""
+    words = shlex.split(str(error).partition("order? ")[2].partition("; left out")[0])
+    assert words[:2] == ["pipeline", "predict"]
+    return list(PREDICT.make_context("predict", words[2:]).params["features"])
 
 
 NUMBERS = ("30", "#", "4.5")
@@ -73,11 +94,13 @@ HEADER = "age,visits,spent"
     ],
     ids=["plain", "digits-id", "number-id", "ragged", "semicolons", "no-header", "bom"],
 )
-def test_numbers_are_taken_where_nothing_is_left_to_guess(
+def test_numbers_are_taken_in_the_order_that_is_given(
     data: bytes, given: dict[str, Any], id_column: str | None, tmp_path: Path, models: Path
 ):
-    draft = drafted(tmp_path, data, models / "churn.onnx", **given)
-    assert draft.job.source.input_columns.names == tuple(HEADER.split(","))
+    names = ("spent", "age", "visits")
+    draft = drafted(tmp_path, data, models / "churn.onnx", features=names, **given)
+    assert draft.notes[-1] == "model: churn.onnx, task classify, 2 labels"
+    assert draft.job.source.input_columns.names == names
     assert draft.job.source.id_column == id_column
     is_ragged = data.endswith(b"x")
     notes = [line for line in draft.notes if line.startswith("cannot be read: 1 of its first 21")]
@@ -85,15 +108,56 @@ def test_numbers_are_taken_where_nothing_is_left_to_guess(
 
 
 @pytest.mark.parametrize(
+    ("columns", "header", "left_out"),
+    [
+        (NUMBERS, HEADER, ""),
+        (("#", *NUMBERS), f",{HEADER}", '"" (int64)'),
+        (("7", *NUMBERS), f"Unnamed: 0,{HEADER}", "Unnamed: 0 (int64)"),
+        (("7", *NUMBERS), f"__index_level_0__,{HEADER}", "__index_level_0__ (int64)"),
+        (("7", *NUMBERS), f"index,{HEADER}", "index (int64)"),
+        (("#", *NUMBERS, "x"), f"id,{HEADER},name", "id (int64), name (text)"),
+        (("7", *NUMBERS), f"customer_no,{HEADER}", "customer_no (int64)"),
+    ],
+)
+def test_columns_for_unnamed_numbers_are_asked_for_with_a_command_that_answers(
+    columns: tuple[str, ...], header: str, left_out: str, tmp_path: Path, models: Path
+):
+    with pytest.raises(JobError, match="without names: which columns, in which order") as caught:
+        drafted(tmp_path, rows(*columns, header=header), models / "churn.onnx")
+    assert features_of(caught.value) == HEADER.split(",")
+    assert str(caught.value).partition("; left out here: ")[2] == left_out
+
+
+def test_only_what_counts_from_the_first_row_on_is_a_row_number(tmp_path: Path, models: Path):
+    counted = b"n,age,visits,spent\n" + b"".join(b"%d,3,4,5\n" % row for row in range(1, 9))
+    for data, names in (
+        (counted, "age,visits,spent"),
+        (counted.replace(b"8,3", b"9,3"), "n,age,visits,spent (these are 4: choose)"),
+        (b"a,index\n1,2\n", "a (these are 1: choose); left out here: index (int64)"),
+    ):
+        with pytest.raises(JobError, match=f"--features {re.escape(names)}"):
+            drafted(tmp_path, data, models / "churn.onnx")
+
+
+def test_names_with_commas_and_blanks_come_back_from_the_command(tmp_path: Path, models: Path):
+    with pytest.raises(JobError, match="in which order") as caught:
+        drafted(tmp_path, b'"a,b", c,"d ""e"""\n1,2,3\n', models / "churn.onnx")
+    assert features_of(caught.value) == ["a,b", " c", 'd "e"']
+
+
+def test_features_are_given_once(tmp_path: Path, models: Path):
+    with pytest.raises(JobError, match=r"source.features is given twice"):
+        draft_job("in.csv", "m.onnx", "out", {"source.features": ["age"]}, features=["age"])
+
+
+@pytest.mark.parametrize(
     ("data", "given", "words"),
     [
         (rows("00#", "30", "4.5", '"1,100.50"', header=f"customer,{HEADER}"), {},
-         r'takes 3 numbers .* of age, visits; no numbers are spent \(text .*"1,100.50"\)'),
+         r'takes 3 numbers .* age,visits .* left out .*, spent \(text .*"1,100.50"\)'),
         (rows("00#", "30", "4", '"4,5"', header=f"customer,{HEADER}"), {}, r'\(text .*"4,5"\)'),
         (rows("30", "4", "12 %", header=HEADER), {}, r'spent \(text .*"12 %"\)'),
-        (rows(*NUMBERS, "7", header=f"{HEADER},more"), {}, "takes 3 numbers .* spent, more"),
-        (rows("30", "7", "4.5", header="age,customer_no,spent"), {}, "customer_no may be an id"),
-        (rows(*NUMBERS, "x", header=f"{HEADER},name"), {}, r"no numbers are name \(text\)"),
+        (rows(*NUMBERS, "7", header=f"{HEADER},more"), {}, r"age,visits,spent,more \(these are 4"),
         (rows(*NUMBERS, header=HEADER) + b"\nage,visits,spent\n", {}, r'age \(text .*"age"\)'),
         (rows(*NUMBERS), {}, r"its header \(30, 2, 4.5\) looks like a row: .*options.columns="),
         (rows("00#", *NUMBERS), {}, "looks like a row"),

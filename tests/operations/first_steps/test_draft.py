@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def test_texts_of_every_format_need_no_job_file(tmp_path: Path, encoder: str, na
     assert load_job(parse(draft.text).value) == draft.job, "the file is the job"
     assert [line.partition(":")[0] for line in draft.notes] == ["input", "left out", "model"]
     assert draft.notes[1].startswith("left out: n (int")
-    assert "task embed" in draft.notes[2]
+    assert re.search(r"task embed, vectors of \d+ numbers$", draft.notes[2])
     assert not any("\n" in line for line in draft.notes)
 
 
@@ -110,7 +111,7 @@ CLIP_B64 = base64.b64encode(CLIP).decode()
         (table(a=["s3://b/1.JPG"], b=["two words"]), "image", {"uri_column": "a"}),
         (table(a=["1.jpg"], b=["two words"]), "text", {"text_column": "b"}),
         (table(body=["x"], title=["y"]), "text", {"text_column": "body"}),
-        (table(id=["1"], x=[1.5]), "features", {"features": ["x"]}),
+        (table(id=["1"], v=[[1.0, 2.0]]), "features", {"features": ["v"]}),
         (table(v=[[1.0, 2.0]]), None, {"features": ["v"]}),
         (table(a=[PNG]), None, {"image_column": "a"}),
         (table(a=[CLIP], b=[PNG]), "audio", {"audio_column": "a"}),
@@ -132,7 +133,9 @@ def test_columns_are_chosen_by_what_they_hold(rows: pa.Table, takes: Any, expect
         (table(a=["x"]), "image", r"takes images: .* none is seen in the first rows: .* a \("),
         (table(a=["x"]), "features", "takes numbers: .*source.features; none is seen"),
         (table(a=["x"], n=[1]), None, "which columns does the model see"),
-        (table(x=[1.5], y=[2]), "features", r"some numbers .* in which order.* of x, y$"),
+        (table(x=[1.5], y=[2]), "features", r"some numbers .* in which order.* --features x,y$"),
+        (table(x=[1.5]), "features", r"in which order.* --features x$"),
+        (table(v=[[1.5]], n=[2]), "features", r"in which order.* --features v,n$"),
     ],
 )
 def test_what_is_ambiguous_is_one_line(rows: pa.Table, takes: Any, words: str):
