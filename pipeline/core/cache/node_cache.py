@@ -1,7 +1,8 @@
 """Per-node cache of exported models and the like: the first actor makes one, the others load it.
 
-The key of an artefact says everything that it depends on. eviction.py removes old artefacts that
-no process uses.
+The key of an artefact says everything that it depends on. Each process compares the files of an
+artefact with their checksums before it uses them; a damaged artefact is made again. eviction.py
+removes old artefacts that no process uses.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ import fcntl
 import functools
 import hashlib
 import json
+import logging
 import os
 import shutil
 import threading
 import time
 import uuid
+import zlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,7 +33,11 @@ from pipeline.core.semantics import SEMANTICS
 if TYPE_CHECKING:
     import torch
 
+log = logging.getLogger(__name__)
+
 _CLAIM_S = 86_400.0
+_CHECKSUMS = "checksums.json"
+_CHUNK_BYTES = 16 << 20
 _PACKAGES = ("torch", "torchvision")
 """All that is kept depends on these."""
 _LARGE_BYTES = 1 << 20
@@ -37,6 +45,8 @@ _LARGE_BYTES = 1 << 20
 _claims: dict[Path, int] = {}
 """What this process has claimed -> a descriptor with the lock on it, open until it ends."""
 _claiming = threading.Lock()
+_checked: set[Path] = set()
+"""Artefacts that this process has compared with their checksums."""
 
 
 def key_of(facts: Any, packages: Sequence[str] = (), module: torch.nn.Module | None = None) -> str:
@@ -74,7 +84,7 @@ def tensors_digest(module: torch.nn.Module) -> str:
 
 
 def cached_folder(key: str, write: Callable[[Path], None]) -> Path:
-    """Return the folder of an artefact, which `write` fills if there is none yet.
+    """Return the folder of an artefact, which `write` fills if there is none yet, or a damaged one.
 
     It stays until this process ends, and for `UNUSED_S` afterwards.
 
@@ -85,18 +95,54 @@ def cached_folder(key: str, write: Callable[[Path], None]) -> Path:
     use(key)
     with one_at_a_time(key):
         if folder.exists():
-            os.utime(folder)
-            return folder
-        unfinished = folder.with_name(f".{uuid.uuid4().hex}")
+            if folder in _checked or _is_whole(folder):
+                _checked.add(folder)
+                os.utime(folder)
+                return folder
+            log.warning("%s is damaged: it is made again", folder)
+        unfinished, damaged = (folder.with_name(f".{uuid.uuid4().hex}") for _ in range(2))
         unfinished.mkdir(mode=0o700)
         try:
             write(unfinished)
+            (unfinished / _CHECKSUMS).write_text(json.dumps(_checksums(unfinished)))
+            with contextlib.suppress(FileNotFoundError):  # mostly there is none
+                folder.rename(damaged)
             unfinished.rename(folder)
+            _checked.add(folder)
         finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            for remains in (unfinished, damaged):
+                shutil.rmtree(remains, ignore_errors=True)
     if num_bytes_of(folder) >= _LARGE_BYTES:
         evict_for()
     return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    """Tell whether the files of an artefact are those that were written."""
+    try:
+        return bool(json.loads((folder / _CHECKSUMS).read_bytes()) == _checksums(folder))
+    except (OSError, ValueError):  # of an older version, or damaged itself
+        return False
+
+
+def _checksums(folder: Path) -> dict[str, int]:
+    """Return the CRC-32 of each chunk of the files in a folder, by path and offset."""
+    files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    files.pop(_CHECKSUMS, None)
+    chunks = [
+        (name, offset)
+        for name, path in files.items()
+        for offset in range(0, path.stat().st_size or 1, _CHUNK_BYTES)
+    ]
+
+    def checksum(chunk: tuple[str, int]) -> int:
+        with open(files[chunk[0]], "rb") as file:
+            file.seek(chunk[1])
+            return zlib.crc32(file.read(_CHUNK_BYTES))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # zlib lets go of the interpreter
+        sums = pool.map(checksum, chunks)
+        return {f"{name} {offset}": x for (name, offset), x in zip(chunks, sums, strict=True)}
 
 
 def claim_once_per_node(name: str) -> bool:

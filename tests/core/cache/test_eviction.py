@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,12 @@ import pytest
 
 from pipeline.core.cache import eviction
 from pipeline.core.cache.eviction import UNUSED_S, evict_for, use
-from pipeline.core.cache.node_cache import cached_folder, claim_once_per_node
+from pipeline.core.cache.node_cache import (
+    _CHECKSUMS,
+    _checksums,
+    cached_folder,
+    claim_once_per_node,
+)
 from pipeline.core.cache.private_files import cache_folder
 
 SIZE = 1000
@@ -43,7 +49,7 @@ for number in range(40):
 @pytest.fixture(autouse=True)
 def _limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(eviction, "MAX_BYTES", 3 * SIZE)
+    monkeypatch.setattr(eviction, "MAX_BYTES", 3 * SIZE + 200)  # there are checksums, too
 
 
 def write(folder: Path) -> None:
@@ -55,6 +61,7 @@ def make(key: str, days: float) -> Path:
     folder = cache_folder() / key
     folder.mkdir()
     write(folder)
+    (folder / _CHECKSUMS).write_text(json.dumps(_checksums(folder)))
     used(folder, days)
     return folder
 

@@ -41,8 +41,37 @@ def test_what_could_not_be_written_whole_is_not_kept(
     assert [path.name for path in before if path.name[:1] == "." or path.name == "a-model"] == []
     for _ in range(2):
         folder = cached_folder("a-model", whole)
-        assert sorted(path.name for path in folder.iterdir()) == ["config", "weights"]
+        names = {path.name for path in folder.iterdir()}
+        assert names - {"checksums.json"} == {"config", "weights"}
     assert calls == ["half", "whole"]
+
+
+def test_a_process_makes_a_damaged_artefact_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("pipeline.core.cache.node_cache._CHUNK_BYTES", 8)
+    calls: list[Path] = []
+
+    def write(folder: Path) -> None:
+        calls.append(folder)
+        (folder / "sub").mkdir()
+        for path, data in (("config", b"{}"), ("empty", b""), ("sub/weights", bytes(20))):
+            (folder / path).write_bytes(data)
+
+    def files() -> dict[str, bytes]:
+        monkeypatch.setattr("pipeline.core.cache.node_cache._checked", set())  # a new process
+        folder = cached_folder("a-model", write)
+        paths = [path for path in folder.rglob("*") if path.is_file()]
+        return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+    good = files()
+    assert (good, len(calls)) == (files(), 1)
+    for number, name in enumerate(good):
+        path = cache_folder() / "a-model" / name
+        path.write_bytes(bytes([good[name][0] ^ 1]) + good[name][1:] if good[name] else b"?")
+        assert (files(), len(calls)) == (good, 2 + 2 * number)
+        path.unlink()
+        assert (files(), len(calls)) == (good, 3 + 2 * number)
+    assert not [*cache_folder().glob(".*")]
 
 
 def test_one_process_of_a_node_has_a_claim_until_it_ends(
