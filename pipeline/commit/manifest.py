@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipeline.commit.layout import Layout
+from pipeline.commit.layout import WHOLE_OUTPUT, Layout
 from pipeline.core.documents import known_fields
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.printable import clean_message
@@ -167,6 +167,31 @@ def list_partitions(store: Store) -> list[Layout]:
     with ThreadPoolExecutor(_THREADS) as pool:  # of each its log: staging may have many files
         numbers = pool.map(partial(log_numbers, store), layouts)
         return [layout for layout, entries in zip(layouts, numbers, strict=True) if entries]
+
+
+def require_one_key(store: Store, layout: Layout) -> None:
+    """Refuse a partition beside published ones of another key, or of none.
+
+    Whoever reads the folder `predictions/` would get the rows of both kinds.
+
+    Raises:
+        JobError: Says what there is, and what to do.
+    """
+    key, names = _key(layout.name), store.list_folders("_control")
+    others = [name for name in names if _key(name) != key and (_key(name) or name == WHOLE_OUTPUT)]
+    other = next((name for name in others if log_numbers(store, Layout.named(name))), None)
+    if other is None:
+        return
+    has = f"has partitions by `{_key(other)}` ({other})" if _key(other) else "has no partitions"
+    this = f"the job's is {layout.name}" if key else "the job has no sink.partition"
+    raise JobError(
+        f"sink.uri = {store.url('')}: what is published there {has}, and {this}; readers of the "
+        "folder would get the rows of both: use another sink.uri"
+    )
+
+
+def _key(name: str) -> str:
+    return name.rpartition("=")[0]
 
 
 def not_published(store: Store, layout: Layout) -> JobError:

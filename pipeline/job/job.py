@@ -89,7 +89,8 @@ class Sink(Section):
     partition: str | None = Field(
         default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*=[A-Za-z0-9_.:-]+$"
     )
-    """The published piece, `key=value`, usually `date=${date}`; left out: the whole output."""
+    """The published piece, `key=value`, usually `date=${date}`; left out: the whole output.
+    All partitions of an output have one key."""
     partition_columns: tuple[ColumnName, ...] = ()
     """Pass-through columns, `label` or other predictions that become folders inside the partition,
     outermost first: `<column>=<value>/`, at most 1,000 of them. Needs `partition`."""

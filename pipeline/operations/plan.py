@@ -6,12 +6,13 @@ Out: a plain nested dict, for `--json` and for render.render_document.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
+from shlex import quote
 from typing import Any
 
 from pipeline.commit.layout import Layout
-from pipeline.commit.manifest import Manifest, current_manifest
+from pipeline.commit.manifest import Manifest, current_manifest, require_one_key
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.published.describe import DIGEST_CHARS, version_facts
 from pipeline.commit.staging import list_staged
@@ -27,7 +28,7 @@ from pipeline.report.history import find_past_run, is_basis
 from pipeline.report.recording.carried_rows import first_shards, plan_facts
 from pipeline.report.sections import ModelSection
 from pipeline.report.showing.printed import PrintedDict
-from pipeline.report.speed.estimate import estimate
+from pipeline.report.speed.estimate import NO_BASIS, estimate
 from pipeline.reuse.finding import Reuse, find_reuse
 from pipeline.runs.context import RunContext
 from pipeline.runs.preparing.checks import check_before_ray, check_hardware
@@ -92,6 +93,8 @@ def plan(
 
 def _describe(run: RunContext, *, tries: bool) -> dict[str, Any]:
     job, store, layout = run.job, run.store, run.layout
+    with options_named("sink.storage_options"):
+        require_one_key(store, layout)
     plan, model = prepare(run)
     with options_named("sink.storage_options"):
         is_known = store.stat(layout.plan(plan.fingerprint)) is not None
@@ -190,9 +193,12 @@ def _estimate(
     price, is_published = job.run.price_of(()), step["a_run_would"] == _NOTHING
     if price is None and past is not None and job.run.price_per_node_hour:
         price = past.price_per_node_hour  # of nodes as that run had them
-    return asdict(
-        estimate(past, step["rows_left"], plan.num_rows, price, is_published=is_published)
-    )
+    would = estimate(past, step["rows_left"], plan.num_rows, price, is_published=is_published)
+    if would.basis == NO_BASIS:
+        other = quote(f"sink.uri={store.url('trial')}")
+        advice = f"--set run.limit_rows=500 --set {other}, then plan with that sink.uri"
+        would = replace(would, basis=f"{NO_BASIS}: run once with {advice}")
+    return asdict(would)
 
 
 def _input(plan: Plan, num_unreadable: int) -> dict[str, Any]:

@@ -1,13 +1,21 @@
-"""A sink whose files a run would read is refused; one that lies harmlessly near is not."""
+"""A sink whose files a run would read, or that has partitions of another key, is refused."""
 
 from __future__ import annotations
 
 import datetime as dt
 from pathlib import Path
+from shlex import split
 from typing import Any
 
+import models
+import numpy as np
 import pytest
+from PIL import Image
+from support.runs.published import DAY, publish_rows, snapshot
 
+import pipeline
+from pipeline.commit.layout import Layout
+from pipeline.commit.manifest import require_one_key
 from pipeline.core.errors import JobError
 from pipeline.job.reading.loader import parse_job
 from pipeline.job.source import Source
@@ -111,3 +119,84 @@ def test_a_run_is_refused_before_anything_is_written_below_its_sink(tmp_path: Pa
     with pytest.raises(JobError, match="so that a run would read the output of the last"):
         RunContext.of(parse_job(document, date=dt.date(2026, 11, 24), origin="job"), RunOptions())
     assert list((tmp_path / "in").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("published", "partition", "message"),
+    [
+        (DAY, None, r"has partitions by `date` \(date=2026-11-24\), and the job has no sink"),
+        (None, DAY, r"has no partitions, and the job's is date=2026-11-24; "),
+        (
+            DAY,
+            "trial=1",
+            r"has partitions by `date` .*, and the job's is trial=1; ",
+        ),
+        (DAY, "date=2026-11-25", ""),
+        (DAY, DAY, ""),
+        (None, None, ""),
+    ],
+)
+def test_an_output_has_partitions_of_one_key(
+    published: str | None, partition: str | None, message: str, usual_store: Store
+):
+    for layout in (Layout(published), Layout(partition)):
+        require_one_key(usual_store, layout)
+    # What was refused or not published is in no reader's way.
+    usual_store.put(Layout(partition).plan("f"), b"{}")
+    publish_rows(usual_store, published)
+    require_one_key(usual_store, Layout(published))
+    if not message:
+        require_one_key(usual_store, Layout(partition))
+        return
+    with pytest.raises(JobError, match=rf"{message}.*use another sink\.uri$"):
+        require_one_key(usual_store, Layout(partition))
+
+
+def job_of(folder: Path, partition: str | None) -> dict[str, Any]:
+    (folder / "in").mkdir(exist_ok=True)
+    for row in range(2):
+        image = np.full((32, 32, 3), 40 * row, np.uint8)
+        Image.fromarray(image).save(folder / "in" / f"{row}.png")
+    return {
+        "source": {"uri": str(folder / "in"), "format": "images"},
+        "model": {"factory": "models:colours", "labels": models.LABELS},
+        "transform": models.TRANSFORM,
+        "sink": {"uri": str(folder / "out"), **({"partition": partition} if partition else {})},
+    }
+
+
+@pytest.mark.usefixtures("without_ray_here")
+def test_no_operation_makes_an_output_of_two_keys(tmp_path: Path):
+    store, allowed = Store(str(tmp_path / "out")), {"allow_import": ["models"]}
+    publish_rows(store, DAY)
+    before = snapshot(store, "")
+    job, dated = job_of(tmp_path, None), job_of(tmp_path, "day=${date}")
+    for refused in (
+        lambda: pipeline.run(job, **allowed),
+        lambda: pipeline.retry(job, **allowed),
+        lambda: pipeline.plan(job, **allowed),
+        lambda: pipeline.predict(
+            job["source"]["uri"], model="models:colours", to=store.uri,
+            overrides={"model.labels": models.LABELS, **{
+                f"transform.{name}": value for name, value in models.TRANSFORM.items()}},
+            **allowed,
+        ),
+    ):  # fmt: skip
+        with pytest.raises(JobError, match=r"has partitions by `date` .*use another sink\.uri"):
+            refused()
+    [day] = pipeline.backfill(dated, from_="2026-11-24", to="2026-11-24", **allowed).dates
+    assert (day.exit_code, "use another sink.uri" in str(day.error)) == (2, True)
+    [row] = pipeline.status(dated, from_="2026-11-24", to="2026-11-24", **allowed).partitions
+    assert str(row.a_run_would).startswith("end with 2: sink.uri")
+    assert snapshot(store, "") == before
+
+
+@pytest.mark.usefixtures("without_ray_here")
+def test_the_advice_of_a_plan_can_be_followed(tmp_path: Path):
+    job, allowed = job_of(tmp_path, None), {"allow_import": ["models"]}
+    basis = pipeline.plan(job, tries=False, **allowed)["estimate"]["basis"]
+    assert "run once with --set run.limit_rows=500 --set sink.uri=" in basis
+    words = split(basis.partition("run once with ")[2].partition(",")[0])
+    done = pipeline.run(job, overrides=[word for word in words if word != "--set"], **allowed)
+    assert done.status == "published"
+    assert pipeline.plan(job, tries=False, **allowed)["a_run_would"] == "publish the first version"

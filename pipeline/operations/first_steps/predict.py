@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from shlex import quote
 from typing import Any
 
-from pipeline.commit.manifest import list_partitions
+from pipeline.commit.layout import Layout
+from pipeline.commit.manifest import list_partitions, require_one_key
 from pipeline.core.errors import JobError
 from pipeline.job.reading.loader import Overrides
 from pipeline.job.reading.yaml_reader import parse
@@ -63,6 +64,7 @@ def predict(
         draft = draft_job(input, model, to, overrides, allow_import, features)
         store = Store(os.fspath(to), draft.job.sink.storage_options)
         require_disjoint(draft.job.source, store)
+        require_one_key(store, Layout(draft.job.sink.partition))
         _write(store, draft.text)
         where = store.url(JOB_FILE)
         level = logging.DEBUG if isinstance(progress, Silent) else logging.INFO

@@ -114,8 +114,13 @@ class Output(_HasRows):
 
     @property
     def latest(self) -> Partition:
-        """The partition with the last date or number."""
-        return self._opened(self.layouts[-1])
+        """The partition with the last date or number; without these, the one published last."""
+        last = {}
+        for layout in self.layouts:
+            is_ordered = partition_order(layout.name)[0]
+            last[layout.name.partition("=")[0] if is_ordered else layout.name] = layout
+        newest_first = map(self._opened, reversed(last.values()))
+        return max(newest_first, key=lambda partition: partition.manifest.created_at)
 
     @property
     def versions(self) -> dict[str, tuple[int, ...]]:
@@ -165,8 +170,9 @@ class Output(_HasRows):
     @cached_property
     def _shown(self) -> tuple[Partition, ...]:
         """The last partitions, the latest first, as they were when they were first shown."""
-        others = self.layouts[-_PARTITIONS_SHOWN:-1]
-        return (self._last_shown, *(self._opened(layout) for layout in reversed(others)))
+        others = [layout for layout in self.layouts if layout != self._last_shown.layout]
+        shown = others[:-_PARTITIONS_SHOWN:-1]
+        return (self._last_shown, *map(self._opened, shown))
 
     def __repr__(self) -> str:
         first, last = self.layouts[0].name, self.layouts[-1].name

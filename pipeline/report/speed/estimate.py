@@ -6,10 +6,7 @@ from dataclasses import dataclass
 
 from pipeline.report.document import Report
 
-NO_BASIS = (
-    "no run of this model over 100 rows or more is on record here: run once with "
-    "--set run.limit_rows=500, into a partition of its own"
-)
+NO_BASIS = "no run of this model over 100 rows or more is on record here"
 NOTHING_LEFT = "this is published already"
 
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
+from pipeline.commit.manifest import require_one_key
 from pipeline.commit.staging import list_staged
 from pipeline.core.errors import InfraError, PipelineError, Stopped
 from pipeline.execution import health
@@ -206,13 +207,14 @@ def _missing(run: RunContext) -> list[str]:
 
 
 def run_reported(run: RunContext, execute: Callable[[RunContext], RunStatus]) -> Report:
-    """Probe the output, do what `execute` does under supervision, and store the report.
+    """Look at the output, do what `execute` does under supervision, and store the report.
 
     Raises:
         PipelineError: As `execute`, or the output cannot be used; then there is no report.
     """
     with options_named("sink.storage_options"):
         run.store.probe(single_writer=run.job.run.single_writer)
+        require_one_key(run.store, run.layout)
     with supervise(run, lambda error: save_trouble(run, error)), run.exports.during(run):
         try:
             with stoppable(run):

@@ -19,7 +19,7 @@ from typing import Any
 
 from pipeline.commit.heartbeat import Heartbeat
 from pipeline.commit.layout import WHOLE_OUTPUT, Layout, partition_order
-from pipeline.commit.manifest import Manifest, current_manifest
+from pipeline.commit.manifest import Manifest, current_manifest, require_one_key
 from pipeline.commit.staging import list_staged
 from pipeline.core.errors import InputMissing, JobError, PipelineError
 from pipeline.core.printable import clean_message
@@ -226,6 +226,7 @@ def survey_job(job: Job, options: RunOptions) -> PartitionStatus:
 
 def _compared(run: RunContext, seen: PartitionStatus) -> PartitionStatus:
     store, layout = run.store, run.layout
+    require_one_key(store, layout)
     plan, _ = prepare(run)
     current = current_manifest(store, layout)
     if is_published(current, plan, run.job.sink.partition_columns):

@@ -142,6 +142,19 @@ def test_the_latest_of_numbered_partitions_has_the_highest_number(tmp_path: Path
     assert pipeline.open_output(tmp_path).latest.name == "batch=10"
 
 
+def test_of_partitions_of_two_kinds_the_latest_was_published_last(tmp_path: Path):
+    """As an output has them that an earlier version of this package made."""
+    store = Store(str(tmp_path))
+    for number, name in enumerate((None, "trial=1", DAYS[0], DAYS[1], None, "region=a")):
+        manifest = publish_rows(store, name, Made(edition=number))
+        layout = Layout(name)
+        later = dataclasses.replace(manifest, created_at=f"2026-11-25T0{number}:00:00+00:00")
+        store.put(layout.log_entry(manifest.number), later.to_json())
+        out = opened(store)
+        assert out.latest.name == layout.name
+        assert {shown.layout for shown in out._shown} == {*out.layouts}
+
+
 def test_the_least_certain_rows_come_first(usual_store: Store, monkeypatch: pytest.MonkeyPatch):
     publish_rows(usual_store, None, Made(num_slices=8))
     rows = opened(usual_store).least_certain(5)
