@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.core.errors import JobError
-from pipeline.core.failures import Failure, Reason, failures_of, is_of_transform_factory
+from pipeline.core.failures import Failure, Reason, failures_of, is_of_job
 from pipeline.core.printable import clean_message
 from pipeline.core.schema import ERROR, ROW_ID, URI
 
@@ -188,14 +188,14 @@ def common_cause(causes: Sequence[Cause], num_predicted: int) -> Cause | None:
         causes: All that are known.
         num_predicted: Rows with a prediction.
     """
-    reached = [c for c in causes if c.stage == PREDICT] or [c for c in causes if _is_of_factory(c)]
+    reached = [c for c in causes if c.stage == PREDICT] or [c for c in causes if _is_of_job(c)]
     if num_predicted or len(reached) != 1:
         return None
     (only,) = reached
     is_model = only.reason == Reason.MODEL_ERROR.value and only.message is not None
-    is_users = is_model or _is_of_factory(only)
+    is_users = is_model or _is_of_job(only)
     return only if is_users and not only.at_least and only.num_rows > 1 else None
 
 
-def _is_of_factory(cause: Cause) -> bool:
-    return is_of_transform_factory(cause.reason, cause.message)
+def _is_of_job(cause: Cause) -> bool:
+    return is_of_job(cause.reason, cause.message)

@@ -40,6 +40,15 @@ class JobError(PipelineError):
     exit_code = 2
 
 
+class AccessDenied(JobError):
+    """One file may not be read, or is archived; others beside it may be readable."""
+
+    @property
+    def why(self) -> str:
+        """Return the message without the name of the file."""
+        return str(self).partition(": ")[2] or str(self)
+
+
 class JobErrors(JobError):
     """Several things are wrong with a job: a line that counts them, then one line for each."""
 

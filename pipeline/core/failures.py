@@ -19,6 +19,7 @@ class Reason(StrEnum):
 
     UNREADABLE_SHARD = "unreadable_shard"
     MISSING = "missing"
+    ACCESS_DENIED = "access_denied"
     FORBIDDEN_URI = "forbidden_uri"
     UNREACHABLE = "unreachable"
     EMPTY = "empty"
@@ -68,14 +69,18 @@ class Failure:
     num_bytes: int | None = None
 
     @property
-    def is_of_transform_factory(self) -> bool:
-        """Tell whether the user's own transform raised, or returned what is not declared."""
-        return is_of_transform_factory(self.reason, self.message)
+    def is_of_job(self) -> bool:
+        """Tell whether the job is at fault if all first rows fail so, before the model sees one.
+
+        The user's own transform raised, or returned what is not declared; or a file is denied.
+        """
+        return is_of_job(self.reason, self.message)
 
 
-def is_of_transform_factory(reason: str, message: str | None) -> bool:
+def is_of_job(reason: str, message: str | None) -> bool:
     """Tell the same of a failure's reason and message."""
-    return reason == Reason.DECODE_ERROR and TRANSFORM_FACTORY in (message or "")
+    is_of_transform = reason == Reason.DECODE_ERROR and TRANSFORM_FACTORY in (message or "")
+    return is_of_transform or reason == Reason.ACCESS_DENIED
 
 
 def of_part(part: str, failure: Failure) -> Failure:

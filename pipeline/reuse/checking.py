@@ -34,6 +34,7 @@ _WORD_BYTES = 8
 _OF_THE_MOMENT = [
     Reason.UNREADABLE_SHARD,
     Reason.MISSING,
+    Reason.ACCESS_DENIED,
     Reason.UNREACHABLE,
     Reason.OUT_OF_MEMORY,
     Reason.TIMEOUT,

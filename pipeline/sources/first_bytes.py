@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.core.backoff import BadBlockError, is_bad_block
-from pipeline.core.errors import JobError
+from pipeline.core.errors import AccessDenied, JobError
 from pipeline.core.printable import clean_message
 from pipeline.core.registry import SOURCES, usable
 from pipeline.sources.source_format import SourceFormat
@@ -129,7 +129,8 @@ def require_file_type(
 ) -> None:
     """Read the beginning of the first shard, and of the next ones if it is not of the format.
 
-    A store that may list need not be allowed to read: that fails here, before anything is started.
+    A store that may list need not be allowed to read: that fails here, before anything is started,
+    unless only some of the first shards are denied.
 
     Args:
         shards: In input order.
@@ -137,19 +138,23 @@ def require_file_type(
         are_named: The job names the shards, whose suffixes then say nothing.
 
     Raises:
-        JobError: The first shards all are certainly of other kinds.
+        JobError: The first shards all are certainly of other kinds, or may not be read.
         OSError: The store cannot be read.
     """
-    first = ""
+    first: JobError | None = None
     for shard in shards[:_SHARDS]:
-        wrong = _wrong_file_types(head_of(store, shard), form)
+        try:
+            wrong = _wrong_file_types(head_of(store, shard), form)
+        except AccessDenied as error:
+            first = first or error
+            continue
         if not wrong:
             if first:
                 log.warning("%s; its rows will be quarantined", first)
             return
-        first = first or _mismatch_message(shard, wrong, are_named=are_named)
+        first = first or JobError(f"source: {_mismatch_message(shard, wrong, are_named=are_named)}")
     if first:
-        raise JobError(f"source: {first}")
+        raise first
 
 
 def head_of(store: Store, shard: StoredFile) -> bytes:

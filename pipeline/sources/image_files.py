@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from pipeline.core.backoff import BadBlockError
+from pipeline.core.errors import AccessDenied
 from pipeline.core.failures import Failure, Reason
 from pipeline.core.schema import ENCODED
 from pipeline.core.semantics import SEMANTICS
@@ -81,6 +82,8 @@ def _judged(
         return None, Failure(Reason.MISSING, STAGE, "vanished since it was planned")
     if isinstance(content, BadBlockError):
         return None, Failure(Reason.UNREADABLE_SHARD, STAGE, str(content))
+    if isinstance(content, AccessDenied):
+        return None, Failure(Reason.ACCESS_DENIED, STAGE, content.why)
     if isinstance(content, Exception):
         raise content
     if len(content) != extent.size_bytes:

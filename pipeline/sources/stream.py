@@ -8,6 +8,7 @@ from collections.abc import Generator, Sequence
 import numpy as np
 import pyarrow as pa
 
+from pipeline.core.errors import AccessDenied
 from pipeline.sources.extents import Extent, UncountedPlan
 from pipeline.sources.rows import Reader, changed, require_unchanged
 from pipeline.sources.source_format import Piece, format_of
@@ -142,3 +143,5 @@ class Stream:
             require_unchanged(self._reader.store, extent)
         except FileNotFoundError:
             raise changed(self._reader.store, extent) from None
+        except AccessDenied:
+            pass  # that it cannot be read either becomes the reason of its rows

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 
 from pipeline.core.backoff import BAD_BLOCK, BadBlockError, is_bad_block, with_retries
-from pipeline.core.errors import InfraError, PipelineError
+from pipeline.core.errors import AccessDenied, InfraError, PipelineError
 from pipeline.sources.extents import Extent
 from pipeline.sources.rows import changed
 from pipeline.storage.store import Store
@@ -48,8 +48,21 @@ def open_sequential(store: Store, extent: Extent) -> Iterator[BinaryIO]:
         raw = store.open(extent.path)
     except FileNotFoundError:
         raise changed(store, extent) from None
+    except AccessDenied as error:
+        raw = cast(BinaryIO, _Denied(str(error)))
     with raw, io.BufferedReader(_WholeFile(raw, store, extent), size) as handle:
         yield handle
+
+
+class _Denied(io.BytesIO):
+    """A file that may not be read."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__()
+        self._message = message
+
+    def readinto(self, buffer: Any, /) -> int:
+        raise Broken(self._message)
 
 
 class _WholeFile(io.RawIOBase):
@@ -89,7 +102,7 @@ class _WholeFile(io.RawIOBase):
 
         try:
             return with_retries(once)
-        except BadBlockError as error:
+        except (BadBlockError, AccessDenied) as error:
             raise Broken(f"at byte {position}: {error}") from error
 
     def seek(self, offset: int, whence: int = 0, /) -> int:

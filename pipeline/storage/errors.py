@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.core.backoff import BAD_BLOCK, BadBlockError, TransientError
-from pipeline.core.errors import InfraError, JobError, PipelineError
+from pipeline.core.errors import AccessDenied, InfraError, JobError, PipelineError
 from pipeline.core.printable import clean_message
 
 _ACCESS = "access denied: allow list, read, write and delete there"
@@ -28,6 +28,8 @@ _REGION = f"wrong region or endpoint: {_SEE_OPTIONS}"
 _NAME = "not a valid name there: correct the URI"
 _BUCKET = "no such bucket: create it or correct the URI"
 _ARCHIVED = "archived: restore it from the archive first"
+_OF_ONE_FILE = frozenset([_ACCESS, _REFUSED, _ARCHIVED])
+"""What may be so of one file, and not of its neighbours."""
 _JOB_CODES = {
     "NoSuchBucket": _BUCKET,
     "ContainerNotFound": _BUCKET,
@@ -213,7 +215,7 @@ def _diagnose(error: BaseException) -> tuple[type[PipelineError], str]:
         return BadBlockError, BAD_BLOCK
     if str(error).startswith("Forbidden: "):  # all that gcsfs says of a 403
         is_throttled = "rate limit" in str(error).lower()
-        return _throttled("403") if is_throttled else (JobError, _JOB_CODES["403"])
+        return _throttled("403") if is_throttled else _refused(_JOB_CODES["403"])
     code, status = _response_code(error)
     if code:
         return _diagnose_code(code, status)
@@ -225,7 +227,7 @@ def _diagnose(error: BaseException) -> tuple[type[PipelineError], str]:
     is_absent = isinstance(error, FileNotFoundError)
     number = errno.ENOENT if is_absent else getattr(error, "errno", None)
     if number in _JOB_ERRNOS:
-        return JobError, _JOB_ERRNOS[number]
+        return _refused(_JOB_ERRNOS[number])
     if number in (errno.ENOSPC, errno.EDQUOT):
         return InfraError, "no space left: free some and run again"
     if isinstance(error, TypeError | ValueError):
@@ -235,11 +237,15 @@ def _diagnose(error: BaseException) -> tuple[type[PipelineError], str]:
 
 def _diagnose_code(code: str, status: int) -> tuple[type[PipelineError], str]:
     if code in _JOB_CODES:
-        return JobError, _JOB_CODES[code]
+        return _refused(_JOB_CODES[code])
     throttled = status in _RETRY_STATUS or code.startswith(("Throttl", "SlowDown"))
     if 400 <= status < 500 and not throttled:
-        return JobError, _JOB_CODES.get(str(status), f"refused with {code}")
+        return _refused(_JOB_CODES.get(str(status), f"refused with {code}"))
     return _throttled(code)
+
+
+def _refused(advice: str) -> tuple[type[PipelineError], str]:
+    return AccessDenied if advice in _OF_ONE_FILE else JobError, advice
 
 
 def _throttled(code: str) -> tuple[type[PipelineError], str]:

@@ -48,12 +48,13 @@ def images(count: int) -> list[bytes]:
 @pytest.mark.parametrize(("form", "name"), [("images", "a.jpg"), ("webdataset", "a.tar")])
 def test_who_may_list_but_not_read_hears_of_it_at_once(s3: S3Server, form: str, name: str):
     direct = s3.store()
-    direct.put(name, b"x")
+    for prefix in ("", "b/", "c/"):
+        direct.put(prefix + name, b"x")
     with FaultProxy(s3.endpoint_url, Rule(DENIED, "GET|HEAD", rf"/{name}", last=99)) as proxy:
         with pytest.raises(JobError, match=rf"{name}: access denied"):
             listed(direct.uri, form, storage_options=s3.options_at(proxy.url))
         denied = [action for _, _, action in proxy.requests if action == DENIED]
-    assert len(denied) == 1, "an access error is not retried"
+    assert len(denied) == 3, "an access error is not retried"
 
 
 FILES = {

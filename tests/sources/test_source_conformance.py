@@ -16,6 +16,8 @@ import yaml
 from pydantic import ValidationError
 from support.inputs.encoded import base_image, png
 from support.inputs.tars import Entry, pack
+from support.servers.faultproxy import DENIED, FaultProxy, Rule
+from support.servers.s3server import S3Server
 from toy_source import POINTS, TOY_FILES
 
 from pipeline.core import registry
@@ -129,6 +131,30 @@ def test_a_format_says_what_it_is(source: Source):
     assert form.row_ids(source) in ("path", "path#row", "column", "key")
     assert form.semantics >= 1
     assert form.fields <= set(Source.model_fields)
+
+
+@pytest.mark.parametrize("name", [name for name in WRITERS if name != "toy"])
+@pytest.mark.parametrize("place", [0, -1])
+def test_a_file_that_may_not_be_read_costs_its_rows(
+    name: str, place: int, s3: S3Server, tmp_path: Path
+):
+    WRITERS[name](tmp_path)
+    files = sorted(tmp_path.iterdir())
+    store = s3.store()
+    for file in files:
+        store.put(file.name, file.read_bytes())
+    denied = files[place].name
+    with FaultProxy(s3.endpoint_url, Rule(DENIED, "GET|HEAD", rf"/{denied}", last=999)) as proxy:
+        fields = {**FIELDS.get(name, {}), "storage_options": s3.options_at(proxy.url)}
+        source = Source(uri=store.uri, format=name, **fields)
+        inputs = list_inputs(source, max_extent_rows=4)
+        rows = pa.concat_tables(read(source, inputs)).to_pylist()
+    failed = [row for row in rows if row[ERROR]]
+    is_row = format_of(source).counts_rows == "listing"
+    reason = Reason.ACCESS_DENIED if is_row else Reason.UNREADABLE_SHARD
+    assert [(row[ROW_ID], row[ERROR]) for row in failed] == [(denied, reason)]
+    assert "access denied" in failed[0]["message"]
+    assert len(rows) - 1 == (NUM_ROWS - 1 if is_row else [6, 0, 4][place])
 
 
 def test_all_rows_are_read_under_ids_of_their_own(source: Source):

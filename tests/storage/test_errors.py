@@ -13,7 +13,7 @@ from gcsfs.retry import HttpError
 from google.auth.exceptions import RefreshError
 
 from pipeline.core.backoff import BadBlockError, TransientError
-from pipeline.core.errors import InfraError, JobError, PipelineError
+from pipeline.core.errors import AccessDenied, InfraError, JobError, PipelineError
 from pipeline.storage.errors import (
     classify,
     is_conflict,
@@ -106,7 +106,7 @@ ANSWERS: list[tuple[BaseException, type[PipelineError], str]] = [
     (answered("Odd", 418), JobError, "refused with Odd"),
     (answered("Odd", 400), JobError, "wrong region or endpoint"),
     (answered("Odd", 499), JobError, "refused with Odd"),
-    (answered("Odd", 403), JobError, "access denied: .* credentials are wrong"),
+    (answered("Odd", 403), AccessDenied, "access denied: .* credentials are wrong"),
     (answered("", 404), JobError, "no such file"),
     *((answered("Odd", status), TransientError, "answered Odd") for status in (408, 409, 412, 429)),
     *((answered("Odd", status), TransientError, "answered Odd") for status in (301, 500, 503)),
@@ -116,16 +116,20 @@ ANSWERS: list[tuple[BaseException, type[PipelineError], str]] = [
     (answered("ThrottlingException", 400), TransientError, "answered ThrottlingException"),
     (answered("SlowDownRead", 400), TransientError, "answered SlowDownRead"),
     (azure_answered(StorageErrorCode.CONTAINER_NOT_FOUND, 404), JobError, "no such bucket"),
-    (azure_answered("BlobArchived", 409), JobError, "archived: restore it"),
-    (azure_answered(None, 403), JobError, "access denied"),
+    (azure_answered("BlobArchived", 409), AccessDenied, "archived: restore it"),
+    (azure_answered(None, 403), AccessDenied, "access denied"),
     (azure_answered(None, 503), TransientError, "answered 503"),
     (azure_answered(None, None), TransientError, "cannot be reached or broke off"),
     (ServiceRequestError("no"), TransientError, "cannot be reached or broke off"),
     (HttpError({"code": 401}), JobError, "credentials are wrong"),
     (HttpError({"code": 500}), TransientError, "answered 500"),
     (HttpError({}), TransientError, "cannot be reached or broke off"),
-    (caused(OSError(5, "eio"), answered("AccessDenied", 403)), JobError, "access denied: allow"),
-    (OSError("Forbidden: b/x"), JobError, "access denied: .* credentials are wrong"),
+    (
+        caused(OSError(5, "eio"), answered("AccessDenied", 403)),
+        AccessDenied,
+        "access denied: allow",
+    ),
+    (OSError("Forbidden: b/x"), AccessDenied, "access denied: .* credentials are wrong"),
     (OSError("Forbidden: Rate Limit Exceeded"), TransientError, "answered 403"),
     (OSError("It is Forbidden: Rate Limit"), TransientError, "cannot be reached or broke off"),
     (NoCredentialsError(), JobError, "credentials are wrong"),
@@ -139,7 +143,9 @@ ANSWERS: list[tuple[BaseException, type[PipelineError], str]] = [
     *((OSError(n, "x"), InfraError, "no space left: free") for n in (errno.ENOSPC, errno.EDQUOT)),
     (OSError(errno.EFBIG, "x"), JobError, "too large for this file system"),
     (OSError(errno.EROFS, "x"), JobError, "read-only file system"),
-    *((OSError(n, "x"), JobError, "access|not allowed") for n in (errno.EACCES, errno.EPERM)),
+    (OSError(errno.EACCES, "x"), AccessDenied, "access denied: allow"),
+    (OSError(errno.EPERM, "x"), JobError, "not allowed there"),
+    (answered("InvalidObjectState", 403), AccessDenied, "archived: restore it"),
     *(
         (OSError(n, "x"), JobError, "no such file|not a")
         for n in (errno.ENOENT, errno.ENAMETOOLONG)

@@ -1,6 +1,7 @@
 """Watch the first rows that reach a model: if all fail for one cause, it is not the rows' fault.
 
-The same holds of a user's own transform, as long as no row gets past it to the model.
+The same holds of a user's own transform, and of files that may not be read, as long as no row gets
+past that to the model.
 
 A row with a prediction, or with another cause, ends the watch: later failures only quarantine their
 rows.
@@ -59,22 +60,22 @@ class SystematicFailureDetector:
         self._mark = folder / MARK
 
     def prepared(self, rows: pa.Table) -> None:
-        """Note a slice as it comes to the model: rows may all have failed in the user's transform.
+        """Note a slice as it comes to the model: none of its rows may have got so far.
 
         Raises:
-            SystematicFailure: They have, for one cause, and there are enough of them.
+            SystematicFailure: None has, for one cause, and there are enough of them.
         """
         if self._is_over or rows.column(ERROR).null_count:
             return  # what gets past it is for the model to fail or to predict
-        transform_failures = [
+        early_failures = [
             (row, failure)
             for row, failure in enumerate(failures_of(rows))
-            if failure is not None and failure.is_of_transform_factory
+            if failure is not None and failure.is_of_job
         ]
-        if not transform_failures:
+        if not early_failures:
             return
         row_ids = rows.column(ROW_ID)
-        for row, failure in transform_failures:
+        for row, failure in early_failures:
             self.failed(
                 str(row_ids[row]), RaisedFailure(failure.reason, failure.stage, failure.message)
             )
@@ -96,7 +97,9 @@ class SystematicFailureDetector:
                 self._count(cause_of(failure, row_id), failure)
 
     def _count(self, cause: Cause, failure: Failure) -> None:
-        if not isinstance(failure, RaisedFailure) or not _is_users(failure):
+        if not isinstance(failure, RaisedFailure) or not (
+            failure.is_of_job or failure.reason is Reason.MODEL_ERROR
+        ):
             self._is_over = True
         elif self._failed is None or self._first is None:
             self._failed, self._first = cause, failure
@@ -128,11 +131,6 @@ class SystematicFailureDetector:
             self._is_over = True
             return
         raise SystematicFailure.of(self._failed, self._first.where)
-
-
-def _is_users(failure: Failure) -> bool:
-    """Tell whether the user's own code raised."""
-    return failure.is_of_transform_factory or failure.reason is Reason.MODEL_ERROR
 
 
 def _are_alike(one: RaisedFailure, one_key: str, other: RaisedFailure, other_key: str) -> bool:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.core.backoff import BAD_BLOCK, BadBlockError, is_bad_block, with_retries
-from pipeline.core.errors import JobError, PipelineError
+from pipeline.core.errors import AccessDenied, JobError, PipelineError
 from pipeline.core.failures import Reason
 from pipeline.job.source import Source
 from pipeline.sources.columns.column_path import paths_of, with_paths
@@ -42,8 +42,8 @@ class Footer:
 
 
 def is_unreadable(error: BaseException) -> bool:
-    """Tell whether an error means a broken Parquet file or a bad block, not a failing store."""
-    if isinstance(error, BadBlockError) or is_bad_block(error):
+    """Tell whether an error is of this file alone, which is broken or denied, not of the store."""
+    if isinstance(error, BadBlockError | AccessDenied) or is_bad_block(error):
         return True
     if isinstance(error, pa.ArrowException) and not isinstance(error, OSError):
         return True
@@ -101,7 +101,7 @@ def _read_footer(store: Store, shard: StoredFile, source: Source) -> Footer:
         return with_retries(read)
     except FileNotFoundError:
         return Footer(reason=Reason.MISSING, message="vanished while it was listed")
-    except (pa.ArrowException, OSError, BadBlockError) as error:
+    except (pa.ArrowException, OSError, BadBlockError, AccessDenied) as error:
         if not is_unreadable(error):
             raise
         return Footer(reason=Reason.UNREADABLE_SHARD, message=str(error))

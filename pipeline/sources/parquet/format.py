@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.core.backoff import BAD_BLOCK, TRIES, BadBlockError, is_bad_block, wait_before_retry
+from pipeline.core.errors import AccessDenied
 from pipeline.core.failures import Failure, Reason
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import FIELDS_OF_COLUMNS, Source
@@ -64,7 +65,7 @@ def read_tables(reader: Reader, extent: Extent) -> Iterator[pa.Table]:
                 del table
         except FileNotFoundError:
             failure = Failure(Reason.MISSING, STAGE, "vanished since it was planned")
-        except (pa.ArrowException, OSError, BadBlockError) as error:
+        except (pa.ArrowException, OSError, BadBlockError, AccessDenied) as error:
             if is_bad_block(error) and attempt < TRIES:
                 wait_before_retry(attempt)
                 continue
@@ -82,8 +83,8 @@ def read_tables(reader: Reader, extent: Extent) -> Iterator[pa.Table]:
 
 
 def _require_unchanged(reader: Reader, extent: Extent) -> None:
-    """Raise if the shard was written while it was read; a deleted one was not."""
-    with contextlib.suppress(FileNotFoundError):
+    """Raise if the shard was written while it was read; a deleted or denied one was not."""
+    with contextlib.suppress(FileNotFoundError, AccessDenied):
         require_unchanged(reader.store, extent)
 
 

@@ -25,7 +25,7 @@ from urllib.parse import urljoin
 import pyarrow as pa
 
 from pipeline.core.arrays import as_array
-from pipeline.core.errors import JobError
+from pipeline.core.errors import AccessDenied, JobError
 from pipeline.core.failures import Failure, Reason, RowError
 from pipeline.core.printable import clean_message
 from pipeline.job.source import Source
@@ -74,7 +74,7 @@ def fetch_many(
     Paths of `file://` and of object stores are literal: `%20` is not a space in them.
 
     Raises:
-        JobError: A root cannot be read: access denied, no such bucket, wrong credentials.
+        JobError: A root cannot be read: no such bucket, wrong credentials.
         InfraError: The store of a root failed, or this machine has no more sockets.
     """
     if not uris:
@@ -97,6 +97,8 @@ def _fetch(uri: str | None, policy: FetchPolicy, web: Web) -> Fetched:
         return Fetched(_read(absolute, policy), None)
     except RowError as error:
         return Fetched(None, (error.reason, clean_message(redact(str(error)))))
+    except AccessDenied as error:
+        return Fetched(None, (Reason.ACCESS_DENIED, error.why))
 
 
 def _absolute(uri: str, base: str | None) -> str:
@@ -131,7 +133,11 @@ def _read(uri: str, policy: FetchPolicy) -> bytes:
     elif not path or path[0] == "/" or path[-1] == "/" or len(path.encode()) > _KEY_MAX_BYTES:
         raise missing
     store = Store(root, options)
-    file = store.stat(path)
+    try:
+        file = store.stat(path)
+    except AccessDenied:
+        store.read_bytes(path)  # what answers a HEAD does not say whether credentials are wrong
+        raise
     if file is None:
         raise missing
     check_size(file.size_bytes, policy)

@@ -173,6 +173,16 @@ def untransformed(failures: list[Failure | None]) -> pa.Table:
     return rows_of(images(len(failures)), failures)
 
 
+def test_files_that_all_are_denied_end_the_run():
+    denied = Failure(Reason.ACCESS_DENIED, "read", "access denied: allow list, read there")
+    with pytest.raises(SystematicFailure, match=f"all {ENOUGH} rows .*: access_denied"):
+        SystematicFailureDetector(None).prepared(untransformed([denied] * ENOUGH))
+    first = SystematicFailureDetector(None)
+    first.prepared(untransformed([*[denied] * (ENOUGH - 1), BAD, None]))
+    first.predicted()
+    first.prepared(untransformed([denied] * ENOUGH))
+
+
 def test_rows_that_all_fail_in_the_users_transform_end_the_run():
     first = SystematicFailureDetector(10_000)
     first.prepared(untransformed([OF_TRANSFORM, BAD] * (ENOUGH // 2 - 1)))

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+from support.servers.faultproxy import DENIED, FaultProxy, Rule
 from support.servers.httpserver import (
     PIECE,
     Answer,
@@ -684,6 +685,17 @@ def test_wrong_credentials_are_the_fault_of_the_job(s3: LocalServer):
     with pytest.raises(JobError) as raised:
         fetch_many([s3.uri("a.jpg")] * 3, policy)
     assert "wrongwrong" not in str(raised.value)
+
+
+def test_an_object_that_may_not_be_read_costs_its_row(s3: LocalServer):
+    store = s3.store()
+    for name in ("a.jpg", "b.jpg"):
+        store.put(name, name.encode())
+    with FaultProxy(s3.endpoint_url, Rule(DENIED, "GET|HEAD", "/a.jpg", last=99)) as proxy:
+        policy = FetchPolicy(LIMIT_BYTES, roots={store.uri: s3.options_at(proxy.url)})
+        denied, read = fetch_many([store.url("a.jpg"), store.url("b.jpg")], policy)
+    assert (reason(denied), read.data) == (Reason.ACCESS_DENIED, b"b.jpg")
+    assert message(denied).startswith("access denied: allow")
 
 
 def test_results_keep_their_order_whatever_each_does(
