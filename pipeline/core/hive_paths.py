@@ -70,6 +70,13 @@ def hive_values(path: str) -> dict[str, str | None]:
     return {key: _decode(value) for key, value in _folders(path)}
 
 
+def above_root(uri: str, column: str) -> str:
+    """Return what to add if a column is missing below a source, or '': its folder is above it."""
+    if column not in hive_values(f"{uri}/"):
+        return ""
+    return f"; the folder {column}=... is above source.uri, which must name a folder above it"
+
+
 def folder_trouble(column: str, value: str | None) -> str:
     """Say why a value cannot be a folder name, or ''.
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 SEMANTICS: Mapping[str, int] = {
-    "images": 1,
-    "audio": 1,
+    "images": 2,
+    "audio": 2,
     "parquet": 3,
     "jsonl": 4,
     "csv": 3,

@@ -1,16 +1,23 @@
-"""Loose files of images or of clips of sound: each file is one extent of one row."""
+"""Loose files of images or of clips of sound: each file is one extent of one row.
+
+The columns of a row are in the names of its folders, `label=cat/`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+import pyarrow as pa
+
 from pipeline.core.backoff import BadBlockError
-from pipeline.core.errors import AccessDenied
+from pipeline.core.errors import AccessDenied, JobError
 from pipeline.core.failures import Failure, Reason
+from pipeline.core.hive_paths import above_root, hive_values
 from pipeline.core.schema import ENCODED
 from pipeline.core.semantics import SEMANTICS
 from pipeline.job.source import Source
-from pipeline.sources.columns.base import STAGE
+from pipeline.sources.columns.base import STAGE, Failures, fail
+from pipeline.sources.columns.pass_through import check_names, declare, pass_through
 from pipeline.sources.extents import Extent
 from pipeline.sources.rows import Reader, changed, make_rows
 from pipeline.sources.source_format import CountsRows, Measured, RowIds, Rows, SourceFormat
@@ -28,8 +35,8 @@ class ImageFiles(SourceFormat):
     counts_rows: CountsRows = "listing"
     semantics = SEMANTICS["images"]
     kinds = frozenset(["a JPEG", "a PNG"])
-    # Accepted without effect, so that one job file serves files and Parquet.
-    fields = frozenset(["image_column", "id_column", "casts", "pass_through"])
+    # The column has no effect: it is accepted, so that one job file serves files and Parquet.
+    fields = frozenset(["image_column", "casts", "pass_through"])
 
     def row_ids(self, source: Source) -> RowIds:
         return "path"
@@ -37,11 +44,17 @@ class ImageFiles(SourceFormat):
     def measure(
         self, store: Store, shards: Sequence[StoredFile], source: Source, *, max_extent_rows: int
     ) -> Measured:
-        """Return one extent of one row per file."""
-        extents = (
-            Extent(s.path, s.size_bytes, s.version, 0, 1, float(s.size_bytes)) for s in shards
-        )
-        return Measured(tuple(extents), fields=ENCODED[self.holds].fields)
+        """Return one extent of one row per file.
+
+        Raises:
+            JobError: A column is in no file's folders, or cannot be published.
+        """
+        check_names(source)
+        extents = tuple(_measured(shard, source) for shard in shards)
+        if extents and all(extent.reason for extent in extents):
+            raise JobError(f"source.pass_through: {extents[0].path}: {extents[0].message}")
+        declared = declare(source, pa.schema([]), extents[0].path if extents else "")
+        return Measured(extents, declared, fields=ENCODED[self.holds].fields)
 
     def read(
         self, reader: Reader, extents: Sequence[Extent], is_wanted: Callable[[int], bool]
@@ -49,13 +62,23 @@ class ImageFiles(SourceFormat):
         limit = reader.source.max_image_bytes
         small = {e.path: e.exact_version for e in extents if e.size_bytes <= limit}
         contents = reader.store.read_many(list(small), small)
-        values, failures = zip(
-            *(_judged(reader, extent, contents.get(extent.path)) for extent in extents), strict=True
-        )
+        judged = [_judged(reader, extent, contents.get(extent.path)) for extent in extents]
+        failures: Failures = [failure for _, failure in judged]
         ids = [extent.path for extent in extents]
-        uris = [reader.store.url(extent.path) for extent in extents]
+        uris = [reader.store.url(path) for path in ids]
+        folders = [hive_values(path) for path in ids] if reader.pass_through.names else []
+        columns = {
+            column: pa.array([values.get(column) for values in folders], pa.string())
+            for column in reader.source.passed.values()
+        }
+        passed, problems = pass_through(
+            reader.pass_through, reader.source.passed, reader.folders, pa.table(columns), ""
+        )
+        for row, message in problems.items():
+            fail(failures, [row], Reason.BAD_SCHEMA, message)
+        values = [None if failures[row] else content for row, (content, _) in enumerate(judged)]
         [name] = reader.fields.names
-        yield Rows(make_rows(reader, ids, uris, {name: values}, failures))
+        yield Rows(make_rows(reader, ids, uris, {name: values}, failures, passed))
 
 
 class AudioFiles(ImageFiles):
@@ -66,15 +89,34 @@ class AudioFiles(ImageFiles):
     semantics = SEMANTICS["audio"]
     kinds = frozenset(["WAV", "FLAC", "Ogg", "MP3"])
     holds = "audio"
-    fields = frozenset(["audio_column", "id_column", "casts", "pass_through"])
+    fields = frozenset(["audio_column", "casts", "pass_through"])
 
 
 FORMAT, AUDIO = ImageFiles(), AudioFiles()
 
 
+def _measured(shard: StoredFile, source: Source) -> Extent:
+    folders = hive_values(shard.path) if source.passed else {}
+    lacking = [column for column in source.passed.values() if column not in folders]
+    message = ""
+    if lacking:
+        message = (
+            f"no column {lacking[0]!r}: of files the folders name them, as {lacking[0]}=VALUE/"
+        )
+        message += above_root(source.uri, lacking[0])
+    size = shard.size_bytes
+    return Extent(
+        *(shard.path, size, shard.version, 0, 1, float(size)),
+        reason=Reason.BAD_SCHEMA if lacking else None,
+        message=message,
+    )
+
+
 def _judged(
     reader: Reader, extent: Extent, content: bytes | Exception | None
 ) -> tuple[bytes | None, Failure | None]:
+    if extent.reason is not None:
+        return None, Failure(extent.reason, STAGE, extent.message, num_bytes=extent.size_bytes)
     if content is None:
         message = f"{extent.size_bytes} bytes, the limit is {reader.source.max_image_bytes}"
         return None, Failure(Reason.TOO_LARGE, STAGE, message, num_bytes=extent.size_bytes)

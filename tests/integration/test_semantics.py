@@ -61,8 +61,8 @@ CORPUS = SUPPORT / "inputs" / "corpus"
 LIMITS = DecodeLimits(max_image_bytes=1_000_000, max_image_px=1_000_000)
 
 EXPECTED: dict[str, tuple[int, str]] = {
-    "images": (1, "dc0a7c2e1d3083b1"),
-    "audio": (1, "fd6260b6215c1f50"),
+    "images": (2, "dc0a7c2e1d3083b1"),
+    "audio": (2, "fd6260b6215c1f50"),
     "parquet": (3, "134b53b699ffee4d"),
     "jsonl": (4, "d24f3031f83b469e"),
     "csv": (3, "f1f45d10824ed63f"),

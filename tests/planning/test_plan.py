@@ -224,7 +224,6 @@ def test_nothing_makes_an_empty_plan():
     ("fields", "row_ids"),
     [
         ({"source__format": "images"}, "path"),
-        ({"source__format": "images", "source__id_column": "id"}, "path"),
         ({}, "path#row"),
         ({"source__id_column": "id"}, "column"),
     ],

@@ -320,6 +320,26 @@ def test_a_file_above_the_limit_is_refused_unread(tmp_path: Path):
     assert read_rows[1]["image"] is None
 
 
+def test_folders_name_the_columns_of_files(tmp_path: Path):
+    store = Store(str(tmp_path))
+    for name in ("label=a%20b/year=1/a.jpg", "label=cat/year=x/b.jpg", "year=2/c.jpg"):
+        store.put(name, b"x")
+    columns = {"truth": "label", "year": "year"}
+    reader, plan = images_job(store, 2, pass_through=columns, casts={"year": "int32"})
+    read_rows = rows(read(reader, plan)[0])
+    assert [(row["error"], row["truth"], row["year"]) for row in read_rows] == [
+        (None, "a b", 1),
+        ("bad_schema", "cat", None),
+        ("bad_schema", None, 2),
+    ]
+    assert "no column 'label'" in read_rows[2]["message"]
+    inside = Store(store.url("label=cat"))
+    with pytest.raises(JobError, match=r"no column 'none': of files .* none=VALUE/$"):
+        images_job(inside, 2, pass_through=["year", "none"])
+    with pytest.raises(JobError, match=r"no column 'label': .* above source.uri"):
+        images_job(inside, 2, pass_through={"truth": "label"})
+
+
 def test_a_vanished_file_costs_its_row_and_a_changed_one_stops_the_run(any_store: Store):
     for name in ("a.jpg", "b.jpg", "c.jpg"):
         any_store.put(name, name.encode())

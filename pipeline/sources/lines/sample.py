@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from pipeline.core.errors import JobError
-from pipeline.core.hive_paths import hive_values
+from pipeline.core.hive_paths import above_root, hive_values
 from pipeline.core.printable import listed
 from pipeline.core.schema import FEATURES
 from pipeline.job.features import column_of
@@ -195,6 +195,7 @@ class Sample:
         values = [value for value, _ in lookups if value is not None]
         if not values and name not in self._names:
             why = next((f": {trouble}" for _, trouble in lookups if trouble), "")
+            hint = above_root(self._source.uri, name) or hint
             raise self._refused(f"no column {name!r}{why}; there are {listed(self._names)}{hint}")
         return values
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.core.hive_paths import hive_values
+from pipeline.core.hive_paths import above_root, hive_values
 from pipeline.job.source import Source
 from pipeline.sources.columns.arrow_types import is_binary
 from pipeline.sources.columns.base import NOT_IN_FOLDERS
@@ -77,7 +77,7 @@ def schema_problem(source: Source, schema: pa.Schema, path: str) -> str:
         except NoColumnError as error:
             problem = str(error)
         if name not in hive:
-            return problem
+            return problem + above_root(source.uri, name)
         if name == source.id_column:
             return f"column {name!r} {NOT_IN_FOLDERS}"
         if name in columns.names and (trouble := columns.folder_trouble(name, hive[name])):
