@@ -12,7 +12,9 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 
-from pipeline.commit.manifest import current_manifest
+from pipeline.commit.lease import Lease
+from pipeline.commit.manifest import Manifest, current_manifest
+from pipeline.commit.parts.part_reader import DamagedPart
 from pipeline.commit.publish import repair
 from pipeline.commit.staging import list_staged
 from pipeline.core.errors import JobError
@@ -89,11 +91,27 @@ def _execute(run: RunContext, progress: Progress) -> RunStatus:
             settled, start_s = replace(settled, golden=golden), executor.start_s
             run.record.connected(hardware, settled.allocation, start_s, on_cluster=on_cluster)
             run.record.planned(settled.plan, settled.model, job.resources.num_gpus)
-            staged = _predict(run, work, settled, executor, progress)
-            progress.phase("checking and publishing")
-            manifest = finish(run, work, settled.plan, staged, lease, executor.run_tasks)
+            publish = partial(_publish, run, work, settled, lease, executor, progress)
+            try:
+                manifest = publish()
+            except DamagedPart:  # it is deleted, so that its slice is computed again
+                manifest = publish()
     run.record.published(manifest, store.url(layout.predictions))
     return "nothing_to_do" if manifest is base else "published"
+
+
+def _publish(
+    run: RunContext,
+    work: Work,
+    settled: Settled,
+    lease: Lease,
+    executor: Executor,
+    progress: Progress,
+) -> Manifest:
+    """Compute what is not staged, then publish; raises as `_predict` and `finish`."""
+    staged = _predict(run, work, settled, executor, progress)
+    progress.phase("checking and publishing")
+    return finish(run, work, settled.plan, staged, lease, executor.run_tasks)
 
 
 def _predict(

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, Part
 from pipeline.commit.parts.compaction import Compacted
-from pipeline.commit.parts.part_reader import read_columns
+from pipeline.commit.parts.part_reader import open_part, read_columns
 from pipeline.core.documents import known_fields
 from pipeline.core.failures import Reason
 from pipeline.core.schema import ROW, SHARD
@@ -235,15 +235,17 @@ def read_shard_table(store: Store, layout: Layout, manifest: Manifest) -> ShardT
     name = f"version {manifest.number} of {layout.name}"
     if not manifest.keys:
         raise NoKeys(f"{name} has no table of its shards")
+    path = f"{manifest.keys['folder']}/{SHARDS}"
     try:
-        data = store.read_bytes(f"{manifest.keys['folder']}/{SHARDS}")
+        data = store.read_bytes(path)
     except FileNotFoundError:
         raise NoKeys(f"{name}: the table of its shards is missing") from None
     if hashlib.sha256(data).hexdigest() != manifest.keys["sha256"]:
         raise NoKeys(f"{name}: the table of its shards is damaged")
     # A thread of Arrow's that still holds bytes of Python's while the process ends, aborts it
     # (apache/arrow#34314).
-    table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
+    with open_part(store, path, data=data) as part:
+        table = part.read(use_threads=False)
     facts = json.loads(table.schema.metadata[_ABOUT])
     if facts["format"] > FORMAT:
         raise NoKeys(f"{name}: the table of its shards was written by a newer version")

@@ -11,8 +11,9 @@ import json
 import logging
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol
 
@@ -21,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.commit.layout import COMPACTED, parse_staged_name, staged_name
-from pipeline.commit.parts.part_reader import open_part
+from pipeline.commit.parts.part_reader import DamagedPart, checksums, open_part
 from pipeline.commit.parts.part_writer import META_PREFIX, repetitive_columns
 from pipeline.core.arrays import as_array
 from pipeline.core.aside import checked_pairs, is_taken_over, num_computed, put_back
@@ -42,6 +43,7 @@ from pipeline.storage.store import Store, StoredFile
 
 log = logging.getLogger(__name__)
 _SLICE_META = META_PREFIX + "slice"
+_FOOTER_THREADS = 16
 _OTHERS = 256
 """Known rows of a slice that say how large its numbers usually are."""
 
@@ -53,7 +55,7 @@ class StagedSlice:
     run_id: str
     num_rows: int
     name: str = ""
-    """Of its file."""
+    """Of its file, which the footer cannot know."""
     reasons: dict[str, int] = field(default_factory=dict)
     labels: dict[str, int] = field(default_factory=dict)
     counters: Counters = field(default_factory=dict)
@@ -162,7 +164,7 @@ class StagingWriter:
         labels, numbers = self._measure(rows)
         buffer = io.BytesIO()
         options = {**encodings(rows), "compression": self.compression, "write_statistics": False}
-        with pq.ParquetWriter(buffer, rows.schema, **options) as writer:
+        with pq.ParquetWriter(buffer, rows.schema, write_page_checksum=True, **options) as writer:
             writer.write_table(rows)
             written = StageCounters(
                 rows.num_rows, rows.num_rows, 0, rows.nbytes, buffer.tell(),
@@ -172,21 +174,22 @@ class StagingWriter:
             staged = StagedSlice(
                 self.run_id,
                 rows.num_rows,
-                staged_name(key, uuid.uuid4().hex[:12]),
-                dict(reasons),
-                labels,
-                counters,
-                numbers,
-                [asdict(cause) for cause in causes_of(rows)],
+                reasons=dict(reasons),
+                labels=labels,
+                counters=counters,
+                numbers=numbers,
+                causes=[asdict(cause) for cause in causes_of(rows)],
                 **carried,
             )
             writer.add_key_value_metadata({**self.metadata, _SLICE_META: staged.to_json()})
+        data = buffer.getvalue()
+        name = staged_name(key, f"{uuid.uuid4().hex[:12]}{checksums(data)}")
         encoded, retries = perf_counter(), retries_taken()
-        self.store.put(f"{self.folder}/{staged.name}", buffer.getvalue())
+        self.store.put(f"{self.folder}/{name}", data)
         failpoint("slice_put")
         put_s, retries = perf_counter() - encoded, retries_taken() - retries
         add(counters, "write", StageCounters(busy_s=put_s, retries=retries))
-        return staged
+        return replace(staged, name=name)
 
     def _carried(self, computed: pa.Table, aside: pa.Table) -> dict[str, Any]:
         """Return what a slice says of rows that earlier versions know."""
@@ -308,16 +311,34 @@ def read_footer(store: Store, path: str) -> StagedSlice:
     """Read what a staged part says of itself.
 
     Raises:
-        InfraError: It is not a staged part of ours, or it is gone since it was listed.
+        DamagedPart: It is not as it was written.
+        InfraError: It is gone since it was listed.
     """
     with listed_files(), open_part(store, path) as part:
         return staged_of(part, path)
 
 
+def read_footers(store: Store, paths: Sequence[str]) -> Iterator[StagedSlice | None]:
+    """Read what staged parts say of themselves, in their order; None for one that is damaged."""
+
+    def read(path: str) -> StagedSlice | None:
+        try:
+            return read_footer(store, path)
+        except DamagedPart as error:
+            log.warning("%s; its slice is computed again", error)
+            return None
+
+    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+        yield from pool.map(read, paths)
+
+
 def staged_of(part: pq.ParquetFile, path: str) -> StagedSlice:
-    """Take the `StagedSlice` out of an open part."""
-    metadata = part.metadata.metadata or {}
-    text = metadata.get(_SLICE_META.encode())
+    """Take the `StagedSlice` out of an open part.
+
+    Raises:
+        pa.ArrowInvalid: There is none.
+    """
+    text = (part.metadata.metadata or {}).get(_SLICE_META.encode())
     if text is None:
-        raise InfraError(f"{path}: is not a staged part of this pipeline; move it away")
-    return StagedSlice.from_json(text)
+        raise pa.ArrowInvalid("it is not a staged part of this pipeline")
+    return replace(StagedSlice.from_json(text), name=path.rpartition("/")[2])

@@ -42,6 +42,17 @@ def is_bad_block(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno == errno.EIO
 
 
+def is_damage(error: BaseException) -> bool:
+    """Tell whether an error means damaged bytes of an Arrow file, or a bad block."""
+    import pyarrow as pa
+
+    if isinstance(error, BadBlockError | UnicodeDecodeError) or is_bad_block(error):
+        return True
+    if isinstance(error, pa.ArrowException) and not isinstance(error, OSError):
+        return True
+    return type(error) is OSError and error.errno is None
+
+
 def retries_taken() -> int:
     """Return how many retries this process has taken; the difference of two calls is what counts.
 

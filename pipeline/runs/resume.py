@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from itertools import islice
 
 from pipeline.commit.lease import hold_lease
 from pipeline.commit.manifest import Manifest
 from pipeline.commit.parts.compaction import RunTasks
+from pipeline.commit.parts.part_reader import find_damaged
 from pipeline.commit.publish import repair
-from pipeline.commit.staging import list_staged, read_footer
+from pipeline.commit.staging import list_staged, read_footers
 from pipeline.core.errors import PartitionBusy
 from pipeline.core.failures import Reason
 from pipeline.core.slices import SliceKey
@@ -28,7 +29,8 @@ from pipeline.runs.work import Work
 from pipeline.sources.units import Unit, ctimes_of
 from pipeline.storage.store import StoredFile
 
-_FOOTER_THREADS = 16
+log = logging.getLogger(__name__)
+_PARTS_PER_TASK = 32
 _SLICES_PER_TASK = 4
 """Of known rows: of the same parts, which are then read once."""
 
@@ -38,8 +40,8 @@ def take_over(
 ) -> Mapping[SliceKey, StoredFile]:
     """Count the slices that are staged already; return the staged part of each.
 
-    Those with rows of earlier versions that are not among the `sources` of this run are deleted,
-    and so are those of an interrupted retry with rows that failed again.
+    Deleted are those that are damaged, those with rows of earlier versions that are not among the
+    `sources` of this run, and those of an interrupted retry with rows that failed again.
 
     Slices in which the model failed over every row are deleted: the cause may be mended since, in
     code of the user's that no fingerprint knows. So are slices of local shards that were changed in
@@ -47,27 +49,42 @@ def take_over(
     but nothing tells it from new content.
     """
     counted: set[SliceKey] = set()
+    run.record.start_over()
     seen = _Seen(run, plan)
     while True:
         staged = list_staged(run.store, run.layout.staging(plan.work))
         done = [key for key in done_slices(plan, staged) if key not in counted]
         paths, failed = [staged[key].path for key in done], list[str]()
-        with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-            footers = pool.map(partial(read_footer, run.store), paths)
-            for key, path, footer in zip(done, paths, footers, strict=True):
-                note_progress("read the footer of a finished slice")
-                is_stale = seen.have_changed(key.unit, footer.run_id)
-                is_stale |= not sources.issuperset(footer.sources)
-                is_stale |= run.record.is_retry and bool(footer.num_quarantined)
-                if is_stale or footer.is_without_predictions_by(Reason.MODEL_ERROR):
-                    failed.append(path)
-                else:
-                    run.record.resumed(footer)
-                    counted.add(key)
+        footers = read_footers(run.store, paths)
+        for key, path, footer in zip(done, paths, footers, strict=True):
+            note_progress("read the footer of a finished slice")
+            if (
+                footer is None
+                or seen.have_changed(key.unit, footer.run_id)
+                or not sources.issuperset(footer.sources)
+                or (run.record.is_retry and footer.num_quarantined)
+                or footer.is_without_predictions_by(Reason.MODEL_ERROR)
+            ):
+                failed.append(path)
+            else:
+                run.record.resumed(footer)
+                counted.add(key)
         if not failed:
             seen.note()
             return staged
         run.store.delete(failed)  # another attempt at the same slice may come forth now
+
+
+def drop_damaged(
+    run: RunContext, staged: Mapping[SliceKey, StoredFile], run_tasks: RunTasks
+) -> None:
+    """Read all staged parts and delete those that are damaged, so that they are computed again."""
+    paths = iter([file.path for file in staged.values()])
+    calls = [(run.store, chunk) for chunk in iter(lambda: [*islice(paths, _PARTS_PER_TASK)], [])]
+    for damaged in run_tasks(find_damaged, calls):
+        for error in damaged.values():
+            log.warning("%s; its slice is computed again", error)
+        run.store.delete([*damaged])
 
 
 def stage_known_slices(

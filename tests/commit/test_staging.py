@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from support.runs.published import Rows, slice_table
 
 from pipeline.commit.layout import Layout
+from pipeline.commit.parts.part_reader import DamagedPart, find_damaged, read_columns
 from pipeline.commit.staging import (
     Checked,
     StagedSlice,
@@ -22,6 +24,7 @@ from pipeline.commit.staging import (
     list_staged,
     quarantine_without_folder,
     read_footer,
+    read_footers,
 )
 from pipeline.core.errors import InfraError
 from pipeline.core.failures import Failure, Reason, failure_columns
@@ -117,8 +120,26 @@ def test_of_a_published_plan_the_parts_of_other_runs_stay(tmp_path: Path):
 def test_a_part_that_is_not_staged_by_this_pipeline_is_refused(tmp_path: Path):
     store = Store(str(tmp_path))
     pq.write_table(rows_of(4), tmp_path / "x.parquet")
-    with pytest.raises(InfraError, match=r"x\.parquet: is not a staged part of this pipeline"):
+    with pytest.raises(InfraError, match=r"x\.parquet: is damaged \(it is not a staged part of"):
         read_footer(store, "x.parquet")
+
+
+def test_each_damaged_bit_of_a_staged_part_is_found(tmp_path: Path):
+    store, key = Store(str(tmp_path)), SliceKey(0, 0, 40, is_last=True)
+    rows = slice_table(Rows(rows_per_slice=40), 0)
+    StagingWriter(store, "s", "r", "zstd", {}).write(key, {}, rows)
+    path = list_staged(store, "s")[key].path
+    data = store.read_bytes(path)
+    footer_at = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    for at in [*range(0, len(data), 61), *range(len(data) - 9, len(data))]:
+        store.put(path, data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :])
+        assert [*find_damaged(store, [path])] == [path]
+        if at >= footer_at:
+            assert [*read_footers(store, [path])] == [None]
+        with contextlib.suppress(DamagedPart):  # what no checksum of a page covers is no value
+            assert read_columns(store, path).equals(rows), at
+    store.put(path, data)
+    assert not find_damaged(store, [path])
 
 
 def test_the_footer_says_what_the_slice_holds_and_what_was_done_for_it(tmp_path: Path):

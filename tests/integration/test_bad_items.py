@@ -23,7 +23,7 @@ from pipeline.core.schema import IMAGE_FIELDS
 from pipeline.job.source import Source
 from pipeline.planning.slicing import SliceSizes, make_units
 from pipeline.sources.inputs import Inputs, list_inputs
-from pipeline.sources.parquet.footers import is_unreadable, read_footers
+from pipeline.sources.parquet.footers import read_footers
 from pipeline.sources.reader import read_slices
 from pipeline.sources.rows import Reader
 from pipeline.sources.units import Unit
@@ -287,7 +287,7 @@ def test_a_mount_that_is_gone_is_no_row_s_trouble(number: int):
     error = classify(OSError(number, os.strerror(number)), "cannot read x")
     assert isinstance(error, InfraError)
     assert not isinstance(error, backoff.BadBlockError)
-    assert not is_unreadable(OSError(number, os.strerror(number)))
+    assert not backoff.is_damage(OSError(number, os.strerror(number)))
 
 
 def test_what_is_half_a_disk_and_half_a_store_is_no_bad_block():

@@ -1,21 +1,26 @@
 """What a run takes over of earlier ones: all that is staged, but for slices that a model failed.
 
-And but for slices of files that changed since.
+And but for slices of files that changed since, and for parts that are damaged.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
-from support.runs.carried_runs import NUM_ROWS, make_partition
+from support.inputs.photos import build_images
+from support.runs.carried_runs import NUM_ROWS, make_partition, run_whole
+from support.runs.cli import pipeline, write_job
 from support.runs.earlier_partitions import LAYOUT, EarlierPartition, predict_rows
 
+from pipeline.commit.parts.part_reader import DamagedPart
 from pipeline.commit.parts.part_writer import file_metadata
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.staging import StagedSlice, StagingWriter, list_staged
 from pipeline.core.causes import SystematicFailure
+from pipeline.core.environment import FAILPOINT
 from pipeline.core.failures import Failure, Reason
 from pipeline.execution.isolation.row_isolation import fail
 from pipeline.planning.plan import Plan
@@ -25,7 +30,9 @@ from pipeline.runs.context import RunContext
 from pipeline.runs.ending.finish import fail_fast_on_certain_refusal, require_some_row
 from pipeline.runs.preparing.prepare import prepare
 from pipeline.runs.resume import take_over
+from pipeline.runs.work import divide
 from pipeline.sources.reader import read_slices
+from pipeline.storage.store import Store
 
 SLICE_ROWS = 4
 
@@ -100,6 +107,52 @@ def test_slices_of_files_that_changed_unseen_go_again(form: str, is_noted: bool,
     stage(partition, failed=set(), run_id=again.record.run_id)
     third, plan = planned(partition)
     assert missing_units(plan, take_over(third, plan)) == {}
+
+
+@pytest.mark.parametrize("columns", [[], ["label"]], ids=["one folder", "by value"])
+def test_a_staged_part_that_is_damaged_in_any_byte_is_computed_again(
+    columns: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    partition = make_partition(tmp_path, "images", sink={"partition_columns": columns})
+    run = partition.new_run()
+    plan, model = prepare(run)
+    partition.stage(run, divide(run, plan, model, None, lambda _: None))
+    staged = list_staged(partition.out, LAYOUT.staging(plan.fingerprint))
+    path, whole = next(iter(staged.values())).path, run_whole(partition, tmp_path)
+    for fault in (0, 5, 10, 15):
+        night = partition.at(Store(str(tmp_path / f"out-{fault}")))
+        shutil.copytree(tmp_path / "out", night.out.uri)
+        data = bytearray(night.out.read_bytes(path))
+        if fault:
+            data[len(data) * fault // 16] ^= 1 << fault % 8
+        night.out.put(path, bytes(data) if fault else bytes(data[: len(data) // 2]))
+        caplog.clear()
+        try:
+            night.run()
+        except DamagedPart:  # found behind its footer, and deleted: a run of the command goes on
+            night.run()
+        assert night.content() == whole.content()
+        [warning] = caplog.messages
+        assert f"{night.out.url(path)}: is damaged" in warning
+
+
+@pytest.mark.no_ray
+def test_a_run_computes_what_is_damaged_in_what_it_takes_over(tmp_path: Path):
+    build_images(tmp_path / "in", 12, seed=1, num_bad=0)
+    source = {"uri": str(tmp_path / "in"), "format": "images"}
+    out, run = str(tmp_path / "out"), {"slice_rows": 4}
+    job = write_job(tmp_path / "job.yaml", source, out, run=run)
+    arguments = ("run", job, "--date", "2026-11-24", "--json")
+    assert pipeline(*arguments, env={FAILPOINT: "judged"}).code
+    part = next((tmp_path / "out/_control").rglob("staging/*/000000-*.parquet"))
+    data = bytearray(part.read_bytes())
+    data[30] ^= 1  # in a page, which no run reads before it publishes
+    part.write_bytes(data)
+    done = pipeline(*arguments)
+    assert done.code == 0, done.stderr
+    assert done.stderr.count(f"{part}: is damaged") == 1
+    rows = done.json["rows"]
+    assert (rows["predicted"], rows["computed"], rows["resumed"]) == (12, 4, 8)
 
 
 @pytest.mark.parametrize("reason", [Reason.NON_FINITE, Reason.NATIVE_CRASH, Reason.OUT_OF_MEMORY])

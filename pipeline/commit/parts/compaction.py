@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.commit.layout import part_name
 from pipeline.commit.manifest import Part
+from pipeline.commit.parts.part_reader import open_part
 from pipeline.commit.parts.part_writer import PartFormat, PartStream
 from pipeline.commit.parts.quarantine import mark_duplicates, to_quarantine
 from pipeline.commit.parts.row_ids import sum_of_parts
@@ -157,7 +157,7 @@ class Compactor:
         for chunk in _read_chunks(group.slices):
             contents = self.store.read_many([path for _, path, _ in chunk])
             for key, path, size_bytes in chunk:
-                staged, rows = _decode(contents[path], path)
+                staged, rows = _decode(self.store, contents[path], path)
                 rows = mark_duplicates(rows, group.duplicates.get(key, ()))
                 if INPUT_HASH in self.schema.names and INPUT_HASH not in rows.column_names:
                     # It was staged by a run whose job did not ask for hashes.
@@ -265,12 +265,12 @@ def _read_chunks(slices: Sequence[SizedSlice]) -> Iterator[list[SizedSlice]]:
         yield chunk
 
 
-def _decode(data: bytes | Exception, path: str) -> tuple[StagedSlice, pa.Table]:
+def _decode(store: Store, data: bytes | Exception, path: str) -> tuple[StagedSlice, pa.Table]:
     if isinstance(data, Exception):
         with listed_files():
             raise data
-    part = pq.ParquetFile(pa.BufferReader(data))
-    return staged_of(part, path), part.read()
+    with open_part(store, path, data=data) as part:
+        return staged_of(part, path), part.read()
 
 
 def _divided(rows: pa.Table, is_good: pa.ChunkedArray) -> tuple[pa.Table, pa.Table]:

@@ -1,24 +1,113 @@
-"""Read Parquet parts of an output: staged, published, or of the quarantine.
+"""Open Parquet files of an output: staged slices, parts, sorted rows, tables of keys.
 
-A part that is gone raises FileNotFoundError, a store that fails PipelineError.
+All that is read again is opened here. Pages have checksums, which are verified. The names of files
+that only runs read end with checksums of their footer and of all their bytes.
+
+A file that is gone raises FileNotFoundError, a store that fails PipelineError.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+import re
+import zlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.core.backoff import is_damage
+from pipeline.core.errors import InfraError
+from pipeline.core.printable import clean_message
 from pipeline.storage.store import Store
+
+_CHECKSUMS = re.compile(r"-[0-9a-z]{12}([0-9a-f]{8})([0-9a-f]{8})\.parquet$")
+_TAIL_BYTES = 64 << 10
+"""What Arrow, too, reads of a file at first: mostly all of its footer."""
+
+
+class DamagedPart(InfraError):
+    """The bytes of a file of ours are not those that were written: it counts as not there."""
+
+
+def checksums(data: bytes) -> str:
+    """Return what the name of a Parquet file ends with: CRC-32 of its footer, and of all of it."""
+    return f"{zlib.crc32(data[-_footer_bytes(data) :]):08x}{zlib.crc32(data):08x}"
 
 
 @contextlib.contextmanager
-def open_part(store: Store, path: str) -> Iterator[pq.ParquetFile]:
-    """Open a part: its footer is read, its rows are not."""
-    with store.open(path) as handle:
-        yield pq.ParquetFile(handle)
+def open_part(
+    store: Store,
+    path: str,
+    *,
+    data: bytes | None = None,
+    size_bytes: int | None = None,
+    footer: pq.FileMetaData | None = None,
+    pre_buffer: bool = False,
+) -> Iterator[pq.ParquetFile]:
+    """Open a part: its footer is read, its rows are not.
+
+    Args:
+        data: All its bytes, if they are there already.
+        size_bytes: How many it must have.
+        footer: What was read of it before.
+        pre_buffer: Read the columns that are asked for with few requests.
+
+    Raises:
+        DamagedPart: It is not as it was written; also out of the body, where rows are read.
+    """
+    try:
+        with store.open(path) if data is None else pa.BufferReader(data) as handle:
+            num_bytes, expected = handle.seek(0, os.SEEK_END), _CHECKSUMS.search(path)
+            if size_bytes not in (None, num_bytes):
+                raise pa.ArrowInvalid(f"it has {num_bytes} bytes, its manifest says {size_bytes}")
+            if expected and data is not None and zlib.crc32(data) != int(expected[2], 16):
+                raise pa.ArrowInvalid("its bytes have another checksum")
+            if footer is None:
+                checksum = int(expected[1], 16) if expected else None
+                footer = _read_footer(handle, num_bytes, checksum)
+            yield pq.ParquetFile(
+                handle,
+                metadata=footer,
+                pre_buffer=pre_buffer,
+                page_checksum_verification=data is None or expected is None,  # else it is done
+            )
+    except Exception as error:
+        if not is_damage(error):
+            raise
+        reason = clean_message(str(error) or repr(error), 200)
+        raise DamagedPart(f"{store.url(path)}: is damaged ({reason})") from error
+
+
+def _read_footer(handle: Any, size_bytes: int, checksum: int | None) -> pq.FileMetaData:
+    tail, wanted = b"", _TAIL_BYTES
+    while len(tail) < min(wanted, size_bytes):
+        handle.seek(max(0, size_bytes - wanted))
+        tail = handle.read()
+        wanted = _footer_bytes(tail)
+    footer = tail[-wanted:]
+    if checksum is not None and zlib.crc32(footer) != checksum:
+        raise pa.ArrowInvalid("its footer has another checksum")
+    return pq.read_metadata(pa.BufferReader(footer))
+
+
+def _footer_bytes(tail: bytes) -> int:
+    """Return how many bytes a footer has, with its length and the mark at its end."""
+    return int.from_bytes(tail[-8:-4], "little") + 8
+
+
+def find_damaged(store: Store, paths: Sequence[str]) -> dict[str, str]:
+    """Read whole parts; return the path of each that is damaged -> what is said of it."""
+    damaged: dict[str, str] = {}
+    for path in paths:
+        try:
+            with open_part(store, path, data=store.read_bytes(path)) as part:
+                part.read()
+        except DamagedPart as error:
+            damaged[path] = str(error)
+    return damaged
 
 
 def read_columns(store: Store, path: str, columns: Sequence[str] | None = None) -> pa.Table:

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import count, pairwise, repeat
 from typing import TypeVar
 
 import numpy as np
@@ -31,6 +32,7 @@ from pipeline.commit.parts.compaction import (
     SliceRows,
     cut_groups,
 )
+from pipeline.commit.parts.part_reader import checksums, open_part
 from pipeline.core.arrays import Numbers
 from pipeline.core.errors import GateRefused
 from pipeline.core.hive_paths import MAX_VALUES, to_segment, to_text, without
@@ -114,18 +116,21 @@ class Regrouper:
         order = np.argsort(codes, kind="stable")
         bounds = np.searchsorted(codes[order], np.arange(len(folders) + 1)).tolist()
         rows = rows.take(pa.array(order))
-        path, buffer = f"sorted/{index:06d}-{nth:03d}.parquet", io.BytesIO()
-        pieces: list[tuple[RowGroupRef, Numbers]] = []
-        with pq.ParquetWriter(buffer, rows.schema, compression="zstd") as writer:
-            for number, folder in enumerate(folders):
-                first, end = bounds[number : number + 2]
+        buffer, sizes = io.BytesIO(), list[int]()
+        options = {"compression": "zstd", "write_page_checksum": True}
+        with pq.ParquetWriter(buffer, rows.schema, **options) as writer:
+            for first, end in pairwise(bounds):
                 started = buffer.tell()
                 writer.write_table(rows.slice(first, end - first), row_group_size=end - first)
-                piece = RowGroupRef(folder, path, number, buffer.tell() - started)
-                pieces.append((piece, ranks[order[first:end]]))
-        if pieces:
-            self.compactor.store.put(f"{self.compactor.folder}/{path}", buffer.getvalue())
-        return pieces
+                sizes.append(buffer.tell() - started)
+        if not folders:
+            return []
+        data = buffer.getvalue()
+        path = f"sorted/{index:06d}-{nth:012d}{checksums(data)}.parquet"
+        self.compactor.store.put(f"{self.compactor.folder}/{path}", data)
+        pieces = np.split(ranks[order], bounds[1:-1])
+        refs = map(RowGroupRef, folders, repeat(path), count(), sizes)
+        return [*zip(refs, pieces, strict=True)]
 
     def write_folders(self, group: FolderGroup) -> tuple[Part, ...]:
         """Write the parts of some values."""
@@ -155,9 +160,9 @@ def read_piece(
 
     `footers` keeps the footers of files that were read.
     """
-    with store.open(f"{folder}/{piece.path}") as handle:
+    path, footer = f"{folder}/{piece.path}", footers.get(piece.path)
+    with open_part(store, path, footer=footer, pre_buffer=True) as file:
         # Two threads may both read a footer that none has yet; they find the same.
-        file = pq.ParquetFile(handle, metadata=footers.get(piece.path), pre_buffer=True)
         footers[piece.path] = file.metadata
         return file.read_row_group(piece.row_group, columns=schema.names).select(schema.names)
 

@@ -28,7 +28,7 @@ from pipeline.core.schema import QUARANTINE_SCHEMA
 from pipeline.storage.store import Store
 
 OutputFolder = Literal["predictions", "quarantine"]
-_FORMAT = ds.ParquetFileFormat()
+_FORMAT = ds.ParquetFileFormat(page_checksum_verification=True)
 _KEPT: deque[pafs.PyFileSystem] = deque(maxlen=16)
 """Those of the last datasets. Otherwise a thread of Arrow may be the one that frees such an object
 of Python while the interpreter ends, which aborts the process."""

@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.commit.manifest import Part
-from pipeline.commit.parts.part_reader import read_batches
+from pipeline.commit.parts.part_reader import DamagedPart, open_part, read_batches
 from pipeline.commit.parts.row_ids import hash_ids
 from pipeline.core.errors import PipelineError
 from pipeline.core.schema import ROW_ID
@@ -52,16 +51,15 @@ def audit_part(store: Store, part: Part) -> AuditedPart:
             while chunk := handle.read(_CHUNK_BYTES):
                 digest.update(chunk)
                 size_bytes += len(chunk)
-            handle.seek(0)
-            parquet = pq.ParquetFile(handle)
+        with open_part(store, part.path) as parquet:
             batches = parquet.iter_batches(batch_size=BATCH_ROWS, columns=[ROW_ID])
             hashes = [hash_ids(batch.column(0)) for batch in batches]
             schema = parquet.schema_arrow
     except FileNotFoundError:
         return AuditedPart(part, problem="is missing")
-    except PipelineError:
-        raise
-    except Exception as error:  # noqa: BLE001  # changed bytes may surface as anything
+    except Exception as error:
+        if isinstance(error, PipelineError) and not isinstance(error, DamagedPart):
+            raise  # otherwise changed bytes may surface as anything
         return AuditedPart(part, size_bytes, digest.hexdigest(), problem=f"cannot be read: {error}")
     return AuditedPart(part, size_bytes, digest.hexdigest(), schema, join(hashes))
 

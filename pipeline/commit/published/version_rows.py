@@ -7,7 +7,6 @@ Of a part size, rows and the checksums of the pages that are read must be as the
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import pyarrow.parquet as pq
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, Part, read_manifest
+from pipeline.commit.parts.part_reader import open_part
 from pipeline.commit.shard_table import PLACES, PLACES_PER_GROUP
 from pipeline.core.arrays import Numbers
 from pipeline.core.errors import InfraError, PipelineError
@@ -230,19 +230,10 @@ class PartReader:
 
     def _open(self, path: str, part: Part | None, act: Callable[[pq.ParquetFile], T]) -> T:
         name = part.path if part else path
-        with self._version.store.open(path) as handle:
-            size_bytes = handle.seek(0, os.SEEK_END)
-            if part is not None and size_bytes != part.size_bytes:
-                raise NotReadable(
-                    f"{self._version.store.url(path)}: has {size_bytes} bytes, its manifest says "
-                    f"{part.size_bytes}"
-                )
-            file = pq.ParquetFile(
-                handle,
-                metadata=self._footers.get(name),
-                pre_buffer=True,
-                page_checksum_verification=True,
-            )
+        size_bytes, footer = part.size_bytes if part else None, self._footers.get(name)
+        with open_part(
+            self._version.store, path, size_bytes=size_bytes, footer=footer, pre_buffer=True
+        ) as file:
             self._footers[name] = file.metadata
             return act(file)
 

@@ -158,8 +158,8 @@ class RunRecorder(RowAccounts):
         self.add("computed", staged)
 
     def resumed(self, staged: StagedSlice) -> None:
-        """Count a slice that an earlier run had committed."""
-        self.add("resumed", staged)
+        """Count a slice that was committed before: by an earlier run, or by this one."""
+        self.add("computed" if staged.run_id == self.run_id else "resumed", staged)
 
     def stalled(self, in_flight: Sequence[str]) -> None:
         """Note what was in flight when there was no progress any more."""

@@ -64,6 +64,12 @@ class RowAccounts:
         """Those of them that differ, a line each."""
         self._names: dict[SliceKey, str] = {}  # of the attempts that were counted
 
+    def start_over(self) -> None:
+        """Forget the slices that were counted: those that are staged are counted anew."""
+        self._rows.clear()
+        self._slices.clear()
+        self._clear()
+
     def add(self, origin: Origin, staged: StagedSlice) -> None:
         """Count a committed slice."""
         self._rows[origin] += staged.num_rows - staged.num_carried

@@ -14,6 +14,7 @@ from typing import Any
 from pipeline.commit.lease import Lease
 from pipeline.commit.manifest import Manifest
 from pipeline.commit.parts.compaction import Compacted, Compactor, RunTasks, compact_slices
+from pipeline.commit.parts.part_reader import DamagedPart
 from pipeline.commit.parts.part_writer import file_metadata
 from pipeline.commit.parts.partition_columns import compact_by_value
 from pipeline.commit.parts.row_ids import LabelledDuplicates, find_duplicates, read_hashes
@@ -34,6 +35,7 @@ from pipeline.planning.tiling import Slices, require_complete
 from pipeline.process.failpoints import failpoint
 from pipeline.reuse.finding import day_of
 from pipeline.runs.context import RunContext
+from pipeline.runs.resume import drop_damaged
 from pipeline.runs.work import Work
 from pipeline.sources.inputs import describe_no_input
 from pipeline.storage.errors import listed_files
@@ -66,10 +68,10 @@ def finish(
         GateRefused: A gate refused; the published partition is unchanged.
         PartitionBusy: Another run took the lease over.
         PublishConflict: Another run published something different meanwhile.
-        InfraError: Slices are missing, or the store failed.
+        InfraError: Slices are missing, or were damaged and are deleted, or the store failed.
     """
     base = work.base
-    with run.record.stage("publish") as published, _unless_taken_over(lease), listed_files():
+    with run.record.stage("publish") as published, _guarded(run, staged, lease, tasks):
         slices = require_complete(plan, staged)
         lease.check()
         duplicates = _account(run, slices, tasks)
@@ -103,17 +105,22 @@ def finish(
 
 
 @contextmanager
-def _unless_taken_over(lease: Lease) -> Iterator[None]:
+def _guarded(
+    run: RunContext, staged: Mapping[SliceKey, StoredFile], lease: Lease, tasks: RunTasks
+) -> Iterator[None]:
     """Explain what fails by a run that has taken over, if one has: it deletes what it published.
 
-    Raises:
-        PartitionBusy: One has.
+    Staged parts that are damaged are deleted. Raises PartitionBusy if another run has taken over.
     """
     try:
-        yield
-    except InfraError:
+        with listed_files():
+            yield
+    except InfraError as error:
         lease.check()
-        raise
+        if not isinstance(error, DamagedPart):
+            raise
+        drop_damaged(run, staged, tasks)
+        raise DamagedPart(f"{error}; run again") from error
 
 
 def _account(run: RunContext, slices: Slices, tasks: RunTasks) -> LabelledDuplicates:

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import release_lost
 from pipeline.commit.manifest import current_manifest
 from pipeline.commit.plan_store import plan_from_json
-from pipeline.commit.staging import StagedSlice, list_staged, read_footer
+from pipeline.commit.staging import StagedSlice, list_staged, read_footers
 from pipeline.core.errors import InfraError
 from pipeline.job.job import Job
 from pipeline.planning.plan import Plan
@@ -27,7 +25,6 @@ from pipeline.runs.ending.save_report import save_trouble
 from pipeline.storage.store import Store
 
 _STEP_S = 20.0
-_FOOTER_THREADS = 16
 
 
 def describe(run: RunContext) -> dict[str, Any]:
@@ -85,5 +82,4 @@ def _staged(run: RunContext, fingerprint: str) -> tuple[Plan, list[StagedSlice]]
     plan = plan_from_json(run.store.read_bytes(run.layout.plan(fingerprint)), fingerprint)
     staged = list_staged(run.store, run.layout.staging(fingerprint))
     paths = [staged[key].path for key in done_slices(plan, staged)]
-    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-        return plan, list(pool.map(partial(read_footer, run.store), paths))
+    return plan, [footer for footer in read_footers(run.store, paths) if footer is not None]

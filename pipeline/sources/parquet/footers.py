@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.core.backoff import BAD_BLOCK, BadBlockError, is_bad_block, with_retries
+from pipeline.core.backoff import BAD_BLOCK, BadBlockError, is_bad_block, is_damage, with_retries
 from pipeline.core.errors import AccessDenied, JobError, PipelineError
 from pipeline.core.failures import Reason
 from pipeline.job.source import Source
@@ -43,11 +43,7 @@ class Footer:
 
 def is_unreadable(error: BaseException) -> bool:
     """Tell whether an error is of this file alone, which is broken or denied, not of the store."""
-    if isinstance(error, BadBlockError | AccessDenied) or is_bad_block(error):
-        return True
-    if isinstance(error, pa.ArrowException) and not isinstance(error, OSError):
-        return True
-    return type(error) is OSError and error.errno is None
+    return isinstance(error, AccessDenied) or is_damage(error)
 
 
 @contextlib.contextmanager
