@@ -161,6 +161,13 @@ AUDIO_FIELDS = pa.schema([pa.field(AUDIO, pa.large_binary())])
 """What sources of clips of sound yield, likewise."""
 
 
+_IMAGES = (
+    *("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif"),
+    *("jpe", "jfif"),
+)
+_CLIPS = ("wav", "flac", "mp3", "ogg", "opus", "oga")
+
+
 class Encoded(NamedTuple):
     """A kind of files, each of which is the input of a row and is decoded."""
 
@@ -170,6 +177,8 @@ class Encoded(NamedTuple):
     """Several of them, for messages."""
     fields: pa.Schema
     """What sources of them yield."""
+    extensions: tuple[str, ...]
+    """Of their names, lower case; of several members of a tar the first of these is taken."""
     has_look: bool = True
     """Whether a page can show one."""
 
@@ -177,8 +186,8 @@ class Encoded(NamedTuple):
 ENCODED: Mapping[str, Encoded] = {
     encoded.name: encoded
     for encoded in (
-        Encoded("image", "images", IMAGE_FIELDS),
-        Encoded("audio", "clips of sound", AUDIO_FIELDS, has_look=False),
+        Encoded("image", "images", IMAGE_FIELDS, _IMAGES),
+        Encoded("audio", "clips of sound", AUDIO_FIELDS, _CLIPS, has_look=False),
     )
 }
 

@@ -17,7 +17,7 @@ SEMANTICS: Mapping[str, int] = {
     "parquet": 3,
     "jsonl": 4,
     "csv": 3,
-    "webdataset": 2,
+    "webdataset": 3,
     "fetch": 1,
     "decode": 1,
     "transform": 2,

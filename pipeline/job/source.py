@@ -119,12 +119,9 @@ class Source(Section):
     to columns, as in `{true_label: label}`. A value of more than 16 MiB is quarantined with its
     row, as `too_large`. Webdataset: extensions of members whose content becomes a column: `cls` a
     whole number (int64), any other text."""
-    image_extensions: tuple[Extension, ...] = (
-        *("jpg", "jpeg", "png", "webp", "gif", "bmp"),
-        *("tif", "tiff", "avif", "heic", "heif"),
-    )
+    image_extensions: tuple[Extension, ...] = ENCODED["image"].extensions
     """The image of a key is its member with the first of these that it has."""
-    audio_extensions: tuple[Extension, ...] = ("wav", "flac", "mp3", "ogg", "opus")
+    audio_extensions: tuple[Extension, ...] = ENCODED["audio"].extensions
     """With `input: audio`: the clip of a key is its member with the first of these that it has."""
     casts: dict[str, str] = Field(default_factory=dict)
     """Declared types of pass-through columns, by their published names (`taken_at: timestamp[us]`),

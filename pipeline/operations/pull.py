@@ -18,6 +18,7 @@ from typing import Any
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
+from pipeline.models.directories.contents import NAMES
 from pipeline.operations.hub import HubFile, HubRepo, fetch_file, read_repo
 from pipeline.storage.store import Store
 
@@ -29,9 +30,7 @@ _MAX_RECORD_BYTES = 16 << 20
 _ONNX = ("*.onnx", "*.onnx_data", "*.onnx.data")
 ALLOWED = (
     *("*.safetensors", "*.safetensors.index.json", *_ONNX),
-    *("config.json", "tokenizer*.json", "special_tokens_map.json"),
-    *("preprocessor_config.json", "processor_config.json"),
-    *("modules.json", "sentence_*_config.json", "config_sentence_transformers.json"),
+    *(*NAMES, "tokenizer*.json", "sentence_*_config.json"),
     *("README.md", "LICENSE", "LICENSE.md", "LICENSE.txt"),
 )
 """Names, whatever folder they are in: data and texts, nothing that is run when it is loaded."""

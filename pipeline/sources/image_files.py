@@ -28,10 +28,7 @@ class ImageFiles(SourceFormat):
     """Loose image files: the listing counts the rows."""
 
     name = "images"
-    suffixes: tuple[str, ...] = (
-        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp"),
-        *(".avif", ".tif", ".tiff", ".heic", ".heif"),
-    )
+    suffixes = tuple(f".{extension}" for extension in ENCODED["image"].extensions)
     counts_rows: CountsRows = "listing"
     semantics = SEMANTICS["images"]
     kinds = frozenset(["a JPEG", "a PNG"])
@@ -85,7 +82,7 @@ class AudioFiles(ImageFiles):
     """Loose files of clips of sound, listed likewise."""
 
     name = "audio"
-    suffixes = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus")
+    suffixes = tuple(f".{extension}" for extension in ENCODED["audio"].extensions)
     semantics = SEMANTICS["audio"]
     kinds = frozenset(["WAV", "FLAC", "Ogg", "MP3"])
     holds = "audio"

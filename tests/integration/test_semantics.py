@@ -66,7 +66,7 @@ EXPECTED: dict[str, tuple[int, str]] = {
     "parquet": (3, "134b53b699ffee4d"),
     "jsonl": (4, "d24f3031f83b469e"),
     "csv": (3, "f1f45d10824ed63f"),
-    "webdataset": (2, "874d533d7fb8d54f"),
+    "webdataset": (3, "874d533d7fb8d54f"),
     "fetch": (1, "3584629b6e59e3ef"),
     "decode": (1, "b7d60bbe4671c339"),
     "transform": (2, "c2e105ba690c3d38"),

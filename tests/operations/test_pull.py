@@ -16,12 +16,14 @@ from support.servers.s3server import S3Server
 
 from pipeline.core import backoff
 from pipeline.core.errors import InfraError, JobError
+from pipeline.models.directories.contents import NAMES
 from pipeline.operations.hub import read_repo
 from pipeline.operations.pull import pull
 
 REPO, URI = "org/small", "hf://org/small"
 LARGE = "model.safetensors"
 DATA = {
+    **dict.fromkeys(NAMES, b"{}"),
     LARGE: bytes(range(256)) * 5000,
     "config.json": b'{"model_type": "bert"}',
     "tokenizer.json": b"{}",

@@ -133,6 +133,17 @@ def test_a_format_says_what_it_is(source: Source):
     assert form.fields <= set(Source.model_fields)
 
 
+@pytest.mark.parametrize(("name", "fields"), [("images", {}), ("audio", {"input": "audio"})])
+def test_a_tar_takes_members_of_all_names_that_files_have(
+    name: str, fields: dict[str, Any], tmp_path: Path
+):
+    suffixes = registry.load(registry.SOURCES, name).suffixes
+    (tmp_path / "a.tar").write_bytes(pack(Entry(f"{s[1:]}{s}", IMAGE) for s in suffixes))
+    source = Source(uri=str(tmp_path), format="webdataset", **fields)
+    rows = pa.concat_tables(read(source, list_inputs(source, max_extent_rows=4)))
+    assert rows.column(ERROR).null_count == rows.num_rows == len(suffixes)
+
+
 @pytest.mark.parametrize("name", [name for name in WRITERS if name != "toy"])
 @pytest.mark.parametrize("place", [0, -1])
 def test_a_file_that_may_not_be_read_costs_its_rows(

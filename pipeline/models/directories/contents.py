@@ -53,7 +53,8 @@ _OF_SERIES = (
     *("autoformer", "informer", "patchtsmixer", "patchtst", "timesfm", "timesfm2_5"),
     *("time_series_transformer", "tinytimemixer"),
 )
-_TOP = (st.MODULES, st.PROMPTS, *_TRANSFORMER)
+NAMES = (st.MODULES, st.PROMPTS, *_TRANSFORMER)
+"""What is looked up in a directory; `pipeline pull` copies files of these names."""
 _DENSE = (CONFIG, SINGLE)
 _THREADS = 16
 
@@ -66,7 +67,7 @@ def choose_files(store: Store) -> list[StoredFile]:
     Raises:
         JobError: It is refused by what lies in it, or a file is missing or too large.
     """
-    files = _look_up(store, _TOP)
+    files = _look_up(store, NAMES)
     if st.MODULES in files:
         modules = st.parse_modules(parse_json(_read(store, st.MODULES, files), st.MODULES))
         for name in (CHAT, LEGACY_CHAT, GENERATION):
