@@ -17,6 +17,7 @@ from typing import Protocol
 
 from pipeline.process.screen import clear_status, in_notebook, show_status, status_stream
 from pipeline.report.recording.rate import Rate
+from pipeline.report.showing.number_format import format_rate
 
 log = logging.getLogger(__name__)
 _DRAW_S, _LOOK_S = 0.5, 1.0
@@ -206,7 +207,7 @@ def describe(counts: Counts, rows_per_s: float, so_far: str, *, with_bar: bool) 
     else:
         of_total = " rows"
     return (
-        f"{bar}{rows:,}{of_total}, {rows_per_s:,.0f} rows/s, {counts.quarantined:,} quarantined, "
+        f"{bar}{rows:,}{of_total}, {format_rate(rows_per_s)} rows/s, {counts.quarantined:,} quarantined, "
         f"{so_far} so far, {left} left"
     )
 

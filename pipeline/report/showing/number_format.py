@@ -70,7 +70,7 @@ def format_duration(value_s: float | None) -> str:
     """Return seconds: `12.3 s`, `2 min 03 s` or `1 h 02 min`."""
     if value_s is None:
         return UNKNOWN
-    if value_s < 60:
+    if round(value_s, 1) < 60:
         return f"{value_s:.1f} s"
     minutes, seconds = divmod(round(value_s), 60)
     hours, minutes = divmod(minutes, 60)
@@ -89,7 +89,7 @@ def format_size(value_bytes: float | None) -> str:
     if value_bytes is None:
         return UNKNOWN
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if value_bytes < 1024:
+        if round(value_bytes, 1) < 1024:
             return f"{value_bytes:.0f} B" if unit == "B" else f"{value_bytes:.1f} {unit}"
         value_bytes /= 1024
     return f"{value_bytes:.1f} TiB"

@@ -6,7 +6,8 @@ In: what `limits` needs. Out: one sentence and its figures.
 from __future__ import annotations
 
 from pipeline.report.sections import Section
-from pipeline.report.speed.forecast import make_forecasts
+from pipeline.report.showing.number_format import format_rate
+from pipeline.report.speed.forecast import LEAST_STREAM_S, make_forecasts
 from pipeline.report.speed.limits import (
     CORES,
     LIMIT_BUSY_PCT,
@@ -19,8 +20,6 @@ from pipeline.report.speed.limits import (
 )
 
 STARTUP_DOMINATES_PCT = 50.0
-LEAST_STREAM_S = 30.0
-"""Of a stream that was shorter, start-up and waiting say nothing of a longer one."""
 
 
 class BottleneckSection(Section):
@@ -108,10 +107,12 @@ def _bound(load: Load, binding: GroupLimit) -> BottleneckSection:
     best, ceiling = max(known, key=lambda known: known[0].rows_per_s or 0.0, default=(None, None))
     rate = load.rows_per_s
     helps = "none of the changes that were looked at would help"
+    if (load.streaming_wall_s or 0.0) < LEAST_STREAM_S:
+        helps = f"the rows took {load.streaming_wall_s:.1f} s, too short for a forecast"
     if best is not None:
         helps = (
-            f"{best.change} ({best.note}) would give about {best.rows_per_s:,.0f} rows/s instead "
-            f"of {rate:,.0f}"
+            f"{best.change} ({best.note}) would give about {format_rate(best.rows_per_s)} rows/s "
+            f"instead of {format_rate(rate)}"
         )
         if best.limited_by not in (None, binding.group):
             helps += f", where {_NAMED[best.limited_by or '']} become the limit"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.report.document import Report
+from pipeline.report.showing.number_format import format_rate
 
 NO_BASIS = "no run of this model over 100 rows or more is on record here"
 NOTHING_LEFT = "this is published already"
@@ -99,7 +100,7 @@ def _basis(past: Report, minutes: float | None) -> str:
     parts = [f"{had.nodes:,} nodes"] if had.nodes not in (None, 1) else []
     parts += [f"{had.cpus:g} CPU cores"] if had.cpus is not None else []
     parts += [f"{had.gpus:g} GPUs ({had.gpu_name})"] if had.gpus else []
-    text = f"run {past.run_id}: {past.rows.computed:,} rows at {past.rows_per_s:,.1f} rows/s"
+    text = f"run {past.run_id}: {past.rows.computed:,} rows at {format_rate(past.rows_per_s)} rows/s"
     text += f" on {', '.join(parts)}" if parts else ""
     if past.status != "published":
         text += f"; it was {_ENDS[past.status]}, so publishing is not counted"

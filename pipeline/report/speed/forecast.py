@@ -1,7 +1,8 @@
 """What a change would make of the streaming rate: each group's limit, after the change.
 
-A change alters slots or busy seconds. What binds today scales the rate that was really reached;
-every other limit is hard. A forecast is never below today's rate, never above the next limit.
+A change alters slots or busy seconds of the limit that binds; the time in which that limit did not
+work stays as it was. Every other limit is hard. A forecast is never below today's rate, never above
+the next limit. A short stream has none: it mostly shows how the run started and ended.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from pipeline.report.speed.limits import (
 )
 
 WAITING = "waiting"
+LEAST_STREAM_S = 30.0
+"""Of a stream that was shorter, idle time says nothing of a longer one."""
 _Change = tuple[str, str, Load]
 """Its name, what it means here, and the load as it would be."""
 
@@ -41,19 +44,19 @@ class Forecast(Section):
 
 
 def make_forecasts(load: Load) -> list[tuple[Forecast, float]]:
-    """Say what each change that a person can make would give; nothing measured, no forecasts.
+    """Say what each change that a person can make would give; none if the stream was too short.
 
     Returns:
         Each with the lowest limit then, in rows/s: what no tuning of the rest could exceed.
     """
     limits = find_limits(load)
-    if not limits or not load.rows_per_s:
+    if not limits or not load.rows or (load.streaming_wall_s or 0.0) < LEAST_STREAM_S:
         return []
     return [_forecast(load, limits, change) for change in _changes(load, limits)]
 
 
 def _forecast(load: Load, limits: list[GroupLimit], change: _Change) -> tuple[Forecast, float]:
-    """Return what one change gives: the limit of its group scaled, until the next limit."""
+    """Return what one change gives: its group's time of a row, with what was idle, or the next."""
     name, note, changed = change
     rate, binding = load.rows_per_s, binding_limit(limits)
     after = {limit.group: limit.limit_rows_per_s for limit in find_limits(changed)}
@@ -61,7 +64,8 @@ def _forecast(load: Load, limits: list[GroupLimit], change: _Change) -> tuple[Fo
         predicted, limited_by, ceiling = rate, WAITING, max(rate, min(after.values()))
     else:
         group_limit = after.pop(binding.group)
-        scaled = rate * group_limit / binding.limit_rows_per_s
+        busy = min(1.0, rate / binding.limit_rows_per_s)
+        scaled = rate / (busy * binding.limit_rows_per_s / group_limit + 1 - busy)
         for group in after:
             after[group] *= _crowding(load, binding, group)
         following = min(after, key=lambda group: after[group], default=None)

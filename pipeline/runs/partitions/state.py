@@ -148,7 +148,7 @@ def _why(state: State, beat: Heartbeat, done_pct: float | None) -> str | None:
     far = "" if done_pct is None else f"at {done_pct:.0f}%"
     match state:
         case "running":
-            rate = "" if beat.rows_per_s is None else f"{beat.rows_per_s:,.0f} rows/s"
+            rate = "" if beat.rows_per_s is None else f"{format_rate(beat.rows_per_s)} rows/s"
             where = f"on {beat.host}" if beat.host else ""
             return " ".join(filter(None, [beat.phase, far, rate, where])) or None
         case "refused":

@@ -70,8 +70,10 @@ def test_the_advice_names_the_limit_and_what_would_help(
 def test_what_the_advice_promises_ends_at_the_next_limit():
     neck = find_bottleneck(load_of(OF_DECODERS, TWO_ACTORS, cpus=8))
     assert neck.utilisation_pct == 97.0
-    # Two decoders would reach 206 rows/s, twice today's rate is 200: the actors' 200 comes first.
-    assert neck.predicted_rows_per_s == neck.limit_rows_per_s == pytest.approx(200)
+    # Two decoders could do 206 rows/s, and are idle for 0.3 ms of a row as the one is. The actors'
+    # limit is 200.
+    assert neck.predicted_rows_per_s == pytest.approx(194.2, rel=0.001)
+    assert neck.limit_rows_per_s == pytest.approx(200)
     # The same work with cores to spare is bound by something else.
     assert find_bottleneck(load_of(OF_CORES, TWO_ACTORS, cpus=8)).limit != "cores"
 
@@ -80,10 +82,10 @@ def test_what_the_advice_promises_ends_at_the_next_limit():
 def test_copies_to_a_gpu_overlap_with_its_computing(transfer_s: float):
     busy = {"transfer": transfer_s, "predict": 9.8}
     limits = find_limits(load_of(busy, ONE_EACH, cpus=16, gpus=1, is_on_gpu=True))
-    assert [limit.busy_s for limit in limits if limit.group == "actor"] == [pytest.approx(9.8)]
+    assert [limit.busy_s for limit in limits if limit.group == "actor"] == [pytest.approx(98)]
     on_cpu = find_limits(load_of(busy, ONE_EACH, cpus=16))
     assert [limit.busy_s for limit in on_cpu if limit.group == "actor"] == [
-        pytest.approx(9.8 + transfer_s)
+        pytest.approx(98 + 10 * transfer_s)
     ]
 
 
@@ -92,7 +94,7 @@ def test_a_gpu_that_waits_for_its_host_needs_no_other_gpu(launch_s: float, is_la
     busy = {"read": 1.0, "decode": 2.0, "predict": 9.8}
     slots = {"reader": 4, "decoder": 4, "actor": 1, "writer": 1}
     load = load_of(busy, slots, cpus=16, gpus=1, is_on_gpu=True)
-    stages = {**load.figures.stages, LAUNCH: counted(1000, launch_s)}
+    stages = {**load.figures.stages, LAUNCH: counted(10_000, 10 * launch_s)}
     load = replace(load, figures=figures_of(**stages))
     advice = find_bottleneck(load).advice
     assert ("compile-quick" in advice) is is_launch_bound
@@ -105,7 +107,7 @@ def test_a_gpu_that_waits_for_its_host_needs_no_other_gpu(launch_s: float, is_la
 def test_a_short_run_says_that_it_is_too_short_and_gives_no_advice(
     stream_s: float, startup_s: float
 ):
-    busy = {"decode": 0.2 * stream_s, "predict": 0.3 * stream_s}
+    busy = {"decode": 0.02 * stream_s, "predict": 0.03 * stream_s}
     times = {"streaming_wall_s": stream_s, "wall_s": stream_s + startup_s}
     neck = find_bottleneck(
         load_of(busy, ONE_EACH, cpus=4, startup={"ray_start": startup_s}, **times)

@@ -77,7 +77,7 @@ def test_cost_is_that_of_the_nodes_for_the_minutes():
     assert estimated.cost == pytest.approx(WALL_S / 3600 * 3 * 2.0)
     assert (
         estimated.basis
-        == "run r-1: 9,003 rows at 150.1 rows/s on 3 nodes, 12 CPU cores, 3 GPUs (H100)"
+        == "run r-1: 9,003 rows at 150 rows/s on 3 nodes, 12 CPU cores, 3 GPUs (H100)"
     )
     assert estimate(past, ROWS, ROWS, None).cost is None
     assert estimate(report_of(BARE, hardware={}), ROWS, ROWS, 2.0).cost is None

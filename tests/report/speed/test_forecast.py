@@ -1,5 +1,7 @@
 """A forecast follows from the measured service times, and promises no more than they allow."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,8 +51,8 @@ def test_with_full_cores_only_less_work_or_more_cores_help():
     assert find_bottleneck(fused()).limit == "cores"
     assert forecasts["one more actor on the same cores"].gain_pct == 0.0
     assert forecasts["one more core with its actor"].rows_per_s == pytest.approx(150, rel=0.01)
-    # Four of the 19.7 busy seconds less.
-    assert forecasts["half the decode time"].rows_per_s == pytest.approx(100 * 19.7 / 15.7)
+    # Of two cores for ten seconds four are less.
+    assert forecasts["half the decode time"].rows_per_s == pytest.approx(100 * 20 / 16)
 
 
 def test_seconds_of_waiting_for_a_core_do_not_hide_what_one_more_core_brings():
@@ -64,26 +66,26 @@ def test_decoding_in_the_actors_is_work_of_the_actors():
     load = fused(cpus=8)
     assert [limit.group for limit in find_limits(load)] == ["reader", "actor", "writer", "cores"]
     actor = next(limit for limit in find_limits(load) if limit.group == "actor")
-    assert (actor.busy_s, actor.slots, actor.top_stage) == (19.5, 2, "predict")
+    assert (actor.busy_s, actor.slots, actor.top_stage) == (195, 2, "predict")
     neck = find_bottleneck(load)
     assert (neck.limit, neck.utilisation_pct) == ("actor", 97.5)
     assert load.stage_slots("decode") == load.stage_slots("predict") == 2
     half = by_change(load)["half the decode time"]
-    assert half.rows_per_s == pytest.approx(100 * 19.5 / 15.5)
+    assert half.rows_per_s == pytest.approx(100 * 20 / 16)
 
 
 def test_on_a_gpu_decoding_in_the_actors_still_takes_cores():
     load = fused(cpus=1, is_on_gpu=True, gpus=2)
     cores = find_limits(load)[-1]
-    assert (cores.group, cores.busy_s) == ("cores", pytest.approx(10.2))
+    assert (cores.group, cores.busy_s) == ("cores", pytest.approx(102))
 
 
 @pytest.mark.parametrize(
     ("actors", "gpus", "change", "rate"),
     [
-        (1, 1, "one more GPU with its actor", 200),
-        (4, 2, "one more GPU with its actor", 150),
-        (1, 2, "one more actor on a GPU that is free", 200),
+        (1, 1, "one more GPU with its actor", 100 / (0.98 / 2 + 0.02)),
+        (4, 2, "one more GPU with its actor", 100 / (0.98 / 1.5 + 0.02)),
+        (1, 2, "one more actor on a GPU that is free", 100 / (0.98 / 2 + 0.02)),
     ],
 )
 def test_actors_follow_the_gpus(actors: int, gpus: int, change: str, rate: float):
@@ -98,8 +100,19 @@ def test_what_was_not_measured_has_no_forecast():
     slots = {"reader": 1, "decoder": 1, "actor": 0, "writer": 1}
     forecasts = by_change(load_of({"read": 5.0, "write": 9.0}, slots, cpus=4))
     assert [*forecasts] == ["one more writer"]
-    assert forecasts["one more writer"].rows_per_s == pytest.approx(200)
+    assert forecasts["one more writer"].rows_per_s == pytest.approx(100 / (0.9 / 2 + 0.1))
     assert make_forecasts(Load()) == []
+
+
+def test_idle_time_and_short_streams_promise_nothing():
+    half_busy = load_of({"predict": 10.6}, CPU_SLOTS, cpus=4)  # 53% of two actors
+    half = by_change(half_busy)["half the predict time"]
+    assert half.rows_per_s == pytest.approx(100 / (0.53 / 2 + 0.47))
+    short = replace(half_busy, streaming_wall_s=29.9)
+    assert make_forecasts(short) == []
+    neck = find_bottleneck(short)
+    assert (neck.limit, neck.predicted_rows_per_s) == ("actor", pytest.approx(10_000 / 29.9))
+    assert "too short for a forecast" in neck.advice
 
 
 def test_a_run_that_waited_gains_nothing_from_any_change():

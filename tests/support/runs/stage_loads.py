@@ -14,8 +14,9 @@ def figures_of(**stages: StageCounters) -> SliceFigures:
 
 
 def load_of(busy: dict[str, float], slots: dict[str, float], **more) -> Load:
+    """A stream of 100 s and 10,000 rows; `busy` has the seconds of a tenth of it."""
     return Load(
-        SliceFigures({stage: counted(1000, busy_s) for stage, busy_s in busy.items()}),
+        SliceFigures({stage: counted(10_000, 10 * busy_s) for stage, busy_s in busy.items()}),
         slots={
             stage: slots[group]
             for stage, group in (
@@ -27,5 +28,5 @@ def load_of(busy: dict[str, float], slots: dict[str, float], **more) -> Load:
                 ("write", "writer"),
             )
         },
-        **{"streaming_wall_s": 10.0, "wall_s": 12.0, **more},
+        **{"streaming_wall_s": 100.0, "wall_s": 120.0, **more},
     )
