@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
@@ -110,6 +109,7 @@ def show(result: Any, *, as_json: bool, quiet: bool = False) -> None:
     Raises:
         typer.Exit: The result has another exit code than 0.
     """
+    from pipeline.core.printable import json_text
     from pipeline.process.interrupts import ignore_stops
     from pipeline.process.screen import show_rendered
     from pipeline.report.document import Report
@@ -129,6 +129,8 @@ def show(result: Any, *, as_json: bool, quiet: bool = False) -> None:
     elif not (as_json or quiet):
         show_rendered(render_document(result.shown() if isinstance(result, Printed) else document))
     if as_json:
-        typer.echo(json.dumps(document, allow_nan=False))
+        typer.echo(json_text(document))
     if code:
+        if "error" in document:
+            typer.echo(f"error: {document['error']}", err=True)
         raise typer.Exit(code)

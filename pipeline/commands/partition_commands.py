@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, TypeGuard
 
 import typer
@@ -37,7 +38,12 @@ def status(
 
     Of a job also which are missing, and which are stale and why.
     """
-    if _is_on_cluster(address, date):
+    unread = {
+        **{"--partition": partition, "--from": from_, "--to": to, "--every": every != "day"},
+        **{"--set": overrides, "--allow-import": allow_import, "--prometheus": prometheus},
+        "--storage-options": storage_options,
+    }
+    if _is_on_cluster(address, date, unread):
         from pipeline.operations.clusters import status_of_submitted
 
         jobs = status_of_submitted(sink, address, date)
@@ -106,7 +112,8 @@ def stop(
 
     Wherever it is. It keeps what is done, and ends with exit code 6.
     """
-    if _is_on_cluster(address, date):
+    unread = {"--partition": partition, "--storage-options": storage_options}
+    if _is_on_cluster(address, date, unread):
         from pipeline.operations.clusters import stop_submitted
 
         show(stop_submitted(uri, address, date), as_json=as_json)
@@ -117,12 +124,22 @@ def stop(
     show(ask(uri, partition=partition, storage_options=storage_options), as_json=as_json)
 
 
-def _is_on_cluster(address: str | None, date: str | None) -> TypeGuard[str]:
+def _is_on_cluster(
+    address: str | None, date: str | None, unread: Mapping[str, object]
+) -> TypeGuard[str]:
     """Tell whether submitted jobs are meant.
 
+    Args:
+        unread: Options that say nothing of a submitted job, with their values.
+
     Raises:
-        JobError: A date is given without the cluster.
+        JobError: A date is given without the cluster, or such an option with it.
     """
     if address is None and date is not None:
         raise JobError("--date is that of a job on a cluster: give --address http://HOST:8265")
+    given = [name for name, value in unread.items() if value]
+    if address is not None and given:
+        raise JobError(
+            f"{', '.join(given)}: not for submitted jobs; leave out --address to read the output"
+        )
     return address is not None

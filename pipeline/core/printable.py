@@ -1,12 +1,15 @@
 """Make one printable line of any text: names, values and messages may hold whatever bytes allow.
 
-The one place that decides what may reach a terminal, a log or a page as it is.
+The one place that decides what may reach a terminal, a log or a page as it is, and how values that
+JSON does not have are written.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 MESSAGE_MAX_CHARS = 500
 
@@ -42,3 +45,28 @@ def listed(names: Iterable[str]) -> str:
 def num_of(count: int, noun: str) -> str:
     """Return a number with its noun: `1 row`, `12,345 rows`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def json_value(value: Any, max_entries: int | None = None) -> Any:
+    """Return a value as JSON has it.
+
+    Times, decimals, NaN and infinity become text, bytes their number.
+
+    Args:
+        value: Of any type, nested or not.
+        max_entries: How many entries of a list are kept; None: all.
+    """
+    if isinstance(value, Mapping):
+        return {str(name): json_value(entry, max_entries) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_value(entry, max_entries) for entry in value[:max_entries]]
+    if isinstance(value, bytes):
+        return f"{len(value)} bytes"
+    if value is None or isinstance(value, str | int):
+        return value
+    return value if isinstance(value, float) and math.isfinite(value) else str(value)
+
+
+def json_text(document: Any) -> str:
+    """Return a document of `--json` as one line, whatever values it holds."""
+    return json.dumps(json_value(document), allow_nan=False)

@@ -85,8 +85,12 @@ def _examine(job: Job | None, options: RunOptions, *, tries: bool) -> tuple[dict
     statuses = [check.status for check in checks]
     worst: FindingStatus = "fail" if "fail" in statuses else "warn" if "warn" in statuses else "ok"
     shown = [{k: v for k, v in asdict(check).items() if k != "exit_code"} for check in checks]
-    code = next((check.exit_code for check in checks if check.status == "fail"), 0)
-    return {"status": worst, "checks": shown}, code
+    failed = [check for check in checks if check.status == "fail"]
+    document: dict[str, Any] = {"status": worst, "checks": shown}
+    if failed:
+        first = f"{failed[0].check}: {failed[0].found}"
+        document["error"] = f"{len(failed)} of {len(checks)} checks failed; the first is {first}"
+    return document, failed[0].exit_code if failed else 0
 
 
 def _job(job: Job, options: RunOptions, *, tries: bool) -> Iterator[Finding]:

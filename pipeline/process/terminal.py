@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import signal
@@ -15,7 +14,7 @@ from typing import TextIO
 
 from pipeline.core.environment import DEBUG
 from pipeline.core.errors import JobErrors, PipelineError
-from pipeline.core.printable import clean_message, printable
+from pipeline.core.printable import clean_message, json_text, printable
 from pipeline.process.interrupts import STOPS
 from pipeline.process.screen import clear_status, write_line
 
@@ -139,5 +138,5 @@ def show_error(error: BaseException, code: int) -> int:
         write_line(f"  {line}", logging.ERROR)
     if "--json" in sys.argv:
         document = {"status": "error", "exit_code": code, "error": message, "report": report}
-        sys.stdout.write(json.dumps({**document, "errors": errors} if errors else document) + "\n")
+        sys.stdout.write(json_text({**document, "errors": errors} if errors else document) + "\n")
     return code

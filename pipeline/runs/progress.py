@@ -207,8 +207,8 @@ def describe(counts: Counts, rows_per_s: float, so_far: str, *, with_bar: bool) 
     else:
         of_total = " rows"
     return (
-        f"{bar}{rows:,}{of_total}, {format_rate(rows_per_s)} rows/s, {counts.quarantined:,} quarantined, "
-        f"{so_far} so far, {left} left"
+        f"{bar}{rows:,}{of_total}, {format_rate(rows_per_s)} rows/s, "
+        f"{counts.quarantined:,} quarantined, {so_far} so far, {left} left"
     )
 
 

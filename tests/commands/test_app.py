@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import inspect
 import json
 import re
@@ -9,6 +10,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from decimal import Decimal
 from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
@@ -21,6 +23,7 @@ from typer.main import get_command
 
 from pipeline.commands.app import app
 from pipeline.commands.main import _guard
+from pipeline.commands.operation import show
 from pipeline.core import errors
 from pipeline.job.job import Job
 from pipeline.storage.store import Store
@@ -241,6 +244,10 @@ TWICE, DATE = "is given 2 times: once is right", "write YYYY-MM-DD, or of an hou
         ("golden none.yaml", "Missing option '--out'"),
         ("rollback j.yaml --partition a=1", "the partition of a job is that of --date"),
         ("status out --prometheus --json", "give --prometheus or --json, not both"),
+        ("status ID --address http://h:8265 --prometheus --from 2026-12-01 --set a.b=1",
+         "--from, --set, --prometheus: not for submitted jobs"),
+        ("stop ID --address http://h:8265 --partition date=1999-01-01",
+         "--partition: not for submitted jobs"),
         ("attach x --address ftp://x", "wrong; write that of its job API, http://HOST"),
         ("run 'two\nlines.yaml'", "two lines.yaml: cannot read the job file"),
         ("schema nope", "schema nope: write job or report"),
@@ -255,6 +262,18 @@ def test_the_process_of_a_wrong_command_ends_with_2():
     done = pipeline("run", "job.yaml", "--no-such-option")
     assert (done.code, done.stdout) == (2, "")
     assert done.stderr == "error: No such option: --no-such-option\n"
+
+
+def test_a_document_of_any_values_is_json(capsys: pytest.CaptureFixture[str]):
+    time = dt.datetime(2026, 11, 24, 6, 30, tzinfo=dt.UTC)
+    values = {"time": time, "sum": Decimal("1.10"), "bytes": b"abc", "few": (1, float("nan"))}
+    show({"rows": [values, {"inf": -float("inf"), "none": None, "true": True}]}, as_json=True)
+    assert json.loads(capsys.readouterr().out) == {
+        "rows": [
+            {"time": str(time), "sum": "1.10", "bytes": "3 bytes", "few": [1, "nan"]},
+            {"inf": "-inf", "none": None, "true": True},
+        ]
+    }
 
 
 def test_a_wrong_job_is_one_line_and_shows_no_credentials(refusal: Refusal, tmp_path: Path):

@@ -101,6 +101,7 @@ def test_a_cluster_that_does_not_answer_fails_with_the_code_of_the_run(scheme: s
         findings, code = doctor(address=address)
     assert code == 7
     assert looks(findings)["cluster"][0] == "fail"
+    assert "checks failed; the first is cluster: " in findings["error"]
     assert address in looks(findings)["cluster"][1]
     assert "refused" in looks(findings)["cluster"][1]
 

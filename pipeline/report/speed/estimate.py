@@ -100,7 +100,8 @@ def _basis(past: Report, minutes: float | None) -> str:
     parts = [f"{had.nodes:,} nodes"] if had.nodes not in (None, 1) else []
     parts += [f"{had.cpus:g} CPU cores"] if had.cpus is not None else []
     parts += [f"{had.gpus:g} GPUs ({had.gpu_name})"] if had.gpus else []
-    text = f"run {past.run_id}: {past.rows.computed:,} rows at {format_rate(past.rows_per_s)} rows/s"
+    rate = format_rate(past.rows_per_s)
+    text = f"run {past.run_id}: {past.rows.computed:,} rows at {rate} rows/s"
     text += f" on {', '.join(parts)}" if parts else ""
     if past.status != "published":
         text += f"; it was {_ENDS[past.status]}, so publishing is not counted"

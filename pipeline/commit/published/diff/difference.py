@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.commit.published.diff.columns import ColumnSums
+from pipeline.core.printable import json_value
 
 _SHOWN, _SHOWN_ENTRIES = 20, 10
 
@@ -138,8 +137,8 @@ class Difference:
             "label_scores": {
                 name: {
                     "rows": scores.rows,
-                    "mean_before": _plain(scores.sum_before / scores.rows),
-                    "mean_now": _plain(scores.sum_now / scores.rows),
+                    "mean_before": json_value(scores.sum_before / scores.rows),
+                    "mean_now": json_value(scores.sum_now / scores.rows),
                 }
                 for name, scores in sorted(
                     self.label_scores.items(),
@@ -150,22 +149,9 @@ class Difference:
                 {
                     "row_id": m.row_id,
                     "size": round(m.size, 6),
-                    "before": _plain(m.before),
-                    "now": _plain(m.now),
+                    "before": json_value(m.before, _SHOWN_ENTRIES),
+                    "now": json_value(m.now, _SHOWN_ENTRIES),
                 }
                 for m in self.largest
             ],
         }
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as JSON has it; of long lists the first entries, of bytes the number."""
-    if isinstance(value, Mapping):
-        return {name: _plain(entry) for name, entry in value.items()}
-    if isinstance(value, list):
-        return [_plain(entry) for entry in value[:_SHOWN_ENTRIES]]
-    if isinstance(value, bytes):
-        return f"{len(value)} bytes"
-    if value is None or isinstance(value, str | int):
-        return value
-    return value if isinstance(value, float) and math.isfinite(value) else str(value)
