@@ -19,6 +19,38 @@ predict golden rows; predict carried rows again."""
 
 
 @dataclass(frozen=True)
+class UnreadableShards:
+    """Shards that could not be read to their end: how many rows are lost with them is unknown."""
+
+    num_shards: int = 0
+    num_bytes: int = 0
+    """Of these shards, whole."""
+    of_shards: int = 0
+    of_bytes: int = 0
+    """Of all shards of the plan."""
+    example: str = ""
+    """One of them, and why if that is known."""
+
+    @property
+    def worst_pct(self) -> float:
+        """Return their share of the shards or of the bytes, whichever is larger (0 to 100)."""
+        shares = (self.num_shards / max(1, self.of_shards), self.num_bytes / max(1, self.of_bytes))
+        return 100.0 * max(shares)
+
+    def describe(self, verb: str) -> str:
+        """Say how many there are, in a clause; `verb` is what cannot be done: opened, read."""
+        bytes_pct = 100.0 * self.num_bytes / max(1, self.of_bytes)
+        example = f", e.g. {self.example}" if self.example else ""
+        return (
+            f"{self.num_shards} of {self.of_shards} shards cannot be {verb}, {bytes_pct:.2f}% of "
+            f"the bytes{example}"
+        )
+
+
+NONE_UNREADABLE = UnreadableShards()
+
+
+@dataclass(frozen=True)
 class Figures:
     """What a run knows of its rows when it is judged."""
 
@@ -37,6 +69,7 @@ class Figures:
     measured: SliceFigures = field(default_factory=SliceFigures)
     """Of all slices, those that the run resumes included."""
     distribution: Distribution = field(default_factory=Distribution)
+    unreadable: UnreadableShards = NONE_UNREADABLE
     num_skipped: int = 0
     """Files below the source that are no input and should perhaps be."""
     why_empty: str = ""

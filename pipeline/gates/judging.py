@@ -14,7 +14,7 @@ from pipeline.core.causes import Cause
 from pipeline.core.errors import GateRefused
 from pipeline.core.figures.histograms import Distribution
 from pipeline.core.registry import GATES, get, names
-from pipeline.gates.gate import Figures, Gate, Need
+from pipeline.gates.gate import NONE_UNREADABLE, Figures, Gate, Need, UnreadableShards
 from pipeline.gates.history import Past
 from pipeline.gates.results import Finding, GateResult, accept, failures, how_to_accept
 from pipeline.job.gates import Gates
@@ -54,6 +54,7 @@ def certain_failures(
     reasons: Mapping[str, int],
     accepted: Mapping[str, str],
     causes: Sequence[Cause] = (),
+    unreadable: UnreadableShards = NONE_UNREADABLE,
 ) -> list[GateResult]:
     """Judge what can only become worse: what fails now fails in the end, whatever the rest gives.
 
@@ -63,10 +64,13 @@ def certain_failures(
         reasons: The same by reason.
         accepted: Gate -> why its failure is accepted.
         causes: Why most of them are quarantined.
+        unreadable: As far as they are known.
     """
     if num_planned is None:
         return []
-    figures = Figures(num_planned, 0, num_quarantined, 0, reasons=reasons, causes=causes)
+    figures = Figures(
+        num_planned, 0, num_quarantined, 0, reasons=reasons, causes=causes, unreadable=unreadable
+    )
     gates = [gate for gate in all_gates() if gate.only_worsens]
     results = [_result(gate, section, figures, Past()) for gate in gates]
     return [result for result in accept(results, accepted) if result.status == "fail"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from pipeline.core.causes import format_causes
@@ -118,6 +118,24 @@ class Share(Gate):
         return Finding("fail" if all_failed or share > limit else "pass", message, share, limit)
 
 
+class Errors(Share):
+    """Share of rows quarantined; and of shards, and of bytes, that cannot be read.
+
+    One row stands for such a shard, however many are lost with it.
+    """
+
+    def judge(self, options: Gates, figures: Figures, past: Past) -> Finding:
+        of_rows, shards = super().judge(options, figures, past), figures.unreadable
+        if not shards.num_shards:
+            return of_rows
+        limit, share = options.max_error_pct, shards.worst_pct
+        message = f"{shards.describe('read')}; limit {limit:g}%"
+        if share > limit:
+            return Finding("fail", f"{message}; {of_rows.message}", share, limit)
+        warned = of_rows if of_rows.level == "fail" else replace(of_rows, level="warn")
+        return replace(warned, message=f"{of_rows.message}; {message}")
+
+
 class ReasonShares(Gate):
     """Share of rows with one reason."""
 
@@ -165,7 +183,7 @@ def _repeating(figures: Figures) -> tuple[int, int]:
 
 CONSERVATION, NOT_EMPTY = Conservation(), NotEmpty()
 REASONS, VOLUME = ReasonShares(), Volume()
-ERRORS = Share(
+ERRORS = Errors(
     "max_error_pct",
     "error_mode",
     "rows quarantined",

@@ -87,7 +87,8 @@ class Gates(Section):
     """What must hold before anything is published. Conservation and unique ids always must."""
 
     max_error_pct: Percent = 5.0
-    """Refuse when more than this share of the rows was quarantined (0 to 100)."""
+    """Refuse when more than this share of the rows was quarantined (0 to 100), or when more than
+    this share of the shards, or of their bytes, cannot be read to the end."""
     error_mode: Mode = "fail"
     """Highest severity of `max_error_pct`: `off`, `warn` or `fail`."""
     max_reason_pct: dict[str, Percent] = Field(default_factory=dict)
@@ -112,7 +113,7 @@ class Gates(Section):
     min_rows: Annotated[int, Field(ge=0)] = 100
     """`max_error_pct`, `max_reason_pct`, `max_truncated_pct`, `max_repeating_pct`,
     `volume` and `constant` are judged from this many rows on; below, only all rows failing
-    refuses."""
+    refuses, and shards that cannot be read."""
     allow_empty: bool = False
     """Publish an empty partition when there are no inputs, instead of refusing."""
     min_agreement_pct: Percent = 99.0

@@ -34,6 +34,7 @@ from pipeline.models.tasks import task_class
 from pipeline.planning.predictor import digest_of, predictor_key, row_settings
 from pipeline.planning.slicing import units_of
 from pipeline.sources.columns.pass_through import taken_name
+from pipeline.sources.extents import Extent
 from pipeline.sources.inputs import Inputs
 from pipeline.sources.source_format import RowIds, format_of
 from pipeline.sources.units import Unit, with_ctimes
@@ -99,6 +100,12 @@ class Plan:
         """Return the rows of all units; None if only reading counts them."""
         counts = [unit.num_rows for unit in self.units]
         return None if None in counts else sum(count or 0 for count in counts)
+
+    @cached_property
+    def unopened(self) -> tuple[Extent, ...]:
+        """Return the shards that could not be opened when they were listed."""
+        extents = (extent for unit in self.units for extent in unit.extents)
+        return tuple(extent for extent in extents if extent.is_whole_shard)
 
     @property
     def task(self) -> str:

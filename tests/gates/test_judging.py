@@ -15,7 +15,7 @@ from pipeline.core.causes import Cause
 from pipeline.core.errors import GateRefused, JobError
 from pipeline.core.figures.histograms import Distribution, Numbers
 from pipeline.core.figures.slice_figures import Comparison, SliceFigures, Tokenised
-from pipeline.gates.gate import Figures
+from pipeline.gates.gate import Figures, UnreadableShards
 from pipeline.gates.history import Past
 from pipeline.gates.judging import certain_failures, early_refusal, judge
 from pipeline.gates.results import GateResult, accept, how_to_accept, parse_accepted, require_pass
@@ -69,6 +69,14 @@ def passes(results: dict[str, GateResult]) -> bool:
 def errors(bad: int, rows: int, status: str, limit: float = 5.0, **options: object) -> Case:
     asked = {"quarantined": bad, "planned": rows, "max_error_pct": limit, **options}
     return "max_error_pct", asked, status, 100 * bad / rows
+
+
+def unread(shards: int, of_shards: int, size: int, of_size: int, status: str, **more: Any) -> Case:
+    """One row of 1,000 stands for each shard that cannot be read."""
+    lost = UnreadableShards(shards, size, of_shards, of_size, "a.parquet: no footer")
+    value = max(100 * shards / of_shards, 100 * size / of_size)
+    asked = {"quarantined": shards, **facts(unreadable=lost), **more}
+    return "max_error_pct", asked, status, value if status == "fail" else shards / 10
 
 
 def skipped(files: int, shards: int, status: str, **options: object) -> Case:
@@ -150,6 +158,14 @@ CASES = [
     errors(99, 99, "fail", **FEW),
     errors(10, 100, "fail", **FEW),
     errors(1, 1, "fail", **FEW),
+    # Of shards that cannot be read the larger share decides, however few rows there are.
+    unread(0, 8, 0, 100, "pass"),
+    unread(6, 8, 3, 100, "fail"),
+    unread(1, 100, 30, 100, "fail"),
+    unread(1, 20, 5, 100, "warn"),
+    unread(1, 20, 51, 1000, "fail"),
+    unread(8, 8, 100, 100, "warn", max_error_pct=100.0),
+    unread(1, 2, 1, 2, "fail", min_rows=2000),
     skipped(0, 10, "pass"),
     skipped(1, 999, "warn"),
     skipped(1, 999, "fail", skipped_mode="fail"),
@@ -306,6 +322,19 @@ def test_a_refusal_names_the_first_carried_rows_that_differ_and_says_how_to_go_o
     assert "; and 2 more; with --no-reuse the next run predicts all rows" in message(5)
     assert "more" not in message(3)
     assert "--no-reuse" not in message(0)
+
+
+def test_a_refusal_for_shards_names_the_figures_and_one_of_them_and_is_certain_early():
+    _, asked, _, _ = unread(6, 8, 30, 80, "fail")
+    result = results_of(planned=1006, **asked)["max_error_pct"]
+    assert result.message.startswith(
+        "6 of 8 shards cannot be read, 37.50% of the bytes, e.g. a.parquet: no footer; limit 5%; "
+        "6 of 1006 rows quarantined"
+    )
+    lost = asked["facts"]["unreadable"]
+    [early] = certain_failures(Gates(), 1006, 0, {}, {}, (), lost)
+    assert (early.name, early.value) == ("max_error_pct", 75.0)
+    assert certain_failures(Gates(), 1006, 0, {}, {"max_error_pct": "old"}, (), lost) == []
 
 
 def test_all_reasons_over_their_limit_are_named():

@@ -309,8 +309,10 @@ def test_a_shard_that_cannot_be_opened_counts_as_one_row(tmp_path: Path) -> None
     (tmp_path / "in" / "broken.parquet").write_bytes(b"PAR1 this is no Parquet file PAR1")
     source = {"uri": str(tmp_path / "in"), "format": "parquet"}
     job = write_job(tmp_path / "job.yaml", source, str(tmp_path / "out"))
-    result = pipeline("run", job, "--date", DATE, "--json")
+    accepted = ("--accept", "max_error_pct=its camera is broken")
+    result = pipeline("run", job, "--date", DATE, "--json", *accepted)
     assert result.code == 0, result.stderr
+    assert "1 of 3 shards cannot be opened, " in result.stderr
     assert result.json["unreadable_shards"] == 1
     assert result.json["rows"] | {"resumed": 0} == {
         "total": 41, "predicted": 40, "quarantined": 1, "computed": 41, "resumed": 0,

@@ -14,10 +14,12 @@ from pipeline.core.causes import Cause, Causes
 from pipeline.core.failures import Reason
 from pipeline.core.figures.histograms import Distribution, Numbers, sum_numbers
 from pipeline.core.figures.slice_figures import SliceFigures
-from pipeline.core.printable import num_of
+from pipeline.core.printable import clean_message, num_of
 from pipeline.core.slices import SliceKey
+from pipeline.gates.gate import NONE_UNREADABLE, UnreadableShards
 from pipeline.planning.plan import Plan
 from pipeline.report.sections import LabelCount, Rows, Slices
+from pipeline.sources.extents import Extent
 from pipeline.storage.skipped import Skipped
 
 Origin = Literal["computed", "resumed"]
@@ -62,6 +64,8 @@ class RowAccounts:
         """Rows that were known and computed, and compared."""
         self.differing: list[str] = []
         """Those of them that differ, a line each."""
+        self._broken_units: set[int] = set()
+        """Units whose shard could not be read to its end, if only reading counts their rows."""
         self._names: dict[SliceKey, str] = {}  # of the attempts that were counted
 
     def start_over(self) -> None:
@@ -81,6 +85,8 @@ class RowAccounts:
         key = parse_staged_name(staged.name)
         if key is not None:
             self._names[key] = staged.name
+            if staged.reasons.get(Reason.UNREADABLE_SHARD.value):
+                self._broken_units.add(key.unit)
             looked_up = staged.figures.looked_up
             if looked_up is not None and looked_up.num_known:
                 self.units_with_looked_up_rows.add(key.unit)
@@ -246,7 +252,26 @@ class RowAccounts:
             return 0
         if self.plan.counts_by_reading:  # each such shard is one row
             return self.reasons.get(Reason.UNREADABLE_SHARD.value, 0)
-        return sum(extent.is_whole_shard for unit in self.plan.units for extent in unit.extents)
+        return len(self.plan.unopened)
+
+    @property
+    def unreadable(self) -> UnreadableShards:
+        """Shards that could not be read to their end, as far as that is known."""
+        if (plan := self.plan) is None:
+            return NONE_UNREADABLE
+        extents: Sequence[Extent] = plan.unopened
+        if plan.counts_by_reading:
+            units = (plan.units[index] for index in sorted(self._broken_units))
+            extents = [unit.extents[0] for unit in units if len(unit.extents) == 1]
+        example = extents[0] if extents else None
+        words = (example.path, example.message) if example else ()
+        return UnreadableShards(
+            self.num_unreadable_shards,
+            sum(extent.size_bytes for extent in extents),
+            plan.num_shards,
+            plan.input_bytes,
+            clean_message(": ".join(filter(None, words))),
+        )
 
 
 def _read(numbers: Mapping[str, dict[str, Any]]) -> dict[str, Numbers]:

@@ -227,9 +227,9 @@ def fail_fast_on_certain_refusal(run: RunContext, plan: Plan) -> None:
         record.reasons,
         run.options.accepted,
     )
-    if judge_so_far():
+    if judge_so_far(unreadable=record.unreadable):
         require_some_row(run)
-        failed = judge_so_far(record.top_failures())
+        failed = judge_so_far(record.top_failures(), record.unreadable)
         record.judged(failed)
         raise early_refusal(failed, record.num_done, num_planned)
 
@@ -261,6 +261,7 @@ def _judge(run: RunContext, plan: Plan, num_rows: int, base: Manifest | None) ->
         causes=record.top_failures(),
         measured=record.figures,
         distribution=record.distribution,
+        unreadable=record.unreadable,
         num_skipped=record.skipped.judged,
         why_empty="" if plan.num_shards else describe_no_input(run.job.source, record.skipped),
         is_limited=run.job.run.limit_rows is not None,

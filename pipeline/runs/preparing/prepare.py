@@ -56,6 +56,8 @@ def prepare(run: RunContext) -> tuple[Plan, ModelSpec]:
     if run.table is not None:
         run.table.require(run.layout, columns, plan.prediction_schema())
     run.record.planned(plan, model, job.resources.num_gpus)
+    if plan.unopened:
+        log.warning("%s", run.record.unreadable.describe("opened"))
     return plan, model
 
 

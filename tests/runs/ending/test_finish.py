@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.runs.carried_runs import make_partition
 from support.runs.protocol import LAYOUT, compute, new_run, run_once
 from support.runs.published import Rows, make_plan, run_here, slice_table, work_of
 
@@ -12,7 +13,7 @@ from pipeline.commit.lease import hold_lease
 from pipeline.commit.manifest import current_manifest, log_numbers
 from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.staging import StagedSlice, list_staged
-from pipeline.core.errors import InfraError
+from pipeline.core.errors import GateRefused, InfraError
 from pipeline.runs.ending.finish import finish
 from pipeline.storage.store import Store
 
@@ -45,3 +46,21 @@ def test_parts_with_other_rows_than_were_counted_are_not_published(tmp_path: Pat
         with pytest.raises(InfraError, match=r"predictions and .* quarantined rows, expected"):
             finish(run, work_of(plan), plan, staged, lease, run_here)
     assert current_manifest(store, LAYOUT) is None
+
+
+@pytest.mark.parametrize("input_format", ["parquet", "tars", "jsonl", "csv"])
+def test_most_shards_unreadable_are_refused_although_they_are_few_rows(
+    input_format: str, tmp_path: Path
+):
+    job = make_partition(tmp_path, input_format, num_rows=800, shard_rows=100, gates={})
+    for path in sorted((tmp_path / "in").iterdir())[2:]:
+        data = path.read_bytes()
+        path.write_bytes(bytes(len(data)) if input_format == "csv" else data[:99])
+    figures = r"max_error_pct: 6 of 8 shards cannot be read, \d+\.\d+% of the bytes"
+    with pytest.raises(GateRefused, match=rf"{figures}.*; limit 5%.*--accept max_error_pct=REASON"):
+        job.run()
+    assert current_manifest(job.out, job.layout) is None
+    job.sections["gates"] = {"error_mode": "warn"}
+    manifest = job.run()
+    [gate] = [gate for gate in manifest.gates if gate["name"] == "max_error_pct"]
+    assert (gate["status"], manifest.num_unreadable_shards) == ("warn", 6)
