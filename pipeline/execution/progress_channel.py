@@ -1,20 +1,20 @@
-"""Tells the driver that its actors get on within a long slice, by a Ray actor without CPUs.
+"""Tells the driver how its actors get on within a long slice, by a Ray actor without CPUs.
 
-It feeds the watchdog of the run alone, and only where a slice takes some seconds: shorter ones tell
-by being committed. Lost messages do no harm.
+It feeds the watchdog of the run and those who watch, and only where a slice takes some seconds:
+shorter ones tell by being committed. Lost messages do no harm.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
+import uuid
 from collections.abc import Callable, Iterator
-from functools import partial
 from time import monotonic
 from typing import Any
 
 from pipeline.execution.caller import is_without_ray
-from pipeline.process.liveness import note_progress, tell_parent
+from pipeline.process.liveness import note_progress, note_unfinished, tell_parent
 
 EVERY_S = 5.0
 _ANSWER_S = 2.0
@@ -22,19 +22,22 @@ _WHAT = "rows or tokens within slices"
 
 
 class BeatCounter:
-    """Counts that actors got on."""
+    """Counts that actors got on, and what they have done of their slices."""
 
     def __init__(self) -> None:
         """Begin at 0."""
         self._num_beats = 0
+        self._unfinished: dict[str, tuple[int, int]] = {}
 
-    def beat(self) -> None:
-        """Count once more."""
+    def beat(self, sender: str, num_rows: int, num_tokens: int) -> None:
+        """Count once more; rows and tokens are those of the sender's slice."""
         self._num_beats += 1
+        self._unfinished[sender] = (num_rows, num_tokens)
 
-    def read(self) -> int:
-        """Return the count."""
-        return self._num_beats
+    def read(self) -> tuple[int, int, int]:
+        """Return the count, and the rows and tokens of all slices under way."""
+        slices = self._unfinished.values()
+        return self._num_beats, sum(rows for rows, _ in slices), sum(tokens for _, tokens in slices)
 
 
 class _Sender:
@@ -44,25 +47,34 @@ class _Sender:
         self._name = _name(run_id)
         self._has_news = threading.Event()
         self._slice_from_s = monotonic()
+        self._sender, self._num_rows, self._num_tokens = uuid.uuid4().hex, 0, 0
+        self._is_counted = False
+        """The counter has rows or tokens of this actor."""
         self._counter: Any = None
         """The counter, if this actor has started it: it lives as long as it is kept."""
 
-    def note(self) -> None:
-        """Note that a row got on."""
+    def note(self, num_rows: int, num_tokens: int) -> None:
+        """Note that rows got on."""
+        self._num_rows += num_rows
+        self._num_tokens += num_tokens
         self._has_news.set()
 
     def slice_began(self) -> None:
         """Forget what got on before."""
         self._slice_from_s = monotonic()
-        self._has_news.clear()
+        self._num_rows = self._num_tokens = 0
+        if not self._is_counted:
+            self._has_news.clear()
 
     def run(self) -> None:
         """Tell now and then."""
         pause = threading.Event()
         while not pause.wait(EVERY_S):
             self._has_news.wait()
-            if monotonic() - self._slice_from_s >= EVERY_S:
+            is_long = monotonic() - self._slice_from_s >= EVERY_S
+            if is_long or self._is_counted:
                 self._has_news.clear()
+                self._is_counted = is_long
                 with contextlib.suppress(Exception):  # if Ray fails, the run itself says so
                     self._tell()
 
@@ -74,7 +86,7 @@ class _Sender:
         except ValueError:  # none was started, or who started it has ended
             options = {"name": self._name, "num_cpus": 0}
             counter = self._counter = ray.remote(**options)(BeatCounter).remote()
-        counter.beat.remote()
+        counter.beat.remote(self._sender, self._num_rows, self._num_tokens)
 
 
 def tell_of_slices(run_id: str) -> Callable[[], object]:
@@ -84,7 +96,7 @@ def tell_of_slices(run_id: str) -> Callable[[], object]:
         What is to be called when a slice begins.
     """
     if is_without_ray():
-        tell_parent(of_life=partial(note_progress, _WHAT))
+        tell_parent(of_life=lambda num_rows, num_tokens: note_progress(_WHAT))
         return lambda: None
     sender = _Sender(run_id)
     threading.Thread(target=sender.run, name="progress-sender", daemon=True).start()
@@ -104,6 +116,7 @@ def listening(run_id: str) -> Iterator[None]:
     finally:
         is_over.set()
         thread.join(2 * _ANSWER_S)
+        note_unfinished(0, 0)
 
 
 def _listen(name: str, is_over: threading.Event) -> None:
@@ -112,7 +125,9 @@ def _listen(name: str, is_over: threading.Event) -> None:
     before = 0
     while not is_over.wait(EVERY_S):
         with contextlib.suppress(Exception):  # no slice has taken long yet, or Ray fails
-            num_beats = ray.get(ray.get_actor(name).read.remote(), timeout=_ANSWER_S)
+            read = ray.get_actor(name).read.remote()
+            num_beats, num_rows, num_tokens = ray.get(read, timeout=_ANSWER_S)
+            note_unfinished(num_rows, num_tokens)
             if num_beats != before:
                 before = num_beats
                 note_progress(_WHAT)

@@ -1,6 +1,7 @@
 """What others learn of this process while it works: that it gets on, and on what.
 
-- `note_progress` counts steps of the driver, for the supervisor of the run.
+- `note_progress` counts steps of the driver, for the supervisor of the run, and `note_unfinished`
+  what its actors have done of slices that are not finished, for those who watch.
 - `hang_guard` ends an actor or reader one of whose threads stands still. Each thread has a limit of
   its own: one that hangs is not excused by another that goes on. A thread of C code keeps the time
   (`faulthandler`), so a decoder or model that never gives Python's lock back is ended, too. Where
@@ -30,6 +31,7 @@ _REARM_AFTER = 1 / 8
 class _Progress:
     count: int = 0
     what: str = "nothing yet"
+    unfinished: tuple[int, int] = (0, 0)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -47,6 +49,16 @@ def last_progress() -> tuple[int, str]:
     """Return how many steps there were, and what the last one was."""
     progress = current().part(_Progress)
     return progress.count, progress.what
+
+
+def note_unfinished(num_rows: int, num_tokens: int) -> None:
+    """Note how many rows are done, and how many tokens are written, of slices under way."""
+    current().part(_Progress).unfinished = (num_rows, num_tokens)
+
+
+def unfinished() -> tuple[int, int]:
+    """Return rows and tokens of slices under way, as they were noted last."""
+    return current().part(_Progress).unfinished
 
 
 @dataclass
@@ -90,15 +102,17 @@ def hang_guard(limit_s: float) -> Iterator[None]:
             guards.arm()
 
 
-def still_alive(thread: int | None = None) -> None:
+def still_alive(thread: int | None = None, *, num_rows: int = 0, num_tokens: int = 0) -> None:
     """Note that this thread gets on; costs next to nothing, also if nothing is guarded.
 
     Args:
         thread: One that waits for this thread and gets on with it; None: this one.
+        num_rows: Rows that are done since the last call.
+        num_tokens: Tokens that are written since the last call.
     """
     listener = current().part(_Parent).of_life
     if listener is not None:
-        listener()
+        listener(num_rows, num_tokens)
     guards = current().part(_Guards)
     guard = guards.by_thread.get(threading.get_ident() if thread is None else thread)
     if guard is not None and monotonic() - guard.from_s > _REARM_AFTER * guard.limit_s:
@@ -145,13 +159,17 @@ def unguarded() -> Iterator[None]:
 @dataclass
 class _Parent:
     of_inputs: Callable[[str], object] | None = None
-    of_life: Callable[[], object] | None = None
+    of_life: Callable[[int, int], object] | None = None
 
 
 def tell_parent(
-    of_inputs: Callable[[str], object] | None = None, of_life: Callable[[], object] | None = None
+    of_inputs: Callable[[str], object] | None = None,
+    of_life: Callable[[int, int], object] | None = None,
 ) -> None:
-    """Let functions hear of every input that this process begins with, and of `still_alive`."""
+    """Call functions for every input that this process begins with, and for `still_alive`.
+
+    The latter is given the rows and tokens that are done since the last call.
+    """
     parent = current().part(_Parent)
     parent.of_inputs, parent.of_life = of_inputs, of_life
 

@@ -15,6 +15,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Protocol
 
+from pipeline.process.liveness import unfinished
 from pipeline.process.screen import clear_status, in_notebook, show_status, status_stream
 from pipeline.report.recording.rate import Rate
 from pipeline.report.showing.number_format import format_rate
@@ -143,9 +144,13 @@ class TerminalProgress:
         so_far = duration(monotonic() - self._started)
         with self._lock:
             counts, rate = self._counts, self._rate.rows_per_s
+            begun = describe_unfinished(*unfinished()) if counts is not None else ""
             if counts is None or rate is None:
-                return "; ".join(filter(None, (self._phase, self._trouble))) + f", {so_far} so far"
-            return describe(counts, rate, so_far, with_bar=self._stream is not None)
+                phase = "predicting, no slice is finished yet" if begun else self._phase
+                words = "; ".join(filter(None, (phase, begun, self._trouble)))
+                return f"{words}, {so_far} so far"
+            line = describe(counts, rate, so_far, with_bar=self._stream is not None)
+            return "; ".join(filter(None, (line, begun)))
 
     def _show(self) -> None:
         """Look and show until it is over."""
@@ -210,6 +215,13 @@ def describe(counts: Counts, rows_per_s: float, so_far: str, *, with_bar: bool) 
         f"{bar}{rows:,}{of_total}, {format_rate(rows_per_s)} rows/s, "
         f"{counts.quarantined:,} quarantined, {so_far} so far, {left} left"
     )
+
+
+def describe_unfinished(num_rows: int, num_tokens: int) -> str:
+    """Say what is done of slices under way; empty if nothing is known."""
+    if not num_tokens:
+        return f"{num_rows:,} rows of slices under way" if num_rows else ""
+    return f"{num_rows:,} rows and {num_tokens:,} tokens of slices under way"
 
 
 def duration(seconds: float) -> str:

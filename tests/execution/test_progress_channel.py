@@ -13,7 +13,7 @@ RUN = """
 import sys, time
 import ray
 from pipeline.execution import progress_channel
-from pipeline.process.liveness import last_progress
+from pipeline.process.liveness import last_progress, unfinished
 
 ray.init(address=sys.argv[1], log_to_driver=False, runtime_env={"env_vars": {"A": "1"}})
 
@@ -25,7 +25,7 @@ class Actor:
 
     def step(self):
         from pipeline.process.liveness import still_alive
-        still_alive()  # a token of a long row
+        still_alive(num_rows=1, num_tokens=5)
 
 progress_channel.EVERY_S = 0.1
 counts = []
@@ -36,8 +36,9 @@ with progress_channel.listening("run-1"):
         while last_progress()[0] == count and time.monotonic() < until:
             ray.get(actor.step.remote(), timeout=60)
         counts.append(last_progress()[0] > count)
+        written = unfinished()
         ray.kill(actor)
-print(counts, last_progress()[1])
+print(counts, last_progress()[1], 5 * written[0] == written[1] > 0, unfinished())
 """
 
 
@@ -77,4 +78,4 @@ def test_a_slice_that_takes_long_but_gets_on_is_progress_whichever_actor_told_fi
         head = request.getfixturevalue("ray_head")
         address, env = head.address, {"RAY_AUTH_MODE": "token", **head.secret}
     done = run_python(RUN, address, env=env)
-    assert done.stdout == "[True, True] rows or tokens within slices\n", done.stderr
+    assert done.stdout == "[True, True] rows or tokens within slices True (0, 0)\n", done.stderr

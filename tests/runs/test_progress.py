@@ -13,6 +13,7 @@ import pytest
 from support.runs.cli import environment, write_job
 
 from pipeline.process import screen
+from pipeline.process.liveness import note_unfinished
 from pipeline.report.recording.rate import WINDOW_S, Rate
 from pipeline.runs.progress import (
     Counts,
@@ -48,6 +49,7 @@ def test_a_line_has_rows_rate_elapsed_and_what_is_left() -> None:
     assert describe(counts, 50.0, "1 s", with_bar=True).startswith("[#####...............] 1,250")
     assert describe(counts, 0.0, "1 s", with_bar=False).endswith("unknown left")
     assert describe(Counts(None, 5), 1.0, "1 s", with_bar=True).startswith("5 rows, 1 rows/s")
+    assert "rows, 0.25 rows/s" in describe(Counts(None, 5), 0.25, "1 s", with_bar=True)
 
 
 @pytest.mark.parametrize(
@@ -64,11 +66,17 @@ def test_committed_slices_move_the_progress() -> None:
         progress._trouble = "2 of 2 actors wait"
         assert "are left; 2 of 2 actors wait, " in progress.line()
         progress._look()
+        note_unfinished(3, 1200)
+        words = "predicting, no slice is finished yet; 3 rows and 1,200 tokens of slices under way"
+        assert progress.line().startswith(words)
         progress.advance(320, 1)
         progress._look()
         assert progress.line().startswith("320 of 1,000 rows, 32%")
+        assert progress.line().endswith("; 3 rows and 1,200 tokens of slices under way")
+        note_unfinished(0, 0)
         progress.advance(192, 0)
         assert progress.line().startswith("512 of 1,000 rows")
+        assert progress.line().endswith(" left")
     progress.phase("checking and publishing")
     assert progress.line().startswith("checking and publishing, ")
 

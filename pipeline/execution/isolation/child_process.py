@@ -262,11 +262,11 @@ def serve(descriptor: int, parent: int) -> None:
             pipe.send(PipelineError(describe_user_error(error)))
 
 
-def _telling(pipe: Connection) -> Callable[[], None]:
+def _telling(pipe: Connection) -> Callable[[int, int], None]:
     """Return what tells a parent now and then that this thread, which answers it, gets on."""
     answering_thread, sent_s = threading.get_ident(), monotonic()
 
-    def tell() -> None:
+    def tell(_num_rows: int, _num_tokens: int) -> None:
         nonlocal sent_s
         # Another thread's steps are no progress of what the parent waits for.
         if threading.get_ident() == answering_thread and monotonic() - sent_s >= _TELL_S:

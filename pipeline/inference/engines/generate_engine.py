@@ -162,7 +162,7 @@ class GenerateEngine(ModelEngine):
         return places[np.array(is_left, np.bool_)]
 
     def _keep(self, ended: Sequence[Row], held: Outputs) -> None:
-        still_alive()
+        still_alive(num_rows=len(ended))
         if ended and self._first is not None:
             self._first.predicted()
         held.written |= {row.number: row for row in ended}

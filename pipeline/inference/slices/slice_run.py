@@ -154,7 +154,7 @@ class SliceRun:
             return failure_of(error, self._model)
         self.timer.add(*buffer.busy_s, buffer.launch_s)
         self._count_tokens(buffer, batch)
-        still_alive()
+        still_alive(num_rows=len(batch))
         return None
 
     def _count_tokens(self, buffer: DeviceBuffer, batch: Rows) -> None:

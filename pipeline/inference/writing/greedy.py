@@ -184,7 +184,7 @@ class Writing:
         Returns:
             Logits whose best are these tokens, (B, V), until the next call.
         """
-        self._still_alive()
+        self._still_alive(num_tokens=sum(row.finish is None for row in self.active))
         allowed = self._rules(logits, self.active)
         best = allowed.argmax(dim=1)
         sums = logits.gather(1, best[:, None])[:, 0] - logits.logsumexp(dim=1)

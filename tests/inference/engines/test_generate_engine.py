@@ -118,14 +118,15 @@ def test_tokens_and_lengths_are_counted(spec: ModelSpec):
 def test_each_step_of_an_output_says_that_the_process_gets_on(family: str, tmp_path: Path):
     """As limits count from one sign of life to the next, a long output is no hang."""
     spec = writing(make_writer(tmp_path / "m", family))
-    rows, signs = prepared(spec, TEXTS), list[None]()
+    rows, signs = prepared(spec, TEXTS), list[tuple[int, int]]()
     engine = GenerateEngine(config_of(spec))
-    tell_parent(of_life=lambda: signs.append(None))
+    tell_parent(of_life=lambda num_rows, num_tokens: signs.append((num_rows, num_tokens)))
     try:
         lengths = engine.predict(rows, {}).column("num_output_tokens").to_pylist()
     finally:
         tell_parent()
     assert len(signs) >= max(lengths) > 5
+    assert [sum(numbers) for numbers in zip(*signs, strict=True)] == [len(TEXTS), sum(lengths)]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
