@@ -218,11 +218,10 @@ def fail_fast_on_certain_refusal(run: RunContext, plan: Plan) -> None:
     record = run.record
     if plan.num_rows is None or record.num_done >= plan.num_rows:
         return  # with all rows there the gates judge everything
-    num_planned = plan.num_rows
     judge_so_far = partial(
         certain_failures,
         run.job.gates,
-        num_planned,
+        plan.num_rows,
         record.num_quarantined,
         record.reasons,
         run.options.accepted,
@@ -231,7 +230,7 @@ def fail_fast_on_certain_refusal(run: RunContext, plan: Plan) -> None:
         require_some_row(run)
         failed = judge_so_far(record.top_failures(), record.unreadable)
         record.judged(failed)
-        raise early_refusal(failed, record.num_done, num_planned)
+        raise early_refusal(failed, record.num_done, plan.num_rows)
 
 
 def require_some_row(run: RunContext) -> None:
