@@ -104,7 +104,7 @@ class OverTime(Section):
 
     bin_s: float
     rows: list[int]
-    """Rows whose slice was committed in each bin."""
+    """Computed rows whose slice was committed in each bin."""
     actors: list[int]
     """Actors that had given a slice by the end of each bin."""
 

@@ -272,7 +272,8 @@ def _usable(
         has_same_rows = table.about.row_settings == plan.row_settings
         has_hashes = table.about.kind == "content"
         if not has_same_rows and not by_content:
-            reasons.append(f"{name}: the source section or the columns of the job changed")
+            changed = "source.uri, the source section or the columns of the job changed"
+            reasons.append(f"{name}: {changed}")
         elif why := _why_other(table, manifest, plan, retry):
             reasons.append(f"{name}: {why} changed")
         elif plan.has_hashes and not has_hashes and retry is None:

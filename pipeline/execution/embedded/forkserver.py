@@ -1,4 +1,4 @@
-"""Lets the workers of an embedded Ray be forked instead of started; see `fork_server`."""
+"""Lets the workers of an embedded Ray be forked instead of started; see `forkserver_main`."""
 
 from __future__ import annotations
 

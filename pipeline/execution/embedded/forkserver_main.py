@@ -3,7 +3,7 @@
 A worker that Ray starts imports Ray, Ray Data and, where it predicts, torch: seconds for each of
 them, and the same memory again. Here one process imports them while Ray starts.
 
-Run as a program: `fork_server DRIVER FD MODULE...`, with the driver's number, a socket that
+Run as a program: `forkserver_main DRIVER FD MODULE...`, with the driver's number, a socket that
 listens, and as standard input a pipe that ends when the driver does.
 """
 
@@ -124,7 +124,7 @@ class Request:
 
     @classmethod
     def receive(cls, connection: socket.socket) -> Request:
-        """Read what `fork_worker` sends.
+        """Read what `fork_workers` sends.
 
         Raises:
             OSError: Another user asks, or the connection fails.

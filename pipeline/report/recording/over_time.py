@@ -32,7 +32,7 @@ class Timeline:
         missing = [0] * (index + 1 - len(self._rows))
         self._rows += missing
         self._actors += missing
-        self._rows[index] += staged.num_rows
+        self._rows[index] += staged.num_rows - staged.num_carried
         self._actors[index] += "model_load" in staged.figures.stages
 
     def section(self) -> OverTime | None:

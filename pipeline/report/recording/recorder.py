@@ -166,11 +166,11 @@ class RunRecorder(RowAccounts):
         self._in_flight = list(in_flight)
 
     def retried(self, **figures: int) -> None:
-        """Note which rows a retry is about; the fields are those of `report.Retry`."""
+        """Note which rows a retry is about; the fields are those of `sections.Retry`."""
         self._retry = (self._retry or Retry()).but(**figures)
 
     def carried(self, **figures: Any) -> None:
-        """Note what is carried over; the fields are those of `report.Carried`."""
+        """Note what is carried over; the fields are those of `sections.Carried`."""
         self._carried = (self._carried or Carried()).but(**figures)
 
     def not_carried(self, why: str, looked_at: int = 0) -> None:

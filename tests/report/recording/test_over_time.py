@@ -11,6 +11,7 @@ def test_bins_double_and_lose_no_row():
     assert timeline.section() is None
     for second in range(1000):
         timeline.add(second + 0.5, FIRST if second in (0, 700) else StagedSlice("r", 10))
+        timeline.add(second + 0.5, StagedSlice("r", 9, num_carried=9))  # nothing is computed
     section = timeline.section()
     assert section is not None
     assert (section.bin_s, sum(section.rows)) == (32.0, 10_000)
