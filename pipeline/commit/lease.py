@@ -65,6 +65,8 @@ class Lease:
         self._store, self._layout = store, layout
         self.epoch, self.owner = epoch, owner
         self._tell, self._before = tell, before or Heartbeat()
+        self.is_of_run = True
+        """False: of a command that changes no version. What the last run said of itself stays."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
@@ -94,9 +96,13 @@ class Lease:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
-        ending = {"exit_code": error.exit_code, "error": clean_message(str(error))} if error else {}
+        ending: dict[str, Any] = {"exit_code": 0}
+        if error is not None and self.is_of_run:
+            ending = {"exit_code": error.exit_code, "error": clean_message(str(error))}
+        elif self._before.run_id and not self.is_of_run:
+            ending = asdict(self._before)
         try:
-            self._beat(**{"released": True, "exit_code": 0, **ending})
+            self._beat(**{**ending, "released": True})
         except PipelineError as trouble:
             # No reason to hide how the run ended: the lease ends with this process, or its ttl.
             log.warning("lease of %s not released: %s", self._layout.name, trouble)

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.commit.layout import Layout, new_run_id
-from pipeline.commit.lease import hold_lease
+from pipeline.commit.lease import Lease, hold_lease, latest_epoch
+from pipeline.commit.manifest import log_numbers
 from pipeline.commit.published.garbage import collect_garbage, unneeded_models
 from pipeline.commit.published.rollback import rollback as restore
 from pipeline.commit.tables.delta import table_of
@@ -40,7 +41,7 @@ def rollback(
         PartitionBusy: A run holds the partition.
     """
     loaded = load_job(job, date=date, overrides=overrides, needs_model=False)
-    with _held(loaded) as (store, layout, run_id):
+    with _held(loaded) as (store, layout, run_id, lease):
         manifest = restore(
             store,
             layout,
@@ -49,6 +50,8 @@ def rollback(
             to_number=to,
             table=table_of(loaded.sink, store),
         )
+        if lease is not None:
+            lease.is_of_run = True
     log.warning(
         "%s: the next run of this job publishes version %d from its inputs, unless they and the "
         "job are those of version %d: change the job first, or stop its scheduler",
@@ -82,7 +85,7 @@ def gc(
     loaded = load_job(job, date=date, overrides=overrides, needs_model=False)
     if date is None and depends_on_date(job, overrides):
         log.info("%s: gc looks at this partition only; --date names another", loaded.sink.partition)
-    with _held(loaded) as (store, layout, _):
+    with _held(loaded) as (store, layout, *_):
         garbage = collect_garbage(store, layout, grace_s=grace_s)
         models = unneeded_models(store, grace_s)
         store.delete([file.path for file in models])
@@ -94,9 +97,13 @@ def gc(
 
 
 @contextlib.contextmanager
-def _held(job: Job) -> Iterator[tuple[Store, Layout, str]]:
-    """Hold the lease of the job's partition."""
+def _held(job: Job) -> Iterator[tuple[Store, Layout, str, Lease | None]]:
+    """Hold the lease of the job's partition; of one that no run has worked on there is none."""
     store, layout = Store(job.sink.uri, job.sink.storage_options), Layout(job.sink.partition)
     run_id = new_run_id(dt.datetime.now(dt.UTC))
-    with hold_lease(store, layout, run_id, job.run.lease_ttl_s):
-        yield store, layout, run_id
+    if not (log_numbers(store, layout) or latest_epoch(store, layout)):
+        yield store, layout, run_id, None
+        return
+    with hold_lease(store, layout, run_id, job.run.lease_ttl_s) as lease:
+        lease.is_of_run = False
+        yield store, layout, run_id, lease

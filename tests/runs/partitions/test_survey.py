@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from support.runs.exposition import samples
-from support.runs.published import publish_rows
+from support.runs.published import Rows, publish_rows
 
 import pipeline
 from pipeline.commit.layout import Layout
@@ -24,6 +24,7 @@ from pipeline.storage.store import Store
 
 LONG_S = 1e6
 DAYS = [f"date=2026-11-{day}" for day in range(20, 26)]
+JOB = {"source": {"uri": "in", "format": "images"}, "model": {"name": "resnet18"}}
 BEAT = {"rows": 10, "rows_done": 4, "job": "nightly", "failed_gates": ["label_drift"]}
 
 
@@ -115,6 +116,23 @@ def test_a_partition_that_cannot_be_read_is_told_and_hides_no_other(tmp_path: Pa
         run(store, day)
     store.put(Layout(DAYS[0]).log_entry(2), b"{")
     assert states(store) == {DAYS[0]: "unreadable", DAYS[1]: "complete"}
+
+
+def test_a_command_that_changes_no_version_changes_no_state(tmp_path: Path):
+    store = Store(str(tmp_path))
+    make_week(store)
+    before = states(store)
+    jobs = [{**JOB, "sink": {"uri": store.uri, "partition": day}} for day in [*DAYS[:4], "date=0"]]
+    for job in jobs:
+        with pytest.raises(JobError, match=r"nothing is published|no earlier version"):
+            pipeline.rollback(job)
+        pipeline.gc(job)
+    assert states(store) == before
+    publish_rows(store, DAYS[0], Rows(2))
+    run(store, DAYS[0], GateRefused("no"))
+    assert states(store)[DAYS[0]] == "refused"
+    pipeline.rollback(jobs[0])
+    assert states(store)[DAYS[0]] == "complete"
 
 
 @pytest.mark.parametrize(
