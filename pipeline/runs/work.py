@@ -16,11 +16,13 @@ from pipeline.models.weights.weights import warn_random_weights
 from pipeline.planning.allocation import Hardware, allocate
 from pipeline.planning.plan import Plan
 from pipeline.preprocessing.input_facts import cost_of
+from pipeline.process.shared_notes import note
 from pipeline.report.recording.carried_rows import carried_section
 from pipeline.reuse.failures import Quarantined, read_quarantined
 from pipeline.reuse.finding import Retry, Reuse, find_reuse
 from pipeline.reuse.known import Known
 from pipeline.runs.context import RunContext, Settled
+from pipeline.runs.ending import lost_run
 from pipeline.runs.tuning.auto import resolve_runtime
 
 log = logging.getLogger(__name__)
@@ -102,6 +104,7 @@ def divide(
     stored_as = "" if retry is None else _name_of_retry(retry, reuse.plan)
     plan = adopt_plan(run.store, run.layout, replace(reuse.plan, stored_as=stored_as))
     run.record.planned(plan, model, run.job.resources.num_gpus)
+    note(run=lost_run.describe(run))
     return replace(work, plan=plan, known=reuse.known(run.job, plan))
 
 

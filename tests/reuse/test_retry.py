@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,12 @@ from support.runs.night_inputs import image
 from pipeline.commit.lease import hold_lease
 from pipeline.commit.manifest import log_numbers
 from pipeline.commit.published.rollback import rollback
-from pipeline.core.errors import JobError, PartitionBusy, PublishConflict
+from pipeline.core.errors import InfraError, JobError, PartitionBusy, PublishConflict
 from pipeline.core.semantics import SEMANTICS
 from pipeline.operations.run import retry, run
+from pipeline.process import shared_notes
+from pipeline.process.shared_notes import SharedNotes
+from pipeline.runs.ending import lost_run
 
 
 def test_a_retry_that_recovers_nothing_publishes_nothing_and_counts_why(
@@ -83,6 +87,26 @@ def test_what_cannot_be_retried_is_refused(tmp_path: Path):
     with hold_lease(partition.out, LAYOUT, "other", 60.0), pytest.raises(PartitionBusy):
         partition.retry()
     assert partition.current().number == 1
+
+
+def test_of_a_retry_that_is_killed_its_parent_counts_what_the_retry_has_staged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    partition = make_partition(tmp_path, "parquet")
+    partition.broken = {f"s{shard}.parquet#{row}" for shard in range(4) for row in (0, 9)}
+    partition.run()
+    partition.broken, puts = set(), count()
+
+    def die(verb: str, path: str) -> None:
+        if verb == "put" and path.endswith(".parquet") and next(puts) == 1:
+            raise InfraError("killed")
+
+    dying = partition.at(WatchedStore(partition.out.uri, watch=die))
+    monkeypatch.setattr(shared_notes, "_notes", notes := SharedNotes())
+    with pytest.raises(InfraError, match="killed"):
+        dying.retry()
+    error = lost_run.end(notes.read()["run"], "its process was killed")
+    assert "killed: 14 of 40 rows are done, 26 rows in 2 slices to go" in str(error)
 
 
 def test_a_version_without_any_prediction_can_be_retried(tmp_path: Path):

@@ -96,7 +96,6 @@ class _Watchdog(threading.Thread):
         self._stall = Stall(run.job.run.stall_s)
         self._stopping_since: float | None = None
         self._has_killed_ray = False
-        self._left_plan: str | None = None
         deadline = run.job.run.deadline
         left_s = seconds_until(deadline, dt.datetime.now(dt.UTC)) if deadline else float("inf")
         self._deadline_at = time.monotonic() + left_s
@@ -105,10 +104,6 @@ class _Watchdog(threading.Thread):
         """Look twice per second until the run is done."""
         while not self.done.wait(_TICK_S):
             now = time.monotonic()
-            plan = self._run.record.plan
-            if plan is not None and plan.fingerprint != self._left_plan:
-                self._left_plan = plan.fingerprint
-                note(run=lost_run.describe(self._run))
             if reason() is not None or _asked_to_stop():
                 self._force_stop(now)
             elif (lost := health.trouble()) is not None:
