@@ -67,6 +67,11 @@ class Layout:
                 return f"{top}/{path.removeprefix(f'{folder}/')}"
         raise ValueError(f"{path}: is no part of {self.name}")
 
+    def outside(self, path: str) -> str:
+        """Undo `inside`."""
+        top, _, name = path.partition("/")
+        return f"{getattr(self, top)}/{name}"
+
     @property
     def success(self) -> str:
         """Marker that something is published: no bytes, or Polars takes it for a part."""
@@ -170,10 +175,11 @@ def part_name(index: int, version: str) -> str:
     return f"part-{index:05d}-{version}.parquet"
 
 
-def renumber(path: str, index: int) -> str:
-    """Give a published part another index, in the same folder."""
+def renumber(path: str, index: int, version: str = "") -> str:
+    """Give a published part another index, and another version if one is given."""
     folder, separator, name = path.rpartition("/")
-    return f"{folder}{separator}part-{index:05d}-{name.split('-', 2)[2]}"
+    version = version or name.split("-", 2)[2].removesuffix(".parquet")
+    return f"{folder}{separator}{part_name(index, version)}"
 
 
 def part_target(path: str) -> int | None:

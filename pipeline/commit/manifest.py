@@ -86,8 +86,8 @@ class Manifest:
     skipped: dict[str, Any] = field(default_factory=dict)
     """JSON form of `skipped.Skipped`: what lay below the source and is no row."""
     keys: dict[str, str] = field(default_factory=dict)
-    """Where the keys of this version are, so that later ones can carry its rows: `folder` and the
-    `sha256` of its meta.json; {} if it has none."""
+    """Where the keys of this version are, so that later ones can carry its rows: `folder`, perhaps
+    that of an equal version, and the `sha256` of its shards.parquet; {} if it has none."""
     carried: dict[str, Any] = field(default_factory=dict)
     """What was carried over, as the report's section `carried`; {} if nothing was."""
     source: dict[str, Any] = field(default_factory=dict)

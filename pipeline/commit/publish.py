@@ -25,7 +25,13 @@ from pipeline.storage.store import Store, StoredFile
 _COPY_THREADS = 16
 
 
-def commit(store: Store, layout: Layout, manifest: Manifest, folder: str) -> Manifest:
+class PartLost(InfraError):
+    """A part that the current manifest names is missing."""
+
+
+def commit(
+    store: Store, layout: Layout, manifest: Manifest, folder: str, version: str = ""
+) -> Manifest:
     """Bring whole parts into the published folder and make them current.
 
     Args:
@@ -33,6 +39,7 @@ def commit(store: Store, layout: Layout, manifest: Manifest, folder: str) -> Man
             as `predictions/<name>` and `quarantine/<name>`, with the folders of partition columns
             before the name. They are numbered here, in their order.
         folder: Where the parts lie now; they are copied, not moved.
+        version: As `part_name` takes it, for parts whose names are of another version.
 
     Returns:
         The manifest that is current now: ours, or one of the same rows by another run.
@@ -42,8 +49,8 @@ def commit(store: Store, layout: Layout, manifest: Manifest, folder: str) -> Man
     """
     placed = replace(
         manifest,
-        parts=_targets(manifest.parts, "predictions", layout.predictions),
-        quarantine_parts=_targets(manifest.quarantine_parts, "quarantine", layout.quarantine),
+        parts=_targets(manifest.parts, layout, version),
+        quarantine_parts=_targets(manifest.quarantine_parts, layout, version),
     )
     _place(store, folder, manifest.all_parts, placed.all_parts)
     failpoint("before_log")
@@ -54,8 +61,7 @@ def commit(store: Store, layout: Layout, manifest: Manifest, folder: str) -> Man
         return placed
     winner = read_manifest(store, layout, manifest.number)
     # No manifest will ever name our parts, and readers of the folder should not find them.
-    keys = store.list_files(manifest.keys["folder"]) if manifest.keys else []
-    store.delete([*(part.path for part in placed.all_parts), *(file.path for file in keys)])
+    store.delete([part.path for part in placed.all_parts])
     if (winner.fingerprint, winner.retry) != (manifest.fingerprint, manifest.retry):
         raise PublishConflict(
             f"partition {layout.name}: run {winner.run_id} published version {winner.number} "
@@ -64,9 +70,9 @@ def commit(store: Store, layout: Layout, manifest: Manifest, folder: str) -> Man
     return winner
 
 
-def _targets(parts: Sequence[Part], folder: str, target: str) -> tuple[Part, ...]:
+def _targets(parts: Sequence[Part], layout: Layout, version: str) -> tuple[Part, ...]:
     return tuple(
-        replace(part, path=renumber(f"{target}/{part.path.removeprefix(f'{folder}/')}", index))
+        replace(part, path=layout.outside(renumber(part.path, index, version)))
         for index, part in enumerate(parts)
     )
 
@@ -109,7 +115,7 @@ def sync_published_folder(
     (`current.json`, say) is then put right for the one that has become current.
 
     Raises:
-        InfraError: A part that the current manifest names is missing.
+        PartLost: A part that the current manifest names is missing.
     """
     while True:
         _settle_one(store, layout, manifest, keep_versions, table)
@@ -125,7 +131,7 @@ def _settle_one(
     """Finish what follows the commit of a version; each step may have been done before.
 
     Raises:
-        InfraError: A part that the current manifest names is missing.
+        PartLost: A part that the current manifest names is missing.
     """
     named = {part.path for part in manifest.all_parts}
     present = _published_files(store, layout)
@@ -133,7 +139,7 @@ def _settle_one(
     if lost and log_numbers(store, layout)[-1] > manifest.number:
         return  # replaced meanwhile, and already in the history
     if lost:
-        raise InfraError(
+        raise PartLost(
             f"{store.url(sorted(lost)[0])}: named by the current manifest but missing; "
             "restore it, or run `pipeline rollback`"
         )
@@ -152,7 +158,7 @@ def _settle_one(
         _retire(store, layout, replaced)
     failpoint("retired")
     kept = _trim_history(store, layout, keep_versions)
-    unneeded = unneeded_keys(store, layout, manifest, kept)
+    unneeded = unneeded_keys(store, layout, kept, manifest.number)
     # Those for later numbers are of runs that may yet win.
     store.delete([file.path for number, file in unneeded if number <= manifest.number])
     failpoint("trimmed")
@@ -196,15 +202,14 @@ def _replaced_parts(
     store: Store, layout: Layout, number: int, strays: Sequence[str]
 ) -> dict[str, int]:
     """Return which of the files are parts of earlier versions, and of which the last one."""
-    if not strays:
-        return {}
-    owners = {
-        part.path: entry
-        for entry in log_numbers(store, layout)
-        if entry < number
-        for part in read_manifest(store, layout, entry).all_parts
-    }
-    return {path: owners[path] for path in strays if path in owners}
+    owners: dict[str, int] = {}
+    targets = {path: part_target(path) or 0 for path in strays}  # no earlier version has them
+    for entry in reversed(log_numbers(store, layout) if strays else []):
+        if entry < number and any(target <= entry for target in targets.values()):
+            for part in read_manifest(store, layout, entry).all_parts:
+                if targets.pop(part.path, None) is not None:
+                    owners[part.path] = entry
+    return owners
 
 
 def _retire(store: Store, layout: Layout, replaced: Mapping[str, int]) -> None:

@@ -14,7 +14,7 @@ import io
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.commit.layout import Layout
-from pipeline.commit.manifest import Manifest, Part
+from pipeline.commit.manifest import Manifest, Part, log_numbers, read_manifest
 from pipeline.commit.parts.compaction import Compacted
 from pipeline.commit.parts.part_reader import open_part, read_columns
 from pipeline.core.documents import known_fields
@@ -40,7 +40,7 @@ SHARDS, PLACES = "shards.parquet", "places.parquet"
 PLACES_PER_GROUP = 65_536
 _ABOUT = b"pipeline.about"
 _THREADS = 8
-_VERSION = re.compile(r"(\d{6,})-[0-9a-f]{12}")
+_VERSION = re.compile(r"/(\d{6,})-[0-9a-f]{12}$")
 _SCHEMA = pa.schema(
     [
         pa.field("uri", pa.string(), nullable=False),
@@ -258,44 +258,28 @@ def read_shard_table(store: Store, layout: Layout, manifest: Manifest) -> ShardT
 
 
 def unneeded_keys(
-    store: Store, layout: Layout, current: Manifest | None, kept: Iterable[int]
+    store: Store, layout: Layout, kept: Collection[int], current: int
 ) -> list[tuple[int, StoredFile]]:
     """Find tables that no version names which is current or in the history.
 
     Args:
-        current: The current manifest; None: nothing is published.
         kept: The numbers of the versions in the history.
+        current: That of the current version; 0: nothing is published.
 
     Returns:
         Each file, with the number of the version that it was written for.
     """
-    numbers = {*kept, *([current.number] if current else ())}
-    files = []
-    for file in store.list_files(layout.all_keys):
-        folder = file.path.removeprefix(f"{layout.all_keys}/").split("/")[0]
-        version = _VERSION.fullmatch(folder)
-        is_current = current is not None and layout.keys(folder) == current.keys.get("folder")
-        if version and not is_current:
-            files.append((int(version[1]), file))
+    named = {
+        read_manifest(store, layout, number).keys.get("folder")
+        for number in log_numbers(store, layout)
+        if number in kept or number >= current
+    }
+    files = [(file.path.rpartition("/")[0], file) for file in store.list_files(layout.all_keys)]
     return [
-        (number, file)
-        for number, file in files
-        if number not in numbers or (current is not None and number == current.number)
+        (int(version[1]), file)
+        for folder, file in files
+        if folder not in named and (version := _VERSION.search(folder))
     ]
-
-
-def copy_keys(store: Store, layout: Layout, old: Manifest, folder: str) -> dict[str, str]:
-    """Copy the tables of a version for one that has the same parts; return its `Manifest.keys`.
-
-    Tables that are missing or damaged are not copied: the version then has none.
-    """
-    try:
-        has_places = read_shard_table(store, layout, old).about.has_places
-        for name in (PLACES, SHARDS) if has_places else (SHARDS,):
-            store.copy(f"{old.keys['folder']}/{name}", f"{folder}/{name}")
-    except (NoKeys, FileNotFoundError):
-        return {}
-    return {**old.keys, "folder": folder}
 
 
 def _encoded(table: pa.Table, encoding: dict[str, str], row_group_rows: int = 2**20) -> bytes:

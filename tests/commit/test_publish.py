@@ -2,11 +2,13 @@
 
 import datetime as dt
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+from support.faults.watched_store import Event, WatchedStore
 from support.runs.published import (
     DAY,
     Rows,
@@ -20,7 +22,13 @@ from support.runs.published import (
 from support.runs.published_rows import read_predictions
 
 from pipeline.commit.layout import Layout
-from pipeline.commit.manifest import Manifest, current_manifest, list_partitions, log_numbers
+from pipeline.commit.manifest import (
+    Manifest,
+    current_manifest,
+    list_partitions,
+    log_numbers,
+    read_manifest,
+)
 from pipeline.commit.publish import commit, repair, sync_published_folder
 from pipeline.commit.published.garbage import collect_garbage
 from pipeline.commit.published.rollback import history_numbers, rollback
@@ -247,7 +255,7 @@ def test_a_rollback_publishes_the_old_bytes_and_the_next_one_goes_forward(usual_
     back = rollback(usual_store, LAYOUT, "back", keep_versions=2)
     assert (back.number, back.kind, back.restored_from) == (3, "rollback", 1)
     assert dt.datetime.fromisoformat(back.created_at) > dt.datetime.fromisoformat(second.created_at)
-    assert back.keys["folder"].startswith(f"{LAYOUT.all_keys}/000003-")
+    assert back.keys == first.keys
     assert (back.run_id, len({back.token, first.token, second.token})) == ("back", 3)
     assert back.fingerprint == first.fingerprint
     assert_whole(usual_store, back)
@@ -283,20 +291,89 @@ def test_foreign_files_in_log_and_history_are_passed_over(usual_store: Store):
     assert rollback(usual_store, LAYOUT, "r", keep_versions=1).restored_from == 1
 
 
-def test_a_rollback_whose_copies_are_collected_meanwhile_says_so(
-    usual_store: Store, monkeypatch: pytest.MonkeyPatch
-):
-    publish_rows(usual_store, rows=Rows(1))
-    second = publish_rows(usual_store, rows=Rows(2))
-
-    def collect_first(store: Store, layout: Layout, manifest: Manifest, folder: str) -> Manifest:
-        store.delete([file.path for file in store.list_files(folder)])
-        return commit(store, layout, manifest, folder)
-
-    monkeypatch.setattr("pipeline.commit.published.rollback.commit", collect_first)
+def test_a_rollback_whose_history_goes_meanwhile_says_so(tmp_path: Path):
+    usual = Store(str(tmp_path))
+    publish_rows(usual, rows=Rows(1))
+    second = publish_rows(usual, rows=Rows(2))
+    late = Event(
+        f"copy {LAYOUT.history(1)}",
+        lambda: usual.delete([file.path for file in usual.list_files(LAYOUT.history(1))]),
+    )
     with pytest.raises(InfraError, match="was there a moment ago and is gone; run again"):
-        rollback(usual_store, LAYOUT, "r", keep_versions=2)
-    assert repair(usual_store, LAYOUT, 2) == second
+        rollback(WatchedStore(usual.uri, watch=late.watch), LAYOUT, "r", keep_versions=2)
+    assert repair(usual, LAYOUT, 2) == second
+
+
+def test_a_rollback_copies_each_part_once_and_leaves_nothing_behind(tmp_path: Path):
+    calls: list[str] = []
+    store = WatchedStore(str(tmp_path), watch=lambda *call: calls.append(" ".join(call)))
+    first, second = (publish_rows(store, rows=Rows(edition)) for edition in (1, 2))
+    before = snapshot(store, f"{LAYOUT.control}/staging", LAYOUT.all_keys)
+    calls.clear()
+    assert_whole(store, rollback(store, LAYOUT, "back", keep_versions=2))
+    copied = [call for call in calls if call.startswith("copy ")]
+    assert len(copied) == len(first.all_parts) + len(second.all_parts)
+    assert snapshot(store, f"{LAYOUT.control}/staging", LAYOUT.all_keys) == before
+
+
+@pytest.mark.parametrize(
+    "point", ["after_log", "after_table", "before_current", "before_success", "kept", "retired"]
+)
+def test_a_rollback_takes_back_a_version_that_died_behind_its_log_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
+):
+    store, table = Store(str(tmp_path)), "delta" if point == "after_table" else None
+    for edition in (1, 2):
+        publish_rows(store, rows=Rows(edition), table=table)
+    names = table_of(sink_of(table), store)
+    manifest, folder = prepare_version(store, LAYOUT, Rows(3), 3, "died")
+    with monkeypatch.context() as patch:
+        crash_at(patch, point)
+        with pytest.raises(RuntimeError, match=point):
+            sync_published_folder(
+                store, LAYOUT, commit(store, LAYOUT, manifest, folder), 2, table=names
+            )
+    back = rollback(store, LAYOUT, "back", keep_versions=2, table=names)
+    assert (back.number, back.restored_from, edition_of(store)) == (4, 2, {2})
+    assert_whole(store, back)
+    assert history_numbers(store, LAYOUT) == [2, 3]
+
+
+def test_a_version_that_lost_a_part_can_be_rolled_back(usual_store: Store):
+    first, second = (publish_rows(usual_store, rows=Rows(edition)) for edition in (1, 2))
+    usual_store.delete([second.parts[0].path])
+    back = rollback(usual_store, LAYOUT, "back", keep_versions=2)
+    assert [part.sha256 for part in back.all_parts] == [part.sha256 for part in first.all_parts]
+    assert_whole(usual_store, back)
+
+
+def test_keys_stay_as_long_as_a_kept_version_names_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Also those of a version that was published again under the next number."""
+    store = Store(str(tmp_path))
+    publish_rows(store, rows=Rows(1))
+    suspend_before_the_log(store, monkeypatch)
+    repaired = repair(store, LAYOUT, 1, is_last=True)
+    assert repaired is not None
+    for edition, keep in ((3, 1), (4, 1), (5, 0)):
+        publish_rows(store, rows=Rows(edition), keep_versions=keep)
+        collect_garbage(store, LAYOUT, grace_s=0)
+        numbers = [*history_numbers(store, LAYOUT), log_numbers(store, LAYOUT)[-1]]
+        assert len(numbers) == keep + 1
+        named = {read_manifest(store, LAYOUT, number).keys["folder"] for number in numbers}
+        folders = {file.path.rpartition("/")[0] for file in store.list_files(LAYOUT.all_keys)}
+        assert folders == named
+
+
+def test_a_publication_reads_as_many_manifests_as_versions_are_kept(tmp_path: Path):
+    calls: list[str] = []
+    store = WatchedStore(str(tmp_path), watch=lambda *call: calls.append(" ".join(call)))
+    for edition in range(1, 9):
+        calls.clear()
+        publish_rows(store, rows=Rows(edition), keep_versions=2)
+    reads = [call for call in calls if re.match(r"read .*/log/", call)]
+    assert len(set(reads)) <= 4, "the new version, the one before, and those that are kept"
 
 
 def test_partitions_do_not_touch_each_other(usual_store: Store):

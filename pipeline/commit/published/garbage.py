@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.commit.layout import Layout
-from pipeline.commit.manifest import current_manifest
+from pipeline.commit.manifest import log_numbers
 from pipeline.commit.published.rollback import history_numbers
 from pipeline.commit.shard_table import unneeded_keys
 from pipeline.process.failpoints import failpoint
@@ -49,10 +49,12 @@ def collect_garbage(store: Store, layout: Layout, *, grace_s: float) -> Garbage:
     """
     now = store.now()
     folders = (layout.predictions, layout.quarantine, layout.control)
-    current, kept = current_manifest(store, layout), history_numbers(store, layout)
+    current = max(log_numbers(store, layout), default=0)
     files = [file for folder in folders for file in store.list_leftovers(folder)]
     files += store.list_files(PROBES)
-    files += [file for _, file in unneeded_keys(store, layout, current, kept)]
+    files += [
+        file for _, file in unneeded_keys(store, layout, history_numbers(store, layout), current)
+    ]
     leftovers = [file for file in files if _age_s(file, now) > grace_s]
     staged: dict[str, list[StoredFile]] = {}
     prefix = f"{layout.control}/staging/"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
+from collections.abc import Sequence
 from dataclasses import replace
 
-from pipeline.commit.layout import Layout, part_name
+from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, Part, current_manifest, log_numbers, read_manifest
-from pipeline.commit.publish import commit, sync_published_folder
-from pipeline.commit.shard_table import copy_keys
+from pipeline.commit.publish import PartLost, commit, repair, sync_published_folder
 from pipeline.commit.tables.delta import Delta
 from pipeline.core.errors import JobError
 from pipeline.storage.errors import listed_files
@@ -27,6 +27,8 @@ def rollback(
 ) -> Manifest:
     """Publish a replaced version again, as a new version.
 
+    What a run left undone that died after its commit is finished before that.
+
     Args:
         layout: The partition; the caller holds its lease.
         run_id: Of this command.
@@ -39,7 +41,10 @@ def rollback(
         PublishConflict: Another run published meanwhile.
         InfraError: Garbage was collected meanwhile, and what was to be published with it.
     """
-    current = current_manifest(store, layout)
+    try:
+        current = repair(store, layout, keep_versions, table=table)
+    except PartLost:  # which is what another version is published instead of
+        current = current_manifest(store, layout)
     if current is None:
         raise JobError(f"partition {layout.name}: nothing is published, so nothing to roll back")
     kept = history_numbers(store, layout)
@@ -57,7 +62,6 @@ def rollback(
     old = read_manifest(store, layout, wanted)
     number = log_numbers(store, layout)[-1] + 1
     version = f"{number:06d}-{uuid.uuid4().hex[:12]}"
-    folder = f"{layout.control}/staging/{old.fingerprint}/rollback-{version}"
     with listed_files():
         manifest = replace(
             old,
@@ -67,11 +71,10 @@ def rollback(
             token=uuid.uuid4().hex,
             created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
             restored_from=wanted,
-            keys=copy_keys(store, layout, old, layout.keys(version)),
-            parts=_restage(store, layout, old.parts, wanted, folder, version),
-            quarantine_parts=_restage(store, layout, old.quarantine_parts, wanted, folder, version),
+            parts=_in_history(layout, old.parts),
+            quarantine_parts=_in_history(layout, old.quarantine_parts),
         )
-        placed = commit(store, layout, manifest, folder)
+        placed = commit(store, layout, manifest, layout.history(wanted), version)
     sync_published_folder(store, layout, placed, keep_versions, table=table)
     return placed
 
@@ -84,13 +87,5 @@ def history_numbers(store: Store, layout: Layout) -> list[int]:
     return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
 
-def _restage(
-    store: Store, layout: Layout, parts: tuple[Part, ...], number: int, folder: str, version: str
-) -> tuple[Part, ...]:
-    restaged = []
-    for index, part in enumerate(parts):
-        kept = layout.inside(part.path)
-        path = f"{kept.rpartition('/')[0]}/{part_name(index, version)}"
-        store.copy(f"{layout.history(number)}/{kept}", f"{folder}/{path}")
-        restaged.append(replace(part, path=path))
-    return tuple(restaged)
+def _in_history(layout: Layout, parts: Sequence[Part]) -> tuple[Part, ...]:
+    return tuple(replace(part, path=layout.inside(part.path)) for part in parts)
