@@ -12,7 +12,7 @@ from pipeline.core.arrays import as_array, with_nulls
 from pipeline.core.failures import Reason
 from pipeline.sources.columns.arrow_types import is_text
 from pipeline.sources.columns.base import Failures, Place, fail
-from pipeline.sources.columns.pass_through import not_utf8, pass_through
+from pipeline.sources.columns.pass_through import PASSED, not_utf8, pass_through
 from pipeline.sources.columns.value_sizes import with_compact_dictionaries, without_large
 from pipeline.sources.input_columns import columns_of
 from pipeline.sources.rows import Reader, make_rows
@@ -42,7 +42,8 @@ def to_rows(
     source = reader.source
     ids = _numbered(path, numbers)
     table = with_compact_dictionaries(table)
-    copied = [*source.passed.values(), *([source.id_column] if source.id_column else [])]
+    copied = {PASSED + name: column for name, column in source.passed.items()}
+    copied |= {name: name for name in (*copied.values(), source.id_column) if name}
     table = without_large(table, copied, failures)
     if source.id_column:
         ids, nulls, broken = text_ids(table.column(source.id_column), ids)

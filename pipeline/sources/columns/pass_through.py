@@ -5,18 +5,30 @@ Pure over Arrow: no storage. A value that does not fit fails its row, never its 
 
 from __future__ import annotations
 
+import decimal
 import json
+import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipeline.core.arrays import as_array
+from pipeline.core.arrays import as_array, with_nulls
 from pipeline.core.errors import JobError
 from pipeline.core.hive_paths import hive_values, without_folder
 from pipeline.core.schema import PART, RESERVED_COLUMNS, TEXT_FEATURE
 from pipeline.job.source import Source
-from pipeline.sources.columns.arrow_types import is_text, parse_type, published_type, type_trouble
+from pipeline.sources.columns.arrow_types import (
+    is_text,
+    parse_type,
+    plain_type,
+    published_type,
+    type_trouble,
+)
 
+PASSED = "_passed_"
+"""How columns of lines begin that are only passed through; then comes their published name."""
 Problems = dict[int, str]
 """Row -> message about its value."""
 
@@ -101,8 +113,10 @@ def pass_through(
 
 
 def _take(field: pa.Field, name: str, table: pa.Table, path: str) -> tuple[pa.Array, Problems]:
-    if name in table.column_names:
-        return cast_column(as_array(table.column(name)), field)
+    keys, field = (PASSED + field.name, name), field.with_name(name)
+    for key in keys:
+        if key in table.column_names:
+            return cast_column(as_array(table.column(key)), field)
     value = hive_values(path).get(name)
     if value is None:
         return pa.nulls(table.num_rows, field.type), {}
@@ -111,20 +125,71 @@ def _take(field: pa.Field, name: str, table: pa.Table, path: str) -> tuple[pa.Ar
     return pa.repeat(column[0], table.num_rows), problems
 
 
-def cast_column(column: pa.Array, field: pa.Field) -> tuple[pa.Array, Problems]:
+def cast_column(
+    column: pa.Array, field: pa.Field, *, may_round: bool = False
+) -> tuple[pa.Array, Problems]:
     """Cast a column to its declared type; lossy casts and text that is not UTF-8 are problems.
 
-    Text that is not UTF-8 could be copied, but no engine would read a part that holds it.
+    Text that is not UTF-8 could be copied, but no engine would read a part that holds it. Text must
+    spell the number that it becomes: Arrow reads hexadecimal digits, and rounds.
+
+    Args:
+        column: (N,).
+        field: The type, and the name for messages.
+        may_round: Texts of whole numbers that a floating-point type does not hold are rounded, as
+            fractions always are.
 
     Returns:
         The column, null at problems, and row -> message.
     """
+    is_number = pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
+    if is_number and is_text(plain_type(column.type)):  # of which Arrow compares no views
+        column = column.cast(pa.large_string())
     try:
-        cast = column.cast(field.type)
+        cast, problems = column.cast(field.type), Problems()
         cast.validate(full=True)
     except pa.ArrowException:
-        return _cast_rows(column, field)
-    return cast, {}
+        cast, problems = _cast_rows(column, field)
+    if not is_number or not is_text(column.type):
+        return cast, problems
+    wrong = [row for row in _not_spelt(column, cast, may_round=may_round) if row not in problems]
+    for row in wrong:
+        text = column[row].as_py()
+        problems[row] = f"{field.name} is {text!r:.80}, which {field.type} does not hold"
+    if wrong:
+        cast = with_nulls(cast, np.isin(np.arange(len(cast)), wrong))
+    return cast, problems
+
+
+def _not_spelt(texts: pa.Array, numbers: pa.Array, *, may_round: bool) -> list[int]:
+    """Return the rows in which Arrow made another number of a text."""
+    if pa.types.is_integer(numbers.type):
+        return _true_rows(pc.match_substring(texts, "x", ignore_case=True))
+    is_large = pc.is_inf(numbers)
+    if not may_round:
+        is_large = pc.greater_equal(pc.abs(numbers), exact_max(numbers.type))
+    rows = []
+    for row in _true_rows(is_large):
+        text, number = texts[row].as_py(), numbers[row].as_py()
+        if math.isinf(number):
+            is_spelt = "inf" in text.lower()
+        else:
+            is_whole = text.lstrip("+-").isdecimal()
+            is_spelt = not is_whole or decimal.Decimal(text) == decimal.Decimal(number)
+        if not is_spelt:
+            rows.append(row)
+    return rows
+
+
+def exact_max(dtype: pa.DataType) -> float:
+    """Return up to which number a floating-point type holds all whole ones."""
+    return 2.0 ** {16: 11, 32: 24, 64: 53}[dtype.bit_width]
+
+
+def _true_rows(mask: pa.Array) -> list[int]:
+    if not pc.any(mask).as_py():
+        return []
+    return np.flatnonzero(pc.fill_null(mask, False).to_numpy(zero_copy_only=False)).tolist()
 
 
 def _cast_rows(column: pa.Array, field: pa.Field) -> tuple[pa.Array, Problems]:
@@ -196,7 +261,7 @@ def check_names(source: Source) -> None:
             raise JobError(taken_name(source, name))
     for name, alias in source.casts.items():
         if name not in source.passed:
-            raise JobError(f"source.casts.{name}: no column that source.pass_through publishes")
+            raise JobError(f"source.casts.{name}: no column of source.pass_through")
         parse_type(name, alias)
 
 

@@ -6,7 +6,7 @@ the value it refers to.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -66,16 +66,16 @@ def _plain(column: pa.Array) -> pa.Array:
     return column
 
 
-def without_large(table: pa.Table, names: Sequence[str], failures: Failures) -> pa.Table:
+def without_large(table: pa.Table, names: Mapping[str, str], failures: Failures) -> pa.Table:
     """Fail rows with a value that is too large to be passed through; it becomes null.
 
     Args:
         table: N rows of a shard.
-        names: The columns to look at; some may not be there.
+        names: The columns to look at, some of which may not be there -> names for messages.
         failures: (N,): grows.
     """
-    for name in names:
-        index = table.schema.get_field_index(name)
+    for key, name in names.items():
+        index = table.schema.get_field_index(key)
         if index < 0 or table.column(index).nbytes <= MAX_VALUE_BYTES:
             continue
         column = as_array(table.column(index))

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.core.errors import JobError
 from pipeline.core.printable import clean_message
@@ -28,15 +27,16 @@ from pipeline.sources.csv.rows import (
 from pipeline.sources.extents import Extent
 from pipeline.sources.features.vectors import number_of
 from pipeline.sources.lines.rows import NO_ROWS, LineFormat, LineRows
-from pipeline.sources.lines.sample import INT64, Sample, first_objects, type_of
+from pipeline.sources.lines.sample import Sample, first_objects
 from pipeline.sources.rows import Reader
 from pipeline.sources.source_format import FirstRows
 from pipeline.sources.whole_file import open_sequential
 from pipeline.storage.store import Store, StoredFile
 
 _BOOL = re.compile(r"true|false", re.IGNORECASE)
-_WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,18})")
+_WHOLE = re.compile(r"-?(0|[1-9][0-9]*)")
 _FRACTION = re.compile(r"-?((0|[1-9][0-9]*)(\.[0-9]*)?(e[+-]?[0-9]+)?|inf|nan)", re.IGNORECASE)
+_SPELLINGS = ((pa.bool_(), _BOOL), (pa.int64(), _WHOLE), (pa.float64(), _FRACTION))
 _DELIMITERS = ";\t|,"
 
 
@@ -44,25 +44,25 @@ class _CsvSample(Sample):
     """Records of texts."""
 
     def column(self, values: Sequence[Any]) -> pa.Array:
-        given = [value for value in values if value is not None]
-        dtype = self.type_of(given) if given else pa.null()
-        return pc.cast(pa.array(values, pa.string()), dtype)
+        """Return the type that all values spell, which proposes a column as a feature.
 
-    def type_of(self, values: Sequence[Any]) -> pa.DataType:
-        """Return the type that all values spell; a number with zeros before it is text."""
-        return type_of([_spelt(value) for value in values])
+        A number with zeros before it, or a whole one beyond int64, is text.
+        """
+        given = [value for value in values if value is not None]
+        if not given:
+            return pa.array(values)
+        texts = pa.array(values, pa.string())
+        for dtype, spelling in _SPELLINGS:
+            if all(map(spelling.fullmatch, given)):
+                try:
+                    return texts.cast(dtype)
+                except pa.ArrowInvalid:
+                    break
+        return texts
 
     def width_of(self, value: Any) -> int | str:
         is_number = _BOOL.fullmatch(value) or _FRACTION.fullmatch(value)
         return 0 if is_number or number_of(value) is not None else f"{value!r:.80}"
-
-
-def _spelt(text: str) -> Any:
-    if _BOOL.fullmatch(text):
-        return text.lower() == "true"
-    if _WHOLE.fullmatch(text) and int(text) in INT64:
-        return int(text)
-    return float(text) if _FRACTION.fullmatch(text) else text
 
 
 class Csv(LineFormat):

@@ -6,7 +6,6 @@ import csv
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, BinaryIO
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
@@ -71,7 +70,7 @@ def csv_shard(reader: Reader, extent: Extent, options: CsvOptions) -> Shard[Reco
     columns = columns_for(reader, extent.path)
 
     def read(handle: BinaryIO) -> Iterator[Records]:
-        needed = [column.name for column in columns]
+        needed = [column.name for column in columns.values()]
         for records in read_named(handle, extent.path, max_bytes, options):
             if not records.broken and (trouble := _trouble(records.names, needed)):
                 yield unreadable(trouble)
@@ -84,10 +83,10 @@ def csv_shard(reader: Reader, extent: Extent, options: CsvOptions) -> Shard[Reco
             fields if failures[row] is None else None for row, fields in enumerate(lines.fields)
         ]
         made: dict[str, pa.Array] = {}
-        for column in columns:
+        for key, column in columns.items():
             at = lines.names.index(column.name)
             texts = [None if row is None or row[at] in nulls else row[at] for row in rows]
-            made[column.name], problems = _column(pa.array(texts, pa.large_string()), column)
+            made[key], problems = _column(pa.array(texts, pa.large_string()), column)
             for row, message in problems.items():
                 fail(failures, [row], Reason.BAD_SCHEMA, message)
         return pa.table(made), failures
@@ -155,20 +154,12 @@ def _column(texts: pa.Array, column: Column) -> tuple[pa.Array, Problems]:
         texts: large_string (N,).
         column: What they are.
     """
-    dtype = column.dtype if column.role == "pass" else None
-    if column.role == "number":
-        dtype = pa.float64()
-        is_bool = pc.is_in(pc.utf8_lower(texts), pa.array(["true", "false"], pa.large_string()))
-        if pc.any(is_bool).as_py():
-            digits = pc.cast(pc.equal(pc.utf8_lower(texts), "true"), pa.int8()).cast(texts.type)
-            texts = pc.if_else(is_bool, digits, texts)
-    if dtype is None:
+    if column.role == "pass" and column.dtype is not None:
+        return cast_column(texts, pa.field(column.name, column.dtype))
+    if column.role != "number":
         return texts, {}
-    made, problems = cast_column(texts, pa.field(column.name, dtype))
-    if pa.types.is_floating(dtype) and pc.any(is_infinite := pc.is_inf(made)).as_py():
-        spelt = pc.match_substring(texts, "inf", ignore_case=True)
-        rounded = pc.fill_null(pc.and_(is_infinite, pc.invert(spelt)), False)
-        for row in np.flatnonzero(rounded.to_numpy(zero_copy_only=False)).tolist():
-            problems[row] = f"{column.name} is {texts[row]}, which no number of {dtype} holds"
-        made = pc.if_else(rounded, pa.scalar(None, dtype), made)
-    return made, problems
+    is_bool = pc.is_in(pc.utf8_lower(texts), pa.array(["true", "false"], pa.large_string()))
+    if pc.any(is_bool).as_py():
+        digits = pc.cast(pc.equal(pc.utf8_lower(texts), "true"), pa.int8()).cast(texts.type)
+        texts = pc.if_else(is_bool, digits, texts)
+    return cast_column(texts, pa.field(column.name, pa.float64()), may_round=True)

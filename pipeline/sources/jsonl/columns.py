@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.sources.columns.arrow_types import is_text
+from pipeline.sources.columns.arrow_types import is_number, is_text
 from pipeline.sources.columns.pass_through import Problems, cast_column
 from pipeline.sources.lines.columns import Column, Role
 from pipeline.sources.lines.sample import INT64, described
@@ -141,19 +141,24 @@ def _fixed(column: pa.Array, of: Column) -> tuple[pa.Array, Problems]:
 
 
 def _as_passed(values: Values, column: Column) -> tuple[pa.Array, Problems]:
-    """Cast values to the declared type; a column of text has what is no text as JSON."""
+    """Cast values to the declared type; a column of text has what is no text as JSON.
+
+    Texts are values of another type only if the job declares that: JSON itself has types.
+    """
     dtype = column.dtype
     assert dtype is not None, "a pass-through column has a type"
     if is_text(dtype):
-        return _texts([_to_json(value) for value in values]), {}
+        return _texts([None if v is None else _literal(v) for v in values]), {}
     problems: Problems = {}
     groups: dict[pa.DataType, list[Any]] = {}
     for row, value in enumerate(values):
         if value is None:
             continue
-        group, plain = _grouped(value, dtype)
+        group, plain = _grouped(value, dtype, is_declared=column.is_declared)
         if group is None:
             problems[row] = f"{column.name} is {described(value)}, expected {dtype}"
+            if not column.is_declared:
+                problems[row] += " as in the first lines; declare another type with source.casts"
         else:
             groups.setdefault(group, [None] * len(values))[row] = plain
     made = pa.nulls(len(values), dtype)
@@ -166,24 +171,52 @@ def _as_passed(values: Values, column: Column) -> tuple[pa.Array, Problems]:
     return made, problems
 
 
-def _grouped(value: Any, dtype: pa.DataType) -> tuple[pa.DataType | None, Any]:
+def _grouped(
+    value: Any, dtype: pa.DataType, *, is_declared: bool
+) -> tuple[pa.DataType | None, Any]:
     """Return as which type a value is cast, and the value; None if it does not fit."""
     if isinstance(value, str):
-        return pa.large_string(), value
-    if isinstance(value, bool) or pa.types.is_boolean(dtype):
-        fits = isinstance(value, bool) and pa.types.is_boolean(dtype)
-        return (pa.bool_() if fits else None), value
+        return (pa.large_string() if is_declared else None), value
+    if isinstance(value, bool):
+        return (pa.bool_() if pa.types.is_boolean(dtype) else None), value
+    if isinstance(value, Number):
+        return pa.large_string(), value.literal
+    if not is_number(dtype) or pa.types.is_boolean(dtype):
+        return None, value
     if not isinstance(value, (int, float)) or not math.isfinite(value):
         return None, value
-    if isinstance(value, float) or pa.types.is_floating(dtype):
-        return pa.float64(), float(value)
-    return (pa.int64(), value) if value in INT64 else (pa.large_string(), str(value))
+    if isinstance(value, float):
+        return pa.float64(), value
+    is_plain = value in INT64 and not pa.types.is_decimal(dtype)
+    return (pa.int64(), value) if is_plain else (pa.large_string(), str(value))
 
 
-def _to_json(value: Any) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+class Number(NamedTuple):
+    """A number as it is written."""
+
+    literal: str
+
+
+def needs_literals(column: Column) -> bool:
+    """Tell whether numbers of a column are needed as they are written, lists' and objects' too."""
+    dtype = column.dtype
+    is_exact = dtype is not None and (is_text(dtype) or pa.types.is_decimal(dtype))
+    return column.role == "pass" and is_exact
+
+
+def _literal(value: Any) -> str:
+    """Return what a column of text has for a value: JSON without blanks if it is no text."""
+    return value if isinstance(value, str) else _json(value)
+
+
+def _json(value: Any) -> str:
+    if isinstance(value, Number):
+        return value.literal
+    if isinstance(value, list):
+        return f"[{','.join(map(_json, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{_json(key)}:{_json(item)}' for key, item in value.items())}}}"
+    return json.dumps(value, ensure_ascii=False)
 
 
 _FROM_VALUES: Mapping[Role, Callable[[Values, Column], tuple[pa.Array, Problems]]] = {

@@ -6,9 +6,11 @@ by line does, which the lines are looked through for before, and it raises on th
 
 from __future__ import annotations
 
+import functools
 import json
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -20,8 +22,14 @@ from pipeline.core.arrays import as_array
 from pipeline.core.failures import Failure, Reason
 from pipeline.sources.columns.base import STAGE, Failures, fail
 from pipeline.sources.columns.column_path import value_at
-from pipeline.sources.columns.pass_through import Problems
-from pipeline.sources.jsonl.columns import from_plain, from_values, plain_type
+from pipeline.sources.columns.pass_through import Problems, exact_max
+from pipeline.sources.jsonl.columns import (
+    Number,
+    from_plain,
+    from_values,
+    needs_literals,
+    plain_type,
+)
 from pipeline.sources.lines.blocks import BLANK, Block
 from pipeline.sources.lines.columns import Column
 from pipeline.sources.lines.sample import described
@@ -30,7 +38,7 @@ MAX_DEPTH = 200
 """Lists and objects inside each other; Python's own parser ends below 1,000."""
 MAX_VALUES = 2**21
 """Values of a line, counted by commas and brackets, also those in texts: bounds its memory."""
-_MAX_DIGITS = 40
+_MAX_DIGITS = 300
 _ODD = re.compile(rb"[:\[,][ \t\r]*(?:-?(?:NaN|Inf)|-0[ \t\r\n,\]}])")
 """Values that Arrow reads otherwise: JSON has no NaN, and -0 is no whole number."""
 
@@ -38,16 +46,14 @@ _ODD = re.compile(rb"[:\[,][ \t\r]*(?:-?(?:NaN|Inf)|-0[ \t\r\n,\]}])")
 class Parser:
     """Makes tables of lines; remembers how the last ones were parsed."""
 
-    def __init__(self, columns: Sequence[Column], max_line_bytes: int) -> None:
+    def __init__(self, columns: Mapping[str, Column], max_line_bytes: int) -> None:
         self._columns = columns
         self._max_line_bytes = max_line_bytes
-        has_numbers = any(column.role in ("number", "pass", "category") for column in columns)
-        self._maybe_odd = (b"NaN", b"Inf", *([b"-0"] if has_numbers else []))
-        ids = {column.name for column in columns if column.role == "id"}
-        plain = pa.schema([(column.name, plain_type(column)) for column in columns])
-        whole = pa.schema([(f.name, pa.int64() if f.name in ids else f.type) for f in plain])
-        self._schemas = [plain, whole] if ids else [plain]
-        self._may_be_nested = any("." in name or "[" in name for name in plain.names)
+        roles = {column.role for column in columns.values()}
+        is_odd = [b"-0"] if roles & {"number", "pass", "category"} else []
+        self._maybe_odd = (b"NaN", b"Inf", *is_odd)
+        id_types = [pa.large_string(), pa.int64()] if "id" in roles else [pa.null()]
+        self._schemas = [schema for dtype in id_types if (schema := _schema(columns, dtype))]
 
     def parse(self, block: Block) -> tuple[pa.Table, Failures]:
         """Return the columns of the lines, null where a line or a value is bad, and the failures.
@@ -58,20 +64,20 @@ class Parser:
         failures: Failures = [None] * len(block)
         table = self._parse_at_once(block)
         if table is not None:
-            made = [from_plain(c, as_array(table.column(c.name))) for c in self._columns]
+            made = [from_plain(c, as_array(table.column(c.name))) for c in self._columns.values()]
         else:
             objects = [self._parse_line(block, row, failures) for row in range(len(block))]
-            made = [_from_objects(column, objects) for column in self._columns]
+            exact = functools.cache(lambda row: parse_line(block.line(row), _EXACT_DECODER))
+            made = [_from_objects(column, objects, exact) for column in self._columns.values()]
         for _, problems in made:
             for row, message in problems.items():
                 fail(failures, [row], Reason.BAD_SCHEMA, message)
-        names = [column.name for column in self._columns]
-        return pa.table([array for array, _ in made], names=names), failures
+        return pa.table([array for array, _ in made], names=[*self._columns]), failures
 
     def _parse_at_once(self, block: Block) -> pa.Table | None:
         """Return the columns as Arrow parses them; None if a line needs a closer look."""
         data = block.data[block.starts[0] : block.ends[-1]]
-        if self._may_be_nested or not self._is_plain(block, data):
+        if not self._schemas or not self._is_plain(block, data):
             return None
         for schema in self._schemas:
             try:
@@ -88,8 +94,22 @@ class Parser:
                 self._schemas.reverse()
             if table.num_rows != len(block):
                 return None
-            return None if _has_infinity(table) else table
+            return None if self._may_be_rounded(table) else table
         return None
+
+    def _may_be_rounded(self, table: pa.Table) -> bool:
+        """Tell whether a number is infinite, as JSON has none, or passed through and so large that
+        float64 does not hold all whole numbers."""
+        for column in self._columns.values():
+            values = table.column(column.name)
+            values = pc.list_flatten(values) if pa.types.is_list(values.type) else values
+            if not pa.types.is_floating(values.type):
+                continue
+            is_passed = column.role == "pass" and column.dtype is not None
+            limit = exact_max(column.dtype) if is_passed else sys.float_info.max
+            if pc.any(pc.greater_equal(pc.abs(values), limit)).as_py():
+                return True
+        return False
 
     def _is_plain(self, block: Block, data: bytes) -> bool:
         """Tell whether each line is one object, as far as that is seen without parsing.
@@ -137,19 +157,31 @@ class Parser:
         return {}
 
 
-def _has_infinity(table: pa.Table) -> bool:
-    """Tell whether a number was rounded to infinity: JSON has none."""
-    for column in table.columns:
-        values = pc.list_flatten(column) if pa.types.is_list(column.type) else column
-        if pa.types.is_floating(values.type) and pc.any(pc.is_inf(values)).as_py():
-            return True
-    return False
+def _schema(columns: Mapping[str, Column], id_type: pa.DataType) -> pa.Schema | None:
+    """Return the types of the values by their names; None if Arrow cannot read them at once."""
+    types: dict[str, pa.DataType] = {}
+    for column in columns.values():
+        dtype = id_type if column.role == "id" else plain_type(column)
+        if types.setdefault(column.name, dtype) != dtype or re.search(r"[.\[]", column.name):
+            return None
+    return pa.schema([*types.items()])
 
 
-def _from_objects(column: Column, objects: Sequence[dict[str, Any]]) -> tuple[pa.Array, Problems]:
-    """Return a column of objects, null where it does not fit, and row -> message."""
+def _from_objects(
+    column: Column, objects: Sequence[dict[str, Any]], exact: Callable[[int], Any]
+) -> tuple[pa.Array, Problems]:
+    """Return a column of objects, null where it does not fit, and row -> message.
+
+    Args:
+        exact: Returns the object of a row with its numbers as they are written.
+    """
     lookups = [value_at(row, column.name) for row in objects]
-    made, problems = from_values(column, [value for value, _ in lookups])
+    values = [value for value, _ in lookups]
+    if needs_literals(column):
+        for row, value in enumerate(values):
+            if isinstance(value, (float, list, dict)):
+                values[row] = value_at(exact(row), column.name)[0]
+    made, problems = from_values(column, values)
     blocked = {
         row: f"{column.name}: {trouble}" for row, (_, trouble) in enumerate(lookups) if trouble
     }
@@ -170,8 +202,12 @@ def _most_openings(block: Block) -> int:
     return int(np.diff(before).max())
 
 
-def parse_line(line: bytes) -> Any:
+def parse_line(line: bytes, decoder: json.JSONDecoder | None = None) -> Any:
     """Parse one line.
+
+    Args:
+        line: With its line end or without.
+        decoder: Says what numbers become; None: those of Python.
 
     Raises:
         ValueError: It is not JSON, or too much of it; the message goes on behind the line's number.
@@ -184,7 +220,7 @@ def parse_line(line: bytes) -> Any:
     if openings + text.count(",") > MAX_VALUES:
         raise ValueError(f"has more than {MAX_VALUES} values")
     try:
-        value = _DECODER.decode(text)
+        value = (decoder or _DECODER).decode(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"is not JSON: {error.msg} at character {error.pos}") from None
     except RecursionError:
@@ -209,7 +245,7 @@ def _depth(value: Any) -> int:
 
 
 def _whole(digits: str) -> int | float:
-    """Parse a whole number; -0 is a float, and so is what no type of Arrow holds."""
+    """Parse a whole number; -0 is a float, and so is what float64 does not hold."""
     return float(digits) if digits == "-0" or len(digits) > _MAX_DIGITS else int(digits)
 
 
@@ -218,3 +254,4 @@ def _no_constant(name: str) -> NoReturn:
 
 
 _DECODER = json.JSONDecoder(parse_int=_whole, parse_constant=_no_constant)
+_EXACT_DECODER = json.JSONDecoder(parse_int=Number, parse_float=Number, parse_constant=_no_constant)

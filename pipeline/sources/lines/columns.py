@@ -12,6 +12,7 @@ import pyarrow as pa
 from pipeline.core.hive_paths import hive_values
 from pipeline.core.schema import FEATURES, WIDTHS
 from pipeline.job.features import FeatureColumn, FeatureEntry, column_of
+from pipeline.sources.columns.pass_through import PASSED
 from pipeline.sources.input_columns import fields_of_part
 from pipeline.sources.rows import Reader
 
@@ -29,12 +30,14 @@ class Column:
     role: Role
     dtype: pa.DataType | None = None
     """Of a pass-through column, and of categories."""
+    is_declared: bool = False
+    """Whether `source.casts` has the type; if not, the first lines do."""
     width: int = 0
     """Of a feature that is a list: its length."""
 
 
-def columns_for(reader: Reader, path: str) -> list[Column]:
-    """Return the columns that a job needs of the lines of a shard.
+def columns_for(reader: Reader, path: str) -> dict[str, Column]:
+    """Return the columns that a job needs of the lines of a shard: name in tables -> column.
 
     A pass-through column that the shard's folders name has the folder's value, not those of lines.
     """
@@ -51,10 +54,12 @@ def columns_for(reader: Reader, path: str) -> list[Column]:
             columns |= {name: Column(name, "text") for name in section.input_columns.names}
     if source.id_column and source.id_column not in columns:
         columns[source.id_column] = Column(source.id_column, "id")
-    for name, declared in passed.items():
+    for field in reader.pass_through:
+        name = source.passed[field.name]
         if name not in hive:
-            columns.setdefault(name, Column(name, "pass", declared))
-    return list(columns.values())
+            is_declared = field.name in source.casts
+            columns[PASSED + field.name] = Column(name, "pass", field.type, is_declared)
+    return columns
 
 
 def _features(
@@ -71,7 +76,7 @@ def _features(
             yield Column(name, role)
         else:
             is_int = name in passed and pa.types.is_integer(passed[name])
-            yield Column(name, "pass" if is_int else "number", passed.get(name), width)
+            yield Column(name, "pass" if is_int else "number", passed.get(name), width=width)
 
 
 _CATEGORIES = {"text": pa.large_string(), "whole": pa.int64(), "bool": pa.bool_()}

@@ -153,7 +153,7 @@ def test_features_are_numbers_categories_and_dates(tmp_path: Path):
     rows = read_all(source)
     assert column(rows, FEATURES)[:2] == [[1.5, 1, 1, 0], [0, 0, 0, 1]]
     assert column(rows, ERROR) == [None, None, "bad_schema", "bad_schema"]
-    assert column(rows, MESSAGE)[2] == "age is 2e400, which no number of double holds"
+    assert column(rows, MESSAGE)[2] == "age is '2e400', which double does not hold"
     assert "age cannot be double" in column(rows, MESSAGE)[3]
 
 

@@ -30,9 +30,11 @@ COLUMNS = [
     Column("f", "pass", pa.float32()),
     Column("b", "pass", pa.bool_()),
     Column("s", "pass", pa.string()),
-    Column("d", "pass", pa.timestamp("us")),
-    Column("u", "pass", pa.uint64()),
+    Column("d", "pass", pa.timestamp("us"), is_declared=True),
+    Column("u", "pass", pa.uint64(), is_declared=True),
+    Column("m", "pass", pa.decimal128(20, 4), is_declared=True),
 ]
+BY_NAME = {column.name: column for column in COLUMNS}
 VALUES: dict[str, list[str]] = {
     "t": ['"a"', '"\\u00e4 \\ud83d\\ude00"', '""', "null", '"\u20ac"'],
     "id": ['"a"', '"7"', "null"],
@@ -45,6 +47,7 @@ VALUES: dict[str, list[str]] = {
     "s": ['"a"', '"NaN"', "null", '"[{"'],
     "d": ['"2026-11-24T10:00:00"', '"2026-11-24"', "null"],
     "u": ["5", "null"],
+    "m": ['"5.25"', "null"],
 }
 """Column -> values that need no closer look, for the most part."""
 ODD = [
@@ -100,7 +103,7 @@ def blocks_of(data: bytes) -> list[Block]:
 
 
 def parsed(block: Block, *, at_once: bool) -> tuple[list[list[Any]], Failures]:
-    parser = Parser(COLUMNS, LIMIT)
+    parser = Parser(BY_NAME, LIMIT)
     if not at_once:
         parser._parse_at_once = lambda block: None  # type: ignore[method-assign, assignment]
     table, failures = parser.parse(block)
@@ -133,7 +136,7 @@ def test_lines_become_the_same_at_once_and_one_by_one(oddness: float):
         for block in blocks_of(data):
             if block.broken:
                 continue
-            num_at_once += Parser(COLUMNS, LIMIT)._parse_at_once(block) is not None
+            num_at_once += Parser(BY_NAME, LIMIT)._parse_at_once(block) is not None
             one, why = parsed(block, at_once=True)
             other, whether = parsed(block, at_once=False)
             assert one == other, data
@@ -152,7 +155,7 @@ def test_lines_become_the_same_at_once_and_one_by_one(oddness: float):
 def test_a_number_that_rounds_to_infinity_costs_its_row(number: str, neighbour: bytes):
     lines = b'{"x": %s}\n{"v": [%s, 1]}\n' % ((number.encode(),) * 2)
     [block] = blocks_of(neighbour + b"\n" + lines)
-    table, failures = Parser(COLUMNS, LIMIT).parse(block)
+    table, failures = Parser(BY_NAME, LIMIT).parse(block)
     assert [failure and failure.reason for failure in failures] == [
         None,
         "bad_schema",
@@ -174,8 +177,8 @@ JOINED = [
 @pytest.mark.parametrize("data", JOINED)
 def test_no_object_goes_on_in_the_next_line(data: bytes):
     [block] = blocks_of(data)
-    assert Parser(COLUMNS, LIMIT)._parse_at_once(block) is None
-    _, failures = Parser(COLUMNS, LIMIT).parse(block)
+    assert Parser(BY_NAME, LIMIT)._parse_at_once(block) is None
+    _, failures = Parser(BY_NAME, LIMIT).parse(block)
     assert any(failures)
 
 
@@ -183,7 +186,7 @@ def test_chosen_lines_are_not_joined_by_what_is_between_them():
     data = b'{"t": "a"}\n{"more":\n{"t": "b"}\n}\n{"t": "c"}\n'
     [block] = blocks_of(data)
     chosen = block.take(np.array([0, 2, 4]))
-    table, failures = Parser(COLUMNS, LIMIT).parse(chosen)
+    table, failures = Parser(BY_NAME, LIMIT).parse(chosen)
     assert table.column("t").to_pylist() == ["a", "b", "c"]
     assert failures == [None] * 3
 
@@ -191,7 +194,7 @@ def test_chosen_lines_are_not_joined_by_what_is_between_them():
 def test_ids_that_are_numbers_are_parsed_at_once_too():
     data = b"".join(json.dumps({"id": n, "t": "a"}).encode() + b"\n" for n in range(5))
     [block] = blocks_of(data)
-    parser = Parser([Column("t", "text"), Column("id", "id")], LIMIT)
+    parser = Parser({"t": Column("t", "text"), "id": Column("id", "id")}, LIMIT)
     table = parser._parse_at_once(block)
     assert table is not None
     assert table.column("id").to_pylist() == list(range(5))
@@ -203,12 +206,19 @@ def test_ids_that_are_numbers_are_parsed_at_once_too():
         (Column("c", "pass", pa.string()), ["a", 1, 1.5, True, [1, "x"], {"a": None}, None],
          ["a", "1", "1.5", "true", '[1,"x"]', '{"a":null}', None]),
         (Column("c", "pass", pa.int64()), [1, 1.0, 1.5, "2", "x", True, [], 2**70],
-         [1, 1, None, 2, None, None, None, None]),
-        (Column("c", "pass", pa.float64()), [1, 1.5, "2.5", True, 2**70, float("inf")],
-         [1.0, 1.5, 2.5, None, 2.0**70, None]),
-        (Column("c", "pass", pa.bool_()), [True, "false", 1, "x"], [True, False, None, None]),
+         [1, 1, None, None, None, None, None, None]),
+        (Column("c", "pass", pa.int64(), is_declared=True), ["2", "-3", "0x1F", "1e2", "x", True],
+         [2, -3, None, None, None, None]),
+        (Column("c", "pass", pa.float64()), [1, 1.5, "2.5", True, 2**70, 2**53 + 1, float("inf")],
+         [1.0, 1.5, None, None, 2.0**70, None, None]),
+        (Column("c", "pass", pa.float32(), is_declared=True), ["1.10", "16777217", "1e39", "inf"],
+         [pytest.approx(1.1), None, None, float("inf")]),
+        (Column("c", "pass", pa.bool_()), [True, "false", 1, "x"], [True, None, None, None]),
+        (Column("c", "pass", pa.bool_(), is_declared=True), ["false", 1], [False, None]),
         (Column("c", "pass", pa.uint64()), [2**64 - 1, -1], [2**64 - 1, None]),
-        (Column("c", "pass", pa.date32()), ["2026-11-24", "x"], None),
+        (Column("c", "pass", pa.date32(), is_declared=True), ["2026-11-24", "x"], None),
+        (Column("c", "pass", pa.timestamp("us"), is_declared=True), ["2026-11-24", 1700000000],
+         None),
     ],
 )  # fmt: skip
 def test_a_value_that_does_not_fit_is_null_and_a_problem(
