@@ -7,7 +7,8 @@ are changed by soxr at its quality HQ.
 
 Found besides: a file that ends before its header says, joined files, of which libsndfile decodes
 the first, and samples that are no numbers. Not found: changed bytes within a WAV and most within an
-MP3, an MP3 without a tag that is cut between two frames, or an Ogg that is cut between two pages.
+MP3; and the cut of an Ogg between two pages, or between two frames of an MP3 without a tag and of a
+FLAC whose header says no length, as from a pipe.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from __future__ import annotations
 import io
 import math
 import re
+import struct
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.core.failures import Reason, RowError
-from pipeline.preprocessing.audio.mp3 import counted
+from pipeline.preprocessing.audio.mp3 import counted, tag_bytes
 from pipeline.process.liveness import still_alive
 
 Samples = npt.NDArray[np.float32]
@@ -43,6 +45,9 @@ _UNKNOWN_FRAMES = 1 << 62
 _STREAMED_BYTES = 0x7FFF_0000
 """Of the data of a WAV: from so many on its writer did not know the size, as of a pipe."""
 
+_OF_WHOLE_BYTES = frozenset([1, 3, 6, 7, 0xFFFE])
+"""Formats of a WAV with a sample in so many bytes: PCM, floats, A-law, mu-law, and those that a
+longer header names."""
 _MAX_CHUNKS = 1_000
 """Of a WAV: libsndfile takes a second for 100,000."""
 _BEGINS = {
@@ -90,6 +95,8 @@ def decode_clip(data: bytes, max_bytes: int, max_s: float) -> Clip:
         message = f"the clip has {len(data)} bytes, allowed are {max_bytes}"
         raise Undecodable(Reason.TOO_LARGE, message)
     container = identified(data)
+    if container == "FLAC":
+        data = data[tag_bytes(data) :]
     check_whole(container, data)
     if container == "MP3":
         data = _counted_mp3(data)
@@ -98,6 +105,7 @@ def decode_clip(data: bytes, max_bytes: int, max_s: float) -> Clip:
             if _NAMES.get(file.format) != container:
                 message = f"begins like {container} and is {file.format}; {_CONVERT}"
                 raise Undecodable(Reason.UNSUPPORTED_FORMAT, message)
+            file.seekable = lambda: False  # soundfile seeks, where a FLAC of unknown length cannot
             return _read(file, container, max_s)
     except (soundfile.SoundFileError, RuntimeError, ValueError) as error:
         cause = str(error).rpartition(": ")[2] or type(error).__name__
@@ -115,7 +123,7 @@ def identified(data: bytes) -> str:
     """
     if data[:4] in (b"RIFF", b"RF64") and data[8:12] == b"WAVE":
         return "WAV"
-    if data.startswith(b"fLaC"):
+    if data.startswith(b"fLaC", tag_bytes(data)):
         return "FLAC"
     if data.startswith(b"OggS"):
         return "Ogg"
@@ -176,11 +184,28 @@ def _missing_of_wav(data: bytes) -> int:
         if at + 8 > len(data):
             return at + 8 - len(data)
         size = int.from_bytes(data[at + 4 : at + 8], "little")
+        if data[at : at + 4] == b"fmt ":
+            _require_blocks(data[at + 8 : at + 24], len(data))
         if data[at : at + 4] == b"data":
             return at + 8 + size - len(data) if size < _STREAMED_BYTES else 0
         at += 8 + size + size % 2
     message = f"WAV of {len(data)} bytes: more than {_MAX_CHUNKS} chunks before its samples"
     raise Undecodable(Reason.UNSUPPORTED_FORMAT, f"{message}; {_CONVERT}")
+
+
+def _require_blocks(header: bytes, num_bytes: int) -> None:
+    """Refuse a WAV with another number of bytes for a sample of all channels than it says.
+
+    Raises:
+        Undecodable: libsndfile would take its bytes for other samples.
+    """
+    if len(header) < 16:
+        return  # which libsndfile refuses
+    form, channels, _, _, block, bits = struct.unpack("<HHIIHH", header)
+    sizes = {channels * -(-bits // 8)} | ({channels * 4} if bits == 24 else set())
+    if form in _OF_WHOLE_BYTES and block not in sizes:
+        message = f"WAV of {num_bytes} bytes: {channels} channels of {bits} bits in {block} bytes"
+        raise Undecodable(Reason.DECODE_ERROR, f"{message}: its header contradicts itself")
 
 
 def _missing_of_ogg(data: bytes) -> int:

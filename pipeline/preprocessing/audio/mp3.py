@@ -32,16 +32,21 @@ class Mp3(NamedTuple):
     """What the tag says."""
 
 
+def tag_bytes(data: bytes) -> int:
+    """Return how many bytes tags ID3 take before the frames of a clip."""
+    first = 0
+    while data[first : first + 3] == b"ID3":
+        size = [byte & 0x7F for byte in data[first + 6 : first + 10]]
+        first += 10 + sum(byte << 7 * place for place, byte in enumerate(reversed(size)))
+    return first
+
+
 def counted(data: bytes) -> Mp3:
     """Return an MP3 with its own tag, if that counts the frames, otherwise with one that does.
 
     Its tags ID3 are left out: libsndfile takes two for another format.
     """
-    first = 0
-    while data[first : first + 3] == b"ID3":
-        size = [byte & 0x7F for byte in data[first + 6 : first + 10]]
-        first += 10 + sum(byte << 7 * place for place, byte in enumerate(reversed(size)))
-    first = _next_frame(data, first, is_first=True)
+    first = _next_frame(data, tag_bytes(data), is_first=True)
     if first < 0:
         return Mp3(data, 0, 0)
     begin, num_declared = first, 0

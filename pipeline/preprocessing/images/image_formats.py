@@ -247,6 +247,29 @@ def _numbers(data: bytes, at: int, dtype: str, count: int) -> Numbers:
     return np.frombuffer(data, dtype, count, at).astype(np.uint64)
 
 
+def without_texts(error: Exception, format_name: str, png: bytes) -> bytes:
+    """Return a PNG without texts beside its pixels, if Pillow has a lower limit for them than ours.
+
+    Plain ones of UTF-8 stay: XMP, which may turn the image, is such a text.
+
+    Returns:
+        The rest, or b"" if the error is not of texts.
+    """
+    if format_name != "PNG" or not isinstance(error, ValueError):
+        return b""
+    kept, at = [png[:8]], 8
+    while at < len(png):
+        end = at + 12 + int.from_bytes(png[at : at + 4])
+        body = png[at + 8 : end - 4]
+        is_packed = body.partition(b"\0")[2][:1] == b"\1"
+        chunk_type = png[at + 4 : at + 8]
+        if chunk_type not in (b"tEXt", b"zTXt") and not (chunk_type == b"iTXt" and is_packed):
+            kept.append(png[at:end])
+        at = end
+    rest = b"".join(kept)
+    return rest if len(rest) < len(png) else b""
+
+
 def check_tiff(data: bytes, max_px: int) -> None:
     """Refuse a TIFF whose first page is incomplete, or would unpack to more than its pixels.
 

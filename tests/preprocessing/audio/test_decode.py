@@ -163,9 +163,26 @@ def test_a_chunk_of_odd_size_is_padded():
     assert np.array_equal(*samples)
 
 
-def header_says(rate: int = RATE_HZ, channels: int = 1, size: int = 1000) -> bytes:
+@pytest.mark.parametrize("tag", [b"", b"ID3\4\0\0\0\0\2\0" + bytes(256)])
+def test_a_flac_that_says_no_length_has_all_its_samples(
+    tag: bytes, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("pipeline.preprocessing.audio.decode._BLOCK_VALUES", 5_000)
+    whole = encoded(tone(1.0), "FLAC")
+    samples = decode_clip(2 * tag + of_unknown_length(whole), MAX_BYTES, MAX_S).samples
+    assert np.array_equal(samples, decode_clip(whole, MAX_BYTES, MAX_S).samples)
+    assert refusal(of_unknown_length(whole)[:-1])[0] is Reason.DECODE_ERROR
+    assert refusal(of_unknown_length(encoded(tone(2.5), "FLAC")))[0] is Reason.TOO_LARGE
+
+
+def of_unknown_length(flac: bytes) -> bytes:
+    """Return a FLAC as an encoder writes it into a pipe: it says 0 samples."""
+    return flac[:21] + bytes([flac[21] & 0xF0]) + bytes(4) + flac[26:]
+
+
+def header_says(rate: int = RATE_HZ, channels: int = 1, size: int = 1000, block: int = 2) -> bytes:
     """A WAV of 1,000 bytes of samples whose header says what it likes."""
-    form = struct.pack("<HHIIHH", 1, channels, rate, rate * 2 % 2**32, 2, 16)
+    form = struct.pack("<HHIIHH", 1, channels, rate, rate * 2 % 2**32, block, 16)
     head = b"WAVEfmt " + struct.pack("<I", len(form)) + form + b"data" + struct.pack("<I", size)
     return b"RIFF" + struct.pack("<I", len(head) + size) + head + bytes(1000)
 
@@ -187,6 +204,10 @@ HOSTILE = {
     "a header of 10 hours": (flac_of_hours(), Reason.TOO_LARGE, "s, allowed are 2"),
     "65,535 channels": (header_says(channels=65_535), Reason.DECODE_ERROR, "WAV of"),
     "no channels": (header_says(channels=0), Reason.DECODE_ERROR, "WAV of"),
+    "3 channels in the bytes of 4": (
+        header_says(channels=3, block=8),
+        *(Reason.DECODE_ERROR, "3 channels of 16 bits in 8 bytes"),
+    ),
     "2 GHz": (header_says(2_000_000_000), Reason.UNSUPPORTED_FORMAT, "samples a second"),
     "more than there is": (header_says(size=2_000), Reason.TRUNCATED, "1000 bytes are missing"),
     "more chunks than any has": (

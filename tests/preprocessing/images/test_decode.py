@@ -21,6 +21,7 @@ from support.inputs.badfiles import (
     encode,
     good_odd_files,
 )
+from support.inputs.encoded import chunk, packed_zeros
 
 from pipeline.core.failures import Reason
 from pipeline.preprocessing.images.decode import DecodeLimits, Undecodable, decode_image
@@ -87,6 +88,23 @@ def test_every_odd_file_has_the_pixels_of_pillow(name: str, data: bytes) -> None
     wanted = Image.fromarray(decoded.permute(1, 2, 0).numpy()).resize(small.size)
     difference = np.asarray(small, np.float32) - np.asarray(wanted, np.float32)
     assert np.abs(difference).mean() < 12
+
+
+@pytest.mark.parametrize("name", [b"zTXt", b"iTXt", b"tEXt"])
+def test_texts_beside_the_pixels_of_a_png_have_no_limit_of_their_own(name: bytes):
+    plain = encode(base_image(SEED), "PNG")
+    packed = packed_zeros(80_000_000)
+    text = {
+        b"zTXt": b"a\0\0" + packed,
+        b"iTXt": b"a\0\1\0\0\0" + packed,
+        b"tEXt": b"a\0" + b"x" * 2**20,
+    }
+    texts = chunk(name, text[name]) * (65 if name == b"tEXt" else 1)
+    data = plain[:33] + texts + plain[33:]
+    limits = replace(LIMITS, max_image_bytes=100 * 2**20)
+    assert torch.equal(decode_image(data, limits), decode_image(plain, limits))
+    made, wanted = (make_thumbnail(d, limits, side_px=40, max_bytes=4000) for d in (data, plain))
+    assert made == wanted
 
 
 def test_no_thumbnail_is_beyond_its_limit():
