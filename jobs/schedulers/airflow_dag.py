@@ -1,4 +1,7 @@
-"""The nightly job as a DAG of Airflow 3, one run per date.
+"""The nightly job as a DAG of Airflow 3, for yesterday: a date whose input is complete.
+
+A run of Airflow 3 has the date on which it starts (`ds`), so the DAG takes the day before that. A
+backfill from 2 to 5 November therefore makes the partitions of 1 to 4 November.
 
 Copy it to the DAGs folder. The scheduler needs neither the pipeline nor Ray: a worker starts a
 command and maps its exit code. Set on the workers, if the defaults are not right:
@@ -73,7 +76,7 @@ with DAG(
 ):
     PipelineOperator(
         task_id="predict",
-        date="{{ ds }}",
+        date="{{ macros.ds_add(ds, -1) }}",
         retries=5,
         retry_delay=dt.timedelta(minutes=10),
     )

@@ -1,4 +1,6 @@
-"""The nightly job as an asset of Dagster, a partition per date: `dagster dev -f dagster_assets.py`.
+"""The nightly job as an asset of Dagster, for yesterday: `dagster dev -f dagster_assets.py`.
+
+It has a partition per date. The schedule starts that of the day before, whose input is complete.
 
 Dagster needs neither the pipeline nor Ray: it starts a command and maps its exit code. Set these
 where it runs, if the defaults are not right:

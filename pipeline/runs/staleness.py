@@ -85,18 +85,23 @@ def shards_changed(before: Plan, now: Plan) -> str:
     """Return in words which shards differ: "the input: 5 shards new (a.jpg, b.jpg, ...), 1 gone".
 
     Returns:
-        What else may differ of the inputs if no shard does: their folder, or their columns.
+        "the source has grown" if nothing is gone and no shard shrank. What else may differ of the
+        inputs if no shard does: their folder, or their columns.
     """
     old, new = _shards(before), _shards(now)
     if before.source_root != now.source_root:
         return f"the input (it was {clean_message(before.source_root)})"
     both = old.keys() & new.keys()
+    changed = {path for path in both if old[path] != new[path]}
+    gone = old.keys() - new.keys()
     changes = [
         _describe(new.keys() - old.keys(), "new"),
-        _describe((path for path in both if old[path] != new[path]), "changed"),
-        _describe(old.keys() - new.keys(), "gone"),
+        _describe(changed, "changed"),
+        _describe(gone, "gone"),
     ]
-    return "the input: " + (", ".join(filter(None, changes)) or "its columns or their types")
+    has_grown = any(changes) and not gone and all(new[path][0] > old[path][0] for path in changed)
+    what = "the source has grown" if has_grown else "the input"
+    return f"{what}: " + (", ".join(filter(None, changes)) or "its columns or their types")
 
 
 def _shards(plan: Plan) -> dict[str, tuple[int, str]]:

@@ -52,10 +52,41 @@ def test_every_exit_code_has_its_place():
 
 @pytest.mark.parametrize("name", ["crontab", "service", "skypilot"])
 def test_what_is_started_is_a_run_of_a_job_that_is_there_for_a_date(name: str):
-    run = parsed(command_lines()[name].replace("$(date -u +%F)", "2026-11-24").replace("$D", "D"))
+    run = parsed(
+        command_lines()[name]
+        .replace("$(date -u -d yesterday +%F)", "2026-11-24")
+        .replace("$D", "D")
+    )
     assert run["command"] == "run"
     assert (ROOT / run["job"]).is_file()
     assert run["date"]
+
+
+def _dates_of_shells() -> dict[str, str]:
+    dagster = (FOLDER / "dagster_assets.py").read_text()
+    assert "DailyPartitionsDefinition" in dagster, "whose schedule starts the day before"
+    cron_job = yaml.safe_load((FOLDER / "kubernetes/cron_job.yaml").read_text())
+    pod = cron_job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    return {
+        "crontab": command_lines()["crontab"],
+        "service": command_lines()["service"],
+        "cron_job": pod["containers"][0]["command"][-1],
+        "skypilot": (FOLDER / "skypilot.yaml").read_text().replace("--env DATE=", "--date "),
+        "nightly": (ROOT / "jobs/nightly.yaml").read_text(),
+    }
+
+
+def test_every_file_runs_a_date_that_is_complete_and_says_so_first():
+    for name, text in _dates_of_shells().items():
+        given = re.findall(
+            r"--date (\S+)", text.replace("$(date -u -d yesterday +%F)", "YESTERDAY")
+        )
+        assert given[0].strip('"') == "YESTERDAY", name
+    assert 'date="{{ macros.ds_add(ds, -1) }}"' in (FOLDER / "airflow_dag.py").read_text()
+    files = [path for path in FOLDER.rglob("*") if path.suffix not in (".timer", "", ".pyc")]
+    for path in [*files, FOLDER / "crontab", ROOT / "jobs" / "nightly.yaml"]:
+        head = " ".join(path.read_text().split())[:300]
+        assert re.search("yesterday", head, re.I), path.name
 
 
 def test_cron_writes_what_a_scrape_reads_whole_or_not_at_all():

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 import shlex
@@ -91,7 +92,9 @@ class Airflow(Nights):
         return done.returncode, done.stdout
 
     def test(self, day: str) -> tuple[int, str]:
-        return self.command("dags", "test", "nightly", day)
+        """The night of a date, which is the one after it."""
+        night = dt.date.fromisoformat(day) + dt.timedelta(days=1)
+        return self.command("dags", "test", "nightly", night.isoformat())
 
 
 @pytest.mark.skipif(AIRFLOW is None, reason="make schedulers installs Airflow")

@@ -15,7 +15,9 @@ import pipeline
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import hold_lease
 from pipeline.core.errors import JobError
+from pipeline.execution.caller import without_ray
 from pipeline.operations.partitions import status_of_job
+from pipeline.runs.partitions.state import PartitionStatus
 from pipeline.storage.store import Store
 
 DAYS = ["2026-11-22", "2026-11-23", "2026-11-24"]
@@ -53,6 +55,23 @@ def test_missing_stale_running_and_without_input(tmp_path: Path, store: Store):
     with hold_lease(store, Layout(f"date={DAYS[0]}"), "run-1", 1e6):
         (one,) = status_of_job(job, from_=DAYS[0], to=DAYS[0], allow_import=ALLOWED).partitions
     assert (one.state, one.a_run_would) == ("running", "end with 4: it is running")
+
+
+def test_a_date_whose_source_has_grown_since_is_stale_until_it_is_run_again(tmp_path: Path):
+    job, day = job_over(tmp_path), DAYS[0]
+
+    def seen() -> PartitionStatus:
+        status = pipeline.status(job, from_=day, to=day, allow_import=ALLOWED)
+        return status.partitions[0]
+
+    with without_ray():
+        pipeline.run(job, date=day, allow_import=ALLOWED)
+        assert seen().state == "complete"
+        build_images(tmp_path / "in" / day / "late", 2, seed=4, num_bad=0)
+        assert (seen().state, seen().a_run_would) == ("stale", "replace version 1")
+        assert str(seen().why).startswith("the source has grown: 2 shards new (late/")
+        pipeline.run(job, date=day, allow_import=ALLOWED)
+        assert (seen().state, seen().rows) == ("complete", 6)
 
 
 def test_a_range_of_dates_has_to_make_sense(tmp_path: Path):

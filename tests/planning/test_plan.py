@@ -447,6 +447,12 @@ def test_shards_that_changed_are_named():
         "the input: 1 shard new (s00003.parquet), 1 shard changed (s00000.parquet), "
         "1 shard gone (s00002.parquet)"
     )
+    grown = planned([replace(extents[0], size_bytes=11, version="v2"), *extents[1:], *new])
+    assert shards_changed(before, grown) == (
+        "the source has grown: 1 shard new (s00003.parquet), 1 shard changed (s00000.parquet)"
+    )
+    for same_size in ([replace(extents[0], version="v2"), *extents[1:]], extents[1:]):
+        assert shards_changed(before, planned(same_size)).startswith("the input: ")
     assert shards_changed(before, replace(before, source_root="/new")) == "the input (it was /in)"
     assert shards_changed(before, before) == "the input: its columns or their types"
     many = planned(shard_extents([[1]] * 9, 10.0))
