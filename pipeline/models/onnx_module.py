@@ -67,10 +67,12 @@ class OnnxModule(torch.nn.Module):
     def of(cls, path: str | Path, outputs: Sequence[str] | None = None) -> Self:
         """Wrap a file for a factory of one's own; its digest becomes a buffer of the module.
 
+        Its inputs may be any tensors with a row in axis 0.
+
         Raises:
             JobError: The file is refused; see `read_onnx_facts`.
         """
-        facts = read_onnx_facts(Path(path)).module
+        facts = read_onnx_facts(Path(path), takes_any=True).module
         assert isinstance(facts, OnnxFile), "it is a file"
         module = cls(Path(path), facts, outputs=outputs)
         # So that two actors with other files are told apart, as by tensors of any other module.

@@ -13,6 +13,7 @@ import torch
 from onnx.reference import ReferenceEvaluator
 from support.models import onnx_files
 
+from pipeline.core.errors import JobError
 from pipeline.inference.runtimes.onnx_binding import bound
 from pipeline.models.directories.onnx.file import read_onnx_facts
 from pipeline.models.onnx_module import OnnxModule
@@ -103,6 +104,19 @@ def test_task_raw_gets_all_outputs_and_the_others_the_first(tmp_path: Path):
     facts, x = read_onnx_facts(path).module, torch.zeros((2, 3, 32, 32))
     assert list(OnnxModule.for_task(path, facts, "raw")(x)) == ["logits", "means"]
     assert OnnxModule.for_task(path, facts, "classify")(x).shape == (2, 5)
+
+
+def test_a_file_with_other_inputs_runs_from_a_factory_as_its_refusal_says(
+    tmp_path: Path,
+):
+    model = onnx_files.two_vectors_model()
+    path = onnx_files.save(model, tmp_path / "m.onnx")
+    with pytest.raises(JobError, match=r"takes 'left' .*, 'right' .*OnnxModule\.of\(path\)"):
+        read_onnx_facts(path)
+    left, right = (torch.rand((3, width), generator=SEEDED) for width in (2, 3))
+    [expected] = by_definition(model, left=left, right=right)
+    actual = OnnxModule.of(path)(right=right, left=left)
+    torch.testing.assert_close(actual, torch.from_numpy(expected), atol=1e-5, rtol=1e-5)
 
 
 def test_it_is_pickled_as_a_path_and_opened_anew(tmp_path: Path):

@@ -111,7 +111,9 @@ def missing_reason(runtime: Runtime, precision: str, *, is_on_gpu: bool) -> str:
     """Return why a runtime cannot be used here in a precision, or ''."""
     absent = [name for name in runtime.packages if not importlib.util.find_spec(name)]
     if absent:
-        return f"{absent[0]} is not installed: the extra `{runtime.extra}` brings it"
+        return (
+            f"{absent[0]} is not installed: pip install 'batch-inference-pipeline[{runtime.extra}]'"
+        )
     if precision == int8.INT8 and (reason := int8.missing_reason()):
         return reason
     device: Device = "gpu" if is_on_gpu else "cpu"

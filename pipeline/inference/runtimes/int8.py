@@ -48,7 +48,8 @@ def missing_reason(*, is_on_gpu: bool = False) -> str:
     if is_on_gpu:
         return f"{INT8} is used on the CPU only"
     absent = [name for name in PACKAGES if not importlib.util.find_spec(name)]
-    return f"{absent[0]} is not installed: the extra `{EXTRA}` brings it" if absent else ""
+    how = f"pip install 'batch-inference-pipeline[{EXTRA}]'"
+    return f"{absent[0]} is not installed: {how}" if absent else ""
 
 
 def quantise(source: Path, batches: Iterable[Batch], *, only_products: bool = False) -> bytes:

@@ -159,8 +159,8 @@ def seeded(name: str, salt: str = "") -> Iterator[None]:
 def warn_random_weights(factory: str) -> None:
     """Log a warning that the parameters of a factory's model may be random."""
     log.warning(
-        "model.factory = %r without model.weights: parameters that it does not load itself are "
-        "random (seeded: the same in every run); `pipeline plan` tells",
+        "model.factory = %r without model.weights: its parameters, if it has some that it does not "
+        "load itself, are random (seeded: the same in every run); `pipeline plan` tells",
         factory,
     )
 

@@ -74,6 +74,11 @@ class Rows:
         """Return the first rows."""
         return self.dataset.head(num_rows, columns=self._names, batch_size=max(1, num_rows))
 
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        """Export the rows batch by batch to what takes Arrow's streams, as Polars and DuckDB do."""
+        reader = pa.RecordBatchReader.from_batches(self.schema, self.batches())
+        return reader.__arrow_c_stream__(requested_schema)
+
     def to_table(self) -> pa.Table:
         """Read the rows as a pyarrow Table."""
         return self.dataset.to_table(columns=self._names)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 MAX_BYTES = 128 * 2**20
 """Larger tokenizer files are refused; the largest of multilingual models have about 35 MB."""
 _FILE = "tokenizer.json"
-_EXTRA = "tokenizers is not installed: the extra `transformers` brings it"
+_EXTRA = "tokenizers is not installed: pip install 'batch-inference-pipeline[transformers]'"
 
 
 Number = TypeVar("Number", np.int8, np.int32)

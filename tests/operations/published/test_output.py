@@ -11,6 +11,8 @@ import sys
 import weakref
 from pathlib import Path
 
+import duckdb
+import polars
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -79,6 +81,8 @@ def test_other_libraries_get_the_same_rows(tmp_path: Path):
     assert rows.to_pandas().to_dict("list") == expected
     assert rows.to_polars().to_dict(as_series=False) == expected
     assert rows.to_duckdb().to_arrow_table().to_pydict() == expected
+    assert polars.DataFrame(rows).to_dict(as_series=False) == expected
+    assert duckdb.sql("from rows").to_arrow_table().to_pydict() == expected
     everything = opened(store).latest.predictions(["kind"]).to_duckdb()
     assert everything.aggregate("count(*)").fetchall() == [(20,)]
     assert pickle.loads(pickle.dumps(rows)).to_table().to_pydict() == expected

@@ -64,6 +64,19 @@ def features_model(
     )
 
 
+def two_vectors_model() -> onnx.ModelProto:
+    """left (B, 2) and right (B, 3) -> logits (B, 5)."""
+    return make_model(
+        [
+            helper.make_node("Concat", ["left", "right"], ["x"], axis=1),
+            helper.make_node("MatMul", ["x", "w"], ["logits"]),
+        ],
+        [value("left", FLOAT, ["batch", 2]), value("right", FLOAT, ["batch", 3])],
+        [value("logits", FLOAT, ["batch", NUM_LABELS])],
+        [weights("w", 5, NUM_LABELS)],
+    )
+
+
 def image_model(
     size_px: int | str | tuple[int, int] = 32,
     *,

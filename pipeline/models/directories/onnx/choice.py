@@ -62,7 +62,8 @@ def _external_files(place: str, data: bytes) -> dict[str, int]:
         import onnx
     except ImportError:
         raise JobError(
-            f"model.path = {place}: onnx is not installed: the extra `onnxruntime` brings it"
+            f"model.path = {place}: onnx is not installed: "
+            "pip install 'batch-inference-pipeline[onnxruntime]'"
         ) from None
     try:
         model = onnx.load_model_from_string(data)

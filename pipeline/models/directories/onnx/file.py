@@ -41,15 +41,19 @@ _MAX_ENDS = 1024
 _SAYS = (
     "an image is one float (B, 3, H, W) or (B, H, W, 3), of gray with 1 for 3, features are one "
     "float (B, F), or an input (B, 1) for each column by its name, a text is input_ids with "
-    "attention_mask and token_type_ids; for anything else name a model.factory that returns a "
-    "module around the file (pipeline.models.onnx_module.OnnxModule)"
+    "attention_mask and token_type_ids; for anything else name a model.factory that returns "
+    "pipeline.models.onnx_module.OnnxModule.of(path), and its inputs in source.inputs"
 )
 
 
-def read_onnx_facts(path: Path) -> DirectoryFacts:
+def read_onnx_facts(path: Path, *, takes_any: bool = False) -> DirectoryFacts:
     """Read what a file says of its inputs, outputs and class names.
 
     It has neither a transform nor a tokenizer: the job says them.
+
+    Args:
+        path: The file.
+        takes_any: It is run by code of the caller's: its inputs need not be one of ours.
 
     Raises:
         JobError: It is not an ONNX model, or one that is refused, or no input of ours fits it.
@@ -58,7 +62,7 @@ def read_onnx_facts(path: Path) -> DirectoryFacts:
     is_apart = bool(external_files(model))
     zipped = {} if is_apart else unzip(model)
     inputs, outputs = _inputs(path, model), _outputs(path, model)
-    input_name, layout = _input_and_layout(path, inputs)
+    input_name, layout = _input_and_layout(path, inputs, takes_any=takes_any)
     main = next((output for output in outputs if output.is_float), outputs[0])
     labels = labels_in_metadata(model) or _classes(model, main, zipped)
     ends_in = activation_of(model, main.name)
@@ -140,8 +144,10 @@ def _outputs(path: Path, model: onnx.ModelProto) -> list[TensorFacts]:
     return numbers
 
 
-def _input_and_layout(path: Path, inputs: Sequence[TensorFacts]) -> tuple[str, str | None]:
-    """Return the input that fits, and of images the order of the axes."""
+def _input_and_layout(
+    path: Path, inputs: Sequence[TensorFacts], *, takes_any: bool
+) -> tuple[str, str | None]:
+    """Return the input that fits, '' if none has to, and of images the order of the axes."""
     first = inputs[0]
     names = {tensor.name for tensor in inputs}
     if "input_ids" in names:
@@ -158,6 +164,8 @@ def _input_and_layout(path: Path, inputs: Sequence[TensorFacts]) -> tuple[str, s
             return "features", None
     if all(map(is_column, inputs)):
         return "features", None
+    if takes_any:
+        return "", None
     raise refusal(path, f"takes {listed(inputs)}; {_SAYS}")
 
 

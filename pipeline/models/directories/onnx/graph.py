@@ -23,7 +23,7 @@ MAX_FILE_BYTES = (2 << 30) - 1
 MAX_NODES = 500_000
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 """Operators that onnxruntime brings; all others need a library of their own."""
-_EXTRA = "is not installed: the extra `onnxruntime` brings it"
+_EXTRA = "is not installed: pip install 'batch-inference-pipeline[onnxruntime]'"
 _NO_MODEL = "is not an ONNX model, or damaged"
 _NAME_CHARS = 80
 ONNX_LOG_LEVEL = 4
