@@ -59,8 +59,8 @@ class Generate(Section):
     """How task `generate` writes texts."""
 
     max_new_tokens: Annotated[int, Field(ge=1, le=65_536)] = 128
-    """The most tokens of an output, with those that end it. A prompt that leaves no room for so
-    many is quarantined as `input_too_long`."""
+    """The most tokens of an output, with those that end it; left out, no more than the decoder has
+    places. A prompt that leaves no room for so many is quarantined as `input_too_long`."""
     language: str | None = None
     """Of a model that translates into several: the language of its outputs, as its tokenizer names
     it (`deu_Latn` of NLLB, `de` of M2M100, `de_DE` of mBART-50). Left out: that of the directory's
@@ -97,7 +97,8 @@ class Model(Section):
     args: dict[str, JsonValue] = Field(default_factory=dict)
     """Arguments of `factory`, by name: numbers, text, true and false, lists, mappings."""
     weights: str | None = None
-    """URI of a state dict: `.safetensors`, or `.pt`/`.pth` loaded with weights_only."""
+    """URI of a state dict: `.safetensors`, or `.pt`/`.pth` loaded with weights_only; [these
+    lines](#torchvision) make one of torchvision's."""
     weights_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     """Expected digest of the weights file; another digest is refused."""
     weights_key: str | None = None

@@ -118,8 +118,9 @@ def status_stream() -> TextIO | None:
 
 
 def show_status(text: str, stream: TextIO) -> None:
-    """Overwrite the status line, cut to the width of the terminal."""
-    line = printable(text)[: shutil.get_terminal_size().columns - 1]
+    """Overwrite the status line, cut to the width of the terminal; a notebook has none."""
+    columns = _NO_WRAP if in_notebook() else shutil.get_terminal_size().columns
+    line = printable(text)[: columns - 1]
     with _lock, contextlib.suppress(OSError, ValueError):  # closed meanwhile
         stream.write(f"\r{line.ljust(_status.num_chars)}")
         stream.flush()

@@ -133,6 +133,8 @@ class Report(Section):
 
         return as_lines(render_table(self)).rstrip("\n")
 
+    __repr__ = __str__
+
     def _repr_html_(self) -> str:
         """Return the same for a notebook, escaped."""
         from pipeline.report.showing.printed import text_html

@@ -164,7 +164,7 @@ ASKS = "source: {format: parquet, text_column: body}\nmodel: {name: null, path: 
 ANSWERS, ASKED = "task: choices, choices: [a, b]", "prompt: '{text}?'"
 MESSAGE = "{role: user, content: '{text}?'}"
 CHOICES = [
-    (f"task: choices, {ASKED}", "needs choices, at least two answers"),
+    (f"task: choices, {ASKED}", "needs choices, .* a text: --set model.task=generate"),
     (f"task: choices, {ASKED}, choices: [a]", "needs choices, at least two answers"),
     (f"task: choices, {ASKED}, choices: [a, a]", "choices: 'a' is there more than once"),
     (f"task: choices, {ASKED}, choices: {{a: b, c: ' '}}", "choices: an answer is empty"),

@@ -90,6 +90,7 @@ def test_a_list_is_no_state_dict_and_a_missing_file_is_named(tmp_path: Path):
 def test_a_torchvision_name_needs_weights_because_nothing_is_downloaded():
     message = refusal(name="resnet18", labels=None)
     assert "resnet18 needs the URI of a state dict" in message
+    assert "torchvision.models.get_model('resnet18', weights='DEFAULT').state_dict()" in message
 
 
 def test_an_unknown_name_is_refused_beside_those_that_are_installed():

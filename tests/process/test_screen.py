@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,7 +21,7 @@ from support.runs.cli import WITHOUT_RAY, environment, write_job
 from support.runs.report_examples import everywhere, report_of
 
 from pipeline.core.printable import joined, printable
-from pipeline.process.screen import LineFormatter, as_lines
+from pipeline.process.screen import LineFormatter, as_lines, clear_status, show_status
 from pipeline.process.terminal import show_error
 from pipeline.report.showing.document_table import render_document
 from pipeline.report.showing.render import render_table
@@ -53,6 +55,24 @@ def test_a_log_record_is_one_line_whatever_name_is_in_it(
     (line,) = LineFormatter().format(record).splitlines()
     assert line.isprintable()
     assert SHOWN in line
+
+
+def test_a_status_line_is_cut_for_a_terminal_and_never_for_a_notebook(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    line = "2 of 2 actors wait for cores " * 5
+    on_terminal, in_cell = io.StringIO(), io.StringIO()
+    show_status(line, on_terminal)
+    clear_status()
+    monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    shell = ModuleType("IPython")
+    shell.__dict__["get_ipython"] = object
+    monkeypatch.setitem(sys.modules, "IPython", shell)
+    show_status(line, in_cell)
+    clear_status()
+    assert on_terminal.getvalue().startswith(f"\r{line[:79]}\r")
+    assert in_cell.getvalue().startswith(f"\r{line}\r")
 
 
 def test_the_lines_of_a_traceback_cannot_be_taken_for_records() -> None:

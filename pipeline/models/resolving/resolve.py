@@ -154,7 +154,9 @@ def _weights_uri(card: ResolvedModel, model: Model) -> str | None:
     if uri is None and card.origin == "torchvision":
         raise JobError(
             f"model.weights: {card.name} needs the URI of a state dict "
-            f"({', '.join(WEIGHT_SUFFIXES)}); nothing is downloaded silently"
+            f"({', '.join(WEIGHT_SUFFIXES)}); nothing is downloaded silently: torch.save("
+            f"torchvision.models.get_model({card.name!r}, weights='DEFAULT').state_dict(), "
+            f"'{card.name}.pth') makes one"
         )
     if uri is not None:
         check_suffix(uri)

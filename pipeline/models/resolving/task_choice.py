@@ -116,12 +116,14 @@ def _choose_generation(model: Model, card: ResolvedModel) -> Generation | None:
     if facts.tokenizer and card.directory is not None:
         rules = _with_prompt(model, facts, local(card.directory))
     rules = _in_language(rules, model, card)
-    begins = len(rules.start) + bool(rules.languages)
-    if facts.most_places is not None and most + begins > facts.most_places:
-        raise JobError(
-            f"model.generate.max_new_tokens = {most}: {card.name} writes "
-            f"{facts.most_places - begins} tokens at most"
-        )
+    if facts.most_places is not None:
+        left = facts.most_places - len(rules.start) - bool(rules.languages)
+        if left > 0 and "max_new_tokens" not in model.generate.model_fields_set:
+            most = min(most, left)
+        if most > left:
+            raise JobError(
+                f"model.generate.max_new_tokens = {most}: {card.name} writes {left} tokens at most"
+            )
     schema = record_schema(model)
     return Generation(most, model.generate.stop, model.generate.invalid, schema, rules)
 

@@ -56,6 +56,8 @@ def choose_text(card: ResolvedModel, model: Model, wanted: Text) -> TextSettings
     if not uri and facts and card.directory:
         uri = f"{card.directory.uri}/{facts.tokenizer}"
     if not uri:
+        if card.transform is not None:
+            raise JobError(f"{name} takes images, and the job has texts (source.text_column)")
         raise JobError(
             f"text.tokenizer: {name} brings no tokenizer; give the URI of a tokenizer.json"
         )

@@ -60,7 +60,9 @@ class Choices(ZeroShot):
         *("choices", "prompt", "messages", "prior_corrected", "top_k"),
     )
     labels_field: ClassVar[str] = "model.choices"
-    too_few: ClassVar[str] = "task 'choices' needs choices, at least two answers"
+    too_few: ClassVar[str] = (
+        "task 'choices' needs choices, at least two answers; a text: --set model.task=generate"
+    )
     instead: ClassVar[Mapping[str, str]] = {
         "generate": "with the answers as the enum of a property of model.generate.schema",
         "zero_shot": "with the answers as model.prompts",

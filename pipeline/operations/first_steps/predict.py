@@ -59,6 +59,7 @@ def predict(
         JobError: Something is ambiguous: one line with the choices. Or another job is there.
         PipelineError: As `run`.
     """
+    _require_path(input)
     with shown_on(progress) as shown:
         shown.phase(f"looking at {os.fspath(input)}", is_logged=False)
         draft = draft_job(input, model, to, overrides, allow_import, features)
@@ -77,6 +78,24 @@ def predict(
             progress=shown,
             owns_process=owns_process,
         )
+
+
+def _require_path(input: object) -> None:
+    """Refuse rows in memory.
+
+    Raises:
+        JobError: Says how to write them.
+    """
+    if isinstance(input, str | os.PathLike):
+        return
+    how = "write them as JSON lines or Parquet"
+    if hasattr(input, "to_parquet"):
+        how = 'df.to_parquet("rows.parquet")'
+    elif isinstance(input, list | tuple):
+        how = 'pandas.DataFrame({"text": texts}).to_parquet("rows.parquet")'
+    raise JobError(
+        f"input is a {type(input).__name__}, rows are read from files: {how}, then give the path"
+    )
 
 
 def _write(store: Store, text: str) -> None:
@@ -136,6 +155,7 @@ def init(
     Raises:
         JobError: Something is ambiguous: one line with the choices. Or the file is there.
     """
+    _require_path(input)
     draft = draft_job(input, model, to, overrides, allow_import, features, command="init")
     path = os.fspath(job)
     try:

@@ -9,9 +9,12 @@ import pytest
 from onnx import helper
 from support.models.model_cases import resolve
 from support.models.onnx_files import FLOAT, INT64, make_model, save, value
+from support.runs.jobs import job_over
 
 from pipeline.core.errors import JobError
+from pipeline.job.model import Model
 from pipeline.models.resolving.cards import describe_name
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.torchvision_catalog import torchvision_facts
 
 
@@ -67,6 +70,12 @@ def test_an_onnx_file_with_boxes_in_one_tensor_is_refused_with_what_reads_it(
     assert "yolo.onnx: gives 'output0' float32 (batch, 3, 1024)" in message
     assert "export the model with outputs boxes and scores" in message
     assert "take task 'raw' with model.outputs" in message
+
+
+def test_texts_for_a_model_of_images_are_told_by_their_cause() -> None:
+    job = job_over("text", Model(name="efficientnet-lite0"))
+    with pytest.raises(JobError, match=r"^efficientnet-lite0 takes images, and the job has texts"):
+        resolve_model(job)
 
 
 def test_a_classifier_has_no_family_and_a_layer_of_a_detector_may_be_taken() -> None:

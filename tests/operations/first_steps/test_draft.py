@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -229,6 +230,19 @@ def test_photos_for_a_model_of_texts_are_no_columns(tmp_path: Path, encoder: str
         drafted(tmp_path, str(tmp_path / "a.png"), encoder)
     with pytest.raises(JobError, match=r"--set model.prompt: .*'model.prompt=\"...\"'"):
         draft_job(str(tmp_path), encoder, "out", ["model.prompt=Review: {body} Mood:"])
+
+
+@pytest.mark.parametrize("call", [init, predict])
+def test_rows_in_memory_are_refused_with_the_line_that_writes_them(
+    tmp_path: Path, encoder: str, call: Any
+):
+    for rows, how in (
+        (pd.DataFrame(TEXTS), r"a DataFrame, .* df\.to_parquet"),
+        (["one cat"], r'a list, .* pandas\.DataFrame\(\{"text": texts\}\)\.to_parquet'),
+        ({"text": "x"}, "a dict, .* as JSON lines or Parquet"),
+    ):
+        with pytest.raises(JobError, match=f"^input is {how}.*, then give the path$"):
+            call(rows, model=encoder, to=tmp_path / "out")
 
 
 def test_init_writes_a_file_that_runs_as_it_is_and_none_over_another(tmp_path: Path, encoder: str):

@@ -44,6 +44,7 @@ def test_every_report_renders(facts: Facts):
     report = report_of(facts)
     assert facts["partition"] in Page(to_html(report)).text
     assert facts["status"].replace("_", " ") in str(report)
+    assert repr(report) == str(report)
 
 
 @pytest.mark.parametrize("text", HOSTILE)

@@ -31,15 +31,18 @@ from support.models.feature_writers import (
     prepared_features,
 )
 from support.models.snapshots import change_json
+from support.runs.jobs import job_over
 from tokenizers import Tokenizer, normalizers
 
 from pipeline.core.errors import JobError
 from pipeline.core.figures.counters import Counters
 from pipeline.core.figures.slice_figures import SliceFigures
 from pipeline.inference.engines.generate_engine import GenerateEngine
+from pipeline.job.model import Model
 from pipeline.models.agreement import AgreementLimits
 from pipeline.models.directories.chosen import choose
 from pipeline.models.directories.text.writing.features import image_generation_facts
+from pipeline.models.resolving.resolve import resolve_model
 from pipeline.models.spec import ModelSpec, PredictorConfig
 from pipeline.preprocessing.model_input import BatchLimits
 
@@ -231,6 +234,27 @@ def test_what_a_model_that_reads_no_text_cannot_have_is_refused(folder_of: Any, 
     copytree(path, tmp_path, ignore=ignore_patterns("tokenizer.json"), dirs_exist_ok=True)
     with pytest.raises(JobError, match=r"tokenizer\.json is missing; save the model's tokenizer"):
         feature_writing(tmp_path)
+
+
+def test_a_job_that_says_no_length_gets_one_that_the_decoder_has_places_for(
+    folder_of: Any, tmp_path: Path
+):
+    copytree(folder_of("whisper"), tmp_path, dirs_exist_ok=True)
+    change_json(tmp_path / "config.json", max_target_positions=64)
+    places, tensors = (
+        "model.decoder.embed_positions.weight",
+        load_file(tmp_path / "model.safetensors"),
+    )
+    save_file(
+        {**tensors, places: tensors[places][:64].clone()},
+        tmp_path / "model.safetensors",
+        {"format": "pt"},
+    )
+    spec = resolve_model(job_over("audio", Model(path=str(tmp_path), task="generate")))
+    assert spec.task.generation is not None
+    assert spec.task.generation.max_new_tokens == 64 - 4
+    with pytest.raises(JobError, match=r"max_new_tokens = 128: .* writes 60 tokens at most"):
+        feature_writing(tmp_path, {"max_new_tokens": 128})
 
 
 def test_an_image_is_where_the_prompt_has_its_token(folder_of: Any):
