@@ -181,10 +181,12 @@ class FreeBuffers:
             if (buffer := self._spare(ticket)) is not None:
                 return buffer
             bisect.insort(self._waiting, ticket)
-            with unguarded():  # what it waits for is watched
-                self._changed.wait_for(lambda: self._free and self._waiting[0] == ticket)
-            self._waiting.remove(ticket)
-            self._changed.notify_all()
+            try:
+                with unguarded():  # what it waits for is watched
+                    self._changed.wait_for(lambda: self._free and self._waiting[0] == ticket)
+            finally:  # an interrupted slice keeps no other waiting
+                self._waiting.remove(ticket)
+                self._changed.notify_all()
             return self._free.popleft()
 
     def take_spare(self, ticket: int) -> DeviceBuffer | None:

@@ -32,6 +32,7 @@ _WIDER = {
     "fp16": " in fp16: model.precision bf16 or fp32 holds larger numbers",
     "bf16": " in bf16: model.precision fp32 holds more numbers",
 }
+_NO_ROWS = np.zeros(0, np.int64)
 InFlight = deque[tuple[DeviceBuffer, Rows]]
 """Batches that have been started, the oldest first."""
 
@@ -93,7 +94,8 @@ class SliceRun:
         spare = take(self._ticket) if left else None
         if spare is None:
             return None
-        busy.append((spare, left.take(model.limits)))
+        busy.append((spare, _NO_ROWS))  # from here on `run` gives it back, whatever is raised
+        busy[-1] = spare, left.take(model.limits)
         failure = self._try_start(*busy[-1])
         if failure is None:
             return busy[-1][1], None

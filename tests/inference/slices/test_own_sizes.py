@@ -22,6 +22,7 @@ from pipeline.inference.devices.device_buffers import DeviceBuffer, make_device_
 from pipeline.inference.engines.torch_engine import TorchEngine
 from pipeline.inference.runtimes import runtime_of
 from pipeline.inference.runtimes.base import missing_reason
+from pipeline.inference.slice_results import Batches
 from pipeline.preprocessing.images.decode import DecodeLimits, decode_image
 from pipeline.preprocessing.images.image_input import ImageInput
 from pipeline.preprocessing.images.transform import TransformSpec
@@ -187,3 +188,18 @@ def test_images_are_views_of_the_column_that_crosses_the_object_store():
     assert not image.flags.writeable
     assert image.shape == (64, 64, 3)
     assert PASS_THROUGH.names == ["n"]
+
+
+def test_after_an_error_between_batches_the_next_slice_gets_a_buffer(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    engine, table = varying_sizes(), prepared()
+
+    def broken(*_: Any) -> None:
+        raise MemoryError("no room for the next batch")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Batches, "take", broken)
+        with pytest.raises(MemoryError):
+            predict(engine, table)
+    require_equal_to_the_loop(predict(engine, table)[0])
