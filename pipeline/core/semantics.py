@@ -14,7 +14,7 @@ from collections.abc import Mapping
 SEMANTICS: Mapping[str, int] = {
     "images": 2,
     "audio": 2,
-    "parquet": 3,
+    "parquet": 4,
     "jsonl": 5,
     "csv": 4,
     "webdataset": 3,

@@ -63,7 +63,7 @@ LIMITS = DecodeLimits(max_image_bytes=1_000_000, max_image_px=1_000_000)
 EXPECTED: dict[str, tuple[int, str]] = {
     "images": (2, "dc0a7c2e1d3083b1"),
     "audio": (2, "fd6260b6215c1f50"),
-    "parquet": (3, "134b53b699ffee4d"),
+    "parquet": (4, "134b53b699ffee4d"),
     "jsonl": (5, "cb2d2d3ec086bb51"),
     "csv": (4, "7267be12d8f69e0f"),
     "webdataset": (3, "874d533d7fb8d54f"),

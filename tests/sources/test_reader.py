@@ -258,6 +258,37 @@ def test_damage_in_the_middle_of_a_shard_costs_rows_and_no_run(
     assert sum(counters["read"]["rows_quarantined"] for counters in counted) == len(failed)
 
 
+@pytest.mark.parametrize("checksums", [True, False], ids=["with checksums", "without"])
+def test_of_a_damaged_shard_the_same_rows_fail_however_it_is_cut(checksums: bool, tmp_path: Path):
+    path, images = tmp_path / "s.parquet", [b"image %d" % row for row in range(30)]
+    how: dict[str, Any] = {"row_group_size": 7, "use_dictionary": False, "compression": "none"}
+    pq.write_table(pa.table({"image": images}), path, write_page_checksum=checksums, **how)
+    whole = path.read_bytes()
+    for at in range(4, len(whole) - 8 - int.from_bytes(whole[-8:-4], "little"), 61):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+        small, large = (rows(read(*plan_job(tmp_path, slice_rows))[0]) for slice_rows in (3, 30))
+        assert small == large
+        assert [row["row_id"] for row in large] == [f"s.parquet#{i}" for i in range(30)]
+        is_right = [row["image"] == image for row, image in zip(large, images, strict=True)]
+        assert {row["error"] for row in large} <= {None, "unreadable_shard"}
+        assert sum(is_right) >= 23, "other row groups are read"
+        if checksums:
+            assert is_right == [row["error"] is None for row in large]
+
+
+def test_a_page_that_says_too_few_rows_costs_the_others_and_no_run(tmp_path: Path):
+    images = [b"x%d" % row for row in range(30)]
+    path = tmp_path / "s.parquet"
+    pq.write_table(pa.table({"image": images}), path, use_dictionary=False, compression="none")
+    data = bytearray(path.read_bytes())
+    data[14] ^= 1 << 3  # the number of values in the header of the only page: 26
+    path.write_bytes(data)
+    for slice_rows in (4, 30):
+        read_rows = rows(read(*plan_job(tmp_path, slice_rows))[0])
+        assert [row["error"] for row in read_rows] == [None] * 26 + ["unreadable_shard"] * 4
+        assert [row["image"] for row in read_rows[:26]] == images[:26]
+
+
 def test_a_shard_cut_after_planning_costs_its_rows(tmp_path: Path):
     write_random_shard(tmp_path / "a.parquet", "snappy")
     images = write_random_shard(tmp_path / "b.parquet", "snappy")

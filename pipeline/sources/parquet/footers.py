@@ -65,6 +65,8 @@ def arrow_errors() -> Iterator[None]:
 def open_parquet(handle: BinaryIO, **options: Any) -> pq.ParquetFile:
     """Open a shard; `options` are those of `pyarrow.parquet.ParquetFile`.
 
+    Pages that have a checksum are held to it.
+
     INT96, of 64 bits of nanoseconds and 32 of days, is read in the unit that holds the years that
     others write; nanoseconds would wrap around silently beyond 2262.
 
@@ -72,7 +74,12 @@ def open_parquet(handle: BinaryIO, **options: Any) -> pq.ParquetFile:
         pa.ArrowException: It is broken.
     """
     with arrow_errors():
-        return pq.ParquetFile(handle, coerce_int96_timestamp_unit=_INT96_UNIT, **options)
+        return pq.ParquetFile(
+            handle,
+            coerce_int96_timestamp_unit=_INT96_UNIT,
+            page_checksum_verification=True,
+            **options,
+        )
 
 
 def read_footers(store: Store, shards: Sequence[StoredFile], source: Source) -> list[Footer]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,7 +31,7 @@ from pipeline.sources.parquet.footers import (
 )
 from pipeline.sources.parquet.shard import Batching, Shard, open_shard
 from pipeline.sources.parquet.sizes import MAX_BATCH_BYTES
-from pipeline.sources.rows import Reader, changed, require_unchanged
+from pipeline.sources.rows import Reader, require_unchanged
 from pipeline.sources.source_format import (
     CountsRows,
     FirstRows,
@@ -51,35 +53,73 @@ _FEW_ROWS, _FEW_TABLE_ROWS = 16, 4096
 
 
 def read_tables(reader: Reader, extent: Extent) -> Iterator[pa.Table]:
-    """Yield the rows of an extent; unreadable rows become failed rows."""
+    """Yield the rows of an extent; unreadable rows become failed rows.
+
+    Damage costs the rest of its row group, from the first row on that cannot be read: the same
+    rows, whatever is read with them.
+    """
     if extent.reason is not None:
         failure = Failure(extent.reason, STAGE, extent.message, num_bytes=extent.size_bytes)
         yield failed_rows(reader, extent, 0, failure)
         return
+    damage = yield from _read_until_damage(reader, extent)
+    if damage is None:
+        return
+    is_bad_disk = damage.failure.message == BAD_BLOCK  # which each group would wait for again
+    groups = [] if is_bad_disk else _by_groups(reader, extent, damage.first)
+    if not groups:
+        yield failed_rows(reader, extent, *damage)
+    for group in groups:
+        damage = yield from _read_until_damage(reader, group, one_by_one=True)
+        if damage is not None:
+            yield failed_rows(reader, group, *damage)
+
+
+class _Damage(NamedTuple):
+    """From which row of an extent on it cannot be read, and why."""
+
+    first: int
+    failure: Failure
+
+
+def _read_until_damage(
+    reader: Reader, extent: Extent, *, one_by_one: bool = False
+) -> Generator[pa.Table, None, _Damage | None]:
     skip = 0
     for attempt in itertools.count(1):
         try:
-            for table in _read_batches(reader, extent, skip):
+            for table in _read_batches(reader, extent, skip, one_by_one=one_by_one):
                 skip += table.num_rows
                 yield table
                 del table
         except FileNotFoundError:
-            failure = Failure(Reason.MISSING, STAGE, "vanished since it was planned")
+            return _Damage(skip, Failure(Reason.MISSING, STAGE, "vanished since it was planned"))
         except (pa.ArrowException, OSError, BadBlockError, AccessDenied) as error:
             if is_bad_block(error) and attempt < TRIES:
                 wait_before_retry(attempt)
                 continue
             if not is_unreadable(error):
                 raise
-            _require_unchanged(reader, extent)  # a file looks broken while it is written
             message = BAD_BLOCK if is_bad_block(error) else str(error)
-            failure = Failure(Reason.UNREADABLE_SHARD, STAGE, message)
         else:
-            if skip != extent.num_rows:
-                raise changed(reader.store, extent)
-            return
-        yield failed_rows(reader, extent, skip, failure)
-        return
+            if skip == extent.num_rows:
+                return None
+            message = "damaged: a page holds too few rows"
+        break
+    _require_unchanged(reader, extent)  # a file looks broken while it is written
+    return _Damage(skip, Failure(Reason.UNREADABLE_SHARD, STAGE, message))
+
+
+def _by_groups(reader: Reader, extent: Extent, skip: int) -> list[Extent]:
+    """Return the rest of an extent by row groups; [] if the shard cannot be opened any more."""
+    numbers = extent.numbers(skip)
+    try:
+        with open_shard(reader.store, extent) as shard:
+            ends = [bisect_left(numbers, end) for end in shard.group_ends.tolist()]
+    except (pa.ArrowException, OSError, BadBlockError, AccessDenied):
+        return []
+    cuts = sorted({0, *ends, len(numbers)})
+    return [extent.piece(skip + begin, end - begin) for begin, end in pairwise(cuts)]
 
 
 def _require_unchanged(reader: Reader, extent: Extent) -> None:
@@ -88,13 +128,15 @@ def _require_unchanged(reader: Reader, extent: Extent) -> None:
         require_unchanged(reader.store, extent)
 
 
-def _read_batches(reader: Reader, extent: Extent, skip: int) -> Iterator[pa.Table]:
+def _read_batches(
+    reader: Reader, extent: Extent, skip: int, *, one_by_one: bool
+) -> Iterator[pa.Table]:
     store = reader.store
     with open_shard(store, extent) as shard:
         needed = needed_columns(reader.source, shard.parquet.schema_arrow)
         numbers = extent.numbers(skip)
         for groups, position in shard.groups_with(numbers):
-            for batch in _batches(reader, shard, extent, groups, needed):
+            for batch in _batches(reader, shard, extent, groups, needed, one_by_one=one_by_one):
                 begin = bisect_left(numbers, position)
                 end = bisect_left(numbers, position + batch.num_rows)
                 if begin < end:
@@ -109,13 +151,20 @@ def _read_batches(reader: Reader, extent: Extent, skip: int) -> Iterator[pa.Tabl
 
 
 def _batches(
-    reader: Reader, shard: Shard, extent: Extent, groups: Sequence[int], needed: Needed
+    reader: Reader,
+    shard: Shard,
+    extent: Extent,
+    groups: Sequence[int],
+    needed: Needed,
+    *,
+    one_by_one: bool,
 ) -> Iterator[pa.RecordBatch]:
     """Yield the batches of row groups."""
     how = _batching(reader, extent, shard.num_rows(groups))
     is_table = columns_of(reader.source).has_small_rows
     few_rows = _FEW_TABLE_ROWS if is_table else _FEW_ROWS
-    safe_rows = shard.rows_within(groups, needed.read, how.num_rows, few_rows)
+    most_rows = 1 if one_by_one else how.num_rows
+    safe_rows = shard.rows_within(groups, needed.read, most_rows, few_rows)
     if safe_rows < how.num_rows:
         how = how._replace(rows_at_once=safe_rows, few_requests=False)
     for batch in shard.batches(groups, needed.read, how):

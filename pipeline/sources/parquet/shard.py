@@ -82,16 +82,20 @@ def _joined(batches: Iterator[pa.RecordBatch], num_rows: int) -> Iterator[pa.Rec
     """Join neighbouring batches while they are few rows and few bytes."""
     pending: list[pa.RecordBatch] = []
     left_rows, left_bytes = num_rows, _JOINED_BYTES
-    for batch in batches:
-        if pending and (batch.num_rows > left_rows or batch.nbytes > left_bytes):
-            yield from _one(pending)
-            pending, left_rows, left_bytes = [], num_rows, _JOINED_BYTES
-        pending.append(batch)
-        left_rows, left_bytes = left_rows - batch.num_rows, left_bytes - batch.nbytes
-        del batch
-        if left_rows <= 0 or left_bytes <= 0:  # not kept while the next one is read
-            yield from _one(pending)
-            pending, left_rows, left_bytes = [], num_rows, _JOINED_BYTES
+    try:
+        for batch in batches:
+            if pending and (batch.num_rows > left_rows or batch.nbytes > left_bytes):
+                yield from _one(pending)
+                pending, left_rows, left_bytes = [], num_rows, _JOINED_BYTES
+            pending.append(batch)
+            left_rows, left_bytes = left_rows - batch.num_rows, left_bytes - batch.nbytes
+            del batch
+            if left_rows <= 0 or left_bytes <= 0:  # not kept while the next one is read
+                yield from _one(pending)
+                pending, left_rows, left_bytes = [], num_rows, _JOINED_BYTES
+    except Exception:  # the rows before the damage can be read
+        yield from _one(pending)
+        raise
     yield from _one(pending)
 
 
