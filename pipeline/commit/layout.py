@@ -91,21 +91,21 @@ class Layout:
         """Folder of all that is no output: plans, staging, leases, log, history."""
         return f"_control/{self.name}"
 
-    def plan(self, fingerprint: str) -> str:
+    def plan(self, name: str) -> str:
         """Path of a stored plan."""
-        return f"{self.control}/plan/{fingerprint}.json"
+        return f"{self.control}/plan/{name}.json"
 
     def tensors(self, fingerprint: str) -> str:
         """Return where the digest lies of the tensors of a model without a weights file."""
         return f"{self.control}/tensors/{fingerprint}.json"
 
-    def staging(self, fingerprint: str) -> str:
-        """Folder of the staged parts of a plan."""
-        return f"{self.control}/staging/{fingerprint}"
+    def staging(self, plan: str) -> str:
+        """Folder of the staged parts of the plan of a name."""
+        return f"{self.control}/staging/{plan}"
 
-    def compacted(self, fingerprint: str, version: str) -> str:
+    def compacted(self, plan: str, version: str) -> str:
         """Return the folder of parts that are whole but not yet in the published folder."""
-        return f"{self.staging(fingerprint)}/{COMPACTED}{version}"
+        return f"{self.staging(plan)}/{COMPACTED}{version}"
 
     @property
     def all_keys(self) -> str:
@@ -124,10 +124,6 @@ class Layout:
     def leases(self) -> str:
         """Folder of the leases."""
         return f"{self.control}/lease"
-
-    def ctimes(self, fingerprint: str, run_id: str) -> str:
-        """Path of what a run has seen of local shards before it staged a slice."""
-        return f"{self.staging(fingerprint)}/ctimes-{run_id}.json"
 
     def lease(self, epoch: int) -> str:
         """Path of a lease, which is created once."""

@@ -73,10 +73,7 @@ class Manifest:
     partition_columns: dict[str, str] = field(default_factory=dict)
     """Columns that are folders inside the partition, with their types; outermost first."""
     plan: str | None = None
-    """Fingerprint of the stored plan of its rows; None: `fingerprint`. They differ once shards that
-    could not be read have been merged."""
-    retry: str | None = None
-    """Fingerprint of the plan whose rows were merged last."""
+    """Name of the stored plan of its rows; None: `fingerprint`, as of old versions."""
     distribution: dict[str, Any] = field(default_factory=dict)
     """JSON form of `histograms.Distribution`, with which later partitions are compared."""
     fingerprint_parts: dict[str, Any] = field(default_factory=dict)
@@ -100,6 +97,11 @@ class Manifest:
     """What the dataset card says beside the rest of this: `license`, `source` and `input`, each a
     text or None; {} if there is to be none."""
     version: int = MANIFEST_VERSION
+
+    @property
+    def plan_name(self) -> str:
+        """Name of the stored plan of its rows."""
+        return self.plan or self.fingerprint
 
     @property
     def all_parts(self) -> tuple[Part, ...]:

@@ -1,11 +1,18 @@
-"""The plan as a file: made once, then adopted by every run of its fingerprint."""
+"""The plan as a file, named by the digest of all that it says: what was listed, counted and cut.
+
+A run reads what it plans itself. A stored plan tells later readers which rows there were, and its
+name is that under which slices are staged: those of another listing have another one.
+"""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
-import uuid
+import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
@@ -16,67 +23,72 @@ from pipeline.core.failures import Reason
 from pipeline.planning.plan import Plan, schema_to_text
 from pipeline.process.failpoints import failpoint
 from pipeline.sources.extents import Extent, UncountedPlan
-from pipeline.sources.units import Unit, ctimes_of, with_ctimes
-from pipeline.storage.create_once import CreateOutcome
+from pipeline.sources.units import Unit
 from pipeline.storage.store import Store
 
-PLAN_VERSION = 1
+log = logging.getLogger(__name__)
+PLAN_VERSION = 2
+"""Plans of version 1 were named by their fingerprint, and hold no digest."""
 
 
-def adopt_plan(store: Store, layout: Layout, plan: Plan) -> Plan:
-    """Store the plan if its fingerprint is new, otherwise return the stored one (same units).
+def adopt_plan(store: Store, layout: Layout, plan: Plan, retry: Sequence[Any] = ()) -> Plan:
+    """Store a plan unless it is there, byte for byte; return it with its name.
 
-    What else is known of it is of now: plans of the same shards may come of other folders or globs.
-    So are the ctimes of local shards.
+    Args:
+        retry: What else names the plan of a retry, whose rows an earlier run has staged, too.
     """
+    data = plan_to_json(plan, retry)
+    plan = replace(plan, stored_as=_digest(data))
     path = layout.plan(plan.work)
     try:
-        return _adopted(store.read_bytes(path), plan)
+        if store.read_bytes(path) == data:
+            return plan
+        log.warning("%s: is damaged, so it is written anew", store.url(path))
     except FileNotFoundError:
-        token = uuid.uuid4().hex
-    if store.create_once(path, plan_to_json(plan, token), token) is CreateOutcome.OTHER:
-        return _adopted(store.read_bytes(path), plan)
+        pass
+    store.put(path, data)
     failpoint("planned")
     return plan
 
 
-def read_plan(store: Store, layout: Layout, fingerprint: str) -> Plan:
+def named(plan: Plan) -> Plan:
+    """Return a plan with the name that a run would store it under."""
+    return replace(plan, stored_as=_digest(plan_to_json(plan)))
+
+
+def read_plan(store: Store, layout: Layout, name: str) -> Plan:
     """Read a stored plan.
 
     Raises:
         InfraError: It is missing or damaged.
     """
-    path = layout.plan(fingerprint)
+    path = layout.plan(name)
     try:
-        return plan_from_json(store.read_bytes(path), fingerprint)
+        return plan_from_json(store.read_bytes(path), name)
     except FileNotFoundError:
         raise InfraError(f"{store.url(path)}: is missing, so the rows are unknown") from None
 
 
-def _adopted(data: bytes, plan: Plan) -> Plan:
-    stored = plan_from_json(data, plan.work)
-    return replace(
-        plan,
-        units=with_ctimes(stored.units, ctimes_of(plan.units)),
-        model=stored.model,
-        batch_size=stored.batch_size,
-        batch_tokens=stored.batch_tokens,
-        created_at=stored.created_at,
-    )
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
-def plan_to_json(plan: Plan, token: str) -> bytes:
-    """Serialise a plan; shards are listed once and extents refer to them by number."""
-    shards: dict[tuple[str, int, str], int] = {}
+def plan_to_json(plan: Plan, retry: Sequence[Any] = ()) -> bytes:
+    """Serialise a plan; shards are listed once and extents refer to them by number.
+
+    Equal plans give equal bytes. How large a batch is, and the text of an error, are left out: both
+    may be others in the next run, and decide no row.
+    """
+    shards: dict[tuple[str, int, str, int], int] = {}
     units: list[dict[str, Any]] = []
     for unit in plan.units:
         rows = [
             [
-                shards.setdefault((e.path, e.size_bytes, e.version), len(shards)),
+                shards.setdefault((e.path, e.size_bytes, e.version, e.ctime_ns), len(shards)),
                 e.first_row,
                 e.num_rows,
                 e.row_bytes,
-                *([e.reason.value, e.message] if e.reason else []),
+                *([e.reason.value] if e.reason else []),
             ]
             for e in unit.extents
         ]
@@ -85,13 +97,10 @@ def plan_to_json(plan: Plan, token: str) -> bytes:
             units[-1]["cut"] = [unit.cut.slice_rows, unit.cut.slice_bytes, unit.cut.max_rows]
     document = {
         "version": PLAN_VERSION,
-        "token": token,
-        "fingerprint": plan.work,
-        "created_at": plan.created_at,
+        "fingerprint": plan.fingerprint,
+        "retry": list(retry),
         "source_root": Store(plan.source_root).url(""),
         "model": plan.model,
-        "batch_size": plan.batch_size,
-        "batch_tokens": plan.batch_tokens,
         "num_rows": plan.num_rows,
         "num_shards": plan.num_shards,
         "input_bytes": plan.input_bytes,
@@ -103,29 +112,30 @@ def plan_to_json(plan: Plan, token: str) -> bytes:
         "shards": list(shards),
         "units": units,
     }
-    return json.dumps(document).encode()
+    return json.dumps(document, sort_keys=True).encode()
 
 
-def plan_from_json(data: bytes, fingerprint: str) -> Plan:
+def plan_from_json(data: bytes, name: str) -> Plan:
     """Read a stored plan.
 
     Raises:
-        InfraError: The stored bytes are not a plan of this fingerprint.
+        InfraError: The stored bytes are not the plan of this name, or its pieces are not all rows.
         JobError: A newer version of the pipeline wrote it.
     """
     try:
         document = json.loads(data)
         if document["version"] > PLAN_VERSION:
-            raise JobError(f"plan {fingerprint[:12]}: written by a newer version; upgrade this one")
-        if document["fingerprint"] != fingerprint:
-            raise ValueError("another fingerprint")
+            raise JobError(f"plan {name[:12]}: written by a newer version; upgrade this one")
+        if name != (document["fingerprint"] if document["version"] == 1 else _digest(data)):
+            raise ValueError("its name is not its digest")
         units = tuple(
             Unit(i, tuple(_extent(row, document["shards"]) for row in u["extents"]),
                  tuple(u["bounds"]), UncountedPlan(*u["cut"]) if "cut" in u else None)
             for i, u in enumerate(document["units"])
         )  # fmt: skip
+        _require_all_rows(units)
         return Plan(
-            fingerprint=fingerprint,
+            fingerprint=document["fingerprint"],
             source_root=document["source_root"],
             units=units,
             pass_through=_schema_from_text(document["pass_through"]),
@@ -133,22 +143,38 @@ def plan_from_json(data: bytes, fingerprint: str) -> Plan:
             fields=_schema_from_text(document["fields"]),
             row_ids=document["row_ids"],
             model=document["model"],
-            batch_size=document["batch_size"],
-            batch_tokens=document["batch_tokens"],
             num_shards=document["num_shards"],
             input_bytes=document["input_bytes"],
-            created_at=document["created_at"],
             fingerprint_parts=document["fingerprint_parts"],
+            stored_as=name,
         )
     except (KeyError, ValueError, TypeError, IndexError) as error:
-        raise InfraError(f"plan {fingerprint[:12]}: the stored plan is damaged: {error}") from None
+        raise InfraError(f"plan {name[:12]}: the stored plan is damaged: {error}") from None
+
+
+def _require_all_rows(units: Iterable[Unit]) -> None:
+    """Make sure that slices and extents follow each other without a gap or an overlap.
+
+    Raises:
+        ValueError: They do not.
+    """
+    ends: dict[str, int] = {}
+    for unit in units:
+        for extent in unit.extents:
+            if extent.first_row != ends.get(extent.path, 0):
+                raise ValueError(f"the rows of {extent.path} do not follow each other")
+            ends[extent.path] = extent.first_row + extent.num_rows
+        num_rows = sum(extent.num_rows for extent in unit.extents)
+        is_cut = all(start < end for start, end in pairwise(unit.bounds))
+        if unit.cut is None and not (is_cut and (unit.bounds[0], unit.bounds[-1]) == (0, num_rows)):
+            raise ValueError(f"the slices of unit {unit.index} are not its {num_rows} rows")
 
 
 def _extent(row: list[Any], shards: list[list[Any]]) -> Extent:
-    path, size_bytes, version = shards[row[0]]
+    """Return an extent, without the ctime of its shard: that is of the listing of its run."""
+    path, size_bytes, version = shards[row[0]][:3]
     reason = Reason(row[4]) if len(row) > 4 and row[4] else None
-    message = row[5] if len(row) > 5 else ""
-    return Extent(path, size_bytes, version, row[1], row[2], row[3], reason, message)
+    return Extent(path, size_bytes, version, row[1], row[2], row[3], reason)
 
 
 def _schema_from_text(text: str) -> pa.Schema:

@@ -62,7 +62,7 @@ def commit(
     winner = read_manifest(store, layout, manifest.number)
     # No manifest will ever name our parts, and readers of the folder should not find them.
     store.delete([part.path for part in placed.all_parts])
-    if (winner.fingerprint, winner.retry) != (manifest.fingerprint, manifest.retry):
+    if (winner.fingerprint, winner.plan) != (manifest.fingerprint, manifest.plan):
         raise PublishConflict(
             f"partition {layout.name}: run {winner.run_id} published version {winner.number} "
             "meanwhile, from other rows, inputs or another model; ours stays unpublished"

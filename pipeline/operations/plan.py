@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, current_manifest, require_one_key
-from pipeline.commit.plan_store import adopt_plan
+from pipeline.commit.plan_store import named
 from pipeline.commit.published.describe import DIGEST_CHARS, version_facts
 from pipeline.commit.staging import list_staged
 from pipeline.inference.runtimes.base import emulated_reason
@@ -97,14 +97,13 @@ def _describe(run: RunContext, *, tries: bool) -> dict[str, Any]:
         require_one_key(store, layout)
     plan, model = prepare(run)
     with options_named("sink.storage_options"):
-        is_known = store.stat(layout.plan(plan.fingerprint)) is not None
-    current = current_manifest(store, layout)
+        current = current_manifest(store, layout)
     is_done = is_published(current, plan, job.sink.partition_columns)
     reuse = Reuse(plan)
     if not is_done:
         is_asked = run.options.reuse
         reuse = find_reuse(store, layout, job, plan, current, is_asked=is_asked)
-    plan = adopt_plan(store, layout, reuse.plan) if is_known else reuse.plan
+    plan = named(reuse.plan)
     step = _next_step(job, plan, reuse, store, layout, current, is_done=is_done)
     is_needed = not is_done
     cluster = _check(run, plan, model) if is_needed else None
@@ -156,7 +155,7 @@ def _next_step(
     changed = why_stale(store, layout, current, plan) if current and not is_done else ""
     rows_left = None
     if plan.num_rows is not None:
-        known = reuse.known(job, plan)
+        known = reuse.known(job)
         staged = {(key.unit, key.start) for key in done}
         rows_left = sum(
             known.num_computed(key) if known else key.num_rows

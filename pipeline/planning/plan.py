@@ -1,9 +1,8 @@
-"""The plan of a run: units, slices and the fingerprint. Deterministic; made once, then adopted."""
+"""The plan of a run: units, slices and the fingerprint. Of one listing there is one plan."""
 
 from __future__ import annotations
 
 import base64
-import datetime as dt
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -53,7 +52,7 @@ _OF_DECODING = {"max_image_bytes", "max_image_px"}
 
 @dataclass(frozen=True)
 class Plan:
-    """The work of all runs of one fingerprint; stored once under `_control`."""
+    """The work of a run, and of all that list the same; stored under `_control`."""
 
     fingerprint: str
     source_root: str
@@ -66,11 +65,11 @@ class Plan:
     fields: pa.Schema
     """The columns of a row's input, with the types of the shards."""
     model: dict[str, Any]
-    batch_size: int
     num_shards: int
     input_bytes: int
-    created_at: str
-    batch_tokens: int = 0
+    batch_size: int = field(default=0, compare=False)
+    """The most rows per model call. As the next field, it is of a run, and not stored."""
+    batch_tokens: int = field(default=0, compare=False)
     """The most tokens per model call; 0 for inputs that have none."""
     fingerprint_parts: dict[str, Any] = field(default_factory=dict)
     """The parts of the fingerprint, so that a later plan can say what changed: digests `inputs`,
@@ -84,8 +83,7 @@ class Plan:
     has_hashes: bool = field(default=False, compare=False)
     """Predictions have the hash of what the model sees."""
     stored_as: str = field(default="", compare=False)
-    """Under which its slices are staged, if not under the fingerprint: of a retry, whose rows an
-    earlier run has staged, too."""
+    """Digest of all that is stored of it, which is its name; '' while it is not stored."""
     twin: str = field(default="", compare=False)
     """Fingerprint of a job that differs only in whether it pins eager fp32; '' if this one does
     neither. What it published in eager fp32 is what this plan would give."""
@@ -193,7 +191,6 @@ def make_plan(job: Job, inputs: Inputs, model: ModelSpec, *, batch_size: int) ->
         batch_size=batch_size,
         num_shards=len(inputs.shards),
         input_bytes=inputs.num_bytes,
-        created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         fingerprint_parts=parts,
         predictor_key=key,
         has_hashes=job.run.reuse == "content" and is_whole and bool(key),

@@ -103,7 +103,7 @@ def divide(
 
 
 def known_runs(units: Sequence[Unit], known: KnownPaths) -> Numbers:
-    """Return the known rows of units, of the plan as it is stored.
+    """Return the known rows of the units that were divided by them.
 
     Returns:
         int64 (K, 5): unit, row, number, version and first ordinal of consecutive rows; ascending.

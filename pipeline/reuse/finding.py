@@ -76,7 +76,7 @@ class Reuse:
     """What a run takes over."""
 
     plan: Plan
-    """The plan of the run, cut by what is known; not stored yet."""
+    """The plan of the run, cut by what is known."""
     division: Division | None = None
     """None: nothing is taken over."""
     earlier: tuple[Earlier, ...] = ()
@@ -116,12 +116,9 @@ class Reuse:
         is_same = self.earlier[0].table.about.predictor_key == self.plan.predictor_key
         return not is_same and self.retry.base.fingerprint != self.plan.fingerprint
 
-    def known(self, job: Job, plan: Plan) -> Known | None:
-        """Return what readers need; None if rows are neither known nor hashed.
-
-        Args:
-            plan: As it is stored.
-        """
+    def known(self, job: Job) -> Known | None:
+        """Return what readers need; None if rows are neither known nor hashed."""
+        plan = self.plan
         bare = Known(
             (), plan.staged_schema(), plan.source_columns, (*plan.fields.names,),
             hashes=plan.has_hashes, seed=plan.fingerprint,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -26,11 +25,13 @@ from pipeline.reuse.filling import stage_known
 from pipeline.runs.builders import make_writer
 from pipeline.runs.context import RunContext
 from pipeline.runs.work import Work
-from pipeline.sources.units import Unit, ctimes_of
+from pipeline.sources.units import Unit
 from pipeline.storage.store import StoredFile
 
 log = logging.getLogger(__name__)
 _PARTS_PER_TASK = 32
+_MENDED = Reason.MODEL_ERROR, Reason.UNREADABLE_SHARD
+"""What may be mended since, although no listing shows it."""
 _SLICES_PER_TASK = 4
 """Of known rows: of the same parts, which are then read once."""
 
@@ -44,13 +45,10 @@ def take_over(
     `sources` of this run, and those of an interrupted retry with rows that failed again.
 
     Slices in which the model failed over every row are deleted: the cause may be mended since, in
-    code of the user's that no fingerprint knows. So are slices of local shards that were changed in
-    some way since they were read, although size and mtime are the same: perhaps only by a chmod,
-    but nothing tells it from new content.
+    code of the user's that no fingerprint knows. So are those of which nothing could be read.
     """
     counted: set[SliceKey] = set()
     run.record.start_over()
-    seen = _Seen(run, plan)
     while True:
         staged = list_staged(run.store, run.layout.staging(plan.work))
         done = [key for key in done_slices(plan, staged) if key not in counted]
@@ -60,17 +58,15 @@ def take_over(
             note_progress("read the footer of a finished slice")
             if (
                 footer is None
-                or seen.have_changed(key.unit, footer.run_id)
                 or not sources.issuperset(footer.sources)
                 or (run.record.is_retry and footer.num_quarantined)
-                or footer.is_without_predictions_by(Reason.MODEL_ERROR)
+                or any(map(footer.is_without_predictions_by, _MENDED))
             ):
                 failed.append(path)
             else:
                 run.record.resumed(footer)
                 counted.add(key)
         if not failed:
-            seen.note()
             return staged
         run.store.delete(failed)  # another attempt at the same slice may come forth now
 
@@ -129,43 +125,9 @@ def stage_known_slices(
     return list_staged(run.store, run.layout.staging(plan.work))
 
 
-class _Seen:
-    """When local shards were changed, as this run and earlier ones found them."""
-
-    def __init__(self, run: RunContext, plan: Plan) -> None:
-        self._run, self._plan = run, plan
-        self._now = ctimes_of(plan.units)
-        self._of_runs: dict[str, Mapping[str, int]] = {}
-        """By run id."""
-
-    def note(self) -> None:
-        """Write down what this run has found, before it stages slices."""
-        if self._now:
-            data = json.dumps(self._now).encode()
-            self._run.store.put(self._path(self._run.record.run_id), data)
-
-    def have_changed(self, unit: int, run_id: str) -> bool:
-        """Tell whether a shard of a unit is another one than a run has read, as far as known."""
-        if not self._now:
-            return False
-        if run_id not in self._of_runs:
-            try:
-                self._of_runs[run_id] = json.loads(self._run.store.read_bytes(self._path(run_id)))
-            except FileNotFoundError:  # it found none
-                self._of_runs[run_id] = {}
-        then = self._of_runs[run_id]
-        return any(
-            then.get(extent.path, extent.ctime_ns) != extent.ctime_ns
-            for extent in self._plan.units[unit].extents
-        )
-
-    def _path(self, run_id: str) -> str:
-        return self._run.layout.ctimes(self._plan.work, run_id)
-
-
 def is_published(manifest: Manifest | None, plan: Plan, partition_columns: Sequence[str]) -> bool:
     """Tell whether a version holds just what the plan would give."""
-    if manifest is None or is_written_anew(manifest, plan):
+    if manifest is None or is_written_anew(manifest, plan) or has_more_rows(plan, manifest):
         return False
     if manifest.is_of(plan.fingerprint, partition_columns):
         return True
@@ -183,6 +145,12 @@ def is_written_anew(manifest: Manifest, plan: Plan) -> bool:
     """Tell whether a local shard was changed since, although its size and time may be the same."""
     then, now = manifest.ctimes_sha256, plan.ctimes_sha256
     return bool(then and now) and then != now
+
+
+def has_more_rows(plan: Plan, manifest: Manifest) -> bool:
+    """Tell whether a shard can be opened that could not when a version was published."""
+    num_rows = plan.num_rows or 0
+    return bool(manifest.num_unreadable_shards) and num_rows > manifest.num_rows
 
 
 def note_if_published(run: RunContext, manifest: Manifest | None, plan: Plan) -> bool:

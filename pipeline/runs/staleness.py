@@ -7,12 +7,12 @@ from typing import Any
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest
-from pipeline.commit.plan_store import plan_from_json
-from pipeline.core.errors import InfraError
+from pipeline.commit.plan_store import read_plan
+from pipeline.core.errors import PipelineError
 from pipeline.core.printable import clean_message, num_of
 from pipeline.planning.plan import Plan
 from pipeline.planning.predictor import why_other
-from pipeline.runs.resume import is_written_anew
+from pipeline.runs.resume import has_more_rows, is_written_anew
 from pipeline.storage.store import Store
 
 _INPUTS = "the input (a name, size or time of a shard)"
@@ -23,6 +23,7 @@ _PARTS = {
 }
 _NAMES_SHOWN = 3
 _WRITTEN_ANEW = "a shard was written anew, or its name or rights changed (its ctime is another one)"
+_READABLE = "a shard that could not be opened then can be opened now"
 
 
 def why_stale(store: Store, layout: Layout, published: Manifest, plan: Plan) -> str:
@@ -34,14 +35,14 @@ def why_stale(store: Store, layout: Layout, published: Manifest, plan: Plan) -> 
     before, now = published.fingerprint_parts, plan.fingerprint_parts
     inputs = ""
     if before.get("inputs") != now.get("inputs"):
-        fingerprint = published.plan or published.fingerprint
         try:
-            data = store.read_bytes(layout.plan(fingerprint))
-            inputs = shards_changed(plan_from_json(data, fingerprint), plan)
-        except (FileNotFoundError, InfraError):
+            inputs = shards_changed(read_plan(store, layout, published.plan_name), plan)
+        except PipelineError:
             inputs = ""  # which shards changed is a detail; that some did is known
     changed = what_changed(before, now, models=(published.model, plan.model), inputs=inputs)
-    return changed or (_WRITTEN_ANEW if is_written_anew(published, plan) else "")
+    if not changed and is_written_anew(published, plan):
+        return _WRITTEN_ANEW
+    return changed or (_READABLE if has_more_rows(plan, published) else "")
 
 
 def what_changed(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -101,17 +100,11 @@ def divide(
         section = carried_section(reuse)
         run.record.carried(**section.model_dump(exclude_unset=True))
         say(f"carrying over {num_of(reuse.division.num_known, 'row')}")
-    stored_as = "" if retry is None else _name_of_retry(retry, reuse.plan)
-    plan = adopt_plan(run.store, run.layout, replace(reuse.plan, stored_as=stored_as))
+    of_retry = () if retry is None else (retry.base.token, sorted(retry.reasons))
+    plan = adopt_plan(run.store, run.layout, reuse.plan, of_retry)
     run.record.planned(plan, model, run.job.resources.num_gpus)
     note(run=lost_run.describe(run))
-    return replace(work, plan=plan, known=reuse.known(run.job, plan))
-
-
-def _name_of_retry(retry: Retry, plan: Plan) -> str:
-    """Name the plan of a retry, whose slices are not those of the run before."""
-    salt = f"{plan.fingerprint} {retry.base.token} {sorted(retry.reasons)}"
-    return hashlib.sha256(salt.encode()).hexdigest()
+    return replace(work, plan=plan, known=reuse.known(run.job))
 
 
 def _note_retry(run: RunContext, base: Manifest, quarantined: Quarantined) -> None:

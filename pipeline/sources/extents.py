@@ -35,7 +35,8 @@ class Extent:
     only: tuple[int, ...] | None = None
     """If set, the extent has only these rows of the shard, ascending; `first_row` is only[0]."""
     ctime_ns: int = field(default=0, compare=False)
-    """Of a local shard, as this run has listed it; 0: unknown, not compared, and never stored."""
+    """Of a local shard, as this run has listed it; 0: unknown. Not compared; of a stored plan it
+    decides the name, and is not read back."""
 
     def numbers(self, skip: int = 0) -> Sequence[int]:
         """Return the row numbers in the shard, ascending, without the first `skip` of them."""

@@ -70,12 +70,6 @@ def with_ctimes(units: Iterable[Unit], ctimes_ns: Mapping[str, int]) -> tuple[Un
     )
 
 
-def ctimes_of(units: Iterable[Unit]) -> dict[str, int]:
-    """Return when local shards were changed, by path, as far as that is known."""
-    pairs = ((extent.path, extent.ctime_ns) for unit in units for extent in unit.extents)
-    return {path: ctime_ns for path, ctime_ns in pairs if ctime_ns}
-
-
 def only_rows(unit: Unit, rows: Sequence[int]) -> Unit:
     """Return a unit that has only some rows of a counted unit, as one slice.
 

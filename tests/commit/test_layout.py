@@ -112,7 +112,6 @@ def test_the_layout_is_that_of_the_contract():
     assert layout.heartbeat(7) == "_control/date=2026-11-24/lease/0000000007.hb"
     assert layout.history(7) == "_control/date=2026-11-24/history/0000000007"
     assert layout.compacted("F1", "7-a") == "_control/date=2026-11-24/staging/F1/compacted-7-a"
-    assert layout.ctimes("F1", "R1") == "_control/date=2026-11-24/staging/F1/ctimes-R1.json"
     assert layout.tensors("F1") == "_control/date=2026-11-24/tensors/F1.json"
     assert layout.keys("7-a") == "_control/date=2026-11-24/keys/7-a"
     whole = Layout(None)

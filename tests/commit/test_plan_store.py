@@ -1,8 +1,11 @@
-"""A plan is stored once and whole: it reads back exactly, and runs of a fingerprint share it."""
+"""A plan is stored whole: it reads back exactly, and all that it says is in its name."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +17,20 @@ from hypothesis import strategies as st
 from support.runs.plan_examples import example_plan, planned, shard_extents
 
 from pipeline.commit.layout import Layout
-from pipeline.commit.plan_store import PLAN_VERSION, adopt_plan, plan_from_json, plan_to_json
+from pipeline.commit.plan_store import (
+    PLAN_VERSION,
+    adopt_plan,
+    named,
+    plan_from_json,
+    plan_to_json,
+    read_plan,
+)
 from pipeline.core.errors import InfraError, JobError
+from pipeline.core.failures import Reason
 from pipeline.core.schema import IMAGE_FIELDS, feature_fields, text_fields
 from pipeline.planning.plan import Plan
-from pipeline.storage.create_once import CreateOutcome
+from pipeline.sources.extents import Extent
+from pipeline.sources.units import Unit
 from pipeline.storage.skipped import Skipped, SkipReason
 from pipeline.storage.store import Store
 
@@ -26,42 +38,66 @@ FEW_ROWS = st.lists(st.lists(st.integers(1, 60), min_size=1, max_size=5), max_si
 
 
 def stored(plan: Plan) -> Plan:
-    """The plan as the next run finds it."""
-    return plan_from_json(plan_to_json(plan, "token"), plan.fingerprint)
+    """The plan as later readers find it: without the texts of errors."""
+    return plan_from_json(plan_to_json(plan), named(plan).work)
 
 
-def test_the_loser_of_a_race_goes_on_with_the_plan_of_the_winner(
-    usual_store: Store, monkeypatch: pytest.MonkeyPatch
-):
-    layout = Layout(None)
-    extents = shard_extents([[1000]])
-    theirs, ours = (planned(extents, run__slice_rows=rows) for rows in (10, 50))
-    ours = replace(ours, skipped=Skipped({SkipReason.HIDDEN.value: 1}))
-    assert theirs.fingerprint == ours.fingerprint
-    assert theirs.units != ours.units
-    create_once = Store.create_once
-
-    def create_late(store: Store, path: str, data: bytes, token: str) -> CreateOutcome:
-        create_once(store, path, plan_to_json(theirs, "theirs"), "theirs")
-        return create_once(store, path, data, token)
-
-    monkeypatch.setattr(Store, "create_once", create_late)
-    adopted = adopt_plan(usual_store, layout, ours)
-    assert adopted.units == theirs.units
-    assert adopted.skipped == ours.skipped
+def without_messages(plan: Plan) -> Plan:
+    units = [
+        replace(unit, extents=tuple(replace(extent, message="") for extent in unit.extents))
+        for unit in plan.units
+    ]
+    return replace(plan, units=tuple(units))
 
 
 def test_a_stored_plan_reads_back_exactly():
-    plan = replace(
-        example_plan(),
-        batch_tokens=5,
-        fingerprint_parts={"a": "b"},
-    )
-    adopted = stored(plan)
-    assert adopted == plan
-    document = json.loads(plan_to_json(plan, "token"))
-    assert (document["version"], document["token"]) == (PLAN_VERSION, "token")
+    plan = replace(example_plan(), batch_tokens=5, fingerprint_parts={"a": "b"})
+    assert stored(plan) == without_messages(plan)
+    document = json.loads(plan_to_json(plan))
+    assert (document["version"], document["fingerprint"]) == (PLAN_VERSION, plan.fingerprint)
     assert (document["num_rows"], document["source_root"]) == (plan.num_rows, "/in")
+
+
+OTHER_EXTENTS: dict[str, dict[str, Any]] = {
+    "path": {"path": "other.parquet"},
+    "size": {"size_bytes": 8},
+    "version": {"version": "w"},
+    "ctime": {"ctime_ns": 1},
+    "rows": {"num_rows": 2},
+    "opened": {"reason": None},
+    "reason": {"reason": Reason.MISSING},
+}
+
+
+@pytest.mark.parametrize("change", OTHER_EXTENTS.values(), ids=OTHER_EXTENTS)
+def test_what_was_listed_names_the_plan(change: dict[str, Any]):
+    bad = Extent("bad.parquet", 9, "v", 0, 1, 0.0, Reason.UNREADABLE_SHARD, "no footer")
+    plan, other = (
+        replace(example_plan(), units=(Unit(0, (extent,), (0, extent.num_rows)),))
+        for extent in (bad, replace(bad, **change))
+    )
+    assert named(plan).work != named(other).work
+
+
+def test_how_the_rows_are_cut_and_what_is_retried_name_the_plan(usual_store: Store):
+    layout, extents = Layout(None), shard_extents([[1000]])
+    plans = [planned(extents, run__slice_rows=rows) for rows in (10, 50)]
+    assert plans[0].fingerprint == plans[1].fingerprint
+    adopted = [adopt_plan(usual_store, layout, plan) for plan in plans]
+    adopted += [adopt_plan(usual_store, layout, plans[0], ("token", [why])) for why in ("a", "b")]
+    assert len({plan.work for plan in adopted}) == 4
+    for plan in adopted:
+        assert read_plan(usual_store, layout, plan.work).units == plan.units
+
+
+def test_what_decides_no_row_names_no_plan():
+    plan = example_plan()
+    others = [
+        without_messages(plan),
+        replace(plan, batch_size=9, batch_tokens=9),
+        replace(plan, skipped=Skipped({SkipReason.HIDDEN.value: 1})),
+    ]
+    assert {named(other).work for other in others} == {named(plan).work}
 
 
 @pytest.mark.parametrize(
@@ -83,11 +119,12 @@ def test_the_input_columns_of_a_stored_plan_are_those_that_it_had(fields: pa.Sch
 def test_any_plan_reads_back_exactly(groups: list[list[int]], row_bytes: float):
     plan = planned(shard_extents(groups, row_bytes))
     assert stored(plan) == plan
+    assert stored(plan).work == named(plan).work
 
 
 def test_a_shard_of_many_row_groups_is_stored_once():
     extents = [replace(e, path="a/rather/long/name/" * 5) for e in shard_extents([[100] * 500])]
-    assert plan_to_json(planned(extents), "t").count(b"a/rather/long/name/" * 5) == 1
+    assert plan_to_json(planned(extents)).count(b"a/rather/long/name/" * 5) == 1
 
 
 def test_a_plan_takes_the_same_room_for_every_file():
@@ -95,67 +132,100 @@ def test_a_plan_takes_the_same_room_for_every_file():
         names = [f"camera-{i % 8}/2026-11-24/photo-{i:08d}.jpg" for i in range(num_files)]
         shards = zip(shard_extents([[1]] * num_files), names, strict=True)
         extents = [replace(extent, path=name, version="0123456789" * 3) for extent, name in shards]
-        return len(plan_to_json(planned(extents), "token"))
+        return len(plan_to_json(planned(extents)))
 
     one, two, four = map(size, (1000, 2000, 4000))
     assert four < 4000 * 130
     assert four - two == pytest.approx(2 * (two - one), rel=0.02)
 
 
+def renamed(document: Any) -> tuple[bytes, str]:
+    """A document, and the name that its bytes have."""
+    data = json.dumps(document).encode()
+    return data, hashlib.sha256(data).hexdigest()
+
+
+def with_units(document: dict[str, Any], edit: Callable[[list[dict[str, Any]]], Any]) -> Any:
+    edit(document["units"])
+    return document
+
+
 @pytest.mark.parametrize(
-    "damage",
+    ("edit", "why"),
     [
-        lambda d: b"not json",
-        lambda d: b"[]",
-        lambda d: json.dumps({k: v for k, v in d.items() if k != "units"}).encode(),
-        lambda d: json.dumps({**d, "fingerprint": "0" * 64}).encode(),
-        lambda d: json.dumps({**d, "shards": []}).encode(),
-        lambda d: json.dumps({**d, "pass_through": "AAAA"}).encode(),
-        lambda d: json.dumps(d).encode()[:-9],
+        (lambda d: [], ""),
+        (lambda d: {k: v for k, v in d.items() if k != "units"}, "'units'"),
+        (lambda d: {**d, "shards": []}, "index out of range"),
+        (lambda d: {**d, "pass_through": "AAAA"}, ""),
+        (lambda d: with_units(d, lambda u: u[1]["extents"].pop(0)), "are not its"),
+        (lambda d: with_units(d, lambda u: u.append(u[-1])), "do not follow"),
+        (lambda d: with_units(d, lambda u: u.reverse()), "do not follow"),
+        (lambda d: with_units(d, lambda u: u[0]["bounds"].pop()), "are not its"),
+        (lambda d: with_units(d, lambda u: u[0]["bounds"].__setitem__(0, 1)), "are not its"),
+        (lambda d: with_units(d, lambda u: u[0]["bounds"].reverse()), "are not its"),
     ],
 )
-def test_a_stored_plan_that_is_damaged_is_refused(damage: Any):
-    plan = example_plan()
-    with pytest.raises(InfraError, match=f"^plan {plan.fingerprint[:12]}: the stored plan is dam"):
-        plan_from_json(damage(json.loads(plan_to_json(plan, "t"))), plan.fingerprint)
+def test_a_plan_whose_pieces_are_not_all_rows_is_refused(edit: Any, why: str):
+    document = json.loads(plan_to_json(planned(shard_extents([[40], [40]]), run__slice_rows=8)))
+    data, name = renamed(edit(document))
+    with pytest.raises(InfraError, match=f"^plan {name[:12]}: the stored plan is damaged: .*{why}"):
+        plan_from_json(data, name)
 
 
 def test_a_stored_plan_of_a_newer_version_is_refused():
-    plan = example_plan()
-    document = {**json.loads(plan_to_json(plan, "t")), "version": PLAN_VERSION + 1}
-    with pytest.raises(
-        JobError, match=f"^plan {plan.fingerprint[:12]}: written by a newer version"
-    ):
-        plan_from_json(json.dumps(document).encode(), plan.fingerprint)
+    document = {**json.loads(plan_to_json(example_plan())), "version": PLAN_VERSION + 1}
+    data, name = renamed(document)
+    with pytest.raises(JobError, match=f"^plan {name[:12]}: written by a newer version"):
+        plan_from_json(data, name)
 
 
-def test_the_first_plan_of_a_fingerprint_is_adopted_by_the_next(any_store: Store):
-    layout = Layout(None)
-    first = planned(shard_extents([[1000]]), run__slice_rows=10)
-    second = planned(shard_extents([[1000]]), run__slice_rows=50)
-    assert first.fingerprint == second.fingerprint
-    assert first.units != second.units
-    assert adopt_plan(any_store, layout, first) == first
-    assert adopt_plan(any_store, layout, second) == first
-    other = planned(shard_extents([[999]]))
-    assert adopt_plan(any_store, layout, other) == other
+def test_a_plan_of_before_it_was_named_by_its_content_is_read():
+    plan = without_messages(example_plan())
+    document = json.loads(plan_to_json(plan))
+    document |= {"version": 1, "fingerprint": "f", "shards": [s[:3] for s in document["shards"]]}
+    for unit in document["units"]:
+        unit["extents"] = [e if len(e) == 4 else [*e, "a text"] for e in unit["extents"]]
+    data = json.dumps(document).encode()
+    assert plan_from_json(data, "f") == replace(plan, fingerprint="f")
+    with pytest.raises(InfraError, match="is damaged"):
+        plan_from_json(data, "g")
+
+
+def test_no_flipped_bit_makes_another_plan(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    store, layout, rng = Store(str(tmp_path)), Layout(None), random.Random(1)
+    plan = adopt_plan(store, layout, example_plan())
+    path = layout.plan(plan.work)
+    data = store.read_bytes(path)
+    for at in rng.sample(range(8 * len(data)), 300):
+        flipped = bytearray(data)
+        flipped[at // 8] ^= 1 << at % 8
+        with pytest.raises((InfraError, JobError)):
+            plan_from_json(bytes(flipped), plan.work)
+    caplog.clear()
+    store.put(path, bytes(flipped))
+    assert adopt_plan(store, layout, example_plan()) == plan
+    assert adopt_plan(store, layout, example_plan()) == plan
+    assert store.read_bytes(path) == data
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{store.url(path)}: is damaged, so it is written anew"
+    ]
 
 
 def test_credentials_are_in_no_stored_plan():
     plan = planned(shard_extents([[4, 4], [8]]), source__storage_options={"key": "hunter2"})
-    stored = plan_to_json(plan, "t")
+    stored = plan_to_json(plan)
     assert b"hunter2" not in stored
     assert b"storage_options" not in stored
 
 
 def test_a_stored_plan_never_says_what_is_skipped_now(tmp_path: Path):
-    """Two globs without a shard have one fingerprint, so the second adopts the first's plan."""
+    """Two globs without a shard have one fingerprint, and one plan."""
     store, layout = Store(str(tmp_path)), Layout(None)
     skipped = Skipped(
         {SkipReason.EXTENSION: 1}, {SkipReason.EXTENSION: ("notes.txt",)}, {".txt": 1}
     )
     first, second = replace(planned([]), skipped=skipped), planned([])
-    assert first.fingerprint == second.fingerprint
-    assert adopt_plan(store, layout, first).skipped == skipped
+    adopted = adopt_plan(store, layout, first)
+    assert adopted.skipped == skipped
     assert adopt_plan(store, layout, second).skipped == Skipped()
-    assert b"notes.txt" not in store.read_bytes(layout.plan(first.fingerprint))
+    assert b"notes.txt" not in store.read_bytes(layout.plan(adopted.work))

@@ -244,7 +244,7 @@ def test_of_two_equal_versions_the_loser_adopts_the_winner(usual_store: Store):
 def test_equal_rows_into_which_other_ones_were_merged_are_another_version(usual_store: Store):
     ours, our_folder = prepare_version(usual_store, LAYOUT, Rows(1), 1, "ours")
     theirs, their_folder = prepare_version(usual_store, LAYOUT, Rows(1), 1, "theirs")
-    winner = commit(usual_store, LAYOUT, replace(theirs, retry="f" * 64), their_folder)
+    winner = commit(usual_store, LAYOUT, replace(theirs, plan="f" * 64), their_folder)
     with pytest.raises(PublishConflict, match=rf"^partition {DAY}: run theirs published version 1"):
         commit(usual_store, LAYOUT, replace(ours, keys={}), our_folder)
     assert files_of(usual_store) == named_by(winner)

@@ -20,7 +20,7 @@ from support.servers.s3server import S3Server
 
 from pipeline.commit.layout import CARD, Layout
 from pipeline.commit.manifest import current_manifest
-from pipeline.commit.plan_store import plan_from_json
+from pipeline.commit.plan_store import read_plan
 from pipeline.commit.staging import list_staged
 from pipeline.core.cache.cpu import processor_name
 from pipeline.execution.embedded.patches import AGENTS, is_usable
@@ -166,14 +166,13 @@ class KillCase:
         plans = self.store.list_files(f"_control/{PARTITION}/plan")
         if not plans:
             return None
-        fingerprint = Path(plans[0].path).stem
-        return plan_from_json(self.store.read_bytes(plans[0].path), fingerprint)
+        return read_plan(self.store, Layout(PARTITION), Path(plans[0].path).stem)
 
     def staged_rows(self) -> int:
         plan = self.plan()
         if plan is None:
             return 0
-        staged = list_staged(self.store, Layout(PARTITION).staging(plan.fingerprint))
+        staged = list_staged(self.store, Layout(PARTITION).staging(plan.work))
         return sum(key.num_rows for key in staged)
 
 

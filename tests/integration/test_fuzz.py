@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import datetime as dt
 import io
-import json
 import os
 import random
 import secrets
@@ -29,6 +28,8 @@ from support.runs.cli import Result, pipeline, write_job
 from support.runs.published_rows import read_predictions
 
 from pipeline.commit.layout import Layout
+from pipeline.commit.manifest import current_manifest
+from pipeline.commit.plan_store import read_plan
 from pipeline.storage.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.one_ray, pytest.mark.timeout(1800)]
@@ -77,8 +78,10 @@ def check(folder: Path, source: dict[str, Any], fuzzed: Fuzzed) -> None:
 def account(done: Result, out: str, fuzzed: Fuzzed, context: str) -> None:
     rows, skipped = done.json["rows"], done.json["skipped"]
     assert rows["total"] == rows["predicted"] + rows["quarantined"], context
-    plan = json.loads(Store(out).read_bytes(Layout(DAY).plan(done.json["fingerprint"])))
-    assert fuzzed.num_files == plan["num_shards"] + skipped["files"], context
+    manifest = current_manifest(Store(out), Layout(DAY))
+    assert manifest is not None, context
+    plan = read_plan(Store(out), Layout(DAY), manifest.plan_name)
+    assert fuzzed.num_files == plan.num_shards + skipped["files"], context
     row_ids = set(read_predictions(out, DAY).column("row_id").to_pylist())
     assert fuzzed.sound_ids <= row_ids, (sorted(fuzzed.sound_ids - row_ids)[:5], context)
 

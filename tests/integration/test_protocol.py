@@ -64,7 +64,7 @@ def place(
 
 
 def staged_rows(store: Store, rows: Rows) -> int:
-    staged = list_staged(store, LAYOUT.staging(rows.fingerprint))
+    staged = list_staged(store, LAYOUT.staging(make_plan(rows).work))
     return sum(key.num_rows for key in staged)
 
 
@@ -153,7 +153,7 @@ def test_where_another_attempt_of_a_slice_wins_its_outcome_is_the_one_that_count
         key = next(plan.slices())
         if index == 0:
             other = slice_table(Rows(3, num_slices=4, fail_every=2), 0)
-            folder = LAYOUT.staging(plan.fingerprint)
+            folder = LAYOUT.staging(plan.work)
             written = writer_of(new_run(store), plan).write(key, {}, other)
             store.copy(f"{folder}/{written.name}", f"{folder}/{staged_name(key, '0' * 12)}")
             store.delete([f"{folder}/{written.name}"])

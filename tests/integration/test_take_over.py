@@ -1,19 +1,38 @@
 """What a run takes over of earlier ones: all that is staged, but for slices that a model failed.
 
-And but for slices of files that changed since, and for parts that are damaged.
+Of other files, or of files that changed since, nothing is staged under its plan. Parts that are
+damaged are computed again.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from support.faults.watched_store import Event, WatchedStore
 from support.inputs.photos import build_images
-from support.runs.carried_runs import NUM_ROWS, make_partition, run_whole
+from support.runs.carried_runs import (
+    NUM_ROWS,
+    assert_as_all_computed,
+    make_partition,
+    run_whole,
+)
 from support.runs.cli import pipeline, write_job
-from support.runs.earlier_partitions import LAYOUT, EarlierPartition, predict_rows
+from support.runs.earlier_partitions import (
+    LAYOUT,
+    EarlierPartition,
+    predict_rows,
+    write_same_time,
+)
+from support.runs.night_inputs import FORMATS
 
 from pipeline.commit.parts.part_reader import DamagedPart
 from pipeline.commit.parts.part_writer import file_metadata
@@ -21,6 +40,7 @@ from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.staging import StagedSlice, StagingWriter, list_staged
 from pipeline.core.causes import SystematicFailure
 from pipeline.core.environment import FAILPOINT
+from pipeline.core.errors import GateRefused
 from pipeline.core.failures import Failure, Reason
 from pipeline.execution.isolation.row_isolation import fail
 from pipeline.planning.plan import Plan
@@ -28,9 +48,11 @@ from pipeline.planning.tiling import missing_units
 from pipeline.runs.builders import make_reader
 from pipeline.runs.context import RunContext
 from pipeline.runs.ending.finish import fail_fast_on_certain_refusal, require_some_row
+from pipeline.runs.partitions.survey import survey_job
 from pipeline.runs.preparing.prepare import prepare
 from pipeline.runs.resume import take_over
 from pipeline.runs.work import divide
+from pipeline.sources.parquet.footers import open_parquet
 from pipeline.sources.reader import read_slices
 from pipeline.storage.store import Store
 
@@ -48,12 +70,11 @@ def stage(
     failed: set[int],
     message: str = "RuntimeError: boom",
     reason: Reason = Reason.MODEL_ERROR,
-    run_id: str = "r",
 ) -> list[StagedSlice]:
     """Stage all slices; in some of them, by number, the model fails over every row."""
     run, plan = planned(partition)
-    folder = LAYOUT.staging(plan.fingerprint)
-    writer = StagingWriter(partition.out, folder, run_id, "zstd", file_metadata(plan, run_id))
+    folder = LAYOUT.staging(plan.work)
+    writer = StagingWriter(partition.out, folder, "r", "zstd", file_metadata(plan, "r"))
     reader = make_reader(run.job, plan)
     staged, number = [], 0
     for unit, starts in missing_units(plan, {}).items():
@@ -80,33 +101,23 @@ def test_slices_over_which_the_model_failed_go_again_whichever_attempt_wins(tmp_
     assert run.record.num_quarantined == 0
     left = {key for unit in missing_units(plan, staged).items() for key in unit[1]}
     assert len(left) == 1
-    assert staged == list_staged(partition.out, LAYOUT.staging(plan.fingerprint))
+    assert staged == list_staged(partition.out, LAYOUT.staging(plan.work))
 
 
-@pytest.mark.parametrize("is_noted", [True, False], ids=["noted", "of an older version"])
 @pytest.mark.parametrize("form", ["images", "parquet"])
-def test_slices_of_files_that_changed_unseen_go_again(form: str, is_noted: bool, tmp_path: Path):
+def test_nothing_is_taken_over_of_files_that_changed_unseen(form: str, tmp_path: Path):
     partition = make_partition(tmp_path, form)
-    run, plan = planned(partition)
-    if is_noted:
-        take_over(run, plan)
-    stage(partition, failed=set(), run_id=run.record.run_id)
+    _, plan = planned(partition)
+    stage(partition, failed=set())
     path = sorted((tmp_path / "in").iterdir())[0]
-    before = path.stat()
-    path.write_bytes(path.read_bytes())
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-
-    again, same = planned(partition)
-    assert same.fingerprint == plan.fingerprint
-    staged = take_over(again, same)
-    left = missing_units(same, staged)
-    changed = {u.index for u in same.units if path.name in {e.path for e in u.extents}}
-    assert {unit.index for unit in left} == (changed if is_noted else set())
-    assert again.record.num_done == NUM_ROWS - sum(unit.num_rows or 0 for unit in left)
+    write_same_time(path, path.read_bytes())
+    again, other = planned(partition)
+    assert other.fingerprint == plan.fingerprint
+    assert (take_over(again, other), again.record.num_done) == ({}, 0)
     # What is computed now is of the file as it is now.
-    stage(partition, failed=set(), run_id=again.record.run_id)
-    third, plan = planned(partition)
-    assert missing_units(plan, take_over(third, plan)) == {}
+    stage(partition, failed=set())
+    third, other = planned(partition)
+    assert missing_units(other, take_over(third, other)) == {}
 
 
 @pytest.mark.parametrize("columns", [[], ["label"]], ids=["one folder", "by value"])
@@ -116,8 +127,8 @@ def test_a_staged_part_that_is_damaged_in_any_byte_is_computed_again(
     partition = make_partition(tmp_path, "images", sink={"partition_columns": columns})
     run = partition.new_run()
     plan, model = prepare(run)
-    partition.stage(run, divide(run, plan, model, None, lambda _: None))
-    staged = list_staged(partition.out, LAYOUT.staging(plan.fingerprint))
+    work = divide(run, plan, model, None, lambda _: None)
+    staged = partition.stage(run, work)
     path, whole = next(iter(staged.values())).path, run_whole(partition, tmp_path)
     for fault in (0, 5, 10, 15):
         night = partition.at(Store(str(tmp_path / f"out-{fault}")))
@@ -199,3 +210,159 @@ def test_a_gate_that_is_certain_to_refuse_gives_way_to_the_one_cause(tmp_path: P
         fail_fast_on_certain_refusal(run, plan)
     assert not isinstance(refused.value, SystematicFailure)
     assert "4 model_error, e.g. 000.jpg: RuntimeError: boom 0" in str(refused.value)
+
+
+class KilledError(Exception):
+    """As if the process ended here."""
+
+
+def interrupt(partition: EarlierPartition, before: str = "put .*/staging/") -> list[str]:
+    """Run until an operation of the store; return the ids of the rows that were computed."""
+
+    def end() -> None:
+        raise KilledError
+
+    event = Event(before, end)
+    late = partition.at(WatchedStore(partition.out.uri, watch=event.watch))
+    with pytest.raises(KilledError):
+        late.run()
+    return late.computed
+
+
+@contextmanager
+def bad_block(name: str) -> Iterator[None]:
+    """Let the disk fail to read the footer of a shard for a while; no time of a file changes."""
+
+    def opened(handle: Any) -> pq.ParquetFile:
+        if str(getattr(handle, "name", "")).endswith(name):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return open_parquet(handle)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.sources.parquet.footers.open_parquet", opened)
+        patch.setattr("pipeline.sources.parquet.footers.with_retries", lambda read: read())
+        yield
+
+
+@contextmanager
+def garbage(path: Path) -> Iterator[None]:
+    """Let a shard be no shard for a while; size and mtime stay."""
+    data = path.read_bytes()
+    write_same_time(path, b"\xff" * len(data))
+    yield
+    write_same_time(path, data)
+
+
+Broken = Callable[[Path], AbstractContextManager[None]]
+BROKEN: dict[str, Broken] = {"bad block": lambda path: bad_block(path.name), "garbage": garbage}
+
+
+@pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
+def test_a_shard_that_could_not_be_opened_when_a_run_was_planned_is_looked_at_again(
+    broken: Broken, tmp_path: Path
+):
+    partition = make_partition(tmp_path, "parquet", has_weights=True)
+    partition.run()
+    FORMATS["parquet"].write(tmp_path / "in" / "s4.parquet", range(40, 50))
+    with broken(tmp_path / "in" / "s1.parquet"):
+        interrupt(partition)
+    partition.run()
+    assert_as_all_computed(partition, tmp_path)
+
+
+@pytest.mark.parametrize("again", ["run", "retry"])
+@pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
+def test_a_retry_that_came_too_early_does_not_hide_that_a_shard_can_be_opened(
+    broken: Broken, again: str, tmp_path: Path
+):
+    partition = make_partition(tmp_path, "parquet", has_weights=True)
+    partition.broken = {"s0.parquet#1"}
+    with broken(tmp_path / "in" / "s1.parquet"):
+        assert partition.run().num_rows == 31
+        assert partition.retry() == "nothing_to_do"
+        assert partition.retry("unreadable_shard") == "nothing_to_do"
+    getattr(partition, again)()
+    if again == "retry":
+        assert len(partition.computed) == 11, "the rows of the other shards are taken over"
+    assert_as_all_computed(partition, tmp_path)
+    assert partition.run().number == 2
+
+
+@pytest.mark.parametrize(
+    ("form", "broken"),
+    [("parquet", "bad block"), ("parquet", "garbage"), ("tars", "garbage")],
+)
+def test_a_gate_that_refused_a_shard_does_not_refuse_it_once_it_is_mended(
+    form: str, broken: str, tmp_path: Path
+):
+    gates = {"max_error_pct": 0.0, "min_rows": 1}
+    partition = make_partition(tmp_path, form, gates=gates)
+    path = sorted((tmp_path / "in").iterdir())[1]
+    with BROKEN[broken](path), pytest.raises(GateRefused):
+        partition.run()
+    partition.run()
+    assert_as_all_computed(partition, tmp_path)
+
+
+def write_padded(path: Path, rows: pa.Table, size_bytes: int) -> None:
+    """Write rows as a file of a size, which is that of its rows and more than 200 bytes."""
+    length = 200  # numbers as large take two bytes
+    for _ in range(2):
+        with pq.ParquetWriter(path, rows.schema, store_schema=False) as writer:
+            writer.write_table(rows)
+            writer.add_key_value_metadata({"pad": "x" * length})
+        length += size_bytes - path.stat().st_size
+    assert path.stat().st_size == size_bytes
+
+
+@pytest.mark.parametrize("is_published", [True, False], ids=["published", "interrupted"])
+@pytest.mark.parametrize("is_longer", [True, False], ids=["more rows", "fewer rows"])
+def test_a_shard_written_anew_with_its_size_and_time_is_planned_anew(
+    is_longer: bool, is_published: bool, tmp_path: Path
+):
+    partition = make_partition(tmp_path, "parquet", has_weights=True)
+    path = tmp_path / "in" / "s1.parquet"
+    rows = pq.read_table(path)
+    versions = [rows, rows.slice(0, 7)] if is_longer else [rows.slice(0, 7), rows]
+    size_bytes = path.stat().st_size + 1000
+    write_padded(path, versions[1], size_bytes)
+    if is_published:
+        partition.run()
+    else:
+        interrupt(partition, "put .*/staging/.*/000001-")
+    before = path.stat()
+    write_padded(path, versions[0], size_bytes)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    partition.run()
+    assert partition.current().num_rows == 30 + versions[0].num_rows
+    assert_as_all_computed(partition, tmp_path)
+
+
+def test_slices_that_a_late_run_stages_after_all_was_published_are_of_its_own_files(
+    tmp_path: Path,
+):
+    partition = make_partition(tmp_path, "images")
+    partition.run()
+    stage(partition, failed=set())
+    paths = sorted((tmp_path / "in").iterdir())
+    contents = [path.read_bytes() for path in paths]
+    for path, data in zip(paths, reversed(contents), strict=True):
+        size = path.stat().st_size
+        write_same_time(path, (data + bytes(size))[:size])
+    partition.run()
+    assert_as_all_computed(partition, tmp_path)
+
+
+def test_of_a_run_that_carries_rows_the_next_one_goes_on_with_what_is_staged(tmp_path: Path):
+    partition = make_partition(tmp_path, "images", has_weights=True)
+    partition.run()
+    for number in range(40, 52):
+        FORMATS["images"].write(tmp_path / "in" / f"{number:03d}.jpg", [number])
+    first = interrupt(partition, "put .*/staging/.*/000002-")
+    partition.lease_ttl_s = 0.0
+    would = survey_job(partition.job, partition.new_run().options).a_run_would
+    assert would is not None
+    assert would.startswith("resume, then replace version 1")
+    partition.run()
+    assert len(first) > len({*first} & {*partition.computed}), "some slice was staged"
+    assert_as_all_computed(partition, tmp_path)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from support.inputs.tars import END_BYTES, Entry, pack
 from support.runs.selection import examples
 
-from pipeline.commit.plan_store import plan_from_json, plan_to_json
+from pipeline.commit.plan_store import named, plan_from_json, plan_to_json
 from pipeline.core.errors import InfraError, JobError
 from pipeline.core.schema import IMAGE_FIELDS, source_schema
 from pipeline.core.slices import SliceKey
@@ -207,7 +207,7 @@ def test_tars_in_an_object_store_read_like_local_ones(tars: Path, any_store: Sto
 
 def test_a_plan_survives_storing_and_knows_no_rows(tars: Path):
     _, plan = plan_job(tars, 10, pass_through=["cls", "json"], run={"limit_rows": 12})
-    assert plan_from_json(plan_to_json(plan, "token"), plan.fingerprint) == plan
+    assert plan_from_json(plan_to_json(plan), named(plan).work) == plan
     assert (plan.num_rows, plan.num_shards, len(plan.units)) == (None, 5, 1)
     assert plan.pass_through == pa.schema([("cls", pa.int64()), ("json", pa.string())])
     with pytest.raises(ValueError, match="known when it has been read"):

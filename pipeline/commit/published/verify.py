@@ -177,10 +177,9 @@ def _check_success(store: Store, layout: Layout) -> Check:
 
 
 def _read_plan(store: Store, layout: Layout, manifest: Manifest) -> tuple[Plan | None, Check]:
-    fingerprint = manifest.plan or manifest.fingerprint
-    path = layout.plan(fingerprint)
+    path = layout.plan(manifest.plan_name)
     try:
-        plan = plan_from_json(store.read_bytes(path), fingerprint)
+        plan = plan_from_json(store.read_bytes(path), manifest.plan_name)
     except FileNotFoundError:
         return None, Check("plan", "fail", f"{path} is missing: rows in cannot be proved")
     except InfraError as error:

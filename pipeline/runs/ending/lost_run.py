@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.commit.layout import Layout
 from pipeline.commit.lease import release_lost
 from pipeline.commit.manifest import current_manifest
-from pipeline.commit.plan_store import plan_from_json
+from pipeline.commit.plan_store import read_plan
 from pipeline.commit.staging import StagedSlice, list_staged, read_footers
 from pipeline.core.errors import InfraError
 from pipeline.job.job import Job
@@ -35,7 +35,7 @@ def describe(run: RunContext) -> dict[str, Any]:
         "run_id": run.record.run_id,
         "started_at": run.record.started_at.isoformat(),
         "started_s": run.record.started_s,
-        "fingerprint": run.record.plan.work if run.record.plan else None,
+        "plan": run.record.plan.work if run.record.plan else None,
     }
 
 
@@ -53,7 +53,7 @@ def end(description: Mapping[str, Any], how: str) -> InfraError:
     record.started_s = description["started_s"]
     store = Store(job.sink.uri, job.sink.storage_options)
     run = RunContext(job, RunOptions(job_name=description["job_name"]), store, layout, record)
-    fingerprint = description["fingerprint"]
+    name = description["plan"]
     current = within(_STEP_S, lambda: current_manifest(store, layout))
     if current is not None and current.run_id == record.run_id:
         # A report of a failed run would contradict the log; the next run tidies up.
@@ -62,7 +62,7 @@ def end(description: Mapping[str, Any], how: str) -> InfraError:
         )
         within(_STEP_S, lambda: release_lost(store, layout, record.run_id, error))
         return error
-    staged = within(_STEP_S, lambda: _staged(run, fingerprint)) if fingerprint else None
+    staged = within(_STEP_S, lambda: _staged(run, name)) if name else None
     if staged is not None:
         plan, footers = staged
         if plan.num_rows is not None:
@@ -78,8 +78,8 @@ def end(description: Mapping[str, Any], how: str) -> InfraError:
     return error
 
 
-def _staged(run: RunContext, fingerprint: str) -> tuple[Plan, list[StagedSlice]]:
-    plan = plan_from_json(run.store.read_bytes(run.layout.plan(fingerprint)), fingerprint)
-    staged = list_staged(run.store, run.layout.staging(fingerprint))
+def _staged(run: RunContext, name: str) -> tuple[Plan, list[StagedSlice]]:
+    plan = read_plan(run.store, run.layout, name)
+    staged = list_staged(run.store, run.layout.staging(name))
     paths = [staged[key].path for key in done_slices(plan, staged)]
     return plan, [footer for footer in read_footers(run.store, paths) if footer is not None]

@@ -20,10 +20,12 @@ from typing import Any
 from pipeline.commit.heartbeat import Heartbeat
 from pipeline.commit.layout import WHOLE_OUTPUT, Layout, partition_order
 from pipeline.commit.manifest import Manifest, current_manifest, require_one_key
+from pipeline.commit.plan_store import named
 from pipeline.commit.staging import list_staged
 from pipeline.core.errors import InputMissing, JobError, PipelineError
 from pipeline.core.printable import clean_message
 from pipeline.job.job import Job
+from pipeline.reuse.finding import find_reuse
 from pipeline.runs.context import RunContext, RunOptions
 from pipeline.runs.partitions.state import LastRun, PartitionStatus, status_of
 from pipeline.runs.preparing.prepare import prepare
@@ -231,8 +233,10 @@ def _compared(run: RunContext, seen: PartitionStatus) -> PartitionStatus:
     current = current_manifest(store, layout)
     if is_published(current, plan, run.job.sink.partition_columns):
         return replace(seen, state="complete", why=None, a_run_would="do nothing")
-    has_staged = bool(list_staged(store, layout.staging(plan.fingerprint)))
-    would = next_step(current, has_staged=has_staged)
+    is_asked = run.options.reuse
+    reuse = find_reuse(store, layout, run.job, plan, current, is_asked=is_asked)
+    staged = list_staged(store, layout.staging(named(reuse.plan).work))
+    would = next_step(current, has_staged=bool(staged))
     if current is None:
         state = "missing" if seen.state in ("unpublished", "no_input") else seen.state
         return replace(seen, state=state, a_run_would=would)

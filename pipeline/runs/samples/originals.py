@@ -139,7 +139,7 @@ class OriginalFinder:
             raise JobError(
                 f"{self.where}: its version does not say how its input was read; run it again"
             )
-        return read_plan(self.store, self.layout, self.manifest.plan or self.manifest.fingerprint)
+        return read_plan(self.store, self.layout, self.manifest.plan_name)
 
     @cached_property
     def reader(self) -> Reader:

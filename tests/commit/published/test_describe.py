@@ -314,7 +314,7 @@ def test_a_plan_counts_the_slices_that_are_staged(job: Job, store: Store):
     first, _, third = plan.slices()
     put_report(store, NEXT_DAY, "1-a", past_report(job))
     for key in (first, third):
-        store.put(f"{Layout(DAY).staging(plan.fingerprint)}/{staged_name(key, 'abc')}", b"a part")
+        store.put(f"{Layout(DAY).staging(plan.work)}/{staged_name(key, 'abc')}", b"a part")
     before = snapshot(store, "")
     estimated = planned(job)
     assert estimated["a_run_would"] == "resume, then publish the first version"

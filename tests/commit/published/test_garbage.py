@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from support.runs.published import DAY, Rows, age_files, prepare_version, snapshot
+from support.runs.published import DAY, Rows, age_files, make_plan, prepare_version, snapshot
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.published.garbage import Garbage, collect_garbage, unneeded_models
@@ -31,7 +31,9 @@ def test_what_is_younger_than_the_grace_period_stays(tmp_path: Path):
     store = Store(str(tmp_path))
     for edition in (1, 2):
         prepare_version(store, LAYOUT, Rows(edition), edition, "r")
-    old, young = (snapshot(store, LAYOUT.staging(Rows(edition).fingerprint)) for edition in (1, 2))
+    old, young = (
+        snapshot(store, LAYOUT.staging(make_plan(Rows(edition)).work)) for edition in (1, 2)
+    )
     store.put(f"{LAYOUT.control}/notes.txt", b"no staging")
     newest, *others = young
     age_files(tmp_path, [*old, *others, f"{LAYOUT.control}/notes.txt"], age_s=86_401)

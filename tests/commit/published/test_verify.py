@@ -23,7 +23,7 @@ from support.runs.published import (
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest, Part
 from pipeline.commit.parts.row_ids import hash_ids, sum_hashes
-from pipeline.commit.plan_store import plan_to_json
+from pipeline.commit.plan_store import adopt_plan
 from pipeline.commit.publish import repair
 from pipeline.commit.published import verify as verify_module
 from pipeline.commit.published.receipt import Check, verdict
@@ -102,8 +102,8 @@ def test_rows_that_only_reading_counts_are_proved_without_their_number(store: St
     rows = Rows(unreadable_shards=1)
     manifest, plan = publish_rows(store, rows=rows), make_plan(rows)
     unit = dataclasses.replace(plan.units[0], bounds=(), cut=UncountedPlan(10, 1000))
-    uncounted = plan_to_json(dataclasses.replace(plan, units=(unit,)), "t")
-    store.put(LAYOUT.plan(manifest.fingerprint), uncounted)
+    uncounted = adopt_plan(store, LAYOUT, dataclasses.replace(plan, units=(unit,)))
+    edit(store, manifest, plan=uncounted.work)
     checks = verify_output(store.uri, DAY, {})["checks"]
     results = {check["name"]: (check["status"], check["message"]) for check in checks}
     assert results["plan"] == ("pass", "rows unknown until read, of 5 shards")
@@ -168,7 +168,7 @@ def write_manifest(store: Store, manifest: Manifest, path: str) -> None:
 
 
 def damage_the_plan(store: Store, manifest: Manifest) -> None:
-    store.put(LAYOUT.plan(manifest.fingerprint), b"no plan")
+    store.put(LAYOUT.plan(manifest.plan_name), b"no plan")
 
 
 def remove_a_row(store: Store, manifest: Manifest) -> None:
@@ -261,7 +261,7 @@ def edit_a_hash(store: Store, manifest: Manifest) -> None:
         (partial(delete, path_of=lambda _: LAYOUT.success), ["success"], "_SUCCESS is missing"),
         (partial(delete, path_of=lambda _: LAYOUT.current), ["success"], "current.json is missing"),
         (
-            partial(delete, path_of=lambda m: LAYOUT.plan(m.fingerprint)),
+            partial(delete, path_of=lambda m: LAYOUT.plan(m.plan_name)),
             ["plan"],
             "rows in cannot be proved",
         ),

@@ -22,7 +22,7 @@ from pipeline.storage.store import Store
 def test_a_slice_that_was_deleted_before_the_end_publishes_nothing(lost: int, tmp_path: Path):
     store, rows = Store(str(tmp_path)), Rows()
     plan, run = adopt_plan(store, LAYOUT, make_plan(rows)), new_run(store)
-    folder = LAYOUT.staging(plan.fingerprint)
+    folder = LAYOUT.staging(plan.work)
     with hold_lease(store, LAYOUT, run.record.run_id, 60.0) as lease:
         compute(run, plan, rows, slice_table, {})
         store.delete([store.list_files(folder)[lost].path])
@@ -42,7 +42,7 @@ def test_parts_with_other_rows_than_were_counted_are_not_published(tmp_path: Pat
     with hold_lease(store, LAYOUT, run.record.run_id, 60.0) as lease:
         compute(run, plan, rows, slice_table, {})
         run.record.computed(StagedSlice("r", 0, reasons={"empty": 1}))
-        staged = list_staged(store, LAYOUT.staging(plan.fingerprint))
+        staged = list_staged(store, LAYOUT.staging(plan.work))
         with pytest.raises(InfraError, match=r"predictions and .* quarantined rows, expected"):
             finish(run, work_of(plan), plan, staged, lease, run_here)
     assert current_manifest(store, LAYOUT) is None

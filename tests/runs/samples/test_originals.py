@@ -20,7 +20,7 @@ from support.runs.reading import plan_job, read_whole
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest
-from pipeline.commit.plan_store import plan_to_json
+from pipeline.commit.plan_store import adopt_plan
 from pipeline.core.errors import InfraError, JobError
 from pipeline.operations.published.output import Partition
 from pipeline.storage.store import Store
@@ -111,10 +111,8 @@ class Night:
         reader, _ = plan_job(self.folder, 64, **fields)
         store, layout = Store(str(folder / "out")), Layout("date=2026-11-24")
         manifest = publish_rows(store, layout.partition)
-        store.put(layout.plan(plan.fingerprint), plan_to_json(plan, "token"))
-        document = replace(
-            manifest, fingerprint=plan.fingerprint, source=reader.source.as_published()
-        ).to_json()
+        plan = adopt_plan(store, layout, plan)
+        document = replace(manifest, plan=plan.work, source=reader.source.as_published()).to_json()
         self.partition = Partition(store, layout, Manifest.from_json(document, "log"), {})
 
     def some(self, numbers: Sequence[int]) -> pa.Table:
@@ -152,10 +150,8 @@ def test_ids_alone_do_if_they_say_where_rows_lie(tmp_path: Path):
 
 def test_after_a_retry_the_plan_of_all_rows_is_the_one_that_says_where_they_lie(tmp_path: Path):
     night = Night(tmp_path, "parquet")
-    manifest = night.partition.manifest
-    night.partition = replace(
-        night.partition, manifest=replace(manifest, plan=manifest.fingerprint, fingerprint="first")
-    )
+    manifest = replace(night.partition.manifest, fingerprint="first")
+    night.partition = replace(night.partition, manifest=manifest)
     assert night.partition.images(["1.parquet#5"])[0].data == image(305)
 
 

@@ -89,10 +89,10 @@ def run_once(
         if base is not None and base.is_of(plan.fingerprint, ()):
             return Done(base, 0, plan.num_rows or 0)
         plan = adopt_plan(store, LAYOUT, plan)
-        before = list_staged(store, LAYOUT.staging(plan.fingerprint))
+        before = list_staged(store, LAYOUT.staging(plan.work))
         num_resumed = resume(run, plan, before)
         num_computed = compute(run, plan, rows, make, before)
-        staged = list_staged(store, LAYOUT.staging(plan.fingerprint))
+        staged = list_staged(store, LAYOUT.staging(plan.work))
         manifest = finish(run, work_of(plan, base), plan, staged, lease, run_here)
     return Done(manifest, num_computed, num_resumed)
 
@@ -131,7 +131,7 @@ def compute(run: RunContext, plan: Plan, rows: Rows, make: MakeSlice, staged: St
 
 def writer_of(run: RunContext, plan: Plan) -> StagingWriter:
     run_id = run.record.run_id
-    folder = LAYOUT.staging(plan.fingerprint)
+    folder = LAYOUT.staging(plan.work)
     return StagingWriter(run.store, folder, run_id, "zstd", file_metadata(plan, run_id))
 
 

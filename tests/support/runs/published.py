@@ -26,7 +26,7 @@ from pipeline.commit.parts.compaction import Compacted, Compactor, cut_groups
 from pipeline.commit.parts.part_writer import file_metadata
 from pipeline.commit.parts.partition_columns import compact_by_value
 from pipeline.commit.parts.row_ids import find_duplicates, read_hashes
-from pipeline.commit.plan_store import adopt_plan
+from pipeline.commit.plan_store import adopt_plan, named
 from pipeline.commit.publish import commit, repair, sync_published_folder
 from pipeline.commit.shard_table import About, known_shards, read_failed, write_shard_table
 from pipeline.commit.staging import StagingWriter, list_staged
@@ -49,7 +49,6 @@ PASS_THROUGH = pa.schema([pa.field("edition", pa.int32())])
 LABELS = ("cat", "dog", "fox")
 DAY = "date=2026-11-24"
 TARGET_BYTES = 2.0**20
-CREATED_AT = "2026-11-24T02:00:00+00:00"
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ def make_plan(rows: Rows) -> Plan:
         path = f"shard-{rows.num_slices + index}.parquet"
         extents.append(Extent(path, 9, "v", 0, 1, 0.0, Reason.UNREADABLE_SHARD, "no footer"))
         bounds[-1] += 1
-    return Plan(
+    plan = Plan(
         fingerprint=rows.fingerprint,
         source_root="in",
         units=(Unit(0, tuple(extents), tuple(bounds)),),
@@ -124,10 +123,10 @@ def make_plan(rows: Rows) -> Plan:
         batch_size=rows.rows_per_slice,
         num_shards=len(extents),
         input_bytes=1000 * len(extents),
-        created_at=CREATED_AT,
         predictor_key="made-up",
         row_settings="made-up",
     )
+    return named(plan)
 
 
 def slice_table(rows: Rows, index: int) -> pa.Table:
@@ -190,7 +189,7 @@ def work_of(plan: Plan, base: Manifest | None = None) -> Work:
 
 def stage_rows(store: Store, layout: Layout, plan: Plan, rows: Rows, run_id: str) -> None:
     """Write the slices that have no staged part yet."""
-    folder = layout.staging(plan.fingerprint)
+    folder = layout.staging(plan.work)
     writer = StagingWriter(store, folder, run_id, "zstd", {"pipeline.run_id": run_id})
     staged = list_staged(store, folder)
     for index, key in enumerate(plan.slices()):
@@ -205,11 +204,11 @@ def prepare_version(
     plan = adopt_plan(store, layout, make_plan(rows))
     plan = dataclasses.replace(plan, has_hashes=rows.keys == "content")
     stage_rows(store, layout, plan, rows, run_id)
-    staged = list_staged(store, layout.staging(plan.fingerprint))
+    staged = list_staged(store, layout.staging(plan.work))
     slices = [(key, staged[key].path) for key in plan.slices()]
     duplicates = _duplicates(store, slices)
     version = f"{number:06d}-{uuid.uuid4().hex[:12]}"
-    folder = layout.compacted(plan.fingerprint, version)
+    folder = layout.compacted(plan.work, version)
     schema = plan.prediction_schema()
     compactor = Compactor(
         *(store, folder, version, schema, "zstd"),
@@ -273,6 +272,7 @@ def make_manifest(
         kind="publish",
         partition=layout.name,
         fingerprint=plan.fingerprint,
+        plan=plan.work,
         run_id=run_id,
         token=uuid.uuid4().hex,
         created_at=f"2026-11-24T02:00:{number % 60:02d}+00:00",

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from pipeline.commit.layout import Layout
 from pipeline.commit.manifest import Manifest
-from pipeline.commit.plan_store import plan_to_json
+from pipeline.commit.plan_store import adopt_plan
 from pipeline.runs.samples.originals import OriginalFinder
 from pipeline.storage.store import Store
 from support.runs.published import Rows, labels_of, publish_rows
@@ -48,11 +48,12 @@ def publish_over(
     _, plan = read_whole(source, 64, **fields)
     store, layout = Store(str(folder / "out")), Layout(partition)
     manifest = publish_rows(store, partition, rows)
-    store.put(layout.plan(plan.fingerprint), plan_to_json(plan, "token"))
+    plan = adopt_plan(store, layout, plan)
     document = {"format": "parquet", **fields}
     published = replace(
         manifest,
         fingerprint=plan.fingerprint,
+        plan=plan.work,
         source=document,
         distribution={"labels": dict(labels_of(rows))},
     )
