@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.commit.layout import Layout
+from pipeline.commit.layout import Layout, part_target
 from pipeline.commit.manifest import Manifest, current_manifest, log_numbers
 from pipeline.commit.parts.row_ids import hash_ids, sum_hashes
 from pipeline.commit.plan_store import plan_from_json
@@ -36,6 +36,8 @@ from pipeline.commit.published.receipt import (
     linked_files,
     verdict,
 )
+from pipeline.commit.tables.delta import Delta
+from pipeline.commit.tables.delta_storage import LOG
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.hive_paths import values_of, without
 from pipeline.core.schema import INPUT_HASH, INPUT_HASH_FIELD, QUARANTINE_SCHEMA
@@ -113,6 +115,7 @@ def _check_version(store: Store, layout: Layout, manifest: Manifest) -> list[Che
         check_log(store, layout, manifest),
         plan_check,
         check_keys(store, layout, manifest),
+        *_check_table(store, layout, manifest),
     ]
     if any(audited.problem for audited in parts):
         return checks
@@ -154,9 +157,13 @@ def _check_folder(store: Store, layout: Layout, manifest: Manifest) -> Check:
             is_foreign = layout.partition is None and len(below) > 1  # another partition's
             if not is_foreign and not below[-1].startswith(("_", ".")):
                 present.add(file.path)
-    hint = "a publish is under way, or run the job again to tidy up"
     problems = [
-        f"{path} is no part of version {manifest.number}; {hint}" for path in present - named
+        f"{path} is no part of version {manifest.number}; a publish is under way, or run the job "
+        "again to tidy up"
+        if part_target(path) is not None
+        else f"{path} is no file of this pipeline, and readers of the folder take it for rows: "
+        f"remove {store.url(path)}"
+        for path in present - named
     ]
     problems += [f"{path} is not there" for path in named - present]
     problems += [f"{path} is a link, which readers follow" for path in linked_files(store, layout)]
@@ -174,6 +181,17 @@ def _check_success(store: Store, layout: Layout) -> Check:
         except FileNotFoundError:
             problems.append(f"{path} is missing; run the job again")
     return verdict("success", problems, "the marker is there, the list equals the manifest")
+
+
+def _check_table(store: Store, layout: Layout, manifest: Manifest) -> list[Check]:
+    """Check that the Delta table names the parts, if there is one."""
+    if not store.exists(LOG):
+        return []
+    try:
+        problems = Delta(store).differences(layout, manifest)
+    except JobError as error:  # the library is not installed
+        return [Check("table", "skipped", str(error))]
+    return [verdict("table", problems, f"the Delta table names the {len(manifest.parts)} parts")]
 
 
 def _read_plan(store: Store, layout: Layout, manifest: Manifest) -> tuple[Plan | None, Check]:

@@ -2,15 +2,16 @@
 
 Nothing is copied: its log names the parts where they lie. One Delta commit drops what it names of a
 partition and adds the parts of the current manifest. It carries the manifest's number as Delta's
-application transaction, so that doing it again does nothing and an older run cannot undo it. Our
-own log entry comes first and stays the authority; a run that was killed in between is caught up
-with by the next one.
+application transaction, so that an older run cannot undo it. Our own log entry comes first and
+stays the authority; a run that was killed in between is caught up with by the next one, and so is
+what other writers did to the partition.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import json
+import logging
 import secrets
 import time
 from collections.abc import Mapping
@@ -20,26 +21,29 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from pipeline.commit.layout import Layout
-from pipeline.commit.manifest import Manifest
+from pipeline.commit.manifest import Manifest, log_numbers
 from pipeline.commit.parts.part_reader import open_part
 from pipeline.commit.tables.delta_storage import (
     FOLDER,
+    LOG,
     failed,
     library,
     library_options,
     open_table,
     table_url,
 )
+from pipeline.core.backoff import TIME_LIMIT_S
 from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.hive_paths import values_of
 from pipeline.job.job import Sink
 from pipeline.process.failpoints import failpoint
-from pipeline.storage.errors import redact, secret_values
 from pipeline.storage.store import Store
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
     from deltalake.transaction import AddAction, CommitProperties, RemoveAction
+
+log = logging.getLogger(__name__)
 
 _TRIES = 20
 _WAIT_S, _WAIT_MAX_S = 0.1, 5.0
@@ -61,7 +65,7 @@ class Delta:
 
         Raises:
             JobError: The extra is missing, the store or a type is not supported, or the table that
-                is there has other columns or partitions.
+                is there has other columns or partitions, or is of another history.
         """
         library()
         table_schema = _table_schema(layout, partition_columns, schema)
@@ -70,41 +74,80 @@ class Delta:
         table = open_table(self._store)
         if table is not None:
             new_fields(self._store, table, table_schema, _partition_by(layout, partition_columns))
+            self._is_late(layout, table)  # the log is read after the table, which follows it
 
     def commit(self, layout: Layout, manifest: Manifest) -> None:
         """Make the table name exactly the parts of a manifest, which is the current one.
 
-        It is idempotent by the manifest's number: the same number again does nothing, and a lower
-        one never undoes a higher one.
+        If it does, nothing is committed; what others took away or added is put right. A lower
+        number never undoes a higher one.
 
         Raises:
-            JobError: The table has other columns or partitions.
+            JobError: The table has other columns or partitions, or is of another history.
             InfraError: The store failed, or others commit to the table all the time.
         """
-        deltalake, store = library(), self._store
-        trouble = ""
-        for attempt in range(_TRIES):
-            if attempt:
-                wait_s = min(_WAIT_MAX_S, _WAIT_S * 1.5**attempt)
-                time.sleep(wait_s * (0.5 + secrets.randbelow(1000) / 1000))
+        try:
+            self._commit(layout, manifest)
+        except InfraError as error:
+            raise InfraError(
+                f"version {manifest.number} of {layout.name} is published, only the Delta table "
+                f"does not name it yet: {error}; run again to commit it there, too"
+            ) from error
+
+    def _commit(self, layout: Layout, manifest: Manifest) -> None:
+        deltalake, store, adds = library(), self._store, _adds(layout, manifest)
+        give_up = time.monotonic() + TIME_LIMIT_S
+        for attempt in range(1, _TRIES + 1):
             table = open_table(store)
-            known = table.transaction_version(_app(layout)) if table is not None else None
-            if (known or 0) >= manifest.number:
-                return
+            removes = {} if table is None else _removes(layout, table)
+            if table is not None and _number_of(layout, table) >= manifest.number:
+                if self._is_late(layout, table, manifest.number) or removes.keys() == adds.keys():
+                    return
+                log.warning(
+                    "%s: names other files of %s than version %d has; they are put right",
+                    *(table_url(store), layout.name, manifest.number),
+                )
             failpoint("before_table")
             try:
-                _commit_once(store, layout, manifest, table)
+                _commit_once(store, layout, manifest, table, adds, removes)
             except PipelineError:
                 raise
-            except deltalake.exceptions.DeltaError as error:
+            except Exception as error:
+                trouble = failed(store, "commit to", error)
                 # Another commit took this version, or ours got through and its answer was lost.
-                trouble = str(error)
-            except Exception as error:  # the library raises OSError, ValueError, plain Exception
-                raise failed(store, "commit to", error) from error
-        raise InfraError(
-            f"{table_url(store)}: the Delta commit of version {manifest.number} failed {_TRIES} "
-            f"times ({redact(trouble, secret_values(store.storage_options))}); run again"
-        )
+                may_pass = isinstance(error, OSError | deltalake.exceptions.DeltaError)
+                if not may_pass or attempt == _TRIES or time.monotonic() > give_up:
+                    raise trouble from error
+            wait_s = min(_WAIT_MAX_S, _WAIT_S * 1.5**attempt)
+            time.sleep(wait_s * (0.5 + secrets.randbelow(1000) / 1000))
+
+    def _is_late(self, layout: Layout, table: DeltaTable, number: int | None = None) -> bool:
+        """Tell whether a version that the table has is newer than a number; None: than none is.
+
+        Raises:
+            JobError: The table has a version that was never published here.
+        """
+        known, last = _number_of(layout, table), max(log_numbers(self._store, layout), default=0)
+        if known > last:
+            raise JobError(
+                f"{table_url(self._store)}: this Delta table has version {known} of {layout.name}, "
+                f"and the last one that was published here is {last}: the table is of another "
+                f"history. Delete {LOG} (each partition's next run puts it into a new table), or "
+                "write to another sink.uri"
+            )
+        return number is not None and known > number
+
+    def differences(self, layout: Layout, manifest: Manifest) -> list[str]:
+        """Say which files the table names of a partition that are not those of its manifest."""
+        table = open_table(self._store)
+        named = set() if table is None else {*_removes(layout, table)}
+        parts, hint = {*_adds(layout, manifest)}, "run the job again, with sink.table: delta"
+        lost = [f"{FOLDER}/{path} is not in the Delta table" for path in sorted(parts - named)]
+        strange = [
+            f"the Delta table has {FOLDER}/{path}, no part of version {manifest.number}"
+            for path in sorted(named - parts)
+        ]
+        return [f"{problem}; {hint}" for problem in lost + strange]
 
 
 def table_of(sink: Sink, store: Store) -> Delta | None:
@@ -112,8 +155,18 @@ def table_of(sink: Sink, store: Store) -> Delta | None:
     return None if sink.table is None else Delta(store)
 
 
+def _number_of(layout: Layout, table: DeltaTable) -> int:
+    """Return the number of the last version of a partition that the table has; 0: it has none."""
+    return table.transaction_version(_app(layout)) or 0
+
+
 def _commit_once(
-    store: Store, layout: Layout, manifest: Manifest, table: DeltaTable | None
+    store: Store,
+    layout: Layout,
+    manifest: Manifest,
+    table: DeltaTable | None,
+    adds: Mapping[str, AddAction],
+    removes: Mapping[str, RemoveAction],
 ) -> None:
     """Make one Delta commit, or the table with its first one."""
     from deltalake import Schema
@@ -123,7 +176,6 @@ def _commit_once(
         inside = part.schema_arrow
     schema = _table_schema(layout, manifest.partition_columns, inside)
     partition_by = _partition_by(layout, manifest.partition_columns)
-    adds = _adds(layout, manifest)
     if table is None:
         create_table_with_add_actions(
             table_url(store),
@@ -139,7 +191,6 @@ def _commit_once(
     if fields:
         new = Schema.from_arrow(pa.schema(fields)).fields
         table.alter.add_columns(new, commit_properties=_properties(None, manifest))
-    removes = _removes(layout, table)
     actions: list[AddAction | RemoveAction] = [
         *(remove for path, remove in removes.items() if path not in adds),
         *(add for path, add in adds.items() if path not in removes),

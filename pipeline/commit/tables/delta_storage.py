@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
+from pipeline.core.backoff import TransientError, with_retries
 from pipeline.core.errors import InfraError, JobError
+from pipeline.core.printable import clean_message
 from pipeline.storage.errors import redact, secret_values
 from pipeline.storage.store import Store
 
@@ -12,6 +15,9 @@ if TYPE_CHECKING:
     from deltalake import DeltaTable
 
 FOLDER = "predictions"
+LOG = f"{FOLDER}/_delta_log"
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+"""What the library writes between the causes of an error, around an arrow."""
 
 
 def open_table(store: Store) -> DeltaTable | None:
@@ -22,18 +28,29 @@ def open_table(store: Store) -> DeltaTable | None:
     """
     deltalake = library()
     options = library_options(store)
-    try:
-        return deltalake.DeltaTable(table_url(store), storage_options=options)  # type: ignore[no-any-return]
-    except deltalake.exceptions.TableNotFoundError:
-        return None
-    except Exception as error:
-        raise failed(store, "read", error) from error
+
+    def open_once() -> DeltaTable | None:
+        try:
+            return deltalake.DeltaTable(table_url(store), storage_options=options)  # type: ignore[no-any-return]
+        except deltalake.exceptions.TableNotFoundError:
+            return None
+        except Exception as error:
+            raise failed(store, "read", error) from error
+
+    return with_retries(open_once)
 
 
 def failed(store: Store, verb: str, error: Exception) -> InfraError:
-    """Describe what the library raised, without secrets."""
-    reason = redact(str(error), secret_values(store.storage_options))
-    return InfraError(f"cannot {verb} the Delta table {table_url(store)}: {reason}")
+    """Describe what the library raised, the cause first, without secrets.
+
+    What the object store raises is an OSError, and may pass.
+    """
+    text = _COLOUR.sub("", redact(str(error), secret_values(store.storage_options)))
+    *around, cause = (clean_message(piece).strip() for piece in text.split("\u21b3"))
+    if around:
+        cause = f"{cause} ({': '.join(around)})"
+    as_ours = TransientError if isinstance(error, OSError) else InfraError
+    return as_ours(f"cannot {verb} the Delta table {table_url(store)}: {cause}")
 
 
 def table_url(store: Store) -> str:

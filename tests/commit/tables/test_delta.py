@@ -4,6 +4,7 @@ is committed; every version of it that is current has all its files."""
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,19 @@ import duckdb
 import polars as pl
 import pyarrow as pa
 import pytest
-from deltalake import DeltaTable
+from deltalake import DeltaTable, write_deltalake
 from support.runs.published import DAY, Rows, prepare_version, publish_rows, slice_table, snapshot
+from support.servers.faultproxy import RESET_AFTER, RESET_BEFORE, TRUNCATE, FaultProxy, Rule
+from support.servers.s3server import S3Server
 
-from pipeline.commit.layout import Layout
+from pipeline.commit.layout import Layout, part_target
 from pipeline.commit.manifest import Manifest, current_manifest
 from pipeline.commit.publish import commit, repair, sync_published_folder
 from pipeline.commit.published.verify import verify_output
+from pipeline.commit.tables import delta
 from pipeline.commit.tables.delta import Delta
 from pipeline.commit.tables.delta_storage import library_options
-from pipeline.core.errors import JobError
+from pipeline.core.errors import InfraError, JobError, PipelineError
 from pipeline.core.schema import CLASSIFY_FIELDS, prediction_schema
 from pipeline.storage.store import Store
 
@@ -205,6 +209,101 @@ def test_what_others_made_of_the_partition_is_replaced(usual_store: Store):
     mine = {path for path in named_by(table_of(usual_store)) if path.startswith(DAY)}
     assert mine == parts_of(manifest)
     assert len(named_by(table_of(usual_store))) == len(mine) + 1
+
+
+def delete_rows(table: DeltaTable) -> None:
+    table.delete("label = 'cat' and date = '2026-11-24'")
+
+
+def delete_partition(table: DeltaTable) -> None:
+    table.delete("date = '2026-11-24'")
+
+
+def append_rows(table: DeltaTable) -> None:
+    rows = table.to_pyarrow_table().slice(0, 3)
+    write_deltalake(table, rows, mode="append")
+
+
+@pytest.mark.parametrize("others", [delete_rows, delete_partition, append_rows])
+def test_what_others_took_away_or_added_is_found_and_put_right_by_the_next_run(
+    others: Callable[[DeltaTable], None], tmp_path: Path
+):
+    store = Store(str(tmp_path))
+    publish(store, Rows(2), "date=2026-11-25")
+    manifest = publish(store, Rows(1))
+    others(table_of(store))
+    assert {path for path in named_by(table_of(store)) if DAY in path} != parts_of(manifest)
+    files = [file.path for file in store.list_files(f"predictions/{DAY}")]
+    strange = [path for path in files if path.endswith(".parquet") and part_target(path) is None]
+    if strange:
+        with pytest.raises(PipelineError, match=r"is no file of this pipeline, .*: remove /.*uet;"):
+            verify_output(store.uri, DAY, {})
+        store.delete(strange)
+    with pytest.raises(
+        PipelineError, match=r"checks: table: .*; run the job again, with sink\.tabl"
+    ):
+        verify_output(store.uri, DAY, {})
+    verify_output(store.uri, "date=2026-11-25", {})
+    assert repair(store, LAYOUT, 2, table=Delta(store)) == manifest
+    assert read(store) == good(Rows(1)) | good(Rows(2))
+    verify_output(store.uri, DAY, {})
+
+
+def test_a_table_of_another_history_is_refused_until_it_is_removed(usual_store: Store):
+    for edition in (1, 2, 3):
+        publish(usual_store, Rows(edition))
+    usual_store.delete([file.path for file in usual_store.list_files("_control")])
+    before = snapshot(usual_store, "")
+    schema = prediction_schema(list(Rows(4).pass_through), CLASSIFY_FIELDS)
+    refused = r"has version 3 of date=2026-11-24, .* is {}: .*Delete predictions/_delta_log"
+    with pytest.raises(JobError, match=refused.format(0)):
+        Delta(usual_store).require(LAYOUT, {}, schema)
+    assert snapshot(usual_store, "") == before
+    with pytest.raises(JobError, match=refused.format(1)):
+        publish(usual_store, Rows(4))
+    usual_store.delete([file.path for file in usual_store.list_files("predictions/_delta_log")])
+    Delta(usual_store).require(LAYOUT, {}, schema)
+    publish(usual_store, Rows(4))
+    assert read(usual_store) == good(Rows(4))
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Rule(RESET_BEFORE, method="PUT", path=r"_delta_log/.*json"),
+        Rule(RESET_AFTER, method="PUT", path=r"_delta_log/.*json"),
+        Rule(TRUNCATE, method="GET", path="_delta_log/_last"),
+    ],
+    ids=["reset", "lost answer", "truncated"],
+)
+def test_a_broken_connection_is_tried_again(rule: Rule, s3: S3Server):
+    store = s3.store()
+    publish(store, Rows(1))
+    manifest = publish_rows(store, DAY, Rows(2))
+    with FaultProxy(s3.endpoint_url, rule) as proxy:
+        Delta(Store(store.uri, s3.options_at(proxy.url))).commit(LAYOUT, manifest)
+    assert rule.action in [action for _, _, action in proxy.requests]
+    assert_exact(store, manifest, Rows(2), 2)
+
+
+def test_a_commit_that_fails_for_good_says_that_the_version_is_published(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(delta, "_TRIES", 2)
+    store = s3.store()
+    publish(store, Rows(1))
+    manifest = publish_rows(store, DAY, Rows(2))
+    always = Rule(RESET_BEFORE, method="PUT", path=r"_delta_log/.*json", last=99)
+    with (
+        FaultProxy(s3.endpoint_url, always) as proxy,
+        pytest.raises(InfraError, match=r"^version 2 of date=2026-11-24 is published, only") as why,
+    ):
+        Delta(Store(store.uri, s3.options_at(proxy.url))).commit(LAYOUT, manifest)
+    message = str(why.value)
+    assert "Connection reset by peer" in message[:300]
+    assert message.isprintable()
+    repair(store, LAYOUT, 2, table=Delta(store))
+    assert_exact(store, manifest, Rows(2), 2)
 
 
 def test_a_new_column_is_added_and_null_in_older_partitions(usual_store: Store):
