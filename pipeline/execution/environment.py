@@ -9,6 +9,7 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
+from pipeline.core.cache.private_files import home_folder
 from pipeline.core.errors import JobError
 
 # glibc gives large buffers back to the kernel and faults them in again; this keeps them.
@@ -91,7 +92,14 @@ def has_token(environment: Mapping[str, str]) -> bool:
 def token_file(environment: Mapping[str, str]) -> Path:
     """Return the file from which Ray takes its token where no variable holds it."""
     named = environment.get("RAY_AUTH_TOKEN_PATH")
-    return Path(named).expanduser() if named else Path.home() / ".ray" / "auth_token"
+    return Path(named).expanduser() if named else home_folder() / ".ray" / "auth_token"
+
+
+def about_home(error: Exception) -> str:
+    """Return what to add to an error of Ray if it cannot make its folder in the home folder."""
+    if not isinstance(error, OSError) or "/.ray" not in str(error.filename):
+        return ""
+    return ": Ray keeps a token there; set HOME to a folder that this user may write to"
 
 
 def send_token() -> bool:

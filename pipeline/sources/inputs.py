@@ -152,10 +152,18 @@ class _Choice:
 
 
 def named_files(source: Source) -> list[str]:
-    """Return the shards that the job names, as it names them."""
+    """Return the shards that the job names, each in the one way in which a listing spells it."""
+    names: Sequence[str] = source.files or ()
     if isinstance(source.files, str):
-        return read_lines(source.files, source.storage_options, "source.files")
-    return list(source.files or ())
+        names = read_lines(source.files, source.storage_options, "source.files")
+    return [_spelled(name, is_object="://" in source.uri) for name in names]
+
+
+def _spelled(name: str, *, is_object: bool) -> str:
+    """Return a path without `.` and, but for the keys of objects, without empty segments."""
+    segments = name.split("/")
+    kept = [s for i, s in enumerate(segments) if s != "." and (s or is_object or i == 0)]
+    return "/".join(kept).rstrip("/")
 
 
 def require_there(store: Store) -> None:

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from pipeline.core.backoff import BAD_BLOCK, BadBlockError, TransientError
 from pipeline.core.errors import AccessDenied, InfraError, JobError, PipelineError
@@ -116,10 +117,16 @@ _PUBLIC_OPTIONS = frozenset(
 _NO_SECRETS = frozenset(["anon", "browser", "cache", "cloud", "google_default"])
 """Values of gcsfs's option `token` that only name a way to find credentials."""
 _USERINFO = re.compile(r"(?<=://)[^/\s@]+@")
+_SENSITIVE = r"(?:key|secret|token|password|signature|credential|sig)"
 _KEY_VALUE = re.compile(
     # A word is looked at from its beginning alone, or a long one would take for ever.
-    r"(?i)(?<![\w-])(?=[\w-]*(?:key|secret|token|password|signature|credential|sig))([\w-]+)"
+    rf"(?i)(?<![\w-])(?=[\w-]*{_SENSITIVE})([\w-]+)"
     r"(?:[\"']?\s*=\s*|[\"']\s*:\s*)(?:\"[^\"]*\"|'[^']*'|[^\s,;&\"']+)"
+)
+_HEADER = re.compile(
+    # Names of fields of a job, as in "text.token: unknown", are none of these.
+    r"(?i)(?<![\w.-])((?:(?:proxy-)?authorization|password|secret|[\w-]+-token)\s*:"
+    r"(?:\s*(?:bearer|basic))?|bearer)\s+[^\s,;&\"']{4,}"
 )
 _LINE_MAX_CHARS = 400
 
@@ -186,8 +193,10 @@ def classify(error: BaseException, what: str, secret_values: Sequence[str] = ())
 def redact(text: str, secret_values: Iterable[str] = ()) -> str:
     """Return text as one short line without credentials."""
     for value in sorted(secret_values, key=len, reverse=True):
-        text = text.replace(value, "***")
+        for form in (value, quote(value, safe=""), quote(value)):
+            text = text.replace(form, "***")
     text = _KEY_VALUE.sub(r"\1=***", _USERINFO.sub("***@", text))
+    text = _HEADER.sub(r"\1 ***", text)
     return clean_message(text, _LINE_MAX_CHARS)
 
 
@@ -306,11 +315,21 @@ def _is_storage_trouble(error: BaseException) -> bool:
     return module.partition(".")[0] in _LIBRARIES
 
 
+def _as_list(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else [value]
+
+
 def secret_values(options: Mapping[str, Any]) -> list[str]:
-    """Collect the strings among storage options, but for those that help and are no secrets."""
+    """Collect the strings among storage options, but for those that help and are no secrets.
+
+    Of numbers only those with the name of a secret.
+    """
     secrets: list[str] = []
-    for name, value in options.items():
-        if isinstance(value, Mapping):
+    items = ((n, v) for n, given in options.items() for v in _as_list(given))
+    for name, value in items:
+        if isinstance(value, int) and re.search(_SENSITIVE, name.lower()):
+            secrets += secret_values({name: str(value)})
+        elif isinstance(value, Mapping):
             secrets += secret_values(value)
         elif name == "connection_string" and isinstance(value, str):
             # A message may hold a part of it; its key ends in `=`, so that a pair is cut but once.

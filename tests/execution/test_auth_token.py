@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.execution.environment import make_private_token, refused_token, send_token, token_file
+from pipeline.execution.environment import (
+    about_home,
+    make_private_token,
+    refused_token,
+    send_token,
+    token_file,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +63,10 @@ def test_a_home_that_cannot_be_written_is_left_to_ray(home: Path, monkeypatch: p
     monkeypatch.setenv("HOME", str(home / "file"))
     make_private_token()
     assert not token_file({}).exists()
+    with pytest.raises(NotADirectoryError) as raised:
+        token_file({}).parent.mkdir()  # as Ray does
+    assert about_home(raised.value).endswith("set HOME to a folder that this user may write to")
+    assert not about_home(FileNotFoundError(2, "no such file", "/tmp/ray"))
 
 
 def test_only_a_token_of_the_environment_is_sent_to_a_cluster(

@@ -281,6 +281,22 @@ def test_the_line_that_writes_live_rows_of_a_delta_table_writes_them(tmp_path: P
     assert sorted(pq.read_table(rows)["id"].to_pylist()) == [1, 3]
 
 
+@pytest.mark.parametrize("other", ["./x/s0.parquet", "x/s0.parquet/", "x//s0.parquet"])
+def test_a_shard_has_one_spelling_however_it_is_named(other: str, usual_store: Store):
+    pq.write_table(pa.table({"image": images(1)}), sink := pa.BufferOutputStream())
+    usual_store.put("x/s0.parquet", sink.getvalue().to_pybytes())
+    options = dict(usual_store.storage_options)
+    if "//" not in other or not usual_store.is_object_store:
+        one = listed(usual_store.url(), "parquet", files=(other,), storage_options=options)
+        assert paths(one) == ["x/s0.parquet"]
+        names = ("x/s0.parquet", other)
+        with pytest.raises(JobError, match=r"x/s0\.parquet is named twice"):
+            listed(usual_store.url(), "parquet", files=names, storage_options=options)
+    for outside in ("/x/s0.parquet", "x/../x/s0.parquet"):
+        with pytest.raises(JobError, match="must stay below"):
+            listed(usual_store.url(), "parquet", files=(outside,), storage_options=options)
+
+
 def test_named_shards_that_are_not_there_are_missing_input(tmp_path: Path):
     (tmp_path / "a.jpg").write_bytes(b"?")
     with pytest.raises(InputMissing, match=r"1 of 2 are missing, first .*b\.jpg"):

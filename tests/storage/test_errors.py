@@ -252,6 +252,8 @@ def test_a_listed_file_that_is_gone_means_another_run():
 
 def test_messages_are_short_lines_in_which_the_longest_secret_is_hidden_first():
     assert redact("a abc b", ["a", "abc"]) == "*** *** b"
+    for form in ("a%2Fb%2Bc%3D", "a/b%2Bc%3D", "a/b+c="):
+        assert redact(f"GET /?p={form} no", ["a/b+c="]) == "GET /?p=*** no"
     assert redact("one\n two\x1b[31m") == r"one two\x1b[31m"
     assert redact("key" * 20_000) == ("key" * 20_000)[:400]
 
@@ -262,6 +264,11 @@ def test_messages_are_short_lines_in_which_the_longest_secret_is_hidden_first():
         ("my-secret-key=abc,x=token='a b'", "my-secret-key=***,x=token=***"),
         ('{"Token": "abc", "key" : abc}', '{"Token=***, "key=***'),
         ("SIG = abc&y=1 key: abc monkeys", "SIG=***&y=1 key: abc monkeys"),
+        ("password: abcd, monkeys", "password: ***, monkeys"),
+        ("x-amz-security-token: abcd", "x-amz-security-token: ***"),
+        ("Authorization: Bearer abc.de", "Authorization: Bearer ***"),
+        ("sent Bearer abc.de no", "sent Bearer *** no"),
+        ("text.tokenizer: brings none; model.secret: unknown", None),
         ("https://me:pass@host/a@b", "https://***@host/a@b"),
         (
             "GET https://h/x?X-Amz-Signature=abc&part=1 no",
@@ -269,13 +276,15 @@ def test_messages_are_short_lines_in_which_the_longest_secret_is_hidden_first():
         ),
     ],
 )
-def test_values_of_what_is_called_a_secret_are_hidden(text: str, shown: str):
-    assert redact(text) == shown
+def test_values_of_what_is_called_a_secret_are_hidden(text: str, shown: str | None):
+    assert redact(text) == (shown or text)
 
 
 def test_options_that_help_are_no_secrets():
     harmless = {"profile": "night", "anon": True, "token": "google_default", "key": "abc"}
     assert secret_values({**harmless, "client_kwargs": {"region_name": "eu-west-1"}}) == []
+    numbers = {"password": 12345678, "block_size": 5242880, "keys": ["abcd", {"token": 9876}]}
+    assert secret_values(numbers) == ["12345678", "abcd", "9876"]
     assert secret_values({"connection_string": "abc", "token": "abcd", "profiles": "cloud9"}) == [
         "abc",
         "abcd",

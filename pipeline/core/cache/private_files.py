@@ -77,11 +77,27 @@ def cache_folder() -> Path:
     Raises:
         InfraError: It cannot be this user's own.
     """
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    base = Path(os.environ.get("XDG_CACHE_HOME") or home_folder() / ".cache")
     folder = base / "batch-inference-pipeline"
     if folder.is_symlink() and folder.lstat().st_uid == os.geteuid():
         folder = folder.resolve()  # to a larger disk, by this user
-    return first_of([folder])
+    try:
+        return first_of([folder])
+    except InfraError as error:
+        raise InfraError(f"{error}; set XDG_CACHE_HOME, or HOME, to another folder") from None
+
+
+def home_folder() -> Path:
+    """Return the home folder of this user.
+
+    Raises:
+        InfraError: None is known, as of a container that runs as any user ID.
+    """
+    try:
+        return Path.home()
+    except RuntimeError:
+        user = f"user {os.geteuid()} has no home folder"
+        raise InfraError(f"{user}: set HOME to a folder that this user may write to") from None
 
 
 @contextlib.contextmanager

@@ -39,6 +39,7 @@ from pipeline.execution.embedded.ray_folder import RayFolder
 from pipeline.execution.environment import (
     NO_AUTOLOAD,
     WORKER_ENVIRONMENT,
+    about_home,
     refuse_autoload,
     set_embedded,
     set_remote,
@@ -204,7 +205,7 @@ def _connect(
         raise
     except Exception as error:  # noqa: BLE001  # Ray raises bare ones, too
         cause = health.trouble() or different_versions(str(error))
-        cause = cause or f"cannot connect: {clean_message(str(error), 200)}"
+        cause = cause or f"cannot connect: {clean_message(str(error), 200)}{about_home(error)}"
         raise InfraError(f"Ray at {address or 'this machine'}: {cause}") from None
     finally:
         importing.join()

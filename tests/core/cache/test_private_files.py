@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.core.cache.node_cache import cached_folder, claim_once_per_node
-from pipeline.core.cache.private_files import first_of, open_file, opened
+from pipeline.core.cache.private_files import cache_folder, first_of, open_file, opened
 from pipeline.core.errors import InfraError
 from pipeline.execution.embedded import ray_folder
 from pipeline.execution.embedded.ray_folder import RayFolder, weakness
+from pipeline.execution.environment import token_file
 from pipeline.execution.isolation.attempts import Attempts, Earlier
 from pipeline.execution.tasks import attempts_in
 from pipeline.operations.machine_checks import _disk_of_ray
@@ -25,18 +26,20 @@ OTHER_USER = 65534
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
 
 
-def as_other_user(act: Callable[[], object]) -> str:
-    """Do something as another user; return the error's name, '' if it worked."""
+def as_other_user(act: Callable[[], object], user: int = OTHER_USER) -> str:
+    """Do something as another user; return the error's name, or ours whole, '' if it worked."""
     reading, writing = os.pipe()
     if os.fork() == 0:
         os.close(reading)
         os.setgroups([])
         os.setgid(OTHER_USER)
-        os.setuid(OTHER_USER)
+        os.setuid(user)
         try:
             act()
         except OSError as error:
             os.write(writing, type(error).__name__.encode())
+        except InfraError as error:
+            os.write(writing, str(error).encode())
         finally:
             os._exit(0)
     os.close(writing)
@@ -80,6 +83,19 @@ def test_another_users_folder_is_refused_and_the_next_one_taken(tmp_path: Path):
     assert first_of([taken, free]) == free
     with pytest.raises(InfraError, match="taken: must be this user's own"):
         first_of([taken])
+
+
+@needs_root
+def test_a_user_without_a_home_folder_hears_what_to_set(monkeypatch: pytest.MonkeyPatch):
+    for name in ("HOME", "XDG_CACHE_HOME", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    wanted = "user 54321 has no home folder: set HOME to a folder that this user may write to"
+    for act in (cache_folder, lambda: token_file({})):
+        assert as_other_user(act, 54_321) == wanted
+    monkeypatch.setenv("HOME", "/")
+    message = as_other_user(cache_folder, 54_321)
+    assert message.startswith("/.cache/batch-inference-pipeline: must be a folder")
+    assert message.endswith("Permission denied; set XDG_CACHE_HOME, or HOME, to another folder")
 
 
 def test_no_link_is_followed_to_a_file_and_no_second_name_is_taken(tmp_path: Path):
