@@ -91,9 +91,14 @@ class Layout:
         """Folder of all that is no output: plans, staging, leases, log, history."""
         return f"_control/{self.name}"
 
+    @property
+    def plans(self) -> str:
+        """Folder of the stored plans."""
+        return f"{self.control}/plan"
+
     def plan(self, name: str) -> str:
         """Path of a stored plan."""
-        return f"{self.control}/plan/{name}.json"
+        return f"{self.plans}/{name}.json"
 
     def tensors(self, fingerprint: str) -> str:
         """Return where the digest lies of the tensors of a model without a weights file."""

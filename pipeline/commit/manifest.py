@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -160,6 +160,19 @@ def current_manifest(store: Store, layout: Layout) -> Manifest | None:
     """Return what is published now, or None."""
     numbers = log_numbers(store, layout)
     return read_manifest(store, layout, numbers[-1]) if numbers else None
+
+
+def kept_manifests(
+    store: Store, layout: Layout, kept: Collection[int], current: int
+) -> list[Manifest]:
+    """Return the manifests of the versions that are current or in the history.
+
+    Args:
+        kept: The numbers of the versions in the history.
+        current: That of the current version; 0: nothing is published.
+    """
+    numbers = log_numbers(store, layout)
+    return [read_manifest(store, layout, n) for n in numbers if n in kept or n >= current]
 
 
 def list_partitions(store: Store) -> list[Layout]:

@@ -14,7 +14,14 @@ from dataclasses import replace
 
 from pipeline.commit.card import write_card
 from pipeline.commit.layout import Layout, part_target, renumber
-from pipeline.commit.manifest import Manifest, Part, current_manifest, log_numbers, read_manifest
+from pipeline.commit.manifest import (
+    Manifest,
+    Part,
+    current_manifest,
+    kept_manifests,
+    log_numbers,
+    read_manifest,
+)
 from pipeline.commit.shard_table import unneeded_keys
 from pipeline.commit.tables.delta import Delta
 from pipeline.core.errors import InfraError, PublishConflict
@@ -158,7 +165,8 @@ def _settle_one(
         _retire(store, layout, replaced)
     failpoint("retired")
     kept = _trim_history(store, layout, keep_versions)
-    unneeded = unneeded_keys(store, layout, kept, manifest.number)
+    versions = kept_manifests(store, layout, kept, manifest.number)
+    unneeded = unneeded_keys(store, layout, versions)
     # Those for later numbers are of runs that may yet win.
     store.delete([file.path for number, file in unneeded if number <= manifest.number])
     failpoint("trimmed")

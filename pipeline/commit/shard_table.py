@@ -14,7 +14,7 @@ import io
 import json
 import re
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.commit.layout import Layout
-from pipeline.commit.manifest import Manifest, Part, log_numbers, read_manifest
+from pipeline.commit.manifest import Manifest, Part
 from pipeline.commit.parts.compaction import Compacted
 from pipeline.commit.parts.part_reader import open_part, read_columns
 from pipeline.core.documents import known_fields
@@ -258,22 +258,17 @@ def read_shard_table(store: Store, layout: Layout, manifest: Manifest) -> ShardT
 
 
 def unneeded_keys(
-    store: Store, layout: Layout, kept: Collection[int], current: int
+    store: Store, layout: Layout, versions: Sequence[Manifest]
 ) -> list[tuple[int, StoredFile]]:
     """Find tables that no version names which is current or in the history.
 
     Args:
-        kept: The numbers of the versions in the history.
-        current: That of the current version; 0: nothing is published.
+        versions: As `kept_manifests`.
 
     Returns:
         Each file, with the number of the version that it was written for.
     """
-    named = {
-        read_manifest(store, layout, number).keys.get("folder")
-        for number in log_numbers(store, layout)
-        if number in kept or number >= current
-    }
+    named = {manifest.keys.get("folder") for manifest in versions}
     files = [(file.path.rpartition("/")[0], file) for file in store.list_files(layout.all_keys)]
     return [
         (int(version[1]), file)

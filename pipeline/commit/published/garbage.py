@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.commit.layout import Layout
-from pipeline.commit.manifest import log_numbers
+from pipeline.commit.lease import latest_epoch
+from pipeline.commit.manifest import kept_manifests, log_numbers
 from pipeline.commit.published.rollback import history_numbers
 from pipeline.commit.shard_table import unneeded_keys
 from pipeline.process.failpoints import failpoint
@@ -45,28 +46,34 @@ def collect_garbage(store: Store, layout: Layout, *, grace_s: float) -> Garbage:
 
     A run deletes its staging once it has published. That of one that has not is kept for `grace_s`
     after its last write, for the run that goes on from it. Killed runs leave files half written,
-    and keys of versions that never came about.
+    and keys of versions that never came about. All runs leave their plan and their lease, of which
+    those are needed that a kept version or staging names, and the last one.
     """
     now = store.now()
     folders = (layout.predictions, layout.quarantine, layout.control)
     current = max(log_numbers(store, layout), default=0)
     files = [file for folder in folders for file in store.list_leftovers(folder)]
     files += store.list_files(PROBES)
-    files += [
-        file for _, file in unneeded_keys(store, layout, history_numbers(store, layout), current)
-    ]
-    leftovers = [file for file in files if _age_s(file, now) > grace_s]
+    versions = kept_manifests(store, layout, history_numbers(store, layout), current)
+    files += [file for _, file in unneeded_keys(store, layout, versions)]
     staged: dict[str, list[StoredFile]] = {}
     prefix = f"{layout.control}/staging/"
     for file in store.list_files(prefix.rstrip("/")):
         staged.setdefault(file.path.removeprefix(prefix).split("/")[0], []).append(file)
-    dead = [
-        group for group in staged.values() if min(_age_s(file, now) for file in group) > grace_s
-    ]
-    for group in (*dead, leftovers):
+    dead = {
+        name: group
+        for name, group in staged.items()
+        if min(_age_s(file, now) for file in group) > grace_s
+    }
+    named = {*staged.keys() - dead.keys(), *(manifest.plan_name for manifest in versions)}
+    files += [file for file in store.list_files(layout.plans) if Path(file.path).stem not in named]
+    leases, last = store.list_files(layout.leases), f"{latest_epoch(store, layout):010d}"
+    files += [file for file in leases if Path(file.path).stem != last]
+    leftovers = [file for file in files if _age_s(file, now) > grace_s]
+    for group in (*dead.values(), leftovers):
         store.delete([file.path for file in group])
         failpoint("mid_gc")
-    sizes = [file.size_bytes for group in (*dead, leftovers) for file in group]
+    sizes = [file.size_bytes for group in (*dead.values(), leftovers) for file in group]
     return Garbage(len(sizes), sum(sizes))
 
 
