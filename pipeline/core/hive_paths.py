@@ -6,7 +6,7 @@ both places with two types (text and dictionary, say) refuses to read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -17,13 +17,20 @@ from pipeline.core.schema import LABEL, ROW_ID, URI
 
 MAX_VALUES = 1000
 """Most different folders of one run; more would give many tiny files."""
+UNTYPED = "null"
 NULL_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _SEGMENT_MAX_BYTES = 240  # a name on a local disk has at most 255
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.")
 
 
-def partition_types(columns: Sequence[str], schema: pa.Schema) -> dict[str, str]:
+def partition_types(
+    columns: Sequence[str], schema: pa.Schema, passed: Container[str] = ()
+) -> dict[str, str]:
     """Return the types of the partition columns, by name.
+
+    Args:
+        passed: Columns of the shards; the type of one that the schema lacks, for no shard has told
+            it, is `null`: there is no row, so no folder.
 
     Raises:
         JobError: There is no such column, or its values make no folder names.
@@ -31,6 +38,9 @@ def partition_types(columns: Sequence[str], schema: pa.Schema) -> dict[str, str]
     types = {}
     for name in columns:
         where = f"sink.partition_columns: {name}"
+        if name in passed and name not in schema.names:
+            types[name] = UNTYPED
+            continue
         if name not in schema.names or name in (ROW_ID, URI):
             known = [field.name for field in schema if _is_allowed(field.type)]
             choice = ", ".join(known[2:]) or "none of them"
@@ -41,7 +51,7 @@ def partition_types(columns: Sequence[str], schema: pa.Schema) -> dict[str, str]
                 "numbers, true or false, and dates"
             )
         types[name] = str(schema.field(name).type)
-    if columns and len(types) == len(schema) - 2:
+    if columns and {*schema.names} <= {ROW_ID, URI, *types}:
         raise JobError("sink.partition_columns: leave at least one column inside the files")
     return types
 

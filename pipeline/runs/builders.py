@@ -134,7 +134,7 @@ def make_writer(run: RunContext, plan: Plan, model: ModelSpec) -> StagingWriter:
         compression=run.job.sink.compression,
         metadata=file_metadata(plan, run.record.run_id),
         counted=make_task(model.task).measured_columns(),
-        folders=run.job.sink.partition_columns,
+        folders=tuple(n for n in run.job.sink.partition_columns if n in plan.staged_schema().names),
         check=Checker(model.task, AgreementLimits.of(run.job.gates))
         if "carried" in needs_of(run.job.gates)
         else None,

@@ -34,7 +34,7 @@ from pipeline.commit.tables.delta_storage import (
 )
 from pipeline.core.backoff import TIME_LIMIT_S
 from pipeline.core.errors import InfraError, JobError, PipelineError
-from pipeline.core.hive_paths import values_of
+from pipeline.core.hive_paths import UNTYPED, values_of
 from pipeline.job.job import Sink
 from pipeline.process.failpoints import failpoint
 from pipeline.storage.store import Store
@@ -99,6 +99,8 @@ class Delta:
         give_up = time.monotonic() + TIME_LIMIT_S
         for attempt in range(1, _TRIES + 1):
             table = open_table(store)
+            if table is None and UNTYPED in manifest.partition_columns.values():
+                return  # of a table without any row nothing tells the types of its folders
             removes = {} if table is None else _removes(layout, table)
             if table is not None and _number_of(layout, table) >= manifest.number:
                 if self._is_late(layout, table, manifest.number) or removes.keys() == adds.keys():
@@ -110,6 +112,7 @@ class Delta:
             failpoint("before_table")
             try:
                 _commit_once(store, layout, manifest, table, adds, removes)
+                return
             except PipelineError:
                 raise
             except Exception as error:
@@ -288,7 +291,11 @@ def _table_schema(
             "another name for the partition"
         )
     inside = [pa.field(f.name, f.type) for f in schema if f.name not in folder_types]
-    outside = [pa.field(name, pa.type_for_alias(text)) for name, text in folder_types.items()]
+    outside = [
+        pa.field(name, pa.type_for_alias(text))
+        for name, text in folder_types.items()
+        if text != UNTYPED
+    ]
     return pa.schema([*inside, *outside])
 
 

@@ -155,7 +155,7 @@ def _compact(
 ) -> Compacted:
     sized = [(key, file.path, float(file.size_bytes)) for key, file in slices]
     repeated = {key: tuple(row for row, _ in rows) for key, rows in duplicates.items()}
-    if columns := run.job.sink.partition_columns:
+    if (columns := run.job.sink.partition_columns) and {*columns} <= {*compactor.schema.names}:
         return compact_by_value(compactor, columns, sized, plan.units, repeated, tasks)
     return compact_slices(compactor, sized, plan.units, repeated, tasks)
 
@@ -317,6 +317,7 @@ def _manifest(
     of_inputs: Plan | Manifest = plan
     if work.reuse.has_mixed_code and work.base is not None:
         of_inputs = work.base  # so that the next run computes all rows by one code
+    columns, schema = run.job.sink.partition_columns, plan.prediction_schema()
     return Manifest(
         number=number,
         kind="publish",
@@ -333,7 +334,7 @@ def _manifest(
         row_id_hash=compacted.row_id_hash,
         parts=compacted.predictions,
         quarantine_parts=compacted.quarantine,
-        partition_columns=partition_types(run.job.sink.partition_columns, plan.prediction_schema()),
+        partition_columns=partition_types(columns, schema, run.job.source.passed),
         model=plan.model,
         gates=tuple(result.to_dict() for result in results),
         distribution=run.record.distribution.to_dict(),

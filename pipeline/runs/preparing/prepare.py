@@ -51,10 +51,11 @@ def prepare(run: RunContext) -> tuple[Plan, ModelSpec]:
         listed.rows_in = listed.rows_out = plan.num_rows or 0
         listed.bytes_in = inputs.num_bytes
     _warn_of_skipped(inputs)
-    columns = partition_types(job.sink.partition_columns, plan.prediction_schema())
+    schema = plan.prediction_schema()
+    columns = partition_types(job.sink.partition_columns, schema, job.source.passed)
     require_folders(columns, model.task.labels)
     if run.table is not None:
-        run.table.require(run.layout, columns, plan.prediction_schema())
+        run.table.require(run.layout, columns, schema)
     run.record.planned(plan, model, job.resources.num_gpus)
     if plan.unopened:
         log.warning("%s", run.record.unreadable.describe("opened"))

@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.runs.carried_runs import make_partition
+from support.runs.carried_runs import NUM_ROWS, make_partition
 from support.runs.protocol import LAYOUT, compute, new_run, run_once
 from support.runs.published import Rows, make_plan, run_here, slice_table, work_of
 
 from pipeline.commit.lease import hold_lease
 from pipeline.commit.manifest import current_manifest, log_numbers
 from pipeline.commit.plan_store import adopt_plan
+from pipeline.commit.published.verify import verify_output
 from pipeline.commit.staging import StagedSlice, list_staged
 from pipeline.core.errors import GateRefused, InfraError
+from pipeline.operations.published.output import open_output
 from pipeline.runs.ending.finish import finish
 from pipeline.storage.store import Store
 
@@ -64,3 +66,28 @@ def test_most_shards_unreadable_are_refused_although_they_are_few_rows(
     manifest = job.run()
     [gate] = [gate for gate in manifest.gates if gate["name"] == "max_error_pct"]
     assert (gate["status"], manifest.num_unreadable_shards) == ("warn", 6)
+
+
+@pytest.mark.parametrize("table", [None, "delta"])
+def test_a_night_without_rows_has_no_folders_of_its_columns(table: str | None, tmp_path: Path):
+    """What types a column has that is passed through, only a shard tells."""
+    sink = {"partition_columns": ["camera"], "table": table}
+    gates = {"allow_empty": True, "max_error_pct": 100}
+    job = make_partition(tmp_path, "parquet", sink=sink, gates=gates, folders=["a"])
+    first = job.at(job.out, "date=2026-11-23")
+    empty = job.at(job.out, "date=2026-11-24")
+    broken, last = job.at(job.out, "date=2026-11-25"), job.at(job.out, "date=2026-11-26")
+    last.inputs = str(tmp_path / "in" / "a")
+    for night in (first, empty, broken):
+        night.inputs = str(tmp_path / "in" / night.partition)
+        Path(night.inputs).mkdir()
+    (tmp_path / "in" / broken.partition / "s.parquet").write_bytes(b"PAR1 and no footer")
+    for night, num_rows in ((empty, 0), (last, NUM_ROWS), (first, 0), (broken, 1)):
+        manifest = night.run()
+        assert (manifest.num_rows, list(manifest.partition_columns)) == (num_rows, ["camera"])
+        assert night.run() == manifest
+        verify_output(job.out.uri, night.partition, {})
+    assert len(open_output(job.out.uri).predictions()) == NUM_ROWS
+    empty.sections["gates"] = {}
+    with pytest.raises(GateRefused, match="not_empty"):
+        empty.at(job.out, "date=2026-11-27").run()
